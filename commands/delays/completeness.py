@@ -1,19 +1,17 @@
 # core
-"""How complete labels are by waiting time: which share of an exposure's clicks has come t after it.
+"""How complete labels are by waiting time: the share of an exposure's clicks that has come t after it.
 
-A log ends. An exposure of its last minute was watched for a minute, and its clicks after that minute are not in the
-log. Counting clicks alone would therefore take early clicks for all of them. Here each exposure counts for as long as
-it was watched (Kaplan and Meier 1958), n exposures, d(t) clicks after exactly t::
+A log ends, so late clicks on its last exposures are missing. Therefore each exposure counts for as long as it was
+watched (Kaplan and Meier 1958). With d(t) clicks after exactly t::
 
     watched    end of the log - time of the exposure; the end is the latest time in the log
     at risk    r(t)   exposures not clicked before t and watched at least t
     F(t)       1 - prod over t_i <= t of (1 - d(t_i) / r(t_i))      share of exposures clicked within t
     c(t)       F(t) / F(longest)                                    completeness: share of the clicks
 
-Where every exposure was watched for the longest time, c(t) is the plain share of clicks. The alternative, to take only
-exposures that are old enough, gives the same in a long log, and nothing at all in a log that is shorter than the
-longest window. The estimate supposes that the last exposures are clicked as late as the others. Beyond the time for
-which fewer than :data:`FEWEST` exposures were watched there is no figure: completeness is relative to that time then.
+Taking only exposures that are old enough gives the same in a long log, and nothing in a log shorter than the longest
+window. The estimate assumes that the last exposures are clicked as late as the others. There is no figure beyond the
+time for which fewer than :data:`FEWEST` exposures were watched; completeness is then relative to that time.
 """
 
 from __future__ import annotations
@@ -49,11 +47,7 @@ class Clicks:
 
     @classmethod
     def of(cls, ts_ms: NDArray[np.int64], acted_ms: NDArray[np.int64], clicked: NDArray[np.bool_]) -> Clicks:
-        """Of a log's exposures.
-
-        Args:
-            acted_ms: times of the clicks, not before the exposure; read where ``clicked``.
-        """
+        """``acted_ms``: times of the clicks, not before the exposure; read where ``clicked``."""
         end = max(int(ts_ms.max(initial=0)), int(acted_ms[clicked].max(initial=0)))
         return cls(np.where(clicked, acted_ms - ts_ms, -1), end - ts_ms)
 
@@ -63,11 +57,7 @@ class Clicks:
 
 
 class Curve:
-    """F(t) and c(t) of some exposures.
-
-    Args:
-        longest_ms: the time after which labels count as complete.
-    """
+    """F(t) and c(t) of some exposures. Labels count as complete after ``longest_ms``."""
 
     longest_ms: int
     """What completeness is relative to: less than asked for where too few exposures were watched so long."""
@@ -142,12 +132,7 @@ def quantiles(curve: Curve) -> list[dict[str, Any]]:
 def by_group(
     clicks: Clicks, group: NDArray[np.integer[Any]], names: Sequence[str], windows: Sequence[int], key: str
 ) -> list[dict[str, Any]]:
-    """A row for each group of exposures that has any.
-
-    Args:
-        group: the number of each exposure's group, (n,).
-        names: by number.
-    """
+    """A row for each group that has exposures. ``group`` (n,) numbers each exposure's group, ``names`` is by number."""
     rows = []
     for number, name in enumerate(names):
         own = np.flatnonzero(group == number)

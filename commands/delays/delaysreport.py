@@ -1,9 +1,9 @@
 # core
-"""The report of ``millrace log delays``: its tables, its plots, and its verdict, computed from the figures.
+"""The report of ``millrace log delays``: tables, plots and verdict, computed from the figures.
 
-Trials are compared with the *present* setting on the same exposures and by the same final labels. Intervals are of 95%
-over users (:mod:`millrace.basics.clustered`). A verdict on the best of k trials has an interval as wide as k looks
-need (Bonferroni): the best of many is a little better by luck alone.
+Trials are compared with the *present* setting on the same exposures and final labels. Intervals are of 95% over users
+(:mod:`millrace.basics.clustered`). The verdict on the best of k trials has a Bonferroni interval for k looks, because
+the best of many is a little better by luck alone.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def trial_of(
     lost: int,
     wait_s: float,
 ) -> Trial:
-    """The trial of a setting; ``present`` are the parts of the present setting, y and ``user`` the rows' labels and
-    users, (n,)."""
+    """The trial of a setting against the parts of the ``present`` one; y and ``user``: the rows' labels and users,
+    (n,)."""
     gaps = {key: gap(parts[key], present[key], y, user) for key in PARTS}
     return Trial(setting, {key: of[0] for key, of in parts.items()}, gaps, lost, wait_s)
 
@@ -207,8 +207,8 @@ def _named(alike: Sequence[Trial], trials: Sequence[Trial]) -> str:
 
 
 def _fit_scale(axes: Any, values: Sequence[float], halves: Sequence[float]) -> None:
-    """One setting that is far worse than all others would press those together: then the scale is logarithmic beyond
-    some intervals' width."""
+    """Makes the scale logarithmic beyond some intervals' width where one setting is so bad that it would flatten the
+    others."""
     usual = max(float(np.median(halves)), 1e-4) if halves else 0.0
     if not values or max(abs(v) for v in values) < 20 * usual:
         return

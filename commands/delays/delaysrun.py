@@ -1,15 +1,8 @@
 # shell
 """``millrace log delays``: how late a log's labels come, and what each attribution window and label policy costs.
 
-::
-
-    log ──► completeness by waiting time, slot, segment
-     │
-     └────► features, made once ──► a replay for each window and policy whose labels come in another order
-                                      │
-            final labels ─────────────┴──► AUC, log loss, calibration, gaps to the present setting, verdict
-
-Replays run on all cores, one thread each, from an empty model with one seed. They differ in nothing but their labels.
+Features are made once. Each window and policy whose labels come in another order is replayed, on all cores, one thread
+each, from an empty model with one seed. The replays differ only in their labels, and final labels judge all of them.
 """
 
 from __future__ import annotations
@@ -66,14 +59,14 @@ def delays(
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Writes report.json, run.json, report.html and plots to ``out``, prints the verdict; the report.
+    """Writes report.json, run.json, report.html and plots to ``out``, and prints the verdict. Returns the report.
 
     Args:
         windows: attribution windows to try, in milliseconds. The schema's own is always tried too.
         policies: label policies to try (default: all). The present setting and "immediate" always run too.
         segments: columns of the schema, for completeness by their values.
         spec: overrides of the model's settings.
-        settings: the present setting's policy, observation window and lateness (default: the defaults).
+        settings: the present setting's policy, observation window and lateness.
         skip_bad: leave out rows that cannot be used, counted.
         workers: processes (default: one for each core); 0 runs in this one.
 
@@ -242,7 +235,7 @@ _how: tuple[dict[str, Any], int, bool]
 
 
 def _open(folder: Path, log: Log, schema: Path, how: tuple[dict[str, Any], int, bool]) -> None:
-    """In a worker, once: the log as the replays read it."""
+    """Opens the log in a worker process."""
     global _plan, _rows, _labels, _folder, _how
     _plan, _folder, _how = load_schema(schema), folder, how
     spool = folder / f"log-{os.getpid()}"  # for a log that is larger than memory; removed with the folder

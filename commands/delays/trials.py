@@ -1,12 +1,12 @@
 # core
 """What a model would have scored under each attribution window and label policy, on one set of features.
 
-A trial is one replay of the log (:func:`commands.replay.replayrun.run_log`) with labels that come as a live loop with
-that window and policy would have them. Features do not depend on either, so they are made once and mapped into the
-memory of each run. *Lost*: a click that comes later than the attribution window and the lateness together never reaches
-the learner, as in the live join. *Final labels*, by which all trials are judged: clicked within the longest window.
+A trial is one replay (:func:`commands.replay.replayrun.run_log`) with labels as a live loop would have them. Features
+do not depend on window or policy, so they are made once and mapped into each run's memory.
 
-*Immediate* is the oracle: every final label at its exposure, which no live loop can have.
+*Lost*: a click later than attribution window and lateness together; it never reaches the learner. *Final labels*:
+clicked within the longest window; they judge all trials. *Immediate*: every final label at its exposure, an oracle
+that no live loop can have.
 """
 
 from __future__ import annotations
@@ -56,11 +56,8 @@ def final_labels(labels: Labels, ts_ms: NDArray[np.int64], longest_ms: int) -> N
 def samples_of(
     setting: Setting, labels: Labels, ts_ms: NDArray[np.int64], longest_ms: int, lateness_ms: int, observation_ms: int
 ) -> tuple[Samples, int]:
-    """(the samples in the order in which they become known, clicks that never come).
-
-    Args:
-        labels: of any window: those of the setting's are made from their times.
-    """
+    """(the samples in the order in which they become known, clicks that never come). ``labels`` may be of any window:
+    the setting's labels are made from their times."""
     final = final_labels(labels, ts_ms, longest_ms)
     own = copy.copy(labels)
     own.wait_ms = setting.window_ms
@@ -73,7 +70,7 @@ def samples_of(
 
 
 def digest(samples: Samples) -> str:
-    """Equal for samples that come alike, so that each distinct order is run once."""
+    """Equal for samples that come in the same order, so that each distinct order runs one time only."""
     found = hashlib.sha256()
     for column in (samples.row, samples.known_ms, samples.kind, samples.policy):
         found.update(np.ascontiguousarray(column).tobytes())

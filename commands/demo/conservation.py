@@ -1,5 +1,5 @@
 # core
-"""The audit of a run: from the messages of the topics it accounts for every exposure.
+"""The audit of a run: it accounts for every exposure from the messages of the topics.
 
 ::
 
@@ -7,15 +7,14 @@
     samples ─────► positive, negative (then perhaps corrected)           one label each, never both
     dead-letters ► dead      pages that were readable but unusable
     the rest ────► pending   must be the number that the stream role itself reports
-
     samples ─────► trained, refused      what the learner says that it did with each
                    held out, over a limit, in quarantine, set aside       not learnt, or no longer
 
-A page has one :class:`PageAccount`. A set of its positions is one integer: bit ``i`` stands for position ``i``. So a
-hundred thousand exposures are a few thousand integers, and "no exposure twice" is an ``&`` that gives 0.
+A page has one :class:`PageAccount`. A set of its positions is one integer, bit ``i`` for position ``i``: "no exposure
+twice" is an ``&`` that gives 0, and memory stays small.
 
-Repetition is no error: after a crash a role may write a sample or a dead letter again, with the same identity. Such
-repeats are counted, and nothing else.
+After a crash a role may write a sample or a dead letter again, with the same identity. Such repeats are counted, and
+are no error.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ Offsets = dict[int, int]
 
 UNREADABLE = ("oversized", "malformed", "unknown-type", "wrong-type")
 REFUSED = ("future", "wrong-partition")
-"""Why an event that can be read is in a dead letter without having been taken in."""
+"""Reasons of dead letters whose events could be read but were not taken in."""
 
 
 @dataclass(slots=True)
@@ -84,13 +83,13 @@ class PageAccount:
 
     @property
     def lost(self) -> int:
-        """In dead letters, and nothing else became of it."""
+        """Exposures in dead letters without any other outcome."""
         return (self.dead & ~self.settled) | (self.refused & ~self.sent & ~self.dead)
 
 
 @dataclass(slots=True)
 class Ledger:
-    """Everything that the topics say about one run. Feed it with the ``*_message`` methods, dead letters first."""
+    """What the topics say about one run. Feed it with the ``*_message`` methods, dead letters first."""
 
     clock: EventClock = field(default_factory=EventClock)
     ahead_ms: int = 3_600_000
@@ -122,7 +121,6 @@ class Ledger:
         self._time = EventTime(self.waits)
 
     def dead_letter_message(self, record: Any) -> None:
-        """A record of ``dead-letters``."""
         try:
             letter = decode_dead_letter(record.value)
         except BadEventError:  # not of ours: whoever wrote it, it stands for no event
@@ -143,7 +141,7 @@ class Ledger:
             self.dead_of_earlier[letter.reason] += 1
 
     def event_message(self, record: Any) -> None:
-        """A record of ``events``. All of ``dead-letters`` must have been read before."""
+        """Takes a record of ``events``, after all of ``dead-letters``."""
         own = record.offset >= self.since.get(record.partition, 0)
         try:
             event = decode_event(record.value)
@@ -240,7 +238,7 @@ class Ledger:
 
     @property
     def dead_only(self) -> int:
-        """Exposures that are in dead letters and nowhere else."""
+        """Exposures that are in dead letters only."""
         return self.count("lost")
 
     @property
@@ -251,14 +249,15 @@ class Ledger:
 
     @property
     def both(self) -> list[str]:
-        """Labelled, and a dead letter too (one of them when the stream read its input again): a few, by page."""
+        """A few pages with exposures that have both a label and a dead letter (one of them when the stream read its
+        input again)."""
         lost = [r for r, page in self.pages.items() if page.labelled & page.dead & ~page.sent]
         return lost[:5]
 
     @property
     def missing(self) -> list[dict[str, int | str]]:
-        """Pages with exposures whose label is due and is not there: how many of each, where and when they were sent,
-        and how long ago that was when the newest label was given."""
+        """Pages with exposures whose label is due and missing: how many of each, where and when they were sent, and
+        how long ago that was when the newest label was given."""
         now = self._time.advance()
         due = now - self.waits.settled_ms
         return [
@@ -346,7 +345,7 @@ class Reported:
 
 
 def check(ledger: Ledger, reported: Reported) -> None:
-    """Returns if every exposure is accounted for and the roles say the same.
+    """Checks that every exposure is accounted for and that the roles report the same.
 
     Raises:
         ConservationError: not so. The line names every figure that does not fit.

@@ -62,14 +62,14 @@ def make_report(
     started_wall_ms: int,
     pages: Pages | None = None,
 ) -> Report:
-    """The report of a run that has been closed. Figures that were never measured are None.
+    """The report of a closed run. Figures that were never measured are None.
 
-    ``*_sent`` are the simulator's own counts. A restarted simulator has lost them; then they are counted in the topics.
-    Figures of quality are of settled exposures and the scores that their pages were served with, by arm; the plain ones
-    are of the headline arm, as on the page.
+    ``*_sent`` are the simulator's own counts, or counts of the topics if a restart lost those. Figures of quality are
+    of settled exposures and the scores that their pages were served with, by arm; the plain ones are of the headline
+    arm.
 
     Args:
-        pages: the impressions of the run, for a twin to learn from; None: no twin.
+        pages: the page logs of the run, for a twin to learn from; None: no twin.
     """
     f = settlement.picture.figures
     clock, rows = settings.event_clock(), ledger.rows()

@@ -1,13 +1,12 @@
 # shell
-"""The whole loop on one machine with shoppers of its own, and at the end an audit.
+"""The whole loop on one machine with simulated shoppers, and an audit at the end.
 
 ::
 
     services ► topics ► learner, stream, scorer ► (all there) ► simulator ► ... ► simulator stops
         ► stream and learner drain ► audit ► roles stop ► services stop ► report
 
-A run is a sequence of phases in the main thread. Beside it live the monitor's thread and the page's; the roles and
-services are processes that cannot outlive this one.
+The phases run in the main thread, beside the monitor's thread and the page's.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from millrace.processes.wall import wall_ms
 
 SPEED = 240.0
 UNKNOWN_OF_A_LOG = ("oracle_auc", "first_20000", "ctr_model", "ctr_control")
-"""What a report cannot tell when a log is played: nobody knows its true rates, and its pages were made by others."""
+"""Entries that the report of a played log cannot have: its true rates are unknown, and others made its pages."""
 LOOP = ("learn", "stream", "serve")
 ROLES = ("simulate", "stream", "learn", "serve")
 """The roles of a demo, as they are shown; :data:`LOOP` is there before the simulator."""
@@ -86,8 +85,7 @@ class Demo(Host):
 
     def open(self, stack: ExitStack) -> None:
         """Replays the past that was asked for, starts the services that no setting names, creates the topics, and sets
-        the event clock. Does no more once the end is asked for.
-        """
+        the event clock. Stops early when the end is asked for."""
         port = free_port()
         self.settings = msgspec.structs.replace(
             self.settings,
@@ -148,7 +146,7 @@ class Demo(Host):
     def run_traffic(self) -> None:
         """Lets shoppers come until the time is over or somebody asks for the end.
 
-        The time is counted from the moment at which the shop is open: a busy machine may take long to build it.
+        The time counts from the opening of the shop: a busy machine may take long to build it.
 
         Raises:
             ServiceError: it does not open in time, or its role died too often.

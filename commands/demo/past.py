@@ -1,20 +1,14 @@
 # shell
-"""What was before a demo: the past that it begins with, and what earlier runs left.
+"""The past that a demo begins with, and what earlier runs left.
 
-The simulated days before the opening are replayed into the folder.
+``millrace log bootstrap`` replays the simulated days before the opening into the folder. They are of the same world,
+seed and shoppers, in open loop: the previous recommender made their pages. The replay is a process of its own, so its
+memory is free again when the roles start.
 
-::
-
-    simulator.daylog.write_days ──► day logs (removed again) ──► millrace log bootstrap LOG ──► roles
-                                                                      └── logs/history.log ──► terminal, live page
-
-The days are those of the same world, seed and shoppers, in open loop: their pages are the previous recommender's. The
-replay is a process of its own, so its memory is free again when the roles start. It cannot outlive the demo.
-
-A broker of one's own keeps its topics. The next demo then goes on where the last one ended: the shop opens on the
-working day after the newest event, the roles read what is there (with a new data folder they read it again, which
-gives the same labels), and the audit of this run begins at the offsets found here. Where the topics are empty and the
-store is not, the day is the one after what the model has learnt from.
+A broker that the demo does not start itself keeps its topics, so the next demo goes on there: the shop opens on the
+working day after the newest event, the roles read what is there (with a new data folder, from the beginning, which
+gives the same labels), and the audit begins at the offsets found here. Where the topics are empty and the store is
+not, the day is the one after what the model has learnt from.
 """
 
 from __future__ import annotations
@@ -60,17 +54,14 @@ FIRST_DAY = datetime(2026, 3, 4, tzinfo=UTC)
 
 
 def check_days(days: int) -> None:
-    """
-    Raises:
-        SettingError: there are too many days, or fewer than none.
-    """
+    """Raises SettingError where there are too many days, or fewer than none."""
     if not 0 <= days <= MOST_DAYS:
         raise SettingError(f"--history-days {days}", f"give 1 to {MOST_DAYS}, or 0 to begin with nothing")
 
 
 def live_through(run: Host, days: int) -> float:
-    """Replays the ``days`` before the opening into the folder of a run, and shows how far that is. Returns the seconds
-    that it took. It ends early, with nothing left, when the run's end is asked for.
+    """Replays the ``days`` before the opening into the folder of a run, and shows the progress. Returns the seconds
+    that it took. It ends early, with nothing left behind, when the run's end is asked for.
 
     Raises:
         SettingError: a loop has lived in the folder or at the broker.
@@ -113,8 +104,8 @@ def filled(settings: Settings) -> bool:
 
 
 def _watch(run: Host, child: subprocess.Popen[bytes], log_path: Path) -> bool:
-    """Shows what the child says, until it has ended (True) or the run's end is asked for (False). On the page its
-    newest line stands for those before."""
+    """Shows the child's output until it has ended (True) or the run's end is asked for (False). The page shows its
+    newest line only."""
     first, shown = len(run.notes), 0
     while True:
         ended = child.poll() is not None
@@ -163,14 +154,14 @@ class Held:
 
 
 def held_by(settings: Settings) -> Held:
-    """Reads ``events`` once."""
+    """Reads ``events`` from beginning to end."""
     held = Held()
     read_all(settings, EVENTS, held.message)
     return held
 
 
 def learnt_until(settings: Settings) -> int:
-    """Until when (event time, in ms) the roles' state may reach by what the model store says; 0: it is empty.
+    """The event time (ms) up to which the roles' state may reach according to the model store; 0: the store is empty.
 
     Raises:
         StoreError: the store cannot be read.

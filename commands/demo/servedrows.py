@@ -1,13 +1,12 @@
 # core
-"""What pages were served with, against settled labels: the figures of a report, computed from the topics.
+"""The scores that pages were served with, against settled labels: a report's figures, computed from the topics.
 
-A row is an exposure that got a label. It is *settled* when event time has passed its exposure by the time that labels
-take (attribution window and disorder): only then is it known that a click will not come. Figures are of settled rows
-only, in the order of exposure. An exposure whose click came at once and whose fellows still wait would tell that people
-always click.
+A row is a labelled exposure. It is *settled* when event time has passed its exposure by attribution window and
+disorder: only then is it certain that no click will come. Figures are of settled rows only, in the order of exposure;
+with others, early clicks would count while the negatives beside them still wait.
 
-The learner computes the same figures from the stream of samples, while it runs; these here are computed at the end, by
-other code from the same topics. They must agree.
+The learner computes the same figures while it runs. This module computes them from the same topics by other code, and
+the two must agree.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Served:
 
     @property
     def judgeable(self) -> NDArray[np.bool_]:
-        """Settled rows that can be judged, (n,). A logged page that nobody scored cannot."""
+        """Settled rows that can be judged, (n,): a logged page that nobody scored cannot."""
         rows: NDArray[np.bool_] = self.settled & ~((self.arm == _LOGGED) & ~np.isfinite(self.score))
         return rows
 
@@ -72,8 +71,8 @@ def headline(rows: Served) -> str:
 
 
 def auc_of(score: NDArray[Any], label: NDArray[Any]) -> float | None:
-    """Area under the ROC curve of ``score`` (n,) for the binary ``label`` (n,). None when one class is missing. Rows
-    without a finite score are left out."""
+    """Area under the ROC curve of ``score`` (n,) for the binary ``label`` (n,), without rows that have no finite
+    score. None when one class is missing."""
     finite = np.isfinite(score)
     return known(auc(score[finite], label[finite]))
 
@@ -106,10 +105,10 @@ def curve(rows: Served, window: int) -> list[dict[str, Any]]:
     """Rolling AUC over event time (Unix ms) of the scores that pages were served with, and the best possible AUC.
 
     This is progressive validation with delayed labels: each prediction was made before its page was seen. In a closed
-    loop the best possible AUC moves too: the better the pages, the more alike the items on them.
+    loop the best possible AUC moves too: the better the pages, the more alike their items.
 
-    The curve begins when the window is full (in a run too short for that: half way). Before that, the AUC is over a few
-    hundred rows of the first minutes, and is mostly chance.
+    The curve begins when the window is full (in a shorter run: half way), since the AUC of the first few hundred rows
+    is mostly chance.
     """
     n, p = len(rows), rows.p
     points = []
@@ -130,8 +129,8 @@ def curve(rows: Served, window: int) -> list[dict[str, Any]]:
 def by_minute(
     rows: Served, begin_ms: int, minute_ms: float, twin: NDArray[np.float32] | None = None
 ) -> list[dict[str, Any]]:
-    """Judged rows of this run by minute and arm: rows, clicks, and how many clicks the scores that they were served
-    with, the true probabilities and the twin predicted (None where these are not known for all of them).
+    """Judged rows of this run by minute and arm: rows, clicks, and the clicks predicted by the served scores, the true
+    probabilities and the twin (None where these are not known for all rows).
 
     Args:
         begin_ms: event time at which minute 0 begins.

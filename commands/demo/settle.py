@@ -31,15 +31,14 @@ _STUCK_SECONDS = 2.5
 
 
 class Drained:
-    """True once every message was handled: no lag, and no figure that moved for a while.
+    """Whether every message was handled: no lag, and no figure that moved for a while.
 
-    The standstill must outlast ``idle_seconds``: only then does the stream take a partition for idle and move its
-    watermark, and the learner settle the labels of exposures whose partition fell silent.
+    The figures must rest for longer than ``idle_seconds``, the stream's setting: only then does the stream take a
+    partition for idle and move its watermark, and the learner settle the labels of its exposures.
 
     Args:
-        monitor: its pictures come once a second.
-        idle_seconds: the stream's setting.
-        roles: who must be awake: those that still run.
+        monitor: its pictures come each second.
+        roles: those that still run and so must answer.
     """
 
     def __init__(self, monitor: Monitor, idle_seconds: float, roles: Sequence[str] = ("stream", "learn")) -> None:
@@ -61,7 +60,7 @@ class Drained:
         return picture.wall_ms - self._since_ms >= self._patience_ms
 
     def read(self) -> bool:
-        """True once every message was read and nothing is left to read for a while. Labels may still be due."""
+        """True when every message was read and none came for a while. Labels may still be due."""
         picture = self._monitor.picture
         silent, lags = self._look(picture)
         if silent or any(lags.values()):
@@ -137,12 +136,7 @@ def settle(
     ended_wall_ms: int = 0,
 ) -> tuple[Ledger, Settlement]:
     """Reads the topics between two looks at the roles that agree, so that both speak of one moment, and checks them.
-    Whatever dies meanwhile is started again, and read once more.
-
-    Args:
-        host: the run.
-        dry: whether everything was handled, which is waited for before each reading.
-    """
+    Roles and services that die meanwhile are started again, and the topics are read again."""
     settings, monitor, supervisor = host.settings, host.monitor, host.supervisor
     assert monitor is not None
     for _ in range(_TRIES):
@@ -187,7 +181,7 @@ def _whole(picture: Picture, name: str) -> int | None:
 
 
 def proved(settings: Settings) -> tuple[dict[str, Any], SnapshotError | None]:
-    """What the store and the topic prove, once the learner has ended and left its last snapshot.
+    """What the store and the topic prove after the learner has ended and left its last snapshot.
 
     Returns:
         ``snapshots`` and ``deltas`` that were proved bit for bit, ``heads``: how many of these deltas carried the

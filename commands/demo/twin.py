@@ -1,17 +1,12 @@
 # core
-"""A twin of the learner that was given every label at the exposure: what the delay of labels costs a run.
+"""A twin of the learner that gets every label at the exposure: it measures what the delay of labels costs a run.
 
-::
+The twin has the schema, spec and seed of the learner, and meets the same exposures in the same order with the features
+of the page logs. A block is what the learner takes into one micro-batch: all exposures of ``batch_ms``, at most
+``batch_rows`` of them. The twin scores a block, then learns it with its final labels. No server could know these
+labels, so the twin is a bound and no rival.
 
-    impressions ─► features of each page ─┐
-    samples ─────► settled labels ────────┴─► block by block: score it, then learn it with its final labels
-
-The twin has the schema, spec and seed of the learner, and meets the same exposures in the same order with the same
-features. A block is what the learner takes into one micro-batch: all exposures of ``batch_ms``, ``batch_rows`` of them
-at most. Its scores are those of a model that knows how everything before the block ended; nobody who serves can know
-that, so the twin is a bound and no rival.
-
-The pages are those that the run's own model made. What a better model would have shown instead, it does not tell.
+The run's own model made the pages. The twin does not show which pages a better model would have made.
 """
 
 from __future__ import annotations
@@ -30,7 +25,7 @@ from millrace.contracts.schema import Schema
 
 
 class Pages:
-    """Features of pages by request id, as their impressions have them. Feed it with :meth:`message`."""
+    """Features of pages by request id, from their page logs. Feed it with :meth:`message`."""
 
     def __init__(self, schema: Schema) -> None:
         self._layout, self._schema_id = schema.layout, schema.id
@@ -41,7 +36,7 @@ class Pages:
         return len(self._of)
 
     def message(self, record: Any) -> None:
-        """A record of ``impressions``. The first of a page counts; the stream joins with that too."""
+        """Takes a record of ``impressions``. The first of a page counts; the stream joins with that too."""
         try:
             page = decode_impression(record.value)
             n = len(page.items)
@@ -56,7 +51,7 @@ class Pages:
         self._of.setdefault(page.request_id, (cat, num))
 
     def features(self, rows: Served) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float32]]:
-        """Which ``rows`` (n,) have an impression, and the features of these: cat (m, F), num (m, N)."""
+        """Which ``rows`` (n,) have a page log, and the features of these: cat (m, F), num (m, N)."""
         slots = list(zip(rows.page.tolist(), rows.position.tolist(), strict=True))
         there = np.array([p in self._of and i < len(self._of[p][0]) for p, i in slots], np.bool_)  # (n,)
         cat, num = np.empty((len(slots), self._layout.F), np.int64), np.empty((len(slots), self._layout.N), np.float32)
@@ -75,13 +70,13 @@ def twin_scores(
     block_ms: float,
     block_rows: int,
 ) -> NDArray[np.float32]:
-    """What the twin would have predicted for each of ``rows``, which are settled and in the order of exposure.
+    """The twin's predictions for ``rows``, which are settled and in the order of exposure.
 
     Args:
         block_ms, block_rows: the learner's micro-batch, in event time and rows.
 
     Returns:
-        Click probabilities (n,); NaN for a row whose page has no impression.
+        Click probabilities (n,); NaN for a row whose page has no page log.
 
     Raises:
         SettingError: the spec has an unknown name or value.

@@ -1,2 +1,2 @@
 # core
-"""What is freshness worth on a log: models and features that are kept up to date more or less often, compared."""
+"""The worth of freshness on a log: compares models and features that are updated more or less often."""

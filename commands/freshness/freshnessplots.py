@@ -13,8 +13,8 @@ from millrace.reports import MAIN, QUIET, SECOND, Plot, canvas, distinct, line
 
 
 def staleness_plot(rows: Sequence[Mapping[str, Any]], base: str) -> Plot:
-    """Gain in AUC over a model against how stale models are. ``rows``: model, features, staleness_minutes, gain,
-    gain_ci. Those without a staleness are left out."""
+    """Gain in AUC over a model against the staleness of models. ``rows``: model, features, staleness_minutes, gain,
+    gain_ci. Rows without a staleness are left out."""
     figure, axes = canvas()
     figure.set_size_inches(8, 4.2)
     for i, features in enumerate((LIVE, DAY_OLD)):
@@ -53,8 +53,8 @@ def staleness_plot(rows: Sequence[Mapping[str, Any]], base: str) -> Plot:
 
 
 def gains_plot(name: str, what: str, rows: Sequence[Mapping[str, Any]], where: str) -> Plot:
-    """Gains in AUC with their intervals over the values of a column of the rows: days, or hours. Where the rows have
-    it, the whole gain is drawn too: of fresh weights and features together."""
+    """Gains in AUC with their intervals over the values of a column (days or hours). Where the rows have it, also the
+    whole gain of fresh weights and features together."""
     figure, axes = canvas()
     own = [r for r in rows if r["auc_gain"] is not None and r["auc_gain_ci"] is not None]
     at = np.arange(len(own))

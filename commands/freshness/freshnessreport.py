@@ -168,8 +168,8 @@ def _names(setup: Setup, found: Measured) -> list[tuple[str, str | None, str]]:
 
 
 def _comparisons(setup: Setup, found: Measured) -> list[Row]:
-    """The live loop against the job, each model against the reference, and the features; with the smallest gain that
-    could have been shown."""
+    """Compares the live loop with the job, each model with the reference, and the features; with the smallest gain
+    that could have been shown."""
     fresh, reference, plan = setup.fresh, setup.reference, setup.plan
     place = setup.sync.index(reference)
     pairs = [(f"{fresh} over {(old := named(DAY_OLD, reference))}", fresh, old)] if setup.features else []

@@ -1,15 +1,13 @@
 # shell
-"""``millrace log freshness``: what models and features that are kept up to date more or less often would have gained.
+"""``millrace log freshness``: what models and features would have gained by more or less frequent updates.
 
 ::
 
     log ─► features, live ────► learner ─► never, daily, hourly, 15min, minute, batch        one process a seed
         └► features, day-old ─► learner ─► never, daily, and the freshest                    one process a seed
                                    └─► retrained daily (--retrain)
-    all scores ─► figures, with intervals over users ─► one sentence, tables, plots
 
-The report is bit-identical for the same log, schema, model, seeds and settings. All that differs between runs is in
-run.json.
+The report is bit-identical for the same log, schema, model, seeds and settings. Run.json has all that differs.
 """
 
 from __future__ import annotations
@@ -82,7 +80,8 @@ def freshness(
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Writes report.json, run.json, report.html and plots to ``out``, prints the sentence and a table; the report.
+    """Writes report.json, run.json, report.html and plots to ``out``, prints the sentence and a table. Returns the
+    report.
 
     Args:
         train_days: days at the beginning of the log that every model learns first (default: half of them).

@@ -25,9 +25,9 @@ def hour_slices(data: Dataset, rows: slice) -> dict[str, Places]:
 
 
 def value_slices(data: Dataset, rows: slice) -> dict[tuple[str, str], Places]:
-    """Of new and known users and items, and of each value of the dataset's own slices, by (column, value).
+    """Slices of new and known users and items, and of each value of the dataset's own slices, by (column, value).
 
-    New is who had no exposure in the log before the row's local day: what a model of the day before cannot know.
+    A user or item is new without an exposure before the row's local day: a model of the day before cannot know it.
     """
     out: dict[tuple[str, str], Places] = {}
     for name, ids in (("user", data.user), ("item", data.item)):

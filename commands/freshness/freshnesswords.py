@@ -52,10 +52,9 @@ class Late:
 
 
 def verdict(found: Measured, fresh: str, reference: str, day_old: bool, late: Late | None = None) -> str:
-    """One plain sentence: what learning as often as ``fresh`` on live features is worth instead of learning as often
-    as ``reference`` on day-old ones. A second one says what each of the two gains beyond the other; without models on
-    day-old features, the first is of learning alone. A last one says so where clicks that come late make the gain of
-    learning an upper bound."""
+    """The report in plain sentences: the worth of learning as often as ``fresh`` on live features instead of as often
+    as ``reference`` on day-old ones; then each of the two gains beyond the other. Without models on day-old features,
+    the first is of learning alone. A last sentence says where late clicks make the gain of learning an upper bound."""
     learning = f"learning {how_often(fresh)} instead of {how_often(reference)}"
     weights = found.gap(fresh, reference, "auc"), found.gain_percent(fresh, reference)
     if day_old:

@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What one model and features gave, in each seed: n probabilities.
+    """The n probabilities that one model gave on one kind of features, in each seed.
 
     ``within`` are the scores that may be compared within a group (:mod:`commands.replay.grouped`): the same, or those
     of the start of the day. Empty where there are none.
@@ -60,8 +60,8 @@ class Figure:
 
     @property
     def smallest(self) -> float:
-        """The smallest true gain that four in five such logs would have shown. NaN without a spread: figures that
-        are the same for every user do not tell."""
+        """The smallest true gain that four in five such logs would have shown. NaN where figures do not differ between
+        users."""
         return self.half + quantile(0.8, self.freedom) * self.error if self.error > 0 else math.nan
 
     @property
@@ -85,11 +85,10 @@ class _Kept:
 class Measured:
     """Figures of several models over the same rows.
 
-    Errors are sums over users (:mod:`millrace.basics.clustered`). The spread of a difference between two models is
-    that of the difference: each user's parts are subtracted, not two independent figures' errors added.
+    Errors are sums over users (:mod:`millrace.basics.clustered`). The error of a difference between two models comes
+    from each user's difference, not from the sum of two independent errors.
 
     Args:
-        rows: the rows.
         models: by name.
         slices: rows of each slice by its name, (k,) ascending places; :data:`ALL` is always there.
     """
@@ -155,8 +154,8 @@ class Measured:
 
 
 def _combined(users: Users, points: Sequence[float], parts: Floats) -> Figure:
-    """The mean over seeds. Its error has two parts, which users the log has and which seeds were drawn; each is known
-    as well as its number allows, and both together as Welch and Satterthwaite have it.
+    """The mean over seeds. Its error combines two parts, the draw of users and the draw of seeds, with the degrees of
+    freedom of Welch and Satterthwaite.
 
     Args:
         parts: what each user adds to the error, (U,).
