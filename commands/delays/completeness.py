@@ -35,7 +35,6 @@ FEWEST_CLICKS = 20
 QUANTILES = (0.5, 0.8, 0.9, 0.95, 0.99)
 
 POINTS = 60
-"""Of the curve, evenly spaced in the logarithm of time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,6 @@ class Clicks:
         return cls(np.where(clicked, acted_ms - ts_ms, -1), end - ts_ms)
 
     def some(self, rows: NDArray[Any]) -> Clicks:
-        """Of some exposures, by indices or a mask."""
         return Clicks(self.delay_ms[rows], self.watched_ms[rows])
 
 
@@ -132,7 +130,7 @@ def quantiles(curve: Curve) -> list[dict[str, Any]]:
 def by_group(
     clicks: Clicks, group: NDArray[np.integer[Any]], names: Sequence[str], windows: Sequence[int], key: str
 ) -> list[dict[str, Any]]:
-    """A row for each group that has exposures. ``group`` (n,) numbers each exposure's group, ``names`` is by number."""
+    """A row for each group with exposures. ``group`` (n,) numbers each exposure's group, ``names`` is by number."""
     rows = []
     for number, name in enumerate(names):
         own = np.flatnonzero(group == number)

@@ -113,7 +113,7 @@ def _of_labels(curve: Curve, asked_ms: int, windows: Sequence[int]) -> str:
 
 
 def _of_best(others: Sequence[Trial], key: str, sign: int, named: str, word: str) -> str:
-    """The best of the trials by one figure; ``sign`` is 1 where more is better."""
+    """The best trial by one figure; ``sign`` is 1 where more is better."""
     best = max(others, key=lambda t: sign * t.gaps[key].value)
     found = best.gaps[key]
     looks = len(_alike(others))
@@ -133,7 +133,7 @@ def _of_best(others: Sequence[Trial], key: str, sign: int, named: str, word: str
 
 
 def _alike(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """The trials of one policy that have the same figures, since their labels come alike, together."""
+    """Groups the trials of one policy whose figures are the same because their labels come alike."""
     out: dict[tuple[object, ...], list[Trial]] = {}
     for trial in trials:
         out.setdefault((trial.setting.policy, *trial.figures.values()), []).append(trial)

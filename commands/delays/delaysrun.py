@@ -150,7 +150,6 @@ def _own_window(plan: Schema, path: Path) -> int:
 
 
 def _timed(table: LogTable, plan: Schema) -> Any:
-    """Which rows have a time of the label's action, (n,)."""
     assert plan.log is not None
     return table.table[plan.log.action_times[plan.windows.labelling]].is_valid().to_numpy()
 
@@ -235,7 +234,6 @@ _how: tuple[dict[str, Any], int, bool]
 
 
 def _open(folder: Path, log: Log, schema: Path, how: tuple[dict[str, Any], int, bool]) -> None:
-    """Opens the log in a worker process."""
     global _plan, _rows, _labels, _folder, _how
     _plan, _folder, _how = load_schema(schema), folder, how
     spool = folder / f"log-{os.getpid()}"  # for a log that is larger than memory; removed with the folder

@@ -42,7 +42,6 @@ class Setting:
 
 
 def with_window(schema: Schema, window_ms: int) -> Schema:
-    """The schema with another attribution window."""
     assert schema.log is not None
     return structs.replace(schema, log=structs.replace(schema.log, attribution_minutes=window_ms / 60_000))
 

@@ -45,7 +45,7 @@ from millrace.contracts.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
 from millrace.labels import Waits
 
 Offsets = dict[int, int]
-"""Of ``events``, by partition: where a run began. What lies before is an earlier run's."""
+"""Offsets of ``events`` by partition at which a run begins. Earlier messages belong to earlier runs."""
 
 UNREADABLE = ("oversized", "malformed", "unknown-type", "wrong-type")
 REFUSED = ("future", "wrong-partition")
@@ -173,7 +173,6 @@ class Ledger:
             self.clicks += event.kind == 1 and not future  # sent, whatever became of its page
 
     def sample_message(self, record: Any) -> None:
-        """A record of ``samples``."""
         try:
             batch = SampleBatch.from_bytes(record.value)
         except SchemaError:  # the learner passes it over as well
@@ -210,7 +209,6 @@ class Ledger:
                 self._rows[request, position] = (score, arm, ts_ms)
 
     def truth_message(self, record: Any) -> None:
-        """A record of ``truth``."""
         try:
             truth = decode_truth(record.value)
             chances = np.frombuffer(truth.p, "<f4").tolist()
@@ -243,7 +241,7 @@ class Ledger:
 
     @property
     def foreign(self) -> list[str]:
-        """Labelled, but never sent: at most a few, by page."""
+        """A few pages with labels that were never sent."""
         lost = [r for r, page in self.pages.items() if page.labelled & ~page.known]
         return lost[:5]
 
@@ -280,7 +278,7 @@ class Ledger:
 
     @property
     def malformed(self) -> int:
-        """Events that cannot be used whatever comes: unreadable, or dated in the future."""
+        """Events that cannot be used in any case: unreadable, or dated in the future."""
         return sum(self.unreadable.values()) + self.future
 
     def rows(self) -> Served:
@@ -379,8 +377,9 @@ def check(ledger: Ledger, reported: Reported) -> None:
     if reported.trained is not None:
         learnt, apart = reported.trained + reported.refused, reported.apart
         known = learnt + apart.total
-        # Rows of refused batches are not told apart from those never read: then only "not more" can be held. Of several
-        # lives of a learner the newest version says what was learnt, and the lives together what was apart at most.
+        # Rows of refused batches look like rows never read, so after a refusal only "not more" can be checked. Of
+        # several lives of a learner the newest version says what was learnt, and the lives together what was apart at
+        # most.
         if (known if reported.one_life else learnt) > samples or (known < samples and not reported.skipped):
             wrong.append(
                 f"the learner learnt from {reported.trained} samples and refused {reported.refused}"

@@ -172,7 +172,6 @@ def make_report(
 
 
 def _gate(settlement: Settlement) -> dict[str, Any]:
-    """What the gate kept out of the model, and what it refused."""
     picture = settlement.picture
     return {
         **{name: getattr(settlement.apart, name) for name in settlement.apart.__slots__},
@@ -245,7 +244,6 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def _gate_lines(gate: dict[str, Any]) -> list[str]:
-    """What the gate did, where it refused anything, or would have."""
     if not gate["refused"]:
         observed = ", ".join(f"{check} {n:,}" for check, n in gate["observed"].items())
         return [f"the gate only observed; it would have refused: {observed}; last: {gate['why']}"] if observed else []
@@ -257,8 +255,6 @@ def _gate_lines(gate: dict[str, Any]) -> list[str]:
 
 
 def summary(report: Report) -> list[str]:
-    """The report in a few lines."""
-
     def number(value: float | None, digits: int = 4) -> str:
         return "–" if value is None else f"{value:.{digits}f}"
 

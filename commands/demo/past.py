@@ -135,14 +135,11 @@ def _environment(settings: Settings, speed: float) -> Mapping[str, str]:
 
 @dataclass(slots=True)
 class Held:
-    """What the topic ``events`` held before this run."""
-
     events: int = 0
     offsets: dict[int, int] = field(default_factory=dict)  # next offset, by partition
     newest_ms: int = 0  # newest exposure: actions may be dated anywhere by mischief
 
     def message(self, record: Any) -> None:
-        """A record of ``events``."""
         self.events += 1
         self.offsets[record.partition] = record.offset + 1
         try:

@@ -110,8 +110,6 @@ def forgotten(settings: Settings, since: Offsets) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How a run ended."""
-
     picture: Picture
     problem: ConservationError | None
     forgotten: str  # what the topics no longer hold of this run: then nothing was checked

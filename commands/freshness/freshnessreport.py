@@ -28,8 +28,6 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What was run."""
-
     data: Dataset
     plan: Plan
     rows: slice
@@ -233,7 +231,6 @@ def _staleness(setup: Setup, sync: str | None) -> float | None:
 
 
 def _both(name: str, figure: Figure) -> Row:
-    """A figure and half of its interval."""
     return {name: _rounded(figure.value), f"{name}_ci": _rounded(figure.half)}
 
 

@@ -7,7 +7,7 @@
         └► features, day-old ─► learner ─► never, daily, and the freshest                    one process a seed
                                    └─► retrained daily (--retrain)
 
-The report is bit-identical for the same log, schema, model, seeds and settings. Run.json has all that differs.
+The report is bit-identical for the same log, schema, model, seeds and settings. Only run.json differs.
 """
 
 from __future__ import annotations

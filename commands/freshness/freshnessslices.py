@@ -19,7 +19,6 @@ def day_slices(data: Dataset, rows: slice) -> dict[str, Places]:
 
 
 def hour_slices(data: Dataset, rows: slice) -> dict[str, Places]:
-    """Of each local hour of the day that has rows."""
     hour = local_hours(np.asarray(data.ts_ms[rows]), data.schema)
     return {f"{h:02d}": np.flatnonzero(hour == h) for h in np.unique(hour).tolist()}
 

@@ -16,7 +16,6 @@ from millrace.basics.merit import auc, calibration, grouped_auc, log_loss
 from millrace.reports.lines import Tick
 
 ALL = "all"
-"""The name of all rows."""
 
 MEASURES = ("auc", "grouped_auc", "log_loss", "calibration")
 _OF = {"auc": auc, "log_loss": log_loss, "calibration": calibration}
@@ -125,11 +124,9 @@ class Measured:
                 self._kept[where, name, measure] = _Kept(self._users[where], [point for point, _ in seeds], sums)
 
     def users_of(self, where: str) -> int:
-        """The users of a slice."""
         return self._users[where].count
 
     def figure(self, name: str, measure: str, where: str = ALL) -> Figure:
-        """A model's own figure."""
         kept = self._kept.get((where, name, measure))
         return Figure(math.nan, math.nan) if kept is None else _combined(kept.users, kept.points, kept.parts)
 

@@ -1,9 +1,10 @@
 # core
-"""What a column is as a feature: categorical or numeric, one value or several, raw or by its logarithm; or none at all.
+"""Decides what a column is as a feature: categorical or numeric, one value or several, raw or by its logarithm; or
+none.
 
 Whole numbers are the hard case: 7 may be a brand or a count. A column of at most 50 different ones is categorical, and
-so is one that is called an id or a code. More are a number where the name says so (``price``, ``num``, ``days``), or
-where small values are the common ones, as counts have it.
+so is one called an id or a code. More are a number where the name says so (``price``, ``num``, ``days``), or where
+small values are the common ones, as with counts.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from commands.guess.timeformats import TIME_WORDS, times_of
 from millrace.contracts.schema import Transform
 
 FEW = 50
-"""Whole numbers: so many different ones are categories."""
+"""Up to this many different whole numbers are categories."""
 SIZES = 20.0
-"""A number whose 99th percentile is so many times its median spans sizes: it is seen by its logarithm."""
+"""A number whose 99th percentile is this many times its median is fed by its logarithm."""
 MOST_SLOTS = 16
 
 _ID = {"id", "ids", "code", "hash", "zip", "zipcode", "postcode", "type", "class", "category", "kind", "model", "key"}
@@ -36,7 +37,7 @@ _BREAKS = {" ": r"\S+", ",": r"[^,]+", "|": r"[^|]+", ";": r"[^;]+"}
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One ``[[fields]]`` entry, but for whom it belongs to."""
+    """One ``[[fields]]`` entry without its owner."""
 
     kind: Literal["categorical", "numeric"] = "categorical"
     slots: int = 1

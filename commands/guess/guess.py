@@ -1,8 +1,5 @@
 # core
-"""A schema guessed from a log: a sample is read, roles are chosen, outcomes are left out, and the rest become fields.
-
-:func:`guess_schema` puts the pieces together; each is a module of its own.
-"""
+"""Guesses a schema from a log: reads a sample, chooses roles, leaves outcomes out, and makes fields of the rest."""
 
 from __future__ import annotations
 
@@ -37,8 +34,6 @@ MADE_ITEM, MADE_LABEL = "item_id", "click"
 
 @dataclass(frozen=True)
 class Found:
-    """A column that becomes a field."""
-
     name: str
     of: Of
     feature: Feature
@@ -49,8 +44,6 @@ class Found:
 
 @dataclass
 class Findings:
-    """All that a schema is written from."""
-
     sample: Sample
     roles: Roles
     times: dict[str, Times]
@@ -78,8 +71,6 @@ class Findings:
 
 @dataclass(frozen=True)
 class Guess:
-    """A guessed schema."""
-
     text: str
     """TOML, with a comment on each line that was decided."""
     open: dict[str, tuple[str, ...]]
@@ -91,7 +82,6 @@ class Guess:
         return self.findings.outcomes
 
     def summary(self) -> list[str]:
-        """What a person wants to know at once, a line each."""
         found = self.findings
         roles = {"time": found.roles.time.name, "user": found.roles.user.name, "item": found.item} | {
             "label": found.label,
@@ -120,8 +110,8 @@ def guess_schema(path: Path) -> Guess:
 
 
 def find(path: Path) -> Findings:
-    """All that :func:`guess_schema` writes down. Of a folder with files of several kinds, the kind is taken that lacks
-    the fewest roles; of those alike the one with the most bytes."""
+    """Finds all that :func:`guess_schema` writes down. In a folder with files of several kinds, the kind that lacks
+    the fewest roles is the log; of several such the one with the most bytes."""
     kinds = kinds_of(path)
     if len(kinds) == 1:
         return _find(path, kinds[0])
@@ -167,8 +157,8 @@ def _find(path: Path, files: Sequence[Path]) -> Findings:
 
 
 def _lacking(found: Findings) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Rows of the sample in which a role that a log must have has no value, and those of them that the reader of logs
-    refuses: an id that is no number, as the others are, it keeps. (n,) each."""
+    """Rows of the sample in which a required role has no value, and those of them that the reader of logs refuses: it
+    keeps an id that is no number as the others are. (n,) each."""
     roles, columns = found.roles, columns_of(found.sample.table)
     ids = {roles.user.name, roles.item.name} - found.sample.mixed
     kept = {stray.name: stray.rows for stray in found.sample.strays if stray.name in ids}
@@ -240,12 +230,12 @@ def _relative(columns: dict[str, Column]) -> tuple[str, ...]:
 
 
 def _surely_times(columns: dict[str, Column], times: dict[str, Times]) -> set[str]:
-    """Ids may happen to read as times; what is a time by type, format or name does not hold ids."""
+    """Columns that are times by type, format or name, and so hold no ids. Ids may happen to read as times."""
     return {n for n, t in times.items() if t.unit is None or TIME_WORDS & set(columns[n].tokens)}
 
 
 def _finish(path: Path, found: Findings) -> None:
-    """Roles that rest on others, then the fields and what is left out."""
+    """Finds the roles that rest on others, then the fields and the columns that are left out."""
     roles, columns, times = found.roles, found.columns, found.times
     user = columns[roles.user.name] if roles.user.name else None
     item = columns[found.item] if found.item else None
@@ -305,7 +295,7 @@ def _owner(column: Column, groups: dict[Of, Column]) -> Of:
 
 
 def _ratings(columns: dict[str, Column], used: set[str]) -> tuple[str, ...]:
-    """Columns of a few numbers that are called a rating: a label once it is said from which one on."""
+    """Columns of a few numbers that are called a rating: a label if the user says from which one on."""
     words = {"rating", "stars", "score", "grade"}
     few = {n: c for n, c in columns.items() if n not in used and c.is_numeric and 3 <= c.distinct <= 20}
     named = tuple(n for n, c in few.items() if words & {*c.tokens})
@@ -313,7 +303,7 @@ def _ratings(columns: dict[str, Column], used: set[str]) -> tuple[str, ...]:
 
 
 def _events(columns: dict[str, Column], used: set[str]) -> tuple[str, ...]:
-    """Columns of a few texts that name actions, such as view, cart and buy: what happened, so no feature."""
+    """Columns of a few texts that name actions, such as view, cart and buy: outcomes, so no features."""
     return tuple(
         n for n, c in columns.items()
         if n not in used and c.is_text and 2 <= c.distinct <= 20
@@ -322,9 +312,9 @@ def _events(columns: dict[str, Column], used: set[str]) -> tuple[str, ...]:
 
 
 def _identity(found: Findings, ms: NDArray[np.int64]) -> None:
-    """Which columns tell exposures apart: page and item where a row is a page, an id of the row, page and slot. Where
-    rows repeat time, user and item of a row, to the millisecond, or to the second and all else too: these three. Else
-    none, and rows that look alike are reported."""
+    """Finds the columns that identify exposures: page and item where a row is a page, an id of the row, or page and
+    slot. Where rows repeat time, user and item (to the millisecond, or to the second and all else too), these three.
+    Otherwise none, and equal rows are reported."""
     roles, columns = found.roles, found.columns
     if roles.listed:
         if roles.request.name is not None and found.item is not None:

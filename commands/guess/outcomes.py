@@ -1,17 +1,17 @@
 # core
-"""Which columns look like outcomes of the exposure: known after it, not when it was chosen.
+"""Finds columns that look like outcomes of the exposure: known after it, not when it was chosen.
 
-A model that is fed an outcome predicts the past. No test on a log can prove that a column is one; these three find
-what gives itself away, each with its figures:
+A model that is fed an outcome predicts the past. No test on a log can prove that a column is one. These three find
+strong signs, each with its figures:
 
-- *filled only with a click*: the rows in which the column is not at rest (its one value among rows without a click)
-  are clicks nearly all. At rest before the label, it speaks only after it.
-- *beyond any feature*: the column alone orders rows by label far better than the best column that belongs to the user
-  or the item, as an AUC. Of categories, by the click rates of the other half of the rows.
-- *by its name*: ``play_time``, ``scroll_percentage``, ``is_like`` and such. This is no proof, and is said to be none.
+- *filled only with a click*: nearly all rows in which the column differs from its one value among rows without a click
+  are clicks.
+- *beyond any feature*: the column alone orders rows by label far better, as an AUC, than the best column of user or
+  item. Categories count by the click rates of the other half of the rows.
+- *by its name*: ``play_time``, ``scroll_percentage``, ``is_like`` and such. The reason says that this is no proof.
 
-A column that is constant for each user or each item cannot be an outcome of one exposure: the first and the last test
-leave it alone.
+A column that is constant for each user or each item cannot be an outcome of one exposure, so the first two tests leave
+it alone.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from commands.guess.samplecolumns import Column
 from millrace.basics.merit import auc
 
 PURE = 0.98
-"""Share of clicks among the rows where a column speaks, from which on it speaks only after a click."""
+"""Share of clicks among the rows with another value, from which on the column counts as filled only with a click."""
 LEAST_ROWS, LEAST_GROUPS = 20, 8
-"""Evidence: so many rows, of so many users and items. Fewer may be one user who clicks everything."""
+"""Least evidence: rows, and users and items. Fewer may be one user who clicks everything."""
 MOST_VALUES = 200
 """Numbers with more values are ordered by their size alone."""
 HIGH, BEYOND, LEAST_AUC = 0.9, 0.08, 0.75
@@ -44,8 +44,6 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Why a column is left out."""
-
     kind: str
     """``"only-with-label"``, ``"beyond"`` or ``"name"``."""
     why: str
@@ -62,10 +60,10 @@ def auc_of(score: NDArray[np.float64], label: NDArray[np.bool_]) -> float:
 
 
 def single_auc(column: Column, label: NDArray[np.bool_], halves: NDArray[np.bool_]) -> float:
-    """How well the column alone orders rows by label, at least 0.5.
+    """How well the column alone orders rows by label: an AUC of at least 0.5.
 
-    Numbers by their size, either way round. Few numbers, and whatever else, by each value's click rate in the half of
-    the rows that the row is not in, smoothed by 20 exposures: a value that is seen once says nothing.
+    Numbers count by their size, in either direction. Few numbers and all else count by each value's click rate in the
+    other half of the rows, smoothed by 20 exposures, since a value that is seen one time says nothing.
 
     Args:
         halves: (n,) which half a row is in.
@@ -90,11 +88,8 @@ def single_auc(column: Column, label: NDArray[np.bool_], halves: NDArray[np.bool
 
 
 def only_with_label(column: Column, label: NDArray[np.bool_], groups: list[NDArray[np.int64]]) -> str | None:
-    """The reason, if the column leaves its rest only with a click (or only without one); else None.
-
-    Args:
-        groups: (n,) each: users and items, over which the evidence must be spread.
-    """
+    """The reason, if the column has another value only with a click (or only without one); else None. The evidence
+    must be spread over ``groups``: users and items, (n,) each."""
     for with_label in (True, False):
         side = label if with_label else ~label
         base = float(side.mean())
@@ -120,7 +115,6 @@ def only_with_label(column: Column, label: NDArray[np.bool_], groups: list[NDArr
 
 
 def named_outcome(column: Column) -> str | None:
-    """The word of the name that says so, if one does."""
     found = [token for token in column.tokens if token in _NAMES]
     counts = {
         "num", "nb", "number", "cnt", "count", "counts", "avg", "mean", "rate", "total", "since", "last", "previous",
@@ -137,14 +131,13 @@ def verdicts(
     honest: list[Column],
     halves: NDArray[np.bool_],
 ) -> dict[str, Verdict]:
-    """Why columns are left out, by name; those that are not here may be features.
+    """Reasons why columns are left out, by name; the others may be features.
 
     Args:
         columns: those with no role.
-        label: (n,).
         attributes: names of those that are constant for each user or item.
         groups: (n,) each, of users and items.
-        honest: columns that are surely known before: ids, position, attributes. Their best AUC is what a feature does.
+        honest: columns that are known before: ids, position, attributes. Their best AUC is the bound for a feature.
         halves: (n,) see :func:`single_auc`.
     """
     if not label.any() or label.all():

@@ -16,13 +16,12 @@ from commands.guess.timeformats import Times
 
 _PAGE = {"request", "impression", "page", "slate", "query", "search", "view", "req", "imp"}
 MOST_EXPOSURES = 300_000
-"""That a guess is made from, of a log whose rows are pages."""
+"""Exposures that a guess is made from, of a log whose rows are pages."""
 PAIRS = re.compile(r"^\S+-[01](\s\S+-[01])*$")
 
 
 def request_role(columns: Mapping[str, Column], user: str, time: NDArray[np.int64], taken: set[str]) -> Role:
-    """The page: rows of one value have one user and one time (a minute at most), and there are some with several
-    rows."""
+    """The page: rows of one value have one user and one time (a minute at most), and some values have several rows."""
     scores, whys = {}, {}
     users = columns[user].codes
     for name, column in columns.items():
@@ -102,8 +101,8 @@ def action_times(
 def list_roles(columns: Mapping[str, Column]) -> tuple[Role, Role, Role, Role]:
     """(items, labels, clicked, pairs) of a log whose rows are pages.
 
-    Pairs are texts ``N1-0 N2-1``. Labels are a list of 0 and 1 as long as the row's list of items. Clicked items are a
-    list each of which is in the row's list of items.
+    Pairs are texts ``N1-0 N2-1``. Labels are lists of 0 and 1, as long as the row's list of items. Clicked items are a
+    list within the row's list of items.
     """
     none = Role()
     for name, column in columns.items():
@@ -134,7 +133,8 @@ def list_roles(columns: Mapping[str, Column]) -> tuple[Role, Role, Role, Role]:
 def unrolled(table: pa.Table, roles: Roles, item: str, label: str) -> tuple[pa.Table, NDArray[np.intp]]:
     """(the exposures of the sample's first pages with columns ``item`` and ``label``, the page of each).
 
-    Columns of lists as long as the items stay with the page. Pages whose lists differ in length give what both have.
+    Columns of lists as long as the items stay with the page. Where a page's lists differ in length, the shorter
+    counts.
     """
     ids: list[object] = []
     labels: list[int] = []

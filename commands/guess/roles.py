@@ -1,9 +1,9 @@
 # core
-"""Which column is the time, the user, the item, the label; and the page, the place on it, the day, the actions' times.
+"""Finds the columns of time, user, item and label; and those of page, position, day, and times of actions.
 
-Each candidate gets points for what it holds and for what it is called. The best one has the role if it is ahead of the
-next by a clear margin; otherwise the role is open, and the candidates are named. Nothing is taken for a role that
-cannot hold it: a time has a value in every row, a label is 0 and 1, an id repeats.
+Each candidate gets points for its values and for its name. The best one has the role if it leads by a clear margin;
+otherwise the role is open, and the candidates are named. A column must be able to hold its role: a time has a value in
+every row, a label is 0 and 1, an id repeats.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FILLED = 0.99
 FILLED_NAMED = 0.8
 """The same of a column that is called an id of the user or the item."""
 _LOSES = 3.0
-"""Points off for an id that fewer than :data:`FILLED` of the rows have: the others are lost with it."""
+"""Points off for an id that fewer than :data:`FILLED` of the rows have, since the other rows are lost."""
 
 USER = (
     "user", "uid", "userid", "visitor", "customer", "member", "viewer", "shopper", "reader", "client", "buyer",
@@ -41,7 +41,7 @@ ITEM = (
 _PREFIXED = re.compile(r"^([A-Za-z]+)[-_:]?\d+$")
 _ID = {"id", "ids", "key", "code", "no", "number", "index", "idx", "hash"}
 _FAINT = {"uuid": 4.0, "cookie": 4.0, "session": 4.0, "campaign": 6.0, "content": 6.0, "post": 6.0, "client": 6.0}
-"""Words that are also said of other things than a user or an item, with the points for being called so."""
+"""Words that also name other things than a user or an item, with their points."""
 LABEL = {"label": 9, "target": 9, "click": 10, "clicked": 10, "isclick": 10, "y": 7, "clk": 10, "response": 5} | {
     "conversion": 6, "converted": 6, "purchase": 5, "purchased": 5, "bought": 5, "buy": 5, "sale": 5, "like": 3,
     "liked": 3, "reward": 6, "outcome": 6,
@@ -63,8 +63,6 @@ _TIME_BAD = {"born", "birth", "upload", "uploaded", "publish", "published", "reg
 
 @dataclass
 class Role:
-    """The column of a role, or the candidates for it."""
-
     name: str | None = None
     why: str = ""
     candidates: tuple[str, ...] = ()
@@ -72,8 +70,6 @@ class Role:
 
 @dataclass
 class Roles:
-    """What the columns of a log are."""
-
     time: Role = field(default_factory=Role)
     user: Role = field(default_factory=Role)
     item: Role = field(default_factory=Role)
@@ -112,7 +108,6 @@ class Roles:
 
 
 def choose(scores: Mapping[str, float], whys: Mapping[str, str], least: float = 1.0) -> Role:
-    """The best candidate if it has ``least`` points and leads by :data:`MARGIN`; else who the candidates are."""
     ranked = sorted((name for name in scores if scores[name] >= least), key=lambda name: -scores[name])
     if not ranked:
         return Role()
@@ -209,8 +204,8 @@ def _prefix_points(column: Column, words: tuple[str, ...]) -> float:
 
 
 def could_be_id(column: Column, least: float = FILLED) -> bool:
-    """A value in so many rows, several of them, some of which repeat; not a number with a fraction, a time or a
-    list."""
+    """A column with values in this share of the rows, several of them, some repeated; no number with a fraction, no
+    time, no list."""
     if column.is_list or column.is_temporal or column.filled < least or column.distinct < 3:
         return False
     if column.is_numeric and not column.is_whole:
@@ -251,8 +246,8 @@ def id_role(
 
 
 def item_of_page(role: Role, columns: Mapping[str, Column], user: str, time: NDArray[np.int64]) -> Role:
-    """Of several candidates for the item, the one that differs between the exposures of one user and time: an id that
-    all of them share is the page's, as of the document that shows them."""
+    """Of several candidates for the item, the one that differs between the exposures of one user and time. An id that
+    these share is the page's, as of the document that shows them."""
     order = np.lexsort((time, columns[user].codes))
     one = (np.diff(columns[user].codes[order]) == 0) & (np.diff(time[order]) == 0)
     if one.sum() < 50:

@@ -1,9 +1,9 @@
 # core
-"""A sample of a log, whatever its form: rows from the beginning in one stretch, and stretches spread over the rest.
+"""Takes a sample of a log in any form: one stretch of rows from the beginning, and stretches spread over the rest.
 
-The beginning in one piece keeps pages and users together, which tells what belongs to whom. The spread stretches, the
-last of them the end, tell how long the log is. A compressed text file cannot be entered in the middle, so its sample
-is its beginning alone. A sample is all that a guess is made from: it says how many rows and where they stand.
+The beginning keeps pages and users together, which shows what belongs to whom. The spread stretches, the last of them
+at the end, show how long the log is. A compressed text file cannot be entered in the middle, so its sample is its
+beginning.
 """
 
 from __future__ import annotations
@@ -48,8 +48,6 @@ _SEPARATORS = ("::", "\t", ",", ";", "|")
 
 @dataclass(frozen=True, slots=True)
 class Stray:
-    """Cells of a column that are unlike nearly all others of it. They count as missing in the sample."""
-
     name: str
     what: str
     """How many there are, and an example."""
@@ -59,11 +57,8 @@ class Stray:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Rows of a log in the order in which they stand there."""
-
     table: pa.Table
     whole: bool
-    """The sample is the whole log."""
     where: str
     """How it was taken, for the reader of the guess."""
     separator: str | None
@@ -77,13 +72,13 @@ class Sample:
     """Columns of JSON lines with values of several kinds: the reader of logs refuses the rarer kinds."""
     strays: tuple[Stray, ...] = ()
     quoting: bool = True
-    """False: quotes in a text file are letters, since some are never closed."""
+    """False: quotes in a text file are plain characters, since some are never closed."""
     great: frozenset[str] = frozenset()
     """Columns of a CSV with whole numbers beyond 64 bits: they are text in the sample."""
 
 
 def read_sample(path: Path, files: Sequence[Path] = ()) -> Sample:
-    """A sample of the log at ``path``: a file, or a folder of files of one form.
+    """Reads a sample of the log at ``path``: a file, or a folder of files of one form.
 
     Args:
         files: of the folder, those with the same columns (default: those that take the most bytes).
@@ -110,8 +105,8 @@ def _read(path: Path, files: Sequence[Path]) -> Sample:
 
 
 def kinds_of(path: Path) -> list[list[Path]]:
-    """The files of a folder, those with the same columns together, those that take the most bytes first: one kind is
-    the log, others beside it are side tables."""
+    """The files of a folder, grouped by their columns, the groups with the most bytes first: one is the log, others
+    may be side tables."""
     files = files_of([path])
     if len(files) == 1:
         return [files]
@@ -145,9 +140,9 @@ def _plain(table: pa.Table, log: Path) -> pa.Table:
 
 
 def without_strays(table: pa.Table) -> tuple[pa.Table, tuple[Stray, ...]]:
-    """(the table with cells that are no number, or no date, as missing where nearly all others of their column are
-    one; what was found, by column). A word in a column of numbers, or a line of names in the middle of a file,
-    does not change what the column is."""
+    """(the table, in which cells that are no number or no date are missing where nearly all others of their column are
+    one; such cells by column). So a word in a column of numbers, or a line of names within a file, does not change the
+    column's type."""
     found = []
     for i, name in enumerate(table.column_names):
         column = table[name]
@@ -246,8 +241,8 @@ def _text(path: Path, files: Sequence[Path], ending: str) -> Sample:
 
 
 def _csv(raw: bytes, names: list[str], header: bool, by: str) -> tuple[pa.Table, bool, frozenset[str]]:
-    """(the rows, whether a quote encloses a value, columns with whole numbers beyond 64 bits: those are text). Quotes
-    are letters where some are never closed: each line is a row then, and else it is not."""
+    """(the rows, whether a quote encloses a value, text columns with whole numbers beyond 64 bits). Where some quotes
+    are never closed, quotes are plain characters and each line is a row."""
     options = pacsv.ReadOptions(block_size=max(len(raw) + 1, 1 << 20), column_names=names, skip_rows=int(header))
 
     def read(quoting: bool, texts: frozenset[str] = frozenset()) -> pa.Table:
@@ -281,7 +276,7 @@ def _great(column: pa.ChunkedArray) -> bool:
 
 
 def _json(raw: bytes) -> tuple[pa.Table, frozenset[str]]:
-    """(JSON lines as a table, its columns that have values of several kinds). Those are texts, as in a CSV, and so are
+    """(JSON lines as a table, its columns with values of several kinds). Those are texts, as in a CSV, and so are
     whole numbers beyond 64 bits. A few lines that are no objects are left out."""
     try:
         options = pajson.ReadOptions(block_size=max(len(raw) + 1, 1 << 20))

@@ -1,7 +1,7 @@
 # core
-"""One column of a sample, seen from all sides: what it holds, how many values, which numbers.
+"""One column of a sample: its values, their counts and their numbers.
 
-``n`` is the number of rows of the sample, ``codes`` (n,) says which distinct value a row has (-1: none), so that
+``n`` is the number of rows of the sample, and ``codes`` (n,) says which distinct value a row has (-1: none), so that
 questions of who belongs to whom are sums over integers.
 """
 
@@ -23,21 +23,19 @@ I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
 LEAST_DIFFERENT = 10
-"""So many pairs of one group would have to differ by chance: a column that is rarely another tells nothing."""
+"""Pairs of one group that would have to differ by chance: a column that rarely changes shows nothing."""
 MOST_WITHIN = 0.02
-"""An attribute of a group differs within it at most this part of how often it differs between groups."""
+"""An attribute of a group differs within it at most this share of how often it differs between groups."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """See the module's text."""
-
     name: str
     data: pa.ChunkedArray
 
     @cached_property
     def tokens(self) -> tuple[str, ...]:
-        """The words of the name, in small letters: ``isClick_2`` has ``is``, ``click``, ``2``."""
+        """The words of the name in lower case: ``isClick_2`` has ``is``, ``click``, ``2``."""
         parted = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", self.name)
         return tuple(t for t in re.split(r"[^a-z0-9]+", parted.lower()) if t)
 
@@ -119,7 +117,6 @@ class Column:
         return self.values[code].as_py()
 
     def examples(self, most: int = 3) -> list[Any]:
-        """The commonest values."""
         order = np.argsort(-self.counts, kind="stable")[:most]
         return [self.value(int(code)) for code in order if self.counts[code] > 0]
 
@@ -151,14 +148,11 @@ class Column:
 
 
 def columns_of(table: pa.Table) -> dict[str, Column]:
-    """The columns of a sample by name, in its order."""
     return {name: Column(name, table[name]) for name in table.column_names}
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """How a column changes within groups."""
-
     pairs: int
     within: float
     """Share of pairs of one group that differ."""
@@ -178,9 +172,9 @@ class Held:
 def held(column: Column, groups: NDArray[np.int64]) -> Held:
     """How ``column`` changes within the groups (n,) of rows; rows without a group or a value are left out.
 
-    Of all pairs of neighbouring rows of one group, the share that disagrees is compared with the share that disagrees
-    between rows of any groups, ``1 - sum p_v^2``. An attribute of the group has next to none of the latter; a column
-    that is nearly constant anyway has little of both, so that it does not pass for an attribute by being dull.
+    The share of neighbouring pairs of one group that differ is compared with the share that differ between rows of any
+    groups, ``1 - sum p_v^2``. An attribute of the group has next to none of the former. A nearly constant column has
+    little of both, and so does not pass for an attribute.
     """
     rows = np.flatnonzero((groups >= 0) & column.there)
     if len(rows) < 2:

@@ -11,14 +11,12 @@ from commands.guess.samplecolumns import Column, columns_of
 from millrace.basics.errors import LogError
 
 LEAST_MATCH = 0.5
-"""Share of the log's ids that a side table must know."""
+"""Share of the log's ids that a side table must have."""
 _ENDINGS = (".csv", ".tsv", ".parquet", ".pq", ".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
 class Side:
-    """A side table that fits."""
-
     file: str
     on: str
     of: str
@@ -29,7 +27,7 @@ class Side:
 
 
 def sides_beside(log: Path, ids: dict[str, Column], sample: Sample) -> tuple[list[Side], list[str]]:
-    """(side tables in the log's folder, what speaks against others), by file name.
+    """(side tables in the log's folder, reasons against others), by file name.
 
     Args:
         ids: ``"user"`` and ``"item"`` -> the id's column in the log.

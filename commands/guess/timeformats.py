@@ -1,9 +1,9 @@
 # core
-"""Which columns hold times, in which unit or format, and what those times are.
+"""Finds columns that hold times, their unit or format, and the times.
 
 Numbers may count seconds, milliseconds, microseconds or nanoseconds since 1970, or write a date in digits
-(``14102923`` is 2014-10-29 23:00). Texts may be ISO 8601 or one of a few formats that public logs use. A column
-holds times when *every* value of it reads as a time between 1990 and 2100.
+(``14102923`` is 2014-10-29 23:00). Texts may be ISO 8601 or one of a few formats of public logs. A column holds times
+when *every* value of it reads as a time between 1990 and 2100.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ LAST_MS = 4_102_444_800_000
 _UNITS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 
 TIME_WORDS = frozenset({"time", "timestamp", "ts", "date", "dt", "day", "hour", "ms", "at"})
-"""Words that name times."""
 
 _DIGITS = {"%y%m%d%H": (8, 3_600_000), "%Y%m%d": (8, DAY_MS), "%Y%m%d%H": (10, 3_600_000)} | {
     "%Y%m%d%H%M": (12, 60_000),
@@ -46,8 +45,6 @@ _TEXTS = {
 
 @dataclass(frozen=True)
 class Times:
-    """A column read as times."""
-
     ms: NDArray[np.int64]
     """(n,) Unix ms; -1 where there is none."""
     unit: str | None

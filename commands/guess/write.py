@@ -289,8 +289,8 @@ def _windows(found: Findings) -> list[str]:
 
 
 def _item_hours(found: Findings) -> float | None:
-    """Hours from an item's first exposure in the sample within which half of its later ones come; None: too few are
-    seen several times."""
+    """Hours from an item's first exposure in the sample within which half of its later ones come; None: too few items
+    have several."""
     times = found.times.get(found.roles.time.name or "")
     if times is None or found.item is None:
         return None

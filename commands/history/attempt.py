@@ -1,17 +1,17 @@
 # shell
-"""One try to leave a history in a store: whole at its end, or nothing.
+"""An attempt to leave a history in a store: complete at its end, or nothing.
 
 ::
 
     history/unfinished ──► (reading, learning) ──► history/writing ──► place after place ──► both marks are removed
         │                                              │                   │
         │ no role starts on a store with this mark     │                   └ failed: what was written is removed
-        │ (millrace.processes.profiles.check_whole)    └ put if the try is still ours, and no loop has lived there
+        │ (millrace.processes.profiles.check_whole)    └ put if the attempt is still ours, and no loop has lived there
 
-A try that was killed leaves its marks. With ``writing`` the next one removes what is there: no loop has lived in it.
-With ``unfinished`` alone nothing had been written, and what is there is a loop's, which had looked before the mark lay:
-it keeps its files, and may go on with them. Of two tries at one time the one that began last goes on. The other finds
-another mark than its own before it writes the next place, and ends.
+A killed attempt leaves its marks. With ``writing`` the next attempt removes what is there: no loop has lived in it.
+With ``unfinished`` alone the attempt had written nothing. Files that are there belong to a loop that had looked before
+the mark was made, and it keeps them. Of two attempts at one time the later one goes on. The other finds a mark that is
+not its own before it writes the next place, and ends.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Mark(msgspec.Struct):
 
 
 def check_empty(settings: Settings) -> bool:
-    """Whether a try that did not end may have left something in the store; nothing else may be there.
+    """Whether an attempt that did not end may have left something in the store; nothing else may be there.
 
     Raises:
         SettingError: a loop has lived in the store, or the broker holds events of one, or has other partitions.
@@ -59,15 +59,15 @@ def check_empty(settings: Settings) -> bool:
 
 @contextlib.contextmanager
 def attempt(settings: Settings, say: Callable[[str], None] = lambda line: None) -> Iterator[Callable[[], None]]:
-    """A try, for as long as the context lasts. Yields a function to call before each place is written.
+    """An attempt, for as long as the context lasts. Yields a function to call before each place is written.
 
-    When the context ends by an exception, what was written since the first call is removed.
+    When the context ends by an exception, everything written since the first call is removed.
 
     Args:
-        say: takes a line when what an earlier try left is removed.
+        say: takes a line when remains of an earlier attempt are removed.
 
     Raises:
-        SettingError, BrokerError: as :func:`check_empty`; from the function: another try or a loop has the store.
+        SettingError, BrokerError: as :func:`check_empty`; from the function: another attempt or a loop has the store.
         StoreError: the store cannot be read or written.
     """
     half, mark = check_empty(settings), _Mark(uuid.uuid4().hex)
@@ -115,7 +115,7 @@ def attempt(settings: Settings, say: Callable[[str], None] = lambda line: None) 
 
 
 def _marked(settings: Settings, name: str) -> str:
-    """Whose mark of this name is in the store; empty: nobody's."""
+    """The owner of the mark of this name in the store; empty: there is none."""
     try:
         return msgspec.json.decode(Store(settings.place(PLACE), writes=False).get(name)[0], type=_Mark).token
     except AbsentError:
@@ -161,7 +161,7 @@ def _first_of(folder: Path) -> str:
 
 
 def _clear(settings: Settings) -> None:
-    """Removes all that a try may have written; last the mark that says that there may be something."""
+    """Removes all that an attempt may have written. The mark that tells of it goes last."""
     for place in (*STATE, schemabook.PLACE):
         store = Store(settings.place(place))
         store.remove(name for name in store.names(aside=True) if place != PLACE or name not in MARKS)

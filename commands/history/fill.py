@@ -1,19 +1,19 @@
 # core
-"""The stream's partitions, as they would be had they lived through a log.
+"""The stream's partitions, as they would be if they had lived through a log.
 
 ::
 
     ──────────── long ago ────────────┬──── the last two lives of a page ────┬─► the live loop
-    pages are counted without a join  │  impressions, exposures and actions  │
+    pages are counted without a join  │  page logs, exposures and actions    │
     (Partition.lived), a stretch of   │  as messages (Partition.take), with  │  silence: each label is given
     time at a time                    │  the features of the replay          │
 
-A page of long ago can have no more labels and no more actions: all that is left of it are counts, its user's last
-clicks, and co-clicks. These are made by the partition's own code, from the same window keys, so they are the same to
-the bit. Of younger pages the join has to know who was shown what: they come as messages do.
+A page of long ago gets no more labels and actions. It leaves only counts, its user's last clicks, and co-clicks, which
+the partition's own code makes from the same window keys, equal to the bit. For younger pages the join has to know who
+was shown what, so they come as messages.
 
-When the log ends, its labels are given: an exposure that was not clicked in it is a negative. The model has learnt it
-so (:mod:`commands.replay.known`). A click that comes later, on a page that still lives, is a correction as usual.
+When the log ends, its labels are given: an exposure without a click is a negative, as the model has learnt it
+(:mod:`commands.replay.known`). A later click on a page that still lives is a correction as usual.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ from stream.partition.partition import Message, Partition, Policy
 STRETCH_EVENTS = 16_384
 """Pages and acts that are counted at a time."""
 LIVES = 2
-"""A page lives as long as an action on it may come, and its end is remembered for as long again."""
+"""Page lives (the time in which an action on it may come) whose pages come as messages: the join remembers a page's
+end for as long again."""
 
 
 class Recent(NamedTuple):
@@ -82,7 +83,7 @@ def fill(
     from_ms: int,
     tick: Callable[[int], None] = lambda pages: None,
 ) -> list[Partition]:
-    """The partitions, whose offsets are those of topics that nobody has read.
+    """The partitions, with offsets of topics that nobody has read.
 
     Args:
         recent: features of the pages that come as messages; None: there are none.
@@ -96,7 +97,8 @@ def fill(
 
 @contextmanager
 def _no_collector() -> Iterator[None]:
-    """Nothing that is made here refers to itself. Looking for such objects takes a quarter of the time."""
+    """Turns the garbage collector off: nothing made here refers to itself, and the search would take a quarter of the
+    time."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -225,7 +227,7 @@ class _Filling:
         return home
 
     def _forget(self, now_ms: int) -> None:
-        """Lets pages go on which nothing more is done."""
+        """Drops pages that can have no more actions."""
         end = int(np.searchsorted(self._events.page_ms, now_ms - self._policy.life_ms))
         for page in range(self._forgot, end):
             self._pages.pop(page, None)
@@ -234,7 +236,7 @@ class _Filling:
     # -- of late ------------------------------------------------------------------------------------------------
 
     def send(self, stretch: Rows, from_ms: int) -> None:
-        """Gives a stretch of events as messages, where they are of pages from ``from_ms`` on."""
+        """Sends a stretch of events as messages, where they are of pages from ``from_ms`` on."""
         events, pages = self._events, self._events.pages
         seen = stretch[stretch < pages]
         due: list[list[Message | Counted]] = [[] for _ in self._partitions]
@@ -264,7 +266,7 @@ class _Filling:
                     partition.lived(counted, counted[-1].ts_ms)
 
     def _impressions(self, pages: slice) -> dict[int, tuple[int, list[Message]]]:
-        """Impression and exposure of each page, by page."""
+        """Page log and exposure of each page, by page."""
         events, builder, recent = self._events, self._rows.builder, self._recent
         assert recent is not None
         bounds = events.starts[pages.start : pages.stop + 1]
@@ -317,7 +319,7 @@ class _Filling:
         return message._replace(offset=self._offset)
 
     def end(self) -> list[Partition]:
-        """The log is over, and so is the waiting for its labels."""
+        """Ends the log and the wait for its labels."""
         policy, last_ms = self._policy, int(self._events.page_ms[-1]) if self._events.pages else 0
         until_ms = max(last_ms + policy.attribution_ms + 1, self._events.end_ms) + policy.disorder_ms
         for partition in self._partitions:

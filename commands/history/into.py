@@ -62,8 +62,6 @@ _NAME = "history"
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What was left for the live loop."""
-
     exposures: int
     end_ms: int  # event time of the newest event
     auc: float  # progressive, over the whole log
@@ -76,10 +74,7 @@ class Left:
 
 
 def check_schema(schema: Schema) -> None:
-    """
-    Raises:
-        SchemaError: a live loop cannot go on from a log of this schema.
-    """
+    """Raises SchemaError where a live loop cannot go on from a log of this schema."""
     if schema.log is None:
         raise SchemaError(f"schema '{schema.name}' has no [log] section", "say there which columns mean what")
     if not Sides.fits(schema):
@@ -101,7 +96,7 @@ def leave(
     """Replays a log and leaves its end in the store of ``settings``.
 
     Args:
-        check: of the try (:func:`commands.history.attempt.attempt`) that has begun before the log was read; called
+        check: of the attempt (:func:`commands.history.attempt.attempt`) that began before the log was read; called
             before each place is written.
         people: leave users and items too. The simulator publishes its own.
 
@@ -206,7 +201,7 @@ class _Pupil:
         self.learnt_rows += len(batch)
 
     def write(self, settings: Settings) -> None:
-        """The snapshot that the learner goes on from."""
+        """Writes the snapshot that the learner goes on from."""
         self.trainer.counts["trained"] = self.learnt_rows
         extra: dict[str, Any] = {
             "counts": dict(self.trainer.counts),
@@ -232,7 +227,7 @@ def _index_of(schema: Schema, items: list[Any]) -> ItemIndex:
 def _write_index(
     settings: Settings, schema: Schema, partitions: list[Partition], index: ItemIndex | None, heard_ms: int
 ) -> None:
-    """What a scorer has from its start, before it has read a topic."""
+    """Writes what a scorer needs before it has read a topic."""
     writer = Writer(Store(settings.place("index")), 1, _NAME)
     start = 0
     while index is not None and (image := index.image(start, start + ROW_SLICE)).ids:

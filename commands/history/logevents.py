@@ -1,5 +1,5 @@
 # core
-"""A log as what happened: pages that were seen, and what was done on them, in the order of time.
+"""A log as events in the order of time: pages that were seen, and actions on them.
 
 ::
 
@@ -8,9 +8,9 @@
                          10  r1       1     b      -         -              acts:   a clicked at 14, d bought at 40
                          20  r2       5     d      31        40             page 1: (d) at 20
 
-A page is what one request showed at one time: a run of rows of one request, user and time, along their slots. Of a
-request with rows of several times each time is a page of its own, with a name of its own (``r1#1``). In a log without
-requests each row is a page.
+A page is what one request showed at one time: rows of one request, user and time, along their slots. A request with
+rows of several times gives a page for each time, with names of their own (``r1#1``). In a log without requests each
+row is a page.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class LogEvents:
     """Pages and acts of a log. n rows, P pages, E acts.
 
     Args:
-        life_ms: an act that came later after its exposure is none, as the live join has it.
+        life_ms: an action later than this after its exposure does not count, as in the live join.
 
     Attributes:
         order: (n,) rows, page after page, along each page.
         starts: (P + 1,) where each page begins in ``order``; then n.
         page_ms: (P,) ascending.
         page_of: (n,) the page of each row, and ``place_of`` its place on the page, from 0.
-        act_ms: (E,) ascending; ``act_row`` and ``act_kind`` say on what, and which of
+        act_ms: (E,) ascending; ``act_row`` and ``act_kind`` are the row and its kind of
             :data:`~millrace.contracts.events.ACTIONS`.
     """
 
@@ -112,15 +112,12 @@ class LogEvents:
         return max(int(self.page_ms[-1]) if self.pages else 0, int(self.act_ms[-1]) if len(self.act_ms) else 0)
 
     def users(self, pages: slice) -> list[Id]:
-        """The user of each of some pages."""
         return self._ids(self._user, self.order[self.starts[:-1][pages]])
 
     def items(self, rows: Rows) -> list[Id]:
-        """The item of each of some rows."""
         return self._ids(self._item, rows)
 
     def names(self, pages: slice) -> list[str]:
-        """The request of each of some pages."""
         if self._named:
             names: Sequence[str] = self._rows.requests(self._request[pages])
         else:

@@ -1,9 +1,8 @@
 # core
-"""Users and items of a log, as messages of ``users`` and ``items`` would tell of them: as they were last.
+"""Users and items of a log, as messages of ``users`` and ``items`` in their last state.
 
-A log tells what it saw: the attributes that the schema names, of users and items that were on a page. It cannot tell
-which items have been taken off since, nor attributes that the schema's filters alone need. The shop's own messages
-replace what stands here.
+A log has the attributes that the schema names, of users and items that were on a page. It does not tell which items
+were taken off since, nor attributes that only the schema's filters need. The shop's own messages replace these.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from millrace.logs import LogTable
 
 
 def users_of(log: LogTable, schema: Schema, rows: LogRows) -> list[User]:
-    """Every user of the log."""
     last = _last(rows, rows.builder.user_column)
     ids: list[Any] = log.table[log.user].take(last).to_pylist()
     return [User(one, a) for one, a in zip(ids, _attributes(log, schema, rows, "user", last), strict=True)]

@@ -1,11 +1,9 @@
 # core
-"""What is shown of the gate before what is served: its state, the newest refusal and why, what serves instead.
+"""The gate before serving, as it is shown: its state, the newest refusal and its reason, the version that serves
+instead.
 
-::
-
-    learner's /metrics ──► state, verdicts by check, rows in quarantine ──┐
-    learner's GET /model ──► the newest refusal in words ─────────────────┼──► Gate ──► page, terminal
-    scorer's /metrics ──► the version that serves ────────────────────────┘
+State, verdicts by check and rows in quarantine come from the learner's ``/metrics``, the newest refusal in words from
+its ``GET /model``, the version that serves from the scorer's ``/metrics``.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ NOTHING_NEW = {
     "blocked": "samples are refused and kept in quarantine; nothing newer is served",
     "held": "a person holds what is served; learning goes on",
 }
-"""By state in which the newest version is not the one that serves: what that means."""
+"""What each state means in which the newest version does not serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +47,13 @@ def gate_of(
     before: Gate,
     observed: Counts | None = None,
 ) -> Gate:
-    """The gate now. A learner that was restarted does not know what an earlier process refused: that stays as it was.
+    """The gate now. A restarted learner does not know an earlier process's refusals, so those stay as they were.
 
     Args:
         states: the gauge of states: 1 for the one that holds.
         passed, refused, unjudged, observed: verdicts by check.
         admin: the learner's ``GET /model``; empty: it did not answer.
-        before: the gate when it was looked at last.
+        before: the gate at the look before.
     """
     state = next((name for name, value in states.items() if value == 1), None)
     passed, refused, unjudged, observed = (

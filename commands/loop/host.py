@@ -5,10 +5,9 @@
 
     services (broker, Redis) ► topics ► roles ► (ready) ► tick, tick, tick ... ► roles stop ► services stop
 
-A host has a folder, a supervisor of roles, a monitor with a thread of its own, and a view for the terminal. What a run
-does is the owner's: it calls :meth:`Host.wait`, which looks at everything a few times a second meanwhile. Roles and
-services are processes that cannot outlive this one. One that ends is started again. The broker then has its files.
-Redis is empty, and the stream fills it: the mark that says it was filled is gone with the rest.
+The command calls :meth:`Host.wait`, which meanwhile looks at everything a few times a second. Roles and services
+cannot outlive this process. One that ends is started again: the broker has its files, and the stream fills an empty
+Redis, since the mark that says that it was filled is gone too.
 """
 
 from __future__ import annotations
@@ -48,12 +47,12 @@ from millrace.processes.supervisor import Patience, Supervisor
 T = TypeVar("T")
 
 READY_SECONDS = 300.0
-"""In a fresh clone, on a busy machine, the roles compile their kernels for a minute or two."""
+"""In a fresh clone on a busy machine, the roles compile their kernels for a minute or two."""
 SLOW_SECONDS = 15.0
 """A start that takes longer is explained."""
 TICK_SECONDS = 0.25
 READS = 5
-"""A broker may go away so often, less one, while it is read from."""
+"""Tries to read from a broker that goes away."""
 HEALTH_SECONDS = 0.5
 """Between two looks at the services: all wait for one that died."""
 NAMED_SECONDS = 10.0
@@ -65,7 +64,7 @@ class Host:
 
     Args:
         settings: addresses that are set are used, others are started.
-        folder: of the run; logs go to ``logs`` in it, which must be there.
+        folder: of the run; its ``logs`` must exist.
         ending: set when the run shall end; waiting on it is how time passes.
         shown: what view and page show of the run.
         speed: of event time.
@@ -106,21 +105,21 @@ class Host:
         )
 
     def memory(self) -> dict[str, int]:
-        """Resident memory of every process of this run, in bytes; a broker or Redis that is not ours left out."""
+        """Resident memory of every process of this run, in bytes, without a broker or Redis that is not ours."""
         services = {service.name: service.pid for service in self.services}
         processes = {name: role.process for name, role in list(self.supervisor.roles.items())}
         roles = {name: process.pid if process is not None else None for name, process in processes.items()}
         return resident({**roles, **services, self.name: os.getpid()})
 
     def say(self, line: str) -> None:
-        """A line for whoever watches, in the terminal and on the page."""
+        """Shows a line in the terminal and on the page."""
         self.notes.append(line)
         self.view.say(line)
 
     # -- time ------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Looks at roles and services once and shows the state; called a few times a second.
+        """Looks at roles and services, and shows the state; called a few times a second.
 
         Raises:
             ServiceError: a role or service died so often that it is given up.
@@ -136,7 +135,7 @@ class Host:
         self.view.tick()
 
     def lost(self, service: EmbeddedBroker | EmbeddedRedis) -> None:
-        """Starts a service of ours that ended again, at the address that everybody knows.
+        """Starts a service of ours that ended again, at the same address.
 
         Raises:
             ServiceError: it ended too often in short succession, or does not start.
@@ -174,7 +173,7 @@ class Host:
         """Reads from the broker in a thread of its own, and watches roles and services meanwhile.
 
         Args:
-            work: is begun again when a broker that went away is back.
+            work: begins again when a broker that went away is back.
 
         Raises:
             BrokerError: it does not come back, or goes away again and again.
@@ -259,7 +258,7 @@ class Host:
             ports: the metrics port of each role.
             targets: URL of each role's ``/metrics``.
             get: fetches a URL.
-            learner: base URL of the learner's admin port, which says why something was refused.
+            learner: base URL of the learner's admin port, which gives the reasons of refusals.
         """
         self._ports = ports
         clock = self.settings.event_clock()
@@ -268,7 +267,6 @@ class Host:
         return self.monitor
 
     def start(self, name: str) -> None:
-        """Starts a role, with the settings of now."""
         own = msgspec.structs.replace(self.settings, metrics_port=self._ports[name])
         clean = {k: v for k, v in os.environ.items() if not k.startswith("MILLRACE_")}
         # The roles share few cores. With a pool of threads in each they would only wait for one another.
@@ -276,7 +274,7 @@ class Host:
         self.supervisor.start(name, env, needed=name != "shadow")  # a model on trial may not end what serves
 
     def await_roles(self, names: Iterable[str]) -> None:
-        """Waits until the named roles are ready; a scorer, until it answers with a model: items may come later.
+        """Waits until the named roles are ready; for a scorer, until it answers with a model: items may come later.
 
         Raises:
             ServiceError: one is not ready in time, or died too often.
@@ -334,11 +332,7 @@ def works(picture: Picture, name: str) -> bool:
 
 
 def made(folder: Path) -> Path:
-    """The folder of a run, with ``logs`` in it.
-
-    Raises:
-        SettingError: it cannot be made.
-    """
+    """The folder of a run, with ``logs`` in it. Raises SettingError if it cannot be made."""
     try:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -350,11 +344,7 @@ log = structlog.get_logger("loop")
 
 
 def wait_for_redis(address: str, patience_seconds: float) -> None:
-    """Waits until Redis answers.
-
-    Raises:
-        StoreError: it did not within ``patience_seconds``.
-    """
+    """Waits until Redis answers. Raises StoreError if it did not within ``patience_seconds``."""
     try:
         client = redis.Redis.from_url(
             redis_url(address), socket_connect_timeout=2.0, socket_timeout=2.0, retry=Retry(NoBackoff(), 0)

@@ -1,9 +1,8 @@
 # shell
-"""One picture of the running loop: every role's ``/metrics``, the scorer's and the learner's ``/model``, once a second.
+"""One picture of the running loop: every role's ``/metrics``, the scorer's and the learner's ``/model``, each second.
 
-The terminal view, the live page and the report all read this picture, so they cannot disagree. A role that restarts
-does not answer for a while. Its last figures stay, and its counters go on from their last values, so a total never
-falls.
+Terminal view, live page and report all read this picture, so they cannot disagree. While a role restarts and does not
+answer, its last figures stay. Its counters go on from their last values, so a total never falls.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Labels = tuple[tuple[str, str], ...]
 
 _STARTED = "process_start_time_seconds"
 _SAME_START_S = 0.05
-"""Start times that differ by less are of one process: a role is started again a quarter of a second later at least."""
+"""Start times that differ by less are of one process: a restart takes at least a quarter of a second."""
 
 
 class RoleMetrics:
@@ -46,7 +45,6 @@ class RoleMetrics:
         self._started: float | None = None  # when the present life began
 
     def update(self, text: str) -> None:
-        """Takes in one answer of ``/metrics``."""
         now: dict[tuple[str, Labels], float] = {}
         for family in text_string_to_metric_families(text):
             if not family.name.endswith("_created"):  # the client's own addition to each counter
@@ -66,8 +64,8 @@ class RoleMetrics:
         self._now = now
 
     def gauge(self, name: str, **labels: str) -> float | None:
-        """A gauge now: the sum over the label sets that carry ``labels``. None when there is no such set, or no number
-        yet: a role gives NaN where it has measured nothing."""
+        """A gauge now: the sum over the label sets that carry ``labels``. None when there is no such set, or while it
+        is NaN, because the role has measured nothing."""
         wanted = labels.items()
         found = [v for (n, have), v in self._now.items() if n == name and wanted <= dict(have).items()]
         total = sum(found)
@@ -114,11 +112,7 @@ def _answered(
 
 
 def fetch(url: str, timeout_seconds: float = 1.0, headers: Mapping[str, str] | None = None) -> str:
-    """The body of a plain HTTP GET.
-
-    Raises:
-        OSError: there is no answer, or not one with status 200.
-    """
+    """The body of a plain HTTP GET. Raises OSError without an answer of status 200."""
     with _answered(url, timeout_seconds, headers) as (answer, _):
         body = answer.read()
         if answer.status != 200:
@@ -127,12 +121,8 @@ def fetch(url: str, timeout_seconds: float = 1.0, headers: Mapping[str, str] | N
 
 
 def readiness(base: str, timeout_seconds: float = 1.0) -> tuple[int, str, float | None]:
-    """What a scorer or an intake says of itself: the status of ``/readyz``, its reason, and by how many seconds its
-    machine's clock is ahead of ours; None: it does not tell.
-
-    Raises:
-        OSError: there is no answer.
-    """
+    """The state of a scorer or an intake: the status of ``/readyz``, its reason, and by how many seconds its machine's
+    clock is ahead of ours (None: unknown). Raises OSError without an answer."""
     with _answered(f"{base}/readyz", timeout_seconds) as (answer, asked_s):
         middle_s = (asked_s + time.time()) / 2
         body, date = answer.read(65_536), answer.getheader("date")
@@ -165,8 +155,8 @@ class Monitor:
         targets: URL of each role's ``/metrics`` by role name.
         scorer: base URL of the scorer, for ``/model``.
         clock: the event clock of the run.
-        get: fetches a URL (tests hand in a fake network).
-        memory: tells how much memory each process of the run holds, in bytes by name.
+        get: fetches a URL (tests pass a fake network).
+        memory: gives each process's memory, in bytes by name.
         learner: base URL of the learner's admin port, for its ``/model``; empty: it has none.
     """
 
@@ -206,7 +196,7 @@ class Monitor:
             self.look()
 
     def look(self) -> Picture:
-        """Asks every role once, now. The owner's thread may call it too, when it needs figures of this moment."""
+        """Asks every role now. The owner's thread may call it too, when it needs figures of this moment."""
         with self._lock:
             answers = dict.fromkeys(self.roles, False)
             for name, url in self._targets.items():
@@ -245,7 +235,7 @@ class Monitor:
         return gate_of(states, passed, refused, unjudged, admin, self.picture.gate, observed)
 
     def ended(self, name: str, text: str | None) -> None:
-        """A role was stopped. It is not asked again: its port may soon be another process's.
+        """Notes that a role was stopped. It is not asked again: its port may soon be another process's.
 
         Args:
             text: the metrics that it wrote when it ended; None: it could not, so its last answer must do.
@@ -320,8 +310,8 @@ class Monitor:
 
 
 def _traffic(roles: Mapping[str, RoleMetrics]) -> dict[str, float | None]:
-    """What was sent. The simulator knows it, and the true click probabilities too. Where there is none, people and
-    programs send: then the stream tells what it took in, and what only a simulator could know is None."""
+    """Traffic as the simulator counts it, with the true click probabilities. Without a simulator the stream tells what
+    it took in, and figures that only a simulator knows are None."""
     arms = [(what, arm) for what in ("exposures", "clicks") for arm in ("model", "control")]
     simulate, stream = roles.get("simulate"), roles.get("stream", RoleMetrics())
     if simulate is None:
@@ -343,7 +333,6 @@ def _traffic(roles: Mapping[str, RoleMetrics]) -> dict[str, float | None]:
 
 
 def _intake(intake: RoleMetrics, archive: RoleMetrics) -> dict[str, float | None]:
-    """What came in by HTTP, and what was written down."""
     lines = "millrace_intake_lines_total"
     return {
         "intake_kept": intake.total(lines, verdict="kept"),

@@ -1,12 +1,9 @@
 # core
 """The Prometheus configuration of one loop on one machine: which addresses to ask, and as which role.
 
-::
-
-    {"stream": "http://127.0.0.1:8702/metrics", ...} ──► scrape_configs, job "millrace", label role="stream"
-
-The job and the label are those of ``deploy/prometheus.yml``, so that the dashboard and the alert rules in ``deploy/``
-fit both. Simulator and shadow have jobs of their own there and here: no alert misses them where a shop has none.
+Job "millrace" and label "role" are those of ``deploy/prometheus.yml``, so that the dashboard and the alert rules in
+``deploy/`` fit both. Simulator and shadow have jobs of their own there and here: no alert misses them where a shop has
+none.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # core
-"""The run so far as a few hundred points. The page draws them, and the terminal shows them as a sparkline.
+"""The run so far as a few hundred points, which the page draws and the terminal shows as a sparkline.
 
-A demo may run for days. When the list is full, every second point is dropped and points are added half as often. So
-memory and the page's payload are bounded, and the whole run stays visible.
+When the list is full, every second point is dropped and points are added half as often. So memory and the page's
+payload are bounded however long the run, and the whole run stays visible.
 """
 
 from __future__ import annotations
@@ -44,12 +44,7 @@ KeyFigures = Mapping[str, float | None]
 
 
 class Series:
-    """Points of a run, at most ``limit``.
-
-    Args:
-        limit: points kept.
-        ctr_seconds: click rates are over this many: control pages are few.
-    """
+    """Points of a run, at most ``limit``. Click rates are over ``ctr_seconds``, since control pages are few."""
 
     def __init__(self, limit: int = 600, ctr_seconds: float = 30.0) -> None:
         self.points: list[tuple[float | None, ...]] = []

@@ -33,7 +33,6 @@ class Shown:
     resumed: bool = False
     """Whether the run goes on from state that was there: its counts and its figures of quality begin again."""
     addresses: dict[str, str] = field(default_factory=dict)
-    """Where things are, by what they are called."""
 
     @property
     def simulated(self) -> bool:
@@ -58,11 +57,8 @@ def state_of(
     Args:
         phase: one of :data:`PHASES`.
         started_wall_ms: when the traffic began; 0 before.
-        speed: of event time.
         monitor: None before the roles have addresses.
-        supervisor: for states, restarts and process ids.
         notes: messages about the run, newest last.
-        shown: the rest.
     """
     picture = monitor.picture if monitor else Picture()
     series = monitor.series if monitor else Series()
@@ -134,7 +130,6 @@ def _role(
 
 
 def _says(name: str, f: Mapping[str, float | None]) -> str:
-    """A role's key figures in a few words."""
     if name == "simulate":
         return f"{count(f.get('exposures'))} exposures, {count(f.get('clicks'))} clicks"
     if name == "stream":

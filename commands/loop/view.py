@@ -21,7 +21,6 @@ _COLOURS = {"running": "green", "starting": "yellow", "waiting": "yellow", "gave
 
 
 def line_of(state: State) -> str:
-    """The state in one line, for logs and pipes."""
     f = state["figures"]
     roles = [f"{r['name']} {r['state']}" for r in state["roles"] if r["state"] not in ("running", "not started")]
     oracle = f"oracle {fixed(f.get('oracle_auc'))} " if state["simulated"] else ""
@@ -42,7 +41,6 @@ def line_of(state: State) -> str:
 
 
 def table_of(state: State, page: str) -> RenderableType:
-    """The state as the live table."""
     f = state["figures"]
     roles = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
     for column in ("role", "state", "restarts", "memory", "figures"):
@@ -137,7 +135,6 @@ class View:
         return table_of(self._state(), self.page)
 
     def say(self, line: str) -> None:
-        """Prints a line that stays."""
         self._console.print(line, markup=False)
 
     def tick(self) -> None:

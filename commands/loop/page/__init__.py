@@ -1,5 +1,5 @@
 # shell
-"""The live page: one HTML file, its style and script, and the small server that hands them out on loopback."""
+"""The live page: one HTML file, its style and script, and the small server that serves them on loopback."""
 
 from commands.loop.page.server import PageServer
 

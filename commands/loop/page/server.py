@@ -97,7 +97,6 @@ class PageServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Answers the open requests, and ends."""
         self._server.should_exit = True
         self._thread.join(_DRAIN_SECONDS + 3)
         self._listener.close()
