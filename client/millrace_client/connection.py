@@ -50,6 +50,59 @@ Made = TypeVar("Made")
 Nothing = TypeVar("Nothing")
 
 
+class Requests:
+    """Sends requests, and tries them again."""
+
+    def __init__(self, options: Options, transport: httpx.AsyncBaseTransport | None, first_pause_s: float) -> None:
+        self.closed = False
+        self._options, self._first_pause_s = options, first_pause_s
+        # Not by the environment's proxy: that would be asked for loopback addresses too.
+        self._http = httpx.AsyncClient(transport=transport, timeout=options.timeout_s, trust_env=False)
+
+    async def close(self) -> None:
+        self.closed = True
+        await self._http.aclose()
+
+    async def patiently(self, call: Call) -> Answer:
+        """An answer that is neither 429 nor 5xx, within ``patience_s``."""
+        tries = self.tries(self._options.patience_s)
+        while True:
+            try:
+                answer = await self.ask(call)
+                if answer.status == 429 or answer.status >= 500:
+                    raise failure_of(call, answer)
+                return answer
+            except (TooMuch, Unavailable) as error:
+                await self.pause(tries, error)
+
+    def tries(self, seconds: float | None) -> Tries:
+        """When to try again, for so long; None: for ever."""
+        until_s = None if seconds is None else time.monotonic() + seconds
+        return Tries(until_s, random.random, self._first_pause_s)
+
+    async def pause(self, tries: Tries, error: TooMuch | Unavailable) -> None:
+        """Waits before the next try. Raises the error when there is no time for one."""
+        pause_s = tries.pause_s(error, time.monotonic())
+        if pause_s is None or self.closed:
+            raise error
+        await asyncio.sleep(pause_s)
+
+    async def ask(self, call: Call, tries: Tries | None = None) -> Answer:
+        """Sends one request, once. Raises Unavailable when nothing answers in time."""
+        if self.closed:
+            raise Unavailable("the client is closed", "make a new one")
+        left_s = self._options.timeout_s
+        if tries is not None and tries.until_s is not None:
+            left_s = max(0.001, tries.until_s - time.monotonic())
+        try:
+            answer = await self._http.request(
+                call.method, call.url, content=call.body, headers=call.headers, timeout=left_s
+            )
+        except httpx.HTTPError as error:
+            raise no_answer(call, error) from error
+        return Answer(answer.status_code, answer.content, {k.lower(): v for k, v in answer.headers.items()})
+
+
 class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
     """A shop's connection to Millrace, as :class:`~millrace_client.Millrace` and its asynchronous form have it.
 
@@ -76,15 +129,12 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
         first_pause_s: float = FIRST_PAUSE_S,
     ) -> None:
         self._options = options or Options()
-        self._first_pause_s = first_pause_s
         self._addresses = addresses(intake, scorer, token)
-        # Not by the environment's proxy: that would be asked for loopback addresses too.
-        self._http = httpx.AsyncClient(transport=transport, timeout=self._options.timeout_s, trust_env=False)
+        self._requests = Requests(self._options, transport, first_pause_s)
         self._waiting = Waiting(self._options.queue_size, self._options.batch_size, self._options.batch_seconds)
         self._troubles = Troubles(self._options.on_refused)
         self._changed = asyncio.Event()  # set, and replaced, at each change of what waits
         self._ending = False  # nothing new is taken; what waits is still sent
-        self._closed = False
         self._task: asyncio.Task[None] | None = None
 
     @abstractmethod
@@ -275,11 +325,11 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
 
     async def _deliver(self, lines: list[bytes]) -> None:
         """Sends a batch until it is kept or handed back."""
-        tries = Tries(None, random.random, self._first_pause_s)
+        tries = self._requests.tries(None)
         call = self._addresses.post("events", lines)
         while True:
             try:
-                receipt = read_receipt(call, await self._ask(call), lines)
+                receipt = read_receipt(call, await self._requests.ask(call), lines)
             except (TooMuch, Unavailable) as error:
                 self._troubles.latest = error
                 self._troubles.say(f"{len(lines)} events wait: {error}", time.monotonic())
@@ -307,24 +357,24 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
             raise failed
 
     async def _close(self, timeout_s: float) -> None:
-        if self._closed:
+        if self._requests.closed:
             return
         self._ending = True
         self._tell()
         try:
             await self._flush(timeout_s)
         finally:
-            self._closed = True
+            self._requests.closed = True
             if self._task is not None:
                 self._task.cancel()
                 await asyncio.wait([self._task])
-            await self._http.aclose()
+            await self._requests.close()
 
     async def _send_all(self, kind: Kind, lines: Iterable[bytes]) -> Receipt:
         receipts, refused = [], []
         for part in parts(lines):
             call = self._addresses.post(kind, part)
-            receipt = read_receipt(call, await self._patiently(call), part)
+            receipt = read_receipt(call, await self._requests.patiently(call), part)
             receipts.append(receipt)
             refused += refusals(part, receipt)
         if refused:
@@ -333,62 +383,25 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
 
     async def _delete(self, kind: Kind, identifier: Id) -> Receipt:
         call = self._addresses.delete(kind, identifier)
-        receipt = read_receipt(call, await self._patiently(call))
+        receipt = read_receipt(call, await self._requests.patiently(call))
         refused = refusals([str(identifier).encode()] * len(receipt.verdicts), receipt)
         if refused:
             raise Refused(refused)
         return receipt
 
     async def _page(self, call: Call, user_id: Id) -> Page:
-        tries = self._tries(self._options.page_s)
+        tries = self._requests.tries(self._options.page_s)
         while True:
             try:
-                return read_page(call, await self._ask(call, tries), user_id)
+                return read_page(call, await self._requests.ask(call, tries), user_id)
             except Unavailable as error:
-                await self._pause(tries, error)
+                await self._requests.pause(tries, error)
 
     async def _ready(self) -> bool:
         try:
-            return all([(await self._ask(call)).status == 200 for call in self._addresses.ready()])
+            return all([(await self._requests.ask(call)).status == 200 for call in self._addresses.ready()])
         except Unavailable:
             return False
-
-    async def _patiently(self, call: Call) -> Answer:
-        """An answer that is neither 429 nor 5xx, within ``patience_s``."""
-        tries = self._tries(self._options.patience_s)
-        while True:
-            try:
-                answer = await self._ask(call)
-                if answer.status == 429 or answer.status >= 500:
-                    raise failure_of(call, answer)
-                return answer
-            except (TooMuch, Unavailable) as error:
-                await self._pause(tries, error)
-
-    def _tries(self, seconds: float) -> Tries:
-        return Tries(time.monotonic() + seconds, random.random, self._first_pause_s)
-
-    async def _pause(self, tries: Tries, error: TooMuch | Unavailable) -> None:
-        """Waits before the next try. Raises the error when there is no time for one."""
-        pause_s = tries.pause_s(error, time.monotonic())
-        if pause_s is None or self._closed:
-            raise error
-        await asyncio.sleep(pause_s)
-
-    async def _ask(self, call: Call, tries: Tries | None = None) -> Answer:
-        """Sends one request, once. Raises Unavailable when nothing answers in time."""
-        if self._closed:
-            raise Unavailable("the client is closed", "make a new one")
-        left_s = self._options.timeout_s
-        if tries is not None and tries.until_s is not None:
-            left_s = max(0.001, tries.until_s - time.monotonic())
-        try:
-            answer = await self._http.request(
-                call.method, call.url, content=call.body, headers=call.headers, timeout=left_s
-            )
-        except httpx.HTTPError as error:
-            raise no_answer(call, error) from error
-        return Answer(answer.status_code, answer.content, {k.lower(): v for k, v in answer.headers.items()})
 
 
 def _now_ms() -> int:

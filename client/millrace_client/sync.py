@@ -62,7 +62,7 @@ class Millrace(Connection[bool, Receipt, Page, None]):
     def _start(self) -> MillraceClientError | None:
         """Starts the thread, where it does not run yet. Returns why nothing can be done on its loop."""
         with _starting:
-            if self._closed:
+            if self._requests.closed:
                 return Unavailable("the client is closed", "make a new one")
             if self._thread is None:
                 ready = threading.Event()
@@ -84,7 +84,7 @@ class Millrace(Connection[bool, Receipt, Page, None]):
             runner.run(self._end.wait())  # calls that still run then are cancelled
 
     def _report(self, event: Event | None) -> bool:
-        if self._closed:
+        if self._requests.closed:
             raise QueueFull("the client is closed", "make a new one")
         if threading.current_thread() is self._thread:  # on_refused: who makes room cannot wait for it
             return self._put(event)
@@ -92,7 +92,7 @@ class Millrace(Connection[bool, Receipt, Page, None]):
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Flushes, and ends the thread and the connections. Raises as :meth:`flush`; then the events are lost."""
-        if self._closed:
+        if self._requests.closed:
             return
         try:
             self._do(self._close(timeout_s))
@@ -100,7 +100,7 @@ class Millrace(Connection[bool, Receipt, Page, None]):
             self._join()
 
     def _join(self) -> None:
-        if self._thread is not None and self._closed:
+        if self._thread is not None and self._requests.closed:
             self._loop.call_soon_threadsafe(self._end.set)
             self._thread.join()
             atexit.unregister(self._at_exit)
