@@ -310,9 +310,9 @@ class Apart:
 
     held_out: int = 0  # of pages to judge models by
     over_limit: int = 0  # beyond what one id may teach
-    quarantined: int = 0  # ever put into quarantine, those that a way back put there with them
+    quarantined: int = 0  # ever put into quarantine, with those that a rollback put there
     released: int = 0  # of these learnt later
-    set_aside: int = 0  # taken out of the model by a person's way back
+    set_aside: int = 0  # taken out of the model by a rollback of a person
 
     @property
     def total(self) -> int:

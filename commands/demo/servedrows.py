@@ -35,7 +35,7 @@ class Served:
     position: NDArray[np.int64]
     label: NDArray[np.int8]  # clicked, by the labels that there are now
     score: NDArray[np.float32]  # that the page was served with; NaN where none was given, or a broken one
-    true: NDArray[np.float32]  # click probability, known to the simulator; NaN where nobody knows it
+    true: NDArray[np.float32]  # click probability, known to the simulator; NaN where unknown
     arm: NDArray[np.int8]  # index into ARMS; a page that no model made (its version is below 0) is logged
     own: NDArray[np.bool_]  # of this run, not of an earlier one in the same topics
     settled: NDArray[np.bool_]

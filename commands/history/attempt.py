@@ -94,7 +94,7 @@ def attempt(settings: Settings, say: Callable[[str], None] = lambda line: None) 
             alone = True
 
     try:
-        store.put(UNFINISHED, mark)  # first: another try that still writes sees it, and writes no more
+        store.put(UNFINISHED, mark)  # first: another attempt that is writing sees it, and stops
         if half:
             say(f"an earlier replay did not end: what it left in '{where}' is removed")
             _clear(settings)

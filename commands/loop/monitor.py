@@ -278,7 +278,7 @@ class Monitor:
             "stream_lag": stream.gauge("millrace_stream_lag"),
             "stream_loop_s": _loop_s(stream),
             "window_keys": stream.gauge("millrace_window_keys"),
-            # What a way back took out of the model was learnt from before; it is in quarantine, or set aside, since.
+            # Rows that a rollback took out of the model were learnt before, and are in quarantine or set aside now.
             "trained": learn.total("millrace_samples_trained_total") - learn.total("millrace_samples_taken_back_total"),
             **_apart(learn),
             "repeated": learn.total("millrace_samples_repeated_total"),

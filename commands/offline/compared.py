@@ -23,10 +23,10 @@ KINDS = (*INPUTS, OWN)
 def spec_of(model: str) -> dict[str, Any]:
     """The settings of a compared model.
 
-    The original's models take their numbers as they come, without a guard: they learn even a batch that harms them, as
+    The original's models take their numbers unscaled and without a guard: they learn even a batch that harms them, as
     in the original. Its "batch norm" is that of Ioffe and Szegedy after each residual unit's addition. ``default`` is
-    what Millrace starts with. A user's own model has no counterpart in the original: it runs as ``replay`` and the
-    learner run it.
+    what Millrace starts with. A user's own model has no counterpart in the original, and runs as in ``replay`` and the
+    learner.
     """
     if model == DEFAULT:
         return {}
@@ -43,8 +43,8 @@ def settings_of(model: str) -> str:
 
 
 def input_of(data: Dataset, kind: str, name: Literal["num", "frozen", "day_old"] = "num") -> NDArray[np.float32] | None:
-    """One of a dataset's inputs (n, N) in the kind that a model takes; None where the dataset has it not. Transforms of
-    a schema are the model's own work, so "own" are the plain numbers too; :data:`SCALED` names the scaled ones."""
+    """One of a dataset's inputs (n, N) in the kind that a model takes; None where the dataset lacks it. A schema's
+    transforms are the model's own work, so "own" are the plain numbers too; :data:`SCALED` names the scaled ones."""
     plain: NDArray[np.float32] | None = getattr(data, name)
     if plain is None or kind != "scaled":
         return plain

@@ -1,9 +1,8 @@
 # core
-"""A log as arrays on disk: features are made once, in event time. Every run of an experiment then reads them.
+"""A log as arrays on disk: features are made in event time, before all runs of an experiment, which then read them.
 
-An experiment trains dozens of models on the same exposures. Their features do not depend on the model. So the code that
-serves computes them once (:mod:`commands.replay.logfeatures`). They are written as ``.npy`` files and mapped into each
-worker's memory.
+Features do not depend on the model, so the code that serves computes them one time
+(:mod:`commands.replay.logfeatures`) for dozens of models. They are ``.npy`` files, mapped into each worker's memory.
 """
 
 from __future__ import annotations
@@ -46,14 +45,14 @@ def plain_schema(schema: Schema) -> Schema:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """n exposures in time order. ``day`` numbers ``days``; ``truth`` is NaN where the world is not known.
+    """n exposures in time order. ``day`` numbers ``days``; ``truth`` is NaN where the true probability is unknown.
 
     Grouped AUC compares the rows of a ``group``, scored with ``frozen`` in place of ``num`` unless that is None
     (:mod:`commands.replay.grouped`; ``compares`` says it in words).
 
-    ``day_old`` are the inputs that a daily job would have made: as ``num``, but windows hold only what happened before
-    the midnight that the row's local day begins with, and are read then. All of a day's rows of one key see the same
-    counts. Where a log's own days do not begin at midnight, they are read at the day's first row.
+    ``day_old`` are the inputs of a daily job: as ``num``, but windows are read at the midnight that begins the row's
+    local day, with what happened before it. All of a day's rows of one key see the same counts. Where a log's own days
+    do not begin at midnight, windows are read at the day's first row.
 
     ``delay_ms`` says how long after its exposure a click came.
     """
@@ -179,8 +178,8 @@ def prepare(
 def _day_starts(
     day: NDArray[np.int32], days: Sequence[str], ts_ms: NDArray[np.int64], offset_ms: int
 ) -> Iterator[tuple[int, int, NDArray[np.intp]]]:
-    """(the first row of the time at which a day begins, the midnight before it, some of the day's rows), day by day. In
-    place of a midnight that does not part the day's rows from those before, the time of that first row."""
+    """(the first row of the time at which a day begins, the midnight before it, some of the day's rows), day by day.
+    The time of that row replaces a midnight that does not part the day's rows from those before."""
     ends = np.append(np.flatnonzero(np.diff(day)) + 1, len(day))
     start = 0
     for end in ends.tolist():
@@ -224,8 +223,8 @@ def open_dataset(folder: Path, schema: Schema, days: tuple[str, ...]) -> Dataset
 
 
 def scaled(data: Dataset, train: slice) -> NDArray[np.float32]:
-    """``num`` as well-scaled inputs: ``log1p``, then mean 0 and variance 1 over the training rows. Written beside the
-    dataset (:data:`SCALED`) and mapped; (n, N). ``frozen`` and ``day_old`` are scaled like it."""
+    """``num`` as well-scaled inputs (n, N): ``log1p``, then mean 0 and variance 1 over the training rows. Written
+    beside the dataset (:data:`SCALED`) and mapped. ``frozen`` and ``day_old`` are scaled like it."""
     path = data.folder / SCALED["num"]
     out = np.lib.format.open_memmap(path, "w+", np.float32, data.num.shape)
     total, square, count = 0.0, 0.0, 0

@@ -16,14 +16,14 @@ _SCORED_AT_ONCE = 4096
 
 
 def learn(model: Learning, data: Dataset, rows: slice, num: NDArray[np.float32]) -> list[float]:
-    """Learns the rows once, in time order. Returns each batch's mean loss before it was learnt."""
+    """Learns the rows in time order. Returns each batch's mean loss before it was learnt."""
     return [model.learn(batch).loss for batch in data.batches(rows, BATCH_ROWS, num)]
 
 
 def learn_shuffled(
     model: Learning, data: Dataset, rows: slice, num: NDArray[np.float32], rng: np.random.Generator
 ) -> None:
-    """Learns the rows once, in an order drawn from ``rng``, as a batch job over stored data does."""
+    """Learns the rows in an order drawn from ``rng``, as a batch job over stored data does."""
     order = rng.permutation(np.arange(rows.start, rows.stop))
     for at in range(0, len(order), BATCH_ROWS):
         model.learn(data.batch(np.sort(order[at : at + BATCH_ROWS]), num))

@@ -1,5 +1,5 @@
 # core
-"""One learner, and models that follow it: each takes over the learner's weights at times of its own.
+"""One learner, and models that follow it: each takes over the learner's weights at its own times.
 
 ::
 
@@ -8,22 +8,20 @@
     daily       S────────────S─────────S──────────────S───►
     hourly      S────────S───S────S────S────S─────────S───►
     every batch S────S───S───S────S────S────S────S────S───►
-                learn b0, learn b1, ...                           once for all of them
 
-The learner's way does not depend on who follows it. So one pass of learning serves all. Nor do a row's features depend
-on the model. So a version is never copied: when a model synchronises at batch b, the learner as it is scores at once
-all rows that this version will ever score, up to the model's next S. Models that synchronise at b for equally long
-share the scores.
+The learner does not depend on its followers, so one pass of learning serves all. Features do not depend on the model,
+so no version is copied: when a model synchronises at batch b, the learner scores all rows up to that model's next S.
+Models with equal spans share the scores.
 
-Rows are scored in the pieces in which one model alone would score them. For sums of a matrix product may differ in the
-last bit with its number of rows. So the scores are to the bit those of models that learn and score apart.
+Rows are scored in the pieces in which one model alone would score them, because sums of a matrix product may differ in
+the last bit with its number of rows. So scores equal, to the bit, those of models that learn and score apart.
 
-Batches are cut where a day begins and, if asked for, at each time at which a model synchronises. Where they are not
-cut, a model synchronises before the first batch that begins after its time.
+Batches are cut where a day begins and, if asked for, at each synchronisation. Without such a cut, a model synchronises
+before the first batch that begins after its time.
 
-Rows of one time are scored by one version, as in a replay: the rows of a page are compared with each other, and nobody
-has learnt from one of them when the next is scored. So a batch ends where a time does. A time with more rows than a
-batch is learnt in several batches, and no model synchronises between them.
+One version scores all rows of one time, as in a replay, because the rows of a page are compared with each other. So a
+batch ends where a time does. A time with more rows than a batch is learnt in several, without a synchronisation
+between them.
 """
 
 from __future__ import annotations
@@ -86,12 +84,12 @@ class Plan:
         return found
 
     def per_row(self, of_batch: NDArray[np.intp]) -> NDArray[np.intp]:
-        """What is known of each batch (b,), for each row."""
+        """Spreads a figure of each batch (b,) over the batch's rows."""
         return np.repeat(of_batch, np.diff(self.bounds))
 
     def staleness_ms(self, name: str, ts_ms: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How much older than each row the newest exposure is that its model has learnt. ``ts_ms`` (n,) of the whole
-        log. (rows,)"""
+        """How much older than each row its model's newest learnt exposure is, (rows,). ``ts_ms`` (n,) are of the whole
+        log."""
         newest = np.maximum(self.bounds[self.version(name)] - 1, 0)
         age: NDArray[np.int64] = ts_ms[self.rows] - ts_ms[self.per_row(newest)]
         return age
@@ -106,7 +104,7 @@ def plan_of(
         ts_ms: time of each row of the log, ascending, (n,).
         syncs: the models.
         cut: at whose times batches are cut; all are cut where a day begins.
-        offset_ms: of local time: hours and minutes are counted from the local midnight.
+        offset_ms: of local time: hours and minutes count from the local midnight.
 
     Raises:
         SettingError: unknown names.
@@ -142,7 +140,7 @@ def plan_of(
 
 
 def _batches(ts_ms: NDArray[np.int64], start: int, stop: int) -> NDArray[np.intp]:
-    """The first rows of the batches of rows [start, stop), :data:`~commands.offline.epochs.BATCH_ROWS` each at most. A
+    """The first rows of the batches of rows [start, stop), at most :data:`~commands.offline.epochs.BATCH_ROWS` each. A
     batch ends where a time does, unless all of it is of one time."""
     firsts = [start]
     while (full := firsts[-1] + epochs.BATCH_ROWS) < stop:
@@ -172,13 +170,13 @@ def follow(
     clock: Callable[[], float] = lambda: 0.0,
     tick: Callable[[int], None] = lambda rows: None,
 ) -> Followed:
-    """The scores of all models of a plan, by a trained ``model`` that learns the plan's rows once.
+    """The scores of all models of a plan, by a trained ``model`` that learns the plan's rows.
 
     Args:
         num: (n, N) inputs to score and learn with.
-        frozen: (n, N) inputs with windows as of the start of each day, to score each day with at its start besides.
+        frozen: (n, N) inputs with windows as of the start of each day, for additional scores of the day at its start.
         clock: in seconds, for the figures of time.
-        tick: is told how many rows have been learnt.
+        tick: takes the number of rows that have been learnt.
     """
     rows, batches = plan.rows, len(plan.bounds) - 1
     n = rows.stop - rows.start

@@ -6,18 +6,16 @@
     training days ──► start ─┬─ frozen            scores every day
                              ├─ more epochs       learns the training days twice more, then scores every day
                              ├─ daily rounds      scores a day, then learns it: one incremental round a day
-                             ├─ replayed daily    scores a day, then begins anew and learns all to its end, in order
+                             ├─ replayed daily    scores a day, then starts empty and learns all to its end, in order
                              ├─ retrained daily   the same, but shuffled: the usual batch job
                              └─ micro-batches     scores some rows, then learns them
 
-"Frozen", "daily rounds" and "micro-batches" follow one learner (:mod:`commands.offline.follow`), as the models of
-``millrace log freshness`` do. So the two commands give the same figures where they are given the same batches.
+"Frozen", "daily rounds" and "micro-batches" follow one learner (:mod:`commands.offline.follow`), as in ``millrace log
+freshness``: with the same batches the two commands give the same figures.
 
-"Replayed daily" learns what "daily rounds" has learnt, in the same order; batches are only cut elsewhere. It shows that
-a round loses nothing compared with a new start. "Retrained daily" shows what batch training may gain over both by
-mixing its days.
-
-Nothing is learnt after the last test day, since nothing is scored afterwards.
+"Replayed daily" learns what "daily rounds" has learnt, in the same order with other batches, and shows that a round
+loses nothing against a new start. "Retrained daily" shows what a batch job may gain by mixing its days. Nothing is
+learnt after the last test day, since nothing is scored afterwards.
 """
 
 from __future__ import annotations
@@ -59,9 +57,8 @@ def keep_up(
     """Each way's scores of each of ``days`` (rows), by an untrained ``model`` that learns ``train`` (rows) first.
 
     Every way starts from the same trained model (:meth:`~learner.ranker.model.OnlineModel.resume` is exact to the
-    bit), so ways differ only in what they do after it. ``rng`` draws the orders of "retrained daily". ``cut``: at
-    which times the batches of the test days are cut, besides where a day begins
-    (:data:`commands.offline.follow.SYNCS`).
+    bit). ``rng`` draws the orders of "retrained daily". ``cut``: the synchronisations
+    (:data:`commands.offline.follow.SYNCS`) at which the batches of the test days are cut, besides where a day begins.
     """
     untrained = model.snapshot()
     # The end of the training's last whole batch: learning on from here in one pass cuts no batch short.
@@ -107,8 +104,8 @@ def retrained(
     days: Sequence[slice],
     rng: np.random.Generator,
 ) -> Iterator[slice]:
-    """Yields each of ``days`` but the first, when ``model`` is ready to score it: an untrained one, which begins anew
-    before each day and learns all rows before it, shuffled. Its cost grows with the square of the days."""
+    """Yields each of ``days`` but the first, when ``model`` is ready to score it: it starts untrained before each day
+    and learns all rows before it, shuffled. The cost grows with the square of the days."""
     untrained = model.snapshot()
     for past, day in pairwise(days):
         model.resume(*untrained)
@@ -138,7 +135,7 @@ def ways_of(results: Sequence[Result]) -> list[dict[str, Any]]:
     """A row a way, over the seeds of one model and kind of input. Differences are paired by seed.
 
     ``last_day_over_start`` is the AUC of the last day less that of the start on the first, in AUC and in per cent of
-    the start's: what rounds added. Days also differ by themselves; the row of "frozen" shows by how much.
+    the start's: the gain of rounds. Days also differ by themselves; the row of "frozen" shows by how much.
     """
     rows = []
     for way in WAYS:
@@ -161,8 +158,8 @@ def ways_of(results: Sequence[Result]) -> list[dict[str, Any]]:
 def days_of(results: Sequence[Result], days: Sequence[str], oracle: Sequence[float | None]) -> list[dict[str, Any]]:
     """A row for each way and test day, over the seeds of one model and kind of input.
 
-    ``rounds`` says how many whole days after the training "daily rounds" has learnt by then; ``oracle`` is the AUC of
-    the true probabilities on each day, where the world is known.
+    ``rounds`` counts the whole days after the training that "daily rounds" has learnt by then; ``oracle`` is the AUC
+    of the true probabilities on each day, where these are known.
     """
     rows = []
     for way in WAYS:

@@ -41,8 +41,8 @@ def local_hours(ts_ms: NDArray[np.int64], schema: Schema) -> NDArray[np.int64]:
 
 
 def slice_of(log: LogTable, schema: Schema, name: str) -> Slice:
-    """The slices of a log by a column: by its most frequent values, or by quarters of a number. ``hour`` and
-    ``weekday`` are the exposure's own, as in the schema's fields.
+    """Slices of a log by a column's most frequent values, or by quarters of a number. ``hour`` and ``weekday`` are the
+    exposure's own, as in the schema's fields.
 
     Raises:
         SettingError: neither the log nor its side tables have such a column, or the schema does not read it.

@@ -15,7 +15,7 @@ from typing import Any
 def pool(
     workers: int | None, begin: Callable[..., None] | None = None, given: tuple[Any, ...] = ()
 ) -> Iterator[Executor]:
-    """Worker processes; what has not begun is given up when the experiment fails.
+    """Worker processes; runs that have not begun are cancelled when the experiment fails.
 
     Args:
         workers: how many (default: one for each core); 0 runs all in this process.
@@ -36,7 +36,7 @@ def pool(
 
 
 class _Here(Executor):
-    """Runs what is submitted at once, in this process."""
+    """Runs submitted work immediately, in this process."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()

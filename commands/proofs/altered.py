@@ -12,8 +12,8 @@
                                       waits for its label at T may get one
     side tables ------ | = ~~~~~~     rows that hold from after T on: other values (:func:`altered_side`)
 
-What anybody could know before T is as it was: exposures before it with all their fields, actions before it, and labels
-that became known before it. So are those at T that keep their fields, of which only the fields are known.
+Unchanged is all that anybody could know before T: exposures before it with their fields, actions before it, and labels
+that became known before it. Exposures at T that keep their fields are unchanged in these alone.
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ _NEVER = np.iinfo(np.int64).max
 
 
 class Altered(NamedTuple):
-    """Another future."""
-
     log: LogTable
     same: NDArray[np.intp]
     """Rows whose fields are as they were, ascending; they have their places in both logs."""
@@ -108,8 +106,8 @@ def _moved(
 
 
 def _shuffled(column: pa.ChunkedArray, other: NDArray[np.bool_], rng: np.random.Generator) -> pa.ChunkedArray:
-    """The column with other values in the rows ``other`` (n,): drawn from all of it; of texts and of numbers with a
-    fraction some are new, and some of these numbers greater or smaller than any."""
+    """The column with other values in the rows ``other`` (n,), drawn from all of it. Some texts and some numbers with
+    a fraction are new, and some of these numbers are greater or smaller than any."""
     n = len(column)
     if not other.any():
         return column
@@ -127,11 +125,8 @@ def _shuffled(column: pa.ChunkedArray, other: NDArray[np.bool_], rng: np.random.
 
 
 def altered_side(table: pa.Table, holds_ms: NDArray[np.int64], on: str, at: str, at_ms: int, seed: int) -> pa.Table:
-    """A side table whose rows that hold from after ``at_ms`` have other values.
-
-    Args:
-        holds_ms: (n,) the times of validity.
-    """
+    """A side table whose rows that hold from after ``at_ms`` have other values. ``holds_ms``: (n,) the times of
+    validity."""
     rng = np.random.default_rng(seed)
     for n, name in enumerate(table.column_names):
         if name not in (on, at):

@@ -1,11 +1,5 @@
 # core
-"""What the archive of a live loop holds, as arrays: exposures as replay reads them, and their features as logged.
-
-::
-
-    exposures ─► read_log ─► LogRows         n rows, in order of time
-    features ──► Logged                      m of these rows: cat, num as logged
-"""
+"""The archive of a live loop as arrays: n exposures as replay reads them, m of them with features as logged."""
 
 from __future__ import annotations
 
@@ -43,8 +37,6 @@ class Logged:
 
 @dataclass(frozen=True, slots=True)
 class Archived:
-    """See the module's text."""
-
     schema: Schema
     log: LogTable
     rows: LogRows
@@ -60,7 +52,7 @@ class Archived:
 
 
 def read_archive(folder: Path) -> Archived:
-    """Reads the archive in ``folder``. A loop may write to it meanwhile: its files are whole once they are there.
+    """Reads the archive in ``folder``. A loop may write to it meanwhile: its files appear whole.
 
     Raises:
         LogError: there is no archive, or none with features.
@@ -81,7 +73,7 @@ def read_archive(folder: Path) -> Archived:
 
 
 def _named(request: pa.Array, position: pa.Array, user: pa.Array) -> pa.Array:
-    """What each exposure is called. Two users' clients may give their pages one name, so the user is part of it."""
+    """The name of each exposure. Two users' clients may give their pages one name, so the user is part of it."""
     texts = [pc.cast(column, pa.string()) for column in (position, user, request)]
     return flat(pc.binary_join_element_wise(*texts, " "))
 

@@ -1,5 +1,5 @@
 # core
-"""The leak audit: a log is run twice, with another future the second time. Nothing before may differ, to the bit.
+"""The leak audit: a log is run twice, with another future the second time. Everything before must be equal to the bit.
 
 ::
 
@@ -11,9 +11,9 @@
                  these, and the last bits of a sum depend on how many rows are summed: rounding is allowed there
     label        samples that are known before T: which row, when, with which label. Labels known later may differ
 
-Exposures at T are among them, with their fields as they were and their labels altered (:mod:`commands.proofs.altered`):
-so an exposure that sees its own label is found. Where features differ, both logs are run again without a model: their
-values are noted, and the columns named.
+Exposures at T are compared too, with their fields as they were and their labels altered
+(:mod:`commands.proofs.altered`), which finds an exposure that sees its own label. Where features differ, both logs are
+run again without a model, to name the columns.
 """
 
 from __future__ import annotations
@@ -58,8 +58,6 @@ class Leak:
 
 @dataclass(slots=True)
 class Audit:
-    """What an audit compared and found."""
-
     rows: int
     cuts: list[dict[str, int]] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
@@ -155,14 +153,14 @@ def audit(
     another: Callable[[int, int], AbstractContextManager[LogTable]] | None = None,
     tick: Callable[[str], None] = lambda _: None,
 ) -> Audit:
-    """Runs the log, then once for each of some random times with another future.
+    """Runs the log, then again for each of some random times with another future.
 
     Args:
         model: makes an untrained model; every run gets its own.
         seed: of the times and of the alterations.
         another: the log with side tables that are altered after a time (time, seed); None: no side table has a time of
             validity.
-        tick: takes what is done now.
+        tick: takes the present step in words.
     """
     ts = log.table[TS].to_numpy()
     n, layout = len(ts), schema.layout
@@ -203,11 +201,8 @@ def audit(
 def _compared(
     first: Witness, second: Witness, rows: NDArray[np.intp], ts: NDArray[np.int64], cut_ms: int, leaks: dict[str, Leak]
 ) -> tuple[dict[str, int], NDArray[np.intp]]:
-    """(how much was compared; rows whose features differ), and notes labels and predictions that differ.
-
-    Args:
-        rows: (r,) those up to the time whose fields are as they were.
-    """
+    """(how much was compared; rows whose features differ). Notes labels and predictions that differ. ``rows`` (r,):
+    those up to the time whose fields are unchanged."""
     (row, known_ms, kind), (row2, known2_ms, kind2) = first.samples, second.samples
     mine, theirs = known_ms < cut_ms, known2_ms < cut_ms
     unlike = (first.features[rows] != second.features[rows]) | (

@@ -25,7 +25,6 @@ def time_text(ts_ms: int) -> str:
 
 
 def verdict_of(found: Audit) -> str:
-    """Sentences for people."""
     n, labels = len(found.cuts), sum(cut["labels"] for cut in found.cuts)
     times = f"{n} random time{'s' if n > 1 else ''}"
     if found.leaks:
@@ -53,11 +52,8 @@ def report_of(found: Audit) -> dict[str, Any]:
 
 
 def write_audit(out: Path, found: Audit, ts_ms: NDArray[np.int64], run: Mapping[str, Any], log: str) -> None:
-    """Writes report.json, run.json, report.html and the plots to ``out``.
-
-    Args:
-        ts_ms: times of the log's exposures, ascending.
-    """
+    """Writes report.json, run.json, report.html and the plots to ``out``. ``ts_ms``: times of the log's exposures,
+    ascending."""
     plots = [_times_plot(found, ts_ms)]
     if found.leaks:
         plots.insert(0, _leaks_plot(found))
@@ -65,7 +61,6 @@ def write_audit(out: Path, found: Audit, ts_ms: NDArray[np.int64], run: Mapping[
 
 
 def print_audit(found: Audit) -> None:
-    """The verdict and the tables."""
     report = report_of(found)
     show("compared", report["compared"], list(report["compared"][0]))
     if found.leaks:

@@ -96,8 +96,8 @@ def audit_log(
 def side_tables_altered(
     log: Log, plan: Schema, folder: Path, out: Path | None, skip_bad: bool
 ) -> Callable[[int, int], AbstractContextManager[LogTable]]:
-    """A function (time, seed) that reads the log, as it was read before, with side tables whose rows after this time
-    are others. Only tables with a time of validity: nobody knows when the rows of the others came to be.
+    """A function (time, seed) that reads the log again with side tables whose rows after this time are altered. Only
+    tables with a time of validity: the rows of others have no known date.
 
     Args:
         folder: for the altered tables.

@@ -1,11 +1,8 @@
 # shell
-"""``millrace data parity --data DATA``: do live and replay agree? The archive of a loop is replayed and compared.
+"""``millrace data parity --data DATA``: replays the archive of a loop and compares it with what the loop logged.
 
-::
-
-    archive ─► exposures, as replay reads them ─► features by replay ─┐
-            └► features, as the scorer logged them ───────────────────┴─► equal to the bit? if not, where?
-                                                                      └─► one model on each: AUC
+The features by replay must equal, to the bit, those that the scorer logged. One model learns from each, and their AUCs
+are compared.
 """
 
 from __future__ import annotations
@@ -37,15 +34,16 @@ _STEPS = 4
 
 
 def verify_parity(data: Path, settings: Settings, out: Path | None = None, progress: bool = True) -> dict[str, Any]:
-    """Compares, prints, writes report.json, run.json, report.html and plots to ``out`` if it is given; the report.
+    """Compares, prints, and writes report.json, run.json, report.html and plots to ``out`` if given. Returns the
+    report.
 
     Args:
-        data: the data folder of a loop whose archive has features; the loop may still run.
+        data: the data folder of a loop whose archive has features; the loop may be running.
         settings: model, spec and label policy for the two AUCs.
 
     Raises:
         LogError, SchemaError: there is no archive to compare.
-        ParityError: the AUCs differ by more than :data:`MOST_GAP`, and the interval says so too.
+        ParityError: the AUCs differ by more than :data:`MOST_GAP`, and the interval confirms it.
     """
     if out is not None:
         make_folder(out, "report.json")

@@ -54,7 +54,6 @@ def make_report(
 
 
 def verdict_of(report: Mapping[str, Any]) -> str:
-    """Sentences for people."""
     said = f"Of {report['exposures']:,} exposures replay makes {report['share_equal']:.1%} as the loop logged them"
     said += f", and {report['share_values_equal']:.2%} of all values, to the bit."
     if report["differing"]:
@@ -77,7 +76,6 @@ def write_parity(out: Path, report: Report, run: Mapping[str, Any]) -> None:
 
 
 def print_parity(report: Mapping[str, Any]) -> None:
-    """The table of features that differ, and the verdict."""
     if report["differing"]:
         rows = _shown(report)
         title = f"{len(report['differing'])} of {report['features']} features differ, the first {len(rows)}"

@@ -1,14 +1,14 @@
 # core
-"""Learns the line of a model again without what is named, and keeps the result as a snapshot that a learner may adopt.
+"""Learns the line of a model again without named rows, and keeps the result as a snapshot that a learner may adopt.
 
 ::
 
     start (snapshot) ──acts of the line, less what is left out──► model ──► DATA/repair: one snapshot, a root
     end   (snapshot) ──offsets, ids already seen, the gate's state──────────────┘
 
-The model is what the live learner would have made of a topic without those rows, cut where it was cut. All else is the
-newest snapshot's: a learner that adopts the result reads on where that one stood. The rows that were left out still
-count as seen, so they are not learnt when the stream sends them again.
+The model is what the live learner would have made of a topic without those rows, with the same cuts. All else is the
+newest snapshot's: a learner that adopts the result reads on where that one stood. Rows that were left out count as
+seen, so they are not learnt when the stream sends them again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from millrace.contracts.schema import Schema
 from millrace.versions.modelstore import Announcement, Array, ModelStore, Place, manifests_first
 
 Tick = Callable[[int], None]
-"""Is told the rows read so far."""
+"""Takes the number of rows read so far."""
 
 CLAIMANT = "repair"
 _TRIES = 3
@@ -73,7 +73,7 @@ def resumed(store: ModelStore, note: Announcement, schema: Schema, named: str = 
 
 
 def check_there(line: Lineage, source: Source) -> None:
-    """Whether the topic still holds the samples of all acts.
+    """Checks that the topic has the samples of all acts.
 
     Raises:
         SnapshotError: retention took some; says from which kept version on all are there.
@@ -108,10 +108,8 @@ def rows_of_line(line: Lineage) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """All that a repair needs of the store. A learner that is at work may remove older snapshots at any moment.
-
-    ``beside`` is what the end's snapshot keeps for training that is not of the model.
-    """
+    """All that a repair needs of the store, since a running learner may remove older snapshots at any moment.
+    ``beside`` is the state for training in the end's snapshot that is not of the model."""
 
     line: Lineage
     model: Learning
@@ -122,7 +120,7 @@ def begin(store: ModelStore, find: Callable[[], Lineage], schema: Schema, named:
     """Reads start and end of a line.
 
     Args:
-        find: finds the line; asked again where a snapshot of it was removed meanwhile.
+        find: finds the line; called again where a snapshot of it was removed meanwhile.
         named: see :func:`resumed`.
 
     Raises:
@@ -155,10 +153,8 @@ def repair(begun: Begun, source: Source, decode: Decode, without: Without, tick:
 
 
 def carried(store: ModelStore, note: Announcement, small: Collection[str]) -> dict[str, Array]:
-    """What a snapshot keeps for training that is not of the model: of the trainer, and of the gate.
-
-    Args:
-        small: names of what it keeps of the model besides tables and dense tensors.
+    """The state for training in a snapshot that is not of the model: of the trainer, and of the gate. ``small`` names
+    the model's entries besides tables and dense tensors.
 
     Raises:
         StoreError: it cannot be read.
@@ -170,9 +166,9 @@ def carried(store: ModelStore, note: Announcement, small: Collection[str]) -> di
 
 
 def keep(to: ModelStore, begun: Begun, done: Repaired, without: Without, published_ms: int) -> Announcement:
-    """Writes what a repair made into the store ``to``, in the place of what an earlier one left there.
+    """Writes the result of a repair into the store ``to``, in place of an earlier one.
 
-    ``trained`` goes down by what was not learnt this time, and ``set_aside`` up: the books of samples still balance.
+    ``trained`` goes down by the rows that were left out, and ``set_aside`` up, so the counts of samples balance.
 
     Raises:
         StoreError: it cannot be written.

@@ -25,7 +25,7 @@ from millrace.versions.modelstore import Announcement, ModelStore
 _BACK_ROWS = 400_000
 """Rows before the start that are looked through for held-out pages."""
 _PIECES, _FEW_PIECES = 20, 3
-"""Pieces of before the start in which what is usual is seen; with fewer than a few, later ones are looked at too."""
+"""Pieces before the start that show usual values; with fewer than a few, later pieces count too."""
 _AGE_MS = 1_800_000
 """Rows to judge by are as old at the start as the gate asks of its own: their labels are in."""
 
@@ -41,7 +41,8 @@ class Samples:
 
 
 class Bisection:
-    """Finds the stretch that moved a figure. Models between two kept versions are learnt again, less than twice.
+    """Finds the stretch that moved a figure. Models between two kept versions are learnt again, at less than twice the
+    rows.
 
     Args:
         named: see :func:`commands.repair.again.resumed`.
@@ -110,7 +111,6 @@ class Bisection:
         return narrowed(steep, self.acts, self._value_at, self.move)
 
     def move(self, before: float, after: float) -> float:
-        """By how much the figure became worse."""
         return worse(self.figure, before, after)
 
     def look(self, stretch: Stretch) -> tuple[Samples, list[Standout]]:
@@ -125,8 +125,8 @@ class Bisection:
         return samples, self._standouts(there, begin, end)
 
     def _standouts(self, there: Tally, begin: int, end: int) -> list[Standout]:
-        """What stands out in a stretch against what came before it, seen in pieces as long as the stretch. What came
-        behind may be as wrong: it counts only where there is little before."""
+        """What stands out in a stretch against earlier pieces of the same length. Later ones may be as wrong, so they
+        count only where there is little before."""
         before = (b.take(b.kind != FOLLOW_UP) for b in self._before(_PIECES * there.rows))
         usual = _pieces(before, there.rows) + _pieces(self._batches(0, begin), there.rows)
         if len(usual) < _FEW_PIECES:
@@ -168,7 +168,7 @@ class Bisection:
 
 
 def _pieces(batches: Iterable[SampleBatch], rows: int) -> list[Tally]:
-    """Tallies of so many rows each; what is left over is in none."""
+    """Tallies of this many rows each; the remaining rows are in none."""
     found: list[Tally] = []
     piece = Tally()
     for batch in batches:

@@ -1,13 +1,9 @@
 # core
-"""The samples of micro-batches, found again where they lie on the topic.
+"""Finds the samples of micro-batches again on the topic.
 
-::
-
-    acts ──► which messages, and how often each is needed
-    messages, partition by partition in order ──► held until the last act that needs them ──► the batch of an act
-                                                                                                └ less what is left out
-
-Micro-batches go through the partitions at about the same pace, so few messages are held at a time.
+Each partition's messages are read in order and held until the last act that needs them. An act's batch is its rows
+less those to be left out. Micro-batches go through the partitions at about the same pace, so few messages are held at
+a time.
 """
 
 from __future__ import annotations
@@ -28,8 +24,6 @@ AHEAD = 20_000
 
 
 class Message(NamedTuple):
-    """A message of ``samples`` as it lies there."""
-
     partition: int
     offset: int
     value: bytes
@@ -53,7 +47,7 @@ class Source(Protocol):
     """Where the samples lie."""
 
     def first(self) -> Mapping[int, int]:
-        """The first offset that each partition still holds."""
+        """The first offset that each partition has."""
 
     def open(self, wanted: Mapping[int, range]) -> Reading:
         """Begins to read these offsets of these partitions."""
@@ -85,16 +79,16 @@ def rows_in(act: Act) -> int:
 
 
 class Feed:
-    """Gives the batch of each act, once and in order: see :func:`learner.training.ledger.learn_again`.
+    """Gives the batch of each act, in order: see :func:`learner.training.ledger.learn_again`.
 
     Args:
         decode: makes the rows of a message, as the learner does.
-        tick: is told the rows read so far, after each act.
+        tick: takes the number of rows read so far, after each act.
 
     Attributes:
         read: rows of acts so far.
         left_out: of these, those that were left out.
-        by: how many rows each of what is named met.
+        by: how many rows each named user, item, arm or interval met.
     """
 
     def __init__(
@@ -114,7 +108,7 @@ class Feed:
         self.by: Counter[str] = Counter()
 
     def rows_of(self, act: Learnt) -> SampleBatch | None:
-        """The rows of an act without what is left out; None: nothing of it is left.
+        """The rows of an act without those to be left out; None: none remain.
 
         Raises:
             SnapshotError: a message is not there any more, or is another one.

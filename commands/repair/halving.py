@@ -1,5 +1,5 @@
 # core
-"""Which stretch of samples moved a figure: between which kept versions, and then, by halving, between which acts.
+"""Finds the stretch of samples that moved a figure: between kept versions, and then, by halving, between acts.
 
 ::
 
@@ -22,9 +22,9 @@ from commands.repair.feed import rows_in
 from learner.training.ledger import Act
 
 LEAST_ROWS = 1024
-"""What is this short is not halved."""
+"""A shorter stretch is not halved."""
 BEGINS, ENDS = 0.1, 0.9
-"""The stretch is that between so much of the move."""
+"""Shares of the move at the begin and the end of the stretch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ Move = Callable[[float, float], float]
 
 
 def steepest(points: Sequence[Point], move: Move) -> Stretch | None:
-    """The two points between which the figure became worse most, not only neighbours: what is wrong may go on over some
-    versions. None where it nowhere did.
+    """The two points between which the figure became worse most, neighbours or not, since a fault may last for several
+    versions. None where it nowhere became worse.
 
     >>> fall = lambda a, b: a - b
     >>> steepest([Point(0, 0.7), Point(5, 0.72), Point(9, 0.65), Point(12, 0.6), Point(15, 0.66)], fall)
@@ -71,8 +71,8 @@ def middle(acts: Sequence[Act], begin: int, end: int) -> int | None:
 def narrowed(
     stretch: Stretch, acts: Sequence[Act], value_at: Callable[[int, int], float], move: Move
 ) -> tuple[Stretch, list[Point]]:
-    """The part of a stretch in which the figure fell: from where a tenth of the move is done at most, to where nine
-    tenths are; and the points looked at on the way.
+    """The part of a stretch from the point with at most a tenth of the move to the point with nine tenths; and the
+    points looked at on the way.
 
     Args:
         value_at: the figure after so many acts, ``(from, at)``. ``from`` is the begin of the stretch, or one of the two

@@ -1,11 +1,11 @@
 # core
 """Figures by which ``millrace model bisect`` compares a model with itself at other times.
 
-All are of the same rows at every point: exposures of before the version to begin at, labelled by what was known then.
-So nothing that came since can be in their labels, and what moved the figure is what was learnt between two points.
+All points use the same rows: exposures before the version to begin at, with the labels known then. Later events cannot
+be in these labels, so the cause of a move is what was learnt between two points.
 
-``heldout_auc``, ``log_loss`` and ``calibration`` are of pages that were held out, which no model has learnt. ``auc``
-needs none: it is of the rows learnt last. A model forgets them, so it declines a little even where nothing is wrong.
+``heldout_auc``, ``log_loss`` and ``calibration`` are of held-out pages, which no model has learnt. ``auc`` is of the
+rows learnt last. A model forgets them, so it declines a little even where nothing is wrong.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _OF: Mapping[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
 
 
 def figure_on(name: str, model: Learning, rows: Rows) -> float:
-    """A figure of a model on some rows; NaN where they cannot tell."""
+    """A figure of a model on some rows; NaN where they do not suffice."""
     return _OF[name](model.score(rows.cat, rows.num), rows.label)
 
 
@@ -68,10 +68,10 @@ def worse(name: str, before: float, after: float) -> float:
 
 
 def members_of(told: Mapping[str, Any]) -> Heldout:
-    """Which pages were held out, as a snapshot says it in ``extra["heldout"]``.
+    """The rule by which pages were held out, from a snapshot's ``extra["heldout"]``.
 
     Raises:
-        SnapshotError: it does not.
+        SnapshotError: it has none.
     """
     members = Heldout(0.0)
     try:
@@ -84,7 +84,7 @@ def members_of(told: Mapping[str, Any]) -> Heldout:
 def rows_until(
     batches: Iterable[SampleBatch], until_ms: int, members: Heldout | None = None, most: int = MOST_ROWS
 ) -> Rows:
-    """The newest ``most`` exposures up to a time, each once, with the label that was known of it at last.
+    """The newest ``most`` exposures up to a time, each with its last known label.
 
     Args:
         batches: messages, each partition's in order: all that is known of an exposure lies in one.

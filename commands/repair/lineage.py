@@ -1,5 +1,5 @@
 # core
-"""How the newest model came about, read from the store: which snapshot leads to which, by which micro-batches.
+"""The history of the newest model, read from the store: which snapshot leads to which, by which micro-batches.
 
 ::
 
@@ -8,8 +8,8 @@
          └ start: the newest of the line that is kept and had seen nothing after ``since``               end: the newest
 
 Each file of cuts names the version that it leads from, and has the acts since (:mod:`learner.training.ledger`). A
-version whose snapshot was thinned out still lies on the line, as long as its cuts are kept. What was refused, or
-taken back by a person, does not: the root of a way back leads from the version that was gone back to.
+version whose snapshot was thinned out is on the line as long as its cuts are kept. Refused versions and those that a
+person took back are not: the root of a rollback leads from the version that was restored.
 """
 
 from __future__ import annotations
@@ -65,11 +65,7 @@ class Lineage:
 
 
 def end_of(store: ModelStore, notes: Sequence[Announcement], of: int | None = None) -> Announcement:
-    """The snapshot of a version, of those in a store.
-
-    Args:
-        notes: newest first.
-        of: None: the newest.
+    """The snapshot of a version in a store; ``notes`` are newest first. Without ``of``, the newest.
 
     Raises:
         SnapshotError: there is no model, or none of this version.
@@ -87,11 +83,11 @@ def lineage(store: ModelStore, since_ms: int, of: int | None = None) -> Lineage:
     """The line from the newest kept snapshot that had seen no exposure after ``since_ms`` to the newest one.
 
     Args:
-        of: another version to end at, as one that was gone back from.
+        of: another version to end at, such as one that a rollback left.
 
     Raises:
-        SnapshotError: there is no model, or none of this version; or no snapshot of before is left, or cuts are not
-            there or damaged.
+        SnapshotError: there is no model, or none of this version; or no snapshot of before is left, or cuts are
+            missing or damaged.
         StoreError: the store cannot be read.
     """
     found = store.snapshots()
@@ -114,7 +110,7 @@ def lineage(store: ModelStore, since_ms: int, of: int | None = None) -> Lineage:
 
 
 def _stage(store: ModelStore, name: str | None, place: Place) -> Stage | str:
-    """The acts that led to a version; a text: why they cannot be had."""
+    """The acts that led to a version; a text: why they are not available."""
     if name is None:
         return f"the store has no file '{cuts_name(place)}'"
     try:
@@ -137,7 +133,7 @@ def _ended(oldest: Announcement, since_ms: int, end: Announcement, why: str) -> 
 
 
 def check_one_model(line: Lineage) -> None:
-    """What was learnt with other rates than the end's would not be the same when it is learnt again.
+    """Checks that all of the line has the end's rates: with others, learning again would give another result.
 
     Raises:
         SnapshotError: schema or spec changed on the line.

@@ -36,7 +36,7 @@ _SHOWN = 8
 
 
 class Scene:
-    """What both commands need: where the line of the model is, its schema, and where its samples lie.
+    """What both commands need: the line of the model, its schema, and its samples.
 
     Args:
         of: the version at which the line ends; None: the newest.
@@ -58,13 +58,11 @@ class Scene:
         self.source: Source = Folder(from_folder) if from_folder else Topic(settings, end.logs.get(SAMPLES, ""))
 
     def line(self) -> Lineage:
-        """The line as it is now."""
         line = lineage(self.store, self.since_ms, self._of)
         check_one_model(line)
         return line
 
     def begin(self) -> Begun:
-        """Start and end of the line."""
         return begin(self.store, self.line, self.schema, self.settings.model)
 
     def decode(self, message: Message) -> SampleBatch:
@@ -73,10 +71,10 @@ class Scene:
 
 
 def _schema_of(settings: Settings, book: SchemaBook, id: str) -> Schema:
-    """The schema that a model is of: the settings', or a former one of the store.
+    """The schema of a model: the settings', or a former one of the store.
 
     Raises:
-        SnapshotError: nobody knows it.
+        SnapshotError: neither has it.
     """
     own = settings.load_schema()
     found = own if own.id == id else next((schema for schema in book.history() if schema.id == id), None)
@@ -103,14 +101,14 @@ def run_repair(
     dry_run: bool = False,
     of: int | None = None,
 ) -> Announcement | None:
-    """Learns the samples since a time again, without what is named, and keeps the result. Says what it does.
+    """Learns the samples since a time again, without the named rows, and keeps the result. Prints its steps.
 
     Args:
         interval: as :func:`~commands.repair.without.interval_of` reads it.
         of: version to repair; None: the newest.
 
     Raises:
-        MillraceError: it cannot be done; nothing was written then, and an earlier result is still there.
+        MillraceError: it cannot be done; nothing was written then, and an earlier result remains.
     """
     say = _say()
     scene = Scene(settings, since, from_folder, of)
@@ -163,10 +161,10 @@ def _count(scene: Scene, line: Lineage, without: Without) -> int:
 def run_bisect(
     settings: Settings, since: str, figure: str = "auc", from_folder: Path | None = None, of: int | None = None
 ) -> Samples | None:
-    """Finds the stretch of samples that moved a figure, and says what stands out in it.
+    """Finds the stretch of samples that moved a figure, and prints what stands out in it. Never writes.
 
     Raises:
-        MillraceError: it cannot be done. Nothing is ever written.
+        MillraceError: it cannot be done.
     """
     if figure not in FIGURES:
         raise SettingError(f"there is no figure '{figure}'", f"choose one of {', '.join(FIGURES)}")

@@ -1,9 +1,9 @@
 # core
 """What stands out in some samples, against the usual ones.
 
-Shoppers come in visits, so any stretch has users and items that others have not; standard errors of single rows say
-nothing of that. What is usual is therefore seen in stretches as long as the one in question: something stands out where
-it is clear by its standard error, and beyond all that the usual stretches have.
+Shoppers come in visits, so any stretch has users and items that others have not, and standard errors of single rows do
+not show that. Usual values therefore come from stretches of the same length: something stands out that is clear by its
+standard error and beyond all values of the usual stretches.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _COLUMN = 0.05  # of rows, by which a column is more or less often there than in
 
 
 class Standout(NamedTuple):
-    """One thing that is other than usual, as ``value`` against ``usual``. ``z``: by how many standard errors.
-    ``against`` says what ``usual`` is of."""
+    """An unusual ``value`` against the ``usual`` one, ``z`` standard errors apart. ``against`` names the source of
+    ``usual``."""
 
     what: str
     figure: str
@@ -47,7 +47,7 @@ class Standout(NamedTuple):
 
 
 class Tally:
-    """What is counted of samples: rows and clicks by user, item and arm; and of each column how often it is there."""
+    """Counts of samples: rows and clicks by user, item and arm; and how often each column is present."""
 
     def __init__(self) -> None:
         self.rows = self.clicks = 0
@@ -90,7 +90,7 @@ class Tally:
 def standouts(
     there: Tally, usual: Sequence[Tally], cat_names: Sequence[str], num_names: Sequence[str]
 ) -> list[Standout]:
-    """What is other in ``there`` than usual, the clearest first; at most three of a kind.
+    """Unusual things in ``there``, the clearest first; at most three of a kind.
 
     Args:
         usual: stretches of about as many rows.

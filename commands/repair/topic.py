@@ -22,7 +22,7 @@ _NAME = re.compile(r"(\d+)-(\d+)\.samples")
 
 
 class Topic:
-    """The topic ``samples`` of a broker. It is read without a group: nobody else notices.
+    """The topic ``samples`` of a broker, read without a consumer group, so no other reader notices.
 
     Args:
         id: of the topic that offsets are of; empty: the broker that was learnt from gave none.
@@ -86,7 +86,7 @@ class _Polled:
         return ()
 
     def _left(self) -> set[int]:
-        """Partitions that are not read up."""
+        """Partitions that are not read to their end."""
         return {p for p, stop in self._stop.items() if self._reader.position(self._of[p]) < stop}
 
     def _pause(self, reading: set[int]) -> None:

@@ -26,10 +26,11 @@ _HASH = re.compile(r"#([0-9a-f]{16})")
 
 @dataclass(frozen=True, slots=True)
 class Without:
-    """Rows to be left out. A row goes that meets any of what is named; nothing named: every row stays.
+    """Rows to be left out: those that match any of the named users, items, arms or interval. Without names, every row
+    stays.
 
-    A row is told by what it says of itself. So an exposure's correction goes where its negative goes, and a sample that
-    came twice goes twice: as if neither had ever been on the topic.
+    A match depends on the row's own fields. So an exposure's correction goes where its negative goes, and a sample
+    that came twice goes twice, as if neither had ever been on the topic.
     """
 
     users: Hashes = field(default_factory=lambda: np.empty(0, np.uint64))  # value hashes of the ids
@@ -41,7 +42,7 @@ class Without:
         """The rows to be left out, (B,).
 
         Args:
-            counts: is told how many rows each of "users", "items", "arms" and "interval" meets.
+            counts: takes how many rows each of "users", "items", "arms" and "interval" meets.
         """
         out = np.zeros(len(batch), np.bool_)
         for name, met in self._met(batch):
@@ -64,7 +65,7 @@ class Without:
         return bool(len(self.users) or len(self.items) or self.arms or self.interval)
 
     def told(self) -> dict[str, Any]:
-        """The same for a manifest, JSON-able. Of long lists it has the number."""
+        """The same for a manifest, JSON-able. Long lists are given by their length."""
         found: dict[str, Any] = {}
         for name, hashes in (("users", self.users), ("items", self.items)):
             if len(hashes):
@@ -77,7 +78,7 @@ class Without:
 
 
 def ids_of(texts: Iterable[str]) -> Hashes:
-    """Value hashes of ids. An id that is known by its hash alone is written as :func:`shown` does.
+    """Value hashes of ids. An id known only by its hash is written as :func:`shown` does.
 
     >>> ids_of(["7", " #00000000000000ff"]).tolist() == [value_hash(7), 255]
     True
@@ -117,8 +118,8 @@ def arms_of(text: str) -> tuple[int, ...]:
 
 
 def moment(text: str, newest_ms: int) -> int:
-    """A time of the event clock in ms: ``2026-03-01T14:30`` (UTC unless it says otherwise), or a length of time before
-    ``newest_ms``, as ``90min`` or ``2h``.
+    """A time of the event clock in ms: ``2026-03-01T14:30`` (UTC by default), or a duration before ``newest_ms``, as
+    ``90min`` or ``2h``.
 
     Raises:
         SettingError: it is neither.
