@@ -1,23 +1,20 @@
 # core
-"""Which rows of a log grouped AUC compares, and by which scores: only rows that were scored in one state.
+"""Decides which rows of a log grouped AUC compares, and by which scores: only rows that were scored in one state.
 
-A progressive score depends on what model and windows had learnt by then, so on the labels of earlier rows. A user who
-has clicked less often than expected so far is scored lower, and has more clicks still to come. Compared over time, his
-rows are therefore in the wrong order, though nobody knows anything about the next label: with labels drawn
-independently at a rate for each user, the figure was .15 where the truth is .5. (Pooled leave-one-out estimates of the
-AUC have the same bias: Airola et al. 2011, "An experimental comparison of cross-validation techniques for estimating
-the area under the ROC curve".) So
-
-::
+A progressive score depends on what model and windows had learnt by then, and so on the labels of earlier rows. A user
+who has clicked less often than expected so far is scored lower, and has more clicks still to come. Compared over time,
+such rows are in the wrong order: with independent labels at a rate for each user, the figure was .15 where the truth
+is .5. (Pooled leave-one-out estimates of the AUC have the same bias: Airola et al. 2011, "An experimental comparison
+of cross-validation techniques for estimating the area under the ROC curve".) Therefore::
 
     the log has                     scores                                  rows are compared within
     pages, each of one time         progressive                             a page (and time)
     pages of several times          frozen at the start of the local day    a page and day
     no pages                        frozen at the start of the local day    a user and day
 
-Rows of one time are scored by one state of model and windows. *Frozen*: when the first row of a day is about to be
-scored, all rows of that day are scored a second time, by the model as it is then, with windows that hold only what
-happened before that row. A log counts as one with pages of several times if most of its rows are in such pages.
+Rows of one time are scored by one state of model and windows. *Frozen*: before the first row of a day is scored, all
+rows of that day are scored a second time, by the model at that time, with windows of what happened before that row. A
+log has pages of several times if most of its rows are in such pages.
 """
 
 from __future__ import annotations
@@ -46,9 +43,9 @@ _USER_DAYS = "within users and days, model and windows frozen at the start of th
 class Groups:
     """Groups of one log's n rows, filled while the log is run.
 
-    Whoever runs the log gives :attr:`cuts` to its :class:`~commands.replay.stretches.Stretches`, scores the rows of
-    :meth:`starting` at each cut, and gives the scores to :meth:`put`. After the run, :meth:`compared` gives what to
-    compare.
+    The run gives :attr:`cuts` to its :class:`~commands.replay.stretches.Stretches`, scores the rows of
+    :meth:`starting` at each cut, and gives the scores to :meth:`put`. After the run, :meth:`compared` gives scores and
+    groups.
     """
 
     how: str
@@ -90,23 +87,22 @@ class Groups:
         self.cuts = np.unique(self._first)
 
     def put(self, rows: NDArray[np.intp], num: NDArray[np.float32], p: NDArray[np.float32]) -> None:
-        """Rows that :meth:`starting` gave were scored ``p`` (b,) from frozen ``num`` (b, N), by the model as it is at
-        the cut."""
+        """Takes scores ``p`` (b,) of rows that :meth:`starting` gave, from frozen ``num`` (b, N), by the model at the
+        cut."""
         assert self._frozen is not None
         self._frozen[rows] = p
         if self._watched is not None:
             self._watched[rows] = num[:, self._column]
 
     def watch(self, column: int) -> None:
-        """Keeps a column of the frozen ``num`` too, to be compared as the model's scores are: see :meth:`compared`.
-        Called before the run."""
+        """Keeps a column of the frozen ``num`` too, to be compared like the model's scores. Call it before the run."""
         self._column = column
         if self._frozen is not None:
             self._watched = np.zeros(len(self._frozen), np.float32)
 
     def starting(self, rows: slice, day: int = 0) -> Iterator[tuple[int, NDArray[np.intp]]]:
-        """The days that begin in some rows, from day number ``day`` on, as pairs in the order of the first: (a cut, at
-        most 4,096 rows of its day). None where nothing is frozen."""
+        """The days that begin in some rows, from day number ``day`` on, in the order of their first rows, as pairs: (a
+        cut, at most 4,096 rows of its day). None where nothing is frozen."""
         for d in np.argsort(self._first, kind="stable").tolist():  # a log's own day column may run backwards
             if d >= day and rows.start <= self._first[d] < rows.stop:
                 mine = np.flatnonzero(self.day == d)
@@ -118,8 +114,8 @@ class Groups:
         return p if self._frozen is None else self._frozen, self.group
 
     def watched(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the watched column is compared by: its frozen values, or where nothing is frozen its progressive ones,
-        ``scores`` (n,). (n,)"""
+        """The watched column's values to compare, (n,): frozen ones, or its progressive ones ``scores`` (n,) where
+        nothing is frozen."""
         return scores if self._watched is None else self._watched
 
 
@@ -167,8 +163,8 @@ def day_codes(log: LogTable, schema: Schema) -> tuple[tuple[str, ...], NDArray[n
 def page_codes(log: LogTable, schema: Schema) -> NDArray[np.int32] | None:
     """A number for each page, as they first appear, (n,); None where the log has no pages.
 
-    A page is a request. Where an exposure's identity has the user too, two users may give their pages one name, and a
-    page is a request of one user.
+    A page is a request. Where an exposure's identity has the user too, it is a request of one user, since two users
+    may give their pages one name.
     """
     assert schema.log is not None
     if schema.log.request is None:

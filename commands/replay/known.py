@@ -1,8 +1,8 @@
 # core
 """When a log's labels become known under a label policy: the samples of a log, in the order in which they come.
 
-The stream's join does this live, message by message (stream/join/join.py). A log is in order and complete, so here
-it is a few array operations. In a log without action times every label is known at its exposure, whatever the policy.
+The stream's join does this live, message by message (stream/join/join.py). A log is in order and complete, so a few
+array operations suffice here. In a log without action times every label is known at its exposure, under any policy.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _CLICKED = _EXPOSED | 1 << CLICK
 
 
 class Model(Protocol):
-    """Whoever scores a log's exposures and learns its samples: an :class:`~learner.ranker.model.OnlineModel`, or a
-    stand-in for one."""
+    """Scores a log's exposures and learns its samples: an :class:`~learner.ranker.model.OnlineModel`, or a stand-in
+    for one."""
 
     def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
@@ -34,16 +34,16 @@ class Model(Protocol):
 
 
 class Observer(Protocol):
-    """Whoever watches a log being run: it sees what the model was given, and changes none of it.
+    """Watches a run of a log: it sees what the model is given, and changes none of it.
 
-    A run calls from one thread, in the order of event time: :meth:`scored` once for each exposure, before the exposure
-    can be learnt; :meth:`learnt` after each micro-batch. Arrays are the run's own, and are valid during the call.
+    A run calls from one thread, in the order of event time: :meth:`scored` for each exposure before it can be learnt,
+    and :meth:`learnt` after each micro-batch. Arrays are the run's own, and are valid during the call.
     """
 
     def scored(
         self, rows: NDArray[np.intp], cat: NDArray[np.int64], num: NDArray[np.float32], p: NDArray[np.float32]
     ) -> None:
-        """Rows (b,) of the log were scored ``p`` (b,) from cat (b, F) and num (b, N), bias columns hidden."""
+        """Takes rows (b,) of the log, scored ``p`` (b,) from cat (b, F) and num (b, N), bias columns hidden."""
 
     def learnt(self, samples: Samples, part: slice, batch: SampleBatch) -> None:
         """The model has learnt ``batch``, which is ``samples[part]``."""
@@ -62,11 +62,7 @@ class LabelSettings:
 
     @property
     def named(self) -> LabelPolicy | None:
-        """The policy.
-
-        Raises:
-            SettingError: there is none of that name.
-        """
+        """Raises SettingError where there is no policy of that name."""
         return None if self.policy is None else policy_named(self.policy)
 
 
@@ -100,10 +96,10 @@ class Samples:
 
         Args:
             ts_ms: times of the exposures, ascending, (n,).
-            labels: whether and when they were clicked; whose ``wait_ms`` is the attribution window.
-            policy: None: every label is known at its exposure. No policy can do that; others are measured by it.
+            labels: whether and when they were clicked; their ``wait_ms`` is the attribution window.
+            policy: None: every label is known at its exposure. No policy can do that; it is the reference.
             observation_ms: the setting that policies read.
-            traffic: what came before these exposures, for whoever reads a log stretch by stretch; it goes on.
+            traffic: the state after earlier exposures, where a log is read stretch by stretch; it is updated.
         """
         n = len(ts_ms)
         zeros = np.zeros(n, np.int64)
@@ -173,8 +169,8 @@ def learn_through(
     samples: Samples,
     batch_rows: int,
 ) -> NDArray[np.float32]:
-    """Scores of all n rows, (n,), each before what was not known at its time is learnt: as a replay gives them, of
-    features that were made before.
+    """Scores of all n rows, (n,), each before what was not known at its time is learnt: a replay from features made
+    before.
 
     Args:
         cat, num: features of the rows, (n, F) and (n, N); only read.

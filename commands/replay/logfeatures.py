@@ -22,9 +22,9 @@ _EXPOSURE_COLUMN = 0  # the exposure is the first of a schema's window actions
 
 
 class ValueHashes:
-    """Hashes of the values that a log's columns have shown, so that each is hashed once and not once a stretch.
+    """Hashes of the values in a log's columns, so that each value is hashed one time and not in each stretch.
 
-    At most 2^20 values a column are remembered; then those of the column are forgotten. Lists are not remembered.
+    At most 2^20 values a column are kept; beyond that, the column's are dropped. Lists are not kept.
     """
 
     def __init__(self, builder: FeatureBuilder) -> None:
@@ -52,10 +52,10 @@ class ValueHashes:
 
 
 class LogRows:
-    """The log's columns as hashes: each distinct value is hashed once, and rows hold codes. n rows, in time order.
+    """The log's columns as hashes: each distinct value is hashed one time, and rows hold codes. n rows, in time order.
 
     Args:
-        hashes: of values met before, for whoever reads a log stretch by stretch; the result is the same.
+        hashes: of values met before, where a log is read stretch by stretch; the result is the same.
     """
 
     def __init__(self, log: LogTable, schema: Schema, hashes: ValueHashes | None = None) -> None:
@@ -91,11 +91,10 @@ class LogRows:
             self._requests = _objects(table[schema.log.request].take(pa.array(first)))
 
     def requests(self, pages: NDArray[np.intp]) -> tuple[str, ...]:
-        """The names of some pages."""
         return tuple(str(p) for p in (pages if self._requests is None else self._requests[pages]).tolist())
 
     def names(self) -> NDArray[Any]:
-        """The name of each row's page, as the log has it. (n,)"""
+        """The name of each row's page, (n,)."""
         return self.page if self._requests is None else self._requests[self.page]
 
     def named(self) -> NDArray[np.intp]:
@@ -138,7 +137,7 @@ class LogRows:
 class Labels:
     """When each exposure's label is known, and when each action happened; see :mod:`commands.replay.replayrun`.
 
-    An action that the log places before its exposure counts at the exposure. The exposure's own features never see it.
+    An action before its exposure counts at the exposure. The exposure's own features never see it.
     """
 
     def __init__(self, log: LogTable, schema: Schema, rows: LogRows) -> None:
@@ -200,7 +199,6 @@ def _distinct(column: Any) -> tuple[NDArray[np.intp], NDArray[Any]]:
 
 
 def _objects(column: Any) -> NDArray[Any]:
-    """A column's values as they are. (n,)"""
     values = np.empty(len(column), object)
     values[:] = column.to_pylist()
     return values

@@ -1,7 +1,7 @@
 # shell
-"""A log as commands read it: one or several paths, a place on disk for what is larger than memory, the present.
+"""Reads a log for commands: one or several paths, and a place on disk for a log that is larger than memory.
 
-What the reader decided is printed, and stands in run.json.
+The reader's decisions are printed, and stand in run.json.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ def reading(
 
 
 def say_decisions(table: LogTable) -> None:
-    """Prints a line for each decision."""
     console = Console()
     if table.skipped:
         console.print(f"{table.skipped:,} bad rows left out", highlight=False)
@@ -66,6 +65,5 @@ def about(log: Log, schema: Path, plan: Schema, table: LogTable) -> dict[str, An
 
 
 def name_of_log(log: Log) -> str:
-    """The log in a title."""
     paths = [log] if isinstance(log, Path) else list(log)
     return paths[0].name + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")

@@ -1,10 +1,9 @@
 # core
 """The report of a replay: figures by day and in total, beside those of the baseline, and a verdict.
 
-The baseline is to rank by each item's own smoothed click rate, as it was known at the exposure. It is one column of
-the features (:func:`learner.evaluation.progressive.baseline_column`), so it costs nothing to have, and it sees what
-the model sees. A model that does not rank better than it has learnt nothing about users. Its AUC within pages
-compares the rows that the model's compares, in the same state of the windows.
+The baseline ranks by each item's own smoothed click rate at the exposure, a column of the features
+(:func:`learner.evaluation.progressive.baseline_column`). A model that ranks no better has learnt nothing about users.
+Both AUCs within pages compare the same rows, in the same state of the windows.
 """
 
 from __future__ import annotations
@@ -64,7 +63,6 @@ def make_report(
 
 
 def verdict_of(total: Mapping[str, Any], days: int, users: int) -> str:
-    """What a replay's figures say, in a plain sentence or two."""
     if total["auc"] is None:
         return "The log's labels are all alike, so nobody can tell how well the model ranks."
     over = f"over {days:,} day{'' if days == 1 else 's'}"
@@ -89,7 +87,7 @@ def verdict_of(total: Mapping[str, Any], days: int, users: int) -> str:
 
 
 def _within(total: Mapping[str, Any]) -> str:
-    """Whether the item's rate alone orders the items of one page better than the model: pages are what is served."""
+    """Whether the item's rate alone orders the items of one page, the unit of serving, better than the model."""
     value, half = total.get("grouped_auc_over_baseline"), total.get("grouped_auc_over_baseline_ci")
     if value is None or half is None or value >= -half:
         return ""
@@ -98,7 +96,6 @@ def _within(total: Mapping[str, Any]) -> str:
 
 
 def print_report(report: Mapping[str, Any], run: Mapping[str, Any], out: Path) -> None:
-    """The verdict and the table of days."""
     console = Console()
     say(report["verdict"], console)
     figures = ["auc", "grouped_auc", "baseline_auc", "log_loss", "calibration"]
@@ -117,8 +114,8 @@ def _figures(
     group: NDArray[Any],
     base: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
 ) -> dict[str, Any]:
-    """Of scores p (n,); the AUC within pages of scores q (n,), which are comparable within ``group`` (n,). ``base``:
-    the same two of the baseline."""
+    """Figures of scores p (n,); the AUC within pages of scores q (n,), which are comparable within ``group`` (n,).
+    ``base``: the same two of the baseline."""
     figures = {
         "auc": auc(p, y),
         "grouped_auc": grouped_auc(q, y, group),
@@ -136,9 +133,6 @@ def _plain(value: float) -> float | None:
 
 class Baseline:
     """Takes the baseline's scores while a log is run: an :class:`~commands.replay.known.Observer`.
-
-    Args:
-        rows: of the log.
 
     Raises:
         ValueError: the schema has no such column; :meth:`of` gives None for it.
@@ -166,7 +160,6 @@ class Baseline:
         num: NDArray[np.float32],
         p: NDArray[np.float32],
     ) -> None:
-        """Some exposures, with their features num (b, N)."""
         self.scores[rows] = num[:, self.column]
 
     def learnt(self, samples: Samples, part: slice, batch: SampleBatch) -> None:

@@ -10,12 +10,12 @@
                              ▼   positive of e2
                      negative of e1                         trained on in micro-batches, in this order
 
-Each exposure is scored by a model that has learnt only from labels known at that moment. Only then may the model learn
-from the exposure. In a log without action times, labels are known and clicks are counted at the exposure itself. The
-exposure's own features never see them. Bias fields (the position) read as missing when scoring, as when a page is
-ranked. Grouped AUC compares only rows that were scored in one state (:mod:`commands.replay.grouped`).
+A model scores each exposure before it may learn from it, and has learnt only from labels known at that moment. In a
+log without action times, labels are known and clicks are counted at the exposure itself, and the exposure's own
+features never see them. Bias fields (the position) read as missing when scoring, as when a page is ranked. Grouped AUC
+compares only rows that were scored in one state (:mod:`commands.replay.grouped`).
 
-The report is bit-identical for the same log, schema, model and seed. All that differs between runs is in run.json.
+The report is bit-identical for the same log, schema, model and seed. Only run.json differs between runs.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def replay(
     skip_bad: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Replays ``log``, writes report.json, run.json, report.html and plots to ``out``, prints a table; the report.
+    """Replays ``log``, writes report.json, run.json, report.html and plots to ``out``, prints a table. Returns the
+    report.
 
     Args:
         model: the model's name (default: the learner's default).
@@ -140,11 +141,11 @@ def run_log(
     observer: Observer | None = None,
     timing: Timing | None = None,
 ) -> NDArray[np.float32]:
-    """Scores each exposure before ``model`` learns what was not known then. (n,) probabilities, in the log's order
+    """Scores each exposure before ``model`` learns what was not known then. (n,) probabilities, in the log's order.
 
     Args:
         tick: takes the number of rows scored, after each batch.
-        groups: is filled with scores of one state; what it needs besides is scored too. The result is the same.
+        groups: is filled with scores of one state, for which some rows are scored again. The result is the same.
         how: when labels are learnt (default: as the settings' defaults say).
         observer: sees what is scored and learnt; the result is the same.
         timing: is added to.

@@ -1,10 +1,8 @@
 # core
-"""Rows whose samples are still to come, and the samples, in the order in which they become known.
+"""Rows whose samples are due later, and the samples, in the order in which they become known.
 
-::
-
-    block    rows of a stretch with their features ── shrunk to the rows that samples still need, then dropped
-    queue    samples by (time known, first label before correction, row), the order of Samples.of a whole log
+A block has a stretch's rows with their features; it shrinks to the rows that samples need, and is then dropped. The
+queue orders samples by (time known, first label before correction, row), as Samples.of orders those of a whole log.
 """
 
 from __future__ import annotations
@@ -69,7 +67,6 @@ class Waiting:
         return sum(len(block) for block in self.blocks)
 
     def add(self, block: Block, samples: Samples) -> None:
-        """A stretch's rows and samples."""
         self.blocks.append(block)
         own, new = self.queue, samples
         row, known_ms = np.concatenate([own.row, new.row]), np.concatenate([own.known_ms, new.known_ms])

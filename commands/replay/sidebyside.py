@@ -1,15 +1,16 @@
 # shell
-"""A run through a log in three threads: features of what comes next, scores, and learning, side by side.
+"""A run through a log in three threads: features of what comes next, scores, and learning.
 
 ::
 
     maker     steps ──► channel (bounded in rows) ──┐
     learner                                         ├─► take a step ── read, forward, backward ─┤ wait ├─ write ──► next
-    scorer                                          └─► score its rows by the still model ──────┘
+    scorer                                          └─► score its rows by the unchanged model ──┘
 
-What comes out is that of one thread, to the bit: the scorer has the model as the step before left it, and the learner
-writes nothing until it is done (learner/ranker/still.py). A model that cannot be read while it learns is scored
-before, by the learner's thread. Why threads: nearly all of the time is in compiled code that lets other threads run.
+The result equals that of one thread to the bit: the scorer has the model as the step before left it, and the learner
+writes nothing until the scorer is done (learner/ranker/still.py). For a model that cannot be read while it learns, the
+learner's thread scores first. Threads help because nearly all of the time is in compiled code that lets other threads
+run.
 
 A failure in any thread ends all of them and is raised as itself. So does Ctrl-C, which the learner's thread gets.
 """
@@ -52,11 +53,7 @@ class Timing:
 
 
 class Channel:
-    """Steps from the maker's thread to the learner's.
-
-    Args:
-        most_rows: rows that may wait; a step of more passes alone.
-    """
+    """Steps from the maker's thread to the learner's. At most ``most_rows`` wait; a larger step passes alone."""
 
     def __init__(self, steps: Iterator[Step], timing: Timing, most_rows: int = MOST_ROWS) -> None:
         self._steps, self._timing, self._most = steps, timing, most_rows
@@ -114,8 +111,8 @@ class Channel:
 
 
 class Shared:
-    """An :class:`~learner.network.backward.Aside`: work goes to a thread, or is done by the caller if that had no
-    time yet."""
+    """An :class:`~learner.network.backward.Aside`: a thread does the work, or the caller if that thread had no time
+    yet."""
 
     def __init__(self, thread: ThreadPoolExecutor) -> None:
         self._thread = thread
@@ -138,7 +135,7 @@ class Runner:
     Args:
         p: (n,) gets the score of each row of the log.
         groups: gets the frozen scores.
-        observer: is called by the thread that calls.
+        observer: the calling thread calls it.
         timing: is added to.
     """
 
@@ -230,7 +227,7 @@ def run_side_by_side(
     timing: Timing | None = None,
 ) -> Generator[int, None, None]:
     """Takes a model through steps that another thread makes; yields how many rows are scored, after each micro-batch.
-    Arguments as :class:`Runner` has them. To be exhausted or closed: that ends the threads."""
+    Arguments as in :class:`Runner`. Exhaust or close it: that ends the threads."""
     timing = timing or Timing()
     runner = Runner(model, p, groups, observer, timing)
     with closing(Channel(steps, timing)) as channel:
@@ -242,8 +239,8 @@ def run_side_by_side(
 
 @contextmanager
 def _quick_switches() -> Iterator[None]:
-    """A thread that wants to go on gets its turn after .2 ms of another's Python code, not after 5: there are many
-    short calls of compiled code between, and the learner must not wait at each of them."""
+    """Makes threads switch after .2 ms of Python code instead of 5, since the learner must not wait at each of many
+    short calls of compiled code."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_S)
     try:

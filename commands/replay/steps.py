@@ -31,7 +31,7 @@ Rows = NDArray[np.intp]
 
 
 class Shown(NamedTuple):
-    """Rows to be scored at once, bias columns hidden. b rows."""
+    """b rows to be scored together, bias columns hidden."""
 
     rows: Rows  # (b,) of the log
     cat: NDArray[np.int64]  # (b, F)
@@ -62,11 +62,11 @@ def steps(
     groups: Groups | None = None,
     rows_at_once: int = CHUNK_ROWS,
 ) -> Iterator[Step]:
-    """The steps of a run. Rows, batches and features are those of the plain path, to the bit.
+    """The steps of a run. Rows, batches and features equal those of the plain path, to the bit.
 
     Args:
         groups: ask for frozen rows too.
-        rows_at_once: about how many rows features are made of at once; what comes out does not depend on it.
+        rows_at_once: about how many rows features are made of together; the result does not depend on it.
     """
     made = Stretches(log, schema, how, () if groups is None else groups.cuts, rows_at_once)
     page = page_codes(log, schema) if groups is None else groups.page

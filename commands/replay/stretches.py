@@ -5,7 +5,7 @@
 
     rows       ── stretch ──┬── stretch ──┬── ...          cut where time moves on, and at the cuts
     features   cat, num of the stretch's rows              windows have counted what happened before each
-    events     ░░░░ kept: actions of these rows that are still to come, with their window keys
+    events     ░░░░ kept: actions of these rows that are due later, with their window keys
     samples    as commands.replay.known makes them of the stretch; row numbers are the log's
 
 Tests hold this against arrays of the whole log (tests/commands/replay/plain_replay.py), to the bit.
@@ -34,7 +34,7 @@ Rows = NDArray[np.intp]
 
 _EXPOSURE_COLUMN = 0  # the exposure is the first of a schema's window actions
 AT_ONCE = LabelSettings(None, 0)
-"""Each label at its exposure: for whoever wants features alone."""
+"""Each label at its exposure, for features alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Stretches:
     Args:
         how: when labels are learnt.
         cuts: rows at which :meth:`frozen` will be asked, each the first of its time.
-        rows_at_once: about how long a stretch is. What is made does not depend on it.
+        rows_at_once: about how long a stretch is. The result does not depend on it.
     """
 
     def __init__(
@@ -101,11 +101,11 @@ class Stretches:
 
     @property
     def waiting(self) -> int:
-        """Events that are still to come, of rows that were made."""
+        """Events that are due later, of rows that were made."""
         return len(self._waiting.row)
 
     def make(self, number: int) -> Stretch:
-        """The stretch ``number``; each once, in order."""
+        """The stretch ``number``. Call it in order, for each number one time."""
         start, stop = int(self.bounds[number]), int(self.bounds[number + 1])
         if start != self._made:
             raise ValueError(f"the stretch from row {start} is asked for at row {self._made}; ask in order")
@@ -140,8 +140,8 @@ class Stretches:
         return cat, num
 
     def frozen(self, cut: int, rows: Rows, at_ms: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """(cat (b, F), num (b, N)) of any rows, their windows holding only what happened before the row ``cut``, and
-        read at that row's time.
+        """(cat (b, F), num (b, N)) of any rows, with windows of what happened before the row ``cut``, read at that
+        row's time.
 
         Args:
             at_ms: an earlier time to read them at, later than the row before the cut.
@@ -166,8 +166,8 @@ class Stretches:
         return LogRows(part, self.schema, self._hashes), part
 
     def _count(self, stop: int) -> tuple[_Events, NDArray[Any]]:
-        """Counts the first events that wait, up to number ``stop``. (they; what their windows held just before, (e, K,
-        W + H, A + M))"""
+        """Counts the first waiting events, up to number ``stop``. (the events; their windows' contents just before,
+        (e, K, W + H, A + M))"""
         now, self._waiting = self._waiting.take(slice(stop)), self._waiting.take(slice(stop, None))
         return now, self._windows.run(now.keys, now.ms, now.action, now.sums)
 
@@ -177,7 +177,7 @@ def write_features(made: Stretches, folder: Path, before: Callable[[int], None] 
 
     Args:
         made: of which nothing was made yet.
-        before: is called with the first row of each stretch, before it is made.
+        before: takes the first row of each stretch, before it is made.
     """
     layout = made.schema.layout
     cat = np.lib.format.open_memmap(folder / "cat.npy", "w+", np.int64, (made.n, layout.F))

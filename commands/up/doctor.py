@@ -1,12 +1,9 @@
 # shell
-"""`millrace doctor`: looks at settings, schema, model, services, topics, clocks, disk, versions; says what to mend.
+"""`millrace doctor`: checks settings, schema, model, services, topics, clocks, disk and versions, and says what to
+mend.
 
-::
-
-    settings ─► up.json of the data folder, if a run is there ─► probes, all at once ─► findings ─► a line a check
-
-It changes nothing, starts nothing but a process that tries the model where one is named, and always ends: what gives no
-answer is a finding.
+It reads up.json of the data folder if a run is there, and sends all probes together. It changes nothing, starts
+nothing but a process that tries a named model, and always ends: a missing answer is a finding.
 """
 
 from __future__ import annotations
@@ -76,7 +73,6 @@ def doctor(overrides: Mapping[str, Any], *, as_json: bool = False, say: Callable
 
 
 def examine(overrides: Mapping[str, Any]) -> list[Finding]:
-    """Every finding."""
     found = _program()
     try:
         settings = load_settings(overrides)
@@ -110,7 +106,6 @@ def examine(overrides: Mapping[str, Any]) -> list[Finding]:
 
 
 def _program() -> list[Finding]:
-    """This Python and the libraries."""
     versions, missing = probes.libraries()
     python = platform.python_version()
     found = [ok("python", f"{python}; millrace {__version__}")]
@@ -185,7 +180,7 @@ def _ports(settings: Settings) -> list[Finding]:
 
 
 def _services(settings: Settings, there: Mapping[str, Any]) -> list[Finding]:
-    """Everything that is asked over the network, all at once."""
+    """Checks all that needs the network, with all questions asked together."""
     http = {name: address for name in ("scorer", "intake") if (address := getattr(settings, name))}
     of_broker = probes.within(lambda: probes.broker(settings)) if settings.kafka else None
     of_redis = probes.within(lambda: probes.redis_clock(settings.redis)) if settings.redis else None

@@ -1,11 +1,7 @@
 # core
-"""What `millrace doctor` makes of what it saw: a line a check, each ok, worth knowing, or to be mended.
+"""Judges what `millrace doctor` saw: a line a check, each ok, worth knowing, or to be mended.
 
-::
-
-    probes (shell): settings, answers, partition counts, clocks, disk, versions ──► judges (here) ──► findings
-
-A judge knows no clock, no disk and no network, so each can be tried on every case.
+A judge uses no clock, disk or network, so tests can try it on every case; :mod:`commands.up.probes` asks.
 """
 
 from __future__ import annotations
@@ -63,11 +59,7 @@ def status(findings: list[Finding]) -> int:
 
 
 def judge_schema(schema: Schema, kept: Schema | None = None) -> list[Finding]:
-    """A schema as a live loop needs it.
-
-    Args:
-        kept: the schema that the data folder's state is of.
-    """
+    """A schema as a live loop needs it; ``kept`` is the schema of the data folder's state."""
     found, names = [], {field.name: field.of for field in schema.fields}
     named = {} if schema.log is None else {"user": schema.log.user, "item": schema.log.item}
     for side in ("user", "item"):
@@ -97,11 +89,8 @@ def judge_schema(schema: Schema, kept: Schema | None = None) -> list[Finding]:
 
 
 def judge_topics(present: Mapping[str, int], wanted: Mapping[str, int], running: bool) -> list[Finding]:
-    """Topics by name at the broker, with their numbers of partitions.
-
-    Args:
-        running: roles run, so no topic may be missing.
-    """
+    """Topics by name at the broker, with their numbers of partitions; while roles are ``running``, no topic may be
+    missing."""
     found = []
     for name, count in wanted.items():
         if name in present and present[name] != count:

@@ -37,10 +37,10 @@ RELEASE_SECONDS = 15.0
 
 
 def on_folder(settings: Settings) -> Settings:
-    """Settings of a command that is about the loop of a data folder. Nothing is made.
+    """Settings of a command on the loop of a data folder. Makes nothing.
 
-    The folder is the setting's, or :data:`~millrace.contracts.settings.DATA` in the present one. Where no schema is
-    named it is that of the folder's state; with none there, the setting stays empty.
+    The folder is the setting's, or :data:`~millrace.contracts.settings.DATA` in the present one. Without a named
+    schema, the schema of the folder's state is used; without state, the setting stays empty.
     """
     folder = Path(settings.data or DATA).absolute()
     kept = folder / SCHEMA
@@ -49,7 +49,7 @@ def on_folder(settings: Settings) -> Settings:
 
 
 def of_loop(settings: Settings) -> Settings:
-    """As :func:`on_folder`, of a loop that has left models there, or has a store elsewhere. Nothing is made.
+    """As :func:`on_folder`, of a loop that has left models there, or has a store elsewhere. Makes nothing.
 
     Raises:
         SettingError: there is no such loop.
@@ -64,7 +64,7 @@ def of_loop(settings: Settings) -> Settings:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Has the folder alone, until the end or until this process ends, however it ends.
+    """Holds the folder alone, until the end or until this process ends, however it ends.
 
     Raises:
         ServiceError: another run has it.
@@ -108,7 +108,7 @@ def in_use(folder: Path) -> bool:
 
 
 def await_release(folder: Path) -> None:
-    """Waits until the broker of a run that was killed has let go of its files."""
+    """Waits until the broker of a killed run has released its files."""
     deadline = time.monotonic() + RELEASE_SECONDS
     try:
         lock = (folder / "broker" / "topics" / "lock").open("r+")
@@ -139,7 +139,7 @@ def say_where(folder: Path, found: Mapping[str, Any]) -> None:
 
 
 def kept_schema(folder: Path) -> Schema | None:
-    """The schema that the folder's state is of; None: it has none yet, or one that nobody can read any more."""
+    """The schema of the folder's state; None: it has none yet, or an unreadable one."""
     try:
         return parse_schema((folder / SCHEMA).read_text(encoding="utf-8"), SCHEMA)
     except (OSError, UnicodeDecodeError, SchemaError):
@@ -159,8 +159,8 @@ class SchemaNote:
 
 
 def _begun(folder: Path, settings: Settings) -> Schema | None:
-    """The schema that the stream was started with last: its part of the state is of that one, though the run may have
-    ended before all roles had taken it up, and so before it was noted. None: there is none, or nobody can read it."""
+    """The schema that the stream was started with last; None: there is none, or it is unreadable. The stream's state
+    is of it, though the run may have ended before all roles took it up, and so before it was noted."""
     if not settings.store and not (folder / PLACE).is_dir():
         return None  # nothing is made where the command may be given in a wrong folder
     known = SchemaBook(f"{settings.store.rstrip('/')}/{PLACE}" if settings.store else folder / PLACE, writes=False)
@@ -173,8 +173,8 @@ def schema_note(folder: Path, settings: Settings) -> SchemaNote:
     Raises:
         SchemaError: it is no schema.
         SettingError: none is named; or it is another one than the state's, and ``evolve`` is not set; or its windows
-            cannot go on with the counts that are there. That must be known before a role starts: the learner would
-            carry the model over and the stream refuse its part, so neither schema could go on.
+            cannot go on with the counts that are there. This check comes before a role starts: the learner would carry
+            the model over and the stream refuse its part, so neither schema could go on.
     """
     if not settings.schema:
         raise SettingError(

@@ -4,7 +4,7 @@
 ::
 
     8700 scorer    8701-8707 metrics of the roles    8710 live page    8720 intake    8730 broker    8740 Redis
-    8750 admin: what the learner's gate says, and commands to it
+    8750 admin: the learner's gate, and commands to it
 
 All are checked before anything is started, so a taken port is one line rather than a role that dies five times.
 """
@@ -78,7 +78,7 @@ def choose(settings: Settings, roles: Iterable[str], *, free: bool) -> Ports:
 
 
 def check(ports: Ports, host: str, patience_seconds: float = 0.0) -> None:
-    """Looks whether every port can be bound, and that no two are one.
+    """Checks that every port can be bound, and that all differ.
 
     Args:
         patience_seconds: how long to wait for ports that a killed run's processes may still hold.
@@ -103,7 +103,7 @@ def check(ports: Ports, host: str, patience_seconds: float = 0.0) -> None:
 
 
 def _problem(host: str, port: int) -> str:
-    """Why nobody can listen there; empty: one can."""
+    """Why a listener cannot bind there; empty: it can."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a closed connection left does not count
@@ -116,7 +116,7 @@ def _problem(host: str, port: int) -> str:
 
 
 def url(host: str, port: int) -> str:
-    """How this machine reaches what listens on ``host:port``.
+    """The URL at which this machine reaches a listener on ``host:port``.
 
     >>> url("0.0.0.0", 8700)
     'http://127.0.0.1:8700'

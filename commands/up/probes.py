@@ -1,11 +1,6 @@
 # shell
-"""What `millrace doctor` asks of the world. Every question ends, whatever is or is not there: that of a model
-within a minute (its imports may take long), all others within seconds.
-
-::
-
-    within(seconds, question) ──► thread ──► answer, or the reason why there is none     (nobody waits longer)
-"""
+"""The questions of `millrace doctor`. Every question ends in any case: that of a model within a minute (its imports
+may take long), all others within seconds."""
 
 from __future__ import annotations
 
@@ -37,9 +32,9 @@ from millrace.processes.kafka import cluster_id, make_reader
 from millrace.processes.supervisor import PYTHON
 
 PATIENCE_SECONDS = 10.0
-"""For one question. Several are asked at once."""
+"""For one question; several run together."""
 TRIAL_SECONDS = 60.0
-"""For a model, with the imports that it needs. Whoever waits for it waits longer: its process must begin and end."""
+"""For a model, with its imports. Callers wait longer, since its process must begin and end."""
 SHORT = 3.0
 LIBRARIES = ("aiokafka", "faust-streaming", "kafka-python", "msgspec", "numba", "numpy", "pyarrow", "redis", "torch")
 
@@ -47,14 +42,14 @@ T = TypeVar("T")
 
 
 class Answer(msgspec.Struct, Generic[T], frozen=True):
-    """What came of a question: a value, or the reason why there is none."""
+    """The answer to a question: a value, or the reason why there is none."""
 
     value: T | None = None
     problem: str = ""
 
 
 def within(question: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> Callable[[], Answer[T]]:
-    """Asks in a thread of its own. What is returned waits for the answer, ``seconds`` from now at most."""
+    """Asks in a thread of its own. The returned function waits for the answer, at most ``seconds`` from now."""
     got: list[Answer[T]] = []
 
     def ask() -> None:
@@ -75,8 +70,8 @@ def within(question: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> Call
 
 
 def model(settings: Settings) -> dict[str, str]:
-    """What came of making the model that the settings name, in a process of its own: see learner/role/trial.py. It
-    finds what a role finds."""
+    """Tries to make the model that the settings name, in a process of its own (learner/role/trial.py), and so finds
+    what a role finds."""
     argv, environment = [*PYTHON, "learner.role.trial"], {**os.environ, **settings.environment()}
     try:
         done = subprocess.run(

@@ -17,7 +17,7 @@ ANSWER_SECONDS = 5.0
 
 def running(settings: Settings) -> dict[str, Any]:
     """The loop on the folder of ``settings``: ``running``, its ``addresses``, and from its live page ``phase``,
-    ``roles``, ``gate`` and ``awaits``. What cannot be had is not there."""
+    ``roles``, ``gate`` and ``awaits``. Unavailable entries are left out."""
     data = Path(settings.data)
     found: dict[str, Any] = {"data": str(data), "running": folders.in_use(data)}
     if not found["running"]:

@@ -34,8 +34,8 @@ class Started:
     Args:
         data: its data folder.
         flags: of ``millrace up``, beside ``--data`` and ``--free-ports``.
-        env: MILLRACE_* variables; none of this process's are handed on.
-        cwd: where the command is given; None: here.
+        env: MILLRACE_* variables; it gets none of this process's.
+        cwd: the working directory; None: this process's.
     """
 
     def __init__(self, data: Path, *flags: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
@@ -51,11 +51,11 @@ class Started:
         self.process = spawn(command, self._env, self.output, cwd=self._cwd)
 
     def text(self) -> str:
-        """What it has said."""
+        """Its output so far."""
         return self.output.read_text(errors="replace") if self.output.exists() else ""
 
     def where(self, patience_seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
-        """Where things are, once all is there (``up.json``).
+        """The addresses in ``up.json``, when all is ready.
 
         Raises:
             ServiceError: it ended before, or all is not there in time.

@@ -1,5 +1,5 @@
 # shell
-"""`millrace up`: broker, Redis, every role and the live page, for a shop of one's own. It goes on where it was.
+"""`millrace up`: broker, Redis, every role and the live page, for a shop of one's own. It goes on from its last state.
 
 ::
 
@@ -8,9 +8,8 @@
 
     folder and ports are ours ► services ► roles ► ready ► up.json ► ... Ctrl-C ► intake stops ► the others ► services
 
-No shoppers come by themselves, and event time is wall time. What must last lies in the data folder; the roles' own
-checkpoints, snapshots and the broker's files are all that a restart needs, so a killed run starts again as a stopped
-one does.
+No shoppers are simulated, and event time is wall time. The data folder has all lasting state. A restart needs only the
+roles' checkpoints, the snapshots and the broker's files, so a killed run starts again like a stopped one.
 """
 
 from __future__ import annotations
@@ -44,13 +43,10 @@ ROLES = ("stream", "learn", "serve", "intake", "archive")
 LINE_SECONDS = 60.0
 """Between two lines of state where the output is no terminal: this program runs for months."""
 GRACE_SECONDS = 30.0
-"""For a role to finish what it has begun."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """What one run is asked for."""
-
     free_ports: bool = False
     sync: bool = False  # the embedded broker syncs to the disk before it acknowledges
     archive: bool = True
@@ -62,10 +58,10 @@ class UpOptions:
 
 
 class Up(Host):
-    """One run. Made and used by :func:`up`.
+    """One run of :func:`up`.
 
     Args:
-        settings: of every role; :func:`prepared` made them.
+        settings: of every role, made by :func:`prepared`.
         ports: that are free.
     """
 
@@ -85,7 +81,7 @@ class Up(Host):
         self._looked_at = 0.0
 
     def start_roles(self) -> None:
-        """Starts every role, and waits until each can work. The scorer is ready when there are items, which is yours.
+        """Starts every role, and waits until each can work. The scorer then waits for the shop's items.
 
         Raises:
             ServiceError: one is not ready in time, or died too often.
@@ -107,7 +103,6 @@ class Up(Host):
             return {}
 
     def where(self) -> dict[str, Any]:
-        """What ``up.json`` says."""
         settings = self.settings
         return {
             "pid": os.getpid(),
@@ -121,7 +116,7 @@ class Up(Host):
         }
 
     def metrics(self) -> dict[str, str]:
-        """Where each role tells what it measures. It needs no token."""
+        """Where each role serves its metrics, without a token."""
         return {role: f"{url(self.settings.host, port)}/metrics" for role, port in self.ports.metrics.items()}
 
     def serve(self) -> None:
@@ -144,7 +139,7 @@ class Up(Host):
         self.wait(self._watch, float("inf"))
 
     def _watch(self) -> bool:
-        """Looks once a second whether the scorer has what it needs. Never true: it is what is waited for."""
+        """Looks each second whether the scorer has what it needs. Always False, so that :meth:`wait` goes on."""
         if time.monotonic() < self._looked_at + 1.0:
             return False
         self._looked_at = time.monotonic()
@@ -172,7 +167,7 @@ class Up(Host):
         return "" if status == 200 else said
 
     def close(self) -> None:
-        """Stops every role: the intake first, then who hands pages out, then those that write down where they are."""
+        """Stops every role: the intake first, then those that serve pages, then those that save their state."""
         self.phase = "stopping"
         self.say("stopping: intake first, then the others, which write down how far they have come")
         for names in (("intake",), ("serve",), ("stream", "learn", "archive", "shadow")):
@@ -180,7 +175,6 @@ class Up(Host):
 
 
 def prepared(settings: Settings, folder: Path, ports: Ports) -> Settings:
-    """The settings of every role."""
     return msgspec.structs.replace(
         settings,
         data=str(folder),

@@ -57,7 +57,7 @@ def _bearer(token: bool) -> str:
 
 
 def awaited(reason: str, intake: str) -> str:
-    """What is waited for, and who can bring it; empty: nothing.
+    """What the loop waits for, and who can bring it; empty: nothing.
 
     Args:
         reason: why the scorer is not ready; empty: it is.
