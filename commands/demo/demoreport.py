@@ -231,11 +231,7 @@ def missing_keys(report: Report) -> list[str]:
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Writes the report whole or not at all.
-
-    Raises:
-        StoreError: the place cannot be written to.
-    """
+    """Writes the report whole or not at all. Raises StoreError if the place cannot be written to."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, msgspec.json.format(msgspec.json.encode(report)), b"\n", durable=False)

@@ -123,11 +123,8 @@ class Demo(Host):
         self.settings = msgspec.structs.replace(self.settings, clock=clock.encode())
 
     def start_roles(self) -> None:
-        """Starts all but the simulator, and waits until each can work.
-
-        Raises:
-            ServiceError: one is not ready in time, or died too often.
-        """
+        """Starts all but the simulator, and waits until each can work. Raises ServiceError if one is not ready in time,
+        or died too often."""
         ports = {name: free_port() for name in ("simulate", "stream", "learn", *self.beside)}
         targets = {name: f"http://127.0.0.1:{port}/metrics" for name, port in ports.items()}
         targets["serve"] = f"{self.settings.scorer}/metrics"
@@ -170,11 +167,8 @@ class Demo(Host):
         self.wait(lambda: False, self.options.seconds if self.options.seconds is not None else float("inf"))
 
     def settle(self) -> tuple[Ledger, Settlement]:
-        """Waits until the loop has handled everything, then accounts for every exposure.
-
-        Raises:
-            ConservationError: some are missing, or counted twice.
-        """
+        """Waits until the loop has handled everything, then accounts for every exposure. Raises ConservationError if
+        some are missing, or counted twice."""
         assert self.monitor is not None
         self.phase = "draining"
         self.say("stopping the shoppers; draining")
@@ -196,11 +190,8 @@ class Demo(Host):
 
 
 def demo(settings: Settings, options: DemoOptions) -> int:
-    """Runs a demo to its end; returns the exit status: 0 when everything held.
-
-    Raises:
-        MillraceError: something could not be started, died for good, or an exposure is not accounted for.
-    """
+    """Runs a demo to its end; returns the exit status: 0 when everything held. Raises MillraceError if something could
+    not be started, died for good, or an exposure is not accounted for."""
     if options.speed <= 0 or (options.seconds is not None and options.seconds <= 0):
         raise SettingError(
             f"speed {options.speed:g} and seconds {options.seconds} must be above 0", "give positive numbers"

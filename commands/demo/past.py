@@ -159,10 +159,7 @@ def held_by(settings: Settings) -> Held:
 
 def learnt_until(settings: Settings) -> int:
     """The event time (ms) up to which the roles' state may reach according to the model store; 0: the store is empty.
-
-    Raises:
-        StoreError: the store cannot be read.
-    """
+    Raises StoreError if the store cannot be read."""
     note = ModelStore(settings.place("models"), writes=False).latest()
     if note is None or not note.event_ms:
         return 0

@@ -96,10 +96,7 @@ def read_ledger(settings: Settings, since: Offsets | None = None) -> Ledger:
 
 def forgotten(settings: Settings, since: Offsets) -> str:
     """What retention has deleted of this run, in words; empty: nothing. An account of the rest would prove nothing.
-
-    Args:
-        since: offsets of ``events`` at which the run begins; empty: it began with empty topics.
-    """
+    ``since``: offsets of ``events`` at which the run begins; empty: it began with empty topics."""
     for topic in (EVENTS, SAMPLES, DEAD_LETTERS, TRUTH):
         for partition, first in sorted(first_offsets(settings, topic).items()):
             begins = since.get(partition, 0) if topic == EVENTS else first if since else 0

@@ -152,11 +152,7 @@ class Measured:
 
 def _combined(users: Users, points: Sequence[float], parts: Floats) -> Figure:
     """The mean over seeds. Its error combines two parts, the draw of users and the draw of seeds, with the degrees of
-    freedom of Welch and Satterthwaite.
-
-    Args:
-        parts: what each user adds to the error, (U,).
-    """
+    freedom of Welch and Satterthwaite. ``parts``: what each user adds to the error, (U,)."""
     value = float(np.mean(points))
     if users.few:
         return Figure(value, math.nan)

@@ -97,11 +97,8 @@ class Guess:
 
 
 def guess_schema(path: Path) -> Guess:
-    """The schema of the log at ``path``, as far as it can be found.
-
-    Raises:
-        LogError: there is no log, it has no rows or cannot be read.
-    """
+    """The schema of the log at ``path``, as far as it can be found. Raises LogError if there is no log, it has no rows
+    or cannot be read."""
     from commands.guess.write import schema_text
 
     findings = find(path)

@@ -27,11 +27,8 @@ class Side:
 
 
 def sides_beside(log: Path, ids: dict[str, Column], sample: Sample) -> tuple[list[Side], list[str]]:
-    """(side tables in the log's folder, reasons against others), by file name.
-
-    Args:
-        ids: ``"user"`` and ``"item"`` -> the id's column in the log.
-    """
+    """(side tables in the log's folder, reasons against others), by file name. ``ids``: ``"user"`` and ``"item"`` ->
+    the id's column in the log."""
     found: list[Side] = []
     notes: list[str] = []
     own = {file.resolve() for file in sample.files}

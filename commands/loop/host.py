@@ -119,11 +119,8 @@ class Host:
     # -- time ------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Looks at roles and services, and shows the state; called a few times a second.
-
-        Raises:
-            ServiceError: a role or service died so often that it is given up.
-        """
+        """Looks at roles and services, and shows the state; called a few times a second. Raises ServiceError if a role
+        or service died so often that it is given up."""
         self.supervisor.poll()
         if time.monotonic() >= self._health_at:
             self._health_at = time.monotonic() + HEALTH_SECONDS
@@ -135,11 +132,8 @@ class Host:
         self.view.tick()
 
     def lost(self, service: EmbeddedBroker | EmbeddedRedis) -> None:
-        """Starts a service of ours that ended again, at the same address.
-
-        Raises:
-            ServiceError: it ended too often in short succession, or does not start.
-        """
+        """Starts a service of ours that ended again, at the same address. Raises ServiceError if it ended too often in
+        short succession, or does not start."""
         now = time.monotonic()
         deaths = [at for at in self._deaths.get(service.name, []) if now - at < self._patience.within_seconds]
         self._deaths[service.name] = [*deaths, now]
@@ -205,11 +199,8 @@ class Host:
     # -- services --------------------------------------------------------------------------------------------
 
     def show(self, stack: ExitStack, page_port: int | None) -> None:
-        """Opens the live page and the program's own log, until ``stack`` is closed.
-
-        Raises:
-            PortError: the page's port is taken.
-        """
+        """Opens the live page and the program's own log, until ``stack`` is closed. Raises PortError if the page's port
+        is taken."""
         logs = self.folder / "logs"
         calm_logs(stack.enter_context((logs / f"{self.name}.log").open("a", encoding="utf-8")))
         stack.callback(structlog.reset_defaults)
@@ -275,10 +266,7 @@ class Host:
 
     def await_roles(self, names: Iterable[str]) -> None:
         """Waits until the named roles are ready; for a scorer, until it answers with a model: items may come later.
-
-        Raises:
-            ServiceError: one is not ready in time, or died too often.
-        """
+        Raises ServiceError if one is not ready in time, or died too often."""
         monitor, names = self.monitor, tuple(names)
         assert monitor is not None
 

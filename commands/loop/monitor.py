@@ -235,11 +235,8 @@ class Monitor:
         return gate_of(states, passed, refused, unjudged, admin, self.picture.gate, observed)
 
     def ended(self, name: str, text: str | None) -> None:
-        """Notes that a role was stopped. It is not asked again: its port may soon be another process's.
-
-        Args:
-            text: the metrics that it wrote when it ended; None: it could not, so its last answer must do.
-        """
+        """Notes that a role was stopped. It is not asked again: its port may soon be another process's. ``text``: the
+        metrics that it wrote when it ended; None: it could not, so its last answer must do."""
         with self._lock:
             self._targets.pop(name, None)
             if text is not None:

@@ -49,11 +49,8 @@ _DAY_MIN = 1440
 
 
 def period_ms(sync: str) -> int | None:
-    """The time between two synchronisations; None for ``never``, ``daily`` and ``batch``, which follow no clock.
-
-    Raises:
-        SettingError: it is none of :data:`SYNCS`, nor a whole number of min or h that divides a day.
-    """
+    """The time between two synchronisations; None for ``never``, ``daily`` and ``batch``, which follow no clock. Raises
+    SettingError if it is none of :data:`SYNCS`, nor a whole number of min or h that divides a day."""
     if sync in (NEVER, DAILY, BATCH):
         return None
     try:

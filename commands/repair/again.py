@@ -73,11 +73,8 @@ def resumed(store: ModelStore, note: Announcement, schema: Schema, named: str = 
 
 
 def check_there(line: Lineage, source: Source) -> None:
-    """Checks that the topic has the samples of all acts.
-
-    Raises:
-        SnapshotError: retention took some; says from which kept version on all are there.
-    """
+    """Checks that the topic has the samples of all acts. Raises SnapshotError if retention took some; says from which
+    kept version on all are there."""
     first = source.first()
     acts = line.acts
     gone = [
@@ -154,11 +151,7 @@ def repair(begun: Begun, source: Source, decode: Decode, without: Without, tick:
 
 def carried(store: ModelStore, note: Announcement, small: Collection[str]) -> dict[str, Array]:
     """The state for training in a snapshot that is not of the model: of the trainer, and of the gate. ``small`` names
-    the model's entries besides tables and dense tensors.
-
-    Raises:
-        StoreError: it cannot be read.
-    """
+    the model's entries besides tables and dense tensors. Raises StoreError if it cannot be read."""
     found: dict[str, Array] = {}
     for training in store.read_training(note):
         found |= {n: array for n, array in training.items() if n not in small and not n.startswith(_OF_MODEL)}

@@ -34,11 +34,8 @@ class Reading(Protocol):
     """Some partitions of the topic that are being read, each in order."""
 
     def more(self, ahead: Collection[int]) -> Sequence[Message]:
-        """The next messages, in no order between partitions; none: all was read.
-
-        Args:
-            ahead: partitions of which enough has come for now.
-        """
+        """The next messages, in no order between partitions; none: all was read. ``ahead``: partitions of which enough
+        has come for now."""
 
     def close(self) -> None: ...
 

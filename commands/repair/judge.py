@@ -68,11 +68,8 @@ def worse(name: str, before: float, after: float) -> float:
 
 
 def members_of(told: Mapping[str, Any]) -> Heldout:
-    """The rule by which pages were held out, from a snapshot's ``extra["heldout"]``.
-
-    Raises:
-        SnapshotError: it has none.
-    """
+    """The rule by which pages were held out, from a snapshot's ``extra["heldout"]``. Raises SnapshotError if it has
+    none."""
     members = Heldout(0.0)
     try:
         members.follow(told)

@@ -65,11 +65,8 @@ class Lineage:
 
 
 def end_of(store: ModelStore, notes: Sequence[Announcement], of: int | None = None) -> Announcement:
-    """The snapshot of a version in a store; ``notes`` are newest first. Without ``of``, the newest.
-
-    Raises:
-        SnapshotError: there is no model, or none of this version.
-    """
+    """The snapshot of a version in a store; ``notes`` are newest first. Without ``of``, the newest. Raises
+    SnapshotError if there is no model, or none of this version."""
     if not notes:
         raise SnapshotError(f"there is no model in '{store.url}'", "name the data folder of a loop with --data")
     found = notes[0] if of is None else next((note for note in notes if note.version == of), None)
@@ -133,11 +130,8 @@ def _ended(oldest: Announcement, since_ms: int, end: Announcement, why: str) -> 
 
 
 def check_one_model(line: Lineage) -> None:
-    """Checks that all of the line has the end's rates: with others, learning again would give another result.
-
-    Raises:
-        SnapshotError: schema or spec changed on the line.
-    """
+    """Checks that all of the line has the end's rates: with others, learning again would give another result. Raises
+    SnapshotError if schema or spec changed on the line."""
     for note in line.kept:
         changed = _changed(note, line.end)
         if changed:

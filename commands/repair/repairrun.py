@@ -71,11 +71,7 @@ class Scene:
 
 
 def _schema_of(settings: Settings, book: SchemaBook, id: str) -> Schema:
-    """The schema of a model: the settings', or a former one of the store.
-
-    Raises:
-        SnapshotError: neither has it.
-    """
+    """The schema of a model: the settings', or a former one of the store. Raises SnapshotError if neither has it."""
     own = settings.load_schema()
     found = own if own.id == id else next((schema for schema in book.history() if schema.id == id), None)
     if found is None:
@@ -161,11 +157,8 @@ def _count(scene: Scene, line: Lineage, without: Without) -> int:
 def run_bisect(
     settings: Settings, since: str, figure: str = "auc", from_folder: Path | None = None, of: int | None = None
 ) -> Samples | None:
-    """Finds the stretch of samples that moved a figure, and prints what stands out in it. Never writes.
-
-    Raises:
-        MillraceError: it cannot be done.
-    """
+    """Finds the stretch of samples that moved a figure, and prints what stands out in it. Never writes. Raises
+    MillraceError if it cannot be done."""
     if figure not in FIGURES:
         raise SettingError(f"there is no figure '{figure}'", f"choose one of {', '.join(FIGURES)}")
     say = _say()

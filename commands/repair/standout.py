@@ -90,11 +90,8 @@ class Tally:
 def standouts(
     there: Tally, usual: Sequence[Tally], cat_names: Sequence[str], num_names: Sequence[str]
 ) -> list[Standout]:
-    """Unusual things in ``there``, the clearest first; at most three of a kind.
-
-    Args:
-        usual: stretches of about as many rows.
-    """
+    """Unusual things in ``there``, the clearest first; at most three of a kind. ``usual``: stretches of about as many
+    rows."""
     usual = [tally for tally in usual if tally.rows]
     if not there.rows or not usual:
         return []

@@ -101,11 +101,8 @@ class _Polled:
 
 
 class Folder:
-    """Messages of ``samples`` as files ``PARTITION-OFFSET.samples``, each with a message's value.
-
-    Raises:
-        SettingError: there is no such folder.
-    """
+    """Messages of ``samples`` as files ``PARTITION-OFFSET.samples``, each with a message's value. Raises SettingError
+    if there is no such folder."""
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():

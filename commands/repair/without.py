@@ -39,11 +39,8 @@ class Without:
     interval: tuple[int, int] | None = None  # exposures from then (ms, included) to then (ms, not included)
 
     def rows(self, batch: SampleBatch, counts: Counter[str] | None = None) -> NDArray[np.bool_]:
-        """The rows to be left out, (B,).
-
-        Args:
-            counts: takes how many rows each of "users", "items", "arms" and "interval" meets.
-        """
+        """The rows to be left out, (B,). ``counts``: takes how many rows each of "users", "items", "arms" and
+        "interval" meets."""
         out = np.zeros(len(batch), np.bool_)
         for name, met in self._met(batch):
             if counts is not None:

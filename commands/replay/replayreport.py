@@ -132,11 +132,8 @@ def _plain(value: float) -> float | None:
 
 
 class Baseline:
-    """Takes the baseline's scores while a log is run: an :class:`~commands.replay.known.Observer`.
-
-    Raises:
-        ValueError: the schema has no such column; :meth:`of` gives None for it.
-    """
+    """Takes the baseline's scores while a log is run: an :class:`~commands.replay.known.Observer`. Raises ValueError if
+    the schema has no such column; :meth:`of` gives None for it."""
 
     scores: NDArray[np.float32]
     """(n,) the item's smoothed click rate, on the scale of the features: it ranks, it is no probability."""

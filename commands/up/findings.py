@@ -142,11 +142,8 @@ def judge_event_clock(clock: EventClock, own_ms: int) -> Finding:
 
 
 def judge_folder(path: str, problem: str, free_bytes: int | None, topics_gib: float = 0.0) -> list[Finding]:
-    """The data folder: why it cannot be written to (empty: it can), and the free disk under it.
-
-    Args:
-        topics_gib: most that topics of an embedded broker take there.
-    """
+    """The data folder: why it cannot be written to (empty: it can), and the free disk under it. ``topics_gib``: most
+    that topics of an embedded broker take there."""
     if problem:
         return [mend("data folder", f"'{path}' {problem}", "name another with --data or MILLRACE_DATA")]
     if free_bytes is None:

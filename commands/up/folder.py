@@ -49,11 +49,8 @@ def on_folder(settings: Settings) -> Settings:
 
 
 def of_loop(settings: Settings) -> Settings:
-    """As :func:`on_folder`, of a loop that has left models there, or has a store elsewhere. Makes nothing.
-
-    Raises:
-        SettingError: there is no such loop.
-    """
+    """As :func:`on_folder`, of a loop that has left models there, or has a store elsewhere. Makes nothing. Raises
+    SettingError if there is no such loop."""
     found = on_folder(settings)
     if not found.store and not (Path(found.data) / "models").is_dir():
         raise SettingError(

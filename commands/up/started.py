@@ -55,11 +55,8 @@ class Started:
         return self.output.read_text(errors="replace") if self.output.exists() else ""
 
     def where(self, patience_seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
-        """The addresses in ``up.json``, when all is ready.
-
-        Raises:
-            ServiceError: it ended before, or all is not there in time.
-        """
+        """The addresses in ``up.json``, when all is ready. Raises ServiceError if it ended before, or all is not there
+        in time."""
         assert self.process is not None
         deadline = time.monotonic() + patience_seconds
         while True:

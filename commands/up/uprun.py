@@ -81,11 +81,8 @@ class Up(Host):
         self._looked_at = 0.0
 
     def start_roles(self) -> None:
-        """Starts every role, and waits until each can work. The scorer then waits for the shop's items.
-
-        Raises:
-            ServiceError: one is not ready in time, or died too often.
-        """
+        """Starts every role, and waits until each can work. The scorer then waits for the shop's items. Raises
+        ServiceError if one is not ready in time, or died too often."""
         self.watch(self.ports.metrics, self.metrics(), self.ask, url(self.settings.host, self.settings.admin_port))
         for name in self.roles:
             self.start(name)
@@ -120,11 +117,8 @@ class Up(Host):
         return {role: f"{url(self.settings.host, port)}/metrics" for role, port in self.ports.metrics.items()}
 
     def serve(self) -> None:
-        """Runs until somebody asks for the end.
-
-        Raises:
-            ServiceError: a role or service died so often that it is given up.
-        """
+        """Runs until somebody asks for the end. Raises ServiceError if a role or service died so often that it is given
+        up."""
         found = self.where()
         folders.say_where(self.folder, found)
         self.started_ms, self.phase = wall_ms(), "running"
@@ -191,11 +185,8 @@ def prepared(settings: Settings, folder: Path, ports: Ports) -> Settings:
 
 
 def up(settings: Settings, options: UpOptions) -> int:
-    """Runs the loop until it is asked to end; returns the exit status, 0.
-
-    Raises:
-        MillraceError: something could not be started, or died for good.
-    """
+    """Runs the loop until it is asked to end; returns the exit status, 0. Raises MillraceError if something could not
+    be started, or died for good."""
     if options.sync and settings.kafka:
         raise SettingError(
             f"--sync with the Kafka '{settings.kafka}'", "leave it out: that broker's own settings say when it syncs"
