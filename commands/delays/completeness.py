@@ -100,7 +100,6 @@ class Curve:
 
 
 def by_window(curve: Curve, windows: Sequence[int]) -> list[dict[str, Any]]:
-    """A row for each waiting time (ms)."""
     found = curve.completeness(windows).tolist()
     return [
         {

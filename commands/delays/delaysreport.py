@@ -27,8 +27,6 @@ from millrace.reports.spans import span_name
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One setting's figures, and its gaps to the present setting by key."""
-
     setting: Setting
     figures: Mapping[str, float]
     gaps: Mapping[str, Gap]
@@ -78,7 +76,6 @@ def rows_of(trials: Sequence[Trial], present: Setting) -> list[dict[str, Any]]:
 
 
 def verdict_of(curve: Curve, asked_ms: int, windows: Sequence[int], trials: Sequence[Trial], present: Setting) -> str:
-    """What the figures say, in a few plain sentences."""
     sentences = [_of_labels(curve, asked_ms, windows)]
     now = next((t for t in trials if t.setting == present), None)
     if now is None or not math.isfinite(now.figures["auc"]):
@@ -174,7 +171,6 @@ def curve_plot(curves: Sequence[Mapping[str, Any]], windows: Sequence[int]) -> P
 
 
 def trials_plot(trials: Sequence[Trial], present: Setting) -> Plot:
-    """AUC of each setting less that of the present one, with intervals over users."""
     points = _alike([t for t in trials if t.setting != present and math.isfinite(t.gaps["auc"].value)])
     figure, axes = lines_canvas([_named(own, trials) for own in points])
     halves = []

@@ -244,7 +244,6 @@ def _open(folder: Path, log: Log, schema: Path, how: tuple[dict[str, Any], int, 
 
 
 def _run(setting: Setting, waits: tuple[int, int, int], out: Path) -> None:
-    """In a worker: one replay; its scores are written to ``out``."""
     spec, seed, _ = _how
     with threads(THREADS):
         samples, _ = samples_of(setting, _labels, _rows.ts_ms, *waits)

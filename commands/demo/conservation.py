@@ -316,7 +316,6 @@ class Apart:
 
     @property
     def total(self) -> int:
-        """Those that are in no model now."""
         return self.held_out + self.over_limit + self.quarantined - self.released + self.set_aside
 
     def __str__(self) -> str:

@@ -16,7 +16,6 @@ _GIB = float(1 << 30)
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
-    """Draws the series of a demo's report into the picture ``path`` (PNG)."""
     page: Mapping[str, Column] = report["page"]
     minute = [(at - report["began_wall_ms"]) / 60_000 for at in page["wall_ms"] if at is not None]
     figure, ((memory,), (served,), (rate,)) = grid(3, 1, (10, 9))

@@ -222,8 +222,6 @@ def _mean(values: Any) -> float | None:
 
 
 def missing_keys(report: Report) -> list[str]:
-    """Stable keys without a figure."""
-
     def empty(value: object) -> bool:
         return value is None or value == [] or (isinstance(value, dict) and any(v is None for v in value.values()))
 

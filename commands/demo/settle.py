@@ -72,7 +72,6 @@ class Drained:
         return picture.wall_ms - self._read_since_ms >= _STILL_MS
 
     def _look(self, picture: Picture) -> tuple[list[str], dict[str, float]]:
-        """Roles that are silent, and lags."""
         looked_s = picture.wall_ms / 1000
         began = {n: picture.figures.get(f"{n}_loop_s") or 0.0 for n in self._roles}
         silent = [n for n, at_s in began.items() if not picture.ready.get(n) or looked_s - at_s > _STUCK_SECONDS]

@@ -109,7 +109,6 @@ def blocks(ts_ms: NDArray[np.int64], block_ms: float, block_rows: int) -> list[s
 
 
 def _samples(rows: Served, cat: NDArray[np.int64], num: NDArray[np.float32]) -> SampleBatch:
-    """Exposures with their final labels, as if nothing had been waited for."""
     requests, page = np.unique(rows.page.astype(np.str_), return_inverse=True)
     kind = np.where(rows.label > 0, POSITIVE, NEGATIVE).astype(np.uint8)
     position = rows.position.astype(np.int32)

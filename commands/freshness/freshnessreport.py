@@ -47,7 +47,6 @@ def report_of(
     hours: Mapping[str, Places],
     values: Mapping[tuple[str, str], Places],
 ) -> tuple[dict[str, Any], list[Plot]]:
-    """(the report, its plots)."""
     fresh, reference, plan = setup.fresh, setup.reference, setup.plan
     data, label = setup.data, np.asarray(setup.data.label[setup.rows])
     what = f"learning {how_often(fresh)} instead of {how_often(reference)}, both on live features"
@@ -133,7 +132,6 @@ def late_clicks(setup: Setup) -> Late | None:
 
 
 def _figures(found: Measured, name: str, base: str, where: str = ALL) -> Row:
-    """A model's figures, and its gain in AUC over ``base``."""
     row = _both("auc", found.figure(name, "auc", where)) | _both("auc_gain", found.gap(name, base, "auc", where))
     for measure in ("log_loss", "calibration", "grouped_auc"):
         row |= _both(measure, found.figure(name, measure, where))
@@ -212,7 +210,6 @@ def _curve(setup: Setup, found: Measured) -> list[Row]:
 
 
 def _coincide(setup: Setup) -> str:
-    """Which models score the same rows with the same weights, in words."""
     plan, rows = setup.plan, setup.rows.stop - setup.rows.start
     said = []
     for one, other in zip(setup.sync, setup.sync[1:], strict=False):

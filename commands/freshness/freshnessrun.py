@@ -168,7 +168,6 @@ _MANY = 1 << 30
 
 
 def _checked(sync: Sequence[str], seeds: int, inputs: str) -> tuple[str, ...]:
-    """The models from the rarest synchronisation to the most frequent."""
     for name in sync:
         period_ms(name)
     if len(set(sync)) < 2:

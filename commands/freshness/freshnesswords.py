@@ -25,7 +25,6 @@ def named(features: str, sync: str) -> str:
 
 
 def how_often(sync: str) -> str:
-    """``minute``: every minute; ``never``: never again."""
     if sync == NEVER:
         return "never again"
     part = re.fullmatch(r"(\d+) ?(min|h)", sync)
@@ -33,7 +32,6 @@ def how_often(sync: str) -> str:
 
 
 def number(value: float) -> str:
-    """A figure of AUC: .0021."""
     return f"{abs(value):.4f}".removeprefix("0")
 
 

@@ -54,7 +54,6 @@ class Figure:
 
     @property
     def half(self) -> float:
-        """Half of the 95% interval."""
         return quantile(0.975, self.freedom) * self.error
 
     @property
@@ -70,7 +69,6 @@ class Figure:
 
     @property
     def shown(self) -> bool:
-        """Whether the interval leaves out zero."""
         return abs(self.value) > self.half
 
 
@@ -131,7 +129,6 @@ class Measured:
         return Figure(math.nan, math.nan) if kept is None else _combined(kept.users, kept.points, kept.parts)
 
     def gap(self, name: str, other: str, measure: str, where: str = ALL) -> Figure:
-        """A model's figure less that of another."""
         mine, theirs = self._kept.get((where, name, measure)), self._kept.get((where, other, measure))
         if mine is None or theirs is None:
             return Figure(math.nan, math.nan)

@@ -54,7 +54,6 @@ class Findings:
     offset_hours: int | None = None
     identity: tuple[str, ...] = ()
     rate: float | None = None
-    """Share of exposures with a click."""
     fields: list[Found] = field(default_factory=list)
     outcomes: dict[str, Verdict] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
@@ -169,7 +168,6 @@ def _lacking(found: Findings) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 
 
 def _strays(found: Findings) -> list[str]:
-    """What becomes of cells unlike the others of their column, a line a column."""
     roles, sample = found.roles, found.sample
     fields = {one.name: one.feature.kind for one in found.fields if one.table is None}
     strict = {roles.time.name, roles.label.name, roles.day.name, roles.position.name, *roles.actions.values()}

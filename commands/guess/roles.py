@@ -87,7 +87,6 @@ class Roles:
 
     @property
     def listed(self) -> bool:
-        """A row is a page: its items and labels stand in lists."""
         return any(role.name is not None for role in (self.pairs, self.clicked, self.labels))
 
     @property
@@ -98,7 +97,6 @@ class Roles:
 
     @property
     def open(self) -> dict[str, Role]:
-        """Roles that must be filled in and are not."""
         need = {"time": self.time, "user": self.user}
         if self.pairs.name is None:
             need |= {"item": self.item}

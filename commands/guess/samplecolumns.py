@@ -105,7 +105,6 @@ class Column:
 
     @cached_property
     def filled(self) -> float:
-        """Share of rows with a value."""
         return float(self.there.mean())
 
     @property

@@ -61,7 +61,6 @@ def sides_beside(log: Path, ids: dict[str, Column], sample: Sample) -> tuple[lis
 
 
 def _share(column: Column, key: Column) -> float:
-    """Share of the log's distinct ids that the key has."""
     left = {str(v) for v in column.values.to_pylist() if v is not None}
     right = {str(v) for v in key.values.to_pylist() if v is not None}
     return len(left & right) / max(len(left), 1)

@@ -23,7 +23,6 @@ _NAMED = {
 
 
 def schema_text(path: Path, found: Findings) -> str:
-    """The schema of what was found in the log at ``path``."""
     lines = [*_head(path, found), ""]
     lines.append(f"name = {_quoted(path.stem.split('.')[0] or 'log')}")
     lines += _offset(found)

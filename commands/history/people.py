@@ -39,7 +39,6 @@ def items_of(log: LogTable, schema: Schema, rows: LogRows) -> list[Item]:
 
 
 def _last(rows: LogRows, column: str) -> NDArray[np.intp]:
-    """The last row of each user (or item), in the order of the log."""
     who = rows.hashes(column, slice(0, rows.n))
     _, from_end = np.unique(who[::-1], return_index=True)
     return np.sort(rows.n - 1 - from_end)
@@ -48,7 +47,6 @@ def _last(rows: LogRows, column: str) -> NDArray[np.intp]:
 def _attributes(
     log: LogTable, schema: Schema, rows: LogRows, side: Side, which: NDArray[np.intp]
 ) -> list[dict[str, Any]]:
-    """Attributes of rows, absent ones left out."""
     ids = {log.user, log.item, rows.builder.user_column, rows.builder.item_column}
     names = [f.name for f in schema.fields if f.of == side and f.name not in {*ids, *DERIVED}]
     table = log.table

@@ -107,7 +107,6 @@ def _all_promoted(gate: Gate) -> str:
 
 
 def _clock(event_ms: int | None) -> str:
-    """Event time of day, in words."""
     if event_ms is None:
         return ""
     minute = event_ms // 60_000 % 1440

@@ -112,7 +112,6 @@ class Host:
         return resident({**roles, **services, self.name: os.getpid()})
 
     def say(self, line: str) -> None:
-        """Shows a line in the terminal and on the page."""
         self.notes.append(line)
         self.view.say(line)
 
@@ -284,7 +283,6 @@ class Host:
             )
 
     def stop_role(self, name: str) -> None:
-        """Stops a role, and takes in the figures that it left."""
         process = self.supervisor.roles[name].process
         if process is not None and process.poll() is None:
             last_figures(self.settings.data, name).unlink(missing_ok=True)  # of an earlier life: it will leave its own

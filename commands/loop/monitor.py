@@ -82,7 +82,6 @@ class RoleMetrics:
         )
 
     def gauges(self, name: str, label: str) -> dict[str, float]:
-        """A gauge now, for each value of ``label``."""
         return {dict(have).get(label, ""): value for (n, have), value in self._now.items() if n == name}
 
     def by_label(self, name: str, label: str, **others: str) -> dict[str, float]:

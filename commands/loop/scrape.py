@@ -57,7 +57,6 @@ def scrape_file(targets: Mapping[str, str]) -> str:
 
 
 def _place(address: str) -> str:
-    """``host:port`` of an address."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     if not parts.hostname or parts.port is None:
         raise ValueError(f"'{address}' is no host:port")
@@ -65,5 +64,4 @@ def _place(address: str) -> str:
 
 
 def _text(value: str) -> str:
-    """A double-quoted YAML string: JSON's are."""
     return json.dumps(value, ensure_ascii=False)

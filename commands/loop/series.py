@@ -104,10 +104,8 @@ class Series:
         return (first, newest) if newest[0] > first[0] else None
 
     def column(self, name: str) -> list[float | None]:
-        """One column of :data:`COLUMNS`."""
         at = COLUMNS.index(name)
         return [point[at] for point in self.points]
 
     def columns(self) -> dict[str, list[float | None]]:
-        """Every column by name, as the page wants them."""
         return {name: self.column(name) for name in COLUMNS}

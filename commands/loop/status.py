@@ -154,17 +154,14 @@ def _says(name: str, f: Mapping[str, float | None]) -> str:
 
 
 def count(value: float | None) -> str:
-    """A whole number with thin groups, or a dash."""
     return "–" if value is None else f"{value:,.0f}"
 
 
 def memory(value: float | None) -> str:
-    """Bytes as mebibytes, or a dash."""
     return "–" if value is None else f"{value / (1 << 20):,.0f}\N{NO-BREAK SPACE}MiB"
 
 
 def fixed(value: float | None, digits: int = 3, unit: str = "") -> str:
-    """A number with ``digits`` decimals, or a dash."""
     return "–" if value is None else f"{value:.{digits}f}{unit}"
 
 

@@ -91,7 +91,6 @@ def table_of(state: State, page: str) -> RenderableType:
 
 
 def _alarms(state: State) -> bool:
-    """Whether the gate keeps the newest version back."""
     return state["gate"]["state"] not in (None, "promoting")
 
 
@@ -138,7 +137,6 @@ class View:
         self._console.print(line, markup=False)
 
     def tick(self) -> None:
-        """Called by the owner a few times a second."""
         if self._live is not None:
             self._live.refresh()
         elif time.monotonic() >= self._next_line:

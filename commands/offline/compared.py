@@ -12,7 +12,6 @@ from commands.offline.dataset import SCALED, Dataset
 
 ORIGINAL = ("logistic", "wide_deep", "pnn_inner", "pnn_outer", "pnn_group", "deepfm", "wide_resnet", "wide_resnet_bn")
 DEFAULT = "default"
-"""The model and settings that Millrace starts with."""
 
 INPUTS = ("raw", "scaled")
 OWN = "own"

@@ -77,7 +77,6 @@ class Dataset:
     notes: tuple[str, ...] = ()  # of the log's reader
 
     def rows(self, days: Sequence[int]) -> slice:
-        """The rows of consecutive days."""
         first, last = np.searchsorted(self.day, [min(days), max(days) + 1])
         return slice(int(first), int(last))
 
@@ -87,7 +86,6 @@ class Dataset:
             yield self.batch(slice(start, min(start + size, rows.stop)), num)
 
     def batch(self, part: slice | NDArray[np.intp], num: NDArray[np.float32]) -> SampleBatch:
-        """Some rows as a micro-batch."""
         label = np.array(self.label[part])
         kind = np.where(label > 0, POSITIVE, NEGATIVE).astype(np.uint8)
         return SampleBatch.of_rows(
@@ -202,8 +200,6 @@ def _delays(labels: Labels, table: LogTable, schema: Schema, ts_ms: NDArray[np.i
 
 
 def open_dataset(folder: Path, schema: Schema, days: tuple[str, ...]) -> Dataset:
-    """A prepared dataset, mapped read-only."""
-
     def mapped(name: str) -> Any:
         return np.load(folder / name, mmap_mode="r") if (folder / name).exists() else None
 

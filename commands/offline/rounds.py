@@ -114,7 +114,6 @@ def retrained(
 
 
 def _whole(start: int, stop: int) -> int:
-    """The end of the last whole batch of [start, stop)."""
     return start + (stop - start) // epochs.BATCH_ROWS * epochs.BATCH_ROWS
 
 

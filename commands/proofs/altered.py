@@ -41,7 +41,6 @@ class Altered(NamedTuple):
 
 
 def altered(log: LogTable, schema: Schema, at_ms: int, rng: np.random.Generator) -> Altered:
-    """The log with another future from ``at_ms`` on."""
     assert schema.log is not None
     table, columns = log.table, schema.log
     ts = table[TS].to_numpy()

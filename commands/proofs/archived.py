@@ -45,7 +45,6 @@ class Archived:
     """Exposures without logged features: their page's log did not come, or features were not kept then."""
 
     def name(self, row: int) -> tuple[str, int]:
-        """(request, position) of a row of the log."""
         assert self.schema.log is not None
         request, position = self.schema.log.identity[:2]
         return str(self.log.table[request][row]), int(self.log.table[position][row].as_py())

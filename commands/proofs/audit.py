@@ -113,8 +113,6 @@ class Witness:
 
 
 class Values:
-    """Keeps the features of some rows, as they are scored or learnt."""
-
     def __init__(self, rows: NDArray[np.intp]) -> None:
         self._rows = rows
         self.scored_as: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}

@@ -20,7 +20,6 @@ _NAMED = 20  # leaks that are drawn
 
 
 def time_text(ts_ms: int) -> str:
-    """A time for people, to the millisecond."""
     return datetime.fromtimestamp(ts_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
@@ -39,7 +38,6 @@ def verdict_of(found: Audit) -> str:
 
 
 def report_of(found: Audit) -> dict[str, Any]:
-    """The tables, as :func:`~millrace.reports.write_report` takes them."""
     times = [
         {"altered_after": time_text(c["cut_ms"])} | {k: v for k, v in c.items() if k != "cut_ms"} for c in found.cuts
     ]

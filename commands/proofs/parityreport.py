@@ -70,7 +70,6 @@ def verdict_of(report: Mapping[str, Any]) -> str:
 
 
 def write_parity(out: Path, report: Report, run: Mapping[str, Any]) -> None:
-    """Writes report.json, run.json, report.html and the plot."""
     page = {k: v for k, v in report.items() if k != "differing"} | {"differing": _shown(report)}
     write_all(out, report, run, _features_plot(report), "Live and replay: parity", page=page)
 

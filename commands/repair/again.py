@@ -99,7 +99,6 @@ def check_there(line: Lineage, source: Source) -> None:
 
 
 def rows_of_line(line: Lineage) -> int:
-    """Rows that the acts of a line learnt from."""
     return sum(map(rows_in, line.acts))
 
 

@@ -83,7 +83,6 @@ class Bisection:
         return rows
 
     def _before(self, rows: int) -> Iterator[SampleBatch]:
-        """About so many rows before the start, in messages."""
         uses = {(s.partition, s.offset) for act in self.acts if isinstance(act, Learnt) for s in act.spans}
         rows_each = max(1.0, sum(map(rows_in, self.acts)) / max(1, len(uses)))
         offsets, first = {int(p): o for p, o in self.line.start.offsets.items()}, self._source.first()
@@ -150,7 +149,6 @@ class Bisection:
         return self._figure(model)
 
     def _learnt_on(self, base: Learning, begin: int, at: int) -> Learning:
-        """Another model that has learnt on from ``base``."""
         model = model_of(base.schema, base.spec, base.seed, live=True)
         model.resume(*base.snapshot())
         acts = self.acts[begin:at]

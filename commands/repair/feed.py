@@ -41,8 +41,6 @@ class Reading(Protocol):
 
 
 class Source(Protocol):
-    """Where the samples lie."""
-
     def first(self) -> Mapping[int, int]:
         """The first offset that each partition has."""
 

@@ -51,7 +51,6 @@ class Lineage:
 
     @property
     def acts(self) -> list[Act]:
-        """All acts from ``start`` to ``end``, in order."""
         return [act for stage in self.stages for act in stage.acts]
 
     def after(self, note: Announcement) -> int:

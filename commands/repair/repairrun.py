@@ -66,7 +66,6 @@ class Scene:
         return begin(self.store, self.line, self.schema, self.settings.model)
 
     def decode(self, message: Message) -> SampleBatch:
-        """The rows of a message, as the learner makes them."""
         return self._former.carried(SampleBatch.from_bytes(message.value), message.headers)
 
 
@@ -142,7 +141,6 @@ def _took(began: float) -> str:
 
 
 def _count(scene: Scene, line: Lineage, without: Without) -> int:
-    """Rows that would be left out."""
     check_there(line, scene.source)
     acts, rows = line.acts, rows_of_line(line)
     with (

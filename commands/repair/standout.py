@@ -172,6 +172,5 @@ def _clear(found: list[Standout]) -> list[Standout]:
 
 
 def _z(value: float, rows: int, usual: float, of: int) -> float:
-    """Standard errors between a share of so many rows, and the usual one ``of`` others."""
     p = min(max(usual, 1 / (of + 2)), 1 - 1 / (of + 2))
     return float((value - p) / np.sqrt(p * (1 - p) * (1 / rows + 1 / max(of, 1))))

@@ -190,7 +190,6 @@ def _codes(column: Any) -> NDArray[np.int32]:
 
 
 def _mostly_of_several_times(page: NDArray[np.int32], ts_ms: NDArray[np.int64]) -> bool:
-    """Whether most rows are in pages whose rows differ in time."""
     order = _order(page, ts_ms)
     pages, times = (page, ts_ms) if order is None else (page[order], ts_ms[order])
     several = np.zeros(int(page.max(initial=0)) + 1, np.bool_)

@@ -53,7 +53,6 @@ def say_decisions(table: LogTable) -> None:
 
 
 def about(log: Log, schema: Path, plan: Schema, table: LogTable) -> dict[str, Any]:
-    """What run.json says of a log and of how it was read."""
     decisions = [{"what": d.what, "column": d.column, "rows": d.rows, "remedy": d.remedy} for d in table.decisions]
     return {
         "log": str(log) if isinstance(log, Path) else [str(path) for path in log],

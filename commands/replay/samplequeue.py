@@ -63,7 +63,6 @@ class Waiting:
 
     @property
     def held(self) -> int:
-        """Rows whose features are held."""
         return sum(len(block) for block in self.blocks)
 
     def add(self, block: Block, samples: Samples) -> None:
@@ -75,11 +74,9 @@ class Waiting:
         self.queue = Samples(row[order], known_ms[order], kind[order], policy[order])
 
     def known(self, before_ms: int) -> int:
-        """How many samples of the queue are known before a time."""
         return int(np.searchsorted(self.queue.known_ms, before_ms, side="left"))
 
     def pop(self, size: int) -> tuple[Samples, SampleBatch]:
-        """The first ``size`` samples of the queue, and their batch."""
         queue, part = self.queue, slice(size)
         mine = Samples(*(getattr(queue, name)[part] for name in ("row", "known_ms", "kind", "policy")))
         self.queue = Samples(*(getattr(queue, name)[size:] for name in ("row", "known_ms", "kind", "policy")))

@@ -250,7 +250,6 @@ def _quick_switches() -> Iterator[None]:
 
 
 def _timed(steps: Iterator[Step], timing: Timing) -> Iterator[Step]:
-    """The steps, the time until each is there counted as waiting."""
     while True:
         began = time.perf_counter()
         step = next(steps, None)

@@ -50,7 +50,6 @@ class Step:
 
     @property
     def size(self) -> int:
-        """Rows of features that it holds."""
         return sum(len(s.rows) for s in self.shown) + (0 if self.batch is None else len(self.batch))
 
 

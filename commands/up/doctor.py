@@ -229,6 +229,5 @@ def _services(settings: Settings, there: Mapping[str, Any]) -> list[Finding]:
 
 
 def _hidden(address: str) -> str:
-    """An address without the password that it may hold."""
     head, at, host = address.rpartition("@")
     return f"{head.partition('://')[0]}://…@{host}" if at else address

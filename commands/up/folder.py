@@ -96,7 +96,6 @@ def _take(lock: IO[str]) -> bool:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a run has the folder now."""
     try:
         with (folder / "up.lock").open("r+") as lock:
             return not _take(lock)
@@ -131,7 +130,6 @@ def broker_of(folder: Path) -> str:
 
 
 def say_where(folder: Path, found: Mapping[str, Any]) -> None:
-    """Writes ``up.json``."""
     write_whole(folder / ADDRESSES, msgspec.json.format(msgspec.json.encode(found)), durable=False)
 
 

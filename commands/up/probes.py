@@ -88,7 +88,6 @@ def model(settings: Settings) -> dict[str, str]:
 
 
 def broker(settings: Settings) -> dict[str, int]:
-    """Numbers of partitions by topic, as the broker names them."""
     for address in settings.brokers:
         with contextlib.suppress(OSError):
             cluster_id(address, SHORT)
@@ -149,7 +148,6 @@ def folder(path: Path) -> tuple[str, int | None]:
 
 
 def libraries() -> tuple[dict[str, str], list[str]]:
-    """Versions of the libraries that matter most, and those that are missing."""
     found, missing = {}, []
     for name in LIBRARIES:
         try:

@@ -35,7 +35,6 @@ def running(settings: Settings) -> dict[str, Any]:
 
 
 def told(found: dict[str, Any]) -> list[str]:
-    """The same as lines."""
     version = f"; model version {found['version']}" if "version" in found else ""
     if not found["running"]:
         return [f"no loop runs on '{found['data']}'{version}"]

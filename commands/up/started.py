@@ -51,7 +51,6 @@ class Started:
         self.process = spawn(command, self._env, self.output, cwd=self._cwd)
 
     def text(self) -> str:
-        """Its output so far."""
         return self.output.read_text(errors="replace") if self.output.exists() else ""
 
     def where(self, patience_seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:

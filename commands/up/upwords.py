@@ -38,7 +38,6 @@ def welcome(found: Mapping[str, Any], data: str, scrape: str, prefix: str = "") 
 
 
 def first_item(schema: Schema, intake: str, token: bool) -> str:
-    """A command that sends one item with the attributes of the schema."""
     attributes: dict[str, object] = {}
     for field in schema.fields:
         if field.of == "item" and field.name != "item_id" and field.name not in DERIVED:
@@ -48,7 +47,6 @@ def first_item(schema: Schema, intake: str, token: bool) -> str:
 
 
 def first_page(scorer: str, token: bool) -> str:
-    """A command that asks for a page."""
     return f"curl -s {_bearer(token)}{scorer}/recommend -d '" + '{"user_id": "u1", "size": 10}\''
 
 
