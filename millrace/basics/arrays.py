@@ -1,13 +1,12 @@
 # core
-"""Named arrays as bytes: a list that says what there is, and the arrays one after another.
+"""Named arrays as bytes: a list of names, types and shapes, and a body with one array after another.
 
 ::
 
-    said:   [["dense/w", "<f4", [64, 16]], ["table/w16/ids", "<i8", [812]], ...]
+    list:   [["dense/w", "<f4", [64, 16]], ["table/w16/ids", "<i8", [812]], ...]
     body:   dense/w ······ | padding | table/w16/ids ······ | padding | ...      each array starts at a multiple of 64
 
-Reading copies nothing: arrays are views of the bytes, and cannot be written to. It is total: whatever the list says,
-the arrays lie within the bytes or there is an error.
+Reading copies nothing and is safe with any list: the arrays lie within the bytes, or there is an error.
 """
 
 from __future__ import annotations
@@ -39,11 +38,7 @@ class ArraySpec(Struct, frozen=True, array_like=True):
 
     @property
     def nbytes(self) -> int:
-        """Size of the array.
-
-        Raises:
-            SnapshotError: it is none that we write.
-        """
+        """Size of the array. Raises SnapshotError when its type or shape is not one that we write."""
         try:
             if _DTYPE.fullmatch(self.dtype) and len(self.shape) <= 8 and all(0 <= n < 2**48 for n in self.shape):
                 return math.prod(self.shape) * np.dtype(self.dtype).itemsize
@@ -75,11 +70,7 @@ def lay(arrays: Mapping[str, Array]) -> list[memoryview | bytes]:
 
 
 def view(specs: Sequence[ArraySpec], body: bytes | memoryview) -> dict[str, Array]:
-    """The arrays that lie in ``body``, as views that cannot be written to.
-
-    Raises:
-        SnapshotError: the list does not fit the body.
-    """
+    """The arrays in ``body``, as read-only views. Raises SnapshotError when the list does not fit the body."""
     arrays: dict[str, Array] = {}
     at, size = 0, memoryview(body).nbytes
     for one in specs:

@@ -1,8 +1,8 @@
 # core
-"""Gaps between two scorings of the same exposures, with 95% intervals over users: one pass, no draws.
+"""Differences between two scorings of the same exposures, with 95% intervals over users: one pass, no draws.
 
-Exposures of one user are alike, so an interval must treat users as drawn, not exposures. A figure of merit is a mean or
-a ratio of sums over rows, to the first order, so a gap's error is a sum over users of what each user adds to it::
+Exposures of one user are alike, so an interval must treat users as drawn, not exposures. A quality metric is a mean or
+a ratio of sums over rows, to the first order. So a difference's error is a sum over users::
 
     AUC(p) = 1/(n1 n0) sum over clicked i, others j of [p_i > p_j] + [p_i = p_j] / 2
     a row's part    clicked i:  (share of the others below p_i, ties half) - AUC,   over n1
@@ -13,15 +13,14 @@ a ratio of sums over rows, to the first order, so a gap's error is a sum over us
     variance        U / (U - 1) * sum over the U users of (sum of their rows' parts)^2
     interval        Student's t with min(E, C) - 1 degrees of freedom
 
-E = (sum of m_u)^2 / sum of m_u^2 for m_u rows of user u is how many users of equal size would tell as much (Kish 1965,
-section 5.4). C is how many users have clicked, or how many have not, whichever is less: where few have, they alone
-make the spread, however many have not. With few users, or a few who have most rows, the spread itself is known badly,
-and the interval of a normal distribution covers far less than 95%: tests/millrace/basics/test_clustered.py has the
-figures. Where C is below :data:`FEWEST` there is none.
+E = (sum of m_u)^2 / sum of m_u^2, for m_u rows of user u, is the equivalent number of users of equal size (Kish 1965,
+section 5.4). C is the smaller of two counts: users who have clicked, and users who have not. The smaller group makes
+the spread. With few users, or a few who have most rows, the estimate of the spread is poor, and a normal interval
+covers far less than 95% (figures: tests/millrace/basics/test_clustered.py). Below :data:`FEWEST` there is no interval.
 
 The AUC's parts are DeLong's (DeLong, DeLong and Clarke-Pearson 1988), summed by cluster (Obuchowski 1997,
-"Nonparametric analysis of clustered ROC curve data"). With many users, a bootstrap that draws users with all their
-rows gives the same intervals, as tests/millrace/basics/test_clustered.py shows, for some hundred times the work.
+"Nonparametric analysis of clustered ROC curve data"). A bootstrap over many users gives the same intervals for a
+hundred times the work (same test).
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ def auc_parts(p: Numbers, y: Numbers) -> Parts:
     n0 = n - n1
     if not n1 or not n0:
         return math.nan, np.full(n, math.nan)
-    # Four bytes a number where they do: a log has ten million rows and more.
+    # Four bytes a number where they suffice: a log has ten million rows and more.
     order = np.argsort(p, kind="stable").astype(np.int32)
     ordered, hit = np.asarray(p)[order], positive[order]
     first = np.concatenate([[True], ordered[1:] != ordered[:-1]])  # of each run of equal scores
@@ -118,7 +117,7 @@ def quantile(share: float, freedom: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Users:
-    """What the users of some rows say of intervals."""
+    """Number of users of some rows, and the degrees of freedom that they give an interval."""
 
     count: int
     freedom: float
@@ -126,11 +125,8 @@ class Users:
 
     @classmethod
     def of(cls, y: Numbers, user: NDArray[np.intp]) -> Users:
-        """Of rows with labels y, (n,).
-
-        Args:
-            user: a number from 0 on for each row's user, (n,); numbers may be left out.
-        """
+        """Of rows with labels y, (n,). ``user``: a number from 0 on for each row's user, (n,); numbers may be left
+        out."""
         rows = np.bincount(user)
         clicks = np.bincount(user[np.asarray(y) > 0.5], minlength=len(rows))
         count = int(np.count_nonzero(rows))
@@ -153,11 +149,7 @@ class Users:
 
 
 def gap(own: Parts, base: Parts, y: Numbers, user: NDArray[np.intp]) -> Gap:
-    """The gap between two scorings of the same rows, which have labels y, (n,).
-
-    Args:
-        user: a number from 0 on for each row's user, (n,).
-    """
+    """The difference between two scorings of the same rows with labels y, (n,). ``user`` as in :meth:`Users.of`."""
     value, users = own[0] - base[0], Users.of(y, user)
     if users.few or not math.isfinite(value):
         return Gap(value, math.nan)

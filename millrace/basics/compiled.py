@@ -20,15 +20,13 @@ GOLDEN = C1
 
 
 def compiled(function: Callable[..., Any] | None = None, *, nogil: bool = True, **options: Any) -> Any:
-    """Compiles a function on first use and keeps the code on disk. Where no folder can be written to, as in a read-only
-    installation, every process compiles for itself.
+    """Compiles a function on first use and keeps the code on disk; in memory only, where no folder is writable.
 
-    Used as ``@compiled`` or with numba's options, ``@compiled(error_model="numpy")``. The GIL is released unless
-    ``nogil=False`` is given. Functions that are only inlined into others have no code of their own to keep. They take
-    ``@njit(inline="always")``.
+    Use it as ``@compiled`` or with numba's options, ``@compiled(error_model="numpy")``. The GIL is released unless
+    ``nogil=False`` is given. Functions that are only inlined into others take ``@njit(inline="always")`` instead.
 
-    numba takes code from disk as long as the function's own file is unchanged. Here the key has besides what its module
-    imports: constants, and the files of the compiled functions. So these may live anywhere.
+    numba checks only the function's own file before it takes code from disk. The key here also covers the imports of
+    its module: constants, and the files of compiled functions.
     """
     if function is None:
         return partial(compiled, nogil=nogil, **options)
@@ -66,8 +64,8 @@ def _file(path: str) -> bytes:
 
 @njit(inline="always")
 def home_slot(key: Any, shift: Any) -> Any:
-    """The slot of a table of 2^(64 - shift) slots at which the search for a key begins: multiplicative (Fibonacci)
-    hashing. Keys are hashes already; small ones are spread too."""
+    """The first slot to search for a key in a table of 2^(64 - shift) slots: multiplicative (Fibonacci) hashing. Keys
+    are hashes already; small ones are spread too."""
     return np.int64((np.uint64(key) * GOLDEN) >> np.uint64(shift))
 
 

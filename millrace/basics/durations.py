@@ -1,14 +1,13 @@
 # core
-"""How long windows and half-lives are, as a schema writes it, and how finely time is counted for them.
+"""Lengths of windows and half-lives, as a schema writes them, and the time units that count them.
 
 ::
 
     length of a window     up to 1 h    6 h       1 d     7 d       more
-    its grain              5 min        15 min    1 h     6 h       1 d          how far its far end may lie back
+    its grain              5 min        15 min    1 h     6 h       1 d          error of its far end, at most
     unit of a tile store   the finest grain of its windows, an hour at most
 
-A schema of whole days has units of an hour. One short window makes the unit finer for the whole schema, since an event
-is counted once, in its unit, for all windows.
+One short window makes the unit finer for the whole schema: an event is counted in one unit for all windows.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ def unit_minutes(minutes: Sequence[int]) -> int:
 
 
 def length_problem(minutes: Sequence[int]) -> tuple[str, str] | None:
-    """What is wrong with the lengths of a schema's windows, and the remedy; None: nothing."""
+    """What is wrong with the lengths of a schema's windows, and the remedy; None when they are valid."""
     if not minutes or list(minutes) != sorted(set(minutes)):
         return f"{[text_of(m) for m in minutes]} is not ascending", "list each window once, shortest first"
     if minutes[0] < SHORTEST_MIN:
@@ -104,10 +103,10 @@ def length_problem(minutes: Sequence[int]) -> tuple[str, str] | None:
 
 
 def half_life_problem(days: float, minutes: Sequence[int]) -> tuple[str, str] | None:
-    """What is wrong with a half-life beside windows of so many minutes, and the remedy; None: nothing.
+    """What is wrong with a half-life beside windows of so many minutes, and the remedy; None when it is valid.
 
-    The tile that a fresh event lies in is a sixth of the half-life wide at most. Under six hours it stays so for as
-    long as the half-life at least, since a window of that length keeps its tiles fine.
+    The tile of a fresh event may be a sixth of the half-life wide at most. Under six hours, some window must be as long
+    as the half-life, since such a window keeps its tiles fine for that long.
     """
     unit = unit_minutes(minutes)
     life = days * DAY_MIN

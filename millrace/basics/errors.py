@@ -1,8 +1,8 @@
 # core
 """Errors that a person reads: one line that names the offending value and the remedy.
 
-Every failure that Millrace expects is a :class:`MillraceError`. The command line prints its single line and
-exits with status 1; a traceback therefore always means a bug.
+Every expected failure is a :class:`MillraceError`. The command line prints its line and exits with status 1, so a
+traceback always means a bug.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class StoreError(MillraceError):
 
 
 class PortError(MillraceError):
-    """A port that a server was told to bind is taken."""
+    """The port of a server is taken."""
 
 
 class ServiceError(MillraceError):
@@ -97,7 +97,7 @@ EXIT_CODES = {
 
 
 def one_line(error: BaseException) -> str:
-    """An error as a log tells it: an expected one speaks for itself, any other names its type."""
+    """An error as one log line: the text of an expected error; for others, with the type."""
     text = str(error) if isinstance(error, MillraceError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())
 

@@ -5,15 +5,15 @@
 
     .{name}.{machine}-{process id}.tmp ──write──(fsync)──► rename ──► {name} ──(fsync of the folder)
 
-A reader never meets half a file. Whether a file also outlives a loss of power is the caller's choice:
+The caller chooses whether a file also survives a loss of power:
 
 ================================  =========  ==========================================================================
 file                              durable    why
 ================================  =========  ==========================================================================
 checkpoint of a partition         yes        offsets are committed, and Kafka forgets, because it exists
 snapshot and delta of the model   yes        they are announced to scorers on other machines, and deltas build on them
-item index of the scorer          yes        it is a file of the store; it could be made again from Kafka, slowly
-offsets of dead letters told      no         lost, dead letters are written again, and are recognised by their offsets
+item index of the scorer          yes        it is a file of the store; Kafka could make it again, slowly
+offsets of reported dead letters  no         lost, dead letters are written again, and are recognised by their offsets
 last metrics of a role            no         read by the demo's report on the same machine, minutes later
 report, day log                   no         a person reads it; the same command makes it again
 ================================  =========  ==========================================================================
@@ -38,15 +38,12 @@ def temporary_beside(path: Path) -> Path:
 
 
 def write_whole(path: Path, *chunks: bytes | memoryview, durable: bool) -> None:
-    """Makes or replaces the file ``path``, which is whole at any time.
+    """Makes or replaces the file ``path``. After an error the old file or the new one is there, whole.
 
-    When this returns it is the new one; when it raises, the old one or the new one.
-
-    Two threads of one process must not write the same path at once: they would share the temporary file.
+    Two threads of one process must not write the same path at the same time: they would share the temporary file.
 
     Args:
-        chunks: the content, one after another.
-        durable: whether it is on the disk when this returns, the rename too; otherwise the system writes it some time.
+        durable: file and rename are on the disk when this returns; otherwise the system writes them later.
 
     Raises:
         OSError: it could not be written.
@@ -68,11 +65,7 @@ def write_whole(path: Path, *chunks: bytes | memoryview, durable: bool) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Returns when the names in ``folder`` are on the disk.
-
-    Raises:
-        OSError: the folder cannot be opened or synced.
-    """
+    """Returns when the names in ``folder`` are on the disk. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -81,13 +74,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Removes temporary files and folders whose writers no longer live.
+    """Removes temporary files and folders whose writers no longer run.
 
-    Whether a process of this machine lives can be asked. A file of another machine is abandoned when the newest
-    temporary or whole file of the folder is a day younger: nobody writes at one file for so long.
+    Files of this machine name a process, which can be checked. A file of another machine counts as abandoned when the
+    newest temporary or whole file of the folder is a day younger: no write takes so long.
 
-    Call it before this process writes there: a leftover of its own number is of an earlier process (in a container the
-    number is often 1).
+    Call it before this process writes there: a leftover with its own process id is of an earlier process (in a
+    container the id is often 1).
     """
     found = [(path, match) for path in folder.glob(".*.tmp") if (match := _TEMPORARY.fullmatch(path.name))]
     if not found:

@@ -1,16 +1,12 @@
 # core
 """Stable 64-bit hashing: the same value has the same id in every process, on every machine, in every version.
 
-Three levels, from the outside in:
-
 - :func:`value_hash` turns one attribute value into 64 bits (``None``, NaN and the empty string are *missing*: 0).
 - :func:`mix` puts a salt (a field's, a window key's) into value hashes, vectorised.
 - :func:`combine` folds several hashed columns into one key.
 
-With 64 bits, a million distinct keys collide with probability 3e-8; the sparse tables behind them resolve
-ids exactly, so this is the only place where two values could ever be taken for one.
-
-:func:`kafka_partition` is not ours but Kafka's: the partition that a client's default partitioner gives to a key.
+With 64 bits, a million distinct keys collide with probability 3e-8. The sparse tables resolve ids exactly, so no other
+place can confuse two values. :func:`kafka_partition` is Kafka's own hash.
 """
 
 from __future__ import annotations
@@ -33,8 +29,8 @@ _U32 = 0xFFFFFFFF
 def value_hash(value: object) -> int:
     """64-bit hash of one attribute value; 0 when it is missing.
 
-    Numbers that are whole hash like the integer (``1.0`` and ``1`` are one value, since a column that has a gap
-    is read as floats), booleans like 0 and 1; everything else by its text.
+    Whole numbers hash like the integer (``1.0`` and ``1`` are one value, since a column with gaps is read as floats),
+    booleans like 0 and 1, all other values by their text.
     """
     if value is None or value == "" or value != value:  # NaN is the only value unequal to itself
         return 0
@@ -86,7 +82,7 @@ def mix(seed: np.uint64, hashed: U64) -> U64:
 
 
 def unmix(seed: np.uint64, mixed: U64) -> U64:
-    """What :func:`mix` was given: each of its steps has an inverse. (But for the one value in 2^64 that it moves to 1.)
+    """The input of :func:`mix`: each of its steps has an inverse. (But for the one value in 2^64 that it moves to 1.)
 
     >>> int(unmix(salt("field"), mix(salt("field"), np.array([42], np.uint64)))[0])
     42
@@ -122,8 +118,8 @@ def combine(seed: np.uint64, *columns: U64) -> U64:
 
 
 def murmur2(data: bytes) -> int:
-    """MurmurHash2 (Appleby 2008) with 32 bits and Kafka's seed, as ``org.apache.kafka.common.utils.Utils.murmur2`` of
-    the Java client has it, here as an unsigned number."""
+    """MurmurHash2 (Appleby 2008), 32 bits, with the seed of Kafka's ``org.apache.kafka.common.utils.Utils.murmur2``, as
+    an unsigned number."""
     m, whole = 0x5BD1E995, len(data) & ~3
     h = 0x9747B28C ^ len(data)
     for at in range(0, whole, 4):

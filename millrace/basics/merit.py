@@ -1,9 +1,5 @@
 # core
-"""Figures of merit: what AUC, log loss and calibration mean, wherever one is shown, reported or compared.
-
-The page draws the learner's AUC beside the oracle's, a report recomputes it from the topics, and replay and experiments
-compare models by it. They share these functions, so that figures differ only in the rows that they are of.
-"""
+"""Quality metrics: the one definition of AUC, log loss and calibration for pages, reports and comparisons."""
 
 from __future__ import annotations
 
@@ -39,10 +35,9 @@ def auc(p: Numbers, y: Numbers) -> float:
 def grouped_auc(p: Numbers, y: Numbers, group: Numbers) -> float:
     """Grouped AUC: the mean of the groups' own AUCs, weighted by their rows (Zhou et al. 2018, DIN, eq. 9).
 
-    Only rows that were scored in one state of model and windows may share a group: the rows of a page, or those of a
-    user's day of which neither model nor windows knew anything yet. Where a row is scored after the labels of another
-    row of its group were learnt, the figure is not .5 for labels drawn at random: the labels learnt first move the
-    later scores of the same user, against what is left to come.
+    All rows of a group must be scored in one state of model and windows: the rows of a page, or a user's day that
+    neither has learnt from yet. Otherwise labels drawn at random do not give .5: the labels learnt first move the later
+    scores of the same user, against the labels that remain.
 
     Groups with one class only are left out. NaN when no group is left. ``p``, ``y``, ``group``: (n,)
     """
@@ -71,10 +66,7 @@ def group_aucs(p: Numbers, y: Numbers, group: Numbers) -> tuple[NDArray[np.float
 
 
 def _mean_ranks(values: Numbers) -> NDArray[np.float64]:
-    """The rank of each value among all, from 1; equal ones share the mean of theirs. (n,)
-
-    As ``scipy.stats.rankdata``, whose import takes the better part of a second, and every role imports this module.
-    """
+    """Ranks from 1; ties share their mean. (n,) As ``scipy.stats.rankdata``, whose import takes most of a second."""
     _, number, ties = np.unique(values, return_inverse=True, return_counts=True)
     ranks: NDArray[np.float64] = (np.cumsum(ties) - (ties - 1) / 2.0)[number]
     return ranks
@@ -107,16 +99,14 @@ def sound(p: Numbers) -> NDArray[np.bool_]:
 
 
 def judged(p: Numbers, y: Numbers) -> NDArray[np.float64]:
-    """``p`` with the most wrong prediction, ``1 - y``, where it is no probability (:func:`sound`). (n,)
-
-    So such a prediction ranks as badly as its label allows, and has the log loss of the clip.
-    """
+    """``p`` with the worst prediction, ``1 - y``, in place of each value that is not a probability (:func:`sound`).
+    (n,)"""
     p, y = np.asarray(p, np.float64), np.asarray(y, np.float64)
     return np.where(sound(p), p, 1.0 - y)
 
 
 def known(figure: float) -> float | None:
-    """None where there is no figure: JSON has no NaN."""
+    """The figure, or None for NaN: JSON has no NaN."""
     return figure if math.isfinite(figure) else None
 
 

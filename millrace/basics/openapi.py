@@ -1,6 +1,7 @@
 # core
-"""An OpenAPI 3.1 description of an HTTP server, made from the types that it decodes requests by and encodes answers
-from. Each server has a table of its routes; a test holds it against the routes of the application.
+"""An OpenAPI 3.1 description of an HTTP server, made from the types of its requests and answers.
+
+Each server has a table of its routes. A test compares it with the routes of the application.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Described(NamedTuple):
 
 
 def described(routes: Sequence[Described]) -> str:
-    """The routes in words, for the answer to a path that is none."""
+    """The routes in words, for the answer to an unknown path."""
     return ", ".join(f"{route.method} {route.path}" for route in routes)
 
 
@@ -72,11 +73,11 @@ def description(
     """The whole document.
 
     Args:
-        why: what each status of a refusal means.
-        instead: the answer of a refusal with this status, where it is no :class:`Failure`. A route that answers
-            :class:`Ready` says so with 503 too.
+        why: meaning of each refusal status.
+        instead: the answer of a refusal with this status, if it is not :class:`Failure`. A route that answers
+            :class:`Ready` does so with 503 too.
         names: a schema for each name in the routes' paths.
-        bodies: from the schema of what a route asks for, the forms in which it may come.
+        bodies: from the schema of a request, the forms in which it may come.
         again: statuses that come with ``Retry-After``.
     """
     others = instead or {}

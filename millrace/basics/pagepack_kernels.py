@@ -1,10 +1,10 @@
 # core
 """The compiled loops of :mod:`millrace.contracts.pagepack`.
 
-Whoever calls them answers for the shapes; what stands in a message is checked here, byte by byte. Symbols: n rows on R
-pages, C columns of ids, N numbers, of which the last are K blocks of S spans with A counts, A - 1 rates and M means.
+Callers guarantee the shapes. These loops check a message's content, byte by byte. Symbols: n rows on R pages, C columns
+of ids, N numbers, of which the last are K blocks of S spans with A counts, A - 1 rates and M means.
 
-A message takes microseconds, so the GIL is kept meanwhile.
+A message takes microseconds, so these loops keep the GIL.
 """
 
 from __future__ import annotations
@@ -41,9 +41,8 @@ def _bit(mask: Any, c: Any) -> Any:
 
 @njit(inline="always")
 def _fill_rates(row: Any, blocks: Any, recipe: Any) -> None:
-    """Puts the rates of some blocks of a row (N,) float32 beside its counts, as
-    :meth:`millrace.windows.features.FeatureBuilder.num` does: the same operations on float32 in the same order, so the
-    same bits."""
+    """Computes the rates of some blocks of a row (N,) float32 from its counts. It uses the same float32 operations in
+    the same order as :meth:`millrace.windows.features.FeatureBuilder.num`, so the bits are equal."""
     weight, actions = recipe.weight, recipe.actions
     for b in range(len(blocks)):
         at, up = blocks[b, 0], blocks[b, 1]
@@ -56,8 +55,8 @@ def _fill_rates(row: Any, blocks: Any, recipe: Any) -> None:
 
 @compiled(nogil=False, error_model="numpy")
 def _kinds(num: Any, bits: Any, recipe: Any, whole: Any, derived: Any) -> bool:
-    """Marks the columns that hold whole numbers alone, ``whole`` (N,), and those of the rates, ``derived`` (N,).
-    Returns False, and marks no rate, when a rate is another than its counts tell."""
+    """Marks the columns of whole numbers only, ``whole`` (N,), and those of the rates, ``derived`` (N,). If a rate does
+    not follow from its counts, it returns False and marks no rate."""
     n, width = num.shape
     for c in range(width):
         whole[c] = True
@@ -98,8 +97,8 @@ def _put(out: Any, at: Any, value: Any, whole: Any) -> Any:
 def encode_numbers(
     num: Array, bits: Array, first: Array, page: Array, recipe: Any, once: Array, ints: Array, out: Array
 ) -> Any:
-    """Writes the numbers to ``out``, and says in the bit masks ``once`` and ``ints`` (each (ceil(N / 8),) uint8) which
-    columns are equal within each page and which hold whole numbers.
+    """Writes the numbers to ``out`` and sets two bit masks, each (ceil(N / 8),) uint8: ``once`` for columns that are
+    equal within each page, ``ints`` for columns of whole numbers.
 
     Args:
         num, bits: (n, N) float32, and the same as uint32.
@@ -150,14 +149,11 @@ def encode_numbers(
 def decode_numbers(
     raw: Array, page: Array, recipe: Any, follow: bool, once: Array, ints: Array, out: Array, bits: Array
 ) -> Any:
-    """The inverse of :func:`encode_numbers`: fills ``out`` (R + n, N) float32, whose ``bits`` are the same as uint32.
-    The numbers are the last n rows.
+    """The inverse of :func:`encode_numbers`: fills the last n rows of ``out`` (R + n, N) float32; ``bits`` are the same
+    as uint32. Returns 0, or BAD when ``raw`` does not match the masks to the byte.
 
-    What is the same on all of a page, rates too, is worked out once and copied to its rows. The remaining columns are
-    those that stand in each row, and counts that are told by their distance from such a column.
-
-    Returns:
-        0, or BAD when ``raw`` is not what the masks say, to the byte.
+    Values common to a page, rates included, are computed for the page and copied to its rows. Other columns are stored
+    in each row. Some of them are counts stored as a distance from another column.
     """
     pages, width = len(out) - len(page), out.shape[1]
     blocks = recipe.blocks
@@ -240,8 +236,9 @@ def decode_numbers(
 
 @compiled(nogil=False, error_model="numpy")
 def encode_ids(ids: Array, first: Array, page: Array, once: Array, out: Array) -> Any:
-    """Writes ids (n, C) uint64 to ``out`` (uint64): columns that are equal within each page once a page, then the
-    rest row by row. ``once`` (ceil(C / 8),) uint8 becomes the mask of the former. Returns how many ids it wrote."""
+    """Writes ids (n, C) uint64 to ``out`` (uint64) and returns their number. First come the columns that are equal
+    within each page, a value a page; then the other columns, row by row. ``once`` (ceil(C / 8),) uint8 marks the
+    former."""
     n, width = ids.shape
     for c in range(width):
         same, i = True, 0
@@ -266,8 +263,8 @@ def encode_ids(ids: Array, first: Array, page: Array, once: Array, out: Array) -
 
 @compiled(nogil=False, error_model="numpy")
 def decode_ids(raw: Array, pages: int, page: Array, once: Array, out: Array) -> Any:
-    """The inverse of :func:`encode_ids`: fills ``out`` (n, C) uint64 from bytes. Returns 0, or BAD when ``raw`` has
-    another length than the mask says."""
+    """The inverse of :func:`encode_ids`: fills ``out`` (n, C) uint64 from bytes. Returns 0, or BAD when the length of
+    ``raw`` does not match the mask."""
     n, width = out.shape
     shared = 0
     for c in range(width):
@@ -293,9 +290,9 @@ def decode_ids(raw: Array, pages: int, page: Array, once: Array, out: Array) -> 
 
 @compiled(nogil=False, error_model="numpy")
 def decode_page(raw: Array, page: Array, k: int, f: int, width: int, recipe: Any, follow: bool, out: Array) -> Any:
-    """Fills ``out`` (bytes) with the arrays of one page: keys (n, K) uint64, ids (n, F) uint64, then 1 + n rows of
-    N numbers, of which the first is only a help. ``raw`` has the four masks (keys, ids, numbers: once; numbers: whole),
-    then the three bodies. Returns 0, or BAD when that is not what it is."""
+    """Fills ``out`` (bytes) with the arrays of one page: keys (n, K) uint64, ids (n, F) uint64, then 1 + n rows of N
+    numbers, of which the first is only a work area. ``raw`` has the four masks (equal on the page: keys, ids, numbers;
+    whole: numbers), then the three bodies. Returns 0, or BAD when ``raw`` is not valid."""
     n = len(page)
     k_mask, f_mask, n_mask = (k + 7) // 8, (f + 7) // 8, (width + 7) // 8
     at = k_mask + f_mask + 2 * n_mask

@@ -1,24 +1,19 @@
 # core
-"""The one store of everything that outlives a process: sealed files, in a folder or an object store.
+"""Durable storage: files with checksums in a folder or an object store.
 
-Model snapshots, deltas that travel as files, checkpoints of the stream, and the scorer's item index lie here. Each
-file proves itself::
+It holds model snapshots, large deltas, checkpoints of the stream, and the scorer's item index. The form of a file::
 
-    body, any bytes ─┬─ head, JSON: what the file says of itself ─┬─ trailer, 64 bytes, little-endian
+    body, any bytes ─┬─ head, JSON: the file's own description   ─┬─ trailer, 64 bytes, little-endian
                      │                                            │   SHA-256 of all before it     32
                      │                                            │   length of the body, uint64    8
                      │                                            │   length of the head, uint64    8
                      │                                            │   "MILLRACE SEALED\\1"          16
 
-The seal stands at the end, so a file can be written while its digest is still being made, and a torn file has none.
+The trailer stands at the end, so a writer can compute the digest while it writes, and a torn file has no trailer.
 
-A file is whole or absent. On a disk it is written under a temporary name, synced, renamed, and its folder is synced
-(:mod:`millrace.basics.files`); an object store itself puts an object whole or not at all. If a file is damaged
-nevertheless, the seal shows it, and :meth:`Store.set_aside` takes this file alone out of the way, for a person to look
-at.
-
-What belongs together and is more than one file gets a last file that names the digests of the others: without it the
-rest is nothing.
+A file is whole or absent (:mod:`millrace.basics.files`; object stores guarantee it themselves). A damaged file shows
+by its checksum. :meth:`Store.set_aside` renames it for inspection and affects no other file. A set of several files
+needs a last file with the digests of the others; without it the set is not valid.
 """
 
 from __future__ import annotations
@@ -78,11 +73,7 @@ def seal(head: Any, *body: bytes | memoryview) -> tuple[list[bytes | memoryview]
 
 
 def unseal(raw: bytes | memoryview, name: str) -> tuple[bytes, memoryview, str]:
-    """Head (JSON), body (a view of ``raw``) and digest of a sealed file.
-
-    Raises:
-        DamagedError: it is not whole.
-    """
+    """Head (JSON), body (a view of ``raw``) and digest of a sealed file. Raises DamagedError when it is not whole."""
     view = memoryview(raw)
     if len(view) >= _TRAILER.size:
         digest, size, said, magic = _TRAILER.unpack(view[-_TRAILER.size :])
@@ -98,7 +89,7 @@ def unseal(raw: bytes | memoryview, name: str) -> tuple[bytes, memoryview, str]:
 class Store:
     """Sealed files under one folder or URL. Any number of readers; each file name has one writer.
 
-    Names are plain (no folders below); those that begin with a dot or with ``damaged-`` are not listed.
+    Names have no folders; those that begin with a dot or with ``damaged-`` are not listed.
 
     Args:
         url: a folder, or any URL that fsspec knows (``s3://bucket/prefix``, ``memory://name``).
@@ -125,12 +116,8 @@ class Store:
     # -- writing ---------------------------------------------------------------------------------------------
 
     def put(self, name: str, head: Any, *body: bytes | memoryview) -> Sealed:
-        """Makes or replaces a file. When this returns it is whole and durable; when it raises, the old one or the new
-        one is there.
-
-        Raises:
-            StoreError: it could not be written.
-        """
+        """Makes or replaces a file. When this returns, it is whole and durable. Raises StoreError when it could not be
+        written; then the old file or the new one is there."""
         chunks, digest = seal(head, *body)
         size = sum(memoryview(chunk).nbytes for chunk in chunks)
         if self._local:
@@ -140,20 +127,12 @@ class Store:
         return Sealed(name, digest, size)
 
     def remove(self, names: Iterable[str]) -> None:
-        """Removes files. One that is gone already is no error.
-
-        Raises:
-            StoreError: one could not be removed.
-        """
+        """Removes files; an absent one is no error. Raises StoreError."""
         for name in names:
             self._try("written to", lambda name=name: self._remove(name))  # type: ignore[misc]
 
     def set_aside(self, name: str, why: str) -> None:
-        """Takes a damaged file out of the way under a name of its own, aloud. Another process may have been faster.
-
-        Raises:
-            StoreError: it could not be renamed.
-        """
+        """Renames a damaged file and logs this. Another process may have been faster. Raises StoreError."""
         log.error("file is damaged and set aside", file=name, kept_as=ASIDE + name, store=self.url, why=why)
 
         def move() -> None:
@@ -169,12 +148,8 @@ class Store:
     # -- reading ---------------------------------------------------------------------------------------------
 
     def names(self, prefix: str = "", aside: bool = False) -> list[str]:
-        """Names of the files that begin with ``prefix``, in order; without hidden ones and, if not ``aside``, without
-        those that were set aside.
-
-        Raises:
-            StoreError: the place cannot be read.
-        """
+        """Sorted names of the files that begin with ``prefix``, without hidden ones and, if not ``aside``, without
+        damaged ones that were renamed. Raises StoreError when the place cannot be read."""
 
         def listed() -> list[str]:
             self._fs.invalidate_cache()
@@ -204,8 +179,7 @@ class Store:
         return head, body, Sealed(name, digest, len(raw))
 
     def expect(self, file: Sealed) -> tuple[bytes, memoryview]:
-        """Head and body of the file that another one names. A whole file under that name which is another one is
-        refused as a damaged one is.
+        """Head and body of ``file``. Another whole file under its name is refused like a damaged one.
 
         Raises:
             AbsentError: there is no such file.
