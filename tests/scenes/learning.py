@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -126,3 +127,11 @@ def labelled(
         version=np.zeros(n, np.int64),
         **columns,
     )
+
+
+def poison(batch: SampleBatch, **columns: Any) -> SampleBatch:
+    """The batch with other values at some places: name=(rows, value)."""
+    values = {n: getattr(batch, n).copy() for n in columns}
+    for name, (rows, value) in columns.items():
+        values[name][rows] = value
+    return replace(batch, **values)

@@ -15,6 +15,7 @@ from prometheus_client import generate_latest
 from starlette.applications import Starlette
 
 from learner.ranker.model import OnlineModel
+from learner.serving.serving import ServingModel
 from millrace.basics.hashing import U64, column_hash
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Id, Impression, Item
@@ -30,6 +31,7 @@ from millrace.versions.versioning import Announcement, Claim, Place, chain
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.catalog.index import ItemIndex
+from scorer.catalog.itemtable import ItemTable
 from scorer.ipc.meters import ScorerMeters
 from scorer.page.rank import Features
 from scorer.page.serving import Serving
@@ -167,6 +169,18 @@ def stock(scorer: Serving, items: list[Item], index: ItemIndex | None = None) ->
     return index
 
 
+def index_of(items: list[Item], builder: FeatureBuilder = BUILDER) -> ItemIndex:
+    index = ItemIndex(builder)
+    index.put([index.prepare(i) for i in items])
+    return index
+
+
+def table_of(index: ItemIndex, now_ms: int = NOW_MS) -> ItemTable:
+    table = ItemTable(index.builder)
+    table.follow(lambda: index.changes(now_ms))
+    return table
+
+
 ITEMS = [item(i, f"c{i % 5}", attributes={"price": float(i)}) for i in range(200)]
 
 
@@ -299,6 +313,33 @@ class Learner:
             "clicks": ClickTimes.of([NOW_MS - 500, NOW_MS - 1500]),
             "published_ms": NOW_MS,
         }
+
+
+class OneWorker:
+    """A worker of a scorer in this process, and what it did. It has neither items nor a model until it is given some.
+
+    Args:
+        versions: the learner whose versions it may follow, or a folder for one.
+        users: in place of Redis.
+        chosen: settings.
+    """
+
+    def __init__(self, versions: Learner | Path, users: Users | None = None, **chosen: Any) -> None:
+        self.users = users or Users()
+        self.learner = Learner(versions) if isinstance(versions, Path) else versions
+        settings = Settings(**{"control_share": 0, "candidates": 50, "page_limit": 20, **chosen})
+        self.scorer, self.sent, self.meters = serving(self.users, settings)
+        self.app = own_app(self.scorer, self.meters)
+
+    def follow(self) -> ServingModel:
+        """It serves the learner's last snapshot. Where there is none, one is made."""
+        note = self.learner.published[-1] if self.learner.published else self.learner.snapshot()
+        model = ServingModel.of(SCHEMA, note.spec, self.learner.store.read(note))
+        self.scorer.install(note, model)
+        return model
+
+    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        return asyncio.run(call(self.app, method, path, body))
 
 
 def arrays(impression: Impression) -> tuple[Features, Any]:

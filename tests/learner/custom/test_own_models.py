@@ -40,7 +40,7 @@ from millrace.versions.image import Image
 from millrace.versions.packing import unpack
 from tests.learner import own_models
 from tests.learner.own_models import BAD_WEIGHT, ENDING_WEIGHT, ODD_WEIGHT, Moody
-from tests.scenes.learning import SCHEMA, START_MS, make_samples
+from tests.scenes.learning import SCHEMA, START_MS, make_samples, poison
 
 MODELS: dict[str, dict[str, Any]] = {
     "registered": {
@@ -104,13 +104,6 @@ def equal(a: Any, b: Any) -> str:
         if training[name].tobytes() != training_b[name].tobytes():
             differs = differs or name
     return differs
-
-
-def poison(batch: SampleBatch, **columns: Any) -> SampleBatch:
-    values = {n: getattr(batch, n).copy() for n in columns}
-    for name, (rows, value) in columns.items():
-        values[name][rows] = value
-    return replace(batch, **values)
 
 
 # -- what holds for any model ---------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from learner.ranker.model import OnlineModel
 from learner.serving.serving import ServingModel
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.basics.merit import auc
-from millrace.contracts.samples import FOLLOW_UP, SampleBatch
+from millrace.contracts.samples import FOLLOW_UP
 from millrace.versions.modelstore import Image
-from tests.scenes.learning import SCHEMA, START_MS, make_samples
+from tests.scenes.learning import SCHEMA, START_MS, make_samples, poison
 
 MODELS = sorted(REGISTRY)
 VARIANTS: dict[str, dict[str, Any]] = {name: {"model": name} for name in MODELS} | {
@@ -154,13 +154,6 @@ def test_memory_is_bounded(spec: dict[str, Any]) -> None:
     for i in range(10, 30):
         model.learn(make_samples(200, i, users=100_000, items=100_000))
     assert model.nbytes <= first + 100 * 200 * len(model.tables)  # at most what full tables take
-
-
-def poison(batch: SampleBatch, **columns: Any) -> SampleBatch:
-    values = {n: getattr(batch, n).copy() for n in columns}
-    for name, (rows, value) in columns.items():
-        values[name][rows] = value
-    return replace(batch, **values)
 
 
 def test_bad_numbers_read_as_zero_and_are_counted(spec: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from scorer.catalog.index import ItemIndex
 from scorer.catalog.itemimage import REMOVED_MS
 from scorer.catalog.itemtable import Arrays, ItemTable
 from tests.scenes.exploring import examples
-from tests.scenes.scorer_shop import BUILDER, DAY_MS, NOW_MS, item, tiles, window_keys
+from tests.scenes.scorer_shop import BUILDER, DAY_MS, NOW_MS, index_of, item, table_of, tiles, window_keys
 from tests.scorer.page.plain_page import plain_of
 
 HOUR_MS = 3_600_000
@@ -45,18 +45,6 @@ columns = ["category", "hour"]
 [[windows.keys]]
 columns = ["item_id"]
 """
-
-
-def index_of(items: list[Item], builder: FeatureBuilder = BUILDER) -> ItemIndex:
-    index = ItemIndex(builder)
-    index.put([index.prepare(i) for i in items])
-    return index
-
-
-def shelf_of(index: ItemIndex, now_ms: int = NOW_MS) -> ItemTable:
-    shelf = ItemTable(index.builder)
-    shelf.follow(lambda: index.changes(now_ms))
-    return shelf
 
 
 def late(index: ItemIndex, now_ms: int, step: int) -> ItemTable:
@@ -189,7 +177,7 @@ def test_an_hour_that_begins_changes_only_what_counts_otherwise_then() -> None:
     index = index_of(items)
     key = window_keys("u", items[:1])[0, index.own_keys]
     index.put_tiles(0, key, tiles(key, 9, 3, NOW_MS - DAY_MS + HOUR_MS).export(key))
-    shelf_of(index)
+    table_of(index)
     told: list[int] = []
     while arrays := index.changes(NOW_MS + 3 * HOUR_MS, slots=10):
         told += arrays["slots"].tolist() if "slots" in arrays else []
@@ -198,7 +186,7 @@ def test_an_hour_that_begins_changes_only_what_counts_otherwise_then() -> None:
 
 def test_what_was_read_anew_twice_before_it_was_told_is_told() -> None:
     index = index_of([item(1)])
-    shelf = shelf_of(index)
+    shelf = table_of(index)
     key = window_keys("u", [item(1)])[0, index.own_keys]
     for _ in range(2):
         index.put_tiles(0, key, tiles(key, 9, 3).export(key))
@@ -209,7 +197,7 @@ def test_what_was_read_anew_twice_before_it_was_told_is_told() -> None:
 
 def test_counts_that_were_replaced_as_a_whole_are_told() -> None:
     index = index_of([item(1)])
-    shelf = shelf_of(index)
+    shelf = table_of(index)
     key = window_keys("u", [item(1)])[0, index.own_keys]
     index.put_store(0, tiles(key, 9, 3))
     shelf.follow(lambda: index.changes(NOW_MS))
@@ -228,7 +216,7 @@ def test_keys_of_an_item_and_the_context_are_found_by_the_key() -> None:
     builder = FeatureBuilder(parse_schema(CONTEXT))
     items = [Item(i, {"category": f"c{i}"}) for i in range(3000)]
     index = index_of(items, builder)
-    shelf = shelf_of(index)
+    shelf = table_of(index)
     columns = {**index.columns(np.arange(3000)), **builder.context(np.array([NOW_MS]))}
     keys = np.ascontiguousarray(builder.keys(columns, 3000)[:, 0])
     store = TileStore.of(builder.schema.windows)
@@ -244,7 +232,7 @@ def test_keys_of_an_item_and_the_context_are_found_by_the_key() -> None:
 
 @pytest.mark.parametrize("read", [lambda s: s.rows_of([f"unseen {i}" for i in range(5000)]), lambda s: s.alive])
 def test_reading_allocates_nothing(read: Callable[[ItemTable], Any]) -> None:
-    shelf = shelf_of(index_of([item(1)]))
+    shelf = table_of(index_of([item(1)]))
     held = len(shelf), [a.nbytes for a in (*shelf.rows, *shelf.slots)]
     read(shelf)
     assert (len(shelf), [a.nbytes for a in (*shelf.rows, *shelf.slots)]) == held

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,7 +14,6 @@ from learner.serving.serving import ServingModel
 from millrace.contracts.events import Click, Exposure, Impression, to_json
 from millrace.contracts.impressions import impression_bytes
 from millrace.contracts.online import window_fields
-from millrace.contracts.settings import Settings
 from scorer.page import ranked
 from stream.partition.partition import Message, Partition
 from tests.scenes.scorer_shop import (
@@ -25,13 +23,11 @@ from tests.scenes.scorer_shop import (
     NOW_MS,
     SCHEMA,
     Learner,
+    OneWorker,
     Users,
     arrays,
-    call,
     item,
-    own_app,
     record,
-    serving,
     stock,
     tiles,
     window_keys,
@@ -41,23 +37,19 @@ from tests.scenes.stream_world import POLICY
 POSITION = LAYOUT.cat_names.index("position")
 
 
-class Worker:
+class Worker(OneWorker):
     """One of several workers on one store."""
 
     def __init__(self, users: Users, learner: Learner, **settings: Any) -> None:
-        chosen = Settings(**{"control_share": 0, "candidates": 100, "page_limit": 60, **settings})
-        self.scorer, self.sent, self.meters = serving(users, chosen)
+        super().__init__(learner, users, **{"candidates": 100, "page_limit": 60, **settings})
         self.index = stock(self.scorer, ITEMS)
-        self.learner = learner
-        note = learner.published[-1] if learner.published else learner.snapshot()
-        self.scorer.install(note, ServingModel.of(SCHEMA, note.spec, learner.store.read(note)))
-        self.app = own_app(self.scorer, self.meters)
+        self.follow()
         self.now_ms = NOW_MS
         self.scorer.maker.wall = self.scorer.ranked._wall = lambda: self.now_ms
         self.scorer._new_id = lambda: uuid4().hex  # no two workers make the same id
 
     def ask(self, status: int = 200, **body: Any) -> Any:
-        found, answer = asyncio.run(call(self.app, "POST", "/recommend", {"user_id": "ann", **body}))
+        found, answer = self.call("POST", "/recommend", {"user_id": "ann", **body})
         assert found == status, answer
         return answer
 
@@ -71,7 +63,7 @@ def shop(tmp_path: Path) -> Worker:
 
 
 def another(shop: Worker) -> Worker:
-    return Worker(shop.scorer._store, shop.learner)  # type: ignore[arg-type]
+    return Worker(shop.users, shop.learner)
 
 
 def ids(*answers: Any) -> list[Any]:

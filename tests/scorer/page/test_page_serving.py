@@ -18,7 +18,6 @@ from learner.serving.serving import ServingModel
 from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING, Impression
 from millrace.contracts.impressions import decode_impression, impression_bytes
 from millrace.contracts.online import PROFILE, RECENT, window_fields
-from millrace.contracts.settings import Settings
 from millrace.versions.clicks import ClickTimes
 from millrace.versions.versioning import VersionClicks
 from scorer.page.serving import arm_of
@@ -34,7 +33,7 @@ from tests.scenes.scorer_shop import (
     SLOT,
     TASTE,
     USER,
-    Learner,
+    OneWorker,
     Users,
     arrays,
     call,
@@ -50,27 +49,21 @@ from tests.scenes.scorer_shop import (
 POSITION = LAYOUT.cat_names.index("position")
 
 
-class Shop:
-    """A scorer that is ready, and what it did."""
+class Shop(OneWorker):
+    """A scorer that is ready."""
 
     def __init__(self, folder: Path, **others: Any) -> None:
-        chosen = Settings(**{"control_share": 0, "candidates": 50, "page_limit": 20, **others})
-        self.users = Users()
-        self.scorer, self.sent, self.meters = serving(self.users, chosen)
+        super().__init__(folder, **others)
         self.index = stock(self.scorer, ITEMS)
-        learner = Learner(folder)
-        note = learner.snapshot()
-        self.model = ServingModel.of(SCHEMA, note.spec, learner.store.read(note))
-        self.scorer.install(note, self.model)
-        self.app = own_app(self.scorer, self.meters)
+        self.model = self.follow()
         keys = np.unique(window_keys("ann", ITEMS)[:, [USER, TASTE]])
         self.users.records["ann"] = record(keys, tiles(keys, 10, 4))
 
     def ask(self, path: str, body: Any) -> tuple[int, Any]:
-        return asyncio.run(call(self.app, "POST", path, body))
+        return self.call("POST", path, body)
 
     def get(self, path: str) -> tuple[int, Any]:
-        return asyncio.run(call(self.app, "GET", path))
+        return self.call("GET", path)
 
 
 @pytest.fixture
@@ -431,35 +424,31 @@ def test_scores_that_are_no_numbers_are_counted_and_rank_last(shop: Shop) -> Non
 
 
 def test_readiness_says_what_is_missing(tmp_path: Path) -> None:
-    scorer, _, meters = serving()
-    app = own_app(scorer, meters)
+    shop = OneWorker(tmp_path)
 
     def ready() -> tuple[int, Any]:
-        return asyncio.run(call(app, "GET", "/readyz"))
+        return shop.call("GET", "/readyz")
 
     status, answer = ready()
     assert status == 503
     assert "no model" in answer["error"]
-    assert asyncio.run(call(app, "POST", "/recommend", {"user_id": 1})) == (503, {"error": answer["error"]})
-    assert asyncio.run(call(app, "GET", "/healthz")) == (200, {"alive": True})
-    learner = Learner(tmp_path)
-    note = learner.snapshot()
-    scorer.install(note, ServingModel.of(SCHEMA, note.spec, learner.store.read(note)))
+    assert shop.call("POST", "/recommend", {"user_id": 1}) == (503, {"error": answer["error"]})
+    assert shop.call("GET", "/healthz") == (200, {"alive": True})
+    shop.follow()
     status, answer = ready()
     assert status == 503
     assert "no items" in answer["error"]
-    stock(scorer, ITEMS[:1])
+    stock(shop.scorer, ITEMS[:1])
     assert ready() == (200, {"ready": True})
-    assert asyncio.run(call(app, "POST", "/recommend", {"user_id": 1}))[0] == 200
+    assert shop.call("POST", "/recommend", {"user_id": 1})[0] == 200
 
 
 def test_until_it_is_ready_pages_come_from_the_shops_lists(tmp_path: Path) -> None:
-    users = Users()
-    scorer, sent, meters = serving(users)
-    app = own_app(scorer, meters)
+    shop = OneWorker(tmp_path)
+    users = shop.users
 
     def ask(body: Any) -> tuple[int, Any]:
-        return asyncio.run(call(app, "POST", "/recommend", body))
+        return shop.call("POST", "/recommend", body)
 
     assert ask({"user_id": "ann"})[0] == 503, "there are no lists"
     users.shop_lists = {"hot": [f"h{i}" for i in range(30)], "new": ["h0", "n1", "n2", "n3"]}
@@ -479,24 +468,22 @@ def test_until_it_is_ready_pages_come_from_the_shops_lists(tmp_path: Path) -> No
     assert ids == [*(f"h{i}" for i in range(18)), "n1", "h18"]
     assert len(ask({"user_id": "ann"})[1]["items"]) == 20, "the page limit"
     assert list_pages() - pages == 3
-    assert sent == [], "nothing is learnt from them"
-    assert sum(meters.errors.values()) == 0
+    assert shop.sent == [], "nothing is learnt from them"
+    assert sum(shop.meters.errors.values()) == 0
 
-    assert asyncio.run(call(app, "GET", "/readyz"))[0] == 503
-    assert asyncio.run(call(app, "POST", "/score", {"user_id": 1, "items": [1]}))[0] == 503
+    assert shop.call("GET", "/readyz")[0] == 503
+    assert shop.call("POST", "/score", {"user_id": 1, "items": [1]})[0] == 503
     assert ask({"user_id": "ann", "size": 21})[0] == 400
     users.away = True
     status, answer = ask({"user_id": "ann"})
     assert (status, "no model" in answer["error"]) == (503, True)
     users.away = False
 
-    learner = Learner(tmp_path)
-    note = learner.snapshot()
-    scorer.install(note, ServingModel.of(SCHEMA, note.spec, learner.store.read(note)))
+    shop.follow()
     assert "no items yet" in ask({"user_id": "ann"})[1]["notes"][0]
-    stock(scorer, ITEMS)
+    stock(shop.scorer, ITEMS)
     status, page = ask({"user_id": "ann", "request_id": "mine"})
-    assert (status, page["request_id"], page["arm"], len(sent)) == (200, "mine", "model", 1)
+    assert (status, page["request_id"], page["arm"], len(shop.sent)) == (200, "mine", "model", 1)
 
 
 def test_a_page_of_lists_has_what_the_user_likes() -> None:

@@ -28,7 +28,7 @@ from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.catalog.index import ItemIndex
-from scorer.catalog.itemtable import ItemRows, ItemTable
+from scorer.catalog.itemtable import ItemRows
 from scorer.page.rank import Ranked, Ranker
 from scorer.recall.recall import make_lists
 from scorer.users.userrecord import User
@@ -44,8 +44,10 @@ from tests.scenes.scorer_shop import (
     SLOT,
     TASTE,
     USER,
+    index_of,
     item,
     record,
+    table_of,
     tiles,
     window_keys,
 )
@@ -80,20 +82,8 @@ class Scaled:
         raise AssertionError("a model with a plan is not given raw numbers")
 
 
-def shelf_of(index: ItemIndex, now_ms: int = NOW_MS) -> ItemTable:
-    shelf = ItemTable(index.builder)
-    shelf.follow(lambda: index.changes(now_ms))
-    return shelf
-
-
 def ranker_of(index: ItemIndex, now_ms: int = NOW_MS) -> Ranker:
-    return Ranker(index.builder, shelf_of(index, now_ms))
-
-
-def index_of(items: list[Item], builder: FeatureBuilder = BUILDER) -> ItemIndex:
-    index = ItemIndex(builder)
-    index.put([index.prepare(i) for i in items])
-    return index
+    return Ranker(index.builder, table_of(index, now_ms))
 
 
 def shopper(clicks: int = 2, name: str = "u") -> User:
@@ -455,7 +445,7 @@ def test_what_a_user_did_last_is_read_and_may_be_damaged() -> None:
 
 def test_an_unknown_user_and_a_damaged_record_read_as_missing() -> None:
     errors: list[str] = []
-    ranker = Ranker(BUILDER, shelf_of(index_of(ITEMS)), errors.append)
+    ranker = Ranker(BUILDER, table_of(index_of(ITEMS)), errors.append)
     rows = np.array([0, 1])
     stranger = User.of(BUILDER, "u", {})
     assert not stranger.tiles

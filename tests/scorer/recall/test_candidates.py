@@ -12,10 +12,8 @@ import pytest
 from numba import typeof
 from prometheus_client import REGISTRY
 
-from learner.serving.serving import ServingModel
 from millrace.contracts.events import SOURCES
 from millrace.contracts.online import RECENT, Past, Recent, pack_recent
-from millrace.contracts.settings import Settings
 from scorer.catalog import pagekernels
 from scorer.catalog.itemtable import ItemRows
 from scorer.page.candidates import Sources
@@ -33,13 +31,10 @@ from tests.scenes.scorer_shop import (
     SCHEMA,
     TASTE,
     USER,
-    Learner,
-    Users,
+    OneWorker,
     call,
     item,
-    own_app,
     record,
-    serving,
     stock,
     tiles,
     window_keys,
@@ -76,30 +71,25 @@ class Along(Neighbours):
         return np.array(list(dict.fromkeys(row + k for row in rows.tolist() for k in range(1, 9))))[:most]
 
 
-class Shop:
+class Shop(OneWorker):
     """A worker with 200 items, of which the first 20 were seen and clicked; ``ann`` clicked and bought."""
 
     def __init__(self, folder: Path, **others: Any) -> None:
-        chosen = Settings(**{"control_share": 0, "candidates": 60, "page_limit": 60, "recall": SHARES, **others})
-        self.users = Users()
-        self.scorer, self.sent, self.meters = serving(self.users, chosen)
+        super().__init__(folder, **{"candidates": 60, "page_limit": 60, "recall": SHARES, **others})
         self.index = stock(self.scorer, ITEMS)
         keys = np.unique(window_keys("ann", ITEMS[:20])[:, ITEM])
         self.index.put_tiles(0, keys, tiles(keys, 200, 5).export(keys))
         stock(self.scorer, [], self.index)
-        learner = Learner(folder)
-        note = learner.snapshot()
-        self.scorer.install(note, ServingModel.of(SCHEMA, note.spec, learner.store.read(note)))
+        self.follow()
         self.scorer.retrieval, self.scorer.neighbours = Near(), Along()
         taste = np.unique(window_keys("ann", ITEMS[:1])[:, [USER, TASTE]])
         clicks = [Past("30", NOW_MS - 1000), Past("gone long ago", NOW_MS - 2000), Past(31, NOW_MS - 3 * DAY_MS)]
         purchases = [Past(110, NOW_MS - 2 * DAY_MS), Past(100, NOW_MS - 6 * DAY_MS), Past(105, NOW_MS - 8 * DAY_MS)]
         recent = {RECENT: pack_recent(Recent(clicks, purchases))}
         self.users.records["ann"] = record(taste, tiles(taste, 10, 4)) | recent
-        self.app = own_app(self.scorer, self.meters)
 
     def ask(self, path: str = "/recommend", **body: Any) -> Any:
-        status, answer = asyncio.run(call(self.app, "POST", path, {"user_id": "ann", **body}))
+        status, answer = self.call("POST", path, {"user_id": "ann", **body})
         assert status == 200, answer
         return answer
 

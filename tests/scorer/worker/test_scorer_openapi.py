@@ -11,30 +11,20 @@ import numpy as np
 import pytest
 from starlette.routing import Route
 
-from learner.serving.serving import ServingModel
 from millrace.basics.openapi import Described, Failure, Ready
 from scorer.page.wire import MAX_SCORED
 from scorer.worker import infer, openapi
 from scorer.worker.gate import Gate
-from tests.scenes.scorer_shop import ITEMS, NOW_MS, SCHEMA, Learner, Users, call, own_app, serving, stock
+from tests.scenes.scorer_shop import ITEMS, NOW_MS, OneWorker, stock
 
 
-class Shop:
+class Shop(OneWorker):
     """A worker; without a model until it is told to be ready."""
 
-    def __init__(self, folder: Path) -> None:
-        self.scorer, self.sent, self.meters = serving(Users())
-        self.app = own_app(self.scorer, self.meters)
-        self.learner = Learner(folder)
-
     def ready(self) -> Shop:
-        note = self.learner.snapshot()
-        self.scorer.install(note, ServingModel.of(SCHEMA, note.spec, self.learner.store.read(note)))
+        self.follow()
         stock(self.scorer, ITEMS)
         return self
-
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        return asyncio.run(call(self.app, method, path, body))
 
 
 @pytest.fixture
@@ -70,7 +60,7 @@ def test_the_description_has_the_routes_of_the_application_and_no_others(shop: S
         assert route.methods
         served |= {(method, route.path) for method in route.methods - {"HEAD"}}
     assert served == {(route.method, route.path) for route in openapi.ROUTES}
-    status, document = shop.ask("GET", "/openapi.json")
+    status, document = shop.call("GET", "/openapi.json")
     assert status == 200
     assert document == msgspec.json.decode(msgspec.json.encode(openapi.description()))
     described = {(method.upper(), path) for path, calls in document["paths"].items() for method in calls}
@@ -117,18 +107,18 @@ def test_real_answers_are_of_the_types_that_are_described(shop: Shop, route: Des
     if is_ready:
         shop.ready()
     path = route.path.replace("{name}", infer.MODEL)
-    status, answer = shop.ask(route.method, path, ASKED.get(route.path))
+    status, answer = shop.call(route.method, path, ASKED.get(route.path))
     assert status == 200 or (not is_ready and status in route.refusals)
     readiness = route.answers is Ready
     kind = route.answers if status == 200 or readiness else Failure
     if kind is not None:
         exact(answer, kind)
     if route.asks is not None:
-        status, answer = shop.ask(route.method, path, REFUSED[route.path])
+        status, answer = shop.call(route.method, path, REFUSED[route.path])
         assert status == 400
         exact(answer, Failure)
     if "{name}" in route.path:
-        status, answer = shop.ask(route.method, route.path.replace("{name}", "other"), ASKED.get(route.path))
+        status, answer = shop.call(route.method, route.path.replace("{name}", "other"), ASKED.get(route.path))
         assert (status, "other" in answer["error"]) == (404, True)
         assert 404 in route.refusals
 
@@ -147,8 +137,8 @@ def exact(answer: Any, kind: type[msgspec.Struct]) -> None:
 def test_inference_gives_the_scores_of_the_score_route(shop: Shop) -> None:
     shop.ready()
     items = [i.item_id for i in ITEMS[:50]]
-    _, scored = shop.ask("POST", "/score", {"user_id": "ann", "items": items, "context": {"tab": "home"}})
-    status, answer = shop.ask("POST", INFER, inference(tensor("tab", ["home"]), items=items, id="7"))
+    _, scored = shop.call("POST", "/score", {"user_id": "ann", "items": items, "context": {"tab": "home"}})
+    status, answer = shop.call("POST", INFER, inference(tensor("tab", ["home"]), items=items, id="7"))
     assert status == 200
     assert (answer["model_name"], answer["model_version"], answer["id"]) == ("millrace", "0", "7")
     score, known = answer["outputs"]
@@ -162,24 +152,24 @@ def test_inference_takes_nested_data_other_times_and_says_which_items_are_unknow
     shop.ready()
     ids = tensor("item_id", [["3"], ["nobody"]], shape=[2, 1])
     asked = {"inputs": [tensor("user_id", ["ann"]), ids, tensor("ts_ms", [NOW_MS - 1000], "INT64")]}
-    status, answer = shop.ask("POST", INFER, {**asked, "outputs": [{"name": "known"}]})
+    status, answer = shop.call("POST", INFER, {**asked, "outputs": [{"name": "known"}]})
     assert status == 200
     assert [o["name"] for o in answer["outputs"]] == ["known"]
     assert answer["outputs"][0]["data"] == [True, False]
     assert "1 of 2 items are not in the catalogue" in answer["parameters"]["notes"]
-    _, answer = shop.ask("POST", INFER, asked)
+    _, answer = shop.call("POST", INFER, asked)
     assert answer["outputs"][0]["data"][1] == 0
 
 
 def test_health_and_metadata(shop: Shop) -> None:
-    assert shop.ask("GET", "/v2/health/live") == (200, {"live": True})
-    status, answer = shop.ask("GET", "/v2/health/ready")
+    assert shop.call("GET", "/v2/health/live") == (200, {"live": True})
+    status, answer = shop.call("GET", "/v2/health/ready")
     assert (status, answer["ready"], "no model" in answer["error"]) == (503, False, True)
-    assert shop.ask("GET", "/v2/models/millrace")[1]["versions"] == []
+    assert shop.call("GET", "/v2/models/millrace")[1]["versions"] == []
     shop.ready()
     for path in ("/v2/health/ready", "/v2/models/millrace/ready"):
-        assert shop.ask("GET", path) == (200, {"ready": True})
-    _, answer = shop.ask("GET", "/v2/models/millrace")
+        assert shop.call("GET", path) == (200, {"ready": True})
+    _, answer = shop.call("GET", "/v2/models/millrace")
     assert answer["versions"] == ["0"]
     assert [(t["name"], t["shape"]) for t in answer["inputs"]] == [
         ("user_id", [1]), ("item_id", [-1]), ("ts_ms", [1]), ("tab", [1])
@@ -220,7 +210,7 @@ def test_health_and_metadata(shop: Shop) -> None:
 )
 def test_a_bad_inference_is_one_line_that_names_the_input(shop: Shop, body: Any, words: list[str]) -> None:
     shop.ready()
-    status, answer = shop.ask("POST", INFER, body)
+    status, answer = shop.call("POST", INFER, body)
     assert status == 400
     for word in words:
         assert word in answer["error"]
@@ -228,7 +218,7 @@ def test_a_bad_inference_is_one_line_that_names_the_input(shop: Shop, body: Any,
 
 
 def test_inference_before_a_model_is_there_is_503(shop: Shop) -> None:
-    status, answer = shop.ask("POST", INFER, inference())
+    status, answer = shop.call("POST", INFER, inference())
     assert (status, "no model" in answer["error"]) == (503, True)
 
 
