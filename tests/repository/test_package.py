@@ -26,8 +26,10 @@ from tests.architecture import ROOT
 
 PACKAGES = {"millrace", "commands", "simulator", "stream", "learner", "scorer"}
 """The import names that an installation adds, and no others."""
+CHECKOUT = {"benchmarks", "experiments", "tests"}
+"""Packages that are not installed."""
 CLIENT = ROOT / "client"
-ROLES = ["simulator.live", "stream.worker.worker", "learner.role.service", "scorer.worker.app", "benchmarks.stream"]
+ROLES = ["simulator.live", "stream.worker.worker", "learner.role.service", "scorer.worker.app"]
 FILES = sorted(path for package in (*PACKAGES, "tests") for path in (ROOT / package).rglob("*.py"))
 
 
@@ -116,12 +118,13 @@ def test_where_nothing_can_be_cached_the_roles_start_and_their_loops_compile(sit
         "from numba.core.dispatcher import Dispatcher\n"
         f"modules = [importlib.import_module(name) for name in {ROLES + KERNELS}]\n"
         "loops = {f for m in modules for f in vars(m).values() if isinstance(f, Dispatcher)}\n"
-        "from learner.tables.kernels import first_free\n"
-        "print(len(loops), sum(f.stats.cache_path is not None for f in loops), first_free(np.array([-1, -2, 0, -3])))"
+        "from learner.tables.kernels import live\n"
+        "used = live(np.array([[5], [0], [7], [9]]), 0, 4, np.empty(4, np.int64))\n"
+        "print(len(loops), sum(f.stats.cache_path is not None for f in loops), used)"
     )
     nowhere = dict.fromkeys(("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME"), os.devnull + "/cache")
-    loops, cached, free = map(int, installed(copy, "-c", code, **nowhere).split())
-    assert (cached, free) == (0, 2)
+    loops, cached, used = map(int, installed(copy, "-c", code, **nowhere).split())
+    assert (cached, used) == (0, 3)
     assert loops > 100
     assert next(copy.rglob("*.nbi"), None) is None
 
@@ -129,7 +132,7 @@ def test_where_nothing_can_be_cached_the_roles_start_and_their_loops_compile(sit
 def test_all_compiled_loops_share_one_decorator() -> None:
     """What is cached is guarded: a bare ``njit(cache=True)`` ends a role in a read-only installation."""
     bare = [path for path in FILES if re.search(r"njit\([^)]*cache", path.read_text()) and path != Path(__file__)]
-    assert bare == [ROOT / "millrace" / "contracts" / "compiled.py"]
+    assert bare == [ROOT / "millrace" / "basics" / "compiled.py"]
 
 
 def test_the_clients_wheel_brings_one_name_and_nothing_heavy(tmp_path: Path) -> None:
@@ -170,7 +173,7 @@ def test_every_import_is_declared() -> None:
     provided = packages_distributions()
     undeclared = set()
     for path in FILES:
-        for module in set(imports(path)) - PACKAGES - {"tests", "millrace_client"} - set(sys.stdlib_module_names):
+        for module in set(imports(path)) - PACKAGES - {*CHECKOUT, "millrace_client"} - set(sys.stdlib_module_names):
             makers = {maker.lower().replace("_", "-") for maker in provided.get(module, [module])}
             if not makers & named:
                 undeclared.add((str(path.relative_to(ROOT)), module))

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -582,7 +583,7 @@ def test_a_checkpoint_ahead_of_the_event_clock_is_one_line(loop: Loop) -> None:
     CheckpointStore(loop.settings.place("checkpoints")).load(fresh).line.write([], partition.snapshot())
     line = last_line(loop.worker(), loop)
     assert line.startswith("millrace: partition 0 has taken events up to 2023-11-16 07:13 UTC, ")
-    assert "ahead of the event clock (2023-11-15 22:13 UTC)" in line
+    assert re.search(r"ahead of the event clock \(2023-11-15 22:\d\d UTC\)", line)  # which goes on while it starts
     assert "MILLRACE_CLOCK" in line
 
 
@@ -739,7 +740,7 @@ def test_a_client_that_repeats_itself_is_throttled() -> None:
 
 
 def test_a_broker_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    code = "from stream import worker; from millrace.processes import kafka\n"
+    code = "from stream.worker import worker; from millrace.processes import kafka\n"
     code += "from millrace.contracts.settings import load_settings\n"
     code += "worker.open_broker = lambda s: kafka.wait_for_broker(s, 0.2)\n"
     code += "import sys, threading; from millrace.basics.errors import MillraceError\n"
