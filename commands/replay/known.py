@@ -110,8 +110,9 @@ class Samples:
         else:
             promised = _promises(ts_ms, policy, Waits(labels.wait_ms, observation_ms, 0), traffic or Traffic())
             hold, observe, code = promised[:, 1], promised[:, 2], promised[:, 0]
-        late = np.flatnonzero(labels.clicked & (delay > observe))
-        early = labels.clicked & (delay <= observe)
+        # As in the join: a click that comes when its exposure's label is due is a correction.
+        early = labels.clicked & ((delay < observe) | (policy is None or not labels.wait_ms))
+        late = np.flatnonzero(labels.clicked & ~early)
         known_ms = ts_ms + np.where(early, np.maximum(delay, hold), observe)
         row = np.concatenate([np.arange(n), late])
         known_ms = np.concatenate([known_ms, ts_ms[late] + delay[late]])

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from commands.replay.known import Samples
@@ -248,6 +248,10 @@ PAGES = st.lists(
 
 @examples(60)
 @given(PAGES, st.sampled_from(POLICIES))
+@example([(0, [JOIN.waits.observation_ms])], "es-dfm")
+@example([(0, [JOIN.waits.observation_ms])], "prompt")
+@example([(0, [JOIN.waits.attribution_ms])], "wait")
+@example([(0, [1])], "fake-negative-weighted")
 def test_a_log_becomes_known_as_the_join_makes_it_known(pages: list[tuple[int, list[int | None]]], name: str) -> None:
     """The same kinds for the same exposures, by the same policy, where nothing is out of order."""
     waits = JOIN.waits
