@@ -64,10 +64,7 @@ def delays(
     Args:
         windows: attribution windows to try, in milliseconds. The schema's own is always tried too.
         policies: label policies to try (default: all). The present setting and "immediate" always run too.
-        segments: columns of the schema, for completeness by their values.
-        spec: overrides of the model's settings.
         settings: the present setting's policy, observation window and lateness.
-        skip_bad: leave out rows that cannot be used, counted.
         workers: processes (default: one for each core); 0 runs in this one.
 
     Raises:

@@ -91,7 +91,6 @@ def freshness(
         features: also models on the features that a daily job would have made.
         slices: columns by whose values figures are given too.
         seeds: how many models of each kind; figures are means over them.
-        seed: the first of them.
         model: a registered name, ``module:Class``, or "default".
         inputs: "own": as the schema says; "raw" or "scaled" as in ``millrace dev experiment``.
         workers: processes (default: one for each core); 0: all in this one.

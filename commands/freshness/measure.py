@@ -86,7 +86,6 @@ class Measured:
     from each user's difference, not from the sum of two independent errors.
 
     Args:
-        models: by name.
         slices: rows of each slice by its name, (k,) ascending places; :data:`ALL` is always there.
     """
 

@@ -134,9 +134,7 @@ def verdicts(
     """Reasons why columns are left out, by name; the others may be features.
 
     Args:
-        columns: those with no role.
         attributes: names of those that are constant for each user or item.
-        groups: (n,) each, of users and items.
         honest: columns that are known before: ids, position, attributes. Their best AUC is the bound for a feature.
         halves: (n,) see :func:`single_auc`.
     """

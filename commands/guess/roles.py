@@ -216,12 +216,8 @@ def could_be_id(column: Column, least: float = FILLED) -> bool:
 def id_role(
     columns: Mapping[str, Column], words: tuple[str, ...], taken: set[str], unnamed: bool, others: tuple[str, ...] = ()
 ) -> Role:
-    """The id of the user or the item: by its name, or (``unnamed``) the only column that could be one.
-
-    Args:
-        taken: columns that have another role or hold times.
-        others: words of the other id: a column called so is none for this one.
-    """
+    """The id of the user or the item: by its name, or (``unnamed``) the only column that could be one. ``others``:
+    words of the other id: a column called so is none for this one."""
     scores, whys = {}, {}
     called = {name: c for name, c in columns.items() if name not in taken and could_be_id(c, FILLED_NAMED)}
     fit = {name: c for name, c in called.items() if could_be_id(c) and not c.is_binary}

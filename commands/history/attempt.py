@@ -63,9 +63,6 @@ def attempt(settings: Settings, say: Callable[[str], None] = lambda line: None) 
 
     When the context ends by an exception, everything written since the first call is removed.
 
-    Args:
-        say: takes a line when remains of an earlier attempt are removed.
-
     Raises:
         SettingError, BrokerError: as :func:`check_empty`; from the function: another attempt or a loop has the store.
         StoreError: the store cannot be read or written.

@@ -22,10 +22,6 @@ from millrace.reports.progress import bars
 def replay_into(log: Path | list[Path], settings: Settings, *, people: bool = True, skip_bad: bool = False) -> Left:
     """Reads a log, replays it and leaves its end in the store of ``settings``; prints what was left.
 
-    Args:
-        people: leave users and items too.
-        skip_bad: see :func:`millrace.logs.read_log`.
-
     Raises:
         MillraceError: as :func:`commands.history.attempt.attempt`, :func:`commands.history.into.leave` and
             :func:`millrace.logs.read_log`.

@@ -88,7 +88,6 @@ def fill(
     Args:
         recent: features of the pages that come as messages; None: there are none.
         from_ms: the pages from then on come as messages (:func:`cut_ms`). 0: all of them, which is the plain way.
-        tick: takes how many pages are done.
     """
     filling = _Filling(events, rows, schema, policy, partitions, recent)
     with _no_collector():

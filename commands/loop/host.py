@@ -67,7 +67,6 @@ class Host:
         folder: of the run; its ``logs`` must exist.
         ending: set when the run shall end; waiting on it is how time passes.
         shown: what view and page show of the run.
-        speed: of event time.
         line_seconds: how often a line is written where the output is no terminal; None: the view's own.
     """
 
@@ -214,7 +213,6 @@ class Host:
         """Starts the services that no setting names, waits for the others, and creates the topics.
 
         Args:
-            stack: stops what was started.
             broker_port, redis_port: 0: any that is free.
             sync: see :class:`~millrace.processes.services.EmbeddedBroker`.
 
@@ -242,14 +240,8 @@ class Host:
     def watch(
         self, ports: Mapping[str, int], targets: Mapping[str, str], get: Callable[[str], str], learner: str
     ) -> Monitor:
-        """Starts the monitor.
-
-        Args:
-            ports: the metrics port of each role.
-            targets: URL of each role's ``/metrics``.
-            get: fetches a URL.
-            learner: base URL of the learner's admin port, which gives the reasons of refusals.
-        """
+        """Starts the monitor. ``learner``: base URL of the learner's admin port, which gives the reasons of
+        refusals."""
         self._ports = ports
         clock = self.settings.event_clock()
         self.monitor = Monitor(targets, self.settings.scorer, clock, get, self.memory, learner)

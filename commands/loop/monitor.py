@@ -151,9 +151,6 @@ class Monitor:
     """Scrapes the roles in a thread of its own.
 
     Args:
-        targets: URL of each role's ``/metrics`` by role name.
-        scorer: base URL of the scorer, for ``/model``.
-        clock: the event clock of the run.
         get: fetches a URL (tests pass a fake network).
         memory: gives each process's memory, in bytes by name.
         learner: base URL of the learner's admin port, for its ``/model``; empty: it has none.

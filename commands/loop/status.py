@@ -58,7 +58,6 @@ def state_of(
         phase: one of :data:`PHASES`.
         started_wall_ms: when the traffic began; 0 before.
         monitor: None before the roles have addresses.
-        notes: messages about the run, newest last.
     """
     picture = monitor.picture if monitor else Picture()
     series = monitor.series if monitor else Series()

@@ -103,7 +103,6 @@ class View:
 
     Args:
         state: gives the state, a few times a second (terminal) or every ten seconds (pipe).
-        console: standard output's by default.
         line_seconds: between two lines in a pipe; None: :data:`LINE_SECONDS`.
     """
 

@@ -114,9 +114,6 @@ def prepare(
 
     Args:
         frozen_days: the last days, for which ``frozen`` is wanted. It is None where grouped AUC does not need it.
-        day_old: whether ``day_old`` is wanted.
-        slices: columns of the log by whose values figures are wanted.
-        skip_bad: see :func:`~millrace.logs.read_log`.
 
     Raises:
         LogError, SchemaError: as :func:`~millrace.logs.read_log`.

@@ -99,7 +99,6 @@ def plan_of(
 
     Args:
         ts_ms: time of each row of the log, ascending, (n,).
-        syncs: the models.
         cut: at whose times batches are cut; all are cut where a day begins.
         offset_ms: of local time: hours and minutes count from the local midnight.
 
@@ -172,8 +171,6 @@ def follow(
     Args:
         num: (n, N) inputs to score and learn with.
         frozen: (n, N) inputs with windows as of the start of each day, for additional scores of the day at its start.
-        clock: in seconds, for the figures of time.
-        tick: takes the number of rows that have been learnt.
     """
     rows, batches = plan.rows, len(plan.bounds) - 1
     n = rows.stop - rows.start

@@ -158,7 +158,6 @@ def audit(
         seed: of the times and of the alterations.
         another: the log with side tables that are altered after a time (time, seed); None: no side table has a time of
             validity.
-        tick: takes the present step in words.
     """
     ts = log.table[TS].to_numpy()
     n, layout = len(ts), schema.layout

@@ -100,7 +100,6 @@ def side_tables_altered(
     tables with a time of validity: the rows of others have no known date.
 
     Args:
-        folder: for the altered tables.
         out: see :func:`~commands.replay.reading.reading`.
     """
     paths = [log] if isinstance(log, Path) else list(log)

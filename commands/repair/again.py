@@ -117,7 +117,6 @@ def begin(store: ModelStore, find: Callable[[], Lineage], schema: Schema, named:
 
     Args:
         find: finds the line; called again where a snapshot of it was removed meanwhile.
-        named: see :func:`resumed`.
 
     Raises:
         SnapshotError: there is no such line, or it is of another schema.

@@ -44,9 +44,6 @@ class Bisection:
     """Finds the stretch that moved a figure. Models between two kept versions are learnt again, at less than twice the
     rows.
 
-    Args:
-        named: see :func:`commands.repair.again.resumed`.
-
     Raises:
         SnapshotError: there are no rows to judge by.
         StoreError: a snapshot cannot be read.

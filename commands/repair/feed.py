@@ -76,13 +76,8 @@ def rows_in(act: Act) -> int:
 class Feed:
     """Gives the batch of each act, in order: see :func:`learner.training.ledger.learn_again`.
 
-    Args:
-        decode: makes the rows of a message, as the learner does.
-        tick: takes the number of rows read so far, after each act.
-
     Attributes:
-        read: rows of acts so far.
-        left_out: of these, those that were left out.
+        left_out: rows of acts that were left out so far.
         by: how many rows each named user, item, arm or interval met.
     """
 

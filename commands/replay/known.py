@@ -98,7 +98,6 @@ class Samples:
             ts_ms: times of the exposures, ascending, (n,).
             labels: whether and when they were clicked; their ``wait_ms`` is the attribution window.
             policy: None: every label is known at its exposure. No policy can do that; it is the reference.
-            observation_ms: the setting that policies read.
             traffic: the state after earlier exposures, where a log is read stretch by stretch; it is updated.
         """
         n = len(ts_ms)
@@ -140,13 +139,8 @@ class Samples:
 def batch_of(
     samples: Samples, request: tuple[str, ...], page: NDArray[np.intp], columns: Mapping[str, NDArray[Any]]
 ) -> SampleBatch:
-    """All of ``samples`` (B) as a batch.
-
-    Args:
-        request: the pages' names.
-        page: of each sample, (B,).
-        columns: ts_ms, slot, user, item (B,), cat (B, F) and num (B, N) of the samples' rows.
-    """
+    """All of ``samples`` (B) as a batch. ``columns``: ts_ms, slot, user, item (B,), cat (B, F) and num (B, N) of the
+    samples' rows."""
     return SampleBatch.of_rows(
         samples.kind,
         columns["ts_ms"],

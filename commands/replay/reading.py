@@ -30,8 +30,6 @@ def reading(
     Args:
         folder: where a log that is larger than memory is laid out while it is used, or above it if it is not there yet.
             None: the system's folder for temporary files, which may itself be in memory.
-        skip_bad: leave wrong rows out.
-        say: print what was decided about rows.
 
     Raises:
         LogError, SchemaError: as :func:`~millrace.logs.read_log`.

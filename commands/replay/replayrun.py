@@ -65,13 +65,6 @@ def replay(
     """Replays ``log``, writes report.json, run.json, report.html and plots to ``out``, prints a table. Returns the
     report.
 
-    Args:
-        model: the model's name (default: the learner's default).
-        spec: overrides of the model's settings.
-        labels: when labels are learnt (default: as the settings' defaults say).
-        skip_bad: leave wrong rows out.
-        progress: show a bar and the table.
-
     Raises:
         LogError, SchemaError: as :func:`~millrace.logs.read_log`.
         SettingError: an unknown model or setting, or a folder that cannot be written.
@@ -146,9 +139,7 @@ def run_log(
     Args:
         tick: takes the number of rows scored, after each batch.
         groups: is filled with scores of one state, for which some rows are scored again. The result is the same.
-        how: when labels are learnt (default: as the settings' defaults say).
         observer: sees what is scored and learnt; the result is the same.
-        timing: is added to.
     """
     how = how or LabelSettings.of(Settings())
     p = np.empty(log.table.num_rows, np.float32)

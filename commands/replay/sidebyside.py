@@ -130,14 +130,7 @@ class Shared:
 
 
 class Runner:
-    """Takes a model through steps.
-
-    Args:
-        p: (n,) gets the score of each row of the log.
-        groups: gets the frozen scores.
-        observer: the calling thread calls it.
-        timing: is added to.
-    """
+    """Takes a model through steps. ``p``: (n,) gets the score of each row of the log."""
 
     def __init__(
         self, model: Model, p: NDArray[np.float32], groups: Groups | None, observer: Observer | None, timing: Timing

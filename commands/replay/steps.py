@@ -61,12 +61,8 @@ def steps(
     groups: Groups | None = None,
     rows_at_once: int = CHUNK_ROWS,
 ) -> Iterator[Step]:
-    """The steps of a run. Rows, batches and features equal those of the plain path, to the bit.
-
-    Args:
-        groups: ask for frozen rows too.
-        rows_at_once: about how many rows features are made of together; the result does not depend on it.
-    """
+    """The steps of a run. Rows, batches and features equal those of the plain path, to the bit. ``rows_at_once``: about
+    how many rows features are made of together; the result does not depend on it."""
     made = Stretches(log, schema, how, () if groups is None else groups.cuts, rows_at_once)
     page = page_codes(log, schema) if groups is None else groups.page
     waiting, bias = Waiting(), schema.layout.bias_columns

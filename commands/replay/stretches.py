@@ -71,7 +71,6 @@ class Stretches:
     """Makes the stretches of a log, one after another.
 
     Args:
-        how: when labels are learnt.
         cuts: rows at which :meth:`frozen` will be asked, each the first of its time.
         rows_at_once: about how long a stretch is. The result does not depend on it.
     """

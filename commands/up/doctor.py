@@ -57,12 +57,7 @@ _GATE = {
 
 
 def doctor(overrides: Mapping[str, Any], *, as_json: bool = False, say: Callable[[str], None] = print) -> int:
-    """Prints a line a check; returns 0 when nothing must be mended, else 1.
-
-    Args:
-        overrides: settings by flags.
-        as_json: one JSON array in place of lines.
-    """
+    """Prints a line a check; returns 0 when nothing must be mended, else 1."""
     found = examine(overrides)
     if as_json:
         say(msgspec.json.encode(found).decode())

@@ -51,8 +51,6 @@ def choose(settings: Settings, roles: Iterable[str], *, free: bool) -> Ports:
 
     Args:
         settings: fixed ports; one that is set to 0 becomes any that is free.
-        roles: each has a port for its metrics.
-        free: every port is any that is free.
 
     Raises:
         SettingError: ``metrics_port`` names one port, where each role needs its own.

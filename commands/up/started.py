@@ -32,10 +32,8 @@ class Started:
     """A loop on free ports, in a folder.
 
     Args:
-        data: its data folder.
         flags: of ``millrace up``, beside ``--data`` and ``--free-ports``.
         env: MILLRACE_* variables; it gets none of this process's.
-        cwd: the working directory; None: this process's.
     """
 
     def __init__(self, data: Path, *flags: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:

@@ -58,12 +58,7 @@ class UpOptions:
 
 
 class Up(Host):
-    """One run of :func:`up`.
-
-    Args:
-        settings: of every role, made by :func:`prepared`.
-        ports: that are free.
-    """
+    """One run of :func:`up`. ``settings``: of every role, made by :func:`prepared`."""
 
     name = "up"
 

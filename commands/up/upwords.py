@@ -14,14 +14,7 @@ CATALOGUE = "no items yet"
 
 
 def welcome(found: Mapping[str, Any], data: str, scrape: str, prefix: str = "") -> list[str]:
-    """The lines that a newcomer needs.
-
-    Args:
-        found: addresses, as in ``up.json``.
-        data: the folder that lasts.
-        scrape: the file for Prometheus.
-        prefix: of the topics' names.
-    """
+    """The lines that a newcomer needs."""
     topics = ", ".join(prefix + topic for topic in ("items", "users", "events"))
     metrics = "  ".join(f"{role} {url}" for role, url in found["metrics"].items())
     return [
