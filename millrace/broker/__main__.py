@@ -23,11 +23,7 @@ from millrace.broker.server import Server
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Reads the command line and serves.
-
-    Raises:
-        MillraceError: the port is taken, or the folder cannot be used, or another broker uses it.
-    """
+    """Reads the command line and serves. Raises MillraceError when the port or the folder cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m millrace.broker", description=__doc__)
     default = Limits()
     parser.add_argument("--port", type=int, default=0, help="on the loopback interface; 0: any that is free")
@@ -71,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _lock(folder: Path) -> int:
-    """Takes the folder for this process, until the descriptor is closed or the process ends, however it ends.
+    """Locks the folder for this process, until the descriptor is closed or the process ends, however it ends.
 
     Raises:
         ServiceError: another broker has it. Two would cut off each other's records as torn.

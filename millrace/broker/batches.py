@@ -1,5 +1,5 @@
 # core
-"""Record batches, Kafka's format 2: what their heads say, whether they are sound, what records they hold.
+"""Record batches, Kafka's format 2: reading heads, checking batches, reading records.
 
 ::
 
@@ -8,8 +8,8 @@
     | offset |     | epoch  |   |     |            | - base      | time ms | time ms |     |       |     |   |
                                       └──────────── the CRC32C covers all from here ────────────────────────────►
 
-The base offset and the leader epoch lie outside of the checksum: a broker writes them when it takes the batch. The
-format is in Kafka's documentation, "Record Batch" and "Record"; varints are zigzag coded as in protocol buffers.
+The checksum leaves out the base offset and the leader epoch: a broker writes them when it takes the batch. Source:
+Kafka's documentation, "Record Batch" and "Record"; varints are zigzag coded as in protocol buffers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ INFLATED_BYTES = 64 * 1024 * 1024
 
 
 class Head(NamedTuple):
-    """What the first 61 bytes of a batch say."""
+    """The first 61 bytes of a batch."""
 
     base: int
     length: int
@@ -81,19 +81,16 @@ def read_head(data: bytes | bytearray | memoryview, at: int = 0) -> Head:
 
 
 def checksum_fits(data: bytes | bytearray | memoryview, head: Head, at: int = 0) -> bool:
-    """Whether the CRC32C of the batch at ``at`` is what its head says."""
+    """Whether the batch at ``at`` has the CRC32C of its head."""
     return bool(crc32c.crc32c(memoryview(data)[at + CRC_FROM : at + head.size]) == head.crc)
 
 
 def admit(data: memoryview, limit: int) -> Head:
-    """The head of what a producer sent, which is exactly one sound batch.
-
-    Args:
-        data: the record set of one partition.
-        limit: largest batch that is taken, in bytes.
+    """The head of a producer's record set for one partition, which must be exactly one valid batch of ``limit`` bytes
+    at most.
 
     Raises:
-        Refusal: with the code that Kafka gives for what is wrong.
+        Refusal: with Kafka's code for the fault.
     """
     if len(data) > limit:
         raise Refusal(codes.MESSAGE_TOO_LARGE, f"{len(data)} bytes are more than {limit}")
@@ -145,11 +142,7 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def records_of(batch: bytes) -> list[Record]:
-    """The records of one whole batch.
-
-    Raises:
-        Unreadable: see there.
-    """
+    """The records of one whole batch. Raises Unreadable."""
     head = read_head(batch)
     data = _inflate(batch[HEAD_BYTES:], head.codec)
     append_time = head.attributes & 8
@@ -176,11 +169,8 @@ def records_of(batch: bytes) -> list[Record]:
 
 
 def without(batch: bytes, kept: Iterable[Record], count: int) -> bytes:
-    """The batch with only some of its records, at the offsets that they had. The range of its offsets stays.
-
-    Args:
-        kept: the ``count`` records that remain, in order.
-    """
+    """The batch with only the ``count`` records ``kept``, in order, at their old offsets. The range of offsets
+    stays."""
     head = read_head(batch)
     body = _deflate(b"".join(record.raw for record in kept), head.codec)
     length = HEAD_BYTES - LENGTH_AT + len(body)

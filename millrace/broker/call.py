@@ -1,5 +1,5 @@
 # core
-"""One request of a client as its handler gets it, and what handlers need of the broker."""
+"""One client request as its handler gets it, and the parts of the broker that handlers use."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Broker(Protocol):
         """A clock that never goes back, for sessions."""
 
     def group(self, name: str) -> Group:
-        """The group of this name, which is made if there is none."""
+        """The group of this name, made if missing."""
 
     def settle(self, group: Group, answers: Answers) -> None:
         """Sends what a group answers, and looks after its deadlines."""

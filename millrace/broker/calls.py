@@ -1,8 +1,8 @@
 # shell
-"""All requests but Produce and Fetch: decoded and encoded by kafka-python's message classes, answered from the state.
+"""All requests but Produce and Fetch: kafka-python's message classes decode and encode them.
 
-:data:`CALLS` names each request that the broker takes, with the versions of it. Group requests stay below the versions
-that bring static members, and most below those that have "flexible" fields.
+:data:`CALLS` has each request with its versions. Group requests stay below the versions with static members, and most
+requests below those with "flexible" fields.
 """
 
 from __future__ import annotations
@@ -74,11 +74,7 @@ CALLS: dict[int, Entry] = {
 
 
 def decode(entry: Entry, head: Request, frame: memoryview) -> Any:
-    """A request's fields.
-
-    Raises:
-        Malformed: the bytes are not such a request.
-    """
+    """A request's fields. Raises Malformed when the bytes are not such a request."""
     if len(frame) > CALL_BYTES:
         raise Malformed(f"a request without records of {len(frame)} bytes")
     at = head.at

@@ -1,5 +1,5 @@
 # core
-"""Kafka's error codes, as far as this broker answers with them, and the refusal that carries one."""
+"""Kafka's error codes that this broker uses, and the refusal that carries one."""
 
 from __future__ import annotations
 
@@ -36,12 +36,8 @@ UNKNOWN_TOPIC_ID = 100
 
 
 class Refusal(Exception):
-    """A request, or one part of it, cannot be served: the client gets ``code``.
-
-    Args:
-        code: one of this module's.
-        why: for the client's log, where the answer has room for it.
-    """
+    """A request, or one part of it, cannot be served: the client gets ``code``, and ``why`` where the answer has
+    room."""
 
     def __init__(self, code: int, why: str = "") -> None:
         self.code = code

@@ -1,16 +1,16 @@
 # core
-"""Compaction: of each key only the newest record stays. For topics that hold a state, such as users and items.
+"""Compaction: only the newest record of each key stays. For topics that hold a state, such as users and items.
 
 ::
 
     before   | k1 k2 k3 | k1 k4 | k2 k3 |   open segment, left as it is
     after    |    k4 k2 k3, at their old offsets   |   open segment
 
-All closed segments become one, written beside them and then renamed over the first. Those behind it begin below its
-end from then on: whoever loads the log after a crash here removes them. A tombstone (a record with a key and no value)
-goes too when its segment is old enough for every reader to have met it. Offsets never change; readers skip the gaps.
+All closed segments become one, written beside them and then renamed over the first. The others now begin below its end;
+a load after a crash at this point removes them. A tombstone (a record with a key and no value) goes too when its
+segment is so old that every reader has met it. Offsets never change; readers skip the gaps.
 
-What cannot be taken apart (a compression that is not read here, a damaged batch) is kept whole.
+Batches that cannot be read (damaged, or an unsupported compression) stay whole.
 """
 
 from __future__ import annotations
@@ -41,14 +41,11 @@ def _digest(key: bytes) -> bytes:
 
 
 def merge(closed: Sequence[Segment], tombstones_before_ms: int) -> Path:
-    """Writes the compacted content of closed segments beside the first one. For a thread: it changes nothing else.
+    """Writes the compacted content of ``closed``, the log's closed segments in order, beside the first one. It changes
+    nothing else, so a thread may run it. Raises OSError.
 
     Args:
-        closed: the log's closed segments, in order.
         tombstones_before_ms: tombstones go from segments that were last appended to before this.
-
-    Raises:
-        OSError: it cannot be written.
     """
     newest: dict[bytes, int] = {}
     for segment in closed:
@@ -89,10 +86,10 @@ def _kept(batch: bytes, newest: dict[bytes, int], drop_tombstones: bool) -> byte
 
 
 def adopt(log: PartitionLog, closed: Sequence[Segment], path: Path, now_ms: int) -> bool:
-    """Puts the merged file in the place of the segments that it was made of.
+    """Puts the merged file in the place of its source segments.
 
     Returns:
-        False when the log has changed beneath it: the file is removed, and the next compaction does it again.
+        False when the log has changed meanwhile: the file is removed, and the next compaction tries again.
     """
     if list(log.segments[: len(closed)]) != list(closed):
         path.unlink(missing_ok=True)

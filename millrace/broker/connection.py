@@ -1,8 +1,8 @@
 # shell
 """One client's connection, and a fetch that waits on it.
 
-A connection's requests are answered in order, so the next one is taken when the last one has been answered, as in
-Kafka. Whoever sends what is no request loses that connection, and nothing else.
+Requests of a connection are answered one at a time, in order, as in Kafka. Invalid bytes close their own connection
+and affect no other.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Connection(asyncio.Protocol):
             self.transport.pause_reading()
 
     def _go_on(self) -> None:
-        """Takes requests until one has to wait. A request that is answered at once does not call it again."""
+        """Takes requests until one has to wait. A request that is answered immediately does not call it again."""
         if self._in_loop:
             return
         self._in_loop = True
@@ -107,7 +107,7 @@ class Connection(asyncio.Protocol):
             self.transport.resume_reading()
 
     def refuse(self, why: str) -> None:
-        """Closes the connection, with a line that says why."""
+        """Closes the connection and logs ``why``."""
         peer = self.transport.get_extra_info("peername") if self.transport is not None else None
         log.warning("connection closed", why=why, peer=str(peer))
         transport, self.transport = self.transport, None

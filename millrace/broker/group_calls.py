@@ -1,5 +1,5 @@
 # shell
-"""Requests about consumer groups: one function each. What a group decides is in ``groups.py``."""
+"""Requests about consumer groups: one function each. ``groups.py`` makes the decisions."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def heartbeat(call: Call) -> Any:
 
 
 def leave_group(call: Call) -> Any:
-    """The member goes at once."""
+    """The member leaves without delay."""
     asked = call.request
     group = call.broker.groups.get(asked.group_id)
     code = codes.UNKNOWN_MEMBER_ID

@@ -9,11 +9,11 @@
       │ the last left        │  └───────────────────────────────────────┴── a member joins, leaves or ────────┘
       └──────────────────────┘                                              is silent for its session
 
-A request that must wait (a join until the others have joined, a sync until the leader has spoken) leaves a *ticket*.
-Every call returns the answers that are due now as pairs of a ticket and an answer; they may be of other members.
-Generations begin with 1: clients take less for "no generation".
+A request that must wait (a join for the other members, a sync for the leader's assignment) leaves a *ticket*. Every
+call returns the answers that are due now, as pairs of a ticket and an answer; they may be for other members.
+Generations begin with 1: clients read smaller ones as "no generation".
 
-Members are known by ids that come in as arguments, and no call reads a clock.
+Ids of members are arguments, and no call reads a clock.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The answer to a join. Only the leader is told the ``members``, (id, metadata) each."""
+    """The answer to a join. Only the leader gets ``members``, (id, metadata) each."""
 
     code: int
     member: str
@@ -83,7 +83,7 @@ class Member:
 
 @dataclass(slots=True)
 class Join:
-    """A join request, with the id that its member gets if it has none yet."""
+    """A join request, with the id for a member that has none yet."""
 
     member: str
     fresh: str
@@ -187,7 +187,7 @@ class Group:
         return answers
 
     def heartbeat(self, name: str, generation: int, now_ms: int) -> int:
-        """A member lives; the code tells it to join again when the others do."""
+        """Keeps a member alive. The code asks it to join again when a rebalance is under way."""
         code = self._wrong(name, generation)
         if not code:
             member = self.members[name]
@@ -222,7 +222,7 @@ class Group:
     # ------------------------------------------------------------------ time
 
     def next_ms(self) -> int | None:
-        """When :meth:`tick` is due next; None: never, as things are."""
+        """When :meth:`tick` is due next; None: not until another request comes."""
         times = [member.deadline_ms for member in self.members.values() if member.joining is None]
         times += self._promised.values()
         if self.state is State.JOINING:
@@ -256,7 +256,7 @@ class Group:
         return answers + self._complete(now_ms)
 
     def _begin(self, now_ms: int) -> Answers:
-        """A rebalance begins, unless one is under way. Waiting syncs are told to join again."""
+        """Begins a rebalance, unless one is under way. Waiting syncs get the answer to join again."""
         if self.state is State.JOINING:
             return []
         answers: Answers = []

@@ -1,5 +1,5 @@
 # core
-"""The log of one partition: segments in a folder, of which the newest is appended to.
+"""The log of one partition: segments in a folder; appends go to the newest.
 
 ::
 
@@ -8,11 +8,11 @@
     00..0000.log │ 00..0812.log │ 00..1655.log │ 00..2390.log ────────►
     └── the oldest go by age or size ┘             └ the newest, open
 
-The folder holds the segments and, where records were deleted by an offset, the file ``start``. Nothing else of a log is
-on disk: index, producers' numbers and end are read from the segments at a start. Times come in as arguments.
+The folder holds the segments and, after a deletion by offset, the file ``start``. Index, producers' numbers and end are
+read from the segments at a start. Times are arguments.
 
-Retention counts from when the broker took a record, not from the time in the record as Kafka does: event time may lie
-years back here, and its records are to stay as long as any others.
+Retention counts from when the broker took a record, unlike Kafka, which counts from the record's time. Event time may
+lie years back here, and such records must stay as long as any others.
 """
 
 from __future__ import annotations
@@ -46,11 +46,8 @@ class Limits(msgspec.Struct, frozen=True):
     tombstone_ms: int = DAY_MS  # how long a compacted log still tells that a key is gone
 
     def of(self, config: Mapping[str, str]) -> Limits:
-        """These limits, changed by a topic's settings.
-
-        Raises:
-            ValueError: a setting that is not known here, or a value that is none; with both.
-        """
+        """These limits, changed by a topic's settings. Raises ValueError with an unknown setting or an invalid
+        value."""
         changed: dict[str, int | bool] = {}
         for name, text in config.items():
             if name == "cleanup.policy":
@@ -91,10 +88,10 @@ _IGNORED = {
 
 
 class PartitionLog:
-    """See the module's text. One thread uses it, apart from what compaction reads.
+    """One partition's log. One thread uses it, apart from what compaction reads.
 
     Args:
-        folder: made if missing; what it holds is taken up.
+        folder: made if missing; existing records are loaded.
         limits: may be replaced at any time.
         now_ms: the wall clock.
     """
@@ -131,7 +128,7 @@ class PartitionLog:
                 path.unlink()  # compacted into its predecessor; the broker ended before it was removed
                 continue
             segment = Segment(path, base, now_ms)
-            # A compacted file may go beyond the beginning of the next: see above.
+            # A compacted file may go beyond the beginning of the next: a crash may have left its sources.
             loaded = segment.load(seen, int(behind.stem) if behind and not self.limits.compact else None)
             self.torn_bytes += loaded.torn
             self.damaged_bytes += loaded.damaged
@@ -151,11 +148,8 @@ class PartitionLog:
     # ------------------------------------------------------------------ writing
 
     def append(self, data: memoryview, now_ms: int) -> int:
-        """Takes one batch and returns the offset of its first record.
-
-        Raises:
-            Refusal: it is not sound, too large or out of its producer's order, or the disk does not take it.
-        """
+        """Takes one batch and returns the offset of its first record. Raises Refusal when it is invalid, too large or
+        out of its producer's order, or cannot be written."""
         head = admit(data, self.limits.message_bytes)
         known = self.producers.offset_of(head)
         if known is not None:
@@ -187,11 +181,8 @@ class PartitionLog:
     # ------------------------------------------------------------------ reading
 
     def fetch(self, offset: int, count: int) -> bytes:
-        """Batches from the one that holds ``offset``, ``count`` bytes at most but at least one batch; none at the end.
-
-        Raises:
-            Refusal: the offset was deleted or does not exist yet.
-        """
+        """Batches from the one that holds ``offset``: ``count`` bytes at most but at least one batch; empty at the end.
+        Raises Refusal when the offset was deleted or does not exist yet."""
         if offset == self.end:
             return b""
         if not self.start <= offset < self.end:
@@ -237,13 +228,8 @@ class PartitionLog:
     # ------------------------------------------------------------------ forgetting
 
     def trim(self, offset: int) -> int:
-        """Deletes the records before ``offset`` (-1: all), and returns the new start.
-
-        Their files go as far as whole segments lie before it.
-
-        Raises:
-            Refusal: there is no such offset yet.
-        """
+        """Deletes the records before ``offset`` (-1: all), and returns the new start. Only whole segments free their
+        space. Raises Refusal when there is no such offset yet."""
         wanted = self.end if offset == -1 else offset
         if not 0 <= wanted <= self.end:
             raise Refusal(OFFSET_OUT_OF_RANGE, f"offset {offset} is behind the end {self.end}")
@@ -273,7 +259,7 @@ class PartitionLog:
 
     @property
     def expires_ms(self) -> float:
-        """When its oldest segment goes by age; infinite where none does."""
+        """When its oldest segment expires; infinite without a limit of age."""
         if self.limits.compact or self.limits.retention_ms < 0 or len(self.segments) < 2:
             return math.inf
         return self.segments[0].appended_ms + self.limits.retention_ms
@@ -294,22 +280,17 @@ class PartitionLog:
             segment.close()
 
     def sync(self) -> None:
-        """Returns when all that was appended before is on the disk. For a thread: appends may go on meanwhile.
-
-        Raises:
-            OSError: it is not. The log is to be cut, and then loaded again.
-        """
+        """Returns when all earlier appends are on the disk. For a thread: appends may go on meanwhile. Raises OSError
+        when they are not; then :meth:`cut` the log and load it again."""
         for segment in list(self.segments):
             with contextlib.suppress(FileNotFoundError):  # retention has removed it meanwhile
                 segment.sync()
 
     def cut(self, now_ms: int) -> None:
-        """Takes away what was appended since the last sync. The log is to be loaded again before it is used.
+        """Removes what was appended since the last sync. Load the log again before you use it.
 
-        Offsets are not given again: readers may be behind them. The name of an empty file tells the end.
-
-        Raises:
-            OSError: the disk takes not even that.
+        Offsets are not given twice: readers may have seen them. The name of an empty file marks the end. Raises OSError
+        when even this fails.
         """
         for segment in self.segments:
             with contextlib.suppress(FileNotFoundError):

@@ -1,8 +1,8 @@
 # core
-"""What groups committed: a file to which each commit is appended as a line of JSON, and a table in memory.
+"""Committed offsets of groups: a file of JSON lines, one appended for each commit, and a table in memory.
 
-The newest line of a partition holds. The file is written again, with one line each, when it has grown to several times
-that. A torn last line (the broker was killed while it wrote) is left out: that commit was not acknowledged.
+The newest line of a partition holds. The file is rewritten with one line each when it has grown to several times that.
+A torn last line (the broker was killed while it wrote) is left out: that commit was not acknowledged.
 """
 
 from __future__ import annotations
@@ -25,11 +25,7 @@ _REWRITE_AT = 1000
 
 
 class Offsets:
-    """See the module's text.
-
-    Args:
-        path: the file, made if missing.
-    """
+    """The committed offsets in the file ``path``, made if missing."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -73,11 +69,8 @@ class Offsets:
             before.close()
 
     def commit(self, group: str, entries: dict[tuple[str, int], Committed]) -> None:
-        """Keeps the committed offsets of a group by (topic, partition).
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Keeps the committed offsets of a group by (topic, partition). Raises OSError when the file cannot be
+        written."""
         keyed = {(group, topic, partition): value for (topic, partition), value in entries.items()}
         self._write([_line(key, value) for key, value in keyed.items()])
         self._table.update(keyed)

@@ -1,12 +1,12 @@
 # core
-"""Idempotent producers: what of a partition each of them has written last, so that a repeated batch is written once.
+"""Idempotent producers: each producer's last batches in a partition, so that a repeated batch is written only one time.
 
-A producer numbers its records by partition. The next batch must begin where the last one ended. One that begins with
-the same number as one of the last five was sent again (a client has at most five on the way): it is acknowledged
-with the offset that it has. Anything else came out of order and is refused. (KIP-98, "Idempotent Producer Guarantees".)
+A producer numbers its records by partition. The next batch must begin where the last one ended. A batch that begins
+like one of the last five was sent again (a client has at most five in flight): it is acknowledged with its old offset.
+Any other batch is out of order and is refused. (KIP-98, "Idempotent Producer Guarantees".)
 
-What is not known of a producer is believed: after a loss of the log's beginning, or when it was idle for long, its next
-batch counts as its first, as in Kafka since 2.5.
+The next batch of an unknown producer counts as its first, as in Kafka since 2.5. A producer becomes unknown by a
+loss of the log's beginning or by long idleness.
 """
 
 from __future__ import annotations
@@ -40,11 +40,8 @@ class Producers:
         return len(self._writers)
 
     def offset_of(self, head: Head) -> int | None:
-        """The base offset that this batch has already; None: it is new, and next.
-
-        Raises:
-            Refusal: it is out of order, or of a producer that a newer one of the same id has replaced.
-        """
+        """The base offset of a repeated batch; None for a new one. Raises Refusal when it is out of order, or of a
+        producer that a newer one of the same id has replaced."""
         writer = self._writers.get(head.producer)
         if writer is None or head.producer < 0:
             return None

@@ -7,11 +7,11 @@
     index      ▲             ▲         ▲        ▲         ▲          an entry for 8 KiB at least: first offset,
                                                                      position, latest time up to the next entry
 
-To find an offset is a binary search among the entries and a walk over the heads of at most 8 KiB of batches. The index
-takes 24 bytes an entry, so a three-hundredth of the file at most. It is made again from the file at a start.
+An offset is found by a binary search among the entries and a walk over the heads of at most 8 KiB of batches. An entry
+takes 24 bytes, so the index is at most a three-hundredth of the file. It is rebuilt from the file at a start.
 
-An fsync that fails is never repeated on the same data: the system may have dropped what it could not write, and would
-then say yes. What was not synced is cut off (:meth:`Segment.cut`), and the broker ends.
+A failed fsync is never repeated on the same data: the system may have dropped the unwritten pages and would then report
+success. The unsynced part is cut off (:meth:`Segment.cut`), and the broker ends.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DAMAGED = ".damaged"
 
 
 class Loaded(NamedTuple):
-    """What was not sound in a file, in bytes."""
+    """Damaged bytes of a file."""
 
     torn: int
     damaged: int
@@ -45,10 +45,10 @@ def file_name(base: int) -> str:
 
 
 class Segment:
-    """See the module's text.
+    """One segment file.
 
-    The newest segment of a log is open for appending. All others are opened for each read: that takes 10 µs, and a
-    broker with many segments needs no descriptor for each.
+    The newest segment of a log is open for appending. All others are opened for each read: that takes 10 µs and saves a
+    descriptor for each.
 
     Args:
         path: its file, made if missing.
@@ -79,15 +79,15 @@ class Segment:
             self._fd = None
 
     def load(self, seen: Callable[[Head], None], below: int | None = None) -> Loaded:
-        """Reads all its batches, compares their checksums and makes the index. Only sound batches stay in the file.
+        """Reads all batches, checks their checksums and makes the index. Only valid batches stay in the file.
 
-        All else is set aside in a file beside this one: a torn end, left by a broker that was killed while it wrote
-        (nobody was told that it is there), and batches that are damaged, alone if those behind them are sound.
+        Other bytes move to a file beside this one: a torn end, left by a broker that was killed while it wrote (and so
+        never acknowledged), and each damaged batch.
 
         Args:
-            seen: is told the head of each sound batch in order.
-            below: where the next file begins, if that bounds this one. The checksum does not cover a batch's offset, so
-                one that reaches beyond it, or beyond the batch behind it, is damaged however sound the rest is.
+            seen: called with the head of each valid batch in order.
+            below: where the next file begins, if that bounds this one. A batch that reaches beyond it, or beyond the
+                batch behind it, counts as damaged: the checksum does not cover a batch's offset.
         """
         data = self.path.read_bytes()
         self.appended_ms = os.stat(self.path).st_mtime_ns // 1_000_000
@@ -141,11 +141,8 @@ class Segment:
         self.end = end
 
     def append(self, prefix: bytes, rest: memoryview, base: int, end: int, max_ms: int, now_ms: int) -> None:
-        """Writes one batch: ``prefix``, then ``rest``. It is whole in the file or not there.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Writes one batch: ``prefix``, then ``rest``. Raises OSError when it cannot; then no part of it is in the
+        file."""
         assert self._fd is not None
         size = len(prefix) + len(rest)
         try:
@@ -159,11 +156,8 @@ class Segment:
         self.appended_ms = now_ms
 
     def sync(self) -> None:
-        """Returns when what was appended is on the disk. For a thread: appends may go on meanwhile.
-
-        Raises:
-            OSError: it is not. The segment is to be cut (:meth:`cut`), not synced again.
-        """
+        """Returns when earlier appends are on the disk. For a thread: appends may go on meanwhile. Raises OSError when
+        they are not; then call :meth:`cut`, never sync again."""
         size = self.size  # what is appended from here on may be covered or not
         if size == self._synced:
             return
@@ -178,12 +172,10 @@ class Segment:
         self._synced = size
 
     def cut(self) -> None:
-        """Takes away what this broker appended since the last sync. The segment is of no use afterwards.
+        """Removes what this broker appended since the last sync. The segment is of no use afterwards.
 
-        What an earlier broker left may hold acknowledged records. It is kept, and written again unless it was synced.
-
-        Raises:
-            OSError: the disk takes not even that.
+        An earlier broker's part may hold acknowledged records. It stays, and is written again unless it was synced.
+        Raises OSError when even this fails.
         """
         kept = max(self._synced, self._loaded)
         if kept < self.size:
@@ -217,10 +209,8 @@ class Segment:
         return position + at  # compaction left a gap here: the batch behind it
 
     def fetch(self, offset: int, count: int) -> bytes:
-        """Batches from the one that holds ``offset``: ``count`` bytes at most, but the first batch whole.
-
-        The last batch may be cut. Kafka's clients expect this, and read it again.
-        """
+        """Batches from the one that holds ``offset``: ``count`` bytes at most, but the first batch whole. The last
+        batch may be cut: Kafka's clients expect this, and read it again."""
         position = self.find(offset)
         left = self.size - position
         if left <= 0:
@@ -255,7 +245,7 @@ class Segment:
             position += size
 
     def remove(self) -> None:
-        """Closes it, and deletes its file and what was set aside of it."""
+        """Closes it, and deletes its file and the file of its damaged bytes."""
         self.close()
         self.path.unlink(missing_ok=True)
         self.path.with_suffix(DAMAGED).unlink(missing_ok=True)

@@ -1,5 +1,5 @@
 # shell
-"""The broker's process: connections, the two requests that carry data, and what is done from time to time.
+"""The broker's process: connections, the two requests that carry data, and periodic work.
 
 ::
 
@@ -7,7 +7,7 @@
                                            │
                      fetch finds nothing ──┤ waits: an append to one of its partitions, or its time, answers it
                      join, sync ───────────┤ waits: the group answers it
-                     produce with sync ────┘ waits: the next fsync covers it, which covers all that came meanwhile
+                     produce with sync ────┘ waits: the next fsync covers it and all that came meanwhile
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ _Acknowledgement = tuple[Connection, list[bytes], list[Partition]]
 
 
 class Server:
-    """The broker. :meth:`run` is its life.
+    """The broker; :meth:`run` serves.
 
     Args:
-        folder: where everything lies.
-        cluster: see :class:`Topics`.
-        limits: of topics that set no others.
+        folder: for all its files.
+        cluster: as in :class:`Topics`.
+        limits: of topics without own limits.
         sync: whether a record is on the disk before it is acknowledged.
-        disk_bytes: most that all topics take; what is oldest goes beyond.
+        disk_bytes: limit for all topics together; the oldest records go beyond it.
         clock: seconds of wall time.
     """
 
@@ -101,12 +101,8 @@ class Server:
     # ------------------------------------------------------------------ life
 
     async def run(self, host: str, port: int, ready: Callable[[int], None] = lambda port: None) -> None:
-        """Serves until SIGTERM or SIGINT.
-
-        Raises:
-            OSError: the port cannot be bound.
-            ServiceError: the disk did not take what was to be synced.
-        """
+        """Serves until SIGTERM or SIGINT. Raises OSError when the port cannot be bound, ServiceError when a sync
+        fails."""
         self.loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(number, self._ended.set)
@@ -171,11 +167,7 @@ class Server:
     # ------------------------------------------------------------------ requests
 
     def take(self, connection: Connection, frame: memoryview) -> None:
-        """Serves one request, now or later.
-
-        Raises:
-            Malformed: it is none, or of a version that is not known.
-        """
+        """Serves one request, now or later. Raises Malformed when it is invalid or its version is unknown."""
         head = wire.read_request(frame)
         if head.key == wire.FETCH and wire.FETCH_VERSIONS[0] <= head.version <= wire.FETCH_VERSIONS[1]:
             self._fetch(connection, head, wire.read_get(frame, head.at, head.version))

@@ -1,5 +1,5 @@
 # shell
-"""Requests about topics, records' places, the cluster and producers' ids: one function each."""
+"""Requests about topics, offsets of records, the cluster and producers' ids: one function each."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def delete_records(call: Call) -> Any:
 
 
 def _of_log(call: Call, topic: str, partition: int, do: Callable[[PartitionLog], T], otherwise: T) -> tuple[int, T]:
-    """What the log of a partition gives, with the code NONE; where it refuses, its code and ``otherwise``."""
+    """NONE and the result of ``do`` on a partition's log; after a refusal, its code and ``otherwise``."""
     try:
         return NONE, do(call.broker.topics.log(topic, partition))
     except Refusal as refused:
@@ -204,7 +204,7 @@ def init_producer_id(call: Call) -> Any:
     if asked.transactional_id is not None:
         code = codes.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
     elif call.version >= 3 and asked.producer_id >= 0 and 0 <= asked.producer_epoch < 32_766:
-        # After an error the client asks for its next epoch: its numbers begin with 0 again (KIP-360).
+        # After an error the client asks for its next epoch: its sequence numbers begin with 0 again (KIP-360).
         number, epoch = asked.producer_id, asked.producer_epoch + 1
     else:
         number, epoch = call.broker.topics.next_producer(), 0

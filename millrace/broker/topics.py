@@ -1,14 +1,14 @@
 # core
-"""The topics of a broker: their names, ids, settings and logs, and the broker's own few facts, in a folder.
+"""The topics of a broker: names, ids, settings and logs, and the broker's own few facts, in a folder.
 
 ::
 
     FOLDER/broker.json                cluster id, next producer id, topics       replaced whole at each change
            logs/<name>.<id>/<number>/ a partition's log
-           offsets                    what groups committed (see offsets.py)
+           offsets                    committed offsets (offsets.py)
 
-A topic's folder carries its id, which is new whenever it is created. So a topic that is deleted and created again never
-meets its old records, whenever the broker ends. A folder that ``broker.json`` does not name is a leftover and goes.
+A topic's folder carries its id, which is new at each creation. So a topic that is deleted and created again never meets
+its old records, even after a crash. A folder that ``broker.json`` does not name is a leftover and is removed.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class Topic:
 
 
 class Topics:
-    """See the module's text.
+    """All topics of a folder.
 
     Args:
-        folder: made if missing; what it holds is taken up.
-        cluster: the cluster's id; empty keeps the one that the folder has.
-        defaults: limits of topics that set no others.
+        folder: made if missing; existing topics are loaded.
+        cluster: the cluster's id; empty keeps that of the folder.
+        defaults: limits of topics without own limits.
         now_ms: the wall clock.
 
     Raises:
@@ -118,21 +118,17 @@ class Topics:
         return self._topics.get(name)
 
     def log(self, name: str, number: int) -> PartitionLog:
-        """The log of one partition.
-
-        Raises:
-            Refusal: there is none.
-        """
+        """The log of one partition. Raises Refusal when there is none."""
         topic = self._topics.get(name)
         if topic is None or not 0 <= number < len(topic.logs):
             raise Refusal(codes.UNKNOWN_TOPIC_OR_PARTITION, f"no partition {number} of topic '{name}'")
         return topic.logs[number]
 
     def bound(self, most_bytes: float) -> int:
-        """Removes segments until all topics take no more than ``most_bytes``, and returns how many bytes.
+        """Removes segments until all topics take no more than ``most_bytes``, and returns the number of bytes removed.
 
-        What would go next by age goes first, so all topics lose as much of their time. What is compacted stays, and so
-        does each partition's newest segment.
+        Segments go in the order of their expiry by age, so all topics lose an equal part of their time. Compacted
+        topics and each partition's newest segment stay.
         """
         logs = [log for topic in self._topics.values() for log in topic.logs]
         gone, over = 0, sum(log.size for log in logs) - most_bytes
@@ -141,11 +137,7 @@ class Topics:
         return gone
 
     def check(self, name: str, partitions: int, config: dict[str, str]) -> None:
-        """Whether such a topic could be created now.
-
-        Raises:
-            Refusal: it could not.
-        """
+        """Raises Refusal when such a topic could not be created now."""
         if not _NAME.fullmatch(name) or name in {".", ".."}:
             raise Refusal(
                 codes.INVALID_TOPIC, f"'{name[:250]}' is no topic name: 1 to 249 of letters, digits, '.', '_', '-'"
@@ -160,12 +152,7 @@ class Topics:
             raise Refusal(codes.INVALID_CONFIG, str(error)) from None
 
     def create(self, name: str, topic_id: str, partitions: int, config: dict[str, str], now_ms: int) -> Topic:
-        """Makes a topic with empty logs.
-
-        Raises:
-            Refusal: see :meth:`check`.
-            OSError: its files cannot be made.
-        """
+        """Makes a topic with empty logs. Raises Refusal as :meth:`check`, OSError when its files cannot be made."""
         self.check(name, partitions, config)
         try:
             topic = self._open(name, topic_id, partitions, config, now_ms)
@@ -177,11 +164,8 @@ class Topics:
         return topic
 
     def delete(self, name: str) -> Path:
-        """Forgets a topic, and returns the folder that is to be removed now: that may take a while.
-
-        Raises:
-            Refusal: there is none.
-        """
+        """Forgets a topic, and returns its folder for the caller to remove: that may take a while. Raises Refusal when
+        there is none."""
         topic = self._topics.pop(name, None)
         if topic is None:
             raise Refusal(codes.UNKNOWN_TOPIC_OR_PARTITION, f"no topic '{name}'")

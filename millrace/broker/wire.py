@@ -7,9 +7,9 @@
     request    | key 2 | version 2 | correlation 4 | client's name | fields ...
     answer     | correlation 4 | fields ...
 
-These versions are the newest that both clients speak without "flexible" fields. Record sets are slices of the frame,
-which are not copied on their way to the file. All other requests are decoded by the client's library (``calls.py``).
-The fields are those of Kafka's message schemas, ``ProduceRequest.json`` and so on.
+These versions are the newest that both clients speak without "flexible" fields. Record sets are slices of the frame and
+go to the file without a copy. ``calls.py`` decodes all other requests. Source of the fields: Kafka's message schemas,
+``ProduceRequest.json`` and so on.
 """
 
 from __future__ import annotations
@@ -150,11 +150,8 @@ class _Reader:
 
 
 def frame_size(data: bytearray) -> int:
-    """Bytes of the frame that ``data`` (four bytes at least) begins with, without the size itself.
-
-    Raises:
-        Malformed: it is no Kafka frame.
-    """
+    """Bytes of the first frame in ``data`` (four bytes at least), without the size itself. Raises Malformed when it is
+    not a Kafka frame."""
     size: int = _I32.unpack_from(data)[0]
     if not _HEAD.size + 2 <= size <= FRAME_BYTES:
         raise Malformed(f"a frame of {size} bytes")
