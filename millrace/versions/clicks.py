@@ -1,9 +1,9 @@
 # core
 """When the clicks of a version were sent: all of them, as counts in buckets of time.
 
-A version names its clicks, so that whoever serves it can say how long a click took to get there. A list of times would
-grow with the traffic; counts in buckets of 10 ms grow with the time that the clicks are spread over, a second or two.
-After an outage a version has clicks of hours: then the buckets are made wider, and no click is left out.
+A version names its clicks, so that a scorer can report how long a click took to reach it. A list of times would grow
+with the traffic; buckets of 10 ms grow only with the span of the clicks, a second or two. After an outage the span is
+hours: then the buckets get wider, and no click is left out.
 
 ::
 
@@ -32,7 +32,7 @@ Times = NDArray[np.int64]
 
 
 class ClickTimes(Struct, frozen=True):
-    """Times at which clicks were sent (wall time), see the module's text."""
+    """Times at which clicks were sent (wall time), as the module describes them."""
 
     width_ms: Annotated[int, Meta(ge=1, le=2**53)] = WIDTH_MS
     gaps: Annotated[list[Step], Meta(max_length=MOST_BUCKETS)] = []
@@ -40,7 +40,7 @@ class ClickTimes(Struct, frozen=True):
 
     @classmethod
     def of(cls, sent_ms: Sequence[int] | Times, counts: Sequence[int] | Times | None = None) -> ClickTimes:
-        """Those of clicks sent at ``sent_ms`` (Unix ms, any order), ``counts`` at each (None: one)."""
+        """Counts clicks sent at ``sent_ms`` (Unix ms, any order), ``counts`` at each (None: one)."""
         times = np.asarray(sent_ms, np.int64)
         weights = np.ones(len(times), np.int64) if counts is None else np.asarray(counts, np.int64)
         width = WIDTH_MS
@@ -55,23 +55,21 @@ class ClickTimes(Struct, frozen=True):
 
     @classmethod
     def merged(cls, many: Iterable[ClickTimes]) -> ClickTimes:
-        """The clicks of all of them."""
         found = [one for one in many if one.counts]
         if len(found) <= 1:
             return found[0] if found else cls()
         return cls.of(np.concatenate([one.sent_ms() for one in found]), np.concatenate([one.counts for one in found]))
 
     def sent_ms(self) -> Times:
-        """The middle of each bucket (Unix ms), ascending. Half of ``width_ms`` off at most. (n,)"""
+        """The middle of each bucket (Unix ms), ascending, at most half of ``width_ms`` off. (n,)"""
         starts: Times = np.cumsum(np.asarray(self.gaps, np.int64)) * self.width_ms
         return starts + self.width_ms // 2
 
     @property
     def total(self) -> int:
-        """How many clicks."""
         return sum(self.counts)
 
     @property
     def sound(self) -> bool:
-        """Whether it can be read: what comes from outside may not be."""
+        """Whether the three fields agree; those of a message from outside may not."""
         return len(self.gaps) == len(self.counts) and sum(self.gaps) * self.width_ms <= LAST_MS

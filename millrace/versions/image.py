@@ -1,13 +1,12 @@
 # core
-"""A model's state as plain arrays: what snapshots hold whole or in parts, and deltas hold the changes of.
+"""A model's state as plain arrays. Snapshots hold it whole or in parts; deltas hold its changes.
 
 ::
 
     Image ── dense   {name: array}                      weights and normalisation statistics of the network
-          └─ tables  {name: TableRows(ids, columns, removed)}         rows by id, and ids that are no more
+          └─ tables  {name: TableRows(ids, columns, removed)}         rows by id, and ids that are removed
 
-    tables ─┬─ the ranker's                in every delta
-            └─ the retrieval head's        in a delta now and then, and in every snapshot (:func:`split`)
+The ranker's tables are in every delta. Those of the retrieval head are in some deltas and in every snapshot.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from millrace.basics.errors import SnapshotError
 
 Array = NDArray[Any]
 RETRIEVAL_TABLES = ("retrieval_user", "retrieval_item")
-"""The tables of the retrieval head. Whoever ranks never sees them; see :func:`split`."""
+"""The tables of the retrieval head. A ranker never sees them (:func:`split`)."""
 _REMEDY = "the next snapshot mends it"
 
 
@@ -36,23 +35,22 @@ class TableRows:
     removed: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def sorted(self) -> TableRows:
-        """The same rows in ascending order of id: the canonical form in which two tables are compared."""
+        """The same rows in ascending order of id, the form in which two tables are compared."""
         order = np.argsort(self.ids, kind="stable")
         return TableRows(self.ids[order], {n: c[order] for n, c in self.columns.items()}, np.sort(self.removed))
 
 
 @dataclass(slots=True)
 class Image:
-    """A model's state, a part of it, or (as a delta) what changed of it: dense tensors whole, and the touched rows.
-
-    Parts and deltas are put together with :meth:`apply`, in order.
-    """
+    """A model's state, a part of it, or a delta: dense tensors whole, and the touched rows. :meth:`apply` puts parts
+    and deltas together, in order."""
 
     dense: dict[str, Array]
     tables: dict[str, TableRows]
 
     def apply(self, delta: Image) -> Image:
-        """This state with ``delta`` applied. The plain version, for proofs; scorers patch their arrays in place."""
+        """This state with ``delta`` applied. It is the plain version, for proofs; scorers patch their arrays in
+        place."""
         tables = dict(self.tables)
         for name, change in delta.tables.items():
             base = self.tables.get(name)
@@ -112,21 +110,20 @@ class Image:
 
 
 def split(image: Image) -> tuple[Image, Image]:
-    """The ranker's part of an image, and the retrieval head's: no tables where the image carries no head."""
+    """The ranker's part of an image, and the retrieval head's (no tables where the image carries no head)."""
     own = {name: rows for name, rows in image.tables.items() if name in RETRIEVAL_TABLES}
     rest = {name: rows for name, rows in image.tables.items() if name not in own}
     return Image(image.dense, rest), Image({}, own)
 
 
 def check_head(head: Image, width: int) -> None:
-    """Whether the head's part of an image is one of a head of this width: both tables or none, each with sound ids and
-    its two columns. Changes nothing.
+    """Checks the retrieval head of an image: both tables or none, each with usable ids and its two columns.
 
     Args:
         width: of the head's factors; 0: the model has no head.
 
     Raises:
-        SnapshotError: it is not; names what is wrong.
+        SnapshotError: names what is wrong.
     """
     if not head.tables:
         return
@@ -140,8 +137,8 @@ def check_head(head: Image, width: int) -> None:
 
 
 def problem_of(rows: TableRows, width: int) -> str:
-    """What is wrong with the rows of a table of embeddings of this width (0: wide weights alone), in words; empty when
-    they are sound."""
+    """What is wrong with the rows of a table of embeddings of this width (0: wide weights alone); empty when nothing
+    is."""
     n = len(rows.ids)
     for what, ids in (("ids", rows.ids), ("removed ids", rows.removed)):
         if not _are_ids(ids):

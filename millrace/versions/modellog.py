@@ -9,12 +9,12 @@
 
     a delta's pieces:   0: length of its note | note, JSON | body[0 : PIECE]      1: body[PIECE : 2 PIECE]      2: ...
 
-A broker takes messages up to some size, so a delta's body travels in chunks. :class:`Assembler` puts them together
-again. They may come twice, in any order, and between those of another learner: a producer that tries again does that.
-A delta is whole, with the digest that its note names, or it is a :class:`Bad`.
+A broker limits the size of a message, so a delta's body travels in chunks. Chunks may arrive twice, in any order, and
+between those of another learner: a producer that retries does that. A delta is either whole, with the digest that its
+note names, or a :class:`Bad`.
 
-Whatever lies on the topic gives entries; nothing raises, and no message makes more room than it is long. A checksum in
-each message keeps a flipped bit from becoming an epoch that nobody has claimed.
+No message raises, and none takes more memory than its own length. The checksum keeps a flipped bit from becoming an
+epoch that nobody has claimed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from millrace.versions.versioning import (
 
 PIECE_BYTES = 500_000
 MESSAGE_BYTES = 750_000
-"""A message has at most so many bytes. Brokers take 1,048,588 if nobody has told them otherwise."""
+"""The most bytes of a message. Brokers accept 1,048,588 by default."""
 
 _MAGIC = b"MRL1"
 _ENVELOPE = struct.Struct("<4sIc")
@@ -54,7 +54,7 @@ _DONE = 64
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """Somebody claims an epoch, or says that it still has it."""
+    """A learner claims an epoch, or reports that it still has it."""
 
     claim: Claim
 
@@ -77,7 +77,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """Something that cannot be used. ``place``: of which version it would be, if that can be told."""
+    """A message that cannot be used. ``place``: of its version, where that is known."""
 
     why: str
     place: Place | None
@@ -90,12 +90,11 @@ Entry = Claimed | Snapshot | Delta | Bad
 
 
 def encode_claim(claim: Claim) -> bytes:
-    """The message of a claim."""
     return _sealed(b"C", msgspec.json.encode(claim))
 
 
 def encode_snapshot(note: Announcement) -> bytes:
-    """The message of a snapshot. What only a learner needs is left out: it reads the manifest."""
+    """The message of a snapshot, without what only a learner needs: a learner reads the manifest."""
     extra = {name: value for name, value in note.extra.items() if name == "rows"}
     lean = msgspec.structs.replace(note, training=[], offsets={}, logs={}, extra=extra)
     message = _sealed(b"S", msgspec.json.encode(lean))
@@ -105,7 +104,6 @@ def encode_snapshot(note: Announcement) -> bytes:
 
 
 def chunks_of(size: int) -> int:
-    """Messages that the body of a delta fills."""
     return max(1, -(-size // PIECE_BYTES))
 
 
@@ -145,7 +143,7 @@ _Key = tuple[int, int, bytes]
 
 @dataclass(slots=True)
 class _Open:
-    """A delta whose chunks have not all come."""
+    """A delta that still lacks chunks."""
 
     count: int
     pieces: dict[int, bytes] = field(default_factory=dict)
@@ -155,8 +153,8 @@ class _Open:
 class Assembler:
     """Turns the messages of ``model.deltas``, in order of their offsets, into entries.
 
-    It holds at most four deltas that are not whole. One is given up, as a :class:`Bad`, when a later one of the same
-    learner is whole, or a fifth begins.
+    It holds at most four incomplete deltas. It gives one up, as a :class:`Bad`, when a later one of the same learner is
+    whole, or a fifth begins.
     """
 
     def __init__(self) -> None:
@@ -216,7 +214,6 @@ class Assembler:
 
 
 def _whole(key: _Key, opened: _Open) -> Delta | Bad:
-    """The delta of all its pieces."""
     place = Place(*key[:2])
     pieces = [opened.pieces[index] for index in range(opened.count)]
     try:
@@ -237,15 +234,15 @@ def _whole(key: _Key, opened: _Open) -> Delta | Bad:
 
 
 class Fence:
-    """Says whose versions count: those of the highest epoch, and of the one learner that has it.
+    """Decides whose versions count: those of the highest epoch, and of the one learner that has it.
 
-    The first claim of an epoch wins. A learner publishes only after it has read that its own claim is the first; so
-    where the log was cut and begins between two claims, what is published tells who has won. ::
+    The first claim of an epoch wins. A learner publishes only after it has read that its own claim is the first. So
+    where the log was cut between two claims, the first publication shows who has won. ::
 
         claim 7 by a ─► a has it     claim 7 by b ─► no     delta of 7 by a ─► yes     claim 8 by c ─► c; a has lost
 
     Attributes:
-        epoch: the highest epoch heard of; -1: none.
+        epoch: the highest epoch seen; -1: none.
         claimant: who has it.
     """
 
@@ -254,13 +251,13 @@ class Fence:
         self._published = False
 
     def claims(self, claim: Claim) -> bool:
-        """Whether the claim is of the learner that has the highest epoch. The first of a higher one gets it."""
+        """Whether the claim is of the learner that has the highest epoch. The first claim of a higher epoch gets it."""
         if claim.epoch > self.epoch:
             self.epoch, self.claimant, self._published = claim.epoch, claim.claimant, False
         return (claim.epoch, claim.claimant) == (self.epoch, self.claimant)
 
     def admits(self, epoch: int, claimant: str) -> bool:
-        """Whether a version that was published counts: a delta, or a snapshot on the topic or in the store."""
+        """Whether a published version counts: a delta, or a snapshot on the topic or in the store."""
         if epoch > self.epoch or (epoch == self.epoch and not self._published):
             self.epoch, self.claimant, self._published = epoch, claimant, True
         return (epoch, claimant) == (self.epoch, self.claimant)

@@ -11,16 +11,13 @@ Snapshots lie in a :class:`~millrace.basics.store.Store`, a folder or an object 
     delta-00000002-0000000000000031.body                   where deltas travel as files
     cuts-00000002-0000000000000030.acts                    what was learnt since then (learner/training/ledger.py)
 
-The numbers are epoch and version (:mod:`millrace.versions.versioning`). Parts are copied while the model learns on, so
-they carry the version at which the snapshot was begun; the last part holds again what changed meanwhile. Put together
-in order (:meth:`~millrace.versions.image.Image.apply`) they are the state of the manifest's version. Nobody ever needs
-the whole of it in memory. The manifest is written last: without it the parts are nothing.
+The numbers are epoch and version (:mod:`millrace.versions.versioning`). The model learns on while parts are copied, so
+parts carry the version at which the snapshot began; the last part repeats the rows that changed meanwhile. Applied in
+order, the parts are the state of the manifest's version, and no reader needs all of it in memory. The manifest is
+written last: parts without one do not count.
 
-One damaged file costs its own snapshot, never another's: the manifest is passed over, and the snapshot before it is
-the newest.
-
-The newest two snapshots are what scorers and a restart need. To go back to, there are older ones, one for each ten
-minutes of an hour of event time (:meth:`ModelStore.prune`).
+A damaged file invalidates its own snapshot alone: the snapshot before it becomes the newest. Scorers and a restart need
+the newest two snapshots; older ones are kept for a rollback (:func:`thinned`).
 """
 
 from __future__ import annotations
@@ -71,7 +68,7 @@ class _Delta(Struct, frozen=True):
 
 
 class CutsHead(Struct, frozen=True):
-    """The head of a ``cuts-`` file: which snapshot it leads to, and from which."""
+    """The head of a ``cuts-`` file: the snapshot that it leads to, and the one that it starts from."""
 
     epoch: int
     version: int
@@ -85,17 +82,17 @@ _arrays = msgspec.json.Decoder(_Arrays).decode
 
 class ModelStore:
     """Snapshots and deltas of one model. One process writes; any number read. Each method raises StoreError where the
-    place cannot be used, now.
+    store is unusable at that moment.
 
     Args:
         url: a folder, or any URL that fsspec knows.
         writes: whether this process writes here. A writer sets damaged files aside as it meets them.
-        keep_ms: event time for which versions are kept to go back to; 0: none but the newest two.
+        keep_ms: event time for which versions are kept for a rollback; 0: only the newest two are.
 
     Attributes:
-        damaged: names of the files that were found damaged so far.
-        needed: a lease: says which snapshots somebody may go back to. :meth:`prune` asks it each time, from whichever
-            thread it is called, and keeps these.
+        damaged: names of the files found damaged so far.
+        needed: a lease: returns the snapshots that a rollback may need. :meth:`prune` calls it each time, from its own
+            thread, and keeps them.
     """
 
     def __init__(self, url: str | Path, writes: bool = True, keep_ms: int = 0) -> None:
@@ -112,7 +109,7 @@ class ModelStore:
         """Writes a part of a snapshot: what serves, and what only training needs.
 
         Args:
-            begun: the version at which the snapshot was begun; no two snapshots have the same.
+            begun: the version at which the snapshot began; no two snapshots share it.
             number: of the part, from 0.
         """
         name = f"part-{begun.epoch:08d}-{begun.number:016d}-{number:05d}"
@@ -152,24 +149,23 @@ class ModelStore:
         return self.store.put(name, _Delta(place.epoch, place.number), body)
 
     def write_cuts(self, place: Place, since: Place, event_ms: int, acts: bytes) -> Sealed:
-        """Writes how the snapshot at ``place`` was learnt from the one at ``since``."""
+        """Writes the acts that led from the snapshot at ``since`` to the one at ``place``."""
         name = cuts_name(place)
         return self.store.put(name, CutsHead(place.epoch, place.number, since.epoch, since.number, event_ms), acts)
 
     def forget(self, places: Iterable[Place]) -> None:
-        """Removes the manifests of snapshots that nobody may go on from. Their parts go with the next :meth:`prune`."""
+        """Removes manifests of snapshots that no learner may resume. Their parts go with the next :meth:`prune`."""
         self.store.remove(_manifest(place) for place in places)
 
     def prune(self, keep: int = 2, epoch: int = MAX_EPOCH) -> None:
-        """Removes all but the newest ``keep`` snapshots that are whole, those to go back to (:func:`thinned`) and those
-        that are :attr:`needed`, and what belongs to none. For the writer, while it is writing no snapshot.
+        """Removes all files but those of the newest ``keep`` whole snapshots, of the ones kept for a rollback
+        (:func:`thinned`), and of the :attr:`needed` ones. The writer calls it while it writes no snapshot.
 
-        Deltas are kept behind the newest ``keep`` alone: followers begin at one of these. Cuts are kept behind the
-        oldest snapshot of all, so that what was learnt since any of them is known.
+        Deltas stay behind the newest ``keep`` alone, since followers begin at one of these. Cuts stay behind the oldest
+        snapshot of all, so that what was learnt since any of them is known.
 
         Args:
-            epoch: the writer's. Files of higher epochs are another learner's, which may be at work on them: they are
-                left alone.
+            epoch: the writer's. Files of higher epochs stay: another learner may be at work on them.
         """
         notes = self.snapshots()
         newest = notes[:keep]
@@ -191,20 +187,20 @@ class ModelStore:
         self.store.remove(manifests_first(gone))
 
     def highest(self) -> Place:
-        """At or above every version that left a trace here, damaged files with them; the epoch and the number may be
-        of two. (0, -1) in an empty store."""
+        """At or above every version that left a trace here, damaged files included. The epoch and the number may be of
+        two versions. (0, -1) in an empty store."""
         found = [place for name in self.store.names(aside=True) if (place := _place_in(name))]
         return Place(max((p.epoch for p in found), default=0), max((p.number for p in found), default=-1))
 
     def had_snapshots(self) -> bool:
-        """Whether a snapshot was ever whole here, as far as can be told by a manifest or a damaged file."""
+        """Whether a snapshot was ever whole here, as far as a manifest or a damaged file shows."""
         names = self.store.names(aside=True)
         return any(n.endswith(".manifest") or n.startswith(ASIDE) for n in names)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
     def snapshots(self) -> list[Announcement]:
-        """Snapshots that are there with all their files, newest first. An unreadable manifest is passed over."""
+        """The whole snapshots, newest first. An unreadable manifest is skipped."""
         names = self.store.names()
         present, notes = set(names), []
         for name in names:
@@ -229,11 +225,10 @@ class ModelStore:
         return note
 
     def latest(self) -> Announcement | None:
-        """The newest snapshot, if any."""
         return next(iter(self.snapshots()), None)
 
     def read_parts(self, note: Announcement) -> Iterator[Image]:
-        """The parts of a snapshot in order; each is checked before it is given. Arrays cannot be written to.
+        """The parts of a snapshot in order, each checked before it is returned. Their arrays are read-only.
 
         Raises:
             DamagedError: a file is not the one that was written.
@@ -249,11 +244,11 @@ class ModelStore:
             yield self._read(file)
 
     def read_whole(self, note: Announcement) -> Iterator[tuple[Image, dict[str, Array]]]:
-        """Both halves of each part: what a learner resumes from. Errors as :meth:`read_parts`."""
+        """Both halves of each part, for a learner that resumes. Errors as :meth:`read_parts`."""
         return zip(self.read_parts(note), self.read_training(note), strict=True)
 
     def read(self, note: Announcement) -> Image:
-        """All of a snapshot as one image. The plain version, for proofs. Errors as :meth:`read_parts`."""
+        """A snapshot as one image, for proofs. Errors as :meth:`read_parts`."""
         whole = Image({}, {})
         for part in self.read_parts(note):
             whole = whole.apply(part)
@@ -269,7 +264,7 @@ class ModelStore:
         return bytes(body)
 
     def delta_bodies(self) -> dict[Place, bytes]:
-        """The bodies of all deltas that lie here whole, by version."""
+        """The bodies of all whole deltas here, by version."""
         found = {}
         for name in self.store.names("delta-"):
             place = _place_in(name)
@@ -307,20 +302,13 @@ class ModelStore:
 
 
 def thinned(notes: Sequence[Announcement], keep_ms: int) -> list[Announcement]:
-    """Of all snapshots those to go back to: the last of each sixth of ``keep_ms``, and one from before it, so that
-    there is always one that is at least so old. Newest first, as ``notes`` are.
+    """The snapshots to keep for a rollback, newest first: the last of each sixth of ``keep_ms``, and one from before
+    it, so that one is always at least so old.
 
-    Sixths lie on the clock and not behind ``newest_ms``: of a sixth that has passed it is always the same one that is
-    kept.
-
-    ::
-
-        keep_ms 60 min        kept:  o          x     x     x     x    x    x       newest
-                                 ────┼──────┼─────┼─────┼─────┼─────┼─────┼───────────┤
-                                     └ from before     ten minutes of event time each
+    Sixths follow the clock, not the newest snapshot: so the one kept of a past sixth never changes.
 
     Args:
-        keep_ms: how long they are kept, event time. 0: not at all.
+        keep_ms: event time; 0: none are kept.
     """
     if keep_ms <= 0 or not notes:
         return []
@@ -335,12 +323,11 @@ def thinned(notes: Sequence[Announcement], keep_ms: int) -> list[Announcement]:
 
 
 def cuts_name(place: Place) -> str:
-    """The file with the acts that led to a version."""
     return f"cuts-{place.epoch:08d}-{place.number:016d}.acts"
 
 
 def manifests_first(names: Iterable[str]) -> list[str]:
-    """Files in the order in which they go: a snapshot is whole, or is not there."""
+    """The order of removal: with its manifest gone first, a snapshot is never half there."""
     return sorted(names, key=lambda name: (not name.endswith(".manifest"), name))
 
 

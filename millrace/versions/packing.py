@@ -6,13 +6,11 @@
     "MRI1" | length of the list, uint32 | list (JSON) | one zstd frame:
                                                         each array's bytes in planes: all first bytes, all second, ...
 
-Three things make it small. Numbers of one array have much the same exponents, so a plane of these compresses where
-whole numbers do not (the "shuffle" filter of HDF5 and Blosc; Alted, "Why modern CPUs are starving", 2010). A dense
-tensor is sent as its difference (XOR of the bits) against the one that the follower holds: of a weight that moved
-little, sign, exponent and first digits cancel to zeros. The rest is zstd's.
+Numbers of one array have similar exponents, so byte planes compress better than whole numbers (the "shuffle" filter of
+HDF5 and Blosc; Alted, "Why modern CPUs are starving", 2010). A dense tensor travels as its difference (XOR of the bits)
+against the follower's: where a weight moved little, sign, exponent and first digits cancel to zeros.
 
-A difference is of use only to who holds the tensor it was made against. The list carries a checksum of the dense
-tensors as they must come out, so a difference against others is refused, not served.
+The list carries a checksum of the resulting dense tensors. So a follower refuses a difference against other tensors.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ _MAGIC = b"MRI1"
 _HEAD = struct.Struct("<4sI")
 _LEVEL = 1  # higher ones make nothing smaller here
 MAX_IMAGE_BYTES = 1 << 30
-"""What an unpacked body has at most. A second of learning changes some megabytes."""
+"""The largest unpacked body. A second of learning changes some megabytes."""
 
 
 class _List(Struct, frozen=True):
@@ -53,7 +51,7 @@ def pack(image: Image, parent_dense: Mapping[str, Array] | None = None) -> bytes
     """The body of an image.
 
     Args:
-        parent_dense: dense tensors that whoever unpacks it holds; None: they are packed whole.
+        parent_dense: dense tensors that the reader holds; None: they are packed whole.
 
     Raises:
         SnapshotError: it is larger than can be unpacked.
@@ -78,7 +76,7 @@ def pack(image: Image, parent_dense: Mapping[str, Array] | None = None) -> bytes
 
 
 def unpack(body: bytes | memoryview, parent_dense: Mapping[str, Array] | None = None) -> Image:
-    """The image of a body. Its arrays are its own, and can be written to.
+    """The image of a body. Its arrays are its own and writable.
 
     Args:
         parent_dense: the dense tensors that it may be a difference against.
@@ -128,7 +126,7 @@ def _open(view: memoryview) -> tuple[_List, NDArray[np.uint8]]:
 def _before(
     name: str, dtype: np.dtype[Any], shape: tuple[int, ...], parent_dense: Mapping[str, Array] | None
 ) -> NDArray[np.uint8] | None:
-    """The bytes of the tensor that a difference is against; None when there is none of this form."""
+    """The bytes of the tensor that a difference is against; None when no tensor has this name and form."""
     found = (parent_dense or {}).get(name.removeprefix("dense/")) if name.startswith("dense/") else None
     return None if found is None or found.dtype != dtype or found.shape != shape else flat_bytes(found)
 

@@ -1,13 +1,13 @@
 # core
-"""The proof that what was served is what was learnt: each snapshot plus the deltas after it is the next, bit for bit.
+"""The proof that scorers serve what was learnt: each snapshot plus the deltas after it is the next, bit for bit.
 
 ::
 
     snapshot v30 ──apply── delta v31 ──apply── ... ──apply── delta v60   =?   snapshot v60      every bit, and its hash
                             rows            rows, dense, head          all of it: rows, dense tensors, retrieval head
 
-Retention removes the deltas that the newest two snapshots do not need. So the proof of these two can always be made.
-Older snapshots are there to go back to: of a pair of them nothing is said where its deltas are gone.
+Retention keeps the deltas of the newest two snapshots, so their proof is always possible. Older snapshots serve a
+rollback: a pair without its deltas is skipped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from millrace.versions.versioning import Place
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """``base`` and ``deltas`` of them after it equal the ``target``, ``heads`` of which carried the retrieval head."""
+    """``base`` and its ``deltas`` equal the ``target``; ``heads`` of them carried the retrieval head."""
 
     base: Place
     target: Place
@@ -37,7 +37,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Unproved:
-    """Nothing can be said of the way from ``base`` to ``target``: deltas are ``missing``, or a file is damaged."""
+    """The way from ``base`` to ``target`` cannot be proved: deltas are ``missing``, or a file is damaged."""
 
     base: Place
     target: Place
@@ -57,7 +57,7 @@ def prove(store: ModelStore, bodies: Mapping[Place, bytes]) -> Findings:
     """Proves what can be proved of the snapshots in a store.
 
     Args:
-        bodies: of deltas, from the topic; those that lie in the store are found there.
+        bodies: of deltas from the topic; those in the store are found there.
 
     Raises:
         SnapshotError: a chain does not end in its snapshot; the error names the tensor that differs.
@@ -85,7 +85,7 @@ def prove(store: ModelStore, bodies: Mapping[Place, bytes]) -> Findings:
 
 
 def _follow(store: ModelStore, base: Announcement, target: Announcement, bodies: list[bytes]) -> tuple[int, int]:
-    """Rows of the target, once it is shown to be the base with these deltas; how many carried the retrieval head."""
+    """Checks one pair. Returns the target's rows, and how many deltas carried the retrieval head."""
     state, own, heads = store.read(base), base.hash, 0
     for body in bodies:
         own = chain(own, hashlib.sha256(body).hexdigest())

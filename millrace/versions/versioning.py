@@ -1,15 +1,15 @@
 # core
 """How versions of a model are named, ordered and announced.
 
-A learner that starts claims an *epoch*, and numbers its versions within it. The order of versions is that of
-(epoch, number), never that of wall times: a clock may go back, and of two learners only one is the learner. ::
+A learner that starts claims an *epoch*, and numbers its versions within it. (epoch, number) orders versions, never wall
+time: a clock may go back, and of two learners only one is the learner. ::
 
     epoch 1                                epoch 2 (another learner, or the same one after a restart)
     v0 ──► v1 ──► ... ──► v57 ──► v58      v59 (root: content of v57) ──► v60 ──► ...
     hash h0  h1 = H(h0, d1)     h58        h59                            h60 = H(h59, d60)
 
-Numbers rise over the whole life of a store. A root is a snapshot that follows no delta; going back to older content is
-a new root. A delta names its parent's hash, so a gap, a repetition or a foreign delta is recognised.
+Numbers rise over the whole life of a store. A root is a snapshot that follows no delta; a rollback is a new root. A
+delta names its parent's hash, so followers recognise a gap, a repetition or a foreign delta.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Claim(Struct, frozen=True):
 
 
 class Announcement(Struct, frozen=True):
-    """What a version says of itself: a message of ``model.deltas``, and a snapshot's manifest in the store.
+    """How a version describes itself: a message of ``model.deltas``, and a snapshot's manifest in the store.
 
     A message leaves out what only a learner needs: ``training``, ``offsets``, ``logs``, and ``extra`` but for its
     ``rows``. A delta has no ``spec``.
@@ -97,12 +97,11 @@ class Announcement(Struct, frozen=True):
 
     @property
     def files(self) -> list[Sealed]:
-        """Every file of the store that it names."""
         return [*self.parts, *self.training, *([self.file] if self.file else [])]
 
 
 class VersionClicks(NamedTuple):
-    """The clicks that were first learnt in a version, and when it was published (Unix ms)."""
+    """The clicks first learnt in a version, and when it was published (Unix ms)."""
 
     published_ms: int
     clicks: ClickTimes
@@ -118,10 +117,10 @@ _REMEDY = "only a learner of this version may write there"
 
 
 def decode_announcement(raw: bytes | None) -> Announcement:
-    """A version's announcement, from a message or a manifest. It names plain files of the store, no others.
+    """A version's announcement, from a message or a manifest. Its files are plain names within the store.
 
     Raises:
-        SnapshotError: it cannot be read as one, whatever is in it.
+        SnapshotError: it cannot be read as one.
     """
     try:
         note = read_json(_announcement, raw, MAX_NOTE_BYTES)
@@ -157,5 +156,5 @@ def chain(parent: str, digest: str) -> str:
 
 
 def digest_of(parts: Sequence[Sealed]) -> str:
-    """The digest of a snapshot: of its parts' digests, in order."""
+    """The digest of a snapshot."""
     return hashlib.sha256(":".join(part.digest for part in parts).encode()).hexdigest()
