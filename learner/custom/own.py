@@ -1,6 +1,6 @@
 # core
-"""A model of one's own as the learner holds it: the verbs of :class:`~learner.ranker.verbs.Verbs`, and all else
-around them.
+"""A model of one's own as the learner holds it: the class of :class:`~learner.ranker.verbs.Verbs`, and all else around
+it.
 
 ::
 
@@ -8,13 +8,13 @@ around them.
                                 │                │
                               raises          no numbers
                                 └────────┬───────┘
-              another object ◄── last whole state ◄── refused, counted: the kept batches are learnt anew, this one not
+              another object ◄── last whole state ◄── refused, counted: the kept batches are learnt again, this one not
 
-So a refused batch leaves no trace, whatever the class did to itself before it raised. The state is taken whole after so
-many rows that this costs little (:data:`ROW_BYTES`). Numbers in it that are not finite, which no score has shown, are
-found then; the batch that brought them is looked for among the kept ones.
+So a refused batch leaves no trace, even where the class changed itself before it raised. The whole state is copied
+rarely enough to cost little (:data:`ROW_BYTES`). The copy reveals numbers that are not finite where no score has: then
+the batch that caused them is searched among the kept ones.
 
-To followers it is dense tensors alone, and no table::
+Followers see dense tensors alone, and no table::
 
     Image.dense     each array of the class's snapshot but those of "training/"
     training half   "own/NAME" of these; "known/..." (ownids.py); "delays/..." (delays.py of the models); "clock"
@@ -59,24 +59,24 @@ Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 ROW_BYTES = 4096
-"""The whole state is taken after a row for so many of its bytes: the copy then takes a microsecond a row, about."""
+"""Bytes of state for each row between two copies of the whole state: a copy then takes about a microsecond a row."""
 MOST_ROWS = 65_536
-"""Rows that are kept at most, to be learnt anew."""
+"""The most rows that are kept to be learnt again."""
 
 
 class OwnModel:
     """A model of one's own that learns batch by batch. One thread at a time.
 
     Args:
-        schema: gives the meaning of the arrays; a model is bound to it.
+        schema: the meaning of the arrays; a model is bound to it.
         spec: "model" is the name of its class, ``module:Class``, which is imported: never a name from a message. The
-            other entries are handed to the class.
-        seed: handed to the class.
-        live: what goes wrong later is counted and ends nothing. Else each verb raises SettingError there: figures that
-            a run gives at its end would be of a model that failed on the way.
+            class gets the other entries.
+        seed: for the class.
+        live: later failures are counted, and end nothing. Else each raises SettingError: an offline run must not end
+            with figures of a model that failed on the way.
 
     Raises:
-        SettingError: the class cannot be imported or made, or does not do what its verbs promise.
+        SettingError: the class cannot be imported or made, or breaks the rules of its methods.
     """
 
     head = None
@@ -93,8 +93,7 @@ class OwnModel:
         self._model = self._class.make(seed)
         self.newest_ms = 0
         self.faults: Counter[str] = Counter()
-        """How often a verb did what it may not, by verb; and under "lost" the batches that were lost by it after they
-        had counted as learnt."""
+        """Failures by method; under "lost" the batches that were lost after they had counted as learnt."""
         self._ids, self._known = id_columns(schema), KnownIds()
         self._settled_minutes = read_spec({n: spec[n] for n in ("settled_minutes",) if n in spec}).settled_minutes
         self._delay_weights, self._delays = self._fresh_delays()
@@ -105,26 +104,25 @@ class OwnModel:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """The name of the class, what it was given, when clicks have come, and a digest of the code."""
+        """The name of the class, its entries, the settled wait of clicks, and a digest of the code."""
         known = {"model": self.name, "settled_minutes": self._settled_minutes}
         return {**known, **self._class.entries, **self._class.source}
 
     @property
     def columns(self) -> Columns:
-        """What the columns of ``cat`` and ``num`` are called."""
         layout = self.schema.layout
         return Columns((), (), tuple(layout.num_names), (), tuple(f.name for f in layout.cat_fields))
 
     @property
     def nbytes(self) -> int:
-        """Memory of the state as arrays, in bytes: the object itself may take more. It is held twice."""
+        """Memory of the state as arrays, in bytes, held twice. The object itself may take more."""
         return 2 * sum(a.nbytes for a in self._kept.values()) + self._known.nbytes
 
     # -- the verbs -------------------------------------------------------------------------------------------
 
     def score(self, cat: Ids, num: Floats) -> Floats:
         """Click probabilities (B,) of feature rows cat (B, F), num (B, N); NaN in all rows where the class raises or
-        gives something else than B probabilities."""
+        gives anything else."""
         if not len(cat):
             return np.empty(0, np.float32)
         try:
@@ -138,8 +136,8 @@ class OwnModel:
         return self._known.has(cat[:, self._ids[field]])
 
     def learn(self, batch: SampleBatch) -> LearnReport:
-        """One call of the class's ``learn``; follow-ups and unusable rows are not in what it gets. A batch at which it
-        raises, or after which it gives no probabilities for these rows, is refused whole: see the module's text."""
+        """One call of the class's ``learn``, without follow-ups and unusable rows. A batch is refused whole where the
+        class raises, or then gives no probabilities for these rows."""
         batch, refused = usable(batch)
         if not len(batch):
             return LearnReport(0.0, 0, None, refused)
@@ -174,7 +172,7 @@ class OwnModel:
         return LearnReport(loss, len(batch), None, refused, bad)
 
     def _step(self, batch: SampleBatch) -> tuple[float, str | None]:
-        """Has the object learn a batch: its mean loss before, and why the class refused it, if it did.
+        """Has the object learn a batch. Returns its mean loss before, and why the class refused it, if it did.
 
         Raises:
             Unsound: it gives no probabilities for these rows now.
@@ -195,8 +193,8 @@ class OwnModel:
         return sum(len(batch) for batch in self._since)
 
     def _take_whole(self) -> None:
-        """Takes the state whole. Where it is none, one of the batches since the last one did it: they are learnt anew
-        from there, each with a look at the state, and those that spoil it are lost."""
+        """Copies the whole state. Where that is unusable, learns the batches since the last copy again, each with a
+        check of the state, and drops those that spoil it."""
         suspects, self._since = self._since, []
         if not suspects:
             return
@@ -221,7 +219,7 @@ class OwnModel:
         return arrays
 
     def _go_back(self, since: list[SampleBatch]) -> None:
-        """Another object in place of this one: of the last whole state, and of the batches ``since``, learnt anew."""
+        """Replaces the object by another: of the last whole state, and of the batches ``since``, learnt again."""
         self._since = []
         try:
             self._model = self._class.resumed(self._kept, self.seed)
@@ -234,11 +232,8 @@ class OwnModel:
                 self._go_back([])
 
     def _fault(self, verb: str, error: Exception) -> None:
-        """Counts what went wrong, and says so the first time, the tenth, the hundredth ...
-
-        Raises:
-            SettingError: it is not live.
-        """
+        """Counts a failure, and logs the first, the tenth, the hundredth ... Raises SettingError where it is not
+        live."""
         if not self._live:
             raise SettingError(
                 f"model '{self.name}' failed in {verb}: {told(error, self.name)}",
@@ -254,7 +249,7 @@ class OwnModel:
     # -- versions --------------------------------------------------------------------------------------------
 
     def changes(self, dense: bool = True, retrieval: bool = True) -> Image:
-        """All arrays that scorers get, unless told otherwise."""
+        """All arrays that scorers get, unless ``dense`` is False."""
         if not dense:
             return Image({}, {})
         self._take_whole()
@@ -279,26 +274,26 @@ class OwnModel:
         return state
 
     def around(self) -> dict[str, Array]:
-        """What scorers and later steps depend on besides the state of the class, which was looked at when it was taken.
-        Shares memory with the model."""
+        """What scorers and later steps need besides the state of the class, which is checked when it is copied. Shares
+        memory with the model."""
         return {"delays/weights": self._delay_weights.numpy(), "newest_ms": np.array([self.newest_ms], np.int64)}
 
     def _fresh_delays(self) -> tuple[Tensor, Delays]:
-        """The model of click delays that the weights of some label policies depend on; as registered models have it."""
+        """The model of click delays, as registered models have it: the weights of some label policies depend on it."""
         weights = torch.zeros(SIZE)
         return weights, Delays(weights, round(self._settled_minutes * 60_000))
 
     def resume(
         self, snapshot: Image | Iterable[tuple[Image, Mapping[str, Array]]], training: Mapping[str, Array] | None = None
     ) -> None:
-        """Takes over a snapshot of this class with this schema and spec. Whatever this one had learnt is gone; its seed
-        becomes the snapshot's.
+        """Replaces this model's state by a snapshot of this class with this schema and spec; the seed becomes the
+        snapshot's.
 
         Args:
             snapshot: a whole image with its ``training``, or without it the parts of a snapshot, in order.
 
         Raises:
-            SnapshotError: the class does not take it, or becomes something else; this one stays as it was.
+            SnapshotError: the class refuses it, or becomes something else; this one stays as it was.
         """
         arrays: dict[str, Array] = {}
         state: dict[str, Array] = {}
@@ -344,4 +339,4 @@ class OwnSlices:
         return self._model.snapshot()
 
     def abandon(self) -> None:
-        """There is nothing to let go."""
+        """Does nothing, for nothing is tracked."""

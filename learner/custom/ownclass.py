@@ -1,11 +1,11 @@
 # core
-"""A model of one's own before it is trusted: found by its name, made, and tried on a few rows.
+"""Finds the class of a model of one's own by name, makes it, and tries it on a few rows.
 
-Nothing is imported that the caller's own setting does not name: names in messages and manifests are compared with it,
-and never looked up.
+It imports only what the caller's own setting names. Names in messages and manifests are compared with that, and never
+looked up.
 
-Each verb is called through a function of this module. It hands out arrays that cannot be written to, since they are
-also what a page logs and what other models learn from, and it checks what comes back.
+Each method of the class is called through a function here. It hands out read-only arrays, since a page logs them and
+other models learn from them, and it checks the answer.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _DTYPE = re.compile(r"[<|=]?([fiu][1248]|b1)")
 _LONGEST = 200  # of an array's name
 MOST_BYTES = MAX_IMAGE_BYTES
-"""Of the arrays that scorers get: each delta carries all of them."""
+"""The most bytes of the arrays that scorers get: each delta carries all of them."""
 _ROWS = 8
 _SOURCE = "class_source"
 _NOT_ITS = ("model", "settled_minutes", _SOURCE)
 _OF_TABLES = ("negative_keep", "admit", "max_age_days", "retrieval_")
-"""How entries begin that registered models alone have. A class that passed over one would leave its user deceived."""
+"""Prefixes of entries for registered models alone. A class would silently ignore them."""
 
 
 class Unsound(Exception):
-    """What a model of one's own gave is not what its verb promises."""
+    """A model of one's own broke the rules of its methods."""
 
 
 def is_own(name: object) -> bool:
@@ -62,7 +62,7 @@ def is_own(name: object) -> bool:
 
 
 def own_class(name: str) -> Factory:
-    """The class that ``name`` names. Imports its module, so ``name`` must be the caller's own setting.
+    """The class of this name. Imports its module, so ``name`` must be the caller's own setting.
 
     Raises:
         SettingError: the name is none, its module cannot be imported, or has no such class.
@@ -97,10 +97,11 @@ def own_class(name: str) -> Factory:
 
 
 def entries_of(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a spec its class is given: all but the name, and what learner and replay tell every model.
+    """The part of a spec for its class: without the name, and without the entries that learner and replay add to every
+    spec.
 
     Raises:
-        SettingError: it has an entry that only registered models can heed.
+        SettingError: it has an entry for registered models alone.
     """
     found = {name: value for name, value in spec.items() if name not in _NOT_ITS}
     for name in found:
@@ -115,7 +116,8 @@ def entries_of(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def digest_of(module: str) -> str:
-    """Of an imported module's file, when it was first asked for: soon after the import, for the file may change."""
+    """The digest of an imported module's file, cached at the first call: soon after the import, for the file may
+    change."""
     try:
         code = Path(getattr(sys.modules.get(module), "__file__", None) or "").read_bytes()
     except OSError:
@@ -124,7 +126,7 @@ def digest_of(module: str) -> str:
 
 
 def told(error: BaseException, name: str) -> str:
-    """An error in one line, with the last line of the class's own module that led to it."""
+    """An error in one line, with the line of the class's own module that led to it."""
     module = name.partition(":")[0]
     frames = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in frames if frame.f_globals.get("__name__") == module]
@@ -134,8 +136,8 @@ def told(error: BaseException, name: str) -> str:
 
 @contextmanager
 def _as_error() -> Iterator[None]:
-    """What is no Exception, as ``sys.exit()`` in a script or a panic of a library in Rust, comes out as RuntimeError,
-    since it must end neither learner nor scorer. KeyboardInterrupt goes through: signals of our own raise it."""
+    """Turns what is no Exception into RuntimeError, as ``sys.exit()`` in a script or a panic of a library in Rust: it
+    must end neither learner nor scorer. KeyboardInterrupt passes: our own signals raise it."""
     try:
         yield
     except (Exception, KeyboardInterrupt):
@@ -146,7 +148,7 @@ def _as_error() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class OwnClass:
-    """How objects of a class are made: with a schema, and what of a spec is the class's own (:func:`entries_of`)."""
+    """Makes objects of a class, with a schema and the class's part of a spec (:func:`entries_of`)."""
 
     name: str
     factory: Factory
@@ -155,23 +157,22 @@ class OwnClass:
 
     @classmethod
     def of(cls, schema: Schema, spec: Mapping[str, Any]) -> OwnClass:
-        """The class that a spec names. It is imported, so the name must be the caller's own setting's.
+        """The class that a spec names. The name must be the caller's own setting, for it is imported.
 
         Raises:
-            SettingError: see :func:`own_class` and :func:`entries_of`.
+            SettingError: as :func:`own_class` and :func:`entries_of`.
         """
         entries, name = entries_of(spec), str(spec["model"])
         return cls(name, own_class(name), schema, entries)
 
     @property
     def source(self) -> dict[str, str]:
-        """The entry of a spec that tells what the class's code was when a version was made: a digest of its file.
-        Empty: there is no file."""
+        """A spec's entry with the digest of the class's file when a version was made. Empty: there is no file."""
         digest = digest_of(getattr(self.factory, "__module__", ""))
         return {_SOURCE: digest} if digest else {}
 
     def other_source(self, spec: Mapping[str, Any]) -> bool:
-        """Whether a spec that came with a version tells of other code than this class has now."""
+        """Whether a version's spec names other code than this class has now."""
         own = self.source
         return bool(own) and _SOURCE in spec and spec[_SOURCE] != own[_SOURCE]
 
@@ -179,7 +180,7 @@ class OwnClass:
         """A new object.
 
         Raises:
-            SettingError: its class raises, or lacks a verb.
+            SettingError: its class raises, or lacks a method.
         """
         try:
             with _as_error():
@@ -195,10 +196,10 @@ class OwnClass:
         return made
 
     def resumed(self, arrays: Mapping[str, Array], seed: int = 0) -> Verbs:
-        """A new object that has resumed copies of these arrays. Whatever the model raises goes through.
+        """A new object that has resumed copies of these arrays. Exceptions of the model pass.
 
         Raises:
-            SettingError: see :meth:`make`.
+            SettingError: as :meth:`make`.
         """
         model = self.make(seed)
         with _as_error():
@@ -206,11 +207,11 @@ class OwnClass:
         return model
 
     def probe(self) -> None:
-        """Tries each verb on eight made-up rows, with objects of its own. What it finds here would else be found while
-        pages are served.
+        """Tries each method on eight made-up rows, with objects of its own, so that faults show before pages are
+        served.
 
         Raises:
-            SettingError: a verb raises, or does not do what it promises.
+            SettingError: a method raises, or breaks its rules.
         """
         try:
             _try(self)
@@ -231,10 +232,10 @@ def _check_verbs(name: str, has: object) -> None:
 
 
 def scores_of(model: Verbs, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the model scores rows cat (B, F), num (B, N) with, (B,), when all is as promised.
+    """The model's checked scores (B,) of rows cat (B, F), num (B, N). Exceptions of the model pass.
 
     Raises:
-        Unsound: it is not; says how. Whatever the model raises goes through.
+        Unsound: says what is wrong with them.
     """
     with _as_error():
         p = np.asarray(model.score(_fixed(cat), _fixed(num)))
@@ -251,7 +252,7 @@ def scores_of(model: Verbs, cat: NDArray[np.int64], num: NDArray[np.float32]) ->
 
 
 def learnt(model: Verbs, batch: SampleBatch) -> LearnReport | None:
-    """Has the model learn a batch. Whatever it raises goes through."""
+    """Has the model learn a batch. Exceptions of the model pass."""
     names = [f.name for f in fields(batch) if f.name != "request"]
     fixed: dict[str, Any] = {name: _fixed(getattr(batch, name)) for name in names}
     with _as_error():
@@ -259,17 +260,17 @@ def learnt(model: Verbs, batch: SampleBatch) -> LearnReport | None:
 
 
 def _fixed(array: NDArray[A]) -> NDArray[A]:
-    """The same numbers; whoever has this cannot write to them."""
+    """A read-only view of the array."""
     view = array.view()
     view.flags.writeable = False
     return view
 
 
 def arrays_of(model: Verbs) -> dict[str, Array]:
-    """The model's snapshot, when all is as promised.
+    """The model's checked snapshot. Exceptions of the model pass.
 
     Raises:
-        Unsound: it is not; says how. Whatever the model raises goes through.
+        Unsound: says what is wrong with it.
     """
     with _as_error():
         given = model.snapshot()
@@ -357,7 +358,7 @@ def differs(a: Mapping[str, Array], b: Mapping[str, Array]) -> str:
 
 
 def probe_rows(schema: Schema, rows: int = _ROWS) -> SampleBatch:
-    """Made-up rows: ids that nobody has, missing ones among them, and numbers of all sizes."""
+    """Made-up rows: unused ids, missing ones among them, and numbers of all sizes."""
     layout, rng = schema.layout, np.random.default_rng(0)
     cat = rng.integers(-(2**63), 2**63 - 1, (rows, layout.F))
     cat[rng.random(cat.shape) < 0.25] = 0
@@ -371,11 +372,7 @@ def probe_rows(schema: Schema, rows: int = _ROWS) -> SampleBatch:
 
 
 def unknown_entries(spec: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """For classes: refuses what the user of a class has misspelt.
-
-    Raises:
-        SettingError: ``spec`` has an entry that ``known`` has not.
-    """
+    """For classes: refuses misspelt entries of ``spec``. Raises SettingError where ``known`` lacks one."""
     for name in spec:
         if name not in known:
             raise SettingError(f"model spec has '{name}'", f"the model's entries are {', '.join(known)}")

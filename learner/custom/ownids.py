@@ -1,11 +1,8 @@
 # core
-"""Which users and items a model of one's own has learnt from: it has no tables that could say so.
+"""The users and items that a model of one's own has learnt from, for it has no tables to ask.
 
-Two generations of ids, of which the newer one is filled. When it is full the older one is dropped, so what was not
-learnt from for long is unknown again, and memory has a bound::
-
-    add ──► newer [ ....... ]   full ──►   newer [ ]   older [ ....... ]   (what was older is dropped)
-    known: in either; what is learnt from again goes into the newer one
+There are two generations of ids, and the newer one is filled. When that is full the older one is dropped, so ids that
+were not learnt from for long become unknown again, and memory has a bound.
 """
 
 from __future__ import annotations
@@ -51,7 +48,7 @@ class KnownIds:
         return self._newer.nbytes + self._older.nbytes
 
     def add(self, ids: Ids) -> None:
-        """Ids (n,) that were learnt from; 0, a missing value, is none."""
+        """Adds ids (n,) that were learnt from; 0, a missing value, is none."""
         new = np.unique(ids[ids != 0])
         new = new[self._newer.find(new) == EMPTY]
         while len(new):
@@ -71,11 +68,7 @@ class KnownIds:
         return {name: self._ids(index) for name, index in (("newer", self._newer), ("older", self._older))}
 
     def resume(self, arrays: Mapping[str, Array]) -> None:
-        """The inverse of :meth:`snapshot`.
-
-        Raises:
-            KeyError: one of its arrays is missing.
-        """
+        """The inverse of :meth:`snapshot`. Raises KeyError where an array is missing."""
         newer, older = arrays["newer"], arrays["older"]
         self._newer, self._older = Index({}, self.size), Index({}, max(1, len(older)))
         self._newer.add(newer)

@@ -1,6 +1,5 @@
 # core
-"""A model of one's own as scorers hold it: what learner/serving/staging.py and learner/serving/serving.py are for
-registered models.
+"""A model of one's own as scorers hold it. For registered models, learner/serving/staging.py and serving.py do this.
 
 ::
 
@@ -8,9 +7,8 @@ registered models.
                              │                        │
     readers  OwnServing   version 7               version 8: another object, which resumed these arrays
 
-Every version is an object of its own, made and resumed where it is taken up. So a version never changes under a page,
-and the cost is one ``resume`` a version in each worker, between two pages. The writer makes one too, and has it score a
-few rows: what the class does not take is refused before any worker has it.
+Each worker makes and resumes an object of its own for each version, between two pages. So a version never changes under
+a page. The writer makes one first and has it score a few rows: a delta that the class refuses reaches no worker.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ class OwnServing:
     """One version, to score with. Reads only; one thread at a time."""
 
     numbers = None
-    """There is no input for ranking to fill: a page is scored from ``cat`` and ``num``."""
+    """Ranking has no input to fill: a page is scored from ``cat`` and ``num``."""
 
     def __init__(self, schema: Schema, spec: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         self.schema, self.spec = schema, dict(spec)
@@ -55,11 +53,11 @@ class OwnServing:
 
     @classmethod
     def attach(cls, schema: Schema, spec: Mapping[str, Any], base: Mapping[str, Array]) -> OwnServing:
-        """A reader of :meth:`OwnWriter.base`. A class that cannot be imported or made raises SettingError."""
+        """A reader of :meth:`OwnWriter.base`. Raises SettingError where the class cannot be imported or made."""
         return cls(schema, spec, below(_PREFIX, base))
 
     def followed(self, overlay: Mapping[str, Array]) -> OwnServing:
-        """The next version: the one of these arrays. This one stays what it is."""
+        """The next version, made of these arrays. This one stays as it is."""
         arrays = below(_PREFIX, overlay)
         return OwnServing(self.schema, self.spec, arrays) if arrays else self
 
@@ -69,8 +67,7 @@ class OwnServing:
 
     def score(self, cat: Ids, num: Floats) -> Floats:
         """Click probabilities (n,) of feature rows cat (n, F), num (n, N); NaN in all rows where the class raises or
-        gives something else. Then pages go out in the order in which items were recalled, and ``scores`` counts as an
-        error."""
+        gives anything else. Then pages keep the order of recall, and ``scores`` counts as an error."""
         if not len(cat):
             return np.empty(0, np.float32)
         try:
@@ -83,12 +80,12 @@ class OwnServing:
             return np.full(len(cat), np.nan, np.float32)
 
     def warm(self, most: int) -> None:
-        """Scores so many rows once, for what a class does at its first call."""
+        """Scores this many rows, for the work that a class does at its first call."""
         rows = probe_rows(self.schema, most)
         self.score(rows.cat, rows.num)
 
     def snapshot(self) -> Image:
-        """The arrays that this version is of."""
+        """The arrays of this version."""
         return Image({name: array.copy() for name, array in self._arrays.items()}, {})
 
 
@@ -124,7 +121,7 @@ class OwnWriter:
 
         Raises:
             SettingError: the class cannot be imported or made.
-            SnapshotError: the class does not take the arrays.
+            SnapshotError: the class refuses the arrays.
         """
         arrays: Arrays = {}
         for image in [parts] if isinstance(parts, Image) else parts:
@@ -136,12 +133,12 @@ class OwnWriter:
         return cls(schema, spec, arrays, allocate)
 
     def dense(self) -> Arrays:
-        """The arrays of the newest version that is staged, which nobody may write to."""
+        """The read-only arrays of the newest staged version."""
         return below(_PREFIX, self._newest)
 
     def check(self, image: Image) -> None:
-        """Whether the class takes a delta: it is given to an object, which then scores a few rows. If not,
-        SnapshotError says why. Changes nothing."""
+        """Tries a delta on an object, which then scores a few rows. Raises SnapshotError where the class refuses it.
+        Changes nothing."""
         if image.tables:
             raise SnapshotError(f"a delta of '{self._class.name}' has the tables {sorted(image.tables)}", _REMEDY)
         if image.dense:
@@ -151,7 +148,7 @@ class OwnWriter:
         self._tried = image
 
     def stage(self, image: Image) -> Arrays:
-        """What readers follow: all arrays of the delta, once it passes :meth:`check`."""
+        """What readers follow: all arrays of the delta, which must pass :meth:`check`."""
         if self._tried is not image:
             self.check(image)
         self._tried = None
@@ -163,15 +160,15 @@ class OwnWriter:
         return overlay
 
     def base(self) -> Arrays:
-        """The arrays of the newest version that is folded."""
+        """The arrays of the newest folded version."""
         return {_WHAT: np.zeros(0, np.int64), **self._base}
 
     def pending(self) -> list[Arrays]:
-        """The overlays that are staged and not yet folded, oldest first."""
+        """The staged overlays that are not yet folded, oldest first."""
         return list(self._pending)
 
     def fold(self, rows: int) -> bool:
-        """Makes the oldest staged version the base; whether there is more to fold."""
+        """Makes the oldest staged version the base; returns whether there is more to fold."""
         if self._pending:
             overlay = self._pending.pop(0)
             self._base = {n: a for n, a in overlay.items() if n != _WHAT} or self._base

@@ -1,11 +1,11 @@
 # core
 """Drift: whether the log loss of served pages has moved away from what the model itself expects.
 
-ADWIN (Bifet and Gavalda 2007) is made for a stream whose values are independent while nothing changes. Losses of single
-rows are not: labels of one page, one user, one moment come together, and clicks before the rest. So ADWIN gets one
-value a page, in the order of exposure. Nor are mean losses of pages: they are high for visitors who click much, and
-low for the others, so they move with who happens to be there, most of all in a small shop. What is left of a page's
-loss above its expectation does not, as long as the predictions are right. With p_i and y_i of its R rows:
+ADWIN (Bifet and Gavalda 2007) assumes independent values while nothing changes. Losses of rows are not: labels of one
+page, one user, one moment come together, and clicks before the rest. So ADWIN gets one value a page, in the order of
+exposure. Mean losses of pages are not either: they are high for visitors who click much, so they move with the
+visitors, most of all in a small shop. The excess of a page's loss above its expectation does not, as long as
+predictions are right. With p_i and y_i of its R rows:
 
     excess = 1/R sum_i ( loss(p_i, y_i) - loss(p_i, p_i) ),   loss(p, t) = -t ln p - (1 - t) ln(1 - p)
 """
@@ -20,15 +20,11 @@ from river import drift
 from millrace.basics.merit import Numbers, judged, log_losses
 
 DELTA = 0.002
-"""ADWIN's confidence, river's own choice."""
+"""ADWIN's confidence; river's default."""
 
 
 class Drift:
-    """Finds changes of the mean excess log loss of pages.
-
-    Args:
-        delta: ADWIN's confidence; smaller is less eager.
-    """
+    """Finds changes of the mean excess log loss of pages. ``delta`` is ADWIN's confidence; smaller is less eager."""
 
     def __init__(self, delta: float = DELTA) -> None:
         self._adwin: Any = drift.ADWIN(delta=delta)  # type: ignore[no-untyped-call]

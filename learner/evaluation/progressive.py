@@ -1,8 +1,8 @@
 # core
 """Progressive validation: every sample is predicted before it is learnt from, and judged on that prediction.
 
-(Liu et al. 2022, Monolith, algorithm 1; prequential evaluation, Gama et al. 2013.) How well pages were *served* is
-another question, and :mod:`learner.evaluation.served` answers it.
+(Liu et al. 2022, Monolith, algorithm 1; prequential evaluation, Gama et al. 2013.) :mod:`learner.evaluation.served`
+judges the *served* pages instead.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from millrace.contracts.schema import Schema
 
 
 def baseline_column(schema: Schema) -> int | None:
-    """The column of num that is an item's smoothed click rate over the longest window; None if the schema has none.
-
-    The baseline that a model must beat is to rank by that rate.
-    """
+    """The column of num with an item's smoothed click rate over the longest window; None if the schema has none. A
+    model must beat the baseline that ranks by it."""
     item = schema.log.item if schema.log is not None else "item_id"
     layout = schema.layout
     for key in sorted(schema.windows.keys, key=lambda k: len(k.columns)):
@@ -31,10 +29,8 @@ class Progressive:
     """Figures of the newest ``window_rows`` predictions that were made before learning. NaN where there is no figure:
     no rows, or one class.
 
-    They say what the learner knows when a sample comes. They do not say how good the served pages were: samples come in
-    the order in which labels become known, so a page's clicks may be learnt before the rest of it is predicted.
-
-    Not kept in snapshots: they begin anew with a process.
+    They do not show how good the served pages were: samples come when labels become known, so a page's clicks may be
+    learnt before the rest of it is predicted. Snapshots do not keep them; they restart with a process.
     """
 
     def __init__(self, window_rows: int) -> None:
@@ -46,7 +42,6 @@ class Progressive:
 
     @property
     def rows(self) -> int:
-        """Predictions taken so far."""
         return self._newest.rows
 
     @property

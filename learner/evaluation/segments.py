@@ -1,12 +1,9 @@
 # core
-"""Which segments of the traffic a row is in, and figures by segment.
+"""Segments of the traffic, and figures by segment.
 
-A segment is a value of a categorical field ("kind=business"), or whether the learner knows the user or the item: it has
-a row for the id ("user=known") or has none ("user=new"). An id that was unseen for so long that its row was removed is
-new again.
-
-The segments of a row are one bit mask, so that rows that wait for their label can carry them. Symbols: B rows of a
-batch, S segments.
+A segment is a value of a categorical field ("kind=business"), or whether the learner has a row for the user or the item
+("user=known", "user=new"). An id whose row was removed by age is new again. One bit mask holds the segments of a row,
+so that rows that wait for their label can carry it. Symbols: B rows of a batch, S segments.
 """
 
 from __future__ import annotations
@@ -68,10 +65,8 @@ class Segments:
             self.names += [f"{side}=known", f"{side}=new"]
 
     def members(self, batch: SampleBatch, model: Learning) -> Masks:
-        """Which segments the rows are in: bit s is segment s of :attr:`names`. (B,)
-
-        Call it before the rows are learnt from: learning makes ids known.
-        """
+        """The segments of the rows: bit s is segment s of :attr:`names`. Call it before learning, which makes ids
+        known. (B,)"""
         columns = [(batch.cat[:, at] == value).any(1) for at, value in self._values]
         for _, field in self._sides:
             known = model.knows(field, batch.cat)

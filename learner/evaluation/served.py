@@ -1,5 +1,5 @@
 # core
-"""How good the served pages were: figures of the scores that pages were served with, against settled labels.
+"""How good the served pages were: figures of their scores against settled labels.
 
 ::
 
@@ -7,13 +7,13 @@
                    ▲ a click, whenever it comes, makes the label 1                     │ sorted by time of exposure
                    └────────────────────────────────────────────────────────── newest rows of each arm ──► figures
 
-A row belongs to an arm: ``model``, ``control`` (a random page) or ``logged`` (a page that nobody made here, only
-scored). The figures of an arm are over its newest settled rows *in the order of exposure* (time, then page, then
-position), in whatever order labels came. So they are the same under every label policy, once all labels are known.
+A row belongs to an arm: ``model``, ``control`` (a random page) or ``logged`` (a page from elsewhere, only scored). An
+arm's figures are over its newest settled rows *in the order of exposure* (time, then page, then position), in whatever
+order labels came. So they are the same under every label policy, when all labels are known.
 
-Two rules see to the order. A row settles when the watermark of :mod:`learner.samples.eventtime` says so, which waits
-for the slowest partition that is not silent. And a row that settles late is put in at its place, if the newest rows
-of its arm still reach back to it. A click that comes after its row has settled mends the row while it is held.
+A row settles by the watermark of :mod:`learner.samples.eventtime`, which waits for the slowest partition that is not
+silent. A late row is inserted at its place, if the newest rows of its arm still reach back to it. A click after that
+corrects the row while it is held.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from millrace.contracts.schema import Schema
 from millrace.labels import Waits
 
 WAITING_ROWS = 500_000
-"""Rows that may wait for their label: 20 minutes of 400 exposures a second."""
+"""The most rows that wait for their label: 20 minutes of 400 exposures a second."""
 
 _WAITING, _SETTLED = 1, 2
 _MOST_HALVINGS = 16
@@ -63,15 +63,14 @@ class Figures:
 class Served:
     """Exposures from their first sample until they are too old to count.
 
-    Memory is bounded: at most ``waiting_rows`` rows wait, and ``window_rows`` of each arm are held, 55 bytes each and
-    their ids. When more would wait, every second page is left out, chosen by its hash, and stays so; when that is not
-    enough, three of four pages; and so on. Pages are left out whole, so the figures stay fair; ``dropped`` counts the
-    rows.
+    At most ``waiting_rows`` rows wait, and ``window_rows`` of each arm are held, 55 bytes each and their ids. When more
+    would wait, every second page is left out from then on, chosen by its hash; if that is not enough, three of four
+    pages; and so on. Whole pages keep the figures fair; ``dropped`` counts the rows.
 
-    Not kept in snapshots: the figures begin anew with a process. See :meth:`begin_after`.
+    Snapshots do not keep the figures; they restart with a process (:meth:`begin_after`).
 
     Args:
-        schema: gives the baseline that the figures are compared with.
+        schema: names the baseline that the figures are compared with.
         segments: which segments get figures of their own.
         waits: event times of the label policies.
         window_rows: how many of the newest rows of an arm count.
@@ -110,16 +109,17 @@ class Served:
         return self._waiting
 
     def begin_after(self, ts_ms: int) -> None:
-        """Judges no exposure at or before ``ts_ms``: a process that resumes calls it with the newest exposure that its
-        snapshot had seen. The other rows of such a page, and the clicks among them, may be with the process before."""
+        """Judges no exposure at or before ``ts_ms``. A process that resumes calls it with the snapshot's newest
+        exposure: the process before may have had the other rows of such a page, and the clicks among them."""
         self._after_ms = max(self._after_ms, ts_ms)
 
     def take(self, batch: SampleBatch, partition: int) -> None:
-        """Queues new samples of a partition, in the order of ``samples``; :meth:`enter` does the work. No repeats."""
+        """Queues new samples of a partition, without repeats, in the order of ``samples``; :meth:`enter` does the
+        work."""
         self._queue.append((batch, partition))
 
     def enter(self, model: Learning) -> None:
-        """Enters what was queued. Called before ``model`` learns from it: learning makes users and items known."""
+        """Enters what was queued. Call it before ``model`` learns from it: learning makes users and items known."""
         if not self._queue:
             return
         for batch, partition in self._queue:
@@ -142,7 +142,7 @@ class Served:
         self._clicked[clicked[clicked != EMPTY]] = True
 
     def settle(self) -> None:
-        """Settles what event time has passed. Called before figures are read, and not for each batch: it looks at all
+        """Settles what event time has passed. Call it before figures are read, and not for each batch: it visits all
         rows that wait."""
         settled_ms = self.time.advance() - self._settled_ms
         live = self._index.live()
@@ -175,11 +175,11 @@ class Served:
 
     @property
     def headline(self) -> str:
-        """The arm to show where one figure is shown: pages of the model, or logged ones where it made none."""
+        """The arm for a single figure: pages of the model, or logged ones where it made none."""
         return LOGGED if self._held(LOGGED) and not self._held(MODEL) else MODEL
 
     def by_segment(self) -> dict[str, SegmentMetrics]:
-        """Figures by segment of the newest settled rows, random pages aside."""
+        """Figures by segment of the newest settled rows, without random pages."""
         rows = np.concatenate([w for w, arm in zip(self._windows, ARMS, strict=True) if arm != CONTROL])
         rows = self._ordered(rows)[-self.window_rows :]
         return self.segments.metrics(*self._judged(rows), self._masks[rows])
@@ -209,7 +209,7 @@ class Served:
         self._waiting += len(rows)
 
     def _make_room(self, coming: Rows, pages: NDArray[np.uint64]) -> Rows:
-        """The rows of ``coming`` that find room: what is settled leaves it, and if need be, half of the pages go."""
+        """The rows of ``coming`` that find room. Settles rows first, and drops half of the pages if need be."""
         self.settle()
         while self._waiting + len(coming) > self.waiting_rows and self._halvings < _MOST_HALVINGS:
             self._halvings += 1
@@ -225,7 +225,7 @@ class Served:
         return coming[:room]
 
     def _kept(self, pages: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Whether the pages are among those that are judged. (n,)"""
+        """Whether the pages are judged. (n,)"""
         bits = np.uint64((1 << self._halvings) - 1)
         kept: NDArray[np.bool_] = (pages >> _FREE_BITS & bits) == 0
         return kept
@@ -239,7 +239,6 @@ class Served:
             self._state[rows] = 0
 
     def _ordered(self, rows: Rows) -> Rows:
-        """The rows in the order of exposure."""
         order = np.lexsort((self._position[rows], self._page[rows], self._ts_ms[rows]))
         ordered: Rows = rows[order]
         return ordered

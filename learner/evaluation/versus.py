@@ -50,7 +50,7 @@ def versus(p: Numbers, q: Numbers, y: Numbers, user: NDArray[Any]) -> Versus:
     prediction that is no probability counts as wrong.
 
     Args:
-        user: of each row, by any number; rows of one user are alike, and intervals heed it. (n,)
+        user: a number for the user of each row; rows of one user are alike, and intervals allow for that. (n,)
     """
     y = np.asarray(y, np.float64)
     number = np.unique(user, return_inverse=True)[1].astype(np.intp)  # (n,) from 0
@@ -69,7 +69,7 @@ def versus(p: Numbers, q: Numbers, y: Numbers, user: NDArray[Any]) -> Versus:
 
 
 def _told(found: Versus, name: str) -> str:
-    """One figure of both, the gap with half of its interval, and what the gap says."""
+    """One figure of both, the gap with half of its interval, and its verdict."""
     between, better = found.gaps[name], found.gaps[name].value > 0
     if name == "log_loss":
         better = not better

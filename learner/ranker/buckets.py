@@ -1,14 +1,9 @@
 # core
-"""The edges of quantile buckets, from a uniform sample of all rows seen; made anew whenever the rows seen double.
-
-::
-
-    rows seen   0 ............ 64 ...... 128 ...... 256 ........ 512 ..
-    edges       not known yet  |-> quantiles of the sample, new at each mark and fixed in between
+"""The edges of quantile buckets, from a uniform sample of all rows seen; recomputed whenever the rows seen double.
 
 A bucket therefore means a rank among past rows ("the upper tenth"), not a range of values: it keeps its meaning when
-counts grow. The edges are a buffer of the network. So they are published, patched and resumed with the weights, and a
-scorer uses the edges that the learner used.
+counts grow. The edges are a buffer of the network, so they are published and resumed with the weights, and a scorer
+uses the learner's edges.
 """
 
 from __future__ import annotations
@@ -31,11 +26,8 @@ _SALT = salt("reservoir")
 
 
 class Reservoir:
-    """A uniform sample of C columns of all rows seen (Vitter 1985, algorithm R). Which rows it holds depends on their
-    order alone.
-
-    Memory: :data:`SAMPLE_ROWS` x C float32.
-    """
+    """A uniform sample of C columns of all rows seen (Vitter 1985, algorithm R), :data:`SAMPLE_ROWS` x C float32. Its
+    content depends on the order of rows alone."""
 
     def __init__(self, columns: int) -> None:
         self.values: Floats = np.zeros((SAMPLE_ROWS if columns else 0, columns), np.float32)
@@ -71,11 +63,7 @@ class Reservoir:
         return {"values": self.values.copy(), "counts": np.array([self.seen, self.due], np.int64)}
 
     def resume(self, state: dict[str, NDArray[Any]]) -> None:
-        """The inverse of :meth:`snapshot`.
-
-        Raises:
-            ValueError: it is of other columns.
-        """
+        """The inverse of :meth:`snapshot`. Raises ValueError where the sample is of other columns."""
         if state["values"].shape != self.values.shape:
             raise ValueError(f"a sample of shape {state['values'].shape} for buckets of shape {self.values.shape}")
         self.values = state["values"].copy()

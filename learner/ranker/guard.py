@@ -1,16 +1,14 @@
 # core
 """Whether a batch's loss has exploded, against the recent past.
 
-The loss that is usual for a batch depends on its mix: a handful of clicks alone has some ten times the loss of a usual
-batch, and nothing is wrong. So there are two running means, of the losses of clicks and of other samples, and a batch
-is compared with what they say about its own mix::
+The usual loss of a batch depends on its mix: a handful of clicks alone has some ten times the loss of a usual batch. So
+there are two running means, of the losses of clicks and of other samples, weighted by the batch's own mix::
 
     expected = (W_1 m_1 + W_0 m_0) / (W_1 + W_0)          W: weights in the batch, m: running mean losses
     refused when loss > ratio * expected * (1 + 32 / B)    a small batch may be further off
 
-A refused batch moves the means too, but only as if it were at the bound. So a world that has changed for good is
-refused for some batches only (each of 512 rows raises the bound by half), and a burst of rubbish does not reach the
-weights.
+A refused batch moves the means too, but only as if it were at the bound. So after a lasting change of the world some
+batches are refused (each of 512 rows raises the bound by half), and a burst of rubbish does not reach the weights.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WARM_ROWS = 2000
-"""Rows of a class before its mean says anything."""
+"""Rows of a class before its mean counts."""
 
 _CLASSES = 2
 _MEMORY_ROWS = 10_000
@@ -59,11 +57,7 @@ class LossGuard:
         return np.concatenate([self.means, self.rows])
 
     def resume(self, state: NDArray[np.float64]) -> None:
-        """The inverse of :meth:`snapshot`.
-
-        Raises:
-            ValueError: it is not of this form.
-        """
+        """The inverse of :meth:`snapshot`. Raises ValueError where the state has another form."""
         if state.shape != (4,):
             raise ValueError(f"a guard's state of shape {state.shape}, not (4,)")
         self.means, self.rows = state[:2].copy(), state[2:].copy()

@@ -1,11 +1,11 @@
 # core
-"""From feature arrays to what a model sees: which id columns go to which table, and how numbers are scaled.
+"""From feature arrays to the model's input: which id columns go to which table, and how numbers are scaled.
 
 ::
 
     cat (B, F columns) ──► deep fields by embedding width ──► table "w16", "w8" ...   embedding + wide weight
                        └─► bias fields and crosses        ──► table "w0"              wide weight only
-    num (B, N)         ─┬► finite, then raw or log          (the running normalisation is the network's, it is learnt)
+    num (B, N)         ─┬► finite, then raw or log          (the network learns the running normalisation)
                         └► columns with transform "bucket"  ──► one more id column each, as a deep field
 """
 
@@ -27,7 +27,7 @@ Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 _MAX_CROSS_COLUMNS = 16
-"""A cross of multi-valued fields crosses their slots; no more combinations than this are made."""
+"""A cross of multi-valued fields crosses their slots, up to this many combinations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Inputs:
         chosen = self.plain_columns if squash else np.intersect1d(_log_columns(schema), self.plain_columns)
         self.log_columns = np.searchsorted(self.plain_columns, chosen)
         self.one_event = self.plain(_one_event(schema)[None])[0]
-        """(P,) by how much one event can move each number that the network sees; 0 where this is not known."""
+        """(P,) by how much one event can move each number that the network sees; 0 where this is unknown."""
 
     @property
     def numbers(self) -> int:
@@ -95,14 +95,13 @@ class Inputs:
 
     @property
     def columns(self) -> Columns:
-        """What the inputs are called."""
         shallow = [f for g in self.groups if not g.width for f in g.fields]
         crosses = ["*".join(names) for names in self.cross_names]
         fields, widths = tuple(g.fields for g in self.deep), tuple(g.width for g in self.deep)
         return Columns(fields, widths, self.number_names, self.bucket_names, (*shallow, *crosses))
 
     def ids(self, group: Group, cat: Ids) -> Ids:
-        """The id columns of a group's table. (B, C), crosses included in the wide-only one"""
+        """The id columns of a group's table, crosses included in the wide-only one. (B, C)"""
         own = cat[:, group.columns]
         if group.width or not self.crosses:
             return own
@@ -115,8 +114,8 @@ class Inputs:
     def bucketed(self, cat: Ids, num: Floats, edges: Floats) -> Ids:
         """``cat`` with one more column for each number in buckets: the id of its bucket, (B, F + C).
 
-        ``edges`` (C, Q - 1), ascending: x is in bucket ``|{k: edges_k <= x}|``. Edges that are infinite are not known
-        yet; all is missing (0) then. ``num`` (B, N) must be finite.
+        ``edges`` (C, Q - 1), ascending: x is in bucket ``|{k: edges_k <= x}|``. Infinite edges are not known yet: every
+        id is missing (0) then. ``num`` (B, N) must be finite.
         """
         if not len(self.bucket_columns):
             return cat
@@ -142,7 +141,7 @@ class Inputs:
 
 
 def finite(num: Floats) -> tuple[Floats, int]:
-    """Numbers (B, N) with what is not finite as 0; how many were not."""
+    """Numbers (B, N) with 0 in place of what is not finite; how many were not."""
     sound = np.isfinite(num)
     return (num, 0) if sound.all() else (np.where(sound, num, np.float32(0)), int((~sound).sum()))
 
@@ -197,7 +196,7 @@ def _log_columns(schema: Schema) -> NDArray[np.intp]:
 
 def _one_event(schema: Schema) -> Floats:
     """By how much the first event can move each column of num: a count by 1, a smoothed rate by ``1 / (1 + s)`` (s: the
-    prior weight). 0 for plain numbers and means, of whose units nothing is known. (N,)"""
+    prior weight). 0 for plain numbers and means, whose units are unknown. (N,)"""
     windows, layout = schema.windows, schema.layout
     moved = np.zeros(layout.N, np.float32)
     actions = len(windows.actions)

@@ -118,10 +118,10 @@ _EXPIRE_MIN = 60  # rows are looked over for their age no oftener than this, in 
 
 @dataclass(frozen=True, slots=True)
 class LearnReport:
-    """What became of a batch: mean ``loss`` before the step, ``rows`` learnt, or why the batch was ``skipped``.
+    """The outcome of a batch: mean ``loss`` before the step, ``rows`` learnt, or why the batch was ``skipped``.
 
     ``refused`` counts rows with a label outside [0, 1] or an unusable weight. ``bad_numbers`` counts features that were
-    not finite (they are read as 0). ``left_out`` counts the negatives that down-sampling passed over.
+    not finite (they are read as 0). ``left_out`` counts the negatives that down-sampling skipped.
     """
 
     loss: float
@@ -133,7 +133,6 @@ class LearnReport:
 
 
 def build_network(columns: Columns, spec: Spec, seed: int) -> Network:
-    """The untrained network of a spec over inputs with these names."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return network_of(spec.model)(columns.shape, spec)
@@ -152,15 +151,14 @@ def build(schema: Schema, spec: Spec, seed: int) -> tuple[Inputs, Network]:
 
 
 def head_columns(schema: Schema) -> Array:
-    """What the small state of a retrieval head is bound to: which columns describe users and items, in this order.
+    """Which columns describe users and items, in this order. The small state of a retrieval head is bound to them.
     (1,)"""
     sides = [f"{f.of} {f.kind} {f.name} {f.slots}" for f in schema.fields if f.of in ("user", "item")]
     return np.array([salt("retrieval columns", *sides)], np.uint64)
 
 
 def _bucketed(inputs: Inputs, network: Network, cat: Ids, num: Floats) -> Ids:
-    """``cat`` (B, F) with the ids of quantile buckets of ``num`` (B, N), by the edges that the network holds.
-    (B, F + buckets)"""
+    """``cat`` (B, F) with the ids of quantile buckets of ``num`` (B, N), by the network's edges. (B, F + buckets)"""
     return inputs.bucketed(cat, num, network.edges.numpy()) if len(inputs.bucket_columns) else cat
 
 
@@ -188,7 +186,7 @@ class OnlineModel:
     """A model that learns batch by batch. One thread at a time.
 
     Args:
-        schema: gives the meaning of the arrays; a model is bound to it.
+        schema: the meaning of the arrays; a model is bound to it.
         spec: some or all values of :class:`~learner.network.models.spec.Spec`.
         seed: of the first weights. Two models with equal schema, spec, seed, thread count and batches are equal to
             the last bit.
@@ -231,12 +229,12 @@ class OnlineModel:
 
     @property
     def columns(self) -> Columns:
-        """What the inputs are called: to be kept with a snapshot, for a model with other inputs to go on from it."""
+        """The names of the inputs. A snapshot keeps them, so that a model with other inputs can go on from it."""
         return self._inputs.columns
 
     @property
     def rows(self) -> int:
-        """Rows in all tables, those of the retrieval head with them."""
+        """Rows in all tables, the retrieval head's included."""
         return sum(len(t) for t in self.tables.values())
 
     @property
@@ -258,13 +256,13 @@ class OnlineModel:
         return known
 
     def learn(self, batch: SampleBatch, before_writing: Callable[[], None] | None = None) -> LearnReport:
-        """One step on ``batch``; follow-ups in it are passed over. A batch with a loss or gradient that is not
-        finite, or beyond the spec's bounds, is refused whole: weights, statistics and tables stay as they were, and
-        the retrieval head learns nothing of it.
+        """One step on ``batch``; follow-ups in it are skipped. A batch whose loss or gradient is not finite, or beyond
+        the spec's bounds, is refused whole: weights, statistics and tables stay as they were, and the retrieval head
+        learns nothing of it.
 
         Args:
-            before_writing: called once before anything that a :class:`~learner.ranker.still.Still` reads is written;
-                not at all for a batch that writes nothing.
+            before_writing: called one time, before the first write to what a :class:`~learner.ranker.still.Still`
+                reads; not at all for a batch that writes nothing.
         """
         shown, refused = usable(batch)  # all of it the head is told of: its negatives are others
         keep = self._spec.negative_keep
@@ -331,7 +329,7 @@ class OnlineModel:
         return LearnReport(loss, size, None, refused, bad, left_out)
 
     def share(self, aside: Aside | None) -> None:
-        """Leaves a part of each step's matrix products to another thread; what is learnt is the same to the bit."""
+        """Lets another thread do a part of each step's matrix products; the result is the same to the bit."""
         if isinstance(self._step, WrittenStep):
             self._step.written.products.aside = aside
 
@@ -364,10 +362,9 @@ class OnlineModel:
     # -- versions --------------------------------------------------------------------------------------------
 
     def changes(self, dense: bool = True, retrieval: bool = True) -> Image:
-        """The rows touched or removed since the last call, and all ``dense`` tensors and the tables of the
-        ``retrieval`` head unless told otherwise. Values are whole, not differences. What is left out is not lost: any
-        later call has it as it is then.
-        """
+        """The rows touched or removed since the last call, by default with all ``dense`` tensors and the tables of
+        the ``retrieval`` head. Values are whole, not differences. Later calls give what this one leaves out, as it
+        is then."""
         tensors = self.dense.changes() if dense else {}
         told = {n: t for n, t in self.tables.items() if retrieval or n not in RETRIEVAL_TABLES}
         return Image(tensors, {name: table.changes() for name, table in told.items()})
@@ -375,8 +372,8 @@ class OnlineModel:
     def snapshot(self) -> Part:
         """The whole state: what serves, and what only training needs. :meth:`resume` goes on from it bit for bit.
 
-        Shares no memory with the model. What :meth:`changes` has not yet given stays to be given. It copies all rows at
-        once; :meth:`slices` gives the same while the model goes on learning.
+        It shares no memory with the model, and leaves :meth:`changes` alone. It copies all rows at once; :meth:`slices`
+        gives the same while the model goes on learning.
         """
         dense, own = self.dense.snapshot()
         tables = {}
@@ -387,7 +384,8 @@ class OnlineModel:
         return Image(dense, tables), training | self.small_state()
 
     def slices(self, rows: int = 100_000) -> Slices:
-        """Begins a snapshot that is copied ``rows`` rows at a time, between steps. One that has begun is given up."""
+        """Begins a snapshot that is copied ``rows`` rows at a time, between steps. An earlier unfinished one is given
+        up."""
         return Slices(self, rows)
 
     def small_state(self) -> dict[str, Array]:
@@ -405,11 +403,11 @@ class OnlineModel:
     def resume(
         self, snapshot: Image | Iterable[tuple[Image, Mapping[str, Array]]], training: Mapping[str, Array] | None = None
     ) -> None:
-        """Takes over the snapshot of a model with this schema and spec. Whatever this one had learnt is gone; its seed
-        becomes the snapshot's.
+        """Replaces this model's state by the snapshot of a model with this schema and spec; the seed becomes the
+        snapshot's.
 
-        A retrieval head is optional to both. Where the snapshot has none this model's begins empty; where this model
-        has none the snapshot's is passed over.
+        A retrieval head is optional to both. Where the snapshot has none, this model's begins empty; where this model
+        has none, the snapshot's is skipped.
 
         Args:
             snapshot: a whole image with its ``training``, or without it the parts of a snapshot, in order. They are

@@ -24,12 +24,12 @@ _SALT = salt("sample")
 
 
 _OUTAGE_MS = 300_000
-"""Wall time for which repeated samples are recognised at least, however fast event time runs."""
+"""The least wall time for which repeated samples are recognised, however fast event time runs."""
 
 
 def keep_ms_of(settings: Settings) -> int:
-    """Event time for which a learner with these settings recognises samples: as long as their clicks may come, and an
-    hour; or as an outage may last."""
+    """Event time for which a learner with these settings recognises samples: the longest wait for a click and an hour,
+    or as long as an outage may last."""
     keep_ms = round((settings.attribution_minutes + settings.lateness_minutes) * 60_000) + HOUR_MS
     return max(keep_ms, round(_OUTAGE_MS * settings.event_clock().speed))
 
@@ -44,7 +44,7 @@ def page_hashes(batch: SampleBatch) -> NDArray[np.uint64]:
 
 @lru_cache(maxsize=4)
 def _hashes(request: tuple[str, ...]) -> NDArray[np.uint64]:
-    """(R,) Several ask it of a message, one after another. To be read only."""
+    """(R,), read-only. The cache serves several callers of one message."""
     return column_hash(np.array(request, object))
 
 
@@ -59,10 +59,8 @@ def exposure_ids(batch: SampleBatch, pages: NDArray[np.uint64] | None = None) ->
 
 
 class Repeats:
-    """Remembers ids for ``keep_ms`` of event time, and never more than ``max_ids``; the oldest go first.
-
-    Times are kept in whole seconds.
-    """
+    """Remembers ids for ``keep_ms`` of event time, and at most ``max_ids``; the oldest go first. Times are kept in
+    whole seconds."""
 
     def __init__(self, keep_ms: int, max_ids: int = 2_000_000) -> None:
         self.keep_ms = keep_ms
@@ -100,19 +98,14 @@ class Repeats:
         """The whole memory: ``ids`` (n,), ``second`` (n,) of each; ``clock``: newest event and last sweep, in ms.
 
         Args:
-            ordered: by id, so that equal memories give equal arrays. With two million ids that takes .4 s; as they lie
-                they are copied in .02 s.
+            ordered: by id, so that equal memories give equal arrays. Two million ids take .4 s in order, else .02 s.
         """
         rows = self._index.rows() if ordered else self._index.live()
         clock = np.array([self._newest_ms, self._swept_ms], np.int64)
         return {"ids": self._index.ids_of(rows), "second": self._seconds(rows), "clock": clock}
 
     def resume(self, state: dict[str, NDArray[Any]]) -> None:
-        """The inverse of :meth:`snapshot`, on a memory that is empty.
-
-        Raises:
-            KeyError: an array is missing.
-        """
+        """The inverse of :meth:`snapshot`, on an empty memory. Raises KeyError where an array is missing."""
         if len(state["ids"]):
             self._enter(state["ids"], state["second"].astype(np.int64) * 1000)
         self._newest_ms, self._swept_ms = (int(v) for v in state["clock"])

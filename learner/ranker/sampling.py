@@ -1,8 +1,8 @@
 # core
-"""Chooses which samples are learnt from, and their weights, so that the model still predicts the true rate.
+"""Chooses the samples to learn from, and their weights, so that the model still predicts the true rate.
 
 *Negative down-sampling* (He et al. 2014, "Practical lessons from predicting clicks on ads at Facebook", section 6.3):
-a share w of the negatives is learnt from. A model of that stream predicts p; q is the rate in the whole stream::
+the model learns a share w of the negatives. It then predicts p; q is the rate in the whole stream::
 
     q = p / (p + (1 - p) / w)        as logits: logit(q) = logit(p) + ln w
 """
@@ -20,7 +20,7 @@ _SALT = salt("negative")
 
 
 def usable(batch: SampleBatch) -> tuple[SampleBatch, int]:
-    """The rows that a model may learn, and how many others are refused, for their label or weight. Follow-ups are
+    """The rows that a model may learn, and how many others are refused for their label or weight. Follow-ups are
     neither."""
     label, weight, shown = batch.label, batch.weight, batch.kind != FOLLOW_UP  # (B,) each
     with np.errstate(invalid="ignore"):
@@ -30,10 +30,8 @@ def usable(batch: SampleBatch) -> tuple[SampleBatch, int]:
 
 
 def chosen(batch: SampleBatch, share: float) -> NDArray[np.bool_]:
-    """Every positive, and about ``share`` of the negatives. (B,)
-
-    The choice is a function of the sample's id, so a sample that comes again is treated as before.
-    """
+    """Every positive, and about ``share`` of the negatives. The sample's id decides, so a repeated sample is treated as
+    before. (B,)"""
     drawn = combine(_SALT, page_hashes(batch), batch.position.astype(np.uint64) + np.uint64(1))
     kept: NDArray[np.bool_] = (batch.label > 0) | ((drawn >> np.uint64(11)).astype(np.float64) < share * 2.0**53)
     return kept

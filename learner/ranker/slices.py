@@ -1,22 +1,19 @@
 # core
 """A snapshot that is made beside learning: in slices, each copied between two steps.
 
-A copy that is made while the rows go on changing is fuzzy. What changed under it is copied once more, and what changed
-under that, until little is left; the rest is copied at one moment, the boundary of a version. (Virtual machines are
-moved so while they run: Clark et al., "Live migration of virtual machines", NSDI 2005, section 3.)
+Such a copy is fuzzy: rows change while it goes on. The changed rows are copied again, and those changed meanwhile,
+until few are left; these are copied at one moment, the boundary of a version. (Live migration of virtual machines works
+so: Clark et al., "Live migration of virtual machines", NSDI 2005, section 3.)
 
 ::
 
     rows of a table   [ copied | copied | copied | not yet ........ ]      next(): one slice more
                           ▲ touched again, or removed: kept track of          ▲ touched: will be copied anyway
-    learning          ─── step ─ step ─ step ─ step ─ step ──────►
     parts             1 ─ 2 ─ 3 ─ ... ─ k │ touched since, again and again │ finish(): the last few + dense tensors
 
-Each part says which rows it has, and which ids went. Applied in order (``Image.apply``), the parts are the snapshot of
-the moment of :meth:`Slices.finish`, bit for bit. After each part, what they make up is a subset of the rows of some
-moment; so whoever loads them never needs room for more.
-
-In memory there is one part at a time, and a number for each row that was touched behind the copy.
+Each part has rows and removed ids. Applied in order (``Image.apply``), the parts are the snapshot at the moment of
+:meth:`Slices.finish`, bit for bit. After each part they are a subset of the rows of some moment, so a reader never
+needs more memory. The learner holds one part, and a number for each row touched behind the copy.
 """
 
 from __future__ import annotations
@@ -54,11 +51,10 @@ class Slices:
     """A snapshot of a model in the making. The model learns between any two calls.
 
     Call :meth:`next` until it gives None, each time between two steps of learning; then at once
-    :meth:`OnlineModel.changes`, which makes the boundary of a version, and :meth:`finish`. The parts belong together in
-    the order in which they came. To call ``finish`` after something was learnt since the version is the mistake to make
-    here: the snapshot would have what no delta had.
+    :meth:`OnlineModel.changes`, which makes the boundary of a version, and :meth:`finish`. The likely mistake is to
+    learn between the version and ``finish``: the snapshot would have what no delta had.
 
-    Once another snapshot has begun, or the model has resumed one, every call raises SnapshotError.
+    Every call raises SnapshotError after another snapshot has begun, or the model has resumed one.
 
     Args:
         rows: of a slice. 100,000 take some 10 ms and, with D = 16, 10 MB.
@@ -79,12 +75,12 @@ class Slices:
 
     @property
     def whole(self) -> bool:
-        """Whether every row has been copied once. From then on rows change faster than they should be left to: call
-        :meth:`next` after each step."""
+        """Whether every row has been copied one time. From then on call :meth:`next` after each step, for rows change
+        fast."""
         return all(c.whole for c in self._copies.values())
 
     def next(self) -> Part | None:
-        """The next part; None when the rest is little enough to be copied at once."""
+        """The next part; None when the rest is small enough to be copied at once."""
         self._check()
         if not self.whole:
             return self._part(again=False)
@@ -96,7 +92,7 @@ class Slices:
 
     def finish(self) -> Part:
         """The last part: what was touched and removed since, dense tensors, and the small state of training. Raises
-        SnapshotError where not all rows have been copied yet."""
+        SnapshotError where rows have not been copied yet."""
         self._check()
         if not self.whole:
             raise SnapshotError("a snapshot was finished before all its rows were copied", "call next() until None")
@@ -110,7 +106,7 @@ class Slices:
         return image, training
 
     def abandon(self) -> None:
-        """Nothing is kept track of any more: what was copied will not be used."""
+        """Stops tracking changes: the copy will not be used."""
         for copy in self._copies.values():
             copy.end()
 
@@ -121,7 +117,7 @@ class Slices:
             )
 
     def _part(self, again: bool, most: int | None = None) -> Part:
-        """A part has every table, those whose turn it is not without rows."""
+        """A part of every table, without rows for those whose turn it is not."""
         left = self._rows if most is None else most
         tables: dict[str, TableRows] = {}
         training: dict[str, Array] = {}
@@ -136,11 +132,8 @@ class Slices:
 
 
 def merge(parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Part:
-    """The plain pair that the parts of a snapshot make up: as :meth:`OnlineModel.snapshot` gives it.
-
-    Raises:
-        KeyError: a column is missing from a part.
-    """
+    """The parts of a snapshot as one pair, as :meth:`OnlineModel.snapshot` gives it. Raises KeyError where a part lacks
+    a column."""
     dense: dict[str, Array] = {}
     rest: dict[str, Array] = {}
     found: dict[str, list[TableRows]] = {}
@@ -160,7 +153,6 @@ def merge(parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Part:
 
 
 def _of_rows(name: str) -> bool:
-    """Whether a training array has a value for each row of a table."""
     return name.startswith("table/") and name.rsplit("/", 1)[-1] not in _NOT_ROWS
 
 

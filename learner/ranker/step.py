@@ -1,8 +1,8 @@
 # core
 """The dense side of a step of learning: pooled embeddings and numbers through the network, and gradients back.
 
-Two ways have the same result (to rounding): :class:`WrittenStep`, where learner/network/backward.py has the
-network's passes written out, and :class:`AutogradStep`, for every network.
+Two implementations have the same result (to rounding): :class:`WrittenStep`, where learner/network/backward.py writes
+out the network's passes, and :class:`AutogradStep`, for every network.
 
 Symbols: B samples; F fields of a group and D their embedding width; E the embedding columns of all groups side by side
 (the sum of their F D); N numbers; I = E + N input columns of the network; U distinct ids of a batch in one table.
@@ -31,10 +31,8 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
-    """d loss / d embeddings of one group: columns ``at`` to ``end`` of ``array`` (B, >= E).
-
-    Of this batch only: the next batch writes to the same array.
-    """
+    """d loss / d embeddings of one group: columns ``at`` to ``end`` of ``array`` (B, >= E). The next batch overwrites
+    it."""
 
     array: Floats
     at: int
@@ -42,15 +40,14 @@ class Gradient:
 
     @property
     def norm(self) -> float:
-        """Its Euclidean length."""
         return float(torch.linalg.vector_norm(torch.from_numpy(self.array)[:, self.at : self.end]))
 
 
 class DenseStep(Protocol):
-    """The network's half of a step of learning. A model has one and calls it once a batch.
+    """The network's half of a step of learning. A model has one and calls it one time a batch.
 
-    :meth:`backward` follows its :meth:`forward` at once or not at all (a batch that is refused). The caller has set
-    the network to training mode. Likely mistake: to keep what :meth:`backward` returned beyond the next batch.
+    :meth:`backward` follows its :meth:`forward` at once or not at all (a refused batch). The caller has set the network
+    to training mode. Likely mistake: to keep what :meth:`backward` returned beyond the next batch.
     """
 
     def forward(self, blocks: Sequence[Block], num: Floats) -> Floats:
@@ -58,20 +55,14 @@ class DenseStep(Protocol):
         ...
 
     def backward(self, slope: Floats) -> list[Gradient]:
-        """Writes the network's gradients for ``slope`` = d loss / d logit (B,), where ``p.grad`` points.
-
-        Returns:
-            d loss / d embeddings of each group that has embeddings, in the groups' order.
-        """
+        """Writes the network's gradients for ``slope`` = d loss / d logit (B,), where ``p.grad`` points. Returns d loss
+        / d embeddings of each group that has embeddings, in the groups' order."""
         ...
 
 
 def dense_step(inputs: Inputs, network: Network, half: bool = False) -> DenseStep:
-    """The faster of the two for this network.
-
-    Args:
-        half: matrix products in bfloat16, where the network's passes are written out.
-    """
+    """The faster of the two for this network. ``half``: matrix products in bfloat16, where its passes are written
+    out."""
     written = written_pass(network, half)
     return AutogradStep(inputs, network) if written is None else WrittenStep(inputs, network, written)
 
@@ -99,7 +90,7 @@ class Inference:
     """The network's logits in evaluation mode. Reads only; several threads may call it at once.
 
     Args:
-        own: holds the working memory of each thread, where that is shared with others; in ``own.room``.
+        own: in ``own.room``, the working memory of each thread, where it is shared.
     """
 
     def __init__(self, inputs: Inputs, network: Network, own: threading.local | None = None) -> None:
@@ -125,14 +116,12 @@ class Inference:
 
 
 def set_mode(network: Network, training: bool) -> None:
-    """Sets training or evaluation mode, if the network is not in it: to set the mode visits every module."""
+    """Sets training or evaluation mode, if the network is in the other: setting it visits every module."""
     if network.training is not training:
         network.train(training)
 
 
 class WrittenStep:
-    """A :class:`DenseStep` by passes that are written out."""
-
     def __init__(self, inputs: Inputs, network: Network, written: WrittenPass) -> None:
         self.inputs, self.network, self.written = inputs, network, written
         self._room = Workspace()
@@ -150,8 +139,6 @@ class WrittenStep:
 
 
 class AutogradStep:
-    """A :class:`DenseStep` by torch's autograd."""
-
     def __init__(self, inputs: Inputs, network: Network) -> None:
         self.inputs, self.network = inputs, network
         self._leaves: list[Tensor] = []

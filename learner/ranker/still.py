@@ -1,13 +1,13 @@
 # core
-"""Scores by a model as it was before the batch that it is learning just now.
+"""Scores by a model as it was before the batch that it is learning now.
 
 ::
 
     one thread    still.refresh() ──► model.learn(batch, before_writing=wait)   reads │ wait for the other │ writes
     another                      └──► still.score(rows)          reads the same ──────┘
 
-A step of learning reads first (ids, forward, backward) and writes last. What it changes early are the buffers of the
-network (running statistics), so those alone are copied. Weights and tables are the model's own: they cost nothing.
+A step of learning reads first (ids, forward, backward) and writes last. Only the buffers of the network (running
+statistics) change early, so they alone are copied. Weights and tables are the model's own.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from learner.ranker.step import Inference
 
 
 class Still:
-    """A model's :meth:`~learner.ranker.model.OnlineModel.score`, to the bit, from :meth:`refresh` until the model
+    """The model's :meth:`~learner.ranker.model.OnlineModel.score`, to the bit, from :meth:`refresh` until the model
     next writes.
 
-    For one run over a log: made from a model that is not resumed meanwhile. Likely mistake: to score after the model
-    has written and before the next :meth:`refresh`; statistics would then be older than weights.
+    It is for one run over a log, in which the model is not resumed. Likely mistake: to score after the model has
+    written and before the next :meth:`refresh`; statistics would then be older than weights.
     """
 
     def __init__(self, model: OnlineModel) -> None:
@@ -39,7 +39,7 @@ class Still:
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes the running statistics as they are now. The model must not be learning."""
+        """Copies the running statistics as they are now. The model must not be learning."""
         for own, theirs in self._pairs:
             own.data.copy_(theirs.data)
 

@@ -1,5 +1,5 @@
 # core
-"""What a model is to those around it: the verbs of a model of one's own, and what a learner asks of any model.
+"""The interfaces of a model: the methods of a model of one's own, and what a learner asks of any model.
 
 ::
 
@@ -28,46 +28,46 @@ if TYPE_CHECKING:
     from learner.retrieval.retrieval import RetrievalHead
 
 TRAINING = "training/"
-"""Names of arrays that begin with it are of use to learning alone: they are in snapshots, and never reach a scorer."""
+"""Arrays whose names begin with it serve learning alone: they are in snapshots, and never reach a scorer."""
 
 
 class Verbs(Protocol):
     """A model of your own, named ``module:Class`` in ``MILLRACE_MODEL`` or ``--model``.
 
-    It is made as ``Class(schema, spec, seed)``: ``schema.layout`` says what the columns of ``cat`` and ``num`` are
-    called, ``spec`` is the object of ``MILLRACE_MODEL_SPEC`` (a dict, perhaps empty), ``seed`` an int. The learner
-    makes one, and one more after each batch that it had to refuse; a scorer makes one in each worker for each version.
-    So to make one must be quick, and must neither start threads nor open files.
+    It is made as ``Class(schema, spec, seed)``: ``schema.layout`` names the columns of ``cat`` and ``num``, ``spec`` is
+    the object of ``MILLRACE_MODEL_SPEC`` (a dict, perhaps empty), ``seed`` an int. The learner makes one object, and
+    another after each refused batch; a scorer makes one in each worker for each version. So the constructor must be
+    quick, and must neither start threads nor open files.
 
-    One thread calls an object at a time. No other verb is ever called, and nobody reads its attributes.
+    One thread calls an object at a time. No other method is ever called, and no attribute read.
     """
 
     def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Click probabilities p (B,) in [0, 1] of the rows cat (B, F), num (B, N).
+        """Click probabilities p (B,) in [0, 1] of the rows cat (B, F), num (B, N), with B >= 1.
 
-        Called by the learner before each batch is learnt (it is judged on that), and by each scorer once a page, with
-        all candidates (some hundred rows) at a time; at least one row.
+        The learner calls it before it learns each batch (the model is judged on that), and each scorer calls it for all
+        candidates of a page (some hundred rows).
 
-        ``cat`` holds ids: hashes that mean nothing but equality, 0 where a value is missing. Ids that were never seen
-        before come all the time. ``num`` is always finite here. Neither can be written to: a page logs the same arrays.
+        ``cat`` holds ids: hashes that mean nothing but equality, 0 where a value is missing. Unseen ids come all the
+        time. ``num`` is always finite. Both are read-only: a page logs the same arrays.
 
-        Never change anything in it, not even a table entry for an unseen id. That is the mistake to make here: many
-        libraries create what they look up, and a scorer would grow with every page.
+        Never change anything in it, not even a table entry for an unseen id. That is the likely mistake: many libraries
+        create what they look up, and a scorer would grow with every page.
         """
 
     def learn(self, batch: SampleBatch) -> LearnReport | None:
         """Learns from ``batch``: cat, num, label (B,) in [0, 1] and weight (B,) > 0, most often 0 or 1 and 1.
 
-        Called by the learner alone, every ``batch_ms`` or ``batch_rows`` rows, with at least one row, and often with
-        just one. Follow-ups, labels and weights that are unusable, and numbers that are not finite never come here. The
-        arrays cannot be written to.
+        Only the learner calls it, every ``batch_ms`` or ``batch_rows`` rows, with at least one row, and often with just
+        one. Follow-ups, unusable labels and weights, and numbers that are not finite never come here. The arrays are
+        read-only.
 
-        Whatever it raises refuses the batch: the object is thrown away, and another one goes on from before the batch.
-        A report is optional; with one, its loss need not be computed by scoring the batch once more.
+        An exception refuses the batch: the object is thrown away, and another one goes on from before the batch. A
+        report is optional; its loss saves the learner another scoring of the batch.
 
-        The mistake to make here: to draw from a random generator, or to read a clock. Two objects of one seed that
-        learn the same batches must be equal to the bit, or a refused batch changes what was learnt before it. Draw from
-        a generator that ``seed`` made and that the snapshot keeps.
+        The likely mistake is to draw from a random generator, or to read a clock. Two objects of one seed that learn
+        the same batches must be equal to the bit, or a refused batch changes what was learnt before it. Draw from a
+        generator that ``seed`` made and that the snapshot keeps.
         """
 
     def snapshot(self) -> Mapping[str, Array]:
@@ -75,20 +75,21 @@ class Verbs(Protocol):
         the object. Names are always the same; shapes may change. Those that begin with ``training/`` stay with the
         learner.
 
-        Called with each delta that carries the weights (``MILLRACE_DELTA_SECONDS``), and after as many rows as make it
-        cheap. All of it lies in memory a few times over, and a delta carries a gibibyte at most, which is the bound.
+        It is called with each delta that carries the weights (``MILLRACE_DELTA_SECONDS``), and after as many rows as
+        make it cheap. The state lies in memory a few times over, and a delta carries a gibibyte at most: that bounds
+        it.
 
-        The mistake to make here: to give the live arrays. What was published would go on changing.
+        The likely mistake is to give the live arrays: what was published would go on changing.
         """
 
     def resume(self, arrays: Mapping[str, Array]) -> None:
-        """Becomes what :meth:`snapshot` gave, to the bit. The arrays are yours to keep and to write to.
+        """Becomes what :meth:`snapshot` gave, to the bit. The object owns the arrays and may write to them.
 
-        Called once on a fresh object: by the learner with all of them, by a scorer without those of ``training/``. An
-        object that was resumed without them is never asked to learn.
+        It is called one time on a fresh object: by the learner with all arrays, by a scorer without those of
+        ``training/``. An object that was resumed without them never learns.
 
-        Raise ``ValueError`` or ``KeyError`` where they are not of this model. The mistake to make here: to forget
-        something that decides what comes next, as an optimiser's momentum or a counter of steps.
+        Raise ``ValueError`` or ``KeyError`` where they are not of this model. The likely mistake is to forget something
+        that decides what comes next, as an optimiser's momentum or a counter of steps.
         """
 
 
@@ -99,7 +100,7 @@ class Scoring(Protocol):
 
 
 class Predicting(Scoring, Protocol):
-    """What is asked of a model by those who judge it by its predictions alone."""
+    """What those ask of a model who judge it by its predictions alone."""
 
     schema: Schema
     newest_ms: int
@@ -112,7 +113,7 @@ class Learning(Protocol):
     schema: Schema
     seed: int
     newest_ms: int
-    """Newest exposure learnt from."""
+    """Time of the newest exposure learnt from."""
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -123,7 +124,7 @@ class Learning(Protocol):
 
     @property
     def tables(self) -> Mapping[str, Sized]:
-        """Tables of rows by id. A model of one's own has none."""
+        """Tables of rows by id; a model of one's own has none."""
 
     @property
     def head(self) -> RetrievalHead | None: ...
@@ -152,7 +153,7 @@ class Learning(Protocol):
 
 
 class Slicing(Protocol):
-    """A snapshot in the making; see :class:`~learner.ranker.slices.Slices`."""
+    """The methods of :class:`~learner.ranker.slices.Slices`."""
 
     def next(self) -> tuple[Image, dict[str, Array]] | None: ...
 

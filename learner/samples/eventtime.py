@@ -1,17 +1,16 @@
 # core
 """How far event time has come, as the samples themselves prove it.
 
-The learner has no clock of the shop. But a sample says something about time: a negative that was promised after the
-attribution window cannot come before the window has passed. So each kind of sample proves an event time, by what its
-label policy promises (:class:`~millrace.labels.policy.Promise`), counted from its exposure::
+The learner has no clock of the shop. But a negative that was promised after the attribution window cannot come before
+the window has passed. So each kind of sample proves an event time, by the promise of its label policy
+(:class:`~millrace.labels.policy.Promise`), counted from its exposure::
 
     negative, correction    observe + disorder - slack
     positive                hold + disorder - slack, where clicks are held; else 0: it comes at once
 
 A partition's event time is the latest that any of its samples has proved. A partition holds whole users, and its
-samples come in the order of its events. So the label of an exposure is final once *its own* partition's time has passed
-the exposure by attribution + disorder: a click that is within the attribution window, and not more out of order than
-allowed, has come.
+samples come in the order of its events. So the label of an exposure is final when *its own* partition's time has passed
+the exposure by attribution + disorder: every click within the window and the allowed disorder has come.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POLICIES
 from millrace.labels import Waits, policy_named
 
 _LONG_MS = 1 << 50
-"""Traffic that flows for so long has the shortest waits of each policy."""
+"""After such a long flow of traffic each policy has its shortest waits."""
 
 
 def proofs(waits: Waits) -> NDArray[np.int64]:
@@ -42,11 +41,9 @@ def proofs(waits: Waits) -> NDArray[np.int64]:
 class EventTime:
     """Event time over all partitions: a watermark (Akidau et al. 2015), the smallest of the partitions' times.
 
-    A partition that is silent does not hold it, else nothing would ever settle; what comes from it later may be behind
-    the watermark. A partition that is expected holds it until it is heard or silent: a learner that reads up what it
-    missed gets one partition's samples before another's.
-
-    Not kept in snapshots: it begins anew with a process.
+    A silent partition does not hold it back, else nothing would settle; its later samples may be behind the watermark.
+    An expected partition holds it until it is heard or silent: a learner that catches up gets one partition's samples
+    before another's. Snapshots do not keep it; it restarts with a process.
     """
 
     def __init__(self, waits: Waits) -> None:
@@ -56,7 +53,7 @@ class EventTime:
         self._silent: set[int] = set()
 
     def expect(self, partitions: Iterable[int]) -> None:
-        """Takes the partitions that there are, before anything of them is heard."""
+        """Names the existing partitions, before any of their samples is heard."""
         for partition in partitions:
             self._by_partition.setdefault(partition, 0)
 
@@ -68,7 +65,7 @@ class EventTime:
             self._silent.discard(partition)
 
     def silent(self, partitions: Iterable[int]) -> None:
-        """Takes the partitions of which nothing more has come for long: what there is of them has been heard."""
+        """Names the partitions from which nothing has come for long: all their samples have been heard."""
         self._silent.update(partitions)
 
     def advance(self) -> int:

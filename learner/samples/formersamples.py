@@ -1,9 +1,8 @@
 # core
-"""Samples that the stream made under another schema than the learner's: waiting on the topic while the schema was
-changed, or sent while roles are restarted one after another.
+"""Samples that the stream made under another schema than the learner's, before or during a change of the schema.
 
-A message of ``samples`` names its schema in a header. The store knows what the columns of each schema were
-(:mod:`millrace.contracts.schemabook`), so such samples are learnt from with the columns that both have.
+A message of ``samples`` names its schema in a header, and the store knows the columns of each schema
+(:mod:`millrace.contracts.schemabook`). So the learner learns them with the columns that both have.
 """
 
 from __future__ import annotations
@@ -24,21 +23,17 @@ _REMEDY = "give stream and learner one schema"
 
 
 class FormerSamples:
-    """Carries samples over to ``schema``.
-
-    Args:
-        book: asked for a schema that was not met before.
-    """
+    """Carries samples over to ``schema``. ``book`` is asked for each new schema."""
 
     def __init__(self, schema: Schema, book: SchemaBook) -> None:
         self._schema, self._book = schema, book
         self._carries: dict[str, Carry | None] = {}
 
     def carried(self, batch: SampleBatch, headers: Iterable[tuple[str, bytes]] | None) -> SampleBatch:
-        """The batch with the columns of ``schema``; as it is where its message names no other one.
+        """The batch with the columns of ``schema``; unchanged where its message names no other one.
 
         Raises:
-            SchemaError: nobody knows its schema, or it is not of that schema's shape.
+            SchemaError: its schema is unknown, or it is not of that schema's shape.
             StoreError: the store cannot be asked.
         """
         named = dict(headers or ()).get(SCHEMA_HEADER) or b""  # a header may be there without a value

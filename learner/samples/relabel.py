@@ -1,16 +1,15 @@
 # core
-"""The same samples, labelled as another policy would have: as far as samples allow it.
+"""The same samples with the labels of another policy, as far as samples allow it.
 
-Samples say when the stream's policy gave a label, and later whether that was wrong. Whoever waits longer than the
-stream did can therefore give what a policy gives that waits longer. Nobody can give a label sooner than it came::
+Samples report when the stream's policy gave a label, and later whether that was wrong. So a reader can give the labels
+of a policy that waits longer, but of none that waits less::
 
     of the stream       a click at once  P            a negative N after the observation window    a click after it  C
     ``wait``            P at once                     N when the window of attribution has passed  P at once, no N
     ``equal-wait``      P or N when the window of attribution has passed                           C, if still later
 
-So a shadow may have ``wait`` or ``equal-wait``, whatever the stream's policy is, and no other than the stream's beside
-them: under ``prompt``, ``es-dfm`` and ``fake-negative-weighted`` exposures are learnt sooner than a stream that waits
-tells of them.
+A shadow may therefore have the stream's own policy, ``wait`` or ``equal-wait``: the others learn exposures sooner than
+a stream that waits reports them.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ POSSIBLE = ("wait", "equal-wait")
 """Policies whose labels can be made of any other's."""
 
 MOST_ROWS = 100_000
-"""Rows that wait at most: the shop's take 2.3 KB each. Beyond it the oldest get the label that is known."""
+"""The most rows that wait: the shop's take 2.3 KB each. Beyond it the oldest get the label that is known."""
 
 
 @dataclass(slots=True)
 class _Message:
-    """What waits of a message: the rows whose ``waits`` is set."""
+    """A message with waiting rows: those whose ``waits`` is set."""
 
     batch: SampleBatch
     partition: int
@@ -66,7 +65,7 @@ class Relabel:
         waits: event times of the label policies, the stream's.
 
     Raises:
-        SettingError: samples cannot be made into the labels of that policy.
+        SettingError: samples cannot get the labels of that policy.
     """
 
     def __init__(self, policy: str, waits: Waits, most_rows: int = MOST_ROWS) -> None:
@@ -85,18 +84,17 @@ class Relabel:
 
     @property
     def waiting(self) -> int:
-        """Rows that wait."""
         return len(self._at)
 
     def offsets(self, next: dict[int, int]) -> dict[int, int]:
-        """Where to read on so that nothing that waits is lost: the oldest message of a partition that has such rows."""
+        """Where to read on so that no waiting row is lost: at the oldest message of a partition that has such rows."""
         found = dict(next)
         for message in self._messages:
             found[message.partition] = min(found.get(message.partition, message.offset), message.offset)
         return found
 
     def take(self, batch: SampleBatch, partition: int, offset: int) -> Iterable[Labelled]:
-        """Takes a message; gives the rows that are to be learnt at once."""
+        """Takes a message; gives the rows to learn at once."""
         self.time.hear(batch, partition)
         ids = exposure_ids(batch).view(np.int64)
         now = np.zeros(len(batch), np.bool_)

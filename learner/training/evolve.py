@@ -1,5 +1,5 @@
 # core
-"""A warm start after the schema or the spec has changed: what both have is carried over, and a report says what.
+"""A warm start after the schema or the spec has changed: carries over what both have, and reports the rest.
 
 ::
 
@@ -8,14 +8,14 @@
     new model      [ user_id[0..15] | item_id[0..15] | stock: zero    ]  the rest of its answer stays as it was
 
 A new column enters every layer with weight zero (the optimiser moves it from there). So a new number changes no
-prediction until something is learnt about it; nor does a new field, whose ids have no rows. A layer whose other axis
-has changed (hidden widths) starts untrained. Optimiser state goes with its weights. Rolling metrics begin anew.
+prediction before something is learnt about it; nor does a new field, whose ids have no rows. A layer whose other axis
+has changed (hidden widths) starts untrained. Optimiser state goes with its weights. Rolling metrics restart.
 
-The retrieval head goes along whole where its spec is the same, and begins anew where it is not. What it keeps of items
-and users by column begins anew with other columns.
+The retrieval head is carried over whole where its spec is the same, else it begins empty. Its columns of items and
+users begin empty where the columns changed.
 
-Rows keep their ids. An id does not tell its field: where a field moves to a table of another width, all rows of its old
-table are copied there, and the rows of other fields are removed by age.
+An id does not reveal its field. So where a field moves to a table of another width, all rows of its old table are
+copied there, and age removes the rows of other fields.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from millrace.versions.image import RETRIEVAL_TABLES, Array, Image, TableRows, s
 
 @dataclass(slots=True)
 class Report:
-    """What a warm start did, a line each."""
+    """What a warm start did, one line each."""
 
     changed: list[str] = field(default_factory=list)  # settings
     kept: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Report:
 
 
 def read_columns(note: object) -> Columns:
-    """The columns that a snapshot's ``extra["columns"]`` names; SnapshotError where it names none."""
+    """The columns in a snapshot's ``extra["columns"]``. Raises SnapshotError where it names none."""
     try:
         return msgspec.convert(note, Columns)
     except msgspec.ValidationError as error:
@@ -77,7 +77,7 @@ def evolve(
     spec: Mapping[str, Any],
     seed: int,
 ) -> tuple[OnlineModel, Report]:
-    """A model of ``schema`` and ``spec`` that goes on from a snapshot of another, and what became of each part.
+    """A model of ``schema`` and ``spec`` that goes on from a snapshot of another, and a report of each part.
 
     Args:
         old: names of the snapshot's columns (its ``extra["columns"]``).
@@ -126,7 +126,7 @@ def _compare(
 
 
 def _inputs(columns: Columns) -> dict[str, str]:
-    """What there is, and what it is."""
+    """Names and kinds of the inputs."""
     found = {
         f"field {name}": f"width {width}"
         for names, width in zip(columns.fields, columns.widths, strict=True)
@@ -149,7 +149,7 @@ def _dense(
     model: OnlineModel,
     report: Report,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Serving tensors and training arrays of the network, by name as a snapshot has them."""
+    """Serving tensors and training arrays of the network, named as in a snapshot."""
     columns, before = model.columns, read_spec(old_spec)
     was, now = build_network(old, before, 0), model.network
     sizes = {n: p.numel() for n, p in was.named_parameters()}
@@ -217,7 +217,7 @@ def _match(
     new: tuple[list[str] | None, ...] | None,
     new_shape: tuple[int, ...],
 ) -> list[Where] | None:
-    """For each axis, places in the new tensor and in the old one that are the same; None: another tensor."""
+    """For each axis, the places in the new and the old tensor that are the same; None: another tensor."""
     if len(old_shape) != len(new_shape):
         return None
     old, new = old or (None,) * len(old_shape), new or (None,) * len(new_shape)
@@ -235,7 +235,7 @@ def _match(
 
 
 def _carried(old: Array, new: Array, where: list[Where], blank: bool) -> Array:
-    """``new`` (zero first, if ``blank``) with the places of ``old`` that it has too."""
+    """``new`` (zeroed first, if ``blank``) with the places of ``old`` that it has too."""
     out = np.zeros_like(new) if blank else new.copy()
     if where:
         out[np.ix_(*(w[0] for w in where))] = old[np.ix_(*(w[1] for w in where))]
@@ -244,7 +244,7 @@ def _carried(old: Array, new: Array, where: list[Where], blank: bool) -> Array:
 
 
 def _delays(training: Mapping[str, Array], model: OnlineModel) -> dict[str, Array]:
-    """What the model of click delays has learnt. Clicks that wait are dropped: their features may be other columns."""
+    """The state of the click delay model. Waiting clicks are dropped: their features may be other columns."""
     state = model.delays.snapshot() | {n: training[f"delays/{n}"] for n in ("clock", "squares")}
     return {f"delays/{n}": a for n, a in state.items()}
 
@@ -261,7 +261,7 @@ def _homes(columns: Columns) -> dict[str, str]:
 def _table(
     name: str, old: Columns, image: Image, training: Mapping[str, Array], model: OnlineModel, report: Report
 ) -> tuple[TableRows, dict[str, Array]]:
-    """Rows and training columns of the table ``name``: those of the old tables that its fields were in."""
+    """Rows and training columns of the table ``name``, from the old tables of its fields."""
     table = model.tables[name]
     was, now = _homes(old), _homes(model.columns)
     sources = sorted({was[f] for f, at in now.items() if at == name and f in was}, key=lambda n: (n != name, n))
@@ -341,7 +341,7 @@ def _head(
 def _sample(
     old: Columns, training: Mapping[str, Array], model: OnlineModel, dense: dict[str, Array], report: Report
 ) -> dict[str, Array]:
-    """The sample that edges are made from. It begins anew when a number is new in buckets, for want of past rows."""
+    """The sample that edges are made from. It restarts when a number is new in buckets, since that has no past rows."""
     names = model.columns.buckets
     if not set(names) <= set(old.buckets):
         report.new.append("sample for the edges of buckets: edges kept stay until it has rows enough")

@@ -1,5 +1,5 @@
 # core
-"""What was done to a model since a snapshot, act by act, so that the same can be done again, or all of it but a part.
+"""What was done to a model since a snapshot, act by act, so that a repair can repeat all of it, or leave a part out.
 
 ::
 
@@ -7,8 +7,8 @@
                     │
                     └ its rows, by where they lie on ``samples``: partition, offset, first row, one behind the last
 
-Micro-batches end where wall time and the order of polling say, so they are written down. A snapshot, and the acts since
-it in order, give the model to the bit: learning draws on nothing else (:func:`learn_again`).
+Wall time and the order of polling decide where micro-batches end, so the acts record it. A snapshot and the acts since
+it, in order, give the model to the bit: learning depends on nothing else (:func:`learn_again`).
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """One micro-batch was given to the model: its rows in order."""
+    """The model was given one micro-batch: these rows in order."""
 
     spans: tuple[Span, ...]
     rows: int = field(default=-1, compare=False)
-    """How many the model learnt, where that is known: 0 of a batch that it refused. Not written down."""
+    """How many the model learnt, where known: 0 of a refused batch. Not in the store."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """The retrieval head learnt what it had kept waiting."""
+    """The retrieval head learnt the clicks that it had kept waiting."""
 
 
 Act = Learnt | Flushed
@@ -87,11 +87,7 @@ def encode_acts(acts: Sequence[Act]) -> bytes:
 
 
 def decode_acts(raw: bytes | memoryview) -> list[Act]:
-    """The inverse of :func:`encode_acts`.
-
-    Raises:
-        SnapshotError: they cannot be read.
-    """
+    """The inverse of :func:`encode_acts`. Raises SnapshotError where they cannot be read."""
     try:
         found = _decoder.decode(raw)
     except msgspec.MsgspecError as error:
@@ -103,7 +99,7 @@ _decoder: msgspec.msgpack.Decoder[list[list[Span] | None]] = msgspec.msgpack.Dec
 
 
 def learn_again(model: Learning, acts: Iterable[Act], rows_of: Callable[[Learnt], SampleBatch | None]) -> int:
-    """Does the acts to ``model`` once more. Rows learnt.
+    """Repeats the acts on ``model``. Returns the rows learnt.
 
     Args:
         rows_of: the batch of an act, without what is to be left out; None: nothing of it is left.

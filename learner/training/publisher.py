@@ -1,9 +1,9 @@
 # shell
-"""What a learner sends to ``model.deltas``: claims, deltas in chunks, announcements; and how far the topic is known.
+"""Sends a learner's messages to ``model.deltas``: claims, deltas in chunks, announcements. Tracks the topic's offsets.
 
-A snapshot names the offset that follows it (``follows``): whoever loads it reads on from there. Any offset will do that
-is not behind the first delta after the snapshot. So if the delta of the snapshot's version was lost, what was delivered
-before it will do.
+A snapshot names the offset that follows it (``follows``), from which its reader goes on. Any offset will do that is not
+behind the first delta after the snapshot. So where the delta of the snapshot's version was lost, the offset of the
+delivery before it serves.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DELIVERY_S = 30.0
 
 
 class Publisher:
-    """The one way to ``model.deltas``. Deliveries are told by the producer's own thread, so counts are locked.
+    """The only producer to ``model.deltas``. The producer's own thread reports deliveries, so counts are locked.
 
     Args:
         log_id: id of the topic, empty where the broker gives none.
@@ -45,11 +45,7 @@ class Publisher:
         self._refusals = self._passes = 0
 
     def claim(self, claim: Claim) -> int:
-        """Sends a claim and waits for its offset.
-
-        Raises:
-            BrokerError: it was not delivered.
-        """
+        """Sends a claim and waits for its offset. Raises BrokerError where it was not delivered."""
         try:
             offset: int = self._producer.send(MODEL_DELTAS, encode_claim(claim)).get(_DELIVERY_S).offset
         except KafkaError as error:
@@ -58,11 +54,11 @@ class Publisher:
         return offset
 
     def still_here(self, claim: Claim) -> None:
-        """Says that the learner is alive. It waits for nothing, and is not missed if it is lost."""
+        """Sends a heartbeat. It waits for nothing, and its loss does no harm."""
         self._producer.send(MODEL_DELTAS, encode_claim(claim))
 
     def delta(self, note: Announcement, body: bytes) -> None:
-        """Sends a delta, all of whose messages go one after another."""
+        """Sends a delta, its messages one after another."""
         for message in encode_delta(note, None if note.file else body):
             self._newest = self._producer.send(MODEL_DELTAS, message)
             self._newest.add_callback(lambda sent: self._delivered(sent.offset))
@@ -75,10 +71,10 @@ class Publisher:
         )
 
     def behind_newest(self) -> Callable[[], dict[str, Any]]:
-        """Where a snapshot of the newest version stands on the topic: what gives ``follows`` and ``log``.
+        """Where a snapshot of the newest version stands on the topic: a function that gives ``follows`` and ``log``.
 
-        To be asked for before the next delta is sent. The answer may be fetched later, by another thread: it waits
-        until the newest delta is delivered, or lost.
+        Call this before the next delta is sent. Another thread may call the function later: it waits until the newest
+        delta is delivered, or lost.
         """
         newest = self._newest
         with self._lock:
@@ -96,14 +92,14 @@ class Publisher:
         return where
 
     def take_lost(self) -> int:
-        """Deltas' messages that were not delivered since the last call. The next snapshot mends that."""
+        """Deltas' messages lost since the last call. The next snapshot repairs that."""
         with self._lock:
             lost, self._lost = self._lost, 0
         return lost
 
     def forget_before(self, offset: int) -> None:
-        """Lets the broker delete what no snapshot needs any more. One that does not is told of once, and asked again
-        behind the second, fourth, eighth ... snapshot: it may only have been away."""
+        """Lets the broker delete what no snapshot needs any more. A refusal is logged one time, and retried behind the
+        second, fourth, eighth ... snapshot: the broker may only have been away."""
         self._passes -= 1
         if self._passes > 0 or offset <= 0:
             return

@@ -1,5 +1,5 @@
 # shell
-"""Who is the learner: an epoch is claimed on the topic ``model.deltas``, and the first claim of it wins.
+"""Who is the learner: a process claims an epoch on the topic ``model.deltas``, and the first claim of it wins.
 
 ::
 
@@ -7,10 +7,10 @@
                                                                                 │ our own: go on    │ another's: end
     running   before each publication, read what is new: a claim of a higher epoch ────────────────► end
 
-Whoever starts takes over, so that a learner whose machine was lost can be replaced at once. Hence two learners that are
-both started again whenever they end would fence each other for ever. Two things prevent this. A process that was fenced
-ends with a status of its own, by which a supervisor leaves it alone. And it leaves a mark in its folder: when it is
-started nevertheless, it first listens for the one who fenced it, and ends again if that one is alive.
+The newest starter takes over, so that a lost learner can be replaced at once. Two learners under supervisors would
+therefore fence each other for ever. Two things prevent this. A fenced process ends with a status of its own, by which a
+supervisor leaves it alone. And it leaves a mark in its folder: at a later start it first listens for the learner that
+fenced it, and ends again if that one is alive.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from millrace.versions.versioning import MAX_EPOCH, Claim, Place
 log = structlog.get_logger("learner")
 
 HEARTBEAT_SECONDS = 5.0
-"""How often a learner says that it is there, if it has nothing else to say."""
+"""The longest time in which a learner sends nothing."""
 
 _LISTEN = 3
 _REMEDY = "run one learner for a store; to let this one take over, stop the other"
 
 
 class Tenure:
-    """What this process knows of the topic ``model.deltas``, and the epoch that it has won.
+    """The claim of the learner: what this process knows of the topic ``model.deltas``, and the epoch that it has won.
 
     Args:
         claimant: a name that no other process has.
-        mark: the file that says that a learner of this folder was fenced.
+        mark: the file that marks this folder's learner as fenced.
     """
 
     def __init__(self, settings: Settings, claimant: str, mark: Path) -> None:
@@ -62,8 +62,8 @@ class Tenure:
         self._reader.close()
 
     def win(self, publisher: Publisher, store: Place, stop: threading.Event) -> bool:
-        """Claims the epoch above all others, and returns when it is won. False: it was to stop before it claimed any,
-        so it takes the place of nobody.
+        """Claims the epoch above all others, and returns when it is won. False: ``stop`` was set before it claimed any,
+        so it replaces no learner.
 
         Args:
             store: highest epoch and number in the store.
@@ -96,11 +96,8 @@ class Tenure:
         return True
 
     def check(self) -> None:
-        """Reads what is new. To be called before each publication.
-
-        Raises:
-            FencedError: another learner has taken over; this one must write nothing more.
-        """
+        """Reads what is new. Call it before each publication. Raises FencedError where another learner has taken over:
+        this one must write nothing more."""
         self._poll(0)
         self._hold()
 
@@ -115,7 +112,7 @@ class Tenure:
         raise FencedError(f"learner '{fence.claimant}' has taken over with epoch {fence.epoch}", _REMEDY)
 
     def _listen(self, stop: threading.Event) -> None:
-        """After this folder's learner was fenced: returns when nothing is heard of who has the epoch now."""
+        """After this folder's learner was fenced: returns when the learner that has the epoch is silent."""
         fence, self._heard = self._fence, (-1, "")
         until = time.monotonic() + _LISTEN * HEARTBEAT_SECONDS
         log.warning("a learner of this folder was fenced; listening for the other", seconds=_LISTEN * HEARTBEAT_SECONDS)
@@ -125,7 +122,7 @@ class Tenure:
                 self._fenced(fence)
 
     def _read_to_end(self) -> None:
-        """Reads what the topic held at some moment after the start. What comes later is read behind the claim."""
+        """Reads what the topic held at some moment after the start. Later messages are read behind the claim."""
         heard = time.monotonic()
         while not read_up(self._reader):
             if self._poll(100):
@@ -134,7 +131,7 @@ class Tenure:
                 raise BrokerError(f"broker '{self._settings.kafka}' gives no more of '{MODEL_DELTAS}'", REMEDY)
 
     def _poll(self, wait_ms: int) -> int:
-        """Takes in what is new; how many messages that were."""
+        """Reads new messages; returns how many."""
         seen = 0
         for records in self._reader.poll(timeout_ms=wait_ms).values():
             for record in records:

@@ -7,11 +7,9 @@
                        │                                                                Progressive    OnlineModel
                        └──► the scores that pages were served with ──► Served
 
-Where a gate stands before what is served, :mod:`learner.gate.promotion` says what is admitted, and comes between a
-cut and learning from it.
-
-Two questions are answered apart: what the learner predicts when it learns (:mod:`learner.evaluation.progressive`),
-and how good the served pages were (:mod:`learner.evaluation.served`).
+With a gate, :mod:`learner.gate.promotion` decides what is admitted, and comes between a cut and learning from it.
+:mod:`learner.evaluation.progressive` judges the learner's predictions, :mod:`learner.evaluation.served` the served
+pages.
 """
 
 from __future__ import annotations
@@ -56,14 +54,14 @@ class Cut(NamedTuple):
 class Trainer:
     """Feeds ``model`` from a stream of sample batches, in micro-batches of at most ``batch_rows``.
 
-    ``counts`` has what became of samples: "trained", "repeated", "follow_ups", "refused" (unusable label or weight),
+    ``counts`` counts samples by outcome: "trained", "repeated", "follow_ups", "refused" (unusable label or weight),
     "left_out" (negatives not chosen), "bad_numbers", "not_finite" (predictions), "skipped" (rows in refused batches),
     "skipped:REASON" (batches), "unread" (learnt from, though their page's user was not read). With a gate also
     "held_out", "absurd", "over_limit", "quarantined", "released", "discarded", "set_aside"
     (:mod:`learner.gate.promotion`).
 
     Attributes:
-        admit: says which new rows of a message are to be learnt, (B,). Held-out pages, for one, are not.
+        admit: chooses the new rows of a message to learn, (B,). Held-out pages, for one, are not learnt.
     """
 
     admit: Callable[[SampleBatch, Places], NDArray[np.bool_]] | None = None
@@ -117,20 +115,14 @@ class Trainer:
             self.queue(new, places, np.full(len(new), joined_ms, np.int64))
 
     def queue(self, batch: SampleBatch, places: Places, joined_ms: Times) -> None:
-        """Queues rows to be learnt, whatever they are."""
+        """Queues rows without any check."""
         self._pending.append(batch)
         self._places.append(places)
         self._joined.append(joined_ms)
 
     def step(self, drain: bool = False) -> LearnReport | None:
-        """Predicts, judges and learns one micro-batch.
-
-        Args:
-            drain: also one that is not full.
-
-        Returns:
-            What became of it; None when there are not rows enough. Call again until then.
-        """
+        """Predicts, judges and learns one micro-batch, with ``drain`` also one that is not full. Returns None when
+        there are too few rows. Call again until then."""
         cut = self.cut(drain)
         if cut is None:
             return None
@@ -138,7 +130,7 @@ class Trainer:
         return self.learn(cut)
 
     def cut(self, drain: bool = False) -> Cut | None:
-        """The next micro-batch; None when there are not rows enough. It is the caller's then."""
+        """The next micro-batch, owned by the caller; None when there are too few rows."""
         rows = self.pending
         if not rows or (rows < self.batch_rows and not drain):
             return None
@@ -154,8 +146,8 @@ class Trainer:
         return Cut(batch, places[:size], joined[:size])
 
     def judge(self, batch: SampleBatch) -> NDArray[np.float32]:
-        """Predicts a micro-batch, (B,), and judges the predictions. A correction is not judged: its exposure was judged
-        as a negative."""
+        """Predicts a micro-batch, (B,), and judges the predictions. It judges no correction: the exposure was judged as
+        a negative."""
         p = self.model.score(batch.cat, batch.num)
         with np.errstate(invalid="ignore"):
             judged = (batch.kind != CORRECTION) & (batch.label >= 0) & (batch.label <= 1)
@@ -166,7 +158,7 @@ class Trainer:
         return p
 
     def learn(self, cut: Cut) -> LearnReport:
-        """Learns a micro-batch, and counts what became of it."""
+        """Learns a micro-batch, and counts its outcome."""
         batch = cut.batch
         report = self.model.learn(batch)
         self.counts["trained"] += report.rows
@@ -184,35 +176,35 @@ class Trainer:
         return report
 
     def take_clicks(self) -> Clicks:
-        """The clicks learnt from since the last call."""
         clicks, self._clicks = self._clicks, []
         if not clicks:
             return Clicks(np.empty(0, np.int64), np.empty(0, np.int64))
         return Clicks(np.concatenate([c.sent_ms for c in clicks]), np.concatenate([c.joined_ms for c in clicks]))
 
     def begin_again(self, training: Mapping[str, Array]) -> None:
-        """Forgets what waits, and knows the samples of another snapshot: the stream is read again from its offsets."""
+        """Forgets pending rows, and takes over another snapshot's samples: the stream is read again from its
+        offsets."""
         self._pending, self._joined, self._places = [], [], []
         self.repeats = Repeats(self.repeats.keep_ms)
         if own := below(_PREFIX, training):
             self.repeats.resume(own)
 
     def snapshot(self, ordered: bool = True) -> dict[str, Array]:
-        """What a snapshot keeps besides the model: the ids already learnt from, in order unless told otherwise.
+        """What a snapshot keeps besides the model: the ids already learnt from, by default in order.
 
-        Called with the model's own snapshot, when nothing is pending: a pending row counts as seen, but no weight has
-        seen it. Rolling figures are not kept; they begin anew with a process.
+        Call it with the model's own snapshot, when nothing is pending: a pending row counts as seen, but no weight has
+        seen it. Rolling figures are not kept; they restart with a process.
         """
         return {f"{_PREFIX}{n}": a for n, a in self.repeats.snapshot(ordered).items()}
 
     def resume(self, training: Mapping[str, Array], counts: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`snapshot`, with the counts that the snapshot's announcement carries.
+        """The inverse of :meth:`snapshot`, with the counts of the snapshot's announcement. Call it after the model's
+        resume.
 
-        The model has been resumed before. Served pages that the snapshot's process had seen something of are not
-        judged again.
+        Served pages of which the snapshot's process had seen something are not judged again.
 
         Args:
-            training: arrays of a whole snapshot; those of the model are passed over.
+            training: arrays of a whole snapshot; the model's are ignored.
         """
         own = below(_PREFIX, training)
         if own:

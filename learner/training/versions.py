@@ -3,15 +3,14 @@
 
 ::
 
-    start:    newest sound snapshot v57 ──resume──► snapshot v59, root of a new epoch (v58 was published, and is lost)
+    start:    newest whole snapshot v57 ──resume──► snapshot v59, root of a new epoch (v58 was published, and is lost)
     running:  v59 ──delta──► v60 ──► ... ──► v92 = snapshot v92 ──► ...
-                       rows each time; dense tensors and the retrieval head now and then, and before a snapshot
 
-What a delta leaves out is in a later one as it is then, so followers hold of each part what was published of it last::
+A later delta has what this one leaves out, as it is then. So followers hold what was last published of each part::
 
     rows of the ranker   v60  v61  v62  v63  v64 ...        each delta
-    dense tensors        v60            v63                 each ``dense_seconds``
-    retrieval head                 v62                      each ``retrieval_seconds``: the retrieval version
+    dense tensors        v60            v63                 each ``dense_seconds``, and before a snapshot
+    retrieval head                 v62                      each ``retrieval_seconds``, and before a snapshot
 
 A snapshot is begun, copied slice by slice while the model learns and publishes on, and finished at a version::
 
@@ -48,7 +47,7 @@ log = structlog.get_logger("learner")
 
 @dataclass(slots=True)
 class Progress:
-    """What a version says about itself besides its tensors."""
+    """What a version reports besides its tensors."""
 
     trained: int = 0
     offsets: dict[int, int] = field(default_factory=dict)  # next offset of samples to read, by partition
@@ -66,7 +65,7 @@ class Cuts:
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """The end of a snapshot: its last part, and what the manifest says."""
+    """The end of a snapshot: its last part, and the content of the manifest."""
 
     part: Part
     own_hash: str | None  # None: a root
@@ -75,13 +74,13 @@ class Last:
 
 
 class Versions:
-    """Numbers a model's versions and says what each is. ``model`` may learn between any two calls.
+    """Numbers and announces a model's versions. ``model`` may learn between any two calls.
 
     ``published_ms`` is the wall time of publication in Unix ms; the caller has the clock.
 
     Args:
         epoch: the one that this learner has.
-        claimant: by which name it claimed it.
+        claimant: the name in its claim.
         version: the highest number that was ever published, -1: none was.
         keep: writes a delta's body to the store; None: bodies travel on ``model.deltas``.
     """
@@ -104,18 +103,18 @@ class Versions:
         self._dense_behind = self._head_behind = False
         self._snapshot_version = self._root_version = -1
         self.flushed: Callable[[], None] | None = None
-        """Told when the retrieval head has learnt what it kept waiting."""
+        """Called when the retrieval head has learnt the clicks that it kept waiting."""
 
     def replace(self, model: Learning) -> None:
-        """Goes on with another model: one that followers hold as it is, or whose root comes next. Dense tensors and the
-        retrieval head go out again, in case that followers have older ones."""
+        """Goes on with another model: one that followers hold already, or whose root comes next. Dense tensors and the
+        retrieval head go out again, since followers may have older ones."""
         self.model = model
         self._changed, self._clicks = False, []
         self._dense_behind, self._head_behind = True, model.head is not None
         self._snapshot_version = -1
 
     def learnt(self, clicks_ms: NDArray[np.int64]) -> None:
-        """Says that the model has learnt since the last version, among others from clicks sent then (wall time)."""
+        """Reports that the model has learnt since the last version, among others from clicks sent then (wall time)."""
         self._changed = self._dense_behind = True
         self._head_behind = self.model.head is not None
         self._clicks.append(clicks_ms)
@@ -134,8 +133,8 @@ class Versions:
 
         Raises:
             StoreError: the body is to lie in the store, and cannot be written.
-            SnapshotError: it is too large. In both cases what it had is lost to followers: the version counts as
-                published, and the next snapshot mends that.
+            SnapshotError: it is too large. After either error followers lack its content: the version counts as
+                published, and the next snapshot repairs that.
         """
         dense = (dense or not self.model.tables) and self._dense_behind  # without rows they are all there is to tell
         retrieval = retrieval and self._head_behind
@@ -171,7 +170,8 @@ class Versions:
         return note, body
 
     def _flushed(self) -> int:
-        """Has the head learn from what it kept waiting. Clicks that it has learnt from then; -1: there is no head."""
+        """Has the head learn the waiting clicks. Returns how many clicks it has learnt by then; -1: there is no
+        head."""
         head = self.model.head
         if head is None:
             return -1
@@ -184,16 +184,15 @@ class Versions:
 
     @property
     def place(self) -> Place:
-        """Of the newest version."""
         return Place(self.epoch, self.version)
 
     @property
     def snapshot_ready(self) -> bool:
-        """Whether a snapshot of the newest version would have just what its deltas had."""
+        """Whether a snapshot of the newest version would hold exactly what its deltas had."""
         return not (self._changed or self._dense_behind or self._head_behind)
 
     def snapshot_lost(self) -> None:
-        """Says that a snapshot was not written: its version has none."""
+        """Reports that a snapshot was not written: its version has none."""
         self._snapshot_version = -1
 
     @property
@@ -203,22 +202,22 @@ class Versions:
 
     @property
     def root_newest(self) -> bool:
-        """Whether the newest version is a root: no snapshot may begin before the next delta, or files would have the
-        root's names."""
+        """Whether the newest version is a root. Then no snapshot may begin before the next delta, or its files would
+        have the root's names."""
         return self._root_version == self.version
 
     def begin(self, rows: int = 100_000) -> Slicing:
-        """Begins a snapshot that is copied ``rows`` rows at a time. One that has begun is given up. Not where
+        """Begins a snapshot that is copied ``rows`` rows at a time, and gives up an earlier one. Not where
         :attr:`root_newest`.
 
         Take parts between steps of learning until there is none; then, right after a delta with all there is, call
-        :meth:`finish`. Files are written elsewhere (:class:`SnapshotFiles`), by the name of :attr:`place` as it is now.
+        :meth:`finish`. :class:`SnapshotFiles` writes the files, under the name of :attr:`place` as it is now.
         """
         return self.model.slices(rows)
 
     def begin_root(self) -> Slicing:
-        """Begins the first version after a start: a snapshot above every version that was ever published. Nothing is
-        learnt until it is finished."""
+        """Begins the first version after a start: a snapshot above every version that was ever published. The model
+        must not learn until it is finished."""
         self.version += 1
         self._root_version = self.version
         self._flushed()
@@ -254,7 +253,7 @@ class Versions:
         return Last((image, {**training, **trainer}), self.hash or None, meta)
 
     def announced(self, root: Announcement) -> None:
-        """Says that the root was written: deltas follow it from now on."""
+        """Reports that the root was written: deltas follow it from now on."""
         self.hash = root.hash
 
     def _meta(self, progress: Progress, published_ms: int) -> dict[str, Any]:
@@ -271,20 +270,19 @@ class Versions:
 
 
 class SnapshotFiles:
-    """The files of one snapshot, written part by part. They mean nothing until the manifest is written. What cannot be
-    written raises StoreError."""
+    """Writes the files of one snapshot part by part. They do not count before the manifest is written. Methods raise
+    StoreError where a file cannot be written."""
 
     def __init__(self, store: ModelStore, begun: Place) -> None:
         self._store, self._begun = store, begun
         self._parts: list[tuple[Sealed, Sealed]] = []
 
     def add(self, part: Part) -> None:
-        """Writes the next part."""
         self._parts.append(self._store.write_part(self._begun, len(self._parts), *part))
 
     def give_up(self) -> None:
-        """Removes what was written: a store that takes nothing more must not be filled by it. What cannot be removed
-        goes with the next snapshot."""
+        """Removes what was written, so that a full store does not fill up with it. What cannot be removed goes with the
+        next snapshot."""
         with contextlib.suppress(StoreError):
             self._store.store.remove(file.name for part in self._parts for file in part)
 
@@ -310,10 +308,10 @@ def write_root(
     cuts: Callable[[], Cuts | None] = lambda: None,
     **where: Any,
 ) -> Announcement:
-    """Publishes the first version after a start to the store, part by part. See :meth:`Versions.begin_root`.
+    """Publishes the first version after a start to the store, part by part (:meth:`Versions.begin_root`).
 
     Args:
-        cuts: how it was learnt; asked for at its end.
+        cuts: how it was learnt; called at its end.
 
     Raises:
         StoreError: it cannot be written.
@@ -336,7 +334,7 @@ _SHAPE = (
     *("model", "width", "blocks", "hidden", "norm", "placement", "numerics", "buckets", "bucket_width"),
     *("dense", "max_rows", "admit"),
 )
-"""Entries of a spec whose change a snapshot cannot simply resume with. The others are rates and bounds."""
+"""Entries of a spec whose change rules out a plain resume. The others are rates and bounds."""
 
 
 _HEAD_SHAPE = ("retrieval_width",)
@@ -349,8 +347,8 @@ def same_shape(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def same_head(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a model with the spec ``new`` goes on with the retrieval head of a snapshot made with ``old``. One that
-    does not begins an empty head: nothing of it is refused."""
+    """Whether a model with the spec ``new`` keeps the retrieval head of a snapshot made with ``old``. If not, it begins
+    an empty head."""
     if is_own(old.get("model")) or is_own(new.get("model")):
         return True  # a model of one's own has none
     was, now = read_spec(old), read_spec(new)
@@ -360,7 +358,6 @@ def same_head(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 def without_head(
     parts: Iterable[tuple[Image, Mapping[str, Array]]],
 ) -> Iterator[tuple[Image, Mapping[str, Array]]]:
-    """The parts of a snapshot without its retrieval head."""
     for image, training in parts:
         yield split(image)[0], training
 
@@ -373,8 +370,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def adopted(source: str, note: Announcement, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What each snapshot says in ``extra["adopted"]`` from when a learner took over a model that its settings do not
-    ask for, until they are changed.
+    """The value of ``extra["adopted"]`` in snapshots after a person had a learner adopt a model that its settings do
+    not ask for, until the settings change.
 
     Args:
         source: where it came from: "shadow" or "repair".
@@ -385,16 +382,16 @@ def adopted(source: str, note: Announcement, wanted: Mapping[str, Any]) -> dict[
 
 
 def asked(note: Announcement, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What settings ask of a model that goes on from a snapshot. Nothing, where a person had the learner adopt another
-    model since they were given: a restart with unchanged settings goes on with that. Settings that were changed after
-    it hold again; and a class is never imported because a snapshot names it."""
+    """What settings ask of a model that goes on from a snapshot: nothing, where a person had the learner adopt another
+    model since the settings were given. So a restart with unchanged settings goes on with that model, and changed
+    settings hold again. A class is never imported because a snapshot names it."""
     over, name = note.extra.get("adopted"), note.spec.get("model")
     same = isinstance(over, dict) and _json(over.get("wanted")) == _json(wanted)
     return {} if same and (not is_own(name) or name == wanted.get("model")) else dict(wanted)
 
 
 def _json(values: Any) -> bytes:
-    """The same bytes for what is the same once it has been through JSON."""
+    """Equal bytes for values that are equal after a round trip through JSON."""
     return msgspec.json.encode(values, order="deterministic")
 
 
@@ -414,15 +411,15 @@ Build = Callable[[Announcement, Iterable[tuple[Image, Mapping[str, Array]]]], Le
 def newest_sound(
     store: ModelStore, schema_id: str, wanted: Mapping[str, Any], build: Build, evolve: bool = False
 ) -> Found | None:
-    """The newest snapshot that can be read whole, or None. One that is damaged is passed over, aloud.
+    """The newest snapshot that can be read whole, or None. A damaged one is skipped and logged.
 
     Args:
-        build: makes a model of parts. An error of the store or of a part goes through it.
+        build: makes a model of parts. Errors of the store or of a part pass through it.
 
     Raises:
         SnapshotError: the newest is of another schema, or has another shape than the ``wanted`` entries of a spec
             (:func:`asked`), and ``evolve`` is not set.
-        StoreError: the store cannot be read, now; or it had snapshots, and none of them is whole.
+        StoreError: the store is unreadable at this moment; or it had snapshots, and none of them is whole.
     """
     for note in store.snapshots():
         if note.schema_id != schema_id and not evolve:
@@ -454,7 +451,7 @@ def newest_sound(
 
 
 def _kept(store: ModelStore, note: Announcement, kept: dict[str, Array]) -> Iterator[tuple[Image, Mapping[str, Array]]]:
-    """The parts of a snapshot; what is not of rows of tables is put into ``kept`` on the way."""
+    """The parts of a snapshot; puts all but the rows of tables into ``kept`` on the way."""
     parts = store.read_whole(note)
     while True:
         try:

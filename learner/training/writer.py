@@ -1,5 +1,5 @@
 # shell
-"""The thread that writes snapshots while the model learns on.
+"""The thread that writes snapshots while the model learns on. At most four parts wait, so memory has a bound.
 
 ::
 
@@ -7,7 +7,6 @@
                              │                       │                            │
     this thread              └► write, sync ─────────└► write, sync ──────────────└► last part, manifest, announce,
                                                                                      remove what is no longer needed
-    at most four parts wait, so memory has a bound
 """
 
 from __future__ import annotations
@@ -35,18 +34,18 @@ _WAITING = 4
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of a snapshot, and what gives its ``follows`` and ``log``; that may wait."""
+    """The end of a snapshot, and what gives its ``follows`` and ``log``, which may wait."""
 
     last: Last
     where: Callable[[], dict[str, Any]]
 
 
 class SnapshotWriter:
-    """Writes the parts that it is given, in order, and says what became of the snapshot.
+    """Writes the given parts in order, and reports the outcome of the snapshot.
 
     Args:
-        announce: tells the scorers of one.
-        forget_before: is told the offset of ``model.deltas`` before which nobody needs anything.
+        announce: announces a snapshot to the scorers.
+        forget_before: receives the offset of ``model.deltas`` before which no message is needed.
     """
 
     def __init__(
@@ -64,23 +63,23 @@ class SnapshotWriter:
 
     @property
     def ready(self) -> bool:
-        """Whether a part can be given without waiting."""
+        """Whether :meth:`give` would not wait."""
         return not self._work.full()
 
     def give(self, work: Place | Part | End) -> None:
-        """The version at which a snapshot begins; then its parts; then its end. Waits where it is not :attr:`ready`."""
+        """Takes the version at which a snapshot begins; then its parts; then its end."""
         self._work.put(work)
 
     def outcome(self, wait_seconds: float = 0.0) -> Outcome | None:
-        """What became of the snapshot that was given; None while that is open. A snapshot that failed is told of at
-        once; the rest of its parts is passed over."""
+        """The outcome of the given snapshot; None while that is open. A failure is reported at once; the rest of the
+        parts is skipped."""
         try:
             return self._outcomes.get(timeout=wait_seconds) if wait_seconds else self._outcomes.get_nowait()
         except queue.Empty:
             return None
 
     def close(self, cancel: bool = False) -> None:
-        """Ends the thread when it has written what was given; ``cancel``: when it has written what it is writing."""
+        """Ends the thread when it has written what was given; ``cancel``: after the current file."""
         if cancel:
             self._cancelled.set()
         while self._thread.is_alive():
@@ -124,7 +123,7 @@ class SnapshotWriter:
         self.tidy(note.epoch)
 
     def tidy(self, epoch: int) -> None:
-        """Removes what the newest two snapshots do not need, files and messages. Failing, it is told and tried again
+        """Removes the files and messages that the newest two snapshots do not need. A failure is logged and retried
         behind the next snapshot."""
         try:
             self._store.prune(epoch=epoch)

@@ -1,3 +1,2 @@
 # core
-"""Models of other libraries under the verbs of :class:`~learner.ranker.verbs.Verbs`: examples that run, and to begin
-from."""
+"""Runnable examples: models of other libraries as :class:`~learner.ranker.verbs.Verbs`."""

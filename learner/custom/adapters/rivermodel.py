@@ -5,13 +5,13 @@
 
     MILLRACE_MODEL=learner.custom.adapters.rivermodel:RiverFTRL  MILLRACE_MODEL_SPEC='{"alpha": 0.1, "buckets": 100000}'
 
-What River learns one row at a time is called row by row here, so this is slow: some thousand rows a second, nearly all
-of it in River's optimiser, which is a loop over features in Python. Ids are taken modulo ``buckets``: River keeps a
-dict entry for each feature that it has met, which would grow for ever.
+River learns one row at a time, so this is slow: some thousand rows a second, nearly all of it in River's optimiser, a
+loop over features in Python. Ids are taken modulo ``buckets``: River keeps a dict entry for each feature that it has
+met, without a bound.
 
-Which of River's estimators can be used so: those whose state is numbers by feature, as linear models, scalers and naive
-Bayes are. A tree or a forest (``HoeffdingTreeClassifier``) cannot: its state is nodes that name each other, which only
-pickle would write, and a scorer never unpickles what a message brought.
+The same works for estimators whose state is numbers by feature: linear models, scalers and naive Bayes. A tree or a
+forest (``HoeffdingTreeClassifier``) cannot: its nodes refer to each other, which only pickle would write, and a scorer
+never unpickles a message.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class RiverFTRL:
     """FTRL-Proximal on hashed ids and squashed numbers (McMahan et al. 2013).
 
     Args:
-        schema: gives how many columns there are, and the click rate to begin from.
+        schema: the number of columns, and the click rate to begin from.
         spec: ``alpha``, ``beta``, ``l1``, ``l2`` of the optimiser, ``buckets``.
-        seed: there is nothing random in it.
+        seed: unused, for nothing is random.
     """
 
     def __init__(self, schema: Schema, spec: dict[str, Any], seed: int) -> None:
@@ -53,12 +53,10 @@ class RiverFTRL:
         )
 
     def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See :meth:`~learner.ranker.verbs.Verbs.score`."""
         return self._scores(self._rows(cat, num))
 
     def learn(self, batch: SampleBatch) -> LearnReport:
-        """See :meth:`~learner.ranker.verbs.Verbs.learn`. The report spares the learner another dict a row, for the
-        loss."""
+        """The report's loss saves the learner a dict for each row."""
         rows = self._rows(batch.cat, batch.num)
         loss = log_loss(self._scores(rows), batch.label)
         for x, y, w in zip(rows, batch.label.tolist(), batch.weight.tolist(), strict=True):
@@ -66,8 +64,7 @@ class RiverFTRL:
         return LearnReport(loss, len(rows))
 
     def snapshot(self) -> dict[str, Array]:
-        """See :meth:`~learner.ranker.verbs.Verbs.snapshot`. Each dict is two arrays, in its own order: sums of
-        floats depend on it."""
+        """Each dict is two arrays, in its own order: sums of floats depend on it."""
         return {
             "intercept": np.array([self._model.intercept], np.float64),
             **_arrays("weights", self._model.weights),
@@ -77,7 +74,6 @@ class RiverFTRL:
         }
 
     def resume(self, arrays: Mapping[str, Array]) -> None:
-        """See :meth:`~learner.ranker.verbs.Verbs.resume`."""
         self._model.intercept = float(arrays["intercept"][0])
         for feature, weight in _pairs("weights", arrays):
             self._model._weights[feature] = weight
@@ -91,9 +87,9 @@ class RiverFTRL:
         return np.array([predict(x)[True] for x in rows], np.float32)
 
     def _rows(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> list[dict[int, float]]:
-        """Each row's features: 1 for each id that is there, by its bucket; sign(x) ln(1 + |x|) for each number that is
-        not 0, behind the buckets. All rows at once, and a dict of two lists a row: a loop over the features in Python
-        would take longer than River does to score."""
+        """Each row's features: 1 for each present id, by its bucket; sign(x) ln(1 + |x|) for each number that is not 0,
+        behind the buckets. All rows at once, and a dict of two lists a row: a loop over the features in Python would
+        take longer than River's scoring."""
         (B, F), N = cat.shape, num.shape[1]
         keys = np.empty((B, F + N), np.int64)
         keys[:, :F] = cat.view(np.uint64) % np.uint64(self._buckets)

@@ -1,12 +1,12 @@
 # core
-"""A plain ``torch.nn.Module`` as a model of one's own, its optimiser's state with it.
+"""A plain ``torch.nn.Module`` as a model of one's own, its optimiser's state included.
 
 ::
 
     MILLRACE_MODEL=learner.custom.adapters.torchmodule:HashedMLP  MILLRACE_MODEL_SPEC='{"hidden": 64, "rate": 0.003}'
 
-To use a module of your own, derive from :class:`TorchModel` and give :meth:`~TorchModel.build`; :class:`HashedMLP` is
-such a class, of a few lines.
+For a module of your own, derive from :class:`TorchModel` and write :meth:`~TorchModel.build`, as :class:`HashedMLP`
+does.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from millrace.versions.image import Array, below
 
 
 class TorchModel:
-    """The verbs over a module that :meth:`build` makes. It is trained with Adam on the log loss, a step a batch.
+    """:class:`~learner.ranker.verbs.Verbs` over a module that :meth:`build` makes, trained with Adam on the log loss, a
+    step a batch.
 
     Args:
-        spec: ``rate`` of the optimiser, and whatever else :attr:`entries` has.
-        seed: of the first weights, and with the number of the step of whatever the module draws while it learns, as
-            dropout does.
+        spec: ``rate`` of the optimiser, and the other :attr:`entries`.
+        seed: of the first weights, and with the number of the step of the module's draws while it learns (dropout).
     """
 
     entries: ClassVar[dict[str, Any]] = {"rate": 0.002}
@@ -49,21 +49,19 @@ class TorchModel:
         self.seed, self.steps = seed, 0
 
     def build(self, schema: Schema, spec: Mapping[str, Any]) -> nn.Module:
-        """The module: forward(cat (B, F) int64, num (B, N) float32) gives logits (B,). Called once, by the constructor.
+        """The module: forward(cat (B, F) int64, num (B, N) float32) gives logits (B,). The constructor calls it.
 
         In evaluation mode its forward must write nothing: batch norm and dropout see to that themselves.
         """
         raise NotImplementedError
 
     def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See :meth:`~learner.ranker.verbs.Verbs.score`."""
         self.module.eval()
         with torch.no_grad():
             p: NDArray[np.float32] = torch.sigmoid(self.module(*_tensors(cat, num))).numpy()
         return p
 
     def learn(self, batch: SampleBatch) -> LearnReport:
-        """See :meth:`~learner.ranker.verbs.Verbs.learn`."""
         optimiser = self.optimiser  # before the forward: to make it writes to the weights
         self.module.train()
         y, w = torch.tensor(batch.label), torch.tensor(batch.weight)  # (B,), (B,)
@@ -79,7 +77,7 @@ class TorchModel:
         return LearnReport(float(losses.detach().mean()), len(batch))
 
     def snapshot(self) -> dict[str, Array]:
-        """See :meth:`~learner.ranker.verbs.Verbs.snapshot`. Copies: ``Tensor.numpy()`` alone would share memory."""
+        """Copies the tensors, for ``Tensor.numpy()`` alone would share memory."""
         arrays = {f"module/{n}": t.detach().numpy().copy() for n, t in self.module.state_dict().items()}
         arrays["training/steps"] = np.array([self.steps], np.int64)
         for parameter, state in self.optimiser.state_dict()["state"].items():
@@ -87,7 +85,6 @@ class TorchModel:
         return arrays
 
     def resume(self, arrays: Mapping[str, Array]) -> None:
-        """See :meth:`~learner.ranker.verbs.Verbs.resume`."""
         self.module.load_state_dict({n: torch.from_numpy(a) for n, a in below("module/", arrays).items()})
         own = below("training/", arrays)
         if not own:  # to score only
@@ -101,10 +98,10 @@ class TorchModel:
 
     @cached_property
     def optimiser(self) -> torch.optim.Optimizer:
-        """Made when it is asked for: a scorer, which makes an object a version, never does.
+        """Made at its first use: a scorer, which makes an object a version, needs none.
 
-        It has taken a first step of rate 0 without gradients. Most optimisers make their state at the first step; a
-        snapshot has the same arrays always, so the state must be there from the beginning.
+        It has taken a first step of rate 0 without gradients. Most optimisers make their state at the first step, and a
+        snapshot must have the same arrays from the beginning.
         """
         optimiser = torch.optim.Adam(self.module.parameters(), lr=0.0)
         for parameter in self.module.parameters():
