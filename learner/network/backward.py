@@ -6,13 +6,13 @@
     x (B, I) ──forward──► logits (B,)                 a workspace keeps what backward needs; every batch uses it again
     d loss / d x (B, E) ◄──backward── slope (B,)      each parameter's gradient is written where ``p.grad`` points
 
-The networks' ``forward`` stays the definition: tests hold these passes against it. What is saved: fresh memory for each
+The networks' ``forward`` stays the definition: tests compare these passes with it. They save fresh memory for each
 intermediate (at thousands of rows it costs as much as a matrix product), autograd's nodes and small operators (which
-cost most at a hundred rows), and the gradient of the number columns of x, which nobody needs.
+cost most at a hundred rows), and the unused gradient of the number columns of x.
 
 Symbols: B rows of a batch; I input columns, of which the first E are embeddings and the rest numbers; H hidden columns
-of a layer or of a residual unit; C columns of whatever is normalised (I or H). ``grad`` is d loss / d (what it is named
-after), of the same shape. All arrays are float32.
+of a layer or of a residual unit; C normalised columns (I or H). ``grad`` is d loss / d (the array it is named after),
+of the same shape. All arrays are float32.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ Floats = NDArray[np.float32]
 
 
 class Workspace:
-    """Arrays by name, made once, and made again only for more rows. They hold values of the last batch."""
+    """Arrays by name, allocated at first use, and again only for more rows. They hold values of the last batch."""
 
     def __init__(self) -> None:
         self._flat: dict[str, tuple[Tensor, Floats]] = {}  # numpy's views cost a tenth of torch's
 
     def take(self, name: str, rows: int, columns: int) -> Tensor:
-        """An array (rows, columns) of whatever it held before."""
+        """An uninitialised array (rows, columns)."""
         size = rows * columns
         return self._of(name, size)[0][:size].view(rows, columns)
 
     def array(self, name: str, rows: int, columns: int) -> Floats:
-        """The same memory as :meth:`take` gives, as numpy's."""
+        """The memory of :meth:`take` as a numpy array."""
         size = rows * columns
         found: Floats = self._of(name, size)[1][:size].reshape(rows, columns)
         return found
@@ -61,11 +61,11 @@ class Workspace:
 
 
 class Aside(Protocol):
-    """Whoever does a piece of work beside the caller's own, so a thread; this core has none."""
+    """Runs a piece of work beside the caller's own, in a thread that this core does not have."""
 
     def begin(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Hands ``work`` over. Returns what waits until it is done, and does it itself if nobody has begun. To be
-        called once; until then the caller leaves alone what the work reads and writes."""
+        """Hands ``work`` over. Returns a function that waits for it, and does the work itself if it has not begun. Call
+        it one time; until then leave alone what the work reads and writes."""
         ...
 
 
@@ -89,8 +89,8 @@ class Products:
             torch.mm(a, b, out=out)
 
     def mm_aside(self, a: Tensor, b: Tensor, out: Tensor) -> Callable[[], None]:
-        """:meth:`mm`, at once or :attr:`aside`: the whole product by one thread, so it is the same to the bit. Returns
-        what waits for it."""
+        """:meth:`mm`, at once or :attr:`aside`: one thread does the whole product, so it is the same to the bit.
+        Returns a function that waits for it."""
         if self.aside is None or self.half:
             self.mm(a, b, out)
             return _nothing
@@ -135,29 +135,22 @@ class WrittenPass(Protocol):
         ...
 
     def backward(self, slope: Floats, columns: int) -> Tensor:
-        """Writes every parameter's gradient, for ``slope`` = d loss / d logit (B,).
-
-        Returns:
-            (B, >= columns): d loss / d x in its first ``columns`` columns; the rest means nothing.
-        """
+        """Writes every parameter's gradient, for ``slope`` = d loss / d logit (B,). Returns d loss / d x (B, >=
+        columns); only its first ``columns`` columns are valid."""
         ...
 
     def infer(self, x: Tensor, room: Workspace) -> Floats:
-        """Logits (B,) of x (B, I) in evaluation mode, in float32. Writes to ``room`` alone, so several threads may
-        call it at once, each with a room of its own."""
+        """Logits (B,) of x (B, I) in evaluation mode, in float32. Writes to ``room`` alone, so several threads may call
+        it at once, each with a room of its own."""
         ...
 
 
 def _nothing() -> None:
-    """What waits for what is done."""
+    """The wait for finished work."""
 
 
 def written_pass(network: Network, half: bool = False) -> WrittenPass | None:
-    """The written-out pass of a network; None if there is none for it.
-
-    Args:
-        half: matrix products in bfloat16.
-    """
+    """The written-out pass of a network; None if there is none. ``half``: matrix products in bfloat16."""
     products = Products(half)
     if type(network) is WideDeep:
         return DeepPass(network.deep_part, products) if _plain(network.deep_part) else None
@@ -197,7 +190,7 @@ def _array(tensor: Tensor) -> Floats:
 
 
 def _slot(parameter: Tensor) -> Tensor:
-    """Where a parameter's gradient goes."""
+    """The memory of a parameter's gradient."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
@@ -397,7 +390,7 @@ class _Unit:
         return y
 
     def infer(self, x: Tensor, room: Workspace) -> Tensor:
-        """The same in evaluation mode."""
+        """:meth:`forward` in evaluation mode."""
         unit, norm, placement = self.unit, self.norm, self.placement
         b1, b2 = _array(unit.w1.bias), _array(unit.w2.bias)
         below = x
@@ -427,7 +420,7 @@ class _Unit:
             wait: for a product of the unit above, which reads its (B, H) where this one writes its own.
 
         Returns:
-            What waits for such a product of this one.
+            A function that waits for such a product of this one.
         """
         unit, norm, x, h = self.unit, self.norm, self._x, self._h
         g = _array(grad)
@@ -468,8 +461,8 @@ class _Unit:
 
 
 def _bias_before(norm: _Norm, grad: Floats, out: Floats) -> None:
-    """The gradient (C,) of a bias that is added just before a norm, of ``grad`` (B, C). A batch's own mean takes the
-    bias out again, so the gradient is 0 then."""
+    """The gradient (C,) of a bias that is added just before a norm, of ``grad`` (B, C). It is 0 with a batch's own
+    mean, which cancels the bias."""
     if norm.own:
         out[:] = 0
     else:

@@ -1,11 +1,9 @@
 # core
-"""The elementwise loops between matrix products in bfloat16. Each reads and writes its arrays once.
+"""The elementwise loops between matrix products in bfloat16, each a single pass over its arrays.
 
 A bfloat16 is the upper half of a float32 (8 bits of mantissa, the same exponents). Arrays of them are uint16 here:
 numpy and numba know no such type, and torch sees the same memory as its own. A float32 is rounded to the nearest, ties
-to the even one, as torch rounds; NaN stays NaN. The GIL is released.
-
-Symbols: n rows, C columns.
+to even, as in torch; NaN stays NaN. The GIL is released. Symbols: n rows, C columns.
 """
 
 from __future__ import annotations

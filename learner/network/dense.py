@@ -2,15 +2,14 @@
 """The dense network's parameters and buffers as flat vectors, its optimiser, and the average of it that serves.
 
 Parameters are views of one vector, gradients of another, buffers (running statistics) of a third. So a step is one
-fused kernel, soundness is one norm, and a refused batch is undone by one copy.
+fused kernel, the check of the gradient is one norm, and one copy undoes a refused batch.
 
-Micro-batches are as large as traffic makes them: a page when it is slow, or a lone click. A step follows the mean over
-its batch, so a step for each would give a lone click the weight of a whole page of exposures without one. Therefore
-gradients are summed until ``step_rows`` rows are behind them, and then make one step. Sparse rows learn at once, from
-sums.
+Traffic sets the size of micro-batches: a page when it is slow, or a lone click. A step follows the mean over its batch,
+so a step for each would weigh a lone click like a whole page of exposures. Therefore gradients are summed over
+``step_rows`` rows before a step. Sparse rows learn at once, from sums.
 
-What predicts and is published is an exponential average of the weights that are trained (Polyak and Juditsky 1992; in
-the form of Kingma and Ba 2015, section 7.2): the noise of the newest steps stays out of what is shown.
+An exponential average of the trained weights predicts and is published (Polyak and Juditsky 1992; in the form of Kingma
+and Ba 2015, section 7.2): it keeps out the noise of the newest steps.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _ADAM_EPSILON = 1e-8
 
 @contextmanager
 def threads(n: int) -> Iterator[None]:
-    """PyTorch computes in ``n`` threads within. Sums, and so all that follows, depend on how threads share them."""
+    """PyTorch computes in ``n`` threads within. Sums, and so all results, depend on how threads share them."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -41,14 +40,14 @@ def threads(n: int) -> Iterator[None]:
 
 
 def role_threads() -> int:
-    """In how many threads the learner's role computes. The other half of the machine belongs to the roles beside it."""
+    """The threads of the learner's role. The other half of the machine belongs to the roles beside it."""
     return max(1, (os.cpu_count() or 2) // 2)
 
 
 class DenseState:
     """Flat views over ``network`` and ``serving``, two equal networks that must not be moved or re-made afterwards.
 
-    ``serving`` has the average of the last ``1 / (1 - averaging)`` steps or so, and the same buffers. With an
+    ``serving`` has the average of about the last ``1 / (1 - averaging)`` steps, and the same buffers. With an
     ``averaging`` of 0 the newest weights serve, and ``serving`` may be the network itself.
     """
 
@@ -79,7 +78,7 @@ class DenseState:
         self.rows = 0
 
     def learn(self, rows: int) -> None:
-        """Takes in :attr:`gradient`, the mean over ``rows`` rows. Steps once there are ``step_rows`` of them."""
+        """Adds :attr:`gradient`, the mean over ``rows`` rows. Steps after ``step_rows`` of them."""
         if not self.rows and rows >= self.step_rows:
             self._step()
             return
@@ -151,7 +150,6 @@ class DenseState:
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name."""
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
@@ -163,7 +161,7 @@ def load_dense(names: dict[str, Tensor], serving: dict[str, NDArray[Any]]) -> No
 
 
 def _flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """One vector of which the tensors are views from now on."""
+    """One vector of which the tensors become views."""
     vector = torch.cat([t.detach().reshape(-1) for t in tensors]) if tensors else torch.zeros(0)
     at = 0
     for tensor in tensors:

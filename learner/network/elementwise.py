@@ -1,12 +1,11 @@
 # core
-"""The elementwise loops between the matrix products of learner/network/backward.py. Each reads and writes its arrays
-once.
+"""The elementwise loops between the matrix products of learner/network/backward.py, each a single pass over its arrays.
 
-Torch would go over the arrays a dozen times between two products, each time into fresh memory; for wide layers that
+Torch would pass over the arrays a dozen times between two products, each time into fresh memory; for wide layers that
 costs as much as the products. The GIL is released.
 
-Symbols: B rows, C columns. All arrays are float32, (B, C) or (C,) where nothing else is said. A sum over rows is a
-float64 sum of float32 sums of :data:`_ROWS` rows each, so its error does not grow with B.
+Symbols: B rows, C columns. Arrays are float32, by default (B, C) or (C,). A sum over rows is a float64 sum of float32
+sums of :data:`_ROWS` rows each, so its error does not grow with B.
 """
 
 from __future__ import annotations

@@ -1,25 +1,24 @@
 # core
 """The network's half of scoring, of one version: x (n, I) in, logits (n,) out, in float32 or with bfloat16 products.
 
-In float32 it is the passes of learner/network/backward.py, bit for bit what the learner scores. With matrix products in
-bfloat16 (:class:`HalfForward`) a version's weights are converted once, by its writer (:func:`prepared`), and norms
-become part of them: in evaluation mode a norm is ``y = f (x - m) + beta`` with a constant f = gamma / sqrt(var + eps).
-Every network that has written-out passes then is a stack of one form::
+In float32 it is the passes of learner/network/backward.py, bit for bit the learner's scores. With matrix products in
+bfloat16 (:class:`HalfForward`) the writer of a version converts its weights (:func:`prepared`), and norms become part
+of them: in evaluation mode a norm is ``y = f (x - m) + beta`` with a constant f = gamma / sqrt(var + eps). Every
+network with written-out passes then has one form::
 
     Wide&Deep     h = ReLU(x W1^T + b1)                                     layer by layer, then <h, w> + b
     Wide&ResNet   h = ReLU(x W1^T + b1)    x = max(s x + h W2^T + b2, floor)    unit by unit, then <x, w> + b
 
-where for the norm's placement (see learner/network/models/wide_resnet.py; what is not named is the network's own, s
-= 1)::
+where for the norm's placement (see learner/network/models/wide_resnet.py; the rest is the network's own, s = 1)::
 
     inner   W1 := f W1, b1 := f (b1 - m) + beta          floor = 0
     pre     W1 := W1 f, b1 := b1 + W1 (beta - f m)       floor = -inf
     post    W2 := f W2, b2 := f (b2 - m) + beta, s = f   floor = 0
 
 Operands and results of the products, and x, are rounded to 8 bits; sums, biases, norms and the logit are float32. A
-matrix lies as W^T (in, out). All columns are widened by zeros to multiples of :data:`_STEP`, which makes the products a
-third faster. Rows are widened too, by whatever lies there (:func:`rows_of`): for each size that a product has not had
-yet, torch's library compiles a kernel for more than a millisecond.
+matrix lies as W^T (in, out). Zeros widen all columns to multiples of :data:`_STEP`, which makes the products a third
+faster. Arbitrary values widen the rows (:func:`rows_of`): torch's library compiles a kernel for each new size of a
+product, for more than a millisecond.
 
 Symbols: n rows; I input columns; H hidden columns of a layer or unit.
 """
@@ -70,13 +69,12 @@ class Forward(Protocol):
 
 
 def has_forward(network: Network) -> bool:
-    """Whether a network's passes are written out."""
     return written_pass(network) is not None
 
 
 def forward_of(network: Network, arrays: Mapping[str, NDArray[Any]]) -> Forward:
-    """The forward pass of a network that :func:`has_forward`: in bfloat16 if its ``arrays`` hold what was
-    :func:`prepared`, else that which learning uses."""
+    """The forward pass of a network that :func:`has_forward`: in bfloat16 if its ``arrays`` were :func:`prepared`, else
+    the one of learning."""
     if _MATRICES in arrays:
         return HalfForward(_stack(network), arrays[_MATRICES], arrays[_VECTORS])
     written = written_pass(network)
@@ -119,7 +117,7 @@ def _stack(network: Network) -> _Stack:
 
 
 def rows_of(n: int) -> int:
-    """How many rows a product of n rows is done with: 32, or a multiple of 64."""
+    """The rows of a padded product of n rows: 32, or a multiple of 64."""
     return _STEP if n <= _STEP else -(-n // _ROWS) * _ROWS
 
 
@@ -133,8 +131,8 @@ def _wide(size: int) -> int:
 
 @torch.no_grad()
 def prepared(network: Network) -> Arrays:
-    """The weights of one version as :class:`HalfForward` takes them: all matrices in bfloat16, all vectors in float32,
-    each one behind another. Nothing where there are no matrices. For a network that :func:`has_forward`."""
+    """The weights of one version for :class:`HalfForward`: all matrices in bfloat16, all vectors in float32, one behind
+    another. Empty without matrices. For a network that :func:`has_forward`."""
     matrices: list[Tensor] = []
     vectors: list[Tensor] = []
     if isinstance(network, WideDeep):
@@ -160,7 +158,7 @@ def prepared(network: Network) -> Arrays:
 
 
 def _without_norm(unit: Residual) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """W1, b1, W2, b2, s of a unit whose norm is part of them: see the module's head."""
+    """W1, b1, W2, b2, s of a unit whose norm is part of them, by the module's formulas."""
     norm = unit.norm
     w1, b1, w2, b2 = (t.detach() for t in (unit.w1.weight, unit.w1.bias, unit.w2.weight, unit.w2.bias))
     s = torch.ones_like(b2)
@@ -235,7 +233,6 @@ class HalfForward:
 
 
 def _take(room: Workspace, name: str, rows: int, columns: int) -> bfloat16.Half:
-    """bfloat16 values (rows, columns) of a workspace."""
     single = room.array(f"half {name}", rows, (columns + 1) // 2)
     flat: bfloat16.Half = single.reshape(-1).view(np.uint16)
     return flat[: rows * columns].reshape(rows, columns)

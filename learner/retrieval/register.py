@@ -1,5 +1,5 @@
 # core
-"""The items that were shown lately, those that were clicked lately, and who clicked them: what retrieval learns with.
+"""The item table and the click history of retrieval: items shown lately, items clicked lately, and who clicked them.
 
 ::
 
@@ -11,9 +11,9 @@
     history    user ──► keys of the last H items clicked, with the times of their exposures
     pending    clicks that wait until a micro-batch is full, each with its user's history as it stood
 
-So no other topic is needed than the samples, and a replay sees the same. All of it is bounded, and all of it is part of
-a snapshot: ``snapshot`` copies what is filled, and ``resume``, its inverse on an object of the same size, raises
-KeyError where an array is missing and ValueError where one has another shape or cannot be of such an object.
+Samples alone fill them, so a replay gives the same. All are bounded, and all are part of a snapshot: ``snapshot``
+copies what is filled, and ``resume``, its inverse on an object of the same size, raises KeyError where an array is
+missing and ValueError where one has another shape or impossible values.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ U64 = NDArray[np.uint64]
 
 
 class Register:
-    """The items that were shown lately, and the ring of the last clicks.
+    """The items that were shown lately (the item table), and the ring of the last clicks.
 
     Args:
         columns: C, of an item in ``cat``.
@@ -75,7 +75,7 @@ class Register:
         return sum(a.nbytes for a in arrays)
 
     def entries(self, keys: U64) -> NDArray[np.int64]:
-        """Entries of items by key, -1 where they are not registered. Same shape"""
+        """Entries of items by key, -1 where there is none. Same shape"""
         out = np.empty(keys.size, np.int64)
         retrievalkernels.entries_of(self.slots, self.shift, self.arrays.ids, keys.reshape(-1), out)
         return out.reshape(keys.shape)
@@ -92,7 +92,7 @@ class Register:
         }
 
     def resume(self, state: Mapping[str, Array]) -> None:
-        """The inverse of :meth:`snapshot`; this register is empty."""
+        """The inverse of :meth:`snapshot`, on an empty table."""
         n, ring, counts = len(state["keys"]), state["ring"], state["counts"]
         if n > len(self.keys) or len(ring) > len(self.ring):
             raise ValueError(f"a register of {n} items and {len(ring)} clicks")
@@ -113,7 +113,7 @@ class History:
     """The last clicks of the users who clicked lately.
 
     Args:
-        users: how many at most; a user has one of a few places, and a newcomer takes that of the longest absent.
+        users: the most users; a newcomer replaces the longest absent of the few at its possible places.
         length: H, clicks of each.
     """
 
@@ -176,7 +176,7 @@ class Pending:
         return {name: getattr(self, name)[: self.count].copy() for name in _PENDING}
 
     def resume(self, state: Mapping[str, Array], items: int) -> None:
-        """The inverse of :meth:`snapshot`, beside a register of so many items."""
+        """The inverse of :meth:`snapshot`, beside a table of so many items."""
         count, entry = len(state["user"]), state["entry"]
         if count > len(self.user) or (len(entry) and not 0 <= entry.min() <= entry.max() < items):
             raise ValueError(f"{count} pending clicks")

@@ -16,13 +16,13 @@ items j, each ``times_j`` times::
     l_bj   = q_b . v_j - log E_j + log times_j              without log times_j for the click's own item
     loss   = sum_b w_b (log sum_j exp l_bj - l_b,i_b)       the sum over the items that user b has not clicked
 
-E is Q, the chance under the *whole* mixture of negatives, but for a factor. A micro-batch has one click or none at 20
-exposures a second, so in-batch negatives alone would teach nothing: R draws come from the ring, N from the register.
-s = q . v is served without the correction. learner/retrieval/tower.py has the towers' formulas.
+E is Q, the chance under the *whole* mixture of negatives, but for a factor. At 20 exposures a second a micro-batch has
+one click or none, so in-batch negatives alone would teach nothing: R draws come from the ring, N from the register.
+Serving uses s = q . v, without the correction. learner/retrieval/tower.py has the towers' formulas.
 
-Items that the user is known to have clicked are masked. Only clicks on earlier pages are the user's history: a page
-could not know its own. A row for an item's own id is made at its first click, not when it is drawn; until then the item
-is the sum of its attributes. Nothing is written before loss and gradients are known to be finite and in bounds.
+Items that the user has clicked are masked. Only clicks on earlier pages are the user's history: a page could not know
+its own. A row for an item's own id begins at its first click, not when it is drawn; until then the item is the sum of
+its attributes. Nothing is written before loss and gradients are known to be finite and in bounds.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ Floats = NDArray[np.float32]
 MICRO = 128
 """Clicks of a full micro-batch."""
 ITEMS = 1 << 17
-"""Of the register."""
+"""Of the item table."""
 RING = 8192
 """Clicks of the ring."""
 RING_PART = 8
-"""One negative in so many that are drawn is of the ring."""
+"""One of so many negatives is drawn from the ring."""
 USERS = 1 << 16
 """Of the history."""
 STRANGERS = 1 << 13
@@ -65,7 +65,7 @@ _FADING = 0.99
 
 
 class RetrievalHead:
-    """See the module's text. One thread at a time.
+    """Learns as the module describes. One thread at a time.
 
     Args:
         schema: must fit: :meth:`~learner.retrieval.tower.Sides.fits`.
@@ -74,9 +74,9 @@ class RetrievalHead:
             places, are equal to the last bit.
 
     Attributes:
-        tables: the rows that are learnt, by name.
+        tables: the learnt rows, by name.
         clicks: learnt from so far.
-        refused: clicks of micro-batches that were refused, with a number not finite or a gradient out of bounds.
+        refused: clicks of refused micro-batches, with a number not finite or a gradient out of bounds.
         loss: mean loss of a click, lately; 0 before the first.
         newest_ms: newest exposure taken.
 
@@ -109,7 +109,7 @@ class RetrievalHead:
         self.reseed(seed)
 
     def reseed(self, seed: int) -> None:
-        """First values and draws are those of this seed from now on."""
+        """Takes first values and draws from this seed from now on."""
         for name, table in self.tables.items():
             table.salt = np.uint64(int(salt("first values", name, str(seed))))
         self._state[0] = salt("negatives", str(seed))
@@ -145,7 +145,7 @@ class RetrievalHead:
                 self.flush()
 
     def flush(self) -> None:
-        """Learns from the clicks that wait, however few: before a version that carries the head, and a snapshot."""
+        """Learns from the waiting clicks, however few: before a version that carries the head, and a snapshot."""
         size, self._pending.count = len(self._pending), 0
         if size:
             self._learn(size)
@@ -212,7 +212,7 @@ class RetrievalHead:
         return clicks, entries[:every]
 
     def _forget_unclicked(self, ids: Ids, target: NDArray[np.int32]) -> None:
-        """Items that have no row of their own yet, and were not clicked now, are no more than their attributes."""
+        """Resets unclicked items without a row of their own to the sum of their attributes."""
         column = self.sides.own_column
         if column < 0:
             return
@@ -232,7 +232,7 @@ class RetrievalHead:
         return state
 
     def resume_small(self, state: Mapping[str, Array]) -> None:
-        """Goes on from a :meth:`small_state`. What is refused changes nothing.
+        """Goes on from a :meth:`small_state`. A refused one changes nothing.
 
         Raises:
             KeyError: an array is missing.

@@ -2,8 +2,8 @@
 """The compiled loops of the retrieval head and its tower. Plain Python semantics, no allocation, the GIL released.
 
 Symbols: B clicks of a micro-batch, n items, C categorical columns and P numbers of an item, S = C + 2 P features of an
-item, U distinct ids of a table's block, D width of the factors, H clicks of a history, R items of the register, A items
-of a micro-batch, the first M of them clicked or drawn.
+item, U distinct ids of a table's block, D width of the factors, H clicks of a history, R items of the item table
+(register), A items of a micro-batch, the first M of them clicked or drawn.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def item_features(
 ) -> None:
     """Ids and weights (n, S) of items' columns ``cat`` (n, C) and numbers ``plain`` (n, P).
 
-    A number is two features, the knots (P, K) on both sides of ``t = sign(x) log(1 + |x|)``, weighed by how near it is
-    to each. So what is learnt of it is a piecewise linear curve. One that is not finite has none.
+    A number is two features, the knots (P, K) on both sides of ``t = sign(x) log(1 + |x|)``, weighed by nearness. So
+    the model learns a piecewise linear curve of it. A number that is not finite has none.
     """
     columns, count = cat.shape[1], knots.shape[1]
     middle = count // 2
@@ -130,7 +130,7 @@ def spread_wide(grad: Array, inverse: Array, weights: Array, out: Array) -> None
 
 
 class ItemArrays(NamedTuple):
-    """Of a register of R items: see :class:`~learner.retrieval.register.Register`."""
+    """The arrays of a :class:`~learner.retrieval.register.Register` of R items."""
 
     slots: Array  # hash of the keys
     ids: Array  # (R, 1) keys
@@ -143,7 +143,7 @@ class ItemArrays(NamedTuple):
 
 
 class UserArrays(NamedTuple):
-    """Last clicks by user: see :class:`~learner.retrieval.register.History`."""
+    """The arrays of a :class:`~learner.retrieval.register.History`."""
 
     users: Array
     newest: Array
@@ -152,7 +152,7 @@ class UserArrays(NamedTuple):
 
 
 class ClickArrays(NamedTuple):
-    """Clicks that wait: see :class:`~learner.retrieval.register.Pending`."""
+    """The arrays of a :class:`~learner.retrieval.register.Pending`."""
 
     user: Array
     entry: Array
@@ -175,8 +175,8 @@ class Rows(NamedTuple):
 
 
 class SideColumns(NamedTuple):
-    """Which columns of cat and num describe an item, and which of cat a user; the place of the user's own id among
-    those, or -1."""
+    """The columns of cat and num of an item, and those of cat of a user; the place of the user's own id among those, or
+    -1."""
 
     item: Array
     plain: Array
@@ -189,7 +189,7 @@ USED, HAND, RING_USED, RING_AT = 0, 1, 2, 3  # places in the register's counts
 
 @compiled
 def enter(slots: Array, shift: int, ids: Array, entries: Array) -> None:
-    """Makes the slots of these entries, whose keys are there."""
+    """Fills the slots of these entries, whose keys are there."""
     for entry in entries:
         put(slots, home_slot(ids[entry, 0], shift), np.int32(entry))
 
@@ -203,10 +203,10 @@ def entries_of(slots: Array, shift: int, ids: Array, wanted: Array, out: Array) 
 
 @njit(inline="always")
 def _entry(slots: Any, shift: Any, ids: Any, shown: Any, clicks: Any, counts: Any, key: Any) -> Any:
-    """Entry of an item that is shown; a new one if it has none.
+    """The entry of a shown item, a new one if it has none.
 
-    When all R entries are taken, one that was not shown since the hand last passed, and is not in the ring of clicks,
-    makes room (the clock algorithm: Corbato 1968). There is always one: the ring is shorter than the register.
+    When all R entries are taken, one makes room that was not shown since the hand last passed, and is not in the ring
+    of clicks (the clock algorithm: Corbato 1968). There is always one: the ring is shorter than the table.
     """
     entry = np.int64(seek(slots, home_slot(key, shift), ids, key))
     if entry == EMPTY:
@@ -229,7 +229,7 @@ def _entry(slots: Any, shift: Any, ids: Any, shown: Any, clicks: Any, counts: An
 
 @njit(inline="always")
 def _click(ring: Any, clicks: Any, counts: Any, entry: Any) -> None:
-    """Puts a click into the ring; the oldest goes when it is full."""
+    """Puts a click into the ring; when that is full, the oldest goes."""
     at = counts[RING_AT]
     if counts[RING_USED] == len(ring):
         clicks[ring[at]] -= 1
@@ -255,7 +255,7 @@ _ALL = 1 << 16
 
 @njit(inline="always")
 def _place(users: Any, newest: Any, user: Any) -> Any:
-    """Place of a user; if there is none, of the few that it may have the one whose last click is the oldest."""
+    """Place of a user; for a new one, of its few possible places the one with the oldest last click."""
     first = np.int64((np.uint64(user) * GOLDEN) % np.uint64(len(users) // _WAYS)) * _WAYS
     best: Any = first
     for at in range(first, first + _WAYS):
@@ -271,14 +271,14 @@ def take(
     start: int, rows: Rows, columns: SideColumns, items: ItemArrays, shift: int, history: UserArrays,
     waiting: ClickArrays, pending: int, state: Array, strangers: int,
 ) -> Any:  # fmt: skip
-    """Takes rows from ``start`` on: each item into the register, with its columns, and each that is clicked into the
-    ring, the history of its user and the ``pending`` clicks that wait. Returns the row to go on from, which is before
-    the end once as many clicks wait as can, and how many wait.
+    """Takes rows from ``start`` on: each item into the item table, with its columns, and each click into the ring, the
+    history of its user and the ``pending`` clicks. Returns the row to go on from, which is before the end when the
+    pending clicks are full, and how many wait.
 
-    A row's click is taken before the next row's item: from then on the ring holds its entry. A click that waits gets
-    its user's history as it stood: all of it, to be masked, and which of it (``known``) the page could have been made
-    with, exposures before its own time. Of ``_ALL`` clicks ``strangers`` are drawn, which get neither history nor id:
-    so attributes learn to speak for themselves.
+    A row's click is taken before the next row's item: from then on the ring protects its entry. A pending click gets
+    its user's history as it stood: all of it, to be masked, and a flag (``known``) for exposures before its own time,
+    which the page could have used. Of ``_ALL`` clicks ``strangers`` are drawn, which get neither history nor id: so
+    attributes learn to predict alone.
     """
     clicked, user, item, ts_ms, weight, cat, num = rows
     item_columns, plain_columns, user_columns, own = columns
@@ -332,10 +332,10 @@ def candidates(
     clicked: Array, items: ItemArrays, state: Array, from_ring: int, from_all: int, places: Array, entries: Array,
     times: Array, expected: Array,
 ) -> int:  # fmt: skip
-    """The distinct items of a micro-batch: those clicked (B,), then draws from the ring and from the whole register.
+    """The distinct items of a micro-batch: those clicked (B,), then draws from the ring and from the whole item table.
 
-    Returns how many, M. ``entries`` (M,); ``times`` (M,) how often each stands there; ``expected`` (M,) how often it
-    does on average: ``Q``, but for a factor::
+    Returns how many, M. ``entries`` (M,); ``times`` (M,) how often each occurs; ``expected`` (M,) how often it occurs
+    on average: ``Q``, but for a factor::
 
         E_j = (B + from_ring) clicks_j / |ring| + from_all / |register|
 
@@ -365,8 +365,8 @@ def candidates(
 
 @compiled
 def more(wanted: Array, places: Array, entries: Array, found: int, out: Array) -> int:
-    """Adds the entries of histories, ``wanted`` (B, H), to ``entries`` behind the ``found`` that are there; ``out``
-    (B, H) their columns, EMPTY where there is none. Returns how many there are then."""
+    """Appends the entries of histories, ``wanted`` (B, H), to the first ``found`` of ``entries``; ``out`` (B, H) gets
+    their columns, EMPTY where there is none. Returns the new number of entries."""
     for b in range(wanted.shape[0]):
         for h in range(wanted.shape[1]):
             entry = wanted[b, h]
@@ -410,8 +410,8 @@ def means_back(grad: Array, past: Array, known: Array, number: Array, out: Array
 
 @compiled
 def logits(products: Array, target: Array, user: Array, past: Array, shift: Array, own: Array, bias: Array) -> None:
-    """From products (B, M) to logits: ``+ bias_j + shift_j``, but for a click's own item, ``target`` (B,): ``own`` (B,)
-    takes the place of the shift there. Items that the user is known to have clicked, before or here, get -inf."""
+    """From products (B, M) to logits: ``+ bias_j + shift_j``; a click's own item, ``target`` (B,), has ``own`` (B,) in
+    place of the shift. Items that the user has clicked, before or here, get -inf."""
     size, count = products.shape
     for b in range(size):
         first = products[b, target[b]] + bias[target[b]] + own[b]
@@ -429,7 +429,7 @@ def logits(products: Array, target: Array, user: Array, past: Array, shift: Arra
 
 @compiled
 def below_top(logits: Array, target: Array, out: Array) -> None:
-    """Takes its greatest logit off each row of (B, M); ``out`` (B,) minus what is left of the click's own."""
+    """Subtracts from each row of (B, M) its greatest logit; ``out`` (B,) is minus the rest of the click's own."""
     for b in range(len(logits)):
         top = logits[b, 0]
         for j in range(1, logits.shape[1]):

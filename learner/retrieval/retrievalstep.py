@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Clicks:
-    """B clicks, and the items that they are told from. Items by their place among A, -1 where there is none."""
+    """B clicks, and the candidate items, by their place among A, -1 where there is none."""
 
     target: NDArray[np.int32]  # (B,) the item clicked, below M
     user: NDArray[np.uint64]  # (B,) 0: unknown
@@ -64,7 +64,7 @@ class Gradients:
 
 
 def gradients(u: Floats, v: Floats, bias: Floats, matrix: Floats, clicks: Clicks) -> Gradients:
-    """Loss and gradients. Writes to nothing that is passed in.
+    """Loss and gradients. The arguments stay unchanged.
 
     Args:
         u: sums of the users' rows, (B, D).

@@ -1,5 +1,5 @@
 # core
-"""The two towers of retrieval as they serve: an item's vector, and a query that it is multiplied with.
+"""The two towers of retrieval as they serve: an item's vector, and the query of a user.
 
 ::
 
@@ -9,8 +9,8 @@
 
     s(u, i) = q_u . v_i = sum over the pairs of a feature of the user and one of the item, and the item's bias
 
-So a new item has a vector, and a new user a query, from their attributes at once. With ``m`` the mean of the factors
-of the last clicks (RECENT at most, 0 if there are none), and a map ``M`` (D, D)::
+So a new item has a vector, and a new user a query, from their attributes at once. With ``m`` the mean of the factors of
+the last clicks (RECENT at most, 0 if there are none), and a map ``M`` (D, D)::
 
     q_u = sum over x of u: a_x e_x  +  GAIN m + m M          a: 1, but OWN_USER of the user's own id
     v_i = sum over x of i: a_x e_x                           a: 1, but OWN_ITEM of the item's own id
@@ -45,7 +45,7 @@ Floats = NDArray[np.float32]
 USER, ITEM = "retrieval_user", "retrieval_item"
 """Names of the tables."""
 RECENT = 16
-"""Last clicks of a user that count."""
+"""The most last clicks of a user that count."""
 GAIN = np.float32(0.5)
 """Share of their mean in a query before anything is learnt."""
 OWN_USER, OWN_ITEM = 0.2, 0.2
@@ -57,8 +57,8 @@ _LEAST = 4
 
 
 class Sides:
-    """Which columns of ``cat`` and ``num`` describe a user, and which an item. Raises SettingError where the schema
-    has neither (:meth:`fits`)."""
+    """Which columns of ``cat`` and ``num`` describe a user, and which an item. Raises SettingError where the schema has
+    neither (:meth:`fits`)."""
 
     def __init__(self, schema: Schema) -> None:
         if not Sides.fits(schema):
@@ -72,7 +72,7 @@ class Sides:
         self.own_user = users.index(user) if user in users else -1
         self.item_columns, self.item_starts, self.item_share, names = _columns(schema, "item", own, OWN_ITEM)
         self.own_column = names.index(own) if own in names else -1
-        """Of the item's columns, the one with its own id; -1: there is none."""
+        """The place of the item's own id among its columns; -1: there is none."""
         self.plain_columns = np.array([i for i, f in enumerate(layout.plain_fields) if f.of == "item"], np.intp)
         plain_names = [layout.plain_fields[i].name for i in self.plain_columns]
         self.knots = np.zeros((len(plain_names), _KNOTS), np.int64)  # (P, K)
@@ -81,7 +81,7 @@ class Sides:
 
     @staticmethod
     def fits(schema: Schema) -> bool:
-        """Whether users and items of this schema have anything that vectors can be made of."""
+        """Whether users and items of this schema have any column for a vector."""
         user = any(f.of == "user" and f.kind == "categorical" and not f.bias for f in schema.fields)
         return user and any(f.of == "item" and not f.bias for f in schema.fields)
 
@@ -139,8 +139,8 @@ class Tower:
         return sum(len(index) for index in self._tables.values())
 
     def apply(self, image: Image) -> None:
-        """Takes a snapshot's part or a delta; tables that are not the head's are passed over. Raises KeyError where a
-        column is missing, ValueError where one has another width."""
+        """Takes a snapshot's part or a delta, without tables of the ranker. Raises KeyError where a column is missing,
+        ValueError where one has another width."""
         for name, index in self._tables.items():
             change = image.tables.get(name)
             if change is None:
@@ -154,14 +154,11 @@ class Tower:
             kernels.scatter(index.data, index.at["wide"], rows, wide)
 
     def item_vectors(self, cat: Ids, plain: Floats) -> Floats:
-        """Vectors of n items.
+        """Vectors of n items: D factors, then the bias. (n, W)
 
         Args:
             cat: ids of the item's columns, in their order in the layout, (n, C); 0 is missing.
             plain: the item's numbers in their order in the layout, (n, P). ``age_days`` as it is now.
-
-        Returns:
-            (n, W): D factors, then the bias.
         """
         out = np.empty((len(cat), self.width + 1), np.float32)
         ids, weights = self.sides.item_features(cat, plain)
@@ -176,7 +173,7 @@ class Tower:
         return out
 
     def user_arrays(self) -> dict[str, Array]:
-        """All that :meth:`UserTower.of_arrays` needs. They share no memory with this."""
+        """The arguments of :meth:`UserTower.of_arrays`. They share no memory with this."""
         index = self._tables[USER]
         rows = index.rows()
         embedding = np.empty((len(rows), self.width), np.float32)
@@ -199,7 +196,7 @@ class Tower:
         return ids, values[:, : self.width].copy(), values[:, self.width].copy()
 
     def copy(self) -> Tower:
-        """The same version with tables of its own. Not by copying arrays: they are reserved for many more rows."""
+        """The same version with tables of its own. It copies no arrays: they are reserved for many more rows."""
         other = copy.copy(self)
         other._tables = {
             name: Index({"embedding": self.width, "wide": 1}, index.max_rows) for name, index in self._tables.items()
@@ -243,12 +240,12 @@ class UserTower:
         return cls(*(arrays[f"user/{name}"] for name in ("ids", "vectors", "map", "starts", "share")))
 
     def query(self, ids: Ids, recent: Floats, age_ms: Ids) -> Floats:
-        """The query of one user, (W,): a product with an item's vector is the item's score.
+        """The query of one user, (W,): its product with an item's vector is the item's score.
 
         Args:
             ids: of the user's columns of ``cat``, in their order in the layout, (k,); 0 is missing.
-            recent: vectors (h, W) of the items clicked last, newest first; without those that are unknown.
-            age_ms: how long ago these clicks were, (h,). It makes no difference so far.
+            recent: vectors (h, W) of the known items clicked last, newest first.
+            age_ms: the ages of these clicks, (h,). Unused so far.
         """
         out = np.zeros(self.width + 1, np.float32)
         out[self.width] = 1

@@ -37,9 +37,7 @@ class Shape:
 @dataclass(frozen=True, slots=True)
 class Columns:
     """The names of a network's inputs, so that another network with other inputs can take over what it learnt.
-
-    Kept with every snapshot. ``fields``: names of each group's fields, in the order of ``Shape.groups``.
-    """
+    Snapshots keep them. ``fields``: names of each group's fields, in the order of ``Shape.groups``."""
 
     fields: tuple[tuple[str, ...], ...]
     widths: tuple[int, ...]
@@ -65,7 +63,7 @@ class Columns:
 
 
 def pair(a: str, b: str) -> str:
-    """The name of a product of two fields: it does not depend on their order."""
+    """The name of a product of two fields, independent of their order."""
     return " x ".join(sorted((a, b)))
 
 
@@ -77,9 +75,9 @@ axis that does not depend on the inputs."""
 class Network(nn.Module):
     """Base of all dense parts.
 
-    ``forward(embeddings, numbers)`` is called with one (B, F, D) tensor for each width of ``shape.groups`` and the
-    numbers (B, N), scaled already. It returns the dense part's logits (B,). In training mode its normalisation uses
-    and updates statistics. In evaluation mode it must not write anything.
+    ``forward(embeddings, numbers)`` takes one (B, F, D) tensor for each width of ``shape.groups`` and the scaled
+    numbers (B, N). It returns the dense part's logits (B,). In training mode its normalisation uses and updates
+    statistics. In evaluation mode it must not write anything.
     """
 
     delays: Tensor  # (SIZE,) weights of the model of click delays (delays.py); set and published as edges are
@@ -108,7 +106,7 @@ class Network(nn.Module):
         return found
 
     def known_as(self, columns: Columns) -> dict[str, str]:
-        """Lasting names of tensors whose own name depends on their place, as that may differ in another network."""
+        """Lasting names of tensors whose own name depends on their place: another network may place them elsewhere."""
         return {}
 
     def flat(self, embeddings: Sequence[Tensor], numbers: Tensor) -> Tensor:
@@ -160,11 +158,7 @@ def register(name: str) -> Callable[[N], N]:
 
 
 def network_of(name: str) -> type[Network]:
-    """The registered network called ``name``.
-
-    Raises:
-        SettingError: there is none.
-    """
+    """The registered network called ``name``. Raises SettingError where there is none."""
     try:
         return REGISTRY[name]
     except KeyError:

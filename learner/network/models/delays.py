@@ -2,17 +2,17 @@
 """How likely a click is an early one: P(the click came before its exposure's label | there is a click, the exposure).
 
 The weights of the label policies ``es-dfm`` and ``prompt`` depend on it (millrace/labels). One number would not do:
-people scroll, so that a page's first item is mostly clicked within half a minute and its last hardly ever. So there is
-a logistic model over the position on the page and the exposure's categorical features::
+people scroll, so a page's first item is mostly clicked within half a minute and its last hardly ever. A logistic model
+over the position on the page and the exposure's categorical features gives it::
 
     logit g = logit(PRIOR) + u[position] + sum_f v[h(id of field f)]        one-hot positions, hashed ids
 
 It learns online, by Adagrad (Duchi et al. 2011), from clicks whose exposure is *settled*: the attribution window has
-passed. Learnt sooner, early clicks would be too many, since the late ones of the same exposures have not come. Until
+passed. Before that, early clicks would be too many, since the late ones of the same exposures have not come. Until
 :data:`ENOUGH` clicks are settled, g is :data:`PRIOR`.
 
-The model's weights are a buffer of the network. So they are in every delta and snapshot, and a proof of the deltas
-covers them. The clicks that wait, and Adagrad's sums, are needed for training only.
+The weights are a buffer of the network, so deltas and snapshots carry them, and a proof of the deltas covers them.
+Waiting clicks and Adagrad's sums serve training only.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class Delays:
         self.count += len(early)
 
     def snapshot(self) -> dict[str, Array]:
-        """What only training needs: ``clock`` (clicks learnt from, newest event), Adagrad's ``squares``, and the clicks
-        that wait: ``sizes`` and ``newest`` of their batches, ``places`` and ``early`` of each."""
+        """What only training needs: ``clock`` (clicks learnt from, newest event), Adagrad's ``squares``, and the
+        waiting clicks: ``sizes`` and ``newest`` of their batches, ``places`` and ``early`` of each."""
         waiting = self._waiting
         width = waiting[0].places.shape[1] if waiting else 0
         return {
@@ -137,15 +137,13 @@ class Delays:
 
 
 class _Clicks(NamedTuple):
-    """The clicks of one batch."""
-
     newest_ms: int  # newest of their exposures
     places: Places  # (n, 1 + F) of their weights
     early: NDArray[np.bool_]  # (n,)
 
 
 def _places(position: NDArray[np.int32], cat: Ids) -> Places:
-    """Which weights exposures have. (B, 1 + F)"""
+    """The indices of exposures' weights. (B, 1 + F)"""
     out = np.empty((len(position), 1 + cat.shape[1]), np.int32)
     out[:, 0] = np.clip(position, 0, _POSITIONS - 1)
     out[:, 1:] = _POSITIONS + (cat.view(np.uint64) % np.uint64(_IDS)).astype(np.int32)

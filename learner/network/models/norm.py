@@ -3,7 +3,7 @@
 
 The statistics of each start as a cumulative average and become an exponential one (momentum ``max(1 / t, m)``). So the
 first batches of a stream neither explode nor leave the statistics at their arbitrary start. Serving normalises with the
-running statistics. They are buffers, so they are published with the weights.
+running statistics; they are buffers, published with the weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SMALL_BATCH = 16
-"""With fewer rows than this, a batch's own mean and variance are unreliable, so running statistics are used instead."""
+"""With fewer rows, a batch's own mean and variance are unreliable, so running statistics replace them."""
 
 EPSILON = 1e-5
 
@@ -53,7 +53,7 @@ class Running(nn.Module):
 
     @torch.no_grad()
     def mix(self, rows: int, mean: Tensor, var: Tensor) -> None:
-        """The same with the mean and variance of a batch of ``rows`` rows, (D,)."""
+        """:meth:`absorb` with the mean and variance (D,) of a batch of ``rows`` rows."""
         weight = self.advance(rows)
         shift = mean - self.mean
         self.var.mul_(1 - weight).add_(weight * var + weight * (1 - weight) * shift**2)
@@ -64,13 +64,12 @@ class InputNorm(Running):
     """Numbers as the network sees them: ``clip((x - mean) / sqrt(var + eps), -10, 10)`` with running statistics.
 
     Training uses the running statistics too (inputs have no gradient that could make them explode). So a row looks the
-    same when it is learnt from and when it is served.
+    same in training and in serving.
 
     Attributes:
-        one_event: (D,) by how much one event can move each number, 0 where this is not known. No batch counts with a
-            smaller deviation. In a young stream nearly all counts are 0, so the deviation of what was seen is next to
-            nothing. Without this, the first click would put its item ten deviations from all else, and a network that
-            never saw anything alike would score it at will.
+        one_event: (D,) by how much one event can move each number, 0 where unknown: its least deviation.
+            In a young stream nearly all counts are 0, and so is their deviation. Without this, the first click would
+            put its item ten deviations from all else, and a network that never saw the like would score it at random.
     """
 
     def __init__(self, width: int, momentum: float) -> None:

@@ -69,11 +69,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 def read_spec(values: Mapping[str, Any]) -> Spec:
-    """A complete spec from some of its values.
-
-    Raises:
-        SettingError: an unknown name or an unusable value.
-    """
+    """A complete spec from some of its values. Raises SettingError for an unknown name or an unusable value."""
     try:
         return msgspec.convert(dict(values), Spec)
     except msgspec.ValidationError as error:
