@@ -1,5 +1,5 @@
 # core
-"""Features of one schema in the columns of another, by name: for what was logged before a schema was changed.
+"""Carries logged features of an earlier schema over to the columns of a new one, by name.
 
 ::
 
@@ -7,11 +7,10 @@
                   │        │      (left)         │        │                        │
     new   cat │ user_id  item_id  colour=0 │ num │ price  item_id.click.1d  stock=0 │ keys │ item_id  category=0 │
 
-Values are hashed under their field's name, and window keys under their columns' names, so a column means the same in
-each schema that has it. What only the new one has is missing: 0, as the value of a field that nobody sent. A key of 0
-is counted nowhere.
+Values are hashed under their field's name, and window keys under their columns' names. So a column means the same in
+each schema that has it. A column that only the new schema has is missing (0). A key of 0 is counted nowhere.
 
-State that was counted under the old schema goes on only where both count alike (:func:`same_tiles`).
+State that was counted under the old schema is kept only where both schemas count alike (:func:`same_tiles`).
 """
 
 from __future__ import annotations
@@ -43,11 +42,8 @@ class Carry:
         self._keys = _columns(was.key_names, now.key_names)
 
     def page(self, served: Served) -> Served:
-        """A logged page with the new schema's arrays and id.
-
-        Raises:
-            ValueError: its arrays are not those of the old schema.
-        """
+        """A logged page with the new schema's arrays and id. Raises ValueError for arrays that are not of the old
+        schema."""
         n = len(served.items)
         return msgspec.structs.replace(
             served,
@@ -58,11 +54,8 @@ class Carry:
         )
 
     def samples(self, batch: SampleBatch) -> SampleBatch:
-        """Samples with the new schema's columns.
-
-        Raises:
-            ValueError: they are not of the old schema's shape.
-        """
+        """Samples with the new schema's columns. Raises ValueError for samples that are not of the old
+        schema's shape."""
         layout = self.old.layout
         if (batch.cat.shape[1], batch.num.shape[1]) != (layout.F, layout.N):
             raise ValueError(
@@ -72,16 +65,16 @@ class Carry:
 
 
 def same_tiles(old: Schema, new: Schema) -> bool:
-    """Whether window counts made under ``old`` are good under ``new``: the same actions and means, tiles as fine, and
-    no window gone. What is new of keys and windows begins with what is there; the keys of an old schema end with
-    their windows."""
+    """Whether window counts made under ``old`` are valid under ``new``: the same actions and means, tiles as fine, no
+    window removed. New keys and windows begin with what has been counted already. Keys that only the old schema has
+    expire."""
     was, now = old.windows, new.windows
     counted = (was.actions, was.means, was.unit_ms) == (now.actions, now.means, now.unit_ms)
     return not was.keys or (counted and set(was.minutes) <= set(now.minutes))
 
 
 def former(history: Sequence[Schema], schema: Schema) -> dict[str, Schema]:
-    """Of the schemas that were used one after another, those before ``schema``, by id."""
+    """The earlier schemas of ``history`` by id, without ``schema``."""
     ids = [one.id for one in history]
     last = len(ids) - 1 - ids[::-1].index(schema.id) if schema.id in ids else len(ids)
     return {one.id: one for one in history[:last] if one.id != schema.id}

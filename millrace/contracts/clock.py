@@ -1,11 +1,9 @@
 # core
 """Event time against wall time.
 
-No core of Millrace reads a clock. The shells need "now in event time": to recognise events from the future, and to
-move idle partitions on. They are given an :class:`EventClock`. In production it is the wall clock. In a demo event time
-runs faster, and every role must agree on how fast, so the clock travels in the settings.
-
-How far the events of a partition have come, a :class:`Reached` says.
+Cores read no clock. Shells get an :class:`EventClock` to recognise events from the future and to move idle
+partitions on. In production it is the wall clock. In a demo event time runs faster, and every role must agree on the
+speed, so the clock is a setting. :class:`Reached` says how far the events of a partition have come.
 """
 
 from __future__ import annotations
@@ -47,8 +45,8 @@ class EventClock:
 
     @property
     def headers(self) -> list[tuple[str, bytes]]:
-        """Kafka headers of an event that is sent by this clock. A later reader, perhaps with another clock, learns from
-        them what time it was. Empty for wall time."""
+        """Kafka headers of an event that is sent by this clock; empty for wall time. A later reader, perhaps with
+        another clock, learns from them what event time it was."""
         return [] if self == EventClock() else [(HEADER, self.encode().encode())]
 
     @classmethod
@@ -72,10 +70,10 @@ class EventClock:
 
 
 def data_now_ms(clock_ms: int, newest_ms: int, reached_ms: int = 0) -> int:
-    """The present time of the data: the event clock, or the newest event where the clock is not the clock of this data.
+    """The present time of the data: the event clock, or the newest event where the clock does not belong to this data.
 
-    An old log that is played is dated long ago, and nobody told its clock. A clock more than a day ahead of everything
-    that has happened is therefore not believed. All times are Unix ms of event time.
+    An old log is dated long ago. So a clock more than a day ahead of everything that has happened is not believed.
+    All times are Unix ms of event time.
 
     Args:
         clock_ms: the event clock.
@@ -103,11 +101,9 @@ class Reached:
         ───────────────────┴─────────────────┴──────────────────────────────────┴──►  event time
            has been reached     moves the time     is ahead, unless most of the newest pages are
 
-    An event dated further ahead than the disorder that is allowed comes from a clock that is wrong. If one telephone's
-    is, the time must not follow it: all other events would be late. If those of most users are, it is rather the event
-    clock that is behind, and the time goes as far as most of them have come.
-
-    What it says depends on the calls alone, in their order.
+    An event dated further ahead than the allowed disorder comes from a wrong clock. The time must not follow a
+    single wrong client: all other events would be late. If most users' events are ahead, the event clock is behind,
+    and the time goes as far as most of them have come. The result depends on the calls and their order alone.
 
     >>> reached = Reached(slack_ms=60_000)
     >>> reached.see(1_030_000, clock_ms=1_000_000), reached.see(1_200_000, clock_ms=1_000_000), reached.newest_ms
@@ -130,11 +126,11 @@ class Reached:
         self._pages: dict[Id, int] = {}  # time of the newest page by user; the user who came last is the last
 
     def see(self, ts_ms: int, clock_ms: int, user: Id | None = None) -> bool:
-        """An event of this time came, and moves the time on or not. Whether the time is as far: else it is ahead.
+        """Takes an event's time. Returns whether this time is reached (else the event is ahead).
 
         Args:
-            clock_ms: the event clock when it came.
-            user: of a page that was seen; None: it is another event.
+            clock_ms: the event clock when the event came.
+            user: of an exposure; None: another event.
         """
         if user is not None:
             pages = self._pages

@@ -1,5 +1,5 @@
 # core
-"""What is doubtful about users and items that can be used. Nothing is refused here: it is counted and told.
+"""Finds values of users and items that are valid but probably not what the sender meant. They are counted and reported.
 
 ::
 
@@ -9,8 +9,8 @@
                    born_ms = 1772414000 ─────────────────► born-in-seconds
                    key and id differ ────────────────────► wrong-key
 
-A sender's mistake of this kind leaves no other trace: the page is made, only worse than it could be. Kinds and their
-remedies: :data:`millrace.contracts.reasons.DOUBTS`.
+Such a mistake leaves no other trace: pages are only worse than they could be. Remedies:
+:data:`millrace.contracts.reasons.DOUBTS`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Doubt(NamedTuple):
 
 
 class Doubts:
-    """Looks at users and items by ``schema``. Stateless; any thread may call it.
+    """Checks users and items by ``schema``. Stateless; any thread may call it.
 
     >>> from millrace.contracts.schema import shop_schema
     >>> [doubt.kind for doubt in Doubts(shop_schema()).of_item(Item("b3", {"colour": "red"}, born_ms=1_772_414_000))]

@@ -1,5 +1,5 @@
 # core
-"""Attributes that pages are filtered by: which a schema has, and what values an item has of one.
+"""Attributes that pages can be filtered by, and the values of an item.
 
 ::
 
@@ -9,8 +9,8 @@
     item     region ["eu", "us"]  ──► values_of ──► "eu", "us" ──► hashes_of ──► (2,) value hashes
 
 Values compare as columns do (:func:`millrace.basics.hashing.value_hash`): 7, 7.0 and "7" are one value, true is 1,
-false is 0. Whoever asks for true or false means the texts "true" and "false" as well (:func:`asked_hashes`), which is
-how a table that was read from a file has them.
+false is 0. A request for true or false also matches the texts "true" and "false" (:func:`asked_hashes`), the form
+that tables read from files have.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def filterable(schema: Schema) -> tuple[str, ...]:
 
 
 def values_of(field: Field | None, value: Value | Sequence[Value] | None) -> list[Value]:
-    """The values that an attribute has, without missing ones. A text of several values is one value, unless the
-    attribute is a multi-valued ``field``, whose separator stands between them.
+    """The values of an attribute without missing ones. A text counts as one value, except in a multi-valued ``field``,
+    whose separator splits it.
 
     >>> values_of(None, "eu,us")
     ['eu,us']
@@ -54,10 +54,7 @@ def values_of(field: Field | None, value: Value | Sequence[Value] | None) -> lis
 
 
 def hashes_of(field: Field | None, value: Value | Sequence[Value] | None) -> list[int]:
-    """Hashes of the distinct values that an attribute has, at most :data:`MOST_VALUES`, in their order.
-
-    :class:`millrace.contracts.intake.Intake` has refused an item that has more.
-    """
+    """Hashes of an attribute's distinct values, at most :data:`MOST_VALUES`. Intake refuses items that have more."""
     return list(dict.fromkeys(map(value_hash, values_of(field, value))))[:MOST_VALUES]
 
 
@@ -68,7 +65,8 @@ def too_many(field: Field | None, value: Value | Sequence[Value] | None) -> str:
 
 
 def asked_hashes(values: Iterable[Value]) -> list[int]:
-    """Hashes of the values that a request names, sorted. true and "true" stand for each other, and false and "false".
+    """Sorted hashes of the values that a request names. true and "true" stand for each other, and so do false and
+    "false".
 
     >>> asked_hashes([True]) == asked_hashes(["true"])
     True

@@ -86,11 +86,7 @@ _served = msgspec.msgpack.Decoder(Served).decode
 
 
 def impression_bytes(impression: Impression, rates: Rates | None = None) -> bytes:
-    """The message of an impression.
-
-    Args:
-        rates: the recipe of its schema, :meth:`Rates.of`; None: rates are written as they are.
-    """
+    """The message of an impression. ``rates``: of its schema (:meth:`Rates.of`); None: rates are written as numbers."""
     i, n = impression, len(impression.items)
     k, f, width = (len(a) // (n * size) if n else 0 for a, size in ((i.keys, 8), (i.cat, 8), (i.num, 4)))
     sizes = len(i.keys), len(i.cat), len(i.num)
@@ -111,7 +107,7 @@ def impression_bytes(impression: Impression, rates: Rates | None = None) -> byte
 
 
 def decode_served(raw: bytes | None) -> Served:
-    """An impression of any form, without copies where there is none to make.
+    """An impression of any form, without copies where possible.
 
     Raises:
         BadEventError: with the reason ``malformed`` or ``wrong-type``.
@@ -141,12 +137,8 @@ def decode_served(raw: bytes | None) -> Served:
 
 
 def decode_heading(raw: bytes | None) -> Served | Logged:
-    """An impression of any form for whoever needs no features: request, items, scores, sources. The block of form 2
-    stays as it is, so a damaged one is not noticed.
-
-    Raises:
-        BadEventError: as :func:`decode_served` does.
-    """
+    """An impression of any form without its features: request, items, scores, sources. The block of form 2 is not read,
+    so a damaged one is not noticed. Raises BadEventError as :func:`decode_served` does."""
     return read_msgpack(_logged, raw) if _is_array(raw) else read_msgpack(_served, raw)
 
 

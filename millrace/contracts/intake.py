@@ -1,15 +1,15 @@
 # core
-"""Users and items as they come from outside, read by one schema: what Millrace can use, or why it cannot.
+"""Users and items from outside, checked against one schema.
 
 ::
 
     bytes ──► JSON, of the right types (contracts.events) ──► values that the schema's fields can hold ──► User, Item
                   └─ malformed, oversized, wrong-type            └─ bad-value ──► BadEventError, a dead letter
 
-Stream, scorer and lists all read with this module, so that a message is usable for all of them or for none. A missing
-value (no attribute, null, empty text, NaN) is no fault. Text in the place of a number is one, and so is a number that
-no float32 holds: it would be read as 0, and learnt from, as long as the item lives. Attributes that the schema does not
-name are kept and not looked at. Pure.
+Stream, scorer and lists all read with this module, so a message is usable for all of them or for none. A missing
+value (no attribute, null, empty text, NaN) is no error. Text in place of a number is an error, and so is a number
+that no float32 holds: it would be learnt from as 0 as long as the item lives. Attributes outside the schema are
+kept. Pure.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Intake:
         self._filtered_by = {name: fields.get(name) for name in schema.filters}
 
     def user(self, raw: bytes | None) -> User:
-        """A user from the topic ``users``. A tombstone is :meth:`removed`'s.
+        """A user from the topic ``users``; :meth:`removed` reads tombstones.
 
         Raises:
             BadEventError: ``malformed``, ``oversized``, ``wrong-type`` or ``bad-value``, with the field and its value.
@@ -46,7 +46,7 @@ class Intake:
         return user
 
     def item(self, raw: bytes | None) -> Item:
-        """An item from the topic ``items``; as :meth:`user`. A tombstone is :meth:`removed`'s."""
+        """An item from the topic ``items``; as :meth:`user`."""
         item = decode_item(raw)
         self._check("item", item.attributes)
         for name, field in self._filtered_by.items():
@@ -57,11 +57,10 @@ class Intake:
 
     @staticmethod
     def removed(key: bytes | None) -> str:
-        """The id of the item that a tombstone of ``items`` takes out of the catalogue, or of the user that one of
-        ``users`` has forgotten.
+        """The id of the item or user that a tombstone of ``items`` or ``users`` removes.
 
         Raises:
-            BadEventError: ``bad-key``: there is none, or it is no text.
+            BadEventError: ``bad-key``: the key is missing or no text.
         """
         if not key:
             raise BadEventError("bad-key", "a tombstone without a key takes nothing out; send the id as key")

@@ -31,8 +31,8 @@ def pack(
     """Messages that hold ``keys`` with their tile lists, in order, each of at most ``most_bytes`` (or of one key).
 
     Args:
-        partition: the partition of ``events`` that they were counted in.
-        seq: number of the first message; each later one has the next number.
+        partition: of ``events``, where they were counted.
+        seq: number of the first message; later ones count on.
         event_ms: event time of the newest event in these counts.
         keys: (n,) uint64 window keys.
         tiles: n packed tile lists.

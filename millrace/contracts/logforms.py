@@ -1,9 +1,5 @@
 # core
-"""The entries of a schema's ``[log]`` and ``[[join]]``: how an exposure log and its side tables are read; named time
-formats, and what the entries may not say together.
-
-:mod:`millrace.contracts.schema` asks when a schema is read; :mod:`millrace.logs` reads logs by it.
-"""
+"""The entries ``[log]`` and ``[[join]]`` of a schema: how exposure logs and their side tables are read."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # core
-"""The layout of the online store: what lies in Redis, under which name, and how it is packed. Pure: no client here.
+"""The layout of the online store: keys in Redis and their packing. Pure: no client here.
 
 ::
 
@@ -20,12 +20,12 @@ key                    written by                                  read by
 ``ranked:``            the scorer, for `list_seconds`              the scorer's workers
 =====================  ==========================================  ==================================================
 
-Before each key stands the setting ``prefix``, so that several loops share one Redis
-(:meth:`millrace.contracts.settings.Settings.key`). The functions here give keys without it, and so are the members of
-``list:names``; whoever talks to Redis puts it on.
+The setting ``prefix`` stands before each key, so that several loops can share one Redis
+(:meth:`millrace.contracts.settings.Settings.key`). The functions here give keys without it, and so do the members of
+``list:names``. The Redis client's caller adds it.
 
-A window key whose tile list is empty, or whose windows have ended, has no field: a reader takes a missing field for
-zeros. Neither has a user of whose clicks and purchases none is younger than 30 days. A profile stays.
+A window key with an empty tile list, or whose windows have ended, has no field: readers take a missing field for
+zeros. A user without a click or purchase in the last 30 days has no field ``recent``. A profile stays.
 """
 
 from __future__ import annotations
@@ -96,11 +96,7 @@ def pack_profile(attributes: Mapping[str, Attribute]) -> bytes:
 
 
 def unpack_profile(raw: bytes | None) -> dict[str, Any]:
-    """A user's attributes; none when there is no profile.
-
-    Raises:
-        StoreError: the profile is no JSON object.
-    """
+    """A user's attributes; empty without a profile. Raises StoreError when the profile is no JSON object."""
     if raw is None:
         return {}
     try:
@@ -137,11 +133,7 @@ def pack_recent(recent: Recent) -> bytes:
 
 
 def unpack_recent(raw: bytes | None) -> Recent:
-    """What a user did last; nothing when there is no such field.
-
-    Raises:
-        StoreError: the bytes are no value of this field.
-    """
+    """What a user did last; empty without the field. Raises StoreError for other bytes."""
     if not raw:
         return NOTHING
     try:
@@ -196,11 +188,7 @@ def ranked_key(list_id: str) -> str:
 
 
 def redis_url(address: str) -> str:
-    """``host:port`` or a URL, as a URL.
-
-    Raises:
-        StoreError: there is no address.
-    """
+    """``host:port`` or a URL, as a URL. Raises StoreError for an empty address."""
     if not address:
         raise StoreError("no Redis address is set", "set MILLRACE_REDIS to host:port, or use 'millrace demo'")
     return address if "://" in address else f"redis://{address}"

@@ -1,7 +1,7 @@
 # core
-"""Page packing: the wire form of arrays whose columns are often the same for all rows of a page.
+"""Page packing: the wire form of arrays whose columns are often equal for all rows of a page.
 
-The user's side, the hour and the context are equal for all items of a page, and a rate follows from its counts. So::
+The user's side, the hour and the context are equal for all items of a page, and a rate follows from its counts::
 
     num (n, N)        user's counts   rates │ category's   rates │ item's counts  rates │ price
     each row the same      once         -   │  in each row   -   │  in each row     -   │  in each row
@@ -11,9 +11,9 @@ The user's side, the hour and the context are equal for all items of a page, and
     numbers (n, N)     -> Numbers  the same, without the rates that follow from what is left
 
 A whole number is written as its distance from the same count over the next shorter span, in seven bits a byte
-(LEB128; 0, -1, 1, -2 ... become 0, 1, 2, 3), any other number as its four bytes. An array that would not get smaller
-stands as it is. What is read is what was written, bit for bit, NaN and -0 too: whoever writes tries the recipe on each
-row first, and leaves no rate out where one bit differs.
+(LEB128; 0, -1, 1, -2 ... become 0, 1, 2, 3). Any other number is written as its four bytes. An array that would not
+shrink is written as it is. Packing is lossless to the bit, NaN and -0 too: the writer tries the recipe on each row
+and omits no rate that would differ in one bit.
 
 A reader needs no schema. It takes at most :data:`MOST_BYTES` of memory for an array, whatever a message says.
 """
@@ -63,7 +63,7 @@ class Numbers(Struct, frozen=True, array_like=True):
 class Rates:
     """How the rates among the numbers follow from the counts (:meth:`millrace.windows.features.FeatureBuilder.num`).
 
-    ``raw`` is what travels: first column, K keys, S spans, A actions, M means, prior weight; A - 1 prior rates; for
+    ``raw`` is the wire form: first column, K keys, S spans, A actions, M means, prior weight; A - 1 prior rates; for
     each key, parents first, its number and its parent's plus one.
     """
 
@@ -96,11 +96,7 @@ class Rates:
 
 @lru_cache(maxsize=64)
 def read_rates(raw: bytes) -> Rates:
-    """The recipe from what travels.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """The recipe from its wire form. Raises ValueError when it is none."""
     if len(raw) < _HEAD.size:
         raise ValueError(f"a recipe of {len(raw)} bytes")
     start, keys, spans, actions, means, weight = _HEAD.unpack_from(raw)
@@ -155,10 +151,10 @@ def pack_ids(ids: Array, first: Array, page: Array) -> Ids:
 
 
 def unpack_ids(ids: Ids, pages: int, page: Array) -> Array:
-    """The inverse of :func:`pack_ids`: (n, C) uint64, not to be written to.
+    """The inverse of :func:`pack_ids`: (n, C) uint64, read-only.
 
     Raises:
-        ValueError: it does not fit together, or is larger than a reader takes.
+        ValueError: the parts do not fit together, or are larger than a reader takes.
     """
     n, width = len(page), ids.columns
     if ids.once is None:
@@ -172,11 +168,7 @@ def unpack_ids(ids: Ids, pages: int, page: Array) -> Array:
 
 
 def pack_numbers(num: Array, first: Array, page: Array, rates: Rates | None) -> Numbers:
-    """The wire form of numbers (n, N) float32; the other arguments as in :func:`pack_ids`.
-
-    Args:
-        rates: how rates among them follow; None: nobody knows.
-    """
+    """The wire form of numbers (n, N) float32; the other arguments as in :func:`pack_ids`. ``rates``: None: unknown."""
     num = np.ascontiguousarray(num, np.float32)
     n, width = num.shape
     if fits(n + len(first), width, 4):
@@ -192,11 +184,7 @@ def pack_numbers(num: Array, first: Array, page: Array, rates: Rates | None) -> 
 
 
 def unpack_numbers(numbers: Numbers, pages: int, page: Array) -> Array:
-    """The inverse of :func:`pack_numbers`: (n, N) float32, not to be written to.
-
-    Raises:
-        ValueError: as of :func:`unpack_ids`.
-    """
+    """The inverse of :func:`pack_numbers`: (n, N) float32, read-only. Raises ValueError as :func:`unpack_ids` does."""
     n, width = len(page), numbers.columns
     if numbers.once is None or numbers.whole is None:
         return _as_it_is(numbers.body, n, width, "<f4")
@@ -221,11 +209,8 @@ def unpack_numbers(numbers: Numbers, pages: int, page: Array) -> Array:
 
 
 def recipe_of(rates: bytes, width: int) -> kernels.Recipe:
-    """The recipe that travels beside N = ``width`` numbers; one without rates for no bytes.
-
-    Raises:
-        ValueError: it is none, or one for another number.
-    """
+    """The recipe beside N = ``width`` numbers; one without rates for no bytes. Raises ValueError when
+    it does not fit."""
     if not rates:
         return _no_rates(width)
     known = read_rates(rates)
@@ -254,8 +239,7 @@ def _check(rows: int, width: int, size: int, mask: memoryview) -> None:
 
 
 def warm_up() -> None:
-    """Compiles what packs and unpacks, for arrays that may be written to and for such that may not. Touches nothing but
-    arrays of its own."""
+    """Compiles the kernels for writable and for read-only arrays."""
     page, first = np.zeros(4, np.int64), np.zeros(1, np.int64)
     for writable in (True, False):
         ids, num = np.zeros((4, 64), np.uint64), np.zeros((4, 64), np.float32)

@@ -1,13 +1,13 @@
 # core
-"""Why a message cannot be used, and what is doubtful about one that can: every word that is counted, with its remedy.
+"""Every reason for which a message cannot be used, and every kind of warning, with its remedy.
 
 ::
 
     cannot be used ──► a dead letter with one of REASONS     millrace_dead_letters_total{reason}
     used, but it may not mean what its sender thinks ──► one of DOUBTS     millrace_doubts_total{kind}
 
-Dead letters, the lines in the logs, ``millrace data dead-letters`` and docs/reference/dead-letters.md, which is made
-from them, all use these words. A test holds them and the code together.
+Dead letters, log lines, ``millrace data dead-letters`` and docs/reference/dead-letters.md all use these words. A
+test checks that the code uses no others.
 """
 
 from __future__ import annotations

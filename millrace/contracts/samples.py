@@ -100,8 +100,8 @@ class SampleBatch:
         request: tuple[str, ...] = ("",),
         **columns: NDArray[Any],
     ) -> SampleBatch:
-        """Rows with these kinds, times and features. Where ``columns`` do not say otherwise they lie on the one page
-        ``request``, nobody scored them and nobody is known to have acted on them, and each weighs 1."""
+        """Rows with these kinds, times and features. By default they lie on the one page ``request``, without scores
+        and actions, each with weight 1."""
         n = len(kind)
         own: dict[str, NDArray[Any]] = {name: np.zeros((n,), _DTYPES[name]) for name in _DTYPES}
         own |= {"kind": kind, "ts_ms": ts_ms, "cat": cat, "num": num, "label": (kind != NEGATIVE).astype(np.float32)}
@@ -134,12 +134,9 @@ class SampleBatch:
         return cls(tuple(request), np.concatenate(pages), *rest)
 
     def to_bytes(self, rates: Rates | None = None) -> bytes:
-        """The MessagePack form: the request ids and each column's packed array. A column that is the same on all of
-        each page stands once a page, ``cat`` and ``num`` as :mod:`millrace.contracts.pagepack` says.
-
-        Args:
-            rates: the recipe of the schema, :meth:`Rates.of`; None: rates are written as they are.
-        """
+        """The MessagePack form: the request ids and each column's packed array. A column that is equal on all of each
+        page is written once a page, ``cat`` and ``num`` as :mod:`millrace.contracts.pagepack` says. ``rates``:
+        :meth:`Rates.of` the schema; None: rates are written as numbers."""
         used, first, page = np.unique(self.page, return_index=True, return_inverse=True)
         columns, once = [], 0
         for c, (name, dtype) in enumerate(_PLAIN.items()):
@@ -156,11 +153,7 @@ class SampleBatch:
 
     @classmethod
     def from_bytes(cls, raw: bytes | None) -> SampleBatch:
-        """The inverse of :meth:`to_bytes`; the arrays cannot be written to.
-
-        Raises:
-            SchemaError: the bytes are not a sample batch. (None is a tombstone.)
-        """
+        """The inverse of :meth:`to_bytes`; the arrays are read-only. Raises SchemaError for other bytes or None."""
         raw = raw or b""
         try:
             request, arrays = _read(raw)

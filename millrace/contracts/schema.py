@@ -1,17 +1,17 @@
 # core
-"""The feature schema: which columns a log or catalogue has, which features and windows are made of them.
+"""The feature schema: the columns of a log or catalogue, and the features and windows made of them.
 
-A schema is a TOML file, read once, validated whole, then frozen. From it follows the :class:`Layout`, the fixed
-order of every feature array in Millrace::
+A schema is a TOML file, read once, validated, then frozen. It determines the :class:`Layout`, the fixed order of
+every feature array::
 
     cat (n, F)   one column per slot:   user fields | item fields | context fields   (a multi field has several)
     num (n, N)   plain numbers          user | item | context, as in the schema
                  window statistics      key 0: span 0: a0 a1 .. aA-1 rate1 .. rateA-1 mean1 .. | span 1: .. | key 1: ..
     keys (n, K)  uint64 window keys     one column per [windows] key
 
-A span is a window or, after the windows, a half-life. ``a0`` is the count of exposures, ``rate_j`` the share of
-exposures followed by action j, smoothed, ``mean_m`` the mean of a number over one action. Identity of a schema is
-:attr:`Schema.id`, a hash of all that changes the meaning of an array.
+A span is a window or, after the windows, a half-life. ``a0`` is the count of exposures, ``rate_j`` the smoothed
+share of exposures followed by action j, ``mean_m`` the mean of a number over one action. :attr:`Schema.id`
+identifies a schema by a hash of all that changes the meaning of an array.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ DERIVED = ("hour", "weekday", "position", "age_days")
 class Field(Struct, frozen=True, forbid_unknown_fields=True):
     """One feature. ``slots`` above 1 makes a categorical field multi-valued: its values are pooled.
 
-    ``width`` is the embedding width (None: the model's default). ``bias`` marks what is known when learning
-    but not when ranking (the position): it feeds the wide part only and reads as missing when a page is ranked.
+    ``width`` is the embedding width (None: the model's default). ``bias`` marks a field that is known when learning
+    but not when ranking (the position): it feeds the wide part only, and is missing when a page is ranked.
     """
 
     name: str
@@ -178,7 +178,7 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     def id(self) -> str:
         """Hash of what gives arrays their meaning (not of how a log is read, nor of ``filters``). 16 hex digits.
 
-        Entries that came later are left out while they are empty, so that a schema without them keeps its identity.
+        Newer entries are left out while they are empty, so that a schema without them keeps its identity.
         """
         windows = msgspec.to_builtins(self.windows)
         late = ("half_lives", "means", "lengths")
@@ -202,8 +202,8 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         return tuple(name for name in dict.fromkeys(named) if self.side_of(name) == side)
 
     def side_of(self, column: str) -> Side:
-        """Which side a column belongs to: a field's own side; derived columns are of the context, ``age_days``
-        of the item; the log's user and item columns of the user and the item."""
+        """The side of a column: a field's own side; derived columns are of the context, ``age_days`` of the item; the
+        log's user and item columns of the user and the item."""
         for field in self.fields:
             if field.name == column:
                 return field.of

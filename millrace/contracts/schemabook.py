@@ -1,14 +1,14 @@
 # core
-"""The schemas that a loop has been run with, one after another, in its store.
+"""The schemas that a loop has used one after another, in its store.
 
 ::
 
     schemas/000001-5f0c6b...schema     the first one, as JSON
     schemas/000002-91aa27...schema     what it was changed to
 
-State and messages name a schema by its id alone. Whoever meets an id that is not that of now finds here what its
-columns were, and can carry them over (:mod:`millrace.contracts.carry`). The stream enters its schema before it reads
-anything, so whatever it has written is of a schema that is here.
+State and messages name a schema by its id alone. A reader of an old id finds its columns here and carries them over
+(:mod:`millrace.contracts.carry`). The stream enters its schema before it reads, so every schema that it used is
+here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NAME = re.compile(r"(\d{6})-([0-9a-f]{16})\.schema$")
 
 
 class SchemaBook:
-    """The schemas in one place, the oldest first.
+    """The schemas in one place, oldest first.
 
     Args:
         url: a folder, or any URL that fsspec knows.
@@ -43,11 +43,7 @@ class SchemaBook:
         self._store = Store(url, writes)
 
     def enter(self, schema: Schema) -> None:
-        """Says that the loop is run with ``schema`` from now on. Nothing is written where it was before too.
-
-        Raises:
-            StoreError: it could not be written.
-        """
+        """Records that the loop runs with ``schema`` from now on, if that is a change. Raises StoreError."""
         names = self._names()
         if names and names[-1][1] == schema.id:
             return
@@ -55,11 +51,8 @@ class SchemaBook:
         self._store.put(f"{number:06d}-{schema.id}.schema", {"name": schema.name}, msgspec.json.encode(schema))
 
     def history(self) -> tuple[Schema, ...]:
-        """All of them in order. One that this version cannot read is left out, aloud: nothing of it is carried over.
-
-        Raises:
-            StoreError: the place cannot be read.
-        """
+        """All schemas in order, without those that this version cannot read (with a line in the log; nothing of theirs
+        is carried over). Raises StoreError when the place cannot be read."""
         found = []
         for number, id in self._names():
             name = f"{number:06d}-{id}.schema"

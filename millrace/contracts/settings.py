@@ -220,11 +220,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.kafka.split(",")
 
     def folder(self, *parts: str) -> Path:
-        """A folder below ``data``, created if need be.
-
-        Raises:
-            SettingError: ``data`` is not set or cannot be written to.
-        """
+        """A folder below ``data``, created if need be. Raises SettingError if ``data`` is not set or not writable."""
         if not self.data:
             raise SettingError("'data' is not set", "set MILLRACE_DATA to a folder for checkpoints and models")
         path = Path(self.data, *parts)

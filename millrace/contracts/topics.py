@@ -2,15 +2,14 @@
 """The topics, in one place.
 
 ``events``, ``impressions``, ``users`` and ``samples`` have the same number of partitions and the same partitioner,
-so that one worker owns a user whole. They are created before any role consumes: a broker that creates topics by itself
-may give them unequal counts, and then joins are not co-partitioned.
+so that one worker owns a user whole. They are created before any role consumes: a broker that creates topics by
+itself may give them unequal counts, and then joins are not co-partitioned.
 
-Events, pages and samples are kept for :data:`KEPT_DAYS`. Whatever reads samples later (repair, bisection, a shadow, a
-learner that was away) finds those of that time. The embedded broker keeps less where its topics would take more of the
-disk than the setting ``broker_gib``.
+Events, pages and samples are kept for :data:`KEPT_DAYS`, for readers that come later (repair, bisection, a shadow, a
+learner that was away). The embedded broker keeps less where its topics would exceed the setting ``broker_gib``.
 
-These are the names that the code and dead letters use. At the broker the setting ``prefix`` stands before each of them
-(:meth:`millrace.contracts.settings.Settings.topic`), so that several loops share one Kafka.
+Code and dead letters use these names. At the broker the setting ``prefix`` stands before each of them
+(:meth:`millrace.contracts.settings.Settings.topic`), so that several loops can share one Kafka.
 """
 
 from __future__ import annotations

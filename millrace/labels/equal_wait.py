@@ -1,7 +1,7 @@
 # core
-"""``equal-wait``: clicks wait as long as exposures without one, until the attribution window has passed.
+"""``equal-wait``: clicks and exposures without one are labelled when the attribution window has passed.
 
-Nothing is bent, since labels come in the order of exposure. The price is that the model is an attribution window old.
+This is unbiased, since labels come in the order of exposure. The price is a model that is one window old.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ Yang et al., AAAI 2021, arXiv 2012.03245, "elapsed-time sampling". With w the ob
     weight of a click                1 + p_dp
     weight of a negative             (1 + p_dp) p_rn
 
-There, p_dp and p_rn come from two models of their own. Here, both come from the model's click probability p and from a
-model of delays that gives ``g = P(delay <= w | click, x)`` (learner/network/models/delays.py)::
+The paper estimates p_dp and p_rn by two models. Here, both come from the model's click probability p and from a
+model of delays, ``g = P(delay <= w | click, x)`` (learner/network/models/delays.py)::
 
     p_dp = (1 - g) p        p_rn = (1 - p) / (1 - g p)
 """

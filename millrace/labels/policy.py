@@ -1,5 +1,5 @@
 # core
-"""The contract of a label policy, and the promise that it makes for an exposure.
+"""The contract of a label policy, and its promise for an exposure.
 
 ::
 
@@ -26,9 +26,8 @@ Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 MOST = np.float32(0.9)
-"""Predictions are cut here before weights are made of them. A negative's weight has the factor ``1 - p``. A model that
-has come to predict 1, for whatever reason, would otherwise never learn again from the negatives that say it is wrong.
-Where the true rate is beyond it, the model predicts too little."""
+"""Predictions are cut here before weights are made of them. A negative's weight has the factor ``1 - p``: a model that
+predicts 1 would otherwise never learn from negatives again. The model predicts too little for true rates above it."""
 
 
 class Waits(NamedTuple):
@@ -65,11 +64,11 @@ class Waits(NamedTuple):
 
 
 class Promise(NamedTuple):
-    """What an exposure is promised. Times are in milliseconds of event time, from the exposure.
+    """The promise for an exposure. Times are in milliseconds of event time, from the exposure.
 
-    ``slack_ms`` is the part of the allowed disorder that is not waited for. With 0 the events' own times alone decide
-    the label, in whatever order they come. With the whole of it the label is given as soon as event time is there, and
-    a click that comes out of order is a correction.
+    ``slack_ms`` is the part of the allowed disorder that is not waited for. With 0 the events' own times alone
+    decide the label, in whatever order they come. With all of it the label is given as soon as event time is there,
+    and a click that comes out of order is a correction.
     """
 
     code: int
@@ -89,12 +88,12 @@ class LabelPolicy(ABC):
 
     @property
     def code(self) -> int:
-        """What samples and promises call it."""
+        """The policy's number in samples and promises."""
         return POLICIES.index(self.name)
 
     @abstractmethod
     def promise(self, waits: Waits, flowing_ms: int) -> Promise:
-        """What an exposure is promised that comes ``flowing_ms`` after traffic began (anew, if it had stopped)."""
+        """The promise for an exposure ``flowing_ms`` after traffic began (again, if it had stopped)."""
 
     def weights(self, kind: Codes, p: Floats, early: Floats) -> Floats:
         """Weights of samples, (B,); 1 unless the policy says otherwise.

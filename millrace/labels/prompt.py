@@ -1,20 +1,20 @@
 # core
 """``prompt``: a click at once, an exposure without one after the observation window, with the weights of ``es-dfm``.
 
-The weights of ``es-dfm`` make up for what is learnt twice. They do not depend on when the early clicks are learnt, so
-these need not wait. Freshness of clicks is what learning online is for.
+The weights of ``es-dfm`` correct for exposures that are learnt twice. They do not depend on when early clicks are
+learnt, so early clicks need not wait.
 
-*At the start of traffic* clicks would come alone for a whole observation window. With 200 exposures a second that is
-thousands of rows, and the model would learn that everything is clicked. So at first clicks wait as long as exposures
-without one, and four times the observation window, so that most clicks are there by then. From then on both waits
-shrink evenly, over fifteen times as long, to nothing and to the observation window::
+*At the start of traffic* only clicks would come for a whole observation window. With 200 exposures a second the
+model would learn from thousands of rows that everything is clicked. So at first clicks and exposures without one
+both wait four observation windows, by when most clicks are there. Both waits then shrink evenly, over fifteen times
+as long::
 
     flowing     0 ────────────────────► 60 w
     hold        4 w ──────────────────► 0
     observe     4 w ──────────────────► w
 
-While a wait shrinks, samples come denser than exposures by 4w / 60w, a fifteenth, and clicks and negatives nearly
-alike. Traffic of a partition that stops for as long as the attribution window starts anew.
+While a wait shrinks, samples are denser than exposures by 4w / 60w, a fifteenth, clicks and negatives nearly alike.
+A partition whose traffic stops for an attribution window begins again.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ policy                       a click                      an exposure without on
 ===========================  ===========================  ===========================  =======================
 
 A click after its exposure was learnt as a negative is a correction, under every policy. The stream keeps a policy's
-:class:`~millrace.labels.policy.Promise` with each exposure, and each sample names its policy. So one setting, read by
-the stream alone, decides for stream and learner, and what is pending keeps its promise when the setting changes.
+:class:`~millrace.labels.policy.Promise` with each exposure, and each sample names its policy. So one setting of the
+stream decides for the learner too, and pending exposures keep their promise when the setting changes.
 """
 
 from __future__ import annotations
@@ -41,11 +41,7 @@ _ASKING = np.array([p.asks for p in _BY_CODE])
 
 
 def policy_named(name: str) -> LabelPolicy:
-    """The policy of that name.
-
-    Raises:
-        SettingError: there is none.
-    """
+    """The policy of that name. Raises SettingError for an unknown name."""
     try:
         return REGISTRY[name]
     except KeyError:
@@ -58,7 +54,7 @@ def weighs(policy: NDArray[np.uint8]) -> bool:
 
 
 def asks(policy: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which samples of these policies (codes) tell how late clicks come, to weights that depend on it. (B,)"""
+    """Which samples of these policies (codes) have weights that depend on the delays of clicks. (B,)"""
     asking: NDArray[np.bool_] = _ASKING[policy]
     return asking
 
@@ -66,8 +62,8 @@ def asks(policy: NDArray[np.uint8]) -> NDArray[np.bool_]:
 def weigh(
     policy: NDArray[np.uint8], kind: NDArray[np.uint8], p: NDArray[np.float32], early: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """The weights of samples with these policies (codes) and kinds; the rest as in
-    :meth:`~millrace.labels.policy.LabelPolicy.weights`. All (B,)"""
+    """Weights of samples with these policies (codes) and kinds; see
+    :meth:`~millrace.labels.policy.LabelPolicy.weights`. (B,)"""
     out = np.ones(len(kind), np.float32)
     for code in np.unique(policy).tolist():
         mine = policy == code

@@ -1,8 +1,8 @@
 # core
 """``wait``: a click at once, an exposure without one when its attribution window has passed.
 
-Every micro-batch mixes fresh clicks with old exposures. So whatever moves with time (counts of a young shop above all)
-gives the label away, and in the first attribution window there are clicks alone. It is kept to compare with, and for
+Every micro-batch mixes fresh clicks with old exposures. So every feature that moves with time (above all counts of a
+young shop) gives the label away, and the first attribution window has clicks alone. Use it for comparisons, and for
 logs whose labels come at once.
 """
 

@@ -1,16 +1,15 @@
 # core
-"""What a user likes and how hot an item is: one formula for the scorer's recall and for the shop's lists.
+"""A user's affinity to items and the heat of an item: one formula for the scorer's recall and for the shop's lists.
 
 ::
 
     clicks a day = 1 / W * sum over the W windows of  clicks in the window / its days
 
-A recent click lies in every window, and a short window has few days. So the click of today weighs most. Windows
-shorter than a day take no part where there are longer ones: one click in 15 minutes would be 96 a day.
+A click of today weighs most: it lies in every window, and a short window has few days. Windows shorter than a day
+are left out where there are longer ones: one click in 15 minutes would be 96 a day.
 
-Read off a window key of the item alone, it is the item's *heat* in the shop's lists. Read off a key of user columns and
-item columns, such as ``user_id * category``, it is the user's *affinity* to the items that have these values. Decayed
-counts take no part. Recall divides it by the same of exposures (:func:`smoothed_rate`).
+A window key of the item alone gives the item's *heat*. A key of user and item columns, such as
+``user_id * category``, gives the user's *affinity* to items with these values. Decayed counts take no part.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ def events_a_day(counts: NDArray[np.integer[Any]], windows: Windows, action: str
 
 
 def _counted(windows: Windows) -> tuple[int, NDArray[np.float64]]:
-    """The first window that counts here, and the days of it and all longer ones: windows of a day and more, or all
-    windows where all are shorter."""
+    """The first window of a day and more (the first of all where none is as long), and the days of it and of longer
+    ones."""
     minutes = np.array(windows.minutes, np.float64)
     short = int(np.count_nonzero(minutes < DAY_MIN))
     first = short if short < len(minutes) else 0
@@ -70,15 +69,15 @@ def smoothed_rate(
     prior: float,
     windows: Windows,
 ) -> NDArray[np.float64]:
-    """Clicks over exposures, as far as there are enough of them; else about ``rate``. (n,) ::
+    """Clicks over exposures, shrunk towards ``rate`` where exposures are few. (n,) ::
 
         (clicks + s r) / (exposures + s)
 
     Args:
         clicks, exposures: (n,) a day, as :func:`events_a_day` gives them.
-        rate: r, what is expected of an item that nobody has seen.
-        prior: how many exposures of today weigh as much as what is expected. One of them counts the mean over windows
-            of 1 / days, so s is ``prior`` times that.
+        rate: r, the expected rate of an item without exposures.
+        prior: weight of ``rate``, in exposures of today. One of them counts the mean over windows of 1 / days, so s is
+            ``prior`` times that.
 
     >>> windows = Windows(days=(1, 2))  # an exposure of today counts (1 + 1 / 2) / 2
     >>> smoothed_rate(np.array([0.0, 6.0, 0.75]), np.array([0.0, 12.0, 0.75]), 0.1, 8, windows).round(3).tolist()
@@ -90,8 +89,8 @@ def smoothed_rate(
 
 
 def taste_keys(builder: FeatureBuilder) -> list[int]:
-    """The window keys, as columns of ``keys``, that say what a user likes: those of user columns and item columns, the
-    item's id not among them, and of nothing else."""
+    """The window keys, as columns of ``keys``, of user and item columns alone, without the item's id: a user's
+    affinities."""
     users, items = set(builder.needs("user")), set(builder.needs("item")) - {builder.item_column}
     found = []
     for k, key in enumerate(builder.schema.windows.keys):
@@ -102,8 +101,7 @@ def taste_keys(builder: FeatureBuilder) -> list[int]:
 
 
 def taste_columns(builder: FeatureBuilder) -> dict[str, int]:
-    """The item columns that alone make a key of :func:`taste_keys` together with user columns: column -> the first such
-    key."""
+    """The item columns that alone form a key of :func:`taste_keys` with user columns: column -> the first such key."""
     found: dict[str, int] = {}
     items = set(builder.needs("item"))
     for k in taste_keys(builder):

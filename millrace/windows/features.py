@@ -1,9 +1,9 @@
 # core
 """Feature arrays from hashed columns, plain numbers and window counts.
 
-The one place where ``cat``, ``num`` and ``keys`` are put together: the scorer calls it for one user and a thousand
-candidates, replay for whole stretches of a log, so what is learnt from and what is served are the same to the bit.
-Every operation works element by element, in float32 without reductions: a row's features do not depend on other rows.
+``cat``, ``num`` and ``keys`` are made here alone: the scorer calls this for one user and a thousand candidates,
+replay for whole stretches of a log. So training and serving features are equal to the bit. Every operation works
+element by element, in float32 without reductions: a row's features do not depend on other rows.
 
 Shapes: n rows, F categorical columns, N numbers, K window keys, W windows, H half-lives, A actions, M means. A *column*
 holds value hashes (:mod:`millrace.basics.hashing`), (n,) or, where one value holds for all rows, (1,); a multi
@@ -103,10 +103,8 @@ class FeatureBuilder:
         return out.view(np.int64)
 
     def keys(self, columns: Mapping[str, U64], n: int) -> U64:
-        """Window keys: ``combine(key_salt, *columns)``, 0 when any column is missing. (n, K) uint64
-
-        A multi-valued column takes part with its first value.
-        """
+        """Window keys: ``combine(key_salt, *columns)``, 0 when any column is missing. (n, K). A multi field's first
+        value counts."""
         out = np.zeros((n, self.layout.K), np.uint64)
         for k, key in enumerate(self.schema.windows.keys):
             parts = [columns.get(name) for name in key.columns]
@@ -124,9 +122,8 @@ class FeatureBuilder:
     ) -> F32:
         """Plain numbers, then counts, smoothed rates and means in the order of ``layout.num_names``. (n, N) float32
 
-        Of a window, or of a half-life h, with counts c and sums S in steps as read from the tiles; the rate of action
-        j, c0 being the exposures, s the prior weight and r the parent key's rate (without a parent the prior rate, a
-        tenth of it for actions other than clicks)::
+        For a window or half-life h with counts c and sums S in steps, c0 the exposures, s the prior weight and r the
+        parent key's rate (without a parent the prior rate, a tenth of it for actions other than clicks)::
 
             count_j = c_j                           of a half-life: c_j / UNIT * 2^-(time of ts since its full unit / h)
             rate_j  = (count_j + s r) / (count_0 + s)         r where count_0 + s is 0
@@ -172,8 +169,8 @@ class FeatureBuilder:
         return out
 
     def fade(self, ts_ms: NDArray[np.int64] | int) -> NDArray[np.float64]:
-        """The factor that takes decayed counts from the full unit of the tiles (an hour, or 15 or 5 minutes) before
-        ``ts_ms`` to ``ts_ms``. (n, 1, H, 1) or (1, 1, H, 1)"""
+        """The factor that decays counts from the full unit of the tiles (an hour, or 15 or 5 minutes) before ``ts_ms``
+        to ``ts_ms``. (n, 1, H, 1) or (1, 1, H, 1)"""
         rest = np.atleast_1d(np.asarray(ts_ms, np.int64)) % self._unit_ms / np.float64(DAY_MS)
         fade: NDArray[np.float64] = np.exp2(-(rest[:, None] / np.array(self.schema.windows.half_lives))) / UNIT
         return fade[:, None, :, None]
@@ -195,18 +192,14 @@ class FeatureBuilder:
 
     @staticmethod
     def age_days(ts_ms: NDArray[np.int64], born_ms: NDArray[np.int64]) -> F32:
-        """The plain number ``age_days``: days from an item's birth to the exposure; 0 when the birth is unknown (0) or
-        still to come. Broadcast, float32"""
+        """Days from an item's birth to the exposure; 0 for an unknown (0) or future birth. Broadcast, float32"""
         born_ms = np.asarray(born_ms, np.int64)
         age = (np.asarray(ts_ms, np.int64) - born_ms) / np.float64(DAY_MS)
         return np.where(born_ms > 0, np.maximum(age, 0.0), 0.0).astype(np.float32)
 
     def column(self, name: str, values: Any) -> U64:
-        """Value hashes of a whole column: (n,), or (n, slots) for a multi field.
-
-        Args:
-            values: array or sequence; a multi field's entries are lists, or texts with the field's separator.
-        """
+        """Value hashes of a whole column: (n,), or (n, slots) for a multi field, whose entries are lists or separated
+        texts."""
         field = self._fields.get(name)
         if field is None or field.slots == 1:
             return column_hash(values)
@@ -223,8 +216,8 @@ class FeatureBuilder:
     def attributes(self, side: Side, mapping: Mapping[str, Any]) -> tuple[dict[str, U64], dict[str, float]]:
         """The columns ((1,) or (1, slots)) and plain numbers of one user, item or request.
 
-        ``mapping`` may hold more than the schema asks for; the id is looked up under the log's column name
-        (``user_column``, ``item_column``). A value of an unfitting type reads as missing, never as an error.
+        ``mapping`` may hold more than the schema asks for; the id has the log's column name (``user_column``,
+        ``item_column``). A value of an unfitting type reads as missing, never as an error.
         """
         columns: dict[str, U64] = {}
         plain: dict[str, float] = {}
@@ -252,7 +245,7 @@ def finite32(values: Any) -> F32:
 
 
 def steps(values: Any, step: float) -> tuple[NDArray[np.uint32], int]:
-    """What events add to the sum of a mean, ``round(value / step)`` of the plain numbers, and how many are unfit.
+    """What events add to the sum of a mean, ``round(value / step)``, and how many values are unfit.
 
     A negative or infinite number or NaN adds 0. A number beyond 2^24 - 1 steps adds 2^24 - 1.
     """

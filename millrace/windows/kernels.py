@@ -10,30 +10,29 @@
     free  (classes,)      first free block of each size class or -1; a free block's first word: the next one + 1
     state (4,)            keys, pool words used, newest unit, base
 
-Time is counted in *units*: hours, or, where a window is of six hours or less, 15 or 5 minutes. A *tick* is a unit's
-number. A word names ticks from the store's *base* on. Of hours, 20 bits reach from 1970, the base, to 2089. Of finer
-units they reach ten years or more. So the base of such a store moves up when an event comes that they cannot name
-(:func:`rebase`); what is five years older than that event, which no window reaches, is dropped. The base is a multiple
-of 128 days. So every tile, and every turn modulo 128, is the same whether it is counted from the base or from 1970.
+Time is counted in *units*: hours, or 15 or 5 minutes where a window is of six hours or less. A *tick* is a unit's
+number from the store's *base* on. 20 bits of hours reach from 1970, the base, to 2089; of finer units ten years or
+more. When an event comes beyond them, the base moves up (:func:`rebase`), and tiles five years older than that
+event, which no window reaches, are dropped. The base is a multiple of 128 days, so tiles and turns modulo 128 are
+the same as from 1970.
 
-A tile is one word as long as each of its counts is below 256: digit d of group g counts column 5 g + d. A greater count
-overflows into a second word of the same unit. The digits of a word at level l are worth 256^l each, so a count is
-written to the base 256. There are four levels. A word whose digits are all zero is not stored.
+A tile is one word while each of its counts is below 256: digit d of group g counts column 5 g + d. A greater count
+overflows into a second word of the same unit: digits at level l (of four) are worth 256^l. Zero words are not
+stored.
 
-A tile is named by its first unit. Nothing stores whether it is still a unit wide or has been merged into 6 hours or a
-day: a window of grain g asks for first units >= a multiple of g, and merging moves a first unit down to a multiple of
-the coarser grain only when no window of a finer grain can reach it any more. So merging never changes a sum.
+A tile is named by its first unit. Nothing stores whether it has been merged into 6 hours or a day: a window of grain
+g asks for first units >= a multiple of g, and merging moves a first unit down to a multiple of the coarser grain
+only when no window of a finer grain can reach it any more. So merging never changes a sum.
 
-An exponentially decayed count weighs each word by its age. The age follows from two units alone, the word's and the
-reader's: :func:`_weights` derives from them the tile in which the word's events lie by now, whether it has been merged
-already or not. So merging never changes a decayed count either. Weights are whole numbers of 2^-24. Hence a sum does
-not depend on the order of its terms, and the sums of several stores add up to that of one store. Between two full units
-all events fade alike, so the kernels give decayed counts as of the reader's full unit, and
+A decayed count weighs each word by its age. The age follows from the word's and the reader's unit alone:
+:func:`_weights` uses the tile in which the word's events lie by now, merged or not. So merging never changes a
+decayed count either. Weights are whole numbers of 2^-24, so a sum does not depend on the order of its terms, and the
+sums of several stores add up to that of one store. Decayed counts are as of the reader's full unit;
 :mod:`millrace.windows.features` applies the rest of the unit.
 
-Most keys have nothing to merge for days. So an entry says when a sweep must look at its list again: ``due`` is the
-number of a sweep's turn modulo 128, at most 63 turns ahead. A sweep goes through the table in order and touches only
-the lists that are due.
+Most keys have nothing to merge for days. So an entry's ``due`` says at which turn of sweeping (modulo 128, at most
+63 ahead) its list must be looked at. A sweep goes through the table in order and touches only the lists that are
+due.
 
 Symbols: n rows, K keys a row, W windows, H half-lives, A columns (actions, then the sums of means), M sums, L grains,
 T tiles.
@@ -69,8 +68,8 @@ UNITS = 1 << 20
 
 
 class Arena(NamedTuple):
-    """A store's memory, and how its tiles merge. ``free`` and ``state`` are written in place; a store that grows puts a
-    new arena in the old one's place, with the same ``free`` and ``state``."""
+    """A store's memory, and how its tiles merge. ``free`` and ``state`` are written in place; a store that grows gets a
+    new arena with the same ``free`` and ``state``."""
 
     table: Array  # (C, 2) uint64
     shift: int  # 64 - log2 C: a key's hash shifted by it is its home in the table
@@ -126,7 +125,6 @@ def _tick(word: Any) -> Any:
 
 @njit(inline="always")
 def _first_word(tick: Any) -> Any:
-    """The least word of ``tick``: words of earlier units are smaller."""
     return _LAST_WORD if tick >= UNITS else np.uint64(max(tick, 0)) << np.uint64(44)
 
 
@@ -147,7 +145,6 @@ def _class(meta: Any) -> Any:
 
 @njit(inline="always")
 def _flags(meta: Any) -> Any:
-    """The bits due and changed."""
     return meta & np.uint64(0xFF)
 
 
@@ -194,8 +191,8 @@ def _release(pool: Array, free: Array, offset: Any, cls: Any) -> None:
 def first_tick(tick: Any, now: Any, grain: Array, reach: Array) -> Any:
     """The first unit of the tile that ``tick`` belongs to at ``now``, or DROPPED when no window reaches it any more.
 
-    ``grain`` and ``reach`` (L,) are the arena's. Units are merged into a tile of the next grain once the finer windows
-    have left all of it.
+    ``grain`` and ``reach`` (L,) are the arena's. Units merge into the next grain once the finer windows have left
+    all of it.
     """
     if tick >= now - reach[0]:  # nearly always, and a division is slow
         return tick
@@ -238,10 +235,9 @@ def _add_up(pool: Array, start: Any, stop: Any, to: Any, tick: Any) -> Any:
 
 @compiled
 def _due(pool: Array, offset: Any, n: Any, now: Any, early: Any, every: Any, grain: Array, reach: Array) -> Any:
-    """The first turn after that of ``now`` at which a list has something to merge or to drop, or ends, modulo 128.
-    There is a turn ``every`` so many units.
+    """The first turn (modulo 128, one each ``every`` units) after ``now`` at which a list must merge, drop or end.
 
-    It follows from :func:`first_tick`: of the tiles that are to be merged into the next grain, the oldest goes first.
+    It follows from :func:`first_tick`: of the tiles to be merged into the next grain, the oldest goes first.
     """
     last = len(grain) - 1
     turn = now // every
@@ -370,9 +366,9 @@ def _has_room(arena: Arena, width: Any) -> Any:
 
 @compiled
 def _prefetch(table: Array, shift: Any, pool: Array, keys: Array, start: Any, stop: Any, places: Array) -> Any:
-    """Looks up the keys of the rows [start, stop) before they are worked on, so that their cache misses overlap.
+    """Looks up the keys of the rows [start, stop) in advance, so that their cache misses overlap.
 
-    Returns a number that nobody needs: without it the compiler would leave the reads out.
+    Its result is not used: without it the compiler would leave the reads out.
     """
     width = keys.shape[1]
     for i in range(start, stop):
@@ -390,8 +386,7 @@ def _prefetch(table: Array, shift: Any, pool: Array, keys: Array, start: Any, st
 
 @compiled
 def add_rows(arena: Arena, rows: Rows, fresh: Array, cursor: Array) -> None:
-    """Adds rows from ``cursor[0]`` on until all are added or there is no room for one, or its time is past the last
-    that can be named from this base.
+    """Adds rows from ``cursor[0]`` on until all are added, there is no room, or a time is beyond this base's units.
 
     ``fresh[: cursor[1]]`` are the flat indices of the keys that had not changed before.
     """
@@ -433,10 +428,8 @@ def _tails(ts_ms: Any, spans: Spans, base: Any, tails: Array) -> None:
 @compiled
 def _sum_windows(pool: Array, offset: Any, n: Any, stop: Any, tails: Array, total: Array, out: Array) -> None:
     """Window sums of one list in one pass, newest word first: of the tiles that begin before the unit ``stop``. ``out``
-    (W or more, A); ``total`` (20,) is scratch.
-
-    The digits of group 0 are added up side by side, in lanes of 16 bits, which are taken apart at each window's tail.
-    """
+    (W or more, A); ``total`` (20,) is scratch. The digits of group 0 are summed in lanes of 16 bits, split at each
+    tail."""
     columns = out.shape[1]
     for a in range(len(total)):
         total[a] = 0
@@ -500,8 +493,8 @@ def _weights(tick: Any, grain: Array, reach: Array, fade: Array, out: Array) -> 
 def _sum_decayed(
     pool: Array, offset: Any, n: Any, tick: Any, newest: Any, tail: Any, weights: Array, out: Array
 ) -> None:
-    """Adds the decayed counts of one list at ``tick`` to the last H rows of ``out``. Only words of the units from
-    ``tail`` to ``newest`` count."""
+    """Adds the decayed counts of one list at ``tick`` to the last H rows of ``out``, of units from ``tail`` to
+    ``newest``."""
     lives, ages = weights.shape
     first = len(out) - lives
     for j in range(offset + n - 1, offset - 1, -1):
@@ -521,8 +514,8 @@ def _sum_decayed(
 
 @compiled
 def count_rows(arena: Arena, spans: Spans, keys: Array, ts_ms: Array, out: Array) -> Any:
-    """Reads what each key (n,) counts at its time (n,) into ``out`` (n, W + H, A), zeros on entry. Returns what
-    :func:`_prefetch` does."""
+    """Reads each key's counts (n,) at its time (n,) into ``out`` (n, W + H, A), zeros on entry. Result as
+    :func:`_prefetch`."""
     table, pool, fade = arena.table, arena.pool, spans.fade
     unit, base = arena.unit, arena.state[BASE]
     n = len(keys)
@@ -555,12 +548,8 @@ def count_rows(arena: Arena, spans: Spans, keys: Array, ts_ms: Array, out: Array
 
 @compiled
 def run_rows(arena: Arena, spans: Spans, rows: Rows, out: Array, cursor: Array) -> None:
-    """Counts rows into ``out`` (n, K, W + H, A), zeros on entry, and adds them: of each time stamp first all rows are
-    counted, then all are added, until the end, until there is no room for one, or until its time is past the last that
-    can be named from this base.
-
-    ``cursor``: how many rows are added, how many counted.
-    """
+    """Counts rows into ``out`` (n, K, W + H, A), zeros on entry, and adds them. All rows of one time stamp are counted
+    before any is added. It stops as :func:`add_rows` does. ``cursor``: how many rows are added, how many counted."""
     keys, ts_ms, column, sums = rows.keys, rows.ts_ms, rows.column, rows.amount
     table, pool, state, fade = arena.table, arena.pool, arena.state, spans.fade
     unit, base = arena.unit, state[BASE]
@@ -662,8 +651,8 @@ def move_pool(old: Array, arena: Arena) -> None:
 
 @compiled
 def rebase(arena: Arena, base: Any) -> None:
-    """Counts units from ``base`` on, a later one, and drops the tiles before it. A list that falls empty keeps a tile
-    without counts, until it is swept."""
+    """Counts units from a later ``base`` on and drops older tiles. An empty list keeps a zero tile
+    until it is swept."""
     table, pool, state = arena.table, arena.pool, arena.state
     shift = base - state[BASE]
     for i in range(len(table)):
@@ -703,8 +692,8 @@ def _remove(table: Array, shift: Any, hole: Any) -> None:
 
 @compiled
 def sweep(arena: Arena, tick: Any, start: Any, stop: Any, every_list: Any) -> Any:
-    """Looks at the places [start, stop) of the table: at the lists that are due, or at all of them. Drops keys that no
-    window reaches at ``tick`` and merges the tiles of the others. Returns how many keys it dropped."""
+    """Looks at the places [start, stop) of the table: at lists that are due, or at all. Drops keys that no window
+    reaches at ``tick`` and merges the tiles of the others. Returns how many keys it dropped."""
     table, pool, free, state = arena.table, arena.pool, arena.free, arena.state
     caps, grain, reach, slack = arena.caps, arena.grain, arena.reach, arena.slack
     state[NEWEST] = max(state[NEWEST], tick)
@@ -749,9 +738,7 @@ def sweep(arena: Arena, tick: Any, start: Any, stop: Any, every_list: Any) -> An
 @compiled
 def list_sizes(arena: Arena, keys: Array, settle: Any, sizes: Array, places: Array) -> Any:
     """Merges the tiles of each key; ``sizes`` (n,): how many tiles are left, ``places`` (n,): where the key stands.
-
-    With ``settle`` the keys are marked unchanged. Returns what :func:`_prefetch` does.
-    """
+    With ``settle`` the keys are marked unchanged. Returns what :func:`_prefetch` does."""
     table, pool, state, grain, reach, slack = (
         arena.table, arena.pool, arena.state, arena.grain, arena.reach, arena.slack,
     )  # fmt: skip
@@ -792,8 +779,8 @@ def words_of(tiles: Array, sizes: Array, words: Array) -> None:
 
 @compiled
 def _write_words(tiles: Array, row: Any, base: Any, pool: Array, to: Any) -> Any:
-    """Writes tile ``row`` as words from ``to`` on, unless ``pool`` is empty; returns how many words it takes. Tiles
-    name units since 1970."""
+    """Writes tile ``row`` (units since 1970) as words from ``to`` on, unless ``pool`` is empty; returns its number of
+    words."""
     n = 0
     columns = tiles.shape[1] - 1
     for group in range((columns + DIGITS - 1) // DIGITS):
@@ -813,10 +800,9 @@ def _write_words(tiles: Array, row: Any, base: Any, pool: Array, to: Any) -> Any
 @compiled
 def scatter(arena: Arena, keys: Array, sizes: Array, words: Array, tiles: Array, cursor: Array) -> None:
     """Replaces the lists of ``keys`` (n,) by ``tiles`` (T, 1 + A), from key ``cursor[0]``, tile ``cursor[1]`` on, until
-    the end or until there is no room for one. An empty list takes its key out.
+    the end or until there is no room. An empty list removes its key. Every tile is within this base's units.
 
-    ``sizes`` (n,): tiles of each list; ``words`` (n,) come from :func:`words_of`. Every tile can be named from this
-    base.
+    ``sizes`` (n,): tiles of each list; ``words`` (n,) come from :func:`words_of`.
     """
     table, pool, free, state, caps = arena.table, arena.pool, arena.free, arena.state, arena.caps
     base = state[BASE]
@@ -934,8 +920,7 @@ def pack_lists(arena: Arena, places: Array, sizes: Array, form: Any, columns: An
 
 @compiled
 def read_sizes(raw: Array, ends: Array, form: Any, columns: Any, sizes: Array) -> Any:
-    """``sizes`` (n,) from the headers of packed lists. Returns -1, or the first list that is damaged or of another
-    form."""
+    """``sizes`` (n,) from packed lists' headers. Returns -1, or the first list that is damaged or of another form."""
     start = np.int64(0)
     for i in range(len(ends)):
         length = ends[i] - start
@@ -954,11 +939,8 @@ def read_sizes(raw: Array, ends: Array, form: Any, columns: Any, sizes: Array) -
 
 @compiled
 def unpack(raw: Array, ends: Array, sizes: Array, stop: Any, out: Array) -> Any:
-    """The inverse of :func:`pack_lists`: ``out`` (T, 1 + A), the tiles of the lists ``raw``, one after another.
-
-    ``sizes`` (n,) come from :func:`read_sizes`; no tile begins at the unit ``stop`` or later. Returns -1, or the first
-    list that is damaged.
-    """
+    """The inverse of :func:`pack_lists`: ``out`` (T, 1 + A). ``sizes`` come from :func:`read_sizes`; no tile begins at
+    the unit ``stop`` or later. Returns -1, or the first list that is damaged."""
     at, row = 0, 0
     columns = out.shape[1] - 1
     for i in range(len(ends)):
@@ -996,10 +978,8 @@ def unpack(raw: Array, ends: Array, sizes: Array, stop: Any, out: Array) -> Any:
 
 @compiled
 def sum_lists(spans: Spans, tiles: Array, sizes: Array, ts_ms: Any, present: Array, out: Array) -> None:
-    """Reads lists outside a store, ``tiles`` (T, 1 + A), of ``sizes`` (n,) each, as :func:`count_rows` reads a store's.
-
-    List j goes to ``out[present[j]]``; ``out`` (.., W + H, A), zeros on entry.
-    """
+    """Reads packed lists' ``tiles`` (T, 1 + A), ``sizes`` (n,) each, as :func:`count_rows` reads a store's. List j goes
+    to ``out[present[j]]``; ``out`` (.., W + H, A), zeros on entry."""
     window, fade, ages, unit = spans.window, spans.fade, spans.ages, spans.unit
     tails = np.empty(len(window), np.int64)
     _tails(ts_ms, spans, 0, tails)

@@ -15,8 +15,8 @@ from millrace.windows.kernels import BASE, KEYS, NO_UNIT, UNITS, USED, Arena, Sp
 I64 = NDArray[np.int64]
 
 SLACK_H = 3
-"""Hours that merging waits, so that a reader whose clock is up to three hours behind the newest event still gets every
-window by its definition."""
+"""Hours that merging waits, so that a reader whose clock is up to three hours behind still gets every
+window exactly."""
 UNIT = 1 << 24
 """The weight of an event of age 0 in decayed counts."""
 HOURS = 1 << 20
