@@ -1,11 +1,11 @@
 # core
-"""The shadow as seen from the learner beside it: where it lies, and its newest snapshot, to be taken over spec and all.
+"""The shadow as seen from the learner beside it: its place in the store, and its newest snapshot, ready to be adopted.
 
 ::
 
     DATA/models              of the learner that serves                     :mod:`learner.role.service`
     DATA/shadow/models       of the shadow: a place of the same kind        :mod:`learner.role.shadow`
-    DATA/shadow/quarantine   what the shadow's own checks refused
+    DATA/shadow/quarantine   samples that the shadow's own checks refused
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from millrace.contracts.settings import Settings
 from millrace.versions.modelstore import Announcement, Array, Image, ModelStore
 
 SHADOW = "shadow"
-"""What the shadow's place is called; and where an adopted model says that it came from."""
+"""The name of the shadow's place, and of the source of a model adopted from it."""
 REPAIRED = "repair"
-"""What the store of a repaired model is called, beside ``models``."""
+"""The name of a repaired model's store, beside ``models``."""
 _POLICY = "label_policy"
-"""The entry of ``shadow_spec`` that is none of the model's spec."""
+"""The entry of ``shadow_spec`` that is not the model's."""
 
 
 def shadow_settings(settings: Settings) -> Settings:
-    """The settings by which the shadow is a learner: another model, and a place of its own for all that it keeps.
+    """The settings by which the shadow is a learner: another model, and a place of its own for all its files.
 
     Raises:
         SettingError: neither ``store`` nor ``data`` is set.

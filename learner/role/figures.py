@@ -77,7 +77,7 @@ SKIPS = (
     *("unreadable", "loss_not_finite", "loss_exploded", "gradient_not_finite", "gradient_exploded"),
     *("model_unsound", "model_raised"),
 )
-"""Why batches are skipped; a model of one's own may name other reasons."""
+"""Reasons for a skipped batch; a model of one's own may name others."""
 _COUNTS = {
     "trained": TRAINED,
     "repeated": REPEATED,
@@ -97,19 +97,19 @@ _BY_ARM = {
     "click_rate": CLICK_RATE,
 }
 _BY_LABEL = {"quarantined": QUARANTINED, "way_back": WAY_BACK}
-"""Counts of a trainer that are told apart, as ``quarantined:CHECK``."""
+"""Counts of a trainer with a label, as ``quarantined:CHECK``."""
 
 _QUIET_SECONDS = 60.0
 
 STATES = ("promoting", "probation", "blocked", "held")
-"""Of the gate: see :mod:`learner.gate.promotion`."""
+"""Of the gate (:mod:`learner.gate.promotion`)."""
 
 VERDICT_NAMES = ("passed", "refused", "observed", "unjudged")
 WAYS_BACK = ("gate", "person")
-"""Who asks for a way back."""
+"""Who asks for a rollback."""
 
 _HELDOUT = {"newest": ("auc", "log_loss"), "anchor": ("anchor_auc", "anchor_log_loss")}
-"""Of which model, and what :class:`~learner.gate.heldout.Judgement` calls its figures."""
+"""The model judged, and the names of its figures in :class:`~learner.gate.heldout.Judgement`."""
 
 _RETRIEVAL = (RETRIEVAL_LOSS, RETRIEVAL_CLICKS, RETRIEVAL_REFUSED)
 for _gauge in (LEARNING_AUC, LEARNING_LOSS, LEARNING_CALIBRATION, VERSION, PROMOTED, PROMOTED_AT, *_RETRIEVAL):
@@ -137,10 +137,10 @@ for _arm in ARMS:
 
 
 class Board:
-    """Shows what a trainer has counted and found, each time that it is asked to.
+    """Shows what a trainer has counted and found, at each :meth:`show`.
 
     Args:
-        trainer: with its counts so far, which are not shown: they are an earlier process's.
+        trainer: its counts so far are an earlier process's, and are not shown.
         history: the file that gets a line whenever something was learnt since the last.
         clock: seconds that only grow.
         wall: Unix time in seconds.
@@ -206,7 +206,7 @@ class Board:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def _show_gate(self, gate: Mapping[str, Any], verdicts: Tally[tuple[str, str]], new: Tally[str]) -> None:
-        """The gate's metrics. ``new`` is what the trainer has counted since the last time."""
+        """The gate's metrics. ``new`` has the trainer's counts since the last time."""
         for (check, verdict), n in (verdicts - self._verdicts).items():
             VERDICTS.labels(check, verdict).inc(n)
         self._verdicts = verdicts
@@ -240,7 +240,7 @@ class Board:
         return counts
 
     def _warn(self, new: Tally[str]) -> None:
-        """A line when predictions were no numbers, at most one a minute; and for each change that was found."""
+        """Logs predictions that were no numbers, at most every minute, and each change that was found."""
         if new["not_finite"] and self._clock() >= self._loud_again:
             self._loud_again = self._clock() + _QUIET_SECONDS
             log.error("predictions are no numbers; they count as wrong", rows=new["not_finite"])
@@ -280,6 +280,5 @@ def _number(value: float | None) -> float:
 
 
 def _known(figures: Figures | None) -> dict[str, float | None]:
-    """The figures of an arm for JSON."""
     rows = {"rows": 0 if figures is None else figures.rows}
     return {name: known(getattr(figures, name, math.nan)) for name in _BY_ARM} | rows

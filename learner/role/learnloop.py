@@ -1,10 +1,9 @@
 # shell
-"""The loop of a learner: samples in, versions out. One loop for the learner that serves and for its shadow.
+"""The loop of a learner: samples in, versions out, for the learner that serves and for its shadow.
 
 ::
 
-    samples ─► SampleReader ─► Promotion.step ─► deltas ──► Output ─► model.deltas       of the learner
-                                     │              └─────► nobody                       of the shadow
+    samples ─► SampleReader ─► Promotion.step ─► deltas ──► Output ─► model.deltas, of the learner alone
                                      └► slices ─► SnapshotWriter ─► model store
 
 Snapshots are made beside learning: this thread copies a slice after each step,
@@ -40,27 +39,27 @@ log = structlog.get_logger("learner")
 
 _POLL_MS = 50
 _FAILURES = 3
-"""Snapshots or deltas in succession that cannot be written before the role ends. A disk may be full for a moment; a
-learner whose work is nowhere kept must not seem to be well."""
+"""The role ends after so many snapshots or deltas in succession that cannot be written. A disk may be full for a
+moment; but a learner whose work is nowhere kept must not seem well."""
 
 _LAST_SNAPSHOT_S = 600.0
 
 
 class Output:
-    """Who hears what a loop does; this one does nothing. One thread, but for :meth:`snapshot` and
-    :meth:`forget_before`, which the thread that writes snapshots calls.
+    """Receives what a loop does; this one ignores it. One thread, but for :meth:`snapshot` and :meth:`forget_before`,
+    which the thread that writes snapshots calls.
 
     ::
 
-        check            before each publication; what it raises ends the loop
-        delta            a version that is to be sent
+        check            before each publication; an exception ends the loop
+        delta            a version to send
         root, snapshot   one that lies in the store: without a delta before it, or behind its own
         lost             whether a delta was not delivered since the last call: a snapshot is due at once
-        behind_newest    what gives ``follows`` and ``log`` of a snapshot of the newest version; that may wait
-        forget_before    nobody needs what lies on ``model.deltas`` before this offset
+        behind_newest    returns a function that gives ``follows`` and ``log`` of a snapshot of the newest version
+        forget_before    messages of ``model.deltas`` before this offset are no longer needed
         learnt           a micro-batch was learnt or refused, in so many seconds
-        held_up          to copy a slice held learning up for so many seconds
-        between          between two rounds of the loop, at a monotonic time: whatever else there is to do
+        held_up          copying a slice held learning up for so many seconds
+        between          between two rounds of the loop, at a monotonic time: other work
         report           once a second: messages that are not read yet, by partition
     """
 
@@ -94,16 +93,16 @@ class _Due:
 
 
 class LearnLoop:
-    """Learns, publishes and keeps what it has learnt, until it is to stop.
+    """Learns, publishes and keeps snapshots, until it is to stop.
 
     Args:
         settings: of this learner.
         store: where its snapshots go.
         build: makes the model of a snapshot.
-        extra: what each version says besides counts and columns.
+        extra: what each version reports besides counts and columns.
 
     Attributes:
-        output: who hears it; set before :meth:`run`.
+        output: set before :meth:`run`.
     """
 
     def __init__(
@@ -131,7 +130,7 @@ class LearnLoop:
         self._due: _Due
 
     def run(self, found: Found | None, stop: threading.Event) -> None:
-        """Publishes the root, then learns until ``stop`` is set; what was read is in a last snapshot then.
+        """Publishes the root, then learns until ``stop`` is set, and ends with a last snapshot of all that was read.
 
         Args:
             found: what the model was resumed from.
@@ -194,11 +193,7 @@ class LearnLoop:
         return min(_POLL_MS, max(0.0, due - time.monotonic()) * 1000)
 
     def learn(self, drain: bool) -> bool:
-        """Learns micro-batches that are due; whether there was one.
-
-        Args:
-            drain: also what does not fill one.
-        """
+        """Learns micro-batches that are due, with ``drain`` also a partial one; returns whether there was one."""
         learnt = False
         while True:
             began = time.perf_counter()
@@ -210,13 +205,12 @@ class LearnLoop:
             self._copy_slice()
 
     def progress(self) -> Progress:
-        """What the next version says of itself."""
         counts = dict(self.trainer.counts)
         extra = {"counts": counts, "columns": msgspec.to_builtins(self.trainer.model.columns), **self._extra()}
         return Progress(counts.get("trained", 0), self.samples.restart_offsets(), self.samples.logs, extra)
 
     def report(self) -> None:
-        """Figures, and the gate's state where it is time."""
+        """Figures, and the gate's state where it is due."""
         self.output.report(self.samples.lags())
         publishing, kept_s = self._gate_kept
         if self.promotion.publishing != publishing or time.monotonic() - kept_s > KEEP_SECONDS:
@@ -229,7 +223,7 @@ class LearnLoop:
     # -- deltas ----------------------------------------------------------------------------------------------
 
     def publish(self, dense: bool = True, retrieval: bool = True) -> None:
-        """The next delta, if something was learnt. One that is lost is mended by a snapshot, which is due at once."""
+        """The next delta, if something was learnt. If one is lost, a snapshot is due at once to repair that."""
         self.output.check()
         try:
             found = self.promotion.delta(wall_ms(), dense, retrieval)
@@ -254,8 +248,8 @@ class LearnLoop:
             self.output.delta(found.note, found.body)
 
     def _failed(self, error: StoreError) -> None:
-        """Says that the store did not take something; the next snapshot is the next try. Raises the error where it was
-        not the first one."""
+        """Logs that the store refused something; the next snapshot is the next try. Raises the error after
+        :data:`_FAILURES` in succession."""
         self._failures += 1
         if self._failures >= _FAILURES:
             raise error
@@ -264,8 +258,8 @@ class LearnLoop:
     # -- snapshots -------------------------------------------------------------------------------------------
 
     def _look_at_snapshots(self, now: float) -> None:
-        """Begins a snapshot when it is due, goes on with one, and hears what became of it. None is made of what the
-        gate, or a person, holds back."""
+        """Begins a snapshot when it is due, continues one, and takes its outcome. It makes none of what the gate, or a
+        person, holds back."""
         self._hear()
         if not self.promotion.publishing:
             self._give_up()
@@ -296,13 +290,13 @@ class LearnLoop:
             self.promotion.written(outcome)
 
     def _give_up(self) -> None:
-        """The snapshot that is being copied will not be ended. Its files go with the next."""
+        """Gives up the snapshot that is being copied. Its files go with the next."""
         if self._copying is not None:
             self._copying.abandon()
             self._copying, self._writing = None, False
 
     def _settle(self) -> None:
-        """Before the model is another one: a snapshot that is copied is given up, one that has its end is awaited."""
+        """Before the model is replaced: gives up a snapshot that is being copied, and awaits one that has its end."""
         self._give_up()
         if self._writing:
             self._hear(_LAST_SNAPSHOT_S)
@@ -316,8 +310,7 @@ class LearnLoop:
         self._writer.give(self.versions.place)
 
     def _copy_slice(self, wait: bool = False) -> bool:
-        """Copies one slice of the snapshot that is being made, if the writer has room for it. Whether all are copied
-        but the end."""
+        """Copies one slice of the snapshot, if the writer has room for it. Returns whether only the end is left."""
         if self._copying is None or not (wait or self._writer.ready):
             return False
         began = time.perf_counter()
@@ -330,7 +323,7 @@ class LearnLoop:
         return False
 
     def _finish(self) -> None:
-        """Copies what is left, and ends the snapshot at a new version. Later, if the writer has no room now."""
+        """Copies the rest, and ends the snapshot at a new version. Does nothing if the writer has no room now."""
         while self._copying is not None and self._writer.ready:
             if not self._copy_slice():
                 continue
@@ -339,7 +332,7 @@ class LearnLoop:
                 self._end(self._copying)
 
     def _end(self, slices: Slicing) -> bool:
-        """The end of a snapshot, right behind a delta. Whether the gate let it pass."""
+        """The end of a snapshot, right behind a delta. Returns whether the gate let it pass."""
         if not self.promotion.publishing:
             self._give_up()
             return False
@@ -353,7 +346,7 @@ class LearnLoop:
         return True
 
     def _last_words(self) -> None:
-        """What was read is learnt, and is in a last snapshot. What is held back is in none: it is read again."""
+        """Learns what was read, and makes a last snapshot of it, without what is held back: that is read again."""
         self.learn(drain=True)
         self.publish()
         if self._writing and self._copying is None:

@@ -1,5 +1,5 @@
 # core
-"""Makes a model from what it is called: the one place where a name becomes an object that learns, or that serves."""
+"""Makes a model from its name: the one place where a name becomes an object that learns, or that serves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from millrace.versions.image import Array, Image
 log = structlog.get_logger("learner")
 
 RETRIEVAL_WIDTH = 32
-"""Of the vectors of the retrieval head, where ``model_spec`` names no other width."""
+"""Of the vectors of the retrieval head, by default."""
 
 
 def wanted_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
@@ -49,10 +49,10 @@ def model_of(schema: Schema, spec: Mapping[str, Any], seed: int, *, live: bool =
     A class is imported, so the name must be of the caller's own settings or flags, never of a message.
 
     Args:
-        live: what goes wrong in a class later is counted and ends nothing; else it is raised.
+        live: later failures of a class are counted, and end nothing; else they are raised.
 
     Raises:
-        SettingError: the spec has an unknown name or value; or the class cannot be imported, or is not what it must be.
+        SettingError: the spec has an unknown name or value; or the class cannot be imported, or breaks the rules.
     """
     return OwnModel(schema, spec, seed, live=live) if is_own(spec.get("model")) else OnlineModel(schema, spec, seed)
 
@@ -66,15 +66,15 @@ def writer_of(
     half: bool = False,
     named: str = "",
 ) -> ModelWriter | OwnWriter:
-    """The writer of a snapshot that serves; see :meth:`~learner.serving.staging.ModelWriter.of`.
+    """The writer of a snapshot that serves (:meth:`~learner.serving.staging.ModelWriter.of`).
 
     Args:
         spec: as the snapshot's manifest has it.
-        named: the model that the scorer's own setting names. A class is imported only where it is this one.
+        named: the model in the scorer's own setting. Only this class is ever imported.
 
     Raises:
         SettingError: the spec is not one.
-        SnapshotError: a part is not of a model with this schema and spec; or it is of a class that ``named`` is not.
+        SnapshotError: a part is not of a model with this schema and spec; or it is of a class other than ``named``.
     """
     if not is_own(spec.get("model")):
         return ModelWriter.of(schema, spec, parts, rows, allocate, half)
@@ -89,7 +89,7 @@ def reader_of(
     like: ServingModel | OwnServing | None = None,
     named: str = "",
 ) -> ServingModel | OwnServing:
-    """A reader of a writer's base; see :meth:`~learner.serving.serving.ServingModel.attach`. Arguments and errors as
+    """A reader of a writer's base (:meth:`~learner.serving.serving.ServingModel.attach`). Arguments and errors as
     :func:`writer_of`."""
     if not is_own(spec.get("model")):
         return ServingModel.attach(schema, spec, base, like if isinstance(like, ServingModel) else None)
@@ -98,10 +98,10 @@ def reader_of(
 
 
 def check_named(spec: Mapping[str, Any], named: str, what: str = "the version") -> None:
-    """Whether the class that a version is of is the one that the own setting names.
+    """Checks that the class of a version is the one that the caller's own setting names.
 
     Args:
-        what: how the version is called in an error.
+        what: the name of the version in an error.
 
     Raises:
         SnapshotError: it is another one.

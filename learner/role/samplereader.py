@@ -4,7 +4,7 @@
 ::
 
     messages ──► decoded, carried over to this schema ──► Relabel, where a shadow has a policy of its own ──► Message
-                     └ unusable: counted, told of at most once a minute, handed to ``bad``
+                     └ unusable: counted, logged at most once a minute, handed to ``bad``
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = structlog.get_logger("learner")
 
 
 class Message(NamedTuple):
-    """Samples that are to be learnt, and where they came from."""
+    """Samples to learn, and where they came from."""
 
     batch: SampleBatch
     partition: int
@@ -43,17 +43,17 @@ class Message(NamedTuple):
 
 
 class SampleReader:
-    """Reads from :attr:`offsets` on, and knows how far it is. One thread.
+    """Reads from :attr:`offsets` on, and tracks its progress. One thread.
 
     Args:
         settings: where broker and schemas are.
-        time: event time that is told which partitions are silent; None: nobody waits for it.
-        relabel: gives samples the labels of another policy; None: they are learnt as they come.
+        time: event time to inform of silent partitions; None: nothing waits for it.
+        relabel: gives samples the labels of another policy; None: they stay as they are.
 
     Attributes:
         offsets: the next to read, by partition.
         logs: ids of the topics that the offsets are of.
-        bad: called with a record that cannot be used, and why.
+        bad: called with an unusable record, and why.
         gone: called with how many messages the broker removed before they were read.
     """
 
@@ -71,13 +71,13 @@ class SampleReader:
         self._reader: KafkaConsumer
 
     def resume(self, note: Announcement) -> None:
-        """Goes on from a snapshot: before :meth:`open`."""
+        """Goes on from a snapshot. Call it before :meth:`open`."""
         self.offsets = {int(p): o for p, o in note.offsets.items()}
         self.logs = note.logs
 
     def open(self) -> None:
-        """Begins to read. The offsets of a snapshot are of one log: of another, as after the broker was emptied, all is
-        read. What was learnt from is recognised for as long as repeats are."""
+        """Begins to read. A snapshot's offsets are of one log: of another log, as after the broker was emptied, all is
+        read, and repeats are recognised as usual."""
         before, now = self.logs.get(SAMPLES, ""), topic_ids(self._settings).get(SAMPLES, "")
         if before and now and before != now and self.offsets:
             log.warning("the samples on the broker are another log than the snapshot's; it is read from the beginning")
@@ -101,7 +101,7 @@ class SampleReader:
                 self._reader.seek_to_beginning(tp)
 
     def poll(self, patience_ms: float) -> Iterator[Message]:
-        """What has come within ``patience_ms``. The offset of a message counts as read once the next is asked for."""
+        """Messages within ``patience_ms``. The offset of a message counts as read when the next is asked for."""
         polled: dict[Any, list[Any]] = self._reader.poll(timeout_ms=patience_ms)
         for at, records in polled.items():
             partition = at.partition
@@ -139,12 +139,12 @@ class SampleReader:
             yield Message(now.batch, now.partition, now.offset, 0)
 
     def restart_offsets(self) -> dict[int, int]:
-        """Where a process that goes on from what was learnt so far has to read on."""
+        """Where a process that resumes what was learnt so far has to read on."""
         return dict(self.offsets) if self._relabel is None else self._relabel.offsets(self.offsets)
 
     def lags(self) -> Mapping[int, int]:
-        """Messages that are not read yet, by partition. One of which nothing came for ``idle_seconds``, though all was
-        read, is silent: its labels are no longer waited for."""
+        """Unread messages by partition. A partition that was read to its end and gave nothing for ``idle_seconds`` is
+        silent: its labels are no longer waited for."""
         lags, quiet = lag_of(self._reader), time.monotonic() - self._settings.idle_seconds
         if self._time is not None:
             self._time.silent(p for p, lag in lags.items() if not lag and self._heard.get(p, quiet) <= quiet)

@@ -1,9 +1,9 @@
 # shell
 """The role ``learn``: samples from Kafka, versions to the topic ``model.deltas`` and the model store.
 
-It makes a model, or resumes one, and gives it to :class:`~learner.role.learnloop.LearnLoop`. One snapshot holds what
-it has learnt and where it stands in the samples, so the two cannot disagree. After a crash it learns again what came
-after the snapshot; it never skips. Of two learners on one store one ends (:mod:`learner.training.tenure`).
+It makes a model, or resumes one, and gives it to :class:`~learner.role.learnloop.LearnLoop`. One snapshot holds the
+model and its offsets in the samples, so the two cannot disagree. After a crash it learns again what came after the
+snapshot; it never skips. Of two learners on one store one ends (:mod:`learner.training.tenure`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ log = structlog.get_logger("learner")
 
 
 class TopicOutput(Output):
-    """Sends what a learner makes to Kafka, shows its figures, and has done what persons ask for at the admin port."""
+    """Sends a learner's versions to Kafka, shows its figures, and runs the commands of the admin port."""
 
     def __init__(self, learner: Learner, tenure: Tenure, producer: KafkaProducer, publisher: Publisher) -> None:
         self._learner, self._promotion = learner, learner.loop.promotion
@@ -122,7 +122,7 @@ class TopicOutput(Output):
         HELD_UP.observe(seconds)
 
     def between(self, now: float) -> None:
-        """Does what persons ask for, and says that the learner is alive."""
+        """Runs commands, and sends the learner's heartbeat."""
         while (command := self._admin.next()) is not None:
             try:
                 said = self._learner.do(command.name, command.args)
@@ -145,7 +145,8 @@ class TopicOutput(Output):
             self._board.show(self._said, self._promotion.verdicts)
 
     def bad(self, record: Any, why: Exception) -> None:
-        """Keeps a message of samples that cannot be used. Its place tells it from a repetition after a crash."""
+        """Keeps an unusable message of samples as a dead letter. Its offset tells it from a repetition after a
+        crash."""
         SKIPPED.labels("unreadable").inc()
         letter = DeadLetter.of("bad-samples", str(why), SAMPLES, record.partition, record.offset, record.value)
         self._producer.send(DEAD_LETTERS, letter_bytes(letter), letter.reason.encode()).add_errback(
@@ -158,7 +159,7 @@ class TopicOutput(Output):
 
 
 class Learner:
-    """The learner whose model serves: what it goes on from, and what persons may ask of it. See :func:`run`."""
+    """The learner whose model serves: what it goes on from, and its commands for persons."""
 
     def __init__(self, settings: Settings, schema: Schema) -> None:
         self.settings, self._schema, self._wanted = settings, schema, wanted_spec(settings, schema)
@@ -186,11 +187,11 @@ class Learner:
         return {} if self._adopted is None else {"adopted": self._adopted}
 
     def _adoption_of(self, note: Announcement) -> Any:
-        """What a snapshot says of its adoption, as long as that holds."""
+        """A snapshot's record of its adoption, as long as that holds."""
         return None if asked(note, self._wanted) else note.extra.get("adopted")
 
     def run(self, stop: threading.Event, tenure: Tenure, producer: KafkaProducer, publisher: Publisher) -> None:
-        """Learns until ``stop`` is set. See :func:`run`.
+        """Learns until ``stop`` is set, as the module's :func:`run`.
 
         Args:
             tenure: an epoch that was won.
@@ -213,7 +214,7 @@ class Learner:
     # -- what persons ask for --------------------------------------------------------------------------------
 
     def do(self, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
-        """Does a command of the admin port; what came of it."""
+        """Runs a command of the admin port; returns its outcome."""
         promotion = self.loop.promotion
         match name:
             case "rollback":
@@ -239,7 +240,7 @@ class Learner:
         return {"rows": promotion.discard(args["names"])}
 
     def _to_go_back_to(self, version: int | None) -> Announcement:
-        """The snapshot of a version, or the newest that is older than what is served."""
+        """The snapshot for a rollback: of this version, or the newest that is older than what is served."""
         notes = self.store.snapshots()
         if version is None:
             found = next((note for note in notes if note.place < self.loop.promotion.origin), None)
@@ -278,7 +279,7 @@ def _going_on(
     wanted: dict[str, Any],
     settings: Settings,
 ) -> Learning:
-    """The model of a snapshot, with the spec's entries that are ``wanted``; carried over where its shape differs."""
+    """The model of a snapshot, with the ``wanted`` entries of a spec; carried over where its shape differs."""
     spec = {**note.spec, **wanted}
     if note.schema_id == schema.id and same_shape(note.spec, spec):
         model = model_of(schema, spec, settings.seed, live=True)

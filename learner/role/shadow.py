@@ -9,13 +9,13 @@
                      │
                      └► DATA/shadow/models, for a restart, and for `millrace model promote shadow`
 
-It is a learner in all but being heard: the same trainer, the same gate, another model. It claims no epoch, announces
-nothing, and no scorer follows it. It reads without a consumer group, so nobody's offsets move.
+It has the same trainer, the same gate, another model, and publishes nothing: it claims no epoch, and no scorer follows
+it. It reads without a consumer group, so no offsets move.
 
-**The same rows.** The first learner's snapshots say which share of pages it holds out, and since when. The shadow holds
-out the same, and no more, or it would learn from less than the first. It hears of a new share somewhat late; a row
-counts only if both have held its page out. A shadow that begins with the oldest sample is judged only on exposures
-newer than the first learner's snapshot of then: whether there was a gate before, nobody knows.
+**The same rows.** The first learner's snapshots name the share of held-out pages, and since when. The shadow holds out
+the same, and no more, or it would learn from less than the first. It sees a new share somewhat late; a row counts only
+if both have held its page out. A shadow that begins with the oldest sample is judged only on exposures newer than the
+first learner's snapshot at that time, for it cannot know whether there was a gate before.
 """
 
 from __future__ import annotations
@@ -79,15 +79,15 @@ for _gauge in (AHEAD, SHADOW_VERSION, FIRST_VERSION, *_FIGURES):
     _gauge.set(math.nan)
 
 _LOOK_SECONDS = 1.0
-"""Between two looks at the first learner's store, and between two judgements of what was learnt."""
+"""Between two checks of the first learner's store, and between two judgements of what was learnt."""
 _EASE = 9
-"""After a comparison so many times what it took passes before the next: it holds the shadow's learning up."""
+"""After a comparison, so many times its duration passes before the next: it holds the shadow's learning up."""
 _PATIENCE = 4
-"""Snapshots of the first learner for which the shadow is waited for, until it has learnt as far as the newest."""
+"""Snapshots of the first learner to wait for the shadow, until it has learnt as far as the newest."""
 
 
 class Shadow:
-    """A shadow that runs: what it goes on from. See :func:`run`.
+    """A running shadow.
 
     Args:
         settings: the first learner's.
@@ -127,8 +127,8 @@ class Shadow:
         versions.epoch, versions.claimant, versions.version = highest.epoch + 1, "shadow", highest.number
 
     def _found(self) -> tuple[Found | None, bool]:
-        """What the shadow goes on from, and whether that is its own. Its own newest snapshot, if its settings are those
-        of then; else the first learner's, if it is of the same shape; else nothing."""
+        """What the shadow goes on from, and whether that is its own: its own newest snapshot, if its settings are
+        unchanged; else the first learner's, if it is of the same shape; else nothing."""
         newest = self.store.latest()
         if newest is not None:
             if newest.schema_id == self.schema.id and newest.extra.get("asked") == self.asked:
@@ -155,7 +155,6 @@ class Shadow:
         return {"asked": self.asked, "from_ms": self.compares_from_ms}
 
     def run(self, stop: threading.Event) -> None:
-        """Learns, and compares, until ``stop`` is set."""
         if self._begun is not None:
             resume_gate(self.own, self.loop.promotion)
         self.loop.promotion.begin(self._begun)
@@ -165,7 +164,7 @@ class Shadow:
 
 
 class Beside(Output):
-    """Compares what a shadow has learnt with the first learner's newest snapshot. Nobody hears of its versions."""
+    """Compares what a shadow has learnt with the first learner's newest snapshot. It publishes no version."""
 
     def __init__(self, shadow: Shadow) -> None:
         self._trainer, self._first, self._versions = shadow.trainer, shadow.first, shadow.loop.versions
@@ -185,7 +184,6 @@ class Beside(Output):
         SHADOW_VERSION.set(note.version)
 
     def between(self, now: float) -> None:
-        """Compares, where it is time."""
         if now < self._due:
             return
         began = time.monotonic()
@@ -202,7 +200,7 @@ class Beside(Output):
         self._shown = trained
 
     def follow(self) -> Announcement | None:
-        """Holds out the pages that the first learner does, as its newest snapshot says. That snapshot; None where
+        """Holds out the first learner's pages, as its newest snapshot names them. Returns that snapshot; None where
         nothing is held out."""
         note = self._first.latest()
         if note is None or self._checks is None:
@@ -215,8 +213,8 @@ class Beside(Output):
         return note
 
     def _compare(self) -> None:
-        """Compares with the first learner's newest snapshot, if it is a new one, as soon as the shadow has learnt as
-        far; but not much later, however far behind it is."""
+        """Compares with a new snapshot of the first learner, as soon as the shadow has learnt as far; but not much
+        later, however far behind it is."""
         try:
             note, newest_ms = self.follow(), self._trainer.model.newest_ms
             if note is None or self._checks is None or self._compared == note.place:

@@ -1,8 +1,8 @@
 # core
 """``python -m learner.role.trial``: makes the model that the settings name, as `millrace doctor` asks.
 
-A class of one's own is code that may do anything when it is imported, also never return. So it is tried in a process
-that whoever asks can end. The one line on the standard output is JSON, one of::
+A class of one's own may do anything when it is imported, also never return. So it is tried in a process that the caller
+can end. The one line on the standard output is JSON, one of::
 
     {"text": "'mymodel:Logit' does what its verbs promise; an untrained version has 66,416 bytes"}
     {"problem": "model 'mymodel:Logit' has no learn", "remedy": "give it score, learn, snapshot, resume"}
@@ -21,7 +21,7 @@ from millrace.contracts.settings import Settings, load_settings
 
 
 def tried(settings: Settings) -> dict[str, str]:
-    """What came of it, by name."""
+    """The line as a dict."""
     try:
         if is_own(settings.model):
             own_class(settings.model)  # whether it is there is told before seconds of imports of PyTorch
@@ -39,7 +39,7 @@ def tried(settings: Settings) -> dict[str, str]:
 
 
 def main() -> None:
-    """Tells of the model of this process' settings. What the class itself writes goes to the standard error."""
+    """Tries the model of this process' settings. The class's own output goes to the standard error."""
     out = os.dup(1)
     os.dup2(2, 1)
     os.write(out, msgspec.json.encode(tried(load_settings({}))))

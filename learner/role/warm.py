@@ -1,9 +1,6 @@
 # core
-"""Runs every compiled function once, on small models of its own, before a learner or scorer says that it is ready.
-
-Compiling takes half a minute where nothing is cached. Without this, the loop would stand still that long at its first
-samples.
-"""
+"""Runs every compiled function on small models of its own, before a learner or scorer reports that it is ready.
+Compiling takes half a minute where nothing is cached; else the loop would stop that long at its first samples."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ _MANY = 60_000
 
 
 def warm_up(model: Learning) -> None:
-    """Compiles all that learning, judging and publishing with ``model`` will call. ``model`` itself is not touched."""
+    """Compiles all that learning, judging and publishing with ``model`` will call. ``model`` itself stays unchanged."""
     pagepack.warm_up()
     if isinstance(model, OwnModel):  # its class was tried when it was made
         known = KnownIds(_ROWS[0])
@@ -69,7 +66,7 @@ def warm_tables() -> None:
 
 
 def warm_serving(schema: Schema, half: bool) -> None:
-    """Compiles what versions that serve will call, and what makes them. For a scorer.
+    """For a scorer: compiles what versions that serve will call, and what makes them.
 
     Args:
         half: as the scorer's :class:`~learner.serving.serving.ModelWriter` will have it.

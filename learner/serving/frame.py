@@ -30,12 +30,12 @@ from millrace.contracts.schema import Schema
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 Arrays = dict[str, NDArray[Any]]
-"""Flat names and arrays: what passes from a writer to readers."""
+"""Arrays by flat names, passed from a writer to readers."""
 
 
 @dataclass(frozen=True, slots=True)
 class NumberPlan:
-    """How numbers get into the network's input x (n, I), so that whoever makes them can put them there at once::
+    """How numbers get into the network's input x (n, I), so that their producer can write them there directly::
 
         x[:, at + j] = clip((squash(v) - mean_j) * factor_j, -bound, bound)    v = num[:, columns[j]], 0 if not finite
         squash(v)    = copysign(log1p(|v|), v) where log_j, else v
@@ -88,7 +88,7 @@ class Frame:
 
 
 class Dense:
-    """The dense side of one version: a buffer of all tensors, and what is made of it once."""
+    """The dense side of one version: a buffer of all tensors, and what is derived from it."""
 
     def __init__(self, frame: Frame, arrays: Mapping[str, NDArray[Any]]) -> None:
         self.frame, self.flat = frame, arrays["dense"]

@@ -10,13 +10,13 @@
     a version's value of an id:  the newest of its overlays that has the id, else the base, else zeros
 
 :class:`Table` reads; :class:`TableWriter` writes. They may be in different processes, on the same memory and without a
-lock, because the writer changes the base only for ids of an overlay that all readers have (:meth:`TableWriter.fold`).
-Whatever of such a row a reader finds in the base, its overlay goes over it. For all other ids the base reads the same
-before, during and after: see learner/serving/overlaykernels.py.
+lock, because the writer changes the base only for ids of an overlay that all readers have (:meth:`TableWriter.fold`). A
+reader's overlay hides such a row of the base, whatever its state. For all other ids the base reads the same before,
+during and after (learner/serving/overlaykernels.py).
 
-When too many slots are filled, others take their place: made beside the old ones in slices, with nothing else changing
-meanwhile, then handed to the readers (:attr:`TableWriter.slots`). The old ones go on to be right for all ids but those
-that later overlays change.
+When too many slots are filled, larger ones replace them: the writer makes them in slices beside the old ones, with no
+other change meanwhile, then hands them to the readers (:attr:`TableWriter.slots`). The old ones stay right for all ids
+but those that later overlays change.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def overlay_slots(entries: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A hash and its records, read only. ``changed``: of an overlay, its first records, those that are rows."""
+    """A hash and its records, read only. ``changed``: how many of an overlay's records, the first ones, are rows."""
 
     slots: Slots
     data: Floats
@@ -93,7 +93,7 @@ class Table:
     """One version of a table: ids, embeddings of D = ``width``, wide weights.
 
     Attributes:
-        base: the rows of the versions that have been folded.
+        base: the rows of the folded versions.
         overlays: those of the versions since, oldest first.
         rows: how many ids this version has.
     """
@@ -130,7 +130,7 @@ class Table:
         return found
 
     def snapshot(self) -> TableRows:
-        """All rows in order of id. Not while the base is being written to."""
+        """All rows in order of id. Call it only while nothing writes to the base."""
         held = self.base.slots[self.base.slots < FREE]
         layers: list[tuple[Layer, NDArray[Any], int]] = [
             (layer, np.arange(len(layer.data)), layer.changed) for layer in reversed(self.overlays)
@@ -169,7 +169,7 @@ class TableWriter:
     Args:
         width: D; 0 for a table of wide weights alone.
         max_rows: rows that will ever be held.
-        allocate: where what readers see is made.
+        allocate: allocates what readers see.
 
     Raises:
         SettingError: the system refuses to reserve the memory that ``max_rows`` would need.
@@ -198,12 +198,12 @@ class TableWriter:
 
     @property
     def newest(self) -> Table:
-        """The newest version that is staged, read from the same memory."""
+        """The newest staged version, read from the same memory."""
         overlays = tuple(staged.layer for staged in self._staged)
         return Table(self.width, Layer.of(self.slots, self.data), overlays, self._rows)
 
     def reserve(self, count: int) -> None:
-        """Makes slots for ``count`` ids (``max_rows`` at most) at once. Before anybody reads."""
+        """Makes slots for ``count`` ids (``max_rows`` at most) at once, before any reader attaches."""
         bits = _bits(min(count, self.max_rows))
         if 1 << bits > len(self.slots):
             self._begin_slots(bits)
@@ -221,7 +221,7 @@ class TableWriter:
         return ""
 
     def load(self, change: TableRows) -> None:
-        """Puts a part of a snapshot, which :meth:`check` found sound, into the base at once. Before anybody reads."""
+        """Puts a part of a snapshot, which passed :meth:`check`, into the base at once, before any reader attaches."""
         self._make_slots(len(change.ids))
         self._move(_EVERYTHING)
         kernels.drop(self.slots, self._shift, self._ids, self._spare, self._counts, as_read(_gone(change)))
@@ -229,7 +229,7 @@ class TableWriter:
         self._rows = int(self._counts[USED] - self._counts[SPARE])
 
     def stage(self, change: TableRows, slots: Slots, data: Floats) -> None:
-        """Lays the overlay of a change, which :meth:`check` found sound, into ``slots`` and ``data``, which are zero;
+        """Lays the overlay of a change, which passed :meth:`check`, into ``slots`` and ``data``, which are zero;
         (:func:`overlay_slots` of its :func:`entries`,) and (entries, W)."""
         gone = _gone(change)
         self._rows = self._rows_after(change, gone)
@@ -239,8 +239,9 @@ class TableWriter:
         self._staged.append(_Staged(Layer.of(slots, data, len(change.ids))))
 
     def fold(self, rows: int) -> int:
-        """Moves at most ``rows`` rows of the oldest staged change into the base, or moves as many slots to larger ones.
-        How many of ``rows`` that took: 0 when that change is in the base whole, for :meth:`settle` to forget."""
+        """Moves at most ``rows`` rows of the oldest staged change into the base, or moves as many slots to larger
+        ones. Returns how many of ``rows`` that took: 0 when that change is in the base whole, and ready for
+        :meth:`settle`."""
         staged = self._staged[0]
         if staged.whole:
             return 0
@@ -273,7 +274,7 @@ class TableWriter:
         return 65 - len(self.slots).bit_length()
 
     def _columns(self, embedding: NDArray[Any] | None, wide: NDArray[Any]) -> tuple[Floats, Floats]:
-        """As the compiled loops take them."""
+        """The columns in the form that the compiled loops take."""
         none = np.empty((len(wide), 0), np.float32)
         return as_read(none if embedding is None else embedding), as_read(wide)
 
@@ -289,7 +290,7 @@ class TableWriter:
     # -- growth ----------------------------------------------------------------------------------------------
 
     def _make_slots(self, coming: int) -> None:
-        """Begins new slots where the ids that are coming could fill more than three quarters of these."""
+        """Begins new slots where the coming ids could fill more than three quarters of these."""
         if 4 * (int(self._counts[FILLED]) + coming) > 3 * len(self.slots):
             self._begin_slots(_bits(int(self._counts[USED] - self._counts[SPARE]) + coming))
 
@@ -298,7 +299,7 @@ class TableWriter:
         self._counts[FILLED] = 0
 
     def _move(self, slots: int) -> int:
-        """Moves so many slots; how many. When all have moved, the new ones take over."""
+        """Moves up to so many slots; returns how many. When all have moved, the new ones take over."""
         if self._after is None:
             return 0
         first, last = self._moved, min(self._moved + slots, len(self.slots))
@@ -316,7 +317,7 @@ def entries(change: TableRows) -> int:
 
 
 def _gone(change: TableRows) -> Ids:
-    """Removed ids, each once, without those that the change brings back."""
+    """Removed ids, without repeats and without those that the change brings back."""
     if not len(change.removed):
         return change.removed
     gone: Ids = np.setdiff1d(change.removed, change.ids)

@@ -1,13 +1,12 @@
 # core
 """The compiled loops of the tables that serve (learner/serving/overlay.py). Plain Python semantics, the GIL released.
 
-They are apart from learner/tables/kernels.py because these hashes are read while they are written, without a lock: a
-slot goes from free to a row, from a row to gone, and from gone to a row again, but never back to free. So whoever
-looks for an id at the same time goes past all that happens to other ids. An id that is being changed itself is
-looked up elsewhere: in the overlay that brought the change.
+They differ from learner/tables/kernels.py because these hashes are read while they are written, without a lock: a slot
+goes from free to a row, from a row to gone, and from gone to a row again, but never back to free. So a concurrent
+search for an id passes all changes of other ids. A changing id itself is found in the overlay that brought the change.
 
-Symbols: S slots (2^k), R rows, W columns of a record, U distinct ids, C id columns, F fields, D embedding width,
-n samples. ``ids`` (R, W / 2) int64 is the same memory as ``data`` (R, W) float32; the id is the first word.
+Symbols: S slots (2^k), R rows, W columns of a record, U distinct ids, C id columns, F fields, D embedding width, n
+samples. ``ids`` (R, W / 2) int64 is the same memory as ``data`` (R, W) float32; the id is the first word.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def _seek(slots: Any, shift: Any, ids: Any, key: Any) -> Any:
 
 @compiled
 def find(slots: Array, shift: int, ids: Array, keys: Array, out: Array) -> int:
-    """``out[i]``: row of ``keys[i]`` or EMPTY. What is returned means nothing."""
+    """``out[i]``: row of ``keys[i]`` or EMPTY. The return value means nothing."""
     touched = 0
     for first in range(0, len(keys), AHEAD):
         last = min(first + AHEAD, len(keys))
@@ -58,8 +57,8 @@ def find(slots: Array, shift: int, ids: Array, keys: Array, out: Array) -> int:
 
 @compiled
 def read(slots: Array, shift: int, data: Array, ids: Array, keys: Array, absent: bool, out: Array) -> int:
-    """``out[i]`` (U, W'): the values of ``keys[i]``. Where there is no row: zeros if ``absent``, else as it was.
-    What is returned means nothing."""
+    """``out[i]`` (U, W'): the values of ``keys[i]``. Where there is no row: zeros if ``absent``, else unchanged. The
+    return value means nothing."""
     touched = 0
     for first in range(0, len(keys), AHEAD):
         last = min(first + AHEAD, len(keys))
@@ -104,10 +103,10 @@ def put(
     embedding: Array,
     wide: Array,
 ) -> int:
-    """Writes rows; a new one for a key that has none, from ``spare`` (R,) or beyond those used. The caller sees to it
-    that there are slots and rows enough; without a row the rest is not written. What is returned means nothing.
+    """Writes rows; a new one for a key that has none, from ``spare`` (R,) or beyond those used. The caller makes sure
+    of enough slots and rows; without a row the rest is not written. The return value means nothing.
 
-    A row is written before its slot, so whoever finds the slot finds the row.
+    A row is written before its slot, so a reader that finds the slot finds the row.
     """
     mask, width = len(slots) - 1, embedding.shape[1]
     touched = 0
@@ -149,7 +148,7 @@ def put(
 
 @compiled
 def drop(slots: Array, shift: int, ids: Array, spare: Array, counts: Array, keys: Array) -> None:
-    """Takes keys out; one that is not there is passed over. Their slots stay behind as gone."""
+    """Removes keys; unknown ones are ignored. Their slots stay behind as gone."""
     mask = len(slots) - 1
     for i in range(len(keys)):
         key = keys[i]
@@ -170,7 +169,7 @@ def drop(slots: Array, shift: int, ids: Array, spare: Array, counts: Array, keys
 @compiled
 def move(slots: Array, after: Array, shift: int, ids: Array, first: int, last: int) -> int:
     """Enters the rows of the slots from ``first`` to before ``last`` into ``after``, whose shift is given; returns how
-    many there were. Nothing is taken out of ``slots``: it is read on."""
+    many there were. ``slots`` stays unchanged for its readers."""
     found = 0
     for held in slots[first:last]:
         if held < FREE:
@@ -216,9 +215,8 @@ def pool(values: Array, inverse: Array, starts: Array, once: Array, at: int, x: 
     """Into ``x[:, at:]`` (n, F D) the mean of each field's embeddings over its ids that are not missing; onto ``t``
     (n,) the sum of the wide weights.
 
-    values (U, D + 1): embedding, wide weight. inverse and once as :func:`distinct` has them, ``starts`` (F + 1,) first
-    column of each field. The arithmetic is that of ``pool`` and ``wide_sum`` in learner/tables/kernels.py, in their
-    order.
+    values (U, D + 1): embedding, wide weight. inverse and once as in :func:`distinct`, ``starts`` (F + 1,) first column
+    of each field. The arithmetic is that of ``pool`` and ``wide_sum`` in learner/tables/kernels.py, in their order.
     """
     width = values.shape[1] - 1
     for b in range(len(inverse)):

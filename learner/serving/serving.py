@@ -9,10 +9,10 @@
     readers  ServingModel      version 7      version 8                                        version 8, fewer overlays
 
 The base and all overlays are arrays by name, so they may lie in memory that processes share. A version never changes: a
-reader takes the next one by swapping a reference, and gives answers of one version each. What overlays bring goes over
-what the base has, so a version is whole the moment it is there, and its rows move into the base afterwards, bit by bit.
+reader takes the next one by swapping a reference, and each answer is of one version. Overlays hide the base, so a
+version is whole at once, and its rows move into the base afterwards, step by step.
 
-The dense tensors of a version are one buffer, which is never written to again. A delta that has any has all of them.
+The dense tensors of a version are one buffer, which is never written to again. A delta has all of them or none.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ _EVERYTHING = 2**31 - 1
 class ServingModel:
     """One version of a model, to score with. Reads only; several threads may score at once.
 
-    It is made by :meth:`attach`, in any process that has the writer's arrays, or by :meth:`of`, which has a writer of
-    its own and can be patched.
+    :meth:`attach` makes it in any process that has the writer's arrays. :meth:`of` makes one with a writer of its own,
+    which can be patched.
     """
 
     def __init__(self, frame: Frame, tables: dict[str, Table], dense: Dense, dropped: int = 0) -> None:
@@ -63,7 +63,7 @@ class ServingModel:
         was pending then, and all that come.
 
         Args:
-            like: a model that served before. If it has the same schema and spec, its working memory goes on to be used.
+            like: a model that served before. If it has the same schema and spec, its working memory is reused.
 
         Raises:
             SettingError: the spec has an unknown name or value.
@@ -99,7 +99,7 @@ class ServingModel:
     # -- versions --------------------------------------------------------------------------------------------
 
     def followed(self, overlay: Arrays) -> ServingModel:
-        """The next version: this one with an overlay of :meth:`ModelWriter.stage`. This one stays what it is."""
+        """The next version: this one with an overlay of :meth:`ModelWriter.stage`. This one stays as it is."""
         layers = layers_of(overlay, [record_width(table.width) for table in self.tables.values()])
         tables = {
             name: Table(t.width, t.base, (*t.overlays, Layer.of(*layer, int(changed))), int(rows))
@@ -125,8 +125,8 @@ class ServingModel:
         return ServingModel(self.frame, tables, self._dense, folded)
 
     def patch(self, delta: Image) -> None:
-        """Applies a delta whole or not at all (:meth:`ModelWriter.check`). Only for a model that :meth:`of` made, and
-        not while it scores."""
+        """Applies a delta whole or not at all (:meth:`check`). Only for a model that :meth:`of` made, and not while it
+        scores."""
         writer = self._own
         model = self.followed(writer.stage(delta))
         while writer.fold(_EVERYTHING):
@@ -135,7 +135,7 @@ class ServingModel:
         self.tables, self._dense, self._dropped = model.tables, model._dense, model._dropped
 
     def check(self, delta: Image) -> None:
-        """See :meth:`ModelWriter.check`; only for a model that :meth:`of` made."""
+        """:meth:`ModelWriter.check`; only for a model that :meth:`of` made."""
         self._own.check(delta)
 
     @property
@@ -146,7 +146,6 @@ class ServingModel:
 
     @property
     def rows(self) -> int:
-        """Rows in all tables."""
         return sum(len(t) for t in self.tables.values())
 
     @property
@@ -155,12 +154,12 @@ class ServingModel:
         return self._dense.network
 
     def dense(self) -> dict[str, Floats]:
-        """The dense tensors by name: views that nobody may write to."""
+        """The dense tensors by name: read-only views."""
         return self.frame.named(self._dense.flat)
 
     def snapshot(self) -> Image:
-        """The whole state that is served: the serving half of what ``OnlineModel.snapshot`` gives. Not while the base
-        is being written to."""
+        """The whole state that serves: the serving half of ``OnlineModel.snapshot``. Call it only while nothing writes
+        to the base."""
         dense: dict[str, NDArray[Any]] = {n: a.copy() for n, a in self.dense().items()}
         return Image(dense, {n: t.snapshot() for n, t in self.tables.items()})
 
@@ -168,8 +167,8 @@ class ServingModel:
 
     @property
     def numbers(self) -> NumberPlan | None:
-        """How numbers get into the :meth:`room`; None where only :meth:`score` can be used: this model has buckets, or
-        a network whose passes are not written out."""
+        """How numbers get into the :meth:`room`; None where only :meth:`score` works: this model has buckets, or a
+        network whose passes are not written out."""
         return self._dense.numbers
 
     def score(self, cat: Ids, num: Floats) -> Floats:
@@ -183,7 +182,7 @@ class ServingModel:
         return self.score_filled(cat, x)
 
     def warm(self, most: int) -> None:
-        """Scores each number of rows, up to ``most``, that matrix products tell apart, so that no request pays for the
+        """Scores each number of rows, up to ``most``, that matrix products distinguish, so that no request pays for the
         first product of a size. Any thread may do this."""
         layout = self.frame.schema.layout
         half = isinstance(self._dense.forward, HalfForward)
@@ -191,8 +190,8 @@ class ServingModel:
             self.score(np.ones((n, layout.F), np.int64), np.zeros((n, layout.N), np.float32))
 
     def room(self, n: int) -> Floats:
-        """x (n, I), the network's input, for the caller to fill its number columns by :attr:`numbers` and to hand it
-        back to :meth:`score_filled`. Each thread has one, which holds whatever was in it."""
+        """x (n, I), the network's input, uninitialised. The caller fills its number columns by :attr:`numbers` and
+        hands it to :meth:`score_filled`. Each thread has one."""
         return self.frame.room.array("x", n, self.frame.network.shape.flat)
 
     def score_filled(self, cat: Ids, x: Floats, once: Flags | None = None) -> Floats:
@@ -200,7 +199,7 @@ class ServingModel:
         are written here.
 
         Args:
-            once: (F,) the columns of cat that are equal in all rows; they are read once. Default: none.
+            once: (F,) the columns of cat that are equal in all rows; they are read one time. Default: none.
         """
         frame, forward = self.frame, self._dense.forward
         assert forward is not None
@@ -239,6 +238,6 @@ class ServingModel:
 
 
 def _integers(room: Workspace, name: str, size: int) -> NDArray[np.int32]:
-    """int32 of a workspace, of whatever it held."""
+    """Uninitialised int32 of a workspace."""
     flat: NDArray[np.int32] = room.array(name, 1, size).reshape(-1).view(np.int32)
     return flat

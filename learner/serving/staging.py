@@ -1,8 +1,8 @@
 # core
 """Makes the versions of a model that serves: the base of a snapshot, then an overlay for each delta.
 
-Readers are in learner/serving/serving.py, which says how the two go together. What both must agree on is the form of
-an overlay (:func:`layers_of`)::
+Readers are in learner/serving/serving.py, which describes the whole. Both agree on the form of an overlay
+(:func:`layers_of`)::
 
     slots, data       of all tables, one behind another (learner/serving/overlay.py)
     entries, changed  (T,) of each table: its records, and how many of them are rows; the others are removed ids
@@ -30,12 +30,12 @@ _LINE = 64  # bytes of a cache line
 
 
 class ModelWriter:
-    """Makes versions for readers: the base of a snapshot, then an overlay for each delta. One thread at a time.
+    """Makes versions for readers. One thread at a time.
 
     Args:
-        allocate: where what readers see is made; zeroed memory of a shape and dtype.
-        half: matrix products in bfloat16, where the network's passes are written out; see
-            :func:`learner.network.forward.matrix_units`.
+        allocate: allocates what readers see: zeroed memory of a shape and dtype.
+        half: matrix products in bfloat16, where the network's passes are written out
+            (:func:`learner.network.forward.matrix_units`).
 
     An image that is not one of this model raises SnapshotError (:meth:`check`) and changes nothing; a spec that is none
     raises SettingError.
@@ -85,16 +85,16 @@ class ModelWriter:
 
     @property
     def rows(self) -> int:
-        """Rows in all tables, in the newest version that is staged."""
+        """Rows in all tables, in the newest staged version."""
         return sum(len(t) for t in self.tables.values())
 
     def dense(self) -> dict[str, Floats]:
-        """The tensors of the newest version that is staged, by name: views that nobody may write to."""
+        """The tensors of the newest staged version, by name: read-only views."""
         return self.frame.named(self._newest["dense"])
 
     def check(self, image: Image) -> None:
-        """Whether a delta, or a part of a snapshot, is one of this model: every table with each of its columns, and all
-        dense tensors or none. The error names what is wrong."""
+        """Checks that a delta, or a part of a snapshot, is one of this model: every table with each of its columns, and
+        all dense tensors or none. The error names what is wrong."""
         if problem := self._problem(image):
             raise SnapshotError(f"a delta has {problem}", "the next snapshot mends it")
 
@@ -114,7 +114,7 @@ class ModelWriter:
         return ""
 
     def load(self, image: Image) -> None:
-        """Puts a part of a snapshot into the base at once. Before anybody reads."""
+        """Puts a part of a snapshot into the base at once, before any reader attaches."""
         self.check(image)
         for name, rows in image.tables.items():
             self.tables[name].load(rows)
@@ -122,21 +122,20 @@ class ModelWriter:
             self._dense = self._newest = self._dense_of(image.dense)
 
     def base(self) -> Arrays:
-        """All that a reader needs to :meth:`~learner.serving.serving.ServingModel.attach`: of the versions that are
-        folded.
-        Live: :meth:`fold` writes to these arrays. Whoever attaches must at once follow all that is :meth:`pending`."""
+        """The folded versions, as :meth:`~learner.serving.serving.ServingModel.attach` takes them. Live: :meth:`fold`
+        writes to these arrays. A reader that attaches must at once follow all :meth:`pending` overlays."""
         found: Arrays = {"rows": self._rows(), **self._dense}
         for name, table in self.tables.items():
             found |= {f"{name}/slots": table.slots, f"{name}/data": table.data}
         return found
 
     def pending(self) -> list[Arrays]:
-        """The overlays that are staged and not yet folded whole, oldest first."""
+        """The staged overlays that are not yet folded whole, oldest first."""
         return list(self._pending)
 
     def stage(self, image: Image) -> Arrays:
         """The overlay of a delta, for readers to follow: a hash of its changed rows and of its removed ids for each
-        table; and if it has dense tensors, a buffer of these with what is made of them once a version."""
+        table; and if it has dense tensors, a buffer of these with what is derived from them for each version."""
         self.check(image)
         counts = [entries(rows) for rows in self._changes(image)]
         slots = self._allocate((sum(overlay_slots(n) for n in counts),), np.int32)
@@ -155,11 +154,11 @@ class ModelWriter:
         return overlay
 
     def fold(self, rows: int) -> bool:
-        """Moves at most ``rows`` rows of the oldest staged overlay into the base; whether there is more to fold.
+        """Moves at most ``rows`` rows of the oldest staged overlay into the base; returns whether there is more to
+        fold.
 
-        To be called only when every reader has followed that overlay: until then its rows in the base are those of the
-        version before, which others still answer by. Likely mistake: to fold what a reader that is just attaching has
-        not followed yet.
+        Call it only when every reader has followed that overlay: until then some answer by the base's rows of the
+        version before. Likely mistake: to fold what a reader that is just attaching has not followed yet.
 
         Where a table has outgrown its slots, the same calls make larger ones first. Then :attr:`generation` rises, and
         readers must get the new :meth:`base` with their next :meth:`~learner.serving.serving.ServingModel.settled`.
@@ -187,7 +186,7 @@ class ModelWriter:
         return np.array([len(table) for table in self.tables.values()], np.int64)
 
     def _dense_of(self, tensors: Mapping[str, NDArray[Any]]) -> Arrays:
-        """A version's buffer of its tensors, and in bfloat16 what is made of it."""
+        """A version's buffer of its tensors, and in bfloat16 what is derived from it."""
         flat = self._allocate((self.frame.size,), np.float32)
         for name, view in self.frame.named(flat).items():
             view[...] = tensors[name]
@@ -220,6 +219,6 @@ def _aligned(allocate: Allocate, size: int, dtype: Any) -> NDArray[Any]:
 
 
 def _unlike(found: set[str], wanted: set[str]) -> str:
-    """How the names that were found differ from those that were wanted."""
+    """How the found names differ from the wanted ones."""
     lacks, more = sorted(wanted - found), sorted(found - wanted)
     return ", ".join([*(f"'{n}' is missing" for n in lacks), *(f"'{n}' is unknown" for n in more)])

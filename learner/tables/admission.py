@@ -1,9 +1,9 @@
 # core
 """Which new ids get a row: those seen a number of times (Monolith's filter; DeepRec's ``filter_freq``).
 
-Ids that are not admitted yet are counted in a count-min sketch of fixed size (Cormode and Muthukrishnan 2005) with
-conservative update, so a stream of ids that never return costs no memory. Counts are halved from time to time: an id is
-admitted because it was seen often lately, not because it is old.
+A count-min sketch of fixed size (Cormode and Muthukrishnan 2005) with conservative update counts ids that are not
+admitted yet, so a stream of ids that never return costs no memory. Counts are halved from time to time: only recent
+occurrences admit an id.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 _CELLS = 1 << 22
 _HALVING = _CELLS // 4  # a quarter full: an id is taken for an earlier one in some 2% of cases
 MOST_COUNTED = 3 * _HALVING
-"""Sum of a row of counters at most: twice the halving, since what is left of all before is less, and a batch."""
+"""The largest sum of a row of counters: twice the halving, since less is left of all before, and a batch."""
 _MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 
 

@@ -7,11 +7,11 @@
     data  (max_rows, W)  [ id id | embedding . . . | G | z | n | mark ]    a record is contiguous
                          [ id id | ...                                ]    id 0: the row is free
 
-Two ids never share a row: the hash only says where to look first. Rows that were freed are used again. ``data`` is
-reserved whole, but the system gives it memory only as rows are used. So it is neither moved nor copied when it grows.
+Two ids never share a row: the hash only gives the first slot to look at. Freed rows are used again. ``data`` is
+reserved whole, but the system gives it memory only as rows are used, so growth neither moves nor copies it.
 
-When the slots get too full, twice as many take over. They do so bit by bit, with each :meth:`Index.add`, so that no
-batch waits for all of it. Until that is done, the home slot of an id says where to look for it::
+When the slots get too full, twice as many take over, in steps with each :meth:`Index.add`, so that no batch waits for
+all of it. Meanwhile the home slot of an id decides where to look for it::
 
     slots   [ .. .. .. .. .. .. .. .. | ~7 .. ~3 ~5 ... ]       home before the bar: moved, look into ``next``
     next    [ ~2 .. .. ~0 .. ~1 .. .. .. ~4 ...         ]       (2^(k+1),)
@@ -86,7 +86,6 @@ class Index:
 
     @property
     def nbytes(self) -> int:
-        """Memory in use, in bytes."""
         slots = self._slots.nbytes + (self._next.nbytes if self._next is not self._slots else 0)
         return int(self._used * self.data.shape[1] * 4 + slots + self._free.nbytes)
 
@@ -118,7 +117,7 @@ class Index:
     def add(self, ids: Ids) -> RowNumbers:
         """New rows for ids that are absent, distinct and not 0; their records are zero.
 
-        Returns rows for the first ids only when ``max_rows`` leaves no room for all: (m,) with m <= n.
+        Where ``max_rows`` leaves no room for all, only the first ids get rows: (m,) with m <= n.
         """
         ids = ids[: max(0, self.max_rows - len(self))]
         again = self._free[len(self._free) - min(len(ids), len(self._free)) :][::-1]
@@ -159,7 +158,7 @@ class Index:
         return ordered
 
     def reserve(self, count: int) -> None:
-        """Makes slots for ``count`` ids (``max_rows`` at most) at once, where they are known to come."""
+        """Makes slots for ``count`` ids (``max_rows`` at most) at once, where they are expected."""
         bits = 64 - self._shift
         wanted = bits
         while 4 * min(count, self.max_rows) > 3 << wanted:
@@ -168,7 +167,7 @@ class Index:
             self._rehash(wanted)
 
     def _make_slots(self, coming: int) -> None:
-        """Sees to it that ids, of which ``coming`` are about to come, fill at most three quarters of the slots."""
+        """Grows the slots where the present and the ``coming`` ids would fill more than three quarters of them."""
         bits = 64 - self._shift
         wanted = bits
         while 4 * len(self) > 3 << wanted:
@@ -189,7 +188,7 @@ class Index:
                 self._move[:] = 0
 
     def _rehash(self, bits: int) -> None:
-        """Makes all slots anew, at once."""
+        """Rebuilds all slots at once."""
         self._slots = self._next = np.zeros(1 << bits, np.int32)
         self._shift = 64 - bits
         self._move[:] = 0

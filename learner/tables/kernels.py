@@ -1,9 +1,9 @@
 # core
 """The compiled loops of the sparse side. Plain Python semantics, no allocation, the GIL released.
 
-Symbols: B samples, C id columns, U distinct ids of a batch, F fields, D embedding width, R table rows. A table is
-one array of records, ``data`` (R, W) float32, also seen as int64 (``ids`` (R, W / 2): the id is the first word) and as
-int32 (``marks`` (R, W)); so that an id costs one or two cache lines, not one a column.
+Symbols: B samples, C id columns, U distinct ids of a batch, F fields, D embedding width, R table rows. A table is one
+array of records, ``data`` (R, W) float32, also seen as int64 (``ids`` (R, W / 2): the id is the first word) and as
+int32 (``marks`` (R, W)); so an id costs one or two cache lines, not one a column.
 """
 
 from __future__ import annotations
@@ -42,10 +42,9 @@ def seek(slots: Any, slot: Any, ids: Any, key: Any) -> Any:
 
 @njit(inline="always")
 def fetch(slots: Any, shift: Any, ids: Any, keys: Any, first: Any, last: Any) -> int:
-    """Touches what the search for ``keys[first:last]`` will need, in two passes with nothing in between that depends on
-    it, so that the memory is waited for once a group and not once a key (group prefetching: Chen et al., "Improving
-    hash join performance through prefetching", ICDE 2004). The sum means nothing: it keeps the compiler from leaving
-    this out."""
+    """Touches what the search for ``keys[first:last]`` will need, in two passes without dependencies, so that the
+    memory is waited for once a group and not once a key (group prefetching: Chen et al., "Improving hash join
+    performance through prefetching", ICDE 2004). The sum means nothing: it keeps the compiler from leaving this out."""
     touched = 0
     for i in range(first, last):
         touched += slots[home_slot(keys[i], shift)]
@@ -89,8 +88,8 @@ def take_out(slots: Array, slot: int, shift: int, ids: Array, key: int) -> int:
 
 @compiled
 def find(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys: Array, out: Array) -> int:
-    """``out[i]``: row of ``keys[i]`` or EMPTY. ``slots`` (2^k,) int32; while they move, ``after`` (2^(k+1),). What is
-    returned means nothing: see :func:`fetch`."""
+    """``out[i]``: row of ``keys[i]`` or EMPTY. ``slots`` (2^k,) int32; while they move, ``after`` (2^(k+1),). The
+    return value means nothing (:func:`fetch`)."""
     mask = len(slots) - 1
     touched = 0
     for first in range(0, len(keys), AHEAD):
@@ -124,7 +123,7 @@ def insert(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys
 
 @compiled
 def erase(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys: Array, rows: Array) -> int:
-    """Takes keys out and puts their rows into ``rows``; returns how many. A key that is not there is passed over."""
+    """Removes keys and puts their rows into ``rows``; returns how many. Unknown keys are ignored."""
     mask = len(slots) - 1
     found = 0
     for i in range(len(keys)):
@@ -144,11 +143,11 @@ def erase(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys:
 
 @compiled
 def move(slots: Array, shift: int, after: Array, place: Array, ids: Array, least: int) -> None:
-    """Moves ``least`` slots, and on to the next free one, over to ``after``; ``place`` says where that is.
+    """Moves ``least`` slots, and on to the next free one, over to ``after``; ``place`` has the progress.
 
-    It began at a free slot and stops at one. So no run of slots is ever cut in two: an id lies, as a whole run does,
-    on the side of its home. The last run may go past the end of the slots, into those that were moved first; it cannot
-    go past all of them, because more slots are moved, before they come, than ids do.
+    It began at a free slot and stops at one. So no run of slots is ever cut in two: an id lies, as a whole run does, on
+    the side of its home. The last run may go past the end of the slots, into those that were moved first. It cannot go
+    past all of them, because the slots move faster than ids come.
     """
     mask = len(slots) - 1
     start, moved = place[0], place[1]
@@ -218,8 +217,8 @@ def gather(data: Array, first: int, rows: Array, out: Array) -> None:
 
 @compiled
 def scatter(data: Array, first: int, rows: Array, values: Array) -> None:
-    """The inverse of :func:`gather`: ``data[rows[u], first : first + D] = values[u]``, passing over EMPTY rows.
-    values (U, D)"""
+    """The inverse of :func:`gather`: ``data[rows[u], first : first + D] = values[u]``, without EMPTY rows. values (U,
+    D)"""
     for u in range(len(rows)):
         row = rows[u]
         if row != EMPTY:
@@ -231,7 +230,7 @@ def scatter(data: Array, first: int, rows: Array, values: Array) -> None:
 def initial(keys: Array, seed: np.uint64, scale: np.float32, out: Array) -> None:
     """First embedding of an id: uniform in ``[-scale, scale)``, a function of id and seed alone. out (U, D)
 
-    So a row does not depend on when or in which order ids came, and no generator's state has to be kept.
+    So a row does not depend on when or in which order ids came, and no generator's state must be kept.
     """
     for u in range(len(keys)):
         state = np.uint64(keys[u]) ^ seed

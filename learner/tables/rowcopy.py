@@ -1,5 +1,5 @@
 # core
-"""How far a table has been copied while it is written to: a copy in slices asks it what comes next."""
+"""How far a table has been copied in slices while it is written to."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ _SOME = 100_000  # rows and ids that may always be kept track of: a megabyte
 
 
 class RowCopy:
-    """What of a table a copy has, and what it has as it is no longer. The table reports what it does to its rows.
+    """Tracks which rows a copy has, and which of them changed since. The table reports its changes.
 
     Attributes:
-        copied: rows below this number are in a part. A row beyond it is copied when its turn comes, whatever happens to
-            it before.
-        ended: nothing is kept track of any more: another copy has begun, or nobody took the parts.
+        copied: rows below this number are in a part. A later row is copied at its turn, whatever happens to it before.
+        ended: tracking has stopped: another copy has begun, or the parts were not taken.
     """
 
     def __init__(self, index: Index, mark: int) -> None:
@@ -31,31 +30,30 @@ class RowCopy:
         self._gone: list[Ids] = []
 
     def touched(self, rows: RowNumbers) -> None:
-        """Copied rows that were written to, and have their mark."""
+        """Reports copied rows that were written to, and have their mark."""
         self._again.append(rows)
 
     def removed(self, ids: Ids) -> None:
-        """Ids that have no row any more."""
+        """Reports ids that have no row any more."""
         self._gone.append(ids)
         if self.behind > max(_SOME, 4 * self._index.max_rows):  # nobody takes the parts: memory has a bound
             self.end()
 
     @property
     def behind(self) -> int:
-        """Rows and ids that a part has as they are no longer."""
+        """Rows and ids that changed since a part had them."""
         return sum(map(len, self._again)) + sum(map(len, self._gone))
 
     @property
     def whole(self) -> bool:
-        """Whether every row has been copied once."""
+        """Whether every row has been copied at least one time."""
         return self.copied == _ALL
 
     def take(self, most: int, again: bool) -> tuple[RowNumbers, Ids]:
         """The rows of the next part, and the ids that are removed with it; at most ``most`` in all.
 
-        Ids that went come first, and rows only with the last of them. So an id that came back is in no part before the
-        one that takes it away; and what the parts make up never has rows of two different moments, more than the table
-        had room for.
+        Removed ids come first, and rows only with the last of them. So an id that came back is in no part before the
+        one that removes it; and the parts never hold rows of two different moments, more than the table had room for.
 
         Args:
             again: rows that were touched behind the copy, not new ones.
@@ -74,7 +72,6 @@ class RowCopy:
         return rows, gone
 
     def end(self) -> None:
-        """Stops keeping track."""
         for rows in self._again:
             self._index.marks[rows, self._mark] &= ~AGAIN
         self._again, self._gone = [], []
@@ -82,7 +79,7 @@ class RowCopy:
 
 
 def _some(lists: list[Any], most: int, dtype: type) -> Any:
-    """Takes arrays off a list, until they have ``most`` numbers or it is empty; one is cut in two where need be."""
+    """Takes arrays off a list, until they have ``most`` numbers or it is empty; cuts one in two where need be."""
     taken: list[Any] = [np.empty(0, dtype)]
     while lists and most > 0:
         array = lists.pop()

@@ -7,8 +7,8 @@
                    published        Adagrad's sum  FTRL's: the wide weight     event minute last seen, and what it was
                                                    (published) follows from it touched since (kernels.stamp)
 
-A batch goes through :meth:`SparseTable.read` (nothing is written: new ids get a row's *values*, not a row) and, once
-the learner has found its gradients sound, :meth:`SparseTable.write`. So a batch that is refused leaves no trace.
+A batch goes through :meth:`SparseTable.read`, which writes nothing (new ids get a row's *values*, not a row), and after
+the learner's check of its gradients through :meth:`SparseTable.write`. So a refused batch leaves no trace.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class SparseTable:
     Args:
         width: D; 0 for a table of wide weights alone.
         rates: the optimisers' step sizes.
-        max_rows: bound of the memory; beyond it the rows unseen for longest make room.
+        max_rows: bounds the memory; beyond it the rows unseen for longest make room.
         max_age_min: rows unseen for this many minutes of event time are removed (0: never).
         admit: occurrences that earn an id its row.
         scale: first embeddings are uniform in ``[-scale, scale)``.
@@ -109,16 +109,15 @@ class SparseTable:
 
     @property
     def touched(self) -> RowNumbers:
-        """Rows touched since the last :meth:`changes`, each once; some may be free, or another id's, by now. (n,)"""
+        """Rows touched since the last :meth:`changes`, each one time; some may be free, or another id's, by now.
+        (n,)"""
         return np.concatenate([np.empty(0, np.int32), *self._touched])
 
     # -- a batch ---------------------------------------------------------------------------------------------
 
     def read(self, columns: Ids, learning: bool = False) -> Block:
-        """The values of a batch's ids (B, C). Writes nothing.
-
-        Ids without a row read as zero; when ``learning``, those that are to get one read as its first values.
-        """
+        """The values of a batch's ids (B, C). Writes nothing. Ids without a row read as zero; when ``learning``, those
+        that are to get one read as its first values."""
         ids, counts, inverse = distinct(columns)
         rows = self.index.find(ids)
         embedding, wide = self._values(rows)
@@ -133,8 +132,8 @@ class SparseTable:
         return Block(ids, counts, inverse, rows, new, embedding, wide)
 
     def write(self, block: Block, grad_embedding: Floats, grad_wide: Floats, now_min: int) -> None:
-        """One optimiser step on the rows of ``block``, which :meth:`read` gave. Gradients (U, D) and (U,) are sums
-        over the batch; ``now_min`` is event time in minutes."""
+        """One optimiser step on the rows of ``block``, from :meth:`read`. Gradients (U, D) and (U,) are sums over the
+        batch; ``now_min`` is event time in minutes."""
         index, data = self.index, self.index.data
         self._stamp(block.rows, now_min)  # first: what is in use is not what makes room
         wanted = np.flatnonzero(block.new)
@@ -189,23 +188,21 @@ class SparseTable:
     # -- eviction --------------------------------------------------------------------------------------------
 
     def _seen_before(self, minute: int) -> tuple[RowNumbers, NDArray[np.int32]]:
-        """Rows that were last seen before a minute of event time, and when."""
+        """Rows last seen before a minute of event time, and when."""
         index = self.index
         rows, minutes = (np.empty(index.used, np.int32) for _ in range(2))
         found = kernels.seen(index.marks, index._words, index.at["mark"], index.used, minute, rows, minutes)
         return rows[:found], minutes[:found]
 
     def expire(self, now_min: int) -> int:
-        """Removes the rows unseen for ``max_age_min``; how many. For the owner to call every so often."""
+        """Removes the rows unseen for ``max_age_min``; returns how many. The owner calls it every so often."""
         if not self.max_age_min:
             return 0
         return self._remove(self._seen_before(now_min - self.max_age_min)[0])
 
     def _make_room(self, least: int) -> None:
-        """Removes the rows unseen for longest: ``least`` of them, or a sixteenth of the table so that it is rare.
-
-        Of equally old rows those with the smallest ids go, so that it is reproducible.
-        """
+        """Removes the rows unseen for longest: ``least`` of them, or a sixteenth of the table so that it is rare. Of
+        equally old rows those with the smallest ids go, so that it is reproducible."""
         live, seen = self._seen_before(_NEVER)
         if not len(live):
             return
@@ -248,7 +245,7 @@ class SparseTable:
         return self._copy
 
     def begin_copy(self) -> RowCopy:
-        """Begins a copy in slices, beside which the table is written to. One that has begun ends."""
+        """Begins a copy in slices, beside which the table is written to. An earlier one ends."""
         if self._copy:
             self._copy.end()
         self._copy = RowCopy(self.index, self.index.at["mark"])
@@ -268,17 +265,14 @@ class SparseTable:
         return {"admission": self.admission.counts.copy(), "counters": counters}
 
     def snapshot(self) -> tuple[TableRows, dict[str, NDArray[Any]]]:
-        """All rows in order of id, as :meth:`part` gives them, and the :meth:`rest`.
-
-        What was touched is not part of it: a table that resumes has no changes.
-        """
+        """All rows in order of id, in the form of :meth:`part`, and the :meth:`rest`. A table that resumes has no
+        changes: a snapshot does not keep what was touched."""
         serving, training = self.part(self.index.rows())
         return serving, {**training, **self.rest()}
 
     def resume(self, serving: TableRows, training: dict[str, NDArray[Any]]) -> None:
-        """The inverse of :meth:`snapshot`, on a table that is empty. Keeps the first rows if ``max_rows`` is fewer now.
-
-        A snapshot in parts is resumed part by part, in their order.
+        """The inverse of :meth:`snapshot`, on an empty table. Keeps the first rows if ``max_rows`` is fewer now. A
+        snapshot in parts is resumed part by part, in their order.
 
         Raises:
             KeyError: a column is missing.
@@ -312,8 +306,8 @@ def _fill(index: Index, name: str, rows: RowNumbers, values: NDArray[Any]) -> No
 
 
 def as_read(array: NDArray[Any]) -> NDArray[Any]:
-    """The same array as one that cannot be written to: as arrays of files and messages are. A compiled function takes
-    these for another kind, so it would be compiled in the middle of everything when the first of them came."""
+    """The array as a read-only one, as arrays of files and messages are. Numba compiles a function separately for
+    these, so without this it would do so in mid-run when the first of them came."""
     view = np.ascontiguousarray(array).view()
     view.flags.writeable = False
     return view
