@@ -27,7 +27,7 @@ from commands.offline.intervals import rounded
 from millrace.reports.spans import span_name
 
 FEWEST = 100
-"""Exposures that must have been watched so long."""
+"""Least exposures watched for a time, for a figure at that time."""
 
 FEWEST_CLICKS = 20
 """A slot or segment with fewer has no figures."""
@@ -58,7 +58,7 @@ class Curve:
     """F(t) and c(t) of some exposures. Labels count as complete after ``longest_ms``."""
 
     longest_ms: int
-    """What completeness is relative to: less than asked for where too few exposures were watched so long."""
+    """The reference time of completeness: less than asked for where too few exposures were watched that long."""
 
     def __init__(self, clicks: Clicks, longest_ms: int, fewest: int = FEWEST) -> None:
         watched = np.sort(clicks.watched_ms)
@@ -84,14 +84,14 @@ class Curve:
         return np.where(t > self.longest_ms, np.nan, self._clicked(t) / self._whole)
 
     def quantile_ms(self, share: float) -> int | None:
-        """The time within which so many of the clicks have come; None without a click."""
+        """The time within which this share of the clicks has come; None without a click."""
         if not self._whole:
             return None
         # The comparison must not fail by the last bit where the share is reached exactly.
         return int(self._at[np.searchsorted(self._f, share * self._whole * (1 - 1e-12), side="left")])
 
     def watched(self, t_ms: float) -> int:
-        """Exposures that were watched at least so long."""
+        """Exposures that were watched for at least ``t_ms``."""
         return len(self._watched) - int(np.searchsorted(self._watched, t_ms, side="left"))
 
     def _clicked(self, t: NDArray[Any]) -> NDArray[np.float64]:

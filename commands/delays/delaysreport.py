@@ -203,8 +203,7 @@ def _named(alike: Sequence[Trial], trials: Sequence[Trial]) -> str:
 
 
 def _fit_scale(axes: Any, values: Sequence[float], halves: Sequence[float]) -> None:
-    """Makes the scale logarithmic beyond some intervals' width where one setting is so bad that it would flatten the
-    others."""
+    """Makes the scale logarithmic beyond some intervals' width where one setting is far worse than the others."""
     usual = max(float(np.median(halves)), 1e-4) if halves else 0.0
     if not values or max(abs(v) for v in values) < 20 * usual:
         return

@@ -55,8 +55,7 @@ def final_labels(labels: Labels, ts_ms: NDArray[np.int64], longest_ms: int) -> N
 def samples_of(
     setting: Setting, labels: Labels, ts_ms: NDArray[np.int64], longest_ms: int, lateness_ms: int, observation_ms: int
 ) -> tuple[Samples, int]:
-    """(the samples in the order in which they become known, clicks that never come). ``labels`` may be of any window:
-    the setting's labels are made from their times."""
+    """(samples in the order in which they become known, clicks that never come). ``labels`` may be of any window."""
     final = final_labels(labels, ts_ms, longest_ms)
     own = copy.copy(labels)
     own.wait_ms = setting.window_ms

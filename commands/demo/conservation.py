@@ -247,8 +247,7 @@ class Ledger:
 
     @property
     def both(self) -> list[str]:
-        """A few pages with exposures that have both a label and a dead letter (one of them when the stream read its
-        input again)."""
+        """A few pages with exposures that have both a label and a dead letter (the stream read its input again)."""
         lost = [r for r, page in self.pages.items() if page.labelled & page.dead & ~page.sent]
         return lost[:5]
 
@@ -342,11 +341,8 @@ class Reported:
 
 
 def check(ledger: Ledger, reported: Reported) -> None:
-    """Checks that every exposure is accounted for and that the roles report the same.
-
-    Raises:
-        ConservationError: not so. The line names every figure that does not fit.
-    """
+    """Checks that every exposure is accounted for and that the roles report the same. The one line of
+    ConservationError names every figure that does not fit."""
     sent, positives, negatives = ledger.exposures, ledger.count("positive"), ledger.count("negative")
     pending, dead = ledger.count("pending"), ledger.dead_only
     wrong = []

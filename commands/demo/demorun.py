@@ -141,13 +141,9 @@ class Demo(Host):
             )
 
     def run_traffic(self) -> None:
-        """Lets shoppers come until the time is over or somebody asks for the end.
-
-        The time counts from the opening of the shop: a busy machine may take long to build it.
-
-        Raises:
-            ServiceError: it does not open in time, or its role died too often.
-        """
+        """Lets shoppers come until the time is over or somebody asks for the end. Time counts from the shop's opening,
+        since a busy machine may take long to build it. Raises ServiceError if it does not open in time, or its role
+        died too often."""
         last_figures(self.settings.data, "simulate").unlink(missing_ok=True)  # of an earlier run in this folder
         self.start("simulate")
         monitor = self.monitor

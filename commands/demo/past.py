@@ -60,8 +60,8 @@ def check_days(days: int) -> None:
 
 
 def live_through(run: Host, days: int) -> float:
-    """Replays the ``days`` before the opening into the folder of a run, and shows the progress. Returns the seconds
-    that it took. It ends early, with nothing left behind, when the run's end is asked for.
+    """Replays the ``days`` before the opening into the folder of a run, and returns the seconds that it took. At the
+    run's end it stops early and leaves nothing.
 
     Raises:
         SettingError: a loop has lived in the folder or at the broker.
@@ -167,7 +167,7 @@ def learnt_until(settings: Settings) -> int:
 
 
 def opening(held: Held, learnt_ms: int = 0) -> datetime:
-    """When the shop opens: 09:00 (UTC+8) on the first demo day, or on the working day after what is held and learnt."""
+    """When the shop opens: 09:00 (UTC+8) on the first demo day, or on the working day after the newest event and sample."""
     day = FIRST_DAY
     if held.newest_ms or learnt_ms:
         newest = datetime.fromtimestamp(max(held.newest_ms, learnt_ms) / 1000, UTC) + LOCAL

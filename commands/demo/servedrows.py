@@ -2,11 +2,9 @@
 """The scores that pages were served with, against settled labels: a report's figures, computed from the topics.
 
 A row is a labelled exposure. It is *settled* when event time has passed its exposure by attribution window and
-disorder: only then is it certain that no click will come. Figures are of settled rows only, in the order of exposure;
-with others, early clicks would count while the negatives beside them still wait.
-
-The learner computes the same figures while it runs. This module computes them from the same topics by other code, and
-the two must agree.
+disorder, so that no click can come. Figures are of settled rows only, in the order of exposure; otherwise early clicks
+would count without the negatives beside them. The learner computes the same figures by other code, and the two must
+agree.
 """
 
 from __future__ import annotations
@@ -104,11 +102,9 @@ def newest(rows: Served, arm: str, n: int) -> Served:
 def curve(rows: Served, window: int) -> list[dict[str, Any]]:
     """Rolling AUC over event time (Unix ms) of the scores that pages were served with, and the best possible AUC.
 
-    This is progressive validation with delayed labels: each prediction was made before its page was seen. In a closed
-    loop the best possible AUC moves too: the better the pages, the more alike their items.
-
-    The curve begins when the window is full (in a shorter run: half way), since the AUC of the first few hundred rows
-    is mostly chance.
+    This is progressive validation with delayed labels. In a closed loop the best possible AUC moves too: the better
+    the pages, the more alike their items. The curve begins when the window is full (in a shorter run: half way), since
+    the AUC of a few hundred rows is mostly chance.
     """
     n, p = len(rows), rows.p
     points = []

@@ -27,19 +27,13 @@ DRAIN_SECONDS = 60.0
 _TRIES = 6
 _STILL_MS = 2500.0
 _STUCK_SECONDS = 2.5
-"""If a role's main loop began no round for so long, its figures are old: a lag of 0 proves nothing then."""
+"""A role whose main loop began no round for longer has old figures: a lag of 0 proves nothing."""
 
 
 class Drained:
-    """Whether every message was handled: no lag, and no figure that moved for a while.
-
-    The figures must rest for longer than ``idle_seconds``, the stream's setting: only then does the stream take a
-    partition for idle and move its watermark, and the learner settle the labels of its exposures.
-
-    Args:
-        monitor: its pictures come each second.
-        roles: those that still run and so must answer.
-    """
+    """Whether every message was handled: no lag, and no figure that moved for longer than ``idle_seconds``. Only after
+    that does the stream take a partition for idle and move its watermark, and the learner settle its labels.
+    ``roles``: those that run and so must answer."""
 
     def __init__(self, monitor: Monitor, idle_seconds: float, roles: Sequence[str] = ("stream", "learn")) -> None:
         self.why = "nothing was seen yet"

@@ -13,8 +13,8 @@ from millrace.reports import MAIN, QUIET, SECOND, Plot, canvas, distinct, line
 
 
 def staleness_plot(rows: Sequence[Mapping[str, Any]], base: str) -> Plot:
-    """Gain in AUC over a model against the staleness of models. ``rows``: model, features, staleness_minutes, gain,
-    gain_ci. Rows without a staleness are left out."""
+    """Gain in AUC against the staleness of models. ``rows``: model, features, staleness_minutes (None: left out),
+    gain, gain_ci."""
     figure, axes = canvas()
     figure.set_size_inches(8, 4.2)
     for i, features in enumerate((LIVE, DAY_OLD)):

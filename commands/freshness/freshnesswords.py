@@ -20,7 +20,7 @@ _UNITS = {"min": "minutes", "h": "hours"}
 
 
 def named(features: str, sync: str) -> str:
-    """The name of a model that synchronises so often, on such features."""
+    """The name of a model by its features and synchronisation."""
     return sync if features == LIVE else f"{sync}, {features} features"
 
 

@@ -1,6 +1,5 @@
 # core
-"""Decides what a column is as a feature: categorical or numeric, one value or several, raw or by its logarithm; or
-none.
+"""Decides what a column is as a feature: categorical or numeric, one value or several, raw or as a logarithm; or none.
 
 Whole numbers are the hard case: 7 may be a brand or a count. A column of at most 50 different ones is categorical, and
 so is one called an id or a code. More are a number where the name says so (``price``, ``num``, ``days``), or where

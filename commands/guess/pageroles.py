@@ -131,11 +131,8 @@ def list_roles(columns: Mapping[str, Column]) -> tuple[Role, Role, Role, Role]:
 
 
 def unrolled(table: pa.Table, roles: Roles, item: str, label: str) -> tuple[pa.Table, NDArray[np.intp]]:
-    """(the exposures of the sample's first pages with columns ``item`` and ``label``, the page of each).
-
-    Columns of lists as long as the items stay with the page. Where a page's lists differ in length, the shorter
-    counts.
-    """
+    """(the exposures of the sample's first pages with columns ``item`` and ``label``, the page of each). Columns of
+    lists as long as the items stay with the page. Where a page's lists differ in length, the shorter counts."""
     ids: list[object] = []
     labels: list[int] = []
     page: list[int] = []

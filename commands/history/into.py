@@ -10,7 +10,7 @@
                      └── users and items ─────────────────► history/       for the topics, at the first start
                                                             schemas/       which schema all of it is of
 
-The stream fills Redis from its state when it starts. Offsets are those of topics that nobody has read.
+The stream fills Redis from its state when it starts. Offsets are those of unread topics.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 # core
-"""The gate before serving, as it is shown: its state, the newest refusal and its reason, the version that serves
-instead.
+"""The gate before serving, as it is shown: its state, the newest refusal and its reason, the version that serves.
 
 State, verdicts by check and rows in quarantine come from the learner's ``/metrics``, the newest refusal in words from
 its ``GET /model``, the version that serves from the scorer's ``/metrics``.

@@ -20,7 +20,7 @@ PHASES = ("starting", "running", "draining", "auditing", "stopping", "done", "fa
 
 @dataclass(slots=True)
 class Shown:
-    """What is shown of a run besides its figures. The owner may change it while the run goes on."""
+    """The display of a run besides its figures. The owner may change it while the run goes on."""
 
     roles: tuple[str, ...]
     """Those that the run starts, in the order in which they are shown."""

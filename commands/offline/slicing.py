@@ -18,9 +18,9 @@ from millrace.contracts.schema import Schema
 from millrace.logs import TS, LogTable
 
 MOST_VALUES = 8
-"""A slice has so many of a column's most frequent values. The rows of all others are one slice more."""
+"""A column's most frequent values that have slices. The rows of all others are one slice more."""
 QUARTERS = 4
-"""A column of numbers with more values than :data:`MOST_VALUES` is cut into so many parts of about equal size."""
+"""A column of numbers with more values than :data:`MOST_VALUES` is cut into this many parts of about equal size."""
 
 MISSING, OTHERS = "(missing)", "(others)"
 _WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")

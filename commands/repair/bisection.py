@@ -41,8 +41,8 @@ class Samples:
 
 
 class Bisection:
-    """Finds the stretch that moved a figure. Models between two kept versions are learnt again, at less than twice the
-    rows.
+    """Finds the stretch that moved a figure. Models between two kept versions are learnt again from less than twice
+    the rows.
 
     Raises:
         SnapshotError: there are no rows to judge by.
@@ -131,7 +131,7 @@ class Bisection:
         return standouts(there, usual, layout.cat_names, layout.num_names)
 
     def _model_at(self, at: int) -> Learning:
-        """The model after so many acts, of a kept version; learnt again from the start where that is gone."""
+        """The model of a kept version, ``at`` acts after the start; learnt again from the start where it is gone."""
         note = next((note for note in self.line.kept if self.line.after(note) == at), self.line.start)
         if note is not self.line.start:
             with contextlib.suppress(AbsentError):

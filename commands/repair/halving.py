@@ -29,7 +29,7 @@ BEGINS, ENDS = 0.1, 0.9
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A model after so many acts, and its figure."""
+    """A model after ``at`` acts, and its figure."""
 
     at: int
     value: float
@@ -71,8 +71,7 @@ def middle(acts: Sequence[Act], begin: int, end: int) -> int | None:
 def narrowed(
     stretch: Stretch, acts: Sequence[Act], value_at: Callable[[int, int], float], move: Move
 ) -> tuple[Stretch, list[Point]]:
-    """The part of a stretch from the point with at most a tenth of the move to the point with nine tenths; and the
-    points looked at on the way.
+    """The part of a stretch from a tenth of the move to nine tenths; and the points looked at on the way.
 
     Args:
         value_at: the figure after so many acts, ``(from, at)``. ``from`` is the begin of the stretch, or one of the two

@@ -21,7 +21,7 @@ from millrace.contracts.samples import CORRECTION, SampleBatch
 CLEAR = 6.0
 """Standard errors from which something stands out: of a hundred thousand ids none does by chance."""
 FAR = 1.5
-"""A share stands out where it is so many times the highest usual one, or below the lowest by as much."""
+"""A share stands out at this multiple of the highest usual one, or below the lowest by as much."""
 _FEW = 20  # rows of an id before it is looked at
 _RATE = 0.1  # clicks a row by which an id differs at least
 _COLUMN = 0.05  # of rows, by which a column is more or less often there than in any usual stretch

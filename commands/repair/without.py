@@ -26,8 +26,7 @@ _HASH = re.compile(r"#([0-9a-f]{16})")
 
 @dataclass(frozen=True, slots=True)
 class Without:
-    """Rows to be left out: those that match any of the named users, items, arms or interval. Without names, every row
-    stays.
+    """Rows to be left out: those of the named users, items, arms or interval. Without names, every row stays.
 
     A match depends on the row's own fields. So an exposure's correction goes where its negative goes, and a sample
     that came twice goes twice, as if neither had ever been on the topic.

@@ -44,7 +44,7 @@ class Groups:
     """Groups of one log's n rows, filled while the log is run.
 
     The run gives :attr:`cuts` to its :class:`~commands.replay.stretches.Stretches`, scores the rows of
-    :meth:`starting` at each cut, and gives the scores to :meth:`put`. After the run, :meth:`compared` gives scores and
+    :meth:`starting` at each cut, and gives the scores to :meth:`put`. Afterwards :meth:`compared` gives scores and
     groups.
     """
 
@@ -161,11 +161,8 @@ def day_codes(log: LogTable, schema: Schema) -> tuple[tuple[str, ...], NDArray[n
 
 
 def page_codes(log: LogTable, schema: Schema) -> NDArray[np.int32] | None:
-    """A number for each page, as they first appear, (n,); None where the log has no pages.
-
-    A page is a request. Where an exposure's identity has the user too, it is a request of one user, since two users
-    may give their pages one name.
-    """
+    """A number for each page, as they first appear, (n,); None without pages. A page is a request, or a request of one
+    user where an exposure's identity has the user too, since two users may give their pages one name."""
     assert schema.log is not None
     if schema.log.request is None:
         return None

@@ -164,12 +164,8 @@ def learn_through(
     samples: Samples,
     batch_rows: int,
 ) -> NDArray[np.float32]:
-    """Scores of all n rows, (n,), each before what was not known at its time is learnt: a replay from features made
-    before.
-
-    Args:
-        cat, num: features of the rows, (n, F) and (n, N); only read.
-    """
+    """Scores of all n rows, (n,), each before later labels are learnt: a replay from features cat (n, F) and num (n,
+    N) that were made before, and are only read."""
     bias = rows.builder.schema.layout.bias_columns
     p, scored = np.empty(rows.n, np.float32), 0
     for start in range(0, len(samples.row), batch_rows):

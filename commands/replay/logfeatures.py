@@ -53,7 +53,7 @@ class ValueHashes:
 
 class LogRows:
     """The log's columns as hashes: each distinct value is hashed one time, and rows hold codes. n rows, in time order.
-    ``hashes``: of values met before, where a log is read stretch by stretch; the result is the same."""
+    ``hashes``: of values met in earlier stretches; the result is the same."""
 
     def __init__(self, log: LogTable, schema: Schema, hashes: ValueHashes | None = None) -> None:
         assert schema.log is not None

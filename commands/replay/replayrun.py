@@ -62,8 +62,7 @@ def replay(
     skip_bad: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Replays ``log``, writes report.json, run.json, report.html and plots to ``out``, prints a table. Returns the
-    report.
+    """Replays ``log``, writes report.json, run.json, report.html and plots to ``out``, prints a table; the report.
 
     Raises:
         LogError, SchemaError: as :func:`~millrace.logs.read_log`.

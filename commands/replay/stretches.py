@@ -139,8 +139,8 @@ class Stretches:
         return cat, num
 
     def frozen(self, cut: int, rows: Rows, at_ms: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """(cat (b, F), num (b, N)) of any rows, with windows of what happened before the row ``cut``, read at that
-        row's time.
+        """(cat (b, F), num (b, N)) of any rows, with windows of what happened before the row ``cut``, read at its
+        time.
 
         Args:
             at_ms: an earlier time to read them at, later than the row before the cut.

@@ -1,6 +1,5 @@
 # shell
-"""`millrace doctor`: checks settings, schema, model, services, topics, clocks, disk and versions, and says what to
-mend.
+"""`millrace doctor`: checks settings, schema, model, services, topics, clocks, disk and versions.
 
 It reads up.json of the data folder if a run is there, and sends all probes together. It changes nothing, starts
 nothing but a process that tries a named model, and always ends: a missing answer is a finding.
@@ -157,7 +156,7 @@ def _ask_model(settings: Settings) -> Callable[[], probes.Answer[dict[str, str]]
 
 
 def _model(settings: Settings, answer: probes.Answer[dict[str, str]]) -> Finding:
-    """Of the model that the settings name: it was made, and a class of one's own was tried on a few rows."""
+    """Whether the named model could be made; a user's own class is tried on a few rows."""
     if answer.value is None:
         return note("model", f"'{settings.model}' could not be tried ({answer.problem})")
     if "problem" in answer.value:

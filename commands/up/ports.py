@@ -76,14 +76,8 @@ def choose(settings: Settings, roles: Iterable[str], *, free: bool) -> Ports:
 
 
 def check(ports: Ports, host: str, patience_seconds: float = 0.0) -> None:
-    """Checks that every port can be bound, and that all differ.
-
-    Args:
-        patience_seconds: how long to wait for ports that a killed run's processes may still hold.
-
-    Raises:
-        PortError: one is taken, or was given twice.
-    """
+    """Checks that every port can be bound, and that all differ. A killed run's processes may hold ports for
+    ``patience_seconds``. Raises PortError if one is taken, or was given twice."""
     deadline = time.monotonic() + patience_seconds
     seen: dict[int, str] = {}
     for name, where, port, setting in ports.wanted(host):

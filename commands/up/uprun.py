@@ -1,5 +1,5 @@
 # shell
-"""`millrace up`: broker, Redis, every role and the live page, for a shop of one's own. It goes on from its last state.
+"""`millrace up`: broker, Redis, every role and the live page, for your shop. It goes on from its last state.
 
 ::
 
