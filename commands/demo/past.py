@@ -167,7 +167,7 @@ def learnt_until(settings: Settings) -> int:
 
 
 def opening(held: Held, learnt_ms: int = 0) -> datetime:
-    """When the shop opens: 09:00 (UTC+8) on the first demo day, or on the working day after the newest event and sample."""
+    """When the shop opens: 09:00 (UTC+8) on the first demo day, or the working day after what is held and learnt."""
     day = FIRST_DAY
     if held.newest_ms or learnt_ms:
         newest = datetime.fromtimestamp(max(held.newest_ms, learnt_ms) / 1000, UTC) + LOCAL

@@ -80,8 +80,7 @@ def freshness(
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Writes report.json, run.json, report.html and plots to ``out``, prints the sentence and a table. Returns the
-    report.
+    """Writes report.json, run.json, report.html and plots to ``out``, prints the sentence and a table; the report.
 
     Args:
         train_days: days at the beginning of the log that every model learns first (default: half of them).

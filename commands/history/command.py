@@ -59,7 +59,7 @@ def replay_into(log: Path | list[Path], settings: Settings, *, people: bool = Tr
 
 
 def past_windows(schema: Schema, end_ms: int, now_ms: int) -> str:
-    """A line about the windows that end before ``now_ms``, to which the log gives nothing; empty: there are none."""
+    """A line about windows shorter than the log's age, which begin empty for the loop; empty: there are none."""
     days = (now_ms - end_ms) / DAY_MS
     over = [window for window in schema.windows.days if window <= days]
     if not over:

@@ -34,8 +34,7 @@ _STEPS = 4
 
 
 def verify_parity(data: Path, settings: Settings, out: Path | None = None, progress: bool = True) -> dict[str, Any]:
-    """Compares, prints, and writes report.json, run.json, report.html and plots to ``out`` if given. Returns the
-    report.
+    """Compares, prints, and writes report.json, run.json, report.html and plots to ``out`` if given; the report.
 
     Args:
         data: the data folder of a loop whose archive has features; the loop may be running.
