@@ -113,7 +113,6 @@ def by_window(curve: Curve, windows: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def quantiles(curve: Curve) -> list[dict[str, Any]]:
-    """A row for each share of the clicks: the time within which it has come."""
     rows = []
     for share in QUANTILES:
         ms = curve.quantile_ms(share)

@@ -226,17 +226,16 @@ class Ledger:
         return sum(getattr(page, name).bit_count() for page in self.pages.values() if page.own)
 
     def count_all(self, name: str) -> int:
-        """The same with earlier runs: what the roles hold, who know of no runs."""
+        """The same with earlier runs, since the roles do not distinguish runs."""
         return sum(getattr(page, name).bit_count() for page in self.pages.values())
 
     @property
     def exposures(self) -> int:
-        """Exposures sent in this run, those of dead pages with them."""
+        """Exposures sent in this run, those of dead pages included."""
         return self.count("known")
 
     @property
     def dead_only(self) -> int:
-        """Exposures that are in dead letters only."""
         return self.count("lost")
 
     @property
@@ -281,7 +280,7 @@ class Ledger:
         return sum(self.unreadable.values()) + self.future
 
     def rows(self) -> Served:
-        """The exposures that have a label, earlier runs' with them. In the order of exposure."""
+        """Labelled exposures in the order of exposure, earlier runs' included."""
         ordered = sorted(self._rows.items(), key=lambda entry: (entry[1][2], entry[0]))
         label = [self._clicked(request, position) for (request, position), _ in ordered]
         true = [self.truth.get(request, {}).get(position, math.nan) for (request, position), _ in ordered]
@@ -326,7 +325,7 @@ class Apart:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """What the roles say of themselves, to compare with the ledger. None: they cannot say (a restart, no answer)."""
+    """What the roles report, to compare with the ledger. None: unknown (a restart, no answer)."""
 
     pending: int | None
     trained: int | None

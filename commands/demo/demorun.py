@@ -68,7 +68,7 @@ class DemoOptions:
 
 
 class Demo(Host):
-    """One run. Made and used by :func:`demo`. Arguments as :class:`~commands.loop.host.Host` has them."""
+    """One run of :func:`demo`. Arguments as in :class:`~commands.loop.host.Host`."""
 
     name = "demo"
 

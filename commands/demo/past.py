@@ -151,7 +151,6 @@ class Held:
 
 
 def held_by(settings: Settings) -> Held:
-    """Reads ``events`` from beginning to end."""
     held = Held()
     read_all(settings, EVENTS, held.message)
     return held

@@ -59,7 +59,7 @@ class Served:
 
     @property
     def p(self) -> NDArray[np.float32]:
-        """Scores (n,), a broken one as wrong as a probability can be: 0 for a click, 1 for none."""
+        """Scores (n,). A broken one counts as the worst probability: 0 for a click, 1 for none."""
         return judged(self.score, self.label).astype(np.float32)
 
 
@@ -94,7 +94,7 @@ def first(rows: Served, n: int) -> dict[str, float | int | None]:
 
 
 def newest(rows: Served, arm: str, n: int) -> Served:
-    """The newest ``n`` judged rows of an arm, earlier runs' with them: what the learner's rolling window holds."""
+    """The newest ``n`` judged rows of an arm, earlier runs' included: the content of the learner's rolling window."""
     judged = rows.judged.of(arm)
     return judged.where(slice(max(0, len(judged) - n), None))
 

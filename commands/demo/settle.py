@@ -74,7 +74,7 @@ class Drained:
 
 
 def read_ledger(settings: Settings, since: Offsets | None = None) -> Ledger:
-    """Reads what the topics hold now into a ledger. Takes some seconds per hundred thousand exposures."""
+    """Reads the topics' present messages into a ledger. Takes some seconds per hundred thousand exposures."""
     ahead_ms = round(settings.ahead_minutes * 60_000)
     ledger = Ledger(settings.event_clock(), ahead_ms, since or {}, Waits.of(settings))
     for topic, visit in (

@@ -37,7 +37,7 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """How many clicks came too late to be learnt from as early as they are here."""
+    """Clicks that came too late to be learnt as early as in these runs."""
 
     finest_ms: float  # between two synchronisations of the freshest model
     share: float  # of the clicks with a time, those that came later than that

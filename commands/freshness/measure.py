@@ -46,7 +46,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A figure, and how far it may be from that of another log of the same users' kind. NaN where there is none."""
+    """A figure, and its error over logs of such users. NaN where there is none."""
 
     value: float
     error: float  # standard error
@@ -64,7 +64,7 @@ class Figure:
 
     @property
     def none(self) -> bool:
-        """Whether it is zero for each user: the two that are compared are one."""
+        """Whether the difference is zero for each user: the two models are the same."""
         return self.value == 0 and self.error == 0
 
     @property

@@ -217,7 +217,7 @@ def _found(path: Path, sample: Sample) -> Findings:
 
 
 def _relative(columns: dict[str, Column]) -> tuple[str, ...]:
-    """Numbers that count from a beginning of their own: those that rise from row to row, else those called times."""
+    """Columns of relative times: numbers that rise from row to row, else those called times."""
     whole = {n: c for n, c in columns.items() if c.is_whole and c.filled == 1 and c.distinct > 10}
     rising = tuple(n for n, c in whole.items() if (np.diff(c.numbers) >= 0).mean() >= 0.99)
     words = {"time", "timestamp", "ts", "seconds", "hour"}
@@ -281,7 +281,7 @@ def _finish(path: Path, found: Findings) -> None:
 
 
 def _owner(column: Column, groups: dict[Of, Column]) -> Of:
-    """Whom a column belongs to; where it is constant for both, for whom it changes less. An age is the item's."""
+    """The owner of a column; if it is constant for both, the one for whom it changes less. An age is the item's."""
     if column.name == "age_days" and "item" in groups:
         return "item"
     fit = {of: held(column, c.codes) for of, c in groups.items()}

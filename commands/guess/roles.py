@@ -141,7 +141,7 @@ def time_role(columns: Mapping[str, Column], times: Mapping[str, Times]) -> Role
 
 
 def _rounds(fine: Times, rough: Times) -> bool:
-    """Both tell the same times, up to the rougher one's grain and a zone."""
+    """Whether both have the same times, up to the rougher one's grain and a zone."""
     apart = (rough.ms - fine.ms) / 3_600_000
     return bool(np.ptp(apart) <= max(rough.grain_ms, fine.grain_ms) / 3_600_000 + 1e-9)
 
@@ -180,7 +180,7 @@ def day_role(columns: Mapping[str, Column], times: Mapping[str, Times], time: st
 
 
 def _id_points(column: Column, words: Iterable[str]) -> float:
-    """Points for being called what the words say: ``user_id``, ``user``, ``uid``; fewer beside other words."""
+    """Points for a name made of the words: ``user_id``, ``user``, ``uid``; fewer beside other words."""
     tokens = [t for t in column.tokens if t not in ("anonymous", "anon", "hashed", "masked", "encrypted")]
     joined = "".join(tokens)
     for word in words:

@@ -121,19 +121,19 @@ class Column:
 
     @cached_property
     def is_whole(self) -> bool:
-        """All its values are whole numbers, as numbers or as text."""
+        """Whether all its values are whole numbers, as numbers or as text."""
         numbers = self.numbers[self.there]
         return bool(len(numbers) and not np.isnan(numbers).any() and (numbers == np.floor(numbers)).all())
 
     @cached_property
     def is_numeric(self) -> bool:
-        """All its values are numbers, as numbers or as text."""
+        """Whether all its values are numbers, as numbers or as text."""
         numbers = self.numbers[self.there]
         return bool(len(numbers) and not self.is_temporal and not np.isnan(numbers).any())
 
     @cached_property
     def is_binary(self) -> bool:
-        """It holds 0 and 1 (or false and true, no and yes) alone, and both, in nearly every row."""
+        """Whether it holds only 0 and 1 (or false and true, no and yes), and both, in nearly every row."""
         if self.is_list or self.is_temporal or self.distinct != 2 or self.filled < 0.99:
             return False
         return set(np.unique(self.flags[self.there])) == {0.0, 1.0}
@@ -160,7 +160,7 @@ class Held:
 
     @property
     def ratio(self) -> float:
-        """0: constant in each group. 1: it does not know the groups."""
+        """0: constant in each group. 1: independent of the groups."""
         return self.within / self.between if self.between else 1.0
 
     @property

@@ -69,7 +69,7 @@ class Recent(NamedTuple):
 
 
 def cut_ms(end_ms: int, policy: Policy) -> int:
-    """From when on pages come as messages, for a log that ends then."""
+    """The time (ms) from which pages come as messages, for a log that ends at ``end_ms``."""
     return end_ms - LIVES * policy.life_ms - policy.disorder_ms
 
 
@@ -226,7 +226,6 @@ class _Filling:
         return home
 
     def _forget(self, now_ms: int) -> None:
-        """Drops pages that can have no more actions."""
         end = int(np.searchsorted(self._events.page_ms, now_ms - self._policy.life_ms))
         for page in range(self._forgot, end):
             self._pages.pop(page, None)
@@ -265,7 +264,6 @@ class _Filling:
                     partition.lived(counted, counted[-1].ts_ms)
 
     def _impressions(self, pages: slice) -> dict[int, tuple[int, list[Message]]]:
-        """Page log and exposure of each page, by page."""
         events, builder, recent = self._events, self._rows.builder, self._recent
         assert recent is not None
         bounds = events.starts[pages.start : pages.stop + 1]
@@ -313,12 +311,11 @@ class _Filling:
         return self._home(user), Message(EVENTS, 0, to_json(action), ts_ms)
 
     def _numbered(self, message: Message) -> Message:
-        """The message with the next offset: a partition passes over what it has read."""
+        """The message with the next offset, since a partition skips offsets that it has read."""
         self._offset += 1
         return message._replace(offset=self._offset)
 
     def end(self) -> list[Partition]:
-        """Ends the log and the wait for its labels."""
         policy, last_ms = self._policy, int(self._events.page_ms[-1]) if self._events.pages else 0
         until_ms = max(last_ms + policy.attribution_ms + 1, self._events.end_ms) + policy.disorder_ms
         for partition in self._partitions:

@@ -201,7 +201,6 @@ class _Pupil:
         self.learnt_rows += len(batch)
 
     def write(self, settings: Settings) -> None:
-        """Writes the snapshot that the learner goes on from."""
         self.trainer.counts["trained"] = self.learnt_rows
         extra: dict[str, Any] = {
             "counts": dict(self.trainer.counts),

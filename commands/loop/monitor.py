@@ -239,7 +239,6 @@ class Monitor:
                 self.roles[name].update(text)
 
     def stages(self) -> Stages:
-        """Where the time of all clicks of the run went, stage by stage."""
         with self._lock:
             found = {stage: self.roles.get(role, RoleMetrics()) for stage, role in ROLE_OF.items()}
             return {

@@ -45,7 +45,7 @@ NAMED_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """What differs, of one name: a feature's, ``label`` or ``prediction``. The example is the first that was seen."""
+    """The differences of one feature, of ``label`` or of ``prediction``, with the first example."""
 
     name: str
     count: int
@@ -64,7 +64,7 @@ class Audit:
 
 
 class Witness:
-    """Notes a run: what each row's features were, its score, and all samples. Arrays are (n,) by row."""
+    """Records a run: each row's features and score, and all samples. Arrays are (n,) by row."""
 
     def __init__(self, n: int, width: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -96,7 +96,7 @@ class Witness:
         return row, known_ms, kind
 
     def alone(self, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
-        """Of some rows, which were scored in calls of none but such rows. (r,)"""
+        """Which of some rows were scored in calls of such rows only, (r,)."""
         calls = np.bincount(self.call)
         mine: NDArray[np.bool_] = (
             np.bincount(self.call[rows], minlength=len(calls))[self.call[rows]] == calls[self.call[rows]]

@@ -72,7 +72,7 @@ def _row(leak: Leak) -> dict[str, Any]:
 
 
 def _value(leak: Leak, value: Any) -> str:
-    """A value for people; of a label, what the samples say that are learnt before the time."""
+    """A value as text; of a label, the samples that are learnt before the time."""
     if leak.name != LABEL:
         return str(value)
     return (
@@ -92,7 +92,6 @@ def _leaks_plot(found: Audit) -> Plot:
 
 
 def _times_plot(found: Audit, ts_ms: NDArray[np.int64]) -> Plot:
-    """The log's traffic, and where everything after was altered."""
     figure, axes = canvas()
     counts, edges = np.histogram(ts_ms, _BARS)
     at = [np.datetime64(int(edge), "ms") for edge in edges]

@@ -116,7 +116,6 @@ def _shown(report: Mapping[str, Any]) -> list[Report]:
 
 
 def _features_plot(report: Mapping[str, Any]) -> list[Plot]:
-    """Which features differ how often; none where all agree."""
     if not report["differing"]:
         return []
     rows = report["differing"][:_SHOWN]

@@ -110,7 +110,6 @@ class Bisection:
         return worse(self.figure, before, after)
 
     def look(self, stretch: Stretch) -> tuple[Samples, list[Standout]]:
-        """Which samples a stretch has, and what stands out in them."""
         begin, end = stretch.begin.at, stretch.end.at
         there, times = Tally(), list[tuple[int, int]]()
         for batch in self._batches(begin, end):

@@ -34,8 +34,6 @@ _KEEP = "MILLRACE_KEEP_MINUTES says how long versions are kept"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The acts that led from one version to the next on the line."""
-
     base: Place
     acts: tuple[Act, ...]
 

@@ -82,7 +82,7 @@ def _schema_of(settings: Settings, book: SchemaBook, id: str) -> Schema:
 
 @contextmanager
 def as_learner() -> Iterator[None]:
-    """PyTorch computes in as many threads as the learner's role has: sums depend on how they are shared."""
+    """Sets PyTorch to the learner's number of threads, since sums depend on how they are split."""
     with threads(role_threads()):
         yield
 

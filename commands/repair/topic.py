@@ -86,7 +86,6 @@ class _Polled:
         return ()
 
     def _left(self) -> set[int]:
-        """Partitions that are not read to their end."""
         return {p for p, stop in self._stop.items() if self._reader.position(self._of[p]) < stop}
 
     def _pause(self, reading: set[int]) -> None:

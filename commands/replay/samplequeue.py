@@ -24,7 +24,7 @@ _SPARSE = 8  # a block is shrunk when fewer than one of so many rows are needed
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What samples are made of: columns of the rows ``row``, ascending. b rows."""
+    """Columns of the rows ``row``, ascending, from which samples are made. b rows."""
 
     row: Rows  # (b,) of the log
     columns: dict[str, NDArray[Any]]  # ts_ms, page, name, slot, user, item, cat, num: (b, ...)
@@ -91,7 +91,7 @@ class Waiting:
         return found["cat"], found["num"]
 
     def release(self, scored: int) -> None:
-        """Rows before ``scored`` are asked for by samples of the queue alone from now on."""
+        """Notes that only samples of the queue will ask for rows before ``scored``."""
         needed, kept = np.sort(self.queue.row), []
         for block in self.blocks:
             if block.row[-1] < scored:

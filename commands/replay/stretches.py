@@ -49,7 +49,7 @@ class Stretch:
 
 
 class _Events(NamedTuple):
-    """Events with what windows count of them. e events, K keys, M means."""
+    """Events with the values that windows count. e events, K keys, M means."""
 
     row: Rows  # (e,) of the log
     ms: NDArray[np.int64]  # (e,)

@@ -147,7 +147,7 @@ def _schema(settings: Settings, data: Path, found: list[Finding]) -> Schema | No
 
 
 def _names_a_model(settings: Settings) -> bool:
-    """The default needs no trial, and to try it takes seconds of imports."""
+    """Whether a model needs a trial: the default does not, and its imports take seconds."""
     return (settings.model, settings.model_spec) != (Settings().model, {})
 
 
@@ -174,7 +174,6 @@ def _ports(settings: Settings) -> list[Finding]:
 
 
 def _services(settings: Settings, there: Mapping[str, Any]) -> list[Finding]:
-    """Checks all that needs the network, with all questions asked together."""
     http = {name: address for name in ("scorer", "intake") if (address := getattr(settings, name))}
     of_broker = probes.within(lambda: probes.broker(settings)) if settings.kafka else None
     of_redis = probes.within(lambda: probes.redis_clock(settings.redis)) if settings.redis else None

@@ -130,7 +130,6 @@ def judge_newest(own_ms: float, newest_ms: float | None) -> list[Finding]:
 
 
 def judge_event_clock(clock: EventClock, own_ms: int) -> Finding:
-    """The event clock of the settings."""
     if clock == EventClock():
         return ok("event clock", "event time is wall time")
     now = datetime.fromtimestamp(clock.at(own_ms) / 1000, UTC)

@@ -116,7 +116,7 @@ def await_release(folder: Path) -> None:
 
 
 def addresses(folder: Path) -> dict[str, Any]:
-    """Where things of the run on this folder are; empty: there is none, or not yet."""
+    """Addresses of the run on this folder; empty: there is none, or not yet."""
     try:
         found = msgspec.json.decode((folder / ADDRESSES).read_bytes())
     except (OSError, msgspec.MsgspecError):
@@ -149,7 +149,6 @@ class SchemaNote:
     changed: str
 
     def write(self, folder: Path) -> None:
-        """Says of the folder's state that it is of this schema."""
         write_whole(folder / SCHEMA, self.text.encode(), durable=True)
 
 

@@ -37,7 +37,7 @@ class Ports:
     metrics: dict[str, int]  # by role
 
     def wanted(self, host: str) -> list[tuple[str, str, int, str]]:
-        """What binds a port: its name, host, port, and the setting that moves it."""
+        """Each listener's name, host, port, and the setting that changes it."""
         public = [("scorer", host, self.scorer, "MILLRACE_PORT"), ("intake", host, self.intake, "MILLRACE_INTAKE_PORT")]
         public.append(("learner's commands", host, self.admin, "MILLRACE_ADMIN_PORT"))
         own = [("live page", LOOPBACK, self.page, "MILLRACE_PAGE_PORT")]

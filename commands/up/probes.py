@@ -128,7 +128,7 @@ def redis_clock(address: str) -> float:
 
 
 def role(url: str) -> tuple[str, bool]:
-    """The version that a role names in its metrics, and whether it says that it works."""
+    """The version that a role names in its metrics, and whether it reports that it works."""
     figures = RoleMetrics()
     figures.update(fetch(url, SHORT))
     versions = list(figures.by_label("millrace_role_info", "version"))

@@ -72,7 +72,6 @@ class Started:
         self.process.wait()
 
     def stop(self, number: int = signal.SIGTERM, patience_seconds: float = PATIENCE_SECONDS) -> int:
-        """Asks it to end; its exit status."""
         assert self.process is not None
         self.process.send_signal(number)
         return self.process.wait(patience_seconds)

@@ -108,7 +108,6 @@ class Up(Host):
         }
 
     def metrics(self) -> dict[str, str]:
-        """Where each role serves its metrics, without a token."""
         return {role: f"{url(self.settings.host, port)}/metrics" for role, port in self.ports.metrics.items()}
 
     def serve(self) -> None:

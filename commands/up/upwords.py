@@ -14,7 +14,6 @@ CATALOGUE = "no items yet"
 
 
 def welcome(found: Mapping[str, Any], data: str, scrape: str, prefix: str = "") -> list[str]:
-    """The lines that a newcomer needs."""
     topics = ", ".join(prefix + topic for topic in ("items", "users", "events"))
     metrics = "  ".join(f"{role} {url}" for role, url in found["metrics"].items())
     return [
