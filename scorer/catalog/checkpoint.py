@@ -1,5 +1,5 @@
 # core
-"""The item index in the store: what a scorer that starts need not read from Kafka again.
+"""Checkpoints of the item index in the store, so a scorer that starts need not read the whole topics from Kafka.
 
 ::
 
@@ -8,14 +8,13 @@
     index-00000007-c0ffee-tiles-0  window keys counted in one partition of `events`, with their packed tile lists
     index-00000007-c0ffee-tiles-1  ...
 
-``number`` rises by one from checkpoint to checkpoint; the letters behind it are the writer's own, so two scorers that
-write at the same time never touch each other's files. The manifest comes last. Without it the parts are nothing.
+``number`` rises by one from checkpoint to checkpoint. The name after it belongs to one writer, so two scorers never
+touch each other's files. The manifest is written last. Without it the parts are not valid.
 
-The index changes while it is copied, so a copy is of no one moment. That is no harm. The positions were taken before
-the first row was copied, an item message replaces a whole row, and a tile message replaces whole tile lists. So
-whatever changed during the copy is replaced again by the messages from these positions on, and after the last of them
-the index is what it would be if it had read its topics from their beginning. For the same reason parts may be put into
-an index one by one: if a later part proves damaged, an older checkpoint is put over it, with its older positions.
+The index changes during the copy, so a copy shows no single moment. This is safe: the positions are older than the
+first copied row, an item message replaces a whole row, and a tile message replaces whole tile lists. Messages after the
+positions replace again whatever changed. For the same reason a reader may apply parts one by one. If a later part is
+damaged, the reader applies an older checkpoint with its older positions.
 """
 
 from __future__ import annotations
@@ -42,26 +41,25 @@ from scorer.catalog.itemimage import ItemImage
 FORM = 1
 PREFIX = "index-"
 PART_BYTES = 16 << 20
-"""A part is closed when it has reached this size."""
 KEEP = 2
 TOMBSTONE_MS = 12 * 3_600_000
-"""A compacted topic keeps the tombstone of an item for a day (``delete.retention.ms``). Rows of a checkpoint that is
-older than half of that are not used: an item might live on in them whose end the topic no longer tells."""
+"""A compacted topic keeps the tombstone of an item for a day (``delete.retention.ms``). Rows of a checkpoint older than
+half of that are not used, because the topic may no longer contain the tombstones of items in it."""
 
 Arrays = Mapping[str, NDArray[Any]]
 Tell = Callable[[str, DamagedError], None]
-"""Hears the name of a file that is damaged, and how."""
+"""Receives the name of a damaged file, and the error."""
 
 
 class Bookmark(Struct, frozen=True):
-    """Where reading of a topic goes on: the next offset of each partition, in the log that had the id ``log``."""
+    """Where reading of a topic continues: the next offset of each partition, in the log with the id ``log``."""
 
     log: str  # "": the broker tells no ids
     positions: dict[int, int]
 
 
 class Manifest(Struct, frozen=True):
-    """What a checkpoint is."""
+    """Positions and parts of a checkpoint."""
 
     form: int
     number: int
@@ -86,8 +84,6 @@ class Part(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class TilePart:
-    """Window keys that were counted in one partition, with their packed tile lists one after another."""
-
     partition: int
     newest_unit: int | None
     keys: U64  # (n,)
@@ -96,7 +92,7 @@ class TilePart:
 
     @classmethod
     def of_arrays(cls, part: Part, arrays: Arrays) -> TilePart:
-        """The part whose file holds these arrays. Raises KeyError, ValueError: they do not fit together."""
+        """Raises KeyError or ValueError when the arrays do not fit together."""
         keys, packed, ends = arrays["keys"], arrays["packed"], arrays["ends"]
         kinds = ((keys, np.uint64), (packed, np.uint8), (ends, np.int64))
         if any(a.dtype != dtype or a.ndim != 1 for a, dtype in kinds) or len(keys) != len(ends):
@@ -107,7 +103,7 @@ class TilePart:
 
 
 def store_of(parts: Sequence[TilePart], windows: Windows) -> TileStore:
-    """The counts of one partition, of all its parts. Raises StoreError: a tile list cannot be read."""
+    """The counts of one partition, from all its parts. Raises StoreError: a tile list cannot be read."""
     newest = [part.newest_unit for part in parts if part.newest_unit is not None]
     starts = np.cumsum([0, *(len(part.packed) for part in parts[:-1])])
     keys = np.concatenate([part.keys for part in parts])
@@ -133,12 +129,9 @@ _part = msgspec.json.Decoder(Part)
 
 
 class Writer:
-    """Writes one checkpoint: parts as they fill, then the manifest. All of it raises StoreError where it cannot be
-    written.
+    """Writes one checkpoint: parts as they fill, then the manifest. Every method raises StoreError.
 
-    Args:
-        number: one more than that of the newest in ``store``.
-        name: letters and digits of this writer alone.
+    ``number`` is one more than that of the newest in ``store``; ``name`` is unique to this writer.
     """
 
     def __init__(self, store: Store, number: int, name: str) -> None:
@@ -152,7 +145,6 @@ class Writer:
         self._newest_unit: int | None = None
 
     def rows(self, image: ItemImage) -> None:
-        """Takes a slice of the index's rows."""
         self._rows.append(image)
         self._items += len(image.ids)
         self._size += sum(a.nbytes for a in image.arrays.values()) + 16 * len(image.ids)
@@ -160,7 +152,7 @@ class Writer:
             self._close()
 
     def tiles(self, partition: int, newest_unit: int | None, keys: U64, blobs: list[bytes]) -> None:
-        """Takes some window keys of a partition, with their packed tile lists; partitions one after another."""
+        """Adds window keys of a partition, with their packed tile lists. Partitions come one after another."""
         if self._rows or partition != self._partition:
             self._close()
         self._partition, self._newest_unit = partition, newest_unit
@@ -180,7 +172,7 @@ class Writer:
         return manifest
 
     def give_up(self) -> None:
-        """Removes what was written. Nobody else would: a store that takes nothing more must not be filled by it."""
+        """Removes what was written, because nobody else would, and a full store must not get fuller."""
         self._store.remove(part.name for part in self._parts)
 
     def _close(self) -> None:
@@ -203,8 +195,8 @@ class Writer:
 
 
 def prune(store: Store) -> None:
-    """Removes all checkpoints but the newest :data:`KEEP` whose parts are all there, and parts without a manifest;
-    those of a number above the kept ones stay, since their writer may be at work. Raises StoreError."""
+    """Removes all checkpoints but the newest :data:`KEEP` complete ones, and parts without a manifest. Parts with a
+    higher number than these stay, since their writer may be at work. Raises StoreError."""
     names = set(store.names(PREFIX))
     whole = [n for n, m in manifests(store, lambda *_: None) if names.issuperset(part.name for part in m.parts)]
     kept = whole[:KEEP]
@@ -212,7 +204,7 @@ def prune(store: Store) -> None:
         return
     newest = _number(kept[0])
     stale = [n for n in names if _number(n) <= newest and not any(n == k or n.startswith(k + "-") for k in kept)]
-    # Manifests first: one whose parts are gone would be taken for a damaged checkpoint.
+    # Manifests first: a manifest without parts would look like a damaged checkpoint.
     store.remove(sorted(stale, key=lambda name: not _is_manifest(name)))
 
 
@@ -220,8 +212,8 @@ def prune(store: Store) -> None:
 
 
 def manifests(store: Store, hears: Tell) -> Iterator[tuple[str, Manifest]]:
-    """The checkpoints in the store with their names, newest first. ``hears`` is told of each that is no manifest; one
-    that was removed meanwhile is passed over. Raises StoreError: the store cannot be read."""
+    """The checkpoints with their names, newest first. ``hears`` receives each damaged manifest; files that were removed
+    meanwhile are skipped. Raises StoreError: the store cannot be read."""
     for name in sorted((n for n in store.names(PREFIX) if _is_manifest(n)), key=_number, reverse=True):
         try:
             head, _, _ = store.get(name)
@@ -238,12 +230,7 @@ def newest_number(store: Store) -> int:
 
 
 def read_part(store: Store, file: Sealed) -> ItemImage | TilePart:
-    """What a part holds.
-
-    Raises:
-        AbsentError, DamagedError: it is not there, or not what the manifest names.
-        StoreError: the store cannot be read.
-    """
+    """Content of a part. Raises AbsentError, DamagedError (it is not what the manifest names) or StoreError."""
     head, body = store.expect(file)
     part = _read(_part, head, file.name)
     try:
@@ -271,12 +258,11 @@ def _is_manifest(name: str) -> bool:
 
 
 def _number(name: str) -> int:
-    """The number in a file's name; 0: it has none."""
     digits = name.removeprefix(PREFIX).split("-")[0]
     return int(digits) if digits.isdecimal() and digits.isascii() else 0
 
 
 def age_ms(manifest: Manifest, now_ms: int) -> float:
-    """How old a checkpoint is. One from the future has no age that anybody could rely on: it counts as very old."""
+    """Age of a checkpoint. A time in the future is unreliable and counts as very old."""
     age = now_ms - manifest.written_ms
     return age if age >= 0 else math.inf

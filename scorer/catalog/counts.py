@@ -1,5 +1,5 @@
 # core
-"""Counts of item-side window keys: as they were told, by partition of ``events``, and as pages need them, by slot.
+"""Counts of item-side window keys, as received by partition of ``events`` and as summed for pages by slot.
 
 ::
 
@@ -26,7 +26,7 @@ Counts = NDArray[np.integer[Any]]
 
 
 class ItemCounts:
-    """See the module's text. Whoever changes it is alone with it meanwhile."""
+    """See the module's text. Changes need exclusive access."""
 
     def __init__(self, windows: Windows) -> None:
         self._windows = windows
@@ -34,25 +34,25 @@ class ItemCounts:
         self.tiles: dict[int, TileStore] = {}
         self._slot: dict[int, int] = {0: 0}
         self.keys = np.zeros(1024, np.uint64)
-        """By slot, with room behind the last one."""
+        """By slot, with spare capacity at the end."""
         self.sums = np.zeros((1024, self._empty.spans, self._empty.columns), self._empty.dtype)
         self._stamps = np.full(1024, -1, np.int64)
         self._unsent = np.zeros(1024, np.bool_)
 
     def __len__(self) -> int:
-        """Slots, "missing" among them."""
+        """Number of slots, with "missing"."""
         return len(self._slot)
 
     @property
     def held(self) -> int:
-        """Window keys, over all partitions."""
+        """Number of window keys over all partitions."""
         return sum(len(store) for store in self.tiles.values())
 
     # -- what was counted -------------------------------------------------------------------------------------
 
     def put(self, partition: int, keys: U64, tiles: Sequence[bytes]) -> None:
-        """Replaces the tile lists of ``keys`` (n,) as counted in ``partition`` by the newer ones in ``tiles``. Raises
-        StoreError: one is damaged; nothing is replaced then."""
+        """Replaces the tile lists of ``keys`` (n,) as counted in ``partition``. Raises StoreError when a list is
+        damaged, and then replaces nothing."""
         store = self.tiles.get(partition)
         if store is None:
             store = self.tiles[partition] = TileStore.of(self._windows)
@@ -63,7 +63,7 @@ class ItemCounts:
         return sum(store.sweep(now_ms, start, stop) for store in self.tiles.values())
 
     def at(self, keys: U64, ts_ms: int) -> Counts:
-        """What :meth:`TileStore.counts` gives of ``keys`` (n,) at ``ts_ms``, summed over partitions. (n, S, A)"""
+        """:meth:`TileStore.counts` of ``keys`` (n,) at ``ts_ms``, summed over partitions. (n, S, A)"""
         total = self._empty.counts(np.zeros(len(keys), np.uint64), ts_ms)
         for store in self.tiles.values():
             total += store.counts(keys, ts_ms)
@@ -72,7 +72,7 @@ class ItemCounts:
     # -- by slot ----------------------------------------------------------------------------------------------
 
     def slot_of(self, key: int) -> int:
-        """The slot of a key; a new one where it has none."""
+        """The slot of a key; a new key gets one."""
         slot = self._slot.get(key)
         if slot is None:
             slot = self._slot[key] = len(self._slot)
@@ -85,9 +85,8 @@ class ItemCounts:
         return slot
 
     def outdate(self, keys: Iterable[int] | None, make: bool = False) -> list[int]:
-        """The counts of these keys may be others now; None: all. Returns their slots; ``make``: a key without one gets
-        one.
-        """
+        """Marks the counts of these keys (None: all) as outdated. Returns their slots; with ``make``, new keys get
+        one."""
         if keys is None:
             self._stamps[:] = -1
             return []
@@ -97,17 +96,17 @@ class ItemCounts:
         return known
 
     def fresh(self, slots: Slots, now_ms: int) -> Counts:
-        """Counts of the keys in ``slots`` (...) at ``now_ms``, brought up to it. (..., S, A)"""
+        """Counts of the keys in ``slots`` (...), refreshed to ``now_ms``. (..., S, A)"""
         self.refresh(np.unique(self.stale(slots, now_ms)), now_ms)
         found: Counts = self.sums[slots]
         return found
 
     def refresh(self, slots: Slots, now_ms: int) -> None:
-        """Reads the counts of distinct ``slots`` (n,) anew, and keeps in mind which of them have changed.
+        """Reads the counts of distinct ``slots`` (n,) again, and notes which of them have changed.
 
-        Windows begin and end with a unit of the tiles, and decayed counts are as of the full unit. So the counts of a
-        key stay the same until one of its tile lists is replaced, or the time passes into another unit. At the full
-        unit itself, that unit's tile does not count yet.
+        Windows begin and end with a unit of the tiles, and decayed counts are as of the full unit. So counts change
+        only when a tile list is replaced or the time passes into another unit. At the full unit itself, that unit's
+        tile does not count yet.
         """
         if len(slots):
             fresh = self.at(self.keys[slots], now_ms)
@@ -116,12 +115,11 @@ class ItemCounts:
             self._stamps[slots] = self._stamp(now_ms)
 
     def stale(self, slots: Slots, now_ms: int) -> Slots:
-        """Those of the slots whose counts are not as of ``now_ms``."""
         found: Slots = slots[self._stamps[slots] != self._stamp(now_ms)]
         return found
 
     def due(self, now_ms: int, most: int) -> Slots:
-        """At most so many slots that are not as of ``now_ms``: those with new tiles first."""
+        """At most ``most`` slots that are not as of ``now_ms``: those with new tiles first."""
         stamps = self._stamps[: len(self)]
         found = np.flatnonzero(stamps == -1)[:most]
         if len(found) < most:
@@ -134,14 +132,14 @@ class ItemCounts:
         return int(np.count_nonzero(self._stamps[: len(self)] != self._stamp(now_ms)))
 
     def unsent(self, most: int) -> Slots:
-        """Slots whose counts have changed since they were :meth:`sent`."""
+        """Slots whose counts have changed since the last :meth:`sent`."""
         return np.flatnonzero(self._unsent[: len(self)])[:most]
 
     def sent(self, slots: NDArray[Any]) -> None:
-        """Replicas know these."""
+        """Marks slots as known to the replicas."""
         self._unsent[slots] = False
 
     def _stamp(self, ts_ms: int) -> int:
-        """The unit of a time; a full unit by itself is between two units."""
+        """The unit of a time; a time exactly on a boundary counts as between two units."""
         unit_ms = self._windows.unit_ms
         return 2 * (ts_ms // unit_ms) + (ts_ms % unit_ms > 0)

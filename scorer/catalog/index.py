@@ -11,11 +11,10 @@
     born_ms, alive, heat (clicks and exposures a day, seen)          (rows,)
 
     own (rows, J)           slots of the item's window keys (:mod:`scorer.catalog.counts`)
-    unsent_rows (rows,)     which rows a replica has to be told of
+    unsent_rows (rows,)     rows with changes that replicas do not have yet
 
-Whoever changes the index is alone
-with it meanwhile. What pages are made from is a replica, :class:`scorer.catalog.itemtable.ItemTable`, which
-:meth:`ItemIndex.changes` keeps up with.
+Changes need exclusive access. Pages read a replica, :class:`scorer.catalog.itemtable.ItemTable`, which
+:meth:`ItemIndex.changes` updates.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from scorer.catalog.itemtable import Arrays, ItemRows, TableForm, longer, pack_i
 
 
 class Heat(NamedTuple):
-    """What the shop's windows say of each of n items; zeros where the schema does not count it."""
+    """Window counts of each of n items over the whole shop; zeros where the schema has no such counts."""
 
     clicks: NDArray[np.float32]  # (n,) the mean over windows of clicks a day
     exposures: NDArray[np.float32]  # (n,) of exposures a day
@@ -47,12 +46,11 @@ class Heat(NamedTuple):
 
     @classmethod
     def none(cls, n: int) -> Heat:
-        """Nothing is known of n items."""
         return cls(*(np.zeros(n, np.float32) for _ in cls._fields))
 
 
 class ItemIndex:
-    """See the module's text. ``builder`` says which columns and numbers the schema asks for."""
+    """See the module's text. ``builder`` says which columns and numbers the schema needs."""
 
     def __init__(self, builder: FeatureBuilder) -> None:
         self.builder = builder
@@ -91,7 +89,7 @@ class ItemIndex:
     # -- writing: between two requests ------------------------------------------------------------------------
 
     def prepare(self, item: Item) -> ItemImage:
-        """Hashes an item's attributes. Changes nothing: any thread may call it."""
+        """Hashes an item's attributes. Any thread may call it: it changes nothing."""
         columns, plain = self.builder.attributes("item", {**item.attributes, self.builder.item_column: item.item_id})
         arrays: Arrays = {}
         for name, held in self._rows.items():
@@ -109,14 +107,13 @@ class ItemIndex:
         return ItemImage([item.item_id], arrays)
 
     def image(self, start: int, stop: int) -> ItemImage:
-        """A copy of the rows [start, stop), or of those of them that there are."""
+        """A copy of the existing rows in [start, stop)."""
         rows = np.arange(start, min(stop, len(self.ids)))
         arrays = {name: array[rows] for name, array in self._rows.items()}
         return ItemImage(self.ids[start:stop], {**arrays, "keys": self.counts.keys[self._own[rows]]})
 
     def put(self, images: Iterable[ItemImage]) -> None:
-        """Adds items, or replaces what is known about them. Raises ValueError: they are another schema's items; nothing
-        was changed."""
+        """Adds or replaces items. Raises ValueError for items of another schema, and then changes nothing."""
         given = list(images)
         if not given:
             return
@@ -150,21 +147,20 @@ class ItemIndex:
         self._unsent_rows[rows] = True
 
     def remove(self, item_id: Id) -> None:
-        """Takes an item out of the catalogue; an unknown item is ignored."""
+        """Removes an item from the catalogue; an unknown item is ignored."""
         row = self._row.get(str(item_id))
         if row is not None:
             self._rows["alive"][row], self._rows["born_ms"][row] = False, REMOVED_MS
             self._unsent_rows[row] = True
 
     def put_tiles(self, partition: int, keys: U64, tiles: Sequence[bytes]) -> None:
-        """Replaces the tile lists of ``keys`` (n,) as counted in ``partition`` by the newer ones in ``tiles``. Raises
-        StoreError: one is damaged; nothing is replaced then."""
+        """Replaces tile lists as :meth:`ItemCounts.put`, and raises as it does."""
         self.counts.put(partition, keys, tiles)
         known = self.counts.outdate(keys.tolist(), make=self.form.loose)
         self._stale.update(self._hot_row[slot] for slot in known if slot in self._hot_row)
 
     def put_store(self, partition: int, store: TileStore) -> None:
-        """Replaces all that was counted in ``partition``."""
+        """Replaces all counts of ``partition``."""
         self.counts.tiles[partition] = store
         if self.form.loose:
             self.counts.outdate(store.keys().tolist(), make=True)
@@ -172,11 +168,9 @@ class ItemIndex:
         self._stale.update(range(len(self.ids)))
 
     def refresh_hot(self, now_ms: int, limit: int = 2048) -> int:
-        """Brings :attr:`heat` up to date for at most ``limit`` rows: those with new counts, then others in turn, whose
-        old events may have left their windows. Returns how many rows with new counts have to wait.
-
-        :func:`millrace.windows.affinity.events_a_day` defines these numbers.
-        """
+        """Refreshes :attr:`heat` for at most ``limit`` rows: those with new counts, then others in turn, whose old
+        events may have left their windows. Returns how many rows with new counts remain. Definition:
+        :func:`millrace.windows.affinity.events_a_day`."""
         n = len(self.ids)
         if not n or self._hot_key is None:
             self._stale.clear()
@@ -195,16 +189,12 @@ class ItemIndex:
     # -- for replicas -----------------------------------------------------------------------------------------
 
     def changes(self, now_ms: int, rows: int = 1024, slots: int = 4096) -> Arrays:
-        """What an :class:`~scorer.catalog.itemtable.ItemTable` has to be told of, in absolute values: at most so many
-        rows and slots, and the slots of these rows. Empty: there is nothing more since the last call.
+        """The next changes for all :class:`~scorer.catalog.itemtable.ItemTable` replicas, as absolute values: at most
+        so many rows and slots, and the slots of these rows. Empty: no more since the last call.
 
-        Called every few milliseconds, for all replicas at once. With a unit of the tiles that begins (an hour, or 15 or
-        5 minutes), counts change of which no message tells: calls look at ``slots`` of them each, until all are of that
-        unit. ``left`` (1,) says how many are still to be looked at: there is more to come, though this call may have
-        found no change.
-
-        Args:
-            now_ms: event time.
+        Called every few milliseconds. When a unit of the tiles begins (an hour, or 15 or 5 minutes), counts change
+        without a message. Each call then checks ``slots`` of them, until all are of the new unit. ``left`` (1,) is how
+        many are unchecked: more may come even if this call found no change. ``now_ms`` is event time.
         """
         counts = self.counts
         some = np.flatnonzero(self._unsent_rows[: len(self.ids)])[:rows]
@@ -218,8 +208,8 @@ class ItemIndex:
         return arrays
 
     def whole(self, start: int, stop: int, now_ms: int) -> Arrays:
-        """The rows and slots [start, stop) in the same form, for a replica that begins; empty when there are none any
-        more. Meanwhile it is told of changes as any other."""
+        """The rows and slots [start, stop) in the same form, for a new replica; empty past the end. Meanwhile the
+        replica also receives all changes."""
         counts = self.counts
         some = np.arange(start, min(stop, len(self.ids)))
         told = np.arange(max(start, 1), min(stop, len(counts)))
@@ -230,7 +220,7 @@ class ItemIndex:
         return {**self._told(some, told), "room": room}
 
     def _told(self, rows: ItemRows, slots: Slots) -> Arrays:
-        """These rows, and these slots together with those of the rows."""
+        """These rows and slots, and the slots of the rows."""
         arrays: Arrays = {}
         slots = np.union1d(slots, self._own[rows].ravel())
         slots = slots[slots > 0]
@@ -261,7 +251,7 @@ class ItemIndex:
         return np.fromiter((known.get(str(i), -1) for i in ids), np.intp, len(ids))
 
     def copies(self, names: Iterable[str]) -> dict[str, U64]:
-        """Whole columns, copied, for a thread that works on them while the index changes."""
+        """Copies of whole columns, for a thread that works on them while the index changes."""
         return {name: self._rows[f"column/{name}"][: len(self.ids)].copy() for name in names}
 
     def columns(self, rows: ItemRows) -> dict[str, U64]:

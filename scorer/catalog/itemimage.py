@@ -1,5 +1,5 @@
 # core
-"""Rows of the item index as arrays: what an item's message gives of one, and what a checkpoint holds of many."""
+"""Rows of the item index as arrays: one from an item message, many from a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from millrace.basics.hashing import U64
 from millrace.contracts.events import Id
 
 REMOVED_MS = -1
-"""Time of birth of an item that a tombstone took out of the catalogue. Its row stays, and nobody finds it by its id."""
+"""Time of birth of an item that a tombstone removed. Its row stays, but no id leads to it."""
 
 _KINDS = (("keys", np.uint64, 2), ("born_ms", np.int64, 1), ("alive", np.bool_, 1))
 _PREFIXES = (("column/", np.uint64), ("plain/", np.float32), ("filter/", np.uint64))
@@ -34,7 +34,7 @@ class ItemImage(NamedTuple):
 
     @classmethod
     def checked(cls, ids: list[Id], arrays: Mapping[str, NDArray[Any]]) -> ItemImage:
-        """The image of arrays from a file. Raises KeyError, ValueError: they are not those of ``ids``."""
+        """Raises KeyError or ValueError when arrays from a file do not fit ``ids``."""
         kinds = list(_KINDS)
         for name in arrays:
             kinds += [(name, dtype, 2 if p == "filter/" else 0) for p, dtype in _PREFIXES if name.startswith(p)]
@@ -45,12 +45,12 @@ class ItemImage(NamedTuple):
         return cls(ids, {name: arrays[name] for name, *_ in kinds})
 
     def slice(self, start: int, stop: int) -> ItemImage:
-        """The rows [start, stop). Views."""
+        """The rows [start, stop), as views."""
         return ItemImage(self.ids[start:stop], {name: a[start:stop] for name, a in self.arrays.items()})
 
     @classmethod
     def joined(cls, parts: Sequence[ItemImage]) -> ItemImage:
-        """Several as one. Values that pages are filtered by are as many as the item with the most has."""
+        """Concatenates parts. Filter values get the width of the widest part."""
         if len(parts) == 1:
             return parts[0]
         flat = {}
@@ -64,6 +64,6 @@ class ItemImage(NamedTuple):
 
 
 def wider(values: U64, most: int) -> U64:
-    """``values`` (n, v) with room for ``most`` values a row; missing ones are 0."""
+    """``values`` (n, v) padded with 0 to ``most`` values a row."""
     missing = most - values.shape[1]
     return values if missing <= 0 else np.concatenate([values, np.zeros((len(values), missing), np.uint64)], axis=1)

@@ -1,5 +1,5 @@
 # core
-"""The compiled loops of :mod:`scorer.recall.neighbours`. Plain Python semantics, the GIL released.
+"""Compiled loops of :mod:`scorer.recall.neighbours`. Plain Python semantics, the GIL released.
 
 Symbols: L lists (one of a partition and an item each), m neighbours in all of them, D = 7 days, R index rows, M = 16.
 """
@@ -20,8 +20,7 @@ Array = NDArray[Any]
 def merge(
     rows: Array, order: Array, ends: Array, ages: Array, near: Array, counts: Array, weights: Array, out: Array
 ) -> Any:
-    """The neighbours of each index row: lists of a row are summed, the best M stay, best first (of equals, the lower
-    row).
+    """Sums the lists of each index row and keeps the best M neighbours, best first (of equals, the lower row).
 
     Args:
         rows: (L,) index row of each list; -1: unknown.
@@ -33,8 +32,7 @@ def merge(
         weights: (D,) of a click by its age.
         out: (R, M) int32, which takes the neighbours.
 
-    Returns:
-        (R,) how many each row has.
+    Returns the number of neighbours of each row, (R,).
     """
     most, span = out.shape[1], len(weights)
     sizes = np.zeros(len(out), np.int32)
@@ -76,7 +74,7 @@ def merge(
 @compiled
 def interleaved(starts: Array, near: Array, rows: Array, most: Any) -> Any:
     """The first neighbour of each of ``rows``, then the second of each, and so on: distinct, none of ``rows``, at most
-    ``most``. Rows that are not there have none."""
+    ``most``. Unknown rows have none."""
     out, n, rank, left = np.empty(most, np.int64), 0, 0, True
     while left and n < most:
         left = False

@@ -1,15 +1,15 @@
 # core
-"""What is clicked along with what: lists of the stream merged in the feeder, neighbours of items in a worker. Pure.
+"""Items clicked together: the feeder merges the stream's lists, a worker looks up neighbours of items.
 
 ::
 
-    features.coclicks ──► CoClicks: newest list of each partition and item ── arrays(), every ten seconds ──┐
-                                                                                                            ▼
-    starts (R + 1,) i32   │ 0 │ 3 │ 3 │ 5 │ ...     by index row                                       Neighbours
+    features.coclicks ──► CoClicks: newest list of each partition and item ── arrays(), every ten seconds ──► Neighbours
+
+    starts (R + 1,) i32   │ 0 │ 3 │ 3 │ 5 │ ...     by index row
     near   (m,) i32       │ 9  4  7 │ 2  0 │ ...    index rows, best first, at most 16 each
 
-The worth of a neighbour is the sum of what the partitions counted, weighed by days as
-:func:`millrace.contracts.coclicks.worth` says.
+A neighbour's weight is the sum of its counts over partitions, weighted by day
+(:func:`millrace.contracts.coclicks.worth`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Arrays = dict[str, NDArray[Any]]
 ItemRows = NDArray[np.intp]
 
 MOST_LISTS = 1 << 18
-"""That the feeder holds, of all partitions: 175 MB where all have sixteen neighbours. Beyond, those go that were told
-longest ago."""
+"""Limit of the feeder, over all partitions: 175 MB with sixteen neighbours each. Beyond it, the least recently updated
+lists go."""
 
 _ENTRY = np.dtype([("near", "<u8"), ("counts", "<u2", (DAYS,))])
 _WEIGHTS = np.array(WEIGHTS, np.int64)
@@ -55,13 +55,12 @@ class CoClicks:
         self._sorted = self._hashes, np.zeros(0, np.intp)
         self.newest_day = 0
         self.changed = False
-        """Whether :meth:`arrays` may give others than before."""
 
     def __len__(self) -> int:
         return len(self._lists)
 
     def take(self, partition: int, lists: Lists) -> None:
-        """Replaces the lists of items as they were counted in a partition. An empty list takes the item's away."""
+        """Replaces the lists of items as counted in a partition. An empty list removes the item's list."""
         entries = np.empty(len(lists.near), _ENTRY)
         entries["near"], entries["counts"] = lists.near, lists.counts
         raw, held, start = entries.tobytes(), self._lists, 0
@@ -79,11 +78,11 @@ class CoClicks:
 
     @property
     def known(self) -> int:
-        """Index rows whose items are known."""
+        """Number of index rows whose items are known."""
         return len(self._hashes)
 
     def know(self, ids: Sequence[Id]) -> None:
-        """The items of the next index rows, from :attr:`known` on."""
+        """Adds the items of the next index rows, from :attr:`known` on."""
         if ids:
             more = np.fromiter(map(value_hash, ids), np.uint64, len(ids))
             self._hashes = np.concatenate([self._hashes, more])
@@ -100,7 +99,7 @@ class CoClicks:
         return np.where(ascending[at] == hashes, rows[at], -1).astype(np.int64)
 
     def arrays(self, day: int) -> Arrays:
-        """The arrays of :class:`Neighbours` as of an event day. Lists whose days are all over are forgotten."""
+        """The arrays of :class:`Neighbours` as of an event day. Lists with only expired days are dropped."""
         self._lists = {key: own for key, own in self._lists.items() if own[0] > day - DAYS}
         n = len(self._lists)
         entries = np.frombuffer(bytearray().join(raw for _, raw in self._lists.values()), _ENTRY)
@@ -131,16 +130,15 @@ class Neighbours:
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Neighbours:
-        """From what :meth:`CoClicks.arrays` gave."""
         return cls(arrays["starts"], arrays["near"])
 
     def __len__(self) -> int:
-        """Pairs of an item and a neighbour."""
+        """Number of pairs of an item and a neighbour."""
         return len(self._near)
 
     def of(self, rows: ItemRows, most: int) -> ItemRows:
-        """The neighbours of some items, at most ``most``: each item's best, then each item's second, and so on.
-        Distinct, and none of ``rows`` (h,), of which unknown ones (-1, or newer than these arrays) have none. (n,)"""
+        """Neighbours of items, at most ``most``: each item's best, then each item's second, and so on. Distinct, and
+        none of ``rows`` (h,). Unknown rows (-1, or newer than these arrays) have none. (n,)"""
         found: ItemRows = neighbourkernels.interleaved(
             self._starts, self._near, np.array(rows, np.int64), min(most, MOST * len(rows))
         )

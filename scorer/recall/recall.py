@@ -1,7 +1,7 @@
 # core
-"""Recall: the candidates of one request, a few hundred to a thousand items out of the whole catalogue.
+"""Recall: the candidates of one request, a few hundred to a thousand items of the whole catalogue.
 
-Several sources, merged without duplicates. Each gives its share (setting ``recall``)::
+Several sources are merged without duplicates. Each has a share (setting ``recall``)::
 
     vectors    60%   items nearest to the user in the retrieval head's space                (scorer/recall/nearest.py)
     liked      10%   the hottest of the groups that this user clicks in    (a group: items alike in the item columns of
@@ -11,22 +11,21 @@ Several sources, merged without duplicates. Each gives its share (setting ``reca
     new         3%   items born last that have not had `new_exposures` exposures yet, a few of them drawn for each page
     random      2%   so that no item is out of reach, and the learner sees items that nobody has clicked yet
 
-An item that several sources give counts for the first of them in this order. What a source lacks is filled up by the
-first four in proportion to their shares. New items and chance give more than their shares only where these four are at
-their end: a young ranker prefers items of which it knows nothing, so a page would have nothing else. What the user just
-bought comes only where there is nothing else. A shop that is no larger than the number of candidates is ranked whole.
+An item of several sources counts for the first of them in this order. The first four sources fill a shortage in
+proportion to their shares. New and random items exceed their shares only where these four have no more: a young ranker
+prefers unknown items, so a page would have nothing else. Just bought items come last. A shop no larger than the number
+of candidates is ranked whole.
 
-*Heat* is a click rate, drawn towards the shop's own rate r where there is little to go by::
+*Heat* is a click rate, shrunk towards the shop's own rate r where there are few exposures::
 
     heat = (clicks + s r) / (exposures + s)        s: 100 exposures of today
 
-Clicks alone make the rich richer: whatever is shown much is clicked much. Within a group, r is the group's own rate, so
-that an item nobody has seen stands in the middle of its group, and not of the shop. Counts are the mean over windows of
-events a day, the formula of :mod:`millrace.windows.affinity`: today's count most. Whoever picks the best of 100,000
-rates picks luck where little is known of each, hence so large an s.
+Clicks alone would favour whatever is shown much. Within a group, r is the group's rate, so an item without exposures
+ranks in the middle of its group. Counts are the mean over windows of events a day (:mod:`millrace.windows.affinity`):
+today counts most. s is large because the best of 100,000 rates is mostly luck where exposures are few.
 
-:func:`make_lists` sorts all lists at once, off the request path, and they are replaced as a whole; a request only cuts
-heads off them. What is drawn depends on nothing but the seed, which is made from the request id.
+:func:`make_lists` sorts all lists at once, off the request path, and replaces them as a whole. Random draws depend only
+on the seed, which comes from the request id.
 """
 
 from __future__ import annotations
@@ -52,23 +51,21 @@ from scorer.recall import recallkernels
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Positions = NDArray[np.intp]
-"""Positions in an array that is passed in."""
 ListedRows = NDArray[np.int32]
-"""Rows of the item index. Lists are copied to each process, so they are small."""
+"""Rows of the item index. Each process has a copy of the lists, so they are small."""
 
 VECTORS, LIKED, COCLICKED, HOT, NEW, RANDOM, WHOLE, CONTROLLED, ASKED = range(1, len(SOURCES))
 """Codes of the sources, as :data:`millrace.contracts.events.SOURCES` names them."""
 MIXED = SOURCES[VECTORS:WHOLE]
-"""The sources that have shares, in the order in which they give."""
+"""The sources that have shares, in order of precedence."""
 FILLERS = HOT
-"""So many of them, the first ones, fill up what others lack: not new items and chance."""
+"""Number of sources, from the first, that fill a shortage: not new and random items."""
 
 GROUPS = 12
-"""The liked items come from at most this many groups of each grouping."""
+"""Limit of groups of each grouping that liked items come from."""
 PRIOR = 100.0
-"""Exposures of today that weigh as much as what is expected of an item."""
+"""Exposures of today that weigh as much as the expected rate of an item."""
 DEPTH = 2000
-"""Length of the hot and the new list."""
 NO_ROWS: ItemRows = np.empty(0, np.intp)
 _NEW_SEED = 0x5851F42D4C957F2D  # so that new items are not drawn by the numbers that chance draws by
 _ALL_BITS = (1 << 64) - 1
@@ -76,7 +73,7 @@ _ALL_BITS = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Which part of the candidates each source gives: (6,) in the order of :data:`MIXED`, adding up to 1."""
+    """Each source's part of the candidates: (6,) in the order of :data:`MIXED`, adding up to 1."""
 
     of_source: F64
 
@@ -102,8 +99,8 @@ class Shares:
 class Groups:
     """Living items alike in the item columns of one user-side window key, hottest first in each group.
 
-    Group g is ``rows[starts[g] : starts[g + 1]]``. ``example[g]`` is one of its rows: a user's window key for the group
-    is made from it.
+    Group g is ``rows[starts[g] : starts[g + 1]]``. ``example[g]`` is one of its rows, for a user's window key of the
+    group.
     """
 
     key: int  # column of `keys`
@@ -116,7 +113,7 @@ class Groups:
 
 @dataclass(frozen=True, slots=True)
 class CandidateLists:
-    """The items that recall chooses from. Frozen: newer lists replace them between two requests."""
+    """The items that recall chooses from. Immutable: newer lists replace them between two requests."""
 
     living: ListedRows = field(default_factory=lambda: np.empty(0, np.int32))
     hot: ListedRows = field(default_factory=lambda: np.empty(0, np.int32))  # hottest first, then born last first
@@ -124,7 +121,7 @@ class CandidateLists:
     groups: tuple[Groups, ...] = ()
 
     def arrays(self) -> Arrays:
-        """Flat names for the way to another process."""
+        """Flat names for transport to another process."""
         out: Arrays = {"living": self.living, "hot": self.hot, "new": self.new}
         for g, groups in enumerate(self.groups):
             out[f"group/{g}/key"] = np.array([groups.key])
@@ -134,7 +131,6 @@ class CandidateLists:
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> CandidateLists:
-        """The inverse of :meth:`arrays`."""
         groups: list[Groups] = []
         while f"group/{len(groups)}/key" in arrays:
             at = f"group/{len(groups)}"
@@ -146,7 +142,7 @@ _GROUP_ARRAYS = ("rows", "starts", "example", "parts", "of_item")
 
 
 class Allowed(NamedTuple):
-    """The living items that a request's filters let pass, as of now (:mod:`scorer.page.filters`)."""
+    """The living items that pass a request's filters now (:mod:`scorer.page.filters`)."""
 
     mask: NDArray[np.bool_]  # (R,) by index row
     rows: ListedRows  # (n,) those that pass, ascending
@@ -159,14 +155,14 @@ class Allowed(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Candidates."""
+    """Rows of the candidates, and their sources."""
 
     rows: ItemRows  # (n,) distinct
     sources: NDArray[np.uint8]  # (n,) codes
 
 
 Liked = Sequence[tuple[Groups, F64]]
-"""For each grouping, how much a user likes each of its groups (G,)."""
+"""For each grouping, a user's affinity to each of its groups (G,)."""
 
 # -- the lists, off the request path --------------------------------------------------------------------------------
 
@@ -180,14 +176,11 @@ def make_lists(
     new_exposures: int = 100,
     depth: int = DEPTH,
 ) -> CandidateLists:
-    """Sorts the catalogue. Called about once a second, in a thread, with copies of the index's columns.
+    """Sorts the catalogue. Called about every second, in a thread, with copies of the index's columns.
 
     Args:
-        columns: item-side columns of all n rows.
-        alive: (n,)
-        born_ms: (n,)
-        heat: of n rows.
-        new_exposures: an item that was seen so often in the longest window is new no longer.
+        columns, alive, born_ms, heat: of all n rows.
+        new_exposures: an item with so many exposures in the longest window is no longer new.
         depth: length of the hot and the new list.
     """
     living = np.flatnonzero(alive).astype(np.int32)
@@ -223,7 +216,7 @@ def _grouped(labels: U64, clicks: F64, exposures: F64, rate: float, windows: Win
     sizes = np.diff(starts, append=len(order))
     own = smoothed_rate(np.add.reduceat(clicks, starts), np.add.reduceat(exposures, starts), rate, PRIOR, windows)
     heat = smoothed_rate(clicks, exposures, np.repeat(own, sizes), PRIOR, windows).astype(np.float32)
-    # One sort by both: the group, then the bits of the heat, which for numbers from 0 up are ordered as they are.
+    # One sort by both: the group, then the bits of the heat; for numbers from 0 up these have the same order.
     group = np.repeat(np.arange(len(starts), dtype=np.uint64), sizes)
     key = (group << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - heat.view(np.uint32))
     return order[np.argsort(key, kind="stable")], np.append(starts, len(order))
@@ -239,7 +232,7 @@ def group_labels(builder: FeatureBuilder, k: int, columns: Mapping[str, U64], n:
 def key_parts(
     builder: FeatureBuilder, k: int, columns: Mapping[str, U64], rows: ListedRows
 ) -> tuple[U64, NDArray[np.int64]]:
-    """What the items at ``rows`` put into key k: ``parts`` and ``of_item`` of :class:`Groups`."""
+    """``parts`` and ``of_item`` of :class:`Groups`: what the items at ``rows`` contribute to key k."""
     names = builder.schema.windows.keys[k].columns
     parts, of_item = np.zeros((len(rows), len(names)), np.uint64), np.full(len(names), -1, np.int64)
     for p, name in enumerate(names):
@@ -270,14 +263,13 @@ def recall(
     """``size`` distinct living items, or all when there are fewer; see the module's text.
 
     Args:
-        seed: of all that is drawn; 64 bits.
-        vectors: rows nearest to the user, best first; empty: there is no retrieval version to be used.
+        seed: 64 bits, for all random draws.
+        vectors: rows nearest to the user, best first; empty: there is no usable retrieval version.
         coclicked: rows, best first.
         bought: rows that come last, in this order; -1 where the item is unknown.
-        alive: by row, as of now; items that are gone since the lists were made are replaced. None: as in the lists.
-        least: so many items are wanted of a shop that is ranked whole; where it has as many without what was bought,
-            it is ranked without that. Default: ``size``.
-        allowed: items that may be candidates; the shop is as if there were no others. It takes the place of ``alive``.
+        alive: by row, as of now; replaces items that died since the lists were made. None: as in the lists.
+        least: a shop that is ranked whole omits what was bought if at least so many items remain. Default: ``size``.
+        allowed: items that may be candidates, as if the shop had no others. It takes the place of ``alive``.
         born_ms: by row; needed with ``allowed``.
     """
     living = lists.living
@@ -328,8 +320,7 @@ def _whole(rows: ItemRows, late: ItemRows, least: int) -> Found:
 
 
 def _hot_of(allowed: Allowed, hot: ListedRows, born_ms: NDArray[np.int64] | None, size: int) -> NDArray[Any]:
-    """The hot items that pass; where these are fewer than ``size``, the others that pass and were born last follow, as
-    they do in the list itself."""
+    """The hot items that pass; below ``size``, the others that pass follow, newest first, as in the list itself."""
     hot = allowed.of(hot)
     if len(hot) >= size or born_ms is None:
         return hot
@@ -342,22 +333,21 @@ def _hot_of(allowed: Allowed, hot: ListedRows, born_ms: NDArray[np.int64] | None
 def random_page(
     lists: CandidateLists, size: int, generator: np.random.Generator, allowed: Allowed | None = None
 ) -> ItemRows:
-    """Distinct living items in random order, all equally likely: the page of the control group."""
+    """Distinct living items in uniform random order: the page of the control group."""
     living = lists.living if allowed is None else allowed.rows
     size = min(size, len(living))
     return living[generator.choice(len(living), size, replace=False)].astype(np.intp)
 
 
 def _new(waiting: ListedRows, most: int, seed: int) -> ItemRows:
-    """Some of those that wait, all equally likely: each has its turn, whatever its place in the list."""
+    """A uniform random choice of the new items, so the place in the list does not matter."""
     out = np.empty(min(most, len(waiting)), np.intp)
     recallkernels.shuffled(waiting, np.uint64((seed ^ _NEW_SEED) & _ALL_BITS), out)
     return out
 
 
 def _liked(liked: Liked, most: int, allowed: Allowed | None = None) -> ItemRows:
-    """The hottest of the groups that a user likes, taken in turn as the liking says. A group of which nothing is
-    allowed is as if it were not there."""
+    """The hottest items of the user's groups, interleaved by affinity. Groups without an allowed item are skipped."""
     heads: list[ListedRows] = []
     weights: list[F64] = []
     for groups, liking in liked:

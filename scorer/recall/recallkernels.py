@@ -1,19 +1,18 @@
 # core
-"""The compiled loops of recall: lists of several sources merged into one page's candidates.
+"""Compiled loops of recall, which merge the sources' lists into one page's candidates.
 
 ::
 
     lists (m,)  [ vectors .... | liked ... | coclicked . | hot ..... | new ... ]     each best first
     starts (S + 1,)
 
-    round 1    each source gives its share of `size`, what an earlier one gave aside
-    round 2    what is missing, from the first `fillers` sources, as far as they have more, by their shares; and so on
-    then       from the others that have more, by their shares; and so on
-    at last    by chance from all that is left; then what is `late`
+    round 1    each source gives its share of `size`, without the items of earlier sources
+    round 2    the first `fillers` sources fill the shortage by their shares, as far as they have more; and so on
+    then       the other sources that have more, by their shares; and so on
+    at last    random ones of all that is left; then what is `late`
 
-Items are rows of the index. The draws are SplitMix64's (Steele, Lea and Flood, OOPSLA 2014): a number for each count,
-with no state to carry, so the same seed draws the same. ``tests/scorer/recall/plain_recall.py`` says the same in
-plain Python.
+Items are rows of the index. Draws are SplitMix64's (Steele, Lea and Flood, OOPSLA 2014): a number for each count,
+without state, so the same seed draws the same. Reference in plain Python: ``tests/scorer/recall/plain_recall.py``.
 """
 
 from __future__ import annotations
@@ -31,13 +30,12 @@ Array = NDArray[Any]
 
 @njit(inline="always")
 def _drawn(seed: Any, count: Any, below: Any) -> Any:
-    """Number ``count`` of the seed's draws from 0 .. ``below`` - 1."""
     return np.int64(split_mix(seed + np.uint64(count + 1) * GOLDEN) % np.uint64(below))
 
 
 @njit(inline="always")
 def _place(table: Array, row: Any) -> Any:
-    """Where ``row`` stands in the hash table of rows + 1, or would stand."""
+    """Position of ``row`` in the hash table of rows + 1, or the free position for it."""
     at = home_slot(row, 32) & (len(table) - 1)
     while table[at] != 0 and table[at] != row + 1:
         at = (at + 1) & (len(table) - 1)
@@ -62,10 +60,9 @@ def merge(
     Args:
         lists, starts: see above.
         shares: (S + 1,) of the sources, then of chance. A source with share 0 gives nothing.
-        fillers: so many of the first sources give more than their shares where others lack; the rest of them and
-            chance keep to their shares as long as one of these has more.
+        fillers: so many of the first sources fill a shortage; the others keep to their shares while one of these has more.
         living: rows that chance draws from; more than ``size``.
-        alive: by row; rows that are not are passed over.
+        alive: by row; dead rows are skipped.
         late: distinct rows that come only where nothing else is left, in this order.
         seed: uint64.
         sources: of each row, 1 + the number of its source; S + 1 also for what comes at last.
@@ -136,13 +133,9 @@ def merge(
 
 @compiled
 def interleave(heads: Array, starts: Array, weights: Array, out: Array) -> Any:
-    """Takes from several lists in turn, such that each beginning of ``out`` has of each list as much as its weight
-    says: next is the list with the largest ``weight / (taken + 1)`` (D'Hondt). Returns how many ``out`` holds.
-
-    Args:
-        heads, starts: list g is ``heads[starts[g] : starts[g + 1]]``.
-        weights: above 0.
-    """
+    """Interleaves lists so that each prefix of the result represents each list by its weight: the next item comes from
+    the list with the largest ``weight / (taken + 1)`` (D'Hondt). Weights are above 0; list g is ``heads[starts[g] :
+    starts[g + 1]]``. Returns how many ``out`` holds."""
     taken = np.zeros(len(weights), np.int64)
     for n in range(len(out)):
         best, most = -1, 0.0
