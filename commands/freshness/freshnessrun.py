@@ -82,17 +82,8 @@ def freshness(
 ) -> dict[str, Any]:
     """Writes report.json, run.json, report.html and plots to ``out``, prints the sentence and a table; the report.
 
-    Args:
-        train_days: days at the beginning of the log that every model learns first (default: half of them).
-        sync: how often models synchronise; see :mod:`commands.offline.follow`.
-        cut: at whose times batches are cut (default: those of all models).
-        retrain: also a model that is trained from nothing on all data before each day.
-        features: also models on the features that a daily job would have made.
-        slices: columns by whose values figures are given too.
-        seeds: how many models of each kind; figures are means over them.
-        model: a registered name, ``module:Class``, or "default".
-        inputs: "own": as the schema says; "raw" or "scaled" as in ``millrace dev experiment``.
-        workers: processes (default: one for each core); 0: all in this one.
+    The command's help explains the arguments (:mod:`commands.cli.clilogs`). ``workers``: processes (default: one for
+    each core); 0: all in this one.
 
     Raises:
         LogError, SchemaError: as :func:`~millrace.logs.read_log`; or one user alone, or one class.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Counts = Mapping[str, float]
-"""By label; how often."""
+"""Counts by label."""
 
 NOTHING_NEW = {
     "probation": "nothing newer is served until a whole stretch of samples has passed",

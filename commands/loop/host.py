@@ -49,10 +49,10 @@ T = TypeVar("T")
 READY_SECONDS = 300.0
 """In a fresh clone on a busy machine, the roles compile their kernels for a minute or two."""
 SLOW_SECONDS = 15.0
-"""A start that takes longer is explained."""
+"""The host explains a start that takes longer."""
 TICK_SECONDS = 0.25
 READS = 5
-"""Tries to read from a broker that goes away."""
+"""Attempts to read from a broker that goes away."""
 HEALTH_SECONDS = 0.5
 """Between two looks at the services: all wait for one that died."""
 NAMED_SECONDS = 10.0
@@ -71,7 +71,7 @@ class Host:
     """
 
     name = "host"
-    """Of this program among the processes whose memory is shown."""
+    """The name of this program among the processes whose memory is shown."""
 
     def __init__(
         self,

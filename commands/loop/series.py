@@ -37,7 +37,7 @@ RATES = {"exposures_per_s": "exposures", "samples_per_s": "samples", "trained_pe
 COLUMNS = ("wall_ms", "event_ms", *GAUGES, *RATES, "ctr_model", "ctr_control")
 
 _RATE_MS = 5000.0
-"""Rates are over so much wall time."""
+"""The wall time over which rates are taken."""
 
 KeyFigures = Mapping[str, float | None]
 """The key figures of one moment, by name; None where nothing is known yet."""
@@ -78,7 +78,7 @@ class Series:
         return max(0.0, (new.get(name) or 0.0) - (old.get(name) or 0.0)) / (t1 - t0) * 1000
 
     def _arm(self, arm: str, figures: KeyFigures) -> float | None:
-        """The click rate to draw. A simulator sees its pages; else the learner tells that of settled exposures."""
+        """The click rate to draw. A simulator sees its pages; else the learner reports that of settled exposures."""
         seen = figures.get("page_exposures_model") is not None
         return self.click_rate(arm) if seen else figures.get(f"click_rate_{arm}")
 

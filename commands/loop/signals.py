@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 
 class AtOnce(KeyboardInterrupt):
-    """The second Ctrl-C. Whatever lets a Ctrl-C through lets this one through."""
+    """The second Ctrl-C. Code that lets a Ctrl-C through lets this one through."""
 
 
 class Signals:
@@ -34,7 +34,7 @@ class Signals:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Signals go to us within. Outside the main thread Python has none to give."""
+        """Takes signals within the context. Outside the main thread Python gives none."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -23,7 +23,7 @@ class Shown:
     """The display of a run besides its figures. The owner may change it while the run goes on."""
 
     roles: tuple[str, ...]
-    """Those that the run starts, in the order in which they are shown."""
+    """The roles that the run starts, in the order of display."""
     control: bool = True
     """Whether some pages are random, to compare with."""
     settles_s: float = 0.0
@@ -31,12 +31,12 @@ class Shown:
     awaits: str = ""
     """What the run waits for, and who can bring it; empty: nothing."""
     resumed: bool = False
-    """Whether the run goes on from state that was there: its counts and its figures of quality begin again."""
+    """Whether the run goes on from earlier state: its counts and figures of quality begin again."""
     addresses: dict[str, str] = field(default_factory=dict)
 
     @property
     def simulated(self) -> bool:
-        """Whether shoppers of ours come: then their true click probabilities are known."""
+        """Whether shoppers are simulated: then their true click probabilities are known."""
         return "simulate" in self.roles
 
 

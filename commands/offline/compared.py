@@ -15,7 +15,7 @@ DEFAULT = "default"
 
 INPUTS = ("raw", "scaled")
 OWN = "own"
-"""Inputs as the schema's own transforms give them: what a live loop learns from."""
+"""Inputs by the schema's own transforms, as in a live loop."""
 KINDS = (*INPUTS, OWN)
 
 
