@@ -49,7 +49,7 @@ LOOP = ("learn", "stream", "serve")
 ROLES = ("simulate", "stream", "learn", "serve")
 """The roles of a demo, as they are shown; :data:`LOOP` is there before the simulator."""
 LABELS_SECONDS = 45.0
-"""Labels that take longer than this after the last exposure, by the wall, are not waited for."""
+"""The longest wait for labels after the last exposure, by the wall clock."""
 
 
 @dataclass(frozen=True, slots=True)

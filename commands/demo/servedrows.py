@@ -21,7 +21,6 @@ from millrace.contracts.events import ARMS, LOGGED, MODEL
 _LOGGED = ARMS.index(LOGGED)
 
 POINTS = 100
-"""Of a curve, at most."""
 
 
 @dataclass(frozen=True, slots=True)

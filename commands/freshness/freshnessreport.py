@@ -20,7 +20,6 @@ from millrace.basics.durations import DAY_MS
 from millrace.reports import Plot
 
 DIGITS = 6
-"""Of figures in the files."""
 
 Places = NDArray[np.intp]
 Row = dict[str, Any]

@@ -26,10 +26,9 @@ from millrace.contracts.schema import Side as Of
 
 _ACTED = re.compile(r"click|view|cart|buy|purchase|order|transaction|fav|like|impression|exposure|^pv$")
 _EVENT = {"id", "uuid", "guid", "event", "row", "exposure", "impression", "record"}
-"""A column that is called nothing else is an id of its row, if each row has its own."""
+"""A column named by these words alone is an id of its row, if each row has its own."""
 _LEFT_OUT = "replay refuses such rows; --skip-bad leaves them out"
 MADE_ITEM, MADE_LABEL = "item_id", "click"
-"""Names of the columns that are made of lists."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,6 @@ class Found:
     feature: Feature
     distinct: int
     table: str | None = None
-    """The side table it comes from."""
 
 
 @dataclass

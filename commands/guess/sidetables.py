@@ -20,7 +20,6 @@ class Side:
     file: str
     on: str
     of: str
-    """``"user"`` or ``"item"``."""
     columns: dict[str, Column]
     match: float
     """Share of the sample's ids that it knows."""

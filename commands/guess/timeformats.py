@@ -50,9 +50,8 @@ class Times:
     unit: str | None
     """``"s"``, ``"ms"``, ``"us"``, ``"ns"`` of a number; None of a text, a date in digits or a type of its own."""
     format: str | None
-    """A strptime format, where it is not one that needs no word (ISO 8601, a type of its own)."""
+    """A strptime format; None where none is needed (ISO 8601, a type of its own)."""
     grain_ms: int
-    """Its resolution."""
     never: float | None = None
     """The number that stands for 'did not happen', where a column of numbers has one: -1 or 0."""
 

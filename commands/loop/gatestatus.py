@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Counts = Mapping[str, float]
-"""Counts by label."""
 
 NOTHING_NEW = {
     "probation": "nothing newer is served until a whole stretch of samples has passed",

@@ -71,7 +71,6 @@ class Host:
     """
 
     name = "host"
-    """The name of this program among the processes whose memory is shown."""
 
     def __init__(
         self,

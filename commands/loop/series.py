@@ -37,7 +37,6 @@ RATES = {"exposures_per_s": "exposures", "samples_per_s": "samples", "trained_pe
 COLUMNS = ("wall_ms", "event_ms", *GAUGES, *RATES, "ctr_model", "ctr_control")
 
 _RATE_MS = 5000.0
-"""The wall time over which rates are taken."""
 
 KeyFigures = Mapping[str, float | None]
 """The key figures of one moment, by name; None where nothing is known yet."""

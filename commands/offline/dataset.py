@@ -32,7 +32,6 @@ TRUTH = "p_true"
 
 FROZEN, DAY_OLD, ABOUT = "frozen.npy", "day_old.npy", "about.json"
 SCALED = {"num": "scaled.npy", "frozen": "frozen_scaled.npy", "day_old": "day_old_scaled.npy"}
-"""Files of the scaled inputs."""
 
 _FROZEN_AT_ONCE = 4096
 

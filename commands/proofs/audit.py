@@ -38,9 +38,8 @@ Run = Callable[[LogTable, Model, Observer], object]
 CUTS = 3
 LABEL, PREDICTION = "label", "prediction"
 ROUNDING = 1e-4
-"""Of a score, beside others: some 800 roundings of float32. One step of learning moves scores by more."""
+"""Rounding allowed of a score: some 800 roundings of float32. One step of learning moves scores by more."""
 NAMED_ROWS = 256
-"""Rows with differing features whose values are looked at, to name the columns."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,6 @@ class Groups:
     """
 
     how: str
-    """The groups in words."""
 
     cuts: NDArray[np.intp]
     """The rows before which the windows must be read, ascending; none if nothing is frozen."""

@@ -91,7 +91,6 @@ class LogRows:
         return tuple(str(p) for p in (pages if self._requests is None else self._requests[pages]).tolist())
 
     def names(self) -> NDArray[Any]:
-        """The name of each row's page, (n,)."""
         return self.page if self._requests is None else self._requests[self.page]
 
     def named(self) -> NDArray[np.intp]:

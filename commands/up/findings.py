@@ -18,7 +18,7 @@ from millrace.contracts.schema import Schema
 State = Literal["ok", "note", "mend"]
 
 CLOCK_SECONDS = 5.0
-"""Two clocks may differ by this much: the waits for labels are as long. Date headers tell whole seconds."""
+"""Two clocks may differ by this much, as long as the waits for labels. Date headers have whole seconds."""
 LEAST_BYTES, SCARCE_BYTES = 1 << 30, 10 << 30
 """Free disk: below the first something must be done, below the second it is worth knowing."""
 YEAR_MS = 365.25 * 86_400_000
