@@ -1,5 +1,5 @@
 # core
-"""From raw rows of a log to clean exposures: the same steps for a log that is read whole and for a stretch of one.
+"""From raw rows of a log to clean exposures, for a whole log or a stretch of one.
 
 ::
 
@@ -31,7 +31,7 @@ from millrace.logs.values import as_text, flat
 
 
 class Wanted:
-    """Which columns are kept, and which are read for them.
+    """The columns to keep, and the columns to read for them.
 
     Raises:
         SchemaError: a column has two of the four roles, or the outcome to be predicted is an input.
@@ -49,11 +49,11 @@ class Wanted:
             made |= {log.item, log.label} | {n for n in (log.position, log.request) if n is not None}
             sources |= {n for n in (log.items, log.labels, log.clicked, log.pairs, *log.along) if n is not None}
         self.sources = sources
-        """Columns that others are made of: they must be there."""
+        """Sources of made columns: they must be in the log."""
         self.kept = {*self.required, *self.optional}
         maybe = {n for n in (log.position, log.request) if n is not None} if log.listed else set()
         self.raw = (self.kept - made) | sources | maybe | {join.on for join in schema.join}
-        """What is read of the log's files."""
+        """Columns to read from the log's files."""
 
 
 class Rows:
@@ -69,7 +69,7 @@ class Rows:
     def clean(self, raw: pa.Table, row: int = 0) -> tuple[dict[str, pa.ChunkedArray], NDArray[np.intp]] | None:
         """(the kept columns of the good rows, ``ts_ms`` among them; (n,) the row of the log that each comes from).
 
-        None where a column cannot be read at all: ``faults`` knows why.
+        None when a column cannot be read at all; ``faults`` has the reason.
 
         Args:
             row: number of rows of the log before these.
@@ -120,7 +120,7 @@ class Rows:
         return table
 
     def _join_times(self, table: pa.Table) -> pa.Array | None:
-        """Times of the exposures for tables with a time of validity. What is wrong with them is reported later."""
+        """Times of the exposures for tables with a time of validity. A later check reports their faults."""
         if all(join.at is None for join in self._schema.join):
             return None
         if self._log.time in table.column_names:
@@ -135,7 +135,7 @@ class Rows:
         return pa.nulls(table.num_rows, pa.int64())
 
     def _typed(self, columns: dict[str, pa.ChunkedArray]) -> dict[str, pa.ChunkedArray] | None:
-        """Each column in the type that is kept; None if one cannot be read."""
+        """Each column in the type to keep; None if one cannot be read."""
         log, faults, path = self._log, self._faults, self._path
         actions = dict.fromkeys(log.action_times.values())
         columns |= {name: never(columns[name], log.never) for name in actions if log.never}

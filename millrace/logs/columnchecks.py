@@ -1,9 +1,8 @@
 # core
-"""Checks of a log's columns: whether they hold what a schema says (times, ids, labels, days, positions, numbers).
+"""Checks of a log's columns against its schema (times, ids, labels, days, positions, numbers).
 
-Each check takes the stretch's columns and tells :class:`~millrace.logs.faults.Faults` which rows are wrong; the others
-return the column in the type that the reader keeps, with nulls where it is wrong. A column that cannot be checked at
-all, such as one of lists, is a fault of the whole column. Rows keep their places.
+Each check marks bad rows in :class:`~millrace.logs.faults.Faults`. Some return the column in its final type, with
+nulls in bad rows. A column that cannot be checked at all, such as one of lists, is a fault of the whole column.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Columns = dict[str, pa.ChunkedArray]
 
 
 def check_columns(columns: Columns, schema: Schema, log: LogColumns, path: str, faults: Faults) -> set[str]:
-    """The columns that cannot be read at all; rows that lack what each row needs are marked.
+    """Marks rows that lack what each row needs, and returns the columns that cannot be read at all.
 
     Times, labels, positions and numbers are checked as they are read.
     """
@@ -58,10 +57,7 @@ def check_columns(columns: Columns, schema: Schema, log: LogColumns, path: str, 
 
 def check_single(column: pa.ChunkedArray, role: str, name: str, path: object, lists: bool = False) -> None:
     """Raises LogError unless each row has one value that Python can hold, or a list of such where ``lists`` allows it.
-
-    Args:
-        role: what the column is for, in the error's words.
-    """
+    ``role`` names the column's use in the error."""
     values = pc.list_flatten(column) if lists and pa.types.is_list(column.type) else column
     kind = values.type
     if pa.types.is_nested(kind):
@@ -83,7 +79,6 @@ def check_single(column: pa.ChunkedArray, role: str, name: str, path: object, li
 
 
 def _check_all_there(column: pa.ChunkedArray, role: str, name: str, path: str, faults: Faults) -> None:
-    """No row lacks its value."""
     lost = missing(column)
     if lost.any():
         problem = f"log '{path}': row {{row}} has no {role} ('{name}')"
@@ -121,7 +116,7 @@ def _check_days(column: pa.ChunkedArray, name: str, path: str, faults: Faults) -
 
 
 def time_ms(column: pa.ChunkedArray, name: str, clock: Clock, path: str, faults: Faults) -> pa.Array:
-    """Unix ms, int64; null where there is none. Rows whose value is no time between 1990 and 3000 are marked."""
+    """Unix ms, int64; null for no time. Marks rows whose value is not a time between 1990 and 3000."""
     column = flat(column)
     out, wrong = to_ms(column, clock)
     form = f"in '{clock.strptime}'" if clock.strptime else f"in {clock.unit}"
@@ -160,10 +155,10 @@ def _positive(value: Any) -> bool:
 
 
 def labels(column: pa.ChunkedArray, name: str, path: str, faults: Faults, at_least: float | None = None) -> pa.Array:
-    """Labels 0 or 1, int8; 0 in rows that are marked since their value is neither. Words for yes and no are 1 and 0.
+    """Labels 0 or 1, int8. Marks rows with any other value, and makes it 0. Words for yes and no are 1 and 0.
 
     Args:
-        at_least: values from this on are a 1, all others a 0.
+        at_least: values from this on are 1, all others 0.
     """
     column, there = flat(column), ~missing(column)
     number, known = as_numbers(column)
@@ -187,7 +182,7 @@ def labels(column: pa.ChunkedArray, name: str, path: str, faults: Faults, at_lea
 
 
 def numbers(column: pa.ChunkedArray, name: str, path: str, faults: Faults) -> pa.ChunkedArray:
-    """A numeric field, float64; booleans become 0 and 1. Rows whose value is no number are marked."""
+    """A numeric field, float64; booleans become 0 and 1. Marks rows whose value is not a number."""
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
         return pc.cast(column, pa.float64(), safe=False)
@@ -203,7 +198,7 @@ def numbers(column: pa.ChunkedArray, name: str, path: str, faults: Faults) -> pa
 
 
 def positions(column: pa.ChunkedArray, name: str, path: str, faults: Faults) -> pa.Array:
-    """Slots on the page, int32; null where the log does not say. Rows whose value is no whole number are marked."""
+    """Slots on the page, int32; null where the log has none. Marks rows whose value is not a whole number."""
     column = flat(column)
     if is_text(column.type):
         column = pc.if_else(pc.equal(column, ""), None, column)

@@ -1,8 +1,7 @@
 # core
-"""Copies of one exposure: of rows that are equal in the columns of ``log.identity`` the earliest is kept.
+"""Copies of one exposure: of rows that are equal in the columns of ``log.identity`` the earliest stays.
 
-It gets the greatest label and the earliest time of each action of all copies: where copies disagree, one of them saw
-it.
+It gets the greatest label and the earliest time of each action of all copies: any copy may have seen the action.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ _ODD = np.int64(-7046029254386353131)  # multiplying by an odd number maps 64 bi
 
 
 def sorted_once(table: pa.Table, log: LogColumns, copy_of: list[pa.Array]) -> tuple[pa.Table, NDArray[np.intp]]:
-    """(the rows by time, ties in their order, one a exposure; (m,) the row of ``table`` that each was).
+    """(the rows by time, ties in their order, one for each exposure; (m,) the row of ``table`` of each).
 
     Args:
         table: with ``ts_ms``.
-        copy_of: the columns of the identity, (n,) each; none: no row is a copy.
+        copy_of: the columns of the identity, (n,) each; empty: no row is a copy.
     """
     order = np.argsort(table[TS].to_numpy(), kind="stable")
     if not copy_of:
@@ -38,7 +37,7 @@ def sorted_once(table: pa.Table, log: LogColumns, copy_of: list[pa.Array]) -> tu
 
 
 def identity(columns: dict[str, pa.ChunkedArray], log: LogColumns) -> list[pa.Array]:
-    """The columns that tell exposures apart; the time as ``ts_ms``. None are named: each row is an exposure."""
+    """The columns that distinguish exposures, the time as ``ts_ms``. Empty: each row is an exposure."""
     return [flat(columns[TS if name == log.time else name]) for name in log.identity]
 
 

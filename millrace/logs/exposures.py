@@ -1,20 +1,16 @@
 # core
-"""Reading an exposure log: anyone's table with one row an exposure, as a schema's ``[log]`` section describes it.
+"""Reading an exposure log: any table with one row an exposure, as a schema's ``[log]`` section describes it.
 
-Replay, experiments and the simulator's playback read logs here. The result is a clean table, or one error that names
-all that is wrong. Checks of columns are in :mod:`millrace.logs.columnchecks`, forms of files in
-:mod:`millrace.logs.files`.
+The result is a clean table, or one error that names all faults.
 
-- Parquet, CSV, TSV or JSON lines, by the name's ending; text files may be compressed. A file, a folder of files, or
-  several of both. A row may be a page with lists of candidates (:mod:`millrace.logs.unrolled`).
-- Side tables (``[[join]]``) stand beside the log and are joined from the left; where both have a column, the log's
-  wins (:mod:`millrace.logs.joins`).
+- Files are Parquet, CSV, TSV or JSON lines, by the name's ending (:mod:`millrace.logs.files`). A row may be a page with
+  lists of candidates (:mod:`millrace.logs.unrolled`).
+- Side tables (``[[join]]``) stand beside the log (:mod:`millrace.logs.joins`). The log wins where both have a column.
 - Only the columns that the schema names are kept. Outcomes of the exposure (dwell time, likes) are inputs only if a
   schema names them, and the label or an action's time may never be a field.
-- Rows are sorted by time, ties in file order. Of the copies of one exposure the earliest is kept, where
-  ``log.identity`` says what a copy is (:mod:`millrace.logs.copies`); else rows that look like copies are counted.
-- A log that is larger than a bound is streamed to a mapped file, where the caller names a folder for it
-  (:mod:`millrace.logs.streamed`).
+- Rows are sorted by time, ties in file order. Copies are merged by ``log.identity`` (:mod:`millrace.logs.copies`);
+  without it, rows that look like copies are counted.
+- A log above a bound is streamed to a mapped file, if the caller names a folder (:mod:`millrace.logs.streamed`).
 """
 
 from __future__ import annotations
@@ -47,8 +43,8 @@ class LogTable:
 
     table: pa.Table
     """The schema's columns under their own names, the label as int8, action times as ms (null: did not happen), and
-    ``ts_ms`` int64, the time of the exposure. Of a streamed log it is mapped from a file, in many pieces: take slices
-    of it, never all of a text column at once."""
+    ``ts_ms`` int64, the time of the exposure. A streamed log is mapped from a file, in many pieces: take slices of it,
+    never all of a text column."""
     user: str
     item: str
     label: str
@@ -56,9 +52,9 @@ class LogTable:
     rows_read: int
     duplicates: int
     notes: tuple[str, ...] = ()
-    """What the reader decided and a person may want to know, one line each; the decisions are among them."""
+    """Decisions of the reader and other remarks for a person, one line each."""
     decisions: tuple[Decision, ...] = ()
-    """What was decided about rows, counted."""
+    """Decisions about rows, with counts."""
     skipped: int = 0
     """Rows that ``skip_bad`` left out."""
 
@@ -72,21 +68,22 @@ def read_log(
     now_ms: int | None = None,
     bounds: Bounds | None = None,
 ) -> LogTable:
-    """Reads and cleans the log; the module's docstring says how.
+    """Reads and cleans the log; the rules are in the module's docstring.
 
     Args:
         path: a file or a folder, or several: one log, in their order.
-        skip_bad: rows that are wrong are left out and counted, instead of an error.
+        skip_bad: leaves out and counts bad rows, instead of an error.
         spool: a folder for the mapped file of a log that is larger than ``bounds.whole_bytes``. The caller removes it
             when the table is no longer used. Without it each log is read whole.
         now_ms: the present, to count times of the future.
-        bounds: what is read whole, and in which stretches the rest.
+        bounds: limit for reading whole, and sizes of the stretches above it.
 
     Raises:
-        LogError: no such file, unreadable, empty. LogFaults: all faults of the rows and columns at once: a wanted
-            column that stands twice or holds lists, a missing time, user, item, label or day, a label that is not 0 or
-            1, a value that is no time, day, position or number where there must be one, a time before 1990, ids that
-            mix numbers and text or that a float cannot tell apart, a streamed row that is too late for its place.
+        LogError: no such file, unreadable, empty.
+        LogFaults: all faults of rows and columns together: a wanted column that stands twice or holds lists; a missing
+            time, user, item, label or day; a label that is not 0 or 1; an invalid time, day, position or number; a time
+            before 1990; ids that mix numbers and text or that a float cannot distinguish; a streamed row that is too
+            late for its place.
         SchemaError: the schema has no [log] section, feeds the label as a field, or names a column that neither the log
             nor a side table has.
     """
@@ -141,7 +138,7 @@ def read_log(
 
 
 def _verdict(faults: Faults, rows: int, read: int, log: str) -> None:
-    """Raises where the log cannot be used."""
+    """Raises if the log cannot be used."""
     faults.verdict()
     if not rows:
         if read:

@@ -1,8 +1,8 @@
 # core
-"""What is wrong with a log, gathered: all faults of it are reported at once, and rows may be left out instead.
+"""Faults of a log, gathered: one error reports them all, or their rows are left out.
 
 A fault of *rows* (a label of 2) marks them bad; a fault of a *whole* column or file (a column of lists) cannot be
-skipped. A :class:`Decision` is no fault: the rows are kept, and what was done with them is counted and reported.
+skipped. A :class:`Decision` is no fault: the rows stay, and a count of them is reported.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _SHOWN = 60  # characters of a value in a message
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is wrong, in one column or file."""
+    """One fault, in one column or file."""
 
     problem: str
     """With the file, the column and the first wrong value in it."""
     remedy: str
     column: str | None = None
     row: int | None = None
-    """The first row that has it, from 1 on, in the order of reading; None: no row in particular."""
+    """The first row with it, from 1 on, in the order of reading; None: no row in particular."""
     value: str | None = None
     rows: int = 0
-    """How many rows have it; 0 for a whole column or file."""
+    """Number of rows with it; 0 for a whole column or file."""
 
     def __str__(self) -> str:
         return f"{self.problem}{f' ({self.rows:,} rows)' if self.rows > 1 else ''}; {self.remedy}"
@@ -40,7 +40,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the reader did with rows that could be meant in more than one way, or that it left out."""
+    """Rows that were ambiguous or left out, and the reader's treatment of them."""
 
     what: str
     column: str | None
@@ -52,7 +52,7 @@ class Decision:
 
 
 class LogFaults(LogError):
-    """All that is wrong with a log: a line a fault."""
+    """All faults of a log: a line a fault."""
 
     def __init__(self, faults: Sequence[Fault], log: str) -> None:
         self.faults, self.log = tuple(faults), log
@@ -75,8 +75,8 @@ class LogFaults(LogError):
 class Faults:
     """Gathers the faults of one log over all its stretches.
 
-    A stretch is :meth:`begin`-ned with its number of rows; checks :meth:`mark` rows of it. The rows that no check has
-    marked are :attr:`good`. A column is reported once for each problem, with the first row and the count of all.
+    Call :meth:`begin` for a stretch, then :meth:`mark` its bad rows; the others are :attr:`good`. Each problem of a
+    column is reported one time, with the first row and the count of all.
     """
 
     def __init__(self, log: str, skip_bad: bool) -> None:
@@ -89,23 +89,23 @@ class Faults:
         self._touched: set[str | None] = set()
 
     def begin(self, origin: NDArray[np.intp]) -> None:
-        """A stretch: the row of the log, from 0 on, that each of its rows comes from."""
+        """Begins a stretch. ``origin``: the row of the log, from 0 on, of each of its rows."""
         self._origin, self.bad = origin, np.zeros(len(origin), bool)
         self._touched = set()
 
     @property
     def good(self) -> NDArray[np.bool_]:
-        """(n,) of the stretch, rows that nothing is wrong with so far."""
+        """(n,) rows of the stretch without a fault so far."""
         return ~self.bad
 
     def mark(self, kind: str, column: str | None, rows: NDArray[np.bool_], value: str, problem: str, rem: str) -> None:
         """Marks rows as bad.
 
         Args:
-            kind: with the column, names the fault: its rows are counted together.
+            kind: with the column, identifies the fault: its rows are counted together.
             rows: (n,) of the stretch; at least one.
-            value: the first of the wrong values.
-            problem: with ``{row}`` where the number of the first row belongs.
+            value: the first of the bad values.
+            problem: with ``{row}`` in the place of the first row's number.
         """
         first = int(self._origin[int(np.argmax(rows))]) + 1
         self.bad |= rows
@@ -113,7 +113,7 @@ class Faults:
         self._tell(kind, column, int(rows.sum()), first, value, problem, rem)
 
     def count(self, kind: str, column: str | None, rows: int, row: int, value: str, problem: str, rem: str) -> None:
-        """Lines that could not be read, so that they were never rows of a stretch. A lost end counts as one."""
+        """Counts lines that could not be read as rows. A lost end counts as one."""
         self.leave_out(rows)
         self._tell(kind, column, rows, row, value, problem, rem)
 
@@ -131,7 +131,7 @@ class Faults:
 
     @contextmanager
     def whole(self, column: str | None = None) -> Iterator[None]:
-        """An error within is a fault of a whole column or file; the next check goes on.
+        """Makes an error within it a fault of a whole column or file; the next check goes on.
 
         Schema errors pass: they are not the log's.
         """
@@ -158,7 +158,7 @@ class Faults:
         self.skipped += rows
 
     def broken(self) -> bool:
-        """Whether a fault was found that no skipping of rows helps."""
+        """Whether a fault was found that cannot be skipped with rows."""
         return any(not fault.rows for fault in self._found.values())
 
     def verdict(self) -> None:
@@ -168,6 +168,6 @@ class Faults:
             raise LogFaults(found, self.log)
 
     def decisions(self) -> tuple[Decision, ...]:
-        """What was decided, and under ``skip_bad`` what was left out."""
+        """The reader's decisions, and under ``skip_bad`` the rows left out."""
         left_out = [Decision(f"left out: {f.problem}", f.column, f.rows, f.remedy) for f in self._found.values()]
         return (*left_out, *self._decided.values())

@@ -1,10 +1,10 @@
 # core
-"""The files of a log, and the forms that each may have: Parquet, CSV, TSV, JSON lines.
+"""The files of a log, and their forms: Parquet, CSV, TSV, JSON lines.
 
-A log is one file, a folder of files, or several of both; files come in the order of their names within a folder. The
-name's ending tells the form. Text may be compressed (.gz, .bz2, .zst, .lz4). A column has one type in the whole log. If
-a column of numbers has a text somewhere, the whole column is text in CSV; in other forms that is a fault. Values are
-plain (:mod:`millrace.logs.plain`).
+A log is one file, a folder of files, or several of both; files of a folder come in the order of their names. The
+name's ending gives the form. Text may be compressed (.gz, .bz2, .zst, .lz4). A column has one type in the whole log. In
+CSV, one text makes a column of numbers a column of texts; in other forms that is a fault. Values are plain
+(:mod:`millrace.logs.plain`).
 """
 
 from __future__ import annotations
@@ -31,19 +31,16 @@ _TIMES_COMPRESSED = 5  # about how much smaller compressed text is
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What a file's name says of it."""
+    """Form and compression by a file's name."""
 
     form: str
-    """``.parquet``, ``.csv`` and so on; empty: none."""
+    """``.parquet``, ``.csv`` and so on; empty: unknown."""
     compressed: bool
 
     @classmethod
     def of(cls, path: Path, text: bool = False) -> Ending:
-        """Of a name like ``log.csv.gz``.
-
-        Args:
-            text: a name without a known ending (``u.data``) is a CSV: the schema says its separator or columns.
-        """
+        """Of a name like ``log.csv.gz``. ``text``: without a known ending (``u.data``) it is a CSV, since the schema
+        names its separator or columns."""
         endings = [s.lower() for s in path.suffixes]
         packed = bool(endings) and endings[-1] in COMPRESSED
         if packed:
@@ -53,10 +50,9 @@ class Ending:
 
 
 def files_of(paths: Sequence[Path], side_files: Iterable[str] = ()) -> list[Path]:
-    """The log's files, in their order.
+    """The log's files, in their order, without side tables and hidden files.
 
-    A folder's Parquet files are its log, or if it has none its text files; if it has neither, those of the folders in
-    it. Side tables and hidden files are not the log's.
+    A folder's Parquet files are its log; without any, its text files; without both, those of the folders in it.
 
     Raises:
         LogError: a path does not exist, or a folder has no files of a log.
@@ -88,9 +84,9 @@ def _in_folder(folder: Path, side: set[str]) -> list[Path]:
 
 
 def estimated_bytes(files: Iterable[Path], wanted: set[str]) -> int:
-    """About how much memory the wanted columns take: of text the file's size, of Parquet the columns' when unpacked.
+    """About how much memory the wanted columns take: text counts its file's size, Parquet the unpacked columns.
 
-    Files that cannot be read count 0: reading them tells why.
+    Unreadable files count 0: reading them later reports the reason.
     """
     total = 0
     for file in files:
@@ -114,11 +110,11 @@ def read_files(files: Sequence[Path], wanted: set[str], log: Path, form: TextFor
     """The wanted columns of several files, one after the other, read whole.
 
     Args:
-        faults: takes the lines that are no rows.
+        faults: takes the lines that are not rows.
 
     Raises:
-        LogFaults: a file is unreadable or not of the form that its ending tells; or a wanted column occurs twice, is
-            not UTF-8 text or does not fit.
+        LogFaults: a file is unreadable or not of the form of its ending; or a wanted column occurs twice, is not UTF-8
+            text or does not fit.
         LogError: the files disagree.
     """
     tables: list[pa.Table] = []
@@ -138,7 +134,7 @@ def read_files(files: Sequence[Path], wanted: set[str], log: Path, form: TextFor
 
 
 class named:
-    """What a reader raises becomes a LogError that names the file."""
+    """Turns a reader's exceptions into a LogError that names the file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -163,14 +159,13 @@ class named:
 
 
 def column_names(file: Path, form: TextForm) -> list[str]:
-    """All columns of one file."""
     if Ending.of(file).form in PARQUET:
         return list(pq.read_schema(file).names)
     return list(_read(file, None, form, Faults(str(file), skip_bad=True), 0).column_names)
 
 
 def text_ending(path: Path, form: TextForm) -> str:
-    """The ending of a text file. Raises LogError where it tells no form."""
+    """The ending of a text file. Raises LogError for an unknown ending."""
     ending = Ending.of(path, text=bool(form.columns or form.separator))
     if ending.form in PARQUET and ending.compressed:
         raise LogError(f"'{path}' is Parquet in a compressed file", "unpack it: Parquet compresses within")

@@ -1,5 +1,5 @@
 # core
-"""Side tables of a log: read once, joined from the left to each stretch of it.
+"""Side tables of a log: read one time, joined from the left to each stretch of it.
 
 With a time of validity (``at``), an exposure gets the newest row of the side table that is not later than itself::
 
@@ -41,11 +41,8 @@ class SideTables:
 
     @classmethod
     def read(cls, paths: Sequence[Path], schema: Schema, wanted: set[str], faults: Faults) -> SideTables:
-        """Those of the schema, from beside the log. A table that cannot be read is a fault.
-
-        Raises:
-            SchemaError: a table has no column to join on.
-        """
+        """The schema's side tables, from beside the log. An unreadable table is a fault. Raises SchemaError when a
+        table has no column to join on."""
         tables = []
         for join in schema.join:
             with faults.whole():
@@ -59,12 +56,12 @@ class SideTables:
         return table
 
     def notes(self) -> list[str]:
-        """What a person may want to know, one line each."""
+        """Remarks for a person, one line each."""
         return [note for side in self._tables for note in side.notes()]
 
 
 class SideTable:
-    """One side table, and the counts of how well it fitted."""
+    """One side table, and counts of matches."""
 
     def __init__(self, file: Path, join: Join, schema: Schema, wanted: set[str], faults: Faults) -> None:
         assert schema.log is not None
@@ -94,15 +91,11 @@ class SideTable:
 
     @property
     def held(self) -> tuple[pa.Table, I64 | None]:
-        """The rows, and the time from which each holds; None: there is no such time."""
+        """The rows, and each one's time of validity; None: the table has no such time."""
         return self._table, self._at
 
     def join(self, table: pa.Table, ts_ms: pa.Array | None, path: Path) -> pa.Table:
-        """See :meth:`SideTables.join`.
-
-        Args:
-            ts_ms: (n,) times of the exposures, for tables with a time of validity.
-        """
+        """As :meth:`SideTables.join`. ``ts_ms``: (n,) times of the exposures, for tables with a time of validity."""
         on = self._spec.on
         _check_key(table, on, path)
         left, text = table[on], table[on].type != self._key.type
@@ -127,7 +120,6 @@ class SideTable:
         return table
 
     def notes(self) -> list[str]:
-        """One line each."""
         file, on = self._spec.file, self._spec.on
         lines = []
         if self._repeated:
@@ -140,7 +132,7 @@ class SideTable:
 
 
 class _AsOf:
-    """Finds of each key the newest row that is not later than a time; of rows of one time, the last in the file."""
+    """Finds the newest row of each key that is not later than a time; of rows of one time, the last in the file."""
 
     def __init__(self, key: pa.Array, at: I64) -> None:
         self._keys = key.unique()
@@ -186,7 +178,7 @@ def _check_key(table: pa.Table, on: str, where: Path) -> None:
 def _times(
     side: pa.Table, join: Join, schema: Schema, log: LogColumns, file: Path, faults: Faults
 ) -> NDArray[np.float64]:
-    """(n,) ms from which each row holds; NaN where it has none: such rows hold never, and are counted."""
+    """(n,) ms from which each row is valid; NaN for no time: such rows never match, and are counted."""
     assert join.at is not None
     clock = Clock.of(log, schema)
     if join.time_format is not None or join.time_unit is not None:

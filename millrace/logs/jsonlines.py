@@ -1,8 +1,8 @@
 # core
-"""Which lines of a JSON file are rows, when the fast reader refuses them all: line by line, each fault counted.
+"""A slow reader of JSON lines: it finds all faults in a block that the fast reader refuses.
 
-The fast reader (:mod:`pyarrow.json`) stops at the first error. This one is a hundred times slower and meets every one:
-lines that are no objects, keys that stand twice, and values of another kind than most of their column's.
+The fast reader (:mod:`pyarrow.json`) stops at the first error. This one is a hundred times slower and finds each: lines
+that are not objects, keys that stand twice, and values of another kind than most of their column's.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def readable(
     row: int,
     types: Mapping[str, pa.DataType] | None,
 ) -> bytes | None:
-    """The lines that are rows, with the wanted keys only: what stands under others does not matter. None if these are
-    all lines and keys, so that nothing is wrong that this reader knows.
+    """The lines that are rows, reduced to the wanted keys. None when no line and no key is left out: this reader then
+    knows of no fault.
 
     Args:
         row: number of rows before this block.
-        types: of the columns where they are known; else the kind of most values counts.
+        types: of the columns, if known; else the kind of most values counts.
     """
     rows: list[tuple[int, dict[str, Any]]] = []
     wrong, unwanted = 0, False

@@ -1,5 +1,5 @@
 # core
-"""Columns that a schema names and a log lacks, with the columns that look like them."""
+"""Columns that a schema names and a log lacks, with suggestions of similar names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from millrace.logs.text import TextForm, is_data
 
 
 def lacking(names: Sequence[str], schema: Schema, paths: Sequence[Path]) -> SchemaError:
-    """The error that names all of them, and for each what looks like it."""
+    """The error that names all missing columns, each with similar names."""
     assert schema.log is not None
     path = paths[0]
     log_only = set(schema.log.action_times.values())
@@ -43,7 +43,7 @@ def lacking(names: Sequence[str], schema: Schema, paths: Sequence[Path]) -> Sche
 
 
 def without_header(file: Path, form: TextForm) -> SchemaError | None:
-    """The error of a CSV whose columns nobody names: its first line is data. None: it is no such file."""
+    """The error of a CSV without a header and without column names in the schema; None for any other file."""
     ending = Ending.of(file, text=form.separator is not None).form
     if form.columns or ending not in (".csv", ".tsv", ".tab"):
         return None

@@ -1,5 +1,5 @@
 # core
-"""One plain type for all types that hold the same values: a value is the same, whatever type a form stored it in."""
+"""One plain type for all types that hold the same values: the storage type of a file does not change a value."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def _first_bad(column: pa.ChunkedArray, converted: Callable[[pa.ChunkedArray], p
 
 
 def common(found: Sequence[dict[str, pa.DataType]], where: Path) -> dict[str, pa.DataType]:
-    """The type of each column that several blocks or files have, as if it had been inferred from all at once. Raises
-    LogError where numbers and lists, or lists and texts, are mixed."""
+    """The common type of each column over several blocks or files, as if inferred from all together. Raises LogError
+    where numbers and lists, or lists and texts, are mixed."""
     out: dict[str, pa.DataType] = {}
     for types in found:
         for name, kind in types.items():

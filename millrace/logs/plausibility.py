@@ -1,7 +1,7 @@
 # core
-"""Decisions about clean rows: what could be meant in more than one way is kept, counted and reported.
+"""Decisions about clean rows: ambiguous rows are kept, counted and reported.
 
-The reader asks after copies were merged, so a click that one copy has counts as the exposure's own.
+They come after copies are merged, so a click in one copy counts as the exposure's own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NUMBER = r"^-?\d+(\.\d+)?$"
 
 
 class Plausibility:
-    """Counts what looks implausible, over the stretches of one log."""
+    """Counts implausible rows over the stretches of one log."""
 
     def __init__(self, schema: Schema, faults: Faults, now_ms: int | None) -> None:
         assert schema.log is not None
@@ -32,7 +32,7 @@ class Plausibility:
         self._numbers: dict[str, tuple[int, int]] = {}
 
     def look(self, table: pa.Table) -> None:
-        """At clean rows, each once."""
+        """Takes clean rows; call it with each row one time."""
         log, decide = self._log, self._faults.decide
         label, ts_ms = table[log.label].to_numpy(), table[TS].to_numpy()
         self._rows += len(label)
@@ -74,7 +74,6 @@ class Plausibility:
             self._numbers[name] = numbers, texts
 
     def end(self) -> None:
-        """After the last rows."""
         if self._rows and self._ones in (0, self._rows):
             value = int(self._ones > 0)
             self._faults.decide(f"the label '{self._log.label}' is {value} in all rows: there is nothing to tell apart",

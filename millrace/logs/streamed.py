@@ -1,5 +1,5 @@
 # core
-"""A log that is larger than memory: read in stretches, brought into order within a bound, written to a mapped file.
+"""A log that is larger than memory: read in stretches, sorted within a bound, written to a mapped file.
 
 ::
 
@@ -7,8 +7,8 @@
     held                  rows from 09:04 on            they wait, since an earlier one may still come
     out   ... 08:57 08:59 09:03                         sorted, without copies, written to the Arrow file
 
-Memory holds the side tables, one stretch, and the rows of twice the bound. Types of text columns come from a pass over
-the files before: what :func:`pyarrow.csv.read_csv` infers from each block, joined.
+Memory holds the side tables, one stretch, and the rows of twice the bound. An earlier pass over the files finds the
+types of text columns: the join of what :func:`pyarrow.csv.read_csv` infers from each block.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from millrace.logs.text import TextForm, TextReader, blocks, wanted_once
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What is read whole, and how large the stretches of the rest are."""
+    """Limit for reading whole, and sizes of stretches."""
 
     whole_bytes: int = 1 << 27
     """Logs whose wanted columns take about so much or less are read whole."""
@@ -64,7 +64,6 @@ class Streamed:
             self._all = common(found, log)
 
     def stretches(self) -> Iterator[pa.Table]:
-        """In the files' order."""
         row = 0
         for file in self._read:
             for part in self._parts(file, row):
@@ -72,7 +71,7 @@ class Streamed:
                 row += part.num_rows
 
     def _parts(self, file: Path, row: int) -> Iterator[pa.Table]:
-        """A file that breaks off is a fault; what was read before stays."""
+        """A file that breaks off is a fault; the parts before stay."""
         with self._faults.whole(), named(file):
             if Ending.of(file).form in PARQUET:
                 with pq.ParquetFile(file, memory_map=True, pre_buffer=False) as source:
@@ -136,7 +135,7 @@ class Spool:
         self.copies = self.rows = 0
 
     def add(self, columns: dict[str, pa.ChunkedArray], origin: NDArray[np.intp], now_ms: int | None) -> None:
-        """Rows in the file's order.
+        """Takes rows in the file's order.
 
         Args:
             origin: (n,) the row of the log that each comes from.
@@ -158,7 +157,7 @@ class Spool:
             self._release(self._newest_ms - self._bound_ms)
 
     def end(self) -> None:
-        """Writes what is held."""
+        """Writes the held rows."""
         if self._fresh or self._held is not None:
             self._release(None)
         if self._writer is not None:
@@ -203,11 +202,8 @@ class Spool:
 
 
 def streamed(source: Streamed, rows: Rows, spool: Spool, faults: Faults, now_ms: int | None) -> int:
-    """All stretches through ``rows`` into ``spool``; the number of rows read.
-
-    Raises:
-        SchemaError: as :meth:`Rows.clean`.
-    """
+    """Passes all stretches through ``rows`` into ``spool``; returns the number of rows read. Raises SchemaError as
+    :meth:`Rows.clean`."""
     read = 0
     for raw in source.stretches():
         cleaned = rows.clean(raw, read)

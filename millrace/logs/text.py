@@ -1,8 +1,8 @@
 # core
 """Text files of a log: bytes to blocks of whole lines, blocks to tables. CSV and JSON lines, compressed or not.
 
-A file is one block where it is read whole, and many where it is streamed; both go the same way. Lines that are no rows
-are counted as faults and left out: a line with another number of columns, a broken JSON object, a lost end.
+A file is one block when read whole, many when streamed. Invalid lines are counted as faults and left out: a line with
+another number of columns, a broken JSON object, a lost end.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HEAD = 1 << 20  # a header is searched for in this many bytes
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
 _QUOTE = '"'
 NO_QUOTING = "say quoting = false where quotes are letters of the text, as in titles"
-"""What to do about a quote that opens a value and is never closed."""
+"""Remedy for a quote that opens a value and is never closed."""
 _ONE_BYTE = "\x1f"
 """Stands for a separator of more than one character: ASCII's own separator of units."""
 _NO_TEXT = {
@@ -39,7 +39,7 @@ _NO_TEXT = {
     b"PAR1": ("Parquet", "let its name end in .parquet"),
     b"PK\x03\x04": ("a spreadsheet or a zip archive", "export it as CSV"),
 }
-"""Bytes that a text file does not begin with: (what the file is instead, what to do)."""
+"""First bytes that no text file has: (form of such a file, remedy)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,11 @@ class TextForm:
     """How a text file is written, beyond its ending."""
 
     columns: tuple[str, ...] = ()
-    """Names of the columns where no header line tells them."""
+    """Names of the columns of a file without a header line."""
     separator: str | None = None
     encoding: str = "utf-8"
     quoting: bool = True
-    """A value in quotes may hold separators and line breaks; else a quote is a letter like others."""
+    """A value in quotes may hold separators and line breaks; else a quote is an ordinary character."""
     as_written: frozenset[str] = frozenset()
     """Columns of times that may name a zone or not: the reader of JSON would forget which."""
     texts: frozenset[str] = frozenset()
@@ -59,7 +59,7 @@ class TextForm:
 
     @classmethod
     def of(cls, said: LogColumns | Join) -> TextForm:
-        """As a schema's section says."""
+        """As a schema's section describes it."""
         if not isinstance(said, LogColumns):
             return cls(said.columns, said.separator, said.encoding, said.quoting)
         times = frozenset((said.time, *said.action_times.values())) if said.local_times else frozenset()
@@ -67,9 +67,9 @@ class TextForm:
 
 
 def blocks(path: Path, size: int | None, faults: Faults) -> Iterator[pa.Buffer]:
-    """The file's bytes, uncompressed, in pieces that end with a line; None: in one piece.
+    """The file's bytes, uncompressed, in pieces of whole lines; ``size`` None: in one piece.
 
-    A file whose compression breaks off is a fault; what could be read before it is in the pieces.
+    A file whose compression breaks off is a fault; the pieces hold what could be read before it.
     """
     with pa.input_stream(str(path)) as stream:
         if size is not None:
@@ -83,7 +83,7 @@ def blocks(path: Path, size: int | None, faults: Faults) -> Iterator[pa.Buffer]:
 
 
 def _as_far(path: Path, faults: Faults) -> pa.Buffer:
-    """What can be read of a file that breaks off. Raises OSError if that is nothing."""
+    """The readable part of a file that breaks off. Raises OSError if it is empty."""
     with pa.input_stream(str(path)) as stream:
         found = b"".join(piece.to_pybytes() for piece in _pieces(stream, 1 << 16, path, faults))
     return pa.py_buffer(found)
@@ -137,7 +137,7 @@ class TextReader:
         """The block's rows.
 
         Args:
-            types: of the columns, where an earlier pass found them; None: inferred from the block.
+            types: of the columns, from an earlier pass; None: inferred from the block.
 
         Raises:
             LogError: the file is of another form, or a wanted column stands twice.
@@ -214,7 +214,7 @@ class TextReader:
         return table
 
     def _tell_swallowed(self, raw: pa.Buffer, rows: int) -> None:
-        """Counts lines that stand within the quotes of a line before: a title with one quote takes them in unseen."""
+        """Counts lines within the quotes of a line before: a title with one quote swallows them unseen."""
         header = not self._started and not self._form.columns
         expected = rows + self._left_out + header
         if np.count_nonzero(np.frombuffer(raw, np.uint8) == ord("\n")) + 1 <= expected:
@@ -275,7 +275,7 @@ def _is_time(kind: pa.DataType) -> bool:
 
 
 def wanted_once(names: list[str], wanted: set[str], path: Path) -> list[str]:
-    """The wanted ones of a file's columns. A column that occurs twice has two values a row: which counts is unknown."""
+    """The wanted columns of a file. Raises for a column that occurs twice: which value counts is unknown."""
     for name in sorted(wanted):
         if names.count(name) > 1:
             raise LogError(f"'{path}': column '{name}' stands {names.count(name)} times", "rename or drop all but one")

@@ -1,7 +1,7 @@
 # core
-"""Times of a log in whatever way they are written: numbers since a start, ISO 8601, any strptime format.
+"""Times of a log in any notation: numbers since a start, ISO 8601, any strptime format.
 
-The result is Unix milliseconds. A mask marks the values that are no time, so that all can be named or skipped.
+The result is Unix milliseconds. A mask marks invalid values, so that all can be named or skipped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from millrace.contracts.schema import Schema
 from millrace.logs.values import flat, is_text
 
 FIRST_MS = 631_152_000_000
-"""1 January 1990. No log is older: what reads as an earlier time is written in another unit or format."""
+"""1 January 1990. No log is older: an earlier time means another unit or format."""
 
 _UNITS = {"ms": 1.0, "s": 1000.0, "us": 0.001, "ns": 0.000001}
 _PER_MS = {"us": 1000, "ns": 1_000_000}
@@ -29,15 +29,15 @@ _NUMBER = r"^[+-]?\d+(\.\d*)?$"
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """How a column of times is written."""
+    """The notation of a column of times."""
 
     unit: TimeUnit = "ms"
     strptime: str = ""
     """A strptime format; empty: numbers in ``unit``, or ISO 8601."""
     start_ms: int = 0
-    """What numbers are counted from."""
+    """Zero of the numbers."""
     local_ms: int = 0
-    """The offset of times that name no zone."""
+    """Offset of times without a zone."""
 
     @classmethod
     def of(cls, log: LogColumns, schema: Schema) -> Clock:
@@ -139,7 +139,7 @@ def _parsed_iso(texts: pa.Array, zoned: bool) -> pa.Array:
 
 
 def _formatted(column: pa.Array, clock: Clock) -> tuple[pa.Array, NDArray[np.bool_]]:
-    """By strptime, each distinct value once. A number is its digits: 14102923 is "14102923"."""
+    """By strptime, each distinct value one time. A number counts as its digits: 14102923 is "14102923"."""
     missing = pc.is_null(column, nan_is_null=True)
     if pa.types.is_floating(column.type):
         whole = pc.and_(pc.is_finite(column), pc.less(pc.abs(column), 2.0**53))
@@ -164,7 +164,7 @@ def _one(text: str, clock: Clock) -> int | None:
 
 
 def meant(value: object, unit: str) -> str:
-    """What a value that reads as a time before 1990 was probably meant to be: the remedy.
+    """The remedy for a value that reads as a time before 1990: its probable notation.
 
     >>> meant(14102923, "ms")
     'name how it is written: log.time_format = "yymmddhh"'

@@ -8,7 +8,7 @@
                                                                                     9     1      1     0
                                                                                     4     0      2     0
 
-A list is a list of Arrow, or a text with a separator; the brackets and quotes of ``['a', 'b']`` are taken off.
+A list is a list of Arrow, or a text with a separator; the brackets and quotes of ``['a', 'b']`` are removed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,8 @@ from millrace.logs.values import as_text, flat, is_text, missing
 
 
 def unroll(table: pa.Table, log: LogColumns, path: str, faults: Faults, row: int) -> tuple[pa.Table, NDArray[np.intp]]:
-    """(a row an exposure, with item, label, slot and page made; (n,) the row of ``table`` that each comes from).
-
-    Args:
-        table: of one stretch; ``faults`` has begun it.
-        row: number of rows of the log before it.
-    """
+    """(a row for each exposure, with item, label, slot and page; (n,) the row of ``table`` of each). ``table`` is the
+    stretch that ``faults`` has begun; ``row`` is the number of rows of the log before it."""
     listed = log.items or log.pairs
     assert listed is not None
     items = _lists(table[listed], log)
@@ -109,7 +105,7 @@ def _lengths_fit(table: pa.Table, log: LogColumns, items: pa.ListArray, path: st
 def _pairs(
     values: pa.Array, log: LogColumns, path: str, faults: Faults, origin: NDArray[np.intp]
 ) -> tuple[pa.Array, pa.Array]:
-    """(items, labels) of texts like ``N12-1``: what stands behind the last separator is the label."""
+    """(items, labels) of texts like ``N12-1``: the label follows the last separator."""
     parts = pc.split_pattern(values, log.pair_separator, max_splits=1, reverse=True)
     whole = pc.equal(pc.list_value_length(parts), 2)
     items = pc.list_element(pc.if_else(whole, parts, pa.scalar(["", "0"], parts.type)), 0)

@@ -1,5 +1,5 @@
 # core
-"""Small questions about a column's values that several readers ask."""
+"""Helpers for a column's values that several readers share."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether values are text."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """The column in one piece."""
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
@@ -29,7 +27,7 @@ def as_text(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 
 def missing(column: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
-    """(n,) where there is no value. Empty text and NaN are none, as in ``contracts.hashing.value_hash``."""
+    """(n,) True for a missing value: null, empty text or NaN, as in ``basics.hashing.value_hash``."""
     out = pc.is_null(column, nan_is_null=True)
     if is_text(column.type):
         out = pc.or_(out, pc.fill_null(pc.equal(column, ""), False))
@@ -47,7 +45,7 @@ NO = ("false", "no", "n", "f", "nein", "non", "nee", "não", "nie", "falsch", "f
 
 
 def said(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Of texts, 1.0 for words that say yes and 0.0 for those that say no, large or small; null for all others."""
+    """1.0 for texts that mean yes, 0.0 for those that mean no, in any case of letters; null for all others."""
     word = pc.utf8_lower(pc.utf8_trim_whitespace(column))
     yes, no = (pc.is_in(word, value_set=pa.array(words, word.type)) for words in (YES, NO))
     return pc.if_else(yes, 1.0, pc.if_else(no, 0.0, pa.scalar(None, pa.float64())))
@@ -57,7 +55,8 @@ _FLOAT = r"^\s*[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|(?i:nan|inf|infinity))\s*$
 
 
 def as_numbers(column: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
-    """(float64, null where a value is no number; (n,) where it is one). Booleans are 0 and 1; texts may be numbers."""
+    """(float64, null for a value that is not a number; (n,) whether it is one). Booleans are 0 and 1; texts may be
+    numbers."""
     kind = column.type
     if pa.types.is_boolean(kind):
         column = pc.cast(column, pa.int8())
