@@ -249,14 +249,12 @@ class OwnModel:
     # -- versions --------------------------------------------------------------------------------------------
 
     def changes(self, dense: bool = True, retrieval: bool = True) -> Image:
-        """All arrays that scorers get, unless ``dense`` is False."""
         if not dense:
             return Image({}, {})
         self._take_whole()
         return Image(serving_of(self._kept), {})
 
     def snapshot(self) -> Part:
-        """The whole state. :meth:`resume` goes on from it bit for bit."""
         self._take_whole()
         return Image(serving_of(self._kept), {}), self.small_state()
 

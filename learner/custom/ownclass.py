@@ -260,7 +260,6 @@ def learnt(model: Verbs, batch: SampleBatch) -> LearnReport | None:
 
 
 def _fixed(array: NDArray[A]) -> NDArray[A]:
-    """A read-only view of the array."""
     view = array.view()
     view.flags.writeable = False
     return view
@@ -297,7 +296,6 @@ def arrays_of(model: Verbs) -> dict[str, Array]:
 
 
 def serving_of(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Those that reach a scorer."""
     return {name: array for name, array in arrays.items() if not name.startswith(TRAINING)}
 
 

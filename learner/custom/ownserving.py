@@ -85,7 +85,6 @@ class OwnServing:
         self.score(rows.cat, rows.num)
 
     def snapshot(self) -> Image:
-        """The arrays of this version."""
         return Image({name: array.copy() for name, array in self._arrays.items()}, {})
 
 
@@ -160,7 +159,6 @@ class OwnWriter:
         return overlay
 
     def base(self) -> Arrays:
-        """The arrays of the newest folded version."""
         return {_WHAT: np.zeros(0, np.int64), **self._base}
 
     def pending(self) -> list[Arrays]:

@@ -100,12 +100,10 @@ class Served:
         self._clicked, self._masks = np.zeros(size, np.bool_), np.zeros(size, np.uint64)
 
     def __len__(self) -> int:
-        """Rows held: waiting and settled."""
         return len(self._index)
 
     @property
     def waiting(self) -> int:
-        """Rows whose label is not settled."""
         return self._waiting
 
     def begin_after(self, ts_ms: int) -> None:
@@ -225,7 +223,6 @@ class Served:
         return coming[:room]
 
     def _kept(self, pages: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Whether the pages are judged. (n,)"""
         bits = np.uint64((1 << self._halvings) - 1)
         kept: NDArray[np.bool_] = (pages >> _FREE_BITS & bits) == 0
         return kept

@@ -27,7 +27,6 @@ class Versus:
     gaps: dict[str, Gap]  # the shadow's less the first's
 
     def line(self) -> dict[str, Any]:
-        """For JSON: NaN is null."""
         found: dict[str, Any] = {"rows": self.rows, "users": self.users, "clicks": self.clicks}
         for name in FIGURES:
             found |= {name: known(self.shadow[name]), f"first_{name}": known(self.first[name])}

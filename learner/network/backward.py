@@ -190,7 +190,6 @@ def _array(tensor: Tensor) -> Floats:
 
 
 def _slot(parameter: Tensor) -> Tensor:
-    """The memory of a parameter's gradient."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
@@ -390,7 +389,6 @@ class _Unit:
         return y
 
     def infer(self, x: Tensor, room: Workspace) -> Tensor:
-        """:meth:`forward` in evaluation mode."""
         unit, norm, placement = self.unit, self.norm, self.placement
         b1, b2 = _array(unit.w1.bias), _array(unit.w2.bias)
         below = x

@@ -20,7 +20,6 @@ from millrace.basics.compiled import compiled
 
 Array = NDArray[Any]
 Half = NDArray[np.uint16]
-"""bfloat16 values."""
 
 
 @njit(inline="always")
@@ -92,5 +91,4 @@ def relu_dot(z: Half, bias: Array, weight: Array, shift: np.float32, out: Array)
 
 
 def as_tensor(array: Half) -> Tensor:
-    """The same memory for torch."""
     return torch.from_numpy(array).view(torch.bfloat16)

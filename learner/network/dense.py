@@ -154,14 +154,12 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def load_dense(names: dict[str, Tensor], serving: dict[str, NDArray[Any]]) -> None:
-    """Copies serving tensors into a network's parameters and buffers, in place."""
     with torch.no_grad():
         for name, array in serving.items():
             names[name].copy_(torch.from_numpy(np.array(array)))
 
 
 def _flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """One vector of which the tensors become views."""
     vector = torch.cat([t.detach().reshape(-1) for t in tensors]) if tensors else torch.zeros(0)
     at = 0
     for tensor in tensors:

@@ -61,8 +61,6 @@ def matrix_units() -> bool:
 
 
 class Forward(Protocol):
-    """A network's logits in evaluation mode."""
-
     def infer(self, x: Tensor, room: Workspace) -> Floats:
         """Logits (n,) of x (n, I). Writes to ``room`` alone: threads may call it at once, each with its own."""
         ...
@@ -175,8 +173,6 @@ def _without_norm(unit: Residual) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
 
 
 class HalfForward:
-    """Products in bfloat16 with sums in float32."""
-
     def __init__(self, stack: _Stack, matrices: NDArray[np.uint16], vectors: Floats) -> None:
         self._stack = stack
         flat = bfloat16.as_tensor(matrices)

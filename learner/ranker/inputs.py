@@ -174,7 +174,6 @@ def _bucket_ids(names: tuple[str, ...], buckets: int) -> Ids:
 
 
 def _crosses(schema: Schema) -> list[tuple[np.uint64, tuple[int, ...]]]:
-    """Salt and columns of cat of each crossed column."""
     layout = schema.layout
     at = {f.name: range(s, s + f.slots) for f, s in zip(layout.cat_fields, layout.cat_starts, strict=True)}
     made: list[tuple[np.uint64, tuple[int, ...]]] = []

@@ -139,7 +139,6 @@ def build_network(columns: Columns, spec: Spec, seed: int) -> Network:
 
 
 def build(schema: Schema, spec: Spec, seed: int) -> tuple[Inputs, Network]:
-    """The input side of a model, and its untrained network."""
     kind = network_of(spec.model)
     width = spec.width if kind.deep else 0
     squash = spec.numerics == "squash"
@@ -451,7 +450,6 @@ class OnlineModel:
         self.seed, self.newest_ms, self._expired_min = fresh.seed, fresh.newest_ms, fresh._expired_min
 
     def _settle(self, dense: dict[str, Array], state: Mapping[str, Array]) -> None:
-        """Takes over what is not in tables."""
         if set(dense) != set(self.dense.names):
             raise KeyError("other tensors")
         self.dense.resume(dense, below("dense/", state))

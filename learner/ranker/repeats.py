@@ -73,7 +73,6 @@ class Repeats:
 
     @property
     def newest_ms(self) -> int:
-        """Time of the newest exposure met; 0 before the first."""
         return self._newest_ms
 
     def first_time(self, batch: SampleBatch) -> NDArray[np.bool_]:

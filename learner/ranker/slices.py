@@ -157,7 +157,6 @@ def _of_rows(name: str) -> bool:
 
 
 def _newest(changes: list[TableRows]) -> TableRows:
-    """The rows that a table has after changes in this order, by id."""
     ids = np.concatenate([c.ids for c in changes])
     when = np.repeat(np.arange(len(changes)), [len(c.ids) for c in changes])
     order = np.argsort(ids, kind="stable")

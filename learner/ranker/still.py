@@ -44,5 +44,4 @@ class Still:
             own.data.copy_(theirs.data)
 
     def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Click probabilities (B,) of feature rows cat (B, F), num (B, N). Reads only."""
         return score_with(self._inputs, self._inference, self._model.tables, cat, num)

@@ -50,11 +50,9 @@ from millrace.versions.image import Array, below
 Floats = NDArray[np.float32]
 
 MICRO = 128
-"""Clicks of a full micro-batch."""
 ITEMS = 1 << 17
 """Of the item table."""
 RING = 8192
-"""Clicks of the ring."""
 RING_PART = 8
 """One of so many negatives is drawn from the ring."""
 USERS = 1 << 16
@@ -109,19 +107,16 @@ class RetrievalHead:
         self.reseed(seed)
 
     def reseed(self, seed: int) -> None:
-        """Takes first values and draws from this seed from now on."""
         for name, table in self.tables.items():
             table.salt = np.uint64(int(salt("first values", name, str(seed))))
         self._state[0] = salt("negatives", str(seed))
 
     @property
     def nbytes(self) -> int:
-        """Memory of all but the tables, in bytes."""
         return self.register.nbytes + self.history.nbytes + self._places.nbytes
 
     @property
     def pending(self) -> int:
-        """Clicks that wait for a micro-batch."""
         return len(self._pending)
 
     def take(self, batch: SampleBatch) -> None:
@@ -151,7 +146,6 @@ class RetrievalHead:
             self._learn(size)
 
     def _learn(self, size: int) -> None:
-        """One step on the first ``size`` pending clicks: B."""
         clicks, items = self._told_from(size)
         register, width = self.register, self.width
         # Items and the map are one block: a table that is full makes room for new rows, and never takes a block's own.

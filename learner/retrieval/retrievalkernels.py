@@ -143,8 +143,6 @@ class ItemArrays(NamedTuple):
 
 
 class UserArrays(NamedTuple):
-    """The arrays of a :class:`~learner.retrieval.register.History`."""
-
     users: Array
     newest: Array
     past: Array  # (users, H) keys of items, newest first by arrival
@@ -152,8 +150,6 @@ class UserArrays(NamedTuple):
 
 
 class ClickArrays(NamedTuple):
-    """The arrays of a :class:`~learner.retrieval.register.Pending`."""
-
     user: Array
     entry: Array
     weight: Array
@@ -229,7 +225,6 @@ def _entry(slots: Any, shift: Any, ids: Any, shown: Any, clicks: Any, counts: An
 
 @njit(inline="always")
 def _click(ring: Any, clicks: Any, counts: Any, entry: Any) -> None:
-    """Puts a click into the ring; when that is full, the oldest goes."""
     at = counts[RING_AT]
     if counts[RING_USED] == len(ring):
         clicks[ring[at]] -= 1

@@ -41,7 +41,6 @@ class Clicks:
 
     @property
     def items(self) -> int:
-        """M"""
         return len(self.times)
 
 

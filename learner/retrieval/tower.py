@@ -43,7 +43,6 @@ from millrace.versions.image import Array, Image, TableRows
 Floats = NDArray[np.float32]
 
 USER, ITEM = "retrieval_user", "retrieval_item"
-"""Names of the tables."""
 RECENT = 16
 """The most last clicks of a user that count."""
 GAIN = np.float32(0.5)
@@ -135,7 +134,6 @@ class Tower:
         self._tables = {name: Index({"embedding": self.width, "wide": 1}, spec.max_rows) for name in (USER, ITEM)}
 
     def __len__(self) -> int:
-        """Rows of both tables."""
         return sum(len(index) for index in self._tables.values())
 
     def apply(self, image: Image) -> None:

@@ -29,7 +29,6 @@ SHADOW = "shadow"
 REPAIRED = "repair"
 """The name of a repaired model's store, beside ``models``."""
 _POLICY = "label_policy"
-"""The entry of ``shadow_spec`` that is not the model's."""
 
 
 def shadow_settings(settings: Settings) -> Settings:

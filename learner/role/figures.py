@@ -206,7 +206,6 @@ class Board:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def _show_gate(self, gate: Mapping[str, Any], verdicts: Tally[tuple[str, str]], new: Tally[str]) -> None:
-        """The gate's metrics. ``new`` has the trainer's counts since the last time."""
         for (check, verdict), n in (verdicts - self._verdicts).items():
             VERDICTS.labels(check, verdict).inc(n)
         self._verdicts = verdicts
@@ -261,7 +260,6 @@ class Board:
 
 
 def _show_served(served: Served) -> dict[str, Figures]:
-    """Settles what is due, and sets the gauges of each arm and segment."""
     served.settle()
     arms = {arm: served.figures(arm) for arm in ARMS}
     for arm, figures in arms.items():

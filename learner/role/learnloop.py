@@ -241,7 +241,6 @@ class LearnLoop:
             self._due.snapshot = 0.0
 
     def _send(self, found: Published) -> None:
-        """Sends a version; a root lies in the store already."""
         if found.body is None:
             self.output.root(found.note)
         else:

@@ -154,7 +154,6 @@ class TopicOutput(Output):
         )
 
     def gone(self, messages: int) -> None:
-        """The broker removed messages of samples before they were read."""
         SKIPPED.labels("gone").inc(messages)
 
 
@@ -187,7 +186,6 @@ class Learner:
         return {} if self._adopted is None else {"adopted": self._adopted}
 
     def _adoption_of(self, note: Announcement) -> Any:
-        """A snapshot's record of its adoption, as long as that holds."""
         return None if asked(note, self._wanted) else note.extra.get("adopted")
 
     def run(self, stop: threading.Event, tenure: Tenure, producer: KafkaProducer, publisher: Publisher) -> None:

@@ -239,7 +239,6 @@ class Beside(Output):
         self._show(note, versus(scores(self._trainer.model, cat, num), first, rows.label[both], rows.user[both]))
 
     def _model_of(self, note: Announcement) -> Any:
-        """The first learner's model, to score with."""
         if note.schema_id != self._schema.id:
             raise SnapshotError(f"the first learner's schema is {note.schema_id}", "restart the shadow with it")
         parts = (split(image)[0] for image in self._first.read_parts(note))

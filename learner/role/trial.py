@@ -21,7 +21,6 @@ from millrace.contracts.settings import Settings, load_settings
 
 
 def tried(settings: Settings) -> dict[str, str]:
-    """The line as a dict."""
     try:
         if is_own(settings.model):
             own_class(settings.model)  # whether it is there is told before seconds of imports of PyTorch

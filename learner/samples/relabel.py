@@ -50,8 +50,6 @@ class _Message:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """Rows of one message that are to be learnt now."""
-
     batch: SampleBatch
     partition: int
     offset: int

@@ -78,7 +78,6 @@ class Frame:
         return room
 
     def named(self, flat: Floats) -> dict[str, Floats]:
-        """Views of the dense tensors in their one buffer."""
         found, at = {}, 0
         for name, shape in self.shapes.items():
             size = int(np.prod(shape))

@@ -122,7 +122,6 @@ class Table:
         return Block(ids, counts, inverse, none, none > EMPTY, embedding, wide)
 
     def has(self, ids: Ids) -> NDArray[np.bool_]:
-        """Which ids have a row in this version."""
         found: NDArray[np.bool_] = self.base.find(ids) != EMPTY
         for overlay in self.overlays:
             record = overlay.find(ids)
@@ -145,7 +144,6 @@ class Table:
 
 
 def as_rows(ids: Ids, values: Floats) -> TableRows:
-    """Rows of ids (n,) and values (n, D + 1)."""
     width = values.shape[1] - 1
     columns = {"embedding": np.ascontiguousarray(values[:, :width])} if width else {}
     return TableRows(ids, {**columns, "wide": np.ascontiguousarray(values[:, width])})
@@ -198,7 +196,6 @@ class TableWriter:
 
     @property
     def newest(self) -> Table:
-        """The newest staged version, read from the same memory."""
         overlays = tuple(staged.layer for staged in self._staged)
         return Table(self.width, Layer.of(self.slots, self.data), overlays, self._rows)
 
@@ -274,7 +271,6 @@ class TableWriter:
         return 65 - len(self.slots).bit_length()
 
     def _columns(self, embedding: NDArray[Any] | None, wide: NDArray[Any]) -> tuple[Floats, Floats]:
-        """The columns in the form that the compiled loops take."""
         none = np.empty((len(wide), 0), np.float32)
         return as_read(none if embedding is None else embedding), as_read(wide)
 
@@ -312,7 +308,6 @@ class TableWriter:
 
 
 def entries(change: TableRows) -> int:
-    """How many records an overlay of this change has."""
     return len(change.ids) + len(_gone(change))
 
 

@@ -154,7 +154,6 @@ class ServingModel:
         return self._dense.network
 
     def dense(self) -> dict[str, Floats]:
-        """The dense tensors by name: read-only views."""
         return self.frame.named(self._dense.flat)
 
     def snapshot(self) -> Image:
@@ -213,7 +212,6 @@ class ServingModel:
         return p
 
     def _pool(self, group: Group, cat: Ids, once: Flags, at: int, x: Floats, t: Floats) -> None:
-        """One table's share of x and of the wide part."""
         inputs, columns = self.frame.inputs, group.columns
         lone = once[columns]  # (C,)
         if not group.width and inputs.crosses:
@@ -238,6 +236,5 @@ class ServingModel:
 
 
 def _integers(room: Workspace, name: str, size: int) -> NDArray[np.int32]:
-    """Uninitialised int32 of a workspace."""
     flat: NDArray[np.int32] = room.array(name, 1, size).reshape(-1).view(np.int32)
     return flat

@@ -219,6 +219,5 @@ def _aligned(allocate: Allocate, size: int, dtype: Any) -> NDArray[Any]:
 
 
 def _unlike(found: set[str], wanted: set[str]) -> str:
-    """How the found names differ from the wanted ones."""
     lacks, more = sorted(wanted - found), sorted(found - wanted)
     return ", ".join([*(f"'{n}' is missing" for n in lacks), *(f"'{n}' is unknown" for n in more)])

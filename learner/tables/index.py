@@ -188,7 +188,6 @@ class Index:
                 self._move[:] = 0
 
     def _rehash(self, bits: int) -> None:
-        """Rebuilds all slots at once."""
         self._slots = self._next = np.zeros(1 << bits, np.int32)
         self._shift = 64 - bits
         self._move[:] = 0

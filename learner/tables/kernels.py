@@ -55,7 +55,6 @@ def fetch(slots: Any, shift: Any, ids: Any, keys: Any, first: Any, last: Any) ->
 
 @njit(inline="always")
 def put(slots: Any, slot: Any, row: Any) -> None:
-    """Puts a row into the first free slot from ``slot`` on."""
     while slots[slot] != FREE:
         slot = (slot + 1) & (len(slots) - 1)
     slots[slot] = ~row

@@ -44,7 +44,6 @@ class Rates:
 
     @property
     def ftrl(self) -> tuple[np.float32, ...]:
-        """alpha, beta, l1, l2"""
         return tuple(np.float32(v) for v in (self.alpha, self.beta, self.l1, self.l2))
 
 

@@ -126,7 +126,6 @@ def _compare(
 
 
 def _inputs(columns: Columns) -> dict[str, str]:
-    """Names and kinds of the inputs."""
     found = {
         f"field {name}": f"width {width}"
         for names, width in zip(columns.fields, columns.widths, strict=True)
@@ -253,7 +252,6 @@ def _delays(training: Mapping[str, Array], model: OnlineModel) -> dict[str, Arra
 
 
 def _homes(columns: Columns) -> dict[str, str]:
-    """The table of each field and cross."""
     found = {f: f"w{w}" for names, w in zip(columns.fields, columns.widths, strict=True) for f in names}
     return found | dict.fromkeys(columns.wide, "w0")
 

@@ -40,8 +40,6 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """The model was given one micro-batch: these rows in order."""
-
     spans: tuple[Span, ...]
     rows: int = field(default=-1, compare=False)
     """How many the model learnt, where known: 0 of a refused batch. Not in the store."""

@@ -65,7 +65,6 @@ class Publisher:
             self._newest.add_errback(lambda error: self._missed(note, error))
 
     def snapshot(self, note: Announcement) -> None:
-        """Announces a snapshot that lies in the store."""
         self._producer.send(MODEL_DELTAS, encode_snapshot(note)).add_errback(
             lambda error: log.error("announcement lost; the snapshot is found in the store", error=str(error))
         )

@@ -131,7 +131,6 @@ class Tenure:
                 raise BrokerError(f"broker '{self._settings.kafka}' gives no more of '{MODEL_DELTAS}'", REMEDY)
 
     def _poll(self, wait_ms: int) -> int:
-        """Reads new messages; returns how many."""
         seen = 0
         for records in self._reader.poll(timeout_ms=wait_ms).values():
             for record in records:

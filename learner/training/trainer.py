@@ -44,8 +44,6 @@ class Clicks(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """A micro-batch that is due."""
-
     batch: SampleBatch  # B rows
     places: Places  # (B, 3) where its rows lie on the topic
     joined_ms: Times  # (B,) when its samples were made
@@ -84,7 +82,6 @@ class Trainer:
 
     @property
     def pending(self) -> int:
-        """Rows taken and not yet learnt from."""
         return sum(len(b) for b in self._pending)
 
     def take(self, batch: SampleBatch, partition: int = 0, joined_ms: int = 0, offset: int = 0) -> None:

@@ -30,7 +30,6 @@ class Shape:
 
     @property
     def flat(self) -> int:
-        """Width of all inputs side by side."""
         return sum(f * d for f, d in self.groups) + self.numbers
 
 
@@ -47,7 +46,6 @@ class Columns:
 
     @property
     def flat(self) -> list[str]:
-        """A name for each column of :meth:`Network.flat`."""
         groups = zip(self.fields, self.widths, strict=True)
         return [f"{f}[{d}]" for names, width in groups for f in names for d in range(width)] + list(self.numbers)
 
@@ -147,8 +145,6 @@ N = TypeVar("N", bound=type[Network])
 
 
 def register(name: str) -> Callable[[N], N]:
-    """Enters a network in the registry under ``name``."""
-
     def enter(network: N) -> N:
         network.name = name
         REGISTRY[name] = network

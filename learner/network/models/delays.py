@@ -143,7 +143,6 @@ class _Clicks(NamedTuple):
 
 
 def _places(position: NDArray[np.int32], cat: Ids) -> Places:
-    """The indices of exposures' weights. (B, 1 + F)"""
     out = np.empty((len(position), 1 + cat.shape[1]), np.int32)
     out[:, 0] = np.clip(position, 0, _POSITIONS - 1)
     out[:, 1:] = _POSITIONS + (cat.view(np.uint64) % np.uint64(_IDS)).astype(np.int32)

@@ -112,7 +112,6 @@ class BatchRenorm(BatchNorm):
     """
 
     def bounds(self) -> tuple[float, float]:
-        """The current r_max and d_max."""
         age = min(float(self.seen) / 500.0, 1.0)
         return 1 + 2 * age, 5 * age
 

@@ -13,8 +13,6 @@ from learner.network.models.spec import Spec
 
 @register("wide_deep")
 class WideDeep(Network):
-    """Hidden layers over all embeddings and numbers side by side."""
-
     def __init__(self, shape: Shape, spec: Spec) -> None:
         super().__init__(shape, spec)
         self.deep_part = Deep(shape.flat, spec)
