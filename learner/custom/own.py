@@ -65,7 +65,8 @@ MOST_ROWS = 65_536
 
 
 class OwnModel:
-    """A model of one's own that learns batch by batch. One thread at a time.
+    """A model of one's own that learns batch by batch. One thread at a time. Raises SettingError where the class cannot
+    be imported or made, or breaks the rules of its methods.
 
     Args:
         schema: the meaning of the arrays; a model is bound to it.
@@ -74,9 +75,6 @@ class OwnModel:
         seed: for the class.
         live: later failures are counted, and end nothing. Else each raises SettingError: an offline run must not end
             with figures of a model that failed on the way.
-
-    Raises:
-        SettingError: the class cannot be imported or made, or breaks the rules of its methods.
     """
 
     head = None
@@ -172,11 +170,8 @@ class OwnModel:
         return LearnReport(loss, len(batch), None, refused, bad)
 
     def _step(self, batch: SampleBatch) -> tuple[float, str | None]:
-        """Has the object learn a batch. Returns its mean loss before, and why the class refused it, if it did.
-
-        Raises:
-            Unsound: it gives no probabilities for these rows now.
-        """
+        """Has the object learn a batch. Returns its mean loss before, and why the class refused it, if it did. Raises
+        Unsound where it gives no probabilities for these rows now."""
         loss = math.nan
         if not self._tells_loss:
             with contextlib.suppress(Exception):  # the figure is all that is lost
@@ -285,14 +280,8 @@ class OwnModel:
         self, snapshot: Image | Iterable[tuple[Image, Mapping[str, Array]]], training: Mapping[str, Array] | None = None
     ) -> None:
         """Replaces this model's state by a snapshot of this class with this schema and spec; the seed becomes the
-        snapshot's.
-
-        Args:
-            snapshot: a whole image with its ``training``, or without it the parts of a snapshot, in order.
-
-        Raises:
-            SnapshotError: the class refuses it, or becomes something else; this one stays as it was.
-        """
+        snapshot's. ``snapshot``: a whole image with its ``training``, or without it the parts of a snapshot, in order.
+        Raises SnapshotError where the class refuses it, or becomes something else; this one stays as it was."""
         arrays: dict[str, Array] = {}
         state: dict[str, Array] = {}
         tables: set[str] = set()

@@ -62,11 +62,8 @@ def is_own(name: object) -> bool:
 
 
 def own_class(name: str) -> Factory:
-    """The class of this name. Imports its module, so ``name`` must be the caller's own setting.
-
-    Raises:
-        SettingError: the name is none, its module cannot be imported, or has no such class.
-    """
+    """The class of this name. Imports its module, so ``name`` must be the caller's own setting. Raises SettingError
+    where the name is none, its module cannot be imported, or has no such class."""
     if not _NAME.fullmatch(name):
         raise SettingError(f"model '{name[:100]}' is no name", "write module:Class, or the name of a registered model")
     module, _, path = name.partition(":")
@@ -98,11 +95,7 @@ def own_class(name: str) -> Factory:
 
 def entries_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a spec for its class: without the name, and without the entries that learner and replay add to every
-    spec.
-
-    Raises:
-        SettingError: it has an entry for registered models alone.
-    """
+    spec. Raises SettingError where it has an entry for registered models alone."""
     found = {name: value for name, value in spec.items() if name not in _NOT_ITS}
     for name in found:
         if name.startswith(_OF_TABLES):
@@ -157,11 +150,8 @@ class OwnClass:
 
     @classmethod
     def of(cls, schema: Schema, spec: Mapping[str, Any]) -> OwnClass:
-        """The class that a spec names. The name must be the caller's own setting, for it is imported.
-
-        Raises:
-            SettingError: as :func:`own_class` and :func:`entries_of`.
-        """
+        """The class that a spec names. The name must be the caller's own setting, for it is imported. Raises
+        SettingError as :func:`own_class` and :func:`entries_of`."""
         entries, name = entries_of(spec), str(spec["model"])
         return cls(name, own_class(name), schema, entries)
 
@@ -177,11 +167,7 @@ class OwnClass:
         return bool(own) and _SOURCE in spec and spec[_SOURCE] != own[_SOURCE]
 
     def make(self, seed: int) -> Verbs:
-        """A new object.
-
-        Raises:
-            SettingError: its class raises, or lacks a method.
-        """
+        """A new object. Raises SettingError where its class raises, or lacks a method."""
         try:
             with _as_error():
                 made = self.factory(self.schema, dict(self.entries), seed)
@@ -196,11 +182,8 @@ class OwnClass:
         return made
 
     def resumed(self, arrays: Mapping[str, Array], seed: int = 0) -> Verbs:
-        """A new object that has resumed copies of these arrays. Exceptions of the model pass.
-
-        Raises:
-            SettingError: as :meth:`make`.
-        """
+        """A new object that has resumed copies of these arrays. Exceptions of the model pass. Raises SettingError as
+        :meth:`make`."""
         model = self.make(seed)
         with _as_error():
             model.resume({name: np.array(array) for name, array in arrays.items()})
@@ -208,11 +191,7 @@ class OwnClass:
 
     def probe(self) -> None:
         """Tries each method on eight made-up rows, with objects of its own, so that faults show before pages are
-        served.
-
-        Raises:
-            SettingError: a method raises, or breaks its rules.
-        """
+        served. Raises SettingError where a method raises, or breaks its rules."""
         try:
             _try(self)
         except MillraceError:
@@ -232,11 +211,8 @@ def _check_verbs(name: str, has: object) -> None:
 
 
 def scores_of(model: Verbs, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The model's checked scores (B,) of rows cat (B, F), num (B, N). Exceptions of the model pass.
-
-    Raises:
-        Unsound: says what is wrong with them.
-    """
+    """The model's checked scores (B,) of rows cat (B, F), num (B, N). Exceptions of the model pass. Raises Unsound,
+    which says what is wrong with them."""
     with _as_error():
         p = np.asarray(model.score(_fixed(cat), _fixed(num)))
     if p.shape != (len(cat),):
@@ -266,11 +242,7 @@ def _fixed(array: NDArray[A]) -> NDArray[A]:
 
 
 def arrays_of(model: Verbs) -> dict[str, Array]:
-    """The model's checked snapshot. Exceptions of the model pass.
-
-    Raises:
-        Unsound: says what is wrong with it.
-    """
+    """The model's checked snapshot. Exceptions of the model pass. Raises Unsound, which says what is wrong with it."""
     with _as_error():
         given = model.snapshot()
     if not isinstance(given, Mapping):

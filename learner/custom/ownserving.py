@@ -113,10 +113,7 @@ class OwnWriter:
         parts: Image | Iterable[Image],
         allocate: Allocate = np.zeros,
     ) -> OwnWriter:
-        """The writer of a snapshot.
-
-        Args:
-            spec: its "model" is imported: the caller has compared it with its own setting.
+        """The writer of a snapshot. ``spec``: its "model" is imported: the caller has compared it with its own setting.
 
         Raises:
             SettingError: the class cannot be imported or made.

@@ -37,14 +37,8 @@ class SegmentMetrics:
 
 
 class Segments:
-    """The segments of a schema. A field that it lacks, or that is not categorical, makes no segment.
-
-    Args:
-        named: fields and their values, as the setting ``segments`` has them.
-
-    Raises:
-        SettingError: it names more than 50 values.
-    """
+    """The segments of a schema. A field that it lacks, or that is not categorical, makes no segment. ``named``: fields
+    and their values, as the setting ``segments`` has them. Raises SettingError where it names more than 50 values."""
 
     def __init__(self, schema: Schema, named: Mapping[str, Sequence[str]]) -> None:
         if sum(len(values) for values in named.values()) > _MOST_VALUES:

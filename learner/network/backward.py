@@ -412,14 +412,9 @@ class _Unit:
         return out
 
     def backward(self, grad: Tensor, columns: int, wait: Callable[[], None]) -> Callable[[], None]:
-        """Turns ``grad`` (B, I) of y into that of x, in its first ``columns`` columns at least.
-
-        Args:
-            wait: for a product of the unit above, which reads its (B, H) where this one writes its own.
-
-        Returns:
-            A function that waits for such a product of this one.
-        """
+        """Turns ``grad`` (B, I) of y into that of x, in its first ``columns`` columns at least. ``wait``: for a product
+        of the unit above, which reads its (B, H) where this one writes its own. Returns a function that waits for such
+        a product of this one."""
         unit, norm, x, h = self.unit, self.norm, self._x, self._h
         g = _array(grad)
         grad_b1, grad_b2 = _array(_slot(unit.w1.bias)), _array(_slot(unit.w2.bias))

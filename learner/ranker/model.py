@@ -182,16 +182,14 @@ def score_with(inputs: Inputs, inference: Inference, tables: Mapping[str, Any], 
 
 
 class OnlineModel:
-    """A model that learns batch by batch. One thread at a time.
+    """A model that learns batch by batch. One thread at a time. Raises SettingError where the spec has an unknown name
+    or value.
 
     Args:
         schema: the meaning of the arrays; a model is bound to it.
         spec: some or all values of :class:`~learner.network.models.spec.Spec`.
         seed: of the first weights. Two models with equal schema, spec, seed, thread count and batches are equal to
             the last bit.
-
-    Raises:
-        SettingError: the spec has an unknown name or value.
     """
 
     def __init__(self, schema: Schema, spec: Mapping[str, Any], seed: int) -> None:
@@ -406,14 +404,12 @@ class OnlineModel:
         snapshot's.
 
         A retrieval head is optional to both. Where the snapshot has none, this model's begins empty; where this model
-        has none, the snapshot's is skipped.
+        has none, the snapshot's is skipped. Raises SnapshotError where the snapshot is of another model, or has no end;
+        this one stays as it was.
 
         Args:
             snapshot: a whole image with its ``training``, or without it the parts of a snapshot, in order. They are
                 taken one by one: a reader of files need not hold more than one.
-
-        Raises:
-            SnapshotError: the snapshot is of another model, or has no end; this one stays as it was.
         """
         parts = [(snapshot, training or {})] if isinstance(snapshot, Image) else snapshot
         fresh = OnlineModel(self.schema, self.spec, self.seed)

@@ -49,11 +49,8 @@ def _hashes(request: tuple[str, ...]) -> NDArray[np.uint64]:
 
 
 def exposure_ids(batch: SampleBatch, pages: NDArray[np.uint64] | None = None) -> NDArray[np.uint64]:
-    """One id for each row's (request, position), whatever its kind. (B,)
-
-    Args:
-        pages: :func:`page_hashes` of the batch, where they are known.
-    """
+    """One id for each row's (request, position), whatever its kind. (B,) ``pages``: :func:`page_hashes` of the batch,
+    where they are known."""
     hashed = page_hashes(batch) if pages is None else pages
     return combine(_SALT, hashed, batch.position.astype(np.uint64) + np.uint64(1))
 
@@ -95,10 +92,7 @@ class Repeats:
 
     def snapshot(self, ordered: bool = True) -> dict[str, NDArray[Any]]:
         """The whole memory: ``ids`` (n,), ``second`` (n,) of each; ``clock``: newest event and last sweep, in ms.
-
-        Args:
-            ordered: by id, so that equal memories give equal arrays. Two million ids take .4 s in order, else .02 s.
-        """
+        ``ordered``: by id, so that equal memories give equal arrays. Two million ids take .4 s in order, else .02 s."""
         rows = self._index.rows() if ordered else self._index.live()
         clock = np.array([self._newest_ms, self._swept_ms], np.int64)
         return {"ids": self._index.ids_of(rows), "second": self._seconds(rows), "clock": clock}

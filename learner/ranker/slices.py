@@ -54,10 +54,8 @@ class Slices:
     :meth:`OnlineModel.changes`, which makes the boundary of a version, and :meth:`finish`. The likely mistake is to
     learn between the version and ``finish``: the snapshot would have what no delta had.
 
-    Every call raises SnapshotError after another snapshot has begun, or the model has resumed one.
-
-    Args:
-        rows: of a slice. 100,000 take some 10 ms and, with D = 16, 10 MB.
+    Every call raises SnapshotError after another snapshot has begun, or the model has resumed one. ``rows``: of a
+    slice. 100,000 take some 10 ms and, with D = 16, 10 MB.
     """
 
     def __init__(self, model: Sliced, rows: int) -> None:

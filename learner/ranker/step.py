@@ -87,11 +87,8 @@ def embeddings(inputs: Inputs, blocks: Sequence[Block], size: int) -> list[Tenso
 
 
 class Inference:
-    """The network's logits in evaluation mode. Reads only; several threads may call it at once.
-
-    Args:
-        own: in ``own.room``, the working memory of each thread, where it is shared.
-    """
+    """The network's logits in evaluation mode. Reads only; several threads may call it at once. ``own``: in
+    ``own.room``, the working memory of each thread, where it is shared."""
 
     def __init__(self, inputs: Inputs, network: Network, own: threading.local | None = None) -> None:
         self.inputs, self.network = inputs, network

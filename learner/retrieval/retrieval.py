@@ -63,7 +63,8 @@ _FADING = 0.99
 
 
 class RetrievalHead:
-    """Learns as the module describes. One thread at a time.
+    """Learns as the module describes. One thread at a time. Raises SettingError where the head does not fit the schema,
+    or the spec has no width for it.
 
     Args:
         schema: must fit: :meth:`~learner.retrieval.tower.Sides.fits`.
@@ -77,9 +78,6 @@ class RetrievalHead:
         refused: clicks of refused micro-batches, with a number not finite or a gradient out of bounds.
         loss: mean loss of a click, lately; 0 before the first.
         newest_ms: newest exposure taken.
-
-    Raises:
-        SettingError: the head does not fit the schema, or the spec has no width for it.
     """
 
     def __init__(self, schema: Schema, spec: Spec, seed: int) -> None:

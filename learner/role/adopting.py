@@ -32,11 +32,8 @@ _POLICY = "label_policy"
 
 
 def shadow_settings(settings: Settings) -> Settings:
-    """The settings by which the shadow is a learner: another model, and a place of its own for all its files.
-
-    Raises:
-        SettingError: neither ``store`` nor ``data`` is set.
-    """
+    """The settings by which the shadow is a learner: another model, and a place of its own for all its files. Raises
+    SettingError where neither ``store`` nor ``data`` is set."""
     if not settings.data and not settings.store:
         raise SettingError("'data' is not set", "set MILLRACE_DATA to a folder for checkpoints and models")
     spec = {name: value for name, value in settings.shadow_spec.items() if name != _POLICY}
@@ -57,10 +54,8 @@ def shadow_policy(settings: Settings) -> str:
 
 
 def shadow_found(settings: Settings, schema: Schema) -> Found:
-    """The newest whole snapshot of the shadow, as a model that can learn on.
-
-    Args:
-        settings: of the learner that takes it over.
+    """The newest whole snapshot of the shadow, as a model that can learn on. ``settings``: of the learner that takes it
+    over.
 
     Raises:
         SnapshotError: there is none; or it is of another schema, or of a class that ``settings.model`` does not name.

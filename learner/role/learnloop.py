@@ -131,10 +131,7 @@ class LearnLoop:
 
     def run(self, found: Found | None, stop: threading.Event) -> None:
         """Publishes the root, then learns until ``stop`` is set, and ends with a last snapshot of all that was read.
-
-        Args:
-            found: what the model was resumed from.
-        """
+        ``found``: what the model was resumed from."""
         self.samples.open()
         try:
             root = self.promotion.start(found, wall_ms())

@@ -46,13 +46,9 @@ def wanted_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
 def model_of(schema: Schema, spec: Mapping[str, Any], seed: int, *, live: bool = False) -> OnlineModel | OwnModel:
     """The untrained model of a spec, whose entry ``model`` names a registered model or a class, ``module:Class``.
 
-    A class is imported, so the name must be of the caller's own settings or flags, never of a message.
-
-    Args:
-        live: later failures of a class are counted, and end nothing; else they are raised.
-
-    Raises:
-        SettingError: the spec has an unknown name or value; or the class cannot be imported, or breaks the rules.
+    A class is imported, so the name must be of the caller's own settings or flags, never of a message. ``live``: later
+    failures of a class are counted, and end nothing; else they are raised. Raises SettingError where the spec has an
+    unknown name or value; or the class cannot be imported, or breaks the rules.
     """
     return OwnModel(schema, spec, seed, live=live) if is_own(spec.get("model")) else OnlineModel(schema, spec, seed)
 
@@ -98,14 +94,8 @@ def reader_of(
 
 
 def check_named(spec: Mapping[str, Any], named: str, what: str = "the version") -> None:
-    """Checks that the class of a version is the one that the caller's own setting names.
-
-    Args:
-        what: the name of the version in an error.
-
-    Raises:
-        SnapshotError: it is another one.
-    """
+    """Checks that the class of a version is the one that the caller's own setting names. ``what``: the name of the
+    version in an error. Raises SnapshotError where it is another one."""
     name = spec.get("model")
     if is_own(name) and name != named:
         raise SnapshotError(

@@ -189,11 +189,7 @@ class Learner:
         return None if asked(note, self._wanted) else note.extra.get("adopted")
 
     def run(self, stop: threading.Event, tenure: Tenure, producer: KafkaProducer, publisher: Publisher) -> None:
-        """Learns until ``stop`` is set, as the module's :func:`run`.
-
-        Args:
-            tenure: an epoch that was won.
-        """
+        """Learns until ``stop`` is set, as the module's :func:`run`. ``tenure``: an epoch that was won."""
         promotion, versions = self.loop.promotion, self.loop.versions
         versions.epoch, versions.claimant = tenure.epoch, tenure.claimant
         versions.version = max(self.store.highest().number, tenure.newest)

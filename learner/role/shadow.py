@@ -87,11 +87,7 @@ _PATIENCE = 4
 
 
 class Shadow:
-    """A running shadow.
-
-    Args:
-        settings: the first learner's.
-    """
+    """A running shadow. ``settings``: the first learner's."""
 
     def __init__(self, settings: Settings, schema: Schema) -> None:
         self.settings, self.schema = settings, schema

@@ -66,11 +66,8 @@ def warm_tables() -> None:
 
 
 def warm_serving(schema: Schema, half: bool) -> None:
-    """For a scorer: compiles what versions that serve will call, and what makes them.
-
-    Args:
-        half: as the scorer's :class:`~learner.serving.serving.ModelWriter` will have it.
-    """
+    """For a scorer: compiles what versions that serve will call, and what makes them. ``half``: as the scorer's
+    :class:`~learner.serving.serving.ModelWriter` will have it."""
     for kind in ("wide_resnet", "wide_deep"):
         source = OnlineModel(schema, {"model": kind, "max_rows": _MAX_ROWS}, seed=0)
         source.learn(_batch(source, _ROWS[0], 0))

@@ -56,14 +56,12 @@ class Labelled:
 
 
 class Relabel:
-    """Holds samples until another policy would give them. One thread.
+    """Holds samples until another policy would give them. One thread. Raises SettingError where samples cannot get the
+    labels of that policy.
 
     Args:
         policy: one of :data:`POSSIBLE`.
         waits: event times of the label policies, the stream's.
-
-    Raises:
-        SettingError: samples cannot get the labels of that policy.
     """
 
     def __init__(self, policy: str, waits: Waits, most_rows: int = MOST_ROWS) -> None:

@@ -162,15 +162,13 @@ class _Staged:
 
 
 class TableWriter:
-    """The base of one table, which it alone writes, and the changes that are not in it yet.
+    """The base of one table, which it alone writes, and the changes that are not in it yet. Raises SettingError where
+    the system refuses to reserve the memory that ``max_rows`` would need.
 
     Args:
         width: D; 0 for a table of wide weights alone.
         max_rows: rows that will ever be held.
         allocate: allocates what readers see.
-
-    Raises:
-        SettingError: the system refuses to reserve the memory that ``max_rows`` would need.
     """
 
     def __init__(self, width: int, max_rows: int, allocate: Allocate = np.zeros) -> None:

@@ -60,14 +60,8 @@ class ServingModel:
         cls, schema: Schema, spec: Mapping[str, Any], base: Arrays, like: ServingModel | None = None
     ) -> ServingModel:
         """A reader of a writer's :meth:`ModelWriter.base`, which goes on to change. It must follow every overlay that
-        was pending then, and all that come.
-
-        Args:
-            like: a model that served before. If it has the same schema and spec, its working memory is reused.
-
-        Raises:
-            SettingError: the spec has an unknown name or value.
-        """
+        was pending then, and all that come. ``like``: a model that served before. If it has the same schema and spec,
+        its working memory is reused. Raises SettingError where the spec has an unknown name or value."""
         if like is not None and like.frame.serves(schema, spec):
             return cls._attached(like.frame, base)
         return cls._attached(Frame(schema, spec), base)
@@ -195,11 +189,8 @@ class ServingModel:
 
     def score_filled(self, cat: Ids, x: Floats, once: Flags | None = None) -> Floats:
         """Click probabilities (n,) of cat (n, F) and :meth:`room` x (n, I), whose number columns are filled. The others
-        are written here.
-
-        Args:
-            once: (F,) the columns of cat that are equal in all rows; they are read one time. Default: none.
-        """
+        are written here. ``once``: (F,) the columns of cat that are equal in all rows; they are read one time. Default:
+        none."""
         frame, forward = self.frame, self._dense.forward
         assert forward is not None
         inputs = frame.inputs

@@ -64,10 +64,8 @@ class ModelWriter:
         allocate: Allocate = np.zeros,
         half: bool = False,
     ) -> ModelWriter:
-        """The writer of a snapshot: a whole image, or its parts in order, which are taken one by one.
-
-        Args:
-            rows: how many each table will have, about, where that is known. It saves a third of the time.
+        """The writer of a snapshot: a whole image, or its parts in order, which are taken one by one. ``rows``: how
+        many each table will have, about, where that is known. It saves a third of the time.
 
         Raises:
             SettingError: the spec is not one.

@@ -46,14 +46,12 @@ def first_of_each(ordered: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 class Index:
-    """Ids, their rows, and the record of each row.
+    """Ids, their rows, and the record of each row. Raises SettingError where the system refuses to reserve the memory
+    that ``max_rows`` would need.
 
     Args:
         columns: name and number of float32 columns of each part of a record, in order.
         max_rows: rows that will ever be held; :meth:`add` gives no more than that.
-
-    Raises:
-        SettingError: the system refuses to reserve the memory that ``max_rows`` would need.
     """
 
     def __init__(self, columns: dict[str, int], max_rows: int) -> None:

@@ -54,9 +54,7 @@ class RowCopy:
 
         Removed ids come first, and rows only with the last of them. So an id that came back is in no part before the
         one that removes it; and the parts never hold rows of two different moments, more than the table had room for.
-
-        Args:
-            again: rows that were touched behind the copy, not new ones.
+        ``again``: rows that were touched behind the copy, not new ones.
         """
         index = self._index
         gone = _some(self._gone, most, np.int64)

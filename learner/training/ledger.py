@@ -97,11 +97,8 @@ _decoder: msgspec.msgpack.Decoder[list[list[Span] | None]] = msgspec.msgpack.Dec
 
 
 def learn_again(model: Learning, acts: Iterable[Act], rows_of: Callable[[Learnt], SampleBatch | None]) -> int:
-    """Repeats the acts on ``model``. Returns the rows learnt.
-
-    Args:
-        rows_of: the batch of an act, without what is to be left out; None: nothing of it is left.
-    """
+    """Repeats the acts on ``model``. Returns the rows learnt. ``rows_of``: the batch of an act, without what is to be
+    left out; None: nothing of it is left."""
     learnt = 0
     for act in acts:
         if isinstance(act, Flushed):

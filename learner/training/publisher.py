@@ -30,10 +30,7 @@ _DELIVERY_S = 30.0
 
 class Publisher:
     """The only producer to ``model.deltas``. The producer's own thread reports deliveries, so counts are locked.
-
-    Args:
-        log_id: id of the topic, empty where the broker gives none.
-    """
+    ``log_id``: id of the topic, empty where the broker gives none."""
 
     def __init__(self, settings: Settings, producer: KafkaProducer, log_id: str) -> None:
         self.log_id = log_id

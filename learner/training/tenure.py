@@ -63,10 +63,7 @@ class Tenure:
 
     def win(self, publisher: Publisher, store: Place, stop: threading.Event) -> bool:
         """Claims the epoch above all others, and returns when it is won. False: ``stop`` was set before it claimed any,
-        so it replaces no learner.
-
-        Args:
-            store: highest epoch and number in the store.
+        so it replaces no learner. ``store``: highest epoch and number in the store.
 
         Raises:
             FencedError: another learner was faster, or the one that fenced this one before is still there.

@@ -198,10 +198,8 @@ class Trainer:
         """The inverse of :meth:`snapshot`, with the counts of the snapshot's announcement. Call it after the model's
         resume.
 
-        Served pages of which the snapshot's process had seen something are not judged again.
-
-        Args:
-            training: arrays of a whole snapshot; the model's are ignored.
+        Served pages of which the snapshot's process had seen something are not judged again. ``training``: arrays of a
+        whole snapshot; the model's are ignored.
         """
         own = below(_PREFIX, training)
         if own:

@@ -227,14 +227,9 @@ class Versions:
         return self.model.slices()
 
     def finish(self, slices: Slicing, progress: Progress, trainer: Mapping[str, Array], published_ms: int) -> Last:
-        """The end of a snapshot, of the newest version.
-
-        Args:
-            trainer: the trainer's own snapshot, kept beside the model's.
-
-        Raises:
-            SnapshotError: something was learnt, or something was left out, since the newest version.
-        """
+        """The end of a snapshot, of the newest version. ``trainer``: the trainer's own snapshot, kept beside the
+        model's. Raises SnapshotError where something was learnt, or something was left out, since the newest
+        version."""
         image, training = slices.finish()
         if not self.snapshot_ready:
             raise SnapshotError(
@@ -287,11 +282,7 @@ class SnapshotFiles:
             self._store.store.remove(file.name for part in self._parts for file in part)
 
     def end(self, last: Last, **where: Any) -> Announcement:
-        """Writes the last part and the manifest.
-
-        Args:
-            where: ``follows`` and ``log`` of the announcement.
-        """
+        """Writes the last part and the manifest. ``where``: ``follows`` and ``log`` of the announcement."""
         self.add(last.part)
         if last.cuts is not None:  # first: a snapshot without them is one that cannot be learnt again
             place = Place(last.meta["epoch"], last.meta["version"])
@@ -308,14 +299,8 @@ def write_root(
     cuts: Callable[[], Cuts | None] = lambda: None,
     **where: Any,
 ) -> Announcement:
-    """Publishes the first version after a start to the store, part by part (:meth:`Versions.begin_root`).
-
-    Args:
-        cuts: how it was learnt; called at its end.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Publishes the first version after a start to the store, part by part (:meth:`Versions.begin_root`). ``cuts``: how
+    it was learnt; called at its end. Raises StoreError where it cannot be written."""
     slices = versions.begin_root()
     files = SnapshotFiles(store, versions.place)
     try:
@@ -411,10 +396,8 @@ Build = Callable[[Announcement, Iterable[tuple[Image, Mapping[str, Array]]]], Le
 def newest_sound(
     store: ModelStore, schema_id: str, wanted: Mapping[str, Any], build: Build, evolve: bool = False
 ) -> Found | None:
-    """The newest snapshot that can be read whole, or None. A damaged one is skipped and logged.
-
-    Args:
-        build: makes a model of parts. Errors of the store or of a part pass through it.
+    """The newest snapshot that can be read whole, or None. A damaged one is skipped and logged. ``build``: makes a
+    model of parts. Errors of the store or of a part pass through it.
 
     Raises:
         SnapshotError: the newest is of another schema, or has another shape than the ``wanted`` entries of a spec

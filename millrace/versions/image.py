@@ -74,11 +74,7 @@ class Image:
 
     @classmethod
     def of_tensors(cls, flat: Mapping[str, Array]) -> Image:
-        """The inverse of :meth:`tensors`.
-
-        Raises:
-            SnapshotError: they are not those of an image.
-        """
+        """The inverse of :meth:`tensors`. Raises SnapshotError where they are not those of an image."""
         dense = below("dense/", flat)
         tables: dict[str, TableRows] = {}
         for full, ids in flat.items():
@@ -117,14 +113,8 @@ def split(image: Image) -> tuple[Image, Image]:
 
 
 def check_head(head: Image, width: int) -> None:
-    """Checks the retrieval head of an image: both tables or none, each with usable ids and its two columns.
-
-    Args:
-        width: of the head's factors; 0: the model has no head.
-
-    Raises:
-        SnapshotError: names what is wrong.
-    """
+    """Checks the retrieval head of an image: both tables or none, each with usable ids and its two columns. ``width``:
+    of the head's factors; 0: the model has no head. Raises SnapshotError, which names what is wrong."""
     if not head.tables:
         return
     if not width:

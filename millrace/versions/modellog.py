@@ -108,11 +108,8 @@ def chunks_of(size: int) -> int:
 
 
 def encode_delta(note: Announcement, body: bytes | None) -> list[bytes]:
-    """The messages of a delta, to be sent in order. ``body`` is None when it lies in the store.
-
-    Raises:
-        SnapshotError: its note is too large for a message.
-    """
+    """The messages of a delta, to be sent in order. ``body`` is None when it lies in the store. Raises SnapshotError
+    where its note is too large for a message."""
     said = msgspec.json.encode(note)
     if len(said) > MESSAGE_BYTES - PIECE_BYTES - 100:
         raise SnapshotError(f"the note of delta {note.place} has {len(said)} bytes", "give it a smaller spec")

@@ -162,10 +162,8 @@ class ModelStore:
         (:func:`thinned`), and of the :attr:`needed` ones. The writer calls it while it writes no snapshot.
 
         Deltas stay behind the newest ``keep`` alone, since followers begin at one of these. Cuts stay behind the oldest
-        snapshot of all, so that what was learnt since any of them is known.
-
-        Args:
-            epoch: the writer's. Files of higher epochs stay: another learner may be at work on them.
+        snapshot of all, so that what was learnt since any of them is known. ``epoch``: the writer's. Files of higher
+        epochs stay: another learner may be at work on them.
         """
         notes = self.snapshots()
         newest = notes[:keep]
@@ -305,10 +303,8 @@ def thinned(notes: Sequence[Announcement], keep_ms: int) -> list[Announcement]:
     """The snapshots to keep for a rollback, newest first: the last of each sixth of ``keep_ms``, and one from before
     it, so that one is always at least so old.
 
-    Sixths follow the clock, not the newest snapshot: so the one kept of a past sixth never changes.
-
-    Args:
-        keep_ms: event time; 0: none are kept.
+    Sixths follow the clock, not the newest snapshot: so the one kept of a past sixth never changes. ``keep_ms``: event
+    time; 0: none are kept.
     """
     if keep_ms <= 0 or not notes:
         return []

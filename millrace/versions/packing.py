@@ -48,14 +48,8 @@ _REMEDY = "the next snapshot mends it"
 
 
 def pack(image: Image, parent_dense: Mapping[str, Array] | None = None) -> bytes:
-    """The body of an image.
-
-    Args:
-        parent_dense: dense tensors that the reader holds; None: they are packed whole.
-
-    Raises:
-        SnapshotError: it is larger than can be unpacked.
-    """
+    """The body of an image. ``parent_dense``: dense tensors that the reader holds; None: they are packed whole. Raises
+    SnapshotError where it is larger than can be unpacked."""
     arrays = image.tensors()
     against, crc, planes, size = [], 0, [], 0
     for name, array in arrays.items():
@@ -76,14 +70,8 @@ def pack(image: Image, parent_dense: Mapping[str, Array] | None = None) -> bytes
 
 
 def unpack(body: bytes | memoryview, parent_dense: Mapping[str, Array] | None = None) -> Image:
-    """The image of a body. Its arrays are its own and writable.
-
-    Args:
-        parent_dense: the dense tensors that it may be a difference against.
-
-    Raises:
-        SnapshotError: the body is not one, or its differences are against other tensors.
-    """
+    """The image of a body. Its arrays are its own and writable. ``parent_dense``: the dense tensors that it may be a
+    difference against. Raises SnapshotError where the body is not one, or its differences are against other tensors."""
     said, plain = _open(memoryview(body))
     against, arrays, at, crc = set(said.against), dict[str, Array](), 0, 0
     for one in said.arrays:

@@ -54,10 +54,8 @@ class Findings:
 
 
 def prove(store: ModelStore, bodies: Mapping[Place, bytes]) -> Findings:
-    """Proves what can be proved of the snapshots in a store.
-
-    Args:
-        bodies: of deltas from the topic; those in the store are found there.
+    """Proves what can be proved of the snapshots in a store. ``bodies``: of deltas from the topic; those in the store
+    are found there.
 
     Raises:
         SnapshotError: a chain does not end in its snapshot; the error names the tensor that differs.

@@ -117,11 +117,8 @@ _REMEDY = "only a learner of this version may write there"
 
 
 def decode_announcement(raw: bytes | None) -> Announcement:
-    """A version's announcement, from a message or a manifest. Its files are plain names within the store.
-
-    Raises:
-        SnapshotError: it cannot be read as one.
-    """
+    """A version's announcement, from a message or a manifest. Its files are plain names within the store. Raises
+    SnapshotError where it cannot be read as one."""
     try:
         note = read_json(_announcement, raw, MAX_NOTE_BYTES)
     except BadEventError as error:
@@ -139,11 +136,7 @@ def decode_announcement(raw: bytes | None) -> Announcement:
 
 
 def decode_claim(raw: bytes | None) -> Claim:
-    """A claim of an epoch.
-
-    Raises:
-        SnapshotError: it cannot be read as one.
-    """
+    """A claim of an epoch. Raises SnapshotError where it cannot be read as one."""
     try:
         return read_json(_claim, raw, 1000)
     except BadEventError as error:
