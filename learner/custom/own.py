@@ -223,7 +223,7 @@ class OwnModel:
                 self._since.append(batch)
         except Exception as error:
             self._fault("resume", error)
-            if since:  # they could be learnt once, and cannot now: what they taught is lost
+            if since:  # they were learnt before, and cannot be now: they are lost
                 self._go_back([])
 
     def _fault(self, verb: str, error: Exception) -> None:

@@ -69,7 +69,7 @@ def own_class(name: str) -> Factory:
     module, _, path = name.partition(":")
     try:
         with _as_error():
-            # Not import_module: nobody can tell from this source which module it is.
+            # Not import_module: a reader of this source cannot know which module it is.
             found = pkgutil.resolve_name(f"{module}:")
     except ModuleNotFoundError as error:
         raise SettingError(

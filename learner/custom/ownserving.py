@@ -1,12 +1,6 @@
 # core
 """A model of one's own as scorers hold it. For registered models, learner/serving/staging.py and serving.py do this.
 
-::
-
-    writer   OwnWriter    base() ─► attach       stage(delta) ─► overlay: all its arrays       fold() ─► the next base
-                             │                        │
-    readers  OwnServing   version 7               version 8: another object, which resumed these arrays
-
 Each worker makes and resumes an object of its own for each version, between two pages. So a version never changes under
 a page. The writer makes one first and has it score a few rows: a delta that the class refuses reaches no worker.
 """
@@ -74,7 +68,7 @@ class OwnServing:
             return scores_of(self._model, cat, finite(num)[0])
         except Exception as error:
             self._faults += 1
-            if self._faults == 1:  # once a version
+            if self._faults == 1:  # one time a version
                 name = self.spec["model"]
                 log.error("the model of one's own fails", model=name, verb="score", error=told(error, name))
             return np.full(len(cat), np.nan, np.float32)

@@ -1,17 +1,12 @@
 # core
 """How good the served pages were: figures of their scores against settled labels.
 
-::
-
-    samples ──► waiting: score, label so far ──(event time passes the exposure + attribution + disorder)──► settled
-                   ▲ a click, whenever it comes, makes the label 1                     │ sorted by time of exposure
-                   └────────────────────────────────────────────────────────── newest rows of each arm ──► figures
-
 A row belongs to an arm: ``model``, ``control`` (a random page) or ``logged`` (a page from elsewhere, only scored). An
 arm's figures are over its newest settled rows *in the order of exposure* (time, then page, then position), in whatever
 order labels came. So they are the same under every label policy, when all labels are known.
 
-A row settles by the watermark of :mod:`learner.samples.eventtime`, which waits for the slowest partition that is not
+A click, whenever it comes, makes a row's label 1. A row settles when event time has passed its exposure by attribution
+and disorder, by the watermark of :mod:`learner.samples.eventtime`, which waits for the slowest partition that is not
 silent. A late row is inserted at its place, if the newest rows of its arm still reach back to it. A click after that
 corrects the row while it is held.
 """
@@ -129,7 +124,7 @@ class Served:
         first = (whole.kind != CORRECTION) & (whole.kind != FOLLOW_UP)
         first &= (whole.ts_ms > self._after_ms) & (ids != 0)
         finite = sound(whole.score)
-        first &= finite | (whole.version >= 0)  # a page that nobody scored has no figure
+        first &= finite | (whole.version >= 0)  # an unscored page has no figure
         if self._halvings:
             kept = self._kept(pages)
             self.dropped += int((first & ~kept).sum())

@@ -1,11 +1,6 @@
 # core
 """Forward and backward passes of Wide&Deep and Wide&ResNet written out, without autograd; and forward to score.
 
-::
-
-    x (B, I) ──forward──► logits (B,)                 a workspace keeps what backward needs; every batch uses it again
-    d loss / d x (B, E) ◄──backward── slope (B,)      each parameter's gradient is written where ``p.grad`` points
-
 The networks' ``forward`` stays the definition: tests compare these passes with it. They save fresh memory for each
 intermediate (at thousands of rows it costs as much as a matrix product), autograd's nodes and small operators (which
 cost most at a hundred rows), and the unused gradient of the number columns of x.
@@ -216,8 +211,8 @@ class _Logit:
 class DeepPass:
     """A stack of L hidden layers over a_0 = x::
 
-    a_{l+1} = ReLU(a_l W_l^T + b_l)        logit = <w, a_L> + b
-    g_l     = d loss / d a_l:  g_L = slope w^T,  g_l = (g_{l+1} where a_{l+1} > 0) W_l
+    a_{l+1} = ReLU(a_l W_l^T + b_l)        logit = <w, a_L> + b g_l     = d loss / d a_l:  g_L = slope w^T,  g_l =
+    (g_{l+1} where a_{l+1} > 0) W_l
     """
 
     def __init__(self, deep: Deep, products: Products) -> None:

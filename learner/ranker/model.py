@@ -1,5 +1,5 @@
 # core
-"""The model that learns. What scorers hold of it is in learner/serving/serving.py.
+"""The model that learns. Scorers hold learner/serving/serving.py.
 
 One step of learning::
 
@@ -18,15 +18,10 @@ and D embedding width of one table; U distinct ids of a batch in it; E embedding
 
 Nothing is written before loss and gradients are known to be finite and in bounds.
 
-Beside the ranker a retrieval head may learn from the same samples (learner/retrieval/retrieval.py)::
+Beside the ranker a retrieval head may learn from the same samples (learner/retrieval/retrieval.py), unless the batch
+is refused. Snapshots and expiry treat its tables as the others. Some versions leave them out; scorers never rank with them.
 
-    batch ──► the step above ──sound──► head.take(batch)      its tables are among the model's: "retrieval_user", ...
-                             └─refused─► neither learns
-
-Its tables travel, are kept, grow old and resume as the others do. They are left out of versions in between, and are
-never what a scorer ranks with.
-
-A shop of two fields. Ids are hashed per field by whoever makes the features; here they are made by hand::
+A shop of two fields. The stream hashes ids per field; here they are made by hand::
 
     >>> import numpy as np
     >>> from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
@@ -261,7 +256,7 @@ class OnlineModel:
             before_writing: called one time, before the first write to what a :class:`~learner.ranker.still.Still`
                 reads; not at all for a batch that writes nothing.
         """
-        shown, refused = usable(batch)  # all of it the head is told of: its negatives are others
+        shown, refused = usable(batch)  # the head takes the whole batch: its negatives are others
         keep = self._spec.negative_keep
         batch = shown.take(chosen(shown, keep)) if keep < 1 else shown
         left_out = len(shown) - len(batch)

@@ -3,9 +3,7 @@
 
 Such a copy is fuzzy: rows change while it goes on. The changed rows are copied again, and those changed meanwhile,
 until few are left; these are copied at one moment, the boundary of a version. (Live migration of virtual machines works
-so: Clark et al., "Live migration of virtual machines", NSDI 2005, section 3.)
-
-::
+so: Clark et al., "Live migration of virtual machines", NSDI 2005, section 3.) ::
 
     rows of a table   [ copied | copied | copied | not yet ........ ]      next(): one slice more
                           ▲ touched again, or removed: kept track of          ▲ touched: will be copied anyway

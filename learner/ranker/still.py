@@ -1,13 +1,9 @@
 # core
 """Scores by a model as it was before the batch that it is learning now.
 
-::
-
-    one thread    still.refresh() ──► model.learn(batch, before_writing=wait)   reads │ wait for the other │ writes
-    another                      └──► still.score(rows)          reads the same ──────┘
-
-A step of learning reads first (ids, forward, backward) and writes last. Only the buffers of the network (running
-statistics) change early, so they alone are copied. Weights and tables are the model's own.
+One thread calls :meth:`Still.refresh`, then learns; another scores until the first is about to write. A step of
+learning reads first (ids, forward, backward) and writes last. Only the buffers of the network (running statistics)
+change early, so they alone are copied. Weights and tables are the model's own.
 """
 
 from __future__ import annotations

@@ -1,11 +1,6 @@
 # core
-"""The interfaces of a model: the methods of a model of one's own, and what a learner asks of any model.
-
-::
-
-    your class   score, learn, snapshot, resume                 :class:`Verbs`
-        │ learner/custom/own.py wraps it, and adds versions, slices, refusals
-    a model      ... and changes, slices, tables, knows, ...    :class:`Learning`    model.py is the other one
+"""The interfaces of a model: the methods of a model of one's own (:class:`Verbs`), and what a learner asks of any model
+(:class:`Learning`). learner/custom/own.py makes the second of the first; model.py is the other one.
 
 Symbols: B rows of a batch; F categorical columns of ``cat`` and N numbers of ``num``, as ``schema.layout`` names them.
 """

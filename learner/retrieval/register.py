@@ -162,11 +162,11 @@ class Pending:
     def __init__(self, size: int, columns: int, length: int) -> None:
         self.count = 0
         self.user: U64 = np.zeros(size, np.uint64)
-        self.entry: Ids = np.zeros(size, np.int64)  # of the register
+        self.entry: Ids = np.zeros(size, np.int64)  # in the item table
         self.weight: NDArray[np.float32] = np.zeros(size, np.float32)
         self.cat: Ids = np.zeros((size, columns), np.int64)
-        self.past: U64 = np.zeros((size, length), np.uint64)  # items that the user is known to have clicked
-        self.known: NDArray[np.bool_] = np.zeros((size, length), np.bool_)  # those that the page could have known
+        self.past: U64 = np.zeros((size, length), np.uint64)  # items that the user has clicked
+        self.known: NDArray[np.bool_] = np.zeros((size, length), np.bool_)  # of them, those that the page could have known
         self.arrays = ClickArrays(self.user, self.entry, self.weight, self.cat, self.past, self.known)
 
     def __len__(self) -> int:

@@ -1,16 +1,10 @@
 # core
 """The retrieval head: two towers that learn, beside the ranker and from the same samples, who clicks what.
 
-::
-
-    samples ─┬─► register: items shown lately ──────────────┐ uniform negatives
-             └─► clicks ─┬─► ring of the last clicks ───────┤ popular negatives
-                         ├─► history of each user           ├─► micro-batch ─► softmax ─► rows of two tables
-                         └─► pending, until there are 128 ──┘
-
-Softmax over sampled negatives with the logQ correction (Yi et al., "Sampling-bias-corrected neural modeling for large
-corpus item recommendations", RecSys 2019). Of B clicks (u_b, i_b) with weights w_b, and draws that make M distinct
-items j, each ``times_j`` times::
+learner/retrieval/register.py keeps what it learns from: the item table, the ring of the last clicks, each user's click
+history, and pending clicks until a micro-batch is full. Softmax over sampled negatives with the logQ correction (Yi et
+al., "Sampling-bias-corrected neural modeling for large corpus item recommendations", RecSys 2019). Of B clicks (u_b,
+i_b) with weights w_b, and draws that make M distinct items j, each ``times_j`` times::
 
     E_j    = (B + R) clicks_j / |ring| + N / |register|     expected number of item j among the clicks and the draws
     l_bj   = q_b . v_j - log E_j + log times_j              without log times_j for the click's own item

@@ -126,7 +126,7 @@ def spread_wide(grad: Array, inverse: Array, weights: Array, out: Array) -> None
                 out[u] += weights[n, s] * grad[n]
 
 
-# -- the register of items --------------------------------------------------------------------------------------------
+# -- the table of items -----------------------------------------------------------------------------------------------
 
 
 class ItemArrays(NamedTuple):
@@ -180,7 +180,7 @@ class SideColumns(NamedTuple):
     own: int
 
 
-USED, HAND, RING_USED, RING_AT = 0, 1, 2, 3  # places in the register's counts
+USED, HAND, RING_USED, RING_AT = 0, 1, 2, 3  # places in the item table's counts
 
 
 @compiled

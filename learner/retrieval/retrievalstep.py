@@ -34,7 +34,7 @@ class Clicks:
     target: NDArray[np.int32]  # (B,) the item clicked, below M
     user: NDArray[np.uint64]  # (B,) 0: unknown
     weight: Floats  # (B,)
-    past: NDArray[np.int32]  # (B, H) items that the user is known to have clicked, newest first
+    past: NDArray[np.int32]  # (B, H) items that the user has clicked, newest first
     known: NDArray[np.bool_]  # (B, H) which of them the page could have been made with
     times: NDArray[np.int64]  # (M,) how often an item stands among clicks and draws
     expected: NDArray[np.float64]  # (M,) how often on average: E

@@ -1,16 +1,11 @@
 # core
 """The two towers of retrieval as they serve: an item's vector, and the query of a user.
 
-::
-
-    item    ids, numbers ──► features ──► rows of "retrieval_item", weighed, summed ──► v_i = [factors, bias]  (W,)
-    user    ids          ──► features ──► rows of "retrieval_user", summed ──┐
-            last clicks  ──► mean of their vectors, through a map ───────────┴──► q_u = [factors, 1]           (W,)
-
-    s(u, i) = q_u . v_i = sum over the pairs of a feature of the user and one of the item, and the item's bias
-
-So a new item has a vector, and a new user a query, from their attributes at once. With ``m`` the mean of the factors of
-the last clicks (RECENT at most, 0 if there are none), and a map ``M`` (D, D)::
+An item has a vector v_i = [factors, bias], a user a query q_u = [factors, 1], (W,) each. They are sums over rows of
+"retrieval_item" and "retrieval_user", by feature x: factors e_x and bias w_x. The score s(u, i) = q_u . v_i is a sum
+over the pairs of a feature of the user and one of the item, and the item's bias. So a new item has a vector, and a new
+user a query, from their attributes at once. With ``m`` the mean of the factors of the last clicks (RECENT at most, 0 if
+there are none), and a map ``M`` (D, D)::
 
     q_u = sum over x of u: a_x e_x  +  GAIN m + m M          a: 1, but OWN_USER of the user's own id
     v_i = sum over x of i: a_x e_x                           a: 1, but OWN_ITEM of the item's own id

@@ -1,11 +1,6 @@
 # shell
 """The loop of a learner: samples in, versions out, for the learner that serves and for its shadow.
 
-::
-
-    samples ─► SampleReader ─► Promotion.step ─► deltas ──► Output ─► model.deltas, of the learner alone
-                                     └► slices ─► SnapshotWriter ─► model store
-
 Snapshots are made beside learning: this thread copies a slice after each step,
 :class:`~learner.training.writer.SnapshotWriter` writes it.
 """
@@ -122,7 +117,7 @@ class LearnLoop:
             *(build, self.progress, self._behind_newest, self._settle),
         )
         self._copying: Slicing | None = None
-        self._writing = False  # whether the writer has not yet told what became of a snapshot
+        self._writing = False  # whether the outcome of a snapshot is still open
         self._failures = 0
         self._gate_kept = (True, 0.0)  # whether it let versions out when kept last, and when (monotonic seconds)
         # From run() on:
@@ -268,7 +263,7 @@ class LearnLoop:
             if self.versions.snapshot_due and self.promotion.publishing and not self.versions.root_newest:
                 self._begin()
         if self._copying is not None and self._copy_slice():
-            self.learn(drain=True)  # so that the offsets say exactly what the weights have seen
+            self.learn(drain=True)  # so that the offsets match exactly what the weights have seen
             self._finish()
 
     def _hear(self, wait_seconds: float = 0.0) -> None:

@@ -1,10 +1,8 @@
 # shell
 """The topic ``samples`` as a learner reads it: without a consumer group, from the offsets in its newest snapshot.
 
-::
-
-    messages ──► decoded, carried over to this schema ──► Relabel, where a shadow has a policy of its own ──► Message
-                     └ unusable: counted, logged at most once a minute, handed to ``bad``
+Each message is decoded, carried over to the learner's schema, and relabelled where a shadow has a policy of its own. An
+unusable one is counted, logged at most once a minute, and handed to ``bad``.
 """
 
 from __future__ import annotations

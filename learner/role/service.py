@@ -114,7 +114,7 @@ class TopicOutput(Output):
             log.error("batch refused, weights untouched", reason=report.skipped, loss=report.loss)
         for each in clicks:
             now_ms = wall_ms()
-            joined_ms = each.joined_ms[each.joined_ms > 0]  # some brokers do not say when a message was made
+            joined_ms = each.joined_ms[each.joined_ms > 0]  # some brokers do not report when a message was made
             CLICK_STAGE.observe(np.maximum(now_ms - joined_ms, 0) / 1000, label="learnt")
             self._unpublished.append((now_ms, len(each.sent_ms)))
 
@@ -314,7 +314,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     torch.set_num_threads(role_threads())
     serve_metrics("learn", settings.metrics_port, settings.host)
     schema = settings.load_schema()
-    # Whoever cannot read the store, or may not, ends here, before it takes the epoch from one who can.
+    # A learner that cannot read the store ends here, before it takes the epoch from one that can.
     learner = Learner(settings, schema)
     warm_up(learner.trainer.model)
     open_broker(settings)

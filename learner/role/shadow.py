@@ -1,13 +1,8 @@
 # shell
 """The role ``shadow``: a second learner on the same samples, judged beside the first on pages that neither has learnt.
 
-::
-
-    [ samples ] ─► first learner ──► DATA/models ──► scorers
-         │                               │ newest snapshot, read only
-         └───────► shadow ── model ──────┴─► both score the same held-out rows ─► metrics, shadow.jsonl
-                     │
-                     └► DATA/shadow/models, for a restart, and for `millrace model promote shadow`
+It scores the same held-out rows as the first learner's newest snapshot, for metrics and shadow.jsonl. Its own snapshots
+serve a restart, and `millrace model promote shadow`.
 
 It has the same trainer, the same gate, another model, and publishes nothing: it claims no epoch, and no scorer follows
 it. It reads without a consumer group, so no offsets move.
@@ -92,7 +87,7 @@ class Shadow:
     def __init__(self, settings: Settings, schema: Schema) -> None:
         self.settings, self.schema = settings, schema
         own = shadow_settings(settings)
-        # What it learns is judged as if it were published. Whole tensors are told of with snapshots alone.
+        # It is judged as if it were published. Whole tensors are reported with snapshots alone.
         self.own = msgspec.structs.replace(
             own, delta_seconds=_LOOK_SECONDS, dense_seconds=math.inf, retrieval_seconds=math.inf
         )
@@ -192,7 +187,7 @@ class Beside(Output):
     def report(self, lags: Mapping[int, int]) -> None:
         SHADOW_LAG.set(sum(lags.values()))
         trained = self._trainer.counts["trained"]
-        TRAINED.inc(max(0, trained - self._shown))  # a way back takes some out
+        TRAINED.inc(max(0, trained - self._shown))  # a rollback takes some out
         self._shown = trained
 
     def follow(self) -> Announcement | None:
@@ -220,7 +215,7 @@ class Beside(Output):
                 return
             self._compared, self._compared_s = note.place, now
             rows = self._checks.heldout.aged(self._from_ms, newest_ms)
-            # A share that became smaller was heard of late: what the first learner has learnt meanwhile is left out.
+            # A smaller share is seen late: what the first learner has learnt meanwhile is left out.
             both = self._checks.heldout.holds(rows.page, rows.ts_ms)
             ROWS.set(int(both.sum()))
             if not both.any():
@@ -272,7 +267,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     if not settings.shadow_model:
         raise SettingError("no shadow is named", "set MILLRACE_SHADOW_MODEL to the model of the second learner")
     check_whole(settings)
-    step_back()  # whoever serves, or teaches who serves, comes first
+    step_back()  # serving, and the first learner, come first
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 4))
     serve_metrics("shadow", settings.metrics_port, settings.host)
     schema = settings.load_schema()

@@ -182,8 +182,8 @@ def move(slots: Array, after: Array, shift: int, ids: Array, first: int, last: i
 def distinct(cat: Array, columns: Array, once: Array, scratch: Array, shift: int, unique: Array, inverse: Array) -> int:
     """Distinct ids of the ``columns`` (C,) of ``cat`` in order of appearance; returns U.
 
-    A column that is ``once`` (C,) has one id in all rows: only ``inverse[0, c]`` is written for it. ``inverse``
-    (n, C) int32: place in ``unique``, EMPTY where the id is 0. ``scratch`` is filled with EMPTY, longer than the ids.
+    A column that is ``once`` (C,) has one id in all rows: only ``inverse[0, c]`` is written for it. ``inverse`` (n, C)
+    int32: place in ``unique``, EMPTY where the id is 0. ``scratch`` is filled with EMPTY, longer than the ids.
     """
     mask, found = len(scratch) - 1, 0
     for b in range(len(inverse)):

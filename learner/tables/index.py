@@ -71,7 +71,7 @@ class Index:
             ) from None
         self._words: Ids = self.data.view(np.int64)
         self.marks: NDArray[np.int32] = self.data.view(np.int32)
-        self._used = 0  # rows below this were given out at least once
+        self._used = 0  # rows below this have been in use
         self._free: RowNumbers = np.empty(0, np.int32)
         self._slots: RowNumbers
         self._next: RowNumbers  # the same array when nothing moves

@@ -243,8 +243,8 @@ def initial(keys: Array, seed: np.uint64, scale: np.float32, out: Array) -> None
 def pool(values: Array, inverse: Array, starts: Array, out: Array, at: int) -> None:
     """Mean of a field's embeddings over its slots that are not missing.
 
-    values (U, D), inverse (B, C), ``starts`` (F + 1,) first column of each field; field f of row b goes to
-    ``out[b, at + f D :]``.
+    values (U, D), inverse (B, C), ``starts`` (F + 1,) first column of each field; field f of row b goes to ``out[b, at
+    + f D :]``.
     """
     width = values.shape[1]
     for b in range(len(inverse)):

@@ -36,7 +36,7 @@ class RowCopy:
     def removed(self, ids: Ids) -> None:
         """Reports ids that have no row any more."""
         self._gone.append(ids)
-        if self.behind > max(_SOME, 4 * self._index.max_rows):  # nobody takes the parts: memory has a bound
+        if self.behind > max(_SOME, 4 * self._index.max_rows):  # the parts are not taken: memory has a bound
             self.end()
 
     @property

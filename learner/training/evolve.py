@@ -101,7 +101,7 @@ def evolve(
         if model.columns.buckets:
             state |= _sample(old, training, model, dense, report)
         state |= _delays(training, model)
-        state["guard"] = model.guard.snapshot()  # begins anew: other inputs, other losses
+        state["guard"] = model.guard.snapshot()  # restarts: other inputs, other losses
         state["clock"] = np.array([*training["clock"][:2], seed], np.int64)
     except (KeyError, ValueError, IndexError) as error:
         raise SnapshotError(

@@ -1,12 +1,6 @@
 # core
 """What was done to a model since a snapshot, act by act, so that a repair can repeat all of it, or leave a part out.
 
-::
-
-    snapshot A ── Learnt ── Learnt ── Flushed ── Learnt ──► snapshot B        the acts of B: from A's state to B's
-                    │
-                    └ its rows, by where they lie on ``samples``: partition, offset, first row, one behind the last
-
 Wall time and the order of polling decide where micro-batches end, so the acts record it. A snapshot and the acts since
 it, in order, give the model to the bit: learning depends on nothing else (:func:`learn_again`).
 """

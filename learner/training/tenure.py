@@ -56,7 +56,7 @@ class Tenure:
         self._fence, self._assembler = Fence(), Assembler()
         self._reader: KafkaConsumer = make_reader(settings, MODEL_DELTAS)
         self._reached = -1  # offset of the newest message read
-        self._heard: tuple[int, str] = (-1, "")  # who was heard last
+        self._heard: tuple[int, str] = (-1, "")  # the last sender
 
     def close(self) -> None:
         self._reader.close()

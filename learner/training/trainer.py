@@ -1,15 +1,10 @@
 # core
 """The learner without its shell: samples in, a model that has predicted each of them and then learnt from it.
 
-::
-
-    message ──► drop what was seen ──► admit ──► pending ──(batch_rows, or drain)──► cut ──► judge ──► learn
-                       │                                                                Progressive    OnlineModel
-                       └──► the scores that pages were served with ──► Served
-
-With a gate, :mod:`learner.gate.promotion` decides what is admitted, and comes between a cut and learning from it.
-:mod:`learner.evaluation.progressive` judges the learner's predictions, :mod:`learner.evaluation.served` the served
-pages.
+Of each message it drops repeated samples and queues the admitted ones; a full queue, or a drain, is cut into a
+micro-batch, judged, then learnt. With a gate, :mod:`learner.gate.promotion` decides what is admitted, and comes between
+a cut and learning from it. :mod:`learner.evaluation.progressive` judges the learner's predictions,
+:mod:`learner.evaluation.served` the served pages.
 """
 
 from __future__ import annotations

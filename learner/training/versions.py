@@ -1,11 +1,6 @@
 # core
 """The learner's side of the model store: it numbers its versions, and writes snapshots beside learning.
 
-::
-
-    start:    newest whole snapshot v57 ──resume──► snapshot v59, root of a new epoch (v58 was published, and is lost)
-    running:  v59 ──delta──► v60 ──► ... ──► v92 = snapshot v92 ──► ...
-
 A later delta has what this one leaves out, as it is then. So followers hold what was last published of each part::
 
     rows of the ranker   v60  v61  v62  v63  v64 ...        each delta

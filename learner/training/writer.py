@@ -1,13 +1,5 @@
 # shell
-"""The thread that writes snapshots while the model learns on. At most four parts wait, so memory has a bound.
-
-::
-
-    learning   ── step ── copy a slice ── step ── copy ── ... ── delta ── the end of the copy ── step ── ...
-                             │                       │                            │
-    this thread              └► write, sync ─────────└► write, sync ──────────────└► last part, manifest, announce,
-                                                                                     remove what is no longer needed
-"""
+"""The thread that writes snapshots while the model learns on. At most four parts wait, so memory has a bound."""
 
 from __future__ import annotations
 

@@ -3,9 +3,7 @@
 
 A version names its clicks, so that a scorer can report how long a click took to reach it. A list of times would grow
 with the traffic; buckets of 10 ms grow only with the span of the clicks, a second or two. After an outage the span is
-hours: then the buckets get wider, and no click is left out.
-
-::
+hours: then the buckets get wider, and no click is left out. ::
 
     sent (ms)      1000 1004 1019 1031 1033        width_ms 10
     buckets         100  100  101  103  103        gaps    [100, 1, 2]     each to the bucket before, the first to 1970

@@ -1,11 +1,6 @@
 # core
 """A model's state as plain arrays. Snapshots hold it whole or in parts; deltas hold its changes.
 
-::
-
-    Image ── dense   {name: array}                      weights and normalisation statistics of the network
-          └─ tables  {name: TableRows(ids, columns, removed)}         rows by id, and ids that are removed
-
 The ranker's tables are in every delta. Those of the retrieval head are in some deltas and in every snapshot.
 """
 

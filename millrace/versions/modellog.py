@@ -98,7 +98,7 @@ def encode_snapshot(note: Announcement) -> bytes:
     extra = {name: value for name, value in note.extra.items() if name == "rows"}
     lean = msgspec.structs.replace(note, training=[], offsets={}, logs={}, extra=extra)
     message = _sealed(b"S", msgspec.json.encode(lean))
-    if len(message) > MESSAGE_BYTES:  # some thousand parts: whoever wants them reads the manifest too
+    if len(message) > MESSAGE_BYTES:  # some thousand parts: a reader finds them in the manifest
         message = _sealed(b"S", msgspec.json.encode(msgspec.structs.replace(lean, parts=[], clicks=ClickTimes())))
     return message
 

@@ -1,11 +1,6 @@
 # core
 """The proof that scorers serve what was learnt: each snapshot plus the deltas after it is the next, bit for bit.
 
-::
-
-    snapshot v30 ──apply── delta v31 ──apply── ... ──apply── delta v60   =?   snapshot v60      every bit, and its hash
-                            rows            rows, dense, head          all of it: rows, dense tensors, retrieval head
-
 Retention keeps the deltas of the newest two snapshots, so their proof is always possible. Older snapshots serve a
 rollback: a pair without its deltas is skipped.
 """

@@ -27,7 +27,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     hidden: tuple[Width, ...] = (128, 128)  # layers of a plain deep part; [0] is the inner width of a residual unit
     norm: Literal["batch", "renorm", "layer", "none"] = "renorm"  # of wide_resnet_bn
     placement: Literal["post", "pre", "inner"] = "inner"  # of the norm; see learner/network/models/wide_resnet.py
-    momentum: Annotated[float, Meta(gt=0, le=1)] = 0.01  # of running statistics, once they are past their start
+    momentum: Annotated[float, Meta(gt=0, le=1)] = 0.01  # of running statistics, after their start
     numerics: Literal["squash", "norm", "none"] = "squash"  # what the input layer does to numbers
     buckets: Annotated[int, Meta(ge=2, le=1000)] = 10  # quantile buckets of a number with the transform "bucket"
     bucket_width: Annotated[int, Meta(ge=1, le=256)] = 4  # of their embeddings, where the field names no width
