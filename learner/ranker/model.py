@@ -19,7 +19,7 @@ and D embedding width of one table; U distinct ids of a batch in it; E embedding
 Nothing is written before loss and gradients are known to be finite and in bounds.
 
 Beside the ranker a retrieval head may learn from the same samples (learner/retrieval/retrieval.py), unless the batch
-is refused. Snapshots and expiry treat its tables as the others. Some versions leave them out; scorers never rank with them.
+is refused. Snapshots and expiry treat its tables as the others. Some versions leave them out; no scorer ranks by them.
 
 A shop of two fields. The stream hashes ids per field; here they are made by hand::
 

@@ -166,7 +166,7 @@ class Pending:
         self.weight: NDArray[np.float32] = np.zeros(size, np.float32)
         self.cat: Ids = np.zeros((size, columns), np.int64)
         self.past: U64 = np.zeros((size, length), np.uint64)  # items that the user has clicked
-        self.known: NDArray[np.bool_] = np.zeros((size, length), np.bool_)  # of them, those that the page could have known
+        self.known: NDArray[np.bool_] = np.zeros((size, length), np.bool_)  # those that the page could have known
         self.arrays = ClickArrays(self.user, self.entry, self.weight, self.cat, self.past, self.known)
 
     def __len__(self) -> int:
