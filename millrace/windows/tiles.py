@@ -8,22 +8,20 @@
 
     window of length W at ts:  [ floor((ts - W) / grain) * grain ............ ts )
                                  tail: aligned to the window's grain          head: exact
-
-The grain of a window follows from its length (:mod:`millrace.basics.durations`): 5 minutes up to an hour, 15 minutes
-up to six hours, an hour up to a day, 6 hours up to seven days, a day beyond. So a count lies between the exact counts
-of W and of W + grain. An event costs one write a key, whatever the number of windows.
-
-Tiles begin a *unit* wide: an hour, or the finest grain of the windows where that is 5 or 15 minutes.
+A window's length gives its grain (:mod:`millrace.basics.durations`): 5 minutes up to an hour, 15 minutes up to six
+hours, an hour up to a day, 6 hours up to seven days, a day beyond. So a count lies between the exact counts of W and
+of W + grain. An event costs one write a key, whatever the number of windows. Tiles begin a *unit* wide: an hour, or
+the finest grain of the windows where that is 5 or 15 minutes.
 
 A count with half-life h is read off the same tiles and needs no state of its own::
 
     decayed(ts) = sum over the tiles that the longest window reaches of  count * 2^-((ts - middle of the tile) / h)
 
-A tile here is what the unit of an event is merged into once no finer window needs the unit, whether it has been merged
-yet or not. So the weight of an event of time t is within a factor of 2^(+-grain / 2h) of 2^-((ts - t) / h), where grain
-is that of its tile. (Weights are whole numbers of :data:`UNIT`, which adds an error of 2^-25 an event.) Events before
-the longest window W are left out; their weight is 2^-(W / h) at most. The middle of the newest tile may be after
-``ts``: an event of the present unit can count a little more than 1.
+A tile here is what an event's unit merges into once no finer window needs the unit, merged yet or not. So the weight
+of an event of time t is within a factor of 2^(+-grain / 2h) of 2^-((ts - t) / h), with the grain of its tile.
+(Weights are whole numbers of :data:`UNIT`: an error of 2^-25 an event.) Events before the longest window W are left
+out; their weight is 2^-(W / h) at most. The middle of the newest tile may be after ``ts``: an event of the present
+unit can count a little more than 1.
 
 A mean is a sum over a count: the columns after those of the actions hold sums (:func:`.features.steps`).
 
@@ -49,10 +47,11 @@ array([0])
 >>> store.counts(key, noon_ms + 5 * hour_ms).tolist()  # [[[exposures, clicks] in a day, .. in a week]]
 [[[1, 1], [2, 1]]]
 
-``add`` told that the key changed; the events of one batch tell it once. Its packed list counts the same elsewhere:
+``add`` reported that the key changed; it does so once a batch. Its packed list counts the same elsewhere:
 
 >>> counts_of(store.export(key), noon_ms + 5 * hour_ms, (1, 7), 2).tolist()
 [[[1, 1], [2, 1]]]
+
 """
 
 from __future__ import annotations
@@ -95,11 +94,11 @@ def grain_hours(days: int) -> int:
 class TileStore:
     """Counts in W windows and with H half-lives of A columns (actions, then sums) for any number of keys.
 
-    Who calls what: a partition of the stream calls ``add`` and ``export``, the scorer's index ``put`` and ``counts``,
-    replay ``run``, which counts and adds. One thread at a time. Key 0 is "missing": nothing is stored under it.
+    A partition of the stream calls ``add`` and ``export``, the scorer's index ``put`` and ``counts``, replay
+    ``run``. One thread at a time. Key 0 is "missing": nothing is stored under it.
 
-    What is read is uint32 (n, W, A) if there are neither half-lives nor sums, else int64 (n, W + H, A). Its last H rows
-    are decayed counts in units of 2^-24 (:data:`UNIT`), *as of the full unit at or before* ``ts``:
+    Counts are uint32 (n, W, A) without half-lives and sums, else int64 (n, W + H, A). The last H rows are decayed
+    counts in units of 2^-24 (:data:`UNIT`), *as of the full unit at or before* ``ts``:
     :meth:`millrace.windows.features.FeatureBuilder.num` multiplies them by 2^-(rest of the unit / h).
 
     Args:
@@ -111,6 +110,7 @@ class TileStore:
     Raises:
         ValueError: a length is no duration or they do not ascend, there are too many columns, or the windows are too
             long for one list.
+
     """
 
     def __init__(
@@ -132,12 +132,10 @@ class TileStore:
 
     @classmethod
     def of(cls, windows: Windows) -> TileStore:
-        """A store for a schema's windows, half-lives and means."""
         return cls(windows.durations, windows.columns, windows.half_lives, len(windows.means))
 
     @property
     def spans(self) -> int:
-        """W + H."""
         return len(self.lengths) + len(self.half_lives)
 
     def __len__(self) -> int:
@@ -196,8 +194,8 @@ class TileStore:
         """Counts in ``[ts - W, ts)`` and decayed counts of each key (n,), as (n, W + H, A); zeros for an unknown key.
         Allocates no key.
 
-        The head is exact to the unit: an event in the unit of ``ts`` counts even if it is not before ``ts``. So ask at
-        a time after the newest event, as the clock of a reader is. Replay uses :meth:`run`.
+        The head is exact to the unit: an event in the unit of ``ts`` counts even if it is not before ``ts``. So ask
+        at a time after the newest event. Replay uses :meth:`run`.
         """
         keys = _contiguous(keys, _U64)
         out = np.zeros((len(keys), self.spans, self.columns), self.dtype)
@@ -241,10 +239,8 @@ class TileStore:
             self._memory.grow(width)
 
     def export(self, keys: U64, settle: bool = False) -> list[bytes]:
-        """The packed tile list of each key, merged as of the newest event; a list of n = 0 for an unknown key.
-
-        With ``settle`` the keys count as published: :meth:`add` tells of each of them again when it next changes.
-        """
+        """The packed tile list of each key, merged as of the newest event; a list of n = 0 for an unknown key. With
+        ``settle`` the keys count as published: :meth:`add` reports each of them again at its next change."""
         keys = _contiguous(keys, _U64)
         out: list[bytes] = []
         for start in range(0, len(keys), 65536):
@@ -260,7 +256,7 @@ class TileStore:
         self._sizes(_contiguous(keys, _U64), settle=True)
 
     def put(self, keys: U64, blobs: Sequence[bytes]) -> None:
-        """Replaces the lists of ``keys`` (n,) by packed ones; an empty list takes its key out.
+        """Replaces the lists of ``keys`` (n,) by packed ones; an empty list removes its key.
 
         Raises:
             StoreError: a list is damaged, or has another number of columns or another unit; nothing is replaced then.
@@ -269,13 +265,13 @@ class TileStore:
         self._scatter(_contiguous(keys, _U64), sizes, tiles)
 
     def drop(self, keys: U64) -> None:
-        """Takes ``keys`` (n,) out, as if nothing had ever been counted under them."""
+        """Removes ``keys`` (n,) and all that was counted under them."""
         keys = _contiguous(keys, _U64)
         self._scatter(keys, np.zeros(len(keys), np.int64), np.zeros((0, 1 + self.columns), np.uint32))
 
     def expire(self, now_ms: int) -> int:
-        """Drops the keys whose windows are all empty at ``now_ms`` and merges the tiles of the rest. Returns how many
-        keys it dropped."""
+        """Drops keys whose windows are all empty at ``now_ms`` and merges the other keys' tiles. Returns the number
+        dropped."""
         return self._sweep(now_ms, 0.0, 1.0, every_list=True)
 
     def sweep(self, now_ms: int, start: float, stop: float) -> int:
@@ -302,12 +298,11 @@ class TileStore:
         return found
 
     def snapshot(self) -> TilesSnapshot:
-        """The whole state at this moment. It copies memory and packs nothing, so it is quick to make; see
-        :meth:`TilesSnapshot.arrays`."""
+        """The whole state now. Quick: it copies memory and packs nothing (:meth:`TilesSnapshot.arrays` does)."""
         return TilesSnapshot(self._twin())
 
     def resume(self, state: TilesSnapshot | Mapping[str, Array]) -> None:
-        """Makes a fresh store what the one was that ``state`` was taken from: a snapshot, or its arrays.
+        """Restores a snapshot, or its arrays, into a fresh store.
 
         Raises:
             ValueError: this store is not fresh, or its windows or columns differ from the snapshot's.
@@ -393,20 +388,14 @@ class TileStore:
 
 
 class TilesSnapshot:
-    """A store's state at one moment, apart from what happens to the store later. See :meth:`TileStore.snapshot`.
-
-    It may be packed in another thread; one thread at a time.
-    """
+    """A store's state at one moment, independent of the store. Another thread may pack it, one at a time."""
 
     def __init__(self, store: TileStore) -> None:
         self._store = store
 
     def arrays(self) -> dict[str, Array]:
         """The state as arrays, for a file: ``keys`` (n,) ascending; ``packed``, the packed lists one after another;
-        ``ends`` (n,), where each of them ends; ``changed`` (n,); ``newest`` (1,).
-
-        Equal contents give equal arrays, whatever the order in which they came.
-        """
+        ``ends`` (n,), where each of them ends; ``changed`` (n,); ``newest`` (1,). Equal contents give equal arrays."""
         store = self._store
         keys = np.sort(store.keys())
         sizes, places = store._sizes(keys, settle=False)
@@ -431,7 +420,7 @@ def counts_of(
     half_lives: Sequence[float] = (),
     sums: int = 0,
 ) -> Array:
-    """What :meth:`TileStore.counts` gives, straight from packed lists: (n, W + H, A); zeros for None and empty lists.
+    """What :meth:`TileStore.counts` gives, from packed lists: (n, W + H, A); zeros for None and empty lists.
 
     Raises:
         StoreError: a list is damaged, or has another number of columns or another unit.

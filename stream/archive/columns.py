@@ -8,11 +8,11 @@
                                      label, click_ms, collect_ms, cart_ms, purchase_ms │ score, model_version,
                                      arm, source
 
-Attributes have the names of the schema's fields. A numeric field is a float64, a categorical one a text, one with
-several slots a list of texts. A name of the archive's own that a field has already gets ``archive_`` before it.
+Attributes have the names of the schema's fields: float64 for a numeric field, text for a categorical one, a list of
+texts for one with several slots. An archive column whose name a field has already gets the prefix ``archive_``.
 
-A text is written so that it hashes like the value that it stands for (:func:`millrace.basics.hashing.value_hash`):
-``true`` becomes ``1``, ``7.0`` becomes ``7``.
+A text hashes like the value that it stands for (:func:`millrace.basics.hashing.value_hash`): ``true`` becomes ``1``,
+``7.0`` becomes ``7``.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Row(NamedTuple):
 
 
 class Columns:
-    """See the module's text. Stateless."""
+    """Stateless."""
 
     def __init__(self, schema: Schema) -> None:
         log = schema.log
@@ -98,7 +98,6 @@ class Columns:
         self._age = next((n for n, f in enumerate(self._fields["item"]) if f.name == "age_days"), -1)
         taken = ids | {f.name for side in (*self._fields.values(), self._context) for f in side}
         self.own = {name: _free(name, taken) for name in (*_FIRST, *_LAST)}
-        """The archive's own columns, by what they are."""
         attributes = [*self._fields["user"], *self._fields["item"], *self._context]
         self.schema = pa.schema(
             [(self.own[name], kind) for name, kind in _FIRST.items()]
@@ -112,18 +111,17 @@ class Columns:
         return [f.name for f in self._fields[side]]
 
     def pack(self, side: str, attributes: Mapping[str, Any], born_ms: int = 0) -> bytes:
-        """A user's or an item's attributes, as few bytes as can be."""
+        """A user's or an item's attributes, packed."""
         return msgspec.msgpack.encode([born_ms, *[attributes.get(f.name) for f in self._fields[side]]])
 
     def repack(self, side: str, names: Sequence[str], raw: bytes | None) -> bytes | None:
-        """What :meth:`pack` gave when the attributes were ``names``, by the schema of now."""
+        """What :meth:`pack` gave for the attributes ``names``, packed for the present schema."""
         if raw is None or list(names) == self.names(side):
             return raw
         born_ms, *values = msgspec.msgpack.decode(raw)
         return self.pack(side, dict(zip(names, values, strict=True)), born_ms)
 
     def table(self, rows: Sequence[Row]) -> pa.Table:
-        """The rows as a table."""
         known: dict[tuple[str, bytes], list[Any]] = {}
 
         def values(side: str, raw: bytes | None, ts_ms: int) -> list[Any]:

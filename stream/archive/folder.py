@@ -1,5 +1,5 @@
 # core
-"""The archive's folder: Parquet files, and the manifest that says which of them count.
+"""The archive's folder: Parquet files, and the manifest that lists which of them count.
 
 ::
 
@@ -10,9 +10,8 @@
               schema.toml                     for millrace log replay
               lock                            of the one process that writes here
 
-A cut becomes true when the manifest names it. Files beyond the last named cut are of a process that was killed in
-between: they are removed at the next start, and the same messages are read again. So a restart neither loses nor
-doubles a row.
+A cut counts once the manifest names it. Later files are of a process that was killed in between: the next start
+removes them and reads the same messages again. So a restart neither loses nor doubles a row.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _REMEDY = "move the folder away: a new archive begins with what the topics still
 
 
 class Folder:
-    """See the module's text. One process at a time; it holds the lock until :meth:`close`.
+    """One process at a time; it holds the lock until :meth:`close`.
 
     Raises:
         StoreError: another process writes here, or the folder cannot be used.
@@ -63,11 +62,11 @@ class Folder:
             ) from None
 
     def close(self) -> None:
-        """Lets another process write here."""
+        """Releases the lock."""
         os.close(self._lock)
 
     def load(self) -> dict[str, Any] | None:
-        """The state that the manifest names; files beyond it are removed. None: the archive is new.
+        """The state in the manifest; later files are removed. None: the archive is new.
 
         Raises:
             StoreError: the manifest is damaged, or is missing beside files.
@@ -95,11 +94,10 @@ class Folder:
             yield from sorted(p for p in (self.path / kind).glob("*.parquet") if p.stem.isdigit())
 
     def write(self, tables: Mapping[str, pa.Table], state: Mapping[str, Any]) -> int:
-        """Writes a cut: a file of each kind that has rows, then the manifest. When this returns it is on the disk.
-        How many files.
+        """Writes a cut durably: a file of each kind that has rows, then the manifest. Returns the number of files.
 
         Raises:
-            StoreError: it could not be written; what was before still counts.
+            StoreError: it could not be written; the state before still counts.
         """
         cut = self.last + 1
         written = 0
@@ -119,11 +117,11 @@ class Folder:
         return written
 
     def put_schema(self, text: str, columns: Iterable[str] = ()) -> None:
-        """Writes ``schema.toml``, if it differs. Where the newest file lacks a new column, the schema of before stays
-        until the next file is there: what is in the folder can be replayed all the time.
+        """Writes ``schema.toml``, if it differs. While the newest file lacks a new column, the earlier schema stays, so
+        that the folder can be replayed at any time.
 
         Args:
-            text: the file's.
+            text: of the file.
             columns: of an exposure's row from now on.
         """
         newest = max((p for p in self.files() if p.parent.name == "exposures"), default=None)
@@ -144,7 +142,7 @@ class Folder:
             write_whole(path, text.encode(), durable=True)
 
     def expire(self, before_s: float) -> int:
-        """Removes files that were written before this Unix time. How many."""
+        """Removes files written before this Unix time. Returns how many."""
         old = [path for path in self.files() if path.stat().st_mtime < before_s]
         for path in old:
             path.unlink(missing_ok=True)
@@ -152,7 +150,6 @@ class Folder:
 
 
 def parquet(table: pa.Table) -> memoryview:
-    """The bytes of a Parquet file."""
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd")
     return out.getbuffer()

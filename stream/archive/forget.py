@@ -1,9 +1,9 @@
 # core
-"""``millrace data forget``: the archive's files, written again without one user.
+"""``millrace data forget``: rewrites the archive's files without one user.
 
-Each file that has rows of the user is replaced whole, under its name and with its date, so that it expires when it
-would have. The archive may run meanwhile: it never touches a file again that its manifest names. What it has not
-written yet (the last ``archive_seconds``, and exposures that wait for their label) is not found: run it again later.
+Each file with rows of the user is replaced whole, under its name and with its date, so that it expires as before.
+The archive may run meanwhile: it never changes a file that its manifest names. Rows that it has not written yet (of
+the last ``archive_seconds``, and exposures that wait for their label) are not found: run it again later.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from stream.archive.folder import KINDS, parquet
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """What was done: rows removed, files written again, files looked at."""
-
     rows: int
     files: int
     looked_at: int
@@ -61,7 +59,7 @@ def forget(archive: Path, user: str) -> Forgotten:
 
 
 def _without(path: Path, column: str, user: str) -> int:
-    """Rewrites a file without the user's rows; how many there were."""
+    """Rewrites a file without the user's rows. Returns how many there were."""
     found = pc.sum(pc.equal(pq.read_table(path, columns=[column])[column], user)).as_py() or 0
     if found:
         table, date = pq.read_table(path), path.stat()

@@ -11,8 +11,7 @@
     cat                    F int64, little-endian, one after another
     num                    N float32, little-endian
 
-The bytes are those that samples carry to the learner, so what is here is what was learnt. A row's table is written
-with the same cut as the row of ``exposures``.
+The bytes are those that samples carry to the learner. A row is written with the same cut as that of ``exposures``.
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ from stream.archive.columns import Row
 
 
 class Logged:
-    """Makes the table. Stateless."""
-
     def __init__(self, schema: Schema) -> None:
         layout = schema.layout
         self._id = schema.id
@@ -50,7 +47,7 @@ class Logged:
         )
 
     def table(self, rows: Sequence[Row]) -> tuple[pa.Table, int]:
-        """The features of rows whose page's whole log was kept, and how many of these rows it cannot give."""
+        """The features of rows whose page's log was kept whole, and the number of rows without features."""
         pages: dict[bytes, Served | None] = {}  # by the message: two users' clients may give their pages one name
         made: list[list[object]] = []
         cat_width, num_width = self._widths

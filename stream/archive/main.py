@@ -1,5 +1,5 @@
 # shell
-"""The role ``archive``: reads events, impressions, users and items, and writes them down as Parquet.
+"""The role ``archive``: reads events, impressions, users and items, and writes them as Parquet.
 
 ::
 
@@ -7,8 +7,8 @@
                                         ▲                                                      │ positions, what waits
                                         └──────────────────── at the start ────────────────────┘
 
-Positions are in the archive's manifest and nowhere else. A partition that is silent, by the broker's word, moves on as
-fast as the event clock does, so that rows do not wait for the next event.
+Positions are in the archive's manifest and nowhere else. A partition that the broker reports as silent moves on with
+the event clock, so that rows do not wait for the next event.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ MOST_WAITING = 500
 """Records of one partition that wait for other topics; beyond it, no more is fetched. A page has up to 100 KB."""
 POLL_MS = 25
 WHOLE_FETCHES = {"max_poll_records": 1_000_000, "max_partition_fetch_bytes": 256 * 1024}
-"""A poll takes all that was fetched, in small fetches. What is left of one when its partition is paused, the client
-(kafka-python 3.0.12) never hands out again, and it fetches no more of that partition."""
+"""A poll takes all that was fetched, in small fetches. Of a partition that is paused in the middle of a fetch, the
+client (kafka-python 3.0.12) never delivers the rest, nor fetches more."""
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
@@ -90,7 +90,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
 
 
 class Shell:
-    """The hands of the role: readers, the clock, files."""
+    """The role's shell: readers, the clock, files."""
 
     def __init__(self, settings: Settings, archive: Archive, folder: Folder, topics: Mapping[str, str]) -> None:
         self._settings, self._archive, self._folder, self._topics = settings, archive, folder, dict(topics)
@@ -112,12 +112,10 @@ class Shell:
             raise
 
     def close(self) -> None:
-        """Closes the readers."""
         for reader in self._readers.values():
             reader.close()
 
     def work(self, stop: threading.Event) -> None:
-        """Reads and writes until ``stop`` is set."""
         log.info("archiving", folder=str(self._folder.path), cut=self._folder.last)
         every_s, cut_s = self._settings.archive_seconds, time.monotonic()
         try:
@@ -132,7 +130,6 @@ class Shell:
         self.write()
 
     def step(self) -> None:
-        """Takes what has come."""
         at_end: set[Line] = set()
         for topic, reader in self._readers.items():
             for tp, records in reader.poll(timeout_ms=POLL_MS).items():
@@ -171,8 +168,9 @@ class Shell:
             log.error("a message is left out", topic=record.topic, offset=record.offset, error=one_line(error))
 
     def _check_topic(self, topic: str) -> None:
-        """The topic may be another one of its name by now. Then the manifest must name it, or the next start would read
-        it from its beginning once more; and what was read of its other partitions says nothing of the new ones."""
+        """The topic may have been replaced by another one of its name. Then the manifest must name it, or the next
+        start would read it from the beginning again. The ends of the old topic's other partitions mean nothing for
+        the new one."""
         found = topic_ids(self._settings).get(topic, "")
         if not found or found == self._topics.get(topic, ""):
             return
@@ -184,7 +182,7 @@ class Shell:
                 reader.seek_to_beginning(tp)
 
     def _silence(self, at_end: set[Line]) -> None:
-        """Moves partitions on to whose topics nothing more came, by the broker's word of now."""
+        """Moves partitions on whose topics have no more messages, by the broker's present answer."""
         now_s = time.monotonic()
         if now_s - self._asked_s < min(1.0, self._settings.idle_seconds):
             return
@@ -204,7 +202,7 @@ class Shell:
                 archive.advance(number, now_ms)
 
     def _begun_ms(self, number: int, now_ms: int) -> int:
-        """Of a partition without an event since the start: silence is counted from then."""
+        """For a partition without an event since the start, silence counts from then."""
         self._stamps[number] = now_ms
         return now_ms
 
@@ -246,8 +244,8 @@ class Shell:
             LAG.labels(topic).set(behind)
 
     def _look_at_ends(self) -> None:
-        """Tells of messages that were deleted before they were read. A topic that lost its end, as in a power cut, is
-        read on from where it ends now, as the stream does: the rest is archived already. Where no id tells that it is
+        """Reports messages that were deleted before they were read. A topic that lost its end, as in a power cut, is
+        read on from its present end, as the stream does: the rest is archived already. Where no id tells that it is
         the same topic, it is read from its beginning."""
         for topic in KEPT_POSITIONS:
             reader, kept = self._readers[topic], self._archive.positions[topic]

@@ -8,8 +8,8 @@
     events/0       10 ─ 11                │
     impressions/0  (nothing, at its end)  ┘                    an empty line that is not at its end: all wait for it
 
-So a page's impression is there before its exposure, and attributes are those of the time, also when an archive reads a
-week in a minute. Within a partition the order is the log's, whatever the time stamps say.
+So a page's impression comes before its exposure, and attributes are those of the time, even when an archive reads a
+week in a minute. Within a partition the log's order holds, whatever the time stamps say.
 """
 
 from __future__ import annotations
@@ -28,18 +28,14 @@ _ORDER = {USERS: 0, ITEMS: 1, IMPRESSIONS: 2, EVENTS: 3}  # at the same time sta
 
 
 class Merge:
-    """See the module's text.
-
-    Args:
-        lines: all that are read.
-    """
+    """``lines``: all that are read."""
 
     def __init__(self, lines: Iterable[Line]) -> None:
         self._waiting: dict[Line, deque[Any]] = {line: deque() for line in lines}
         self._heads: list[tuple[int, int, Line]] = []
 
     def put(self, line: Line, records: Iterable[Any]) -> None:
-        """Records of a line that were read, in its order. Each has a ``timestamp``."""
+        """Adds records of a line, in its order. Each has a ``timestamp``."""
         waiting = self._waiting[line]
         empty = not waiting
         waiting.extend(records)
@@ -47,15 +43,10 @@ class Merge:
             self._head(line)
 
     def waiting(self, line: Line) -> int:
-        """Records of a line that wait for others."""
         return len(self._waiting[line])
 
     def ready(self, at_end: Collection[Line]) -> Iterator[Any]:
-        """Takes out what may go on.
-
-        Args:
-            at_end: the lines of which all was read that there is.
-        """
+        """Takes out the records that may go on. ``at_end``: the lines that are read to their end."""
         short = {line for line, waiting in self._waiting.items() if not waiting and line not in at_end}
         while self._heads and not short:
             line = heappop(self._heads)[2]

@@ -7,18 +7,19 @@
     exposure  ──┼─► page, an attribution window long ─► a row an exposure ─► 16 bytes or so, for repeats and late clicks
     actions   ──┘
 
-The rules are those of the stream's label join (``stream/join/join.py``), with one label at the end in place of samples:
+The rules are those of the stream's label join (``stream/join/join.py``), with one label at the end in place of
+samples:
 
 - An exposure is settled when the watermark has passed it by the attribution window. One that came late waits for as
   long from the watermark at which it came.
-- An action counts when its event time is less than the window after its exposure, and it names the user of the page and
-  the item that was at its position. The first one of a kind gives the time. It may come before its exposure.
-- An exposure is named by the request and the position as answered. What comes of it again changes nothing.
-- An exposure by another user, or of another item, than the page had is left out. One whose impression did not come is a
+- An action counts when its event time is less than the window after its exposure, and it names the page's user and the
+  item at its position. The first one of a kind gives the time. It may come before its exposure.
+- An exposure is identified by the request and the position as answered. Duplicates change nothing.
+- An exposure by another user, or of another item, than the page had is left out. An exposure without an impression is a
   row without a score.
 
-The watermark is the newest event's time less the allowed disorder. One event that is dated ahead of the event clock
-does not move it (:class:`~millrace.contracts.clock.Reached`). Whoever sees silence moves it on (:meth:`advance`).
+The watermark is the newest event's time less the allowed disorder; one event dated ahead of the event clock does not
+move it (:class:`~millrace.contracts.clock.Reached`). The caller moves it on in silence (:meth:`advance`).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from stream.join.pages import to_bytes, to_mask
 
 
 class Made(NamedTuple):
-    """Of an impression, what the archive keeps."""
+    """The part of an impression that the archive keeps."""
 
     user: str
     items: list[str]
@@ -52,7 +53,7 @@ class Made(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one exposure message brought: positions that were not known before."""
+    """The new positions of one exposure message."""
 
     due_ms: int
     ts_ms: int
@@ -76,12 +77,12 @@ class Page:
 
 
 class Pages:
-    """See the module's text.
+    """The pages of one partition.
 
     Attributes:
         rows: settled, not taken out yet.
         late: actions that came too late for their row, by type.
-        left_out: what is in no row, by reason: exposures and actions (late, wrong-user, wrong-item, no-exposure).
+        left_out: exposures and actions in no row, by reason (late, wrong-user, wrong-item, no-exposure).
     """
 
     def __init__(self, waits: Waits) -> None:
@@ -102,7 +103,6 @@ class Pages:
 
     @property
     def pending(self) -> int:
-        """Exposures that wait."""
         return sum(part.mask.bit_count() for page in self._pages.values() for part in page.parts)
 
     @property
@@ -113,11 +113,7 @@ class Pages:
     # ------------------------------------------------------------------ what comes in
 
     def see(self, event: Event, clock_ms: int) -> None:
-        """An event came. Call it before the event is taken.
-
-        Args:
-            clock_ms: the event clock when it came to Kafka.
-        """
+        """Moves the time on by an event, before it is taken. ``clock_ms``: the event clock when it came to Kafka."""
         self._reached.see(event.ts_ms, clock_ms, event.user_id if isinstance(event, Exposure) else None)
         self.advance(self.newest_ms)
 
@@ -149,7 +145,7 @@ class Pages:
         page.parts.append(Part(page.until_ms, event.ts_ms, str(event.user_id), user_raw, mask, shown))
 
     def act(self, event: Action) -> None:
-        """An action: it waits for the row of its exposure."""
+        """An action: waits for the row of its exposure."""
         if (self._settled.exposed(event.request_id) or 0) >> event.position & 1:
             self.late[ACTIONS[event.kind]] += 1
             return
@@ -238,7 +234,7 @@ class Pages:
     # ------------------------------------------------------------------ state
 
     def snapshot(self) -> Any:
-        """The whole state but ``rows``, as plain values, which do not change afterwards."""
+        """The whole state but ``rows``, as plain values that do not change afterwards."""
         pages = [
             (name, p.made, list(p.parts), list(p.actions), to_bytes(p.exposed), p.until_ms)
             for name, p in self._pages.items()
@@ -247,11 +243,7 @@ class Pages:
         return self.watermark_ms, self.newest_ms, parts, self._settled.snapshot(), self._reached.snapshot()
 
     def resume(self, state: Any) -> None:
-        """Restores what :meth:`snapshot` gave. For new pages.
-
-        Raises:
-            ValueError, TypeError: it is no state.
-        """
+        """Restores what :meth:`snapshot` gave into new pages. Raises ValueError or TypeError for another state."""
         self.watermark_ms, newest_ms, pages, settled, reached = state
         self._reached.resume(newest_ms, reached)
         for name, made, parts, actions, exposed, until_ms in pages:
@@ -268,7 +260,7 @@ class Pages:
         self._settled.resume(settled)
 
     def repack(self, by: Callable[[str, bytes | None], bytes | None]) -> None:
-        """Packs attributes that wait again: ``by(side, raw)`` gives those by the schema of now."""
+        """Repacks waiting attributes: ``by(side, raw)`` gives those by the present schema."""
         for page in self._pages.values():
             page.parts = [
                 part._replace(

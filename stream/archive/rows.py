@@ -1,5 +1,5 @@
 # core
-"""Records of the topics in; rows of events and of labelled exposures out. Pure: the shell reads, this decides.
+"""Turns records of the topics into rows of events and of labelled exposures. Pure.
 
 ::
 
@@ -7,11 +7,11 @@
     events ───────► a row of the table of events ─► Pages ─► rows of the table of exposures
     impressions ──► Pages
 
-All users' and all items' last attributes are in memory: some 100 to 300 bytes each. They are no part of the state that
-is kept, since the topics are compacted and read from their beginning at each start.
+The last attributes of all users and items are in memory, some 100 to 300 bytes each. They are no part of the stored
+state, since the topics are compacted and read from their beginning at each start.
 
-An event that the stream makes a dead letter of (unreadable, from the future, in another user's partition) is in no
-table; it is counted here and kept there.
+Events that the stream makes dead letters of (unreadable, from the future, in another user's partition) are counted
+here and left out of the tables.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Record(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """What is to be written together: rows, and the state that begins behind them."""
+    """The rows to be written together, and the state after them."""
 
     events: pa.Table
     exposures: pa.Table
@@ -61,15 +61,15 @@ class Cut(NamedTuple):
 
 
 class Archive:
-    """See the module's text. One thread at a time.
+    """One thread at a time.
 
     Args:
         ahead_ms: an event further ahead of the clock than this is from the future.
         partitions: of ``events``.
-        features: whether the features of exposures are kept as they were logged (:mod:`stream.archive.logged`).
+        features: whether the logged features of exposures are kept (:mod:`stream.archive.logged`).
 
     Attributes:
-        counts: what was left out, by reason: those of :class:`~stream.archive.pages.Pages`, ``future``,
+        counts: of what was left out, by reason: those of :class:`~stream.archive.pages.Pages`, ``future``,
             ``seconds`` (times in the wrong unit), ``wrong-partition``, ``unusable``, ``no-features`` (exposures whose
             page's log cannot be read, or is of another schema).
         late: actions that came too late for their row, by type.
@@ -92,12 +92,10 @@ class Archive:
 
     @property
     def rows(self) -> int:
-        """Rows that wait to be written."""
         return len(self._events) + sum(len(pages.rows) for pages in self._pages.values())
 
     @property
     def pending(self) -> int:
-        """Exposures that are not settled."""
         return sum(pages.pending for pages in self._pages.values())
 
     def due_ms(self, partition: int) -> int | None:
@@ -106,11 +104,10 @@ class Archive:
         return None if due_ms is None else due_ms + self._waits.disorder_ms
 
     def newest_ms(self, partition: int) -> int:
-        """The partition's newest event."""
         return self._pages[partition].newest_ms
 
     def take(self, record: Record) -> None:
-        """Takes a message; one below the positions was taken before. Users and items have no position."""
+        """Takes a message unless it is below the positions. Users and items have no position."""
         topic, number, offset, key, value, clock_ms = record
         if topic == USERS:
             self._user(number, key, value)
@@ -124,7 +121,7 @@ class Archive:
                 self._impression(number, value)
 
     def advance(self, partition: int, now_ms: int) -> None:
-        """A silent partition's event time."""
+        """Moves on a silent partition's event time."""
         self._pages[partition].advance(now_ms)
 
     def reset_offsets(self, topic: str, partition: int | None = None, at: int = 0) -> None:
@@ -134,7 +131,7 @@ class Archive:
     # ------------------------------------------------------------------ messages
 
     def _user(self, number: int, key: bytes | None, value: bytes | None) -> None:
-        """Takes what the stream takes: of a message that is a dead letter there, nothing is used here either."""
+        """Takes what the stream takes: a message that is a dead letter there is not used here either."""
         if value is None:
             user = (key or b"").decode("utf-8", "replace")
             if _home(user, self._partitions) == number:
@@ -203,7 +200,7 @@ class Archive:
     # ------------------------------------------------------------------ out, and state
 
     def cut(self) -> Cut:
-        """Takes the rows out, with the state that goes on behind them."""
+        """Takes the rows out, with the state after them."""
         rows: list[Row] = []
         for pages in self._pages.values():
             rows += pages.rows
@@ -226,10 +223,10 @@ class Archive:
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Restores the state of a cut; attributes that were packed by another schema are carried over.
+        """Restores the state of a cut; attributes packed by another schema are carried over.
 
         Raises:
-            StoreError: it is no state of this version, or of as many partitions.
+            StoreError: the state is of another version or number of partitions.
         """
         try:
             if state["form"] != FORM:
@@ -250,7 +247,6 @@ def _home(user: Id, partitions: int) -> int:
 
 
 def _flat(event: Event, number: int, offset: int) -> tuple[Any, ...]:
-    """A message as a row of the table of events."""
     kind = type(event).__struct_config__.tag
     start = kind, event.event_id, event.request_id, event.ts_ms, text(event.user_id)
     if isinstance(event, Exposure):

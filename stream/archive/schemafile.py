@@ -1,12 +1,11 @@
 # core
-"""The schema file beside the archive: the live schema, with a ``[log]`` that says how to read the exposures. Pure.
+"""The archive's schema file: the live schema, with a ``[log]`` for its exposures. Pure.
 
 ::
 
     name, utc_offset, ... │ [windows] │ [log] time, user, item, label, ... │ [[fields]] ...
-
-``[[join]]`` is left out: the attributes are in the rows. What gives arrays their meaning stays, so :attr:`Schema.id` is
-the live one's, and a model that learnt from the archive fits the loop.
+``[[join]]`` is left out, since attributes are in the rows. :attr:`Schema.id` is the live one's, so a model that
+learnt from the archive fits the loop.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from stream.archive.columns import TIMES, Columns
 
 
 def schema_text(schema: Schema, attribution_minutes: float) -> str:
-    """The TOML text."""
     columns = Columns(schema)
     own = columns.own
     log = LogColumns(
@@ -45,7 +43,7 @@ def schema_text(schema: Schema, attribution_minutes: float) -> str:
 
 
 def _given(value: Any) -> Any:
-    """A value as TOML has it, without the entries that are as they would be anyway."""
+    """A value as TOML has it, without entries equal to their defaults."""
     if isinstance(value, msgspec.Struct):
         said = {}
         for field in msgspec.structs.fields(value):

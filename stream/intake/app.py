@@ -7,8 +7,8 @@
               400,413,415         │           429        503: not in time; they stay on their way
                                   └─ every line refused: 422
 
-The three POST routes are plain ASGI applications: Starlette's own request and response objects would cost a small
-request as much as all the rest.
+The three POST routes are plain ASGI applications: Starlette's request and response objects would double the cost of
+a small request.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ log = structlog.get_logger("intake")
 BODY_SECONDS = 10.0
 """How long a body may take to come."""
 BODIES_BYTES = 64 << 20
-"""Bodies in work, all together: beyond it a request is told to come again."""
+"""Bodies being handled, all together. Beyond it a request gets the answer to come again."""
 FULL_AFTER_SECONDS, AWAY_AFTER_SECONDS = 1, 2
-"""When to come again: what waits is kept within a second as a rule; a broker that is away takes longer."""
+"""Retry-After: waiting messages are kept within a second as a rule; a broker that is away takes longer."""
 
 _json = msgspec.json.Encoder()
 _JSON = (b"content-type", b"application/json")
@@ -75,11 +75,7 @@ class _Gone(Exception):
 
 
 class Desk:
-    """Takes lines and answers when they are kept.
-
-    Args:
-        outlet: open already.
-    """
+    """Takes lines and answers when they are kept. ``outlet`` is open already."""
 
     def __init__(self, settings: Settings, reader: Reader, outlet: Outlet, refusals: Refusals | None = None) -> None:
         self._reader, self._outlet, self._keeper = reader, outlet, outlet.keeper
@@ -91,7 +87,7 @@ class Desk:
         """The answer to a POST.
 
         Raises:
-            RequestError: it is refused as a whole, or nobody knows yet whether all of it is kept.
+            RequestError: it is refused as a whole, or it is not yet known whether all of it is kept.
         """
         kind = ""
         for name, value in scope["headers"]:
@@ -144,7 +140,7 @@ class Desk:
         return found
 
     async def take(self, what: What, lines: list[Message | Verdict]) -> Taken:
-        """Lines that have been read, once each of them has its verdict.
+        """The verdicts of lines that have been read, once all are known.
 
         Raises:
             RequestError: too many wait (429), or Kafka did not take them in time (503).
@@ -229,7 +225,6 @@ class PostRoute:
 
 
 def make_app(desk: Desk, outlet: Outlet) -> Starlette:
-    """The ASGI application."""
     described_api = _json.encode(description())
 
     def deletes(what: What) -> Any:

@@ -28,7 +28,7 @@ PRODUCERS = Counter("millrace_intake_producers_total", "Kafka producers made: on
 
 
 class Refusals:
-    """Counts refused lines, and tells of each kind at once, then in one line a minute at most.
+    """Counts refused lines, and logs each kind at once, then in one line a minute at most.
 
     >>> told: list[str] = []
     >>> refusals = Refusals(lambda: 0.0, lambda line, **_: told.append(line))
@@ -47,7 +47,6 @@ class Refusals:
         self._kinds = Kinds()
 
     def note(self, what: What, verdicts: Iterable[Verdict]) -> None:
-        """Counts the refusals among the verdicts."""
         for verdict in verdicts:
             if verdict.status == "refused":
                 REFUSED.labels(what, str(verdict.reason)).inc()
@@ -55,6 +54,6 @@ class Refusals:
         self.tell()
 
     def tell(self) -> None:
-        """Says what is due. Call it now and then: what came within a minute of a line is told after that minute."""
+        """Writes the lines that are due. Call it regularly: later refusals of a minute are logged after that minute."""
         for told in self._kinds.due(self._now_s()):
             self._say("lines are refused", kind=told.kind, times=told.times, example=told.example)

@@ -1,5 +1,5 @@
 # core
-"""What the intake has taken and Kafka does not have yet: by partition, in order, each event once. Pure.
+"""Messages that the intake has taken and Kafka does not have yet: by partition, in order, each event once. Pure.
 
 ::
 
@@ -8,12 +8,12 @@
                                    └─ new ──► lane (topic, partition) ──► take ───┴──► kept | refused | put back
                                                                           a batch for Kafka
 
-A parcel is a request's lines. It is done when each of its lines has a verdict. A parcel whose client has given up
-stays: its messages are on their way, and the client's next request finds them there. So what is sent again after an
-unknown answer is kept once, unless this process has ended in between. Nobody waits for its verdicts any more, so what
-is sent again and again while the broker is away takes no more room than the first time.
+A parcel holds a request's lines. It is done when each line has a verdict. A parcel stays when its client gives up:
+its messages are on their way, and the client's next request finds them. So an event that is sent again after an
+unknown answer is kept once, unless this process ended in between. Lines without a waiting client give way to new
+ones, so repeated requests while the broker is away take no more memory than the first.
 
-An id is remembered when Kafka has the message, and not before: an id that was never kept is never called a duplicate.
+An id is remembered only when Kafka has the message: an id that was never kept is never called a duplicate.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from stream.intake.wire import DUPLICATE, KEPT, Message, Verdict, late
 Lane = tuple[str, int]
 """A logical topic and a partition of it."""
 RECORD_BYTES = 128
-"""What a record has in a batch beside its key, its value and its headers, at most."""
+"""Overhead of a record in a batch, at most."""
 MOST_BYTES = 128 << 20
 """Messages on their way, all together: some thousand large ones fill the memory before they are many."""
 _U64 = (1 << 64) - 1
@@ -38,11 +38,8 @@ _FEW = 8
 
 class Parcel:
     """The lines of one request. ``verdicts`` has None for each line that is on its way; ``left`` counts those.
-    ``gone``: nobody waits for them any more.
-
-    Args:
-        done: called once, when nothing is left. Not called by :meth:`Keeper.admit`: look at ``left`` after it.
-    """
+    ``gone``: the client waits no more. ``done`` is called once, when nothing is left, but not by
+    :meth:`Keeper.admit`: check ``left``."""
 
     __slots__ = ("_done", "gone", "left", "verdicts")
 
@@ -53,7 +50,7 @@ class Parcel:
         self._done = done
 
     def tell(self, index: int, verdict: Verdict) -> None:
-        """The verdict of a line that was on its way."""
+        """Sets the verdict of a line that was on its way."""
         self.verdicts[index] = verdict
         self.left -= 1
         if not self.left:
@@ -61,7 +58,7 @@ class Parcel:
 
 
 class Waiting:
-    """A message on its way to Kafka, and the lines that wait for it: the first is its own."""
+    """A message on its way to Kafka, and the lines that wait for it, its own first."""
 
     __slots__ = ("_look_at", "hashed", "key", "lines", "note", "size", "ts_ms", "value")
 
@@ -75,7 +72,7 @@ class Waiting:
         self._look_at = _FEW
 
     def join(self, parcel: Parcel, index: int) -> None:
-        """One more line waits for this message. Those that nobody waits for any more give way to it."""
+        """Adds a line that waits for this message, in place of those without a waiting client."""
         if len(self.lines) >= self._look_at:
             self.lines[1:] = [line for line in self.lines[1:] if not line[0].gone]
             self._look_at = max(_FEW, 2 * len(self.lines))
@@ -83,7 +80,7 @@ class Waiting:
 
 
 class Keeper:
-    """See the module's text. One thread.
+    """One thread.
 
     Args:
         lane_of: the lane of a message's topic and key.
@@ -110,11 +107,11 @@ class Keeper:
         self.waiting, self.bytes = 0, 0
 
     def has_room(self, lines: int) -> bool:
-        """Whether so many lines can be taken. A request that comes alone can always."""
+        """Whether so many lines can be taken. A request is always taken when nothing waits."""
         return not self.waiting or (self.waiting + lines <= self._limit and self.bytes < MOST_BYTES)
 
     def admit(self, parcel: Parcel, lines: Sequence[Message | Verdict]) -> set[Lane]:
-        """Takes a request's lines, some of which are refused already; returns the lanes that have got something."""
+        """Takes a request's lines, some of them refused already; returns the lanes with new messages."""
         touched: set[Lane] = set()
         verdicts = parcel.verdicts
         for index, line in enumerate(lines):
@@ -150,7 +147,7 @@ class Keeper:
 
     def take(self, lane: Lane, most_bytes: int) -> list[Waiting]:
         """The next batch of a lane, in order: at least one message if there is any. It is on its way until
-        :meth:`kept`, :meth:`refuse` or :meth:`put_back` says what became of it."""
+        :meth:`kept`, :meth:`refuse` or :meth:`put_back`."""
         queue = self._lanes.get(lane)
         batch: list[Waiting] = []
         while queue and ((most_bytes := most_bytes - queue[0].size) >= 0 or not batch):
@@ -158,7 +155,7 @@ class Keeper:
         return batch
 
     def put_back(self, lane: Lane, batch: Sequence[Waiting]) -> None:
-        """Nobody knows whether Kafka has the batch: it comes next again."""
+        """It is unknown whether Kafka has the batch: it comes next again."""
         self._lanes.setdefault(lane, deque()).extendleft(reversed(batch))
 
     def kept(self, lane: Lane, batch: Sequence[Waiting]) -> None:
@@ -177,7 +174,7 @@ class Keeper:
                 verdict = DUPLICATE
 
     def refuse(self, one: Waiting, why: BadEventError) -> None:
-        """Kafka takes this message never."""
+        """Kafka will never take this message."""
         self.waiting -= 1
         self.bytes -= one.size
         self._on_way.pop(one.hashed, None)
@@ -185,10 +182,8 @@ class Keeper:
             parcel.tell(index, refused(why))
 
     def depth(self, lane: Lane) -> int:
-        """Messages of a lane that wait to be taken."""
         return len(self._lanes.get(lane, ()))
 
 
 def refused(why: BadEventError) -> Verdict:
-    """The verdict of a line that is refused."""
     return Verdict("refused", why.reason, why.detail)

@@ -1,5 +1,5 @@
 # shell
-"""``millrace run intake``: one process, one loop. Binds the port, connects to Kafka, answers until it is to end.
+"""``millrace run intake``: one process, one loop. Binds the port, connects to Kafka, answers until it is stopped.
 
 ::
 
@@ -82,11 +82,7 @@ async def _run(
 
 
 def bind(settings: Settings) -> socket.socket:
-    """A socket bound to ``host:intake_port``; it does not listen yet.
-
-    Raises:
-        PortError: it cannot be bound.
-    """
+    """A socket bound to ``host:intake_port``, not listening yet. Raises PortError."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -102,7 +98,7 @@ def bind(settings: Settings) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to whoever runs the role."""
+    """Leaves signals to the role's runner."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,14 +1,14 @@
 # core
-"""Which event ids were kept lately: exact on 64 bits, bounded, and with no work to forget.
+"""The recent event ids: exact on 64 bits, bounded, and without work to forget.
 
 ::
 
     add ──► young  [ . h . . h h . ... ]     full: it becomes the old one, which is let go
             old    [ h . h h . . h ... ]     an id is known that is in one of the two
 
-Each half is a hash table with open addressing over one array of 64-bit numbers: 8 bytes a slot, half of the slots used,
-where a Python set takes some sixty bytes an id. So the memory knows the newest ``capacity`` ids at least, and twice as
-many at most.
+Each half is a hash table with open addressing over one array of 64-bit numbers: 8 bytes a slot, half of the slots
+used (a Python set takes some sixty bytes an id). So the memory knows at least the newest ``capacity`` ids, at most
+twice as many.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CAPACITY = 1_000_000
 
 
 class IdMemory:
-    """See the module's text. Not thread-safe.
+    """Not thread-safe.
 
     >>> memory = IdMemory(capacity=2)
     >>> for one in (11, 12, 13):
@@ -29,6 +29,7 @@ class IdMemory:
 
     Args:
         capacity: how many of the newest ids are known at least.
+
     """
 
     def __init__(self, capacity: int = CAPACITY) -> None:
@@ -52,7 +53,7 @@ class IdMemory:
         self._count += 1
 
     def _slot(self, table: array[int], hashed: int) -> int:
-        """Where the hash would be put; -1: it is there."""
+        """The slot for the hash; -1: it is there already."""
         mask, slot = self._mask, hashed & self._mask
         while found := table[slot]:
             if found == hashed:

@@ -36,12 +36,11 @@ _WHY = {
 
 
 def described() -> str:
-    """The routes in words, for the answer to a path that is none."""
+    """The routes as text, for the answer to an unknown path."""
     return openapi.described(ROUTES)
 
 
 def description() -> dict[str, Any]:
-    """The whole document."""
     return openapi.description(
         "Millrace intake",
         "Takes a shop's events, users and items. In words: docs/how-to/send-events.md.",

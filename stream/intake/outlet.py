@@ -1,5 +1,5 @@
 # shell
-"""The way to Kafka: batches by partition, one after another, through a producer that is made again when it has failed.
+"""Sends to Kafka: batches by partition, one after another, through a producer that is replaced when it has failed.
 
 ::
 
@@ -8,10 +8,10 @@
        │                  ├─ too large for the broker ──► half as much; a single message is refused
        └── put back ◄─────┴─ the producer has failed, or nothing moves though the broker answers ──► another one
 
-A lane has one batch under way, so the order of what was taken is that of the topic. While the broker is away the
-producer tries again by itself; what is taken meanwhile waits here, bounded by the keeper. An idempotent producer is of
-no use after some errors: its next batch has a number that the broker does not expect. Then all lanes put back what is
-under way and go on with a new producer. What the broker had taken of it is sent twice; the stream recognises it.
+A lane has one batch under way, so the topic keeps the order. While the broker is away the producer retries; messages
+taken meanwhile wait here, bounded by the keeper. After some errors an idempotent producer is of no use: its next
+batch has a number that the broker does not expect. Then all lanes put back what is under way and go on with a new
+producer. Messages that the broker had taken are sent twice; the stream recognises them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LINGER_SECONDS = 0.01
 """How long a lane waits for more before it sends. An event's way to the model has waits of tens of ms after it."""
 LOOK_SECONDS = 1.0
 AWAY_SECONDS = 2.0
-"""A batch that is under way for longer than this, or a broker that does not answer for so long: it is away."""
+"""The broker counts as away when a batch is under way, or an answer is missing, for longer than this."""
 STUCK_SECONDS = 15.0
 """A batch that is under way for longer, while the broker answers, needs another producer."""
 START_SECONDS = 15.0
@@ -62,7 +62,7 @@ class _StuckError(BrokerError):
 
 
 class Outlet:
-    """See the module's text. All methods run in one asyncio loop. :meth:`open` first; then :attr:`keeper` is there.
+    """All methods run in one asyncio loop. :meth:`open` first; then :attr:`keeper` is there.
 
     Attributes:
         away: why nothing goes to the broker at the moment; empty: it does.
@@ -82,11 +82,7 @@ class Outlet:
         self.away, self._away_s, self._told_s = "", 0.0, 0.0
 
     async def open(self, life_ms: int, disorder_ms: int) -> None:
-        """Connects, and makes the keeper.
-
-        Raises:
-            BrokerError: the broker does not tell of the topics.
-        """
+        """Connects, and makes the keeper. Raises BrokerError when the broker does not describe the topics."""
         try:
             producer = self._producer = await self._make()
             for topic in TOPICS:
@@ -105,12 +101,11 @@ class Outlet:
         )
 
     def wake(self, lanes: Iterable[Lane]) -> None:
-        """These lanes have got something."""
         for lane in lanes:
             self._wake[lane].set()
 
     async def run(self) -> None:
-        """Delivers for ever; ends by being cancelled."""
+        """Delivers until it is cancelled."""
         pause_s = FIRST_PAUSE_SECONDS
         while True:
             began_s = time.monotonic()
@@ -130,7 +125,7 @@ class Outlet:
             await asyncio.sleep(pause_s)
 
     async def finished(self, seconds: float) -> int:
-        """Waits until all is kept, for so long at most; how many messages are left."""
+        """Waits at most so long until all is kept; returns how many messages are left."""
         deadline_s = time.monotonic() + seconds
         while self.keeper.waiting and time.monotonic() < deadline_s:
             await asyncio.sleep(0.02)
@@ -216,13 +211,13 @@ class Outlet:
         return producer
 
     def _close(self, producer: AIOKafkaProducer) -> None:
-        """In the background: one whose broker is away waits for it."""
+        """Closes in the background: a producer whose broker is away waits for it."""
         task = asyncio.create_task(_closed(producer))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
     async def _watch(self, producer: AIOKafkaProducer) -> None:
-        """Asks the broker for its metadata now and then, also when nobody sends anything."""
+        """Asks the broker for its metadata regularly, also when nobody sends anything."""
         heard_s = time.monotonic()
         while True:
             LOOP_TIMESTAMP.set(time.time())
@@ -266,7 +261,7 @@ class Outlet:
 
 
 async def _closed(producer: AIOKafkaProducer) -> None:
-    """Ends a producer whatever its state: one that is stuck does not end by itself."""
+    """Ends a producer in any state: one that is stuck does not end by itself."""
     with contextlib.suppress(KafkaError, OSError, TimeoutError):
         async with asyncio.timeout(CLOSE_SECONDS):
             await producer.stop()

@@ -6,9 +6,9 @@
     body ──► one object | array | JSON lines ──► lines ──► decode, as the stream will ──► Message
                └─ none of them: the request is refused       └─ Refused: this line alone
 
-What is kept is the line as it came, byte for byte, with ``ts_ms`` and ``sent_ms`` put in front where an event left them
-out. So fields that Millrace does not know travel on. A line is refused where the stream could only make a dead letter
-of it, with the dead letter's reason; and where its time is plainly in seconds, which the stream might take for 1970.
+A line is kept byte for byte, with ``ts_ms`` and ``sent_ms`` in front where an event left them out. So unknown fields
+travel on. A line is refused where the stream could only make a dead letter of it, with the same reason, and where
+its time is plainly in seconds, which the stream might take for 1970.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MOST_ID = 200
 SECONDS_MS = 100_000_000_000
 """In milliseconds this is March 1973, in seconds the year 5138: a smaller time was meant in seconds."""
 ARCHIVED = "the archive keeps the user's rows until 'millrace data forget USER' (docs/how-to/delete-a-user.md)"
-"""What is left to do where a user is deleted."""
+"""What remains to be done after a user is deleted."""
 LINES_TYPES = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines", "application/ndjson")
 
 What = Literal["events", "users", "items"]
@@ -136,7 +136,6 @@ def _split(text: bytes) -> list[bytes]:
 
 
 def _is_whole(line: bytes) -> bool:
-    """Whether the line is one JSON object."""
     if line[0] != 0x7B or line[-1] != 0x7D:
         return False
     try:
@@ -153,10 +152,10 @@ def _bounded(lines: list[L]) -> list[L]:
 
 
 class Reader:
-    """Reads lines. Stateless; what time it is comes as an argument.
+    """Reads lines. Stateless; the time is an argument.
 
     Args:
-        schema: what users and items have to fit.
+        schema: that users and items have to fit.
         ahead_ms: how far ahead of the event clock an event may be dated.
     """
 
@@ -174,11 +173,12 @@ class Reader:
         Args:
             raw: without white space around it.
             now_ms: the event clock.
-            wall_ms: the wall clock, for ``sent_ms`` of events that do not have it.
+            wall_ms: the wall clock, for ``sent_ms`` of events without it.
 
         Raises:
             BadEventError: it is refused: ``malformed``, ``oversized``, ``unknown-type``, ``wrong-type``, ``bad-value``,
                 ``seconds`` or ``future``.
+
         """
         return self._of[what](raw, now_ms, wall_ms)
 
@@ -215,11 +215,7 @@ class Reader:
 
     @staticmethod
     def removal(what: What, identifier: str) -> Message:
-        """The tombstone of a user or an item.
-
-        Raises:
-            BadEventError: ``bad-key``: the id is none.
-        """
+        """The tombstone of a user or an item. Raises BadEventError (``bad-key``) for an unusable id."""
         if not 1 <= len(identifier) <= MOST_ID:
             raise BadEventError("bad-key", f"an id of {len(identifier)} characters; ids have 1 to {MOST_ID}")
         return Message(TOPIC_OF[what], _key(identifier), None, note=ARCHIVED if what == "users" else "")
@@ -237,12 +233,11 @@ def _key(identifier: int | str) -> bytes:
 
 
 def late(message: Message, newest_ms: int, life_ms: int, disorder_ms: int) -> BadEventError | None:
-    """Why the stream could only make a dead letter of an exposure, since a later event of its partition was kept before
-    it. None: it can be used. (An action of any age may still find its page.)
+    """Why an exposure is too late for the stream, by a later event that was kept in its partition; None: it is not. (An
+    action of any age may still find its page.)
 
     Args:
-        newest_ms: the newest event that was kept in the same partition, or when it came: one that is dated ahead moves
-            nobody's time.
+        newest_ms: the newest event kept in the partition, or the time it came: one dated ahead does not move the time.
         life_ms: how long a page lives: attribution and lateness.
         disorder_ms: how much out of order events may come.
     """

@@ -1,5 +1,5 @@
 # core
-"""Pages that were dropped: for another lifetime it is known which of their positions were exposed. Pure."""
+"""Remembers dropped pages: which of their positions were exposed, for another lifetime. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stream.join.pages import to_bytes, to_mask
 
 
 class DroppedPages:
-    """See the module's text. Times are watermarks; they ascend from call to call, but for :meth:`set_back`."""
+    """Times are watermarks; they ascend from call to call, but for :meth:`set_back`."""
 
     def __init__(self) -> None:
         self._pages: dict[str, tuple[int, int]] = {}  # forget at, exposed; in order of dropping
@@ -22,7 +22,7 @@ class DroppedPages:
         return None if found is None else found[1]
 
     def add(self, request: str, exposed: int, until_ms: int) -> None:
-        """A page was dropped, maybe again. It is forgotten at ``until_ms``."""
+        """Adds a page that was dropped (maybe again). It is forgotten at ``until_ms``."""
         _, known = self._pages.pop(request, (0, 0))
         self._pages[request] = (until_ms, exposed | known)
         self._order.append((until_ms, request))
@@ -33,7 +33,6 @@ class DroppedPages:
         self._pages[request] = (until_ms, known | exposed)
 
     def expire(self, now_ms: int) -> None:
-        """Forgets the pages whose time is over."""
         order, pages = self._order, self._pages
         while order and order[0][0] <= now_ms:
             _, request = order.popleft()

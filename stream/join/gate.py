@@ -1,9 +1,9 @@
 # core
 """The order between two topics of one partition: an event goes on when the impressions before it have been taken. Pure.
 
-While a worker catches up, Kafka hands the two topics over at different paces: a thousand events at a time, but only a
-few impressions, which are fifty times larger. Events that ran hours ahead would move the watermark past pages whose
-impression is still unread, and those pages would be lost. So an event waits until either
+While a worker catches up, Kafka delivers a thousand events at a time, but only a few impressions, which are fifty
+times larger. Events that ran hours ahead would move the watermark past pages whose impression is unread, and those
+pages would be lost. So an event waits until either
 
 - an impression of a later Kafka time stamp was taken, or
 - all impressions that the broker had when the event came were taken.
@@ -18,8 +18,8 @@ from typing import NamedTuple
 from stream.join.join import Message
 
 SETTLED_SECONDS = 1.0
-"""Offsets at the end of a topic may have no message (a transaction's marker, a compacted message). Once the end has
-not moved for so long, we assume that no message is on its way to us."""
+"""The last offsets of a topic may have no message (a transaction's marker, a compacted message). When the end has not
+moved for so long, no message is assumed to be on its way."""
 
 
 class ReadTo(NamedTuple):
@@ -27,7 +27,7 @@ class ReadTo(NamedTuple):
 
     ``position`` is the next offset that the consumer hands over. ``end`` is the high watermark at ``asked_s``
     (``time.time()``). They are equal when there was nothing more to read. ``handed`` is the offset after the last
-    message that was handed over; that message may still be in a queue, not yet taken.
+    message that was handed over; that message may be in a queue, not yet taken.
     """
 
     position: int
@@ -46,18 +46,14 @@ class Arrival(NamedTuple):
 
 
 def drained(read: ReadTo | None, taken: int) -> bool:
-    """Whether all messages of the topic have been handed over, and all of these have been taken.
-
-    Args:
-        taken: the offset after the last message taken.
-    """
+    """Whether all messages of the topic were handed over and taken. ``taken``: the offset after the
+    last message taken."""
     return read is not None and read.position >= read.end and taken >= min(read.handed, read.position)
 
 
 def silent_until(reads: Sequence[tuple[ReadTo | None, int]], heard_s: float) -> float:
-    """The wall time up to which nothing has come, by the broker's last answers; ``heard_s`` while anything waits.
-
-    A partition is silent when the broker says so, not when we did not look at it.
+    """The wall time up to which nothing has come, by the broker's last answers; ``heard_s`` while anything waits. A
+    partition is silent when the broker says so, not when we did not look at it.
 
     Args:
         reads: for each topic, how far it has been read, and the offset after the last message taken.
@@ -69,8 +65,6 @@ def silent_until(reads: Sequence[tuple[ReadTo | None, int]], heard_s: float) -> 
 
 
 class Gate:
-    """Events of one partition that wait for impressions."""
-
     def __init__(self) -> None:
         self._held: deque[Arrival] = deque()
         self._served_s = 0.0  # newest time stamp of an impression that was taken
@@ -81,7 +75,7 @@ class Gate:
         return len(self._held)
 
     def hold(self, event: Arrival) -> None:
-        """An event came; :meth:`release` says when it goes on."""
+        """An event came; :meth:`release` decides when it goes on."""
         self._held.append(event)
 
     def served(self, impression: Arrival) -> None:
@@ -92,9 +86,8 @@ class Gate:
         """The events that may go on, in the order in which they came.
 
         Args:
-            read: how far the topic of impressions has been read; None before the first answer of the broker.
-            taken: the offset after the last impression taken. It includes those that are taken just before the events
-                returned here.
+            read: how far the topic of impressions has been read; None before the broker's first answer.
+            taken: the offset after the last impression taken, with those taken just before the events returned here.
             now: monotonic time, seconds.
         """
         none_before = self._none_before(read, taken, now)
@@ -105,7 +98,7 @@ class Gate:
         return ready
 
     def _none_before(self, read: ReadTo | None, taken: int, now: float) -> float:
-        """The time (``time.time()``) such that all impressions that were there before it have been taken."""
+        """The time (``time.time()``) before which all impressions have been taken."""
         if read is None:
             return 0.0
         tail = (read.position, read.handed)

@@ -9,24 +9,23 @@
     exposure (positions) ────┘      ▲
                         actions ────┘
 
-The page holds what waits: exposures wait for the impression, actions for the exposure. The watermark ends the waiting:
-an event that is then still unmatched becomes a dead letter. A page is dropped when the watermark passes
-exposure + attribution + lateness. The join remembers for as long again which positions of the page were exposed.
+The page holds what waits: exposures for the impression, actions for the exposure. The watermark ends the waiting: an
+event that is unmatched then becomes a dead letter. A page is dropped when the watermark passes exposure +
+attribution + lateness. The join remembers for as long again which positions of the page were exposed.
 
-Once all is said of a page, its impression need not lie here for the late click that seldom comes. Such a page is
-*settled* (:mod:`stream.join.pages`): some bytes, with the Kafka offset of its impression. What still comes for it
-waits, as it would for an impression that comes late; :attr:`LabelJoin.wanted` says what is to be read, and
-:meth:`LabelJoin.recall` goes on. The samples are those of an impression that had stayed. Its lifetime ends as ever:
-what waits then leaves with the page, and is done when the impression is read.
+When all labels of a page are given, it is *settled* (:mod:`stream.join.pages`): some bytes, with the Kafka offset of
+its impression in place of the impression. A late event for it waits: :attr:`LabelJoin.wanted` names the impressions
+to be read again, and :meth:`LabelJoin.recall` goes on. The samples are those of a page that was not settled. Its
+lifetime stays the same: events that wait at its end leave with the page, and are handled when the impression is
+read.
 
-The events' own times and the watermark before each message decide everything. So batches and duplicates change neither
-samples nor counts, and neither does disorder within the allowed bound under a promise without slack. (Two *different*
-clicks on one position are one action; the first to arrive gives its time.) Where a promise has slack, a label does not
-wait for what may still come out of order: a click that does is a correction then.
+The events' own times and the watermark before each message decide everything. So batches and duplicates change
+neither samples nor counts, and neither does disorder within the allowed bound under a promise without slack. (Two
+*different* clicks on one position are one action; the first to arrive gives its time.) Under a promise with slack, a
+label does not wait for events out of order: such a click is a correction.
 
-Sets of positions are integers used as bit masks: bit p is position p. A position is that of the answer; an exposure
-may say that its items were shown elsewhere, which changes the rows that they are labelled and counted with
-(:mod:`stream.join.shown`) and nothing else.
+Sets of positions are bit masks: bit p is position p. A position is that of the answer; an exposure may say that its
+items were shown elsewhere, which changes only the rows that are labelled and counted (:mod:`stream.join.shown`).
 """
 
 from __future__ import annotations
@@ -67,12 +66,12 @@ class LabelJoin:
     """The join's state and its rules. It never reads a clock: the caller moves ``watermark_ms``.
 
     Call :meth:`expire` after every move of the watermark and before the next message: it decides which pages and
-    events a message can still be matched with.
+    events a message can be matched with.
 
     Args:
         policy: how long to wait.
         shown: makes pages as they were shown.
-        settles: whether pages are settled. Then somebody has to look at ``wanted`` and call :meth:`recall`.
+        settles: whether pages are settled. The caller then has to watch ``wanted`` and call :meth:`recall`.
 
     Attributes:
         wanted: the Kafka offset of each impression that something waits for, by request.
@@ -92,17 +91,16 @@ class LabelJoin:
 
     @property
     def due_ms(self) -> int | None:
-        """The watermark at which the next thing may fall due; None when nothing waits."""
+        """The watermark at which the next timer is due; None: nothing waits."""
         return self._timers[0][0] if self._timers else None
 
     @property
     def pending(self) -> int:
-        """Exposures that are neither labelled nor dead."""
         return self._labeller.pending
 
     @property
     def is_leaving(self) -> bool:
-        """Whether pages that were dropped wait for their impression: something may still be said of them."""
+        """Whether dropped pages wait for their impression."""
         return bool(self._leaving)
 
     # ------------------------------------------------------------------ what comes in
@@ -147,7 +145,7 @@ class LabelJoin:
             self._want(page, out)
 
     def serve(self, request: str, impression: LoggedPage, out: Outcome, at: int = UNKNOWN) -> None:
-        """An impression: the exposures that wait for it are matched. ``at`` is its offset in Kafka."""
+        """An impression, at the Kafka offset ``at``: the exposures that wait for it are matched."""
         keep_ms = impression.ts_ms + self._life_ms
         if request in self.settled:
             return
@@ -193,7 +191,7 @@ class LabelJoin:
             self._keep(page, event.ts_ms + self.policy.lateness_ms + 1, HELD)
 
     def recall(self, request: str, impression: LoggedPage | None, out: Outcome) -> None:
-        """The impression that was wanted, read again; None: it is gone. Anything else does nothing."""
+        """The impression that was wanted, read again; None: it is gone. Unwanted ones are ignored."""
         if self.wanted.pop(request, None) is None:
             return
         out.recalled += impression is not None
@@ -218,7 +216,7 @@ class LabelJoin:
                 self._settle_at(page, self.watermark_ms)  # more of the same visit may come
 
     def forget_log(self, out: Outcome) -> None:
-        """The log of impressions is another one from now on: those that are not here are gone."""
+        """The log of impressions was replaced: impressions that are not here are gone."""
         for request in list(self.wanted):
             self.recall(request, None, out)
         self.settled = {request: without_log(raw) for request, raw in self.settled.items()}
@@ -230,7 +228,7 @@ class LabelJoin:
                 heappush(self._timers, (page.drop_ms, SERVED, page.request, 0))
 
     def expire(self, out: Outcome) -> None:
-        """Does everything that the watermark has made due, in the order in which it became due."""
+        """Does everything that the watermark has made due, in that order."""
         timers, now = self._timers, self.watermark_ms
         while timers and timers[0][0] <= now:
             due, kind, request, index = heappop(timers)
@@ -256,8 +254,7 @@ class LabelJoin:
         self._dropped.expire(now)
 
     def set_back(self, to_ms: int) -> None:
-        """Moves the watermark back, for another event clock. Pages that were dropped meanwhile are forgotten in
-        time."""
+        """Moves the watermark back, for another event clock. Pages dropped meanwhile are forgotten in time."""
         if to_ms < self.watermark_ms:
             self.watermark_ms = to_ms
             self._dropped.set_back(to_ms + self._life_ms)
@@ -265,14 +262,13 @@ class LabelJoin:
     # ------------------------------------------------------------------ rules
 
     def _keep(self, page: PageState, until_ms: int, kind: int, index: int = 0) -> None:
-        """Keeps the page at least until then."""
         # One that is to settle has a timer before, and gets one for its end when it settles.
         if not page.settle_ms or kind == HELD:
             heappush(self._timers, (until_ms, kind, page.request, index))
         page.drop_ms = max(page.drop_ms, until_ms)
 
     def _rest(self, page: PageState) -> None:
-        """Settles a page of which all is said for now; otherwise looks again later."""
+        """Settles a page whose labels are all given; otherwise looks again later."""
         if page.can_settle:
             del self.pages[page.request]
             self.settled[page.request] = settle(page)
@@ -281,14 +277,14 @@ class LabelJoin:
             self._settle_at(page, self.watermark_ms)
 
     def _settle_at(self, page: PageState, seen_ms: int) -> None:
-        """The page stays as it is for an attribution window from then, or to its end."""
+        """Delays settling by an attribution window from then, or to the page's end."""
         due = min(seen_ms + max(1, self.policy.attribution_ms), page.drop_ms)
         if self.settles and page.at != UNKNOWN and due > page.settle_ms:
             page.settle_ms = due
             heappush(self._timers, (due, SETTLE, page.request, 0))
 
     def _wake(self, request: str) -> PageState | None:
-        """A settled page as a page again, without its impression; None: there is none."""
+        """Restores a settled page, without its impression; None: there is none."""
         raw = self.settled.pop(request, None)
         if raw is None:
             return None
@@ -297,7 +293,6 @@ class LabelJoin:
         return page
 
     def _want(self, page: PageState, out: Outcome) -> None:
-        """Something waits for the page's impression, which is away."""
         if page.at == GONE:
             self._labeller.forfeit(page, out)
         else:
@@ -317,8 +312,7 @@ class LabelJoin:
                 heappush(self._timers, (part.clicks_ms, CLICKED, page.request, index))
 
     def _drop(self, page: PageState, out: Outcome) -> None:
-        """Nothing can come for the page any more. What its timers have left open is settled now, or when its impression
-        has been read again."""
+        """Drops a page. Open labels are settled now, or when its impression has been read again."""
         for part in page.parts:
             if page.impression is not None:
                 self._labeller.label_rest(page, part, out)
@@ -339,15 +333,14 @@ class LabelJoin:
     # ------------------------------------------------------------------ state
 
     def snapshot(self) -> tuple[Any, ...]:
-        """The whole state as plain values, which do not change afterwards. Cheap: no array is copied."""
+        """The whole state as plain values that do not change afterwards. Cheap: no array is copied."""
         pages = [plain(page) for page in self.pages.values()]
         leaving = [plain(page) for left in self._leaving.values() for page in left]
         settled, wanted = dict(self.settled), dict(self.wanted)
         return self.watermark_ms, self._labeller.snapshot(), self._dropped.snapshot(), pages, settled, leaving, wanted
 
     def resume(self, state: Any, impression: Callable[[bytes], LoggedPage], decode: Callable[[bytes], Event]) -> None:
-        """Restores the state that :meth:`snapshot` gave. For a new join; ``impression`` and ``decode`` read messages as
-        before."""
+        """Restores :meth:`snapshot` into a new join; ``impression`` and ``decode`` read messages as before."""
         self.watermark_ms, labels, dropped, pages, settled, leaving, wanted = state
         self._labeller.resume(labels)
         self._dropped.resume(dropped)
@@ -365,7 +358,7 @@ class LabelJoin:
 
 
 def _timers_of(page: PageState, policy: Policy, settles: bool, watermark_ms: int) -> Iterator[Timer]:
-    """The timers that a page needs which comes from a checkpoint."""
+    """The timers of a page from a checkpoint."""
     request = page.request
     yield page.drop_ms, SERVED, request, 0  # the lifetimes of now may be shorter than those of its own time
     if page.impression is not None:

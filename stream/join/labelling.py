@@ -1,5 +1,5 @@
 # core
-"""What the exposures of a page become once its impression is here: rows to count, samples, dead letters. Pure.
+"""Labels the exposures of a page whose impression is here: rows to count, samples, dead letters. Pure.
 
 ::
 
@@ -9,8 +9,8 @@
                                                 then a click ──► CORRECTION
                       collect, cart, purchase, once labelled ──► FOLLOW_UP
 
-The picture is of the policy ``wait``. When a click labels, and when an exposure without one does, is what the label
-policy promised for the exposure (:mod:`millrace.labels`). The promise is part of the exposure's state.
+The figure shows the policy ``wait``. The label policy's promise for the exposure (:mod:`millrace.labels`) says when
+clicks and exposures without one are labelled. The promise is part of the exposure's state.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from stream.join.shown import Shown
 
 
 class _Sender(Struct):
-    """Of an event that was read before: whose it is. Reading this alone takes a tenth of the time."""
+    """The user of an event that was read before. Reading this alone takes a tenth of the time."""
 
     user_id: Id
 
@@ -91,13 +91,13 @@ class Outcome:
     doubts: list[Doubt] = field(default_factory=list)  # about users that were taken
 
     def refuse(self, reason: str, detail: str, message: Message, exposures: int) -> None:
-        """A message that had been taken in with so many exposures becomes a dead letter."""
+        """Makes a dead letter of a message that had been taken with so many exposures."""
         self.exposures += exposures
         self.dead.append(Dead(reason, detail, message, exposures))
 
 
 class Labeller:
-    """See the module's text. Times are watermarks that the caller gives.
+    """Times are watermarks that the caller gives.
 
     Attributes:
         pending: exposures that are neither labelled nor dead.
@@ -110,8 +110,8 @@ class Labeller:
         self.pending = self.flow_ms = self.exposed_ms = 0
 
     def promise(self, ts_ms: int) -> Promise:
-        """What the policy promises an exposure of this time. Traffic begins again after an attribution window without
-        exposures."""
+        """The policy's promise for an exposure of this time. Traffic begins again after an attribution window without
+        any."""
         if ts_ms - self.exposed_ms > self.policy.attribution_ms:
             self.flow_ms = ts_ms
         self.exposed_ms = max(self.exposed_ms, ts_ms)
@@ -156,7 +156,6 @@ class Labeller:
                     self.attach(page, part, event, message, came_ms, now_ms, out)
 
     def attach_held(self, page: PageState, now_ms: int, out: Outcome) -> None:
-        """Attaches the held actions whose exposure is here."""
         for key, (event, message, came_ms) in list(page.held.items()):
             part = page.part_of(event.position)
             if part is not None:
@@ -166,11 +165,11 @@ class Labeller:
     def attach(
         self, page: PageState, part: Part, event: Action, message: Message, came_ms: int, now_ms: int, out: Outcome
     ) -> None:
-        """An action whose exposure and impression are here. ``came_ms``: the watermark when it
-        came, ``now_ms``: that of now.
+        """An action whose exposure and impression are here. ``came_ms``: the watermark when it came, ``now_ms``: the
+        present one.
 
-        What an impression that comes later finds must be what one that was there would have done: after a crash the two
-        topics are read in another order. So a click that came when its exposure's label was due is a correction.
+        The result must not depend on whether the impression came before or after: after a crash the two topics are
+        read in another order. So a click that came when its exposure's label was due is a correction.
         """
         position, kind, impression = event.position, event.kind, page.impression
         assert impression is not None
@@ -229,7 +228,7 @@ class Labeller:
     def _label(
         self, page: PageState, part: Part, mask: int, kind: int, action: int, origin_ms: int, out: Outcome
     ) -> None:
-        """Makes the one sample that labels an exposure. Follow-ups that waited for the label are made with it."""
+        """Makes the one sample that labels an exposure, with the follow-ups that waited for the label."""
         self.pending -= mask.bit_count()
         page.labelled |= mask
         self._sample(page, part, mask, kind, action, origin_ms, out)
@@ -240,7 +239,7 @@ class Labeller:
                 self._sample(page, part, 1 << position, FOLLOW_UP, later, origin, out)
 
     def _shown(self, page: PageState, part: Part) -> LoggedPage:
-        """The page's impression, for the part's rows as they were shown."""
+        """The page's impression, with the part's rows as they were shown."""
         assert page.impression is not None
         if part.slots is None:
             return page.impression
@@ -269,7 +268,7 @@ class Labeller:
         )
 
     def lose(self, page: PageState, part: Part, out: Outcome) -> None:
-        """A part whose impression never came becomes a dead letter, with the actions on it."""
+        """Makes dead letters of a part whose impression never came, and of its actions."""
         if part.message is None:
             return
         lost = part.mask.bit_count()
@@ -283,7 +282,7 @@ class Labeller:
         part.mask, part.items, part.message = 0, None, None
 
     def give_up(self, page: PageState, before_ms: int, out: Outcome) -> None:
-        """Held actions whose exposure did not come within the lateness become dead letters."""
+        """Makes dead letters of held actions whose exposure did not come within the lateness."""
         for key, (event, message, _) in list(page.held.items()):
             if event.ts_ms < before_ms and not page.exposed >> event.position & 1:
                 del page.held[key]
@@ -291,7 +290,7 @@ class Labeller:
                 out.dead.append(Dead("no-exposure", detail, message, 0))
 
     def forfeit(self, page: PageState, out: Outcome) -> None:
-        """The impression is gone: what waits for it becomes dead letters."""
+        """The impression is gone: makes dead letters of what waits for it."""
         detail = f"the impression of request {page.request!r} is no longer in its topic"
         for part in page.parts:
             if part.message is not None:
@@ -307,7 +306,6 @@ class Labeller:
     # ------------------------------------------------------------------ state
 
     def snapshot(self) -> tuple[int, int, int]:
-        """The whole state."""
         return self.pending, self.flow_ms, self.exposed_ms
 
     def resume(self, state: tuple[int, int, int]) -> None:

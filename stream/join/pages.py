@@ -1,5 +1,5 @@
 # core
-"""What the join knows about one request: a page with all that may still be asked of it, or a settled one in some bytes.
+"""The join's state of one request: a whole page, or a settled one in some bytes.
 
 ::
 
@@ -15,11 +15,8 @@ A settled page, packed (msgpack)::
 
     drop_ms, offset of the impression, exposed, acted (5 masks, or nil), parts: (drop_ms - ts_ms, brought, mask,
     offset within the page, policy code, and slots if the page was shown otherwise than it was answered)
-
-Masks are bytes, little-endian; nil stands for "as ``exposed``". Of a promise, the policy's code is all that a part
-whose label is given still needs: corrections name it.
-
-Sets of positions are integers used as bit masks: bit p is position p.
+Masks are bytes, little-endian; nil means "as ``exposed``". Of a promise, a part whose label is given needs only the
+policy's code: corrections name it. Sets of positions are bit masks: bit p is position p.
 """
 
 from __future__ import annotations
@@ -35,14 +32,14 @@ from millrace.labels import Promise
 from stream.join.rows import LoggedPage
 
 UNKNOWN, GONE = -1, -2
-"""In place of an impression's offset: it is not known (so the page is never settled); its log is gone."""
+"""In place of an impression's offset: unknown (so the page is never settled); its log is gone."""
 
 
 class Message(NamedTuple):
     """One Kafka message of the partition.
 
-    ``clock_ms`` is the event clock when it came to Kafka; None: not known. ``key`` is kept of a tombstone, which has
-    nothing else; None: it is none.
+    ``clock_ms`` is the event clock when it came to Kafka; None: not known. ``key`` is a tombstone's; None: it is
+    none.
     """
 
     topic: str
@@ -111,17 +108,17 @@ class PageState:
 
     @property
     def can_settle(self) -> bool:
-        """Whether nothing waits for anything: every label is given, no action is held."""
+        """Whether every label is given and no action is held."""
         if self.at == UNKNOWN or self.held or self.waiting:
             return False
         return all(part.message is None and not part.mask & ~self.labelled for part in self.parts)
 
     def holds(self, event: Action) -> bool:
-        """Whether the same action is held. One of another user is another: the impression tells whose the page is."""
+        """Whether the same action of the same user is held. Only the impression tells whose the page is."""
         return (event.position, event.kind, f"{event.user_id}\0{event.item_id}") in self.held
 
     def hold(self, event: Action, message: Message, came_ms: int) -> None:
-        """Keeps an action until it can be attached. The same one again is kept beside it: only the impression tells
+        """Keeps an action until it can be attached. The same action again is kept beside it: only the impression tells
         whether it is a duplicate or names a wrong item."""
         named = f"{event.user_id}\0{event.item_id}"
         if self.holds(event):
@@ -204,7 +201,7 @@ def without_log(raw: bytes) -> bytes:
 
 
 def plain(page: PageState) -> tuple[Any, ...]:
-    """A page as plain values, which do not change afterwards."""
+    """A page as plain values that do not change afterwards."""
     return (
         page.request,
         None if page.impression is None else page.impression.raw,
@@ -224,7 +221,7 @@ def plain(page: PageState) -> tuple[Any, ...]:
 
 
 def page_of(state: Any, impression: Callable[[bytes], LoggedPage], decode: Callable[[bytes], Event]) -> PageState:
-    """The page that :func:`plain` was given. ``impression`` and ``decode`` read messages."""
+    """The inverse of :func:`plain`. ``impression`` and ``decode`` read messages."""
     request, served, parts, exposed, labelled, acted, held, waiting, drop_ms, at, settle_ms = state
     page = PageState(request)
     page.at, page.settle_ms = at, settle_ms
@@ -250,5 +247,5 @@ def to_bytes(mask: int) -> bytes:
 
 
 def to_mask(raw: bytes) -> int:
-    """The mask that :func:`to_bytes` was given."""
+    """The inverse of :func:`to_bytes`."""
     return int.from_bytes(raw, "little")

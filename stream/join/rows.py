@@ -1,8 +1,8 @@
 # core
-"""Rows of pages, copied from the messages that they came in. Samples and window counts are made from them.
+"""Rows of pages, copied from their messages. Samples and window counts are made from them.
 
-A page's arrays are blocks of bytes, one row a position: where its message has them so, views of it. Nothing is copied
-before a row is labelled or counted. Sets of positions are integers used as bit masks: bit p is position p.
+A page's arrays are blocks of bytes, one row a position, as views of the message where possible. No row is copied
+before it is labelled or counted. Sets of positions are bit masks: bit p is position p.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ARM_CODES = {name: code for code, name in enumerate(ARMS)}
 
 
 class LoggedPage:
-    """The log of a served page (its impression): arrays of n rows each, as bytes.
+    """The log of a served page: arrays of n rows each, as bytes.
 
     ``user`` is the user's value hash; ``item`` has the value hashes of the items.
     """
@@ -107,8 +107,8 @@ def rows_of(pieces: Sequence[bytes | memoryview], dtype: str) -> Array:
 
 
 def table_of(pieces: Sequence[bytes | memoryview], rows: int, width: int, dtype: str) -> Array:
-    """The rows in the pieces, one after another, (rows, width) of ``dtype``. A schema without numbers or window keys
-    has a width of 0, and its rows are there all the same."""
+    """The rows in the pieces, one after another, (rows, width) of ``dtype``. The width may be 0: a schema without
+    numbers or window keys."""
     return rows_of(pieces, dtype).reshape(rows, width)
 
 

@@ -1,16 +1,15 @@
 # core
-"""A page as its client showed it: other items left out, or another order than it was answered in.
+"""A page as its client showed it: with items left out, or in another order than answered.
 
-The scorer fills in the positions that it answers with. Where an item was really shown is known only with the exposure
-(``Exposure.slots``), so what follows from a position is made again here: the feature ``position``, and window keys that
-have it among their columns. All other features do not depend on it::
+The scorer fills in the positions of its answer. The exposure tells where an item was really shown
+(``Exposure.slots``). So the features that depend on a position are made again here: ``position``, and window keys
+that contain it::
 
     impression   row 0: a at 0    row 1: b at 1    row 2: c at 2         as answered
     exposure     items [c, a], slots [2, 0]
     page         row 0: a at 1    row 1: b at 1    row 2: c at 0         as shown; row 1 is no exposure
-
-A window key holds hashes of several columns. Those of the categorical fields are read back out of the feature ids,
-which are nothing but the hashes mixed with a salt (:func:`millrace.basics.hashing.unmix`).
+A window key hashes several columns. Those of categorical fields are recovered from the feature ids, which are the
+hashes mixed with a salt (:func:`millrace.basics.hashing.unmix`).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _POSITION = "position"
 
 
 class Shown:
-    """Makes pages of one schema as they were shown. Stateless."""
+    """Stateless."""
 
     def __init__(self, schema: Schema) -> None:
         self._builder = builder = FeatureBuilder(schema)
@@ -47,7 +46,7 @@ class Shown:
         """``page`` with the rows ``answered`` as they are in the slots ``shown``.
 
         Args:
-            onto: what this gave for other rows of the page. It is changed and given again; None: a copy is made.
+            onto: an earlier result for other rows of the page, changed in place and returned; None: a copy is made.
         """
         out = self._copy(page) if onto is None else onto
         rows, position = np.array(answered), self._builder.position(page.offset + np.array(shown))
@@ -62,7 +61,7 @@ class Shown:
         return out
 
     def _copy(self, page: LoggedPage) -> LoggedPage:
-        """The page with arrays of its own where something depends on positions."""
+        """The page with its own copies of arrays that depend on positions."""
         out = copy.copy(page)
         if self._keys:
             out.keys = memoryview(bytearray(page.keys))
@@ -71,7 +70,6 @@ class Shown:
         return out
 
     def _columns(self, page: LoggedPage, cat: NDArray[np.int64], rows: NDArray[np.int64]) -> dict[str, U64]:
-        """The hashed columns of the rows, as far as they are known."""
         builder = self._builder
         columns = {name: unmix(salt, cat[:, start].view(np.uint64)) for name, (start, salt) in self._fields.items()}
         return {

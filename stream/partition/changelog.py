@@ -1,7 +1,7 @@
 # core
-"""What the readers of a partition's windows do not know yet: changed keys, profiles, deleted users. Pure.
+"""Changes that the readers of a partition's windows do not know yet: keys, profiles, deleted users. Pure.
 
-User-side keys are kept with their users, since a reader finds them under the user alone.
+User-side keys are kept with their users, since a reader finds them by user.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from millrace.contracts.events import Id, User
 from stream.partition.owners import ByUser, Owners
 
 ChangedUsers = tuple[list[Id], NDArray[Any], U64]
-"""Users; (n,) whose each key is, an index into them; (n,) keys."""
+"""Users; (n,) index of each key's user; (n,) keys."""
 
 
 class ChangeLog:
-    """See the module's text."""
-
     def __init__(self) -> None:
         self.owners = Owners()
         self.profiles: dict[str, User] = {}
@@ -64,7 +62,7 @@ class ChangeLog:
         return found
 
     def forget(self, user: str) -> U64:
-        """A user is deleted. Returns all keys of the user's, of which nothing is published any more."""
+        """Deletes a user. Returns all of the user's keys, of which nothing is published any more."""
         users, bounds, keys = self.owned_keys()
         at = next((i for i, one in enumerate(users) if str(one) == user), None)
         changed = keys[:0] if at is None else keys[bounds[at] : bounds[at + 1]]
@@ -74,12 +72,11 @@ class ChangeLog:
         return np.union1d(self.owners.forget(user), changed)
 
     def clear(self) -> None:
-        """The readers know everything."""
+        """Called when the readers know everything."""
         self._users, self._items, self.profiles, self.forgotten = [], [], {}, {}
 
 
 def _without(changed: ChangedUsers, user: str) -> ChangedUsers:
-    """Changed keys without those of a user."""
     users, whose, keys = changed
     kept = ~np.isin(whose, [i for i, one in enumerate(users) if str(one) == user])
     return users, whose[kept], keys[kept]

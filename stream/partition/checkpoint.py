@@ -1,5 +1,5 @@
 # core
-"""Checkpoints, by which a partition's state survives a crash: a base, and journals of what was done since.
+"""Checkpoints, by which a partition's state survives a crash: a base, and journals of the changes since.
 
 ::
 
@@ -9,30 +9,29 @@
     ...
     p00003-000000000097-000003.journal
     p00003-000000000097-000003.base       the state after journal 97
-
 Each is a sealed file (:mod:`millrace.basics.store`), its body compressed by zstd. Each journal names the digest of
-the one that it follows, so no other can take its place.
+the one before it, so no other can take its place.
 
-**Cost.** A checkpoint is a journal: it costs what came, not what there is. Once the journals since the last base have
-:data:`GROWN` times its size, a base follows, so at most 1 + 1 / :data:`GROWN` times the messages are written.
-:data:`REPLAY_BYTES` bounds replaying, so that recovery takes seconds.
+**Cost.** A checkpoint is a journal: its size depends on the new messages, not on the state. When the journals since
+the last base have :data:`GROWN` times its size, a base follows, so at most 1 + 1 / :data:`GROWN` times the messages
+are written. :data:`REPLAY_BYTES` bounds replaying, so that recovery takes seconds.
 
-**Guarantee.** When :meth:`Line.write` returns, the state is durable, and :meth:`CheckpointStore.load` gives that state
-again, to the bit but for keys that have just ended. The caller writes it when all output of what it covers has been
-delivered, so a replay gives nothing out.
+**Guarantee.** When :meth:`Line.write` returns, the state is durable, and :meth:`CheckpointStore.load` restores it,
+to the bit but for keys that have just ended. The caller writes it after all output of its messages has been
+delivered, so a replay emits nothing.
 
-**Damage.** The newest two bases and all journals since the older one are kept. A damaged base costs nothing. A damaged
-journal after the newest base costs what it held and what follows it: Kafka is read again from there, so output is given
-again, with the same ids, but what only silence had decided may be decided otherwise. A damaged file is set aside. When
-no base is whole, nothing is loaded: a start from nothing would count the same events again.
+**Damage.** The newest two bases and all journals since the older one are kept. A damaged base costs nothing. A
+damaged journal after the newest base costs itself and its successors: Kafka is read again from there, so output
+comes again with the same ids, but labels that silence had decided may differ. A damaged file is set aside. When no
+base is whole, nothing is loaded: a start from nothing would count the same events again.
 
-**Owners.** Whoever takes a partition over begins a line of its own with an empty journal, so the late checkpoint of a
-worker that lost its partition unawares never replaces one of the new owner. Where both follow the same journal, the
-higher line is the right one.
+**Owners.** A new owner of a partition begins its own line with an empty journal, so the late checkpoint of a worker
+that lost its partition unawares never replaces one of the new owner. Where both follow the same journal, the higher
+line is the right one.
 
-A journal holds under its label policy, waits, schema and number of partitions. They may have been changed since: it is
-replayed under its own, and what comes out goes on under those of now. (Another schema must be asked for: ``evolve``.)
-A journal of other rules (a version that makes something else of a message) is not replayed: Kafka is read from there.
+A journal is valid for its label policy, waits, schema and number of partitions. If they have changed, it is replayed
+under its own, and the state goes on under the present ones. (A change of schema must be allowed by ``evolve``.) A
+journal of another version of :data:`~stream.partition.journal.RULES` is not replayed: Kafka is read from there.
 """
 
 from __future__ import annotations
@@ -59,11 +58,11 @@ log = structlog.get_logger("checkpoint")
 GROWN = 4.0
 """A base follows when the journals since the last one are so many times its size."""
 LEAST_BYTES = 256 * 1024
-"""And at least this long together: a base is of no use to a journal that is read in some milliseconds."""
+"""And at least this long together: a base saves nothing for a journal that is read in some milliseconds."""
 REPLAY_BYTES = 32 * 1024 * 1024
 """Or when they hold this much, before compression. It is replayed in two seconds of a core."""
 MOST_JOURNALS = 1800
-"""Or when there are so many, in an hour by default: each is a file, which an object store gives in some 30 ms."""
+"""Or when there are so many, in an hour by default: an object store takes some 30 ms a file."""
 CLEAN_BYTES = REPLAY_BYTES // 8
 """The same at a clean stop, so that the next start is quick."""
 KEPT = 2
@@ -83,7 +82,7 @@ _NAME = re.compile(r"p(\d{5})-(\d{12})-(\d{6})\.(base|journal)$")
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """What a journal holds under."""
+    """The settings for which a journal is valid."""
 
     schema: str
     rules: int
@@ -103,11 +102,7 @@ class Terms(msgspec.Struct, frozen=True):
         return cls(partition.schema.id, RULES, partition.partitions, partition.settles, *waits, p.label.name)
 
     def partition(self, like: Partition) -> Partition:
-        """A new partition under these terms.
-
-        Raises:
-            StoreError: nobody knows their schema any more.
-        """
+        """A new partition under these terms. Raises StoreError for an unknown schema."""
         known = {schema.id: schema for schema in (*like.history, like.schema)}
         if self.schema not in known:
             raise StoreError(
@@ -119,7 +114,7 @@ class Terms(msgspec.Struct, frozen=True):
 
 
 class Head(msgspec.Struct, frozen=True):
-    """What a file says of itself."""
+    """A file's header."""
 
     kind: Literal["base", "journal"]
     partition: int
@@ -133,7 +128,7 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class Name(NamedTuple):
-    """What a file's name says. In the order of names, later ones are newer."""
+    """The parts of a file's name. Names sort from old to new."""
 
     number: int
     line: int
@@ -152,7 +147,7 @@ class Loaded:
 
 
 class CheckpointStore:
-    """Checkpoints of any number of partitions. Partitions are independent.
+    """Checkpoints of any number of independent partitions.
 
     Args:
         url: a folder, or any URL that fsspec knows (``s3://bucket/prefix``, ``memory://name``).
@@ -169,12 +164,12 @@ class CheckpointStore:
         """Takes a partition over: its state from the newest whole base and the journals that follow, and a line.
 
         Args:
-            fresh: a new partition, under the terms of now. It is the result's where nothing was written.
-            evolve: a state of a schema of ``fresh.history`` is carried over to that of now.
+            fresh: a new partition under the present terms, returned when nothing was written before.
+            evolve: whether a state of an earlier schema of ``fresh.history`` is carried over.
 
         Raises:
-            StoreError: the store cannot be used, the state is of another schema and may not be carried over, or there
-                is a state but all of it is damaged.
+            StoreError: the store cannot be used, the state is of another schema and may not be carried over, or all of
+                the state is damaged.
         """
         number = fresh.number
         names = self.names(number)
@@ -221,11 +216,7 @@ class CheckpointStore:
         return sorted(Name(int(m[2]), int(m[3]), m[4]) for m in found if m)
 
     def prune(self, partition: int) -> None:
-        """Removes what the newest two bases do not need.
-
-        Raises:
-            StoreError: a file could not be removed.
-        """
+        """Removes the files that the newest two bases do not need. Raises StoreError."""
         names = self.names(partition)
         bases = [base for base in _bases(names) if not _is_late(base, names)]
         if len(bases) < KEPT:
@@ -235,7 +226,7 @@ class CheckpointStore:
         self.store.remove(name.text(partition) for name in gone)
 
     def _recover(self, fresh: Partition, names: Sequence[Name], damaged: list[str]) -> _Found | None:
-        """The newest state that can be had. Files found damaged are added to ``damaged``."""
+        """The newest state that can be recovered. Files found damaged are added to ``damaged``."""
         journals: dict[int, list[Name]] = defaultdict(list)
         for name in names:
             if name.kind == "journal":
@@ -266,7 +257,7 @@ class CheckpointStore:
     def _follow(
         self, partition: int, found: _Found, journals: dict[int, list[Name]], damaged: list[str]
     ) -> Iterator[tuple[Head, list[Entry], Sealed]]:
-        """The journals after a state, as far as they are whole and follow one another."""
+        """The journals after a state, as far as they are whole and consecutive."""
         while True:
             candidates = sorted(journals.get(found.number + 1, ()), reverse=True)  # the highest line first
             read = next(
@@ -316,8 +307,7 @@ def _bases(names: Sequence[Name]) -> list[Name]:
 
 
 def _is_late(base: Name, names: Sequence[Name]) -> bool:
-    """Whether a base was written by a worker that had lost the partition: a higher line went on from an earlier
-    journal."""
+    """Whether a base is of a worker that had lost the partition: a higher line went on from an earlier journal."""
     return any(n.kind == "journal" and n.line > base.line and n.number <= base.number for n in names)
 
 
@@ -335,7 +325,7 @@ class _Found:
 
 
 class Line:
-    """The checkpoints that one owner of a partition adds. One thread at a time."""
+    """The checkpoints of one owner of a partition. One thread at a time."""
 
     def __init__(self, checkpoints: CheckpointStore, partition: int, terms: Terms, line: int) -> None:
         self._checkpoints, self._partition, self.terms, self.line = checkpoints, partition, terms, line
@@ -351,7 +341,7 @@ class Line:
         """Whether the checkpoint that is due should have a base.
 
         Args:
-            arrived_bytes: what the journal to come holds, before compression.
+            arrived_bytes: size of the journal to come, before compression.
             stops: the partition is being given up.
         """
         replay = self.replay_bytes + arrived_bytes
@@ -367,8 +357,8 @@ class Line:
         advance_ms: int | None = None,
         logs: dict[str, str] | None = None,
     ) -> None:
-        """Adds a checkpoint: what was done since the last, and the state that it led to if there is a ``base``. It is
-        durable when this returns. Bases that are no longer needed go.
+        """Adds a durable checkpoint: the entries since the last, and the resulting state if there is a ``base``.
+        Removes bases that are no longer needed.
 
         Args:
             offsets, advance_ms: of the state; a base says so itself.

@@ -2,8 +2,8 @@
 """The compiled loops of :mod:`stream.partition.coclicks`. Plain Python semantics, the GIL released.
 
 Symbols: R rows (items), M = 16 places of a row, D = 7 days, S = 2^k slots of the hash. A row's neighbours fill its
-first ``filled`` places, in no order. Column ``day % D`` of the counts belongs to ``day``; ``when`` is the number of the
-pair that was counted last.
+first ``filled`` places, in no order. Column ``day % D`` of the counts belongs to ``day``; ``when`` is the number of
+the last counted pair.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FULL = 65_535
 
 @njit(inline="always")
 def _place(slots: Any, shift: Any, items: Any, item: Any) -> Any:
-    """The slot that holds the row of ``item``, or the free one where it belongs; linear probing."""
+    """The slot that holds the row of ``item``, or the free one for it; linear probing."""
     at = home_slot(item, shift)
     while slots[at] != FREE and items[slots[at]] != item:
         at = (at + 1) & (len(slots) - 1)
@@ -33,7 +33,7 @@ def _place(slots: Any, shift: Any, items: Any, item: Any) -> Any:
 
 @njit(inline="always")
 def _score(counts: Any, worths: Any) -> Any:
-    """What one neighbour's counts (D,) are worth, given what a click of each column is worth."""
+    """A neighbour's worth by its counts (D,), given the worth of a click in each column."""
     total = np.int64(0)
     for d in range(len(worths)):
         total += np.int64(counts[d]) * worths[d]
@@ -42,7 +42,7 @@ def _score(counts: Any, worths: Any) -> Any:
 
 @njit(inline="always")
 def _wear(counts: Any, day: Any) -> None:
-    """Takes a click of the oldest day away."""
+    """Removes a click of the oldest day."""
     for age in range(len(counts) - 1, -1, -1):
         at = (day - age) % len(counts)
         if counts[at] > 0:
@@ -54,8 +54,8 @@ def _wear(counts: Any, day: Any) -> None:
 def _count(
     near: Any, counts: Any, when: Any, filled: Any, other: Any, column: Any, day: Any, clock: Any, worths: Any
 ) -> Any:
-    """Counts ``other`` as a neighbour of a row, whose ``near`` (M,), ``counts`` (M, D) and ``when`` (M,) are given; how
-    many it has. What happens when all places are taken is told in :mod:`stream.partition.coclicks`."""
+    """Counts ``other`` as a neighbour of a row with ``near`` (M,), ``counts`` (M, D) and ``when`` (M,). Returns the
+    number of neighbours. For full rows see :mod:`stream.partition.coclicks`."""
     at: Any = np.int64(0)
     while at < filled and near[at] != other:
         at += 1
@@ -82,8 +82,8 @@ def _count(
 
 @compiled
 def pairs(clicked: Array, times: Array, sizes: Array, before: Array, before_ms: Array, within_ms: Any) -> Any:
-    """Pairs of each clicked item (n,) with the items that its user clicked before: ``sizes`` (n,) of them each, newest
-    first, in ``before`` and ``before_ms`` (m,). One within ``within_ms`` counts, each item once, but not with itself.
+    """Pairs of each clicked item (n,) with its user's earlier clicks: ``sizes`` (n,) of them each, newest first, in
+    ``before`` and ``before_ms`` (m,). Those within ``within_ms`` count, each other item once.
 
     Returns:
         Pairs (p, 2) and their times (p,).
@@ -126,10 +126,10 @@ def count(
 
     Args:
         slots, items, filled, touched, changed, near, counts, when: the rows; ``used`` of them are taken.
-        clock: number of the last pair that was counted.
+        clock: number of the last counted pair.
         days: (n,) of each pair.
         day: the newest.
-        weights: (D,) what a click is worth by its age.
+        weights: (D,) worth of a click by its age.
 
     Returns:
         The first pair that is not counted, the rows taken, the number of the last pair.
@@ -165,7 +165,7 @@ def count(
 
 @compiled
 def settle(filled: Array, near: Array, counts: Array, when: Array, used: Any) -> None:
-    """Drops neighbours of which nothing is counted any more; the others close up."""
+    """Drops neighbours without counts; the others close up."""
     for row in range(used):
         kept = 0
         for k in range(filled[row]):
@@ -183,7 +183,6 @@ def settle(filled: Array, near: Array, counts: Array, when: Array, used: Any) ->
 
 @compiled
 def index(slots: Array, shift: Any, items: Array, used: Any) -> None:
-    """Builds the hash of the first ``used`` rows."""
     slots[:] = FREE
     for row in range(used):
         slots[_place(slots, shift, items, items[row])] = row
@@ -191,8 +190,8 @@ def index(slots: Array, shift: Any, items: Array, used: Any) -> None:
 
 @compiled
 def gather(rows: Array, filled: Array, near: Array, counts: Array, when: Array, columns: Array) -> Any:
-    """The places that hold a neighbour, of some rows one after another: ``near`` (m,), ``counts`` (m, D) with the days
-    in the order of ``columns`` (D,), ``when`` (m,)."""
+    """The neighbours of some rows one after another: ``near`` (m,), ``counts`` (m, D) with the days in the order of
+    ``columns`` (D,), ``when`` (m,)."""
     m = 0
     for row in rows:
         m += filled[row]

@@ -9,16 +9,16 @@
                     counts (16, 7)   today, yesterday, ... six days ago
 
 A neighbour is worth the mean of its clicks a day over windows of 1, 3, 5 and 7 days
-(:func:`millrace.contracts.coclicks.worth`). When all sixteen places are taken and another item comes, the one that is
-worth least makes room if it is worth no more than the newcomer's click (of those that are worth the same, the one that
-was counted longest ago). Otherwise it loses a click of its oldest day, and the newcomer waits outside. So an item that
-keeps coming gets in, a crowd that comes once each pushes out no more than the least one, and no count is ever too high
-(as the rule of Misra and Gries, Finding repeated elements, 1982, which takes a click from all of them).
+(:func:`millrace.contracts.coclicks.worth`). When all sixteen places are taken and another item comes, it replaces
+the neighbour with the least worth if that is at most a new click's (among equals, the one counted longest ago).
+Otherwise that neighbour loses a click of its oldest day, and the newcomer is not counted. So an item that keeps
+coming gets in, many items that come only one time replace only the least one, and no count is ever too high (like
+the rule of Misra and Gries, Finding repeated elements, 1982, which takes a click from all of them).
 
-Items are at most :data:`MOST_ITEMS`. When they are full, an eighth goes: those that were counted longest ago. When a
-day begins, the oldest day's counts end, and with them neighbours and items of which nothing is left. Readers weigh the
-days by their own time, so nothing is published then. Of an item that went for want of room, they keep what they know
-until its days are over.
+Items are at most :data:`MOST_ITEMS`. When they are full, the eighth that was counted longest ago is dropped. When a
+day begins, the oldest day's counts end, with neighbours and items that have no others. Readers weigh the days by
+their own time, so nothing is published then. Readers keep items that were dropped for want of room until their days
+are over.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ Array = NDArray[Any]
 MOST_ITEMS = 1 << 16
 """Of a partition: 32 MB."""
 EARLIER = 5
-"""Clicks that a click is counted with."""
+"""Earlier clicks that a click is paired with."""
 WITHIN_MS = DAY_MS
-"""How long before it."""
+"""How long before it, at most."""
 
 _FIRST_ROWS = 1024
 _WEIGHTS = np.array(WEIGHTS, np.int64)
@@ -50,7 +50,7 @@ _BEFORE = -1  # the newest day before there is one
 
 
 class CoClicks:
-    """See the module's text. One thread at a time.
+    """One thread at a time.
 
     >>> counted = CoClicks()
     >>> pairs = np.array([[1, 2], [1, 3], [1, 2]], np.uint64)
@@ -60,6 +60,7 @@ class CoClicks:
     (11, [1, 2, 3], [2, 1, 1], [2, 3, 1, 1])
     >>> lists.counts[0].tolist()  # 1 with 2: today, and yesterday
     [1, 1, 0, 0, 0, 0, 0]
+
     """
 
     def __init__(self, most_items: int = MOST_ITEMS) -> None:
@@ -72,8 +73,7 @@ class CoClicks:
         return self._used
 
     def add(self, pairs: U64, ts_ms: NDArray[np.int64]) -> None:
-        """Counts pairs of items (n, 2) that were clicked together at ``ts_ms`` (n,). How they are cut into calls does
-        not matter."""
+        """Counts pairs of items (n, 2) clicked together at ``ts_ms`` (n,). The split into calls does not matter."""
         if not len(pairs):
             return
         days = np.ascontiguousarray(ts_ms, np.int64) // DAY_MS
@@ -98,7 +98,7 @@ class CoClicks:
         before: U64,
         before_ms: NDArray[np.int64],
     ) -> None:
-        """Counts clicks with those that their users made before, as the module's text says.
+        """Counts clicks with their users' earlier ones.
 
         Args:
             clicked, ts_ms: (n,) items and times.
@@ -108,18 +108,14 @@ class CoClicks:
         self.add(*coclickkernels.pairs(clicked, ts_ms, sizes, before, before_ms, WITHIN_MS))
 
     def sweep(self, now_ms: int) -> None:
-        """Lets everything go once all its days are over; call it after each step. Otherwise a day ends when one that
-        is newer has a co-click, so that it does not matter how clicks are cut into steps.
-
-        Args:
-            now_ms: newest event.
-        """
+        """Drops everything when all days are over; call it after each step. (Other days end with the first co-click of
+        a newer one, so that the split into steps does not matter.) ``now_ms``: the newest event."""
         if self._used and now_ms // DAY_MS >= self.day + DAYS:
             self._begin(now_ms // DAY_MS)
 
     def changes(self) -> Lists:
-        """The items that changed since the last call, whole; without neighbours, those to be published
-        again (:meth:`republish`) that are not there."""
+        """The items that changed since the last call, whole; items of :meth:`republish` that are not here have no
+        neighbours."""
         gone = np.array(sorted(self._again), np.uint64)
         if len(gone):
             here = np.isin(self._items[: self._used], gone)
@@ -135,11 +131,11 @@ class CoClicks:
         return Lists(day, np.concatenate([lists.items, gone]), np.concatenate([lists.sizes, none]), *lists[3:])
 
     def republish(self, items: U64) -> None:
-        """Has :meth:`changes` give these items (n,), whatever is counted of them: readers may know of more."""
+        """Makes :meth:`changes` give these items (n,) even if nothing is counted of them: readers may know more."""
         self._again.update(items.tolist())
 
     def part(self, start: float, stop: float) -> Lists:
-        """Items in a share [start, stop) of all hashes, whole. It changes nothing: for readers that begin."""
+        """Items in a share [start, stop) of all hashes, whole, for new readers. Changes nothing."""
         items = self._items[: self._used] / 2.0**64
         return self._lists(np.flatnonzero((items >= start) & ((items < stop) | (stop >= 1.0))))
 
@@ -153,11 +149,7 @@ class CoClicks:
         return CoClicksSnapshot(self.day, self._clock, (*rows, *self._gather(np.arange(n), np.arange(DAYS)), again))
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Restores the state that :meth:`CoClicksSnapshot.plain` gave. For a new object.
-
-        Raises:
-            ValueError, KeyError, TypeError: it is none.
-        """
+        """Restores :meth:`CoClicksSnapshot.plain`. For a new object. Raises ValueError, KeyError or TypeError."""
         arrays = {name: np.frombuffer(state[name], dtype) for name, dtype in _ARRAYS.items()}
         sizes, n = arrays["filled"].astype(np.int64), len(arrays["items"])
         m = int(sizes.sum())
@@ -181,7 +173,6 @@ class CoClicks:
     # ------------------------------------------------------------------ within
 
     def _begin(self, day: int) -> None:
-        """The newest day is ``day``, if it was not later already."""
         if day <= self.day:
             return
         if self.day != _BEFORE:
@@ -202,7 +193,6 @@ class CoClicks:
             self._keep(np.flatnonzero(self._touched[: self._used] > oldest))
 
     def _keep(self, rows: NDArray[np.intp]) -> None:
-        """These rows stay, in their order."""
         n = len(rows)
         if n == self._used:
             return
@@ -213,7 +203,7 @@ class CoClicks:
         self._index()
 
     def _rows(self, capacity: int) -> None:
-        """Arrays of so many rows; those that are taken stay."""
+        """Makes room for so many rows."""
         n = self._used
 
         def longer(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -236,7 +226,7 @@ class CoClicks:
         coclickkernels.index(self._slots, self._shift, self._items, self._used)
 
     def _gather(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> tuple[Array, Array, Array]:
-        """Neighbours, counts and pair numbers of rows, without the places that are free."""
+        """Neighbours, counts and pair numbers of rows, without free places."""
         found: tuple[Array, Array, Array] = coclickkernels.gather(
             rows, self._filled, self._near, self._counts, self._when, columns
         )
@@ -263,8 +253,6 @@ _ARRAYS = {
 
 @dataclass(frozen=True, slots=True)
 class CoClicksSnapshot:
-    """The state at one moment."""
-
     day: int
     clock: int
     rows: tuple[Array, ...]  # of those that are taken, and items to be published again, in the order of _ARRAYS

@@ -1,14 +1,13 @@
 # core
-"""What a partition counts: windows by key, what users did last, items that are clicked together. Pure.
+"""A partition's counts: windows by key, what users did last, items that are clicked together. Pure.
 
 ::
 
     rows of pages ──► Counters.add ──┬─► TileStore ──┐
                                      ├─► Recents     ├─► changes(): what the readers do not know yet
                                      └─► CoClicks ───┘
-
-When a user is forgotten, the windows of keys that have the user's id in them go at once, as do the last clicks. What is
-still done on pages that were made before counts in no window of the user's. Windows that many users share (of an age
+When a user is forgotten, the windows of keys that contain the user's id are dropped at once, and so are the last
+clicks. Later actions on pages made before count in no window of the user's. Windows that users share (of an age
 band) stay.
 """
 
@@ -49,7 +48,7 @@ UserTiles = tuple[Id, list[tuple[int, bytes]]]
 
 @dataclass(slots=True)
 class Changes:
-    """The changes to publish. They are absolute new states, so publishing them twice changes nothing."""
+    """Changes to publish. They are absolute new states, so publishing them twice changes nothing."""
 
     forgotten: list[Id]  # users of whom all goes that was published before
     users: list[UserTiles]
@@ -62,17 +61,17 @@ class Changes:
 
 
 class Whole(NamedTuple):
-    """Some of what a partition holds of its users."""
+    """A part of a partition's users."""
 
     users: list[UserTiles]
     recents: list[UserRecent]
 
 
 class Counters:
-    """See the module's text. One thread at a time.
+    """One thread at a time.
 
     Attributes:
-        log: what the readers do not know yet.
+        log: changes that the readers do not know yet.
     """
 
     def __init__(self, schema: Schema, decoder: Decoder) -> None:
@@ -141,7 +140,7 @@ class Counters:
             self.log.add_users([chunks[i].impression.user_id for i in users.tolist()], owner, keys[fresh[mine]])
 
     def _remember(self, counted: Sequence[Counted]) -> None:
-        """Notes clicks and purchases as what their users did last, and counts clicks with those before them."""
+        """Notes clicks and purchases as their users' last ones, and counts clicks with those before them."""
         recents = self.recents
         clicked: list[bytes] = []
         times: list[int] = []
@@ -187,23 +186,22 @@ class Counters:
         return at_ms is not None and page.ts_ms <= at_ms
 
     def _republish(self, items: Sequence[Id]) -> None:
-        """Publishes the co-clicks of a forgotten user's items again. Before a crash that took the state back, the
-        tombstone may have come after clicks that it comes before now: readers know of them from then."""
+        """Publishes the co-clicks of a forgotten user's items again. After a crash the tombstone may come before clicks
+        that it followed the first time; readers know those clicks."""
         self.coclicks.republish(rows_of([self._decoder.hashes(items)], "<u8"))
 
     # ------------------------------------------------------------------ sweeping
 
     @property
     def is_sweeping(self) -> bool:
-        """Whether a sweep has begun and not ended."""
         return self._sweep_at < _SWEEPS
 
     def sweep(self, now_ms: int, pages_from_ms: int) -> None:
-        """Merges tiles and ends keys when they are due. It works in slices, so that no step takes long.
+        """Merges tiles and ends keys that are due, in slices, so that no step takes long.
 
         Args:
             now_ms: the newest event.
-            pages_from_ms: no page that was made before then is known any more.
+            pages_from_ms: no page made before then is known any more.
         """
         while self._forgotten and (first := next(iter(self._forgotten.items())))[1] < pages_from_ms:
             del self._forgotten[first[0]]
@@ -239,7 +237,7 @@ class Counters:
         return Changes(forgotten, users, profiles, items, tiles[: len(items)], event_ms, recents, coclicks)
 
     def published(self) -> None:
-        """Does to the state what :meth:`changes` did, for keys that live. Nothing is packed."""
+        """Does to the state what :meth:`changes` did, for live keys. Nothing is packed."""
         items, (_, _, user_keys) = self.log.item_keys(), self.log.owned_keys()
         self.tiles.settle(np.concatenate([items, user_keys]))
         self.log.clear()
@@ -275,10 +273,10 @@ class Counters:
         return CountersSnapshot(plain, users, owners, items, self._shared, tiles, self.coclicks.snapshot())
 
     def resume(self, state: CountersState, was: Schema | None) -> None:
-        """Becomes what it was. For a new object.
+        """Restores a state. For a new object.
 
         Args:
-            was: the schema of then, where it is another one.
+            was: the state's schema, where it is another one.
 
         Raises:
             ValueError, KeyError, TypeError, StoreError: it is no state.
@@ -301,7 +299,7 @@ class Counters:
         self._shared = np.frombuffer(state.shared, "<u8")
 
     def key_may_have_ended(self) -> None:
-        """The next :meth:`changes` after a sweep looks for keys that have ended and that the readers may still have."""
+        """Lets the next :meth:`changes` after a sweep look for ended keys that readers may have."""
         self._ended = True
 
 
@@ -322,8 +320,6 @@ class CountersState(msgspec.Struct):
 
 @dataclass(slots=True)
 class CountersSnapshot:
-    """The state at one moment."""
-
     values: dict[str, Any]
     users: ByUser
     owners: tuple[list[Id], NDArray[np.int32], U64]

@@ -16,7 +16,7 @@ _KNOWN = 1_000_000  # ids remembered of each kind
 
 
 class Decoder:
-    """See the module's text. What it remembers makes it quicker and changes no result.
+    """What it remembers makes it quicker and changes no result.
 
     Args:
         number: the partition's.
@@ -38,7 +38,7 @@ class Decoder:
         """The request of an impression, and its page.
 
         Raises:
-            ValueError: the message cannot be read, or is neither of the schema nor of one before it.
+            ValueError: the message cannot be read, or is of neither the schema nor an earlier one.
         """
         served = decode_served(raw)
         if served.schema_id != self.schema_id:

@@ -10,12 +10,12 @@ from typing import Any
 from stream.join.pages import Message
 
 MOST_BYTES = 8 << 20
-"""Of the events that a partition holds. Beyond, they are from the future."""
+"""Of the events that a partition holds. Further ones count as from the future."""
 _EACH_BYTES = 256  # what holding one takes besides
 
 
 class EarlyEvents:
-    """See the module's text. They are given in the order of their times, then of their arrival."""
+    """Events come out in the order of their times, then of their arrival."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Message]] = []  # time, number
@@ -30,7 +30,7 @@ class EarlyEvents:
         return self._heap[0][0] if self._heap else 0
 
     def hold(self, ts_ms: int, message: Message) -> bool:
-        """Holds an event until its time comes; whether there was room."""
+        """Holds an event until its time comes. Returns whether there was room."""
         size = len(message.raw) + _EACH_BYTES
         if self._bytes + size > MOST_BYTES:
             return False
@@ -40,7 +40,7 @@ class EarlyEvents:
         return True
 
     def until(self, until_ms: int) -> Iterator[tuple[int, Message]]:
-        """Lets the events go whose time is not after ``until_ms``: each with its time."""
+        """Releases the events whose time is at most ``until_ms``, each with its time."""
         while self._heap and self._heap[0][0] <= until_ms:
             ts_ms, _, message = heappop(self._heap)
             self._bytes -= len(message.raw) + _EACH_BYTES

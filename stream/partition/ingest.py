@@ -1,5 +1,5 @@
 # core
-"""What messages, silence and other clocks do to a partition: all its rules but for what a page's events mean together.
+"""Applies messages, silence and other clocks to a partition: all its rules but the label join's.
 
 ::
 
@@ -39,7 +39,7 @@ class Counts(dict[str, int]):
 
 
 class Ingest:
-    """See the module's text.
+    """Takes one partition's messages.
 
     Attributes:
         offsets: next to read, by topic.
@@ -56,11 +56,7 @@ class Ingest:
         self._intake, self._doubts = Intake(schema), Doubts(schema)
 
     def do(self, did: Did, what: Sequence[Any]) -> tuple[Outcome, Counts]:
-        """Does what a journal's entry says; only such that something may come out of.
-
-        Raises:
-            ValueError: it is another entry, or none.
-        """
+        """Does what a journal's entry says, for kinds with output. Raises ValueError for another entry."""
         outcome, counts = Outcome(), Counts()
         match did:
             case Did.TAKE:
@@ -86,7 +82,7 @@ class Ingest:
         self.join.set_back(self.reached.newest_ms - self.policy.disorder_ms)
 
     def lived(self, counted: Sequence[Counted], to_ms: int) -> None:
-        """Counts rows of long ago; see :meth:`stream.partition.partition.Partition.lived`."""
+        """See :meth:`stream.partition.partition.Partition.lived`."""
         outcome = Outcome(counted=list(counted))
         for one in counted:
             if one.action == EXPOSURE:
@@ -174,7 +170,7 @@ class Ingest:
             self.join.act(event, message, outcome)
 
     def _release(self, clock_ms: int, outcome: Outcome) -> None:
-        """Takes what was held, in the order of its time, as far as this time has come."""
+        """Takes held events, in the order of their times, as far as time has come."""
         for ts_ms, message in self.early.until(max(self.reached.newest_ms, clock_ms)):
             self.reached.see(ts_ms, clock_ms)
             self._move(ts_ms, outcome)
@@ -208,7 +204,7 @@ class Ingest:
             outcome.doubts += self._doubts.of_user(user)
 
     def _forget(self, message: Message, now_ms: int, outcome: Outcome, counts: Counts) -> None:
-        """A tombstone: what the partition knows of the user goes."""
+        """A tombstone: the partition's data of the user is deleted."""
         user = self._intake.removed(message.key)
         if not self._is_astray(user, message, outcome):
             counts.add("forgotten")
@@ -216,11 +212,8 @@ class Ingest:
             self.counters.forget(user, now_ms if message.clock_ms is None else min(message.clock_ms, now_ms))
 
     def _is_astray(self, user: Id, message: Message, outcome: Outcome, exposures: int = 0) -> bool:
-        """Whether the user belongs to another partition; then the message becomes a dead letter.
-
-        Args:
-            exposures: how many are lost with the message.
-        """
+        """Whether the user belongs to another partition; then the message becomes a dead letter, with so many
+        ``exposures``."""
         why = self.decoder.astray(user)
         if why:
             outcome.refuse("wrong-partition", why, message, exposures)
@@ -233,14 +226,13 @@ class Ingest:
             self.join.expire(outcome)
 
     def _count(self, outcome: Outcome, counts: Counts) -> None:
-        """Counts what is to be counted, and notes clicks and purchases; each once."""
         if outcome.counted:
             counts.add("matched", sum([c.n for c in outcome.counted if c.action == EXPOSURE]))
             counts.add("unfit", self.counters.add(outcome.counted))
             outcome.counted = []
 
     def _sweep(self) -> None:
-        # No page lives longer: it is seen within a life of being made, and dropped a life after that. What came for it
-        # may wait longer, for its impression.
+        # No page lives longer: it is seen within a life of being made, and dropped a life after that. Its events may
+        # wait longer, for its impression.
         pages_from_ms = 0 if self.join.is_leaving else self.join.watermark_ms - 2 * self.policy.life_ms
         self.counters.sweep(self.reached.newest_ms, pages_from_ms)

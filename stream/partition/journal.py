@@ -1,22 +1,21 @@
 # core
-"""What was done to a partition since its last checkpoint, in order: little to write, and enough to do it again.
+"""The changes of a partition since its last checkpoint, in order: little to write, and enough to do them again.
 
 ::
 
     base: the whole state ──► take ──► changes ──► take ──► advance ──► ...   the partition as it is
                               └────────── journal ─────────────┘
+A partition is deterministic: no clock, no randomness, nothing read from elsewhere. So base and journal give the
+state at any moment, and a checkpoint writes only the journal. The partition itself notes *everything* that changes
+it (``Partition.journal``), so no caller can forget to; :class:`Did` lists the kinds.
 
-A partition is deterministic: no clock, no randomness, nothing read from elsewhere. So the state at any moment is that
-of the base and what was done since, and a checkpoint writes only the latter. The partition itself notes *everything*
-that changes it (``Partition.journal``), so nobody else can forget to; :class:`Did` lists what.
+A journal is valid for one policy, schema and number of partitions, named in its file
+(:mod:`stream.partition.checkpoint`), and for one version of the rules: a change of what a partition makes of a
+message must raise :data:`RULES`.
 
-A journal holds for one policy, schema and number of partitions, which its file names
-(:mod:`stream.partition.checkpoint`), and for one version of these rules: whoever changes what a partition makes of a
-message raises :data:`RULES`.
-
-What is not kept is the place of each window's key in memory, and so in which slice of a sweep it is dropped once all
-its windows have ended. So a partition that went on from a journal may hold such a key a little longer, or not as long.
-The readers then get to know once more that it ended.
+The place of each window's key in memory is not kept, nor which slice of a sweep drops the key after its windows have
+ended. So a restored partition may hold such a key a little longer or shorter, and tell the readers again that it
+ended.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ import msgspec
 from stream.join.pages import Message
 
 RULES = 5
-"""The version of what a partition makes of what is done to it."""
+"""The version of the rules by which a partition handles messages."""
 
 Entry = tuple[Any, ...]
-"""A :class:`Did`, and what it was done with."""
+"""A :class:`Did`, and its arguments."""
 
 
 class Did(IntEnum):
-    """Kinds of entries, with what each was done with. Numbers are for ever: files hold them."""
+    """Kinds of entries, with their arguments. Numbers never change: files hold them."""
 
     TAKE = 0  # the clock, messages with their offsets and the clock when each came to Kafka
     ADVANCE = 1  # event time: a silent partition's watermark, which no message records
@@ -68,7 +67,7 @@ class Journal:
         return len(self._entries)
 
     def note(self, did: Did, *what: Any) -> None:
-        """Something is about to be done."""
+        """Notes an entry before it is done."""
         if did == Did.CHANGES and self._entries and self._entries[-1][0] == Did.CHANGES:
             return  # twice is as good as once
         self._entries.append((did, *what))
@@ -78,7 +77,7 @@ class Journal:
             self._read += sum([len(raw) for raw in what[0].values() if raw is not None])
 
     def cut(self) -> Cut:
-        """What was noted so far; what is noted from now on is another list's."""
+        """The entries so far. Later ones go into another list."""
         cut = Cut(self._entries, self._arrived, self._read)
         self._entries, self._arrived, self._read = [], 0, 0
         return cut
@@ -90,11 +89,7 @@ def to_bytes(entries: Iterable[Entry]) -> bytes:
 
 
 def from_bytes(raw: bytes | memoryview) -> list[Entry]:
-    """What :func:`to_bytes` was given.
-
-    Raises:
-        ValueError: the bytes are no entries (msgspec's errors are such).
-    """
+    """The inverse of :func:`to_bytes`. Raises ValueError (msgspec's errors are such)."""
     entries: list[Entry] = []
     for did, *what in msgspec.msgpack.decode(raw, type=list[list[Any]]):
         kind = Did(did)

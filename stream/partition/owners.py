@@ -1,9 +1,9 @@
 # core
 """Which user each user-side window key of a partition belongs to. Pure.
 
-A store that lost its data is filled again from this. It also tells whose field is deleted when a key's windows are all
-empty. A key is a hash, so its user cannot be read from it. Keeping the user costs 12 bytes a key. Users share a key
-that is made of attributes alone. Such a key belongs here to the first user that changed it.
+It serves to refill a store that lost its data, and to delete the field of a key whose windows are all empty. A key
+is a hash, so its user cannot be read from it; the user costs 12 bytes a key. A key made of attributes alone is
+shared by users and belongs here to the first that changed it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ByUser = tuple[list[Id], list[int], U64]
 
 
 class Owners:
-    """See the module's text. Arrays are replaced, never changed, so that :meth:`snapshot` copies nothing but names."""
+    """Arrays are replaced, never changed, so that :meth:`snapshot` copies only names."""
 
     def __init__(self) -> None:
         self._ids: list[Id] = []
@@ -58,7 +58,6 @@ class Owners:
             self._merge()
 
     def all(self) -> ByUser:
-        """Every key, by user."""
         self._merge()
         return self._by_user(self._keys, self._who)
 
@@ -75,7 +74,7 @@ class Owners:
         return gone
 
     def forget(self, user: Id) -> U64:
-        """Forgets a user. Returns its keys, which belong to nobody then."""
+        """Forgets a user. Returns the user's keys, which then belong to nobody."""
         self._merge()
         number = self._number.get(str(user))
         if number is None:
