@@ -1,5 +1,5 @@
 # shell
-"""The deltas that a broker holds, for whoever wants to prove what they make up."""
+"""The deltas that a broker holds, for proofs of the model that they add up to."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from millrace.versions.versioning import Place
 
 
 def read_deltas(settings: Settings) -> dict[Place, bytes]:
-    """The bodies of all deltas on ``model.deltas`` that are whole, by version. Raises BrokerError: the broker does not
-    answer.
-    """
+    """The bodies of all whole deltas on ``model.deltas``, by version. Raises BrokerError when the broker does not
+    answer."""
     assembler, found = Assembler(), dict[Place, bytes]()
 
     def visit(record: Any) -> None:

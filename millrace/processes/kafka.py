@@ -3,8 +3,8 @@
 
 All calls block: call them from threads or plain loops, never from an asyncio loop.
 
-The settings' prefix is put on and taken off here. Callers give names as in :mod:`millrace.contracts.topics`, and read
-records find them in ``record.topic``. A ``TopicPartition`` alone is the client's own and has the name at the broker.
+This module adds and removes the settings' prefix. Callers use the names of :mod:`millrace.contracts.topics`, also in
+``record.topic``. A ``TopicPartition`` alone is the client's own and has the broker's name.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class _Lenient(bytearray):
 def read_any_header(batch: Any) -> None:
     """Makes a client's class of record batches read header names of any bytes.
 
-    Kafka calls a header's name a string and checks nothing, and some clients write any bytes. Our clients raise at a
-    name that is not UTF-8, each time that its batch is read. One such message would block its partition for ever.
+    Kafka calls a header's name a string but checks nothing. Our clients raise at a name that is not UTF-8, each time
+    that they read its batch, so one such message would block its partition for ever.
     """
     strict = batch._read_msg
 
@@ -94,20 +94,20 @@ class _Reader(KafkaConsumer):  # type: ignore[misc]
 
 
 BATCH_BYTES = 256 * 1024
-"""Messages of one partition that are sent together, before compression. The clients' own default, 16 KB, is less than
-one page's log: nothing would ever be sent together. Far below what a broker takes, whatever compression makes of it."""
+"""Batch size of one partition before compression. The clients' default, 16 KB, is less than one page's log, so nothing
+would ever be batched. A broker takes far more."""
 
 LINGER_MS = 20
-"""How long a batch waits for more messages. A click waits for it three times on its way to the served model."""
+"""Time that a batch waits for more messages. A click waits three times on its way to the served model."""
 PAGE_LINGER_MS = 100
-"""The same for logs of pages: nobody clicks sooner after a page, and what comes sooner waits for its page's log."""
+"""The same for logs of pages: people click later than this, and an earlier click waits for its page's log."""
 
 REMEDY = "start Kafka there, or set MILLRACE_KAFKA to its host:port"
 
 
 def wait_for_broker(settings: Settings, patience_seconds: float | None = None) -> None:
-    """Waits, with back-off and a line a try, until the broker answers. Raises BrokerError: it did not within
-    ``patience_seconds`` (default: the settings')."""
+    """Waits for the broker, with back-off and a log line a try. Raises BrokerError after ``patience_seconds`` (default:
+    the settings')."""
     servers = settings.brokers
     seconds = settings.patience_seconds if patience_seconds is None else patience_seconds
 
@@ -132,8 +132,8 @@ def wait_for_broker(settings: Settings, patience_seconds: float | None = None) -
 
 
 def cluster_id(address: str, timeout_seconds: float = 1.0) -> str:
-    """Asks the broker at ``host:port`` once for the id of its cluster. Raises OSError: nothing listens there, or what
-    listens gives no answer in time."""
+    """Asks the broker at ``host:port`` one time for its cluster's id. Raises OSError when nothing listens there or
+    answers in time."""
     host, _, port = address.rpartition(":")
     # First a plain connection: the client retries a refused one, and leaves its socket to the garbage collector.
     socket.create_connection((host, int(port)), timeout_seconds).close()
@@ -149,8 +149,8 @@ def cluster_id(address: str, timeout_seconds: float = 1.0) -> str:
 
 
 def create_topics(settings: Settings) -> None:
-    """Creates the topics that are missing, and checks that the co-partitioned ones have equal counts. Raises
-    BrokerError: a topic has another number of partitions than the settings say, or cannot be created."""
+    """Creates the missing topics, and checks that the co-partitioned ones have equal counts. Raises BrokerError when a
+    topic has another number of partitions than the settings, or cannot be created."""
     admin = KafkaAdminClient(bootstrap_servers=settings.brokers)
     try:
         present = {t["name"]: len(t["partitions"]) for t in admin.describe_topics()}
@@ -178,11 +178,8 @@ def create_topics(settings: Settings) -> None:
 
 
 def ensure_topics(settings: Settings) -> None:
-    """Creates the topics where some are missing, as ``millrace dev topics`` does; else does nothing.
-
-    Raises:
-        BrokerError: they cannot be created, or existing topics have other partition counts than the missing ones need.
-    """
+    """Creates topics where some are missing, as ``millrace dev topics`` does; else does nothing. Raises BrokerError
+    when they cannot be created, or existing topics have other partition counts than the missing ones need."""
     if not topic_ids(settings).keys() >= {t.name for t in TOPICS}:
         create_topics(settings)
 
@@ -191,8 +188,8 @@ _NO_ID = "00000000-0000-0000-0000-000000000000"
 
 
 def topic_ids(settings: Settings) -> dict[str, str]:
-    """The id of each topic of ours: offsets mean something for the topic with this id alone, not for one that was made
-    again under its name. Empty where the broker gives none. Raises BrokerError: the topics cannot be listed."""
+    """The id of each of our topics; empty where the broker gives none. Offsets are valid only for this id: a topic made
+    again under the same name has another one. Raises BrokerError when the topics cannot be listed."""
     try:
         admin = KafkaAdminClient(bootstrap_servers=settings.brokers)
         with contextlib.closing(admin):
@@ -204,15 +201,15 @@ def topic_ids(settings: Settings) -> dict[str, str]:
 
 
 def open_broker(settings: Settings) -> None:
-    """For a role's start: waits until the broker answers, and creates the topics where some are missing. Raises
-    BrokerError: it does not answer within the settings' patience, or the topics cannot be prepared."""
+    """For a role's start: waits for the broker and creates missing topics. Raises BrokerError when the settings'
+    patience ends, or the topics cannot be prepared."""
     wait_for_broker(settings)
     ensure_topics(settings)
 
 
 def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
-    """A producer of raw bytes. It is idempotent, with ``acks=all``, where the broker supports this, and compresses as
-    the settings say."""
+    """A producer of raw bytes: with the settings' compression, and idempotent with ``acks=all`` where the broker
+    can."""
     base: dict[str, Any] = {
         "bootstrap_servers": settings.brokers,
         "enable_idempotence": settings.idempotence,
@@ -230,10 +227,8 @@ def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
 
 
 def know_topic(producer: Any, topic: str, settings: Settings) -> None:
-    """Waits until the producer knows where a topic's partitions are, however short it may block. Then no request has to
-    wait for this, and a machine that is busy at the start causes no failure. Raises BrokerError: it does not know it in
-    time.
-    """
+    """Waits until the producer knows a topic's partitions. Then no later request waits for this, even on a busy machine
+    with a short blocking time. Raises BrokerError when it does not know them in time."""
 
     def aloud(_: BaseException, left: float) -> None:
         log.warning("waiting for the broker to tell of a topic", topic=topic, seconds_left=round(left))
@@ -249,9 +244,9 @@ def know_topic(producer: Any, topic: str, settings: Settings) -> None:
 
 
 def make_reader(settings: Settings, topic: str, start: dict[int, int] | None = None, **options: Any) -> KafkaConsumer:
-    """A consumer without a group: it reads every partition of ``topic`` from ``start`` (missing: the beginning).
+    """A consumer of every partition of ``topic`` from ``start`` (missing: the beginning).
 
-    The caller keeps the positions (in its own snapshot), so it joins no group and commits nothing.
+    It joins no group and commits nothing: the caller keeps the positions in its own snapshot.
     """
     name = settings.topic(topic)
     base: dict[str, Any] = {
@@ -286,8 +281,8 @@ def make_reader(settings: Settings, topic: str, start: dict[int, int] | None = N
 
 
 def first_offsets(settings: Settings, topic: str) -> dict[int, int]:
-    """The first offset that each partition of ``topic`` still holds: above 0 where retention has deleted messages.
-    Raises BrokerError: the broker does not say."""
+    """The first offset that each partition still holds: above 0 where retention has deleted messages. Raises
+    BrokerError when the broker does not answer."""
     consumer = make_reader(settings, topic)
     try:
         return {tp.partition: offset for tp, offset in consumer.beginning_offsets(consumer.assignment()).items()}
@@ -298,8 +293,8 @@ def first_offsets(settings: Settings, topic: str) -> dict[int, int]:
 
 
 def gone_before(topic: str, partition: int, expected: int | None, first: int) -> int:
-    """How many messages a reader misses, of which the broker removed those before ``first``. Says so in one line.
-    ``expected``: the offset at which the reader goes on; None: it begins, and misses nothing."""
+    """Number of messages that a reader at ``expected`` lost, since the broker removed those before ``first``; logs them
+    in one line. ``expected`` None: it begins, and loses nothing."""
     gone = max(0, first - expected) if expected is not None else 0
     if gone:
         log.warning(
@@ -315,24 +310,22 @@ def gone_before(topic: str, partition: int, expected: int | None, first: int) ->
 
 
 def lag_of(consumer: KafkaConsumer) -> dict[int, int]:
-    """Messages not yet read, by partition, as of the last fetch.
-
-    It uses the fetched high watermark, not ``end_offsets``, which would be a request more each time.
-    """
+    """Messages not yet read, by partition, by the high watermark of the last fetch: ``end_offsets`` would cost a
+    request each time."""
     assigned = list(consumer.assignment())
     return {tp.partition: max(0, (consumer.highwater(tp) or 0) - consumer.position(tp)) for tp in assigned}
 
 
 def read_up(consumer: KafkaConsumer) -> bool:
-    """Whether all messages that its partitions held at their last fetch were read. False while nothing was fetched yet
-    from some partition, as on a busy machine."""
+    """Whether all messages that its partitions held at their last fetch were read. False before the first fetch of each
+    partition."""
     ends = {tp: consumer.highwater(tp) for tp in consumer.assignment()}
     return all(end is not None and consumer.position(tp) >= end for tp, end in ends.items())
 
 
 def read_all(settings: Settings, topic: str, visit: Callable[[Any], None]) -> int:
-    """Visits every message that ``topic`` holds now, partition by partition in order; returns how many there were. What
-    comes meanwhile may be among them; it is not waited for. Raises BrokerError: it stopped answering."""
+    """Visits every message that ``topic`` holds now, partition by partition in order, perhaps also newer ones; returns
+    their number. Raises BrokerError when the broker stops answering."""
     consumer = make_reader(settings, topic)
     try:
         ends = consumer.end_offsets(consumer.assignment())

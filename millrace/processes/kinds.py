@@ -1,12 +1,12 @@
 # core
-"""Things that go wrong by kind: at most one line a minute for each kind, with how often it happened since. Pure.
+"""Repeated warnings by kind: at most one line a minute for each kind, with the number of cases since. Pure.
 
 ::
 
     note(kind, example) ──► counts by kind ──► due(now) ──► lines for the log
-                                   a kind's first case at once, then one line a minute while there are more
+                                   a kind's first case immediately, then one line a minute while there are more
 
-So a message that goes wrong a thousand times a second does not fill a log, and the first of a kind does not wait.
+So frequent bad messages do not fill a log, and the first of a kind is logged without delay.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 QUIET_S = 60.0
 MOST_KINDS = 100
-"""Kinds that are told apart; further ones are told as one, :data:`OTHERS`."""
+"""Number of separate kinds; further ones share one, :data:`OTHERS`."""
 OTHERS = "others"
 
 
@@ -28,7 +28,7 @@ class Told(NamedTuple):
 
 
 class Kinds:
-    """See the module's text. One thread at a time.
+    """Counts by kind. One thread at a time.
 
     >>> kinds = Kinds(quiet_s=60)
     >>> kinds.note("late", "offset 7", 2)
@@ -48,7 +48,7 @@ class Kinds:
         self._told_s: dict[str, float] = {}
 
     def note(self, kind: str, example: str = "", n: int = 1) -> None:
-        """``n`` cases of ``kind``; ``example`` says in one line what the first of them is."""
+        """Counts ``n`` cases of ``kind``; ``example`` describes the first in one line."""
         if kind not in self._told_s and kind not in self._waiting and self._full:
             kind = OTHERS
         there = self._waiting.get(kind)
@@ -60,7 +60,7 @@ class Kinds:
         return len(self._told_s.keys() | self._waiting.keys()) >= MOST_KINDS
 
     def due(self, now_s: float) -> list[Told]:
-        """What is to be told at ``now_s``, steady time in seconds. Call it often, it is quick while nothing waits."""
+        """The lines due at ``now_s``, steady time in seconds. Call it often: it is quick while nothing waits."""
         if not self._waiting:
             return []
         never = float("-inf")

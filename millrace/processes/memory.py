@@ -1,5 +1,5 @@
 # core
-"""How much memory processes hold: their resident pages, as the system counts them."""
+"""Resident memory of processes, as the system counts it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from millrace.basics.errors import MillraceError
 def resident_bytes(process: int | str = "self", name: str = "VmRSS:") -> int | None:
     """Resident memory of a process, in bytes. None: it is gone, or this system has no ``/proc``.
 
-    Pages that processes share are counted in each of them, so a sum is rather too high than too low.
+    Each process counts shared pages too, so a sum is too high rather than too low.
     """
     try:
         for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace").splitlines():
@@ -24,7 +24,7 @@ def resident_bytes(process: int | str = "self", name: str = "VmRSS:") -> int | N
 
 
 def measured_bytes(process: int | str = "self", peak: bool = False) -> int:
-    """The same for whoever can do nothing without it; ``peak``: the most it ever was. Raises MillraceError."""
+    """As :func:`resident_bytes`, but raises MillraceError instead of None; ``peak``: the highest value so far."""
     held = resident_bytes(process, "VmHWM:" if peak else "VmRSS:")
     if held is None:
         raise MillraceError(f"no resident memory in /proc/{process}/status", "measure a living process, on Linux")

@@ -1,9 +1,8 @@
 # shell
-"""How a role shows its figures to Prometheus.
+"""Prometheus metrics of a role.
 
-Metrics are module-level objects of the role that owns them, all named ``millrace_*``; the names that dashboards
-may rely on are listed in ``docs/reference/metrics.md``, and a test checks every panel against what the running roles
-expose.
+Metrics are module-level objects of the role that owns them, all named ``millrace_*``. Dashboards may rely on the names
+in ``docs/reference/metrics.md``; a test compares every panel with the metrics of running roles.
 """
 
 from __future__ import annotations
@@ -36,40 +35,38 @@ PORTS = {
     "archive": 8706,
     "shadow": 8707,
 }
-"""Where each role serves its metrics unless ``metrics_port`` says otherwise."""
+"""Default port of each role's metrics; ``metrics_port`` changes it."""
 
 
 _shown: Any = REGISTRY
 
 
 def show(collector: Any) -> None:
-    """Shows what ``collector`` collects in place of this process's registry: a role of several processes sums them."""
+    """Shows ``collector`` in place of this process's registry: a role of several processes sums them."""
     global _shown
     _shown = collector
 
 
 def latest() -> bytes:
-    """The figures of now, as Prometheus reads them."""
+    """The present figures, as Prometheus reads them."""
     return generate_latest(_shown)
 
 
 class _Shown:
-    """What is shown when somebody asks."""
-
     def collect(self) -> Iterable[Metric]:
         found: Iterable[Metric] = _shown.collect()
         return found
 
 
 def serve_metrics(role: str, port: int | None, host: str = "127.0.0.1") -> int:
-    """Serves ``/metrics`` on ``host:port`` in a daemon thread, says where, and returns the port.
+    """Serves ``/metrics`` on ``host:port`` in a daemon thread, logs where, and returns the port.
 
     Args:
-        port: 0 lets the system choose. None: the role's own of :data:`PORTS`. Where that is taken, as by a second
-            worker on one machine, the system chooses, and the log says so.
+        port: 0 lets the system choose. None: the role's own of :data:`PORTS`, or a free one (logged) if that is taken,
+            as by a second worker on one machine.
 
     Raises:
-        PortError: the port that was asked for is taken.
+        PortError: the requested port is taken.
     """
     from millrace import __version__
 

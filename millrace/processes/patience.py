@@ -1,9 +1,9 @@
 # shell
-"""Retries with back-off and a log line a try, shared by every wait for a broker or a store (on ``tenacity``).
+"""Retries with back-off and a log line a try, for every wait for a broker or a store (on ``tenacity``).
 
 ::
 
-    Retrying(**patience(30.0, OSError, aloud))(call)     what ``call`` returns, or its last OSError
+    Retrying(**patience(30.0, OSError, aloud))(call)     the result of ``call``, or its last OSError
 
     async for attempt in AsyncRetrying(**patience(30.0, OSError, aloud)):
         with attempt:
@@ -18,7 +18,7 @@ from typing import Any
 from tenacity import RetryCallState, retry_if_exception_type, stop_after_delay, wait_exponential, wait_none
 
 Aloud = Callable[[BaseException, float], None]
-"""Called after each failed try, before the next one, with the error and the seconds of patience that are left."""
+"""Called after each failed try, before the next one, with the error and the seconds left."""
 
 
 def patience(
@@ -29,12 +29,12 @@ def patience(
     first_pause_seconds: float = 0.2,
     longest_pause_seconds: float = 5.0,
 ) -> dict[str, Any]:
-    """How ``Retrying`` and ``AsyncRetrying`` try again: pauses double, and the last try is made when the time is over.
+    """Arguments for ``Retrying`` and ``AsyncRetrying``: pauses double, and the last try is made when the time is over.
 
     Args:
-        seconds: after this time ``call``'s own error goes to the caller, who says what is missing and what to do.
-        errors: errors after which the call is tried again. Any other error goes to the caller at once.
-        aloud: writes a line a try.
+        seconds: after this time the error goes to the caller, who names the problem and the remedy.
+        errors: errors that are retried. Any other error goes to the caller immediately.
+        aloud: logs a try.
         first_pause_seconds: 0 where a try itself waits.
     """
     if first_pause_seconds:

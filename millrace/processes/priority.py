@@ -1,5 +1,5 @@
 # shell
-"""Threads that give way: where cores are few, whoever answers a request comes before whoever prepares the next."""
+"""Low-priority threads: where cores are few, answers to requests come before preparation of later ones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ _NICER = 5
 
 
 def step_back() -> None:
-    """This thread, and those that it starts, run only where nothing else of the machine wants the core, roughly.
-
-    On Linux, where priorities are a thread's own; elsewhere it does nothing.
-    """
+    """Gives this thread, and those that it starts, the lowest priority on the machine. It works on Linux, where each
+    thread has its own priority; elsewhere it does nothing."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICER)

@@ -1,19 +1,19 @@
 # shell
-"""Users and items that a history left in the store: published once, when the loop that goes on from it first starts.
+"""Users and items that a history left in the store: published when its loop starts for the first time.
 
 ::
 
     history/profiles     users and items of a log, until they are published    ──► topics users, items
-    history/partitions   for how many its counts were left                     a loop of another number is refused
+    history/partitions   number of partitions of its counts                        a loop of another number is refused
     history/unfinished   a replay is at work, or was killed                    no role of a loop starts on that
     history/writing      ... and it has begun to write
 
-They are published once. The topics have them from then on, and ``history/profiles`` is removed. A copy of our own would
-outlive a user's deletion, and bring the user back when the topic had lost the tombstone.
+``history/profiles`` is removed after the publication. A copy of our own would survive a user's deletion, and bring the
+user back after the topic lost the tombstone.
 
-A user or item of which the topic has a message is left out. The shop may speak between our look at the topic and our
-message, and several workers may publish at once. So our messages bear a header, and after them we look again: where
-ours came after the shop's own, the shop's is sent once more, until none is left behind.
+A user or item with a message in the topic is left out. The shop may send a message between our check of the topic and
+our own message, and several workers may publish at the same time. So our messages have a header, and we check again
+after them: where ours follows the shop's own, the shop's is sent again, until no such case remains.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ log = structlog.get_logger("history")
 
 PLACE, _PROFILES, _PARTITIONS = "history", "profiles", "partitions"
 UNFINISHED, WRITING = MARKS = "unfinished", "writing"
-"""The marks of a history that is not whole yet. See :mod:`commands.history.attempt`."""
+"""The marks of an unfinished history (:mod:`commands.history.attempt`)."""
 STATE = ("checkpoints", "models", "index", PLACE)
-"""Where a loop, or a history that is left for one, has its state in the store."""
+"""Folders of the store with the state of a loop, or of a history left for one."""
 HEADER = ("millrace-history", b"1")
-"""Of messages that are not the shop's own."""
+"""Marks our messages: the shop's own have no such header."""
 _FLUSH_SECONDS = 60.0
 
 
@@ -54,21 +54,20 @@ class _Partitions(msgspec.Struct):
 
 
 def leave_partitions(store: Store, number: int) -> None:
-    """Says for how many partitions the history is: which users a partition has counted depends on it. Raises
-    StoreError.
-    """
+    """Stores the history's number of partitions, which decides the users that a partition has counted. Raises
+    StoreError."""
     store.put(_PARTITIONS, _Partitions(number))
 
 
 def leave_profiles(store: Store, users: Sequence[User], items: Sequence[Item]) -> None:
-    """Puts users and items into the store, for the loop's first start. Raises StoreError: they could not be written."""
+    """Puts users and items into the store, for the loop's first start. Raises StoreError."""
     body = msgspec.msgpack.encode(_Profiles(list(users), list(items)))
     head = {"users": len(users), "items": len(items), "bytes": len(body)}
     store.put(_PROFILES, head, zstandard.ZstdCompressor().compress(body))
 
 
 def lived(settings: Settings) -> str:
-    """The name of a file of a loop's state; empty: there is none. Raises StoreError: the store cannot be read."""
+    """The name of a file of a loop's state; empty: there is none. Raises StoreError."""
     for place in STATE:
         for name in Store(settings.place(place), writes=False).names(aside=True):
             if place != PLACE or name not in MARKS:
@@ -77,8 +76,8 @@ def lived(settings: Settings) -> str:
 
 
 def check_whole(settings: Settings) -> None:
-    """Refuses a store in which a replay is at work, or was killed: whatever a role would write there first, the replay
-    would then find, and fail. Every role that has state there calls this before anything else. Raises StoreError."""
+    """Refuses a store of an unfinished replay. The replay would find a role's first file there, and fail. Every role
+    with state in the store calls this before anything else. Raises StoreError."""
     if not (settings.store or settings.data):
         return
     names = Store(settings.place(PLACE), writes=False).names()
@@ -91,9 +90,9 @@ def check_whole(settings: Settings) -> None:
 
 
 def publish_profiles(settings: Settings) -> int:
-    """Publishes what :func:`leave_profiles` left, and removes it; returns how many messages that took.
+    """Publishes the files of :func:`leave_profiles`, and removes them; returns the number of messages.
 
-    Called at each start of the stream. Another worker may do the same at the same time.
+    Each start of the stream calls it. Another worker may do the same at the same time.
 
     Raises:
         BrokerError: the broker does not answer.
@@ -144,7 +143,7 @@ def _check_partitions(settings: Settings, left: int) -> None:
 
 
 def _lacking(settings: Settings, topic: str, messages: Mapping[bytes, bytes]) -> dict[bytes, bytes | None]:
-    """What the topic needs, by key: our message where there is none, the shop's own where ours came after it."""
+    """The messages to send, by key: ours where there is none, the shop's own where ours came after it."""
     newest: dict[bytes, bytes | None] = {}
     shops: dict[bytes, bytes | None] = {}
 

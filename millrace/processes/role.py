@@ -1,10 +1,9 @@
 # shell
-"""What every role shares: calm logs on standard error, SIGTERM and SIGINT as a request to stop, the role's name in each
-line of its log, and its last figures in a file when it ends.
+"""The common entry of every role: logs on standard error with the role's name, SIGTERM and SIGINT as a request to stop,
+and the last figures in a file at the end.
 
-:func:`run_role` is the only entry to a role. The command line calls it. The demo's supervisor, the container and a
-person at a terminal all start a role with the same command, ``millrace run NAME``. This module knows the roles'
-names, not their code: only the command line imports that.
+The demo's supervisor, the container and a person at a terminal all start a role by ``millrace run NAME``, which calls
+:func:`run_role`. This module knows the roles' names but imports none of their code.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ ROLES = ("simulate", "stream", "learn", "serve", "intake", "archive", "shadow")
 """The name of each role: as a command, in compose, in logs, in the supervisor, and as the label ``role``."""
 
 Run = Callable[[Settings, threading.Event], None]
-"""A role's entry. It works until the event is set. Then it finishes the work it has begun, and returns."""
+"""A role's entry. It works until the event is set, then finishes the work in hand and returns."""
 
 
 def calm_logs(out: TextIO = sys.stderr) -> None:
@@ -51,13 +50,12 @@ def calm_logs(out: TextIO = sys.stderr) -> None:
 def run_role(name: str, settings: Settings, run: Run) -> None:
     """Runs a role in this process, in its main thread, until it ends or SIGTERM or SIGINT asks it to.
 
-    The second signal raises KeyboardInterrupt wherever the main thread is; the command line then ends the process with
-    status 130. SystemExit would not do: where it comes out of a model of one's own, it counts as that model's fault.
+    The second signal raises KeyboardInterrupt in the main thread; the command line then exits with status 130.
+    SystemExit would not do: inside a custom model's call it would count as the model's failure.
 
     Args:
         name: one of :data:`ROLES`.
-        run: the role's entry. It imports the role's package itself, so that a signal is also handled when it comes
-            while torch or numba load.
+        run: the role's entry. It imports the role's package itself, so that signals work while torch or numba load.
 
     Raises:
         BrokerError: no broker is named. This is raised before the role is imported, which takes seconds.
@@ -74,7 +72,6 @@ def run_role(name: str, settings: Settings, run: Run) -> None:
 
 
 def _stop_on_signals() -> threading.Event:
-    """An event that the first SIGTERM or SIGINT sets."""
     stop = threading.Event()
 
     def on_signal(number: int, frame: object) -> None:
@@ -88,7 +85,7 @@ def _stop_on_signals() -> threading.Event:
 
 
 def last_figures(data: str | Path, name: str) -> Path:
-    """The file to which a role that ends writes its metrics. Otherwise its work after the last scrape would be lost."""
+    """The file for the last metrics of a role. Otherwise the work after the last scrape would be lost."""
     return Path(data, "metrics", f"{name}.prom")
 
 

@@ -1,9 +1,8 @@
 # shell
-"""The embedded broker and Redis of a laptop: started on free loopback ports, checked for their health, stopped.
+"""The embedded broker and Redis of a laptop: started on free loopback ports, checked for health, stopped.
 
-The broker keeps its topics in files, and one that is started on the same folder has them again. Redis keeps everything
-in memory and loses it when it stops. Neither is used when ``MILLRACE_KAFKA`` or ``MILLRACE_REDIS`` names one that runs
-already. The caller (``millrace demo``) decides this.
+The broker keeps its topics in its folder. Redis keeps everything in memory and loses it when it stops. The caller
+starts neither when ``MILLRACE_KAFKA`` or ``MILLRACE_REDIS`` names a running one.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ LOWEST_PORT = 20_000
 """Ports below this are the usual ports of servers."""
 
 KAFKA_MESSAGE_BYTES = 1_048_588
-"""What a Kafka broker takes in one batch unless told otherwise."""
+"""A Kafka broker's default limit for one batch."""
 ROOM_BYTES = KAFKA_MESSAGE_BYTES - 1_000_000
-"""What a batch may have beyond the message in it."""
+"""Bytes of a batch beyond the message in it."""
 
 
 def free_port() -> int:
-    """A loopback port that is free now. The same port is given only once in this process.
+    """A loopback port that is free now, different at each call of this process.
 
-    It lies below the ports that the system hands out, so no other program gets it by chance before it is used. A
-    program that asks for exactly this port may still be faster: be ready to try another.
+    It lies below the ports that the system hands out, so no other program gets it by chance. A program may still ask
+    for exactly this port: be ready to try another.
     """
     with _lock:
         return next(_ports)
@@ -76,7 +75,7 @@ class _Service(ABC):
 
     Args:
         folder: for its log and its working files; made if missing.
-        port: 0 picks a free one, and tries others when another program binds it before the service does.
+        port: 0 picks a free one, and tries others when another program binds it first.
         pick: chooses ports.
     """
 
@@ -110,11 +109,11 @@ class _Service(ABC):
         return self.process.pid if self.process else None
 
     def start(self) -> str:
-        """Starts the service and returns its address once it answers.
+        """Starts the service and returns its address when it answers.
 
         Raises:
             ServiceError: there is no program, or it ended or did not answer; with the end of its log.
-            PortError: the port that was asked for is taken.
+            PortError: the requested port is taken.
         """
         if self.process is not None:
             return self.address
@@ -153,7 +152,7 @@ class _Service(ABC):
         self.check()
 
     def check(self) -> None:
-        """Asks the service for its health. Raises ServiceError: it ended, or does not answer, with its log's end."""
+        """Checks the service's health. Raises ServiceError, with its log's end, when it ended or does not answer."""
         if self.process is None:
             raise ServiceError(f"the embedded {self.name} is not running", "start it first")
         problem = ""
@@ -170,9 +169,7 @@ class _Service(ABC):
         raise ServiceError(f"{problem}: {end}" if end else problem, f"see {self.log_path}")
 
     def again(self) -> str:
-        """Starts a service that has ended once more, on the port that it had: others know it by that. Raises as
-        :meth:`start`.
-        """
+        """Restarts an ended service on its old port, since others know that address. Raises as :meth:`start`."""
         self.stop()
         asked, self._fixed = self._fixed, self.port
         try:
@@ -181,7 +178,7 @@ class _Service(ABC):
             self._fixed = asked
 
     def stop(self) -> None:
-        """Ends the service and waits for its end. Does nothing when it is not running."""
+        """Ends the service and waits for its end. Idempotent."""
         if self.process is not None:
             stop(self.process)
             self.process = None
@@ -206,11 +203,11 @@ def _taken(port: int) -> bool:
 
 
 class EmbeddedBroker(_Service):
-    """The broker of ``millrace/broker``, in a process of its own. What it holds outlives it, in ``folder``.
+    """The broker of ``millrace/broker``, in its own process. ``folder`` keeps its records after its end.
 
     Args:
-        message_bytes: the settings' largest message. The broker takes a little more, for a batch has its own head.
-        disk_gib: most that its topics take of the disk; beyond it the oldest records go, but for compacted topics.
+        message_bytes: the settings' largest message.
+        disk_gib: limit for its topics on disk; the oldest records go beyond it, except in compacted topics.
         sync: whether records are on the disk, not only with the system, before they are acknowledged.
     """
 
@@ -247,15 +244,15 @@ class EmbeddedBroker(_Service):
 
 
 def broker_argv(message_bytes: int, disk_gib: float, *, sync: bool) -> list[str]:
-    """The broker's command, but for port and folder. It takes a little more than the largest message: a batch has a
-    head of its own."""
+    """The broker's command, without port and folder. Its limit is above the largest message, for the batch's own
+    head."""
     largest = str(max(KAFKA_MESSAGE_BYTES, message_bytes + ROOM_BYTES))
     options = ["--message-bytes", largest, "--disk-gib", str(disk_gib), *(["--sync"] if sync else [])]
     return [sys.executable, "-m", "millrace.broker", *options]
 
 
 def _cluster_of(topics: Path) -> str:
-    """The id of the cluster whose files these are; empty when there are none."""
+    """The id of the cluster of these files; empty without files."""
     try:
         return str(json.loads((topics / "broker.json").read_bytes())["cluster"])
     except (OSError, ValueError, KeyError, TypeError):  # the broker itself says what is wrong with its file

@@ -6,10 +6,10 @@
     Region ── a file descriptor and its mapping          memfd where the system has it, else an unlinked file
       └ array(shape, dtype)  zeroed memory of it
     Pool.allocate(shape, dtype) ── a region for each array; Pool.find(array) ── where it lies
-         └ what crosses to another process is the descriptor (see scorer/ipc/link.py), never a copy
+         └ the descriptor crosses to another process (scorer/ipc/link.py), never a copy
 
-A region lives as long as anybody maps it: arrays hold their mapping, a descriptor on its way holds the file, and
-the file has no name. So nothing is left behind by a process that was killed.
+A region lives as long as any process maps it: arrays hold their mapping, a descriptor in transit holds the file. The
+file has no name, so a killed process leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ _HUGE = 32 << 20
 
 
 class Region:
-    """Memory of ``size`` bytes with a file descriptor. ``fd`` is of a region that another process made, and belongs to
-    the new object; None: a new region, all zero. Raises OSError: there is no memory, or there are too many descriptors.
-    """
+    """Memory of ``size`` bytes with a file descriptor. ``fd``: of another process's region, and owned by this object
+    from now on; None: a new region, all zero. Raises OSError when memory or descriptors run out."""
 
     def __init__(self, size: int, fd: int | None = None) -> None:
         self.size = size
@@ -51,9 +50,8 @@ class Region:
 
     @classmethod
     def of_fd(cls, fd: int) -> Region:
-        """The region that another process has sent; takes ``fd`` over. Raises OSError: it cannot be mapped; ``fd`` is
-        closed.
-        """
+        """The region of another process; owns ``fd`` from now on. Raises OSError when it cannot be mapped, and closes
+        ``fd``."""
         try:
             size = os.fstat(fd).st_size
         except OSError:
@@ -62,7 +60,7 @@ class Region:
         return cls(size, fd)
 
     def array(self, shape: tuple[int, ...], dtype: Any, offset: int = 0) -> NDArray[Any]:
-        """A writable view of the memory from ``offset`` bytes on. It keeps the region alive. Raises ValueError: the
+        """A writable view of the memory from ``offset`` bytes on; it keeps the region alive. Raises ValueError when the
         region is too small."""
         length = prod(shape) * np.dtype(dtype).itemsize
         if offset < 0 or offset + length > self.size:
@@ -72,11 +70,11 @@ class Region:
         return found
 
     def populate(self) -> None:
-        """Maps all pages that were written, now, so that no later read of them waits for one. Other threads run
-        meanwhile. Does nothing where the system cannot.
+        """Maps all written pages now, so that no later read waits for one. Other threads run meanwhile. Does nothing
+        where the system cannot.
 
-        Those that nobody wrote are left alone: in shared memory a page is taken even by reading it, and a table has
-        room for many more rows than it holds.
+        Other pages stay unmapped: in shared memory even a read takes a page, and a table has room for many more rows
+        than it holds.
         """
         for start, stop in self._written():
             self._advise(_POPULATE_READ, start, stop)
@@ -86,7 +84,7 @@ class Region:
         self._advise(_HUGE_PAGES, 0, self.size)
 
     def _written(self) -> Iterator[tuple[int, int]]:
-        """The parts of the memory that have been written to, as far as the system knows."""
+        """The written parts of the memory, as far as the system knows."""
         start = stop = 0
         while stop < self.size:
             try:
@@ -104,7 +102,7 @@ class Region:
 
 
 class _Keeping:
-    """A region as numpy's array interface has it: an array made of it holds this object, and so the region."""
+    """A region as numpy's array interface: an array made of it holds this object, and so the region."""
 
     def __init__(self, region: Region) -> None:
         self._region = region
@@ -113,14 +111,14 @@ class _Keeping:
 
 
 class Pool:
-    """The regions of one process, one for each array. :meth:`allocate` is handed to whoever makes large arrays."""
+    """The regions of one process, one for each array. :meth:`allocate` serves the makers of large arrays."""
 
     def __init__(self) -> None:
         self._regions: dict[int, weakref.ref[Region]] = {}  # by the address at which they begin
         self._lock = threading.Lock()
 
     def allocate(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """Zeroed shared memory of this shape and dtype. Raises OSError: there is no more memory."""
+        """Zeroed shared memory of this shape and dtype. Raises OSError when there is no more memory."""
         size = prod(shape) * np.dtype(dtype).itemsize
         region = Region(max(1, size))
         if size >= _HUGE:
@@ -131,7 +129,7 @@ class Pool:
         return region.array(shape, dtype)
 
     def find(self, array: NDArray[Any]) -> tuple[Region, int] | None:
-        """The region that a contiguous array lies in, and at which offset; None: it is not shared."""
+        """The region of a contiguous array, and the offset in it; None: it is not shared."""
         at = array.ctypes.data
         with self._lock:
             held = list(self._regions.items())

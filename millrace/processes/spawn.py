@@ -5,10 +5,10 @@
 
     parent ── launcher (python -I -S) ── prctl(PR_SET_PDEATHSIG, SIGKILL) ── exec ──► the program    one process id
 
-The kernel sends the death signal when the *thread* that forked ends, so all children are forked by one thread that
-lives as long as the process. The launcher checks its parent after it has asked for the signal: if the parent died
-before, nobody sends the signal. Nothing runs between fork and exec in the parent's own image (no ``preexec_fn``), so
-spawning is safe while other threads run.
+The kernel sends the death signal when the *thread* that forked ends, so one thread that lives as long as the process
+forks all children. The launcher checks its parent after it has asked for the signal: no signal comes if the parent died
+before. No code runs between fork and exec in the parent's own image (no ``preexec_fn``), so spawning is safe while
+other threads run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from millrace.basics.errors import ServiceError
 
 LOG_BYTES = 32 << 20
-"""Of a program's log; as many again lie in the part before it."""
+"""Limit of a program's log; the moved part before it has as many again."""
 
 _LAUNCHER = """
 import ctypes, os, signal, sys
@@ -86,14 +86,13 @@ def spawn(
     *,
     cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Starts ``argv`` in a session of its own and appends its output to ``log_path``. It cannot outlive this process.
-
-    The caller stops and reaps it (:func:`stop`). The guarantee is for the case that the caller cannot.
+    """Starts ``argv`` in its own session and appends its output to ``log_path``. It cannot outlive this process. The
+    caller stops and reaps it (:func:`stop`).
 
     Args:
         argv: the program's absolute path, then its arguments.
         env: the whole environment; None inherits ours.
-        cwd: the folder in which it starts; None: ours.
+        cwd: the working folder; None: ours.
 
     Raises:
         ServiceError: the program is not there, or the log cannot be written.
@@ -134,9 +133,9 @@ def tail(log_path: Path, lines: int = 3) -> str:
 
 
 def bound(log_path: Path, most_bytes: int = LOG_BYTES) -> None:
-    """Of a log that has grown beyond ``most_bytes``, moves what is in it to ``log_path`` + ``.1``, in the place of what
-    was moved before. Whoever writes to it goes on: files of :func:`spawn` are open for appending, so the next line
-    comes first. Lines that are written between the copy and the cut, less than a millisecond, are lost."""
+    """Moves the content of a log above ``most_bytes`` to ``log_path`` + ``.1``, and replaces the part moved before.
+    Writers go on: :func:`spawn` opens logs for appending. Lines between the copy and the cut (under a millisecond) are
+    lost."""
     try:
         if log_path.stat().st_size <= most_bytes:
             return

@@ -8,8 +8,8 @@
                          │                           │ too often in short succession
                          └── stop ──► stopped        └──────────────────────► gave up (ServiceError)
 
-It has no thread of its own. Its owner calls :meth:`Supervisor.poll` a few times a second; the call raises when a role
-gave up. The children die with this process, whatever happens to it (see :mod:`millrace.processes.spawn`).
+It has no thread: its owner calls :meth:`Supervisor.poll` a few times a second. The children die with this process in
+any case (:mod:`millrace.processes.spawn`).
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Role:
 
 
 PYTHON = (sys.executable, "-P", "-m")
-"""This interpreter, told a module to run. ``-P``: the folder in which it starts is not on its path, nor on that of
-the command ``millrace``. So all of them find a class of one's own, or none."""
+"""This interpreter, to run a module. ``-P`` keeps the working folder off its path, as with the command ``millrace``. So
+all roles find a custom class, or none does."""
 
 
 def role_argv(name: str) -> list[str]:
@@ -82,9 +82,9 @@ class Supervisor:
     """Owns the processes of a run.
 
     Args:
-        folder: each role appends to a log file of its own here.
+        folder: each role appends to its own log file here.
         patience: restarts and their limits.
-        say: called with a line about each restart (the demo's view). The log has it in any case.
+        say: called with a line about each restart, besides the log.
         clock: monotonic seconds.
     """
 
@@ -102,8 +102,8 @@ class Supervisor:
         self._clock = clock
 
     def start(self, name: str, env: Mapping[str, str], argv: list[str] | None = None, *, needed: bool = True) -> None:
-        """Starts a role, ``argv`` in place of its own program. ``env`` is its whole environment. Where it is
-        ``needed``, the run ends when it is given up; without one that is not it goes on, and says so."""
+        """Starts a role, or ``argv`` under its name. ``env`` is its whole environment. The run ends when a ``needed``
+        role is given up; without another role it goes on, and logs this."""
         known = self.roles.get(name)
         role = Role(name, argv or role_argv(name), env, self.folder / f"{name}.log", needed)
         role.restarts = known.restarts if known else 0
@@ -116,8 +116,8 @@ class Supervisor:
         log.info("started", child=role.name, pid=role.process.pid)
 
     def poll(self) -> None:
-        """Looks at every role once: notices deaths, restarts those whose pause is over. Raises ServiceError, with the
-        end of its log: a role that is needed gave way to another process, or died too often in short succession."""
+        """Checks every role: notices deaths, restarts roles after their pause. Raises ServiceError, with the end of its
+        log, when a needed role gave way to another process, or died too often in short succession."""
         for role in self.roles.values():
             now = self._clock()
             if role.state == "running" and role.process is not None and role.process.poll() is not None:
@@ -156,8 +156,8 @@ class Supervisor:
         self._say(f"role '{role.name}' ended ({how}); restarting it in {pause:g} s")
 
     def stop(self, *names: str, grace_seconds: float = 10.0) -> None:
-        """Stops the named roles (none named: all) together: SIGTERM, then SIGKILL to those that still run after
-        ``grace_seconds``. Idempotent. A role that waits for its restart is not started again."""
+        """Stops the named roles (none named: all) together: SIGTERM, then SIGKILL after ``grace_seconds``. Idempotent.
+        A role that waits for its restart is not started again."""
         chosen = [self.roles[n] for n in names if n in self.roles] if names else list(self.roles.values())
         running = [r for r in chosen if r.process is not None and r.process.poll() is None]
         for role in chosen:
@@ -182,7 +182,7 @@ class Supervisor:
             _kill_session(role.process.pid)
 
     def kill(self) -> None:
-        """Ends every role at once."""
+        """Ends every role immediately."""
         self.stop(grace_seconds=0.0)
 
     @property
@@ -202,7 +202,7 @@ def _status(code: int) -> str:
 
 
 def _kill_session(leader: int) -> None:
-    """Ends what a dead role may have left in the session it led."""
+    """Ends the remaining processes of a dead role's session."""
     try:
         os.killpg(leader, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):

@@ -1,8 +1,7 @@
 # shell
 """A Prometheus histogram that takes many equal values in one step.
 
-The client's own histogram takes one value at a time, some microseconds each. Traced clicks come by the thousand, as
-values with counts.
+The client's own histogram takes some microseconds a value. Traced clicks come by the thousand, as values with counts.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.utils import floatToGoString
 
 TIMES_S = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60, 300)
-"""Bounds (s) for times that a click takes: fine where a stage takes its time, up to an outage."""
+"""Buckets (s) for delays of a click: fine around the usual delays of a stage, up to an outage."""
 
 
 class TimesHistogram:
     """Counts values in buckets, by one label. Any thread may call it.
 
     Args:
-        label: name of the label; None: there is none. Its ``values`` are there from the start.
+        label: name of the label; None: no label. Its ``values`` exist from the start.
         bounds: upper bounds of the buckets, ascending; one without a bound follows.
-        registry: None: it is shown nowhere by itself, only by :meth:`collect`.
+        registry: None: only :meth:`collect` shows it.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 # shell
-"""Bearer tokens: who may use an HTTP door.
+"""Bearer tokens: access control of the HTTP listeners.
 
 ::
 
@@ -7,10 +7,9 @@
                        │                                              MILLRACE_TOKEN_FILE, which is read again
                        └─ 401, WWW-Authenticate                       when it changes
 
-Without any token everybody who reaches the door may use it. Whether a process is alive and ready may always be asked.
-Tokens come from the environment or a file and never from an argument, which every user of the machine could read. They
-are in no log line and in no error. A file that can no longer be read, or is empty now, changes nothing: the tokens that
-it had stay, and a line says so.
+Without any token every client has access. Checks of life and readiness never need a token. Tokens come from the
+environment or a file, never from an argument, which every user of the machine could read. No log line and no error
+contains them. If the file becomes unreadable or empty, its old tokens stay valid, and a log line says so.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ log = structlog.get_logger("tokens")
 OPEN = ("/healthz", "/readyz", "/v2/health/")
 """Paths that need no token; one that ends in a slash stands for all below it."""
 OWN = "admin.token"
-"""File in the data folder of a `demo` or `up` with the token that commands its learner."""
+"""File in the data folder of a `demo` or `up` with the token that controls its learner."""
 LOOK_SECONDS = 1.0
-"""How often the file is looked at, at most."""
+"""Shortest time between two checks of the file."""
 REMEDY = "send the header 'Authorization: Bearer TOKEN' with one of the tokens of MILLRACE_TOKENS or of the token file"
 
 _TOKEN = re.compile(r"[!-~]+")  # visible ASCII, as RFC 6750 has it and more
@@ -48,9 +47,9 @@ _OF_OTHERS = 0o066
 
 
 class Tokens:
-    """The tokens that are good now: ``tokens`` of the settings, and those in ``file``, a token a line; empty lines and
-    those that begin with ``#`` are none. One thread. Raises SettingError: a token has a character that no token has, or
-    the file holds none or cannot be read."""
+    """The valid tokens: ``tokens`` of the settings, and those in ``file``, one a line; empty lines and lines that begin
+    with ``#`` are skipped. One thread. Raises SettingError when a token has an invalid character, or the file holds
+    none or cannot be read."""
 
     def __init__(self, tokens: Iterable[str] = (), file: Path | None = None) -> None:
         self._given = [_digest(token) for token in _checked(tokens, "MILLRACE_TOKENS")]
@@ -62,7 +61,7 @@ class Tokens:
 
     @classmethod
     def of(cls, settings: Settings) -> Tokens:
-        """The settings' tokens. Raises SettingError, see the class."""
+        """The settings' tokens. Raises SettingError as the class."""
         file = Path(settings.token_file) if settings.token_file else None
         return cls(_split(settings.tokens), file)
 
@@ -111,9 +110,7 @@ class Tokens:
 
 
 def tokens_of(file: Path) -> list[str]:
-    """The tokens in a file. Raises SettingError: it cannot be read, holds none, or one with a character that no token
-    has.
-    """
+    """The tokens in a file. Raises SettingError when it cannot be read, holds none, or holds an invalid character."""
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -126,8 +123,8 @@ def tokens_of(file: Path) -> list[str]:
 
 
 def own_token(folder: Path) -> Path:
-    """The file :data:`OWN` of a data folder, which only its owner can read. It is made once, with a random token.
-    Raises SettingError: it cannot be written."""
+    """The file :data:`OWN` of a data folder, readable only by its owner, made with a random token if missing. Raises
+    SettingError when it cannot be written."""
     path = folder / OWN
     if not path.exists():
         temporary = temporary_beside(path)
@@ -143,14 +140,14 @@ def own_token(folder: Path) -> Path:
 
 
 def bearer(settings: Settings) -> dict[str, str]:
-    """The header with which a part of Millrace itself asks intake or scorer; empty where no token is set. Raises
-    SettingError: the token file cannot be used."""
+    """The header for Millrace's own requests to intake or scorer; empty without tokens. Raises SettingError when the
+    token file cannot be used."""
     tokens = _split(settings.tokens) or (tokens_of(Path(settings.token_file)) if settings.token_file else [])
     return {"Authorization": f"Bearer {tokens[0]}"} if tokens else {}
 
 
 def warn_if_open(host: str, tokens: Tokens, door: str) -> None:
-    """Says so where a door is open to other machines and nobody needs a token."""
+    """Logs a warning when a listener is open to other machines without a token."""
     if not tokens and not is_loopback(host):
         log.warning(
             "everybody who reaches this address may use it: no token is set",
@@ -161,7 +158,7 @@ def warn_if_open(host: str, tokens: Tokens, door: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what is bound to ``host``."""
+    """Whether only this machine can reach a server bound to ``host``."""
     if host == "localhost":
         return True
     try:
@@ -171,8 +168,8 @@ def is_loopback(host: str) -> bool:
 
 
 class TokenGate:
-    """An ASGI application around another one, which it lets nobody reach without a token. ``count_refused`` is called
-    for each request that was refused."""
+    """An ASGI application around another one: requests without a valid token do not reach it. ``count_refused`` is
+    called for each refused request."""
 
     def __init__(self, app: ASGIApp, tokens: Tokens, count_refused: Callable[[], None] = lambda: None) -> None:
         self._app, self._tokens, self._count_refused = app, tokens, count_refused
@@ -192,7 +189,7 @@ class TokenGate:
 
 
 async def refuse(send: Send, status: int, error: str, header: tuple[bytes, bytes]) -> None:
-    """Answers a request that does not reach its application with one line, as JSON."""
+    """Answers a refused request with one line, as JSON."""
     body = msgspec.json.encode({"error": error})
     length = (b"content-length", str(len(body)).encode())
     headers = [(b"content-type", b"application/json"), length, header]

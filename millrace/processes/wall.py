@@ -1,8 +1,5 @@
 # shell
-"""The wall clock, for shells. Cores get the time as an argument.
-
-:mod:`millrace.contracts.clock` says how event time and wall time map to each other.
-"""
+"""The wall clock, for shells; :mod:`millrace.contracts.clock` maps it to event time."""
 
 from __future__ import annotations
 

@@ -1,24 +1,20 @@
 # core
-"""Progress of long work as lines, for whoever has no terminal: a log file, a program that started the work."""
+"""Progress of long work as lines, for a log file or a calling program."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Tick = Callable[[str, int, int], None]
-"""Takes what is being done, how much of it is done, and of how much."""
+"""Takes the name of the work, how much of it is done, and of how much."""
 
 LINE_SECONDS = 5.0
 LEFT = " s left"
-"""The end of a line of progress: the next one makes it old."""
+"""The end of a line of progress: the next such line replaces it."""
 
 
 class Lines:
-    """Progress in lines, one at most every :data:`LINE_SECONDS`.
-
-    Args:
-        clock: monotonic seconds.
-    """
+    """Progress in lines, at most one each :data:`LINE_SECONDS`. ``clock``: monotonic seconds."""
 
     def __init__(self, say: Callable[[str], None], clock: Callable[[], float]) -> None:
         self._say, self._clock = say, clock

@@ -1,8 +1,8 @@
 # core
-"""What figures are called: one name each, in pages, terminal, plots and docs.
+"""Names of figures: one each, in pages, terminal, plots and docs.
 
-Files keep the short keys (``grouped_auc``). People read what :func:`name_of` makes of them. A key that the table does
-not have is read by its parts: ``auc_over_frozen`` is "AUC over frozen", ``auc_0-20k`` is "AUC, rows 0-20k".
+Files keep the short keys (``grouped_auc``). :func:`name_of` makes a name for people. An unknown key is read by its
+parts: ``auc_over_frozen`` is "AUC over frozen", ``auc_0-20k`` is "AUC, rows 0-20k".
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MEANS: dict[str, str] = {
     "completeness": "share of an exposure's clicks, those of the longest window, that have come by then",
     "gap_closed": "how much of the AUC between waiting and labels without delay is won; 1 is all of it",
 }
-"""What a figure means, one sentence each, for those who see it for the first time."""
+"""Meaning of each figure, one sentence, for those who see it for the first time."""
 
 _FIRST = ("_over_", "gap_closed", "ratio", "gain", "completeness", "detected", "alarms")
 _FIGURES = ("auc", "grouped_auc", "log_loss", "calibration", "click_rate")
@@ -70,7 +70,7 @@ def name_of(key: str) -> str:
 
 
 def meanings(keys: Iterable[str]) -> dict[str, str]:
-    """The names and meanings of the figures among some keys, also of those that are parts of a key."""
+    """The names and meanings of the figures in some keys, also of those that are parts of a key."""
     seen = list(keys)
     return {
         NAMES[figure]: text
@@ -80,8 +80,8 @@ def meanings(keys: Iterable[str]) -> dict[str, str]:
 
 
 def weight(key: str) -> int:
-    """How far to the front a column belongs when a table has to be cut: 0 for differences and what decides, 1 for
-    figures of merit, 2 for the rest."""
+    """Order of a column when a table has to be cut: 0 for differences and decisive figures, 1 for quality metrics, 2
+    for the rest."""
     if key.startswith("train_"):
         return 2
     if any(part in key for part in _FIRST):
@@ -90,7 +90,7 @@ def weight(key: str) -> int:
 
 
 def _without_longer(key: str, figure: str) -> str:
-    """The key without the figures whose names have this one's inside: ``grouped_auc`` is no ``auc``."""
+    """The key without the figures whose names contain this one's: ``grouped_auc`` is not ``auc``."""
     for other in sorted(NAMES, key=len, reverse=True):
         if other != figure and len(other) > len(figure) and figure in other:
             key = key.replace(other, "")

@@ -1,5 +1,5 @@
 # core
-"""The page of a report: one self-contained HTML file, beside it the JSON and the plots as PNG files."""
+"""The page of a report: one self-contained HTML file, with its JSON and its plots as PNG files beside it."""
 
 from __future__ import annotations
 
@@ -43,11 +43,8 @@ dt { color: #5b6b76 } dd { margin: 0; overflow-wrap: anywhere }
 
 
 def make_folder(out: Path, first: str) -> None:
-    """Makes the folder of a report, and in it the empty file ``first``: to find out before anything long begins.
-
-    Raises:
-        SettingError: it cannot be written to.
-    """
+    """Makes the folder of a report, and in it the empty file ``first``: a bad folder must show before any long work.
+    Raises SettingError when it cannot be written to."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / first).touch()
@@ -56,7 +53,7 @@ def make_folder(out: Path, first: str) -> None:
 
 
 def surroundings() -> dict[str, Any]:
-    """What run.json says of the machine and the libraries."""
+    """Machine and libraries, for run.json."""
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "versions": {name: version(name) for name in ("millrace", "numpy", "torch")},
@@ -75,9 +72,8 @@ def write_all(
     """Writes report.json, run.json, report.html and the plots.
 
     Args:
-        run: what differs from run to run; :func:`surroundings` and the report's hash are added.
-        page: what of the report stands on its page, laid out for people (default: all but ``curves``, which are for the
-            plots alone).
+        run: values that differ from run to run; :func:`surroundings` and the report's hash are added.
+        page: the part of the report for its page (default: all but ``curves``, which are for the plots alone).
     """
     text = json.dumps(report, indent=1) + "\n"
     (out / "report.json").write_text(text, encoding="utf-8")
@@ -102,7 +98,7 @@ def write_report(
             last row; ``x_ci`` beside ``x`` is half of its interval), a dictionary one of a single row. Plain values
             form the line under the title.
         run: values that differ from run to run; listed at the end.
-        verdict: what the figures say, in one plain sentence or a few (default: the report's own ``verdict``).
+        verdict: the result in a plain sentence or a few (default: the report's own ``verdict``).
     """
     said = str(report.get("verdict") or "") if verdict is None else verdict
     parts = [f"<h1>{html.escape(title)}</h1>"]

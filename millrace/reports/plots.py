@@ -1,5 +1,5 @@
 # core
-"""The plots of reports. Each function takes rows of a report and gives a :class:`Plot`."""
+"""The plots of reports. Each function makes a :class:`Plot` of a report's rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from millrace.reports.names import name_of
 
 _INK, QUIET, MAIN, SECOND = "#20303c", "#8a97a0", "#1f6f8b", "#d08c3e"
-"""Colours: text, what stands behind, and the first two lines."""
+"""Colours: text, background lines, and the first two lines."""
 
 _MARKS = "osD^v<>"
 
@@ -30,7 +30,7 @@ class Plot:
 
 
 def day_plot(days: Sequence[Mapping[str, Any]]) -> Plot:
-    """AUC, AUC within pages and the baseline's AUC of each day, as far as they are known."""
+    """AUC, AUC within pages and the baseline's AUC of each day, where known."""
     figure, axes = canvas()
     labels = [d["day"] for d in days]
     for key, colour in (("auc", MAIN), ("grouped_auc", SECOND), ("baseline_auc", QUIET)):
@@ -77,11 +77,11 @@ def interval_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]], me
 
 
 def days_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
-    """AUC by day, and below it the AUC less that of "frozen". Each way is a line with its 95% intervals. Each model and
-    kind of input has a column of panels.
+    """AUC by day, and below it the AUC less that of "frozen": a line with 95% intervals for each way, a column of
+    panels for each model and kind of input.
 
-    ``rows``: model, inputs, way, day, auc, auc_over_frozen, both with _ci, and oracle_auc (None: not known; otherwise a
-    cross a day). A way is left out of the lower panels if it is further below frozen than any way is above it.
+    ``rows``: model, inputs, way, day, auc, auc_over_frozen, both with _ci, and oracle_auc (a cross a day; None:
+    unknown). The lower panels leave out a way that is further below frozen than any way is above it.
     """
     kinds, ways, days = distinct(rows, "model", "inputs"), distinct(rows, "way"), distinct(rows, "day")
     figure, panels = grid(2, len(kinds), (max(5, 4 * len(kinds)), 6))
@@ -126,8 +126,8 @@ def dots_plot(name: str, caption: str, values: Mapping[str, Sequence[float]], me
 def minutes_plot(
     name: str, caption: str, rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]]
 ) -> Plot:
-    """Figures over time, one panel below the other. ``rows``: minute, and the keys that ``panels`` names; None: not
-    known then."""
+    """Figures over time, one panel below the other. ``rows``: minute, and the keys in ``panels``; None: unknown
+    then."""
     figure, drawn = grid(len(panels), 1, (8, 0.6 + 2.1 * len(panels)))
     for (axes,), (label, keys) in zip(drawn, panels.items(), strict=True):
         for i, key in enumerate(keys):
@@ -142,8 +142,8 @@ def minutes_plot(
 
 
 def grid(down: int, across: int, size: tuple[float, float]) -> tuple[Figure, NDArray[Any]]:
-    """An empty picture of so many inches, and its panels (down, across) in the house style. They share the x axis, and
-    those beside each other the y axis."""
+    """An empty figure in inches, and its panels (down, across) in the house style. Panels share the x axis, and those
+    side by side the y axis."""
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels: NDArray[Any] = figure.subplots(down, across, squeeze=False, sharex=True, sharey="row")
@@ -156,13 +156,13 @@ def grid(down: int, across: int, size: tuple[float, float]) -> tuple[Figure, NDA
 
 
 def canvas() -> tuple[Figure, Any]:
-    """An empty picture of a page's width, and its axes."""
+    """An empty figure of a page's width, and its axes."""
     figure, panels = grid(1, 1, (8, 3.6))
     return figure, panels[0, 0]
 
 
 def lines_canvas(texts: Sequence[str]) -> tuple[Figure, Any]:
-    """A picture with a line for each text, from above: :func:`canvas` for intervals or bars that lie side by side."""
+    """A figure with a line for each text, from above: :func:`canvas` for intervals or bars that lie side by side."""
     figure, axes = canvas()
     figure.set_size_inches(8, 1.2 + 0.26 * len(texts))
     axes.set_yticks(range(len(texts)), texts)
@@ -180,19 +180,18 @@ def line(
     halves: Sequence[float] | None = None,
     marker: str | None = None,
 ) -> None:
-    """Draws a line in the colour and with the marks of its ``number``; None among its values: not known. ``halves``
-    are those of the values' intervals. A ``marker`` takes the place of the number's own; "": none."""
+    """Draws a line in the colour and with the marks of its ``number``; None among its values: unknown. ``halves`` are
+    half intervals. ``marker`` replaces the number's own; "": none."""
     known = np.array(values, np.float64)
     style = {"color": f"C{number}", "marker": _MARKS[number % len(_MARKS)] if marker is None else marker}
     axes.errorbar(at, known, halves, **style, ms=4, lw=1.1, capsize=2, label=label)
 
 
 def legend_below(figure: Figure, panels: NDArray[Any]) -> None:
-    """One legend for all panels."""
     found = {label: h for axes in panels.flat for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
 
 
 def distinct(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[tuple[Any, ...]]:
-    """The distinct values of some keys, as they first appear."""
+    """The distinct values of some keys, in order of appearance."""
     return list(dict.fromkeys(tuple(row[key] for key in keys) for row in rows))

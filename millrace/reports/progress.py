@@ -16,11 +16,7 @@ from millrace.reports.lines import Lines, Tick
 
 @contextmanager
 def bars(wanted: bool = True) -> Iterator[Tick]:
-    """A bar for each kind of work on a terminal; elsewhere a line every few seconds.
-
-    Args:
-        wanted: False: nothing is shown.
-    """
+    """A bar for each kind of work on a terminal; elsewhere a line every few seconds. Nothing unless ``wanted``."""
     if not wanted:
         yield lambda what, done, of: None
         return

@@ -11,11 +11,7 @@ _MS = {"ms": 1, "s": 1000, "min": 60_000, "m": 60_000, "h": 3_600_000, "d": 86_4
 
 
 def span_ms(text: str) -> int:
-    """Milliseconds.
-
-    Raises:
-        SettingError: it is no length of time, or none above 0.
-    """
+    """Milliseconds. Raises SettingError when the text is not a length of time above 0."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|days?)\s*", text)
     ms = 0 if found is None else round(float(found[1]) * _MS[found[2].removesuffix("s") or "s"])
     if ms < 1:

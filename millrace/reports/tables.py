@@ -1,14 +1,14 @@
 # core
-"""Tables of a page that are read without scrolling: headings wrap, and what is too wide is cut into several tables.
+"""Tables of a page that need no scrolling: headings wrap, and a table that is too wide is cut into several.
 
 ::
 
     model  inputs │ AUC   log loss  AUC over frozen  ...            too wide for the page
     ──────────────┴──────────────────────────────────────
-    model  inputs │ AUC over frozen   AUC                            first what decides, after what names a row
+    model  inputs │ AUC over frozen   AUC                            decisive figures first, after the row's names
     model  inputs │ log loss          ...                            then the rest
 
-Widths are estimates, by characters: a page must be readable with whatever font there is.
+Widths are estimates, by characters: a page must be readable in any font.
 """
 
 from __future__ import annotations
@@ -36,12 +36,8 @@ _LONGEST = 34
 
 
 def table_of(name: str, rows: Sequence[Row], total: Row | None = None) -> str:
-    """A heading, and one table or several, as HTML.
-
-    Args:
-        rows: with the same keys; ``x_ci`` beside ``x`` is half of its interval.
-        total: a last row.
-    """
+    """A heading, and one table or several, as HTML. ``rows`` have the same keys; ``x_ci`` beside ``x`` is half of its
+    interval. ``total`` is a last row."""
     columns = [c for c in rows[0] if not (c.endswith("_ci") and c.removesuffix("_ci") in rows[0])]
     lines: list[tuple[str, Row]] = [("<tr>", row) for row in rows]
     if total is not None:
@@ -73,8 +69,8 @@ def keys_of(columns: Sequence[str], words: set[str]) -> list[str]:
 def pieces(
     columns: Sequence[str], widths: Mapping[str, float], keys: Sequence[str], width: float = WIDTH
 ) -> list[list[str]]:
-    """The columns of each table. One with all of them as they are where they fit; otherwise the important ones first,
-    each table with the keys. A column too wide for any page stands alone with the keys."""
+    """The columns of each table: one with all of them unchanged if they fit; otherwise the important ones first, each
+    table with the keys. A column too wide for any page stands alone with the keys."""
     if sum(widths[c] for c in columns) <= width:
         return [list(columns)]
     taken = sum(widths[c] for c in keys)
@@ -135,8 +131,8 @@ def say(verdict: str, console: Console | None = None) -> None:
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], console: Console | None = None) -> None:
-    """Prints some columns of a table's rows. The first names a row. Headings wrap; no figure is cut off: a table that
-    is wider than the terminal is printed in several, each with the first column."""
+    """Prints some columns of a table's rows; the first names a row. Headings wrap and no figure is cut off: a table
+    wider than the terminal is printed in several, each with the first column."""
     console = console or Console()
     lines = [title] if title else []
     texts = {c: [figure_of(row, c) for row in rows] for c in columns}
