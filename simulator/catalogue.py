@@ -1,8 +1,8 @@
 # core
 """The goods: a tree of categories, shops in them, and cohorts of items that arrive, come into fashion and leave.
 
-A cohort holds the items born on one local day. It is a function of the seed and that day, so the catalogue of a day is
-the union of the cohorts that are still on sale. Goods have no brand.
+A cohort holds the items born on one local day: a function of the seed and that day. The catalogue of a day is the union
+of the cohorts that are still on sale. Goods have no brand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ORDER_STEPS = np.array([1, 2, 3, 5, 10, 20, 50, 100])
 ID_STEP = 10_000
 """Ids are ``born day * ID_STEP + number``: unique without a list of all ids."""
 GONE_DAYS = 2
-"""How long items stay known after their end: a page that was made just before may still show them."""
+"""How long items stay known after their end: a page made just before may still show them."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Catalogue:
         self._cohorts: OrderedDict[int, Goods] = OrderedDict()
 
     def season(self, day: int) -> F64:
-        """How much each category is in season on a day, a deviate with mean 0 over the trade. (C,)"""
+        """How much each category is in season on a day: mean 0, weighted by trade. (C,)"""
         frequency, phase = self._tide
         tide = np.sqrt(2.0 / 3.0) * np.cos(frequency * day + phase).sum(axis=0)
         out: F64 = tide - (self.share * tide).sum()
@@ -132,7 +132,7 @@ class Catalogue:
         return whole.take(whole.dies_ms >= start - GONE_DAYS * DAY_MS)
 
     def item(self, goods: Goods, row: int, gone: bool = False) -> Item:
-        """The item as the ``items`` topic carries it."""
+        """The item as a message of the ``items`` topic."""
         category = int(goods.category[row])
         return Item(
             int(goods.item_id[row]),

@@ -1,10 +1,9 @@
 # core
-"""Day logs: the world in open loop, written as Parquet, one row an exposure, as ``[log]`` in ``shop.toml`` reads it.
+"""Day logs: the world in open loop as Parquet, one row an exposure, for ``[log]`` in ``shop.toml``.
 
 Pages are the previous recommender's; shoppers react as they do live. A file holds one local day, a function of the
-seed and that day: days may be written in any order, or alone. Besides the schema's columns there are ``born_ms`` and
-the true click probability ``p_true``. No schema names ``p_true``, so no model learns from it; a report reads the
-oracle's AUC from it. :func:`write_traffic` writes a stretch of a world that is as busy as wanted.
+seed and that day: days may be written in any order, or alone. Further columns are ``born_ms`` and the true click
+probability ``p_true``. No schema names ``p_true``, so no model learns from it; reports compute the oracle's AUC.
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ def parse_day(text: str) -> int:
 
 
 def day_table(world: World, number: int, views: I64 | None = None) -> pa.Table:
-    """The log of one local day, by time. ``views``: which of the day's page views, ascending, (V,) (default: all). What
-    happens on a page does not depend on which others are asked for."""
+    """The log of one local day, by time. ``views``: indices of the day's page views, ascending, (V,) (default: all).
+    The choice does not change what happens on a page."""
     day, visits, people = world.day(number), world.visits(number), world.shoppers
     views = np.arange(visits.n) if views is None else views
     pages = PagePolicy(world, day).pages(visits, views)
@@ -112,7 +111,7 @@ def write_days(
     A file is whole or absent. About 0.5 s and 7 MB a day.
 
     Args:
-        ends: asked before each day; when it is true, no more are written.
+        ends: called before each day; True ends the writing.
 
     Raises:
         LogError: ``start`` is no date, there is nothing to write, or the folder cannot be written to.
@@ -144,19 +143,18 @@ def write_days(
 def write_traffic(
     out: Path | str, seed: int, rate: float, rows: int, history_rows: int = 0, start: str = "2026-03-02"
 ) -> list[Path]:
-    """Writes a stretch of traffic at real speed, ``traffic.parquet``, and what was before it, ``history.parquet``.
+    """Writes a stretch of traffic at real speed, ``traffic.parquet``, and the time before it, ``history.parquet``.
 
-    Times are never compressed: the world has as many shoppers as it needs for ``rate`` exposures a second, on average
-    over the stretch. Traffic begins at noon of the day after ``start`` if it ends within that day, otherwise at its
-    midnight, and then it may go on for days. The history is the day ``start`` as a share of its shoppers lived it,
-    drawn by shopper: whoever is in it is in it with every page, so some of them come back. A function of the arguments
-    alone.
+    Times are never compressed: the world has as many shoppers as ``rate`` needs on average over the stretch. Traffic
+    begins at noon of the day after ``start`` if it ends within that day, otherwise at its midnight, and then it may go
+    on for days. The history is the day ``start`` of a random share of its shoppers, each with every page, so some of
+    them come back. The result depends on the arguments alone.
 
     Args:
-        seed: which world.
-        rate: exposures a second. What is measured differs by chance, the more the shorter the stretch.
+        seed: of the world.
+        rate: exposures a second. The measured rate differs by chance, more so in a short stretch.
         rows: exposures of the traffic.
-        history_rows: about how many exposures the history has; 0: there is none, and no file.
+        history_rows: about how many exposures the history has; 0: no history, and no file.
 
     Returns:
         The paths, in the order of time.
@@ -209,7 +207,7 @@ def _written(path: Path, table: pa.Table) -> Path:
 
 
 def _exposures_of_one(number: int, begins_s: int, seconds: float, p: Params) -> float:
-    """The exposures that a world of one user a day expects from ``begins_s`` of a local day on, for so many seconds."""
+    """Expected exposures of a world of one user a day, for so many seconds from ``begins_s`` of a local day on."""
     total = 0.0
     while seconds > 0:
         span = min(seconds, _DAY_S - begins_s)

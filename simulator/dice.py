@@ -1,9 +1,8 @@
 # core
 """Counter-based randomness: a draw depends on its seed and keys alone, not on when or in which order draws are made.
 
-A stateful generator would make the world depend on what was asked before. Here a draw is a hash of the seed, a
-purpose and integer keys (user, day, page, position), as in Salmon et al., "Parallel random numbers: as easy as
-1, 2, 3" (SC 2011). A restarted simulator therefore meets the same shoppers in the same mood.
+A draw is a hash of the seed, a purpose and integer keys (user, day, page, position), as in Salmon et al., "Parallel
+random numbers: as easy as 1, 2, 3" (SC 2011). So a restarted simulator has the same shoppers in the same mood.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ def normal(seed: int, purpose: str, *keys: Any) -> F64:
 
 
 def generator(seed: int, purpose: str, *keys: int) -> np.random.Generator:
-    """A generator for whole arrays (a day's visits, a cohort of items); seed, purpose and keys decide what it draws."""
+    """A generator for whole arrays (a day's visits, a cohort of items), seeded by seed, purpose and keys."""
     return np.random.Generator(np.random.PCG64([seed, int(salt("stream", purpose)), *keys]))
 
 
 def even_uniform(rng: np.random.Generator, n: int) -> F64:
-    """The ``n`` mid-points of (0, 1) in random order (n,): a seed decides who gets which value, never how many do."""
+    """The ``n`` mid-points of (0, 1) in random order (n,): the seed changes only the order, never the set of values."""
     out: F64 = (rng.permutation(n) + 0.5) / n
     return out
 

@@ -1,5 +1,5 @@
 # shell
-"""The simulator's Prometheus metrics; docs/reference/metrics.md says what each means."""
+"""The simulator's Prometheus metrics; docs/reference/metrics.md describes each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ for _gauge in (ORACLE_AUC, EVENT_TIME):
 
 
 class Counts:
-    """Counts for Prometheus what an outbox tells: :class:`simulator.outbox.Observer`."""
+    """An :class:`simulator.outbox.Observer` that counts for Prometheus."""
 
     def __init__(self) -> None:
         self._newest_ms = 0

@@ -2,11 +2,10 @@
 """The simulator's role: shoppers who come, look, click and buy against a running loop.
 
 Closed loop: pages come from the scorer's ``/recommend``. Open loop: pages come from the shop's previous recommender;
-the scorer only scores and logs them (``/score``), so that the label join has its impressions.
+the scorer only scores and logs them (``/score``), so that the label join has its page log.
 
-The world (a function of seed and event time) decides when shoppers come and what they think of an item. A page is seen
-at the event time at which the scorer's answer arrives. A restarted simulator continues in the same world, at the
-present time.
+The world (a function of seed and event time) decides when shoppers come and how they judge an item. A page is seen at
+the event time of the scorer's answer. A restarted simulator continues in the same world, at the present time.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ log = structlog.get_logger("simulator")
 
 TICK_SECONDS = 0.01
 LINGER_MS = 50
-"""How long messages wait for more. Half as many requests to the broker; a click comes some 15 ms later."""
+"""Time that messages wait for more. It halves the requests to the broker; a click comes some 15 ms later."""
 NAP_SECONDS = 2.0
-"""Whoever waits looks at the clock again after so long: the machine may have slept. Hundreds of shoppers wait."""
+"""Longest wait before another look at the clock: the machine may have slept. Hundreds of shoppers wait."""
 REQUEST_SECONDS = 10.0
 
 
@@ -62,7 +61,7 @@ def _nonce() -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """What the shop is like and how long it is open. The event clock is in the settings."""
+    """The shop and its opening time. The event clock is in the settings."""
 
     seed: int | None = None  # None: the settings'
     users: int | None = None  # who come on an average day; None: the settings'
@@ -86,7 +85,7 @@ def run(
     settings: Settings, stop: threading.Event, options: Options | None = None, producer: Producer | None = None
 ) -> None:
     """Runs shoppers until ``stop`` is set, or ``options.seconds`` or ``options.max_pages`` are over. ``producer``
-    stands in for Kafka's, in tests. Raises BrokerError, SettingError, PortError: an address is unusable at the start.
+    replaces Kafka's in tests. Raises BrokerError, SettingError, PortError when an address is unusable at the start.
     Later outages are waited out."""
     options = options or Options()
     if producer is None:
@@ -218,7 +217,7 @@ class Shop:
             log.error("a session failed", error=f"{type(error).__name__}: {error}", exc_info=True)
 
     async def _page(self, scorer: ScorerClient, visits: Visits, view: int) -> bool:
-        """One page: asked for, seen, reacted to."""
+        """Requests one page, shows it, and draws the reaction."""
         user, size = int(visits.user[view]), int(visits.size[view])
         shown: list[int] = []
 
@@ -279,13 +278,11 @@ class Shop:
     # -- the shop --------------------------------------------------------------------------------------------
 
     async def _send_due(self) -> None:
-        """Sends events when they are due."""
         while True:
             self._outbox.send_due(event_now_ms(self._clock), wall_ms())
             await asyncio.sleep(TICK_SECONDS)
 
     async def _keep_auc(self) -> None:
-        """Keeps the oracle's AUC up to date."""
         while True:
             self._settle()
             await asyncio.sleep(1.0)
@@ -300,7 +297,7 @@ class Shop:
             self._outlet.put(USERS, key_of(user.user_id), to_json(user))
 
     def _publish_goods(self, day: int, now_ms: int) -> None:
-        """All goods that are on sale, and those that went lately as gone."""
+        """Publishes all goods on sale, and those that left lately as gone."""
         goods = self._world.day(day).goods
         for row in np.flatnonzero(goods.born_ms <= now_ms).tolist():
             self._put_item(goods, row, bool(goods.dies_ms[row] <= now_ms))

@@ -1,5 +1,5 @@
 # core
-"""Unusable messages, as broken clients send them. They are extra messages: none takes the place of a real event."""
+"""Unusable messages, as faulty clients send them. They are extra messages and replace no real event."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 from millrace.contracts.events import MAX_EVENT_BYTES, Click, Id, to_json
 
 KINDS = ("malformed", "unknown-type", "wrong-type", "future", "oversized")
-"""Named by the reason with which the stream refuses them."""
+"""The stream's reasons for refusing them."""
 SHARES = (0.32, 0.22, 0.22, 0.22, 0.02)
 FAR_AHEAD = 24
 """An event from the future lies this many times ``ahead_minutes`` ahead."""
 
 
 def bad_message(rng: np.random.Generator, event_id: str, user: Id, now_ms: int, ahead_ms: int) -> tuple[str, bytes]:
-    """A random kind, and a message of it. Every message is smaller than a broker's usual limit of 1 MB."""
+    """A random kind, and a message of it, smaller than a broker's usual limit of 1 MB."""
     kind = KINDS[int(rng.choice(len(KINDS), p=SHARES))]
     return kind, bad_message_of(kind, rng, event_id, user, now_ms, ahead_ms)
 

@@ -1,9 +1,8 @@
 # core
-"""The oracle's AUC: how well the true click probabilities rank the items that were shown. No model
-can do better for long.
+"""The oracle's AUC: that of the true click probabilities, an upper bound for any model in the long run.
 
-It is over rows such as the learner's own figure is over (:mod:`learner.evaluation.served`): the newest exposures
-whose outcome is final.
+Its rows are like those of the learner's own AUC (:mod:`learner.evaluation.served`): the newest exposures with a final
+outcome.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from simulator.dice import F64
 
 
 class OracleAuc:
-    """Rolling AUC of true probabilities over the newest ``rows`` exposures whose outcome is final, ``final_after_ms``
-    of event time after their page: their attribution window is over."""
+    """Rolling AUC of true probabilities over the newest ``rows`` final exposures. An exposure is final
+    ``final_after_ms`` of event time after its page: its attribution window is over."""
 
     def __init__(self, rows: int, final_after_ms: int) -> None:
         self._newest = Newest(rows)
@@ -41,5 +40,5 @@ class OracleAuc:
             self._newest.add(chances, np.array(clicked))
 
     def auc(self) -> float:
-        """NaN while there are no final exposures, or of one class only."""
+        """NaN without final exposures, or with one class only."""
         return auc(*self._newest.held)

@@ -1,8 +1,8 @@
 # core
-"""Events on their way out: each is held until its time comes by the event clock, then sent. Some go twice, some late.
+"""Outgoing events: each is held until its time by the event clock, then sent. Some go twice, some late.
 
-What goes wrong on the way is drawn here: duplicates, disorder, lateness, and extra malformed messages. All of it stays
-within what the settings allow, so only the malformed messages are unusable.
+This module draws duplicates, disorder, lateness, and extra malformed messages. All stays within the settings' limits,
+so only the malformed messages are unusable.
 """
 
 from __future__ import annotations
@@ -55,13 +55,11 @@ class Rates:
 
 
 class Observer(Protocol):
-    """Is told what an outbox does: :class:`simulator.figures.Counts`, which counts it for Prometheus.
-
-    The outbox calls it right after each message was handed to the sink, from the event loop; it must not wait.
-    """
+    """Observes an outbox (:class:`simulator.figures.Counts`). The outbox calls it from the event loop, right after each
+    message went to the sink; it must not wait."""
 
     def seen(self, arm: str) -> None:
-        """A page was seen. Its exposure event is sent later, and told then."""
+        """A page was seen. Its exposure event is sent later, with a call of its own."""
 
     def sent(self, event: Event, arm: str) -> None:
         """An event was sent for the first time."""
@@ -74,9 +72,8 @@ class Observer(Protocol):
 
 
 class Outbox:
-    """Holds events and sends each at its time. Not thread-safe: it belongs to the event loop. ``name`` is of this
-    incarnation, for the ids of extra messages; ``cut`` leaves out actions that would come too late for the label join.
-    """
+    """Holds events and sends each at its time. Not thread-safe: it belongs to the event loop. ``name`` of this run goes
+    into the ids of extra messages; ``cut`` leaves out actions that would come too late for the label join."""
 
     def __init__(
         self,
@@ -102,7 +99,7 @@ class Outbox:
         return len(self._heap)
 
     def page(self, exposure: Exposure, arm: str, p: bytes | None = None) -> None:
-        """Takes a page that was seen, and the true click probabilities of its exposures (``<f4``), if known."""
+        """Takes a seen page, and the true click probabilities of its exposures (``<f4``), if known."""
         self._observer.seen(arm)
         self._hold(exposure, exposure.ts_ms, arm)
         if p is not None:
@@ -110,8 +107,8 @@ class Outbox:
             self._sink.put(TRUTH, key_of(exposure.user_id), to_msgpack(truth))
 
     def actions(self, exposure: Exposure, slot: int, times: tuple[int, int, int, int], arm: str) -> None:
-        """Takes what was done with the item in a slot of a page: event times (ms) of click, collect, cart and purchase,
-        0 where it was not done."""
+        """Takes the actions on the item in a slot of a page: event times (ms) of click, collect, cart and purchase, 0
+        for none."""
         item: Id = exposure.items[slot]
         position = exposure.offset + slot
         last = exposure.ts_ms + self._attribution_ms + self._late_ms
@@ -144,8 +141,8 @@ class Outbox:
         heapq.heappush(self._heap, (due_ms, self._number, event, arm, again))
 
     def send_due(self, now_ms: int, wall_ms: int) -> None:
-        """Sends what is due by the event time ``now_ms``, in the order in which it became due. ``wall_ms`` is the wall
-        time: every event says when it was sent."""
+        """Sends the events due by the event time ``now_ms``, in the order of their times. ``wall_ms``, wall time, is
+        each event's time of sending."""
         while self._heap and self._heap[0][0] <= now_ms:
             _, _, event, arm, again = heapq.heappop(self._heap)
             self._send(event, arm, again, wall_ms)
@@ -153,7 +150,7 @@ class Outbox:
                 self._send_malformed(event, now_ms)
 
     def close(self, wall_ms: int) -> None:
-        """Sends the pages that are still held, so that no action is without its page, and drops everything else."""
+        """Sends the held pages, so that no action lacks its page, and drops everything else."""
         for _, _, event, arm, again in sorted(self._heap, key=lambda held: held[:2]):
             if isinstance(event, Exposure) and not again:
                 self._send(event, arm, False, wall_ms)

@@ -1,6 +1,6 @@
 # core
-"""The world's parameters. ``docs/internals/simulator.md`` gives the reason for each; they are fixed before any model is
-compared.
+"""The world's parameters, fixed before any model is compared. ``docs/internals/simulator.md`` gives the reason for
+each.
 
 Effects are in log-odds of "a click, given that the shopper looks".
 """
@@ -20,8 +20,6 @@ PAGE = 20
 
 @dataclass(frozen=True, slots=True)
 class Params:
-    """The module's docstring says in which unit effects are, ``docs/internals/simulator.md`` why each is as it is."""
-
     # People
     daily_share: float = 1 / 3  # of the population that comes on a day
     business_share: float = 0.7

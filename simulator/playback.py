@@ -1,8 +1,8 @@
 # shell
-"""Plays a log through Kafka and the live loop: each of its pages is scored and logged by the scorer, then shown.
+"""Plays a log through Kafka and the live loop: the scorer scores and logs each of its pages, then it is shown.
 
-The loop meets the log as it would have met the shoppers: in event time, by the event clock. If the clock is at the time
-of the log's first page, times are the log's own. Otherwise the whole log is moved to begin now, and a warning says so.
+The loop meets the log in event time, by the event clock, as it would have met the shoppers. If the clock is at the time
+of the log's first page, times are the log's own. Otherwise the whole log is moved to begin now, with a warning.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ log = structlog.get_logger("playback")
 
 ARM = "log"
 REFUSALS = 30
-"""How often a page is sent again whose items the scorer does not know yet."""
+"""Number of retries for a page whose items the scorer does not know yet."""
 
 
 @dataclass(frozen=True)
 class PlaybackOptions:
-    """Which log, and how."""
+    """The log, and how to play it."""
 
     log: Path
     max_pages: int | None = None
@@ -54,13 +54,13 @@ class PlaybackOptions:
 
 
 def first_ms(path: Path, schema: Schema) -> int:
-    """Time of the log's first exposure: where an event clock should begin for the log to keep its own times."""
+    """Time of the log's first exposure. An event clock must begin here to keep the log's own times."""
     first: int = read_log(path, schema).table["ts_ms"][0].as_py()
     return first
 
 
 def play(settings: Settings, stop: threading.Event, options: PlaybackOptions, producer: Producer | None = None) -> None:
-    """Plays the log until its end, or until ``stop`` is set. ``producer`` stands in for Kafka's, in tests.
+    """Plays the log until its end, or until ``stop`` is set. ``producer`` replaces Kafka's in tests.
 
     Raises:
         LogError, SchemaError: the log cannot be read.
@@ -82,7 +82,7 @@ def play(settings: Settings, stop: threading.Event, options: PlaybackOptions, pr
 
 
 class Playback:
-    """One performance."""
+    """One run of a log."""
 
     def __init__(
         self, settings: Settings, options: PlaybackOptions, script: Script, outlet: Outlet, stop: threading.Event
@@ -102,7 +102,7 @@ class Playback:
         self._failure: BaseException | None = None
 
     async def play(self) -> None:
-        """Publishes who and what appears, waits for the scorer, plays, and waits for the last action."""
+        """Publishes the first users and items, waits for the scorer, plays, and waits for the last action."""
         for user in self._script.cast:
             self._outlet.put(USERS, key_of(user.user_id), to_json(user))
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
@@ -214,7 +214,6 @@ class Playback:
         self._outlet.put(ITEMS, key_of(item.item_id), to_json(item))
 
     async def _send_due(self) -> None:
-        """Sends events when they are due."""
         while True:
             self._outbox.send_due(event_now_ms(self._clock), wall_ms())
             await asyncio.sleep(TICK_SECONDS)

@@ -1,5 +1,5 @@
 # core
-"""What a shopper does with a page: clicks, the actions that follow them, and the times of both.
+"""A shopper's reaction to a page: clicks, the actions that follow them, and the times of both.
 
 The random draws depend on user, day, session, page and position, not on the item: two policies that show different
 items meet the same draws (common random numbers).
@@ -18,12 +18,12 @@ from simulator.params import Params
 
 I64 = NDArray[np.int64]
 NEVER_MS = 0
-"""In arrays of times: it did not happen."""
+"""In arrays of times: no such action."""
 
 
 @dataclass(frozen=True)
 class Reaction:
-    """Times (Unix ms) of what was done with each exposure; 0: it was not done. Arrays (n,)."""
+    """Times (Unix ms) of the actions on each exposure; 0: none. Arrays (n,)."""
 
     click_ms: I64
     collect_ms: I64

@@ -1,9 +1,8 @@
 # core
 """A log as a script to play: its users, its items, and page after page with the actions on it.
 
-The rows of one page (``log.request``, or each row by itself) are cut into runs of consecutive positions; each run is
-played as a page. Attributes are sent as ``users`` and ``items`` messages: those of first appearances before the play
-begins, later changes when their page is played.
+The rows of one page (``log.request``, or each row by itself) are cut into runs of consecutive positions, played as a
+page each. First attributes of users and items are sent before the play, later changes when their page is played.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from millrace.logs import TS, LogTable
 I64 = NDArray[np.int64]
 CHUNK_ROWS = 4096
 CLICK_AFTER_MS = 1000
-"""How long after its exposure a click is played whose time the log does not have."""
+"""Delay of a click without a time in the log, after its exposure."""
 ACTIONS = ("click", "collect", "cart", "purchase")
 
 
@@ -43,7 +42,7 @@ class Scene:
 
 
 class Script:
-    """The log, ready to be played. Users of ``cast`` and items of ``stock`` must be known before the first page."""
+    """A log, ready to play. Users of ``cast`` and items of ``stock`` must be known before the first page."""
 
     def __init__(self, log: LogTable, schema: Schema) -> None:
         assert schema.log is not None
@@ -100,7 +99,7 @@ class Script:
         return np.flatnonzero(fresh)
 
     def _changes(self, column: str, side: str) -> tuple[NDArray[np.intp], set[int]]:
-        """(rows of first appearances, rows at which an appearance has other attributes than the one before)."""
+        """(rows of first appearances, rows with other attributes than the appearance before)."""
         who = column_hash(_values(self._log[column]))
         look = np.zeros(len(who), np.uint64)
         with np.errstate(over="ignore"):

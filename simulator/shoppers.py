@@ -1,9 +1,9 @@
 # core
-"""The shop's users: who they are, how often they come, what they like and how that drifts.
+"""The shop's users: attributes, frequency of visits, taste and its drift.
 
-Everything is a function of the seed; what changes over time is a function of the seed and the local day, never of the
-items that the user was shown. Interests drift as a stationary Gaussian process, written as a sum of cosines with random
-frequencies (random Fourier features, Rahimi and Recht 2007), so that a day is computed without the days before it.
+Everything is a function of the seed, and for changes of the local day, never of the items shown. Interests drift as a
+stationary Gaussian process, a sum of cosines with random frequencies (random Fourier features, Rahimi and Recht 2007),
+so a day is computed without the days before it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HOUSEHOLDS = ("single", "couple", "family")
 
 @dataclass(frozen=True)
 class Shoppers:
-    """N users, arrays by index. The code of an attribute that a user does not have is -1."""
+    """N users, arrays by index. An absent attribute has the code -1."""
 
     seed: int
     business: NDArray[np.bool_]  # (N,)
@@ -49,7 +49,7 @@ class Shoppers:
         return len(self.business)
 
     def drift(self, day: int) -> F64:
-        """The part of taste that moves, on a local day. (N, D), unit variance over time"""
+        """The drifting part of taste on a local day. (N, D), unit variance over time"""
         angle = self.wave[..., 0] * day + self.wave[..., 1]
         out: F64 = np.sqrt(2.0 / WAVES) * np.cos(angle).sum(axis=1)
         return out
@@ -62,7 +62,7 @@ class Shoppers:
         return out
 
     def user(self, index: int) -> User:
-        """The user as the ``users`` topic carries it. Absent attributes are left out, not null."""
+        """The user as a message of the ``users`` topic. Absent attributes are left out, not null."""
         if self.business[index]:
             attributes: dict[str, str | int | float | bool | list[str | int] | None] = {
                 "kind": "business",

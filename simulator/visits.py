@@ -1,8 +1,8 @@
 # core
-"""Who comes on a day, when, and how far they scroll: the day's page views, in time order.
+"""A day's page views in time order: who comes, when, and how far they scroll.
 
-It depends on the seed and the day alone. In particular, a good page makes nobody look longer, so that the click rates
-of two page policies can be compared exposure by exposure.
+They depend on the seed and the day alone. A good page makes nobody look longer, so the click rates of two page policies
+can be compared exposure by exposure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from simulator.shoppers import Shoppers
 
 I64 = NDArray[np.int64]
 STEPS = 24
-"""How many quantiles replace the day's random part where the mean over it is needed."""
+"""Number of quantiles that replace the day's random part in the mean over it."""
 
 # Relative traffic of each local hour. Buyers keep office hours with a lunch break, and are flatter at the weekend;
 # consumers come at lunch and in the evening.

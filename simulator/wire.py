@@ -1,7 +1,7 @@
 # shell
-"""The simulator's two connections: a thread that hands messages to Kafka, and an HTTP client that does not give up.
+"""The simulator's two connections: a thread that sends messages to Kafka, and an HTTP client that retries.
 
-Neither blocks the event loop, and no outage ends the role: what cannot be sent now is sent later, and warnings say so.
+Neither blocks the event loop, and no outage ends the role: unsent messages are sent later, with warnings.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Record = tuple[str, bytes, bytes]
 FULL = 20_000
 """Messages that may wait for the producer before the loop is asked to pause."""
 GATHER_SECONDS = 0.005
-"""How long the thread lets messages gather: to be woken for each one costs more than to send it."""
+"""How long the thread lets messages gather: waking it costs more than sending one message."""
 GIVE_UP_SECONDS = 20.0
 """How long a closing outlet tries to deliver what it holds."""
 MOST_PAUSE_SECONDS = 2.0
@@ -39,7 +39,7 @@ MOST_PAUSE_SECONDS = 2.0
 
 
 class Producer(Protocol):
-    """What is used of ``kafka.KafkaProducer``."""
+    """The used part of ``kafka.KafkaProducer``."""
 
     def send(self, topic: str, *, key: bytes, value: bytes, headers: list[tuple[str, bytes]]) -> Any: ...
     def flush(self, timeout: float | None = None) -> Any: ...
@@ -47,7 +47,7 @@ class Producer(Protocol):
 
 
 class ThrottledWarning:
-    """Warns of each kind of trouble at most once a minute, with how often it happened since."""
+    """Warns of each kind of trouble at most one time a minute, with the number of cases since."""
 
     def __init__(self) -> None:
         self._kinds = Kinds()
@@ -59,10 +59,10 @@ class ThrottledWarning:
 
 
 class Outlet:
-    """Sends messages in the order given, from a thread of its own. Call :meth:`put` from anywhere, :meth:`close` once.
+    """Sends messages in order, from its own thread. Call :meth:`put` from any thread, :meth:`close` one time.
 
-    A message that the producer gives back (the broker was away for longer than the producer waits) is put in line
-    again: at least once, and nothing lost while this process lives.
+    A message that the producer returns (after a long outage of the broker) is queued again: at least once, and nothing
+    is lost while this process lives.
 
     Args:
         headers: Kafka headers of every message.
@@ -79,14 +79,14 @@ class Outlet:
         self._thread.start()
 
     def put(self, topic: str, key: bytes, value: bytes) -> None:
-        """Puts a message in line; returns at once."""
+        """Queues a message; returns immediately."""
         with self._lock:
             self._open += 1
         self._line.put((topic, key, value))
 
     @property
     def waiting(self) -> int:
-        """Messages in line before the producer."""
+        """Messages in the queue before the producer."""
         return self._line.qsize()
 
     async def room(self) -> None:
@@ -95,7 +95,7 @@ class Outlet:
             await asyncio.sleep(0.01)
 
     def close(self) -> int:
-        """Delivers what is in line and ends; returns how many messages could not be delivered."""
+        """Delivers the queued messages and ends; returns the number of undelivered messages."""
         self._deadline = time.monotonic() + GIVE_UP_SECONDS
         # Messages that are given back while flushing stand behind the mark, hence the loop.
         while True:
@@ -140,7 +140,7 @@ class Outlet:
             self._open -= 1
 
     def _refused(self, message: Record) -> None:
-        """Too large for any try: it is told and left out."""
+        """Logs and drops a message that is too large for any try."""
         topic, key, value = message
         figures.REFUSED.inc()
         self._warn("a message is too large and is not sent", topic=topic, key=repr(key[:40]), bytes=len(value))
@@ -155,11 +155,11 @@ class Outlet:
 
 
 class _Unanswered(Exception):
-    """A try without an answer of use; its text says why."""
+    """A try without a usable answer; its text gives the reason."""
 
 
 class ScorerClient:
-    """The scorer's HTTP API. Every failure is counted, told, and tried again with back-off, until ``stopped()``."""
+    """The scorer's HTTP API. Every failure is counted, logged, and retried with back-off, until ``stopped()``."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession, stopped: Callable[[], bool]) -> None:
         if not url.startswith(("http://", "https://")):
@@ -170,7 +170,7 @@ class ScorerClient:
         self._warn = ThrottledWarning()
 
     async def ready(self) -> bool:
-        """Waits until the scorer says that it can serve; False when told to stop before."""
+        """Waits until the scorer can serve; False when stopped before."""
 
         async def look() -> bool:
             if self._stopped():
@@ -188,21 +188,21 @@ class ScorerClient:
     async def ask(
         self, route: str, make_body: Callable[[], dict[str, Any]], refusals: int = 0
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """POSTs until it is answered: the body that was answered, and the answer.
+        """POSTs until it is answered; returns the body of the answered try, and the answer.
 
-        An answer without a request id has no impression: it is a page of the shop's lists, since the scorer is not
-        ready, or has items that the scorer does not know. Events of such a page would become dead letters, so the
-        scorer is asked again.
+        An answer without a request id has no page log: it is a page of the shop's lists, since the scorer is not ready,
+        or has items that the scorer does not know. Events of such a page would become dead letters, so this call asks
+        again.
 
         ``make_body`` is called for each try and must name a new request id each time: the scorer may have logged the
-        impression of a try whose answer was lost.
+        page of a try whose answer was lost.
 
         Args:
-            refusals: how often a refusal (4xx, or unknown items) is tried again. A page may name items that the scorer
-                has not heard of yet.
+            refusals: number of retries after a refusal (4xx, or unknown items): the scorer may not know a page's
+                items yet.
 
         Returns:
-            None when told to stop, or refused for good.
+            None when stopped, or refused finally.
         """
         trouble = "the scorer gives no page; the shopper waits"
 
@@ -246,8 +246,8 @@ class ScorerClient:
         return await self._insist(post, trouble, 0.05)
 
     async def _insist(self, try_once: Callable[[], Coroutine[Any, Any, T]], trouble: str, pause_s: float) -> T:
-        """Tries until there is an answer, after pauses that double. ``try_once`` asks before each try whether to stop,
-        and then has one."""
+        """Retries until there is an answer, after pauses that double. ``try_once`` checks for a stop before each try,
+        and then returns an answer."""
         while True:
             try:
                 return await try_once()

@@ -1,15 +1,15 @@
 # core
 """The whole simulated shop: a pure function of the seed and event time.
 
-A shopper clicks an item that is looked at and liked (the examination hypothesis, Richardson et al. 2007, Craswell et
-al. 2008)::
+A shopper clicks an item after a look at it, by the item's appeal (the examination hypothesis, Richardson et al. 2007,
+Craswell et al. 2008)::
 
     P(click) = look(position) * sigmoid(b + a_u(t) + q_i(t) + s <x_u(t), y_i> - c (z_i - z_u)^2
                                         + m_kind log(min_order_i) + g [category_i is u's errand])
 
-``x_u(t)`` drifts, ``q_i(t)`` rises and falls, and a shopper's errand (``mission``: the category that is looked for)
-changes every few days. The terms with both u and i are not sums of effects of single fields, so a linear model on the
-fields stays below the oracle's AUC.
+``x_u(t)`` drifts, ``q_i(t)`` rises and falls, and a shopper's errand (``mission``: the wanted category) changes every
+few days. The terms with both u and i are not sums of effects of single fields, so a linear model on the fields stays
+below the oracle's AUC.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Day:
         self.look: F64 = (1.0 + np.arange(1000) / p.look_half) ** -p.look_power
 
     def rows(self, item_ids: I64) -> I64:
-        """Rows of ``goods`` for ids, :data:`UNKNOWN` for those that the shop does not have."""
+        """Rows of ``goods`` for ids; :data:`UNKNOWN` for ids that the shop does not have."""
         ids = self.goods.item_id
         at = np.minimum(np.searchsorted(ids, item_ids), len(ids) - 1)
         out: I64 = np.where(ids[at] == item_ids, at, UNKNOWN)
@@ -121,8 +121,8 @@ class PagePolicy:
     """Pages of the shop's previous recommender on one day: popular goods, goods of the shopper's preferred categories,
     random goods.
 
-    The open loop shows these pages, and the world's click rate is calibrated on them. The recommender knows what an
-    ordinary shop knows, popularity and a buyer's usual categories, and nothing about the hidden taste vectors.
+    The open loop shows these pages, and they calibrate the world's click rate. The recommender knows popularity and a
+    buyer's usual categories, like an ordinary shop, but not the hidden taste vectors.
     """
 
     def __init__(self, world: World, day: Day) -> None:
@@ -178,9 +178,8 @@ class PagePolicy:
 
 
 class World:
-    """The shop ``seed`` on any local day; so many ``users`` come on an average one. Keeps the last three days asked
-    for.
-    """
+    """The shop ``seed`` on any local day, with ``users`` visitors on an average one. Keeps the last three days asked
+    for."""
 
     def __init__(self, seed: int, users: int = 4000, params: Params = DEFAULT) -> None:
         self.seed, self.params = seed, params
@@ -207,7 +206,6 @@ class World:
         return known
 
     def visits(self, number: int) -> Visits:
-        """Who comes on a local day, when, for how long."""
         return make_visits(self.seed, self.shoppers, number, self.params, self._depth)
 
     def _solve_intercept(self) -> float:
