@@ -108,11 +108,8 @@ class OwnWriter:
         allocate: Allocate = np.zeros,
     ) -> OwnWriter:
         """The writer of a snapshot. ``spec``: its "model" is imported: the caller has compared it with its own setting.
-
-        Raises:
-            SettingError: the class cannot be imported or made.
-            SnapshotError: the class refuses the arrays.
-        """
+        Raises SettingError where the class cannot be imported or made, and SnapshotError where the class refuses the
+        arrays."""
         arrays: Arrays = {}
         for image in [parts] if isinstance(parts, Image) else parts:
             if image.tables:

@@ -34,11 +34,9 @@ class Drift:
         self._sum, self._rows = 0.0, 0
 
     def update(self, p: Numbers, label: Numbers, page: Numbers) -> None:
-        """Takes predictions, labels and page numbers or hashes, (n,) each, in the order of exposure.
-
-        Rows of a page follow each other. A page may go on in the next call, so the last page of a call counts only when
-        another one begins. A prediction that is not finite counts as wrong.
-        """
+        """Takes predictions, labels and page numbers or hashes, (n,) each, in the order of exposure. Rows of a page
+        follow each other. A page may go on in the next call, so the last page of a call counts only when another one
+        begins. A prediction that is not finite counts as wrong."""
         if not len(p):
             return
         p, page = judged(p, label), np.asarray(page)

@@ -27,11 +27,9 @@ def baseline_column(schema: Schema) -> int | None:
 
 class Progressive:
     """Figures of the newest ``window_rows`` predictions that were made before learning. NaN where there is no figure:
-    no rows, or one class.
-
-    They do not show how good the served pages were: samples come when labels become known, so a page's clicks may be
-    learnt before the rest of it is predicted. Snapshots do not keep them; they restart with a process.
-    """
+    no rows, or one class. They do not show how good the served pages were: samples come when labels become known, so a
+    page's clicks may be learnt before the rest of it is predicted. Snapshots do not keep them; they restart with a
+    process."""
 
     def __init__(self, window_rows: int) -> None:
         self._newest = Newest(window_rows)

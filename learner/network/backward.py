@@ -65,11 +65,8 @@ class Aside(Protocol):
 
 
 class Products:
-    """Matrix products into given memory, in float32 or in bfloat16.
-
-    In bfloat16 operands and result are rounded to 8 bits and sums are float32; it is twice as fast where the processor
-    has it. Everything else stays float32.
-    """
+    """Matrix products into given memory, in float32 or in bfloat16. In bfloat16 operands and result are rounded to 8
+    bits and sums are float32; it is twice as fast where the processor has it. Everything else stays float32."""
 
     def __init__(self, half: bool) -> None:
         self.half = half
@@ -211,8 +208,8 @@ class _Logit:
 class DeepPass:
     """A stack of L hidden layers over a_0 = x::
 
-    a_{l+1} = ReLU(a_l W_l^T + b_l)        logit = <w, a_L> + b g_l     = d loss / d a_l:  g_L = slope w^T,  g_l =
-    (g_{l+1} where a_{l+1} > 0) W_l
+    a_{l+1} = ReLU(a_l W_l^T + b_l)        logit = <w, a_L> + b
+    g_l     = d loss / d a_l:  g_L = slope w^T,  g_l = (g_{l+1} where a_{l+1} > 0) W_l
     """
 
     def __init__(self, deep: Deep, products: Products) -> None:

@@ -46,10 +46,8 @@ def role_threads() -> int:
 
 class DenseState:
     """Flat views over ``network`` and ``serving``, two equal networks that must not be moved or re-made afterwards.
-
     ``serving`` has the average of about the last ``1 / (1 - averaging)`` steps, and the same buffers. With an
-    ``averaging`` of 0 the newest weights serve, and ``serving`` may be the network itself.
-    """
+    ``averaging`` of 0 the newest weights serve, and ``serving`` may be the network itself."""
 
     def __init__(
         self, network: nn.Module, serving: nn.Module, method: str, rate: float, averaging: float, step_rows: int
@@ -134,12 +132,8 @@ class DenseState:
         return self.changes(), training
 
     def resume(self, serving: dict[str, NDArray[Any]], training: dict[str, NDArray[Any]]) -> None:
-        """The inverse of :meth:`snapshot`.
-
-        Raises:
-            KeyError: an array is missing, or the network has no tensor of that name.
-            RuntimeError: an array has another shape than its tensor.
-        """
+        """The inverse of :meth:`snapshot`. Raises KeyError where an array is missing, or the network has no tensor of
+        that name, and RuntimeError where an array has another shape than its tensor."""
         load_dense(self.names, serving)
         self.weights.copy_(torch.from_numpy(training["weights"].copy()))
         self.first.copy_(torch.from_numpy(training["first"].copy()))

@@ -112,11 +112,9 @@ class Inputs:
         return np.column_stack([own, *made])
 
     def bucketed(self, cat: Ids, num: Floats, edges: Floats) -> Ids:
-        """``cat`` with one more column for each number in buckets: the id of its bucket, (B, F + C).
-
-        ``edges`` (C, Q - 1), ascending: x is in bucket ``|{k: edges_k <= x}|``. Infinite edges are not known yet: every
-        id is missing (0) then. ``num`` (B, N) must be finite.
-        """
+        """``cat`` with one more column for each number in buckets: the id of its bucket, (B, F + C). ``edges``
+        (C, Q - 1), ascending: x is in bucket ``|{k: edges_k <= x}|``. Infinite edges are not known yet: every id is
+        missing (0) then. ``num`` (B, N) must be finite."""
         if not len(self.bucket_columns):
             return cat
         wide = np.empty((len(cat), cat.shape[1] + len(self.bucket_columns)), np.int64)

@@ -114,10 +114,8 @@ _EXPIRE_MIN = 60  # rows are looked over for their age no oftener than this, in 
 @dataclass(frozen=True, slots=True)
 class LearnReport:
     """The outcome of a batch: mean ``loss`` before the step, ``rows`` learnt, or why the batch was ``skipped``.
-
     ``refused`` counts rows with a label outside [0, 1] or an unusable weight. ``bad_numbers`` counts features that were
-    not finite (they are read as 0). ``left_out`` counts the negatives that down-sampling skipped.
-    """
+    not finite (they are read as 0). ``left_out`` counts the negatives that down-sampling skipped."""
 
     loss: float
     rows: int
@@ -250,12 +248,8 @@ class OnlineModel:
     def learn(self, batch: SampleBatch, before_writing: Callable[[], None] | None = None) -> LearnReport:
         """One step on ``batch``; follow-ups in it are skipped. A batch whose loss or gradient is not finite, or beyond
         the spec's bounds, is refused whole: weights, statistics and tables stay as they were, and the retrieval head
-        learns nothing of it.
-
-        Args:
-            before_writing: called one time, before the first write to what a :class:`~learner.ranker.still.Still`
-                reads; not at all for a batch that writes nothing.
-        """
+        learns nothing of it. ``before_writing``: called one time, before the first write to what a
+        :class:`~learner.ranker.still.Still` reads; not at all for a batch that writes nothing."""
         shown, refused = usable(batch)  # the head takes the whole batch: its negatives are others
         keep = self._spec.negative_keep
         batch = shown.take(chosen(shown, keep)) if keep < 1 else shown
@@ -362,11 +356,9 @@ class OnlineModel:
         return Image(tensors, {name: table.changes() for name, table in told.items()})
 
     def snapshot(self) -> Part:
-        """The whole state: what serves, and what only training needs. :meth:`resume` goes on from it bit for bit.
-
-        It shares no memory with the model, and leaves :meth:`changes` alone. It copies all rows at once; :meth:`slices`
-        gives the same while the model goes on learning.
-        """
+        """The whole state: what serves, and what only training needs. :meth:`resume` goes on from it bit for bit. It
+        shares no memory with the model, and leaves :meth:`changes` alone. It copies all rows at once; :meth:`slices`
+        gives the same while the model goes on learning."""
         dense, own = self.dense.snapshot()
         tables = {}
         training: dict[str, Array] = {f"dense/{n}": a for n, a in own.items()}
@@ -400,11 +392,8 @@ class OnlineModel:
 
         A retrieval head is optional to both. Where the snapshot has none, this model's begins empty; where this model
         has none, the snapshot's is skipped. Raises SnapshotError where the snapshot is of another model, or has no end;
-        this one stays as it was.
-
-        Args:
-            snapshot: a whole image with its ``training``, or without it the parts of a snapshot, in order. They are
-                taken one by one: a reader of files need not hold more than one.
+        this one stays as it was. ``snapshot``: a whole image with its ``training``, or without it the parts of a
+        snapshot, in order. They are taken one by one: a reader of files need not hold more than one.
         """
         parts = [(snapshot, training or {})] if isinstance(snapshot, Image) else snapshot
         fresh = OnlineModel(self.schema, self.spec, self.seed)

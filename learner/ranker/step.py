@@ -44,11 +44,9 @@ class Gradient:
 
 
 class DenseStep(Protocol):
-    """The network's half of a step of learning. A model has one and calls it one time a batch.
-
-    :meth:`backward` follows its :meth:`forward` at once or not at all (a refused batch). The caller has set the network
-    to training mode. Likely mistake: to keep what :meth:`backward` returned beyond the next batch.
-    """
+    """The network's half of a step of learning. A model has one and calls it one time a batch. :meth:`backward` follows
+    its :meth:`forward` at once or not at all (a refused batch). The caller has set the network to training mode. Likely
+    mistake: to keep what :meth:`backward` returned beyond the next batch."""
 
     def forward(self, blocks: Sequence[Block], num: Floats) -> Floats:
         """The network's logits (B,) of each group's ``blocks`` and num (B, N). Running statistics advance."""

@@ -18,11 +18,8 @@ from learner.ranker.step import Inference
 
 class Still:
     """The model's :meth:`~learner.ranker.model.OnlineModel.score`, to the bit, from :meth:`refresh` until the model
-    next writes.
-
-    It is for one run over a log, in which the model is not resumed. Likely mistake: to score after the model has
-    written and before the next :meth:`refresh`; statistics would then be older than weights.
-    """
+    next writes. It is for one run over a log, in which the model is not resumed. Likely mistake: to score after the
+    model has written and before the next :meth:`refresh`; statistics would then be older than weights."""
 
     def __init__(self, model: OnlineModel) -> None:
         self._model = model

@@ -110,12 +110,8 @@ class Register:
 
 
 class History:
-    """The last clicks of the users who clicked lately.
-
-    Args:
-        users: the most users; a newcomer replaces the longest absent of the few at its possible places.
-        length: H, clicks of each.
-    """
+    """The last clicks of the users who clicked lately. ``users``: the most users; a newcomer replaces the longest
+    absent of the few at its possible places. ``length``: H, clicks of each."""
 
     def __init__(self, users: int, length: int) -> None:
         self.users: U64 = np.zeros(users, np.uint64)

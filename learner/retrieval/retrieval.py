@@ -218,12 +218,8 @@ class RetrievalHead:
         return state
 
     def resume_small(self, state: Mapping[str, Array]) -> None:
-        """Goes on from a :meth:`small_state`. A refused one changes nothing.
-
-        Raises:
-            KeyError: an array is missing.
-            ValueError: an array is not of a head of this schema.
-        """
+        """Goes on from a :meth:`small_state`. A refused one changes nothing. Raises KeyError where an array is missing,
+        and ValueError where an array is not of a head of this schema."""
         sides = self.sides
         register = Register(len(sides.item_columns), len(sides.plain_columns), ITEMS, RING)
         history, pending = History(USERS, RECENT), Pending(MICRO, len(sides.user_columns), RECENT)

@@ -53,11 +53,9 @@ def user_features(cat: Array, starts: Array, share: Array, ids: Array, weights: 
 def item_features(
     cat: Array, plain: Array, starts: Array, share: Array, knots: Array, ids: Array, weights: Array
 ) -> None:
-    """Ids and weights (n, S) of items' columns ``cat`` (n, C) and numbers ``plain`` (n, P).
-
-    A number is two features, the knots (P, K) on both sides of ``t = sign(x) log(1 + |x|)``, weighed by nearness. So
-    the model learns a piecewise linear curve of it. A number that is not finite has none.
-    """
+    """Ids and weights (n, S) of items' columns ``cat`` (n, C) and numbers ``plain`` (n, P). A number is two features,
+    the knots (P, K) on both sides of ``t = sign(x) log(1 + |x|)``, weighed by nearness. So the model learns a piecewise
+    linear curve of it. A number that is not finite has none."""
     columns, count = cat.shape[1], knots.shape[1]
     middle = count // 2
     for n in range(len(cat)):
@@ -199,11 +197,9 @@ def entries_of(slots: Array, shift: int, ids: Array, wanted: Array, out: Array) 
 
 @njit(inline="always")
 def _entry(slots: Any, shift: Any, ids: Any, shown: Any, clicks: Any, counts: Any, key: Any) -> Any:
-    """The entry of a shown item, a new one if it has none.
-
-    When all R entries are taken, one makes room that was not shown since the hand last passed, and is not in the ring
-    of clicks (the clock algorithm: Corbato 1968). There is always one: the ring is shorter than the table.
-    """
+    """The entry of a shown item, a new one if it has none. When all R entries are taken, one makes room that was not
+    shown since the hand last passed, and is not in the ring of clicks (the clock algorithm: Corbato 1968). There is
+    always one: the ring is shorter than the table."""
     entry = np.int64(seek(slots, home_slot(key, shift), ids, key))
     if entry == EMPTY:
         if counts[USED] < len(ids):

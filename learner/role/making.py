@@ -44,12 +44,10 @@ def wanted_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
 
 
 def model_of(schema: Schema, spec: Mapping[str, Any], seed: int, *, live: bool = False) -> OnlineModel | OwnModel:
-    """The untrained model of a spec, whose entry ``model`` names a registered model or a class, ``module:Class``.
-
-    A class is imported, so the name must be of the caller's own settings or flags, never of a message. ``live``: later
+    """The untrained model of a spec, whose entry ``model`` names a registered model or a class, ``module:Class``. A
+    class is imported, so the name must be of the caller's own settings or flags, never of a message. ``live``: later
     failures of a class are counted, and end nothing; else they are raised. Raises SettingError where the spec has an
-    unknown name or value; or the class cannot be imported, or breaks the rules.
-    """
+    unknown name or value; or the class cannot be imported, or breaks the rules."""
     return OwnModel(schema, spec, seed, live=live) if is_own(spec.get("model")) else OnlineModel(schema, spec, seed)
 
 
@@ -62,11 +60,8 @@ def writer_of(
     half: bool = False,
     named: str = "",
 ) -> ModelWriter | OwnWriter:
-    """The writer of a snapshot that serves (:meth:`~learner.serving.staging.ModelWriter.of`).
-
-    Args:
-        spec: as the snapshot's manifest has it.
-        named: the model in the scorer's own setting. Only this class is ever imported.
+    """The writer of a snapshot that serves (:meth:`~learner.serving.staging.ModelWriter.of`). ``spec``: as the
+    snapshot's manifest has it. ``named``: the model in the scorer's own setting. Only this class is ever imported.
 
     Raises:
         SettingError: the spec is not one.

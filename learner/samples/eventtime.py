@@ -39,12 +39,10 @@ def proofs(waits: Waits) -> NDArray[np.int64]:
 
 
 class EventTime:
-    """Event time over all partitions: a watermark (Akidau et al. 2015), the smallest of the partitions' times.
-
-    A silent partition does not hold it back, else nothing would settle; its later samples may be behind the watermark.
-    An expected partition holds it until it is heard or silent: a learner that catches up gets one partition's samples
-    before another's. Snapshots do not keep it; it restarts with a process.
-    """
+    """Event time over all partitions: a watermark (Akidau et al. 2015), the smallest of the partitions' times. A silent
+    partition does not hold it back, else nothing would settle; its later samples may be behind the watermark. An
+    expected partition holds it until it is heard or silent: a learner that catches up gets one partition's samples
+    before another's. Snapshots do not keep it; it restarts with a process."""
 
     def __init__(self, waits: Waits) -> None:
         self.now_ms = 0  # all partitions that are not silent have passed it; 0: nothing is known

@@ -104,10 +104,8 @@ def put(
     wide: Array,
 ) -> int:
     """Writes rows; a new one for a key that has none, from ``spare`` (R,) or beyond those used. The caller makes sure
-    of enough slots and rows; without a row the rest is not written. The return value means nothing.
-
-    A row is written before its slot, so a reader that finds the slot finds the row.
-    """
+    of enough slots and rows; without a row the rest is not written. The return value means nothing. A row is written
+    before its slot, so a reader that finds the slot finds the row."""
     mask, width = len(slots) - 1, embedding.shape[1]
     touched = 0
     for first in range(0, len(keys), AHEAD):
@@ -180,11 +178,9 @@ def move(slots: Array, after: Array, shift: int, ids: Array, first: int, last: i
 
 @compiled
 def distinct(cat: Array, columns: Array, once: Array, scratch: Array, shift: int, unique: Array, inverse: Array) -> int:
-    """Distinct ids of the ``columns`` (C,) of ``cat`` in order of appearance; returns U.
-
-    A column that is ``once`` (C,) has one id in all rows: only ``inverse[0, c]`` is written for it. ``inverse`` (n, C)
-    int32: place in ``unique``, EMPTY where the id is 0. ``scratch`` is filled with EMPTY, longer than the ids.
-    """
+    """Distinct ids of the ``columns`` (C,) of ``cat`` in order of appearance; returns U. A column that is ``once`` (C,)
+    has one id in all rows: only ``inverse[0, c]`` is written for it. ``inverse`` (n, C) int32: place in ``unique``,
+    EMPTY where the id is 0. ``scratch`` is filled with EMPTY, longer than the ids."""
     mask, found = len(scratch) - 1, 0
     for b in range(len(inverse)):
         for c in range(len(columns)):
@@ -213,11 +209,9 @@ def distinct(cat: Array, columns: Array, once: Array, scratch: Array, shift: int
 @compiled
 def pool(values: Array, inverse: Array, starts: Array, once: Array, at: int, x: Array, t: Array) -> None:
     """Into ``x[:, at:]`` (n, F D) the mean of each field's embeddings over its ids that are not missing; onto ``t``
-    (n,) the sum of the wide weights.
-
-    values (U, D + 1): embedding, wide weight. inverse and once as in :func:`distinct`, ``starts`` (F + 1,) first column
-    of each field. The arithmetic is that of ``pool`` and ``wide_sum`` in learner/tables/kernels.py, in their order.
-    """
+    (n,) the sum of the wide weights. values (U, D + 1): embedding, wide weight. inverse and once as in
+    :func:`distinct`, ``starts`` (F + 1,) first column of each field. The arithmetic is that of ``pool`` and
+    ``wide_sum`` in learner/tables/kernels.py, in their order."""
     width = values.shape[1] - 1
     for b in range(len(inverse)):
         total = np.float32(0)

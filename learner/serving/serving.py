@@ -45,11 +45,8 @@ _EVERYTHING = 2**31 - 1
 
 
 class ServingModel:
-    """One version of a model, to score with. Reads only; several threads may score at once.
-
-    :meth:`attach` makes it in any process that has the writer's arrays. :meth:`of` makes one with a writer of its own,
-    which can be patched.
-    """
+    """One version of a model, to score with. Reads only; several threads may score at once. :meth:`attach` makes it in
+    any process that has the writer's arrays. :meth:`of` makes one with a writer of its own, which can be patched."""
 
     def __init__(self, frame: Frame, tables: dict[str, Table], dense: Dense, dropped: int = 0) -> None:
         self.frame, self.tables, self._dense, self._dropped = frame, tables, dense, dropped
@@ -105,12 +102,9 @@ class ServingModel:
         return ServingModel(self.frame, tables, dense, self._dropped)
 
     def settled(self, folded: int, base: Arrays | None = None) -> ServingModel:
-        """The same version without the overlays that are in the base by now.
-
-        Args:
-            folded: how many have been folded whole since this reader attached.
-            base: the writer's, when its ``generation`` has risen; names that are missing stay as they were.
-        """
+        """The same version without the overlays that are in the base by now. ``folded``: how many have been folded
+        whole since this reader attached. ``base``: the writer's, when its ``generation`` has risen; names that are
+        missing stay as they were."""
         base = base or {}
         tables = {}
         for name, t in self.tables.items():

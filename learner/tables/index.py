@@ -47,12 +47,8 @@ def first_of_each(ordered: NDArray[Any]) -> NDArray[np.bool_]:
 
 class Index:
     """Ids, their rows, and the record of each row. Raises SettingError where the system refuses to reserve the memory
-    that ``max_rows`` would need.
-
-    Args:
-        columns: name and number of float32 columns of each part of a record, in order.
-        max_rows: rows that will ever be held; :meth:`add` gives no more than that.
-    """
+    that ``max_rows`` would need. ``columns``: name and number of float32 columns of each part of a record, in order.
+    ``max_rows``: rows that will ever be held; :meth:`add` gives no more than that."""
 
     def __init__(self, columns: dict[str, int], max_rows: int) -> None:
         self.max_rows = max_rows
@@ -113,10 +109,8 @@ class Index:
         return out
 
     def add(self, ids: Ids) -> RowNumbers:
-        """New rows for ids that are absent, distinct and not 0; their records are zero.
-
-        Where ``max_rows`` leaves no room for all, only the first ids get rows: (m,) with m <= n.
-        """
+        """New rows for ids that are absent, distinct and not 0; their records are zero. Where ``max_rows`` leaves no
+        room for all, only the first ids get rows: (m,) with m <= n."""
         ids = ids[: max(0, self.max_rows - len(self))]
         again = self._free[len(self._free) - min(len(ids), len(self._free)) :][::-1]
         self._free = self._free[: len(self._free) - len(again)]

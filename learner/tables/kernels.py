@@ -142,12 +142,10 @@ def erase(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys:
 
 @compiled
 def move(slots: Array, shift: int, after: Array, place: Array, ids: Array, least: int) -> None:
-    """Moves ``least`` slots, and on to the next free one, over to ``after``; ``place`` has the progress.
-
-    It began at a free slot and stops at one. So no run of slots is ever cut in two: an id lies, as a whole run does, on
-    the side of its home. The last run may go past the end of the slots, into those that were moved first. It cannot go
-    past all of them, because the slots move faster than ids come.
-    """
+    """Moves ``least`` slots, and on to the next free one, over to ``after``; ``place`` has the progress. It began at a
+    free slot and stops at one. So no run of slots is ever cut in two: an id lies, as a whole run does, on the side of
+    its home. The last run may go past the end of the slots, into those that were moved first. It cannot go past all of
+    them, because the slots move faster than ids come."""
     mask = len(slots) - 1
     start, moved = place[0], place[1]
     goal = min(moved + least, len(slots))
@@ -174,11 +172,9 @@ def live(ids: Array, first: int, last: int, out: Array) -> int:
 
 @compiled
 def distinct(columns: Array, slots: Array, shift: int, unique: Array, inverse: Array, counts: Array) -> int:
-    """Distinct ids of ``columns`` (B, C) in order of appearance; returns U.
-
-    ``unique`` gets the ids, ``counts`` how often each occurs, ``inverse`` (B, C) int32 the place of each id in
-    ``unique`` or EMPTY where it is 0 (missing). ``slots`` is scratch, filled with EMPTY, longer than B * C.
-    """
+    """Distinct ids of ``columns`` (B, C) in order of appearance; returns U. ``unique`` gets the ids, ``counts`` how
+    often each occurs, ``inverse`` (B, C) int32 the place of each id in ``unique`` or EMPTY where it is 0 (missing).
+    ``slots`` is scratch, filled with EMPTY, longer than B * C."""
     mask = len(slots) - 1
     found = 0
     for b in range(columns.shape[0]):
@@ -216,8 +212,8 @@ def gather(data: Array, first: int, rows: Array, out: Array) -> None:
 
 @compiled
 def scatter(data: Array, first: int, rows: Array, values: Array) -> None:
-    """The inverse of :func:`gather`: ``data[rows[u], first : first + D] = values[u]``, without EMPTY rows. values (U,
-    D)"""
+    """The inverse of :func:`gather`: ``data[rows[u], first : first + D] = values[u]``, without EMPTY rows. values
+    (U, D)"""
     for u in range(len(rows)):
         row = rows[u]
         if row != EMPTY:
@@ -241,11 +237,8 @@ def initial(keys: Array, seed: np.uint64, scale: np.float32, out: Array) -> None
 
 @compiled
 def pool(values: Array, inverse: Array, starts: Array, out: Array, at: int) -> None:
-    """Mean of a field's embeddings over its slots that are not missing.
-
-    values (U, D), inverse (B, C), ``starts`` (F + 1,) first column of each field; field f of row b goes to ``out[b, at
-    + f D :]``.
-    """
+    """Mean of a field's embeddings over its slots that are not missing. values (U, D), inverse (B, C), ``starts``
+    (F + 1,) first column of each field; field f of row b goes to ``out[b, at + f D :]``."""
     width = values.shape[1]
     for b in range(len(inverse)):
         place = at
@@ -460,9 +453,7 @@ def seen(marks: Array, ids: Array, at: int, last: int, before: int, rows: Array,
 @compiled
 def buckets(num: Array, columns: Array, edges: Array, ids: Array, out: Array) -> None:
     """``out`` (B, C): ``ids[j, |{k: edges[j, k] <= x}|]`` of ``x = num[i, columns[j]]``; 0 where edges are infinite.
-
-    ``edges`` (C, Q - 1) float32 ascending, ``ids`` (C, Q).
-    """
+    ``edges`` (C, Q - 1) float32 ascending, ``ids`` (C, Q)."""
     count = edges.shape[1]
     for j in range(len(columns)):
         known = count == 0 or np.isfinite(edges[j, 0])

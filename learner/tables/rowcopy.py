@@ -50,12 +50,10 @@ class RowCopy:
         return self.copied == _ALL
 
     def take(self, most: int, again: bool) -> tuple[RowNumbers, Ids]:
-        """The rows of the next part, and the ids that are removed with it; at most ``most`` in all.
-
-        Removed ids come first, and rows only with the last of them. So an id that came back is in no part before the
-        one that removes it; and the parts never hold rows of two different moments, more than the table had room for.
-        ``again``: rows that were touched behind the copy, not new ones.
-        """
+        """The rows of the next part, and the ids that are removed with it; at most ``most`` in all. Removed ids come
+        first, and rows only with the last of them. So an id that came back is in no part before the one that removes
+        it; and the parts never hold rows of two different moments, more than the table had room for. ``again``: rows
+        that were touched behind the copy, not new ones."""
         index = self._index
         gone = _some(self._gone, most, np.int64)
         left = most - len(gone)  # 0 while more ids wait

@@ -271,12 +271,8 @@ class SparseTable:
 
     def resume(self, serving: TableRows, training: dict[str, NDArray[Any]]) -> None:
         """The inverse of :meth:`snapshot`, on an empty table. Keeps the first rows if ``max_rows`` is fewer now. A
-        snapshot in parts is resumed part by part, in their order.
-
-        Raises:
-            KeyError: a column is missing.
-            ValueError: a column has another width or number of rows.
-        """
+        snapshot in parts is resumed part by part, in their order. Raises KeyError where a column is missing, and
+        ValueError where a column has another width or number of rows."""
         self.index.remove(as_read(serving.removed))
         rows = self.index.find_or_add(as_read(serving.ids))
         if self.width:

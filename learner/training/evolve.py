@@ -77,16 +77,9 @@ def evolve(
     spec: Mapping[str, Any],
     seed: int,
 ) -> tuple[OnlineModel, Report]:
-    """A model of ``schema`` and ``spec`` that goes on from a snapshot of another, and a report of each part.
-
-    Args:
-        old: names of the snapshot's columns (its ``extra["columns"]``).
-        seed: of what is new.
-
-    Raises:
-        SettingError: one of the specs is not one.
-        SnapshotError: the snapshot's tensors are not those of its spec and columns.
-    """
+    """A model of ``schema`` and ``spec`` that goes on from a snapshot of another, and a report of each part. ``old``:
+    names of the snapshot's columns (its ``extra["columns"]``). ``seed``: of what is new. Raises SettingError where one
+    of the specs is not one, and SnapshotError where the snapshot's tensors are not those of its spec and columns."""
     model = OnlineModel(schema, spec, seed)
     report = Report()
     _compare(old, model.columns, old_spec, model.spec, report)

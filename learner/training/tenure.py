@@ -43,11 +43,7 @@ _REMEDY = "run one learner for a store; to let this one take over, stop the othe
 
 class Tenure:
     """The claim of the learner: what this process knows of the topic ``model.deltas``, and the epoch that it has won.
-
-    Args:
-        claimant: a name that no other process has.
-        mark: the file that marks this folder's learner as fenced.
-    """
+    ``claimant``: a name that no other process has. ``mark``: the file that marks this folder's learner as fenced."""
 
     def __init__(self, settings: Settings, claimant: str, mark: Path) -> None:
         self.claimant, self.epoch = claimant, -1
@@ -63,12 +59,9 @@ class Tenure:
 
     def win(self, publisher: Publisher, store: Place, stop: threading.Event) -> bool:
         """Claims the epoch above all others, and returns when it is won. False: ``stop`` was set before it claimed any,
-        so it replaces no learner. ``store``: highest epoch and number in the store.
-
-        Raises:
-            FencedError: another learner was faster, or the one that fenced this one before is still there.
-            BrokerError: the broker does not answer.
-        """
+        so it replaces no learner. ``store``: highest epoch and number in the store. Raises FencedError where another
+        learner was faster, or the one that fenced this one before is still there, and BrokerError where the broker does
+        not answer."""
         self._read_to_end()
         if self._mark.exists():
             self._listen(stop)

@@ -80,12 +80,8 @@ class Trainer:
         return sum(len(b) for b in self._pending)
 
     def take(self, batch: SampleBatch, partition: int = 0, joined_ms: int = 0, offset: int = 0) -> None:
-        """Queues what is new in a message of a partition, whose columns are those of the model's schema.
-
-        Args:
-            joined_ms: when the message was made (wall time), for tracing alone.
-            offset: of the message.
-        """
+        """Queues what is new in a message of a partition, whose columns are those of the model's schema. ``joined_ms``:
+        when the message was made (wall time), for tracing alone. ``offset``: of the message."""
         fresh = self.repeats.first_time(batch)
         self.counts["repeated"] += int(len(batch) - fresh.sum())
         follow = batch.kind == FOLLOW_UP
@@ -182,20 +178,15 @@ class Trainer:
             self.repeats.resume(own)
 
     def snapshot(self, ordered: bool = True) -> dict[str, Array]:
-        """What a snapshot keeps besides the model: the ids already learnt from, by default in order.
-
-        Call it with the model's own snapshot, when nothing is pending: a pending row counts as seen, but no weight has
-        seen it. Rolling figures are not kept; they restart with a process.
-        """
+        """What a snapshot keeps besides the model: the ids already learnt from, by default in order. Call it with the
+        model's own snapshot, when nothing is pending: a pending row counts as seen, but no weight has seen it. Rolling
+        figures are not kept; they restart with a process."""
         return {f"{_PREFIX}{n}": a for n, a in self.repeats.snapshot(ordered).items()}
 
     def resume(self, training: Mapping[str, Array], counts: Mapping[str, Any]) -> None:
         """The inverse of :meth:`snapshot`, with the counts of the snapshot's announcement. Call it after the model's
-        resume.
-
-        Served pages of which the snapshot's process had seen something are not judged again. ``training``: arrays of a
-        whole snapshot; the model's are ignored.
-        """
+        resume. Served pages of which the snapshot's process had seen something are not judged again. ``training``:
+        arrays of a whole snapshot; the model's are ignored."""
         own = below(_PREFIX, training)
         if own:
             self.repeats.resume(own)

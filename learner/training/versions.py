@@ -203,11 +203,9 @@ class Versions:
 
     def begin(self, rows: int = 100_000) -> Slicing:
         """Begins a snapshot that is copied ``rows`` rows at a time, and gives up an earlier one. Not where
-        :attr:`root_newest`.
-
-        Take parts between steps of learning until there is none; then, right after a delta with all there is, call
-        :meth:`finish`. :class:`SnapshotFiles` writes the files, under the name of :attr:`place` as it is now.
-        """
+        :attr:`root_newest`. Take parts between steps of learning until there is none; then, right after a delta with
+        all there is, call :meth:`finish`. :class:`SnapshotFiles` writes the files, under the name of :attr:`place` as
+        it is now."""
         return self.model.slices(rows)
 
     def begin_root(self) -> Slicing:

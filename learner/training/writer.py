@@ -33,12 +33,8 @@ class End:
 
 
 class SnapshotWriter:
-    """Writes the given parts in order, and reports the outcome of the snapshot.
-
-    Args:
-        announce: announces a snapshot to the scorers.
-        forget_before: receives the offset of ``model.deltas`` before which no message is needed.
-    """
+    """Writes the given parts in order, and reports the outcome of the snapshot. ``announce``: announces a snapshot to
+    the scorers. ``forget_before``: receives the offset of ``model.deltas`` before which no message is needed."""
 
     def __init__(
         self,

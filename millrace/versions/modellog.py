@@ -148,11 +148,8 @@ class _Open:
 
 
 class Assembler:
-    """Turns the messages of ``model.deltas``, in order of their offsets, into entries.
-
-    It holds at most four incomplete deltas. It gives one up, as a :class:`Bad`, when a later one of the same learner is
-    whole, or a fifth begins.
-    """
+    """Turns the messages of ``model.deltas``, in order of their offsets, into entries. It holds at most four incomplete
+    deltas. It gives one up, as a :class:`Bad`, when a later one of the same learner is whole, or a fifth begins."""
 
     def __init__(self) -> None:
         self._open: dict[_Key, _Open] = {}

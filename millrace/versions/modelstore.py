@@ -106,12 +106,8 @@ class ModelStore:
     def write_part(
         self, begun: Place, number: int, image: Image, training: Mapping[str, Array]
     ) -> tuple[Sealed, Sealed]:
-        """Writes a part of a snapshot: what serves, and what only training needs.
-
-        Args:
-            begun: the version at which the snapshot began; no two snapshots share it.
-            number: of the part, from 0.
-        """
+        """Writes a part of a snapshot: what serves, and what only training needs. ``begun``: the version at which the
+        snapshot began; no two snapshots share it. ``number``: of the part, from 0."""
         name = f"part-{begun.epoch:08d}-{begun.number:016d}-{number:05d}"
         return self._write(f"{name}.serving", image.tensors()), self._write(f"{name}.training", training)
 
@@ -121,12 +117,8 @@ class ModelStore:
     def write_manifest(
         self, parts: Sequence[tuple[Sealed, Sealed]], own_hash: str | None = None, **meta: Any
     ) -> Announcement:
-        """Makes a snapshot of parts that are written.
-
-        Args:
-            own_hash: hash of the delta of this version; None: the snapshot is a root.
-            meta: the other fields of :class:`Announcement`.
-        """
+        """Makes a snapshot of parts that are written. ``own_hash``: hash of the delta of this version; None: the
+        snapshot is a root. ``meta``: the other fields of :class:`Announcement`."""
         serving = [part for part, _ in parts]
         digest = digest_of(serving)
         own = own_hash or chain("", digest)
@@ -301,11 +293,8 @@ class ModelStore:
 
 def thinned(notes: Sequence[Announcement], keep_ms: int) -> list[Announcement]:
     """The snapshots to keep for a rollback, newest first: the last of each sixth of ``keep_ms``, and one from before
-    it, so that one is always at least so old.
-
-    Sixths follow the clock, not the newest snapshot: so the one kept of a past sixth never changes. ``keep_ms``: event
-    time; 0: none are kept.
-    """
+    it, so that one is always at least so old. Sixths follow the clock, not the newest snapshot: so the one kept of a
+    past sixth never changes. ``keep_ms``: event time; 0: none are kept."""
     if keep_ms <= 0 or not notes:
         return []
     since_ms = notes[0].event_ms - keep_ms

@@ -55,11 +55,9 @@ class Claim(Struct, frozen=True):
 
 
 class Announcement(Struct, frozen=True):
-    """How a version describes itself: a message of ``model.deltas``, and a snapshot's manifest in the store.
-
-    A message leaves out what only a learner needs: ``training``, ``offsets``, ``logs``, and ``extra`` but for its
-    ``rows``. A delta has no ``spec``.
-    """
+    """How a version describes itself: a message of ``model.deltas``, and a snapshot's manifest in the store. A message
+    leaves out what only a learner needs: ``training``, ``offsets``, ``logs``, and ``extra`` but for its ``rows``. A
+    delta has no ``spec``."""
 
     kind: Literal["snapshot", "delta"]
     epoch: Epoch

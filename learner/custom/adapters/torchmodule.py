@@ -49,10 +49,8 @@ class TorchModel:
         self.seed, self.steps = seed, 0
 
     def build(self, schema: Schema, spec: Mapping[str, Any]) -> nn.Module:
-        """The module: forward(cat (B, F) int64, num (B, N) float32) gives logits (B,). The constructor calls it.
-
-        In evaluation mode its forward must write nothing: batch norm and dropout see to that themselves.
-        """
+        """The module: forward(cat (B, F) int64, num (B, N) float32) gives logits (B,). The constructor calls it. In
+        evaluation mode its forward must write nothing: batch norm and dropout see to that themselves."""
         raise NotImplementedError
 
     def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -98,11 +96,9 @@ class TorchModel:
 
     @cached_property
     def optimiser(self) -> torch.optim.Optimizer:
-        """Made at its first use: a scorer, which makes an object a version, needs none.
-
-        It has taken a first step of rate 0 without gradients. Most optimisers make their state at the first step, and a
-        snapshot must have the same arrays from the beginning.
-        """
+        """Made at its first use: a scorer, which makes an object a version, needs none. It has taken a first step of
+        rate 0 without gradients. Most optimisers make their state at the first step, and a snapshot must have the same
+        arrays from the beginning."""
         optimiser = torch.optim.Adam(self.module.parameters(), lr=0.0)
         for parameter in self.module.parameters():
             parameter.grad = torch.zeros_like(parameter)

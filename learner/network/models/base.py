@@ -71,12 +71,9 @@ axis that does not depend on the inputs."""
 
 
 class Network(nn.Module):
-    """Base of all dense parts.
-
-    ``forward(embeddings, numbers)`` takes one (B, F, D) tensor for each width of ``shape.groups`` and the scaled
-    numbers (B, N). It returns the dense part's logits (B,). In training mode its normalisation uses and updates
-    statistics. In evaluation mode it must not write anything.
-    """
+    """Base of all dense parts. ``forward(embeddings, numbers)`` takes one (B, F, D) tensor for each width of
+    ``shape.groups`` and the scaled numbers (B, N). It returns the dense part's logits (B,). In training mode its
+    normalisation uses and updates statistics. In evaluation mode it must not write anything."""
 
     delays: Tensor  # (SIZE,) weights of the model of click delays (delays.py); set and published as edges are
     edges: Tensor  # (C, Q - 1) where quantile buckets end; infinite: not known yet. The learner sets and publishes it

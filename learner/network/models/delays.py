@@ -47,12 +47,8 @@ MOST_WAITING = 200_000
 
 
 class Delays:
-    """The model of delays.
-
-    Args:
-        weights: (SIZE,) a buffer of the network; read and written in place.
-        settled_ms: event time from an exposure until its clicks have come.
-    """
+    """The model of delays. ``weights``: (SIZE,) a buffer of the network; read and written in place. ``settled_ms``:
+    event time from an exposure until its clicks have come."""
 
     def __init__(self, weights: Tensor, settled_ms: int) -> None:
         self.settled_ms = settled_ms
@@ -117,12 +113,8 @@ class Delays:
         }
 
     def resume(self, state: Mapping[str, Array]) -> None:
-        """The inverse of :meth:`snapshot`; the weights come with the network.
-
-        Raises:
-            KeyError: an array is missing.
-            ValueError: an array has another shape than its fellows.
-        """
+        """The inverse of :meth:`snapshot`; the weights come with the network. Raises KeyError where an array is
+        missing, and ValueError where an array has another shape than its fellows."""
         squares, sizes, places, early = (np.array(state[n]) for n in ("squares", "sizes", "places", "early"))
         rows = int(sizes.sum())
         if squares.shape != (SIZE,) or len(places) != rows or len(early) != rows or len(state["newest"]) != len(sizes):

@@ -31,8 +31,8 @@ class InnerProducts(nn.Module):
 
 
 def outer_product(v: Tensor) -> Tensor:
-    """Outer product by superposition (Qu et al. 2016, section 3.2): ``p = s s^T``, ``s = sum_i v_i``. (B, F, D) -> (B,
-    D D)"""
+    """Outer product by superposition (Qu et al. 2016, section 3.2): ``p = s s^T``, ``s = sum_i v_i``. (B, F, D) ->
+    (B, D D)"""
     s = v.sum(1)  # (B, D)
     return (s.unsqueeze(2) * s.unsqueeze(1)).flatten(1)
 
