@@ -72,7 +72,7 @@ class Catalogue:
         # Shops keep to one parent category, in proportion to its trade.
         trade = np.bincount(self.parent_of, self.share, p.parents)
         self._shop_parent = np.sort(rng.choice(p.parents, p.shops, p=trade))
-        self._shop_parent[: p.parents] = np.arange(p.parents)  # none is without a shop
+        self._shop_parent[: p.parents] = np.arange(p.parents)  # every parent category has a shop
         self._shops = [np.flatnonzero(self._shop_parent == k) for k in range(p.parents)]
         self._cohorts: OrderedDict[int, Goods] = OrderedDict()
 

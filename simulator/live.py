@@ -171,7 +171,7 @@ class Shop:
     # -- shoppers --------------------------------------------------------------------------------------------
 
     async def _admit(self, scorer: ScorerClient) -> None:
-        """Lets each session in at its time."""
+        """Starts each session at its time."""
         now = event_now_ms(self._clock)
         for visits, views in self._sessions(day_of(now), now):
             await self._until(int(visits.start_ms[views[0]]))
@@ -185,7 +185,7 @@ class Shop:
             task.add_done_callback(self._tasks.discard)
 
     def _sessions(self, day: int, from_ms: int) -> Iterator[tuple[Visits, Any]]:
-        """Sessions from a time on, in order of their start, day after day: the day's visits and the session's views."""
+        """Sessions from a time on, by their start, day after day: the day's visits and the session's views."""
         while True:
             visits = self._world.visits(day)
             order = np.lexsort((visits.page, visits.session))
@@ -264,7 +264,6 @@ class Shop:
             self._oracle_auc.add(ts_ms, chance, clicked.tolist())
 
     def _own_page(self, visits: Visits, view: int) -> list[int]:
-        """Ids of the previous recommender's page."""
         if self._policy is None or self._policy[0] != visits.day:
             self._policy = (visits.day, PagePolicy(self._world, self._world.day(visits.day)))
         rows = self._policy[1].pages(visits, np.array([view]))[0]

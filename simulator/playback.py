@@ -200,7 +200,7 @@ class Playback:
             self._lost += not self._stop.is_set()
             return
         request_id = str(answered[0]["request_id"])
-        # The page that the scorer logged begins with our first item, whatever its slot was in the log.
+        # The scorer counts slots from our first item, whatever the log's own slots are.
         exposure = Exposure(f"{request_id}/e", request_id, ts_ms, scene.user_id, scene.items)
         self._outbox.page(exposure, ARM)
         for slot, times in enumerate(scene.times):

@@ -119,7 +119,7 @@ class Script:
         born = np.zeros(len(rows), np.int64)
         if "age_days" in self._log.column_names:
             age = self._log["age_days"].take(rows).fill_null(0).to_numpy()
-            # Upwards: nothing is born before 1970, whatever a log says; 0 means unknown.
+            # At least 0, which means unknown: a log's ages may reach back before 1970.
             born = np.maximum(self.ts_ms[rows] - np.round(age * DAY_MS).astype(np.int64), 0)
         return [Item(i, a, born_ms=b) for i, a, b in zip(ids, table, born.tolist(), strict=True)]
 

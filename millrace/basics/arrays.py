@@ -30,7 +30,7 @@ _DTYPE = re.compile(r"[<|][fiub][1248]")
 
 
 class ArraySpec(Struct, frozen=True, array_like=True):
-    """An array as the list describes it."""
+    """Name, type and shape of an array in the list."""
 
     name: str
     dtype: str  # numpy's, little-endian: "<f4"
@@ -48,7 +48,6 @@ class ArraySpec(Struct, frozen=True, array_like=True):
 
 
 def specs_of(arrays: Mapping[str, Array]) -> list[ArraySpec]:
-    """The list of these arrays."""
     return [ArraySpec(name, a.dtype.newbyteorder("<").str, list(a.shape)) for name, a in arrays.items()]
 
 

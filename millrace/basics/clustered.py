@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[Any]
 Parts = tuple[float, NDArray[np.float64]]
-"""A figure, and what each row adds to its error, (n,)."""
+"""A figure, and each row's part of its error, (n,)."""
 
 FEWEST = 5
 """Users who have clicked, or who have not, below which there is no interval."""
 FEW = f"fewer than {FEWEST} users have clicked, or have not"
-"""Why there is none, in words."""
+"""Reason for a missing interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Gap:
 
     @property
     def told(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return abs(self.value) > self.half
 
 
@@ -139,7 +139,6 @@ class Users:
 
     @property
     def few(self) -> bool:
-        """Whether there is no interval."""
         return math.isnan(self.freedom)
 
     @property
@@ -160,7 +159,7 @@ def gap(own: Parts, base: Parts, y: Numbers, user: NDArray[np.intp]) -> Gap:
 
 def user_numbers(column: pa.ChunkedArray) -> NDArray[np.intp]:
     """A number from 0 on for each user of a log's column, plain or dictionary-encoded. (n,)"""
-    import pyarrow as pa  # logs are read with it; who compares two models live has none
+    import pyarrow as pa  # only for logs; a live comparison of models runs without it
 
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()

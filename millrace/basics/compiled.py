@@ -71,7 +71,7 @@ def home_slot(key: Any, shift: Any) -> Any:
 
 @njit(inline="always")
 def split_mix(state: Any) -> Any:
-    """The number that SplitMix64 makes of a state, uint64. The next state is ``state + GOLDEN``."""
+    """SplitMix64's output for a state, uint64. The next state is ``state + GOLDEN``."""
     x = (state ^ (state >> np.uint64(30))) * C2
     x = (x ^ (x >> np.uint64(27))) * C3
     return x ^ (x >> np.uint64(31))

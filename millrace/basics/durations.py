@@ -27,7 +27,7 @@ GRAINS_MIN = ((HOUR_MIN, 5), (6 * HOUR_MIN, 15), (DAY_MIN, HOUR_MIN), (7 * DAY_M
 SHORTEST_MIN = 15
 """Minutes: the shortest window. A window is at least three of its grains long."""
 LONGEST_DAYS = 1800
-"""The longest window beside one of six hours or less: tiles of five minutes can name so many days at once."""
+"""The longest window beside one of six hours or less: the limit of five-minute tiles."""
 UNITS_PER_HALF_LIFE = 6
 """A half-life is at least so many units of the store: a fresh event's weight is then within 6 percent."""
 
@@ -77,12 +77,12 @@ def lengths_in_minutes(lengths: tuple[int | str, ...]) -> tuple[int, ...]:
 
 
 def grain_minutes(minutes: int) -> int:
-    """The grain of a window of so many minutes: a count lies between the exact ones of it and of it plus the grain."""
+    """The grain of a window of so many minutes. A count lies between the exact counts of the window and of the window
+    plus the grain."""
     return next(grain for longest, grain in GRAINS_MIN if minutes <= longest)
 
 
 def unit_minutes(minutes: Sequence[int]) -> int:
-    """The unit of a store with windows of so many minutes."""
     return min([HOUR_MIN, *map(grain_minutes, minutes)])
 
 

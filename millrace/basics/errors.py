@@ -65,11 +65,11 @@ class SnapshotError(MillraceError):
 
 
 class FencedError(MillraceError):
-    """Another learner has taken over. Whoever supervises this one must not start it again (:data:`FENCED_STATUS`)."""
+    """Another learner has taken over. The supervisor must not start this one again (:data:`FENCED_STATUS`)."""
 
 
 class ClockError(MillraceError):
-    """The event clock is behind what a saved state has already seen."""
+    """The event clock is behind a saved state."""
 
 
 class ConservationError(MillraceError):
@@ -81,11 +81,11 @@ class LeakError(MillraceError):
 
 
 class ParityError(MillraceError):
-    """What replay makes of an archive is worth another AUC than what the live loop logged."""
+    """The replay of an archive gives another AUC than the live loop's log."""
 
 
 FENCED_STATUS = 3
-"""How a process ends that was fenced: it would only fence the other one in turn."""
+"""Exit status of a fenced process: after a restart it would only fence the other one in turn."""
 EXIT_CODES = {
     0: "done",
     1: "an expected failure or a wrong flag, named in one line; or a check that found something",
@@ -93,7 +93,7 @@ EXIT_CODES = {
     130: "ended by Ctrl-C before its work had begun, or by a second one",
     143: "a demo that SIGTERM ended",
 }
-"""What the status of a command means."""
+"""Meaning of each exit status."""
 
 
 def one_line(error: BaseException) -> str:
@@ -106,7 +106,7 @@ _NO_CHOICE = re.compile(r"^Invalid enum value .* - at `\$(.*)`$")
 
 
 def invalid(error: msgspec.ValidationError, kind: type) -> str:
-    """Why a value is not of ``kind``; of a word that is none of those allowed, with these.
+    """The reason why a value is not of ``kind``; for a wrong word, with the allowed ones.
 
     >>> from typing import Literal
     >>> Field = msgspec.defstruct("Field", [("of", Literal["item", "user"])])

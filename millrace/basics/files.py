@@ -100,7 +100,7 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def _changed_s(path: Path) -> float:
-    """When it was last written; 0 when it is gone."""
+    """Time of the last write; 0 for a missing file."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -41,7 +41,7 @@ def value_hash(value: object) -> int:
 
 
 def column_hash(column: Any) -> U64:
-    """:func:`value_hash` of a whole column (any sequence or array), each distinct value hashed once. (n,) uint64"""
+    """:func:`value_hash` of a whole column (any sequence or array); hashes each distinct value one time. (n,) uint64"""
     values = np.asarray(column)
     if values.dtype.kind in "OUS":
         known: dict[object, int] = {}

@@ -92,7 +92,7 @@ def calibration(p: Numbers, y: Numbers) -> float:
 
 
 def sound(p: Numbers) -> NDArray[np.bool_]:
-    """Which predictions are probabilities. (n,)"""
+    """(n,) whether each prediction is a probability."""
     p = np.asarray(p)
     found: NDArray[np.bool_] = (p >= 0) & (p <= 1)  # NaN is not
     return found
@@ -111,14 +111,14 @@ def known(figure: float) -> float | None:
 
 
 class Newest:
-    """Scores and labels of the newest ``size`` rows. Figures are made from them when asked for."""
+    """Scores and labels of the newest ``size`` rows, for metrics on request."""
 
     def __init__(self, size: int) -> None:
         self.rows = 0  # ever added
         self._p, self._y = np.zeros(size), np.zeros(size)  # a ring
 
     def add(self, p: Numbers, y: Numbers) -> None:
-        """Takes rows in order, (n,); more than fit are no fault."""
+        """Takes rows in order, (n,); keeps the newest if they are too many."""
         size = len(self._p)
         new = slice(max(0, len(p) - size), None)
         at = (self.rows + np.arange(len(p))[new]) % size

@@ -15,7 +15,6 @@ from msgspec import Meta, Struct
 from millrace import __version__
 
 Schema = dict[str, Any]
-"""A JSON Schema."""
 
 
 class Alive(Struct, frozen=True):
@@ -32,13 +31,13 @@ class Ready(Struct, frozen=True, omit_defaults=True):
 
 
 class Failure(Struct, frozen=True):
-    """Every answer that is no success."""
+    """Every answer to a refused or failed request."""
 
     error: Annotated[str, Meta(description="One line that names the value and the remedy")]
 
 
 class Described(NamedTuple):
-    """A route: what it takes and gives. ``refusals`` are the statuses beside 200 that a caller must expect."""
+    """A route: its inputs and answers. ``refusals`` are the statuses beside 200 that a caller must expect."""
 
     method: str
     path: str
@@ -46,7 +45,7 @@ class Described(NamedTuple):
     asks: Any  # a type; None: no body
     answers: type[Struct] | None  # None: no JSON, or any
     refusals: tuple[int, ...]
-    open: bool = False  # needs no token, whatever is set
+    open: bool = False  # never needs a token
 
 
 def described(routes: Sequence[Described]) -> str:

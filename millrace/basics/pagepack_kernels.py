@@ -19,12 +19,12 @@ from millrace.basics.compiled import compiled
 
 Array = NDArray[Any]
 BAD = -1
-"""A message that does not say what it should."""
-_INTEGERS = np.float32(1 << 24)  # below it a float32 tells every whole number from the next
+"""Result for an invalid message."""
+_INTEGERS = np.float32(1 << 24)  # below it a float32 holds every whole number
 
 
 class Recipe(NamedTuple):
-    """How rates follow from counts; :class:`millrace.contracts.pagepack.Rates` makes it."""
+    """The derivation of rates from counts; :class:`millrace.contracts.pagepack.Rates` makes it."""
 
     actions: int  # A
     weight: np.float32  # s

@@ -38,7 +38,7 @@ log = structlog.get_logger("store")
 _MAGIC = b"MILLRACE SEALED\1"
 _TRAILER = struct.Struct("<32sQQ16s")
 ASIDE = "damaged-"
-"""What the name of a file that was set aside begins with."""
+"""Prefix of damaged files that were renamed."""
 
 T = TypeVar("T")
 _REMEDY = "give a folder or object store that can be read and written"
@@ -49,12 +49,12 @@ class AbsentError(StoreError):
 
 
 class DamagedError(StoreError):
-    """A file is not what was written: torn, flipped, empty, or another one under its name."""
+    """A file is torn, changed or empty, or another one has its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A file as it is named by another one: enough to recognise it."""
+    """A reference to a file: enough to recognise it."""
 
     name: str
     digest: str  # SHA-256 in hexadecimal, as in its seal
@@ -164,7 +164,7 @@ class Store:
         return [n for n in names if n.startswith(prefix) and not n.startswith(hidden)]
 
     def get(self, name: str) -> tuple[bytes, memoryview, Sealed]:
-        """Head (JSON), body, and what the file is.
+        """Head (JSON), body, and a reference to the file.
 
         Raises:
             AbsentError: there is no such file.

@@ -84,7 +84,7 @@ def _lock(folder: Path) -> int:
 
 
 def _allow_files() -> None:
-    """Each partition takes a descriptor, each client one: as many as the system lets us have without asking."""
+    """Raises the limit of open files as far as the system allows: each partition and each client takes one."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # macOS names no bound and has one
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

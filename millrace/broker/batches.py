@@ -31,16 +31,16 @@ from millrace.broker.codes import Refusal
 HEAD = struct.Struct(">qiibIhiqqqhii")
 HEAD_BYTES = HEAD.size  # 61
 LENGTH_AT = 12
-"""A batch's length counts what follows these bytes: the base offset and the length itself."""
+"""Offset in a batch from which its length counts: behind the base offset and the length itself."""
 CRC_FROM = 21
 PLACE = struct.Struct(">qi11xi")
-"""Base offset, length and last offset less the base: what a walk over batches needs."""
+"""Base offset, length and last offset less the base, for a walk over batches."""
 PLACE_BYTES = PLACE.size  # 27
 PREFIX = struct.Struct(">qii")
 
 NO_CODEC, GZIP, SNAPPY, LZ4, ZSTD = range(5)
 INFLATED_BYTES = 64 * 1024 * 1024
-"""More than this never comes out of one batch: a hostile one inflates to gigabytes."""
+"""Limit for one inflated batch: a hostile one inflates to gigabytes."""
 
 
 class Head(NamedTuple):
@@ -62,12 +62,11 @@ class Head(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of the whole batch."""
         return LENGTH_AT + self.length
 
     @property
     def last(self) -> int:
-        """Offset of the last record that the producer sent in it."""
+        """Offset of the last record that the producer sent."""
         return self.base + self.last_delta
 
     @property
@@ -113,12 +112,12 @@ def admit(data: memoryview, limit: int) -> Head:
 
 
 class Unreadable(ValueError):
-    """The records of a batch cannot be taken apart: damaged, too large, or of a compression that is not installed."""
+    """The records of a batch are damaged, too large, or of an unsupported compression."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record: where it is, what it is about, and its own bytes with their length in front."""
+    """One record; ``raw`` is its bytes with their length in front."""
 
     offset: int
     time_ms: int
@@ -128,7 +127,7 @@ class Record:
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """A zigzag number at ``at``, and where the next field begins. Raises IndexError at the end of the data."""
+    """A zigzag number at ``at``, and the position behind it. Raises IndexError at the end of the data."""
     value = shift = 0
     while True:
         byte = data[at]

@@ -19,7 +19,7 @@ HOST = "127.0.0.1"
 
 
 class Broker(Protocol):
-    """What the calls need of the broker that they are part of."""
+    """The broker, as its calls use it."""
 
     topics: Topics
     offsets: Offsets
@@ -36,22 +36,20 @@ class Broker(Protocol):
         """The group of this name, made if missing."""
 
     def settle(self, group: Group, answers: Answers) -> None:
-        """Sends what a group answers, and looks after its deadlines."""
+        """Sends a group's answers, and plans its next deadline."""
 
     def forget_topic(self, topic: Topic) -> None:
-        """Fetches that wait for it are answered."""
+        """Answers the fetches that wait for the topic."""
 
 
 class Call(NamedTuple):
-    """One request, decoded."""
-
     broker: Broker
     request: Any
     version: int
     client: str
     ticket: Ticket
-    """Stands for this request in a group's answers."""
+    """Identifies this request in a group's answers."""
 
 
 Handler = Callable[[Call], Any]
-"""Gives the answer (a message class without version), or None when the answer comes later by the ticket."""
+"""Returns the answer (a message class without version), or None when the answer comes later by the ticket."""

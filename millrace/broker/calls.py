@@ -19,7 +19,7 @@ from millrace.broker.wire import FETCH, FETCH_VERSIONS, PRODUCE, PRODUCE_VERSION
 
 API_VERSIONS = int(metadata.ApiVersionsRequest.API_KEY)
 CALL_BYTES = 4 * 1024 * 1024
-"""Requests without record sets are smaller than this. Decoded, they take some twenty times as much memory."""
+"""Limit for requests without record sets. Decoded, they take some twenty times as much memory."""
 
 _ENDLESS = re.compile(rb"[\x80-\xff]{256}")
 
@@ -32,7 +32,7 @@ def _api_versions(call: Call) -> Any:
 
 
 def unsupported_version() -> Any:
-    """The answer to a request for the versions that is itself of a version that we do not know."""
+    """The answer to an ApiVersions request of an unknown version."""
     kind = metadata.ApiVersionsResponse
     low, high = CALLS[API_VERSIONS].versions
     own = kind.ApiVersion(api_key=API_VERSIONS, min_version=low, max_version=high)
@@ -86,19 +86,18 @@ def decode(entry: Entry, head: Request, frame: memoryview) -> Any:
         return entry.request.decode(frame[at:], version=head.version)
     except Malformed:
         raise
-    except Exception as error:  # whatever its decoder meets in bytes from outside
+    except Exception as error:  # any error of the decoder on bytes from outside
         raise Malformed(f"{entry.request.name}: {type(error).__name__}") from None
 
 
 def _after_tags(frame: memoryview, at: int) -> int:
-    """Where a flexible head's tagged fields end. No client sends any."""
+    """The end of a flexible head's tagged fields. No client sends any."""
     if frame[at] != 0:
         raise Malformed("tagged fields in a request's head")
     return at + 1
 
 
 def encode(answer: Any, version: int, correlation: int) -> bytes:
-    """An answer with its frame."""
     answer.API_VERSION = version
     answer.with_header(correlation)
     return bytes(answer.encode(header=True, framed=True))

@@ -25,18 +25,18 @@ from millrace.broker.log import PartitionLog
 from millrace.broker.segment import Segment
 
 DIRTY_SHARE = 0.5
-"""A log is compacted when this share of its closed segments was written since the last time."""
+"""Share of new bytes in the closed segments at which a log is compacted."""
 
 
 def due(log: PartitionLog) -> bool:
-    """Whether compaction would be worth while now."""
+    """Whether compaction is worthwhile now."""
     closed = log.segments[:-1]
     dirty = sum(segment.size for segment in closed if segment.base >= log.cleaned_to)
     return log.limits.compact and dirty > 0 and dirty >= DIRTY_SHARE * sum(segment.size for segment in closed)
 
 
 def _digest(key: bytes) -> bytes:
-    """Sixteen bytes that stand for a key, so that memory depends on the number of keys alone."""
+    """Sixteen bytes for a key, so that memory depends on the number of keys alone."""
     return blake2b(key, digest_size=16).digest()
 
 

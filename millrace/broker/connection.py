@@ -18,28 +18,28 @@ log = structlog.get_logger("broker")
 
 LONGEST_WAIT_MS = 60_000
 JOIN_BYTES = 64 * 1024
-"""Pieces of an answer are copied into one below this size, which costs less than another call of the system."""
+"""Pieces of an answer below this size are copied into one, which costs less than another system call."""
 AHEAD_BYTES = 1024 * 1024
-"""What a client may send ahead of the answer that it waits for."""
+"""Bytes that a client may send before it has its answer."""
 
 
 class Service(Protocol):
-    """What a connection needs of its broker."""
+    """The broker, as a connection uses it."""
 
     connections: set[Connection]
     waiting: dict[tuple[str, int], set[Waiting]]
-    """Fetches that wait, by topic and partition."""
+    """Waiting fetches, by topic and partition."""
     loop: asyncio.AbstractEventLoop
 
     def take(self, connection: Connection, frame: memoryview) -> None:
         """Serves one request, now or later."""
 
     def read(self, get: Get) -> tuple[list[Got], bool]:
-        """What a fetch gets now, and whether that is enough to answer it."""
+        """Data for a fetch now, and whether it is enough for an answer."""
 
 
 class Connection(asyncio.Protocol):
-    """One client. See the module's text."""
+    """One client's connection."""
 
     def __init__(self, broker: Service) -> None:
         self.broker = broker
@@ -107,7 +107,6 @@ class Connection(asyncio.Protocol):
             self.transport.resume_reading()
 
     def refuse(self, why: str) -> None:
-        """Closes the connection and logs ``why``."""
         peer = self.transport.get_extra_info("peername") if self.transport is not None else None
         log.warning("connection closed", why=why, peer=str(peer))
         transport, self.transport = self.transport, None
@@ -116,7 +115,7 @@ class Connection(asyncio.Protocol):
             transport.abort()
 
     def answer(self, pieces: list[bytes]) -> None:
-        """Sends the answer to the request at hand, and goes on with the next; without pieces it has no answer."""
+        """Sends the answer to the current request, and takes the next; without pieces, the request has no answer."""
         self._busy = False
         if self.transport is None:
             return
@@ -142,18 +141,18 @@ class Waiting:
         self._timer = broker.loop.call_later(seconds, self.finish)
 
     def look(self) -> None:
-        """Something was appended to one of its partitions."""
+        """Checks for an answer after an append to one of its partitions."""
         self._got, enough = self._broker.read(self._get)
         if enough:
             self.finish()
 
     def finish(self) -> None:
-        """Answers with what there is."""
+        """Answers with the data at hand."""
         self.end()
         self._connection.answer(get_answer(self._head.correlation, self._head.version, self._got))
 
     def end(self) -> None:
-        """It waits no longer."""
+        """Stops waiting."""
         self._timer.cancel()
         self._connection.waiting = None
         for partition in self.partitions:

@@ -15,7 +15,7 @@ from millrace.broker.groups import Join, Joined, State, Synced
 
 
 def find_coordinator(call: Call) -> Any:
-    """Whom to ask about a group: this broker."""
+    """The broker for a group: this one."""
     kind, known = metadata.FindCoordinatorResponse, getattr(call.request, "key_type", 0) == 0
     return kind(
         throttle_time_ms=0,
@@ -62,7 +62,7 @@ def joined_answer(joined: Joined) -> Any:
 
 
 def sync_group(call: Call) -> Any:
-    """Answered when the leader has shared out."""
+    """Answered when the leader has sent the assignment."""
     asked = call.request
     group = call.broker.groups.get(asked.group_id)
     if group is None:
@@ -79,7 +79,7 @@ def synced_answer(synced: Synced) -> Any:
 
 
 def heartbeat(call: Call) -> Any:
-    """Whether the member is one still, and need not join again."""
+    """Whether the member is still one, and need not join again."""
     asked = call.request
     group = call.broker.groups.get(asked.group_id)
     code = codes.UNKNOWN_MEMBER_ID
@@ -89,7 +89,6 @@ def heartbeat(call: Call) -> Any:
 
 
 def leave_group(call: Call) -> Any:
-    """The member leaves without delay."""
     asked = call.request
     group = call.broker.groups.get(asked.group_id)
     code = codes.UNKNOWN_MEMBER_ID
@@ -100,7 +99,7 @@ def leave_group(call: Call) -> Any:
 
 
 def commit(call: Call) -> Any:
-    """Keeps offsets, if the group lets the client."""
+    """Keeps offsets, if the group allows it."""
     kind, asked = consumer.OffsetCommitResponse.OffsetCommitResponseTopic, call.request
     name, topics = asked.group_id, call.broker.topics
     group = call.broker.groups.get(name)
@@ -125,7 +124,7 @@ def commit(call: Call) -> Any:
 
 
 def committed(call: Call) -> Any:
-    """What a group committed: for some partitions, or for all."""
+    """A group's committed offsets, for some partitions or for all."""
     kind, asked, offsets = consumer.OffsetFetchResponse.OffsetFetchResponseTopic, call.request, call.broker.offsets
     wanted: dict[str, list[int]] = {}
     if asked.topics is None:
@@ -145,7 +144,6 @@ def committed(call: Call) -> Any:
 
 
 def describe_groups(call: Call) -> Any:
-    """Each group's state and members."""
     kind = admin.DescribeGroupsResponse
     found = []
     for name in call.request.groups:
@@ -176,7 +174,7 @@ def describe_groups(call: Call) -> Any:
 
 
 def list_groups(call: Call) -> Any:
-    """All groups that have members or have committed."""
+    """All groups with members or committed offsets."""
     kind = admin.ListGroupsResponse
     types = dict.fromkeys(call.broker.offsets.groups(), "")
     types |= {name: group.protocol_type for name, group in call.broker.groups.items()}

@@ -31,7 +31,7 @@ Ticket = Hashable
 
 
 class State(Enum):
-    """See the module's drawing. The values are Kafka's words for them."""
+    """States of the module's drawing, with Kafka's words for them."""
 
     EMPTY = "Empty"
     JOINING = "PreparingRebalance"
@@ -64,15 +64,13 @@ Answers = list[tuple[Ticket, Joined | Synced]]
 
 @dataclass(slots=True)
 class Member:
-    """One consumer of a group."""
-
     id: str
     client: str
     session_ms: int
     rebalance_ms: int
     protocols: tuple[tuple[str, bytes], ...]
     deadline_ms: int
-    """When its session ends. Not looked at while its join waits."""
+    """End of its session; ignored while its join waits."""
     joining: Ticket | None = None
     syncing: Ticket | None = None
     assignment: bytes = b""
@@ -93,12 +91,12 @@ class Join:
     protocol_type: str
     protocols: Sequence[tuple[str, bytes]]
     id_first: bool
-    """The client's version of the request wants its id before it joins."""
+    """The request's version needs an id from the broker before it joins."""
 
 
 @dataclass(slots=True)
 class Group:
-    """One group. See the module's text."""
+    """One consumer group."""
 
     name: str
     state: State = State.EMPTY
@@ -113,7 +111,7 @@ class Group:
     # ------------------------------------------------------------------ requests
 
     def join(self, ask: Join, ticket: Ticket, now_ms: int) -> Answers:
-        """A consumer wants to be (or stay) a member; it is answered when the group has agreed."""
+        """Adds or keeps a member. The answer comes when the group has agreed."""
         refused = self._refuse_join(ask)
         if refused:
             return [(ticket, Joined(refused, ask.member))]
@@ -161,7 +159,7 @@ class Group:
     def sync(
         self, name: str, generation: int, assignments: Mapping[str, bytes], ticket: Ticket, now_ms: int
     ) -> Answers:
-        """A member asks for its assignment; the leader brings everyone's."""
+        """A member asks for its assignment; the leader brings all assignments."""
         code = self._wrong(name, generation)
         if not code and self.state is State.JOINING:
             code = codes.REBALANCE_IN_PROGRESS
@@ -197,7 +195,7 @@ class Group:
         return code
 
     def may_commit(self, name: str, generation: int, now_ms: int) -> int:
-        """Whether offsets may be committed: by a member, or by anyone when the group has no members."""
+        """Whether offsets may be committed: by a member, or by any client when the group has no members."""
         if generation < 0 and not name:
             return NONE if not self.members else codes.UNKNOWN_MEMBER_ID
         code = self._wrong(name, generation)
@@ -209,7 +207,7 @@ class Group:
         return code
 
     def leave(self, name: str, now_ms: int) -> tuple[int, Answers]:
-        """A member goes, and the others share what it had."""
+        """Removes a member; the others share its partitions."""
         if name not in self.members:
             return (NONE, []) if self._promised.pop(name, None) is not None else (codes.UNKNOWN_MEMBER_ID, [])
         return NONE, self._remove([name], now_ms)
@@ -230,7 +228,7 @@ class Group:
         return min(times, default=None)
 
     def tick(self, now_ms: int) -> Answers:
-        """Sessions end, and a rebalance goes on without those who did not join."""
+        """Ends sessions, and continues a rebalance without members that did not join."""
         self._promised = {name: until for name, until in self._promised.items() if until > now_ms}
         gone = [one.id for one in self.members.values() if one.joining is None and one.deadline_ms <= now_ms]
         if self.state is State.JOINING and self._rebalance_ends_ms <= now_ms:
@@ -269,7 +267,7 @@ class Group:
         return answers
 
     def _complete(self, now_ms: int) -> Answers:
-        """A new generation begins when all have joined."""
+        """Begins a new generation when all have joined."""
         if self.state is not State.JOINING or any(member.joining is None for member in self.members.values()):
             return []
         self.generation += 1
@@ -289,7 +287,7 @@ class Group:
         return set.intersection(*({name for name, _ in member.protocols} for member in members))
 
     def _elect(self) -> str:
-        """The protocol that most members like best of those that all know."""
+        """The protocol with most members' preference, among those that all know."""
         members = list(self.members.values())
         common = self._common(members)
         votes: dict[str, int] = {}

@@ -36,14 +36,14 @@ MIB = 1024 * 1024
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What bounds a log. Topics override these by Kafka's names. ``Topics.bound`` is for all logs together."""
+    """Limits of a log. Topics override these by Kafka's names. ``Topics.bound`` covers all logs together."""
 
     message_bytes: int = 1_048_588  # as Kafka: 1 MiB and the batch's own head
     segment_bytes: int = 16 * MIB
     retention_bytes: int = -1  # of a partition; -1: no bound
     retention_ms: int = 7 * DAY_MS  # -1: no bound
     compact: bool = False  # the newest record of each key stays, and no bound holds
-    tombstone_ms: int = DAY_MS  # how long a compacted log still tells that a key is gone
+    tombstone_ms: int = DAY_MS  # how long a compacted log keeps a tombstone
 
     def of(self, config: Mapping[str, str]) -> Limits:
         """These limits, changed by a topic's settings. Raises ValueError with an unknown setting or an invalid
@@ -84,7 +84,7 @@ _IGNORED = {
     *("compression.type", "min.insync.replicas", "min.cleanable.dirty.ratio", "segment.ms", "message.timestamp.type"),
     *("flush.messages", "flush.ms", "max.compaction.lag.ms", "min.compaction.lag.ms", "file.delete.delay.ms"),
 }
-"""Settings of Kafka that are taken and change nothing: replicas, flushing and compaction have no such choices here."""
+"""Settings of Kafka without effect here: this broker has no choice of replicas, flushing or compaction policy."""
 
 
 class PartitionLog:
@@ -99,7 +99,7 @@ class PartitionLog:
     def __init__(self, folder: Path, limits: Limits, now_ms: int) -> None:
         self.folder, self.limits = folder, limits
         self.producers = Producers()
-        self.torn_bytes = self.damaged_bytes = 0  # what was not sound at this start
+        self.torn_bytes = self.damaged_bytes = 0  # found at this start
         self.cleaned_to = 0  # compaction has seen all below this offset
         self.segments: list[Segment] = []
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ class PartitionLog:
         self.start = max(self.segments[0].base, self._read_start())
         self.end = self.segments[-1].end
         if self.damaged_bytes and self.end > self.segments[-1].base:
-            self._roll(now_ms)  # if the damaged batch was the last, the name of the next file tells the end
+            self._roll(now_ms)  # if the damaged batch was the last, the name of the next file has the end
 
     def _load(self, now_ms: int) -> None:
         for leftover in self.folder.glob("*.tmp"):
@@ -222,7 +222,6 @@ class PartitionLog:
 
     @property
     def size(self) -> int:
-        """Bytes of all its segments."""
         return sum(segment.size for segment in self.segments)
 
     # ------------------------------------------------------------------ forgetting
@@ -242,7 +241,7 @@ class PartitionLog:
         return self.start
 
     def expire(self, now_ms: int) -> int:
-        """Removes whole segments by age and size, and returns how many bytes; nothing of a compacted log."""
+        """Removes whole segments by age and size, nothing of a compacted log; returns the number of bytes."""
         if self.limits.compact:
             return 0
         before = self.size
@@ -265,7 +264,7 @@ class PartitionLog:
         return self.segments[0].appended_ms + self.limits.retention_ms
 
     def drop_oldest(self) -> int:
-        """Removes the oldest segment, which is not the newest too, and returns how many bytes."""
+        """Removes the oldest segment, never the newest; returns the number of bytes."""
         size = self.segments[0].size
         self.start = max(self.start, self.segments[0].end)
         self._drop_before_start()

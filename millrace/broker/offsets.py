@@ -17,11 +17,11 @@ from millrace.basics.files import write_whole
 Key = tuple[str, str, int]
 """Group, topic, partition."""
 Committed = tuple[int, str]
-"""Next offset to read, and the text that the client gave with it."""
+"""Next offset to read, and the client's text beside it."""
 
 _Line = tuple[str, str, int, int, str]
 _REWRITE_AT = 1000
-"""Lines beyond four times the entries after which the file is written again."""
+"""Lines beyond four times the entries at which the file is rewritten."""
 
 
 class Offsets:
@@ -59,7 +59,7 @@ class Offsets:
         self._lines += len(lines)
 
     def _shorten(self) -> None:
-        """Rewrites the file if it has grown. The table must have all that the file has."""
+        """Rewrites the file if it has grown. The table must be complete."""
         if self._lines > 4 * len(self._table) + _REWRITE_AT:
             before = self._file
             try:
@@ -80,14 +80,14 @@ class Offsets:
         return self._table.get((group, topic, partition))
 
     def of(self, group: str) -> dict[tuple[str, int], Committed]:
-        """All that a group has committed, by (topic, partition)."""
+        """All committed offsets of a group, by (topic, partition)."""
         return {(topic, number): value for (g, topic, number), value in self._table.items() if g == group}
 
     def groups(self) -> set[str]:
         return {group for group, _, _ in self._table}
 
     def forget(self, *, group: str | None = None, topic: str | None = None) -> None:
-        """Drops what a group committed, or what all committed for a topic."""
+        """Drops the offsets of a group, or of a topic in all groups."""
         gone = [key for key in self._table if key[0] == group or key[1] == topic]
         for key in gone:
             del self._table[key]

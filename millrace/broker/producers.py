@@ -19,7 +19,7 @@ from millrace.broker.codes import INVALID_PRODUCER_EPOCH, OUT_OF_ORDER_SEQUENCE_
 
 IN_FLIGHT = 5
 REMEMBERED = 4096
-"""Producers a partition remembers: those that wrote last. A laptop's broker sees some dozens a day."""
+"""Producers that a partition remembers, the latest ones. A laptop's broker sees some dozens a day."""
 _WRAP = 1 << 31
 
 
@@ -31,8 +31,6 @@ class _Writer:
 
 
 class Producers:
-    """The producers of one partition."""
-
     def __init__(self) -> None:
         self._writers: OrderedDict[int, _Writer] = OrderedDict()
 
@@ -61,7 +59,7 @@ class Producers:
         return None
 
     def note(self, head: Head, base: int) -> None:
-        """The batch was written at ``base``."""
+        """Records that the batch was written at ``base``."""
         if head.producer < 0:
             return
         writer = self._writers.get(head.producer)

@@ -40,7 +40,7 @@ class Loaded(NamedTuple):
 
 
 def file_name(base: int) -> str:
-    """A segment is named by the offset that it begins at, so that names sort as offsets do."""
+    """A segment's name is its first offset, so that names sort as offsets do."""
     return f"{base:020d}{SUFFIX}"
 
 
@@ -63,13 +63,13 @@ class Segment:
         self.max_ms = -1  # latest time of its records, as producers gave it
         self.appended_ms = now_ms
         self._fd: int | None = None
-        self._synced = 0  # so many bytes are on the disk; what an earlier broker left may not be
+        self._synced = 0  # bytes known to be on the disk; an earlier broker's may not be
         self._loaded = 0
         self._named = False  # its name is on the disk
         self._offsets, self._positions, self._times = array("q"), array("q"), array("q")
 
     def open(self) -> None:
-        """Opens it for appending. Does nothing when it is."""
+        """Opens it for appending. Idempotent."""
         if self._fd is None:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
@@ -126,7 +126,7 @@ class Segment:
         return Loaded(torn, sum(map(len, damaged)) - torn)
 
     def _leaps(self, head: Head, data: memoryview, at: int) -> bool:
-        """Whether a batch leaves offsets out that the batch behind it, at ``at``, has: then its own offset is wrong."""
+        """Whether a batch skips offsets that the next batch, at ``at``, has: then its own offset is wrong."""
         follows = _whole(data, at)
         return head.base > self.end and follows is not None and self.end <= follows.base <= head.last
 
@@ -158,7 +158,7 @@ class Segment:
     def sync(self) -> None:
         """Returns when earlier appends are on the disk. For a thread: appends may go on meanwhile. Raises OSError when
         they are not; then call :meth:`cut`, never sync again."""
-        size = self.size  # what is appended from here on may be covered or not
+        size = self.size  # later appends may be covered or not
         if size == self._synced:
             return
         if not self._named:
@@ -194,7 +194,7 @@ class Segment:
             os.close(fd)
 
     def find(self, offset: int) -> int:
-        """Where the first batch begins that ends at ``offset`` or later; the file's size when there is none."""
+        """Position of the first batch that ends at ``offset`` or later; the file's size when there is none."""
         if offset >= self.end or not self._positions:
             return self.size
         entry = max(0, bisect_right(self._offsets, offset) - 1)
@@ -232,7 +232,7 @@ class Segment:
             position += head.size
 
     def batches(self) -> Iterator[bytes]:
-        """All its batches, in order; read by the piece, so that memory does not depend on its size."""
+        """All its batches, in order, read in pieces, so that memory does not depend on its size."""
         piece, start, position = b"", 0, 0
         while position < self.size:
             at = position - start
@@ -252,7 +252,7 @@ class Segment:
 
 
 def _whole(data: memoryview, at: int) -> Head | None:
-    """The head of the batch at ``at`` if it can be one and all of it is there."""
+    """The head of the batch at ``at``, if it is plausible and the batch complete."""
     if at + HEAD_BYTES > len(data):
         return None
     head = read_head(data, at)
@@ -261,7 +261,7 @@ def _whole(data: memoryview, at: int) -> Head | None:
 
 
 def _is_torn(rest: memoryview) -> bool:
-    """Whether these last bytes of a file are the beginning of a batch."""
+    """Whether the last bytes of a file are the beginning of a batch."""
     if len(rest) < HEAD_BYTES:
         return True
     head = read_head(rest)

@@ -39,7 +39,7 @@ log = structlog.get_logger("broker")
 
 HOUSEKEEPING_SECONDS = 5.0
 FETCH_BYTES = 55 * 1024 * 1024
-"""The most that one answer holds, as Kafka's ``fetch.max.bytes``."""
+"""Limit of one answer, as Kafka's ``fetch.max.bytes``."""
 
 Partition = tuple[str, int]
 _Acknowledgement = tuple[Connection, list[bytes], list[Partition]]
@@ -230,7 +230,7 @@ class Server:
             self._covered, self._unsynced = [], set()
             try:
                 await asyncio.to_thread(_sync_logs, logs)
-            except OSError as error:  # nothing is acknowledged any more: the end of this process tells every client
+            except OSError as error:  # no more acknowledgements: clients notice the end of this process
                 self._give_up(logs, error)
                 return
             for acknowledgement in covered:
@@ -256,7 +256,6 @@ class Server:
             Waiting(self, connection, head, get, got)
 
     def read(self, get: Get) -> tuple[list[Got], bool]:
-        """What a fetch gets now, and whether that is enough to answer it."""
         got = []
         size, failed = 0, False
         most = min(get.max_bytes, FETCH_BYTES)
@@ -296,7 +295,7 @@ class Server:
             seconds = max(0.0, (due_ms - self.steady_ms()) / 1000) + 0.001
             self._timers[group.name] = self.loop.call_later(seconds, self._tick, group)
         elif not group.members:
-            self.groups.pop(group.name, None)  # what it committed stays
+            self.groups.pop(group.name, None)  # its committed offsets stay
 
     def _tick(self, group: Group) -> None:
         self._timers.pop(group.name, None)

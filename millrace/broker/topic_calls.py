@@ -25,7 +25,7 @@ _FOR_TOPIC, _FOR_BROKER = 2, 4
 
 
 def describe_topics(call: Call) -> Any:
-    """Where topics are: all here. Kafka's request ``Metadata``."""
+    """All topics' partitions, on this broker. Kafka's request ``Metadata``."""
     kind, topics = metadata.MetadataResponse, call.broker.topics
     asked = call.request.topics
     if asked is None or (call.version == 0 and not asked):
@@ -143,7 +143,7 @@ def _of_log(call: Call, topic: str, partition: int, do: Callable[[PartitionLog],
 
 
 def list_offsets(call: Call) -> Any:
-    """Beginning, end, or the place of a time, of each partition; exact."""
+    """Beginning, end, or the offset of a time, of each partition; exact."""
     kind = consumer.ListOffsetsResponse.ListOffsetsTopicResponse
     topics = []
     for asked in call.request.topics:
@@ -158,7 +158,7 @@ def list_offsets(call: Call) -> Any:
 
 
 def _place(found: PartitionLog, time_ms: int) -> tuple[int, int]:
-    """(offset, time) of what ListOffsets asks for by a time or one of its special values; -1, -1: nothing."""
+    """(offset, time) for a time of ListOffsets or one of its special values; -1, -1: nothing."""
     if time_ms == _LATEST:
         return found.end, -1
     if time_ms == _OLDEST:
@@ -167,7 +167,7 @@ def _place(found: PartitionLog, time_ms: int) -> tuple[int, int]:
 
 
 def describe_configs(call: Call) -> Any:
-    """What bounds a topic, or topics that set nothing."""
+    """Limits of a topic."""
     kind = admin.DescribeConfigsResponse.DescribeConfigsResult
     plain = {"read_only": True, "is_sensitive": False, "synonyms": [], "config_type": 0, "documentation": None}
     results = []
@@ -199,7 +199,7 @@ def describe_cluster(call: Call) -> Any:
 
 
 def init_producer_id(call: Call) -> Any:
-    """A new id for an idempotent producer, or the next epoch of one that it has."""
+    """A new id for an idempotent producer, or the next epoch of a known one."""
     asked, code, number, epoch = call.request, NONE, -1, -1
     if asked.transactional_id is not None:
         code = codes.TRANSACTIONAL_ID_AUTHORIZATION_FAILED

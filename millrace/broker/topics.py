@@ -29,7 +29,7 @@ from millrace.broker.log import Limits, PartitionLog
 
 MAX_PARTITIONS = 1024
 PRODUCER_BLOCK = 1000
-"""Producer ids are given out of blocks, and only a block's begin is written: a crash skips some, and repeats none."""
+"""Producer ids come in blocks, and only a block's begin is written: a crash skips some ids, and repeats none."""
 
 _NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
@@ -175,7 +175,7 @@ class Topics:
         return self._folder(topic)
 
     def next_producer(self) -> int:
-        """An id that no producer has had."""
+        """An unused producer id."""
         if self._given == self._block:
             self._block += PRODUCER_BLOCK
             self._save()

@@ -21,18 +21,18 @@ PRODUCE, FETCH = 0, 1
 PRODUCE_VERSIONS, FETCH_VERSIONS = (3, 8), (4, 11)
 
 FRAME_BYTES = 100 * 1024 * 1024
-"""The largest request, as Kafka's ``socket.request.max.bytes``. A size beyond it is no Kafka client's."""
+"""The largest request, as Kafka's ``socket.request.max.bytes``. No Kafka client sends a larger one."""
 
 _HEAD = struct.Struct(">hhi")
 _I16, _I32, _I64 = struct.Struct(">h"), struct.Struct(">i"), struct.Struct(">q")
 
 
 class Malformed(ValueError):
-    """Bytes that are no request of this protocol."""
+    """Bytes that are not a request of this protocol."""
 
 
 class Request(NamedTuple):
-    """What each request begins with. ``at``: where its fields begin (or, for flexible versions, the head's tags)."""
+    """The head of a request. ``at``: start of its fields (or, for flexible versions, of the head's tags)."""
 
     key: int
     version: int
@@ -50,14 +50,12 @@ class PutPart(NamedTuple):
 
 
 class Put(NamedTuple):
-    """A Produce request."""
-
     acks: int
     parts: list[PutPart]
 
 
 class Placed(NamedTuple):
-    """What became of one record set."""
+    """Result of one record set."""
 
     topic: str
     partition: int
@@ -68,7 +66,7 @@ class Placed(NamedTuple):
 
 
 class GetPart(NamedTuple):
-    """What to read of one partition."""
+    """A partition to read."""
 
     topic: str
     partition: int
@@ -77,8 +75,6 @@ class GetPart(NamedTuple):
 
 
 class Get(NamedTuple):
-    """A Fetch request."""
-
     max_wait_ms: int
     min_bytes: int
     max_bytes: int
@@ -86,7 +82,7 @@ class Get(NamedTuple):
 
 
 class Got(NamedTuple):
-    """What was read of one partition."""
+    """Data read from one partition."""
 
     topic: str
     partition: int
@@ -97,7 +93,7 @@ class Got(NamedTuple):
 
 
 class _Reader:
-    """Fields one after another. Every read raises :class:`Malformed` at the end of the frame."""
+    """Reads fields in order. Every read raises :class:`Malformed` at the end of the frame."""
 
     __slots__ = ("at", "data")
 
@@ -255,7 +251,7 @@ def get_answer(correlation: int, version: int, got: list[Got]) -> list[bytes]:
 
 
 def framed(correlation: int, pieces: list[bytes]) -> list[bytes]:
-    """The pieces of an answer with their frame in front."""
+    """The pieces of an answer behind their frame."""
     return [_HEAD_OUT.pack(4 + sum(map(len, pieces)), correlation), *pieces]
 
 

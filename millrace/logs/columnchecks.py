@@ -86,7 +86,7 @@ def _check_all_there(column: pa.ChunkedArray, role: str, name: str, path: str, f
 
 
 def _check_exact(column: pa.ChunkedArray, name: str, path: str, faults: Faults) -> None:
-    """Ids beyond 64 bits become floats in CSV and JSON, and many of them one."""
+    """Ids beyond 64 bits become floats in CSV and JSON, where several may be equal."""
     if pa.types.is_floating(column.type):
         great = mask(pc.greater_equal(pc.abs(column), float(2**53)))
         if great.any():
@@ -206,7 +206,7 @@ def positions(column: pa.ChunkedArray, name: str, path: str, faults: Faults) -> 
         number = pc.cast(pc.if_else(fit, column, None), pa.float64())
         wrong = pc.invert(fit)
     elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_null(column.type):
-        number = pc.cast(column, pa.float64(), safe=False)  # what a float rounds is too great anyway
+        number = pc.cast(column, pa.float64(), safe=False)  # numbers that a float rounds are too great anyway
         number = pc.if_else(pc.is_nan(number), None, number)
         wrong = pc.not_equal(number, pc.floor(number))
     else:

@@ -138,7 +138,6 @@ def read_log(
 
 
 def _verdict(faults: Faults, rows: int, read: int, log: str) -> None:
-    """Raises if the log cannot be used."""
     faults.verdict()
     if not rows:
         if read:

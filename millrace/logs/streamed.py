@@ -121,7 +121,7 @@ class Spool:
     ) -> None:
         """
         Args:
-            drop: columns that tell copies apart and are not kept.
+            drop: columns that identify copies and are not kept.
         """
         assert schema.log is not None
         self._file, self._drop, self._log = file, drop, schema.log

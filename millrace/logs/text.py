@@ -191,7 +191,7 @@ class TextReader:
             raw, by = pa.py_buffer(raw.to_pybytes().replace(by.encode(), _ONE_BYTE.encode())), _ONE_BYTE
         block = min(max(raw.size + 1, 1 << 20), _BLOCK)
         convert = pacsv.ConvertOptions(column_types=dict.fromkeys(self._form.texts, pa.string()) | dict(types or {}))
-        if self._started and self._names and self._wanted is not None:  # of the first block all, to see what there is
+        if self._started and self._names and self._wanted is not None:  # the first block: all columns
             convert.include_columns = [name for name in self._names if name in self._wanted]
 
         def read(threads: bool, **more: object) -> pa.Table:

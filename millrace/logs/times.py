@@ -127,7 +127,7 @@ def _parsed_iso(texts: pa.Array, zoned: bool) -> pa.Array:
         fine = pc.cast(texts, pa.timestamp("ns", kind.tz))
         return pc.cast(pc.cast(fine, kind, safe=False), pa.int64())
     except pa.ArrowException:
-        # One text is none: each distinct one by itself. Slow, and only for logs that are wrong.
+        # Some text is no time: parse each distinct one by itself. Slow, but only for faulty logs.
         coded = texts.dictionary_encode()
         times: list[int | None] = []
         for text in coded.dictionary.to_pylist():

@@ -28,7 +28,7 @@ from millrace.contracts.topics import KEPT_DAYS, TOPICS
 from millrace.processes.patience import patience
 
 log = structlog.get_logger("kafka")
-# The client logs each refused connection several times. We log it once, in our own words.
+# The client logs each refused connection several times. We log it one time, in our own words.
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 

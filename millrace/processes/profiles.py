@@ -81,7 +81,7 @@ def check_whole(settings: Settings) -> None:
     if not (settings.store or settings.data):
         return
     names = Store(settings.place(PLACE), writes=False).names()
-    # Before ``writing`` a replay has written nothing: what is there is a loop's own, and no replay will add to it.
+    # Before ``writing`` a replay has written nothing: the files there are a loop's own, and no replay will add to them.
     if UNFINISHED in names and (WRITING in names or not lived(settings)):
         raise StoreError(
             f"the history in '{settings.store or settings.data}' is not whole",
@@ -101,7 +101,7 @@ def publish_profiles(settings: Settings) -> int:
     """
     if not (settings.store or settings.data):
         return 0
-    check_whole(settings)  # once more: the role has warmed up since it looked
+    check_whole(settings)  # again: the role has warmed up since its first check
     store = Store(settings.place(PLACE), writes=False)
     names = store.names()
     if _PARTITIONS in names:

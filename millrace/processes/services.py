@@ -97,7 +97,7 @@ class _Service(ABC):
 
     @abstractmethod
     def _ask(self) -> bool:
-        """Whether *our* process answers on the port; OSError while nothing does."""
+        """Whether *our* process answers on the port. Raises OSError while nothing does."""
 
     @property
     def address(self) -> str:
@@ -239,7 +239,7 @@ class EmbeddedBroker(_Service):
         return [*self._command, *own]
 
     def _ask(self) -> bool:
-        """Whether the cluster that answers is the one that we started."""
+        """Whether the cluster that answers is our own."""
         return cluster_id(self.address) == self.cluster
 
 
@@ -255,7 +255,7 @@ def _cluster_of(topics: Path) -> str:
     """The id of the cluster of these files; empty without files."""
     try:
         return str(json.loads((topics / "broker.json").read_bytes())["cluster"])
-    except (OSError, ValueError, KeyError, TypeError):  # the broker itself says what is wrong with its file
+    except (OSError, ValueError, KeyError, TypeError):  # the broker itself reports the fault of its file
         return ""
 
 

@@ -66,7 +66,6 @@ class Tokens:
         return cls(_split(settings.tokens), file)
 
     def __bool__(self) -> bool:
-        """Whether a token is needed."""
         return bool(self._given or self._of_file)
 
     def allow(self, authorization: bytes | None) -> bool:
@@ -82,7 +81,6 @@ class Tokens:
         return good and kind.lower() == b"bearer"
 
     def _look(self) -> None:
-        """Reads the file again if it has changed."""
         if self._file is None or (now := time.monotonic()) - self._looked_s < LOOK_SECONDS:
             return
         self._looked_s, mark = now, self._stat()
