@@ -14,8 +14,8 @@
     filters    (rows, values) u64 by attribute: value hashes of attributes that pages are filtered by
     slots      keys (slots,) u64, counts (slots, S, A)   as of the index's event time; slot 0 is "missing": zeros
 
-What crosses is absolute: whole rows, whole slots. So applying a message twice, or one that is older than what a later
-message said of *other* rows, changes nothing else. A row never comes before the counts of its slots.
+Messages carry absolute values of whole rows and whole slots. So a repeated message, or an older one about other rows,
+does no harm. A row never comes before the counts of its slots.
 """
 
 from __future__ import annotations
@@ -36,16 +36,15 @@ from scorer.catalog.itemimage import REMOVED_MS, wider
 from scorer.catalog.pagekernels import Keyed
 
 Arrays = dict[str, NDArray[Any]]
-"""Flat names, arrays: what crosses between processes."""
+"""Arrays by flat name, for transport between processes."""
 ItemRows = NDArray[np.intp]
-"""Rows of the item index, one an item."""
 
 _FIRST_ROWS = 1024
 _ids = msgspec.msgpack.Decoder(list[int | str])
 
 
 class TableForm:
-    """Which arrays a schema's items need in an item table. The index packs by it, the table reads by it."""
+    """Which arrays a schema's items need in an item table. The index writes them, the table reads them."""
 
     def __init__(self, builder: FeatureBuilder) -> None:
         schema, layout = builder.schema, builder.layout
@@ -55,14 +54,14 @@ class TableForm:
         self.plain_columns = np.array([i for i, f in enumerate(layout.plain_fields) if f.of == "item"], np.intp)
         self.plain_names = tuple(layout.plain_fields[i].name for i in self.plain_columns)
         self.names = tuple(n for n in builder.needs("item") if not builder.is_numeric(n))
-        # Window keys of item columns alone: those of an item never change, so each has a slot.
+        # Window keys of item columns alone never change for an item, so each has a slot.
         known = set(self.names) - {f.name for f in schema.fields if f.bias}
         self.own_keys = [k for k, key in enumerate(schema.windows.keys) if set(key.columns) <= known]
         late = {f.name for f in schema.fields if f.bias} | {"position"}
         others = [key for k, key in enumerate(schema.windows.keys) if k not in set(self.own_keys)]
         self.value_names = tuple(n for n in self.names if any(n in key.columns for key in others))
-        # Keys of an item and the context, such as category and hour, belong to no item: each that was counted has a
-        # slot, which is found by the key.
+        # Keys of an item and the context, such as category and hour, belong to no item. Each one with counts has a
+        # slot, found by the key.
         self.loose = any(schema.key_side(key) == "item" and not late & set(key.columns) for key in others)
 
     def rows(self, columns: Mapping[str, U64], plain: Mapping[str, NDArray[np.float32]], n: int) -> Arrays:
@@ -80,12 +79,11 @@ class TableForm:
 
 
 def pack_ids(ids: Sequence[Id]) -> NDArray[np.uint8]:
-    """Item ids as one array."""
     return np.frombuffer(msgspec.msgpack.encode(ids), np.uint8)
 
 
 class ItemTable:
-    """See the module's text. One thread reads and applies; nothing here ever waits."""
+    """See the module's text. One thread reads and applies; nothing here blocks."""
 
     def __init__(self, builder: FeatureBuilder) -> None:
         self.builder, self.form = builder, TableForm(builder)
@@ -104,7 +102,7 @@ class ItemTable:
         }
         self._filters: dict[str, U64] = {name: np.zeros((0, 1), np.uint64) for name in builder.schema.filters}
         self.generation = 0
-        """Rises whenever rows are taken: what was worked out of them before may hold no longer."""
+        """Rises with each change of rows, which may invalidate anything derived from them."""
         self._keys = np.zeros(1, np.uint64)
         self._counts = np.zeros((1, empty.spans, empty.columns), empty.dtype)
         self._slots = 1
@@ -117,8 +115,8 @@ class ItemTable:
     # -- writing: between two requests ------------------------------------------------------------------------
 
     def apply(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Takes what :meth:`scorer.catalog.index.ItemIndex.changes` or :meth:`~scorer.catalog.index.ItemIndex.whole`
-        gave; an empty mapping changes nothing."""
+        """Applies the arrays of :meth:`ItemIndex.changes` or :meth:`ItemIndex.whole`; an empty mapping changes
+        nothing."""
         if "room" in arrays:
             rows, slots = arrays["room"].tolist()
             self._reserve(rows, slots)
@@ -160,7 +158,7 @@ class ItemTable:
         self.generation += 1
 
     def _reserve(self, rows: int, slots: int) -> None:
-        """Room for so many rows and slots. New room is twice that, and is not touched before it is used."""
+        """Doubles the capacity when needed. Memory is not touched before its use."""
         if rows > len(self._rows["alive"]):
             self._rows = {name: longer(array, 2 * rows) for name, array in self._rows.items()}
             self._filters = {name: longer(array, 2 * rows) for name, array in self._filters.items()}
@@ -170,7 +168,7 @@ class ItemTable:
     # -- reading ----------------------------------------------------------------------------------------------
 
     def rows_of(self, ids: Sequence[Id]) -> ItemRows:
-        """Rows of items by id, -1 where the item is unknown or was taken out of the catalogue. (n,)"""
+        """Rows of items by id, -1 where the item is unknown or removed. (n,)"""
         known = self._row
         return np.fromiter((known.get(str(i), -1) for i in ids), np.intp, len(ids))
 
@@ -180,28 +178,25 @@ class ItemTable:
         return self._rows["alive"][: len(self.ids)]
 
     def filter_values(self, attribute: str) -> U64:
-        """Value hashes of an attribute in the schema's ``filters``, by row, 0 where an item has no more of them; with
-        room behind the last row. (rows, values)"""
+        """Value hashes of a ``filters`` attribute by row, padded with 0, with spare rows at the end. (rows, values)"""
         return self._filters[attribute]
 
     @property
     def rows(self) -> pagekernels.Rows:
-        """The arrays by row, as the page's kernel takes them; with room behind the last row."""
         return pagekernels.Rows(*(self._rows[name] for name in pagekernels.Rows._fields))
 
     @property
     def slots(self) -> Keyed:
-        """Keys and counts by slot, as the page's kernel takes them."""
         return Keyed(self._keys, self._counts, self._table)
 
     def follow(self, changes: Callable[[], Arrays]) -> None:
-        """Takes all there is to take of an index in the same process: ``changes`` is called until there is nothing."""
+        """Applies all changes of an index in the same process, until ``changes`` returns none."""
         while arrays := changes():
             self.apply(arrays)
 
 
 def longer(old: NDArray[Any], rows: int) -> NDArray[Any]:
-    """``old`` with room for so many rows; those behind its own are 0."""
+    """``old`` extended to so many rows, filled with 0."""
     new = np.zeros((rows, *old.shape[1:]), old.dtype)
     new[: len(old)] = old
     return new

@@ -1,5 +1,5 @@
 # core
-"""What the page's kernel has to know of a schema, worked out once: :class:`scorer.catalog.pagekernels.Form`."""
+"""Derives from a schema what the page's kernel needs: :class:`scorer.catalog.pagekernels.Form`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OTHERS: tuple[Side, ...] = ("user", "context")
 
 
 def late_columns(schema: Schema) -> set[str]:
-    """Columns that are known only once the page is made: they read as missing while it is ranked."""
+    """Columns that are known only after the page is made: they read as missing during ranking."""
     return {f.name for f in schema.fields if f.bias} | {"position"}
 
 
@@ -27,7 +27,7 @@ def block_size(windows: Windows) -> int:
 
 
 def shared_places(builder: FeatureBuilder) -> dict[str, slice]:
-    """Where the value hashes of each column that is not the item's stand among what all rows of a page share."""
+    """Where the value hashes of each non-item column lie in the values that all rows of a page share."""
     slots = {f.name: f.slots for f in builder.schema.fields}
     names = [n for side in _OTHERS for n in builder.needs(side) if not builder.is_numeric(n)]
     ends = list(accumulate(slots.get(name, 1) for name in names))
@@ -35,7 +35,6 @@ def shared_places(builder: FeatureBuilder) -> dict[str, slice]:
 
 
 def page_form(builder: FeatureBuilder, table: TableForm) -> Form:
-    """The form of a schema's pages."""
     schema, layout = builder.schema, builder.layout
     windows = schema.windows
     late, places = late_columns(schema), shared_places(builder)
@@ -92,7 +91,7 @@ def page_form(builder: FeatureBuilder, table: TableForm) -> Form:
 
 
 def _prior(windows: Windows) -> NDArray[np.float32]:
-    """A block whose rates are the prior's: the prior rate of clicks, a tenth of it for other actions. (E,)"""
+    """A block with the prior's rates: the prior rate of clicks, a tenth of it for other actions. (E,)"""
     actions = len(windows.actions)
     block = np.zeros((len(windows.spans), 2 * actions - 1 + len(windows.means)), np.float32)
     block[:, actions : 2 * actions - 1] = windows.prior_rate / 10

@@ -1,5 +1,5 @@
 # core
-"""The compiled loops of a page: window keys, counts, rates and scaled numbers of n candidates in one go.
+"""Compiled loops of a page: window keys, counts, rates and scaled numbers of n candidates in one pass.
 
 ::
 
@@ -8,9 +8,9 @@
     x (n, I) of the model   [ embeddings .. | plain | block of key 0 | block of key 1 | ... ]   ◄── copied from fed
     num (m, N) of the page                  [ plain | block of key 0 | block of key 1 | ... ]   ◄── copied from raw
 
-Most keys of a page are shared: one user, some dozens of categories. What they share is worked out once. Rates are
-:meth:`millrace.windows.features.FeatureBuilder.num`'s, the same float32 operations in the same order, so ``raw`` is
-equal to it bit for bit. The hashes are those of :mod:`millrace.basics.hashing`.
+Rows share most keys of a page (one user, some dozens of categories), so each block is computed once. ``raw`` equals
+:meth:`millrace.windows.features.FeatureBuilder.num` bit for bit: the same float32 operations in the same order. Hashes
+are those of :mod:`millrace.basics.hashing`.
 
 Symbols: n candidates, K window keys, J of them of the item alone, S spans (W windows, then half-lives), A actions, C
 columns of counts (actions, then the sums of M means), E = S (2 A - 1 + M) numbers of one key, N numbers in all.
@@ -29,19 +29,19 @@ from millrace.basics.compiled import GOLDEN, compiled, home_slot, split_mix
 Array = NDArray[Any]
 
 MISSING, OWN, MADE, LOOSE = 0, 1, 2, 3
-"""Where a window key comes from, and its counts. MISSING: there is none while a page is ranked. OWN: from the item's
-slot. MADE: from columns; its counts are the user's. LOOSE: from columns; its counts are on the slots, by the key."""
+"""Sources of a window key and its counts. MISSING: none during ranking. OWN: the item's slot. MADE: from columns, with
+the user's counts. LOOSE: from columns, with the counts of the key's slot."""
 LOOK, EACH, ONCE = 0, 1, 2
-"""How many blocks a key has. LOOK: rows share some, so look whether there is one. EACH: one a row. ONCE: one."""
+"""Blocks of a key. LOOK: rows share some, so search for it. EACH: one a row. ONCE: one for the page."""
 
 _NONE, _ONE = np.uint64(0), np.uint64(1)
 _DAY_MS = 86_400_000.0
 _LOGS = np.log1p(np.arange(8192, dtype=np.float32))
-"""Logarithms of what most counts are."""
+"""Logarithms of the most frequent counts."""
 
 
 class Keyed(NamedTuple):
-    """Counts by key. Entry 0 is "missing" and counts nothing."""
+    """Counts by key. Entry 0 is "missing", with zero counts."""
 
     keys: Array  # (entries,) uint64
     counts: Array  # (entries, S, C)
@@ -60,7 +60,7 @@ class Rows(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What follows from the schema alone."""
+    """Facts that depend on the schema alone."""
 
     order: Array  # (K,) int64, parents first
     parent: Array  # (K,) int64, -1 = the prior
@@ -84,7 +84,7 @@ class Form(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What all rows of a page share."""
+    """Values that all rows of a page share."""
 
     hashes: Array  # uint64: value hashes of the columns that are not the item's
     plain: Array  # (window_start,) float64; the item's numbers are overwritten
@@ -103,7 +103,7 @@ class Feed(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Memory that is used again from page to page, of at least n rows."""
+    """Memory for at least n rows, reused from page to page."""
 
     raw: Array  # (1 + K n, E) float32; block 0 has the prior's rates
     fed: Array  # (1 + K n, E) float32
@@ -117,7 +117,7 @@ class Room(NamedTuple):
 
 @njit(inline="always")
 def folded(out: Any, hashed: Any) -> Any:
-    """One more column in a window key: what :func:`millrace.basics.hashing.combine` does."""
+    """Adds one column to a window key, as :func:`millrace.basics.hashing.combine`."""
     return split_mix(out * GOLDEN + hashed)
 
 
@@ -128,7 +128,6 @@ def _home(key: Any, size: Any) -> Any:
 
 @njit(inline="always")
 def _entry(keys: Array, table: Array, key: Any) -> Any:
-    """The entry of ``key``, 0 where there is none."""
     if key == _NONE:
         return 0
     i = _home(key, len(table))
@@ -141,7 +140,7 @@ def _entry(keys: Array, table: Array, key: Any) -> Any:
 
 @compiled(error_model="numpy")
 def enter(keys: Array, table: Array, entries: Array) -> None:
-    """Puts ``entries`` of ``keys`` into ``table``; those of key 0, and those that are there, are passed over."""
+    """Puts ``entries`` of ``keys`` into ``table``, without key 0 and those already there."""
     for entry in entries:
         key = keys[entry]
         if key != _NONE and _entry(keys, table, key) == 0:
@@ -173,19 +172,16 @@ def _key(salt: Any, shared: Array, values: Array, k: Any, parts: Any, items: Arr
 
 @compiled(error_model="numpy")
 def likings(salt: Any, shared: Array, values: Array, groups: Array, held: Keyed, liking: Array, out: Array) -> None:
-    """``out[g]``: the ``liking`` of the entry under the key that ``groups[g]`` makes; entry 0's where there is none.
-
-    Args:
-        values: (1, parts) as in :class:`Form`, of columns of ``groups`` (G, columns).
-    """
+    """``out[g]``: the affinity (``liking``) of the entry under the key that ``groups[g]`` makes, or of entry 0 where
+    there is none. ``values``: (1, parts) as in :class:`Form`, of columns of ``groups`` (G, columns)."""
     for g in range(len(groups)):
         out[g] = liking[_entry(held.keys, held.table, _key(salt, shared, values, 0, values.shape[1], groups, g))]
 
 
 @compiled(error_model="numpy")
 def _raw(form: Form, counts: Array, entry: Any, fade: Array, above: Any, raw: Array, block: Any) -> None:
-    """Writes one block, ``raw[block]`` (E,), of the counts ``counts[entry]`` (S, C), with rates towards those of the
-    block ``above``."""
+    """Writes ``raw[block]`` (E,) from ``counts[entry]`` (S, C), with rates shrunk towards those of the block
+    ``above``."""
     actions, means, weight = form.actions, len(form.mean_of), form.weight
     rates = 2 * actions - 1
     size = rates + means
@@ -214,8 +210,8 @@ def _raw(form: Form, counts: Array, entry: Any, fade: Array, above: Any, raw: Ar
 
 @compiled(error_model="numpy")
 def _fetched(items: Rows, slots: Keyed, rows: Array) -> Any:
-    """Touches what is scattered over memory, so that the processor waits for many rows at once and not for each as its
-    turn comes. Returns a number for which nobody has a use; without it nothing would be read."""
+    """Prefetch: touches scattered memory of many rows at once, so cache misses overlap. The compiler would drop the
+    reads without the returned number, which has no other use."""
     total = np.int64(0)
     for i in range(len(rows)):
         row = rows[i]
@@ -249,10 +245,7 @@ def make(
     keys: Array,
 ) -> None:
     """Feature ids and window keys of ``rows`` (n,) into ``cat`` (n, F) and ``keys`` (n, K), the rest into ``room``.
-
-    Args:
-        exact: (n J, S, C) counts of the items' own keys, to be used in place of the table's; (0, S, C): none.
-    """
+    ``exact``: (n J, S, C) counts of the items' own keys, in place of the table's; (0, S, C): none."""
     table, raw, where = room.table, room.raw, room.where
     mask, own_keys = len(table) - 1, items.own.shape[1]
     raw[0] = form.prior
@@ -305,7 +298,6 @@ def make(
 
 @compiled(error_model="numpy")
 def _ids(form: Form, shared: Shared, items: Rows, rows: Array, cat: Array) -> None:
-    """Feature ids of ``rows`` (n,) into ``cat`` (n, F)."""
     once = np.zeros(cat.shape[1], np.int64)
     for c in range(len(once)):
         place = form.cat_shared[c]
@@ -322,14 +314,13 @@ def _ids(form: Form, shared: Shared, items: Rows, rows: Array, cat: Array) -> No
 
 @njit(inline="always")
 def _finite(value: Any) -> Any:
-    """As float32; what is no number, or does not fit, as 0."""
+    """As float32; NaN and values out of range become 0."""
     number = np.float32(value)
     return number if np.isfinite(number) else np.float32(0)
 
 
 @compiled(error_model="numpy")
 def _plain(form: Form, shared: Shared, items: Rows, rows: Array, plain: Array) -> None:
-    """Plain numbers of ``rows`` (n,) into ``plain`` (n, window_start)."""
     for i in range(len(rows)):
         for p in range(plain.shape[1]):
             plain[i, p] = _finite(shared.plain[p])
@@ -343,7 +334,7 @@ def _plain(form: Form, shared: Shared, items: Rows, rows: Array, plain: Array) -
 
 @njit(inline="always")
 def _see(plan: Feed, values: Array, row: Any, column: Any, out: Array, to: Any, at: Any) -> None:
-    """What the model sees of ``values[row]``, numbers from ``column`` on: ``out[to]`` from ``at`` on."""
+    """Writes the model's inputs for ``values[row]``, from ``column`` on, into ``out[to]`` from ``at`` on."""
     for e in range(values.shape[1]):
         value = values[row, e]
         if plan.log[column + e]:
@@ -360,8 +351,7 @@ def _see(plan: Feed, values: Array, row: Any, column: Any, out: Array, to: Any, 
 
 @compiled(error_model="numpy")
 def feed(form: Form, plan: Feed, room: Room, n: int, x: Array) -> None:
-    """The numbers of the n rows that :func:`make` made last, as the model sees them: ``x`` (n, I) from ``plan.at``
-    on."""
+    """Model inputs for the n rows of the last :func:`make`: ``x`` (n, I) from ``plan.at`` on."""
     keys, size, plains = len(form.kind), room.raw.shape[1], room.plain.shape[1]
     for k in range(keys):
         if form.mode[k] != EACH:
@@ -382,7 +372,7 @@ def feed(form: Form, plan: Feed, room: Room, n: int, x: Array) -> None:
 
 @compiled(error_model="numpy")
 def numbers(room: Room, some: Array, out: Array) -> None:
-    """The numbers, as logged, of ``some`` (m,) of the rows that :func:`make` made last: ``out`` (m, N)."""
+    """Logged numbers of ``some`` (m,) rows of the last :func:`make`: ``out`` (m, N)."""
     size, plains = room.raw.shape[1], room.plain.shape[1]
     for m in range(len(some)):
         i = some[m]

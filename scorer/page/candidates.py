@@ -1,5 +1,5 @@
 # core
-"""The candidates of one page: asks each source what it has for this user, and has recall merge it.
+"""Candidates of one page: asks each source for this user, and :mod:`scorer.recall.recall` merges them.
 
 ::
 
@@ -29,11 +29,11 @@ from scorer.recall.recall import COCLICKED, LIKED, NO_ROWS, VECTORS, Allowed, Ca
 from scorer.users.userrecord import User
 
 ALL_NEIGHBOURS = 1 << 16
-"""More than the last clicks of any user have: some of them are not allowed."""
+"""More neighbours than any user's last clicks have, because filters remove some."""
 
 
 class Sources(NamedTuple):
-    """What a worker has to recall from, at one moment."""
+    """A worker's recall sources at one moment."""
 
     lists: CandidateLists
     retrieval: Retrieval | None = None
@@ -41,7 +41,7 @@ class Sources(NamedTuple):
 
 
 class Recalled(NamedTuple):
-    """The candidates of a page."""
+    """Candidate rows of a page, with their sources."""
 
     rows: ItemRows  # (n,) distinct
     sources: NDArray[np.uint8]  # (n,)
@@ -49,7 +49,7 @@ class Recalled(NamedTuple):
 
 
 class Recaller:
-    """Recalls for one worker. Raises SettingError: the setting ``recall`` is no list of shares."""
+    """Recall of one worker. Raises SettingError: the setting ``recall`` is not a valid list of shares."""
 
     def __init__(self, settings: Settings, ranker: Ranker) -> None:
         self.shares = Shares.of(settings.recall)
@@ -57,7 +57,7 @@ class Recaller:
         self._bought_ms = round(settings.bought_days * DAY_MS)
 
     def ready(self, retrieval: Retrieval | None) -> bool:
-        """Whether the retrieval head has learnt enough to be asked."""
+        """Whether the retrieval head has learnt from enough clicks."""
         return retrieval is not None and retrieval.clicks >= self._least_clicks
 
     def page(
@@ -70,13 +70,12 @@ class Recaller:
         seed: int,
         allowed: Allowed | None = None,
     ) -> Recalled:
-        """Candidates for ``user`` at ``ts_ms``: ``size``, or all that live.
+        """Candidates for ``user`` at ``ts_ms``: ``size``, or all living items.
 
         Args:
             least: so many are wanted of a shop that is ranked whole.
-            seed: of what is drawn: the same for the same request.
-            allowed: the items that the request's filters let pass. Sources are asked for these alone, so that each
-                gives as much as it has of them. None: there are no filters.
+            seed: of random draws: the same for the same request.
+            allowed: items that pass the filters, or None. Sources search among these alone, so each can fill its share.
         """
         lists, retrieval, neighbours = sources
         items, share = self._ranker.items, self.shares.of_source
@@ -103,8 +102,8 @@ class Recaller:
         return Recalled(found.rows, found.sources, version)
 
     def _rows(self, pasts: Sequence[Past], ts_ms: int) -> tuple[ItemRows, NDArray[np.int64]]:
-        """Index rows (-1: unknown) and ages of what a user did before ``ts_ms``: what came later, a page of that time
-        could not know."""
+        """Index rows (-1: unknown) and ages of a user's actions before ``ts_ms``; later ones were unknown to such a
+        page."""
         before = [p for p in pasts if p.ts_ms < ts_ms]
         rows = self._ranker.items.rows_of([p.item_id for p in before])
         return rows, ts_ms - np.array([p.ts_ms for p in before], np.int64)

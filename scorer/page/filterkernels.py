@@ -1,10 +1,10 @@
 # core
-"""The compiled loops of filters: which rows pass, and which of them fit on a page under caps.
+"""Compiled loops of filters: which rows pass, and which of them fit on a page under caps.
 
 ::
 
     allowed (R,) bool   every clause takes rows away, none gives any back
-    values (n, A)       of n items in the order in which they are wanted: what each of A caps counts; 0: not capped
+    values (n, A)       of n items, best first: the value that each of A caps counts; 0: not capped
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 @compiled
 def narrow(columns: Array, first: int, stop: int, values: Array, keep: bool, allowed: Array) -> None:
-    """Takes away each row that has (``keep`` false) or has not (``keep`` true) one of the values.
+    """Removes each row that has (``keep`` false) or lacks (``keep`` true) all of the values.
 
     Args:
         columns: (rows, C) uint64; an item's values are in the columns [first, stop).
@@ -51,15 +51,14 @@ def narrow(columns: Array, first: int, stop: int, values: Array, keep: bool, all
 
 @compiled
 def unseen(salt: Any, user: Any, items: Array, column: int, user_first: bool, seen: Array, allowed: Array) -> None:
-    """Takes away the items of which the user has seen something.
+    """Removes the items of which the user has seen something.
 
     Args:
         salt: of the window key of user and item, uint64.
         user: the user's value hash, uint64.
         items: (rows, C) uint64; an item's value hash is in ``column``.
         user_first: the key's first column is the user's.
-        seen: (size,) uint64, a hash table of the user's window keys with exposures; 0: empty. A power of two, and never
-            full.
+        seen: hash table of :func:`table_of` with the user's window keys that have exposures.
         allowed: (R,) bool, R <= rows.
     """
     mask = len(seen) - 1
@@ -77,7 +76,7 @@ def unseen(salt: Any, user: Any, items: Array, column: int, user_first: bool, se
 
 
 def table_of(keys: Array) -> Array:
-    """Distinct keys (k,) uint64, none of them 0, as the hash table that :func:`unseen` looks in."""
+    """Hash table of distinct keys (k,) uint64, none of them 0. Its size is a power of two; 0 is empty; never full."""
     table = np.zeros(1 << (2 * len(keys) + 1).bit_length(), np.uint64)
     _enter(np.ascontiguousarray(keys, np.uint64), table)
     return table
@@ -95,16 +94,11 @@ def _enter(keys: Array, table: Array) -> None:
 
 @compiled
 def capped(values: Array, limits: Array, out: Array) -> Any:
-    """Takes items in their order, each that fits, until ``out`` is full: ``out`` are the places of those taken. Returns
-    how many there are. An item fits while each of its values has been taken fewer times than its cap.
+    """Takes fitting items in order into ``out`` (size,) int64, as places, until it is full; returns how many. An item
+    fits while each of its ``values`` (uint64) was taken fewer times than its cap in ``limits`` (A,) int64, 1 or more.
 
-    Nothing that was passed over fits in the end. So with one cap no other order takes more; with A caps, another order
-    may take up to A times as many (each is a partition matroid: Korte and Hausmann, 1978).
-
-    Args:
-        values: see above, uint64.
-        limits: (A,) int64, 1 or more.
-        out: (size,) int64.
+    This greedy choice is maximal. With one cap no other order takes more; with A caps, another order may take up to A
+    times as many (each is a partition matroid: Korte and Hausmann, 1978).
     """
     caps = len(limits)
     room = 16

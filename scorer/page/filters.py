@@ -1,5 +1,5 @@
 # core
-"""Filters of a request: which items may come on its page, worked out before recall, and how many of a kind.
+"""Filters of a request: which items its page may show, computed before recall, and how many of a kind.
 
 ::
 
@@ -9,8 +9,8 @@
     hide seen ──► the user's window keys of user and item ─────────────┘
     caps ──► values of the candidates, best first ──► those that fit
 
-An attribute lies in the item table in one of two forms: the values of one that the schema's ``filters`` name, as
-hashes; or the slots of a categorical field, as feature ids. A mask holds as long as no row of the table changes.
+The item table has an attribute in one of two forms: hashes for those in the schema's ``filters``, or feature ids of a
+categorical field. A mask is valid until a row of the table changes.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from scorer.recall.recall import Allowed, ListedRows
 from scorer.users.userrecord import User
 
 MASK_BYTES = 16 << 20
-"""Masks that a worker keeps, of the last distinct pairs of ``only`` and ``not``."""
+"""Cache of a worker for masks of the last distinct pairs of ``only`` and ``not``."""
 _ENTRY_BYTES, _HASH_BYTES = 1024, 48
-"""What Python takes for a mask and its clauses beside its rows, and for each value that its filter names."""
+"""Python's overhead for a mask and its clauses, and for each value of its filter."""
 
 
 class _Place(NamedTuple):
@@ -56,8 +56,6 @@ class _UserItem(NamedTuple):
 
 
 class ItemFilters:
-    """The filters of one worker. Reads ``ranker``'s items."""
-
     def __init__(self, ranker: Ranker) -> None:
         self._ranker, self._items, self._builder = ranker, ranker.items, ranker.builder
         schema, layout, form = self._builder.schema, self._builder.layout, ranker.items.form
@@ -82,8 +80,8 @@ class ItemFilters:
     # -- a request --------------------------------------------------------------------------------------------
 
     def of(self, asked: RecommendRequest) -> Filters | None:
-        """The filters of a request; None: it has none. Raises RequestError: they are none that this schema knows; the
-        line says which it knows, and how to add one."""
+        """The filters of a request; None: it has none. Raises RequestError for unknown attributes; the message lists
+        the known ones and how to add one."""
         filters = filters_of(asked)
         if filters is None:
             return None
@@ -107,7 +105,6 @@ class ItemFilters:
         return filters
 
     def allowed(self, filters: Filters, user: User, ts_ms: int) -> Allowed:
-        """The items that may come on a page for ``user`` at ``ts_ms``."""
         last = self._last
         if last is not None and last[0] is filters and last[1] is user and last[2:4] == (ts_ms, self._items.generation):
             return last[4]  # asked once more for the same page
@@ -125,8 +122,8 @@ class ItemFilters:
         return found
 
     def passing(self, filters: Filters, user: User, ts_ms: int, ids: Sequence[Id]) -> list[Id]:
-        """Those of the items that are neither excluded nor hidden, by their ids alone: for pages that are made without
-        the items."""
+        """The items that are neither excluded nor hidden, by id alone: for pages that are made without the item
+        table."""
         out = {str(i) for i in self._left_out(filters, user, ts_ms)}
         left = [i for i in ids if str(i) not in out]
         if "seen" not in filters.hide or self._seen is None or not left:
@@ -139,8 +136,7 @@ class ItemFilters:
     # -- caps -------------------------------------------------------------------------------------------------
 
     def fitting(self, filters: Filters, rows: ItemRows, size: int) -> NDArray[np.intp]:
-        """Positions in ``rows`` (n,) of the first ``size`` that fit on one page under the caps: each in its turn, if it
-        fits beside those before it. (<= size,) ascending"""
+        """Ascending positions in ``rows`` (n,) of the first ``size`` that fit on one page under the caps. (<= size,)"""
         if not filters.caps:
             return np.arange(min(size, len(rows)))
         values = np.zeros((len(rows), len(filters.caps)), np.uint64)
@@ -160,11 +156,9 @@ class ItemFilters:
         size: int,
         seed: int,
     ) -> ItemRows:
-        """Rows that fill a page up which the candidates could not fill under the caps: none of ``rows``, which are the
-        candidates, and each fits beside the ``taken`` ones. Those of ``first`` come before others, drawn by chance.
-
-        When there are no more of them, no allowed item fits any more.
-        """
+        """Rows that fill a page which the candidates ``rows`` could not fill under the caps. None is in ``rows``, and
+        each fits beside the ``taken`` ones. Those of ``first`` come first, then random ones. A short result means that
+        no other allowed item fits."""
         left = allowed.mask.copy()
         left[rows] = False
         first = allowed.of(first)  # lists may be newer than the mask, and name rows behind its end
@@ -220,8 +214,7 @@ class ItemFilters:
         return cat
 
     def _left_out(self, filters: Filters, user: User, ts_ms: int) -> list[Id]:
-        """Ids of what the request excludes, and of what it hides but for what was seen. What came later than the page's
-        time, that page could not know."""
+        """Ids of what the request excludes or hides, without what was seen, as of the page's time."""
         recent = user.recent
         pasts = [p for name, some in (("bought", recent.purchases), ("clicked", recent.clicks)) for p in some
                  if name in filters.hide and p.ts_ms < ts_ms]  # fmt: skip
@@ -238,7 +231,7 @@ class ItemFilters:
 
 
 def _size(key: Any, found: Allowed) -> int:
-    """Bytes that a kept mask takes. In a small shop that is its filter's hashes rather than its rows."""
+    """Bytes of a cached mask. In a small shop its filter's hashes are larger than its rows."""
     hashes = sum(len(values) for _, values, _ in key)
     return _ENTRY_BYTES + _HASH_BYTES * hashes + found.mask.nbytes + found.rows.nbytes
 

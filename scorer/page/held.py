@@ -1,5 +1,5 @@
 # core
-"""What a worker has to make pages from: the items, recall's lists and vectors, the model. Replaced between requests."""
+"""What a worker makes pages from: items, recall's lists and vectors, the model. They change only between requests."""
 
 from __future__ import annotations
 
@@ -16,11 +16,7 @@ from scorer.recall.recall import CandidateLists
 
 
 class Held:
-    """See the module's text.
-
-    Args:
-        count_error: told of what was survived.
-    """
+    """See the module's text. ``count_error`` receives the kind of each handled error."""
 
     def __init__(self, schema: Schema, count_error: Callable[[str], None]) -> None:
         self.schema, self.builder = schema, FeatureBuilder(schema)
@@ -33,8 +29,7 @@ class Held:
         self.model: Model | None = None
         self.heard_ms = 0  # newest event that the stream has counted; 0: none yet
         self.to_read: dict[str, int] = {}
-        """What has to be read from Kafka before pages are ranked, and how many messages that are (-1: not known yet).
-        """
+        """Messages that must be read from Kafka before ranking, by what they are for (-1: number unknown)."""
 
     def install(self, note: Announcement, model: Model) -> None:
         """Serves ``model``, of version ``note``, from now on."""

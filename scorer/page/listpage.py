@@ -1,5 +1,5 @@
 # core
-"""A page from the shop's lists in Redis, for the time in which the scorer's own index or model is not ready.
+"""A page from the shop's lists in Redis, while the scorer's own index or model is not ready.
 
 ::
 
@@ -7,8 +7,8 @@
     liked    40%   hot items of the groups this user clicks in   list:hot:{column}:{value}
     new      10%   items born last                               list:new
 
-The lists are short and the same for everybody. Nothing is scored, so there are no features to log and nothing is learnt
-from the page: its answer has no request id, and nobody may report events of it.
+Nothing is scored, so there are no features to log and the learner learns nothing from the page. Its answer has no
+request id, because events with one would find nothing to join.
 """
 
 from __future__ import annotations
@@ -27,12 +27,10 @@ from scorer.page.wire import Filters, RequestError
 from scorer.users.userrecord import Meters, Store, User, look_up
 
 Passing = Callable[[Filters, User, int, Sequence[Id]], list[Id]]
-"""See :meth:`scorer.page.filters.ItemFilters.passing`."""
 LISTS = "lists"
-"""The ``arm`` of such a page."""
 LIKED, NEWEST = 0.4, 0.1
 GROUPS = 12
-"""A user's liked groups are at most so many."""
+"""Limit of the groups of a user."""
 
 
 def not_ready(reason: str) -> RequestError:
@@ -42,24 +40,20 @@ def not_ready(reason: str) -> RequestError:
 
 
 class ListPages:
-    """Answers /recommend while no page can be ranked."""
-
     def __init__(self, store: Store, builder: FeatureBuilder, meters: Meters, passing: Passing) -> None:
         self._store, self._builder, self._meters, self._passing = store, builder, meters, passing
 
     async def page(
         self, user_id: Id, size: int, ts_ms: int, reason: str, filters: Filters | None = None
     ) -> wire.RecommendAnswer:
-        """A page of the shop's lists. No impression is logged, so the answer has no request id: events that named it
-        would find nothing to join.
+        """A page of the shop's lists, which is not logged.
 
         Args:
             reason: why no page can be ranked.
-            filters: what must not come. Lists have no attributes, so only ids can be left out.
+            filters: lists have no attributes, so only ids can be excluded.
 
-        Raises:
-            RequestError: 503, with the ``reason``: there are no lists, or the store is away, or nothing of the lists is
-                left, or there are filters by attributes, which nobody could keep to.
+        Raises RequestError: 503 with the ``reason``, when there are no lists, no store, or nothing left of the lists;
+        also for filters by attributes.
         """
         if filters is not None and (filters.only or filters.without or filters.caps):
             raise not_ready(f"no filters by attributes yet ({filters}), since there is {reason}")
@@ -94,15 +88,11 @@ def liked_lists(
     record: Mapping[bytes, bytes],
     ts_ms: int,
 ) -> list[str]:
-    """Names of the lists of hot items in the groups that a user likes, the best liked first.
+    """Names of the lists of hot items in the user's groups, highest affinity first.
 
-    Args:
-        listed: keys of the lists that there are.
-        user: the user's columns, of (1,) hashes; ``record``: the user's hash in the online store.
-        ts_ms: event time, after the newest event.
-
-    Raises:
-        StoreError: a tile list in ``record`` is damaged.
+    ``listed``: keys of the existing lists. ``user``: the user's columns, of (1,) hashes. ``record``: the user's hash in
+    the online store. ``ts_ms``: event time, after the newest event. Raises StoreError for a damaged tile list in
+    ``record``.
     """
     liked: list[tuple[float, str]] = []
     for column in taste_columns(builder):

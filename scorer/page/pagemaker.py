@@ -1,5 +1,5 @@
 # core
-"""A page of given items: their scores by the model that serves at that moment, the answer, and the log of it."""
+"""A page of given items: their scores by the serving model, the answer, and its page log."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from scorer.page.rank import Model, Ranked
 from scorer.users.userrecord import Meters, User
 
 AskCounts = Callable[[ItemRows, int], Awaitable[NDArray[Any] | None]]
-"""Counts of items at another time than now, from the whole index; None: they are not to be had."""
+"""Counts of items at another time than now, from the whole index; None: not available."""
 
 
 class Asked(NamedTuple):
-    """Who asks for a page, and when and where it will be shown."""
+    """A page request: user, time and context."""
 
     request_id: str
     user: User
@@ -41,8 +41,6 @@ class Asked(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """Items with their features and scores, by one version."""
-
     note: Announcement
     rows: ItemRows  # (n,)
     found: Ranked
@@ -54,9 +52,9 @@ class PageMaker:
     """See the module's text.
 
     Args:
-        send: takes the log of a page, and copies what it keeps; must not block. False: it has no room.
+        send: takes a page log without blocking, and copies what it keeps. False: no space.
         wall: wall time in ms.
-        ask_counts: see :data:`AskCounts`; None: the table's counts serve for all times.
+        ask_counts: None: the table's counts serve for all times.
     """
 
     def __init__(
@@ -74,11 +72,10 @@ class PageMaker:
 
     @property
     def now_ms(self) -> int:
-        """Event time."""
         return self._clock.at(self.wall())
 
     async def score(self, page: Asked, rows: ItemRows) -> Scored:
-        """Features and scores of the items at ``rows``, by the model that serves now. Nothing waits after this."""
+        """Features and scores of the items at ``rows``, by the model that serves now. No await follows the counts."""
         counts = await self._counts(page, rows)
         note, model = self._held.note, self._held.model
         assert note is not None
@@ -91,8 +88,8 @@ class PageMaker:
         return Scored(note, rows, found, np.where(finite, found.scores, np.float32(0)), model)
 
     async def _counts(self, page: Asked, rows: ItemRows) -> NDArray[Any] | None:
-        """Counts of the items for a page of another time than now, by more than a unit of the tiles; None: those of the
-        items."""
+        """Counts of the items for a page whose time differs from now by more than a unit of the tiles; None: the
+        table's."""
         unit_ms = self._held.schema.windows.unit_ms
         if self.ask_counts is None or abs(page.ts_ms - self.now_ms) <= unit_ms or not len(rows):
             return None
@@ -102,7 +99,6 @@ class PageMaker:
         return counts
 
     def ids(self, rows: ItemRows) -> list[Id]:
-        """The ids of items."""
         ids = self._held.items.ids
         return [ids[row] for row in rows.tolist()]
 
@@ -116,8 +112,8 @@ class PageMaker:
         retrieval: int,
         offset: int = 0,
     ) -> wire.RecommendAnswer:
-        """Logs and answers the items ``order`` (positions in ``scored``), which recall found in ``sources`` by the
-        version ``retrieval``; the first one has the slot ``offset``."""
+        """Logs and answers the items ``order`` (positions in ``scored``); the first one has the slot ``offset``.
+        ``sources`` and ``retrieval``: where recall found them, by which version."""
         ids = self.ids(scored.rows[order])
         self.log(page, arm, scored, order, ids, sources, offset)
         self._meters.items(sources)
@@ -131,7 +127,7 @@ class PageMaker:
         )
 
     def _reasons(self, scored: Scored, order: NDArray[np.intp]) -> list[list[wire.Reason] | UnsetType]:
-        """Of each item ``order`` of a page, which inputs made its score what it is; of the first ones only."""
+        """The strongest inputs of each of the first items in ``order``."""
         first = order[: reasons.MOST_ITEMS]
         found = reasons.effects(scored.model, scored.found.cat[first], scored.found.numbers(first), self._inputs)
         told: list[list[wire.Reason] | UnsetType] = [
@@ -149,7 +145,7 @@ class PageMaker:
         sources: bytes,
         offset: int,
     ) -> None:
-        """Hands the log of a page over. The page is worth more than its log; a loss is counted."""
+        """Sends the page log. A page is worth more than its log, so a loss is counted and not raised."""
         found, ts_ms = scored.found, page.ts_ms
         placed = self._held.ranker.placed(found, order, page.user, scored.rows, ts_ms, page.context, offset)
         log = Impression(

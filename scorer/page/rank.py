@@ -1,10 +1,9 @@
 # core
-"""Ranking: features of one user and n items, their scores, the page, and what is logged of it.
+"""Ranking: features of one user and n items, their scores, the page, and its logged features.
 
-One compiled pass makes it all from the item table (:mod:`scorer.catalog.pagekernels`): feature ids, window keys,
-counts, rates, and the numbers as the model sees them, straight into the model's input. What is logged is equal bit for
-bit to what
-:class:`millrace.windows.features.FeatureBuilder` makes of the same columns and counts, as replay does.
+One compiled pass (:mod:`scorer.catalog.pagekernels`) writes the numbers straight into the model's input. Logged
+features equal those of :class:`millrace.windows.features.FeatureBuilder` for the same columns and counts bit for bit,
+as in replay.
 
 Shapes: n items, F, N, K of the schema's layout, S spans (W windows, then half-lives), A columns of tiles (actions, then
 sums), J window keys of the item alone.
@@ -38,18 +37,17 @@ from scorer.users.userrecord import User
 
 Counts = NDArray[np.integer[Any]]
 _SLOTS = 1024
-"""Slots whose feature ids are worked out beforehand."""
+"""Slots whose feature ids are computed in advance."""
 
 
 class Model(Protocol):
-    """What ranking asks of a model: click probabilities, (n,) float32; reads only."""
+    """The model as ranking needs it: click probabilities, (n,) float32, without side effects."""
 
     def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
 
 class FilledModel(Model, Protocol):
-    """A model that lets ranking put scaled numbers into its own input; see
-    :class:`learner.serving.serving.ServingModel`."""
+    """A model whose input ranking fills itself; see :class:`learner.serving.serving.ServingModel`."""
 
     @property
     def numbers(self) -> NumberPlan | None: ...
@@ -63,7 +61,7 @@ class FilledModel(Model, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Feature arrays of n items, as learnt from and as logged."""
+    """Feature arrays of n items, as logged and learnt."""
 
     cat: NDArray[np.int64]  # (n, F)
     num: NDArray[np.float32]  # (n, N)
@@ -72,24 +70,23 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """n candidates with their scores. Feature ids and window keys are as they are before anybody knows the page."""
+    """n candidates with their scores. Feature ids and window keys that depend on the page are missing."""
 
     cat: NDArray[np.int64]  # (n, F)
     keys: U64  # (n, K)
     scores: NDArray[np.float32]  # (n,)
     numbers: Callable[[NDArray[np.intp]], NDArray[np.float32]]
-    """``num`` of some (m,) of the candidates, (m, N). Only until the ranker ranks again: it works in the same memory,
-    and asking later is a RuntimeError."""
+    """``num`` of some (m,) candidates, (m, N). Raises RuntimeError after the ranker's next page, which reuses the
+    memory."""
 
     @property
     def num(self) -> NDArray[np.float32]:
-        """``num`` of all candidates. (n, N)"""
         return self.numbers(np.arange(len(self.scores)))
 
 
 class Ranker:
-    """Builds features, scores and pages from a items. Keeps memory for the work from page to page. ``count_error`` is
-    told of what was survived: ``tiles``, a damaged tile list in a user's record."""
+    """Features, scores and pages; reuses its memory from page to page. ``count_error`` receives ``tiles`` for a damaged
+    tile list in a user's record."""
 
     def __init__(
         self, builder: FeatureBuilder, items: ItemTable, count_error: Callable[[str], None] = lambda _: None
@@ -120,7 +117,7 @@ class Ranker:
         self._last: tuple[User, int, Keyed] | None = None
 
     def likings(self, groups: tuple[Groups, ...], user: User, ts_ms: int) -> list[tuple[Groups, NDArray[np.float64]]]:
-        """How much a user likes each group (:mod:`millrace.windows.affinity`). (G,) for each grouping"""
+        """A user's affinity to each group (:mod:`millrace.windows.affinity`). (G,) for each grouping"""
         windows = self.builder.schema.windows
         held = self._held(user, ts_ms)
         if len(held.keys) == 1 or ACTION not in windows.actions:
@@ -142,8 +139,7 @@ class Ranker:
         return seen
 
     def user_ids(self, user: User) -> NDArray[np.int64]:
-        """Feature ids of the user's own fields, 0 where one is missing: those columns of ``cat`` in the layout's order.
-        (k,)"""
+        """Feature ids of the user's own fields in the layout's order, 0 where one is missing. (k,)"""
         hashes, at = np.zeros(len(self._user_salts), np.uint64), 0
         for name, slots in self._user_fields:
             column = user.columns.get(name)
@@ -162,12 +158,9 @@ class Ranker:
         model: Model,
         counts: Counts | None = None,
     ) -> Ranked:
-        """Features and scores of the items at ``rows`` for ``user`` at ``ts_ms``.
-
-        Args:
-            counts: (n, J, S, A) of the items' own window keys, as :meth:`scorer.catalog.index.ItemIndex.counts_at`
-                gives them for a time that is far from now; by default the item table's, which are of now.
-        """
+        """Features and scores of the items at ``rows`` for ``user`` at ``ts_ms``. ``counts``: (n, J, S, A) of the
+        items' own window keys for a time far from now (:meth:`scorer.catalog.index.ItemIndex.counts_at`); default: the
+        item table's."""
         n = len(rows)
         cat, keys = self._make(user, rows, ts_ms, context, counts)
         numbers = self._numbers()
@@ -192,12 +185,8 @@ class Ranker:
         context: Mapping[str, Any] | None = None,
         offset: int = 0,
     ) -> Features:
-        """The features of the page ``order`` (positions in ``ranked``), with its slots, from ``offset`` on, in the
-        fields and window keys that were missing when it was ranked. The numbers stay what was scored.
-
-        Args:
-            rows: the index rows that ``ranked`` was made of.
-        """
+        """Features of the page ``order`` (positions in ``ranked``, which was made of the index ``rows``), now with
+        slots from ``offset`` on and whatever depends on them. The numbers stay those that were scored."""
         cat, keys = ranked.cat[order], ranked.keys[order]
         end = offset + len(order)
         if self._position_alone is not None and end <= _SLOTS:  # nearly always, and quick
@@ -211,7 +200,7 @@ class Ranker:
     # -- within -----------------------------------------------------------------------------------------------
 
     def _fill_late(self, cat: NDArray[np.int64], keys: U64, columns: dict[str, U64], rows: ItemRows) -> None:
-        """Fills in what was missing while ranking, from the ``columns`` of user, context and page, and the items."""
+        """Fills fields and keys that were missing during ranking."""
         items = self.items
         for field, start, salt in self._late_fields:
             column = columns.get(field.name)
@@ -285,7 +274,7 @@ class Ranker:
         )
 
     def _hashes(self, columns: Mapping[str, U64]) -> U64:
-        """Value hashes of what all rows share, one after another."""
+        """Value hashes that all rows share, concatenated."""
         out = np.zeros(self._hash_count, np.uint64)
         for name, place in self._places.items():
             column = columns.get(name)
@@ -294,7 +283,7 @@ class Ranker:
         return out
 
     def _held(self, user: User, ts_ms: int) -> Keyed:
-        """The counts of all window keys that the user's record holds, read once a request."""
+        """Counts of all window keys in the user's record, read once a request."""
         if self._last is not None and self._last[0] is user and self._last[1] == ts_ms:
             return self._last[2]
         fields = [field for field in user.tiles if len(field) == WINDOW_BYTES]
@@ -318,7 +307,6 @@ class Ranker:
             return out
 
     def _new_room(self, n: int) -> Room:
-        """Memory for pages of n candidates."""
         keys, block = self.builder.layout.K, block_size(self.builder.schema.windows)
         blocks = 1 + keys * n
         return Room(

@@ -1,14 +1,14 @@
 # core
-"""Ranked lists that are handed out in parts, and the cursors that name the next part. No client of a store here.
+"""Ranked lists that are handed out in parts, and the cursors that name the next part.
 
 ::
 
     /recommend size 20, list 600 ──► 600 items ranked; 0-19 handed out ──► cursor "5b1c.20.20.600"
-    /recommend size 20, cursor  ───► 20-39 scored anew and handed out ───► cursor "5b1c.40.40.600"
+    /recommend size 20, cursor  ───► 20-39 scored again and handed out ──► cursor "5b1c.40.40.600"
 
-A list holds which items in which order and where recall found them, and nothing that was computed: features and scores
-of a part are made when it is handed out. So what was never handed out costs no more than its ids, and is never logged.
-Lists lie in this worker's memory, and in the online store for the other workers, for ``list_seconds``.
+A list holds item ids in order and their sources, nothing computed. Each part gets its features and scores when it is
+handed out, so the rest costs only its ids and is never logged. Lists stay for ``list_seconds`` in this worker's memory,
+and in the online store for other workers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from scorer.users.userrecord import Store
 
 _ASKED = SOURCES.index("asked")
 MEMORY_BYTES = 16 << 20
-"""Lists in a worker's memory: some thousand. Older ones give way, and are read from the store."""
+"""Memory of a worker for lists, some thousand. Older ones are read from the store."""
 
 
 class Cursor(NamedTuple):
@@ -51,7 +51,7 @@ class Cursor(NamedTuple):
 
     @classmethod
     def of(cls, text: str, limit: int) -> Cursor:
-        """The cursor that :attr:`text` gave. ``limit``: the longest list. Raises RequestError: it is none."""
+        """Parses :attr:`text`. ``limit``: the longest list. Raises RequestError for an invalid cursor."""
         list_id, *numbers = text.rsplit(".", 3)
         if list_id and len(numbers) == 3 and all(n.isascii() and n.isdigit() and len(n) < 8 for n in numbers):
             at, slot, length = map(int, numbers)
@@ -61,8 +61,6 @@ class Cursor(NamedTuple):
 
 
 class RankedList(Struct, frozen=True, array_like=True):
-    """What one request ranked."""
-
     request_id: Name
     user_id: WireId
     arm: str
@@ -74,13 +72,12 @@ class RankedList(Struct, frozen=True, array_like=True):
     filters: Filters | None = None  # that hold for every part
 
     def of(self, places: NDArray[np.intp]) -> RankedList:
-        """The list with the items at ``places`` alone, in this order."""
+        """The list with only the items at ``places``, in this order."""
         items = [self.items[place] for place in places.tolist()]
         return replace(self, items=items, sources=self.sources_of(places))
 
     def sources_of(self, places: NDArray[np.intp]) -> bytes:
-        """Codes of the items at ``places``: as they were when the list was ranked, or ``asked`` where it does not say,
-        as one of an older version does not."""
+        """Source codes of the items at ``places``; ``asked`` where a list of an older version has none."""
         codes = self.sources if len(self.sources) == len(self.items) else b"\xff" * len(self.items)
         return bytes(code if (code := codes[place]) < len(SOURCES) else _ASKED for place in places.tolist())
 
@@ -90,8 +87,8 @@ _decode = msgspec.msgpack.Decoder(RankedList).decode
 
 
 class RankedLists:
-    """The lists of one worker, each kept for so many ``seconds``. ``count_error`` is told ``ranked`` of a list in the
-    store that cannot be read."""
+    """The lists of one worker, each kept for ``seconds``. ``count_error`` receives ``ranked`` for an unreadable list in
+    the store."""
 
     def __init__(
         self, store: Store, seconds: float, wall: Callable[[], int], count_error: Callable[[str], None]
@@ -104,13 +101,12 @@ class RankedLists:
         return len(self._here)
 
     async def put(self, list_id: str, ranked: RankedList) -> None:
-        """Keeps a list, here and in the store."""
         raw = _encode(ranked)
         self._hold(list_id, raw)
         await self._store.keep(ranked_key(list_id), raw, self._seconds)
 
     async def get(self, list_id: str) -> RankedList | None:
-        """The list of this id. None: it is no longer kept, or never was."""
+        """The list of this id. None: expired or unknown."""
         raw = self._here.get(list_id)
         fresh = raw is None
         if raw is None:

@@ -1,5 +1,5 @@
 # core
-"""Which inputs made an item's score what it is: each input is taken away in turn, and the score is asked for again.
+"""Reasons for an item's score: each input is removed in turn, and the item is scored again.
 
 ::
 
@@ -8,11 +8,10 @@
     without 1   missing   x      x                  x             ──► logit z_1        effect_1 = z - z_1
     without 2   x         mean   x                  x             ──► logit z_2        effect_2 = z - z_2
 
-An *input* is a field with all its slots, or a window key with all its counts, rates and means; a field that is a window
-key too is one input with what is counted under it. A categorical field that
-is taken away is missing. A number that is taken away is what the items of the page have on average, so an effect tells
-what sets the item apart from its page. This is occlusion (Zeiler and Fergus, ECCV 2014, section 4.2), by input.
-Effects of inputs that a network weighs together do not add up to the score.
+An *input* is a field with all its slots, a window key with all its counts, rates and means, or both under one name. A
+removed categorical field reads as missing. A removed number becomes the mean over the page's items, so an effect shows
+what sets the item apart from its page. This is occlusion (Zeiler and Fergus, ECCV 2014, section 4.2), by input. Inputs
+interact, so effects do not add up to the score.
 
 Symbols: m items, G inputs, F columns of ``cat``, N of ``num``, as in the schema's layout.
 """
@@ -33,17 +32,16 @@ Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
 MOST_ITEMS = 20
-"""Items of a page, the first ones, that get reasons: each costs as much as scoring G items."""
+"""Only the first items of a page get reasons: each costs as much as scoring G items."""
 MOST_REASONS = 3
 ROWS_AT_ONCE = 1024
-"""Rows that the model is asked for at a time, as many as a page has candidates."""
 LEAST_EFFECT = 1e-5
-"""What a float32 score's rounding makes of an input that changes nothing is smaller, and is no reason."""
+"""Smaller effects are float32 rounding."""
 _LEAST, _MOST = np.float32(1e-7), np.float32(1 - 1e-7)
 
 
 class Input(NamedTuple):
-    """A field or window key, or both by the same name, and where it stands in the arrays."""
+    """A field or window key, or both by the same name, and its columns in the arrays."""
 
     name: str
     cat: tuple[int, ...]
@@ -51,7 +49,7 @@ class Input(NamedTuple):
 
 
 def inputs_of(schema: Schema) -> tuple[Input, ...]:
-    """The inputs that ranking knows, in the layout's order. What is known only once a page is made is none of them."""
+    """The inputs known during ranking, in the layout's order, without those that depend on the finished page."""
     layout: Layout = schema.layout
     late = late_columns(schema)
     fields = [
@@ -73,12 +71,7 @@ def inputs_of(schema: Schema) -> tuple[Input, ...]:
 
 
 def effects(model: Model, cat: Ids, num: Floats, inputs: Sequence[Input]) -> Floats:
-    """By how much each input raised the logit of each item. (m, G)
-
-    Args:
-        cat: (m, F) as ranked.
-        num: (m, N)
-    """
+    """By how much each input raised the logit of each item, (m, G). ``cat`` (m, F) as ranked, ``num`` (m, N)."""
     m, width = len(cat), len(inputs)
     if not m or not width:
         return np.zeros((m, width), np.float32)
@@ -113,7 +106,7 @@ def strongest(found: Floats, inputs: Sequence[Input], most: int = MOST_REASONS) 
 
 
 def _logit(p: Floats) -> Floats:
-    """log(p / (1 - p)); of 0 and 1, what the nearest probabilities that float32 tells apart from them have."""
+    """log(p / (1 - p)), with 0 and 1 replaced by their nearest float32 neighbours."""
     p = np.clip(p, _LEAST, _MOST)
     out: Floats = np.log(p / (1 - p)).astype(np.float32)
     return out

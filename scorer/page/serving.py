@@ -1,14 +1,11 @@
 # core
 """What a worker does for a request, without HTTP, Kafka or Redis: decode, look up, recall, rank, log, answer.
 
-A request waits for the user's record, for the list that its cursor names, and for counts of another time. From there to
-its page it runs in one go on the event loop, so no change of items or model falls into it: those are made by other
-callbacks of the same loop, between requests. A page is made by the one model that serves at that moment.
+A request waits for the user's record, the list of its cursor, and counts of another time. After that it runs without an
+await, so items and model change only between requests, and one model makes the whole page.
 
-A request's filters hold before anything is recalled (:mod:`scorer.page.filters`), so a page is full where the catalogue
-has enough that passes. Caps hold among what was ranked, best first.
-
-Until there are a model and items, ``/recommend`` answers from the shop's lists in Redis (:mod:`scorer.page.listpage`).
+Filters apply before recall (:mod:`scorer.page.filters`), so a page is full where enough items pass. Caps apply to the
+ranked candidates, best first. Until there are a model and items, :mod:`scorer.page.listpage` answers ``/recommend``.
 """
 
 from __future__ import annotations
@@ -40,26 +37,23 @@ from scorer.users.userrecord import Meters, Store, look_up
 
 _ARM = salt("scorer", "arm")
 FILTERED = "f-"
-"""The ids of lists with filters begin with it: whoever has lost such a list knows that it had some."""
+"""Prefix of the ids of lists with filters, so a cursor shows that its expired list had some."""
 
 
 def arm_of(request_id: str, control_share: float) -> str:
-    """The arm of a request: the same id always has the same one."""
+    """The arm of a request, by a hash of its id."""
     draw = int(mix(_ARM, np.array([value_hash(request_id)], np.uint64))[0]) / 2.0**64
     return CONTROL if draw < control_share else MODEL
 
 
 class Serving(Held):
-    """One worker's share in a scorer.
+    """Request handling of one worker. Raises SettingError for an invalid setting ``recall``.
 
     Args:
         store: the online store.
         send, wall, ask_counts: see :class:`~scorer.page.pagemaker.PageMaker`.
         meters: counts.
-        new_id: makes a request id that nobody has used.
-
-    Raises:
-        SettingError: the setting ``recall`` is no list of shares.
+        new_id: makes a unique request id.
     """
 
     def __init__(
@@ -85,9 +79,7 @@ class Serving(Held):
     # -- requests ---------------------------------------------------------------------------------------------
 
     async def recommend(self, body: bytes) -> wire.RecommendAnswer:
-        """Answers POST /recommend. Raises RequestError: the client did something wrong, or there is nothing to make a
-        page of.
-        """
+        """Answers POST /recommend. Raises RequestError: an invalid request, or no source for a page."""
         asked = wire.decode(body, wire.RecommendRequest)
         size = wire.check_recommend(asked, self.settings.page_limit)
         cursor = None if asked.cursor is None else Cursor.of(asked.cursor, self.settings.page_limit)
@@ -161,7 +153,7 @@ class Serving(Held):
         return await self._to_be_continued(answer, kept, len(shown), len(shown), length)
 
     def _random(self, page: Asked, size: int, most: int, seed: int, allowed: Allowed | None) -> ItemRows:
-        """The control group's page, and what follows on it in its list."""
+        """The control group's page, and the rest of its list."""
         capped = allowed is not None and page.capped
         drawn = len(allowed.rows) if allowed is not None and capped else most
         rows = random_page(self.lists, drawn, np.random.default_rng(seed), allowed)
@@ -181,8 +173,8 @@ class Serving(Held):
         size: int,
         seed: int,
     ) -> tuple[Scored, NDArray[np.intp], NDArray[np.uint8]]:
-        """A page on which so few candidates fit that others have to be looked for: all of these with their scores, in
-        which order, and where they are from. The page as it was, where it is full or nothing else fits."""
+        """Completes a page on which too few candidates fit under the caps: scores, order and sources with other items.
+        Unchanged if it is full or nothing else fits."""
         filters, allowed = page.filters, self._allowed(page)  # anew: counts may have been waited for
         if filters is None or allowed is None or len(shown) == size:
             return scored, shown, sources
@@ -199,11 +191,8 @@ class Serving(Held):
         return scored, left[self.filters.fitting(filters, scored.rows[left], size)], sources
 
     async def _part(self, page: Asked, cursor: Cursor, size: int) -> wire.RecommendAnswer | Asked:
-        """The next part of a list. Where there is none: what to make a new list for, whose notes say why.
-
-        Raises:
-            RequestError: the list is another user's; or it had filters and is no longer kept, so nobody knows them.
-        """
+        """The next part of a list. For an expired list: how to make a new one, with a note that says why. Raises
+        RequestError when the list is another user's, or when an expired list had filters, which are lost."""
         kept = await self.ranked.get(cursor.list_id)
         if kept is None:
             if cursor.list_id.startswith(FILTERED):
@@ -252,24 +241,23 @@ class Serving(Held):
     async def _to_be_continued(
         self, answer: wire.RecommendAnswer, kept: RankedList, at: int, slot: int, length: int
     ) -> wire.RecommendAnswer:
-        """The answer with a cursor to what comes ``at`` a place in a list, which is kept from now on."""
+        """Keeps the list, and adds a cursor for its place ``at`` to the answer."""
         list_id = self._new_id() if kept.filters is None else FILTERED + self._new_id()
         await self.ranked.put(list_id, kept)
         return replace(answer, cursor=Cursor(list_id, at, slot, length).text)
 
     def _allowed(self, page: Asked) -> Allowed | None:
-        """What the page's filters let pass. None: it has none."""
         if page.filters is None:
             return None
         return self.filters.allowed(page.filters, page.user, page.ts_ms)
 
     def _passing(self, page: Asked) -> NDArray[np.bool_]:
-        """By index row, whether an item may be shown on a page: it lives, and passes the filters."""
+        """By index row, whether an item lives and passes the filters."""
         allowed = self._allowed(page)
         return self.items.alive if allowed is None else allowed.mask
 
     def _empty(self, page: Asked, arm: str) -> wire.RecommendAnswer:
-        """A page on which nothing may come: it is no failure, and there is nothing to log."""
+        """A page without items: not a failure, and nothing to log."""
         assert self.note is not None
         self._meters.filtered("empty")
         notes = [
@@ -280,14 +268,11 @@ class Serving(Held):
         return wire.RecommendAnswer(None, self.note.version, arm, page.ts_ms, [], notes, retrieval_version=told)
 
     async def score(self, body: bytes) -> wire.ScoreAnswer:
-        """Answers POST /score. Raises RequestError: the client did something wrong, or there is no model or no item
-        yet.
-        """
+        """Answers POST /score. Raises RequestError: an invalid request, or no model or no item yet."""
         return await self.score_items(wire.decode(body, wire.ScoreRequest))
 
     async def score_items(self, asked: wire.ScoreRequest) -> wire.ScoreAnswer:
-        """The answer to a request that :func:`scorer.page.wire.decode` gave. Raises RequestError as :meth:`score`
-        does."""
+        """The answer to a decoded request. Raises RequestError as :meth:`score`."""
         wire.check_items(asked.items)
         request_id, ts_ms = self._identify(asked, asked.log)
         reason = self.not_ready()
@@ -324,8 +309,8 @@ class Serving(Held):
         return asked.request_id or self._new_id(), ts_ms
 
     def _oldest_ms(self, now_ms: int, logged: bool) -> tuple[int, str]:
-        """A page at this time or before is refused, and why. Times follow the newest event: a log that is played slower
-        than the clock runs is in time. Until an event is known, the clock stands for it."""
+        """Pages at or before this time are refused, and why. The limit follows the newest event, so a slowly played log
+        is in time; the clock replaces it until the first event."""
         newest_ms, s = min(self.heard_ms, now_ms) if self.heard_ms else now_ms, self.settings
         if not logged:
             minutes = max(self.schema.windows.minutes, default=DAY_MIN)

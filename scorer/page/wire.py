@@ -1,5 +1,5 @@
 # core
-"""What the HTTP API takes and gives, as types; a bad request becomes one line that names the value and the remedy."""
+"""Requests and answers of the HTTP API as types. A bad request gets one line with the value and the remedy."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from millrace.contracts.intake import unfit
 from millrace.contracts.schema import DERIVED, Schema
 
 MOST_VALUES, MOST_TEXT = 100, 1000
-"""Values of a list, and characters of a text, in a context."""
+"""Limits of a context: values of a list, characters of a text."""
 Text = Annotated[str, Meta(max_length=MOST_TEXT)]
 Scalar = Text | Int64 | float | bool | Annotated[list[Text | Int64], Meta(max_length=MOST_VALUES)] | None
 MOST_EXCLUDED, MOST_ATTRIBUTES = 1000, 16
-"""Ids that a request excludes; attributes that it filters by in one way."""
+"""Limits of a request: excluded ids, and attributes of one kind of filter."""
 HIDDEN = ("bought", "clicked", "seen")
-"""What a request can hide of what the user did."""
 _HIDE_SCHEMA = {"items": {"type": "string", "enum": list(HIDDEN)}}
 MAX_CAP = 1 << 20
-"""A cap that is larger caps nothing."""
+"""A larger cap has no effect."""
 Value = Text | Int64 | float | bool
 Values = Value | list[Value]
 Clause = dict[str, Values]
@@ -33,7 +32,7 @@ MAX_BODY_BYTES = 1 << 20
 MAX_SCORED = 1000
 """Items in one /score request: as many as one page of exposures may have."""
 MOST_REQUEST_ID = 180
-"""Characters of the request id of a list: those of its parts are longer, and are names as well."""
+"""Characters of a list's request id. Those of its parts are longer, and must remain valid names."""
 
 
 class RequestError(Exception):
@@ -45,7 +44,7 @@ class RequestError(Exception):
 
 
 class Filters(Struct, frozen=True, array_like=True):
-    """What must not come on a page, and how much of what may; ``only`` and ``without`` have values by attribute."""
+    """What a page must not show, and caps; ``only`` and ``without`` have values by attribute."""
 
     exclude: list[WireId] = []
     only: dict[str, list[Value]] = {}
@@ -114,15 +113,11 @@ class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Reason(Struct, frozen=True):
-    """An input that made a score what it is."""
-
     input: Annotated[str, Meta(description="A field, or a window key with all its counts, or both")]
     effect: Annotated[float, Meta(description="By how much it raised the logit: log(score / (1 - score))")]
 
 
 class PlacedItem(Struct, frozen=True):
-    """An item in its slot of a page."""
-
     item_id: int | str
     position: Annotated[int, Meta(description="What events about the item name it by")]
     score: Annotated[float | None, Meta(description="Click probability; null: nothing was scored")]
@@ -161,12 +156,12 @@ class ScoreAnswer(Struct, frozen=True):
 
 R = TypeVar("R", bound=Struct)
 _LOOKED_AT = 1 << 16
-"""Of a body that cannot be read, the name of the field is looked for in so many bytes."""
+"""Bytes of an unreadable body in which the name of the field is searched."""
 _BYTE = re.compile(r"\(byte (\d+)\)")
 
 
 def decode(raw: bytes, kind: type[R]) -> R:
-    """The request in ``raw``. Raises RequestError: it is no JSON, or not of this kind."""
+    """Raises RequestError: not JSON, or not of this kind."""
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
@@ -187,9 +182,8 @@ def _at(key: str) -> str:
 
 
 def check_recommend(asked: RecommendRequest, limit: int) -> int:
-    """The page size asked for, or ``limit``, which holds for lists too; what does not go together is the caller's
-    mistake.
-    """
+    """The requested page size, or ``limit``, which applies to lists too. Raises RequestError for fields that exclude
+    each other."""
     size, length, cursor = asked.size, asked.length, asked.cursor
     for name, value in (("size", size), ("list", length)):
         if value is not None and value > limit:
@@ -206,8 +200,8 @@ def check_recommend(asked: RecommendRequest, limit: int) -> int:
 
 
 def filters_of(asked: RecommendRequest) -> Filters | None:
-    """What a request asks to leave out, checked but for the names of attributes. None: nothing. Raises RequestError:
-    there is too much of it, or something that is not there; or it stands beside a cursor."""
+    """The filters of a request, checked except for attribute names. None: nothing. Raises RequestError: too many,
+    unknown, or together with a cursor."""
     given = {"exclude": asked.exclude, "only": asked.only, "not": asked.without, "caps": asked.caps, "hide": asked.hide}
     names = [name for name, value in given.items() if value]
     if not names:
@@ -248,7 +242,7 @@ def _clause(what: str, clause: Clause) -> dict[str, list[Value]]:
 
 
 def check_items(items: Sequence[Any]) -> None:
-    """An empty or far too long list is the caller's mistake."""
+    """Raises RequestError for an empty or too long list."""
     if not items:
         raise RequestError("items [] is empty", "name at least one item to score")
     if len(items) > MAX_SCORED:
@@ -256,8 +250,8 @@ def check_items(items: Sequence[Any]) -> None:
 
 
 def check_time(ts_ms: int | None, now_ms: int, ahead_ms: int, oldest_ms: int, why: str) -> int:
-    """The event time asked for, or now. A page at ``oldest_ms`` or before has no use: ``why``, in words. Raises
-    RequestError: the time asked for is out of these bounds."""
+    """The requested event time, or now. Raises RequestError when it is too far ahead, or at ``oldest_ms`` or before
+    (``why`` says why such a page is useless)."""
     if ts_ms is not None and ts_ms <= oldest_ms:
         raise RequestError(
             f"ts_ms {ts_ms} is {(now_ms - ts_ms) / 60_000:.0f} minutes behind the event clock, {why}",
@@ -272,8 +266,8 @@ def check_time(ts_ms: int | None, now_ms: int, ahead_ms: int, oldest_ms: int, wh
 
 
 def check_context(context: dict[str, Any], schema: Schema) -> None:
-    """Names must be context fields of the schema that are not derived from time and page, with values that the fields
-    can hold; null is a missing value."""
+    """Names must be context fields of the schema that do not follow from time and page, with values of their type; null
+    is a missing value."""
     if not context:
         return
     given = {f.name: f for f in schema.fields if f.of == "context" and f.name not in DERIVED}

@@ -6,15 +6,15 @@
     feeder    Builder ── add(slice), add(slice), ... ──► bytes (N,) uint8, in shared memory      threads: one
     worker    Approximate(bytes) ── find(query, k) ──► places                                    reads in place
 
-A graph of neighbours is made for distances, and the largest products are not the nearest vectors: over products as they
-are, an index of a trained head's vectors found half of what it should. So each vector gets one more column, which makes
-all of them equally long; then the nearest are those with the largest products (Bachrach et al., RecSys 2014)::
+A graph needs distances, but the largest products are not the nearest vectors: an index over plain products found half
+of the right items. One more column gives all vectors the same length; then the nearest have the largest products
+(Bachrach et al., RecSys 2014)::
 
     v -> [v / L, sqrt(1 - |v / L|^2)]      L: the longest vector      |q - v|^2 = |q|^2 + 1 - 2 <q, v> / L
     q -> [q, 0]
 
-For more than a million items, where exact products take more than a page may wait. usearch is optional (the extra
-``ann``); nothing imports it before the setting asks for it.
+It serves more than a million items, where exact products are too slow for a page. usearch is optional (the extra
+``ann``); only the setting imports it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from millrace.basics.errors import SettingError
 from scorer.recall.nearest import Floats, Places
 
 LINKS, BUILD_BREADTH = 16, 64
-"""Edges of a node; how many candidates are looked at for each vector that is put in."""
+"""Edges of a node; candidates examined for each added vector."""
 SEARCH_BREADTH = 2.0
-"""How many candidates a search looks at, for each item wanted."""
+"""Candidates that a search examines, for each item wanted."""
 
 
 def check_usearch() -> None:
-    """Raises SettingError where usearch is not installed."""
+    """Raises SettingError when usearch is not installed."""
     _module()
 
 
@@ -67,20 +67,18 @@ class Builder:
         self._index, self._scale = _empty(width), np.float32(1 / longest if longest > 0 else 1)
 
     def add(self, first: int, vectors: Floats) -> None:
-        """Puts in the vectors (m, W) of the places ``first``, ``first + 1``, ..."""
+        """Adds the vectors (m, W) of the places ``first``, ``first + 1``, ..."""
         places = np.arange(first, first + len(vectors), dtype=np.uint64)
         scaled = vectors * self._scale
         rest = np.sqrt(np.maximum(np.float32(0), 1 - np.einsum("nc,nc->n", scaled, scaled)))
         self._index.add(places, np.column_stack([scaled, rest]), threads=1)
 
     def saved(self) -> NDArray[np.uint8]:
-        """The index as bytes."""
         return np.frombuffer(self._index.save(), np.uint8)
 
 
 class Approximate:
-    """An index that :class:`Builder` made, read where its bytes lie. Raises SettingError: usearch is not installed;
-    RuntimeError: the bytes are no index."""
+    """An index of :class:`Builder`, read in place. Raises SettingError (no usearch) or RuntimeError (not an index)."""
 
     def __init__(self, width: int, saved: NDArray[np.uint8]) -> None:
         self._index = _empty(width)

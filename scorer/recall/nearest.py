@@ -1,5 +1,5 @@
 # core
-"""One retrieval version in a worker: the user tower, the vectors of all living items, and which of them are nearest.
+"""One retrieval version in a worker: the user tower, the vectors of all living items, and the search for the nearest.
 
 ::
 
@@ -15,12 +15,12 @@
 
     query ── products with every place ──► scores ── stale: -inf ──► threshold from a sample ──► exact pick ──► rows
 
-All of a page's vectors come out of one such object, so two versions never meet in it. A version is some seconds old;
-the tail is as new as the items.
+All vectors of a page come from one such object, so versions never mix. A version is some seconds old; the tail is as
+new as the items.
 
-Products are exact but for the rounding of the vectors to 8 bits of mantissa; sums are float32. Beyond a million items
-an approximate index (:mod:`scorer.recall.approximate`) finds the places; the tail stays exact, and vectors found are
-scored again exactly, so that the order is right whatever found them.
+Products are exact except that vectors have 8 bits of mantissa; sums are float32. Beyond a million items an approximate
+index (:mod:`scorer.recall.approximate`) finds the places. The tail stays exact, and found vectors are scored again
+exactly, so the order is right.
 
 Symbols: W columns of a vector, n places, R rows of the item index, k items wanted.
 """
@@ -43,17 +43,17 @@ Arrays = Mapping[str, NDArray[Any]]
 
 NEVER = np.float32(-np.inf)
 SAMPLES = 4096
-"""Scores that the first threshold is taken from."""
+"""Size of the sample for the first threshold."""
 SPREAD = 4.0
-"""Standard deviations by which the sample may fall short of k items before all scores are looked at."""
+"""Standard deviations by which the sample may miss k items before all scores are sorted."""
 _FIRST_TAIL = 4 * LANES
 MASKED_SHARE, MASKED_MARGIN = 0.25, 1.25
-"""An approximate index is asked for more where not all items are allowed: in proportion, and some more. Where fewer
-than this share are, exact products are quicker."""
+"""With a filter, an approximate index is asked for proportionally more, times the margin. Below this share of allowed
+items exact products are faster."""
 
 
 class UserTower(Protocol):
-    """What this module asks of :class:`learner.retrieval.tower.UserTower`."""
+    """The part of :class:`learner.retrieval.tower.UserTower` used here."""
 
     def query(self, ids: NDArray[np.int64], recent: Floats, age_ms: NDArray[np.int64]) -> Floats: ...
 
@@ -71,12 +71,11 @@ def new_tiles(n: int, width: int, allocate: Any = np.zeros) -> Tiles:
 
 
 class Retrieval:
-    """See the module's text. One thread reads and takes, as with the items.
+    """See the module's text. One thread reads and takes.
 
     Args:
-        version: place of the model version whose head this is; it had learnt from so many ``clicks``.
+        version: number of the model version with this head, which had learnt from ``clicks``.
         rows: (n,) int32 index rows, each once, with their vectors in ``tiles``; ``at``: (R,) int32.
-        user: the version's user tower.
         finder: None: exact products.
     """
 
@@ -107,23 +106,18 @@ class Retrieval:
     def of_arrays(
         cls, facts: Mapping[str, Any], arrays: Arrays, user: UserTower, finder: Finder | None = None
     ) -> Retrieval:
-        """A version from the facts and arrays of a message "retrieval"."""
         version = int(facts["epoch"]), int(facts["version"])
         return cls(version, int(facts["clicks"]), arrays["rows"], arrays["tiles"], arrays["at"], user, finder)
 
     def __len__(self) -> int:
-        """Items that have a vector."""
+        """Number of items with a vector."""
         return int(np.count_nonzero(self._at >= 0)) + len(self._tail_at) - self._stales - len(self._tail_gone)
 
     # -- between two requests ---------------------------------------------------------------------------------
 
     def take(self, rows: NDArray[np.int32], vectors: Floats, gone: NDArray[np.int32]) -> None:
-        """Takes what came since. What was known of these items counts no longer.
-
-        Args:
-            rows: (m,) items, each once, that have the ``vectors`` (m, W) now, by this version's tower.
-            gone: items that have none any more, though they be among ``rows``.
-        """
+        """Applies newer ``vectors`` (m, W), by this version's tower, of items ``rows`` (m,), each once. ``gone``: items
+        without a vector now, even if they are among ``rows``."""
         if len(rows):
             self._lay(rows.tolist(), vectors)
             self._tail_gone.difference_update(rows.tolist())
@@ -139,7 +133,7 @@ class Retrieval:
         kernels.lay(np.require(vectors, np.float32, ["C", "W"]), places - self._first, self._tail)
 
     def _outdate(self, rows: NDArray[np.int32]) -> None:
-        """What the version itself has of these items counts no longer. Takes no longer the more there are of them."""
+        """Invalidates the version's own vectors of these items. The cost does not grow with their number."""
         places = np.unique(self._at[rows[rows < len(self._at)]])
         places = places[places >= 0]
         places = places[~self._stale[places]]
@@ -165,13 +159,8 @@ class Retrieval:
     # -- requests ---------------------------------------------------------------------------------------------
 
     def query(self, user_ids: NDArray[np.int64], recent_rows: ItemRows, age_ms: NDArray[np.int64]) -> Floats:
-        """The vector of a user. (W,)
-
-        Args:
-            user_ids: (k,) the user's feature ids.
-            recent_rows: (h,) index rows of the items last clicked, newest first; one without a vector is passed over.
-            age_ms: (h,) how long ago.
-        """
+        """The vector of a user, (W,). ``user_ids``: (k,) feature ids. ``recent_rows``: (h,) last clicked items, newest
+        first (those without a vector are skipped); ``age_ms``: (h,) how long ago."""
         places = np.fromiter(map(self._place_of, recent_rows.tolist()), np.int64, len(recent_rows))
         known = np.flatnonzero(places >= 0)
         recent = self.vectors(places[known])
@@ -179,13 +168,9 @@ class Retrieval:
         return found
 
     def nearest(self, query: Floats, k: int, allowed: NDArray[np.bool_] | None = None) -> ItemRows:
-        """Index rows of the k items with the largest products, best first; fewer where there are fewer. Each once. An
-        item that is gone is not among them once :meth:`take` was told; the item table knows it first.
-
-        Args:
-            allowed: (rows,) which index rows count. None: all. However few there are, the k best of them are found:
-                exactly, or by an approximate index as well as it finds any.
-        """
+        """Distinct index rows of the k items with the largest products, best first; fewer where there are fewer. The
+        item table knows removed items before this object, which knows them after :meth:`take`. ``allowed``: (rows,)
+        which index rows count, None: all. The k best of them are found however few they are."""
         query = np.require(query, np.float32, ["C", "W"])
         places = None
         if self._finder is not None:
@@ -198,7 +183,7 @@ class Retrieval:
         return rows
 
     def scores(self, query: Floats) -> Floats:
-        """The product of each place; -inf or NaN where none counts. The next call writes to the same memory."""
+        """The product of each place, -inf or NaN for invalid ones. The next call reuses the memory."""
         end = self._first + len(self._tail_at)
         scores, first = self._scores, self._first
         kernels.products(self._tiles, query, scores)
@@ -208,7 +193,7 @@ class Retrieval:
         return scores[:end]
 
     def vectors(self, places: Places) -> Floats:
-        """The vectors at these places, as they are kept. (m, W)"""
+        """The stored vectors at these places. (m, W)"""
         out = np.empty((len(places), self._width), np.float32)
         base = places < self._first
         for some, tiles, first in ((base, self._tiles, 0), (~base, self._tail, self._first)):
@@ -230,14 +215,13 @@ class Retrieval:
         kernels.products(self._tail[:tiles], query, out)
 
     def _masked(self, scores: Floats, allowed: NDArray[np.bool_] | None) -> Floats:
-        """The scores of all places, -inf where the item is not allowed."""
         if allowed is not None:
             kernels.forbid(self._rows, allowed, scores)
             kernels.forbid(self._tail_rows[: len(self._tail_at)], allowed, scores[self._first :])
         return scores
 
     def _found(self, finder: Finder, query: Floats, k: int, allowed: NDArray[np.bool_] | None = None) -> Places | None:
-        """The best of what the index finds and of the tail. None: it does not find enough that is allowed."""
+        """The best of the index and the tail. None: too few of them are allowed."""
         wanted = k
         if allowed is not None:
             share = np.count_nonzero(allowed) / max(1, len(self))
@@ -261,8 +245,8 @@ class Retrieval:
 
 
 def best(scores: Floats, k: int) -> Places:
-    """Positions of the k largest scores, largest first. -inf and NaN do not count. In about linear time: a sample says
-    above which score some more than k lie, and these are sorted. (<= k,)"""
+    """Positions of the k largest scores, largest first, without -inf and NaN. About linear time: a sample gives a
+    threshold with slightly more than k scores above it, and only these are sorted. (<= k,)"""
     n = len(scores)
     step = (n // SAMPLES) | 1  # odd: rows that follow one another in some pattern of two, four, ... do not bend it
     places = np.empty(0, np.int64)
@@ -285,7 +269,7 @@ def best(scores: Floats, k: int) -> Places:
 
 
 def warm_up(width: int) -> None:
-    """Compiles what a request, a message and a builder of versions call."""
+    """Compiles the kernels before the first request."""
 
     class Nobody:
         def query(self, ids: NDArray[np.int64], recent: Floats, age_ms: NDArray[np.int64]) -> Floats:

@@ -1,6 +1,5 @@
 # core
-"""The compiled loops of :mod:`scorer.recall.nearest`: products of one query with all vectors, and vectors laid into
-tiles.
+"""Compiled loops of :mod:`scorer.recall.nearest`: products of one query with all vectors, and storage in tiles.
 
 ::
 
@@ -9,7 +8,6 @@ tiles.
              lane   0  1  2 ... 63
     column 0      [ a  b  c      z ]     64 items side by side: a product is 64 sums that run along in vector
     column 1      [ a  b  c      z ]     registers, and no sum ever goes across a register
-      ...
 
 A bfloat16 is the upper half of a float32; arrays of them are uint16 here, as in :mod:`learner.network.bfloat16`.
 """
@@ -49,8 +47,8 @@ def products(tiles: Array, query: Array, out: Array) -> None:
 
 @compiled
 def forbid(rows: Array, allowed: Array, scores: Array) -> None:
-    """``scores[p]`` becomes -inf where the row of place p is not allowed; rows (n,) int32, allowed (R,) bool, scores
-    (>= n,) float32"""
+    """``scores[p]`` (>= n,) float32 becomes -inf where ``allowed`` (R,) is false at the row of place p; rows (n,)
+    int32"""
     for p in range(len(rows)):
         row = rows[p]
         if row >= len(allowed) or not allowed[row]:
@@ -59,7 +57,7 @@ def forbid(rows: Array, allowed: Array, scores: Array) -> None:
 
 @compiled
 def lay(vectors: Array, places: Array, tiles: Array) -> None:
-    """Vector i, rounded, goes to place ``places[i]``; vectors (n, W) float32, places (n,) int64"""
+    """Rounds vector i and stores it at ``places[i]``; vectors (n, W) float32, places (n,) int64"""
     for i in range(len(places)):
         t, lane = places[i] // LANES, places[i] % LANES
         for c in range(vectors.shape[1]):

@@ -60,7 +60,7 @@ def merge(
     Args:
         lists, starts: see above.
         shares: (S + 1,) of the sources, then of chance. A source with share 0 gives nothing.
-        fillers: so many of the first sources fill a shortage; the others keep to their shares while one of these has more.
+        fillers: so many of the first sources fill a shortage; the others keep to their shares meanwhile.
         living: rows that chance draws from; more than ``size``.
         alive: by row; dead rows are skipped.
         late: distinct rows that come only where nothing else is left, in this order.
