@@ -20,10 +20,8 @@ from simulator.params import UTC_OFFSET_MS, D, Params
 
 I64 = NDArray[np.int64]
 ORDER_STEPS = np.array([1, 2, 3, 5, 10, 20, 50, 100])
-ID_STEP = 10_000
-"""Ids are ``born day * ID_STEP + number``: unique without a list of all ids."""
-GONE_DAYS = 2
-"""How long items stay known after their end: a page made just before may still show them."""
+ID_STEP = 10_000  # ids are ``born day * ID_STEP + number``: unique without a list of all ids
+GONE_DAYS = 2  # how long items stay known after their end: a page made just before may still show them
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,6 @@ class Catalogue:
         return out
 
     def cohort(self, day: int) -> Goods:
-        """The items born on a local day."""
         known = self._cohorts.get(day)
         if known is not None:
             return known

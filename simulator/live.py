@@ -128,7 +128,6 @@ class Shop:
         return self._over or self._stop.is_set()
 
     async def open(self) -> None:
-        """Opens, and closes when it is time."""
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
         connector = aiohttp.TCPConnector(limit=self._options.concurrency + 1)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
@@ -171,7 +170,6 @@ class Shop:
     # -- shoppers --------------------------------------------------------------------------------------------
 
     async def _admit(self, scorer: ScorerClient) -> None:
-        """Starts each session at its time."""
         now = event_now_ms(self._clock)
         for visits, views in self._sessions(day_of(now), now):
             await self._until(int(visits.start_ms[views[0]]))
@@ -217,7 +215,6 @@ class Shop:
             log.error("a session failed", error=f"{type(error).__name__}: {error}", exc_info=True)
 
     async def _page(self, scorer: ScorerClient, visits: Visits, view: int) -> bool:
-        """Requests one page, shows it, and draws the reaction."""
         user, size = int(visits.user[view]), int(visits.size[view])
         shown: list[int] = []
 

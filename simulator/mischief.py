@@ -10,8 +10,7 @@ from millrace.contracts.events import MAX_EVENT_BYTES, Click, Id, to_json
 KINDS = ("malformed", "unknown-type", "wrong-type", "future", "oversized")
 """The stream's reasons for refusing them."""
 SHARES = (0.32, 0.22, 0.22, 0.22, 0.02)
-FAR_AHEAD = 24
-"""An event from the future lies this many times ``ahead_minutes`` ahead."""
+FAR_AHEAD = 24  # an event from the future lies this many times ``ahead_minutes`` ahead
 
 
 def bad_message(rng: np.random.Generator, event_id: str, user: Id, now_ms: int, ahead_ms: int) -> tuple[str, bytes]:
@@ -21,7 +20,6 @@ def bad_message(rng: np.random.Generator, event_id: str, user: Id, now_ms: int, 
 
 
 def bad_message_of(kind: str, rng: np.random.Generator, event_id: str, user: Id, now_ms: int, ahead_ms: int) -> bytes:
-    """A message of one kind."""
     sound = Click(event_id, f"{event_id}-page", now_ms, user, int(rng.integers(1, 10**6)), int(rng.integers(0, 20)))
     raw = to_json(sound)
     if kind == "malformed":

@@ -26,7 +26,6 @@ class OracleAuc:
 
     @property
     def rows(self) -> int:
-        """Exposures counted so far."""
         return self._newest.rows
 
     def add(self, ts_ms: int, p: F64, clicked: list[bool]) -> None:

@@ -32,8 +32,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, TRUTH
 from simulator.mischief import bad_message
 
-SLACK = 0.8
-"""The share of an allowed delay that is used: the way through Kafka takes time too."""
+SLACK = 0.8  # the share of an allowed delay that is used: the way through Kafka takes time too
 FOLLOW_UPS: tuple[type[Action], ...] = (Click, Collect, Cart, Purchase)
 KIND_OF = {Click: "click", Collect: "collect", Cart: "cart", Purchase: "purchase"}
 

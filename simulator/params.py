@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from millrace.basics.durations import HOUR_MS
 
 UTC_OFFSET_MS = 8 * HOUR_MS
-D = 8
-"""Dimensions of taste."""
-PAGE = 20
-"""Items a page: about four screens of a telephone."""
+D = 8  # dimensions of taste
+PAGE = 20  # items a page: about four screens of a telephone
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,8 +38,7 @@ from simulator.wire import Outlet, Producer, ScorerClient, ThrottledWarning
 log = structlog.get_logger("playback")
 
 ARM = "log"
-REFUSALS = 30
-"""Number of retries for a page whose items the scorer does not know yet."""
+REFUSALS = 30  # number of retries for a page whose items the scorer does not know yet
 
 
 @dataclass(frozen=True)

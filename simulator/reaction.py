@@ -17,8 +17,7 @@ from simulator.dice import F64, normal, uniform
 from simulator.params import Params
 
 I64 = NDArray[np.int64]
-NEVER_MS = 0
-"""In arrays of times: no such action."""
+NEVER_MS = 0  # in arrays of times: no such action
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ from millrace.logs import TS, LogTable
 
 I64 = NDArray[np.int64]
 CHUNK_ROWS = 4096
-CLICK_AFTER_MS = 1000
-"""Delay of a click without a time in the log, after its exposure."""
+CLICK_AFTER_MS = 1000  # delay of a click without a time in the log, after its exposure
 ACTIONS = ("click", "collect", "cart", "purchase")
 
 

@@ -126,7 +126,6 @@ def make_shoppers(seed: int, daily_users: int, p: Params) -> Shoppers:
 
 
 def _falling(n: int) -> F64:
-    """Shares that fall as 1/rank."""
     weight = 1.0 / np.arange(1, n + 1)
     out: F64 = weight / weight.sum()
     return out

@@ -18,8 +18,7 @@ from simulator.params import PAGE, UTC_OFFSET_MS, Params
 from simulator.shoppers import Shoppers
 
 I64 = NDArray[np.int64]
-STEPS = 24
-"""Number of quantiles that replace the day's random part in the mean over it."""
+STEPS = 24  # number of quantiles that replace the day's random part in the mean over it
 
 # Relative traffic of each local hour. Buyers keep office hours with a lunch break, and are flatter at the weekend;
 # consumers come at lunch and in the evening.

@@ -26,16 +26,12 @@ log = structlog.get_logger("simulator")
 
 T = TypeVar("T")
 
-Record = tuple[str, bytes, bytes]
-"""topic, key, value"""
-FULL = 20_000
-"""Messages that may wait for the producer before the loop is asked to pause."""
+Record = tuple[str, bytes, bytes]  # topic, key, value
+FULL = 20_000  # messages that may wait for the producer before the loop is asked to pause
 GATHER_SECONDS = 0.005
 """How long the thread lets messages gather: waking it costs more than sending one message."""
-GIVE_UP_SECONDS = 20.0
-"""How long a closing outlet tries to deliver what it holds."""
-MOST_PAUSE_SECONDS = 2.0
-"""Between two tries."""
+GIVE_UP_SECONDS = 20.0  # how long a closing outlet tries to deliver what it holds
+MOST_PAUSE_SECONDS = 2.0  # between two tries
 
 
 class Producer(Protocol):
@@ -140,7 +136,6 @@ class Outlet:
             self._open -= 1
 
     def _refused(self, message: Record) -> None:
-        """Logs and drops a message that is too large for any try."""
         topic, key, value = message
         figures.REFUSED.inc()
         self._warn("a message is too large and is not sent", topic=topic, key=repr(key[:40]), bytes=len(value))

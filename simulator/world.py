@@ -29,8 +29,7 @@ from simulator.visits import Visits, make_visits, usual_depth
 
 I64 = NDArray[np.int64]
 UNKNOWN = -1
-NEVER = 1e-6
-"""Click probability of an item that the shop does not have."""
+NEVER = 1e-6  # click probability of an item that the shop does not have
 REFERENCE_DAYS = (20_003, 20_031, 20_061)
 """Local days (since 1970) whose pages set the mean click rate. They are arbitrary, a month apart, and never change."""
 
@@ -197,7 +196,6 @@ class World:
         self._days.clear()
 
     def day(self, number: int) -> Day:
-        """The world on a local day."""
         known = self._days.get(number)
         if known is None:
             known = self._days[number] = Day(self, number)

@@ -39,13 +39,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Numbers = NDArray[Any]
-Parts = tuple[float, NDArray[np.float64]]
-"""A figure, and each row's part of its error, (n,)."""
+Parts = tuple[float, NDArray[np.float64]]  # a figure, and each row's part of its error, (n,)
 
-FEWEST = 5
-"""Users who have clicked, or who have not, below which there is no interval."""
-FEW = f"fewer than {FEWEST} users have clicked, or have not"
-"""Reason for a missing interval."""
+FEWEST = 5  # users who have clicked, or who have not, below which there is no interval
+FEW = f"fewer than {FEWEST} users have clicked, or have not"  # reason for a missing interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +117,7 @@ class Users:
     """Number of users of some rows, and the degrees of freedom that they give an interval."""
 
     count: int
-    freedom: float
-    """Degrees of freedom; NaN where there is no interval."""
+    freedom: float  # degrees of freedom; NaN where there is no interval
 
     @classmethod
     def of(cls, y: Numbers, user: NDArray[np.intp]) -> Users:

@@ -26,8 +26,7 @@ GRAINS_MIN = ((HOUR_MIN, 5), (6 * HOUR_MIN, 15), (DAY_MIN, HOUR_MIN), (7 * DAY_M
 """(longest window, its grain), in minutes."""
 SHORTEST_MIN = 15
 """Minutes: the shortest window. A window is at least three of its grains long."""
-LONGEST_DAYS = 1800
-"""The longest window beside one of six hours or less: the limit of five-minute tiles."""
+LONGEST_DAYS = 1800  # the longest window beside one of six hours or less: the limit of five-minute tiles
 UNITS_PER_HALF_LIFE = 6
 """A half-life is at least so many units of the store: a fresh event's weight is then within 6 percent."""
 

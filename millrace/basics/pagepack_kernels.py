@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from millrace.basics.compiled import compiled
 
 Array = NDArray[Any]
-BAD = -1
-"""Result for an invalid message."""
+BAD = -1  # result for an invalid message
 _INTEGERS = np.float32(1 << 24)  # below it a float32 holds every whole number
 
 

@@ -37,8 +37,7 @@ log = structlog.get_logger("store")
 
 _MAGIC = b"MILLRACE SEALED\1"
 _TRAILER = struct.Struct("<32sQQ16s")
-ASIDE = "damaged-"
-"""Prefix of damaged files that were renamed."""
+ASIDE = "damaged-"  # prefix of damaged files that were renamed
 
 T = TypeVar("T")
 _REMEDY = "give a folder or object store that can be read and written"

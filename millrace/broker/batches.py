@@ -30,17 +30,14 @@ from millrace.broker.codes import Refusal
 
 HEAD = struct.Struct(">qiibIhiqqqhii")
 HEAD_BYTES = HEAD.size  # 61
-LENGTH_AT = 12
-"""Offset in a batch from which its length counts: behind the base offset and the length itself."""
+LENGTH_AT = 12  # offset in a batch from which its length counts: behind the base offset and the length itself
 CRC_FROM = 21
-PLACE = struct.Struct(">qi11xi")
-"""Base offset, length and last offset less the base, for a walk over batches."""
+PLACE = struct.Struct(">qi11xi")  # base offset, length and last offset less the base, for a walk over batches
 PLACE_BYTES = PLACE.size  # 27
 PREFIX = struct.Struct(">qii")
 
 NO_CODEC, GZIP, SNAPPY, LZ4, ZSTD = range(5)
-INFLATED_BYTES = 64 * 1024 * 1024
-"""Limit for one inflated batch: a hostile one inflates to gigabytes."""
+INFLATED_BYTES = 64 * 1024 * 1024  # limit for one inflated batch: a hostile one inflates to gigabytes
 
 
 class Head(NamedTuple):

@@ -47,8 +47,7 @@ class Call(NamedTuple):
     request: Any
     version: int
     client: str
-    ticket: Ticket
-    """Identifies this request in a group's answers."""
+    ticket: Ticket  # identifies this request in a group's answers
 
 
 Handler = Callable[[Call], Any]

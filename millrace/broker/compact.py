@@ -24,8 +24,7 @@ from millrace.broker.batches import Unreadable, records_of, without
 from millrace.broker.log import PartitionLog
 from millrace.broker.segment import Segment
 
-DIRTY_SHARE = 0.5
-"""Share of new bytes in the closed segments at which a log is compacted."""
+DIRTY_SHARE = 0.5  # share of new bytes in the closed segments at which a log is compacted
 
 
 def due(log: PartitionLog) -> bool:

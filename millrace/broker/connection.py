@@ -19,16 +19,14 @@ log = structlog.get_logger("broker")
 LONGEST_WAIT_MS = 60_000
 JOIN_BYTES = 64 * 1024
 """Pieces of an answer below this size are copied into one, which costs less than another system call."""
-AHEAD_BYTES = 1024 * 1024
-"""Bytes that a client may send before it has its answer."""
+AHEAD_BYTES = 1024 * 1024  # bytes that a client may send before it has its answer
 
 
 class Service(Protocol):
     """The broker, as a connection uses it."""
 
     connections: set[Connection]
-    waiting: dict[tuple[str, int], set[Waiting]]
-    """Waiting fetches, by topic and partition."""
+    waiting: dict[tuple[str, int], set[Waiting]]  # fetches, by topic and partition
     loop: asyncio.AbstractEventLoop
 
     def take(self, connection: Connection, frame: memoryview) -> None:

@@ -69,8 +69,7 @@ class Member:
     session_ms: int
     rebalance_ms: int
     protocols: tuple[tuple[str, bytes], ...]
-    deadline_ms: int
-    """End of its session; ignored while its join waits."""
+    deadline_ms: int  # end of its session; ignored while its join waits
     joining: Ticket | None = None
     syncing: Ticket | None = None
     assignment: bytes = b""
@@ -90,8 +89,7 @@ class Join:
     rebalance_ms: int
     protocol_type: str
     protocols: Sequence[tuple[str, bytes]]
-    id_first: bool
-    """The request's version needs an id from the broker before it joins."""
+    id_first: bool  # the request's version needs an id from the broker before it joins
 
 
 @dataclass(slots=True)

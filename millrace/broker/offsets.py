@@ -14,14 +14,11 @@ import msgspec
 
 from millrace.basics.files import write_whole
 
-Key = tuple[str, str, int]
-"""Group, topic, partition."""
-Committed = tuple[int, str]
-"""Next offset to read, and the client's text beside it."""
+Key = tuple[str, str, int]  # group, topic, partition
+Committed = tuple[int, str]  # next offset to read, and the client's text beside it
 
 _Line = tuple[str, str, int, int, str]
-_REWRITE_AT = 1000
-"""Lines beyond four times the entries at which the file is rewritten."""
+_REWRITE_AT = 1000  # lines beyond four times the entries at which the file is rewritten
 
 
 class Offsets:

@@ -38,8 +38,7 @@ from millrace.broker.wire import Get, Got, Malformed, Placed, Request
 log = structlog.get_logger("broker")
 
 HOUSEKEEPING_SECONDS = 5.0
-FETCH_BYTES = 55 * 1024 * 1024
-"""Limit of one answer, as Kafka's ``fetch.max.bytes``."""
+FETCH_BYTES = 55 * 1024 * 1024  # limit of one answer, as Kafka's ``fetch.max.bytes``
 
 Partition = tuple[str, int]
 _Acknowledgement = tuple[Connection, list[bytes], list[Partition]]

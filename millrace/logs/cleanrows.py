@@ -48,8 +48,7 @@ class Wanted:
         if log.listed:
             made |= {log.item, log.label} | {n for n in (log.position, log.request) if n is not None}
             sources |= {n for n in (log.items, log.labels, log.clicked, log.pairs, *log.along) if n is not None}
-        self.sources = sources
-        """Sources of made columns: they must be in the log."""
+        self.sources = sources  # sources of made columns: they must be in the log
         self.kept = {*self.required, *self.optional}
         maybe = {n for n in (log.position, log.request) if n is not None} if log.listed else set()
         self.raw = (self.kept - made) | sources | maybe | {join.on for join in schema.join}

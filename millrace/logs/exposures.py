@@ -47,16 +47,12 @@ class LogTable:
     never all of a text column."""
     user: str
     item: str
-    label: str
-    """Names of the columns with the ids and the label."""
+    label: str  # user, item, label: names of columns
     rows_read: int
     duplicates: int
-    notes: tuple[str, ...] = ()
-    """Decisions of the reader and other remarks for a person, one line each."""
-    decisions: tuple[Decision, ...] = ()
-    """Decisions about rows, with counts."""
+    notes: tuple[str, ...] = ()  # decisions of the reader and other remarks for a person, one line each
+    decisions: tuple[Decision, ...] = ()  # decisions about rows, with counts
     skipped: int = 0
-    """Rows that ``skip_bad`` left out."""
 
 
 def read_log(

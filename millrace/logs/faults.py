@@ -24,15 +24,13 @@ _SHOWN = 60  # characters of a value in a message
 class Fault:
     """One fault, in one column or file."""
 
-    problem: str
-    """With the file, the column and the first wrong value in it."""
+    problem: str  # with the file, the column and the first wrong value in it
     remedy: str
     column: str | None = None
     row: int | None = None
     """The first row with it, from 1 on, in the order of reading; None: no row in particular."""
     value: str | None = None
-    rows: int = 0
-    """Number of rows with it; 0 for a whole column or file."""
+    rows: int = 0  # number of rows with it; 0 for a whole column or file
 
     def __str__(self) -> str:
         return f"{self.problem}{f' ({self.rows:,} rows)' if self.rows > 1 else ''}; {self.remedy}"
@@ -154,7 +152,6 @@ class Faults:
             self._decided[column, what] = Decision(what, column, rows + (known.rows if known else 0), remedy)
 
     def leave_out(self, rows: int) -> None:
-        """Counts rows that are not used."""
         self.skipped += rows
 
     def broken(self) -> bool:

@@ -33,8 +33,7 @@ _TIMES_COMPRESSED = 5  # about how much smaller compressed text is
 class Ending:
     """Form and compression by a file's name."""
 
-    form: str
-    """``.parquet``, ``.csv`` and so on; empty: unknown."""
+    form: str  # ``.parquet``, ``.csv`` and so on; empty: unknown
     compressed: bool
 
     @classmethod

@@ -56,7 +56,6 @@ class SideTables:
         return table
 
     def notes(self) -> list[str]:
-        """Remarks for a person, one line each."""
         return [note for side in self._tables for note in side.notes()]
 
 
@@ -143,7 +142,6 @@ class _AsOf:
         self._place = place[self._order]
 
     def rows(self, key: pa.Array, ts_ms: pa.Array) -> pa.Array:
-        """(n,) rows of the side table; null where there is none."""
         code = pc.index_in(key, value_set=self._keys)
         none = pc.is_null(code).to_numpy(zero_copy_only=False) | pc.is_null(ts_ms).to_numpy(zero_copy_only=False)
         codes = pc.fill_null(code, 0).to_numpy(zero_copy_only=False).astype(np.int64)

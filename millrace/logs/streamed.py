@@ -39,10 +39,8 @@ from millrace.logs.text import TextForm, TextReader, blocks, wanted_once
 class Bounds:
     """Limit for reading whole, and sizes of stretches."""
 
-    whole_bytes: int = 1 << 27
-    """Logs whose wanted columns take about so much or less are read whole."""
-    block_bytes: int = 1 << 24
-    """Text: uncompressed bytes of a stretch."""
+    whole_bytes: int = 1 << 27  # logs whose wanted columns take about so much or less are read whole
+    block_bytes: int = 1 << 24  # text: uncompressed bytes of a stretch
     batch_rows: int = 1 << 16
     """Parquet: rows of a stretch. Also rows of a batch in the mapped file."""
 
@@ -157,7 +155,6 @@ class Spool:
             self._release(self._newest_ms - self._bound_ms)
 
     def end(self) -> None:
-        """Writes the held rows."""
         if self._fresh or self._held is not None:
             self._release(None)
         if self._writer is not None:

@@ -29,8 +29,7 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
 _QUOTE = '"'
 NO_QUOTING = "say quoting = false where quotes are letters of the text, as in titles"
 """Remedy for a quote that opens a value and is never closed."""
-_ONE_BYTE = "\x1f"
-"""Stands for a separator of more than one character: ASCII's own separator of units."""
+_ONE_BYTE = "\x1f"  # stands for a separator of more than one character: ASCII's own separator of units
 _NO_TEXT = {
     b"\xff\xfe": ("UTF-16 text", "save it as UTF-8"),
     b"\xfe\xff": ("UTF-16 text", "save it as UTF-8"),
@@ -46,8 +45,7 @@ _NO_TEXT = {
 class TextForm:
     """How a text file is written, beyond its ending."""
 
-    columns: tuple[str, ...] = ()
-    """Names of the columns of a file without a header line."""
+    columns: tuple[str, ...] = ()  # names of the columns of a file without a header line
     separator: str | None = None
     encoding: str = "utf-8"
     quoting: bool = True

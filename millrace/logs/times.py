@@ -32,12 +32,9 @@ class Clock:
     """The notation of a column of times."""
 
     unit: TimeUnit = "ms"
-    strptime: str = ""
-    """A strptime format; empty: numbers in ``unit``, or ISO 8601."""
-    start_ms: int = 0
-    """Zero of the numbers."""
-    local_ms: int = 0
-    """Offset of times without a zone."""
+    strptime: str = ""  # a strptime format; empty: numbers in ``unit``, or ISO 8601
+    start_ms: int = 0  # zero of the numbers
+    local_ms: int = 0  # offset of times without a zone
 
     @classmethod
     def of(cls, log: LogColumns, schema: Schema) -> Clock:

@@ -35,7 +35,6 @@ def missing(column: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
 
 
 def mask(column: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
-    """(n,) booleans; null is False."""
     found: NDArray[np.bool_] = pc.fill_null(flat(column), False).to_numpy(zero_copy_only=False)
     return found
 

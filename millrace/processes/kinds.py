@@ -14,8 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 QUIET_S = 60.0
-MOST_KINDS = 100
-"""Number of separate kinds; further ones share one, :data:`OTHERS`."""
+MOST_KINDS = 100  # number of separate kinds; further ones share one, :data:`OTHERS`
 OTHERS = "others"
 
 

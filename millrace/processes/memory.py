@@ -32,6 +32,5 @@ def measured_bytes(process: int | str = "self", peak: bool = False) -> int:
 
 
 def resident(processes: Mapping[str, int | None]) -> dict[str, int]:
-    """Resident memory by name, of the processes that live."""
     found = {name: resident_bytes(process) for name, process in processes.items() if process is not None}
     return {name: held for name, held in found.items() if held is not None}

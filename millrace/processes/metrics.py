@@ -48,7 +48,6 @@ def show(collector: Any) -> None:
 
 
 def latest() -> bytes:
-    """The present figures, as Prometheus reads them."""
     return generate_latest(_shown)
 
 

@@ -39,8 +39,7 @@ UNFINISHED, WRITING = MARKS = "unfinished", "writing"
 """The marks of an unfinished history (:mod:`commands.history.attempt`)."""
 STATE = ("checkpoints", "models", "index", PLACE)
 """Folders of the store with the state of a loop, or of a history left for one."""
-HEADER = ("millrace-history", b"1")
-"""Marks our messages: the shop's own have no such header."""
+HEADER = ("millrace-history", b"1")  # marks our messages: the shop's own have no such header
 _FLUSH_SECONDS = 60.0
 
 

@@ -30,13 +30,10 @@ from millrace.processes.spawn import spawn, stop, tail
 __all__ = ["EmbeddedBroker", "EmbeddedRedis", "free_port", "spawn", "stop", "tail"]
 
 
-LOWEST_PORT = 20_000
-"""Ports below this are the usual ports of servers."""
+LOWEST_PORT = 20_000  # ports below this are the usual ports of servers
 
-KAFKA_MESSAGE_BYTES = 1_048_588
-"""A Kafka broker's default limit for one batch."""
-ROOM_BYTES = KAFKA_MESSAGE_BYTES - 1_000_000
-"""Bytes of a batch beyond the message in it."""
+KAFKA_MESSAGE_BYTES = 1_048_588  # a Kafka broker's default limit for one batch
+ROOM_BYTES = KAFKA_MESSAGE_BYTES - 1_000_000  # bytes of a batch beyond the message in it
 
 
 def free_port() -> int:
@@ -101,7 +98,6 @@ class _Service(ABC):
 
     @property
     def address(self) -> str:
-        """``host:port``, as settings take it."""
         return f"127.0.0.1:{self.port}"
 
     @property
@@ -239,7 +235,6 @@ class EmbeddedBroker(_Service):
         return [*self._command, *own]
 
     def _ask(self) -> bool:
-        """Whether the cluster that answers is our own."""
         return cluster_id(self.address) == self.cluster
 
 

@@ -29,8 +29,7 @@ from numpy.typing import NDArray
 
 _POPULATE_READ, _HUGE_PAGES = 22, 14  # advice to Linux's madvise
 _PIECE = 4 << 20
-_HUGE = 32 << 20
-"""From this size on an array asks for huge pages."""
+_HUGE = 32 << 20  # from this size on an array asks for huge pages
 
 
 class Region:
@@ -84,7 +83,6 @@ class Region:
         self._advise(_HUGE_PAGES, 0, self.size)
 
     def _written(self) -> Iterator[tuple[int, int]]:
-        """The written parts of the memory, as far as the system knows."""
         start = stop = 0
         while stop < self.size:
             try:

@@ -25,8 +25,7 @@ from pathlib import Path
 
 from millrace.basics.errors import ServiceError
 
-LOG_BYTES = 32 << 20
-"""Limit of a program's log; the moved part before it has as many again."""
+LOG_BYTES = 32 << 20  # limit of a program's log; the moved part before it has as many again
 
 _LAUNCHER = """
 import ctypes, os, signal, sys

@@ -182,17 +182,14 @@ class Supervisor:
             _kill_session(role.process.pid)
 
     def kill(self) -> None:
-        """Ends every role immediately."""
         self.stop(grace_seconds=0.0)
 
     @property
     def restarts(self) -> dict[str, int]:
-        """How often each role was restarted."""
         return {name: role.restarts for name, role in self.roles.items()}
 
 
 def _status(code: int) -> str:
-    """``status 1``, or the name of the signal that ended a process."""
     if code >= 0:
         return f"status {code}"
     try:

@@ -36,10 +36,8 @@ log = structlog.get_logger("tokens")
 
 OPEN = ("/healthz", "/readyz", "/v2/health/")
 """Paths that need no token; one that ends in a slash stands for all below it."""
-OWN = "admin.token"
-"""File in the data folder of a `demo` or `up` with the token that controls its learner."""
-LOOK_SECONDS = 1.0
-"""Shortest time between two checks of the file."""
+OWN = "admin.token"  # file in the data folder of a `demo` or `up` with the token that controls its learner
+LOOK_SECONDS = 1.0  # shortest time between two checks of the file
 REMEDY = "send the header 'Authorization: Bearer TOKEN' with one of the tokens of MILLRACE_TOKENS or of the token file"
 
 _TOKEN = re.compile(r"[!-~]+")  # visible ASCII, as RFC 6750 has it and more
@@ -196,7 +194,6 @@ async def refuse(send: Send, status: int, error: str, header: tuple[bytes, bytes
 
 
 def is_open(path: str) -> bool:
-    """Whether a path needs no token."""
     return any(path.startswith(one) if one.endswith("/") else path == one for one in OPEN)
 
 

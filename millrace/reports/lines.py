@@ -5,12 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-Tick = Callable[[str, int, int], None]
-"""Takes the name of the work, how much of it is done, and of how much."""
+Tick = Callable[[str, int, int], None]  # takes the name of the work, how much of it is done, and of how much
 
 LINE_SECONDS = 5.0
-LEFT = " s left"
-"""The end of a line of progress: the next such line replaces it."""
+LEFT = " s left"  # the end of a line of progress: the next such line replaces it
 
 
 class Lines:

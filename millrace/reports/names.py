@@ -33,7 +33,6 @@ NAMES: dict[str, str] = {
     "median_exposures": "median exposures to the alarm",
     "most_exposures": "most exposures to the alarm",
 }
-"""Names by key."""
 
 MEANS: dict[str, str] = {
     "auc": "the chance that a clicked exposure had a higher score than one that was not clicked; 0.5 is guessing",

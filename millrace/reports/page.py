@@ -53,7 +53,6 @@ def make_folder(out: Path, first: str) -> None:
 
 
 def surroundings() -> dict[str, Any]:
-    """Machine and libraries, for run.json."""
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "versions": {name: version(name) for name in ("millrace", "numpy", "torch")},

@@ -156,7 +156,6 @@ def grid(down: int, across: int, size: tuple[float, float]) -> tuple[Figure, NDA
 
 
 def canvas() -> tuple[Figure, Any]:
-    """An empty figure of a page's width, and its axes."""
     figure, panels = grid(1, 1, (8, 3.6))
     return figure, panels[0, 0]
 

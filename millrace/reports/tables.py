@@ -25,8 +25,7 @@ from millrace.reports.names import name_of, weight
 
 Row = Mapping[str, Any]
 
-WIDTH = 1160
-"""Pixels that a table may take: a window of 1,300, less margins."""
+WIDTH = 1160  # pixels that a table may take: a window of 1,300, less margins
 
 _CHARACTER, _HEADING, _PADDING = 9.4, 8.6, 25
 """Pixels of a character of a cell and of a heading, and of a cell's two sides."""
@@ -145,7 +144,6 @@ def show(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], 
 
 
 def _lines(piece: Sequence[str], texts: Mapping[str, Sequence[str]], widths: Mapping[str, int]) -> list[str]:
-    """Heading, rule and rows of one table."""
     heads = {c: wrap(name_of(c), widths[c], break_long_words=False, break_on_hyphens=False) for c in piece}
     most = max(map(len, heads.values()))
     table = [[([""] * (most - len(heads[c])) + heads[c])[k] for c in piece] for k in range(most)]
