@@ -6,9 +6,9 @@
     features.coclicks ─ from a quarter of an hour before its end ─► CoClicks ── every 10 s, if anything changed ─┐
     item index ── ids of new rows ─────────────────────────────────────┘            "neighbours", to all workers ◄┘
 
-All that the stream has counted is told again within ten minutes, so no more than that is read. Nobody waits for it: a
-page without neighbours is filled from other sources. A message that cannot be used is counted and passed over.
-Neighbours are also made anew when an event day begins, since counts of the oldest day end then and nobody tells.
+The stream repeats all its counts within ten minutes, so older messages are not needed. Readiness does not wait for this
+feed: other sources fill a page without neighbours. Neighbours also change when an event day begins, because counts of
+the oldest day then expire without a message.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from scorer.recall.neighbours import CoClicks
 log = structlog.get_logger("scorer")
 
 BACK_MS = 15 * 60_000
-"""So long before the topic's end reading begins."""
+"""Reading begins so long before the topic's end."""
 RENEW_SECONDS = 10.0
-"""Between two sets of neighbours, at least."""
+"""Minimum between two sets of neighbours."""
 SHARE = 20.0
-"""And at least so many times as long as the last one took to make."""
+"""The minimum is also so many times the duration of the last computation."""
 IDS = 4096
-"""Of the index, that are copied at a time."""
+"""Ids of the index that are copied at a time."""
 
 
 class CoFeed(Feed):
@@ -47,7 +47,7 @@ class CoFeed(Feed):
 
     Args:
         keep: sends a packet to all workers, now and as they start (:meth:`.publisher.IndexPublisher.keep`).
-        steady: seconds that are never set back.
+        steady: monotonic seconds.
     """
 
     topic = FEATURES_COCLICKS
@@ -94,7 +94,7 @@ class CoFeed(Feed):
         return busy
 
     def renew(self) -> None:
-        """Sends the neighbours of now, if they may have changed."""
+        """Sends the current neighbours if they may have changed."""
         merged, index = self.merged, self.primary.index
         if not len(merged):
             return
@@ -113,5 +113,5 @@ class CoFeed(Feed):
             NEIGHBOURS.set(len(arrays["near"]))
 
     def _look_how_far(self, reader: Reader, busy: bool) -> None:
-        """Nobody waits for this feed."""
+        """Readiness does not depend on this feed."""
         self.caught_up = True

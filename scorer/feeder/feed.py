@@ -8,13 +8,13 @@
     model.deltas    ─ thread: read, verify ──► versions in shared memory (scorer/feeder/modelfeed.py)
     features.coclicks ─ thread: merge ───────► neighbours of items (scorer/feeder/cofeed.py)
 
-A thread takes one small slice at a time, alone with the index, so that nobody else waits long for it.
+A thread applies one small slice at a time under the index's lock, so others wait only briefly.
 
-No message is read again because of its content. A message that cannot be used is counted, logged and passed over, even
-when its failure was not foreseen. Only failures of the broker are waited out and tried again.
+A message that fails is counted, logged and skipped, even for an unforeseen reason. Only failures of the broker are
+retried.
 
-A feed that starts looks where its topic ends. Once it has read up to there it has *caught up*, and the scorer is ready
-when the first three have.
+A feed that starts notes where its topic ends. It has *caught up* when it has read up to there. The scorer is ready when
+the first three feeds have.
 """
 
 from __future__ import annotations
@@ -48,15 +48,13 @@ T = TypeVar("T")
 
 
 class Record(NamedTuple):
-    """A message: its key, its value, and its offset in its partition."""
-
     key: bytes | None
     value: bytes | None
     offset: int = -1
 
 
 class Reader(Protocol):
-    """What a feed asks of a Kafka consumer; see :func:`millrace.processes.kafka.make_reader`."""
+    """The part of a Kafka consumer that a feed needs; see :func:`millrace.processes.kafka.make_reader`."""
 
     def poll(self, timeout_ms: int) -> Mapping[Any, list[Any]]: ...
 
@@ -72,7 +70,7 @@ class Reader(Protocol):
 
 
 class Broker:
-    """Where feeds read. Tests hand in one that lies in memory."""
+    """Where feeds read. Tests use one in memory."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -83,8 +81,8 @@ class Broker:
         return reader
 
     def since(self, topic: str, since_ms: int) -> dict[int, int]:
-        """The offset of the first message of each partition that came at ``since_ms`` (wall time) or later. A partition
-        is missing when there is none, and all are where the broker cannot tell."""
+        """The offset of each partition's first message since ``since_ms`` (wall time). Partitions without one are
+        missing, and all are when the broker cannot answer."""
         reader = make_reader(self._settings, topic)
         try:
             found = reader.offsets_for_times(dict.fromkeys(reader.assignment(), since_ms), timeout_ms=OFFSETS_MS)
@@ -96,23 +94,18 @@ class Broker:
         return {tp.partition: place.offset for tp, place in found.items() if place is not None}
 
     def log_id(self, topic: str) -> str:
-        """The id of the log that lies under this name now: a topic that was made anew has another. "" where the broker
-        tells none."""
+        """The id of the log under this name: a recreated topic has another. "" where the broker gives none."""
         return topic_ids(self._settings).get(topic, "")
 
 
 class Feed(threading.Thread):
-    """Reads one topic, from its beginning or from a :class:`~scorer.catalog.checkpoint.Bookmark`, and takes every
-    message, as subclasses say. A broken connection is logged once and counted; then it is tried again from the last
-    position.
-
-    Args:
-        before: called in this thread before anything is read, for what has to be loaded first.
-    """
+    """Reads one topic from its beginning or a :class:`~scorer.catalog.checkpoint.Bookmark`; subclasses apply the
+    messages. A broken connection is logged once, counted, and opened again at the last position. ``before``: called in
+    this thread before the first read, for what must be loaded first."""
 
     topic = ""
     what = ""
-    """What the topic brings, for whoever asks what a scorer that is not ready lacks."""
+    """Content of the topic, for reports on why a scorer is not ready."""
 
     def __init__(
         self,
@@ -133,11 +126,11 @@ class Feed(threading.Thread):
 
     @property
     def bookmark(self) -> Bookmark:
-        """How far all that was read has been taken."""
+        """The position after the last applied messages."""
         return Bookmark(self.log_id, dict(self.position))
 
     def go_on_from(self, mark: Bookmark) -> None:
-        """What came before ``mark`` is known already. To be called before anything is read."""
+        """Continues at ``mark``. To be called before the first read."""
         self.log_id, self.position = mark.log, dict(mark.positions)
 
     # -- the thread -------------------------------------------------------------------------------------------
@@ -167,7 +160,7 @@ class Feed(threading.Thread):
                 self.stop.wait(1.0)
 
     def turn(self) -> bool:
-        """Reads what there is and takes it; whether there was anything."""
+        """Reads and applies the available messages; returns whether there were any."""
         assert self._reader is not None
         polled = self._reader.poll(timeout_ms=100)
         self._tell()
@@ -181,7 +174,7 @@ class Feed(threading.Thread):
         return bool(polled)
 
     def _open(self) -> Reader:
-        """A reader at our position, which is checked first: is this still the log that it is a position of?"""
+        """A reader at our position, after a check that the topic is still the same log."""
         found = self._broker.log_id(self.topic)
         if self.position and self.log_id and found and found != self.log_id:
             self._read_anew("its log is another one")
@@ -209,8 +202,8 @@ class Feed(threading.Thread):
         log.warning("topic is read from its beginning; what is known is kept", topic=self.topic, why=why)
 
     def _look_how_far(self, reader: Reader, busy: bool) -> None:
-        """Whether all has been read that the topic held when we began. If the topic gives no more, it is asked anew
-        where it ends: it may have lost its end since."""
+        """Checks whether the feed has caught up. Without new messages it asks again where the topic ends, which may
+        have lost its end since."""
         assigned = list(reader.assignment())
         if not busy:
             ends = _by_partition(reader.end_offsets(assigned))
@@ -228,16 +221,15 @@ class Feed(threading.Thread):
         """Called before the first read, and again after an interruption."""
 
     def seek(self, mark: Bookmark) -> None:
-        """Reading goes on at ``mark`` once the messages are taken that are being taken now. Where it is of another log,
-        reading goes on at the beginning."""
+        """Continues at ``mark`` after the current messages; at the beginning if it is of another log."""
         if self._reader is None:
             self.go_on_from(mark)
         else:
             self.sought = mark
 
     def take_all(self, records: list[Record]) -> None:
-        """Calls :meth:`take`. Messages that fail together are taken again one by one. The faulty one is counted and
-        passed over. Those before it are taken twice, which changes nothing."""
+        """Calls :meth:`take`. After a failure it applies the messages one by one, and counts and skips the faulty one.
+        Those before it are applied twice, which changes nothing."""
         try:
             self.take(records)
         except Stopped:
@@ -250,11 +242,11 @@ class Feed(threading.Thread):
                 self.bad("message", one_line(error))
 
     def take(self, records: list[Record]) -> None:
-        """Takes messages in order. Taking the same messages again changes nothing."""
+        """Applies messages in order. Must be idempotent."""
         raise NotImplementedError
 
     def bad(self, what: str, error: object) -> None:
-        """Counts a message that cannot be used; it stays in its topic. The log has one line a minute of each kind."""
+        """Counts an unusable message, which stays in its topic. The log has one line a minute of each kind."""
         self.meters.error(what)
         self._kinds.note(what, str(error))
         self._tell()
@@ -265,8 +257,6 @@ class Feed(threading.Thread):
 
 
 class ItemFeed(Feed):
-    """The catalogue."""
-
     topic = ITEMS
     what = "items"
 
@@ -293,7 +283,7 @@ class ItemFeed(Feed):
 
 
 class TileFeed(Feed):
-    """Item-side window counts. A message replaces whole tile lists, so one that is taken twice changes nothing."""
+    """Item-side window counts. A message replaces whole tile lists, so a repeated one changes nothing."""
 
     topic = FEATURES_ITEMS
     what = "item counts"
@@ -316,7 +306,6 @@ class TileFeed(Feed):
 
 
 def slices(records: list[T], size: int) -> Iterator[list[T]]:
-    """The records, ``size`` at a time."""
     for start in range(0, len(records), size):
         yield records[start : start + size]
 

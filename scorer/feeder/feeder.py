@@ -1,6 +1,6 @@
 # shell
-"""The feeder: the role's main process. It reads Kafka, keeps the item index and the model's versions, delivers the logs
-of pages, and has the workers answer requests.
+"""The feeder: the role's main process. It reads Kafka, keeps the item index and the model's versions, delivers page
+logs, and runs the workers that answer requests.
 
 ::
 
@@ -58,15 +58,9 @@ DELIVER_SECONDS = 10.0
 
 
 class Feeder:
-    """See the module's text. Made once; :meth:`run` is its life.
-
-    Args:
-        listener: what the workers accept from; listening already.
-        template: what the workers are forked from.
-
-    Raises:
-        BrokerError, StoreError, SettingError: an address or folder is unusable, or a package is missing.
-    """
+    """See the module's text. :meth:`run` may be called once. ``listener``: the listening socket that workers accept
+    from. ``template``: the process that workers are forked from. Raises BrokerError, StoreError or SettingError for an
+    unusable address or folder, or a missing package."""
 
     def __init__(self, settings: Settings, listener: socket.socket, template: Template, stop: threading.Event) -> None:
         connect(settings)  # refuses an address that is none
@@ -94,8 +88,8 @@ class Feeder:
             self._shipper.add(RingReader(self.pool.ring(slot)))
 
     def run(self) -> None:
-        """Works until ``stop`` is set. Then open requests are answered, page logs delivered, and everything ends.
-        Raises PortError: the metrics port is taken; ServiceError: no worker can be started."""
+        """Works until ``stop`` is set, then drains: workers answer open requests, and page logs are delivered. Raises
+        PortError: the metrics port is taken; ServiceError: no worker can be started."""
         sys.setswitchinterval(0.001)
         show(self.sums)
         set_gauges(self.primary)
@@ -127,7 +121,7 @@ class Feeder:
     # -- what workers and others ask --------------------------------------------------------------------------
 
     def model_facts(self) -> dict[str, Any]:
-        """What GET /model says."""
+        """The facts of GET /model."""
         note, meters = self.primary.note, self.meters
         self.pool.measure()
         errors = {dict(labels)["what"]: int(n) for labels, n in self.sums.total("millrace_errors").items()}
@@ -148,7 +142,7 @@ class Feeder:
 
 
 def set_gauges(primary: Primary) -> None:
-    """Has the gauges of the index and of the model's age show what ``primary`` is at each look."""
+    """Connects the gauges of the index and of the model's age to ``primary``."""
 
     def freshness() -> float:
         newest_ms = primary.newest_ms
@@ -162,7 +156,7 @@ def set_gauges(primary: Primary) -> None:
 
 
 def set_retrieval_gauges(primary: Primary, towers: TowerHost) -> None:
-    """Has the gauges show at each look how old the vectors are."""
+    """Connects the gauges of the vectors' age."""
 
     def lag() -> float:
         facts, note = towers.facts(), primary.note

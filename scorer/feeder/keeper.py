@@ -3,13 +3,12 @@
 
 ::
 
-    start      newest sound checkpoint ─► index; the feeds of items and counts read on from its positions
+    start      newest valid checkpoint ─► index; the feeds of items and counts read on from its positions
     later      every `index_seconds`: positions ─► rows and lists, a small slice at a time ─► parts ─► manifest
 
-Of several scorers on one store only one needs to write. So each looks first how old the newest checkpoint is, and
-leaves it at that while it is young. When two write at the same time, both checkpoints are good.
-
-A slice is copied alone with the index, like every change of it; files are written in this thread.
+Of several scorers on one store only one needs to write. So each checks the age of the newest checkpoint first, and
+writes none while it is young. Simultaneous checkpoints are both valid. A slice is copied under the index's lock; files
+are written in this thread.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ log = structlog.get_logger("scorer")
 ROW_SLICE = 1024
 KEY_SLICE = 512
 LOOKS = 4
-"""How often the age of the newest checkpoint is looked at within ``index_seconds``."""
+"""Checks of the newest checkpoint's age within ``index_seconds``."""
 
 
 class IndexKeeper(threading.Thread):
-    """See the module's text. ``name``: letters and digits that no other scorer has; part of its files' names."""
+    """See the module's text. ``name`` is unique to this scorer and part of its files' names."""
 
     def __init__(self, state: FeederState, name: str) -> None:
         super().__init__(name="index keeper", daemon=True)
@@ -54,8 +53,8 @@ class IndexKeeper(threading.Thread):
     # -- at the start -----------------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Fills the index from the newest sound checkpoint, and tells the feeds where to read on. The second and later
-        calls do nothing but wait for the first."""
+        """Fills the index from the newest valid checkpoint, and gives the feeds their positions. Later calls only wait
+        for the first."""
         with self._loading:
             if not self._loaded:
                 self._loaded = True
@@ -83,8 +82,8 @@ class IndexKeeper(threading.Thread):
         log.info("no item index in the store: items and counts are read from their beginning")
 
     def _fill(self, store: Store, name: str, manifest: Manifest) -> bool:
-        """Puts a checkpoint into the index; whether all of it was sound. See :mod:`scorer.catalog.checkpoint` on why
-        parts may be put one by one."""
+        """Applies a checkpoint to the index; returns whether all of it was valid. :mod:`scorer.catalog.checkpoint` says
+        why parts may be applied one by one."""
         age = age_ms(manifest, self.primary.wall())
         unfit = self._unfit_rows(manifest, age)
         tiles: dict[int, list[TilePart]] = {}
@@ -117,7 +116,7 @@ class IndexKeeper(threading.Thread):
         return True
 
     def _unfit_rows(self, manifest: Manifest, age: float) -> str:
-        """Why the rows of items in a checkpoint are of no use, though its counts are; empty when they are."""
+        """Why the item rows of a checkpoint are unusable, though its counts are valid; empty: they are usable."""
         if age > checkpoint.TOMBSTONE_MS:
             return "the index in the store is too old to know which are gone"
         missing = sorted(set(self.primary.schema.filters) - set(manifest.filters))
@@ -154,8 +153,8 @@ class IndexKeeper(threading.Thread):
                     log.warning("item index cannot be written; trying again", error=one_line(error))
 
     def keep(self) -> Manifest | None:
-        """Writes a checkpoint if the newest is old, and the index is up to date; None: not now. Raises StoreError: it
-        could not be written; Stopped: the scorer ends."""
+        """Writes a checkpoint if the newest is old and the index is up to date; None: not now. Raises StoreError, or
+        Stopped when the scorer ends."""
         if not all(feed.caught_up for feed in self.feeds.values()):
             return None
         store = Store(self.settings.place("index"))

@@ -20,7 +20,7 @@ PORT_SECONDS = 3.0
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
-    """Serves until ``stop`` is set, then drains: open requests are answered and page logs delivered.
+    """Serves until ``stop`` is set, then drains: workers answer open requests, and page logs are delivered.
 
     Raises:
         PortError: the port is taken.
@@ -50,8 +50,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
 
 
 def bind(settings: Settings) -> socket.socket:
-    """A socket that listens on ``host:port``, before anything else is started. Workers of a scorer that was killed keep
-    its port until they see that it is gone: that is waited for. Raises PortError: it cannot be bound."""
+    """A listening socket on ``host:port``. Workers of a killed scorer hold its port until they notice; this waits for
+    them. Raises PortError."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     deadline = time.monotonic() + PORT_SECONDS
     while True:
@@ -73,7 +73,7 @@ def bind(settings: Settings) -> socket.socket:
 
 
 def allow_files() -> None:
-    """As many open files as we may have, for our children too: each array that is shared holds one or two."""
+    """Raises the limit of open files, also for our children: each shared array needs one or two."""
     with contextlib.suppress(OSError, ValueError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

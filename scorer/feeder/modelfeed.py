@@ -1,19 +1,16 @@
 # shell
 """The feed of model versions: deltas from the topic ``model.deltas``, snapshots from the store.
 
-Reading, verifying and building happen in this feed's thread. What comes of it goes to
-:mod:`scorer.feeder.versionhost`, which has the workers serve it. After a load the topic is read on from where the
-snapshot says that its deltas begin.
+This thread reads, verifies and builds versions as :class:`scorer.feeder.versions.Follower` decides;
+:mod:`scorer.feeder.versionhost` has the workers serve them. After a load it reads the topic from the snapshot's
+position. It verifies a whole delta before it stages any part.
 
-What to do is :class:`scorer.feeder.versions.Follower`'s to say. A delta is checked as a whole before any of it is
-staged.
-
-A model may have a retrieval head beside the ranker. The two part here::
+A model may have a retrieval head beside the ranker::
 
     image ──split─┬─ the ranker's tables ──► ModelWriter, VersionHost       each version
                   └─ the head's tables ────► Tower, TowerHost               the versions that carry it
 
-So retrieval lags ranking by as long as the learner lets it, and goes through the same gaps, damage and loads.
+So retrieval lags ranking by the learner's interval between heads, and has the same gaps, damage and loads.
 """
 
 from __future__ import annotations
@@ -48,15 +45,15 @@ from scorer.feeder.versions import Follower
 log = structlog.get_logger("scorer")
 
 FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.5, 15.0
-"""Between two looks at the store while a snapshot is missing. The time doubles from look to look."""
+"""Interval of looks at the store while a snapshot is missing. It doubles from look to look."""
 BODY_TRIES = 5
-"""How often a delta is asked for whose store does not answer."""
+"""Attempts to read a delta from a store that does not answer."""
 ALL_ROWS = 1 << 30
 
 
 @dataclass(slots=True)
 class _Loaded:
-    """What was made of a snapshot, until it is served."""
+    """A built snapshot that is not served yet."""
 
     writer: Writer
     tower: Tower | None
@@ -64,12 +61,8 @@ class _Loaded:
 
 
 class ModelFeed(Feed):
-    """Model versions: deltas in order; after a gap, the newest snapshot and the deltas after it.
-
-    Args:
-        monotonic: seconds that only go forward.
-        towers: has retrieval versions served; None: they are checked alone.
-    """
+    """Model versions: deltas in order; after a gap, the newest snapshot and the deltas after it. ``monotonic``:
+    seconds. ``towers``: serves retrieval versions; None: they are only checked."""
 
     topic = MODEL_DELTAS
     what = "model versions"
@@ -121,14 +114,13 @@ class ModelFeed(Feed):
                 return  # what follows is read again, or not wanted
 
     def _entries(self, records: list[Record]) -> Iterator[Entry]:
-        """None while reading is to go on elsewhere: what was taken now would count as a repetition then."""
+        """None while reading is to continue elsewhere: entries would then count as repetitions."""
         for record in records:
             if self.sought is not None:
                 return
             yield from self._assembler.take(record.offset, record.value)
 
     def follow(self, entry: Entry) -> None:
-        """Handles one entry as :class:`~scorer.feeder.versions.Follower` says."""
         verdict = self.follower.take(entry)
         if isinstance(entry, Bad) and verdict != "ignore":
             self.bad("announcement", entry.why)
@@ -210,7 +202,7 @@ class ModelFeed(Feed):
     # -- snapshots --------------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Loads the newest snapshot of the store that is worth it, if there is one."""
+        """Loads the newest useful snapshot of the store, if there is one."""
         self._look_at = self._monotonic() + self._pause
         self._pause = min(2 * self._pause, LONGEST_LOOK_SECONDS)
         try:
@@ -239,7 +231,7 @@ class ModelFeed(Feed):
             self.follower.failed(note)
 
     def _build(self, note: Announcement) -> _Loaded:
-        """A model from a snapshot, in shared memory. All of its parts have been verified when this returns."""
+        """A model from a snapshot, in shared memory. All its parts are verified."""
         schema, own = self.primary.schema, is_own(note.spec.get("model"))
         spec = read_spec({} if own else note.spec)
         factors = factors_of(spec) if note.retrieval_clicks >= 0 and not own else 0
@@ -273,7 +265,7 @@ class ModelFeed(Feed):
         log.info("model loaded", version=note.version, epoch=note.epoch, rows=rows, served=served)
 
     def _install(self, note: Announcement, clicks: list[VersionClicks]) -> None:
-        """Has what was loaded served, as the version ``note``."""
+        """Serves the loaded snapshot as the version ``note``."""
         loaded, self._loaded = self._loaded, None
         assert loaded is not None
         self.host.install(note, loaded.writer, 0, clicks)
@@ -287,7 +279,7 @@ class ModelFeed(Feed):
     # -- saying it --------------------------------------------------------------------------------------------
 
     def _tell(self) -> None:
-        """A line for each change between following and waiting."""
+        """Logs each change between following and waiting."""
         waiting = self.follower.waiting
         self.meters.waits(bool(waiting))
         if waiting and not self._told_waiting:
@@ -314,7 +306,7 @@ class ModelFeed(Feed):
 
 
 def _one_ahead(parts: Iterator[Image]) -> Iterator[Image]:
-    """The same parts; each is read and verified in a thread while the one before it is put in."""
+    """The same parts; a thread reads and verifies the next one while the caller applies one."""
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(next, parts, None)
         while (part := coming.result()) is not None:
@@ -323,7 +315,7 @@ def _one_ahead(parts: Iterator[Image]) -> Iterator[Image]:
 
 
 def _rows(note: Announcement) -> dict[str, int]:
-    """How many rows each table has, as far as the snapshot says so: it saves time, and nothing depends on it."""
+    """Rows of each table as far as the snapshot gives them: only a hint for speed."""
     told = note.extra.get("rows")
     rows = told if isinstance(told, dict) else {}
     return {name: n for name, n in rows.items() if isinstance(n, int) and 0 <= n < 2**31}

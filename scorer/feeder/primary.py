@@ -1,6 +1,6 @@
 # core
-"""What the feeder knows: the item index, which version is served, and how far the topics have been read. Workers hold
-replicas of what they need of it (:mod:`scorer.worker.replica`)."""
+"""The feeder's state: the item index, the served version, and the progress in the topics. Workers have replicas
+(:mod:`scorer.worker.replica`)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from scorer.catalog.index import Heat, ItemIndex
 from scorer.recall.recall import CandidateLists, Shares, make_lists
 
 INDEX_TOPICS = frozenset({"items", "item counts"})
-"""What has to be read for the index, as :attr:`Primary.to_read` names it."""
+"""Topics of the index, as :attr:`Primary.to_read` names them."""
 
 
 class Primary:
-    """One scorer's state, as its feeds change it. Whoever changes or reads the index is alone with it
-    (:meth:`scorer.feeder.state.FeederState.alone`). ``wall``: wall time in ms. Raises SettingError: the shares of
-    recall are none.
-    """
+    """One scorer's state, as its feeds change it. Any access to the index needs its lock
+    (:meth:`scorer.feeder.state.FeederState.alone`). ``wall``: wall time in ms. Raises SettingError for invalid shares
+    of recall."""
 
     def __init__(self, settings: Settings, schema: Schema, clock: EventClock, wall: Callable[[], int]) -> None:
         Shares.of(settings.recall)  # workers read them: what is no list of shares ends the feeder before it has any
@@ -35,8 +34,7 @@ class Primary:
         """The version that all workers serve, or a newer one."""
         self.heard_ms = 0  # newest event that the stream has counted; 0: none yet
         self.to_read: dict[str, int] = {}
-        """What has to be read from Kafka before pages are ranked, and how many messages that are (-1: not known yet).
-        The feeds fill it in."""
+        """Messages that must be read from Kafka before ranking, by feed (-1: number unknown). The feeds fill it in."""
         self.wall = wall
         self._grouped_by = {
             name
@@ -47,26 +45,24 @@ class Primary:
 
     @property
     def now_ms(self) -> int:
-        """Event time."""
         return self.clock.at(self.wall())
 
     @property
     def index_complete(self) -> bool:
-        """Whether items and their counts have been read as far as they went when this scorer began."""
+        """Whether items and their counts are read up to where the topics ended when this scorer began."""
         return not self.to_read.keys() & INDEX_TOPICS
 
     @property
     def newest_ms(self) -> int | None:
-        """Time of the newest exposure that the serving model has learnt from. None: it has learnt from none, which has
-        no age."""
+        """Time of the newest exposure in the serving model. None: it has learnt from none, so it has no age."""
         return self.note.event_ms if self.note is not None and self.note.event_ms > 0 else None
 
     def refresh_hot(self) -> bool:
-        """Brings the heat of a bounded slice of the index up to date; whether more of it has to wait."""
+        """Refreshes the heat of a bounded slice of the index; returns whether more remains."""
         return self.index.refresh_hot(self.now_ms) > 0
 
     def sorting(self) -> Callable[[], CandidateLists]:
-        """What sorts recall's lists anew, from a copy of the index: any thread may call it."""
+        """A function that sorts recall's lists from a copy of the index: any thread may call it."""
         index = self.index
         columns = index.copies(self._grouped_by)
         alive, born_ms, heat = index.alive.copy(), index.born_ms.copy(), Heat(*(a.copy() for a in index.heat))

@@ -1,15 +1,15 @@
 # shell
-"""Keeps the workers' item tables, recall's lists and what has to be read up to date with the feeder's index.
+"""Keeps the workers' item tables, recall's lists and readiness up to date with the feeder's index.
 
 ::
 
     each 50 ms   what changed of the index ──► "items", in slices        what there is to read ──► "status"
     each second  hotness, lists ─────────────► "lists"                   some dead window keys are dropped
     a worker starts: the whole index, the lists, what was kept (:meth:`IndexPublisher.keep`)
-    rows that changed, once they are on each worker's way ──► the thread that makes vectors of items
+    changed rows, once they are queued for each worker ──► the thread that makes vectors of items
 
-A list names rows. It is sent after the rows that it names. What is computed and put on a worker's way is put there in
-one go, under one lock, so that a worker gets things in the order in which they came about.
+A list is sent after the rows that it names. One lock covers computing and queueing, so a worker gets messages in the
+order of the changes.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from scorer.ipc.meters import STAGED
 log = structlog.get_logger("scorer")
 
 CHANGE_SECONDS, NEXT_SLICE_SECONDS = 0.05, 0.004
-"""Between two looks for changes; between two slices while there are more."""
+"""Between two checks for changes; between two slices while there are more."""
 ROWS, SLOTS = 1024, 4096
-"""In a slice: a worker takes about half a millisecond for it."""
+"""In a slice: a worker needs about half a millisecond for it."""
 FIRST_ROWS, FIRST_SLOTS = 16_384, 65_536
 """In a slice for workers that rank no pages yet."""
 LIST_SECONDS = 1.0
@@ -41,8 +41,6 @@ EXPIRE_PARTS = 64
 
 
 class IndexPublisher(threading.Thread):
-    """See the module's text."""
-
     def __init__(
         self,
         state: FeederState,
@@ -64,7 +62,7 @@ class IndexPublisher(threading.Thread):
     # -- workers ----------------------------------------------------------------------------------------------
 
     def add(self, worker: Receiver) -> None:
-        """A worker that starts: it gets all that the others have."""
+        """Sends a new worker all that the others have."""
         with self._sending:
             self._workers.add(worker)
             primary, start = self.primary, 0
@@ -82,8 +80,8 @@ class IndexPublisher(threading.Thread):
             self._workers.discard(worker)
 
     def keep(self, name: str, packet: Packet) -> None:
-        """Sends ``packet`` to all workers, behind the rows that it may name, and to each that starts from now on, until
-        another one takes the name. Any thread may call this."""
+        """Sends ``packet`` to all workers after the rows that it may name, and to each new worker until another packet
+        has this name. Any thread may call this."""
         with self._sending:
             if self._whole:
                 self.changes(all_of_them=True)
@@ -119,7 +117,7 @@ class IndexPublisher(threading.Thread):
             self.stop.wait(pause)
 
     def changes(self, rows: int = ROWS, slots: int = SLOTS, all_of_them: bool = False) -> bool:
-        """Sends a slice of what changed of the index, or all of it; whether there was anything."""
+        """Sends a slice of the index's changes, or all of them; returns whether there were any."""
         found = False
         with self._sending:
             while arrays := self._unsent or self.state.alone(
@@ -135,7 +133,7 @@ class IndexPublisher(threading.Thread):
         return found
 
     def lists(self) -> None:
-        """Sorts recall's lists anew, from the index as it is now, and sends them behind the rows that they name."""
+        """Sorts recall's lists again, and sends them after the rows that they name."""
         while self.state.alone(self.primary.refresh_hot):
             pass
         lists = self.state.alone(self.primary.sorting)()
@@ -145,13 +143,13 @@ class IndexPublisher(threading.Thread):
             self._put(self._lists)
 
     def expire(self) -> None:
-        """Looks over a part of the item-side window keys for those whose windows have all run empty."""
+        """Drops window keys with empty windows in a part of the item-side counts."""
         primary, part = self.primary, self._part
         self.state.alone(primary.index.counts.expire, primary.now_ms, part / EXPIRE_PARTS, (part + 1) / EXPIRE_PARTS)
         self._part = (part + 1) % EXPIRE_PARTS
 
     def status(self) -> None:
-        """Sends what has to be read and the newest event, where they have changed."""
+        """Sends progress in the topics and the newest event time, if changed."""
         now = self._now()
         if now != self._status:
             with self._sending:
@@ -161,7 +159,7 @@ class IndexPublisher(threading.Thread):
     # -- within -----------------------------------------------------------------------------------------------
 
     def _now(self) -> dict[str, Any]:
-        """What is to be read. Items count as read once they are in the item tables."""
+        """Progress in the topics. Items count as read once they are in the item tables."""
         to_read = dict(self.primary.to_read)
         if not self._whole and not to_read:
             to_read = {"items": 0}

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Stopped(Exception):
-    """The scorer ends; nobody takes changes any more."""
+    """The scorer ends and accepts no more changes."""
 
 
 class FeederState:
@@ -25,8 +25,7 @@ class FeederState:
         self._lock = threading.RLock()
 
     def alone(self, function: Callable[..., T], *args: Any) -> T:
-        """The result of ``function(*args)``, which changes or reads the index: no other such function runs meanwhile.
-        Raises Stopped: the scorer ends."""
+        """The result of ``function(*args)`` under the lock of the item index. Raises Stopped: the scorer ends."""
         with self._lock:
             if self.stop.is_set():
                 raise Stopped

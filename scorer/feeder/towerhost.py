@@ -1,20 +1,20 @@
 # shell
-"""The feeder's thread that makes vectors of the catalogue: all of them for each retrieval version, and in between those
-of items that came or changed.
+"""The feeder's thread that makes vectors of the catalogue: all of them for each retrieval version, and between versions
+those of new or changed items.
 
 ::
 
     feed of models   install, patch ──► [news] ─┐ all of it, in order                   ┌► "retrieval"  a version, whole
     item tables      rows that changed ► [rows] ─┴► thread: own copy of the items ──────┤
-                     (already on their way to the workers)     item tower, in slices    └► "vectors"    what came since
+                     (already queued for the workers)          item tower, in slices    └► "vectors"    what came since
 
     versions    v10 ... v20 ... v30 ... v40       built one at a time, always the newest: v20 and v30 are skipped, and
     built       [──── v10 ────][──── v40 ────]    their changes are in v40
 
-A row is told of here after it was put on each worker's way, so vectors never come before the rows that they are of. A
-dead item has no vector; and since a page asks its item table as well, it does not wait for this thread.
+Rows arrive here after they were queued for each worker, so vectors never come before their rows. A dead item has no
+vector; a page checks its item table too, so it does not wait for this thread.
 
-A version lies in shared memory once. It is let go when the next one is out and the last worker has swapped.
+Shared memory has each version once. It is freed when the next one is published and the last worker has swapped.
 """
 
 from __future__ import annotations
@@ -53,18 +53,19 @@ Floats = NDArray[np.float32]
 Rows = NDArray[np.int32]
 
 SLICE = 4096
-"""Items whose vectors are made between two looks at whether the scorer ends."""
+"""Items between two checks whether the scorer ends."""
 TOLD = 1024
-"""Items of one "vectors" message: a worker takes some .3 ms for it."""
+"""Items of one "vectors" message: a worker needs some .3 ms for it."""
 REBUILT = 8 * TOLD
-"""So many items are told of in any case; when there are more, and more than half of all, all are built anew."""
+"""Changes up to this number are always sent one by one. With more, and more than half of all items, all vectors are
+built again."""
 WAIT_SECONDS, FAILED_SECONDS = 0.5, 1.0
 QUERIES, CLICKS = 32, 3
-"""What an approximate index is measured with: queries of made-up users, each of whom clicked so many random items."""
+"""Measurement of an approximate index: random users, each with so many random clicks."""
 
 
 class Goods:
-    """The items' rows as the item tables have them: what vectors are made from. Ages are filled in when asked for."""
+    """The items' rows as the item tables have them, for making vectors. Ages are computed on request."""
 
     def __init__(self, builder: FeatureBuilder) -> None:
         form = TableForm(builder)
@@ -82,7 +83,7 @@ class Goods:
         return self._n
 
     def take(self, arrays: Arrays) -> Rows:
-        """Takes a slice for item tables. The rows that are other than before."""
+        """Applies a slice for item tables; returns the changed rows."""
         rows: Rows = arrays["rows"]
         most = int(rows.max()) + 1
         if most > len(self._arrays["alive"]):
@@ -98,12 +99,11 @@ class Goods:
 
     @property
     def alive(self) -> NDArray[np.bool_]:
-        """(rows,)"""
         alive: NDArray[np.bool_] = self._arrays["alive"][: self._n]
         return alive
 
     def inputs(self, rows: Rows, now_ms: int) -> tuple[NDArray[np.int64], Floats]:
-        """What the item tower takes of these rows at this event time."""
+        """The item tower's inputs for these rows at this event time."""
         cat, plain = self._arrays["cat"][rows], self._arrays["plain"][rows]
         if self._age >= 0:
             plain[:, self._age] = self._builder.age_days(np.array([now_ms], np.int64), self._arrays["born_ms"][rows])
@@ -111,7 +111,7 @@ class Goods:
 
 
 class Tail:
-    """What was told since a version: one message of it brings a worker that joins as far as the others."""
+    """Vectors sent since a version: one message of it brings a new worker up to date."""
 
     def __init__(self, width: int) -> None:
         self._at: dict[int, int] = {}
@@ -128,13 +128,12 @@ class Tail:
         self._gone.update(gone.tolist())
 
     def arrays(self) -> Arrays:
-        """All of it as one message's arrays."""
         rows = np.fromiter(self._at, np.int32, len(self._at))
         return _told(rows, self._vectors[: len(rows)], np.fromiter(self._gone, np.int32, len(self._gone)))
 
 
 class _News(NamedTuple):
-    """A head, or what changed of it (``image``). ``tower`` None and no image: there is none any more."""
+    """A head, or its changes (``image``). Neither ``tower`` nor image: the head is gone."""
 
     note: Announcement
     tower: Tower | None = None
@@ -142,7 +141,7 @@ class _News(NamedTuple):
 
 
 class _Version(NamedTuple):
-    """A version that is out."""
+    """A published version."""
 
     note: Announcement
     packet: Packet
@@ -150,8 +149,8 @@ class _Version(NamedTuple):
 
 
 class TowerHost:
-    """See the module's text. What others call returns at once. ``thread`` is to be started; or call :meth:`step`.
-    Raises SettingError: the setting asks for an index whose package is not installed."""
+    """See the module's text. Methods for other threads return at once. Start ``thread``, or call :meth:`step`. Raises
+    SettingError: the index's package is not installed."""
 
     def __init__(self, state: FeederState) -> None:
         self.thread = threading.Thread(target=self._run, name="towers", daemon=True)
@@ -170,7 +169,7 @@ class TowerHost:
         self._workers: set[Receiver] = set()
         self._version: _Version | None = None
         self._tail = Tail(1)
-        # of the thread
+        # Used only by the thread:
         self._goods = Goods(primary.builder)
         self._ahead: Tower | None = None  # with all news
         self._newest: Announcement | None = None  # the version of ``_ahead``
@@ -182,23 +181,23 @@ class TowerHost:
     # -- from other threads -----------------------------------------------------------------------------------
 
     def install(self, note: Announcement, tower: Tower | None) -> None:
-        """Another head: its tower, which is this thread's from now on, as of the version ``note``. None: the model has
-        no head; what is out is withdrawn."""
+        """Another head, as of the version ``note``: from now on its tower belongs to this thread. None: the model has
+        no head, and the published version is withdrawn."""
         self._put(_News(note, tower))
 
     def patch(self, note: Announcement, image: Image) -> None:
-        """What changed of the head, up to the version ``note``."""
+        """Changes of the head, up to the version ``note``."""
         self._put(_News(note, None, image))
 
     def take(self, arrays: Arrays) -> None:
-        """A slice of the index that has been put on each worker's way; nobody writes to its arrays any more."""
+        """A slice of the index that is queued for each worker; its arrays must not change any more."""
         if "rows" in arrays:
             with self._changed:
                 self._slices.append(arrays)
                 self._changed.notify()
 
     def add(self, worker: Receiver) -> None:
-        """A worker that starts, behind the item table that it was sent."""
+        """A new worker, after its item table was sent."""
         with self._sending:
             self._workers.add(worker)
             if self._version is not None:
@@ -212,7 +211,7 @@ class TowerHost:
             self._workers.discard(worker)
 
     def facts(self) -> dict[str, Any] | None:
-        """What GET /model says of the version that is out; None: there is none."""
+        """The published version, for GET /model; None: there is none."""
         version = self._version
         if version is None:
             return None
@@ -222,7 +221,7 @@ class TowerHost:
 
     @property
     def published_ms(self) -> int | None:
-        """Wall time at which the learner published the version that is out."""
+        """Wall time at which the learner published this version."""
         version = self._version
         return None if version is None else version.note.published_ms
 
@@ -242,7 +241,7 @@ class TowerHost:
                 self.stop.wait(FAILED_SECONDS)
 
     def step(self) -> bool:
-        """Does the next piece of what there is to do; whether there was any."""
+        """Does the next piece of work; returns whether there was any."""
         self._absorb()
         if self._take_news():
             return True
@@ -252,9 +251,9 @@ class TowerHost:
         return self._tell()
 
     def _due(self) -> bool:
-        """Whether a version is to be built: there is a newer head; or most items are others than in the version that is
-        out, as when the catalogue is read at the start. Then the same version comes out once more. (An approximate
-        index takes longer to build than items take to tell.)"""
+        """Whether to build a version: there is a newer head, or most items have changed since the published one, as at
+        the start; then the same version is published again. (An approximate index takes longer to build than changes
+        take to send.)"""
         living = int(np.count_nonzero(self._goods.alive))
         if self._newest is not self._built:
             return living > 0
@@ -267,7 +266,7 @@ class TowerHost:
             self._changed.notify()
 
     def _absorb(self) -> None:
-        """Takes over what the item tables were told."""
+        """Applies queued changes of the item tables."""
         while self._slices:
             changed = self._goods.take(self._slices.popleft()).tolist()
             if self._version is not None:  # else all of them are in the first version
@@ -276,7 +275,7 @@ class TowerHost:
                 self._since.update(changed)
 
     def _take_news(self) -> bool:
-        """Brings the tower ahead up to all that is known; whether there was anything."""
+        """Applies all news to the next tower; returns whether there was any."""
         found = False
         while self._news:
             found = True
@@ -302,7 +301,7 @@ class TowerHost:
             gauge.set(math.nan)
 
     def _build(self) -> None:
-        """Vectors of all living items by the tower ahead; then they are out."""
+        """Builds the vectors of all living items with the next tower, and publishes them."""
         started, note, tower = time.perf_counter(), self._newest, self._ahead
         assert note is not None
         self._built = note
@@ -336,8 +335,8 @@ class TowerHost:
         RETRIEVAL_BUILD_SECONDS.set(time.perf_counter() - started)
 
     def _fill(self, index: Builder, tiles: NDArray[np.uint16], n: int) -> None:
-        """Puts n vectors into an approximate index. That takes long: items are followed meanwhile, by the version that
-        is out."""
+        """Puts n vectors into an approximate index. That takes long, so item changes go on meanwhile with the published
+        version."""
         for first in range(0, n, SLICE):
             if self.stop.is_set():
                 return
@@ -359,7 +358,7 @@ class TowerHost:
             RETRIEVAL_INDEX_RECALL.set(recall)
 
     def _tell(self) -> bool:
-        """Tells of some of the items that came or changed since the version that is out; whether there were any."""
+        """Sends vectors of some new or changed items; returns whether there were any."""
         if not self._dirty:
             return False
         tower, version = self._out, self._version
@@ -382,7 +381,7 @@ class TowerHost:
     # -- within -----------------------------------------------------------------------------------------------
 
     def _vectors(self, tower: Tower, rows: Rows, now_ms: int) -> tuple[Floats, NDArray[np.bool_]]:
-        """Vectors (n, W), and which are sound: one that is not finite has NaN everywhere, and is never found."""
+        """Vectors (n, W), and which are finite. Others become NaN, so no search finds them."""
         vectors = tower.item_vectors(*self._goods.inputs(rows, now_ms))
         sound: NDArray[np.bool_] = np.isfinite(vectors).all(axis=1).reshape(-1)
         if not sound.all():
@@ -391,7 +390,7 @@ class TowerHost:
         return vectors, sound
 
     def _measured(self, note: Announcement, arrays: Arrays) -> float:
-        """The share of the items with the largest products that the approximate index finds."""
+        """Recall of the approximate index: its share of the items with the largest products."""
         user = UserTower.of_arrays(arrays)
         exact = Retrieval.of_arrays(_facts(note), arrays, user)
         index = Approximate(arrays["tiles"].shape[1], arrays["index"])

@@ -1,5 +1,5 @@
 # shell
-"""The model's versions in shared memory: staged beside what is served, taken up by every worker, then folded in.
+"""The model's versions in shared memory: staged as overlays, taken up by every worker, then folded into the base.
 
 ::
 
@@ -8,12 +8,10 @@
     fold      the oldest overlay that all workers serve ─► rows of the base, a slice at a time
               └──────────────► "folded": workers do without that overlay
 
-``number`` counts what was installed and patched; a worker says up to which it has come. A version counts as
-served when all workers serve it: only then its clicks are timed. An overlay is folded when all workers have it, so that
-no reader ever looks for one of its rows in the base while that row is written.
+``number`` counts installs and patches. A version counts as served, and its clicks are timed, when all workers report
+its number. Only then is an overlay folded, so no reader looks for one of its rows in the base during the write.
 
-Threads: the feed of models installs and patches; a thread of this module folds; the threads that hear the workers bring
-what they say.
+Threads: the feed of models installs and patches; a thread of this module folds; link threads report workers' progress.
 """
 
 from __future__ import annotations
@@ -40,14 +38,13 @@ from scorer.ipc.link import Packet, Receiver
 log = structlog.get_logger("scorer")
 
 MOST_STAGED = 16
-"""Overlays that are not folded yet. With so many the feed waits: a worker reads each of them for each row."""
+"""Limit of unfolded overlays, at which the feed waits: a worker searches each of them for each row."""
 FOLD_ROWS = 2048
-"""Rows that are folded between two looks at what workers say."""
+"""Rows that are folded between two looks at workers' progress."""
 TELL_AFTER_SECONDS = 5.0
 
 
 Writer = ModelWriter | OwnWriter
-"""Makes versions."""
 
 
 class Staged(NamedTuple):
@@ -86,8 +83,7 @@ class VersionHost:
     # -- the feed of models -----------------------------------------------------------------------------------
 
     def install(self, note: Announcement, writer: Writer, deltas: int, clicks: Sequence[VersionClicks]) -> None:
-        """Serves ``writer``, whose base is whole and of version ``note``, from now on. ``deltas`` were put into it
-        after its snapshot."""
+        """Serves ``writer``, whose base is the whole version ``note``. ``deltas`` were applied after its snapshot."""
         with self._changed:
             self.writer, self._broken = writer, False
             self._staged.clear()
@@ -97,8 +93,8 @@ class VersionHost:
             self._broadcast(self._base_packet(note, 0))
 
     def patch(self, note: Announcement, delta: Image, clicks: Sequence[VersionClicks]) -> None:
-        """Serves the delta ``note`` of what is served. Waits, aloud, while too many overlays are not folded. Raises
-        SnapshotError: the delta is not one of this model, and nothing was changed; RuntimeError: no model is served."""
+        """Serves the delta ``note``. Waits, with a log line, while too many overlays are unfolded. Raises
+        SnapshotError: the delta does not fit, and nothing changed; RuntimeError: no model is served."""
         with self._changed:
             self._wait_for_room()
             if self.writer is None or self._broken:
@@ -119,7 +115,7 @@ class VersionHost:
     # -- workers ----------------------------------------------------------------------------------------------
 
     def add(self, worker: Receiver) -> None:
-        """A worker that starts: it gets what is served. Nothing is folded until it has come as far as the others."""
+        """Sends a new worker the served version. Nothing is folded until it has caught up."""
         with self._changed:
             self._workers[worker] = 0
             if self.writer is not None and self._newest is not None:
@@ -128,27 +124,25 @@ class VersionHost:
                     worker.put(self._delta_packet(staged))
 
     def remove(self, worker: Receiver) -> None:
-        """A worker has ended."""
         with self._changed:
             self._workers.pop(worker, None)
             self._all_serve()
 
     def serves(self, worker: Receiver, number: int) -> None:
-        """A worker has come to ``number``."""
+        """Reports that a worker serves ``number``."""
         with self._changed:
             if worker in self._workers:
                 self._workers[worker] = number
                 self._all_serve()
 
     def behind(self, worker: Receiver) -> int | None:
-        """The number that a worker has come to where there is a newer one; None: there is none."""
+        """The number that a worker serves, if it is not the newest; else None."""
         with self._changed:
             reached = self._workers.get(worker, self._number)
             return reached if reached < self._number else None
 
     @property
     def unfolded(self) -> int:
-        """Overlays that are not folded yet."""
         return len(self._staged)
 
     # -- folding ----------------------------------------------------------------------------------------------
@@ -157,7 +151,7 @@ class VersionHost:
         threading.Thread(target=self._run, name="fold", daemon=True).start()
 
     def fold(self, rows: int = FOLD_ROWS) -> bool:
-        """Folds some rows, if an overlay may be folded; whether there was one."""
+        """Folds some rows, if an overlay may be folded; returns whether there was one."""
         with self._changed:
             if not self._foldable():
                 return False
@@ -247,5 +241,5 @@ class VersionHost:
 
 
 def _brief(note: Announcement) -> Announcement:
-    """What a worker needs of it: not the files, and not the clicks, which are timed here."""
+    """Without the files and the clicks, which workers do not need."""
     return msgspec.structs.replace(note, clicks=ClickTimes(), parts=[], training=[], file=None)

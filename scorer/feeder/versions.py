@@ -1,5 +1,5 @@
 # core
-"""Which model version follows which: what a scorer does with each entry of ``model.deltas``.
+"""Which model version follows which: a scorer's decision for each entry of ``model.deltas``.
 
 ::
 
@@ -11,12 +11,12 @@
       └───────────┘             │             │◄──────────────────────────────────────┤           ├──┘ nothing is done
                                 └─────────────┘  look: load a snapshot beyond it      └───────────┘
 
-Versions are ordered by (epoch, number), and by nothing else. What is served never goes back in this order. A root of a
-higher epoch is newer, whatever it holds: the learner that has won the epoch went back to older content, and said so.
+Only (epoch, number) orders versions, and the served version never decreases in it. A root of a higher epoch is newer,
+even if the learner that won the epoch rolled back to older content.
 
-To *look* is to ask the store for its snapshots and to load the newest that is of use. One look is due when a version
-turns out to be missing, and one at each later snapshot. A snapshot that could not be loaded is not tried again. So a
-lost delta costs one load, however many deltas follow it, and no failure is repeated for ever.
+A *look* asks the store for its snapshots and loads the newest useful one. A look is due when a version turns out to be
+missing, and at each later snapshot. A failed snapshot is not tried again. So a lost delta costs one load, however many
+deltas follow, and no failure repeats for ever.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ MOST_MISSED = 1000
 
 
 class Follower:
-    """Follows the versions of one schema. Its caller does what :meth:`take` says, and tells how it went.
+    """Follows the versions of one schema. Its caller does what :meth:`take` says, and reports the result.
 
     Attributes:
         at: the version that the newest model object has; None: there is none.
         floor: the highest version that was ever served.
-        waiting: why later deltas are of no use until a snapshot comes; empty: they are.
+        waiting: why later deltas are useless until a snapshot comes; empty: they are not.
     """
 
     def __init__(self, schema_id: str) -> None:
@@ -54,16 +54,16 @@ class Follower:
 
     @property
     def serves(self) -> bool:
-        """Whether what we have may be served: not less than was."""
+        """Whether our version may be served: it is not below the floor."""
         return self.at is not None and (self.floor is None or self.at.place >= self.floor)
 
     def take(self, entry: Entry) -> Verdict:
         """What to do with the next entry.
 
-        - ``ignore``: we have it, or something newer, or it is of no use now.
-        - ``foreign``, ``fenced``: it is of another schema, or of a learner that has lost its epoch. Ignored as well.
-        - ``bad``: it cannot be used. Whether a version is missing now, the next delta shows.
-        - ``patch``: a delta whose parent is what we have.
+        - ``ignore``: we have it or something newer, or it is useless now.
+        - ``foreign``, ``fenced``: of another schema, or of a learner that has lost its epoch. Ignored as well.
+        - ``bad``: unusable. The next delta shows whether a version is missing.
+        - ``patch``: a delta whose parent is our version.
         - ``look``: see the module's text.
         """
         if isinstance(entry, Claimed):
@@ -83,7 +83,7 @@ class Follower:
         return self._delta(entry)
 
     def candidates(self, snapshots: Iterable[Announcement]) -> list[Announcement]:
-        """Of the snapshots in the store those that are worth a load, best first."""
+        """The snapshots in the store that are worth a load, best first."""
         fence = self._fence
         found = [
             note
@@ -98,32 +98,31 @@ class Follower:
     # -- how it went ------------------------------------------------------------------------------------------
 
     def patched(self, note: Announcement) -> None:
-        """A delta was put on the model that we have."""
+        """A delta was applied to our model."""
         self._reached(note)
 
     def loaded(self, note: Announcement) -> None:
-        """A snapshot was loaded. Where it is below the floor it is not served, but patched until it reaches that."""
+        """A snapshot was loaded. Below the floor it is not served, but patched until it reaches the floor."""
         self._fence.admits(note.epoch, note.claimant)
         self._reached(note)
 
     def failed(self, note: Announcement) -> None:
-        """A snapshot cannot be loaded, and never will be."""
+        """A snapshot cannot be loaded, now or later."""
         self._failed[self._key(note)] = None
         while len(self._failed) > MOST_FAILED:
             del self._failed[next(iter(self._failed))]
 
     def refused(self, note: Announcement, why: str) -> None:
-        """A delta that follows what we have cannot be used."""
+        """A delta that follows our version is unusable."""
         self._miss(why)
         self._remember(note)
 
     def torn(self, why: str) -> None:
-        """The model that we have is no version any more: nothing of it may be served."""
+        """Our model is in no valid version: nothing of it may be served."""
         self.at, self.waiting = None, why
 
     def clicks(self) -> list[VersionClicks]:
-        """The clicks that were first learnt in versions which we did not patch, and which what we have now holds. Each
-        is given once."""
+        """Clicks first learnt in versions that we loaded and did not patch. Each is returned once."""
         if self.at is None:
             return []
         place = self.at.place

@@ -1,14 +1,14 @@
 # shell
-"""The workers of a scorer: started, listened to, started anew when they end, and ended.
+"""The workers of a scorer: starts, watches, restarts and ends them.
 
 ::
 
     slot 0   ring of page logs (stays) ── worker process, link to it      ended? the next one, in the same slot
     slot 1   ...
 
-A worker that comes no further with the versions for :data:`STUCK_LOOKS` looks, or answers none of them, is killed:
-it would keep all versions from being folded, and what is sent to it would pile up. One that ends again and again is
-started with growing pauses. A template that has ended is replaced at once, and its workers go on.
+A worker that makes no progress with the versions for :data:`STUCK_LOOKS` looks, or answers none of them, is killed: it
+would block folding, and its messages would pile up. Restarts of a worker that ends again and again have growing pauses.
+A template that has ended is replaced at once, and its workers go on.
 """
 
 from __future__ import annotations
@@ -41,32 +41,29 @@ from scorer.worker.template import Template
 log = structlog.get_logger("scorer")
 
 STUCK_LOOKS = 10
-"""One each :data:`MEASURE_SECONDS`. Looks are counted and no time: a feeder that stood still itself has not looked."""
+"""One each :data:`MEASURE_SECONDS`. This counts looks and not time, because a feeder that was itself suspended has not
+looked."""
 LOOK_SECONDS = 0.1
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 5.0
 SOUND_SECONDS = 10.0
-"""A worker that ran for so long is started anew without a pause."""
+"""A worker that ran for so long is restarted without a pause."""
 TEMPLATES = 3
-"""So many templates in a row that start no worker are too many: what is wrong is not theirs."""
+"""Limit of consecutive templates that start no worker: then the cause lies elsewhere."""
 ASKERS, MOST_ASKED = 4, 64
-"""Threads that answer what workers ask; questions that may wait for them, beyond which the answer is none."""
+"""Threads that answer workers' questions; limit of waiting questions, beyond which the answer is none."""
 MEASURE_SECONDS = 1.0
 MEASURED_WITHIN_SECONDS = 0.3
 
 
 class Sender(Protocol):
-    """Sends all workers what they need of it."""
-
     def add(self, worker: Receiver) -> None:
-        """A worker that starts: it gets what the others have, and from now on what they get."""
+        """A new worker: it gets what the others have, and all later messages."""
 
     def remove(self, worker: Receiver) -> None:
         """A worker has ended."""
 
 
 class Member:
-    """One worker process, as the feeder sees it."""
-
     def __init__(self, slot: int, pid: int, started: float) -> None:
         self.slot, self.pid, self.started = slot, pid, started
         self.link: FeederLink
@@ -76,7 +73,7 @@ class Member:
         self.measured = threading.Event()
 
     def put(self, packet: Packet) -> None:
-        """Sends it a message, without waiting."""
+        """Queues a message."""
         self.link.put(packet)
 
 
@@ -85,8 +82,8 @@ class WorkerPool:
 
     Args:
         listener: the socket that all workers accept from.
-        answer: answers what a worker asks: what, facts -> facts, arrays. Called in a thread of its own.
-        senders: what sends workers all that they need: each that starts is added to all of them, in this order.
+        answer: answers a worker's question: what, facts -> facts, arrays. Runs in a thread of its own.
+        senders: each new worker is added to all of them, in this order.
     """
 
     def __init__(
@@ -120,7 +117,6 @@ class WorkerPool:
         self._thread = threading.Thread(target=self._run, name="workers", daemon=True)
 
     def ring(self, slot: int) -> Any:
-        """The memory of a slot's page logs."""
         region = self.rings[slot]
         return region.array((region.size,), np.uint8)
 
@@ -152,7 +148,7 @@ class WorkerPool:
             member.measured.wait(max(0.0, deadline - time.monotonic()))
 
     def end(self, seconds: float) -> None:
-        """Has all workers answer what is open and end; after ``seconds`` those that have not are killed."""
+        """Drains and ends all workers; kills the remaining ones after ``seconds``."""
         self._ending = True
         self.broadcast(Packet("end"))
         deadline = time.monotonic() + seconds
@@ -190,7 +186,7 @@ class WorkerPool:
             member.put(Packet("end"))
 
     def _fork(self, slot: int) -> tuple[socket.socket, int]:
-        """Our end of a new worker's link, and its process id. A template that cannot start it is replaced."""
+        """Our end of a new worker's link, and its process id. Replaces a template that cannot start it."""
         for left in reversed(range(TEMPLATES)):
             ours, theirs = socket.socketpair()
             with theirs:

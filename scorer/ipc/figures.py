@@ -1,9 +1,9 @@
 # shell
 """The whole scorer's figures: the feeder's own metrics, and those of its workers, summed.
 
-A worker sends the values of its registry when it is asked, and when it ends. Counters and histograms are added up over
-the workers and the feeder; what a worker that ended had counted stays in the sums. Gauges are the feeder's. A worker
-that is killed takes what it counted since it was last asked, a second at most, with it.
+A worker sends its registry's values on request and at its end. Counters and histograms are summed over the feeder, the
+workers and ended workers. Gauges are the feeder's. A killed worker loses its counts since the last request, a second at
+most.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def told(registry: CollectorRegistry = REGISTRY) -> list[Any]:
 
 
 def values_of(message: Iterable[Any]) -> Values:
-    """What :func:`told` said."""
+    """The inverse of :func:`told`."""
     return {(name, sample, tuple((k, v) for k, v in labels)): value for name, sample, labels, value in message}
 
 
@@ -50,18 +50,15 @@ class Sums:
         self._lock = threading.Lock()
 
     def heard(self, worker: int, values: Values) -> None:
-        """What a running worker has counted so far."""
         with self._lock:
             self._running[worker] = values
 
     def ended(self, worker: int) -> None:
-        """A worker is no more."""
         with self._lock:
             for place, value in self._running.pop(worker, {}).items():
                 self._ended[place] = self._ended.get(place, 0.0) + value
 
     def collect(self) -> Iterable[Metric]:
-        """The feeder's metrics with the workers' samples added."""
         with self._lock:
             counted: Values = {}
             for values in (self._ended, *self._running.values()):

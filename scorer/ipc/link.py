@@ -1,14 +1,14 @@
 # shell
-"""Messages between the feeder and a worker: a word, some facts, and arrays, over a Unix socket.
+"""Messages between the feeder and a worker over a Unix socket: a kind, some facts, and arrays.
 
 ::
 
     frame   head: lengths │ msgpack [kind, facts, arrays: name, dtype, shape, place, offset] │ small arrays, aligned
             + descriptors: one for each region of shared memory that an array lies in
 
-Small arrays travel in the frame. Larger ones lie in shared memory; one that does not is copied there once, however many
-workers it goes to. What arrives are arrays like those that were sent: contiguous, aligned and writable, so that no
-compiled function is compiled anew for them. Nobody writes to one that others read, but for a page's log.
+Small arrays travel in the frame. Larger ones lie in shared memory, copied there once for all workers if necessary.
+Received arrays are contiguous, aligned and writable like the sent ones, so compiled functions need no second
+compilation. Nobody writes to shared arrays, except for page logs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ALIGNED = 64
 MOST_REGIONS = 250
 """The kernel takes at most 253 descriptors along with a message."""
 READ_AHEAD = 32
-"""Messages that a worker has read and not yet taken: beyond these they wait in the socket."""
+"""Messages that a worker has read but not handled; more wait in the socket."""
 _HEAD = struct.Struct("<QII")  # bytes of the body, bytes of its msgpack part, descriptors
 _MOST_BODY = 64 << 20
 _CHUNK = 1 << 18
@@ -53,7 +53,7 @@ _decode = msgspec.msgpack.Decoder().decode
 
 
 class Handles(NamedTuple):
-    """File descriptors that a worker is given."""
+    """File descriptors for a worker."""
 
     link: int
     listener: int
@@ -62,12 +62,10 @@ class Handles(NamedTuple):
 
 
 class Closed(Exception):
-    """The other side has ended; or, with a text, what it sends cannot be taken."""
+    """The other side has ended; or, with a text, what it sends is invalid."""
 
 
 class Message(NamedTuple):
-    """What arrives."""
-
     kind: str
     facts: Any  # builtins: what msgpack gives
     arrays: dict[str, NDArray[Any]]
@@ -75,8 +73,8 @@ class Message(NamedTuple):
 
 
 class Packet:
-    """A message, encoded once for all whom it goes to. ``pool`` knows which arrays are in shared memory already. Raises
-    ValueError: the arrays lie in more regions than one message can take along."""
+    """A message, encoded once for all receivers. ``pool`` knows the arrays in shared memory. Raises ValueError: the
+    arrays lie in more regions than one message allows."""
 
     def __init__(self, kind: str, facts: Any = None, arrays: Arrays | None = None, pool: Pool | None = None) -> None:
         regions: list[Region] = []
@@ -118,7 +116,7 @@ class Packet:
 def _copied(
     loose: list[tuple[str, NDArray[Any]]], place: int, laid: list[tuple[str, str, list[int], int, int]]
 ) -> Region:
-    """One region that holds all these arrays; notes in ``laid`` where each lies."""
+    """One region with copies of all these arrays; notes their places in ``laid``."""
     ends = np.cumsum([a.nbytes + -a.nbytes % ALIGNED for _, a in loose]).tolist()
     region = Region(ends[-1])
     for (name, a), end in zip(loose, ends, strict=True):
@@ -129,14 +127,12 @@ def _copied(
 
 
 class Receiver(Protocol):
-    """A worker, as whoever sends it something sees it."""
-
     def put(self, packet: Packet) -> None:
         """Sends a message after those before it, without waiting."""
 
 
 class Inbox:
-    """Puts frames together from what a socket gives."""
+    """Assembles frames from a socket."""
 
     def __init__(self, source: socket.socket) -> None:
         self._source = source
@@ -144,8 +140,8 @@ class Inbox:
         self._fds: deque[int] = deque()
 
     def read(self) -> list[Message]:
-        """The messages that one read completes. Raises Closed: the other side has ended, or sends what is no message;
-        BlockingIOError: the socket does not block, and there is nothing."""
+        """The messages that one read completes. Raises Closed: the other side has ended or sends no valid message;
+        BlockingIOError: a non-blocking socket has nothing."""
         try:
             data, ancillary, flags, _ = self._source.recvmsg(_CHUNK, socket.CMSG_SPACE(4 * MOST_REGIONS))
         except (BlockingIOError, InterruptedError):
@@ -203,8 +199,8 @@ def _message(body: NDArray[np.uint8], text: int, regions: list[Region]) -> Messa
 
 
 class FeederLink:
-    """The feeder's end: a thread that sends, and one that hears. Sending never waits. In the hearing thread ``heard``
-    is called with each message, and ``ended`` once, when the worker has closed its end."""
+    """The feeder's end, with a thread that sends and one that listens. Sending never blocks. The listener calls
+    ``heard`` with each message, and ``ended`` once, when the worker has closed its end."""
 
     def __init__(self, end: socket.socket, heard: Callable[[Message], None], ended: Callable[[], None]) -> None:
         self._socket, self._heard, self._ended = end, heard, ended
@@ -216,16 +212,15 @@ class FeederLink:
             thread.start()
 
     def put(self, packet: Packet) -> None:
-        """Sends a message after those before it."""
         self._queue.put(packet)
 
     @property
     def waiting(self) -> int:
-        """Messages that are not sent yet."""
+        """Number of unsent messages."""
         return self._queue.qsize()
 
     def close(self) -> None:
-        """Ends the link once what was put has been sent, or the other side is gone. The worker then ends."""
+        """Ends the link after all queued messages, or when the other side is gone. The worker then ends."""
         self._queue.put(None)
 
     def _send(self) -> None:
@@ -260,8 +255,8 @@ class FeederLink:
 
 
 class WorkerLink:
-    """A worker's end, on its event loop: messages come one a turn of the loop, between two requests. ``heard`` is
-    called with each, ``ended`` once, when the feeder has closed its end, or is no more."""
+    """A worker's end, on its event loop: one message a turn of the loop, between two requests. Calls ``heard`` with
+    each, and ``ended`` once, when the feeder has ended."""
 
     def __init__(self, end: socket.socket, heard: Callable[[Message], None], ended: Callable[[], None]) -> None:
         end.setblocking(False)
@@ -277,7 +272,7 @@ class WorkerLink:
         loop.add_reader(self._socket.fileno(), self._readable)
 
     def send(self, kind: str, facts: Any = None, arrays: Arrays | None = None) -> None:
-        """Sends a small message. What the socket does not take now follows as soon as it does."""
+        """Sends a small message. The socket takes the rest when it is ready."""
         packet = Packet(kind, facts, arrays)
         if packet.regions:
             raise ValueError(f"a worker's message '{kind}' is too large")

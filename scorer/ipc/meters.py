@@ -1,5 +1,5 @@
 # shell
-"""What a scorer counts: Prometheus metrics of the process, and the exact meters that /model shows."""
+"""A scorer's counts: Prometheus metrics of the process, and the exact figures of GET /model."""
 
 from __future__ import annotations
 
@@ -89,14 +89,11 @@ CLICK_TO_SERVED = TimesHistogram(
 RECENT = 10_000
 _STEP_MS = 10
 _STEPS = 6_000
-"""Up to a minute times are counted in steps of 10 ms; beyond that a step is a hundredth of the time."""
+"""Times up to a minute have steps of 10 ms; beyond that a step is a hundredth of the time."""
 
 
 class ClickTrace:
-    """How long clicks took to the weights that serve: the last stage of their way, and the whole of it.
-
-    It takes the clicks of each version that has begun to serve. Any thread may call it.
-    """
+    """Time from clicks to the weights that serve: the last stage, and the whole. Any thread may call it."""
 
     def __init__(self) -> None:
         self._all = Steps()
@@ -105,7 +102,7 @@ class ClickTrace:
         self._lock = threading.Lock()
 
     def served(self, versions: Sequence[VersionClicks], now_ms: int) -> None:
-        """These versions serve from now on (wall time): all workers have them."""
+        """All workers serve these versions since ``now_ms`` (wall time)."""
         for version in versions:
             counts = np.asarray(version.clicks.counts, np.int64)
             if not counts.size:
@@ -130,13 +127,13 @@ class ClickTrace:
 
 
 class Steps:
-    """Counts of times, fine enough for percentiles. Its memory does not grow."""
+    """Counts of times in constant memory, fine enough for percentiles."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(_STEPS + 2_000, np.int64)
 
     def add(self, took_ms: Any, counts: Any) -> None:
-        """Takes times (ms), each ``counts`` times."""
+        """Adds times (ms), each ``counts`` times."""
         ms = np.asarray(took_ms, np.float64)
         beyond = _STEPS + 100 * np.log(np.maximum(ms, _STEP_MS * _STEPS) / (_STEP_MS * _STEPS))
         place = np.where(ms < _STEP_MS * _STEPS, ms / _STEP_MS, beyond).astype(np.int64)
@@ -171,12 +168,12 @@ class ScorerMeters:
         self.clicks = ClickTrace()
 
     def error(self, what: str) -> None:
-        """Counts one survived error."""
+        """Counts one handled error."""
         self.errors[what] += 1
         ERRORS.labels(what).inc()
 
     def user_read(self, found: str) -> None:
-        """Counts a request by where its user's record was found, one of :data:`scorer.users.userrecord.READS`."""
+        """``found``: one of :data:`scorer.users.userrecord.READS`."""
         USER_READS.labels(found).inc()
 
     def lost(self, reason: str, pages: int, exposures: int) -> None:
@@ -185,40 +182,38 @@ class ScorerMeters:
         LOG_LOST_EXPOSURES.labels(reason).inc(exposures)
 
     def fallback(self, reason: str, cached: bool) -> None:
-        """Counts a read of the online store that a request did without; a store that is away, or answers with an
-        error, is an error as well."""
+        """Counts a request that went on without the online store; unless ``reason`` is no failure of the store, also an
+        error."""
         STORE_FALLBACKS.labels(reason, "cache" if cached else "nothing").inc()
         if reason in (AWAY, ERROR):
             self.error("redis")
 
     def refused(self) -> None:
-        """Counts a request beyond the limit of those in work."""
+        """Counts a request beyond the limit of concurrent ones."""
         REFUSED.inc()
 
     def list_page(self) -> None:
-        """Counts a page made of the shop's lists."""
         LIST_PAGES.inc()
 
     def part(self, kind: str) -> None:
-        """Counts a part of a ranked list that was handed out, the ``first`` or a ``next`` one; or one made ``anew``."""
+        """Counts a part of a ranked list: ``first``, ``next``, or ``anew`` (made again)."""
         LIST_PARTS.labels(kind).inc()
 
     def items(self, sources: bytes) -> None:
-        """Counts items that were handed out, by the codes of where recall found them."""
+        """Counts items on pages, by their codes of recall's sources."""
         for code in set(sources):
             _BY_SOURCE[code].inc(sources.count(code))
 
     def filtered(self, filled: str) -> None:
-        """Counts a page that was asked for with filters: it was ``full``, ``short`` or ``empty``."""
+        """Counts a page with filters as ``full``, ``short`` or ``empty``."""
         FILTERED_PAGES.labels(filled).inc()
 
     def gap(self) -> None:
-        """Counts a version that is missing or cannot be used; those after it until the next snapshot do not count."""
+        """Counts a missing or unusable version, but not those after it until the next snapshot."""
         self.gaps += 1
         DELTA_GAPS.inc()
 
     def load(self) -> None:
-        """Counts a snapshot that was loaded."""
         self.loads += 1
         MODEL_LOADS.inc()
 
@@ -227,13 +222,12 @@ class ScorerMeters:
         MODEL_WAITS.set(waiting)
 
     def served(self, version: int, deltas: int, clicks: Sequence[VersionClicks], now_ms: int) -> None:
-        """A version serves from now on (wall time), ``deltas`` after the one before it; ``clicks``: those of the
-        versions that it has and the one before it had not."""
+        """A version serves since ``now_ms`` (wall time), ``deltas`` after the one before it, with the ``clicks`` new in
+        it."""
         self.versions_served += 1
         SERVED_VERSION.set(version)
         DELTAS_APPLIED.inc(deltas)
         self.clicks.served(clicks, now_ms)
 
     def click_to_served(self) -> dict[str, Any]:
-        """Percentiles (ms) and counts, see :meth:`ClickTrace.figures`."""
         return self.clicks.figures()

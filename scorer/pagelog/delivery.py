@@ -1,13 +1,13 @@
 # shell
-"""From the spool to Kafka: a bounded number of bytes under way, and another try for whatever failed.
+"""From the spool to Kafka: a bounded number of bytes in flight, and retries.
 
 ::
 
-    spool ── next ──► under way ── acknowledged ──► spool: not needed any more
+    spool ── next ──► in flight ── acknowledged ──► spool: not needed any more
                  ▲        │ failed
-                 └── later, a new try; a record that fails alone again and again is given up, counted
+                 └── later, a retry; a record that fails alone several times is given up, counted
 
-The records under way are all that is in memory, so a broker that is away costs disk, up to the spool's bound.
+Only records in flight use memory, so an unavailable broker costs disk, up to the spool's bound.
 """
 
 from __future__ import annotations
@@ -31,18 +31,17 @@ from scorer.pagelog.spoolfile import Entry, Position
 log = structlog.get_logger("scorer")
 
 MOST_BYTES = 16 * 1024 * 1024
-"""Under way at a time."""
+"""In flight at a time."""
 RETRY_SECONDS = 1.0
 TRIES = 3
-"""A record is given up after so many refusals, each while others got through."""
+"""A record is given up after so many refusals, each while others succeeded."""
 DELIVERY_SECONDS = 30.0
-"""A producer gives a record up after so long. Until then it recovers by itself; then another one is made."""
+"""Timeout of a producer for a record. Until then it recovers by itself; then it is replaced."""
 STUCK_SECONDS = 45.0
-"""A producer that has said nothing of a record for so long is replaced too."""
+"""A producer without any result for so long is replaced too."""
 CLOSE_SECONDS = 2.0
-"""How long a producer that is given up may take to end."""
 TOO_LARGE, REFUSED = "too-large", "refused"
-"""Why pages are lost here."""
+"""Reasons for lost pages."""
 
 
 @dataclass(slots=True)
@@ -57,17 +56,17 @@ class _Sent:
 class _Refusals:
     count: int = 0
     delivered: int = -1
-    """How many records had been delivered in all, at the last one."""
+    """Total of delivered records at the last refusal."""
 
 
 class Delivery:
-    """Sends what is in a spool, in the one thread that reads it.
+    """Sends a spool's records, in the one thread that reads it.
 
     Args:
-        make: another producer, when the one before it is of no more use.
-        lost: told of what is given up.
-        wake: set when a result has come; whoever calls :meth:`step` waits for it.
-        monotonic: seconds that only go forward.
+        make: makes a producer, also as a replacement.
+        lost: called with each loss.
+        wake: set when a result has come; the caller of :meth:`step` waits for it.
+        monotonic: seconds.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class Delivery:
         self.delivered = 0
 
     def step(self) -> None:
-        """Takes in what the producer said, and sends what there is to send. Call it at least once a second."""
+        """Handles results and sends what is ready. Call it at least once a second."""
         while self._results:
             self._result(*self._results.popleft())
         oldest = next(iter(self._under_way.values()), None)
@@ -116,14 +115,13 @@ class Delivery:
         return not self._results and self._spool.empty
 
     def close(self, seconds: float) -> None:
-        """Ends the producer. What it could not deliver in time stays in the spool."""
+        """Ends the producer. Undelivered records stay in the spool."""
         if self._producer is not None:
             _close(self._producer, seconds)
         while self._results:
             self._result(*self._results.popleft())
 
     def _may_send(self) -> bool:
-        """Whether there is a producer and no pause."""
         if self._monotonic() < self._pause_until:
             return False
         if self._producer is None:
@@ -149,12 +147,12 @@ class Delivery:
         future.add_errback(lambda error: self._said(at, number, error))
 
     def _said(self, at: Position, number: int, error: BaseException | None) -> None:
-        """In a thread of the producer."""
+        """Runs in a thread of the producer."""
         self._results.append((at, number, error))
         self._wake.set()
 
     def _result(self, at: Position, number: int, error: BaseException | None, asked: bool = True) -> None:
-        """What became of a record. ``asked``: the producer had taken it."""
+        """Handles a record's result. ``asked``: the producer had accepted it."""
         sent = self._under_way.get(at)
         if sent is None or (error is not None and sent.producer != number):
             return  # it was delivered by another producer, or is with another one now
@@ -187,8 +185,8 @@ class Delivery:
                 return
             self._drop_producer("has failed")
         elif asked and isinstance(error, KafkaTimeoutError):
-            # An idempotent kafka-python producer that has given up a record may send nothing more for a minute after
-            # the broker is back (seen), though it takes records.
+            # An idempotent kafka-python producer that has given up a record may send nothing for a minute after the
+            # broker is back (observed), though it accepts records.
             self._drop_producer("could not deliver in time")
         self._failed.append(at)
 
@@ -201,7 +199,7 @@ class Delivery:
         self._spool.acknowledge(at)
 
     def _drop_producer(self, why: str) -> None:
-        """Another producer follows, and is given what this one had."""
+        """Drops the producer; the next one gets its records."""
         log.warning("the producer of page logs is replaced", because=f"it {why}")
         self._failed.extend(self._under_way)
         self._under_way.clear()
@@ -214,8 +212,8 @@ class Delivery:
 
 
 def _close(producer: Any, seconds: float) -> None:
-    """Ends a producer. Its own ``close`` raises when it could not deliver all in time, and then leaves its thread
-    running, which would send these records once more when the broker is back."""
+    """Ends a producer. Its own ``close`` raises when it could not deliver all in time, and leaves its thread running,
+    which would send these records again when the broker is back."""
     try:
         producer.close(timeout=seconds)
     except KafkaError:

@@ -1,8 +1,8 @@
 # shell
-"""Logs of pages on their way out of a worker: a ring in memory that the worker shares with the feeder.
+"""Page logs on their way out of a worker: a ring in memory that the worker shares with the feeder.
 
-One side writes, one side reads, nobody waits. What a worker wrote stays when the worker ends, so no answered page goes
-with it, and the worker that follows goes on in the same memory.
+One side writes, one side reads, nobody waits. The memory survives the worker, so no answered page is lost, and the next
+worker continues in it.
 
 ::
 
@@ -12,7 +12,7 @@ with it, and the worker that follows goes on in the same memory.
     record   sizes: of it, its head, keys, cat, scores, num │ head (msgpack) │ keys │ cat │ scores │ num
     0        no record begins here: go on at the beginning
 
-``head`` and ``tail`` count bytes since the beginning of time; a place is the count modulo the capacity.
+``head`` and ``tail`` count all bytes ever written and read; a place is the count modulo the capacity.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def _whole(size: int) -> int:
 
 
 def _words(memory: Memory) -> tuple[NDArray[np.uint64], Memory]:
-    """The header's words, and the records' bytes. Raises ValueError: there is no room for a record."""
+    """The header's words, and the records' bytes. Raises ValueError: there is no space for a record."""
     if len(memory) < 2 * _START:
         raise ValueError(f"a ring of {len(memory)} bytes; give at least {2 * _START}")
     return memory[:_START].view(np.uint64), memory[_START : _START + (len(memory) - _START) // 8 * 8]
 
 
 class RingWriter:
-    """The worker's side, over zeroed bytes that the reader shares; or over what a writer before this one left."""
+    """The worker's side, over zeroed shared bytes, or over those of an earlier writer."""
 
     def __init__(self, memory: Memory) -> None:
         self._header, self._bytes = _words(memory)
@@ -65,8 +65,8 @@ class RingWriter:
         self._fence.acquire()
 
     def put(self, page: Impression) -> bool:
-        """Copies a page into the ring; its arrays may be any buffers of bytes. False: there is no room, and the page
-        counts as lost."""
+        """Copies a page into the ring; its arrays may be any buffers of bytes. False: no space, and the page counts as
+        lost."""
         parts = [_encode(replace(page, **_NO_ARRAYS)), *(getattr(page, name) for name in _PARTS)]
         sizes = [len(part) for part in parts]
         size = 8 * _WORDS + sum(map(_whole, sizes))
@@ -82,15 +82,15 @@ class RingWriter:
         for part, length in zip(parts, sizes, strict=True):
             record[start : start + length] = np.frombuffer(part, np.uint8)
             start += _whole(length)
-        # The record must be in memory before the head says so. POSIX has a lock order memory; processors that keep
-        # the order of writes by themselves lose nothing by it.
+        # The record must be in memory before the head shows it. A POSIX lock orders memory; processors that keep the
+        # order of writes lose nothing by it.
         self._fence.release()
         self._fence.acquire()
         self._header[_HEAD] = at + size
         return True
 
     def _room(self, size: int) -> int | None:
-        """Where ``size`` bytes in one piece begin; None: the reader has not given enough back."""
+        """Where ``size`` contiguous bytes begin; None: the reader has not freed enough."""
         capacity, head = len(self._bytes), int(self._header[_HEAD])
         free = capacity - (head - int(self._header[_TAIL]))
         place = head % capacity
@@ -104,7 +104,7 @@ class RingWriter:
 
 
 class RingReader:
-    """The feeder's side. It holds for as long as the memory does, whichever worker writes."""
+    """The feeder's side, for the lifetime of the memory, whichever worker writes."""
 
     def __init__(self, memory: Memory) -> None:
         self._header, self._bytes = _words(memory)
@@ -113,7 +113,7 @@ class RingReader:
 
     def take(self, most: int) -> list[Impression]:
         """The next pages, at most so many. Their arrays are views of the ring: use them before :meth:`give_back`.
-        Raises ValueError: what stands next is no record. All that was written until now is passed over."""
+        Raises ValueError at an invalid record, and skips all that was written until now."""
         found: list[Impression] = []
         head = int(self._header[_HEAD])
         while self._at < head and len(found) < most:
@@ -131,15 +131,14 @@ class RingReader:
 
     @property
     def empty(self) -> bool:
-        """Whether all that was written has been taken."""
         return self._at >= int(self._header[_HEAD])
 
     def give_back(self) -> None:
-        """Room for the writer: all that was taken."""
+        """Frees all taken records for the writer."""
         self._header[_TAIL] = self._at
 
     def lost(self) -> tuple[int, int]:
-        """Pages and their exposures that found no room since the last call."""
+        """Pages and exposures that found no space since the last call."""
         before = self._lost
         self._lost = int(self._header[_LOST_PAGES]), int(self._header[_LOST_EXPOSURES])
         return self._lost[0] - before[0], self._lost[1] - before[1]

@@ -1,15 +1,15 @@
 # shell
-"""Logs of pages from the workers' rings to Kafka, in two threads of the feeder.
+"""Page logs from the workers' rings to Kafka, in two threads of the feeder.
 
 ::
 
     ring ─┐
     ring ─┼─► drain: pack ──► spool on disk ──► send: Kafka
-    ring ─┘   every 5 ms                        bounded, tried again
+    ring ─┘   every 5 ms                        bounded, with retries
 
-Neither a request nor the drain waits for Kafka. A kill of a worker loses nothing. Neither does one of the feeder: its
-workers end, and write down what it had not drained (:func:`rescue`). A kill of all processes at once loses the pages of
-the last :data:`DRAIN_MS`, and of as long as a drain takes.
+Neither a request nor the drain waits for Kafka. A kill of a worker loses nothing. A kill of the feeder loses nothing
+either: its workers end, and write down what it had not drained (:func:`rescue`). A kill of all processes at once loses
+the pages of the last :data:`DRAIN_MS` and of the drain's duration.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ log = structlog.get_logger("scorer")
 
 DRAIN_MS = 5
 ADOPT_SECONDS = 5.0
-"""Between two looks for what others have left: a worker may outlive its feeder, and the next one be there already."""
+"""Between two looks for files of dead scorers: a worker may outlive its feeder and see the next one."""
 REQUEST_SECONDS = 20.0
-"""How long the producer waits for an answer of the broker."""
+"""Timeout of the producer for the broker's answer."""
 REMAKE_SECONDS = 3.0
-"""How long a new producer waits for the broker; after a pause there is another one."""
+"""Timeout of a new producer for the broker, before a pause and another one."""
 RING_FULL, RING_DAMAGED, UNPACKED = "ring-full", "ring-damaged", "not-packed"
-"""Why pages are lost here."""
+"""Reasons for lost pages."""
 _PAGES = 16
-"""Taken from one ring before the next one has its turn."""
+"""Pages of one ring before the next one has its turn."""
 
 SPOOLED = Histogram(
     "millrace_log_spooled_seconds",
@@ -63,7 +63,7 @@ SPOOL_BYTES = Gauge("millrace_log_spool_bytes", "Logs of pages on disk.")
 
 
 def open_spool(settings: Settings, lost: Lost) -> Spool:
-    """The spool of this scorer, in the folder ``data``; where there is none, in one that ends with the process. Raises
+    """The spool of this scorer in the folder ``data``; without that setting, in a temporary folder. Raises
     SettingError: its folder cannot be used."""
     if settings.data:
         folder = settings.folder("spool")
@@ -87,8 +87,8 @@ class Drain:
 
     Args:
         rates: of the pages' schema.
-        most_bytes: a packed page of more cannot be sent.
-        lost: told of what does not arrive in the spool.
+        most_bytes: a larger packed page cannot be sent.
+        lost: called with each loss before the spool.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Drain:
         self._told: set[str] = set()
 
     def step(self, ring: RingReader) -> int:
-        """Takes some pages out of a ring; how many there were."""
+        """Takes some pages out of a ring; returns how many."""
         pages, exposures = ring.lost()
         if pages:
             self._count(RING_FULL, pages, exposures, "the ring of a worker was full")
@@ -141,8 +141,8 @@ class Drain:
 
 
 def rescue(settings: Settings, schema: Schema, ring: RingReader, lost: Lost) -> None:
-    """For a worker whose feeder has died, when it writes no more: what was not drained goes to a spool, and whichever
-    scorer runs next delivers it. Does nothing where there is no folder that outlives scorers. Raises SettingError."""
+    """For a worker whose feeder has died, after its last page: undrained pages go to a spool, and the next scorer
+    delivers it. Without a permanent folder it does nothing. Raises SettingError."""
     if ring.empty or not settings.data:
         return
     spool = open_spool(settings, lost)
@@ -153,7 +153,7 @@ def rescue(settings: Settings, schema: Schema, ring: RingReader, lost: Lost) -> 
 
 
 class Shipper:
-    """Both threads. ``lost`` is told of each loss in both of them: a reason, pages, exposures."""
+    """Both threads. Both call ``lost`` with each loss: a reason, pages, exposures."""
 
     def __init__(self, settings: Settings, schema: Schema, spool: Spool, lost: Lost) -> None:
         self._settings, self._spool, self._lost = settings, spool, lost
@@ -166,7 +166,7 @@ class Shipper:
         SPOOL_BYTES.set_function(lambda: spool.held_bytes)
 
     def start(self) -> None:
-        """Begins. Raises BrokerError: there is no producer to be had."""
+        """Raises BrokerError: there is no producer."""
         first = self._make(self._settings.patience_seconds)
         know_topic(first, IMPRESSIONS, self._settings)
         delivery = Delivery(self._spool, first, self._make, self._lost, self._wake)
@@ -182,8 +182,8 @@ class Shipper:
         self._rings.append(ring)
 
     def end(self, seconds: float = 10.0) -> None:
-        """Call it when no worker writes any more. Drains the rings, and waits for Kafka at most so long; the rest stays
-        in the spool, which is closed."""
+        """Drains the rings, and waits for Kafka at most so long; the spool keeps the rest. Call it after the last
+        worker."""
         self._deadline = time.monotonic() + seconds
         self._draining.set()
         if self._threads:
@@ -230,7 +230,7 @@ class Shipper:
 
 @contextlib.contextmanager
 def _survived(what: str) -> Iterator[None]:
-    """Keeps a thread alive whose end would stop the log: an error that nobody foresaw is one line."""
+    """Keeps a thread alive, whose end would stop the log: an unforeseen error becomes one log line."""
     try:
         yield
     except Exception as error:

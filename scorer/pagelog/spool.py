@@ -1,17 +1,17 @@
 # core
-"""Packed logs of pages on disk, from the moment they were made until Kafka has acknowledged them.
+"""Packed page logs on disk, until Kafka has acknowledged them.
 
-Each scorer of a machine has a folder, with segments that are only ever appended to. ::
+Each scorer of a machine has a folder with append-only segments. ::
 
     spool/0/  lock │ acknowledged │ 000000000007.log │ 000000000008.log ◄─ append
                           └─ the place before which all is acknowledged; older segments are deleted
 
-Written means handed to the system: it survives the end of the process, however sudden, but not a loss of power. A
-scorer that starts takes over what dead ones left. What was acknowledged, but not noted before a sudden end, is sent
-twice; readers know a page by its request id.
+A record survives any end of the process, but not a loss of power, because writes are not synced. A scorer that starts
+adopts the files of dead ones. Records acknowledged just before a crash may be sent twice; readers know a page by its
+request id.
 
-What does not fit within the bound is not taken: the newest pages are lost. Damage costs the records that it hit.
-:mod:`scorer.pagelog.spoolfile` has the form of the files.
+Beyond the bound the newest pages are lost. Damage affects only the damaged records. :mod:`scorer.pagelog.spoolfile` has
+the form of the files.
 """
 
 from __future__ import annotations
@@ -38,24 +38,23 @@ from scorer.pagelog.spoolfile import (
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 FULL, DISK, DAMAGED = "spool-full", "disk", "spool-damaged"
-"""Why pages are lost here."""
+"""Reasons for lost pages."""
 
 Lost = Callable[[str, int, int], None]
-"""Told of a reason, how many pages were lost, and how many exposures they had (0 where nobody can know)."""
+"""Called with a reason, lost pages, and their exposures (0 where unknown)."""
 
 
 class Spool:
-    """A queue of records in files. :meth:`append` and :meth:`adopt` are for one thread, and all else for one other:
-    what both touch is one step each.
+    """A queue of records in files. One thread calls :meth:`append` and :meth:`adopt`, another one all else; access to
+    common attributes is atomic.
 
     Args:
         folder: of the spools of this machine's scorers; is made.
-        most_bytes: on disk; what comes beyond is not taken.
-        lost: told of what was lost to damage.
-        segment_bytes: a segment of this length is not appended to any more.
+        most_bytes: limit on disk.
+        lost: called with each loss by damage.
+        segment_bytes: length at which a segment is closed.
 
-    Raises:
-        OSError: the folder cannot be used.
+    Raises OSError: the folder cannot be used.
     """
 
     def __init__(self, folder: Path, most_bytes: int, lost: Lost, segment_bytes: int = SEGMENT_BYTES) -> None:
@@ -69,21 +68,21 @@ class Spool:
         self._next = read_mark(self._mark) or (0, 0)
         self._given: deque[tuple[Position, int]] = deque()  # in order; the first is not acknowledged
         self._acknowledged: set[Position] = set()  # of these
-        # New segments come after the mark too, which may outlive the segment it is in.
+        # New segments come after the mark too, which may outlive its segment.
         self._number = max([self._next[0], *self._lengths])
         self._file: int | None = None
         self._free(self._next[0])
         self.adopt()
 
     def adopt(self) -> None:
-        """Takes over what dead scorers left in the folders beside this one, as far as there is room. For the thread of
+        """Adopts records of dead scorers from the neighbouring folders, up to the limit. For the thread of
         :meth:`append`."""
         for other in sorted(p for p in self.folder.parent.iterdir() if p.name.isdecimal() and p != self.folder):
             with contextlib.suppress(OSError):  # a folder that we may not touch is nobody's loss but its own
                 self._adopt(other)
 
     def append(self, key: bytes, value: bytes, exposures: int) -> str:
-        """Writes a record. Returns why it was not taken, and then the caller counts it as lost; empty: it was."""
+        """Writes a record. Returns why it was refused (the caller then counts it as lost); empty: it was written."""
         head = head_of(key, value, exposures)
         size = HEAD_BYTES + len(key) + len(value)
         if self.held_bytes + size > self._most:
@@ -103,7 +102,7 @@ class Spool:
         return ""
 
     def next(self) -> Entry | None:
-        """The next record that was not given yet; None: there is none now. Damaged ones are passed over."""
+        """The next record; None: there is none now. Skips damaged ones."""
         while True:
             found = read_on(self.folder, self._lengths, self._next)
             if found is None:
@@ -115,7 +114,7 @@ class Spool:
             self._damaged(found)
 
     def again(self, at: Position) -> Entry | None:
-        """A record that :meth:`next` gave, for another try. None: it has been damaged since."""
+        """A record that :meth:`next` gave, for a retry. None: it has been damaged since."""
         found = read_at(self.folder, at, self._lengths.get(at[0], 0))
         if found.key is not None:
             return found
@@ -123,7 +122,7 @@ class Spool:
         return None
 
     def acknowledge(self, at: Position) -> None:
-        """The record at ``at`` is not needed any more: Kafka has it, or it counts as lost."""
+        """Marks the record at ``at`` as done: Kafka has it, or it counts as lost."""
         self._acknowledged.add(at)
         mark: Position | None = None
         while self._given and self._given[0][0] in self._acknowledged:
@@ -137,17 +136,16 @@ class Spool:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes on disk."""
         return self._written - self._freed
 
     @property
     def empty(self) -> bool:
-        """Whether all that was appended has been given and acknowledged."""
+        """Whether all records have been read and acknowledged."""
         number, start = self._next
         return not self._given and all(n < number or (n == number and self._lengths[n] <= start) for n in self._numbers)
 
     def close(self) -> None:
-        """Lets go of the folder. What was not acknowledged stays for the next scorer that starts."""
+        """Unlocks the folder. Unacknowledged records stay for the next scorer that starts."""
         self._close_file()
         os.close(self._mark)
         os.close(self._lock)
@@ -170,7 +168,7 @@ class Spool:
         self._lengths[number] = 0
 
     def _cut_off(self) -> None:
-        """Removes the part of a record that a full disk took. Where that fails too, a later scorer finds it damaged."""
+        """Removes a partial record after a full disk. If that fails too, a later scorer finds it damaged."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self._lengths[self._number])
@@ -182,7 +180,6 @@ class Spool:
             self._file = None
 
     def _free(self, before: int) -> None:
-        """Deletes the segments that are older than number ``before``."""
         for number in self._numbers:
             if number < before:
                 with contextlib.suppress(OSError):
@@ -190,7 +187,7 @@ class Spool:
                 self._freed += self._lengths.pop(number)
 
     def _adopt(self, other: Path) -> None:
-        """Copies what a dead scorer left in its folder, then empties this. What finds no room stays there."""
+        """Copies a dead scorer's records, then empties its folder, except for what finds no space."""
         lock = _lock(other)
         if lock is None:
             return
@@ -213,7 +210,7 @@ class Spool:
 
 
 def _own(folder: Path) -> tuple[Path, int]:
-    """The first folder that no other scorer has, and the lock on it."""
+    """The first folder without an owner, and the lock on it."""
     number = 0
     while True:
         own = folder / str(number)
@@ -225,7 +222,7 @@ def _own(folder: Path) -> tuple[Path, int]:
 
 
 def _lock(folder: Path) -> int | None:
-    """A lock on a spool's folder, which ends with the process; None: somebody has it."""
+    """A lock on a spool's folder until the end of the process; None: another process has it."""
     file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,5 +1,5 @@
 # core
-"""The files of a spool (:mod:`scorer.pagelog.spool`): records in segments, and the mark of what is done with.
+"""The files of a spool (:mod:`scorer.pagelog.spool`): records in segments, and the acknowledgement mark.
 
 ::
 
@@ -30,7 +30,7 @@ HEAD_BYTES = _HEAD.size + _CRC.size
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A place in a segment where a record stands, or stood before it was damaged."""
+    """A record's place in a segment, damaged or not."""
 
     at: Position
     end: int
@@ -42,23 +42,21 @@ class Entry:
 
 
 def head_of(key: bytes, value: bytes, exposures: int) -> bytes:
-    """What stands before key and value."""
     head = _HEAD.pack(_MAGIC, len(key), len(value), exposures, zlib.crc32(value, zlib.crc32(key)))
     return head + _CRC.pack(zlib.crc32(head))
 
 
 def segment(folder: Path, number: int) -> Path:
-    """The file of a segment."""
     return folder / f"{number:012d}.log"
 
 
 def segments(folder: Path) -> dict[int, int]:
-    """Length in bytes of each segment that there is, by number."""
+    """Length in bytes of each segment, by number."""
     return {int(p.stem): p.stat().st_size for p in sorted(folder.glob("*.log")) if p.stem.isdecimal()}
 
 
 def read_on(folder: Path, lengths: Mapping[int, int], at: Position) -> Entry | None:
-    """What stands at ``at``, or at the beginning of the first segment after it that has anything. None: nothing."""
+    """The entry at ``at``, or the first one of later segments. None: nothing."""
     number, start = at
     for later in sorted(lengths):
         if later > number and start >= lengths.get(number, 0):
@@ -107,7 +105,7 @@ def _next_head(name: str, start: int, length: int) -> int:
 
 
 def read_mark(file: int) -> Position | None:
-    """What :func:`write_mark` wrote. None: nothing, or it is damaged."""
+    """The inverse of :func:`write_mark`. None: no mark, or a damaged one."""
     raw = os.pread(file, _MARK.size + _CRC.size, 0)
     if len(raw) < _MARK.size + _CRC.size or _CRC.unpack_from(raw, _MARK.size)[0] != zlib.crc32(raw[: _MARK.size]):
         return None
@@ -116,6 +114,6 @@ def read_mark(file: int) -> Position | None:
 
 
 def write_mark(file: int, at: Position) -> None:
-    """Notes that all before ``at`` is done with."""
+    """Marks all before ``at`` as acknowledged."""
     raw = _MARK.pack(*at)
     os.pwrite(file, raw + _CRC.pack(zlib.crc32(raw)), 0)
