@@ -4,9 +4,9 @@ it.
 
 ::
 
-    batch ──► usable rows ──► learn ──► score the batch again ──► sound ──► kept since the last whole state
+    batch ──► usable rows ──► learn ──► score the batch again ──► usable ─► kept since the last whole state
                                 │                │
-                              raises          no numbers
+                              raises          unusable
                                 └────────┬───────┘
               another object ◄── last whole state ◄── refused, counted: the kept batches are learnt again, this one not
 
@@ -119,8 +119,7 @@ class OwnModel:
     # -- the verbs -------------------------------------------------------------------------------------------
 
     def score(self, cat: Ids, num: Floats) -> Floats:
-        """Click probabilities (B,) of feature rows cat (B, F), num (B, N); NaN in all rows where the class raises or
-        gives anything else."""
+        """Click probabilities (B,) of cat (B, F), num (B, N); NaN in all rows where the class fails."""
         if not len(cat):
             return np.empty(0, np.float32)
         try:
@@ -227,8 +226,7 @@ class OwnModel:
                 self._go_back([])
 
     def _fault(self, verb: str, error: Exception) -> None:
-        """Counts a failure, and logs the first, the tenth, the hundredth ... Raises SettingError where it is not
-        live."""
+        """Counts a failure, and logs the first, the tenth ... Raises SettingError where it is not live."""
         if not self._live:
             raise SettingError(
                 f"model '{self.name}' failed in {verb}: {told(error, self.name)}",
@@ -267,8 +265,7 @@ class OwnModel:
         return state
 
     def around(self) -> dict[str, Array]:
-        """What scorers and later steps need besides the state of the class, which is checked when it is copied. Shares
-        memory with the model."""
+        """What scorers and later steps need besides the state of the class. Shares memory with the model."""
         return {"delays/weights": self._delay_weights.numpy(), "newest_ms": np.array([self.newest_ms], np.int64)}
 
     def _fresh_delays(self) -> tuple[Tensor, Delays]:

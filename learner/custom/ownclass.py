@@ -109,8 +109,7 @@ def entries_of(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def digest_of(module: str) -> str:
-    """The digest of an imported module's file, cached at the first call: soon after the import, for the file may
-    change."""
+    """The digest of a module's file, cached soon after the import, for the file may change."""
     try:
         code = Path(getattr(sys.modules.get(module), "__file__", None) or "").read_bytes()
     except OSError:
@@ -182,7 +181,7 @@ class OwnClass:
         return made
 
     def resumed(self, arrays: Mapping[str, Array], seed: int = 0) -> Verbs:
-        """A new object that has resumed copies of these arrays. Exceptions of the model pass. Raises SettingError as
+        """A new object that has resumed copies of these arrays. Exceptions of the model pass; errors as
         :meth:`make`."""
         model = self.make(seed)
         with _as_error():
@@ -211,8 +210,7 @@ def _check_verbs(name: str, has: object) -> None:
 
 
 def scores_of(model: Verbs, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The model's checked scores (B,) of rows cat (B, F), num (B, N). Exceptions of the model pass. Raises Unsound,
-    which says what is wrong with them."""
+    """The model's scores (B,) of rows cat (B, F), num (B, N). Exceptions of the model pass. Raises Unsound."""
     with _as_error():
         p = np.asarray(model.score(_fixed(cat), _fixed(num)))
     if p.shape != (len(cat),):

@@ -107,9 +107,8 @@ class OwnWriter:
         parts: Image | Iterable[Image],
         allocate: Allocate = np.zeros,
     ) -> OwnWriter:
-        """The writer of a snapshot. ``spec``: its "model" is imported: the caller has compared it with its own setting.
-        Raises SettingError where the class cannot be imported or made, and SnapshotError where the class refuses the
-        arrays."""
+        """The writer of a snapshot. Imports ``spec``'s "model": the caller has compared it with its own setting. Raises
+        SettingError where the class cannot be made, and SnapshotError where it refuses the arrays."""
         arrays: Arrays = {}
         for image in [parts] if isinstance(parts, Image) else parts:
             if image.tables:
@@ -124,8 +123,7 @@ class OwnWriter:
         return below(_PREFIX, self._newest)
 
     def check(self, image: Image) -> None:
-        """Tries a delta on an object, which then scores a few rows. Raises SnapshotError where the class refuses it.
-        Changes nothing."""
+        """Has an object take a delta and score a few rows. Raises SnapshotError on failure. Changes nothing."""
         if image.tables:
             raise SnapshotError(f"a delta of '{self._class.name}' has the tables {sorted(image.tables)}", _REMEDY)
         if image.dense:

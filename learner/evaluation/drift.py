@@ -3,8 +3,8 @@
 
 ADWIN (Bifet and Gavalda 2007) assumes independent values while nothing changes. Losses of rows are not: labels of one
 page, one user, one moment come together, and clicks before the rest. So ADWIN gets one value a page, in the order of
-exposure. Mean losses of pages are not either: they are high for visitors who click much, so they move with the
-visitors, most of all in a small shop. The excess of a page's loss above its expectation does not, as long as
+exposure. Mean losses of pages are not independent either: they are high for visitors who click much, so they move with
+the visitors, most of all in a small shop. The excess of a page's loss above its expectation does not, as long as
 predictions are right. With p_i and y_i of its R rows:
 
     excess = 1/R sum_i ( loss(p_i, y_i) - loss(p_i, p_i) ),   loss(p, t) = -t ln p - (1 - t) ln(1 - p)

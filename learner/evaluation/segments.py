@@ -59,8 +59,7 @@ class Segments:
             self.names += [f"{side}=known", f"{side}=new"]
 
     def members(self, batch: SampleBatch, model: Learning) -> Masks:
-        """The segments of the rows: bit s is segment s of :attr:`names`. Call it before learning, which makes ids
-        known. (B,)"""
+        """The segments of the rows, bit s for segment s. Call it before learning, which makes ids known. (B,)"""
         columns = [(batch.cat[:, at] == value).any(1) for at, value in self._values]
         for _, field in self._sides:
             known = model.knows(field, batch.cat)

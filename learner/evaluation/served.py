@@ -107,8 +107,7 @@ class Served:
         self._after_ms = max(self._after_ms, ts_ms)
 
     def take(self, batch: SampleBatch, partition: int) -> None:
-        """Queues new samples of a partition, without repeats, in the order of ``samples``; :meth:`enter` does the
-        work."""
+        """Queues new samples of a partition, without repeats, in the order of ``samples``."""
         self._queue.append((batch, partition))
 
     def enter(self, model: Learning) -> None:
@@ -135,8 +134,7 @@ class Served:
         self._clicked[clicked[clicked != EMPTY]] = True
 
     def settle(self) -> None:
-        """Settles what event time has passed. Call it before figures are read, and not for each batch: it visits all
-        rows that wait."""
+        """Settles what event time has passed. It visits all waiting rows: not for each batch."""
         settled_ms = self.time.advance() - self._settled_ms
         live = self._index.live()
         due = live[(self._state[live] == _WAITING) & (self._ts_ms[live] <= settled_ms)].astype(np.intp)

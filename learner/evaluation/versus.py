@@ -46,8 +46,8 @@ class Versus:
 
 def versus(p: Numbers, q: Numbers, y: Numbers, user: NDArray[Any]) -> Versus:
     """Compares a shadow's predictions p with the first model's q for the labels y of the same rows, (n,) each. A
-    prediction that is no probability counts as wrong. ``user``: a number for the user of each row; rows of one user are
-    alike, and intervals allow for that. (n,)"""
+    prediction that is no probability counts as wrong. Intervals allow for likeness within a ``user`` (n,), by any
+    number."""
     y = np.asarray(y, np.float64)
     number = np.unique(user, return_inverse=True)[1].astype(np.intp)  # (n,) from 0
     p, q = judged(p, y), judged(q, y)

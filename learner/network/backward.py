@@ -81,8 +81,7 @@ class Products:
             torch.mm(a, b, out=out)
 
     def mm_aside(self, a: Tensor, b: Tensor, out: Tensor) -> Callable[[], None]:
-        """:meth:`mm`, at once or :attr:`aside`: one thread does the whole product, so it is the same to the bit.
-        Returns a function that waits for it."""
+        """:meth:`mm`, at once or :attr:`aside`, the same to the bit. Returns a function that waits for it."""
         if self.aside is None or self.half:
             self.mm(a, b, out)
             return _nothing
@@ -132,8 +131,7 @@ class WrittenPass(Protocol):
         ...
 
     def infer(self, x: Tensor, room: Workspace) -> Floats:
-        """Logits (B,) of x (B, I) in evaluation mode, in float32. Writes to ``room`` alone, so several threads may call
-        it at once, each with a room of its own."""
+        """Logits (B,) of x (B, I) in evaluation mode, float32. Threads may call it at once, each with a ``room``."""
         ...
 
 
@@ -405,8 +403,8 @@ class _Unit:
 
     def backward(self, grad: Tensor, columns: int, wait: Callable[[], None]) -> Callable[[], None]:
         """Turns ``grad`` (B, I) of y into that of x, in its first ``columns`` columns at least. ``wait``: for a product
-        of the unit above, which reads its (B, H) where this one writes its own. Returns a function that waits for such
-        a product of this one."""
+        of the unit above, which reads its (B, H) where this one writes. Returns the wait for such a product of this
+        one."""
         unit, norm, x, h = self.unit, self.norm, self._x, self._h
         g = _array(grad)
         grad_b1, grad_b2 = _array(_slot(unit.w1.bias)), _array(_slot(unit.w2.bias))
@@ -446,8 +444,7 @@ class _Unit:
 
 
 def _bias_before(norm: _Norm, grad: Floats, out: Floats) -> None:
-    """The gradient (C,) of a bias that is added just before a norm, of ``grad`` (B, C). It is 0 with a batch's own
-    mean, which cancels the bias."""
+    """The gradient (C,) of a bias just before a norm; 0 with a batch's own mean, which cancels the bias."""
     if norm.own:
         out[:] = 0
     else:

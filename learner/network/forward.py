@@ -71,8 +71,7 @@ def has_forward(network: Network) -> bool:
 
 
 def forward_of(network: Network, arrays: Mapping[str, NDArray[Any]]) -> Forward:
-    """The forward pass of a network that :func:`has_forward`: in bfloat16 if its ``arrays`` were :func:`prepared`, else
-    the one of learning."""
+    """The forward pass of a network: in bfloat16 if its ``arrays`` were :func:`prepared`, else the one of learning."""
     if _MATRICES in arrays:
         return HalfForward(_stack(network), arrays[_MATRICES], arrays[_VECTORS])
     written = written_pass(network)
@@ -85,8 +84,7 @@ def forward_of(network: Network, arrays: Mapping[str, NDArray[Any]]) -> Forward:
 
 @dataclass(frozen=True, slots=True)
 class _Stack:
-    """The form of a network. ``layers``: (in, out) of each matrix. ``floors``: of each residual unit, which takes two
-    matrices; none for plain layers."""
+    """``layers``: (in, out) of each matrix. ``floors``: of each residual unit (two matrices); none for plain layers."""
 
     layers: tuple[tuple[int, int], ...]
     floors: tuple[float, ...]

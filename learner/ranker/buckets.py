@@ -26,8 +26,7 @@ _SALT = salt("reservoir")
 
 
 class Reservoir:
-    """A uniform sample of C columns of all rows seen (Vitter 1985, algorithm R), :data:`SAMPLE_ROWS` x C float32. Its
-    content depends on the order of rows alone."""
+    """A uniform sample of all rows seen (Vitter 1985, algorithm R): :data:`SAMPLE_ROWS` x C float32."""
 
     def __init__(self, columns: int) -> None:
         self.values: Floats = np.zeros((SAMPLE_ROWS if columns else 0, columns), np.float32)

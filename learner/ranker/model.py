@@ -143,8 +143,7 @@ def build(schema: Schema, spec: Spec, seed: int) -> tuple[Inputs, Network]:
 
 
 def head_columns(schema: Schema) -> Array:
-    """Which columns describe users and items, in this order. The small state of a retrieval head is bound to them.
-    (1,)"""
+    """The columns of users and items in order, to which the small state of a retrieval head is bound. (1,)"""
     sides = [f"{f.of} {f.kind} {f.name} {f.slots}" for f in schema.fields if f.of in ("user", "item")]
     return np.array([salt("retrieval columns", *sides)], np.uint64)
 
@@ -348,9 +347,8 @@ class OnlineModel:
     # -- versions --------------------------------------------------------------------------------------------
 
     def changes(self, dense: bool = True, retrieval: bool = True) -> Image:
-        """The rows touched or removed since the last call, by default with all ``dense`` tensors and the tables of
-        the ``retrieval`` head. Values are whole, not differences. Later calls give what this one leaves out, as it
-        is then."""
+        """The rows touched or removed since the last call, with all ``dense`` tensors and the ``retrieval`` tables by
+        default. Values are whole, not differences. Later calls give what this one leaves out, as it is then."""
         tensors = self.dense.changes() if dense else {}
         told = {n: t for n, t in self.tables.items() if retrieval or n not in RETRIEVAL_TABLES}
         return Image(tensors, {name: table.changes() for name, table in told.items()})
@@ -368,8 +366,7 @@ class OnlineModel:
         return Image(dense, tables), training | self.small_state()
 
     def slices(self, rows: int = 100_000) -> Slices:
-        """Begins a snapshot that is copied ``rows`` rows at a time, between steps. An earlier unfinished one is given
-        up."""
+        """Begins a snapshot that is copied ``rows`` rows at a time, between steps; gives up an earlier one."""
         return Slices(self, rows)
 
     def small_state(self) -> dict[str, Array]:

@@ -28,8 +28,8 @@ _OUTAGE_MS = 300_000
 
 
 def keep_ms_of(settings: Settings) -> int:
-    """Event time for which a learner with these settings recognises samples: the longest wait for a click and an hour,
-    or as long as an outage may last."""
+    """Event time to recognise samples for: the longest wait for a click and an hour, or as long as an outage may
+    last."""
     keep_ms = round((settings.attribution_minutes + settings.lateness_minutes) * 60_000) + HOUR_MS
     return max(keep_ms, round(_OUTAGE_MS * settings.event_clock().speed))
 
@@ -49,15 +49,13 @@ def _hashes(request: tuple[str, ...]) -> NDArray[np.uint64]:
 
 
 def exposure_ids(batch: SampleBatch, pages: NDArray[np.uint64] | None = None) -> NDArray[np.uint64]:
-    """One id for each row's (request, position), whatever its kind. (B,) ``pages``: :func:`page_hashes` of the batch,
-    where they are known."""
+    """One id for each row's (request, position), whatever its kind. ``pages``: :func:`page_hashes`, if known. (B,)"""
     hashed = page_hashes(batch) if pages is None else pages
     return combine(_SALT, hashed, batch.position.astype(np.uint64) + np.uint64(1))
 
 
 class Repeats:
-    """Remembers ids for ``keep_ms`` of event time, and at most ``max_ids``; the oldest go first. Times are kept in
-    whole seconds."""
+    """Remembers at most ``max_ids`` ids for ``keep_ms`` of event time, in whole seconds; the oldest go first."""
 
     def __init__(self, keep_ms: int, max_ids: int = 2_000_000) -> None:
         self.keep_ms = keep_ms

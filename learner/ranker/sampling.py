@@ -20,8 +20,7 @@ _SALT = salt("negative")
 
 
 def usable(batch: SampleBatch) -> tuple[SampleBatch, int]:
-    """The rows that a model may learn, and how many others are refused for their label or weight. Follow-ups are
-    neither."""
+    """The rows that a model may learn, without follow-ups, and how many are refused for their label or weight."""
     label, weight, shown = batch.label, batch.weight, batch.kind != FOLLOW_UP  # (B,) each
     with np.errstate(invalid="ignore"):
         sound = (label >= 0) & (label <= 1) & (weight > 0) & np.isfinite(weight)  # (B,)
@@ -30,8 +29,8 @@ def usable(batch: SampleBatch) -> tuple[SampleBatch, int]:
 
 
 def chosen(batch: SampleBatch, share: float) -> NDArray[np.bool_]:
-    """Every positive, and about ``share`` of the negatives. The sample's id decides, so a repeated sample is treated as
-    before. (B,)"""
+    """Every positive, and about ``share`` of the negatives, by the sample's id, so that repeats are treated alike.
+    (B,)"""
     drawn = combine(_SALT, page_hashes(batch), batch.position.astype(np.uint64) + np.uint64(1))
     kept: NDArray[np.bool_] = (batch.label > 0) | ((drawn >> np.uint64(11)).astype(np.float64) < share * 2.0**53)
     return kept

@@ -71,8 +71,7 @@ class Slices:
 
     @property
     def whole(self) -> bool:
-        """Whether every row has been copied one time. From then on call :meth:`next` after each step, for rows change
-        fast."""
+        """Whether every row has been copied. From then on rows change fast: call :meth:`next` after each step."""
         return all(c.whole for c in self._copies.values())
 
     def next(self) -> Part | None:
@@ -128,8 +127,7 @@ class Slices:
 
 
 def merge(parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Part:
-    """The parts of a snapshot as one pair, as :meth:`OnlineModel.snapshot` gives it. Raises KeyError where a part lacks
-    a column."""
+    """The parts of a snapshot as one pair. Raises KeyError where a part lacks a column."""
     dense: dict[str, Array] = {}
     rest: dict[str, Array] = {}
     found: dict[str, list[TableRows]] = {}

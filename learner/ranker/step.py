@@ -31,8 +31,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
-    """d loss / d embeddings of one group: columns ``at`` to ``end`` of ``array`` (B, >= E). The next batch overwrites
-    it."""
+    """d loss / d embeddings of one group: columns ``at`` to ``end`` of ``array`` (B, >= E), until the next batch."""
 
     array: Floats
     at: int
@@ -59,8 +58,7 @@ class DenseStep(Protocol):
 
 
 def dense_step(inputs: Inputs, network: Network, half: bool = False) -> DenseStep:
-    """The faster of the two for this network. ``half``: matrix products in bfloat16, where its passes are written
-    out."""
+    """The faster of the two for this network. ``half``: matrix products in bfloat16, in a written-out pass."""
     written = written_pass(network, half)
     return AutogradStep(inputs, network) if written is None else WrittenStep(inputs, network, written)
 

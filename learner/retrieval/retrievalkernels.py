@@ -169,8 +169,7 @@ class Rows(NamedTuple):
 
 
 class SideColumns(NamedTuple):
-    """The columns of cat and num of an item, and those of cat of a user; the place of the user's own id among those, or
-    -1."""
+    """The columns of cat and num of an item, those of cat of a user, and the user's own id among these, or -1."""
 
     item: Array
     plain: Array

@@ -43,16 +43,15 @@ RECENT = 16
 GAIN = np.float32(0.5)
 """Share of their mean in a query before anything is learnt."""
 OWN_USER, OWN_ITEM = 0.2, 0.2
-"""Weights of the factors of a user's and an item's own ids. They have few clicks each, so they move less than the rows
-of attributes do, at the same rate."""
+"""Weights of the factors of own ids: with few clicks each, they should move less than attributes do, at the same
+rate."""
 _KNOTS = 65
 """Of a number: log(1 + |x|) up to 16 on both sides of 0."""
 _LEAST = 4
 
 
 class Sides:
-    """Which columns of ``cat`` and ``num`` describe a user, and which an item. Raises SettingError where the schema has
-    neither (:meth:`fits`)."""
+    """Which columns describe a user, and which an item. Raises SettingError where the schema has neither."""
 
     def __init__(self, schema: Schema) -> None:
         if not Sides.fits(schema):
@@ -132,8 +131,7 @@ class Tower:
         return sum(len(index) for index in self._tables.values())
 
     def apply(self, image: Image) -> None:
-        """Takes a snapshot's part or a delta, without tables of the ranker. Raises KeyError where a column is missing,
-        ValueError where one has another width."""
+        """Takes a snapshot's part or a delta. Raises KeyError for a missing column, ValueError for another width."""
         for name, index in self._tables.items():
             change = image.tables.get(name)
             if change is None:

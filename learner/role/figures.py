@@ -163,9 +163,9 @@ class Board:
     def show(
         self, gate: Mapping[str, Any] | None = None, verdicts: Mapping[tuple[str, str], int] | None = None
     ) -> None:
-        """Sets every metric of the trainer, and writes a line of history if something was learnt. ``gate``: ``state``
-        of :class:`learner.gate.promotion.Promotion`; None: there is no gate. ``verdicts``: its verdicts so far, by
-        check and verdict."""
+        """Sets every metric of the trainer, and writes a line of history if something was learnt. ``gate``:
+        ``state`` of :class:`learner.gate.promotion.Promotion`, if any. ``verdicts``: its verdicts so far, by check
+        and verdict."""
         trainer = self._trainer
         counts = self._counted()
         new = counts - self._shown

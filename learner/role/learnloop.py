@@ -125,8 +125,7 @@ class LearnLoop:
         self._due: _Due
 
     def run(self, found: Found | None, stop: threading.Event) -> None:
-        """Publishes the root, then learns until ``stop`` is set, and ends with a last snapshot of all that was read.
-        ``found``: what the model was resumed from."""
+        """Publishes the root, then learns until ``stop`` is set, and ends with a last snapshot of all that was read."""
         self.samples.open()
         try:
             root = self.promotion.start(found, wall_ms())
@@ -239,8 +238,7 @@ class LearnLoop:
             self.output.delta(found.note, found.body)
 
     def _failed(self, error: StoreError) -> None:
-        """Logs that the store refused something; the next snapshot is the next try. Raises the error after
-        :data:`_FAILURES` in succession."""
+        """Logs that the store refused something. Raises the error after :data:`_FAILURES` in succession."""
         self._failures += 1
         if self._failures >= _FAILURES:
             raise error
@@ -249,8 +247,7 @@ class LearnLoop:
     # -- snapshots -------------------------------------------------------------------------------------------
 
     def _look_at_snapshots(self, now: float) -> None:
-        """Begins a snapshot when it is due, continues one, and takes its outcome. It makes none of what the gate, or a
-        person, holds back."""
+        """Begins a snapshot when it is due, or continues one; never of what the gate, or a person, holds back."""
         self._hear()
         if not self.promotion.publishing:
             self._give_up()

@@ -29,8 +29,7 @@ RETRIEVAL_WIDTH = 32
 
 
 def wanted_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
-    """The entries of the model's spec that a learner asks for: those of the settings, and a retrieval head where the
-    schema has users and items."""
+    """The spec's entries of the settings, and a retrieval head where the schema has users and items."""
     if is_own(settings.model):
         log.info("a model of one's own has no retrieval head: recall does without vectors", model=settings.model)
         return {"settled_minutes": settings.attribution_minutes} | settings.spec()
@@ -80,8 +79,7 @@ def reader_of(
     like: ServingModel | OwnServing | None = None,
     named: str = "",
 ) -> ServingModel | OwnServing:
-    """A reader of a writer's base (:meth:`~learner.serving.serving.ServingModel.attach`). Arguments and errors as
-    :func:`writer_of`."""
+    """A reader of a writer's base. Arguments and errors as :func:`writer_of`."""
     if not is_own(spec.get("model")):
         return ServingModel.attach(schema, spec, base, like if isinstance(like, ServingModel) else None)
     check_named(spec, named)

@@ -74,8 +74,7 @@ class SampleReader:
         self.logs = note.logs
 
     def open(self) -> None:
-        """Begins to read. A snapshot's offsets are of one log: of another log, as after the broker was emptied, all is
-        read, and repeats are recognised as usual."""
+        """Begins to read. Offsets are of one log: of another, as after the broker was emptied, all is read."""
         before, now = self.logs.get(SAMPLES, ""), topic_ids(self._settings).get(SAMPLES, "")
         if before and now and before != now and self.offsets:
             log.warning("the samples on the broker are another log than the snapshot's; it is read from the beginning")
@@ -141,8 +140,7 @@ class SampleReader:
         return dict(self.offsets) if self._relabel is None else self._relabel.offsets(self.offsets)
 
     def lags(self) -> Mapping[int, int]:
-        """Unread messages by partition. A partition that was read to its end and gave nothing for ``idle_seconds`` is
-        silent: its labels are no longer waited for."""
+        """Unread messages by partition. After ``idle_seconds`` without any, a partition that was read up is silent."""
         lags, quiet = lag_of(self._reader), time.monotonic() - self._settings.idle_seconds
         if self._time is not None:
             self._time.silent(p for p, lag in lags.items() if not lag and self._heard.get(p, quiet) <= quiet)

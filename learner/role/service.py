@@ -145,8 +145,7 @@ class TopicOutput(Output):
             self._board.show(self._said, self._promotion.verdicts)
 
     def bad(self, record: Any, why: Exception) -> None:
-        """Keeps an unusable message of samples as a dead letter. Its offset tells it from a repetition after a
-        crash."""
+        """Keeps an unusable message of samples as a dead letter. Its offset reveals a repetition after a crash."""
         SKIPPED.labels("unreadable").inc()
         letter = DeadLetter.of("bad-samples", str(why), SAMPLES, record.partition, record.offset, record.value)
         self._producer.send(DEAD_LETTERS, letter_bytes(letter), letter.reason.encode()).add_errback(

@@ -191,8 +191,7 @@ class Beside(Output):
         self._shown = trained
 
     def follow(self) -> Announcement | None:
-        """Holds out the first learner's pages, as its newest snapshot names them. Returns that snapshot; None where
-        nothing is held out."""
+        """Holds out the first learner's pages. Returns its newest snapshot; None where nothing is held out."""
         note = self._first.latest()
         if note is None or self._checks is None:
             return None
@@ -204,8 +203,7 @@ class Beside(Output):
         return note
 
     def _compare(self) -> None:
-        """Compares with a new snapshot of the first learner, as soon as the shadow has learnt as far; but not much
-        later, however far behind it is."""
+        """Compares with a new snapshot of the first learner, when the shadow has learnt as far, or soon after."""
         try:
             note, newest_ms = self.follow(), self._trainer.model.newest_ms
             if note is None or self._checks is None or self._compared == note.place:

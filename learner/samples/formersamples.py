@@ -31,8 +31,7 @@ class FormerSamples:
 
     def carried(self, batch: SampleBatch, headers: Iterable[tuple[str, bytes]] | None) -> SampleBatch:
         """The batch with the columns of ``schema``; unchanged where its message names no other one. Raises SchemaError
-        where its schema is unknown, or it is not of that schema's shape, and StoreError where the store cannot be
-        asked."""
+        where its schema is unknown or its shape another, and StoreError where the store cannot be asked."""
         named = dict(headers or ()).get(SCHEMA_HEADER) or b""  # a header may be there without a value
         id = named.decode("ascii", "replace")
         if id not in ("", self._schema.id):

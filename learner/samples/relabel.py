@@ -56,9 +56,8 @@ class Labelled:
 
 
 class Relabel:
-    """Holds samples until another policy would give them. One thread. Raises SettingError where samples cannot get the
-    labels of that policy. ``policy``: one of :data:`POSSIBLE`. ``waits``: event times of the label policies, the
-    stream's."""
+    """Holds samples until a ``policy`` of :data:`POSSIBLE` would give them, else raises SettingError. One thread.
+    ``waits``: event times of the stream's label policies."""
 
     def __init__(self, policy: str, waits: Waits, most_rows: int = MOST_ROWS) -> None:
         if policy not in POSSIBLE:

@@ -234,9 +234,8 @@ class TableWriter:
         self._staged.append(_Staged(Layer.of(slots, data, len(change.ids))))
 
     def fold(self, rows: int) -> int:
-        """Moves at most ``rows`` rows of the oldest staged change into the base, or moves as many slots to larger
-        ones. Returns how many of ``rows`` that took: 0 when that change is in the base whole, and ready for
-        :meth:`settle`."""
+        """Moves at most ``rows`` rows of the oldest staged change into the base, or as many slots to larger ones.
+        Returns how many that took: 0 when that change is in the base whole, and ready for :meth:`settle`."""
         staged = self._staged[0]
         if staged.whole:
             return 0

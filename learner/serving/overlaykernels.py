@@ -57,8 +57,8 @@ def find(slots: Array, shift: int, ids: Array, keys: Array, out: Array) -> int:
 
 @compiled
 def read(slots: Array, shift: int, data: Array, ids: Array, keys: Array, absent: bool, out: Array) -> int:
-    """``out[i]`` (U, W'): the values of ``keys[i]``. Where there is no row: zeros if ``absent``, else unchanged. The
-    return value means nothing."""
+    """``out[i]`` (U, W'): the values of ``keys[i]``; without a row zeros if ``absent``, else unchanged. The return
+    value means nothing."""
     touched = 0
     for first in range(0, len(keys), AHEAD):
         last = min(first + AHEAD, len(keys))

@@ -80,8 +80,7 @@ class ServingModel:
         rows: Mapping[str, int] | None = None,
         half: bool = False,
     ) -> ServingModel:
-        """The model of a snapshot with a writer of its own, in one process. Arguments and errors as
-        :meth:`ModelWriter.of`."""
+        """The model of a snapshot with a writer of its own, in one process; as :meth:`ModelWriter.of`."""
         writer = ModelWriter.of(schema, spec, parts, rows, half=half)
         model = cls._attached(writer.frame, writer.base())
         model._writer = writer
@@ -102,9 +101,8 @@ class ServingModel:
         return ServingModel(self.frame, tables, dense, self._dropped)
 
     def settled(self, folded: int, base: Arrays | None = None) -> ServingModel:
-        """The same version without the overlays that are in the base by now. ``folded``: how many have been folded
-        whole since this reader attached. ``base``: the writer's, when its ``generation`` has risen; names that are
-        missing stay as they were."""
+        """The same version without the ``folded`` overlays that went into the base since this reader attached.
+        ``base``: the writer's, when its ``generation`` has risen; missing names stay as they were."""
         base = base or {}
         tables = {}
         for name, t in self.tables.items():
@@ -113,8 +111,7 @@ class ServingModel:
         return ServingModel(self.frame, tables, self._dense, folded)
 
     def patch(self, delta: Image) -> None:
-        """Applies a delta whole or not at all (:meth:`check`). Only for a model that :meth:`of` made, and not while it
-        scores."""
+        """Applies a delta whole or not at all. Only for a model that :meth:`of` made, and not while it scores."""
         writer = self._own
         model = self.followed(writer.stage(delta))
         while writer.fold(_EVERYTHING):
@@ -145,8 +142,7 @@ class ServingModel:
         return self.frame.named(self._dense.flat)
 
     def snapshot(self) -> Image:
-        """The whole state that serves: the serving half of ``OnlineModel.snapshot``. Call it only while nothing writes
-        to the base."""
+        """The serving half of ``OnlineModel.snapshot``. Call it only while nothing writes to the base."""
         dense: dict[str, NDArray[Any]] = {n: a.copy() for n, a in self.dense().items()}
         return Image(dense, {n: t.snapshot() for n, t in self.tables.items()})
 
@@ -154,8 +150,7 @@ class ServingModel:
 
     @property
     def numbers(self) -> NumberPlan | None:
-        """How numbers get into the :meth:`room`; None where only :meth:`score` works: this model has buckets, or a
-        network whose passes are not written out."""
+        """How numbers get into the :meth:`room`; None with buckets, or where passes are not written out."""
         return self._dense.numbers
 
     def score(self, cat: Ids, num: Floats) -> Floats:
@@ -182,9 +177,8 @@ class ServingModel:
         return self.frame.room.array("x", n, self.frame.network.shape.flat)
 
     def score_filled(self, cat: Ids, x: Floats, once: Flags | None = None) -> Floats:
-        """Click probabilities (n,) of cat (n, F) and :meth:`room` x (n, I), whose number columns are filled. The others
-        are written here. ``once``: (F,) the columns of cat that are equal in all rows; they are read one time. Default:
-        none."""
+        """Click probabilities (n,) of cat (n, F) and :meth:`room` x (n, I), whose number columns are filled. Columns of
+        cat that are ``once`` (F,) are equal in all rows, and are read one time. Default: none."""
         frame, forward = self.frame, self._dense.forward
         assert forward is not None
         inputs = frame.inputs

@@ -64,10 +64,9 @@ class ModelWriter:
         allocate: Allocate = np.zeros,
         half: bool = False,
     ) -> ModelWriter:
-        """The writer of a snapshot: a whole image, or its parts in order, which are taken one by one. ``rows``: how
-        many each table will have, about, where that is known. It saves a third of the time. Raises SettingError
-        where the spec is not one, and SnapshotError where a part is not one of this model, or the dense tensors did
-        not come."""
+        """The writer of a snapshot: a whole image, or its parts in order, taken one by one. ``rows``: about how many
+        each table will have; it saves a third of the time. Raises SettingError where the spec is not one, and
+        SnapshotError where a part is not one of this model, or the dense tensors did not come."""
         writer = cls(schema, spec, allocate, half)
         for name, count in (rows or {}).items():
             if name in writer.tables:

@@ -62,8 +62,7 @@ def put(slots: Any, slot: Any, row: Any) -> None:
 
 @njit(nogil=True)
 def take_out(slots: Array, slot: int, shift: int, ids: Array, key: int) -> int:
-    """Frees row and slot of a key, shifting followers back so that no tombstone is ever needed. Returns the row, or
-    EMPTY where there was none."""
+    """Frees row and slot of a key, shifting followers back to need no tombstone. Returns the row, or EMPTY."""
     mask = len(slots) - 1
     while slots[slot] != FREE and ids[~slots[slot], 0] != key:
         slot = (slot + 1) & mask
@@ -88,7 +87,7 @@ def take_out(slots: Array, slot: int, shift: int, ids: Array, key: int) -> int:
 @compiled
 def find(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys: Array, out: Array) -> int:
     """``out[i]``: row of ``keys[i]`` or EMPTY. ``slots`` (2^k,) int32; while they move, ``after`` (2^(k+1),). The
-    return value means nothing (:func:`fetch`)."""
+    result means nothing (:func:`fetch`)."""
     mask = len(slots) - 1
     touched = 0
     for first in range(0, len(keys), AHEAD):
@@ -212,8 +211,7 @@ def gather(data: Array, first: int, rows: Array, out: Array) -> None:
 
 @compiled
 def scatter(data: Array, first: int, rows: Array, values: Array) -> None:
-    """The inverse of :func:`gather`: ``data[rows[u], first : first + D] = values[u]``, without EMPTY rows. values
-    (U, D)"""
+    """The inverse of :func:`gather`: ``data[rows[u], first : first + D] = values[u]``, but no EMPTY row. (U, D)"""
     for u in range(len(rows)):
         row = rows[u]
         if row != EMPTY:
@@ -271,8 +269,7 @@ def pool(values: Array, inverse: Array, starts: Array, out: Array, at: int) -> N
 
 @compiled
 def spread(grad: Array, at: int, factor: np.float32, inverse: Array, starts: Array, out: Array) -> None:
-    """The transpose of :func:`pool`: adds each sample's gradient, times ``factor``, to its distinct ids. grad as
-    ``out`` there, out (U, D)"""
+    """The transpose of :func:`pool`: adds each sample's gradient, times ``factor``, to its distinct ids. out (U, D)"""
     width = out.shape[1]
     for b in range(len(inverse)):
         place = at

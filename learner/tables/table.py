@@ -108,8 +108,7 @@ class SparseTable:
 
     @property
     def touched(self) -> RowNumbers:
-        """Rows touched since the last :meth:`changes`, each one time; some may be free, or another id's, by now.
-        (n,)"""
+        """Rows touched since the last :meth:`changes`, without repeats; some may be free, or another id's. (n,)"""
         return np.concatenate([np.empty(0, np.int32), *self._touched])
 
     # -- a batch ---------------------------------------------------------------------------------------------
@@ -131,8 +130,7 @@ class SparseTable:
         return Block(ids, counts, inverse, rows, new, embedding, wide)
 
     def write(self, block: Block, grad_embedding: Floats, grad_wide: Floats, now_min: int) -> None:
-        """One optimiser step on the rows of ``block``, from :meth:`read`. Gradients (U, D) and (U,) are sums over the
-        batch; ``now_min`` is event time in minutes."""
+        """One optimiser step on the rows of ``block``. Gradients (U, D), (U,) are sums; ``now_min``: event time."""
         index, data = self.index, self.index.data
         self._stamp(block.rows, now_min)  # first: what is in use is not what makes room
         wanted = np.flatnonzero(block.new)

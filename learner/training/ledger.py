@@ -91,8 +91,7 @@ _decoder: msgspec.msgpack.Decoder[list[list[Span] | None]] = msgspec.msgpack.Dec
 
 
 def learn_again(model: Learning, acts: Iterable[Act], rows_of: Callable[[Learnt], SampleBatch | None]) -> int:
-    """Repeats the acts on ``model``. Returns the rows learnt. ``rows_of``: the batch of an act, without what is to be
-    left out; None: nothing of it is left."""
+    """Repeats the acts on ``model``. Returns the rows learnt. ``rows_of``: what to keep of an act; None: nothing."""
     learnt = 0
     for act in acts:
         if isinstance(act, Flushed):

@@ -67,9 +67,8 @@ class Publisher:
         )
 
     def behind_newest(self) -> Callable[[], dict[str, Any]]:
-        """Where a snapshot of the newest version stands on the topic: a function that gives ``follows`` and ``log``.
-        Call this before the next delta is sent. Another thread may call the function later: it waits until the newest
-        delta is delivered, or lost."""
+        """A function that gives ``follows`` and ``log`` of a snapshot of the newest version. Call this before the next
+        delta is sent. The function waits until the newest delta is delivered, or lost; another thread may call it."""
         newest = self._newest
         with self._lock:
             known = self._follows

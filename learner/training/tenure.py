@@ -58,10 +58,9 @@ class Tenure:
         self._reader.close()
 
     def win(self, publisher: Publisher, store: Place, stop: threading.Event) -> bool:
-        """Claims the epoch above all others, and returns when it is won. False: ``stop`` was set before it claimed any,
-        so it replaces no learner. ``store``: highest epoch and number in the store. Raises FencedError where another
-        learner was faster, or the one that fenced this one before is still there, and BrokerError where the broker does
-        not answer."""
+        """Claims the epoch above all others, and returns when it is won; False where ``stop`` was set before a claim.
+        ``store``: highest epoch and number in the store. Raises FencedError where another learner was faster, or the
+        one that fenced this one before is still there, and BrokerError where the broker does not answer."""
         self._read_to_end()
         if self._mark.exists():
             self._listen(stop)
@@ -86,8 +85,7 @@ class Tenure:
         return True
 
     def check(self) -> None:
-        """Reads what is new. Call it before each publication. Raises FencedError where another learner has taken over:
-        this one must write nothing more."""
+        """Reads what is new before a publication. Raises FencedError where another learner has taken over."""
         self._poll(0)
         self._hold()
 

@@ -134,8 +134,7 @@ class Trainer:
         return Cut(batch, places[:size], joined[:size])
 
     def judge(self, batch: SampleBatch) -> NDArray[np.float32]:
-        """Predicts a micro-batch, (B,), and judges the predictions. It judges no correction: the exposure was judged as
-        a negative."""
+        """Predicts a micro-batch (B,), and judges it but for corrections: they were judged as negatives."""
         p = self.model.score(batch.cat, batch.num)
         with np.errstate(invalid="ignore"):
             judged = (batch.kind != CORRECTION) & (batch.label >= 0) & (batch.label <= 1)
@@ -170,8 +169,7 @@ class Trainer:
         return Clicks(np.concatenate([c.sent_ms for c in clicks]), np.concatenate([c.joined_ms for c in clicks]))
 
     def begin_again(self, training: Mapping[str, Array]) -> None:
-        """Forgets pending rows, and takes over another snapshot's samples: the stream is read again from its
-        offsets."""
+        """Forgets pending rows, and takes over the samples of another snapshot, before a seek to its offsets."""
         self._pending, self._joined, self._places = [], [], []
         self.repeats = Repeats(self.repeats.keep_ms)
         if own := below(_PREFIX, training):

@@ -165,8 +165,7 @@ class Versions:
         return note, body
 
     def _flushed(self) -> int:
-        """Has the head learn the waiting clicks. Returns how many clicks it has learnt by then; -1: there is no
-        head."""
+        """Has the head learn the waiting clicks. Returns how many it has learnt by then; -1: there is no head."""
         head = self.model.head
         if head is None:
             return -1
@@ -197,20 +196,18 @@ class Versions:
 
     @property
     def root_newest(self) -> bool:
-        """Whether the newest version is a root. Then no snapshot may begin before the next delta, or its files would
-        have the root's names."""
+        """Whether the newest version is a root: a snapshot begun before the next delta would use its file names."""
         return self._root_version == self.version
 
     def begin(self, rows: int = 100_000) -> Slicing:
-        """Begins a snapshot that is copied ``rows`` rows at a time, and gives up an earlier one. Not where
+        """Begins a snapshot that is copied ``rows`` rows at a time, and gives up an earlier one. Not at
         :attr:`root_newest`. Take parts between steps of learning until there is none; then, right after a delta with
         all there is, call :meth:`finish`. :class:`SnapshotFiles` writes the files, under the name of :attr:`place` as
         it is now."""
         return self.model.slices(rows)
 
     def begin_root(self) -> Slicing:
-        """Begins the first version after a start: a snapshot above every version that was ever published. The model
-        must not learn until it is finished."""
+        """Begins a snapshot above every published version. The model must not learn until it is finished."""
         self.version += 1
         self._root_version = self.version
         self._flushed()
@@ -220,9 +217,8 @@ class Versions:
         return self.model.slices()
 
     def finish(self, slices: Slicing, progress: Progress, trainer: Mapping[str, Array], published_ms: int) -> Last:
-        """The end of a snapshot, of the newest version. ``trainer``: the trainer's own snapshot, kept beside the
-        model's. Raises SnapshotError where something was learnt, or something was left out, since the newest
-        version."""
+        """The end of a snapshot, of the newest version. ``trainer``: the trainer's own snapshot. Raises SnapshotError
+        where something was learnt, or left out, since the newest version."""
         image, training = slices.finish()
         if not self.snapshot_ready:
             raise SnapshotError(
@@ -258,8 +254,7 @@ class Versions:
 
 
 class SnapshotFiles:
-    """Writes the files of one snapshot part by part. They do not count before the manifest is written. Methods raise
-    StoreError where a file cannot be written."""
+    """Writes a snapshot's files, which count only with the manifest. StoreError where one cannot be written."""
 
     def __init__(self, store: ModelStore, begun: Place) -> None:
         self._store, self._begun = store, begun
@@ -269,8 +264,7 @@ class SnapshotFiles:
         self._parts.append(self._store.write_part(self._begun, len(self._parts), *part))
 
     def give_up(self) -> None:
-        """Removes what was written, so that a full store does not fill up with it. What cannot be removed goes with the
-        next snapshot."""
+        """Removes what was written, so that a full store gets room. The next snapshot removes the rest."""
         with contextlib.suppress(StoreError):
             self._store.store.remove(file.name for part in self._parts for file in part)
 
@@ -325,8 +319,7 @@ def same_shape(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def same_head(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a model with the spec ``new`` keeps the retrieval head of a snapshot made with ``old``. If not, it begins
-    an empty head."""
+    """Whether a spec ``new`` keeps the retrieval head of a snapshot of ``old``. If not, an empty head begins."""
     if is_own(old.get("model")) or is_own(new.get("model")):
         return True  # a model of one's own has none
     was, now = read_spec(old), read_spec(new)

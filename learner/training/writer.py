@@ -59,8 +59,7 @@ class SnapshotWriter:
         self._work.put(work)
 
     def outcome(self, wait_seconds: float = 0.0) -> Outcome | None:
-        """The outcome of the given snapshot; None while that is open. A failure is reported at once; the rest of the
-        parts is skipped."""
+        """The outcome of the given snapshot; None while that is open. A failure is reported at once."""
         try:
             return self._outcomes.get(timeout=wait_seconds) if wait_seconds else self._outcomes.get_nowait()
         except queue.Empty:
@@ -111,8 +110,7 @@ class SnapshotWriter:
         self.tidy(note.epoch)
 
     def tidy(self, epoch: int) -> None:
-        """Removes the files and messages that the newest two snapshots do not need. A failure is logged and retried
-        behind the next snapshot."""
+        """Removes what the newest two snapshots do not need. Logs a failure; the next snapshot retries."""
         try:
             self._store.prune(epoch=epoch)
             kept = self._store.snapshots()[:2]

@@ -37,15 +37,13 @@ class TableRows:
 
 @dataclass(slots=True)
 class Image:
-    """A model's state, a part of it, or a delta: dense tensors whole, and the touched rows. :meth:`apply` puts parts
-    and deltas together, in order."""
+    """A model's state, a part of it, or a delta: dense tensors whole, and the touched rows."""
 
     dense: dict[str, Array]
     tables: dict[str, TableRows]
 
     def apply(self, delta: Image) -> Image:
-        """This state with ``delta`` applied. It is the plain version, for proofs; scorers patch their arrays in
-        place."""
+        """This state with ``delta`` applied: the plain version, for proofs. Scorers patch their arrays in place."""
         tables = dict(self.tables)
         for name, change in delta.tables.items():
             base = self.tables.get(name)
@@ -122,8 +120,7 @@ def check_head(head: Image, width: int) -> None:
 
 
 def problem_of(rows: TableRows, width: int) -> str:
-    """What is wrong with the rows of a table of embeddings of this width (0: wide weights alone); empty when nothing
-    is."""
+    """What is wrong with a table's rows of this width (0: wide weights alone); empty when nothing is."""
     n = len(rows.ids)
     for what, ids in (("ids", rows.ids), ("removed ids", rows.removed)):
         if not _are_ids(ids):

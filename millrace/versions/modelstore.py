@@ -177,8 +177,7 @@ class ModelStore:
         self.store.remove(manifests_first(gone))
 
     def highest(self) -> Place:
-        """At or above every version that left a trace here, damaged files included. The epoch and the number may be of
-        two versions. (0, -1) in an empty store."""
+        """At or above every version that left a trace here. The numbers may be of two versions. (0, -1) if empty."""
         found = [place for name in self.store.names(aside=True) if (place := _place_in(name))]
         return Place(max((p.epoch for p in found), default=0), max((p.number for p in found), default=-1))
 

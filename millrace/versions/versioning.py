@@ -115,8 +115,7 @@ _REMEDY = "only a learner of this version may write there"
 
 
 def decode_announcement(raw: bytes | None) -> Announcement:
-    """A version's announcement, from a message or a manifest. Its files are plain names within the store. Raises
-    SnapshotError where it cannot be read as one."""
+    """A version's announcement, with plain file names. Raises SnapshotError where it cannot be read as one."""
     try:
         note = read_json(_announcement, raw, MAX_NOTE_BYTES)
     except BadEventError as error:

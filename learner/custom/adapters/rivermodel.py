@@ -87,9 +87,8 @@ class RiverFTRL:
         return np.array([predict(x)[True] for x in rows], np.float32)
 
     def _rows(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> list[dict[int, float]]:
-        """Each row's features: 1 for each present id, by its bucket; sign(x) ln(1 + |x|) for each number that is not 0,
-        behind the buckets. All rows at once, and a dict of two lists a row: a loop over the features in Python would
-        take longer than River's scoring."""
+        """1 for each present id, by its bucket; sign(x) ln(1 + |x|) for each number that is not 0, behind the buckets.
+        A loop over the features in Python would take longer than River's scoring."""
         (B, F), N = cat.shape, num.shape[1]
         keys = np.empty((B, F + N), np.int64)
         keys[:, :F] = cat.view(np.uint64) % np.uint64(self._buckets)

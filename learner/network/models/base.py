@@ -66,8 +66,7 @@ def pair(a: str, b: str) -> str:
 
 
 Axes = dict[str, tuple[list[str] | None, ...]]
-"""For each tensor (by name) whose extent depends on the inputs: the names of the places along each axis. None marks an
-axis that does not depend on the inputs."""
+"""By tensor: the names of the places along each axis; None marks an axis that does not depend on the inputs."""
 
 
 class Network(nn.Module):

@@ -16,8 +16,7 @@ from learner.network.models.spec import Spec
 
 @register("pnn_group")
 class GroupPNN(Network):
-    """``logit = wide + Deep([z, p, x])``, p from :class:`~learner.network.models.products.GroupProducts`. With one
-    group it is the PNN with inner products."""
+    """``logit = wide + Deep([z, p, x])``, p the group-wise products. One group makes it the PNN with inner products."""
 
     def __init__(self, shape: Shape, spec: Spec) -> None:
         super().__init__(shape, spec)
