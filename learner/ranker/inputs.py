@@ -47,7 +47,7 @@ class Inputs:
     Args:
         width: default embedding width; 0 makes every field wide only (logistic regression).
         own_widths: whether a field's own width counts; else all have ``width``.
-        squash: every number is fed as its logarithm, whatever the schema says (shares in [0, 1] hardly change).
+        squash: every number is fed as its logarithm, whatever the schema has (shares in [0, 1] hardly change).
         buckets: Q, quantile buckets of a number with the transform "bucket".
         bucket_width: embedding width of buckets whose field names none.
     """

@@ -3,7 +3,7 @@
 
 ::
 
-    register   entry   0      1      2      ...           (R,) distinct items, at most; the longest unseen makes room
+    table      entry   0      1      2      ...           (R,) distinct items, at most; the longest unseen makes room
                key     item   item   item                 value hash of the id
                cat, plain                                 the item's columns, as it was shown last
                clicks  0      2      1                    of the ring

@@ -6,12 +6,12 @@ history, and pending clicks until a micro-batch is full. Softmax over sampled ne
 al., "Sampling-bias-corrected neural modeling for large corpus item recommendations", RecSys 2019). Of B clicks (u_b,
 i_b) with weights w_b, and draws that make M distinct items j, each ``times_j`` times::
 
-    E_j    = (B + R) clicks_j / |ring| + N / |register|     expected number of item j among the clicks and the draws
+    E_j    = (B + R) clicks_j / |ring| + N / |table|        expected number of item j among the clicks and the draws
     l_bj   = q_b . v_j - log E_j + log times_j              without log times_j for the click's own item
     loss   = sum_b w_b (log sum_j exp l_bj - l_b,i_b)       the sum over the items that user b has not clicked
 
 E is Q, the chance under the *whole* mixture of negatives, but for a factor. At 20 exposures a second a micro-batch has
-one click or none, so in-batch negatives alone would teach nothing: R draws come from the ring, N from the register.
+one click or none, so in-batch negatives alone would teach nothing: R draws come from the ring, N from the item table.
 Serving uses s = q . v, without the correction. learner/retrieval/tower.py has the towers' formulas.
 
 Items that the user has clicked are masked. Only clicks on earlier pages are the user's history: a page could not know

@@ -327,7 +327,7 @@ def candidates(
     Returns how many, M. ``entries`` (M,); ``times`` (M,) how often each occurs; ``expected`` (M,) how often it occurs
     on average: ``Q``, but for a factor::
 
-        E_j = (B + from_ring) clicks_j / |ring| + from_all / |register|
+        E_j = (B + from_ring) clicks_j / |ring| + from_all / |table|
 
     ``places`` (R,) EMPTY before; afterwards the column of each of these entries.
     """

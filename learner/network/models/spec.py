@@ -17,7 +17,7 @@ Width = Annotated[int, Meta(ge=1, le=1024)]
 
 
 class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Defaults are those of Wide&ResNet without norm (docs/internals/learner.md says why)."""
+    """Defaults are those of Wide&ResNet without norm (docs/internals/learner.md gives the reasons)."""
 
     model: str = "wide_resnet"
 
