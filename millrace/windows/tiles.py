@@ -8,6 +8,7 @@
 
     window of length W at ts:  [ floor((ts - W) / grain) * grain ............ ts )
                                  tail: aligned to the window's grain          head: exact
+
 A window's length gives its grain (:mod:`millrace.basics.durations`): 5 minutes up to an hour, 15 minutes up to six
 hours, an hour up to a day, 6 hours up to seven days, a day beyond. So a count lies between the exact counts of W and
 of W + grain. An event costs one write a key, whatever the number of windows. Tiles begin a *unit* wide: an hour, or

@@ -4,6 +4,7 @@
 ::
 
     name, utc_offset, ... │ [windows] │ [log] time, user, item, label, ... │ [[fields]] ...
+
 ``[[join]]`` is left out, since attributes are in the rows. :attr:`Schema.id` is the live one's, so a model that
 learnt from the archive fits the loop.
 """

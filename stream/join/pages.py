@@ -15,6 +15,7 @@ A settled page, packed (msgpack)::
 
     drop_ms, offset of the impression, exposed, acted (5 masks, or nil), parts: (drop_ms - ts_ms, brought, mask,
     offset within the page, policy code, and slots if the page was shown otherwise than it was answered)
+
 Masks are bytes, little-endian; nil means "as ``exposed``". Of a promise, a part whose label is given needs only the
 policy's code: corrections name it. Sets of positions are bit masks: bit p is position p.
 """

@@ -8,6 +8,7 @@ that contain it::
     impression   row 0: a at 0    row 1: b at 1    row 2: c at 2         as answered
     exposure     items [c, a], slots [2, 0]
     page         row 0: a at 1    row 1: b at 1    row 2: c at 0         as shown; row 1 is no exposure
+
 A window key hashes several columns. Those of categorical fields are recovered from the feature ids, which are the
 hashes mixed with a salt (:func:`millrace.basics.hashing.unmix`).
 """

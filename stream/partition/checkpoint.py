@@ -9,6 +9,7 @@
     ...
     p00003-000000000097-000003.journal
     p00003-000000000097-000003.base       the state after journal 97
+
 Each is a sealed file (:mod:`millrace.basics.store`), its body compressed by zstd. Each journal names the digest of
 the one before it, so no other can take its place.
 

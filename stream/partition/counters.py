@@ -6,6 +6,7 @@
     rows of pages ──► Counters.add ──┬─► TileStore ──┐
                                      ├─► Recents     ├─► changes(): what the readers do not know yet
                                      └─► CoClicks ───┘
+
 When a user is forgotten, the windows of keys that contain the user's id are dropped at once, and so are the last
 clicks. Later actions on pages made before count in no window of the user's. Windows that users share (of an age
 band) stay.

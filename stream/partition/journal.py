@@ -5,6 +5,7 @@
 
     base: the whole state ──► take ──► changes ──► take ──► advance ──► ...   the partition as it is
                               └────────── journal ─────────────┘
+
 A partition is deterministic: no clock, no randomness, nothing read from elsewhere. So base and journal give the
 state at any moment, and a checkpoint writes only the journal. The partition itself notes *everything* that changes
 it (``Partition.journal``), so no caller can forget to; :class:`Did` lists the kinds.
