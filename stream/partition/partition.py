@@ -11,20 +11,18 @@
 
 Exposures taken in = positives + negatives + :attr:`Partition.pending` + exposures in dead letters, always.
 
-The watermark is the newest event's time less the allowed disorder. It moves message by message, so it does not matter
-how messages are cut into batches. :meth:`Partition.snapshot` is the whole state with the offsets it covers.
+The watermark is the newest event's time less the allowed disorder. It moves message by message, so the split into
+batches does not matter. :meth:`Partition.snapshot` is the whole state with the offsets it covers.
 
-An event that is dated ahead of the event clock, by more than the disorder and no more than is allowed, does not move
-the watermark (:class:`~millrace.contracts.clock.Reached`). It is held, and taken when the partition's time has come to
-its own.
+An event dated ahead of the event clock, by more than the disorder and no more than is allowed, does not move the
+watermark (:class:`~millrace.contracts.clock.Reached`). It is held until the partition's time has reached it.
 
-A user is forgotten by a tombstone (a message of ``users`` without a value, under the user's key): profile, last
-clicks and windows go at once (:mod:`stream.partition.counters`). Pages that were made before go on to their labels,
-so that the books balance. A user who comes again begins with nothing.
+A tombstone (a message of ``users`` without a value, under the user's key) deletes the user's profile, last clicks
+and windows at once (:mod:`stream.partition.counters`). Pages made before still get their labels, so that the sum
+above holds. A user who comes again begins with nothing.
 
-What a partition becomes depends on what is done to it and on nothing else. So whoever gives it a
-:class:`~stream.partition.journal.Journal` finds in there everything that was done, and :meth:`Partition.replay` does
-it again.
+A partition's state depends on its inputs alone. So its :class:`~stream.partition.journal.Journal` holds everything
+that was done, and :meth:`Partition.replay` does it again.
 """
 
 from __future__ import annotations
@@ -65,6 +63,7 @@ class Output:
     (served pages that were never exposed), ``skipped`` (messages that the state already covered), ``recalled`` and
     ``impressions_gone`` (settled pages whose impression was read again, or could not be), ``unfit`` (values that are
     negative, not finite or too great for a mean, see :func:`millrace.windows.features.steps`).
+
     """
 
     samples: SampleBatch | None = None
@@ -74,7 +73,7 @@ class Output:
 
 
 class Partition:
-    """See the module's text. One thread at a time.
+    """One thread at a time.
 
     >>> from millrace.contracts.events import Exposure, to_json
     >>> from millrace.contracts.schema import shop_schema
@@ -87,7 +86,7 @@ class Partition:
     >>> partition.pending, partition.offsets  # they wait for the impression that they were made from
     (2, {'events': 2})
 
-    Time alone ends the waiting. What comes back from a checkpoint goes on as the first would have:
+    Time alone ends the waiting. A partition restored from a checkpoint goes on as the first would have:
 
     >>> again = Partition(0, schema, policy)
     >>> again.resume(partition.snapshot().to_bytes())
@@ -100,17 +99,16 @@ class Partition:
         number: the partition's number, for dead letters.
         schema: gives the shape of impressions and the windows.
         policy: how long to wait.
-        partitions: how many the topics have. A message about a user whose partition is another one can never meet the
-            user's other messages, so it becomes a dead letter at once. None: it is not looked at.
-        settles: whether pages give their impressions up once they are labelled. Then somebody has to read those that
-            are :attr:`wanted` and hand them to :meth:`returned`. Samples and counts are the same either way.
-        history: the schemas that were used one after another. What was logged or kept under one before ``schema`` is
-            carried over by the names of its columns; of any other schema it is a dead letter, or refused.
+        partitions: how many the topics have. A message about a user of another partition can never meet the user's
+            other messages, so it becomes a dead letter at once. None: not checked.
+        settles: whether pages drop their impressions once they are labelled. The caller then has to read those that are
+            :attr:`wanted` and hand them to :meth:`returned`. Samples and counts are the same either way.
+        history: the schemas that were used one after another. Pages and state of one before ``schema`` are carried over
+            by the names of the columns. Of any other schema, a page is a dead letter and a state is refused.
 
     Attributes:
-        journal: notes all that is done from now on; None: nobody does.
-        join: to be read.
-        counters, windows, coclicks: what is counted, to be read.
+        journal: notes all that is done from now on; None: no journal is kept.
+        join, counters, windows, coclicks: read-only.
     """
 
     def __init__(
@@ -133,12 +131,12 @@ class Partition:
 
     @property
     def newest_ms(self) -> int:
-        """The newest event that was taken; 0 before the first."""
+        """The newest event taken; 0 before the first."""
         return self._ingest.reached.newest_ms
 
     @property
     def ahead_ms(self) -> int:
-        """The first event that is held until its time comes; 0: none is."""
+        """The first event that is held; 0: none."""
         return self._ingest.early.first_ms
 
     @property
@@ -148,12 +146,11 @@ class Partition:
 
     @property
     def pending(self) -> int:
-        """Exposures that are neither labelled nor dead."""
         return self.join.pending
 
     @property
     def wanted(self) -> Mapping[str, int]:
-        """Settled pages for which something came that needs the impression: its Kafka offset, by request."""
+        """Settled pages with an event that needs the impression: its Kafka offset, by request."""
         return self.join.wanted
 
     # ------------------------------------------------------------------ what is done to it
@@ -162,8 +159,8 @@ class Partition:
         """Takes messages in the order given; those below ``offsets`` of their topic are in the state already.
 
         Args:
-            now_ms: the event clock, to recognise events from the future. It is used for messages that do not say what
-                the clock was when they came. (A message that is read again must be judged as it was the first time.)
+            now_ms: the event clock, to recognise events from the future. Used for messages that do not carry the clock
+                of their arrival. (A message that is read again must be judged as it was the first time.)
         """
         return self._do(Did.TAKE, now_ms, messages)
 
@@ -177,7 +174,7 @@ class Partition:
         """Moves an idle partition's watermark to ``now_ms`` less the disorder. Call it only when nothing is left to
         read: otherwise an event that was only slow would be late afterwards.
 
-        No message records this move of the watermark. A caller that recovers from checkpoints writes one first, with
+        No message records this move. A caller that recovers from checkpoints writes one first, with
         ``snapshot(advance_ms=now_ms)``.
         """
         self.advance_ms = None
@@ -185,60 +182,57 @@ class Partition:
 
     def set_back(self) -> None:
         """Takes back how far :meth:`advance` has moved the watermark beyond the events, for another event clock
-        (:mod:`stream.worker.ahead`). What silence has decided stays decided: labels that were given, pages that are
-        gone."""
+        (:mod:`stream.worker.ahead`). Labels given and pages dropped in silence stay as they are."""
         self._note(Did.SET_BACK)
         self._ingest.set_back()
 
     def returned(self, found: Mapping[str, bytes | None]) -> Output:
-        """The impressions of some requests of :attr:`wanted`, as they were read from Kafka again; None: it is gone, or
-        another message lies in its place."""
+        """Takes impressions of :attr:`wanted`, by request, read from Kafka again; None: it is gone, or its offset has
+        another message."""
         return self._do(Did.RETURNED, dict(found))
 
     def reset_offsets(self, topics: Sequence[str]) -> Output:
-        """These topics are other logs than those that were read: their offsets begin again. Windows and pages stay;
-        impressions that were to be read again are gone if theirs is among the topics."""
+        """These topics were replaced by other logs: their offsets begin again. Windows and pages stay; impressions that
+        were to be read again are gone if their topic is among them."""
         return self._do(Did.RESET_OFFSETS, list(topics))
 
     def cut_back(self, ends: Mapping[str, int]) -> None:
-        """These topics have lost their ends, and what comes now has offsets that were read before: it is taken from
-        there. What was taken of the lost end stays taken."""
+        """These topics have lost their ends: new messages have old offsets and are taken. Messages of the lost end stay
+        taken."""
         self._note(Did.CUT_BACK, dict(ends))
         self.offsets.update(ends)
 
     def changes(self) -> Changes:
-        """What changed since the last call. Publish it before you write a checkpoint that is taken later: the state
-        does not record which changes were handed out here."""
+        """What changed since the last call. Publish it before a checkpoint that is taken later: the state does not
+        record which changes were handed out here."""
         self._note(Did.CHANGES)
         return self.counters.changes(self.newest_ms)
 
     def whole(self) -> Iterator[Whole]:
         """All user-side tile lists by user, and what users did last, some thousand at a time, for a store that lost its
-        data. The partition may go on in between. What changes meanwhile is in :meth:`changes` as usual, so write the
-        lists from here first."""
+        data. The partition may go on in between: such changes come by :meth:`changes`, so write the lists from here
+        first."""
         self._note(Did.WHOLE)
         yield from self.counters.whole()
 
     def lived(self, counted: Sequence[Counted], to_ms: int) -> None:
-        """Counts what was done on pages of long ago, of which nothing more is said: neither samples nor dead letters
-        come of it. Windows, last clicks and co-clicks are as if the pages' messages had come in this order.
-
-        For a partition that begins with a history (:mod:`commands.history`), before its first checkpoint.
+        """Counts old pages' rows without making samples or dead letters. Windows, last clicks and co-clicks are as if
+        the pages' messages had come in this order. For a partition that begins with a history
+        (:mod:`commands.history`), before its first checkpoint.
 
         Args:
-            counted: in the order of time, none older than what came before.
+            counted: in the order of time, none older than earlier ones.
             to_ms: time of the newest event among them.
 
         Raises:
-            ValueError: somebody keeps a journal, which has no word for this.
+            ValueError: the partition has a journal, which has no entry for this.
         """
         if self.journal is not None:
             raise ValueError("a partition that keeps a journal cannot be given a history")
         self._ingest.lived(counted, to_ms)
 
     def replay(self, entries: Iterable[Entry]) -> None:
-        """Does again what a journal says; nothing comes out, and nothing is noted. All of it has been sent, or the
-        checkpoint would not be there.
+        """Does again what a journal says, without output: all of it has been sent, or the checkpoint would not exist.
 
         Raises:
             ValueError, TypeError: an entry is none.
@@ -264,7 +258,7 @@ class Partition:
             self.journal.note(did, *what)
 
     def _do(self, did: Did, *what: Any) -> Output:
-        """Notes something that is done, does it, and gives what comes out."""
+        """Notes an entry, does it, and returns its output."""
         self._note(did, *what)
         outcome, counts = self._ingest.do(did, what)
         samples = batch_of(outcome.sampled, self._decoder.shape) if outcome.sampled else None
@@ -283,8 +277,8 @@ class Partition:
     # ------------------------------------------------------------------ state
 
     def snapshot(self, advance_ms: int | None = None) -> PartitionSnapshot:
-        """The whole state now. What happens to the partition later does not change it. Its
-        :meth:`PartitionSnapshot.to_bytes` may run in another thread.
+        """The whole state now. Later changes do not affect it. Its :meth:`PartitionSnapshot.to_bytes` may run in
+        another thread.
 
         Args:
             advance_ms: :meth:`advance` will be called with this before the next message is taken. A reader of the
@@ -303,14 +297,12 @@ class Partition:
         return PartitionSnapshot(head, self.counters.snapshot())
 
     def resume(self, raw: bytes) -> None:
-        """Becomes the partition that it was. Call it on a new one, before anything else.
-
-        Args:
-            raw: what :meth:`PartitionSnapshot.to_bytes` gave.
+        """Restores ``raw``, the result of :meth:`PartitionSnapshot.to_bytes`. Call it on a new partition, before
+        anything else.
 
         Raises:
-            StoreError: the bytes are not a checkpoint of this version, or are of another schema or partition. The
-                object is not usable afterwards.
+            StoreError: the bytes are no checkpoint of this version, schema or partition. The object is not usable
+                afterwards.
         """
         try:
             state = msgspec.msgpack.decode(raw, type=_State)
@@ -329,11 +321,8 @@ class Partition:
             raise StoreError(f"a damaged checkpoint ({error})", _REMEDY) from None
 
     def _check(self, state: _State) -> Schema | None:
-        """The schema of a checkpoint where it is another one than that of now.
-
-        Raises:
-            StoreError: its state cannot go on here.
-        """
+        """The schema of a checkpoint if it is another one than the present. Raises StoreError if the state cannot go on
+        here."""
         if state.form != FORM:
             raise StoreError(f"a checkpoint of form {state.form}, this version reads {FORM}", _REMEDY)
         carry = self._decoder.former.get(state.schema)
@@ -352,13 +341,10 @@ class Partition:
 
 @dataclass(slots=True)
 class PartitionSnapshot:
-    """A partition's state at one moment."""
-
     head: dict[str, Any]
     counters: CountersSnapshot
 
     def to_bytes(self) -> bytes:
-        """The state as it is written."""
         return msgspec.msgpack.encode(self.head | self.counters.plain())
 
 

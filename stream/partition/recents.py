@@ -7,11 +7,11 @@
     "ann"    [7, t3, "b1", t2, 7, t1]  [9, t2]        clicks, purchases; newest first, at most 16 of each
     "bob"    [...]                     []             in the order in which the users were last heard of
 
-The state of a user *is* the value that the store holds, some 300 bytes, so that a snapshot copies references. Lists are
-kept beside it for those that have changed since the last publication.
+A user's state *is* the value in the store, some 300 bytes, so that a snapshot copies references. Users that changed
+since the last publication have lists as well.
 
-Users are at most :data:`MOST_USERS`: beyond, those go who were not heard of for longest. A user goes too when all that
-is kept is older than 30 days.
+Users are at most :data:`MOST_USERS`: beyond, those not heard of for longest are dropped. So is a user whose actions
+are all older than 30 days.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_USERS = 1 << 17
 """Some 65 MB."""
 KEPT_MS = 30 * DAY_MS
 AT_ONCE = 4096
-"""Users that go in one step, and that are handed out at a time."""
+"""Users dropped in one step, and given at a time."""
 CLICKS, PURCHASES = range(2)
 
 _LENGTH = 2 * MOST_RECENT
@@ -40,11 +40,11 @@ _encode = msgspec.msgpack.Encoder().encode
 _Lists = tuple[list[Any], list[Any]]
 """Clicks and purchases: ``[item id, ts_ms, item id, ts_ms, ...]``."""
 UserRecent = tuple[Id, bytes]
-"""A user and the value of the field; empty: the field goes."""
+"""A user and the value of the field; empty: the field is deleted."""
 
 
 class Recents:
-    """See the module's text. One thread at a time.
+    """One thread at a time.
 
     >>> recents = Recents()
     >>> recents.add("ann", CLICKS, 7, 1000)
@@ -53,6 +53,7 @@ class Recents:
     ([7, 1000], [7, 1000])
     >>> unpack_recent(dict(recents.changes())["ann"]).clicks[1]
     Past(item_id=9, ts_ms=1500)
+
     """
 
     def __init__(self, most_users: int = MOST_USERS) -> None:
@@ -65,13 +66,13 @@ class Recents:
         return len(self._held)
 
     def add(self, user_id: Id, what: int, item_id: Id, ts_ms: int, earlier: int = 0) -> list[Any]:
-        """A user clicked (or bought) an item; each action once.
+        """A user clicked (or bought) an item; call it a single time for each action.
 
         Args:
-            earlier: how many of those before are given back.
+            earlier: how many of the user's earlier ones are returned.
 
         Returns:
-            What the user had clicked (bought) up to then: ``[item id, ts_ms, ...]``, newest first.
+            What the user had clicked (bought) before: ``[item id, ts_ms, ...]``, newest first.
         """
         user, held = str(user_id), self._held
         raw = held[user] = held.pop(user, b"")  # the last one now
@@ -89,13 +90,8 @@ class Recents:
         return before
 
     def sweep(self, now_ms: int) -> None:
-        """Lets users go of whom nothing is younger than 30 days; call it after each step.
-
-        Users stand in the order in which they were last heard of, so it looks at the first ones only, and once an hour.
-
-        Args:
-            now_ms: newest event.
-        """
+        """Drops users without an action in the last 30 days; call it after each step with the newest event's time. It
+        looks only at the users not heard of for longest, each hour."""
         hour = now_ms // HOUR_MS
         if hour <= self._swept_hour:
             return
@@ -111,7 +107,7 @@ class Recents:
             self._swept_hour = hour
 
     def forget(self, user_id: Id) -> list[Id]:
-        """A user did nothing, ever. Returns the items that the user had clicked."""
+        """Deletes a user. Returns the items that the user had clicked."""
         user = str(user_id)
         raw = self._held.pop(user, None)
         if raw is None:
@@ -126,13 +122,12 @@ class Recents:
             self._changed[user] = None
 
     def _settle(self) -> None:
-        """Values are those of now."""
+        """Packs the changed lists into values."""
         for user, both in self._changed.items():
             if both is not None:
                 self._held[user] = _encode(both)
 
     def changes(self) -> list[UserRecent]:
-        """The users that changed since the last call, with their fields."""
         self._settle()
         held = self._held
         changed: list[UserRecent] = [(user, held.get(user, b"")) for user in self._changed]

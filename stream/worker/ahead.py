@@ -1,9 +1,9 @@
 # core
-"""Whether a partition's state is ahead of the event clock when a worker takes it over, and what is done then. Pure.
+"""Checks whether a partition's state is ahead of the event clock when a worker takes it over. Pure.
 
-An event clock never goes back while a loop runs: not in a crash, and not when a partition changes hands. It goes back
-when somebody gives the same data folder another clock. Suppose a log is played at 240 times the speed, and the loop
-then goes on in real time. The watermark may be hours ahead of all that happens from then on, so every event is late.
+An event clock never goes back while a loop runs, not even in a crash or when a partition changes hands. It goes back
+when the same data folder gets another clock, as when a log is played at 240 times the speed and the loop then goes
+on in real time. The watermark may then be hours ahead, so that every event would be late.
 
 =======================================  ==============================================================================
 what is ahead of the clock               what is done
@@ -14,10 +14,10 @@ the watermark only, moved by silence     :class:`.SetBack`: the watermark return
                                          the disorder. Silence leaves no other trace than the labels that it decided.
 =======================================  ==============================================================================
 
-The state of a loop that goes on by its own clock is never ahead of it by so much. An event is accepted up to
-``ahead_minutes`` before the clock (:meth:`stream.partition.partition.Partition.take`), and silence moves the
-watermark to the clock at most. Both depend on wall clocks, which differ between machines and are set now and then.
-:data:`SKEW_S` of wall time is allowed for that.
+The state of a loop that keeps its clock is ahead of it by less. An event is accepted up to ``ahead_minutes`` before
+the clock (:meth:`stream.partition.partition.Partition.take`), and silence moves the watermark to the clock at most.
+Both depend on wall clocks, which differ between machines and are corrected now and then: :data:`SKEW_S` is allowed
+for that.
 """
 
 from __future__ import annotations
@@ -29,15 +29,13 @@ from millrace.contracts.clock import EventClock
 from stream.partition.partition import Partition
 
 SKEW_S = 60.0
-"""By how much wall clocks may differ, or may have been set back."""
+"""Allowed difference of wall clocks, seconds."""
 
 
 def is_set_back(partition: Partition, clock: EventClock, wall_s: float) -> bool:
-    """Whether :meth:`Partition.set_back` must follow the advance that the checkpoint announces, if there is one, before
-    any message is taken.
-
-    The new watermark depends on the checkpoint alone and not on the moment of the start. So a worker that crashes right
-    after its start comes to the same results when it starts again.
+    """Whether :meth:`Partition.set_back` must follow the advance that the checkpoint announces, if any, before any
+    message is taken. The new watermark depends on the checkpoint alone, so a worker that crashes right after its
+    start comes to the same results at the next.
 
     Args:
         partition: as its newest checkpoint has it.

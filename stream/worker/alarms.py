@@ -1,12 +1,12 @@
 # core
-"""One line for the log, at most each minute, while most of what comes cannot be learnt from as it should be. Pure.
+"""One log line, at most each minute, while most events cannot be learnt from as they should. Pure.
 
 ::
 
     outputs of take, advance ──► note ──► windows ──► line, when one is due ──► the worker's log
 
 A loop that is connected wrongly gives no error: events are read, counted and put aside. Four causes do this to most
-events at once.
+events at the same time.
 
 ===================  ==================================================================================================
 ``late``             behind the watermark: its label cannot wait as it should, or it is a dead letter
@@ -15,9 +15,9 @@ events at once.
 ``wrong-partition``  of users who belong to another partition: sent under a wrong key, or under none
 ===================  ==================================================================================================
 
-A window of events is judged once it has at least :data:`ENOUGH` of them and is :data:`WINDOW_S` old, and then begins
+A window of events is judged when it has at least :data:`ENOUGH` of them and is :data:`WINDOW_S` old, and then begins
 again: a page may come some seconds before its impression. There is a window for all partitions together and one for
-each, since one partition alone may be at fault.
+each, since one partition alone may be wrong.
 """
 
 from __future__ import annotations
@@ -97,14 +97,13 @@ class _Window:
 
     @property
     def unserved(self) -> int:
-        """Exposures without an impression so far."""
         return max(0, self.taken - self.matched)
 
     def share(self, partitions: int | None) -> float:
         """The share of events with one of the four causes.
 
-        With P partitions, one event in P that has a wrong key falls into its user's partition by chance. With two
-        partitions half of the events would seem right. So those found elsewhere stand for P / (P - 1) as many.
+        With P partitions, one event in P with a wrong key falls into its user's partition by chance. So those found
+        elsewhere count P / (P - 1) times.
         """
         counts, came = self.counts, self.came
         astray: float = counts[WRONG_PARTITION]
@@ -116,11 +115,7 @@ class _Window:
 
 
 class Alarms:
-    """The windows of a worker.
-
-    Attributes:
-        partitions: how many the topics have; None: not known.
-    """
+    """The windows of a worker. ``partitions``: how many the topics have; None: not known."""
 
     def __init__(self, partitions: int | None = None) -> None:
         self.partitions = partitions
@@ -128,12 +123,7 @@ class Alarms:
         self._written_s = float("-inf")
 
     def note(self, number: int, output: Output, now_s: float) -> None:
-        """What a partition made of some messages.
-
-        Args:
-            number: the partition's.
-            now_s: steady time, seconds.
-        """
+        """Notes a partition's output. ``now_s``: steady time, seconds."""
         for whose in (number, _ALL):
             window = self._windows.get(whose)
             if window is None or not window.came:
@@ -141,7 +131,7 @@ class Alarms:
             window.add(number, output)
 
     def line(self, partitions: Iterable[Partition], clock_ms: int, now_s: float) -> Line | None:
-        """The line that is due now; None: none is. Call it often, it is quick while nothing is due.
+        """The line that is due now; None: none is. Quick while nothing is due.
 
         Args:
             partitions: of this worker, to name an example.

@@ -1,13 +1,13 @@
 # shell
 """Faust as Millrace uses it: a group consumer with one agent, which resumes where the checkpoints say.
 
-Faust joins the group, assigns partitions, keeps heart-beats alive in a thread of its own and hands messages over.
-It must not decide where reading resumes. So its acknowledgement of single messages is switched off (``acks=False``: it
-would acknowledge an exception or a message of an older generation too). Offsets are committed by hand after the
+Faust joins the group, assigns partitions, keeps heart-beats alive in its own thread and hands messages over. It must
+not decide where reading resumes. So its acknowledgement of single messages is off (``acks=False``: it would
+acknowledge an exception or a message of an older generation too). Offsets are committed explicitly after the
 checkpoint that covers them. On assignment each partition is read from its checkpoint's offset.
 
-The settings' prefix is put on and taken off here: a ``TP`` that :class:`StreamApp` is given or hands out has the name
-of :mod:`millrace.contracts.topics`. Faust and the client know the name at the broker alone.
+The settings' prefix is added and removed here: a ``TP`` of :class:`StreamApp` has the name in
+:mod:`millrace.contracts.topics`. Only Faust and the client use the name at the broker.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ GROUP = "millrace-stream"
 FETCH_WAIT_MS = 50
 FETCH_BYTES = 4 * 1024 * 1024
 METADATA_MS = 5000
-"""How often the broker is asked for its topics. One that has just started may know none; whoever leads the group then
-assigns nothing to anybody, until the next answer. The client's own five minutes are too long for that."""
+"""How often the broker is asked for its topics. One that has just started may know none, and the group's leader then
+assigns nothing until the next answer. The client's default of five minutes is too long for that."""
 
 Positions = Callable[[], Awaitable[Mapping[TP, int]]]
 
 
 class Throttle(logging.Filter):
-    """Lets a logger say the same thing once in five seconds: a broker that is away needs one line, not hundreds."""
+    """Passes the same line of a logger each five seconds at most: a broker that is away needs one
+    line, not hundreds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -150,7 +151,7 @@ class _Consumer(driver.Consumer):
         self.callback = quick
 
     async def wait_first(self, *coros: Any, timeout: Any = None) -> Any:
-        """Faust makes two tasks a message here, so that it can give up a delivery when a rebalance starts."""
+        """Replaces Faust's version, which makes two tasks a message to give up a delivery when a rebalance starts."""
         if coros[0] is _HANDED_OVER:
             for coro in coros[1:]:
                 coro.close()
@@ -161,12 +162,12 @@ class _Consumer(driver.Consumer):
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        """Where Faust resumes after a rebalance: the checkpoints' offsets, whatever was committed.
+        """Makes Faust resume from the checkpoints' offsets after a rebalance, not from the committed ones.
 
         The two differ after a crash between checkpoint and commit (the checkpoint is ahead: nothing is repeated),
         when a worker that had lost its partition wrote a late checkpoint (it is behind: nothing is skipped), and
-        when the checkpoints were removed (everything is read again). Faust calls this while it still tells us about
-        the assignment, and hands messages over when this returns. So it waits here until the state is loaded.
+        when the checkpoints were removed (everything is read again). Faust calls this during the assignment, and
+        hands messages over when this returns. So it waits here until the state is loaded.
         """
         self.stop_flow()
         app = cast(StreamApp, self.app)
@@ -183,10 +184,10 @@ class _Transport(driver.Transport):
 
 
 def group_lost(app: faust.App) -> BaseException | None:
-    """Why aiokafka's consumer no longer speaks with its group; None: it does, or has not begun.
+    """Why aiokafka's consumer has left its group; None: it has not, or has not begun.
 
-    A broker that is up and has no broker to name (one that its controller has fenced, say) ends aiokafka's task for the
-    group while Faust has no partition yet: nothing would ever come, and nobody would be told.
+    A broker without a broker to name (one that its controller has fenced, say) ends aiokafka's task for the group
+    while Faust has no partition yet: nothing would ever come, without any error.
     """
     consumer = getattr(getattr(app._consumer, "_thread", None), "_consumer", None)
     task = getattr(getattr(consumer, "_coordinator", None), "_coordination_task", None)
@@ -235,19 +236,17 @@ class StreamApp(faust.App):
         return cast(_ConsumerThread, cast(_Consumer, self.consumer)._thread)
 
     def at_broker(self, tp: TP) -> TopicPartition:
-        """What the client calls an input partition."""
         return TopicPartition(self.settings.topic(tp.topic), tp.partition)
 
     def logical(self, tp: TP) -> TP:
-        """What we call a partition that Faust names."""
         return TP(self.settings.logical(tp.topic), tp.partition)
 
     def _new_transport(self) -> _Transport:
         return _Transport(self.conf.broker_consumer, self)
 
     def feed(self, take: Callable[[Any], Awaitable[None]]) -> None:
-        """Makes the one agent: hands every Kafka message (``faust.types.Message``, with its topic as the broker calls
-        it) to ``take``."""
+        """Makes the one agent: hands every Kafka message (``faust.types.Message``, topic as at the
+        broker) to ``take``."""
         inputs = map(self.settings.topic, INPUTS)
         topic = self.topic(*inputs, key_type=bytes, value_type=bytes, key_serializer="raw", acks=False)
 
@@ -259,17 +258,15 @@ class StreamApp(faust.App):
         self.agent(topic, name="millrace.stream", concurrency=1)(messages)
 
     async def leave(self, patience_seconds: float) -> None:
-        """Stops Faust and waits until the consumer's thread has left the group.
-
-        Faust itself does not wait. A member that ends without leaving keeps its partitions until its session ends.
-        """
+        """Stops Faust and waits until the consumer's thread has left the group. Faust itself does not wait, and a
+        member that ends without leaving keeps its partitions until its session ends."""
         await asyncio.wait_for(self.stop(), patience_seconds)
         worker = self._thread._thread
         if worker is not None:
             await asyncio.to_thread(worker.join, patience_seconds)
 
     async def commit_offsets(self, offsets: Mapping[TP, int]) -> None:
-        """Commits ``offsets`` (next to read). Partitions that are no longer assigned are left out.
+        """Commits ``offsets`` (next to read) of partitions that are still assigned.
 
         Raises:
             aiokafka.errors.KafkaError: the broker did not take them.
@@ -290,10 +287,8 @@ class StreamApp(faust.App):
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(commit(), thread.thread_loop))
 
     def hold(self, tp: TP, on: bool) -> None:
-        """Stops (or resumes) fetching from a partition. Messages that have been handed over already still come.
-
-        This is not Faust's ``pause_partitions``, which loses messages that were fetched but not handed over.
-        """
+        """Stops (or resumes) fetching from a partition. Messages that were handed over already still come. Faust's
+        ``pause_partitions`` would lose messages that were fetched but not handed over."""
         consumer = self._thread._ensure_consumer()
 
         def switch() -> None:
@@ -303,8 +298,8 @@ class StreamApp(faust.App):
         self._thread.thread_loop.call_soon_threadsafe(switch)
 
     def partitions_of(self, topic: str) -> int | None:
-        """How many partitions the broker says that a topic has; None: it has not said so yet. Once something of the
-        topic is assigned it has."""
+        """How many partitions a topic has by the broker; None: not known yet. Known when some of the
+        topic is assigned."""
         consumer = self._thread._consumer
         found = consumer.partitions_for_topic(self.settings.topic(topic)) if consumer is not None else None
         return len(found) if found else None

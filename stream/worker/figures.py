@@ -55,7 +55,6 @@ _TOTALS = {
 
 
 def count(output: Output) -> None:
-    """Counts a partition's output for some messages."""
     for name, n in output.counts.items():
         group, _, label = name.partition(".")
         if group == "events":

@@ -1,11 +1,9 @@
 # shell
-"""Kafka headers whose names are not UTF-8, for aiokafka (and so for Faust).
+"""Lets aiokafka (and so Faust) read Kafka headers whose names are not UTF-8.
 
-See :func:`millrace.processes.kafka.read_any_header` for the other client.
-
-aiokafka reads a fetched partition with a compiled parser. The parser raises at such a name each time that the batch is
-fetched again, and aiokafka drops what it had read of other partitions meanwhile. Here aiokafka's parser in Python reads
-the rest of that answer, with replacement characters in such names. The compiled parser reads all other answers.
+aiokafka's compiled parser raises at such a name each time that the batch is fetched again, and aiokafka drops what
+it had read of other partitions meanwhile. Here aiokafka's parser in Python reads the rest of that answer, with
+replacement characters in such names. :func:`millrace.processes.kafka.read_any_header` serves the other client.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
 
 
 def install() -> None:
-    """From now on aiokafka's consumers read any header. A second call changes nothing."""
+    """Makes aiokafka's consumers read any header. A second call changes nothing."""
     if fetcher.PartitionRecords is not _PartitionRecords:
         read_any_header(_DefaultRecordBatchPy)
         fetcher.MemoryRecords, fetcher.PartitionRecords = _Kept, _PartitionRecords

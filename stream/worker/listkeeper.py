@@ -1,13 +1,12 @@
 # shell
 """The thread that keeps the shop's lists in Redis, laid out as :mod:`millrace.contracts.online` says.
 
-A list is replaced in one transaction when it has changed. One worker keeps the lists: the one that holds partition 0,
-in a thread beside its pump that reads a little at a time. The thread logs, counts and repeats what fails, since
-nothing else depends on it.
+A changed list is replaced in one transaction. The worker that holds partition 0 keeps the lists, in a thread that
+reads a little at a time. It logs, counts and repeats what fails, since nothing else depends on it.
 
-The thread reads every item and all item tiles, and only one worker runs it. So it also writes the dead letters of
-messages on these topics that cannot be used. It reads both topics from their beginning at each start. A file in the
-data folder says up to which offsets dead letters were written, so that they are not written again.
+The thread reads every item and all item tiles, from the beginning at each start. So it also writes the dead letters
+of these topics. A file in the data folder has the offsets up to which dead letters were written, so that they are
+not written again.
 """
 
 from __future__ import annotations
@@ -49,11 +48,7 @@ FAILURES = Counter("millrace_lists_errors_total", "Times that keeping the lists 
 
 
 class ListKeeper(threading.Thread):
-    """See the module's text. It works while :attr:`active` is set.
-
-    Args:
-        send: sends dead letters and returns when they are delivered.
-    """
+    """It works while :attr:`active` is set. ``send`` delivers dead letters before it returns."""
 
     def __init__(
         self, settings: Settings, schema: Schema, clock: EventClock, send: Callable[[Sequence[DeadLetter]], None]
@@ -128,10 +123,10 @@ class ListKeeper(threading.Thread):
 def take(
     lists: ShopLists, intake: Intake, record: Any, doubts: Doubts | None = None, odd: list[Doubt] | None = None
 ) -> DeadLetter | None:
-    """Takes a message of either topic into the lists. One that cannot be used, however it fails, is a dead letter.
+    """Takes a message of either topic into the lists. One that cannot be used is returned as a dead letter.
 
     Args:
-        doubts: looks at items that are taken; what it finds is added to ``odd``.
+        doubts: checks items that are taken; its warnings are added to ``odd``.
     """
     try:
         if record.topic == FEATURES_ITEMS:
@@ -152,10 +147,8 @@ def take(
 
 
 class DeadOffsets:
-    """The file that says up to which offset of each topic (its name and id) dead letters were written.
-
-    A lost or damaged file reads as empty. Dead letters are then written again; readers recognise them by their offsets.
-    """
+    """The file with the offset up to which each topic's (name and id) dead letters were written. A lost or damaged file
+    reads as empty: dead letters are then written again, and readers recognise them by their offsets."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -173,8 +166,8 @@ class DeadOffsets:
 
 
 def write(client: Any, lists: dict[str, Entries], written: dict[str, Entries], prefix: str = "") -> None:
-    """Replaces the lists that differ from ``written``, each in one transaction, and deletes those that are gone. Keys
-    have the ``prefix``; the members of the set of keys have not."""
+    """Replaces the lists that differ from ``written``, each in one transaction, and deletes those that no longer exist.
+    Keys have the ``prefix``; the members of the set of keys do not."""
     names = prefix + LIST_NAMES
     there: set[bytes] = client.smembers(names)
     if not there:

@@ -1,9 +1,8 @@
 # core
-"""The shop's lists: hot items overall, hot items by category, new items. In Taobao's recommendation platform, iGraph
-serves such lists to TPP. Pure: items, item-side tiles and a time go in; lists come out.
+"""The shop's lists: hot items overall, hot items by category, new items. Pure.
 
-Hot items are ordered by their heat (:mod:`millrace.windows.affinity`). A schema without a window key of the item alone
-has no hot lists.
+Taobao's iGraph serves such lists to its recommendation platform. Hot items are ordered by their heat
+(:mod:`millrace.windows.affinity`). A schema without a window key of the item alone has no hot lists.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class ShopLists:
         self.newest_ms = 0
 
     def put(self, item: Item) -> None:
-        """Adds an item, or replaces what is known of it. An item that is gone is removed."""
+        """Adds or replaces an item, or removes one that is gone."""
         name = str(item.item_id)
         if item.gone:
             self.remove(name)
@@ -67,15 +66,12 @@ class ShopLists:
         self._items[name] = _Entry(key, item.born_ms, values)
 
     def remove(self, item_id: str) -> None:
-        """Removes an item from all lists; one that is not there is no error."""
+        """Removes an item from all lists, if it is there."""
         self._items.pop(item_id, None)
 
     def count(self, message: ItemTiles) -> None:
-        """Replaces tile lists of a partition by newer ones.
-
-        Raises:
-            BadEventError, StoreError: the message is damaged; no part of it is taken.
-        """
+        """Replaces tile lists of a partition. Raises BadEventError or StoreError for a damaged message, which changes
+        nothing."""
         keys, tiles = unpack(message)
         store = self._tiles.get(message.partition)
         if store is None:
@@ -84,12 +80,8 @@ class ShopLists:
         self.newest_ms = max(self.newest_ms, message.event_ms)
 
     def make(self, now_ms: int) -> dict[str, Entries]:
-        """The lists by name: ``hot``, ``hot:{column}:{value}``, ``new`` (its scores are the times of birth). An empty
-        list is left out. Items with equal scores stand in the catalogue's order.
-
-        Args:
-            now_ms: event time, after the newest event.
-        """
+        """The lists by name: ``hot``, ``hot:{column}:{value}``, ``new`` (scored by time of birth). Empty lists are left
+        out. Items with equal scores keep the catalogue's order. ``now_ms``: event time, after the newest event."""
         if now_ms // HOUR_MS > self._swept_hour:
             self._swept_hour = now_ms // HOUR_MS
             for store in self._tiles.values():

@@ -1,8 +1,7 @@
 # shell
-"""What the broker says of its topics at a take-over: their ids, and where a partition of them ends.
+"""The broker's topic ids and the ends of partitions at a take-over, for :func:`stream.worker.turn.other_logs`.
 
-The pure rule that tells another log by it is :func:`stream.worker.turn.other_logs`. A broker that is away is waited
-for, with a line a try, as long as a running worker waits.
+A broker that is away is waited for, with a line a try, as long as a running worker waits.
 """
 
 from __future__ import annotations
@@ -27,21 +26,14 @@ T = TypeVar("T")
 
 
 def ids_of_inputs(settings: Settings) -> dict[str, str]:
-    """The id of each input topic; "" where the broker gives none. Blocks.
-
-    Raises:
-        BrokerError: the broker stayed away.
-    """
+    """The id of each input topic; "" where the broker gives none. Blocks. Raises BrokerError if the
+    broker stays away."""
     ids = _insist(settings, lambda: topic_ids(settings))
     return {topic: ids.get(topic, "") for topic in INPUTS}
 
 
 def ends_of(settings: Settings, topics: Iterable[str], partition: int) -> dict[str, int]:
-    """Where a partition of these topics ends. Blocks.
-
-    Raises:
-        BrokerError: the broker stayed away.
-    """
+    """Where a partition of these topics ends. Blocks. Raises BrokerError if the broker stays away."""
 
     def ask() -> dict[str, int]:
         try:

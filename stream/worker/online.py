@@ -3,10 +3,8 @@
 :mod:`millrace.contracts.online` says.
 
 Every write is absolute (the whole tile list, the whole field), so that writing again, after a crash or a lost
-answer, changes nothing.
-
-Redis may lose its data (a restart, FLUSHALL). The mark ``filled:{partition}`` is lost with the data, and the
-partition's worker fills the store again.
+answer, changes nothing. If Redis loses its data (a restart, FLUSHALL), it loses the mark ``filled:{partition}`` too,
+and the partition's worker fills the store again.
 """
 
 from __future__ import annotations
@@ -67,11 +65,7 @@ class OnlineStore:
             raise StoreError(f"Redis address '{self.address}' is not usable ({error})", REDIS_REMEDY) from None
 
     async def wait(self) -> None:
-        """Waits until Redis answers.
-
-        Raises:
-            StoreError: not within the patience.
-        """
+        """Waits until Redis answers. Raises StoreError when the patience ends."""
         await self._insist(self._client.ping)
 
     async def write(
@@ -85,9 +79,9 @@ class OnlineStore:
 
         Args:
             forgotten: users whose hash is deleted before anything else is written.
-            tiles: for each user, its changed window keys with their packed tile lists (empty: the field goes).
+            tiles: for each user, its changed window keys with their packed tile lists (empty: the field is deleted).
             profiles: for each user, all of its attributes.
-            recents: for each user, the value of the field ``recent`` (empty: the field goes).
+            recents: for each user, the value of the field ``recent`` (empty: the field is deleted).
 
         Raises:
             StoreError: Redis stayed away longer than the patience, or refuses the write.
@@ -111,7 +105,7 @@ class OnlineStore:
             await self._insist(send)
 
     async def filled(self, partition: int) -> bool:
-        """Whether everything of the partition's users was written to this Redis, and it has kept its data since."""
+        """Whether all of the partition's users were written to this Redis, and it has kept its data since."""
         found: list[Any] = []
 
         async def ask() -> None:
@@ -121,11 +115,11 @@ class OnlineStore:
         return bool(found[-1] == FILLED)
 
     async def begin_filling(self, partition: int) -> None:
-        """To be called before the first write of a filling."""
+        """Call it before the first write of a filling."""
         await self._insist(lambda: self._client.set(self._filled(partition), FILLING))
 
     async def end_filling(self, partition: int) -> None:
-        """To be called after the last one. Data lost in between keeps the partition from being :meth:`filled`."""
+        """Call it after the last write. If data was lost in between, the partition is not :meth:`filled`."""
         await self._insist(lambda: self._client.set(self._filled(partition), FILLED, xx=True))
 
     def _user(self, user_id: Id) -> str:
@@ -157,7 +151,7 @@ class OnlineStore:
 
 
 def _commands(name: str, entries: Sequence[tuple[int, bytes]], recent: bytes | None) -> list[tuple[Any, ...]]:
-    """One HSET of what there is and one HDEL of what there is not, for the hash ``name``."""
+    """One HSET of present values and one HDEL of empty ones, for the hash ``name``."""
     kept: list[bytes] = []
     gone: list[bytes] = []
     for key, blob in entries:

@@ -9,16 +9,15 @@
     checkpoint ──► samples delivered ──►       ├ a queue; the worker takes messages meanwhile
         file written (thread) ──► committed    ┘
 
-The order is the guarantee. When a checkpoint exists, all output of the messages that it covers has been delivered. When
-an offset is committed, the checkpoint that covers it exists. After a crash the rest is done again from the newest
-checkpoint, with the same ids and absolute values.
+The order is the guarantee. When a checkpoint exists, all output of the messages that it covers has been delivered.
+When an offset is committed, the checkpoint that covers it exists. After a crash the rest is done again from the
+newest checkpoint, with the same ids and absolute values.
 
-A checkpoint is what was done to the partition since the last one (:mod:`stream.partition.checkpoint`). It is cut off
-in the loop and written in a thread. Now and then the whole state goes with it; it is frozen in the loop too, which
-takes some milliseconds.
+A checkpoint (:mod:`stream.partition.checkpoint`) is cut off in the loop and written in a thread. Sometimes the whole
+state goes with it, frozen in the loop too, which takes some milliseconds.
 
-Whoever reads co-clicks begins shortly before the topic's end. So each publication also has some items that have not
-changed, in turn, all of them within :data:`REPUBLISH_SECONDS`.
+Readers of co-clicks begin shortly before the topic's end. So each publication also has some unchanged items, in
+turn, all of them within :data:`REPUBLISH_SECONDS`.
 """
 
 from __future__ import annotations
@@ -68,19 +67,15 @@ log = structlog.get_logger("stream")
 
 COMMIT_SECONDS = 5.0
 REPUBLISH_SECONDS = 480.0
-"""Within so long, all co-clicks are published once more: with a late publication, in ten minutes at most."""
+"""Period in which all co-clicks are published again: with a late publication, ten minutes at most."""
 REPUBLISH_AT_ONCE = 1 / 16
-"""Of all co-clicks, in one publication at most: after a long silence they are no flood."""
+"""Share of all co-clicks in one publication at most, so that a long silence causes no flood."""
 
 Commit = Callable[[dict[TP, int]], Awaitable[None]]
 
 
 class Outlet:
-    """See the module's text. All methods but :meth:`send_letters` run in one asyncio loop.
-
-    Args:
-        commit: commits offsets to Kafka.
-    """
+    """All methods but :meth:`send_letters` run in one asyncio loop. ``commit`` commits offsets to Kafka."""
 
     def __init__(self, settings: Settings, schema: Schema, commit: Commit) -> None:
         self._settings, self._schema, self._commit_offsets = settings, schema, commit
@@ -97,11 +92,7 @@ class Outlet:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self) -> None:
-        """Waits for Redis and connects the producer.
-
-        Raises:
-            StoreError: Redis stays away.
-        """
+        """Waits for Redis and connects the producer. Raises StoreError when Redis stays away."""
         await self._online.wait()
         self._producer = AIOKafkaProducer(
             bootstrap_servers=self._settings.brokers,
@@ -117,7 +108,6 @@ class Outlet:
         self._loop = asyncio.get_running_loop()
 
     async def run(self) -> None:
-        """Does the queued jobs, one after another."""
         task = asyncio.current_task()
         assert task is not None
         while not task.cancelling():  # the Redis client's wait_for swallows a cancellation now and then (Python 3.11)
@@ -127,11 +117,9 @@ class Outlet:
         raise asyncio.CancelledError
 
     async def drained(self) -> None:
-        """Returns when all jobs queued so far are done."""
         await self._jobs.join()
 
     async def close(self) -> None:
-        """Closes the producer and the store."""
         try:
             if self._producer is not None:
                 await self._producer.stop()
@@ -139,7 +127,7 @@ class Outlet:
             await self._online.close()
 
     def forget(self) -> None:
-        """Another worker owns the partitions now: no checkpoint of ours will cover what was sent."""
+        """Another worker owns the partitions now: no checkpoint of ours will cover the messages sent."""
         self._sent.clear()
         self._lines.clear()
         self._rotations.clear()
@@ -147,8 +135,8 @@ class Outlet:
     # ------------------------------------------------------------------ taking over
 
     def take_over(self, fresh: Partition) -> Loaded:
-        """Blocks: for a thread. The partition goes on from its checkpoints, see :meth:`CheckpointStore.load`; from now
-        on it notes what is done to it. Hand it out by :meth:`owns`."""
+        """Loads the partition (:meth:`CheckpointStore.load`) and begins its journal. Blocks: for a thread. Then call
+        :meth:`owns`."""
         loaded = self.checkpoints.load(fresh, self._settings.evolve)
         loaded.partition.journal = Journal()
         return loaded
@@ -164,7 +152,7 @@ class Outlet:
     # ------------------------------------------------------------------ at once
 
     async def emit(self, number: int, output: Output) -> None:
-        """Sends samples and dead letters; the next checkpoint waits until they are delivered."""
+        """Sends samples and dead letters; the next checkpoint waits for their delivery."""
         count(output)
         sent = self._sent[number]
         if output.samples is not None and len(output.samples):
@@ -175,7 +163,7 @@ class Outlet:
             sent.append(await self._send(DEAD_LETTERS, letter_bytes(letter), 0, letter.reason.encode()))
 
     def send_letters(self, letters: Sequence[DeadLetter]) -> None:
-        """Sends dead letters and waits until they are delivered. For another thread than the loop's."""
+        """Sends dead letters and waits for their delivery. For another thread than the loop's."""
         assert self._loop is not None
         asyncio.run_coroutine_threadsafe(self._send_letters(letters), self._loop).result(self._settings.outage_seconds)
 
@@ -264,7 +252,7 @@ class Outlet:
         self._jobs.put_nowait(job)
 
     async def _commit(self, offsets: dict[TP, int]) -> None:
-        """A commit that fails is not repeated: the next one follows, and the checkpoint says where to resume."""
+        """A commit that fails is not repeated: the next one follows, and the checkpoint decides where to resume."""
         try:
             async with asyncio.timeout(COMMIT_SECONDS):
                 await self._commit_offsets(offsets)
@@ -273,18 +261,14 @@ class Outlet:
 
 
 class Rotation:
-    """How far one partition's co-clicks have been published again. Items go by their hash, so whatever comes and goes
-    meanwhile, all of them have their turn."""
+    """Which of one partition's co-clicks are published next. Items go by hash, so all get their turn whatever else
+    changes."""
 
     def __init__(self) -> None:
         self._from, self._at_s = 0.0, float("nan")
 
     def next(self, counted: CoClicks, now_s: float) -> Lists:
-        """The items whose turn it is now.
-
-        Args:
-            now_s: steady time, in seconds.
-        """
+        """The items whose turn it is. ``now_s``: steady time, seconds."""
         since_s = now_s - self._at_s if self._at_s == self._at_s else 0.0
         start = self._from if self._from < 1.0 else 0.0
         self._from, self._at_s = min(1.0, start + min(since_s / REPUBLISH_SECONDS, REPUBLISH_AT_ONCE)), now_s
@@ -300,11 +284,7 @@ def parts(samples: SampleBatch) -> Iterator[SampleBatch]:
 
 
 def profiles_of(settings: Settings, schema: Schema, number: int) -> list[User]:
-    """The newest profile of every user of a partition, from the compacted topic. Blocks: for a thread.
-
-    Raises:
-        BrokerError: the topic cannot be read.
-    """
+    """Every user's newest profile in a partition, from the compacted topic. Blocks. Raises BrokerError."""
     intake = Intake(schema)
     found: dict[str, User] = {}
 

@@ -1,13 +1,13 @@
 # core
-"""The lines of a stream worker about messages that cannot be used, or are doubtful: one a minute a kind.
+"""The lines of a stream worker about messages that cannot be used, or that have warnings: one a minute a kind.
 
 ::
 
     dead letters ──► Kinds ──► "messages cannot be used"   reason, count since the last line, example, remedy
     doubts ────────► Kinds ──► "messages are doubtful"     the same, an hour apart
 
-Where *most* of what comes cannot be used, :mod:`stream.worker.alarms` says so besides. The worker and the thread
-that keeps the lists have one each.
+:mod:`stream.worker.alarms` reports when *most* messages cannot be used. The worker and the thread that keeps the
+lists have one each.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ from millrace.processes.kinds import Kinds
 log = structlog.get_logger("stream")
 
 DOUBT_S = 3600.0
-"""Seconds between two lines of one kind of doubt. Some shops have good reasons for what is doubtful."""
+"""Seconds between two lines of one kind of warning. Some shops have good reasons for such values."""
 
 
 class ProblemLog:
-    """See the module's text. One thread at a time."""
+    """One thread at a time."""
 
     def __init__(self) -> None:
         self._letters, self._doubts = Kinds(), Kinds(DOUBT_S)
 
     def note(self, letters: Iterable[DeadLetter], doubts: Iterable[Doubt] = ()) -> None:
-        """Some more of both."""
         for letter in letters:
             where = f"{letter.topic}, partition {letter.partition}, offset {letter.offset}"
             self._letters.note(letter.reason, f"{where}: {letter.detail}")
@@ -42,11 +41,7 @@ class ProblemLog:
             self._doubts.note(doubt.kind, doubt.detail)
 
     def write(self, now_s: float) -> None:
-        """Writes what is due. Call it often, it is quick while nothing is.
-
-        Args:
-            now_s: steady time, seconds.
-        """
+        """Writes the lines that are due. Quick while none is. ``now_s``: steady time, seconds."""
         for kind in self._letters.due(now_s):
             reason = REASONS.get(kind.kind)
             log.warning(

@@ -1,13 +1,13 @@
 # shell
-"""Reads impressions from Kafka again, by partition and offset, for pages that have given theirs up.
+"""Reads impressions from Kafka again, by partition and offset, for settled pages.
 
 ::
 
     wanted    17 18 21 ............ 940 941            offsets, in order
     reading   └─ one seek, read on ─┘    └─ another ─┘    what lies between is read through while it is little
 
-A thread of its own with a consumer of its own, in no group: the worker's consumer, its group and its positions know
-nothing of it. Late clicks are few, so it connects when the first comes.
+A thread with its own consumer, in no group, independent of the worker's. Late clicks are few, so it connects when
+the first comes.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from millrace.contracts.topics import IMPRESSIONS
 log = structlog.get_logger("recall")
 
 NEAR = 200
-"""Messages between two wanted ones that are read through; for a longer way it seeks."""
+"""Messages between two wanted ones that are read through. Above that it seeks."""
 PATIENCE_S = 10.0
-"""For one reading. What is not read then is asked for again; what was read counts."""
+"""For one reading. Offsets not read in time are asked for again."""
 PATIENCE_MS = 3000
 """For the broker to answer at all."""
 POLL_MS = 500
 UNREADABLE = (OffsetOutOfRangeError, CorruptRecordError, ValueError)
-"""What no second try makes better."""
+"""Errors that a second try does not help."""
 
 
 class Recaller:
-    """See the module's text. :meth:`read` may be called from any thread; readings are made one after another."""
+    """Any thread may call :meth:`read`; readings are made one after another."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -48,14 +48,13 @@ class Recaller:
         self._thread = ThreadPoolExecutor(1, "recall")
 
     def read(self, partition: int, offsets: Iterable[int]) -> dict[int, bytes | None] | None:
-        """The messages at these offsets of a partition of ``impressions``; None for one that is not there: its time is
-        over, or the log ends before it. An offset that is missing was not reached in time: ask for it again. None for
-        all: the broker does not answer (it is told once a reading). Blocks.
-        """
+        """The messages at these offsets of a partition of ``impressions``; None for one that has expired or is beyond
+        the log's end. A missing offset was not reached in time: ask again. None for all: the broker does not answer
+        (logged each reading). Blocks."""
         return self._thread.submit(self._read, partition, sorted(set(offsets))).result()
 
     def close(self) -> None:
-        """Ends the thread. A reading under way gives up at its next look."""
+        """Ends the thread. A reading under way gives up soon."""
         self._closing = True
         self._thread.submit(self._let_go)
         self._thread.shutdown()

@@ -14,13 +14,12 @@
     taken over, of topics that are gone    ResetOffsets, before any Take
     a settled page needs its impression    Recall ── it has been read ──► Return
 
-A :class:`Turn` is told what arrived, how far the topics have been read, what time it is and what was done. It answers
-with what is due, in order. The worker keeps that order. It does the short things (:class:`Take`, :class:`Advance`,
+A :class:`Turn` gets the messages, how far the topics have been read, the time and the finished jobs. It answers with
+what is due, in order. The worker keeps that order. It does the short things (:class:`Take`, :class:`Advance`,
 reading the state for :class:`Publish` and :class:`Checkpoint`) before it asks again. It does the long things
 (delivering, writing) one after another in the background, and calls :meth:`Turn.done` after each.
 
-Each fault of the past has become a rule here. Each rule is a method of its own, so that a test can remove it and see
-its case fail:
+Each past fault has a rule, and each rule its own method, so that a test can remove it and see its case fail:
 
 ===============================  ============================================================================
 :meth:`Turns.positions`          Messages came before the checkpoint was loaded, and were lost.
@@ -61,12 +60,12 @@ BEYOND_S = 3.0
 RECALLED = 256
 """Impressions in one :class:`Recall`, at most. There is one at a time for each partition."""
 RECALL_S = 1.0
-"""Seconds from a reading that failed to the next."""
+"""Seconds between a reading that failed and the next."""
 AHEAD_S = 3600.0
 """A Kafka time stamp further ahead of our clock than this is not believed (brokers refuse it from Kafka 4 on).
 Otherwise one such impression would release all events before the impressions that they wait for."""
 QUIET_S = 1.0
-"""A longer time between two looks does not count as time in which we looked: a sleeping machine hears no broker."""
+"""A longer time between two looks counts as not looking: a sleeping machine hears no broker."""
 
 Reads = Mapping[str, ReadTo | None]
 """How far each input topic of a partition has been read."""
@@ -97,26 +96,26 @@ class Now(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Take these messages; send the samples and dead letters that result."""
+    """Take these messages; send the resulting samples and dead letters."""
 
     messages: Sequence[Message]
 
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """Move the silent partition's watermark; send what results. A checkpoint that announces it has been written."""
+    """Move the silent partition's watermark; send the output. A checkpoint that announces it has been written."""
 
     until_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class SetBack:
-    """Take back how far silence had moved the watermark by another clock (:mod:`stream.worker.ahead`), and say so."""
+    """Take back how far silence had moved the watermark by another clock (:mod:`stream.worker.ahead`); log it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResetOffsets:
-    """These topics are other logs than the checkpoint's: begin their offsets again; send what results, and say so."""
+    """These topics are other logs than the checkpoint's: begin their offsets again; send the output; log it."""
 
     topics: tuple[str, ...]
 
@@ -130,7 +129,7 @@ class Recall:
 
 @dataclass(frozen=True, slots=True)
 class Return:
-    """Give these impressions to the partition (None: it is gone); send what results."""
+    """Give these impressions to the partition (None: it is gone); send the output."""
 
     found: Mapping[str, bytes | None]
 
@@ -147,11 +146,11 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Read the partition's changes now and write them to the online store and the topics ``features.items`` and
+    """Read the partition's changes now and write them to the online store, ``features.items`` and
     ``features.coclicks``.
 
-    ``new``: the partition began empty, and this is its first publication. A store that does not hold the partition
-    then needs these changes only. Any other publication to such a store begins with all that the partition holds.
+    ``new``: the first publication of a partition that began empty. A store that does not hold the partition then
+    needs these changes only. Any other publication to such a store begins with all that the partition holds.
     """
 
     new: bool
@@ -179,8 +178,8 @@ Due = Take | Advance | SetBack | ResetOffsets | Recall | Return | Pause | Resume
 def clock_at(stamp_s: float, headers: Headers | None, clock: EventClock) -> int | None:
     """The event clock when a message came to Kafka; None where it is not known.
 
-    The time at which Kafka received an event decides whether the event is from the future. The event may be read
-    again, maybe by a later run whose clock has reached its time. The decision must then be the same.
+    The time at which Kafka received an event decides whether it is from the future. A later run, whose clock has
+    reached the event's time, may read it again and must decide the same.
 
     Args:
         stamp_s: Kafka's time stamp.
@@ -212,13 +211,13 @@ def arrival(
 def other_logs(
     said: Mapping[str, str], ids: Mapping[str, str], offsets: Mapping[str, int], ends: Mapping[str, int]
 ) -> tuple[str, ...]:
-    """The topics that are not those which a checkpoint was made of, though they have their names.
+    """The topics that have replaced those of a checkpoint under the same names.
 
     Args:
         said: topic ids in the checkpoint; a topic without one: it was not known.
-        ids: those of the broker. One that is empty or missing: the broker gives none.
+        ids: those of the broker; empty or missing: the broker gives none.
         offsets: next to read, in the checkpoint.
-        ends: of the broker's topics, this partition's. Where ids say nothing, an end before the offset tells.
+        ends: of this partition of the broker's topics. Without ids, an end before the offset reveals another topic.
     """
     known = {t for t in offsets if said.get(t) and ids.get(t)}
     by_id = {t for t in known if said[t] != ids[t]}
@@ -232,7 +231,7 @@ class Turn:
     """The work in progress for one partition, and what is due next.
 
     Args:
-        partition: its state, as its newest checkpoint has it. Read here, changed by the worker alone.
+        partition: in the state of its newest checkpoint. Read here, changed by the worker alone.
         pace: how often things are due.
         clock: event time by wall time.
         now: the moment of its assignment.
@@ -275,7 +274,6 @@ class Turn:
         return 0 if topic in self._reset else self.partition.offsets.get(topic, 0)
 
     def arrived(self, message: Arrival, now: Now) -> None:
-        """A message of this partition came."""
         self._heard_s = now.wall_s
         if message.message.topic == EVENTS:
             self._gate.hold(message)
@@ -285,7 +283,7 @@ class Turn:
             self._gate.served(message)
 
     def inbound(self, reads: Reads, now: Now) -> Iterator[Due]:
-        """What is to be taken."""
+        """The messages to be taken."""
         if self._announcing():
             return
         if self._advance_ms is not None:
@@ -311,7 +309,7 @@ class Turn:
             yield Take(messages[start : start + TAKE_MESSAGES])
 
     def outbound(self, reads: Reads, newest_ms: int, now: Now) -> Iterator[Due]:
-        """What is to be published and saved. Call it after all that :meth:`inbound` gave is done.
+        """The publications and checkpoints that are due. Call it after all that :meth:`inbound` gave is done.
 
         Args:
             newest_ms: the newest event in any partition of this worker.
@@ -333,16 +331,13 @@ class Turn:
         self._check_ends(reads, now)
 
     def last(self, now: Now) -> Iterator[Due]:
-        """What is due before the partition is given up."""
+        """The work due before the partition is given up."""
         if self._dirty:
             yield from self._checkpoint(now, last=True)
 
     def snapshot(self) -> PartitionSnapshot:
-        """The content of a :class:`Checkpoint` that is due: the partition, and the advance that follows.
-
-        A turn has no other state. Messages that wait here are read from Kafka again; the rest begins again with an
-        assignment.
-        """
+        """The content of a :class:`Checkpoint` that is due: the partition, and the advance that follows. A turn has no
+        other state: messages that wait here are read from Kafka again, and the rest begins again with an assignment."""
         return self.partition.snapshot(self._advance_ms)
 
     def done(self, due: Due) -> None:
@@ -364,8 +359,8 @@ class Turn:
     # ------------------------------------------------------------------ rules
 
     def _announcing(self) -> bool:
-        """Whether an advance waits for the checkpoint that announces it. Until this is written, the advance is not
-        made and no message is taken: a worker that recovers from it makes the advance before it takes anything."""
+        """Whether an advance waits for the checkpoint that announces it. Until then no message is taken: a worker that
+        recovers from the checkpoint makes the advance before it takes anything."""
         return self._advance_ms is not None and not self._announced
 
     def _released(self, reads: Reads, taken_now: Sequence[Message], now: Now) -> list[Message]:
@@ -379,17 +374,15 @@ class Turn:
     def _silent_until(self, reads: Reads, now: Now) -> float:
         """The wall time (s) up to which nothing has come since the last message, by the broker's last answers.
 
-        This is not "now": time in which we did not look is no silence. A worker that stood still (a machine asleep, a
-        compiler, another process on its core) must not move the watermark past messages that it has not read.
+        Time in which we did not look is no silence. A worker that stood still (a machine asleep, a compiler, another
+        process on its core) must not move the watermark past messages that it has not read.
         """
         offsets = self.partition.offsets
         return silent_until([(reads.get(t), offsets.get(t, 0)) for t in (EVENTS, IMPRESSIONS)], self._heard_s)
 
     def _idle_until(self, reads: Reads, newest_ms: int, now: Now) -> int | None:
-        """Event time to move a silent partition to; None when it is not silent or something waits to be read.
-
-        That is the event clock. When an old log is played, the partition follows the others instead.
-        """
+        """Event time to move a silent partition to: the event clock, or, when an old log is played, the other
+        partitions' time. None when it is not silent or something waits to be read."""
         partition = self.partition
         known_ms = max(newest_ms, partition.ahead_ms)
         if max(partition.newest_ms, partition.ahead_ms) <= 0 or len(self._gate):
@@ -400,14 +393,14 @@ class Turn:
         return data_now_ms(self._clock.at(round(until_s * 1000)), known_ms, partition.watermark_ms)
 
     def _announce(self, until_ms: int, now: Now) -> Iterator[Due]:
-        """A checkpoint announces the move of the watermark first, since no message does. A worker that recovers makes
-        the same move before it takes another message, so a label that silence caused stays the same."""
+        """A checkpoint announces the move of the watermark, since no message does. A worker that recovers makes the
+        same move before it takes another message, so a label that silence caused stays the same."""
         self._advance_ms = until_ms
         yield from self._checkpoint(now)
 
     def _recall(self, now: Now) -> Iterator[Due]:
-        """Impressions that settled pages need, some at a time. While they are read, everything goes on; their pages
-        wait. A reading that fails is due again: what waits is in the state, so nothing is lost by it."""
+        """Impressions that settled pages need, some at a time, while everything else goes on. A reading that fails is
+        due again: what waits is in the state, so nothing is lost."""
         if self._asked or self._found or self._reset or now.steady_s < self._ask_s:
             return
         wanted = dict(islice(self.partition.wanted.items(), RECALLED))
@@ -482,17 +475,15 @@ class Turns:
         self._turns = {p.number: Turn(p, self._pace, self._clock, now, others.get(p.number, ())) for p in partitions}
 
     def positions(self) -> dict[tuple[str, int], int] | None:
-        """The next offset to read, by topic and partition; None: not known yet, so that nothing may be read.
-
-        Faust starts to hand messages over while an assignment is still being handled. A message that came before the
-        state is loaded would reach no partition and be lost.
-        """
+        """The next offset to read, by topic and partition; None: not known yet, so that nothing may be read. Faust
+        hands messages over while an assignment is being handled: before the state is loaded they would reach no
+        partition and be lost."""
         if self._turns is None:
             return None
         return {(topic, n): turn.position(topic) for n, turn in self._turns.items() for topic in INPUTS}
 
     def arrived(self, arrivals: Iterable[Arrival], now: Now) -> None:
-        """Messages came. Those of partitions that are not ours are dropped: the worker that owns them reads them."""
+        """Messages of partitions that are not ours are dropped: the worker that owns them reads them."""
         turns = self._turns or {}
         for one in arrivals:
             turn = turns.get(one.partition)
@@ -500,9 +491,8 @@ class Turns:
                 turn.arrived(one, now)
 
     def unheard_s(self, reads: Iterable[ReadTo | None], now: Now) -> float:
-        """Seconds for which the broker has answered no fetch. A worker with nothing to send notices an outage by it.
-
-        Call it at every look. Time in which we did not look (a machine asleep) does not count.
+        """Seconds for which the broker has answered no fetch: shows an outage to a worker with nothing to send. Call it
+        at every look. Time in which we did not look (a machine asleep) does not count.
 
         Args:
             reads: of every topic and partition.

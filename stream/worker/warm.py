@@ -1,6 +1,6 @@
 # core
-"""Runs every compiled function once, on a partition of its own. Otherwise a worker's loop would stand still while the
-compiler runs (half a minute where nothing is cached), and would hold up the whole group's rebalance."""
+"""Runs every compiled function on a partition of its own. Otherwise a worker's loop would stand still during
+compilation (half a minute without a cache), and would hold up the whole group's rebalance."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _NEW_OBJECTS = 100_000
 
 
 def calm_collector() -> None:
-    """Makes Python look for garbage cycles rarely. The join's objects live for minutes and form no cycles. By default
-    Python looks after every 700 new objects, which takes more than a quarter of the join's time."""
+    """Makes Python look for garbage cycles rarely. The join's objects live for minutes and form no cycles, and looking
+    after every 700 new objects, the default, takes more than a quarter of the join's time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_NEW_OBJECTS, 20, 20)

@@ -10,9 +10,9 @@
 
     a thread of the worker that holds partition 0: items, features.items ──► the shop's lists in Redis
 
-The worker waits out an infrastructure error, with a line in the log, while heart-beats go on (the consumer has its own
-thread). An error that lasts longer than ``outage_seconds`` ends the process with one line. The program that started the
-worker starts it again.
+The worker waits out an infrastructure error, with a line in the log, while heart-beats go on (the consumer has its
+own thread). After ``outage_seconds`` the process ends with one line, and the program that started it starts it
+again.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class _Ended(Exception):
 
 
 class Worker:
-    """The worker's state between Faust's callbacks. All methods run in one asyncio loop."""
+    """All methods run in one asyncio loop."""
 
     def __init__(self, settings: Settings, schema: Schema, clock: EventClock) -> None:
         self.settings, self.schema, self.clock = settings, schema, clock
@@ -203,7 +203,6 @@ class Worker:
     # ------------------------------------------------------------------ the pump
 
     async def pump(self) -> None:
-        """Asks what is due, and does it."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
@@ -281,7 +280,7 @@ class Worker:
         self.outlet.owns_logs(turn.number, self._logs)
 
     def _recall(self, turn: Turn, due: Recall) -> None:
-        """Reads in the background. Whoever has lost the partition meanwhile gives the answer to nobody."""
+        """Reads in the background. The answer is dropped if the partition is lost meanwhile."""
 
         async def read() -> None:
             with self._guarded("reading impressions again"):
@@ -292,7 +291,7 @@ class Worker:
         self._background(read())
 
     async def _check_logs(self) -> None:
-        """A broker that came back may have come back empty. Then offsets mean nothing: the next start begins again."""
+        """A broker that came back may be empty. Then offsets mean nothing: the next start begins again."""
         with self._guarded("asking for its topics"):
             ids = await asyncio.to_thread(ids_of_inputs, self.settings)
             others = [topic for topic in INPUTS if self._logs[topic] and ids[topic] and self._logs[topic] != ids[topic]]
@@ -309,7 +308,7 @@ class Worker:
         task.add_done_callback(self._tasks.discard)
 
     def _alarm(self) -> None:
-        """Tells when most events cannot be used, and of each kind of message that cannot be or is doubtful."""
+        """Logs when most events cannot be used, and each kind of unusable or dubious message."""
         self.problems.write(self._now().steady_s)
         line = self.alarms.line([t.partition for t in self.turns], event_now_ms(self.clock), self._now().steady_s)
         if line is not None:
@@ -353,7 +352,7 @@ class Worker:
 
     @contextlib.contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
-        """Faust would log a callback's exception, and go on or crash. We end with one line instead."""
+        """Ends the process with one line, where Faust would log a callback's exception and go on or crash."""
         try:
             yield
         except MillraceError as error:
@@ -373,11 +372,7 @@ class Worker:
 
 
 async def _work(worker: Worker, stop: threading.Event) -> None:
-    """Works until ``stop`` is set, then leaves a last checkpoint.
-
-    Raises:
-        MillraceError: something that the worker cannot do without stayed away.
-    """
+    """Works until ``stop`` is set, then leaves a last checkpoint. Raises MillraceError when a service stays away."""
     settings = worker.settings
     await worker.outlet.open()
     worker.lists.start()
@@ -444,7 +439,7 @@ async def _until(worker: Worker, stop: threading.Event) -> None:
 
 
 def expected(error: BaseException | None, what: str, settings: Settings) -> BaseException:
-    """``error`` as an expected failure where it is one. A bug stays as it is, with its traceback."""
+    """``error`` as an expected failure where it is one. A bug keeps its traceback."""
     if isinstance(error, KafkaError):
         return BrokerError(f"broker '{settings.kafka}' failed {what} ({type(error).__name__}: {error})", REMEDY)
     if isinstance(error, OSError):
