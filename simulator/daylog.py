@@ -106,15 +106,10 @@ def write_days(
     quiet: bool = False,
     ends: Callable[[], bool] = lambda: False,
 ) -> list[Path]:
-    """Writes the logs of ``days`` local days from ``start`` on into the folder ``out``, and returns their paths.
+    """Writes the logs of ``days`` local days from ``start`` on into the folder ``out``, and returns their paths. A file
+    is whole or absent. About 0.5 s and 7 MB a day. ``ends`` is called before each day; True ends the writing.
 
-    A file is whole or absent. About 0.5 s and 7 MB a day.
-
-    Args:
-        ends: called before each day; True ends the writing.
-
-    Raises:
-        LogError: ``start`` is no date, there is nothing to write, or the folder cannot be written to.
+    Raises LogError when ``start`` is no date, there is nothing to write, or the folder cannot be written to.
     """
     if days < 1:
         raise LogError(f"{days} days are nothing to write", "ask for at least one")
@@ -144,6 +139,7 @@ def write_traffic(
     out: Path | str, seed: int, rate: float, rows: int, history_rows: int = 0, start: str = "2026-03-02"
 ) -> list[Path]:
     """Writes a stretch of traffic at real speed, ``traffic.parquet``, and the time before it, ``history.parquet``.
+    Returns their paths in this order of time: history first. Raises LogError as :func:`write_days`.
 
     Times are never compressed: the world has as many shoppers as ``rate`` needs on average over the stretch. Traffic
     begins at noon of the day after ``start`` if it ends within that day, otherwise at its midnight, and then it may go
@@ -155,12 +151,6 @@ def write_traffic(
         rate: exposures a second. The measured rate differs by chance, more so in a short stretch.
         rows: exposures of the traffic.
         history_rows: about how many exposures the history has; 0: no history, and no file.
-
-    Returns:
-        The paths, in the order of time.
-
-    Raises:
-        LogError: ``start`` is no date, there is nothing to write, or the folder cannot be written to.
     """
     if not 0 < rate <= MOST_RATE:
         raise LogError(f"{rate:g} exposures a second", f"ask for more than 0 and at most {MOST_RATE}")

@@ -58,10 +58,7 @@ class Outlet:
     """Sends messages in order, from its own thread. Call :meth:`put` from any thread, :meth:`close` one time.
 
     A message that the producer returns (after a long outage of the broker) is queued again: at least once, and nothing
-    is lost while this process lives.
-
-    Args:
-        headers: Kafka headers of every message.
+    is lost while this process lives. ``headers`` are Kafka headers of every message.
     """
 
     def __init__(self, producer: Producer, headers: Sequence[tuple[str, bytes]] = ()) -> None:

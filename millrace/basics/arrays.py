@@ -1,12 +1,8 @@
 # core
-"""Named arrays as bytes: a list of names, types and shapes, and a body with one array after another.
+"""Named arrays as bytes: a list of names, types and shapes (:class:`ArraySpec`), and a body.
 
-::
-
-    list:   [["dense/w", "<f4", [64, 16]], ["table/w16/ids", "<i8", [812]], ...]
-    body:   dense/w ······ | padding | table/w16/ids ······ | padding | ...      each array starts at a multiple of 64
-
-Reading copies nothing and is safe with any list: the arrays lie within the bytes, or there is an error.
+The body has one array after another, each padded to start at a multiple of 64. Reading copies nothing and is safe with
+any list: the arrays lie within the bytes, or there is an error.
 """
 
 from __future__ import annotations

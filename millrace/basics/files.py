@@ -1,11 +1,7 @@
 # core
-"""Files that are whole or absent: written under a temporary name, then renamed.
+"""Files that are whole or absent: written under a temporary name, ``.{name}.{machine}-{process id}.tmp``, then renamed.
 
-::
-
-    .{name}.{machine}-{process id}.tmp ──write──(fsync)──► rename ──► {name} ──(fsync of the folder)
-
-The caller chooses whether a file also survives a loss of power:
+The caller chooses whether a file also survives a loss of power (fsync of the file, and of its folder after the rename):
 
 ================================  =========  ==========================================================================
 file                              durable    why

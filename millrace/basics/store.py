@@ -88,14 +88,12 @@ def unseal(raw: bytes | memoryview, name: str) -> tuple[bytes, memoryview, str]:
 class Store:
     """Sealed files under one folder or URL. Any number of readers; each file name has one writer.
 
-    Names have no folders; those that begin with a dot or with ``damaged-`` are not listed.
+    Names have no folders; those that begin with a dot or with ``damaged-`` are not listed. Raises StoreError when the
+    place cannot be used.
 
     Args:
         url: a folder, or any URL that fsspec knows (``s3://bucket/prefix``, ``memory://name``).
         writes: whether this process writes here. A reader makes no folder and clears nothing.
-
-    Raises:
-        StoreError: the place cannot be used.
     """
 
     def __init__(self, url: str | Path, writes: bool = True) -> None:
@@ -163,13 +161,8 @@ class Store:
         return [n for n in names if n.startswith(prefix) and not n.startswith(hidden)]
 
     def get(self, name: str) -> tuple[bytes, memoryview, Sealed]:
-        """Head (JSON), body, and a reference to the file.
-
-        Raises:
-            AbsentError: there is no such file.
-            DamagedError: it is not whole.
-            StoreError: the place cannot be read.
-        """
+        """Head (JSON), body, and a reference to the file. Raises AbsentError, DamagedError, or StoreError when the
+        place cannot be read."""
         try:
             raw: bytes = self._try("read", lambda: self._fs.cat_file(self._path(name)), missing=True)
         except FileNotFoundError:
@@ -178,13 +171,8 @@ class Store:
         return head, body, Sealed(name, digest, len(raw))
 
     def expect(self, file: Sealed) -> tuple[bytes, memoryview]:
-        """Head and body of ``file``. Another whole file under its name is refused like a damaged one.
-
-        Raises:
-            AbsentError: there is no such file.
-            DamagedError: it is not whole, or not this one.
-            StoreError: the place cannot be read.
-        """
+        """Head and body of ``file``. Another whole file under its name is refused like a damaged one. Raises as
+        :meth:`get`."""
         head, body, found = self.get(file.name)
         if found != file:
             raise DamagedError(f"file '{file.name}' is whole, but not the one that was meant", "it is not used")

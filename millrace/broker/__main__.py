@@ -67,12 +67,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _lock(folder: Path) -> int:
-    """Locks the folder for this process, until the descriptor is closed or the process ends, however it ends.
-
-    Raises:
-        ServiceError: another broker has it. Two would cut off each other's records as torn.
-        OSError: the folder cannot be made or written to.
-    """
+    """Locks the folder for this process until its end, however it ends. Raises ServiceError when another broker has it
+    (two would cut off each other's records as torn), OSError when it cannot be made or written to."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:

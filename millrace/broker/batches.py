@@ -83,11 +83,7 @@ def checksum_fits(data: bytes | bytearray | memoryview, head: Head, at: int = 0)
 
 def admit(data: memoryview, limit: int) -> Head:
     """The head of a producer's record set for one partition, which must be exactly one valid batch of ``limit`` bytes
-    at most.
-
-    Raises:
-        Refusal: with Kafka's code for the fault.
-    """
+    at most. Raises Refusal with Kafka's code for the fault."""
     if len(data) > limit:
         raise Refusal(codes.MESSAGE_TOO_LARGE, f"{len(data)} bytes are more than {limit}")
     if len(data) > 16 and data[16] != 2:

@@ -41,11 +41,8 @@ def _digest(key: bytes) -> bytes:
 
 def merge(closed: Sequence[Segment], tombstones_before_ms: int) -> Path:
     """Writes the compacted content of ``closed``, the log's closed segments in order, beside the first one. It changes
-    nothing else, so a thread may run it. Raises OSError.
-
-    Args:
-        tombstones_before_ms: tombstones go from segments that were last appended to before this.
-    """
+    nothing else, so a thread may run it. Tombstones go from segments that were last appended to before
+    ``tombstones_before_ms``. Raises OSError."""
     newest: dict[bytes, int] = {}
     for segment in closed:
         for batch in segment.batches():
@@ -85,11 +82,8 @@ def _kept(batch: bytes, newest: dict[bytes, int], drop_tombstones: bool) -> byte
 
 
 def adopt(log: PartitionLog, closed: Sequence[Segment], path: Path, now_ms: int) -> bool:
-    """Puts the merged file in the place of its source segments.
-
-    Returns:
-        False when the log has changed meanwhile: the file is removed, and the next compaction tries again.
-    """
+    """Puts the merged file in the place of its source segments. Returns False when the log has changed meanwhile: the
+    file is removed, and the next compaction tries again."""
     if list(log.segments[: len(closed)]) != list(closed):
         path.unlink(missing_ok=True)
         return False

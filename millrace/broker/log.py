@@ -90,10 +90,8 @@ _IGNORED = {
 class PartitionLog:
     """One partition's log. One thread uses it, apart from what compaction reads.
 
-    Args:
-        folder: made if missing; existing records are loaded.
-        limits: may be replaced at any time.
-        now_ms: the wall clock.
+    ``folder`` is made if missing; existing records are loaded. ``limits`` may be replaced at any time. ``now_ms``: the
+    wall clock.
     """
 
     def __init__(self, folder: Path, limits: Limits, now_ms: int) -> None:

@@ -45,15 +45,11 @@ def file_name(base: int) -> str:
 
 
 class Segment:
-    """One segment file.
+    """One segment file, made if missing. Its records have the offset ``base`` or a higher one; ``now_ms``: its last
+    append.
 
     The newest segment of a log is open for appending. All others are opened for each read: that takes 10 µs and saves a
     descriptor for each.
-
-    Args:
-        path: its file, made if missing.
-        base: its records have this offset or a higher one.
-        now_ms: when it was last appended to.
     """
 
     def __init__(self, path: Path, base: int, now_ms: int) -> None:

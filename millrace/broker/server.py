@@ -1,13 +1,8 @@
 # shell
 """The broker's process: connections, the two requests that carry data, and periodic work.
 
-::
-
-    connection ── bytes ──► frames ──► one request at a time ──► answer ──► next request
-                                           │
-                     fetch finds nothing ──┤ waits: an append to one of its partitions, or its time, answers it
-                     join, sync ───────────┤ waits: the group answers it
-                     produce with sync ────┘ waits: the next fsync covers it and all that came meanwhile
+Requests that wait: a fetch without data (until an append to one of its partitions, or its time), join and sync (until
+the group answers), produce with sync (until the next fsync, which covers all that came meanwhile).
 """
 
 from __future__ import annotations

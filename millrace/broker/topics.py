@@ -55,16 +55,13 @@ class Topic:
 
 
 class Topics:
-    """All topics of a folder.
+    """All topics of a folder, which is made if missing. Raises ServiceError when it belongs to another cluster, or its
+    ``broker.json`` cannot be read.
 
     Args:
-        folder: made if missing; existing topics are loaded.
         cluster: the cluster's id; empty keeps that of the folder.
         defaults: limits of topics without own limits.
         now_ms: the wall clock.
-
-    Raises:
-        ServiceError: the folder belongs to another cluster, or its ``broker.json`` cannot be read.
     """
 
     def __init__(self, folder: Path, cluster: str, defaults: Limits, now_ms: int) -> None:

@@ -1,9 +1,7 @@
 # core
 """From raw rows of a log to clean exposures, for a whole log or a stretch of one.
 
-::
-
-    raw ──► made columns ──► lists unrolled ──► side tables joined ──► checked, typed ──► bad rows left out
+Steps: made columns, lists unrolled, side tables joined, columns checked and typed, bad rows left out.
 """
 
 from __future__ import annotations
@@ -31,11 +29,8 @@ from millrace.logs.values import as_text, flat
 
 
 class Wanted:
-    """The columns to keep, and the columns to read for them.
-
-    Raises:
-        SchemaError: a column has two of the four roles, or the outcome to be predicted is an input.
-    """
+    """The columns to keep, and the columns to read for them. Raises SchemaError when a column has two of the four
+    roles, or the outcome to be predicted is an input."""
 
     def __init__(self, schema: Schema, log: LogColumns) -> None:
         self.required, self.optional = _columns(schema, log)
@@ -66,15 +61,10 @@ class Rows:
         self._clock = Clock.of(schema.log, schema)
 
     def clean(self, raw: pa.Table, row: int = 0) -> tuple[dict[str, pa.ChunkedArray], NDArray[np.intp]] | None:
-        """(the kept columns of the good rows, ``ts_ms`` among them; (n,) the row of the log that each comes from).
+        """(the kept columns of the good rows, ``ts_ms`` among them; (n,) the row of the log that each comes from). None
+        when a column cannot be read at all; ``faults`` has the reason. ``row``: number of rows of the log before these.
 
-        None when a column cannot be read at all; ``faults`` has the reason.
-
-        Args:
-            row: number of rows of the log before these.
-
-        Raises:
-            SchemaError: a column is neither in the log nor in a side table.
+        Raises SchemaError when a column is neither in the log nor in a side table.
         """
         log, faults = self._log, self._faults
         origin = np.arange(raw.num_rows) + row

@@ -155,11 +155,8 @@ def _positive(value: Any) -> bool:
 
 
 def labels(column: pa.ChunkedArray, name: str, path: str, faults: Faults, at_least: float | None = None) -> pa.Array:
-    """Labels 0 or 1, int8. Marks rows with any other value, and makes it 0. Words for yes and no are 1 and 0.
-
-    Args:
-        at_least: values from this on are 1, all others 0.
-    """
+    """Labels 0 or 1, int8. Marks rows with any other value, and makes it 0. Words for yes and no are 1 and 0. With
+    ``at_least``, values from this on are 1, all others 0."""
     column, there = flat(column), ~missing(column)
     number, known = as_numbers(column)
     if is_text(column.type) and at_least is None:

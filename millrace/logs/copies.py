@@ -22,9 +22,7 @@ _ODD = np.int64(-7046029254386353131)  # multiplying by an odd number maps 64 bi
 def sorted_once(table: pa.Table, log: LogColumns, copy_of: list[pa.Array]) -> tuple[pa.Table, NDArray[np.intp]]:
     """(the rows by time, ties in their order, one for each exposure; (m,) the row of ``table`` of each).
 
-    Args:
-        table: with ``ts_ms``.
-        copy_of: the columns of the identity, (n,) each; empty: no row is a copy.
+    ``table`` has ``ts_ms``. ``copy_of``: the columns of the identity, (n,) each; empty: no row is a copy.
     """
     order = np.argsort(table[TS].to_numpy(), kind="stable")
     if not copy_of:

@@ -49,12 +49,9 @@ class Ending:
 
 
 def files_of(paths: Sequence[Path], side_files: Iterable[str] = ()) -> list[Path]:
-    """The log's files, in their order, without side tables and hidden files.
+    """The log's files, in their order, without side tables and hidden files. Raises LogError when there are none.
 
     A folder's Parquet files are its log; without any, its text files; without both, those of the folders in it.
-
-    Raises:
-        LogError: a path does not exist, or a folder has no files of a log.
     """
     side = set(side_files)
     found = []
@@ -106,10 +103,8 @@ def estimated_bytes(files: Iterable[Path], wanted: set[str]) -> int:
 
 
 def read_files(files: Sequence[Path], wanted: set[str], log: Path, form: TextForm, faults: Faults) -> pa.Table:
-    """The wanted columns of several files, one after the other, read whole.
-
-    Args:
-        faults: takes the lines that are not rows.
+    """The wanted columns of several files, one after the other, read whole. ``faults`` takes the lines that are not
+    rows.
 
     Raises:
         LogFaults: a file is unreadable or not of the form of its ending; or a wanted column occurs twice, is not UTF-8

@@ -31,12 +31,8 @@ def readable(
     types: Mapping[str, pa.DataType] | None,
 ) -> bytes | None:
     """The lines that are rows, reduced to the wanted keys. None when no line and no key is left out: this reader then
-    knows of no fault.
-
-    Args:
-        row: number of rows before this block.
-        types: of the columns, if known; else the kind of most values counts.
-    """
+    knows of no fault. ``row``: number of rows before this block. ``types``: of the columns, if known; else the kind of
+    most values counts."""
     rows: list[tuple[int, dict[str, Any]]] = []
     wrong, unwanted = 0, False
     lines = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")

@@ -34,14 +34,8 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 def plain(column: pa.ChunkedArray, name: str, path: Path, row: int = 0) -> pa.ChunkedArray:
     """The column in its plain type. Features hash a value's text, so ``b"a"``, ``Decimal("7.00")`` or a dictionary's
-    code would differ from ``a`` and ``7``.
-
-    Args:
-        row: number of rows of the log before these.
-
-    Raises:
-        LogError: bytes that are not UTF-8 text, or a decimal beyond 64 bits.
-    """
+    code would differ from ``a`` and ``7``. Raises LogError for bytes that are not UTF-8 text, or a decimal beyond 64
+    bits. ``row``: number of rows of the log before these."""
     kind = plain_type(column.type)
     if isinstance(kind, pa.BaseExtensionType):
         texts = [None if value is None else str(value) for value in column.to_pylist()]

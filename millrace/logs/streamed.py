@@ -133,12 +133,8 @@ class Spool:
         self.copies = self.rows = 0
 
     def add(self, columns: dict[str, pa.ChunkedArray], origin: NDArray[np.intp], now_ms: int | None) -> None:
-        """Takes rows in the file's order.
-
-        Args:
-            origin: (n,) the row of the log that each comes from.
-            now_ms: the present: later times do not make the rows after them late.
-        """
+        """Takes rows in the file's order. ``origin``: (n,) the row of the log that each comes from. ``now_ms``: the
+        present: later times do not make the rows after them late."""
         table = pa.table(columns)
         ts_ms = table[TS].to_numpy()
         ahead = np.zeros(len(ts_ms), bool) if now_ms is None else ts_ms > now_ms + DAY_MS

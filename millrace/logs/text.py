@@ -132,10 +132,7 @@ class TextReader:
         self._left_out = 0
 
     def table(self, raw: pa.Buffer, types: Mapping[str, pa.DataType] | None = None) -> pa.Table:
-        """The block's rows.
-
-        Args:
-            types: of the columns, from an earlier pass; None: inferred from the block.
+        """The block's rows. ``types``: of the columns, from an earlier pass; None: inferred from the block.
 
         Raises:
             LogError: the file is of another form, or a wanted column stands twice.

@@ -1,12 +1,8 @@
 # core
-"""Repeated warnings by kind: at most one line a minute for each kind, with the number of cases since. Pure.
+"""Repeated warnings by kind: the first case immediately, then at most one line a minute, with the number of cases.
+Pure.
 
-::
-
-    note(kind, example) ──► counts by kind ──► due(now) ──► lines for the log
-                                   a kind's first case immediately, then one line a minute while there are more
-
-So frequent bad messages do not fill a log, and the first of a kind is logged without delay.
+So frequent bad messages do not fill a log.
 """
 
 from __future__ import annotations

@@ -60,12 +60,8 @@ class _Shown:
 def serve_metrics(role: str, port: int | None, host: str = "127.0.0.1") -> int:
     """Serves ``/metrics`` on ``host:port`` in a daemon thread, logs where, and returns the port.
 
-    Args:
-        port: 0 lets the system choose. None: the role's own of :data:`PORTS`, or a free one (logged) if that is taken,
-            as by a second worker on one machine.
-
-    Raises:
-        PortError: the requested port is taken.
+    Port 0 lets the system choose. None is the role's own of :data:`PORTS`, or a free one (logged) if that is taken, as
+    by a second worker on one machine. Raises PortError when the requested port is taken.
     """
     from millrace import __version__
 

@@ -1,13 +1,11 @@
 # shell
-"""Retries with back-off and a log line a try, for every wait for a broker or a store (on ``tenacity``).
+"""Retries with back-off and a log line a try, for every wait for a broker or a store (on ``tenacity``)::
 
-::
+Retrying(**patience(30.0, OSError, aloud))(call)     the result of ``call``, or its last OSError
 
-    Retrying(**patience(30.0, OSError, aloud))(call)     the result of ``call``, or its last OSError
-
-    async for attempt in AsyncRetrying(**patience(30.0, OSError, aloud)):
-        with attempt:
-            await call()
+async for attempt in AsyncRetrying(**patience(30.0, OSError, aloud)):
+    with attempt:
+        await call()
 """
 
 from __future__ import annotations

@@ -70,10 +70,8 @@ _ports, _lock = _free_ports(), threading.Lock()
 class _Service(ABC):
     """A program that listens on one loopback port. ``with`` starts and stops it; so do :meth:`start`, :meth:`stop`.
 
-    Args:
-        folder: for its log and its working files; made if missing.
-        port: 0 picks a free one, and tries others when another program binds it first.
-        pick: chooses ports.
+    ``folder`` is for its log and its working files; made if missing. Port 0 picks a free one by ``pick``, and tries
+    others when another program binds it first.
     """
 
     name: str
@@ -105,12 +103,8 @@ class _Service(ABC):
         return self.process.pid if self.process else None
 
     def start(self) -> str:
-        """Starts the service and returns its address when it answers.
-
-        Raises:
-            ServiceError: there is no program, or it ended or did not answer; with the end of its log.
-            PortError: the requested port is taken.
-        """
+        """Starts the service and returns its address when it answers. Raises ServiceError, with the end of its log,
+        when it cannot start, ended or did not answer, PortError when the requested port is taken."""
         if self.process is not None:
             return self.address
         try:

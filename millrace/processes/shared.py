@@ -1,15 +1,9 @@
 # shell
 """Memory that several processes map: arrays that one of them writes and the others read.
 
-::
-
-    Region ── a file descriptor and its mapping          memfd where the system has it, else an unlinked file
-      └ array(shape, dtype)  zeroed memory of it
-    Pool.allocate(shape, dtype) ── a region for each array; Pool.find(array) ── where it lies
-         └ the descriptor crosses to another process (scorer/ipc/link.py), never a copy
-
-A region lives as long as any process maps it: arrays hold their mapping, a descriptor in transit holds the file. The
-file has no name, so a killed process leaves nothing behind.
+A :class:`Region` is a memfd, or an unlinked file where the system has none. Its descriptor crosses to another process
+(scorer/ipc/link.py), never a copy. A region lives as long as any process maps it: arrays hold their mapping, a
+descriptor in transit holds the file. The file has no name, so a killed process leaves nothing behind.
 """
 
 from __future__ import annotations

@@ -79,14 +79,8 @@ def role_argv(name: str) -> list[str]:
 
 
 class Supervisor:
-    """Owns the processes of a run.
-
-    Args:
-        folder: each role appends to its own log file here.
-        patience: restarts and their limits.
-        say: called with a line about each restart, besides the log.
-        clock: monotonic seconds.
-    """
+    """Owns the processes of a run. Each role appends to its own log file in ``folder``. ``patience`` limits restarts;
+    ``say`` is called with a line about each, besides the log. ``clock``: monotonic seconds."""
 
     def __init__(
         self,

@@ -21,13 +21,9 @@ TIMES_S = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0
 
 
 class TimesHistogram:
-    """Counts values in buckets, by one label. Any thread may call it.
-
-    Args:
-        label: name of the label; None: no label. Its ``values`` exist from the start.
-        bounds: upper bounds of the buckets, ascending; one without a bound follows.
-        registry: None: only :meth:`collect` shows it.
-    """
+    """Counts values in buckets, by one label (None: no label). Any thread may call it. ``values`` of the label exist
+    from the start. ``bounds`` are upper bounds, ascending; a bucket without one follows. With ``registry`` None only
+    :meth:`collect` shows it."""
 
     def __init__(
         self,

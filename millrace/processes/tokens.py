@@ -1,15 +1,10 @@
 # shell
-"""Bearer tokens: access control of the HTTP listeners.
+"""Bearer tokens (``Authorization: Bearer TOKEN``): access control of the HTTP listeners. Others get 401.
 
-::
-
-    Authorization: Bearer TOKEN ──► Tokens ──► the application        one of MILLRACE_TOKENS, or a line of
-                       │                                              MILLRACE_TOKEN_FILE, which is read again
-                       └─ 401, WWW-Authenticate                       when it changes
-
-Without any token every client has access. Checks of life and readiness never need a token. Tokens come from the
-environment or a file, never from an argument, which every user of the machine could read. No log line and no error
-contains them. If the file becomes unreadable or empty, its old tokens stay valid, and a log line says so.
+A valid token is one of MILLRACE_TOKENS, or a line of MILLRACE_TOKEN_FILE, which is read again when it changes. Without
+any token every client has access. Checks of life and readiness never need a token. Tokens never come from an argument,
+which every user of the machine could read, and no log line and no error contains them. If the file becomes unreadable
+or empty, its old tokens stay valid, and a log line says so.
 """
 
 from __future__ import annotations

@@ -68,12 +68,9 @@ def write_all(
     verdict: str | None = None,
     page: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes report.json, run.json, report.html and the plots.
-
-    Args:
-        run: values that differ from run to run; :func:`surroundings` and the report's hash are added.
-        page: the part of the report for its page (default: all but ``curves``, which are for the plots alone).
-    """
+    """Writes report.json, run.json, report.html and the plots. ``run`` has values that differ from run to run; machine,
+    libraries and the report's hash are added. ``page``: the part of the report for its page (default: all but
+    ``curves``, which are for the plots alone)."""
     text = json.dumps(report, indent=1) + "\n"
     (out / "report.json").write_text(text, encoding="utf-8")
     run = {**run, "report_sha256": hashlib.sha256(text.encode()).hexdigest(), **surroundings()}

@@ -1,14 +1,8 @@
 # core
 """Tables of a page that need no scrolling: headings wrap, and a table that is too wide is cut into several.
 
-::
-
-    model  inputs │ AUC   log loss  AUC over frozen  ...            too wide for the page
-    ──────────────┴──────────────────────────────────────
-    model  inputs │ AUC over frozen   AUC                            decisive figures first, after the row's names
-    model  inputs │ log loss          ...                            then the rest
-
-Widths are estimates, by characters: a page must be readable in any font.
+Each of these has the columns that name a row; the decisive figures come first. Widths are estimates, by characters: a
+page must be readable in any font.
 """
 
 from __future__ import annotations
