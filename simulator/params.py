@@ -1,6 +1,5 @@
 # core
-"""The world's parameters, fixed before any model is compared. ``docs/internals/simulator.md`` gives the reason for
-each.
+"""The world's parameters, fixed before any model is compared; ``docs/internals/simulator.md`` gives the reasons.
 
 Effects are in log-odds of "a click, given that the shopper looks".
 """

@@ -1,8 +1,5 @@
 # core
-"""An OpenAPI 3.1 description of an HTTP server, made from the types of its requests and answers.
-
-Each server has a table of its routes. A test compares it with the routes of the application.
-"""
+"""An OpenAPI 3.1 description of an HTTP server, made from its table of routes and the types of requests and answers."""
 
 from __future__ import annotations
 

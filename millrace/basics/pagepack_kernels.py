@@ -235,9 +235,8 @@ def decode_numbers(
 
 @compiled(nogil=False, error_model="numpy")
 def encode_ids(ids: Array, first: Array, page: Array, once: Array, out: Array) -> Any:
-    """Writes ids (n, C) uint64 to ``out`` (uint64) and returns their number. First come the columns that are equal
-    within each page, a value a page; then the other columns, row by row. ``once`` (ceil(C / 8),) uint8 marks the
-    former."""
+    """Writes ids (n, C) uint64 to ``out`` (uint64) and returns their number: columns that are equal within each page, a
+    value a page, then the others, row by row. ``once`` (ceil(C / 8),) uint8 marks the former."""
     n, width = ids.shape
     for c in range(width):
         same, i = True, 0

@@ -88,11 +88,8 @@ _IGNORED = {
 
 
 class PartitionLog:
-    """One partition's log. One thread uses it, apart from what compaction reads.
-
-    ``folder`` is made if missing; existing records are loaded. ``limits`` may be replaced at any time. ``now_ms``: the
-    wall clock.
-    """
+    """One partition's log. One thread uses it, apart from what compaction reads. ``folder`` is made if missing;
+    existing records are loaded. ``limits`` may be replaced at any time. ``now_ms``: the wall clock."""
 
     def __init__(self, folder: Path, limits: Limits, now_ms: int) -> None:
         self.folder, self.limits = folder, limits

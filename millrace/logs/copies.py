@@ -20,10 +20,8 @@ _ODD = np.int64(-7046029254386353131)  # multiplying by an odd number maps 64 bi
 
 
 def sorted_once(table: pa.Table, log: LogColumns, copy_of: list[pa.Array]) -> tuple[pa.Table, NDArray[np.intp]]:
-    """(the rows by time, ties in their order, one for each exposure; (m,) the row of ``table`` of each).
-
-    ``table`` has ``ts_ms``. ``copy_of``: the columns of the identity, (n,) each; empty: no row is a copy.
-    """
+    """(the rows by time, ties in their order, one for each exposure; (m,) the row of ``table`` of each). ``table`` has
+    ``ts_ms``. ``copy_of``: the columns of the identity, (n,) each; empty: no row is a copy."""
     order = np.argsort(table[TS].to_numpy(), kind="stable")
     if not copy_of:
         return table.take(pa.array(order)).combine_chunks(), order
@@ -40,10 +38,8 @@ def identity(columns: dict[str, pa.ChunkedArray], log: LogColumns) -> list[pa.Ar
 
 
 def groups(columns: list[pa.Array]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """(group of each row, first row of each group, ascending); rows equal in all columns are one group.
-
-    Codes are numbered by their first appearance, column after column: a hash table each, and no sorting.
-    """
+    """(group of each row, first row of each group, ascending); rows equal in all columns are one group. Codes are
+    numbered by their first appearance, column after column: a hash table each, and no sorting."""
     group, groups = np.zeros(len(columns[0]), np.int64), 1
     for column in columns:
         coded = _mixed(column).dictionary_encode()

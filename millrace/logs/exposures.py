@@ -3,14 +3,13 @@
 
 The result is a clean table, or one error that names all faults.
 
-- Files are Parquet, CSV, TSV or JSON lines, by the name's ending (:mod:`millrace.logs.files`). A row may be a page with
-  lists of candidates (:mod:`millrace.logs.unrolled`).
-- Side tables (``[[join]]``) stand beside the log (:mod:`millrace.logs.joins`). The log wins where both have a column.
+- Files: Parquet, CSV, TSV, JSON lines (:mod:`~millrace.logs.files`), or a page a row (:mod:`~millrace.logs.unrolled`).
+- Side tables (``[[join]]``) stand beside the log (:mod:`~millrace.logs.joins`). The log wins where both have a column.
 - Only the columns that the schema names are kept. Outcomes of the exposure (dwell time, likes) are inputs only if a
   schema names them, and the label or an action's time may never be a field.
-- Rows are sorted by time, ties in file order. Copies are merged by ``log.identity`` (:mod:`millrace.logs.copies`);
+- Rows are sorted by time, ties in file order. Copies are merged by ``log.identity`` (:mod:`~millrace.logs.copies`);
   without it, rows that look like copies are counted.
-- A log above a bound is streamed to a mapped file, if the caller names a folder (:mod:`millrace.logs.streamed`).
+- A log above a bound is streamed to a mapped file, if the caller names a folder (:mod:`~millrace.logs.streamed`).
 """
 
 from __future__ import annotations

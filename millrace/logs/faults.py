@@ -129,10 +129,8 @@ class Faults:
 
     @contextmanager
     def whole(self, column: str | None = None) -> Iterator[None]:
-        """Makes an error within it a fault of a whole column or file; the next check goes on.
-
-        Schema errors pass: they are not the log's.
-        """
+        """Makes an error within it a fault of a whole column or file; the next check goes on. Schema errors pass: they
+        are not the log's."""
         try:
             yield
         except LogFaults as error:

@@ -49,10 +49,8 @@ class Ending:
 
 
 def files_of(paths: Sequence[Path], side_files: Iterable[str] = ()) -> list[Path]:
-    """The log's files, in their order, without side tables and hidden files. Raises LogError when there are none.
-
-    A folder's Parquet files are its log; without any, its text files; without both, those of the folders in it.
-    """
+    """The log's files, in their order, without side tables and hidden files. Raises LogError when there are none. A
+    folder's Parquet files are its log; without any, its text files; without both, those of the folders in it."""
     side = set(side_files)
     found = []
     for path in paths:
@@ -81,9 +79,7 @@ def _in_folder(folder: Path, side: set[str]) -> list[Path]:
 
 def estimated_bytes(files: Iterable[Path], wanted: set[str]) -> int:
     """About how much memory the wanted columns take: text counts its file's size, Parquet the unpacked columns.
-
-    Unreadable files count 0: reading them later reports the reason.
-    """
+    Unreadable files count 0: reading them later reports the reason."""
     total = 0
     for file in files:
         ending = Ending.of(file)

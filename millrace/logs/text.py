@@ -65,10 +65,8 @@ class TextForm:
 
 
 def blocks(path: Path, size: int | None, faults: Faults) -> Iterator[pa.Buffer]:
-    """The file's bytes, uncompressed, in pieces of whole lines; ``size`` None: in one piece.
-
-    A file whose compression breaks off is a fault; the pieces hold what could be read before it.
-    """
+    """The file's bytes, uncompressed, in pieces of whole lines; ``size`` None: in one piece. A file whose compression
+    breaks off is a fault; the pieces hold what could be read before it."""
     with pa.input_stream(str(path)) as stream:
         if size is not None:
             yield from _pieces(stream, size, path, faults)

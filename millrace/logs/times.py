@@ -1,8 +1,6 @@
 # core
-"""Times of a log in any notation: numbers since a start, ISO 8601, any strptime format.
-
-The result is Unix milliseconds. A mask marks invalid values, so that all can be named or skipped.
-"""
+"""Times of a log in any notation (numbers since a start, ISO 8601, strptime), as Unix ms and a mask of invalid
+values."""
 
 from __future__ import annotations
 

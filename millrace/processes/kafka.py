@@ -244,10 +244,8 @@ def know_topic(producer: Any, topic: str, settings: Settings) -> None:
 
 
 def make_reader(settings: Settings, topic: str, start: dict[int, int] | None = None, **options: Any) -> KafkaConsumer:
-    """A consumer of every partition of ``topic`` from ``start`` (missing: the beginning).
-
-    It joins no group and commits nothing: the caller keeps the positions in its own snapshot.
-    """
+    """A consumer of every partition of ``topic`` from ``start`` (missing: the beginning). It joins no group and commits
+    nothing: the caller keeps the positions in its own snapshot."""
     name = settings.topic(topic)
     base: dict[str, Any] = {
         "bootstrap_servers": settings.brokers,

@@ -1,8 +1,7 @@
 # core
-"""Repeated warnings by kind: the first case immediately, then at most one line a minute, with the number of cases.
-Pure.
+"""Repeated warnings by kind, so that frequent bad messages do not fill a log. Pure.
 
-So frequent bad messages do not fill a log.
+The first case is logged immediately, then at most one line a minute with the number of cases.
 """
 
 from __future__ import annotations

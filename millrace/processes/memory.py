@@ -10,10 +10,8 @@ from millrace.basics.errors import MillraceError
 
 
 def resident_bytes(process: int | str = "self", name: str = "VmRSS:") -> int | None:
-    """Resident memory of a process, in bytes. None: it is gone, or this system has no ``/proc``.
-
-    Each process counts shared pages too, so a sum is too high rather than too low.
-    """
+    """Resident memory of a process, in bytes. None: it is gone, or this system has no ``/proc``. Each process counts
+    shared pages too, so a sum is too high rather than too low."""
     try:
         for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith(name):

@@ -1,8 +1,7 @@
 # shell
-"""Prometheus metrics of a role.
+"""Prometheus metrics of a role: module-level objects of the role that owns them, all named ``millrace_*``.
 
-Metrics are module-level objects of the role that owns them, all named ``millrace_*``. Dashboards may rely on the names
-in ``docs/reference/metrics.md``; a test compares every panel with the metrics of running roles.
+Dashboards may rely on the names in ``docs/reference/metrics.md``.
 """
 
 from __future__ import annotations

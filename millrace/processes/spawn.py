@@ -132,9 +132,8 @@ def tail(log_path: Path, lines: int = 3) -> str:
 
 
 def bound(log_path: Path, most_bytes: int = LOG_BYTES) -> None:
-    """Moves the content of a log above ``most_bytes`` to ``log_path`` + ``.1``, and replaces the part moved before.
-    Writers go on: :func:`spawn` opens logs for appending. Lines between the copy and the cut (under a millisecond) are
-    lost."""
+    """Moves the content of a log above ``most_bytes`` to ``log_path`` + ``.1``, over the part moved before. Writers go
+    on: :func:`spawn` opens logs for appending. Lines between the copy and the cut (under a millisecond) are lost."""
     try:
         if log_path.stat().st_size <= most_bytes:
             return

@@ -1,7 +1,7 @@
 # shell
-"""A Prometheus histogram that takes many equal values in one step.
+"""A Prometheus histogram that takes many equal values in one step: traced clicks come by the thousand, with counts.
 
-The client's own histogram takes some microseconds a value. Traced clicks come by the thousand, as values with counts.
+The client's own histogram takes some microseconds a value.
 """
 
 from __future__ import annotations
