@@ -81,7 +81,6 @@ def former(history: Sequence[Schema], schema: Schema) -> dict[str, Schema]:
 
 
 def _slots(schema: Schema) -> list[tuple[str, int]]:
-    """Each column of ``cat``: the field and which of its values."""
     return [(field.name, slot) for field in schema.layout.cat_fields for slot in range(field.slots)]
 
 

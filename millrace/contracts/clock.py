@@ -147,11 +147,9 @@ class Reached:
         return ts_ms <= self.newest_ms
 
     def snapshot(self) -> list[tuple[Id, int]]:
-        """What it holds besides ``newest_ms``."""
         return list(self._pages.items())
 
     def resume(self, newest_ms: int, pages: Iterable[tuple[Id, int]]) -> None:
-        """Restores a time and what :meth:`snapshot` gave."""
         self.newest_ms, self._pages = newest_ms, dict(map(tuple, pages))  # type: ignore[arg-type]
 
 

@@ -27,7 +27,7 @@ SECONDS_MS = 100_000_000_000
 """March 1973 in milliseconds. A time of these days in seconds is below it, one in milliseconds is above."""
 _SHOWN = 60
 _NAMES = 1024
-"""Names of unknown attributes that are remembered: where one item of a catalogue has one, each item has it."""
+"""Unknown attributes to remember: where one item of a catalogue has one, each item has it."""
 
 
 class Doubt(NamedTuple):
@@ -57,11 +57,11 @@ class Doubts:
         }
 
     def of_user(self, user: User) -> list[Doubt]:
-        """What is doubtful about a user; nothing, as a rule."""
+        """Warnings about a user; none, as a rule."""
         return self._of("user", user.user_id, user.attributes)
 
     def of_item(self, item: Item, key: bytes | None = None) -> list[Doubt]:
-        """What is doubtful about an item. ``key``: of its Kafka message; None: not looked at."""
+        """Warnings about an item. ``key``: of its Kafka message; None: not checked."""
         found = self._of("item", item.item_id, item.attributes)
         if 0 < item.born_ms < SECONDS_MS:
             found.append(Doubt("born-in-seconds", f"item {item.item_id!r}: born_ms {item.born_ms}"))

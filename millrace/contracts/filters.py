@@ -21,7 +21,7 @@ from millrace.basics.hashing import value_hash
 from millrace.contracts.schema import DERIVED, Field, Schema
 
 MOST_VALUES = 16
-"""Values that an item may have of one attribute in ``filters``: as many as a categorical field has slots at most."""
+"""An item's values of one attribute in ``filters`` at most: the most slots of a categorical field."""
 
 Value = str | int | float | bool
 _AS_TEXT = {True: ("true", "True", "TRUE"), False: ("false", "False", "FALSE")}

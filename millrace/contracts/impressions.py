@@ -150,7 +150,6 @@ def decode_impression(raw: bytes | None) -> Impression:
 
 
 def _is_array(raw: bytes | None) -> bool:
-    """Whether a message is of form 2."""
     first = raw[0] if raw else 0
     return first & 0xF0 == 0x90 or first in (0xDC, 0xDD)
 

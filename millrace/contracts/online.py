@@ -61,7 +61,6 @@ _recent = msgspec.msgpack.Decoder(tuple[list[int | str], list[int | str]])
 
 
 def user_key(user_id: Id) -> str:
-    """The key of a user's hash."""
     return f"user:{user_id}"
 
 
@@ -164,7 +163,6 @@ def list_key(name: str) -> str:
 
 
 def hot_in(column: str, value: str) -> str:
-    """The name of the list of hot items whose ``column`` has ``value``."""
     return f"{HOT}:{column}:{value}"
 
 

@@ -117,4 +117,4 @@ DOUBTS: Mapping[str, Reason] = {
         "send items under their id as key",
     ),
 }
-"""Kinds of doubt about users and items that are used."""
+"""Kinds of warnings about users and items that are used."""

@@ -169,8 +169,6 @@ class SampleBatch:
 
 
 class _Message(Struct, frozen=True, array_like=True):
-    """A batch as it travels: R requests, B rows."""
-
     form: int
     request: list[str]
     once: int  # bit c: of column c (R,) values stand in the place of (B,)
@@ -203,7 +201,6 @@ def _read(raw: bytes) -> tuple[list[str], dict[str, NDArray[Any]]]:
 
 
 def _same(column: NDArray[Any], first: NDArray[np.intp], page: NDArray[np.intp]) -> bool:
-    """Whether a column is the same, to the bit, on all of each page."""
     bits = column.view(f"u{column.itemsize}")
     return bool((bits == bits[first][page]).all())
 

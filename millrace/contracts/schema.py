@@ -43,7 +43,7 @@ Transform = Literal["raw", "log", "bucket"]
 MOST_DAYS = 3650
 """The longest window."""
 MAX_COLUMNS = 16
-"""Counts and sums that a tile can hold."""
+"""The most counts and sums in a tile."""
 
 MAX_FILTERS = 16
 """Attributes in ``filters``: each takes memory for every item."""
@@ -134,7 +134,7 @@ class Windows(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def unit_ms(self) -> int:
-        """Within so many milliseconds, from one full unit to the next, all events count alike."""
+        """The windows' unit, milliseconds: all events within one count alike."""
         return durations.unit_minutes(self.minutes) * 60_000
 
     @property
@@ -224,8 +224,6 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
 
 
 class Layout(Struct, frozen=True):
-    """The column order of ``cat``, ``num`` and ``keys``; see the module's text."""
-
     cat_fields: tuple[Field, ...]  # categorical fields, user then item then context
     cat_names: tuple[str, ...]  # one per column of cat: the field's name, repeated for each slot
     cat_starts: tuple[int, ...]  # first column of each field
@@ -272,16 +270,14 @@ class Layout(Struct, frozen=True):
         return cls(cats, tuple(names), tuple(starts), plain, tuple(num), tuple(k.name for k in w.keys), len(plain))
 
     def field_salt(self, field: Field) -> np.uint64:
-        """The salt under which a field's value hashes become feature ids."""
         return salt("field", field.name)
 
     def key_salt(self, name: str) -> np.uint64:
-        """The salt of a window key."""
         return salt("window", name)
 
 
 BLANK = "?"
-"""Stands in a guessed schema for a column that could not be told."""
+"""Stands in a guessed schema for an unknown column."""
 
 
 def parse_schema(text: str, source: str = "schema") -> Schema:

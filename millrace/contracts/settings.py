@@ -175,7 +175,6 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return topic.removeprefix(self.prefix)
 
     def group(self, name: str) -> str:
-        """The name at the broker of a consumer group."""
         return self.prefix + name
 
     def key(self, name: str) -> str:
@@ -187,7 +186,6 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.prefix + name
 
     def __repr__(self) -> str:
-        """Without what is secret."""
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
         shown["redis"], shown["tokens"] = without_password(self.redis), "***" if self.tokens else ""
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
@@ -197,7 +195,6 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return load_schema(self.schema) if self.schema else shop_schema()
 
     def spec(self) -> dict[str, Any]:
-        """The model and the entries of its spec that were given."""
         return {"model": self.model} | self.model_spec
 
     def event_clock(self) -> EventClock:
@@ -392,7 +389,6 @@ def _of_file(path: Path) -> tuple[dict[str, Given], list[str]]:
 
 
 def _lines(text: str) -> dict[tuple[str, ...], int]:
-    """The line of each table and key of a TOML text, by its path."""
     found: dict[tuple[str, ...], int] = {}
     table: tuple[str, ...] = ()
     for number, line in enumerate(text.splitlines(), 1):

@@ -52,7 +52,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic(DEAD_LETTERS, 1, (("retention.ms", str(30 * DAY_MS)),)),
     # As long as the longest window: an older message has no live tile left. Reading the topic whole rebuilds the index.
     Topic(FEATURES_ITEMS, 1, (("retention.ms", str(31 * DAY_MS)),)),
-    # Everything is told again within ten minutes.
+    # Everything is published again within ten minutes.
     Topic(FEATURES_COCLICKS, 1, (("retention.ms", str(HOUR_MS)),)),
     # The learner lets go of what its newest two snapshots do not need. This is for a broker that deletes no records.
     Topic(MODEL_DELTAS, 1, _KEPT),

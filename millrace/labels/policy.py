@@ -36,7 +36,7 @@ class Waits(NamedTuple):
     attribution_ms: int  # an exposure without a click for so long has none
     observation_ms: int  # and for so long it is a negative for the time being
     disorder_ms: int  # how much out of order events may come
-    lateness_ms: int = 0  # how long after the attribution window a page still takes what belongs to it
+    lateness_ms: int = 0  # how long after the attribution window a page accepts its messages
 
     @classmethod
     def of(cls, settings: Settings) -> Waits:
@@ -54,12 +54,11 @@ class Waits(NamedTuple):
 
     @property
     def window_ms(self) -> int:
-        """The observation window: no longer than the attribution window."""
         return min(self.observation_ms, self.attribution_ms)
 
     @property
     def settled_ms(self) -> int:
-        """From an exposure to the event time at which its label is final: no click in its window is still to come."""
+        """From an exposure to the event time at which its label is final: no click in its window can come any more."""
         return self.attribution_ms + self.disorder_ms
 
 

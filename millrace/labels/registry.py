@@ -33,7 +33,6 @@ from millrace.labels.prompt import Prompt
 from millrace.labels.wait import Wait
 
 REGISTRY = MappingProxyType({p.name: p for p in (Wait(), EqualWait(), FakeNegativeWeighted(), EsDfm(), Prompt())})
-"""The policies by name."""
 
 _BY_CODE = tuple(REGISTRY[name] for name in POLICIES)
 _WEIGHING = np.array([p.weighs for p in _BY_CODE])

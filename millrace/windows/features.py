@@ -70,7 +70,6 @@ class FeatureBuilder:
         return [f.slots for f in self.layout.cat_fields]
 
     def needs(self, side: Side) -> tuple[str, ...]:
-        """The columns of one side that fields and window keys are made of."""
         return self._needed[side]
 
     def is_numeric(self, name: str) -> bool:
@@ -81,7 +80,7 @@ class FeatureBuilder:
     def cat(self, columns: Mapping[str, U64], n: int) -> NDArray[np.int64]:
         """``cat[i, c] = mix(field_salt, column[i])``: feature ids, 0 = missing. (n, F)"""
         out = np.zeros((n, len(self._cat_salts)), np.uint64)
-        once = np.zeros((1, len(self._cat_salts)), np.uint64)  # what holds for all rows is mixed once
+        once = np.zeros((1, len(self._cat_salts)), np.uint64)  # values equal for all rows are mixed a single time
         shared = np.ones(len(self._cat_salts), np.bool_)
         for field, start in zip(self.layout.cat_fields, self.layout.cat_starts, strict=True):
             column = columns.get(field.name)
@@ -265,7 +264,6 @@ def _number(value: Any) -> float:
 
 
 def _slots(field: Field, value: Any) -> list[int]:
-    """Hashes of a multi field's first distinct values, at most ``slots``."""
     if isinstance(value, str):
         parts: Sequence[Any] = [p.strip() for p in value.split(field.separator)]
     elif isinstance(value, list | tuple | np.ndarray):
@@ -278,7 +276,6 @@ def _slots(field: Field, value: Any) -> list[int]:
 
 
 def _parents_first(schema: Schema) -> list[tuple[int, int | None]]:
-    """(key, parent key) as indices, each parent before its children."""
     index = {key.columns: k for k, key in enumerate(schema.windows.keys)}
     order: list[tuple[int, int | None]] = []
     done: set[int] = set()

@@ -182,7 +182,6 @@ def _allocate(arena: Arena, cls: Any) -> Any:
 
 @compiled
 def _release(pool: Array, free: Array, offset: Any, cls: Any) -> None:
-    """Puts a block on the list of free blocks of its class."""
     pool[offset] = np.uint64(free[cls] + 1)
     free[cls] = offset
 
@@ -418,7 +417,7 @@ def add_rows(arena: Arena, rows: Rows, fresh: Array, cursor: Array) -> None:
 
 @compiled
 def _tails(ts_ms: Any, spans: Spans, base: Any, tails: Array) -> None:
-    """``tails[w]``: the first unit that window w still counts, ``floor((ts - W) / grain) * grain``."""
+    """``tails[w]``: the first unit that window w counts, ``floor((ts - W) / grain) * grain``."""
     window, unit = spans.window, spans.unit
     for w in range(len(window)):
         grain = spans.window_grain[w]

@@ -142,7 +142,6 @@ class TileMemory:
 
 
 def _shift(size: int) -> int:
-    """64 - log2 of a table's size, a power of two."""
     return 65 - size.bit_length()
 
 

@@ -149,7 +149,6 @@ class TileStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything allocated, used or not."""
         return self._memory.arena.table.nbytes + self._memory.arena.pool.nbytes
 
     @property
@@ -293,7 +292,6 @@ class TileStore:
         return int(kernels.sweep(arena, now_ms // arena.unit - int(arena.state[BASE]), first, last, every_list))
 
     def keys(self) -> U64:
-        """All keys, in no particular order."""
         table = self._memory.arena.table
         found: U64 = table[table[:, 0] != 0, 0]
         return found

@@ -97,7 +97,7 @@ class Folder:
         """Writes a cut durably: a file of each kind that has rows, then the manifest. Returns the number of files.
 
         Raises:
-            StoreError: it could not be written; the state before still counts.
+            StoreError: it could not be written; the earlier state counts.
         """
         cut = self.last + 1
         written = 0

@@ -59,7 +59,6 @@ def forget(archive: Path, user: str) -> Forgotten:
 
 
 def _without(path: Path, column: str, user: str) -> int:
-    """Rewrites a file without the user's rows. Returns how many there were."""
     found = pc.sum(pc.equal(pq.read_table(path, columns=[column])[column], user)).as_py() or 0
     if found:
         table, date = pq.read_table(path), path.stat()

@@ -98,7 +98,6 @@ class Pages:
 
     @property
     def newest_ms(self) -> int:
-        """The newest event; 0 before the first."""
         return self._reached.newest_ms
 
     @property
@@ -118,13 +117,12 @@ class Pages:
         self.advance(self.newest_ms)
 
     def advance(self, now_ms: int) -> None:
-        """Nothing older than this less the disorder comes any more."""
+        """Moves the watermark to this less the disorder."""
         if now_ms - self._waits.disorder_ms > self.watermark_ms:
             self.watermark_ms = now_ms - self._waits.disorder_ms
             self._expire()
 
     def expose(self, event: Exposure, user_raw: bytes | None, item_raws: Sequence[bytes | None]) -> None:
-        """An exposure message, with the attributes that are known now."""
         request = event.request_id
         page = self._pages.get(request)
         known = (page.exposed if page else 0) | (self._settled.exposed(request) or 0)
@@ -215,7 +213,6 @@ class Pages:
     def _times(
         self, page: Page, part: Part, position: int, item: str
     ) -> tuple[int | None, int | None, int | None, int | None]:
-        """When the exposure was clicked, collected, put into the cart, bought."""
         found: list[int | None] = [None] * (len(ACTIONS) - 1)
         for kind, at, of, user, when_ms in page.actions:
             if at != position or found[kind - 1] is not None:

@@ -44,7 +44,6 @@ def schema_text(schema: Schema, attribution_minutes: float) -> str:
 
 
 def _given(value: Any) -> Any:
-    """A value as TOML has it, without entries equal to their defaults."""
     if isinstance(value, msgspec.Struct):
         said = {}
         for field in msgspec.structs.fields(value):

@@ -134,7 +134,7 @@ class Desk:
                 found.append(self._reader.read(what, line, now_ms, wall))
             except BadEventError as error:
                 found.append(refused(error))
-            except Exception as error:  # a bug: it costs this line alone, and is told
+            except Exception as error:  # a bug: it costs this line alone, and is logged
                 log.error("a line cannot be read", what=what, line=line[:200], error=one_line(error), exc_info=True)
                 found.append(Verdict("refused", "error", f"internal error ({type(error).__name__})"))
         return found

@@ -159,7 +159,6 @@ class Keeper:
         self._lanes.setdefault(lane, deque()).extendleft(reversed(batch))
 
     def kept(self, lane: Lane, batch: Sequence[Waiting]) -> None:
-        """Kafka has acknowledged the batch."""
         self.waiting -= len(batch)
         for one in batch:
             self.bytes -= one.size

@@ -54,7 +54,6 @@ def description() -> dict[str, Any]:
 
 
 def _bodies(one: Schema) -> Schema:
-    """A message alone, an array of them, or a line each."""
     many = {"type": "array", "items": one, "maxItems": MAX_LINES}
     lines = {"schema": {"type": "string", "description": f"One object a line, at most {MAX_LINES}"}}
     return {"application/json": {"schema": {"anyOf": [one, many]}}, LINES_TYPES[0]: lines}

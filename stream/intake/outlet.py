@@ -38,7 +38,7 @@ from stream.intake.figures import PRODUCERS, WAITING
 from stream.intake.keeper import Keeper, Lane
 
 log = structlog.get_logger("intake")
-logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it logs each try; we say it once, in our own words
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it logs each try; we log one line
 
 TOPICS = (EVENTS, USERS, ITEMS)
 LINGER_SECONDS = 0.01

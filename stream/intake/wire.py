@@ -92,7 +92,7 @@ class Message(NamedTuple):
     event_id: str = ""  # empty: sending it again changes nothing
     ts_ms: int = 0  # of an event
     exposure: bool = False
-    note: str = ""  # told with the verdict, once it is kept
+    note: str = ""  # part of the verdict, when the line is kept
     came_ms: int = LAST_MS  # the event clock when an event came
 
 

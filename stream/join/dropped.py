@@ -50,6 +50,5 @@ class DroppedPages:
         return [(request, at, mask) for at, request, mask in pages]
 
     def resume(self, state: Iterable[tuple[str, int, bytes]]) -> None:
-        """Restores what :meth:`snapshot` gave. For a new object."""
         for request, at, mask in state:
             self.add(request, to_mask(mask), at)

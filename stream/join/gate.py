@@ -37,8 +37,6 @@ class ReadTo(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A Kafka message that came to this worker."""
-
     partition: int
     stamp_s: float  # Kafka's time stamp
     came_s: float  # time.time() of its arrival here

@@ -299,7 +299,6 @@ class LabelJoin:
             self.wanted[page.request] = page.at
 
     def _match(self, page: PageState, index: int, out: Outcome) -> None:
-        """Part and impression are both here: label what can be labelled."""
         part = page.parts[index]
         self._labeller.match(page, part, self.watermark_ms, out)
         self._settle_at(page, part.ts_ms)
@@ -358,7 +357,6 @@ class LabelJoin:
 
 
 def _timers_of(page: PageState, policy: Policy, settles: bool, watermark_ms: int) -> Iterator[Timer]:
-    """The timers of a page from a checkpoint."""
     request = page.request
     yield page.drop_ms, SERVED, request, 0  # the lifetimes of now may be shorter than those of its own time
     if page.impression is not None:

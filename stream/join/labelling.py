@@ -53,12 +53,10 @@ class Policy:
 
     @property
     def waits(self) -> Waits:
-        """What the label policy reads."""
         return Waits(self.attribution_ms, self.observation_ms, self.disorder_ms, self.lateness_ms)
 
     @property
     def life_ms(self) -> int:
-        """From an exposure to the moment its page is dropped."""
         return self.waits.life_ms
 
     @classmethod
@@ -118,7 +116,6 @@ class Labeller:
         return self.policy.label.promise(self._waits, max(0, ts_ms - self.flow_ms))
 
     def match(self, page: PageState, part: Part, now_ms: int, out: Outcome) -> None:
-        """Part and impression are both here: count the exposures, attach the actions."""
         impression = page.impression
         assert impression is not None
         assert part.items is not None
@@ -211,7 +208,6 @@ class Labeller:
             self._sample(page, part, bit, CORRECTION, kind, event.sent_ms, out)
 
     def label_clicks(self, page: PageState, part: Part, out: Outcome) -> None:
-        """Labels the part's exposures whose click has waited."""
         if not part.mask & ~page.labelled & page.acted[CLICK]:
             return
         for position, kind, origin_ms in [w for w in page.waiting if w[1] == CLICK and part.mask >> w[0] & 1]:
@@ -239,7 +235,6 @@ class Labeller:
                 self._sample(page, part, 1 << position, FOLLOW_UP, later, origin, out)
 
     def _shown(self, page: PageState, part: Part) -> LoggedPage:
-        """The page's impression, with the part's rows as they were shown."""
         assert page.impression is not None
         if part.slots is None:
             return page.impression
@@ -309,7 +304,6 @@ class Labeller:
         return self.pending, self.flow_ms, self.exposed_ms
 
     def resume(self, state: tuple[int, int, int]) -> None:
-        """Restores what :meth:`snapshot` gave."""
         self.pending, self.flow_ms, self.exposed_ms = state
 
 

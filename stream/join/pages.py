@@ -52,7 +52,7 @@ class Message(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Part:
-    """The positions that one exposure message was the first to bring."""
+    """The new positions of one exposure message."""
 
     mask: int  # without those that became dead letters
     ts_ms: int
@@ -104,7 +104,7 @@ class PageState:
 
     @property
     def is_away(self) -> bool:
-        """Whether the impression has come and is not here."""
+        """Whether the impression has come and was dropped."""
         return self.impression is None and self.at != UNKNOWN
 
     @property
@@ -127,7 +127,6 @@ class PageState:
         self.held[event.position, event.kind, named] = (event, message, came_ms)
 
     def part_of(self, position: int) -> Part | None:
-        """The part that brought the position."""
         for part in self.parts:
             if part.brought >> position & 1:
                 return part
@@ -172,7 +171,6 @@ def settle(page: PageState) -> bytes:
 
 
 def unsettle(request: str, raw: bytes) -> PageState:
-    """The page that :func:`settle` packed, without its impression."""
     found = _decode(raw)
     page = PageState(request)
     page.drop_ms, page.at, page.exposed = found.drop_ms, found.at, to_mask(found.exposed)
@@ -189,13 +187,13 @@ def unsettle(request: str, raw: bytes) -> PageState:
 
 
 def peek(raw: bytes) -> tuple[int, int]:
-    """Of a settled page: when it is dropped, and which positions were exposed."""
+    """When a settled page is dropped, and which positions were exposed."""
     drop_ms, _, exposed, _, _ = _when(raw)
     return drop_ms, to_mask(exposed)
 
 
 def without_log(raw: bytes) -> bytes:
-    """A settled page whose impression lies in a log that is gone."""
+    """Marks a settled page's impression as gone."""
     found = _decode(raw)
     found.at = GONE
     return _encode(found)

@@ -28,12 +28,10 @@ class ChangeLog:
         self._items: list[U64] = []
 
     def add_items(self, keys: U64) -> None:
-        """Item-side keys have changed."""
         if len(keys):
             self._items.append(keys)
 
     def add_users(self, users: list[Id], whose: NDArray[Any], keys: U64) -> None:
-        """User-side keys have changed; see :data:`ChangedUsers`."""
         if len(keys):
             self._users.append((users, whose, keys))
 
@@ -42,7 +40,6 @@ class ChangeLog:
         return np.concatenate([np.zeros(0, np.uint64), *self._items])
 
     def user_keys(self) -> ByUser:
-        """Changed user-side keys."""
         first: dict[str, Id] = {}
         number: dict[str, int] = {}
         whose: list[NDArray[Any]] = [np.zeros(0, np.int64)]

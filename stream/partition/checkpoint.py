@@ -296,7 +296,6 @@ class CheckpointStore:
 
     @staticmethod
     def _under(partition: Partition, fresh: Partition) -> Partition:
-        """The partition under the terms of a new one."""
         fresh.resume(partition.snapshot(partition.advance_ms).to_bytes())
         return fresh
 

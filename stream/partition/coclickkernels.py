@@ -42,7 +42,6 @@ def _score(counts: Any, worths: Any) -> Any:
 
 @njit(inline="always")
 def _wear(counts: Any, day: Any) -> None:
-    """Removes a click of the oldest day."""
     for age in range(len(counts) - 1, -1, -1):
         at = (day - age) % len(counts)
         if counts[at] > 0:

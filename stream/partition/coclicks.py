@@ -142,7 +142,6 @@ class CoClicks:
     # ------------------------------------------------------------------ state
 
     def snapshot(self) -> CoClicksSnapshot:
-        """The whole state now, apart from what happens later."""
         n = self._used
         rows = (a[:n].copy() for a in (self._items, self._touched, self._changed, self._filled))
         again = np.array(sorted(self._again), np.uint64)
@@ -203,7 +202,6 @@ class CoClicks:
         self._index()
 
     def _rows(self, capacity: int) -> None:
-        """Makes room for so many rows."""
         n = self._used
 
         def longer(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -226,7 +224,6 @@ class CoClicks:
         coclickkernels.index(self._slots, self._shift, self._items, self._used)
 
     def _gather(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> tuple[Array, Array, Array]:
-        """Neighbours, counts and pair numbers of rows, without free places."""
         found: tuple[Array, Array, Array] = coclickkernels.gather(
             rows, self._filled, self._near, self._counts, self._when, columns
         )

@@ -182,7 +182,6 @@ class Counters:
         self._forgotten[user] = at_ms
 
     def _is_forgotten(self, page: LoggedPage) -> bool:
-        """Whether the page was made for a user who was forgotten since."""
         at_ms = self._forgotten.get(str(page.user_id)) if self._forgotten else None
         return at_ms is not None and page.ts_ms <= at_ms
 
@@ -226,7 +225,7 @@ class Counters:
         owners, bounds, user_keys = log.owned_keys()
         tiles = self.tiles.export(np.concatenate([items, user_keys]), settle=True)
         users = _lists_of(owners, bounds, user_keys, tiles[len(items) :])
-        if self._ended and not self.is_sweeping:  # once a sweep: the last window of a key ends with a day
+        if self._ended and not self.is_sweeping:  # after each sweep: the last window of a key ends with a day
             self._ended = False
             alive = self.tiles.keys()
             owners, bounds, gone = log.owners.end(alive)
@@ -262,7 +261,6 @@ class Counters:
     # ------------------------------------------------------------------ state
 
     def snapshot(self) -> CountersSnapshot:
-        """The whole state now. What happens later does not change it."""
         users = self.log.user_keys()
         plain = {
             "profiles": list(self.log.profiles.values()),
@@ -305,8 +303,6 @@ class Counters:
 
 
 class CountersState(msgspec.Struct):
-    """The state as it is written."""
-
     users: tuple[list[Id], list[int], memoryview]
     items: memoryview
     profiles: list[User]

@@ -1,5 +1,5 @@
 # core
-"""Reads the impressions of one partition by a schema, and tells whether a user belongs to it. Pure."""
+"""Reads the impressions of one partition by a schema, and checks whether a user belongs to it. Pure."""
 
 from __future__ import annotations
 

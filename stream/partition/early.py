@@ -47,10 +47,8 @@ class EarlyEvents:
             yield ts_ms, message
 
     def snapshot(self) -> list[tuple[int, Message]]:
-        """The events with their times, in order."""
         return [(ts_ms, message) for ts_ms, _, message in sorted(self._heap)]
 
     def resume(self, state: Iterable[tuple[int, Any]]) -> None:
-        """Restores what :meth:`snapshot` gave. For a new object."""
         for ts_ms, message in state:
             self.hold(ts_ms, Message(*message))

@@ -204,7 +204,6 @@ class Ingest:
             outcome.doubts += self._doubts.of_user(user)
 
     def _forget(self, message: Message, now_ms: int, outcome: Outcome, counts: Counts) -> None:
-        """A tombstone: the partition's data of the user is deleted."""
         user = self._intake.removed(message.key)
         if not self._is_astray(user, message, outcome):
             counts.add("forgotten")

@@ -50,8 +50,6 @@ class Did(IntEnum):
 
 
 class Cut(NamedTuple):
-    """A stretch of a journal."""
-
     entries: list[Entry]
     arrived_bytes: int  # of the messages taken
     read_bytes: int  # of the impressions read again
@@ -70,7 +68,7 @@ class Journal:
     def note(self, did: Did, *what: Any) -> None:
         """Notes an entry before it is done."""
         if did == Did.CHANGES and self._entries and self._entries[-1][0] == Did.CHANGES:
-            return  # twice is as good as once
+            return  # a second entry changes nothing
         self._entries.append((did, *what))
         if did == Did.TAKE:
             self._arrived += sum([len(message.raw) for message in what[1]])

@@ -99,7 +99,6 @@ class Owners:
         return list(self._ids), self._who, self._keys
 
     def resume(self, state: tuple[Sequence[Id], Any, Any]) -> None:
-        """Restores the state that :meth:`snapshot` gave. For a new object."""
         ids, who, keys = state
         self._ids = list(ids)
         self._number = {str(user): number for number, user in enumerate(self._ids)}

@@ -123,7 +123,7 @@ class Partition:
         self.number, self.schema, self.policy, self.partitions = number, schema, policy, partitions
         self.settles, self.history = settles, history
         self.journal: Journal | None = None
-        self.advance_ms: int | None = None  # an advance that is still to be made: the checkpoint was taken before it
+        self.advance_ms: int | None = None  # an advance to be made: the checkpoint was taken before it
         self._decoder = Decoder(schema, number, partitions, history)
         self._ingest = ingest = Ingest(schema, policy, self._decoder, settles)
         self.offsets, self.join, self.counters = ingest.offsets, ingest.join, ingest.counters
@@ -258,7 +258,6 @@ class Partition:
             self.journal.note(did, *what)
 
     def _do(self, did: Did, *what: Any) -> Output:
-        """Notes an entry, does it, and returns its output."""
         self._note(did, *what)
         outcome, counts = self._ingest.do(did, what)
         samples = batch_of(outcome.sampled, self._decoder.shape) if outcome.sampled else None

@@ -122,7 +122,6 @@ class Recents:
             self._changed[user] = None
 
     def _settle(self) -> None:
-        """Packs the changed lists into values."""
         for user, both in self._changed.items():
             if both is not None:
                 self._held[user] = _encode(both)
@@ -142,7 +141,6 @@ class Recents:
             yield everyone[start : start + AT_ONCE]
 
     def snapshot(self) -> tuple[dict[str, bytes], list[str], int]:
-        """The whole state, apart from what happens later."""
         self._settle()
         return dict(self._held), list(self._changed), self._swept_hour
 

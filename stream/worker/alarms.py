@@ -54,7 +54,7 @@ _ALL = -1
 
 
 class Line(NamedTuple):
-    """What the line says. ``counts`` are by cause, the greatest first; of ``no-impression`` they are exposures."""
+    """A log line. ``counts`` are by cause, the greatest first; those of ``no-impression`` are exposures."""
 
     share: float
     events: int
@@ -157,7 +157,6 @@ class Alarms:
 
 
 def _example(cause: str, window: _Window, partitions: Iterable[Partition], clock_ms: int) -> str:
-    """One case, with the figures that show what is wrong."""
     letter = window.letters.get(cause)
     if cause == LATE:
         reached_ms = next((p.watermark_ms for p in partitions if p.number == window.late_in), 0)

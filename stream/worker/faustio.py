@@ -287,7 +287,7 @@ class StreamApp(faust.App):
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(commit(), thread.thread_loop))
 
     def hold(self, tp: TP, on: bool) -> None:
-        """Stops (or resumes) fetching from a partition. Messages that were handed over already still come. Faust's
+        """Stops (or resumes) fetching from a partition. Messages that were handed over already arrive. Faust's
         ``pause_partitions`` would lose messages that were fetched but not handed over."""
         consumer = self._thread._ensure_consumer()
 

@@ -77,7 +77,6 @@ def joined(samples: SampleBatch, now_ms: int) -> None:
 
 
 def show(partition: Partition, reads: Reads) -> None:
-    """Sets the gauges of one partition."""
     number = partition.number
     PENDING.labels(number).set(partition.pending)
     SETTLED.labels(number).set(len(partition.join.settled))
@@ -89,7 +88,6 @@ def show(partition: Partition, reads: Reads) -> None:
 
 
 def forget(numbers: Iterable[int]) -> None:
-    """Removes the gauges of partitions that another worker owns now."""
     for number in numbers:
         for gauge, labels in (
             (PENDING, ()),

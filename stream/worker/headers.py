@@ -19,8 +19,6 @@ from millrace.processes.kafka import read_any_header
 
 
 class _Kept:
-    """The batches of a fetched partition, and the bytes that they are read from."""
-
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
         records = MemoryRecords(raw)

@@ -151,7 +151,6 @@ class OnlineStore:
 
 
 def _commands(name: str, entries: Sequence[tuple[int, bytes]], recent: bytes | None) -> list[tuple[Any, ...]]:
-    """One HSET of present values and one HDEL of empty ones, for the hash ``name``."""
     kept: list[bytes] = []
     gone: list[bytes] = []
     for key, blob in entries:

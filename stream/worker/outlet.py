@@ -142,7 +142,6 @@ class Outlet:
         return loaded
 
     def owns(self, number: int, line: Line) -> None:
-        """Checkpoints of the partition go into this line."""
         self._lines[number] = line
 
     def owns_logs(self, number: int, logs: dict[str, str]) -> None:

@@ -270,7 +270,6 @@ class Turn:
         return self.partition.number
 
     def position(self, topic: str) -> int:
-        """The next offset to read."""
         return 0 if topic in self._reset else self.partition.offsets.get(topic, 0)
 
     def arrived(self, message: Arrival, now: Now) -> None:
@@ -453,7 +452,6 @@ class Turns:
 
     @property
     def newest_ms(self) -> int:
-        """The newest event in any partition; 0 before the first."""
         return max((turn.partition.newest_ms for turn in self), default=0)
 
     def let_go(self) -> None:

@@ -116,7 +116,6 @@ class Worker:
     # ------------------------------------------------------------------ Faust's callbacks
 
     async def positions(self) -> dict[TP, int]:
-        """The next offset to read of every assigned input, once that is known."""
         await self._loaded.wait()
         found = self.turns.positions() or {}  # given up meanwhile: there is nothing to read any more
         return {TP(topic, number): offset for (topic, number), offset in found.items()}
@@ -180,7 +179,6 @@ class Worker:
         return Partition(number, self.schema, self.policy, partitions, settles=True, history=self._history)
 
     def _load(self, number: int, partitions: int | None) -> tuple[Partition, tuple[str, ...]]:
-        """A partition as its checkpoints have it, and the topics that are others than those it has read."""
         loaded = self.outlet.take_over(self._fresh(number, partitions))
         partition, line = loaded.partition, loaded.line
         logs = self._logs
