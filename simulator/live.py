@@ -105,8 +105,6 @@ def run(
 
 
 class Shop:
-    """One opening of the shop."""
-
     def __init__(
         self, settings: Settings, options: Options, world: World, outlet: Outlet, stop: threading.Event
     ) -> None:

@@ -43,8 +43,6 @@ REFUSALS = 30  # number of retries for a page whose items the scorer does not kn
 
 @dataclass(frozen=True)
 class PlaybackOptions:
-    """The log, and how to play it."""
-
     log: Path
     max_pages: int | None = None
     concurrency: int = 8
@@ -81,8 +79,6 @@ def play(settings: Settings, stop: threading.Event, options: PlaybackOptions, pr
 
 
 class Playback:
-    """One run of a log."""
-
     def __init__(
         self, settings: Settings, options: PlaybackOptions, script: Script, outlet: Outlet, stop: threading.Event
     ) -> None:

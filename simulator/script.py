@@ -28,8 +28,6 @@ ACTIONS = ("click", "collect", "cart", "purchase")
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One page of the log."""
-
     ts_ms: int
     user_id: Id
     items: list[Id]
@@ -64,7 +62,6 @@ class Script:
         return len(self.starts)
 
     def scenes(self) -> Iterator[Scene]:
-        """Page after page, by time."""
         bounds = np.r_[self.starts, len(self.ts_ms)]
         step = 0
         while step < self.pages:

@@ -79,7 +79,6 @@ class Outlet:
 
     @property
     def waiting(self) -> int:
-        """Messages in the queue before the producer."""
         return self._line.qsize()
 
     async def room(self) -> None:

@@ -89,7 +89,6 @@ class Day:
         return out
 
     def alive(self, ts_ms: int | I64, rows: I64 | slice = slice(None)) -> NDArray[np.bool_]:
-        """Whether items are on sale at a time."""
         out: NDArray[np.bool_] = (self.goods.born_ms[rows] <= ts_ms) & (ts_ms < self.goods.dies_ms[rows])
         return out
 
@@ -159,7 +158,6 @@ class PagePolicy:
         return rows
 
     def _draw(self, user: I64, keys: tuple[Any, ...]) -> I64:
-        """One item for each slot. (m,)"""
         p, seed = self._world.params, self._world.seed
         which = uniform(seed, "page.source", *keys)
         throw = uniform(seed, "page.item", *keys)

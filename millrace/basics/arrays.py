@@ -26,8 +26,6 @@ _DTYPE = re.compile(r"[<|][fiub][1248]")
 
 
 class ArraySpec(Struct, frozen=True, array_like=True):
-    """Name, type and shape of an array in the list."""
-
     name: str
     dtype: str  # numpy's, little-endian: "<f4"
     shape: list[int]

@@ -29,7 +29,6 @@ _ABANDONED_S = 86_400
 
 
 def temporary_beside(path: Path) -> Path:
-    """The temporary name under which this process writes ``path``."""
     return path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.tmp")
 
 

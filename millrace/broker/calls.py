@@ -40,8 +40,6 @@ def unsupported_version() -> Any:
 
 
 class Entry(NamedTuple):
-    """A request that the broker takes."""
-
     request: Any
     versions: tuple[int, int]
     handle: Handler

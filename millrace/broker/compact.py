@@ -28,7 +28,6 @@ DIRTY_SHARE = 0.5  # share of new bytes in the closed segments at which a log is
 
 
 def due(log: PartitionLog) -> bool:
-    """Whether compaction is worthwhile now."""
     closed = log.segments[:-1]
     dirty = sum(segment.size for segment in closed if segment.base >= log.cleaned_to)
     return log.limits.compact and dirty > 0 and dirty >= DIRTY_SHARE * sum(segment.size for segment in closed)

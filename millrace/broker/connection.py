@@ -37,8 +37,6 @@ class Service(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection."""
-
     def __init__(self, broker: Service) -> None:
         self.broker = broker
         self.transport: asyncio.Transport | None = None
@@ -145,12 +143,10 @@ class Waiting:
             self.finish()
 
     def finish(self) -> None:
-        """Answers with the data at hand."""
         self.end()
         self._connection.answer(get_answer(self._head.correlation, self._head.version, self._got))
 
     def end(self) -> None:
-        """Stops waiting."""
         self._timer.cancel()
         self._connection.waiting = None
         for partition in self.partitions:

@@ -48,7 +48,6 @@ def join_group(call: Call) -> Any:
 
 
 def joined_answer(joined: Joined) -> Any:
-    """A group's answer to a join as a message."""
     kind = consumer.JoinGroupResponse
     return kind(
         throttle_time_ms=0,
@@ -74,7 +73,6 @@ def sync_group(call: Call) -> Any:
 
 
 def synced_answer(synced: Synced) -> Any:
-    """A group's answer to a sync as a message."""
     return consumer.SyncGroupResponse(throttle_time_ms=0, error_code=synced.code, assignment=synced.assignment)
 
 

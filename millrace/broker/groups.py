@@ -53,8 +53,6 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """The answer to a sync."""
-
     code: int
     assignment: bytes = b""
 
@@ -94,8 +92,6 @@ class Join:
 
 @dataclass(slots=True)
 class Group:
-    """One consumer group."""
-
     name: str
     state: State = State.EMPTY
     generation: int = 0

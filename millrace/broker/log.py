@@ -68,7 +68,7 @@ class Limits(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, **changed)
 
     def told(self) -> dict[str, str]:
-        """The same by Kafka's names."""
+        """By Kafka's names."""
         policy = {"cleanup.policy": "compact" if self.compact else "delete"}
         return policy | {name: str(getattr(self, field)) for name, field in _NAMES.items()}
 

@@ -167,7 +167,6 @@ def _place(found: PartitionLog, time_ms: int) -> tuple[int, int]:
 
 
 def describe_configs(call: Call) -> Any:
-    """Limits of a topic."""
     kind = admin.DescribeConfigsResponse.DescribeConfigsResult
     plain = {"read_only": True, "is_sensitive": False, "synonyms": [], "config_type": 0, "documentation": None}
     results = []
@@ -191,7 +190,6 @@ def describe_configs(call: Call) -> Any:
 
 
 def describe_cluster(call: Call) -> Any:
-    """The cluster's id and its one broker."""
     kind = admin.DescribeClusterResponse
     node = kind.DescribeClusterBroker(broker_id=NODE, host=HOST, port=call.broker.port, rack=None)
     cluster = {"cluster_id": call.broker.topics.cluster, "controller_id": NODE, "brokers": [node]}

@@ -172,7 +172,6 @@ class Topics:
         return self._folder(topic)
 
     def next_producer(self) -> int:
-        """An unused producer id."""
         if self._given == self._block:
             self._block += PRODUCER_BLOCK
             self._save()

@@ -42,8 +42,6 @@ class Request(NamedTuple):
 
 
 class PutPart(NamedTuple):
-    """A record set for one partition."""
-
     topic: str
     partition: int
     records: memoryview
@@ -55,8 +53,6 @@ class Put(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """Result of one record set."""
-
     topic: str
     partition: int
     code: int
@@ -66,8 +62,6 @@ class Placed(NamedTuple):
 
 
 class GetPart(NamedTuple):
-    """A partition to read."""
-
     topic: str
     partition: int
     offset: int
@@ -82,8 +76,6 @@ class Get(NamedTuple):
 
 
 class Got(NamedTuple):
-    """Data read from one partition."""
-
     topic: str
     partition: int
     code: int
@@ -221,7 +213,6 @@ _NO_TIME = -1
 
 
 def put_answer(correlation: int, version: int, placed: list[Placed]) -> list[bytes]:
-    """The answer to a Produce request, framed."""
     rows = []
     for part in placed:
         row = _PLACED.pack(part.partition, part.code, part.base, _NO_TIME)
@@ -234,7 +225,6 @@ def put_answer(correlation: int, version: int, placed: list[Placed]) -> list[byt
 
 
 def get_answer(correlation: int, version: int, got: list[Got]) -> list[bytes]:
-    """The answer to a Fetch request, framed."""
     rows: dict[str, list[bytes]] = {}
     for part in got:
         head = _GOT.pack(part.partition, part.code, part.end, part.end)

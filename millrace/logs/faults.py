@@ -22,8 +22,6 @@ _SHOWN = 60  # characters of a value in a message
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault, in one column or file."""
-
     problem: str  # with the file, the column and the first wrong value in it
     remedy: str
     column: str | None = None
@@ -140,7 +138,6 @@ class Faults:
             self.fault(column, error)
 
     def fault(self, column: str | None, error: MillraceError) -> None:
-        """A fault of a whole column or file."""
         self._found.setdefault((column, error.problem), Fault(error.problem, error.remedy, column))
 
     def decide(self, what: str, column: str | None, rows: int, remedy: str) -> None:

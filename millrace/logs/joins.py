@@ -158,7 +158,6 @@ class _AsOf:
 
 
 def beside(paths: Sequence[Path], join: Join) -> Path:
-    """The side table's file, from beside the log."""
     for path in paths:
         folder = path if path.is_dir() and not path.name.endswith(".parquet") else path.parent
         for file in (folder / join.file, path.parent / join.file):

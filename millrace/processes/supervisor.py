@@ -50,8 +50,6 @@ class Patience:
 
 @dataclass(slots=True)
 class Role:
-    """A supervised program and its state."""
-
     name: str
     argv: list[str]
     env: Mapping[str, str]

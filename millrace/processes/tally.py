@@ -52,7 +52,6 @@ class TimesHistogram:
             self._sums[label] += float(found @ many)
 
     def collect(self) -> Iterator[Any]:
-        """For Prometheus' registry."""
         family = HistogramMetricFamily(self._name, self._text, labels=[self._label] if self._label else [])
         with self._lock:
             for value, counts in self._counts.items():

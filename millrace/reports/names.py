@@ -52,7 +52,6 @@ _FIGURES = ("auc", "grouped_auc", "log_loss", "calibration", "click_rate")
 
 
 def name_of(key: str) -> str:
-    """The name of a figure or column for people."""
     if key in NAMES:
         return NAMES[key]
     if key.endswith("_percent"):

@@ -118,7 +118,6 @@ _GAP = "  "
 
 
 def say(verdict: str, console: Console | None = None) -> None:
-    """Prints a verdict, wrapped at the terminal's width."""
     if verdict:
         (console or Console()).print(Text(verdict, style="bold"), soft_wrap=False)
 
