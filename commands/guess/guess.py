@@ -66,43 +66,6 @@ class Findings:
         return 0.0 if times is None else float(times.ms.max() - times.ms.min()) / DAY_MS
 
 
-@dataclass(frozen=True)
-class Guess:
-    text: str
-    """TOML, with a comment on each line that was decided."""
-    open: dict[str, tuple[str, ...]]
-    """Roles that could not be found -> the columns that could have them. Empty: replay runs the schema as it is."""
-    findings: Findings
-
-    @property
-    def outcomes(self) -> dict[str, Verdict]:
-        return self.findings.outcomes
-
-    def summary(self) -> list[str]:
-        found = self.findings
-        roles = {"time": found.roles.time.name, "user": found.roles.user.name, "item": found.item} | {
-            "label": found.label,
-            "request": found.roles.request.name,
-            "position": found.roles.position.name,
-        }
-        lines = [*([found.chosen] if found.chosen else []), f"read {found.sample.where}"]
-        lines.append(", ".join(f"{role}: {name}" for role, name in roles.items() if name is not None))
-        count = {of: sum(one.of == of for one in found.fields) for of in ("user", "item", "context")}
-        lines.append("fields: " + ", ".join(f"{n} of the {of}" for of, n in count.items()))
-        lines += [f"left out as an outcome: {name}: {verdict.why}" for name, verdict in self.outcomes.items()]
-        return lines
-
-
-def guess_schema(path: Path) -> Guess:
-    """The schema of the log at ``path``, as far as it can be found. Raises LogError if there is no log, it has no rows
-    or cannot be read."""
-    from commands.guess.write import schema_text
-
-    findings = find(path)
-    open_roles = {name: role.candidates for name, role in findings.roles.open.items()}
-    return Guess(schema_text(path, findings), open_roles, findings)
-
-
 def find(path: Path) -> Findings:
     """Finds all that :func:`guess_schema` writes down. In a folder with files of several kinds, the kind that lacks
     the fewest roles is the log; of several such the one with the most bytes."""

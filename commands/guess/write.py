@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from commands.guess.guess import Findings, Found
+from commands.guess.guess import Findings, Found, find
+from commands.guess.outcomes import Verdict
 from commands.guess.roles import Role
 from commands.guess.timeformats import Times
 from millrace.basics.durations import DAY_MS
@@ -20,6 +22,41 @@ _NAMED = {
     "%Y%m%d%H": "yyyymmddhh",
     "%m/%d/%Y %I:%M:%S %p": "mind",
 }
+
+
+@dataclass(frozen=True)
+class Guess:
+    text: str
+    """TOML, with a comment on each line that was decided."""
+    open: dict[str, tuple[str, ...]]
+    """Roles that could not be found -> the columns that could have them. Empty: replay runs the schema as it is."""
+    findings: Findings
+
+    @property
+    def outcomes(self) -> dict[str, Verdict]:
+        return self.findings.outcomes
+
+    def summary(self) -> list[str]:
+        found = self.findings
+        roles = {"time": found.roles.time.name, "user": found.roles.user.name, "item": found.item} | {
+            "label": found.label,
+            "request": found.roles.request.name,
+            "position": found.roles.position.name,
+        }
+        lines = [*([found.chosen] if found.chosen else []), f"read {found.sample.where}"]
+        lines.append(", ".join(f"{role}: {name}" for role, name in roles.items() if name is not None))
+        count = {of: sum(one.of == of for one in found.fields) for of in ("user", "item", "context")}
+        lines.append("fields: " + ", ".join(f"{n} of the {of}" for of, n in count.items()))
+        lines += [f"left out as an outcome: {name}: {verdict.why}" for name, verdict in self.outcomes.items()]
+        return lines
+
+
+def guess_schema(path: Path) -> Guess:
+    """The schema of the log at ``path``, as far as it can be found. Raises LogError if there is no log, it has no rows
+    or cannot be read."""
+    findings = find(path)
+    open_roles = {name: role.candidates for name, role in findings.roles.open.items()}
+    return Guess(schema_text(path, findings), open_roles, findings)
 
 
 def schema_text(path: Path, found: Findings) -> str:
