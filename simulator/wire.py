@@ -179,7 +179,8 @@ class ScorerClient:
     async def ask(
         self, route: str, make_body: Callable[[], dict[str, Any]], refusals: int = 0
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """POSTs until it is answered; returns the body of the answered try, and the answer.
+        """POSTs until it is answered; returns the body of the answered try, and the answer. None when stopped, or
+        refused finally: ``refusals`` times (4xx, or unknown items), since the scorer may not know a page's items yet.
 
         An answer without a request id has no page log: it is a page of the shop's lists, since the scorer is not ready,
         or has items that the scorer does not know. Events of such a page would become dead letters, so this call asks
@@ -187,13 +188,6 @@ class ScorerClient:
 
         ``make_body`` is called for each try and must name a new request id each time: the scorer may have logged the
         page of a try whose answer was lost.
-
-        Args:
-            refusals: number of retries after a refusal (4xx, or unknown items): the scorer may not know a page's
-                items yet.
-
-        Returns:
-            None when stopped, or refused finally.
         """
         trouble = "the scorer gives no page; the shopper waits"
 

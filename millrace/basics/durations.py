@@ -35,10 +35,7 @@ _form = re.compile(r"(\d{1,7}) ?(min|h|d)")
 
 
 def minutes_of(text: str) -> int:
-    """A duration in minutes.
-
-    Raises:
-        ValueError: the text is no whole number of min, h or d.
+    """A duration in minutes. Raises ValueError unless the text is a whole number of min, h or d.
 
     >>> [minutes_of(text) for text in ("15min", "6h", "7d")]
     [15, 360, 10080]

@@ -15,12 +15,7 @@ from msgspec import inspect
 
 
 class MillraceError(Exception):
-    """Base of every expected failure.
-
-    Args:
-        problem: what is wrong, with the offending value in it.
-        remedy: what the reader can do about it.
-    """
+    """Base of every expected failure: the problem, with the offending value in it, and the remedy for the reader."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         self.problem = " ".join(problem.split())

@@ -33,15 +33,10 @@ def temporary_beside(path: Path) -> Path:
 
 
 def write_whole(path: Path, *chunks: bytes | memoryview, durable: bool) -> None:
-    """Makes or replaces the file ``path``. After an error the old file or the new one is there, whole.
+    """Makes or replaces the file ``path``. Raises OSError; the old file or the new one is then there, whole.
+    ``durable``: file and rename are on the disk when this returns; otherwise the system writes them later.
 
     Two threads of one process must not write the same path at the same time: they would share the temporary file.
-
-    Args:
-        durable: file and rename are on the disk when this returns; otherwise the system writes them later.
-
-    Raises:
-        OSError: it could not be written.
     """
     temporary = temporary_beside(path)
     try:

@@ -45,8 +45,7 @@ def file_name(base: int) -> str:
 
 
 class Segment:
-    """One segment file, made if missing. Its records have the offset ``base`` or a higher one; ``now_ms``: its last
-    append.
+    """One segment file, made if missing. ``base``: least offset of its records. ``now_ms``: its last append.
 
     The newest segment of a log is open for appending. All others are opened for each read: that takes 10 µs and saves a
     descriptor for each.

@@ -22,7 +22,7 @@ class Told(NamedTuple):
 
 
 class Kinds:
-    """Counts by kind. One thread at a time.
+    """Counts by kind. One thread at a time. ``quiet_s``: seconds between two lines of a kind, at least.
 
     >>> kinds = Kinds(quiet_s=60)
     >>> kinds.note("late", "offset 7", 2)
@@ -31,9 +31,6 @@ class Kinds:
     >>> kinds.note("late", "offset 9")
     >>> kinds.due(1059.0), kinds.due(1060.0)
     ([], [Told(kind='late', times=1, example='offset 9')])
-
-    Args:
-        quiet_s: seconds between two lines of a kind, at least.
     """
 
     def __init__(self, quiet_s: float = QUIET_S) -> None:

@@ -48,14 +48,11 @@ def calm_logs(out: TextIO = sys.stderr) -> None:
 
 
 def run_role(name: str, settings: Settings, run: Run) -> None:
-    """Runs a role in this process, in its main thread, until it ends or SIGTERM or SIGINT asks it to.
+    """Runs the role ``name`` in this process, in its main thread, until it ends or SIGTERM or SIGINT asks it to.
 
     The second signal raises KeyboardInterrupt in the main thread; the command line then exits with status 130.
-    SystemExit would not do: inside a custom model's call it would count as the model's failure.
-
-    Args:
-        name: one of :data:`ROLES`.
-        run: the role's entry. It imports the role's package itself, so that signals work while torch or numba load.
+    SystemExit would not do: inside a custom model's call it would count as the model's failure. ``run`` imports the
+    role's package itself, so that signals work while torch or numba load.
 
     Raises:
         BrokerError: no broker is named. This is raised before the role is imported, which takes seconds.

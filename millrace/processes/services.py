@@ -195,10 +195,8 @@ def _taken(port: int) -> bool:
 class EmbeddedBroker(_Service):
     """The broker of ``millrace/broker``, in its own process. ``folder`` keeps its records after its end.
 
-    Args:
-        message_bytes: the settings' largest message.
-        disk_gib: limit for its topics on disk; the oldest records go beyond it, except in compacted topics.
-        sync: whether records are on the disk, not only with the system, before they are acknowledged.
+    ``message_bytes``: largest message. ``disk_gib``: limit on disk; the oldest records go beyond it, except in
+    compacted topics. ``sync``: records are on the disk, not only with the system, before they are acknowledged.
     """
 
     name = "broker"

@@ -85,17 +85,10 @@ def spawn(
     *,
     cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Starts ``argv`` in its own session and appends its output to ``log_path``. It cannot outlive this process. The
-    caller stops and reaps it (:func:`stop`).
-
-    Args:
-        argv: the program's absolute path, then its arguments.
-        env: the whole environment; None inherits ours.
-        cwd: the working folder; None: ours.
-
-    Raises:
-        ServiceError: the program is not there, or the log cannot be written.
-    """
+    """Starts ``argv`` (an absolute path, then arguments) in its own session and appends its output to ``log_path``. It
+    cannot outlive this process. The caller stops and reaps it (:func:`stop`). ``env`` is the whole environment, ``cwd``
+    the working folder; None inherits ours. Raises ServiceError when the program is not there, or the log cannot be
+    written."""
     global _forker
     if not os.path.isabs(argv[0]) or not os.access(argv[0], os.X_OK):
         raise ServiceError(f"program '{argv[0]}' is not an executable file", "give its full path")
