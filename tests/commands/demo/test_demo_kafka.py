@@ -23,7 +23,7 @@ def roles(demo: DemoProcess) -> list[str]:
 
     def four() -> bool:
         lines[:] = command_lines(descendants(demo.process.pid))
-        return sum(f" -m commands {name} " in line for line in lines for name in ROLES) == 4
+        return sum(f" -m commands run {name} " in line for line in lines for name in ROLES) == 4
 
     demo.until(four, "four roles run, each under its own name")
     return lines

@@ -507,7 +507,7 @@ def test_versions_of_another_schema_and_unreadable_messages_are_counted(scene: S
     for value in (foreign, foreign, b"[]", None, b'{"kind": "delta"}'):
         log.append(value)
     assert scene.read() == 0
-    assert scene.meters.errors == {"schema": 1, "announcement": 2}
+    assert scene.meters.errors == {"schema": 1, "announcement": 3}
     scene.learner.delta()
     assert scene.read() == 1
     assert same_model(scene.scorer, scene.learner)
