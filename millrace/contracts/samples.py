@@ -87,7 +87,7 @@ class SampleBatch:
     version: NDArray[np.int64]  # (B,) model version that made the page, -1 when none did
     arm: NDArray[np.uint8]  # (B,) index into events.ARMS
     origin_ms: NDArray[np.int64]  # (B,) wall time at which the labelling action was sent, 0 when none was
-    policy: NDArray[np.uint8]  # (B,) code of the label policy that promised the label (millrace/labels)
+    policy: NDArray[np.uint8]  # (B,) code of the label policy (millrace/labels)
     user_missing: NDArray[np.uint8]  # (B,) bits of events.PROFILE_MISSING, WINDOWS_MISSING, NOT_READ; 0: all was there
 
     @classmethod

@@ -54,7 +54,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic(FEATURES_ITEMS, 1, (("retention.ms", str(31 * DAY_MS)),)),
     # Everything is published again within ten minutes.
     Topic(FEATURES_COCLICKS, 1, (("retention.ms", str(HOUR_MS)),)),
-    # The learner lets go of what its newest two snapshots do not need. This is for a broker that deletes no records.
+    # The learner deletes records that its newest two snapshots do not need. This is for brokers that cannot.
     Topic(MODEL_DELTAS, 1, _KEPT),
     Topic(TRUTH, 1, _KEPT),
 )

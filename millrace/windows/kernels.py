@@ -930,7 +930,7 @@ def read_sizes(raw: Array, ends: Array, form: Any, columns: Any, sizes: Array) -
             if length < 4 or raw[start] != form or raw[start + 1] != columns:
                 return i
             sizes[i] = np.int64(raw[start + 2]) | np.int64(raw[start + 3]) << 8
-            if sizes[i] * (1 + columns) > length - 4:  # so that a lying header cannot make us allocate
+            if sizes[i] * (1 + columns) > length - 4:  # so that a false header cannot cause an allocation
                 return i
         start = ends[i]
     return -1

@@ -52,7 +52,6 @@ array([0])
 
 >>> counts_of(store.export(key), noon_ms + 5 * hour_ms, (1, 7), 2).tolist()
 [[[1, 1], [2, 1]]]
-
 """
 
 from __future__ import annotations
@@ -111,7 +110,6 @@ class TileStore:
     Raises:
         ValueError: a length is no duration or they do not ascend, there are too many columns, or the windows are too
             long for one list.
-
     """
 
     def __init__(
@@ -383,7 +381,7 @@ class TileStore:
 
     def _reach(self, unit: int) -> None:
         if self._memory.reach(unit):
-            self._swept = None  # what fell empty is due at no turn that its 7 bits tell
+            self._swept = None  # an emptied list has no turn in its 7 bits
 
 
 class TilesSnapshot:

@@ -48,7 +48,7 @@ def forget(archive: Path, user: str) -> Forgotten:
         for path in sorted((archive / kind).glob("*.parquet")):
             try:
                 removed = _without(path, column[kind], user)
-            except FileNotFoundError:  # it has expired meanwhile
+            except FileNotFoundError:  # expired meanwhile
                 continue
             except (OSError, pa.ArrowException) as error:
                 raise StoreError(f"file '{path}' cannot be written again ({error})", "mend it, or remove it") from None

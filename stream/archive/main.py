@@ -77,7 +77,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
                 archive.reset_offsets(topic)
         topics = {t: ids.get(t, "") for t in KEPT_POSITIONS}
         if state is None:
-            # Before the first file, so that files without a manifest are never of a process that was killed.
+            # Before the first file: so files without a manifest are never left by a killed process.
             folder.write({}, archive.cut().state | {"topics": topics})
         shell = Shell(settings, archive, folder, topics)
         try:
@@ -156,7 +156,7 @@ class Shell:
             self._stamps[record.partition] = record.timestamp
         now_ms = clock.at(min(record.timestamp, wall_ms()))
         at = self._archive.positions.get(record.topic, {}).get(record.partition, 0)
-        if record.offset < at:  # the reader begins at the position, so the broker has lost what was before
+        if record.offset < at:  # the reader begins at the position, so the broker has lost earlier messages
             log.warning("a topic begins again", topic=record.topic, line=record.partition, was_at=at)
             self._archive.reset_offsets(record.topic, record.partition, record.offset)
             self._check_topic(record.topic)

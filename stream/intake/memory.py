@@ -29,7 +29,6 @@ class IdMemory:
 
     Args:
         capacity: how many of the newest ids are known at least.
-
     """
 
     def __init__(self, capacity: int = CAPACITY) -> None:

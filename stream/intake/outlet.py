@@ -75,7 +75,7 @@ class Outlet:
         self._headers = settings.event_clock().headers
         self._partitions: dict[str, int] = {}
         self._wake: dict[Lane, asyncio.Event] = {}
-        self._most_bytes = BATCH_BYTES - 4096  # of a batch; less where the broker has shown to take no larger one
+        self._most_bytes = BATCH_BYTES - 4096  # of a batch; less where the broker refused larger ones
         self._under_way: dict[Lane, float] = {}  # since when
         self._producer: AIOKafkaProducer | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -116,7 +116,7 @@ class Outlet:
                     tasks.create_task(self._watch(producer))
             except* _FAILURES as group:
                 self._is_away(one_line(_first(group)))
-            except* Exception as group:  # a bug; what waits here shall not be lost for it
+            except* Exception as group:  # a bug; waiting messages must not be lost for it
                 error = _first(group)
                 log.error("delivering failed", error=one_line(error), exc_info=error)
                 self._is_away(one_line(error))

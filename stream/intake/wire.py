@@ -178,7 +178,6 @@ class Reader:
         Raises:
             BadEventError: it is refused: ``malformed``, ``oversized``, ``unknown-type``, ``wrong-type``, ``bad-value``,
                 ``seconds`` or ``future``.
-
         """
         return self._of[what](raw, now_ms, wall_ms)
 

@@ -262,7 +262,7 @@ class LabelJoin:
     # ------------------------------------------------------------------ rules
 
     def _keep(self, page: PageState, until_ms: int, kind: int, index: int = 0) -> None:
-        # One that is to settle has a timer before, and gets one for its end when it settles.
+        # A page that will settle has an earlier timer, and gets one for its end when it settles.
         if not page.settle_ms or kind == HELD:
             heappush(self._timers, (until_ms, kind, page.request, index))
         page.drop_ms = max(page.drop_ms, until_ms)
@@ -345,7 +345,7 @@ class LabelJoin:
         self._dropped.resume(dropped)
         for of in pages:
             page = page_of(of, impression, decode)
-            page.settle_ms *= self.settles  # otherwise its timers are those of a page that never settles
+            page.settle_ms *= self.settles  # otherwise it has the timers of a page that never settles
             self.pages[page.request] = page
             self._timers.extend(_timers_of(page, self.policy, self.settles, self.watermark_ms))
         self.settled, self.wanted = settled, wanted
@@ -358,7 +358,7 @@ class LabelJoin:
 
 def _timers_of(page: PageState, policy: Policy, settles: bool, watermark_ms: int) -> Iterator[Timer]:
     request = page.request
-    yield page.drop_ms, SERVED, request, 0  # the lifetimes of now may be shorter than those of its own time
+    yield page.drop_ms, SERVED, request, 0  # the present lifetimes may be shorter than the page's
     if page.impression is not None:
         yield page.impression.ts_ms + policy.life_ms, SERVED, request, 0
     if settles and page.settle_ms:

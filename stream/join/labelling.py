@@ -86,7 +86,7 @@ class Outcome:
     unseen: int = 0  # served pages of which nothing was exposed
     recalled: int = 0  # settled pages whose impression was read again
     impressions_gone: int = 0  # and those whose impression is gone
-    doubts: list[Doubt] = field(default_factory=list)  # about users that were taken
+    doubts: list[Doubt] = field(default_factory=list)  # warnings about accepted users
 
     def refuse(self, reason: str, detail: str, message: Message, exposures: int) -> None:
         """Makes a dead letter of a message that had been taken with so many exposures."""

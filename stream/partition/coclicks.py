@@ -60,13 +60,12 @@ class CoClicks:
     (11, [1, 2, 3], [2, 1, 1], [2, 3, 1, 1])
     >>> lists.counts[0].tolist()  # 1 with 2: today, and yesterday
     [1, 1, 0, 0, 0, 0, 0]
-
     """
 
     def __init__(self, most_items: int = MOST_ITEMS) -> None:
         self._most = most_items
         self.day, self._clock, self._used = _BEFORE, 0, 0
-        self._again: set[int] = set()  # to be published again, whether they are there or not
+        self._again: set[int] = set()  # to be published again, present or not
         self._rows(min(_FIRST_ROWS, most_items))
 
     def __len__(self) -> int:

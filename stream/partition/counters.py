@@ -40,7 +40,7 @@ from stream.partition.owners import ByUser, within
 from stream.partition.recents import CLICKS, PURCHASES, Recents, UserRecent
 
 Array = NDArray[Any]
-_WHOLE_KEYS = 8192  # lists handed out at a time by Counters.whole
+_WHOLE_KEYS = 8192  # lists in each part of Counters.whole
 _SWEEPS = 64  # slices in which the windows are swept
 
 UserTiles = tuple[Id, list[tuple[int, bytes]]]
@@ -51,7 +51,7 @@ UserTiles = tuple[Id, list[tuple[int, bytes]]]
 class Changes:
     """Changes to publish. They are absolute new states, so publishing them twice changes nothing."""
 
-    forgotten: list[Id]  # users of whom all goes that was published before
+    forgotten: list[Id]  # users whose published data is deleted first
     users: list[UserTiles]
     profiles: list[User]
     item_keys: U64  # (n,)

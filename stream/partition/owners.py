@@ -81,7 +81,7 @@ class Owners:
             return np.zeros(0, np.uint64)
         mine = self._who == number
         keys: U64 = self._keys[mine]
-        # Whoever is last takes the number that has become free, so that the others keep theirs.
+        # The last user takes the free number, so that the others keep theirs.
         last = len(self._ids) - 1
         who = self._who[~mine]
         who[who == last] = number

@@ -63,13 +63,12 @@ class Output:
     (served pages that were never exposed), ``skipped`` (messages that the state already covered), ``recalled`` and
     ``impressions_gone`` (settled pages whose impression was read again, or could not be), ``unfit`` (values that are
     negative, not finite or too great for a mean, see :func:`millrace.windows.features.steps`).
-
     """
 
     samples: SampleBatch | None = None
     dead: list[DeadLetter] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
-    doubts: list[Doubt] = field(default_factory=list)  # about users that were taken
+    doubts: list[Doubt] = field(default_factory=list)  # warnings about accepted users
 
 
 class Partition:
@@ -250,7 +249,7 @@ class Partition:
                 case _:
                     self.advance_ms = None if did == Did.ADVANCE else self.advance_ms
                     self._ingest.do(did, what)
-        # A slice of a sweep may have other keys here, so one may have ended that the readers do not know of.
+        # A slice of a sweep may have other keys here, so a key may have ended without the readers' knowledge.
         self.counters.key_may_have_ended()
 
     def _note(self, did: Did, *what: Any) -> None:

@@ -53,12 +53,11 @@ class Recents:
     ([7, 1000], [7, 1000])
     >>> unpack_recent(dict(recents.changes())["ann"]).clicks[1]
     Past(item_id=9, ts_ms=1500)
-
     """
 
     def __init__(self, most_users: int = MOST_USERS) -> None:
         self._most = most_users
-        self._held: dict[str, bytes] = {}  # values, of before the lists in _changed
+        self._held: dict[str, bytes] = {}  # packed values; those in _changed are older than their lists
         self._changed: dict[str, _Lists | None] = {}  # in order; None: as the value is, or ended
         self._swept_hour = -1
 

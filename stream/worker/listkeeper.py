@@ -87,7 +87,7 @@ class ListKeeper(threading.Thread):
                 while self.active.is_set() and not self.ending.wait(0.02):
                     for reader in readers:
                         polled = reader.poll(timeout_ms=100)
-                        if not self.active.is_set():  # another worker keeps them by now: what came since is its own
+                        if not self.active.is_set():  # another worker keeps the lists by now and handles later messages
                             return
                         for records in polled.values():
                             odd: list[Doubt] = []
@@ -96,7 +96,7 @@ class ListKeeper(threading.Thread):
                             # A topic that was made again has another id, and offsets that begin again.
                             place = f"{records[0].topic} {ids.get(records[0].topic, '')}".strip()
                             new = [one for one in taken if one is not None and one.offset >= written_to.get(place, 0)]
-                            if new:  # whoever reads the topics again, after an interruption, meets all of them again
+                            if new:  # after an interruption the topics are read again whole
                                 FAILURES.inc(len(new))
                                 self.problems.note(new)
                                 self.send(new)

@@ -59,7 +59,7 @@ class OnlineStore:
         self.address, self._prefix = without_password(address), prefix
         self.patience_seconds = patience_seconds
         try:
-            # Our own patience, aloud, replaces the client's silent one.
+            # Our retries, with log lines, replace the client's silent ones.
             self._client = redis.Redis.from_url(redis_url(address), retry=Retry(NoBackoff(), 0), socket_timeout=5.0)
         except ValueError as error:
             raise StoreError(f"Redis address '{self.address}' is not usable ({error})", REDIS_REMEDY) from None

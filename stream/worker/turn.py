@@ -188,7 +188,7 @@ def clock_at(stamp_s: float, headers: Headers | None, clock: EventClock) -> int 
     """
     sender = sent_by(headers) or clock
     stamp_ms = round(stamp_s * 1000)
-    # A clock cannot tell the time before its own beginning (the message of another run, which did not name its clock).
+    # A clock has no time before its beginning (a message of another run that did not name its clock).
     return min(sender.at(stamp_ms), LAST_MS) if stamp_ms >= sender.wall_zero_ms else None
 
 
