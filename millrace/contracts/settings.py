@@ -207,11 +207,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def brokers(self) -> list[str]:
-        """The broker's addresses, ``host:port`` each.
-
-        Raises:
-            BrokerError: none is set.
-        """
+        """The broker's addresses, ``host:port`` each. Raises BrokerError: none is set."""
         if not self.kafka:
             raise BrokerError("no Kafka address is set", "set MILLRACE_KAFKA to host:port, or use 'millrace demo'")
         return self.kafka.split(",")
