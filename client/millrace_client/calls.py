@@ -1,5 +1,5 @@
 # core
-"""Requests as data and answers as values: everything about HTTP but the sending, for both clients and the fake.
+"""Requests as data and answers as values: all of HTTP except the transport, for both clients and the fake.
 
 ::
 
@@ -23,7 +23,7 @@ from millrace_client.errors import BadAnswer, BadRequest, MillraceClientError, T
 from millrace_client.messages import Id, Message, Page, Receipt, Refusal, Wanted
 
 MOST_LINES, MOST_BYTES = 1000, 4 << 20
-"""Messages and bytes of one request, as many as the intake takes."""
+"""Limits of the intake for one request: messages and bytes."""
 
 Hidden = Literal["bought", "clicked", "seen"]
 Kind = Literal["events", "users", "items"]
@@ -33,7 +33,7 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One HTTP request. ``headers`` are not shown: one of them is the token."""
+    """One HTTP request. ``repr`` omits ``headers``, which contain the token."""
 
     method: str
     url: str
@@ -43,7 +43,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back; names of headers in lower case."""
+    """An HTTP answer, with header names in lower case."""
 
     status: int
     body: bytes
@@ -51,8 +51,8 @@ class Answer:
 
 
 class Addresses:
-    """Where Millrace is: URLs as ``http://127.0.0.1:8720``, and the ``token`` that is sent as ``Authorization: Bearer
-    TOKEN`` (None: none). Raises BadRequest: no URL."""
+    """URLs of Millrace, such as ``http://127.0.0.1:8720``, and the ``token`` for ``Authorization: Bearer TOKEN`` (None:
+    no header). Raises BadRequest: not a URL."""
 
     def __init__(self, intake: str, scorer: str, token: str | None = None) -> None:
         for name, url in (("intake", intake), ("scorer", scorer)):
@@ -66,7 +66,7 @@ class Addresses:
         return self._call("POST", f"{self.intake}/{kind}", b"\n".join(lines) + b"\n", "application/x-ndjson")
 
     def delete(self, kind: Kind, identifier: Id) -> Call:
-        """A user or an item that is to be forgotten."""
+        """Deletion of a user or an item."""
         return self._call("DELETE", f"{self.intake}/{kind}/{quote(str(identifier), safe='')}")
 
     def ready(self) -> tuple[Call, Call]:
@@ -74,7 +74,7 @@ class Addresses:
         return self._call("GET", f"{self.intake}/readyz"), self._call("GET", f"{self.scorer}/readyz")
 
     def recommend(self, asked: Mapping[str, Any]) -> Call:
-        """A page. What was not asked for is not sent, so that an older scorer understands it."""
+        """A page. Unset fields are not sent, so an older scorer understands the request."""
         body = {name: value for name, value in asked.items() if not _nothing(value)}
         return self._call("POST", f"{self.scorer}/recommend", encoded(body, "request"), "application/json")
 
@@ -83,7 +83,7 @@ class Addresses:
 
 
 def _nothing(value: Any) -> bool:
-    """Whether a field says nothing. A size of 0 says something: the scorer refuses it."""
+    """Whether a field is unset. A size of 0 is not: the scorer refuses it."""
     return value is None or value is False or (isinstance(value, dict | list) and not value)
 
 
@@ -94,12 +94,12 @@ def plain(wanted: Wanted | None) -> dict[str, Any]:
 
 
 def line_of(message: Message) -> bytes:
-    """A message's JSON, on one line. Raises BadRequest for an attribute that JSON has no form for."""
+    """A message's JSON on one line. Raises BadRequest for an attribute without a JSON form."""
     return encoded(message, "message")
 
 
 def encoded(value: Any, what: str) -> bytes:
-    """JSON. Raises BadRequest for what it has no form for."""
+    """Raises BadRequest for a value without a JSON form."""
     try:
         return _encode(value)
     except (TypeError, ValueError) as error:
@@ -129,14 +129,14 @@ class _Failure(Struct, frozen=True):
 
 
 def read_page(call: Call, answer: Answer, user_id: Id) -> Page:
-    """The page in an answer. Raises what :func:`failure_of` says, or BadAnswer."""
+    """Raises an error of :func:`failure_of`, or BadAnswer."""
     if answer.status != 200:
         raise failure_of(call, answer)
     return _read(call, answer, Page, user_id=user_id)
 
 
 def read_receipt(call: Call, answer: Answer, lines: Sequence[bytes] | None = None) -> Receipt:
-    """The verdicts in an answer, in the order of ``lines``. Raises what :func:`failure_of` says, or BadAnswer."""
+    """Verdicts in the order of ``lines``. Raises an error of :func:`failure_of`, or BadAnswer."""
     if answer.status not in (200, 422):
         raise failure_of(call, answer)
     receipt = _read(call, answer, Receipt)
@@ -148,7 +148,7 @@ def read_receipt(call: Call, answer: Answer, lines: Sequence[bytes] | None = Non
 
 
 def refusals(lines: Sequence[bytes], receipt: Receipt) -> list[Refusal]:
-    """The messages that were not taken."""
+    """The refused messages."""
     return [
         Refusal(line, verdict.reason, verdict.detail)
         for line, verdict in zip(lines, receipt.verdicts, strict=True)
@@ -157,7 +157,7 @@ def refusals(lines: Sequence[bytes], receipt: Receipt) -> list[Refusal]:
 
 
 def failure_of(call: Call, answer: Answer) -> MillraceClientError:
-    """The error that an answer's status stands for."""
+    """The error for an answer's status."""
     try:
         said = msgspec.json.decode(answer.body, type=_Failure).error
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -185,13 +185,13 @@ def retry_after_s(answer: Answer) -> float | None:
 
 
 def no_answer(call: Call, error: Exception) -> Unavailable:
-    """The error of a request that nothing answered."""
+    """The error of a request without an answer."""
     said = str(error) or type(error).__name__
     return Unavailable(f"{call.method} {call.url} was not answered: {said}", "see whether it runs there")
 
 
 def _read(call: Call, answer: Answer, kind: type[T], **known: Any) -> T:
-    """What an answer holds, with what is ``known`` without it."""
+    """Decodes an answer, with ``known`` values that it does not contain."""
     try:
         return msgspec.convert(msgspec.json.decode(answer.body, type=dict[str, Any]) | known, kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

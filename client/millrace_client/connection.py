@@ -1,11 +1,11 @@
 # shell
-"""What a shop does with Millrace, for both clients: they differ only in how a call is awaited.
+"""A shop's operations, for both clients, which differ only in how a call is awaited.
 
 ::
 
-    exposure, click ... ──► Waiting ──► sender task ──► POST /events        (batches; tried again until they are kept)
-    put_items, put_users, delete_* ────────────────────► POST, DELETE       (at once; tried again for patience_s)
-    recommend ─────────────────────────────────────────► POST /recommend    (tried again within page_s)
+    exposure, click ... ──► Waiting ──► sender task ──► POST /events        (batches; retried until they are accepted)
+    put_items, put_users, delete_* ────────────────────► POST, DELETE       (at once; retried for patience_s)
+    recommend ─────────────────────────────────────────► POST /recommend    (retried within page_s)
 
     public method ──► coroutine ──► _do ──► AsyncMillrace: the coroutine itself
                                         └─► Millrace: its result, from a loop in a thread of its own
@@ -51,12 +51,12 @@ Nothing = TypeVar("Nothing")
 
 
 class Requests:
-    """Sends requests, and tries them again."""
+    """Sends requests with retries."""
 
     def __init__(self, options: Options, transport: httpx.AsyncBaseTransport | None, first_pause_s: float) -> None:
         self.closed = False
         self._options, self._first_pause_s = options, first_pause_s
-        # Not by the environment's proxy: that would be asked for loopback addresses too.
+        # No proxy from the environment: httpx would use it for loopback addresses too.
         self._http = httpx.AsyncClient(transport=transport, timeout=options.timeout_s, trust_env=False)
 
     async def close(self) -> None:
@@ -76,7 +76,7 @@ class Requests:
                 await self.pause(tries, error)
 
     def tries(self, seconds: float | None) -> Tries:
-        """When to try again, for so long; None: for ever."""
+        """The retries within so many seconds; None: for ever."""
         until_s = None if seconds is None else time.monotonic() + seconds
         return Tries(until_s, random.random, self._first_pause_s)
 
@@ -88,7 +88,7 @@ class Requests:
         await asyncio.sleep(pause_s)
 
     async def ask(self, call: Call, tries: Tries | None = None) -> Answer:
-        """Sends one request, once. Raises Unavailable when nothing answers in time."""
+        """Sends one request, without a retry. Raises Unavailable when nothing answers in time."""
         if self.closed:
             raise Unavailable("the client is closed", "make a new one")
         left_s = self._options.timeout_s
@@ -106,15 +106,15 @@ class Requests:
 class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
     """A shop's connection to Millrace, as :class:`~millrace_client.Millrace` and its asynchronous form have it.
 
-    Events (:meth:`exposure`, :meth:`click` ...) return as soon as they are queued, and are sent in batches. They are
-    tried again until they are kept: each has an id, so that none counts twice. :meth:`flush` waits for them. Whatever
-    is not taken is in ``refused``, with its reason. A process that ends without :meth:`close` loses what waits.
+    Events (:meth:`exposure`, :meth:`click` ...) are queued, sent in batches, and retried until the intake has stored
+    them. Each has an id, so none counts twice. :meth:`flush` waits for them. ``refused`` has refused events with the
+    reasons. A process that ends without :meth:`close` loses queued events.
 
     Args:
         intake, scorer: URLs of the two servers. None: MILLRACE_INTAKE and MILLRACE_SCORER of the environment, or where
             ``millrace up`` answers.
-        token: the bearer token, where the servers want one. None: MILLRACE_TOKEN of the environment, or none.
-        options: how it behaves (:class:`~millrace_client.options.Options`).
+        token: the bearer token, if the servers need one. None: MILLRACE_TOKEN of the environment, or none.
+        options: see :class:`~millrace_client.options.Options`.
         transport: an asynchronous httpx transport, for a proxy, certificates of your own, or a test.
     """
 
@@ -139,16 +139,16 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
 
     @abstractmethod
     def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """What a public method returns of its coroutine."""
+        """What a public method returns for its coroutine."""
 
     # -- the catalogue and the people ------------------------------------------------------------------------------
 
     def put_items(self, items: Iterable[Item]) -> Received:
-        """Sends items, new or changed. Returns when they are kept.
+        """Sends new or changed items. Returns when they are stored.
 
         Raises:
-            Refused: some were not taken; all others are kept.
-            MillraceClientError: any of the others; what was sent before may be kept. Sending all again is safe.
+            Refused: some were refused; all others are stored.
+            MillraceClientError: any other failure; some may be stored. Sending all again is safe.
         """
         return self._do(self._send_all("items", map(line_of, items)))  # type: ignore[no-any-return]
 
@@ -157,11 +157,11 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
         return self._do(self._send_all("users", map(line_of, users)))  # type: ignore[no-any-return]
 
     def delete_item(self, item_id: Id) -> Received:
-        """Takes an item out of the catalogue. Returns when that is kept."""
+        """Removes an item from the catalogue. Returns when the deletion is stored."""
         return self._do(self._delete("items", item_id))  # type: ignore[no-any-return]
 
     def delete_user(self, user_id: Id) -> Received:
-        """Has a user's data forgotten. Returns when that is kept."""
+        """Deletes a user's data. Returns when the deletion is stored."""
         return self._do(self._delete("users", user_id))  # type: ignore[no-any-return]
 
     # -- pages -----------------------------------------------------------------------------------------------------
@@ -186,18 +186,18 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
         Args:
             size: items wanted; None: as many as a page may have.
             context: values of the schema's context fields.
-            exclude: ids that must not come.
-            only, without: item attributes; every one of ``only`` must hold and none of ``without`` may. A list of
-                values stands for any of them.
-            caps: attribute -> items of the page that may have the same value of it.
-            hide: what this user did: ``bought``, ``clicked``, ``seen``.
-            explain: say of each item where it was found and what spoke for it.
+            exclude: ids that must not appear.
+            only, without: item attributes; every one of ``only`` must hold and none of ``without`` may. A list means
+                any of its values.
+            caps: attribute -> limit of items on the page with the same value of it.
+            hide: items by this user's actions: ``bought``, ``clicked``, ``seen``.
+            explain: add the source of each item and the reasons for its score.
             list_size: rank so many and hand out ``size`` at a time (``list`` of the HTTP API).
-            cursor: the next part of a list, as the page before named it.
+            cursor: the next part of a list, from the page before.
 
         Raises:
             BadRequest, Unauthorised: the request or the token is wrong.
-            Unavailable: there is no page within ``page_s``: show your own order meanwhile.
+            Unavailable: there is no page within ``page_s``. Show your own order meanwhile.
         """
         asked: dict[str, Any] = {"user_id": user_id, "size": size, "context": dict(context or {})}
         asked |= {"exclude": list(exclude), "only": plain(only), "not": plain(without), "caps": dict(caps or {})}
@@ -213,12 +213,11 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
     def exposure(
         self, page: Page, shown: Shown | None = None, *, at: int | None = None, ts_ms: int | None = None
     ) -> Truth:
-        """Reports what was seen of a page.
+        """Reports which items of a page were seen.
 
         Args:
             shown: items of the page, or their positions, in the order shown. None: all, as answered.
-            at: the slot in which the first was shown. None: where the page put them if they follow one another there,
-                else 0.
+            at: the slot of the first shown item. None: its slot on the page if the items are consecutive there, else 0.
             ts_ms: when it was seen, in Unix ms of the event clock; None: now.
 
         Returns:
@@ -232,7 +231,7 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
         return self._report(exposure_of(page, shown, at, uuid.uuid4().hex, _now_ms(), ts_ms))
 
     def click(self, page: Page, item: PlacedItem | Id, *, ts_ms: int | None = None) -> Truth:
-        """Reports a click on an item of a page, or on the item with this id. As :meth:`exposure`."""
+        """Reports a click on an item of a page, or on the item with this id. Returns and raises as :meth:`exposure`."""
         return self._act("click", page, item, ts_ms)
 
     def collect(self, page: Page, item: PlacedItem | Id, *, ts_ms: int | None = None) -> Truth:
@@ -249,30 +248,28 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
 
     @property
     def waiting(self) -> int:
-        """Events that are not yet known to be kept."""
+        """Events that are not yet known to be stored."""
         return len(self._waiting)
 
     @property
     def refused(self) -> list[Refusal]:
-        """The newest 1,000 events that were not taken, with the reason of each."""
+        """The newest 1,000 refused events, with their reasons."""
         return list(self._troubles.refused.copy())
 
     @property
     def refused_total(self) -> int:
-        """Events that were not taken, since the start."""
+        """Refused events since the start."""
         return self._troubles.refused_total
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def flush(self, timeout_s: float | None = None) -> Nothing:
-        """Waits until every event reported so far is kept, or refused and in ``refused``.
-
-        Args:
-            timeout_s: seconds; None: ``patience_s``.
+        """Waits until every event so far is stored, or refused and in ``refused``. ``timeout_s``: seconds; None:
+        ``patience_s``.
 
         Raises:
-            TooMuch, Unavailable: some are not kept yet. They still wait, and are tried again.
-            MillraceClientError: events since the last flush were handed back (wrong token, wrong address).
+            TooMuch, Unavailable: some are not stored yet. They stay in the queue, and retries go on.
+            MillraceClientError: events since the last flush were given up (wrong token, wrong address).
         """
         return self._do(self._flush(self._options.patience_s if timeout_s is None else timeout_s))  # type: ignore[no-any-return]
 
@@ -313,7 +310,7 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
         self._changed = asyncio.Event()
 
     async def _run(self) -> None:
-        """The sender's task: batches, one after the other, so that events stay in order. :meth:`close` cancels it."""
+        """The sender's task: batches one after the other, so events stay in order. :meth:`close` cancels it."""
         while True:
             while (due_s := self._waiting.due_s(time.monotonic())) != 0:
                 with contextlib.suppress(TimeoutError):
@@ -324,7 +321,7 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
             self._tell()
 
     async def _deliver(self, lines: list[bytes]) -> None:
-        """Sends a batch until it is kept or handed back."""
+        """Sends a batch until it is stored or given up."""
         tries = self._requests.tries(None)
         call = self._addresses.post("events", lines)
         while True:

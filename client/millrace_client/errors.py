@@ -1,16 +1,16 @@
 # core
-"""What can go wrong between a shop and Millrace: one line each, with the value and the remedy.
+"""Expected failures between a shop and Millrace: one line each, with the value and the remedy.
 
 ::
 
     MillraceClientError
     ├── BadRequest     400, 404, 413: the request is wrong, and would be wrong again
     ├── Unauthorised   401: the token is missing or wrong
-    ├── Refused        some messages were not taken; ``refusals`` has each with its reason
+    ├── Refused        some messages were refused; ``refusals`` has each with its reason
     ├── TooMuch        429: too many messages wait there; ``retry_after_s`` says for how long
     ├── Unavailable    503, no connection, no answer in time
     ├── BadAnswer      an answer that is not Millrace's (a proxy's page, say)
-    ├── QueueFull      more events wait here than may; raised with ``when_full="raise"`` only
+    ├── QueueFull      this client's queue is full; raised with ``when_full="raise"`` only
     └── NotOnPage      a click or exposure of an item that the page does not have
 """
 
@@ -22,8 +22,7 @@ from millrace_client.messages import Refusal
 
 
 class MillraceClientError(Exception):
-    """Base of every expected failure. ``problem`` is what is wrong, with the offending value in it; ``remedy`` what the
-    reader can do about it."""
+    """Base of every expected failure: ``problem``, with the offending value, and the reader's ``remedy``."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         self.problem = " ".join(problem.split())
@@ -32,7 +31,7 @@ class MillraceClientError(Exception):
 
 
 class BadRequest(MillraceClientError):
-    """The request as a whole cannot be used. The same request would fail again."""
+    """The request as a whole is invalid. The same request would fail again."""
 
 
 class Unauthorised(MillraceClientError):
@@ -40,7 +39,7 @@ class Unauthorised(MillraceClientError):
 
 
 class BadAnswer(MillraceClientError):
-    """Something answered that does not speak as Millrace does."""
+    """The answer is not Millrace's."""
 
 
 class NotOnPage(MillraceClientError):
@@ -48,12 +47,11 @@ class NotOnPage(MillraceClientError):
 
 
 class QueueFull(MillraceClientError):
-    """As many events wait to be sent as may wait. This event was not taken."""
+    """The queue is full. This event was not queued."""
 
 
 class _Later(MillraceClientError):
-    """A failure that goes by. ``retry_after_s``: after so many seconds the other side wants to be asked again; None: it
-    did not say."""
+    """A temporary failure. ``retry_after_s``: seconds until the server wants another try; None: it did not say."""
 
     def __init__(self, problem: str, remedy: str, retry_after_s: float | None = None) -> None:
         super().__init__(problem, remedy)
@@ -69,7 +67,7 @@ class Unavailable(_Later):
 
 
 class Refused(MillraceClientError):
-    """Some messages were not taken, each of which is in ``refusals`` with the reason; all others were."""
+    """Some messages were refused; ``refusals`` has each with its reason. All others were stored."""
 
     def __init__(self, refusals: Sequence[Refusal]) -> None:
         self.refusals = tuple(refusals)

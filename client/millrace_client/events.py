@@ -4,13 +4,12 @@
 ::
 
     answered   0: a   1: b   2: c   3: d   4: e
-    shown=range(3)               items [a, b, c]                     as answered: nothing more to say
-    shown=[2, 3]                 items [c, d], offset 2              scrolled to: they stand where the page put them
+    shown=range(3)               items [a, b, c]                     as answered
+    shown=[2, 3]                 items [c, d], offset 2              scrolled to: each in its slot of the page
     shown=[2, 0, 3]              items [c, a, d], slots [2, 0, 3]    moved and left out: each is named by its position
     shown=[1, 2], at=0           items [b, c], slots [1, 2]          a was left out, b moved up into its place
 
-An event's time is the one that is given, else the client's clock, but never before its page was made: two machines'
-clocks differ.
+An event's time is the given one or the client's clock, but never before its page's: the machines' clocks differ.
 """
 
 from __future__ import annotations
@@ -21,28 +20,24 @@ from millrace_client.errors import BadRequest, NotOnPage
 from millrace_client.messages import Action, ActionName, Exposure, Id, Page, PlacedItem
 
 CLOCKS_MS = 60_000
-"""By how much two machines' clocks may differ: a time given for an event may be before its page by so much."""
+"""Tolerance for different clocks: a given event time may be so much before its page."""
 Shown = Iterable[PlacedItem | int]
-"""Items of a page in the order shown, themselves or by their position."""
+"""Items of a page or their positions, in the order shown."""
 
 
 def exposure_of(
     page: Page, shown: Shown | None, at: int | None, event_id: str, now_ms: int, ts_ms: int | None = None
 ) -> Exposure | None:
-    """What was seen of a page.
+    """The exposure of a page. None: nothing to report, because the page was made of lists or nothing of it was shown.
 
     Args:
         shown: None: all of the page, as answered.
-        at: the slot in which the first of them was shown. None: where the page put them if they follow one another
-            there, else 0.
+        at: the slot of the first shown item. None: its slot on the page if the items are consecutive there, else 0.
         event_id: names the event; sent twice, it counts once.
         ts_ms: when it happened, in Unix ms of the event clock; None: now.
 
-    Returns:
-        None: there is nothing to report, because the page was made of lists or nothing of it was shown.
-
     Raises:
-        NotOnPage: an item that the page does not have, or one that is named twice.
+        NotOnPage: an item that the page does not have, or a repeated one.
         BadRequest: a time before the page was made.
     """
     placed = list(page.items) if shown is None else [_placed(page, one) for one in shown]
@@ -70,15 +65,8 @@ def exposure_of(
 def action_of(
     name: ActionName, page: Page, item: PlacedItem | Id, event_id: str, now_ms: int, ts_ms: int | None = None
 ) -> Action | None:
-    """What was done with an item of a page. ``item`` is the item of the page, or its id.
-
-    Returns:
-        None: the page was made of lists, there is nothing to report.
-
-    Raises:
-        NotOnPage: the page does not have the item.
-        BadRequest: a time before the page was made.
-    """
+    """An action on an item of a page, given by itself or its id. None: the page was made of lists, so there is nothing
+    to report. Raises NotOnPage for another item, BadRequest for a time before the page was made."""
     found = page.find(item.item_id if isinstance(item, PlacedItem) else item)
     if found is None:
         raise NotOnPage(

@@ -1,7 +1,7 @@
 # shell
 """A Millrace in memory, for a shop's own tests: :class:`FakeMillrace` and :class:`AsyncFakeMillrace`.
 
-Both are the real clients; only what answers is not real. So batching, retries and errors are those of production::
+Both are the real clients, with the batching, retries and errors of production; only the server is fake::
 
     FakeMillrace ── Millrace ── httpx.MockTransport ──► FakeServer: items, users, events, pages (fakeserver)
 """
@@ -19,7 +19,7 @@ from millrace_client.sync import Millrace
 
 QUICK = Options(batch_seconds=0.0, patience_s=5.0, page_s=1.0)
 FIRST_PAUSE_S = 0.001
-"""Tests need no patience: what is tried again is tried again at once."""
+"""Retries in tests need no pause."""
 
 
 class FakeMillrace(Millrace):
@@ -59,12 +59,10 @@ class FakeMillrace(Millrace):
 
     @property
     def exposures(self) -> list[Exposure]:
-        """The exposures among :attr:`events`."""
         return [event for event in self.events if isinstance(event, Exposure)]
 
     @property
     def clicks(self) -> list[Action]:
-        """The clicks among :attr:`events`."""
         return [event for event in self.events if isinstance(event, Action) and event.type == "click"]
 
 

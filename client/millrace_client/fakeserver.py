@@ -1,14 +1,14 @@
 # core
-"""What stands behind the fake client: intake and scorer in one, in memory, by the same HTTP.
+"""The fake client's server: intake and scorer in memory, with the same HTTP.
 
 ::
 
-    POST /items, /users, /events    a verdict a line; an event id that was taken before is a duplicate
+    POST /items, /users, /events    a verdict a line; a repeated event id is a duplicate
     DELETE /items/ID, /users/ID
     POST /recommend                 most clicked first, then the newest; filters, caps, lists by cursor
     GET  /readyz
 
-It learns nothing and knows no schema. It forgets with the test that made it.
+It learns nothing and knows no schema.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Asked(Struct, forbid_unknown_fields=True, rename={"without": "not", "leng
 
 
 class Failing(Struct):
-    """Answers that are to fail: ``status`` 0 means that nothing answers."""
+    """Planned failures: ``status`` 0 means no answer."""
 
     status: int
     times: int
@@ -71,8 +71,8 @@ class FakeServer:
         numeric: attributes that must be numbers, as numeric fields of a schema must.
 
     Attributes:
-        items, users: by the ids' text, as they were sent last; events: each once, in order.
-        requests: how many were answered, failures included.
+        items, users: by the ids' text, as last sent; events: each once, in order.
+        requests: number of requests, with failed ones.
         young: pages are made of lists, as of a scorer that has no model yet: ``request_id`` is null.
     """
 
@@ -89,11 +89,11 @@ class FakeServer:
         self._failing: list[Failing] = []
 
     def fail(self, status: int, times: int = 1, path: str = "", retry_after_s: float | None = None) -> None:
-        """The next answers to a ``path`` that begins so fail: 429, 503 or any other status; 0: nothing answers."""
+        """Makes the next requests to paths with this prefix fail with 429, 503 or any other status; 0: no answer."""
         self._failing.append(Failing(status, times, path, retry_after_s))
 
     def answer(self, call: Call) -> Answer:
-        """Answers one request. Raises ConnectionError where it was told to."""
+        """Answers one request. Raises ConnectionError for a planned failure without an answer."""
         self.requests += 1
         path = urlsplit(call.url).path
         failing = next((one for one in self._failing if one.times and path.startswith(one.path)), None)
@@ -212,7 +212,7 @@ class FakeServer:
         return Answer(200, msgspec.json.encode(page))
 
     def _ranked(self, asked: _Asked) -> Iterator[str]:
-        """All items that may come, most clicked first, then the newest."""
+        """All eligible items, most clicked first, then the newest."""
         clicks = Counter(str(e.item_id) for e in self.events if isinstance(e, Action) and e.type == "click")
         out = {str(i) for i in asked.exclude} | self._hidden(str(asked.user_id), asked.hide)
         taken: Counter[tuple[str, str]] = Counter()
@@ -244,7 +244,7 @@ _TRUTH = {"true": "1", "True": "1", "TRUE": "1", "false": "0", "False": "0", "FA
 
 
 def _values(value: Any) -> list[str]:
-    """The values of an attribute as texts that are compared: ``7``, ``7.0`` and ``"7"`` are one, missing ones none."""
+    """The values of an attribute as comparable texts: ``7``, ``7.0`` and ``"7"`` are one, missing ones none."""
     many = value if isinstance(value, list) else [value]
     return [_plain(one) for one in many if one is not None and one != ""]
 

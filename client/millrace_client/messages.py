@@ -1,13 +1,13 @@
 # core
-"""What a shop sends and what it gets, as frozen types.
+"""Messages of a shop and their answers, as frozen types.
 
 ::
 
-    sent:      Item, User             the catalogue and the people, as far as the schema knows them
+    sent:      Item, User             the catalogue and the users, with the schema's attributes
                Exposure, Action       what was seen of a page, and what was done with an item of it
     received:  Page of PlacedItem     an answer of the scorer
                Receipt of Verdict     an answer of the intake, one verdict a message
-               Refusal                a message that was not taken
+               Refusal                a refused message
 
 Times are Unix milliseconds. Ids are 64-bit integers, or texts of 1 to 200 characters; ``7`` and ``"7"`` are the same.
 """
@@ -26,16 +26,16 @@ Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Name
 TimeMs = Annotated[int, Meta(ge=1, le=32_503_680_000_000)]
 Place = Annotated[int, Meta(ge=0, le=100_000)]
 Value = str | int | float | bool | list[str | int] | None
-"""An attribute: a numeric field of the schema wants a number, a field with several slots takes a list."""
+"""An attribute: a number for a numeric field of the schema, a list for a field with several slots."""
 
 Wanted = Mapping[str, Any]
-"""Attributes and the value, or the list of values, that each is compared with."""
+"""Attributes with the value, or list of values, for comparison."""
 
 ActionName = Literal["click", "collect", "cart", "purchase"]
 
 
 class Item(Struct, frozen=True):
-    """An item of the catalogue. ``gone`` takes it out of pages; ``born_ms`` is when it came (0: not known)."""
+    """An item of the catalogue. ``gone`` removes it from pages; ``born_ms`` is its creation time (0: unknown)."""
 
     item_id: Id
     attributes: Mapping[str, Value] = {}
@@ -44,17 +44,15 @@ class Item(Struct, frozen=True):
 
 
 class User(Struct, frozen=True):
-    """A person, with the attributes that the schema names."""
+    """A user, with the attributes that the schema names."""
 
     user_id: Id
     attributes: Mapping[str, Value] = {}
 
 
 class Exposure(Struct, frozen=True, tag_field="type", tag="exposure", omit_defaults=True):
-    """What was seen of a page: ``items`` in the order shown, the first of them in slot ``offset``.
-
-    ``slots`` has the position of each as answered, where items were left out or moved.
-    """
+    """What was seen of a page: ``items`` in the order shown, the first of them in slot ``offset``. If items were left
+    out or moved, ``slots`` has the position of each as answered."""
 
     event_id: Name
     request_id: Name
@@ -71,7 +69,7 @@ class Exposure(Struct, frozen=True, tag_field="type", tag="exposure", omit_defau
 
 
 class Action(Struct, frozen=True):
-    """What a user did with one item of a page. ``position`` is the one that the page was answered with."""
+    """An action on one item of a page. ``position`` is the item's position on the answered page."""
 
     type: ActionName
     event_id: Name
@@ -88,7 +86,7 @@ Message = Event | Item | User
 
 
 class Reason(Struct, frozen=True):
-    """What spoke for an item, or against it: a field or a window key, and by how much it raised the logit."""
+    """A field or window key, and by how much it raised the item's logit (negative: lowered it)."""
 
     input: str
     effect: float
@@ -99,8 +97,8 @@ class PlacedItem(Struct, frozen=True):
 
     Attributes:
         score: the model's click probability; None: nothing was scored.
-        source: with ``explain``, where recall found it.
-        reasons: with ``explain``, what spoke for it most, strongest first; of the first items of a page only.
+        source: with ``explain``, the source of recall that found it.
+        reasons: with ``explain``, the strongest inputs of its score, strongest first; only for a page's first items.
     """
 
     item_id: Id
@@ -114,8 +112,8 @@ class Page(Struct, frozen=True):
     """An answer to :meth:`~millrace_client.Millrace.recommend`: items, best first.
 
     Attributes:
-        request_id: names the page in events. None: nothing was logged (``arm`` is ``lists``), so there is nothing to
-            report; the client's ``exposure`` and ``click`` then do nothing and return False.
+        request_id: names the page in events. None: nothing was logged (``arm`` is ``lists``), so the client's
+            ``exposure`` and ``click`` do nothing and return False.
         arm: ``model``, ``control`` (a random page, to measure the model against) or ``lists``.
         notes: what was missing for this page, in words.
         cursor: asks for the next part of a list; None: there is none.
@@ -137,17 +135,18 @@ class Page(Struct, frozen=True):
         return next((item for item in self.items if str(item.item_id) == str(item_id)), None)
 
     def to_json(self) -> str:
-        """The page as text, for a session or a cache: a click often arrives at another process than the page."""
+        """The page as text, for a session or a cache, because a click often arrives at another process than the
+        page."""
         return msgspec.json.encode(self).decode()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Page:
-        """The page that :meth:`to_json` wrote. Raises ``msgspec.MsgspecError`` for anything else."""
+        """The page from :meth:`to_json`. Raises ``msgspec.MsgspecError`` for anything else."""
         return msgspec.json.decode(text, type=cls)
 
 
 class Verdict(Struct, frozen=True):
-    """What became of one message."""
+    """The result of one message."""
 
     status: Literal["kept", "duplicate", "refused"]
     reason: str = ""
@@ -156,7 +155,7 @@ class Verdict(Struct, frozen=True):
 
 
 class Receipt(Struct, frozen=True):
-    """What became of the messages of one call; ``verdicts`` in their order."""
+    """The results of one call's messages; ``verdicts`` in their order."""
 
     kept: int = 0
     duplicates: int = 0
@@ -165,14 +164,13 @@ class Receipt(Struct, frozen=True):
 
     @classmethod
     def of(cls, verdicts: Iterable[Verdict]) -> Receipt:
-        """Counts verdicts."""
         found = tuple(verdicts)
         counts = Counter(verdict.status for verdict in found)
         return cls(counts["kept"], counts["duplicate"], counts["refused"], found)
 
 
 class Refusal(Struct, frozen=True):
-    """A message that was not taken. ``message`` is its JSON, as it was sent."""
+    """A refused message. ``message`` is its JSON, as it was sent."""
 
     message: bytes
     reason: str

@@ -1,5 +1,5 @@
 # core
-"""What a client is made with, and what becomes of refused events: the same for both clients."""
+"""Options of a client and its handling of refused events, for both clients."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ from millrace_client.messages import Refusal
 INTAKE, SCORER = "http://127.0.0.1:8720", "http://127.0.0.1:8700"
 """Where ``millrace up`` answers."""
 CLOSE_S = 10.0
-"""Seconds that the end waits for events that are not yet kept."""
+"""Seconds that :meth:`close` waits for unsent events."""
 MOST_REFUSALS, QUIET_S = 1000, 60.0
 log = logging.getLogger("millrace_client")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How a client behaves; each has a default that suits a web shop.
+    """Behaviour of a client. The defaults suit a web shop.
 
     Args:
         batch_size: events are sent when so many wait (at most 1,000) ...
         batch_seconds: ... or when the oldest has waited so long.
-        queue_size: events that may wait here, those on their way included.
-        when_full: what an event does that finds the queue full: ``block`` waits for room, ``raise`` raises QueueFull.
-        timeout_s: seconds until a request to the intake counts as not answered. The intake itself gives up after 10.
-        patience_s: seconds within which items, users and deletions are tried again, and that ``flush`` waits.
-        page_s: seconds for a page, with everything that is tried again.
-        on_refused: called with each event that was refused, on the sender's loop: it may report events, and wait for
-            nothing.
+        queue_size: limit of queued events, including those in flight.
+        when_full: for a full queue: ``block`` waits for space, ``raise`` raises QueueFull.
+        timeout_s: timeout in seconds for a request to the intake. The intake itself gives up after 10.
+        patience_s: seconds for retries of items, users and deletions, and for ``flush``.
+        page_s: seconds for a page, including retries.
+        on_refused: called with each refused event, on the sender's loop: it may report events, but must not wait.
     """
 
     batch_size: int = 200
@@ -59,13 +58,13 @@ class Options:
 
 @dataclass(slots=True)
 class Troubles:
-    """What went wrong with queued events, for whoever asks later.
+    """Failures of queued events, for later questions.
 
     Attributes:
-        refused: the newest events that were not taken, with the reason of each.
-        refused_total: how many there were since the start.
-        failed: the first error since the last ``flush`` for which events were handed back.
-        latest: why the batch that waits now was not taken yet; None: nothing is wrong.
+        refused: the newest refused events, with their reasons.
+        refused_total: their number since the start.
+        failed: the first error since the last ``flush`` that made the client give up events.
+        latest: why the current batch is not stored yet; None: no error.
     """
 
     on_refused: Callable[[Refusal], None] | None = None
@@ -76,7 +75,7 @@ class Troubles:
     _said_s: float = float("-inf")
 
     def refuse(self, refusals: Sequence[Refusal], now_s: float) -> None:
-        """Keeps refused events, says so, and hands each to the callback. A callback that fails is logged."""
+        """Keeps and logs refused events, and calls the callback with each. A failing callback is logged."""
         for refusal in refusals:
             self.refused.append(refusal)
             self.refused_total += 1
@@ -89,7 +88,7 @@ class Troubles:
             self.say(f"{len(refusals)} events were refused: {refusals[0].reason}: {refusals[0].detail}", now_s)
 
     def hand_back(self, lines: Sequence[bytes], error: MillraceClientError, now_s: float) -> None:
-        """Events of a batch that would fail again: each becomes a refusal with the error as its reason."""
+        """Gives up events of a batch that would fail again: each becomes a refusal with the error as its reason."""
         self.failed = self.failed or error
         self.refuse([Refusal(line, type(error).__name__, str(error)) for line in lines], now_s)
 
@@ -101,7 +100,7 @@ class Troubles:
 
 
 def addresses(intake: str | None, scorer: str | None, token: str | None) -> Addresses:
-    """What was given; else what the environment names; else where ``millrace up`` answers."""
+    """The given values; else those of the environment; else where ``millrace up`` answers."""
     env = os.environ
     return Addresses(
         intake or env.get("MILLRACE_INTAKE") or INTAKE,
@@ -111,7 +110,7 @@ def addresses(intake: str | None, scorer: str | None, token: str | None) -> Addr
 
 
 def expected(error: Exception) -> MillraceClientError:
-    """The error itself, or one that says that it is a bug of the client."""
+    """The error itself if it is an expected one, else one that reports a bug of the client."""
     if isinstance(error, MillraceClientError):
         return error
     log.error("a batch of events failed", exc_info=error)
@@ -119,7 +118,7 @@ def expected(error: Exception) -> MillraceClientError:
 
 
 def unsent(n: int, latest: MillraceClientError | None) -> TooMuch | Unavailable:
-    """The error of a flush that found no end in time: of the kind of what holds the events up."""
+    """The error of a flush that ran out of time, of the kind of its cause."""
     kind = TooMuch if isinstance(latest, TooMuch) else Unavailable
     why = f": {latest.problem}" if latest is not None else ""
     return kind(f"{n} events are not kept yet{why}", "they still wait: flush again, or look at the intake's log")

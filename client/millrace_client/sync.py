@@ -1,5 +1,5 @@
 # shell
-"""The client for threads: :class:`Millrace`. It runs the coroutines of the asynchronous one on a loop in a thread."""
+"""The client for threads, :class:`Millrace`: it runs the asynchronous coroutines on a loop in a thread."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from millrace_client.options import CLOSE_S, log
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """Finds addresses when the interpreter ends, too: by then no thread may do it."""
+    """Resolves addresses without a thread, because none can start when the interpreter ends."""
 
     async def getaddrinfo(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -32,7 +32,7 @@ class _Loop(asyncio.SelectorEventLoop):
 class Millrace(Connection[bool, Receipt, Page, None]):
     """A shop's connection to Millrace, for any number of threads (:class:`~millrace_client.connection.Connection`).
 
-    Use a client in one process only, after a fork, and close it::
+    Create it after a fork, in the process that uses it, and close it::
 
         with Millrace() as shop:
             page = shop.recommend("u1", size=20, only={"in_stock": True})
@@ -60,7 +60,7 @@ class Millrace(Connection[bool, Receipt, Page, None]):
             raise
 
     def _start(self) -> MillraceClientError | None:
-        """Starts the thread, where it does not run yet. Returns why nothing can be done on its loop."""
+        """Starts the thread if needed. Returns why its loop cannot be used, or None."""
         with _starting:
             if self._requests.closed:
                 return Unavailable("the client is closed", "make a new one")
@@ -119,7 +119,7 @@ class Millrace(Connection[bool, Receipt, Page, None]):
             log.warning("%s", problem)  # the error that is on its way says more
 
     def _at_exit(self) -> None:
-        """A program ends that did not close its client: what waits is sent, or said to be lost."""
+        """Sends the events of a client that the program did not close, or logs their loss."""
         try:
             self.close()
         except MillraceClientError as error:

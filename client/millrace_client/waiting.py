@@ -1,10 +1,10 @@
 # core
-"""Events that wait to be sent, and when to try again: decided without a clock of its own.
+"""The queue of unsent events, and the times of retries. Callers pass the clock's time.
 
 ::
 
     add ──► lines ──► take: a batch, when batch_lines wait or the oldest has waited batch_s ──► settled
-            at most ``most``, those on their way included
+            at most ``most``, those in flight included
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 
 
 class Waiting:
-    """A bounded queue that hands out batches. ``most`` events may wait, those of a batch on its way included. A batch
-    is due when ``batch_lines`` wait, or when the oldest has waited ``batch_s``."""
+    """A queue that gives batches, of at most ``most`` events including the batch in flight. A batch is due when
+    ``batch_lines`` wait, or when the oldest has waited ``batch_s``."""
 
     def __init__(self, most: int, batch_lines: int, batch_s: float) -> None:
         self.most, self.batch_lines, self.batch_s = most, min(batch_lines, MOST_LINES), batch_s
         self.added = self.settled = 0
         self.hurried = 0
-        """Events up to this number do not wait for others: somebody waits for them."""
+        """Events up to this number are due at once, because a caller waits for them."""
         self._lines: deque[tuple[bytes, float]] = deque()
         self._taken: list[tuple[bytes, float]] = []
 
@@ -40,17 +40,17 @@ class Waiting:
         return len(self) >= self.most
 
     def add(self, line: bytes, now_s: float) -> None:
-        """One more event. The caller has looked at ``full``."""
+        """Adds an event. The caller has checked ``full``."""
         self._lines.append((line, now_s))
         self.added += 1
 
     def hurry(self) -> int:
-        """All that wait now are due at once. Returns the number that ``settled`` reaches when they are through."""
+        """Makes all queued events due at once. Returns the number that ``settled`` reaches when they are done."""
         self.hurried = self.added
         return self.added
 
     def due_s(self, now_s: float) -> float | None:
-        """Seconds until a batch is due; None: nothing waits."""
+        """Seconds until a batch is due; None: the queue is empty."""
         if not self._lines:
             return None
         first = self.settled + len(self._taken)
@@ -66,23 +66,20 @@ class Waiting:
         return batch
 
     def settle(self) -> None:
-        """The batch that was taken is through: kept, or handed back to the caller."""
+        """The batch in flight is done: stored, or given up."""
         self.settled += len(self._taken)
         self._taken = []
 
 
 class Tries:
-    """When to try a request again: back-off with jitter, never before ``Retry-After``, within a time. After
-    ``until_s``, by the caller's clock, no new try begins; None: for ever. ``random`` gives numbers in [0, 1)."""
+    """Times of retries: back-off with jitter, never before ``Retry-After``. No try begins after ``until_s`` by the
+    caller's clock; None: for ever. ``random`` gives numbers in [0, 1)."""
 
     def __init__(self, until_s: float | None, random: Callable[[], float], first_s: float = FIRST_PAUSE_S) -> None:
         self.until_s, self._random, self._pause_s = until_s, random, first_s
 
     def pause_s(self, error: TooMuch | Unavailable, now_s: float) -> float | None:
-        """Seconds to wait before the next try; None: there is no time left for one.
-
-        The jitter keeps many clients that failed together from coming back together.
-        """
+        """Seconds until the next try; None: no time is left. The jitter spreads clients that failed together."""
         jitter = self._random() * self._pause_s / 2
         pause = max(self._pause_s / 2, error.retry_after_s or 0.0) + jitter
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)

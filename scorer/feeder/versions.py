@@ -122,7 +122,7 @@ class Follower:
         self.at, self.waiting = None, why
 
     def clicks(self) -> list[VersionClicks]:
-        """Clicks first learnt in versions that we loaded and did not patch. Each is returned once."""
+        """Clicks first learnt in versions that our model has by a load and not by a patch. Each is returned once."""
         if self.at is None:
             return []
         place = self.at.place

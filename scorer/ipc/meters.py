@@ -182,8 +182,7 @@ class ScorerMeters:
         LOG_LOST_EXPOSURES.labels(reason).inc(exposures)
 
     def fallback(self, reason: str, cached: bool) -> None:
-        """Counts a request that went on without the online store; unless ``reason`` is no failure of the store, also an
-        error."""
+        """Counts a request that went on without the online store; ``away`` and ``error`` count as errors too."""
         STORE_FALLBACKS.labels(reason, "cache" if cached else "nothing").inc()
         if reason in (AWAY, ERROR):
             self.error("redis")

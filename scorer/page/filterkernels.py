@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 @compiled
 def narrow(columns: Array, first: int, stop: int, values: Array, keep: bool, allowed: Array) -> None:
-    """Removes each row that has (``keep`` false) or lacks (``keep`` true) all of the values.
+    """Keeps only rows with one of the values (``keep`` true) or only rows without any (``keep`` false).
 
     Args:
         columns: (rows, C) uint64; an item's values are in the columns [first, stop).

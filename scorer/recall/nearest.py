@@ -45,7 +45,7 @@ NEVER = np.float32(-np.inf)
 SAMPLES = 4096
 """Size of the sample for the first threshold."""
 SPREAD = 4.0
-"""Standard deviations by which the sample may miss k items before all scores are sorted."""
+"""Standard deviations by which the sample may miss k items before all scores are examined."""
 _FIRST_TAIL = 4 * LANES
 MASKED_SHARE, MASKED_MARGIN = 0.25, 1.25
 """With a filter, an approximate index is asked for proportionally more, times the margin. Below this share of allowed

@@ -1,2 +1,2 @@
 # core
-"""What is known of users: read from Redis, kept for a while."""
+"""Users: read from Redis, and cached."""

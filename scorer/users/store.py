@@ -1,11 +1,11 @@
 # shell
-"""The online store as the scorer reads it: one round trip a request, and no request that waits long for it.
+"""The online store as the scorer reads it: one round trip a request, with a short timeout.
 
 ::
 
-    read ── in time ─────────────────► the user         a user whom the cache does not know has more time
-      └──── later, in the background ─► the cache ─► whoever comes while the store is slow or away
-      ├──── an error, or an answer that is none ─► this request goes without it
+    read ── in time ─────────────────► the user         a user who is not in the cache has more time
+      └──── later, in the background ─► the cache ─► requests while the store is slow or away
+      ├──── an error, or an invalid answer ─► this request goes without it
       └──── no connection ─► away: nobody asks; a ping every half second finds out when it is back
 """
 
@@ -35,13 +35,13 @@ log = structlog.get_logger("scorer")
 PROBE_SECONDS = 0.5
 """Between two pings of a store that is away."""
 ANSWER_SECONDS = 1.0
-"""A store that has not answered a read or a ping for so long, or as long as a request waits, is away."""
+"""A store without an answer for so long, or for a request's timeout if that is longer, is away."""
 FIRST_SECONDS = 0.05
-"""How long a page waits for a user whom the cache does not know, at least: the first page of a visit."""
+"""Minimum timeout for a user who is not in the cache: the first page of a visit."""
 LIST_SECONDS = 0.25
-"""How long a page of the shop's lists waits for them, at least: it is made of nothing else."""
+"""Minimum timeout for the shop's lists: their page has no other source."""
 MOST_READS = 64
-"""Reads under way, also those that nobody waits for any more."""
+"""Limit of running reads, including those without a waiting request."""
 _CONNECTIONS = 8
 _LOOKS = 3  # turns of the loop after the time is up: an answer may have come while a page was made
 
@@ -50,7 +50,7 @@ _FAILURES = (RedisError, OSError, TimeoutError)
 
 
 def connect(settings: Settings) -> Any:
-    """A client for ``settings.redis``; connects at its first use. Raises StoreError: its address is none."""
+    """A client for ``settings.redis``; connects at its first use. Raises StoreError: invalid address."""
     seconds = max(ANSWER_SECONDS, settings.redis_seconds)
     options: dict[str, Any] = {
         "socket_timeout": seconds,
@@ -65,13 +65,13 @@ def connect(settings: Settings) -> Any:
 
 
 class OnlineReader:
-    """Reads users and the shop's lists, laid out as :mod:`millrace.contracts.online` says. For one event loop.
+    """Reads users and the shop's lists, laid out as in :mod:`millrace.contracts.online`. For one event loop.
 
     Args:
-        client: an asyncio Redis client that answers in bytes.
-        count: called for each answer that was not to be had in time: why (:mod:`scorer.users.userrecord`), and
-            whether the cache had it.
-        seconds: how long a request waits. For a user whom the cache does not know it is :data:`FIRST_SECONDS` at least.
+        client: an asyncio Redis client that returns bytes.
+        count: called for each read that failed or was late: why (:mod:`scorer.users.userrecord`), and whether the cache
+            had the record.
+        seconds: timeout of a request; at least :data:`FIRST_SECONDS` for a user who is not in the cache.
         prefix: before each key. Callers know keys without it.
     """
 
@@ -92,14 +92,13 @@ class OnlineReader:
         self._probing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Connects before the first request has to. A store that is away is looked for in the background."""
+        """Connects before the first request. If the store is away, pings start in the background."""
         pings = await asyncio.gather(*(self._client.ping() for _ in range(_CONNECTIONS)), return_exceptions=True)
         for found in pings:
             if isinstance(found, BaseException) and _is_away(found):
                 self._leave(found)
 
     async def close(self) -> None:
-        """Ends what goes on in the background, and the client."""
         tasks = [*self._reads, *([self._probing] if self._probing else [])]
         for task in tasks:
             task.cancel()
@@ -107,10 +106,8 @@ class OnlineReader:
         await self._client.aclose()
 
     async def record(self, user_id: Id) -> Record:
-        """Everything the store holds of a user, in one round trip, or what the cache has in its place.
-
-        It returns in a turn of the loop of its own (:class:`Turns`): what follows may take long.
-        """
+        """A user's whole record, in one round trip, or from the cache. It returns in an own turn of the loop
+        (:class:`Turns`), because what follows may take long."""
         held = self._cache.get(user_id, self._monotonic())
         fields, missing = await self._ask(self._user(user_id), self._first_seconds if held is None else self._seconds)
         age_ms: int | None = None
@@ -123,7 +120,7 @@ class OnlineReader:
         return Record(fields or {}, missing, age_ms)
 
     async def list_keys(self) -> list[str] | None:
-        """The keys of the shop's lists that there are. None: the store is away."""
+        """Keys of the shop's existing lists. None: the store is away."""
 
         async def read() -> list[str]:
             return sorted(_texts(await self._client.smembers(self._prefix + LIST_NAMES)))
@@ -131,8 +128,8 @@ class OnlineReader:
         return await self._read(read(), self._list_seconds)
 
     async def lists(self, names: Sequence[str]) -> list[list[str]] | None:
-        """The item ids of each of the lists ``names``, best first, in one round trip; empty: there is no such list.
-        None: the store is away."""
+        """Item ids of each of the lists ``names``, best first, in one round trip; empty: there is no such list. None:
+        the store is away."""
 
         async def read() -> list[list[str]]:
             async with self._client.pipeline(transaction=False) as pipeline:
@@ -143,11 +140,11 @@ class OnlineReader:
         return await self._read(read(), self._list_seconds)
 
     async def kept(self, key: str) -> bytes | None:
-        """What :meth:`keep` put there. None: nothing, or the store is slow or away."""
+        """The value of :meth:`keep`. None: nothing, or the store is slow or away."""
         return await self._read(self._value(key), self._seconds)
 
     async def keep(self, key: str, value: bytes, seconds: float) -> None:
-        """Keeps ``value`` under ``key`` for so long. Where the store is slow, it goes on in the background."""
+        """Stores ``value`` under ``key`` for so long. A slow write continues in the background."""
         ms = max(1, round(1000 * seconds))
         await self._read(self._client.set(self._prefix + key, value, px=ms), self._seconds)
 
@@ -169,7 +166,7 @@ class OnlineReader:
         return found
 
     async def _ask(self, call: Coroutine[Any, Any, T], seconds: float) -> tuple[T | None, str]:
-        """The answer of ``call``, or why there is none. A call that takes longer goes on in the background."""
+        """The answer of ``call``, or why there is none. A slow call continues in the background."""
         if self._probing is not None or len(self._reads) >= MOST_READS:
             call.close()
             return None, BUSY if self._probing is None else AWAY
@@ -217,8 +214,8 @@ class OnlineReader:
 
 
 def _is_away(error: BaseException) -> bool:
-    """Whether nobody answers. An answer that is an error, such as that of a key of another type or of a full memory,
-    says nothing of other reads."""
+    """Whether the store is unreachable. An error answer (wrong type of a key, full memory) does not affect other
+    reads."""
     return isinstance(error, _FAILURES) and not isinstance(error, ResponseError)
 
 
@@ -233,12 +230,11 @@ IDLE_LOOKS = 4
 
 
 class Turns:
-    """Requests one after the other, first come first served, with looks at the sockets in between. For one event loop.
+    """Serves requests in order of arrival, with some turns of the loop between them. For one event loop.
 
-    Several answers of Redis come in one read, and uvloop takes one new connection a turn. With a page in each turn,
-    connections would wait in the kernel, where nobody counts or refuses them, as long as there is too much to do. So
-    the loop turns some times between two pages, and whoever knocks is heard at once: a request that is refused, a
-    change of the model, ``/healthz``.
+    Redis returns several answers in one read, and uvloop accepts one connection a turn. With a page in each turn,
+    connections under overload would wait in the kernel, where nobody counts or refuses them. The extra turns let new
+    connections, model changes and ``/healthz`` in between two pages.
     """
 
     def __init__(self) -> None:
@@ -247,7 +243,7 @@ class Turns:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def take(self) -> None:
-        """Returns when it is the caller's turn. It is for as long as the caller does not wait for anything."""
+        """Returns when it is the caller's turn, which lasts until the caller awaits anything."""
         loop = asyncio.get_running_loop()
         if self._taken:
             mine = loop.create_future()

@@ -1,6 +1,6 @@
 # core
-"""What is known of a user: the record in the online store, how good that answer is, what ranking reads of it, and what
-was read before, for when the store is slow or away."""
+"""What a scorer knows of a user: the record in the online store, its quality, ranking's view of it, and the cache for a
+store that is slow or away."""
 
 from __future__ import annotations
 
@@ -19,17 +19,14 @@ from millrace.contracts.online import PROFILE, RECENT, WINDOW_BYTES, Recent, unp
 from millrace.windows.features import FeatureBuilder
 
 AWAY = "away"
-"""The store does not answer."""
 SLOW = "slow"
-"""The store did not answer in time."""
 BUSY = "busy"
-"""So many reads wait for the store that no further one was begun."""
+"""Too many reads wait for the store, so no further one was begun."""
 ERROR = "error"
-"""The store answered with an error, or with what is no answer."""
+"""The store answered with an error, or with an invalid answer."""
 
 STORE, CACHE, UNKNOWN, NOTHING = READS = "store", "cache", "unknown", "nothing"
-"""Where a user's record was found. ``unknown``: the store answered, and has none. ``nothing``: it was not read, and no
-earlier one is held."""
+"""Where a user's record was found. ``unknown``: the store has none. ``nothing``: neither store nor cache gave one."""
 
 _BECAUSE = {
     AWAY: "the online store is away",
@@ -44,9 +41,8 @@ class Record(Struct, frozen=True):
 
     Args:
         fields: the hash; empty: nothing is known of the user.
-        missing: why the store did not give it: one of :data:`AWAY`, :data:`SLOW`, :data:`BUSY`, :data:`ERROR`. Empty:
-            it did.
-        age_ms: how old ``fields`` are, where they are from an earlier read in place of the one that failed.
+        missing: why the store did not give it: :data:`AWAY`, :data:`SLOW`, :data:`BUSY`, :data:`ERROR`; or empty.
+        age_ms: age of ``fields`` when they are from the cache.
     """
 
     fields: dict[bytes, bytes]
@@ -55,7 +51,7 @@ class Record(Struct, frozen=True):
 
     @property
     def found(self) -> str:
-        """Where it was found: one of :data:`READS`."""
+        """One of :data:`READS`."""
         if self.missing:
             return NOTHING if self.age_ms is None else CACHE
         return STORE if self.fields else UNKNOWN
@@ -89,7 +85,7 @@ class Record(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """What is known of a user at a request: attributes, a packed tile list per window key, and what was done last."""
+    """A user at a request: attributes, a packed tile list per window key, and the last actions."""
 
     columns: dict[str, U64]
     plain: dict[str, float]
@@ -101,7 +97,7 @@ class User:
 
     @classmethod
     def of(cls, builder: FeatureBuilder, user_id: Id, record: Mapping[bytes, bytes], missing: int = 0) -> User:
-        """A user from the online store's hash; an empty ``record`` is a user whom nobody knows."""
+        """A user from the online store's hash; an empty ``record`` is an unknown user."""
         attributes: dict[str, Any] = {}
         recent, damaged, forgotten = NOTHING_DONE, False, False
         try:
@@ -117,7 +113,7 @@ class User:
 
 
 class Store(Protocol):
-    """The online store; see :class:`scorer.users.store.OnlineReader`. Away is no error: None, or nothing kept."""
+    """The online store; see :class:`scorer.users.store.OnlineReader`. Away is no error: None, or nothing stored."""
 
     async def record(self, user_id: Id) -> Record: ...
 
@@ -131,7 +127,7 @@ class Store(Protocol):
 
 
 class Meters(Protocol):
-    """Where it is counted; see :class:`scorer.ipc.meters.ScorerMeters`."""
+    """See :class:`scorer.ipc.meters.ScorerMeters`."""
 
     def error(self, what: str) -> None: ...
 
@@ -147,7 +143,7 @@ class Meters(Protocol):
 
 
 async def look_up(store: Store, builder: FeatureBuilder, meters: Meters, user_id: Id) -> tuple[User, list[str]]:
-    """The user, and what was missing, in words for the answer. An unknown user is served as a new one."""
+    """The user, and a note for the answer on what was missing. An unknown user is served as a new one."""
     record = await store.record(user_id)
     meters.user_read(record.found)
     user = User.of(builder, user_id, record.fields, record.lacking)
@@ -162,21 +158,21 @@ async def look_up(store: Store, builder: FeatureBuilder, meters: Meters, user_id
     return user, notes
 
 
-# What was read before: nothing older than an hour, since a user who was deleted meanwhile is in there still.
+# Cached records live for at most an hour, because they may belong to a user who was deleted meanwhile.
 MOST_BYTES = 16 * 1024 * 1024
 MOST_SECONDS = 3600.0
 _FIELD_BYTES = 150  # what Python takes for a field beside its bytes
 
 
 class UserCache:
-    """Users' hashes by id, of about ``most_bytes`` in all; whoever was read longest ago goes first."""
+    """Users' hashes by id, about ``most_bytes`` in all; evicts the least recently read."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most, self._bytes = most_bytes, 0
         self._held: OrderedDict[str, tuple[dict[bytes, bytes], float, int]] = OrderedDict()
 
     def put(self, user_id: Id, fields: dict[bytes, bytes], now_s: float) -> None:
-        """Notes what was read at ``now_s``. A user of whom nothing is known is not held: there is no end of these."""
+        """Caches a read of ``now_s``, except an empty one: there is no limit to unknown users."""
         key = str(user_id)
         self._drop(key)
         if not fields:
@@ -189,7 +185,7 @@ class UserCache:
         self._forget(now_s)
 
     def get(self, user_id: Id, now_s: float) -> tuple[dict[bytes, bytes], int] | None:
-        """What was read of a user, and its age in ms. None: nothing is held that is young enough."""
+        """A user's cached record and its age in ms. None: nothing young enough."""
         self._forget(now_s)
         held = self._held.get(str(user_id))
         return None if held is None else (held[0], round(1000 * (now_s - held[1])))
@@ -198,7 +194,7 @@ class UserCache:
         return len(self._held)
 
     def _forget(self, now_s: float) -> None:
-        """Drops what is too old. Users stand in the order in which they were read."""
+        """Drops expired users, who stand in the order of their reads."""
         while self._held:
             key, (_, read_s, _) = next(iter(self._held.items()))
             if now_s - read_s <= MOST_SECONDS:

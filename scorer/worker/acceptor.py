@@ -1,9 +1,9 @@
 # shell
-"""A worker's share of the connections that come to the socket which all workers listen on.
+"""A worker's share of the connections to the common listening socket.
 
-A server of asyncio takes whatever waits as soon as it is woken, so one of several workers would get most of a burst of
-connections, and keep them. Here a worker takes one connection a turn of its loop, and one that has more connections
-than another leaves it the next one for :data:`LEAVE_SECONDS`. How many each has stands in shared memory.
+An asyncio server accepts all waiting connections when it wakes, so one worker would get and keep most of a burst. Here
+a worker accepts one connection a turn of its loop. A worker with more connections than another leaves it the next one
+for :data:`LEAVE_SECONDS`. Shared memory has the number of each.
 """
 
 from __future__ import annotations
@@ -20,18 +20,14 @@ from numpy.typing import NDArray
 
 LEAVE_SECONDS = 0.005
 NOBODY = 2**62
-"""Stands in the place of a worker that does not run."""
+"""The number of a worker that does not run."""
 AGAIN_SECONDS = 0.5
-"""Until the next try when a connection cannot be taken, as with too many open files."""
+"""Until the next try when a connection cannot be accepted, as with too many open files."""
 
 
 class WorkerServer(uvicorn.Server):
-    """Serves connections of a shared listening socket, and leaves signals to whoever runs the role.
-
-    Args:
-        listener: listening already; closed when the server ends.
-        shares: (workers,) connections of each worker, shared; ours is in ``slot``.
-    """
+    """Serves connections of a shared listening socket, and leaves signals to the role. ``listener`` is closed when the
+    server ends. ``shares``: (workers,) connections of each worker, in shared memory; ours is in ``slot``."""
 
     def __init__(self, config: uvicorn.Config, listener: socket.socket, shares: NDArray[np.int64], slot: int) -> None:
         super().__init__(config)

@@ -28,13 +28,13 @@ from scorer.worker.openapi import ROUTES, described, description
 log = structlog.get_logger("scorer")
 
 BODY_SECONDS = 10.0
-"""How long a body may take to come: whoever never sends it would hold a place among the requests in work for ever."""
+"""Timeout for a body: one that never comes would occupy a place among the concurrent requests for ever."""
 
 _json = msgspec.json.Encoder()
 
 
 class Figures(Protocol):
-    """Where the figures of the whole scorer are had; None: not now."""
+    """Figures of the whole scorer; None: not available."""
 
     async def model(self) -> dict[str, Any] | None: ...
 
@@ -42,7 +42,6 @@ class Figures(Protocol):
 
 
 def make_app(serving: Serving, meters: ScorerMeters, figures: Figures) -> Starlette:
-    """The ASGI application over ``serving``."""
     inference, described_api = InferenceApi(serving), _json.encode(description())
 
     async def recommend(request: Request) -> Response:
@@ -121,9 +120,8 @@ def model_facts(
     errors: dict[str, int],
     retrieval: dict[str, int] | None = None,
 ) -> dict[str, Any]:
-    """What GET /model says of the version ``note``. ``retrieval``: of the version that workers have; None: they have
-    none.
-    """
+    """The facts of GET /model on the version ``note``. ``retrieval``: the workers' retrieval version; None: they have
+    none."""
     return {
         "version": note.version if note else -1,
         "hash": note.hash if note else "",
@@ -143,7 +141,6 @@ def model_facts(
 
 
 def retrieval_facts(epoch: int, version: int, clicks: int) -> dict[str, int]:
-    """What GET /model says of a retrieval version that learnt from so many clicks."""
     return {"epoch": epoch, "version": version, "clicks": clicks}
 
 

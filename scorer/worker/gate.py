@@ -1,7 +1,7 @@
 # shell
-"""A limit on requests in work at one worker: whoever comes beyond it is told at once to come again.
+"""A limit on concurrent requests of one worker; requests beyond it are refused at once.
 
-Without one, a burst is a queue in which every request waits for all before it, also those whose clients have gone.
+Without a limit, each request of a burst waits for all before it, even those whose clients have gone.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ RETRY_AFTER_SECONDS = 1
 
 
 class Gate:
-    """An ASGI application around another one, for ``limit`` requests in work; ``count_refused`` is called for each
-    beyond it.
+    """ASGI middleware for ``limit`` concurrent requests; calls ``count_refused`` for each beyond it.
 
-    Only POST counts and is refused: ``/healthz``, ``/readyz``, ``/metrics`` and ``/model`` are asked when there is too
-    much to do, and cost little.
+    Only POST counts and is refused: ``/healthz``, ``/readyz``, ``/metrics`` and ``/model`` matter under overload and
+    are cheap.
     """
 
     def __init__(self, app: ASGIApp, limit: int, count_refused: Callable[[], None]) -> None:

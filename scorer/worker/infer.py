@@ -1,10 +1,10 @@
 # core
-"""An API for clients that only want scores: the Open Inference Protocol (version 2, as KServe, Triton and others
-speak it), over :meth:`scorer.page.serving.Serving.score_items`.
+"""An API for clients that only want scores: the Open Inference Protocol (version 2, as KServe, Triton and others speak
+it), over :meth:`scorer.page.serving.Serving.score_items`.
 
-Tensors in: ``user_id`` (1,), ``item_id`` (n,), and where wanted ``ts_ms`` (1,) and the schema's context fields (1,)
-each. Out: ``score`` (n,), and ``known`` (n,): false where the item is not in the catalogue, whose score reads 0. Data
-is JSON; the protocol's binary extension is not there. Nothing is logged and nothing is learnt from it.
+Input tensors: ``user_id`` (1,), ``item_id`` (n,), optionally ``ts_ms`` (1,) and the schema's context fields (1,) each.
+Output: ``score`` (n,), and ``known`` (n,): false for an item that is not in the catalogue, whose score is 0. Data is
+JSON, without the protocol's binary extension. Nothing is logged or learnt.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scorer.page.serving import Serving
 from scorer.page.wire import MAX_SCORED, RequestError
 
 MODEL = "millrace"
-"""The name of the one model that there is: the one that serves."""
+"""The name of the only model: the serving one."""
 
 Datatype = Literal["BOOL", "INT32", "INT64", "FP32", "FP64", "BYTES"]
 _IDS: tuple[Datatype, ...] = ("INT64", "BYTES")
@@ -84,7 +84,7 @@ class InferAnswer(Struct, frozen=True, omit_defaults=True):
 
 
 class Tensor(Struct, frozen=True):
-    """What a tensor may be; -1 in its shape is any length."""
+    """Type of a tensor; -1 in its shape is any length."""
 
     name: str
     datatype: Datatype
@@ -119,7 +119,7 @@ OUTPUTS = [Tensor("score", "FP32", [-1]), Tensor("known", "BOOL", [-1])]
 
 
 def inputs_of(schema: Schema) -> list[Tensor]:
-    """The tensors that a request may have; the first two it must have. Ids may be INT64 as well."""
+    """The tensors of a request; the first two are required. Ids may be INT64 as well."""
     given = [f for f in schema.fields if f.of == "context" and f.name not in DERIVED]
     kinds: dict[str, Datatype] = {"numeric": "FP64", "categorical": "BYTES"}
     context = [Tensor(f.name, kinds[f.kind], [1 if f.slots == 1 else -1]) for f in given]
@@ -151,8 +151,8 @@ class InferenceApi:
         return Ready(not reason, reason)
 
     async def infer(self, name: str, body: bytes) -> InferAnswer:
-        """POST /v2/models/{name}/infer. Raises RequestError: the client did something wrong, there is no such model, or
-        it is not ready."""
+        """POST /v2/models/{name}/infer. Raises RequestError: an invalid request, an unknown model, or one that is not
+        ready."""
         self._check(name)
         asked = wire.decode(body, InferRequest)
         known = [tensor.name for tensor in OUTPUTS]
@@ -171,7 +171,7 @@ class InferenceApi:
         return InferAnswer(MODEL, str(answer.model_version), tensors, asked.id, parameters)
 
     def _request(self, asked: InferRequest) -> wire.ScoreRequest:
-        """The same as a request to /score."""
+        """The equivalent request to /score."""
         given: dict[str, list[Any]] = {}
         for tensor in asked.inputs:
             if tensor.name not in self._inputs or tensor.name in given:
@@ -194,7 +194,7 @@ class InferenceApi:
             raise RequestError(f"bad request: {error}", "docs/reference/http-api.md describes the tensors") from None
 
     def _values(self, tensor: InferInput) -> list[Any]:
-        """The values of a tensor, flat, of its shape and type."""
+        """The values of a tensor, flat, checked against its shape and type."""
         known = self._inputs[tensor.name]
         ids = tensor.name in ("user_id", "item_id")
         if ids and tensor.datatype not in _IDS:
@@ -222,7 +222,7 @@ class InferenceApi:
 
 
 def _flat(name: str, data: list[Any], depth: int = 1) -> list[Any]:
-    """Nested lists as one. Raises RequestError: they are nested too deep."""
+    """Flattens nested lists. Raises RequestError for too deep nesting."""
     if depth > MAX_DEPTH:
         raise RequestError(f"input '{name}' is nested deeper than {MAX_DEPTH} levels", "flatten its data")
     return [v for one in data for v in (_flat(name, one, depth + 1) if isinstance(one, list) else [one])]

@@ -1,7 +1,6 @@
 # core
-"""The API's description at ``/openapi.json``: its routes, for :mod:`millrace.basics.openapi`. A test holds
-:data:`ROUTES` against the routes of the application and against its answers.
-"""
+"""The API's description at ``/openapi.json``, by :mod:`millrace.basics.openapi`. A test compares :data:`ROUTES` with
+the application's routes and answers."""
 
 from __future__ import annotations
 
@@ -94,12 +93,11 @@ _WHY = {
 
 
 def described() -> str:
-    """The routes in words, for the answer to a path that is none."""
+    """The routes in words, for the answer to an unknown path."""
     return openapi.described(ROUTES)
 
 
 def description() -> dict[str, Any]:
-    """The whole document."""
     return openapi.description(
         "Millrace scorer",
         "Ranks and scores the items of a shop for its users. In words: docs/reference/http-api.md.",

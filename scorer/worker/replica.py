@@ -1,21 +1,21 @@
 # shell
-"""A worker's replicas of what the feeder has: what each of its messages does to what requests read.
+"""A worker's replicas of the feeder's state: the effect of each message on what requests read.
 
 ::
 
     items      rows and counts of the item index that changed       applied to Serving.items
     lists      recall's lists                                       replace Serving.lists
     status     what has to be read, the newest event                replace Serving.to_read, .heard_ms
-    neighbours what is clicked along with what                      replace Serving.neighbours
+    neighbours items clicked together                               replace Serving.neighbours
     base       a model's arrays ── attach, elsewhere ── attached    then served, once its overlays are there
     delta      an overlay                                           the next version is served
     folded     overlays that the base has now                       the same version without them
     retrieval  a retrieval version ─ attach, elsewhere ─ attached   replaces Serving.retrieval
     vectors    vectors of items that came or changed since          taken by the retrieval version that they are of
 
-Messages come in the order in which they were sent, each between two requests. Attaching to a base takes long, so it is
-done beside the requests (``attach``); deltas of a base that is not attached yet wait for it. So do vectors of a
-retrieval version that is not attached yet; vectors of any other version than these two are passed over.
+Messages are applied in the order sent, each between two requests. ``attach`` takes long, so it runs beside the
+requests. Deltas and vectors wait for the attachment of their base or retrieval version; vectors of any other version
+are ignored.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from scorer.recall.recall import CandidateLists
 
 
 class Replica:
-    """Applies messages to ``serving``. ``attach`` starts the work for a base message, and has :meth:`attached` called
-    with its result later, between two requests. ``serves`` is told of each number that was come to."""
+    """Applies messages to ``serving``. ``attach`` starts the work for a base message; :meth:`attached` must be called
+    with its result later, between two requests. ``serves`` is called with each new number."""
 
     def __init__(
         self,
@@ -73,20 +73,20 @@ class Replica:
         return bool(self._coming)
 
     def take(self, told: Message) -> None:
-        """Applies a message. A word that is not known is passed over."""
+        """Applies a message. An unknown kind is ignored."""
         handler = self._HANDLERS.get(told.kind)
         if handler is not None:
             handler(self, told)
 
     def attached(self, told: Message, made: ServingModel | OwnServing | Retrieval) -> None:
-        """What :func:`attach` made of a message is there."""
+        """Uses the result of :func:`attach`."""
         if isinstance(made, Retrieval):
             self._attached_retrieval(told, made)
         else:
             self._attached_base(told, made)
 
     def failed(self, told: Message) -> None:
-        """A retrieval version cannot be attached: recall goes on with the one before it, without what came since."""
+        """A retrieval version cannot be attached: recall continues with the previous one, without newer vectors."""
         if told is self._fetched:
             self._fetched, self._since = None, []
 
@@ -191,7 +191,7 @@ def attach(
     call; or the version of a retrieval message. Any thread may do this.
 
     Args:
-        like: the model that serves meanwhile; what the two have in common is there once.
+        like: the model that serves meanwhile; both share what they have in common.
         named: the model that the worker's own setting names.
 
     Raises:

@@ -8,12 +8,11 @@
       │                    └─ fork ─► worker 1
       └─ "fork", "kill" ──►│ answers with the worker's process id, or 0
 
-A worker so starts within milliseconds, and what they all have in memory is there once. The feeder itself cannot be
-forked: it has threads. One question is answered before the next one is asked. When the feeder ends, by whatever means,
-the template sees its socket close, and ends; workers see the same of their links. When the template ends, its workers
-go on, and the feeder starts another template (:meth:`Template.renew`).
+So a worker starts within milliseconds, and the workers share this memory. The feeder itself has threads and cannot be
+forked. Questions come one at a time. When the feeder ends, the template and the workers see their sockets close, and
+end. When the template ends, its workers go on, and the feeder starts another one (:meth:`Template.renew`).
 
-multiprocessing has a fork server too. It speaks pickle, and knows no listening sockets.
+multiprocessing's fork server would need pickle, and passes no listening sockets.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ _MOST = 1 << 16
 _encode, _decode = msgspec.msgpack.encode, msgspec.msgpack.decode
 LOOK_SECONDS, ANSWER_SECONDS = 0.2, 10.0
 WARM_SECONDS = 600.0
-"""How long the first answer may take: in a fresh clone everything is compiled before."""
+"""Timeout of the first answer: a fresh clone compiles everything before it."""
 
 
 class Template:
-    """The feeder's side. The workers have the same ``settings``; once ``stop`` is set nothing is waited for. Raises
-    OSError: no process can be started."""
+    """The feeder's side. The workers have the same ``settings``; nothing waits after ``stop`` is set. Raises OSError:
+    no process can be started."""
 
     def __init__(self, settings: Settings, stop: threading.Event) -> None:
         self._settings, self._stop, self._lock = settings, stop, threading.Lock()
@@ -63,13 +62,11 @@ class Template:
 
     @property
     def lost(self) -> bool:
-        """Whether it has ended after it had started workers. One that ended before may never be of use."""
+        """Whether it has ended after it had started workers. One that ended before may never work."""
         return self._warm and self._process.poll() is not None
 
     def renew(self) -> None:
-        """Starts another template in place of this one, which has ended or does not answer. Its workers go on. Raises
-        OSError.
-        """
+        """Replaces a template that has ended or does not answer. Its workers go on. Raises OSError."""
         with self._lock:
             self.close()
             if not self._stop.is_set():
@@ -77,14 +74,12 @@ class Template:
                 self._start()
 
     def fork(self, number: int, handles: Handles) -> int:
-        """Starts worker ``number``; its process id. The first call waits until all is imported. Raises ServiceError:
-        the template has ended, or the role ends."""
+        """Starts worker ``number``; its process id. The first call waits for the imports. Raises ServiceError: the
+        template has ended, or the role ends."""
         return self._ask(["fork", number], list(handles))
 
     def kill(self, pid: int) -> bool:
-        """Ends a worker that does not answer; False: it is none of this template's, or has ended already. Raises
-        ServiceError.
-        """
+        """Kills a worker; False: it is none of this template's, or has ended already. Raises ServiceError."""
         return self._ask(["kill", pid], []) == pid
 
     def close(self) -> None:
@@ -105,7 +100,7 @@ class Template:
         return int(_decode(answer))
 
     def _answer(self, question: list[object], fds: list[int]) -> tuple[bytes, str]:
-        """The answer; empty, and why, where there is none."""
+        """The answer; or empty bytes and the reason."""
         deadline = time.monotonic() + (ANSWER_SECONDS if self._warm else WARM_SECONDS)
         try:
             self._socket.settimeout(LOOK_SECONDS)
@@ -133,7 +128,6 @@ def _read(source: socket.socket, size: int) -> bytes:
 
 
 def main(fd: int) -> None:
-    """The template's life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the feeder says when to end
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     control = socket.socket(fileno=fd)

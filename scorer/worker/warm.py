@@ -1,5 +1,5 @@
 # core
-"""Runs every compiled function once on a shop of its own, so that no shopper waits for a compiler."""
+"""Runs every compiled function once on a small shop of its own, so no request waits for a compiler."""
 
 from __future__ import annotations
 
@@ -33,11 +33,8 @@ _WIDTH = 8
 
 
 def warm_up(schema: Schema, half: bool = False) -> None:
-    """Compiles what a request and the feeds will call. Touches nothing but objects of its own.
-
-    Args:
-        half: products are in bfloat16.
-    """
+    """Compiles what a request and the feeds will call. Touches no shared objects. ``half``: products are in
+    bfloat16."""
     pagepack.warm_up()
     warm_serving(schema, half)
     builder = FeatureBuilder(schema)
@@ -85,7 +82,7 @@ def _warm_neighbours() -> None:
 
 
 def _warm_vectors(schema: Schema) -> None:
-    """What the feeder makes vectors with, and a worker looks among them with."""
+    """Compiles the making of vectors and the search in them."""
     nearest.warm_up(_WIDTH)
     if Sides.fits(schema):
         tower, builder = Tower(schema, read_spec({"retrieval_width": _WIDTH, "max_rows": 64})), FeatureBuilder(schema)

@@ -1,8 +1,8 @@
 # shell
 """A worker: one process, one event loop, one listening socket shared with the others.
 
-It answers requests from replicas of what the feeder has (:mod:`scorer.worker.replica`), and never waits for the
-feeder but where a client asks for what only the feeder knows. It ends when the feeder does.
+It answers requests from replicas of the feeder's state (:mod:`scorer.worker.replica`), and waits for the feeder only
+where the answer needs the feeder's data. It ends when the feeder does.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ log = structlog.get_logger("scorer")
 
 DRAIN_SECONDS = 5
 END_SECONDS = 10.0
-"""A worker whose feeder is gone ends itself after so long, whatever its loop does."""
+"""A worker whose feeder is gone ends after so long, whatever its loop does."""
 ASK_SECONDS = 2.0
 SWITCH_SECONDS = 0.0005
-"""A thread that attaches to a snapshot may keep a request waiting for this long."""
+"""A thread that attaches to a snapshot may delay a request by so much."""
 
 
 def prepare(settings: Settings) -> None:
-    """What the template does once for all workers: imports (above), compiles, and runs each function."""
+    """Runs once in the template for all workers: imports (above), compiles, and runs each function."""
     calm_logs()
     structlog.contextvars.bind_contextvars(role="serve")
     torch.set_num_threads(1)
@@ -91,8 +91,6 @@ def work(settings: Settings, number: int, handles: Handles) -> NoReturn:
 
 
 class Worker:
-    """See the module's text."""
-
     def __init__(self, settings: Settings, number: int, handles: Handles) -> None:
         self.settings, self.schema = settings, settings.load_schema()
         self._listener = socket.socket(fileno=handles.listener)
@@ -114,15 +112,14 @@ class Worker:
         self._open = asyncio.Event()
 
     def run(self) -> None:
-        """Answers requests until the feeder says that it is enough, or is gone."""
+        """Answers requests until the feeder ends it, or is gone."""
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(self._run())
         if self._orphaned and self._feeder_is_gone():
             rescue(self.settings, self.schema, RingReader(self._memory), self.meters.lost)
 
     def _feeder_is_gone(self) -> bool:
-        """Whether nobody reads our page logs any more. The feeder holds a lock on their memory for as long as it
-        lives."""
+        """Whether nobody reads our page logs any more. A living feeder holds a lock on their memory."""
         try:
             fcntl.lockf(self._ring_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -195,8 +192,8 @@ class Worker:
             self._tell_ready()
 
     def _tell_ready(self) -> None:
-        """Accepts connections once all is there that the feeder had when we were started: while that is being taken up,
-        the other workers, or the listening socket, hold whoever comes."""
+        """Accepts connections once the worker has all that the feeder had at its start. Until then the other workers
+        accept, or connections wait in the listening socket."""
         ready = not self.serving.not_ready()
         if self._told_all and (ready or not self._replica.attaching):
             self._open.set()
@@ -239,7 +236,7 @@ class Worker:
                     self.meters.error("retrieval")
                     log.error("worker cannot take up vectors of items", error=one_line(error), exc_info=True)
                     return
-                # a worker that cannot serve what is served is of no use
+                # A worker without the current model is useless.
                 log.error("worker cannot attach to the model", error=one_line(error), exc_info=True)
                 os._exit(1)
 
@@ -264,17 +261,17 @@ class Worker:
             self._asked.pop(number, None)
 
     async def ask_counts(self, rows: NDArray[np.intp], ts_ms: int) -> NDArray[Any] | None:
-        """Exact item-side counts of ``rows`` at ``ts_ms``; None: not to be had now."""
+        """Exact item-side counts of ``rows`` at ``ts_ms``; None: not available."""
         answer = await self._ask("counts", {"ts_ms": ts_ms, "rows": rows.astype("<i4").tobytes()})
         return None if answer is None else answer.arrays.get("counts")
 
     async def model(self) -> dict[str, Any] | None:
-        """What GET /model says; None: the feeder did not answer."""
+        """The body of GET /model; None: the feeder did not answer."""
         answer = await self._ask("model")
         return None if answer is None else answer.facts["answer"]
 
     async def metrics(self) -> bytes | None:
-        """What GET /metrics says; None: the feeder did not answer."""
+        """The body of GET /metrics; None: the feeder did not answer."""
         answer = await self._ask("metrics")
         return None if answer is None else answer.facts["answer"]
 
