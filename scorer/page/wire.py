@@ -113,11 +113,15 @@ class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Reason(Struct, frozen=True):
+    """An input that made a score what it is."""
+
     input: Annotated[str, Meta(description="A field, or a window key with all its counts, or both")]
     effect: Annotated[float, Meta(description="By how much it raised the logit: log(score / (1 - score))")]
 
 
 class PlacedItem(Struct, frozen=True):
+    """An item in its slot of a page."""
+
     item_id: int | str
     position: Annotated[int, Meta(description="What events about the item name it by")]
     score: Annotated[float | None, Meta(description="Click probability; null: nothing was scored")]

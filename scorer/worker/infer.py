@@ -84,7 +84,7 @@ class InferAnswer(Struct, frozen=True, omit_defaults=True):
 
 
 class Tensor(Struct, frozen=True):
-    """Type of a tensor; -1 in its shape is any length."""
+    """What a tensor may be; -1 in its shape is any length."""
 
     name: str
     datatype: Datatype
