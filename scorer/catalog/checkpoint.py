@@ -48,7 +48,6 @@ half of that are not used, because the topic may no longer contain the tombstone
 
 Arrays = Mapping[str, NDArray[Any]]
 Tell = Callable[[str, DamagedError], None]
-"""Receives the name of a damaged file, and the error."""
 
 
 class Bookmark(Struct, frozen=True):
@@ -59,8 +58,6 @@ class Bookmark(Struct, frozen=True):
 
 
 class Manifest(Struct, frozen=True):
-    """Positions and parts of a checkpoint."""
-
     form: int
     number: int
     schema_id: str

@@ -160,7 +160,6 @@ class ItemIndex:
         self._stale.update(self._hot_row[slot] for slot in known if slot in self._hot_row)
 
     def put_store(self, partition: int, store: TileStore) -> None:
-        """Replaces all counts of ``partition``."""
         self.counts.tiles[partition] = store
         if self.form.loose:
             self.counts.outdate(store.keys().tolist(), make=True)
@@ -220,7 +219,6 @@ class ItemIndex:
         return {**self._told(some, told), "room": room}
 
     def _told(self, rows: ItemRows, slots: Slots) -> Arrays:
-        """These rows and slots, and the slots of the rows."""
         arrays: Arrays = {}
         slots = np.union1d(slots, self._own[rows].ravel())
         slots = slots[slots > 0]
@@ -274,7 +272,6 @@ class ItemIndex:
 
     @property
     def heat(self) -> Heat:
-        """Views, by row."""
         return Heat(*(array[: len(self.ids)] for array in self._heat))
 
     # -- within -----------------------------------------------------------------------------------------------

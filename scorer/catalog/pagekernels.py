@@ -37,7 +37,6 @@ LOOK, EACH, ONCE = 0, 1, 2
 _NONE, _ONE = np.uint64(0), np.uint64(1)
 _DAY_MS = 86_400_000.0
 _LOGS = np.log1p(np.arange(8192, dtype=np.float32))
-"""Logarithms of the most frequent counts."""
 
 
 class Keyed(NamedTuple):
@@ -60,8 +59,6 @@ class Rows(NamedTuple):
 
 
 class Form(NamedTuple):
-    """Facts that depend on the schema alone."""
-
     order: Array  # (K,) int64, parents first
     parent: Array  # (K,) int64, -1 = the prior
     kind: Array  # (K,) int64
@@ -84,8 +81,6 @@ class Form(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """Values that all rows of a page share."""
-
     hashes: Array  # uint64: value hashes of the columns that are not the item's
     plain: Array  # (window_start,) float64; the item's numbers are overwritten
     fade: Array  # (H,) float64: what takes decayed counts to the page's time

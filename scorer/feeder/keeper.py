@@ -138,7 +138,6 @@ class IndexKeeper(threading.Thread):
     # -- later ------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Writes a checkpoint whenever the newest is old."""
         step_back()
         while not self.stop.wait(self.settings.index_seconds / LOOKS):
             try:

@@ -265,7 +265,6 @@ class ModelFeed(Feed):
         log.info("model loaded", version=note.version, epoch=note.epoch, rows=rows, served=served)
 
     def _install(self, note: Announcement, clicks: list[VersionClicks]) -> None:
-        """Serves the loaded snapshot as the version ``note``."""
         loaded, self._loaded = self._loaded, None
         assert loaded is not None
         self.host.install(note, loaded.writer, 0, clicks)

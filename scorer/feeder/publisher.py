@@ -62,7 +62,6 @@ class IndexPublisher(threading.Thread):
     # -- workers ----------------------------------------------------------------------------------------------
 
     def add(self, worker: Receiver) -> None:
-        """Sends a new worker all that the others have."""
         with self._sending:
             self._workers.add(worker)
             primary, start = self.primary, 0

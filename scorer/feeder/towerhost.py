@@ -141,8 +141,6 @@ class _News(NamedTuple):
 
 
 class _Version(NamedTuple):
-    """A published version."""
-
     note: Announcement
     packet: Packet
     recall: float | None  # of an approximate index
@@ -186,7 +184,6 @@ class TowerHost:
         self._put(_News(note, tower))
 
     def patch(self, note: Announcement, image: Image) -> None:
-        """Changes of the head, up to the version ``note``."""
         self._put(_News(note, None, image))
 
     def take(self, arrays: Arrays) -> None:
@@ -221,7 +218,6 @@ class TowerHost:
 
     @property
     def published_ms(self) -> int | None:
-        """Wall time at which the learner published this version."""
         version = self._version
         return None if version is None else version.note.published_ms
 

@@ -48,8 +48,6 @@ Writer = ModelWriter | OwnWriter
 
 
 class Staged(NamedTuple):
-    """An overlay that is not folded yet."""
-
     number: int
     note: Announcement
     arrays: Mapping[str, Any]
@@ -129,7 +127,6 @@ class VersionHost:
             self._all_serve()
 
     def serves(self, worker: Receiver, number: int) -> None:
-        """Reports that a worker serves ``number``."""
         with self._changed:
             if worker in self._workers:
                 self._workers[worker] = number

@@ -216,7 +216,6 @@ class FeederLink:
 
     @property
     def waiting(self) -> int:
-        """Number of unsent messages."""
         return self._queue.qsize()
 
     def close(self) -> None:

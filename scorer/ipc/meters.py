@@ -151,7 +151,6 @@ class Steps:
 
 
 def _ms(place: int) -> float:
-    """The middle of a step."""
     if place < _STEPS:
         return _STEP_MS * (place + 0.5)
     return float(_STEP_MS * _STEPS * np.exp((place + 0.5 - _STEPS) / 100))
@@ -188,7 +187,6 @@ class ScorerMeters:
             self.error("redis")
 
     def refused(self) -> None:
-        """Counts a request beyond the limit of concurrent ones."""
         REFUSED.inc()
 
     def list_page(self) -> None:

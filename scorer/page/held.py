@@ -32,7 +32,6 @@ class Held:
         """Messages that must be read from Kafka before ranking, by what they are for (-1: number unknown)."""
 
     def install(self, note: Announcement, model: Model) -> None:
-        """Serves ``model``, of version ``note``, from now on."""
         self.note, self.model = note, model
 
     def not_ready(self) -> str:

@@ -134,7 +134,6 @@ class RingReader:
         return self._at >= int(self._header[_HEAD])
 
     def give_back(self) -> None:
-        """Frees all taken records for the writer."""
         self._header[_TAIL] = self._at
 
     def lost(self) -> tuple[int, int]:

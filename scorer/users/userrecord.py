@@ -51,7 +51,6 @@ class Record(Struct, frozen=True):
 
     @property
     def found(self) -> str:
-        """One of :data:`READS`."""
         if self.missing:
             return NOTHING if self.age_ms is None else CACHE
         return STORE if self.fields else UNKNOWN

@@ -64,7 +64,6 @@ class Replica:
 
     @property
     def model(self) -> ServingModel | OwnServing | None:
-        """The newest model that we have."""
         return self._model
 
     @property

@@ -82,7 +82,6 @@ def _warm_neighbours() -> None:
 
 
 def _warm_vectors(schema: Schema) -> None:
-    """Compiles the making of vectors and the search in them."""
     nearest.warm_up(_WIDTH)
     if Sides.fits(schema):
         tower, builder = Tower(schema, read_spec({"retrieval_width": _WIDTH, "max_rows": 64})), FeatureBuilder(schema)

@@ -247,7 +247,6 @@ class Worker:
     # -- what only the feeder knows ---------------------------------------------------------------------------
 
     async def _ask(self, what: str, facts: Any = None, arrays: Any = None) -> Message | None:
-        """The feeder's answer; None: it did not come in time."""
         self._numbers += 1
         number = self._numbers
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
