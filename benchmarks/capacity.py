@@ -31,14 +31,14 @@ from typing import Any
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.tools.figures import Figure, figure
+from benchmarks.tools.bench_figures import Figure, figure
 from commands.loop.monitor import fetch
 from commands.up.started import Started
 from experiments.runs import BenchError
 from experiments.taken import Taken, folder_bytes, processes, topic_bytes
 from millrace.basics.errors import ServiceError
 from millrace.contracts.clock import EventClock
-from millrace.contracts.online import redis_url
+from millrace.contracts.online_layout import redis_url
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.processes.role import ROLES

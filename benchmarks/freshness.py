@@ -16,11 +16,11 @@ from statistics import median
 
 import torch
 
-from benchmarks.tools.figures import Figure, Say, figure
+from benchmarks.tools.bench_figures import Figure, Say, figure
 from commands.offline.dataset import Dataset, plain_schema, prepare
 from commands.offline.epochs import learn
 from commands.offline.follow import BATCH, SYNCS, follow, plan_of
-from learner.role.making import model_of
+from learner.role.model_factory import model_of
 from millrace.contracts.schema import shop_schema
 from simulator.daylog import write_days
 

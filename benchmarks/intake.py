@@ -32,15 +32,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from benchmarks.tools.figures import Figure, Say, figure
+from benchmarks.tools.bench_figures import Figure, Say, figure
+from benchmarks.tools.bench_running import RunningRole
 from benchmarks.tools.intakeload import event_ids
 from benchmarks.tools.latency import latencies_ms, percentile
 from benchmarks.tools.openloop import Asking, Outcome, Plan
-from benchmarks.tools.running import RunningRole
 from millrace.contracts.settings import Settings, load_settings
 from millrace.contracts.topics import EVENTS
 from millrace.processes.kafka import create_topics, read_all
-from millrace.processes.memory import measured_bytes
+from millrace.processes.resident_memory import measured_bytes
 from millrace.processes.services import EmbeddedBroker, free_port
 
 HELD_MS = 1000.0

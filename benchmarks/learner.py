@@ -32,12 +32,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.parts.fields import BATCH, DIM, FIELDS, ROWS, Data, as_samples, schema
-from benchmarks.tools.figures import Figure, Say, figure
+from benchmarks.parts.bench_fields import BATCH, DIM, FIELDS, ROWS, Data, as_samples, schema
+from benchmarks.tools.bench_figures import Figure, Say, figure
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
-from millrace.basics.merit import auc
-from millrace.processes.memory import measured_bytes
+from millrace.basics.ranking_metrics import auc
+from millrace.processes.resident_memory import measured_bytes
 
 HIDDEN, BLOCKS = 256, 3
 TURNS = 5

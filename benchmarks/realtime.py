@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tools.figures import Figure, figure
+from benchmarks.tools.bench_figures import Figure, figure
 from experiments.runs import BenchError
 from millrace.processes.spawn import spawn
 

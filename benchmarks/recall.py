@@ -26,7 +26,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks.parts.recallshares import NEW, POPULAR, Merit, measure, paired_ratio
-from benchmarks.tools.figures import Figure, Say, figure
+from benchmarks.tools.bench_figures import Figure, Say, figure
 from experiments.recall.recallhistory import learn_days
 from experiments.recall.recallloop import Pupil
 from experiments.recall.recallshop import RecallShop, params_of

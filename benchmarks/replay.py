@@ -25,9 +25,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from benchmarks.tools.figures import Figure, Say, figure
-from benchmarks.tools.running import anonymous_mb
-from commands.replay.grouped import Groups
+from benchmarks.tools.bench_figures import Figure, Say, figure
+from benchmarks.tools.bench_running import anonymous_mb
+from commands.replay.grouped import GroupedRows
 from commands.replay.known import LabelSettings
 from commands.replay.replayrun import BATCH_ROWS, THREADS, run_log
 from commands.replay.sidebyside import Timing
@@ -97,7 +97,7 @@ def _pairs(folder: Path, plan: Schema, say: Say) -> list[Figure]:
 
 
 def _beside(log: LogTable, plan: Schema, how: LabelSettings, timing: Timing) -> P:
-    groups = Groups(log, plan)
+    groups = GroupedRows(log, plan)
     return run_log(log, plan, OnlineModel(plan, {}, 0), BATCH_ROWS, lambda _: None, groups, how, timing=timing)
 
 
@@ -185,7 +185,7 @@ def main(path: Path) -> None:
     with threads(THREADS):
         model = OnlineModel(plan, {}, 0)
         began = time.perf_counter()
-        run_log(log, plan, model, BATCH_ROWS, lambda _: None, Groups(log, plan))
+        run_log(log, plan, model, BATCH_ROWS, lambda _: None, GroupedRows(log, plan))
         seconds = time.perf_counter() - began
     print(json.dumps({"rows": log.table.num_rows, "seconds": seconds, "model_mb": model.nbytes / 2**20}))
 

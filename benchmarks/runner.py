@@ -17,7 +17,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.tools.figures import Figure, Say
+from benchmarks.tools.bench_figures import Figure, Say
 from millrace.basics.errors import SettingError
 
 BENCHMARKS = (

@@ -32,12 +32,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tools.figures import Figure, Say, figure
+from benchmarks.tools.bench_figures import Figure, Say, figure
 from experiments.experiment_safety import Plan, false_refusals, make_report, run_plan
 from experiments.safety.safetyrun import Life
 from experiments.safety.safetyworld import Shop, traffic, write_shop
 from learner.gate.heldout import MOST_ROWS, Heldout
-from learner.gate.soundness import unsound_part
+from learner.gate.model_checks import unsound_part
 from learner.network.dense import threads
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, shop_schema

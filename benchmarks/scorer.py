@@ -26,12 +26,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks.tools.figures import Figure, Say, figure
+from benchmarks.tools.bench_figures import Figure, Say, figure
+from benchmarks.tools.bench_running import RunningRole
 from benchmarks.tools.latency import Ms, chunks, cost_ms, latencies_ms, percentile
 from benchmarks.tools.modelwire import ModelWire
 from benchmarks.tools.openloop import Asking, Outcome, Plan
 from benchmarks.tools.pagewire import PageLog, ShopWire, Steadily, fill_users
-from benchmarks.tools.running import RunningRole
 from millrace.contracts.settings import Settings, load_settings
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.processes.kafka import create_topics, make_producer, topic_ids

@@ -2,7 +2,7 @@
 """What carries the loop over restarts: bytes, seconds, memory.
 
 One module measures each part, and says how: :mod:`~benchmarks.parts.checkpoints` (what a checkpoint writes, a settled
-page), :mod:`~benchmarks.parts.tables` (five million rows: snapshots beside learning, memory, loading),
+page), :mod:`~benchmarks.parts.bench_tables` (five million rows: snapshots beside learning, memory, loading),
 :mod:`~benchmarks.parts.restart` (a scorer from the start of its process to ready). ``millrace dev bench capacity`` has
 the bytes on Kafka.
 """
@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.parts import checkpoints, restart, tables
-from benchmarks.tools.figures import Figure, Say, figure
+from benchmarks.parts import bench_tables, checkpoints, restart
+from benchmarks.tools.bench_figures import Figure, Say, figure
 
 
 def run(
     out: Path,
     say: Say,
-    rows: int = tables.ROWS,
+    rows: int = bench_tables.ROWS,
     items: int = restart.ITEMS,
     hours: float = 2.0,
     starts: int = restart.STARTS,
@@ -37,11 +37,11 @@ def run(
     yield figure(
         "longest_replay_seconds", checkpoints.replay_seconds(base_hours=hours, pages=pool)["replay_seconds"], "s"
     )
-    held = tables.snapshot_holds_up(rows)
+    held = bench_tables.snapshot_holds_up(rows)
     say(f"a snapshot holds learning up for {held['snapshot_holds_up_ms']:.0f} ms at most")
     for name, value in held.items():
         yield figure(name, value, "ms")
-    for name, value in tables.memory(rows).items():
+    for name, value in bench_tables.memory(rows).items():
         yield figure(name, value, "s" if name.endswith("seconds") else "bytes/byte")
     started = restart.scorer_restart(rows, items, starts, say)
     for name in ("scorer_restart_seconds", "scorer_restart_without_index_seconds"):

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.parts import streamworker
-from benchmarks.tools.figures import Figure, Say, figure
+from benchmarks.tools.bench_figures import Figure, Say, figure
 from benchmarks.tools.traffic import CORE_HOURS, HISTORY_DAYS, HOUR, ITEMS, T0, USERS, history, make
 from millrace.basics.hashing import column_hash
 from millrace.contracts.impressions import decode_impression, impression_bytes
@@ -32,9 +32,9 @@ from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import IMPRESSIONS
 from millrace.windows.tiles import TileStore
-from stream.join.join import Message
+from stream.join.join import InputMessage
 from stream.partition.partition import Partition, Policy
-from stream.worker.warm import calm_collector
+from stream.worker.stream_warmup import calm_collector
 
 CHUNK = 8_192  # rows at a time in which replay reads the windows
 TAKE = 500  # messages at a time, as the worker does
@@ -62,7 +62,7 @@ def chunks(ts_ms: NDArray[np.int64]) -> Iterator[slice]:
         start = stop
 
 
-def take_all(partition: Partition, messages: Sequence[Message], often: int | None = None) -> int:
+def take_all(partition: Partition, messages: Sequence[InputMessage], often: int | None = None) -> int:
     """Everything the worker does but for input and output; returns the samples made.
 
     Changes are packed when the worker would, every ``publish_seconds`` by the clock, and at the end; or, with

@@ -25,7 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.tools.figures import Figure, figure
+from benchmarks.tools.bench_figures import Figure, figure
 from commands.up.started import Started
 from experiments.runs import BenchError
 from experiments.tasteshop import FIRST, SCHEMA, Followed, Taste, catalogue, followed

@@ -34,10 +34,10 @@ from cyclopts import Parameter
 from commands.offline.dataset import truth_of
 from commands.offline.intervals import rounded
 from commands.replay.known import LabelSettings
+from experiments.experiment_verdicts import of_labels
 from experiments.labels_report import BOUND, ORACLE, figures, make_report
 from experiments.realspeed import learn_history, live, open_samples, open_stretch, prepare
 from experiments.runs import Call, Group, Row, ended_runs, run_groups, runs_file
-from experiments.verdicts import of_labels
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import SettingError

@@ -36,15 +36,15 @@ from commands.offline.epochs import learn, score
 from commands.offline.follow import period_ms
 from commands.offline.intervals import interval, rounded
 from commands.offline.rounds import days_of, figures, keep_up, ways_of
+from experiments.experiment_verdicts import of_models, of_rounds
 from experiments.runs import Group, run_groups, runs_file
-from experiments.verdicts import of_models, of_rounds
 from learner.custom.ownclass import is_own
 from learner.evaluation.progressive import baseline_column
 from learner.network.models import network_of
 from learner.ranker.verbs import Learning
-from learner.role.making import model_of
+from learner.role.model_factory import model_of
 from millrace.basics.errors import SettingError
-from millrace.basics.merit import auc, grouped_auc, log_loss
+from millrace.basics.ranking_metrics import auc, grouped_auc, log_loss
 from millrace.contracts.schema import Schema, load_schema, shop_schema
 from millrace.reports import days_plot, interval_plot, surroundings, write_all
 from simulator.daylog import write_days

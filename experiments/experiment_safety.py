@@ -44,7 +44,7 @@ from experiments.safety.safetyworld import Moment, Shop, traffic, write_shop
 from learner.network.dense import threads
 from millrace.basics.durations import HOUR_MS, MINUTE_MS
 from millrace.basics.errors import SettingError
-from millrace.basics.merit import known
+from millrace.basics.ranking_metrics import known
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, load_schema, shop_schema
 from millrace.logs import LogTable, read_log

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.offline.intervals import interval, rounded
-from millrace.basics.merit import auc, calibration, judged, log_loss
+from millrace.basics.ranking_metrics import auc, calibration, judged, log_loss
 
 BOUND = "bound"
 ORACLE = "oracle"

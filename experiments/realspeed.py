@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.replay.known import Model, Samples
+from commands.replay.known import KnownSamples, ReplayModel
 from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.stretches import Stretches, write_features
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
@@ -85,7 +85,7 @@ def prepare(
     np.save(folder / "position.npy", rows.slots(np.arange(rows.n)))
     np.save(folder / "user.npy", rows.hashes(rows.builder.user_column, slice(None)))
     for name, policy in policies.items():
-        made = Samples.of(rows.ts_ms, labels, policy, observation_ms)
+        made = KnownSamples.of(rows.ts_ms, labels, policy, observation_ms)
         mine = made.row >= history
         arrays = {k: getattr(made, k)[mine] for k in ("row", "known_ms", "kind", "policy")}
         np.savez(folder / f"samples-{name}.npz", **arrays)
@@ -97,13 +97,13 @@ def open_stretch(folder: Path, schema: Schema, history: int) -> Stretch:
     return Stretch(schema, history, **arrays)
 
 
-def open_samples(folder: Path, name: str) -> Samples:
+def open_samples(folder: Path, name: str) -> KnownSamples:
     """The samples of the traffic under a policy."""
     with np.load(folder / f"samples-{name}.npz") as file:
-        return Samples(**file)
+        return KnownSamples(**file)
 
 
-def learn_history(model: Model, stretch: Stretch) -> None:
+def learn_history(model: ReplayModel, stretch: Stretch) -> None:
     """The history in full batches, in the order of exposure, with settled labels: no policy has a part in it."""
     for start in range(0, stretch.history, BATCH_ROWS):
         part = slice(start, min(start + BATCH_ROWS, stretch.history))
@@ -111,7 +111,7 @@ def learn_history(model: Model, stretch: Stretch) -> None:
         model.learn(stretch.batch(part, kind, np.zeros(len(kind), np.uint8)))
 
 
-def live(model: Model, stretch: Stretch, samples: Samples) -> NDArray[np.float32]:
+def live(model: ReplayModel, stretch: Stretch, samples: KnownSamples) -> NDArray[np.float32]:
     """Scores of the traffic, (n - history,), each by the model as it was at the exposure's time."""
     first = stretch.history
     cat = np.array(stretch.cat[first:])

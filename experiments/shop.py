@@ -39,7 +39,7 @@ from experiments.runs import BenchError, runs_file
 from experiments.tasteshop import SCHEMA, Taste, catalogue
 from experiments.tastevisits import HEAVY, Crowd, Looked, Visitors, check_client, opened, user
 from millrace.basics.errors import SettingError
-from millrace.basics.merit import auc, known
+from millrace.basics.ranking_metrics import auc, known
 from millrace.reports import minutes_plot, surroundings, write_all
 
 Row = dict[str, Any]

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from millrace.basics.atomic_files import write_whole
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError
-from millrace.basics.files import write_whole
 from simulator.catalogue import price_band
 from simulator.dice import uniform
 from simulator.params import DEFAULT, PAGE, Params

@@ -29,14 +29,14 @@ from millrace.contracts.topics import ITEMS, USERS
 from millrace.processes.kafka import make_producer, open_broker
 from millrace.processes.metrics import READY, serve_metrics
 from millrace.processes.wall import event_now_ms, wall_ms
-from simulator import figures
+from simulator import simulator_metrics
 from simulator.dice import generator
 from simulator.oracle_auc import OracleAuc
-from simulator.outbox import Outbox, Rates
+from simulator.outbox import FaultRates, Outbox
 from simulator.params import PAGE
 from simulator.reaction import react
+from simulator.simulator_wire import Producer, ScorerClient, SimulatorSender, ThrottledWarning
 from simulator.visits import Visits
-from simulator.wire import Outlet, Producer, ScorerClient, ThrottledWarning
 from simulator.world import UNKNOWN, PagePolicy, World, day_of
 
 log = structlog.get_logger("simulator")
@@ -60,7 +60,7 @@ def _nonce() -> str:
 
 
 @dataclass(frozen=True)
-class Options:
+class ShopOptions:
     """The shop and its opening time. The event clock is in the settings."""
 
     seed: int | None = None  # None: the settings'
@@ -77,17 +77,17 @@ class Options:
     incarnation: str = field(default_factory=_nonce)  # makes request ids unique over restarts
 
     @property
-    def rates(self) -> Rates:
-        return Rates(self.duplicate, self.out_of_order, self.late, self.malformed)
+    def rates(self) -> FaultRates:
+        return FaultRates(self.duplicate, self.out_of_order, self.late, self.malformed)
 
 
 def run(
-    settings: Settings, stop: threading.Event, options: Options | None = None, producer: Producer | None = None
+    settings: Settings, stop: threading.Event, options: ShopOptions | None = None, producer: Producer | None = None
 ) -> None:
     """Runs shoppers until ``stop`` is set, or ``options.seconds`` or ``options.max_pages`` are over. ``producer``
     replaces Kafka's in tests. Raises BrokerError, SettingError, PortError when an address is unusable at the start.
     Later outages are waited out."""
-    options = options or Options()
+    options = options or ShopOptions()
     if producer is None:
         open_broker(settings)
         producer = make_producer(settings, linger_ms=LINGER_MS)
@@ -96,7 +96,7 @@ def run(
     users = settings.shoppers if options.users is None else options.users
     log.info("building the world", seed=seed, users=users, metrics_port=port)
     world = World(seed, users)
-    outlet = Outlet(producer, settings.event_clock().headers)
+    outlet = SimulatorSender(producer, settings.event_clock().headers)
     try:
         asyncio.run(Shop(settings, options, world, outlet, stop).open())
     finally:
@@ -106,12 +106,14 @@ def run(
 
 class Shop:
     def __init__(
-        self, settings: Settings, options: Options, world: World, outlet: Outlet, stop: threading.Event
+        self, settings: Settings, options: ShopOptions, world: World, outlet: SimulatorSender, stop: threading.Event
     ) -> None:
         self._settings, self._options, self._world, self._outlet, self._stop = settings, options, world, outlet, stop
         self._clock: EventClock = settings.event_clock()
         rng = generator(world.seed, "mischief", int.from_bytes(options.incarnation.encode()[:8], "little"))
-        self._outbox = Outbox(outlet, figures.Counts(), settings, options.rates, rng, options.incarnation)
+        self._outbox = Outbox(
+            outlet, simulator_metrics.OutboxMetrics(), settings, options.rates, rng, options.incarnation
+        )
         self._oracle_auc = OracleAuc(settings.rolling_rows, round(settings.attribution_minutes * 60_000))
         self._tasks: set[asyncio.Task[None]] = set()
         self._gate = asyncio.Semaphore(options.concurrency)
@@ -173,7 +175,7 @@ class Shop:
             await self._until(int(visits.start_ms[views[0]]))
             await self._outlet.room()
             if self._in_line >= self._options.line:
-                figures.TURNED_AWAY.inc()
+                simulator_metrics.TURNED_AWAY.inc()
                 self._warn("the line before the scorer is too long; a shopper is turned away", line=self._in_line)
                 continue
             task = asyncio.create_task(self._session(scorer, visits, views))
@@ -209,7 +211,7 @@ class Shop:
                 if not seen:
                     return
         except Exception as error:  # one failed session does not close the shop, but it must be reported
-            figures.REQUEST_ERRORS.inc()
+            simulator_metrics.REQUEST_ERRORS.inc()
             log.error("a session failed", error=f"{type(error).__name__}: {error}", exc_info=True)
 
     async def _page(self, scorer: ScorerClient, visits: Visits, view: int) -> bool:
@@ -283,7 +285,7 @@ class Shop:
 
     def _settle(self) -> None:
         self._oracle_auc.settle(event_now_ms(self._clock))
-        figures.ORACLE_AUC.set(self._oracle_auc.auc())
+        simulator_metrics.ORACLE_AUC.set(self._oracle_auc.auc())
 
     def _publish_users(self) -> None:
         for index in range(self._world.shoppers.n):

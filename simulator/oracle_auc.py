@@ -1,8 +1,8 @@
 # core
 """The oracle's AUC: that of the true click probabilities, an upper bound for any model in the long run.
 
-Its rows are like those of the learner's own AUC (:mod:`learner.evaluation.served`): the newest exposures with a final
-outcome.
+Its rows are like those of the learner's own AUC (:mod:`learner.evaluation.served_scores`): the newest exposures with
+a final outcome.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import deque
 
 import numpy as np
 
-from millrace.basics.merit import Newest, auc
+from millrace.basics.ranking_metrics import Newest, auc
 from simulator.dice import F64
 
 

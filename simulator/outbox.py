@@ -38,13 +38,13 @@ KIND_OF = {Click: "click", Collect: "collect", Cart: "cart", Purchase: "purchase
 
 
 class Sink(Protocol):
-    """Where messages go: :class:`simulator.wire.Outlet`."""
+    """Where messages go: :class:`simulator.simulator_wire.SimulatorSender`."""
 
     def put(self, topic: str, key: bytes, value: bytes) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
+class FaultRates:
     """Shares of messages (of clicks, for ``late``); ``malformed`` are extra messages per message."""
 
     duplicate: float = 0.01
@@ -53,9 +53,9 @@ class Rates:
     malformed: float = 0.002
 
 
-class Observer(Protocol):
-    """Observes an outbox (:class:`simulator.figures.Counts`). The outbox calls it from the event loop, right after each
-    message went to the sink; it must not wait."""
+class OutboxObserver(Protocol):
+    """Observes an outbox (:class:`simulator.simulator_metrics.OutboxMetrics`). The outbox calls it from the event
+    loop, right after each message went to the sink; it must not wait."""
 
     def seen(self, arm: str) -> None:
         """A page was seen. Its exposure event is sent later, with a call of its own."""
@@ -77,9 +77,9 @@ class Outbox:
     def __init__(
         self,
         sink: Sink,
-        observer: Observer,
+        observer: OutboxObserver,
         settings: Settings,
-        rates: Rates,
+        rates: FaultRates,
         rng: np.random.Generator,
         name: str,
         cut: bool = True,

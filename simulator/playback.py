@@ -28,12 +28,12 @@ from millrace.logs import read_log
 from millrace.processes.kafka import make_producer, open_broker
 from millrace.processes.metrics import READY, serve_metrics
 from millrace.processes.wall import event_now_ms, wall_ms
-from simulator import figures
+from simulator import simulator_metrics
 from simulator.dice import generator
 from simulator.live import REQUEST_SECONDS, TICK_SECONDS
-from simulator.outbox import Outbox, Rates
-from simulator.script import Scene, Script
-from simulator.wire import Outlet, Producer, ScorerClient, ThrottledWarning
+from simulator.outbox import FaultRates, Outbox
+from simulator.script import PlayedPage, Script
+from simulator.simulator_wire import Producer, ScorerClient, SimulatorSender, ThrottledWarning
 
 log = structlog.get_logger("playback")
 
@@ -70,7 +70,7 @@ def play(settings: Settings, stop: threading.Event, options: PlaybackOptions, pr
         producer = make_producer(settings)
     serve_metrics("simulate", settings.metrics_port, settings.host)
     log.info("playing a log", log=str(options.log), pages=script.pages, exposures=len(script.ts_ms))
-    outlet = Outlet(producer, settings.event_clock().headers)
+    outlet = SimulatorSender(producer, settings.event_clock().headers)
     try:
         asyncio.run(Playback(settings, options, script, outlet, stop).play())
     finally:
@@ -80,14 +80,19 @@ def play(settings: Settings, stop: threading.Event, options: PlaybackOptions, pr
 
 class Playback:
     def __init__(
-        self, settings: Settings, options: PlaybackOptions, script: Script, outlet: Outlet, stop: threading.Event
+        self,
+        settings: Settings,
+        options: PlaybackOptions,
+        script: Script,
+        outlet: SimulatorSender,
+        stop: threading.Event,
     ) -> None:
         self._options, self._script, self._outlet, self._stop = options, script, outlet, stop
         self._settings = settings
         self._clock = settings.event_clock()
-        nothing = Rates(0.0, 0.0, 0.0, 0.0)  # a log is played as it is
+        nothing = FaultRates(0.0, 0.0, 0.0, 0.0)  # a log is played as it is
         rng, name = generator(0, "playback"), options.incarnation
-        self._outbox = Outbox(outlet, figures.Counts(), settings, nothing, rng, name, cut=False)
+        self._outbox = Outbox(outlet, simulator_metrics.OutboxMetrics(), settings, nothing, rng, name, cut=False)
         self._gate = asyncio.Semaphore(options.concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
         self._shift_ms = 0
@@ -171,7 +176,7 @@ class Playback:
                 remedy="give the clock a lower speed",
             )
 
-    async def _page(self, scorer: ScorerClient, scene: Scene) -> None:
+    async def _page(self, scorer: ScorerClient, scene: PlayedPage) -> None:
         ts_ms = scene.ts_ms + self._shift_ms
         for user in scene.users:
             self._outlet.put(USERS, key_of(user.user_id), to_json(user))

@@ -27,7 +27,7 @@ ACTIONS = ("click", "collect", "cart", "purchase")
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class PlayedPage:
     ts_ms: int
     user_id: Id
     items: list[Id]
@@ -61,7 +61,7 @@ class Script:
     def pages(self) -> int:
         return len(self.starts)
 
-    def scenes(self) -> Iterator[Scene]:
+    def scenes(self) -> Iterator[PlayedPage]:
         bounds = np.r_[self.starts, len(self.ts_ms)]
         step = 0
         while step < self.pages:
@@ -133,7 +133,7 @@ class Script:
         names = [c.user, c.item, c.label, *c.action_times.values(), *self._of["context"]]
         return {name: self._pylist(name, rows) for name in dict.fromkeys(names)}
 
-    def _scene(self, rows: NDArray[np.intp], cells: dict[str, list[Any]]) -> Scene:
+    def _scene(self, rows: NDArray[np.intp], cells: dict[str, list[Any]]) -> PlayedPage:
         c = self._columns
         ts_ms = int(self.ts_ms[rows].min())
         times = []
@@ -146,7 +146,7 @@ class Script:
         context = {n: cells[n][0] for n in self._of["context"] if cells[n][0] is not None}
         user_changes = [r for r in rows.tolist() if r in self._user_changes]
         item_changes = [r for r in rows.tolist() if r in self._item_changes]
-        return Scene(
+        return PlayedPage(
             ts_ms,
             cells[c.user][0],
             cells[c.item],

@@ -474,9 +474,32 @@ def _is_plain_name(node: ast.stmt) -> bool:
     )
 
 
+SAME_NAMES = {"Reason", "ClickTimes", "Times"}
+"""Public classes whose names are those of the HTTP API's description, which other rooms may use as well."""
+
+
+def name_problems(tree: Tree) -> list[str]:
+    """Modules, and public classes, that share a name. Benchmarks and experiments are left out: nothing imports them."""
+    files: dict[str, list[str]] = {}
+    classes: dict[str, list[str]] = {}
+    for module, source in tree.items():
+        if module.startswith(("benchmarks", "experiments")) or room_of(tree, module) == module:
+            continue
+        files.setdefault(module.rpartition(".")[2], []).append(module)
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and node.name not in SAME_NAMES:
+                classes.setdefault(node.name, []).append(module)
+    return [
+        f"{' and '.join(modules)} have both {what} {name}; call each by what it is of"
+        for what, found in (("the file name", files), ("a class", classes))
+        for name, modules in found.items()
+        if len(modules) > 1 and name != "__main__"
+    ]
+
+
 def problems(tree: Tree, rooms: Sequence[str] = ROOMS, tops: Mapping[str, set[str]] = TOPS) -> list[str]:
     """All of them."""
-    structure = [*room_problems(tree, rooms, tops), *circle_problems(tree), *door_problems(tree)]
+    structure = [*room_problems(tree, rooms, tops), *circle_problems(tree), *door_problems(tree), *name_problems(tree)]
     return [*mark_problems(tree), *core_problems(tree), *dynamic_problems(tree), *structure]
 
 

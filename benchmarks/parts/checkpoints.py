@@ -40,9 +40,9 @@ from millrace.contracts.topics import EVENTS, IMPRESSIONS
 from millrace.logs import LogTable
 from simulator.daylog import day_table
 from simulator.world import World
-from stream.partition.checkpoint import LEVEL, CheckpointStore
 from stream.partition.journal import Journal
-from stream.partition.partition import Message, Partition, Policy
+from stream.partition.partition import InputMessage, Partition, Policy
+from stream.partition.partition_checkpoint import LEVEL, CheckpointStore
 
 POOL = 400
 """Different pages. Between two of the same in one base lie some minutes of traffic."""
@@ -80,7 +80,7 @@ class Hands:
         self.pages, self._an_hour, self._seed = pages, round(3600 * pages_a_second), seed
         self.came = 0  # pages
         self.topic: dict[int, bytes] = {}  # impressions by offset, which Kafka would hold
-        self._coming: list[tuple[int, Message]] = []  # by event time
+        self._coming: list[tuple[int, InputMessage]] = []  # by event time
         self._hours, self._offsets = 0, {EVENTS: 0, IMPRESSIONS: 0}
         self.url = f"memory://checkpoints-{uuid.uuid4().hex}"
         self.store = CheckpointStore(self.url)
@@ -102,7 +102,7 @@ class Hands:
             self.partition.returned({request: self.topic.get(at) for request, at in self.partition.wanted.items()})
         self.partition.changes()
 
-    def _arrivals(self) -> Iterator[Message]:
+    def _arrivals(self) -> Iterator[InputMessage]:
         """What comes until now, made an hour at a time."""
         while T0 + self._hours * HOUR < self.now_ms:
             n, hour = self._an_hour, self._hours

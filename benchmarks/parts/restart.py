@@ -23,10 +23,10 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.tools.figures import Say
+from benchmarks.tools.bench_figures import Say
+from benchmarks.tools.bench_running import RunningRole
 from benchmarks.tools.modelwire import ModelWire
 from benchmarks.tools.pagewire import ShopWire
-from benchmarks.tools.running import RunningRole
 from millrace.basics.store import Store
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS

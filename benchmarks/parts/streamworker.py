@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.tools.figures import Figure, Say, figure
+from benchmarks.tools.bench_figures import Figure, Say, figure
 from benchmarks.tools.traffic import CORE_HOURS, HOUR, ITEMS, PAGE, T0, USERS, Stream, make
 from commands.loop.monitor import fetch
 from millrace.basics.errors import ServiceError

@@ -25,9 +25,9 @@ import redis
 from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.basics.hashing import column_hash
 from millrace.contracts.events import BadEventError, Item, key_of, to_json, to_msgpack
-from millrace.contracts.impressions import Served, decode_served
+from millrace.contracts.impressions import PageView, decode_served
 from millrace.contracts.itemtiles import pack as pack_tiles
-from millrace.contracts.online import (
+from millrace.contracts.online_layout import (
     MOST_RECENT,
     PROFILE,
     RECENT,
@@ -216,7 +216,7 @@ class PageLog:
             self.unlike += not same_page(page, answer)
 
 
-def same_page(page: Served, answer: str) -> bool:
+def same_page(page: PageView, answer: str) -> bool:
     """Whether an impression has the version, items and scores that the client was told."""
     told = msgspec.json.decode(answer)
     scores = np.frombuffer(page.scores, "<f4")

@@ -19,7 +19,7 @@ from millrace.contracts.impressions import impression_bytes
 from millrace.contracts.pagepack import Rates
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, IMPRESSIONS
-from stream.join.join import Message
+from stream.join.join import InputMessage
 
 PAGE = 20
 CORE_HOURS = 21.0
@@ -35,7 +35,7 @@ Columns = tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint8]]
 class Stream:
     """Messages in order of arrival, and the same exposures and actions as columns for :meth:`TileStore.run`."""
 
-    messages: list[Message]
+    messages: list[InputMessage]
     message_ms: list[int]  # event time of each message
     exposures: int
     keys: NDArray[np.uint64]  # (n, K)
@@ -105,7 +105,7 @@ def make(
     events.sort(key=lambda e: e[:2])
     offsets, messages = {IMPRESSIONS: 0, EVENTS: 0}, []
     for _, _, topic, raw in events:
-        messages.append(Message(topic, offsets[topic], raw))
+        messages.append(InputMessage(topic, offsets[topic], raw))
         offsets[topic] += 1
     k, ts, a = (np.concatenate(c) for c in zip(*rows, strict=True))
     by_time = np.argsort(ts, kind="stable")

@@ -206,7 +206,7 @@ def reference(*, out: Path) -> None:
     out
         The folder docs/ of a checkout, or any other.
     """
-    from commands.reference.pages import pages, write
+    from commands.reference.made_pages import pages, write
 
     for path in write(out, pages(app)):
         print(path)

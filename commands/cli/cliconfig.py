@@ -17,7 +17,7 @@ from millrace.contracts.settings import (
     FILE,
     SECRET,
     SECTIONS,
-    Reading,
+    SettingSources,
     read_settings,
     unread_variables,
     without_password,
@@ -34,8 +34,8 @@ def init(*, out: Path = Path(FILE)) -> None:
     out
         File to write. One that is there already is not overwritten.
     """
-    from commands.reference.settings import template
-    from millrace.basics.files import write_whole
+    from commands.reference.settings_page import template
+    from millrace.basics.atomic_files import write_whole
 
     if out.exists():
         raise SettingError(f"'{out}' is there already", "edit it, or name another with --out")
@@ -49,7 +49,7 @@ def show(*, data: Data = None, json: Json = False) -> None:
 
     Hidden settings are printed where somebody set them.
     """
-    from commands.reference.settings import as_toml
+    from commands.reference.settings_page import as_toml
 
     found = read_settings({"data": absolute(data)})
     public = {name for names in SECTIONS.values() for name in names}
@@ -71,10 +71,10 @@ def show(*, data: Data = None, json: Json = False) -> None:
 @app.command
 def check(*, data: Data = None, json: Json = False) -> None:
     """Print every mistake in the settings, one a line. Status 1: there is one."""
-    from learner.evaluation.segments import Segments
+    from learner.evaluation.traffic_segments import Segments
     from learner.gate.quota import Quota
     from millrace.processes.tokens import Tokens
-    from scorer.recall.recall import Shares
+    from scorer.recall.candidate_lists import Shares
 
     found = read_settings({"data": absolute(data)})
     settings = found.settings
@@ -95,12 +95,12 @@ def check(*, data: Data = None, json: Json = False) -> None:
     sys.exit(1 if mistakes else 0)
 
 
-def _value(found: Reading, name: str) -> object:
+def _value(found: SettingSources, name: str) -> object:
     value = getattr(found.settings, name)
     if name in SECRET:
         return "***" if value else ""
     return without_password(value) if name == "redis" else value
 
 
-def _origin(found: Reading, name: str) -> str:
+def _origin(found: SettingSources, name: str) -> str:
     return found.given[name].origin if name in found.given else "default"

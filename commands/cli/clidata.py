@@ -10,7 +10,7 @@ import cyclopts
 
 from commands.cli.cliadmin import Admin, tell
 from commands.cli.cliflags import Data, Json, Kafka, emit, report, settings_of, when, with_broker
-from commands.up.folder import of_loop
+from commands.up.data_folder import of_loop
 from millrace.basics.errors import SettingError
 
 app = cyclopts.App(name="data", help="Dead letters, quarantine, the archive.")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ParamSpec
 import msgspec
 from cyclopts import Parameter
 
-from commands.up.folder import broker_of, on_folder
+from commands.up.data_folder import broker_of, on_folder
 from millrace.basics.errors import SettingError
 from millrace.contracts.settings import Settings, load_settings
 

@@ -128,7 +128,7 @@ def guess(log: Path, *, out: Path | None = None) -> None:
         TOML file to write (default: print it). A file that is there already is not overwritten.
     """
     from commands.guess import guess_schema
-    from millrace.basics.files import write_whole
+    from millrace.basics.atomic_files import write_whole
 
     if out is not None and out.exists():
         raise SettingError(f"--out '{out}' is there already", "name another file, or remove it")

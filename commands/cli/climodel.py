@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from commands.cli.cliadmin import Admin, tell
 from commands.cli.cliflags import Data, Json, Kafka, emit, report, settings_of, when, with_broker
-from commands.up.folder import of_loop
+from commands.up.data_folder import of_loop
 from millrace.basics.errors import LogError, SettingError, SnapshotError
 from millrace.contracts.settings import Settings, load_settings
 

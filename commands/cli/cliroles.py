@@ -26,9 +26,9 @@ def _role(name: str, flags: dict[str, Any] | None = None) -> None:
     def run(settings: Settings, stop: Event) -> None:  # the role's code is imported when signals are handled
         match name:
             case "stream":
-                from stream.worker import worker
+                from stream.worker import stream_worker
 
-                worker.run(settings, stop)
+                stream_worker.run(settings, stop)
             case "learn":
                 from learner.role import service
 
@@ -38,15 +38,15 @@ def _role(name: str, flags: dict[str, Any] | None = None) -> None:
 
                 shadow.run(settings, stop)
             case "serve":
-                from scorer.feeder import main as scorer
+                from scorer.feeder import scorer_main as scorer
 
                 scorer.run(settings, stop)
             case "intake":
-                from stream.intake import main as intake
+                from stream.intake import intake_main as intake
 
                 intake.run(settings, stop)
             case "archive":
-                from stream.archive import main as archive
+                from stream.archive import archive_main as archive
 
                 archive.run(settings, stop)
 
@@ -150,7 +150,7 @@ def simulate(
             playback.play(settings, stop, playback.PlaybackOptions(log=Path(settings.from_log), quiet=True))
             stop.wait()  # a supervisor would start a role that ends, and so play the log, again
         else:
-            live.run(settings, stop, live.Options(open_loop=open_loop, seconds=seconds))
+            live.run(settings, stop, live.ShopOptions(open_loop=open_loop, seconds=seconds))
 
     run_role("simulate", settings, run)
 

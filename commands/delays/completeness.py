@@ -38,20 +38,20 @@ POINTS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Clicks:
+class DelayedClicks:
     """When exposures were clicked, and how long they were watched. n exposures."""
 
     delay_ms: NDArray[np.int64]  # (n,) -1: not clicked while it was watched
     watched_ms: NDArray[np.int64]  # (n,) at least the delay
 
     @classmethod
-    def of(cls, ts_ms: NDArray[np.int64], acted_ms: NDArray[np.int64], clicked: NDArray[np.bool_]) -> Clicks:
+    def of(cls, ts_ms: NDArray[np.int64], acted_ms: NDArray[np.int64], clicked: NDArray[np.bool_]) -> DelayedClicks:
         """``acted_ms``: times of the clicks, not before the exposure; read where ``clicked``."""
         end = max(int(ts_ms.max(initial=0)), int(acted_ms[clicked].max(initial=0)))
         return cls(np.where(clicked, acted_ms - ts_ms, -1), end - ts_ms)
 
-    def some(self, rows: NDArray[Any]) -> Clicks:
-        return Clicks(self.delay_ms[rows], self.watched_ms[rows])
+    def some(self, rows: NDArray[Any]) -> DelayedClicks:
+        return DelayedClicks(self.delay_ms[rows], self.watched_ms[rows])
 
 
 class Curve:
@@ -60,7 +60,7 @@ class Curve:
     longest_ms: int
     """The reference time of completeness: less than asked for where too few exposures were watched that long."""
 
-    def __init__(self, clicks: Clicks, longest_ms: int, fewest: int = FEWEST) -> None:
+    def __init__(self, clicks: DelayedClicks, longest_ms: int, fewest: int = FEWEST) -> None:
         watched = np.sort(clicks.watched_ms)
         self._watched = watched
         n = len(watched)
@@ -126,7 +126,7 @@ def quantiles(curve: Curve) -> list[dict[str, Any]]:
 
 
 def by_group(
-    clicks: Clicks, group: NDArray[np.integer[Any]], names: Sequence[str], windows: Sequence[int], key: str
+    clicks: DelayedClicks, group: NDArray[np.integer[Any]], names: Sequence[str], windows: Sequence[int], key: str
 ) -> list[dict[str, Any]]:
     """A row for each group with exposures. ``group`` (n,) numbers each exposure's group, ``names`` is by number."""
     rows = []

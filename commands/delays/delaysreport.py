@@ -20,7 +20,7 @@ from commands.delays.completeness import FEWEST, Curve
 from commands.delays.trials import IMMEDIATE, Setting
 from commands.offline.intervals import rounded
 from millrace.basics.clustered import FEW, PARTS, Gap, Parts, gap
-from millrace.basics.merit import judged
+from millrace.basics.ranking_metrics import judged
 from millrace.reports import MAIN, QUIET, Plot, canvas, lines_canvas
 from millrace.reports.spans import span_name
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from commands.delays.completeness import Clicks, Curve, by_group, by_window, points, quantiles
+from commands.delays.completeness import Curve, DelayedClicks, by_group, by_window, points, quantiles
 from commands.delays.delaysreport import Trial, curve_plot, parts_of, rows_of, trial_of, trials_plot, verdict_of
 from commands.delays.trials import IMMEDIATE, Setting, digest, final_labels, open_features, samples_of, with_window
 from commands.offline.slicing import MISSING, slice_of
@@ -29,7 +29,7 @@ from commands.replay.reading import Log, about, name_of_log, reading
 from commands.replay.replayrun import BATCH_ROWS, THREADS
 from commands.replay.stretches import Stretches, write_features
 from learner.network.dense import threads
-from learner.role.making import model_of
+from learner.role.model_factory import model_of
 from millrace.basics.clustered import user_numbers
 from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.schema import Schema, load_schema
@@ -87,7 +87,7 @@ def delays(
         tried = tuple(sorted({*windows, own_ms}))
         longest_ms = tried[-1]
         timed = _timed(table, plan)
-        clicks = Clicks.of(rows.ts_ms, labels.acted_ms, labels.clicked & timed)
+        clicks = DelayedClicks.of(rows.ts_ms, labels.acted_ms, labels.clicked & timed)
         curve = Curve(clicks, longest_ms)
         report, curves = _completeness(table, plan, clicks, curve, tried, segments)
 
@@ -152,7 +152,7 @@ def _timed(table: LogTable, plan: Schema) -> Any:
 
 
 def _completeness(
-    table: LogTable, plan: Schema, clicks: Clicks, curve: Curve, tried: Sequence[int], segments: Sequence[str]
+    table: LogTable, plan: Schema, clicks: DelayedClicks, curve: Curve, tried: Sequence[int], segments: Sequence[str]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(the tables, the curves of the plot: all exposures, and those of the first slots)."""
     assert plan.log is not None

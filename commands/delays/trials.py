@@ -20,7 +20,7 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
-from commands.replay.known import Samples
+from commands.replay.known import KnownSamples
 from commands.replay.logfeatures import Labels
 from millrace.contracts.schema import Schema
 from millrace.labels import policy_named
@@ -54,20 +54,20 @@ def final_labels(labels: Labels, ts_ms: NDArray[np.int64], longest_ms: int) -> N
 
 def samples_of(
     setting: Setting, labels: Labels, ts_ms: NDArray[np.int64], longest_ms: int, lateness_ms: int, observation_ms: int
-) -> tuple[Samples, int]:
+) -> tuple[KnownSamples, int]:
     """(samples in the order in which they become known, clicks that never come). ``labels`` may be of any window."""
     final = final_labels(labels, ts_ms, longest_ms)
     own = copy.copy(labels)
     own.wait_ms = setting.window_ms
     if setting.policy == IMMEDIATE:
         own.clicked = final
-        return Samples.of(ts_ms, own, None), 0
+        return KnownSamples.of(ts_ms, own, None), 0
     own.clicked = final & (labels.acted_ms - ts_ms < setting.window_ms + lateness_ms)
     lost = int(final.sum()) - int(own.clicked.sum())
-    return Samples.of(ts_ms, own, policy_named(setting.policy), observation_ms), lost
+    return KnownSamples.of(ts_ms, own, policy_named(setting.policy), observation_ms), lost
 
 
-def digest(samples: Samples) -> str:
+def digest(samples: KnownSamples) -> str:
     """Equal for samples that come in the same order, so that each distinct order runs one time only."""
     found = hashlib.sha256()
     for column in (samples.row, samples.known_ms, samples.kind, samples.policy):

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from commands.demo.servedrows import Served
+from commands.demo.servedrows import LabelledExposures
 from learner.samples.eventtime import EventTime
 from millrace.basics.errors import ConservationError, SchemaError
 from millrace.contracts.clock import EventClock
@@ -279,13 +279,13 @@ class Ledger:
         """Events that cannot be used in any case: unreadable, or dated in the future."""
         return sum(self.unreadable.values()) + self.future
 
-    def rows(self) -> Served:
+    def rows(self) -> LabelledExposures:
         """Labelled exposures in the order of exposure, earlier runs' included."""
         ordered = sorted(self._rows.items(), key=lambda entry: (entry[1][2], entry[0]))
         label = [self._clicked(request, position) for (request, position), _ in ordered]
         true = [self.truth.get(request, {}).get(position, math.nan) for (request, position), _ in ordered]
         ts_ms = np.array([ts for _, (_, _, ts) in ordered], np.int64)
-        return Served(
+        return LabelledExposures(
             ts_ms=ts_ms,
             page=np.array([request for (request, _), _ in ordered], np.object_),
             position=np.array([position for (_, position), _ in ordered], np.int64),

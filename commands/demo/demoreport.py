@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.demo.conservation import Ledger
-from commands.demo.servedrows import Served, auc_of, by_minute, curve, figures, first, headline, newest
+from commands.demo.servedrows import LabelledExposures, auc_of, by_minute, curve, figures, first, headline, newest
 from commands.demo.settle import Settlement
-from commands.demo.twin import Pages, twin_scores
+from commands.demo.twin import LoggedPages, twin_scores
 from commands.loop.monitor import SCORER_ERRORS, Monitor
 from commands.loop.series import PROCESSES
 from commands.loop.status import memory, percent
+from millrace.basics.atomic_files import write_whole
 from millrace.basics.errors import StoreError
-from millrace.basics.files import write_whole
 from millrace.contracts.events import ARMS, MODEL
 from millrace.contracts.settings import Settings
 from millrace.processes.supervisor import Supervisor
@@ -60,7 +60,7 @@ def make_report(
     supervisor: Supervisor,
     settings: Settings,
     started_wall_ms: int,
-    pages: Pages | None = None,
+    pages: LoggedPages | None = None,
 ) -> Report:
     """The report of a closed run. Figures that were never measured are None.
 
@@ -184,7 +184,7 @@ def _gate(settlement: Settlement) -> dict[str, Any]:
     }
 
 
-def _twin(rows: Served, pages: Pages, settings: Settings) -> NDArray[np.float32]:
+def _twin(rows: LabelledExposures, pages: LoggedPages, settings: Settings) -> NDArray[np.float32]:
     """The twin's scores of ``rows``, (n,); NaN where a row is not settled."""
     scores = np.full(len(rows), np.nan, np.float32)
     scores[rows.settled] = twin_scores(

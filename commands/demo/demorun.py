@@ -24,13 +24,13 @@ import msgspec
 from commands.demo.conservation import Ledger
 from commands.demo.curves import draw, thirds
 from commands.demo.demoreport import make_report, missing_keys, summary, write_report
-from commands.demo.past import Held, check_days, filled, held_by, learnt_until, live_through, opening
+from commands.demo.past import PastEvents, check_days, filled, held_by, learnt_until, live_through, opening
 from commands.demo.settle import DRAIN_SECONDS, Drained, Settlement, labels_take, proved, settle
-from commands.demo.twin import Pages
+from commands.demo.twin import LoggedPages
 from commands.loop.host import READY_SECONDS, Host, made
 from commands.loop.monitor import fetch
 from commands.loop.signals import AtOnce, Signals
-from commands.loop.status import Shown
+from commands.loop.status import RunStatus
 from millrace.basics.errors import MillraceError, ServiceError, SettingError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.settings import Settings
@@ -74,9 +74,9 @@ class Demo(Host):
 
     def __init__(self, settings: Settings, options: DemoOptions, folder: Path, ending: threading.Event) -> None:
         self.beside = (*(("archive",) if options.archive else ()), *(("shadow",) if settings.shadow_model else ()))
-        super().__init__(settings, folder, ending, Shown((*ROLES, *self.beside)), options.speed)
+        super().__init__(settings, folder, ending, RunStatus((*ROLES, *self.beside)), options.speed)
         self.options = options
-        self.held = Held()
+        self.held = PastEvents()
         self.began_s = time.monotonic()
         self.past_s = 0.0
         self.ready_s = 0.0  # from the start until the first page could be served, with all that is known of the past
@@ -236,8 +236,8 @@ def _run(settings: Settings, options: DemoOptions, folder: Path, signals: Signal
         return _finish(run, options)
 
 
-def _pages(settings: Settings) -> Pages:
-    pages = Pages(settings.load_schema())
+def _pages(settings: Settings) -> LoggedPages:
+    pages = LoggedPages(settings.load_schema())
     read_all(settings, IMPRESSIONS, pages.message)
     return pages
 

@@ -34,7 +34,7 @@ from commands.loop.host import TICK_SECONDS, Host
 from millrace.basics.errors import ServiceError, SettingError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import BadEventError, Exposure, decode_event
-from millrace.contracts.online import FILLED, filled_key, redis_url
+from millrace.contracts.online_layout import FILLED, filled_key, redis_url
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS
 from millrace.processes.kafka import read_all
@@ -128,13 +128,13 @@ def _command(folder: str, settings: Settings) -> list[str]:
 
 
 def _environment(settings: Settings, speed: float) -> Mapping[str, str]:
-    clock = EventClock(wall_ms(), round(opening(Held()).timestamp() * 1000), speed)
+    clock = EventClock(wall_ms(), round(opening(PastEvents()).timestamp() * 1000), speed)
     ours = {name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_")}
     return ours | settings.environment() | {"MILLRACE_CLOCK": clock.encode()}
 
 
 @dataclass(slots=True)
-class Held:
+class PastEvents:
     events: int = 0
     offsets: dict[int, int] = field(default_factory=dict)  # next offset, by partition
     newest_ms: int = 0  # newest exposure: actions may be dated anywhere by mischief
@@ -150,8 +150,8 @@ class Held:
             self.newest_ms = max(self.newest_ms, event.ts_ms)
 
 
-def held_by(settings: Settings) -> Held:
-    held = Held()
+def held_by(settings: Settings) -> PastEvents:
+    held = PastEvents()
     read_all(settings, EVENTS, held.message)
     return held
 
@@ -165,7 +165,7 @@ def learnt_until(settings: Settings) -> int:
     return note.event_ms + round((settings.attribution_minutes + settings.lateness_minutes) * 60_000)
 
 
-def opening(held: Held, learnt_ms: int = 0) -> datetime:
+def opening(held: PastEvents, learnt_ms: int = 0) -> datetime:
     """When the shop opens: 09:00 (UTC+8) on the first demo day, or the working day after what is held and learnt."""
     day = FIRST_DAY
     if held.newest_ms or learnt_ms:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.basics.merit import auc, calibration, judged, known, log_loss
+from millrace.basics.ranking_metrics import auc, calibration, judged, known, log_loss
 from millrace.contracts.events import ARMS, LOGGED, MODEL
 
 _LOGGED = ARMS.index(LOGGED)
@@ -24,7 +24,7 @@ POINTS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class LabelledExposures:
     """Labelled exposures in the order of exposure: by time, then page, then position. (n,) each"""
 
     ts_ms: NDArray[np.int64]
@@ -40,8 +40,8 @@ class Served:
     def __len__(self) -> int:
         return len(self.ts_ms)
 
-    def where(self, rows: NDArray[np.bool_] | slice) -> Served:
-        return Served(*(getattr(self, f.name)[rows] for f in fields(self)))
+    def where(self, rows: NDArray[np.bool_] | slice) -> LabelledExposures:
+        return LabelledExposures(*(getattr(self, f.name)[rows] for f in fields(self)))
 
     @property
     def judgeable(self) -> NDArray[np.bool_]:
@@ -50,10 +50,10 @@ class Served:
         return rows
 
     @property
-    def judged(self) -> Served:
+    def judged(self) -> LabelledExposures:
         return self.where(self.judgeable)
 
-    def of(self, arm: str) -> Served:
+    def of(self, arm: str) -> LabelledExposures:
         return self.where(self.arm == ARMS.index(arm))
 
     @property
@@ -62,7 +62,7 @@ class Served:
         return judged(self.score, self.label).astype(np.float32)
 
 
-def headline(rows: Served) -> str:
+def headline(rows: LabelledExposures) -> str:
     """The arm whose figures stand for the run: the model's pages; a log's where there are no others."""
     return LOGGED if len(rows.of(LOGGED)) and not len(rows.of(MODEL)) else MODEL
 
@@ -74,7 +74,7 @@ def auc_of(score: NDArray[Any], label: NDArray[Any]) -> float | None:
     return known(auc(score[finite], label[finite]))
 
 
-def figures(rows: Served) -> dict[str, float | int | None]:
+def figures(rows: LabelledExposures) -> dict[str, float | int | None]:
     """AUC, log loss and calibration of ``rows``, and how many they are. None: no value (no rows, or one class)."""
     p = rows.p
     return {
@@ -85,20 +85,20 @@ def figures(rows: Served) -> dict[str, float | int | None]:
     }
 
 
-def first(rows: Served, n: int) -> dict[str, float | int | None]:
+def first(rows: LabelledExposures, n: int) -> dict[str, float | int | None]:
     """Figures of the first ``n`` judged rows of this run, all arms, beside the log loss of the true probabilities."""
     part = rows.where(rows.own).judged.where(slice(0, n))
     known_to = np.isfinite(part.true)
     return figures(part) | {"oracle_log_loss": known(log_loss(part.true[known_to], part.label[known_to]))}
 
 
-def newest(rows: Served, arm: str, n: int) -> Served:
+def newest(rows: LabelledExposures, arm: str, n: int) -> LabelledExposures:
     """The newest ``n`` judged rows of an arm, earlier runs' included: the content of the learner's rolling window."""
     judged = rows.judged.of(arm)
     return judged.where(slice(max(0, len(judged) - n), None))
 
 
-def curve(rows: Served, window: int) -> list[dict[str, Any]]:
+def curve(rows: LabelledExposures, window: int) -> list[dict[str, Any]]:
     """Rolling AUC over event time (Unix ms) of the scores that pages were served with, and the best possible AUC.
 
     This is progressive validation with delayed labels. In a closed loop the best possible AUC moves too: the better
@@ -122,7 +122,7 @@ def curve(rows: Served, window: int) -> list[dict[str, Any]]:
 
 
 def by_minute(
-    rows: Served, begin_ms: int, minute_ms: float, twin: NDArray[np.float32] | None = None
+    rows: LabelledExposures, begin_ms: int, minute_ms: float, twin: NDArray[np.float32] | None = None
 ) -> list[dict[str, Any]]:
     """Judged rows of this run by minute and arm: rows, clicks, and the clicks predicted by the served scores, the true
     probabilities and the twin (None where these are not known for all rows).

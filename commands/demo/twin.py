@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.demo.servedrows import Served
+from commands.demo.servedrows import LabelledExposures
 from millrace.contracts.impressions import decode_impression
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 
 
-class Pages:
+class LoggedPages:
     """Features of pages by request id, from their page logs. Feed it with :meth:`message`."""
 
     def __init__(self, schema: Schema) -> None:
@@ -50,7 +50,7 @@ class Pages:
             return
         self._of.setdefault(page.request_id, (cat, num))
 
-    def features(self, rows: Served) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float32]]:
+    def features(self, rows: LabelledExposures) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float32]]:
         """Which ``rows`` (n,) have a page log, and the features of these: cat (m, F), num (m, N)."""
         slots = list(zip(rows.page.tolist(), rows.position.tolist(), strict=True))
         there = np.array([p in self._of and i < len(self._of[p][0]) for p, i in slots], np.bool_)  # (n,)
@@ -62,8 +62,8 @@ class Pages:
 
 
 def twin_scores(
-    rows: Served,
-    pages: Pages,
+    rows: LabelledExposures,
+    pages: LoggedPages,
     schema: Schema,
     spec: Mapping[str, Any],
     seed: int,
@@ -82,7 +82,7 @@ def twin_scores(
         SettingError: the spec has an unknown name or value.
     """
     from learner.network.dense import threads  # PyTorch, seconds of imports
-    from learner.role.making import model_of
+    from learner.role.model_factory import model_of
 
     there, cat, num = pages.features(rows)
     known = rows.where(there)  # (m,)
@@ -108,7 +108,7 @@ def blocks(ts_ms: NDArray[np.int64], block_ms: float, block_rows: int) -> list[s
     ]
 
 
-def _samples(rows: Served, cat: NDArray[np.int64], num: NDArray[np.float32]) -> SampleBatch:
+def _samples(rows: LabelledExposures, cat: NDArray[np.int64], num: NDArray[np.float32]) -> SampleBatch:
     requests, page = np.unique(rows.page.astype(np.str_), return_inverse=True)
     kind = np.where(rows.label > 0, POSITIVE, NEGATIVE).astype(np.uint8)
     position = rows.position.astype(np.int32)

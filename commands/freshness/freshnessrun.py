@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from commands.freshness.freshnessreport import Setup, report_of
 from commands.freshness.freshnessslices import day_slices, hour_slices, value_slices
 from commands.freshness.freshnesswords import BASELINE, DAY_OLD, LIVE, RETRAINED, named
-from commands.freshness.measure import Measured, Rows, Scored
+from commands.freshness.measure import Measured, MeasuredScores, ScoredRows
 from commands.offline import rounds
 from commands.offline.compared import DEFAULT, KINDS, OWN, input_of, spec_of
 from commands.offline.dataset import Dataset, open_dataset, plain_schema, prepare, scaled
@@ -38,7 +38,7 @@ from commands.offline.follow import BATCH, DAILY, NEVER, SYNCS, follow, period_m
 from commands.offline.workers import pool
 from commands.replay.reading import Log, name_of_log
 from learner.evaluation.progressive import baseline_column
-from learner.role.making import model_of
+from learner.role.model_factory import model_of
 from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.schema import Schema, load_schema
 from millrace.reports import make_folder, say, show, write_all
@@ -203,34 +203,36 @@ def _days(data: Dataset, train: int) -> list[slice]:
     return [data.rows((d,)) for d in range(train, len(data.days))]
 
 
-def _rows(data: Dataset, rows: slice) -> Rows:
+def _rows(data: Dataset, rows: slice) -> ScoredRows:
     def codes(values: NDArray[Any]) -> NDArray[np.intp]:
         return np.unique(np.asarray(values[rows]), return_inverse=True)[1]
 
-    return Rows(np.array(data.label[rows]), codes(data.user), codes(data.group))
+    return ScoredRows(np.array(data.label[rows]), codes(data.user), codes(data.group))
 
 
-def _models(jobs: Sequence[Job], found: Sequence[Mapping[str, Any]], data: Dataset, rows: slice) -> dict[str, Scored]:
+def _models(
+    jobs: Sequence[Job], found: Sequence[Mapping[str, Any]], data: Dataset, rows: slice
+) -> dict[str, MeasuredScores]:
     """All models by name, from the rarest synchronisation on; the retrained one and the baseline last."""
-    out: dict[str, Scored] = {}
+    out: dict[str, MeasuredScores] = {}
     for kind in (LIVE, DAY_OLD):
         own = [(job, f) for job, f in zip(jobs, found, strict=True) if job.features == kind]
         for sync in own[0][0].syncs if own else ():
             files = [(job.out / f"{sync}.npy", job.out / f"{sync}.start.npy") for job, _ in own]
             p = [np.load(file) for file, _ in files]
             within = [np.load(start) if start.exists() else np.load(file) for file, start in files]
-            out[named(kind, sync)] = Scored(p, within)
+            out[named(kind, sync)] = MeasuredScores(p, within)
     again = [job.out / "retrained.npy" for job in jobs if job.retrain]
     if again:
         starts = [file.with_name("retrained.start.npy") for file in again]
         p = [np.load(file) for file in again]
-        out[RETRAINED] = Scored(p, [np.load(s) if s.exists() else q for s, q in zip(starts, p, strict=True)])
+        out[RETRAINED] = MeasuredScores(p, [np.load(s) if s.exists() else q for s, q in zip(starts, p, strict=True)])
     column = baseline_column(data.schema)
     if column is not None:
         rate = np.ascontiguousarray(data.num[rows, column])
         fixed = rate if data.frozen is None else np.ascontiguousarray(data.frozen[rows, column])
         seeds = len({job.seed for job in jobs})
-        out[BASELINE] = Scored([rate] * seeds, [fixed] * seeds)
+        out[BASELINE] = MeasuredScores([rate] * seeds, [fixed] * seeds)
     return out
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from commands.replay.ranks import grouped_parts
 from millrace.basics.clustered import PARTS, Users, quantile
-from millrace.basics.merit import auc, calibration, grouped_auc, log_loss
+from millrace.basics.ranking_metrics import auc, calibration, grouped_auc, log_loss
 from millrace.reports.lines import Tick
 
 ALL = "all"
@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class MeasuredScores:
     """The n probabilities that one model gave on one kind of features, in each seed.
 
     ``within`` are the scores that may be compared within a group (:mod:`commands.replay.grouped`): the same, or those
@@ -36,7 +36,7 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class ScoredRows:
     """The rows that are scored. ``user`` and ``group`` count from 0."""
 
     y: NDArray[np.float32]  # (n,)
@@ -91,8 +91,8 @@ class Measured:
 
     def __init__(
         self,
-        rows: Rows,
-        models: Mapping[str, Scored],
+        rows: ScoredRows,
+        models: Mapping[str, MeasuredScores],
         slices: Mapping[str, NDArray[np.intp]],
         tick: Tick = lambda what, done, of: None,
     ) -> None:
@@ -101,12 +101,12 @@ class Measured:
         self._kept: dict[tuple[str, str, str], _Kept] = {}
         self._users = {where: Users.of(rows.y[own], rows.user[own]) for where, own in self.slices.items()}
         for done, (where, own) in enumerate(self.slices.items(), 1):
-            part = Rows(rows.y[own], rows.user[own], rows.group[own])
+            part = ScoredRows(rows.y[own], rows.user[own], rows.group[own])
             for name, scored in models.items():
                 self._measure(where, name, part, own, scored)
             tick("figures", done, len(self.slices))
 
-    def _measure(self, where: str, name: str, part: Rows, own: NDArray[np.intp], scored: Scored) -> None:
+    def _measure(self, where: str, name: str, part: ScoredRows, own: NDArray[np.intp], scored: MeasuredScores) -> None:
         y, group = part.y, part.group
         found: dict[str, list[tuple[float, Floats]]] = {m: [] for m in MEASURES}
         for p in (p[own] for p in scored.p):

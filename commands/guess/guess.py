@@ -13,13 +13,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from commands.guess.fields import Feature, feature_of
-from commands.guess.outcomes import Verdict, verdicts
+from commands.guess.outcomes import LeftOut, verdicts
 from commands.guess.pageroles import action_times, line_role, list_roles, position_role, request_role, unrolled
-from commands.guess.roles import ITEM, USER, Role, Roles, day_role, id_role, item_of_page, label_role, time_role
+from commands.guess.roles import ITEM, USER, ColumnRole, Roles, day_role, id_role, item_of_page, label_role, time_role
 from commands.guess.sample import Sample, kinds_of, read_sample
 from commands.guess.samplecolumns import Column, columns_of, held
 from commands.guess.sidetables import Side, sides_beside
-from commands.guess.timeformats import TIME_WORDS, Times, times_of
+from commands.guess.timeformats import TIME_WORDS, TimeColumn, times_of
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError
 from millrace.contracts.schema import Side as Of
@@ -32,7 +32,7 @@ MADE_ITEM, MADE_LABEL = "item_id", "click"
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundField:
     name: str
     of: Of
     feature: Feature
@@ -41,10 +41,10 @@ class Found:
 
 
 @dataclass
-class Findings:
+class SchemaFindings:
     sample: Sample
     roles: Roles
-    times: dict[str, Times]
+    times: dict[str, TimeColumn]
     columns: dict[str, Column]
     item: str | None = None
     """The item's column, after lists were taken apart; likewise the label's."""
@@ -52,8 +52,8 @@ class Findings:
     offset_hours: int | None = None
     identity: tuple[str, ...] = ()
     rate: float | None = None
-    fields: list[Found] = field(default_factory=list)
-    outcomes: dict[str, Verdict] = field(default_factory=dict)
+    fields: list[FoundField] = field(default_factory=list)
+    outcomes: dict[str, LeftOut] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
     sides: list[Side] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -66,13 +66,13 @@ class Findings:
         return 0.0 if times is None else float(times.ms.max() - times.ms.min()) / DAY_MS
 
 
-def find(path: Path) -> Findings:
+def find(path: Path) -> SchemaFindings:
     """Finds all that :func:`guess_schema` writes down. In a folder with files of several kinds, the kind that lacks
     the fewest roles is the log; of several such the one with the most bytes."""
     kinds = kinds_of(path)
     if len(kinds) == 1:
         return _find(path, kinds[0])
-    found: list[Findings] = []
+    found: list[SchemaFindings] = []
     others: list[str] = []
     errors: list[LogError] = []
     for files in kinds:
@@ -98,7 +98,7 @@ def _some(files: Sequence[Path]) -> str:
     return files[0].name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
 
 
-def _find(path: Path, files: Sequence[Path]) -> Findings:
+def _find(path: Path, files: Sequence[Path]) -> SchemaFindings:
     sample = read_sample(path, files)
     found = _found(path, sample)
     lacking, refused = _lacking(found)
@@ -113,7 +113,7 @@ def _find(path: Path, files: Sequence[Path]) -> Findings:
     return found
 
 
-def _lacking(found: Findings) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _lacking(found: SchemaFindings) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Rows of the sample in which a required role has no value, and those of them that the reader of logs refuses: it
     keeps an id that is no number as the others are. (n,) each."""
     roles, columns = found.roles, columns_of(found.sample.table)
@@ -128,7 +128,7 @@ def _lacking(found: Findings) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     return lacking, refused
 
 
-def _strays(found: Findings) -> list[str]:
+def _strays(found: SchemaFindings) -> list[str]:
     roles, sample = found.roles, found.sample
     fields = {one.name: one.feature.kind for one in found.fields if one.table is None}
     strict = {roles.time.name, roles.label.name, roles.day.name, roles.position.name, *roles.actions.values()}
@@ -145,13 +145,13 @@ def _strays(found: Findings) -> list[str]:
     return out
 
 
-def _found(path: Path, sample: Sample) -> Findings:
+def _found(path: Path, sample: Sample) -> SchemaFindings:
     columns = columns_of(sample.table)
     roles = Roles()
     items, roles.labels, roles.clicked, roles.pairs = list_roles(columns)
     taken = {r.name for r in (items, roles.labels, roles.clicked, roles.pairs) if r.name is not None}
     times = {n: t for n, c in columns.items() if n not in taken and (t := times_of(c)) is not None}
-    found = Findings(sample, roles, times, columns)
+    found = SchemaFindings(sample, roles, times, columns)
     roles.time = time_role(columns, times)
     if roles.time.name is None and not roles.time.candidates:
         roles.time.candidates = _relative(columns)
@@ -185,12 +185,12 @@ def _relative(columns: dict[str, Column]) -> tuple[str, ...]:
     return rising or tuple(n for n, c in whole.items() if words & set(c.tokens))
 
 
-def _surely_times(columns: dict[str, Column], times: dict[str, Times]) -> set[str]:
+def _surely_times(columns: dict[str, Column], times: dict[str, TimeColumn]) -> set[str]:
     """Columns that are times by type, format or name, and so hold no ids. Ids may happen to read as times."""
     return {n for n, t in times.items() if t.unit is None or TIME_WORDS & set(columns[n].tokens)}
 
 
-def _finish(path: Path, found: Findings) -> None:
+def _finish(path: Path, found: SchemaFindings) -> None:
     """Finds the roles that rest on others, then the fields and the columns that are left out."""
     roles, columns, times = found.roles, found.columns, found.times
     user = columns[roles.user.name] if roles.user.name else None
@@ -208,7 +208,7 @@ def _finish(path: Path, found: Findings) -> None:
         if roles.label.name is None and not roles.label.candidates:
             roles.label.candidates = _ratings(columns, used)
         if roles.label.name is None and not roles.label.candidates and (events := _events(columns, used)):
-            roles.label = Role(None, "it names what happened", events)
+            roles.label = ColumnRole(None, "it names what happened", events)
         found.label = roles.label.name
     label = columns[found.label].flags == 1 if found.label else None
     found.rate = float(label.mean()) if label is not None else None
@@ -267,7 +267,7 @@ def _events(columns: dict[str, Column], used: set[str]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _identity(found: Findings, ms: NDArray[np.int64]) -> None:
+def _identity(found: SchemaFindings, ms: NDArray[np.int64]) -> None:
     """Finds the columns that identify exposures: page and item where a row is a page, an id of the row, or page and
     slot. Where rows repeat time, user and item (to the millisecond, or to the second and all else too), these three.
     Otherwise none, and equal rows are reported."""
@@ -309,7 +309,7 @@ def _copies(*keys: NDArray[np.int64]) -> int:
 
 
 def _outcomes(
-    found: Findings, rest: dict[str, Column], attributes: set[str], groups: dict[Of, Column], label: object
+    found: SchemaFindings, rest: dict[str, Column], attributes: set[str], groups: dict[Of, Column], label: object
 ) -> None:
     if not isinstance(label, np.ndarray):
         return
@@ -321,7 +321,7 @@ def _outcomes(
     found.outcomes = verdicts(list(rest.values()), label, attributes, spread, honest, halves)
 
 
-def _field(found: Findings, column: Column, of: Of, table: str | None, could_be: Sequence[str] = ()) -> None:
+def _field(found: SchemaFindings, column: Column, of: Of, table: str | None, could_be: Sequence[str] = ()) -> None:
     times = found.times.get(column.name) if table is None else None
     if times is not None and (times.unit or times.format or times.grain_ms < DAY_MS):
         found.unused[column.name] = "it holds times, which are no feature as they are"
@@ -333,10 +333,10 @@ def _field(found: Findings, column: Column, of: Of, table: str | None, could_be:
         if could_be:
             said = " or ".join(f"the {role} (then: of = {role!r})" for role in could_be).replace("'", '"')
             feature = replace(feature, why=f"{feature.why}; it could be {said}")
-        found.fields.append(Found(column.name, of, feature, column.distinct, table))
+        found.fields.append(FoundField(column.name, of, feature, column.distinct, table))
 
 
-def _side_tables(path: Path, found: Findings, groups: dict[Of, Column], label: object) -> None:
+def _side_tables(path: Path, found: SchemaFindings, groups: dict[Of, Column], label: object) -> None:
     sides, notes = sides_beside(path, {str(of): c for of, c in groups.items()}, found.sample)
     found.notes += notes
     for side in sides:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.guess.samplecolumns import Column
-from millrace.basics.merit import auc
+from millrace.basics.ranking_metrics import auc
 
 PURE = 0.98
 """Share of clicks among the rows with another value, from which on the column counts as filled only with a click."""
@@ -43,7 +43,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class LeftOut:
     kind: str
     """``"only-with-label"``, ``"beyond"`` or ``"name"``."""
     why: str
@@ -130,7 +130,7 @@ def verdicts(
     groups: list[NDArray[np.int64]],
     honest: list[Column],
     halves: NDArray[np.bool_],
-) -> dict[str, Verdict]:
+) -> dict[str, LeftOut]:
     """Reasons why columns are left out, by name; the others may be features.
 
     Args:
@@ -143,19 +143,19 @@ def verdicts(
     aucs = {c.name: single_auc(c, label, halves) for c in {c.name: c for c in (*columns, *honest)}.values()}
     best = max((aucs[c.name] for c in honest), default=0.5)
     first = max(honest, key=lambda c: aucs[c.name]).name if honest else None
-    found: dict[str, Verdict] = {}
+    found: dict[str, LeftOut] = {}
     for column in columns:
         auc = aucs[column.name]
         if column.name not in attributes:
             why = only_with_label(column, label, groups)
             if why:
-                found[column.name] = Verdict("only-with-label", why, auc)
+                found[column.name] = LeftOut("only-with-label", why, auc)
                 continue
         limit = min(HIGH, max(LEAST_AUC, best + BEYOND)) if honest else HIGH
         if auc >= limit:
             than = f"; '{first}' has {best:.3f}, the best of those that are known before" if first else ""
-            found[column.name] = Verdict("beyond", f"alone it has an AUC of {auc:.3f}{than}", auc)
+            found[column.name] = LeftOut("beyond", f"alone it has an AUC of {auc:.3f}{than}", auc)
         elif column.name not in attributes and (word := named_outcome(column)):
             why = f"its name says '{word}'; nothing in the rows proves it (AUC {auc:.3f})"
-            found[column.name] = Verdict("name", why, auc)
+            found[column.name] = LeftOut("name", why, auc)
     return found

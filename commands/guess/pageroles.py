@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from commands.guess.roles import ACTIONS, Role, Roles, choose
+from commands.guess.roles import ACTIONS, ColumnRole, Roles, choose
 from commands.guess.samplecolumns import Column
-from commands.guess.timeformats import Times
+from commands.guess.timeformats import TimeColumn
 
 _PAGE = {"request", "impression", "page", "slate", "query", "search", "view", "req", "imp"}
 MOST_EXPOSURES = 300_000
@@ -20,7 +20,7 @@ MOST_EXPOSURES = 300_000
 PAIRS = re.compile(r"^\S+-[01](\s\S+-[01])*$")
 
 
-def request_role(columns: Mapping[str, Column], user: str, time: NDArray[np.int64], taken: set[str]) -> Role:
+def request_role(columns: Mapping[str, Column], user: str, time: NDArray[np.int64], taken: set[str]) -> ColumnRole:
     """The page: rows of one value have one user and one time (a minute at most), and some values have several rows."""
     scores, whys = {}, {}
     users = columns[user].codes
@@ -45,18 +45,18 @@ def request_role(columns: Mapping[str, Column], user: str, time: NDArray[np.int6
     return choose(scores, whys, 3.0)
 
 
-def line_role(columns: Mapping[str, Column], taken: set[str]) -> Role:
+def line_role(columns: Mapping[str, Column], taken: set[str]) -> ColumnRole:
     """The page where each row is one: a column of which each row has its own, by its name, or the only such number."""
     own = {n: c for n, c in columns.items() if n not in taken and c.distinct == len(c.codes) > 1}
     own = {n: c for n, c in own.items() if not (c.is_list or c.is_temporal or (c.is_numeric and not c.is_whole))}
     named = [n for n, c in own.items() if _PAGE & {*c.tokens}]
     if len(named) == 1:
-        return Role(named[0], "by its name; each row has its own")
+        return ColumnRole(named[0], "by its name; each row has its own")
     ids = [n for n, c in own.items() if c.is_numeric]
-    return Role(ids[0], "the only number of which each row has its own") if len(ids) == 1 else Role()
+    return ColumnRole(ids[0], "the only number of which each row has its own") if len(ids) == 1 else ColumnRole()
 
 
-def position_role(columns: Mapping[str, Column], request: str | None, taken: set[str]) -> Role:
+def position_role(columns: Mapping[str, Column], request: str | None, taken: set[str]) -> ColumnRole:
     """The slot on the page: small whole numbers, by its name, or because each page has 0, 1, 2 ... of it."""
     for name, column in columns.items():
         if name in taken or not column.is_whole or column.filled < 0.5 or column.is_list:
@@ -67,19 +67,22 @@ def position_role(columns: Mapping[str, Column], request: str | None, taken: set
         joined = "_".join(column.tokens)
         called = re.fullmatch(r"(item_|page_|display_|list_|slot_|banner_|show_)*(position|pos|slot|rank)", joined)
         if called and numbers.max() <= 1000:
-            return Role(name, f"by its name; {int(numbers.min())} to {int(numbers.max())}")
+            return ColumnRole(name, f"by its name; {int(numbers.min())} to {int(numbers.max())}")
         if request is not None and column.filled == 1:
             codes = columns[request].codes
             order = np.lexsort((column.numbers, codes))
             same = codes[order][1:] == codes[order][:-1]
             steps = np.diff(column.numbers[order])[same]
             if same.sum() >= 50 and (steps == 1).mean() >= 0.99 and numbers.min() <= 1:
-                return Role(name, "each page has it in steps of one")
-    return Role()
+                return ColumnRole(name, "each page has it in steps of one")
+    return ColumnRole()
 
 
 def action_times(
-    columns: Mapping[str, Column], times: Mapping[str, Times], time: NDArray[np.int64], label: NDArray[np.bool_] | None
+    columns: Mapping[str, Column],
+    times: Mapping[str, TimeColumn],
+    time: NDArray[np.int64],
+    label: NDArray[np.bool_] | None,
 ) -> dict[str, str]:
     """Action -> column with its time: missing in most rows, never before the exposure, and called after an action."""
     found: dict[str, str] = {}
@@ -98,18 +101,18 @@ def action_times(
     return found
 
 
-def list_roles(columns: Mapping[str, Column]) -> tuple[Role, Role, Role, Role]:
+def list_roles(columns: Mapping[str, Column]) -> tuple[ColumnRole, ColumnRole, ColumnRole, ColumnRole]:
     """(items, labels, clicked, pairs) of a log whose rows are pages.
 
     Pairs are texts ``N1-0 N2-1``. Labels are lists of 0 and 1, as long as the row's list of items. Clicked items are a
     list within the row's list of items.
     """
-    none = Role()
+    none = ColumnRole()
     for name, column in columns.items():
         if column.is_text and column.distinct >= 2:
             texts = column.values.slice(0, 1000).to_pylist()
             if sum(bool(text and PAIRS.match(text)) for text in texts) >= 0.99 * len(texts):
-                return none, none, none, Role(name, "item and label of each slot in one text")
+                return none, none, none, ColumnRole(name, "item and label of each slot in one text")
     lists = {n: c for n, c in columns.items() if c.is_list and not pa.types.is_nested(c.kind.value_type)}
     rows = {n: c.data.slice(0, 2000).to_pylist() for n, c in lists.items()}
     for name, values in rows.items():
@@ -121,12 +124,17 @@ def list_roles(columns: Mapping[str, Column]) -> tuple[Role, Role, Role, Role]:
                 continue
             flat = {x for v in others for x in (v or ())}
             if [len(v or ()) for v in others] == sizes and flat and flat <= {0, 1}:
-                return Role(name, "the items of the page"), Role(other, "0 or 1 for each item"), none, none
+                return ColumnRole(name, "the items of the page"), ColumnRole(other, "0 or 1 for each item"), none, none
         for other, others in rows.items():
             inside = [set(b) <= set(a) for a, b in zip(values, others, strict=True) if a and b]
             fewer = np.mean([len(b or ()) for b in others]) < np.mean(sizes)
             if other != name and fewer and len(inside) >= 0.3 * len(values) and np.mean(inside) >= 0.98:
-                return Role(name, "the items of the page"), none, Role(other, "those that were clicked"), none
+                return (
+                    ColumnRole(name, "the items of the page"),
+                    none,
+                    ColumnRole(other, "those that were clicked"),
+                    none,
+                )
     return none, none, none, none
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from commands.guess.samplecolumns import Column
-from commands.guess.timeformats import Times
+from commands.guess.timeformats import TimeColumn
 from millrace.basics.durations import DAY_MS
 
 MARGIN = 2.0
@@ -62,7 +62,7 @@ _TIME_BAD = {"born", "birth", "upload", "uploaded", "publish", "published", "reg
 
 
 @dataclass
-class Role:
+class ColumnRole:
     name: str | None = None
     why: str = ""
     candidates: tuple[str, ...] = ()
@@ -70,18 +70,18 @@ class Role:
 
 @dataclass
 class Roles:
-    time: Role = field(default_factory=Role)
-    user: Role = field(default_factory=Role)
-    item: Role = field(default_factory=Role)
-    label: Role = field(default_factory=Role)
-    request: Role = field(default_factory=Role)
-    position: Role = field(default_factory=Role)
-    day: Role = field(default_factory=Role)
-    labels: Role = field(default_factory=Role)
+    time: ColumnRole = field(default_factory=ColumnRole)
+    user: ColumnRole = field(default_factory=ColumnRole)
+    item: ColumnRole = field(default_factory=ColumnRole)
+    label: ColumnRole = field(default_factory=ColumnRole)
+    request: ColumnRole = field(default_factory=ColumnRole)
+    position: ColumnRole = field(default_factory=ColumnRole)
+    day: ColumnRole = field(default_factory=ColumnRole)
+    labels: ColumnRole = field(default_factory=ColumnRole)
     """Lists: of a row with a list of candidates, 0 or 1 for each."""
-    clicked: Role = field(default_factory=Role)
+    clicked: ColumnRole = field(default_factory=ColumnRole)
     """Lists: of a row with a list of candidates, those that were clicked."""
-    pairs: Role = field(default_factory=Role)
+    pairs: ColumnRole = field(default_factory=ColumnRole)
     """Text ``item-label item-label`` (MIND): item and label in one."""
     actions: dict[str, str] = field(default_factory=dict)
 
@@ -96,7 +96,7 @@ class Roles:
         return {name for name in names if name is not None}
 
     @property
-    def open(self) -> dict[str, Role]:
+    def open(self) -> dict[str, ColumnRole]:
         need = {"time": self.time, "user": self.user}
         if self.pairs.name is None:
             need |= {"item": self.item}
@@ -105,20 +105,20 @@ class Roles:
         return {name: role for name, role in need.items() if role.name is None}
 
 
-def choose(scores: Mapping[str, float], whys: Mapping[str, str], least: float = 1.0) -> Role:
+def choose(scores: Mapping[str, float], whys: Mapping[str, str], least: float = 1.0) -> ColumnRole:
     ranked = sorted((name for name in scores if scores[name] >= least), key=lambda name: -scores[name])
     if not ranked:
-        return Role()
+        return ColumnRole()
     if len(ranked) > 1 and scores[ranked[0]] - scores[ranked[1]] < MARGIN:
         near = [name for name in ranked if scores[ranked[0]] - scores[name] < MARGIN]
-        return Role(None, "", tuple(near[:8]))
-    return Role(ranked[0], whys.get(ranked[0], ""), tuple(ranked[:8]))
+        return ColumnRole(None, "", tuple(near[:8]))
+    return ColumnRole(ranked[0], whys.get(ranked[0], ""), tuple(ranked[:8]))
 
 
 # -- time ------------------------------------------------------------------------------------------------------------
 
 
-def time_role(columns: Mapping[str, Column], times: Mapping[str, Times]) -> Role:
+def time_role(columns: Mapping[str, Column], times: Mapping[str, TimeColumn]) -> ColumnRole:
     """The time of the exposure: in every row, fine, mostly ascending, and not called the time of something else."""
     scores, whys = {}, {}
     for name, found in times.items():
@@ -136,17 +136,17 @@ def time_role(columns: Mapping[str, Column], times: Mapping[str, Times]) -> Role
     if role.name is None and role.candidates:  # one that is the other, rounded, is no rival
         finest = min(role.candidates, key=lambda name: times[name].grain_ms)
         if all(_rounds(times[finest], times[name]) for name in role.candidates):
-            return Role(finest, whys[finest], role.candidates)
+            return ColumnRole(finest, whys[finest], role.candidates)
     return role
 
 
-def _rounds(fine: Times, rough: Times) -> bool:
+def _rounds(fine: TimeColumn, rough: TimeColumn) -> bool:
     """Whether both have the same times, up to the rougher one's grain and a zone."""
     apart = (rough.ms - fine.ms) / 3_600_000
     return bool(np.ptp(apart) <= max(rough.grain_ms, fine.grain_ms) / 3_600_000 + 1e-9)
 
 
-def describe(times: Times) -> str:
+def describe(times: TimeColumn) -> str:
     if times.format:
         return f"times written as {times.format}"
     if times.unit:
@@ -156,7 +156,9 @@ def describe(times: Times) -> str:
     return "times"
 
 
-def day_role(columns: Mapping[str, Column], times: Mapping[str, Times], time: str) -> tuple[Role, int | None]:
+def day_role(
+    columns: Mapping[str, Column], times: Mapping[str, TimeColumn], time: str
+) -> tuple[ColumnRole, int | None]:
     """(a column that names the local day, the offset of local time in hours that makes it agree with the time)."""
     ms = times[time].ms
     for name, found in times.items():
@@ -172,8 +174,8 @@ def day_role(columns: Mapping[str, Column], times: Mapping[str, Times], time: st
             alike = [h for h in agree if agree[h] == agree[best]]
             best = 0 if 0 in alike else alike[len(alike) // 2]
             where = f"{best:+03d}:00" if len(alike) == 1 else f"between {alike[0]:+03d}:00 and {alike[-1]:+03d}:00"
-            return Role(name, f"the local day, {where} from UTC ({agree[best]:.2%} of rows agree)"), best
-    return Role(), None
+            return ColumnRole(name, f"the local day, {where} from UTC ({agree[best]:.2%} of rows agree)"), best
+    return ColumnRole(), None
 
 
 # -- ids and label ---------------------------------------------------------------------------------------------------
@@ -215,7 +217,7 @@ def could_be_id(column: Column, least: float = FILLED) -> bool:
 
 def id_role(
     columns: Mapping[str, Column], words: tuple[str, ...], taken: set[str], unnamed: bool, others: tuple[str, ...] = ()
-) -> Role:
+) -> ColumnRole:
     """The id of the user or the item: by its name, or (``unnamed``) the only column that could be one. ``others``:
     words of the other id: a column called so is none for this one."""
     scores, whys = {}, {}
@@ -234,12 +236,14 @@ def id_role(
     if role.name is None and not role.candidates:
         rest = [n for n, c in fit.items() if not _id_points(c, others) and 10 <= c.distinct <= 0.9 * len(c.codes)]
         if unnamed and len(rest) == 1:
-            return Role(rest[0], f"the only column that could be one; {fit[rest[0]].distinct:,} of them in the sample")
+            return ColumnRole(
+                rest[0], f"the only column that could be one; {fit[rest[0]].distinct:,} of them in the sample"
+            )
         role.candidates = tuple(sorted(rest, key=lambda n: -fit[n].distinct)[:8])
     return role
 
 
-def item_of_page(role: Role, columns: Mapping[str, Column], user: str, time: NDArray[np.int64]) -> Role:
+def item_of_page(role: ColumnRole, columns: Mapping[str, Column], user: str, time: NDArray[np.int64]) -> ColumnRole:
     """Of several candidates for the item, the one that differs between the exposures of one user and time. An id that
     these share is the page's, as of the document that shows them."""
     order = np.lexsort((time, columns[user].codes))
@@ -250,10 +254,10 @@ def item_of_page(role: Role, columns: Mapping[str, Column], user: str, time: NDA
     ahead = [n for n, share in differ.items() if share > 0.5]
     if len(ahead) != 1 or any(differ[n] > 0.02 for n in differ if n != ahead[0]):
         return role
-    return Role(ahead[0], "the candidate that differs within a page", role.candidates)
+    return ColumnRole(ahead[0], "the candidate that differs within a page", role.candidates)
 
 
-def label_role(columns: Mapping[str, Column], attributes: set[str], taken: set[str]) -> Role:
+def label_role(columns: Mapping[str, Column], attributes: set[str], taken: set[str]) -> ColumnRole:
     """A column of 0 and 1 that is no attribute of user or item, by its name; or the only one there is."""
     fit = {
         n: c for n, c in columns.items() if c.is_binary and n not in attributes | taken and not set(c.tokens) & _PLACE
@@ -267,6 +271,6 @@ def label_role(columns: Mapping[str, Column], attributes: set[str], taken: set[s
     if role.name is None and not role.candidates:
         if len(fit) == 1:
             only = next(iter(fit))
-            return Role(only, f"the only column of 0 and 1 in which it changes from row to row; {whys[only]}")
+            return ColumnRole(only, f"the only column of 0 and 1 in which it changes from row to row; {whys[only]}")
         role.candidates = tuple(fit)
     return role

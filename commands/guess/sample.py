@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from millrace.basics.errors import LogError
-from millrace.logs.files import PARQUET, Ending, files_of
-from millrace.logs.plain import plain
+from millrace.logs.log_files import PARQUET, Ending, files_of
+from millrace.logs.plain_types import plain
 from millrace.logs.text import is_data
 
 HEAD_ROWS = 100_000

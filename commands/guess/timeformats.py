@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from commands.guess.samplecolumns import Column
 from millrace.basics.durations import DAY_MS
-from millrace.logs.times import FIRST_MS, Clock, to_ms
+from millrace.logs.log_times import FIRST_MS, Clock, to_ms
 
 LAST_MS = 4_102_444_800_000
 """2100."""
@@ -44,7 +44,7 @@ _TEXTS = {
 
 
 @dataclass(frozen=True)
-class Times:
+class TimeColumn:
     ms: NDArray[np.int64]
     """(n,) Unix ms; -1 where there is none."""
     unit: str | None
@@ -60,7 +60,7 @@ class Times:
         return self.ms >= 0
 
 
-def times_of(column: Column) -> Times | None:
+def times_of(column: Column) -> TimeColumn | None:
     """The column as times, or None if it holds none."""
     if column.is_list or not column.there.any() or pa.types.is_boolean(column.kind):
         return None
@@ -73,12 +73,12 @@ def times_of(column: Column) -> Times | None:
     return _of_texts(column) if column.is_text else None
 
 
-def _checked(ms: NDArray[np.float64], unit: str | None, form: str | None, grain: int) -> Times | None:
+def _checked(ms: NDArray[np.float64], unit: str | None, form: str | None, grain: int) -> TimeColumn | None:
     ms = np.where(np.isnan(ms), -1.0, ms)
     there = ms >= 0
     if not there.any() or ((ms[there] < FIRST_MS) | (ms[there] > LAST_MS)).any():
         return None
-    return Times(np.floor(ms).astype(np.int64), unit, form, grain)
+    return TimeColumn(np.floor(ms).astype(np.int64), unit, form, grain)
 
 
 def _grain(ms: NDArray[np.float64]) -> int:
@@ -88,7 +88,7 @@ def _grain(ms: NDArray[np.float64]) -> int:
     return 1
 
 
-def _of_numbers(column: Column) -> Times | None:
+def _of_numbers(column: Column) -> TimeColumn | None:
     values = np.where(column.there, column.numbers, np.nan)
     never = None
     low = np.nanmin(values)
@@ -104,15 +104,15 @@ def _of_numbers(column: Column) -> Times | None:
                 ms = _read(pa.array(values, from_pandas=True), form)
                 times = None if ms is None else _checked(ms, None, form, grain)
                 if times is not None:
-                    return Times(times.ms, None, form, grain, never)
+                    return TimeColumn(times.ms, None, form, grain, never)
     for unit, factor in _UNITS.items():
         times = _checked(values * factor, unit, None, _grain(some * factor))
         if times is not None:
-            return Times(times.ms, unit, None, times.grain_ms, never)
+            return TimeColumn(times.ms, unit, None, times.grain_ms, never)
     return None
 
 
-def _of_texts(column: Column) -> Times | None:
+def _of_texts(column: Column) -> TimeColumn | None:
     kept = np.flatnonzero(column.counts > 0)
     texts = column.values.take(pa.array(kept))
     first = texts.slice(0, 50).to_pylist()

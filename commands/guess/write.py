@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from commands.guess.guess import Findings, Found, find
-from commands.guess.outcomes import Verdict
-from commands.guess.roles import Role
-from commands.guess.timeformats import Times
+from commands.guess.guess import FoundField, SchemaFindings, find
+from commands.guess.outcomes import LeftOut
+from commands.guess.roles import ColumnRole
+from commands.guess.timeformats import TimeColumn
 from millrace.basics.durations import DAY_MS
 from millrace.contracts.schema import BLANK, MAX_COLUMNS
 
@@ -30,10 +30,10 @@ class Guess:
     """TOML, with a comment on each line that was decided."""
     open: dict[str, tuple[str, ...]]
     """Roles that could not be found -> the columns that could have them. Empty: replay runs the schema as it is."""
-    findings: Findings
+    findings: SchemaFindings
 
     @property
-    def outcomes(self) -> dict[str, Verdict]:
+    def outcomes(self) -> dict[str, LeftOut]:
         return self.findings.outcomes
 
     def summary(self) -> list[str]:
@@ -59,7 +59,7 @@ def guess_schema(path: Path) -> Guess:
     return Guess(schema_text(path, findings), open_roles, findings)
 
 
-def schema_text(path: Path, found: Findings) -> str:
+def schema_text(path: Path, found: SchemaFindings) -> str:
     lines = [*_head(path, found), ""]
     lines.append(f"name = {_quoted(path.stem.split('.')[0] or 'log')}")
     lines += _offset(found)
@@ -75,7 +75,7 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _head(path: Path, found: Findings) -> list[str]:
+def _head(path: Path, found: SchemaFindings) -> list[str]:
     lines = [
         f"# Guessed from {path.name} by 'millrace log guess': {found.sample.where}.",
         "# Read it before you trust it: what a column means is told by its values and its name, not by who wrote it.",
@@ -100,7 +100,7 @@ def _head(path: Path, found: Findings) -> list[str]:
     return lines
 
 
-def _could_be(name: str, role: Role) -> str:
+def _could_be(name: str, role: ColumnRole) -> str:
     if not role.candidates:
         what = {
             "time": "no column holds times; rows_per_day makes them if rows stand in the order of time",
@@ -116,13 +116,13 @@ def _could_be(name: str, role: Role) -> str:
     return "it could be " + ", ".join(f"'{c}'" for c in role.candidates) + more.get(name, "")
 
 
-def _of_label(role: Role) -> str:
+def _of_label(role: ColumnRole) -> str:
     if role.why:
         return f" ({role.why}: a label is 0 or 1, so write a column that is 1 for the action you want)"
     return " (a rating: name the least good one with label_at_least)"
 
 
-def _offset(found: Findings) -> list[str]:
+def _offset(found: SchemaFindings) -> list[str]:
     hours = found.offset_hours
     if hours:
         role = found.roles.day
@@ -133,7 +133,7 @@ def _offset(found: Findings) -> list[str]:
 # -- [log] -----------------------------------------------------------------------------------------------------------
 
 
-def _log(found: Findings) -> list[str]:
+def _log(found: SchemaFindings) -> list[str]:
     roles, sample = found.roles, found.sample
     lines = ["[log]"]
     if not sample.header:
@@ -174,7 +174,7 @@ def _log(found: Findings) -> list[str]:
     return lines
 
 
-def _role(name: str, role: Role) -> str:
+def _role(name: str, role: ColumnRole) -> str:
     if role.name is None:
         return f"{name} = {_quoted(BLANK)}  # TO BE FILLED IN: {_could_be(name, role)}"
     others = [c for c in role.candidates if c != role.name]
@@ -182,7 +182,7 @@ def _role(name: str, role: Role) -> str:
     return f"{name} = {_quoted(role.name)}  # {role.why}{also}"
 
 
-def _time(found: Findings) -> list[str]:
+def _time(found: SchemaFindings) -> list[str]:
     role = found.roles.time
     lines = [_role("time", role)]
     times = found.times.get(role.name or "")
@@ -200,7 +200,7 @@ def _day(ms: int) -> str:
     return str(np.datetime64(ms, "ms").astype("datetime64[m]")).replace("T", " ")
 
 
-def _actions(found: Findings) -> list[str]:
+def _actions(found: SchemaFindings) -> list[str]:
     times, roles = found.times, found.roles
     own = times[roles.time.name or ""]
     alike = {a: n for a, n in roles.actions.items() if (times[n].unit, times[n].format) == (own.unit, own.format)}
@@ -221,7 +221,7 @@ def _actions(found: Findings) -> list[str]:
     return lines
 
 
-def _wait(exposed: Times, clicked: Times) -> int:
+def _wait(exposed: TimeColumn, clicked: TimeColumn) -> int:
     delays = (clicked.ms - exposed.ms)[clicked.there]
     return max(int(np.ceil(np.percentile(np.maximum(delays, 0), 99.9) / 60_000)), 1)
 
@@ -234,7 +234,7 @@ def _entry(name: str, of: str, comment: str = "", *rest: str) -> list[str]:
     return ["[[fields]]", first, f"of = {_quoted(of)}", *rest]
 
 
-def _rest(found: Found) -> list[str]:
+def _rest(found: FoundField) -> list[str]:
     feature, lines = found.feature, []
     if feature.kind == "numeric":
         lines.append('kind = "numeric"')
@@ -247,7 +247,7 @@ def _rest(found: Found) -> list[str]:
     return lines
 
 
-def _fields(found: Findings) -> list[str]:
+def _fields(found: SchemaFindings) -> list[str]:
     lines: list[str] = []
     ids = {"user": found.roles.user.name, "item": found.item}
     heads = {"user": "The user", "item": "The item", "context": "The exposure"}
@@ -265,7 +265,7 @@ def _fields(found: Findings) -> list[str]:
     return lines
 
 
-def _derived(found: Findings) -> list[str]:
+def _derived(found: SchemaFindings) -> list[str]:
     lines: list[str] = []
     names = {one.name for one in found.fields}
     times = found.times.get(found.roles.time.name or "")
@@ -278,7 +278,7 @@ def _derived(found: Findings) -> list[str]:
     return lines
 
 
-def _windows(found: Findings) -> list[str]:
+def _windows(found: SchemaFindings) -> list[str]:
     days, times = found.span_days, found.times.get(found.roles.time.name or "")
     coarse = times is not None and times.grain_ms >= 3_600_000
     old = _item_hours(found)
@@ -324,7 +324,7 @@ def _windows(found: Findings) -> list[str]:
     return lines
 
 
-def _item_hours(found: Findings) -> float | None:
+def _item_hours(found: SchemaFindings) -> float | None:
     """Hours from an item's first exposure in the sample within which half of its later ones come; None: too few items
     have several."""
     times = found.times.get(found.roles.time.name or "")
@@ -340,7 +340,7 @@ def _item_hours(found: Findings) -> float | None:
     return float(np.median((ms - first[code])[counted])) / 3_600_000 if counted.sum() >= 200 else None
 
 
-def _category(found: Findings, item: str | None) -> str | None:
+def _category(found: SchemaFindings, item: str | None) -> str | None:
     """An attribute of items to smooth towards: of those with 5 values and up to a fifth of the items, the finest."""
     if item is None:
         return None

@@ -47,11 +47,11 @@ from millrace.contracts.events import (
     key_of,
     to_json,
 )
-from millrace.contracts.impressions import Served, impression_bytes
+from millrace.contracts.impressions import PageView, impression_bytes
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, IMPRESSIONS, USERS
-from stream.join.rows import Counted, LoggedPage
-from stream.partition.partition import Message, Partition, Policy
+from stream.join.page_rows import Counted, LoggedPage
+from stream.partition.partition import InputMessage, Partition, Policy
 
 STRETCH_EVENTS = 16_384
 """Pages and acts that are counted at a time."""
@@ -60,7 +60,7 @@ LIVES = 2
 end for as long again."""
 
 
-class Recent(NamedTuple):
+class RecentRows(NamedTuple):
     """What the replay made of the rows from ``first`` on."""
 
     first: int
@@ -79,7 +79,7 @@ def fill(
     schema: Schema,
     policy: Policy,
     partitions: int,
-    recent: Recent | None,
+    recent: RecentRows | None,
     from_ms: int,
     tick: Callable[[int], None] = lambda pages: None,
 ) -> list[Partition]:
@@ -135,7 +135,7 @@ class _Filling:
         schema: Schema,
         policy: Policy,
         partitions: int,
-        recent: Recent | None,
+        recent: RecentRows | None,
     ) -> None:
         self._events, self._rows, self._schema, self._policy, self._recent = events, rows, schema, policy, recent
         self._partitions = [Partition(n, schema, policy, partitions) for n in range(partitions)]
@@ -202,7 +202,7 @@ class _Filling:
             page, size = pages.start + at, int(bounds[at + 1] - bounds[at])
             high = low + size
             own = nothing[: 4 * width * size] if numbers is None else numbers[4 * width * low : 4 * width * high]
-            served = Served(
+            served = PageView(
                 "",
                 int(events.page_ms[page]),
                 user,
@@ -237,7 +237,7 @@ class _Filling:
         """Sends a stretch of events as messages, where they are of pages from ``from_ms`` on."""
         events, pages = self._events, self._events.pages
         seen = stretch[stretch < pages]
-        due: list[list[Message | Counted]] = [[] for _ in self._partitions]
+        due: list[list[InputMessage | Counted]] = [[] for _ in self._partitions]
         impressions = self._impressions(slice(int(seen[0]), int(seen[-1]) + 1)) if len(seen) else {}
         for number in stretch.tolist():
             if number < pages:
@@ -253,9 +253,9 @@ class _Filling:
                 home, message = self._action(act, row)
                 due[home].append(message)
         for partition, of in zip(self._partitions, due, strict=True):
-            for is_message, some in groupby(of, lambda one: isinstance(one, Message)):
+            for is_message, some in groupby(of, lambda one: isinstance(one, InputMessage)):
                 if is_message:
-                    messages = [self._numbered(one) for one in some if isinstance(one, Message)]
+                    messages = [self._numbered(one) for one in some if isinstance(one, InputMessage)]
                     dead = partition.take(messages, events.end_ms).dead
                     if dead:
                         raise ValueError(f"a page of the log became a dead letter: {dead[0].reason}, {dead[0].detail}")
@@ -263,7 +263,7 @@ class _Filling:
                     counted = [one for one in some if isinstance(one, Counted)]
                     partition.lived(counted, counted[-1].ts_ms)
 
-    def _impressions(self, pages: slice) -> dict[int, tuple[int, list[Message]]]:
+    def _impressions(self, pages: slice) -> dict[int, tuple[int, list[InputMessage]]]:
         events, builder, recent = self._events, self._rows.builder, self._recent
         assert recent is not None
         bounds = events.starts[pages.start : pages.stop + 1]
@@ -295,22 +295,22 @@ class _Filling:
             found[page] = (
                 self._home(user),
                 [
-                    Message(IMPRESSIONS, 0, impression_bytes(impression), ts_ms),
-                    Message(EVENTS, 0, to_json(exposure), ts_ms),
+                    InputMessage(IMPRESSIONS, 0, impression_bytes(impression), ts_ms),
+                    InputMessage(EVENTS, 0, to_json(exposure), ts_ms),
                 ],
             )
         return found
 
-    def _action(self, act: int, row: int) -> tuple[int, Message]:
+    def _action(self, act: int, row: int) -> tuple[int, InputMessage]:
         events = self._events
         page, place, kind = int(events.page_of[row]), int(events.place_of[row]), int(events.act_kind[act])
         user, item = events.users(slice(page, page + 1))[0], events.items(np.array([row]))[0]
         name, ts_ms = self._names[page], int(events.act_ms[act])
         what = {CLICK: Click, COLLECT: Collect, CART: Cart}.get(kind, Purchase)
         action = what(f"{name}/{place}/{ACTIONS[kind]}"[-200:], name, ts_ms, user, item, place)
-        return self._home(user), Message(EVENTS, 0, to_json(action), ts_ms)
+        return self._home(user), InputMessage(EVENTS, 0, to_json(action), ts_ms)
 
-    def _numbered(self, message: Message) -> Message:
+    def _numbered(self, message: InputMessage) -> InputMessage:
         """The message with the next offset, since a partition skips offsets that it has read."""
         self._offset += 1
         return message._replace(offset=self._offset)

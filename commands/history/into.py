@@ -24,21 +24,21 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.history.fill import Recent, cut_ms, fill
+from commands.history.fill import RecentRows, cut_ms, fill
 from commands.history.logevents import LogEvents
 from commands.history.people import items_of, users_of
-from commands.replay.known import LabelSettings, Samples
+from commands.replay.known import KnownSamples, LabelSettings
 from commands.replay.logfeatures import LogRows
 from commands.replay.replayrun import BATCH_ROWS, THREADS, run_log
 from learner.evaluation.progressive import Progressive
 from learner.network.dense import threads
 from learner.ranker.repeats import Repeats, keep_ms_of
 from learner.retrieval.tower import Sides
-from learner.role.making import model_of, wanted_spec
+from learner.role.model_factory import model_of, wanted_spec
+from learner.training.learner_versions import Progress, Versions, write_root
 from learner.training.trainer import Trainer
-from learner.training.versions import Progress, Versions, write_root
 from millrace.basics.errors import LogError, SchemaError
-from millrace.basics.merit import auc
+from millrace.basics.ranking_metrics import auc
 from millrace.basics.store import Store
 from millrace.contracts import schemabook
 from millrace.contracts.samples import SampleBatch
@@ -51,10 +51,10 @@ from millrace.processes.wall import event_now_ms, wall_ms
 from millrace.reports.lines import Tick
 from millrace.versions.modelstore import ModelStore
 from millrace.windows.features import FeatureBuilder
-from scorer.catalog.checkpoint import Writer
-from scorer.catalog.index import ItemIndex
-from stream.partition.checkpoint import CheckpointStore
+from scorer.catalog.index_checkpoint import Writer
+from scorer.catalog.item_index import ItemIndex
 from stream.partition.partition import Partition, Policy
+from stream.partition.partition_checkpoint import CheckpointStore
 
 ROW_SLICE = 4096
 _NAME = "history"
@@ -136,7 +136,7 @@ def leave(
             how=LabelSettings.of(settings),
             observer=pupil,
         )
-        recent = Recent(first, pupil.num, p[first:])
+        recent = RecentRows(first, pupil.num, p[first:])
         lap("learn")
     pages = events.pages
     partitions = fill(
@@ -197,7 +197,7 @@ class _Pupil:
         if late.any():
             self.num[rows[late] - self.first] = num[late]
 
-    def learnt(self, samples: Samples, part: slice, batch: SampleBatch) -> None:
+    def learnt(self, samples: KnownSamples, part: slice, batch: SampleBatch) -> None:
         self.learnt_rows += len(batch)
 
     def write(self, settings: Settings) -> None:

@@ -31,14 +31,14 @@ from tenacity import Retrying
 from commands.loop.monitor import Monitor, Picture
 from commands.loop.page import PageServer
 from commands.loop.signals import AtOnce
-from commands.loop.status import Shown, State, state_of
+from commands.loop.status import RunStatus, State, state_of
 from commands.loop.view import View
 from millrace.basics.errors import BrokerError, ServiceError, SettingError, StoreError
-from millrace.contracts.online import REDIS_REMEDY, redis_url
+from millrace.contracts.online_layout import REDIS_REMEDY, redis_url
 from millrace.contracts.settings import Settings, without_password
 from millrace.processes.kafka import create_topics, wait_for_broker
-from millrace.processes.memory import resident
 from millrace.processes.patience import patience
+from millrace.processes.resident_memory import resident
 from millrace.processes.role import calm_logs, last_figures
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, tail
 from millrace.processes.spawn import bound
@@ -77,7 +77,7 @@ class Host:
         settings: Settings,
         folder: Path,
         ending: threading.Event,
-        shown: Shown,
+        shown: RunStatus,
         speed: float = 1.0,
         line_seconds: float | None = None,
     ) -> None:

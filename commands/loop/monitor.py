@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from commands.loop.gatestatus import Gate, gate_of
 from commands.loop.series import PROCESSES, Series
-from commands.loop.stages import METRIC, ROLE_OF, Stages, stage_of
+from commands.loop.stage_times import METRIC, ROLE_OF, Stages, stage_of
 from millrace.contracts.clock import EventClock
 
 Labels = tuple[tuple[str, str], ...]

@@ -19,7 +19,7 @@ PHASES = ("starting", "running", "draining", "auditing", "stopping", "done", "fa
 
 
 @dataclass(slots=True)
-class Shown:
+class RunStatus:
     """The display of a run besides its figures. The owner may change it while the run goes on."""
 
     roles: tuple[str, ...]
@@ -50,7 +50,7 @@ def state_of(
     monitor: Monitor | None,
     supervisor: Supervisor,
     notes: list[str],
-    shown: Shown,
+    shown: RunStatus,
 ) -> State:
     """Everything that is shown of a run.
 

@@ -19,7 +19,7 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from commands.offline.slicing import Slice, slice_of
-from commands.replay.grouped import Groups
+from commands.replay.grouped import GroupedRows
 from commands.replay.logfeatures import CHUNK_ROWS, Labels, LogRows
 from commands.replay.stretches import Stretches, write_features
 from millrace.basics.errors import LogError
@@ -122,7 +122,7 @@ def prepare(
     table = read_log(log, schema, skip_bad=skip_bad, spool=folder)
     cuts_by = {name: slice_of(table, schema, name) for name in slices}
     rows = LogRows(table, schema)
-    groups = Groups(table, schema)
+    groups = GroupedRows(table, schema)
     days, day = groups.days, groups.day
     if np.any(np.diff(day) < 0):
         # A log's own day column may disagree with its times around midnight. An experiment needs whole days in order.

@@ -33,7 +33,7 @@ from commands.offline.epochs import Scores, learn, learn_shuffled, score
 from commands.offline.follow import BATCH, DAILY, NEVER, follow, plan_of
 from commands.offline.intervals import interval, rounded
 from learner.ranker.verbs import Learning
-from millrace.basics.merit import auc, log_loss
+from millrace.basics.ranking_metrics import auc, log_loss
 
 WAYS = ("frozen", "more epochs", "daily rounds", "replayed daily", "retrained daily", "micro-batches")
 FOLLOWING = {"frozen": NEVER, "daily rounds": DAILY, "micro-batches": BATCH}

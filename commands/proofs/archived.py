@@ -24,7 +24,7 @@ _REMEDY = "run the loop with MILLRACE_ARCHIVE_FEATURES=true, or `millrace demo -
 
 
 @dataclass(frozen=True, slots=True)
-class Logged:
+class LoggedFeatures:
     """Exposures with the features that the scorer logged: m of the log's n rows, in the log's order."""
 
     row: NDArray[np.intp]  # (m,) row of the log, ascending
@@ -40,7 +40,7 @@ class Archived:
     schema: Schema
     log: LogTable
     rows: LogRows
-    logged: Logged
+    logged: LoggedFeatures
     without: int
     """Exposures without logged features: their page's log did not come, or features were not kept then."""
 
@@ -77,7 +77,7 @@ def _named(request: pa.Array, position: pa.Array, user: pa.Array) -> pa.Array:
     return flat(pc.binary_join_element_wise(*texts, " "))
 
 
-def _logged(tables: Sequence[pa.Table], log: LogTable, schema: Schema) -> Logged:
+def _logged(tables: Sequence[pa.Table], log: LogTable, schema: Schema) -> LoggedFeatures:
     assert schema.log is not None
     request, position = schema.log.identity[:2]
     fitting = [table.filter(pc.equal(table["schema_id"], schema.id)) for table in tables]
@@ -89,4 +89,4 @@ def _logged(tables: Sequence[pa.Table], log: LogTable, schema: Schema) -> Logged
     there = np.flatnonzero(where >= 0)
     row, first = np.unique(where[there], return_index=True)
     cat, num = arrays(table.take(pa.array(there[first])), schema)
-    return Logged(row, cat, num)
+    return LoggedFeatures(row, cat, num)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.proofs.audit import LABEL, Audit, Leak
+from commands.proofs.leak_audit import LABEL, Audit, Leak
 from millrace.contracts.samples import KIND_NAMES
 from millrace.reports import MAIN, QUIET, SECOND, Plot, canvas, lines_canvas, say, show, write_all
 

@@ -15,18 +15,18 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from commands.proofs.altered import altered_side
-from commands.proofs.audit import Audit, audit
 from commands.proofs.auditreport import print_audit, time_text, write_audit
-from commands.replay.known import LabelSettings, Model, Observer
+from commands.proofs.leak_audit import Audit, audit
+from commands.replay.known import LabelSettings, ReplayModel, ReplayObserver
 from commands.replay.reading import Log, name_of_log, reading
 from commands.replay.replayrun import BATCH_ROWS, THREADS, run_log
 from learner.network.dense import threads
-from learner.role.making import model_of
+from learner.role.model_factory import model_of
 from millrace.basics.errors import LeakError
 from millrace.contracts.schema import Schema, load_schema
 from millrace.logs import TS, LogTable
 from millrace.logs.faults import Faults
-from millrace.logs.joins import SideTable, beside
+from millrace.logs.log_joins import SideTable, beside
 from millrace.reports import make_folder
 
 
@@ -56,7 +56,7 @@ def audit_log(
         if progress:
             console.print(f"audit: {what}", highlight=False)
 
-    def run(table: LogTable, model: Model, observer: Observer) -> object:
+    def run(table: LogTable, model: ReplayModel, observer: ReplayObserver) -> object:
         return run_log(table, plan, model, BATCH_ROWS, lambda _: None, None, labels, observer)
 
     with ExitStack() as stack:

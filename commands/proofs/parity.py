@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from commands.proofs.archived import Archived, read_archive
 from commands.proofs.parityreport import MOST_GAP, make_report, print_parity, write_parity
-from commands.replay.known import LabelSettings, Samples, learn_through
+from commands.replay.known import KnownSamples, LabelSettings, learn_through
 from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.stretches import Stretches
 from learner.network.dense import threads
-from learner.role.making import model_of
+from learner.role.model_factory import model_of
 from millrace.basics.clustered import Gap, auc_parts, gap, user_numbers
 from millrace.basics.errors import ParityError
 from millrace.contracts.settings import Settings
@@ -98,6 +98,6 @@ def progressive(
     log, schema = archived.log, archived.schema
     log = replace(log, table=log.table.take(pa.array(archived.logged.row)))
     rows = LogRows(log, schema)
-    samples = Samples.of(rows.ts_ms, Labels(log, schema, rows), how.named, how.observation_ms)
+    samples = KnownSamples.of(rows.ts_ms, Labels(log, schema, rows), how.named, how.observation_ms)
     with threads(1):
         return learn_through(model_of(schema, spec, seed), rows, cat, num, samples, _BATCH_ROWS)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from commands.proofs.archived import Archived
 from millrace.basics.clustered import Gap
-from millrace.basics.merit import known
+from millrace.basics.ranking_metrics import known
 from millrace.reports import SECOND, Plot, lines_canvas, say, show, write_all
 
 MOST_GAP = 0.001

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Any
 
+from millrace.contracts.dead_letter_reasons import REASONS
 from millrace.contracts.events import BadEventError, DeadLetter, decode_dead_letter
-from millrace.contracts.reasons import REASONS
 
 RAW_SHOWN = 300
 """Bytes of a message that are printed."""

@@ -1,15 +1,15 @@
 # core
-"""The page of dead letters and warnings, made from :mod:`millrace.contracts.reasons`. Pure."""
+"""The page of dead letters and warnings, made from :mod:`millrace.contracts.dead_letter_reasons`. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from millrace.contracts.reasons import DOUBTS, REASONS, Reason
+from millrace.contracts.dead_letter_reasons import DOUBTS, REASONS, DeadLetterReason
 
 _HEAD = """# Dead letters
 
-This page is made from `millrace/contracts/reasons.py` by `millrace dev reference --out docs/`; do not edit it.
+`millrace dev reference --out docs/` makes this page from `millrace/contracts/dead_letter_reasons.py`; do not edit it.
 
 A message that cannot be used is never dropped silently and never ends a role. It becomes a *dead letter*: a message
 on the topic `dead-letters` with the reason, a line of detail, its place (topic, partition, offset) and the message
@@ -55,6 +55,6 @@ def page() -> str:
     return f"{_HEAD}{_table('reason', REASONS)}{_WARNINGS}{_table('kind', DOUBTS)}"
 
 
-def _table(name: str, reasons: Mapping[str, Reason]) -> str:
+def _table(name: str, reasons: Mapping[str, DeadLetterReason]) -> str:
     rows = "".join(f"| `{word}` | {reason.means} | {reason.mend} |\n" for word, reason in reasons.items())
     return f"| {name} | what is wrong | remedy |\n|---|---|---|\n{rows}"

@@ -18,15 +18,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from commands.repair.feed import Decode, Feed, Source, rows_in
+from commands.repair.batch_reader import BatchReader, Decode, Source, rows_in
 from commands.repair.lineage import Lineage
 from commands.repair.without import Without, time_of
 from learner.custom.own import OwnModel
 from learner.ranker.model import OnlineModel
 from learner.ranker.verbs import Learning
-from learner.role.making import check_named, model_of
+from learner.role.model_factory import check_named, model_of
+from learner.training.learner_versions import Progress, Versions, write_root
 from learner.training.ledger import Learnt, learn_again
-from learner.training.versions import Progress, Versions, write_root
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError
 from millrace.contracts.schema import Schema
@@ -142,7 +142,7 @@ def repair(begun: Begun, source: Source, decode: Decode, without: Without, tick:
     """
     check_there(begun.line, source)
     acts = begun.line.acts
-    with closing(Feed(acts, source, decode, without, tick)) as feed:
+    with closing(BatchReader(acts, source, decode, without, tick)) as feed:
         learnt = learn_again(begun.model, acts, feed.rows_of)
     return Repaired(begun.model, feed.read, feed.left_out, learnt, feed.by)
 

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from commands.repair.again import Begun, resumed
-from commands.repair.feed import Decode, Feed, Source, rows_in, wanted_by
-from commands.repair.halving import Point, Stretch, narrowed, steepest
-from commands.repair.judge import Rows, figure_on, members_of, rows_until, worse
+from commands.repair.batch_reader import BatchReader, Decode, Source, rows_in, wanted_by
+from commands.repair.halving import MovedStretch, Point, narrowed, steepest
+from commands.repair.judge import JudgedRows, figure_on, members_of, rows_until, worse
 from commands.repair.standout import Standout, Tally, standouts
 from commands.repair.without import time_of
 from learner.ranker.verbs import Learning
-from learner.role.making import model_of
+from learner.role.model_factory import model_of
 from learner.training.ledger import Learnt, learn_again
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError
@@ -31,7 +31,7 @@ _AGE_MS = 1_800_000
 
 
 @dataclass(frozen=True, slots=True)
-class Samples:
+class StretchSamples:
     """Which samples a stretch has: rows, exposures from and to (ms), and offsets by partition (to: not included)."""
 
     rows: int
@@ -65,7 +65,7 @@ class Bisection:
         self._models: dict[int, Learning] = {}
         self.judged = self._judged()
 
-    def _judged(self) -> Rows:
+    def _judged(self) -> JudgedRows:
         start = self.line.start
         until_ms = start.event_ms - _AGE_MS
         members = None if self.figure == "auc" else members_of(start.extra.get("heldout", {}))
@@ -98,7 +98,7 @@ class Bisection:
                 found.append((Point(self.line.after(note), self._figure(model)), note))
         return found
 
-    def stretch(self, points: list[Point]) -> tuple[Stretch, list[Point]] | None:
+    def stretch(self, points: list[Point]) -> tuple[MovedStretch, list[Point]] | None:
         """The stretch in which the figure fell, and what was looked at; None: it nowhere became worse."""
         steep = steepest(points, self.move)
         if steep is None:
@@ -109,14 +109,14 @@ class Bisection:
     def move(self, before: float, after: float) -> float:
         return worse(self.figure, before, after)
 
-    def look(self, stretch: Stretch) -> tuple[Samples, list[Standout]]:
+    def look(self, stretch: MovedStretch) -> tuple[StretchSamples, list[Standout]]:
         begin, end = stretch.begin.at, stretch.end.at
         there, times = Tally(), list[tuple[int, int]]()
         for batch in self._batches(begin, end):
             there.add(batch)
             times.append((int(batch.ts_ms.min()), int(batch.ts_ms.max())))
         offsets = {p: (at.start, at.stop) for p, at in sorted(wanted_by(self.acts[begin:end]).items())}
-        samples = Samples(there.rows, min(first for first, _ in times), max(last for _, last in times), offsets)
+        samples = StretchSamples(there.rows, min(first for first, _ in times), max(last for _, last in times), offsets)
         return samples, self._standouts(there, begin, end)
 
     def _standouts(self, there: Tally, begin: int, end: int) -> list[Standout]:
@@ -148,7 +148,7 @@ class Bisection:
         model = model_of(base.schema, base.spec, base.seed, live=True)
         model.resume(*base.snapshot())
         acts = self.acts[begin:at]
-        with contextlib.closing(Feed(acts, self._source, self._decode)) as feed:
+        with contextlib.closing(BatchReader(acts, self._source, self._decode)) as feed:
             learn_again(model, acts, feed.rows_of)
         return model
 
@@ -157,7 +157,7 @@ class Bisection:
 
     def _batches(self, begin: int, end: int) -> Iterator[SampleBatch]:
         acts = self.acts[begin:end]
-        with contextlib.closing(Feed(acts, self._source, self._decode)) as feed:
+        with contextlib.closing(BatchReader(acts, self._source, self._decode)) as feed:
             yield from feed.batches(acts)
 
 

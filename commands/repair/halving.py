@@ -18,7 +18,7 @@ from itertools import combinations
 
 import numpy as np
 
-from commands.repair.feed import rows_in
+from commands.repair.batch_reader import rows_in
 from learner.training.ledger import Act
 
 LEAST_ROWS = 1024
@@ -36,7 +36,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class MovedStretch:
     """Acts ``begin.at`` to ``end.at`` (not included) moved a figure from ``begin.value`` to ``end.value``."""
 
     begin: Point
@@ -47,7 +47,7 @@ Move = Callable[[float, float], float]
 """By how much a figure became worse from one value to another."""
 
 
-def steepest(points: Sequence[Point], move: Move) -> Stretch | None:
+def steepest(points: Sequence[Point], move: Move) -> MovedStretch | None:
     """The two points between which the figure became worse most, neighbours or not, since a fault may last for several
     versions. None where it nowhere became worse.
 
@@ -55,7 +55,7 @@ def steepest(points: Sequence[Point], move: Move) -> Stretch | None:
     >>> steepest([Point(0, 0.7), Point(5, 0.72), Point(9, 0.65), Point(12, 0.6), Point(15, 0.66)], fall)
     Stretch(begin=Point(at=5, value=0.72), end=Point(at=12, value=0.6))
     """
-    pairs = [Stretch(a, b) for a, b in combinations(points, 2) if move(a.value, b.value) > 0]
+    pairs = [MovedStretch(a, b) for a, b in combinations(points, 2) if move(a.value, b.value) > 0]
     return max(pairs, key=lambda pair: move(pair.begin.value, pair.end.value), default=None)
 
 
@@ -69,8 +69,8 @@ def middle(acts: Sequence[Act], begin: int, end: int) -> int | None:
 
 
 def narrowed(
-    stretch: Stretch, acts: Sequence[Act], value_at: Callable[[int, int], float], move: Move
-) -> tuple[Stretch, list[Point]]:
+    stretch: MovedStretch, acts: Sequence[Act], value_at: Callable[[int, int], float], move: Move
+) -> tuple[MovedStretch, list[Point]]:
     """The part of a stretch from a tenth of the move to nine tenths; and the points looked at on the way.
 
     Args:
@@ -90,4 +90,4 @@ def narrowed(
                 high = point
         if share == BEGINS:
             begin = low
-    return Stretch(begin, high), seen
+    return MovedStretch(begin, high), seen

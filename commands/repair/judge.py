@@ -21,7 +21,7 @@ from learner.gate.heldout import MOST_ROWS, Heldout
 from learner.ranker.repeats import exposure_ids, page_hashes
 from learner.ranker.verbs import Learning
 from millrace.basics.errors import SnapshotError
-from millrace.basics.merit import auc, log_loss
+from millrace.basics.ranking_metrics import auc, log_loss
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch
 
 FIGURES = ("heldout_auc", "log_loss", "calibration", "auc")
@@ -30,7 +30,7 @@ SMALL: Mapping[str, float] = {"heldout_auc": 0.01, "auc": 0.01, "log_loss": 0.00
 """Moves below this are no harm that the gate would refuse a version for, and may be chance."""
 
 
-class Rows(NamedTuple):
+class JudgedRows(NamedTuple):
     """Rows to judge by: cat (n, F), num (n, N), label (n,)."""
 
     cat: NDArray[Any]
@@ -51,7 +51,7 @@ _OF: Mapping[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
 }
 
 
-def figure_on(name: str, model: Learning, rows: Rows) -> float:
+def figure_on(name: str, model: Learning, rows: JudgedRows) -> float:
     """A figure of a model on some rows; NaN where they do not suffice."""
     return _OF[name](model.score(rows.cat, rows.num), rows.label)
 
@@ -80,7 +80,7 @@ def members_of(told: Mapping[str, Any]) -> Heldout:
 
 def rows_until(
     batches: Iterable[SampleBatch], until_ms: int, members: Heldout | None = None, most: int = MOST_ROWS
-) -> Rows:
+) -> JudgedRows:
     """The newest ``most`` exposures up to a time, each with its last known label.
 
     Args:
@@ -97,9 +97,9 @@ def rows_until(
             if sum(map(len, found)) > 4 * most:
                 found = [_newest(found, 2 * most)]
     if not found:
-        return Rows(np.empty((0, 0), np.int64), np.empty((0, 0), np.float32), np.empty(0, np.float32))
+        return JudgedRows(np.empty((0, 0), np.int64), np.empty((0, 0), np.float32), np.empty(0, np.float32))
     whole = _newest(found, most)
-    return Rows(whole.cat, whole.num, whole.label)
+    return JudgedRows(whole.cat, whole.num, whole.label)
 
 
 def _newest(found: Sequence[SampleBatch], most: int) -> SampleBatch:

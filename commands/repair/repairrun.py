@@ -12,14 +12,14 @@ from pathlib import Path
 from rich.console import Console
 
 from commands.repair.again import Begun, begin, check_there, keep, repair, rows_of_line
-from commands.repair.bisection import Bisection, Samples
-from commands.repair.feed import Feed, Message, Source
+from commands.repair.batch_reader import BatchReader, Source, TopicMessage
+from commands.repair.bisection import Bisection, StretchSamples
 from commands.repair.judge import FIGURES, SMALL
 from commands.repair.lineage import Lineage, check_one_model, end_of, lineage
-from commands.repair.topic import Folder, Topic
+from commands.repair.topic import SampleFolder, SampleTopic
 from commands.repair.without import Without, interval_of, moment, time_of
 from learner.network.dense import role_threads, threads
-from learner.role.adopting import REPAIRED
+from learner.role.shadow_view import REPAIRED
 from learner.samples.formersamples import FormerSamples
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.contracts import schemabook
@@ -55,7 +55,9 @@ class Scene:
         book = SchemaBook(settings.place(schemabook.PLACE), writes=False)
         self.schema = _schema_of(settings, book, end.schema_id)
         self._former = FormerSamples(self.schema, book)
-        self.source: Source = Folder(from_folder) if from_folder else Topic(settings, end.logs.get(SAMPLES, ""))
+        self.source: Source = (
+            SampleFolder(from_folder) if from_folder else SampleTopic(settings, end.logs.get(SAMPLES, ""))
+        )
 
     def line(self) -> Lineage:
         line = lineage(self.store, self.since_ms, self._of)
@@ -65,7 +67,7 @@ class Scene:
     def begin(self) -> Begun:
         return begin(self.store, self.line, self.schema, self.settings.model)
 
-    def decode(self, message: Message) -> SampleBatch:
+    def decode(self, message: TopicMessage) -> SampleBatch:
         return self._former.carried(SampleBatch.from_bytes(message.value), message.headers)
 
 
@@ -145,7 +147,7 @@ def _count(scene: Scene, line: Lineage, without: Without) -> int:
     acts, rows = line.acts, rows_of_line(line)
     with (
         bars() as tick,
-        closing(Feed(acts, scene.source, scene.decode, without, lambda read: tick("rows", read, rows))) as feed,
+        closing(BatchReader(acts, scene.source, scene.decode, without, lambda read: tick("rows", read, rows))) as feed,
     ):
         for _ in feed.batches(acts):
             pass
@@ -154,7 +156,7 @@ def _count(scene: Scene, line: Lineage, without: Without) -> int:
 
 def run_bisect(
     settings: Settings, since: str, figure: str = "auc", from_folder: Path | None = None, of: int | None = None
-) -> Samples | None:
+) -> StretchSamples | None:
     """Finds the stretch of samples that moved a figure, and prints what stands out in it. Never writes. Raises
     MillraceError if it cannot be done."""
     if figure not in FIGURES:

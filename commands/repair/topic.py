@@ -11,7 +11,7 @@ from typing import Any
 
 from kafka.errors import KafkaError
 
-from commands.repair.feed import Message
+from commands.repair.batch_reader import TopicMessage
 from millrace.basics.errors import BrokerError, SettingError, SnapshotError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import SAMPLES
@@ -21,7 +21,7 @@ _POLL_MS = 200
 _NAME = re.compile(r"(\d+)-(\d+)\.samples")
 
 
-class Topic:
+class SampleTopic:
     """The topic ``samples`` of a broker, read without a consumer group, so no other reader notices.
 
     Args:
@@ -64,7 +64,7 @@ class _Polled:
             self._reader.close()
             raise BrokerError(f"ends of the topic '{SAMPLES}' cannot be asked for ({error})", REMEDY) from None
 
-    def more(self, ahead: Collection[int]) -> Sequence[Message]:
+    def more(self, ahead: Collection[int]) -> Sequence[TopicMessage]:
         heard = time.monotonic()
         while left := self._left():
             self._pause(left - set(ahead) or left)
@@ -73,7 +73,7 @@ class _Polled:
             except KafkaError as error:
                 raise BrokerError(f"broker '{self._settings.kafka}' gives no samples ({error})", REMEDY) from None
             found = [
-                Message(r.partition, r.offset, r.value, r.headers or ())
+                TopicMessage(r.partition, r.offset, r.value, r.headers or ())
                 for records in polled.values()
                 for r in records
                 if r.value is not None and r.offset in self._wanted.get(r.partition, ())
@@ -99,7 +99,7 @@ class _Polled:
         self._reader.close()
 
 
-class Folder:
+class SampleFolder:
     """Messages of ``samples`` as files ``PARTITION-OFFSET.samples``, each with a message's value. Raises SettingError
     if there is no such folder."""
 
@@ -124,9 +124,9 @@ class _Files:
     def __init__(self, files: list[tuple[int, int, Path]]) -> None:
         self._files = files[::-1]
 
-    def more(self, ahead: Collection[int]) -> Sequence[Message]:
+    def more(self, ahead: Collection[int]) -> Sequence[TopicMessage]:
         found = [self._files.pop() for _ in range(min(64, len(self._files)))]
-        return [Message(partition, offset, path.read_bytes()) for partition, offset, path in found]
+        return [TopicMessage(partition, offset, path.read_bytes()) for partition, offset, path in found]
 
     def close(self) -> None:
         pass

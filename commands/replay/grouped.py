@@ -40,7 +40,7 @@ _PAGE_DAYS = "within pages, model and windows frozen at the start of the day: ro
 _USER_DAYS = "within users and days, model and windows frozen at the start of the day: the log has no pages"
 
 
-class Groups:
+class GroupedRows:
     """Groups of one log's n rows, filled while the log is run.
 
     The run gives :attr:`cuts` to its :class:`~commands.replay.stretches.Stretches`, scores the rows of

@@ -24,7 +24,7 @@ _EXPOSED = 1 << EXPOSURE  # the actions of a sample, as bits
 _CLICKED = _EXPOSED | 1 << CLICK
 
 
-class Model(Protocol):
+class ReplayModel(Protocol):
     """Scores a log's exposures and learns its samples: an :class:`~learner.ranker.model.OnlineModel`, or a stand-in
     for one."""
 
@@ -33,7 +33,7 @@ class Model(Protocol):
     def learn(self, batch: SampleBatch) -> object: ...
 
 
-class Observer(Protocol):
+class ReplayObserver(Protocol):
     """Watches a run of a log: it sees what the model is given, and changes none of it.
 
     A run calls from one thread, in the order of event time: :meth:`scored` for each exposure before it can be learnt,
@@ -45,7 +45,7 @@ class Observer(Protocol):
     ) -> None:
         """Takes rows (b,) of the log, scored ``p`` (b,) from cat (b, F) and num (b, N), bias columns hidden."""
 
-    def learnt(self, samples: Samples, part: slice, batch: SampleBatch) -> None:
+    def learnt(self, samples: KnownSamples, part: slice, batch: SampleBatch) -> None:
         """The model has learnt ``batch``, which is ``samples[part]``."""
 
 
@@ -75,7 +75,7 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
-class Samples:
+class KnownSamples:
     """The samples, in the order in which they become known. S samples: one an exposure, two if its click was late."""
 
     row: NDArray[np.intp]  # (S,) row of the log
@@ -91,7 +91,7 @@ class Samples:
         policy: LabelPolicy | None,
         observation_ms: int = 10_000,
         traffic: Traffic | None = None,
-    ) -> Samples:
+    ) -> KnownSamples:
         """The samples that a policy makes of exposures.
 
         Args:
@@ -132,12 +132,12 @@ class Samples:
             "cat": cat,
             "num": num,
         }
-        mine = Samples(row, self.known_ms[part], self.kind[part], self.policy[part])
+        mine = KnownSamples(row, self.known_ms[part], self.kind[part], self.policy[part])
         return batch_of(mine, rows.requests(pages), page, columns)
 
 
 def batch_of(
-    samples: Samples, request: tuple[str, ...], page: NDArray[np.intp], columns: Mapping[str, NDArray[Any]]
+    samples: KnownSamples, request: tuple[str, ...], page: NDArray[np.intp], columns: Mapping[str, NDArray[Any]]
 ) -> SampleBatch:
     """All of ``samples`` (B) as a batch. ``columns``: ts_ms, slot, user, item (B,), cat (B, F) and num (B, N) of the
     samples' rows."""
@@ -157,11 +157,11 @@ def batch_of(
 
 
 def learn_through(
-    model: Model,
+    model: ReplayModel,
     rows: LogRows,
     cat: NDArray[np.int64],
     num: NDArray[np.float32],
-    samples: Samples,
+    samples: KnownSamples,
     batch_rows: int,
 ) -> NDArray[np.float32]:
     """Scores of all n rows, (n,), each before later labels are learnt: a replay from features cat (n, F) and num (n,

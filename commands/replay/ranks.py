@@ -1,5 +1,6 @@
 # core
-"""AUC, grouped AUC and log loss of long logs: those of :mod:`millrace.basics.merit`, to the bit, in less memory.
+"""AUC, grouped AUC and log loss of long logs: those of :mod:`millrace.basics.ranking_metrics`, to the bit, in less
+memory.
 
 Rank sums are sums of whole and half numbers, exact in float64 up to 2^53. So it does not matter in which order or in
 how many parts they are taken: parts of the rows need a few bytes each where the whole would need a hundred.
@@ -10,15 +11,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.basics import merit
+from millrace.basics import ranking_metrics
 from millrace.basics.clustered import Parts
-from millrace.basics.merit import Numbers
+from millrace.basics.ranking_metrics import Numbers
 
 _AT_ONCE = 1 << 18
 
 
 def auc(p: Numbers, y: Numbers) -> float:
-    """:func:`millrace.basics.merit.auc` of (n,): for each positive the negatives below it, half of its equals."""
+    """:func:`millrace.basics.ranking_metrics.auc` of (n,): for each positive the negatives below it, half of its
+    equals."""
     p, positive = np.asarray(p), np.asarray(y) > 0.5
     high, low = p[positive], p[~positive]
     if not len(high) or not len(low) or np.isnan(p).any():
@@ -29,7 +31,7 @@ def auc(p: Numbers, y: Numbers) -> float:
 
 
 def grouped_auc(p: Numbers, y: Numbers, group: Numbers, at_once: int = _AT_ONCE) -> float:
-    """:func:`millrace.basics.merit.grouped_auc` of (n,), ``at_once`` rows or the one group that is larger."""
+    """:func:`millrace.basics.ranking_metrics.grouped_auc` of (n,), ``at_once`` rows or the one group that is larger."""
     each, weight, _ = _groups(p, y, group, at_once)
     return float(each @ weight / weight.sum()) if len(each) else float("nan")
 
@@ -60,7 +62,7 @@ def _groups(
         stop = min(start + at_once, len(p))
         stop = int(np.searchsorted(ordered, ordered[stop - 1], side="right"))
         which = slice(start, stop) if order is None else order[start:stop]
-        found = merit.group_aucs(p[which], y[which], ordered[start:stop])
+        found = ranking_metrics.group_aucs(p[which], y[which], ordered[start:stop])
         own.append(found[0])
         rows.append(found[1])
         begins = np.flatnonzero(np.r_[True, ordered[start + 1 : stop] != ordered[start : stop - 1]])
@@ -72,13 +74,13 @@ def _groups(
 
 
 def log_loss(p: Numbers, y: Numbers, at_once: int = _AT_ONCE) -> float:
-    """:func:`millrace.basics.merit.log_loss` of (n,)."""
+    """:func:`millrace.basics.ranking_metrics.log_loss` of (n,)."""
     if not len(p):
         return float("nan")
     losses = np.empty(len(p))
     for at in range(0, len(p), at_once):
         part = slice(at, at + at_once)
-        losses[part] = merit.log_losses(p[part], y[part])
+        losses[part] = ranking_metrics.log_losses(p[part], y[part])
     return float(losses.mean())
 
 

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from commands.replay.grouped import Groups
-from commands.replay.known import Samples
+from commands.replay.grouped import GroupedRows
+from commands.replay.known import KnownSamples
 from commands.replay.ranks import auc, grouped_auc, grouped_parts, log_loss
 from learner.evaluation.progressive import baseline_column
 from millrace.basics.clustered import FEW, auc_parts, gap, user_numbers
-from millrace.basics.merit import calibration, judged
+from millrace.basics.ranking_metrics import calibration, judged
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.logs import LogTable
@@ -32,7 +32,7 @@ _DIGITS = 6
 
 
 def make_report(
-    log: LogTable, schema: Schema, p: NDArray[np.float32], groups: Groups, baseline: Baseline | None = None
+    log: LogTable, schema: Schema, p: NDArray[np.float32], groups: GroupedRows, baseline: Baseline | None = None
 ) -> dict[str, Any]:
     """``verdict``, ``rows``, ``duplicates``, ``days`` and ``total``; figures rounded, None where one class is missing.
 
@@ -132,8 +132,8 @@ def _plain(value: float) -> float | None:
 
 
 class Baseline:
-    """Takes the baseline's scores while a log is run: an :class:`~commands.replay.known.Observer`. Raises ValueError if
-    the schema has no such column; :meth:`of` gives None for it."""
+    """Takes the baseline's scores while a log is run: an :class:`~commands.replay.known.ReplayObserver`. Raises
+    ValueError if the schema has no such column; :meth:`of` gives None for it."""
 
     scores: NDArray[np.float32]
     """(n,) the item's smoothed click rate, on the scale of the features: it ranks, it is no probability."""
@@ -159,5 +159,5 @@ class Baseline:
     ) -> None:
         self.scores[rows] = num[:, self.column]
 
-    def learnt(self, samples: Samples, part: slice, batch: SampleBatch) -> None:
+    def learnt(self, samples: KnownSamples, part: slice, batch: SampleBatch) -> None:
         """The baseline learns nothing."""

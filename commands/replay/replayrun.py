@@ -30,15 +30,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.replay.grouped import Groups
-from commands.replay.known import LabelSettings, Model, Observer
+from commands.replay.grouped import GroupedRows
+from commands.replay.known import LabelSettings, ReplayModel, ReplayObserver
 from commands.replay.logfeatures import unfit
 from commands.replay.reading import Log, about, name_of_log, reading
 from commands.replay.replayreport import Baseline, make_report, print_report
 from commands.replay.sidebyside import Timing, run_side_by_side
 from commands.replay.steps import steps
 from learner.network.dense import threads
-from learner.role.making import model_of
+from learner.role.model_factory import model_of
 from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings
 from millrace.logs import LogTable
@@ -81,7 +81,7 @@ def replay(
         read_seconds = time.perf_counter() - clock
         with bars(progress) as tick:
             n = exposures.table.num_rows
-            groups = Groups(exposures, plan)
+            groups = GroupedRows(exposures, plan)
             baseline = Baseline.of(plan, n)
             if baseline is not None:
                 groups.watch(baseline.column)
@@ -125,12 +125,12 @@ def replay(
 def run_log(
     log: LogTable,
     schema: Schema,
-    model: Model,
+    model: ReplayModel,
     batch_rows: int,
     tick: Callable[[int], None],
-    groups: Groups | None = None,
+    groups: GroupedRows | None = None,
     how: LabelSettings | None = None,
-    observer: Observer | None = None,
+    observer: ReplayObserver | None = None,
     timing: Timing | None = None,
 ) -> NDArray[np.float32]:
     """Scores each exposure before ``model`` learns what was not known then. (n,) probabilities, in the log's order.

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.replay.known import Samples, batch_of
+from commands.replay.known import KnownSamples, batch_of
 from commands.replay.stretches import Stretch
 from millrace.contracts.samples import CORRECTION, SampleBatch
 
@@ -23,7 +23,7 @@ _SPARSE = 8  # a block is shrunk when fewer than one of so many rows are needed
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class WaitingRows:
     """Columns of the rows ``row``, ascending, from which samples are made. b rows."""
 
     row: Rows  # (b,) of the log
@@ -49,37 +49,37 @@ class Block:
     def __len__(self) -> int:
         return len(self.row)
 
-    def take(self, which: NDArray[Any]) -> Block:
-        return Block(self.row[which], {name: column[which] for name, column in self.columns.items()})
+    def take(self, which: NDArray[Any]) -> WaitingRows:
+        return WaitingRows(self.row[which], {name: column[which] for name, column in self.columns.items()})
 
 
-class Waiting:
+class WaitingBlocks:
     """Blocks, and the queue of samples. Rows are added in order."""
 
     def __init__(self) -> None:
-        self.blocks: list[Block] = []
+        self.blocks: list[WaitingRows] = []
         empty = np.empty(0, np.intp)
-        self.queue = Samples(empty, np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.uint8))
+        self.queue = KnownSamples(empty, np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.uint8))
 
     @property
     def held(self) -> int:
         return sum(len(block) for block in self.blocks)
 
-    def add(self, block: Block, samples: Samples) -> None:
+    def add(self, block: WaitingRows, samples: KnownSamples) -> None:
         self.blocks.append(block)
         own, new = self.queue, samples
         row, known_ms = np.concatenate([own.row, new.row]), np.concatenate([own.known_ms, new.known_ms])
         kind, policy = np.concatenate([own.kind, new.kind]), np.concatenate([own.policy, new.policy])
         order = np.lexsort((row, kind == CORRECTION, known_ms))
-        self.queue = Samples(row[order], known_ms[order], kind[order], policy[order])
+        self.queue = KnownSamples(row[order], known_ms[order], kind[order], policy[order])
 
     def known(self, before_ms: int) -> int:
         return int(np.searchsorted(self.queue.known_ms, before_ms, side="left"))
 
-    def pop(self, size: int) -> tuple[Samples, SampleBatch]:
+    def pop(self, size: int) -> tuple[KnownSamples, SampleBatch]:
         queue, part = self.queue, slice(size)
-        mine = Samples(*(getattr(queue, name)[part] for name in ("row", "known_ms", "kind", "policy")))
-        self.queue = Samples(*(getattr(queue, name)[size:] for name in ("row", "known_ms", "kind", "policy")))
+        mine = KnownSamples(*(getattr(queue, name)[part] for name in ("row", "known_ms", "kind", "policy")))
+        self.queue = KnownSamples(*(getattr(queue, name)[size:] for name in ("row", "known_ms", "kind", "policy")))
         found = self._columns(mine.row, ("ts_ms", "page", "name", "slot", "user", "item", "cat", "num"))
         _, first, page = np.unique(found["page"], return_index=True, return_inverse=True)
         names = tuple(str(name) for name in found["name"][first].tolist())

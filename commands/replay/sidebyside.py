@@ -8,9 +8,9 @@
     scorer                                          └─► score its rows by the unchanged model ──┘
 
 The result equals that of one thread to the bit: the scorer has the model as the step before left it, and the learner
-writes nothing until the scorer is done (learner/ranker/still.py). For a model that cannot be read while it learns, the
-learner's thread scores first. Threads help because nearly all of the time is in compiled code that lets other threads
-run.
+writes nothing until the scorer is done (learner/ranker/frozen_scores.py). For a model that cannot be read while it
+learns, the learner's thread scores first. Threads help because nearly all of the time is in compiled code that lets
+other threads run.
 
 A failure in any thread ends all of them and is raised as itself. So does Ctrl-C, which the learner's thread gets.
 """
@@ -30,11 +30,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from commands.replay.grouped import Groups, Score
-from commands.replay.known import Model, Observer
+from commands.replay.grouped import GroupedRows, Score
+from commands.replay.known import ReplayModel, ReplayObserver
 from commands.replay.steps import Step
+from learner.ranker.frozen_scores import Still
 from learner.ranker.model import OnlineModel
-from learner.ranker.still import Still
 
 _SWITCH_S = 0.0002
 
@@ -52,7 +52,7 @@ class Timing:
     waiting: float = 0.0  # of the learner, for features or scores
 
 
-class Channel:
+class StepQueue:
     """Steps from the maker's thread to the learner's. At most ``most_rows`` wait; a larger step passes alone."""
 
     def __init__(self, steps: Iterator[Step], timing: Timing, most_rows: int = MOST_ROWS) -> None:
@@ -110,7 +110,7 @@ class Channel:
             self._timing.features += time.perf_counter() - began
 
 
-class Shared:
+class SharedWork:
     """An :class:`~learner.network.backward.Aside`: a thread does the work, or the caller if that thread had no time
     yet."""
 
@@ -133,7 +133,12 @@ class Runner:
     """Takes a model through steps. ``p``: (n,) gets the score of each row of the log."""
 
     def __init__(
-        self, model: Model, p: NDArray[np.float32], groups: Groups | None, observer: Observer | None, timing: Timing
+        self,
+        model: ReplayModel,
+        p: NDArray[np.float32],
+        groups: GroupedRows | None,
+        observer: ReplayObserver | None,
+        timing: Timing,
     ) -> None:
         self._model, self._p, self._groups, self._observer, self._timing = model, p, groups, observer, timing
 
@@ -156,7 +161,7 @@ class Runner:
         # Each thread of the system has a number of its own, and sums depend on it.
         begin, given = torch.set_num_threads, (torch.get_num_threads(),)
         with _quick_switches(), ThreadPoolExecutor(1, "scores", begin, given) as scorer:
-            model.share(Shared(scorer))
+            model.share(SharedWork(scorer))
             try:
                 for step in _timed(steps, timing):
                     if step.shown:
@@ -213,17 +218,17 @@ class Runner:
 
 def run_side_by_side(
     steps: Iterator[Step],
-    model: Model,
+    model: ReplayModel,
     p: NDArray[np.float32],
-    groups: Groups | None = None,
-    observer: Observer | None = None,
+    groups: GroupedRows | None = None,
+    observer: ReplayObserver | None = None,
     timing: Timing | None = None,
 ) -> Generator[int, None, None]:
     """Takes a model through steps that another thread makes; yields how many rows are scored, after each micro-batch.
     Arguments as in :class:`Runner`. Exhaust or close it: that ends the threads."""
     timing = timing or Timing()
     runner = Runner(model, p, groups, observer, timing)
-    with closing(Channel(steps, timing)) as channel:
+    with closing(StepQueue(steps, timing)) as channel:
         if type(model) is OnlineModel:
             yield from runner.run_beside(iter(channel), model)
         else:

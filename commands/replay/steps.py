@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.replay.grouped import Groups, page_codes
-from commands.replay.known import LabelSettings, Samples
+from commands.replay.grouped import GroupedRows, page_codes
+from commands.replay.known import KnownSamples, LabelSettings
 from commands.replay.logfeatures import CHUNK_ROWS
-from commands.replay.samplequeue import Block, Waiting
+from commands.replay.samplequeue import WaitingBlocks, WaitingRows
 from commands.replay.stretches import Stretches
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
@@ -30,7 +30,7 @@ from millrace.logs import LogTable
 Rows = NDArray[np.intp]
 
 
-class Shown(NamedTuple):
+class ShownRows(NamedTuple):
     """b rows to be scored together, bias columns hidden."""
 
     rows: Rows  # (b,) of the log
@@ -43,8 +43,8 @@ class Step:
     """One state of the model: what it scores, and the samples it learns next."""
 
     scored: int  # rows of the log that are scored after this step
-    shown: tuple[Shown, ...]
-    samples: Samples | None = None  # None: nothing is learnt yet
+    shown: tuple[ShownRows, ...]
+    samples: KnownSamples | None = None  # None: nothing is learnt yet
     batch: SampleBatch | None = None
     frozen: bool = False  # whether ``shown`` are scored for the groups and not for themselves
 
@@ -58,14 +58,14 @@ def steps(
     schema: Schema,
     batch_rows: int,
     how: LabelSettings,
-    groups: Groups | None = None,
+    groups: GroupedRows | None = None,
     rows_at_once: int = CHUNK_ROWS,
 ) -> Iterator[Step]:
     """The steps of a run. Rows, batches and features equal those of the plain path, to the bit. ``rows_at_once``: about
     how many rows features are made of together; the result does not depend on it."""
     made = Stretches(log, schema, how, () if groups is None else groups.cuts, rows_at_once)
     page = page_codes(log, schema) if groups is None else groups.page
-    waiting, bias = Waiting(), schema.layout.bias_columns
+    waiting, bias = WaitingBlocks(), schema.layout.bias_columns
     scored = 0
 
     def step(size: int) -> Step:
@@ -78,7 +78,7 @@ def steps(
             stop = min(first + batch_rows, end)
             cat, num = waiting.features(first, stop)
             cat[:, bias] = 0
-            shown.append(Shown(np.arange(first, stop), cat, num))
+            shown.append(ShownRows(np.arange(first, stop), cat, num))
         scored = max(scored, end)
         return Step(scored, tuple(shown), *waiting.pop(size))
 
@@ -90,9 +90,9 @@ def steps(
             for first, own in groups.starting(slice(start, start + 1)):
                 cat, num = made.frozen(first, own)
                 cat[:, bias] = 0
-                yield Step(scored, (Shown(own, cat, num),), frozen=True)
+                yield Step(scored, (ShownRows(own, cat, num),), frozen=True)
         stretch = made.make(number)
         codes = None if page is None else page[start : start + stretch.rows.n].astype(np.intp)
-        waiting.add(Block.of(stretch, codes), stretch.samples)
+        waiting.add(WaitingRows.of(stretch, codes), stretch.samples)
     while len(waiting.queue.row):
         yield step(min(batch_rows, len(waiting.queue.row)))

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.replay.known import LabelSettings, Samples, Traffic
+from commands.replay.known import KnownSamples, LabelSettings, Traffic
 from commands.replay.logfeatures import CHUNK_ROWS, Labels, LogRows, ValueHashes
 from millrace.basics.hashing import U64
 from millrace.contracts.schema import Schema
@@ -45,7 +45,7 @@ class Stretch:
     rows: LogRows  # of these rows alone
     cat: NDArray[np.int64]  # (b, F)
     num: NDArray[np.float32]  # (b, N)
-    samples: Samples  # ``row`` is the log's
+    samples: KnownSamples  # ``row`` is the log's
 
 
 class _Events(NamedTuple):
@@ -124,7 +124,7 @@ class Stretches:
             shown = counted.action == _EXPOSURE_COLUMN
             counts[counted.row[shown] - start] = seen[shown]
         cat, num = builder.cat(columns, n), builder.num(plain, counts, n, rows.ts_ms)
-        samples = Samples.of(rows.ts_ms, labels, self._policy, self._how.observation_ms, self._traffic)
+        samples = KnownSamples.of(rows.ts_ms, labels, self._policy, self._how.observation_ms, self._traffic)
         self._made = stop
         return Stretch(start, rows, cat, num, replace(samples, row=samples.row + start))
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from commands.loop.monitor import readiness
-from commands.up import folder as folders
+from commands.up import data_folder as folders
 from commands.up import probes
 from commands.up.findings import (
     Finding,
@@ -151,11 +151,11 @@ def _names_a_model(settings: Settings) -> bool:
     return (settings.model, settings.model_spec) != (Settings().model, {})
 
 
-def _ask_model(settings: Settings) -> Callable[[], probes.Answer[dict[str, str]]]:
+def _ask_model(settings: Settings) -> Callable[[], probes.ProbeResult[dict[str, str]]]:
     return probes.within(lambda: probes.model(settings), probes.TRIAL_SECONDS + probes.PATIENCE_SECONDS)
 
 
-def _model(settings: Settings, answer: probes.Answer[dict[str, str]]) -> Finding:
+def _model(settings: Settings, answer: probes.ProbeResult[dict[str, str]]) -> Finding:
     """Whether the named model could be made; a user's own class is tried on a few rows."""
     if answer.value is None:
         return note("model", f"'{settings.model}' could not be tried ({answer.problem})")

@@ -25,7 +25,7 @@ from redis.retry import Retry
 
 from commands.loop.monitor import RoleMetrics, fetch
 from millrace.basics.errors import MillraceError, one_line
-from millrace.contracts.online import redis_url
+from millrace.contracts.online_layout import redis_url
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.processes.kafka import cluster_id, make_reader
@@ -41,30 +41,30 @@ LIBRARIES = ("aiokafka", "faust-streaming", "kafka-python", "msgspec", "numba", 
 T = TypeVar("T")
 
 
-class Answer(msgspec.Struct, Generic[T], frozen=True):
+class ProbeResult(msgspec.Struct, Generic[T], frozen=True):
     """The answer to a question: a value, or the reason why there is none."""
 
     value: T | None = None
     problem: str = ""
 
 
-def within(question: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> Callable[[], Answer[T]]:
+def within(question: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> Callable[[], ProbeResult[T]]:
     """Asks in a thread of its own. The returned function waits for the answer, at most ``seconds`` from now."""
-    got: list[Answer[T]] = []
+    got: list[ProbeResult[T]] = []
 
     def ask() -> None:
         try:
-            got.append(Answer(question()))
+            got.append(ProbeResult(question()))
         except (MillraceError, OSError, KafkaError, redis.RedisError, ValueError, HTTPException) as error:
-            got.append(Answer(None, one_line(error)))
+            got.append(ProbeResult(None, one_line(error)))
 
     thread = threading.Thread(target=ask, name="doctor", daemon=True)
     thread.start()
     deadline = time.monotonic() + seconds
 
-    def answer() -> Answer[T]:
+    def answer() -> ProbeResult[T]:
         thread.join(max(0.0, deadline - time.monotonic()))
-        return got[0] if got else Answer(None, f"no answer within {seconds:g} s")
+        return got[0] if got else ProbeResult(None, f"no answer within {seconds:g} s")
 
     return answer
 

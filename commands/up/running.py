@@ -9,7 +9,7 @@ from urllib.request import urlopen
 
 import msgspec
 
-from commands.up import folder as folders
+from commands.up import data_folder as folders
 from millrace.contracts.settings import Settings, without_password
 
 ANSWER_SECONDS = 5.0

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from commands.up.folder import addresses
+from commands.up.data_folder import addresses
 from millrace.basics.errors import ServiceError
 from millrace.processes.spawn import spawn
 

@@ -28,12 +28,12 @@ from commands.loop.host import Host, made
 from commands.loop.monitor import fetch, readiness
 from commands.loop.scrape import scrape_file
 from commands.loop.signals import AtOnce, Signals
-from commands.loop.status import Shown
-from commands.up import folder as folders
+from commands.loop.status import RunStatus
+from commands.up import data_folder as folders
 from commands.up import upwords
 from commands.up.ports import Ports, check, choose, url
+from millrace.basics.atomic_files import write_whole
 from millrace.basics.errors import SettingError
-from millrace.basics.files import write_whole
 from millrace.contracts.settings import Settings
 from millrace.processes.profiles import check_whole
 from millrace.processes.tokens import Tokens, bearer, own_token
@@ -69,7 +69,7 @@ class Up(Host):
         settles_s = (60 * settings.attribution_minutes + settings.disorder_seconds) / speed
         self.roles = options.roles(settings)
         resumed = (folder / "checkpoints").exists()
-        shown = Shown(self.roles, control=settings.control_share > 0, settles_s=settles_s, resumed=resumed)
+        shown = RunStatus(self.roles, control=settings.control_share > 0, settles_s=settles_s, resumed=resumed)
         super().__init__(settings, folder, ending, shown, speed, LINE_SECONDS)
         self.ports = ports
         self.ready = False

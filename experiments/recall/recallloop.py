@@ -33,7 +33,7 @@ from experiments.recall.recallshop import RecallShop
 from learner.network.models.spec import read_spec
 from learner.ranker.model import OnlineModel
 from learner.retrieval.tower import Tower
-from learner.serving.serving import ServingModel
+from learner.serving.serving_model import ServingModel
 from millrace.basics.durations import DAY_MS
 from millrace.basics.hashing import column_hash, value_hash
 from millrace.contracts.events import ACTIONS, CART, CLICK, COLLECT, EXPOSURE, PURCHASE, SOURCES
@@ -43,8 +43,8 @@ from millrace.contracts.settings import Settings
 from millrace.labels import Waits, policy_named
 from millrace.versions.image import split
 from scorer.catalog.itemtable import ItemRows
-from scorer.recall.recall import largest
-from scorer.users.userrecord import User
+from scorer.recall.candidate_lists import largest
+from scorer.users.userrecord import KnownUser
 from simulator.reaction import react
 from simulator.world import World, day_of, start_of
 
@@ -64,7 +64,7 @@ class Recall(NamedTuple):
     """A way to find candidates: ``page`` (shopper, user, ts_ms, size, seed) gives distinct rows of the item index that
     are on sale, (n,), and a code for the source of each, (n,), which ``names`` names."""
 
-    page: Callable[[int, User, int, int, int], tuple[ItemRows, NDArray[np.uint8]]]
+    page: Callable[[int, KnownUser, int, int, int], tuple[ItemRows, NDArray[np.uint8]]]
     names: Sequence[str]
 
 
@@ -204,7 +204,7 @@ class DayLoop:
             hot = np.concatenate([hot, np.random.default_rng(seed).permutation(rest)[: size - len(hot)]])
         return hot
 
-    def _plain(self, request: str, user_at: int, user: User, ts_ms: int, rows: Rows) -> _Seen:
+    def _plain(self, request: str, user_at: int, user: KnownUser, ts_ms: int, rows: Rows) -> _Seen:
         """A page that is counted, and not learnt from."""
         n, builder, items = len(rows), self._shop.builder, self._ids(rows)
         keys = builder.keys({**user.columns, **self._shop.index.columns(rows)}, n)
@@ -233,7 +233,7 @@ class DayLoop:
         self._tally.page(view, page.user, clicked, chance, int((done.purchase_ms > 0).sum()), names)
 
     def _promise(self, page: _Seen, clicked: NDArray[np.bool_], click_ms: NDArray[np.int64]) -> None:
-        """When each label will be known: as :class:`commands.replay.known.Samples` has it of a log."""
+        """When each label will be known: as :class:`commands.replay.known.KnownSamples` has it of a log."""
         ts_ms = page.ts_ms
         if ts_ms - self._last_ms > self._waits.attribution_ms:
             self._began_ms = ts_ms
@@ -330,7 +330,7 @@ def new_recall(shop: RecallShop) -> Recall:
 def perfect_recall(shop: RecallShop) -> Recall:
     """The items that the shopper truly likes best. No recall can know them: what it earns, no recall can better."""
 
-    def page(shopper: int, _: User, ts_ms: int, size: int, seed: int) -> tuple[ItemRows, NDArray[np.uint8]]:
+    def page(shopper: int, _: KnownUser, ts_ms: int, size: int, seed: int) -> tuple[ItemRows, NDArray[np.uint8]]:
         rows, day = np.flatnonzero(shop.items.alive), shop.world.day(day_of(ts_ms))
         return _of_one(rows[largest(day.liking(shopper, day.rows(shop.item_ids(rows))), size)])
 

@@ -31,12 +31,7 @@ from millrace.basics.durations import DAY_MS
 from millrace.basics.hashing import U64, column_hash
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import CLICK, PURCHASE, Id
-from millrace.contracts.online import (
-    PROFILE,
-    RECENT,
-    pack_profile,
-    window_fields,
-)
+from millrace.contracts.online_layout import PROFILE, RECENT, pack_profile, window_fields
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.logs import LogTable
@@ -48,15 +43,15 @@ from scorer.feeder.primary import Primary
 from scorer.page.candidates import Recaller, Sources
 from scorer.page.rank import Ranker
 from scorer.recall import nearestkernels
+from scorer.recall.candidate_lists import CandidateLists, largest
 from scorer.recall.nearest import Retrieval, new_tiles
-from scorer.recall.neighbours import CoClicks as MergedCoClicks
+from scorer.recall.neighbours import CoClickFeed as MergedCoClicks
 from scorer.recall.neighbours import Neighbours
-from scorer.recall.recall import CandidateLists, largest
-from scorer.users.userrecord import User
+from scorer.users.userrecord import KnownUser
 from simulator.catalogue import Goods, price_band
 from simulator.params import DEFAULT, Params
 from simulator.world import World, day_of
-from stream.partition.coclicks import EARLIER, CoClicks
+from stream.partition.coclick_counts import EARLIER, CoClicks
 from stream.partition.recents import CLICKS, PURCHASES, Recents
 
 I64 = NDArray[np.int64]
@@ -277,14 +272,14 @@ class RecallShop:
 
     # -- recall -------------------------------------------------------------------------------------------------
 
-    def recall(self, user: User, ts_ms: int, size: int, seed: int) -> tuple[ItemRows, NDArray[np.uint8]]:
+    def recall(self, user: KnownUser, ts_ms: int, size: int, seed: int) -> tuple[ItemRows, NDArray[np.uint8]]:
         """Candidates of the recall that serves, with the source of each; without those that left the shop since."""
         sources = Sources(self.lists, self.retrieval, self.neighbours)
         found = self.recaller.page(sources, user, ts_ms, size, 0, seed)
         alive = self.items.alive[found.rows]
         return found.rows[alive], found.sources[alive]
 
-    def query_of(self, user: User, ts_ms: int) -> NDArray[np.float32]:
+    def query_of(self, user: KnownUser, ts_ms: int) -> NDArray[np.float32]:
         """A user's vector by the present retrieval version. (W,)
 
         Raises:
@@ -322,9 +317,9 @@ class RecallShop:
             record[RECENT] = recent
         return record
 
-    def user(self, user: int) -> User:
+    def user(self, user: int) -> KnownUser:
         """A shopper as a scorer reads it, by index."""
-        return User.of(self.builder, user + 1, self.record(user))
+        return KnownUser.of(self.builder, user + 1, self.record(user))
 
     def rows_of(self, item_ids: I64) -> ItemRows:
         """Index rows of items, -1 where the index has none. (n,)"""

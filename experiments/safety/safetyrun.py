@@ -31,11 +31,11 @@ from learner.gate.promotion import Checks, Promotion, Published
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats, keep_ms_of
 from learner.ranker.verbs import Learning
-from learner.role.making import model_of
-from learner.serving.serving import ServingModel
+from learner.role.model_factory import model_of
+from learner.serving.serving_model import ServingModel
+from learner.training.learner_versions import FoundSnapshot, Progress, Versions, newest_sound
 from learner.training.trainer import Trainer
-from learner.training.versions import Found, Progress, Versions, newest_sound
-from millrace.basics.merit import auc
+from millrace.basics.ranking_metrics import auc
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -157,7 +157,7 @@ class Life:
             model.resume(parts)
             return model
 
-        found: Found | None = newest_sound(self.store, schema.id, wanted, build)
+        found: FoundSnapshot | None = newest_sound(self.store, schema.id, wanted, build)
         model = model_of(schema, wanted, 0) if found is None else found.model
         repeats = Repeats(keep_ms_of(settings))
         trainer = self.trainer = Trainer(model, Progressive(settings.rolling_rows), repeats, BATCH_ROWS)

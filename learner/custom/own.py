@@ -44,10 +44,10 @@ from learner.network.models.spec import read_spec
 from learner.ranker.inputs import finite
 from learner.ranker.model import LearnReport
 from learner.ranker.sampling import usable
-from learner.ranker.slices import Part
+from learner.ranker.snapshot_slices import Part
 from learner.ranker.verbs import TRAINING
 from millrace.basics.errors import SettingError, SnapshotError, one_line
-from millrace.basics.merit import log_loss
+from millrace.basics.ranking_metrics import log_loss
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.labels import asks, weigh, weighs
@@ -311,7 +311,7 @@ class OwnModel:
 
 
 class OwnSlices:
-    """The snapshot of a model of one's own; used as :class:`~learner.ranker.slices.Slices` is."""
+    """The snapshot of a model of one's own; used as :class:`~learner.ranker.snapshot_slices.Slices` is."""
 
     def __init__(self, model: OwnModel) -> None:
         self._model = model

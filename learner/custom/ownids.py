@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.tables.index import Index
-from learner.tables.kernels import EMPTY
+from learner.tables.row_index import Index
+from learner.tables.table_kernels import EMPTY
 from millrace.contracts.schema import Schema
 from millrace.versions.image import Array
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from river import drift
 
-from millrace.basics.merit import Numbers, judged, log_losses
+from millrace.basics.ranking_metrics import Numbers, judged, log_losses
 
 DELTA = 0.002
 """ADWIN's confidence; river's default."""

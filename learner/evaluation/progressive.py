@@ -1,13 +1,13 @@
 # core
 """Progressive validation: every sample is predicted before it is learnt from, and judged on that prediction.
 
-(Liu et al. 2022, Monolith, algorithm 1; prequential evaluation, Gama et al. 2013.) :mod:`learner.evaluation.served`
-judges the *served* pages instead.
+(Liu et al. 2022, Monolith, algorithm 1; prequential evaluation, Gama et al. 2013.)
+:mod:`learner.evaluation.served_scores` judges the *served* pages instead.
 """
 
 from __future__ import annotations
 
-from millrace.basics.merit import Newest, Numbers, auc, calibration, judged, log_loss
+from millrace.basics.ranking_metrics import Newest, Numbers, auc, calibration, judged, log_loss
 from millrace.contracts.schema import Schema
 
 

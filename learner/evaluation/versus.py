@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.basics.clustered import PARTS, Gap, gap
-from millrace.basics.merit import Numbers, judged, known
+from millrace.basics.ranking_metrics import Numbers, judged, known
 
 FIGURES = ("auc", "log_loss", "calibration")
 

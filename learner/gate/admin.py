@@ -45,8 +45,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from learner.gate.quarantine import PLACE, Quarantine
+from millrace.basics.atomic_files import write_whole
 from millrace.basics.errors import MillraceError, PortError, SettingError, StoreError, one_line
-from millrace.basics.files import write_whole
 from millrace.basics.store import Store
 from millrace.contracts.settings import Settings
 from millrace.processes.tokens import Tokens

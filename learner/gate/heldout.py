@@ -37,11 +37,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.gate.verdicts import Refusal
+from learner.gate.verdicts import GateRefusal
 from learner.ranker.repeats import exposure_ids, page_hashes
 from learner.ranker.verbs import Predicting, Scoring
 from millrace.basics.hashing import combine, salt
-from millrace.basics.merit import auc
+from millrace.basics.ranking_metrics import auc
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
 from millrace.versions.image import Array
 
@@ -68,7 +68,7 @@ _COLUMNS = {"id": "u8", "page": "u8", "user": "u8", "ts_ms": "i8", "label": "f4"
 class Judgement(NamedTuple):
     """Figures on the held-out rows that are old enough. NaN where there are too few: then it is unjudged."""
 
-    refusal: Refusal | None
+    refusal: GateRefusal | None
     rows: int
     auc: float
     anchor_auc: float
@@ -222,15 +222,15 @@ class Heldout:
         p, y = scores(model, rows.cat, rows.num), rows.label
         n = len(p)
         if not np.isfinite(p).all():
-            wrong = Refusal("finite", nan, 0.0, "predictions of held-out pages")
+            wrong = GateRefusal("finite", nan, 0.0, "predictions of held-out pages")
             return Judgement(wrong, n, 0.0, auc(rows.anchor, y), nan, nan)
         own, anchor = auc(p, y), auc(rows.anchor, y)
         loss, anchor_loss = fitted_loss(p, y), fitted_loss(rows.anchor, y)
         refusal = None
         if anchor - own > self.most_auc:
-            refusal = Refusal("heldout_auc", anchor - own, self.most_auc)
+            refusal = GateRefusal("heldout_auc", anchor - own, self.most_auc)
         elif loss - anchor_loss > self.most_loss:
-            refusal = Refusal("heldout_loss", loss - anchor_loss, self.most_loss)
+            refusal = GateRefusal("heldout_loss", loss - anchor_loss, self.most_loss)
         if not self.armed:
             self._kept = 0 if refusal else self._kept + 1
             refusal = None

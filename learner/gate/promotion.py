@@ -36,19 +36,28 @@ import numpy as np
 import structlog
 
 from learner.gate.heldout import Heldout, Judgement
+from learner.gate.model_checks import unsound, unsound_part
 from learner.gate.quarantine import PLACE, Quarantine
 from learner.gate.quota import Quota
 from learner.gate.screen import Screen
 from learner.gate.shift import Shift
-from learner.gate.soundness import unsound, unsound_part
-from learner.gate.verdicts import Refusal
+from learner.gate.verdicts import GateRefusal
 from learner.ranker.model import LearnReport
-from learner.ranker.slices import Part
+from learner.ranker.snapshot_slices import Part
 from learner.ranker.verbs import Learning, Slicing
 from learner.tables.table import SparseTable
+from learner.training.learner_versions import (
+    Build,
+    Cuts,
+    FoundSnapshot,
+    Last,
+    Progress,
+    SnapshotFiles,
+    Versions,
+    write_root,
+)
 from learner.training.ledger import Act, Flushed, Learnt, Places, encode_acts, learn_again, places_of, spans_of
-from learner.training.trainer import Clicks, Cut, Trainer
-from learner.training.versions import Build, Cuts, Found, Last, Progress, SnapshotFiles, Versions, write_root
+from learner.training.trainer import ClickCounts, MicroBatch, Trainer
 from millrace.basics.errors import SchemaError, SnapshotError, StoreError, one_line
 from millrace.basics.hashing import salt
 from millrace.basics.store import AbsentError, DamagedError, Store
@@ -152,9 +161,9 @@ class Promotion:
         self.verdicts: Counter[tuple[str, str]] = Counter()
         self.held = False
         self.judgement: Judgement | None = None  # of the newest snapshot
-        self.refusal: Refusal | None = None  # the newest
+        self.refusal: GateRefusal | None = None  # the newest
         self.refused_ms = 0  # event time of it
-        self.observed: Refusal | None = None
+        self.observed: GateRefusal | None = None
         self._told_ms: dict[str, int] = {}  # when a check was last told of; ``ms`` of :meth:`delta`
         self._ms = 0
         self.promoted_version = self.promoted_ms = -1
@@ -169,7 +178,7 @@ class Promotion:
         self._origin = Place(0, -1)
         self._root_due = False
         self._held_out: list[SampleBatch] = []
-        self._clicks: list[Clicks] = []
+        self._clicks: list[ClickCounts] = []
         self._release: deque[str] = deque()  # names of entries of quarantine that are to be learnt
         self._done: list[str] = []  # learnt since the newest snapshot
         self._ending_done: list[str] = []
@@ -186,7 +195,7 @@ class Promotion:
         checks, counts = self.checks, self.trainer.counts
         absurd = checks.screen.absurd(batch)
         if absurd.any():
-            refusal = Refusal("absurd", float(absurd.sum()), 0.0)
+            refusal = GateRefusal("absurd", float(absurd.sum()), 0.0)
             self._keep(refusal, batch.take(absurd), places[absurd])
             self.verdicts["absurd", "refused"] += 1
         held = checks.heldout.held(batch) & ~absurd
@@ -234,14 +243,14 @@ class Promotion:
         self._refused(refusal, cut.batch, cut.places)
         return LearnReport(0.0, 0, QUARANTINED)
 
-    def _set_aside(self, report: LearnReport, cut: Cut) -> LearnReport:
+    def _set_aside(self, report: LearnReport, cut: MicroBatch) -> LearnReport:
         """Keeps a batch that the model itself refused. Its guard bears with a world that has changed: nothing else is
         suspect."""
         self.verdicts["loss", "refused"] += 1
-        self._keep(Refusal("loss", report.loss, 0.0, report.skipped or ""), cut.batch, cut.places)
+        self._keep(GateRefusal("loss", report.loss, 0.0, report.skipped or ""), cut.batch, cut.places)
         return report
 
-    def _learn(self, cut: Cut) -> LearnReport:
+    def _learn(self, cut: MicroBatch) -> LearnReport:
         report = self.trainer.learn(cut)
         # A batch that the model refuses too: it moves what bounds the next one.
         self._noted(Learnt(spans_of(cut.places), report.rows), cut.batch)
@@ -251,7 +260,7 @@ class Promotion:
             self._clicks.append(clicks)
         return report
 
-    def take_clicks(self) -> list[Clicks]:
+    def take_clicks(self) -> list[ClickCounts]:
         """The clicks learnt from since the last call, a part for each micro-batch."""
         clicks, self._clicks = self._clicks, []
         return clicks
@@ -262,7 +271,7 @@ class Promotion:
 
     # -- refusals --------------------------------------------------------------------------------------------
 
-    def _judged(self, name: str, refusal: Refusal | None) -> Refusal | None:
+    def _judged(self, name: str, refusal: GateRefusal | None) -> GateRefusal | None:
         """Counts what a check says. A refusal that is only to be observed is told of and is None: what was judged goes
         on as if it had passed."""
         assert self.checks is not None
@@ -277,7 +286,7 @@ class Promotion:
             return None
         return refusal
 
-    def _keep(self, refusal: Refusal, batch: SampleBatch, places: Places) -> None:
+    def _keep(self, refusal: GateRefusal, batch: SampleBatch, places: Places) -> None:
         assert self.checks is not None
         self.trainer.counts[QUARANTINED] += len(batch)
         self.trainer.counts[f"{QUARANTINED}:{refusal.check}"] += len(batch)
@@ -287,7 +296,7 @@ class Promotion:
         """Event time: the newest exposure that is known not to be absurd."""
         return max(self.trainer.model.newest_ms, 0 if batch is None else int(np.median(batch.ts_ms)))
 
-    def _refused(self, refusal: Refusal, batch: SampleBatch, places: Places) -> None:
+    def _refused(self, refusal: GateRefusal, batch: SampleBatch, places: Places) -> None:
         """A micro-batch was refused, and with it what was learnt since the mark."""
         assert self.checks is not None
         self._say(refusal, batch)
@@ -308,7 +317,7 @@ class Promotion:
         """Whether anything was learnt since the mark."""
         return any(isinstance(act, Learnt) and act.rows for act in self._acts[self._mark :])
 
-    def _say(self, refusal: Refusal, batch: SampleBatch | None = None) -> None:
+    def _say(self, refusal: GateRefusal, batch: SampleBatch | None = None) -> None:
         assert self.checks is not None
         self.verdicts[refusal.check, "refused"] += 1
         now_ms = self._now_ms(batch)
@@ -322,7 +331,7 @@ class Promotion:
         if batch is not None:
             self.checks.heldout.spoilt(int(np.median(batch.ts_ms)))
 
-    def _go_back(self, refusal: Refusal, where: Callable[[], int]) -> bool:
+    def _go_back(self, refusal: GateRefusal, where: Callable[[], int]) -> bool:
         """Makes the model what it was after some acts, or fewer where that is not sound. The acts behind are forgotten,
         and their rows go to quarantine. Whether a root is due.
 
@@ -429,7 +438,7 @@ class Promotion:
 
     # -- versions --------------------------------------------------------------------------------------------
 
-    def start(self, found: Found | None, ms: int) -> Published:
+    def start(self, found: FoundSnapshot | None, ms: int) -> Published:
         """The root: what a learner publishes first. ``found`` is what it goes on from.
 
         Raises:
@@ -442,7 +451,7 @@ class Promotion:
             self.checks.shift.rebase(self.trainer.model)
         return self._root(ms)
 
-    def _root(self, ms: int, refusal: Refusal | None = None) -> Published:
+    def _root(self, ms: int, refusal: GateRefusal | None = None) -> Published:
         progress = self._snapshot_progress()
         if refusal is not None:
             progress.extra["way_back"] = {"why": str(refusal)}
@@ -518,7 +527,7 @@ class Promotion:
         self._told(found[0])
         return Published(*found)
 
-    def _judge(self) -> Refusal | None:
+    def _judge(self) -> GateRefusal | None:
         """Judges what was learnt since the mark; a whole stretch that passes moves the mark."""
         assert self.checks is not None
         shift, model = self.checks.shift, self.trainer.model
@@ -550,7 +559,7 @@ class Promotion:
         """Whether all rows of a part of a snapshot are sound. If not, there is no snapshot: the model has gone back."""
         return self._passes(self._unsound(part))
 
-    def _passes(self, refusal: Refusal | None) -> bool:
+    def _passes(self, refusal: GateRefusal | None) -> bool:
         """Goes back to the promoted snapshot before, if there is a refusal. :meth:`delta` gives the root."""
         if refusal is None:
             return True
@@ -560,14 +569,14 @@ class Promotion:
         self._bear()
         return False
 
-    def _unsound(self, part: Part) -> Refusal | None:
+    def _unsound(self, part: Part) -> GateRefusal | None:
         if self.checks is None:
             return None
         refusal = unsound_part(*part)
         self.verdicts["soundness", "passed"] += refusal is None
         return refusal
 
-    def _judge_snapshot(self) -> Refusal | None:
+    def _judge_snapshot(self) -> GateRefusal | None:
         """Judges the model on held-out pages, where there are enough."""
         if self.checks is None:
             return None
@@ -692,7 +701,7 @@ class Promotion:
         else:
             for start in range(0, len(batch), self.trainer.batch_rows):
                 rows = slice(start, start + self.trainer.batch_rows)
-                self._learn(Cut(batch.take(rows), places[rows], np.zeros(len(places[rows]), np.int64)))
+                self._learn(MicroBatch(batch.take(rows), places[rows], np.zeros(len(places[rows]), np.int64)))
             counts["released"] += len(batch)
         self._done.append(name)
         if not self._release:
@@ -762,7 +771,7 @@ class Promotion:
         log.warning("rolled back", version=note.version, set_aside=gone)
         return gone
 
-    def adopt(self, found: Found, same_samples: bool = False) -> None:
+    def adopt(self, found: FoundSnapshot, same_samples: bool = False) -> None:
         """Goes on with a model that was learnt elsewhere. :meth:`delta` gives the root.
 
         Args:
@@ -793,7 +802,7 @@ class Promotion:
         """The snapshot whose content the newest root had, or the newest snapshot."""
         return self._origin
 
-    def begin(self, found: Found | None) -> None:
+    def begin(self, found: FoundSnapshot | None) -> None:
         """Goes on from a snapshot: what a process before put into quarantine stays there, and is not learnt when its
         samples come again. Called once, before samples are taken.
 
@@ -886,7 +895,7 @@ def _in_order(batches: Sequence[SampleBatch | None]) -> Callable[[Learnt], Sampl
     return lambda _: next(rest)
 
 
-def _unsound_whole(model: Learning) -> Refusal | None:
+def _unsound_whole(model: Learning) -> GateRefusal | None:
     """Looks at everything, all rows of all tables too."""
     refusal = unsound(model)
     for name, table in model.tables.items():

@@ -29,7 +29,7 @@ import structlog
 import zstandard
 from msgspec import Struct
 
-from learner.gate.verdicts import Refusal
+from learner.gate.verdicts import GateRefusal
 from learner.training.ledger import Places, Span, places_of, spans_of
 from millrace.basics.errors import SchemaError, StoreError, one_line
 from millrace.basics.store import AbsentError, DamagedError, Sealed, Store
@@ -49,7 +49,7 @@ _NUMBERED = re.compile(r"(?:damaged-)?(\d{8})-.*")
 _MOST = float(np.finfo(np.float64).max)
 
 
-class Entry(Struct, frozen=True):
+class QuarantineFile(Struct, frozen=True):
     """One file of refused samples. Its ``name`` is how commands call it."""
 
     name: str
@@ -64,10 +64,10 @@ class Entry(Struct, frozen=True):
     schema_id: str = ""
 
     @property
-    def refusal(self) -> Refusal:
+    def refusal(self) -> GateRefusal:
         """Why they were refused; a figure that is not finite is NaN."""
         value, bound = (nan if x == _MOST else x for x in (self.value, self.bound))
-        return Refusal(self.check, value, bound, self.what)
+        return GateRefusal(self.check, value, bound, self.what)
 
 
 class _Where(Struct, frozen=True):
@@ -79,7 +79,7 @@ class _Where(Struct, frozen=True):
 class _Kept(Struct, frozen=True):
     """The head of an entry's file."""
 
-    entry: Entry
+    entry: QuarantineFile
     file: Sealed
 
 
@@ -87,7 +87,7 @@ class _Kept(Struct, frozen=True):
 class _Waiting:
     """Rows that are not written yet, of one refusal or of several alike."""
 
-    refusal: Refusal
+    refusal: GateRefusal
     made_ms: int
     batches: list[SampleBatch] = field(default_factory=list)
     places: list[Places] = field(default_factory=list)  # of each batch
@@ -140,7 +140,7 @@ class Quarantine:
 
     # -- writing ---------------------------------------------------------------------------------------------
 
-    def keep(self, refusal: Refusal, batch: SampleBatch, places: Places, made_ms: int) -> None:
+    def keep(self, refusal: GateRefusal, batch: SampleBatch, places: Places, made_ms: int) -> None:
         """Keeps refused rows, in memory until :meth:`flush` or until there are some thousands.
 
         Args:
@@ -191,7 +191,7 @@ class Quarantine:
         name = f"{number:08d}-{refusal.check}"
         body = zstandard.ZstdCompressor(level=3).compress(batch.to_bytes())
         file = self.store.put(f"{name}.rows", _Where(list(spans_of(places))), body)
-        entry = Entry(
+        entry = QuarantineFile(
             name=name,
             check=refusal.check,
             value=_finite(refusal.value),
@@ -237,7 +237,7 @@ class Quarantine:
 
     # -- reading ---------------------------------------------------------------------------------------------
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[QuarantineFile]:
         """What is kept in files, in the order in which it was refused.
 
         Raises:

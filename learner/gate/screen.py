@@ -69,7 +69,7 @@ from learner.gate.screenkernels import (
     judge,
     meet,
 )
-from learner.gate.verdicts import Refusal
+from learner.gate.verdicts import GateRefusal
 from millrace.basics.hashing import salt
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch
 from millrace.contracts.schema import SIDES, Schema, Side
@@ -198,7 +198,7 @@ class Screen:
                 sound &= ~((size > _MOST_NUMBER) & (size < np.inf)).any(axis=1)
         return ~sound
 
-    def look(self, batch: SampleBatch, p: NDArray[np.float32]) -> Refusal | None:
+    def look(self, batch: SampleBatch, p: NDArray[np.float32]) -> GateRefusal | None:
         """Judges a micro-batch, alone and with the rows that came before it, before it is learnt from.
 
         Args:
@@ -207,7 +207,7 @@ class Screen:
         if not len(batch):
             return None
         if wrong := int(len(p) - np.isfinite(p).sum()):
-            return Refusal("finite", float(wrong), 0.0, "predictions")
+            return GateRefusal("finite", float(wrong), 0.0, "predictions")
         sums = self._sums(batch, p)
         self._looked = (batch, sums)
         if not sums[ROWS]:
@@ -361,7 +361,7 @@ class Screen:
         off = ((value - self._usual.auc) / deviation) ** 2
         return float(off) if self.warm and np.isfinite(off) else _YOUNG_DISPERSION
 
-    def _judge(self, windows: Sums) -> Refusal | None:
+    def _judge(self, windows: Sums) -> GateRefusal | None:
         """The first bound that one of the windows (W, K) breaks."""
         usual = self._usual
         what, g, value, bound = judge(
@@ -379,8 +379,8 @@ class Screen:
         if what == FINE:
             return None
         if what == SHARE:
-            return Refusal(self._shares[g].check, value, bound, self._shares[g].what)
-        return Refusal("labels" if what == LABELS else "auc", value, bound)
+            return GateRefusal(self._shares[g].check, value, bound, self._shares[g].what)
+        return GateRefusal("labels" if what == LABELS else "auc", value, bound)
 
 
 def _nobody() -> tuple[Array, Array]:

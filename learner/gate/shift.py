@@ -35,7 +35,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.gate.verdicts import Refusal
+from learner.gate.verdicts import GateRefusal
 from learner.ranker.verbs import Predicting
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.image import Array
@@ -112,7 +112,7 @@ class Shift:
         """Whether there is a past to judge by."""
         return len(self._past["shift"]) == WARM_LOOKS
 
-    def look(self, model: Predicting) -> Refusal | None:
+    def look(self, model: Predicting) -> GateRefusal | None:
         """Compares with the mark (the state at the last :meth:`promoted`) and with the anchor. None too while unarmed,
         but for logits that are not finite. Changes nothing that is judged by."""
         if self._newest is None or self._reference is None:
@@ -126,11 +126,11 @@ class Shift:
             "drift": float(np.abs(hour - hour.mean()).mean()),
         }
         if not (np.isfinite(now) & np.isfinite(of_anchor)).all():
-            return Refusal("finite", float("nan"), 0.0, "logits of reference rows")
+            return GateRefusal("finite", float("nan"), 0.0, "logits of reference rows")
         for name, value in self.figures.items():
             bound = self.bound(name)
             if value > bound:
-                return Refusal(
+                return GateRefusal(
                     "drift" if name == "drift" else "shift", value, bound, "about their mean" * (name != "shift")
                 )
         return None

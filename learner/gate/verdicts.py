@@ -29,7 +29,7 @@ CHECKS = {
 """Every check by name, and what its figure is."""
 
 
-class Refusal(NamedTuple):
+class GateRefusal(NamedTuple):
     """Why samples or a model were refused. ``bound`` is the one that ``value`` broke."""
 
     check: str  # of CHECKS

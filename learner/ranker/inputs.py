@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.network.models.base import Columns
-from learner.tables import kernels
+from learner.tables import table_kernels
 from millrace.basics.hashing import U64, combine, salt
 from millrace.contracts.schema import Schema
 
@@ -31,7 +31,7 @@ _MAX_CROSS_COLUMNS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class TableColumns:
     """The id columns of one table. C columns, F fields of embedding width D (0: wide only)."""
 
     name: str
@@ -100,7 +100,7 @@ class Inputs:
         fields, widths = tuple(g.fields for g in self.deep), tuple(g.width for g in self.deep)
         return Columns(fields, widths, self.number_names, self.bucket_names, (*shallow, *crosses))
 
-    def ids(self, group: Group, cat: Ids) -> Ids:
+    def ids(self, group: TableColumns, cat: Ids) -> Ids:
         """The id columns of a group's table, crosses included in the wide-only one. (B, C)"""
         own = cat[:, group.columns]
         if group.width or not self.crosses:
@@ -119,7 +119,7 @@ class Inputs:
             return cat
         wide = np.empty((len(cat), cat.shape[1] + len(self.bucket_columns)), np.int64)
         wide[:, : cat.shape[1]] = cat
-        kernels.buckets(num, self.bucket_columns, edges, self.bucket_ids, wide[:, cat.shape[1] :])
+        table_kernels.buckets(num, self.bucket_columns, edges, self.bucket_ids, wide[:, cat.shape[1] :])
         return wide
 
     def plain(self, num: Floats) -> Floats:
@@ -144,14 +144,14 @@ def finite(num: Floats) -> tuple[Floats, int]:
     return (num, 0) if sound.all() else (np.where(sound, num, np.float32(0)), int((~sound).sum()))
 
 
-def _group(width: int, fields: list[tuple[str, int, int]]) -> Group:
+def _group(width: int, fields: list[tuple[str, int, int]]) -> TableColumns:
     columns: list[int] = []
     starts = [0]
     for _, first, slots in fields:
         columns.extend(range(first, first + slots))
         starts.append(len(columns))
     names = tuple(name for name, _, _ in fields)
-    return Group(f"w{width}", width, np.array(columns, np.intp), np.array(starts, np.int32), names)
+    return TableColumns(f"w{width}", width, np.array(columns, np.intp), np.array(starts, np.int32), names)
 
 
 def _bucket_columns(schema: Schema) -> NDArray[np.intp]:

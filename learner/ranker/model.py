@@ -1,5 +1,5 @@
 # core
-"""The model that learns. Scorers hold learner/serving/serving.py.
+"""The model that learns. Scorers hold learner/serving/serving_model.py.
 
 One step of learning::
 
@@ -89,14 +89,14 @@ from learner.network.models.norm import InputNorm
 from learner.network.models.spec import Spec, read_spec
 from learner.ranker.buckets import Reservoir
 from learner.ranker.guard import LossGuard
-from learner.ranker.inputs import Group, Inputs, finite
+from learner.ranker.inputs import Inputs, TableColumns, finite
 from learner.ranker.sampling import chosen, usable
-from learner.ranker.slices import Part, Slices
+from learner.ranker.snapshot_slices import Part, Slices
 from learner.ranker.step import Gradient, Inference, WrittenStep, dense_step, set_mode
 from learner.retrieval.retrieval import RetrievalHead
-from learner.tables import kernels
-from learner.tables.kernels import EMPTY
-from learner.tables.table import Block, Rates, SparseTable
+from learner.tables import table_kernels
+from learner.tables.table import BatchIds, SparseTable, StepSizes
+from learner.tables.table_kernels import EMPTY
 from millrace.basics.durations import MINUTE_MS
 from millrace.basics.errors import SnapshotError
 from millrace.basics.hashing import salt
@@ -153,11 +153,11 @@ def _bucketed(inputs: Inputs, network: Network, cat: Ids, num: Floats) -> Ids:
     return inputs.bucketed(cat, num, network.edges.numpy()) if len(inputs.bucket_columns) else cat
 
 
-def _wide(blocks: Sequence[Block], size: int, base: float) -> Floats:
+def _wide(blocks: Sequence[BatchIds], size: int, base: float) -> Floats:
     """The wide part, ``base + sum_u w_u`` over the ids u of each sample. (B,)"""
     wide = np.full(size, base, np.float32)  # (B,)
     for block in blocks:
-        kernels.wide_sum(block.wide, block.inverse, wide)  # (U,) at (B, C) into (B,)
+        table_kernels.wide_sum(block.wide, block.inverse, wide)  # (U,) at (B, C) into (B,)
     return wide
 
 
@@ -189,7 +189,7 @@ class OnlineModel:
         self._spec = read_spec(spec)
         self._inputs, self.network = build(schema, self._spec, seed)
         s = self._spec
-        rates = Rates(s.embedding_rate, 1e-6, s.ftrl_alpha, s.ftrl_beta, s.ftrl_l1, s.ftrl_l2)
+        rates = StepSizes(s.embedding_rate, 1e-6, s.ftrl_alpha, s.ftrl_beta, s.ftrl_l1, s.ftrl_l2)
         age = round(s.max_age_days * 1440)
         self.tables = {
             g.name: SparseTable(g.width, rates, s.max_rows, age, s.admit, s.embedding_scale, _table_salt(g, seed))
@@ -248,7 +248,7 @@ class OnlineModel:
         """One step on ``batch``; follow-ups in it are skipped. A batch whose loss or gradient is not finite, or beyond
         the spec's bounds, is refused whole: weights, statistics and tables stay as they were, and the retrieval head
         learns nothing of it. ``before_writing``: called one time, before the first write to what a
-        :class:`~learner.ranker.still.Still` reads; not at all for a batch that writes nothing."""
+        :class:`~learner.ranker.frozen_scores.Still` reads; not at all for a batch that writes nothing."""
         shown, refused = usable(batch)  # the head takes the whole batch: its negatives are others
         keep = self._spec.negative_keep
         batch = shown.take(chosen(shown, keep)) if keep < 1 else shown
@@ -318,18 +318,18 @@ class OnlineModel:
         if isinstance(self._step, WrittenStep):
             self._step.written.products.aside = aside
 
-    def _write(self, blocks: list[Block], grads: list[Gradient], slope: Floats, size: int, now_min: int) -> None:
+    def _write(self, blocks: list[BatchIds], grads: list[Gradient], slope: Floats, size: int, now_min: int) -> None:
         """The sparse step, for ``slope`` (B,). Gradients are sums over samples (not means), so a row's step does not
         depend on how many other samples happened to be in the batch."""
         leaves = iter(grads)
         for group, block in zip(self._inputs.groups, blocks, strict=True):
             grad_wide = np.zeros(len(block.ids), np.float32)  # (U,)
-            kernels.wide_spread(slope, block.inverse, grad_wide)  # (B,) at (B, C) into (U,)
+            table_kernels.wide_spread(slope, block.inverse, grad_wide)  # (B,) at (B, C) into (U,)
             grad_embedding = np.zeros((len(block.ids), group.width), np.float32)  # (U, D)
             if group.width:
                 leaf = next(leaves)
                 factor = np.float32(size)  # the network's gradient is of the mean; this makes it a sum
-                kernels.spread(leaf.array, leaf.at, factor, block.inverse, group.starts, grad_embedding)
+                table_kernels.spread(leaf.array, leaf.at, factor, block.inverse, group.starts, grad_embedding)
             self.tables[group.name].write(block, grad_embedding, grad_wide, now_min)
 
     def _unsound(self, loss: float) -> str | None:
@@ -442,5 +442,5 @@ class OnlineModel:
         return fresh
 
 
-def _table_salt(group: Group, seed: int) -> int:
+def _table_salt(group: TableColumns, seed: int) -> int:
     return int(salt("first values", group.name, str(seed)))

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.tables.index import Index
-from learner.tables.kernels import EMPTY
+from learner.tables.row_index import Index
+from learner.tables.table_kernels import EMPTY
 from millrace.basics.durations import HOUR_MS
 from millrace.basics.hashing import column_hash, combine, salt
 from millrace.contracts.samples import SampleBatch

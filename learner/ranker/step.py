@@ -23,8 +23,8 @@ from torch import Tensor
 from learner.network.backward import Workspace, WrittenPass, scale_numbers, written_pass
 from learner.network.models import Network
 from learner.ranker.inputs import Inputs
-from learner.tables import kernels
-from learner.tables.table import Block
+from learner.tables import table_kernels
+from learner.tables.table import BatchIds
 
 Floats = NDArray[np.float32]
 
@@ -47,7 +47,7 @@ class DenseStep(Protocol):
     its :meth:`forward` at once or not at all (a refused batch). The caller has set the network to training mode. Likely
     mistake: to keep what :meth:`backward` returned beyond the next batch."""
 
-    def forward(self, blocks: Sequence[Block], num: Floats) -> Floats:
+    def forward(self, blocks: Sequence[BatchIds], num: Floats) -> Floats:
         """The network's logits (B,) of each group's ``blocks`` and num (B, N). Running statistics advance."""
         ...
 
@@ -63,14 +63,14 @@ def dense_step(inputs: Inputs, network: Network, half: bool = False) -> DenseSte
     return AutogradStep(inputs, network) if written is None else WrittenStep(inputs, network, written)
 
 
-def pool(inputs: Inputs, blocks: Sequence[Block], out: Floats) -> None:
+def pool(inputs: Inputs, blocks: Sequence[BatchIds], out: Floats) -> None:
     """Embeddings of all groups side by side in the first columns of ``out`` (B, >= E)."""
     for (at, _), group, block in zip(inputs.spans, inputs.groups, blocks, strict=True):
         if group.width:
-            kernels.pool(block.embedding, block.inverse, group.starts, out, at)
+            table_kernels.pool(block.embedding, block.inverse, group.starts, out, at)
 
 
-def embeddings(inputs: Inputs, blocks: Sequence[Block], size: int) -> list[Tensor]:
+def embeddings(inputs: Inputs, blocks: Sequence[BatchIds], size: int) -> list[Tensor]:
     """The same as a network's ``forward`` takes them: (B, F, D) of each group with embeddings. ``size`` is B."""
     out = np.empty((size, inputs.deep_columns), np.float32)  # (B, E)
     pool(inputs, blocks, out)
@@ -91,7 +91,7 @@ class Inference:
         self._written = written_pass(network)
         self._own = own or threading.local()
 
-    def logits(self, blocks: Sequence[Block], num: Floats) -> Floats:
+    def logits(self, blocks: Sequence[BatchIds], num: Floats) -> Floats:
         """Logits (B,) of each group's ``blocks`` and num (B, N)."""
         if self._written is None:
             set_mode(self.network, training=False)
@@ -119,7 +119,7 @@ class WrittenStep:
         self.inputs, self.network, self.written = inputs, network, written
         self._room = Workspace()
 
-    def forward(self, blocks: Sequence[Block], num: Floats) -> Floats:
+    def forward(self, blocks: Sequence[BatchIds], num: Floats) -> Floats:
         x = self._room.take("x", len(num), self.network.shape.flat)  # (B, I)
         pool(self.inputs, blocks, x.numpy())
         if self.network.shape.numbers:
@@ -137,7 +137,7 @@ class AutogradStep:
         self._leaves: list[Tensor] = []
         self._logits = torch.empty(0)
 
-    def forward(self, blocks: Sequence[Block], num: Floats) -> Floats:
+    def forward(self, blocks: Sequence[BatchIds], num: Floats) -> Floats:
         parts = embeddings(self.inputs, blocks, len(num))  # (B, F, D) each
         self._leaves = [part.contiguous().requires_grad_(True) for part in parts]
         self._logits = self.network(self._leaves, torch.from_numpy(num))  # (B,)

@@ -148,7 +148,7 @@ class Learning(Protocol):
 
 
 class Slicing(Protocol):
-    """The methods of :class:`~learner.ranker.slices.Slices`."""
+    """The methods of :class:`~learner.ranker.snapshot_slices.Slices`."""
 
     def next(self) -> tuple[Image, dict[str, Array]] | None: ...
 

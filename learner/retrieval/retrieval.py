@@ -1,10 +1,10 @@
 # core
 """The retrieval head: two towers that learn, beside the ranker and from the same samples, who clicks what.
 
-learner/retrieval/register.py keeps what it learns from: the item table, the ring of the last clicks, each user's click
-history, and pending clicks until a micro-batch is full. Softmax over sampled negatives with the logQ correction (Yi et
-al., "Sampling-bias-corrected neural modeling for large corpus item recommendations", RecSys 2019). Of B clicks (u_b,
-i_b) with weights w_b, and draws that make M distinct items j, each ``times_j`` times::
+learner/retrieval/click_history.py keeps what it learns from: the item table, the ring of the last clicks, each
+user's click history, and pending clicks until a micro-batch is full. Softmax over sampled negatives with the logQ
+correction (Yi et al., "Sampling-bias-corrected neural modeling for large corpus item recommendations", RecSys 2019).
+Of B clicks (u_b, i_b) with weights w_b, and draws that make M distinct items j, each ``times_j`` times::
 
     E_j    = (B + R) clicks_j / |ring| + N / |table|        expected number of item j among the clicks and the draws
     l_bj   = q_b . v_j - log E_j + log times_j              without log times_j for the click's own item
@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 
 from learner.network.models.spec import Spec
 from learner.retrieval import retrievalkernels
-from learner.retrieval.register import History, Pending, Register
-from learner.retrieval.retrievalkernels import Rows, SideColumns
-from learner.retrieval.retrievalstep import Clicks, gradients
+from learner.retrieval.click_history import History, Pending, Register
+from learner.retrieval.retrievalkernels import SampleRows, SideColumns
+from learner.retrieval.retrievalstep import ClickPairs, gradients
 from learner.retrieval.tower import ITEM, RECENT, USER, Sides, factors_of, map_ids
-from learner.tables.index import Ids
-from learner.tables.kernels import EMPTY
-from learner.tables.table import Rates, SparseTable, as_read
+from learner.tables.row_index import Ids
+from learner.tables.table import SparseTable, StepSizes, as_read
+from learner.tables.table_kernels import EMPTY
 from millrace.basics.durations import MINUTE_MS
 from millrace.basics.hashing import salt
 from millrace.contracts.samples import CORRECTION, POSITIVE, SampleBatch
@@ -77,7 +77,7 @@ class RetrievalHead:
     def __init__(self, schema: Schema, spec: Spec, seed: int) -> None:
         self.sides, self.width = Sides(schema), factors_of(spec)
         self._spec = spec
-        rates = Rates(spec.retrieval_rate, 1e-6, spec.retrieval_alpha, 1.0, 0.0, 0.0)
+        rates = StepSizes(spec.retrieval_rate, 1e-6, spec.retrieval_alpha, 1.0, 0.0, 0.0)
         age = round(spec.max_age_days * 1440)
         self.tables = {
             name: SparseTable(self.width, rates, spec.max_rows, age, 1, spec.embedding_scale, 0)
@@ -118,7 +118,7 @@ class RetrievalHead:
             clicked &= (batch.label == 1) & (batch.weight > 0) & np.isfinite(batch.weight)
         sides, register, pending = self.sides, self.register, self._pending
         arrays = (batch.user, batch.item, batch.ts_ms, batch.weight, batch.cat, batch.num)
-        rows = Rows(clicked, *(as_read(array) for array in arrays))
+        rows = SampleRows(clicked, *(as_read(array) for array in arrays))
         columns = SideColumns(sides.item_columns, sides.plain_columns, sides.user_columns, sides.own_user)
         row = 0
         while row < len(batch):  # a pass ends with the batch, or when a micro-batch is full
@@ -174,7 +174,7 @@ class RetrievalHead:
         self.loss = found.loss if not self.loss else _FADING * self.loss + (1 - _FADING) * found.loss
         self.clicks += size
 
-    def _told_from(self, size: int) -> tuple[Clicks, NDArray[np.int64]]:
+    def _told_from(self, size: int) -> tuple[ClickPairs, NDArray[np.int64]]:
         """The first ``size`` pending clicks with draws, and the entries of the A items that take part."""
         pending, register = self._pending, self.register
         entries, places = self._entries, self._places
@@ -186,7 +186,7 @@ class RetrievalHead:
         past = np.empty((size, RECENT), np.int32)  # (B, H)
         every = retrievalkernels.more(register.entries(pending.past[:size]), places, entries, count, past)
         places[entries[:every]] = EMPTY
-        clicks = Clicks(
+        clicks = ClickPairs(
             target,
             pending.user[:size],
             pending.weight[:size],

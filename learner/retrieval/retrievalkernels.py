@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from learner.tables.kernels import EMPTY, put, seek, take_out
+from learner.tables.table_kernels import EMPTY, put, seek, take_out
 from millrace.basics.compiled import GOLDEN, compiled, home_slot, split_mix
 
 Array = NDArray[Any]
@@ -128,7 +128,7 @@ def spread_wide(grad: Array, inverse: Array, weights: Array, out: Array) -> None
 
 
 class ItemArrays(NamedTuple):
-    """The arrays of a :class:`~learner.retrieval.register.Register` of R items."""
+    """The arrays of a :class:`~learner.retrieval.click_history.Register` of R items."""
 
     slots: Array  # hash of the keys
     ids: Array  # (R, 1) keys
@@ -156,7 +156,7 @@ class ClickArrays(NamedTuple):
     known: Array
 
 
-class Rows(NamedTuple):
+class SampleRows(NamedTuple):
     """Samples (n,), with features cat (n, F) and num (n, N)."""
 
     clicked: Array
@@ -258,7 +258,7 @@ def _place(users: Any, newest: Any, user: Any) -> Any:
 
 @compiled
 def take(
-    start: int, rows: Rows, columns: SideColumns, items: ItemArrays, shift: int, history: UserArrays,
+    start: int, rows: SampleRows, columns: SideColumns, items: ItemArrays, shift: int, history: UserArrays,
     waiting: ClickArrays, pending: int, state: Array, strangers: int,
 ) -> Any:  # fmt: skip
     """Takes rows from ``start`` on: each item into the item table, with its columns, and each click into the ring, the

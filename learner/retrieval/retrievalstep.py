@@ -28,7 +28,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Clicks:
+class ClickPairs:
     """B clicks, and the candidate items, by their place among A, -1 where there is none."""
 
     target: NDArray[np.int32]  # (B,) the item clicked, below M
@@ -62,7 +62,7 @@ class Gradients:
         return max(norms) if all(np.isfinite(n) for n in norms) else float("nan")
 
 
-def gradients(u: Floats, v: Floats, bias: Floats, matrix: Floats, clicks: Clicks) -> Gradients:
+def gradients(u: Floats, v: Floats, bias: Floats, matrix: Floats, clicks: ClickPairs) -> Gradients:
     """Loss and gradients. The arguments stay unchanged.
 
     Args:

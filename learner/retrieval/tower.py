@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from learner.network.models.spec import Spec
 from learner.retrieval import retrievalkernels
-from learner.tables import kernels
-from learner.tables.index import Ids, Index, RowNumbers
+from learner.tables import table_kernels
+from learner.tables.row_index import Ids, Index, RowNumbers
 from learner.tables.table import as_read, distinct
 from millrace.basics.errors import SettingError
 from millrace.basics.hashing import combine, salt
@@ -140,9 +140,11 @@ class Tower:
                 raise ValueError(f"table '{name}' has rows of another width than {self.width}")
             index.remove(as_read(change.removed))
             rows = index.find_or_add(as_read(change.ids))
-            kernels.scatter(index.data, index.at["embedding"], rows, as_read(_floats(change.columns["embedding"])))
+            table_kernels.scatter(
+                index.data, index.at["embedding"], rows, as_read(_floats(change.columns["embedding"]))
+            )
             wide = as_read(_floats(change.columns["wide"]).reshape(-1, 1))
-            kernels.scatter(index.data, index.at["wide"], rows, wide)
+            table_kernels.scatter(index.data, index.at["wide"], rows, wide)
 
     def item_vectors(self, cat: Ids, plain: Floats) -> Floats:
         """Vectors of n items: D factors, then the bias. (n, W)
@@ -168,7 +170,7 @@ class Tower:
         index = self._tables[USER]
         rows = index.rows()
         embedding = np.empty((len(rows), self.width), np.float32)
-        kernels.gather(index.data, index.at["embedding"], rows, embedding)
+        table_kernels.gather(index.data, index.at["embedding"], rows, embedding)
         matrix = self._rows(ITEM, map_ids(self.width))[:, : self.width]
         return {
             "user/ids": index.ids_of(rows),
@@ -204,7 +206,7 @@ class Tower:
         index = self._tables[name]
         out = np.empty((len(ids), self.width + 1), np.float32)
         rows: RowNumbers = index.find(as_read(ids))
-        kernels.gather(index.data, index.at["embedding"], rows, out)  # the bias lies behind the factors
+        table_kernels.gather(index.data, index.at["embedding"], rows, out)  # the bias lies behind the factors
         return out
 
 

@@ -21,8 +21,8 @@ from learner.gate.promotion import Checks, Promotion, Published
 from learner.ranker.model import LearnReport
 from learner.ranker.verbs import Slicing
 from learner.role.samplereader import SampleReader
-from learner.training.trainer import Clicks, Trainer
-from learner.training.versions import Build, Found, Progress, Versions
+from learner.training.learner_versions import Build, FoundSnapshot, Progress, Versions
+from learner.training.trainer import ClickCounts, Trainer
 from learner.training.writer import End, SnapshotWriter
 from millrace.basics.errors import SnapshotError, StoreError, one_line
 from millrace.contracts.settings import Settings
@@ -40,7 +40,7 @@ moment; but a learner whose work is nowhere kept must not seem well."""
 _LAST_SNAPSHOT_S = 600.0
 
 
-class Output:
+class LoopOutput:
     """Receives what a loop does; this one ignores it. One thread, but for :meth:`snapshot` and :meth:`forget_before`,
     which the thread that writes snapshots calls.
 
@@ -69,7 +69,7 @@ class Output:
         return dict
 
     def forget_before(self, offset: int) -> None: ...
-    def learnt(self, report: LearnReport, clicks: list[Clicks], seconds: float) -> None: ...
+    def learnt(self, report: LearnReport, clicks: list[ClickCounts], seconds: float) -> None: ...
     def held_up(self, seconds: float) -> None: ...
     def between(self, now: float) -> None: ...
     def report(self, lags: Mapping[int, int]) -> None: ...
@@ -110,7 +110,7 @@ class LearnLoop:
         extra: Callable[[], dict[str, Any]],
     ) -> None:
         self.settings, self.samples, self.trainer, self.store, self._extra = settings, samples, trainer, store, extra
-        self.output = Output()
+        self.output = LoopOutput()
         self.versions = Versions(trainer.model)
         self.promotion = Promotion(
             *(trainer, self.versions, store, Checks.of(settings, trainer.model.schema)),
@@ -124,7 +124,7 @@ class LearnLoop:
         self._writer: SnapshotWriter
         self._due: _Due
 
-    def run(self, found: Found | None, stop: threading.Event) -> None:
+    def run(self, found: FoundSnapshot | None, stop: threading.Event) -> None:
         """Publishes the root, then learns until ``stop`` is set, and ends with a last snapshot of all that was read."""
         self.samples.open()
         try:

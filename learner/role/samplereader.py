@@ -31,7 +31,7 @@ from millrace.versions.versioning import Announcement
 log = structlog.get_logger("learner")
 
 
-class Message(NamedTuple):
+class SampleMessage(NamedTuple):
     """Samples to learn, and where they came from."""
 
     batch: SampleBatch
@@ -97,7 +97,7 @@ class SampleReader:
             else:
                 self._reader.seek_to_beginning(tp)
 
-    def poll(self, patience_ms: float) -> Iterator[Message]:
+    def poll(self, patience_ms: float) -> Iterator[SampleMessage]:
         """Messages within ``patience_ms``. The offset of a message counts as read when the next is asked for."""
         polled: dict[Any, list[Any]] = self._reader.poll(timeout_ms=patience_ms)
         for at, records in polled.items():
@@ -124,16 +124,16 @@ class SampleReader:
                 self.offsets[partition] = record.offset + 1
         if self._relabel is not None:
             for due in self._relabel.due():
-                yield Message(due.batch, due.partition, due.offset, 0)
+                yield SampleMessage(due.batch, due.partition, due.offset, 0)
         for told in self._kinds.due(time.monotonic()):
             log.error("messages of samples passed over", count=told.times, example=told.example)
 
-    def _labelled(self, batch: SampleBatch, partition: int, record: Any) -> Iterator[Message]:
+    def _labelled(self, batch: SampleBatch, partition: int, record: Any) -> Iterator[SampleMessage]:
         if self._relabel is None:
-            yield Message(batch, partition, record.offset, record.timestamp or 0)
+            yield SampleMessage(batch, partition, record.offset, record.timestamp or 0)
             return
         for now in self._relabel.take(batch, partition, record.offset):
-            yield Message(now.batch, now.partition, now.offset, 0)
+            yield SampleMessage(now.batch, now.partition, now.offset, 0)
 
     def restart_offsets(self) -> dict[int, int]:
         """Where a process that resumes what was learnt so far has to read on."""

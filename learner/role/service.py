@@ -3,7 +3,7 @@
 
 It makes a model, or resumes one, and gives it to :class:`~learner.role.learnloop.LearnLoop`. One snapshot holds the
 model and its offsets in the samples, so the two cannot disagree. After a crash it learns again what came after the
-snapshot; it never skips. Of two learners on one store one ends (:mod:`learner.training.tenure`).
+snapshot; it never skips. Of two learners on one store one ends (:mod:`learner.training.learner_claim`).
 """
 
 from __future__ import annotations
@@ -24,27 +24,37 @@ from kafka.errors import KafkaError
 
 from learner.custom.ownclass import is_own
 from learner.evaluation.progressive import Progressive
-from learner.evaluation.segments import Segments
-from learner.evaluation.served import Served
+from learner.evaluation.served_scores import ServedExposures
+from learner.evaluation.traffic_segments import Segments
 from learner.gate.admin import Admin
 from learner.gate.gatestate import resume_gate
 from learner.gate.promotion import QUARANTINED
 from learner.network.dense import role_threads
 from learner.ranker.model import LearnReport
 from learner.ranker.repeats import Repeats, keep_ms_of
-from learner.ranker.slices import merge
+from learner.ranker.snapshot_slices import merge
 from learner.ranker.verbs import Learning
-from learner.role.adopting import REPAIRED, SHADOW, shadow_found
-from learner.role.figures import DELTA_BYTES, DELTAS, HELD_UP, LAG, LEARN_SECONDS, SKIPPED, SNAPSHOTS, VERSION, Board
-from learner.role.learnloop import LearnLoop, Output
-from learner.role.making import model_of, wanted_spec
+from learner.role.learner_metrics import (
+    DELTA_BYTES,
+    DELTAS,
+    HELD_UP,
+    LAG,
+    LEARN_SECONDS,
+    SKIPPED,
+    SNAPSHOTS,
+    VERSION,
+    Board,
+)
+from learner.role.learner_warmup import warm_up
+from learner.role.learnloop import LearnLoop, LoopOutput
+from learner.role.model_factory import model_of, wanted_spec
 from learner.role.samplereader import SampleReader
-from learner.role.warm import warm_up
+from learner.role.shadow_view import REPAIRED, SHADOW, shadow_found
 from learner.training.evolve import evolve, read_columns
+from learner.training.learner_claim import HEARTBEAT_SECONDS, Tenure
+from learner.training.learner_versions import adopted, asked, newest_sound, same_head, same_shape, without_head
 from learner.training.publisher import Publisher
-from learner.training.tenure import HEARTBEAT_SECONDS, Tenure
-from learner.training.trainer import Clicks, Trainer
-from learner.training.versions import adopted, asked, newest_sound, same_head, same_shape, without_head
+from learner.training.trainer import ClickCounts, Trainer
 from millrace.basics.errors import MillraceError, SettingError, SnapshotError
 from millrace.contracts.events import DeadLetter, letter_bytes
 from millrace.contracts.schema import Schema
@@ -62,7 +72,7 @@ from millrace.versions.versioning import Claim
 log = structlog.get_logger("learner")
 
 
-class TopicOutput(Output):
+class TopicOutput(LoopOutput):
     """Sends a learner's versions to Kafka, shows its figures, and runs the commands of the admin port."""
 
     def __init__(self, learner: Learner, tenure: Tenure, producer: KafkaProducer, publisher: Publisher) -> None:
@@ -107,7 +117,7 @@ class TopicOutput(Output):
     def forget_before(self, offset: int) -> None:
         self._publisher.forget_before(offset)
 
-    def learnt(self, report: LearnReport, clicks: list[Clicks], seconds: float) -> None:
+    def learnt(self, report: LearnReport, clicks: list[ClickCounts], seconds: float) -> None:
         LEARN_SECONDS.observe(seconds)
         if report.skipped is not None and report.skipped != QUARANTINED:
             SKIPPED.labels(report.skipped).inc()
@@ -165,7 +175,7 @@ class Learner:
         found = self.found = newest_sound(self.store, schema.id, self._wanted, self._build, settings.evolve)
         model = model_of(schema, self._wanted, settings.seed, live=True) if found is None else found.model
         segments = Segments(schema, settings.segments)
-        self.served = Served(schema, segments, Waits.of(settings), settings.rolling_rows)
+        self.served = ServedExposures(schema, segments, Waits.of(settings), settings.rolling_rows)
         progressive, repeats = Progressive(settings.rolling_rows), Repeats(keep_ms_of(settings))
         self.trainer = Trainer(model, progressive, repeats, settings.batch_rows, self.served)
         self.samples = SampleReader(settings, schema, self.served.time)

@@ -36,14 +36,14 @@ from learner.gate.heldout import scores
 from learner.gate.promotion import Checks
 from learner.ranker.repeats import Repeats, keep_ms_of
 from learner.ranker.verbs import Learning
-from learner.role.adopting import shadow_policy, shadow_settings
-from learner.role.learnloop import LearnLoop, Output
-from learner.role.making import model_of, reader_of, wanted_spec, writer_of
+from learner.role.learner_warmup import warm_up
+from learner.role.learnloop import LearnLoop, LoopOutput
+from learner.role.model_factory import model_of, reader_of, wanted_spec, writer_of
 from learner.role.samplereader import SampleReader
-from learner.role.warm import warm_up
+from learner.role.shadow_view import shadow_policy, shadow_settings
 from learner.samples.relabel import Relabel
+from learner.training.learner_versions import FoundSnapshot, newest_sound, same_head, same_shape, without_head
 from learner.training.trainer import Trainer
-from learner.training.versions import Found, newest_sound, same_head, same_shape, without_head
 from millrace.basics.errors import SettingError, SnapshotError, StoreError, one_line
 from millrace.basics.store import AbsentError
 from millrace.contracts.schema import Schema
@@ -117,7 +117,7 @@ class Shadow:
         versions = self.loop.versions
         versions.epoch, versions.claimant, versions.version = highest.epoch + 1, "shadow", highest.number
 
-    def _found(self) -> tuple[Found | None, bool]:
+    def _found(self) -> tuple[FoundSnapshot | None, bool]:
         """What the shadow goes on from, and whether that is its own: its own newest snapshot, if its settings are
         unchanged; else the first learner's, if it is of the same shape; else nothing."""
         newest = self.store.latest()
@@ -154,7 +154,7 @@ class Shadow:
         self.loop.run(self._begun, stop)
 
 
-class Beside(Output):
+class Beside(LoopOutput):
     """Compares what a shadow has learnt with the first learner's newest snapshot. It publishes no version."""
 
     def __init__(self, shadow: Shadow) -> None:

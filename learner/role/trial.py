@@ -25,7 +25,7 @@ def tried(settings: Settings) -> dict[str, str]:
         if is_own(settings.model):
             own_class(settings.model)  # whether it is there is told before seconds of imports of PyTorch
         from learner.custom.own import OwnModel
-        from learner.role.making import model_of
+        from learner.role.model_factory import model_of
 
         model = model_of(settings.load_schema(), settings.spec(), settings.seed)
     except MillraceError as error:

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 
 from learner.serving import overlaykernels as kernels
 from learner.serving.overlaykernels import FILLED, SPARE, USED, VALUES
-from learner.tables.kernels import EMPTY, FREE
-from learner.tables.table import Block, as_read, distinct
+from learner.tables.table import BatchIds, as_read, distinct
+from learner.tables.table_kernels import EMPTY, FREE
 from millrace.basics.errors import SettingError
 from millrace.versions.image import TableRows, problem_of
 
@@ -112,14 +112,14 @@ class Table:
         for overlay in self.overlays:
             overlay.read(ids, False, out)
 
-    def read(self, columns: Ids) -> Block:
+    def read(self, columns: Ids) -> BatchIds:
         """The values of a batch's ids (B, C); unknown ids are zero."""
         ids, counts, inverse = distinct(columns)
         out = np.empty((len(ids), self.width + 1), np.float32)
         self.values(ids, out)
         none = np.full(len(ids), EMPTY, np.int32)
         embedding, wide = np.ascontiguousarray(out[:, : self.width]), np.ascontiguousarray(out[:, self.width])
-        return Block(ids, counts, inverse, none, none > EMPTY, embedding, wide)
+        return BatchIds(ids, counts, inverse, none, none > EMPTY, embedding, wide)
 
     def has(self, ids: Ids) -> NDArray[np.bool_]:
         found: NDArray[np.bool_] = self.base.find(ids) != EMPTY

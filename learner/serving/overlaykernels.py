@@ -1,8 +1,9 @@
 # core
 """The compiled loops of the tables that serve (learner/serving/overlay.py). Plain Python semantics, the GIL released.
 
-They differ from learner/tables/kernels.py because these hashes are read while they are written, without a lock: a slot
-goes from free to a row, from a row to gone, and from gone to a row again, but never back to free. So a concurrent
+They differ from learner/tables/table_kernels.py because these hashes are read while they are written, without a
+lock: a slot goes from free to a row, from a row to gone, and from gone to a row again, but never back to free. So a
+    concurrent
 search for an id passes all changes of other ids. A changing id itself is found in the overlay that brought the change.
 
 Symbols: S slots (2^k), R rows, W columns of a record, U distinct ids, C id columns, F fields, D embedding width, n
@@ -17,8 +18,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from learner.tables.kernels import AHEAD, EMPTY, FREE, fetch
-from learner.tables.kernels import put as place
+from learner.tables.table_kernels import AHEAD, EMPTY, FREE, fetch
+from learner.tables.table_kernels import put as place
 from millrace.basics.compiled import compiled, home_slot
 
 Array = NDArray[Any]
@@ -211,7 +212,7 @@ def pool(values: Array, inverse: Array, starts: Array, once: Array, at: int, x: 
     """Into ``x[:, at:]`` (n, F D) the mean of each field's embeddings over its ids that are not missing; onto ``t``
     (n,) the sum of the wide weights. values (U, D + 1): embedding, wide weight. inverse and once as in
     :func:`distinct`, ``starts`` (F + 1,) first column of each field. The arithmetic is that of ``pool`` and
-    ``wide_sum`` in learner/tables/kernels.py, in their order."""
+    ``wide_sum`` in learner/tables/table_kernels.py, in their order."""
     width = values.shape[1] - 1
     for b in range(len(inverse)):
         total = np.float32(0)

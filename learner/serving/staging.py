@@ -1,7 +1,7 @@
 # core
 """Makes the versions of a model that serves: the base of a snapshot, then an overlay for each delta.
 
-Readers are in learner/serving/serving.py, which describes the whole. Both agree on the form of an overlay
+Readers are in learner/serving/serving_model.py, which describes the whole. Both agree on the form of an overlay
 (:func:`layers_of`)::
 
     slots, data       of all tables, one behind another (learner/serving/overlay.py)
@@ -116,8 +116,8 @@ class ModelWriter:
             self._dense = self._newest = self._dense_of(image.dense)
 
     def base(self) -> Arrays:
-        """The folded versions, as :meth:`~learner.serving.serving.ServingModel.attach` takes them. Live: :meth:`fold`
-        writes to these arrays. A reader that attaches must at once follow all :meth:`pending` overlays."""
+        """The folded versions, as :meth:`~learner.serving.serving_model.ServingModel.attach` takes them. Live:
+        :meth:`fold` writes to these arrays. A reader that attaches must at once follow all :meth:`pending` overlays."""
         found: Arrays = {"rows": self._rows(), **self._dense}
         for name, table in self.tables.items():
             found |= {f"{name}/slots": table.slots, f"{name}/data": table.data}
@@ -155,7 +155,8 @@ class ModelWriter:
         version before. Likely mistake: to fold what a reader that is just attaching has not followed yet.
 
         Where a table has outgrown its slots, the same calls make larger ones first. Then :attr:`generation` rises, and
-        readers must get the new :meth:`base` with their next :meth:`~learner.serving.serving.ServingModel.settled`.
+        readers must get the new :meth:`base` with their next
+        :meth:`~learner.serving.serving_model.ServingModel.settled`.
         """
         if not self._pending:
             return False

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from learner.tables.index import Ids, Index, RowNumbers, first_of_each
-from learner.tables.kernels import AGAIN
+from learner.tables.row_index import Ids, Index, RowNumbers, first_of_each
+from learner.tables.table_kernels import AGAIN
 
 _ALL = 2**31 - 1
 _SOME = 100_000  # rows and ids that may always be kept track of: a megabyte

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.tables import kernels
+from learner.tables import table_kernels
 from learner.tables.admission import Admission
-from learner.tables.index import Ids, Index, RowNumbers, first_of_each
-from learner.tables.kernels import EMPTY, TOUCHED
+from learner.tables.row_index import Ids, Index, RowNumbers, first_of_each
 from learner.tables.rowcopy import RowCopy
+from learner.tables.table_kernels import EMPTY, TOUCHED
 from millrace.versions.image import TableRows
 
 Floats = NDArray[np.float32]
@@ -32,7 +32,7 @@ _NEVER = 2**31 - 1  # minutes: later than any row was seen
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
+class StepSizes:
     """Step sizes of the sparse side: row-wise Adagrad's on embeddings, FTRL's on wide weights."""
 
     embedding: float
@@ -48,7 +48,7 @@ class Rates:
 
 
 @dataclass(slots=True)
-class Block:
+class BatchIds:
     """The distinct ids of a batch in one table. U ids, C columns."""
 
     ids: Ids  # (U,)
@@ -68,7 +68,7 @@ def distinct(columns: Ids) -> tuple[Ids, NDArray[np.int32], NDArray[np.int32]]:
     counts = np.empty(columns.size, np.int32)
     inverse = np.empty(columns.shape, np.int32)
     scratch = np.full(1 << bits, EMPTY, np.int32)
-    u = kernels.distinct(columns, scratch, 64 - bits, unique, inverse, counts)
+    u = table_kernels.distinct(columns, scratch, 64 - bits, unique, inverse, counts)
     return unique[:u], counts[:u], inverse
 
 
@@ -86,7 +86,7 @@ class SparseTable:
     """
 
     def __init__(
-        self, width: int, rates: Rates, max_rows: int, max_age_min: int, admit: int, scale: float, salt: int
+        self, width: int, rates: StepSizes, max_rows: int, max_age_min: int, admit: int, scale: float, salt: int
     ) -> None:
         self.width, self.rates = width, rates
         self.max_age_min = max_age_min
@@ -113,7 +113,7 @@ class SparseTable:
 
     # -- a batch ---------------------------------------------------------------------------------------------
 
-    def read(self, columns: Ids, learning: bool = False) -> Block:
+    def read(self, columns: Ids, learning: bool = False) -> BatchIds:
         """The values of a batch's ids (B, C). Writes nothing. Ids without a row read as zero; when ``learning``, those
         that are to get one read as its first values."""
         ids, counts, inverse = distinct(columns)
@@ -125,11 +125,11 @@ class SparseTable:
             new[absent] = self.admission.admits(ids[absent], counts[absent])
             if self.width and new.any():
                 first = np.empty((int(new.sum()), self.width), np.float32)
-                kernels.initial(ids[new], self.salt, self.scale, first)
+                table_kernels.initial(ids[new], self.salt, self.scale, first)
                 embedding[new] = first
-        return Block(ids, counts, inverse, rows, new, embedding, wide)
+        return BatchIds(ids, counts, inverse, rows, new, embedding, wide)
 
-    def write(self, block: Block, grad_embedding: Floats, grad_wide: Floats, now_min: int) -> None:
+    def write(self, block: BatchIds, grad_embedding: Floats, grad_wide: Floats, now_min: int) -> None:
         """One optimiser step on the rows of ``block``. Gradients (U, D), (U,) are sums; ``now_min``: event time."""
         index, data = self.index, self.index.data
         self._stamp(block.rows, now_min)  # first: what is in use is not what makes room
@@ -151,7 +151,7 @@ class SparseTable:
             self.admission.count(block.ids[outside], block.counts[outside])
         rates, at = self.rates, index.at
         rate, epsilon = np.float32(rates.embedding), np.float32(rates.epsilon)
-        kernels.step(
+        table_kernels.step(
             data,
             at.get("embedding", 0),
             at.get("square", 0),
@@ -169,14 +169,16 @@ class SparseTable:
         embedding = np.empty((len(rows), self.width), np.float32)
         wide = np.empty(len(rows), np.float32)
         first, at = self.index.at.get("embedding", 0), self.index.at["z"]
-        kernels.values(self.index.data, first, at, rows, embedding, wide, *self.rates.ftrl)
+        table_kernels.values(self.index.data, first, at, rows, embedding, wide, *self.rates.ftrl)
         return embedding, wide
 
     def _stamp(self, rows: RowNumbers, now_min: int) -> None:
         copy = self._going_copy()
         touched, again = np.empty(len(rows), np.int32), np.empty(len(rows) if copy else 0, np.int32)
         copied = copy.copied if copy else 0
-        found, late = kernels.stamp(self.index.marks, self.index.at["mark"], rows, now_min, copied, touched, again)
+        found, late = table_kernels.stamp(
+            self.index.marks, self.index.at["mark"], rows, now_min, copied, touched, again
+        )
         if found:
             self._touched.append(touched[:found])
         if late and copy:
@@ -188,7 +190,7 @@ class SparseTable:
         """Rows last seen before a minute of event time, and when."""
         index = self.index
         rows, minutes = (np.empty(index.used, np.int32) for _ in range(2))
-        found = kernels.seen(index.marks, index._words, index.at["mark"], index.used, minute, rows, minutes)
+        found = table_kernels.seen(index.marks, index._words, index.at["mark"], index.used, minute, rows, minutes)
         return rows[:found], minutes[:found]
 
     def expire(self, now_min: int) -> int:
@@ -252,7 +254,7 @@ class SparseTable:
         """These rows, in this order: the columns that serve, and those that only training needs."""
         index, at = self.index, self.index.at
         own, seen = np.empty((3, len(rows)), np.float32), np.empty(len(rows), np.int32)
-        kernels.trained(index.data, index.marks, at.get("square", 0), at["z"], at["mark"], rows, own, seen)
+        table_kernels.trained(index.data, index.marks, at.get("square", 0), at["z"], at["mark"], rows, own, seen)
         training: dict[str, NDArray[Any]] = {"square": own[0]} if self.width else {}
         return self._published(rows), training | {"z": own[1], "n": own[2], "seen_min": seen}
 
@@ -295,7 +297,7 @@ def _fill(index: Index, name: str, rows: RowNumbers, values: NDArray[Any]) -> No
     if values.shape != (len(rows), *column.shape[1:]):
         raise ValueError(f"column '{name}' has the shape {values.shape}")
     whole = np.ascontiguousarray(values, np.float32).reshape(len(rows), index.width(name))
-    kernels.scatter(index.data, index.at[name], rows, as_read(whole))
+    table_kernels.scatter(index.data, index.at[name], rows, as_read(whole))
 
 
 def as_read(array: NDArray[Any]) -> NDArray[Any]:

@@ -35,8 +35,8 @@ from learner.network.models.norm import Running
 from learner.network.models.spec import read_spec
 from learner.ranker.buckets import FIRST_ROWS
 from learner.ranker.model import OnlineModel, build_network, head_columns
-from learner.tables import kernels
-from learner.training.versions import same_head
+from learner.tables import table_kernels
+from learner.training.learner_versions import same_head
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.schema import Schema
 from millrace.versions.image import RETRIEVAL_TABLES, Array, Image, TableRows, split
@@ -292,7 +292,7 @@ def _rows_of(
     if not width:
         return found
     embedding = np.zeros((len(rows.ids), width), np.float32)
-    kernels.initial(rows.ids, salt, scale, embedding)
+    table_kernels.initial(rows.ids, salt, scale, embedding)
     if "embedding" in rows.columns:
         common = min(width, rows.columns["embedding"].shape[1])
         embedding[:, :common] = rows.columns["embedding"][:, :common]

@@ -4,7 +4,7 @@
 Of each message it drops repeated samples and queues the admitted ones; a full queue, or a drain, is cut into a
 micro-batch, judged, then learnt. With a gate, :mod:`learner.gate.promotion` decides what is admitted, and comes between
 a cut and learning from it. :mod:`learner.evaluation.progressive` judges the learner's predictions,
-:mod:`learner.evaluation.served` the served pages.
+:mod:`learner.evaluation.served_scores` the served pages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.evaluation.progressive import Progressive
-from learner.evaluation.served import Served
+from learner.evaluation.served_scores import ServedExposures
 from learner.ranker.model import LearnReport
 from learner.ranker.repeats import Repeats
 from learner.ranker.verbs import Learning
@@ -31,14 +31,14 @@ _PREFIX = "trainer/"
 Times = NDArray[np.int64]
 
 
-class Clicks(NamedTuple):
+class ClickCounts(NamedTuple):
     """Clicks that were learnt from, by wall time (Unix ms)."""
 
     sent_ms: Times  # (n,) when they were sent
     joined_ms: Times  # (n,) when their samples were made
 
 
-class Cut(NamedTuple):
+class MicroBatch(NamedTuple):
     batch: SampleBatch  # B rows
     places: Places  # (B, 3) where its rows lie on the topic
     joined_ms: Times  # (B,) when its samples were made
@@ -65,7 +65,7 @@ class Trainer:
         progressive: Progressive,
         repeats: Repeats,
         batch_rows: int,
-        served: Served | None = None,
+        served: ServedExposures | None = None,
     ) -> None:
         self.model, self.progressive, self.repeats, self.served = model, progressive, repeats, served
         self.batch_rows = batch_rows
@@ -73,7 +73,7 @@ class Trainer:
         self._pending: list[SampleBatch] = []
         self._joined: list[Times] = []  # of each pending row: when its sample was made
         self._places: list[Places] = []
-        self._clicks: list[Clicks] = []
+        self._clicks: list[ClickCounts] = []
 
     @property
     def pending(self) -> int:
@@ -117,7 +117,7 @@ class Trainer:
         self.judge(cut.batch)
         return self.learn(cut)
 
-    def cut(self, drain: bool = False) -> Cut | None:
+    def cut(self, drain: bool = False) -> MicroBatch | None:
         """The next micro-batch, owned by the caller; None when there are too few rows."""
         rows = self.pending
         if not rows or (rows < self.batch_rows and not drain):
@@ -131,7 +131,7 @@ class Trainer:
             self.queue(rest, places[size:], joined[size:])
         if self.served is not None:
             self.served.enter(self.model)
-        return Cut(batch, places[:size], joined[:size])
+        return MicroBatch(batch, places[:size], joined[:size])
 
     def judge(self, batch: SampleBatch) -> NDArray[np.float32]:
         """Predicts a micro-batch (B,), and judges it but for corrections: they were judged as negatives."""
@@ -144,7 +144,7 @@ class Trainer:
             self.progressive.update(p[judged], batch.label[judged])
         return p
 
-    def learn(self, cut: Cut) -> LearnReport:
+    def learn(self, cut: MicroBatch) -> LearnReport:
         """Learns a micro-batch, and counts its outcome."""
         batch = cut.batch
         report = self.model.learn(batch)
@@ -159,14 +159,14 @@ class Trainer:
             # Learnt as served, at full weight: such pages come again, and the model's scores of them must be right.
             self.counts["unread"] += int(((batch.user_missing & NOT_READ) > 0).sum())
             clicked = batch.origin_ms > 0
-            self._clicks.append(Clicks(batch.origin_ms[clicked], cut.joined_ms[clicked]))
+            self._clicks.append(ClickCounts(batch.origin_ms[clicked], cut.joined_ms[clicked]))
         return report
 
-    def take_clicks(self) -> Clicks:
+    def take_clicks(self) -> ClickCounts:
         clicks, self._clicks = self._clicks, []
         if not clicks:
-            return Clicks(np.empty(0, np.int64), np.empty(0, np.int64))
-        return Clicks(np.concatenate([c.sent_ms for c in clicks]), np.concatenate([c.joined_ms for c in clicks]))
+            return ClickCounts(np.empty(0, np.int64), np.empty(0, np.int64))
+        return ClickCounts(np.concatenate([c.sent_ms for c in clicks]), np.concatenate([c.joined_ms for c in clicks]))
 
     def begin_again(self, training: Mapping[str, Array]) -> None:
         """Forgets pending rows, and takes over the samples of another snapshot, before a seek to its offsets."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import structlog
 
-from learner.ranker.slices import Part
-from learner.training.versions import Last, SnapshotFiles
+from learner.ranker.snapshot_slices import Part
+from learner.training.learner_versions import Last, SnapshotFiles
 from millrace.basics.errors import StoreError
 from millrace.versions.modelstore import Announcement, ModelStore, Place
 

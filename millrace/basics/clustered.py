@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from millrace.basics.merit import log_losses
+from millrace.basics.ranking_metrics import log_losses
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,9 +11,9 @@ It holds model snapshots, large deltas, checkpoints of the stream, and the score
 
 The trailer stands at the end, so a writer can compute the digest while it writes, and a torn file has no trailer.
 
-A file is whole or absent (:mod:`millrace.basics.files`; object stores guarantee it themselves). A damaged file shows
-by its checksum. :meth:`Store.set_aside` renames it for inspection and affects no other file. A set of several files
-needs a last file with the digests of the others; without it the set is not valid.
+A file is whole or absent (:mod:`millrace.basics.atomic_files`; object stores guarantee it themselves). A damaged
+file shows by its checksum. :meth:`Store.set_aside` renames it for inspection and affects no other file. A set of
+several files needs a last file with the digests of the others; without it the set is not valid.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ import fsspec
 import msgspec
 import structlog
 
+from millrace.basics.atomic_files import clear_leftovers, write_whole
 from millrace.basics.errors import StoreError
-from millrace.basics.files import clear_leftovers, write_whole
 
 log = structlog.get_logger("store")
 

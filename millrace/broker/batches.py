@@ -26,7 +26,7 @@ import crc32c
 import zstandard
 
 from millrace.broker import codes
-from millrace.broker.codes import Refusal
+from millrace.broker.codes import BrokerRefusal
 
 HEAD = struct.Struct(">qiibIhiqqqhii")
 HEAD_BYTES = HEAD.size  # 61
@@ -40,7 +40,7 @@ NO_CODEC, GZIP, SNAPPY, LZ4, ZSTD = range(5)
 INFLATED_BYTES = 64 * 1024 * 1024  # limit for one inflated batch: a hostile one inflates to gigabytes
 
 
-class Head(NamedTuple):
+class BatchHeader(NamedTuple):
     """The first 61 bytes of a batch."""
 
     base: int
@@ -71,36 +71,36 @@ class Head(NamedTuple):
         return self.attributes & 7
 
 
-def read_head(data: bytes | bytearray | memoryview, at: int = 0) -> Head:
+def read_head(data: bytes | bytearray | memoryview, at: int = 0) -> BatchHeader:
     """Raises struct.error when fewer than 61 bytes are there."""
-    return Head._make(HEAD.unpack_from(data, at))
+    return BatchHeader._make(HEAD.unpack_from(data, at))
 
 
-def checksum_fits(data: bytes | bytearray | memoryview, head: Head, at: int = 0) -> bool:
+def checksum_fits(data: bytes | bytearray | memoryview, head: BatchHeader, at: int = 0) -> bool:
     """Whether the batch at ``at`` has the CRC32C of its head."""
     return bool(crc32c.crc32c(memoryview(data)[at + CRC_FROM : at + head.size]) == head.crc)
 
 
-def admit(data: memoryview, limit: int) -> Head:
+def admit(data: memoryview, limit: int) -> BatchHeader:
     """The head of a producer's record set for one partition, which must be exactly one valid batch of ``limit`` bytes
     at most. Raises Refusal with Kafka's code for the fault."""
     if len(data) > limit:
-        raise Refusal(codes.MESSAGE_TOO_LARGE, f"{len(data)} bytes are more than {limit}")
+        raise BrokerRefusal(codes.MESSAGE_TOO_LARGE, f"{len(data)} bytes are more than {limit}")
     if len(data) > 16 and data[16] != 2:
-        raise Refusal(codes.UNSUPPORTED_FOR_MESSAGE_FORMAT, f"record format {data[16]} instead of 2")
+        raise BrokerRefusal(codes.UNSUPPORTED_FOR_MESSAGE_FORMAT, f"record format {data[16]} instead of 2")
     if len(data) < HEAD_BYTES:
-        raise Refusal(codes.CORRUPT_MESSAGE, f"{len(data)} bytes are no record batch")
+        raise BrokerRefusal(codes.CORRUPT_MESSAGE, f"{len(data)} bytes are no record batch")
     head = read_head(data)
     if head.size != len(data):
-        raise Refusal(codes.CORRUPT_MESSAGE, f"a batch of {head.size} bytes in a record set of {len(data)}")
+        raise BrokerRefusal(codes.CORRUPT_MESSAGE, f"a batch of {head.size} bytes in a record set of {len(data)}")
     if not checksum_fits(data, head):
-        raise Refusal(codes.CORRUPT_MESSAGE, "wrong checksum")
+        raise BrokerRefusal(codes.CORRUPT_MESSAGE, "wrong checksum")
     if head.codec > ZSTD:
-        raise Refusal(codes.UNSUPPORTED_COMPRESSION_TYPE, f"compression {head.codec}")
+        raise BrokerRefusal(codes.UNSUPPORTED_COMPRESSION_TYPE, f"compression {head.codec}")
     if head.records < 1 or head.last_delta != head.records - 1:
-        raise Refusal(codes.INVALID_RECORD, f"{head.records} records with a last offset of {head.last_delta}")
+        raise BrokerRefusal(codes.INVALID_RECORD, f"{head.records} records with a last offset of {head.last_delta}")
     if head.attributes & 0x30:
-        raise Refusal(codes.INVALID_RECORD, "transactions are not supported")
+        raise BrokerRefusal(codes.INVALID_RECORD, "transactions are not supported")
     return head
 
 
@@ -109,7 +109,7 @@ class Unreadable(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class BatchRecord:
     """One record; ``raw`` is its bytes with their length in front."""
 
     offset: int
@@ -133,7 +133,7 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
             raise Unreadable("a number of more than 64 bits")
 
 
-def records_of(batch: bytes) -> list[Record]:
+def records_of(batch: bytes) -> list[BatchRecord]:
     """The records of one whole batch. Raises Unreadable."""
     head = read_head(batch)
     data = _inflate(batch[HEAD_BYTES:], head.codec)
@@ -153,14 +153,14 @@ def records_of(batch: bytes) -> list[Record]:
             key = data[at : at + key_length] if key_length >= 0 else None
             value_length, _ = varint(data, at + max(key_length, 0))
             time_ms = head.max_ms if append_time else head.first_ms + time_delta
-            records.append(Record(head.base + offset_delta, time_ms, key, value_length < 0, data[start:end]))
+            records.append(BatchRecord(head.base + offset_delta, time_ms, key, value_length < 0, data[start:end]))
             at = end
     except IndexError:
         raise Unreadable("a record that ends early") from None
     return records
 
 
-def without(batch: bytes, kept: Iterable[Record], count: int) -> bytes:
+def without(batch: bytes, kept: Iterable[BatchRecord], count: int) -> bytes:
     """The batch with only the ``count`` records ``kept``, in order, at their old offsets. The range of offsets
     stays."""
     head = read_head(batch)

@@ -10,7 +10,7 @@ import structlog
 
 from millrace.broker.groups import Answers, Group, Ticket
 from millrace.broker.offsets import Offsets
-from millrace.broker.topics import Topic, Topics
+from millrace.broker.topic_store import BrokerTopic, Topics
 
 log = structlog.get_logger("broker")
 
@@ -38,7 +38,7 @@ class Broker(Protocol):
     def settle(self, group: Group, answers: Answers) -> None:
         """Sends a group's answers, and plans its next deadline."""
 
-    def forget_topic(self, topic: Topic) -> None:
+    def forget_topic(self, topic: BrokerTopic) -> None:
         """Answers the fetches that wait for the topic."""
 
 

@@ -35,7 +35,7 @@ INVALID_RECORD = 87
 UNKNOWN_TOPIC_ID = 100
 
 
-class Refusal(Exception):
+class BrokerRefusal(Exception):
     """A request, or one part of it, cannot be served: the client gets ``code``, and ``why`` where the answer has
     room."""
 

@@ -11,7 +11,7 @@ from kafka.protocol import admin, consumer, metadata
 from millrace.broker import codes
 from millrace.broker.call import HOST, NODE, Call
 from millrace.broker.codes import NONE
-from millrace.broker.groups import Join, Joined, State, Synced
+from millrace.broker.groups import Joined, JoinRequest, State, Synced
 
 
 def find_coordinator(call: Call) -> Any:
@@ -32,7 +32,7 @@ def join_group(call: Call) -> Any:
     asked = call.request
     if not asked.group_id:
         return joined_answer(Joined(codes.INVALID_GROUP_ID, asked.member_id))
-    ask = Join(
+    ask = JoinRequest(
         member=asked.member_id,
         fresh=f"{call.client[:100]}-{uuid.uuid4()}",
         client=call.client,

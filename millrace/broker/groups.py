@@ -77,7 +77,7 @@ class Member:
 
 
 @dataclass(slots=True)
-class Join:
+class JoinRequest:
     """A join request, with the id for a member that has none yet."""
 
     member: str
@@ -104,7 +104,7 @@ class Group:
 
     # ------------------------------------------------------------------ requests
 
-    def join(self, ask: Join, ticket: Ticket, now_ms: int) -> Answers:
+    def join(self, ask: JoinRequest, ticket: Ticket, now_ms: int) -> Answers:
         """Adds or keeps a member. The answer comes when the group has agreed."""
         refused = self._refuse_join(ask)
         if refused:
@@ -137,7 +137,7 @@ class Group:
         answers += self._begin(now_ms)
         return answers + self._complete(now_ms)
 
-    def _refuse_join(self, ask: Join) -> int:
+    def _refuse_join(self, ask: JoinRequest) -> int:
         if not SHORTEST_SESSION_MS <= ask.session_ms <= LONGEST_SESSION_MS:
             return codes.INVALID_SESSION_TIMEOUT
         if ask.member and ask.member not in self.members and ask.member not in self._promised:

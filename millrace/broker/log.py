@@ -25,10 +25,10 @@ from pathlib import Path
 
 import msgspec
 
+from millrace.basics.atomic_files import write_whole
 from millrace.basics.durations import DAY_MS
-from millrace.basics.files import write_whole
-from millrace.broker.batches import LENGTH_AT, PREFIX, Head, Unreadable, admit, read_head, records_of
-from millrace.broker.codes import KAFKA_STORAGE_ERROR, OFFSET_OUT_OF_RANGE, Refusal
+from millrace.broker.batches import LENGTH_AT, PREFIX, BatchHeader, Unreadable, admit, read_head, records_of
+from millrace.broker.codes import KAFKA_STORAGE_ERROR, OFFSET_OUT_OF_RANGE, BrokerRefusal
 from millrace.broker.producers import Producers
 from millrace.broker.segment import SUFFIX, Segment, file_name
 
@@ -109,7 +109,7 @@ class PartitionLog:
             leftover.unlink()
         reached = -1  # offset behind the batch before
 
-        def seen(head: Head) -> None:
+        def seen(head: BatchHeader) -> None:
             nonlocal reached
             if reached not in (-1, head.base):
                 self.producers = Producers()  # compaction or damage took batches: who wrote last is not known any more
@@ -157,7 +157,7 @@ class PartitionLog:
             prefix = PREFIX.pack(base, head.length, 0)
             self.segments[-1].append(prefix, data[LENGTH_AT + 4 :], base, end, head.max_ms, now_ms)
         except OSError as error:
-            raise Refusal(KAFKA_STORAGE_ERROR, f"{self.folder}: {error.strerror}") from None
+            raise BrokerRefusal(KAFKA_STORAGE_ERROR, f"{self.folder}: {error.strerror}") from None
         self.producers.note(head, base)
         self.end = end
         return base
@@ -181,7 +181,7 @@ class PartitionLog:
         if offset == self.end:
             return b""
         if not self.start <= offset < self.end:
-            raise Refusal(OFFSET_OUT_OF_RANGE, f"offset {offset} outside of {self.start} to {self.end}")
+            raise BrokerRefusal(OFFSET_OUT_OF_RANGE, f"offset {offset} outside of {self.start} to {self.end}")
         try:
             at = self._segment_of(offset)
             data = self.segments[at].fetch(offset, count)
@@ -189,7 +189,7 @@ class PartitionLog:
                 at += 1
                 data = self.segments[at].fetch(offset, count)
         except OSError as error:
-            raise Refusal(KAFKA_STORAGE_ERROR, f"{self.folder}: {error.strerror}") from None
+            raise BrokerRefusal(KAFKA_STORAGE_ERROR, f"{self.folder}: {error.strerror}") from None
         return data
 
     def _segment_of(self, offset: int) -> int:
@@ -226,7 +226,7 @@ class PartitionLog:
         space. Raises Refusal when there is no such offset yet."""
         wanted = self.end if offset == -1 else offset
         if not 0 <= wanted <= self.end:
-            raise Refusal(OFFSET_OUT_OF_RANGE, f"offset {offset} is behind the end {self.end}")
+            raise BrokerRefusal(OFFSET_OUT_OF_RANGE, f"offset {offset} is behind the end {self.end}")
         if wanted > self.start:
             self.start = wanted
             write_whole(self.folder / "start", str(wanted).encode(), durable=False)

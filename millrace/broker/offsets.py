@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from millrace.basics.files import write_whole
+from millrace.basics.atomic_files import write_whole
 
 Key = tuple[str, str, int]  # group, topic, partition
 Committed = tuple[int, str]  # next offset to read, and the client's text beside it

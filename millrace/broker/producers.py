@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
-from millrace.broker.batches import Head
-from millrace.broker.codes import INVALID_PRODUCER_EPOCH, OUT_OF_ORDER_SEQUENCE_NUMBER, Refusal
+from millrace.broker.batches import BatchHeader
+from millrace.broker.codes import INVALID_PRODUCER_EPOCH, OUT_OF_ORDER_SEQUENCE_NUMBER, BrokerRefusal
 
 IN_FLIGHT = 5
 REMEMBERED = 4096
@@ -37,17 +37,17 @@ class Producers:
     def __len__(self) -> int:
         return len(self._writers)
 
-    def offset_of(self, head: Head) -> int | None:
+    def offset_of(self, head: BatchHeader) -> int | None:
         """The base offset of a repeated batch; None for a new one. Raises Refusal when it is out of order, or of a
         producer that a newer one of the same id has replaced."""
         writer = self._writers.get(head.producer)
         if writer is None or head.producer < 0:
             return None
         if head.producer_epoch < writer.epoch:
-            raise Refusal(INVALID_PRODUCER_EPOCH, f"epoch {head.producer_epoch} after {writer.epoch}")
+            raise BrokerRefusal(INVALID_PRODUCER_EPOCH, f"epoch {head.producer_epoch} after {writer.epoch}")
         if head.producer_epoch > writer.epoch:
             if head.sequence:
-                raise Refusal(OUT_OF_ORDER_SEQUENCE_NUMBER, f"a new epoch begins with {head.sequence}")
+                raise BrokerRefusal(OUT_OF_ORDER_SEQUENCE_NUMBER, f"a new epoch begins with {head.sequence}")
             return None
         last = _last(head)
         for first, end, offset in writer.recent:
@@ -55,10 +55,10 @@ class Producers:
                 return offset
         expected = (writer.recent[-1][1] + 1) % _WRAP
         if head.sequence != expected:
-            raise Refusal(OUT_OF_ORDER_SEQUENCE_NUMBER, f"number {head.sequence} where {expected} is next")
+            raise BrokerRefusal(OUT_OF_ORDER_SEQUENCE_NUMBER, f"number {head.sequence} where {expected} is next")
         return None
 
-    def note(self, head: Head, base: int) -> None:
+    def note(self, head: BatchHeader, base: int) -> None:
         """Records that the batch was written at ``base``."""
         if head.producer < 0:
             return
@@ -71,5 +71,5 @@ class Producers:
             self._writers.popitem(last=False)
 
 
-def _last(head: Head) -> int:
+def _last(head: BatchHeader) -> int:
     return (head.sequence + head.last_delta) % _WRAP

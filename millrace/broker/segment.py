@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from millrace.basics.files import sync_folder, write_whole
-from millrace.broker.batches import HEAD_BYTES, PLACE, PLACE_BYTES, Head, checksum_fits, read_head
+from millrace.basics.atomic_files import sync_folder, write_whole
+from millrace.broker.batches import HEAD_BYTES, PLACE, PLACE_BYTES, BatchHeader, checksum_fits, read_head
 
 INDEX_BYTES = 8 * 1024
 PIECE_BYTES = 1024 * 1024
@@ -32,7 +32,7 @@ SUFFIX = ".log"
 DAMAGED = ".damaged"
 
 
-class Loaded(NamedTuple):
+class DamagedBytes(NamedTuple):
     """Damaged bytes of a file."""
 
     torn: int
@@ -73,7 +73,7 @@ class Segment:
             os.close(self._fd)
             self._fd = None
 
-    def load(self, seen: Callable[[Head], None], below: int | None = None) -> Loaded:
+    def load(self, seen: Callable[[BatchHeader], None], below: int | None = None) -> DamagedBytes:
         """Reads all batches, checks their checksums and makes the index. Only valid batches stay in the file.
 
         Other bytes move to a file beside this one: a torn end, left by a broker that was killed while it wrote (and so
@@ -118,9 +118,9 @@ class Segment:
             else:
                 write_whole(self.path, *sound, durable=True)
         self._loaded = self.size
-        return Loaded(torn, sum(map(len, damaged)) - torn)
+        return DamagedBytes(torn, sum(map(len, damaged)) - torn)
 
-    def _leaps(self, head: Head, data: memoryview, at: int) -> bool:
+    def _leaps(self, head: BatchHeader, data: memoryview, at: int) -> bool:
         """Whether a batch skips offsets that the next batch, at ``at``, has: then its own offset is wrong."""
         follows = _whole(data, at)
         return head.base > self.end and follows is not None and self.end <= follows.base <= head.last
@@ -246,7 +246,7 @@ class Segment:
         self.path.with_suffix(DAMAGED).unlink(missing_ok=True)
 
 
-def _whole(data: memoryview, at: int) -> Head | None:
+def _whole(data: memoryview, at: int) -> BatchHeader | None:
     """The head of the batch at ``at``, if it is plausible and the batch complete."""
     if at + HEAD_BYTES > len(data):
         return None

@@ -19,16 +19,16 @@ from typing import Any
 import structlog
 
 from millrace.basics.errors import ServiceError
-from millrace.broker import calls, compact, wire
+from millrace.broker import compact, kafka_wire, request_kinds
 from millrace.broker.call import Call
-from millrace.broker.codes import INVALID_REQUIRED_ACKS, NONE, Refusal
-from millrace.broker.connection import Connection, Waiting
+from millrace.broker.codes import INVALID_REQUIRED_ACKS, NONE, BrokerRefusal
 from millrace.broker.group_calls import joined_answer, synced_answer
 from millrace.broker.groups import Answers, Group, Joined
+from millrace.broker.kafka_connection import ClientConnection, WaitingFetch
+from millrace.broker.kafka_wire import Get, Got, Malformed, Placed, Request
 from millrace.broker.log import Limits, PartitionLog
 from millrace.broker.offsets import Offsets
-from millrace.broker.topics import Topic, Topics
-from millrace.broker.wire import Get, Got, Malformed, Placed, Request
+from millrace.broker.topic_store import BrokerTopic, Topics
 
 log = structlog.get_logger("broker")
 
@@ -36,7 +36,7 @@ HOUSEKEEPING_SECONDS = 5.0
 FETCH_BYTES = 55 * 1024 * 1024  # limit of one answer, as Kafka's ``fetch.max.bytes``
 
 Partition = tuple[str, int]
-_Acknowledgement = tuple[Connection, list[bytes], list[Partition]]
+_Acknowledgement = tuple[ClientConnection, list[bytes], list[Partition]]
 
 
 class Server:
@@ -74,8 +74,8 @@ class Server:
                     )
         self.offsets = Offsets(folder / "offsets")
         self.groups: dict[str, Group] = {}
-        self.connections: set[Connection] = set()
-        self.waiting: dict[Partition, set[Waiting]] = {}
+        self.connections: set[ClientConnection] = set()
+        self.waiting: dict[Partition, set[WaitingFetch]] = {}
         self.port = 0
         self.loop: asyncio.AbstractEventLoop
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -100,7 +100,7 @@ class Server:
         self.loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(number, self._ended.set)
-        server = await self.loop.create_server(lambda: Connection(self), host, port, backlog=256)
+        server = await self.loop.create_server(lambda: ClientConnection(self), host, port, backlog=256)
         self.port = server.sockets[0].getsockname()[1]
         housekeeping = asyncio.create_task(self._housekeeping())
         ready(self.port)
@@ -149,7 +149,7 @@ class Server:
                     removed_mib=round(gone / 2**20, 1),
                 )
 
-    async def _compact(self, topic: Topic, number: int, found: PartitionLog) -> None:
+    async def _compact(self, topic: BrokerTopic, number: int, found: PartitionLog) -> None:
         closed = list(found.segments[:-1])
         before = sum(segment.size for segment in closed)
         oldest = self.now_ms() - found.limits.tombstone_ms
@@ -160,24 +160,30 @@ class Server:
 
     # ------------------------------------------------------------------ requests
 
-    def take(self, connection: Connection, frame: memoryview) -> None:
+    def take(self, connection: ClientConnection, frame: memoryview) -> None:
         """Serves one request, now or later. Raises Malformed when it is invalid or its version is unknown."""
-        head = wire.read_request(frame)
-        if head.key == wire.FETCH and wire.FETCH_VERSIONS[0] <= head.version <= wire.FETCH_VERSIONS[1]:
-            self._fetch(connection, head, wire.read_get(frame, head.at, head.version))
-        elif head.key == wire.PRODUCE and wire.PRODUCE_VERSIONS[0] <= head.version <= wire.PRODUCE_VERSIONS[1]:
+        head = kafka_wire.read_request(frame)
+        if (
+            head.key == kafka_wire.FETCH
+            and kafka_wire.FETCH_VERSIONS[0] <= head.version <= kafka_wire.FETCH_VERSIONS[1]
+        ):
+            self._fetch(connection, head, kafka_wire.read_get(frame, head.at, head.version))
+        elif (
+            head.key == kafka_wire.PRODUCE
+            and kafka_wire.PRODUCE_VERSIONS[0] <= head.version <= kafka_wire.PRODUCE_VERSIONS[1]
+        ):
             self._produce(connection, head, frame)
         else:
             self._call(connection, head, frame)
 
-    def _call(self, connection: Connection, head: Request, frame: memoryview) -> None:
-        entry = calls.CALLS.get(head.key)
+    def _call(self, connection: ClientConnection, head: Request, frame: memoryview) -> None:
+        entry = request_kinds.CALLS.get(head.key)
         if entry is None or not entry.versions[0] <= head.version <= entry.versions[1]:
-            if head.key == calls.API_VERSIONS:
-                connection.answer([calls.encode(calls.unsupported_version(), 0, head.correlation)])
+            if head.key == request_kinds.API_VERSIONS:
+                connection.answer([request_kinds.encode(request_kinds.unsupported_version(), 0, head.correlation)])
                 return
             raise Malformed(f"request {head.key} of version {head.version} is not known to this broker")
-        request = calls.decode(entry, head, frame)
+        request = request_kinds.decode(entry, head, frame)
         ticket = _Ticket(connection, head)
         answer = entry.handle(Call(self, request, head.version, head.client, ticket))
         if answer is not None:
@@ -185,25 +191,25 @@ class Server:
 
     # ------------------------------------------------------------------ produce
 
-    def _produce(self, connection: Connection, head: Request, frame: memoryview) -> None:
-        put = wire.read_put(frame, head.at)
+    def _produce(self, connection: ClientConnection, head: Request, frame: memoryview) -> None:
+        put = kafka_wire.read_put(frame, head.at)
         now_ms = self.now_ms()
         placed, grown = [], []
         for part in put.parts:
             code, base, start, why = NONE, -1, -1, ""
             try:
                 if put.acks not in (-1, 0, 1):
-                    raise Refusal(INVALID_REQUIRED_ACKS, f"acks of {put.acks}")
+                    raise BrokerRefusal(INVALID_REQUIRED_ACKS, f"acks of {put.acks}")
                 found = self.topics.log(part.topic, part.partition)
                 base = found.append(part.records, now_ms)
                 start = found.start
                 grown.append((part.topic, part.partition))
                 if self._sync:
                     self._unsynced.add(found)
-            except Refusal as refused:
+            except BrokerRefusal as refused:
                 code, why = refused.code, refused.why
             placed.append(Placed(part.topic, part.partition, code, base, start, why))
-        pieces = wire.put_answer(head.correlation, head.version, placed) if put.acks else []
+        pieces = kafka_wire.put_answer(head.correlation, head.version, placed) if put.acks else []
         if self._sync and grown:
             self._covered.append((connection, pieces, grown))
             if self._syncing is None:
@@ -211,7 +217,7 @@ class Server:
         else:
             self._acknowledge(connection, pieces, grown)
 
-    def _acknowledge(self, connection: Connection, pieces: list[bytes], grown: list[Partition]) -> None:
+    def _acknowledge(self, connection: ClientConnection, pieces: list[bytes], grown: list[Partition]) -> None:
         connection.answer(pieces)
         for partition in grown:
             waiting = self.waiting.get(partition)
@@ -242,12 +248,12 @@ class Server:
 
     # ------------------------------------------------------------------ fetch
 
-    def _fetch(self, connection: Connection, head: Request, get: Get) -> None:
+    def _fetch(self, connection: ClientConnection, head: Request, get: Get) -> None:
         got, enough = self.read(get)
         if enough or get.max_wait_ms <= 0:
-            connection.answer(wire.get_answer(head.correlation, head.version, got))
+            connection.answer(kafka_wire.get_answer(head.correlation, head.version, got))
         else:
-            Waiting(self, connection, head, get, got)
+            WaitingFetch(self, connection, head, get, got)
 
     def read(self, get: Get) -> tuple[list[Got], bool]:
         got = []
@@ -261,13 +267,13 @@ class Server:
                 left = most - size
                 if left > 0 or not size:
                     records = found.fetch(offset, min(max_bytes, max(left, 0)))
-            except Refusal as refused:
+            except BrokerRefusal as refused:
                 code, failed = refused.code, True
             size += len(records)
             got.append(Got(topic, partition, code, end, start, records))
         return got, failed or size >= max(get.min_bytes, 1)
 
-    def forget_topic(self, topic: Topic) -> None:
+    def forget_topic(self, topic: BrokerTopic) -> None:
         for partition in range(len(topic.logs)):
             for one in list(self.waiting.get((topic.name, partition), ())):
                 one.look()
@@ -311,8 +317,8 @@ def _sync_logs(logs: set[PartitionLog]) -> None:
 class _Ticket:
     """A request that a group may answer later. Its connection may be gone by then."""
 
-    def __init__(self, connection: Connection, head: Request) -> None:
+    def __init__(self, connection: ClientConnection, head: Request) -> None:
         self._connection, self._head = connection, head
 
     def answer(self, message: Any) -> None:
-        self._connection.answer([calls.encode(message, self._head.version, self._head.correlation)])
+        self._connection.answer([request_kinds.encode(message, self._head.version, self._head.correlation)])

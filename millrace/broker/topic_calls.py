@@ -13,9 +13,9 @@ from kafka.protocol import admin, consumer, metadata, producer
 
 from millrace.broker import codes
 from millrace.broker.call import HOST, NODE, Call, log
-from millrace.broker.codes import NONE, Refusal
+from millrace.broker.codes import NONE, BrokerRefusal
 from millrace.broker.log import PartitionLog
-from millrace.broker.topics import Topic
+from millrace.broker.topic_store import BrokerTopic
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ def describe_topics(call: Call) -> Any:
     )
 
 
-def _told(topic: Topic) -> Any:
+def _told(topic: BrokerTopic) -> Any:
     kind = metadata.MetadataResponse.MetadataResponseTopic
     here = {"leader_id": NODE, "leader_epoch": -1, "replica_nodes": [NODE], "isr_nodes": [NODE], "offline_replicas": []}
     numbers = range(len(topic.logs))
@@ -66,7 +66,7 @@ def create_topics(call: Call) -> Any:
         answer.topic_config_error_code, answer.configs = NONE, []
         try:
             _create(call, asked, answer)
-        except Refusal as refused:
+        except BrokerRefusal as refused:
             answer.error_code, answer.error_message = refused.code, refused.why
         except OSError as error:
             answer.error_code, answer.error_message = codes.KAFKA_STORAGE_ERROR, str(error)
@@ -77,9 +77,11 @@ def create_topics(call: Call) -> Any:
 def _create(call: Call, asked: Any, answer: Any) -> None:
     topics = call.broker.topics
     if asked.assignments and any(list(one.broker_ids) != [NODE] for one in asked.assignments):
-        raise Refusal(codes.INVALID_REQUEST, "there is one broker")
+        raise BrokerRefusal(codes.INVALID_REQUEST, "there is one broker")
     if not asked.assignments and asked.replication_factor not in (-1, 1):
-        raise Refusal(codes.INVALID_REPLICATION_FACTOR, f"{asked.replication_factor} replicas, but there is one broker")
+        raise BrokerRefusal(
+            codes.INVALID_REPLICATION_FACTOR, f"{asked.replication_factor} replicas, but there is one broker"
+        )
     count = len(asked.assignments) or (DEFAULT_PARTITIONS if asked.num_partitions == -1 else asked.num_partitions)
     config = {one.name: one.value for one in asked.configs if one.value is not None}
     if call.request.validate_only:
@@ -110,7 +112,7 @@ def delete_topics(call: Call) -> Any:
                 call.broker.forget_topic(topic)
             shutil.rmtree(folder, ignore_errors=True)  # some files a partition: a matter of milliseconds
             log.info("topic deleted", topic=name)
-        except Refusal as refused:
+        except BrokerRefusal as refused:
             code, why = refused.code, refused.why
         done.append(kind.DeletableTopicResult(name=name, error_code=code, error_message=why))
     return kind(throttle_time_ms=0, responses=done)
@@ -136,7 +138,7 @@ def _of_log(call: Call, topic: str, partition: int, do: Callable[[PartitionLog],
     """NONE and the result of ``do`` on a partition's log; after a refusal, its code and ``otherwise``."""
     try:
         return NONE, do(call.broker.topics.log(topic, partition))
-    except Refusal as refused:
+    except BrokerRefusal as refused:
         return refused.code, otherwise
     except OSError:
         return codes.KAFKA_STORAGE_ERROR, otherwise

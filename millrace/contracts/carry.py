@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.contracts.impressions import Served
+from millrace.contracts.impressions import PageView
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 
@@ -41,7 +41,7 @@ class Carry:
         self._num = _columns(was.num_names, now.num_names)
         self._keys = _columns(was.key_names, now.key_names)
 
-    def page(self, served: Served) -> Served:
+    def page(self, served: PageView) -> PageView:
         """A logged page with the new schema's arrays and id. Raises ValueError for arrays that are not of the old
         schema."""
         n = len(served.items)

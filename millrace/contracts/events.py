@@ -14,7 +14,7 @@ topic              message                   key
 ``samples``        :class:`~millrace.contracts.samples.SampleBatch`  none: written to the partition its events came from
 ``dead-letters``   :class:`DeadLetter` (JSON)  reason
 ``features.items`` :class:`ItemTiles`        partition number
-``features.coclicks``  lists of items: :mod:`millrace.contracts.coclicks`  partition number
+``features.coclicks``  lists of items: :mod:`millrace.contracts.coclick_message`  partition number
 ``model.deltas``   claims, deltas, snapshots: :mod:`millrace.versions.modellog`  none
 ``truth``          :class:`Truth`            ``user_id`` (known to the simulator; read by reports only)
 =================  ========================  ==================================================
@@ -53,7 +53,7 @@ ARMS = MODEL, CONTROL, LOGGED = "model", "control", "logged"
 only scored here). In the order of the codes of ``SampleBatch.arm``."""
 
 SOURCES = ("none", "vectors", "liked", "coclicked", "hot", "new", "random", "whole", "control", "asked")
-"""Where recall found an item of a page (:mod:`scorer.recall.recall`), in the order of the codes of
+"""Where recall found an item of a page (:mod:`scorer.recall.candidate_lists`), in the order of the codes of
 ``Impression.sources``. ``none``: it was not recorded. ``whole``: the shop is so small that all of it was ranked.
 ``control``: a random page. ``asked``: the caller named the item, or the list that it comes from does not say."""
 
@@ -369,8 +369,8 @@ def decode_event(raw: bytes | None) -> Event:
 
 
 def decode_user(raw: bytes | None) -> User:
-    """A user from its JSON. :class:`~millrace.contracts.intake.Intake` decides whether a schema can use the attributes.
-    Raises BadEventError as :func:`read_json` does."""
+    """A user from its JSON. :class:`~millrace.contracts.profile_reader.Intake` decides whether a schema can use the
+    attributes. Raises BadEventError as :func:`read_json` does."""
     return read_json(_user, raw)
 
 

@@ -39,7 +39,7 @@ _PAGE = np.zeros(1024, np.int64)  # all rows are on the one page
 _WORTH = 0.9  # of the size of form 1
 
 
-class Served(Struct, frozen=True):
+class PageView(Struct, frozen=True):
     """An impression whose arrays are views: of the message, or of what was read from it."""
 
     request_id: str
@@ -82,7 +82,7 @@ class Logged(Struct, frozen=True, array_like=True):
 
 
 _logged = msgspec.msgpack.Decoder(Logged).decode
-_served = msgspec.msgpack.Decoder(Served).decode
+_served = msgspec.msgpack.Decoder(PageView).decode
 
 
 def impression_bytes(impression: Impression, rates: Rates | None = None) -> bytes:
@@ -106,7 +106,7 @@ def impression_bytes(impression: Impression, rates: Rates | None = None) -> byte
     return msgspec.msgpack.encode(Logged(2, *_heading(i), i.items, *arrays, *_rest(i)))
 
 
-def decode_served(raw: bytes | None) -> Served:
+def decode_served(raw: bytes | None) -> PageView:
     """An impression of any form, without copies where possible.
 
     Raises:
@@ -133,10 +133,10 @@ def decode_served(raw: bytes | None) -> Served:
         )
     view = out.data.toreadonly()
     arrays = found.scores, view[:ids], view[ids:numbers], view[numbers + 4 * width :]
-    return Served(*_heading(found), found.items, *arrays, *_rest(found))
+    return PageView(*_heading(found), found.items, *arrays, *_rest(found))
 
 
-def decode_heading(raw: bytes | None) -> Served | Logged:
+def decode_heading(raw: bytes | None) -> PageView | Logged:
     """An impression of any form without its features: request, items, scores, sources. The block of form 2 is not read,
     so a damaged one is not noticed. Raises BadEventError as :func:`decode_served` does."""
     return read_msgpack(_logged, raw) if _is_array(raw) else read_msgpack(_served, raw)
@@ -154,11 +154,11 @@ def _is_array(raw: bytes | None) -> bool:
     return first & 0xF0 == 0x90 or first in (0xDC, 0xDD)
 
 
-def _heading(i: Impression | Served | Logged) -> tuple[str, int, Id, str, int, str]:
+def _heading(i: Impression | PageView | Logged) -> tuple[str, int, Id, str, int, str]:
     return i.request_id, i.ts_ms, i.user_id, i.arm, i.model_version, i.schema_id
 
 
-def _rest(i: Impression | Served | Logged) -> tuple[int, int, bytes, int]:
+def _rest(i: Impression | PageView | Logged) -> tuple[int, int, bytes, int]:
     return i.served_ms, i.offset, i.sources, i.user_missing
 
 

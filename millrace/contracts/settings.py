@@ -178,7 +178,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.prefix + name
 
     def key(self, name: str) -> str:
-        """The key in Redis of what :mod:`millrace.contracts.online` calls ``name``.
+        """The key in Redis of what :mod:`millrace.contracts.online_layout` calls ``name``.
 
         >>> Settings(prefix="shop.").key("user:7")
         'shop.user:7'
@@ -287,7 +287,7 @@ class Given(NamedTuple):
     origin: str
 
 
-class Reading(NamedTuple):
+class SettingSources(NamedTuple):
     """What flags, environment and file say."""
 
     settings: Settings
@@ -315,7 +315,9 @@ def load_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[s
     return found.settings
 
 
-def read_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Reading:
+def read_settings(
+    overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> SettingSources:
     """As :func:`load_settings`, with origins, and with every mistake in place of an error."""
     env = os.environ if environ is None else environ
     flags = {name: value for name, value in (overrides or {}).items() if value is not None}
@@ -334,7 +336,7 @@ def read_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[s
             mistakes.append(f"{origin}: {name} '{value}': {invalid(error, Settings)}")
         except ValueError as error:
             mistakes.append(f"{origin}: {name} '{value}': {error}")
-    return Reading(Settings(**right), given, path, mistakes)
+    return SettingSources(Settings(**right), given, path, mistakes)
 
 
 def unread_variables(environ: Mapping[str, str]) -> list[str]:

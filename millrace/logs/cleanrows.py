@@ -21,9 +21,9 @@ from millrace.contracts.schema import DERIVED, Schema
 from millrace.logs.columnchecks import check_columns, check_single, labels, never, numbers, positions, time_ms
 from millrace.logs.copies import TS
 from millrace.logs.faults import Faults
-from millrace.logs.joins import SideTables
+from millrace.logs.log_joins import SideTables
+from millrace.logs.log_times import Clock, to_ms
 from millrace.logs.near import lacking
-from millrace.logs.times import Clock, to_ms
 from millrace.logs.unrolled import unroll
 from millrace.logs.values import as_text, flat
 

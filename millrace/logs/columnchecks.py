@@ -20,7 +20,7 @@ from millrace.contracts.events import LAST_MS, MAX_OFFSET
 from millrace.contracts.logforms import LogColumns
 from millrace.contracts.schema import Schema
 from millrace.logs.faults import Faults
-from millrace.logs.times import FIRST_MS, Clock, meant, to_ms
+from millrace.logs.log_times import FIRST_MS, Clock, meant, to_ms
 from millrace.logs.values import as_numbers, flat, is_text, mask, missing, said
 
 Columns = dict[str, pa.ChunkedArray]

@@ -3,8 +3,10 @@
 
 The result is a clean table, or one error that names all faults.
 
-- Files: Parquet, CSV, TSV, JSON lines (:mod:`~millrace.logs.files`), or a page a row (:mod:`~millrace.logs.unrolled`).
-- Side tables (``[[join]]``) stand beside the log (:mod:`~millrace.logs.joins`). The log wins where both have a column.
+- Files: Parquet, CSV, TSV, JSON lines (:mod:`~millrace.logs.log_files`), or a page a row
+  (:mod:`~millrace.logs.unrolled`).
+- Side tables (``[[join]]``) stand beside the log (:mod:`~millrace.logs.log_joins`). The log wins where both have a
+  column.
 - Only the columns that the schema names are kept. Outcomes of the exposure (dwell time, likes) are inputs only if a
   schema names them, and the label or an action's time may never be a field.
 - Rows are sorted by time, ties in file order. Copies are merged by ``log.identity`` (:mod:`~millrace.logs.copies`);
@@ -27,10 +29,10 @@ from millrace.logs.cleanrows import Rows, Wanted
 from millrace.logs.columnchecks import iso_day
 from millrace.logs.copies import TS, identity, sorted_once
 from millrace.logs.faults import Decision, Faults
-from millrace.logs.files import estimated_bytes, files_of, read_files
-from millrace.logs.joins import SideTables
+from millrace.logs.log_files import estimated_bytes, files_of, read_files
+from millrace.logs.log_joins import SideTables
 from millrace.logs.plausibility import Plausibility, out_of_order
-from millrace.logs.streamed import Bounds, Spool, Streamed, mapped, streamed
+from millrace.logs.streamed import Bounds, RowSpool, Streamed, mapped, streamed
 from millrace.logs.text import TextForm
 
 __all__ = ["TS", "LogTable", "local_days", "read_log"]
@@ -102,7 +104,7 @@ def read_log(
         if faults.broken():
             faults.verdict()
         file = spool / "log.arrow"
-        writing = Spool(file, schema, drop, faults, plausibility, bounds)
+        writing = RowSpool(file, schema, drop, faults, plausibility, bounds)
         rows_read = streamed(source, rows, writing, faults, now_ms)
         plausibility.end()
         _verdict(faults, writing.rows, rows_read, name)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from millrace.basics.errors import LogError, SchemaError
-from millrace.contracts.doubts import near_names
+from millrace.contracts.profile_warnings import near_names
 from millrace.contracts.schema import Schema
-from millrace.logs.files import Ending, column_names, files_of
+from millrace.logs.log_files import Ending, column_names, files_of
 from millrace.logs.text import TextForm, is_data
 
 

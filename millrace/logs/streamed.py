@@ -29,8 +29,8 @@ from millrace.contracts.schema import Schema
 from millrace.logs.cleanrows import Rows
 from millrace.logs.copies import TS, identity, sorted_once
 from millrace.logs.faults import Faults
-from millrace.logs.files import PARQUET, Ending, named, text_ending
-from millrace.logs.plain import common, plain, plain_type
+from millrace.logs.log_files import PARQUET, Ending, named, text_ending
+from millrace.logs.plain_types import common, plain, plain_type
 from millrace.logs.plausibility import Plausibility
 from millrace.logs.text import TextForm, TextReader, blocks, wanted_once
 
@@ -111,7 +111,7 @@ def _stored(kind: pa.DataType) -> pa.DataType:
     return pa.string() if isinstance(kind, pa.BaseExtensionType) else kind
 
 
-class Spool:
+class RowSpool:
     """Brings stretches of clean rows into order and writes them to an Arrow file."""
 
     def __init__(
@@ -194,7 +194,7 @@ class Spool:
         self._writer.write_table(table, max_chunksize=self._bounds.batch_rows)
 
 
-def streamed(source: Streamed, rows: Rows, spool: Spool, faults: Faults, now_ms: int | None) -> int:
+def streamed(source: Streamed, rows: Rows, spool: RowSpool, faults: Faults, now_ms: int | None) -> int:
     """Passes all stretches through ``rows`` into ``spool``; returns the number of rows read. Raises SchemaError as
     :meth:`Rows.clean`."""
     read = 0

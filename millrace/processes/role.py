@@ -18,7 +18,7 @@ from typing import TextIO
 
 import structlog
 
-from millrace.basics.files import write_whole
+from millrace.basics.atomic_files import write_whole
 from millrace.contracts.settings import Settings
 from millrace.processes.metrics import latest
 

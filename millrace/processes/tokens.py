@@ -23,8 +23,8 @@ import msgspec
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from millrace.basics.atomic_files import temporary_beside
 from millrace.basics.errors import SettingError
-from millrace.basics.files import temporary_beside
 from millrace.contracts.settings import Settings
 
 log = structlog.get_logger("tokens")

@@ -29,7 +29,7 @@ Step = Annotated[int, Meta(ge=0, le=2**53)]
 Times = NDArray[np.int64]
 
 
-class ClickTimes(Struct, frozen=True):
+class ClickHistogram(Struct, frozen=True):
     """Times at which clicks were sent (wall time), as the module describes them."""
 
     width_ms: Annotated[int, Meta(ge=1, le=2**53)] = WIDTH_MS
@@ -37,7 +37,7 @@ class ClickTimes(Struct, frozen=True):
     counts: Annotated[list[Step], Meta(max_length=MOST_BUCKETS)] = []
 
     @classmethod
-    def of(cls, sent_ms: Sequence[int] | Times, counts: Sequence[int] | Times | None = None) -> ClickTimes:
+    def of(cls, sent_ms: Sequence[int] | Times, counts: Sequence[int] | Times | None = None) -> ClickHistogram:
         """Counts clicks sent at ``sent_ms`` (Unix ms, any order), ``counts`` at each (None: one)."""
         times = np.asarray(sent_ms, np.int64)
         weights = np.ones(len(times), np.int64) if counts is None else np.asarray(counts, np.int64)
@@ -52,7 +52,7 @@ class ClickTimes(Struct, frozen=True):
         return cls(width, np.diff(buckets, prepend=0).tolist(), summed.tolist())
 
     @classmethod
-    def merged(cls, many: Iterable[ClickTimes]) -> ClickTimes:
+    def merged(cls, many: Iterable[ClickHistogram]) -> ClickHistogram:
         found = [one for one in many if one.counts]
         if len(found) <= 1:
             return found[0] if found else cls()

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from millrace.basics.errors import SnapshotError
-from millrace.versions.clicks import ClickTimes
+from millrace.versions.clicks import ClickHistogram
 from millrace.versions.versioning import (
     MAX_EPOCH,
     MAX_NUMBER,
@@ -99,7 +99,7 @@ def encode_snapshot(note: Announcement) -> bytes:
     lean = msgspec.structs.replace(note, training=[], offsets={}, logs={}, extra=extra)
     message = _sealed(b"S", msgspec.json.encode(lean))
     if len(message) > MESSAGE_BYTES:  # some thousand parts: a reader finds them in the manifest
-        message = _sealed(b"S", msgspec.json.encode(msgspec.structs.replace(lean, parts=[], clicks=ClickTimes())))
+        message = _sealed(b"S", msgspec.json.encode(msgspec.structs.replace(lean, parts=[], clicks=ClickHistogram())))
     return message
 
 

@@ -25,7 +25,7 @@ from msgspec import Meta, Struct
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import ASIDE, Sealed
 from millrace.contracts.events import BadEventError, TimeOrNever, read_json
-from millrace.versions.clicks import ClickTimes
+from millrace.versions.clicks import ClickHistogram
 
 MAX_NOTE_BYTES = 16 << 20
 """An announcement has some 20 KB, more where a wide schema gives the learner many columns."""
@@ -73,7 +73,7 @@ class Announcement(Struct, frozen=True):
     trained: Count  # samples learnt from, in total
     published_ms: TimeOrNever  # wall time, for tracing alone
     retrieval_clicks: Annotated[int, Meta(ge=-1, le=2**63 - 1)] = -1  # learnt by the head it carries; -1: carries none
-    clicks: ClickTimes = ClickTimes()  # when the clicks first learnt in this version were sent, all of them
+    clicks: ClickHistogram = ClickHistogram()  # when the clicks first learnt in this version were sent, all of them
     chunks: Count = 0  # delta: messages that its body fills; 0 when it lies in the store
     file: Sealed | None = None  # delta: where its body lies in the store
     parts: list[Sealed] = []  # snapshot: what serves, in order
@@ -102,7 +102,7 @@ class VersionClicks(NamedTuple):
     """The clicks first learnt in a version, and when it was published (Unix ms)."""
 
     published_ms: int
-    clicks: ClickTimes
+    clicks: ClickHistogram
 
     @classmethod
     def of(cls, note: Announcement) -> VersionClicks:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from millrace.basics.durations import DAY_MIN
 from millrace.basics.hashing import U64, value_hash
-from millrace.contracts.online import window_fields
+from millrace.contracts.online_layout import window_fields
 from millrace.contracts.schema import Windows
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import counts_of
@@ -125,7 +125,7 @@ def preferences(
         column: one of :func:`taste_columns`.
         values: the values to choose from.
         user: the user's columns, of (1,) hashes.
-        record: the user's hash in the online store (:mod:`millrace.contracts.online`).
+        record: the user's hash in the online store (:mod:`millrace.contracts.online_layout`).
         ts_ms: event time, after the newest event.
 
     Raises:

@@ -23,7 +23,7 @@ from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.basics.errors import SchemaError
 from millrace.basics.hashing import U64, column_hash, combine, mix, value_hash
 from millrace.contracts.schema import DERIVED, Field, Schema, Side
-from millrace.windows.memory import UNIT
+from millrace.windows.tile_memory import UNIT
 
 _POSITIONS = 1024
 _MOST_STEPS = (1 << 24) - 1

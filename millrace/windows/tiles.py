@@ -66,9 +66,9 @@ from numpy.typing import NDArray
 from millrace.basics import durations
 from millrace.basics.errors import StoreError
 from millrace.contracts.schema import MAX_COLUMNS, Windows
-from millrace.windows import kernels
-from millrace.windows.kernels import BASE, KEYS, NEWEST, NO_UNIT, Rows
-from millrace.windows.memory import HOURS, TileMemory, spans_of, unit_minutes
+from millrace.windows import tile_kernels
+from millrace.windows.tile_kernels import BASE, KEYS, NEWEST, NO_UNIT, EventRows
+from millrace.windows.tile_memory import HOURS, TileMemory, spans_of, unit_minutes
 
 Array = NDArray[Any]
 U64 = NDArray[np.uint64]
@@ -178,11 +178,11 @@ class TileStore:
             raise ValueError(f"{n} keys, {len(times)} times, {len(columns)} columns")
         amounts = np.full(n, amount, np.uint32)
         width = 1 if keys.ndim == 1 else keys.shape[1]
-        rows = Rows(keys.reshape(n, width), times, columns, amounts)
+        rows = EventRows(keys.reshape(n, width), times, columns, amounts)
         fresh = np.empty(keys.size, np.int64)
         cursor = np.zeros(3, np.int64)
         while True:
-            kernels.add_rows(self._memory.arena, rows, fresh, cursor)
+            tile_kernels.add_rows(self._memory.arena, rows, fresh, cursor)
             if cursor[0] == n:
                 return fresh[: cursor[1]].copy()
             self._reach(int(times[cursor[0]]) // self._memory.arena.unit)
@@ -197,7 +197,7 @@ class TileStore:
         """
         keys = _contiguous(keys, _U64)
         out = np.zeros((len(keys), self.spans, self.columns), self.dtype)
-        kernels.count_rows(self._memory.arena, self._spans, keys, np.full(len(keys), ts_ms, np.int64), out)
+        tile_kernels.count_rows(self._memory.arena, self._spans, keys, np.full(len(keys), ts_ms, np.int64), out)
         return out
 
     def run(self, keys: U64, ts_ms: I64, column: Array, sums: Array | None = None) -> Array:
@@ -227,10 +227,10 @@ class TileStore:
         if len(added) != n or (sums is not None and added.shape[1] != self.sums):
             raise ValueError(f"sums {added.shape} of {n} rows in a store with {self.sums} sums")
         out = np.zeros((n, width, self.spans, self.columns), self.dtype)
-        rows = Rows(keys, times, columns, added)
+        rows = EventRows(keys, times, columns, added)
         cursor = np.zeros(3, np.int64)
         while True:
-            kernels.run_rows(self._memory.arena, self._spans, rows, out, cursor)
+            tile_kernels.run_rows(self._memory.arena, self._spans, rows, out, cursor)
             if cursor[0] == n:
                 return out
             self._reach(int(times[cursor[0]]) // self._memory.arena.unit)
@@ -287,7 +287,7 @@ class TileStore:
         arena = self._memory.arena
         size = len(arena.table)
         first, last = int(start * size), size if stop >= 1 else int(stop * size)
-        return int(kernels.sweep(arena, now_ms // arena.unit - int(arena.state[BASE]), first, last, every_list))
+        return int(tile_kernels.sweep(arena, now_ms // arena.unit - int(arena.state[BASE]), first, last, every_list))
 
     def keys(self) -> U64:
         table = self._memory.arena.table
@@ -324,7 +324,7 @@ class TileStore:
         newest = int(state["newest"][0])
         self._reach(newest)
         self._scatter(keys, sizes, tiles)
-        kernels.set_changed(self._memory.arena, keys, _contiguous(state["changed"], _U8))
+        tile_kernels.set_changed(self._memory.arena, keys, _contiguous(state["changed"], _U8))
         self._memory.arena.state[NEWEST] = newest if newest == NO_UNIT else newest - self._memory.arena.state[BASE]
 
     @property
@@ -347,14 +347,14 @@ class TileStore:
     def _sizes(self, keys: U64, *, settle: bool) -> tuple[I64, I64]:
         """(n,) tiles of each key, merged, and (n,) where it stands in the table."""
         sizes, places = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
-        kernels.list_sizes(self._memory.arena, keys, settle, sizes, places)
+        tile_kernels.list_sizes(self._memory.arena, keys, settle, sizes, places)
         return sizes, places
 
     def _packed(self, places: I64, sizes: I64) -> tuple[Array, I64]:
         """The packed lists of what :meth:`_sizes` found, one after another, and (n,) where each ends."""
         out = np.empty(9 * len(sizes) + 5 * (1 + self.columns) * int(sizes.sum()), np.uint8)
         ends = np.empty(len(sizes), np.int64)
-        kernels.pack_lists(self._memory.arena, places, sizes, _FORMS[self._unit_min], self.columns, out, ends)
+        tile_kernels.pack_lists(self._memory.arena, places, sizes, _FORMS[self._unit_min], self.columns, out, ends)
         return out[: ends[-1] if len(ends) else 0], ends
 
     def _scatter(self, keys: U64, sizes: I64, tiles: U32) -> None:
@@ -371,7 +371,7 @@ class TileStore:
             raise self._too_long(words)
         cursor = np.zeros(2, np.int64)
         while True:
-            kernels.scatter(self._memory.arena, keys, sizes, words, tiles, cursor)
+            tile_kernels.scatter(self._memory.arena, keys, sizes, words, tiles, cursor)
             if cursor[0] == len(keys):
                 return
             self._memory.grow(1)
@@ -398,7 +398,7 @@ class TilesSnapshot:
         sizes, places = store._sizes(keys, settle=False)
         full = sizes > 0
         changed = np.empty(len(keys), np.uint8)
-        kernels.changed_bits(store._memory.arena, keys, changed)
+        tile_kernels.changed_bits(store._memory.arena, keys, changed)
         packed, ends = store._packed(places[full], sizes[full])
         return {
             "keys": keys[full],
@@ -429,7 +429,7 @@ def counts_of(
     if present:
         sizes, tiles = _unpack([blob for blob in blobs if blob], columns, unit_minutes(lengths))
         spans = spans_of(lengths, tuple(half_lives))
-        kernels.sum_lists(spans, tiles, sizes, ts_ms, np.array(present, np.int64), out)
+        tile_kernels.sum_lists(spans, tiles, sizes, ts_ms, np.array(present, np.int64), out)
     return out
 
 
@@ -443,7 +443,7 @@ def _contiguous(values: Any, dtype: np.dtype[Any]) -> Array:
 def _words(sizes: I64, tiles: U32) -> I64:
     """(n,) words of the pool that each list takes."""
     words = np.empty(len(sizes), np.int64)
-    kernels.words_of(tiles, sizes, words)
+    tile_kernels.words_of(tiles, sizes, words)
     return words
 
 
@@ -455,10 +455,10 @@ def _unpack(blobs: Sequence[bytes], columns: int, unit_min: int) -> tuple[I64, U
 
 def _unpacked(raw: Array, ends: I64, columns: int, unit_min: int) -> tuple[I64, U32]:
     sizes = np.empty(len(ends), np.int64)
-    bad = kernels.read_sizes(raw, ends, _FORMS[unit_min], columns, sizes)
+    bad = tile_kernels.read_sizes(raw, ends, _FORMS[unit_min], columns, sizes)
     tiles = np.empty((0 if bad >= 0 else int(sizes.sum()), 1 + columns), np.uint32)
     if bad < 0:
-        bad = kernels.unpack(raw, ends, sizes, HOURS * durations.HOUR_MIN // unit_min, tiles)
+        bad = tile_kernels.unpack(raw, ends, sizes, HOURS * durations.HOUR_MIN // unit_min, tiles)
     if bad >= 0:
         raise _damaged(raw[ends[bad - 1] if bad else 0 : ends[bad]].tobytes(), columns, unit_min)
     return sizes, tiles

@@ -182,8 +182,8 @@ class ItemTable:
         return self._filters[attribute]
 
     @property
-    def rows(self) -> pagekernels.Rows:
-        return pagekernels.Rows(*(self._rows[name] for name in pagekernels.Rows._fields))
+    def rows(self) -> pagekernels.ItemColumns:
+        return pagekernels.ItemColumns(*(self._rows[name] for name in pagekernels.ItemColumns._fields))
 
     @property
     def slots(self) -> Keyed:

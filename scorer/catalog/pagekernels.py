@@ -47,7 +47,7 @@ class Keyed(NamedTuple):
     table: Array  # (size,) int32, a power of two: entry by the key's hash, 0 = none
 
 
-class Rows(NamedTuple):
+class ItemColumns(NamedTuple):
     """Items by row; see :mod:`scorer.catalog.itemtable`."""
 
     cat: Array  # (rows, columns) int64
@@ -80,14 +80,14 @@ class Form(NamedTuple):
     age: int  # column of `num` that is the item's age in days, or -1
 
 
-class Shared(NamedTuple):
+class SharedInputs(NamedTuple):
     hashes: Array  # uint64: value hashes of the columns that are not the item's
     plain: Array  # (window_start,) float64; the item's numbers are overwritten
     fade: Array  # (H,) float64: what takes decayed counts to the page's time
     ts_ms: int
 
 
-class Feed(NamedTuple):
+class InputScale(NamedTuple):
     """How the model sees numbers: ``clip((squash(v) - mean) factor, -bound, bound)``. (N,) each"""
 
     log: Array  # bool
@@ -204,7 +204,7 @@ def _raw(form: Form, counts: Array, entry: Any, fade: Array, above: Any, raw: Ar
 
 
 @compiled(error_model="numpy")
-def _fetched(items: Rows, slots: Keyed, rows: Array) -> Any:
+def _fetched(items: ItemColumns, slots: Keyed, rows: Array) -> Any:
     """Prefetch: touches scattered memory of many rows at once, so cache misses overlap. The compiler would drop the
     reads without the returned number, which has no other use."""
     total = np.int64(0)
@@ -229,8 +229,8 @@ def _fetched(items: Rows, slots: Keyed, rows: Array) -> Any:
 @compiled(error_model="numpy")
 def make(
     form: Form,
-    shared: Shared,
-    items: Rows,
+    shared: SharedInputs,
+    items: ItemColumns,
     slots: Keyed,
     user: Keyed,
     exact: Array,
@@ -292,7 +292,7 @@ def make(
 
 
 @compiled(error_model="numpy")
-def _ids(form: Form, shared: Shared, items: Rows, rows: Array, cat: Array) -> None:
+def _ids(form: Form, shared: SharedInputs, items: ItemColumns, rows: Array, cat: Array) -> None:
     once = np.zeros(cat.shape[1], np.int64)
     for c in range(len(once)):
         place = form.cat_shared[c]
@@ -315,7 +315,7 @@ def _finite(value: Any) -> Any:
 
 
 @compiled(error_model="numpy")
-def _plain(form: Form, shared: Shared, items: Rows, rows: Array, plain: Array) -> None:
+def _plain(form: Form, shared: SharedInputs, items: ItemColumns, rows: Array, plain: Array) -> None:
     for i in range(len(rows)):
         for p in range(plain.shape[1]):
             plain[i, p] = _finite(shared.plain[p])
@@ -328,7 +328,7 @@ def _plain(form: Form, shared: Shared, items: Rows, rows: Array, plain: Array) -
 
 
 @njit(inline="always")
-def _see(plan: Feed, values: Array, row: Any, column: Any, out: Array, to: Any, at: Any) -> None:
+def _see(plan: InputScale, values: Array, row: Any, column: Any, out: Array, to: Any, at: Any) -> None:
     """Writes the model's inputs for ``values[row]``, from ``column`` on, into ``out[to]`` from ``at`` on."""
     for e in range(values.shape[1]):
         value = values[row, e]
@@ -345,7 +345,7 @@ def _see(plan: Feed, values: Array, row: Any, column: Any, out: Array, to: Any, 
 
 
 @compiled(error_model="numpy")
-def feed(form: Form, plan: Feed, room: Room, n: int, x: Array) -> None:
+def feed(form: Form, plan: InputScale, room: Room, n: int, x: Array) -> None:
     """Model inputs for the n rows of the last :func:`make`: ``x`` (n, I) from ``plan.at`` on."""
     keys, size, plains = len(form.kind), room.raw.shape[1], room.plain.shape[1]
     for k in range(keys):

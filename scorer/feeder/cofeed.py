@@ -20,15 +20,15 @@ import structlog
 
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import one_line
-from millrace.contracts import coclicks
+from millrace.contracts import coclick_message
 from millrace.contracts.events import BadEventError, Id
 from millrace.contracts.topics import FEATURES_COCLICKS
 from millrace.processes.wall import wall_ms
-from scorer.feeder.feed import Broker, Feed, Reader, Record
+from scorer.feeder.kafka_feed import FeedConsumer, FeedRecord, TopicFeed, TopicSource
 from scorer.feeder.state import FeederState, Stopped
 from scorer.ipc.link import Packet
 from scorer.ipc.meters import COCLICK_LISTS, NEIGHBOURS
-from scorer.recall.neighbours import CoClicks
+from scorer.recall.neighbours import CoClickFeed
 
 log = structlog.get_logger("scorer")
 
@@ -42,7 +42,7 @@ IDS = 4096
 """Ids of the index that are copied at a time."""
 
 
-class CoFeed(Feed):
+class CoFeed(TopicFeed):
     """See the module's text.
 
     Args:
@@ -57,11 +57,11 @@ class CoFeed(Feed):
         self,
         state: FeederState,
         keep: Callable[[str, Packet], None],
-        broker: Broker | None = None,
+        broker: TopicSource | None = None,
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(state, broker=broker)
-        self.merged = CoClicks()
+        self.merged = CoClickFeed()
         self._keep, self._steady = keep, steady
         self._due_s = float("-inf")
         self._day = 0  # of the neighbours that workers have
@@ -70,10 +70,10 @@ class CoFeed(Feed):
         if not self.position:
             self.position = self._broker.since(self.topic, wall_ms() - BACK_MS)
 
-    def take(self, records: list[Record]) -> None:
+    def take(self, records: list[FeedRecord]) -> None:
         for _, value, _ in records:
             try:
-                self.merged.take(*coclicks.unpack(value))
+                self.merged.take(*coclick_message.unpack(value))
             except BadEventError as error:
                 self.bad("co-clicks", error)
 
@@ -112,6 +112,6 @@ class CoFeed(Feed):
             COCLICK_LISTS.set(len(merged))
             NEIGHBOURS.set(len(arrays["near"]))
 
-    def _look_how_far(self, reader: Reader, busy: bool) -> None:
+    def _look_how_far(self, reader: FeedConsumer, busy: bool) -> None:
         """Readiness does not depend on this feed."""
         self.caught_up = True

@@ -33,21 +33,21 @@ from millrace.processes.metrics import READY, serve_metrics, show
 from millrace.processes.shared import Pool
 from millrace.processes.wall import event_now_ms, wall_ms
 from scorer.feeder.cofeed import CoFeed
-from scorer.feeder.feed import Feed, ItemFeed, TileFeed
-from scorer.feeder.keeper import IndexKeeper
+from scorer.feeder.feeder_publisher import IndexPublisher
+from scorer.feeder.index_keeper import IndexKeeper
+from scorer.feeder.kafka_feed import ItemFeed, TileFeed, TopicFeed
 from scorer.feeder.modelfeed import ModelFeed
 from scorer.feeder.primary import Primary
-from scorer.feeder.publisher import IndexPublisher
 from scorer.feeder.state import FeederState
 from scorer.feeder.towerhost import TowerHost
 from scorer.feeder.versionhost import VersionHost
 from scorer.feeder.workerpool import WorkerPool
-from scorer.ipc.figures import Sums
 from scorer.ipc.meters import FRESHNESS, ITEM_KEYS, ITEMS, RETRIEVAL_AGE, RETRIEVAL_LAG, ScorerMeters
+from scorer.ipc.scorer_metrics import Sums
 from scorer.pagelog.ring import RingReader
 from scorer.pagelog.shipper import Shipper, open_spool
-from scorer.users.store import connect
-from scorer.worker.app import model_facts
+from scorer.users.user_reader import connect
+from scorer.worker.page_app import model_facts
 from scorer.worker.template import Template
 
 log = structlog.get_logger("scorer")
@@ -77,7 +77,7 @@ class Feeder:
         self._keeper = IndexKeeper(state, uuid4().hex[:8])
         of_index = [kind(state, self._keeper.load) for kind in (ItemFeed, TileFeed)]
         self._keeper.feeds = {feed.topic: feed for feed in of_index}
-        self._feeds: list[Feed] = [ModelFeed(state, self.host, towers=self._towers), *of_index]
+        self._feeds: list[TopicFeed] = [ModelFeed(state, self.host, towers=self._towers), *of_index]
         self.primary.to_read = {feed.what: -1 for feed in self._feeds}
         self._coclicks = CoFeed(state, self._publisher.keep)
         self._spool = open_spool(settings, self.meters.lost)

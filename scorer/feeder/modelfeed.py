@@ -1,7 +1,7 @@
 # shell
 """The feed of model versions: deltas from the topic ``model.deltas``, snapshots from the store.
 
-This thread reads, verifies and builds versions as :class:`scorer.feeder.versions.Follower` decides;
+This thread reads, verifies and builds versions as :class:`scorer.feeder.version_order.Follower` decides;
 :mod:`scorer.feeder.versionhost` has the workers serve them. After a load it reads the topic from the snapshot's
 position. It verifies a whole delta before it stages any part.
 
@@ -26,7 +26,7 @@ import structlog
 from learner.custom.ownclass import is_own
 from learner.network.models.spec import read_spec
 from learner.retrieval.tower import Tower, factors_of
-from learner.role.making import writer_of
+from learner.role.model_factory import writer_of
 from millrace.basics.errors import SettingError, SnapshotError, StoreError, one_line
 from millrace.basics.store import AbsentError, DamagedError
 from millrace.contracts.topics import MODEL_DELTAS
@@ -35,12 +35,12 @@ from millrace.versions.modellog import Assembler, Bad, Claimed, Delta, Entry
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import unpack
 from millrace.versions.versioning import Announcement, Place, VersionClicks
-from scorer.catalog.checkpoint import Bookmark
-from scorer.feeder.feed import Broker, Feed, Record
+from scorer.catalog.index_checkpoint import Bookmark
+from scorer.feeder.kafka_feed import FeedRecord, TopicFeed, TopicSource
 from scorer.feeder.state import FeederState, Stopped
 from scorer.feeder.towerhost import TowerHost
+from scorer.feeder.version_order import Follower
 from scorer.feeder.versionhost import VersionHost, Writer
-from scorer.feeder.versions import Follower
 
 log = structlog.get_logger("scorer")
 
@@ -60,7 +60,7 @@ class _Loaded:
     note: Announcement  # of the newest version whose head is in the tower
 
 
-class ModelFeed(Feed):
+class ModelFeed(TopicFeed):
     """Model versions: deltas in order; after a gap, the newest snapshot and the deltas after it. ``monotonic``:
     seconds. ``towers``: serves retrieval versions; None: they are only checked."""
 
@@ -71,7 +71,7 @@ class ModelFeed(Feed):
         self,
         state: FeederState,
         host: VersionHost,
-        broker: Broker | None = None,
+        broker: TopicSource | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         towers: TowerHost | None = None,
     ) -> None:
@@ -102,7 +102,7 @@ class ModelFeed(Feed):
             self.look()
         return super().turn()
 
-    def take(self, records: list[Record]) -> None:
+    def take(self, records: list[FeedRecord]) -> None:
         for entry in self._entries(records):
             try:
                 self.follow(entry)
@@ -113,7 +113,7 @@ class ModelFeed(Feed):
             if self.sought is not None:
                 return  # what follows is read again, or not wanted
 
-    def _entries(self, records: list[Record]) -> Iterator[Entry]:
+    def _entries(self, records: list[FeedRecord]) -> Iterator[Entry]:
         """None while reading is to continue elsewhere: entries would then count as repetitions."""
         for record in records:
             if self.sought is not None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from millrace.contracts.clock import EventClock
-from millrace.contracts.intake import Intake
+from millrace.contracts.profile_reader import Intake
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.versions.versioning import Announcement
 from millrace.windows.affinity import taste_keys
 from millrace.windows.features import FeatureBuilder
-from scorer.catalog.index import Heat, ItemIndex
-from scorer.recall.recall import CandidateLists, Shares, make_lists
+from scorer.catalog.item_index import Heat, ItemIndex
+from scorer.recall.candidate_lists import CandidateLists, Shares, make_lists
 
 INDEX_TOPICS = frozenset({"items", "item counts"})
 """Topics of the index, as :attr:`Primary.to_read` names them."""

@@ -44,7 +44,7 @@ from scorer.ipc.meters import RETRIEVAL_BUILD_SECONDS, RETRIEVAL_INDEX_RECALL, R
 from scorer.recall import nearestkernels
 from scorer.recall.approximate import Approximate, Builder, check_usearch
 from scorer.recall.nearest import Retrieval, best, new_tiles
-from scorer.worker.app import retrieval_facts
+from scorer.worker.page_app import retrieval_facts
 
 log = structlog.get_logger("scorer")
 
@@ -64,7 +64,7 @@ QUERIES, CLICKS = 32, 3
 """Measurement of an approximate index: random users, each with so many random clicks."""
 
 
-class Goods:
+class ItemRows:
     """The items' rows as the item tables have them, for making vectors. Ages are computed on request."""
 
     def __init__(self, builder: FeatureBuilder) -> None:
@@ -168,7 +168,7 @@ class TowerHost:
         self._version: _Version | None = None
         self._tail = Tail(1)
         # Used only by the thread:
-        self._goods = Goods(primary.builder)
+        self._goods = ItemRows(primary.builder)
         self._ahead: Tower | None = None  # with all news
         self._newest: Announcement | None = None  # the version of ``_ahead``
         self._built: Announcement | None = None  # the version that is out or is being built

@@ -29,7 +29,7 @@ from learner.serving.staging import ModelWriter
 from millrace.basics.errors import SnapshotError, one_line
 from millrace.processes.priority import step_back
 from millrace.processes.shared import Pool
-from millrace.versions.clicks import ClickTimes
+from millrace.versions.clicks import ClickHistogram
 from millrace.versions.image import Image
 from millrace.versions.versioning import Announcement, VersionClicks
 from scorer.feeder.state import FeederState
@@ -53,7 +53,7 @@ class Staged(NamedTuple):
     arrays: Mapping[str, Any]
 
 
-class Served(NamedTuple):
+class PendingVersion(NamedTuple):
     """A version that not all workers serve yet."""
 
     number: int
@@ -72,7 +72,7 @@ class VersionHost:
         self._changed = threading.Condition(threading.RLock())
         self._workers: dict[Receiver, int] = {}  # up to which number each has come
         self._staged: deque[Staged] = deque()
-        self._waiting: deque[Served] = deque()
+        self._waiting: deque[PendingVersion] = deque()
         self._newest: Announcement | None = None  # sent to all workers
         self._number = self._base = 0
         self._told = (0, 0)  # of the writer: overlays folded, generation of its base
@@ -198,7 +198,7 @@ class VersionHost:
     def _begins(self, note: Announcement, deltas: int, clicks: Sequence[VersionClicks]) -> None:
         self._number += 1
         self._newest = note
-        self._waiting.append(Served(self._number, note, deltas, clicks))
+        self._waiting.append(PendingVersion(self._number, note, deltas, clicks))
         if not self._workers:
             self._all_serve()
 
@@ -239,4 +239,4 @@ class VersionHost:
 
 def _brief(note: Announcement) -> Announcement:
     """Without the files and the clicks, which workers do not need."""
-    return msgspec.structs.replace(note, clicks=ClickTimes(), parts=[], training=[], file=None)
+    return msgspec.structs.replace(note, clicks=ClickHistogram(), parts=[], training=[], file=None)

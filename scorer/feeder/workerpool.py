@@ -31,9 +31,9 @@ from millrace.basics.errors import MillraceError, ServiceError, one_line
 from millrace.processes.shared import Region
 from scorer.feeder.state import FeederState
 from scorer.feeder.versionhost import VersionHost
-from scorer.ipc.figures import Sums, values_of
-from scorer.ipc.link import FeederLink, Handles, Message, Packet, Receiver
+from scorer.ipc.link import FeederLink, Handles, LinkMessage, Packet, Receiver
 from scorer.ipc.meters import WORKER_RESTARTS, WORKERS
+from scorer.ipc.scorer_metrics import Sums, values_of
 from scorer.pagelog.ring import RING_BYTES
 from scorer.worker.acceptor import NOBODY
 from scorer.worker.template import Template
@@ -63,7 +63,7 @@ class Sender(Protocol):
         """A worker has ended."""
 
 
-class Member:
+class PoolMember:
     def __init__(self, slot: int, pid: int, started: float) -> None:
         self.slot, self.pid, self.started = slot, pid, started
         self.link: FeederLink
@@ -108,7 +108,7 @@ class WorkerPool:
         self._shares = Region(8 * settings.workers)
         self._connections = self._shares.array((settings.workers,), np.int64)
         self._connections[:] = NOBODY
-        self._members: dict[int, Member] = {}  # by slot
+        self._members: dict[int, PoolMember] = {}  # by slot
         self._next_at = dict.fromkeys(range(settings.workers), 0.0)
         self._pauses = dict.fromkeys(range(settings.workers), FIRST_PAUSE_SECONDS)
         self._lock = threading.RLock()
@@ -161,13 +161,13 @@ class WorkerPool:
 
     # -- within -----------------------------------------------------------------------------------------------
 
-    def _all(self) -> list[Member]:
+    def _all(self) -> list[PoolMember]:
         with self._lock:
             return list(self._members.values())
 
     def _begin(self, slot: int) -> None:
         ours, pid = self._fork(slot)
-        member = Member(slot, pid, time.monotonic())
+        member = PoolMember(slot, pid, time.monotonic())
         member.link = FeederLink(ours, lambda message: self._heard(member, message), lambda: self._gone(member))
         with self._lock:
             self._members[slot] = member
@@ -200,7 +200,7 @@ class WorkerPool:
             self._template.renew()
         raise AssertionError("unreachable")
 
-    def _heard(self, member: Member, message: Message) -> None:
+    def _heard(self, member: PoolMember, message: LinkMessage) -> None:
         member.unanswered = 0
         if message.kind == "serves":
             self._host.serves(member, int(message.facts))
@@ -215,7 +215,7 @@ class WorkerPool:
             else:
                 member.put(Packet("answer", {"ask": message.facts["ask"], "answer": None}))
 
-    def _answers(self, member: Member, asked: dict[str, Any]) -> None:
+    def _answers(self, member: PoolMember, asked: dict[str, Any]) -> None:
         try:
             answer, arrays = self._answer(asked["what"], asked["facts"])
         except Exception as error:  # the worker goes on without
@@ -226,7 +226,7 @@ class WorkerPool:
             self._asked.release()
         member.put(Packet("answer", {"ask": asked["ask"], "answer": answer}, arrays))
 
-    def _gone(self, member: Member) -> None:
+    def _gone(self, member: PoolMember) -> None:
         with self._lock:
             member.gone = True
             if self._members.get(member.slot) is member:
@@ -273,7 +273,7 @@ class WorkerPool:
             log.error("no worker can be started: trying again", worker=slot, error=one_line(error))
             self._next_at[slot] = time.monotonic() + LONGEST_PAUSE_SECONDS
 
-    def _look_at(self, member: Member) -> None:
+    def _look_at(self, member: PoolMember) -> None:
         reached = self._host.behind(member)
         member.unmoved = member.unmoved + 1 if reached is not None and reached == member.reached else 0
         member.reached = reached
@@ -289,7 +289,7 @@ class WorkerPool:
             member.unanswered = member.unmoved = 0
             self._kill(member)
 
-    def _kill(self, member: Member) -> None:
+    def _kill(self, member: PoolMember) -> None:
         try:
             killed = self._template.kill(member.pid)
         except MillraceError:

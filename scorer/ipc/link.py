@@ -65,7 +65,7 @@ class Closed(Exception):
     """The other side has ended; or, with a text, what it sends is invalid."""
 
 
-class Message(NamedTuple):
+class LinkMessage(NamedTuple):
     kind: str
     facts: Any  # builtins: what msgpack gives
     arrays: dict[str, NDArray[Any]]
@@ -139,7 +139,7 @@ class Inbox:
         self._have = bytearray()
         self._fds: deque[int] = deque()
 
-    def read(self) -> list[Message]:
+    def read(self) -> list[LinkMessage]:
         """The messages that one read completes. Raises Closed: the other side has ended or sends no valid message;
         BlockingIOError: a non-blocking socket has nothing."""
         try:
@@ -167,7 +167,7 @@ class Inbox:
         while self._fds:
             os.close(self._fds.popleft())
 
-    def _next(self) -> Message | None:
+    def _next(self) -> LinkMessage | None:
         if len(self._have) < _HEAD.size:
             return None
         size, text, count = _HEAD.unpack_from(self._have)
@@ -184,7 +184,7 @@ class Inbox:
             raise Closed(one_line(error)) from error
 
 
-def _message(body: NDArray[np.uint8], text: int, regions: list[Region]) -> Message:
+def _message(body: NDArray[np.uint8], text: int, regions: list[Region]) -> LinkMessage:
     """The message of a frame's body, of which the first ``text`` bytes are msgpack."""
     kind, facts, laid = _decode(body[:text].data)
     arrays = {}
@@ -195,14 +195,14 @@ def _message(body: NDArray[np.uint8], text: int, regions: list[Region]) -> Messa
             arrays[name] = body[start : start + length].view(dtype).reshape(shape)
         else:
             arrays[name] = regions[place].array(tuple(shape), dtype, offset)
-    return Message(kind, facts, arrays, regions)
+    return LinkMessage(kind, facts, arrays, regions)
 
 
 class FeederLink:
     """The feeder's end, with a thread that sends and one that listens. Sending never blocks. The listener calls
     ``heard`` with each message, and ``ended`` once, when the worker has closed its end."""
 
-    def __init__(self, end: socket.socket, heard: Callable[[Message], None], ended: Callable[[], None]) -> None:
+    def __init__(self, end: socket.socket, heard: Callable[[LinkMessage], None], ended: Callable[[], None]) -> None:
         self._socket, self._heard, self._ended = end, heard, ended
         self._queue: queue.SimpleQueue[Packet | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send, self._hear)]
@@ -257,11 +257,11 @@ class WorkerLink:
     """A worker's end, on its event loop: one message a turn of the loop, between two requests. Calls ``heard`` with
     each, and ``ended`` once, when the feeder has ended."""
 
-    def __init__(self, end: socket.socket, heard: Callable[[Message], None], ended: Callable[[], None]) -> None:
+    def __init__(self, end: socket.socket, heard: Callable[[LinkMessage], None], ended: Callable[[], None]) -> None:
         end.setblocking(False)
         self._socket, self._heard, self._ended = end, heard, ended
         self._inbox = Inbox(end)
-        self._got: deque[Message] = deque()
+        self._got: deque[LinkMessage] = deque()
         self._out = bytearray()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._due = self._paused = False

@@ -1,5 +1,5 @@
 # core
-"""Candidates of one page: asks each source for this user, and :mod:`scorer.recall.recall` merges them.
+"""Candidates of one page: asks each source for this user, and :mod:`scorer.recall.candidate_lists` merges them.
 
 ::
 
@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.basics.durations import DAY_MS
-from millrace.contracts.online import Past
+from millrace.contracts.online_layout import Past
 from millrace.contracts.settings import Settings
 from scorer.catalog.itemtable import ItemRows
 from scorer.page.rank import Ranker
+from scorer.recall.candidate_lists import COCLICKED, LIKED, NO_ROWS, VECTORS, Allowed, CandidateLists, Shares, recall
 from scorer.recall.nearest import Retrieval
 from scorer.recall.neighbours import Neighbours
-from scorer.recall.recall import COCLICKED, LIKED, NO_ROWS, VECTORS, Allowed, CandidateLists, Shares, recall
-from scorer.users.userrecord import User
+from scorer.users.userrecord import KnownUser
 
 ALL_NEIGHBOURS = 1 << 16
 """More neighbours than any user's last clicks have, because filters remove some."""
@@ -63,7 +63,7 @@ class Recaller:
     def page(
         self,
         sources: Sources,
-        user: User,
+        user: KnownUser,
         ts_ms: int,
         size: int,
         least: int,

@@ -9,13 +9,13 @@ from millrace.contracts.schema import Schema
 from millrace.versions.versioning import Announcement
 from millrace.windows.features import FeatureBuilder
 from scorer.catalog.itemtable import ItemTable
-from scorer.page.rank import Model, Ranker
+from scorer.page.rank import Ranker, RankingModel
+from scorer.recall.candidate_lists import CandidateLists
 from scorer.recall.nearest import Retrieval
 from scorer.recall.neighbours import Neighbours
-from scorer.recall.recall import CandidateLists
 
 
-class Held:
+class WorkerState:
     """See the module's text. ``count_error`` receives the kind of each handled error."""
 
     def __init__(self, schema: Schema, count_error: Callable[[str], None]) -> None:
@@ -26,12 +26,12 @@ class Held:
         self.retrieval: Retrieval | None = None  # None: there is none yet
         self.neighbours: Neighbours | None = None  # what is clicked along with what; None: not known yet
         self.note: Announcement | None = None
-        self.model: Model | None = None
+        self.model: RankingModel | None = None
         self.heard_ms = 0  # newest event that the stream has counted; 0: none yet
         self.to_read: dict[str, int] = {}
         """Messages that must be read from Kafka before ranking, by what they are for (-1: number unknown)."""
 
-    def install(self, note: Announcement, model: Model) -> None:
+    def install(self, note: Announcement, model: RankingModel) -> None:
         self.note, self.model = note, model
 
     def not_ready(self) -> str:

@@ -19,14 +19,14 @@ from itertools import chain
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import U64
 from millrace.contracts.events import Id
-from millrace.contracts.online import HOT, NEW, hot_in, values_listed
+from millrace.contracts.online_layout import HOT, NEW, hot_in, values_listed
 from millrace.windows.affinity import preferences, taste_columns
 from millrace.windows.features import FeatureBuilder
-from scorer.page import wire
-from scorer.page.wire import Filters, RequestError
-from scorer.users.userrecord import Meters, Store, User, look_up
+from scorer.page import page_wire
+from scorer.page.page_wire import Filters, RequestError
+from scorer.users.userrecord import KnownUser, Meters, UserStore, look_up
 
-Passing = Callable[[Filters, User, int, Sequence[Id]], list[Id]]
+Passing = Callable[[Filters, KnownUser, int, Sequence[Id]], list[Id]]
 LISTS = "lists"
 LIKED, NEWEST = 0.4, 0.1
 GROUPS = 12
@@ -40,12 +40,12 @@ def not_ready(reason: str) -> RequestError:
 
 
 class ListPages:
-    def __init__(self, store: Store, builder: FeatureBuilder, meters: Meters, passing: Passing) -> None:
+    def __init__(self, store: UserStore, builder: FeatureBuilder, meters: Meters, passing: Passing) -> None:
         self._store, self._builder, self._meters, self._passing = store, builder, meters, passing
 
     async def page(
         self, user_id: Id, size: int, ts_ms: int, reason: str, filters: Filters | None = None
-    ) -> wire.RecommendAnswer:
+    ) -> page_wire.RecommendAnswer:
         """A page of the shop's lists, which is not logged.
 
         Args:
@@ -70,10 +70,10 @@ class ListPages:
             raise not_ready(reason)
         self._meters.list_page()
         made = f"made of the shop's lists, since there is {reason.split(';')[0]}: report no events of this page"
-        placed = [wire.PlacedItem(item, position, None) for position, item in enumerate(items)]
-        return wire.RecommendAnswer(None, -1, LISTS, ts_ms, placed, [made, *notes])
+        placed = [page_wire.PlacedItem(item, position, None) for position, item in enumerate(items)]
+        return page_wire.RecommendAnswer(None, -1, LISTS, ts_ms, placed, [made, *notes])
 
-    def _liked(self, user: User, listed: Sequence[str], ts_ms: int) -> list[str]:
+    def _liked(self, user: KnownUser, listed: Sequence[str], ts_ms: int) -> list[str]:
         try:
             return liked_lists(self._builder, listed, user.columns, user.tiles, ts_ms)
         except StoreError:  # the page goes without this user's likings

@@ -14,10 +14,10 @@ from millrace.contracts.clock import EventClock
 from millrace.contracts.events import SOURCES, Id, Impression
 from millrace.versions.versioning import Announcement
 from scorer.catalog.itemtable import ItemRows
-from scorer.page import reasons, wire
-from scorer.page.held import Held
-from scorer.page.rank import Model, Ranked
-from scorer.users.userrecord import Meters, User
+from scorer.page import page_wire, score_reasons
+from scorer.page.held import WorkerState
+from scorer.page.rank import Ranked, RankingModel
+from scorer.users.userrecord import KnownUser, Meters
 
 AskCounts = Callable[[ItemRows, int], Awaitable[NDArray[Any] | None]]
 """Counts of items at another time than now, from the whole index; None: not available."""
@@ -27,13 +27,13 @@ class Asked(NamedTuple):
     """A page request: user, time and context."""
 
     request_id: str
-    user: User
+    user: KnownUser
     user_id: Id
     ts_ms: int
     context: dict[str, Any]
     notes: list[str]
     explain: bool = False
-    filters: wire.Filters | None = None
+    filters: page_wire.Filters | None = None
 
     @property
     def capped(self) -> bool:
@@ -45,7 +45,7 @@ class Scored(NamedTuple):
     rows: ItemRows  # (n,)
     found: Ranked
     shown: NDArray[np.float32]  # (n,) scores for a client: 0, the last rank, where the model gave no number
-    model: Model
+    model: RankingModel
 
 
 class PageMaker:
@@ -59,7 +59,7 @@ class PageMaker:
 
     def __init__(
         self,
-        held: Held,
+        held: WorkerState,
         clock: EventClock,
         send: Callable[[Impression], bool | None],
         meters: Meters,
@@ -68,7 +68,7 @@ class PageMaker:
     ) -> None:
         self._held, self._clock, self._meters = held, clock, meters
         self.send, self.wall, self.ask_counts = send, wall, ask_counts
-        self._inputs = reasons.inputs_of(held.schema)
+        self._inputs = score_reasons.inputs_of(held.schema)
 
     @property
     def now_ms(self) -> int:
@@ -111,7 +111,7 @@ class PageMaker:
         sources: bytes,
         retrieval: int,
         offset: int = 0,
-    ) -> wire.RecommendAnswer:
+    ) -> page_wire.RecommendAnswer:
         """Logs and answers the items ``order`` (positions in ``scored``); the first one has the slot ``offset``.
         ``sources`` and ``retrieval``: where recall found them, by which version."""
         ids = self.ids(scored.rows[order])
@@ -120,18 +120,19 @@ class PageMaker:
         shown = scored.shown[order].tolist()
         told = retrieval if page.explain else UNSET
         where = ([SOURCES[code] for code in sources], self._reasons(scored, order)) if page.explain else ()
-        items = list(map(wire.PlacedItem, ids, range(len(ids)), shown, *where))
+        items = list(map(page_wire.PlacedItem, ids, range(len(ids)), shown, *where))
         version = scored.note.version
-        return wire.RecommendAnswer(
+        return page_wire.RecommendAnswer(
             page.request_id, version, arm, page.ts_ms, items, page.notes, offset, retrieval_version=told
         )
 
-    def _reasons(self, scored: Scored, order: NDArray[np.intp]) -> list[list[wire.Reason] | UnsetType]:
+    def _reasons(self, scored: Scored, order: NDArray[np.intp]) -> list[list[page_wire.Reason] | UnsetType]:
         """The strongest inputs of each of the first items in ``order``."""
-        first = order[: reasons.MOST_ITEMS]
-        found = reasons.effects(scored.model, scored.found.cat[first], scored.found.numbers(first), self._inputs)
-        told: list[list[wire.Reason] | UnsetType] = [
-            [wire.Reason(name, effect) for name, effect in those] for those in reasons.strongest(found, self._inputs)
+        first = order[: score_reasons.MOST_ITEMS]
+        found = score_reasons.effects(scored.model, scored.found.cat[first], scored.found.numbers(first), self._inputs)
+        told: list[list[page_wire.Reason] | UnsetType] = [
+            [page_wire.Reason(name, effect) for name, effect in those]
+            for those in score_reasons.strongest(found, self._inputs)
         ]
         return told + [UNSET] * (len(order) - len(first))
 

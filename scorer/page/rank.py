@@ -21,33 +21,30 @@ from numpy.typing import NDArray
 from learner.serving.frame import NumberPlan
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import U64, mix
-from millrace.contracts.online import (
-    WINDOW_BYTES,
-    window_keys,
-)
+from millrace.contracts.online_layout import WINDOW_BYTES, window_keys
 from millrace.windows.affinity import ACTION, clicks_a_day
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import counts_of
 from scorer.catalog import pagekernels
 from scorer.catalog.itemtable import ItemRows, ItemTable
 from scorer.catalog.pageform import block_size, late_columns, page_form, shared_places
-from scorer.catalog.pagekernels import Feed, Keyed, Room, Shared
-from scorer.recall.recall import Groups
-from scorer.users.userrecord import User
+from scorer.catalog.pagekernels import InputScale, Keyed, Room, SharedInputs
+from scorer.recall.candidate_lists import HotGroups
+from scorer.users.userrecord import KnownUser
 
 Counts = NDArray[np.integer[Any]]
 _SLOTS = 1024
 """Slots whose feature ids are computed in advance."""
 
 
-class Model(Protocol):
+class RankingModel(Protocol):
     """The model as ranking needs it: click probabilities, (n,) float32, without side effects."""
 
     def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
 
-class FilledModel(Model, Protocol):
-    """A model whose input ranking fills itself; see :class:`learner.serving.serving.ServingModel`."""
+class FilledModel(RankingModel, Protocol):
+    """A model whose input ranking fills itself; see :class:`learner.serving.serving_model.ServingModel`."""
 
     @property
     def numbers(self) -> NumberPlan | None: ...
@@ -114,9 +111,11 @@ class Ranker:
         of_user = [(f, layout.field_salt(f)) for f in layout.cat_fields if f.of == "user"]
         self._user_fields = [(f.name, f.slots) for f, _ in of_user]
         self._user_salts = np.array([s for f, s in of_user for _ in range(f.slots)], np.uint64)
-        self._last: tuple[User, int, Keyed] | None = None
+        self._last: tuple[KnownUser, int, Keyed] | None = None
 
-    def likings(self, groups: tuple[Groups, ...], user: User, ts_ms: int) -> list[tuple[Groups, NDArray[np.float64]]]:
+    def likings(
+        self, groups: tuple[HotGroups, ...], user: KnownUser, ts_ms: int
+    ) -> list[tuple[HotGroups, NDArray[np.float64]]]:
         """A user's affinity to each group (:mod:`millrace.windows.affinity`). (G,) for each grouping"""
         windows = self.builder.schema.windows
         held = self._held(user, ts_ms)
@@ -132,13 +131,13 @@ class Ranker:
             out.append((grouping, found))
         return out
 
-    def seen_keys(self, user: User, ts_ms: int) -> U64:
+    def seen_keys(self, user: KnownUser, ts_ms: int) -> U64:
         """The window keys in a user's record that have exposures in the longest window. (k,)"""
         held = self._held(user, ts_ms)
         seen: U64 = held.keys[held.counts[:, self._form.windows - 1, 0] > 0]
         return seen
 
-    def user_ids(self, user: User) -> NDArray[np.int64]:
+    def user_ids(self, user: KnownUser) -> NDArray[np.int64]:
         """Feature ids of the user's own fields in the layout's order, 0 where one is missing. (k,)"""
         hashes, at = np.zeros(len(self._user_salts), np.uint64), 0
         for name, slots in self._user_fields:
@@ -151,16 +150,16 @@ class Ranker:
 
     def rank(
         self,
-        user: User,
+        user: KnownUser,
         rows: ItemRows,
         ts_ms: int,
         context: Mapping[str, Any] | None,
-        model: Model,
+        model: RankingModel,
         counts: Counts | None = None,
     ) -> Ranked:
         """Features and scores of the items at ``rows`` for ``user`` at ``ts_ms``. ``counts``: (n, J, S, A) of the
-        items' own window keys for a time far from now (:meth:`scorer.catalog.index.ItemIndex.counts_at`); default: the
-        item table's."""
+        items' own window keys for a time far from now (:meth:`scorer.catalog.item_index.ItemIndex.counts_at`);
+        default: the item table's."""
         n = len(rows)
         cat, keys = self._make(user, rows, ts_ms, context, counts)
         numbers = self._numbers()
@@ -170,7 +169,7 @@ class Ranker:
         else:
             filled = cast("FilledModel", model)
             x = filled.room(n)
-            how = Feed(plan.log, plan.mean, plan.factor, np.float32(plan.bound), plan.at)
+            how = InputScale(plan.log, plan.mean, plan.factor, np.float32(plan.bound), plan.at)
             pagekernels.feed(self._form, how, self._room, n, x)
             scores = filled.score_filled(cat, x, self._once)
         return Ranked(cat, keys, scores, numbers)
@@ -179,7 +178,7 @@ class Ranker:
         self,
         ranked: Ranked,
         order: NDArray[np.intp],
-        user: User,
+        user: KnownUser,
         rows: ItemRows,
         ts_ms: int,
         context: Mapping[str, Any] | None = None,
@@ -215,7 +214,7 @@ class Ranker:
             keys[:, self._late_keys] = self.builder.keys(columns, len(rows))[:, self._late_keys]
 
     def _make(
-        self, user: User, rows: ItemRows, ts_ms: int, context: Mapping[str, Any] | None, counts: Counts | None
+        self, user: KnownUser, rows: ItemRows, ts_ms: int, context: Mapping[str, Any] | None, counts: Counts | None
     ) -> tuple[NDArray[np.int64], U64]:
         n, layout = len(rows), self.builder.layout
         if n > len(self._room.plain):
@@ -259,14 +258,14 @@ class Ranker:
         named, numbers = self.builder.attributes("context", context or {})
         return {**named, **self.builder.context(np.array([ts_ms], np.int64))}, numbers
 
-    def _shared(self, user: User, ts_ms: int, context: Mapping[str, Any] | None) -> Shared:
+    def _shared(self, user: KnownUser, ts_ms: int, context: Mapping[str, Any] | None) -> SharedInputs:
         layout = self.builder.layout
         named, numbers = self._context(context, ts_ms)
         plain = np.zeros(layout.window_start)
         for name, value in {**user.plain, **numbers}.items():
             plain[self._plain_at[name]] = value
         half_lives = self.builder.schema.windows.half_lives
-        return Shared(
+        return SharedInputs(
             hashes=self._hashes({**user.columns, **named}),
             plain=plain,
             fade=self.builder.fade(ts_ms).ravel() if half_lives else np.empty(0),
@@ -282,7 +281,7 @@ class Ranker:
                 out[place] = column.ravel()
         return out
 
-    def _held(self, user: User, ts_ms: int) -> Keyed:
+    def _held(self, user: KnownUser, ts_ms: int) -> Keyed:
         """Counts of all window keys in the user's record, read once a request."""
         if self._last is not None and self._last[0] is user and self._last[1] == ts_ms:
             return self._last[2]

@@ -24,9 +24,9 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from millrace.contracts.events import SOURCES, Id, Name, TimeOrNever, WireId
-from millrace.contracts.online import ranked_key
-from scorer.page.wire import Filters, RequestError
-from scorer.users.userrecord import Store
+from millrace.contracts.online_layout import ranked_key
+from scorer.page.page_wire import Filters, RequestError
+from scorer.users.userrecord import UserStore
 
 _ASKED = SOURCES.index("asked")
 MEMORY_BYTES = 16 << 20
@@ -91,7 +91,7 @@ class RankedLists:
     the store."""
 
     def __init__(
-        self, store: Store, seconds: float, wall: Callable[[], int], count_error: Callable[[str], None]
+        self, store: UserStore, seconds: float, wall: Callable[[], int], count_error: Callable[[str], None]
     ) -> None:
         self._store, self._seconds, self._wall, self._count_error = store, seconds, wall, count_error
         self._here: OrderedDict[str, bytes] = OrderedDict()

@@ -26,7 +26,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from millrace.basics.errors import MillraceError, one_line
 from millrace.contracts.topics import IMPRESSIONS
 from scorer.pagelog.spool import Lost, Spool
-from scorer.pagelog.spoolfile import Entry, Position
+from scorer.pagelog.spoolfile import Position, RecordPlace
 
 log = structlog.get_logger("scorer")
 
@@ -131,7 +131,7 @@ class Delivery:
                 self._pause_until = self._monotonic() + RETRY_SECONDS
         return self._producer is not None
 
-    def _send(self, entry: Entry) -> None:
+    def _send(self, entry: RecordPlace) -> None:
         assert self._producer is not None
         assert entry.key is not None
         at, size = entry.at, len(entry.value)

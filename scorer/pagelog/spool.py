@@ -25,8 +25,8 @@ from pathlib import Path
 
 from scorer.pagelog.spoolfile import (
     HEAD_BYTES,
-    Entry,
     Position,
+    RecordPlace,
     head_of,
     read_at,
     read_mark,
@@ -101,7 +101,7 @@ class Spool:
         self._written += size
         return ""
 
-    def next(self) -> Entry | None:
+    def next(self) -> RecordPlace | None:
         """The next record; None: there is none now. Skips damaged ones."""
         while True:
             found = read_on(self.folder, self._lengths, self._next)
@@ -113,7 +113,7 @@ class Spool:
                 return found
             self._damaged(found)
 
-    def again(self, at: Position) -> Entry | None:
+    def again(self, at: Position) -> RecordPlace | None:
         """A record that :meth:`next` gave, for a retry. None: it has been damaged since."""
         found = read_at(self.folder, at, self._lengths.get(at[0], 0))
         if found.key is not None:
@@ -154,7 +154,7 @@ class Spool:
     def _numbers(self) -> list[int]:
         return sorted(self._lengths)  # in one step: the other thread may add to it
 
-    def _damaged(self, found: Entry) -> None:
+    def _damaged(self, found: RecordPlace) -> None:
         self._lost(DAMAGED, 1, found.exposures)
         self.acknowledge(found.at)
 

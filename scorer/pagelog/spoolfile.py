@@ -29,7 +29,7 @@ HEAD_BYTES = _HEAD.size + _CRC.size
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RecordPlace:
     """A record's place in a segment, damaged or not."""
 
     at: Position
@@ -55,7 +55,7 @@ def segments(folder: Path) -> dict[int, int]:
     return {int(p.stem): p.stat().st_size for p in sorted(folder.glob("*.log")) if p.stem.isdecimal()}
 
 
-def read_on(folder: Path, lengths: Mapping[int, int], at: Position) -> Entry | None:
+def read_on(folder: Path, lengths: Mapping[int, int], at: Position) -> RecordPlace | None:
     """The entry at ``at``, or the first one of later segments. None: nothing."""
     number, start = at
     for later in sorted(lengths):
@@ -65,7 +65,7 @@ def read_on(folder: Path, lengths: Mapping[int, int], at: Position) -> Entry | N
     return None if start >= length else read_at(folder, (number, start), length)
 
 
-def read_at(folder: Path, at: Position, length: int) -> Entry:
+def read_at(folder: Path, at: Position, length: int) -> RecordPlace:
     """The record at ``at`` in a segment of ``length`` bytes. Raises OSError: the process has no file or memory left;
     the record may be whole."""
     number, start = at
@@ -75,17 +75,17 @@ def read_at(folder: Path, at: Position, length: int) -> Entry:
             file.seek(start)
             head = _read_head(file.read(HEAD_BYTES))
             if head is None:
-                return Entry(at, _next_head(file.name, start + 1, length), 0, None, b"")
+                return RecordPlace(at, _next_head(file.name, start + 1, length), 0, None, b"")
             of_key, of_value, exposures, crc = head
             end = start + HEAD_BYTES + of_key + of_value
             body = file.read(of_key + of_value) if end <= length else b""
     except OSError as error:
         if error.errno in _PASSING:
             raise
-        return Entry(at, length, exposures, None, b"")
+        return RecordPlace(at, length, exposures, None, b"")
     if len(body) == of_key + of_value and zlib.crc32(body) == crc:
-        return Entry(at, end, exposures, body[:of_key], body[of_key:])
-    return Entry(at, min(end, length), exposures, None, b"")
+        return RecordPlace(at, end, exposures, body[:of_key], body[of_key:])
+    return RecordPlace(at, min(end, length), exposures, None, b"")
 
 
 def _read_head(raw: bytes) -> tuple[int, int, int, int] | None:

@@ -52,8 +52,8 @@ MASKED_SHARE, MASKED_MARGIN = 0.25, 1.25
 items exact products are faster."""
 
 
-class UserTower(Protocol):
-    """The part of :class:`learner.retrieval.tower.UserTower` used here."""
+class QueryTower(Protocol):
+    """The part of :class:`learner.retrieval.tower.QueryTower` used here."""
 
     def query(self, ids: NDArray[np.int64], recent: Floats, age_ms: NDArray[np.int64]) -> Floats: ...
 
@@ -86,7 +86,7 @@ class Retrieval:
         rows: NDArray[np.int32],
         tiles: Tiles,
         at: NDArray[np.int32],
-        user: UserTower,
+        user: QueryTower,
         finder: Finder | None = None,
     ) -> None:
         self.version, self.clicks = version, clicks
@@ -104,7 +104,7 @@ class Retrieval:
 
     @classmethod
     def of_arrays(
-        cls, facts: Mapping[str, Any], arrays: Arrays, user: UserTower, finder: Finder | None = None
+        cls, facts: Mapping[str, Any], arrays: Arrays, user: QueryTower, finder: Finder | None = None
     ) -> Retrieval:
         version = int(facts["epoch"]), int(facts["version"])
         return cls(version, int(facts["clicks"]), arrays["rows"], arrays["tiles"], arrays["at"], user, finder)

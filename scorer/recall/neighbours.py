@@ -9,7 +9,7 @@
     near   (m,) i32       │ 9  4  7 │ 2  0 │ ...    index rows, best first, at most 16 each
 
 A neighbour's weight is the sum of its counts over partitions, weighted by day
-(:func:`millrace.contracts.coclicks.worth`).
+(:func:`millrace.contracts.coclick_message.worth`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.basics.hashing import U64, value_hash
-from millrace.contracts.coclicks import DAYS, MOST, WEIGHTS, Lists
+from millrace.contracts.coclick_message import DAYS, MOST, WEIGHTS, Lists
 from millrace.contracts.events import Id
 from scorer.recall import neighbourkernels
 
@@ -37,7 +37,7 @@ _ENTRY = np.dtype([("near", "<u8"), ("counts", "<u2", (DAYS,))])
 _WEIGHTS = np.array(WEIGHTS, np.int64)
 
 
-class CoClicks:
+class CoClickFeed:
     """The feeder's half. One thread at a time.
 
     >>> said = Lists(10, np.array([5], "u8"), np.array([1], "u1"), np.array([6], "u8"), np.ones((1, 7), "u2"))

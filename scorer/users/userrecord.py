@@ -14,8 +14,8 @@ from msgspec import Struct
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import U64
 from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING, Id
-from millrace.contracts.online import NOTHING as NOTHING_DONE
-from millrace.contracts.online import PROFILE, RECENT, WINDOW_BYTES, Recent, unpack_profile, unpack_recent
+from millrace.contracts.online_layout import NOTHING as NOTHING_DONE
+from millrace.contracts.online_layout import PROFILE, RECENT, WINDOW_BYTES, Recent, unpack_profile, unpack_recent
 from millrace.windows.features import FeatureBuilder
 
 AWAY = "away"
@@ -36,7 +36,7 @@ _BECAUSE = {
 }
 
 
-class Record(Struct, frozen=True):
+class UserRecord(Struct, frozen=True):
     """A user's hash in the online store.
 
     Args:
@@ -83,7 +83,7 @@ class Record(Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class User:
+class KnownUser:
     """A user at a request: attributes, a packed tile list per window key, and the last actions."""
 
     columns: dict[str, U64]
@@ -95,7 +95,7 @@ class User:
     missing: int = 0  # bits of what was not there, see millrace.contracts.events.Lacking
 
     @classmethod
-    def of(cls, builder: FeatureBuilder, user_id: Id, record: Mapping[bytes, bytes], missing: int = 0) -> User:
+    def of(cls, builder: FeatureBuilder, user_id: Id, record: Mapping[bytes, bytes], missing: int = 0) -> KnownUser:
         """A user from the online store's hash; an empty ``record`` is an unknown user."""
         attributes: dict[str, Any] = {}
         recent, damaged, forgotten = NOTHING_DONE, False, False
@@ -111,10 +111,11 @@ class User:
         return cls(columns, plain, record, damaged, recent, forgotten, missing)
 
 
-class Store(Protocol):
-    """The online store; see :class:`scorer.users.store.OnlineReader`. Away is no error: None, or nothing stored."""
+class UserStore(Protocol):
+    """The online store; see :class:`scorer.users.user_reader.OnlineReader`. Away is no error: None, or nothing
+    stored."""
 
-    async def record(self, user_id: Id) -> Record: ...
+    async def record(self, user_id: Id) -> UserRecord: ...
 
     async def list_keys(self) -> list[str] | None: ...
 
@@ -141,11 +142,13 @@ class Meters(Protocol):
     def filtered(self, filled: str) -> None: ...
 
 
-async def look_up(store: Store, builder: FeatureBuilder, meters: Meters, user_id: Id) -> tuple[User, list[str]]:
+async def look_up(
+    store: UserStore, builder: FeatureBuilder, meters: Meters, user_id: Id
+) -> tuple[KnownUser, list[str]]:
     """The user, and a note for the answer on what was missing. An unknown user is served as a new one."""
     record = await store.record(user_id)
     meters.user_read(record.found)
-    user = User.of(builder, user_id, record.fields, record.lacking)
+    user = KnownUser.of(builder, user_id, record.fields, record.lacking)
     said = record.note(user_id)
     notes = [said] if said else []
     if user.damaged:

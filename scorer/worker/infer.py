@@ -1,6 +1,6 @@
 # core
 """An API for clients that only want scores: the Open Inference Protocol (version 2, as KServe, Triton and others speak
-it), over :meth:`scorer.page.serving.Serving.score_items`.
+it), over :meth:`scorer.page.page_service.Serving.score_items`.
 
 Input tensors: ``user_id`` (1,), ``item_id`` (n,), optionally ``ts_ms`` (1,) and the schema's context fields (1,) each.
 Output: ``score`` (n,), and ``known`` (n,): false for an item that is not in the catalogue, whose score is 0. Data is
@@ -19,9 +19,9 @@ from millrace import __version__
 from millrace.basics.openapi import Ready
 from millrace.contracts.events import MAX_DEPTH
 from millrace.contracts.schema import DERIVED, Schema
-from scorer.page import wire
-from scorer.page.serving import Serving
-from scorer.page.wire import MAX_SCORED, RequestError
+from scorer.page import page_wire
+from scorer.page.page_service import Serving
+from scorer.page.page_wire import MAX_SCORED, RequestError
 
 MODEL = "millrace"
 """The name of the only model: the serving one."""
@@ -154,7 +154,7 @@ class InferenceApi:
         """POST /v2/models/{name}/infer. Raises RequestError: an invalid request, an unknown model, or one that is not
         ready."""
         self._check(name)
-        asked = wire.decode(body, InferRequest)
+        asked = page_wire.decode(body, InferRequest)
         known = [tensor.name for tensor in OUTPUTS]
         wanted = {output.name for output in asked.outputs} or known
         for output in wanted:
@@ -170,7 +170,7 @@ class InferenceApi:
         parameters = {"notes": "; ".join(answer.notes)} if answer.notes else {}
         return InferAnswer(MODEL, str(answer.model_version), tensors, asked.id, parameters)
 
-    def _request(self, asked: InferRequest) -> wire.ScoreRequest:
+    def _request(self, asked: InferRequest) -> page_wire.ScoreRequest:
         """The equivalent request to /score."""
         given: dict[str, list[Any]] = {}
         for tensor in asked.inputs:
@@ -189,7 +189,7 @@ class InferenceApi:
         if "ts_ms" in given:
             request["ts_ms"] = given["ts_ms"][0]
         try:
-            return msgspec.convert(request, wire.ScoreRequest)
+            return msgspec.convert(request, page_wire.ScoreRequest)
         except msgspec.ValidationError as error:
             raise RequestError(f"bad request: {error}", "docs/reference/http-api.md describes the tensors") from None
 

@@ -27,16 +27,16 @@ import msgspec
 
 from learner.custom.ownserving import OwnServing
 from learner.retrieval.tower import UserTower
-from learner.role.making import reader_of
-from learner.serving.serving import ServingModel
+from learner.role.model_factory import reader_of
+from learner.serving.serving_model import ServingModel
 from millrace.contracts.schema import Schema
 from millrace.versions.versioning import Announcement
-from scorer.ipc.link import Message
-from scorer.page.serving import Serving
+from scorer.ipc.link import LinkMessage
+from scorer.page.page_service import Serving
 from scorer.recall.approximate import Approximate
+from scorer.recall.candidate_lists import CandidateLists
 from scorer.recall.nearest import Retrieval
 from scorer.recall.neighbours import Neighbours
-from scorer.recall.recall import CandidateLists
 
 
 class Replica:
@@ -46,7 +46,7 @@ class Replica:
     def __init__(
         self,
         serving: Serving,
-        attach: Callable[[Message], None],
+        attach: Callable[[LinkMessage], None],
         serves: Callable[[int], None],
     ) -> None:
         self.serving = serving
@@ -56,11 +56,11 @@ class Replica:
         self._model: ServingModel | OwnServing | None = None
         self._missing = 0  # overlays that the base needs before it is a version
         self._note: Announcement | None = None
-        self._later: list[Message] = []  # of the base that is being attached
+        self._later: list[LinkMessage] = []  # of the base that is being attached
         self._coming = 0
         self._looking: Retrieval | None = None
-        self._fetched: Message | None = None  # the retrieval version that is being attached
-        self._since: list[Message] = []  # vectors of it
+        self._fetched: LinkMessage | None = None  # the retrieval version that is being attached
+        self._since: list[LinkMessage] = []  # vectors of it
 
     @property
     def model(self) -> ServingModel | OwnServing | None:
@@ -71,25 +71,25 @@ class Replica:
         """Whether a base has come that is not attached yet."""
         return bool(self._coming)
 
-    def take(self, told: Message) -> None:
+    def take(self, told: LinkMessage) -> None:
         """Applies a message. An unknown kind is ignored."""
         handler = self._HANDLERS.get(told.kind)
         if handler is not None:
             handler(self, told)
 
-    def attached(self, told: Message, made: ServingModel | OwnServing | Retrieval) -> None:
+    def attached(self, told: LinkMessage, made: ServingModel | OwnServing | Retrieval) -> None:
         """Uses the result of :func:`attach`."""
         if isinstance(made, Retrieval):
             self._attached_retrieval(told, made)
         else:
             self._attached_base(told, made)
 
-    def failed(self, told: Message) -> None:
+    def failed(self, told: LinkMessage) -> None:
         """A retrieval version cannot be attached: recall continues with the previous one, without newer vectors."""
         if told is self._fetched:
             self._fetched, self._since = None, []
 
-    def _attached_base(self, told: Message, model: ServingModel | OwnServing) -> None:
+    def _attached_base(self, told: LinkMessage, model: ServingModel | OwnServing) -> None:
         facts = told.facts
         if facts["base"] != self._coming:
             return  # a newer one is on its way
@@ -102,24 +102,24 @@ class Replica:
 
     # -- messages ---------------------------------------------------------------------------------------------
 
-    def _items(self, told: Message) -> None:
+    def _items(self, told: LinkMessage) -> None:
         self.serving.items.apply(told.arrays)
 
-    def _lists(self, told: Message) -> None:
+    def _lists(self, told: LinkMessage) -> None:
         self.serving.lists = CandidateLists.of_arrays(told.arrays)
 
-    def _neighbours(self, told: Message) -> None:
+    def _neighbours(self, told: LinkMessage) -> None:
         self.serving.neighbours = Neighbours.of_arrays(told.arrays)
 
-    def _status(self, told: Message) -> None:
+    def _status(self, told: LinkMessage) -> None:
         self.serving.to_read = dict(told.facts["to_read"])
         self.serving.heard_ms = told.facts["heard_ms"]
 
-    def _new_base(self, told: Message) -> None:
+    def _new_base(self, told: LinkMessage) -> None:
         self._coming, self._later = told.facts["base"], []
         self._attach(told)
 
-    def _delta(self, told: Message) -> None:
+    def _delta(self, told: LinkMessage) -> None:
         if told.facts["base"] == self._coming:
             self._later.append(told)
         elif told.facts["base"] == self._base and self._model is not None:
@@ -127,7 +127,7 @@ class Replica:
             self._missing = max(0, self._missing - 1)
             self._show(told.facts)
 
-    def _folds(self, told: Message) -> None:
+    def _folds(self, told: LinkMessage) -> None:
         if told.facts["base"] == self._coming:
             self._later.append(told)
         elif told.facts["base"] == self._base and self._model is not None:
@@ -135,7 +135,7 @@ class Replica:
             if self._note is not None and not self._missing:
                 self.serving.install(self._note, self._model)
 
-    def _retrieval(self, told: Message) -> None:
+    def _retrieval(self, told: LinkMessage) -> None:
         self._since = []
         if told.arrays:
             self._fetched = told
@@ -144,7 +144,7 @@ class Replica:
             self._fetched = None
             self._look_with(None)
 
-    def _attached_retrieval(self, told: Message, retrieval: Retrieval) -> None:
+    def _attached_retrieval(self, told: LinkMessage, retrieval: Retrieval) -> None:
         if told is not self._fetched:
             return  # a newer one is on its way, or there is none any more
         since, self._since, self._fetched = self._since, [], None
@@ -155,7 +155,7 @@ class Replica:
     def _look_with(self, retrieval: Retrieval | None) -> None:
         self._looking = self.serving.retrieval = retrieval
 
-    def _vectors(self, told: Message) -> None:
+    def _vectors(self, told: LinkMessage) -> None:
         version = told.facts["epoch"], told.facts["version"]
         if self._fetched is not None and version == (self._fetched.facts["epoch"], self._fetched.facts["version"]):
             self._since.append(told)
@@ -170,7 +170,7 @@ class Replica:
         self.serving.install(self._note, self._model)
         self._serves(facts["number"])
 
-    _HANDLERS: Mapping[str, Callable[[Replica, Message], None]] = {
+    _HANDLERS: Mapping[str, Callable[[Replica, LinkMessage], None]] = {
         "items": _items,
         "lists": _lists,
         "neighbours": _neighbours,
@@ -184,7 +184,7 @@ class Replica:
 
 
 def attach(
-    schema: Schema, told: Message, rows: int, like: ServingModel | OwnServing | None = None, named: str = ""
+    schema: Schema, told: LinkMessage, rows: int, like: ServingModel | OwnServing | None = None, named: str = ""
 ) -> ServingModel | OwnServing | Retrieval:
     """The model over a base message's arrays, warmed for up to ``rows`` rows so that no request pays for its first
     call; or the version of a retrieval message. Any thread may do this.

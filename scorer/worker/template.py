@@ -135,7 +135,7 @@ def main(fd: int) -> None:
         settings = _decode(_read(control, int.from_bytes(_read(control, 8), "big")), type=Settings)
     except (EOFError, OSError):
         return
-    from scorer.worker.worker import prepare, work
+    from scorer.worker.scorer_worker import prepare, work
 
     prepare(settings)
     running: set[int] = set()

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from millrace.basics.atomic_files import write_whole
 from millrace.basics.errors import StoreError
-from millrace.basics.files import write_whole
 from millrace.contracts.schema import load_schema
-from stream.archive.columns import Columns
-from stream.archive.folder import KINDS, parquet
+from stream.archive.archive_columns import ArchiveColumns
+from stream.archive.archive_folder import KINDS, parquet
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def forget(archive: Path, user: str) -> Forgotten:
         raise StoreError(
             f"'{archive}' is no archive", "name the data folder that `millrace run archive` writes to with --data"
         )
-    user_column = Columns(load_schema(archive / "schema.toml")).user
+    user_column = ArchiveColumns(load_schema(archive / "schema.toml")).user
     column = {"events": "user_id", "exposures": user_column, "features": "user_id"}
     rows = files = looked_at = 0
     for kind in KINDS:

@@ -22,12 +22,12 @@ import numpy as np
 import pyarrow as pa
 
 from millrace.contracts.events import BadEventError
-from millrace.contracts.impressions import Served, decode_served
+from millrace.contracts.impressions import PageView, decode_served
 from millrace.contracts.schema import Schema
-from stream.archive.columns import Row
+from stream.archive.archive_columns import SettledRow
 
 
-class Logged:
+class LoggedTable:
     def __init__(self, schema: Schema) -> None:
         layout = schema.layout
         self._id = schema.id
@@ -46,9 +46,9 @@ class Logged:
             ]
         )
 
-    def table(self, rows: Sequence[Row]) -> tuple[pa.Table, int]:
+    def table(self, rows: Sequence[SettledRow]) -> tuple[pa.Table, int]:
         """The features of rows whose page's log was kept whole, and the number of rows without features."""
-        pages: dict[bytes, Served | None] = {}  # by the message: two users' clients may give their pages one name
+        pages: dict[bytes, PageView | None] = {}  # by the message: two users' clients may give their pages one name
         made: list[list[object]] = []
         cat_width, num_width = self._widths
         lacking = 0
@@ -69,7 +69,7 @@ class Logged:
         columns = list(zip(*made, strict=True)) if made else [()] * len(self.schema)
         return pa.table([pa.array(c, f.type) for c, f in zip(columns, self.schema, strict=True)], self.schema), lacking
 
-    def _read(self, raw: bytes) -> Served | None:
+    def _read(self, raw: bytes) -> PageView | None:
         """The page; None where it is damaged or its arrays have another shape or meaning."""
         try:
             page = decode_served(raw)

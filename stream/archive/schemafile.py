@@ -19,11 +19,11 @@ import tomli_w
 from millrace.contracts.events import ACTIONS
 from millrace.contracts.logforms import LogColumns
 from millrace.contracts.schema import Schema
-from stream.archive.columns import TIMES, Columns
+from stream.archive.archive_columns import TIMES, ArchiveColumns
 
 
 def schema_text(schema: Schema, attribution_minutes: float) -> str:
-    columns = Columns(schema)
+    columns = ArchiveColumns(schema)
     own = columns.own
     log = LogColumns(
         time=own["time_ms"],

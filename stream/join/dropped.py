@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from stream.join.pages import to_bytes, to_mask
+from stream.join.joined_pages import to_bytes, to_mask
 
 
 class DroppedPages:

@@ -13,11 +13,11 @@ The page holds what waits: exposures for the impression, actions for the exposur
 event that is unmatched then becomes a dead letter. A page is dropped when the watermark passes exposure +
 attribution + lateness. The join remembers for as long again which positions of the page were exposed.
 
-When all labels of a page are given, it is *settled* (:mod:`stream.join.pages`): some bytes, with the Kafka offset of
-its impression in place of the impression. A late event for it waits: :attr:`LabelJoin.wanted` names the impressions
-to be read again, and :meth:`LabelJoin.recall` goes on. The samples are those of a page that was not settled. Its
-lifetime stays the same: events that wait at its end leave with the page, and are handled when the impression is
-read.
+When all labels of a page are given, it is *settled* (:mod:`stream.join.joined_pages`): some bytes, with the Kafka
+offset of its impression in place of the impression. A late event for it waits: :attr:`LabelJoin.wanted` names the
+impressions to be read again, and :meth:`LabelJoin.recall` goes on. The samples are those of a page that was not
+settled. Its lifetime stays the same: events that wait at its end leave with the page, and are handled when the
+impression is read.
 
 The events' own times and the watermark before each message decide everything. So batches and duplicates change
 neither samples nor counts, and neither does disorder within the allowed bound under a promise without slack. (Two
@@ -36,13 +36,12 @@ from typing import Any
 
 from millrace.contracts.events import Action, Event, Exposure
 from stream.join.dropped import DroppedPages
-from stream.join.labelling import Dead, Labeller, Outcome, Policy
-from stream.join.pages import (
+from stream.join.joined_pages import (
     GONE,
     UNKNOWN,
-    Message,
+    InputMessage,
+    PagePart,
     PageState,
-    Part,
     page_of,
     peek,
     plain,
@@ -50,10 +49,11 @@ from stream.join.pages import (
     unsettle,
     without_log,
 )
-from stream.join.rows import LoggedPage
-from stream.join.shown import Shown
+from stream.join.labelling import Dead, Labeller, Outcome, Policy
+from stream.join.page_rows import LoggedPage
+from stream.join.shown import ShownPages
 
-__all__ = ["Dead", "LabelJoin", "Message", "Outcome", "Policy"]
+__all__ = ["Dead", "InputMessage", "LabelJoin", "Outcome", "Policy"]
 
 LABEL, LIFE, HELD, SERVED, CLICKED, SETTLE = range(6)
 """Kinds of timer: a part's label, a part's end, held actions, an impression's or a page's end, the label of a part's
@@ -77,7 +77,7 @@ class LabelJoin:
         wanted: the Kafka offset of each impression that something waits for, by request.
     """
 
-    def __init__(self, policy: Policy, shown: Shown, settles: bool = False) -> None:
+    def __init__(self, policy: Policy, shown: ShownPages, settles: bool = False) -> None:
         self.policy, self.settles = policy, settles
         self._labeller = Labeller(policy, shown)
         self._life_ms = policy.life_ms
@@ -105,7 +105,7 @@ class LabelJoin:
 
     # ------------------------------------------------------------------ what comes in
 
-    def expose(self, event: Exposure, message: Message, out: Outcome) -> None:
+    def expose(self, event: Exposure, message: InputMessage, out: Outcome) -> None:
         """An exposure message: new positions wait for their impression or are matched with it."""
         request, ts, mask = event.request_id, event.ts_ms, event.mask
         page = self.pages.get(request)
@@ -137,7 +137,7 @@ class LabelJoin:
         self._labeller.pending += new
         page.exposed |= mask | known
         slots = event.slots if event.slots != list(range(event.offset, event.offset + len(event.items))) else None
-        page.parts.append(Part(mask, ts, event.offset, event.items, message, self._labeller.promise(ts), slots))
+        page.parts.append(PagePart(mask, ts, event.offset, event.items, message, self._labeller.promise(ts), slots))
         self._keep(page, ts + self._life_ms, LIFE, len(page.parts) - 1)
         if page.impression is not None:
             self._match(page, len(page.parts) - 1, out)
@@ -166,7 +166,7 @@ class LabelJoin:
             if part.message is not None:
                 self._match(page, index, out)
 
-    def act(self, event: Action, message: Message, out: Outcome) -> None:
+    def act(self, event: Action, message: InputMessage, out: Outcome) -> None:
         """An action: attached to its exposure, or held until that comes."""
         page = self.pages.get(event.request_id) or self._wake(event.request_id)
         late = (self._dropped.exposed(event.request_id) or 0) >> event.position & 1

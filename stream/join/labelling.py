@@ -21,14 +21,14 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from millrace.contracts.doubts import Doubt
 from millrace.contracts.events import CLICK, EXPOSURE, Action, Id
+from millrace.contracts.profile_warnings import Doubt
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, LabelPolicy, Promise, Waits, policy_named
-from stream.join.pages import Message, PageState, Part
-from stream.join.rows import Counted, LoggedPage, Sampled, runs_of
-from stream.join.shown import Shown
+from stream.join.joined_pages import InputMessage, PagePart, PageState
+from stream.join.page_rows import Counted, LoggedPage, Sampled, runs_of
+from stream.join.shown import ShownPages
 
 
 class _Sender(Struct):
@@ -69,7 +69,7 @@ class Policy:
 class Dead(NamedTuple):
     reason: str
     detail: str
-    message: Message
+    message: InputMessage
     exposures: int
 
 
@@ -88,7 +88,7 @@ class Outcome:
     impressions_gone: int = 0  # and those whose impression is gone
     doubts: list[Doubt] = field(default_factory=list)  # warnings about accepted users
 
-    def refuse(self, reason: str, detail: str, message: Message, exposures: int) -> None:
+    def refuse(self, reason: str, detail: str, message: InputMessage, exposures: int) -> None:
         """Makes a dead letter of a message that had been taken with so many exposures."""
         self.exposures += exposures
         self.dead.append(Dead(reason, detail, message, exposures))
@@ -102,7 +102,7 @@ class Labeller:
         flow_ms, exposed_ms: when exposures began to flow, and the newest of them.
     """
 
-    def __init__(self, policy: Policy, shown: Shown) -> None:
+    def __init__(self, policy: Policy, shown: ShownPages) -> None:
         self.policy, self._shown_as = policy, shown
         self._life_ms, self._waits = policy.life_ms, policy.waits
         self.pending = self.flow_ms = self.exposed_ms = 0
@@ -115,7 +115,7 @@ class Labeller:
         self.exposed_ms = max(self.exposed_ms, ts_ms)
         return self.policy.label.promise(self._waits, max(0, ts_ms - self.flow_ms))
 
-    def match(self, page: PageState, part: Part, now_ms: int, out: Outcome) -> None:
+    def match(self, page: PageState, part: PagePart, now_ms: int, out: Outcome) -> None:
         impression = page.impression
         assert impression is not None
         assert part.items is not None
@@ -160,7 +160,14 @@ class Labeller:
                 self.attach(page, part, event, message, came_ms, now_ms, out)
 
     def attach(
-        self, page: PageState, part: Part, event: Action, message: Message, came_ms: int, now_ms: int, out: Outcome
+        self,
+        page: PageState,
+        part: PagePart,
+        event: Action,
+        message: InputMessage,
+        came_ms: int,
+        now_ms: int,
+        out: Outcome,
     ) -> None:
         """An action whose exposure and impression are here. ``came_ms``: the watermark when it came, ``now_ms``: the
         present one.
@@ -207,14 +214,14 @@ class Labeller:
             self._label(page, part, bit, NEGATIVE, EXPOSURE, 0, out)
             self._sample(page, part, bit, CORRECTION, kind, event.sent_ms, out)
 
-    def label_clicks(self, page: PageState, part: Part, out: Outcome) -> None:
+    def label_clicks(self, page: PageState, part: PagePart, out: Outcome) -> None:
         if not part.mask & ~page.labelled & page.acted[CLICK]:
             return
         for position, kind, origin_ms in [w for w in page.waiting if w[1] == CLICK and part.mask >> w[0] & 1]:
             page.waiting.remove((position, kind, origin_ms))
             self._label(page, part, 1 << position, POSITIVE, CLICK, origin_ms, out)
 
-    def label_rest(self, page: PageState, part: Part, out: Outcome) -> None:
+    def label_rest(self, page: PageState, part: PagePart, out: Outcome) -> None:
         """Labels all exposures of the part that have no label yet."""
         self.label_clicks(page, part, out)
         rest = part.mask & ~page.labelled
@@ -222,7 +229,7 @@ class Labeller:
             self._label(page, part, rest, NEGATIVE, EXPOSURE, 0, out)
 
     def _label(
-        self, page: PageState, part: Part, mask: int, kind: int, action: int, origin_ms: int, out: Outcome
+        self, page: PageState, part: PagePart, mask: int, kind: int, action: int, origin_ms: int, out: Outcome
     ) -> None:
         """Makes the one sample that labels an exposure, with the follow-ups that waited for the label."""
         self.pending -= mask.bit_count()
@@ -234,7 +241,7 @@ class Labeller:
             for position, later, origin in ready:
                 self._sample(page, part, 1 << position, FOLLOW_UP, later, origin, out)
 
-    def _shown(self, page: PageState, part: Part) -> LoggedPage:
+    def _shown(self, page: PageState, part: PagePart) -> LoggedPage:
         assert page.impression is not None
         if part.slots is None:
             return page.impression
@@ -245,7 +252,7 @@ class Labeller:
         return page.shown
 
     def _sample(
-        self, page: PageState, part: Part, mask: int, kind: int, action: int, origin_ms: int, out: Outcome
+        self, page: PageState, part: PagePart, mask: int, kind: int, action: int, origin_ms: int, out: Outcome
     ) -> None:
         runs, n = runs_of(mask)
         out.sampled.append(
@@ -262,7 +269,7 @@ class Labeller:
             )
         )
 
-    def lose(self, page: PageState, part: Part, out: Outcome) -> None:
+    def lose(self, page: PageState, part: PagePart, out: Outcome) -> None:
         """Makes dead letters of a part whose impression never came, and of its actions."""
         if part.message is None:
             return

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from millrace.basics.hashing import U64, unmix
 from millrace.contracts.schema import Schema
 from millrace.windows.features import FeatureBuilder
-from stream.join.rows import LoggedPage
+from stream.join.page_rows import LoggedPage
 
 _POSITION = "position"
 
 
-class Shown:
+class ShownPages:
     """Stateless."""
 
     def __init__(self, schema: Schema) -> None:

@@ -1,5 +1,5 @@
 # core
-"""The compiled loops of :mod:`stream.partition.coclicks`. Plain Python semantics, the GIL released.
+"""The compiled loops of :mod:`stream.partition.coclick_counts`. Plain Python semantics, the GIL released.
 
 Symbols: R rows (items), M = 16 places of a row, D = 7 days, S = 2^k slots of the hash. A row's neighbours fill its
 first ``filled`` places, in no order. Column ``day % D`` of the counts belongs to ``day``; ``when`` is the number of
@@ -54,7 +54,7 @@ def _count(
     near: Any, counts: Any, when: Any, filled: Any, other: Any, column: Any, day: Any, clock: Any, worths: Any
 ) -> Any:
     """Counts ``other`` as a neighbour of a row with ``near`` (M,), ``counts`` (M, D) and ``when`` (M,). Returns the
-    number of neighbours. For full rows see :mod:`stream.partition.coclicks`."""
+    number of neighbours. For full rows see :mod:`stream.partition.coclick_counts`."""
     at: Any = np.int64(0)
     while at < filled and near[at] != other:
         at += 1

@@ -26,15 +26,15 @@ from numpy.typing import NDArray
 
 from millrace.basics.durations import HOUR_MS
 from millrace.basics.hashing import U64
-from millrace.contracts.coclicks import Lists
+from millrace.contracts.coclick_message import Lists
 from millrace.contracts.events import ACTIONS, CLICK, PURCHASE, Id, User
 from millrace.contracts.schema import Schema
 from millrace.windows.features import steps
-from millrace.windows.memory import SLACK_H
+from millrace.windows.tile_memory import SLACK_H
 from millrace.windows.tiles import TilesSnapshot, TileStore
-from stream.join.rows import Counted, LoggedPage, keys_of, numbers_of, rows_of
+from stream.join.page_rows import Counted, LoggedPage, keys_of, numbers_of, rows_of
 from stream.partition.changelog import ChangeLog
-from stream.partition.coclicks import EARLIER, CoClicks, CoClicksSnapshot
+from stream.partition.coclick_counts import EARLIER, CoClicks, CoClicksSnapshot
 from stream.partition.decoder import Decoder
 from stream.partition.owners import ByUser, within
 from stream.partition.recents import CLICKS, PURCHASES, Recents, UserRecent

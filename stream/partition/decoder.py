@@ -10,7 +10,7 @@ from millrace.contracts.carry import Carry, former
 from millrace.contracts.events import Id, key_of
 from millrace.contracts.impressions import decode_served
 from millrace.contracts.schema import Schema
-from stream.join.rows import LoggedPage
+from stream.join.page_rows import LoggedPage
 
 _KNOWN = 1_000_000  # ids remembered of each kind
 

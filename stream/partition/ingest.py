@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from millrace.contracts.clock import Reached
-from millrace.contracts.doubts import SECONDS_MS, Doubts
 from millrace.contracts.events import ACTIONS, EXPOSURE, BadEventError, Event, Exposure, Id, decode_event
-from millrace.contracts.intake import Intake
+from millrace.contracts.profile_reader import Intake
+from millrace.contracts.profile_warnings import SECONDS_MS, Doubts
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, IMPRESSIONS, USERS
-from stream.join.join import Dead, LabelJoin, Message, Outcome, Policy
-from stream.join.rows import Counted
-from stream.join.shown import Shown
+from stream.join.join import Dead, InputMessage, LabelJoin, Outcome, Policy
+from stream.join.page_rows import Counted
+from stream.join.shown import ShownPages
 from stream.partition.counters import Counters
 from stream.partition.decoder import Decoder
 from stream.partition.early import EarlyEvents
@@ -51,7 +51,7 @@ class Ingest:
         self._several = decoder.partitions is not None
         self.offsets: dict[str, int] = {}
         self.early, self.reached = EarlyEvents(), Reached(policy.disorder_ms)
-        self.join = LabelJoin(policy, Shown(schema), settles)
+        self.join = LabelJoin(policy, ShownPages(schema), settles)
         self.counters = Counters(schema, decoder)
         self._intake, self._doubts = Intake(schema), Doubts(schema)
 
@@ -96,7 +96,7 @@ class Ingest:
 
     # ------------------------------------------------------------------ messages in
 
-    def _take(self, messages: Sequence[Message], now_ms: int, outcome: Outcome, counts: Counts) -> None:
+    def _take(self, messages: Sequence[InputMessage], now_ms: int, outcome: Outcome, counts: Counts) -> None:
         ahead_ms = self.policy.ahead_ms
         offsets = self.offsets
         for message in messages:
@@ -121,7 +121,7 @@ class Ingest:
             else:
                 raise ValueError(f"messages of the topic '{topic}' are not for a partition")
 
-    def _event(self, message: Message, clock_ms: int, limit_ms: int, outcome: Outcome, counts: Counts) -> None:
+    def _event(self, message: InputMessage, clock_ms: int, limit_ms: int, outcome: Outcome, counts: Counts) -> None:
         try:
             event = decode_event(message.raw)
         except BadEventError as error:
@@ -163,7 +163,7 @@ class Ingest:
         if is_near:
             self._join_in(event, message, outcome)
 
-    def _join_in(self, event: Event, message: Message, outcome: Outcome) -> None:
+    def _join_in(self, event: Event, message: InputMessage, outcome: Outcome) -> None:
         if isinstance(event, Exposure):
             self.join.expose(event, message, outcome)
         else:
@@ -176,7 +176,7 @@ class Ingest:
             self._move(ts_ms, outcome)
             self._join_in(decode_event(message.raw), message, outcome)
 
-    def _impression(self, message: Message, outcome: Outcome, counts: Counts) -> None:
+    def _impression(self, message: InputMessage, outcome: Outcome, counts: Counts) -> None:
         try:
             request, page = self.decoder.page(message.raw)
         except ValueError as error:  # a BadEventError is one too
@@ -195,7 +195,7 @@ class Ingest:
                     page = there if named == request else None
             self.join.recall(request, page, outcome)
 
-    def _user(self, message: Message, outcome: Outcome, counts: Counts) -> None:
+    def _user(self, message: InputMessage, outcome: Outcome, counts: Counts) -> None:
         """Raises BadEventError, as :meth:`_forget` does."""
         user = self._intake.user(message.raw)
         if not self._is_astray(user.user_id, message, outcome):
@@ -203,14 +203,14 @@ class Ingest:
             counts.add("users")
             outcome.doubts += self._doubts.of_user(user)
 
-    def _forget(self, message: Message, now_ms: int, outcome: Outcome, counts: Counts) -> None:
+    def _forget(self, message: InputMessage, now_ms: int, outcome: Outcome, counts: Counts) -> None:
         user = self._intake.removed(message.key)
         if not self._is_astray(user, message, outcome):
             counts.add("forgotten")
             self._count(outcome, counts)  # what came before counts before
             self.counters.forget(user, now_ms if message.clock_ms is None else min(message.clock_ms, now_ms))
 
-    def _is_astray(self, user: Id, message: Message, outcome: Outcome, exposures: int = 0) -> bool:
+    def _is_astray(self, user: Id, message: InputMessage, outcome: Outcome, exposures: int = 0) -> bool:
         """Whether the user belongs to another partition; then the message becomes a dead letter, with so many
         ``exposures``."""
         why = self.decoder.astray(user)

@@ -11,8 +11,8 @@ state at any moment, and a checkpoint writes only the journal. The partition its
 it (``Partition.journal``), so no caller can forget to; :class:`Did` lists the kinds.
 
 A journal is valid for one policy, schema and number of partitions, named in its file
-(:mod:`stream.partition.checkpoint`), and for one version of the rules: a change of what a partition makes of a
-message must raise :data:`RULES`.
+(:mod:`stream.partition.partition_checkpoint`), and for one version of the rules: a change of what a partition makes
+of a message must raise :data:`RULES`.
 
 The place of each window's key in memory is not kept, nor which slice of a sweep drops the key after its windows have
 ended. So a restored partition may hold such a key a little longer or shorter, and tell the readers again that it
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from stream.join.pages import Message
+from stream.join.joined_pages import InputMessage
 
 RULES = 5
 """The version of the rules by which a partition handles messages."""
@@ -49,7 +49,7 @@ class Did(IntEnum):
     CUT_BACK = 7  # next offset by topic, of topics that lost their ends
 
 
-class Cut(NamedTuple):
+class JournalPart(NamedTuple):
     entries: list[Entry]
     arrived_bytes: int  # of the messages taken
     read_bytes: int  # of the impressions read again
@@ -75,9 +75,9 @@ class Journal:
         elif did == Did.RETURNED:
             self._read += sum([len(raw) for raw in what[0].values() if raw is not None])
 
-    def cut(self) -> Cut:
+    def cut(self) -> JournalPart:
         """The entries so far. Later ones go into another list."""
-        cut = Cut(self._entries, self._arrived, self._read)
+        cut = JournalPart(self._entries, self._arrived, self._read)
         self._entries, self._arrived, self._read = [], 0, 0
         return cut
 
@@ -93,6 +93,6 @@ def from_bytes(raw: bytes | memoryview) -> list[Entry]:
     for did, *what in msgspec.msgpack.decode(raw, type=list[list[Any]]):
         kind = Did(did)
         if kind == Did.TAKE:
-            what[1] = [Message(*message) for message in what[1]]
+            what[1] = [InputMessage(*message) for message in what[1]]
         entries.append((kind, *what))
     return entries

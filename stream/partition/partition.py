@@ -7,7 +7,7 @@
                         │                   └─► rows to count ────► Counters ──► changes()
                         └─► dead letters: malformed, unknown-type, wrong-type, oversized, future, late, no-impression,
                                           impression-gone, no-exposure, wrong-item, wrong-partition, wrong-user,
-                                          seconds, bad-impression, bad-user (millrace.contracts.reasons)
+                                          seconds, bad-impression, bad-user (millrace.contracts.dead_letter_reasons)
 
 Exposures taken in = positives + negatives + :attr:`Partition.pending` + exposures in dead letters, always.
 
@@ -36,24 +36,24 @@ import numpy as np
 
 from millrace.basics.errors import StoreError
 from millrace.contracts.carry import same_tiles
-from millrace.contracts.doubts import Doubt
 from millrace.contracts.events import DeadLetter, Id, decode_event
+from millrace.contracts.profile_warnings import Doubt
 from millrace.contracts.samples import KIND_NAMES, SampleBatch
 from millrace.contracts.schema import Schema
-from stream.join.join import Dead, Message, Policy
-from stream.join.rows import Counted, batch_of
+from stream.join.join import Dead, InputMessage, Policy
+from stream.join.page_rows import Counted, batch_of
 from stream.partition.counters import Changes, CountersSnapshot, CountersState, Whole
 from stream.partition.decoder import Decoder
 from stream.partition.ingest import Ingest
 from stream.partition.journal import Did, Entry, Journal
 
-__all__ = ["Message", "Output", "Partition", "PartitionSnapshot", "Policy"]
+__all__ = ["InputMessage", "Partition", "PartitionSnapshot", "Policy", "StepOutput"]
 
 FORM = 6
 
 
 @dataclass(slots=True)
-class Output:
+class StepOutput:
     """The result of one step.
 
     ``counts``, where not 0: ``events.<type>`` accepted messages by type, ``impressions``, ``users``, ``forgotten``
@@ -154,7 +154,7 @@ class Partition:
 
     # ------------------------------------------------------------------ what is done to it
 
-    def take(self, messages: Sequence[Message], now_ms: int) -> Output:
+    def take(self, messages: Sequence[InputMessage], now_ms: int) -> StepOutput:
         """Takes messages in the order given; those below ``offsets`` of their topic are in the state already.
 
         Args:
@@ -169,7 +169,7 @@ class Partition:
         is_due = due_ms is not None and due_ms <= now_ms - self.policy.disorder_ms
         return is_due or 0 < self.ahead_ms <= now_ms
 
-    def advance(self, now_ms: int) -> Output:
+    def advance(self, now_ms: int) -> StepOutput:
         """Moves an idle partition's watermark to ``now_ms`` less the disorder. Call it only when nothing is left to
         read: otherwise an event that was only slow would be late afterwards.
 
@@ -185,12 +185,12 @@ class Partition:
         self._note(Did.SET_BACK)
         self._ingest.set_back()
 
-    def returned(self, found: Mapping[str, bytes | None]) -> Output:
+    def returned(self, found: Mapping[str, bytes | None]) -> StepOutput:
         """Takes impressions of :attr:`wanted`, by request, read from Kafka again; None: it is gone, or its offset has
         another message."""
         return self._do(Did.RETURNED, dict(found))
 
-    def reset_offsets(self, topics: Sequence[str]) -> Output:
+    def reset_offsets(self, topics: Sequence[str]) -> StepOutput:
         """These topics were replaced by other logs: their offsets begin again. Windows and pages stay; impressions that
         were to be read again are gone if their topic is among them."""
         return self._do(Did.RESET_OFFSETS, list(topics))
@@ -256,7 +256,7 @@ class Partition:
         if self.journal is not None:
             self.journal.note(did, *what)
 
-    def _do(self, did: Did, *what: Any) -> Output:
+    def _do(self, did: Did, *what: Any) -> StepOutput:
         self._note(did, *what)
         outcome, counts = self._ingest.do(did, what)
         samples = batch_of(outcome.sampled, self._decoder.shape) if outcome.sampled else None
@@ -266,7 +266,7 @@ class Partition:
                 counts.add(f"samples.{name}", n)
         for name in ("exposures", "duplicates", "late", "unseen", "recalled", "impressions_gone"):
             counts.add(name, getattr(outcome, name))
-        return Output(samples, [self._letter(d) for d in outcome.dead], dict(counts), outcome.doubts)
+        return StepOutput(samples, [self._letter(d) for d in outcome.dead], dict(counts), outcome.doubts)
 
     def _letter(self, dead: Dead) -> DeadLetter:
         topic, offset, raw, _, key = dead.message

@@ -3,7 +3,7 @@
 
 ::
 
-    user     value of the field `recent` (millrace/contracts/online.py)
+    user     value of the field `recent` (millrace/contracts/online_layout.py)
     "ann"    [7, t3, "b1", t2, 7, t1]  [9, t2]        clicks, purchases; newest first, at most 16 of each
     "bob"    [...]                     []             in the order in which the users were last heard of
 
@@ -24,7 +24,7 @@ import msgspec
 
 from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.contracts.events import Id
-from millrace.contracts.online import MOST_RECENT, unpack_recent
+from millrace.contracts.online_layout import MOST_RECENT, unpack_recent
 
 MOST_USERS = 1 << 17
 """Some 65 MB."""

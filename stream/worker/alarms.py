@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from millrace.contracts.events import DeadLetter
 from millrace.contracts.topics import EVENTS
-from stream.partition.partition import Output, Partition
+from stream.partition.partition import Partition, StepOutput
 from stream.worker.ahead import utc
 
 LATE, FUTURE, NO_IMPRESSION, WRONG_PARTITION = CAUSES = ("late", "future", "no-impression", "wrong-partition")
@@ -53,7 +53,7 @@ QUIET_S = 60.0
 _ALL = -1
 
 
-class Line(NamedTuple):
+class AlarmLine(NamedTuple):
     """A log line. ``counts`` are by cause, the greatest first; those of ``no-impression`` are exposures."""
 
     share: float
@@ -75,7 +75,7 @@ class _Window:
     letters: dict[str, DeadLetter] = field(default_factory=dict)  # the newest, by cause
     late_in: int = -1  # a partition with late events
 
-    def add(self, number: int, output: Output) -> None:
+    def add(self, number: int, output: StepOutput) -> None:
         counts = output.counts
         dead = Counter[str]()
         self.taken += counts.get("exposures", 0)
@@ -122,7 +122,7 @@ class Alarms:
         self._windows: dict[int, _Window] = {}  # by partition, and of all
         self._written_s = float("-inf")
 
-    def note(self, number: int, output: Output, now_s: float) -> None:
+    def note(self, number: int, output: StepOutput, now_s: float) -> None:
         """Notes a partition's output. ``now_s``: steady time, seconds."""
         for whose in (number, _ALL):
             window = self._windows.get(whose)
@@ -130,7 +130,7 @@ class Alarms:
                 window = self._windows[whose] = _Window(now_s)
             window.add(number, output)
 
-    def line(self, partitions: Iterable[Partition], clock_ms: int, now_s: float) -> Line | None:
+    def line(self, partitions: Iterable[Partition], clock_ms: int, now_s: float) -> AlarmLine | None:
         """The line that is due now; None: none is. Quick while nothing is due.
 
         Args:
@@ -153,7 +153,7 @@ class Alarms:
         counts = worst.counts + Counter({NO_IMPRESSION: worst.unserved})
         cause = counts.most_common(1)[0][0]
         example = _example(cause, worst, partitions, clock_ms)
-        return Line(worst.share(self.partitions), worst.came, dict(counts.most_common()), example, REMEDIES[cause])
+        return AlarmLine(worst.share(self.partitions), worst.came, dict(counts.most_common()), example, REMEDIES[cause])
 
 
 def _example(cause: str, window: _Window, partitions: Iterable[Partition], clock_ms: int) -> str:

@@ -32,7 +32,7 @@ from mode.threads import WorkerThread
 from yarl import URL
 
 from millrace.contracts.settings import Settings
-from stream.join.gate import ReadTo
+from stream.join.topic_order import ReadTo
 from stream.worker import headers
 from stream.worker.turn import INPUTS
 

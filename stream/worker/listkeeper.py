@@ -1,5 +1,5 @@
 # shell
-"""The thread that keeps the shop's lists in Redis, laid out as :mod:`millrace.contracts.online` says.
+"""The thread that keeps the shop's lists in Redis, laid out as :mod:`millrace.contracts.online_layout` says.
 
 A changed list is replaced in one transaction. The worker that holds partition 0 keeps the lists, in a thread that
 reads a little at a time. It logs, counts and repeats what fails, since nothing else depends on it.
@@ -22,21 +22,21 @@ import redis
 import structlog
 from prometheus_client import Counter
 
+from millrace.basics.atomic_files import write_whole
 from millrace.basics.errors import one_line
-from millrace.basics.files import write_whole
 from millrace.contracts.clock import EventClock, data_now_ms
-from millrace.contracts.doubts import Doubt, Doubts
 from millrace.contracts.events import DeadLetter, decode_item_tiles
-from millrace.contracts.intake import Intake
-from millrace.contracts.online import LIST_NAMES, list_key, redis_url
+from millrace.contracts.online_layout import LIST_NAMES, list_key, redis_url
+from millrace.contracts.profile_reader import Intake
+from millrace.contracts.profile_warnings import Doubt, Doubts
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
 from millrace.processes.kafka import make_reader, read_up, topic_ids
 from millrace.processes.wall import event_now_ms
-from stream.worker.figures import DOUBTS
-from stream.worker.lists import Entries, ShopLists
 from stream.worker.problemlog import ProblemLog
+from stream.worker.shop_lists import Entries, ShopLists
+from stream.worker.stream_metrics import DOUBTS
 
 log = structlog.get_logger("lists")
 
@@ -161,7 +161,7 @@ class DeadOffsets:
             return {}
 
     def write(self, offsets: dict[str, int]) -> None:
-        """Replaces the file. Not durably: see :mod:`millrace.basics.files`."""
+        """Replaces the file. Not durably: see :mod:`millrace.basics.atomic_files`."""
         write_whole(self._path, msgspec.json.encode(offsets), durable=False)
 
 

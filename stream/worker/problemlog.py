@@ -16,9 +16,9 @@ from collections.abc import Iterable
 
 import structlog
 
-from millrace.contracts.doubts import Doubt
+from millrace.contracts.dead_letter_reasons import DOUBTS, REASONS
 from millrace.contracts.events import DeadLetter
-from millrace.contracts.reasons import DOUBTS, REASONS
+from millrace.contracts.profile_warnings import Doubt
 from millrace.processes.kinds import Kinds
 
 log = structlog.get_logger("stream")

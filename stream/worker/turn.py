@@ -45,8 +45,8 @@ from millrace.contracts.clock import EventClock, Headers, data_now_ms, sent_by
 from millrace.contracts.events import LAST_MS
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, IMPRESSIONS, USERS
-from stream.join.gate import Arrival, Gate, ReadTo, silent_until
-from stream.join.join import Message
+from stream.join.join import InputMessage
+from stream.join.topic_order import Arrival, ReadTo, TopicOrder, silent_until
 from stream.partition.partition import Partition, PartitionSnapshot
 from stream.worker.ahead import is_set_back
 
@@ -98,7 +98,7 @@ class Now(NamedTuple):
 class Take:
     """Take these messages; send the resulting samples and dead letters."""
 
-    messages: Sequence[Message]
+    messages: Sequence[InputMessage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,9 @@ def arrival(
 ) -> Arrival:
     """A Kafka message that the consumer has just handed over. ``key`` is that of a tombstone; None: it is none."""
     stamp_s = wall_s if stamp_s > wall_s + AHEAD_S else stamp_s
-    return Arrival(partition, stamp_s, wall_s, Message(topic, offset, value, clock_at(stamp_s, headers, clock), key))
+    return Arrival(
+        partition, stamp_s, wall_s, InputMessage(topic, offset, value, clock_at(stamp_s, headers, clock), key)
+    )
 
 
 def other_logs(
@@ -246,8 +248,8 @@ class Turn:
     ) -> None:
         self.partition = partition
         self._pace, self._clock = pace, clock
-        self._gate = Gate()
-        self._waiting: list[Message] = []  # arrived, not yet taken
+        self._gate = TopicOrder()
+        self._waiting: list[InputMessage] = []  # arrived, not yet taken
         self._heard_s = now.wall_s  # time of the last message, or of the assignment
         self._published_s = float("-inf")
         self._saved_s = now.steady_s  # when the last checkpoint was due
@@ -362,7 +364,7 @@ class Turn:
         recovers from the checkpoint makes the advance before it takes anything."""
         return self._advance_ms is not None and not self._announced
 
-    def _released(self, reads: Reads, taken_now: Sequence[Message], now: Now) -> list[Message]:
+    def _released(self, reads: Reads, taken_now: Sequence[InputMessage], now: Now) -> list[InputMessage]:
         """Events whose impressions have been taken, or are among ``taken_now``."""
         if not len(self._gate):
             return []

@@ -10,7 +10,7 @@ from millrace.contracts.events import Impression
 from millrace.contracts.impressions import decode_impression
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.topics import IMPRESSIONS
-from stream.partition import checkpoint
+from stream.partition import partition_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +24,12 @@ def test_what_is_written_stays_in_proportion_to_what_came(
     pages: list[Impression], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With bases among the journals; and the figure can be missed: it is when each checkpoint has a base."""
-    monkeypatch.setattr(checkpoint, "LEAST_BYTES", 0)
+    monkeypatch.setattr(partition_checkpoint, "LEAST_BYTES", 0)
     found = checkpoint_amplification(pages_a_second=1.0, hours=0.6, warm_hours=0.1, pages=pages)
     assert found["bases"] > 0
     assert found["settled"] > 0
     assert 0.1 < found["checkpoint_amplification"] <= 1.5
-    monkeypatch.setattr(checkpoint, "GROWN", 0)
+    monkeypatch.setattr(partition_checkpoint, "GROWN", 0)
     found = checkpoint_amplification(pages_a_second=1.0, hours=0.02, warm_hours=0.05, pages=pages)
     assert found["checkpoint_amplification"] > 1.5
 
@@ -43,6 +43,6 @@ def test_a_settled_page_takes_a_small_part_of_a_page(pages: list[Impression]) ->
 
 
 def test_the_longest_journal_is_replayed(pages: list[Impression], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "REPLAY_BYTES", 3_000_000)
+    monkeypatch.setattr(partition_checkpoint, "REPLAY_BYTES", 3_000_000)
     found = replay_seconds(pages=pages[:5], base_hours=0.05)
     assert 3_000_000 < found["journal_bytes"] < 6_000_000

@@ -16,7 +16,7 @@ from benchmarks.recall import Size
 from benchmarks.runner import BENCHMARKS, table
 from experiments.recall.recallshop import RecallShop
 from scorer.catalog.itemtable import ItemRows
-from scorer.users.userrecord import User
+from scorer.users.userrecord import KnownUser
 from simulator.daylog import day_table, parse_day
 
 TINY = Size(seed=101, items=1000, users=120, days=2, candidates=100, stages=4, timed=20)
@@ -48,12 +48,12 @@ def test_the_figures_are_there(tmp_path: Path) -> None:
 class Oracle(RecallShop):
     """The best items that there are, as if some source had them."""
 
-    def recall(self, user: User, ts_ms: int, size: int, seed: int) -> tuple[ItemRows, NDArray[np.uint8]]:
+    def recall(self, user: KnownUser, ts_ms: int, size: int, seed: int) -> tuple[ItemRows, NDArray[np.uint8]]:
         number = int(user.plain["number"])
         rows = self.rows_of(best_items(self.world.day(DAY), number, ts_ms, size))
         return rows[rows >= 0], np.full(int((rows >= 0).sum()), 3, np.uint8)
 
-    def user(self, user: int) -> User:
+    def user(self, user: int) -> KnownUser:
         found = super().user(user)
         found.plain["number"] = float(user)
         return found

@@ -25,7 +25,7 @@ from millrace.versions.image import Image, check_head, split
 from millrace.versions.modellog import Assembler, Claimed, Delta, Snapshot
 from millrace.versions.packing import unpack
 from millrace.windows.features import FeatureBuilder
-from scorer.feeder.versions import Follower
+from scorer.feeder.version_order import Follower
 from tests.scenes.waiting import LONG
 
 ROWS, ITEMS = 20_000, 100

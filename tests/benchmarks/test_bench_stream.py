@@ -13,7 +13,7 @@ import pytest
 from benchmarks import runner, stream
 from benchmarks.runner import bench
 from benchmarks.stream import Size
-from benchmarks.tools.figures import Figure, Say, figure
+from benchmarks.tools.bench_figures import Figure, Say, figure
 from millrace.basics.errors import ServiceError
 
 TINY = Size(pages=100, passes=1, keys=5_000, events=30_000, worker_pages=400, rounds=1)

@@ -16,7 +16,7 @@ from commands.cli.clidata import list_quarantine, quarantine
 from commands.cli.climodel import hold, list_versions, promote, rollback
 from learner.gate.admin import ADDRESS, Admin
 from learner.gate.quarantine import PLACE, Quarantine
-from learner.gate.verdicts import Refusal
+from learner.gate.verdicts import GateRefusal
 from millrace.basics.errors import MillraceError, ServiceError, SettingError, SnapshotError
 from millrace.basics.store import Store
 from millrace.contracts.settings import Settings
@@ -152,8 +152,8 @@ def test_lists_are_read_where_they_lie(folder: Path, capsys: pytest.CaptureFixtu
     list_versions(data=folder)
     assert capsys.readouterr().out == ("9  nothing learnt yet\n4  nothing learnt yet\n")
     kept = Quarantine(Store(folder / PLACE), "s")
-    kept.keep(Refusal("labels", 2.4125, 1.6), rows(1200), places(1200), 7)
-    kept.keep(Refusal("finite", float("nan"), 0.0, "dense/w"), rows(1), places(1), 7)
+    kept.keep(GateRefusal("labels", 2.4125, 1.6), rows(1200), places(1200), 7)
+    kept.keep(GateRefusal("finite", float("nan"), 0.0, "dense/w"), rows(1), places(1), 7)
     kept.flush()
     list_quarantine(data=folder)
     then = "1970-01-01 00:00 to 1970-01-01 00:00"

@@ -32,11 +32,11 @@ THIRD_PARTY = {"kafka", "redis", "prometheus", "grafana"}
 
 MODULES = {
     "simulate": "simulator.live",
-    "stream": "stream.worker.worker",
+    "stream": "stream.worker.stream_worker",
     "learn": "learner.role.service",
     "serve": "scorer.feeder.feeder",
-    "intake": "stream.intake.main",
-    "archive": "stream.archive.main",
+    "intake": "stream.intake.intake_main",
+    "archive": "stream.archive.archive_main",
     "shadow": "learner.role.shadow",
 }
 _NAMES = """

@@ -16,10 +16,10 @@ from commands.reference.examples import EXAMPLES
 from learner.custom.ownclass import is_own, own_class
 from learner.network.models import REGISTRY
 from learner.ranker.model import OnlineModel
-from learner.role.making import model_of
-from millrace.contracts.doubts import Doubts
+from learner.role.model_factory import model_of
 from millrace.contracts.events import Item, User, decode_event
-from millrace.contracts.intake import Intake
+from millrace.contracts.profile_reader import Intake
+from millrace.contracts.profile_warnings import Doubts
 from millrace.contracts.schema import parse_schema
 from millrace.windows.features import FeatureBuilder
 from tests.architecture import ROOT

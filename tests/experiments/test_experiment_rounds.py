@@ -16,7 +16,7 @@ from commands.offline.epochs import Scores, learn, score
 from commands.offline.follow import plan_of
 from experiments import experiment_models
 from learner.ranker.model import OnlineModel
-from millrace.basics.merit import auc
+from millrace.basics.ranking_metrics import auc
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import shop_schema
 from simulator.daylog import write_days

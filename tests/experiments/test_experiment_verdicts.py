@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.verdicts import of_labels, of_models, of_rounds
+from experiments.experiment_verdicts import of_labels, of_models, of_rounds
 
 
 def model(name: str, auc: float | None, half: float = 0.001) -> dict[str, Any]:

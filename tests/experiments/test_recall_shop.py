@@ -16,11 +16,11 @@ from experiments.recall.recallshop import RecallShop, Waiting, params_of
 from learner.ranker.model import OnlineModel
 from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.contracts.events import CLICK, PURCHASE
-from millrace.contracts.online import Recent, unpack_recent
+from millrace.contracts.online_layout import Recent, unpack_recent
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.windows.tiles import TileStore
-from scorer.catalog.index import ItemIndex
+from scorer.catalog.item_index import ItemIndex
 from simulator.daylog import day_table, parse_day
 from simulator.world import World, start_of
 

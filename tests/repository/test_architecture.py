@@ -52,11 +52,13 @@ def test_a_planted_clock_in_a_core_is_found(module: str) -> None:
 
 def test_a_planted_import_of_redis_through_a_shell_is_found() -> None:
     """The store is the stream's own shell: what it imports, its importer reaches."""
-    found = of(CORE, new_problems(planted(CORE, "\nfrom stream.worker.online import OnlineStore\n")))
+    found = of(CORE, new_problems(planted(CORE, "\nfrom stream.worker.online_writer import OnlineStore\n")))
     store = [problem for problem in found if "reaches Redis" in problem]
     assert len(store) == 1
-    assert f"{CORE} imports stream.worker.online, which uses redis" in store[0]
-    assert store[0].endswith("leave stream.worker.online to a shell, and take what is needed of it as an argument")
+    assert f"{CORE} imports stream.worker.online_writer, which uses redis" in store[0]
+    assert store[0].endswith(
+        "leave stream.worker.online_writer to a shell, and take what is needed of it as an argument"
+    )
 
 
 def test_a_planted_import_of_redis_two_modules_away_is_found() -> None:
@@ -93,14 +95,14 @@ def test_a_planted_import_of_redis_two_modules_away_is_found() -> None:
         ),
         (
             "learner.tables.admission",
-            "from scorer.page.wire import decode",
-            "scorer.page.wire: upward, from learner.tables to scorer.page",
+            "from scorer.page.page_wire import decode",
+            "scorer.page.page_wire: upward, from learner.tables to scorer.page",
         ),
         ("millrace.reports.page", "from commands.demo import settle", "upward, from millrace.reports to commands.demo"),
         (
             "learner.tables.admission",
-            "from stream.join import rows",
-            "stream.join.rows: from learner.tables to stream.join",
+            "from stream.join import page_rows",
+            "stream.join.page_rows: from learner.tables to stream.join",
         ),
         (
             "stream.join.join",
@@ -173,13 +175,25 @@ def test_an_upward_import_for_types_alone_is_found() -> None:
     ],
 )
 def test_a_circle_of_modules_is_found(text: str) -> None:
-    found = new_problems(planted("stream.join.rows", text))
-    assert any("stream.join.rows" in p and "stream.join.shown" in p and "a circle" in p for p in found), found
+    found = new_problems(planted("stream.join.page_rows", text))
+    assert any("stream.join.page_rows" in p and "stream.join.shown" in p and "a circle" in p for p in found), found
 
 
 def test_a_folder_that_grows_too_large_is_found() -> None:
     tree = {**REAL, **{f"stream.join.part{number}": "# core\n" for number in range(LARGEST)}}
     assert any(p.startswith("stream.join has ") and "make rooms in it" in p for p in new_problems(tree))
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "what"),
+    [
+        ("learner.tables.turn", "# core\n", "the file name turn"),
+        ("stream.join.topic_order", "\nclass Partition: ...\n", "a class Partition"),
+    ],
+)
+def test_a_name_that_two_have_is_found(module: str, text: str, what: str) -> None:
+    found = new_problems(planted(module, text))
+    assert any(module in problem and f"have both {what}" in problem for problem in found), found
 
 
 def test_a_package_that_does_more_than_hand_names_on_is_found() -> None:
@@ -234,7 +248,7 @@ def test_everything_outside_is_known_whatever_its_import_looks_like(line: str, w
         "from datetime import datetime, UTC\nAT = datetime.fromtimestamp(0, UTC)",
         "from urllib.parse import urlsplit",
         'import numpy as np\nDAY = np.datetime64("2026-01-01")',
-        "class Clock:\n    def now(self): ...\nClock().now()",
+        "class _Clock:\n    def now(self): ...\n_Clock().now()",
     ],
 )
 def test_what_a_core_may_do_is_not_taken_for_more(line: str) -> None:

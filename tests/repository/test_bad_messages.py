@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import stream.worker.outlet
+import stream.worker.stream_output
 from commands.demo.conservation import Ledger
 from learner.evaluation.progressive import Progressive
 from learner.ranker.model import OnlineModel
@@ -26,7 +26,7 @@ from learner.samples.formersamples import FormerSamples
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SchemaError, SnapshotError
 from millrace.basics.hashing import kafka_partition
-from millrace.contracts import coclicks
+from millrace.contracts import coclick_message
 from millrace.contracts.clock import sent_by
 from millrace.contracts.events import (
     MAX_DEPTH,
@@ -45,7 +45,7 @@ from millrace.contracts.events import (
     to_json,
 )
 from millrace.contracts.impressions import decode_impression
-from millrace.contracts.intake import Intake
+from millrace.contracts.profile_reader import Intake
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
@@ -64,10 +64,10 @@ from millrace.contracts.topics import (
 from millrace.versions.modellog import Assembler
 from millrace.versions.modellog import Bad as BadEntry
 from scorer.feeder.cofeed import CoFeed
-from scorer.feeder.feed import Feed, ItemFeed, Reader, Record, TileFeed
-from stream.partition.partition import Message, Partition, Policy
+from scorer.feeder.kafka_feed import FeedConsumer, FeedRecord, ItemFeed, TileFeed, TopicFeed
+from stream.partition.partition import InputMessage, Partition, Policy
 from stream.worker.listkeeper import take
-from stream.worker.lists import ShopLists
+from stream.worker.shop_lists import ShopLists
 from tests.scenes.bad_messages import PARTITIONS, VALUES, Bad, astray, corpus, deep, json_fields, json_object
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_log import MemoryBroker
@@ -123,7 +123,7 @@ DECODERS: dict[str, tuple[Callable[[bytes | None], Any], type[Exception]]] = {
     ITEMS: (INTAKE.item, BadEventError),
     IMPRESSIONS: (decode_impression, BadEventError),
     FEATURES_ITEMS: (decode_item_tiles, BadEventError),
-    FEATURES_COCLICKS: (coclicks.unpack, BadEventError),
+    FEATURES_COCLICKS: (coclick_message.unpack, BadEventError),
     TRUTH: (decode_truth, BadEventError),
     DEAD_LETTERS: (decode_dead_letter, BadEventError),
     SAMPLES: (SampleBatch.from_bytes, SchemaError),
@@ -276,12 +276,12 @@ def test_a_hostile_clock_header_is_no_clock() -> None:
 # -- the stream ---------------------------------------------------------------------------------------------------
 
 
-def partition_messages() -> list[Message]:
+def partition_messages() -> list[InputMessage]:
     offsets = Counter[str]()
     found = []
     for bad in all_bad():
         if bad.topic in (EVENTS, IMPRESSIONS, USERS):
-            found.append(Message(bad.topic, offsets[bad.topic], bad.value or b""))  # as the worker hands them over
+            found.append(InputMessage(bad.topic, offsets[bad.topic], bad.value or b""))  # as the worker hands them over
             offsets[bad.topic] += 1
     return found
 
@@ -335,7 +335,7 @@ def test_a_partition_takes_or_buries_each_and_goes_on() -> None:
     offsets = dict(partition.offsets)
     kinds = Counter[int]()
     for topic, raw in good_page("good", NOW_MS):
-        out = partition.take([Message(topic, offsets[topic], raw)], NOW_MS)
+        out = partition.take([InputMessage(topic, offsets[topic], raw)], NOW_MS)
         offsets[topic] += 1
         assert not out.dead
         exposures += out.counts.get("exposures", 0)
@@ -357,7 +357,7 @@ def test_what_came_in_another_partition_is_a_dead_letter_at_once_and_nothing_wai
 
     def send(topic: str, raw: bytes, number: int) -> list[DeadLetter]:
         nonlocal exposures
-        out = partitions[number].take([Message(topic, offsets[topic, number], raw)], NOW_MS)
+        out = partitions[number].take([InputMessage(topic, offsets[topic, number], raw)], NOW_MS)
         offsets[topic, number] += 1
         exposures += out.counts.get("exposures", 0) - out.counts.get("samples.negative", 0)
         exposures -= out.counts.get("samples.positive", 0) + sum(letter.exposures for letter in out.dead)
@@ -404,11 +404,13 @@ def test_profiles_are_read_past_what_nobody_can_use(monkeypatch: pytest.MonkeyPa
             visit(SimpleNamespace(partition=0, value=value, key=None))
         return len(topic)
 
-    monkeypatch.setattr(stream.worker.outlet, "read_all", read_all)
+    monkeypatch.setattr(stream.worker.stream_output, "read_all", read_all)
     schema = tmp_path / "schema.toml"
     schema.write_text(SCHEMA_TOML.read_text())
     settings = Settings(schema=str(schema))
-    found = {user.user_id: user for user in stream.worker.outlet.profiles_of(settings, settings.load_schema(), 0)}
+    found = {
+        user.user_id: user for user in stream.worker.stream_output.profiles_of(settings, settings.load_schema(), 0)
+    }
     assert {7, "ann"} <= found.keys()
     msgspec.json.encode([user.attributes for user in found.values()])
 
@@ -520,17 +522,17 @@ def test_a_feed_reads_no_message_twice(tmp_path: Path, monkeypatch: pytest.Monke
     stop, polled, starts = threading.Event(), list[bytes | None](), list[dict[int, int]]()
 
     class Failing(MemoryBroker):
-        def reader(self, topic: str, start: dict[int, int]) -> Reader:
+        def reader(self, topic: str, start: dict[int, int]) -> FeedConsumer:
             starts.append(dict(start))
             return super().reader(topic, start)
 
     broker = Failing()
     monkeypatch.setattr("tests.scenes.scorer_log.MemoryReader.MOST", 1)  # a message a poll
 
-    class Fails(Feed):
+    class Fails(TopicFeed):
         topic = ITEMS
 
-        def take(self, records: list[Record]) -> None:
+        def take(self, records: list[FeedRecord]) -> None:
             polled.extend(record.value for record in records)
             if len(polled) == 1:
                 broker.fails = OSError("the broker went away")

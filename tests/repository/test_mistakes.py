@@ -22,22 +22,22 @@ import structlog
 from prometheus_client import REGISTRY
 
 from millrace.basics.hashing import kafka_partition, value_hash
-from millrace.contracts.doubts import Doubt, Doubts
+from millrace.contracts.dead_letter_reasons import DOUBTS, REASONS
 from millrace.contracts.events import BadEventError, DeadLetter, key_of
-from millrace.contracts.intake import Intake
-from millrace.contracts.reasons import DOUBTS, REASONS
+from millrace.contracts.profile_reader import Intake
+from millrace.contracts.profile_warnings import Doubt, Doubts
 from millrace.contracts.topics import EVENTS, IMPRESSIONS, ITEMS, USERS
-from scorer.feeder.feed import ItemFeed, Record
+from scorer.feeder.kafka_feed import FeedRecord, ItemFeed
 from scorer.ipc.meters import ScorerMeters
-from stream.intake.keeper import Keeper, Parcel
-from stream.intake.memory import IdMemory
-from stream.intake.wire import Message as Line
-from stream.intake.wire import Reader, Verdict, What
-from stream.partition.partition import Message, Output, Partition, Policy
-from stream.worker import figures
+from stream.intake.intake_queue import Keeper, Parcel
+from stream.intake.intake_wire import LineReader, Verdict, What
+from stream.intake.intake_wire import OutMessage as Line
+from stream.intake.recent_ids import IdMemory
+from stream.partition.partition import InputMessage, Partition, Policy, StepOutput
+from stream.worker import stream_metrics
 from stream.worker.listkeeper import take
-from stream.worker.lists import ShopLists
 from stream.worker.problemlog import ProblemLog
+from stream.worker.shop_lists import ShopLists
 from tests.architecture import ROOT
 from tests.scenes.bad_messages import deep
 from tests.scenes.scorer_shop import NOW_MS, SCHEMA
@@ -199,7 +199,7 @@ class Door:
     """The intake without sockets and Kafka: whatever is taken is kept at once."""
 
     def __init__(self) -> None:
-        self.reader = Reader(SCHEMA, POLICY.ahead_ms)
+        self.reader = LineReader(SCHEMA, POLICY.ahead_ms)
         self.keeper = Keeper(
             lambda topic, key: (topic, 0 if topic == ITEMS else kafka_partition(key, PARTITIONS)),
             value_hash,
@@ -253,7 +253,7 @@ class Loop:
         self.lists, self.intake = ShopLists(SCHEMA), Intake(SCHEMA)
         self.folder = folder
         self.offsets: dict[tuple[str, int], int] = {}
-        self.outputs: list[Output] = []
+        self.outputs: list[StepOutput] = []
         self.letters: list[DeadLetter] = []
         self.doubts: list[Doubt] = []
 
@@ -274,7 +274,7 @@ class Loop:
         for partition in self.partitions:
             self._done(partition.advance(NOW_MS + DAY))
 
-    def _done(self, output: Output) -> None:
+    def _done(self, output: StepOutput) -> None:
         self.outputs.append(output)
         self.letters += output.dead
         self.doubts += output.doubts
@@ -289,13 +289,13 @@ class Loop:
         letter = take(self.lists, self.intake, record, Doubts(SCHEMA), self.doubts)
         items, meters = self.scorer
         before = meters.errors["item"]
-        items.take_all([Record(key, value, offset)])
+        items.take_all([FeedRecord(key, value, offset)])
         assert (meters.errors["item"] > before) == (letter is not None), "usable for lists and scorer, or for none"
         self.letters += [] if letter is None else [letter]
 
 
-def message_of(topic: str, offset: int, key: bytes | None, value: bytes | None) -> Message:
-    return Message(topic, offset, value or b"", key=key if value is None and topic == USERS else None)
+def message_of(topic: str, offset: int, key: bytes | None, value: bytes | None) -> InputMessage:
+    return InputMessage(topic, offset, value or b"", key=key if value is None and topic == USERS else None)
 
 
 def figure(name: str, **labels: str) -> float:
@@ -346,7 +346,7 @@ def told_and_counted(loop: Loop, reasons: set[str], doubts: set[str], duplicates
     before = [figure(name, **{label: value}) for name, label, value in names]
     dropped = figure("millrace_duplicates_dropped_total")
     for output in loop.outputs:
-        figures.count(output)
+        stream_metrics.count(output)
     for (name, label, value), was in zip(names, before, strict=True):
         assert figure(name, **{label: value}) > was
     assert figure("millrace_duplicates_dropped_total") == dropped + duplicates

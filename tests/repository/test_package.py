@@ -29,7 +29,7 @@ PACKAGES = {"millrace", "commands", "simulator", "stream", "learner", "scorer"}
 CHECKOUT = {"benchmarks", "experiments", "tests"}
 """Packages that are not installed."""
 CLIENT = ROOT / "client"
-ROLES = ["simulator.live", "stream.worker.worker", "learner.role.service", "scorer.worker.app"]
+ROLES = ["simulator.live", "stream.worker.stream_worker", "learner.role.service", "scorer.worker.page_app"]
 FILES = sorted(path for package in (*PACKAGES, "tests") for path in (ROOT / package).rglob("*.py"))
 
 
@@ -118,7 +118,7 @@ def test_where_nothing_can_be_cached_the_roles_start_and_their_loops_compile(sit
         "from numba.core.dispatcher import Dispatcher\n"
         f"modules = [importlib.import_module(name) for name in {ROLES + KERNELS}]\n"
         "loops = {f for m in modules for f in vars(m).values() if isinstance(f, Dispatcher)}\n"
-        "from learner.tables.kernels import live\n"
+        "from learner.tables.table_kernels import live\n"
         "used = live(np.array([[5], [0], [7], [9]]), 0, 4, np.empty(4, np.int64))\n"
         "print(len(loops), sum(f.stats.cache_path is not None for f in loops), used)"
     )

@@ -33,12 +33,12 @@ from learner.ranker.guard import LossGuard
 from learner.ranker.inputs import Inputs
 from learner.ranker.model import OnlineModel, build_network
 from learner.ranker.repeats import Repeats
-from learner.ranker.slices import merge
-from learner.retrieval.register import History, Pending, Register
+from learner.ranker.snapshot_slices import merge
+from learner.retrieval.click_history import History, Pending, Register
 from learner.retrieval.tower import Tower
 from learner.serving import overlay
-from learner.serving.serving import ServingModel
-from learner.tables.table import Rates, SparseTable
+from learner.serving.serving_model import ServingModel
+from learner.tables.table import SparseTable, StepSizes
 from learner.training.trainer import Trainer
 from millrace.basics.errors import MillraceError, SnapshotError, StoreError
 from millrace.contracts.clock import EventClock
@@ -48,17 +48,17 @@ from millrace.versions.image import RETRIEVAL_TABLES, split
 from millrace.versions.modelstore import Image, TableRows
 from millrace.windows.tiles import TileStore, counts_of
 from stream.join.dropped import DroppedPages
-from stream.join.gate import ReadTo
-from stream.join.join import LabelJoin, Message, Outcome
+from stream.join.join import InputMessage, LabelJoin, Outcome
 from stream.join.labelling import Labeller
-from stream.join.rows import LoggedPage
-from stream.join.shown import Shown
-from stream.partition.coclicks import CoClicks, CoClicksSnapshot
+from stream.join.page_rows import LoggedPage
+from stream.join.shown import ShownPages
+from stream.join.topic_order import ReadTo
+from stream.partition.coclick_counts import CoClicks, CoClicksSnapshot
 from stream.partition.counters import Counters
 from stream.partition.decoder import Decoder
 from stream.partition.early import EarlyEvents
 from stream.partition.owners import Owners
-from stream.partition.partition import Output, Partition
+from stream.partition.partition import Partition, StepOutput
 from stream.partition.recents import CLICKS, PURCHASES, Recents
 from stream.worker.turn import INPUTS, Advance, Now, Pace, Publish, Take, Turn, arrival
 from tests.architecture import ROOT
@@ -265,7 +265,7 @@ class Table(Case):
     error = KeyError
 
     def fresh(self) -> SparseTable:
-        return SparseTable(4, Rates(0.05, 1e-6, 0.1, 1.0, 0.01, 0.0), 60, 100, 2, 0.05, 7)
+        return SparseTable(4, StepSizes(0.05, 1e-6, 0.1, 1.0, 0.01, 0.0), 60, 100, 2, 0.05, 7)
 
     def feed(self, subject: SparseTable, piece: int) -> Any:
         rng = np.random.default_rng(piece)
@@ -435,10 +435,10 @@ class Teacher(Case):
 
 
 @cache
-def messages(piece: int) -> tuple[Message, ...]:
+def messages(piece: int) -> tuple[InputMessage, ...]:
     """Half an hour of a shop: pages whose impression, exposure and actions come in turn, late, or not at all."""
     log, now = Log(), T0 + piece * 31 * MINUTE
-    found: list[Message] = []
+    found: list[InputMessage] = []
     for k in range(6):
         name, ts, items = f"{piece}-{k}", now + k * 3 * MINUTE, [k + 1, k + 2, piece + 10]
         served = impression(name, ts, items, user=7 + k % 2)
@@ -540,7 +540,7 @@ class Join(Case):
     }
 
     def fresh(self) -> LabelJoin:
-        return LabelJoin(POLICY, Shown(SCHEMA))
+        return LabelJoin(POLICY, ShownPages(SCHEMA))
 
     def feed(self, subject: LabelJoin, piece: int) -> Any:
         out = Outcome()
@@ -762,7 +762,7 @@ class Due(Case):
                     case Publish():
                         out.append(subject.partition.changes())
                 subject.done(due)
-        return [(rows(o.samples), o.dead, o.counts) if isinstance(o, Output) else o for o in out]
+        return [(rows(o.samples), o.dead, o.counts) if isinstance(o, StepOutput) else o for o in out]
 
     def _end(self, topic: str, piece: int) -> int:
         return max((m.offset + 1 for m in messages(piece) if m.topic == topic), default=0)
@@ -810,7 +810,7 @@ NOT_KEPT = {
     "learner/role/learnloop.py Output": "an interface: who hears that a snapshot was made",
     "learner/role/service.py TopicOutput": "its snapshot announces one",
     "learner/role/shadow.py Beside": "its snapshot announces one",
-    "stream/archive/pages.py Pages": "its archive's state is resumed in tests/stream/archive/test_archive.py",
+    "stream/archive/archive_pages.py ArchivedPages": "a part of the archive's state: test_archive.py",
     "learner/training/publisher.py Publisher": "its snapshot announces one; the files that it names are the state",
     "learner/ranker/verbs.py Verbs": "a protocol",
     "learner/ranker/verbs.py Learning": "a protocol",

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from learner.serving.staging import ModelWriter
-from millrace.basics.merit import auc
+from millrace.basics.ranking_metrics import auc
 from millrace.contracts.settings import Settings
 from millrace.processes.wall import event_now_ms
 from scorer.feeder.feeder import set_gauges

@@ -10,12 +10,12 @@ from multiprocessing import get_context
 
 from learner.gate import screen
 from learner.ranker.model import OnlineModel
-from learner.role.warm import warm_up as warm_learner
+from learner.role.learner_warmup import warm_up as warm_learner
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
-from scorer.worker.warm import warm_up as warm_scorer
+from scorer.worker.scorer_warmup import warm_up as warm_scorer
 from stream.partition.partition import Policy
-from stream.worker.warm import warm_up as warm_stream
+from stream.worker.stream_warmup import warm_up as warm_stream
 
 
 def stream() -> None:

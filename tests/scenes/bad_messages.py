@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from millrace.basics.durations import DAY_MS
-from millrace.contracts import coclicks
+from millrace.contracts import coclick_message
 from millrace.contracts.events import MAX_EVENT_BYTES, Impression
 from millrace.contracts.impressions import impression_bytes
 from millrace.contracts.pagepack import Rates
@@ -36,7 +36,7 @@ from millrace.contracts.topics import (
     TRUTH,
     USERS,
 )
-from millrace.versions.clicks import ClickTimes
+from millrace.versions.clicks import ClickHistogram
 from millrace.versions.modellog import _sealed
 from millrace.versions.versioning import MAX_EPOCH
 
@@ -299,10 +299,10 @@ def bad_item_tiles(ts_ms: int) -> Iterator[Bad]:
 
 def bad_coclicks(ts_ms: int) -> Iterator[Bad]:
     """A good message that is cut, longer, changed byte by byte, and rubbish."""
-    counts = np.ones((3, coclicks.DAYS), np.uint16)
+    counts = np.ones((3, coclick_message.DAYS), np.uint16)
     hashes = np.arange(1, 6, dtype=np.uint64)
-    lists = coclicks.Lists(ts_ms // DAY_MS, hashes[:2], np.array([1, 2], np.uint8), hashes[2:], counts)
-    (good,) = coclicks.pack(0, lists)
+    lists = coclick_message.Lists(ts_ms // DAY_MS, hashes[:2], np.array([1, 2], np.uint8), hashes[2:], counts)
+    (good,) = coclick_message.pack(0, lists)
     yield Bad(FEATURES_COCLICKS, "a tombstone", b"0", None)
     for length in range(0, len(good), 3):
         yield Bad(FEATURES_COCLICKS, f"cut to {length} bytes", b"0", good[:length])
@@ -378,7 +378,7 @@ def bad_announcements(schema: Schema, ts_ms: int) -> Iterator[Bad]:
     and something wrong within. Their epoch is 0: none of them is a learner that takes over, which is no bad message."""
     note = json_fields(
         kind="delta", epoch=0, version=5, claimant="nobody", parent="0" * 64, hash="1" * 64, digest="2" * 64, size=10,
-        schema_id=schema.id, spec={"model": "wide_deep"}, event_ms=ts_ms, trained=1, clicks=ClickTimes.of([ts_ms]),
+        schema_id=schema.id, spec={"model": "wide_deep"}, event_ms=ts_ms, trained=1, clicks=ClickHistogram.of([ts_ms]),
         published_ms=ts_ms, chunks=1, file=None, parts=[], training=[], follows=3, log="", offsets={}, logs={},
         extra={},
     )  # fmt: skip

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from millrace.basics.hashing import column_hash
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Impression, Item
-from millrace.contracts.online import RECENT, Past, Recent, pack_recent
+from millrace.contracts.online_layout import RECENT, Past, Recent, pack_recent
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.contracts.settings import Settings
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
-from scorer.catalog.index import ItemIndex
+from scorer.catalog.item_index import ItemIndex
 from scorer.ipc.meters import ScorerMeters
-from scorer.page.serving import Serving
-from scorer.recall.recall import make_lists
+from scorer.page.page_service import Serving
+from scorer.recall.candidate_lists import make_lists
 from tests.scenes import scorer_vectors
 from tests.scenes.scorer_shop import NOW_MS, SCHEMA_TOML, Users, call, copied, own_app, record
 

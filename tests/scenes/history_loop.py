@@ -27,9 +27,9 @@ from commands.history.logevents import LogEvents, Rows
 from commands.replay.logfeatures import LogRows
 from learner.evaluation.progressive import Progressive
 from learner.ranker.repeats import Repeats
-from learner.role.making import model_of, wanted_spec
+from learner.role.model_factory import model_of, wanted_spec
+from learner.training.learner_versions import newest_sound
 from learner.training.trainer import Trainer
-from learner.training.versions import newest_sound
 from millrace.basics.hashing import kafka_partition
 from millrace.contracts.events import (
     ACTIONS,
@@ -53,8 +53,8 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, IMPRESSIONS
 from millrace.logs import LogTable
 from millrace.versions.modelstore import ModelStore
-from stream.partition.checkpoint import CheckpointStore
-from stream.partition.partition import Message, Partition, Policy
+from stream.partition.partition import InputMessage, Partition, Policy
+from stream.partition.partition_checkpoint import CheckpointStore
 
 
 class Model(Protocol):
@@ -177,7 +177,7 @@ class LiveLoop:
         told = []
         for topic, raw in messages:
             self._offset += 1
-            told.append(Message(topic, self._offset, raw, now_ms))
+            told.append(InputMessage(topic, self._offset, raw, now_ms))
         self._learn(self.partitions[home].take(told, now_ms).samples)
 
     def _learn(self, samples: SampleBatch | None) -> None:

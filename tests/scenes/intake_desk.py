@@ -11,11 +11,11 @@ from starlette.types import ASGIApp, Message, Scope
 from millrace.basics.hashing import kafka_partition
 from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
-from stream.intake.app import Desk, make_app
-from stream.intake.figures import Refusals
-from stream.intake.keeper import Keeper, Lane, Waiting
-from stream.intake.memory import IdMemory
-from stream.intake.wire import Reader
+from stream.intake.intake_app import Desk, make_app
+from stream.intake.intake_metrics import Refusals
+from stream.intake.intake_queue import Keeper, Lane, WaitingMessage
+from stream.intake.intake_wire import LineReader
+from stream.intake.recent_ids import IdMemory
 
 AHEAD_MS, LIFE_MS, DISORDER_MS = 3_600_000, 7_500_000, 60_000
 PARTITIONS = {"events": 4, "users": 4, "items": 1}
@@ -43,7 +43,7 @@ class Outlet:
 
     def __init__(self, limit: int = 1000, at_once: bool = True) -> None:
         self.keeper, self.at_once, self.away = keeper(limit), at_once, ""
-        self.log: list[tuple[Lane, Waiting]] = []
+        self.log: list[tuple[Lane, WaitingMessage]] = []
         self.touched: set[Lane] = set()
 
     def wake(self, lanes: Iterable[Lane]) -> None:
@@ -70,7 +70,7 @@ class Intake:
     def __init__(self, outlet: Outlet | None = None, schema: Schema | None = None, **settings: Any) -> None:
         self.outlet = outlet or Outlet()
         self.told: list[dict[str, Any]] = []
-        reader = Reader(schema or shop_schema(), AHEAD_MS)
+        reader = LineReader(schema or shop_schema(), AHEAD_MS)
         refusals = Refusals(lambda: 0.0, lambda line, **values: self.told.append(values))
         self.desk = Desk(Settings(**settings), reader, self.outlet, refusals)  # type: ignore[arg-type]
         self.app: ASGIApp = make_app(self.desk, self.outlet)  # type: ignore[arg-type]

@@ -33,8 +33,8 @@ from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, IMPRESSIONS
 from millrace.labels import Promise
-from millrace.windows.memory import UNIT
-from stream.join.join import Message, Policy
+from millrace.windows.tile_memory import UNIT
+from stream.join.join import InputMessage, Policy
 
 MINUTE_MS = 60_000
 EXPOSED, LABELLED, LOST = 0, 1, 2  # the states of an exposure: without a label yet, with one, never to have one
@@ -118,7 +118,7 @@ class ReferencePartition:
         """How many exposures have no label yet."""
         return sum(seen.state == EXPOSED for seen in self._seen.values())
 
-    def take(self, messages: Iterable[Message], now_ms: int) -> None:
+    def take(self, messages: Iterable[InputMessage], now_ms: int) -> None:
         """Takes messages in their order. ``now_ms`` is the event time that bounds what is from the future."""
         for message in messages:
             if message.topic == EVENTS:

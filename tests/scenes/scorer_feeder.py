@@ -11,21 +11,21 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
-from learner.serving.serving import ServingModel
+from learner.serving.serving_model import ServingModel
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Impression, Item
 from millrace.contracts.settings import Settings
 from millrace.processes.shared import Pool
 from millrace.versions.versioning import Announcement
-from scorer.catalog.index import ItemIndex
+from scorer.catalog.item_index import ItemIndex
+from scorer.feeder.feeder_publisher import IndexPublisher
 from scorer.feeder.primary import Primary
-from scorer.feeder.publisher import IndexPublisher
 from scorer.feeder.state import FeederState
 from scorer.feeder.towerhost import TowerHost
 from scorer.feeder.versionhost import VersionHost
-from scorer.ipc.link import Inbox, Message, Packet
+from scorer.ipc.link import Inbox, LinkMessage, Packet
 from scorer.ipc.meters import ScorerMeters
-from scorer.page.serving import Serving
+from scorer.page.page_service import Serving
 from scorer.worker.replica import Replica, attach
 from tests.scenes.scorer_shop import NOW_MS, SCHEMA, Users, copied
 
@@ -48,11 +48,11 @@ class _Wire:
         return len(self._data)
 
 
-def delivered(packet: Packet) -> Message:
+def delivered(packet: Packet) -> LinkMessage:
     """What arrives of a packet at the other end of a link."""
     wire: Any = _Wire(packet)
     inbox = Inbox(wire)
-    found: list[Message] = []
+    found: list[LinkMessage] = []
     while wire.left:
         found += inbox.read()
     (message,) = found
@@ -113,7 +113,7 @@ class Whole:
     def put(self, packet: Packet) -> None:
         self.replica.take(delivered(packet))
 
-    def _attach(self, told: Message) -> None:
+    def _attach(self, told: LinkMessage) -> None:
         self.replica.attached(told, attach(self.serving.schema, told, 4, named=self.settings.model))
 
     # -- what tests look at -----------------------------------------------------------------------------------

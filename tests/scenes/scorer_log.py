@@ -9,7 +9,7 @@ from typing import Any
 
 from kafka import TopicPartition
 
-from scorer.feeder.feed import Broker, Reader
+from scorer.feeder.kafka_feed import FeedConsumer, TopicSource
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Log:
         self.messages = [m for m in self.messages if m.offset >= offset]
 
 
-class MemoryBroker(Broker):
+class MemoryBroker(TopicSource):
     """Topics of one partition. ``fails`` is raised by whatever asks next, once."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class MemoryBroker(Broker):
         """The topic is made anew, and empty."""
         self.logs.pop(topic, None)
 
-    def reader(self, topic: str, start: dict[int, int]) -> Reader:
+    def reader(self, topic: str, start: dict[int, int]) -> FeedConsumer:
         return MemoryReader(self, topic, start.get(0, 0))
 
     def since(self, topic: str, since_ms: int) -> dict[int, int]:

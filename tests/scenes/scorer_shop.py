@@ -15,29 +15,29 @@ from prometheus_client import generate_latest
 from starlette.applications import Starlette
 
 from learner.ranker.model import OnlineModel
-from learner.serving.serving import ServingModel
+from learner.serving.serving_model import ServingModel
 from millrace.basics.hashing import U64, column_hash
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Id, Impression, Item
-from millrace.contracts.online import PROFILE, list_key, window_fields
+from millrace.contracts.online_layout import PROFILE, list_key, window_fields
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import load_schema
 from millrace.contracts.settings import Settings
-from millrace.versions.clicks import ClickTimes
+from millrace.versions.clicks import ClickHistogram
 from millrace.versions.modellog import chunks_of, encode_claim, encode_delta, encode_snapshot
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import pack
 from millrace.versions.versioning import Announcement, Claim, Place, chain
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
-from scorer.catalog.index import ItemIndex
+from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemtable import ItemTable
 from scorer.ipc.meters import ScorerMeters
+from scorer.page.page_service import Serving
 from scorer.page.rank import Features
-from scorer.page.serving import Serving
-from scorer.recall.recall import make_lists
-from scorer.users.userrecord import AWAY, Record
-from scorer.worker.app import make_app, model_facts, retrieval_facts
+from scorer.recall.candidate_lists import make_lists
+from scorer.users.userrecord import AWAY, UserRecord
+from scorer.worker.page_app import make_app, model_facts, retrieval_facts
 
 DAY_MS = 86_400_000
 NOW_MS = 20_000 * DAY_MS + 10 * 3_600_000
@@ -88,9 +88,9 @@ class Users:
         self.ranked: dict[str, bytes] = {}
         self.away = False
 
-    async def record(self, user_id: Id) -> Record:
+    async def record(self, user_id: Id) -> UserRecord:
         await asyncio.sleep(0)  # as a round trip would, this lets others run
-        return Record({}, AWAY) if self.away else Record(self.records.get(user_id, {}))
+        return UserRecord({}, AWAY) if self.away else UserRecord(self.records.get(user_id, {}))
 
     async def kept(self, key: str) -> bytes | None:
         await asyncio.sleep(0)
@@ -268,7 +268,7 @@ class Learner:
             log=self.log,
             follows=self.follows,
             spec=self.model.spec,
-            **{**self._meta(), "clicks": ClickTimes()},
+            **{**self._meta(), "clicks": ClickHistogram()},
         )
         self.hash = note.hash
         if announce:
@@ -310,7 +310,7 @@ class Learner:
             "schema_id": SCHEMA.id,
             "event_ms": NOW_MS,
             "trained": 64 * self.place.number,
-            "clicks": ClickTimes.of([NOW_MS - 500, NOW_MS - 1500]),
+            "clicks": ClickHistogram.of([NOW_MS - 500, NOW_MS - 1500]),
             "published_ms": NOW_MS,
         }
 

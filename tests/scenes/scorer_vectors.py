@@ -13,7 +13,7 @@ from learner.retrieval.tower import Tower, UserTower
 from millrace.contracts.events import Item
 from millrace.versions.image import Image, TableRows
 from millrace.versions.versioning import Announcement
-from scorer.catalog.index import ItemIndex
+from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemtable import TableForm
 from tests.scenes.scorer_shop import BUILDER, LAYOUT, NOW_MS, SCHEMA
 from tests.scorer.page.plain_page import plain_of

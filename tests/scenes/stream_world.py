@@ -13,8 +13,8 @@ from millrace.basics.hashing import combine, value_hash
 from millrace.contracts.events import DeadLetter, Impression, to_msgpack
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
-from stream.join.join import Message, Policy
-from stream.partition.partition import Output, Partition
+from stream.join.join import InputMessage, Policy
+from stream.partition.partition import Partition, StepOutput
 from tests.scenes.reference_partition import Row
 
 MINUTE = 60_000
@@ -103,14 +103,14 @@ class Log:
     def __init__(self) -> None:
         self._next: Counter[str] = Counter()
 
-    def __call__(self, topic: str, raw: bytes) -> Message:
+    def __call__(self, topic: str, raw: bytes) -> InputMessage:
         self._next[topic] += 1
-        return Message(topic, self._next[topic] - 1, raw)
+        return InputMessage(topic, self._next[topic] - 1, raw)
 
-    def events(self, *raws: bytes) -> list[Message]:
+    def events(self, *raws: bytes) -> list[InputMessage]:
         return [self("events", raw) for raw in raws]
 
-    def impressions(self, *raws: bytes) -> list[Message]:
+    def impressions(self, *raws: bytes) -> list[InputMessage]:
         return [self("impressions", raw) for raw in raws]
 
 
@@ -161,7 +161,7 @@ class Sum:
         self.dead: list[DeadLetter] = []
         self.counts: Counter[str] = Counter()
 
-    def __iadd__(self, output: Output) -> Sum:
+    def __iadd__(self, output: StepOutput) -> Sum:
         self.samples += rows(output.samples)
         self.dead += output.dead
         self.counts.update(output.counts)

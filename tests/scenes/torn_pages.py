@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from learner.serving.frame import Arrays
-from learner.serving.serving import ServingModel
+from learner.serving.serving_model import ServingModel
 from learner.serving.staging import ModelWriter
 from millrace.contracts.schema import parse_schema
 from millrace.versions.modelstore import Image, TableRows

@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from millrace.contracts.clock import HEADER, EventClock
-from millrace.contracts.coclicks import Lists
-from millrace.contracts.online import MOST_RECENT, unpack_recent
+from millrace.contracts.coclick_message import Lists
+from millrace.contracts.online_layout import MOST_RECENT, unpack_recent
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.labels import policy_named
-from stream.join.gate import Arrival, ReadTo
+from stream.join.topic_order import Arrival, ReadTo
 from stream.partition import journal
-from stream.partition.coclicks import CoClicks
+from stream.partition.coclick_counts import CoClicks
 from stream.partition.journal import Journal
-from stream.partition.partition import Output, Partition
+from stream.partition.partition import Partition, StepOutput
 from stream.partition.recents import UserRecent
 from stream.worker.turn import (
     INPUTS,
@@ -223,7 +223,7 @@ class Scene:
         self.turns = Turns(self.pace, self.clock)
         self.consumer = Consumer()
         self._flight: list[tuple[int, int, Arrival]] = []  # generation, due step, message
-        self._unsent: list[tuple[int, Output]] = []
+        self._unsent: list[tuple[int, StepOutput]] = []
         self._jobs: deque[tuple[int, Callable[[], None]]] = deque()
         self._readings: list[tuple[int, Turn, Recall]] = []
         self._job_left = 0
@@ -494,7 +494,7 @@ class Scene:
         sent, self._unsent = self._unsent, []
         self._sent(sent)
 
-    def _sent(self, outputs: Sequence[tuple[int, Output]]) -> None:
+    def _sent(self, outputs: Sequence[tuple[int, StepOutput]]) -> None:
         for _, output in outputs:
             for row in rows(output.samples):
                 key = Key(row.request, row.position, row.kind, row.actions)

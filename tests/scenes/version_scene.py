@@ -22,7 +22,7 @@ import numpy as np
 
 from learner.ranker.model import OnlineModel
 from learner.ranker.verbs import Slicing
-from learner.training.versions import Progress, SnapshotFiles, Versions, newest_sound, write_root
+from learner.training.learner_versions import Progress, SnapshotFiles, Versions, newest_sound, write_root
 from millrace.basics.errors import MillraceError, SnapshotError, StoreError
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema

@@ -10,7 +10,7 @@ import pytest
 from millrace.contracts.events import BadEventError, Click, Event, Exposure, decode_event
 from millrace.contracts.settings import Settings
 from simulator.mischief import KINDS, SHARES, bad_message, bad_message_of
-from simulator.outbox import Outbox, Rates
+from simulator.outbox import FaultRates, Outbox
 
 SETTINGS = Settings()
 NOW = 1_772_240_000_000
@@ -53,7 +53,7 @@ class Book:
             self.sent.append((self.now, value))
 
 
-def run_outbox(rates: Rates, pages: int = 400, cut: bool = True) -> Book:
+def run_outbox(rates: FaultRates, pages: int = 400, cut: bool = True) -> Book:
     """A page of five every ten seconds, each item clicked after 20 s, collected after a minute, bought after 100."""
     book = Book()
     outbox = Outbox(book, book.told, SETTINGS, rates, np.random.default_rng(1), "n", cut)
@@ -75,7 +75,7 @@ def run_outbox(rates: Rates, pages: int = 400, cut: bool = True) -> Book:
 
 
 def test_without_mischief_events_go_out_in_time_and_order() -> None:
-    book = run_outbox(Rates(0, 0, 0, 0))
+    book = run_outbox(FaultRates(0, 0, 0, 0))
     events = [(at, decode_event(raw)) for at, raw in book.sent]
     assert [e.ts_ms for _, e in events] == sorted(e.ts_ms for _, e in events)
     assert all(0 <= at - e.ts_ms <= STEP_MS for at, e in events)
@@ -86,12 +86,12 @@ def test_without_mischief_events_go_out_in_time_and_order() -> None:
     waits = [e.ts_ms - page_ms[e.request_id] for _, e in events]
     assert 100 * MINUTE in waits
     assert max(waits) < limit
-    whole = run_outbox(Rates(0, 0, 0, 0), cut=False)
+    whole = run_outbox(FaultRates(0, 0, 0, 0), cut=False)
     assert len(whole.sent) > len(book.sent)
 
 
 def test_disorder_stays_within_what_is_allowed() -> None:
-    book = run_outbox(Rates(0, 0.3, 0, 0))
+    book = run_outbox(FaultRates(0, 0.3, 0, 0))
     delays = np.array([at - decode_event(raw).ts_ms for at, raw in book.sent])
     assert delays.max() <= SETTINGS.disorder_seconds * 1000
     assert 0.2 < (delays > STEP_MS).mean() < 0.35
@@ -99,7 +99,7 @@ def test_disorder_stays_within_what_is_allowed() -> None:
 
 
 def test_late_is_after_the_label_and_before_it_is_too_late() -> None:
-    book = run_outbox(Rates(0, 0, 0.2, 0))
+    book = run_outbox(FaultRates(0, 0, 0.2, 0))
     events = [(at, decode_event(raw)) for at, raw in book.sent]
     page_ms = {e.request_id: e.ts_ms for _, e in events if isinstance(e, Exposure)}
     late = [(at, e) for at, e in events if at - e.ts_ms > STEP_MS]
@@ -118,7 +118,7 @@ def test_late_is_after_the_label_and_before_it_is_too_late() -> None:
 
 
 def test_duplicates_are_the_same_event_again() -> None:
-    book = run_outbox(Rates(0.2, 0, 0, 0))
+    book = run_outbox(FaultRates(0.2, 0, 0, 0))
     events = [decode_event(raw) for _, raw in book.sent]
     first: dict[str, object] = {}
     again = 0
@@ -131,7 +131,7 @@ def test_duplicates_are_the_same_event_again() -> None:
 
 
 def test_malformed_messages_come_on_top() -> None:
-    clean, dirty = run_outbox(Rates(0, 0, 0, 0)), run_outbox(Rates(0, 0, 0, 0.1))
+    clean, dirty = run_outbox(FaultRates(0, 0, 0, 0)), run_outbox(FaultRates(0, 0, 0, 0.1))
     unreadable = 0
     good = []
     for at, raw in dirty.sent:
@@ -149,7 +149,7 @@ def test_malformed_messages_come_on_top() -> None:
 
 def test_closing_sends_the_pages_that_are_held_and_nothing_else() -> None:
     book = Book()
-    outbox = Outbox(book, book.told, SETTINGS, Rates(1.0, 1.0, 0, 0), np.random.default_rng(1), "n")
+    outbox = Outbox(book, book.told, SETTINGS, FaultRates(1.0, 1.0, 0, 0), np.random.default_rng(1), "n")
     for k in range(20):
         page = Exposure(f"p{k}/e", f"p{k}", NOW, k, [1])
         outbox.page(page, "model")
@@ -170,7 +170,7 @@ def test_closing_sends_the_pages_that_are_held_and_nothing_else() -> None:
 
 
 def test_the_observer_is_told_of_every_message_once() -> None:
-    book = run_outbox(Rates(0.2, 0.2, 0.1, 0.1))
+    book = run_outbox(FaultRates(0.2, 0.2, 0.1, 0.1))
     ids = Counter(_id_of(raw) for _, raw in book.sent)
     bad = Counter({name: n for name, n in ids.items() if name.startswith("n-bad-")})
     assert Counter(book.told.first + book.told.again) == ids - bad

@@ -17,8 +17,8 @@ from millrace.contracts.events import ARMS, Click, Exposure, decode_item, decode
 from millrace.contracts.settings import Settings
 from millrace.processes.metrics import READY
 from millrace.processes.wall import wall_ms
-from simulator import figures
-from simulator.live import Options, run
+from simulator import simulator_metrics
+from simulator.live import ShopOptions, run
 from simulator.mischief import KINDS
 from simulator.oracle_auc import OracleAuc
 from simulator.world import World, start_of
@@ -67,9 +67,17 @@ def labelled(counter: Any) -> float:
 def test_shoppers_ask_look_and_act(make_scorer: Callable[..., FakeScorer], world: World) -> None:
     scorer, sink = make_scorer(), Recorder()
     settings = settings_for(scorer)
-    before = {c: value(c) for c in (figures.EXPOSURES, figures.CLICKS, figures.MALFORMED, figures.DUPLICATES)}
-    pages_before = labelled(figures.PAGES)
-    options = Options(users=USERS, max_pages=150, duplicate=0.1, malformed=0.1, out_of_order=0.1, late=0.1)
+    before = {
+        c: value(c)
+        for c in (
+            simulator_metrics.EXPOSURES,
+            simulator_metrics.CLICKS,
+            simulator_metrics.MALFORMED,
+            simulator_metrics.DUPLICATES,
+        )
+    }
+    pages_before = labelled(simulator_metrics.PAGES)
+    options = ShopOptions(users=USERS, max_pages=150, duplicate=0.1, malformed=0.1, out_of_order=0.1, late=0.1)
     run(settings, threading.Event(), options, sink)
     assert sink.flushed
     assert sink.closed
@@ -87,13 +95,17 @@ def test_shoppers_ask_look_and_act(make_scorer: Callable[..., FakeScorer], world
     assert len(exposures) >= 150
     assert {e.request_id for e in exposures} <= set(scorer.ids)
     assert len(set(scorer.ids)) == len(scorer.ids)
-    assert sum(bad.values()) + len(future) == value(figures.MALFORMED) - before[figures.MALFORMED] > 0
+    assert (
+        sum(bad.values()) + len(future) == value(simulator_metrics.MALFORMED) - before[simulator_metrics.MALFORMED] > 0
+    )
     assert set(bad) <= set(KINDS)
-    assert len(events) - len(distinct) == value(figures.DUPLICATES) - before[figures.DUPLICATES] > 0
-    assert sum(len(e.items) for e in exposures) == value(figures.EXPOSURES) - before[figures.EXPOSURES]
+    assert len(events) - len(distinct) == value(simulator_metrics.DUPLICATES) - before[simulator_metrics.DUPLICATES] > 0
+    assert (
+        sum(len(e.items) for e in exposures) == value(simulator_metrics.EXPOSURES) - before[simulator_metrics.EXPOSURES]
+    )
     clicks = [e for e in distinct.values() if isinstance(e, Click)]
-    assert len(clicks) == value(figures.CLICKS) - before[figures.CLICKS] > 0
-    assert labelled(figures.PAGES) - pages_before == len(exposures)
+    assert len(clicks) == value(simulator_metrics.CLICKS) - before[simulator_metrics.CLICKS] > 0
+    assert labelled(simulator_metrics.PAGES) - pages_before == len(exposures)
 
     # Every action is of an exposure that was sent, with the item that stood there.
     pages = {e.request_id: e for e in exposures}
@@ -116,7 +128,7 @@ def test_shoppers_ask_look_and_act(make_scorer: Callable[..., FakeScorer], world
 
 def test_keys_are_the_users(make_scorer: Callable[..., FakeScorer]) -> None:
     sink = Recorder()
-    run(settings_for(make_scorer()), threading.Event(), Options(users=USERS, max_pages=30, malformed=0), sink)
+    run(settings_for(make_scorer()), threading.Event(), ShopOptions(users=USERS, max_pages=30, malformed=0), sink)
     for topic, key, raw in sink.messages:
         if topic == "events":
             assert key == str(json.loads(raw)["user_id"]).encode()
@@ -125,7 +137,7 @@ def test_keys_are_the_users(make_scorer: Callable[..., FakeScorer]) -> None:
 def test_as_many_shoppers_come_as_the_settings_say(make_scorer: Callable[..., FakeScorer]) -> None:
     sink = Recorder()
     settings = msgspec.structs.replace(settings_for(make_scorer()), shoppers=USERS)
-    run(settings, threading.Event(), Options(max_pages=3), sink)
+    run(settings, threading.Event(), ShopOptions(max_pages=3), sink)
     assert sum(topic == "users" for topic, _, _ in sink.messages) == World(SEED, USERS).shoppers.n
 
 
@@ -134,9 +146,9 @@ def test_the_oracle_is_not_judged_on_random_pages(
 ) -> None:
     judged: list[int] = []
     monkeypatch.setattr(OracleAuc, "add", lambda _, ts_ms, chances, clicked: judged.append(len(clicked)))
-    before = {arm: value(figures.PAGE_EXPOSURES.labels(arm)) for arm in ARMS}
-    run(settings_for(make_scorer()), threading.Event(), Options(users=USERS, max_pages=30), Recorder())
-    grown = {arm: value(figures.PAGE_EXPOSURES.labels(arm)) - n for arm, n in before.items()}
+    before = {arm: value(simulator_metrics.PAGE_EXPOSURES.labels(arm)) for arm in ARMS}
+    run(settings_for(make_scorer()), threading.Event(), ShopOptions(users=USERS, max_pages=30), Recorder())
+    grown = {arm: value(simulator_metrics.PAGE_EXPOSURES.labels(arm)) - n for arm, n in before.items()}
     assert sum(judged) == grown["model"]
     assert grown["control"] > 0
 
@@ -160,11 +172,11 @@ def test_an_outage_of_the_scorer_is_waited_out(
 
     scorer, sink = make_scorer(trouble=trouble), Recorder()
     scorer.ready_after = 2
-    before = value(figures.REQUEST_ERRORS)
-    run(settings_for(scorer), threading.Event(), Options(users=USERS, max_pages=40), sink)
+    before = value(simulator_metrics.REQUEST_ERRORS)
+    run(settings_for(scorer), threading.Event(), ShopOptions(users=USERS, max_pages=40), sink)
     events, _ = sink.events()
     pages = {e.request_id for e in events if isinstance(e, Exposure)}
-    assert value(figures.REQUEST_ERRORS) - before == 20
+    assert value(simulator_metrics.REQUEST_ERRORS) - before == 20
     assert len(pages) >= 40
     # A try that failed has its own id: the scorer may have logged its impression.
     assert len(set(scorer.ids)) == len(scorer.ids) == scorer.requests
@@ -178,7 +190,7 @@ def test_what_the_broker_gives_back_is_sent_again(make_scorer: Callable[..., Fak
         return KafkaTimeoutError("no room") if n == 777 else None
 
     sink, whole = Recorder(trouble), Recorder()
-    options = Options(users=USERS, max_pages=20, malformed=0)
+    options = ShopOptions(users=USERS, max_pages=20, malformed=0)
     run(settings_for(make_scorer()), threading.Event(), options, sink)
     run(settings_for(make_scorer()), threading.Event(), options, whole)
     assert sorted(sink.of("users")) == sorted(whole.of("users"))
@@ -189,7 +201,7 @@ def test_what_the_broker_gives_back_is_sent_again(make_scorer: Callable[..., Fak
 
 def test_open_loop_shows_its_own_pages_and_has_them_logged(make_scorer: Callable[..., FakeScorer]) -> None:
     scorer, sink = make_scorer(), Recorder()
-    run(settings_for(scorer), threading.Event(), Options(users=USERS, max_pages=30, open_loop=True), sink)
+    run(settings_for(scorer), threading.Event(), ShopOptions(users=USERS, max_pages=30, open_loop=True), sink)
     events, _ = sink.events()
     asked = {b["request_id"]: b for b in scorer.bodies}
     exposures = [e for e in events if isinstance(e, Exposure)]
@@ -203,7 +215,7 @@ def test_open_loop_shows_its_own_pages_and_has_them_logged(make_scorer: Callable
 def test_it_stops_when_told_even_while_waiting(make_scorer: Callable[..., FakeScorer]) -> None:
     scorer, sink, stop = make_scorer(), Recorder(), threading.Event()
     scorer.ready_after = 10**9
-    role = threading.Thread(target=run, args=(settings_for(scorer), stop, Options(users=USERS), sink))
+    role = threading.Thread(target=run, args=(settings_for(scorer), stop, ShopOptions(users=USERS), sink))
     role.start()
     until(lambda: scorer.asked_ready > 0, "it waits for the scorer")
     stop.set()
@@ -216,5 +228,5 @@ def test_it_stops_when_told_even_while_waiting(make_scorer: Callable[..., FakeSc
 def test_a_restart_does_not_repeat_request_ids(make_scorer: Callable[..., FakeScorer]) -> None:
     scorer = make_scorer()
     for _ in range(2):
-        run(settings_for(scorer), threading.Event(), Options(users=USERS, max_pages=10), Recorder())
+        run(settings_for(scorer), threading.Event(), ShopOptions(users=USERS, max_pages=10), Recorder())
     assert len(set(scorer.ids)) == len(scorer.ids)

@@ -6,8 +6,8 @@ from typing import Any
 
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
-from simulator import figures
-from simulator.wire import Outlet
+from simulator import simulator_metrics
+from simulator.simulator_wire import SimulatorSender
 
 
 class Future:
@@ -50,10 +50,10 @@ class Producer:
 
 def test_a_message_too_large_is_left_out_once_and_the_line_goes_on() -> None:
     producer = Producer()
-    outlet = Outlet(producer)
-    before = figures.REFUSED._value.get()
+    outlet = SimulatorSender(producer)
+    before = simulator_metrics.REFUSED._value.get()
     for value in (b"a", b"b" * 150, b"c", b"d" * 250, b"w", b"e"):
         outlet.put("events", b"key", value)
     assert outlet.close() == 0, "nothing is left that could be delivered"
     assert producer.tries == [b"a", b"b", b"c", b"d", b"w", b"w", b"w", b"e"], "only an outage is tried again"
-    assert figures.REFUSED._value.get() - before == 2
+    assert simulator_metrics.REFUSED._value.get() - before == 2

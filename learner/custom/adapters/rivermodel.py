@@ -26,7 +26,7 @@ from river import linear_model, optim
 
 from learner.custom.ownclass import unknown_entries
 from learner.ranker.model import LearnReport
-from millrace.basics.merit import log_loss
+from millrace.basics.ranking_metrics import log_loss
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.versions.image import Array

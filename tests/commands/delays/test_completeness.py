@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.delays.completeness import Clicks, Curve, by_group, by_window, quantiles
+from commands.delays.completeness import Curve, DelayedClicks, by_group, by_window, quantiles
 from commands.offline.slicing import MISSING, MOST_VALUES, OTHERS, slice_of
 from millrace.basics.errors import SettingError
 from millrace.contracts.schema import shop_schema
@@ -21,10 +21,10 @@ from tests.scenes.exploring import examples
 DAY = 86_400_000
 
 
-def watched_whole(delays: list[int], others: int) -> Clicks:
+def watched_whole(delays: list[int], others: int) -> DelayedClicks:
     """Clicks with these delays and exposures without one, all watched for a day beyond the last delay."""
     delay = np.array([*delays, *[-1] * others], np.int64)
-    return Clicks(delay, np.full(len(delay), 2 * DAY))
+    return DelayedClicks(delay, np.full(len(delay), 2 * DAY))
 
 
 def test_where_all_is_watched_completeness_is_the_share_of_the_clicks() -> None:
@@ -54,7 +54,7 @@ def test_clicks_later_than_the_longest_window_count_as_none() -> None:
 def test_the_curve_is_that_of_the_plain_definition(rows: list[tuple[int, int]], longest: int) -> None:
     delay = np.array([d if d <= w else -1 for d, w in rows], np.int64)
     watched = np.array([w for _, w in rows], np.int64)
-    curve = Curve(Clicks(delay, watched), longest, fewest=1)
+    curve = Curve(DelayedClicks(delay, watched), longest, fewest=1)
     leaves = np.where(delay >= 0, delay, watched)
 
     def clicked_within(t: int) -> float:
@@ -86,7 +86,7 @@ def test_a_log_that_ends_early_does_not_take_early_clicks_for_all() -> None:
     def truth(t: int) -> float:
         return (1 - math.exp(-t / 1_200_000)) / (1 - math.exp(-3_000_000 / 1_200_000))
 
-    curve = Curve(Clicks.of(ts_ms, ts_ms + delay, seen), 3_000_000)
+    curve = Curve(DelayedClicks.of(ts_ms, ts_ms + delay, seen), 3_000_000)
     assert curve.longest_ms == 3_000_000
     naive = delay[seen & (delay <= 3_000_000)]
     for t in (300_000, 600_000, 1_200_000, 2_400_000):
@@ -99,7 +99,7 @@ def test_beyond_what_the_log_watches_nothing_is_told() -> None:
     n = 1000
     ts_ms = np.arange(n, dtype=np.int64) * 1000
     clicked = np.arange(n) % 3 == 0
-    curve = Curve(Clicks.of(ts_ms, ts_ms + 500, clicked & (ts_ms < 990_000)), DAY)
+    curve = Curve(DelayedClicks.of(ts_ms, ts_ms + 500, clicked & (ts_ms < 990_000)), DAY)
     assert curve.longest_ms == 900_000, "100 exposures were watched for that long, the log's end being 999 s"
     assert math.isnan(curve.completeness([DAY])[0])
     row = by_window(curve, [500, DAY])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands.delays.completeness import Clicks, Curve
+from commands.delays.completeness import Curve, DelayedClicks
 from commands.delays.delaysreport import Trial, rows_of, trials_plot, verdict_of
 from commands.delays.delaysrun import delays
 from commands.delays.trials import IMMEDIATE, Setting, digest, final_labels, open_features, samples_of, with_window
@@ -195,7 +195,7 @@ def test_mistakes_are_named(day: Path, tmp_path: Path) -> None:
 # -- the verdict -------------------------------------------------------------------------------------------------
 
 PRESENT = Setting("prompt", 5 * MINUTE)
-FLAT = Curve(Clicks(np.array([1000] * 50 + [20_000] * 50 + [-1] * 100), np.full(200, DAY)), DAY)
+FLAT = Curve(DelayedClicks(np.array([1000] * 50 + [20_000] * 50 + [-1] * 100), np.full(200, DAY)), DAY)
 
 
 def trial(setting: Setting, value: float, half: float, loss: float = 0.0) -> Trial:
@@ -249,10 +249,10 @@ def test_the_verdict_on_labels_without_delay_goes_either_way() -> None:
 
 def test_the_verdict_begins_with_how_late_labels_come() -> None:
     assert said().startswith("Of the clicks within 1 day, half come within 1 s, 50.0% within 10 s.")
-    short = Curve(Clicks(np.array([1000] * 150), np.full(150, 30_000)), DAY)
+    short = Curve(DelayedClicks(np.array([1000] * 150), np.full(150, 30_000)), DAY)
     text = verdict_of(short, DAY, [10_000, DAY], [], PRESENT)
     assert "exposures were watched for 1 day" in text
-    none = Curve(Clicks(np.full(200, -1), np.full(200, DAY)), DAY)
+    none = Curve(DelayedClicks(np.full(200, -1), np.full(200, DAY)), DAY)
     assert "no click with a time" in verdict_of(none, DAY, [DAY], [], PRESENT)
 
 

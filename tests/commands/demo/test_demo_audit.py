@@ -12,7 +12,7 @@ import pytest
 
 from commands.demo.conservation import Apart, Ledger, Reported, check
 from commands.demo.demoreport import KEYS, missing_keys
-from commands.demo.past import Held, opening
+from commands.demo.past import PastEvents, opening
 from commands.demo.servedrows import auc_of
 from millrace.basics.errors import ConservationError
 from millrace.contracts.clock import EventClock
@@ -289,7 +289,7 @@ def test_what_an_earlier_run_left_in_the_topics_is_balanced_and_not_counted(shop
     ],
 )
 def test_the_shop_opens_on_the_working_day_after_what_the_topics_hold(newest: str | None, opens: str) -> None:
-    held = Held()
+    held = PastEvents()
     if newest:
         held.newest_ms = round(datetime.fromisoformat(newest).replace(tzinfo=UTC).timestamp() * 1000)
     assert opening(held) == datetime.fromisoformat(opens).replace(tzinfo=UTC)

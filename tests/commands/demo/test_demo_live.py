@@ -17,7 +17,7 @@ from redis.retry import Retry
 
 from commands.demo.demoreport import KEYS, missing_keys
 from commands.demo.demorun import ROLES
-from millrace.contracts.online import FILLED, filled_key
+from millrace.contracts.online_layout import FILLED, filled_key
 from millrace.contracts.settings import Settings
 from tests.deploy.test_deploy import exposed
 from tests.scenes.demo_process import DemoProcess, demo_process, descendants, is_page

@@ -13,10 +13,10 @@ import pytest
 from commands.cli.cli import app
 from commands.demo import past
 from commands.demo.demorun import Demo, DemoOptions, demo
-from commands.demo.past import MOST_DAYS, Held, check_days, live_through, opening
+from commands.demo.past import MOST_DAYS, PastEvents, check_days, live_through, opening
 from commands.loop.host import Host, made
 from commands.loop.monitor import Monitor
-from commands.loop.status import Shown
+from commands.loop.status import RunStatus
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import ServiceError, SettingError, StoreError
 from millrace.basics.store import Store
@@ -32,7 +32,7 @@ from tests.scenes.demo_process import born
 
 def host(folder: Path) -> Host:
     settings = Settings(data=str(folder), shoppers=20, partitions=2)
-    return Host(settings, made(folder), threading.Event(), Shown(()), speed=240.0)
+    return Host(settings, made(folder), threading.Event(), RunStatus(()), speed=240.0)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -57,7 +57,7 @@ def test_the_event_clock_of_the_replay_is_that_of_the_opening() -> None:
     told = past._environment(Settings(shoppers=20), 240.0)
     clock = load_settings(environ=told).event_clock()
     assert load_settings(environ=told).shoppers == 20
-    assert 0 <= event_now_ms(clock) - round(opening(Held()).timestamp() * 1000) < DAY_MS
+    assert 0 <= event_now_ms(clock) - round(opening(PastEvents()).timestamp() * 1000) < DAY_MS
 
 
 def test_of_the_lines_of_progress_the_page_keeps_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.demo.conservation import Ledger
-from commands.demo.servedrows import Served, auc_of, by_minute, curve, figures, first, headline, newest
+from commands.demo.servedrows import LabelledExposures, auc_of, by_minute, curve, figures, first, headline, newest
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import ARMS, LOGGED, MODEL, Truth, to_msgpack
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE, SampleBatch
@@ -25,7 +25,7 @@ T0 = 1_772_600_000_000
 MINUTE = 60_000
 
 
-def rows(n: int, seed: int = 0, **given: Any) -> Served:
+def rows(n: int, seed: int = 0, **given: Any) -> LabelledExposures:
     """Rows a second apart; labels are drawn from the true probabilities, and scores are near these."""
     rng = np.random.default_rng(seed)
     true = rng.uniform(0.05, 0.6, n).astype(np.float32)
@@ -40,7 +40,7 @@ def rows(n: int, seed: int = 0, **given: Any) -> Served:
         "own": np.ones(n, np.bool_),
         "settled": np.ones(n, np.bool_),
     }
-    return Served(**made | given)
+    return LabelledExposures(**made | given)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40))
@@ -193,8 +193,8 @@ def test_a_page_that_no_model_made_is_logged() -> None:
 
 def test_the_newest_rows_of_an_arm_are_those_that_the_learner_judges() -> None:
     """Two programs, one stream of samples: the learner as they come, the report when all is over."""
-    from learner.evaluation.segments import Segments
-    from learner.evaluation.served import Served as Live
+    from learner.evaluation.served_scores import ServedExposures as Live
+    from learner.evaluation.traffic_segments import Segments
     from learner.ranker.model import OnlineModel
     from tests.scenes.learning import SCHEMA
 

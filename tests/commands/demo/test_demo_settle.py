@@ -17,7 +17,7 @@ from commands.demo.settle import Drained, settle
 from commands.loop import host as hosts
 from commands.loop.host import READS, Host, made
 from commands.loop.monitor import Picture
-from commands.loop.status import Shown
+from commands.loop.status import RunStatus
 from millrace.basics.errors import BrokerError
 from millrace.contracts.settings import Settings
 
@@ -91,7 +91,7 @@ def test_a_role_that_stands_still_has_not_drained_though_its_last_figures_say_so
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
-    return Host(Settings(data=str(tmp_path)), made(tmp_path), threading.Event(), Shown(()))
+    return Host(Settings(data=str(tmp_path)), made(tmp_path), threading.Event(), RunStatus(()))
 
 
 def test_a_broker_that_dies_while_it_is_read_from_is_started_again_meanwhile(host: Host) -> None:

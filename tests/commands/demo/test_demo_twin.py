@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.demo.demorun import DemoOptions, demo
-from commands.demo.servedrows import Served, auc_of
-from commands.demo.twin import Pages, blocks, twin_scores
+from commands.demo.servedrows import LabelledExposures, auc_of
+from commands.demo.twin import LoggedPages, blocks, twin_scores
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import SettingError
 from millrace.contracts.events import Impression, to_msgpack
@@ -23,18 +23,18 @@ T0 = 1_772_600_000_000
 SPEC = {"model": "wide_deep", "hidden": [8]}
 
 
-def run(pages: int = 120, size: int = 10) -> tuple[Served, Pages]:
+def run(pages: int = 120, size: int = 10) -> tuple[LabelledExposures, LoggedPages]:
     """Pages a second apart. Items of category 1 are clicked, others are not; other fields mean nothing."""
     rng, layout = np.random.default_rng(2), SCHEMA.layout
     category = layout.cat_starts[[f.name for f in layout.cat_fields].index("category")]
-    held, label = Pages(SCHEMA), []
+    held, label = LoggedPages(SCHEMA), []
     for number in range(pages):
         cat = rng.integers(100, 110, (size, layout.F))
         cat[:, category] = rng.integers(1, 4, size)
         label += (cat[:, category] == 1).tolist()
         held.message(SimpleNamespace(value=impression(f"p{number}", cat)))
     n = pages * size
-    rows = Served(
+    rows = LabelledExposures(
         ts_ms=T0 + 1000 * (np.arange(n, dtype=np.int64) // size),
         page=np.array([f"p{i // size}" for i in range(n)], np.object_),
         position=np.arange(n) % size,
@@ -76,7 +76,9 @@ def test_a_row_without_impression_has_no_score_and_is_not_learnt() -> None:
     rows, pages = run(3)
     stranger, beyond = rows.page.copy(), rows.position.copy()
     stranger[0], beyond[1] = "nobody's", 99
-    lacking = Served(rows.ts_ms, stranger, beyond, rows.label, rows.score, rows.true, rows.arm, rows.own, rows.settled)
+    lacking = LabelledExposures(
+        rows.ts_ms, stranger, beyond, rows.label, rows.score, rows.true, rows.arm, rows.own, rows.settled
+    )
     p = twin_scores(lacking, pages, SCHEMA, SPEC, 0, 1000.0, 512)
     assert np.isnan(p).tolist() == [True, True, *[False] * 28]
     assert np.isnan(twin_scores(rows.where(slice(0, 0)), pages, SCHEMA, SPEC, 0, 1000.0, 512)).tolist() == []

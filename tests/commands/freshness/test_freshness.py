@@ -19,7 +19,7 @@ from commands.offline.dataset import Dataset, _day_starts, plain_schema, prepare
 from commands.offline.epochs import learn, score
 from commands.offline.follow import BATCH, DAILY, NEVER, SYNCS, follow, period_ms, plan_of
 from experiments import experiment_models
-from learner.role.making import model_of
+from learner.role.model_factory import model_of
 from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema, shop_schema

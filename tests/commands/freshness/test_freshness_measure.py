@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from commands.freshness.freshnesswords import named, verdict
-from commands.freshness.measure import ALL, Figure, Measured, Rows, Scored
+from commands.freshness.measure import ALL, Figure, Measured, MeasuredScores, ScoredRows
 from millrace.basics.clustered import FEWEST
-from millrace.basics.merit import auc, log_loss
+from millrace.basics.ranking_metrics import auc, log_loss
 
 
-def world(rng: np.random.Generator, users: int = 120) -> tuple[Rows, dict[str, Scored]]:
+def world(rng: np.random.Generator, users: int = 120) -> tuple[ScoredRows, dict[str, MeasuredScores]]:
     """Users of different rates, whose rows are alike; a second model that errs with each user in a way of its own."""
     each = rng.integers(1, 25, users)
     user = np.repeat(np.arange(users), each)
@@ -21,8 +21,8 @@ def world(rng: np.random.Generator, users: int = 120) -> tuple[Rows, dict[str, S
     seen = rng.normal(0, 1, users)[user] * 0.5  # what both models say, alike for all rows of a user
     one = 1 / (1 + np.exp(-(rate * 0.3 + seen + 0.5 * row)))
     two = 1 / (1 + np.exp(-(rate * 0.3 + seen + 0.5 * row + rng.normal(0, 0.3, users)[user])))
-    models = {"a": Scored([one.astype(np.float32)], []), "b": Scored([two.astype(np.float32)], [])}
-    return Rows(y, user.astype(np.intp), user.astype(np.intp)), models
+    models = {"a": MeasuredScores([one.astype(np.float32)], []), "b": MeasuredScores([two.astype(np.float32)], [])}
+    return ScoredRows(y, user.astype(np.intp), user.astype(np.intp)), models
 
 
 def test_the_error_of_a_difference_is_that_between_logs() -> None:
@@ -45,7 +45,7 @@ def two_seeds() -> tuple[Figure, Figure, float]:
     rows, models = world(np.random.default_rng(2))
     (p,) = models["a"].p
     q = np.random.default_rng(0).permutation(p)
-    alike, apart = (Measured(rows, {"a": Scored([p, r], [])}, {}).figure("a", "auc") for r in (p, q))
+    alike, apart = (Measured(rows, {"a": MeasuredScores([p, r], [])}, {}).figure("a", "auc") for r in (p, q))
     return alike, apart, (auc(p, rows.y) + auc(q, rows.y)) / 2
 
 
@@ -112,11 +112,11 @@ def test_the_sentence_says_gains_losses_and_that_nothing_could_be_shown() -> Non
     user = np.repeat(np.arange(300), 8)
     log_odds = rng.normal(-1, 1, 300)[user] + rng.normal(0, 1, len(user))
     best = 1 / (1 + np.exp(-log_odds))
-    rows = Rows((rng.random(len(user)) < best).astype(np.float32), user, user)
+    rows = ScoredRows((rng.random(len(user)) < best).astype(np.float32), user, user)
     half = 1 / (1 + np.exp(-0.6 * log_odds - 0.4 * log_odds.mean() + rng.normal(0, 0.7, len(user))))
-    a, b = Scored([half.astype(np.float32)], []), Scored([best.astype(np.float32)], [])
+    a, b = MeasuredScores([half.astype(np.float32)], []), MeasuredScores([best.astype(np.float32)], [])
 
-    def said(fresh: Scored, reference: Scored, old: Scored, oldest: Scored = a) -> str:
+    def said(fresh: MeasuredScores, reference: MeasuredScores, old: MeasuredScores, oldest: MeasuredScores = a) -> str:
         scored = {"minute": fresh, "daily": reference}
         scored |= {named("day-old", "minute"): old, named("day-old", "daily"): oldest}
         return verdict(Measured(rows, scored, {}), "minute", "daily", True)
@@ -132,13 +132,13 @@ def test_the_sentence_says_gains_losses_and_that_nothing_could_be_shown() -> Non
     assert "day-old ones give the same scores" in same
     assert ".0000" not in same
     noise = rng.normal(0, 1e-3, len(user))
-    near = Scored([(half + noise).astype(np.float32)], [])
+    near = MeasuredScores([(half + noise).astype(np.float32)], [])
     nothing = said(near, a, a)
     assert "no difference could be shown for learning every minute instead of every day" in nothing
     assert "the smallest" in nothing
     # A tenth of the noise of that gain: too small for so few rows.
-    few = Rows(rows.y[:60], rows.user[:60], rows.group[:60])
-    scored = {"minute": Scored([b.p[0][:60]], []), "daily": Scored([a.p[0][:60]], [])}
+    few = ScoredRows(rows.y[:60], rows.user[:60], rows.group[:60])
+    scored = {"minute": MeasuredScores([b.p[0][:60]], []), "daily": MeasuredScores([a.p[0][:60]], [])}
     small = Measured(few, scored, {})
     gap = small.gap("minute", "daily", "auc")
     text = verdict(small, "minute", "daily", False)
@@ -152,9 +152,9 @@ def test_the_sentence_says_the_whole_first_where_each_part_alone_gains_nothing()
     rng = np.random.default_rng(4)
     user = np.repeat(np.arange(300), 8)
     best = 1 / (1 + np.exp(-rng.normal(-1, 1.5, len(user))))
-    rows = Rows((rng.random(len(user)) < best).astype(np.float32), user, user)
-    knows = Scored([best.astype(np.float32)], [])
-    guesses = Scored([rng.random(len(user)).astype(np.float32)], [])
+    rows = ScoredRows((rng.random(len(user)) < best).astype(np.float32), user, user)
+    knows = MeasuredScores([best.astype(np.float32)], [])
+    guesses = MeasuredScores([rng.random(len(user)).astype(np.float32)], [])
     scored = {"minute": knows, "daily": knows, named("day-old", "minute"): knows, named("day-old", "daily"): guesses}
     found = Measured(rows, scored, {})
     first, rest = verdict(found, "minute", "daily", True).split(". ", 1)

@@ -26,7 +26,7 @@ from commands.guess import Guess, guess_schema
 from commands.guess.outcomes import only_with_label
 from commands.guess.samplecolumns import Column
 from commands.replay.replayrun import run_log
-from learner.role.making import model_of
+from learner.role.model_factory import model_of
 from millrace.basics.errors import SchemaError
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.logs import TS, LogFaults, read_log

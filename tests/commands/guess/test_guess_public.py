@@ -15,7 +15,7 @@ import pytest
 from commands.guess import guess_schema
 from commands.replay.grouped import page_codes
 from commands.replay.replayrun import run_log
-from learner.role.making import model_of
+from learner.role.model_factory import model_of
 from millrace.contracts.schema import BLANK, Schema, parse_schema
 from millrace.logs import LogTable, read_log
 from tests.commands.guess.test_guess import Form, log_of, write

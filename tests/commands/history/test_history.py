@@ -18,7 +18,7 @@ import pytest
 from commands.history import command, into
 from commands.history.attempt import attempt, check_empty
 from commands.history.command import past_windows
-from commands.history.fill import Recent, cut_ms, fill
+from commands.history.fill import RecentRows, cut_ms, fill
 from commands.history.into import Left, check_schema
 from commands.history.into import leave as leave_in
 from commands.history.logevents import LogEvents
@@ -37,7 +37,7 @@ from millrace.basics.hashing import kafka_partition
 from millrace.basics.store import Store
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Click, Exposure, Item, User, key_of, to_json
-from millrace.contracts.online import PROFILE, RECENT, pack_profile, window_field
+from millrace.contracts.online_layout import PROFILE, RECENT, pack_profile, window_field
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, ITEMS, USERS
@@ -58,16 +58,16 @@ from millrace.processes.profiles import (
 from millrace.processes.services import EmbeddedBroker
 from millrace.processes.wall import wall_ms
 from millrace.reports.lines import LEFT, LINE_SECONDS, Lines
-from scorer.catalog import checkpoint
-from scorer.catalog.checkpoint import TilePart
-from scorer.catalog.index import ItemIndex
+from scorer.catalog import index_checkpoint
+from scorer.catalog.index_checkpoint import TilePart
+from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemtable import ItemTable
-from scorer.feeder import main
+from scorer.feeder import scorer_main
 from scorer.page.rank import Ranker
-from scorer.users.userrecord import User as Known
+from scorer.users.userrecord import KnownUser as Known
 from simulator.daylog import write_days
-from stream.partition.partition import Message, Partition, Policy
-from stream.worker import worker
+from stream.partition.partition import InputMessage, Partition, Policy
+from stream.worker import stream_worker
 from tests.scenes.history_loop import LiveLoop, Pages, from_store, later, live
 
 SCHEMA = shop_schema()
@@ -103,9 +103,9 @@ class Settled:
         for i, field in enumerate(schema.layout.plain_fields):  # means are made of these
             self.num[:, i] = plain[field.name]
 
-    def recent(self, from_ms: int) -> Recent:
+    def recent(self, from_ms: int) -> RecentRows:
         first = int(np.searchsorted(self.rows.ts_ms, from_ms))
-        return Recent(first, self.num[first:], np.full(self.rows.n - first, 0.25, np.float32))
+        return RecentRows(first, self.num[first:], np.full(self.rows.n - first, 0.25, np.float32))
 
     def fill(self, schema: Schema, policy: Policy, from_ms: int) -> list[Partition]:
         return fill(self.events, self.rows, schema, policy, PARTITIONS, self.recent(from_ms), from_ms)
@@ -195,7 +195,7 @@ def test_a_partition_goes_on_from_its_past_as_one_that_lived_it(yesterday: LogTa
         at_ms = int(made.events.page_ms[-1]) + 60_000
         click = Click("late", name, at_ms, user, item, place)
         partition = partitions[kafka_partition(key_of(user), PARTITIONS)]
-        out = partition.take([Message(EVENTS, 0, to_json(click))], at_ms)
+        out = partition.take([InputMessage(EVENTS, 0, to_json(click))], at_ms)
         if kind == "correction":
             assert out.samples is not None
             assert out.counts["samples.correction"] == 1
@@ -212,7 +212,7 @@ def test_a_new_exposure_is_taken_from_offset_0(yesterday: LogTable) -> None:
     user = next(u for u in range(1, 999) if kafka_partition(key_of(u), PARTITIONS) == 0)
     seen = Exposure("e", "new-page", made.events.end_ms + 10 * 60_000, user, [1, 2])
     assert partition.offsets == {}
-    assert partition.take([Message(EVENTS, 0, to_json(seen))], seen.ts_ms).counts["exposures"] == 2
+    assert partition.take([InputMessage(EVENTS, 0, to_json(seen))], seen.ts_ms).counts["exposures"] == 2
 
 
 def test_requests_of_several_times_are_pages_of_their_own() -> None:
@@ -287,16 +287,16 @@ def test_the_scorer_makes_a_first_page_of_it(
     builder = rows.builder
     index = ItemIndex(builder)
     store = Store(settings.place("index"))
-    ((_, manifest),) = list(checkpoint.manifests(store, lambda name, error: pytest.fail(str(error))))
+    ((_, manifest),) = list(index_checkpoint.manifests(store, lambda name, error: pytest.fail(str(error))))
     tiles: dict[int, list[TilePart]] = {}
     for file in manifest.parts:
-        part = checkpoint.read_part(store, file)
+        part = index_checkpoint.read_part(store, file)
         if isinstance(part, TilePart):
             tiles.setdefault(part.partition, []).append(part)
         else:
             index.put([part])
     for number, parts in tiles.items():
-        index.put_store(number, checkpoint.store_of(parts, SCHEMA.windows))
+        index.put_store(number, index_checkpoint.store_of(parts, SCHEMA.windows))
     assert len(index) == found.items == len(items_of(yesterday, SCHEMA, rows))
     now_ms = found.end_ms + 3_600_000
     shelf = ItemTable(builder)
@@ -431,7 +431,7 @@ def test_a_loop_that_began_beside_a_try_that_was_killed_keeps_its_files_and_goes
 
 
 def stream_role(settings: Settings) -> None:
-    worker.run(settings, threading.Event())
+    stream_worker.run(settings, threading.Event())
 
 
 def learn_role(settings: Settings) -> None:
@@ -439,7 +439,7 @@ def learn_role(settings: Settings) -> None:
 
 
 def serve_role(settings: Settings) -> None:
-    main.run(settings, threading.Event())
+    scorer_main.run(settings, threading.Event())
 
 
 def up_of_all(settings: Settings) -> None:

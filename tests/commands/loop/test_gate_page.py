@@ -12,7 +12,7 @@ from commands.demo.demorun import ROLES
 from commands.loop.gatestatus import Gate, gate_of, says
 from commands.loop.monitor import Monitor
 from commands.loop.page import PageServer
-from commands.loop.status import Shown, State, state_of
+from commands.loop.status import RunStatus, State, state_of
 from commands.loop.view import line_of
 from millrace.contracts.clock import EventClock
 from millrace.processes.supervisor import Supervisor
@@ -81,7 +81,7 @@ def look(roles: Roles, tmp_path: Path) -> Callable[[], State]:
 
     def state() -> State:
         monitor.look()
-        return state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [], Shown(ROLES))
+        return state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [], RunStatus(ROLES))
 
     return state
 

@@ -19,9 +19,9 @@ from rich.console import Console
 from commands.demo.demorun import ROLES
 from commands.loop.monitor import Monitor
 from commands.loop.page import PageServer
-from commands.loop.page.server import FIRST_PORT
+from commands.loop.page.page_server import FIRST_PORT
 from commands.loop.series import COLUMNS
-from commands.loop.status import Shown, State, sparkline, state_of
+from commands.loop.status import RunStatus, State, sparkline, state_of
 from commands.loop.view import View, line_of, table_of
 from millrace.basics.errors import PortError
 from millrace.contracts.clock import EventClock
@@ -48,7 +48,7 @@ def exposition(n: float) -> str:
 
 @pytest.fixture
 def nothing(tmp_path: Path) -> State:
-    return state_of("starting", 0, 240.0, None, Supervisor(tmp_path), [], Shown(ROLES))
+    return state_of("starting", 0, 240.0, None, Supervisor(tmp_path), [], RunStatus(ROLES))
 
 
 @pytest.fixture
@@ -73,7 +73,9 @@ def running(tmp_path: Path) -> State:
     monitor = Monitor({n: f"http://{n}/metrics" for n in ROLES}, "http://serve", EventClock(0, 0, 240.0), get)
     for _ in range(12):
         monitor.look()
-    return state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [f"note {i}" for i in range(20)], Shown(ROLES))
+    return state_of(
+        "running", 1, 240.0, monitor, Supervisor(tmp_path), [f"note {i}" for i in range(20)], RunStatus(ROLES)
+    )
 
 
 def get(url: str, path: str) -> tuple[int, dict[str, str], bytes]:
@@ -203,7 +205,7 @@ def test_what_no_role_has_measured_is_null_for_the_page_and_a_dash_in_the_termin
     monitor = Monitor(targets, "http://serve", EventClock(), lambda url: model if url.endswith("/model") else said)
     for _ in range(3):
         monitor.look()
-    state = state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [], Shown(ROLES))
+    state = state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [], RunStatus(ROLES))
     assert json.loads(json.dumps(state, allow_nan=False)) == state
     for name in ("auc", "oracle_auc", "log_loss", "freshness_s", "served_version", "learner_version"):
         assert state["figures"][name] is None
@@ -236,7 +238,7 @@ def test_predictions_that_are_no_numbers_are_told_where_the_learner_is_shown(tmp
         targets = {n: f"http://{n}/metrics" for n in ROLES}
         monitor = Monitor(targets, "http://serve", EventClock(), lambda url: "{}" if url.endswith("/model") else said)
         monitor.look()
-        state = state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [], Shown(ROLES))
+        state = state_of("running", 1, 240.0, monitor, Supervisor(tmp_path), [], RunStatus(ROLES))
         return str(next(role["says"] for role in state["roles"] if role["name"] == "learn"))
 
     assert says(7).endswith(", 7 PREDICTIONS NOT FINITE")

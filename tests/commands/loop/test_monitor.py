@@ -13,9 +13,9 @@ import pytest
 
 from commands.loop.monitor import SCORER_ERRORS, Monitor, RoleMetrics
 from commands.loop.series import COLUMNS, Series
-from commands.loop.status import Shown, state_of
+from commands.loop.status import RunStatus, state_of
 from millrace.contracts.clock import EventClock
-from millrace.processes.memory import resident, resident_bytes
+from millrace.processes.resident_memory import resident, resident_bytes
 from millrace.processes.supervisor import Supervisor
 
 
@@ -136,7 +136,7 @@ def test_users_who_were_not_read_and_those_who_do_not_exist_are_told_apart(netwo
         )
         figures = monitor.look().figures
     assert (figures["unread_share"], figures["unknown_share"]) == (2 / 200, 5 / 200)
-    state = state_of("running", 1, 1.0, monitor, Supervisor(tmp_path), [], Shown(("serve",)))
+    state = state_of("running", 1, 1.0, monitor, Supervisor(tmp_path), [], RunStatus(("serve",)))
     assert state["roles"][0]["says"].endswith("users not read 1.00%, unknown 2.50%")
 
 

@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.proofs.audit import Audit, Witness, audit, unlike_rows
 from commands.proofs.auditreport import report_of, verdict_of
 from commands.proofs.auditrun import audit_log
+from commands.proofs.leak_audit import Audit, Witness, audit, unlike_rows
 from commands.replay import logfeatures, sidebyside
-from commands.replay.known import LabelSettings, Model, Observer
+from commands.replay.known import LabelSettings, ReplayModel, ReplayObserver
 from commands.replay.replayrun import run_log
 from millrace.basics.errors import LeakError
 from millrace.contracts.schema import Schema, parse_schema
-from millrace.logs import TS, Bounds, LogTable, exposures, joins, read_log
+from millrace.logs import TS, Bounds, LogTable, exposures, log_joins, read_log
 from tests.scenes.exploring import examples
 
 MINUTE, HOUR = 60_000, 3_600_000
@@ -103,13 +103,13 @@ def log_of(folder: Path, seed: int = 3, schema: Schema = SCHEMA, n: int = 400) -
 def audited(
     log: LogTable,
     schema: Schema = SCHEMA,
-    model: Callable[[], Model] = Rate,
+    model: Callable[[], ReplayModel] = Rate,
     policy: str | None = "wait",
     seed: int = 1,
 ) -> Audit:
     how = LabelSettings(policy, 10_000)
 
-    def run(table: LogTable, one: Model, observer: Observer) -> object:
+    def run(table: LogTable, one: ReplayModel, observer: ReplayObserver) -> object:
         return run_log(table, schema, one, 16, lambda _: None, None, how, observer)
 
     return audit(log, schema, model, run, seed=seed)
@@ -232,12 +232,12 @@ def test_the_command_reads_side_tables_with_another_future(tmp_path: Path) -> No
 
 
 def test_a_join_that_takes_a_later_row_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = joins._AsOf.rows
+    plain = log_joins._AsOf.rows
 
     def later(self: Any, left: Any, ts_ms: Any) -> Any:
         return plain(self, left, pa.array(np.asarray(ts_ms) + 12 * HOUR))
 
-    monkeypatch.setattr(joins._AsOf, "rows", later)
+    monkeypatch.setattr(log_joins._AsOf, "rows", later)
     with pytest.raises(LeakError, match="'cost'"):
         audit_file(joined(tmp_path))
     assert '"name": "cost"' in (tmp_path / "out" / "report.json").read_text()
@@ -274,7 +274,7 @@ def test_a_leak_as_learnt_is_named_beside_one_as_scored(tmp_path: Path) -> None:
     log, runs = log_of(tmp_path), []
 
     class Planted:
-        def __init__(self, observer: Observer, table: LogTable) -> None:
+        def __init__(self, observer: ReplayObserver, table: LogTable) -> None:
             self.observer, self.ts = observer, table.table[TS].to_numpy()
             self.mean = np.float32(np.mean(table.table["price"].to_numpy()))
 
@@ -289,7 +289,7 @@ def test_a_leak_as_learnt_is_named_beside_one_as_scored(tmp_path: Path) -> None:
             planted[:, 0] += np.searchsorted(self.ts, samples.known_ms[part])
             self.observer.learnt(samples, part, dataclasses.replace(batch, num=planted))
 
-    def run(table: LogTable, one: Model, observer: Observer) -> object:
+    def run(table: LogTable, one: ReplayModel, observer: ReplayObserver) -> object:
         runs.append(table is log)
         watch: Any = Planted(observer, table)
         return run_log(table, SCHEMA, one, 16, lambda _: None, None, LabelSettings("wait", 10_000), watch)
@@ -383,7 +383,7 @@ def test_features_made_when_the_label_comes_are_named(tmp_path: Path) -> None:
     log = log_of(tmp_path)
 
     class AtLabel:
-        def __init__(self, observer: Observer, table: LogTable) -> None:
+        def __init__(self, observer: ReplayObserver, table: LogTable) -> None:
             self.observer, self.ts = observer, table.table[TS].to_numpy()
             self.scored = observer.scored
 
@@ -392,7 +392,7 @@ def test_features_made_when_the_label_comes_are_named(tmp_path: Path) -> None:
             num[:, 0] += np.searchsorted(self.ts, samples.known_ms[part])
             self.observer.learnt(samples, part, dataclasses.replace(batch, num=num))
 
-    def run(table: LogTable, one: Model, observer: Observer) -> object:
+    def run(table: LogTable, one: ReplayModel, observer: ReplayObserver) -> object:
         watch: Any = AtLabel(observer, table)
         return run_log(table, SCHEMA, one, 16, lambda _: None, None, LabelSettings("wait", 10_000), watch)
 

@@ -20,16 +20,16 @@ from commands.proofs.parityreport import MOST_GAP
 from commands.replay.known import LabelSettings
 from commands.replay.replayrun import run_log
 from learner.network.dense import threads
-from learner.role.making import model_of
+from learner.role.model_factory import model_of
 from millrace.basics.clustered import gap
 from millrace.basics.errors import LogError, ParityError
 from millrace.contracts.events import Impression, Item, to_json, to_msgpack
 from millrace.contracts.schema import parse_schema
 from millrace.contracts.settings import Settings
-from stream.archive.folder import Folder
+from stream.archive.archive_folder import ArchiveFolder
+from stream.archive.archive_rows import Archive, TopicRecord
 from stream.archive.forget import forget
 from stream.archive.logged import arrays
-from stream.archive.rows import Archive, Record
 from stream.archive.schemafile import schema_text
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, T0, event
 from tests.stream.partition.test_stream_parity import FIELDS, Shop
@@ -61,7 +61,7 @@ class Loop:
         offsets: Counter[str] = Counter()
 
         def tell(topic: str, raw: bytes, user: int = -1) -> None:
-            archive.take(Record(topic, 0, offsets[topic], b"", raw, T0))
+            archive.take(TopicRecord(topic, 0, offsets[topic], b"", raw, T0))
             offsets[topic] += 1
             if user >= 0:
                 shop.take(user, shop.log(topic, raw))
@@ -103,7 +103,7 @@ class Loop:
                     bought_ms = shown_ms + POLICY.attribution_ms + 5 * MINUTE
                     todo.append((bought_ms, 3, self._action("purchase", name, bought_ms, about)))
         archive.advance(0, at + 100 * HOUR)
-        cut, folder = archive.cut(), Folder(self.folder / "archive")
+        cut, folder = archive.cut(), ArchiveFolder(self.folder / "archive")
         folder.write({"events": cut.events, "exposures": cut.exposures, "features": cut.features}, cut.state)
         folder.put_schema(schema_text(SCHEMA, POLICY.attribution_ms / MINUTE))
         folder.close()

@@ -13,10 +13,10 @@ import pytest
 
 from commands.cli import clidata
 from commands.reference.letters import Letters
-from commands.up.folder import locked
+from commands.up.data_folder import locked
 from millrace.basics.errors import SettingError
+from millrace.contracts.dead_letter_reasons import DOUBTS, REASONS
 from millrace.contracts.events import DeadLetter, letter_bytes
-from millrace.contracts.reasons import DOUBTS, REASONS
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS
 from tests.architecture import ROOT

@@ -15,13 +15,13 @@ from referencing import Registry, Resource
 
 from commands.cli.cli import app
 from commands.reference import commandpage as commands
-from commands.reference import messages, settings
+from commands.reference import message_pages, settings_page
 from commands.reference.examples import EXAMPLES
-from commands.reference.messages import CHANNELS, KINDS, MEANS
-from commands.reference.pages import pages, write
+from commands.reference.made_pages import pages, write
+from commands.reference.message_pages import CHANNELS, KINDS, MEANS
 from millrace.basics.errors import EXIT_CODES
 from millrace.contracts.events import BadEventError, decode_dead_letter, decode_event
-from millrace.contracts.intake import Intake
+from millrace.contracts.profile_reader import Intake
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import SECTIONS, Settings
 from millrace.contracts.topics import EVENTS, ITEMS, TOPICS, USERS
@@ -29,7 +29,7 @@ from tests.architecture import ROOT
 from tests.scenes.bad_messages import Bad, bad_events, bad_items, bad_users
 
 DOCS = ROOT / "docs"
-SCHEMAS = messages.schemas()
+SCHEMAS = message_pages.schemas()
 REGISTRY: Registry[Any] = Registry().with_resources((name, Resource.from_contents(s)) for name, s in SCHEMAS.items())
 INTAKE = Intake(shop_schema())
 DECODERS = {"user": INTAKE.user, "item": INTAKE.item, "dead-letter": decode_dead_letter}
@@ -67,7 +67,7 @@ def test_examples_are_taken_by_decoder_and_schema_and_come_out_as_they_went_in(n
     raw = msgspec.json.encode(EXAMPLES[name])
     assert DECODERS.get(name, decode_event)(raw) == EXAMPLES[name]
     validator(name).validate(json.loads(raw))
-    if name in messages.EVENTS:
+    if name in message_pages.EVENTS:
         validator("event").validate(json.loads(raw))
 
 
@@ -106,7 +106,7 @@ def test_schema_and_decoder_agree_about_messages_that_nobody_should_send() -> No
 
 
 def test_the_asyncapi_document_has_every_topic_and_each_reference_leads_somewhere() -> None:
-    document = messages.asyncapi()
+    document = message_pages.asyncapi()
     assert {c["address"] for c in document["channels"].values()} == {topic.name for topic in TOPICS} == CHANNELS.keys()
 
     def look(part: Any) -> None:
@@ -131,7 +131,7 @@ def test_the_asyncapi_document_has_every_topic_and_each_reference_leads_somewher
 
 
 def test_the_settings_page_has_every_public_setting_once_with_what_the_source_says_of_it() -> None:
-    rows = {row.name: row for row in settings.rows()}
+    rows = {row.name: row for row in settings_page.rows()}
     assert list(rows) == [name for names in SECTIONS.values() for name in names]
     assert rows["workers"].type == "whole number, 1 to 64"
     assert rows["workers"].meaning == "processes that answer requests, on one port"
@@ -140,7 +140,7 @@ def test_the_settings_page_has_every_public_setting_once_with_what_the_source_sa
     assert rows["teach_limits"].type == "table of whole number, 1 or more"
     for section, about in ((row.section, row.about) for row in rows.values()):
         assert about.lower().startswith(f"{section}. ")
-    page = settings.page()
+    page = settings_page.page()
     assert all(page.count(f"| `MILLRACE_{name.upper()}` |") == 1 for name in rows)
 
 

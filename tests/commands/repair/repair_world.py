@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from commands.repair.feed import Message
+from commands.repair.batch_reader import TopicMessage
 from commands.repair.without import Without
 from learner.evaluation.progressive import Progressive
 from learner.gate.promotion import Promotion
 from learner.ranker.repeats import Repeats
-from learner.role.making import model_of
+from learner.role.model_factory import model_of
+from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions, newest_sound
 from learner.training.ledger import Act, Learnt, places_of
 from learner.training.trainer import Trainer
-from learner.training.versions import Found, Progress, SnapshotFiles, Versions, newest_sound
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.modelstore import Announcement, ModelStore
 from tests.scenes.learning import SCHEMA
@@ -50,19 +50,19 @@ class MemoryTopic:
 
     def open(self, wanted: Mapping[int, range]) -> MemoryTopic._Reading:
         keys = [k for k in self.messages if k[1] in wanted.get(k[0], ()) and k[1] >= self.begins[k[0]]]
-        return self._Reading([Message(*key, self.messages[key]) for key in sorted(keys)])
+        return self._Reading([TopicMessage(*key, self.messages[key]) for key in sorted(keys)])
 
     class _Reading:
-        def __init__(self, left: list[Message]) -> None:
+        def __init__(self, left: list[TopicMessage]) -> None:
             self._left = left[::-1]
 
-        def more(self, ahead: Collection[int]) -> Sequence[Message]:
+        def more(self, ahead: Collection[int]) -> Sequence[TopicMessage]:
             return [self._left.pop()] if self._left else []
 
         def close(self) -> None: ...
 
 
-def decode(message: Message) -> SampleBatch:
+def decode(message: TopicMessage) -> SampleBatch:
     return SampleBatch.from_bytes(message.value)
 
 
@@ -77,7 +77,7 @@ class Live:
         self.at: dict[int, int] = {}
         self._start(None)
 
-    def _start(self, found: Found | None) -> None:
+    def _start(self, found: FoundSnapshot | None) -> None:
         model = model_of(SCHEMA, self.spec, 0) if found is None else found.model
         self.trainer = Trainer(model, Progressive(1000), Repeats(HOUR_MS), 64)
         self.offsets: dict[int, int] = {}
@@ -114,7 +114,7 @@ class Live:
         offset = self.topic.send(partition, batch)
         self.script.append(("take", partition, offset))
         self.trainer.take(
-            decode(Message(partition, offset, self.topic.messages[partition, offset])), partition, 0, offset
+            decode(TopicMessage(partition, offset, self.topic.messages[partition, offset])), partition, 0, offset
         )
         self.offsets[partition] = offset + 1
 
@@ -163,13 +163,14 @@ def twin(live: Live, start: Announcement, without: Without) -> Trainer:
         late = k >= live.at[start.version]
         if what == "take":
             partition, offset = args
-            batch = decode(Message(partition, offset, live.topic.messages[partition, offset]))
+            batch = decode(TopicMessage(partition, offset, live.topic.messages[partition, offset]))
             stay = ~without.rows(batch) if late else np.ones(len(batch), np.bool_)
             trainer.take(batch.take(stay), partition, 0, offset)
         elif isinstance(args[0], Learnt):
             places = places_of(args[0].spans)
             rows = [
-                decode(Message(p, o, live.topic.messages[p, o])).take(np.array([row])) for p, o, row in places.tolist()
+                decode(TopicMessage(p, o, live.topic.messages[p, o])).take(np.array([row]))
+                for p, o, row in places.tolist()
             ]
             gone = without.rows(SampleBatch.concat(rows)) if late else np.zeros(len(rows), np.bool_)
             trainer.batch_rows = int(len(rows) - gone.sum())

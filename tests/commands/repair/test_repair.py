@@ -19,26 +19,26 @@ from hypothesis import strategies as st
 from commands.cli.cli import app
 from commands.repair import bisection, halving
 from commands.repair.again import Repaired, begin, keep, repair
+from commands.repair.batch_reader import BatchReader, Source, TopicMessage, rows_in
 from commands.repair.bisection import Bisection
-from commands.repair.feed import Feed, Message, Source, rows_in
 from commands.repair.judge import members_of, rows_until
 from commands.repair.lineage import Lineage, check_one_model, lineage
 from commands.repair.repairrun import Scene
 from commands.repair.standout import Tally, standouts
-from commands.repair.topic import Folder, Topic
+from commands.repair.topic import SampleFolder, SampleTopic
 from commands.repair.without import Without, arms_of, ids_of, interval_of, moment, shown, time_of
-from commands.up.folder import locked, say_where
+from commands.up.data_folder import locked, say_where
 from learner.custom import ownclass
 from learner.evaluation.progressive import Progressive
 from learner.gate.heldout import Heldout
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
-from learner.ranker.slices import merge
+from learner.ranker.snapshot_slices import merge
 from learner.retrieval import retrieval
 from learner.tables import admission
+from learner.training.learner_versions import newest_sound
 from learner.training.ledger import Learnt, Span
 from learner.training.trainer import Trainer
-from learner.training.versions import newest_sound
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.contracts.samples import CORRECTION, SampleBatch
 from millrace.contracts.schemabook import SchemaBook
@@ -297,12 +297,12 @@ def test_a_message_is_decoded_once_however_often_it_was_cut() -> None:
     for k in range(2):
         topic.send(0, message(20, k, k))
 
-    def counted(message: Message) -> SampleBatch:
+    def counted(message: TopicMessage) -> SampleBatch:
         decoded.append(message.offset)
         return decode(message)
 
     acts = [Learnt((Span(0, 0, 0, 7),)), Learnt((Span(0, 0, 7, 9), Span(0, 1, 0, 20))), Learnt((Span(0, 0, 9, 20),))]
-    with closing(Feed(acts, topic, counted)) as feed:
+    with closing(BatchReader(acts, topic, counted)) as feed:
         rows = [len(batch) for act in acts if (batch := feed.rows_of(act))]
     assert rows == [7, 22, 11]
     assert sorted(decoded) == [0, 1]
@@ -407,7 +407,7 @@ def test_what_stands_out_is_told_against_the_usual() -> None:
 
 def test_a_stretch_is_narrowed_to_where_the_figure_falls() -> None:
     acts = [Learnt((Span(0, k, 0, 1024),)) for k in range(64)]
-    whole = halving.Stretch(halving.Point(0, 0.8), halving.Point(64, 0.16))
+    whole = halving.MovedStretch(halving.Point(0, 0.8), halving.Point(64, 0.16))
 
     def narrowed(value_at: Callable[[int], float]) -> tuple[int, int]:
         met = {0}
@@ -544,7 +544,7 @@ def test_the_command_wants_something_to_leave_out_and_a_broker(folder: Path) -> 
 
 @pytest.mark.services
 def test_samples_are_read_from_the_topic_as_from_files(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    files = Folder(folder / "samples")
+    files = SampleFolder(folder / "samples")
     wanted = {0: range(1, 3), 1: range(3)}
     with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as broker:
         running = Settings(kafka=broker.address, partitions=2)
@@ -554,16 +554,16 @@ def test_samples_are_read_from_the_topic_as_from_files(folder: Path, tmp_path_fa
             producer.send(SAMPLES, message.value, partition=message.partition)
         producer.flush()
         producer.close()
-        topic = Topic(running)
+        topic = SampleTopic(running)
         assert sorted(all_of(topic, wanted, ahead=(1,))) == sorted(all_of(files, wanted))
         assert all_of(topic, {**wanted, 5: range(2)}) == all_of(topic, wanted)  # the topic has no such partition
         assert topic.first() == files.first() == {0: 0, 1: 0}
         with pytest.raises(SnapshotError, match="another log"):
-            Topic(running, "4fe2")
+            SampleTopic(running, "4fe2")
 
 
-def all_of(source: Source, wanted: dict[int, range], ahead: tuple[int, ...] = ()) -> list[Message]:
-    reading, found = source.open(wanted), list[Message]()
+def all_of(source: Source, wanted: dict[int, range], ahead: tuple[int, ...] = ()) -> list[TopicMessage]:
+    reading, found = source.open(wanted), list[TopicMessage]()
     while came := reading.more(ahead):
         found += [message._replace(headers=()) for message in came]
     reading.close()

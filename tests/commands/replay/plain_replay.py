@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.replay.grouped import Groups, Score
-from commands.replay.known import LabelSettings, Model, Observer, Samples
+from commands.replay.grouped import GroupedRows, Score
+from commands.replay.known import KnownSamples, LabelSettings, ReplayModel, ReplayObserver
 from commands.replay.logfeatures import CHUNK_ROWS, Labels, LogRows
 from millrace.contracts.schema import Schema
 from millrace.logs import LogTable
@@ -117,18 +117,18 @@ class LogFeatures:
 def run_plain(
     log: LogTable,
     schema: Schema,
-    model: Model,
+    model: ReplayModel,
     batch_rows: int,
     tick: Callable[[int], None],
-    groups: Groups | None,
+    groups: GroupedRows | None,
     how: LabelSettings,
-    observer: Observer | None = None,
+    observer: ReplayObserver | None = None,
 ) -> NDArray[np.float32]:
     """As :func:`commands.replay.replayrun.run_log`, to the bit."""
     rows = LogRows(log, schema)
     labels = Labels(log, schema, rows)
     features = LogFeatures(rows, labels, schema, () if groups is None else groups.cuts)
-    samples = Samples.of(rows.ts_ms, labels, how.named, how.observation_ms)
+    samples = KnownSamples.of(rows.ts_ms, labels, how.named, how.observation_ms)
     oldest, bias = _oldest(samples), schema.layout.bias_columns
     p = np.empty(rows.n, np.float32)
     scored = 0
@@ -155,7 +155,7 @@ def run_plain(
     return p
 
 
-def _before(groups: Groups, rows: slice, features: LogFeatures, score: Score, hidden: Sequence[int]) -> None:
+def _before(groups: GroupedRows, rows: slice, features: LogFeatures, score: Score, hidden: Sequence[int]) -> None:
     """The frozen scores of the days that begin in some rows, before these are scored."""
     for first, own in groups.starting(rows):
         cat, num = features.frozen(first, own)
@@ -163,7 +163,7 @@ def _before(groups: Groups, rows: slice, features: LogFeatures, score: Score, hi
         groups.put(own, num, score(cat, num))
 
 
-def _oldest(samples: Samples) -> NDArray[np.intp]:
+def _oldest(samples: KnownSamples) -> NDArray[np.intp]:
     """The smallest row among the samples from each one on; after the last, more than any row. (S + 1,)"""
     beyond = np.append(samples.row, np.iinfo(np.intp).max)
     return np.minimum.accumulate(beyond[::-1])[::-1]

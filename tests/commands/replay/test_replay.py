@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from commands.cli import cli
-from commands.replay.grouped import Groups
+from commands.replay.grouped import GroupedRows
 from commands.replay.known import LabelSettings
 from commands.replay.logfeatures import LogRows
 from commands.replay.replayreport import make_report
@@ -25,7 +25,7 @@ from commands.replay.replayrun import replay, run_log
 from commands.replay.stretches import Stretches
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import SettingError
-from millrace.basics.merit import auc, grouped_auc
+from millrace.basics.ranking_metrics import auc, grouped_auc
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import local_days, read_log
@@ -312,7 +312,7 @@ def test_labels_that_only_their_users_rate_explains_are_not_told_apart_within_us
     schema = parse_schema(SCHEMA.replace("days = [1, 3]", "days = [30]"))
     table = read_log(write(tmp_path, "parquet", blind_rows(10_000, 1000, seed=4)), schema)
     quick = SMALL | {"dense_rate": 0.02, "ftrl_alpha": 0.5}
-    groups = Groups(table, schema)
+    groups = GroupedRows(table, schema)
     p = run_log(table, schema, OnlineModel(schema, quick, 0), 64, lambda done: None, groups)
     total = make_report(table, schema, p, groups)["total"]
     q, group = groups.compared(p)
@@ -343,7 +343,7 @@ def test_a_frozen_score_knows_nothing_of_its_day(tmp_path: Path, text: str) -> N
     schema = parse_schema(text)
     table = read_log(write(tmp_path, "jsonl", rows), schema)
     days = local_days(table, schema)
-    spy, groups = Spy(), Groups(table, schema)
+    spy, groups = Spy(), GroupedRows(table, schema)
     run_log(table, schema, spy, 32, lambda done: None, groups, WAIT)
     at = {name: i for i, name in enumerate(schema.layout.num_names)}
     position = schema.layout.cat_names.index("position")
@@ -378,7 +378,7 @@ def test_the_frozen_pass_changes_no_progressive_score(tmp_path: Path) -> None:
     table = read_log(write(tmp_path, "jsonl", make_rows(600)), schema)
     found = [
         run_log(table, schema, OnlineModel(schema, SMALL, 0), 64, lambda done: None, groups)
-        for groups in (None, Groups(table, schema))
+        for groups in (None, GroupedRows(table, schema))
     ]
     assert np.array_equal(found[0], found[1])
 
@@ -397,7 +397,7 @@ def test_a_log_with_pages_is_compared_within_them(tmp_path: Path, apart_ms: int)
     schema = parse_schema(SCHEMA + 'request = "page"\nidentity = ["page", "item"]\n')
     rows = paged(make_rows(400), 4, apart_ms)
     table = read_log(write(tmp_path, "jsonl", rows), schema)
-    groups = Groups(table, schema)
+    groups = GroupedRows(table, schema)
     p = run_log(table, schema, OnlineModel(schema, SMALL, 0), 32, lambda done: None, groups)
     q, group = groups.compared(p)
     page, ts_ms = np.array(table.table["page"].to_pylist()), table.table["ts_ms"].to_numpy()

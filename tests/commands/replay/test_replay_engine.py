@@ -14,18 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.replay import ranks
-from commands.replay.grouped import Groups, day_codes, joint, page_codes
-from commands.replay.known import LabelSettings, Model, Samples
+from commands.replay.grouped import GroupedRows, day_codes, joint, page_codes
+from commands.replay.known import KnownSamples, LabelSettings, ReplayModel
 from commands.replay.logfeatures import LogRows
 from commands.replay.replayrun import run_log
-from commands.replay.samplequeue import Block, Waiting
-from commands.replay.sidebyside import Channel, Timing, run_side_by_side
+from commands.replay.samplequeue import WaitingBlocks, WaitingRows
+from commands.replay.sidebyside import StepQueue, Timing, run_side_by_side
 from commands.replay.steps import Step, steps
 from commands.replay.stretches import Stretches
 from learner.network.dense import threads
+from learner.ranker.frozen_scores import Still
 from learner.ranker.model import OnlineModel
-from learner.ranker.still import Still
-from millrace.basics.merit import auc, grouped_auc, log_loss
+from millrace.basics.ranking_metrics import auc, grouped_auc, log_loss
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import TS, LogTable, local_days
@@ -137,7 +137,9 @@ class Recorder:
                 self.state = self.state * np.uint64(31) + np.uint64(column.astype(np.int64).view(np.uint64).sum())
 
 
-def beside(log: LogTable, schema: Schema, model: Model, groups: Groups, how: LabelSettings, at_once: int) -> np.ndarray:
+def beside(
+    log: LogTable, schema: Schema, model: ReplayModel, groups: GroupedRows, how: LabelSettings, at_once: int
+) -> np.ndarray:
     p = np.empty(log.table.num_rows, np.float32)
     for _ in run_side_by_side(steps(log, schema, 16, how, groups, at_once), model, p, groups):
         pass
@@ -167,7 +169,7 @@ def test_scores_batches_and_frozen_scores_equal_the_plain_path(
     schema = parse_schema(text)
     log = make_log(schema, n, seed, minutes)
     plain, engine = Recorder(), Recorder()
-    groups, own = Groups(log, schema), Groups(log, schema)
+    groups, own = GroupedRows(log, schema), GroupedRows(log, schema)
     expected = run_plain(log, schema, plain, 16, lambda _: None, groups, how)
     found = beside(log, schema, engine, own, how, at_once)
     assert np.array_equal(expected, found)
@@ -183,7 +185,7 @@ def test_scores_batches_and_frozen_scores_equal_the_plain_path(
 def test_a_model_scores_beside_its_learning_as_it_does_before(more: dict[str, Any]) -> None:
     schema, spec = parse_schema(PAGES), SMALL | more
     log = make_log(schema, 400, 3)
-    groups, own = Groups(log, schema), Groups(log, schema)
+    groups, own = GroupedRows(log, schema), GroupedRows(log, schema)
     with threads(1):
         models = OnlineModel(schema, spec, 0), OnlineModel(schema, spec, 0)
         expected = run_plain(log, schema, models[0], 16, lambda _: None, groups, POLICIES[1])
@@ -223,7 +225,7 @@ class Watch:
         self.threads.add(threading.get_ident())
         self.told.append(("scored", rows.tobytes() + cat.tobytes() + num.tobytes() + p.tobytes()))
 
-    def learnt(self, samples: Samples, part: slice, batch: SampleBatch) -> None:
+    def learnt(self, samples: KnownSamples, part: slice, batch: SampleBatch) -> None:
         self.threads.add(threading.get_ident())
         columns = (samples.row[part], samples.known_ms[part], samples.kind[part], batch.cat)
         self.told.append(("learnt", b"".join(np.ascontiguousarray(c).tobytes() for c in columns)))
@@ -248,14 +250,14 @@ def held(days: int) -> tuple[int, int]:
     """(most rows, most events) that are held at once on a log of as many like days."""
     schema = parse_schema(PAGES)
     log = make_log(schema, 500 * days, 6, days * 1440)
-    made, waiting = Stretches(log, schema, POLICIES[0], rows_at_once=50), Waiting()
+    made, waiting = Stretches(log, schema, POLICIES[0], rows_at_once=50), WaitingBlocks()
     rows = events = 0
     for number, start in enumerate(made.bounds[:-1].tolist()):
         if known := waiting.known(int(made.ts_ms[start])):
             waiting.pop(known)
         waiting.release(start)
         stretch = made.make(number)
-        waiting.add(Block.of(stretch, None), stretch.samples)
+        waiting.add(WaitingRows.of(stretch, None), stretch.samples)
         rows, events = max(rows, waiting.held), max(events, made.waiting)
     return rows, events
 
@@ -271,9 +273,9 @@ def test_what_is_held_does_not_grow_with_the_log() -> None:
 def test_a_late_click_does_not_keep_its_whole_stretch() -> None:
     schema = parse_schema(SCHEMA)
     log = make_log(schema, 400, 7)
-    made, waiting = Stretches(log, schema, POLICIES[1], rows_at_once=400), Waiting()
+    made, waiting = Stretches(log, schema, POLICIES[1], rows_at_once=400), WaitingBlocks()
     stretch = made.make(0)
-    waiting.add(Block.of(stretch, None), stretch.samples)
+    waiting.add(WaitingRows.of(stretch, None), stretch.samples)
     waiting.pop(len(waiting.queue.row) - 3)
     left = set(waiting.queue.row.tolist())
     waiting.release(stretch.rows.n)
@@ -356,7 +358,7 @@ def test_a_channel_holds_no_more_rows_than_it_may() -> None:
                 waits.set()
             yield step
 
-    channel = Channel(counted(), Timing(), most)
+    channel = StepQueue(counted(), Timing(), most)
     largest = max(step.size for step in made)
     for step in channel:
         given_out += step.size

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from commands.replay.grouped import Groups
+from commands.replay.grouped import GroupedRows
 from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.replayreport import Baseline, make_report, verdict_of
 from commands.replay.replayrun import replay, run_log
 from commands.replay.stretches import Stretches
 from learner.evaluation.progressive import baseline_column
 from learner.ranker.model import OnlineModel
-from millrace.basics.merit import auc, grouped_auc
+from millrace.basics.ranking_metrics import auc, grouped_auc
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.logs import LogTable, read_log
 from simulator.daylog import write_days
@@ -39,8 +39,8 @@ def without_pages() -> Schema:
     return parse_schema("\n".join(line for line in text.splitlines() if not line.startswith("request")))
 
 
-def run(log: LogTable, schema: Schema) -> tuple[Groups, Baseline, np.ndarray]:
-    groups, baseline = Groups(log, schema), Baseline(schema, log.table.num_rows)
+def run(log: LogTable, schema: Schema) -> tuple[GroupedRows, Baseline, np.ndarray]:
+    groups, baseline = GroupedRows(log, schema), Baseline(schema, log.table.num_rows)
     groups.watch(baseline.column)
     model = OnlineModel(schema, SMALL, 0)
     p = run_log(log, schema, model, 64, lambda done: None, groups, None, baseline)

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from commands.up import findings, probes
+from commands.up.data_folder import SCHEMA, say_where
 from commands.up.doctor import doctor, examine
 from commands.up.findings import Finding
-from commands.up.folder import SCHEMA, say_where
 from millrace.contracts.clock import EventClock
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.contracts.settings import Settings

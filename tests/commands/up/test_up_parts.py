@@ -18,9 +18,9 @@ from rich.console import Console
 from commands.loop.host import works
 from commands.loop.monitor import Monitor, Picture
 from commands.loop.page import PageServer
-from commands.loop.status import Shown, state_of
+from commands.loop.status import RunStatus, state_of
 from commands.loop.view import line_of, table_of
-from commands.up import folder as folders
+from commands.up import data_folder as folders
 from commands.up import upwords
 from commands.up.ports import Ports, check, choose, url
 from commands.up.running import running, told
@@ -333,7 +333,7 @@ def test_what_only_a_simulator_knows_is_left_out_and_the_rest_comes_from_stream_
 
     monitor = Monitor({name: f"http://{name}/metrics" for name in ROLES}, "http://serve", EventClock(), get)
     monitor.look()
-    shown = Shown(ROLES, awaits="waiting for items.", addresses={"scorer": "http://serve"})
+    shown = RunStatus(ROLES, awaits="waiting for items.", addresses={"scorer": "http://serve"})
     state = state_of("running", 1, 1.0, monitor, Supervisor(tmp_path), [], shown)
     figures = state["figures"]
     assert (figures["exposures"], figures["clicks"], figures["ctr_model"]) == (40, 4, 0.125)
@@ -350,7 +350,7 @@ def test_what_only_a_simulator_knows_is_left_out_and_the_rest_comes_from_stream_
     assert "oracle" not in text + line_of(state)
     assert "waiting for items." in text
     assert line_of(state).endswith("waiting for items.")
-    alone = state_of("running", 1, 1.0, monitor, Supervisor(tmp_path), [], Shown(ROLES, control=False))
+    alone = state_of("running", 1, 1.0, monitor, Supervisor(tmp_path), [], RunStatus(ROLES, control=False))
     console.print(table_of(alone, ""))
     assert "random" not in console.export_text() + line_of(alone)
     assert "control" not in line_of(alone)

@@ -23,15 +23,15 @@ from learner.custom.own import OwnModel
 from learner.custom.ownclass import own_class, serving_of
 from learner.custom.ownids import KnownIds
 from learner.evaluation.progressive import Progressive
-from learner.evaluation.segments import Segments
+from learner.evaluation.traffic_segments import Segments
 from learner.ranker.model import LearnReport, OnlineModel
 from learner.ranker.repeats import Repeats
-from learner.role.making import model_of, reader_of, writer_of
+from learner.role.model_factory import model_of, reader_of, writer_of
 from learner.role.trial import tried
+from learner.training.learner_versions import Last, Progress, Versions
 from learner.training.trainer import Trainer
-from learner.training.versions import Last, Progress, Versions
 from millrace.basics.errors import SettingError, SnapshotError
-from millrace.basics.merit import auc
+from millrace.basics.ranking_metrics import auc
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings

@@ -16,9 +16,9 @@ from structlog.testing import capture_logs
 from learner.custom.own import OwnModel
 from learner.custom.ownclass import OwnClass
 from learner.custom.ownserving import OwnServing
-from learner.role.making import model_of, writer_of
+from learner.role.model_factory import model_of, writer_of
 from learner.role.service import Learner, run
-from learner.training.versions import Progress, Versions, write_root
+from learner.training.learner_versions import Progress, Versions, write_root
 from learner.training.writer import SnapshotWriter
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.contracts.settings import Settings
@@ -28,9 +28,9 @@ from millrace.versions.modellog import Delta
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import unpack
 from millrace.versions.proof import prove
-from scorer.feeder import main
+from scorer.feeder import scorer_main
 from scorer.feeder.modelfeed import ModelFeed
-from scorer.worker.app import make_app
+from scorer.worker.page_app import make_app
 from tests.learner.own_models import Moody
 from tests.learner.role import test_learner_role as roles
 from tests.learner.role.test_learner_role import Role, end_of_topic, entries, send, trained
@@ -129,7 +129,7 @@ def test_a_bad_class_ends_a_role_at_its_start(settings: Settings) -> None:
         with pytest.raises(SettingError, match=why):
             Learner(msgspec.structs.replace(settings, model=name), SCHEMA)
     with pytest.raises(SettingError, match="PYTHONPATH"):
-        main.run(Settings(model="tests.nowhere:Model"), threading.Event())
+        scorer_main.run(Settings(model="tests.nowhere:Model"), threading.Event())
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from learner.evaluation.progressive import Progressive, baseline_column
-from millrace.basics.merit import auc, calibration, grouped_auc, judged, log_loss
+from millrace.basics.ranking_metrics import auc, calibration, grouped_auc, judged, log_loss
 from millrace.contracts.schema import parse_schema, shop_schema
 from tests.scenes.learning import SCHEMA
 

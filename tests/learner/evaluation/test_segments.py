@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from learner.evaluation.progressive import Progressive
-from learner.evaluation.segments import Segments
-from learner.evaluation.served import Served
+from learner.evaluation.served_scores import ServedExposures
+from learner.evaluation.traffic_segments import Segments
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SettingError
 from millrace.basics.hashing import column_hash
-from millrace.basics.merit import auc, calibration, log_loss
+from millrace.basics.ranking_metrics import auc, calibration, log_loss
 from millrace.contracts.samples import SampleBatch
 from millrace.labels import Waits
 from tests.scenes.learning import SCHEMA, make_samples
@@ -79,7 +79,7 @@ def test_a_mask_holds_the_most_segments_that_can_be_named() -> None:
 
 
 def test_the_trainer_looks_at_ids_before_it_learns_them() -> None:
-    served = Served(SCHEMA, Segments(SCHEMA, NAMED), Waits(0, 0, 0), 1000)
+    served = ServedExposures(SCHEMA, Segments(SCHEMA, NAMED), Waits(0, 0, 0), 1000)
     trainer = Trainer(OnlineModel(SCHEMA, SPEC, 0), Progressive(1000), Repeats(10**9), 64, served)
     for seed in (0, 1):
         batch = make_samples(64, seed)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from learner.evaluation.progressive import Progressive
-from learner.evaluation.segments import Segments
-from learner.evaluation.served import Served
+from learner.evaluation.served_scores import ServedExposures
+from learner.evaluation.traffic_segments import Segments
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats, page_hashes
 from learner.samples.eventtime import EventTime, proofs
 from learner.training.trainer import Trainer
-from millrace.basics.merit import auc, calibration, grouped_auc, log_loss
+from millrace.basics.ranking_metrics import auc, calibration, grouped_auc, log_loss
 from millrace.contracts.events import ARMS
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE, SampleBatch
 from millrace.labels import Waits, policy_named
@@ -32,8 +32,8 @@ LONG_MS = 10**12
 BASELINE = SCHEMA.layout.num_names.index("item_id.click_rate.7d")
 
 
-def served(window_rows: int = 10_000, waiting_rows: int = 20_000) -> Served:
-    return Served(SCHEMA, Segments(SCHEMA, {"category": ("1",)}), WAITS, window_rows, waiting_rows)
+def served(window_rows: int = 10_000, waiting_rows: int = 20_000) -> ServedExposures:
+    return ServedExposures(SCHEMA, Segments(SCHEMA, {"category": ("1",)}), WAITS, window_rows, waiting_rows)
 
 
 def exposures(rows: int, seed: int = 0) -> SampleBatch:
@@ -70,7 +70,7 @@ class Exact:
         rows = rows[arm_of(batch)[rows] == ARMS.index(arm)][-newest:]
         return cls(batch.score[rows], batch.label[rows], page[rows], batch.num[rows, BASELINE])
 
-    def check(self, found: Served, arm: str) -> None:
+    def check(self, found: ServedExposures, arm: str) -> None:
         f = found.figures(arm)
         assert f.rows == len(self.p)
         assert (f.auc, f.grouped_auc, f.baseline_auc, f.log_loss, f.calibration) == pytest.approx(
@@ -134,7 +134,7 @@ def later(policy: str = "wait", ms: int = 10**8) -> Iterator[tuple[int, SampleBa
         yield partition, replace(one, policy=np.full(1, POLICIES.index(policy), np.uint8), kind=np.zeros(1, np.uint8))
 
 
-def feed(found: Served, messages: Any) -> None:
+def feed(found: ServedExposures, messages: Any) -> None:
     for partition, batch in messages:
         found.take(batch, partition)
         found.enter(MODEL)

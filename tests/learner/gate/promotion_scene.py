@@ -17,13 +17,13 @@ from learner.gate.quarantine import Quarantine
 from learner.gate.quota import Quota
 from learner.gate.screen import Screen
 from learner.gate.shift import Shift
-from learner.gate.verdicts import Refusal
+from learner.gate.verdicts import GateRefusal
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.ranker.verbs import Learning, Predicting
+from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions, newest_sound
 from learner.training.ledger import Act, decode_acts
 from learner.training.trainer import Trainer
-from learner.training.versions import Found, Progress, SnapshotFiles, Versions, newest_sound
 from millrace.basics.store import Store
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
@@ -55,9 +55,9 @@ class PlannedScreen(Screen):
     def absurd(self, batch: SampleBatch) -> Any:
         return batch.ts_ms > START_MS + 10**11
 
-    def look(self, batch: SampleBatch, p: Any) -> Refusal | None:
+    def look(self, batch: SampleBatch, p: Any) -> GateRefusal | None:
         poisoned = any(batch.request[page].startswith(POISON) for page in np.unique(batch.page))
-        return Refusal("labels", 3.0, 1.6) if poisoned else None
+        return GateRefusal("labels", 3.0, 1.6) if poisoned else None
 
     def learnt(self, batch: SampleBatch, p: Any) -> None:
         self.told.append("learnt")
@@ -94,8 +94,8 @@ class PlannedShift(Shift):
     def due(self) -> bool:
         return self.rows >= self.stretch
 
-    def look(self, model: Predicting) -> Refusal | None:
-        return Refusal("shift", 0.2, 0.06) if self.refuses else None
+    def look(self, model: Predicting) -> GateRefusal | None:
+        return GateRefusal("shift", 0.2, 0.06) if self.refuses else None
 
     def promoted(self, model: Predicting) -> None:
         self.rows = 0
@@ -117,7 +117,7 @@ class PlannedHeldout(Heldout):
     """Holds out pages that say so; judges as it is told."""
 
     def __init__(self) -> None:
-        self.refusal: Refusal | None = None
+        self.refusal: GateRefusal | None = None
         self.taken = 0
         self.spoilt_from: list[int] = []
 
@@ -170,7 +170,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.store = ModelStore(self.folder / "models")
-        found: Found | None = newest_sound(self.store, self.schema.id, {}, build)
+        found: FoundSnapshot | None = newest_sound(self.store, self.schema.id, {}, build)
         model = OnlineModel(self.schema, self.spec, 0) if found is None else found.model
         self.trainer = Trainer(model, Progressive(1000), Repeats(10**9), BATCH)
         self.messages: dict[int, SampleBatch] = {}

@@ -17,7 +17,7 @@ import pytest
 from learner.gate import admin as doors
 from learner.gate.admin import COMMANDS, Admin, Command, address
 from learner.gate.quarantine import PLACE, Quarantine
-from learner.gate.verdicts import Refusal
+from learner.gate.verdicts import GateRefusal
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.basics.store import Store
 from millrace.contracts.settings import Settings
@@ -82,7 +82,7 @@ def test_verdicts_need_no_token_and_are_those_of_now(door: Admin) -> None:
     for version in (4, 9):
         snapshot(store, 1, version)
     kept = Quarantine(Store(folder / PLACE), "s")
-    kept.keep(Refusal("finite", float("nan"), 0.0, "dense/w"), rows(3), places(3), 7)
+    kept.keep(GateRefusal("finite", float("nan"), 0.0, "dense/w"), rows(3), places(3), 7)
     kept.flush()
     status, found, headers = ask(door, "GET", "/versions", token=None)
     assert status == 200

@@ -9,7 +9,7 @@ import pytest
 
 from learner.gate import heldout
 from learner.gate.heldout import HOUR_MS, MOST_ROWS, WARM_JUDGEMENTS, Heldout, fitted_loss
-from millrace.basics.merit import auc, log_loss
+from millrace.basics.ranking_metrics import auc, log_loss
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, SampleBatch
 from tests.learner.gate.plain_model import MINUTE_MS, START_MS, Plain, rows
 

@@ -11,13 +11,13 @@ import pytest
 
 from learner.evaluation.progressive import Progressive
 from learner.gate.promotion import QUARANTINED, Checks, Promotion
-from learner.gate.verdicts import Refusal
+from learner.gate.verdicts import GateRefusal
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.tables.table import SparseTable
+from learner.training.learner_versions import Progress, SnapshotFiles, Versions
 from learner.training.ledger import Learnt, learn_again, places_of
 from learner.training.trainer import Trainer
-from learner.training.versions import Progress, SnapshotFiles, Versions
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError
 from millrace.contracts.samples import SampleBatch
@@ -259,7 +259,7 @@ def test_a_snapshot_that_is_worse_on_held_out_pages_goes_back_to_the_one_before(
     assert scene.snapshot() is not None
     twin.publish()
     both((scene,), *(batch(n) for n in range(4, 9)))
-    scene.heldout.refusal, rebased = Refusal("heldout_auc", -0.02, -0.01), scene.shift.rebased
+    scene.heldout.refusal, rebased = GateRefusal("heldout_auc", -0.02, -0.01), scene.shift.rebased
     assert scene.snapshot() is None
     assert scene.shift.rebased == rebased + 1  # the mark that shift knew was a later state
     assert differs(scene.whole(), twin.whole()) == ""
@@ -477,7 +477,7 @@ def test_a_gate_that_observes_tells_and_changes_nothing(tmp_path: Path) -> None:
     scene, open_ = Scene(tmp_path / "one", observe=True), Scene(tmp_path / "open", gate=False)
     both((scene, open_), batch(0), batch(1, page=POISON))
     scene.shift.refuses = True
-    scene.heldout.refusal = Refusal("heldout_auc", 0.02, 0.01)
+    scene.heldout.refusal = GateRefusal("heldout_auc", 0.02, 0.01)
     both((scene, open_), *(batch(n) for n in range(2, 6)))
     assert scene.snapshot() is not None
     observed = {check: n for (check, verdict), n in scene.promotion.verdicts.items() if verdict == "observed"}

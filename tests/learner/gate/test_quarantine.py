@@ -10,13 +10,13 @@ import pytest
 
 from learner.gate import quarantine
 from learner.gate.quarantine import Quarantine
-from learner.gate.verdicts import Refusal
+from learner.gate.verdicts import GateRefusal
 from learner.training.ledger import Places
 from millrace.basics.errors import SchemaError, StoreError
 from millrace.basics.store import AbsentError, DamagedError, Store
 from millrace.contracts.samples import SampleBatch
 
-LABELS = Refusal("labels", 2.4, 1.6)
+LABELS = GateRefusal("labels", 2.4, 1.6)
 
 
 def rows(n: int, first: int = 0) -> SampleBatch:
@@ -54,7 +54,7 @@ def test_what_was_refused_comes_back_bit_for_bit(url: str) -> None:
     kept = Quarantine(Store(url), "s")
     kept.keep(LABELS, rows(5), places(5), 7_000)
     kept.keep(LABELS._replace(value=3.0), rows(4, 5), places(4), 8_000)  # of the same check: one file
-    kept.keep(Refusal("finite", float("nan"), 0.0, "dense/w"), rows(2, 90), places(2), 9_000)
+    kept.keep(GateRefusal("finite", float("nan"), 0.0, "dense/w"), rows(2, 90), places(2), 9_000)
     assert (kept.entries(), kept.rows, kept.waiting_rows) == ([], 11, 11)
     kept.flush()
     reader = Quarantine(Store(url, writes=False), "s", writes=False)
@@ -85,7 +85,7 @@ def test_many_rows_become_files_that_can_be_read(url: str) -> None:
 def test_names_are_chosen_in_the_order_of_refusal(url: str) -> None:
     kept = Quarantine(Store(url), "s")
     for check in ("labels", "auc", "numbers"):
-        kept.keep(Refusal(check, 0.0, 0.0), rows(1), places(1), 1)
+        kept.keep(GateRefusal(check, 0.0, 0.0), rows(1), places(1), 1)
     kept.flush()
     names = [e.name for e in kept.entries()]
     assert names == ["00000001-labels", "00000002-auc", "00000003-numbers"]
@@ -104,7 +104,7 @@ def test_names_are_chosen_in_the_order_of_refusal(url: str) -> None:
 def test_a_learner_that_goes_on_finds_what_its_snapshot_has_not_learnt(url: str) -> None:
     dead = Quarantine(Store(url), "s")
     for check in ("labels", "auc"):
-        dead.keep(Refusal(check, 0.0, 0.0), rows(1), places(1), 1)
+        dead.keep(GateRefusal(check, 0.0, 0.0), rows(1), places(1), 1)
     dead.flush()
     dead.keep(LABELS, rows(3), places(3), 2)  # never written: its samples come again
     dead.store.put("00000003-labels.rows", {}, b"")  # killed before its entry
@@ -140,7 +140,7 @@ def test_beyond_its_bound_the_oldest_go_and_are_counted(tmp_path: Path) -> None:
     for most in (1 << 30, 0):
         kept = Quarantine(Store(tmp_path / str(most)), "s", most_bytes=most or round(2.5 * size))
         for first in range(4):
-            kept.keep(Refusal("labels", 0.0, 0.0, str(first)), rows(50, first), places(50), 1)
+            kept.keep(GateRefusal("labels", 0.0, 0.0, str(first)), rows(50, first), places(50), 1)
             kept.flush()
         size = max(p.stat().st_size for p in (tmp_path / str(most)).glob("*.rows"))
         assert [e.what for e in kept.entries()] == (["0", "1", "2", "3"] if most else ["2", "3"])

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.safety.poisons import user_side
 from learner.gate.screen import WARM_CLICKS, WARM_ROWS, Screen
-from learner.gate.verdicts import Refusal
+from learner.gate.verdicts import GateRefusal
 from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import parse_schema
@@ -54,7 +54,7 @@ class Stream:
             yield self.batch(size)
 
 
-def learn(screen: Screen, batches: Iterator[Scored]) -> list[Refusal]:
+def learn(screen: Screen, batches: Iterator[Scored]) -> list[GateRefusal]:
     """Looks at batches and learns those that pass; a stretch of 2,048 rows is promoted at once."""
     refused, stretch = [], 0
     for batch, p in batches:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from learner.gate.shift import HOUR_MS, WARM_LOOKS, Shift
-from learner.gate.verdicts import Refusal
+from learner.gate.verdicts import GateRefusal
 from tests.learner.gate.plain_model import START_MS, Plain, rows
 
 STRETCH = 2048
 
 
-def stretch(shift: Shift, model: Any, number: int, n: int = STRETCH, minutes: float = 1.0) -> Refusal | None:
+def stretch(shift: Shift, model: Any, number: int, n: int = STRETCH, minutes: float = 1.0) -> GateRefusal | None:
     """A stretch is learnt, and looked at; the model is as the test has made it."""
     shift.meet(rows(n, number))
     model.newest_ms = START_MS + round(number * minutes * 60_000)

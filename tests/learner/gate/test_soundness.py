@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from learner.custom.own import OwnModel
-from learner.gate.soundness import LARGEST, MOST_SUM, unsound, unsound_part
+from learner.gate.model_checks import LARGEST, MOST_SUM, unsound, unsound_part
 from learner.ranker.model import OnlineModel
-from learner.ranker.slices import merge
+from learner.ranker.snapshot_slices import merge
 from learner.tables.table import SparseTable
 from millrace.contracts.samples import POLICIES
 from millrace.contracts.schema import parse_schema

@@ -19,7 +19,7 @@ from learner.network.models.spec import read_spec
 from learner.network.models.wide_resnet import Residual
 from learner.ranker.model import OnlineModel
 from learner.ranker.step import AutogradStep, Gradient, WrittenStep
-from learner.serving.serving import ServingModel
+from learner.serving.serving_model import ServingModel
 from tests.scenes.learning import SCHEMA, make_samples
 
 Floats = NDArray[np.float32]

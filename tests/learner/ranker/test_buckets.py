@@ -13,8 +13,8 @@ from learner.network.models import REGISTRY
 from learner.ranker.buckets import FIRST_ROWS, SAMPLE_ROWS, Reservoir
 from learner.ranker.inputs import Inputs
 from learner.ranker.model import OnlineModel
-from learner.serving.serving import ServingModel
-from millrace.basics.merit import auc
+from learner.serving.serving_model import ServingModel
+from millrace.basics.ranking_metrics import auc
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.modelstore import Image
 from tests.scenes.learning import SCHEMA, make_samples

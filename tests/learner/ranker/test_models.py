@@ -12,9 +12,9 @@ import torch
 
 from learner.network.models import REGISTRY
 from learner.ranker.model import OnlineModel
-from learner.serving.serving import ServingModel
+from learner.serving.serving_model import ServingModel
 from millrace.basics.errors import SettingError, SnapshotError
-from millrace.basics.merit import auc
+from millrace.basics.ranking_metrics import auc
 from millrace.contracts.samples import FOLLOW_UP
 from millrace.versions.modelstore import Image
 from tests.scenes.learning import SCHEMA, START_MS, make_samples, poison

@@ -12,7 +12,7 @@ import torch
 from learner.ranker.guard import WARM_ROWS, LossGuard
 from learner.ranker.model import OnlineModel
 from learner.ranker.sampling import chosen
-from millrace.basics.merit import calibration
+from millrace.basics.ranking_metrics import calibration
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from tests.scenes.learning import SCHEMA, make_samples
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.ranker.model import OnlineModel
-from learner.ranker.slices import Part, Slices, merge
-from learner.serving.serving import ServingModel
+from learner.ranker.snapshot_slices import Part, Slices, merge
+from learner.serving.serving_model import ServingModel
 from learner.serving.staging import ModelWriter
 from learner.tables import rowcopy
 from learner.tables.table import SparseTable

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from learner.retrieval import retrievalkernels
-from learner.retrieval.register import History, Pending, Register
-from learner.retrieval.retrievalkernels import Rows, SideColumns
+from learner.retrieval.click_history import History, Pending, Register
+from learner.retrieval.retrievalkernels import SampleRows, SideColumns
 from tests.learner.retrieval_scene import PlainHead
 
 F, N, HISTORY = 3, 2, 4
@@ -61,7 +61,7 @@ class Held:
 
     def take(self, batch: Batch, start: int = 0, strangers: int = 0) -> int:
         r, h, p = self.register, self.history, self.pending
-        rows = Rows(batch.clicked, batch.user, batch.item, batch.ts_ms, batch.weight, batch.cat, batch.num)
+        rows = SampleRows(batch.clicked, batch.user, batch.item, batch.ts_ms, batch.weight, batch.cat, batch.num)
         columns = SideColumns(ITEM_COLUMNS, PLAIN_COLUMNS, USER_COLUMNS, 0)
         row, p.count = retrievalkernels.take(
             start, rows, columns, r.arrays, r.shift, h.arrays, p.arrays, p.count, self.state, strangers

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.retrieval.retrievalstep import Clicks, Gradients, gradients
+from learner.retrieval.retrievalstep import ClickPairs, Gradients, gradients
 from learner.retrieval.tower import GAIN
 from tests.learner.retrieval_scene import plain_loss
 
@@ -28,7 +28,7 @@ def case(seed: int, size: int = 7, drawn: int = 9, more: int = 6) -> dict[str, A
         "v": rng.normal(size=(drawn + more, D)).astype(np.float32),
         "bias": rng.normal(size=drawn + more).astype(np.float32),
         "matrix": rng.normal(size=(D, D)).astype(np.float32) * np.float32(0.3),
-        "clicks": Clicks(
+        "clicks": ClickPairs(
             target,
             rng.integers(0, 4, size).astype(np.uint64),
             rng.uniform(0.1, 3, size).astype(np.float32),
@@ -47,7 +47,7 @@ def found(made: dict[str, Any]) -> Gradients:
 def plain(made: dict[str, Any]) -> tuple[float, list[np.ndarray[Any, Any]]]:
     leaves = [torch.tensor(made[n].astype(np.float64), requires_grad=True) for n in ("u", "v", "bias", "matrix")]
     u, v, bias, matrix = leaves
-    clicks: Clicks = made["clicks"]
+    clicks: ClickPairs = made["clicks"]
     queries = []
     for b in range(len(u)):
         known = [j for j, k in zip(clicks.past[b].tolist(), clicks.known[b].tolist(), strict=True) if k and j >= 0]
@@ -90,7 +90,7 @@ def test_nothing_that_is_passed_in_is_written_to() -> None:
 def test_what_a_user_clicked_is_no_negative() -> None:
     """Neither what the history has, nor the user's other clicks; an unknown user has neither."""
     made = case(5, size=3, drawn=3, more=0)
-    clicks: Clicks = made["clicks"]
+    clicks: ClickPairs = made["clicks"]
     clicks.target[:], clicks.past[:], clicks.known[:] = [0, 1, 2], -1, False
     clicks.user[:] = [7, 7, 0]
     clicks.past[0, 2] = 2

@@ -14,13 +14,13 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from learner.evaluation.progressive import Progressive
-from learner.evaluation.segments import Segments
-from learner.evaluation.served import Served
+from learner.evaluation.served_scores import ServedExposures
+from learner.evaluation.traffic_segments import Segments
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
-from learner.role.figures import Board
+from learner.role.learner_metrics import Board
 from learner.training.trainer import Trainer
-from millrace.basics.merit import auc, log_loss
+from millrace.basics.ranking_metrics import auc, log_loss
 from millrace.contracts.events import ARMS
 from millrace.contracts.samples import SampleBatch
 from millrace.labels import Waits
@@ -31,7 +31,7 @@ LEARNING = ("learning_auc", "learning_log_loss", "learning_calibration")
 
 
 def trainer() -> Trainer:
-    served = Served(SCHEMA, Segments(SCHEMA, {}), Waits(1000, 1000, 0), 1000)
+    served = ServedExposures(SCHEMA, Segments(SCHEMA, {}), Waits(1000, 1000, 0), 1000)
     return Trainer(OnlineModel(SCHEMA, {"model": "logistic"}, 0), Progressive(1000), Repeats(10**9), 10_000, served)
 
 

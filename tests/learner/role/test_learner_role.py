@@ -21,10 +21,10 @@ from learner.network.models.spec import read_spec
 from learner.ranker.model import OnlineModel
 from learner.retrieval.tower import Tower
 from learner.role import samplereader
-from learner.role.figures import SKIPPED, Board
+from learner.role.learner_metrics import SKIPPED, Board
 from learner.role.service import Learner, run
-from learner.serving.serving import ServingModel
-from learner.training.versions import Progress, Versions, write_root
+from learner.serving.serving_model import ServingModel
+from learner.training.learner_versions import Progress, Versions, write_root
 from learner.training.writer import SnapshotWriter
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.samples import SampleBatch
@@ -34,7 +34,7 @@ from millrace.contracts.topics import MODEL_DELTAS, SAMPLES
 from millrace.processes.deltas import read_deltas
 from millrace.processes.kafka import create_topics, make_producer, make_reader, read_all, wait_for_broker
 from millrace.processes.services import EmbeddedBroker
-from millrace.versions.clicks import ClickTimes
+from millrace.versions.clicks import ClickHistogram
 from millrace.versions.image import split
 from millrace.versions.modellog import Assembler, Delta, Snapshot
 from millrace.versions.modelstore import ModelStore
@@ -175,7 +175,7 @@ def test_life_of_a_learner(settings: Settings, monkeypatch: pytest.MonkeyPatch) 
     assert notes[-1].trained == 400
     assert sum(n.kind == "delta" for n in notes) >= 1
     sent = np.concatenate([b.origin_ms for b in batches[:4]])
-    assert ClickTimes.merged([n.clicks for n in notes if n.kind == "delta"]) == ClickTimes.of(sent[sent > 0])
+    assert ClickHistogram.merged([n.clicks for n in notes if n.kind == "delta"]) == ClickHistogram.of(sent[sent > 0])
     found = prove(store, read_deltas(settings))
     assert sum(p.deltas for p in found.proofs) == notes[-1].version - notes[0].version
     assert not found.unproved

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from learner.evaluation.progressive import Progressive
-from learner.evaluation.segments import Segments
-from learner.evaluation.served import Served
+from learner.evaluation.served_scores import ServedExposures
+from learner.evaluation.traffic_segments import Segments
 from learner.network import elementwise
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.retrieval import retrievalkernels
-from learner.role.warm import warm_up
-from learner.tables import kernels
-from learner.tables.index import Index
+from learner.role.learner_warmup import warm_up
+from learner.tables import table_kernels
+from learner.tables.row_index import Index
 from learner.training.trainer import Trainer
 from millrace.contracts.samples import SampleBatch
 from millrace.labels import Waits
@@ -27,7 +27,7 @@ WAITS = Waits(1000, 1000, 0)
 def compiled() -> dict[str, int]:
     """Compiled kernels and for how many kinds of arguments each."""
     found = {}
-    for module in (elementwise, kernels, retrievalkernels):
+    for module in (elementwise, table_kernels, retrievalkernels):
         for name, kernel in vars(module).items():
             if hasattr(kernel, "signatures"):
                 found[f"{module.__name__}.{name}"] = len(kernel.signatures)
@@ -48,7 +48,9 @@ def test_after_a_warm_up_learning_compiles_nothing_more(spec: dict[str, object])
         if model.head is not None:
             model.head.flush()
         model.changes()
-    trainer = Trainer(model, Progressive(100), Repeats(0, 50), 64, Served(SCHEMA, Segments(SCHEMA, {}), WAITS, 100, 50))
+    trainer = Trainer(
+        model, Progressive(100), Repeats(0, 50), 64, ServedExposures(SCHEMA, Segments(SCHEMA, {}), WAITS, 100, 50)
+    )
     for seed in range(3):
         batch = make_samples(64, seed, start_ms=START_MS + seed * 10**6)
         trainer.take(SampleBatch.from_bytes(batch.to_bytes()))

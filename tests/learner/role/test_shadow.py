@@ -21,10 +21,10 @@ from learner.evaluation.versus import versus
 from learner.ranker.verbs import Learning
 from learner.role import service
 from learner.role import shadow as role
-from learner.role.adopting import shadow_found, shadow_policy, shadow_settings
-from learner.role.making import model_of, wanted_spec
+from learner.role.model_factory import model_of, wanted_spec
+from learner.role.shadow_view import shadow_found, shadow_policy, shadow_settings
 from learner.samples.relabel import Labelled, Relabel
-from learner.training.versions import Progress, Versions, adopted, asked, newest_sound, write_root
+from learner.training.learner_versions import Progress, Versions, adopted, asked, newest_sound, write_root
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings

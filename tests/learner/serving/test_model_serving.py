@@ -20,13 +20,13 @@ from learner.network.backward import Workspace, written_pass
 from learner.network.dense import threads
 from learner.network.forward import HalfForward, forward_of, prepared, rows_of
 from learner.ranker.model import OnlineModel
-from learner.role.warm import warm_serving
+from learner.role.learner_warmup import warm_serving
 from learner.serving import overlaykernels
 from learner.serving.frame import Arrays
-from learner.serving.serving import ServingModel
+from learner.serving.serving_model import ServingModel
 from learner.serving.staging import ModelWriter
 from millrace.basics.errors import SnapshotError
-from millrace.basics.merit import auc
+from millrace.basics.ranking_metrics import auc
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import load_schema
 from millrace.contracts.settings import Settings

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from learner.serving import overlaykernels as kernels
 from learner.serving.overlay import Layer, Table, TableWriter, as_rows, entries, overlay_slots, record_width
 from learner.serving.overlaykernels import GONE
-from learner.tables.kernels import EMPTY, FREE
 from learner.tables.table import distinct
+from learner.tables.table_kernels import EMPTY, FREE
 from millrace.basics.errors import SettingError
 from millrace.versions.modelstore import TableRows
 from tests.scenes.exploring import examples
@@ -263,7 +263,7 @@ def test_other_ids_read_the_same_while_a_thread_folds() -> None:
 def test_pooling_is_that_of_learning(data: st.DataObject) -> None:
     """:func:`kernels.pool` after :func:`kernels.distinct`, with columns that are read once, against the kernels that
     the learner uses: bit for bit."""
-    from learner.tables import kernels as plain
+    from learner.tables import table_kernels as plain
 
     n, width = data.draw(st.integers(1, 6)), data.draw(st.sampled_from([0, 1, 3]))
     sizes = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))

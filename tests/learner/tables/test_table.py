@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.tables import index as index_module
+from learner.tables import row_index as index_module
 from learner.tables.admission import Admission
-from learner.tables.index import Index
-from learner.tables.kernels import EMPTY
-from learner.tables.table import Rates, SparseTable, distinct
+from learner.tables.row_index import Index
+from learner.tables.table import SparseTable, StepSizes, distinct
+from learner.tables.table_kernels import EMPTY
 from tests.scenes.exploring import examples
 
-RATES = Rates(embedding=0.1, epsilon=1e-6, alpha=0.1, beta=1.0, l1=0.5, l2=0.01)
+RATES = StepSizes(embedding=0.1, epsilon=1e-6, alpha=0.1, beta=1.0, l1=0.5, l2=0.01)
 
 # Ids whose home slots crowd together, among them the extremes of int64: a run of followers must survive an erase.
 IDS = st.sampled_from([*range(1, 40), *(k << 60 for k in range(-8, 8) if k), -(2**63), 2**63 - 1])
@@ -121,7 +121,7 @@ def test_distinct_ids(rows: list[list[int]]) -> None:
     np.testing.assert_array_equal(back, columns)
 
 
-def paper_ftrl(gradients: list[float], r: Rates) -> float:
+def paper_ftrl(gradients: list[float], r: StepSizes) -> float:
     """McMahan et al. 2013, algorithm 1, one coordinate."""
     z = n = w = 0.0
     for g in gradients:

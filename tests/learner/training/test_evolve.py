@@ -11,7 +11,7 @@ import pytest
 
 from learner.network.models import REGISTRY
 from learner.ranker.model import OnlineModel
-from learner.serving.serving import ServingModel
+from learner.serving.serving_model import ServingModel
 from learner.training.evolve import Report, evolve, read_columns
 from millrace.basics.errors import SnapshotError
 from millrace.basics.hashing import column_hash, mix

@@ -15,9 +15,9 @@ from structlog.testing import capture_logs
 
 from commands.cli import cli, climodel
 from learner.role import service
-from learner.training import tenure
+from learner.training import learner_claim
+from learner.training.learner_versions import SnapshotFiles
 from learner.training.publisher import Publisher
-from learner.training.versions import SnapshotFiles
 from millrace.basics.errors import FENCED_STATUS, FencedError, ServiceError, StoreError
 from millrace.basics.store import Store
 from millrace.contracts.settings import Settings
@@ -70,7 +70,7 @@ def on_another_machine(settings: Settings) -> Settings:
 def test_the_newer_learner_takes_over_and_the_older_stays_away(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tenure, "HEARTBEAT_SECONDS", 2.0)
+    monkeypatch.setattr(learner_claim, "HEARTBEAT_SECONDS", 2.0)
     monkeypatch.setattr(service, "HEARTBEAT_SECONDS", 0.2)
     older = Role(settings)
     until(lambda: trained(settings) == 0, "the first learner serves")
@@ -104,7 +104,7 @@ def test_the_newer_learner_takes_over_and_the_older_stays_away(
     assert note.epoch == 2
 
     # When nothing is heard of the other one, it may.
-    monkeypatch.setattr(tenure, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(learner_claim, "HEARTBEAT_SECONDS", 0.1)
     last = Role(settings)
 
     def root() -> int:

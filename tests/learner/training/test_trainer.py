@@ -11,7 +11,7 @@ from learner.evaluation.progressive import Progressive
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.training.trainer import Trainer
-from millrace.basics.merit import log_loss
+from millrace.basics.ranking_metrics import log_loss
 from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
 from tests.scenes.learning import SCHEMA, START_MS, make_samples

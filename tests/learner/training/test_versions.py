@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.training.versions import Progress, newest_sound
+from learner.training.learner_versions import Progress, newest_sound
 from millrace.basics.errors import SnapshotError, StoreError
 from millrace.basics.store import DamagedError
 from millrace.versions.image import split

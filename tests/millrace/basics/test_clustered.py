@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.basics.clustered import FEWEST, PARTS, auc_parts, gap, quantile, user_numbers
-from millrace.basics.merit import auc, calibration, log_loss
+from millrace.basics.ranking_metrics import auc, calibration, log_loss
 from tests.scenes.exploring import examples
 
 PLAIN = {"auc": auc, "log_loss": log_loss, "calibration": calibration}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from millrace.basics.files import clear_leftovers, temporary_beside, write_whole
+from millrace.basics.atomic_files import clear_leftovers, temporary_beside, write_whole
 
 
 @pytest.mark.parametrize("durable", [True, False])

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from millrace.basics.atomic_files import clear_leftovers
 from millrace.basics.errors import StoreError
-from millrace.basics.files import clear_leftovers
 from millrace.basics.store import ASIDE, AbsentError, DamagedError, Sealed, Store, seal, unseal
 
 

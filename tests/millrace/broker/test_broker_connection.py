@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from millrace.broker.connection import AHEAD_BYTES, Connection
+from millrace.broker.kafka_connection import AHEAD_BYTES, ClientConnection
+from millrace.broker.kafka_wire import Malformed
 from millrace.broker.server import Server
-from millrace.broker.wire import Malformed
 
 FRAME = struct.pack(">i", 20) + bytes(20)
 
@@ -49,12 +49,12 @@ class Broker:
     """Takes requests, and answers when it is told to, or at once."""
 
     def __init__(self, at_once: bool = False) -> None:
-        self.connections: set[Connection] = set()
+        self.connections: set[ClientConnection] = set()
         self.taken: list[bytes] = []
         self.at_once = at_once
         self.fault: Exception | None = None
 
-    def take(self, connection: Connection, frame: memoryview) -> None:
+    def take(self, connection: ClientConnection, frame: memoryview) -> None:
         if self.fault is not None:
             raise self.fault
         self.taken.append(bytes(frame))
@@ -62,8 +62,8 @@ class Broker:
             connection.answer([b"answer %d;" % len(self.taken)])
 
 
-def opened(broker: Broker) -> tuple[Connection, Line]:
-    connection, line = Connection(cast(Server, broker)), Line()
+def opened(broker: Broker) -> tuple[ClientConnection, Line]:
+    connection, line = ClientConnection(cast(Server, broker)), Line()
     connection.connection_made(line)
     return connection, line
 

@@ -20,13 +20,13 @@ from millrace.broker.codes import (
     REBALANCE_IN_PROGRESS,
     UNKNOWN_MEMBER_ID,
 )
-from millrace.broker.groups import Answers, Group, Join, Joined, State, Synced
+from millrace.broker.groups import Answers, Group, Joined, JoinRequest, State, Synced
 from millrace.broker.offsets import Offsets
 
 SESSION_MS, REBALANCE_MS = 1000, 5000
 
 
-def ask(member: str = "", fresh: str = "m", session_ms: int = SESSION_MS, **changed: object) -> Join:
+def ask(member: str = "", fresh: str = "m", session_ms: int = SESSION_MS, **changed: object) -> JoinRequest:
     values: dict[str, object] = {
         "member": member,
         "fresh": fresh,
@@ -37,7 +37,7 @@ def ask(member: str = "", fresh: str = "m", session_ms: int = SESSION_MS, **chan
         "protocols": [("range", member.encode() or fresh.encode())],
         "id_first": False,
     }
-    return Join(**{**values, **changed})  # type: ignore[arg-type]
+    return JoinRequest(**{**values, **changed})  # type: ignore[arg-type]
 
 
 def joined(answers: Answers, ticket: str) -> Joined:

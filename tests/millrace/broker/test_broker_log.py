@@ -29,7 +29,7 @@ from millrace.broker.codes import (
     OUT_OF_ORDER_SEQUENCE_NUMBER,
     UNSUPPORTED_COMPRESSION_TYPE,
     UNSUPPORTED_FOR_MESSAGE_FORMAT,
-    Refusal,
+    BrokerRefusal,
 )
 from millrace.broker.log import Limits, PartitionLog
 from millrace.broker.producers import Producers
@@ -110,7 +110,7 @@ def test_what_is_no_sound_batch_is_refused_with_kafkas_code_and_leaves_no_trace(
     data: bytes, code: int, tmp_path: Path
 ) -> None:
     log = PartitionLog(tmp_path, Limits(message_bytes=1500), 0)
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(BrokerRefusal) as refused:
         put(log, data)
     assert refused.value.code == code
     assert (log.end, log.size) == (0, 0)
@@ -140,7 +140,7 @@ def test_a_batch_with_a_fitting_checksum_and_a_head_that_cannot_be_is_refused(
     data: bytes, code: int, tmp_path: Path
 ) -> None:
     log = PartitionLog(tmp_path, Limits(), 0)
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(BrokerRefusal) as refused:
         put(log, data)
     assert refused.value.code == code
 
@@ -169,7 +169,7 @@ def test_a_fetch_brings_at_least_one_batch_and_no_more_bytes_than_asked_for_othe
     assert len(log.fetch(0, 5000)) == 5000
     assert log.fetch(50, 5000) == b""
     for wrong in (-1, 51):
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(BrokerRefusal) as refused:
             log.fetch(wrong, 1)
         assert refused.value.code == OFFSET_OUT_OF_RANGE
 
@@ -273,9 +273,9 @@ def test_deleted_records_stay_deleted_over_a_restart_and_their_files_go(tmp_path
     assert log.trim(4) == 4
     assert log.trim(2) == 4, "what is deleted does not come back"
     assert len(log.segments) == 6
-    with pytest.raises(Refusal):
+    with pytest.raises(BrokerRefusal):
         log.fetch(3, 1)
-    with pytest.raises(Refusal):
+    with pytest.raises(BrokerRefusal):
         log.trim(11)
     log.close()
     again = PartitionLog(tmp_path, Limits(), 0)
@@ -316,7 +316,7 @@ def test_a_batch_that_comes_twice_is_written_once_and_has_its_first_offset(tmp_p
 def test_a_batch_out_of_order_is_refused(data: bytes, code: int, tmp_path: Path) -> None:
     log = PartitionLog(tmp_path, Limits(), 0)
     put(log, numbered(0, 10, epoch=1))
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(BrokerRefusal) as refused:
         put(log, data if read_head(data).producer_epoch != 0 or code == INVALID_PRODUCER_EPOCH else restamped(data))
     assert refused.value.code == code
     assert log.end == 10
@@ -429,7 +429,7 @@ def test_an_append_that_fails_half_way_leaves_no_half_batch(tmp_path: Path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "writev", full)
-        with pytest.raises(Refusal, match="No space left"):
+        with pytest.raises(BrokerRefusal, match="No space left"):
             put(log, one(b"second"))
     assert log.segments[-1].path.stat().st_size == size
     assert put(log, one(b"third")) == 1
@@ -533,7 +533,7 @@ def test_compaction_gives_way_when_the_log_was_deleted_beneath_it(tmp_path: Path
 
 @given(st.binary(max_size=200))
 def test_random_bytes_in_a_record_set_are_refused(data: bytes) -> None:
-    with pytest.raises(Refusal):
+    with pytest.raises(BrokerRefusal):
         batches.admit(memoryview(data), 1 << 20)
 
 

@@ -8,10 +8,10 @@ import pytest
 
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import ServiceError
-from millrace.broker import topics as module
-from millrace.broker.codes import INVALID_CONFIG, TOPIC_ALREADY_EXISTS, UNKNOWN_TOPIC_OR_PARTITION, Refusal
+from millrace.broker import topic_store as module
+from millrace.broker.codes import INVALID_CONFIG, TOPIC_ALREADY_EXISTS, UNKNOWN_TOPIC_OR_PARTITION, BrokerRefusal
 from millrace.broker.log import Limits
-from millrace.broker.topics import PRODUCER_BLOCK, Topics
+from millrace.broker.topic_store import PRODUCER_BLOCK, Topics
 from tests.millrace.broker.test_broker_log import one, put
 
 
@@ -30,7 +30,7 @@ def test_topics_outlive_the_process_with_ids_settings_and_records(tmp_path: Path
     assert (topic.id, topic.config, topic.limits.retention_ms) == ("id-1", {"retention.ms": "5"}, 5)
     assert [log.end for log in topic.logs] == [0, 1]
     for name, number in (("events", 2), ("events", -1), ("other", 0)):
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(BrokerRefusal) as refused:
             again.log(name, number)
         assert refused.value.code == UNKNOWN_TOPIC_OR_PARTITION
     again.close()
@@ -100,12 +100,12 @@ def test_a_folder_of_another_cluster_or_that_cannot_be_read_is_refused_in_one_li
 )
 def test_a_setting_that_cannot_be_is_named(config: dict[str, str], problem: str, tmp_path: Path) -> None:
     topics = opened(tmp_path)
-    with pytest.raises(Refusal, match=problem) as refused:
+    with pytest.raises(BrokerRefusal, match=problem) as refused:
         topics.create("t", "id", 1, config, 0)
     assert refused.value.code == INVALID_CONFIG
     assert topics.get("t") is None
     topics.create("t", "id", 1, {}, 0)
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(BrokerRefusal) as refused:
         topics.create("t", "id-2", 1, {}, 0)
     assert refused.value.code == TOPIC_ALREADY_EXISTS
     topics.close()

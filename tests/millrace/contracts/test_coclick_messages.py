@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.basics.errors import StoreError
-from millrace.contracts.coclicks import DAYS, MOST, UNIT, WINDOWS, Lists, pack, unpack, worth
+from millrace.contracts.coclick_message import DAYS, MOST, UNIT, WINDOWS, Lists, pack, unpack, worth
 from millrace.contracts.events import MESSAGE_BYTES, BadEventError
-from millrace.contracts.online import MOST_RECENT, NOTHING, Past, Recent, pack_recent, unpack_recent
+from millrace.contracts.online_layout import MOST_RECENT, NOTHING, Past, Recent, pack_recent, unpack_recent
 from millrace.contracts.schema import Windows
 from millrace.windows.affinity import clicks_a_day
 

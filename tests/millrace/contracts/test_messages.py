@@ -29,7 +29,7 @@ from millrace.contracts.events import (
     to_msgpack,
 )
 from millrace.contracts.itemtiles import pack, unpack
-from millrace.contracts.online import (
+from millrace.contracts.online_layout import (
     PROFILE,
     hot_in,
     list_key,

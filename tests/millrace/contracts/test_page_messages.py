@@ -38,7 +38,7 @@ from millrace.contracts.schema import Schema, load_schema, parse_schema, shop_sc
 from millrace.contracts.settings import Settings, load_settings
 from millrace.processes import kafka as clients
 from millrace.windows.features import FeatureBuilder
-from stream.partition.partition import Message, Partition, Policy
+from stream.partition.partition import InputMessage, Partition, Policy
 from tests.scenes.exploring import examples
 from tests.scenes.scorer_shop import SCHEMA_TOML
 
@@ -321,7 +321,7 @@ def test_a_partition_makes_the_same_of_both_forms() -> None:
     made = []
     for form in (to_msgpack, lambda page: impression_bytes(page, Rates.of(SHOP))):
         partition = Partition(0, SHOP, Policy.of(Settings()))
-        partition.take([Message("impressions", i, form(page)) for i, page in enumerate(pages)], 1 << 60)
+        partition.take([InputMessage("impressions", i, form(page)) for i, page in enumerate(pages)], 1 << 60)
         events = []
         for page in pages:
             seen = {"type": "exposure", "event_id": page.request_id, "request_id": page.request_id, "user_id": 7}
@@ -330,7 +330,7 @@ def test_a_partition_makes_the_same_of_both_forms() -> None:
                 {"type": "click", "event_id": f"{page.request_id}/c", "request_id": page.request_id, "user_id": 7,
                  "item_id": page.items[-1], "position": len(page.items) - 1, "ts_ms": page.ts_ms + 10}
             )  # fmt: skip
-        raw = [Message("events", i, msgspec.json.encode(event)) for i, event in enumerate(events)]
+        raw = [InputMessage("events", i, msgspec.json.encode(event)) for i, event in enumerate(events)]
         samples = [partition.take(raw, 1 << 60).samples, partition.advance(pages[0].ts_ms + 86_400_000).samples]
         changes = partition.changes()
         made.append(([s for s in samples if s is not None], changes.item_keys.tolist(), changes.item_tiles))

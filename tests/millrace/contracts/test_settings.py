@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.reference.settings import template
+from commands.reference.settings_page import template
 from millrace.basics.errors import SettingError
 from millrace.contracts.settings import FILE, SECTIONS, Settings, load_settings, read_settings, unread_variables
 

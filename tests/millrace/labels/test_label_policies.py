@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from commands.replay.known import Samples
+from commands.replay.known import KnownSamples
 from learner.network.models.delays import ENOUGH, PRIOR, Delays
 from learner.ranker.model import OnlineModel
 from learner.training.evolve import evolve
@@ -286,7 +286,7 @@ def test_a_log_becomes_known_as_the_join_makes_it_known(pages: list[tuple[int, l
         clicked=np.array([d is not None for d in delay]),
         acted_ms=ts_ms + np.array([d or 0 for d in delay]),
     )
-    samples = Samples.of(ts_ms, labels, policy_named(name), waits.observation_ms)  # type: ignore[arg-type]
+    samples = KnownSamples.of(ts_ms, labels, policy_named(name), waits.observation_ms)  # type: ignore[arg-type]
     assert (np.diff(samples.known_ms) >= 0).all()
     replayed = sorted(
         (when[row][1], when[row][2], kind)
@@ -299,7 +299,7 @@ def test_immediate_labels_are_known_at_the_exposure() -> None:
     ts_ms = np.array([1000, 2000, 2000, 9000])
     clicked = np.array([True, False, True, False])
     labels = SimpleNamespace(wait_ms=300_000, clicked=clicked, acted_ms=ts_ms + 10**6)
-    samples = Samples.of(ts_ms, labels, None)  # type: ignore[arg-type]
+    samples = KnownSamples.of(ts_ms, labels, None)  # type: ignore[arg-type]
     assert samples.known_ms.tolist() == ts_ms.tolist()
     assert (samples.kind == POSITIVE).tolist() == clicked.tolist()
     assert not samples.policy.any(), "whose weight is 1"

@@ -9,9 +9,9 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.contracts.doubts import SECONDS_MS, Doubts
+from millrace.contracts.dead_letter_reasons import DOUBTS, REASONS
 from millrace.contracts.events import DeadLetter, Item, User
-from millrace.contracts.reasons import DOUBTS, REASONS
+from millrace.contracts.profile_warnings import SECONDS_MS, Doubts
 from millrace.contracts.schema import parse_schema
 from millrace.processes.kinds import MOST_KINDS, OTHERS, Kinds
 from stream.worker.problemlog import ProblemLog

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY, CollectorRegistry, Histogram, generate_latest
 
-from commands.loop.stages import quantile_ms
+from commands.loop.stage_times import quantile_ms
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, POSITIVE
 from millrace.processes.tally import TimesHistogram
-from millrace.versions.clicks import MOST_BUCKETS, WIDTH_MS, ClickTimes
+from millrace.versions.clicks import MOST_BUCKETS, WIDTH_MS, ClickHistogram
 from millrace.versions.versioning import Announcement, VersionClicks, decode_announcement
 from scorer.ipc.meters import RECENT, ClickTrace, Steps
-from stream.worker.figures import joined
+from stream.worker.stream_metrics import joined
 from tests.scenes.learning import make_samples
 
 NOW_MS = 1_772_000_000_000
@@ -29,18 +29,18 @@ times = st.lists(st.integers(0, NOW_MS), max_size=60)
 
 @given(st.lists(times, max_size=4))
 def test_every_click_is_there_at_its_time(many: list[list[int]]) -> None:
-    found = ClickTimes.merged([ClickTimes.of(part) for part in many])
+    found = ClickHistogram.merged([ClickHistogram.of(part) for part in many])
     sent = np.sort(np.array([ms for part in many for ms in part], np.int64))
     told = np.repeat(found.sent_ms(), found.counts)
     assert found.total == len(sent) == len(told)
     assert np.abs(told - sent).max(initial=0) <= WIDTH_MS // 2
     assert found.sound
-    assert msgspec.json.decode(msgspec.json.encode(found), type=ClickTimes) == found
+    assert msgspec.json.decode(msgspec.json.encode(found), type=ClickHistogram) == found
 
 
 def test_clicks_of_hours_become_coarse_and_none_is_left_out() -> None:
     sent = np.arange(NOW_MS, NOW_MS + 3_600_000, 7)
-    found = ClickTimes.of(sent)
+    found = ClickHistogram.of(sent)
     assert len(found.counts) <= MOST_BUCKETS
     assert found.total == len(sent)
     told = np.repeat(found.sent_ms(), found.counts)
@@ -50,7 +50,7 @@ def test_clicks_of_hours_become_coarse_and_none_is_left_out() -> None:
 
 def test_a_second_of_traffic_is_small_however_much_it_is() -> None:
     sent = np.random.default_rng(0).integers(NOW_MS, NOW_MS + 1000, 100_000)
-    assert len(msgspec.json.encode(ClickTimes.of(sent))) < 1000
+    assert len(msgspec.json.encode(ClickHistogram.of(sent))) < 1000
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,10 @@ def test_figures_are_over_all_clicks_and_over_the_newest() -> None:
     assert trace.figures() == {
         "p50": None, "p99": None, "count": 0, "recent": {"p50": None, "p99": None, "count": 0}
     }  # fmt: skip
-    slow = ClickTimes.of([NOW_MS - 2000], [3 * RECENT])
+    slow = ClickHistogram.of([NOW_MS - 2000], [3 * RECENT])
     trace.served([VersionClicks(NOW_MS - 100, slow)], NOW_MS)
     for _ in range(3):
-        trace.served([VersionClicks(NOW_MS, ClickTimes.of([NOW_MS - 300], [RECENT // 2]))], NOW_MS)
+        trace.served([VersionClicks(NOW_MS, ClickHistogram.of([NOW_MS - 300], [RECENT // 2]))], NOW_MS)
     found = trace.figures()
     assert found["count"] == 4 * RECENT + RECENT // 2
     assert found["p50"] == pytest.approx(2000, abs=10)
@@ -131,7 +131,7 @@ def test_figures_are_over_all_clicks_and_over_the_newest() -> None:
 
 def test_a_clock_that_is_behind_the_clients_gives_no_time_below_nothing() -> None:
     trace = ClickTrace()
-    trace.served([VersionClicks(NOW_MS + 50, ClickTimes.of([NOW_MS + 5000]))], NOW_MS)
+    trace.served([VersionClicks(NOW_MS + 50, ClickHistogram.of([NOW_MS + 5000]))], NOW_MS)
     assert trace.figures()["p50"] == pytest.approx(0, abs=5)
 
 

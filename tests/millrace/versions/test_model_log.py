@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import Sealed
-from millrace.versions.clicks import ClickTimes
+from millrace.versions.clicks import ClickHistogram
 from millrace.versions.modellog import (
     MESSAGE_BYTES,
     PIECE_BYTES,
@@ -36,7 +36,7 @@ def note(body: bytes | None, version: int = 5, epoch: int = 1, claimant: str = "
     fields: dict[str, Any] = {
         "kind": "delta", "epoch": epoch, "version": version, "claimant": claimant, "parent": "p",
         "hash": chain("p", digest), "digest": digest, "size": len(body or b""), "schema_id": "s", "spec": {},
-        "event_ms": 1, "trained": 2, "published_ms": 4, "clicks": ClickTimes.of([3]),
+        "event_ms": 1, "trained": 2, "published_ms": 4, "clicks": ClickHistogram.of([3]),
     }  # fmt: skip
     return Announcement(**{**fields, **more})
 

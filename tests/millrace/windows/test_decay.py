@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from millrace.basics.errors import SchemaError
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.windows.features import FeatureBuilder, steps
-from millrace.windows.memory import UNIT
+from millrace.windows.tile_memory import UNIT
 from millrace.windows.tiles import TileStore, counts_of, grain_hours
 from tests.millrace.windows.test_tiles import (
     DAY,

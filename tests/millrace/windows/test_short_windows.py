@@ -25,10 +25,10 @@ from millrace.contracts.events import Item
 from millrace.contracts.schema import Schema, Windows, parse_schema
 from millrace.windows.affinity import clicks_a_day, smoothed_rate
 from millrace.windows.features import FeatureBuilder
-from millrace.windows.kernels import UNITS
-from millrace.windows.memory import SLACK_H, UNIT
+from millrace.windows.tile_kernels import UNITS
+from millrace.windows.tile_memory import SLACK_H, UNIT
 from millrace.windows.tiles import TileStore, counts_of
-from scorer.catalog.index import ItemIndex
+from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemtable import ItemTable
 from tests.millrace.windows.test_tiles import exact
 from tests.scenes.exploring import examples

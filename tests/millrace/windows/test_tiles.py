@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from millrace.basics.errors import StoreError
-from millrace.windows.kernels import UNITS
-from millrace.windows.memory import SLACK_H
+from millrace.windows.tile_kernels import UNITS
+from millrace.windows.tile_memory import SLACK_H
 from millrace.windows.tiles import TileStore, counts_of, grain_hours
 from tests.scenes.exploring import examples
 from tests.scenes.tile_changes import changes

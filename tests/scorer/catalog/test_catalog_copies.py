@@ -15,7 +15,7 @@ from millrace.contracts.events import Item
 from millrace.contracts.schema import parse_schema
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
-from scorer.catalog.index import ItemIndex
+from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemimage import REMOVED_MS
 from scorer.catalog.itemtable import Arrays, ItemTable
 from tests.scenes.exploring import examples

@@ -23,11 +23,11 @@ from millrace.contracts.events import to_json, to_msgpack
 from millrace.contracts.itemtiles import pack
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
-from scorer.catalog import checkpoint
-from scorer.catalog.checkpoint import Manifest
-from scorer.catalog.index import ItemIndex
-from scorer.feeder.feed import Feed, ItemFeed, TileFeed
-from scorer.feeder.keeper import IndexKeeper
+from scorer.catalog import index_checkpoint
+from scorer.catalog.index_checkpoint import Manifest
+from scorer.catalog.item_index import ItemIndex
+from scorer.feeder.index_keeper import IndexKeeper
+from scorer.feeder.kafka_feed import ItemFeed, TileFeed, TopicFeed
 from scorer.feeder.primary import Primary
 from scorer.feeder.state import FeederState
 from scorer.ipc.meters import ScorerMeters
@@ -99,11 +99,11 @@ def primary(shop: Shop) -> Primary:
     return Primary(shop.settings, SCHEMA, EventClock(), lambda: shop.now_ms)
 
 
-def keeper_of(shop: Shop, scorer: Primary, meters: ScorerMeters) -> tuple[IndexKeeper, list[Feed]]:
+def keeper_of(shop: Shop, scorer: Primary, meters: ScorerMeters) -> tuple[IndexKeeper, list[TopicFeed]]:
     shop.names += 1
     state = FeederState(scorer, meters, threading.Event())
     keeper = IndexKeeper(state, f"w{shop.names}")
-    feeds: list[Feed] = [kind(state, broker=shop.broker) for kind in (ItemFeed, TileFeed)]
+    feeds: list[TopicFeed] = [kind(state, broker=shop.broker) for kind in (ItemFeed, TileFeed)]
     keeper.feeds = {feed.topic: feed for feed in feeds}
     return keeper, feeds
 
@@ -178,7 +178,7 @@ def test_messages_that_come_twice_change_nothing(shop: Shop) -> None:
     before = seen(shop.scorer.index)
     shop.start()
     for feed in shop.feeds:
-        feed.seek(checkpoint.Bookmark("", {}))
+        feed.seek(index_checkpoint.Bookmark("", {}))
     shop.read()
     assert seen(shop.scorer.index) == before
 
@@ -233,9 +233,9 @@ def test_whatever_changes_while_it_is_copied_the_index_is_that_of_all_messages(
     shop.clicks(GOODS, 2)
     shop.read()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scorer.feeder.keeper.ROW_SLICE", slices)
-        patch.setattr("scorer.feeder.keeper.KEY_SLICE", slices)
-        patch.setattr("scorer.catalog.checkpoint.PART_BYTES", 1000)
+        patch.setattr("scorer.feeder.index_keeper.ROW_SLICE", slices)
+        patch.setattr("scorer.feeder.index_keeper.KEY_SLICE", slices)
+        patch.setattr("scorer.catalog.index_checkpoint.PART_BYTES", 1000)
         for before, what, during in rounds:
             for change, n, _ in before:
                 change(shop, n)
@@ -263,7 +263,7 @@ def test_only_one_of_several_scorers_writes_and_two_checkpoints_are_kept(shop: S
     for _ in range(4):
         assert shop.keep() is not None
     manifests = [name for name in shop.files() if name.count("-") == 2]
-    assert [checkpoint._number(name) for name in manifests] == [4, 5]
+    assert [index_checkpoint._number(name) for name in manifests] == [4, 5]
     assert {name.rsplit("-", 2)[0] for name in shop.files()} >= set(manifests)
 
 
@@ -292,7 +292,7 @@ def test_of_a_damaged_checkpoint_one_file_is_set_aside_and_the_one_before_is_use
     shop.read()
     expected = seen(shop.scorer.index)
     assert shop.keep() is not None
-    newest = [name for name in shop.files() if checkpoint._number(name) == 2]
+    newest = [name for name in shop.files() if index_checkpoint._number(name) == 2]
     name = next(n for n in newest if (n.count("-") == 2 if which == "manifest" else which in n))
     path = shop.path(name)
     if what == "flipped":
@@ -301,7 +301,9 @@ def test_of_a_damaged_checkpoint_one_file_is_set_aside_and_the_one_before_is_use
         path.unlink()
     elif what == "swapped":  # a whole file, but another one
         other = (
-            next(n for n in shop.files() if checkpoint._number(n) == 1 and which in n) if which != "manifest" else None
+            next(n for n in shop.files() if index_checkpoint._number(n) == 1 and which in n)
+            if which != "manifest"
+            else None
         )
         path.write_bytes(shop.path(other).read_bytes() if other else shop.path(newest[-1]).read_bytes())
     else:
@@ -399,7 +401,7 @@ def test_a_store_that_cannot_be_used_costs_time_and_nothing_else(shop: Shop, mon
 
 def test_leftovers_of_a_writer_that_died_are_removed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     put = Store.put
-    monkeypatch.setattr("scorer.catalog.checkpoint.PART_BYTES", 1)
+    monkeypatch.setattr("scorer.catalog.index_checkpoint.PART_BYTES", 1)
 
     def dies(self: Store, name: str, *rest: Any) -> Any:
         if name.count("-") == 2:
@@ -408,14 +410,14 @@ def test_leftovers_of_a_writer_that_died_are_removed(shop: Shop, monkeypatch: py
 
     with monkeypatch.context() as killed:
         killed.setattr(Store, "put", dies)
-        killed.setattr(checkpoint.Writer, "give_up", lambda self: None)  # who is killed clears nothing
+        killed.setattr(index_checkpoint.Writer, "give_up", lambda self: None)  # who is killed clears nothing
         with pytest.raises(StoreError):
             shop.keep()
     assert shop.files()
     shop.start()
     for _ in range(3):
         shop.keep()
-    assert {checkpoint._number(name) for name in shop.files()} == {3, 4}
+    assert {index_checkpoint._number(name) for name in shop.files()} == {3, 4}
 
 
 def test_hostile_parts_are_damaged_and_nothing_worse(shop: Shop) -> None:
@@ -426,8 +428,8 @@ def test_hostile_parts_are_damaged_and_nothing_worse(shop: Shop) -> None:
     for bad in (b"{}", b"[]", b'{"arrays": [["keys", "<u8", [9999999]]]}', head.replace(b'"ends"', b'"end2"')):
         file = store.put("index-00000009-x-tiles-0", msgspec.Raw(bad), bytes(body))
         with pytest.raises(DamagedError):
-            checkpoint.read_part(store, file)
-    assert checkpoint.read_part(store, sealed)
+            index_checkpoint.read_part(store, file)
+    assert index_checkpoint.read_part(store, sealed)
 
 
 def test_what_image_gives_put_takes() -> None:

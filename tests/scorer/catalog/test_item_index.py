@@ -11,9 +11,9 @@ from millrace.contracts.events import Item
 from millrace.contracts.schema import parse_schema
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
-from scorer.catalog.index import ItemIndex
+from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemtable import ItemTable
-from scorer.recall.recall import Shares, make_lists, recall
+from scorer.recall.candidate_lists import Shares, make_lists, recall
 from tests.scenes.scorer_shop import BUILDER, CATEGORY, DAY_MS, ITEM, NOW_MS, item, tiles, window_keys
 from tests.scorer.page.plain_page import plain_of
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from millrace.contracts.settings import Settings
-from scorer.feeder import publisher
+from scorer.feeder import feeder_publisher
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_shop import ITEMS, item
 
@@ -40,7 +40,7 @@ def test_a_change_that_could_not_be_sent_is_sent_later(scorer: Whole, monkeypatc
         raise OSError("too many open files")
 
     with monkeypatch.context() as patched:
-        patched.setattr(publisher, "Packet", refused)
+        patched.setattr(feeder_publisher, "Packet", refused)
         with pytest.raises(OSError, match="too many"):
             scorer.publisher.changes()
     assert scorer.publisher.changes()

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from learner.serving.serving import ServingModel
+from learner.serving.serving_model import ServingModel
 from millrace.basics.errors import StoreError
 from millrace.contracts.events import ItemTiles, to_json, to_msgpack
 from millrace.contracts.itemtiles import pack
@@ -24,8 +24,8 @@ from millrace.versions.image import Image
 from millrace.versions.modellog import Assembler, Delta, encode_claim, encode_snapshot
 from millrace.versions.packing import unpack
 from millrace.versions.versioning import Claim
-from scorer.catalog.checkpoint import Bookmark
-from scorer.feeder.feed import Feed, ItemFeed, Record, TileFeed
+from scorer.catalog.index_checkpoint import Bookmark
+from scorer.feeder.kafka_feed import FeedRecord, ItemFeed, TileFeed, TopicFeed
 from scorer.feeder.modelfeed import ModelFeed
 from scorer.feeder.state import FeederState, Stopped
 from scorer.ipc.meters import ScorerMeters
@@ -51,7 +51,7 @@ def counted(state: FeederState) -> list[int]:
 
 
 def feed(
-    kind: type[Feed],
+    kind: type[TopicFeed],
     folder: Path,
     broker: MemoryBroker | None = None,
     settings: Settings | None = None,
@@ -71,8 +71,8 @@ def feed(
     return reader, whole, whole.meters, whole.sent
 
 
-def records(*messages: tuple[bytes | None, bytes | None]) -> list[Record]:
-    return [Record(key, value, offset) for offset, (key, value) in enumerate(messages)]
+def records(*messages: tuple[bytes | None, bytes | None]) -> list[FeedRecord]:
+    return [FeedRecord(key, value, offset) for offset, (key, value) in enumerate(messages)]
 
 
 def same_model(scorer: Whole, learner: Learner, dense: bool = True) -> bool:
@@ -595,7 +595,7 @@ def test_versions_change_between_concurrent_requests_and_none_is_dropped_or_mixe
     for _ in range(12):
         notes.append(learner.delta())
         ends.append(log.end)
-    messages = [Record(None, m.value, m.offset) for m in log.messages]
+    messages = [FeedRecord(None, m.value, m.offset) for m in log.messages]
 
     async def run() -> tuple[list[tuple[int, Any]], list[Any], ScorerMeters]:
         reader, whole, meters, sent = feed(ModelFeed, scene.folder)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.serving.serving import ServingModel
+from learner.serving.serving_model import ServingModel
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.versions.image import Image
 from millrace.versions.versioning import Announcement, Place

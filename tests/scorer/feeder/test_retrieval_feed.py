@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from learner.ranker.model import OnlineModel
-from learner.training.versions import Progress
+from learner.training.learner_versions import Progress
 from millrace.basics.errors import SnapshotError
 from millrace.versions.image import RETRIEVAL_TABLES, Image, TableRows, check_head, split
 from millrace.versions.modellog import encode_delta

@@ -17,11 +17,11 @@ import msgspec
 import pytest
 import redis
 
-from benchmarks.tools.running import family
+from benchmarks.tools.bench_running import family
 from millrace.basics.store import Store
 from millrace.contracts.events import key_of, to_json
 from millrace.contracts.impressions import decode_impression
-from millrace.contracts.online import PROFILE, pack_profile, redis_url, user_key
+from millrace.contracts.online_layout import PROFILE, pack_profile, redis_url, user_key
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, make_producer, read_all, topic_ids
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from millrace.versions.clicks import ClickTimes
+from millrace.versions.clicks import ClickHistogram
 from millrace.versions.modellog import Bad, Claimed, Delta, Entry, Snapshot
 from millrace.versions.versioning import Announcement, Claim, Place, VersionClicks, chain
-from scorer.feeder.versions import MOST_FAILED, MOST_MISSED, Follower, Verdict
+from scorer.feeder.version_order import MOST_FAILED, MOST_MISSED, Follower, Verdict
 
 
 def note(version: int, own: str, parent: str = "", **more: Any) -> Announcement:
@@ -28,7 +28,7 @@ def note(version: int, own: str, parent: str = "", **more: Any) -> Announcement:
         "spec": {},
         "event_ms": 0,
         "trained": 0,
-        "clicks": ClickTimes.of([version]),
+        "clicks": ClickHistogram.of([version]),
         "published_ms": 0,
         **more,
     }
@@ -135,7 +135,7 @@ def test_a_delta_that_was_refused_is_waited_for_and_its_clicks_are_not_forgotten
     assert one.waiting == "it lacks a column"
     assert one.take(V3) == "ignore"
     assert one.clicks() == []
-    one.loaded(note(3, "h3", clicks=ClickTimes()))
+    one.loaded(note(3, "h3", clicks=ClickHistogram()))
     assert one.clicks() == [VersionClicks.of(V2.note), VersionClicks.of(V3.note)]
     assert one.clicks() == []
 
@@ -174,8 +174,8 @@ def test_what_it_remembers_has_a_bound() -> None:
     for version in range(3, 3 + 2 * MOST_FAILED):
         one.failed(note(version, f"h{version}"))
     for version in range(3, 3 + 2 * MOST_MISSED):
-        one.take(delta(version, f"h{version}", "nobody", clicks=ClickTimes.of([1000 * version])))
-    one.loaded(note(10**6, "last", clicks=ClickTimes()))
+        one.take(delta(version, f"h{version}", "nobody", clicks=ClickHistogram.of([1000 * version])))
+    one.loaded(note(10**6, "last", clicks=ClickHistogram()))
     assert len(one._failed) <= MOST_FAILED
     missed = one.clicks()
     assert len(missed) <= MOST_MISSED

@@ -14,12 +14,12 @@ from kafka import TopicPartition
 
 from learner.network.models.spec import read_spec
 from learner.retrieval.tower import Tower
-from learner.serving.serving import ServingModel
+from learner.serving.serving_model import ServingModel
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.versions.image import Image, split
 from millrace.versions.versioning import Announcement, Place
-from scorer.feeder.feed import Broker, Reader
+from scorer.feeder.kafka_feed import FeedConsumer, TopicSource
 from scorer.feeder.modelfeed import ModelFeed
 from tests.learner.training import test_versions as test_version_scene
 from tests.learner.training.test_versions import STEPS, Play, scene, started
@@ -32,13 +32,13 @@ from tests.scenes.version_scene import Scene
 TP = TopicPartition(MODEL_DELTAS, 0)
 
 
-class SceneBroker(Broker):
+class SceneBroker(TopicSource):
     """The scene's topic."""
 
     def __init__(self, place: Scene) -> None:
         self.place = place
 
-    def reader(self, topic: str, start: dict[int, int]) -> Reader:
+    def reader(self, topic: str, start: dict[int, int]) -> FeedConsumer:
         return SceneReader(self.place, start.get(0, 0))
 
     def log_id(self, topic: str) -> str:

@@ -11,8 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from scorer.feeder import versionhost
-from scorer.ipc.figures import Sums, told, values_of
 from scorer.ipc.link import Packet
+from scorer.ipc.scorer_metrics import Sums, told, values_of
 from scorer.worker.replica import Replica, attach
 from tests.scenes.scorer_feeder import Whole, delivered
 from tests.scenes.scorer_shop import LAYOUT, serving

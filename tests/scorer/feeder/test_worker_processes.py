@@ -21,10 +21,10 @@ from millrace.contracts.settings import Settings
 from scorer.feeder import workerpool
 from scorer.feeder.primary import Primary
 from scorer.feeder.state import FeederState
-from scorer.feeder.workerpool import ASKERS, MOST_ASKED, STUCK_LOOKS, TEMPLATES, Member, WorkerPool
-from scorer.ipc.figures import Sums
+from scorer.feeder.workerpool import ASKERS, MOST_ASKED, STUCK_LOOKS, TEMPLATES, PoolMember, WorkerPool
 from scorer.ipc.link import Closed, Handles, Inbox, Packet
 from scorer.ipc.meters import ScorerMeters
+from scorer.ipc.scorer_metrics import Sums
 from scorer.worker import template as templates
 from tests.scenes.scorer_shop import NOW_MS, SCHEMA
 from tests.scenes.waiting import PATIENCE, until
@@ -68,27 +68,27 @@ class Host:
     """What a crew asks of versions."""
 
     def __init__(self) -> None:
-        self.members: list[Member] = []
-        self.come: dict[Member, int] = {}
+        self.members: list[PoolMember] = []
+        self.come: dict[PoolMember, int] = {}
         self.newest = 0
         self.fails = False
-        self.before_join: Callable[[Member], None] = lambda _: None
+        self.before_join: Callable[[PoolMember], None] = lambda _: None
 
-    def add(self, worker: Member) -> None:
+    def add(self, worker: PoolMember) -> None:
         self.before_join(worker)
         if self.fails:
             raise OSError(errno.EMFILE, "too many open files")
         self.members.append(worker)
         self.come[worker] = 0
 
-    def remove(self, worker: Member) -> None:
+    def remove(self, worker: PoolMember) -> None:
         if worker in self.members:
             self.members.remove(worker)
 
-    def serves(self, worker: Member, number: int) -> None:
+    def serves(self, worker: PoolMember, number: int) -> None:
         self.come[worker] = number
 
-    def behind(self, worker: Member) -> int | None:
+    def behind(self, worker: PoolMember) -> int | None:
         come = self.come.get(worker, self.newest)
         return come if come < self.newest else None
 
@@ -113,14 +113,14 @@ class Scene:
         until(lambda: not self.members(), "all have ended")
         self.listener.close()
 
-    def members(self) -> list[Member]:
+    def members(self) -> list[PoolMember]:
         return self.pool._all()
 
-    def says(self, member: Member, kind: str, facts: Any = None) -> None:
+    def says(self, member: PoolMember, kind: str, facts: Any = None) -> None:
         """A worker's message."""
         Packet(kind, facts).send(self.template.ends[member.pid])
 
-    def look(self, times: int, meanwhile: Callable[[Member], None] = lambda _: None) -> None:
+    def look(self, times: int, meanwhile: Callable[[PoolMember], None] = lambda _: None) -> None:
         """Has the crew look at its workers as often."""
         for _ in range(times):
             for member in self.members():
@@ -139,7 +139,7 @@ def scene() -> Iterator[Scene]:
     found.end()
 
 
-def hears(scene: Scene, member: Member) -> None:
+def hears(scene: Scene, member: PoolMember) -> None:
     """The worker answers the crew's question, and the answer is heard."""
     scene.says(member, "measured", [])
     until(member.measured.is_set, "its answer is heard")
@@ -155,7 +155,7 @@ def test_a_worker_that_says_nothing_is_killed_whether_versions_come_or_not(scene
 
 
 def test_a_worker_that_is_behind_all_the_time_but_comes_further_is_left_alone(scene: Scene) -> None:
-    def versions(member: Member) -> None:
+    def versions(member: PoolMember) -> None:
         hears(scene, member)
         scene.host.newest += 1
         if member is busy:
@@ -207,7 +207,7 @@ def test_a_worker_that_ends_before_all_is_put_on_its_way_leaves_nothing_behind()
     """Versions would wait for it for ever."""
     scene = Scene(1)
 
-    def ends(member: Member) -> None:
+    def ends(member: PoolMember) -> None:
         scene.template.ends.pop(member.pid).close()
         if member.link._threads[0].is_alive():
             until(lambda: member.gone, "its end is seen")
@@ -240,7 +240,7 @@ def test_the_crew_goes_on_whatever_fails(monkeypatch: pytest.MonkeyPatch) -> Non
     scene = Scene(1)
     looks = itertools.count()
 
-    def fails(_: Member) -> None:
+    def fails(_: PoolMember) -> None:
         next(looks)
         raise RuntimeError("unforeseen")
 

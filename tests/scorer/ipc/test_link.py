@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hn
 
 from millrace.processes.shared import Pool, Region
-from scorer.ipc.link import INLINE, MOST_REGIONS, Closed, FeederLink, Inbox, Message, Packet, WorkerLink
+from scorer.ipc.link import INLINE, MOST_REGIONS, Closed, FeederLink, Inbox, LinkMessage, Packet, WorkerLink
 from tests.scenes.exploring import examples
 from tests.scenes.scorer_feeder import delivered
 from tests.scenes.waiting import PATIENCE, until
@@ -178,7 +178,7 @@ def test_several_messages_in_one_read_come_in_order_each_with_its_arrays() -> No
     with ours, theirs:
         for n in range(5):
             Packet("word", n, {"a": np.full(INLINE, n)}).send(ours)
-        inbox, found = Inbox(theirs), list[Message]()
+        inbox, found = Inbox(theirs), list[LinkMessage]()
         while len(found) < 5:
             found += inbox.read()
         assert [m.facts for m in found] == [0, 1, 2, 3, 4]
@@ -263,7 +263,7 @@ def test_feeder_and_worker_talk_both_ways_and_see_each_other_end() -> None:
         got: list[int] = []
         ended = asyncio.Event()
 
-        def take(message: Message) -> None:
+        def take(message: LinkMessage) -> None:
             got.append(int(message.arrays["a"].sum()))
             link.send("word", len(got))
 
@@ -295,7 +295,7 @@ def test_other_callbacks_run_between_two_messages() -> None:
             order: list[Any] = []
             loop = asyncio.get_running_loop()
 
-            def take(message: Message) -> None:
+            def take(message: LinkMessage) -> None:
                 order.append(message.facts)
                 loop.call_soon(order.append, "request")
 

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from millrace.basics.hashing import U64
-from millrace.contracts.online import window_fields
+from millrace.contracts.online_layout import window_fields
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import counts_of
-from scorer.catalog.index import ItemIndex
+from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemtable import ItemRows
 from scorer.page.rank import Features
-from scorer.users.userrecord import User
+from scorer.users.userrecord import KnownUser
 
 
 def plain_features(
-    index: ItemIndex, user: User, rows: ItemRows, ts_ms: int, context: Mapping[str, Any] | None = None
+    index: ItemIndex, user: KnownUser, rows: ItemRows, ts_ms: int, context: Mapping[str, Any] | None = None
 ) -> Features:
     """Features before anybody knows the page: (n, F), (n, N), (n, K)."""
     builder, n = index.builder, len(rows)
@@ -37,7 +37,7 @@ def plain_page(
     index: ItemIndex,
     features: Features,
     order: ItemRows,
-    user: User,
+    user: KnownUser,
     rows: ItemRows,
     ts_ms: int,
     context: Mapping[str, Any] | None = None,
@@ -54,7 +54,7 @@ def late_names(builder: FeatureBuilder) -> set[str]:
     return {f.name for f in builder.schema.fields if f.bias} | {"position"}
 
 
-def _counts(index: ItemIndex, user: User, keys: U64, k: int, ts_ms: int) -> Any:
+def _counts(index: ItemIndex, user: KnownUser, keys: U64, k: int, ts_ms: int) -> Any:
     windows = index.builder.schema.windows
     if index.builder.schema.key_side(windows.keys[k]) == "item":
         return index.counts.at(keys, ts_ms)
@@ -72,7 +72,7 @@ def plain_of(index: ItemIndex, rows: ItemRows, ts_ms: int) -> dict[str, Any]:
 
 
 def _inputs(
-    index: ItemIndex, user: User, rows: ItemRows, ts_ms: int, context: Mapping[str, Any] | None
+    index: ItemIndex, user: KnownUser, rows: ItemRows, ts_ms: int, context: Mapping[str, Any] | None
 ) -> tuple[dict[str, U64], dict[str, Any]]:
     builder = index.builder
     named, numbers = builder.attributes("context", context or {})

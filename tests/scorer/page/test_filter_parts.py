@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from millrace.basics.hashing import combine, salt, value_hash
-from millrace.contracts.filters import asked_hashes, filterable, hashes_of
+from millrace.contracts.filter_attributes import asked_hashes, filterable, hashes_of
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
-from scorer.catalog.index import ItemIndex
+from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemimage import ItemImage
 from scorer.page import filterkernels
 from scorer.recall.approximate import Builder
+from scorer.recall.candidate_lists import LIKED, MIXED, WHOLE, Allowed, Shares, recall
 from scorer.recall.nearest import Finder, Retrieval
-from scorer.recall.recall import LIKED, MIXED, WHOLE, Allowed, Shares, recall
 from tests.scenes.exploring import examples
 from tests.scenes.filter_world import SCHEMA as FILTERED
 from tests.scenes.scorer_feeder import Whole

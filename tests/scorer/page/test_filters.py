@@ -15,12 +15,12 @@ from prometheus_client import REGISTRY
 
 from millrace.basics.errors import SchemaError
 from millrace.contracts.events import BadEventError, Item, to_json
-from millrace.contracts.intake import Intake
+from millrace.contracts.profile_reader import Intake
 from millrace.contracts.schema import parse_schema
 from scorer.page.candidates import Sources
+from scorer.recall.candidate_lists import Allowed
 from scorer.recall.nearest import Retrieval
-from scorer.recall.recall import Allowed
-from scorer.users.userrecord import User
+from scorer.users.userrecord import KnownUser
 from tests.scenes.exploring import examples
 from tests.scenes.filter_world import FILTERS, SCHEMA, SEEN, SHOP, Shop, greedy, most_possible, passes
 from tests.scenes.scorer_shop import NOW_MS, item
@@ -184,7 +184,7 @@ def test_a_filter_that_takes_nothing_away_changes_nothing(
 def test_recall_with_a_mask_of_everything_is_recall_without_one() -> None:
     shop = Shop([item(i, f"c{i % 5}") for i in range(400)], clicked=[3, 8], bought=[9])
     scorer = shop.scorer
-    user = User.of(scorer.builder, "ann", shop.users.records["ann"])
+    user = KnownUser.of(scorer.builder, "ann", shop.users.records["ann"])
     sources = Sources(scorer.lists, Near(), Along())
     everything = Allowed(scorer.items.alive.copy(), scorer.lists.living)
     for seed in range(5):
@@ -277,7 +277,7 @@ def test_a_page_is_filled_up_from_lists_that_came_while_counts_were_waited_for()
 
 
 def test_masks_of_a_small_shop_are_bounded_by_what_their_filters_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scorer.page.filters.MASK_BYTES", 100_000)
+    monkeypatch.setattr("scorer.page.page_filters.MASK_BYTES", 100_000)
     shop = Shop(goods(3))
     for n in range(60):
         shop.ask(only={"region": [f"r{n}.{i}" for i in range(100)]})

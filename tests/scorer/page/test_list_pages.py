@@ -10,12 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from learner.serving.serving import ServingModel
+from learner.serving.serving_model import ServingModel
 from millrace.contracts.events import Click, Exposure, Impression, to_json
 from millrace.contracts.impressions import impression_bytes
-from millrace.contracts.online import window_fields
+from millrace.contracts.online_layout import window_fields
 from scorer.page import ranked
-from stream.partition.partition import Message, Partition
+from stream.partition.partition import InputMessage, Partition
 from tests.scenes.scorer_shop import (
     BUILDER,
     ITEMS,
@@ -293,7 +293,7 @@ def test_what_is_shown_of_a_part_becomes_samples_with_the_slots_of_the_list(shop
     clicked = Click("c", request, NOW_MS - 400, "ann", shown[2], 2)
     raws = [("impressions", impression_bytes(i)) for i in shop.sent]
     raws += [("events", to_json(seen)), ("events", to_json(clicked))]
-    messages = [Message(topic, n, raw) for n, (topic, raw) in enumerate(raws)]
+    messages = [InputMessage(topic, n, raw) for n, (topic, raw) in enumerate(raws)]
     out = partition.take(messages, NOW_MS)
     late = partition.advance(NOW_MS + POLICY.life_ms + POLICY.disorder_ms)
     assert not out.dead

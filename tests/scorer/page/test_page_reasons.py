@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from millrace.contracts.schema import shop_schema
-from scorer.page.reasons import ROWS_AT_ONCE, Input, effects, inputs_of, strongest
+from scorer.page.score_reasons import ROWS_AT_ONCE, Input, effects, inputs_of, strongest
 from tests.scenes.scorer_shop import LAYOUT, SCHEMA
 
 

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from learner.serving.serving import ServingModel
+from learner.serving.serving_model import ServingModel
 from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING, Impression
 from millrace.contracts.impressions import decode_impression, impression_bytes
-from millrace.contracts.online import PROFILE, RECENT, window_fields
-from millrace.versions.clicks import ClickTimes
+from millrace.contracts.online_layout import PROFILE, RECENT, window_fields
+from millrace.versions.clicks import ClickHistogram
 from millrace.versions.versioning import VersionClicks
-from scorer.page.serving import arm_of
-from scorer.page.wire import MAX_BODY_BYTES
+from scorer.page.page_service import arm_of
+from scorer.page.page_wire import MAX_BODY_BYTES
 from tests.scenes.exploring import examples
 from tests.scenes.scorer_shop import (
     BUILDER,
@@ -516,7 +516,7 @@ def test_a_page_of_lists_has_what_the_user_likes() -> None:
 
 
 def test_model_and_metrics_say_what_is_served(shop: Shop) -> None:
-    clicks = VersionClicks(NOW_MS - 300, ClickTimes.of([NOW_MS - 400, NOW_MS - 600]))
+    clicks = VersionClicks(NOW_MS - 300, ClickHistogram.of([NOW_MS - 400, NOW_MS - 600]))
     shop.meters.served(3, 1, [clicks], NOW_MS)
     shop.ask("/recommend", {"user_id": "ann", "size": 2, "list": 4})
     status, facts = shop.get("/model")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from learner.serving.frame import NumberPlan
 from millrace.basics.hashing import column_hash
 from millrace.contracts.events import Attribute, Item
-from millrace.contracts.online import (
+from millrace.contracts.online_layout import (
     NOTHING,
     PROFILE,
     RECENT,
@@ -27,11 +27,11 @@ from millrace.contracts.online import (
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
-from scorer.catalog.index import ItemIndex
+from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemtable import ItemRows
 from scorer.page.rank import Ranked, Ranker
-from scorer.recall.recall import make_lists
-from scorer.users.userrecord import User
+from scorer.recall.candidate_lists import make_lists
+from scorer.users.userrecord import KnownUser
 from tests.scenes.exploring import examples
 from tests.scenes.scorer_shop import (
     BUILDER,
@@ -86,13 +86,13 @@ def ranker_of(index: ItemIndex, now_ms: int = NOW_MS) -> Ranker:
     return Ranker(index.builder, table_of(index, now_ms))
 
 
-def shopper(clicks: int = 2, name: str = "u") -> User:
+def shopper(clicks: int = 2, name: str = "u") -> KnownUser:
     keys = window_keys(name, ITEMS)
     mine = np.unique(keys[:, [USER, TASTE]])
-    return User.of(BUILDER, name, record(mine, tiles(mine, 8, clicks)))
+    return KnownUser.of(BUILDER, name, record(mine, tiles(mine, 8, clicks)))
 
 
-def rank(ranker: Ranker, user: User, rows: ItemRows, context: dict[str, Any] | None = None) -> Ranked:
+def rank(ranker: Ranker, user: KnownUser, rows: ItemRows, context: dict[str, Any] | None = None) -> Ranked:
     return ranker.rank(user, rows, NOW_MS, context, Chance())
 
 
@@ -114,7 +114,7 @@ def test_features_equal_those_of_the_events_themselves() -> None:
     for p, store in enumerate(parts):
         index.put_tiles(p, shared, store.export(shared))
     mine = np.unique(window_keys("u1", ITEMS)[:, [USER, TASTE]])
-    user = User.of(BUILDER, "u1", record(mine, events))
+    user = KnownUser.of(BUILDER, "u1", record(mine, events))
     rows = np.array([2, 0, 1])
 
     got = rank(ranker_of(index), user, rows, {"tab": "home"})
@@ -248,7 +248,7 @@ class World:
     """A made-up shop: its index, and users with their records."""
 
     index: ItemIndex
-    users: list[User]
+    users: list[KnownUser]
     now_ms: int
 
     @classmethod
@@ -278,7 +278,7 @@ class World:
             {"kinds": ["a", "b"], "wealth": 1e6, "mood": "low", "kind": "business", "region": "r"},
         ]
         now_ms = NOW_MS + int(rng.integers(0, 2)) * (HOUR_MS - 1)
-        people = [User.of(builder, f"u{u}", {PROFILE: pack_profile(p)}) for u, p in enumerate(profiles)]
+        people = [KnownUser.of(builder, f"u{u}", {PROFILE: pack_profile(p)}) for u, p in enumerate(profiles)]
         store = TileStore.of(builder.schema.windows)
         windows = builder.schema.windows
         amount = rng.integers(1, 40, events)
@@ -294,8 +294,8 @@ class World:
         for p, some in enumerate((every[::2], every[1::2])):
             index.put_tiles(p, some, store.export(some))
         tiles_of = dict(zip(window_fields(every), store.export(every), strict=True))
-        users = [User(u.columns, u.plain, {**u.tiles, **tiles_of}) for u in people]
-        stranger = User.of(builder, "nobody", {})
+        users = [KnownUser(u.columns, u.plain, {**u.tiles, **tiles_of}) for u in people]
+        stranger = KnownUser.of(builder, "nobody", {})
         return cls(index, [*users, stranger], now_ms)
 
 
@@ -391,7 +391,7 @@ def test_a_far_time_has_the_counts_of_that_time() -> None:
     key = window_keys("u", ITEMS[:1])[:, ITEM]
     index.put_tiles(0, key, tiles(key, 9, 3).export(key))
     ranker, rows, then = ranker_of(index), np.array([0, 1]), NOW_MS - DAY_MS
-    user = User.of(BUILDER, "u", {})
+    user = KnownUser.of(BUILDER, "u", {})
     near = ranker.rank(user, rows, then, None, Chance()).num
     far = ranker.rank(user, rows, then, None, Chance(), index.counts_at(rows, then)).num
     at = LAYOUT.num_names.index("item_id.exposure.1d")
@@ -420,39 +420,39 @@ def test_liking_is_by_clicks_in_the_group() -> None:
     ranker = ranker_of(index)
     lists = make_lists(BUILDER, index.columns(np.arange(3)), index.alive, index.born_ms, index.heat)
     hats = window_keys("u", [ITEMS[1]])[:, [TASTE]].ravel()
-    user = User.of(BUILDER, "u", record(hats, tiles(hats, 30, 3)))
+    user = KnownUser.of(BUILDER, "u", record(hats, tiles(hats, 30, 3)))
     ((groups, liking),) = ranker.likings(lists.groups, user, NOW_MS)
     liked = {ITEMS[row].attributes["category"]: float(v) for row, v in zip(groups.example, liking, strict=True)}
     assert liked == {"shoes": 0.0, "hats": 2.0}  # (3 / 1 day + 3 / 3 days) / 2
-    assert ranker.likings(lists.groups, User.of(BUILDER, "new", {}), NOW_MS) == []
+    assert ranker.likings(lists.groups, KnownUser.of(BUILDER, "new", {}), NOW_MS) == []
 
 
 def test_a_users_own_feature_ids_are_the_columns_of_cat() -> None:
     ranker = ranker_of(index_of(ITEMS))
     of_user = [c for c, name in enumerate(LAYOUT.cat_names) if name in ("user_id", "kind")]
-    for user in (shopper(), User.of(BUILDER, "new", {})):
+    for user in (shopper(), KnownUser.of(BUILDER, "new", {})):
         assert ranker.user_ids(user).tolist() == BUILDER.cat(user.columns, 1)[0, of_user].tolist()
-    assert ranker.user_ids(User.of(BUILDER, "new", {}))[1] == 0, "a new user's kind is missing"
+    assert ranker.user_ids(KnownUser.of(BUILDER, "new", {}))[1] == 0, "a new user's kind is missing"
 
 
 def test_what_a_user_did_last_is_read_and_may_be_damaged() -> None:
     recent = Recent([Past("a", 3), Past(7, 2)], [Past(7, 1)])
-    assert User.of(BUILDER, "u", {RECENT: pack_recent(recent)}).recent == recent
-    damaged = User.of(BUILDER, "u", {RECENT: b"\xc1"})
+    assert KnownUser.of(BUILDER, "u", {RECENT: pack_recent(recent)}).recent == recent
+    damaged = KnownUser.of(BUILDER, "u", {RECENT: b"\xc1"})
     assert (damaged.recent, damaged.forgotten, damaged.damaged) == (NOTHING, True, False)
-    assert User.of(BUILDER, "u", {}).recent == NOTHING
+    assert KnownUser.of(BUILDER, "u", {}).recent == NOTHING
 
 
 def test_an_unknown_user_and_a_damaged_record_read_as_missing() -> None:
     errors: list[str] = []
     ranker = Ranker(BUILDER, table_of(index_of(ITEMS)), errors.append)
     rows = np.array([0, 1])
-    stranger = User.of(BUILDER, "u", {})
+    stranger = KnownUser.of(BUILDER, "u", {})
     assert not stranger.tiles
     keys = np.unique(window_keys("u", ITEMS)[:, [USER, TASTE]])
     good = record(keys, tiles(keys, 8, 2), b"not json")
     good[window_field(window_keys("u", ITEMS)[0, USER])] = b"\x01\x63damaged"
-    user = User.of(BUILDER, "u", good)
+    user = KnownUser.of(BUILDER, "u", good)
     assert user.damaged
     ranked = rank(ranker, user, rows)
     assert errors == ["tiles"]

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scorer.pagelog.spool import DAMAGED, DISK, FULL, Spool
-from scorer.pagelog.spoolfile import Entry, segments
+from scorer.pagelog.spoolfile import RecordPlace, segments
 
 MANY = 1 << 30
 
@@ -46,7 +46,7 @@ def put(spool: Spool, number: int, size: int = 50) -> str:
     return spool.append(b"k%d" % number, b"%d|" % number * size, number)
 
 
-def number_of(entry: Entry) -> int:
+def number_of(entry: RecordPlace) -> int:
     number = int(entry.value.split(b"|")[0])
     assert (entry.key, entry.exposures) == (b"k%d" % number, number)
     assert set(entry.value.split(b"|")) == {b"%d" % number, b""}
@@ -73,7 +73,7 @@ def test_whatever_is_not_acknowledged_comes_again_after_a_kill(story: list[str |
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "0"
         spool, count = Spool(folder, MANY, Losses(), segment), 0
-        under_way: list[Entry] = []
+        under_way: list[RecordPlace] = []
         done: set[int] = set()
         expected: list[int] = []  # what next() gives, in this order
         for step in [*story, "kill"]:

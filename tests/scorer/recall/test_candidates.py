@@ -13,17 +13,17 @@ from numba import typeof
 from prometheus_client import REGISTRY
 
 from millrace.contracts.events import SOURCES
-from millrace.contracts.online import RECENT, Past, Recent, pack_recent
+from millrace.contracts.online_layout import RECENT, Past, Recent, pack_recent
 from scorer.catalog import pagekernels
 from scorer.catalog.itemtable import ItemRows
 from scorer.page.candidates import Sources
-from scorer.page.reasons import MOST_ITEMS, MOST_REASONS, inputs_of
+from scorer.page.score_reasons import MOST_ITEMS, MOST_REASONS, inputs_of
 from scorer.recall import recallkernels
+from scorer.recall.candidate_lists import CandidateLists
 from scorer.recall.nearest import Retrieval
 from scorer.recall.neighbours import Neighbours
-from scorer.recall.recall import CandidateLists
-from scorer.users.userrecord import User
-from scorer.worker.warm import warm_up
+from scorer.users.userrecord import KnownUser
+from scorer.worker.scorer_warmup import warm_up
 from tests.scenes.scorer_shop import (
     ITEM,
     ITEMS,
@@ -131,8 +131,8 @@ def test_each_source_is_asked_once_with_what_the_user_did_last(shop: Shop) -> No
     assert not {100, 110} & {i["item_id"] for i in answer["items"]}
 
 
-def _user(shop: Shop) -> User:
-    return User.of(shop.scorer.builder, "ann", shop.users.records["ann"])
+def _user(shop: Shop) -> KnownUser:
+    return KnownUser.of(shop.scorer.builder, "ann", shop.users.records["ann"])
 
 
 def test_a_page_of_an_earlier_time_knows_no_later_click_and_no_later_purchase(shop: Shop) -> None:

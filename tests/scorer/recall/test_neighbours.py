@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 
 from millrace.basics.durations import DAY_MS
 from millrace.basics.hashing import value_hash
-from millrace.contracts import coclicks
+from millrace.contracts import coclick_message
 from millrace.contracts.clock import EventClock
-from millrace.contracts.coclicks import DAYS, MOST, WEIGHTS, Lists
+from millrace.contracts.coclick_message import DAYS, MOST, WEIGHTS, Lists
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_COCLICKS
 from millrace.processes.kafka import create_topics, make_producer, wait_for_broker
 from millrace.processes.services import EmbeddedBroker
 from scorer.catalog.itemtable import ItemRows
 from scorer.feeder.cofeed import RENEW_SECONDS, CoFeed
-from scorer.feeder.feed import Broker
+from scorer.feeder.kafka_feed import TopicSource
 from scorer.ipc.link import Packet
-from scorer.recall.neighbours import CoClicks, Neighbours
+from scorer.recall.neighbours import CoClickFeed, Neighbours
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_log import MemoryBroker, caught_up
 from tests.scenes.scorer_shop import ITEMS, NOW_MS, item
@@ -46,7 +46,7 @@ def lists(told: Told, day: int = TODAY) -> Lists:
     )
 
 
-def of(merged: CoClicks, row: int, day: int = TODAY) -> list[int]:
+def of(merged: CoClickFeed, row: int, day: int = TODAY) -> list[int]:
     rows: list[int] = Neighbours.of_arrays(merged.arrays(day)).of(np.array([row]), 1000).tolist()
     return rows
 
@@ -58,7 +58,7 @@ MESSAGES = st.lists(st.tuples(st.integers(0, 2), st.integers(TODAY - 9, TODAY), 
 
 @given(MESSAGES, st.integers(0, 20))
 def test_the_newest_lists_of_all_partitions_are_added_up(messages: list[tuple[int, int, Told]], known: int) -> None:
-    merged, newest = CoClicks(), dict[tuple[int, int], tuple[int, dict[int, list[int]]]]()
+    merged, newest = CoClickFeed(), dict[tuple[int, int], tuple[int, dict[int, list[int]]]]()
     for partition, day, told in messages:
         merged.take(partition, lists(told, day))
         newest |= {(partition, name): (day, near) for name, near in told.items()}
@@ -98,7 +98,7 @@ def test_neighbours_of_several_items_are_interleaved_distinct_and_none_of_these(
 
 
 def test_a_list_that_comes_again_replaces_the_one_before_and_an_empty_one_takes_it_away() -> None:
-    merged = CoClicks()
+    merged = CoClickFeed()
     merged.know([0, 1, 2])
     merged.take(0, lists({0: {1: [1]}}))
     merged.take(0, lists({0: {2: [1]}}))
@@ -108,7 +108,7 @@ def test_a_list_that_comes_again_replaces_the_one_before_and_an_empty_one_takes_
 
 
 def test_what_is_over_is_forgotten_though_nobody_tells() -> None:
-    merged = CoClicks()
+    merged = CoClickFeed()
     merged.know([0, 1, 2])
     merged.take(0, lists({0: {1: [0, 1], 2: [1]}}))
     assert of(merged, 0, TODAY + DAYS - 2) == [1, 2]
@@ -119,7 +119,7 @@ def test_what_is_over_is_forgotten_though_nobody_tells() -> None:
 
 
 def test_lists_are_bounded_and_those_told_longest_ago_go() -> None:
-    merged = CoClicks(most_lists=64)
+    merged = CoClickFeed(most_lists=64)
     merged.know(list(range(200)))
     for name in range(100):
         merged.take(0, lists({name: {name + 1: [1]}}))
@@ -130,7 +130,7 @@ def test_lists_are_bounded_and_those_told_longest_ago_go() -> None:
 
 
 def test_ids_are_the_same_as_numbers_and_as_text() -> None:
-    merged = CoClicks()
+    merged = CoClickFeed()
     merged.know(["0", 1])
     merged.take(0, lists({0: {"1": [1]}}))
     assert of(merged, 0) == [1]
@@ -154,7 +154,7 @@ class Shop:
         self.whole.publisher.keep(name, packet)
 
     def tell(self, told: Told, partition: int = 0) -> None:
-        for raw in coclicks.pack(partition, lists(told)):
+        for raw in coclick_message.pack(partition, lists(told)):
             self.broker.log(FEATURES_COCLICKS).append(raw)
 
     def read(self) -> None:
@@ -200,7 +200,7 @@ def test_nobody_waits_for_the_feed(shop: Shop) -> None:
 def test_messages_that_are_none_are_counted_and_passed_over(shop: Shop) -> None:
     log = shop.broker.log(FEATURES_COCLICKS)
     shop.tell({A: {B: [1]}})
-    for raw in (None, b"", b"\xc1", next(coclicks.pack(0, lists({A: {C: [1]}})))[:-1]):
+    for raw in (None, b"", b"\xc1", next(coclick_message.pack(0, lists({A: {C: [1]}})))[:-1]):
         log.append(raw)
     shop.tell({B: {C: [1]}})
     shop.read()
@@ -245,7 +245,7 @@ def test_a_day_that_is_not_ours_ends_nothing(shop: Shop) -> None:
     """Whoever sends a message of the year 2999 does not thereby end all that others have counted."""
     shop.tell({A: {B: [1]}})
     far = lists({C: {B: [1]}})._replace(day=375_000)
-    shop.broker.log(FEATURES_COCLICKS).append(next(coclicks.pack(0, far)))
+    shop.broker.log(FEATURES_COCLICKS).append(next(coclick_message.pack(0, far)))
     shop.read()
     assert shop.along(A) == [B]
 
@@ -269,7 +269,7 @@ def test_a_failure_leaves_workers_what_they_have(shop: Shop, monkeypatch: pytest
     shop.read()
     shop.tell({A: {C: [1]}})
     with monkeypatch.context() as patched:
-        patched.setattr(CoClicks, "arrays", lambda self, day: 1 // 0)
+        patched.setattr(CoClickFeed, "arrays", lambda self, day: 1 // 0)
         shop.read()
     assert shop.whole.meters.errors == {"neighbours": 1}
     assert shop.along(A) == [B]
@@ -283,7 +283,7 @@ def test_a_broker_tells_from_where_messages_are_younger(tmp_path: Path) -> None:
         settings = Settings(kafka=server.address, data=str(tmp_path))
         wait_for_broker(settings)
         create_topics(settings)
-        broker = Broker(settings)
+        broker = TopicSource(settings)
         assert broker.since(FEATURES_COCLICKS, 1000) == {}
         producer = make_producer(settings)
         for stamp_ms in (1_000_000, 2_000_000, 3_000_000):

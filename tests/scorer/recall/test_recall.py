@@ -16,10 +16,10 @@ from millrace.basics.hashing import column_hash
 from millrace.contracts.events import SOURCES
 from millrace.contracts.settings import Settings
 from millrace.windows.affinity import taste_keys
-from scorer.catalog.index import Heat
+from scorer.catalog.item_index import Heat
 from scorer.feeder.primary import Primary
 from scorer.recall import recallkernels
-from scorer.recall.recall import (
+from scorer.recall.candidate_lists import (
     HOT,
     MIXED,
     NEW,
@@ -27,7 +27,7 @@ from scorer.recall.recall import (
     VECTORS,
     WHOLE,
     CandidateLists,
-    Found,
+    Candidates,
     Shares,
     largest,
     make_lists,
@@ -74,7 +74,7 @@ def full(shop: CandidateLists, likes: int = 3) -> dict[str, Any]:
     }
 
 
-def counts(found: Found) -> dict[str, int]:
+def counts(found: Candidates) -> dict[str, int]:
     return {SOURCES[code]: n for code, n in Counter(found.sources.tolist()).items()}
 
 

@@ -19,13 +19,13 @@ from learner.ranker.model import OnlineModel
 from learner.retrieval.tower import Tower
 from learner.serving.staging import ModelWriter
 from millrace.contracts.events import Item
-from millrace.contracts.online import PROFILE, RECENT, Past, Recent, pack_recent
+from millrace.contracts.online_layout import PROFILE, RECENT, Past, Recent, pack_recent
 from millrace.contracts.settings import Settings
 from millrace.versions.image import Image
-from scorer.ipc.link import Message
+from scorer.ipc.link import LinkMessage
+from scorer.page.page_wire import RecommendAnswer
 from scorer.page.rank import Ranker
-from scorer.page.wire import RecommendAnswer
-from scorer.users.userrecord import User
+from scorer.users.userrecord import KnownUser
 from scorer.worker.replica import attach
 from tests.scenes.exploring import examples
 from tests.scenes.scorer_feeder import Whole
@@ -65,7 +65,7 @@ def model() -> OnlineModel:
 
 @cache
 def user_ids() -> Any:
-    return Ranker(BUILDER, Whole(Settings(), schema=SCHEMA).serving.items).user_ids(User.of(BUILDER, "u", RECORD))
+    return Ranker(BUILDER, Whole(Settings(), schema=SCHEMA).serving.items).user_ids(KnownUser.of(BUILDER, "u", RECORD))
 
 
 class Scorer(Whole):
@@ -73,7 +73,7 @@ class Scorer(Whole):
     are: the user clicked them."""
 
     def __init__(self, data: Path) -> None:
-        self.coming: list[Message] = []
+        self.coming: list[LinkMessage] = []
         chosen = Settings(
             data=str(data), control_share=0, candidates=CANDIDATES, page_limit=CANDIDATES, recall={"vectors": 1}
         )
@@ -86,8 +86,8 @@ class Scorer(Whole):
         self.loose: set[int] = set(range(ITEMS))  # vectors of these may be of what they were
         self.unspread: set[int] = set()
 
-    def _attach(self, told: Message) -> None:
-        assert isinstance(told, Message)
+    def _attach(self, told: LinkMessage) -> None:
+        assert isinstance(told, LinkMessage)
         self.coming.append(told)
 
     # -- what can happen --------------------------------------------------------------------------------------

@@ -17,12 +17,12 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from millrace.basics.errors import StoreError
-from millrace.contracts.online import user_key
+from millrace.contracts.online_layout import user_key
 from millrace.contracts.settings import Settings
 from millrace.processes.services import EmbeddedRedis, free_port
-from scorer.users import store as module
-from scorer.users.store import MOST_READS, OnlineReader, connect
-from scorer.users.userrecord import MOST_SECONDS, Record, UserCache
+from scorer.users import user_reader as module
+from scorer.users.user_reader import MOST_READS, OnlineReader, connect
+from scorer.users.userrecord import MOST_SECONDS, UserCache, UserRecord
 from tests.scenes.waiting import LONG, PATIENCE
 
 KNOWN = {b"profile": b"{}"}
@@ -129,8 +129,8 @@ def probes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_round_trip_a_user() -> None:
     async def story() -> None:
         scene = Scene()
-        assert await scene.store.record(7) == Record(KNOWN)
-        assert await scene.store.record("x") == Record({})
+        assert await scene.store.record(7) == UserRecord(KNOWN)
+        assert await scene.store.record("x") == UserRecord({})
         assert scene.client.asked == ["user:7", "user:x"]
         assert not scene.counted
 
@@ -153,7 +153,7 @@ def test_lists_and_values_are_read_in_one_round_trip() -> None:
 def test_every_key_has_the_prefix_and_callers_know_nothing_of_it() -> None:
     async def story() -> None:
         scene = Scene(prefix="b.")
-        assert await scene.store.record(7) == Record({})  # user:7 is another loop's
+        assert await scene.store.record(7) == UserRecord({})  # user:7 is another loop's
         assert await scene.store.list_keys() == ["list:hot", "list:new"]
         await scene.store.lists(["hot"])
         await scene.store.keep("ranked:1", b"some", 0.5)
@@ -167,13 +167,13 @@ def test_a_slow_read_goes_on_in_the_background_and_serves_the_next_request() -> 
     async def story() -> None:
         scene = Scene(0.0)
         scene.client.may.clear()
-        assert await scene.store.record(7) == Record({}, "slow")
+        assert await scene.store.record(7) == UserRecord({}, "slow")
         scene.client.may.set()
         await scene.settled()
         scene.now += 2.5
         scene.client.may.clear()
-        assert await scene.store.record(7) == Record(KNOWN, "slow", 2500)
-        assert await scene.store.record(8) == Record({}, "slow")
+        assert await scene.store.record(7) == UserRecord(KNOWN, "slow", 2500)
+        assert await scene.store.record(8) == UserRecord({}, "slow")
         assert await scene.store.kept("ranked:1") is None
         await scene.store.keep("ranked:1", b"some", 1)
         scene.client.may.set()
@@ -191,15 +191,15 @@ def test_a_user_who_was_not_read_before_has_more_time(monkeypatch: pytest.Monkey
     async def story() -> None:
         scene = Scene(0.0)
         scene.client.users["user:8"] = KNOWN
-        assert await scene.store.record(8) == Record(KNOWN)
+        assert await scene.store.record(8) == UserRecord(KNOWN)
         scene.client.may.clear()
         first = asyncio.create_task(scene.store.record(7))
         while scene.client.asked[-1] != "user:7":
             await asyncio.sleep(0)
-        assert await scene.store.record(8) == Record(KNOWN, "slow", 0)
+        assert await scene.store.record(8) == UserRecord(KNOWN, "slow", 0)
         assert not first.done()
         scene.client.may.set()
-        assert await first == Record(KNOWN)
+        assert await first == UserRecord(KNOWN)
         assert scene.counted == [("slow", True)]
 
     run(story)
@@ -210,7 +210,7 @@ def test_an_answer_that_came_while_the_loop_was_busy_is_in_time(monkeypatch: pyt
 
     async def story() -> None:
         scene = Scene(0.0)
-        assert await scene.store.record(7) == Record(KNOWN), "the time was up before the loop looked"
+        assert await scene.store.record(7) == UserRecord(KNOWN), "the time was up before the loop looked"
         assert not scene.counted
 
     run(story)
@@ -225,7 +225,7 @@ def test_reads_that_nobody_waits_for_do_not_pile_up() -> None:
             await scene.store.record(7)
         assert len(scene.client.asked) == 1 + MOST_READS
         assert [reason for reason, _ in scene.counted].count("busy") == 2 * MOST_READS
-        assert await scene.store.record(7) == Record(KNOWN, "busy", 0)
+        assert await scene.store.record(7) == UserRecord(KNOWN, "busy", 0)
         scene.client.may.set()
         await scene.settled()
         assert (await scene.store.record(7)).missing == ""
@@ -239,11 +239,11 @@ def test_while_redis_is_away_no_request_asks_and_it_is_said_once(error: Exceptio
         scene = Scene()
         await scene.store.record(7)
         scene.client.error = error
-        assert await scene.store.record(8) == Record({}, "away")
+        assert await scene.store.record(8) == UserRecord({}, "away")
         scene.client.may.clear()  # the ping that follows has no answer yet
         scene.now += 60
         for _ in range(5):
-            assert await scene.store.record(7) == Record(KNOWN, "away", 60_000)
+            assert await scene.store.record(7) == UserRecord(KNOWN, "away", 60_000)
             assert await scene.store.lists(["hot"]) is None
             assert await scene.store.list_keys() is None
             assert await scene.store.kept("ranked:1") is None
@@ -256,7 +256,7 @@ def test_while_redis_is_away_no_request_asks_and_it_is_said_once(error: Exceptio
         assert (await scene.store.record(7)).missing == "away", "a ping that fails changes nothing"
         scene.client.error = None
         await scene.back()
-        assert await scene.store.record(7) == Record(KNOWN)
+        assert await scene.store.record(7) == UserRecord(KNOWN)
 
     with structlog.testing.capture_logs() as said:
         run(story)
@@ -290,7 +290,7 @@ def test_a_request_that_is_given_up_leaves_its_read_alone() -> None:
             await request
         scene.client.may.set()
         await scene.settled()
-        assert await scene.store.record(7) == Record(KNOWN)
+        assert await scene.store.record(7) == UserRecord(KNOWN)
 
     run(story)
 
@@ -303,13 +303,13 @@ FULL = b"-OOM command not allowed when used memory > 'maxmemory'\r\n"
 def test_an_error_of_one_read_is_not_taken_for_a_store_that_is_away(error: Exception) -> None:
     async def story() -> None:
         scene = Scene()
-        assert await scene.store.record(7) == Record(KNOWN)
+        assert await scene.store.record(7) == UserRecord(KNOWN)
         scene.client.error = error
-        assert await scene.store.record(7) == Record(KNOWN, "error", 0)
+        assert await scene.store.record(7) == UserRecord(KNOWN, "error", 0)
         await scene.store.keep("ranked:1", b"some", 1)
         assert await scene.store.kept("ranked:1") is None
         scene.client.error = None
-        assert await scene.store.record(7) == Record(KNOWN)
+        assert await scene.store.record(7) == UserRecord(KNOWN)
         assert scene.counted == [("error", True), ("error", False), ("error", False)]
         assert "ping" not in scene.client.asked
 
@@ -443,7 +443,7 @@ def test_a_real_redis_that_is_stopped_killed_and_started_again(tmp_path: Path) -
             store = OnlineReader(client, lambda reason, _: counted.append(reason), 0.05)
             await store.open()
             await client.hset(user_key(7), mapping={"profile": "{}"})
-            while await store.record(7) != Record(KNOWN):  # on a busy machine the first may be slow
+            while await store.record(7) != UserRecord(KNOWN):  # on a busy machine the first may be slow
                 pass
             assert redis.process is not None
             redis.process.send_signal(signal.SIGSTOP)
@@ -462,7 +462,7 @@ def test_a_real_redis_that_is_stopped_killed_and_started_again(tmp_path: Path) -
                 await asyncio.sleep(0)
             redis.process = None
             redis.start()
-            while await store.record(7) != Record({}):  # it has lost everything, and says so
+            while await store.record(7) != UserRecord({}):  # it has lost everything, and says so
                 await asyncio.sleep(0.01)
             assert set(counted) <= {"slow", "busy", "away"}
             await store.close()

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from scorer.worker import worker
-from scorer.worker.worker import Worker
+from scorer.worker import scorer_worker
+from scorer.worker.scorer_worker import ScorerWorker
 
 
 class Version:
@@ -32,8 +32,8 @@ class Replica:
 def test_the_version_before_is_let_go_by_another_thread_than_the_one_of_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(worker, "attach", lambda *_: Version())
-    made: Any = Worker.__new__(Worker)
+    monkeypatch.setattr(scorer_worker, "attach", lambda *_: Version())
+    made: Any = ScorerWorker.__new__(ScorerWorker)
     made.serving, made.settings, made.schema = (
         SimpleNamespace(retrieval=Version()),
         SimpleNamespace(candidates=1, model=""),

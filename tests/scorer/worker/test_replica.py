@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from millrace.contracts.settings import Settings
-from scorer.ipc.link import Message, Packet
+from scorer.ipc.link import LinkMessage, Packet
 from scorer.recall.nearest import Retrieval
 from scorer.worker import replica
 from tests.scenes.scorer_feeder import Whole
@@ -23,11 +23,11 @@ class Slow(Whole):
     """Attaching ends when a test says so."""
 
     def __init__(self, settings: Settings) -> None:
-        self.coming: list[Message] = []
+        self.coming: list[LinkMessage] = []
         super().__init__(settings)
 
-    def _attach(self, told: Message) -> None:
-        assert isinstance(told, Message)
+    def _attach(self, told: LinkMessage) -> None:
+        assert isinstance(told, LinkMessage)
         self.coming.append(told)
 
     def attached(self, which: int = 0) -> None:

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
-from scorer.users.store import LOOKS, Turns
-from scorer.worker.gate import Gate
+from scorer.users.user_reader import LOOKS, RequestTurns
+from scorer.worker.request_limit import RequestLimit
 
 
 class App:
@@ -64,7 +64,7 @@ async def turn() -> None:
 def test_beyond_the_limit_a_request_is_refused_at_once_and_the_next_one_after_an_answer_is_taken() -> None:
     async def scene() -> None:
         app, refused = App(), list[int]()
-        gate = Gate(app, 2, lambda: refused.append(1))
+        gate = RequestLimit(app, 2, lambda: refused.append(1))
         first = [asyncio.create_task(ask(gate, f"/{i}")) for i in range(2)]
         await turn()
         for count in range(1, 4):
@@ -88,7 +88,7 @@ def test_beyond_the_limit_a_request_is_refused_at_once_and_the_next_one_after_an
 def test_a_request_that_ends_badly_is_not_in_work_any_more(how: str) -> None:
     async def scene() -> None:
         app = App()
-        gate = Gate(app, 1, lambda: None)
+        gate = RequestLimit(app, 1, lambda: None)
         request = asyncio.create_task(ask(gate, "/bad"))
         await turn()
         assert gate.in_work == 1
@@ -109,7 +109,7 @@ def test_a_refused_request_with_a_body_leaves_its_connection_usable_or_closed(pr
 
     async def scene() -> None:
         app = App()
-        gate = Gate(app, 1, lambda: None)
+        gate = RequestLimit(app, 1, lambda: None)
         listener = socket.create_server(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(gate, http=protocol, lifespan="off", log_level="critical"))
         serving = asyncio.create_task(server.serve([listener]))
@@ -145,7 +145,7 @@ def test_requests_go_on_in_the_order_in_which_they_came_and_the_loop_looks_aroun
     stays: list[bool],
 ) -> None:
     async def scene() -> None:
-        turns, log = Turns(), list[int]()
+        turns, log = RequestTurns(), list[int]()
 
         def tick() -> None:
             log.append(-1)
@@ -175,7 +175,7 @@ def test_requests_go_on_in_the_order_in_which_they_came_and_the_loop_looks_aroun
 
 def test_a_turn_that_nobody_takes_goes_to_the_next() -> None:
     async def scene() -> None:
-        turns = Turns()
+        turns = RequestTurns()
         await turns.take()
         first, second = (asyncio.create_task(turns.take()) for _ in range(2))
         await asyncio.sleep(0)

@@ -12,9 +12,9 @@ import pytest
 from starlette.routing import Route
 
 from millrace.basics.openapi import Described, Failure, Ready
-from scorer.page.wire import MAX_SCORED
-from scorer.worker import infer, openapi
-from scorer.worker.gate import Gate
+from scorer.page.page_wire import MAX_SCORED
+from scorer.worker import infer, scorer_openapi
+from scorer.worker.request_limit import RequestLimit
 from tests.scenes.scorer_shop import ITEMS, NOW_MS, OneWorker, stock
 
 
@@ -59,10 +59,10 @@ def test_the_description_has_the_routes_of_the_application_and_no_others(shop: S
         assert isinstance(route, Route)
         assert route.methods
         served |= {(method, route.path) for method in route.methods - {"HEAD"}}
-    assert served == {(route.method, route.path) for route in openapi.ROUTES}
+    assert served == {(route.method, route.path) for route in scorer_openapi.ROUTES}
     status, document = shop.call("GET", "/openapi.json")
     assert status == 200
-    assert document == msgspec.json.decode(msgspec.json.encode(openapi.description()))
+    assert document == msgspec.json.decode(msgspec.json.encode(scorer_openapi.description()))
     described = {(method.upper(), path) for path, calls in document["paths"].items() for method in calls}
     assert described == served
 
@@ -75,7 +75,7 @@ def references(part: Any) -> set[str]:
 
 
 def test_every_reference_of_the_description_leads_somewhere() -> None:
-    document = openapi.description()
+    document = scorer_openapi.description()
     schemas = document["components"]["schemas"]
     assert references(document)
     for ref in references(document):
@@ -101,7 +101,7 @@ REFUSED: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("route", openapi.ROUTES, ids=lambda route: f"{route.method} {route.path}")
+@pytest.mark.parametrize("route", scorer_openapi.ROUTES, ids=lambda route: f"{route.method} {route.path}")
 @pytest.mark.parametrize("is_ready", [True, False])
 def test_real_answers_are_of_the_types_that_are_described(shop: Shop, route: Described, is_ready: bool) -> None:
     if is_ready:
@@ -242,13 +242,13 @@ def test_a_body_that_never_comes_whole_does_not_hold_its_place(
             said.append(message)
 
         scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
-        gate = Gate(shop.app, 1, lambda: None)
+        gate = RequestLimit(shop.app, 1, lambda: None)
         await gate({**scope, "root_path": "", "headers": [], "server": ("", 80), "scheme": "http"}, receive, send)
         assert gate.in_work == 0
         return said[0]["status"], said[1]["body"]
 
     shop.ready()
-    monkeypatch.setattr("scorer.worker.app.BODY_SECONDS", 0.001)
+    monkeypatch.setattr("scorer.worker.page_app.BODY_SECONDS", 0.001)
     status, body = asyncio.run(scene())
     assert (status, b"6 bytes of the body" in body) == (408, True)
     assert sum(shop.meters.errors.values()) == 0

@@ -28,7 +28,7 @@ PROGRAM = """
 import sys, msgspec
 from millrace.contracts.settings import Settings
 from scorer.ipc.link import Handles
-from scorer.worker.worker import work
+from scorer.worker.scorer_worker import work
 work(msgspec.json.decode(sys.argv[1], type=Settings), 0, Handles(*map(int, sys.argv[2:])))
 """
 

@@ -16,7 +16,7 @@ import pytest
 from kafka import TopicPartition
 
 from commands.history.logevents import LogEvents
-from commands.replay.grouped import Groups
+from commands.replay.grouped import GroupedRows
 from commands.replay.logfeatures import LogRows
 from commands.replay.replayrun import replay
 from millrace.basics.errors import StoreError
@@ -29,13 +29,13 @@ from millrace.contracts.schema import Schema, load_schema, parse_schema, shop_sc
 from millrace.contracts.settings import Settings
 from millrace.labels import Waits
 from millrace.logs import read_log
-from stream.archive import main
-from stream.archive.columns import Columns, text
-from stream.archive.folder import Folder
+from stream.archive import archive_main
+from stream.archive.archive_columns import ArchiveColumns, text
+from stream.archive.archive_folder import ArchiveFolder
+from stream.archive.archive_rows import Archive, TopicRecord
 from stream.archive.forget import Forgotten, forget
 from stream.archive.logged import arrays
 from stream.archive.merge import Merge
-from stream.archive.rows import Archive, Record
 from stream.archive.schemafile import schema_text
 from stream.partition.partition import Partition
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Log, Sum, action, exposure, impression
@@ -59,11 +59,11 @@ class Feed:
 
     def __init__(self, schema: Schema = SCHEMA, waits: Waits = WAITS) -> None:
         self.archive = Archive(schema, waits, HOUR, 1)
-        self.records: list[Record] = []
+        self.records: list[TopicRecord] = []
 
     def __call__(self, topic: str, value: bytes | None, key: str = "", now_ms: int = T0 + 10**9) -> Feed:
         offset = sum(1 for record in self.records if record.topic == topic)
-        self.records.append(Record(topic, 0, offset, key.encode(), value, now_ms))
+        self.records.append(TopicRecord(topic, 0, offset, key.encode(), value, now_ms))
         self.archive.take(self.records[-1])
         return self
 
@@ -222,7 +222,7 @@ def test_what_nobody_can_use_is_counted() -> None:
     feed("impressions", b"\xc1")("users", b"no")("items", b"no")("events", None)
     stranger = Archive(SCHEMA, WAITS, HOUR, 2)
     number = 1 - kafka_partition(key_of(7), 2)
-    stranger.take(Record("events", number, 0, b"7", exposure("p", T0, [11]), T0))
+    stranger.take(TopicRecord("events", number, 0, b"7", exposure("p", T0, [11]), T0))
     assert feed.archive.counts == {"unusable": 3, "future": 1, "seconds": 1}
     assert stranger.counts == {"wrong-partition": 1}
     assert feed.archive.cut().events.num_rows == stranger.cut().events.num_rows == 0
@@ -242,9 +242,9 @@ def test_attributes_change_by_what_the_stream_takes_and_by_nothing_else() -> Non
     home = kafka_partition(key_of(7), 2)
     archive, raw = Archive(parse_schema(SMALL), WAITS, HOUR, 2), exposure("p", T0, [11])
     for number, value in ((home, b'{"user_id": 7, "attributes": {"country": "de"}}'), (1 - home, None)):
-        archive.take(Record("users", number, 0, b"7", value, T0))
-    archive.take(Record("users", 1 - home, 1, b"7", b'{"user_id": 7, "attributes": {"country": "at"}}', T0))
-    archive.take(Record("events", home, 0, b"7", raw, T0))
+        archive.take(TopicRecord("users", number, 0, b"7", value, T0))
+    archive.take(TopicRecord("users", 1 - home, 1, b"7", b'{"user_id": 7, "attributes": {"country": "at"}}', T0))
+    archive.take(TopicRecord("events", home, 0, b"7", raw, T0))
     archive.advance(home, T0 + 10 * HOUR)
     assert brief(archive.cut().exposures.to_pylist(), "country") == [("de",)]
 
@@ -270,7 +270,7 @@ def test_a_text_hashes_like_its_value(value: object) -> None:
 
 def test_a_field_may_have_a_name_of_the_archives_own() -> None:
     schema = parse_schema('name = "s"\nfields = [{ name = "label", of = "item" }, { name = "source", of = "user" }]')
-    columns = Columns(schema)
+    columns = ArchiveColumns(schema)
     assert (columns.own["label"], columns.own["source"], columns.own["score"]) == (
         "archive_label",
         "archive_source",
@@ -322,11 +322,11 @@ def test_archive_and_stream_agree_on_every_label(seed: int) -> None:
 # ---------------------------------------------------------------------- files, state, restarts
 
 
-def killed_at(story: list[Record], folder: Path, cuts: list[int], stops: list[int]) -> None:
+def killed_at(story: list[TopicRecord], folder: Path, cuts: list[int], stops: list[int]) -> None:
     """Archives a story whose process is killed after ``stops`` records, and cuts after ``cuts`` of all."""
     at = 0
     for stop in [*stops, len(story)]:
-        place, archive = Folder(folder), Archive(SCHEMA, WAITS, HOUR, 1)
+        place, archive = ArchiveFolder(folder), Archive(SCHEMA, WAITS, HOUR, 1)
         state = place.load()
         if state is not None:
             archive.resume(state)
@@ -351,7 +351,7 @@ def tables(folder: Path) -> Iterator[list[dict[str, Any]]]:
         yield whole.sort_by([(order, "ascending"), ("request_id", "ascending"), ("position", "ascending")]).to_pylist()
 
 
-def many_pages() -> list[Record]:
+def many_pages() -> list[TopicRecord]:
     feed = Feed()
     for n in range(40):
         feed("impressions", impression(f"p{n}", T0 + n * MINUTE, [11, 12]))
@@ -383,7 +383,7 @@ def test_files_that_no_manifest_names_are_removed(tmp_path: Path) -> None:
     killed_at(many_pages(), tmp_path, [60], [])
     left = tmp_path / "events" / "0000000099.parquet"
     left.write_bytes(b"half")
-    place = Folder(tmp_path)
+    place = ArchiveFolder(tmp_path)
     assert place.load() is not None
     assert place.last == 2
     assert not left.exists()
@@ -399,7 +399,7 @@ def test_a_process_that_is_killed_in_its_first_cut_does_not_keep_the_next_from_s
     class Hands:
         """Of a process that is killed between a file and the manifest, if it meets a new archive."""
 
-        def __init__(self, _: Settings, archive: Archive, folder: Folder, topics: dict[str, str]) -> None:
+        def __init__(self, _: Settings, archive: Archive, folder: ArchiveFolder, topics: dict[str, str]) -> None:
             starts.append((archive.positions, topics))
 
         def work(self, _: threading.Event) -> None:
@@ -413,13 +413,13 @@ def test_a_process_that_is_killed_in_its_first_cut_does_not_keep_the_next_from_s
     starts: list[Any] = []
     here = Settings(data=str(tmp_path))
     place = here.folder("archive")
-    monkeypatch.setattr(main, "Shell", Hands)
-    monkeypatch.setattr(main, "serve_metrics", lambda *_: None)
-    monkeypatch.setattr(main, "open_broker", lambda _: None)
-    monkeypatch.setattr(main, "topic_ids", lambda _: {"events": "e", "impressions": "i"})
+    monkeypatch.setattr(archive_main, "Shell", Hands)
+    monkeypatch.setattr(archive_main, "serve_metrics", lambda *_: None)
+    monkeypatch.setattr(archive_main, "open_broker", lambda _: None)
+    monkeypatch.setattr(archive_main, "topic_ids", lambda _: {"events": "e", "impressions": "i"})
     with pytest.raises(Killed):
-        main.run(here, threading.Event())
-    main.run(here, threading.Event())
+        archive_main.run(here, threading.Event())
+    archive_main.run(here, threading.Event())
     assert starts == [({"events": {}, "impressions": {}}, {"events": "e", "impressions": "i"})] * 2
     assert not any((place / "events").iterdir())
 
@@ -454,12 +454,12 @@ class Reader:
 def test_a_topic_that_is_made_anew_beneath_a_running_archive_is_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(main, "make_reader", Reader)
-    monkeypatch.setattr(main, "topic_ids", lambda _: {"events": "new", "impressions": "i"})
-    here, place = Settings(data=str(tmp_path), partitions=2), Folder(tmp_path)
+    monkeypatch.setattr(archive_main, "make_reader", Reader)
+    monkeypatch.setattr(archive_main, "topic_ids", lambda _: {"events": "new", "impressions": "i"})
+    here, place = Settings(data=str(tmp_path), partitions=2), ArchiveFolder(tmp_path)
     archive = Archive(SCHEMA, WAITS, HOUR, 2)
     archive.positions = {"events": {0: 7, 1: 9}, "impressions": {0: 5}}
-    shell = main.Shell(here, archive, place, {"events": "old", "impressions": "i"})
+    shell = archive_main.Shell(here, archive, place, {"events": "old", "impressions": "i"})
     user = next(n for n in range(99) if kafka_partition(key_of(n), 2) == 0)
     raw = exposure("p", T0, [11], user_id=user)
     reader = shell._readers["events"]
@@ -468,7 +468,7 @@ def test_a_topic_that_is_made_anew_beneath_a_running_archive_is_read_once(
     shell.write()
     place.close()
     assert reader.at == {TopicPartition("events", 0): 1, TopicPartition("events", 1): 0}
-    place = Folder(tmp_path)
+    place = ArchiveFolder(tmp_path)
     state = place.load()
     place.close()
     assert state is not None
@@ -481,22 +481,22 @@ def test_a_topic_that_lost_its_end_is_not_archived_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, id: str, goes_on: int
 ) -> None:
     """In a power cut, for example. Without an id it may be another topic."""
-    monkeypatch.setattr(main, "make_reader", Reader)
+    monkeypatch.setattr(archive_main, "make_reader", Reader)
     monkeypatch.setattr(Reader, "end", 6)
-    archive, place = Archive(SCHEMA, WAITS, HOUR, 2), Folder(tmp_path)
+    archive, place = Archive(SCHEMA, WAITS, HOUR, 2), ArchiveFolder(tmp_path)
     archive.positions = {"events": {0: 9, 1: 5}, "impressions": {}}
-    shell = main.Shell(Settings(data=str(tmp_path), partitions=2), archive, place, {"events": id})
+    shell = archive_main.Shell(Settings(data=str(tmp_path), partitions=2), archive, place, {"events": id})
     place.close()
     assert archive.positions["events"] == {0: goes_on, 1: 5}
     assert [shell._readers["events"].position(TopicPartition("events", n)) for n in (0, 1)] == [goes_on, 5]
 
 
 def test_an_archive_has_one_writer(tmp_path: Path) -> None:
-    place = Folder(tmp_path)
+    place = ArchiveFolder(tmp_path)
     with pytest.raises(StoreError, match="another process writes"):
-        Folder(tmp_path)
+        ArchiveFolder(tmp_path)
     place.close()
-    Folder(tmp_path).close()
+    ArchiveFolder(tmp_path).close()
 
 
 @pytest.mark.parametrize("damage", ["flipped", "gone", "torn"])
@@ -509,7 +509,7 @@ def test_a_damaged_manifest_is_refused_in_one_line(tmp_path: Path, damage: str) 
     manifest.unlink()
     if damage != "gone":
         manifest.write_bytes(raw if damage == "flipped" else raw[:50])
-    place = Folder(tmp_path)
+    place = ArchiveFolder(tmp_path)
     with pytest.raises(StoreError, match="move the folder away"):
         place.load()
     place.close()
@@ -533,7 +533,7 @@ def test_a_state_outlives_a_new_field() -> None:
 
 def test_old_files_go(tmp_path: Path) -> None:
     killed_at(many_pages(), tmp_path, [60], [])
-    place = Folder(tmp_path)
+    place = ArchiveFolder(tmp_path)
     files = list(place.files())
     written_s = files[0].stat().st_mtime
     assert place.expire(written_s - 10) == 0
@@ -576,7 +576,7 @@ def test_replay_reads_the_archive_as_it_is(tmp_path: Path, which: str) -> None:
         feed.user(7, country=f"c{n}", kind="business", region=n)
         feed.events(exposure(f"p{n}", T0 + n * MINUTE, [n % 10, (n + 1) % 10]))
         feed.events(action("click", f"p{n}", T0 + n * MINUTE + 5000, n % 2, (n + n % 2) % 10))
-    place = Folder(tmp_path)
+    place = ArchiveFolder(tmp_path)
     place.put_schema(schema_text(schema, 30.0))
     feed.archive.advance(0, T0 + 10**8)
     cut = feed.archive.cut()
@@ -597,9 +597,9 @@ def test_replay_reads_the_archive_before_the_first_file_with_a_new_field_and_aft
         feed = Feed(schema).item(11, color="red", brand="b")
         feed.events(exposure(request, T0 + n, [11]), action("click", request, T0 + n + 5000, 0, 11))
         feed.archive.advance(0, T0 + 10**8)
-        place, cut = Folder(tmp_path), feed.archive.cut()
+        place, cut = ArchiveFolder(tmp_path), feed.archive.cut()
         place.load()
-        place.put_schema(schema_text(schema, 30.0), Columns(schema).schema.names)
+        place.put_schema(schema_text(schema, 30.0), ArchiveColumns(schema).schema.names)
         if n != 1:
             place.write({"exposures": cut.exposures}, cut.state)
         place.close()
@@ -623,7 +623,7 @@ def test_forget_writes_files_again_without_the_user(tmp_path: Path) -> None:
     feed = Feed(parse_schema(SMALL))
     for n in range(20):
         feed.events(exposure(f"p{n}", T0 + n, [11, 12], user_id=n % 2 or "7"))
-    place = Folder(tmp_path)
+    place = ArchiveFolder(tmp_path)
     place.put_schema(schema_text(parse_schema(SMALL), 30.0))
     feed.archive.advance(0, T0 + 10**8)
     cut = feed.archive.cut()
@@ -654,12 +654,12 @@ def shared_request() -> tuple[Archive, list[str]]:
             "num": np.full((n, layout.N), number + 0.5, "<f4").tobytes(),
         }
         raw = impression("home", T0, items, int(user), schema_id=SCHEMA.id, **page)
-        archive.take(Record("impressions", number, 0, user.encode(), raw, T0))
+        archive.take(TopicRecord("impressions", number, 0, user.encode(), raw, T0))
         shown = exposure("home", T0, items, user_id=int(user))
-        archive.take(Record("events", number, 0, user.encode(), shown, T0))
+        archive.take(TopicRecord("events", number, 0, user.encode(), shown, T0))
         clicked = action("click", "home", T0 + MINUTE, 0, 11, user_id=int(user))
         for k in range(number):  # the second user clicks
-            archive.take(Record("events", number, 1 + k, user.encode(), clicked, T0))
+            archive.take(TopicRecord("events", number, 1 + k, user.encode(), clicked, T0))
         archive.advance(number, T0 + 10 * HOUR)
     return archive, users
 
@@ -675,7 +675,7 @@ def test_features_are_of_the_exposures_own_page() -> None:
 
 def test_replay_keeps_the_exposures_of_both_users(tmp_path: Path) -> None:
     archive, (first, second) = shared_request()
-    folder, cut = Folder(tmp_path), archive.cut()
+    folder, cut = ArchiveFolder(tmp_path), archive.cut()
     folder.write({"events": cut.events, "exposures": cut.exposures}, cut.state)
     folder.put_schema(schema_text(SCHEMA, POLICY.attribution_ms / MINUTE))
     folder.close()
@@ -689,13 +689,13 @@ def test_replay_keeps_the_exposures_of_both_users(tmp_path: Path) -> None:
 def test_exposures_of_both_users_are_two_pages(tmp_path: Path) -> None:
     """In replay they are compared within their own page; a loop that goes on from them has two names for them."""
     archive, users = shared_request()
-    folder, cut = Folder(tmp_path), archive.cut()
+    folder, cut = ArchiveFolder(tmp_path), archive.cut()
     folder.write({"events": cut.events, "exposures": cut.exposures}, cut.state)
     folder.put_schema(schema_text(SCHEMA, POLICY.attribution_ms / MINUTE))
     folder.close()
     schema = load_schema(tmp_path / "schema.toml")
     log = read_log(tmp_path / "exposures", schema)
-    page = Groups(log, schema).page
+    page = GroupedRows(log, schema).page
     assert page is not None
     of = dict(zip(log.table["user_id"].to_pylist(), page.tolist(), strict=True))
     assert sorted(map(str, of)) == sorted(users)

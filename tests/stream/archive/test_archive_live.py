@@ -17,7 +17,7 @@ from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, make_producer
 from millrace.processes.services import EmbeddedBroker
 from millrace.processes.wall import wall_ms
-from stream.archive.main import MOST_WAITING
+from stream.archive.archive_main import MOST_WAITING
 from tests.scenes.stream_world import action, exposure, impression
 from tests.scenes.waiting import LONG, until
 

@@ -12,10 +12,10 @@ from starlette.types import Message as AsgiMessage
 
 from millrace.basics.openapi import Failure
 from millrace.processes.kinds import QUIET_S
-from stream.intake import openapi
-from stream.intake.app import BODIES_BYTES
-from stream.intake.figures import REFUSED, Refusals
-from stream.intake.wire import MAX_BODY_BYTES, Taken, Verdict
+from stream.intake import intake_openapi
+from stream.intake.intake_app import BODIES_BYTES
+from stream.intake.intake_metrics import REFUSED, Refusals
+from stream.intake.intake_wire import MAX_BODY_BYTES, Taken, Verdict
 from tests.scenes.intake_desk import Intake, Outlet, ask, click, exposure
 
 NDJSON = "application/x-ndjson"
@@ -244,7 +244,7 @@ def test_the_description_has_the_routes_of_the_application_and_no_others() -> No
         assert isinstance(route, Route)
         assert route.methods
         served |= {(method, route.path.replace(":anything", "")) for method in route.methods - {"HEAD"}}
-    assert served == {(route.method, route.path) for route in openapi.ROUTES}
+    assert served == {(route.method, route.path) for route in intake_openapi.ROUTES}
     status, document, _ = asyncio.run(intake.ask("GET", "/openapi.json"))
     assert status == 200
     assert {(m.upper(), path) for path, calls in document["paths"].items() for m in calls} == served

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.contracts.events import BadEventError
-from stream.intake.keeper import Keeper, Parcel, Waiting
-from stream.intake.memory import IdMemory
-from stream.intake.wire import DUPLICATE, KEPT, Message, Verdict
+from stream.intake.intake_queue import Keeper, Parcel, WaitingMessage
+from stream.intake.intake_wire import DUPLICATE, KEPT, OutMessage, Verdict
+from stream.intake.recent_ids import IdMemory
 from tests.scenes.intake_desk import DISORDER_MS, LIFE_MS, keeper
 
 LANE = ("events", 0)
 
 
-def event(n: object, ts_ms: int = 1, exposure: bool = False) -> Message:
-    return Message("events", b"user", str(n).encode(), f"e{n}", ts_ms, exposure)
+def event(n: object, ts_ms: int = 1, exposure: bool = False) -> OutMessage:
+    return OutMessage("events", b"user", str(n).encode(), f"e{n}", ts_ms, exposure)
 
 
 def told(parcel: Parcel) -> list[str | None]:
@@ -33,12 +33,12 @@ class Scene:
         self.keeper = Keeper(lambda topic, key: LANE, hash, limit, LIFE_MS, DISORDER_MS)
         self.done: list[Parcel] = []
 
-    def send(self, *lines: Message | Verdict) -> Parcel:
+    def send(self, *lines: OutMessage | Verdict) -> Parcel:
         parcel = Parcel(lambda: self.done.append(parcel))
         self.keeper.admit(parcel, lines)
         return parcel
 
-    def take(self, most_bytes: int = 1 << 20) -> list[Waiting]:
+    def take(self, most_bytes: int = 1 << 20) -> list[WaitingMessage]:
         return self.keeper.take(LANE, most_bytes)
 
 
@@ -121,7 +121,7 @@ def test_an_event_that_was_not_kept_is_no_duplicate() -> None:
 
 def test_users_and_items_are_never_duplicates() -> None:
     scene = Scene()
-    user = Message("users", b"7", b"{}")
+    user = OutMessage("users", b"7", b"{}")
     scene.send(user, user)
     assert len(scene.take()) == 2
 
@@ -137,7 +137,7 @@ def test_what_is_put_back_comes_first_again_in_its_order() -> None:
 
 def test_a_message_larger_than_a_batch_travels_alone() -> None:
     scene = Scene()
-    scene.send(Message("users", b"1", b"x" * 5000), Message("users", b"2", b"y"))
+    scene.send(OutMessage("users", b"1", b"x" * 5000), OutMessage("users", b"2", b"y"))
     assert [one.key for one in scene.take(300)] == [b"1"]
     assert [one.key for one in scene.take(300)] == [b"2"]
 
@@ -153,10 +153,10 @@ def test_so_many_messages_wait_and_no_more() -> None:
 
 
 def test_large_messages_wait_up_to_so_many_bytes_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream.intake.keeper.MOST_BYTES", 4000)
+    monkeypatch.setattr("stream.intake.intake_queue.MOST_BYTES", 4000)
     scene = Scene()
     while scene.keeper.has_room(1):
-        scene.send(Message("events", b"user", b"x" * 1000, f"e{scene.keeper.waiting}", 1))
+        scene.send(OutMessage("events", b"user", b"x" * 1000, f"e{scene.keeper.waiting}", 1))
     assert scene.keeper.waiting == 4
     batch = scene.take(1500)
     assert not scene.keeper.has_room(1), "what is under way is still in memory"
@@ -206,8 +206,8 @@ def test_whatever_happens_each_event_is_kept_once_in_order_and_every_request_is_
     draw = random.Random(seed)
     keep = keeper(10**6, IdMemory(1000))
     log: dict[tuple[str, int], list[bytes]] = {}
-    under_way: dict[tuple[str, int], list[Waiting]] = {}
-    parcels: list[tuple[Parcel, list[Message]]] = []
+    under_way: dict[tuple[str, int], list[WaitingMessage]] = {}
+    parcels: list[tuple[Parcel, list[OutMessage]]] = []
     done: list[int] = []
     touched: set[tuple[str, int]] = set()
     sent = 0
@@ -227,7 +227,7 @@ def test_whatever_happens_each_event_is_kept_once_in_order_and_every_request_is_
             for _ in range(draw.randint(1, 4)):
                 sent += 1
                 n = draw.randint(1, ids)
-                lines.append(Message("events", str(n % 5).encode(), str(sent).encode(), f"e{n}", 1))
+                lines.append(OutMessage("events", str(n % 5).encode(), str(sent).encode(), f"e{n}", 1))
             number = len(parcels)
             parcel = Parcel(lambda number=number: done.append(number))  # type: ignore[misc]
             parcels.append((parcel, lines))

@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks.tools.running import RunningRole
+from benchmarks.tools.bench_running import RunningRole
 from millrace.contracts.events import decode_dead_letter, key_of
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
@@ -34,8 +34,8 @@ from millrace.contracts.topics import DEAD_LETTERS, EVENTS, IMPRESSIONS, SAMPLES
 from millrace.processes.kafka import create_topics, make_producer, read_all
 from millrace.processes.services import EmbeddedBroker, free_port, spawn, stop
 from stream.join.join import Policy
-from stream.partition.checkpoint import CheckpointStore
 from stream.partition.partition import Partition
+from stream.partition.partition_checkpoint import CheckpointStore
 from tests.scenes.demo_kafka import ApacheKafka, own_redis
 from tests.scenes.stream_world import SCHEMA, TEXT, impression, keys_of
 from tests.scenes.waiting import LONG, PATIENCE, until

@@ -19,8 +19,8 @@ from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.processes.services import free_port
 from millrace.processes.tokens import Tokens
-from stream.intake import main, outlet
-from stream.intake.wire import Reader, lines_of
+from stream.intake import intake_main, intake_producer
+from stream.intake.intake_wire import LineReader, lines_of
 from tests.scenes.intake_desk import AHEAD_MS, click
 from tests.scenes.waiting import PATIENCE, until
 from tests.stream.intake.test_intake_outlet import Broker, Faulty, Producer
@@ -55,8 +55,8 @@ def test_an_intake_that_is_told_to_end_answers_what_waits_and_lets_nobody_in(mon
     settings = Settings(kafka="127.0.0.1:1", intake_port=free_port(), intake_seconds=PATIENCE)
     broker, stop = Broker(), threading.Event()
     slow = Slow(broker)
-    monkeypatch.setattr(main, "Outlet", lambda settings: slow)
-    monkeypatch.setattr(outlet, "ensure_topics", lambda settings: None)
+    monkeypatch.setattr(intake_main, "Outlet", lambda settings: slow)
+    monkeypatch.setattr(intake_producer, "ensure_topics", lambda settings: None)
     told: list[Any] = []
 
     def client() -> None:
@@ -79,9 +79,9 @@ def test_an_intake_that_is_told_to_end_answers_what_waits_and_lets_nobody_in(mon
 
     thread = threading.Thread(target=client)
     thread.start()
-    with main.bind(settings) as listener:
-        reader = Reader(shop_schema(), AHEAD_MS)
-        asyncio.run(main._run(settings, reader, Tokens(["t"]), listener, stop))
+    with intake_main.bind(settings) as listener:
+        reader = LineReader(shop_schema(), AHEAD_MS)
+        asyncio.run(intake_main._run(settings, reader, Tokens(["t"]), listener, stop))
     thread.join(PATIENCE)
     assert told == [(200, 2)]
     assert len(broker.log) == 2
@@ -92,14 +92,14 @@ def test_a_port_that_is_taken_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(PortError, match=f"{port}.*MILLRACE_INTAKE_PORT"):
-            main.bind(Settings(intake_port=port))
+            intake_main.bind(Settings(intake_port=port))
 
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_the_load_is_of_events_that_the_intake_takes(size: int) -> None:
     plan = Plan(port=1, rate=50, seconds=1, seed=3, prefix="p", users=9, size=size, path="/events", connections=0)
     run = EventRun(plan)
-    reader, now_ms = Reader(shop_schema(), AHEAD_MS), 1_772_323_200_000
+    reader, now_ms = LineReader(shop_schema(), AHEAD_MS), 1_772_323_200_000
     for number, request in enumerate(run.requests):
         head, _, body = request.partition(b"\r\n\r\n")
         assert head.startswith(b"POST /events HTTP/1.1\r\n")

@@ -10,10 +10,10 @@ import pytest
 from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError, OutOfOrderSequenceNumber
 
 from millrace.contracts.settings import Settings
-from stream.intake import outlet as module
-from stream.intake.keeper import Parcel
-from stream.intake.outlet import Outlet
-from stream.intake.wire import Message
+from stream.intake import intake_producer as module
+from stream.intake.intake_producer import IntakeProducer
+from stream.intake.intake_queue import Parcel
+from stream.intake.intake_wire import OutMessage
 from tests.scenes.waiting import PATIENCE
 
 Fault = Callable[[list[bytes]], KafkaError | None]
@@ -70,7 +70,7 @@ class Broker:
         self.refuses = 0  # connections, from now on
 
 
-class Faulty(Outlet):
+class Faulty(IntakeProducer):
     """The outlet over such producers."""
 
     def __init__(self, broker: Broker, **settings: Any) -> None:
@@ -101,7 +101,7 @@ def story(outlet: Faulty, values: list[bytes]) -> list[str]:
         parcels = []
         for value in values:
             parcel = Parcel(lambda: None)
-            outlet.wake(outlet.keeper.admit(parcel, [Message("events", b"7", value, value[:9].decode(), 1)]))
+            outlet.wake(outlet.keeper.admit(parcel, [OutMessage("events", b"7", value, value[:9].decode(), 1)]))
             parcels.append(parcel)
         async with asyncio.timeout(PATIENCE):
             while any(parcel.left for parcel in parcels):

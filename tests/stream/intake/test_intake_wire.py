@@ -19,18 +19,28 @@ from millrace.contracts.events import (
     key_of,
 )
 from millrace.contracts.schema import shop_schema
-from stream.intake.wire import ARCHIVED, MAX_LINES, WHATS, Message, Reader, RequestError, What, late, lines_of
+from stream.intake.intake_wire import (
+    ARCHIVED,
+    MAX_LINES,
+    WHATS,
+    IntakeRequestError,
+    LineReader,
+    OutMessage,
+    What,
+    late,
+    lines_of,
+)
 from stream.partition import partition as stream
 from stream.partition.partition import Partition, Policy
 from tests.scenes.bad_messages import corpus
 from tests.scenes.intake_desk import AHEAD_MS, DISORDER_MS, LIFE_MS, click, exposure
 
 NOW_MS = 1_772_323_200_000
-READER = Reader(shop_schema(), AHEAD_MS)
+READER = LineReader(shop_schema(), AHEAD_MS)
 ONE = msgspec.json.encode(click(1))
 
 
-def read(what: What, raw: bytes) -> Message:
+def read(what: What, raw: bytes) -> OutMessage:
     return READER.read(what, raw, NOW_MS, NOW_MS + 5)
 
 
@@ -72,7 +82,7 @@ def test_a_body_is_an_object_an_array_or_lines(body: bytes, kind: str, lines: li
     "body", [b"", b" \n ", b"{", b"[1, 2", b"oops", b'{"a":1}{"b":2}', b"\xff", b"[" * 9999, b"{\n}}"]
 )
 def test_a_body_that_cannot_be_read_is_refused_whole(body: bytes) -> None:
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(IntakeRequestError) as caught:
         lines_of(body)
     assert caught.value.status == 400
 
@@ -80,7 +90,7 @@ def test_a_body_that_cannot_be_read_is_refused_whole(body: bytes) -> None:
 def test_a_request_holds_so_many_messages_at_most() -> None:
     assert len(lines_of(b"[" + b"1," * (MAX_LINES - 1) + b"1]")) == MAX_LINES
     for body in (b"[" + b"1," * MAX_LINES + b"1]", b"{}\n" * (MAX_LINES + 1)):
-        with pytest.raises(RequestError) as caught:
+        with pytest.raises(IntakeRequestError) as caught:
             lines_of(body)
         assert caught.value.status == 413
 
@@ -89,7 +99,7 @@ def test_a_request_holds_so_many_messages_at_most() -> None:
 def test_any_bytes_are_lines_or_refused(body: bytes) -> None:
     try:
         lines = lines_of(body)
-    except RequestError:
+    except IntakeRequestError:
         return
     for line in lines:
         for what in WHATS:
@@ -99,7 +109,7 @@ def test_any_bytes_are_lines_or_refused(body: bytes) -> None:
 def test_a_refusal_names_a_value_of_any_length_in_a_short_line() -> None:
     raw = msgspec.json.encode(click(1, type="x" * 200_000))
     with pytest.raises(BadEventError) as caught:
-        Reader(shop_schema(), AHEAD_MS).read("events", raw, 10**12, 10**12)
+        LineReader(shop_schema(), AHEAD_MS).read("events", raw, 10**12, 10**12)
     assert (caught.value.reason, caught.value.detail[-8:]) == ("unknown-type", "`$.type`")
     assert len(str(caught.value)) < 500
 
@@ -111,8 +121,8 @@ def test_of_lines_that_are_too_many_only_so_many_are_looked_at(monkeypatch: pyte
         looked.append(line)
         return False
 
-    monkeypatch.setattr("stream.intake.wire._is_whole", broken)
-    with pytest.raises(RequestError):
+    monkeypatch.setattr("stream.intake.intake_wire._is_whole", broken)
+    with pytest.raises(IntakeRequestError):
         lines_of(b"{x}\n" * 50_000)
     assert len(looked) <= MAX_LINES + 1
 
@@ -126,7 +136,7 @@ def test_an_event_is_kept_as_it_came_with_its_times_filled_in() -> None:
     assert found.value is not None
     assert msgspec.json.decode(found.value) == click(1, more={"own": [1]}, ts_ms=NOW_MS, sent_ms=NOW_MS + 5)
     whole = msgspec.json.encode(click(1, ts_ms=NOW_MS - 9, sent_ms=4))
-    assert read("events", whole) == Message("events", b"7", whole, "e1", NOW_MS - 9, came_ms=NOW_MS)
+    assert read("events", whole) == OutMessage("events", b"7", whole, "e1", NOW_MS - 9, came_ms=NOW_MS)
 
 
 def test_what_is_kept_is_what_the_stream_reads() -> None:
@@ -152,17 +162,17 @@ def test_times_that_cannot_be_meant_are_refused() -> None:
     assert reason("items", {"item_id": 1, "attributes": {}, "born_ms": NOW_MS // 1000}) == "seconds"
     assert reason("events", click(1, ts_ms=NOW_MS + AHEAD_MS + 1)) == "future"
     read("events", msgspec.json.encode(click(1, ts_ms=NOW_MS + AHEAD_MS)))
-    played = Reader(shop_schema(), AHEAD_MS)  # a log of 1971, played by its own clock
+    played = LineReader(shop_schema(), AHEAD_MS)  # a log of 1971, played by its own clock
     played.read("events", msgspec.json.encode(click(1, ts_ms=40_000_000_000)), 40_000_000_000, NOW_MS)
 
 
 def test_users_and_items_are_refused_for_what_their_fields_cannot_hold() -> None:
     good = msgspec.json.encode({"item_id": "7", "attributes": {"price": 12.5}, "gone": True})
-    assert read("items", good) == Message("items", b"7", good)
+    assert read("items", good) == OutMessage("items", b"7", good)
     assert reason("items", {"item_id": 7, "attributes": {"price": "12,50"}}) == "bad-value"
     assert reason("users", {"user_id": 7}) == "wrong-type"
     assert reason("users", {"user_id": None, "attributes": {}}) == "wrong-type"
-    assert READER.removal("users", "7") == Message("users", b"7", None, note=ARCHIVED)
+    assert READER.removal("users", "7") == OutMessage("users", b"7", None, note=ARCHIVED)
     for bad in ("", "x" * 201):
         with pytest.raises(BadEventError, match="bad-key"):
             READER.removal("items", bad)
@@ -194,7 +204,7 @@ def test_an_exposure_is_late_when_the_stream_says_so_and_an_action_never() -> No
         message = read("events", msgspec.json.encode(exposure(1, ts_ms=ts_ms)))
         partition = Partition(0, shop_schema(), policy)
         newest = msgspec.json.encode(exposure("newest", ts_ms=NOW_MS, request_id="other"))
-        pair = [stream.Message("events", 0, newest), stream.Message("events", 1, message.value or b"")]
+        pair = [stream.InputMessage("events", 0, newest), stream.InputMessage("events", 1, message.value or b"")]
         reasons = [letter.reason for letter in partition.take(pair, NOW_MS).dead]
         why = late(message, NOW_MS, LIFE_MS, DISORDER_MS)
         assert reasons == ([] if why is None else ["late"])

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from millrace.contracts.topics import EVENTS, IMPRESSIONS
-from stream.join.gate import SETTLED_SECONDS, Arrival, Gate, ReadTo, drained, silent_until
-from stream.join.join import Message
+from stream.join.join import InputMessage
+from stream.join.topic_order import SETTLED_SECONDS, Arrival, ReadTo, TopicOrder, drained, silent_until
 
 
 def event(offset: int, stamp_s: float, came_s: float) -> Arrival:
-    return Arrival(0, stamp_s, came_s, Message(EVENTS, offset, b""))
+    return Arrival(0, stamp_s, came_s, InputMessage(EVENTS, offset, b""))
 
 
 def impression(offset: int, stamp_s: float) -> Arrival:
-    return Arrival(0, stamp_s, 0.0, Message(IMPRESSIONS, offset, b""))
+    return Arrival(0, stamp_s, 0.0, InputMessage(IMPRESSIONS, offset, b""))
 
 
-def offsets(messages: list[Message]) -> list[int]:
+def offsets(messages: list[InputMessage]) -> list[int]:
     return [m.offset for m in messages]
 
 
 def test_an_event_follows_an_impression_of_a_later_stamp() -> None:
-    gate = Gate()
+    gate = TopicOrder()
     for offset in range(3):
         gate.hold(event(offset, 10.0 + offset, 100.0))
     assert gate.release(None, 0, 0.0) == []
@@ -30,7 +30,7 @@ def test_an_event_follows_an_impression_of_a_later_stamp() -> None:
 
 
 def test_an_event_follows_all_impressions_that_were_there_when_it_came() -> None:
-    gate = Gate()
+    gate = TopicOrder()
     gate.hold(event(0, 10.0, 100.0))
     gate.hold(event(1, 10.0, 100.2))
     assert gate.release(ReadTo(7, 8, 100.1, 7), 7, 0.0) == []  # one is unread
@@ -39,7 +39,7 @@ def test_an_event_follows_all_impressions_that_were_there_when_it_came() -> None
 
 
 def test_impressions_between_the_consumer_and_us_hold_events_back_however_long_they_take() -> None:
-    gate = Gate()
+    gate = TopicOrder()
     gate.hold(event(0, 10.0, 100.0))
     for now in (0.0, 2 * SETTLED_SECONDS, 100 * SETTLED_SECONDS):
         assert gate.release(ReadTo(8, 8, 101.0, 8), 0, now) == []
@@ -48,7 +48,7 @@ def test_impressions_between_the_consumer_and_us_hold_events_back_however_long_t
 
 
 def test_a_position_that_has_just_moved_is_not_believed_before_it_is_known_what_was_handed_over() -> None:
-    gate = Gate()
+    gate = TopicOrder()
     gate.hold(event(0, 10.0, 100.0))
     long_after = 50 * SETTLED_SECONDS  # after the partition was assigned
     assert gate.release(ReadTo(0, 8, 100.5, 0), 0, long_after) == []
@@ -58,7 +58,7 @@ def test_a_position_that_has_just_moved_is_not_believed_before_it_is_known_what_
 
 
 def test_an_end_without_a_message_holds_events_back_for_a_moment_only() -> None:
-    gate = Gate()
+    gate = TopicOrder()
     gate.hold(event(0, 10.0, 100.0))
     read = ReadTo(9, 9, 101.0, 8)  # offset 8 is a transaction's marker
     assert gate.release(read, 8, 5.0) == []
@@ -67,7 +67,7 @@ def test_an_end_without_a_message_holds_events_back_for_a_moment_only() -> None:
 
 
 def test_what_an_earlier_assignment_handed_over_does_not_matter_after_a_seek_back() -> None:
-    gate = Gate()
+    gate = TopicOrder()
     gate.hold(event(0, 10.0, 100.0))
     assert gate.release(ReadTo(5, 5, 101.0, 9), 4, 0.0) == []
     assert offsets(gate.release(ReadTo(5, 5, 101.0, 9), 5, 0.0)) == [0]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE
 from millrace.labels import policy_named
-from stream.join.join import Message
+from stream.join.join import InputMessage
 from stream.partition.partition import Partition
 from tests.scenes.exploring import examples
 from tests.scenes.reference_partition import ReferencePartition
@@ -113,7 +113,7 @@ def events_of(pages: list[dict[str, Any]]) -> list[tuple[int, Arriving]]:
 
 
 @st.composite
-def arrivals(draw: Any, wild: bool, clocked: bool = False) -> list[Message]:
+def arrivals(draw: Any, wild: bool, clocked: bool = False) -> list[InputMessage]:
     """Messages in the order of arrival. Not wild: within the disorder, but for impressions. Wild: anything goes.
     Clocked: each says when it came, and some are dated ahead of that."""
     made = events_of(draw(st.lists(page, min_size=1, max_size=12)))
@@ -138,7 +138,7 @@ def arrivals(draw: Any, wild: bool, clocked: bool = False) -> list[Message]:
     return [log(topic, raw)._replace(clock_ms=when if clocked else None) for when, topic, raw in queue]
 
 
-def play(messages: list[Message], rng: random.Random | None, policy: Any = POLICY) -> tuple[Partition, Sum]:
+def play(messages: list[InputMessage], rng: random.Random | None, policy: Any = POLICY) -> tuple[Partition, Sum]:
     """Takes the messages; with ``rng`` in batches, with crashes: the state is saved, some messages come again."""
     partition, total = Partition(0, SCHEMA, policy), Sum()
     at = 0
@@ -170,7 +170,7 @@ def check_against_reference(partition: Partition, total: Sum, reference: Referen
     assert partition.windows.counts(keys, ts).tolist() == [reference.window(int(k), ts) for k in keys]
 
 
-def check_whatever_comes(messages: list[Message], seed: int, label: str) -> None:
+def check_whatever_comes(messages: list[InputMessage], seed: int, label: str) -> None:
     policy = replace(POLICY, label=policy_named(label))
     reference = ReferencePartition(SCHEMA, policy)
     reference.take(messages, NOW)
@@ -188,14 +188,14 @@ def check_whatever_comes(messages: list[Message], seed: int, label: str) -> None
 
 @examples(150)
 @given(arrivals(wild=True), st.integers(0, 2**32), st.sampled_from(POLICIES))
-def test_equals_the_reference_whatever_comes(messages: list[Message], seed: int, label: str) -> None:
+def test_equals_the_reference_whatever_comes(messages: list[InputMessage], seed: int, label: str) -> None:
     check_whatever_comes(messages, seed, label)
 
 
 @examples(100)
 @given(arrivals(wild=True, clocked=True), st.integers(0, 2**32), st.sampled_from(POLICIES), st.sampled_from([31, 3]))
 def test_equals_the_reference_whatever_is_dated_ahead(
-    messages: list[Message], seed: int, label: str, pages: int
+    messages: list[InputMessage], seed: int, label: str, pages: int
 ) -> None:
     """With so few pages that the three users of these stories can move the time, and with so many that they cannot."""
     with patch("millrace.contracts.clock.PAGES", pages), patch("tests.scenes.reference_partition.PAGES", pages):
@@ -204,7 +204,9 @@ def test_equals_the_reference_whatever_is_dated_ahead(
 
 @examples(60)
 @given(arrivals(wild=False), st.integers(0, 2**32), st.sampled_from(WITHOUT_SLACK))
-def test_order_of_arrival_within_the_disorder_changes_nothing(messages: list[Message], seed: int, label: str) -> None:
+def test_order_of_arrival_within_the_disorder_changes_nothing(
+    messages: list[InputMessage], seed: int, label: str
+) -> None:
     policy = replace(POLICY, label=policy_named(label))
     rng = random.Random(seed)
     results = []
@@ -228,7 +230,7 @@ def test_order_of_arrival_within_the_disorder_changes_nothing(messages: list[Mes
 
 @examples(60)
 @given(arrivals(wild=False), st.integers(0, 2**32), st.sampled_from(POLICIES))
-def test_when_impressions_come_changes_no_sample(messages: list[Message], seed: int, label: str) -> None:
+def test_when_impressions_come_changes_no_sample(messages: list[InputMessage], seed: int, label: str) -> None:
     """After a crash the two topics are read in another order. Events that are out of order stay so."""
     policy = replace(POLICY, label=policy_named(label))
     events = jitter([m for m in messages if m.topic == "events"], random.Random(seed))
@@ -266,14 +268,14 @@ def test_a_click_out_of_order_is_the_same_kind_wherever_the_impression_comes(lab
     assert kinds == [kinds[0]] * len(kinds)
 
 
-def time_of(message: Message) -> int:
+def time_of(message: InputMessage) -> int:
     import msgspec
 
     decode = msgspec.json.decode if message.topic == "events" else msgspec.msgpack.decode
     return int(decode(message.raw)["ts_ms"])
 
 
-def jitter(messages: list[Message], rng: random.Random) -> list[Message]:
+def jitter(messages: list[InputMessage], rng: random.Random) -> list[InputMessage]:
     """Anew out of order, every message by less than the allowed disorder."""
     return sorted(messages, key=lambda m: time_of(m) + rng.randrange(POLICY.disorder_ms))
 

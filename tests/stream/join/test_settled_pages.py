@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES
 from millrace.labels import Promise, policy_named
-from stream.join.join import Message
-from stream.join.pages import GONE, PageState, Part, peek, plain, settle, unsettle, without_log
+from stream.join.join import InputMessage
+from stream.join.joined_pages import GONE, PagePart, PageState, peek, plain, settle, unsettle, without_log
 from stream.partition.partition import Partition
 from tests.scenes.exploring import examples
 from tests.scenes.stream_world import (
@@ -45,7 +45,7 @@ class Reader:
         self.topic: dict[int, bytes] = {}
         self.reads = 0
 
-    def take(self, messages: list[Message]) -> None:
+    def take(self, messages: list[InputMessage]) -> None:
         self.topic |= {m.offset: m.raw for m in messages if m.topic == "impressions"}
         self.total += self.partition.take(messages, NOW)
         if self.rng is None or self.rng.randrange(self.patience + 1) == 0:
@@ -87,7 +87,7 @@ def check_alike(plain: Reader, settling: Reader) -> None:
 @examples(150)
 @given(arrivals(wild=True), st.integers(0, 2**32), st.sampled_from(POLICIES), st.integers(0, 4))
 def test_samples_counts_and_dead_letters_are_those_of_pages_in_memory(
-    messages: list[Message], seed: int, label: str, patience: int
+    messages: list[InputMessage], seed: int, label: str, patience: int
 ) -> None:
     """Whatever comes, however long reading takes, with crashes between."""
     rng = random.Random(seed)
@@ -125,7 +125,7 @@ class Shop:
         self.raw = impression("a", T0, [1, 2, 3])
         self.take(*self.log.impressions(self.raw), *self.log.events(exposure("a", T0, [1, 2])))
 
-    def take(self, *messages: Message) -> None:
+    def take(self, *messages: InputMessage) -> None:
         self.total += self.partition.take(messages, NOW)
 
     def until(self, to_ms: int) -> None:
@@ -265,7 +265,7 @@ def pages(draw: Any) -> PageState:
         code = draw(st.integers(0, len(POLICIES) - 1))
         brought = draw(st.one_of(bits, st.just(page.exposed)))
         ts_ms, offset = page.drop_ms - draw(st.integers(-9, 9**9)), draw(st.integers(0, 600))
-        part = Part(brought, ts_ms, offset, None, None, Promise(code, 0, 0, 0))
+        part = PagePart(brought, ts_ms, offset, None, None, Promise(code, 0, 0, 0))
         part.mask = draw(bits) & part.brought
         page.labelled |= part.mask
         page.parts.append(part)

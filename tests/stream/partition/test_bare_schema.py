@@ -11,7 +11,7 @@ from millrace.basics.hashing import value_hash
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from stream.partition.partition import Partition
-from stream.worker.outlet import parts
+from stream.worker.stream_output import parts
 from tests.scenes.stream_world import POLICY, Log, action, exposure, impression
 
 FIELDS = '[[fields]]\nname = "user_id"\nof = "user"\n[[fields]]\nname = "item_id"\nof = "item"\n'

@@ -13,12 +13,12 @@ from millrace.basics.hashing import kafka_partition
 from millrace.contracts.events import key_of
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.contracts.settings import Settings
-from stream.join.join import Message
+from stream.join.join import InputMessage
 from stream.partition import journal
 from stream.partition.counters import Changes
 from stream.partition.journal import Journal
 from stream.partition.partition import Partition
-from stream.worker import outlet
+from stream.worker import stream_output
 from tests.scenes.stream_world import (
     HOUR,
     MINUTE,
@@ -51,12 +51,12 @@ class Story:
 
     def __init__(self, schema: Schema = SCHEMA, number: int = 0, partitions: int | None = None) -> None:
         self.partition = Partition(number, schema, POLICY, partitions)
-        self.out, self.messages = Sum(), list[Message]()
+        self.out, self.messages = Sum(), list[InputMessage]()
         self.now_ms = T0
         self._offsets: Counter[str] = Counter()
 
     def take(self, topic: str, raw: bytes, key: bytes | None = None) -> Story:
-        self.messages.append(Message(topic, self._offsets[topic], raw, self.now_ms, key))
+        self.messages.append(InputMessage(topic, self._offsets[topic], raw, self.now_ms, key))
         self._offsets[topic] += 1
         self.out += self.partition.take(self.messages[-1:], self.now_ms)
         return self
@@ -182,10 +182,10 @@ def test_what_came_before_the_tombstone_goes_whatever_its_own_time(at_once: bool
     """A page may be some minutes ahead of the clock."""
     ahead_ms = T0 + 10 * MINUTE
     messages = [
-        Message("impressions", 0, impression("a", ahead_ms, [11, 12]), T0),
-        Message("events", 0, exposure("a", ahead_ms, [11, 12]), T0),
-        Message("events", 1, action("click", "a", ahead_ms + 1, 0, 11), T0),
-        Message("users", 0, b"", T0, b"7"),
+        InputMessage("impressions", 0, impression("a", ahead_ms, [11, 12]), T0),
+        InputMessage("events", 0, exposure("a", ahead_ms, [11, 12]), T0),
+        InputMessage("events", 1, action("click", "a", ahead_ms + 1, 0, 11), T0),
+        InputMessage("users", 0, b"", T0, b"7"),
     ]
     partition = Partition(0, SCHEMA, POLICY)
     for part in [messages] if at_once else [[m] for m in messages]:
@@ -288,5 +288,5 @@ def test_an_empty_redis_is_filled_without_the_profile(monkeypatch: pytest.Monkey
 
     user = [msgspec.json.encode({"user_id": n, "attributes": {"n": n}}) for n in range(3)]
     records = [Read(b"0", user[0]), Read(b"1", user[1]), Read(b"1", None), Read(b"2", None), Read(b"2", user[2])]
-    monkeypatch.setattr(outlet, "read_all", lambda settings, topic, visit: [visit(r) for r in records])
-    assert [u.user_id for u in outlet.profiles_of(Settings(), SCHEMA, 0)] == [0, 2]
+    monkeypatch.setattr(stream_output, "read_all", lambda settings, topic, visit: [visit(r) for r in records])
+    assert [u.user_id for u in stream_output.profiles_of(Settings(), SCHEMA, 0)] == [0, 2]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from millrace.contracts.events import User, to_json
 from millrace.contracts.samples import POLICIES
 from millrace.labels import policy_named
-from stream.join.join import Message
+from stream.join.join import InputMessage
 from stream.partition.journal import Did, Journal, from_bytes, to_bytes
 from stream.partition.partition import Partition
 from tests.scenes.exploring import examples
@@ -27,7 +27,7 @@ from tests.stream.join.test_settled_pages import SETTLED
 class Life:
     """A partition that lives: everything that a worker may do to it is done, in an order of chance."""
 
-    def __init__(self, messages: list[Message], rng: random.Random, label: str, settles: bool) -> None:
+    def __init__(self, messages: list[InputMessage], rng: random.Random, label: str, settles: bool) -> None:
         self.rng, self.messages = rng, messages
         policy = replace(SETTLED, label=policy_named(label))
         self.partition = Partition(0, SCHEMA, policy, 1, settles)
@@ -86,7 +86,7 @@ def form(partition: Partition) -> dict[str, Any]:
 @examples(150)
 @given(arrivals(wild=True), st.integers(0, 2**32), st.sampled_from(POLICIES), st.booleans())
 def test_a_base_and_its_journals_are_the_state_wherever_they_are_cut(
-    messages: list[Message], seed: int, label: str, settles: bool
+    messages: list[InputMessage], seed: int, label: str, settles: bool
 ) -> None:
     rng = random.Random(seed)
     life = Life(messages, rng, label, settles)
@@ -106,7 +106,7 @@ def test_a_base_and_its_journals_are_the_state_wherever_they_are_cut(
         assert one == other
 
 
-def out_of(partition: Partition, messages: list[Message]) -> list[Any]:
+def out_of(partition: Partition, messages: list[InputMessage]) -> list[Any]:
     """What comes of these messages and of five hours of silence."""
     outputs = partition.take(messages, NOW), partition.advance(max(partition.newest_ms, T0) + 5 * HOUR)
     told = [(sorted(rows(output.samples)), sorted(output.dead, key=str), output.counts) for output in outputs]
@@ -180,7 +180,7 @@ def test_bytes_that_came_are_counted() -> None:
     log, partition = Log(), Partition(0, SCHEMA, SETTLED, settles=True)
     partition.journal = journal = Journal()
     served, user = impression("a", T0, [1, 2]), to_json(User(7, {}))
-    partition.take([*log.impressions(served), Message("users", 0, user)], NOW)
+    partition.take([*log.impressions(served), InputMessage("users", 0, user)], NOW)
     partition.returned({"b": b"12345", "c": None})
     cut = journal.cut()
     assert (len(cut.entries), *cut[1:]) == (2, len(served) + len(user), 5)

@@ -18,7 +18,7 @@ from millrace.contracts.schema import parse_schema
 from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY
 from millrace.windows.tiles import counts_of
-from stream.join.join import Message
+from stream.join.join import InputMessage
 from stream.partition.partition import Partition, Policy
 from tests.scenes.stream_world import (
     DAY,
@@ -122,7 +122,9 @@ def test_an_unfitting_impression_is_a_dead_letter_and_its_exposures_follow(raw: 
 
 def test_an_unreadable_user_is_a_dead_letter() -> None:
     world = World()
-    world.total += world.partition.take([Message("users", 0, b"{}"), Message("users", 1, b'{"user_id":1}')], NOW)
+    world.total += world.partition.take(
+        [InputMessage("users", 0, b"{}"), InputMessage("users", 1, b'{"user_id":1}')], NOW
+    )
     assert world.dead == [("bad-user", 0)] * 2
 
 
@@ -213,7 +215,7 @@ def test_readers_are_told_absolute_states_by_side_and_owner() -> None:
     world.impressions(impression("a", T0, [1], user=7), impression("b", T0, [2], user=8))
     world.impressions(impression("c", T0, [2], user=7))
     user = User(7, {"kind": "business"})
-    world.total += world.partition.take([Message("users", 0, to_json(user))], NOW)
+    world.total += world.partition.take([InputMessage("users", 0, to_json(user))], NOW)
     world.events(exposure("a", T0, [1]), exposure("b", T0, [2], user_id=8), exposure("c", T0, [2]))
     world.events(action("click", "b", T0 + 5, 0, 2, user_id=8))
     changes = world.partition.changes()
@@ -243,7 +245,7 @@ def test_readers_are_told_absolute_states_by_side_and_owner() -> None:
 
 def test_what_was_not_published_survives_a_crash() -> None:
     world = World().impressions(impression("a", T0, [1, 2])).events(exposure("a", T0, [1, 2]))
-    world.total += world.partition.take([Message("users", 0, to_json(User(7, {})))], NOW)
+    world.total += world.partition.take([InputMessage("users", 0, to_json(User(7, {})))], NOW)
     copy = resumed(world.partition.snapshot().to_bytes(), SCHEMA, POLICY, 3)
     mine, theirs = world.partition.changes(), copy.changes()
     assert (mine.users, mine.profiles, mine.item_tiles) == (theirs.users, theirs.profiles, theirs.item_tiles)
@@ -358,10 +360,10 @@ def test_a_message_read_again_is_judged_by_the_clock_of_its_coming() -> None:
     early = exposure("a", T0 + HOUR + POLICY.ahead_ms + 1, [1])
     for clock_ms, reasons in ((T0 + HOUR, ["future"]), (T0 + 2 * HOUR, []), (None, []), (T0 + 900 * HOUR, [])):
         partition = Partition(0, SCHEMA, POLICY)
-        out = partition.take([Message("events", 0, early, clock_ms)], T0 + 50 * HOUR)
+        out = partition.take([InputMessage("events", 0, early, clock_ms)], T0 + 50 * HOUR)
         assert [d.reason for d in out.dead] == reasons
     # A time stamp of Kafka's that is ahead of the clock (producers may set it) does not excuse a message.
-    out = Partition(0, SCHEMA, POLICY).take([Message("events", 0, early, T0 + 900 * HOUR)], T0 + HOUR)
+    out = Partition(0, SCHEMA, POLICY).take([InputMessage("events", 0, early, T0 + 900 * HOUR)], T0 + HOUR)
     assert [d.reason for d in out.dead] == ["future"]
 
 

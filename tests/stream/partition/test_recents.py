@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.basics.hashing import value_hash
-from millrace.contracts.online import MOST_RECENT, Past, Recent, unpack_recent
-from stream.partition.coclicks import EARLIER, WITHIN_MS
+from millrace.contracts.online_layout import MOST_RECENT, Past, Recent, unpack_recent
+from stream.partition.coclick_counts import EARLIER, WITHIN_MS
 from stream.partition.partition import Partition
 from stream.partition.recents import CLICKS, KEPT_MS, PURCHASES, Recents
 from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, impression, resumed

@@ -26,10 +26,10 @@ from millrace.contracts.schema import Field, Schema, WindowKey
 from millrace.contracts.schemabook import SchemaBook
 from millrace.labels import policy_named
 from millrace.windows.tiles import counts_of
-from stream.join.join import Message
-from stream.partition.checkpoint import CheckpointStore, Line
+from stream.join.join import InputMessage
 from stream.partition.journal import Journal
-from stream.partition.partition import Output, Partition, Policy
+from stream.partition.partition import Partition, Policy, StepOutput
+from stream.partition.partition_checkpoint import CheckpointLine, CheckpointStore
 from tests.scenes.exploring import examples
 from tests.scenes.stream_world import (
     DAY,
@@ -80,7 +80,7 @@ class Life:
         found = {request: self.topic.get(at) for request, at in self.partition.wanted.items()}
         self.add(self.partition.returned(found))
 
-    def add(self, output: Output) -> None:
+    def add(self, output: StepOutput) -> None:
         if output.samples is not None and len(output.samples):
             self.samples.append(output.samples)
         self.dead += output.dead
@@ -107,7 +107,7 @@ _stores = count()
 @examples(40, phases=tuple(Phase)[:-2])  # a failure is not made small: it takes minutes
 @given(arrivals(wild=True), st.sampled_from(POLICIES), st.floats(0, 1), st.sampled_from([1, 3, 1000]))
 def test_a_partition_goes_on_under_another_schema(
-    messages: list[Message], label: str, changes: float, base_every: int
+    messages: list[InputMessage], label: str, changes: float, base_every: int
 ) -> None:
     """Against one that never changes: the same samples, but for the columns; the same counts, and the same letters."""
     policy = replace(SETTLED, label=policy_named(label))
@@ -139,13 +139,13 @@ def test_a_partition_goes_on_under_another_schema(
     assert life.partition.pending == steady.partition.pending == 0
 
 
-def taken_over(store: CheckpointStore, partition: Partition, evolve: bool = False) -> tuple[Life, Line]:
+def taken_over(store: CheckpointStore, partition: Partition, evolve: bool = False) -> tuple[Life, CheckpointLine]:
     loaded = store.load(partition, evolve)
     loaded.partition.journal = Journal()
     return Life(loaded.partition), loaded.line
 
 
-def save(partition: Partition, line: Line, base: bool) -> None:
+def save(partition: Partition, line: CheckpointLine, base: bool) -> None:
     journal = partition.journal
     assert journal is not None
     state = partition.snapshot() if base else None
@@ -292,7 +292,7 @@ def hourly(partition: Partition, hours: range) -> None:
         keys = keys_of(7, [n])[:, : shape.K].astype("<u8").tobytes()
         served = impression(f"h{n}", ts, [n], schema_id=schema.id, keys=keys, **arrays)
         partition.take(
-            [Message("impressions", n, served), Message("events", n, exposure(f"h{n}", ts, [n], user_id=7))],
+            [InputMessage("impressions", n, served), InputMessage("events", n, exposure(f"h{n}", ts, [n], user_id=7))],
             ts + MINUTE,
         )
 

@@ -16,10 +16,10 @@ from structlog.testing import capture_logs
 
 from millrace.basics.errors import StoreError
 from millrace.labels import policy_named
-from stream.partition import checkpoint
-from stream.partition.checkpoint import CheckpointStore, Line, Name, Terms
+from stream.partition import partition_checkpoint
 from stream.partition.journal import RULES, Journal
 from stream.partition.partition import Partition
+from stream.partition.partition_checkpoint import CheckpointLine, CheckpointStore, Name, Terms
 from tests.scenes.exploring import examples
 from tests.scenes.stream_world import HOUR, MINUTE, SCHEMA, T0, Log, action, exposure, impression
 from tests.stream.join.test_join import NOW
@@ -229,26 +229,26 @@ def test_a_journal_of_other_rules_is_read_from_kafka_again(url: str, monkeypatch
     state = owner.save(base=True)
     owner.page(1)
     owner.save()
-    monkeypatch.setattr(checkpoint, "RULES", RULES + 1)
+    monkeypatch.setattr(partition_checkpoint, "RULES", RULES + 1)
     with capture_logs() as logs:
         assert loaded(url) == state
     assert next(e["why"] for e in logs if "why" in e) == f"it is of rules {RULES}"
 
 
 def test_when_a_base_is_due() -> None:
-    line = Line(None, 0, None, 1)  # type: ignore[arg-type]
+    line = CheckpointLine(None, 0, None, 1)  # type: ignore[arg-type]
     line.base_bytes = 1_000_000
-    line.journal_bytes = round(checkpoint.GROWN * line.base_bytes)
+    line.journal_bytes = round(partition_checkpoint.GROWN * line.base_bytes)
     assert not line.wants_base(1000, stops=True)
     line.journal_bytes += 1
     assert line.wants_base(1000, stops=False)
     line.journal_bytes = 0
-    line.replay_bytes = checkpoint.CLEAN_BYTES
+    line.replay_bytes = partition_checkpoint.CLEAN_BYTES
     assert line.wants_base(1, stops=True)
     assert not line.wants_base(1, stops=False)
-    assert line.wants_base(checkpoint.REPLAY_BYTES, stops=False)
+    assert line.wants_base(partition_checkpoint.REPLAY_BYTES, stops=False)
     line.base_bytes = line.replay_bytes = 0
-    line.journal_bytes = checkpoint.LEAST_BYTES
+    line.journal_bytes = partition_checkpoint.LEAST_BYTES
     assert not line.wants_base(0, stops=False)
 
 

@@ -20,22 +20,22 @@ from commands.replay.stretches import Stretches
 from millrace.contracts.events import Impression, Item, to_msgpack
 from millrace.contracts.impressions import decode_impression
 from millrace.contracts.itemtiles import pack
-from millrace.contracts.online import window_field, window_fields
+from millrace.contracts.online_layout import window_field, window_fields
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import read_log
 from millrace.windows.affinity import preferences
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
-from scorer.catalog.index import ItemIndex
+from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemtable import ItemTable
 from scorer.page.rank import Ranked, Ranker
-from scorer.recall.recall import make_lists
-from scorer.users.userrecord import User
-from scorer.worker.warm import warm_up as warm_scorer
-from stream.join.join import Message
+from scorer.recall.candidate_lists import make_lists
+from scorer.users.userrecord import KnownUser
+from scorer.worker.scorer_warmup import warm_up as warm_scorer
+from stream.join.join import InputMessage
 from stream.partition.partition import Partition
-from stream.worker.lists import ShopLists
-from stream.worker.warm import warm_up as warm_stream
+from stream.worker.shop_lists import ShopLists
+from stream.worker.stream_warmup import warm_up as warm_stream
 from tests.scenes.exploring import examples
 from tests.scenes.reference_partition import ReferencePartition
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, T0, Log, action, exposure, hashed, keys_of, resumed, rows
@@ -98,7 +98,7 @@ LAYOUT = SCHEMA.layout
 VALUES = [0.0, 0.004, 3.5, -2.0, 99_999.0, float("nan"), float("inf"), 1e12]
 
 
-def rich(message: Message, schema: Schema) -> Message:
+def rich(message: InputMessage, schema: Schema) -> InputMessage:
     """An impression with the columns of one of this module's schemas, and numbers of all kinds."""
     try:
         served = decode_impression(message.raw)
@@ -112,7 +112,7 @@ def rich(message: Message, schema: Schema) -> Message:
 
 @examples(50)
 @given(arrivals(wild=True), st.integers(0, 2**32), st.sampled_from(sorted(SCHEMAS)))
-def test_a_partition_counts_and_sums_as_its_reference_does(messages: list[Message], seed: int, which: str) -> None:
+def test_a_partition_counts_and_sums_as_its_reference_does(messages: list[InputMessage], seed: int, which: str) -> None:
     schema = SCHEMAS[which]
     messages = [rich(m, schema) if m.topic == "impressions" else m for m in messages]
     reference, rng = ReferencePartition(schema, POLICY), random.Random(seed)
@@ -183,11 +183,11 @@ class Shop:
         self.log = Log()
 
     def rank(self, user: int, item: str, ts_ms: int, bid: float | None) -> Ranked:
-        known = User.of(self.builder, user, self.records.get(user, {}))
+        known = KnownUser.of(self.builder, user, self.records.get(user, {}))
         self.items.follow(lambda: self.index.changes(ts_ms))
         return self.ranker.rank(known, self.items.rows_of([item]), ts_ms, {"bid": bid}, Chance())
 
-    def take(self, user: int, message: Message) -> None:
+    def take(self, user: int, message: InputMessage) -> None:
         self.partitions[user % 2].take([message], T0 + 100_000 * HOUR)
 
     def publish(self) -> None:
@@ -318,7 +318,7 @@ def test_hot_items_and_likings_go_by_the_windows_alone() -> None:
         record = dict(zip(window_fields(store.keys()), packed, strict=True))
         index.put_tiles(0, store.keys(), packed)
         index.refresh_hot(now)
-        user = User.of(builder, 7, record)
+        user = KnownUser.of(builder, 7, record)
         lists = make_lists(builder, index.columns(np.arange(8)), index.alive, index.born_ms, index.heat)
         ((_, liking),) = Ranker(builder, ItemTable(builder)).likings(lists.groups, user, now)
         shop = ShopLists(schema)

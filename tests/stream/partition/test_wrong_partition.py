@@ -16,7 +16,7 @@ from millrace.basics.hashing import kafka_partition, murmur2
 from millrace.contracts.events import User, key_of, letter_bytes, to_json
 from millrace.contracts.samples import NEGATIVE, POSITIVE
 from stream.partition import decoder as module
-from stream.partition.partition import Message, Partition
+from stream.partition.partition import InputMessage, Partition
 from tests.scenes.stream_world import HOUR, POLICY, SCHEMA, T0, Log, action, exposure, impression, resumed
 
 PARTITIONS = 4
@@ -38,7 +38,7 @@ def test_the_partition_of_a_key_is_that_of_the_default_partitioner(key: bytes, p
     assert kafka_partition(key, partitions) == DefaultPartitioner().partition("t", key, key, None, None, cluster)
 
 
-def messages(log: Log, request: str = "r", **who: Any) -> list[Message]:
+def messages(log: Log, request: str = "r", **who: Any) -> list[InputMessage]:
     """A page of two, seen and clicked, and its user's profile."""
     user = who.get("user_id", 7)
     return [
@@ -115,8 +115,8 @@ def test_the_books_balance_when_it_is_sent_again_to_the_right_partition() -> Non
     parts = {number: Partition(number, SCHEMA, POLICY, PARTITIONS) for number in (WRONG, HOME)}
     seen, served = exposure("r", T0, [1, 2]), impression("r", T0, [1, 2])
     ledger = Ledger()
-    letters = parts[WRONG].take([Message("events", 0, seen)], T0).dead
-    parts[HOME].take([Message("impressions", 0, served), Message("events", 0, seen)], T0)
+    letters = parts[WRONG].take([InputMessage("events", 0, seen)], T0).dead
+    parts[HOME].take([InputMessage("impressions", 0, served), InputMessage("events", 0, seen)], T0)
     out = parts[HOME].advance(T0 + HOUR)
     assert out.samples is not None
     for letter in letters:

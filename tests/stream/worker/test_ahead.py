@@ -17,13 +17,13 @@ from millrace.basics.errors import ClockError, MillraceError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.contracts.settings import load_settings
-from stream.join.gate import ReadTo
+from stream.join.topic_order import ReadTo
 from stream.partition import early
 from stream.partition.partition import Partition
 from stream.worker import turn as rules
 from stream.worker.ahead import SKEW_S, is_set_back
+from stream.worker.stream_worker import StreamWorker
 from stream.worker.turn import Advance, Now, Pace, SetBack, Take, Turn, arrival
-from stream.worker.worker import Worker
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Log, Sum, action, exposure, impression, resumed
 from tests.scenes.turn_scene import CRASH, OTHER_CLOCK, RUN, SILENCE, WALL_S, Happening, Scene, click, page
 
@@ -321,18 +321,18 @@ def test_a_crash_under_the_same_clock_is_never_refused_and_sets_nothing_back(sto
 # ---------------------------------------------------------------------- the worker
 
 
-def worker(folder: Path, clock: EventClock) -> Worker:
+def worker(folder: Path, clock: EventClock) -> StreamWorker:
     settings = load_settings(
         {"kafka": "127.0.0.1:1", "redis": "127.0.0.1:1", "data": str(folder), "clock": clock.encode()}, environ={}
     )
-    return Worker(settings, SCHEMA, settings.event_clock())
+    return StreamWorker(settings, SCHEMA, settings.event_clock())
 
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> Now:
     """The moment that the workers of a test live in."""
     moment = Now(0.0, WALL_S)
-    monkeypatch.setattr(Worker, "_now", lambda _: moment)
+    monkeypatch.setattr(StreamWorker, "_now", lambda _: moment)
     monkeypatch.setattr("millrace.processes.wall.wall_ms", lambda: round(WALL_S * 1000))
     return moment
 
@@ -346,8 +346,8 @@ def test_a_worker_that_is_given_partitions_ahead_of_its_clock_ends_with_the_line
         shell.outlet.checkpoints.load(Partition(0, SCHEMA, POLICY)).line.write([], part.snapshot())
         assigned = {TP(topic, 0) for topic in rules.INPUTS}
         monkeypatch.setattr(shell.app, "partitions_of", lambda _: 1)
-        monkeypatch.setattr("stream.worker.worker.ids_of_inputs", lambda _: dict.fromkeys(rules.INPUTS, "id"))
-        monkeypatch.setattr("stream.worker.worker.ends_of", lambda *_: {})
+        monkeypatch.setattr("stream.worker.stream_worker.ids_of_inputs", lambda _: dict.fromkeys(rules.INPUTS, "id"))
+        monkeypatch.setattr("stream.worker.stream_worker.ends_of", lambda *_: {})
         await shell.assigned(shell.app, assigned)
         assert isinstance(shell.failure, ClockError)
         assert await shell.positions() == {}, "Faust waits for nothing"

@@ -14,10 +14,10 @@ from structlog.testing import capture_logs
 from millrace.basics.hashing import kafka_partition
 from millrace.contracts.events import key_of
 from millrace.contracts.settings import load_settings
-from stream.partition.partition import Message, Output, Partition
-from stream.worker.alarms import CAUSES, ENOUGH, QUIET_S, REMEDIES, WINDOW_S, Alarms, Line
+from stream.partition.partition import InputMessage, Partition, StepOutput
+from stream.worker.alarms import CAUSES, ENOUGH, QUIET_S, REMEDIES, WINDOW_S, AlarmLine, Alarms
+from stream.worker.stream_worker import StreamWorker
 from stream.worker.turn import Now, Take, Turn
-from stream.worker.worker import Worker
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, exposure, impression
 
 PARTITIONS = 4
@@ -40,15 +40,15 @@ class World:
         self.alarms = Alarms(partitions)
         self.now_s = 100.0
         self.pages = 0
-        self.lines: list[tuple[float, Line]] = []
+        self.lines: list[tuple[float, AlarmLine]] = []
 
     @property
     def clock_ms(self) -> int:
         return T0 + round(self.now_s * 1000)
 
-    def put(self, topic: str, number: int, raw: bytes) -> Output:
+    def put(self, topic: str, number: int, raw: bytes) -> StepOutput:
         partition = self.partitions[number]
-        message = Message(topic, partition.offsets.get(topic, 0), raw)
+        message = InputMessage(topic, partition.offsets.get(topic, 0), raw)
         output = partition.take([message], self.clock_ms)
         self.alarms.note(number, output, self.now_s)
         return output
@@ -58,7 +58,7 @@ class World:
         if line is not None:
             self.lines.append((self.now_s, line))
 
-    def page(self, *, served: bool = True, ahead_ms: int = 0, place: Place = by_key) -> Output:
+    def page(self, *, served: bool = True, ahead_ms: int = 0, place: Place = by_key) -> StepOutput:
         user, request, ts_ms = self.pages, f"r{self.pages}", self.clock_ms + ahead_ms
         self.pages += 1
         if served:
@@ -213,10 +213,10 @@ def test_the_worker_logs_the_line_once(tmp_path: Path, monkeypatch: pytest.Monke
     ticks: Iterator[float] = iter([*range(100, 200), *([1000.0] * 100)])
 
     async def main() -> None:
-        shell = Worker(settings, SCHEMA, settings.event_clock())
-        emitted: list[Output] = []
+        shell = StreamWorker(settings, SCHEMA, settings.event_clock())
+        emitted: list[StepOutput] = []
 
-        async def emit(_: int, output: Output) -> None:
+        async def emit(_: int, output: StepOutput) -> None:
             emitted.append(output)
 
         monkeypatch.setattr(shell, "_now", lambda: Now(next(ticks), 1e9))
@@ -226,7 +226,7 @@ def test_the_worker_logs_the_line_once(tmp_path: Path, monkeypatch: pytest.Monke
         strangers = [user for user in range(200) if by_key(user, PARTITIONS) != 0][: 2 * ENOUGH]
         for offset, user in enumerate(strangers):
             raw = exposure(f"r{offset}", T0 + MINUTE, [1, 2], user_id=user)
-            await shell._do(turn, Take([Message("events", offset, raw)]))
+            await shell._do(turn, Take([InputMessage("events", offset, raw)]))
         shell._alarm()
         shell._alarm()
         assert sum(len(output.dead) for output in emitted) == len(strangers)

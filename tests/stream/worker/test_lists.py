@@ -15,7 +15,7 @@ import redis
 from millrace.basics.hashing import combine, value_hash
 from millrace.contracts.events import BadEventError, Item, ItemTiles, decode_dead_letter, to_json, to_msgpack
 from millrace.contracts.itemtiles import pack
-from millrace.contracts.online import LIST_NAMES, list_key, window_fields
+from millrace.contracts.online_layout import LIST_NAMES, list_key, window_fields
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.processes.kafka import read_all
 from millrace.processes.services import EmbeddedRedis, stop
@@ -23,7 +23,7 @@ from millrace.windows.affinity import preferences, taste_columns
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from stream.worker.listkeeper import write
-from stream.worker.lists import ShopLists
+from stream.worker.shop_lists import ShopLists
 from tests.scenes.waiting import LONG, until
 from tests.stream.worker.test_worker_loop import NEWEST_MS, SCHEMA, Loop, flush
 

@@ -11,9 +11,9 @@ import pytest
 import redis
 
 from millrace.basics.errors import StoreError
-from millrace.contracts.online import Past, Recent, pack_recent, user_key, window_field
+from millrace.contracts.online_layout import Past, Recent, pack_recent, user_key, window_field
 from millrace.processes.services import EmbeddedRedis, free_port
-from stream.worker.online import OnlineStore
+from stream.worker.online_writer import OnlineStore
 
 pytestmark = pytest.mark.services
 

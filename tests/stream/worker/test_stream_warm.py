@@ -18,7 +18,7 @@ from millrace.windows import kernels
 from tests.scenes.stream_world import resumed
 from stream import coclickkernels
 from stream.partition.partition import Message, Partition, Policy
-from stream.worker.warm import warm_up
+from stream.worker.stream_warmup import warm_up
 from tests.stream.worker.test_worker_loop import SCHEMA, NEWEST_MS, story
 
 def compiled():

@@ -23,15 +23,15 @@ from millrace.processes.services import EmbeddedBroker
 from millrace.processes.spawn import spawn, stop
 from stream.partition.partition import Partition
 from stream.worker.faustio import StreamApp
+from stream.worker.stream_worker import StreamWorker, _as_expected, _until
 from stream.worker.turn import INPUTS, Recall
-from stream.worker.worker import Worker, _as_expected, _until
 from tests.scenes.stream_world import HOUR, POLICY, SCHEMA, T0, Log, action, exposure, impression, rows
 from tests.scenes.waiting import until
 
 
-def worker(folder: Path) -> Worker:
+def worker(folder: Path) -> StreamWorker:
     settings = load_settings({"kafka": "127.0.0.1:1", "redis": "127.0.0.1:1", "data": str(folder)}, environ={})
-    return Worker(settings, SCHEMA, settings.event_clock())
+    return StreamWorker(settings, SCHEMA, settings.event_clock())
 
 
 def test_the_broker_knows_prefixed_names_and_we_know_ours(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_broker_that_came_back_with_other_topics_ends_the_worker(
             asked.append(1)
             return dict(zip(INPUTS, ids, strict=True))
 
-        monkeypatch.setattr("stream.worker.worker.ids_of_inputs", tell)
+        monkeypatch.setattr("stream.worker.stream_worker.ids_of_inputs", tell)
         while silent_s:
             shell._check_broker([])
         await asyncio.gather(*shell._tasks)

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from millrace.basics.errors import BrokerError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE
-from stream.join.gate import ReadTo
-from stream.join.join import Message
+from stream.join.join import InputMessage
+from stream.join.topic_order import ReadTo
 from stream.partition.partition import Partition
 from stream.worker import turn as rules
 from stream.worker.turn import (
@@ -71,7 +71,7 @@ def no_broker_asked(self: Turn, reads: Reads, now: Now) -> float:
     return now.wall_s
 
 
-def no_gate(self: Turn, reads: Reads, taken_now: Sequence[Message], now: Now) -> list[Message]:
+def no_gate(self: Turn, reads: Reads, taken_now: Sequence[InputMessage], now: Now) -> list[InputMessage]:
     """Events go on as they come."""
     return self._gate.release(ReadTo(0, 0, float("inf"), 0), 0, now.steady_s)
 
@@ -481,7 +481,7 @@ def test_fetching_pauses_while_too_many_events_wait_and_resumes_at_half() -> Non
 
 def test_a_topic_that_ends_before_the_checkpoint_is_another_topic() -> None:
     partition = Partition(0, SCHEMA, POLICY)
-    partition.take([Message("events", 499, b"rubbish")], T0)
+    partition.take([InputMessage("events", 499, b"rubbish")], T0)
     one, ends = turn(partition), {"events": ReadTo(3, 3, WALL_S, 3)}
     list(one.outbound(ends, 0, Now(1.0, WALL_S + 1)))
     list(one.outbound({"events": ReadTo(500, 500, WALL_S, 500)}, 0, Now(3.0, WALL_S + 3)))  # it was late to know
@@ -508,7 +508,7 @@ def test_no_positions_before_the_state_is_loaded() -> None:
     turns = Turns(PACE, CLOCK)
     assert turns.positions() is None
     partition = Partition(0, SCHEMA, POLICY)
-    partition.take([Message("events", 499, b"rubbish")], T0)
+    partition.take([InputMessage("events", 499, b"rubbish")], T0)
     turns.begin([partition], Now(0.0, WALL_S))
     found = turns.positions()
     assert found is not None

@@ -29,7 +29,7 @@ from kafka import KafkaAdminClient, TopicPartition
 from kafka.errors import KafkaConnectionError
 
 from millrace.basics.hashing import kafka_partition
-from millrace.contracts import coclicks
+from millrace.contracts import coclick_message as coclicks
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import (
     Click,
@@ -46,7 +46,7 @@ from millrace.contracts.events import (
     to_msgpack,
 )
 from millrace.contracts.itemtiles import unpack
-from millrace.contracts.online import PROFILE, RECENT, unpack_recent, window_keys
+from millrace.contracts.online_layout import PROFILE, RECENT, unpack_recent, window_keys
 from millrace.contracts.samples import CORRECTION, NEGATIVE, SampleBatch
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings, load_settings
@@ -54,11 +54,11 @@ from millrace.processes.kafka import create_topics, make_producer, make_reader, 
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port, spawn, stop
 from millrace.processes.wall import event_now_ms, wall_ms
 from millrace.windows.tiles import counts_of
-from stream.partition.checkpoint import CheckpointStore
-from stream.partition.partition import Message, Partition, Policy
+from stream.partition.partition import InputMessage, Partition, Policy
+from stream.partition.partition_checkpoint import CheckpointStore
 from stream.worker.faustio import Throttle
 from stream.worker.logids import ends_of, ids_of_inputs
-from stream.worker.recall import Recaller
+from stream.worker.rereader import ImpressionReader
 from tests.scenes.demo_kafka import apache_kafka
 from tests.scenes.waiting import LONG, PATIENCE, until
 
@@ -173,9 +173,9 @@ def answer(loop: Loop) -> Answer:
     """Replays all that was sent, in that order, through one partition object each."""
     settings = loop.settings
     offsets: Counter[tuple[str, int]] = Counter()
-    messages: list[tuple[int, Message]] = []
+    messages: list[tuple[int, InputMessage]] = []
     for topic, number, value in loop.sent:
-        messages.append((number, Message(topic, offsets[topic, number], value)))
+        messages.append((number, InputMessage(topic, offsets[topic, number], value)))
         offsets[topic, number] += 1
     out = Answer()
     for number in range(PARTITIONS):
@@ -556,7 +556,7 @@ def test_a_new_broker_is_read_from_its_beginning_with_the_state_of_the_old(loop:
     partition = Partition(0, SCHEMA, Policy.of(loop.settings))
     user = next(filter(lambda u: home(u) == 0, count()))
     seen = to_json(Exposure("before", "before", START_MS - HOUR_MS, user, [7]))
-    partition.take([Message("events", 499, seen)], NEWEST_MS)
+    partition.take([InputMessage("events", 499, seen)], NEWEST_MS)
     fresh = Partition(0, SCHEMA, Policy.of(loop.settings))
     CheckpointStore(loop.settings.place("checkpoints")).load(fresh).line.write([], partition.snapshot())
     loop.send([("events", 0, b"rubbish")] * 3)
@@ -578,7 +578,7 @@ def test_a_checkpoint_ahead_of_the_event_clock_is_one_line(loop: Loop) -> None:
     """History was played at a lapse, and the data folder is used again in real time."""
     ahead = to_json(Exposure("e", "r", NEWEST_MS + 9 * HOUR_MS, 7, [1]))
     partition = Partition(0, SCHEMA, Policy.of(loop.settings))
-    partition.take([Message("events", 0, ahead)], NEWEST_MS + 9 * HOUR_MS)
+    partition.take([InputMessage("events", 0, ahead)], NEWEST_MS + 9 * HOUR_MS)
     fresh = Partition(0, SCHEMA, Policy.of(loop.settings))
     CheckpointStore(loop.settings.place("checkpoints")).load(fresh).line.write([], partition.snapshot())
     line = last_line(loop.worker(), loop)
@@ -697,7 +697,7 @@ def test_impressions_are_read_again_by_their_offsets(loop: Loop) -> None:
     """Near ones and far ones, in one reading; one whose time is over and one that the log does not reach are told."""
     raws = [b"%d" % k for k in range(1000)]
     loop.send([("impressions", 1, raw) for raw in raws])
-    recaller = Recaller(loop.settings)
+    recaller = ImpressionReader(loop.settings)
     try:
         wanted = [999, 3, 4, 4, 7, 640, 641, 1000, 5000]
         expected = {at: raws[at] if at < len(raws) else None for at in wanted}
@@ -719,8 +719,8 @@ def test_impressions_that_cannot_be_read_are_told_from_those_that_are_gone(
     def away(**_: Any) -> None:
         raise KafkaConnectionError
 
-    monkeypatch.setattr("stream.worker.recall.KafkaConsumer", away)
-    recaller = Recaller(load_settings({"kafka": "127.0.0.1:1", "data": str(tmp_path)}, environ={}))
+    monkeypatch.setattr("stream.worker.rereader.KafkaConsumer", away)
+    recaller = ImpressionReader(load_settings({"kafka": "127.0.0.1:1", "data": str(tmp_path)}, environ={}))
     assert recaller.read(1, [999]) is None
     recaller.close()
 

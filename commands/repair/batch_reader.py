@@ -1,0 +1,164 @@
+# core
+"""Finds the samples of micro-batches again on the topic.
+
+Each partition's messages are read in order and held until the last act that needs them. An act's batch is its rows
+less those to be left out. Micro-batches go through the partitions at about the same pace, so few messages are held at
+a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from commands.repair.without import Without
+from learner.training.ledger import Act, Learnt, Span
+from millrace.basics.errors import SnapshotError
+from millrace.contracts.samples import SampleBatch
+
+AHEAD = 20_000
+"""Messages of one partition that are held before no more of it is asked for."""
+
+
+class TopicMessage(NamedTuple):
+    partition: int
+    offset: int
+    value: bytes
+    headers: Sequence[tuple[str, bytes]] = ()
+
+
+class TopicReading(Protocol):
+    """Some partitions of the topic that are being read, each in order."""
+
+    def more(self, ahead: Collection[int]) -> Sequence[TopicMessage]:
+        """The next messages, in no order between partitions; none: all was read. ``ahead``: partitions of which enough
+        has come for now."""
+
+    def close(self) -> None: ...
+
+
+class Source(Protocol):
+    def first(self) -> Mapping[int, int]:
+        """The first offset that each partition has."""
+
+    def open(self, wanted: Mapping[int, range]) -> TopicReading:
+        """Begins to read these offsets of these partitions."""
+
+
+Decode = Callable[[TopicMessage], SampleBatch]
+
+
+def wanted_by(acts: Iterable[Act]) -> dict[int, range]:
+    """The offsets that the acts need, by partition: from the first to the last.
+
+    >>> wanted_by([Learnt((Span(0, 7, 0, 3), Span(1, 2, 0, 1))), Learnt((Span(0, 9, 1, 2),))])
+    {0: range(7, 10), 1: range(2, 3)}
+    """
+    found: dict[int, range] = {}
+    for span in _spans(acts):
+        at = found.get(span.partition, range(span.offset, span.offset))
+        found[span.partition] = range(min(at.start, span.offset), max(at.stop, span.offset + 1))
+    return found
+
+
+def _spans(acts: Iterable[Act]) -> Iterable[Span]:
+    return (span for act in acts if isinstance(act, Learnt) for span in act.spans)
+
+
+def rows_in(act: Act) -> int:
+    """Rows of an act; 0 for one that is no micro-batch."""
+    return sum(span.stop - span.first for span in act.spans) if isinstance(act, Learnt) else 0
+
+
+class BatchReader:
+    """Gives the batch of each act, in order: see :func:`learner.training.ledger.learn_again`.
+
+    Attributes:
+        left_out: rows of acts that were left out so far.
+        by: how many rows each named user, item, arm or interval met.
+    """
+
+    def __init__(
+        self,
+        acts: Sequence[Act],
+        source: Source,
+        decode: Decode,
+        without: Without | None = None,
+        tick: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        self._decode, self._without, self._tick = decode, without or Without(), tick
+        self._uses = Counter((span.partition, span.offset) for span in _spans(acts))
+        self._held: dict[tuple[int, int], TopicMessage | SampleBatch] = {}  # decoded: an act has had a part of it
+        self._of: Counter[int] = Counter()  # messages held, by partition
+        self._reading = source.open(wanted_by(acts))
+        self.read = self.left_out = 0
+        self.by: Counter[str] = Counter()
+
+    def rows_of(self, act: Learnt) -> SampleBatch | None:
+        """The rows of an act without those to be left out; None: none remain.
+
+        Raises:
+            SnapshotError: a message is not there any more, or is another one.
+            SchemaError: it cannot be read.
+        """
+        self._fetch({(span.partition, span.offset) for span in act.spans})
+        pieces = [self._piece(span) for span in act.spans]
+        if not pieces:
+            return None
+        batch = SampleBatch.concat(pieces)
+        self.read += len(batch)
+        self._tick(self.read)
+        out = self._without.rows(batch, self.by)
+        if not out.any():
+            return batch
+        self.left_out += int(out.sum())
+        return None if out.all() else batch.take(~out)
+
+    def batches(self, acts: Iterable[Act]) -> Iterator[SampleBatch]:
+        """The batches of acts, in order, but for those of which nothing is left. Errors as :meth:`rows_of`."""
+        for act in acts:
+            batch = self.rows_of(act) if isinstance(act, Learnt) else None
+            if batch is not None:
+                yield batch
+
+    def close(self) -> None:
+        self._reading.close()
+
+    def _fetch(self, needed: set[tuple[int, int]]) -> None:
+        missing = needed - self._held.keys()
+        while missing:
+            lacking = {partition for partition, _ in missing}
+            ahead = {p for p, n in self._of.items() if n > AHEAD} - lacking
+            came = self._reading.more(ahead)
+            if not came:
+                partition, offset = min(missing)
+                raise SnapshotError(
+                    f"message {offset} of partition {partition} of the samples is not there",
+                    "name a --since after it; retention of the topic says how long samples are kept",
+                )
+            for message in came:
+                at = (message.partition, message.offset)
+                if self._uses[at] and at not in self._held:
+                    self._held[at] = message
+                    self._of[message.partition] += 1
+                    missing.discard(at)
+
+    def _piece(self, span: Span) -> SampleBatch:
+        at = (span.partition, span.offset)
+        held = self._held[at]
+        batch = self._decode(held) if isinstance(held, TopicMessage) else held
+        self._uses[at] -= 1
+        if self._uses[at]:
+            self._held[at] = batch
+        else:
+            del self._held[at]
+            self._of[span.partition] -= 1
+        if span.stop > len(batch):
+            raise SnapshotError(
+                f"message {span.offset} of partition {span.partition} has {len(batch)} rows, not {span.stop}",
+                "the topic is not the one that was learnt from: name its broker",
+            )
+        return batch.take(np.arange(span.first, span.stop))

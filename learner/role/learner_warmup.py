@@ -1,0 +1,101 @@
+# core
+"""Runs every compiled function on small models of its own, before a learner or scorer reports that it is ready.
+Compiling takes half a minute where nothing is cached; else the loop would stop that long at its first samples."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from learner.custom.own import OwnModel
+from learner.custom.ownids import KnownIds
+from learner.gate.model_checks import unsound
+from learner.ranker.model import OnlineModel
+from learner.ranker.verbs import Learning
+from learner.serving.serving_model import ServingModel
+from learner.serving.staging import ModelWriter
+from learner.tables.row_index import Index
+from millrace.basics.durations import DAY_MS
+from millrace.contracts import pagepack
+from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.schema import Schema
+from millrace.versions.image import Image
+
+_ROWS = (64, 17)  # a full batch and a small one
+_MAX_ROWS = 4096
+_MANY = 60_000
+
+
+def warm_up(model: Learning) -> None:
+    """Compiles all that learning, judging and publishing with ``model`` will call. ``model`` itself stays unchanged."""
+    pagepack.warm_up()
+    if isinstance(model, OwnModel):  # its class was tried when it was made
+        known = KnownIds(_ROWS[0])
+        for ids in np.array_split(np.arange(1, 4 * _ROWS[0]), 5):
+            known.add(ids)
+            known.has(ids)
+        warm_tables()
+        return
+    spec = {**model.spec, "max_rows": min(model.spec["max_rows"], _MAX_ROWS)}
+    own, twin = (OnlineModel(model.schema, spec, seed=0) for _ in range(2))
+    for turn, rows in enumerate(_ROWS):
+        batch = _batch(model, rows, turn)
+        for given in (batch, SampleBatch.from_bytes(batch.to_bytes())):  # arrays of a message cannot be written to
+            own.score(given.cat, given.num)
+            own.learn(given)
+            if own.head is not None:
+                own.head.flush()
+            unsound(own)
+            own.changes()
+    for field in model.schema.layout.cat_fields:
+        own.knows(field.name, batch.cat)
+    twin.resume(*own.snapshot())
+    slices = own.slices()
+    twin.resume([*iter(slices.next, None), slices.finish()])
+    for table in own.tables.values():
+        table.expire(0)
+    warm_tables()
+
+
+def warm_tables() -> None:
+    """Compiles what any table of ids will call, also when it grows."""
+    memory = Index({}, _MANY)
+    for ids in np.array_split(np.arange(1, _MANY), 20):  # so many that the slots move
+        memory.add(ids)
+    memory.find(ids)
+    memory.remove(ids)
+
+
+def warm_serving(schema: Schema, half: bool) -> None:
+    """For a scorer: compiles what versions that serve will call, and what makes them. ``half``: as the scorer's
+    :class:`~learner.serving.serving_model.ModelWriter` will have it."""
+    for kind in ("wide_resnet", "wide_deep"):
+        source = OnlineModel(schema, {"model": kind, "max_rows": _MAX_ROWS}, seed=0)
+        source.learn(_batch(source, _ROWS[0], 0))
+        image = Image.of_tensors(source.changes().tensors())
+        writer = ModelWriter.of(schema, source.spec, image, dict.fromkeys(source.tables, _MANY), half=half)
+        reader = ServingModel.attach(schema, source.spec, writer.base())
+        for rows in image.tables.values():
+            rows.removed, rows.ids = rows.ids[:1], rows.ids[1:]
+            rows.columns = {name: column[1:] for name, column in rows.columns.items()}
+        reader = reader.followed(writer.stage(image))
+        batch = _batch(source, _ROWS[0], 0)
+        reader.score(batch.cat, batch.num)
+        reader.score_filled(batch.cat, reader.room(len(batch)), np.zeros(batch.cat.shape[1], np.bool_))
+        while writer.fold(_ROWS[1]):
+            pass
+        reader.settled(writer.folded, writer.base()).snapshot()
+
+
+def _batch(model: Learning, rows: int, seed: int) -> SampleBatch:
+    rng, layout = np.random.default_rng(seed), model.schema.layout
+    kind = np.where(np.arange(rows) % 2 > 0, POSITIVE, NEGATIVE).astype(np.uint8)
+    user, item = (rng.integers(1, 9, rows).astype(np.uint64) for _ in range(2))
+    return SampleBatch.of_rows(
+        kind,
+        np.full(rows, (seed + 1) * DAY_MS),
+        rng.integers(1, 50, (rows, layout.F)),
+        rng.random((rows, layout.N), dtype=np.float32),
+        position=np.arange(rows, dtype=np.int32),
+        user=user,
+        item=item,
+    )

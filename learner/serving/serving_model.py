@@ -1,0 +1,219 @@
+# core
+"""A model as scorers hold it: versions that share one base, each with overlays of its own (learner/serving/overlay.py).
+
+::
+
+    writer   ModelWriter   stage(delta) ──► overlay (arrays)      fold(rows), fold(rows), ... ──► settled
+                │                             │                                                     │
+             base() ──────────► attach ──► followed ──► a model of the next version            ──► settled
+    readers  ServingModel      version 7      version 8                                        version 8, fewer overlays
+
+The base and all overlays are arrays by name, so they may lie in memory that processes share. A version never changes: a
+reader takes the next one by swapping a reference, and each answer is of one version. Overlays hide the base, so a
+version is whole at once, and its rows move into the base afterwards, step by step.
+
+The dense tensors of a version are one buffer, which is never written to again. A delta has all of them or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from learner.network import elementwise
+from learner.network.backward import Workspace
+from learner.network.forward import HalfForward, rows_of
+from learner.network.models import Network
+from learner.ranker.inputs import TableColumns, finite
+from learner.ranker.model import score_with
+from learner.serving import overlaykernels as kernels
+from learner.serving.frame import Arrays, Dense, Flags, Floats, Frame, NumberPlan
+from learner.serving.overlay import Layer, Table, record_width
+from learner.serving.staging import ModelWriter, layers_of
+from learner.tables.table import as_read
+from learner.tables.table_kernels import EMPTY
+from millrace.contracts.schema import Schema
+from millrace.versions.modelstore import Image
+
+Ids = NDArray[np.int64]
+
+_EVERYTHING = 2**31 - 1
+
+
+class ServingModel:
+    """One version of a model, to score with. Reads only; several threads may score at once. :meth:`attach` makes it in
+    any process that has the writer's arrays. :meth:`of` makes one with a writer of its own, which can be patched."""
+
+    def __init__(self, frame: Frame, tables: dict[str, Table], dense: Dense, dropped: int = 0) -> None:
+        self.frame, self.tables, self._dense, self._dropped = frame, tables, dense, dropped
+        self._writer: ModelWriter | None = None
+
+    @classmethod
+    def attach(
+        cls, schema: Schema, spec: Mapping[str, Any], base: Arrays, like: ServingModel | None = None
+    ) -> ServingModel:
+        """A reader of a writer's :meth:`ModelWriter.base`, which goes on to change. It must follow every overlay that
+        was pending then, and all that come. ``like``: a model that served before. If it has the same schema and spec,
+        its working memory is reused. Raises SettingError where the spec has an unknown name or value."""
+        if like is not None and like.frame.serves(schema, spec):
+            return cls._attached(like.frame, base)
+        return cls._attached(Frame(schema, spec), base)
+
+    @classmethod
+    def _attached(cls, frame: Frame, base: Arrays) -> ServingModel:
+        tables = {
+            g.name: Table(g.width, Layer.of(base[f"{g.name}/slots"], base[f"{g.name}/data"]), (), int(rows))
+            for g, rows in zip(frame.inputs.groups, base["rows"], strict=True)
+        }
+        return cls(frame, tables, Dense(frame, base))
+
+    @classmethod
+    def of(
+        cls,
+        schema: Schema,
+        spec: Mapping[str, Any],
+        parts: Image | Iterable[Image],
+        rows: Mapping[str, int] | None = None,
+        half: bool = False,
+    ) -> ServingModel:
+        """The model of a snapshot with a writer of its own, in one process; as :meth:`ModelWriter.of`."""
+        writer = ModelWriter.of(schema, spec, parts, rows, half=half)
+        model = cls._attached(writer.frame, writer.base())
+        model._writer = writer
+        return model
+
+    # -- versions --------------------------------------------------------------------------------------------
+
+    def followed(self, overlay: Arrays) -> ServingModel:
+        """The next version: this one with an overlay of :meth:`ModelWriter.stage`. This one stays as it is."""
+        layers = layers_of(overlay, [record_width(table.width) for table in self.tables.values()])
+        tables = {
+            name: Table(t.width, t.base, (*t.overlays, Layer.of(*layer, int(changed))), int(rows))
+            for (name, t), layer, changed, rows in zip(
+                self.tables.items(), layers, overlay["changed"], overlay["rows"], strict=True
+            )
+        }
+        dense = Dense(self.frame, overlay) if "dense" in overlay else self._dense
+        return ServingModel(self.frame, tables, dense, self._dropped)
+
+    def settled(self, folded: int, base: Arrays | None = None) -> ServingModel:
+        """The same version without the ``folded`` overlays that went into the base since this reader attached.
+        ``base``: the writer's, when its ``generation`` has risen; missing names stay as they were."""
+        base = base or {}
+        tables = {}
+        for name, t in self.tables.items():
+            slots, data = base.get(f"{name}/slots", t.base.slots), base.get(f"{name}/data", t.base.data)
+            tables[name] = Table(t.width, Layer.of(slots, data), t.overlays[folded - self._dropped :], t.rows)
+        return ServingModel(self.frame, tables, self._dense, folded)
+
+    def patch(self, delta: Image) -> None:
+        """Applies a delta whole or not at all. Only for a model that :meth:`of` made, and not while it scores."""
+        writer = self._own
+        model = self.followed(writer.stage(delta))
+        while writer.fold(_EVERYTHING):
+            pass
+        model = model.settled(writer.folded, writer.base())
+        self.tables, self._dense, self._dropped = model.tables, model._dense, model._dropped
+
+    def check(self, delta: Image) -> None:
+        """:meth:`ModelWriter.check`; only for a model that :meth:`of` made."""
+        self._own.check(delta)
+
+    @property
+    def _own(self) -> ModelWriter:
+        if self._writer is None:
+            raise TypeError("this model only reads: stage deltas with the ModelWriter whose base it is attached to")
+        return self._writer
+
+    @property
+    def rows(self) -> int:
+        return sum(len(t) for t in self.tables.values())
+
+    @property
+    def network(self) -> Network:
+        """The network with this version's tensors, in evaluation mode."""
+        return self._dense.network
+
+    def dense(self) -> dict[str, Floats]:
+        return self.frame.named(self._dense.flat)
+
+    def snapshot(self) -> Image:
+        """The serving half of ``OnlineModel.snapshot``. Call it only while nothing writes to the base."""
+        dense: dict[str, NDArray[Any]] = {n: a.copy() for n, a in self.dense().items()}
+        return Image(dense, {n: t.snapshot() for n, t in self.tables.items()})
+
+    # -- scoring ---------------------------------------------------------------------------------------------
+
+    @property
+    def numbers(self) -> NumberPlan | None:
+        """How numbers get into the :meth:`room`; None with buckets, or where passes are not written out."""
+        return self._dense.numbers
+
+    def score(self, cat: Ids, num: Floats) -> Floats:
+        """Click probabilities (n,) of feature rows cat (n, F), num (n, N). Reads only; unknown ids read as zero."""
+        inputs, plan = self.frame.inputs, self.numbers
+        if plan is None or not len(cat):
+            return score_with(inputs, self._dense.inference, self.tables, cat, num)
+        x = self.room(len(cat))
+        numbers = inputs.plain(finite(num)[0])  # (n, P)
+        elementwise.standardise(numbers, plan.mean, plan.factor, plan.bound, x, plan.at)
+        return self.score_filled(cat, x)
+
+    def warm(self, most: int) -> None:
+        """Scores each number of rows, up to ``most``, that matrix products distinguish, so that no request pays for the
+        first product of a size. Any thread may do this."""
+        layout = self.frame.schema.layout
+        half = isinstance(self._dense.forward, HalfForward)
+        for n in sorted({rows_of(n) for n in range(1, most + 1)}) if half else [most]:
+            self.score(np.ones((n, layout.F), np.int64), np.zeros((n, layout.N), np.float32))
+
+    def room(self, n: int) -> Floats:
+        """x (n, I), the network's input, uninitialised. The caller fills its number columns by :attr:`numbers` and
+        hands it to :meth:`score_filled`. Each thread has one."""
+        return self.frame.room.array("x", n, self.frame.network.shape.flat)
+
+    def score_filled(self, cat: Ids, x: Floats, once: Flags | None = None) -> Floats:
+        """Click probabilities (n,) of cat (n, F) and :meth:`room` x (n, I), whose number columns are filled. Columns of
+        cat that are ``once`` (F,) are equal in all rows, and are read one time. Default: none."""
+        frame, forward = self.frame, self._dense.forward
+        assert forward is not None
+        inputs = frame.inputs
+        once = np.zeros(cat.shape[1], np.bool_) if once is None else once
+        t = np.full(len(cat), inputs.prior_logit, np.float32)  # (n,) the wide part
+        for group, (at, _) in zip(inputs.groups, inputs.spans, strict=True):
+            self._pool(group, cat, once, at, x, t)
+        logits = forward.infer(torch.from_numpy(x), frame.room)
+        p: Floats = torch.sigmoid(torch.from_numpy(logits + t)).numpy()
+        return p
+
+    def _pool(self, group: TableColumns, cat: Ids, once: Flags, at: int, x: Floats, t: Floats) -> None:
+        inputs, columns = self.frame.inputs, group.columns
+        lone = once[columns]  # (C,)
+        if not group.width and inputs.crosses:
+            cat = inputs.ids(group, cat)
+            columns = np.arange(cat.shape[1])
+            crossed = [bool(once[list(own)].all()) for _, own in inputs.crosses]
+            lone = np.concatenate([lone, np.array(crossed, np.bool_)])
+        n, c = len(cat), len(columns)
+        if not n or not c:
+            return
+        size = n * int((~lone).sum()) + int(lone.sum())
+        bits = max(4, size.bit_length() + 1)
+        room = self.frame.room
+        scratch = _integers(room, "scratch", 1 << bits)
+        scratch.fill(EMPTY)
+        unique = np.empty(size, np.int64)
+        inverse = _integers(room, "inverse", n * c).reshape(n, c)
+        found = kernels.distinct(as_read(cat), columns, lone, scratch, 64 - bits, unique, inverse)
+        values = room.array("values", found, group.width + 1)
+        self.tables[group.name].values(unique[:found], values)
+        kernels.pool(values, inverse, group.starts, lone, at, x, t)
+
+
+def _integers(room: Workspace, name: str, size: int) -> NDArray[np.int32]:
+    flat: NDArray[np.int32] = room.array(name, 1, size).reshape(-1).view(np.int32)
+    return flat

@@ -1,0 +1,97 @@
+# core
+"""Users and items from outside, checked against one schema.
+
+::
+
+    bytes ──► JSON, of the right types (contracts.events) ──► values that the schema's fields can hold ──► User, Item
+                  └─ malformed, oversized, wrong-type            └─ bad-value ──► BadEventError, a dead letter
+
+Stream, scorer and lists all read with this module, so a message is usable for all of them or for none. A missing
+value (no attribute, null, empty text, NaN) is no error. Text in place of a number is an error, and so is a number
+that no float32 holds: it would be learnt from as 0 as long as the item lives. Attributes outside the schema are
+kept. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from millrace.contracts import filter_attributes
+from millrace.contracts.events import Attribute, BadEventError, Item, User, decode_item, decode_user
+from millrace.contracts.schema import DERIVED, Field, Schema, Side
+
+TOO_LARGE = (2.0 - 2.0**-24) * 2.0**127  # from here on a float32 is infinite
+_SHOWN = 60  # characters of an offending value
+
+
+class Intake:
+    """Reads users and items by ``schema``. Stateless; any thread may call it."""
+
+    def __init__(self, schema: Schema) -> None:
+        fields = {f.name: f for f in schema.fields}
+        sides: tuple[Side, ...] = ("user", "item")
+        self._looked_at = {
+            side: {name: fields.get(name) for name in schema.columns_of(side) if name not in DERIVED} for side in sides
+        }
+        self._filtered_by = {name: fields.get(name) for name in schema.filters}
+
+    def user(self, raw: bytes | None) -> User:
+        """A user from the topic ``users``; :meth:`removed` reads tombstones.
+
+        Raises:
+            BadEventError: ``malformed``, ``oversized``, ``wrong-type`` or ``bad-value``, with the field and its value.
+        """
+        user = decode_user(raw)
+        self._check("user", user.attributes)
+        return user
+
+    def item(self, raw: bytes | None) -> Item:
+        """An item from the topic ``items``; as :meth:`user`."""
+        item = decode_item(raw)
+        self._check("item", item.attributes)
+        for name, field in self._filtered_by.items():
+            why = filter_attributes.too_many(field, item.attributes.get(name))
+            if why:
+                raise BadEventError("bad-value", f"{name} {why}")
+        return item
+
+    @staticmethod
+    def removed(key: bytes | None) -> str:
+        """The id of the item or user that a tombstone of ``items`` or ``users`` removes.
+
+        Raises:
+            BadEventError: ``bad-key``: the key is missing or no text.
+        """
+        if not key:
+            raise BadEventError("bad-key", "a tombstone without a key takes nothing out; send the id as key")
+        try:
+            return key.decode()
+        except UnicodeDecodeError:
+            raise BadEventError("bad-key", f"the key {key[:_SHOWN]!r} is not UTF-8; send the id as text") from None
+
+    def _check(self, side: Side, attributes: Mapping[str, Attribute]) -> None:
+        for name, field in self._looked_at[side].items():
+            value = attributes.get(name)
+            if value is None:
+                continue
+            why = unfit(field, value)
+            if why:
+                shown = repr(value)
+                shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+                raise BadEventError("bad-value", f"{name} {shown} {why}")
+
+
+def unfit(field: Field | None, value: str | int | float | bool | list[str | int]) -> str:
+    """Why a field (None: a column that only makes window keys) cannot hold a value; empty when it can."""
+    if field is not None and field.kind == "numeric":
+        if isinstance(value, list):
+            return "is a list where a number is needed"
+        try:
+            number = float(value or 0)
+        except ValueError:
+            return "is no number"
+        # NaN is missing, like null; it fails no comparison.
+        return "is beyond what a float32 holds" if abs(number) >= TOO_LARGE else ""
+    if isinstance(value, list) and (field is None or field.slots == 1):
+        return "is a list where one value is needed"
+    return ""

@@ -1,0 +1,108 @@
+# core
+"""Finds values of users and items that are valid but probably not what the sender meant. They are counted and reported.
+
+::
+
+    User, Item ──► attributes that no field reads ──────► unknown-attribute
+                   a list longer than its slots ─────────► beyond-slots
+                   12.5 in a categorical field ──────────► fraction
+                   born_ms = 1772414000 ─────────────────► born-in-seconds
+                   key and id differ ────────────────────► wrong-key
+
+Such a mistake leaves no other trace: pages are only worse than they could be. Remedies:
+:data:`millrace.contracts.dead_letter_reasons.DOUBTS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+from millrace.contracts.events import Attribute, Item, User, key_of
+from millrace.contracts.schema import DERIVED, Field, Schema, Side
+
+SECONDS_MS = 100_000_000_000
+"""March 1973 in milliseconds. A time of these days in seconds is below it, one in milliseconds is above."""
+_SHOWN = 60
+_NAMES = 1024
+"""Unknown attributes to remember: where one item of a catalogue has one, each item has it."""
+
+
+class Doubt(NamedTuple):
+    """``kind``: one of :data:`~millrace.contracts.dead_letter_reasons.DOUBTS`. ``detail``: one line that names the
+    value."""
+
+    kind: str
+    detail: str
+
+
+class Doubts:
+    """Checks users and items by ``schema``. Stateless; any thread may call it.
+
+    >>> from millrace.contracts.schema import shop_schema
+    >>> [doubt.kind for doubt in Doubts(shop_schema()).of_item(Item("b3", {"colour": "red"}, born_ms=1_772_414_000))]
+    ['unknown-attribute', 'born-in-seconds']
+    >>> Doubts(shop_schema()).of_item(Item("b3", {"catgory": "shoes"}))[0].detail
+    "item 'b3': the schema has no 'catgory'; near: 'category'"
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self._unknown = lru_cache(_NAMES)(self._name_unknown)
+        self._filters = frozenset(schema.filters)
+        fields = {f.name: f for f in schema.fields}
+        sides: tuple[Side, ...] = ("user", "item")
+        self._read: dict[Side, dict[str, Field | None]] = {
+            side: {name: fields.get(name) for name in schema.columns_of(side) if name not in DERIVED} for side in sides
+        }
+
+    def of_user(self, user: User) -> list[Doubt]:
+        """Warnings about a user; none, as a rule."""
+        return self._of("user", user.user_id, user.attributes)
+
+    def of_item(self, item: Item, key: bytes | None = None) -> list[Doubt]:
+        """Warnings about an item. ``key``: of its Kafka message; None: not checked."""
+        found = self._of("item", item.item_id, item.attributes)
+        if 0 < item.born_ms < SECONDS_MS:
+            found.append(Doubt("born-in-seconds", f"item {item.item_id!r}: born_ms {item.born_ms}"))
+        if key is not None and key != key_of(item.item_id):
+            found.append(Doubt("wrong-key", f"item {item.item_id!r} under the key {key[:_SHOWN]!r}"))
+        return found
+
+    def _of(self, side: Side, whose: int | str, attributes: Mapping[str, Attribute]) -> list[Doubt]:
+        found = []
+        read = self._read[side]
+        for name, value in attributes.items():
+            if name not in read:
+                if side == "user" or name not in self._filters:
+                    detail = f"{side} {whose!r}: {self._unknown(side, name[:_SHOWN])}"
+                    found.append(Doubt("unknown-attribute", detail))
+                continue
+            field = read[name]
+            if field is None or field.kind == "numeric":
+                continue
+            if isinstance(value, list) and len(set(map(str, value))) > field.slots:
+                detail = f"{side} {whose!r}: {name} has {len(value)} values, {field.slots} slots"
+                found.append(Doubt("beyond-slots", detail))
+            elif isinstance(value, str) and field.slots > 1 and value.count(field.separator) >= field.slots:
+                several = {part.strip() for part in value.split(field.separator)} - {""}
+                if len(several) > field.slots:
+                    detail = f"{side} {whose!r}: {name} has {len(several)} values, {field.slots} slots"
+                    found.append(Doubt("beyond-slots", detail))
+            elif isinstance(value, float) and not value.is_integer():
+                found.append(Doubt("fraction", f"{side} {whose!r}: {name} {value!r}"))
+        return found
+
+    def _name_unknown(self, side: Side, name: str) -> str:
+        near = near_names(name, {*self._read[side], *(self._filters if side == "item" else ())})
+        return f"the schema has no {name!r}" + (f"; near: {near[0]!r}" if near else "")
+
+
+def near_names(name: str, there: Collection[str]) -> list[str]:
+    """Of the names that are there, those that look like ``name``: at most four."""
+    near = difflib.get_close_matches(name, sorted(there), n=3, cutoff=0.5)
+    lower = {n.lower(): n for n in there}
+    if name.lower() in lower and lower[name.lower()] not in near:
+        near.insert(0, lower[name.lower()])
+    return near

@@ -1,0 +1,251 @@
+# core
+"""Filters of a request: which items its page may show, computed before recall, and how many of a kind.
+
+::
+
+    only, not ──► each attribute's column in the item table ─┐ kept for the next request with the same
+    alive ───────────────────────────────────────────────────┴─► mask ─┐
+    exclude, hide bought, clicked ──► rows ────────────────────────────┼─► Allowed ─► recall, the control group
+    hide seen ──► the user's window keys of user and item ─────────────┘
+    caps ──► values of the candidates, best first ──► those that fit
+
+The item table has an attribute in one of two forms: hashes for those in the schema's ``filters``, or feature ids of a
+categorical field. A mask is valid until a row of the table changes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.basics.hashing import U64, column_hash, combine, mix
+from millrace.contracts.events import Id
+from millrace.contracts.filter_attributes import asked_hashes, filterable
+from scorer.catalog.itemtable import ItemRows
+from scorer.page import filterkernels as kernels
+from scorer.page.page_wire import Filters, RecommendRequest, RequestError, filters_of
+from scorer.page.rank import Ranker
+from scorer.recall.candidate_lists import Allowed, ListedRows
+from scorer.users.userrecord import KnownUser
+
+MASK_BYTES = 16 << 20
+"""Cache of a worker for masks of the last distinct pairs of ``only`` and ``not``."""
+_ENTRY_BYTES, _HASH_BYTES = 1024, 48
+"""Python's overhead for a mask and its clauses, and for each value of its filter."""
+
+
+class _Place(NamedTuple):
+    """Where an attribute lies on the items."""
+
+    named: bool  # by the schema's filters; else it is a field
+    first: int  # its columns of ``cat``
+    stop: int
+    salt: np.uint64
+
+
+class _UserItem(NamedTuple):
+    """The window key that counts a user's exposures of an item."""
+
+    salt: np.uint64
+    user_first: bool
+    column: int  # of the item table's ``values``: the item
+
+
+class ItemFilters:
+    def __init__(self, ranker: Ranker) -> None:
+        self._ranker, self._items, self._builder = ranker, ranker.items, ranker.builder
+        schema, layout, form = self._builder.schema, self._builder.layout, ranker.items.form
+        self._places = dict.fromkeys(schema.filters, _Place(True, 0, 0, np.uint64(0)))
+        starts = {f.name: (start, f) for f, start in zip(layout.cat_fields, layout.cat_starts, strict=True)}
+        for name in filterable(schema):
+            if name not in self._places:
+                start, field = starts[name]
+                first = int(np.searchsorted(form.cat_columns, start))
+                self._places[name] = _Place(False, first, first + field.slots, layout.field_salt(field))
+        self._others = {field.name for field in schema.fields} - set(self._places)
+        self._seen: _UserItem | None = None
+        both = self._builder.user_column, self._builder.item_column
+        for name, key in zip(layout.key_names, schema.windows.keys, strict=True):
+            if len(key.columns) == 2 and set(key.columns) == set(both):
+                column = form.value_names.index(both[1])
+                self._seen = _UserItem(layout.key_salt(name), key.columns[0] == both[0], column)
+        self._masks: OrderedDict[Any, Allowed] = OrderedDict()
+        self._of, self._bytes = -1, 0  # generation of the masks; what they take
+        self._last: tuple[Filters, KnownUser, int, int, Allowed] | None = None
+
+    # -- a request --------------------------------------------------------------------------------------------
+
+    def of(self, asked: RecommendRequest) -> Filters | None:
+        """The filters of a request; None: it has none. Raises RequestError for unknown attributes; the message lists
+        the known ones and how to add one."""
+        filters = filters_of(asked)
+        if filters is None:
+            return None
+        for what, names in (("only", filters.only), ("not", filters.without), ("caps", filters.caps)):
+            for name in names:
+                if name not in self._places:
+                    known = ", ".join(self._places) or "none"
+                    text = name.replace('"', "'")[:40]
+                    remedy = (
+                        f'use one of {known}; or add filters = ["{text}"] at the top of the schema file and restart'
+                    )
+                    if name in self._others:  # the schema refuses these among its filters
+                        remedy = f"use one of {known}; filters know no numbers and nothing of users and pages"
+                    raise RequestError(f"{what} '{text}' is no attribute that this shop filters by", remedy)
+        if "seen" in filters.hide and self._seen is None:
+            user, item = self._builder.user_column, self._builder.item_column
+            raise RequestError(
+                "hide 'seen' needs counts that this schema does not keep",
+                f'add [[windows.keys]] columns = ["{user}", "{item}"] to the schema, or leave it out',
+            )
+        return filters
+
+    def allowed(self, filters: Filters, user: KnownUser, ts_ms: int) -> Allowed:
+        last = self._last
+        if last is not None and last[0] is filters and last[1] is user and last[2:4] == (ts_ms, self._items.generation):
+            return last[4]  # asked once more for the same page
+        found = self._by_attributes(filters)
+        rows = self._items.rows_of(self._left_out(filters, user, ts_ms))
+        rows = rows[rows >= 0]
+        seen = "seen" in filters.hide and self._seen is not None
+        if len(rows) or seen:
+            mask = found.mask.copy()
+            mask[rows] = False
+            if seen:
+                self._take_seen(mask, user, ts_ms)
+            found = _allowed(mask)
+        self._last = filters, user, ts_ms, self._items.generation, found
+        return found
+
+    def passing(self, filters: Filters, user: KnownUser, ts_ms: int, ids: Sequence[Id]) -> list[Id]:
+        """The items that are neither excluded nor hidden, by id alone: for pages that are made without the item
+        table."""
+        out = {str(i) for i in self._left_out(filters, user, ts_ms)}
+        left = [i for i in ids if str(i) not in out]
+        if "seen" not in filters.hide or self._seen is None or not left:
+            return left
+        columns = self._user_hash(user), column_hash([str(i) for i in left])
+        keys = combine(self._seen.salt, *(columns if self._seen.user_first else columns[::-1]))
+        hidden = np.isin(keys, self._ranker.seen_keys(user, ts_ms))
+        return [i for i, gone in zip(left, hidden.tolist(), strict=True) if not gone]
+
+    # -- caps -------------------------------------------------------------------------------------------------
+
+    def fitting(self, filters: Filters, rows: ItemRows, size: int) -> NDArray[np.intp]:
+        """Ascending positions in ``rows`` (n,) of the first ``size`` that fit on one page under the caps. (<= size,)"""
+        if not filters.caps:
+            return np.arange(min(size, len(rows)))
+        values = np.zeros((len(rows), len(filters.caps)), np.uint64)
+        for c, name in enumerate(filters.caps):
+            values[:, c] = self._columns(name)[rows, self._places[name].first]
+        out = np.empty(size, np.int64)
+        n = kernels.capped(values, np.fromiter(filters.caps.values(), np.int64, len(filters.caps)), out)
+        return out[:n].astype(np.intp)
+
+    def fillers(
+        self,
+        filters: Filters,
+        allowed: Allowed,
+        rows: ItemRows,
+        taken: ItemRows,
+        first: ListedRows,
+        size: int,
+        seed: int,
+    ) -> ItemRows:
+        """Rows that fill a page which the candidates ``rows`` could not fill under the caps. None is in ``rows``, and
+        each fits beside the ``taken`` ones. Those of ``first`` come first, then random ones. A short result means that
+        no other allowed item fits."""
+        left = allowed.mask.copy()
+        left[rows] = False
+        first = allowed.of(first)  # lists may be newer than the mask, and name rows behind its end
+        first = first[left[first]]
+        left[first] = False
+        others = np.random.default_rng(seed).permutation(np.flatnonzero(left))
+        ordered = np.concatenate([taken, first, others])
+        chosen = self.fitting(filters, ordered, size)
+        return ordered[chosen[chosen >= len(taken)]]
+
+    # -- within -----------------------------------------------------------------------------------------------
+
+    def _by_attributes(self, filters: Filters) -> Allowed:
+        items = self._items
+        clauses = [
+            (name, tuple(asked_hashes(values)), keep)
+            for of, keep in ((filters.only, True), (filters.without, False))
+            for name, values in of.items()
+        ]
+        if self._of != items.generation:
+            self._masks.clear()
+            self._of, self._bytes = items.generation, 0
+        key = tuple(sorted(clauses))
+        found = self._masks.get(key)
+        if found is None:
+            mask = items.alive.copy()
+            for name, hashes, keep in clauses:
+                self._narrow(mask, name, hashes, keep)
+            found = _allowed(mask)
+            self._keep(key, found)
+        else:
+            self._masks.move_to_end(key)
+        return found
+
+    def _keep(self, key: Any, found: Allowed) -> None:
+        self._masks[key] = found
+        self._bytes += _size(key, found)
+        while self._bytes > MASK_BYTES and len(self._masks) > 1:
+            self._bytes -= _size(*self._masks.popitem(last=False))
+
+    def _narrow(self, mask: NDArray[np.bool_], name: str, hashes: Iterable[int], keep: bool) -> None:
+        place, columns = self._places[name], self._columns(name)
+        values = np.array(list(hashes), np.uint64)
+        if not place.named:
+            values = mix(place.salt, values)
+        stop = columns.shape[1] if place.named else place.stop
+        kernels.narrow(columns, place.first, stop, np.sort(values), keep, mask)
+
+    def _columns(self, name: str) -> U64:
+        if self._places[name].named:
+            return self._items.filter_values(name)
+        cat: U64 = self._items.rows.cat.view(np.uint64)
+        return cat
+
+    def _left_out(self, filters: Filters, user: KnownUser, ts_ms: int) -> list[Id]:
+        """Ids of what the request excludes or hides, without what was seen, as of the page's time."""
+        recent = user.recent
+        pasts = [p for name, some in (("bought", recent.purchases), ("clicked", recent.clicks)) for p in some
+                 if name in filters.hide and p.ts_ms < ts_ms]  # fmt: skip
+        return [*filters.exclude, *(p.item_id for p in pasts)]
+
+    def _user_hash(self, user: KnownUser) -> U64:
+        return user.columns[self._builder.user_column].ravel()[:1]
+
+    def _take_seen(self, mask: NDArray[np.bool_], user: KnownUser, ts_ms: int) -> None:
+        keys, seen = self._ranker.seen_keys(user, ts_ms), self._seen
+        if seen is not None and len(keys):
+            own, items = self._user_hash(user)[0], self._items.rows.values
+            kernels.unseen(seen.salt, own, items, seen.column, seen.user_first, kernels.table_of(keys), mask)
+
+
+def _size(key: Any, found: Allowed) -> int:
+    """Bytes of a cached mask. In a small shop its filter's hashes are larger than its rows."""
+    hashes = sum(len(values) for _, values, _ in key)
+    return _ENTRY_BYTES + _HASH_BYTES * hashes + found.mask.nbytes + found.rows.nbytes
+
+
+def _allowed(mask: NDArray[np.bool_]) -> Allowed:
+    return Allowed(mask, np.flatnonzero(mask).astype(np.int32))
+
+
+def warm_up(ranker: Ranker) -> None:
+    """Compiles what a request with filters calls."""
+    one, mask, out = np.ones((1, 1), np.uint64), np.ones(1, np.bool_), np.empty(1, np.int64)
+    kernels.narrow(one, 0, 1, one[0], True, mask)
+    kernels.unseen(one[0, 0], one[0, 0], one, 0, True, kernels.table_of(one[0]), mask)
+    kernels.capped(one, np.ones(1, np.int64), out)
+    filters = ItemFilters(ranker)
+    user = KnownUser.of(ranker.builder, 1, {})
+    filters.allowed(Filters(exclude=[1]), user, 1)

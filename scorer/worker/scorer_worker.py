@@ -1,0 +1,293 @@
+# shell
+"""A worker: one process, one event loop, one listening socket shared with the others.
+
+It answers requests from replicas of the feeder's state (:mod:`scorer.worker.replica`), and waits for the feeder only
+where the answer needs the feeder's data. It ends when the feeder does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
+from uuid import uuid4
+
+import numpy as np
+import structlog
+import torch
+import uvicorn
+from numpy.typing import NDArray
+
+from learner.custom.ownclass import is_own
+from learner.network.forward import matrix_units
+from learner.role.model_factory import model_of
+from millrace.basics.errors import SettingError, one_line
+from millrace.contracts.events import Impression
+from millrace.contracts.settings import Settings
+from millrace.processes.role import calm_logs
+from millrace.processes.shared import Region
+from millrace.processes.tokens import TokenGate, Tokens
+from millrace.processes.wall import wall_ms
+from scorer.ipc.link import Handles, LinkMessage, WorkerLink
+from scorer.ipc.meters import REQUESTS, ScorerMeters
+from scorer.ipc.scorer_metrics import told
+from scorer.page.page_service import Serving
+from scorer.pagelog.ring import RingReader, RingWriter
+from scorer.pagelog.shipper import rescue
+from scorer.users.user_reader import OnlineReader, connect
+from scorer.worker.acceptor import WorkerServer
+from scorer.worker.page_app import make_app
+from scorer.worker.replica import Replica, attach
+from scorer.worker.request_limit import RequestLimit
+from scorer.worker.scorer_warmup import warm_up
+
+log = structlog.get_logger("scorer")
+
+DRAIN_SECONDS = 5
+END_SECONDS = 10.0
+"""A worker whose feeder is gone ends after so long, whatever its loop does."""
+ASK_SECONDS = 2.0
+SWITCH_SECONDS = 0.0005
+"""A thread that attaches to a snapshot may delay a request by so much."""
+
+
+def prepare(settings: Settings) -> None:
+    """Runs once in the template for all workers: imports (above), compiles, and runs each function."""
+    calm_logs()
+    structlog.contextvars.bind_contextvars(role="serve")
+    torch.set_num_threads(1)
+    warm_up(settings.load_schema(), matrix_units())
+    if is_own(settings.model):
+        with contextlib.suppress(SettingError):  # the spec that counts comes with the version
+            model_of(settings.load_schema(), settings.spec(), 0)
+    gc.collect()
+    gc.freeze()  # what is there now stays: it is never looked at again, and its pages stay shared
+
+
+def work(settings: Settings, number: int, handles: Handles) -> NoReturn:
+    """A worker's whole life, in a fork of the template; the process ends with it."""
+    status = 1
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the feeder says when to end
+        structlog.contextvars.bind_contextvars(worker=number)
+        sys.setswitchinterval(SWITCH_SECONDS)
+        ScorerWorker(settings, number, handles).run()
+        status = 0
+    except BaseException as error:
+        log.error("worker failed", error=one_line(error), exc_info=not isinstance(error, KeyboardInterrupt))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # nothing of the template's is to be cleaned up here
+
+
+class ScorerWorker:
+    def __init__(self, settings: Settings, number: int, handles: Handles) -> None:
+        self.settings, self.schema = settings, settings.load_schema()
+        self._listener = socket.socket(fileno=handles.listener)
+        self._end = socket.socket(fileno=handles.link)
+        shares = Region.of_fd(handles.shares)
+        self._number, self._shares = number, shares.array((shares.size // 8,), np.int64)
+        ring = Region.of_fd(handles.ring)
+        self._ring_file = ring.fd
+        self._memory = ring.array((ring.size,), np.uint8)
+        self._ring = RingWriter(self._memory)
+        self._orphaned = False
+        self.meters = ScorerMeters()
+        self._link = WorkerLink(self._end, self._heard, self._ended)
+        self._asked: dict[int, asyncio.Future[LinkMessage]] = {}
+        self._numbers = 0
+        self._attaching = ThreadPoolExecutor(1, "attach")
+        self._server: uvicorn.Server | None = None
+        self._was_ready = self._told_all = False
+        self._open = asyncio.Event()
+
+    def run(self) -> None:
+        """Answers requests until the feeder ends it, or is gone."""
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(self._run())
+        if self._orphaned and self._feeder_is_gone():
+            rescue(self.settings, self.schema, RingReader(self._memory), self.meters.lost)
+
+    def _feeder_is_gone(self) -> bool:
+        """Whether nobody reads our page logs any more. A living feeder holds a lock on their memory."""
+        try:
+            fcntl.lockf(self._ring_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    async def _run(self) -> None:
+        settings, loop = self.settings, asyncio.get_running_loop()
+        store = OnlineReader(connect(settings), self.meters.fallback, settings.redis_seconds, prefix=settings.prefix)
+        await store.open()
+        self.serving = Serving(
+            settings,
+            self.schema,
+            settings.event_clock(),
+            store,
+            self._log,
+            self.meters,
+            wall_ms,
+            lambda: uuid4().hex,
+            self.ask_counts,
+        )
+        self._replica = Replica(self.serving, self._attach, self._serves)
+        gate = RequestLimit(make_app(self.serving, self.meters, self), settings.requests_limit, self.meters.refused)
+        app = TokenGate(gate, Tokens.of(settings), REQUESTS.labels("unauthorized", "401").inc)
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            access_log=False,
+            log_level="warning",
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+            timeout_keep_alive=65,
+        )
+        self._server = WorkerServer(config, self._listener, self._shares, self._number)
+        self._link.start(loop)
+        self._link.send("hello")
+        gc.collect()
+        gc.freeze()
+        try:
+            await self._open.wait()
+            await self._server.serve()
+        finally:
+            self._link.send("measured", told())
+            await store.close()
+            self._attaching.shutdown(wait=False, cancel_futures=True)
+            self._link.close()
+
+    # -- the feeder -------------------------------------------------------------------------------------------
+
+    def _heard(self, message: LinkMessage) -> None:
+        try:
+            self._take(message)
+        except Exception as error:  # what it would have changed is missing from now on: another worker starts whole
+            log.error("worker cannot take a message", kind=message.kind, error=one_line(error), exc_info=True)
+            os._exit(1)
+
+    def _take(self, message: LinkMessage) -> None:
+        if message.kind == "answer":
+            future = self._asked.pop(message.facts["ask"], None)
+            if future is not None and not future.done():
+                future.set_result(message)
+        elif message.kind == "measure":
+            self._link.send("measured", told())
+        elif message.kind == "end":
+            self._stop()
+        elif message.kind == "all":
+            self._told_all = True
+            self._tell_ready()
+        else:
+            self._replica.take(message)
+            self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        """Accepts connections once the worker has all that the feeder had at its start. Until then the other workers
+        accept, or connections wait in the listening socket."""
+        ready = not self.serving.not_ready()
+        if self._told_all and (ready or not self._replica.attaching):
+            self._open.set()
+        if ready != self._was_ready:
+            self._was_ready = ready
+            self._link.send("ready", ready)
+
+    def _ended(self) -> None:
+        self._orphaned = True
+        threading.Thread(target=_end_for_sure, daemon=True).start()
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._server is not None:
+            self._server.should_exit = True
+        self._open.set()
+
+    def _serves(self, number: int) -> None:
+        self._link.send("serves", number)
+
+    def _attach(self, message: LinkMessage) -> None:
+        loop, like = asyncio.get_running_loop(), self._replica.model
+
+        def work() -> Any:
+            for region in message.regions:
+                region.populate()
+            return attach(self.schema, message, self.settings.candidates, like, self.settings.model)
+
+        def done(future: Any) -> None:
+            before = [self.serving.retrieval] if message.kind == "retrieval" else []
+            try:
+                self._replica.attached(message, future.result())
+                if before:  # memory of a million items takes some ms to be let go, which no request should wait for
+                    with contextlib.suppress(RuntimeError):  # the worker ends
+                        self._attaching.submit(before.clear)
+                self._tell_ready()
+            except Exception as error:
+                if message.kind == "retrieval":  # recall goes on with what it has
+                    self._replica.failed(message)
+                    self.meters.error("retrieval")
+                    log.error("worker cannot take up vectors of items", error=one_line(error), exc_info=True)
+                    return
+                # A worker without the current model is useless.
+                log.error("worker cannot attach to the model", error=one_line(error), exc_info=True)
+                os._exit(1)
+
+        self._attaching.submit(work).add_done_callback(
+            lambda future: None if future.cancelled() else loop.call_soon_threadsafe(done, future)
+        )
+
+    # -- what only the feeder knows ---------------------------------------------------------------------------
+
+    async def _ask(self, what: str, facts: Any = None, arrays: Any = None) -> LinkMessage | None:
+        self._numbers += 1
+        number = self._numbers
+        future: asyncio.Future[LinkMessage] = asyncio.get_running_loop().create_future()
+        self._asked[number] = future
+        try:
+            self._link.send("ask", {"ask": number, "what": what, "facts": facts}, arrays)
+            return await asyncio.wait_for(future, ASK_SECONDS)
+        except TimeoutError:
+            return None
+        finally:
+            self._asked.pop(number, None)
+
+    async def ask_counts(self, rows: NDArray[np.intp], ts_ms: int) -> NDArray[Any] | None:
+        """Exact item-side counts of ``rows`` at ``ts_ms``; None: not available."""
+        answer = await self._ask("counts", {"ts_ms": ts_ms, "rows": rows.astype("<i4").tobytes()})
+        return None if answer is None else answer.arrays.get("counts")
+
+    async def model(self) -> dict[str, Any] | None:
+        """The body of GET /model; None: the feeder did not answer."""
+        answer = await self._ask("model")
+        return None if answer is None else answer.facts["answer"]
+
+    async def metrics(self) -> bytes | None:
+        """The body of GET /metrics; None: the feeder did not answer."""
+        answer = await self._ask("metrics")
+        return None if answer is None else answer.facts["answer"]
+
+    # -- within -----------------------------------------------------------------------------------------------
+
+    def _log(self, page: Impression) -> bool:
+        return self._ring.put(page)
+
+
+def _end_for_sure() -> None:
+    threading.Event().wait(END_SECONDS)
+    os._exit(1)
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:  # not on every system
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,263 @@
+# shell
+"""The role ``archive``: reads events, impressions, users and items, and writes them as Parquet.
+
+::
+
+    readers (no group) ──► Merge ──► Archive ── every archive_seconds, or MOST_ROWS rows ──► Folder
+                                        ▲                                                      │ positions, what waits
+                                        └──────────────────── at the start ────────────────────┘
+
+Positions are in the archive's manifest and nowhere else. A partition that the broker reports as silent moves on with
+the event clock, so that rows do not wait for the next event.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
+
+from millrace.basics.durations import DAY_MS
+from millrace.basics.errors import BrokerError, one_line
+from millrace.contracts.clock import sent_by
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import EVENTS, IMPRESSIONS, ITEMS, USERS
+from millrace.labels import Waits
+from millrace.processes.kafka import REMEDY, make_reader, open_broker, topic_ids
+from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
+from millrace.processes.wall import wall_ms
+from stream.archive.archive_columns import ArchiveColumns
+from stream.archive.archive_folder import ArchiveFolder
+from stream.archive.archive_metrics import EXPIRED, FILES, LAG, LATE, LEFT_OUT, LOST, PENDING, ROWS
+from stream.archive.archive_rows import Archive, TopicRecord
+from stream.archive.merge import Line, Merge
+from stream.archive.schemafile import schema_text
+
+log = structlog.get_logger("archive")
+
+TOPICS_READ = (USERS, ITEMS, IMPRESSIONS, EVENTS)
+KEPT_POSITIONS = (EVENTS, IMPRESSIONS)
+MOST_ROWS = 200_000
+"""Rows in memory before files are written, whatever the time."""
+MOST_WAITING = 500
+"""Records of one partition that wait for other topics; beyond it, no more is fetched. A page has up to 100 KB."""
+POLL_MS = 25
+WHOLE_FETCHES = {"max_poll_records": 1_000_000, "max_partition_fetch_bytes": 256 * 1024}
+"""A poll takes all that was fetched, in small fetches. Of a partition that is paused in the middle of a fetch, the
+client (kafka-python 3.0.12) never delivers the rest, nor fetches more."""
+
+
+def run(settings: Settings, stop: threading.Event) -> None:
+    """Runs until ``stop`` is set; then writes what is settled, and ends.
+
+    Raises:
+        StoreError: another archive writes to the folder, or it cannot be read or written.
+        BrokerError: the broker cannot be reached.
+    """
+    serve_metrics("archive", settings.metrics_port, settings.host)
+    schema = settings.load_schema()
+    folder = ArchiveFolder(settings.folder("archive"))
+    try:
+        ahead_ms = round(settings.ahead_minutes * 60_000)
+        archive = Archive(schema, Waits.of(settings), ahead_ms, settings.partitions, settings.archive_features)
+        state = folder.load()
+        folder.put_schema(schema_text(schema, settings.attribution_minutes), ArchiveColumns(schema).schema.names)
+        if state is not None:
+            archive.resume(state)
+        open_broker(settings)
+        ids = topic_ids(settings)
+        for topic, known in state["topics"].items() if state else ():
+            if known and ids.get(topic) and known != ids[topic]:
+                log.warning("another topic has this name now: it is read from its beginning", topic=topic)
+                archive.reset_offsets(topic)
+        topics = {t: ids.get(t, "") for t in KEPT_POSITIONS}
+        if state is None:
+            # Before the first file: so files without a manifest are never left by a killed process.
+            folder.write({}, archive.cut().state | {"topics": topics})
+        shell = Shell(settings, archive, folder, topics)
+        try:
+            shell.work(stop)
+        finally:
+            shell.close()
+    finally:
+        READY.set(0)
+        folder.close()
+
+
+class Shell:
+    """The role's shell: readers, the clock, files."""
+
+    def __init__(self, settings: Settings, archive: Archive, folder: ArchiveFolder, topics: Mapping[str, str]) -> None:
+        self._settings, self._archive, self._folder, self._topics = settings, archive, folder, dict(topics)
+        self._clock = settings.event_clock()
+        self._readers: dict[str, KafkaConsumer] = {}
+        self._stamps = dict.fromkeys(range(settings.partitions), 0)  # Kafka's time of the last event
+        self._written: dict[str, dict[int, int]] = {}  # positions of the last cut
+        self._asked_s = 0.0
+        try:
+            for topic in TOPICS_READ:
+                start = archive.positions.get(topic, {})
+                self._readers[topic] = make_reader(settings, topic, start, **WHOLE_FETCHES)
+            self._merge = Merge(
+                (topic, tp.partition) for topic, reader in self._readers.items() for tp in reader.assignment()
+            )
+            self._look_at_ends()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for reader in self._readers.values():
+            reader.close()
+
+    def work(self, stop: threading.Event) -> None:
+        log.info("archiving", folder=str(self._folder.path), cut=self._folder.last)
+        every_s, cut_s = self._settings.archive_seconds, time.monotonic()
+        try:
+            while not stop.is_set():
+                LOOP_TIMESTAMP.set(time.time())
+                self.step()
+                if time.monotonic() - cut_s >= every_s or self._archive.rows >= MOST_ROWS:
+                    self.write()
+                    cut_s = time.monotonic()
+        except KafkaError as error:  # nothing is written then: the next start does the rest again
+            raise BrokerError(f"'{self._settings.kafka}' gives no more ({type(error).__name__})", REMEDY) from None
+        self.write()
+
+    def step(self) -> None:
+        at_end: set[Line] = set()
+        for topic, reader in self._readers.items():
+            for tp, records in reader.poll(timeout_ms=POLL_MS).items():
+                self._merge.put((topic, tp.partition), records)
+            for tp in reader.assignment():
+                line, end = (topic, tp.partition), reader.highwater(tp)
+                if end is not None and reader.position(tp) >= end:
+                    at_end.add(line)
+                waits, paused = self._merge.waiting(line) >= MOST_WAITING, tp in reader.paused()
+                if waits and not paused:
+                    reader.pause(tp)
+                elif paused and not waits:
+                    reader.resume(tp)
+        for record in self._merge.ready(at_end):
+            self._take(record)
+        if len(at_end) == sum(len(reader.assignment()) for reader in self._readers.values()):
+            READY.set(1)
+        self._silence(at_end)
+        self._show()
+
+    def _take(self, record: Any) -> None:
+        clock = sent_by(record.headers) or self._clock
+        if record.topic == EVENTS:
+            self._stamps[record.partition] = record.timestamp
+        now_ms = clock.at(min(record.timestamp, wall_ms()))
+        at = self._archive.positions.get(record.topic, {}).get(record.partition, 0)
+        if record.offset < at:  # the reader begins at the position, so the broker has lost earlier messages
+            log.warning("a topic begins again", topic=record.topic, line=record.partition, was_at=at)
+            self._archive.reset_offsets(record.topic, record.partition, record.offset)
+            self._check_topic(record.topic)
+        taken = TopicRecord(record.topic, record.partition, record.offset, record.key, record.value, now_ms)
+        try:
+            self._archive.take(taken)
+        except Exception as error:  # if it were raised, the same message would be read for ever
+            LEFT_OUT.labels("unforeseen").inc()
+            log.error("a message is left out", topic=record.topic, offset=record.offset, error=one_line(error))
+
+    def _check_topic(self, topic: str) -> None:
+        """The topic may have been replaced by another one of its name. Then the manifest must name it, or the next
+        start would read it from the beginning again. The ends of the old topic's other partitions mean nothing for
+        the new one."""
+        found = topic_ids(self._settings).get(topic, "")
+        if not found or found == self._topics.get(topic, ""):
+            return
+        self._topics[topic] = found
+        reader, kept = self._readers[topic], self._archive.positions[topic]
+        for tp in reader.assignment():
+            if reader.position(tp) == kept.get(tp.partition):  # nothing of the new one has come
+                self._archive.reset_offsets(topic, tp.partition)
+                reader.seek_to_beginning(tp)
+
+    def _silence(self, at_end: set[Line]) -> None:
+        """Moves partitions on whose topics have no more messages, by the broker's present answer."""
+        now_s = time.monotonic()
+        if now_s - self._asked_s < min(1.0, self._settings.idle_seconds):
+            return
+        self._asked_s = now_s
+        asked_ms, archive = wall_ms(), self._archive
+        for number, came_ms in self._stamps.items():
+            lines = {(EVENTS, number), (IMPRESSIONS, number)}
+            stamp_ms = came_ms or self._begun_ms(number, asked_ms)
+            due_ms = archive.due_ms(number)
+            gone_ms = self._clock.at(asked_ms) - self._clock.at(stamp_ms)
+            newest_ms = archive.newest_ms(number)
+            now_ms = newest_ms + gone_ms if newest_ms else self._clock.at(asked_ms)
+            silent = asked_ms - stamp_ms >= 1000 * self._settings.idle_seconds and lines <= at_end
+            if due_ms is None or now_ms < due_ms or not silent or any(map(self._merge.waiting, lines)):
+                continue
+            if all(self._is_read(*line) for line in lines):
+                archive.advance(number, now_ms)
+
+    def _begun_ms(self, number: int, now_ms: int) -> int:
+        """For a partition without an event since the start, silence counts from then."""
+        self._stamps[number] = now_ms
+        return now_ms
+
+    def _is_read(self, topic: str, number: int) -> bool:
+        reader, tp = self._readers[topic], TopicPartition(self._settings.topic(topic), number)
+        try:
+            return bool(reader.position(tp) >= reader.end_offsets([tp])[tp])
+        except (KafkaError, OSError) as error:
+            log.warning("the broker does not say where a topic ends", topic=topic, error=type(error).__name__)
+            return False
+
+    def write(self) -> None:
+        """Writes a cut, if anything came since the last one, and removes old files."""
+        archive, folder = self._archive, self._folder
+        if archive.rows or archive.positions != self._written:
+            cut = archive.cut()
+            state = cut.state | {"topics": self._topics}
+            tables = {"events": cut.events, "exposures": cut.exposures, "features": cut.features}
+            FILES.inc(folder.write(tables, state))
+            self._written = {topic: dict(at) for topic, at in archive.positions.items()}
+            ROWS.labels("events").inc(cut.events.num_rows)
+            ROWS.labels("exposures").inc(cut.exposures.num_rows)
+            if cut.features.num_rows:
+                ROWS.labels("features").inc(cut.features.num_rows)
+        if self._settings.archive_days:
+            EXPIRED.inc(folder.expire((wall_ms() - self._settings.archive_days * DAY_MS) / 1000))
+
+    def _show(self) -> None:
+        for metric, counts in ((LATE, self._archive.late), (LEFT_OUT, self._archive.counts)):
+            for name, n in counts.items():
+                metric.labels(name).inc(n)
+            counts.clear()
+        PENDING.set(self._archive.pending)
+        for topic, reader in self._readers.items():
+            behind = 0
+            for tp in reader.assignment():
+                behind += max(0, (reader.highwater(tp) or 0) - reader.position(tp))
+                behind += self._merge.waiting((topic, tp.partition))
+            LAG.labels(topic).set(behind)
+
+    def _look_at_ends(self) -> None:
+        """Reports messages that were deleted before they were read. A topic that lost its end, as in a power cut, is
+        read on from its present end, as the stream does: the rest is archived already. Where no id tells that it is
+        the same topic, it is read from its beginning."""
+        for topic in KEPT_POSITIONS:
+            reader, kept = self._readers[topic], self._archive.positions[topic]
+            lines = reader.assignment()
+            firsts, ends = reader.beginning_offsets(lines), reader.end_offsets(lines)
+            for tp in [tp for tp in lines if tp.partition in kept]:
+                at, first = kept[tp.partition], firsts[tp]
+                if at > ends[tp]:
+                    to = ends[tp] if self._topics.get(topic) else first
+                    log.warning("a topic lost its end", topic=topic, line=tp.partition, was_at=at, goes_on_at=to)
+                    self._archive.reset_offsets(topic, tp.partition, to)
+                    reader.seek(tp, to)
+                elif at < first:
+                    LOST.labels(topic).inc(first - at)
+                    log.warning("messages were deleted before they were archived", topic=topic, count=first - at)

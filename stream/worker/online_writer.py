@@ -1,0 +1,170 @@
+# shell
+"""The stream's writer of the online store: users' tile lists, last clicks and profiles, laid out as
+:mod:`millrace.contracts.online_layout` says.
+
+Every write is absolute (the whole tile list, the whole field), so that writing again, after a crash or a lost
+answer, changes nothing. If Redis loses its data (a restart, FLUSHALL), it loses the mark ``filled:{partition}`` too,
+and the partition's worker fills the store again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import redis.asyncio as redis
+import structlog
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+from tenacity import AsyncRetrying
+
+from millrace.basics.errors import StoreError
+from millrace.contracts.events import Attribute, Id
+from millrace.contracts.online_layout import (
+    FILLED,
+    FILLING,
+    PROFILE,
+    RECENT,
+    REDIS_REMEDY,
+    filled_key,
+    pack_profile,
+    redis_url,
+    user_key,
+    window_field,
+)
+from millrace.contracts.settings import without_password
+from millrace.processes.patience import patience
+
+log = structlog.get_logger("online")
+
+PIPELINE_COMMANDS = 1000
+NO_TILES = b"\0\0"  # the count of tiles in the packed form, see millrace/windows/tiles.py
+
+UserTiles = tuple[Id, Sequence[tuple[int, bytes]]]
+"""A user and some of its window keys, each with its packed tile list."""
+
+
+class OnlineStore:
+    """Writes user tiles and profiles. One per worker, used from one asyncio loop.
+
+    Args:
+        address: ``host:port`` or a ``redis://`` URL.
+        patience_seconds: how long Redis may be away before a write gives up.
+        prefix: before each key.
+    """
+
+    def __init__(self, address: str, patience_seconds: float = 60.0, prefix: str = "") -> None:
+        self.address, self._prefix = without_password(address), prefix
+        self.patience_seconds = patience_seconds
+        try:
+            # Our retries, with log lines, replace the client's silent ones.
+            self._client = redis.Redis.from_url(redis_url(address), retry=Retry(NoBackoff(), 0), socket_timeout=5.0)
+        except ValueError as error:
+            raise StoreError(f"Redis address '{self.address}' is not usable ({error})", REDIS_REMEDY) from None
+
+    async def wait(self) -> None:
+        """Waits until Redis answers. Raises StoreError when the patience ends."""
+        await self._insist(self._client.ping)
+
+    async def write(
+        self,
+        tiles: Sequence[UserTiles],
+        profiles: Sequence[tuple[Id, Mapping[str, Attribute]]],
+        recents: Sequence[tuple[Id, bytes]] = (),
+        forgotten: Sequence[Id] = (),
+    ) -> None:
+        """Writes changed tile lists, last clicks and profiles; returns when Redis has them all.
+
+        Args:
+            forgotten: users whose hash is deleted before anything else is written.
+            tiles: for each user, its changed window keys with their packed tile lists (empty: the field is deleted).
+            profiles: for each user, all of its attributes.
+            recents: for each user, the value of the field ``recent`` (empty: the field is deleted).
+
+        Raises:
+            StoreError: Redis stayed away longer than the patience, or refuses the write.
+        """
+        of_user = {str(user_id): value for user_id, value in recents}
+        key = self._user
+        commands: list[list[tuple[Any, ...]]] = [[("DEL", key(user_id))] for user_id in forgotten]
+        commands += [_commands(key(user_id), entries, of_user.pop(str(user_id), None)) for user_id, entries in tiles]
+        commands += [_commands(key(user_id), (), value) for user_id, value in of_user.items()]
+        commands += [[("HSET", key(user_id), PROFILE, pack_profile(a))] for user_id, a in profiles]
+        flat = [command for group in commands for command in group]
+        for start in range(0, len(flat), PIPELINE_COMMANDS):
+            part = flat[start : start + PIPELINE_COMMANDS]
+
+            async def send(part: list[tuple[Any, ...]] = part) -> None:
+                async with self._client.pipeline(transaction=False) as pipeline:
+                    for command in part:
+                        pipeline.execute_command(*command)
+                    await pipeline.execute()
+
+            await self._insist(send)
+
+    async def filled(self, partition: int) -> bool:
+        """Whether all of the partition's users were written to this Redis, and it has kept its data since."""
+        found: list[Any] = []
+
+        async def ask() -> None:
+            found.append(await self._client.get(self._filled(partition)))
+
+        await self._insist(ask)
+        return bool(found[-1] == FILLED)
+
+    async def begin_filling(self, partition: int) -> None:
+        """Call it before the first write of a filling."""
+        await self._insist(lambda: self._client.set(self._filled(partition), FILLING))
+
+    async def end_filling(self, partition: int) -> None:
+        """Call it after the last write. If data was lost in between, the partition is not :meth:`filled`."""
+        await self._insist(lambda: self._client.set(self._filled(partition), FILLED, xx=True))
+
+    def _user(self, user_id: Id) -> str:
+        return self._prefix + user_key(user_id)
+
+    def _filled(self, partition: int) -> str:
+        return self._prefix + filled_key(partition)
+
+    async def _insist(self, call: Callable[[], Awaitable[Any]]) -> None:
+        def aloud(error: BaseException, left: float) -> None:
+            away = round(self.patience_seconds - left)
+            log.warning("waiting for Redis", address=self.address, error=str(error), seconds=away)
+
+        started, errors = time.monotonic(), (RedisError, OSError)
+        tries = patience(self.patience_seconds, errors, aloud, first_pause_seconds=0.1)
+        try:
+            async for attempt in AsyncRetrying(**tries):
+                with attempt:
+                    await call()
+        except errors as error:
+            raise StoreError(
+                f"Redis '{self.address}' took no write for {time.monotonic() - started:.0f} s"
+                f" ({type(error).__name__}: {error})",
+                REDIS_REMEDY,
+            ) from None
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+def _commands(name: str, entries: Sequence[tuple[int, bytes]], recent: bytes | None) -> list[tuple[Any, ...]]:
+    kept: list[bytes] = []
+    gone: list[bytes] = []
+    for key, blob in entries:
+        if blob and blob[2:4] != NO_TILES:
+            kept += (window_field(key), blob)
+        else:
+            gone.append(window_field(key))
+    if recent:
+        kept += (RECENT, recent)
+    elif recent is not None:
+        gone.append(RECENT)
+    commands: list[tuple[Any, ...]] = []
+    if kept:
+        commands.append(("HSET", name, *kept))
+    if gone:
+        commands.append(("HDEL", name, *gone))
+    return commands
