@@ -53,7 +53,7 @@ def steepest(points: Sequence[Point], move: Move) -> MovedStretch | None:
 
     >>> fall = lambda a, b: a - b
     >>> steepest([Point(0, 0.7), Point(5, 0.72), Point(9, 0.65), Point(12, 0.6), Point(15, 0.66)], fall)
-    Stretch(begin=Point(at=5, value=0.72), end=Point(at=12, value=0.6))
+    MovedStretch(begin=Point(at=5, value=0.72), end=Point(at=12, value=0.6))
     """
     pairs = [MovedStretch(a, b) for a, b in combinations(points, 2) if move(a.value, b.value) > 0]
     return max(pairs, key=lambda pair: move(pair.begin.value, pair.end.value), default=None)

@@ -39,9 +39,9 @@ class GateRefusal(NamedTuple):
 
     def __str__(self) -> str:
         """
-        >>> str(Refusal("labels", 2.4125, 1.6))
+        >>> str(GateRefusal("labels", 2.4125, 1.6))
         'labels over predictions: 2.41, beyond 1.6'
-        >>> str(Refusal("finite", float("nan"), 0.0, "dense/second"))
+        >>> str(GateRefusal("finite", float("nan"), 0.0, "dense/second"))
         'tensors, rows and optimiser slots are finite: dense/second nan, beyond 0'
         """
         what = f"{self.what} " if self.what else ""

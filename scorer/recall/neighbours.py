@@ -41,7 +41,7 @@ class CoClickFeed:
     """The feeder's half. One thread at a time.
 
     >>> said = Lists(10, np.array([5], "u8"), np.array([1], "u1"), np.array([6], "u8"), np.ones((1, 7), "u2"))
-    >>> merged = CoClicks()
+    >>> merged = CoClickFeed()
     >>> merged.take(0, said)
     >>> merged.know([])  # rows of the index get their numbers from the ids of the items
     >>> len(merged), merged.arrays(10)["starts"].tolist()

@@ -59,7 +59,7 @@ class UserRecord(Struct, frozen=True):
     def lacking(self) -> int:
         """Bits of what is not there of the user, as page logs say it (:data:`millrace.contracts.events.Lacking`).
 
-        >>> Record({}).lacking, Record({}, AWAY).lacking, Record({b"profile": b"{}"}, SLOW, 2345).lacking
+        >>> UserRecord({}).lacking, UserRecord({}, AWAY).lacking, UserRecord({b"profile": b"{}"}, SLOW, 2345).lacking
         (3, 7, 2)
         """
         unread = NOT_READ if self.found == NOTHING else 0
@@ -70,9 +70,9 @@ class UserRecord(Struct, frozen=True):
     def note(self, user_id: Id) -> str | None:
         """What the page's answer says of it. None: the store gave the record.
 
-        >>> Record({}, AWAY).note(7)
+        >>> UserRecord({}, AWAY).note(7)
         'the online store is away: served as a new user'
-        >>> Record({b"profile": b""}, SLOW, 2345).note(7)
+        >>> UserRecord({b"profile": b""}, SLOW, 2345).note(7)
         'the online store is slow: user 7 is served as known 2.3 s ago'
         """
         if not self.missing:

@@ -79,7 +79,7 @@ class Partition:
     >>> schema, policy = shop_schema(), Policy(attribution_ms=300_000, disorder_ms=0, lateness_ms=60_000, ahead_ms=0)
     >>> partition = Partition(0, schema, policy)
     >>> seen = to_json(Exposure("e1", "page-1", ts_ms=1000, user_id=7, items=[11, 12]))
-    >>> output = partition.take([Message("events", 0, seen), Message("events", 1, b"rubbish")], now_ms=2000)
+    >>> output = partition.take([InputMessage("events", 0, seen), InputMessage("events", 1, b"rubbish")], now_ms=2000)
     >>> output.counts["exposures"], output.dead[0].reason
     (2, 'malformed')
     >>> partition.pending, partition.offsets  # they wait for the impression that they were made from

@@ -807,7 +807,7 @@ CASES: dict[str, Case] = {
 """Every kind of object that has state."""
 
 NOT_KEPT = {
-    "learner/role/learnloop.py Output": "an interface: who hears that a snapshot was made",
+    "learner/role/learnloop.py LoopOutput": "an interface: who hears that a snapshot was made",
     "learner/role/service.py TopicOutput": "its snapshot announces one",
     "learner/role/shadow.py Beside": "its snapshot announces one",
     "stream/archive/archive_pages.py ArchivedPages": "a part of the archive's state: test_archive.py",

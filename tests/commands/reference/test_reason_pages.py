@@ -76,7 +76,7 @@ def test_the_page_has_every_reason_with_a_row_of_its_own() -> None:
 
 
 def test_every_kind_of_doubt_is_made_by_the_code_and_explained() -> None:
-    source = (ROOT / "millrace" / "contracts" / "doubts.py").read_text()
+    source = (ROOT / "millrace" / "contracts" / "profile_warnings.py").read_text()
     made = set(re.findall(r'Doubt\("([a-z-]+)"', source))
     assert made == set(DOUBTS)
     for kind in DOUBTS:

@@ -55,7 +55,7 @@ def test_an_intake_that_is_told_to_end_answers_what_waits_and_lets_nobody_in(mon
     settings = Settings(kafka="127.0.0.1:1", intake_port=free_port(), intake_seconds=PATIENCE)
     broker, stop = Broker(), threading.Event()
     slow = Slow(broker)
-    monkeypatch.setattr(intake_main, "Outlet", lambda settings: slow)
+    monkeypatch.setattr(intake_main, "IntakeProducer", lambda settings: slow)
     monkeypatch.setattr(intake_producer, "ensure_topics", lambda settings: None)
     told: list[Any] = []
 

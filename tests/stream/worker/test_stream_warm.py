@@ -14,15 +14,15 @@ PROGRAM = """
 from numba.core.dispatcher import Dispatcher
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
-from millrace.windows import kernels
+from millrace.windows import tile_kernels
 from tests.scenes.stream_world import resumed
-from stream import coclickkernels
-from stream.partition.partition import Message, Partition, Policy
+from stream.partition import coclickkernels
+from stream.partition.partition import InputMessage as Message, Partition, Policy
 from stream.worker.stream_warmup import warm_up
 from tests.stream.worker.test_worker_loop import SCHEMA, NEWEST_MS, story
 
 def compiled():
-    modules = vars(kernels) | vars(coclickkernels)
+    modules = vars(tile_kernels) | vars(coclickkernels)
     found = {n: f for n, f in modules.items() if isinstance(f, Dispatcher)}
     return {n: sorted(map(str, f.signatures)) for n, f in found.items()}
 

@@ -740,7 +740,7 @@ def test_a_client_that_repeats_itself_is_throttled() -> None:
 
 
 def test_a_broker_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    code = "from stream.worker import worker; from millrace.processes import kafka\n"
+    code = "from stream.worker import stream_worker as worker; from millrace.processes import kafka\n"
     code += "from millrace.contracts.settings import load_settings\n"
     code += "worker.open_broker = lambda s: kafka.wait_for_broker(s, 0.2)\n"
     code += "import sys, threading; from millrace.basics.errors import MillraceError\n"
