@@ -104,13 +104,13 @@ class KnownSamples:
         zeros = np.zeros(n, np.int64)
         hold, observe, code = zeros, zeros, zeros
         delay = np.where(labels.clicked, labels.acted_ms - ts_ms, 0)
+        early = labels.clicked
         if policy is None or not labels.wait_ms:
             delay = zeros
         else:
             promised = _promises(ts_ms, policy, Waits(labels.wait_ms, observation_ms, 0), traffic or Traffic())
             hold, observe, code = promised[:, 1], promised[:, 2], promised[:, 0]
-        # As in the join: a click that comes when its exposure's label is due is a correction.
-        early = labels.clicked & ((delay < observe) | (policy is None or not labels.wait_ms))
+            early = labels.clicked & (delay < observe)  # as in the join: a click when the label is due corrects it
         late = np.flatnonzero(labels.clicked & ~early)
         known_ms = ts_ms + np.where(early, np.maximum(delay, hold), observe)
         row = np.concatenate([np.arange(n), late])
