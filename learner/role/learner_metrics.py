@@ -212,7 +212,9 @@ class Board:
         known_version = version is not None and version >= 0
         PROMOTED.set(version if known_version else math.nan)
         newest = (version, gate["promoted_ms"])
-        if known_version and newest != self._promoted:
+        if not known_version:
+            PROMOTED_AT.set(math.nan)  # as PROMOTED: an earlier learner of this process may have left its own
+        elif newest != self._promoted:
             self._promoted = newest
             PROMOTED_AT.set(self._wall())
         IN_QUARANTINE.set(gate["quarantined_rows"])
