@@ -37,7 +37,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.processes.wall import wall_ms
 from millrace.versions.image import Array, Image, TableRows
-from millrace.versions.modellog import chunks_of, encode_claim, encode_delta, encode_snapshot
+from millrace.versions.modellog import encode_claim, encode_delta, encode_snapshot
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import pack
 from millrace.versions.versioning import Announcement, Claim, Place, chain
@@ -178,7 +178,6 @@ class ModelWire:
             hash=own,
             digest=body.digest,
             size=len(body.packed),
-            chunks=chunks_of(len(body.packed)),
             spec={},
             retrieval_clicks=-1 if body.dense is None else HEAD_CLICKS,
             **self._meta(),

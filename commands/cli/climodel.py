@@ -121,7 +121,7 @@ def verify(store: str | None = None, *, data: Data = None, kafka: Kafka = None, 
     store
         A model store: the folder or object store 'models' (default: that of the loop).
     kafka
-        Broker whose topic model.deltas has the deltas (default: the setting; none: those in the store alone).
+        Broker whose topic model.deltas has the deltas (default: the setting).
     """
     from millrace.versions.modelstore import ModelStore
     from millrace.versions.proof import prove

@@ -202,7 +202,6 @@ class Learner:
         promotion, versions = self.loop.promotion, self.loop.versions
         versions.epoch, versions.claimant = tenure.epoch, tenure.claimant
         versions.version = max(self.store.highest().number, tenure.newest)
-        versions.keep = self.store.write_delta if self.settings.delta_bodies == "store" else None
         resume_gate(self.settings, promotion)
         promotion.begin(self.found)
         with contextlib.closing(TopicOutput(self, tenure, producer, publisher)) as output:

@@ -43,7 +43,6 @@ def shadow_settings(settings: Settings) -> Settings:
         store=f"{settings.store.rstrip('/')}/{SHADOW}" if settings.store else "",
         model=settings.shadow_model,
         model_spec=spec,
-        delta_bodies="kafka",  # they go nowhere: a shadow has no followers
         evolve=False,
     )
 

@@ -122,7 +122,7 @@ class Tenure:
         seen = 0
         for records in self._reader.poll(timeout_ms=wait_ms).values():
             for record in records:
-                for entry in self._assembler.take(record.offset, record.value):
+                for entry in self._assembler.take(record.value):
                     self._take(entry)
                 self._reached = record.offset
                 seen += 1

@@ -33,7 +33,6 @@ from millrace.basics.errors import SnapshotError, StoreError
 from millrace.basics.store import AbsentError, DamagedError, Sealed
 from millrace.versions.clicks import ClickHistogram
 from millrace.versions.image import split
-from millrace.versions.modellog import chunks_of
 from millrace.versions.modelstore import Announcement, Array, Image, ModelStore, Place, chain
 from millrace.versions.packing import pack
 
@@ -77,20 +76,11 @@ class Versions:
         epoch: the one that this learner has.
         claimant: the name in its claim.
         version: the highest number that was ever published, -1: none was.
-        keep: writes a delta's body to the store; None: bodies travel on ``model.deltas``.
     """
 
-    def __init__(
-        self,
-        model: Learning,
-        epoch: int = 0,
-        claimant: str = "learner",
-        version: int = -1,
-        keep: Callable[[Place, bytes], Sealed] | None = None,
-    ) -> None:
+    def __init__(self, model: Learning, epoch: int = 0, claimant: str = "learner", version: int = -1) -> None:
         self.model = model
         self.epoch, self.claimant, self.version = epoch, claimant, version
-        self.keep = keep
         self.hash = ""
         self._clicks: list[NDArray[np.int64]] = []  # when those learnt since the last version were sent
         self._changed = False
@@ -127,9 +117,8 @@ class Versions:
                 can only be finished after a delta that had both.
 
         Raises:
-            StoreError: the body is to lie in the store, and cannot be written.
-            SnapshotError: it is too large. After either error followers lack its content: the version counts as
-                published, and the next snapshot repairs that.
+            SnapshotError: it is too large. Followers then lack its content: the version counts as published, and the
+                next snapshot repairs that.
         """
         dense = (dense or not self.model.tables) and self._dense_behind  # without rows they are all there is to tell
         retrieval = retrieval and self._head_behind
@@ -149,7 +138,6 @@ class Versions:
         body = pack(image, before)
         digest = hashlib.sha256(body).hexdigest()
         self.hash = chain(parent, digest)
-        file = None if self.keep is None else self.keep(self.place, body)
         note = Announcement(
             kind="delta",
             parent=parent,
@@ -157,8 +145,6 @@ class Versions:
             digest=digest,
             size=len(body),
             spec={},
-            chunks=0 if file else chunks_of(len(body)),
-            file=file,
             retrieval_clicks=clicks,
             **meta,
         )

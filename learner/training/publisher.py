@@ -56,7 +56,7 @@ class Publisher:
 
     def delta(self, note: Announcement, body: bytes) -> None:
         """Sends a delta, its messages one after another."""
-        for message in encode_delta(note, None if note.file else body):
+        for message in encode_delta(note, body):
             self._newest = self._producer.send(MODEL_DELTAS, message)
             self._newest.add_callback(lambda sent: self._delivered(sent.offset))
             self._newest.add_errback(lambda error: self._missed(note, error))

@@ -140,7 +140,6 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     snapshot_seconds: Positive = 30.0
     dense_seconds: Positive = 5.0  # how often a delta carries the network's weights; rows go with each
     retrieval_seconds: Positive = 10.0  # how often a delta carries the retrieval head: recall lags ranking by so much
-    delta_bodies: Literal["kafka", "store"] = "kafka"  # where deltas travel: on the topic model.deltas, or as files
     rolling_rows: Annotated[int, Meta(ge=100)] = 10_000  # length of the rolling metrics
     redis_seconds: Positive = 0.005  # how long a page waits for Redis; at least 0.05 for a user not read before
     requests_limit: Annotated[int, Meta(ge=1)] = 32  # in work at a worker; beyond it, one is refused at once (503)

@@ -18,8 +18,8 @@ def read_deltas(settings: Settings) -> dict[Place, bytes]:
     assembler, found = Assembler(), dict[Place, bytes]()
 
     def visit(record: Any) -> None:
-        for entry in assembler.take(record.offset, record.value):
-            if isinstance(entry, Delta) and entry.body is not None:
+        for entry in assembler.take(record.value):
+            if isinstance(entry, Delta):
                 found[entry.note.place] = entry.body
 
     read_all(settings, MODEL_DELTAS, visit)

@@ -71,8 +71,7 @@ class Delta:
     """A delta, whole and with the right digest."""
 
     note: Announcement
-    body: bytes | None  # None: it lies in the store, as `note.file`
-    next_offset: int  # behind the last of its messages
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +102,12 @@ def encode_snapshot(note: Announcement) -> bytes:
     return message
 
 
-def chunks_of(size: int) -> int:
-    return max(1, -(-size // PIECE_BYTES))
-
-
-def encode_delta(note: Announcement, body: bytes | None) -> list[bytes]:
-    """The messages of a delta, to be sent in order. ``body`` is None when it lies in the store. Raises SnapshotError
-    where its note is too large for a message."""
+def encode_delta(note: Announcement, body: bytes) -> list[bytes]:
+    """The messages of a delta, to be sent in order. Raises SnapshotError where its note is too large for a message."""
     said = msgspec.json.encode(note)
     if len(said) > MESSAGE_BYTES - PIECE_BYTES - 100:
         raise SnapshotError(f"the note of delta {note.place} has {len(said)} bytes", "give it a smaller spec")
-    body = body or b""
-    count, mark = chunks_of(len(body)), _mark(note.claimant)
+    count, mark = max(1, -(-len(body) // PIECE_BYTES)), _mark(note.claimant)
     messages = []
     for index in range(count):
         head = _PIECE.pack(note.epoch, note.version, mark, index, count)
@@ -144,18 +137,17 @@ class _Open:
 
     count: int
     pieces: dict[int, bytes] = field(default_factory=dict)
-    last: int = -1  # highest offset of them
 
 
 class Assembler:
-    """Turns the messages of ``model.deltas``, in order of their offsets, into entries. It holds at most four incomplete
+    """Turns the messages of ``model.deltas``, in the order of the topic, into entries. It holds at most four incomplete
     deltas. It gives one up, as a :class:`Bad`, when a later one of the same learner is whole, or a fifth begins."""
 
     def __init__(self) -> None:
         self._open: dict[_Key, _Open] = {}
         self._done: deque[_Key] = deque(maxlen=_DONE)
 
-    def take(self, offset: int, raw: bytes | None) -> list[Entry]:
+    def take(self, raw: bytes | None) -> list[Entry]:
         """The entries that a message completes: none, one, or a delta and those that it shows to be lost."""
         view = memoryview(raw or b"")
         if len(view) < _ENVELOPE.size:
@@ -173,12 +165,12 @@ class Assembler:
                     [Snapshot(note)] if note.kind == "snapshot" else [Bad("a delta says that it is a snapshot", None)]
                 )
             if kind == b"D":
-                return self._piece(offset, rest)
+                return self._piece(rest)
         except SnapshotError as error:
             return [Bad(error.problem, None)]
         return [Bad(f"a message of the kind {kind!r}, which only a newer learner knows", None)]
 
-    def _piece(self, offset: int, rest: memoryview) -> list[Entry]:
+    def _piece(self, rest: memoryview) -> list[Entry]:
         if len(rest) < _PIECE.size:
             return [Bad("a piece of a delta has no head", None)]
         epoch, version, mark, index, count = _PIECE.unpack(rest[: _PIECE.size])
@@ -194,7 +186,6 @@ class Assembler:
             while len(self._open) > _OPEN:
                 found.append(self._give_up(next(iter(self._open))))
         opened.pieces.setdefault(index, bytes(rest[_PIECE.size :]))
-        opened.last = max(opened.last, offset)
         if len(opened.pieces) < count:
             return found
         del self._open[key]
@@ -219,12 +210,10 @@ def _whole(key: _Key, opened: _Open) -> Delta | Bad:
         return Bad(error.problem, place)
     if note.kind != "delta" or note.place != place or _mark(note.claimant) != key[2]:
         return Bad(f"delta {place.number} of epoch {place.epoch} has the note of another version", place)
-    if note.file is not None:
-        return Delta(note, None, opened.last + 1)
     body = b"".join([pieces[0][_LENGTH.size + length :], *pieces[1:]])
     if len(body) != note.size or hashlib.sha256(body).hexdigest() != note.digest:
         return Bad(f"the body of delta {place.number} of epoch {place.epoch} is damaged", place)
-    return Delta(note, body, opened.last + 1)
+    return Delta(note, body)
 
 
 class Fence:

@@ -8,7 +8,6 @@ Snapshots lie in a :class:`~millrace.basics.store.Store`, a folder or an object 
     part-00000002-0000000000000028-00000.training          what only training needs of the same rows
     ...
     part-00000002-0000000000000028-00007.serving           the last: dense tensors, and corrections
-    delta-00000002-0000000000000031.body                   where deltas travel as files
     cuts-00000002-0000000000000030.acts                    what was learnt since then (learner/training/ledger.py)
 
 The numbers are epoch and version (:mod:`millrace.versions.versioning`). The model learns on while parts are copied, so
@@ -22,7 +21,6 @@ the newest two snapshots; older ones are kept for a rollback (:func:`thinned`).
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,20 +49,13 @@ __all__ = [
 
 log = structlog.get_logger("modelstore")
 
-_NUMBERED = re.compile(r"(?:damaged-)?(?:snapshot|part|delta|cuts)-(\d{8})-(\d{16})\b.*")
+_NUMBERED = re.compile(r"(?:damaged-)?(?:snapshot|part|cuts)-(\d{8})-(\d{16})\b.*")
 
 
 class _Arrays(Struct, frozen=True):
     """The head of a part: what its body holds."""
 
     arrays: list[ArraySpec]
-
-
-class _Delta(Struct, frozen=True):
-    """The head of a delta's file."""
-
-    epoch: int
-    version: int
 
 
 class CutsHead(Struct, frozen=True):
@@ -81,7 +72,7 @@ _arrays = msgspec.json.Decoder(_Arrays).decode
 
 
 class ModelStore:
-    """Snapshots and deltas of one model. One process writes; any number read. Each method raises StoreError where the
+    """Snapshots of one model. One process writes; any number read. Each method raises StoreError where the
     store is unusable at that moment.
 
     Args:
@@ -135,11 +126,6 @@ class ModelStore:
         self.store.put(f"snapshot-{note.epoch:08d}-{note.version:016d}.manifest", note)
         return note
 
-    def write_delta(self, place: Place, body: bytes) -> Sealed:
-        """Writes the body of a delta that does not travel on ``model.deltas``."""
-        name = f"delta-{place.epoch:08d}-{place.number:016d}.body"
-        return self.store.put(name, _Delta(place.epoch, place.number), body)
-
     def write_cuts(self, place: Place, since: Place, event_ms: int, acts: bytes) -> Sealed:
         """Writes the acts that led from the snapshot at ``since`` to the one at ``place``."""
         name = cuts_name(place)
@@ -153,9 +139,8 @@ class ModelStore:
         """Removes all files but those of the newest ``keep`` whole snapshots, of the ones kept for a rollback
         (:func:`thinned`), and of the :attr:`needed` ones. The writer calls it while it writes no snapshot.
 
-        Deltas stay behind the newest ``keep`` alone, since followers begin at one of these. Cuts stay behind the oldest
-        snapshot of all, so that what was learnt since any of them is known. ``epoch``: the writer's. Files of higher
-        epochs stay: another learner may be at work on them.
+        Cuts stay behind the oldest snapshot of all, so that what was learnt since any of them is known. ``epoch``: the
+        writer's. Files of higher epochs stay: another learner may be at work on them.
         """
         notes = self.snapshots()
         newest = notes[:keep]
@@ -164,14 +149,13 @@ class ModelStore:
         to_go_back_to, needed = thinned(notes, self.keep_ms), set(self.needed())
         kept = [note for note in notes if note in newest or note in to_go_back_to or note.place in needed]
         used = {file.name for note in kept for file in note.files} | {_manifest(note.place) for note in kept}
-        behind = {"delta-": newest[-1].place, "cuts-": kept[-1].place}
         epoch = min(epoch, newest[0].epoch)
         gone = []
         for name in self.store.names():
             place = _place_in(name)
             if place is None or name in used or place.epoch > epoch:
                 continue
-            if any(name.startswith(kind) and place > oldest for kind, oldest in behind.items()):
+            if name.startswith("cuts-") and place > kept[-1].place:
                 continue
             gone.append(name)
         self.store.remove(manifests_first(gone))
@@ -242,32 +226,6 @@ class ModelStore:
         for part in self.read_parts(note):
             whole = whole.apply(part)
         return whole
-
-    def read_delta(self, note: Announcement) -> bytes:
-        """The body of a delta that lies here. Errors as :meth:`read_parts`."""
-        if note.file is None:
-            raise AbsentError(f"delta {note.place} does not lie in the store", "read the topic model.deltas")
-        _, body = self._expect(note.file)
-        if hashlib.sha256(body).hexdigest() != note.digest:
-            raise DamagedError(f"file '{note.file.name}' is not the body of {note.place}", "it is not used")
-        return bytes(body)
-
-    def delta_bodies(self) -> dict[Place, bytes]:
-        """The bodies of all whole deltas here, by version."""
-        found = {}
-        for name in self.store.names("delta-"):
-            place = _place_in(name)
-            if place is None or not name.endswith(".body"):
-                continue
-            try:
-                _, body, _ = self.store.get(name)
-            except AbsentError:
-                continue
-            except DamagedError as error:
-                self._bad(name, str(error))
-                continue
-            found[place] = bytes(body)
-        return found
 
     def _read(self, file: Sealed) -> dict[str, Array]:
         head, body = self._expect(file)

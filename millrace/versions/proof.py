@@ -49,27 +49,25 @@ class Findings:
 
 
 def prove(store: ModelStore, bodies: Mapping[Place, bytes]) -> Findings:
-    """Proves what can be proved of the snapshots in a store. ``bodies``: of deltas from the topic; those in the store
-    are found there.
+    """Proves what can be proved of the snapshots in a store. ``bodies``: of the deltas on the topic.
 
     Raises:
         SnapshotError: a chain does not end in its snapshot; the error names the tensor that differs.
         StoreError: the store cannot be read.
     """
-    found, known = Findings(), {**store.delta_bodies(), **bodies}
-    snapshots = store.snapshots()[::-1]
+    found, snapshots = Findings(), store.snapshots()[::-1]
     for base, target in pairwise(snapshots):
         if target.is_root or target.epoch != base.epoch:
             continue  # another learner, or the same one after a restart: nothing led from one to the other
         numbers = range(base.version + 1, target.version + 1)
-        missing = tuple(n for n in numbers if Place(base.epoch, n) not in known)
+        missing = tuple(n for n in numbers if Place(base.epoch, n) not in bodies)
         if missing and target is not snapshots[-1]:
             continue
         if missing:
             found.unproved.append(Unproved(base.place, target.place, missing, "are no longer there"))
             continue
         try:
-            rows, heads = _follow(store, base, target, [known[Place(base.epoch, n)] for n in numbers])
+            rows, heads = _follow(store, base, target, [bodies[Place(base.epoch, n)] for n in numbers])
         except StoreError as error:
             found.unproved.append(Unproved(base.place, target.place, (), error.problem))
             continue

@@ -74,8 +74,6 @@ class Announcement(Struct, frozen=True):
     published_ms: TimeOrNever  # wall time, for tracing alone
     retrieval_clicks: Annotated[int, Meta(ge=-1, le=2**63 - 1)] = -1  # learnt by the head it carries; -1: carries none
     clicks: ClickHistogram = ClickHistogram()  # when the clicks first learnt in this version were sent, all of them
-    chunks: Count = 0  # delta: messages that its body fills; 0 when it lies in the store
-    file: Sealed | None = None  # delta: where its body lies in the store
     parts: list[Sealed] = []  # snapshot: what serves, in order
     training: list[Sealed] = []  # snapshot: what only training needs, one for each part
     follows: Count = 0  # snapshot: offset of model.deltas behind the delta of this version
@@ -95,7 +93,7 @@ class Announcement(Struct, frozen=True):
 
     @property
     def files(self) -> list[Sealed]:
-        return [*self.parts, *self.training, *([self.file] if self.file else [])]
+        return [*self.parts, *self.training]
 
 
 class VersionClicks(NamedTuple):

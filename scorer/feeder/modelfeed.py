@@ -46,8 +46,6 @@ log = structlog.get_logger("scorer")
 
 FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.5, 15.0
 """Interval of looks at the store while a snapshot is missing. It doubles from look to look."""
-BODY_TRIES = 5
-"""Attempts to read a delta from a store that does not answer."""
 ALL_ROWS = 1 << 30
 
 
@@ -86,8 +84,6 @@ class ModelFeed(TopicFeed):
         self._monotonic = monotonic
         self._look_at, self._pause = 0.0, FIRST_LOOK_SECONDS
         self._torn_at: Place | None = None  # the last delta that could not be put in, for a reason that nobody knows
-        self._tries = 0
-        self._next = Bookmark("", {})  # behind the newest version that we have
         self._said: set[tuple[str, object]] = set()
         self._told_waiting = ""
 
@@ -118,7 +114,7 @@ class ModelFeed(TopicFeed):
         for record in records:
             if self.sought is not None:
                 return
-            yield from self._assembler.take(record.offset, record.value)
+            yield from self._assembler.take(record.value)
 
     def follow(self, entry: Entry) -> None:
         verdict = self.follower.take(entry)
@@ -138,20 +134,13 @@ class ModelFeed(TopicFeed):
         note, writer = entry.note, self._writer
         assert writer is not None
         try:
-            body = self.store.read_delta(note) if entry.body is None else entry.body
-            ranker, head = split(unpack(body, writer.dense()))
+            ranker, head = split(unpack(entry.body, writer.dense()))
             writer.check(ranker)
             check_head(head, self._factors)
             if bool(head.tables) != (note.retrieval_clicks >= 0):
                 raise SnapshotError("a delta says of its retrieval head what is not so", "the next snapshot mends it")
-        except (SnapshotError, DamagedError, AbsentError) as error:
+        except SnapshotError as error:
             self._refuse(note, error)
-        except StoreError as error:
-            self._tries += 1
-            if self._tries >= BODY_TRIES:
-                self._refuse(note, error)
-            elif not self.stop.wait(0.1 * 2**self._tries):
-                self.seek(self._next)
         else:
             self._put(entry, writer, ranker, head)
 
@@ -178,7 +167,6 @@ class ModelFeed(TopicFeed):
             self._tell()
             self.look()
             return
-        self._tries, self._next = 0, Bookmark(self.log_id, {0: entry.next_offset})
         self.follower.patched(note)
         if served and head.tables and self.towers is not None:
             self.towers.patch(note, head)
@@ -193,7 +181,6 @@ class ModelFeed(TopicFeed):
             loaded.note = note
 
     def _refuse(self, note: Announcement, error: Exception) -> None:
-        self._tries = 0
         self.bad("delta", error)
         self.follower.refused(note, one_line(error))
         self._tell()
@@ -255,11 +242,10 @@ class ModelFeed(TopicFeed):
         note = loaded.note
         self.follower.loaded(note)
         self._loaded, self._writer = loaded, loaded.writer
-        self._tries, self._pause = 0, FIRST_LOOK_SECONDS
+        self._pause = FIRST_LOOK_SECONDS
         if self.follower.serves:
             self._install(note, [*self.follower.clicks(), *([VersionClicks.of(note)] if self.caught_up else [])])
-        self._next = Bookmark(note.log, {0: note.follows})
-        self.seek(self._next)
+        self.seek(Bookmark(note.log, {0: note.follows}))
         self.meters.load()
         rows, served = loaded.writer.rows, self.follower.serves
         log.info("model loaded", version=note.version, epoch=note.epoch, rows=rows, served=served)

@@ -239,4 +239,4 @@ class VersionHost:
 
 def _brief(note: Announcement) -> Announcement:
     """Without the files and the clicks, which workers do not need."""
-    return msgspec.structs.replace(note, clicks=ClickHistogram(), parts=[], training=[], file=None)
+    return msgspec.structs.replace(note, clicks=ClickHistogram(), parts=[], training=[])

@@ -59,13 +59,12 @@ def test_a_scorer_can_follow_what_is_sent(tmp_path: Path) -> None:
     def follow() -> None:
         nonlocal state
         offset = len(verdicts)
-        for n, message in enumerate(topic.messages[offset:], offset):
+        for message in topic.messages[offset:]:
             verdicts.append("")
-            for entry in assembler.take(n, message):
+            for entry in assembler.take(message):
                 verdicts[-1] = follower.take(entry)
                 assert isinstance(entry, Claimed | Snapshot | Delta)
                 if verdicts[-1] == "patch" and isinstance(entry, Delta):
-                    assert entry.body is not None
                     check_head(split(unpack(entry.body, state.dense))[1], 31)
                     state = state.apply(unpack(entry.body, state.dense))
                     follower.patched(entry.note)
@@ -136,7 +135,7 @@ def test_the_retrieval_head_knows_the_items_and_the_users(tmp_path: Path) -> Non
     for _ in range(4):
         wire.delta()
     assembler = Assembler()
-    notes = [e.note for n, m in enumerate(topic.messages) for e in assembler.take(n, m) if isinstance(e, Delta)]
+    notes = [e.note for m in topic.messages for e in assembler.take(m) if isinstance(e, Delta)]
     assert sorted(note.retrieval_clicks >= 0 for note in notes) == [False, False, True, True]
     root = wire.store.read(wire.store.snapshots()[0])
     assert {ITEM, USER} <= set(root.tables)

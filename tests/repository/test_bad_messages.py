@@ -112,7 +112,7 @@ def test_there_are_some_hundred_for_the_topics_that_anybody_may_write_to_and_som
 
 def model_message(value: bytes | None) -> None:
     """A message of ``model.deltas`` alone."""
-    for entry in Assembler().take(0, value):
+    for entry in Assembler().take(value):
         if isinstance(entry, BadEntry):
             raise SnapshotError(entry.why, "nothing")
 

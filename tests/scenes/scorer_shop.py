@@ -24,7 +24,7 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import load_schema
 from millrace.contracts.settings import Settings
 from millrace.versions.clicks import ClickHistogram
-from millrace.versions.modellog import chunks_of, encode_claim, encode_delta, encode_snapshot
+from millrace.versions.modellog import encode_claim, encode_delta, encode_snapshot
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import pack
 from millrace.versions.versioning import Announcement, Claim, Place, chain
@@ -236,11 +236,10 @@ class Learner:
         seed: int = 0,
         epoch: int = 1,
         version: int = 0,
-        bodies: str = "kafka",
     ) -> None:
         self.model = OnlineModel(SCHEMA, SPEC, seed)
         self.store = ModelStore(url)
-        self.send, self.log, self.bodies = send, log, bodies
+        self.send, self.log = send, log
         self.place = Place(epoch, version)
         self.claimant = f"learner of {epoch}"
         self.hash, self.dense = "", dict[str, Any]()
@@ -284,19 +283,16 @@ class Learner:
         body = pack(image, self.dense)
         self.dense, self.rows_only = image.dense or self.dense, not dense
         digest = hashlib.sha256(body).hexdigest()
-        file = self.store.write_delta(self.place, body) if self.bodies == "store" else None
         note = Announcement(
             kind="delta",
             parent=self.hash,
             hash=chain(self.hash, digest),
             digest=digest,
             size=len(body),
-            chunks=0 if file else chunks_of(len(body)),
-            file=file,
             spec={},
             **self._meta(),
         )
-        for message in [] if lost else encode_delta(note, None if file else body):
+        for message in [] if lost else encode_delta(note, body):
             self.follows = self.send(message) + 1
         self.hash = note.hash
         self.published.append(note)

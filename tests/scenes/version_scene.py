@@ -32,6 +32,7 @@ from millrace.versions.modellog import (
     Bad,
     Claimed,
     Delta,
+    Entry,
     Fence,
     encode_claim,
     encode_delta,
@@ -62,6 +63,11 @@ class Topic:
         """From ``offset`` on, or from the first message that is still there."""
         begin = max(offset, self.first)
         return list(enumerate(self.messages[begin - self.first :], begin))
+
+    def entries(self) -> list[Entry]:
+        """What a reader makes of all messages that are still there."""
+        reader = Assembler()
+        return [entry for raw in self.messages for entry in reader.take(raw)]
 
     def forget_before(self, offset: int) -> None:
         """Retention."""
@@ -119,8 +125,7 @@ class Peer:
         assert isinstance(model, OnlineModel)
         self.model = model
         highest = max(store.highest().number, self._newest)
-        keep = store.write_delta if scene.bodies_in_store else None
-        self.versions = Versions(self.model, self._claim.epoch, self.name, highest, keep)
+        self.versions = Versions(self.model, self._claim.epoch, self.name, highest)
         note = write_root(store, self.versions, Progress(), {}, scene.now_ms, follows=self._follows, log=scene.topic.id)
         scene.note_truth(self)
         self._hold()
@@ -147,7 +152,7 @@ class Peer:
             return
         note, body = found
         self.scene.note_truth(self)
-        messages = encode_delta(note, None if note.file else body)
+        messages = encode_delta(note, body)
         for index, message in enumerate(messages):
             if lost is None or index != lost % len(messages):
                 self._follows = self.scene.topic.send(message) + 1
@@ -189,7 +194,7 @@ class Peer:
     def _read(self) -> None:
         for offset, raw in self.scene.topic.read(self._read_to):
             self._read_to = offset + 1
-            for entry in self._assembler.take(offset, raw):
+            for entry in self._assembler.take(raw):
                 if isinstance(entry, Claimed):
                     self._fence.claims(entry.claim)
                 elif isinstance(entry, Bad):
@@ -214,11 +219,10 @@ class Scene:
         spec: dict[str, Any],
         batch: Callable[[int], SampleBatch],
         url: str = "",
-        bodies_in_store: bool = False,
         slice_rows: int = 20,
     ) -> None:
         self.schema, self.spec, self.batch = schema, spec, batch
-        self.bodies_in_store, self.slice_rows = bodies_in_store, slice_rows
+        self.slice_rows = slice_rows
         self.topic = Topic()
         self.url = url or f"memory://scene-{uuid.uuid4().hex}"
         self.store = ModelStore(self.url)
@@ -306,7 +310,7 @@ class PlainFollower:
         while self._position < self.scene.topic.end:
             for offset, raw in self.scene.topic.read(self._position):
                 self._position = offset + 1
-                if any(map(self._take, self._assembler.take(offset, raw))):
+                if any(map(self._take, self._assembler.take(raw))):
                     break  # a snapshot was loaded: read on from what follows it
 
     def _take(self, entry: Any) -> bool:
@@ -322,8 +326,7 @@ class PlainFollower:
             return (note.is_root or self._waiting or self.head is None) and self._load(note)
         if self.head is not None and note.parent == self.head.hash:
             try:
-                body = entry.body if entry.body is not None else self.store.read_delta(note)
-                delta = unpack(body, self.image.dense)
+                delta = unpack(entry.body, self.image.dense)
                 assert bool(split(delta)[1].tables) == (note.retrieval_clicks >= 0), "a note says what is not so"
                 self._serve(note, self.image.apply(delta))
                 return False

@@ -74,7 +74,6 @@ def test_life_of_a_learner_with_a_model_of_its_own(settings: Settings, monkeypat
     writer = writer_of(SCHEMA, notes[0].spec, store.read_parts(notes[0]), named=HASHED)
     for entry in found:
         if isinstance(entry, Delta):
-            assert entry.body is not None
             image = unpack(entry.body, writer.dense())
             assert set(image.dense) == {"weights", "intercept"}, "each delta has all that scorers score with"
             writer.stage(image)

@@ -28,7 +28,6 @@ from millrace.processes.services import EmbeddedBroker
 from millrace.processes.supervisor import Supervisor
 from millrace.versions.modellog import Assembler, Delta, Entry, encode_claim
 from millrace.versions.modelstore import ModelStore
-from millrace.versions.packing import unpack
 from millrace.versions.proof import prove
 from millrace.versions.versioning import Claim
 from tests.learner.role.test_learner_role import Role, send, trained
@@ -192,29 +191,6 @@ def test_old_messages_and_files_are_removed_and_the_newest_pair_can_be_proved(
     assert f"= snapshot {newest.version}: " in capsys.readouterr().out
 
 
-def test_bodies_in_the_store_are_followed_and_proved(settings: Settings) -> None:
-    settings = msgspec.structs.replace(settings, delta_bodies="store", snapshot_seconds=60.0)
-    role = Role(settings)
-    until(lambda: trained(settings) == 0, "it serves")
-    send(settings, [make_samples(100, number) for number in range(3)])
-    store, found = ModelStore(settings.place("models"), writes=False), []
-    until(lambda: len(store.delta_bodies()) >= 1, "a delta lies in the store")
-    role.end()
-    assembler = Assembler()
-    read_all(settings, MODEL_DELTAS, lambda r: found.extend(assembler.take(r.offset, r.value)))
-    deltas = [entry for entry in found if isinstance(entry, Delta)]
-    assert deltas
-    assert all(d.body is None and d.note.chunks == 0 for d in deltas)
-    root = store.snapshots()[-1]
-    state = store.read(root)
-    for delta in deltas:
-        state = state.apply(unpack(store.read_delta(delta.note), state.dense))
-    newest = store.latest()
-    assert newest is not None
-    assert state.same_bits(store.read(newest)) == ""
-    assert len(prove(store, {}).proofs) == 1
-
-
 def has_learnt(settings: Settings, rows: int) -> bool:
     return trained(settings) == rows
 
@@ -277,7 +253,7 @@ def test_learning_goes_on_while_a_snapshot_is_written(settings: Settings, monkey
 
         def published() -> int:
             seen.clear()
-            read_all(settings, MODEL_DELTAS, lambda r: seen.extend(assembler.take(r.offset, r.value)))
+            read_all(settings, MODEL_DELTAS, lambda r: seen.extend(assembler.take(r.value)))
             return max((e.note.trained for e in seen if isinstance(e, Delta)), default=0)
 
         until(lambda: published() == 200, "a delta has what was learnt meanwhile")

@@ -23,7 +23,6 @@ from millrace.versions.modellog import (
     Entry,
     Fence,
     Snapshot,
-    chunks_of,
     encode_claim,
     encode_delta,
     encode_snapshot,
@@ -43,7 +42,7 @@ def note(body: bytes | None, version: int = 5, epoch: int = 1, claimant: str = "
 
 def read(messages: list[bytes | None], assembler: Assembler | None = None) -> list[Entry]:
     reader = assembler or Assembler()
-    return [entry for offset, raw in enumerate(messages) for entry in reader.take(offset, raw)]
+    return [entry for raw in messages for entry in reader.take(raw)]
 
 
 BODY = bytes(range(256)) * (3 * PIECE_BYTES // 256)
@@ -51,11 +50,11 @@ MESSAGES = encode_delta(note(BODY), BODY)
 
 
 def test_a_body_travels_in_chunks_that_a_broker_takes() -> None:
-    assert len(MESSAGES) == chunks_of(len(BODY)) == 3
+    assert len(MESSAGES) == 3
     assert max(map(len, MESSAGES)) <= MESSAGE_BYTES
     (entry,) = read([None, *MESSAGES])[1:]
     assert isinstance(entry, Delta)
-    assert (entry.note, entry.body, entry.next_offset) == (note(BODY), BODY, 4)
+    assert (entry.note, entry.body) == (note(BODY), BODY)
 
 
 @given(st.permutations(MESSAGES * 2))
@@ -95,7 +94,7 @@ def test_a_flipped_bit_costs_its_delta_and_no_other(which: int, at: int, bit: in
 def test_any_messages_give_entries_and_the_next_delta_is_whole(messages: list[bytes | None]) -> None:
     reader = Assembler()
     read(messages, reader)
-    last = reader.take(99, encode_delta(note(b"x", 6), b"x")[0])[-1]
+    last = reader.take(encode_delta(note(b"x", 6), b"x")[0])[-1]
     assert isinstance(last, Delta)
 
 
@@ -126,12 +125,10 @@ def test_a_note_that_lies_is_found() -> None:
         encode_delta(note(body, spec={"model": "x" * 300_000}), body)
 
 
-def test_a_delta_in_the_store_is_its_note() -> None:
-    there = note(b"body", file=Sealed("delta-1.body", "00", 7), chunks=0)
-    (entry,) = read(list(encode_delta(there, None)))
-    assert entry == Delta(there, None, 1)
+def test_no_file_name_leads_out_of_the_store() -> None:
     for name in ("../x", ".hidden", "a/b", "damaged-x", "", "x" * 201, "ä"):
-        (bad,) = read(list(encode_delta(note(b"body", file=Sealed(name, "00", 7)), None)))
+        parts = [Sealed(name, "00", 7)]
+        (bad,) = read([encode_snapshot(note(None, kind="snapshot", parts=parts, training=parts))])
         assert isinstance(bad, Bad)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.basics.errors import SnapshotError
-from millrace.basics.store import AbsentError, DamagedError, Sealed
+from millrace.basics.store import DamagedError
 from millrace.versions.modelstore import Announcement, Image, ModelStore, Place, TableRows, chain, thinned
 from millrace.versions.versioning import digest_of
 
@@ -92,15 +91,13 @@ def test_prune_keeps_the_newest_two_and_what_another_learner_writes(url: str) ->
     store = ModelStore(url)
     for version in range(1, 5):
         snapshot(store, 2, version)
-        store.write_delta(Place(2, version), b"body")
     store.write_part(Place(2, 3_000), 0, image({1: 1.0}), {})  # of one that never became whole
     foreign = store.write_part(Place(3, 1), 0, image({1: 1.0}), {})
     store.prune()
     assert [n.place for n in store.snapshots()] == [(2, 4), (2, 3)]
     names = store.store.names()
-    assert len(names) == 2 * 7 + 1 + 2
+    assert len(names) == 2 * 7 + 2
     assert {f.name for f in foreign} <= set(names)
-    assert [n for n in names if n.startswith("delta")] == [f"delta-00000002-{4:016d}.body"]
     for note in store.snapshots():
         store.read(note)
 
@@ -109,12 +106,11 @@ MINUTE_MS = 60_000
 
 
 def versions_of(store: ModelStore, minutes: dict[int, float], epoch: int = 1) -> None:
-    """A snapshot of each version, of that minute of event time, with its delta and its cuts, pruned after each as the
+    """A snapshot of each version, of that minute of event time, with its cuts, pruned after each as the
     learner does it."""
     for version, minute in minutes.items():
         meta = META | {"event_ms": round(minute * MINUTE_MS)}
         part = store.write_part(Place(epoch, version), 0, image({1: version}), {})
-        store.write_delta(Place(epoch, version), b"body")
         store.store.put(f"cuts-{epoch:08d}-{version:016d}.acts", {}, b"acts")
         store.write_manifest([part], epoch=epoch, version=version, **meta)
         store.prune()
@@ -130,7 +126,6 @@ def test_versions_of_an_hour_are_kept_thinned(url: str) -> None:
     assert kept_minutes(store) == [127, 123, 119, 107, 99, 87, 79, 67]
     assert kept_minutes(store)[-1] <= 127 - 60, "one is an hour old"
     names = store.store.names()
-    assert [n[-7:-5] for n in names if n.startswith("delta-")] == ["32"], "followers begin at the newest two"
     assert len([n for n in names if n.startswith("cuts-")]) == 32 - 17, "what was learnt since any of them is known"
     for note in store.snapshots():
         store.read(note)
@@ -236,22 +231,6 @@ def test_whole_files_that_hold_something_else(tmp_path: Path) -> None:
         odd = store.store.put("part-odd", head, bytes(64))
         with pytest.raises(SnapshotError, match="holds no arrays"):
             list(store.read_parts(msgspec.structs.replace(note, parts=[odd])))
-
-
-def test_a_delta_in_the_store_is_the_one_of_its_note(url: str) -> None:
-    store = ModelStore(url)
-    file = store.write_delta(Place(1, 2), b"body")
-    digest = hashlib.sha256(b"body").hexdigest()
-    note = Announcement(
-        kind="delta", epoch=1, version=2, parent="", hash="", digest=digest, size=4, file=file, **META
-    )  # fmt: skip
-    assert store.read_delta(note) == b"body"
-    with pytest.raises(DamagedError):
-        store.read_delta(msgspec.structs.replace(note, digest="0" * 64))
-    with pytest.raises(AbsentError):
-        store.read_delta(msgspec.structs.replace(note, file=None))
-    with pytest.raises(AbsentError):
-        store.read_delta(msgspec.structs.replace(note, file=Sealed("delta-no", "", 1)))
 
 
 @given(st.integers(0, 2**31), st.integers(0, 7), st.data())

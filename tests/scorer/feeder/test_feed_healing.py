@@ -87,14 +87,8 @@ class World(Scene):
     def next_learner(self, rng: random.Random) -> None:
         self.old.append(self.learner)
         place = self.learner.place
-        self.learner = self.another(
-            seed=rng.randrange(5), epoch=place.epoch + 1, version=place.number + 1, bodies=self.bodies
-        )
+        self.learner = self.another(seed=rng.randrange(5), epoch=place.epoch + 1, version=place.number + 1)
         self.snapshot(rng, announce=rng.random() < 0.8)
-
-    @property
-    def bodies(self) -> str:
-        return self.learner.bodies
 
     def damage_file(self, rng: random.Random) -> None:
         files = sorted(p for p in (self.folder / "models").iterdir() if not p.name.startswith((".", "damaged-")))
@@ -178,15 +172,14 @@ STEPS += ["fold", "fold", "worker"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bodies", ["kafka", "store"])
-@examples(25)
+@examples(50)
 @given(steps=st.lists(st.sampled_from(STEPS), max_size=25), seed=st.integers(0, 10**6))
 def test_never_backwards_never_torn_never_for_ever(
-    tmp_path_factory: pytest.TempPathFactory, bodies: str, steps: list[str], seed: int
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str], seed: int
 ) -> None:
     folder = tmp_path_factory.mktemp("world")
     rng = random.Random(seed)
-    world = World(folder, bodies=bodies)
+    world = World(folder)
     world.snapshot(rng)
     for step in steps:
         getattr(world, step)(rng)

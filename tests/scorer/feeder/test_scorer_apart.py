@@ -51,9 +51,8 @@ class Learner:
         self.process.wait()
 
 
-@pytest.mark.parametrize("bodies", ["kafka", "store"])
 @pytest.mark.slow
-def test_a_scorer_follows_a_learner_that_it_shares_no_folder_with(tmp_path: Path, bodies: str) -> None:
+def test_a_scorer_follows_a_learner_that_it_shares_no_folder_with(tmp_path: Path) -> None:
     with EmbeddedBroker(tmp_path / "broker") as broker, EmbeddedRedis(tmp_path / "redis") as redis:
         settings = Settings(
             kafka=broker.address,
@@ -67,7 +66,6 @@ def test_a_scorer_follows_a_learner_that_it_shares_no_folder_with(tmp_path: Path
             delta_seconds=0.2,
             dense_seconds=0.5,
             snapshot_seconds=1.0,
-            delta_bodies=bodies,  # type: ignore[arg-type]
             redis_seconds=PATIENCE,
         )
         create_topics(settings)

@@ -36,7 +36,7 @@ def note(version: int, own: str, parent: str = "", **more: Any) -> Announcement:
 
 
 def delta(version: int, own: str, parent: str, **more: Any) -> Delta:
-    return Delta(note(version, own, parent, **more), b"", 0)
+    return Delta(note(version, own, parent, **more), b"")
 
 
 def snap(version: int, own: str, **more: Any) -> Snapshot:

@@ -138,11 +138,11 @@ class Scorer:
 
 @pytest.mark.slow
 @examples(30)
-@given(st.lists(STEPS, min_size=8, max_size=40), st.booleans())
+@given(st.lists(STEPS, min_size=8, max_size=40))
 def test_whatever_happens_to_learners_a_scorer_serves_whole_versions_in_order(
-    script: list[tuple[str, int]], bodies_in_store: bool
+    script: list[tuple[str, int]],
 ) -> None:
-    place = scene(bodies_in_store=bodies_in_store, url=f"memory://scorer-{uuid.uuid4().hex}/models")
+    place = scene(url=f"memory://scorer-{uuid.uuid4().hex}/models")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(test_version_scene, "PlainFollower", Scorer)
         try:
