@@ -6,14 +6,16 @@
     pages ──► hash of the request < share? ──► kept with the score that the model gives when they come: their anchor
                                                    │ a click that comes later mends the label
                                                    ▼
-    exposed   ... 90 min ago ──────────── 30 min ago ──────── now
-              [ old enough to be judged by: labels are in ][ not yet ]     the newest 12,000 rows
+    exposed   ... a day ago ── 90 min ago ──────────── 30 min ago ──────── now
+        [ too old ][ judged by: labels are in                     ][ not yet ]     the newest 12,000 rows
                                                    ▲
     a snapshot: AUC and log loss of its scores there, against those of the anchors
     an hour of event time after the last anchor: all rows get the scores of what was promoted
 
 Labels of the last minutes say nothing of a model that learnt wrong ones: they are as wrong, and it has the lower loss
-there. So rows are judged by when they are 30 minutes old.
+there. So rows are judged by when they are 30 minutes old, and until they are a day old. A day has each hour's visitors
+once. What is older tells of another shop: of items that are gone, and of people who have another errand. A model that
+has followed them since is worse there for good reasons. Where a day has too few rows nothing is judged, which is said.
 
 The share follows traffic, so that some 8,000 rows come in an hour: then those that are judged by are 30 to 90 minutes
 old. It goes up to five times what it is set to (a tenth at most) where there is little traffic, and below where there
@@ -37,6 +39,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.gate.median_clock import MedianClock
 from learner.gate.verdicts import GateRefusal
 from learner.ranker.repeats import exposure_ids, page_hashes
 from learner.ranker.verbs import Predicting, Scoring
@@ -45,7 +48,7 @@ from millrace.basics.ranking_metrics import auc
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
 from millrace.versions.image import Array
 
-HOUR_MS = 3_600_000
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 MOST_ROWS = 12_000
 """Rows that are kept: 1.1 KB each with the shop's 219 numbers and 15 ids."""
 PER_HOUR = 8000
@@ -58,7 +61,7 @@ WARM_JUDGEMENTS = 8
 """So many in a row must have kept the bounds before one is refused."""
 
 _LOOK_MS = 600_000  # of traffic, before the share follows it
-_AHEAD_MS = 60_000  # a new share is for pages exposed so much later: none of them has come yet
+_AHEAD_MS = 60_000  # a new share is for pages exposed so much later than any: none of them has come yet
 _STEPS = 64  # changes of the share that are remembered
 _AT_ONCE = 2048  # rows scored at once
 _SALT = salt("heldout")
@@ -102,6 +105,8 @@ class Heldout:
         most_auc: by so much the AUC may be below the anchor's.
         most_loss: by so much the log loss may be above the anchor's.
         follows: whether the share follows traffic.
+        most_age_ms: from an exposure until its row is judged by no more.
+        clock: the gate's.
     """
 
     def __init__(
@@ -112,12 +117,15 @@ class Heldout:
         most_auc: float = 0.01,
         most_loss: float = 0.005,
         follows: bool = True,
+        most_age_ms: int = DAY_MS,
+        clock: MedianClock | None = None,
     ) -> None:
         self.base, self.age_ms, self.least = share, age_ms, least
         self.most_auc, self.most_loss, self.follows = most_auc, most_loss, follows
+        self.most_age_ms, self.clock = most_age_ms, clock or MedianClock()
         self._from = np.zeros(1, np.int64)  # when each share began, by exposure
         self._shares = np.array([share])
-        self._now_ms = self._anchor_ms = 0
+        self._anchor_ms = self._newest_ms = 0
         self._counted, self._counted_from_ms = 0, 0
         self._rate = 0.0  # rows an hour, lately
         self._kept = 0  # judgements that kept the bounds, in a row
@@ -147,8 +155,9 @@ class Heldout:
     # -- rows ------------------------------------------------------------------------------------------------
 
     def held(self, batch: SampleBatch) -> NDArray[np.bool_]:
-        """Rows of pages that are held out, by the hash of the request. (B,) To be asked once: it counts traffic."""
-        self._counted += len(batch)
+        """Rows of pages that are held out, by the hash of the request. (B,) To be asked once, when the clock has met
+        them: it counts traffic."""
+        self._count(batch)
         if not self._shares.any():
             return np.zeros(len(batch), np.bool_)
         return self.holds(page_hashes(batch), batch.ts_ms)
@@ -166,7 +175,6 @@ class Heldout:
         A row with an unusable label, or that the model has no probability for, is not kept; nor is a click whose
         exposure is not.
         """
-        self._clock(model.newest_ms)
         with np.errstate(invalid="ignore"):
             usable = (batch.label >= 0) & (batch.label <= 1) & (batch.kind != FOLLOW_UP)
         if not usable.any():
@@ -190,14 +198,11 @@ class Heldout:
         for name, values in (own | {"label": batch.label, "anchor": p}).items():
             self._column[name][at] = values[new]
 
-    def aged(self, from_ms: int = 0, now_ms: int = 0) -> HeldRows:
-        """Rows that are old enough to be judged by, of exposures at or after ``from_ms``.
-
-        Args:
-            now_ms: how far event time is, if that is known to be further than rows and judgements have told.
-        """
-        ts_ms = self._column["ts_ms"]
-        rows = np.flatnonzero((ts_ms >= max(1, from_ms)) & (ts_ms <= max(self._now_ms, now_ms) - self.age_ms))
+    def aged(self, from_ms: int = 0) -> HeldRows:
+        """Rows that are of an age to be judged by, of exposures at or after ``from_ms``."""
+        ts_ms, now_ms = self._column["ts_ms"], self.clock.now_ms
+        oldest_ms = max(1, from_ms, now_ms - self.most_age_ms)
+        rows = np.flatnonzero((ts_ms >= oldest_ms) & (ts_ms <= now_ms - self.age_ms))
         rows = rows[np.argsort(ts_ms[rows], kind="stable")]
         own = {name: column[rows] for name, column in self._column.items() if name != "id"}
         return HeldRows(cat=self._cat[rows], num=self._num[rows], **own)
@@ -211,7 +216,6 @@ class Heldout:
 
     def judge(self, model: Predicting) -> Judgement:
         """Figures of the model, and of the anchors; costs the prediction of the rows."""
-        self._clock(model.newest_ms)
         nan = float("nan")
         if not self._fits(model):
             return Judgement(None, 0, nan, nan, nan, nan)
@@ -236,16 +240,14 @@ class Heldout:
             refusal = None
         return Judgement(refusal, n, own, anchor, loss, anchor_loss)
 
-    def promoted(self, model: Predicting, event_ms: int) -> None:
+    def promoted(self, model: Predicting) -> None:
         """A snapshot was promoted: where an hour of event time has passed, all rows get its scores as their anchor."""
-        self._clock(event_ms)
-        if event_ms - self._anchor_ms >= HOUR_MS:
+        if self.clock.now_ms - self._anchor_ms >= HOUR_MS:
             self.rebase(model)
 
     def rebase(self, model: Predicting) -> None:
         """The model as it is now is the anchor of all rows."""
-        self._clock(model.newest_ms)
-        self._anchor_ms = self._now_ms
+        self._anchor_ms = self.clock.now_ms
         rows = np.flatnonzero(self._column["ts_ms"])
         if len(rows) and self._fits(model):
             self._column["anchor"][rows] = scores(model, self._cat[rows], self._num[rows])
@@ -257,10 +259,13 @@ class Heldout:
 
     # -- the share -------------------------------------------------------------------------------------------
 
-    def _clock(self, now_ms: int) -> None:
-        """Event time is so far. The share follows the traffic since the last look at it."""
-        self._now_ms = max(self._now_ms, now_ms)
-        passed = self._now_ms - self._counted_from_ms
+    def _count(self, batch: SampleBatch) -> None:
+        """Rows came. The share follows the traffic since the last look at it."""
+        now_ms = self.clock.now_ms
+        self._counted += len(batch)
+        near = batch.ts_ms[batch.ts_ms <= now_ms + HOUR_MS]
+        self._newest_ms = max(self._newest_ms, int(near.max(initial=0)))
+        passed = now_ms - self._counted_from_ms
         if passed < _LOOK_MS:
             return
         if self._counted_from_ms:
@@ -270,10 +275,10 @@ class Heldout:
             wanted = min(wanted, GROWS * self.base, max(self.base, MOST_SHARE))
             if self.follows and self.base and not 0.8 < wanted / max(self.share, 1e-12) < 1.25:
                 self._step_to(wanted)
-        self._counted, self._counted_from_ms = 0, self._now_ms
+        self._counted, self._counted_from_ms = 0, now_ms
 
     def _step_to(self, share: float) -> None:
-        begins = self._now_ms + _AHEAD_MS if self._now_ms else 0
+        begins = self._newest_ms + _AHEAD_MS if self._newest_ms else 0
         kept = self._from < begins
         self._from = np.append(self._from[kept], begins)[-_STEPS:]
         self._shares = np.append(self._shares[kept], share)[-_STEPS:]
@@ -307,7 +312,7 @@ class Heldout:
         order = (self._at + np.arange(MOST_ROWS)) % MOST_ROWS  # oldest first
         order = order[self._column["ts_ms"][order] > 0]
         state: dict[str, Array] = {name: column[order] for name, column in self._column.items()}
-        clock = [self._now_ms, self._anchor_ms, self._counted, self._counted_from_ms, round(self._rate), self._kept]
+        clock = [self._newest_ms, self._anchor_ms, self._counted, self._counted_from_ms, round(self._rate), self._kept]
         return {
             "cat": self._cat[order],
             "num": self._num[order],
@@ -334,7 +339,7 @@ class Heldout:
         for name, column in self._column.items():
             column[:n] = state[name]
         self._at = n % MOST_ROWS
-        self._now_ms, self._anchor_ms, self._counted, self._counted_from_ms, rate, self._kept = clock
+        self._newest_ms, self._anchor_ms, self._counted, self._counted_from_ms, rate, self._kept = clock
         self._rate = float(rate)
         self._from, self._shares = np.array(state["from_ms"]), np.array(state["shares"])
         bound = min(GROWS * self.base, max(self.base, MOST_SHARE))

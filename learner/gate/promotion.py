@@ -18,10 +18,11 @@ of it was published, the rebuilt model is published as a root: a new version wit
 ::
 
     promoting ── refused ──► probation: nothing is published until a whole stretch has passed ── passed ──► promoting
-                                 │ refused for ``quarantine_ms`` of event time, no stretch passing between
+                                 │ refused for ``quarantine_ms`` of event time by one kind of checks (samples, held-out
+                                 │ pages, the model), which has passed nothing between
                                  └──► the world is different: bounds begin anew, what was kept since then is learnt
 
-No clock, no Kafka: event time is that of the samples. One thread.
+No clock, no Kafka: event time is that of the samples (:mod:`learner.gate.median_clock`). One thread.
 """
 
 from __future__ import annotations
@@ -29,19 +30,20 @@ from __future__ import annotations
 import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import structlog
 
 from learner.gate.heldout import Heldout, Judgement
+from learner.gate.median_clock import MedianClock
 from learner.gate.model_checks import unsound, unsound_part
 from learner.gate.quarantine import PLACE, Quarantine
 from learner.gate.quota import Quota
 from learner.gate.screen import Screen
 from learner.gate.shift import Shift
-from learner.gate.verdicts import GateRefusal
+from learner.gate.verdicts import KINDS, OF_MODEL, OF_PAGES, GateRefusal, kind_of
 from learner.ranker.model import LearnReport
 from learner.ranker.snapshot_slices import Part
 from learner.ranker.verbs import Learning, Slicing
@@ -74,8 +76,6 @@ _LEDGER_ROWS = 50_000
 """Rows that are kept in memory for a way back before a snapshot is asked for: the shop's take 2.3 KB each."""
 _SLICE = 100_000
 QUARANTINED = "quarantined"
-_OF_MODEL = ("finite", "bounds")
-"""Checks that a model fails by damage, whatever was learnt: all of it is learnt again first."""
 
 
 @dataclass(slots=True)
@@ -89,6 +89,7 @@ class Checks:
     quarantine: Quarantine
     quarantine_ms: int
     observe: bool = False  # a refusal is only told of, unless what is refused is damaged or absurd
+    clock: MedianClock = field(default_factory=MedianClock)  # of all of them
 
     @classmethod
     def of(cls, settings: Settings, schema: Schema) -> Checks | None:
@@ -100,14 +101,16 @@ class Checks:
         """
         if settings.gate == "off":
             return None
+        clock = MedianClock()
         return cls(
-            Screen(schema, round(settings.ahead_minutes * _MINUTE_MS)),
-            Quota(schema, settings.teach_limits),
-            Shift(),
-            Heldout(settings.heldout_share),
+            Screen(schema, round(settings.ahead_minutes * _MINUTE_MS), clock),
+            Quota(schema, settings.teach_limits, clock),
+            Shift(clock=clock),
+            Heldout(settings.heldout_share, clock=clock),
             Quarantine(Store(settings.place(PLACE)), schema.id),
             round(settings.quarantine_minutes * _MINUTE_MS),
             settings.gate == "observe",
+            clock,
         )
 
 
@@ -169,7 +172,7 @@ class Promotion:
         self.promoted_version = self.promoted_ms = -1
         self._probation = False
         self._suspected = False  # whether samples, not the model alone, are under suspicion
-        self._blocked_ms = 0  # event time of the first refusal since a stretch has passed; 0: none
+        self._since_ms: dict[str, int] = {}  # event time of the first refusal by a kind of checks since one has passed
         self._acts: list[Act] = []
         self._batches: list[SampleBatch | None] = []  # of each act; None: a flush
         self._bases: list[_Base] = []
@@ -193,6 +196,7 @@ class Promotion:
         """Which rows are to be learnt. (B,)"""
         assert self.checks is not None
         checks, counts = self.checks, self.trainer.counts
+        checks.clock.meet(batch)
         absurd = checks.screen.absurd(batch)
         if absurd.any():
             refusal = GateRefusal("absurd", float(absurd.sum()), 0.0)
@@ -237,7 +241,7 @@ class Promotion:
                 checks.screen.learnt(cut.batch, p)
                 if report.rows:
                     checks.shift.meet(cut.batch)
-                    checks.shift.learnt(report.rows, self.trainer.model.newest_ms)
+                    checks.shift.learnt(report.rows)
                 return report
             return self._set_aside(report, cut)
         self._refused(refusal, cut.batch, cut.places)
@@ -277,7 +281,7 @@ class Promotion:
         assert self.checks is not None
         if refusal is None:
             self.verdicts[name, "passed"] += 1
-        elif self.checks.observe and refusal.check not in _OF_MODEL:
+        elif self.checks.observe and kind_of(refusal.check) != OF_MODEL:
             self.verdicts[refusal.check, "observed"] += 1
             self.observed = refusal
             if self._ms >= self._told_ms.get(refusal.check, -_MINUTE_MS) + _MINUTE_MS:
@@ -290,11 +294,7 @@ class Promotion:
         assert self.checks is not None
         self.trainer.counts[QUARANTINED] += len(batch)
         self.trainer.counts[f"{QUARANTINED}:{refusal.check}"] += len(batch)
-        self.checks.quarantine.keep(refusal, batch, places, self._now_ms(batch))
-
-    def _now_ms(self, batch: SampleBatch | None = None) -> int:
-        """Event time: the newest exposure that is known not to be absurd."""
-        return max(self.trainer.model.newest_ms, 0 if batch is None else int(np.median(batch.ts_ms)))
+        self.checks.quarantine.keep(refusal, batch, places, self.checks.clock.now_ms)
 
     def _refused(self, refusal: GateRefusal, batch: SampleBatch, places: Places) -> None:
         """A micro-batch was refused, and with it what was learnt since the mark."""
@@ -308,9 +308,9 @@ class Promotion:
     def _bear(self) -> None:
         """After a refusal: what has stayed different for the stated time is no fault but the world."""
         assert self.checks is not None
-        blocked = self._suspected and self._blocked_ms
-        if blocked and self.refused_ms - self._blocked_ms >= self.checks.quarantine_ms:
-            self._world_changed("time")
+        since_ms = self._since_ms.get(kind_of(self.refusal.check), 0) if self.refusal else 0
+        if self._suspected and since_ms and self.refused_ms - since_ms >= self.checks.quarantine_ms:
+            self._world_changed("time", since_ms)
 
     @property
     def _open(self) -> bool:
@@ -320,14 +320,13 @@ class Promotion:
     def _say(self, refusal: GateRefusal, batch: SampleBatch | None = None) -> None:
         assert self.checks is not None
         self.verdicts[refusal.check, "refused"] += 1
-        now_ms = self._now_ms(batch)
+        now_ms = self.checks.clock.now_ms
         if not self._probation:
             log.error("the gate refused; what was promoted last is served", why=str(refusal))
         self.refusal, self.refused_ms = refusal, now_ms
-        self._suspected = self._probation or refusal.check not in _OF_MODEL
+        self._suspected = self._probation or kind_of(refusal.check) != OF_MODEL
         self._probation = True
-        if not self._blocked_ms:
-            self._blocked_ms = now_ms
+        self._since_ms.setdefault(kind_of(refusal.check), now_ms)
         if batch is not None:
             self.checks.heldout.spoilt(int(np.median(batch.ts_ms)))
 
@@ -365,9 +364,10 @@ class Promotion:
         if not at_mark and self.checks is not None:  # the mark is another state now
             self.checks.shift.rebase(model)
         if whole and not gone and not self._suspected:  # a slot was damaged, no sample was at fault: nothing is open
-            self._probation, self._blocked_ms = False, 0
+            self._probation = False
+            self._since_ms.pop(OF_MODEL, None)
         self.trainer.counts["way_back:gate"] += 1
-        self._root_due = published or not whole or refusal.check in _OF_MODEL
+        self._root_due = published or not whole or kind_of(refusal.check) == OF_MODEL
         log.warning("went back to an earlier model", rows=sum(len(b) for _, b in gone), root=self._root_due)
         return self._root_due
 
@@ -512,7 +512,7 @@ class Promotion:
             refusal = self._judge()
             if refusal is not None:
                 self._say(refusal)
-                of_model = refusal.check in _OF_MODEL
+                of_model = kind_of(refusal.check) == OF_MODEL
                 root = self._go_back(refusal, lambda: len(self._acts) if of_model else self._mark)
                 self._bear()
                 return self._root(ms, refusal) if root else None
@@ -551,7 +551,8 @@ class Promotion:
         self.checks.shift.promoted(self.trainer.model)
         if self._probation:
             log.warning("a whole stretch has passed the gate: versions are published again")
-        self._probation, self._blocked_ms = False, 0
+        self._probation = False
+        self._since_ms = {kind: ms for kind, ms in self._since_ms.items() if kind == OF_PAGES}
 
     # -- snapshots -------------------------------------------------------------------------------------------
 
@@ -564,7 +565,7 @@ class Promotion:
         if refusal is None:
             return True
         self._say(refusal)
-        of_model = refusal.check in _OF_MODEL
+        of_model = kind_of(refusal.check) == OF_MODEL
         self._go_back(refusal, lambda: len(self._acts) if of_model else self._bases[-1].at)
         self._bear()
         return False
@@ -588,7 +589,8 @@ class Promotion:
         else:
             self.verdicts["heldout", "unjudged"] += 1
         if refusal is None:
-            self.checks.heldout.promoted(model, model.newest_ms)
+            self.checks.heldout.promoted(model)
+            self._since_ms.pop(OF_PAGES, None)
         return refusal
 
     def finish(self, slices: Slicing, ms: int) -> Last | None:
@@ -665,18 +667,18 @@ class Promotion:
 
     # -- a world that has changed, and what persons want -----------------------------------------------------
 
-    def _world_changed(self, by: str) -> None:
+    def _world_changed(self, by: str, since_ms: int) -> None:
         """What is different is the world: bounds begin anew, and what was kept since is learnt."""
         assert self.checks is not None
-        checks, since = self.checks, self._blocked_ms
+        checks = self.checks
         try:
             checks.quarantine.flush()
         except StoreError as error:
             log.error("quarantine cannot be written; what is different is not learnt yet", error=one_line(error))
             return
-        log.warning("what is different is taken for the world: it is learnt", by=by, since_ms=since)
+        log.warning("what is different is taken for the world: it is learnt", by=by, since_ms=since_ms)
         kept = checks.quarantine.entries()
-        self._to_learn(e.name for e in kept if e.made_ms >= since and e.check != "absurd")
+        self._to_learn(e.name for e in kept if e.made_ms >= since_ms and e.check != "absurd")
         self._rebase()
 
     def _rebase(self) -> None:
@@ -686,7 +688,8 @@ class Promotion:
         checks.shift.rebase(model)
         checks.heldout.rebase(model)
         self._mark = len(self._acts)
-        self._probation, self._blocked_ms = False, 0
+        self._probation = False
+        self._since_ms.clear()
 
     def release_some(self) -> bool:
         """Learns one entry of quarantine that is to be learnt, if there is one. When the last is learnt, bounds begin
@@ -748,8 +751,8 @@ class Promotion:
         """A person vouches for what comes: a hold ends, and what is open at the gate passes."""
         self.held = False
         if self.checks is not None:
-            if self._blocked_ms:
-                self._world_changed("person")
+            if self._since_ms:
+                self._world_changed("person", min(self._since_ms.values()))
             else:
                 self._rebase()
 
@@ -845,7 +848,7 @@ class Promotion:
             "refused_ms": self.refused_ms,
             "observes": self.checks is not None and self.checks.observe,
             "observed": str(self.observed) if self.observed else None,  # what would have been refused last
-            "blocked_since_ms": self._blocked_ms,
+            "blocked_since_ms": min(self._since_ms.values(), default=0),
             "promoted_version": self.promoted_version,
             "promoted_ms": self.promoted_ms,
             "heldout": {k: v for k, v in self.judgement._asdict().items() if k != "refusal"} if self.judgement else {},
@@ -857,7 +860,8 @@ class Promotion:
         """What the gate knows, apart from the model and its acts."""
         if self.checks is None:
             return {}
-        own = np.array([self.held, self._probation, self._blocked_ms, self.refused_ms], np.int64)
+        since = (self._since_ms.get(kind, 0) for kind in KINDS)
+        own = np.array([self.held, self._probation, self.refused_ms, *since], np.int64)
         return {"gate": own, "schema": self._schema()} | {
             f"{name}/{key}": array for name, part in self._parts().items() for key, array in part.snapshot().items()
         }
@@ -871,12 +875,13 @@ class Promotion:
         """
         if self.checks is None or not state:
             return
-        held, probation, blocked_ms, refused_ms = (int(v) for v in state["gate"])
+        held, probation, refused_ms, *since = (int(v) for v in state["gate"])
         self.held = bool(held)
         if not np.array_equal(state.get("schema", ()), self._schema()):
             log.warning("the gate's state is of another schema: it warms up anew")
             return
-        self._probation, self._blocked_ms, self.refused_ms = bool(probation), blocked_ms, refused_ms
+        self._probation, self.refused_ms = bool(probation), refused_ms
+        self._since_ms = {kind: ms for kind, ms in zip(KINDS, since, strict=True) if ms}
         for name, part in self._parts().items():
             part.resume(below(f"{name}/", state))
 
@@ -887,7 +892,8 @@ class Promotion:
     def _parts(self) -> dict[str, Any]:
         assert self.checks is not None
         checks = self.checks
-        return {"screen": checks.screen, "quota": checks.quota, "shift": checks.shift, "heldout": checks.heldout}
+        own = {"screen": checks.screen, "quota": checks.quota, "shift": checks.shift, "heldout": checks.heldout}
+        return {"clock": checks.clock, **own}
 
 
 def _in_order(batches: Sequence[SampleBatch | None]) -> Callable[[Learnt], SampleBatch]:

@@ -4,7 +4,7 @@
 ::
 
     limits  {"user": 1000, "item": 20000}
-    hour    09:00 ── counts by id ── 10:00 ── all begin at 0 again ──      hours by the clock, of a message's median row
+    hour    09:00 ── counts by id ── 10:00 ── all begin at 0 again ──      hours by the gate's clock
 
 A row beyond a limit is not learnt, and counts for no other limit. One who clicks for hours on everything teaches as
 much as his limit, no more. Ids that are missing have no limit: many visitors share them.
@@ -18,6 +18,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.gate.median_clock import MedianClock
 from millrace.basics.errors import SettingError
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
@@ -38,13 +39,14 @@ class Quota:
     Args:
         limits: rows an hour by what they are of: ``user``, ``item``, or a categorical field of the schema (each of its
             slots counts).
+        clock: the gate's, which has met the rows that are asked about.
 
     Raises:
         SettingError: a limit is of no categorical field.
     """
 
-    def __init__(self, schema: Schema, limits: Mapping[str, int]) -> None:
-        self.limits = dict(limits)
+    def __init__(self, schema: Schema, limits: Mapping[str, int], clock: MedianClock | None = None) -> None:
+        self.limits, self.clock = dict(limits), clock or MedianClock()
         layout = schema.layout
         fields = {f.name: (c, c + f.slots) for f, c in zip(layout.cat_fields, layout.cat_starts, strict=True)}
         for name in self.limits:
@@ -59,7 +61,7 @@ class Quota:
         over = np.zeros(len(batch), np.bool_)
         if not len(batch) or not self.limits:
             return over
-        hour = int(np.sort(batch.ts_ms)[(len(batch) - 1) // 2]) // HOUR_MS  # one row with a wrong clock moves it not
+        hour = self.clock.now_ms // HOUR_MS
         if hour > self._hour:
             self._hour = hour
             for counts in self._counts.values():

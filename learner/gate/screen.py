@@ -49,6 +49,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.gate.median_clock import MedianClock
 from learner.gate.screenkernels import (
     AUC_OFF,
     BINS,
@@ -92,7 +93,6 @@ _MOST_NUMBER, _MOST_WEIGHT = 1e30, 1e6
 _VISITORS = 4096  # who are remembered as counted
 _ANY, _PROFILE, _WINDOWS = range(CLICKED)  # kinds of visits: rows that tell of it
 _DAY_MS = 86_400_000
-_TIMES = 15  # newest pages whose median says what time it is
 
 
 @cache
@@ -139,14 +139,15 @@ class Screen:
         schema: says which columns belong together.
         ahead_ms: exposures so far ahead of event time are absurd; less than a day counts as a day, for after a quiet
             night nobody can tell them from the first ones of the morning.
+        clock: the gate's, which has met the rows that are asked about. Before it has met any, no date is absurd.
 
     What it cannot see: labels that are wrong for some rows only, such as a tenth of all flipped, or half of all clicks
     lost; and a slow poison that moves the clean past with it.
     """
 
-    def __init__(self, schema: Schema, ahead_ms: int) -> None:
+    def __init__(self, schema: Schema, ahead_ms: int, clock: MedianClock | None = None) -> None:
         warm_up()
-        self.schema, self.ahead_ms = schema, ahead_ms
+        self.schema, self.ahead_ms, self.clock = schema, ahead_ms, clock or MedianClock()
         self._shares, self._num_starts, self._cat_of, self._divisor = _groups(schema)
         self._size = HEAD + len(self._shares) + 2 * BINS
         self._least = np.array([s.least for s in self._shares])
@@ -154,11 +155,13 @@ class Screen:
         self._begin()
 
     def _begin(self) -> None:
-        self._times: list[int] = []  # of the newest pages met, oldest first
         self._who, self._last = _nobody()
         self._met = 0  # rows
         self._looked: tuple[SampleBatch, Sums] | None = None
-        self._block, self._block_ms = self._nothing(), 0  # the newest rows met, and when the first of them was shown
+        self._block, self._block_ms = (
+            self._nothing(),
+            0,
+        )  # the newest rows met, and the time when the first of them came
         self._blocks, self._began_ms = np.empty((0, self._size)), np.empty(0, np.int64)  # those before it, newest first
         self._tails = self._blocks  # what windows have behind the open block, shortest first
         self._piece = np.zeros(4)  # of rows learnt: rows, clicks, expected clicks, their variance
@@ -171,28 +174,21 @@ class Screen:
         """Whether bounds are known."""
         return bool((self._promoted >= (WARM_ROWS, WARM_CLICKS)).all())
 
-    @property
-    def now_ms(self) -> int:
-        """Event time that one row cannot move: the median exposure of the newest pages met; 0 before the first."""
-        return sorted(self._times)[(len(self._times) - 1) // 2] if self._times else 0
-
     def absurd(self, batch: SampleBatch) -> Bools:
         """Rows that cannot be, whatever the world is like. (B,) Never learnt; kept in quarantine one by one.
 
-        These are rows shown more than ``ahead_ms`` after the median of the newest pages met, with a label outside
-        [0, 1], a weight that is not in (0, 1e6], or a finite number beyond 1e30. (What is not finite is read as 0.)
-        The first page of all is met without anything to compare it with. After a stop of the stream of more than
-        ``ahead_ms``, and of more than a day, eight pages at most are taken for absurd.
+        These are rows shown more than ``ahead_ms`` after the clock, which has met them, with a label outside [0, 1], a
+        weight that is not in (0, 1e6], or a finite number beyond 1e30. (What is not finite is read as 0.) The first
+        page of all is met without anything to compare it with. After a stop of the stream of more than ``ahead_ms``,
+        and of more than a day, eight pages at most are taken for absurd, where they are of several users.
         """
         if not len(batch):
             return np.zeros(0, np.bool_)
-        ts_ms = batch.ts_ms
-        pages = np.flatnonzero(ts_ms[1:] != ts_ms[:-1])[-_TIMES:]  # last rows of pages, but for the last page
-        self._times = [*self._times, *ts_ms[pages].tolist(), int(ts_ms[-1])][-_TIMES:]
         with np.errstate(invalid="ignore"):
             sound = (batch.label >= 0) & (batch.label <= 1) & (batch.weight > 0) & (batch.weight <= _MOST_WEIGHT)
             sound |= batch.kind == FOLLOW_UP
-            sound &= ts_ms <= self.now_ms + max(self.ahead_ms, _DAY_MS)
+            if self.clock.now_ms:
+                sound &= batch.ts_ms <= self.clock.now_ms + max(self.ahead_ms, _DAY_MS)
             if batch.num.size and not (batch.num.max() <= _MOST_NUMBER and batch.num.min() >= -_MOST_NUMBER):
                 size = np.abs(batch.num)
                 sound &= ~((size > _MOST_NUMBER) & (size < np.inf)).any(axis=1)
@@ -219,7 +215,7 @@ class Screen:
             windows[1:] = sums + self._block
             windows[2:] += self._tails
             refusal = self._judge(windows)
-        self._enter(sums, int(batch.ts_ms.max()))
+        self._enter(sums, self.clock.now_ms)
         return refusal
 
     def learnt(self, batch: SampleBatch, p: NDArray[np.float32]) -> None:
@@ -263,7 +259,6 @@ class Screen:
     def snapshot(self) -> dict[str, Array]:
         """All of it: some 400 kB."""
         return {
-            "times": np.array(self._times, np.int64),
             "block": self._block.copy(),
             "blocks": self._blocks.copy(),
             "began_ms": np.append(self._began_ms, self._block_ms),
@@ -286,7 +281,6 @@ class Screen:
         self._begin()
         if not state or (state["columns"] != self._columns()).any():
             return
-        self._times = state["times"].tolist()
         self._block, self._blocks = state["block"].copy(), state["blocks"].copy()
         self._began_ms, self._block_ms = state["began_ms"][:-1].copy(), int(state["began_ms"][-1])
         self._piece, self._stretch = state["piece"].copy(), state["stretch"].copy()
@@ -316,16 +310,16 @@ class Screen:
         sums[HEAD + groups : HEAD + len(self._shares)] = (self._cat_of * there[self._needs[groups:]]).sum(axis=1)
         return sums
 
-    def _enter(self, sums: Sums, newest_ms: int) -> None:
+    def _enter(self, sums: Sums, now_ms: int) -> None:
         """Rows were met: they are in the windows of those after them."""
         if not self._block[ROWS]:
-            self._block_ms = newest_ms
+            self._block_ms = now_ms
         self._block += sums
         rows = self._block[ROWS]
-        if rows < _BLOCK_ROWS or (rows < _MOST_BLOCK_ROWS and newest_ms < self._block_ms + _BLOCK_MS):
+        if rows < _BLOCK_ROWS or (rows < _MOST_BLOCK_ROWS and now_ms < self._block_ms + _BLOCK_MS):
             return
         before = np.cumsum(self._blocks[:, ROWS])  # (n,) rows up to each block
-        within = (before < _WINDOW_ROWS) | (self._began_ms >= newest_ms - _WINDOW_MS)
+        within = (before < _WINDOW_ROWS) | (self._began_ms >= now_ms - _WINDOW_MS)
         keep = within[: _MOST_BLOCKS - 1]
         self._blocks = np.concatenate([self._block[None], self._blocks[: _MOST_BLOCKS - 1][keep]])
         self._began_ms = np.append(self._block_ms, self._began_ms[: _MOST_BLOCKS - 1][keep])

@@ -35,6 +35,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.gate.median_clock import MedianClock
 from learner.gate.verdicts import GateRefusal
 from learner.ranker.verbs import Predicting
 from millrace.contracts.samples import SampleBatch
@@ -62,6 +63,7 @@ class Shift:
         rows: R.
         stretch: rows learnt that make one.
         most, most_turn, most_drift: bounds of the three figures.
+        clock: the gate's.
 
     Attributes:
         figures: of the newest look, by name; empty before the first.
@@ -74,8 +76,9 @@ class Shift:
         most: float = 0.06,
         most_drift: float = 0.15,
         most_turn: float = 0.035,
+        clock: MedianClock | None = None,
     ) -> None:
-        self.rows, self.stretch = rows, stretch
+        self.rows, self.stretch, self.clock = rows, stretch, clock or MedianClock()
         self.most = {"shift": most, "turn": most_turn, "drift": most_drift}
         self.figures: dict[str, float] = {}
         self._past: dict[str, deque[float]] = {name: deque(maxlen=WARM_LOOKS) for name in FIGURES}
@@ -86,7 +89,7 @@ class Shift:
         self._reference: _Rows | None = None  # of the anchor
         self._mark: Logits = np.empty(0)
         self._anchor: Logits = np.empty(0)
-        self._anchor_ms = self._newest_ms = self._since = 0
+        self._anchor_ms = self._since = 0
         self._looked = False  # whether the state was looked at
 
     def meet(self, batch: SampleBatch) -> None:
@@ -96,10 +99,9 @@ class Shift:
         if first < len(batch):
             self._met.add((batch.cat[first::_EVERY].copy(), batch.num[first::_EVERY].copy()))
 
-    def learnt(self, rows: int, event_ms: int) -> None:
-        """So many rows more were learnt, the newest of then (event time)."""
+    def learnt(self, rows: int) -> None:
+        """So many rows more were learnt."""
         self._since += rows
-        self._newest_ms = max(self._newest_ms, event_ms)
         self._looked = False
 
     @property
@@ -154,7 +156,7 @@ class Shift:
         self._join()
         self._since, self._looked = 0, False
         self._set_mark(model)
-        if self._reference is None or self._newest_ms - self._anchor_ms >= HOUR_MS:
+        if self._reference is None or self.clock.now_ms - self._anchor_ms >= HOUR_MS:
             self._drop_anchor()
 
     def went_back(self) -> None:
@@ -167,7 +169,6 @@ class Shift:
         it went back further than the mark. Rows met since the mark stay candidates for reference rows."""
         self._join()
         self._since, self._looked = 0, False
-        self._newest_ms = model.newest_ms  # which may lie behind what was met: samples are read again
         if self._newest is not None:
             self._set_mark(model)
             self._drop_anchor()
@@ -187,12 +188,12 @@ class Shift:
 
     def _drop_anchor(self) -> None:
         """The mark is the anchor too."""
-        self._reference, self._anchor, self._anchor_ms = self._newest, self._mark, self._newest_ms
+        self._reference, self._anchor, self._anchor_ms = self._newest, self._mark, self.clock.now_ms
 
     def snapshot(self) -> dict[str, Array]:
         """The state, as long as there is any: a few hundred rows. Shares no memory with this."""
         state: dict[str, Array] = {f"past/{name}": np.array(past) for name, past in self._past.items()}
-        state["clock"] = np.array([self._anchor_ms, self._newest_ms, self._since, self._turn], np.int64)
+        state["clock"] = np.array([self._anchor_ms, self._since, self._turn], np.int64)
         state["mark"], state["anchor"] = self._mark.copy(), self._anchor.copy()
         kept = {
             "newest": [self._newest] if self._newest else [],
@@ -216,9 +217,9 @@ class Shift:
         """
         if not state or len(state["mark"]) not in (0, self.rows):
             return
-        anchor_ms, newest_ms, since, turn = (int(v) for v in state["clock"])
+        anchor_ms, since, turn = (int(v) for v in state["clock"])
         past = {name: deque((float(v) for v in state[f"past/{name}"]), WARM_LOOKS) for name in FIGURES}
-        self._past, self._anchor_ms, self._newest_ms, self._since, self._turn = past, anchor_ms, newest_ms, since, turn
+        self._past, self._anchor_ms, self._since, self._turn = past, anchor_ms, since, turn
         self._mark, self._anchor = (np.array(state[name], np.float64) for name in ("mark", "anchor"))
         found = {
             name: (np.array(state[f"{name}/cat"]), np.array(state[f"{name}/num"]))

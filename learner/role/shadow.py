@@ -212,7 +212,7 @@ class Beside(LoopOutput):
             if newest_ms < note.event_ms and now < self._compared_s + _PATIENCE * self._settings.snapshot_seconds:
                 return
             self._compared, self._compared_s = note.place, now
-            rows = self._checks.heldout.aged(self._from_ms, newest_ms)
+            rows = self._checks.heldout.aged(self._from_ms)
             # A smaller share is seen late: what the first learner has learnt meanwhile is left out.
             both = self._checks.heldout.holds(rows.page, rows.ts_ms)
             ROWS.set(int(both.sum()))

@@ -87,7 +87,7 @@ class PlannedShift(Shift):
     def meet(self, batch: SampleBatch) -> None:
         pass
 
-    def learnt(self, rows: int, event_ms: int) -> None:
+    def learnt(self, rows: int) -> None:
         self.rows += rows
 
     @property
@@ -135,7 +135,7 @@ class PlannedHeldout(Heldout):
     def judge(self, model: Predicting) -> Judgement:
         return Judgement(self.refusal, 9000, 0.7, 0.71, 0.3, 0.3)
 
-    def promoted(self, model: Predicting, event_ms: int) -> None:
+    def promoted(self, model: Predicting) -> None:
         pass
 
     def spoilt(self, from_ms: int) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from learner.gate import heldout
-from learner.gate.heldout import HOUR_MS, MOST_ROWS, WARM_JUDGEMENTS, Heldout, fitted_loss
+from learner.gate.heldout import DAY_MS, HOUR_MS, MOST_ROWS, WARM_JUDGEMENTS, Heldout, fitted_loss
+from learner.gate.median_clock import MedianClock
 from millrace.basics.ranking_metrics import auc, log_loss
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, SampleBatch
 from tests.learner.gate.plain_model import MINUTE_MS, START_MS, Plain, rows
@@ -18,9 +19,10 @@ AGE_MS = 30 * MINUTE_MS
 
 def old(held: Heldout, model: Plain, n: int = 3000, seed: int = 0) -> SampleBatch:
     """Rows that came an hour ago and were held out, all of them."""
-    batch = rows(n, seed, model.newest_ms, step_ms=1)
+    now_ms = held.clock.now_ms or START_MS
+    batch = rows(n, seed, now_ms, step_ms=1)
     held.take(batch, model)
-    model.newest_ms += HOUR_MS
+    held.clock.now_ms = now_ms + HOUR_MS
     return batch
 
 
@@ -50,11 +52,10 @@ def test_a_share_of_pages_is_held_out_each_as_a_whole() -> None:
 
 def test_the_share_follows_traffic_between_bounds() -> None:
     def after(rows_an_hour: int, base: float) -> float:
-        held, model = Heldout(base), Plain()
+        held = Heldout(base)
         for minute in range(0, 90, 5):
-            model.newest_ms = START_MS + minute * MINUTE_MS
-            held.held(rows(rows_an_hour // 12, minute, model.newest_ms))
-            held.promoted(model, model.newest_ms)
+            held.clock.now_ms = START_MS + minute * MINUTE_MS
+            held.held(rows(rows_an_hour // 12, minute, held.clock.now_ms))
         return held.share
 
     assert after(2400, 0.01) == pytest.approx(0.05)  # five times as much
@@ -64,25 +65,23 @@ def test_the_share_follows_traffic_between_bounds() -> None:
 
 
 def test_a_page_stays_what_it_was_when_the_share_changes() -> None:
-    held, model = Heldout(0.01), Plain()
-    model.newest_ms = START_MS + HOUR_MS
+    held = Heldout(0.01)
+    held.clock.now_ms = START_MS + HOUR_MS
     page = rows(20_000, 3, START_MS + HOUR_MS - MINUTE_MS, step_ms=0)
     before = held.held(page)
     for share in (0.1, 0.002):
-        held.promoted(model, model.newest_ms)
         held.share = share
         assert (held.held(page) == before).all()
-        later = held.held(replace(page, ts_ms=page.ts_ms * 0 + model.newest_ms + 10 * MINUTE_MS))
+        later = held.held(replace(page, ts_ms=page.ts_ms * 0 + held.clock.now_ms + 10 * MINUTE_MS))
         assert later.mean() == pytest.approx(share, rel=0.6)
         assert (later >= before).all() or share < 0.01
-        model.newest_ms += HOUR_MS
+        held.clock.now_ms += HOUR_MS
 
 
 def test_another_one_follows_its_shares() -> None:
-    held, model, shadow = Heldout(0.01), Plain(), Heldout(0.1, follows=False)
+    held, shadow = Heldout(0.01), Heldout(0.1, follows=False)
     for hour in range(1, 5):
-        model.newest_ms = START_MS + hour * HOUR_MS
-        held.promoted(model, model.newest_ms)
+        held.clock.now_ms = START_MS + hour * HOUR_MS
         held.held(rows(100, hour))
     assert held.share != 0.01
     shadow.follow(held.snapshot())
@@ -97,14 +96,41 @@ def test_rows_are_judged_by_when_they_are_old_enough() -> None:
     held, model = Heldout(0.01, AGE_MS), Plain()
     batch = rows(100, 1, START_MS, step_ms=MINUTE_MS)  # pages ten minutes apart
     held.take(batch, model)
-    model.newest_ms = START_MS + 60 * MINUTE_MS
-    held.promoted(model, model.newest_ms)
+    held.clock.now_ms = START_MS + 60 * MINUTE_MS
     aged = held.aged()
     assert aged.ts_ms.tolist() == batch.ts_ms[:40].tolist()
     assert aged.label.tolist() == batch.label[:40].tolist()
     assert aged.user.tolist() == batch.user[:40].tolist()
     assert len(set(aged.page.tolist())) == 4
     assert held.aged(START_MS + 20 * MINUTE_MS).ts_ms.tolist() == batch.ts_ms[20:40].tolist()
+
+
+def test_a_client_that_is_ahead_makes_no_fresh_page_aged() -> None:
+    """One client in five says times that are 59 minutes ahead; its own pages are of then, too."""
+    held, model, clock = Heldout(1.0, AGE_MS, follows=False), Plain(), MedianClock()
+    held.clock = clock
+    for minute in range(20):
+        batch = rows(100, minute, START_MS + minute * MINUTE_MS, step_ms=0)
+        ahead = (np.arange(100) // 10 % 5 == 2) * 59 * MINUTE_MS
+        batch = replace(batch, ts_ms=batch.ts_ms + ahead, user=np.arange(100, dtype=np.uint64) // 10 % 5 + 1)
+        clock.meet(batch)
+        held.held(batch)
+        held.take(batch, model)
+        model.newest_ms = max(model.newest_ms, int(batch.ts_ms.max()))
+        assert not len(held.aged().label)
+    assert held.judge(model).rows == 0
+
+
+def test_rows_older_than_a_day_judge_nothing() -> None:
+    """As with a row a second, of which pages of three days would be judged by."""
+    held = Heldout(1.0, AGE_MS, follows=False)
+    batch = rows(3000, 1, START_MS, step_ms=5 * MINUTE_MS)  # a page each fifty minutes, for ten days
+    held.take(batch, Plain())
+    held.clock.now_ms = int(batch.ts_ms[-1])
+    ages = held.clock.now_ms - held.aged().ts_ms
+    assert len(ages) == 280
+    assert ages.min() >= AGE_MS
+    assert ages.max() <= DAY_MS
 
 
 def test_a_late_click_mends_the_label_and_one_without_its_exposure_is_passed_over() -> None:
@@ -118,8 +144,7 @@ def test_a_late_click_mends_the_label_and_one_without_its_exposure_is_passed_ove
     held.take(batch.take(slice(50, 100)), model)
     held.take(late.take(slice(2, 3)), model)
     held.take(stranger, model)
-    model.newest_ms += HOUR_MS
-    held.promoted(model, model.newest_ms)
+    held.clock.now_ms = START_MS + 2 * HOUR_MS
     assert held.rows == 100
     assert np.flatnonzero(held.aged().label).tolist() == [3, 70]
 
@@ -137,8 +162,7 @@ def test_memory_has_a_bound_and_the_newest_stay() -> None:
     held, model = Heldout(0.01, AGE_MS), Plain()
     for number in range(5):
         held.take(rows(5000, number, START_MS + number * HOUR_MS, step_ms=1), model)
-    model.newest_ms = START_MS + 6 * HOUR_MS
-    held.promoted(model, model.newest_ms)
+    held.clock.now_ms = START_MS + 6 * HOUR_MS
     assert held.rows == MOST_ROWS
     assert held.aged().ts_ms.min() >= START_MS + 2 * HOUR_MS
 
@@ -216,12 +240,14 @@ def test_a_young_model_is_judged_and_not_refused() -> None:
 
 def test_what_was_promoted_is_the_anchor_from_the_next_hour_on() -> None:
     held, model = armed()
-    held.promoted(model, model.newest_ms)
+    held.promoted(model)
     model.slope = 0.0
     assert held.judge(model).refusal is not None
-    held.promoted(model, model.newest_ms + HOUR_MS // 2)
+    held.clock.now_ms += HOUR_MS // 2
+    held.promoted(model)
     assert held.judge(model).refusal is not None
-    held.promoted(model, model.newest_ms + HOUR_MS)
+    held.clock.now_ms += HOUR_MS // 2
+    held.promoted(model)
     assert held.judge(model).refusal is None
     model.slope = 0.5
     held.rebase(model)
@@ -234,8 +260,9 @@ def test_it_goes_on_from_a_snapshot_and_need_not_begin_unjudged() -> None:
     old(held, model, 11_000, seed=5)
     twin = Heldout(0.01, AGE_MS, 2000, follows=False)
     twin.resume({name: array.copy() for name, array in held.snapshot().items()})
+    twin.clock.now_ms = held.clock.now_ms
     for h in (held, twin):
-        h.take(rows(500, 9, model.newest_ms), model)
+        h.take(rows(500, 9, held.clock.now_ms), model)
     model.slope = 0.4
     assert held.judge(model) == twin.judge(model)
     assert all(np.array_equal(a, twin.snapshot()[n]) for n, a in held.snapshot().items())

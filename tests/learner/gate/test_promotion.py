@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,75 @@ def test_what_shift_refuses_for_the_stated_time_is_the_world_too(scene: Scene) -
     while scene.promotion.release_some():
         pass
     assert scene.trainer.counts["released"] >= 16 * BATCH
+
+
+def test_a_client_that_is_ahead_does_not_move_the_change_of_the_world(scene: Scene) -> None:
+    """One client, on pages of its own, is 59 minutes ahead, also of what is learnt: neither the first refusal nor the
+    last is of its time."""
+
+    def page(n: int, minute: int, name: str = POISON) -> SampleBatch:
+        made = batch(n, page=name, minute=minute)
+        ahead = np.arange(BATCH) % 4 == 1
+        user = np.where(ahead, 99, np.arange(BATCH) + 100 * n).astype(np.uint64)
+        return replace(made, ts_ms=made.ts_ms + ahead * 59 * MINUTE_MS, user=user)
+
+    both((scene,), *(page(n, 0, "page") for n in range(4)))
+    assert scene.model.newest_ms == START_MS + 59 * MINUTE_MS
+    for n, minute in enumerate((0, 10, 20, 30, 40, 50, 59), 10):
+        scene.take(page(n, minute))
+        assert scene.promotion.status["state"] == "blocked", minute
+        assert "rebase" not in scene.screen.told, minute
+    scene.take(page(20, 61))
+    assert scene.screen.told[-1] == "rebase"
+
+
+def test_what_held_out_pages_refuse_for_the_stated_time_is_the_world_though_stretches_pass_between(
+    scene: Scene,
+) -> None:
+    """Each snapshot is refused, and learnt from the one before on: the model would stand still for ever."""
+    both((scene,), *(batch(n) for n in range(4)))
+    assert scene.snapshot() is not None
+    scene.heldout.refusal = GateRefusal("heldout_auc", 0.02, 0.01)
+    for turn in range(8):
+        both((scene,), *(batch(100 * turn + n, minute=10 * turn + n) for n in range(10, 16)))
+        assert scene.promotion.status["state"] == "promoting", "a stretch has passed since the refusal before"
+        assert scene.snapshot() is None
+        if "rebase" in scene.screen.told:
+            break
+    assert turn == 6, "an hour after the first refusal"
+    while scene.promotion.release_some():
+        pass
+    assert scene.trainer.counts["released"] == 7 * 6 * BATCH
+    scene.heldout.refusal = None
+    assert scene.publish() is not None
+    assert scene.snapshot() is not None
+
+
+def test_a_snapshot_that_passes_ends_what_held_out_pages_refused(scene: Scene) -> None:
+    both((scene,), *(batch(n) for n in range(4)))
+    assert scene.snapshot() is not None
+    for turn in range(12):
+        both((scene,), *(batch(100 * turn + n, minute=10 * turn + n) for n in range(10, 16)))
+        scene.heldout.refusal = GateRefusal("heldout_auc", 0.02, 0.01) if turn != 5 else None
+        assert (scene.snapshot() is not None) == (turn == 5)
+        assert (scene.promotion.status["blocked_since_ms"] == 0) == (turn == 5)
+    assert "rebase" not in scene.screen.told, (
+        "the twelfth turn is 50 minutes after the seventh, and 110 after the first"
+    )
+
+
+def test_a_refusal_of_another_kind_does_not_make_one_older(scene: Scene) -> None:
+    """Held-out pages refused first; samples are refused from the last minutes of that hour on."""
+    both((scene,), *(batch(n) for n in range(4)))
+    assert scene.snapshot() is not None
+    both((scene,), *(batch(n, minute=1) for n in range(10, 16)))
+    scene.heldout.refusal = GateRefusal("heldout_auc", 0.02, 0.01)
+    assert scene.snapshot() is None
+    for n, minute in enumerate((50, 65, 80, 100), 20):
+        scene.take(batch(n, page=POISON, minute=minute))
+        assert "rebase" not in scene.screen.told
+    scene.take(batch(30, page=POISON, minute=111))
+    assert scene.screen.told[-1] == "rebase"
 
 
 def test_what_became_normal_again_stays_in_quarantine_until_a_person_says(scene: Scene) -> None:

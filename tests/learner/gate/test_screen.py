@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from experiments.safety.poisons import user_side
-from learner.gate.screen import WARM_CLICKS, WARM_ROWS, Screen
+from learner.gate import screen as screens
+from learner.gate.screen import WARM_CLICKS, WARM_ROWS
 from learner.gate.verdicts import GateRefusal
 from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
@@ -23,6 +24,18 @@ HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 Scored = tuple[SampleBatch, np.ndarray]
 Poison = Callable[[SampleBatch, np.random.Generator], SampleBatch]
 LAYOUT = SCHEMA.layout
+
+
+class Screen(screens.Screen):
+    """A screen whose clock meets what it is asked about, as the gate's does."""
+
+    def look(self, batch: SampleBatch, p: np.ndarray) -> GateRefusal | None:
+        self.clock.meet(batch)
+        return super().look(batch, p)
+
+    def absurd(self, batch: SampleBatch) -> np.ndarray:
+        self.clock.meet(batch)
+        return super().absurd(batch)
 
 
 class Stream:
@@ -500,7 +513,7 @@ def test_a_date_far_ahead_is_absurd() -> None:
     assert np.flatnonzero(screen.absurd(shown_at(*times))).tolist() == [7]
     assert screen.absurd(shown_at(START_MS + 100 * DAY_MS)).tolist() == [True]
     assert screen.absurd(shown_at(START_MS + 30_000)).tolist() == [False]
-    assert START_MS <= screen.now_ms <= START_MS + 30_000
+    assert START_MS <= screen.clock.now_ms <= START_MS + 30_000
 
 
 def test_an_absurd_first_row_is_not_the_measure_of_what_follows() -> None:
@@ -561,4 +574,4 @@ def test_nothing_is_absurd_of_nothing() -> None:
     screen = Screen(SCHEMA, HOUR_MS)
     assert screen.absurd(shown_at()).tolist() == []
     assert screen.look(shown_at(), np.empty(0, np.float32)) is None
-    assert screen.now_ms == 0
+    assert screen.clock.now_ms == 0

@@ -17,8 +17,8 @@ STRETCH = 2048
 def stretch(shift: Shift, model: Any, number: int, n: int = STRETCH, minutes: float = 1.0) -> GateRefusal | None:
     """A stretch is learnt, and looked at; the model is as the test has made it."""
     shift.meet(rows(n, number))
-    model.newest_ms = START_MS + round(number * minutes * 60_000)
-    shift.learnt(n, model.newest_ms)
+    shift.clock.now_ms = START_MS + round(number * minutes * 60_000)
+    shift.learnt(n)
     assert shift.due == (n >= STRETCH)
     return shift.look(model)
 
@@ -89,7 +89,7 @@ def test_a_longer_stretch_may_have_moved_further() -> None:
     shift, model, number = warm()
     model.bias += 0.08
     assert stretch(shift, model, number + 1) is not None
-    shift.learnt(3 * STRETCH, model.newest_ms)
+    shift.learnt(3 * STRETCH)
     assert shift.look(model) is None
 
 
@@ -135,7 +135,7 @@ def test_rows_of_an_earlier_time_are_no_measure_of_a_step() -> None:
         batch = rows(STRETCH, number)
         batch.num[:] = number
         shift.meet(batch)
-        shift.learnt(STRETCH, model.newest_ms)
+        shift.learnt(STRETCH)
         refusal = shift.look(model)
         refused += [refusal] if refusal is not None and refusal.check == "shift" else []
         shift.promoted(model)
@@ -176,8 +176,8 @@ def test_what_was_met_on_a_way_that_was_gone_back_is_no_reference() -> None:
     shift.meet(poisoned)
     shift.went_back()
     assert not shift.due
-    model.newest_ms += 2 * HOUR_MS  # the next promotion drops the anchor, on rows of the ring
-    shift.learnt(STRETCH, model.newest_ms)
+    shift.clock.now_ms += 2 * HOUR_MS  # the next promotion drops the anchor, on rows of the ring
+    shift.learnt(STRETCH)
     assert shift.look(model) is None
     shift.promoted(model)
     assert float(shift.snapshot()["reference/num"].max()) < 100
@@ -193,12 +193,12 @@ def test_a_rebase_makes_any_state_the_measure() -> None:
     assert shift.figures == {"shift": 0.0, "turn": 0.0, "drift": 0.0}
 
 
-def test_a_rebase_on_an_older_model_goes_back_in_time_too() -> None:
+def test_the_anchor_is_of_the_clock_and_not_of_the_newest_row() -> None:
+    """One client is 59 minutes ahead: the model's newest row is of it."""
     shift, model, _ = warm()
-    model.newest_ms -= 3 * HOUR_MS
+    model.newest_ms = shift.clock.now_ms + 59 * 60_000
     shift.rebase(model)
-    anchor_ms, newest_ms, *_ = shift.snapshot()["clock"].tolist()
-    assert (anchor_ms, newest_ms) == (model.newest_ms, model.newest_ms)
+    assert shift.snapshot()["clock"][0] == shift.clock.now_ms
 
 
 def test_it_goes_on_from_a_snapshot_as_if_it_were_the_same() -> None:
