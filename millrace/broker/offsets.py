@@ -1,13 +1,8 @@
 # core
-"""Committed offsets of groups: a file of JSON lines, one appended for each commit, and a table in memory.
-
-The newest line of a partition holds. The file is rewritten with one line each when it has grown to several times that.
-A torn last line (the broker was killed while it wrote) is left out: that commit was not acknowledged.
-"""
+"""Committed offsets of groups: a table in memory, and a file of JSON lines that each commit replaces whole."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
@@ -18,11 +13,10 @@ Key = tuple[str, str, int]  # group, topic, partition
 Committed = tuple[int, str]  # next offset to read, and the client's text beside it
 
 _Line = tuple[str, str, int, int, str]
-_REWRITE_AT = 1000  # lines beyond four times the entries at which the file is rewritten
 
 
 class Offsets:
-    """The committed offsets in the file ``path``, made if missing."""
+    """The committed offsets in the file ``path``. Without it there are none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -32,46 +26,12 @@ class Offsets:
                 group, topic, partition, offset, text = msgspec.json.decode(line, type=_Line)
             except msgspec.MsgspecError:
                 continue  # the end of the file, or a damaged line
-            if offset < 0:
-                self._table.pop((group, topic, partition), None)
-            else:
-                self._table[group, topic, partition] = (offset, text)
-        self._rewrite()
-
-    def _rewrite(self) -> None:
-        write_whole(self._path, b"".join(_line(key, value) for key, value in self._table.items()), durable=False)
-        self._lines = len(self._table)
-        self._file = self._path.open("ab", buffering=0)
-
-    def _write(self, lines: list[bytes]) -> None:
-        data = b"".join(lines)
-        size = self._file.seek(0, os.SEEK_END)
-        try:
-            written = 0
-            while written < len(data):  # a full disk writes a part, then raises
-                written += self._file.write(data[written:])
-        except OSError:
-            self._file.truncate(size)  # a torn line would swallow the next one
-            raise
-        self._lines += len(lines)
-
-    def _shorten(self) -> None:
-        """Rewrites the file if it has grown. The table must be complete."""
-        if self._lines > 4 * len(self._table) + _REWRITE_AT:
-            before = self._file
-            try:
-                self._rewrite()
-            except OSError:  # a full disk: the file at hand goes on
-                return
-            before.close()
+            self._table[group, topic, partition] = (offset, text)
 
     def commit(self, group: str, entries: dict[tuple[str, int], Committed]) -> None:
-        """Keeps the committed offsets of a group by (topic, partition). Raises OSError when the file cannot be
-        written."""
-        keyed = {(group, topic, partition): value for (topic, partition), value in entries.items()}
-        self._write([_line(key, value) for key, value in keyed.items()])
-        self._table.update(keyed)
-        self._shorten()
+        """Keeps the committed offsets of a group by (topic, partition). Raises OSError when the file cannot be written;
+        the offsets before it stay."""
+        self._keep(self._table | {(group, *place): value for place, value in entries.items()})
 
     def get(self, group: str, topic: str, partition: int) -> Committed | None:
         return self._table.get((group, topic, partition))
@@ -84,16 +44,10 @@ class Offsets:
         return {group for group, _, _ in self._table}
 
     def forget(self, *, group: str | None = None, topic: str | None = None) -> None:
-        """Drops the offsets of a group, or of a topic in all groups."""
-        gone = [key for key in self._table if key[0] == group or key[1] == topic]
-        for key in gone:
-            del self._table[key]
-        self._write([_line(key, (-1, "")) for key in gone])
-        self._shorten()
+        """Drops the offsets of a group, or of a topic in all groups. Raises OSError as :meth:`commit`."""
+        self._keep({key: value for key, value in self._table.items() if key[0] != group and key[1] != topic})
 
-    def close(self) -> None:
-        self._file.close()
-
-
-def _line(key: Key, value: Committed) -> bytes:
-    return msgspec.json.encode((*key, *value)) + b"\n"
+    def _keep(self, table: dict[Key, Committed]) -> None:
+        lines = (msgspec.json.encode((*key, *value)) + b"\n" for key, value in table.items())
+        write_whole(self._path, *lines, durable=False)
+        self._table = table

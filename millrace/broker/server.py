@@ -115,7 +115,6 @@ class Server:
             with contextlib.suppress(asyncio.CancelledError):
                 await housekeeping
             self.topics.close()
-            self.offsets.close()
         if self._failed is not None:
             raise ServiceError(
                 f"the disk did not take records of '{self._failed.filename}' ({self._failed.strerror}); they were not"
