@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import resource
-import socket
 import threading
-import time
 
-from millrace.basics.errors import PortError, ServiceError
+from millrace.basics.errors import ServiceError
 from millrace.contracts.settings import Settings
+from millrace.processes.httpserver import bind
 from millrace.processes.profiles import check_whole
 from millrace.processes.tokens import Tokens, warn_if_open
 from scorer.worker.template import Template
 
 PORT_SECONDS = 3.0
+"""Workers of a killed scorer hold its port until they notice."""
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
@@ -36,7 +35,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
         own_class(settings.model)
     warn_if_open(settings.host, Tokens.of(settings), "serve")  # the same of a token file
     allow_files()
-    with bind(settings) as listener:
+    host, port = settings.host, settings.port
+    with bind("scorer", host, port, "MILLRACE_PORT", listens=True, patience_seconds=PORT_SECONDS) as listener:
         template = Template(settings, stop)  # imports and compiles while we do
         try:
             from scorer.feeder.feeder import Feeder
@@ -47,29 +47,6 @@ def run(settings: Settings, stop: threading.Event) -> None:
                 raise
         finally:
             template.close()
-
-
-def bind(settings: Settings) -> socket.socket:
-    """A listening socket on ``host:port``. Workers of a killed scorer hold its port until they notice; this waits for
-    them. Raises PortError."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    deadline = time.monotonic() + PORT_SECONDS
-    while True:
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((settings.host, settings.port))
-            listener.listen(1024)
-            return listener
-        except OSError as error:
-            listener.close()
-            if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
-                time.sleep(0.05)
-                continue
-            raise PortError(
-                f"the scorer's address {settings.host}:{settings.port} cannot be bound ({error.strerror})",
-                "set MILLRACE_PORT to a free port, or 0",
-            ) from None
 
 
 def allow_files() -> None:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import uvicorn
 from numpy.typing import NDArray
+
+from millrace.processes.httpserver import HttpServer
 
 LEAVE_SECONDS = 0.005
 NOBODY = 2**62
@@ -25,19 +27,15 @@ AGAIN_SECONDS = 0.5
 """Until the next try when a connection cannot be accepted, as with too many open files."""
 
 
-class WorkerServer(uvicorn.Server):
-    """Serves connections of a shared listening socket, and leaves signals to the role. ``listener`` is closed when the
-    server ends. ``shares``: (workers,) connections of each worker, in shared memory; ours is in ``slot``."""
+class WorkerServer(HttpServer):
+    """Serves connections of a shared listening socket. ``listener`` is closed when the server ends. ``shares``:
+    (workers,) connections of each worker, in shared memory; ours is in ``slot``."""
 
     def __init__(self, config: uvicorn.Config, listener: socket.socket, shares: NDArray[np.int64], slot: int) -> None:
         super().__init__(config)
         self._listener, self._shares, self._slot = listener, shares, slot
         self._left = False  # the next connection was left to others, for long enough
         self._taken: set[asyncio.Task[Any]] = set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])

@@ -23,7 +23,7 @@ from uuid import uuid4
 import numpy as np
 import structlog
 import torch
-import uvicorn
+import uvloop
 from numpy.typing import NDArray
 
 from learner.custom.ownclass import is_own
@@ -32,6 +32,7 @@ from learner.role.model_factory import model_of
 from millrace.basics.errors import SettingError, one_line
 from millrace.contracts.events import Impression
 from millrace.contracts.settings import Settings
+from millrace.processes.httpserver import config
 from millrace.processes.role import calm_logs
 from millrace.processes.shared import Region
 from millrace.processes.tokens import TokenGate, Tokens
@@ -107,13 +108,13 @@ class ScorerWorker:
         self._asked: dict[int, asyncio.Future[LinkMessage]] = {}
         self._numbers = 0
         self._attaching = ThreadPoolExecutor(1, "attach")
-        self._server: uvicorn.Server | None = None
+        self._server: WorkerServer | None = None
         self._was_ready = self._told_all = False
         self._open = asyncio.Event()
 
     def run(self) -> None:
         """Answers requests until the feeder ends it, or is gone."""
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._run())
         if self._orphaned and self._feeder_is_gone():
             rescue(self.settings, self.schema, RingReader(self._memory), self.meters.lost)
@@ -144,15 +145,7 @@ class ScorerWorker:
         self._replica = Replica(self.serving, self._attach, self._serves)
         gate = RequestLimit(make_app(self.serving, self.meters, self), settings.requests_limit, self.meters.refused)
         app = TokenGate(gate, Tokens.of(settings), REQUESTS.labels("unauthorized", "401").inc)
-        config = uvicorn.Config(
-            app,
-            lifespan="off",
-            access_log=False,
-            log_level="warning",
-            timeout_graceful_shutdown=DRAIN_SECONDS,
-            timeout_keep_alive=65,
-        )
-        self._server = WorkerServer(config, self._listener, self._shares, self._number)
+        self._server = WorkerServer(config(app, DRAIN_SECONDS), self._listener, self._shares, self._number)
         self._link.start(loop)
         self._link.send("hello")
         gc.collect()
@@ -283,11 +276,3 @@ class ScorerWorker:
 def _end_for_sure() -> None:
     threading.Event().wait(END_SECONDS)
     os._exit(1)
-
-
-def _loop_factory() -> Any:
-    try:
-        import uvloop
-    except ImportError:  # not on every system
-        return None
-    return uvloop.new_event_loop

@@ -17,6 +17,7 @@ from millrace.basics.errors import PortError
 from millrace.contracts.events import Click, decode_event
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
+from millrace.processes.httpserver import bind
 from millrace.processes.services import free_port
 from millrace.processes.tokens import Tokens
 from stream.intake import intake_main, intake_producer
@@ -79,7 +80,7 @@ def test_an_intake_that_is_told_to_end_answers_what_waits_and_lets_nobody_in(mon
 
     thread = threading.Thread(target=client)
     thread.start()
-    with intake_main.bind(settings) as listener:
+    with bind("intake", settings.host, settings.intake_port, "MILLRACE_INTAKE_PORT") as listener:
         reader = LineReader(shop_schema(), AHEAD_MS)
         asyncio.run(intake_main._run(settings, reader, Tokens(["t"]), listener, stop))
     thread.join(PATIENCE)
@@ -92,7 +93,7 @@ def test_a_port_that_is_taken_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(PortError, match=f"{port}.*MILLRACE_INTAKE_PORT"):
-            intake_main.bind(Settings(intake_port=port))
+            intake_main.run(Settings(intake_port=port), threading.Event())
 
 
 @pytest.mark.parametrize("size", [1, 3])
