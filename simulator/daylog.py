@@ -18,12 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from millrace.basics.atomic_files import write_whole
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError
+from millrace.reports.progress import bars
 from simulator.catalogue import price_band
 from simulator.dice import uniform
 from simulator.params import DEFAULT, PAGE, Params
@@ -114,24 +113,15 @@ def write_days(
     if days < 1:
         raise LogError(f"{days} days are nothing to write", "ask for at least one")
     first, folder = parse_day(start), Path(out)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=quiet,
-    )
-    paths = []
-    with _writable(folder), bar:
-        task = bar.add_task("writing day logs", total=days)
+    paths: list[Path] = []
+    with _writable(folder), bars(not quiet) as tick:
         world = World(seed, users)
         for number in range(first, first + days):
             if ends():
                 break
+            tick("days", len(paths), days)
             name = f"shop-{date.fromordinal(EPOCH.toordinal() + number)}.parquet"
             paths.append(_written(folder / name, day_table(world, number)))
-            bar.advance(task)
     return paths
 
 

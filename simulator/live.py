@@ -65,20 +65,13 @@ class ShopOptions:
 
     seed: int | None = None  # None: the settings'
     users: int | None = None  # who come on an average day; None: the settings'
-    duplicate: float = 0.01  # shares of messages; see Rates
-    out_of_order: float = 0.02
-    late: float = 0.005
-    malformed: float = 0.002
+    rates: FaultRates = field(default_factory=FaultRates)
     open_loop: bool = False
     max_pages: int | None = None
     seconds: float | None = None  # wall time
     concurrency: int = 8  # requests at once
     line: int = 200  # shoppers who may wait for a page; more are turned away
     incarnation: str = field(default_factory=_nonce)  # makes request ids unique over restarts
-
-    @property
-    def rates(self) -> FaultRates:
-        return FaultRates(self.duplicate, self.out_of_order, self.late, self.malformed)
 
 
 def run(

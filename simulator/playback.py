@@ -17,8 +17,6 @@ from typing import Any
 import aiohttp
 import msgspec
 import structlog
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from millrace.contracts.events import Exposure, key_of, to_json
 from millrace.contracts.schema import Schema
@@ -28,6 +26,8 @@ from millrace.logs import read_log
 from millrace.processes.kafka import make_producer, open_broker
 from millrace.processes.metrics import READY, serve_metrics
 from millrace.processes.wall import event_now_ms, wall_ms
+from millrace.reports.lines import Tick
+from millrace.reports.progress import bars
 from simulator import simulator_metrics
 from simulator.dice import generator
 from simulator.live import REQUEST_SECONDS, TICK_SECONDS
@@ -47,7 +47,7 @@ class PlaybackOptions:
     max_pages: int | None = None
     concurrency: int = 8
     incarnation: str = field(default_factory=lambda: os.urandom(4).hex())
-    quiet: bool = False  # no progress bar
+    quiet: bool = False  # no progress
 
 
 def first_ms(path: Path, schema: Schema) -> int:
@@ -117,8 +117,8 @@ class Playback:
             READY.set(1)
             sending = asyncio.create_task(self._send_due())
             try:
-                with self._bar() as bar:
-                    await self._pages(scorer, bar, bar.add_task("playing the log", total=self._script.pages))
+                with bars(not self._options.quiet) as tick:
+                    await self._pages(scorer, tick)
                 while len(self._outbox) and not self._stop.is_set():
                     await asyncio.sleep(TICK_SECONDS)
             finally:
@@ -142,7 +142,7 @@ class Playback:
                 first_ms=first,
             )
 
-    async def _pages(self, scorer: ScorerClient, bar: Progress, task_id: TaskID) -> None:
+    async def _pages(self, scorer: ScorerClient, tick: Tick) -> None:
         for number, scene in enumerate(self._script.scenes()):
             if self._stop.is_set() or number == self._options.max_pages:
                 break
@@ -154,7 +154,7 @@ class Playback:
             task = asyncio.create_task(self._page(scorer, scene))
             self._tasks.add(task)
             task.add_done_callback(self._finished)
-            bar.update(task_id, completed=number + 1)
+            tick("pages", number + 1, self._script.pages)
         while self._tasks and not self._stop.is_set():
             await asyncio.sleep(TICK_SECONDS)
         if self._failure is not None:
@@ -217,14 +217,3 @@ class Playback:
         while True:
             self._outbox.send_due(event_now_ms(self._clock), wall_ms())
             await asyncio.sleep(TICK_SECONDS)
-
-    def _bar(self) -> Progress:
-        console = Console(stderr=True)
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=self._options.quiet or not console.is_terminal,
-        )

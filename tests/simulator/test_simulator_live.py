@@ -21,6 +21,7 @@ from simulator import simulator_metrics
 from simulator.live import ShopOptions, run
 from simulator.mischief import KINDS
 from simulator.oracle_auc import OracleAuc
+from simulator.outbox import FaultRates
 from simulator.world import World, start_of
 from tests.scenes.waiting import PATIENCE, until
 from tests.simulator.simulator_doubles import FakeScorer, Recorder
@@ -77,7 +78,7 @@ def test_shoppers_ask_look_and_act(make_scorer: Callable[..., FakeScorer], world
         )
     }
     pages_before = labelled(simulator_metrics.PAGES)
-    options = ShopOptions(users=USERS, max_pages=150, duplicate=0.1, malformed=0.1, out_of_order=0.1, late=0.1)
+    options = ShopOptions(users=USERS, max_pages=150, rates=FaultRates(0.1, 0.1, 0.1, 0.1))
     run(settings, threading.Event(), options, sink)
     assert sink.flushed
     assert sink.closed
@@ -128,7 +129,12 @@ def test_shoppers_ask_look_and_act(make_scorer: Callable[..., FakeScorer], world
 
 def test_keys_are_the_users(make_scorer: Callable[..., FakeScorer]) -> None:
     sink = Recorder()
-    run(settings_for(make_scorer()), threading.Event(), ShopOptions(users=USERS, max_pages=30, malformed=0), sink)
+    run(
+        settings_for(make_scorer()),
+        threading.Event(),
+        ShopOptions(users=USERS, max_pages=30, rates=FaultRates(malformed=0)),
+        sink,
+    )
     for topic, key, raw in sink.messages:
         if topic == "events":
             assert key == str(json.loads(raw)["user_id"]).encode()
@@ -190,7 +196,7 @@ def test_what_the_broker_gives_back_is_sent_again(make_scorer: Callable[..., Fak
         return KafkaTimeoutError("no room") if n == 777 else None
 
     sink, whole = Recorder(trouble), Recorder()
-    options = ShopOptions(users=USERS, max_pages=20, malformed=0)
+    options = ShopOptions(users=USERS, max_pages=20, rates=FaultRates(malformed=0))
     run(settings_for(make_scorer()), threading.Event(), options, sink)
     run(settings_for(make_scorer()), threading.Event(), options, whole)
     assert sorted(sink.of("users")) == sorted(whole.of("users"))
