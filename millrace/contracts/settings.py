@@ -352,7 +352,7 @@ def _file_of(folder: str, named: str | None) -> Path | None:
 
 
 def _of_file(path: Path) -> tuple[dict[str, Given], list[str]]:
-    """What a file sets, and its mistakes. Names outside of sections count too: that was the form before."""
+    """What a file sets, and its mistakes."""
     try:
         text = path.read_text(encoding="utf-8")
         document = tomllib.loads(text)
@@ -362,26 +362,23 @@ def _of_file(path: Path) -> tuple[dict[str, Given], list[str]]:
     given: dict[str, Given] = {}
     mistakes: list[str] = []
 
-    def take(name: str, value: Any, *keys: str) -> None:
-        if name in _PATHS and isinstance(value, str) and value and "://" not in value:
-            value = str(path.absolute().parent / value)
-        given[name] = Given(value, f"{path}:{lines.get(keys, 1)}")
+    def strange(what: str, name: str, *keys: str) -> None:
+        remedy = f"it belongs in [{section_of[name]}]" if name in section_of else _meant(name, section_of)
+        mistakes.append(f"{path}:{lines.get(keys, 1)}: {what} setting '{name}'; {remedy}")
 
-    for key, value in document.items():
-        if not isinstance(value, dict) and key in Settings.__struct_fields__:
-            take(key, value, key)
-        elif not isinstance(value, dict) or key not in SECTIONS:
-            what = f"no section [{key}]" if isinstance(value, dict) else f"no setting '{key}'"
-            known = SECTIONS if isinstance(value, dict) else section_of
-            mistakes.append(f"{path}:{lines.get((key,), 1)}: there is {what}; {_meant(key, known)}")
+    for key, values in document.items():
+        if not isinstance(values, dict):
+            strange("outside of the sections there is no", key, key)
+        elif key not in SECTIONS:
+            mistakes.append(f"{path}:{lines.get((key,), 1)}: there is no section [{key}]; {_meant(key, SECTIONS)}")
         else:
-            for name, inner in value.items():
-                if section_of.get(name) == key:
-                    take(name, inner, key, name)
+            for name, value in values.items():
+                if section_of.get(name) != key:
+                    strange(f"[{key}] has no", name, key, name)
                     continue
-                other = section_of.get(name)
-                remedy = f"it belongs in [{other}]" if other else _meant(name, section_of)
-                mistakes.append(f"{path}:{lines.get((key, name), 1)}: [{key}] has no setting '{name}'; {remedy}")
+                relative = name in _PATHS and isinstance(value, str) and value and "://" not in value
+                found = str(path.absolute().parent / value) if relative else value
+                given[name] = Given(found, f"{path}:{lines.get((key, name), 1)}")
     return given, mistakes
 
 
