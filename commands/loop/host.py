@@ -12,6 +12,7 @@ Redis, since the mark that says that it was filled is gone too.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -22,27 +23,22 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-import redis
 import structlog
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-from tenacity import Retrying
 
 from commands.loop.monitor import Monitor, Picture
 from commands.loop.page import PageServer
 from commands.loop.signals import AtOnce
 from commands.loop.status import RunStatus, State, state_of
 from commands.loop.view import View
-from millrace.basics.errors import BrokerError, ServiceError, SettingError, StoreError
-from millrace.contracts.online_layout import REDIS_REMEDY, redis_url
-from millrace.contracts.settings import Settings, without_password
+from millrace.basics.errors import BrokerError, ServiceError, SettingError
+from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, wait_for_broker
-from millrace.processes.patience import patience
 from millrace.processes.resident_memory import resident
 from millrace.processes.role import calm_logs, last_figures
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, tail
 from millrace.processes.spawn import bound
 from millrace.processes.supervisor import Patience, Supervisor
+from stream.worker.online_writer import OnlineStore
 
 T = TypeVar("T")
 
@@ -317,27 +313,14 @@ def made(folder: Path) -> Path:
     return folder
 
 
-log = structlog.get_logger("loop")
-
-
 def wait_for_redis(address: str, patience_seconds: float) -> None:
     """Waits until Redis answers. Raises StoreError if it did not within ``patience_seconds``."""
-    try:
-        client = redis.Redis.from_url(
-            redis_url(address), socket_connect_timeout=2.0, socket_timeout=2.0, retry=Retry(NoBackoff(), 0)
-        )
-    except ValueError as error:
-        raise StoreError(f"Redis address '{without_password(address)}' is not usable ({error})", REDIS_REMEDY) from None
 
-    def aloud(_: BaseException, left: float) -> None:
-        log.warning("waiting for Redis", address=without_password(address), seconds_left=round(left))
-
-    with client:
+    async def ask() -> None:
+        store = OnlineStore(address, patience_seconds)
         try:
-            Retrying(**patience(patience_seconds, redis.RedisError, aloud))(client.ping)
-        except redis.RedisError as error:
-            raise StoreError(
-                f"Redis '{without_password(address)}' does not answer ({type(error).__name__}) "
-                f"after {patience_seconds:g} s",
-                REDIS_REMEDY,
-            ) from None
+            await store.wait()
+        finally:
+            await store.close()
+
+    asyncio.run(ask())

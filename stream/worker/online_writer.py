@@ -141,7 +141,7 @@ class OnlineStore:
                     await call()
         except errors as error:
             raise StoreError(
-                f"Redis '{self.address}' took no write for {time.monotonic() - started:.0f} s"
+                f"Redis '{self.address}' could not be used for {time.monotonic() - started:.0f} s"
                 f" ({type(error).__name__}: {error})",
                 REDIS_REMEDY,
             ) from None
