@@ -32,7 +32,7 @@ WAYS = {"batches cut every minute": SYNCS, "whole batches": ("daily",)}
 def run(out: Path, say: Say, users: int = USERS, turns: int = TURNS) -> list[Figure]:
     """The figures; what the log needs is written below ``out``."""
     schema = shop_schema()
-    write_days(out / "log", days=2, seed=7, users=users, quiet=True)
+    write_days(out / "log", days=2, seed=7, users=users)
     data = prepare(out / "log", plain_schema(schema), out / "data")
     torch.set_num_threads(1)
     figures: list[Figure] = []

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from millrace.basics.atomic_files import write_whole
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError
-from millrace.reports.progress import bars
+from millrace.reports.lines import Tick
 from simulator.catalogue import price_band
 from simulator.dice import uniform
 from simulator.params import DEFAULT, PAGE, Params
@@ -102,7 +102,7 @@ def write_days(
     seed: int,
     start: str = "2026-03-02",
     users: int = 4000,
-    quiet: bool = False,
+    tick: Tick = lambda what, done, of: None,
     ends: Callable[[], bool] = lambda: False,
 ) -> list[Path]:
     """Writes the logs of ``days`` local days from ``start`` on into the folder ``out``, and returns their paths. A file
@@ -114,7 +114,7 @@ def write_days(
         raise LogError(f"{days} days are nothing to write", "ask for at least one")
     first, folder = parse_day(start), Path(out)
     paths: list[Path] = []
-    with _writable(folder), bars(not quiet) as tick:
+    with _writable(folder):
         world = World(seed, users)
         for number in range(first, first + days):
             if ends():

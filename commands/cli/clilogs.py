@@ -274,10 +274,13 @@ def simulate(
     users
         How many shoppers come on an average day (default: the setting shoppers).
     """
+    from millrace.reports.progress import bars
     from simulator.daylog import write_days
 
     settings = load_settings({"seed": seed, "shoppers": users})
-    for path in write_days(out, days=days, seed=settings.seed, start=start, users=settings.shoppers):
+    with bars() as tick:
+        paths = write_days(out, days, settings.seed, start, settings.shoppers, tick)
+    for path in paths:
         print(path)
 
 

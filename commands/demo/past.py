@@ -42,6 +42,7 @@ from millrace.processes.spawn import spawn, stop, tail
 from millrace.processes.supervisor import PYTHON
 from millrace.processes.wall import wall_ms
 from millrace.reports.lines import LEFT
+from millrace.reports.progress import bars
 from millrace.versions.modelstore import ModelStore
 from simulator.daylog import write_days
 
@@ -75,7 +76,8 @@ def live_through(run: Host, days: int) -> float:
     with tempfile.TemporaryDirectory(prefix="millrace-past-") as folder:
         run.say(f"the {count} before the opening are written and replayed; then the shop opens")
         ends = run.ending.is_set
-        write_days(folder, days, settings.seed, f"{start:%Y-%m-%d}", settings.shoppers, ends=ends)
+        with bars() as tick:
+            write_days(folder, days, settings.seed, f"{start:%Y-%m-%d}", settings.shoppers, tick, ends)
         if ends():
             return time.monotonic() - began
         child = spawn(_command(folder, settings), _environment(settings, run.speed), log_path)

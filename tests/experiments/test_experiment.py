@@ -27,7 +27,7 @@ from simulator.daylog import write_days
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("log")
-    write_days(folder / "log", days=3, seed=5, users=60, quiet=True)
+    write_days(folder / "log", days=3, seed=5, users=60)
     return prepare(folder / "log", plain_schema(shop_schema()), folder / "data")
 
 
@@ -62,7 +62,7 @@ def test_an_interval_is_students() -> None:
 
 @pytest.mark.slow
 def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
-    write_days(tmp_path / "log", days=2, seed=5, users=40, quiet=True)
+    write_days(tmp_path / "log", days=2, seed=5, users=40)
     report = experiment_models.experiment_models(
         tmp_path / "log",
         shop_schema(),
@@ -88,7 +88,7 @@ def test_without_pages_grouped_auc_compares_what_was_known_when_the_day_began(da
     schema = plain_schema(shop_schema())
     assert schema.log is not None
     schema = structs.replace(schema, log=structs.replace(schema.log, request=None, identity=()))
-    write_days(tmp_path / "log", days=3, seed=5, users=60, quiet=True)
+    write_days(tmp_path / "log", days=3, seed=5, users=60)
     found = prepare(tmp_path / "log", schema, tmp_path / "data", frozen_days=2)
     assert data.frozen is None
     assert "pages" in data.compares
@@ -120,7 +120,7 @@ def test_a_report_on_a_log_without_pages_says_what_it_compares(tmp_path: Path) -
     schema = shop_schema()
     assert schema.log is not None
     schema = structs.replace(schema, log=structs.replace(schema.log, request=None, identity=()))
-    write_days(tmp_path / "log", days=2, seed=5, users=40, quiet=True)
+    write_days(tmp_path / "log", days=2, seed=5, users=40)
     one = {"seeds": 2, "test_days": 1, "models": ("logistic",), "inputs": ("raw",), "progress": False}
     frozen = experiment_models.experiment_models(tmp_path / "log", schema, tmp_path / "a", **one)  # type: ignore[arg-type]
     paged = experiment_models.experiment_models(tmp_path / "log", shop_schema(), tmp_path / "b", **one)  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ def test_the_originals_models_alone_have_its_settings(own: str) -> None:
 def test_each_row_says_which_settings_its_model_had(
     tmp_path: Path, own: str, run: Callable[..., dict[str, Any]]
 ) -> None:
-    write_days(tmp_path / "log", days=2, seed=5, users=40, quiet=True)
+    write_days(tmp_path / "log", days=2, seed=5, users=40)
     had: list[tuple[str, float]] = []
 
     class Spy(OnlineModel):
@@ -202,7 +202,7 @@ def test_each_row_says_which_settings_its_model_had(
 
 @pytest.mark.parametrize(("seeds", "test_days", "names"), [(1, 1, "1 seeds"), (2, 2, "2 test days"), (2, 0, "0 test")])
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, seeds: int, test_days: int, names: str) -> None:
-    write_days(tmp_path / "log", days=2, seed=5, users=20, quiet=True)
+    write_days(tmp_path / "log", days=2, seed=5, users=20)
     with pytest.raises(SettingError, match=names):
         experiment_models.experiment_models(
             tmp_path / "log", shop_schema(), tmp_path / "out", seeds=seeds, test_days=test_days, progress=False

@@ -28,7 +28,7 @@ TRAIN, TEST = (0, 1), (2, 3, 4)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("log")
-    write_days(folder / "log", days=5, seed=5, users=30, quiet=True)
+    write_days(folder / "log", days=5, seed=5, users=30)
     return prepare(folder / "log", plain_schema(shop_schema()), folder / "data")
 
 
@@ -159,7 +159,7 @@ def test_gains_are_paired_by_seed_and_over_the_start() -> None:
 
 @pytest.mark.slow
 def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
-    write_days(tmp_path / "log", days=3, seed=5, users=40, quiet=True)
+    write_days(tmp_path / "log", days=3, seed=5, users=40)
     report = experiment_models.experiment_rounds(
         tmp_path / "log", shop_schema(), tmp_path / "out", seeds=2, test_days=2, models=("logistic",), progress=False
     )

@@ -21,7 +21,7 @@ USERS = 150
 
 
 def test_the_shops_schema_reads_them(tmp_path: Path) -> None:
-    paths = write_days(tmp_path, 2, seed=1, start="2026-03-02", users=USERS, quiet=True)
+    paths = write_days(tmp_path, 2, seed=1, start="2026-03-02", users=USERS)
     assert [p.name for p in paths] == ["shop-2026-03-02.parquet", "shop-2026-03-03.parquet"]
     assert sorted(tmp_path.iterdir()) == paths, "nothing unfinished is left"
     schema = shop_schema()
@@ -42,15 +42,15 @@ def test_the_shops_schema_reads_them(tmp_path: Path) -> None:
 
 
 def test_same_seed_same_bytes_and_any_day_alone(tmp_path: Path) -> None:
-    both = write_days(tmp_path / "a", 2, seed=1, start="2026-03-02", users=USERS, quiet=True)
-    again = write_days(tmp_path / "b", 1, seed=1, start="2026-03-03", users=USERS, quiet=True)
-    other = write_days(tmp_path / "c", 1, seed=2, start="2026-03-03", users=USERS, quiet=True)
+    both = write_days(tmp_path / "a", 2, seed=1, start="2026-03-02", users=USERS)
+    again = write_days(tmp_path / "b", 1, seed=1, start="2026-03-03", users=USERS)
+    other = write_days(tmp_path / "c", 1, seed=2, start="2026-03-03", users=USERS)
     assert both[1].read_bytes() == again[0].read_bytes()
     assert other[0].read_bytes() != again[0].read_bytes()
 
 
 def test_business_buyers_have_no_age_and_consumers_no_seller_flag(tmp_path: Path) -> None:
-    (path,) = write_days(tmp_path, 1, seed=1, users=USERS, quiet=True)
+    (path,) = write_days(tmp_path, 1, seed=1, users=USERS)
     table = pq.read_table(path)
     business = np.array(table["kind"].to_pylist()) == "business"
     assert 0.4 < business.mean() < 0.95
@@ -66,14 +66,14 @@ def test_business_buyers_have_no_age_and_consumers_no_seller_flag(tmp_path: Path
 )
 def test_what_cannot_be_written_is_told(tmp_path: Path, days: int, start: str, says: str) -> None:
     with pytest.raises(LogError, match=says):
-        write_days(tmp_path, days, seed=1, start=start, users=USERS, quiet=True)
+        write_days(tmp_path, days, seed=1, start=start, users=USERS)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(LogError, match="taken"):
-        write_days(tmp_path / "taken", 1, seed=1, users=USERS, quiet=True)
+        write_days(tmp_path / "taken", 1, seed=1, users=USERS)
 
 
 def test_traffic_is_as_dense_as_asked_and_at_noon(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_log_without_pages(small: tuple[Path, Path], make_scorer: Callable[...
 
 
 def test_a_day_of_the_shop_comes_through_whole(tmp_path: Path, make_scorer: Callable[..., FakeScorer]) -> None:
-    write_days(tmp_path, 1, seed=1, users=12, quiet=True)
+    write_days(tmp_path, 1, seed=1, users=12)
     schema = shop_schema()
     table = read_log(tmp_path, schema).table
     scorer, sink = make_scorer(), Recorder()

@@ -35,7 +35,7 @@ MINUTE, DAY = 60_000, 86_400_000
 @pytest.fixture(scope="module")
 def day(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    write_days(folder, days=1, seed=7, users=80, quiet=True)
+    write_days(folder, days=1, seed=7, users=80)
     return folder
 
 

@@ -34,7 +34,7 @@ SCHEMA = ROOT / "millrace" / "contracts" / "shop.toml"
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("log")
-    write_days(folder / "log", days=3, seed=5, users=12, quiet=True)
+    write_days(folder / "log", days=3, seed=5, users=12)
     return folder / "log"
 
 

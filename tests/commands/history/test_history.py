@@ -84,7 +84,7 @@ def leave(log: LogTable, schema: Schema, settings: Settings) -> Left:
 @pytest.fixture(scope="module")
 def days(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two days of few shoppers."""
-    return write_days(tmp_path_factory.mktemp("days"), 2, 5, "2026-02-26", SHOPPERS, quiet=True)
+    return write_days(tmp_path_factory.mktemp("days"), 2, 5, "2026-02-26", SHOPPERS)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ SMALL = {"width": 4, "hidden": [8], "blocks": 1}
 @pytest.fixture(scope="module")
 def day(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    write_days(folder, days=2, seed=7, users=60, quiet=True)
+    write_days(folder, days=2, seed=7, users=60)
     return folder
 
 
