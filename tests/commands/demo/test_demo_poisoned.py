@@ -7,10 +7,11 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,9 +31,11 @@ pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 WARM = (1000, 6000, 11_000, 16_000, 21_000)
 """Samples that are waited for, one after the other: on a busy machine each takes its time. From the last on, bounds
 come from the stream's own past; docs/concepts/trust.md states the warm-up."""
+RANKS = 0.6
+"""AUC of what is served before the poison: a model that knows nothing yet does not contradict wrong labels."""
 WRONG = {"labels", "auc"}
-"""Checks that see wrong labels before they are learnt from."""
-WRONG_LABELS = {CHECKS[check] for check in WRONG}
+"""Checks that see wrong labels before they are learnt from. Others may refuse as well, before or after them: pages of a
+model that has learnt some wrong labels show items that nobody clicks, so that counts of items are 0 more often."""
 SAID = re.compile(r"refused at \d\d:\d\d UTC: (.+): .*[\d.]+, beyond [\d.]+\. Version (\d+) serves instead")
 
 
@@ -87,26 +90,26 @@ def test_a_browser_shows_what_a_poisoned_demo_refuses_and_what_serves_instead(tm
     ):
         for rows in WARM:
             demo.until_learning(rows)
+        demo.until(lambda: demo.state()["figures"]["auc"] > RANKS, "the model ranks")
         before = demo.state()["gate"]
         assert before["state"] == "promoting", before
-        assert not [one for one in before["verdicts"] if one["refused"]], before
+        assert not refusing(before), before
         tab.go(demo.url)
         with poisoned(Settings(kafka=broker.address)):
+            # The page shows the newest refusal and refreshes while it is looked at: what was refused first is unknown.
             said, served = refusal(demo, tab)
-            found = SAID.search(said)
-            assert found is not None, said
-            assert found[1] in WRONG_LABELS, said
-            assert found[2] == served.replace(",", ""), "the version that the page names is the one that serves"
-            marked = tab.evaluate(
-                "[...document.querySelectorAll('#verdicts td.bad')].map((cell) => cell.parentNode.cells[0].innerText)"
-            )
-            assert WRONG & set(marked), marked
+            assert said[1] in CHECKS.values(), said[0]
+            assert said[2] == served.replace(",", ""), "the version that the page names is the one that serves"
+            demo.until(lambda: bool(WRONG & refusing(demo.state()["gate"])), "the wrong labels are seen")
+            demo.until(lambda: bool(WRONG & marked(tab)), "the page marks the check that saw them")
             demo.until(lambda: bool(demo.state()["figures"]["quarantine_rows"]), "samples are kept in quarantine")
         demo.until(lambda: demo.state()["gate"]["state"] == "promoting", "right labels are promoted again")
         version = demo.state()["figures"]["served_version"]
         demo.until(lambda: demo.state()["figures"]["served_version"] > version + 2, "newer versions are served again")
-        tab.until("document.getElementById('refusal').hidden")
-        assert "refused last" in tab.evaluate("document.getElementById('gate-says').innerText")
+        tab.until(
+            "document.getElementById('refusal').hidden"
+            " && document.getElementById('gate-says').innerText.includes('refused last')"
+        )
         assert demo.end(signal.SIGINT) == 1, demo.text()
         report = demo.report()
     gate, problem = report["gate"], report["problem"]
@@ -117,15 +120,30 @@ def test_a_browser_shows_what_a_poisoned_demo_refuses_and_what_serves_instead(tm
     assert "the learner learnt" not in problem
 
 
-def refusal(demo: DemoProcess, tab: Browser) -> tuple[str, str]:
-    """What the page says of the refusal, once it does, and the version that it shows as the one that serves."""
-    told: list[str] = []
+def refusing(gate: Mapping[str, Any]) -> set[str]:
+    """The checks that have refused something so far."""
+    return {one["check"] for one in gate["verdicts"] if one["refused"]}
+
+
+def marked(tab: Browser) -> set[str]:
+    """The checks that the page marks as such."""
+    cells = "[...document.querySelectorAll('#verdicts td.bad')].map((cell) => cell.parentNode.cells[0].innerText)"
+    return set(tab.evaluate(cells))
+
+
+def refusal(demo: DemoProcess, tab: Browser) -> tuple[re.Match[str], str]:
+    """What the page says of the newest refusal, once it gives figure and bound, and the version that it shows at that
+    moment as the one that serves."""
+    found: list[tuple[re.Match[str], str]] = []
 
     def there() -> bool:
-        told[:] = tab.evaluate(
+        said, version = tab.evaluate(
             "[document.getElementById('refusal').innerText, document.getElementById('t-version').innerText]"
         )
-        return told[0].startswith("refused")
+        match = SAID.search(said)
+        if match is not None:
+            found.append((match, version))
+        return bool(found)
 
     demo.until(there, "the page shows a refusal")
-    return told[0], told[1]
+    return found[0]
