@@ -39,6 +39,8 @@ from experiments.safety.safetyworld import Shop, traffic, write_shop
 from learner.gate.heldout import MOST_ROWS, Heldout
 from learner.gate.model_checks import unsound_part
 from learner.network.dense import threads
+from learner.role.learnloop import PACE
+from learner.training.trainer import BATCH_ROWS
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
@@ -100,7 +102,7 @@ class _Learner:
         self.settings = Settings()
         self.life = Life(schema, {}, folder, gate=gate, settings=self.settings)
         self.promotion = self.life.promotion
-        self.life.trainer.batch_rows = self.settings.batch_rows
+        self.life.trainer.batch_rows = BATCH_ROWS
         if self.promotion.checks is not None:
             self.promotion.checks.heldout.follows = False
         self._messages = 0
@@ -129,7 +131,7 @@ def gate_cost(folder: Path, say: Say, shop: Shop | None = None) -> Figure:
     say(f"what the gate costs: {len(rows):,} rows of one day")
     pair = {gate: _Learner(schema, folder / f"gate-{gate}", gate) for gate in (True, False)}
     settings = pair[True].settings
-    dense_every = round(settings.dense_seconds / settings.delta_seconds)
+    dense_every = round(PACE.dense_seconds / PACE.delta_seconds)
     spent: dict[bool, list[float]] = {True: [], False: []}  # CPU seconds of each turn
     for number, end in enumerate(range(TURN_ROWS, WARM_ROWS + TURNS * TURN_ROWS + 1, TURN_ROWS)):
         used, dense = {True: 0.0, False: 0.0}, number % dense_every == 0

@@ -32,6 +32,7 @@ from benchmarks.tools.latency import Ms, chunks, cost_ms, latencies_ms, percenti
 from benchmarks.tools.modelwire import ModelWire
 from benchmarks.tools.openloop import Asking, Outcome, Plan
 from benchmarks.tools.pagewire import PageLog, ShopWire, Steadily, fill_users
+from learner.role.learnloop import PACE
 from millrace.contracts.settings import Settings, load_settings
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.processes.kafka import create_topics, make_producer, topic_ids
@@ -166,7 +167,7 @@ class Bench:
     @contextlib.contextmanager
     def learning(self, deltas: bool = True) -> Iterator[None]:
         """Counts come meanwhile, and deltas if so."""
-        every_s = self.settings.delta_seconds
+        every_s = PACE.delta_seconds
         with contextlib.ExitStack() as stack:
             stack.enter_context(Steadily(self.shop.publish_changes, 1.0))
             if deltas:

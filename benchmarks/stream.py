@@ -35,6 +35,7 @@ from millrace.windows.tiles import TileStore
 from stream.join.join import InputMessage
 from stream.partition.partition import Partition, Policy
 from stream.worker.stream_warmup import calm_collector
+from stream.worker.turn import PUBLISH_SECONDS
 
 CHUNK = 8_192  # rows at a time in which replay reads the windows
 TAKE = 500  # messages at a time, as the worker does
@@ -65,10 +66,10 @@ def chunks(ts_ms: NDArray[np.int64]) -> Iterator[slice]:
 def take_all(partition: Partition, messages: Sequence[InputMessage], often: int | None = None) -> int:
     """Everything the worker does but for input and output; returns the samples made.
 
-    Changes are packed when the worker would, every ``publish_seconds`` by the clock, and at the end; or, with
+    Changes are packed when the worker would, every ``PUBLISH_SECONDS`` by the clock, and at the end; or, with
     ``often``, every so many takes.
     """
-    made, every = 0, Settings().publish_seconds
+    made, every = 0, PUBLISH_SECONDS
     published = time.perf_counter()
     for turn, start in enumerate(range(0, len(messages), TAKE)):
         output = partition.take(messages[start : start + TAKE], 1 << 60)

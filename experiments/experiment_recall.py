@@ -37,6 +37,7 @@ from experiments.recall.recallshop import RecallShop, params_of
 from experiments.runs import Call, Group, Row, ended_runs, run_groups, runs_file
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
+from learner.training.trainer import BATCH_ROWS
 from millrace.basics.errors import SettingError
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
@@ -134,7 +135,7 @@ def _arm(folder: Path, job: Job, world: World, spec: Mapping[str, Any]) -> dict[
         with np.load(_model_path(folder)) as file:
             arrays = dict(file)
         model.resume(Image.of_tensors(below("image:", arrays)), below("training:", arrays))
-    pupil = Pupil(model, settings.batch_rows)
+    pupil = Pupil(model, BATCH_ROWS)
     pupil.renew(shop)
     return DayLoop(world, shop, scale.number, settings, RECALLS[job.arm](shop), pupil, scale.step_ms).play()
 

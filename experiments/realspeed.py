@@ -26,15 +26,11 @@ from numpy.typing import NDArray
 from commands.replay.known import KnownSamples, ReplayModel
 from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.stretches import Stretches, write_features
+from learner.training.trainer import BATCH_MS, BATCH_ROWS
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
-from millrace.contracts.settings import Settings
 from millrace.labels import LabelPolicy
 from millrace.logs import LogTable
-
-BATCH_ROWS = Settings().batch_rows
-BATCH_MS = Settings().batch_ms
-"""Bounds of a micro-batch, as the learner's settings have them."""
 
 _ARRAYS = ("cat", "num", "ts_ms", "label", "position", "user")
 

@@ -22,6 +22,7 @@ import aiohttp
 import numpy as np
 import structlog
 
+from millrace.basics.ranking_metrics import ROLLING_ROWS
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import CONTROL, Exposure, key_of, to_json
 from millrace.contracts.settings import Settings
@@ -107,7 +108,7 @@ class Shop:
         self._outbox = Outbox(
             outlet, simulator_metrics.OutboxMetrics(), settings, options.rates, rng, options.incarnation
         )
-        self._oracle_auc = OracleAuc(settings.rolling_rows, round(settings.attribution_minutes * 60_000))
+        self._oracle_auc = OracleAuc(ROLLING_ROWS, round(settings.attribution_minutes * 60_000))
         self._tasks: set[asyncio.Task[None]] = set()
         self._gate = asyncio.Semaphore(options.concurrency)
         self._in_line = 0

@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
+from millrace.contracts.clock import MAX_AHEAD_MS
 from millrace.contracts.events import (
     Action,
     Cart,
@@ -92,7 +93,7 @@ class Outbox:
         self._disorder_ms = SLACK * settings.disorder_seconds * 1000
         self._attribution_ms = settings.attribution_minutes * 60_000
         self._late_ms = SLACK * settings.lateness_minutes * 60_000
-        self._ahead_ms = round(settings.ahead_minutes * 60_000)
+        self._ahead_ms = MAX_AHEAD_MS
 
     def __len__(self) -> int:
         return len(self._heap)

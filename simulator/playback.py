@@ -18,6 +18,7 @@ import aiohttp
 import msgspec
 import structlog
 
+from millrace.contracts.clock import MAX_AHEAD_MS
 from millrace.contracts.events import Exposure, key_of, to_json
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -132,7 +133,7 @@ class Playback:
 
     def _set_time(self) -> None:
         first, now = int(self._script.ts_ms[0]), event_now_ms(self._clock)
-        near_ms = max(self._settings.ahead_minutes * 60_000, 10_000 * self._clock.speed)
+        near_ms = max(MAX_AHEAD_MS, 10_000 * self._clock.speed)
         if abs(first - now) > near_ms:
             self._shift_ms = now - first
             log.warning(

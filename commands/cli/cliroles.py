@@ -169,7 +169,7 @@ def broker(*, data: Data = None, port: int | None = None, sync: bool = False) ->
     from millrace.processes.services import broker_argv
 
     settings = settings_of(data, broker_port=port)
-    argv = broker_argv(settings.message_bytes, settings.broker_gib, sync=sync)
+    argv = broker_argv(settings.broker_gib, sync=sync)
     place = ["--folder", str(Path(settings.data, "broker", "topics")), "--port", str(settings.broker_port)]
     os.execv(argv[0], [*argv, *place])  # noqa: S606 — this process becomes the broker
 

@@ -18,8 +18,10 @@ from commands.demo.twin import LoggedPages, twin_scores
 from commands.loop.monitor import SCORER_ERRORS, Monitor
 from commands.loop.series import PROCESSES
 from commands.loop.status import memory, percent
+from learner.training.trainer import BATCH_MS, BATCH_ROWS
 from millrace.basics.atomic_files import write_whole
 from millrace.basics.errors import StoreError
+from millrace.basics.ranking_metrics import ROLLING_ROWS
 from millrace.contracts.events import ARMS, MODEL
 from millrace.contracts.settings import Settings
 from millrace.processes.supervisor import Supervisor
@@ -77,7 +79,7 @@ def make_report(
     judged = rows.where(rows.own).judged
     served = judged.of(arm)
     # As many rows as the page's figure was over: a learner that was restarted has begun again.
-    window = settings.rolling_rows if f["served_rows"] is None else round(f["served_rows"])
+    window = ROLLING_ROWS if f["served_rows"] is None else round(f["served_rows"])
     recent = figures(newest(rows, arm, window))
     twin = None if pages is None else _twin(rows, pages, settings)
     same = rows.judgeable & rows.own
@@ -103,7 +105,7 @@ def make_report(
         "dead_letters": sum(ledger.dead.values()),
         "duplicates_dropped": round(f["duplicates_dropped"] or 0),
         "samples_trained": settlement.trained,
-        "auc": curve(served, settings.rolling_rows),
+        "auc": curve(served, ROLLING_ROWS),
         "oracle_auc": auc_of(served.true, served.label),
         "log_loss": f["log_loss"],
         "first_20000": first(rows, FIRST),
@@ -193,8 +195,8 @@ def _twin(rows: LabelledExposures, pages: LoggedPages, settings: Settings) -> ND
         settings.load_schema(),
         settings.spec(),
         settings.seed,
-        settings.batch_ms * settings.event_clock().speed,
-        settings.batch_rows,
+        BATCH_MS * settings.event_clock().speed,
+        BATCH_ROWS,
     )
     return scores
 

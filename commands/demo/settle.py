@@ -11,6 +11,7 @@ from commands.demo.conservation import Apart, Ledger, Offsets, Reported, check
 from commands.loop.host import Host
 from commands.loop.monitor import Monitor, Picture
 from millrace.basics.errors import ConservationError, SnapshotError
+from millrace.contracts.clock import MAX_AHEAD_MS
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
 from millrace.labels import Waits
@@ -75,8 +76,7 @@ class Drained:
 
 def read_ledger(settings: Settings, since: Offsets | None = None) -> Ledger:
     """Reads the topics' present messages into a ledger. Takes some seconds per hundred thousand exposures."""
-    ahead_ms = round(settings.ahead_minutes * 60_000)
-    ledger = Ledger(settings.event_clock(), ahead_ms, since or {}, Waits.of(settings))
+    ledger = Ledger(settings.event_clock(), MAX_AHEAD_MS, since or {}, Waits.of(settings))
     for topic, visit in (
         (DEAD_LETTERS, ledger.dead_letter_message),
         (EVENTS, ledger.event_message),

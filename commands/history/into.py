@@ -38,7 +38,7 @@ from learner.role.model_factory import model_of, wanted_spec
 from learner.training.learner_versions import Progress, Versions, write_root
 from learner.training.trainer import Trainer
 from millrace.basics.errors import LogError, SchemaError
-from millrace.basics.ranking_metrics import auc
+from millrace.basics.ranking_metrics import ROLLING_ROWS, auc
 from millrace.basics.store import Store
 from millrace.contracts import schemabook
 from millrace.contracts.samples import SampleBatch
@@ -188,7 +188,7 @@ class _Pupil:
         self.first, self.learnt_rows = first, 0
         self.num: NDArray[np.float32] = np.zeros((n - first, schema.layout.N), np.float32)
         repeats = Repeats(keep_ms_of(settings))
-        self.trainer = Trainer(self.model, Progressive(settings.rolling_rows), repeats, settings.batch_rows)
+        self.trainer = Trainer(self.model, Progressive(ROLLING_ROWS), repeats)
 
     def scored(
         self, rows: NDArray[np.intp], cat: NDArray[np.int64], num: NDArray[np.float32], p: NDArray[np.float32]

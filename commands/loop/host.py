@@ -216,8 +216,7 @@ class Host:
         """
         own, addresses = self.settings, dict[str, object]()
         if not own.kafka:
-            size, most = own.message_bytes, own.broker_gib
-            broker = EmbeddedBroker(self.folder / "broker", broker_port, message_bytes=size, disk_gib=most, sync=sync)
+            broker = EmbeddedBroker(self.folder / "broker", broker_port, disk_gib=own.broker_gib, sync=sync)
             addresses["kafka"] = stack.enter_context(broker).address
             self.services.append(broker)
         if not own.redis:

@@ -22,6 +22,7 @@ from millrace.processes.metrics import PORTS
 from millrace.processes.services import free_port
 
 LOOPBACK = "127.0.0.1"
+REDIS_PORT = 8740
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Ports:
         public = [("scorer", host, self.scorer, "MILLRACE_PORT"), ("intake", host, self.intake, "MILLRACE_INTAKE_PORT")]
         public.append(("learner's commands", host, self.admin, "MILLRACE_ADMIN_PORT"))
         own = [("live page", LOOPBACK, self.page, "MILLRACE_PAGE_PORT")]
-        services = [("broker", self.broker, "MILLRACE_BROKER_PORT"), ("Redis", self.redis, "MILLRACE_REDIS_PORT")]
+        services = [("broker", self.broker, "MILLRACE_BROKER_PORT"), ("Redis", self.redis, "")]
         own += [(name, LOOPBACK, port, setting) for name, port, setting in services if port]
         return public + own + [(f"{role} metrics", host, port, "") for role, port in self.metrics.items()]
 
@@ -69,7 +70,7 @@ def choose(settings: Settings, roles: Iterable[str], *, free: bool) -> Ports:
         intake=port(settings.intake_port),
         page=port(settings.page_port),
         broker=0 if settings.kafka else port(settings.broker_port),
-        redis=0 if settings.redis else port(settings.redis_port),
+        redis=0 if settings.redis else port(REDIS_PORT),
         admin=port(settings.admin_port),
         metrics={role: port(0 if settings.metrics_port == 0 else PORTS[role]) for role in roles},
     )

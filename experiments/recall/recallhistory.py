@@ -18,13 +18,10 @@ import pyarrow as pa
 from commands.replay.steps import steps
 from commands.replay.stretches import AT_ONCE
 from learner.ranker.model import OnlineModel
+from learner.training.trainer import BATCH_ROWS
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
-from millrace.contracts.settings import Settings
 from millrace.logs import LogTable
-
-BATCH_ROWS = Settings().batch_rows
-"""Of a micro-batch, as the learner's settings have it."""
 
 
 def log_of(tables: Sequence[pa.Table], schema: Schema) -> LogTable:

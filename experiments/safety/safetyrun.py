@@ -35,7 +35,7 @@ from learner.role.model_factory import model_of
 from learner.serving.serving_model import ServingModel
 from learner.training.learner_versions import FoundSnapshot, Progress, Versions, newest_sound
 from learner.training.trainer import Trainer
-from millrace.basics.ranking_metrics import auc
+from millrace.basics.ranking_metrics import ROLLING_ROWS, auc
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -160,7 +160,7 @@ class Life:
         found: FoundSnapshot | None = newest_sound(self.store, schema.id, wanted, build)
         model = model_of(schema, wanted, 0) if found is None else found.model
         repeats = Repeats(keep_ms_of(settings))
-        trainer = self.trainer = Trainer(model, Progressive(settings.rolling_rows), repeats, BATCH_ROWS)
+        trainer = self.trainer = Trainer(model, Progressive(ROLLING_ROWS), repeats, BATCH_ROWS)
         if found is not None:
             trainer.resume(found.training, found.note.extra.get("counts", {}))
         self.versions = Versions(model, epoch=1, version=self.store.highest().number)

@@ -63,6 +63,7 @@ from learner.training.trainer import ClickCounts, MicroBatch, Trainer
 from millrace.basics.errors import SchemaError, SnapshotError, StoreError, one_line
 from millrace.basics.hashing import salt
 from millrace.basics.store import AbsentError, DamagedError, Store
+from millrace.contracts.clock import MAX_AHEAD_MS
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -103,7 +104,7 @@ class Checks:
             return None
         clock = MedianClock()
         return cls(
-            Screen(schema, round(settings.ahead_minutes * _MINUTE_MS), clock),
+            Screen(schema, MAX_AHEAD_MS, clock),
             Quota(schema, settings.teach_limits, clock),
             Shift(clock=clock),
             Heldout(settings.heldout_share, clock=clock),

@@ -53,7 +53,7 @@ class Verbs(Protocol):
     def learn(self, batch: SampleBatch) -> LearnReport | None:
         """Learns from ``batch``: cat, num, label (B,) in [0, 1] and weight (B,) > 0, most often 0 or 1 and 1.
 
-        Only the learner calls it, every ``batch_ms`` or ``batch_rows`` rows, with at least one row, and often with just
+        Only the learner calls it, every ``BATCH_MS`` or ``BATCH_ROWS`` rows, with at least one row, and often with just
         one. Follow-ups, unusable labels and weights, and numbers that are not finite never come here. The arrays are
         read-only.
 

@@ -22,7 +22,7 @@ from learner.ranker.model import LearnReport
 from learner.ranker.verbs import Slicing
 from learner.role.samplereader import SampleReader
 from learner.training.learner_versions import Build, FoundSnapshot, Progress, Versions
-from learner.training.trainer import ClickCounts, Trainer
+from learner.training.trainer import BATCH_MS, ClickCounts, Trainer
 from learner.training.writer import End, SnapshotWriter
 from millrace.basics.errors import SnapshotError, StoreError, one_line
 from millrace.contracts.settings import Settings
@@ -31,6 +31,20 @@ from millrace.processes.wall import wall_ms
 from millrace.versions.modelstore import Announcement, ModelStore
 
 log = structlog.get_logger("learner")
+
+
+@dataclass(frozen=True, slots=True)
+class LearnPace:
+    """How often things are due."""
+
+    batch_ms: float = BATCH_MS
+    delta_seconds: float = 0.25
+    dense_seconds: float = 5.0  # how often a delta carries the network's weights; rows go with each
+    retrieval_seconds: float = 10.0  # how often one carries the retrieval head: recall lags ranking by so much
+
+
+PACE = LearnPace()
+"""Of the learner that serves."""
 
 _POLL_MS = 50
 _FAILURES = 3
@@ -95,6 +109,7 @@ class LearnLoop:
         store: where its snapshots go.
         build: makes the model of a snapshot.
         extra: what each version reports besides counts and columns.
+        pace: default: :data:`PACE`.
 
     Attributes:
         output: set before :meth:`run`.
@@ -108,7 +123,9 @@ class LearnLoop:
         store: ModelStore,
         build: Build,
         extra: Callable[[], dict[str, Any]],
+        pace: LearnPace | None = None,
     ) -> None:
+        self._pace = PACE if pace is None else pace
         self.settings, self.samples, self.trainer, self.store, self._extra = settings, samples, trainer, store, extra
         self.output = LoopOutput()
         self.versions = Versions(trainer.model)
@@ -146,13 +163,13 @@ class LearnLoop:
             self.samples.close()
 
     def _loop(self, stop: threading.Event) -> None:
-        settings, trainer = self.settings, self.trainer
+        pace, trainer = self._pace, self.trainer
         now = time.monotonic()
         due = self._due = _Due(
-            now + settings.delta_seconds,
-            now + settings.dense_seconds,
-            now + settings.retrieval_seconds,
-            now + settings.snapshot_seconds,
+            now + pace.delta_seconds,
+            now + pace.dense_seconds,
+            now + pace.retrieval_seconds,
+            now + self.settings.snapshot_seconds,
             now + 1.0,
             now,
         )
@@ -164,13 +181,13 @@ class LearnLoop:
             publish = now >= due.delta  # with all that has come: what waited for a full batch would wait for the next
             drain = bool(trainer.pending) and (publish or now >= due.batch)
             if self.learn(drain) or not trainer.pending:
-                due.batch = time.monotonic() + settings.batch_ms / 1000
+                due.batch = time.monotonic() + pace.batch_ms / 1000
             if publish:
                 now = time.monotonic()
                 self.publish(dense=now >= due.dense, retrieval=now >= due.retrieval)
-                due.delta = now + settings.delta_seconds
-                due.dense = now + settings.dense_seconds if now >= due.dense else due.dense
-                due.retrieval = now + settings.retrieval_seconds if now >= due.retrieval else due.retrieval
+                due.delta = now + pace.delta_seconds
+                due.dense = now + pace.dense_seconds if now >= due.dense else due.dense
+                due.retrieval = now + pace.retrieval_seconds if now >= due.retrieval else due.retrieval
             self.promotion.release_some()
             self.output.between(now)
             self._look_at_snapshots(now)

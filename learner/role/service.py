@@ -56,6 +56,7 @@ from learner.training.learner_versions import adopted, asked, newest_sound, same
 from learner.training.publisher import Publisher
 from learner.training.trainer import ClickCounts, Trainer
 from millrace.basics.errors import MillraceError, SettingError, SnapshotError
+from millrace.basics.ranking_metrics import ROLLING_ROWS
 from millrace.contracts.events import DeadLetter, letter_bytes
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -175,9 +176,9 @@ class Learner:
         found = self.found = newest_sound(self.store, schema.id, self._wanted, self._build, settings.evolve)
         model = model_of(schema, self._wanted, settings.seed, live=True) if found is None else found.model
         segments = Segments(schema, settings.segments)
-        self.served = ServedExposures(schema, segments, Waits.of(settings), settings.rolling_rows)
-        progressive, repeats = Progressive(settings.rolling_rows), Repeats(keep_ms_of(settings))
-        self.trainer = Trainer(model, progressive, repeats, settings.batch_rows, self.served)
+        self.served = ServedExposures(schema, segments, Waits.of(settings), ROLLING_ROWS)
+        progressive, repeats = Progressive(ROLLING_ROWS), Repeats(keep_ms_of(settings))
+        self.trainer = Trainer(model, progressive, repeats, served=self.served)
         self.samples = SampleReader(settings, schema, self.served.time)
         self._adopted: Any = None
         if found is not None:

@@ -37,7 +37,7 @@ from learner.gate.promotion import Checks
 from learner.ranker.repeats import Repeats, keep_ms_of
 from learner.ranker.verbs import Learning
 from learner.role.learner_warmup import warm_up
-from learner.role.learnloop import LearnLoop, LoopOutput
+from learner.role.learnloop import LearnLoop, LearnPace, LoopOutput
 from learner.role.model_factory import model_of, reader_of, wanted_spec, writer_of
 from learner.role.samplereader import SampleReader
 from learner.role.shadow_view import shadow_policy, shadow_settings
@@ -45,6 +45,7 @@ from learner.samples.relabel import Relabel
 from learner.training.learner_versions import FoundSnapshot, newest_sound, same_head, same_shape, without_head
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SettingError, SnapshotError, StoreError, one_line
+from millrace.basics.ranking_metrics import ROLLING_ROWS
 from millrace.basics.store import AbsentError
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -86,11 +87,7 @@ class Shadow:
 
     def __init__(self, settings: Settings, schema: Schema) -> None:
         self.settings, self.schema = settings, schema
-        own = shadow_settings(settings)
-        # It is judged as if it were published. Whole tensors are reported with snapshots alone.
-        self.own = msgspec.structs.replace(
-            own, delta_seconds=_LOOK_SECONDS, dense_seconds=math.inf, retrieval_seconds=math.inf
-        )
+        self.own = shadow_settings(settings)
         self.wanted = wanted_spec(self.own, schema)
         policy = shadow_policy(settings)
         self.relabel = Relabel(policy, Waits.of(settings)) if policy else None
@@ -101,8 +98,8 @@ class Shadow:
         highest = self.store.highest()
         found, mine = self._found()
         model = model_of(schema, self.wanted, settings.seed, live=True) if found is None else found.model
-        progressive, repeats = Progressive(settings.rolling_rows), Repeats(keep_ms_of(settings))
-        self.trainer = Trainer(model, progressive, repeats, settings.batch_rows)
+        progressive, repeats = Progressive(ROLLING_ROWS), Repeats(keep_ms_of(settings))
+        self.trainer = Trainer(model, progressive, repeats)
         time = None if self.relabel is None else self.relabel.time
         self.samples = SampleReader(settings, schema, time, self.relabel)
         self._begun = found if mine else None
@@ -113,7 +110,9 @@ class Shadow:
             log.info("resumed", version=note.version, trained=note.trained, offsets=note.offsets)
         if self._begun is not None:
             self.compares_from_ms = int(self._begun.note.extra.get("from_ms", 0))
-        self.loop = LearnLoop(self.own, self.samples, self.trainer, self.store, self._build, self._extra)
+        # It is judged as if it were published. Whole tensors are reported with snapshots alone.
+        pace = LearnPace(delta_seconds=_LOOK_SECONDS, dense_seconds=math.inf, retrieval_seconds=math.inf)
+        self.loop = LearnLoop(self.own, self.samples, self.trainer, self.store, self._build, self._extra, pace)
         versions = self.loop.versions
         versions.epoch, versions.claimant, versions.version = highest.epoch + 1, "shadow", highest.number
 

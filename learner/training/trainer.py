@@ -26,6 +26,10 @@ from millrace.contracts.events import NOT_READ
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
 from millrace.versions.image import Array, below
 
+BATCH_ROWS = 128
+BATCH_MS = 250.0
+"""Bounds of a micro-batch of the live learner: its rows, and how long the first of them waits for more."""
+
 _PREFIX = "trainer/"
 
 Times = NDArray[np.int64]
@@ -64,7 +68,7 @@ class Trainer:
         model: Learning,
         progressive: Progressive,
         repeats: Repeats,
-        batch_rows: int,
+        batch_rows: int = BATCH_ROWS,
         served: ServedExposures | None = None,
     ) -> None:
         self.model, self.progressive, self.repeats, self.served = model, progressive, repeats, served

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 Numbers = NDArray[Any]
 
+ROLLING_ROWS = 10_000
+"""Rows that rolling figures are of: the standard error of an AUC is then some .01 at a click rate of 10%."""
+
 _CLIP = 1e-7
 
 

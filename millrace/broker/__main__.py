@@ -25,14 +25,12 @@ from millrace.broker.server import Server
 def main(argv: list[str] | None = None) -> None:
     """Reads the command line and serves. Raises MillraceError when the port or the folder cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m millrace.broker", description=__doc__)
-    default = Limits()
     parser.add_argument("--port", type=int, default=0, help="on the loopback interface; 0: any that is free")
     parser.add_argument("--folder", type=Path, required=True, help="made if missing; what it holds is taken up")
     parser.add_argument("--cluster-id", default="", help="refuses a folder of another cluster")
     parser.add_argument(
         "--disk-gib", type=float, default=math.inf, help="the oldest records go beyond this, but for compacted topics"
     )
-    parser.add_argument("--message-bytes", type=int, default=default.message_bytes, help="largest record batch")
     parser.add_argument("--sync", action="store_true", help="records are on the disk before they are acknowledged")
     args = parser.parse_args(argv)
     if not 0 <= args.port <= 65535:
@@ -46,12 +44,11 @@ def main(argv: list[str] | None = None) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    limits = Limits(message_bytes=args.message_bytes)
     _allow_files()
     sys.setswitchinterval(0.0005)  # compaction computes in a thread: clients wait for it half a millisecond, not five
     try:
         lock = _lock(args.folder)
-        server = Server(args.folder, args.cluster_id, limits, sync=args.sync, disk_bytes=args.disk_gib * 2**30)
+        server = Server(args.folder, args.cluster_id, Limits(), sync=args.sync, disk_bytes=args.disk_gib * 2**30)
     except OSError as error:
         raise ServiceError(
             f"folder '{args.folder}' cannot be used ({error.strerror})", "name another with --folder"

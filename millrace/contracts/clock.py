@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from millrace.basics.durations import DAY_MS
+from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.basics.errors import SettingError
 from millrace.contracts.events import LAST_MS, Id
 
@@ -20,6 +20,10 @@ _FASTEST = 1e6  # seconds of event time in one: a month in three seconds
 
 HEADER = "clock"
 """The Kafka header in which an event names the clock that it was sent by, if that is not the wall clock."""
+
+MAX_AHEAD_MS = HOUR_MS
+"""An event further ahead of the event clock than this is from the future, and becomes a dead letter. One less far ahead
+waits for its time: a device's clock may be ahead."""
 
 Headers = Mapping[str, bytes | None] | Iterable[tuple[str, bytes | None]]
 

@@ -44,8 +44,8 @@ REASONS: Mapping[str, DeadLetterReason] = {
         "multiply by 1000: ts_ms is in Unix milliseconds",
     ),
     "future": DeadLetterReason(
-        "The event is dated further ahead of the event clock than MILLRACE_AHEAD_MINUTES, or beyond what can be held",
-        "date events by the event clock (MILLRACE_CLOCK) in Unix milliseconds, or raise MILLRACE_AHEAD_MINUTES",
+        "The event is dated more than an hour ahead of the event clock, or beyond what can be held",
+        "date events by the event clock (MILLRACE_CLOCK) in Unix milliseconds",
     ),
     "late": DeadLetterReason(
         "The event came after its page was gone: attribution and lateness had passed",

@@ -61,7 +61,6 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     page_port: Port = 8710  # live page of `millrace up`
     admin_port: Port = 8750  # learner's HTTP: verdicts; with a token, promote, hold and roll back
     broker_port: Port = 8730  # embedded broker of `millrace up`, where `kafka` names none
-    redis_port: Port = 8740  # embedded Redis of `millrace up`, where `redis` names none
 
     # Access. Who may use the HTTP of intake, scorer and learner: bearer tokens. None at all: everybody who reaches
     # intake and scorer, and nobody commands the learner.
@@ -107,10 +106,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     # Limits. What disks and brokers hold.
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 4
-    # What a broker takes in one message: its message.max.bytes, less some room. A larger one is never sent.
-    message_bytes: Annotated[int, Meta(ge=800_000)] = 1_000_000
     broker_gib: Annotated[float, Meta(gt=0)] = 32.0  # most that the embedded broker's topics take of the disk
-    spool_mb: Annotated[int, Meta(ge=1)] = 256  # logs of pages kept on disk while the broker is away
     archive_days: Annotated[float, Meta(ge=0)] = 0.0  # how long the archive's files are kept; 0: for ever
     archive_features: bool = False  # archive each exposure's features too, as the scorer logged them: 40 bytes or so
 
@@ -122,31 +118,15 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     metrics_port: Port | None = None  # nothing: the role's own, see docs/reference/metrics.md; 0: any that is free
     clock: str = ""  # see EventClock.encode; whoever starts the roles of a loop sets it
     from_log: str = ""  # a log that the role `simulate` plays, by `schema`, in place of shoppers
-    idempotence: bool = True  # off only where the broker cannot
-    compression: Literal["zstd", "none"] = "zstd"  # of what we write; any kind is read
     session_timeout_ms: Annotated[int, Meta(ge=1000)] = 6000
     patience_seconds: Positive = 30.0  # how long a role waits, aloud, for a broker that does not answer at its start
     outage_seconds: Positive = 60.0  # how long a running worker waits for a broker or Redis that went away
-    ahead_minutes: Positive = 60.0  # an event further ahead of the event clock is from the future; less far, it waits
     idle_seconds: Positive = 5.0  # a partition silent for this long follows the others' watermark
     checkpoint_seconds: Positive = 2.0
-    publish_seconds: Positive = 1.0  # item aggregates to the scorer
-    intake_waiting: Annotated[int, Meta(ge=1)] = 20_000  # messages not kept yet; beyond it, requests get 429
     intake_seconds: Positive = 10.0  # how long a request waits for its messages to be kept; then it gets 503
     archive_seconds: Positive = 60.0  # how often the archive's files are closed
-    batch_rows: Annotated[int, Meta(ge=1)] = 128
-    batch_ms: Positive = 250.0
-    delta_seconds: Positive = 0.25
     snapshot_seconds: Positive = 30.0
-    dense_seconds: Positive = 5.0  # how often a delta carries the network's weights; rows go with each
-    retrieval_seconds: Positive = 10.0  # how often a delta carries the retrieval head: recall lags ranking by so much
-    rolling_rows: Annotated[int, Meta(ge=100)] = 10_000  # length of the rolling metrics
     redis_seconds: Positive = 0.005  # how long a page waits for Redis; at least 0.05 for a user not read before
-    requests_limit: Annotated[int, Meta(ge=1)] = 32  # in work at a worker; beyond it, one is refused at once (503)
-    recall_clicks: Annotated[int, Meta(ge=0)] = 1000  # that the retrieval head has to have learnt before it is used
-    new_exposures: Annotated[int, Meta(ge=1)] = 100  # after so many an item has had its chance, and is new no longer
-    page_limit: Annotated[int, Meta(ge=1)] = 600
-    list_seconds: Positive = 300.0  # how long a ranked list is kept, to be handed out in parts
     index_seconds: Positive = 60.0  # how often the item index is written down, for scorers that start
 
     def __post_init__(self) -> None:
@@ -200,11 +180,6 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return EventClock.decode(self.clock)
 
     @property
-    def codec(self) -> str | None:
-        """The compression by the name that both Kafka clients know it under; None: none."""
-        return None if self.compression == "none" else self.compression
-
-    @property
     def brokers(self) -> list[str]:
         """The broker's addresses, ``host:port`` each. Raises BrokerError: none is set."""
         if not self.kafka:
@@ -243,14 +218,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "services": ("kafka", "redis", "scorer", "intake", "prefix", "data", "store"),
-    "ports": ("host", "port", "intake_port", "page_port", "admin_port", "broker_port", "redis_port"),
+    "ports": ("host", "port", "intake_port", "page_port", "admin_port", "broker_port"),
     "access": ("tokens", "token_file", "admin_token_file"),
     "schema": ("schema", "evolve"),
     "labels": ("label_policy", "attribution_minutes", "observation_seconds", "lateness_minutes", "disorder_seconds"),
     "model": ("model", "model_spec", "segments", "shadow_model", "shadow_spec"),
     "gate": ("gate", "heldout_share", "teach_limits", "quarantine_minutes", "keep_minutes"),
     "serving": ("workers", "candidates", "recall", "recall_index", "control_share", "bought_days"),
-    "limits": ("partitions", "message_bytes", "broker_gib", "spool_mb", "archive_days", "archive_features"),
+    "limits": ("partitions", "broker_gib", "archive_days", "archive_features"),
     "demo": ("seed", "shoppers"),
 }
 """The public settings, by their section of the file."""

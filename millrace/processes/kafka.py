@@ -102,6 +102,13 @@ LINGER_MS = 20
 PAGE_LINGER_MS = 100
 """The same for logs of pages: people click later than this, and an earlier click waits for its page's log."""
 
+REQUEST_BYTES = 1_000_000
+"""The most bytes of a message: what a broker takes by default (message.max.bytes, 1,048,588), less some room. After a
+message that the broker refuses for its size the client is unusable, so a larger one is never sent."""
+
+COMPRESSION = "zstd"
+"""Of what we write, by the name that both Kafka clients know. Readers take any kind."""
+
 REMEDY = "start Kafka there, or set MILLRACE_KAFKA to its host:port"
 
 
@@ -208,17 +215,15 @@ def open_broker(settings: Settings) -> None:
 
 
 def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
-    """A producer of raw bytes: with the settings' compression, and idempotent with ``acks=all`` where the broker
-    can."""
+    """An idempotent producer of raw bytes."""
     base: dict[str, Any] = {
         "bootstrap_servers": settings.brokers,
-        "enable_idempotence": settings.idempotence,
+        "enable_idempotence": True,
         "acks": "all",
         "linger_ms": LINGER_MS,
         "batch_size": BATCH_BYTES,
-        "compression_type": settings.codec,
-        # After a message that the broker refuses for its size the client is unusable. So it must never send one.
-        "max_request_size": settings.message_bytes,
+        "compression_type": COMPRESSION,
+        "max_request_size": REQUEST_BYTES,
     }
     try:
         return _Producer(settings, **{**base, **options})

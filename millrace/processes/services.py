@@ -32,9 +32,6 @@ __all__ = ["EmbeddedBroker", "EmbeddedRedis", "free_port", "spawn", "stop", "tai
 
 LOWEST_PORT = 20_000  # ports below this are the usual ports of servers
 
-KAFKA_MESSAGE_BYTES = 1_048_588  # a Kafka broker's default limit for one batch
-ROOM_BYTES = KAFKA_MESSAGE_BYTES - 1_000_000  # bytes of a batch beyond the message in it
-
 
 def free_port() -> int:
     """A loopback port that is free now, different at each call of this process.
@@ -195,7 +192,7 @@ def _taken(port: int) -> bool:
 class EmbeddedBroker(_Service):
     """The broker of ``millrace/broker``, in its own process. ``folder`` keeps its records after its end.
 
-    ``message_bytes``: largest message. ``disk_gib``: limit on disk; the oldest records go beyond it, except in
+    ``disk_gib``: limit on disk; the oldest records go beyond it, except in
     compacted topics. ``sync``: records are on the disk, not only with the system, before they are acknowledged.
     """
 
@@ -207,12 +204,11 @@ class EmbeddedBroker(_Service):
         port: int = 0,
         pick: Callable[[], int] = free_port,
         *,
-        message_bytes: int = 1_000_000,
         disk_gib: float = math.inf,
         sync: bool = False,
     ) -> None:
         super().__init__(folder, port, pick)
-        self._command = broker_argv(message_bytes, disk_gib, sync=sync)
+        self._command = broker_argv(disk_gib, sync=sync)
         self._topics = self.folder / "topics"
         self.cluster = _cluster_of(self._topics) or f"millrace-{uuid.uuid4().hex[:12]}"
 
@@ -230,12 +226,9 @@ class EmbeddedBroker(_Service):
         return cluster_id(self.address) == self.cluster
 
 
-def broker_argv(message_bytes: int, disk_gib: float, *, sync: bool) -> list[str]:
-    """The broker's command, without port and folder. Its limit is above the largest message, for the batch's own
-    head."""
-    largest = str(max(KAFKA_MESSAGE_BYTES, message_bytes + ROOM_BYTES))
-    options = ["--message-bytes", largest, "--disk-gib", str(disk_gib), *(["--sync"] if sync else [])]
-    return [sys.executable, "-m", "millrace.broker", *options]
+def broker_argv(disk_gib: float, *, sync: bool) -> list[str]:
+    """The broker's command, without port and folder."""
+    return [sys.executable, "-m", "millrace.broker", "--disk-gib", str(disk_gib), *(["--sync"] if sync else [])]
 
 
 def _cluster_of(topics: Path) -> str:

@@ -66,4 +66,4 @@ class Primary:
         index = self.index
         columns = index.copies(self._grouped_by)
         alive, born_ms, heat = index.alive.copy(), index.born_ms.copy(), Heat(*(a.copy() for a in index.heat))
-        return lambda: make_lists(self.builder, columns, alive, born_ms, heat, self.settings.new_exposures)
+        return lambda: make_lists(self.builder, columns, alive, born_ms, heat)

@@ -28,6 +28,8 @@ from scorer.recall.nearest import Retrieval
 from scorer.recall.neighbours import Neighbours
 from scorer.users.userrecord import KnownUser
 
+LEAST_CLICKS = 1000
+"""The retrieval head has to have learnt from so many before it is used."""
 ALL_NEIGHBOURS = 1 << 16
 """More neighbours than any user's last clicks have, because filters remove some."""
 
@@ -53,12 +55,12 @@ class Recaller:
 
     def __init__(self, settings: Settings, ranker: Ranker) -> None:
         self.shares = Shares.of(settings.recall)
-        self._ranker, self._least_clicks = ranker, settings.recall_clicks
+        self._ranker = ranker
         self._bought_ms = round(settings.bought_days * DAY_MS)
 
     def ready(self, retrieval: Retrieval | None) -> bool:
         """Whether the retrieval head has learnt from enough clicks."""
-        return retrieval is not None and retrieval.clicks >= self._least_clicks
+        return retrieval is not None and retrieval.clicks >= LEAST_CLICKS
 
     def page(
         self,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from millrace.basics.durations import DAY_MIN, MINUTE_MS, text_of
 from millrace.basics.hashing import mix, salt, value_hash
-from millrace.contracts.clock import EventClock
+from millrace.contracts.clock import MAX_AHEAD_MS, EventClock
 from millrace.contracts.events import CONTROL, LOGGED, MODEL, Impression
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -32,11 +32,13 @@ from scorer.page.listpage import ListPages, not_ready
 from scorer.page.page_filters import ItemFilters
 from scorer.page.page_wire import RequestError
 from scorer.page.pagemaker import AskCounts, Asked, PageMaker, Scored
-from scorer.page.ranked import Cursor, RankedList, RankedLists
+from scorer.page.ranked import LIST_SECONDS, Cursor, RankedList, RankedLists
 from scorer.recall.candidate_lists import ASKED, CONTROLLED, HOT, RANDOM, Allowed, largest, random_page
 from scorer.users.userrecord import Meters, UserStore, look_up
 
 _ARM = salt("scorer", "arm")
+PAGE_LIMIT = 600
+"""The most items of an answer, or of a ranked list."""
 FILTERED = "f-"
 """Prefix of the ids of lists with filters, so a cursor shows that its expired list had some."""
 
@@ -74,7 +76,7 @@ class Serving(WorkerState):
         self.maker = PageMaker(self, clock, send, meters, wall, ask_counts)
         self.recaller = Recaller(settings, self.ranker)
         self.filters = ItemFilters(self.ranker)
-        self.ranked = RankedLists(store, settings.list_seconds, wall, meters.error)
+        self.ranked = RankedLists(store, LIST_SECONDS, wall, meters.error)
         self._list_pages = ListPages(store, self.builder, meters, self.filters.passing)
 
     # -- requests ---------------------------------------------------------------------------------------------
@@ -82,8 +84,8 @@ class Serving(WorkerState):
     async def recommend(self, body: bytes) -> page_wire.RecommendAnswer:
         """Answers POST /recommend. Raises RequestError: an invalid request, or no source for a page."""
         asked = page_wire.decode(body, page_wire.RecommendRequest)
-        size = page_wire.check_recommend(asked, self.settings.page_limit)
-        cursor = None if asked.cursor is None else Cursor.of(asked.cursor, self.settings.page_limit)
+        size = page_wire.check_recommend(asked, PAGE_LIMIT)
+        cursor = None if asked.cursor is None else Cursor.of(asked.cursor, PAGE_LIMIT)
         filters = self.filters.of(asked)
         request_id, ts_ms = self._identify(asked, logged=True)
         reason = self.not_ready()
@@ -305,8 +307,7 @@ class Serving(WorkerState):
     def _identify(self, asked: page_wire.RecommendRequest | page_wire.ScoreRequest, logged: bool) -> tuple[str, int]:
         page_wire.check_context(asked.context, self.schema)
         now_ms = self.maker.now_ms
-        ahead_ms = round(self.settings.ahead_minutes * MINUTE_MS)
-        ts_ms = page_wire.check_time(asked.ts_ms, now_ms, ahead_ms, *self._oldest_ms(now_ms, logged))
+        ts_ms = page_wire.check_time(asked.ts_ms, now_ms, MAX_AHEAD_MS, *self._oldest_ms(now_ms, logged))
         return asked.request_id or self._new_id(), ts_ms
 
     def _oldest_ms(self, now_ms: int, logged: bool) -> tuple[int, str]:

@@ -34,7 +34,7 @@ from millrace.contracts.pagepack import Rates
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import IMPRESSIONS
-from millrace.processes.kafka import PAGE_LINGER_MS, know_topic, make_producer
+from millrace.processes.kafka import PAGE_LINGER_MS, REQUEST_BYTES, know_topic, make_producer
 from millrace.processes.wall import wall_ms
 from scorer.pagelog.delivery import DELIVERY_SECONDS, TOO_LARGE, Delivery
 from scorer.pagelog.ring import RingReader
@@ -59,6 +59,8 @@ SPOOLED = Histogram(
     "From making a page to its log being on disk.",
     buckets=(0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 5),
 )
+MOST_SPOOL_BYTES = 256 * 1024 * 1024
+"""Logs of pages kept on disk while the broker is away."""
 SPOOL_BYTES = Gauge("millrace_log_spool_bytes", "Logs of pages on disk.")
 
 
@@ -71,7 +73,7 @@ def open_spool(settings: Settings, lost: Lost) -> Spool:
         folder = Path(tempfile.mkdtemp(prefix="millrace-spool-"))
         log.warning("no MILLRACE_DATA: logs of pages do not outlive a scorer that is killed", folder=str(folder))
     try:
-        spool = Spool(folder, settings.spool_mb * 1024 * 1024, lost)
+        spool = Spool(folder, MOST_SPOOL_BYTES, lost)
         if not settings.data:
             weakref.finalize(spool, shutil.rmtree, folder, ignore_errors=True)
         return spool
@@ -120,15 +122,13 @@ class Drain:
             self._count(UNPACKED, 1, exposures, one_line(error))
             return
         if len(value) > self._most:
-            detail = (
-                f"{exposures} items take {len(value)} bytes, more than {self._most}; ask for fewer items, or raise"
-                " the broker's message.max.bytes and MILLRACE_MESSAGE_BYTES"
-            )
+            detail = f"{exposures} items take {len(value)} bytes, more than {self._most}; ask for fewer items"
             self._count(TOO_LARGE, 1, exposures, detail)
             return
         reason = self._spool.append(key_of(page.user_id), value, exposures)
         if reason:
-            detail = f"{self._spool.held_bytes} bytes are in {self._spool.folder}; see MILLRACE_SPOOL_MB and the disk"
+            held, most = self._spool.held_bytes, MOST_SPOOL_BYTES
+            detail = f"{held} bytes are in {self._spool.folder}, which takes {most} while the disk has room"
             self._count(reason, 1, exposures, detail)
         else:
             SPOOLED.observe(max(0, self._wall() - page.served_ms) / 1000)
@@ -146,7 +146,7 @@ def rescue(settings: Settings, schema: Schema, ring: RingReader, lost: Lost) -> 
     if ring.empty or not settings.data:
         return
     spool = open_spool(settings, lost)
-    drain = Drain(spool, Rates.of(schema), settings.message_bytes, lost)
+    drain = Drain(spool, Rates.of(schema), REQUEST_BYTES, lost)
     while drain.step(ring):
         pass
     spool.close()
@@ -157,7 +157,7 @@ class Shipper:
 
     def __init__(self, settings: Settings, schema: Schema, spool: Spool, lost: Lost) -> None:
         self._settings, self._spool, self._lost = settings, spool, lost
-        self._drain = Drain(spool, Rates.of(schema), settings.message_bytes, lost)
+        self._drain = Drain(spool, Rates.of(schema), REQUEST_BYTES, lost)
         self._rings: list[RingReader] = []
         self._wake = threading.Event()  # of the sending thread
         self._draining, self._sending = threading.Event(), threading.Event()  # set: end

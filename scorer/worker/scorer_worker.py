@@ -56,6 +56,8 @@ DRAIN_SECONDS = 5
 END_SECONDS = 10.0
 """A worker whose feeder is gone ends after so long, whatever its loop does."""
 ASK_SECONDS = 2.0
+MOST_REQUESTS = 32
+"""In work at a worker. Beyond it, a request is refused at once (503): waiting longer helps nobody."""
 SWITCH_SECONDS = 0.0005
 """A thread that attaches to a snapshot may delay a request by so much."""
 
@@ -143,7 +145,7 @@ class ScorerWorker:
             self.ask_counts,
         )
         self._replica = Replica(self.serving, self._attach, self._serves)
-        gate = RequestLimit(make_app(self.serving, self.meters, self), settings.requests_limit, self.meters.refused)
+        gate = RequestLimit(make_app(self.serving, self.meters, self), MOST_REQUESTS, self.meters.refused)
         app = TokenGate(gate, Tokens.of(settings), REQUESTS.labels("unauthorized", "401").inc)
         self._server = WorkerServer(config(app, DRAIN_SECONDS), self._listener, self._shares, self._number)
         self._link.start(loop)

@@ -24,7 +24,7 @@ from kafka.errors import KafkaError
 
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import BrokerError, one_line
-from millrace.contracts.clock import sent_by
+from millrace.contracts.clock import MAX_AHEAD_MS, sent_by
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, IMPRESSIONS, ITEMS, USERS
 from millrace.labels import Waits
@@ -63,8 +63,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     schema = settings.load_schema()
     folder = ArchiveFolder(settings.folder("archive"))
     try:
-        ahead_ms = round(settings.ahead_minutes * 60_000)
-        archive = Archive(schema, Waits.of(settings), ahead_ms, settings.partitions, settings.archive_features)
+        archive = Archive(schema, Waits.of(settings), MAX_AHEAD_MS, settings.partitions, settings.archive_features)
         state = folder.load()
         folder.put_schema(schema_text(schema, settings.attribution_minutes), ArchiveColumns(schema).schema.names)
         if state is not None:

@@ -17,6 +17,7 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
+from millrace.contracts.clock import MAX_AHEAD_MS
 from millrace.contracts.settings import Settings
 from millrace.processes.httpserver import HttpServer, bind, config
 from millrace.processes.kafka import open_broker
@@ -45,7 +46,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
         warn_if_open(settings.host, tokens, "intake")
         open_broker(settings)
         serve_metrics("intake", settings.metrics_port, settings.host)
-        reader = LineReader(schema, round(settings.ahead_minutes * 60_000))
+        reader = LineReader(schema, MAX_AHEAD_MS)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(settings, reader, tokens, listener, stop))
 

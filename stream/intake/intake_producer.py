@@ -32,7 +32,7 @@ from millrace.basics.hashing import kafka_partition
 from millrace.contracts.events import BadEventError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, ITEMS, USERS
-from millrace.processes.kafka import BATCH_BYTES, REMEDY, ensure_topics
+from millrace.processes.kafka import BATCH_BYTES, COMPRESSION, REMEDY, REQUEST_BYTES, ensure_topics
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY
 from stream.intake.intake_metrics import PRODUCERS, WAITING
 from stream.intake.intake_queue import Keeper, Lane
@@ -44,6 +44,8 @@ TOPICS = (EVENTS, USERS, ITEMS)
 LINGER_SECONDS = 0.01
 """How long a lane waits for more before it sends. An event's way to the model has waits of tens of ms after it."""
 LOOK_SECONDS = 1.0
+MOST_WAITING = 20_000
+"""Messages that are not kept yet. Beyond it, requests get 429."""
 AWAY_SECONDS = 2.0
 """The broker counts as away when a batch is under way, or an answer is missing, for longer than this."""
 STUCK_SECONDS = 15.0
@@ -95,7 +97,7 @@ class IntakeProducer:
         self.keeper = Keeper(
             lambda topic, key: (topic, home(key, self._partitions[topic])),
             hash,  # 64 bits, with another key in each process
-            self._settings.intake_waiting,
+            MOST_WAITING,
             life_ms,
             disorder_ms,
         )
@@ -193,12 +195,12 @@ class IntakeProducer:
         settings = self._settings
         producer = AIOKafkaProducer(
             bootstrap_servers=settings.brokers,
-            enable_idempotence=settings.idempotence,
+            enable_idempotence=True,
             acks="all",
             linger_ms=0,  # lanes wait for more before
-            compression_type=settings.codec,
+            compression_type=COMPRESSION,
             max_batch_size=BATCH_BYTES,
-            max_request_size=settings.message_bytes,
+            max_request_size=REQUEST_BYTES,
             request_timeout_ms=round(settings.outage_seconds * 1000),
         )
         try:

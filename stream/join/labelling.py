@@ -21,6 +21,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
+from millrace.contracts.clock import MAX_AHEAD_MS
 from millrace.contracts.events import CLICK, EXPOSURE, Action, Id
 from millrace.contracts.profile_warnings import Doubt
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
@@ -61,9 +62,8 @@ class Policy:
 
     @classmethod
     def of(cls, settings: Settings) -> Policy:
-        w, ahead_ms = Waits.of(settings), round(settings.ahead_minutes * 60_000)
-        label = policy_named(settings.label_policy)
-        return cls(w.attribution_ms, w.disorder_ms, w.lateness_ms, ahead_ms, label, w.observation_ms)
+        w, label = Waits.of(settings), policy_named(settings.label_policy)
+        return cls(w.attribution_ms, w.disorder_ms, w.lateness_ms, MAX_AHEAD_MS, label, w.observation_ms)
 
 
 class Dead(NamedTuple):

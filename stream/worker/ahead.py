@@ -50,7 +50,7 @@ def is_set_back(partition: Partition, clock: EventClock, wall_s: float) -> bool:
     if newest_ms > latest_ms + policy.ahead_ms:
         raise ClockError(
             f"partition {partition.number} has taken events up to {utc(newest_ms)}, {span(newest_ms - now_ms)} ahead of"
-            f" the event clock ({utc(now_ms)}), where ahead_minutes allow {policy.ahead_ms / 60_000:g}: until then each"
+            f" the event clock ({utc(now_ms)}), where {policy.ahead_ms / 60_000:g} min are allowed: until then each"
             " event would be late",
             "go on by the clock that the data folder was filled by (MILLRACE_CLOCK), or name a new data folder"
             " (MILLRACE_DATA): the topics are then read again, without the events that are ahead",

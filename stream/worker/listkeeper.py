@@ -37,6 +37,7 @@ from millrace.processes.wall import event_now_ms
 from stream.worker.problemlog import ProblemLog
 from stream.worker.shop_lists import Entries, ShopLists
 from stream.worker.stream_metrics import DOUBTS
+from stream.worker.turn import PUBLISH_SECONDS
 
 log = structlog.get_logger("lists")
 
@@ -77,7 +78,7 @@ class ListKeeper(threading.Thread):
         """Reads both topics from their beginning and writes the lists regularly, until another worker takes over."""
         lists, written = ShopLists(self.schema), dict[str, Entries]()
         intake, doubts, written_to = Intake(self.schema), Doubts(self.schema), self.dead.read()
-        period = EVERY_PUBLICATIONS * self.settings.publish_seconds
+        period = EVERY_PUBLICATIONS * PUBLISH_SECONDS
         readers: list[Any] = []
         ids = topic_ids(self.settings)
         try:

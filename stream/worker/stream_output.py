@@ -43,7 +43,7 @@ from millrace.contracts.samples import SCHEMA_HEADER, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, FEATURES_COCLICKS, FEATURES_ITEMS, SAMPLES, USERS
-from millrace.processes.kafka import BATCH_BYTES, LINGER_MS, read_all
+from millrace.processes.kafka import BATCH_BYTES, COMPRESSION, LINGER_MS, REQUEST_BYTES, read_all
 from millrace.processes.wall import wall_ms
 from stream.partition.coclick_counts import CoClicks
 from stream.partition.counters import Changes
@@ -96,12 +96,12 @@ class WorkerOutput:
         await self._online.wait()
         self._producer = AIOKafkaProducer(
             bootstrap_servers=self._settings.brokers,
-            enable_idempotence=self._settings.idempotence,
+            enable_idempotence=True,
             acks="all",
             linger_ms=LINGER_MS,
-            compression_type=self._settings.codec,
+            compression_type=COMPRESSION,
             max_batch_size=BATCH_BYTES,
-            max_request_size=self._settings.message_bytes,
+            max_request_size=REQUEST_BYTES,
             request_timeout_ms=round(self._settings.outage_seconds * 1000),
         )
         await self._producer.start()

@@ -67,6 +67,9 @@ Otherwise one such impression would release all events before the impressions th
 QUIET_S = 1.0
 """A longer time between two looks counts as not looking: a sleeping machine hears no broker."""
 
+PUBLISH_SECONDS = 1.0
+"""Between two publications of item windows to the scorer."""
+
 Reads = Mapping[str, ReadTo | None]
 """How far each input topic of a partition has been read."""
 
@@ -81,7 +84,7 @@ class Pace:
 
     @classmethod
     def of(cls, settings: Settings) -> Pace:
-        return cls(settings.publish_seconds, settings.checkpoint_seconds, settings.idle_seconds)
+        return cls(PUBLISH_SECONDS, settings.checkpoint_seconds, settings.idle_seconds)
 
 
 class Now(NamedTuple):

@@ -17,6 +17,7 @@ from benchmarks.tools.pagewire import item_attributes, same_page, user_attribute
 from learner.ranker.inputs import Inputs
 from learner.ranker.model import OnlineModel
 from learner.retrieval.tower import ITEM, USER, Sides
+from learner.role.learnloop import LearnPace
 from millrace.contracts.events import Impression, to_msgpack
 from millrace.contracts.impressions import decode_served
 from millrace.contracts.schema import shop_schema
@@ -51,8 +52,8 @@ class _Topic:
 
 def test_a_scorer_can_follow_what_is_sent(tmp_path: Path) -> None:
     """Every delta follows, unpacks against the dense tensors that were reached, and fits the model."""
-    settings, topic = Settings(data=str(tmp_path), delta_seconds=1.0, dense_seconds=2.0), _Topic()
-    wire = ModelWire(settings, topic, ROWS, ITEMS, 100, "log")
+    topic, pace = _Topic(), LearnPace(delta_seconds=1.0, dense_seconds=2.0)
+    wire = ModelWire(Settings(data=str(tmp_path)), topic, ROWS, ITEMS, 100, "log", pace)
     follower, assembler, state = Follower(shop_schema().id), Assembler(), Image({}, {})
     verdicts: list[str] = []
 
@@ -81,7 +82,7 @@ def test_a_scorer_can_follow_what_is_sent(tmp_path: Path) -> None:
     assert verdicts[-1] == "look"
     rows = sum(len(table.ids) for table in state.tables.values())
     assert rows == pytest.approx(ROWS, rel=0.3)
-    assert state.dense.keys() == OnlineModel(shop_schema(), settings.spec(), 0).snapshot()[0].dense.keys()
+    assert state.dense.keys() == OnlineModel(shop_schema(), Settings().spec(), 0).snapshot()[0].dense.keys()
     seen = set()
     for _ in range(7):
         wire.delta()
@@ -121,8 +122,8 @@ def test_pages_ask_for_rows_that_the_tables_have(tmp_path: Path) -> None:
 
 def test_the_retrieval_head_knows_the_items_and_the_users(tmp_path: Path) -> None:
     """Each version with dense weights is a retrieval version: it changes maps, items and users."""
-    settings, topic = Settings(data=str(tmp_path), delta_seconds=1.0, dense_seconds=2.0), _Topic()
-    wire = ModelWire(settings, topic, ROWS, ITEMS, 100, "log")
+    topic, pace = _Topic(), LearnPace(delta_seconds=1.0, dense_seconds=2.0)
+    wire = ModelWire(Settings(data=str(tmp_path)), topic, ROWS, ITEMS, 100, "log", pace)
     builder, sides = FeatureBuilder(shop_schema()), Sides(shop_schema())
     item, _ = builder.attributes("item", {**item_attributes(17), "item_id": 17})
     user, _ = builder.attributes("user", {**user_attributes(5), "user_id": 5})

@@ -13,6 +13,7 @@ import pytest
 from experiments import realspeed
 from experiments.experiment_labels import STARTS, experiment_labels
 from experiments.labels_report import BOUND, MEASURES, ORACLE, Parts, figures, make_report
+from learner.training.trainer import BATCH_MS, BATCH_ROWS
 from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.samples import NEGATIVE, POLICIES, SampleBatch
 from millrace.contracts.schema import Schema, shop_schema
@@ -81,8 +82,8 @@ def test_each_exposure_is_scored_once_and_by_what_was_known(
     for batch, seen in zip(diary.learnt, diary.seen_first, strict=True):
         known_ms = samples.known_ms[at : at + len(batch)]
         at += len(batch)
-        assert 0 < len(batch) <= realspeed.BATCH_ROWS
-        assert known_ms[-1] - known_ms[0] <= realspeed.BATCH_MS
+        assert 0 < len(batch) <= BATCH_ROWS
+        assert known_ms[-1] - known_ms[0] <= BATCH_MS
         assert seen == np.searchsorted(ts_ms, known_ms[-1], side="right")
     code = 0 if name == BOUND else POLICIES.index(name)
     assert {int(c) for b in diary.learnt for c in b.policy} == {code}
@@ -106,7 +107,7 @@ def test_the_history_is_learnt_settled_and_in_full_batches(prepared: Path, schem
     first = log.table.num_rows - ROWS
     stretch, diary = realspeed.open_stretch(prepared, schema, first), Diary()
     realspeed.learn_history(diary, stretch)
-    assert [len(b) for b in diary.learnt[:-1]] == [realspeed.BATCH_ROWS] * (len(diary.learnt) - 1)
+    assert [len(b) for b in diary.learnt[:-1]] == [BATCH_ROWS] * (len(diary.learnt) - 1)
     assert np.array_equal(np.concatenate([b.label for b in diary.learnt]), stretch.label[:first])
     assert stretch.ts_ms[first - 1] < stretch.ts_ms[first]
 

@@ -24,6 +24,7 @@ from millrace.contracts.events import EXPOSURE
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
+from scorer.page import candidates
 from simulator.daylog import day_table
 from simulator.params import PAGE
 from simulator.world import World, start_of
@@ -31,8 +32,14 @@ from simulator.world import World, start_of
 SEED, USERS, ITEMS, DAYS = 101, 12, 400, 1
 STEP_MS = 600_000
 SPEC: dict[str, Any] = {"width": 4, "hidden": [8], "blocks": 1}
-SETTINGS = structs.replace(Settings(), candidates=60, recall_clicks=0)
+SETTINGS = structs.replace(Settings(), candidates=60)
 NUMBER = FIRST_DAY + DAYS
+
+
+@pytest.fixture(autouse=True)
+def retrieval_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head is used from its first click on."""
+    monkeypatch.setattr(candidates, "LEAST_CLICKS", 0)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.windows.tiles import TileStore
 from scorer.catalog.item_index import ItemIndex
+from scorer.page import candidates
 from simulator.daylog import day_table, parse_day
 from simulator.world import World, start_of
 
@@ -40,8 +41,13 @@ def log() -> pa.Table:
     return day_table(world(), DAY)
 
 
+@pytest.fixture(autouse=True)
+def retrieval_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "LEAST_CLICKS", 10)
+
+
 def shop() -> RecallShop:
-    return RecallShop(world(), SCHEMA, START, Settings(candidates=100, recall_clicks=10))
+    return RecallShop(world(), SCHEMA, START, Settings(candidates=100))
 
 
 @cache

@@ -59,7 +59,7 @@ class Shop:
         self.sent: list[Impression] = []
         numbers = itertools.count()
         self.scorer = Serving(
-            Settings(**{"control_share": 0, "candidates": 100, "page_limit": 40, **others}),
+            Settings(**{"control_share": 0, "candidates": 100, **others}),
             schema,
             EventClock(),
             self.users,

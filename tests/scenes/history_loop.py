@@ -233,6 +233,6 @@ def from_store(settings: Settings, schema: Schema) -> LiveLoop:
 
     found = newest_sound(ModelStore(settings.place("models")), schema.id, wanted, build)  # type: ignore[arg-type]
     assert found is not None, "the replay left no model"
-    trainer = Trainer(found.model, Progressive(settings.rolling_rows), Repeats(3 * 3_600_000), settings.batch_rows)
+    trainer = Trainer(found.model, Progressive(1000), Repeats(3 * 3_600_000))
     trainer.resume(found.training, found.note.extra.get("counts", {}))
     return LiveLoop(schema, partitions, trainer)

@@ -122,7 +122,7 @@ def serving(
     """A scorer without a model and items, the impressions that its logs become, its meters."""
     sent: list[Impression] = []
     meters = ScorerMeters()
-    chosen = settings or Settings(control_share=0, candidates=50, page_limit=20)
+    chosen = settings or Settings(control_share=0, candidates=50)
     numbers = itertools.count()
     scorer = Serving(
         chosen,
@@ -323,7 +323,7 @@ class OneWorker:
     def __init__(self, versions: Learner | Path, users: Users | None = None, **chosen: Any) -> None:
         self.users = users or Users()
         self.learner = Learner(versions) if isinstance(versions, Path) else versions
-        settings = Settings(**{"control_share": 0, "candidates": 50, "page_limit": 20, **chosen})
+        settings = Settings(**{"control_share": 0, "candidates": 50, **chosen})
         self.scorer, self.sent, self.meters = serving(self.users, settings)
         self.app = own_app(self.scorer, self.meters)
 

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from millrace.contracts.clock import MAX_AHEAD_MS
 from millrace.contracts.events import BadEventError, Click, Event, Exposure, decode_event
 from millrace.contracts.settings import Settings
 from simulator.mischief import KINDS, SHARES, bad_message, bad_message_of
@@ -140,7 +141,7 @@ def test_malformed_messages_come_on_top() -> None:
         except BadEventError:
             unreadable += 1
             continue
-        if event.ts_ms <= at + SETTINGS.ahead_minutes * MINUTE:
+        if event.ts_ms <= at + MAX_AHEAD_MS:
             good.append(event.event_id)
     assert sorted(good) == sorted(decode_event(raw).event_id for _, raw in clean.sent)
     assert (len(dirty.sent) - len(good)) / len(good) == pytest.approx(0.1, abs=0.015)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Action, Click, Exposure, decode_item, decode_user
@@ -17,6 +18,7 @@ from millrace.contracts.schema import parse_schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.logs import read_log
 from millrace.processes.wall import event_now_ms, wall_ms
+from simulator import outbox, playback
 from simulator.daylog import write_days
 from simulator.playback import PlaybackOptions, first_ms, play
 from simulator.script import CLICK_AFTER_MS, Script
@@ -82,11 +84,16 @@ def make_scorer() -> Iterator[Callable[..., FakeScorer]]:
         scorer.close()
 
 
-def settings_at(scorer: FakeScorer, event_ms: int, speed: float, schema: Path | None = None) -> Settings:
+@pytest.fixture(autouse=True)
+def near(monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that is this near to the clock is not moved, so the clock may have run for a while when playing begins."""
+    for module in (playback, outbox):
+        monkeypatch.setattr(module, "MAX_AHEAD_MS", NEAR_DAYS * DAY_MS)
+
+
+def settings_at(scorer: FakeScorer, event_ms: int, speed: float, schema: Path | None = None) -> Settings:
     clock = EventClock(wall_ms(), event_ms, speed).encode()
-    near = NEAR_DAYS * 24 * 60.0
-    return Settings(scorer=scorer.url, clock=clock, schema=str(schema) if schema else "", ahead_minutes=near)
+    return Settings(scorer=scorer.url, clock=clock, schema=str(schema) if schema else "")
 
 
 def test_a_log_without_pages(small: tuple[Path, Path], make_scorer: Callable[..., FakeScorer]) -> None:

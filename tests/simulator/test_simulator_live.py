@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from kafka.errors import KafkaTimeoutError
 
-from millrace.contracts.clock import EventClock
+from millrace.contracts.clock import MAX_AHEAD_MS, EventClock
 from millrace.contracts.events import ARMS, Click, Exposure, decode_item, decode_truth, decode_user
 from millrace.contracts.settings import Settings
 from millrace.processes.metrics import READY
@@ -90,7 +90,7 @@ def test_shoppers_ask_look_and_act(make_scorer: Callable[..., FakeScorer], world
     future = [(at, e) for at, e in enumerate(sent) if "-bad-" in e.event_id]
     for at, event in future:  # of the clock as it was then, which had come as far as what was sent before
         past = max((e.ts_ms for e in sent[:at] if "-bad-" not in e.event_id), default=start_of(MONDAY))
-        assert event.ts_ms > past + settings.ahead_minutes * 60_000
+        assert event.ts_ms > past + MAX_AHEAD_MS
     distinct = {e.event_id: e for e in events}
     exposures = [e for e in distinct.values() if isinstance(e, Exposure)]
     assert len(exposures) >= 150

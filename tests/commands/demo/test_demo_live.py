@@ -17,6 +17,7 @@ from redis.retry import Retry
 
 from commands.demo.demoreport import KEYS, missing_keys
 from commands.demo.demorun import ROLES
+from millrace.basics.ranking_metrics import ROLLING_ROWS
 from millrace.contracts.online_layout import FILLED, filled_key
 from millrace.contracts.settings import Settings
 from tests.deploy.test_deploy import exposed
@@ -64,7 +65,7 @@ def test_a_demo_ends_by_itself_with_every_exposure_accounted_for_and_a_whole_rep
         report = demo.report()
         assert_undisturbed(report)
         assert report["metric_gap"] <= 0.01  # what the page showed, against the topics
-        assert report["recent"]["rows"] == min(report["arms"]["model"]["rows"], Settings().rolling_rows)
+        assert report["recent"]["rows"] == min(report["arms"]["model"]["rows"], ROLLING_ROWS)
         assert 0 < report["twin_auc"] < 1
         said = demo.text()
         assert "every exposure is accounted for" in said

@@ -670,7 +670,7 @@ def test_the_shops_message_that_came_between_wins_whoever_publishes_besides(
 ) -> None:
     """After our look at the topic, and before our message, the shop tells of user 2, and another worker of both."""
     with EmbeddedBroker(tmp_path / "broker") as broker:
-        settings = Settings(kafka=broker.address, data=str(tmp_path / "data"), idempotence=False, partitions=2)
+        settings = Settings(kafka=broker.address, data=str(tmp_path / "data"), partitions=2)
         other = msgspec.structs.replace(settings, data=str(tmp_path / "other"))
         open_broker(settings)
         mine, newer = [User(1, {"region": "r1"}), User(2, {"region": "r2"})], User(2, {"region": "newer"})
@@ -695,7 +695,7 @@ def test_the_shops_message_that_came_between_wins_whoever_publishes_besides(
 
 def test_a_user_of_the_history_who_was_deleted_does_not_come_back(tmp_path: Path) -> None:
     """Whatever the topic has forgotten since, the deletion too."""
-    settings = Settings(data=str(tmp_path / "data"), idempotence=False, partitions=2)
+    settings = Settings(data=str(tmp_path / "data"), partitions=2)
     store = Store(settings.place(PLACE))
     mine = [User(1, {"region": "r1"}), User(2, {"region": "r2"})]
     leave_profiles(store, mine, [])
@@ -718,7 +718,7 @@ def test_a_user_of_the_history_who_was_deleted_does_not_come_back(tmp_path: Path
 
 def test_users_and_items_are_published_once_and_never_over_what_the_shop_said(tmp_path: Path) -> None:
     with EmbeddedBroker(tmp_path / "broker") as broker:
-        settings = Settings(kafka=broker.address, data=str(tmp_path / "data"), idempotence=False, partitions=2)
+        settings = Settings(kafka=broker.address, data=str(tmp_path / "data"), partitions=2)
         open_broker(settings)
         assert publish_profiles(settings) == 0  # there is no history
         leave_partitions(Store(settings.place(PLACE)), 4)

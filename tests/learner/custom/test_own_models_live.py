@@ -16,6 +16,8 @@ from structlog.testing import capture_logs
 from learner.custom.own import OwnModel
 from learner.custom.ownclass import OwnClass
 from learner.custom.ownserving import OwnServing
+from learner.role import learnloop
+from learner.role.learnloop import LearnPace
 from learner.role.model_factory import model_of, writer_of
 from learner.role.service import Learner, run
 from learner.training.learner_versions import Progress, Versions, write_root
@@ -135,14 +137,12 @@ def test_a_bad_class_ends_a_role_at_its_start(settings: Settings) -> None:
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Settings:
     """Of a learner. Only tests that start a role have a broker."""
     monkeypatch.setattr(Settings, "load_schema", lambda self: SCHEMA)
+    monkeypatch.setattr(learnloop, "PACE", LearnPace(batch_ms=50, delta_seconds=0.2))
     address = request.getfixturevalue("broker") if request.node.get_closest_marker("services") else ""
     return Settings(
         kafka=address,
         data=str(tmp_path),
         partitions=2,
-        batch_rows=64,
-        batch_ms=50,
-        delta_seconds=0.2,
         snapshot_seconds=1.0,
         heldout_share=0.0,  # so that every row is learnt
         admin_port=0,

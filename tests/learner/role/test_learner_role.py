@@ -20,8 +20,9 @@ from structlog.testing import capture_logs
 from learner.network.models.spec import read_spec
 from learner.ranker.model import OnlineModel
 from learner.retrieval.tower import Tower
-from learner.role import samplereader
+from learner.role import learnloop, samplereader
 from learner.role.learner_metrics import SKIPPED, Board
+from learner.role.learnloop import LearnPace
 from learner.role.service import Learner, run
 from learner.serving.serving_model import ServingModel
 from learner.training.learner_versions import Progress, Versions, write_root
@@ -63,14 +64,11 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def settings(broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setattr(Settings, "load_schema", lambda self: SCHEMA)
+    monkeypatch.setattr(learnloop, "PACE", LearnPace(batch_ms=50, delta_seconds=0.2, retrieval_seconds=0.5))
     return Settings(
         kafka=broker,
         data=str(tmp_path),
         partitions=2,
-        batch_rows=64,
-        batch_ms=50,
-        delta_seconds=0.2,
-        retrieval_seconds=0.5,
         snapshot_seconds=1.0,
         heldout_share=0.0,  # so that every row is learnt
         admin_port=0,
@@ -335,7 +333,8 @@ def test_the_head_goes_out_now_and_then_and_is_in_every_snapshot(
     wait_for_broker(settings)
     create_topics(settings)
     monkeypatch.setattr(SnapshotWriter, "tidy", lambda self, epoch: None)
-    settings = msgspec.structs.replace(settings, retrieval_seconds=3600.0, snapshot_seconds=2.0)
+    monkeypatch.setattr(learnloop, "PACE", replace(learnloop.PACE, retrieval_seconds=3600.0))
+    settings = msgspec.structs.replace(settings, snapshot_seconds=2.0)
     past = end_of_topic(settings)
     role = Role(settings)
     until(lambda: trained(settings) == 0, "an untrained model serves at once")

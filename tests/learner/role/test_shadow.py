@@ -19,8 +19,9 @@ from commands.cli import climodel
 from commands.up.uprun import UpOptions
 from learner.evaluation.versus import versus
 from learner.ranker.verbs import Learning
-from learner.role import service
+from learner.role import learnloop, service
 from learner.role import shadow as role
+from learner.role.learnloop import LearnPace
 from learner.role.model_factory import model_of, wanted_spec
 from learner.role.shadow_view import shadow_found, shadow_policy, shadow_settings
 from learner.samples.relabel import Labelled, Relabel
@@ -368,6 +369,7 @@ def test_life_of_a_shadow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """It learns what the first learns, on rows that neither learns it is compared; it goes on after a restart; a
     command makes it the model that serves, and stays so after one."""
     monkeypatch.setattr(Settings, "load_schema", lambda self: SCHEMA)
+    monkeypatch.setattr(learnloop, "PACE", LearnPace(batch_ms=50, delta_seconds=0.1))
     for one in (service, role):
         monkeypatch.setattr(one, "warm_up", lambda model: None)
     token = tmp_path / "token"
@@ -378,10 +380,6 @@ def test_life_of_a_shadow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             kafka=broker.address,
             data=str(tmp_path / "data"),
             partitions=2,
-            idempotence=False,
-            batch_rows=64,
-            batch_ms=50,
-            delta_seconds=0.1,
             snapshot_seconds=0.5,
             heldout_share=0.1,
             teach_limits={},

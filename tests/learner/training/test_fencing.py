@@ -14,7 +14,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from commands.cli import cli, climodel
-from learner.role import service
+from learner.role import learnloop, service
+from learner.role.learnloop import LearnPace
 from learner.training import learner_claim
 from learner.training.learner_versions import SnapshotFiles
 from learner.training.publisher import Publisher
@@ -41,17 +42,13 @@ pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     """A broker of its own for each test: what is on the topic decides who is the learner."""
     monkeypatch.setattr(Settings, "load_schema", lambda self: SCHEMA)
+    monkeypatch.setattr(learnloop, "PACE", LearnPace(batch_ms=50, delta_seconds=0.1, dense_seconds=0.2))
     with EmbeddedBroker(tmp_path / "broker") as broker:
         settings = Settings(
             kafka=broker.address,
             data=str(tmp_path / "a"),
             store=str(tmp_path / "store"),
             partitions=2,
-            idempotence=False,
-            batch_rows=64,
-            batch_ms=50,
-            delta_seconds=0.1,
-            dense_seconds=0.2,
             snapshot_seconds=0.5,
             heldout_share=0.0,  # so that every row is learnt
             admin_port=0,

@@ -280,7 +280,7 @@ def test_two_prefixes_never_give_one_name(a: str, b: str) -> None:
 
 
 def test_settings_survive_the_environment() -> None:
-    settings = Settings(kafka="h:1", seed=9, idempotence=False, control_share=0.25)
+    settings = Settings(kafka="h:1", seed=9, archive_features=True, control_share=0.25)
     assert load_settings({}, settings.environment()) == settings
 
 
@@ -291,7 +291,7 @@ def test_settings_survive_the_environment() -> None:
         ({"MILLRACE_PORT": "70000"}, "port"),
         ({"MILLRACE_PARTITIONS": "0"}, "partitions"),
         ({"MILLRACE_CONTROL_SHARE": "1.5"}, "control_share"),
-        ({"MILLRACE_COMPRESSION": "gzip"}, "gzip.*: use none or zstd"),
+        ({"MILLRACE_RECALL_INDEX": "faiss"}, "faiss.*: use exact or usearch"),
         ({"MILLRACE_CONFIG": "missing.toml"}, "missing.toml"),
     ],
 )

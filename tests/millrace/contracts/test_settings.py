@@ -56,7 +56,7 @@ def test_the_file_is_the_one_that_is_named_else_that_of_the_loop_else_that_of_th
 
 def test_a_child_process_gets_the_settings_and_looks_for_no_file(here: Path) -> None:
     (here / FILE).write_text("[demo]\nseed = 5\n")
-    settings = Settings(model_spec={"width": 8}, recall={"hot": 1.0}, idempotence=False)
+    settings = Settings(model_spec={"width": 8}, recall={"hot": 1.0}, archive_features=True)
     assert load_settings({}, settings.environment()) == settings
 
 

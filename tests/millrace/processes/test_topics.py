@@ -17,7 +17,15 @@ from commands.loop.monitor import fetch
 from millrace.basics.errors import BrokerError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, TOPICS, TRUTH
-from millrace.processes.kafka import create_topics, ensure_topics, know_topic, make_producer, read_all, wait_for_broker
+from millrace.processes.kafka import (
+    REQUEST_BYTES,
+    create_topics,
+    ensure_topics,
+    know_topic,
+    make_producer,
+    read_all,
+    wait_for_broker,
+)
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port, spawn, stop
 from tests.scenes.waiting import LONG, until
 
@@ -121,12 +129,12 @@ def test_a_message_larger_than_a_broker_takes_is_never_sent_and_the_producer_goe
     producer = make_producer(settings)
     try:
         with pytest.raises(MessageSizeTooLargeError):
-            producer.send(EVENTS, bytes(settings.message_bytes + 1))
-        sent = producer.send(EVENTS, bytes(settings.message_bytes - 1000))
+            producer.send(EVENTS, bytes(REQUEST_BYTES + 1))
+        sent = producer.send(EVENTS, bytes(REQUEST_BYTES - 1000))
         producer.flush()
         assert sent.succeeded()
     finally:
         producer.close()
     found: list[Any] = []
     assert read_all(settings, EVENTS, lambda record: found.append(len(record.value))) == 1
-    assert found == [settings.message_bytes - 1000]
+    assert found == [REQUEST_BYTES - 1000]

@@ -15,7 +15,7 @@ from tests.scenes.scorer_shop import ITEMS, item
 
 @pytest.fixture
 def scorer(tmp_path: Path) -> Whole:
-    return Whole(Settings(data=str(tmp_path), control_share=0, candidates=50, page_limit=20))
+    return Whole(Settings(data=str(tmp_path), control_share=0, candidates=50))
 
 
 def put(scorer: Whole, items: Any) -> None:

@@ -59,7 +59,7 @@ def feed(
     **more: Any,
 ) -> tuple[Any, Whole, ScorerMeters, list[Any]]:
     """A feed that is no thread, and the scorer that it feeds."""
-    settings = settings or Settings(data=str(folder), control_share=0, candidates=50, page_limit=20)
+    settings = settings or Settings(data=str(folder), control_share=0, candidates=50)
     whole = whole or Whole(settings)
     broker = broker or MemoryBroker()
     if kind is ModelFeed:
@@ -186,7 +186,7 @@ class Scene:
 
     def __init__(self, folder: Path, store: str = "", **more: Any) -> None:
         self.folder = folder / "data"
-        self.settings = Settings(data=str(self.folder), store=store, control_share=0, candidates=50, page_limit=20)
+        self.settings = Settings(data=str(self.folder), store=store, control_share=0, candidates=50)
         self.broker = MemoryBroker()
         self.learner = self.another(**more)
         self.start()

@@ -63,8 +63,6 @@ def test_a_scorer_follows_a_learner_that_it_shares_no_folder_with(tmp_path: Path
             port=free_port(),
             partitions=3,
             control_share=0,
-            delta_seconds=0.2,
-            dense_seconds=0.5,
             snapshot_seconds=1.0,
             redis_seconds=PATIENCE,
         )

@@ -62,7 +62,7 @@ class Scorer(Whole):
 
 
 def make(tmp_path: Path, **more: Any) -> Scorer:
-    return Scorer(Settings(data=str(tmp_path), control_share=0, candidates=50, page_limit=20, **more))
+    return Scorer(Settings(data=str(tmp_path), control_share=0, candidates=50, **more))
 
 
 @pytest.fixture

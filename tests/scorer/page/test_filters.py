@@ -17,6 +17,7 @@ from millrace.basics.errors import SchemaError
 from millrace.contracts.events import BadEventError, Item, to_json
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.schema import parse_schema
+from scorer.page import candidates as page_candidates
 from scorer.page.candidates import Sources
 from scorer.recall.candidate_lists import Allowed
 from scorer.recall.nearest import Retrieval
@@ -79,6 +80,12 @@ def filtered(body: dict[str, Any]) -> bool:
     return any(body.get(name) for name in ("exclude", "only", "without", "caps", "hide"))
 
 
+@pytest.fixture(autouse=True)
+def retrieval_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head is used, however little it has learnt from."""
+    monkeypatch.setattr(page_candidates, "LEAST_CLICKS", 1)
+
+
 # -- against the oracle ------------------------------------------------------------------------------------------------
 
 
@@ -104,7 +111,7 @@ def test_no_item_breaks_a_filter_the_page_is_full_where_it_can_be_and_its_order_
 ) -> None:
     if all(i.gone for i in items):
         return
-    shop = Shop(items, **did, candidates=candidates, control_share=control, recall_clicks=1)
+    shop = Shop(items, **did, candidates=candidates, control_share=control)
     if vectors:
         shop.scorer.retrieval, shop.scorer.neighbours = Nearest(), Along()
     answer = shop.ask(**body)

@@ -41,7 +41,7 @@ class Worker(OneWorker):
     """One of several workers on one store."""
 
     def __init__(self, users: Users, learner: Learner, **settings: Any) -> None:
-        super().__init__(learner, users, **{"candidates": 100, "page_limit": 60, **settings})
+        super().__init__(learner, users, **{"candidates": 100, **settings})
         self.index = stock(self.scorer, ITEMS)
         self.follow()
         self.now_ms = NOW_MS

@@ -167,7 +167,7 @@ def test_a_control_page_is_in_random_order_but_scored_and_logged(make: Callable[
 
 
 def test_an_item_that_is_gone_is_not_shown_though_the_lists_still_have_it(make: Callable[..., Shop]) -> None:
-    shop = make(candidates=200, page_limit=200)
+    shop = make(candidates=200)
     lists = shop.scorer.lists
     stock(shop.scorer, [item(7, gone=True)], shop.index)
     shop.scorer.lists = lists

@@ -75,7 +75,7 @@ class Shop(OneWorker):
     """A worker with 200 items, of which the first 20 were seen and clicked; ``ann`` clicked and bought."""
 
     def __init__(self, folder: Path, **others: Any) -> None:
-        super().__init__(folder, **{"candidates": 60, "page_limit": 60, "recall": SHARES, **others})
+        super().__init__(folder, **{"candidates": 60, "recall": SHARES, **others})
         self.index = stock(self.scorer, ITEMS)
         keys = np.unique(window_keys("ann", ITEMS[:20])[:, ITEM])
         self.index.put_tiles(0, keys, tiles(keys, 200, 5).export(keys))

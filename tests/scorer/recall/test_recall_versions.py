@@ -74,9 +74,7 @@ class Scorer(Whole):
 
     def __init__(self, data: Path) -> None:
         self.coming: list[LinkMessage] = []
-        chosen = Settings(
-            data=str(data), control_share=0, candidates=CANDIDATES, page_limit=CANDIDATES, recall={"vectors": 1}
-        )
+        chosen = Settings(data=str(data), control_share=0, candidates=CANDIDATES, recall={"vectors": 1})
         super().__init__(chosen, Users({"u": RECORD}))
         self.heads: dict[int, list[Image]] = {}  # of each retrieval version: all that its tower has taken
         self.version = 0

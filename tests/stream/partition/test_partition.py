@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from millrace.basics.errors import StoreError
+from millrace.contracts.clock import MAX_AHEAD_MS
 from millrace.contracts.events import MAX_EVENT_BYTES, Impression, User, to_json, to_msgpack
 from millrace.contracts.impressions import decode_impression
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
@@ -342,8 +343,8 @@ def test_pages_do_not_pile_up() -> None:
 
 
 def test_policy_follows_the_settings() -> None:
-    settings = Settings(attribution_minutes=10, disorder_seconds=2, lateness_minutes=3, ahead_minutes=4)
-    assert Policy.of(settings) == Policy(600_000, 2000, 180_000, 240_000, REGISTRY["prompt"], 10_000)
+    settings = Settings(attribution_minutes=10, disorder_seconds=2, lateness_minutes=3)
+    assert Policy.of(settings) == Policy(600_000, 2000, 180_000, MAX_AHEAD_MS, REGISTRY["prompt"], 10_000)
 
 
 def test_the_arrays_of_an_impression_are_not_copied_until_they_are_sampled() -> None:

@@ -219,7 +219,6 @@ class Loop:
                 "partitions": PARTITIONS,
                 "session_timeout_ms": 2000,
                 "checkpoint_seconds": 0.3,
-                "publish_seconds": 0.2,
                 "idle_seconds": 3600.0,
                 **overrides,
             },
