@@ -30,7 +30,7 @@ from learner.network.models.spec import read_spec
 from learner.ranker.inputs import Inputs
 from learner.ranker.model import OnlineModel
 from learner.retrieval.tower import ITEM, USER, Sides, factors_of, map_ids
-from learner.role.learnloop import PACE, LearnPace
+from learner.role.learnloop import PACE
 from millrace.basics.hashing import column_hash
 from millrace.basics.store import Sealed
 from millrace.contracts.schema import Schema, shop_schema
@@ -77,15 +77,7 @@ class ModelWire:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        producer: Any,
-        rows: int,
-        items: int,
-        rows_a_second: int,
-        log_id: str,
-        pace: LearnPace = PACE,
-        seed: int = 1,
+        self, settings: Settings, producer: Any, rows: int, items: int, rows_a_second: int, log_id: str, seed: int = 1
     ) -> None:
         self._producer, self._seed = producer, seed
         self._schema = shop_schema()
@@ -104,8 +96,8 @@ class ModelWire:
         self.head_ids = _head_ids(self._schema, self._spec, items, min(HEAD_USERS, max(1, rows // 20)))
         self.store = ModelStore(settings.place("models"))
         self._parts: list[tuple[Sealed, Sealed]] | None = None
-        self._dense_every = max(1, round(pace.dense_seconds / pace.delta_seconds))
-        delta_rows = round(rows_a_second * pace.delta_seconds)
+        self._dense_every = max(1, round(PACE.dense_seconds / PACE.delta_seconds))
+        delta_rows = round(rows_a_second * PACE.delta_seconds)
         self._bodies = {state: self._make_bodies(state, delta_rows) for state in (0, 1)}
         self._place, self._hash, self._state, self._turn = Place(0, 0), "", 0, 0
         self._lock = threading.Lock()  # a version is made and sent whole before the next one begins

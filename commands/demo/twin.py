@@ -2,8 +2,8 @@
 """A twin of the learner that gets every label at the exposure: it measures what the delay of labels costs a run.
 
 The twin has the schema, spec and seed of the learner, and meets the same exposures in the same order with the features
-of the page logs. A block is what the learner takes into one micro-batch: all exposures of ``batch_ms``, at most
-``batch_rows`` of them. The twin scores a block, then learns it with its final labels. No server could know these
+of the page logs. A block is what the learner takes into one micro-batch: all exposures of ``BATCH_MS``, at most
+``BATCH_ROWS`` of them. The twin scores a block, then learns it with its final labels. No server could know these
 labels, so the twin is a bound and no rival.
 
 The run's own model made the pages. The twin does not show which pages a better model would have made.

@@ -4,8 +4,8 @@
 A later delta has what this one leaves out, as it is then. So followers hold what was last published of each part::
 
     rows of the ranker   v60  v61  v62  v63  v64 ...        each delta
-    dense tensors        v60            v63                 each ``dense_seconds``, and before a snapshot
-    retrieval head                 v62                      each ``retrieval_seconds``, and before a snapshot
+    dense tensors        v60            v63                 each ``PACE.dense_seconds``, and before a snapshot
+    retrieval head                 v62                      each ``PACE.retrieval_seconds``, and before a snapshot
 
 A snapshot is begun, copied slice by slice while the model learns and publishes on, and finished at a version::
 

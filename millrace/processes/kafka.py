@@ -106,8 +106,7 @@ REQUEST_BYTES = 1_000_000
 """The most bytes of a message: what a broker takes by default (message.max.bytes, 1,048,588), less some room. After a
 message that the broker refuses for its size the client is unusable, so a larger one is never sent."""
 
-COMPRESSION = "zstd"
-"""Of what we write, by the name that both Kafka clients know. Readers take any kind."""
+COMPRESSION = "zstd"  # of what we write; readers take any kind
 
 REMEDY = "start Kafka there, or set MILLRACE_KAFKA to its host:port"
 

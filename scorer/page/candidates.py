@@ -28,8 +28,7 @@ from scorer.recall.nearest import Retrieval
 from scorer.recall.neighbours import Neighbours
 from scorer.users.userrecord import KnownUser
 
-LEAST_CLICKS = 1000
-"""The retrieval head has to have learnt from so many before it is used."""
+LEAST_CLICKS = 1000  # that the retrieval head has to have learnt before it is used
 ALL_NEIGHBOURS = 1 << 16
 """More neighbours than any user's last clicks have, because filters remove some."""
 

@@ -37,8 +37,7 @@ from scorer.recall.candidate_lists import ASKED, CONTROLLED, HOT, RANDOM, Allowe
 from scorer.users.userrecord import Meters, UserStore, look_up
 
 _ARM = salt("scorer", "arm")
-PAGE_LIMIT = 600
-"""The most items of an answer, or of a ranked list."""
+PAGE_LIMIT = 600  # items of an answer, or of a ranked list
 FILTERED = "f-"
 """Prefix of the ids of lists with filters, so a cursor shows that its expired list had some."""
 

@@ -29,8 +29,7 @@ from scorer.page.page_wire import Filters, RequestError
 from scorer.users.userrecord import UserStore
 
 _ASKED = SOURCES.index("asked")
-LIST_SECONDS = 300.0
-"""How long a ranked list is kept, to be handed out in parts."""
+LIST_SECONDS = 300.0  # how long a ranked list is kept, to be handed out in parts
 MEMORY_BYTES = 16 << 20
 """Memory of a worker for lists, some thousand. Older ones are read from the store."""
 

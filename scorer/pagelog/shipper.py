@@ -59,8 +59,7 @@ SPOOLED = Histogram(
     "From making a page to its log being on disk.",
     buckets=(0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 5),
 )
-MOST_SPOOL_BYTES = 256 * 1024 * 1024
-"""Logs of pages kept on disk while the broker is away."""
+MOST_SPOOL_BYTES = 256 << 20  # logs of pages kept on disk while the broker is away
 SPOOL_BYTES = Gauge("millrace_log_spool_bytes", "Logs of pages on disk.")
 
 

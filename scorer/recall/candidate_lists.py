@@ -66,8 +66,7 @@ GROUPS = 12
 PRIOR = 100.0
 """Exposures of today that weigh as much as the expected rate of an item."""
 DEPTH = 2000
-NEW_EXPOSURES = 100
-"""After so many an item has had its chance, and is new no longer."""
+NEW_EXPOSURES = 100  # after so many an item has had its chance, and is new no longer
 NO_ROWS: ItemRows = np.empty(0, np.intp)
 _NEW_SEED = 0x5851F42D4C957F2D  # so that new items are not drawn by the numbers that chance draws by
 _ALL_BITS = (1 << 64) - 1

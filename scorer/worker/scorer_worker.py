@@ -56,8 +56,7 @@ DRAIN_SECONDS = 5
 END_SECONDS = 10.0
 """A worker whose feeder is gone ends after so long, whatever its loop does."""
 ASK_SECONDS = 2.0
-MOST_REQUESTS = 32
-"""In work at a worker. Beyond it, a request is refused at once (503): waiting longer helps nobody."""
+MOST_REQUESTS = 32  # in work at a worker; beyond it, one is refused at once (503)
 SWITCH_SECONDS = 0.0005
 """A thread that attaches to a snapshot may delay a request by so much."""
 

@@ -44,8 +44,7 @@ TOPICS = (EVENTS, USERS, ITEMS)
 LINGER_SECONDS = 0.01
 """How long a lane waits for more before it sends. An event's way to the model has waits of tens of ms after it."""
 LOOK_SECONDS = 1.0
-MOST_WAITING = 20_000
-"""Messages that are not kept yet. Beyond it, requests get 429."""
+MOST_WAITING = 20_000  # messages that are not kept yet; beyond it, requests get 429
 AWAY_SECONDS = 2.0
 """The broker counts as away when a batch is under way, or an answer is missing, for longer than this."""
 STUCK_SECONDS = 15.0

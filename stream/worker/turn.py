@@ -67,8 +67,7 @@ Otherwise one such impression would release all events before the impressions th
 QUIET_S = 1.0
 """A longer time between two looks counts as not looking: a sleeping machine hears no broker."""
 
-PUBLISH_SECONDS = 1.0
-"""Between two publications of item windows to the scorer."""
+PUBLISH_SECONDS = 1.0  # between two publications of item windows to the scorer
 
 Reads = Mapping[str, ReadTo | None]
 """How far each input topic of a partition has been read."""

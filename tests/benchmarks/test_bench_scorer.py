@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from benchmarks.tools import modelwire
 from benchmarks.tools.modelwire import ModelWire
 from benchmarks.tools.pagewire import item_attributes, same_page, user_attributes
 from learner.ranker.inputs import Inputs
@@ -50,10 +51,16 @@ class _Topic:
         return len(self.messages) - 1
 
 
+@pytest.fixture(autouse=True)
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second delta has dense tensors."""
+    monkeypatch.setattr(modelwire, "PACE", LearnPace(delta_seconds=1.0, dense_seconds=2.0))
+
+
 def test_a_scorer_can_follow_what_is_sent(tmp_path: Path) -> None:
     """Every delta follows, unpacks against the dense tensors that were reached, and fits the model."""
-    topic, pace = _Topic(), LearnPace(delta_seconds=1.0, dense_seconds=2.0)
-    wire = ModelWire(Settings(data=str(tmp_path)), topic, ROWS, ITEMS, 100, "log", pace)
+    topic = _Topic()
+    wire = ModelWire(Settings(data=str(tmp_path)), topic, ROWS, ITEMS, 100, "log")
     follower, assembler, state = Follower(shop_schema().id), Assembler(), Image({}, {})
     verdicts: list[str] = []
 
@@ -122,8 +129,8 @@ def test_pages_ask_for_rows_that_the_tables_have(tmp_path: Path) -> None:
 
 def test_the_retrieval_head_knows_the_items_and_the_users(tmp_path: Path) -> None:
     """Each version with dense weights is a retrieval version: it changes maps, items and users."""
-    topic, pace = _Topic(), LearnPace(delta_seconds=1.0, dense_seconds=2.0)
-    wire = ModelWire(Settings(data=str(tmp_path)), topic, ROWS, ITEMS, 100, "log", pace)
+    topic = _Topic()
+    wire = ModelWire(Settings(data=str(tmp_path)), topic, ROWS, ITEMS, 100, "log")
     builder, sides = FeatureBuilder(shop_schema()), Sides(shop_schema())
     item, _ = builder.attributes("item", {**item_attributes(17), "item_id": 17})
     user, _ = builder.attributes("user", {**user_attributes(5), "user_id": 5})
