@@ -69,6 +69,25 @@ def current(words: Sequence[str]) -> list[str]:
     return list(words)
 
 
+def commands_of(words: Sequence[str]) -> list[list[str]]:
+    """The commands that ``words`` ask for, by their present names: two for ``replay`` with ``--into`` and ``--out``.
+
+    >>> commands_of(["replay", "log", "--into", "there", "--no-people", "--out=here"])
+    [['log', 'bootstrap', 'log', '--data', 'there', '--no-people'], ['log', 'replay', 'log', '--out=here']]
+    """
+    flags = {word.partition("=")[0] for word in words}
+    if words[:1] == ["replay"] and {"--into", "--out"} <= flags:
+        plain = [word for word in words if word not in ("--people", "--no-people")]
+        return [current(_without("--out", words)), current(_without("--into", plain))]
+    return [current(words)]
+
+
+def _without(flag: str, words: Sequence[str]) -> list[str]:
+    """The words without a flag and its value."""
+    at = next(i for i, word in enumerate(words) if word.partition("=")[0] == flag)
+    return [*words[:at], *words[at + (1 if "=" in words[at] else 2) :]]
+
+
 @app.command
 def demo(
     *,
@@ -215,11 +234,14 @@ def reference(*, out: Path) -> None:
 def main() -> None:
     """Runs the command line. An expected failure is one line on standard error; :data:`EXIT_CODES` has the status."""
     words = sys.argv[1:]
-    tokens = current(words)
-    if tokens != words:
-        print(f"millrace: this command is now called 'millrace {' '.join(tokens[:2])}'", file=sys.stderr)
+    *before, last = asked = commands_of(words)
+    if last != words:
+        names = "' and 'millrace ".join(" ".join(tokens[:2]) for tokens in asked)
+        print(f"millrace: this command is now called 'millrace {names}'", file=sys.stderr)
     try:
-        app(tokens)
+        for tokens in before:
+            app(tokens, result_action="return_value")
+        app(last)
     except MillraceError as error:
         print(f"millrace: {error}", file=sys.stderr)
         sys.exit(FENCED_STATUS if isinstance(error, FencedError) else 1)

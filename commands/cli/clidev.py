@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
 
 from commands.cli import checkout
-from commands.cli.cliflags import Json, emit
+from commands.cli.cliflags import Json, emit, report
 from millrace.contracts.settings import load_settings
 
 app = cyclopts.App(name="dev", help="Benchmarks and experiments (from a checkout), topics, generated pages.")
@@ -31,7 +31,7 @@ def experiment(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)])
 
 
 @app.command
-def topics(*, kafka: str | None = None, partitions: int | None = None) -> None:
+def topics(*, kafka: str | None = None, partitions: int | None = None, json: Json = False) -> None:
     """Create the topics that are missing, and check the partition counts of those that are there.
 
     Parameters
@@ -44,5 +44,9 @@ def topics(*, kafka: str | None = None, partitions: int | None = None) -> None:
     from millrace.processes.kafka import create_topics, wait_for_broker
 
     settings = load_settings({"kafka": kafka, "partitions": partitions})
-    wait_for_broker(settings)
-    create_topics(settings)
+
+    def run() -> dict[str, Any]:
+        wait_for_broker(settings)
+        return {"created": create_topics(settings), "partitions": settings.partitions}
+
+    report(json, run)

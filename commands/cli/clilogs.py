@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import cyclopts
 from cyclopts import Parameter
 
-from commands.cli.cliflags import Json, SchemaFile, Seed, SkipBad, absolute, report
+from commands.cli.cliflags import Json, SchemaFile, Seed, SkipBad, absolute, emit, report
 from millrace.basics.errors import SchemaError, SettingError
 from millrace.contracts.settings import Settings, load_settings
 
@@ -114,7 +114,7 @@ def bootstrap(
 
 
 @app.command
-def guess(log: Path, *, out: Path | None = None) -> None:
+def guess(log: Path, *, out: Path | None = None, json: Json = False) -> None:
     """Write a commented schema from a sample of LOG: roles of columns, time, lists, fields, windows, likely outcomes.
 
     Fails, once the schema is written, when the time, the user, the item or the label cannot be told: the schema then
@@ -133,14 +133,12 @@ def guess(log: Path, *, out: Path | None = None) -> None:
     if out is not None and out.exists():
         raise SettingError(f"--out '{out}' is there already", "name another file, or remove it")
     found = guess_schema(log)
-    if out is None:
-        print(found.text, end="")
-    else:
+    if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, found.text.encode(), durable=False)
-        for line in found.summary():
-            print(line)
-        print(f"schema in {out}")
+    summary = found.summary()
+    lines = [found.text.removesuffix("\n")] if out is None else [*summary, f"schema in {out}"]
+    emit({"schema": found.text, "out": out, "summary": summary, "open": found.open}, lines, json)
     if found.open:
         could = "; ".join(f"{role}: {', '.join(names) or 'no column fits'}" for role, names in found.open.items())
         raise SchemaError(f"the schema of '{log}' has open roles ({could})", "fill in its lines with '?'")
@@ -257,7 +255,13 @@ def delays(
 
 @app.command
 def simulate(
-    *, days: int, out: Path, start: str = "2026-03-02", seed: int | None = None, users: int | None = None
+    *,
+    days: int,
+    out: Path,
+    start: str = "2026-03-02",
+    seed: int | None = None,
+    users: int | None = None,
+    json: Json = False,
 ) -> None:
     """Write logs of simulated days: the shop of 'millrace demo', by its own policy.
 
@@ -280,8 +284,7 @@ def simulate(
     settings = load_settings({"seed": seed, "shoppers": users})
     with bars() as tick:
         paths = write_days(out, days, settings.seed, start, settings.shoppers, tick)
-    for path in paths:
-        print(path)
+    emit({"logs": paths}, map(str, paths), json)
 
 
 def _labels(policy: str | None) -> tuple[LabelSettings, Settings]:

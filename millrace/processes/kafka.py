@@ -154,9 +154,10 @@ def cluster_id(address: str, timeout_seconds: float = 1.0) -> str:
         raise ConnectionError(f"{type(error).__name__}: {error}") from None
 
 
-def create_topics(settings: Settings) -> None:
-    """Creates the missing topics, and checks that the co-partitioned ones have equal counts. Raises BrokerError when a
-    topic has another number of partitions than the settings, or cannot be created."""
+def create_topics(settings: Settings) -> list[str]:
+    """Creates the missing topics, and checks that the co-partitioned ones have equal counts. Returns the names of the
+    created ones. Raises BrokerError when a topic has another number of partitions than the settings, or cannot be
+    created."""
     admin = KafkaAdminClient(bootstrap_servers=settings.brokers)
     try:
         present = {t["name"]: len(t["partitions"]) for t in admin.describe_topics()}
@@ -177,6 +178,7 @@ def create_topics(settings: Settings) -> None:
                 admin.create_topics(missing)
             admin.wait_for_topics(list(missing))
             log.info("topics created", topics=", ".join(missing), partitions=settings.partitions)
+        return list(missing)
     except KafkaError as error:
         raise BrokerError(f"topics cannot be prepared at '{settings.kafka}' ({error})", REMEDY) from None
     finally:

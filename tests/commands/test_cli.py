@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from cyclopts import App
 
-from commands.cli.cli import FORMER, app, current
+from commands.cli.cli import FORMER, app, current, main
+from millrace.basics.errors import SchemaError
 from millrace.contracts.settings import Settings
 from millrace.processes.role import ROLES, last_figures
 from millrace.versions.modelstore import ModelStore
@@ -184,6 +185,41 @@ def test_a_result_is_printed_as_json(tmp_path: Path) -> None:
         assert done.returncode == (1 if words == ("status",) else 0), "no loop runs there"
         found = json.loads(done.stdout)
         assert (found[0] if isinstance(found, list) else found)[key] == 4
+
+
+def test_a_schema_is_guessed_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, out = tmp_path / "log.csv", tmp_path / "s.toml"
+    log.write_text(CSV)
+    with pytest.raises(SchemaError, match="open roles"):
+        app(["log", "guess", str(log), "--out", str(out), "--json"], result_action="return_value")
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema"] == out.read_text()
+    assert found["out"] == str(out)
+    assert {"user", "item"} <= found["open"].keys()
+    assert found["summary"][0].startswith("read ")
+
+
+def test_simulated_days_are_named_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["log", "simulate", "--days", "1", "--users", "20", "--out", str(tmp_path), "--json"]
+    app(words, result_action="return_value")
+    assert [Path(path) for path in json.loads(capsys.readouterr().out)["logs"]] == list(tmp_path.glob("*.parquet"))
+
+
+def test_replay_with_both_of_its_former_outputs_is_two_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[tuple[str, str]] = []
+    monkeypatch.setattr("commands.history.command.replay_into", lambda log, s, **_: done.append(("into", s.data)))
+    monkeypatch.setattr("commands.replay.replayrun.replay", lambda log, s, out, **_: done.append(("out", str(out))))
+    (tmp_path / "s.toml").write_text(SCHEMA)
+    words = ["replay", "log.csv", "--schema", str(tmp_path / "s.toml"), "--into", "there", "--out=here", "--no-people"]
+    monkeypatch.setattr("sys.argv", ["millrace", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert done == [("into", "there"), ("out", "here")]
+    said = "millrace: this command is now called 'millrace log bootstrap' and 'millrace log replay'"
+    assert capsys.readouterr().err.splitlines()[0] == said
 
 
 def test_the_broker_alone_has_the_folder_and_the_limits_of_the_loop(

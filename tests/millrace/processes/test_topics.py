@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 
+from commands.cli import clidev
 from commands.loop.monitor import fetch
 from millrace.basics.errors import BrokerError
 from millrace.contracts.settings import Settings
@@ -121,6 +123,16 @@ def test_a_broker_that_tells_late_of_a_topic_is_waited_for_and_one_that_never_do
     assert late.late == -1
     with pytest.raises(BrokerError, match="'h:1' tells nothing of topic 'events'"):
         know_topic(Producer(1 << 60), EVENTS, Settings(kafka="h:1", patience_seconds=0.01))
+
+
+def test_created_topics_are_named_as_json(
+    broker: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MILLRACE_PREFIX", "json.")
+    for created in (sorted(f"json.{topic.name}" for topic in TOPICS), []):
+        clidev.topics(kafka=broker, partitions=2, json=True)
+        found = json.loads(capsys.readouterr().out)
+        assert (sorted(found["created"]), found["partitions"]) == (created, 2)
 
 
 def test_a_message_larger_than_a_broker_takes_is_never_sent_and_the_producer_goes_on(broker: str) -> None:
