@@ -20,6 +20,7 @@ from millrace.contracts.impressions import decode_impression, impression_bytes
 from millrace.contracts.online_layout import PROFILE, RECENT, window_fields
 from millrace.versions.clicks import ClickHistogram
 from millrace.versions.versioning import VersionClicks
+from scorer.page import page_service
 from scorer.page.page_service import arm_of
 from scorer.page.page_wire import MAX_BODY_BYTES
 from tests.scenes.exploring import examples
@@ -64,6 +65,11 @@ class Shop(OneWorker):
 
     def get(self, path: str) -> tuple[int, Any]:
         return self.call("GET", path)
+
+
+@pytest.fixture(autouse=True)
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_service, "PAGE_LIMIT", 20)
 
 
 @pytest.fixture
@@ -166,7 +172,10 @@ def test_a_control_page_is_in_random_order_but_scored_and_logged(make: Callable[
     assert features.num.any()
 
 
-def test_an_item_that_is_gone_is_not_shown_though_the_lists_still_have_it(make: Callable[..., Shop]) -> None:
+def test_an_item_that_is_gone_is_not_shown_though_the_lists_still_have_it(
+    make: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_service, "PAGE_LIMIT", 200)
     shop = make(candidates=200)
     lists = shop.scorer.lists
     stock(shop.scorer, [item(7, gone=True)], shop.index)
