@@ -10,7 +10,7 @@ from millrace.contracts.events import MAX_EVENT_BYTES, Click, Id, to_json
 KINDS = ("malformed", "unknown-type", "wrong-type", "future", "oversized")
 """The stream's reasons for refusing them."""
 SHARES = (0.32, 0.22, 0.22, 0.22, 0.02)
-FAR_AHEAD = 24  # an event from the future lies this many times ``ahead_minutes`` ahead
+FAR_AHEAD = 24  # an event from the future lies this many times ``MAX_AHEAD_MS`` ahead
 
 
 def bad_message(rng: np.random.Generator, event_id: str, user: Id, now_ms: int, ahead_ms: int) -> tuple[str, bytes]:

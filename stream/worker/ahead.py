@@ -14,7 +14,7 @@ the watermark only, moved by silence     :class:`.SetBack`: the watermark return
                                          the disorder. Silence leaves no other trace than the labels that it decided.
 =======================================  ==============================================================================
 
-The state of a loop that keeps its clock is ahead of it by less. An event is accepted up to ``ahead_minutes`` before
+The state of a loop that keeps its clock is ahead of it by less. An event is accepted up to ``MAX_AHEAD_MS`` before
 the clock (:meth:`stream.partition.partition.Partition.take`), and silence moves the watermark to the clock at most.
 Both depend on wall clocks, which differ between machines and are corrected now and then: :data:`SKEW_S` is allowed
 for that.
