@@ -106,8 +106,6 @@ REQUEST_BYTES = 1_000_000
 """The most bytes of a message: what a broker takes by default (message.max.bytes, 1,048,588), less some room. After a
 message that the broker refuses for its size the client is unusable, so a larger one is never sent."""
 
-COMPRESSION = "zstd"  # of what we write; readers take any kind
-
 REMEDY = "start Kafka there, or set MILLRACE_KAFKA to its host:port"
 
 
@@ -215,17 +213,20 @@ def open_broker(settings: Settings) -> None:
     ensure_topics(settings)
 
 
-def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
-    """An idempotent producer of raw bytes."""
-    base: dict[str, Any] = {
+def producer_options(settings: Settings) -> dict[str, Any]:
+    """Of an idempotent producer, by the names that both Kafka clients know."""
+    return {
         "bootstrap_servers": settings.brokers,
         "enable_idempotence": True,
         "acks": "all",
-        "linger_ms": LINGER_MS,
-        "batch_size": BATCH_BYTES,
-        "compression_type": COMPRESSION,
+        "compression_type": "zstd",  # readers take any kind
         "max_request_size": REQUEST_BYTES,
     }
+
+
+def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
+    """An idempotent producer of raw bytes."""
+    base = {"linger_ms": LINGER_MS, "batch_size": BATCH_BYTES, **producer_options(settings)}
     try:
         return _Producer(settings, **{**base, **options})
     except (KafkaError, OSError) as error:

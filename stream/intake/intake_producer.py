@@ -32,7 +32,7 @@ from millrace.basics.hashing import kafka_partition
 from millrace.contracts.events import BadEventError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, ITEMS, USERS
-from millrace.processes.kafka import BATCH_BYTES, COMPRESSION, REMEDY, REQUEST_BYTES, ensure_topics
+from millrace.processes.kafka import BATCH_BYTES, REMEDY, ensure_topics, producer_options
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY
 from stream.intake.intake_metrics import PRODUCERS, WAITING
 from stream.intake.intake_queue import Keeper, Lane
@@ -193,13 +193,9 @@ class IntakeProducer:
     async def _make(self) -> AIOKafkaProducer:
         settings = self._settings
         producer = AIOKafkaProducer(
-            bootstrap_servers=settings.brokers,
-            enable_idempotence=True,
-            acks="all",
+            **producer_options(settings),
             linger_ms=0,  # lanes wait for more before
-            compression_type=COMPRESSION,
             max_batch_size=BATCH_BYTES,
-            max_request_size=REQUEST_BYTES,
             request_timeout_ms=round(settings.outage_seconds * 1000),
         )
         try:

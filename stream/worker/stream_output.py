@@ -43,7 +43,7 @@ from millrace.contracts.samples import SCHEMA_HEADER, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, FEATURES_COCLICKS, FEATURES_ITEMS, SAMPLES, USERS
-from millrace.processes.kafka import BATCH_BYTES, COMPRESSION, LINGER_MS, REQUEST_BYTES, read_all
+from millrace.processes.kafka import BATCH_BYTES, LINGER_MS, producer_options, read_all
 from millrace.processes.wall import wall_ms
 from stream.partition.coclick_counts import CoClicks
 from stream.partition.counters import Changes
@@ -95,13 +95,9 @@ class WorkerOutput:
         """Waits for Redis and connects the producer. Raises StoreError when Redis stays away."""
         await self._online.wait()
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=self._settings.brokers,
-            enable_idempotence=True,
-            acks="all",
+            **producer_options(self._settings),
             linger_ms=LINGER_MS,
-            compression_type=COMPRESSION,
             max_batch_size=BATCH_BYTES,
-            max_request_size=REQUEST_BYTES,
             request_timeout_ms=round(self._settings.outage_seconds * 1000),
         )
         await self._producer.start()

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from millrace.basics.errors import PortError
+from millrace.processes.httpserver import bind
 
 HOST, FIRST_PORT = "127.0.0.1", 8710
 _TRIES = 50
@@ -105,15 +106,8 @@ class PageServer:
 def _bind(port: int | None) -> socket.socket:
     candidates = range(FIRST_PORT, FIRST_PORT + _TRIES) if port is None else (port,)
     for candidate in candidates:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((HOST, candidate))
-            listener.listen(128)
-            return listener
-        except OSError as error:
-            listener.close()
-            problem = error.strerror
-    raise PortError(
-        f"port {HOST}:{candidate} for the live page cannot be bound ({problem})", "give a free one with --page-port"
-    )
+            return bind("live page", HOST, candidate, "--page-port", listens=True)
+        except PortError as error:
+            problem = error
+    raise problem

@@ -151,8 +151,8 @@ def test_a_taken_page_port_is_one_line(tmp_path: Path) -> None:
         with demo_process(tmp_path, "--page-port", str(port)) as demo:
             assert demo.wait() == 1
             assert demo.text().splitlines() == [
-                f"millrace: port 127.0.0.1:{port} for the live page cannot be bound (Address already in use);"
-                " give a free one with --page-port"
+                f"millrace: the live page's address 127.0.0.1:{port} cannot be bound (Address already in use);"
+                " set --page-port to a free port, or 0"
             ]
 
 
