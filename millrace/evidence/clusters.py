@@ -23,25 +23,31 @@ Numbers = NDArray[np.float64]
 
 
 class Clusters(NamedTuple):
-    """Clusters in the order of their first rows. K of them."""
+    """Clusters in the order of their first rows. n rows, K clusters."""
 
-    mean: Numbers  # (K,)
-    first: NDArray[np.intp]  # (K,) the first row of each
+    number: NDArray[np.intp]  # (n,) each row's cluster, from 0 on
+    rows: NDArray[np.intp]  # (K,) how many each has
+
+    def means(self, x: NDArray[np.floating]) -> Numbers:
+        """Of the rows' numbers x (n,) in each cluster. (K,)"""
+        means: Numbers = np.bincount(self.number, weights=x, minlength=len(self.rows)) / self.rows
+        return means
 
 
-def clusters(x: NDArray[np.floating], page: NDArray[np.uint64], user: NDArray[np.uint64]) -> Clusters:
-    """The clusters of rows with numbers x (n,), in order of time.
+def clusters(page: NDArray[np.uint64], user: NDArray[np.uint64]) -> Clusters:
+    """The clusters of rows in order of time.
 
     Args:
         page: any number of each row's page. (n,)
         user: any number of each row's user; 0 where he is not known: then the page is the cluster. (n,)
 
-    >>> clusters(np.array([1.0, 3.0, 5.0]), np.array([1, 2, 3], np.uint64), np.array([9, 0, 9], np.uint64)).mean
-    array([3., 3.])
+    >>> of = clusters(np.array([1, 2, 3], np.uint64), np.array([9, 0, 9], np.uint64))
+    >>> of.number, of.means(np.array([1.0, 3.0, 5.0]))
+    (array([0, 1, 0]), array([3., 3.]))
     """
     own = np.stack([np.where(user == 0, page, user), user == 0])  # a page's number may be a user's too
-    _, first, number = np.unique(own, axis=1, return_index=True, return_inverse=True)
-    number = number.ravel()
-    mean = np.bincount(number, weights=x) / np.bincount(number)
+    _, first, number, rows = np.unique(own, axis=1, return_index=True, return_inverse=True, return_counts=True)
     order = np.argsort(first)
-    return Clusters(mean[order], first[order])
+    place = np.empty(len(order), np.intp)
+    place[order] = np.arange(len(order))
+    return Clusters(place[number.ravel()], rows[order])

@@ -1,11 +1,11 @@
 # core
 """Has the mean of a stream of bounded numbers gone above a stated one? An e-detector, valid whenever one looks.
 
-Numbers x_1, x_2, ... lie in [-b, b]: each is the mean of a *cluster* of rows that depend on each other
+Numbers x_1, x_2, ... lie in [-b_k, b_k]: each is the mean of a *cluster* of rows that depend on each other
 (:mod:`millrace.evidence.clusters`). Nothing is said of their distribution, and it may change with each of them::
 
     null        E[x_k | x_1, ..., x_(k-1)] <= m                   m: the stated difference
-    bet         L_k = 1 + a (x_k - m)                             0 < a < 1 / (b + m), so L_k > 0 and, by the null,
+    bet         L_k = 1 + a_k (x_k - m)                           0 < a_k < 1 / (b_k + m), so L_k > 0 and, by the null,
                                                                   E[L_k | the past] <= 1
     evidence    R_k = (R_(k-1) + s_k) L_k,   R_0 = 0              s_k: time from cluster k - 1 to cluster k
               = sum over j <= k of s_j L_j ... L_k                a gambler begins in each moment with one unit
@@ -15,14 +15,17 @@ R_k - (s_1 + ... + s_k) is a supermartingale by the null. So an alarm within a t
 the mean time until one is at least T; behind an alarm all begins again. For s_k = 1 this is the Shiryaev-Roberts
 e-detector of Shin, Ramdas and Rinaldo (2022, arXiv 2203.03532), whose time is a number of clusters. Here the stake is
 the time that passes, so T is a time, the same at any traffic: a month has as many false alarms at one row a second as
-at a thousand. What many clusters an hour would cost is log(their number) in evidence. The time of a cluster must be
-known before its labels are.
+at a thousand. What many clusters an hour would cost is log(their number) in evidence. The time and the bound of a
+cluster must be known before its labels are. (The loss of one probability less that of another has two values: so its
+bound is. To cut differences to a bound instead would make another null of it: of two models the less sure one is worse
+by a little mostly, and better by much at times.)
 
-Which a is best depends on how far the mean goes above m, and on the spread. So several gamblers with a = f / (b + m),
-f = .9, .45, ..., .03, share each stake, and R is the sum of what they have: a mixture of e-detectors is one (the same
-paper, section 4). Bets on means of bounded numbers are of Waudby-Smith and Ramdas (2024, "Estimating means of bounded
-random variables by betting", J. R. Stat. Soc. B 86). With a mean of m + d and a variance of v, log R grows by about
-a d - a^2 (v + d^2) / 2 a cluster under the best of the a, so an alarm takes about (log(T / s) + log 6) over that.
+Which a is best depends on how far the mean goes above m, and on the spread. So several gamblers share each stake, with
+a = f / (b + m) for f = .9, .45, ..., .03 and the bound b of an ordinary cluster, and .9 / (b_k + m) at most. R is the
+sum of what they have: a mixture of e-detectors is one (the same paper, section 4). Bets on means of bounded numbers are
+of Waudby-Smith and Ramdas (2024, "Estimating means of bounded random variables by betting", J. R. Stat. Soc. B 86).
+With a mean of m + d and a variance of v, log R grows by about a d - a^2 (v + d^2) / 2 a cluster under the best of the
+a, so an alarm takes about (log(T / s) + log 6) over that.
 
 What is assumed: the past tells of no cluster's mean that it is above m. A user for whom the candidate is worse than for
 others may come again, as long as who comes next is not known before. Rows of the few who come again and again belong
@@ -64,7 +67,7 @@ class EDetector:
 
     Args:
         difference: m.
-        bound: b, above the absolute value of m.
+        bound: b, above the absolute value of m: of an ordinary cluster, and of each where none of its own is said.
         mean_time: T, in the unit of ``elapsed``.
 
     Raises:
@@ -100,28 +103,32 @@ class EDetector:
         """log R, now; an alarm is due at log T. It may have been higher before."""
         return float(np.logaddexp.reduce(self._log))
 
-    def update(self, x: ArrayLike, elapsed: ArrayLike = 1.0) -> Numbers:
+    def update(self, x: ArrayLike, elapsed: ArrayLike = 1.0, bounds: ArrayLike | None = None) -> Numbers:
         """Takes the next clusters, in order, and gives log R behind each. (n,)
 
         Args:
             x: their means. (n,)
             elapsed: the stake at each, (n,) or one for all: the time since the cluster before. At least 0. To say
                 less than has passed, as behind a night without traffic, is to be on the safe side.
+            bounds: b_k of each, (n,), where it is not b.
 
         Raises:
-            EvidenceError: a mean is not within the bound, or a time is below 0; nothing has changed then.
+            EvidenceError: a mean is not within its bound, or a time is below 0; nothing has changed then.
         """
         x = np.atleast_1d(np.asarray(x, np.float64))
         s = np.broadcast_to(np.asarray(elapsed, np.float64), x.shape)
-        wrong = np.flatnonzero(~((np.abs(x) <= self.bound) & (s >= 0) & np.isfinite(s)))
+        b = np.broadcast_to(np.asarray(self.bound if bounds is None else bounds, np.float64), x.shape)
+        wrong = np.flatnonzero(~((np.abs(x) <= b * (1 + 1e-9)) & (s >= 0) & np.isfinite(s)))
         if len(wrong):
+            k = wrong[0]
             raise EvidenceError(
-                f"a cluster's mean of {x[wrong[0]]}, {s[wrong[0]]} after the one before",
-                f"clip means to {self.bound} at most, and put clusters in order of time",
+                f"a cluster's mean of {x[k]} where {b[k]} is the bound, {s[k]} after the one before",
+                "give bounds that hold, and clusters in order of time",
             )
         if not len(x):
             return x
-        growth = np.cumsum(np.log1p(self._bets * (x[:, None] - self.difference)), axis=0)  # (n, B) log of L_1 ... L_k
+        bets = np.minimum(self._bets, FRACTIONS[0] / (b + self.difference)[:, None])  # (n, B) a_k
+        growth = np.cumsum(np.log1p(bets * (x[:, None] - self.difference)), axis=0)  # (n, B) log of L_1 ... L_k
         with np.errstate(divide="ignore"):
             stakes = np.log(s / len(FRACTIONS))[:, None]  # (n, 1)
         # R_k / (L_1 ... L_k) = R_0 + sum over j <= k of s_j / (L_1 ... L_(j-1))

@@ -22,13 +22,15 @@ STREAMS = 400
 SLACK = 2 / math.sqrt(STREAMS)  # four standard errors of a share, at most
 
 
-def by_hand(x: Numbers, s: Numbers, m: float, b: float) -> Numbers:
+def by_hand(x: Numbers, s: Numbers, bounds: Numbers) -> Numbers:
     """log R behind each number, by the sum over all beginnings."""
     out = []
     for k in range(1, len(x) + 1):
         total = 0.0
         for fraction in FRACTIONS:
-            factors = [1 + fraction / (b + m) * (v - m) for v in x[:k]]
+            factors = [
+                1 + min(fraction / (B + M), 0.9 / (own + M)) * (v - M) for v, own in zip(x[:k], bounds, strict=False)
+            ]
             total += sum(s[j] / len(FRACTIONS) * math.prod(factors[j:]) for j in range(k))
         out.append(math.log(total) if total else -math.inf)
     return np.array(out)
@@ -39,12 +41,14 @@ def by_hand(x: Numbers, s: Numbers, m: float, b: float) -> Numbers:
 
 def test_the_evidence_is_the_sum_over_all_beginnings_however_the_stream_is_cut() -> None:
     rng = np.random.default_rng(0)
-    x, s = rng.uniform(-B, B, 60), rng.exponential(0.3, 60)
+    s, bounds = rng.exponential(0.3, 60), B * rng.choice([0.3, 1.0, 6.0], 60)
+    x = rng.uniform(-bounds, bounds)
     s[[0, 7]] = 0.0
     whole, pieces = EDetector(M, B, T), EDetector(M, B, T)
-    found = whole.update(x, s)
-    np.testing.assert_allclose(found, by_hand(x, s, M, B), rtol=1e-9)
-    cut = np.concatenate([pieces.update(x[i:j], s[i:j]) for i, j in ((0, 1), (1, 1), (1, 25), (25, 60))])
+    found = whole.update(x, s, bounds)
+    np.testing.assert_allclose(found, by_hand(x, s, bounds), rtol=1e-9)
+    cuts = ((0, 1), (1, 1), (1, 25), (25, 60))
+    cut = np.concatenate([pieces.update(x[i:j], s[i:j], bounds[i:j]) for i, j in cuts])
     np.testing.assert_allclose(cut, found, rtol=1e-9)
     assert whole.log_evidence == pytest.approx(found[-1])
 
@@ -86,8 +90,10 @@ def test_what_is_not_within_its_bounds_is_named_and_changes_nothing() -> None:
     detector = EDetector(M, B, T)
     before = detector.update([0.01, 0.02])[-1]
     for x, elapsed in (([0.05, 0.2], 1.0), ([float("nan")], 1.0), ([0.05], -1.0), ([0.05], float("inf"))):
-        with pytest.raises(EvidenceError, match=r"clip means to 0\.1"):
+        with pytest.raises(EvidenceError, match="order of time"):
             detector.update(x, elapsed)
+    with pytest.raises(EvidenceError, match=r"mean of 0\.3 where 0\.2 is the bound"):
+        detector.update([0.05, 0.3], 1.0, [0.1, 0.2])
     assert detector.log_evidence == before
     for difference, bound, mean_time in ((0.1, 0.1, 1.0), (0.0, 0.1, 0.0), (float("nan"), 0.1, 1.0)):
         with pytest.raises(EvidenceError, match="above the difference"):
@@ -159,7 +165,23 @@ def rows_of_clusters(rng: Rng, n: int, size: int = 10) -> Numbers:
 
 def means_of_clusters(rng: Rng, n: int) -> Numbers:
     page = np.repeat(np.arange(n, dtype=np.uint64), 10)
-    return clusters(rows_of_clusters(rng, n), page, np.zeros_like(page)).mean
+    return clusters(page, np.zeros_like(page)).means(rows_of_clusters(rng, n)).clip(-B, B)
+
+
+def of_widths(rng: Rng, n: int) -> tuple[Numbers, Numbers]:
+    """Numbers with a mean of just m and the bound of each, some of them far beyond B."""
+    bounds = B * rng.choice([0.5, 1.0, 8.0], n)
+    return np.where(rng.random(n) < (1 + M / bounds) / 2, bounds, -bounds), bounds
+
+
+def test_clusters_with_bounds_of_their_own_keep_the_stated_time() -> None:
+    found = np.full(STREAMS, np.inf)
+    for number in range(STREAMS):
+        x, bounds = of_widths(np.random.default_rng([17, number]), round(8 * T))
+        over = np.flatnonzero(EDetector(M, B, T).update(x, 1 / 8, bounds) >= math.log(T))
+        if len(over):
+            found[number] = (over[0] + 1) / 8
+    assert kept(found)
 
 
 NULLS = (even, rare, nights_and_sales, against_it, far_below_then_just_m, means_of_clusters)
