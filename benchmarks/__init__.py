@@ -1,2 +1,2 @@
 # core
-"""What `millrace dev bench` runs, and the plain reference implementations that the fast ones are held against."""
+"""What `millrace dev bench` runs."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import torch
 
@@ -24,13 +25,22 @@ from learner.role.model_factory import model_of
 from millrace.contracts.schema import shop_schema
 from simulator.daylog import write_days
 
-TURNS = 3
-USERS = 150
 WAYS = {"batches cut every minute": SYNCS, "whole batches": ("daily",)}
 
 
-def run(out: Path, say: Say, users: int = USERS, turns: int = TURNS) -> list[Figure]:
+class Size(NamedTuple):
+    """How much is measured."""
+
+    users: int = 150
+    turns: int = 3
+
+
+SHORT = Size(20, 1)
+
+
+def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
     """The figures; what the log needs is written below ``out``."""
+    users, turns = size or Size()
     schema = shop_schema()
     write_days(out / "log", days=2, seed=7, users=users)
     data = prepare(out / "log", plain_schema(schema), out / "data")

@@ -8,8 +8,7 @@
       latency from the            is measured                    acknowledged, and how often?
       intended time
 
-Requests of 1, 20 and 100 events. The broker is the embedded one, or the one that ``MILLRACE_KAFKA`` names (its topics
-must be new). Figures, by events of a request:
+Requests of 1, 20 and 100 events. Figures, by events of a request:
 
 - ``events_per_s`` kept, and ``held 5000``: the share of all events that were kept within a second of their intended
   time; ``p50`` and ``p99`` of the answer;
@@ -22,22 +21,19 @@ topic does not have, ``twice`` those that it has twice.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import NamedTuple
 
 from benchmarks.tools.bench_figures import Figure, Say, figure
 from benchmarks.tools.bench_running import RunningRole
-from benchmarks.tools.intakeload import event_ids
 from benchmarks.tools.latency import latencies_ms, percentile
-from benchmarks.tools.openloop import Asking, Outcome, Plan
-from millrace.contracts.settings import Settings, load_settings
+from benchmarks.tools.openloop import Asking, Outcome, Plan, event_ids
+from millrace.contracts.events import decode_event
+from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS
 from millrace.processes.kafka import create_topics, read_all
 from millrace.processes.resident_memory import measured_bytes
@@ -56,12 +52,11 @@ class Size(NamedTuple):
     above: float = 4.0  # times the rate
 
 
-def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
-    """The figures, as in the module's text.
+SHORT = Size(200.0, 1.0)
 
-    Raises:
-        ServiceError: the broker or the intake did not start.
-    """
+
+def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
+    """The figures, as in the module's text. Raises ServiceError where the broker or the intake did not start."""
     size = size or Size()
     cores = sorted(os.sched_getaffinity(0))
     own, others = cores[0], set(cores[1:]) or set(cores)
@@ -69,12 +64,20 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
     folder.mkdir(parents=True, exist_ok=True)
     figures: list[Figure] = []
     acknowledged: set[str] = set()
-    with _broker(folder, others) as settings, RunningRole.intake(settings, folder, own) as intake:
-        _drive(_plan(settings, 20, size.rate, 2.0, 99), others)  # the first requests find nothing in any cache
+    with ExitStack() as stack:
+        broker = stack.enter_context(EmbeddedBroker(folder / "broker"))
+        assert broker.pid is not None
+        os.sched_setaffinity(broker.pid, others)
+        settings = Settings(kafka=broker.address, data=str(folder), intake_port=free_port(), metrics_port=0)
+        create_topics(settings)
+        intake = stack.enter_context(RunningRole("intake", settings, settings.intake_port, folder, core=own))
+        Asking(
+            _plan(settings, 20, size.rate, 2.0, 99), others
+        ).outcome()  # the first requests find nothing in any cache
         for events in size.sizes:
             plan = _plan(settings, events, size.rate, size.seconds, events)
             used, began = intake.cpu_s(), time.monotonic()
-            outcome = _drive(plan, others)
+            outcome = Asking(plan, others).outcome()
             used, spent = intake.cpu_s() - used, time.monotonic() - began
             ms, kept = latencies_ms(outcome), _kept(plan, outcome)
             acknowledged |= kept
@@ -90,7 +93,7 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
             ]
             say(f"{events} events a request: {held:.2%} of {size.rate:.0f}/s held, p99 {percentile(ms, 0.99):.0f} ms")
         plan = _plan(settings, max(size.sizes), size.above * size.rate, size.seconds / 2, 7)
-        outcome = _drive(plan, others)
+        outcome = Asking(plan, others).outcome()
         kept = _kept(plan, outcome)
         acknowledged |= kept
         figures += [
@@ -98,28 +101,13 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
             figure("memory", measured_bytes(intake.pid) / 2**20, "MiB"),
         ]
         found = Counter[str]()
-        read_all(settings, EVENTS, lambda record: found.update([_id_of(record.value)]))
+        read_all(settings, EVENTS, lambda record: found.update([decode_event(record.value).event_id]))
         figures += [
             figure("acknowledged", len(acknowledged), "events"),
             figure("lost", sum(1 for id in acknowledged if not found[id]), "events"),
             figure("twice", sum(1 for id in acknowledged if found[id] > 1), "events"),
         ]
     return figures
-
-
-@contextlib.contextmanager
-def _broker(folder: Path, cores: set[int]) -> Iterator[Settings]:
-    given = load_settings()
-    ports: dict[str, Any] = {"intake_port": free_port(), "metrics_port": 0}
-    if given.kafka:
-        settings = msgspec.structs.replace(given, **ports)
-        create_topics(settings)
-        yield settings
-        return
-    with EmbeddedBroker(folder / "broker") as broker:
-        assert broker.pid is not None
-        os.sched_setaffinity(broker.pid, cores)
-        yield Settings(kafka=broker.address, data=str(folder), **ports)
 
 
 def _plan(settings: Settings, events: int, rate: float, seconds: float, seed: int) -> Plan:
@@ -131,13 +119,9 @@ def _plan(settings: Settings, events: int, rate: float, seconds: float, seed: in
         prefix=f"bench-{seed}",
         users=10_000,
         size=events,
-        path="/events",
+        events=True,
         connections=64,
     )
-
-
-def _drive(plan: Plan, cores: set[int]) -> Outcome:
-    return Asking(plan, "benchmarks.tools.intakeload", cores).outcome()
 
 
 def _kept(plan: Plan, outcome: Outcome) -> set[str]:
@@ -149,14 +133,3 @@ def _took(outcome: Outcome, planned_s: float) -> float:
     """Seconds from the first intended time to the last answer, as long as planned at least."""
     done = [at for at in outcome.done_s if at is not None]
     return max(planned_s, max(done, default=0.0) - min(outcome.intended_s, default=0.0))
-
-
-class _Id(msgspec.Struct):
-    event_id: str
-
-
-_id_of_json = msgspec.json.Decoder(_Id).decode
-
-
-def _id_of(raw: bytes) -> str:
-    return _id_of_json(raw).event_id

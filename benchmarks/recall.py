@@ -6,42 +6,46 @@
     a simulated shop of 100,000 living items, a fifth of its shoppers held out
       seven days of the previous recommender's pages ──► windows, last clicks, co-clicks, retrieval head
       the eighth day, hour by hour: 1,000 candidates before each user's first page, by either way, on one state
-        ──► share of what the user clicks on that day; share of the 100 items that the oracle would show
+        ──► share of what the user clicks on that day; share of the 100 living items that the user likes best
     then the time of one recall, on one core
 
-Pages of the log were made by neither way, so their clicks favour neither. The seed is 7, which nothing was tuned on.
-The details go to ``details.json``.
+Known users clicked in the history; new ones are held out of it. Users without a click on the day are not asked for:
+the first share does not exist for them. Candidates are found before the day's first page, so what was clicked on that
+day was clicked later. Pages of the log were made by neither way, so their clicks favour neither. Items that are born
+after the page are out of reach for both. The seed is 7, which nothing was tuned on.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from benchmarks.parts.recallshares import NEW, POPULAR, Merit, measure, paired_ratio
 from benchmarks.tools.bench_figures import Figure, Say, figure
-from experiments.recall.recallhistory import learn_days
-from experiments.recall.recallloop import Pupil
+from experiments.recall.recallloop import Pupil, learn_days
 from experiments.recall.recallshop import RecallShop, params_of
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
+from millrace.basics.durations import DAY_MS
+from millrace.basics.hashing import combine, salt
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from simulator.daylog import day_table, parse_day
 from simulator.dice import uniform
-from simulator.world import World, start_of
+from simulator.world import Day, World, start_of
 
-MOST_CLICKED = "the most clicked items"
-START = "2026-03-02"
-WARM, HEAD = 50, {"retrieval_width": 32}
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+FIRST_DAY = parse_day("2026-03-02")
+BEST = 100
+"""How many of the items that a user likes best are looked for."""
+WARM = 50
 """Recalls that are not timed."""
+RESAMPLES = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,42 +58,42 @@ class Size:
     days: int = 7  # of history
     held_out: float = 0.2  # of the shoppers
     candidates: int = 1000
-    stages: int = 24  # of the day that is asked about
-    most_users: int | None = None  # asked for in each stage
+    stages: int = 24  # of the day that is asked about; a scorer's state is as of the beginning of its stage
     timed: int = 1000  # recalls
 
 
+SHORT = Size(seed=101, items=1000, users=120, days=2, candidates=100, stages=4, timed=20)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What recall and the most clicked items have of what n users want, in the order in which they came."""
+
+    user: I64  # (n,) index of the shopper
+    new: NDArray[np.bool_]  # (n,) held out
+    clicked: F64  # (n, 2) share of the day's clicked items among the candidates: by recall, by the most clicked
+    best: F64  # (n, 2) share of the oracle's best, likewise
+
+
 def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
-    """The figures, as in the module's text; ``out/details.json``."""
+    """The figures, as in the module's text."""
     size = size or Size()
     with threads(1):
         shop, pupil, held_out, known = build(size, say)
-        day = parse_day(START) + size.days
-        table = day_table(shop.world, day)
-        merit = measure(shop, pupil, table, day, held_out, known, size.candidates, size.stages, say, size.most_users)
-        figures, details = merit_figures(merit, size, say)
-        figures += speed_figures(shop, merit, size, say)
-    details |= {
-        "size": asdict(size),
-        "living": int(shop.index.alive.sum()),
-        "head_clicks": shop.retrieval.clicks if shop.retrieval else 0,
-    }
-    (out / "details.json").write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
-    return figures
+        found = measure(shop, pupil, size, held_out, known, say)
+        return [*share_figures(found, size, say), *speed_figures(shop, found, size, say)]
 
 
 def build(size: Size, say: Say) -> tuple[RecallShop, Pupil, NDArray[np.bool_], NDArray[np.bool_]]:
     """The shop at the end of its history, what learnt that, which shoppers were held out of it, and which clicked in
     it. (N,) each"""
-    schema, first = shop_schema(), parse_day(START)
     world = World(size.seed, size.users, params_of(size.items))
     held_out = uniform(size.seed, "bench.held_out", np.arange(world.shoppers.n)) < size.held_out
     known = np.zeros(world.shoppers.n, np.bool_)
-    shop = RecallShop(world, schema, start_of(first), Settings(candidates=size.candidates))
-    model, tables = OnlineModel(schema, HEAD, 0), list[pa.Table]()
+    shop = RecallShop(world, shop_schema(), start_of(FIRST_DAY), Settings(candidates=size.candidates))
+    tables = list[pa.Table]()
     say(f"{shop.index.alive.sum():,} items are on sale, {world.shoppers.n:,} shoppers, {held_out.sum():,} held out")
-    for number in range(first, first + size.days):
-        began = time.perf_counter()
+    for number in range(FIRST_DAY, FIRST_DAY + size.days):
         visits = world.visits(number)
         table = day_table(world, number, np.flatnonzero(~held_out[visits.user]))
         clicked = table["click"].to_numpy() == 1
@@ -98,36 +102,99 @@ def build(size: Size, say: Say) -> tuple[RecallShop, Pupil, NDArray[np.bool_], N
         shop.live(start_of(number + 1))
         shop.births_and_deaths(start_of(number + 1))
         tables.append(table)
-        took = time.perf_counter() - began
-        say(f"day {number - first + 1}: {table.num_rows:,} exposures, {clicked.sum():,} clicks, in {took:.1f} s")
-    learn_days(model, tables)  # in one pass, so that its windows are those of the whole history
-    return shop, Pupil(model, 1), held_out, known
+        say(f"day {number - FIRST_DAY + 1}: {table.num_rows:,} exposures, {clicked.sum():,} clicks")
+    model = OnlineModel(shop_schema(), {"retrieval_width": 32}, 0)
+    return shop, Pupil(learn_days(model, tables), 1), held_out, known
 
 
-def merit_figures(merit: Merit, size: Size, say: Say) -> tuple[list[Figure], dict[str, Any]]:
+def measure(
+    shop: RecallShop,
+    pupil: Pupil,
+    size: Size,
+    held_out: NDArray[np.bool_],
+    known: NDArray[np.bool_],
+    say: Say,
+) -> Found:
+    """Recalls for the first page of each user of the day after the history.
+
+    Args:
+        shop: as it is when the day begins; it lives through the day.
+        pupil: what makes its vectors; it learns nothing on the day.
+        held_out, known: (N,) by shopper.
+    """
+    number = FIRST_DAY + size.days
+    day, table = shop.world.day(number), day_table(shop.world, number)
+    user, ts_ms, item = table["user_id"].to_numpy() - 1, table["ts_ms"].to_numpy(), table["item_id"].to_numpy()
+    clicked = table["click"].to_numpy() == 1
+    who, first = np.unique(user, return_index=True)
+    asked = (held_out[who] | known[who]) & np.isin(who, user[clicked])
+    who, first = who[asked], first[asked]
+    shop.take(table)
+    users, shares = list[int](), list[F64]()
+    edges = start_of(number) + np.arange(size.stages + 1) * (DAY_MS // size.stages)
+    for stage in range(size.stages):
+        shop.advance(int(edges[stage]))
+        pupil.renew(shop)
+        popular = shop.item_ids(shop.popular(size.candidates))
+        here = (ts_ms[first] >= edges[stage]) & (ts_ms[first] < edges[stage + 1])
+        for shopper, at_ms in zip(who[here].tolist(), ts_ms[first[here]].tolist(), strict=True):
+            wanted = np.unique(item[clicked & (user == shopper)])
+            seed = int(combine(salt("bench", str(number)), np.array([shopper], np.uint64))[0])
+            recalled = shop.item_ids(shop.recall(shop.user(shopper), at_ms, size.candidates, seed))
+            best = best_items(day, shopper, at_ms)
+            has = [[np.isin(ids, way).mean() for way in (recalled, popular)] for ids in (wanted, best)]
+            users.append(shopper)
+            shares.append(np.array(has))
+        say(f"part {stage + 1} of {size.stages} of the day: {len(users):,} users so far")
+    shop.live(start_of(number + 1))
+    own, both = np.array(users, np.int64), np.array(shares)
+    return Found(own, held_out[own], both[:, 0], both[:, 1])
+
+
+def best_items(day: Day, user: int, ts_ms: int, most: int = BEST) -> I64:
+    """Ids of the items on sale at ``ts_ms`` that a shopper likes best, at most ``most``, in no order."""
+    rows = np.flatnonzero(day.alive(ts_ms))
+    liking = day.liking(user, rows)
+    if len(rows) > most:
+        rows = rows[np.argpartition(-liking, most)[:most]]
+    ids: I64 = day.goods.item_id[rows]
+    return ids
+
+
+def share_figures(found: Found, size: Size, say: Say) -> list[Figure]:
     """Shares of clicked items and of the oracle's best, for known and new users, against the most clicked items."""
     figures: list[Figure] = []
-    details: dict[str, Any] = {}
     rng = np.random.default_rng(size.seed)
-    for what, shares in (("clicked", merit.clicked), ("oracle", merit.oracle)):
-        for group, new_users in (("known", False), ("new", True)):
-            value, other = (merit.of(shares, way, new_users) for way in (NEW, POPULAR))
-            found = paired_ratio(value, other, rng)
-            name = f"{what}_recall_{group}"
-            one = figure(name, found.value, f"of {len(value)} users", MOST_CLICKED, found.ratio)
-            one["ratio_low"] = found.low
+    for what, shares in (("clicked", found.clicked), ("oracle", found.best)):
+        for group, rows in (("known", ~found.new), ("new", found.new)):
+            value, other = shares[rows].T
+            ratio, low, high = paired_ratio(value, other, rng)
+            name, mean = f"{what}_recall_{group}", float(value.mean()) if len(value) else float("nan")
+            one = figure(name, mean, f"of {len(value)} users", "the most clicked items", ratio)
+            one["ratio_low"] = low
             figures.append(one)
-            details[name] = {"popular": asdict(found), "users": len(value)}
-            say(
-                f"{name}: {found.value:.4f}; {MOST_CLICKED} {found.other:.4f}, ratio {found.ratio:.2f} "
-                f"({found.low:.2f} to {found.high:.2f})"
-            )
-    return figures, details
+            say(f"{name}: {mean:.4f}, {ratio:.2f} times the most clicked items ({low:.2f} to {high:.2f})")
+    return figures
 
 
-def speed_figures(shop: RecallShop, merit: Merit, size: Size, say: Say) -> list[Figure]:
+def paired_ratio(value: F64, other: F64, rng: np.random.Generator) -> tuple[float, float, float]:
+    """The ratio of two means over the same users (n,), with its bootstrap interval: users are drawn with replacement,
+    each with both figures (Efron and Tibshirani 1993, chapter 13). NaN without users, or where ``other`` is 0."""
+    n = len(value)
+    if not n or other.sum() == 0:
+        return float("nan"), float("nan"), float("nan")
+    ratios = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        drawn = rng.integers(0, n, n)
+        below = other[drawn].sum()
+        ratios[i] = value[drawn].sum() / below if below else np.inf
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return float(value.sum() / other.sum()), float(low), float(high)
+
+
+def speed_figures(shop: RecallShop, found: Found, size: Size, say: Say) -> list[Figure]:
     """Milliseconds of one recall, all of it but reading the user."""
-    users = [shop.user(int(u)) for u in merit.user[: size.timed]]
+    users = [shop.user(int(u)) for u in found.user[: size.timed]]
     if not users:
         return []
     ms = []

@@ -11,26 +11,28 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import platform
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.tools.bench_figures import Figure, Say
 from millrace.basics.errors import SettingError
+from millrace.reports import surroundings
 
 BENCHMARKS = (
     *("capacity", "freshness", "intake", "learner", "realtime", "recall"),
     *("replay", "safety", "scorer", "stores", "stream", "up"),
 )
+"""Modules of this folder. Each has a ``run`` from a folder, ``say`` and a size to figures, and a size ``SHORT``."""
 
 
-def bench(name: str, out: Path, say: Say = print) -> list[Figure]:
+def bench(name: str, out: Path, short: bool = False, say: Say = print) -> list[Figure]:
     """Runs the benchmark ``name``, writes ``out/report.json`` and ``out/run.json``, and returns the figures.
 
     A benchmark of several parts yields its figures, and each is written as soon as it was measured: if a later part
     fails, ``report.json`` has those before it, and there is no ``run.json``.
+
+    Args:
+        short: small and soon over. It shows that the benchmark runs; its figures say nothing.
 
     Raises:
         SettingError: there is no such benchmark.
@@ -43,20 +45,11 @@ def bench(name: str, out: Path, say: Say = print) -> list[Figure]:
     (out / "run.json").unlink(missing_ok=True)
     started = time.time()
     figures: list[Figure] = []
-    for found in module.run(out, say):
+    for found in module.run(out, say, *([module.SHORT] if short else [])):
         figures.append(found)
         _write(out / "report.json", figures)
-    _write(
-        out / "run.json",
-        {
-            "benchmark": name,
-            "seconds": round(time.time() - started, 1),
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-            "versions": {p: version(p) for p in ("numpy", "numba", "torch", "kafka-python")},
-        },
-    )
+    run = {"benchmark": name, "short": short, "seconds": round(time.time() - started, 1), **surroundings()}
+    _write(out / "run.json", run)
     return figures
 
 

@@ -6,37 +6,30 @@
     this process                             millrace run serve        load generator (a process)
       catalogue, counts, users, snapshot ──►   ready                     Poisson, open loop
       deltas of 50,000 rows/s, counts ─────►   pages of 20 and 600 ◄──── latency from the intended time
-      reads impressions after each run ◄────   the log of each page
+      reads page logs after each run ◄─────    the log of each page
 
-The shop's schema, 100,000 items, 5,000,000 table rows, an embedded broker and Redis, or those that ``MILLRACE_KAFKA``
-and ``MILLRACE_REDIS`` name (their topics must be new). Runs with and without deltas alternate. Every page that was
-answered has to be in the topic ``impressions``; of every twentieth, version, items and scores are compared.
+The simulated shop with 100,000 items, 5,000,000 table rows, an embedded broker and Redis, or those that
+``MILLRACE_KAFKA`` and ``MILLRACE_REDIS`` name (their topics must be new). Runs with and without deltas alternate. Every
+page that was answered must have its log on the topic ``impressions``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
 
 from benchmarks.tools.bench_figures import Figure, Say, figure
 from benchmarks.tools.bench_running import RunningRole
 from benchmarks.tools.latency import Ms, chunks, cost_ms, latencies_ms, percentile
-from benchmarks.tools.modelwire import ModelWire
+from benchmarks.tools.madeloop import MadeLoop, made_loop
 from benchmarks.tools.openloop import Asking, Outcome, Plan
-from benchmarks.tools.pagewire import PageLog, ShopWire, Steadily, fill_users
+from benchmarks.tools.pagewire import PageLog, steadily
 from learner.role.learnloop import PACE
-from millrace.contracts.settings import Settings, load_settings
-from millrace.contracts.topics import MODEL_DELTAS
-from millrace.processes.kafka import create_topics, make_producer, topic_ids
-from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
 
 DELTA_ROWS_A_SECOND = 50_000
 FEW, MANY = 20, 600
@@ -54,177 +47,137 @@ class Size:
 
     rows: int = 5_000_000
     items: int = 100_000
-    users: int = 20_000
+    users: int = 7000  # who come on a day of the shop; three times as many have been there
     rate: float = 50.0  # pages a second
     seconds: float = 15.0  # of a run
     rounds: int = 3  # of runs with and without deltas, of either page
     warm_s: float = 4.0
-    loads: int = 3  # snapshots, and lost deltas
+    loads: int = 3  # of snapshots
     step_s: float = 8.0  # of a run in the search for the capacity
     first_rate: float = 80.0  # of that search
     steps: int = 8  # of that search
 
 
-@dataclass(slots=True)
-class Block:
-    """One run of the load generator."""
-
-    size: int
-    deltas: bool
-    outcome: Outcome
-    cpu_s: float  # of all of the scorer's processes
-
-    @property
-    def ms(self) -> Ms:
-        return latencies_ms(self.outcome)
-
-
-@dataclass(slots=True)
-class Counted:
-    """What must not happen, over all runs."""
-
-    asked: int = 0
-    failed: int = 0
-    noted: int = 0
-    lost: int = 0
-    late_ms: list[float] = field(default_factory=list)
+SHORT = Size(
+    20_000, 700, 30, rate=10.0, seconds=2.0, rounds=1, warm_s=0.5, loads=1, step_s=0.5, first_rate=10.0, steps=1
+)
 
 
 def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
-    """The figures, as in the module's text.
-
-    Raises:
-        ServiceError: the scorer, the broker or Redis did not start, or a scorer does not follow the model.
-    """
+    """The figures, as in the module's text. Raises ServiceError where the scorer, the broker or Redis did not start, or
+    a scorer does not follow the model."""
     size = size or Size()
     figures: list[Figure] = []
-    with stage(out, size, say) as bench, RunningRole.scorer(bench.settings, out) as scorer:
+    with (
+        made_loop(out, size.items, size.users, size.rows, DELTA_ROWS_A_SECOND, say) as made,
+        PageLog(made.settings) as log,
+        RunningRole("serve", made.settings, made.settings.port, out, "/readyz") as scorer,
+    ):
         say("scorer ready")
+        bench = Bench(made, size, log, say)
         for pages in (FEW, MANY):
             bench.run(scorer, pages, seconds=size.warm_s)
-        figures += _page_figures(bench.pages(scorer))
-        for resync, name in ((False, "snapshot"), (True, "resync")):
-            within, outside, took = bench.change(scorer, resync)
-            say(f"{name}: served after {', '.join(f'{s:.1f}' for s in took)} s")
-            figures += _cost(f"{name}_cost_p99_ms", within, outside, "the same run outside of the loads")
-            figures.append(figure(f"{name}_seconds", float(np.median(took)), "s"))
+        figures += bench.pages(scorer, FEW, "page_20", "delta_cost_p99_ms")
+        figures += bench.pages(scorer, MANY, "page_600", "delta_cost_600_p99_ms")
+        within, outside, took = bench.loads(scorer)
+        say(f"snapshot: served after {', '.join(f'{s:.1f}' for s in took)} s")
+        figures += _cost("snapshot_cost_p99_ms", within, outside, "the same run outside of the loads")
+        figures.append(figure("snapshot_seconds", float(np.median(took)), "s"))
         figures.append(figure("capacity_20", bench.capacity(scorer), "pages/s"))
-        return figures + _counted(bench.counted, bench.log)
-
-
-@contextlib.contextmanager
-def stage(out: Path, size: Size, say: Say) -> Iterator[Bench]:
-    """Broker, Redis, shop and model, as a scorer finds them; files in a folder in ``out`` that is removed."""
-    given = load_settings()
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=out.resolve())))
-        kafka = given.kafka or stack.enter_context(EmbeddedBroker(folder / "broker")).address
-        at_redis = given.redis or stack.enter_context(EmbeddedRedis(folder / "redis")).address
-        settings = msgspec.structs.replace(
-            given,
-            kafka=kafka,
-            redis=at_redis,
-            data=str(folder / "data"),
-            port=free_port(),
-            metrics_port=0,
-            control_share=0.0,
-        )
-        create_topics(settings)
-        producer = stack.enter_context(contextlib.closing(make_producer(settings)))
-        say(f"writing {size.users:,} users, {size.items:,} items and their counts")
-        fill_users(settings, size.users, size.items)
-        shop = ShopWire(settings, producer, size.items)
-        shop.publish()
-        say(f"a snapshot of {size.rows:,} rows, and deltas of {DELTA_ROWS_A_SECOND:,} rows a second")
-        log_id = topic_ids(settings)[MODEL_DELTAS]
-        model = ModelWire(settings, producer, size.rows, size.items, DELTA_ROWS_A_SECOND, log_id)
-        model.new_root()
-        yield Bench(settings, size, shop, model, stack.enter_context(PageLog(settings)), say)
+        return [
+            *figures,
+            figure("failed_answers", bench.failed, "answers"),
+            figure("lost_pages", bench.lost, "pages"),
+            figure("pages_asked", bench.asked, "pages"),
+            figure("generator_late_p99_ms", percentile(np.array(bench.late_ms), 0.99), "ms"),
+        ]
 
 
 class Bench:
-    """A shop and a model, and what is asked of a scorer that follows them."""
+    """A shop and a model, and what is asked of a scorer that follows them.
 
-    def __init__(
-        self, settings: Settings, size: Size, shop: ShopWire, model: ModelWire, log: PageLog, say: Say
-    ) -> None:
-        self.settings, self.size, self.shop, self.model, self.log, self.say = settings, size, shop, model, log, say
-        self.counted = Counted()
-        self._runs = 0
+    Attributes:
+        asked, failed, lost: pages: asked for; not answered, or otherwise; answered and not in the log.
+        late_ms: how late the load generator was with each.
+    """
+
+    def __init__(self, made: MadeLoop, size: Size, log: PageLog, say: Say) -> None:
+        self.made, self.size, self.log, self.say = made, size, log, say
+        self.asked = self.failed = self.lost = self._runs = 0
+        self.late_ms: list[float] = []
 
     def plan(self, size: int, rate: float, seconds: float) -> Plan:
         self._runs += 1
         return Plan(
-            port=self.settings.port,
+            port=self.made.settings.port,
             rate=rate,
             seconds=seconds,
             seed=self._runs,
             prefix=f"{time.time_ns():x}-{self._runs}",
-            users=self.size.users,
+            users=self.made.shop.users,
             size=size,
         )
 
-    @contextlib.contextmanager
+    @contextmanager
     def learning(self, deltas: bool = True) -> Iterator[None]:
         """Counts come meanwhile, and deltas if so."""
         every_s = PACE.delta_seconds
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(Steadily(self.shop.publish_changes, 1.0))
+        with ExitStack() as stack:
+            stack.enter_context(steadily(self.made.shop.publish_changes, 1.0))
             if deltas:
-                stack.enter_context(Steadily(self.model.delta, every_s))
+                stack.enter_context(steadily(self.made.model.delta, every_s))
                 time.sleep(every_s)
             yield
 
-    def run(self, scorer: RunningRole, size: int, *, deltas: bool = True, seconds: float = 0.0) -> Block:
-        """One run, and a look whether its pages were logged."""
+    def run(
+        self, scorer: RunningRole, size: int, *, deltas: bool = True, seconds: float = 0.0
+    ) -> tuple[Outcome, float]:
+        """One run, and a look whether its pages were logged; and the CPU seconds of all of the scorer's processes."""
         plan = self.plan(size, self.size.rate, seconds or self.size.seconds)
         with self.learning(deltas):
             before = scorer.cpu_s()
             outcome = Asking(plan).outcome()
             used = scorer.cpu_s() - before
         self.check(plan, outcome)
-        return Block(size, deltas, outcome, used)
+        return outcome, used
 
     def check(self, plan: Plan, outcome: Outcome, overload: bool = False) -> None:
-        """Counts failures of a run, and reads its log.
-
-        Args:
-            overload: whether a failure is none, since more was asked than it has to bear.
-        """
-        c = self.counted
-        c.asked += len(outcome.whole)
-        c.failed += 0 if overload else len(outcome.whole) - sum(outcome.whole)
-        c.noted += sum(noted and whole for noted, whole in zip(outcome.noted, outcome.whole, strict=True))
+        """Counts failures of a run, and reads its log. ``overload``: whether a failure is none, since more was asked
+        than it has to bear."""
+        self.asked += len(outcome.whole)
+        self.failed += 0 if overload else outcome.whole.count(False)
         seen = zip(outcome.seen_s, outcome.intended_s, strict=True)
-        c.late_ms += [1000 * (at - due) for at, due in seen if at is not None]
+        self.late_ms += [1000 * (at - due) for at, due in seen if at is not None]
         answered = {f"{plan.prefix}-{i}" for i, whole in enumerate(outcome.whole) if whole}
-        lost = self.log.missing(answered, outcome.kept, DELIVERY_S)
-        c.lost += len(lost)
+        lost = self.log.missing(answered, DELIVERY_S)
+        self.lost += len(lost)
         if lost:
             self.say(f"{len(lost)} of {len(answered)} pages are not in the log of this run, as {min(lost)}")
 
-    # -- what is measured ----------------------------------------------------------------------------------------
-
-    def pages(self, scorer: RunningRole) -> list[Block]:
-        """Pages of both sizes, with deltas and without in turn."""
-        blocks = []
+    def pages(self, scorer: RunningRole, size: int, name: str, cost: str) -> list[Figure]:
+        """Pages with deltas and without in turn: those with deltas, what deltas cost, and the CPU of a page."""
+        parts: dict[bool, list[Ms]] = {True: [], False: []}
+        cpu_s = 0.0
         for number in range(self.size.rounds):
-            for size in (FEW, MANY):
-                for deltas in (True, False) if number % 2 == 0 else (False, True):
-                    block = self.run(scorer, size, deltas=deltas)
-                    blocks.append(block)
-                    self.say(
-                        f"pages of {size} {'with' if deltas else 'without'} deltas: p50 {percentile(block.ms, 0.5):.1f}"
-                        f" ms, p99 {percentile(block.ms, 0.99):.1f} ms"
-                    )
-        return blocks
+            for deltas in (True, False) if number % 2 == 0 else (False, True):
+                outcome, used = self.run(scorer, size, deltas=deltas)
+                ms = latencies_ms(outcome)
+                parts[deltas] += chunks(outcome.intended_s, ms)
+                cpu_s += used if deltas else 0.0
+                self.say(
+                    f"pages of {size} {'with' if deltas else 'without'} deltas: p50 {percentile(ms, 0.5):.1f} ms, "
+                    f"p99 {percentile(ms, 0.99):.1f} ms"
+                )
+        ms = np.concatenate(parts[True])
+        return [
+            *(figure(f"{name}_p{p}_ms", percentile(ms, p / 100), "ms") for p in (50, 99)),
+            *_cost(cost, parts[True], parts[False], "without deltas"),
+            figure(f"{name}_cpu_ms", 1000 * cpu_s / len(ms), "ms CPU / page"),
+        ]
 
-    def change(self, scorer: RunningRole, resync: bool) -> tuple[list[Any], list[Any], list[float]]:
-        """Pages while a snapshot is loaded: a new root, or (``resync``) the one that mends a lost delta.
-
-        Returns:
-            Latencies by second within and outside of the loads, and how many seconds each load took.
-        """
+    def loads(self, scorer: RunningRole) -> tuple[list[Ms], list[Ms], list[float]]:
+        """Pages while the snapshot of a new root is loaded: latencies by second within and outside of the loads, and
+        how many seconds each load took."""
         within, outside, took = [], [], []
         for _ in range(self.size.loads):
             plan = self.plan(FEW, self.size.rate, self.size.seconds)
@@ -232,11 +185,7 @@ class Bench:
                 asking = Asking(plan)
                 time.sleep(self.size.seconds / 4)
                 began = time.monotonic()
-                if resync:
-                    self.model.lose_delta()
-                    time.sleep(min(2.0, self.size.seconds / 8))
-                version = self.model.snapshot() if resync else self.model.new_root()
-                took.append(scorer.await_version(version))
+                took.append(scorer.await_version(self.made.model.new_root()))
                 ended = time.monotonic()
                 outcome = asking.outcome()
             self.check(plan, outcome)
@@ -267,27 +216,7 @@ class Bench:
         return borne
 
 
-def _page_figures(blocks: list[Block]) -> list[Figure]:
-    """Pages with deltas, what deltas cost, and the CPU of a page."""
-    found = []
-    for size, name, cost in (
-        (FEW, "page_20", "delta_cost_p99_ms"),
-        (MANY, "page_600", "delta_cost_600_p99_ms"),
-    ):
-        of_size = [b for b in blocks if b.size == size]
-        parts = {
-            on: [c for b in of_size if b.deltas == on for c in chunks(b.outcome.intended_s, b.ms)]
-            for on in (True, False)
-        }
-        ms = np.concatenate(parts[True])
-        found += [figure(f"{name}_p{p}_ms", percentile(ms, p / 100), "ms") for p in (50, 99)]
-        found += _cost(cost, parts[True], parts[False], "without deltas")
-        used = sum(b.cpu_s for b in of_size if b.deltas)
-        found.append(figure(f"{name}_cpu_ms", 1000 * used / len(ms), "ms CPU / page"))
-    return found
-
-
-def _cost(name: str, with_it: list[Any], without: list[Any], against: str) -> list[Figure]:
+def _cost(name: str, with_it: Sequence[Ms], without: Sequence[Ms], against: str) -> list[Figure]:
     """A difference of the 99th percentiles and its 95% interval; the ratio is that of the percentiles themselves."""
     if not with_it or not without:  # a run so short that nothing was asked meanwhile
         return []
@@ -297,16 +226,4 @@ def _cost(name: str, with_it: list[Any], without: list[Any], against: str) -> li
         figure(name, cost, "ms", against, (base + cost) / base),
         figure(name.replace("_ms", "_low_ms"), low, "ms"),
         figure(name.replace("_ms", "_high_ms"), high, "ms"),
-    ]
-
-
-def _counted(c: Counted, log: PageLog) -> list[Figure]:
-    return [
-        figure("failed_answers", c.failed, "answers"),
-        figure("noted_answers", c.noted, "answers"),
-        figure("lost_impressions", c.lost, "pages"),
-        figure("unlike_impressions", log.unlike + log.unreadable, "pages"),
-        figure("compared_pages", log.compared, "pages"),
-        figure("pages_asked", c.asked, "pages"),
-        figure("generator_late_p99_ms", percentile(np.array(c.late_ms), 0.99), "ms"),
     ]

@@ -5,7 +5,7 @@ One traffic for all (:mod:`benchmarks.tools.traffic`): the simulated shop's sche
 windows and five actions. ``core`` takes 10,000 pages of a day, some five hundred an hour, as the default shop has, on
 top of a week that has been counted already: an empty store would make counting and reading look cheaper than they are,
 a month of the same pages would meet keys that nobody has touched for days. It does for each exposure everything that
-the loop does: decode page, impression and clicks, join them, count exposure and clicks under four keys, write the
+the loop does: decode exposures, page logs and clicks, join them, count exposure and clicks under four keys, write the
 sample with its features, pack what changed for the readers; and, as replay does, in chunks of its size, read the
 point-in-time counts of all windows of all keys. ``core_cpu`` is the same passes in processor time, for machines that
 are shared: two commits are compared by their ``core_cpu`` in turns. The best of a few passes counts.
@@ -39,7 +39,6 @@ from stream.worker.turn import PUBLISH_SECONDS
 
 CHUNK = 8_192  # rows at a time in which replay reads the windows
 TAKE = 500  # messages at a time, as the worker does
-OFTEN = 5  # ``core_published_often`` packs changes every so many takes, some fifteen times as often as the worker would
 
 
 class Size(NamedTuple):
@@ -49,8 +48,11 @@ class Size(NamedTuple):
     passes: int = 3
     keys: int = 1_000_000  # many; a hundredth are few
     events: int = 10_000_000  # of a month
-    worker_pages: int = streamworker.PAGES
-    rounds: int = streamworker.ROUNDS
+    worker_pages: int = 8000
+    rounds: int = 3
+
+
+SHORT = Size(pages=100, passes=1, keys=5_000, events=30_000, worker_pages=400, rounds=1)
 
 
 def chunks(ts_ms: NDArray[np.int64]) -> Iterator[slice]:
@@ -63,18 +65,15 @@ def chunks(ts_ms: NDArray[np.int64]) -> Iterator[slice]:
         start = stop
 
 
-def take_all(partition: Partition, messages: Sequence[InputMessage], often: int | None = None) -> int:
-    """Everything the worker does but for input and output; returns the samples made.
-
-    Changes are packed when the worker would, every ``PUBLISH_SECONDS`` by the clock, and at the end; or, with
-    ``often``, every so many takes.
-    """
+def take_all(partition: Partition, messages: Sequence[InputMessage]) -> int:
+    """Everything the worker does but for input and output; returns the samples made. Changes are packed when the
+    worker would, every ``PUBLISH_SECONDS`` by the clock, and at the end."""
     made, every = 0, PUBLISH_SECONDS
     published = time.perf_counter()
-    for turn, start in enumerate(range(0, len(messages), TAKE)):
+    for start in range(0, len(messages), TAKE):
         output = partition.take(messages[start : start + TAKE], 1 << 60)
         made += 0 if output.samples is None else len(output.samples)
-        if turn % often == often - 1 if often else time.perf_counter() - published >= every:
+        if time.perf_counter() - published >= every:
             partition.changes()
             published = time.perf_counter()
     partition.changes()
@@ -92,13 +91,13 @@ def core(say: Say, size: Size) -> list[Figure]:
     week.sweep(T0, 0.0, 1.0)  # as a partition that lived through it has: it never meets a whole week at once
     lived = week.snapshot()
 
-    def one(often: int | None = None) -> tuple[float, float, float]:
+    def one() -> tuple[float, float, float]:
         partition, reader = Partition(0, schema, policy), TileStore.of(schema.windows)
         partition.windows.resume(lived)
         reader.resume(lived)
         partition.windows.export(partition.windows.keys(), settle=True)  # the week has been published
         started, cpu = time.perf_counter(), time.process_time()
-        made = take_all(partition, stream.messages, often)
+        made = take_all(partition, stream.messages)
         joined = time.perf_counter()
         for part in chunks(stream.ts_ms):
             reader.run(stream.keys[part], stream.ts_ms[part], stream.action[part])
@@ -109,20 +108,17 @@ def core(say: Say, size: Size) -> list[Figure]:
 
     one()  # compiles
     calm_collector()  # as the worker does; it also sets the messages aside, which are the benchmark's, not the core's
-    best, best_cpu, best_often = (float("inf"), float("inf")), float("inf"), float("inf")
+    best, best_cpu = (float("inf"), float("inf")), float("inf")
     for turn in range(size.passes):
         say(f"core, pass {turn + 1} of {size.passes}")
         for _ in range(2):
             gc.collect()
             joined, read, cpu = one()
             best, best_cpu = min(best, (joined, read), key=sum), min(best_cpu, cpu)
-        gc.collect()
-        best_often = min(best_often, sum(one(OFTEN)[:2]))
     gc.unfreeze()
     n = stream.exposures
     return [
         figure("core", n / sum(best), "exposures/s"),
-        figure("core_published_often", n / best_often, "exposures/s"),
         figure("core_cpu", n / best_cpu, "exposures/s of CPU time"),
         figure("core_join", n / best[0], "exposures/s"),
         figure("core_windows", len(stream.ts_ms) / best[1], "rows/s"),
@@ -173,24 +169,17 @@ def key_scaling(say: Say, size: Size) -> list[Figure]:
 
 def bytes_per_key(say: Say, size: Size) -> list[Figure]:
     """Everything allocated over active keys, after 30 days: a million keys by popularity, each with one event at the
-    least; and keys with an event in each hour."""
+    least."""
     say("bytes a key")
-    windows = shop_schema().windows
-    usual, full = TileStore.of(windows), TileStore.of(windows)
+    store = TileStore.of(shop_schema().windows)
     keys, rng = column_hash(np.arange(size.keys)), np.random.default_rng(4)
     for day in range(30):
         n, some = size.events // 30, keys[day::30]
         times = T0 + day * 24 * HOUR + np.sort(rng.integers(0, 24 * HOUR, n))
-        usual.add(keys[(len(keys) * rng.random(n) ** 3).astype(np.int64)], times, rng.integers(0, 5, n).astype("u1"))
-        usual.add(some, np.full(len(some), times[-1]), np.zeros(len(some), np.uint8))
-        usual.expire(int(times[-1]))
-    keys = keys[: size.keys // 50]
-    for hour in range(30 * 24):
-        full.add(keys, np.full(len(keys), T0 + hour * HOUR), np.zeros(len(keys), np.uint8))
-    return [
-        figure("bytes_per_key", usual.nbytes / len(usual), "bytes"),
-        figure("bytes_per_busiest_key", full.nbytes / len(full), "bytes"),
-    ]
+        store.add(keys[(len(keys) * rng.random(n) ** 3).astype(np.int64)], times, rng.integers(0, 5, n).astype("u1"))
+        store.add(some, np.full(len(some), times[-1]), np.zeros(len(some), np.uint8))
+        store.expire(int(times[-1]))
+    return [figure("bytes_per_key", store.nbytes / len(store), "bytes")]
 
 
 def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:

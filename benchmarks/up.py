@@ -4,7 +4,7 @@
 ::
 
     millrace up --schema (12 lines)  ──► 5,000 items, 1,000 users by the client ──► visitors click for five minutes
-        every 30 s: pages of 50 visitors, judged by their taste                       (experiments/tasteshop.py)
+        every 30 s: pages of 50 visitors, judged by their taste                       (benchmarks/parts/tasteshop.py)
     SIGKILL of all ──► millrace up again ──► the same pages judged once more, before anybody clicks
 
 - ``first`` and ``auc``: how far pages follow the taste at the end of the five minutes; against the catalogue's order.
@@ -18,30 +18,37 @@ Needs the package ``millrace-client`` (the folder ``client``).
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.tools.bench_figures import Figure, figure
+from benchmarks.parts.tasteshop import FIRST, SCHEMA, Followed, Taste, Visitors, followed, opened, ready, user
+from benchmarks.tools.bench_figures import Figure, Say, figure
 from commands.up.started import Started
 from experiments.runs import BenchError
-from experiments.tasteshop import FIRST, SCHEMA, Followed, Taste, catalogue, followed
-from experiments.tastevisits import Crowd, Looked, Visitors, check_client, opened, ready, user
 
 if TYPE_CHECKING:
     from millrace_client import AsyncMillrace, Page
 
-ITEMS, VISITORS = 5000, 1000
-SECONDS = 300.0
 PAGES_PER_S = 10.0
-PROBE_SECONDS, PROBED = 30.0, 50
 PAGE_SIZE = 600
 SEED = 7
 
-Say = Callable[[str], None]
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    seconds: float = 300.0
+    items: int = 5000
+    visitors: int = 1000
+    probed: int = 50  # visitors
+    probe_seconds: float = 30.0
+
+
+SHORT = Size(8.0, 700, 50, 5, 4.0)
 
 
 class Probe(NamedTuple):
@@ -52,26 +59,25 @@ class Probe(NamedTuple):
     catalogue: Followed  # the same items, and the catalogue's first ones, in the catalogue's order
 
 
-def run(out_dir: Path, progress: Say = print, seconds: float = SECONDS, seed: int = SEED) -> list[Figure]:
-    """The figures of one run.
-
-    Raises:
-        BenchError: the client is not installed, or no page of the model came in time.
-    """
-    check_client()
-    taste = Taste(catalogue(ITEMS, seed), VISITORS, seed)
+def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
+    """The figures of one run. Raises BenchError where the client, a distribution of its own, is not installed, or no
+    page of the model came in time."""
+    if importlib.util.find_spec("millrace_client") is None:
+        raise BenchError("the package 'millrace-client' is not installed", "pip install ./client")
+    size = size or Size()
+    taste = Taste(size.items, size.visitors, SEED)
     with TemporaryDirectory(prefix="millrace-bench-up-") as folder:
         schema = Path(folder) / "schema.toml"
         schema.write_text(SCHEMA, encoding="utf-8")
         loop = Started(Path(folder) / "data", "--schema", str(schema))
         with loop:
-            probes, clicks = asyncio.run(_first_life(loop, taste, seconds, seed, progress))
-            progress("SIGKILL of everything")
+            probes, clicks = asyncio.run(_first_life(loop, taste, size, say))
+            say("SIGKILL of everything")
             loop.kill()
             began = time.monotonic()
             loop.start()
-            again, restart_s = asyncio.run(_second_life(loop, taste, began))
-            progress(_said("after the restart", again))
+            again, restart_s = asyncio.run(_second_life(loop, taste, size, began))
+            say(_said("after the restart", again))
     last = probes[-1]
     follows = next((p.second for p in probes if p.page.first >= 2 * p.catalogue.first), math.nan)
     return [
@@ -87,60 +93,50 @@ def run(out_dir: Path, progress: Say = print, seconds: float = SECONDS, seed: in
     ]
 
 
-async def _first_life(loop: Started, taste: Taste, seconds: float, seed: int, progress: Say) -> tuple[list[Probe], int]:
+async def _first_life(loop: Started, taste: Taste, size: Size, say: Say) -> tuple[list[Probe], int]:
     from millrace_client import AsyncMillrace
 
     where = await asyncio.to_thread(loop.where)
-    clicks = 0
-
-    def seen(page: Looked) -> None:
-        nonlocal clicks
-        clicks += int(page.clicked.sum())
-
     async with AsyncMillrace(where["intake"], where["scorer"]) as shop:
-        await opened(shop, taste, VISITORS)
-        progress(f"{ITEMS:,} items and {VISITORS:,} users are there; visitors come for {seconds:g} s")
+        await opened(shop, taste)
+        say(f"{size.items:,} items and {size.visitors:,} users are there; visitors come for {size.seconds:g} s")
         began, probes, ending = time.monotonic(), [], asyncio.Event()
-        visitors = Visitors(shop, taste, Crowd(VISITORS, PAGES_PER_S), seed, seen)
-        visiting = asyncio.create_task(visitors.come(ending))
-        try:
+        visitors = Visitors(shop, taste, PAGES_PER_S, SEED)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(visitors.come(ending))
             while True:
                 second = time.monotonic() - began
-                probes.append(await _probe(shop, taste, second))
-                progress(_said(f"{second:4.0f} s", probes[-1]))
-                left = seconds - (time.monotonic() - began)
+                probes.append(await _probe(shop, taste, size.probed, second))
+                say(_said(f"{second:4.0f} s", probes[-1]))
+                left = size.seconds - (time.monotonic() - began)
                 if left <= 0:
                     break
-                done, _ = await asyncio.wait({visiting}, timeout=min(PROBE_SECONDS, left))
-                if done:
-                    raise BenchError("the visitors ended early", "see the error above") from visiting.exception()
-        finally:
+                await asyncio.sleep(min(size.probe_seconds, left))
             ending.set()
-        await visiting
         if visitors.unanswered:
             raise BenchError(f"{visitors.unanswered} pages did not come", "see the scorer's log")
-        return probes, clicks
+        return probes, visitors.clicks
 
 
-async def _second_life(loop: Started, taste: Taste, began: float) -> tuple[Probe, float]:
+async def _second_life(loop: Started, taste: Taste, size: Size, began: float) -> tuple[Probe, float]:
     from millrace_client import AsyncMillrace
 
     where = await asyncio.to_thread(loop.where)
     async with AsyncMillrace(where["intake"], where["scorer"]) as shop:
         await ready(shop)
         restart_s = time.monotonic() - began
-        return await _probe(shop, taste, math.nan), restart_s
+        return await _probe(shop, taste, size.probed, math.nan), restart_s
 
 
-async def _probe(shop: AsyncMillrace, taste: Taste, second: float) -> Probe:
+async def _probe(shop: AsyncMillrace, taste: Taste, probed: int, second: float) -> Probe:
     """Judges pages of the model. Nobody sees them, so nothing is learnt from them."""
     pages = []
-    for visitor in range(PROBED):
+    for visitor in range(probed):
         page = await _model_page(shop, user(visitor))
         pages.append((visitor, [str(item.item_id) for item in page.items]))
-    known = [(v, [taste.goods.ids[n] for n in sorted(taste.places(items).tolist())]) for v, items in pages]
-    front = followed(taste, [(v, taste.goods.ids[:FIRST]) for v, _ in pages]).first
-    return Probe(second, followed(taste, pages), followed(taste, known)._replace(first=front))
+    in_order = [(v, [taste.ids[n] for n in sorted(taste.places(items).tolist())]) for v, items in pages]
+    front = followed(taste, [(v, taste.ids[:FIRST]) for v, _ in pages]).first
+    return Probe(second, followed(taste, pages), followed(taste, in_order)._replace(first=front))
 
 
 async def _model_page(shop: AsyncMillrace, user: str) -> Page:

@@ -21,7 +21,7 @@ def _say_verdict(report: Mapping[str, Any] | None) -> None:
 
 app = cyclopts.App(
     name="millrace dev experiment",
-    help="Compare models, ways of keeping them up to date, label policies, recall; try the gate; live long.",
+    help="Compare models, ways of keeping them up to date, label policies, recall; try the gate.",
     result_action=_say_verdict,
 )
 for name, (function, about) in {
@@ -30,7 +30,5 @@ for name, (function, about) in {
     "labels": ("experiments.experiment_labels:experiment_labels", "Label policies at real speed. It takes hours."),
     "recall": ("experiments.experiment_recall:experiment_recall", "Ways of recall, in closed loop."),
     "safety": ("experiments.experiment_safety:experiment_safety", "What the gate catches, and refuses wrongly."),
-    "shop": ("experiments.shop:experiment_shop", "A small shop at real speed, in which nothing is wrong."),
-    "chaos": ("experiments.chaos:experiment_chaos", "Demos whose processes are killed at random moments."),
 }.items():
     app.command(function, name=name, help=about)  # imported when it is asked for

@@ -3,124 +3,150 @@
 
 ::
 
-    worlds x rates ──► logs ──► features, and the samples of each policy       made once (realspeed.py)
-                                      │
-    starts x seeds ────► a model ─────┴► lives through the traffic, once for each policy and the bound ──► report
+    worlds x rates ──► a log ──► features                                       made once, in a process
+                                    │
+    starts x seeds ──► a model ─────┴► each policy and the bound go through the traffic from there ──► report
 
 *Traffic* comes at real speed, also where it is dense: the world has as many shoppers as that needs
 (simulator/daylog.py). *Start*: ``cold`` knows nothing, neither model nor windows. ``history`` has the day before: a
-share of that day's shoppers, drawn by shopper to about :data:`HISTORY_ROWS` exposures, so that some of them come back.
-The model learns it with settled labels in full batches, once for each seed, and each policy goes on from that snapshot.
-So policies differ in nothing but the traffic's samples. Traffic begins at noon of the next day, or at its midnight
-where it does not fit into the afternoon (1 exposure a second). *The bound* learns every label at its exposure.
+share of that day's shoppers, drawn by shopper to about ``history_rows`` exposures, so that some of them come back. The
+model learns it with settled labels, and each policy goes on from that state. *The bound* learns every label at its
+exposure, which no live loop can do.
 
-Figures are of the scores that pages would have been served with, in the order of exposure
-(:mod:`experiments.labels_report`).
+A score is that of the model as it was at the exposure's time. For a figure f over a set of runs, f(policy) being the
+mean over them::
+
+    gap_closed        = (AUC(policy) - AUC(wait)) / (AUC(bound) - AUC(wait))    over the last quarter of the rows;
+                                                                                no value where wait reaches the bound
+    log_loss_ratio    = log loss(policy) / log loss(bound)                      over the first quarter
+    calibration_error = calibration(policy) - calibration(bound)                over either
+
+Policies are compared on the same exposures and with the same model seeds. Intervals are over worlds, whose figures are
+means over their runs: Student's t; for gap and ratio a bootstrap that draws worlds.
 """
 
 from __future__ import annotations
 
-import shutil
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
+from numpy.typing import NDArray
 
 from commands.offline.dataset import truth_of
-from commands.offline.intervals import rounded
-from commands.replay.known import LabelSettings
+from commands.offline.intervals import interval, rounded
+from commands.replay.known import KnownSamples, LabelSettings, ReplayModel, learn_through
+from commands.replay.logfeatures import Labels, LogRows
+from commands.replay.stretches import Stretches
 from experiments.experiment_verdicts import of_labels
-from experiments.labels_report import BOUND, ORACLE, figures, make_report
-from experiments.realspeed import learn_history, live, open_samples, open_stretch, prepare
-from experiments.runs import Call, Group, Row, ended_runs, run_groups, runs_file
+from experiments.runs import Row, run_calls, runs_file, write_experiment
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
+from learner.training.trainer import BATCH_MS, BATCH_ROWS
 from millrace.basics.errors import SettingError
-from millrace.contracts.schema import shop_schema
+from millrace.basics.ranking_metrics import auc, calibration, judged, known, log_loss
+from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, policy_named
-from millrace.logs import TS, read_log
-from millrace.reports import Plot, interval_plot, surroundings, write_all
+from millrace.logs import TS, LogTable, read_log
+from millrace.reports import interval_plot
 from simulator.daylog import write_traffic
 
 WORLDS = (3, 7, 11, 19, 23)
 RATES = (1.0, 20.0, 200.0)
-SEEDS = 5
-ROWS = 80_000
-HISTORY_ROWS = 60_000
 STARTS = ("cold", "history")
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One model's lives on one stretch."""
-
-    world: int
-    rate: str
-    start: str
-    seed: int
-    rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is run."""
-
-    names: tuple[str, ...]  # of policies; the bound is the first
-    seeds: int
-    rows: int
-    history_rows: int
-    observation_ms: int
-    spec: dict[str, Any]
+BOUND, ORACLE, WAIT = "bound", "oracle", "wait"
+DRAWS = 2000
+"""Of the bootstrap."""
+TARGETS = {
+    "gap_closed": ("at least 0.8", 0.8, math.inf),
+    "log_loss_ratio": ("at most 1.03", -math.inf, 1.03),
+    "early_calibration_error": ("within 0.05", -0.05, 0.05),
+    "late_calibration_error": ("within 0.05", -0.05, 0.05),
+}
+"""What the default policy must reach: in words, at least, at most."""
+FIGURES = ("late_auc", "early_log_loss", "early_calibration", "late_calibration")
 
 
 # -- in a worker ---------------------------------------------------------------------------------------------
 
 
-def _prepare(plan: Plan, folder: Path, world: int, rate: float) -> dict[str, Any]:
-    """Makes what the runs on a world and a rate read. What the report says of it, and the oracle's figures."""
-    schema = shop_schema()
-    write_traffic(folder / "log", world, rate, plan.rows, plan.history_rows)
-    log = read_log(folder / "log", schema)
-    first, times = log.table.num_rows - plan.rows, log.table[TS].to_numpy()
-    truth = truth_of(folder / "log", schema, log.table.num_rows, times)[first:]
-    policies = {name: None if name == BOUND else policy_named(name) for name in plan.names}
-    cold = replace(log, table=log.table.slice(first))
-    prepare(log, first, schema, folder / "history", policies, plan.observation_ms)
-    prepare(cold, 0, schema, folder / "cold", policies, plan.observation_ms)
-    shutil.rmtree(folder / "log")
-    label, seconds = cold.table[cold.label].to_numpy(), max(1, int(times[-1] - times[first])) / 1000
-    return {
-        "world": world,
-        "rate": f"{rate:g}/s",
-        "history": first,
-        "measured_rate": rounded(len(label) / seconds),
-        "click_rate": rounded(float(label.mean())),
-        "oracle": figures(truth, label),
-    }
+class Traffic:
+    """A log: first a history, then traffic, with features that the code that serves makes. n rows in all. ``first``:
+    rows of the history, may be 0."""
+
+    def __init__(self, log: LogTable, schema: Schema, first: int) -> None:
+        self.first = first
+        self.rows = LogRows(log, schema)
+        self._labels = Labels(log, schema, self.rows)
+        self.cat, self.num = Stretches(log, schema).of(np.arange(self.rows.n))  # (n, F), (n, N)
+
+    def samples(self, policy: str, history: bool = False) -> KnownSamples:
+        """The samples of the traffic, or of the history, in the order in which the policy makes them known."""
+        own = None if policy == BOUND else policy_named(policy)
+        made = KnownSamples.of(self.rows.ts_ms, self._labels, own, LabelSettings.of(Settings()).observation_ms)
+        mine = (made.row < self.first) == history
+        return KnownSamples(made.row[mine], made.known_ms[mine], made.kind[mine], made.policy[mine])
+
+    def learn_history(self, model: ReplayModel) -> None:
+        """The history in full batches, with settled labels: no policy has a part in it."""
+        settled = self.samples(BOUND, history=True)
+        for start in range(0, self.first, BATCH_ROWS):
+            part = slice(start, min(start + BATCH_ROWS, self.first))
+            model.learn(settled.batch(part, self.rows, self.cat[part], self.num[part]))
+
+    def live(self, model: ReplayModel, policy: str) -> NDArray[np.float32]:
+        """Scores of the traffic, each by the model as it was at the exposure's time. (n - first,)"""
+        samples = self.samples(policy)
+        return learn_through(model, self.rows, self.cat, self.num, samples, BATCH_ROWS, round(BATCH_MS))[self.first :]
 
 
-def _run(job: Job, folder: Path, history: int, names: Sequence[str], spec: Mapping[str, Any]) -> list[Row]:
-    """The figures of one model under each policy."""
-    schema, out = shop_schema(), []
-    with threads(1):
-        stretch = open_stretch(folder / job.start, schema, history if job.start == "history" else 0)
-        first = OnlineModel(schema, spec, job.seed)
-        learn_history(first, stretch)
-        state = first.snapshot()
-        label = np.array(stretch.label[stretch.history :])
-        for name in names:
-            clock = time.perf_counter()
-            model = OnlineModel(schema, spec, job.seed)
-            model.resume(*state)
-            p = live(model, stretch, open_samples(folder / job.start, name))
-            seconds = round(time.perf_counter() - clock, 1)
-            out.append(asdict(job) | {"policy": name, "seconds": seconds} | figures(p, label))
+def figures(p: NDArray[np.float32], y: NDArray[Any]) -> dict[str, float | None]:
+    """The figures of scores p for labels y, (n,); None where there is no value. A score that is not finite counts as
+    wrong."""
+    p, quarter = judged(p, y).astype(np.float32), len(y) // 4
+    early, late = slice(0, quarter), slice(len(y) - quarter, len(y))
+    parts = ((auc, late), (log_loss, early), (calibration, early), (calibration, late))
+    found = [known(float(of(p[part], y[part]))) for of, part in parts]
+    return {name: None if value is None else rounded(value) for name, value in zip(FIGURES, found, strict=True)}
+
+
+def _run(
+    world: int, rate: float, names: Sequence[str], seeds: int, rows: int, history_rows: int, spec: Mapping[str, Any]
+) -> list[Row]:
+    """The figures of all models, and of the oracle, in a world at a rate. ``names``: of policies, and the bound."""
+    schema, head = shop_schema(), {"world": world, "rate": f"{rate:g}/s"}
+    with TemporaryDirectory(prefix="millrace-labels-") as folder:
+        write_traffic(Path(folder), world, rate, rows, history_rows)
+        log = read_log(Path(folder), schema)
+        first = log.table.num_rows - rows
+        truth = truth_of(Path(folder), schema, log.table.num_rows, log.table[TS].to_numpy())[first:]
+    out: list[Row] = []
+    for start in STARTS:
+        if start == "history":
+            traffic = Traffic(log, schema, first)
+        else:
+            traffic = Traffic(replace(log, table=log.table.slice(first)), schema, 0)
+        y = traffic.rows.label[traffic.first :]
+        # The oracle is one more policy: it has no start and no seed, so it stands beside both.
+        out.append(head | {"start": start, "seed": 0, "policy": ORACLE} | figures(truth, y))
+        for seed in range(seeds):
+            with threads(1):
+                model = OnlineModel(schema, spec, seed)
+                traffic.learn_history(model)
+                state = model.snapshot()
+                for name in names:
+                    model = OnlineModel(schema, spec, seed)
+                    model.resume(*state)
+                    found = figures(traffic.live(model, name), y)
+                    out.append(head | {"start": start, "seed": seed, "policy": name} | found)
     return out
 
 
@@ -132,12 +158,11 @@ def experiment_labels(
     *,
     worlds: Sequence[int] = WORLDS,
     rates: Sequence[float] = RATES,
-    seeds: int = SEEDS,
-    rows: int = ROWS,
-    history_rows: int = HISTORY_ROWS,
+    seeds: int = 5,
+    rows: int = 80_000,
+    history_rows: int = 60_000,
     policies: Sequence[str] = (),
     spec: Annotated[Mapping[str, Any] | None, Parameter(parse=False)] = None,
-    resume: bool = False,
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -152,7 +177,6 @@ def experiment_labels(
         history_rows: about how many exposures the history has.
         policies: names (default: all). The bound always runs too.
         spec: overrides of the model's settings.
-        resume: keep the runs that ``runs.jsonl`` has. Whoever asks for it knows that they are of this code.
         workers: processes (default: one for each core); 0 runs in this one.
 
     Raises:
@@ -160,91 +184,98 @@ def experiment_labels(
     """
     for name in policies:
         policy_named(name)
-    if not worlds or not rates or seeds < 1 or len(worlds) * seeds < 2:
+    if len(worlds) < 2 or not rates or seeds < 1:
         raise SettingError(
-            f"{len(worlds)} worlds, {len(rates)} rates and {seeds} seeds give no interval", "ask for more"
+            f"{len(worlds)} worlds, {len(rates)} rates and {seeds} seeds give no interval", "ask for two worlds or more"
         )
     if rows < 16 or history_rows < 1:
         raise SettingError(f"{rows} rows after a history of {history_rows}", "ask for at least 16 after at least 1")
     for some, what in ((worlds, "worlds"), (rates, "rates"), (policies, "policies")):
         if len(set(some)) < len(some):
             raise SettingError(f"{what} {', '.join(map(str, some))}", "name each once")
-    how, started = LabelSettings.of(Settings()), time.perf_counter()
-    plan = Plan((BOUND, *(policies or REGISTRY)), seeds, rows, history_rows, how.observation_ms, dict(spec or {}))
-    done = ended_runs(out, _key) if resume else {}
-    pairs = [(world, rate) for world in worlds for rate in rates]
-    with runs_file(out, resume) as keep:
-        groups = [_group(plan, world, rate, done.keys()) for world, rate in pairs]
-        new, stretches = run_groups(groups, keep, workers, progress)
-    done |= {_key(row): row for row in new}
-    jobs = [job for pair in pairs for job in _jobs(plan, *pair)]
-    runs = [done[_key(asdict(job) | {"policy": name})] for job in jobs for name in plan.names]
-    # The oracle is one more policy. It has no start and no seed, so it stands beside both.
-    oracles = [
-        {"world": s["world"], "rate": s["rate"], "start": start, "seed": 0, "policy": ORACLE} | s["oracle"]
-        for s in stretches
-        for start in STARTS
+    began_s = time.monotonic()
+    names = tuple(policies or REGISTRY)
+    own = ((BOUND, *names), seeds, rows, history_rows, dict(spec or {}))
+    with runs_file(out) as keep:
+        runs = run_calls([(_run, (*pair, *own)) for pair in product(worlds, rates)], keep, workers, progress)
+    report = make_report(runs, names, Settings().label_policy)
+    plotted = [
+        {"inputs": row["start"], "way": f"{row['policy']}, {row['rate']}", "auc_over_bound": row["late_auc_over_bound"]}
+        | {"auc_over_bound_ci": row["late_auc_over_bound_ci"]}
+        for row in report["cells"]
+        if row["policy"] not in (BOUND, ORACLE) and row["late_auc_over_bound"] is not None
     ]
-    made = make_report([*runs, *oracles], plan.names[1:], rows, str(how.policy))
-    about = {
-        "rows_a_run": rows,
-        "worlds": len(worlds),
-        "observation_seconds": how.observation_ms / 1000,
-        "traffic": _traffic(stretches),
-    }
-    report = {"verdict": of_labels(made)} | about | made
-    run = {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - started),
-        "seconds_of_runs": round(sum(r["seconds"] for r in runs)),
-        "runs": len(runs),
-        "worlds": list(worlds),
-        "seeds": seeds,
-        "spec": OnlineModel(shop_schema(), plan.spec, 0).spec,
-    } | surroundings()
-    write_all(out, report, run, [_plot(report)], "Label policies")
+    caption = "AUC over the last quarter of the rows less that of the bound: mean and 95% interval."
+    plots = [interval_plot("auc", caption, plotted, "auc_over_bound")]
+    write_experiment(out, report, plots, "Label policies", began_s, worlds=worlds, seeds=seeds, rows=rows, spec=spec)
     return report
 
 
-def _jobs(plan: Plan, world: int, rate: float) -> list[Job]:
-    return [Job(world, f"{rate:g}/s", start, seed, plan.rows) for seed in range(plan.seeds) for start in STARTS]
+def make_report(runs: Sequence[Row], policies: Sequence[str], default: str) -> dict[str, Any]:
+    """The tables of all runs.
+
+    Args:
+        runs: rows with ``world``, ``rate`` (its name), ``start``, ``policy``, ``seed`` and :func:`figures`.
+        policies: in the order of the tables.
+        default: the policy that the verdicts are on.
+    """
+    worlds = list(dict.fromkeys(r["world"] for r in runs))
+    pooled: list[Row] = [{"policy": policy, **_closed(policy, runs, worlds)} for policy in policies]
+    cells = []
+    for rate, start in dict.fromkeys((r["rate"], r["start"]) for r in runs):
+        here = [r for r in runs if (r["rate"], r["start"]) == (rate, start)]
+        for policy in (BOUND, *policies, ORACLE):
+            row: Row = {"policy": policy, "rate": rate, "start": start}
+            for name in FIGURES:
+                row |= _interval(name, _means(here, policy, name, worlds))
+            more = _means(here, policy, "late_auc", worlds) - _means(here, BOUND, "late_auc", worlds)
+            cells.append(row | _interval("late_auc_over_bound", more))
+    whole = next((row for row in pooled if row["policy"] == default), None)
+    verdicts = [] if whole is None else [_verdict(name, whole[name], *TARGETS[name]) for name in TARGETS]
+    made = {"default": default, "verdicts": verdicts, "pooled": pooled, "cells": cells}
+    return {"verdict": of_labels(made)} | made
 
 
-def _group(plan: Plan, world: int, rate: float, done: Any) -> Group:
-    """A world at a rate: the runs that are not done."""
-
-    def runs(folder: Path, found: Mapping[str, Any]) -> list[Call]:
-        calls: list[Call] = []
-        for job in _jobs(plan, world, rate):
-            names = [n for n in plan.names if _key(asdict(job) | {"policy": n}) not in done]
-            if names:
-                calls.append((_run, (job, folder, found["history"], names, plan.spec)))
-        return calls
-
-    return Group(runs, lambda folder: (_prepare, (plan, folder, world, rate)))
+def _verdict(name: str, value: float | None, target: str, least: float, most: float) -> Row:
+    reached = None if value is None else least <= value <= most
+    return {"figure": name, "value": value, "target": target, "reached": reached}
 
 
-def _key(run: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(run[name] for name in ("world", "rate", "start", "seed", "policy", "rows"))
+def _means(runs: Sequence[Row], policy: str, name: str, worlds: Sequence[int]) -> NDArray[np.float64]:
+    """The figure of a policy in each world, a mean over its runs; NaN where it has no value. (w,)"""
+    own = [[r[name] for r in runs if (r["policy"], r["world"]) == (policy, w) and r[name] is not None] for w in worlds]
+    return np.array([np.mean(values) if values else math.nan for values in own])
 
 
-def _traffic(stretches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Means over the worlds of each rate."""
-    names = {"measured_rate": "measured_rate", "history_rows": "history", "click_rate": "click_rate"}
-    return [
-        {"rate": rate} | {name: rounded(float(np.mean([s[of] for s in own]))) for name, of in names.items()}
-        for rate in dict.fromkeys(s["rate"] for s in stretches)
-        if (own := [s for s in stretches if s["rate"] == rate])
-    ]
+def _interval(name: str, values: NDArray[np.float64]) -> dict[str, float | None]:
+    """Mean and interval over worlds that have a value; None without two of them."""
+    sound = values[np.isfinite(values)]
+    return {**interval(name, sound.tolist())} if len(sound) > 1 else {name: None, f"{name}_ci": None}
 
 
-def _plot(report: Mapping[str, Any]) -> Plot:
-    late = next(name for name in report["auc_over_bound"][0] if name.startswith("auc_") and name.endswith("+"))
-    rows = [
-        {"inputs": row["start"], "way": f"{row['policy']}, {row['rate']}", "auc_over_bound": row[late]}
-        | {"auc_over_bound_ci": row.get(f"{late}_ci", 0.0)}
-        for row in report["auc_over_bound"]
-        if row[late] is not None
-    ]
-    caption = "AUC over the last quarter of the rows less that of the bound: mean and 95% interval."
-    return interval_plot("auc", caption, rows, "auc_over_bound")
+def _closed(policy: str, runs: Sequence[Row], worlds: Sequence[int]) -> dict[str, float | None]:
+    """The module's three figures of a policy."""
+
+    def of(name: str, of_policy: str = policy) -> NDArray[np.float64]:
+        return _means(runs, of_policy, name, worlds)
+
+    wait = of("late_auc", WAIT)
+    found = _quotient("gap_closed", of("late_auc") - wait, of("late_auc", BOUND) - wait)
+    found |= _quotient("log_loss_ratio", of("early_log_loss"), of("early_log_loss", BOUND))
+    for part in ("early", "late"):
+        name = f"{part}_calibration"
+        found |= _interval(f"{name}_error", of(name) - of(name, BOUND))
+    return found
+
+
+def _quotient(name: str, top: NDArray[np.float64], bottom: NDArray[np.float64]) -> dict[str, float | None]:
+    """The quotient of two means over worlds, (w,), with its interval. Without a value where ``bottom`` is not above 0:
+    there is no gap that could be closed."""
+    drawn = np.random.default_rng(0).integers(len(top), size=(DRAWS, len(top)))  # worlds, with replacement
+    below, draws = float(bottom.mean()), bottom[drawn].mean(1)
+    value = float(top.mean()) / below if below > 0 else math.nan
+    low = high = math.nan
+    if below > 0 and (draws > 0).all():
+        low, high = np.percentile(top[drawn].mean(1) / draws, [2.5, 97.5]).tolist()
+    named = {name: value, f"{name}_low": low, f"{name}_high": high}
+    return {n: rounded(v) if math.isfinite(v) else None for n, v in named.items()}

@@ -5,172 +5,113 @@
 
     world (a seed) ──► seven days of the previous recommender ──► one model that learnt them ──┐ start "history"
           │                                                        untrained model, no counts ─┤ start "nothing"
-          └──► the next day's visits ──► each arm lives through it by itself ◄─────────────────┘
+          └──► the next day's visits ──► each arm goes through it by itself ◄──────────────────┘
 
-Arms (:mod:`experiments.recall.recallfigures`): ``new`` and ``perfect`` differ by how candidates are found and by
-nothing else; the same model ranks them and learns from what it showed. ``perfect`` has the items that the shopper truly
-likes best, so it says how much recall can bring at all beside this ranker. ``popular`` shows the most clicked items,
-``previous`` what the shop's previous recommender shows, both without a model. Each page of the day is the
-recommender's: no control group. From a start with nothing there are the catalogue and the shoppers' profiles, no count
-and an untrained model.
+Arms differ by how candidates are found and by nothing else. The same model ranks them and learns from what it showed:
 
-A run is one arm on one world from one start, in a process with one thread (:mod:`experiments.recall.recallloop`).
+- ``new``: the recall that serves.
+- ``perfect``: the items that the shopper truly likes best. It says how much recall can bring beside this ranker.
+- ``popular``: the most clicked items, which the others are compared with.
+
+Each page of the day is the recommender's: no control group. From a start with nothing there are the catalogue and the
+shoppers' profiles, no count and an untrained model. A ratio is of click rates, the arm's over that of ``popular``. Its
+interval is over worlds: Student's t on the logarithms of the worlds' ratios.
+
+A world is one call, in a process with one thread (:mod:`experiments.recall.recallloop`).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
 from msgspec import structs
+from scipy import stats
 
-from experiments.recall.recallfigures import ARMS, NEW, PERFECT, POPULAR, PREVIOUS, Tally, make_report
-from experiments.recall.recallhistory import learn_days
-from experiments.recall.recallloop import STEP_MS, DayLoop, Pupil, Recall, new_recall, perfect_recall, start_shop
+from commands.offline.intervals import rounded
+from experiments.recall.recallloop import (
+    STEP_MS,
+    DayLoop,
+    Pupil,
+    Recall,
+    learn_days,
+    new_recall,
+    perfect_recall,
+    popular_recall,
+    start_shop,
+)
 from experiments.recall.recallshop import RecallShop, params_of
-from experiments.runs import Call, Group, Row, ended_runs, run_groups, runs_file
+from experiments.runs import Row, run_calls, runs_file, write_experiment
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from learner.training.trainer import BATCH_ROWS
 from millrace.basics.errors import SettingError
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
-from millrace.reports import surroundings, write_all
-from millrace.versions.image import Image, below
 from simulator.daylog import day_table, parse_day
 from simulator.params import DEFAULT
 from simulator.world import World
 
 STARTS = ("history", "nothing")
-RECALLS: Mapping[str, Callable[[RecallShop], Recall]] = {NEW: new_recall, PERFECT: perfect_recall}
-"""The arms with a model."""
-SEEDS, USERS, HISTORY_DAYS = 5, 1500, 7
+NEW, PERFECT, POPULAR = "new", "perfect", "popular"
+ARMS: Mapping[str, Callable[[RecallShop], Recall]] = {
+    NEW: new_recall,
+    PERFECT: perfect_recall,
+    POPULAR: popular_recall,
+}
 FIRST_DAY = parse_day("2026-03-02")
 """The history's first day, a Monday."""
 LARGE = 20_000
-"""Items beyond which state is brought up to date less often."""
+"""Items beyond which state is brought up to date less often: each step sorts the catalogue."""
 WIDTH = 32
 """Of the retrieval head, as the role `learn` has it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How large a run is; runs of another scale are other runs."""
-
-    users: int = USERS
-    items: int = 0  # on sale at a time, about; 0: the default world's
-    days: int = HISTORY_DAYS  # of history
-    candidates: int = Settings().candidates
-
-    def world(self, seed: int) -> World:
-        return World(seed, self.users, params_of(self.items) if self.items else DEFAULT)
-
-    @property
-    def step_ms(self) -> int:
-        """How often state is brought up to date. Each step sorts the catalogue anew, which a large one makes long."""
-        return STEP_MS if self.items <= LARGE else 5 * STEP_MS
-
-    @property
-    def number(self) -> int:
-        """The day that is lived through."""
-        return FIRST_DAY + self.days
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One run."""
-
-    seed: int
-    start: str
-    arm: str
-    scale: Scale
-
-
-# -- in a worker ---------------------------------------------------------------------------------------------
-
-
-def _spec(spec: Mapping[str, Any], head: bool) -> dict[str, Any]:
-    return {"retrieval_width": WIDTH if head else 0, **spec}
-
-
-def _prepare(folder: Path, seed: int, scale: Scale, spec: Mapping[str, Any]) -> None:
-    """Writes the model that learnt a world's history."""
-    world = scale.world(seed)
-    tables = [day_table(world, FIRST_DAY + k) for k in range(scale.days)]
+def _run(seed: int, users: int, items: int, days: int, candidates: int, spec: Mapping[str, Any]) -> list[Row]:
+    """The figures of all arms on one world, from both starts."""
+    schema = shop_schema()
+    world = World(seed, users, params_of(items) if items else DEFAULT)
+    settings = structs.replace(Settings(), candidates=candidates)
+    step_ms = STEP_MS if items <= LARGE else 5 * STEP_MS
+    spec, number = {"retrieval_width": WIDTH, **spec}, FIRST_DAY + days
+    out = []
     with threads(1):
-        model = learn_days(OnlineModel(shop_schema(), _spec(spec, True), seed), tables)
-    image, training = model.snapshot()
-    named: dict[str, Any] = {f"image:{name}": array for name, array in image.tensors().items()}
-    np.savez(_model_path(folder), **named | {f"training:{name}": array for name, array in training.items()})
-
-
-def _model_path(folder: Path) -> Path:
-    return folder / "model.npz"
-
-
-def _run(folder: Path, job: Job, spec: Mapping[str, Any]) -> list[Row]:
-    """The figures of one run."""
-    clock = time.perf_counter()
-    scale, world = job.scale, job.scale.world(job.seed)
-    with threads(1):
-        found = _previous(world, scale) if job.arm == PREVIOUS else _arm(folder, job, world, spec)
-    return [_facts(job) | {"seconds": round(time.perf_counter() - clock, 1)} | found]
-
-
-def _arm(folder: Path, job: Job, world: World, spec: Mapping[str, Any]) -> dict[str, Any]:
-    scale, history = job.scale, job.start == "history"
-    settings = structs.replace(Settings(), candidates=scale.candidates)
-    days = [day_table(world, FIRST_DAY + k) for k in range(scale.days)] if history else []
-    shop = start_shop(world, settings, scale.number, days)
-    if job.arm == POPULAR:
-        return DayLoop(world, shop, scale.number, settings, None, None, scale.step_ms).play()
-    model = OnlineModel(shop_schema(), _spec(spec, job.arm == NEW), job.seed)
-    if history:
-        with np.load(_model_path(folder)) as file:
-            arrays = dict(file)
-        model.resume(Image.of_tensors(below("image:", arrays)), below("training:", arrays))
-    pupil = Pupil(model, BATCH_ROWS)
-    pupil.renew(shop)
-    return DayLoop(world, shop, scale.number, settings, RECALLS[job.arm](shop), pupil, scale.step_ms).play()
-
-
-def _previous(world: World, scale: Scale) -> dict[str, Any]:
-    """The previous recommender's day, from its log."""
-    table = day_table(world, scale.number)
-    requests = table["request_id"].to_numpy(zero_copy_only=False)
-    tally = Tally(world.visits(scale.number).n)
-    first = np.flatnonzero(np.r_[True, requests[1:] != requests[:-1]])
-    user, chance = table["user_id"].to_numpy() - 1, table["p_true"].to_numpy().astype(np.float64)
-    clicked, bought = table["click"].to_numpy() == 1, table["purchase_ms"].is_valid().to_numpy()
-    for view, (a, b) in enumerate(zip(first.tolist(), [*first[1:].tolist(), len(requests)], strict=True)):
-        tally.page(view, int(user[a]), clicked[a:b], chance[a:b], int(bought[a:b].sum()), [PREVIOUS] * (b - a))
-    return tally.figures()
-
-
-# -- the experiment ------------------------------------------------------------------------------------------
+        for start in STARTS:
+            tables = [day_table(world, FIRST_DAY + k) for k in range(days)] if start == "history" else []
+            model = OnlineModel(schema, spec, seed)
+            state = (learn_days(model, tables) if tables else model).snapshot()
+            for arm, recall_of in ARMS.items():
+                clock = time.perf_counter()
+                shop = start_shop(world, settings, number, tables)
+                model = OnlineModel(schema, spec, seed)
+                model.resume(*state)
+                pupil = Pupil(model, BATCH_ROWS)
+                pupil.renew(shop)
+                found = DayLoop(world, shop, number, settings, recall_of(shop), pupil, step_ms).play()
+                took = round(time.perf_counter() - clock, 1)
+                out.append({"seed": seed, "start": start, "arm": arm, "seconds": took} | found)
+    return out
 
 
 def experiment_recall(
     out: Path,
     *,
-    seeds: int = SEEDS,
+    seeds: int = 5,
     seed: int = 0,
-    users: int = USERS,
+    users: int = 1500,
     items: int = 0,
-    days: int = HISTORY_DAYS,
+    days: int = 7,
     candidates: int = Settings().candidates,
     spec: Annotated[Mapping[str, Any] | None, Parameter(parse=False)] = None,
-    resume: bool = False,
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Compare recall with a perfect one and with pages of the most clicked items, in closed loop, with the same luck.
+    """Compare recall with a perfect one and with the most clicked items, in closed loop, with the same luck.
 
     Args:
         out: folder for the report.
@@ -181,7 +122,6 @@ def experiment_recall(
         days: of history.
         candidates: of each page.
         spec: overrides of the model's settings.
-        resume: keep the runs that ``runs.jsonl`` has. Whoever asks for it knows that they are of this code.
         workers: processes (default: one for each core); 0 runs in this one.
 
     Raises:
@@ -190,54 +130,66 @@ def experiment_recall(
     if min(seeds, users, days) < 1 or min(seed, items) < 0:
         what = f"{seeds} worlds from seed {seed}, {users} users, {items} items, {days} days of history"
         raise SettingError(what, "ask for at least one world, user and day, and for nothing below 0")
-    scale, own = Scale(users, items, days, candidates), dict(spec or {})
-    worlds = range(seed, seed + seeds)
-    jobs = [Job(world, start, arm, scale) for world in worlds for start in STARTS for arm in ARMS]
-    started = time.perf_counter()
-    done = ended_runs(out, _key) if resume else {}
-    todo = [job for job in jobs if _key(_facts(job)) not in done]
-    groups = [_group(own_jobs, own) for w in worlds if (own_jobs := [job for job in todo if job.seed == w])]
-    with runs_file(out, resume) as keep:
-        done |= {_key(row): row for row in run_groups(groups, keep, workers, progress)[0]}
-    runs = [done[_key(_facts(job))] for job in jobs]
-    made = make_report(runs)
-    about = {
-        "worlds": seeds,
-        "users_a_day": users,
-        "candidates_a_page": candidates,
-        "history_days": days,
-        "seconds_between_updates": scale.step_ms // 1000,
-    }
-    report = {"verdict": " ".join(made["verdicts"])} | about | made
-    run = {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - started),
-        "seconds_of_runs": round(sum(r["seconds"] for r in runs)),
-        "runs": len(runs),
-        "seeds": list(worlds),
-        "recall": Settings().recall,
-        "spec": OnlineModel(shop_schema(), _spec(own, True), 0).spec,
-    } | surroundings()
-    write_all(out, report, run, [], "Recall in closed loop")
+    began_s = time.monotonic()
+    scale = {"users": users, "items": items, "days": days, "candidates": candidates, "spec": dict(spec or {})}
+    with runs_file(out) as keep:
+        calls = [(_run, (world, *scale.values())) for world in range(seed, seed + seeds)]
+        runs = run_calls(calls, keep, workers, progress)
+    report = make_report(runs)
+    write_experiment(out, report, [], "Recall in closed loop", began_s, first_seed=seed, **scale)
     return report
 
 
-def _group(jobs: Sequence[Job], spec: Mapping[str, Any]) -> Group:
-    """A world's runs; its history is learnt first where one of them begins with it."""
-
-    def runs(folder: Path, _: Any) -> list[Call]:
-        return [(_run, (folder, job, spec)) for job in jobs]
-
-    def prepare(folder: Path) -> Call:
-        return _prepare, (folder, jobs[0].seed, jobs[0].scale, spec)
-
-    learns = any(job.start == "history" and job.arm in RECALLS for job in jobs)
-    return Group(runs, prepare if learns else None)
+# -- all worlds ----------------------------------------------------------------------------------------------
 
 
-def _facts(job: Job) -> dict[str, Any]:
-    return {"seed": job.seed, "start": job.start, "arm": job.arm} | asdict(job.scale)
+def make_report(runs: Sequence[Row]) -> dict[str, Any]:
+    """A row for each start and arm, and a verdict. ``runs``: seed, start, arm, exposures, clicks."""
+    of = {(r["seed"], r["start"], r["arm"]): r for r in runs}
+    seeds, starts = (list(dict.fromkeys(r[name] for r in runs)) for name in ("seed", "start"))
+    arms: list[Row] = []
+    for start in starts:
+        for arm in ARMS:
+            pairs = [(of[s, start, arm], of[s, start, POPULAR]) for s in seeds]
+            rates = [run["clicks"] / run["exposures"] for run, _ in pairs]
+            row = {"start": start, "arm": arm, "worlds": len(seeds), "click_rate": rounded(float(np.mean(rates)))}
+            arms.append(row | over_worlds([_ratio(run, base) for run, base in pairs]))
+    return {"verdict": " ".join(_verdict(start, arms) for start in starts), "arms": arms}
 
 
-def _key(run: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(run[name] for name in ("seed", "start", "arm", "users", "items", "days", "candidates"))
+def _ratio(run: Row, base: Row) -> float:
+    """The click rate of an arm over that of the base. Raises ValueError where the two had not the same pages."""
+    if run["exposures"] != base["exposures"]:
+        raise ValueError(f"{run['exposures']} exposures cannot be compared with {base['exposures']}: not the same day")
+    return run["clicks"] / base["clicks"] if base["clicks"] else math.nan
+
+
+def over_worlds(ratios: Sequence[float]) -> dict[str, float | None]:
+    """The geometric mean of worlds' ratios with its interval, which for one world is that ratio alone. None where an
+    arm had no click at all."""
+    if not all(0 < r < math.inf for r in ratios):
+        return {"ratio": None, "ratio_low": None, "ratio_high": None}
+    logs = np.log(ratios)
+    mean = float(logs.mean())
+    half = float(stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))) if len(logs) > 1 else 0.0
+    found = {"ratio": mean, "ratio_low": mean - half, "ratio_high": mean + half}
+    return {name: rounded(math.exp(value)) for name, value in found.items()}
+
+
+def _verdict(start: str, arms: Sequence[Row]) -> str:
+    own = {row["arm"]: row for row in arms if row["start"] == start}
+    ratio, low, high, worlds = (own[NEW][name] for name in ("ratio", "ratio_low", "ratio_high", "worlds"))
+    if ratio is None:
+        return f"Start with {start}: an arm had no click, so there is no ratio; ask for more users."
+    if worlds < 2:
+        how = "one world alone, so no interval over worlds"
+    else:
+        found = "better" if low > 1 else "worse" if high < 1 else "no clear difference"
+        how = f"95% over {worlds} worlds {low:.3f} to {high:.3f}: {found}"
+    best = own[PERFECT]["ratio"]
+    most = "" if best is None else f" A perfect recall under the same ranker has {best:.3f} times."
+    rates = ", ".join(f"{arm} {row['click_rate']:.4f}" for arm, row in own.items())
+    return (
+        f"Start with {start}: recall's click rate over a day is {ratio:.3f} times that of the most clicked items"
+        f" ({how}).{most} Click rates: {rates}."
+    )

@@ -24,25 +24,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.parts.bench_fields import DIM, FIELDS, as_samples, schema
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from learner.ranker.snapshot_slices import Part
 from learner.role.learner_warmup import warm_up
 from learner.serving.serving_model import ServingModel
-from millrace.contracts.samples import SampleBatch
+from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.schema import Schema, parse_schema
 from millrace.processes.resident_memory import measured_bytes
 from millrace.versions.modelstore import Image, TableRows
 
-ROWS = 5_000_000
+FIELDS, DIM = 30, 16
 SLICE = 100_000
 BATCH = 512  # what the learner's service takes at most
-SNAPSHOT_S = 20.0  # a snapshot's slices are spread over so long
 NOW_MIN = 28_333_333  # event time of the batches, in minutes
 GROWTH = 1.4  # rows are added until there are so many times more: beyond where the index doubles
 
 _TABLE = f"w{DIM}"
 _TURNS = 8  # batches made; they are learnt from again and again
+
+
+def schema() -> Schema:
+    fields = "".join(f'[[fields]]\nname = "f{i}"\nof = "context"\n' for i in range(FIELDS))
+    return parse_schema(f'name = "bench"\n{fields}')
+
+
+def as_samples(cat: NDArray[np.int64], y: NDArray[np.float32]) -> SampleBatch:
+    kind = np.where(y > 0, POSITIVE, NEGATIVE).astype(np.uint8)
+    return SampleBatch.of_rows(kind, np.full(len(y), 1_700_000_000_000), cat, np.zeros((len(y), 0), np.float32))
 
 
 def ids_of(rows: int) -> NDArray[np.int64]:
@@ -98,10 +107,9 @@ def table_bytes(rows: int, record: int) -> int:
 # -- snapshots beside learning ----------------------------------------------------------------------------------------
 
 
-def snapshot_holds_up(rows: int = ROWS, seconds: float = SNAPSHOT_S, slices: int = SLICE) -> dict[str, float]:
-    """How long the calls of a snapshot in slices hold learning up, in ms: the longest of a slice and the last part,
-    its 99th percentile, and the longest by the thread's CPU time, which other processes do not lengthen; for comparison
-    the median batch between them. A slice is taken as often as spreads them over ``seconds``, a delta once a second."""
+def snapshot_holds_up(rows: int, seconds: float) -> float:
+    """The longest time, in ms, for which a call of a snapshot in slices holds learning up. A slice is taken as often as
+    spreads them over ``seconds``, a delta once a second."""
     with threads(1):
         model, state = blank(rows)
         model.resume(made_up(rows, state))
@@ -110,32 +118,26 @@ def snapshot_holds_up(rows: int = ROWS, seconds: float = SNAPSHOT_S, slices: int
             model.learn(batch)
         model.changes()
         gc.collect()
-        held: list[tuple[float, float]] = []  # by the wall, of CPU
-        learnt: list[float] = []
-        snapshot, every = model.slices(slices), seconds / (rows / slices)
+        longest, turn, part = 0.0, 0, True
+        snapshot, every = model.slices(SLICE), seconds / (rows / SLICE)
         due = time.perf_counter()
-        publish, turn, part = due + 1, 0, True
+        publish = due + 1
         while part:
-            batch = _fresh(found, turn)
-            learnt.append(_ms(lambda batch=batch: model.learn(batch))[0])  # type: ignore[misc]
+            model.learn(_fresh(found, turn))
             turn += 1
-            if time.perf_counter() >= publish:
+            now = time.perf_counter()
+            if now >= publish:
                 model.changes()
                 publish += 1
-            if snapshot.whole or time.perf_counter() >= due:
-                parts: list[Part | None] = []
-                held.append(_ms(lambda parts=parts: parts.append(snapshot.next())))  # type: ignore[misc]
-                part = parts[0] is not None
+            if snapshot.whole or now >= due:
+                began = time.perf_counter()
+                part = snapshot.next() is not None
+                longest = max(longest, time.perf_counter() - began)
                 due += every
         model.changes()
-        held.append(_ms(snapshot.finish))
-        wall, cpu = np.array(held).T
-        return {
-            "snapshot_holds_up_ms": float(wall.max()),
-            "snapshot_holds_up_p99_ms": float(np.percentile(wall, 99)),
-            "snapshot_holds_up_cpu_ms": float(cpu.max()),
-            "batch_ms": float(np.median(learnt)),
-        }
+        began = time.perf_counter()
+        snapshot.finish()
+        return 1000 * max(longest, time.perf_counter() - began)
 
 
 def _fresh(found: list[SampleBatch], turn: int) -> SampleBatch:
@@ -147,17 +149,10 @@ def _fresh(found: list[SampleBatch], turn: int) -> SampleBatch:
     return batch
 
 
-def _ms(do: Callable[[], Any]) -> tuple[float, float]:
-    """Milliseconds by the wall, and of the thread's CPU."""
-    began, busy = time.perf_counter(), time.thread_time()
-    do()
-    return (time.perf_counter() - began) * 1e3, (time.thread_time() - busy) * 1e3
-
-
 # -- memory and loading -----------------------------------------------------------------------------------------------
 
 
-def memory(rows: int = ROWS) -> dict[str, float]:
+def memory(rows: int) -> dict[str, float]:
     """``memory_ratio`` of a learner's and of a scorer's tables when steady, and its peak while loading, both over the
     bytes of the tables; and the seconds of loading the parts of a snapshot, which are made on the way."""
     found: dict[str, float] = {}
@@ -171,50 +166,49 @@ def _learner(rows: int) -> dict[str, float]:
     with threads(1):
         model, state = blank(rows)
         found = batches(rows)
-        for batch in found:
-            model.learn(batch)
+
+        def learn() -> None:
+            for batch in found:
+                model.learn(batch)
+                model.changes()
+
+        def load() -> int:
+            model.resume(made_up(rows, state))
+            index = model.tables[_TABLE].index
+            return table_bytes(len(index), int(index.data.shape[1]))
+
+        learn()
         model.resume([state])
-        measured = _Measured()
-        model.resume(made_up(rows, state))
-        index = model.tables[_TABLE].index
-        measured.loaded(table_bytes(len(index), int(index.data.shape[1])))
-        for batch in found:
-            model.learn(batch)
-            model.changes()
-        return measured.figures("learner")
+        return _measured("learner", load, learn)
 
 
 def _scorer(rows: int) -> dict[str, float]:
     with threads(1):
         _, state = blank(rows)
-        cat, spec = batches(rows)[0].cat, spec_of(rows)
+        cat, spec, held = batches(rows)[0].cat, spec_of(rows), list[ServingModel]()
         num = np.zeros((len(cat), 0), np.float32)
         ServingModel.of(schema(), spec, state[0]).score(cat, num)
-        measured = _Measured()
-        model = ServingModel.of(schema(), spec, (image for image, _ in made_up(rows, state)), {_TABLE: rows})
-        table = model.tables[_TABLE]
-        measured.loaded(table_bytes(len(table), int(table.base.data.shape[1])))
-        model.score(cat, num)
-        return measured.figures("scorer")
+
+        def load() -> int:
+            images = (image for image, _ in made_up(rows, state))
+            held.append(ServingModel.of(schema(), spec, images, {_TABLE: rows}))
+            table = held[0].tables[_TABLE]
+            return table_bytes(len(table), int(table.base.data.shape[1]))
+
+        return _measured("scorer", load, lambda: held[0].score(cat, num))
 
 
-class _Measured:
-    """Memory and seconds from now on."""
-
-    def __init__(self) -> None:
-        gc.collect()
-        self._empty, self._began = measured_bytes(), time.perf_counter()
-        Path("/proc/self/clear_refs").write_text("5")  # lets the kernel's high-water mark begin here. Linux
-
-    def loaded(self, least: int) -> None:
-        self._seconds, self._least = time.perf_counter() - self._began, least
-        self._peak = (measured_bytes(peak=True) - self._empty) / least
-        gc.collect()
-
-    def figures(self, role: str) -> dict[str, float]:
-        steady = (measured_bytes() - self._empty) / self._least
-        return {
-            f"{role} memory_ratio": steady,
-            f"{role} memory_ratio, peak of loading": self._peak,
-            f"{role} loading_seconds": self._seconds,
-        }
+def _measured(role: str, load: Callable[[], int], use: Callable[[], object]) -> dict[str, float]:
+    """``load`` returns what its tables need at the least."""
+    gc.collect()
+    empty, began = measured_bytes(), time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")  # lets the kernel's high-water mark begin here. Linux
+    least = load()
+    seconds, peak = time.perf_counter() - began, measured_bytes(peak=True) - empty
+    gc.collect()
+    use()
+    return {
+        f"{role} memory_ratio": (measured_bytes() - empty) / least,
+        f"{role} memory_ratio, peak of loading": peak / least,
+        f"{role} loading_seconds": seconds,
+    }

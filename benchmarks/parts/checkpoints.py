@@ -1,5 +1,5 @@
-# shell
-"""What checkpoints cost: bytes written over bytes that came, bytes of a settled page, seconds of the longest replay.
+# core
+"""What checkpoints cost: bytes written over bytes that came.
 
 ::
 
@@ -11,24 +11,19 @@
 The pages are the simulated shop's, with the features that they would have had, some hundred different ones. They come
 again under other requests, at other times. Clicks come as in the stream's benchmark (:mod:`benchmarks.stream`): a
 tenth of the exposures, after 22 seconds in the median, half a percent of them after the attribution window. Nothing
-reads the wall clock but what is measured in seconds.
+reads the wall clock.
 """
 
 from __future__ import annotations
 
-import gc
-import time
-import tracemalloc
-import uuid
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import fsspec
 import numpy as np
 import pyarrow as pa
-import zstandard
 
 from benchmarks.tools.traffic import HOUR, T0, make
 from commands.replay.logfeatures import LogRows
@@ -42,7 +37,7 @@ from simulator.daylog import day_table
 from simulator.world import World
 from stream.partition.journal import Journal
 from stream.partition.partition import InputMessage, Partition, Policy
-from stream.partition.partition_checkpoint import LEVEL, CheckpointStore
+from stream.partition.partition_checkpoint import CheckpointStore
 
 POOL = 400
 """Different pages. Between two of the same in one base lie some minutes of traffic."""
@@ -76,23 +71,16 @@ def pool(items: int, pages: int = POOL, seed: int = 0) -> list[Impression]:
 class Hands:
     """A partition as a worker drives it: takes, recalls, publishes, checkpoints."""
 
-    def __init__(self, pages: Sequence[Impression], pages_a_second: float, seed: int = 0) -> None:
-        self.pages, self._an_hour, self._seed = pages, round(3600 * pages_a_second), seed
-        self.came = 0  # pages
-        self.topic: dict[int, bytes] = {}  # impressions by offset, which Kafka would hold
+    def __init__(self, folder: Path, pages: Sequence[Impression], pages_a_second: float) -> None:
+        self.pages, self._an_hour = pages, round(3600 * pages_a_second)
+        self.topic: dict[int, bytes] = {}  # page logs by offset, which Kafka would hold
         self._coming: list[tuple[int, InputMessage]] = []  # by event time
         self._hours, self._offsets = 0, {EVENTS: 0, IMPRESSIONS: 0}
-        self.url = f"memory://checkpoints-{uuid.uuid4().hex}"
-        self.store = CheckpointStore(self.url)
-        loaded = self.store.load(self.fresh())
+        loaded = CheckpointStore(str(folder)).load(Partition(0, shop_schema(), Policy.of(Settings()), settles=True))
         self.partition, self.line = loaded.partition, loaded.line
         self.partition.journal = Journal()
         self.arrived = self.bases = self.checkpoints = 0
         self.now_ms = T0
-
-    def fresh(self) -> Partition:
-        """A new partition."""
-        return Partition(0, shop_schema(), Policy.of(Settings()), settles=True)
 
     def play(self, seconds: float) -> None:
         """Takes what comes in so many seconds of event time."""
@@ -106,7 +94,7 @@ class Hands:
         """What comes until now, made an hour at a time."""
         while T0 + self._hours * HOUR < self.now_ms:
             n, hour = self._an_hour, self._hours
-            made = make(shop_schema(), n, 1, 1, 1.0, self._seed + hour, T0 + hour * HOUR, hour * n, self.pages)
+            made = make(shop_schema(), n, 1, 1, 1.0, hour, T0 + hour * HOUR, hour * n, self.pages)
             self._coming = sorted([*self._coming, *zip(made.message_ms, made.messages, strict=True)], key=itemgetter(0))
             self._hours += 1
         due = bisect_left(self._coming, self.now_ms, key=itemgetter(0))
@@ -114,133 +102,46 @@ class Hands:
             offset = self._offsets[message.topic]
             self._offsets[message.topic] += 1
             if message.topic == IMPRESSIONS:
-                self.came += 1
                 self.topic[offset] = message.raw
             yield message._replace(offset=offset)
         del self._coming[:due]
 
-    def quiet(self) -> None:
-        """What was still to come this hour never comes."""
-        self._coming.clear()
-
-    def save(self, base: bool | None = None) -> None:
-        """A checkpoint; ``base``: with or without one, None: as is due."""
+    def save(self) -> None:
+        """A checkpoint, with a base where one is due."""
         journal = self.partition.journal
         assert journal is not None
         entries, arrived, read = journal.cut()
-        due = self.line.wants_base(arrived + read, stops=False) if base is None else base
+        due = self.line.wants_base(arrived + read, stops=False)
         self.line.write(entries, self.partition.snapshot() if due else None, dict(self.partition.offsets))
         self.checkpoints += 1
         self.bases += due
         self.arrived += arrived
 
-    def close(self) -> None:
-        """Removes the files."""
-        fs, root = fsspec.core.url_to_fs(self.url)
-        fs.rm(root, recursive=True)
 
-
-def checkpoint_amplification(
-    items: int = 10,
-    pages_a_second: float = 1.0,
-    hours: float = 2.0,
-    warm_hours: float = 2.2,
-    seed: int = 0,
-    pages: list[Impression] | None = None,
-) -> dict[str, Any]:
-    """Bytes of checkpoints over bytes of messages, as they came to the partition. A checkpoint is due every
-    ``checkpoint_seconds`` of event time.
+def checkpoint_amplification(pages: Sequence[Impression], hours: float, warm_hours: float) -> dict[str, float]:
+    """Bytes of checkpoints over bytes of messages, as they came to one partition of four, a page a second. A checkpoint
+    is due every ``checkpoint_seconds`` of event time.
 
     Args:
-        items: on each page.
-        pages_a_second: of one partition. (One of four: a quarter of the loop's.)
+        pages: a pool of pages.
         hours: of event time that are measured.
         warm_hours: of event time before. After 2.1 the first pages are dropped: as many are kept from then on.
-        pages: a pool of pages; made if there is none.
 
     Returns:
-        ``checkpoint_amplification`` (bytes over bytes), ``bytes_a_second``, ``bases``, ``settled``.
+        ``checkpoint_amplification`` (bytes over bytes), ``bytes_a_second`` of all partitions, ``bases``, ``settled``.
     """
-    hands = Hands(pages or pool(items, seed=seed), pages_a_second, seed)
     every, written = Settings().checkpoint_seconds, 0
-    for part in (warm_hours, hours):
-        written, hands.arrived, hands.bases, hands.checkpoints = hands.line.written_bytes, 0, 0, 0
-        for _ in range(round(part * 3600 / every)):
-            hands.play(every)
-            hands.save()
-    written = hands.line.written_bytes - written
-    hands.close()
+    with TemporaryDirectory(prefix="millrace-checkpoints-") as folder:
+        hands = Hands(Path(folder), pages, 1.0)
+        for part in (warm_hours, hours):
+            written, hands.arrived, hands.bases, hands.checkpoints = hands.line.written_bytes, 0, 0, 0
+            for _ in range(round(part * 3600 / every)):
+                hands.play(every)
+                hands.save()
+        written = hands.line.written_bytes - written
     return {
         "checkpoint_amplification": written / hands.arrived,
-        "bytes_a_second": written / hands.checkpoints / every,
+        "bytes_a_second": Settings().partitions * written / hands.checkpoints / every,
         "bases": hands.bases,
         "settled": len(hands.partition.join.settled),
-    }
-
-
-def settled_page_bytes(
-    items: int = 10, pages: int = 3000, seed: int = 0, pool_of: list[Impression] | None = None
-) -> dict[str, Any]:
-    """Bytes that one more settled page takes: in memory (tracemalloc, everything included), in a checkpoint, and in
-    one after zstd."""
-    hands = Hands(pool_of or pool(items, seed=seed), 4.0, seed)
-    hands.partition.journal = None
-    hands.topic = _Nothing()
-    _pages(hands, pages)
-    sizes = []
-    tracemalloc.start()
-    for _ in range(2):
-        gc.collect()
-        body = hands.partition.snapshot().to_bytes()
-        packed, size = len(zstandard.ZstdCompressor(LEVEL).compress(body)), len(body)
-        del body
-        gc.collect()
-        sizes.append((tracemalloc.get_traced_memory()[0], size, packed))
-        _pages(hands, pages)
-    tracemalloc.stop()
-    hands.close()
-    memory, checkpoint, zstd = ((after - before) / pages for before, after in zip(*sizes, strict=True))
-    return {"memory": memory, "checkpoint": checkpoint, "zstd": zstd}
-
-
-class _Nothing(dict[int, bytes]):
-    """A topic that keeps nothing."""
-
-    def __setitem__(self, key: int, value: bytes) -> None: ...
-
-
-def _pages(hands: Hands, pages: int) -> None:
-    """So many pages within some minutes of event time, and silence until they are settled (and none is dropped)."""
-    last = hands.came + pages
-    while hands.came < last:
-        hands.play(10)
-    hands.quiet()
-    hands.partition.advance(hands.now_ms + 8 * 60_000)
-
-
-def replay_seconds(
-    items: int = 10, base_hours: float = 2.0, seed: int = 0, pages: list[Impression] | None = None
-) -> dict[str, Any]:
-    """How long the longest journal that is ever kept takes to be replayed, after a base of some hours of pages."""
-    hands = Hands(pages or pool(items, seed=seed), 4.0, seed)
-    for _ in range(round(base_hours * 360)):
-        hands.play(10)
-    hands.save(base=True)
-    hands.line.base_bytes = 1 << 60  # however long the journals are beside it
-    while not hands.line.wants_base(0, stops=False):
-        for _ in range(10):
-            hands.play(2)
-            hands.save(base=False)
-    size = hands.line.replay_bytes
-    best = best_cpu = float("inf")
-    for _ in range(2):
-        started, cpu = time.perf_counter(), time.process_time()
-        again = hands.store.load(hands.fresh()).partition
-        best, best_cpu = min(best, time.perf_counter() - started), min(best_cpu, time.process_time() - cpu)
-    assert again.offsets == hands.partition.offsets
-    hands.close()
-    return {
-        "replay_seconds": best,
-        "replay_cpu_seconds": best_cpu,  # for machines that are shared
-        "journal_bytes": size,
     }

@@ -7,36 +7,32 @@ nor end counts.
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.tools.bench_figures import Figure, Say, figure
+from benchmarks.tools.bench_running import RunningRole
 from benchmarks.tools.traffic import CORE_HOURS, HOUR, ITEMS, PAGE, T0, USERS, Stream, make
-from commands.loop.monitor import fetch
+from commands.loop.monitor import RoleMetrics, fetch
 from millrace.basics.errors import ServiceError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.schema import shop_schema
-from millrace.contracts.settings import Settings, load_settings
-from millrace.processes.kafka import create_topics, make_producer, wait_for_broker
-from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port, spawn, stop
+from millrace.contracts.settings import Settings
+from millrace.processes.kafka import create_topics, make_producer
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
+from millrace.processes.spawn import tail
 from millrace.processes.wall import wall_ms
 
-PAGES, ROUNDS = 8000, 3
 PATIENCE_S = 180.0
 
 
-def worker(say: Say, pages: int = PAGES, rounds: int = ROUNDS) -> list[Figure]:
-    """``kafka_worker``: the median of exposures/s over the rounds.
-
-    Raises:
-        ServiceError: broker, Redis or worker did not start, or it did not take all pages in time.
-    """
+def worker(say: Say, pages: int, rounds: int) -> list[Figure]:
+    """``kafka_worker``: the median of exposures/s over the rounds. Raises ServiceError where broker, Redis or worker
+    did not start, or it did not take all pages in time."""
     stream = make(shop_schema(), pages, USERS, ITEMS, CORE_HOURS, seed=1)
     rates = []
     for _ in range(rounds):
@@ -48,59 +44,39 @@ def worker(say: Say, pages: int = PAGES, rounds: int = ROUNDS) -> list[Figure]:
 
 def _rate(folder: Path, stream: Stream, pages: int) -> float:
     with EmbeddedBroker(folder / "broker") as broker, EmbeddedRedis(folder / "redis") as store:
-        settings = load_settings(
-            {
-                "kafka": broker.address,
-                "redis": store.address,
-                "data": str(folder / "data"),
-                "partitions": 1,
-                "clock": EventClock(wall_ms(), T0 + round(CORE_HOURS * HOUR)).encode(),
-                "metrics_port": free_port(),
-            },
-            environ={},
+        settings = Settings(
+            kafka=broker.address,
+            redis=store.address,
+            data=str(folder / "data"),
+            partitions=1,
+            clock=EventClock(wall_ms(), T0 + round(CORE_HOURS * HOUR)).encode(),
+            metrics_port=free_port(),
         )
-        wait_for_broker(settings)
         create_topics(settings)
-        _preload(settings, stream)
-        log = folder / "worker.log"
-        child = spawn(
-            [sys.executable, "-m", "commands", "run", "stream"], {**os.environ, **settings.environment()}, log
-        )
-        try:
+        with closing(make_producer(settings)) as producer:
+            for message in stream.messages:
+                producer.send(message.topic, message.raw, partition=0)
+            producer.flush()
+        with RunningRole("stream", settings, settings.metrics_port or 0, folder, "/metrics") as role:
             # The last look at which there was nothing, then each that found more.
             seen, deadline = [(time.monotonic(), 0.0)], time.monotonic() + PATIENCE_S
-            while time.monotonic() < deadline and child.poll() is None:
+            while seen[-1][1] < pages:
+                if time.monotonic() > deadline:
+                    what = f"the worker took {seen[-1][1]:.0f} of {pages} pages ({tail(role.log_path)})"
+                    raise ServiceError(what, f"see {role.log_path}")
                 time.sleep(0.1)
                 done = _pages_done(settings.metrics_port or 0)
                 if done > seen[-1][1]:
                     seen.append((time.monotonic(), done))
                 elif len(seen) == 1:
                     seen = [(time.monotonic(), 0.0)]
-                if done >= pages:
-                    times, marks = zip(*seen, strict=True)
-                    took = float(np.interp(0.9 * pages, marks, times) - np.interp(0.1 * pages, marks, times))
-                    return 0.8 * pages * PAGE / took
-            raise ServiceError(f"the worker took {seen[-1][1]:.0f} of {pages} pages", log.read_text()[-500:])
-        finally:
-            stop(child)
-
-
-def _preload(settings: Settings, stream: Stream) -> None:
-    producer = make_producer(settings)
-    for message in stream.messages:
-        producer.send(message.topic, message.raw, partition=0)
-    producer.flush()
-    producer.close()
+            times, marks = zip(*seen, strict=True)
+            took = float(np.interp(0.9 * pages, marks, times) - np.interp(0.1 * pages, marks, times))
+            return 0.8 * pages * PAGE / took
 
 
 def _pages_done(port: int) -> float:
-    try:
-        text = fetch(f"http://127.0.0.1:{port}/metrics", 5.0)
-    except OSError:
-        return 0.0
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == "millrace_events_total" and sample.labels.get("type") == "exposure"
-    )
+    role = RoleMetrics()
+    with suppress(OSError):
+        role.update(fetch(f"http://127.0.0.1:{port}/metrics", 5.0))
+    return role.total("millrace_events_total", type="exposure")

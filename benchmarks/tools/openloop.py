@@ -6,32 +6,32 @@ everybody else would have waited ("coordinated omission": Schroeder et al., "Ope
 times come from a Poisson process, and a latency counts from the *intended* time: it holds what the request waited for
 a connection, and how late this process was.
 
-It is a process of its own (``python -m benchmarks.tools.openloop``, a :class:`Plan` in, an :class:`Outcome` out, both
-JSON), with one thread, one selector and plain sockets: a request costs it less than a tenth of a millisecond.
+It asks a scorer for pages, or sends an intake ``size`` clicks of as many users at a time. It is a process of its own
+(``python -m benchmarks.tools.openloop``, a :class:`Plan` in, an :class:`Outcome` out, both JSON), with one thread and
+plain sockets.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import selectors
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
-from select import select
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 
 from millrace.basics.errors import ServiceError
+from millrace.contracts.events import Click, to_json
 
 MOST_CONNECTIONS = 256
 _HEAD_END = b"\r\n\r\n"
-_READ_BYTES = 1 << 18
+_HOST = "127.0.0.1"
+_ITEMS = 5000
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -43,12 +43,10 @@ class Plan(Struct, frozen=True, kw_only=True):
     seed: int
     prefix: str  # of the request ids: "<prefix>-<number>"
     users: int  # user ids are drawn from 1 to this
-    size: int  # items a page
-    path: str = "/recommend"
+    size: int  # items a page, or events a request
+    events: bool = False  # whether requests are of events rather than for pages
     connections: int = 8  # opened before the first request, and used in turn
-    keep_every: int = 20  # of the answers, whole
     patience_s: float = 10.0  # how long an answer may take; the connection is given up then
-    host: str = "127.0.0.1"
 
 
 class Outcome(Struct, frozen=True):
@@ -59,12 +57,7 @@ class Outcome(Struct, frozen=True):
     sent_s: list[float | None]  # later than that where no connection was free; None: not sent
     done_s: list[float | None]  # None: no answer
     status: list[int]  # 0: no answer
-    bytes: list[int]  # of the answer's body
-    whole: list[bool]  # its own request id, as many items as were asked for
-    noted: list[bool]  # the answer has notes
-    versions: list[int]  # model version of the answer; -1: none
-    kept: dict[str, str]  # request id -> body of every `keep_every`-th answer
-    cpu_s: float  # of this process, from the first request to the last answer
+    whole: list[bool]  # its own request id and as many items as were asked for; or all events kept
 
 
 def schedule(rate: float, seconds: float, seed: int) -> list[float]:
@@ -75,167 +68,142 @@ def schedule(rate: float, seconds: float, seed: int) -> list[float]:
     return times
 
 
-@dataclass(slots=True, eq=False)
-class Connection:
+def event_ids(plan: Plan, request: int) -> list[str]:
+    """The ids of a request's events."""
+    return [f"{plan.prefix}-{request}-{number}" for number in range(plan.size)]
+
+
+def requests_of(plan: Plan, n: int) -> list[bytes]:
+    """The plan's first n requests."""
+    draw = np.random.default_rng([plan.seed, 1])
+    if plan.events:
+        bodies = [_events(plan, i, draw) for i in range(n)]
+    else:
+        users = draw.integers(1, plan.users + 1, n).tolist()
+        asked = ({"user_id": u, "size": plan.size, "request_id": f"{plan.prefix}-{i}"} for i, u in enumerate(users))
+        bodies = [msgspec.json.encode(one) for one in asked]
+    path = "/events" if plan.events else "/recommend"
+    head = f"POST {path} HTTP/1.1\r\nHost: {_HOST}\r\nContent-Type: application/json\r\nContent-Length: "
+    return [f"{head}{len(body)}\r\n\r\n".encode() + body for body in bodies]
+
+
+def _events(plan: Plan, i: int, draw: np.random.Generator) -> bytes:
+    users = draw.integers(1, plan.users + 1, plan.size).tolist()
+    items = draw.integers(1, _ITEMS + 1, plan.size).tolist()
+    clicks = [
+        # The intake fills in the time, as it does for most shops.
+        to_json(Click(id, f"page-{i}", 1, user, item, 0)).replace(b'"ts_ms":1,', b"")
+        for id, user, item in zip(event_ids(plan, i), users, items, strict=True)
+    ]
+    return clicks[0] if plan.size == 1 else b"[" + b",".join(clicks) + b"]"
+
+
+def is_whole(plan: Plan, i: int, body: bytes) -> bool:
+    """Whether an answer is the one that request i asked for."""
+    if plan.events:
+        return f'"kept":{plan.size},'.encode() in body
+    return body.count(b'"item_id":') == plan.size and f'"{plan.prefix}-{i}"'.encode() in body
+
+
+class _Connection(asyncio.Protocol):
     """A connection, and the request that waits for its answer on it."""
 
-    socket: socket.socket
-    asks: int = -1  # number of the request on it
-    read: bytearray = field(default_factory=bytearray)
-    awaited: int = -1  # bytes of head and body; -1: the head has not come whole
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self._read, self._answer = bytearray(), asyncio.get_running_loop().create_future()
+
+    async def ask(self, request: bytes) -> bytes:
+        """The whole answer. Raises OSError where the connection ends before."""
+        self._answer = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        return bytes(await self._answer)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._read += data
+        head = self._read.find(_HEAD_END)
+        if head >= 0 and len(self._read) >= head + len(_HEAD_END) + _length(bytes(self._read[:head])):
+            whole = bytes(self._read)
+            self._read.clear()
+            if not self._answer.done():
+                self._answer.set_result(whole)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(ConnectionResetError("no answer"))
+            self._answer.exception()  # whoever waits has it; nobody may
 
 
 class Run:
-    """One run of a plan. What is asked, and which answer is whole, is a page's here; others override both."""
+    """One run of a plan."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        due = schedule(plan.rate, plan.seconds, plan.seed)
-        n = len(due)
-        users = np.random.default_rng([plan.seed, 1]).integers(1, plan.users + 1, n).tolist()
-        self.requests = [self._request(i, user) for i, user in enumerate(users)]
-        self.selector = selectors.DefaultSelector()
-        self.free: deque[Connection] = deque()
-        self.busy: dict[int, Connection] = {}  # by request, oldest first
-        self.waiting: deque[int] = deque()
-        for _ in range(plan.connections):
-            self.free.append(self._open())
-        self.due = due
+        self.plan, self.due = plan, schedule(plan.rate, plan.seconds, plan.seed)
+        n = len(self.due)
+        self.requests = requests_of(plan, n)
+        self._free: deque[_Connection] = deque()
         self.seen: list[float | None] = [None] * n
         self.sent: list[float | None] = [None] * n
         self.done: list[float | None] = [None] * n
-        self.status, self.bytes, self.versions = [0] * n, [0] * n, [-1] * n
-        self.whole, self.noted = [False] * n, [False] * n
-        self.kept: dict[str, str] = {}
-        self.left = n
-
-    def _request(self, i: int, user: int) -> bytes:
-        plan = self.plan
-        body = msgspec.json.encode({"user_id": user, "size": plan.size, "request_id": f"{plan.prefix}-{i}"})
-        head = (
-            f"POST {plan.path} HTTP/1.1\r\nHost: {plan.host}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        )
-        return head.encode() + body
+        self.status, self.whole = [0] * n, [False] * n
 
     def run(self) -> Outcome:
-        plan, n, following = self.plan, len(self.due), 0
-        began, cpu_s = time.monotonic(), time.process_time()
-        self.due = [began + at for at in self.due]
-        ready = [self.selector.fileno()] if isinstance(self.selector, selectors.EpollSelector) else None
-        last_s = self.due[-1] + plan.patience_s if n else began
-        while self.left:
-            now = time.monotonic()
-            while following < n and self.due[following] <= now:
-                self.seen[following] = now
-                self.waiting.append(following)
-                following += 1
-            while self.waiting and self._send(self.waiting[0]):
-                self.waiting.popleft()
-            self._give_up(now)
-            if now > last_s:
-                break
-            pause = max(0.0, min(self.due[following] if following < n else last_s, now + 0.1) - time.monotonic())
-            if ready:  # select() takes microseconds where epoll rounds up to milliseconds
-                pause = 0.0 if select(ready, [], [], pause)[0] else -1.0
-            for key, _ in self.selector.select(pause) if pause >= 0 else ():
-                self._take(key.data)
-        for connection in [*self.free, *self.busy.values()]:
-            connection.socket.close()
-        self.selector.close()
-        return Outcome(
-            self.due, self.seen, self.sent, self.done, self.status, self.bytes, self.whole, self.noted, self.versions,
-            self.kept, time.process_time() - cpu_s,
-        )  # fmt: skip
+        """Asks as planned, and returns when every request has its answer or was given up. Raises OSError where nothing
+        listens there."""
+        # select() keeps time to microseconds, where epoll rounds up to milliseconds.
+        loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(self._run())
+        return Outcome(self.due, self.seen, self.sent, self.done, self.status, self.whole)
 
-    def _open(self) -> Connection:
-        connected = socket.create_connection((self.plan.host, self.plan.port), self.plan.patience_s)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connected.setblocking(False)
-        connection = Connection(connected)
-        self.selector.register(connected, selectors.EVENT_READ, connection)
+    async def _run(self) -> None:
+        self._free.extend([await self._open() for _ in range(self.plan.connections)])
+        self._room = asyncio.Semaphore(MOST_CONNECTIONS)
+        began = time.monotonic()
+        self.due = [began + at for at in self.due]
+        async with asyncio.TaskGroup() as asking:
+            for i, due in enumerate(self.due):
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                self.seen[i] = time.monotonic()
+                asking.create_task(self._ask(i))
+        for connection in self._free:
+            connection.transport.close()
+
+    def _idle(self) -> _Connection | None:
+        while self._free:
+            connection = self._free.popleft()
+            if not connection.transport.is_closing():  # the server may have ended it
+                return connection
+        return None
+
+    async def _open(self) -> _Connection:
+        _, connection = await asyncio.get_running_loop().create_connection(_Connection, _HOST, self.plan.port)
         return connection
 
-    def _send(self, i: int) -> bool:
-        """Whether the request is on its way, or failed; False: no connection is free."""
-        if not self.free and len(self.busy) >= MOST_CONNECTIONS:
-            return False
-        try:
-            connection = self.free.popleft() if self.free else self._open()
-        except OSError:
-            self.left -= 1  # nobody listens: it failed
-            return True
-        self.sent[i] = time.monotonic()
-        connection.asks = i
-        self.busy[i] = connection
-        try:
-            connection.socket.send(self.requests[i])  # a few hundred bytes: an idle connection takes them whole
-        except OSError:
-            self._lose(connection)
-        return True
-
-    def _take(self, connection: Connection) -> None:
-        try:
-            data = connection.socket.recv(_READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data or connection.asks < 0:  # closed, or an answer that nobody asked for
-            self._lose(connection)
-            return
-        read = connection.read
-        read += data
-        if connection.awaited < 0:
-            head = read.find(_HEAD_END)
-            if head < 0:
+    async def _ask(self, i: int) -> None:
+        async with self._room:
+            connection = None
+            try:
+                async with asyncio.timeout(self.plan.patience_s):
+                    connection = self._idle() or await self._open()
+                    self.sent[i] = time.monotonic()
+                    answer = await connection.ask(self.requests[i])
+            except (OSError, TimeoutError):
+                if connection is not None:
+                    connection.transport.abort()
                 return
-            connection.awaited = head + len(_HEAD_END) + _length(bytes(read[:head]))
-        if len(read) >= connection.awaited:
-            self._answered(connection)
-
-    def _answered(self, connection: Connection) -> None:
-        i = connection.asks
         self.done[i] = time.monotonic()
-        raw = bytes(connection.read)
-        head, _, body = raw.partition(_HEAD_END)
-        self.status[i], self.bytes[i] = int(raw[9:12]), len(body)
-        asked = f"{self.plan.prefix}-{i}"
-        self.whole[i] = self.status[i] == 200 and self._is_whole(i, body)
-        self.noted[i] = b'"notes":[]' not in body
-        self.versions[i] = _number(body, b'"model_version":')
-        if i % self.plan.keep_every == 0 and self.whole[i]:
-            self.kept[asked] = body.decode("utf-8", "replace")
-        del self.busy[i]
-        self.left -= 1
-        connection.asks, connection.awaited = -1, -1
-        connection.read.clear()
+        head, _, body = answer.partition(_HEAD_END)
+        self.status[i] = int(head[9:12])
+        self.whole[i] = self.status[i] == 200 and is_whole(self.plan, i, body)
         if b"connection: close" in head.lower():
-            self._close(connection)
+            connection.transport.close()
         else:
-            self.free.append(connection)
-
-    def _is_whole(self, i: int, body: bytes) -> bool:
-        """Whether the answer is the one that was asked for."""
-        return body.count(b'"item_id":') == self.plan.size and f'"{self.plan.prefix}-{i}"'.encode() in body
-
-    def _give_up(self, now: float) -> None:
-        """Ends what has waited too long. The oldest come first."""
-        late = [c for i, c in self.busy.items() if now > (self.sent[i] or now) + self.plan.patience_s]
-        for connection in late:
-            self._lose(connection)
-
-    def _lose(self, connection: Connection) -> None:
-        if connection.asks >= 0:
-            del self.busy[connection.asks]
-            self.left -= 1
-        elif connection in self.free:
-            self.free.remove(connection)
-        self._close(connection)
-
-    def _close(self, connection: Connection) -> None:
-        self.selector.unregister(connection.socket)
-        connection.socket.close()
+            self._free.append(connection)
 
 
 def _length(head: bytes) -> int:
@@ -243,58 +211,33 @@ def _length(head: bytes) -> int:
     return int(head[found + 15 :].split(b"\r\n", 1)[0]) if found >= 0 else 0
 
 
-def _number(body: bytes, name: bytes) -> int:
-    found = body.find(name)
-    if found < 0:
-        return -1
-    digits = body[found + len(name) : found + len(name) + 20].split(b",", 1)[0].strip()
-    return int(digits) if digits.lstrip(b"-").isdigit() else -1
-
-
-def drive(plan: Plan) -> Outcome:
-    """Asks as planned, and returns when every request has its answer or was given up.
-
-    Raises:
-        OSError: nothing listens there.
-    """
-    return Run(plan).run()
-
-
 class Asking:
-    """The load generator at work, in a process of its own; :meth:`outcome` waits for its end.
+    """The load generator at work, in a process of its own; :meth:`outcome` waits for its end. ``cores``: that it is
+    bound to; None: any."""
 
-    Args:
-        module: what runs it.
-        cores: that it is bound to; None: any.
-    """
-
-    def __init__(self, plan: Plan, module: str = "benchmarks.tools.openloop", cores: set[int] | None = None) -> None:
-        self._process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def __init__(self, plan: Plan, cores: set[int] | None = None) -> None:
+        command = [sys.executable, "-m", "benchmarks.tools.openloop"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         if cores is not None:
             os.sched_setaffinity(self._process.pid, cores)
-        self._said: list[bytes] = []
-        self._waiter = threading.Thread(target=self._wait, args=(msgspec.json.encode(plan),), daemon=True)
-        self._waiter.start()
-
-    def _wait(self, plan: bytes) -> None:
-        self._said.append(self._process.communicate(plan)[0])
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(plan))
+        self._process.stdin.close()
 
     def outcome(self) -> Outcome:
-        """What came of it.
-
-        Raises:
-            ServiceError: the generator failed; its error stands above.
-        """
-        self._waiter.join()
-        if self._process.returncode or not self._said:
+        """What came of it. Raises ServiceError where the generator failed; its error stands above."""
+        assert self._process.stdout is not None
+        with self._process.stdout as out:
+            written = out.read()
+        if self._process.wait():
             raise ServiceError(f"the load generator ended with status {self._process.returncode}", "see its output")
-        return msgspec.json.decode(self._said[0], type=Outcome)
+        return msgspec.json.decode(written, type=Outcome)
 
 
 def main() -> None:
     """Reads a plan from standard input and writes the outcome to standard output."""
     plan = msgspec.json.decode(sys.stdin.buffer.read(), type=Plan)
-    sys.stdout.buffer.write(msgspec.json.encode(drive(plan)))
+    sys.stdout.buffer.write(msgspec.json.encode(Run(plan).run()))
 
 
 if __name__ == "__main__":

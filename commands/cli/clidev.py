@@ -17,10 +17,16 @@ app = cyclopts.App(name="dev", help="Benchmarks and experiments (from a checkout
 
 
 @app.command
-def bench(name: str, *, out: Path, json: Json = False) -> None:
-    """Run benchmark NAME and write its figures to OUT/report.json. From a checkout only."""
+def bench(name: str, *, out: Path, short: Annotated[bool, Parameter(negative=())] = False, json: Json = False) -> None:
+    """Run benchmark NAME and write its figures to OUT/report.json. From a checkout only.
+
+    Parameters
+    ----------
+    short
+        A small run, which shows that the benchmark works. Its figures say nothing.
+    """
     runner = checkout.module("benchmarks.runner")
-    figures = runner.bench(name, out)
+    figures = runner.bench(name, out, short)
     emit(figures, [runner.table(figures)], json)
 
 

@@ -163,13 +163,19 @@ def learn_through(
     num: NDArray[np.float32],
     samples: KnownSamples,
     batch_rows: int,
+    batch_ms: int | None = None,
 ) -> NDArray[np.float32]:
     """Scores of all n rows, (n,), each before later labels are learnt: a replay from features cat (n, F) and num (n,
-    N) that were made before, and are only read."""
+    N) that were made before, and are only read. ``batch_ms``: the longest time that the labels of a micro-batch may
+    lie apart."""
     bias = rows.builder.schema.layout.bias_columns
-    p, scored = np.empty(rows.n, np.float32), 0
-    for start in range(0, len(samples.row), batch_rows):
-        part = slice(start, min(start + batch_rows, len(samples.row)))
+    p, scored, stop = np.empty(rows.n, np.float32), 0, 0
+    while stop < len(samples.row):
+        part = slice(stop, min(stop + batch_rows, len(samples.row)))
+        if batch_ms is not None:
+            last_ms = samples.known_ms[part.start] + batch_ms
+            part = slice(part.start, min(part.stop, int(np.searchsorted(samples.known_ms, last_ms, side="right"))))
+        stop = part.stop
         # Exposures up to the time at which the batch was complete are scored without it.
         end = int(np.searchsorted(rows.ts_ms, samples.known_ms[part.stop - 1], side="right"))
         for first in range(scored, end, batch_rows):

@@ -9,7 +9,7 @@
                                ├─► last clicks and purchases ───► the same records
                                └─► co-clicks ───────────────────► neighbours of an item
     a model's retrieval head ── publish() ─────────► tower ──► vectors of all living items, user tower
-    world ────────────────────────► births and deaths ──────────► item index ──► shelf, recall's lists
+    world ────────────────────────► births and deaths ──────────► item index ──► item table, recall's lists
 
 All parts are the classes that stream and scorer run, with one partition of events; only Kafka, Redis and threads are
 left out.
@@ -37,7 +37,6 @@ from millrace.contracts.settings import Settings
 from millrace.logs import LogTable
 from millrace.windows.affinity import clicks_a_day
 from millrace.windows.tiles import TileStore
-from scorer.catalog.itemimage import ItemImage
 from scorer.catalog.itemtable import ItemRows, ItemTable
 from scorer.feeder.primary import Primary
 from scorer.page.candidates import Recaller, Sources
@@ -48,7 +47,6 @@ from scorer.recall.nearest import Retrieval, new_tiles
 from scorer.recall.neighbours import CoClickFeed as MergedCoClicks
 from scorer.recall.neighbours import Neighbours
 from scorer.users.userrecord import KnownUser
-from simulator.catalogue import Goods, price_band
 from simulator.params import DEFAULT, Params
 from simulator.world import World, day_of
 from stream.partition.coclick_counts import EARLIER, CoClicks
@@ -62,7 +60,7 @@ LIVING_A_BIRTH = 36.9
 """Items on sale at a time for each that is born a day, at the default length of life."""
 NEVER_MS = 1 << 62
 SLICE = 65_536
-"""Rows and slots of the index that the shelf takes at a time."""
+"""Rows and slots of the index that the item table takes at a time."""
 
 
 def params_of(items: int) -> Params:
@@ -96,11 +94,7 @@ class Waiting:
 
 
 class RecallShop:
-    """See the module's text. One thread.
-
-    Args:
-        start_ms: what is on sale then is in the index from the beginning.
-    """
+    """See the module's text. One thread. ``start_ms``: what is on sale then is in the index from the beginning."""
 
     def __init__(self, world: World, schema: Schema, start_ms: int, settings: Settings | None = None) -> None:
         self.world, self.schema, self.settings = world, schema, settings or Settings()
@@ -111,13 +105,12 @@ class RecallShop:
         self.ranker = Ranker(self.builder, self.items)
         self.windows = TileStore.of(schema.windows)
         """Counts of all window keys, as the stream's partitions have them together."""
-        self.events = 0
         self._events = Waiting()
         names = schema.windows.keys
         self._of_item = np.array([k for k, key in enumerate(names) if schema.key_side(key) == "item"], np.intp)
         self._of_user = np.array([k for k, key in enumerate(names) if schema.key_side(key) == "user"], np.intp)
         self._user_keys: defaultdict[int, set[int]] = defaultdict(set)
-        self._changed: set[int] = set()  # item-side keys that the index has to be told of
+        self._changed: set[int] = set()  # item-side keys that the index does not have yet
         self._recents, self._coclicks, self._merged = Recents(), CoClicks(), MergedCoClicks()
         self._recent: dict[Id, bytes] = {}  # by user id: the field of the record
         self._ids = np.empty(0, np.int64)  # by index row
@@ -135,16 +128,19 @@ class RecallShop:
     # -- what happens -----------------------------------------------------------------------------------------
 
     def take(self, table: pa.Table) -> None:
-        """Exposures and what followed them: columns as of :func:`simulator.daylog.day_table`, in order of time. Nothing
-        counts before :meth:`live` has come to its time."""
+        """Exposures and what followed them: columns as of :func:`simulator.daylog.day_table`, in order of time."""
         log = LogTable(table, "user_id", "item_id", "click", table.num_rows, 0)
         rows = LogRows(log, self.schema)
         labels = Labels(log, self.schema, rows)
         keys = self.builder.keys(rows.columns(slice(None))[0], rows.n)
         user, item, of = table["user_id"].to_numpy() - 1, table["item_id"].to_numpy(), labels.event_row
-        self._events.put(
-            {"ms": labels.event_ms, "action": labels.event_action, "keys": keys[of], "user": user[of], "item": item[of]}
-        )
+        self.put(labels.event_ms, labels.event_action, keys[of], user[of], item[of])
+
+    def put(self, ms: I64, action: NDArray[Any] | int, keys: U64, user: I64, item: I64) -> None:
+        """Events: times (n,), actions (one or n of the schema's windows, as numbers), window keys (n, K), shoppers by
+        index (n,) and item ids (n,). Nothing counts before :meth:`live` has come to its time."""
+        actions = np.broadcast_to(np.asarray(action, np.uint8), len(ms))
+        self._events.put({"ms": ms, "action": actions, "keys": keys, "user": user, "item": item})
 
     def live(self, ts_ms: int) -> None:
         """Counts all that happened before ``ts_ms``."""
@@ -158,7 +154,6 @@ class RecallShop:
 
     def count(self, keys: U64, ts_ms: I64, action: NDArray[Any], user: I64) -> None:
         """Counts actions, (n,), in the windows of ``keys`` (n, K) of the users ``user`` (indices of shoppers)."""
-        self.events += len(keys)
         self.windows.add(keys, ts_ms, action)
         self._changed.update(np.unique(keys[:, self._of_item]).tolist())
         for k in self._of_user.tolist():
@@ -175,9 +170,9 @@ class RecallShop:
         sizes = np.zeros(len(item), np.int64)
         before: list[Any] = []  # item, time, item, time, ...
         for i, (who, item_id, ms) in enumerate(zip(user.tolist(), item.tolist(), ts_ms.tolist(), strict=True)):
-            told = self._recents.add(who + 1, what, item_id, ms, EARLIER)
-            sizes[i] = len(told) // 2
-            before += told
+            earlier = self._recents.add(who + 1, what, item_id, ms, EARLIER)
+            sizes[i] = len(earlier) // 2
+            before += earlier
         self._recent.update(self._recents.changes())
         if action == CLICK and before:
             others = column_hash(np.array(before[::2], np.int64))
@@ -201,36 +196,16 @@ class RecallShop:
         on_sale = (goods.born_ms <= ts_ms) & (ts_ms < goods.dies_ms)
         fresh = on_sale & ~np.isin(goods.item_id, self._ids)
         if fresh.any():
-            born = goods.take(fresh)
-            image = self.image(born)
-            self.index.put([image])
-            self._ids = np.concatenate([self._ids, born.item_id])
+            before = len(self._ids)
+            catalogue = self.world.catalogue
+            self.index.put(self.index.prepare(catalogue.item(goods, row)) for row in np.flatnonzero(fresh).tolist())
+            self._ids = np.concatenate([self._ids, goods.item_id[fresh]])
             own = self.index.form.own_keys.index(self._item_key)
-            self._item_keys = np.concatenate([self._item_keys, image.arrays["keys"][:, own]])
+            keys = self.index.image(before, len(self._ids)).arrays["keys"][:, own]
+            self._item_keys = np.concatenate([self._item_keys, keys])
         gone = self.index.alive & ~np.isin(self._ids, goods.item_id[on_sale])
         for item_id in self._ids[gone].tolist():
             self.index.remove(item_id)
-
-    def image(self, goods: Goods) -> ItemImage:
-        """Goods as rows of the index: what the topic ``items`` says of them."""
-        builder, parent = self.builder, self.world.catalogue.parent_of[goods.category]
-        values: dict[str, NDArray[Any]] = {
-            "item_id": goods.item_id,
-            "category": np.char.add("c", goods.category.astype(str)),
-            "parent_category": np.char.add("p", parent.astype(str)),
-            "shop_id": goods.shop + 1,
-            "price_band": price_band(goods.price_z),
-        }
-        columns = {name: builder.column(name, values[name]) for name in self.index.form.names}
-        arrays: dict[str, NDArray[Any]] = {
-            **{f"column/{name}": column for name, column in columns.items()},
-            "plain/price": goods.price.astype(np.float32),
-            "plain/min_order": goods.min_order.astype(np.float32),
-            "keys": builder.keys(columns, goods.n)[:, self.index.own_keys],
-            "born_ms": goods.born_ms,
-            "alive": np.ones(goods.n, np.bool_),
-        }
-        return ItemImage(goods.item_id.tolist(), arrays)
 
     def publish(self, tower: Tower, clicks: int) -> None:
         """Makes the next retrieval version: the vectors of all living items by ``tower``, which learnt from ``clicks``.
@@ -238,22 +213,22 @@ class RecallShop:
         Whoever has a retrieval head calls it after :meth:`renew`.
         """
         self._version += 1
-        shelf, form = self.items, self.items.form
-        rows = np.flatnonzero(shelf.alive)
-        plain = shelf.rows.plain[rows]
+        items, form = self.items, self.items.form
+        rows = np.flatnonzero(items.alive)
+        plain = items.rows.plain[rows]
         if "age_days" in form.plain_names:
             now = np.array([self.now_ms], np.int64)
-            plain[:, form.plain_names.index("age_days")] = self.builder.age_days(now, shelf.rows.born_ms[rows])
-        vectors = tower.item_vectors(shelf.rows.cat[rows], plain)
+            plain[:, form.plain_names.index("age_days")] = self.builder.age_days(now, items.rows.born_ms[rows])
+        vectors = tower.item_vectors(items.rows.cat[rows], plain)
         tiles = new_tiles(len(rows), vectors.shape[1])
         nearestkernels.lay(vectors, np.arange(len(rows)), tiles)
-        at = np.full(len(shelf), -1, np.int32)
+        at = np.full(len(items), -1, np.int32)
         at[rows] = np.arange(len(rows))
         user = UserTower.of_arrays(tower.user_arrays())
         self.retrieval = Retrieval((1, self._version), clicks, rows.astype(np.int32), tiles, at, user)
 
     def renew(self, ts_ms: int) -> None:
-        """Brings index, shelf, lists, retrieval version and neighbours up to ``ts_ms``."""
+        """Brings index, item table, lists, retrieval version and neighbours up to ``ts_ms``."""
         self.now_ms = ts_ms
         self.births_and_deaths(ts_ms)
         self._changed.discard(0)
@@ -272,25 +247,11 @@ class RecallShop:
 
     # -- recall -------------------------------------------------------------------------------------------------
 
-    def recall(self, user: KnownUser, ts_ms: int, size: int, seed: int) -> tuple[ItemRows, NDArray[np.uint8]]:
-        """Candidates of the recall that serves, with the source of each; without those that left the shop since."""
+    def recall(self, user: KnownUser, ts_ms: int, size: int, seed: int) -> ItemRows:
+        """Candidates of the recall that serves; without those that left the shop since."""
         sources = Sources(self.lists, self.retrieval, self.neighbours)
-        found = self.recaller.page(sources, user, ts_ms, size, 0, seed)
-        alive = self.items.alive[found.rows]
-        return found.rows[alive], found.sources[alive]
-
-    def query_of(self, user: KnownUser, ts_ms: int) -> NDArray[np.float32]:
-        """A user's vector by the present retrieval version. (W,)
-
-        Raises:
-            ValueError: there is no version yet.
-        """
-        if self.retrieval is None:
-            raise ValueError("no retrieval version yet; publish one")
-        clicks = [past for past in user.recent.clicks if past.ts_ms < ts_ms]
-        rows = self.items.rows_of([past.item_id for past in clicks])
-        ages = ts_ms - np.array([past.ts_ms for past in clicks], np.int64)
-        return self.retrieval.query(self.ranker.user_ids(user), rows, ages)
+        rows = self.recaller.page(sources, user, ts_ms, size, 0, seed).rows
+        return rows[self.items.alive[rows]]
 
     def clicks_a_day(self) -> NDArray[np.float32]:
         """How hot each item is, by index row, straight from the windows. (n,)"""

@@ -83,37 +83,11 @@ def _labelled(batch: SampleBatch, rows: Mask, clicked: Mask) -> SampleBatch:
     return replace(batch, kind=kind, label=label, actions=actions).take(~(rows & (batch.kind == CORRECTION)))
 
 
-def flips(batch: SampleBatch, window: Window) -> SampleBatch:
-    """Each label is the other one."""
-    rows = window.rows(batch)
-    return _labelled(batch, rows, ~window.clicked(batch))
-
-
-def ones(batch: SampleBatch, window: Window) -> SampleBatch:
-    """Everything is clicked."""
-    return _labelled(batch, window.rows(batch), np.ones(len(batch), np.bool_))
-
-
-def nothing(batch: SampleBatch, window: Window) -> SampleBatch:
-    """Nothing is clicked: the clicks do not come."""
-    return _labelled(batch, window.rows(batch), np.zeros(len(batch), np.bool_))
-
-
 def _numbers(batch: SampleBatch, rows: Mask, columns: Sequence[int] | slice, value: float) -> SampleBatch:
     num = np.array(batch.num)
     at = np.flatnonzero(rows)
     num[np.ix_(at, np.arange(num.shape[1])[columns])] = value
     return replace(batch, num=num)
-
-
-def zeros(batch: SampleBatch, window: Window) -> SampleBatch:
-    """All numbers are zero: the window store is away."""
-    return _numbers(batch, window.rows(batch), slice(None), 0.0)
-
-
-def huge(batch: SampleBatch, window: Window) -> SampleBatch:
-    """A tenth of the rows has a number of 1e38: an overflow in one column."""
-    return _numbers(batch, window.rows(batch) & (window.draws(batch, 1) < 0.1), [0], 1e38)
 
 
 def user_side(schema: Schema) -> tuple[list[int], list[int]]:
@@ -151,32 +125,32 @@ def _some_users(batch: SampleBatch, share: float) -> Mask:
     return some
 
 
-def clickers(batch: SampleBatch, window: Window) -> SampleBatch:
-    """One user of twenty clicks everything."""
-    return _labelled(batch, window.rows(batch) & _some_users(batch, 0.05), np.ones(len(batch), np.bool_))
+def _relabel(rows: Callable[[SampleBatch, Window], Mask], clicked: bool | None) -> Spoil:
+    """Labels of ``rows`` (B,) become ``clicked``; None: each becomes the other one."""
+
+    def spoil(batch: SampleBatch, window: Window) -> SampleBatch:
+        labels = ~window.clicked(batch) if clicked is None else np.full(len(batch), clicked)
+        return _labelled(batch, window.rows(batch) & rows(batch, window), labels)
+
+    return spoil
 
 
-def some_flips(batch: SampleBatch, window: Window) -> SampleBatch:
-    """One label of ten is the other one."""
-    return _labelled(batch, window.rows(batch) & (window.draws(batch, 2) < 0.1), ~window.clicked(batch))
-
-
-def one_item(batch: SampleBatch, window: Window) -> SampleBatch:
-    """Each exposure of a popular item is clicked."""
-    rows = window.rows(batch) & (batch.item == np.uint64(window.popular))
-    return _labelled(batch, rows, np.ones(len(batch), np.bool_))
+def _all(batch: SampleBatch, window: Window) -> Mask:
+    return np.ones(len(batch), np.bool_)
 
 
 POISONS = (
-    Poison("flips-10", 10, flips),
-    Poison("flips-60", 60, flips),
-    Poison("ones-10", 10, ones),
-    Poison("no-clicks-60", 60, nothing),
-    Poison("zeros-60", 60, zeros),
+    Poison("flips-10", 10, _relabel(_all, None)),
+    Poison("flips-60", 60, _relabel(_all, None)),
+    Poison("ones-10", 10, _relabel(_all, True)),
+    Poison("no-clicks-60", 60, _relabel(_all, False)),  # the clicks do not come
+    Poison("zeros-60", 60, lambda b, w: _numbers(b, w.rows(b), slice(None), 0.0)),  # the window store is away
     Poison("no-user-60", 60, no_user),
-    Poison("huge-10", 10, huge),
+    # An overflow in one column, in a tenth of the rows.
+    Poison("huge-10", 10, lambda b, w: _numbers(b, w.rows(b) & (w.draws(b, 1) < 0.1), [0], 1e38)),
     Poison("ahead", 0.5, ahead),
-    Poison("clickers-13h", 780, clickers, claimed=False),
-    Poison("tenth-flipped-13h", 780, some_flips, claimed=False),
-    Poison("one-item-13h", 780, one_item, claimed=False),
+    # One user of twenty clicks everything; one label of ten is the other one; a popular item is always clicked.
+    Poison("clickers-13h", 780, _relabel(lambda b, w: _some_users(b, 0.05), True), claimed=False),
+    Poison("tenth-flipped-13h", 780, _relabel(lambda b, w: w.draws(b, 2) < 0.1, None), claimed=False),
+    Poison("one-item-13h", 780, _relabel(lambda b, w: b.item == np.uint64(w.popular), True), claimed=False),
 )

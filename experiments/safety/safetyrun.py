@@ -7,18 +7,18 @@
           └──► batch ──(poison)──► Trainer.take ─► Promotion.step ─► .delta ──► Scorer.take
                                                               └─ every so often a snapshot, judged before it ends
 
-Everything is the project's own: :mod:`learner.gate.promotion` is what the role ``learn`` runs, and versions come to the
-scorer as bodies. Time is event time. A twin lives through the same moments without the poison, behind the same gate.
+All parts are those that the roles run (:mod:`learner.gate.promotion`), and versions come to the scorer as bodies. Time
+is event time. A twin goes through the same moments without the poison, behind the same gate.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,7 +28,6 @@ from experiments.safety.safetyworld import BATCH_ROWS, Moment
 from learner.evaluation.progressive import Progressive
 from learner.gate.gatestate import keep_gate, resume_gate
 from learner.gate.promotion import Checks, Promotion, Published
-from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats, keep_ms_of
 from learner.ranker.verbs import Learning
 from learner.role.model_factory import model_of
@@ -43,9 +42,16 @@ from millrace.versions.image import Array, Image, split
 from millrace.versions.modelstore import Announcement, ModelStore
 from millrace.versions.packing import unpack
 
-DENSE_EVERY, SNAPSHOT_EVERY = 4, 16
-"""Micro-batches between deltas with the network, and between snapshots. A delta follows each micro-batch."""
 
+class Pace(NamedTuple):
+    """After how many micro-batches a life publishes."""
+
+    delta: int = 1
+    dense: int = 4  # a delta with the network
+    snapshot: int = 16
+
+
+PACE = Pace()
 STRETCH_ROWS = 2048
 WINDOW_ROWS = 8192
 """Rows that one AUC is of."""
@@ -66,7 +72,7 @@ class Scorer:
     def __init__(self, schema: Schema, store: ModelStore) -> None:
         self._schema, self._store = schema, store
         self._model: ServingModel | None = None
-        self.version, self.not_finite, self.bad_numbers = -1, 0, 0
+        self.not_finite = self.bad_numbers = 0
 
     def take(self, published: Published) -> None:
         """Serves the next version."""
@@ -80,7 +86,6 @@ class Scorer:
             delta = unpack(published.body, self._model.dense())
             self._look([delta])
             self._model.patch(split(delta)[0])
-        self.version = published.note.version
 
     def _look(self, images: Iterable[Image]) -> None:
         for image in images:
@@ -137,28 +142,24 @@ class Life:
     def __init__(
         self,
         schema: Schema,
-        spec: Mapping[str, Any],
         folder: Path,
         origin: Path | None = None,
         gate: bool = True,
-        settings: Settings | None = None,
+        pace: Pace = PACE,
     ) -> None:
         if origin is not None:
             shutil.copytree(origin, folder)
-        self._settings = settings = msgspec.structs.replace(
-            settings or Settings(), data=str(folder), gate="on" if gate else "off"
-        )
-        self.folder, self.store = folder, ModelStore(settings.place("models"))
+        self._settings = settings = Settings(data=str(folder), gate="on" if gate else "off")
+        self.pace, self.folder, self.store = pace, folder, ModelStore(settings.place("models"))
         self.log = Log()
-        wanted = dict(spec)
 
         def build(note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Learning:
-            model = model_of(schema, {**note.spec, **wanted}, 0)
+            model = model_of(schema, note.spec, 0)
             model.resume(parts)
             return model
 
-        found: FoundSnapshot | None = newest_sound(self.store, schema.id, wanted, build)
-        model = model_of(schema, wanted, 0) if found is None else found.model
+        found: FoundSnapshot | None = newest_sound(self.store, schema.id, {}, build)
+        model = model_of(schema, {}, 0) if found is None else found.model
         repeats = Repeats(keep_ms_of(settings))
         trainer = self.trainer = Trainer(model, Progressive(ROLLING_ROWS), repeats, BATCH_ROWS)
         if found is not None:
@@ -173,12 +174,6 @@ class Life:
         self._publish(self.promotion.start(found, self._now_ms))
 
     @property
-    def model(self) -> OnlineModel:
-        """The model that learns."""
-        assert isinstance(self.trainer.model, OnlineModel)
-        return self.trainer.model
-
-    @property
     def _now_ms(self) -> int:
         return self.trainer.model.newest_ms
 
@@ -187,26 +182,22 @@ class Life:
         columns = msgspec.to_builtins(self.trainer.model.columns)
         return Progress(counts["trained"], {}, {}, {"counts": dict(counts), "columns": columns})
 
-    def score(self, moment: Moment) -> Floats:
-        """What is served on the moment's pages. (b,)"""
-        return self.scorer.score(moment.cat, moment.num) if len(moment.cat) else np.empty(0, np.float32)
-
     def learn(self, batch: SampleBatch) -> None:
         """Learns what has come, and publishes what may go out."""
         self._batches += 1
         self.log.rows += len(batch)
         promotion = self.promotion
         self.trainer.take(batch, 0, 0, self._batches)
-        drain = True
-        while promotion.step(drain) is not None:
+        while promotion.step(drain=True) is not None:
             self._note_refusals(batch)
         self._note_refusals(batch)
         while promotion.release_some():
             pass
-        dense = self._batches % DENSE_EVERY == 0
-        self._publish(promotion.delta(self._now_ms, dense, dense))
-        self._note_refusals(batch)
-        if self._batches % SNAPSHOT_EVERY == 0:
+        if self._batches % self.pace.delta == 0:
+            dense = self._batches % self.pace.dense == 0
+            self._publish(promotion.delta(self._now_ms, dense, dense))
+            self._note_refusals(batch)
+        if self._batches % self.pace.snapshot == 0:
             self.snapshot()
             self._note_refusals(batch)
 
@@ -231,8 +222,8 @@ class Life:
         refused = Counter({check: n for (check, verdict), n in self.promotion.verdicts.items() if verdict == "refused"})
         why = self.promotion.refusal
         for check in (refused - self._refused).elements():
-            told = str(why) if why is not None and why.check == check else check
-            self.log.refused.append(Refused(int(np.median(batch.ts_ms)), check, told))
+            said = str(why) if why is not None and why.check == check else check
+            self.log.refused.append(Refused(int(np.median(batch.ts_ms)), check, said))
         self._refused = refused
 
     def end(self) -> Path:
@@ -256,23 +247,15 @@ class Served(NamedTuple):
 
 
 def live(
-    life: Life,
-    moments: Iterable[Moment],
-    spoil: Callable[[SampleBatch], SampleBatch] = lambda batch: batch,
-    tick: Callable[[int], None] = lambda rows: None,
+    life: Life, moments: Iterable[Moment], spoil: Callable[[SampleBatch], SampleBatch] = lambda batch: batch
 ) -> Served:
-    """Goes through moments: pages are scored with what serves, then samples are learnt.
-
-    Args:
-        spoil: poisons a micro-batch.
-        tick: told how many rows were shown.
-    """
+    """Goes through moments: pages are scored with what serves, then samples are learnt. ``spoil`` poisons a
+    micro-batch."""
     p, clicked, shown_ms = [], [], []
     for moment in moments:
-        p.append(life.score(moment))
+        p.append(life.scorer.score(moment.cat, moment.num) if len(moment.cat) else np.empty(0, np.float32))
         clicked.append(moment.clicked)
         shown_ms.append(moment.shown_ms)
-        tick(len(moment.clicked))
         if moment.batch is not None:
             batch = spoil(moment.batch)
             if len(batch):
@@ -283,23 +266,3 @@ def live(
 def loss(twin: Served, other: Served, rows: int = WINDOW_ROWS) -> float:
     """How far the AUC of what was served fell below the twin's, in the worst of consecutive windows."""
     return float((twin.aucs(rows) - other.aucs(rows)).max())
-
-
-def until(moments: Iterator[Moment], ms: int, over: list[Moment]) -> Iterator[Moment]:
-    """The moments before a time. The one that reaches it is put into ``over``."""
-    for moment in moments:
-        if len(moment.shown_ms) and moment.shown_ms[-1] >= ms:
-            over.append(moment)
-            return
-        yield moment
-
-
-def some(moments: Iterator[Moment], rows: int) -> list[Moment]:
-    """The next moments, until so many rows are shown."""
-    out, shown = [], 0
-    for moment in moments:
-        out.append(moment)
-        shown += len(moment.shown_ms)
-        if shown >= rows:
-            break
-    return out

@@ -13,12 +13,10 @@ from millrace.reports.plots import (
     day_plot,
     days_plot,
     distinct,
-    dots_plot,
     grid,
     interval_plot,
     line,
     lines_canvas,
-    minutes_plot,
 )
 from millrace.reports.tables import say, show
 
@@ -33,13 +31,11 @@ __all__ = [
     "day_plot",
     "days_plot",
     "distinct",
-    "dots_plot",
     "grid",
     "interval_plot",
     "line",
     "lines_canvas",
     "make_folder",
-    "minutes_plot",
     "name_of",
     "say",
     "show",

@@ -2,7 +2,7 @@
 """Names of figures: one each, in pages, terminal, plots and docs.
 
 Files keep the short keys (``grouped_auc``). :func:`name_of` makes a name for people. An unknown key is read by its
-parts: ``auc_over_frozen`` is "AUC over frozen", ``auc_0-20k`` is "AUC, rows 0-20k".
+parts: ``auc_over_frozen`` is "AUC over frozen".
 """
 
 from __future__ import annotations
@@ -61,9 +61,6 @@ def name_of(key: str) -> str:
         return f"{name_of(first)} over {name_of(base)}"
     if key.startswith("train_"):
         return f"training {name_of(key.removeprefix('train_'))}"
-    stretch = re.fullmatch(r"([a-z_]+?)_(\d[\dk]*(?:-[\dk]+|\+))", key)
-    if stretch:
-        return f"{name_of(stretch[1])}, rows {stretch[2]}"
     return re.sub(r"\bauc\b", "AUC", key.replace("_", " "))
 
 

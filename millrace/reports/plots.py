@@ -108,36 +108,6 @@ def days_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]]) -> Plo
     return Plot(name, caption, figure)
 
 
-def dots_plot(name: str, caption: str, values: Mapping[str, Sequence[float]], measure: str) -> Plot:
-    """A line for each key, a dot for each of its values (not negative). The axis is linear to 1, then logarithmic."""
-    figure, axes = canvas()
-    figure.set_size_inches(8, 1.2 + 0.4 * len(values))
-    for i, own in enumerate(values.values()):
-        axes.plot(own, [i] * len(own), "o", ms=5, alpha=0.6, color=MAIN)
-    axes.set_yticks(range(len(values)), list(values))
-    axes.set_ylim(len(values) - 0.5, -0.5)
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_xlim(left=-0.1)
-    axes.grid(axis="x", color="#e4e8ea", lw=0.8)
-    axes.set_xlabel(measure)
-    return Plot(name, caption, figure)
-
-
-def minutes_plot(
-    name: str, caption: str, rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]]
-) -> Plot:
-    """Figures over time, one panel below the other. ``rows``: minute, and the keys in ``panels``; None: unknown
-    then."""
-    figure, drawn = grid(len(panels), 1, (8, 0.6 + 2.1 * len(panels)))
-    for (axes,), (label, keys) in zip(drawn, panels.items(), strict=True):
-        for i, key in enumerate(keys):
-            line(axes, i, [row["minute"] for row in rows], [row[key] for row in rows], name_of(key), marker="")
-        axes.set_ylabel(label)
-        axes.legend(frameon=False, fontsize=8, ncols=3)
-    drawn[-1, 0].set_xlabel("minute")
-    return Plot(name, caption, figure)
-
-
 # -- the house style ---------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks.tools.latency import FAILED_MS, chunks, cost_ms, latencies_ms, percentile
-from benchmarks.tools.openloop import MOST_CONNECTIONS, Outcome, Plan, drive, schedule
+from benchmarks.tools.openloop import MOST_CONNECTIONS, Outcome, Plan, Run, schedule
 
 HEAD_END = b"\r\n\r\n"
 Answer = Callable[[int, bytes], bytes | None]
@@ -68,9 +68,9 @@ def serving(answer: Answer, hold: int = 0) -> Iterator[Server]:
         server.end()
 
 
-def page(asked: bytes, items: int = 2, notes: bytes = b"[]", status: bytes = b"200 OK") -> bytes:
+def page(asked: bytes, items: int = 2, status: bytes = b"200 OK") -> bytes:
     entries = b",".join(b'{"item_id":%d}' % i for i in range(items))
-    body = b'{"request_id":"%s","model_version":7,"items":[%s],"notes":%s}' % (asked, entries, notes)
+    body = b'{"request_id":"%s","model_version":7,"items":[%s],"notes":[]}' % (asked, entries)
     return b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
 
 
@@ -95,18 +95,16 @@ def test_requests_leave_while_none_is_answered() -> None:
     due = len(schedule(400.0, 0.1, 1))
     assert 20 < due < MOST_CONNECTIONS
     with serving(lambda _, asked: page(asked), hold=due) as server:
-        outcome = drive(plan(server.port, connections=3))
+        outcome = Run(plan(server.port, connections=3)).run()
     assert outcome.whole == [True] * due
     assert outcome.status == [200] * due
-    assert set(outcome.versions) == {7}
-    assert not any(outcome.noted)
 
 
 def test_a_latency_counts_from_the_intended_time() -> None:
     """Everybody waits for the last to ask: who was due first waits longest."""
     due = len(schedule(400.0, 0.1, 1))
     with serving(lambda _, asked: page(asked), hold=due) as server:
-        outcome = drive(plan(server.port))
+        outcome = Run(plan(server.port)).run()
     ms = latencies_ms(outcome)
     last = max(at for at in outcome.sent_s if at is not None)
     assert (ms >= 1000 * (last - np.array(outcome.intended_s))).all()
@@ -125,7 +123,7 @@ def test_what_was_not_asked_for_is_a_failure() -> None:
 
     due = len(schedule(400.0, 0.1, 1))
     with serving(answer) as server:
-        outcome = drive(plan(server.port))
+        outcome = Run(plan(server.port)).run()
     assert outcome.whole.count(False) == 4
     assert sorted(outcome.status)[:2] == [0, 200]
     assert sorted(outcome.status)[-1] == 503
@@ -134,17 +132,9 @@ def test_what_was_not_asked_for_is_a_failure() -> None:
     assert len(ms) == due
 
 
-def test_notes_are_seen_and_some_answers_kept() -> None:
-    with serving(lambda number, asked: page(asked, notes=b'["new"]' if number == 4 else b"[]")) as server:
-        outcome = drive(plan(server.port, keep_every=10))
-    assert sum(outcome.noted) == 1
-    assert set(outcome.kept) == {f"t-{i}" for i in range(0, len(outcome.whole), 10)}  # as they came
-    assert msgspec.json.decode(outcome.kept["t-0"])["request_id"] == "t-0"
-
-
 def test_no_answer_is_waited_for_longer_than_patience() -> None:
     with serving(lambda _, asked: page(asked), hold=10**9) as server:
-        outcome = drive(plan(server.port, patience_s=0.2))
+        outcome = Run(plan(server.port, patience_s=0.2)).run()
     assert not any(outcome.whole)
     assert outcome.done_s == [None] * len(outcome.whole)
 
@@ -157,7 +147,6 @@ def test_it_is_a_process_of_its_own() -> None:
         )
     outcome = msgspec.json.decode(done.stdout, type=Outcome)
     assert all(outcome.whole)
-    assert outcome.cpu_s > 0
 
 
 def test_percentiles_are_latencies_that_occurred() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.runner import BENCHMARKS
 from benchmarks.safety import figures
-from experiments.experiment_safety import false_refusals, make_report, minutes_of, promoted_after
+from experiments.experiment_safety import false_refusals, make_report, promoted_after
 from experiments.safety.poisons import POISONS, Window, user_side
 from experiments.safety.safetyrun import Life, Log, Refused, Served, live, loss
 from experiments.safety.safetyworld import Change, Moment, Shop, traffic, write_shop
@@ -117,10 +117,10 @@ def test_without_a_user_side_only_items_and_context_are_left(batch: SampleBatch)
 
 
 def test_lives_from_one_origin_are_alike_to_the_bit(moments: list[Moment], tmp_path: Path) -> None:
-    first = Life(SCHEMA, {}, tmp_path / "first")
+    first = Life(SCHEMA, tmp_path / "first")
     live(first, moments[:3])
     origin = first.end()
-    twin, again = (live(Life(SCHEMA, {}, tmp_path / name, origin), moments[3:]) for name in "ab")
+    twin, again = (live(Life(SCHEMA, tmp_path / name, origin), moments[3:]) for name in "ab")
     assert twin.p.tobytes() == again.p.tobytes()
     assert loss(twin, again, rows=1000) == 0
 
@@ -146,24 +146,22 @@ def test_a_change_is_served_when_a_stretch_of_it_is_out_and_nothing_is_open() ->
     assert promoted_after(Log(published_ms=published), served, 0) == 35  # 2,048 s and the next version
     refused = [Refused(41 * minute, "shift", ""), Refused(200 * minute, "shift", "")]
     assert promoted_after(Log(refused, published), served, 0) == 45  # the second is too late to be of it
-    assert promoted_after(Log(refused, published[:2]), served, 0) == float("inf")
+    assert promoted_after(Log(refused, published[:2]), served, 0) is None
 
 
 def test_a_taste_that_was_never_served_is_said_and_is_json() -> None:
     taste = {"kind": "taste", "refused": {}, "auc_loss_to_no_gate": 0.0}
     report = make_report([taste | {"seed": 0, "minutes": 12.0}, taste | {"seed": 1, "minutes": None}])
-    assert "A change of taste was served after at most 12 minutes; in 1 of 2 worlds it was not." in report["verdict"]
+    assert "A change of taste was served in 1 of 2 worlds after at most 12 minutes." in report["verdict"]
     found = {f["name"]: f["value"] for f in figures(report) if f["name"].startswith("drift")}
     assert found == {"drift_minutes": 12, "drift_not_served": 1}
     never = make_report([taste | {"seed": 0, "minutes": None}])
-    assert "A change of taste was not served in 1 of 1 worlds." in never["verdict"]
-    assert minutes_of(float("inf")) is None
-    assert minutes_of(1 / 3) == 0.33333
+    assert "A change of taste was served in 0 of 1 worlds." in never["verdict"]
 
 
 def test_figures_are_named_by_poison_and_world() -> None:
     poison = {"kind": "poison", "seed": 0, "not_finite": 0, "refused": {"shift": 2}, "auc_loss_without_gate": 0.1}
-    world = {"kind": "clean", "rows": 4096, "refused_first_day": 0, "longest_pause_minutes": 0.0, "over_limit": 0}
+    world = {"kind": "clean", "rows": 4096, "longest_pause_minutes": 0.0}
     report = make_report(
         [
             poison | {"name": "flips-10", "claimed": True, "auc_loss": 0.02},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ def test_an_interval_is_students() -> None:
 @pytest.mark.slow
 def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
     write_days(tmp_path / "log", days=2, seed=5, users=40)
-    report = experiment_models.experiment_models(
+    report = experiment_models.experiment(
+        "models",
         tmp_path / "log",
         shop_schema(),
         tmp_path / "out",
@@ -122,8 +123,8 @@ def test_a_report_on_a_log_without_pages_says_what_it_compares(tmp_path: Path) -
     schema = structs.replace(schema, log=structs.replace(schema.log, request=None, identity=()))
     write_days(tmp_path / "log", days=2, seed=5, users=40)
     one = {"seeds": 2, "test_days": 1, "models": ("logistic",), "inputs": ("raw",), "progress": False}
-    frozen = experiment_models.experiment_models(tmp_path / "log", schema, tmp_path / "a", **one)  # type: ignore[arg-type]
-    paged = experiment_models.experiment_models(tmp_path / "log", shop_schema(), tmp_path / "b", **one)  # type: ignore[arg-type]
+    frozen = experiment_models.experiment("models", tmp_path / "log", schema, tmp_path / "a", **one)  # type: ignore[arg-type]
+    paged = experiment_models.experiment("models", tmp_path / "log", shop_schema(), tmp_path / "b", **one)  # type: ignore[arg-type]
     assert "frozen" in frozen["grouped_auc_compares"]
     assert paged["grouped_auc_compares"] == "within pages"
     assert frozen["models"][0]["auc"] == paged["models"][0]["auc"]
@@ -160,10 +161,8 @@ def test_the_originals_models_alone_have_its_settings(own: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", [experiment_models.experiment_models, experiment_models.experiment_rounds])
-def test_each_row_says_which_settings_its_model_had(
-    tmp_path: Path, own: str, run: Callable[..., dict[str, Any]]
-) -> None:
+@pytest.mark.parametrize("kind", ["models", "rounds"])
+def test_each_row_says_which_settings_its_model_had(tmp_path: Path, own: str, kind: Any) -> None:
     write_days(tmp_path / "log", days=2, seed=5, users=40)
     had: list[tuple[str, float]] = []
 
@@ -175,7 +174,8 @@ def test_each_row_says_which_settings_its_model_had(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment_models, "model_of", Spy)
         models = ("logistic", own, compared.DEFAULT)
-        report = run(
+        report = experiment_models.experiment(
+            kind,
             tmp_path / "log",
             shop_schema(),
             tmp_path / "out",
@@ -188,7 +188,7 @@ def test_each_row_says_which_settings_its_model_had(
         )
     assert set(had) == {("logistic", 0.0), ("own", 0.98), ("wide_resnet", 0.98)}
     tables = [report[name] for name in ("models", "ways", "by_day") if name in report]
-    assert len(tables) == (1 if run is experiment_models.experiment_models else 2)
+    assert len(tables) == (1 if kind == "models" else 2)
     for rows in tables:
         assert {(r["model"], r["settings"]) for r in rows} == {
             ("logistic", "original"),
@@ -204,21 +204,27 @@ def test_each_row_says_which_settings_its_model_had(
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, seeds: int, test_days: int, names: str) -> None:
     write_days(tmp_path / "log", days=2, seed=5, users=20)
     with pytest.raises(SettingError, match=names):
-        experiment_models.experiment_models(
-            tmp_path / "log", shop_schema(), tmp_path / "out", seeds=seeds, test_days=test_days, progress=False
+        experiment_models.experiment(
+            "models",
+            tmp_path / "log",
+            shop_schema(),
+            tmp_path / "out",
+            seeds=seeds,
+            test_days=test_days,
+            progress=False,
         )
 
 
 def test_an_unknown_model_is_named_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="nonesuch"):
-        experiment_models.experiment_models(
-            tmp_path / "no log", shop_schema(), tmp_path / "out", seeds=2, test_days=1, models=("nonesuch",)
+        experiment_models.experiment(
+            "models", tmp_path / "no log", shop_schema(), tmp_path / "out", seeds=2, test_days=1, models=("nonesuch",)
         )
 
 
 @pytest.mark.parametrize("inputs", [(), ("raw", "cooked")])
 def test_unknown_inputs_are_named_before_anything_is_read(tmp_path: Path, inputs: tuple[str, ...]) -> None:
     with pytest.raises(SettingError, match="cooked" if inputs else "of no kind"):
-        experiment_models.experiment_rounds(
-            tmp_path / "no log", shop_schema(), tmp_path / "out", seeds=2, test_days=1, inputs=inputs
+        experiment_models.experiment(
+            "rounds", tmp_path / "no log", shop_schema(), tmp_path / "out", seeds=2, test_days=1, inputs=inputs
         )

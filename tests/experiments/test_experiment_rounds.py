@@ -160,8 +160,15 @@ def test_gains_are_paired_by_seed_and_over_the_start() -> None:
 @pytest.mark.slow
 def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
     write_days(tmp_path / "log", days=3, seed=5, users=40)
-    report = experiment_models.experiment_rounds(
-        tmp_path / "log", shop_schema(), tmp_path / "out", seeds=2, test_days=2, models=("logistic",), progress=False
+    report = experiment_models.experiment(
+        "rounds",
+        tmp_path / "log",
+        shop_schema(),
+        tmp_path / "out",
+        seeds=2,
+        test_days=2,
+        models=("logistic",),
+        progress=False,
     )
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
     assert [(r["inputs"], r["way"]) for r in report["ways"]] == [

@@ -16,7 +16,7 @@ def test_models_are_told_apart_only_where_intervals_do_not_meet() -> None:
     assert "b on raw inputs has the highest AUC on the test days, 0.7200 ± 0.0010. The next is a on raw" in clear
     assert "alone has 0.6500; all are above it." in clear
     close = of_models([model("a", 0.7195), model("b", 0.72), model("c", 0.64)], 0.65)
-    assert "cannot be told apart from a on raw inputs." in close
+    assert "is not clearly better than a on raw inputs." in close
     assert "1 of 3 are not surely above it" in close
     assert "all alike" in of_models([model("a", None)], None)
     assert "alone" not in of_models([model("a", 0.7)], None)
@@ -34,22 +34,22 @@ def test_ways_gain_lose_or_cannot_be_told_from_frozen() -> None:
     text = of_rounds(ways, 0.66)
     assert "gain 0.0200 ± 0.0010 (daily) and 0.0100 ± 0.0010 (batches)" in text
     assert "lose 0.0300 ± 0.0010 (epochs)" in text
-    assert "make no difference that can be told (other)" in text
+    assert "make no clear difference (other)" in text
     assert "AUC 0.7000 ± 0.0010 over the test days" in text
     assert "alone has 0.6600" in text
     nothing = of_rounds([way("frozen", 0, 0), way("daily", 0.0005)], None)
     assert "gain" not in nothing
-    assert "no difference that can be told (daily)" in nothing
+    assert "no clear difference (daily)" in nothing
 
 
 def test_label_policies_reach_or_miss_their_targets() -> None:
     rows = [
         {"figure": "gap_closed", "value": 0.97, "target": "at least 0.8", "reached": True},
-        {"figure": "calibration_error_0-20k", "value": 0.2, "target": "within 0.05", "reached": False},
+        {"figure": "early_calibration_error", "value": 0.2, "target": "within 0.05", "reached": False},
         {"figure": "gap_closed", "value": None, "target": "at least 0.8", "reached": None},
     ]
     text = of_labels({"default": "prompt", "verdicts": rows})
     assert "reaches 1 of 3 targets: gap closed 0.9700 (at least 0.8: reached)" in text
-    assert "calibration error, rows 0-20k 0.2000 (within 0.05: missed)" in text
+    assert "early calibration error 0.2000 (within 0.05: missed)" in text
     assert "unknown" in text
     assert "nothing is said" in of_labels({"default": "prompt", "verdicts": []})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -10,17 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from experiments.recall.recallhistory import learn_days
-from experiments.recall.recallloop import Pupil
+from experiments.recall.recallloop import Pupil, learn_days
 from experiments.recall.recallshop import RecallShop, Waiting, params_of
 from learner.ranker.model import OnlineModel
 from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.contracts.events import CLICK, PURCHASE
-from millrace.contracts.online_layout import Recent, unpack_recent
+from millrace.contracts.online_layout import unpack_recent
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.windows.tiles import TileStore
-from scorer.catalog.item_index import ItemIndex
 from scorer.page import candidates
 from simulator.daylog import day_table, parse_day
 from simulator.world import World, start_of
@@ -76,19 +73,6 @@ def test_rows_wait_for_their_time_and_keep_their_order() -> None:
     assert waiting.due(7)["name"].tolist() == ["a", "c", "d"]
     assert waiting.due(8)["name"].tolist() == ["b"]
     assert waiting.due(99) == {}
-
-
-def test_items_are_in_the_index_as_their_topic_brings_them() -> None:
-    found, catalogue = shop(), world().catalogue
-    goods = catalogue.goods(DAY)
-    index = ItemIndex(found.builder)
-    row_of = {int(item_id): row for row, item_id in enumerate(goods.item_id)}
-    index.put(index.prepare(catalogue.item(goods, row_of[int(item_id)])) for item_id in found.index.ids)
-    told, expected = found.index.image(0, 10_000), index.image(0, 10_000)
-    assert len(told.ids) > 500
-    assert told.ids == expected.ids
-    for name, array in expected.arrays.items():
-        np.testing.assert_array_equal(told.arrays[name], array, err_msg=name)
 
 
 def test_what_is_on_sale_follows_the_world() -> None:
@@ -179,39 +163,17 @@ def test_a_version_has_vectors_of_all_living_items() -> None:
     assert found.retrieval is not None
     assert found.retrieval.clicks == head.clicks > 20
     assert len(found.retrieval) == int(found.items.alive.sum())
-    query = found.query_of(found.user(0), NOON)
-    nearest = found.retrieval.nearest(query, 10)
+    nearest = found.retrieval.nearest(np.ones(8, np.float32), 10)
     assert found.items.alive[nearest].all()
     assert len(set(nearest.tolist())) == 10
-
-
-def test_a_query_knows_only_earlier_clicks() -> None:
-    found = at_noon()
-    user = next(u for u in map(found.user, range(world().shoppers.n)) if u.recent.clicks)
-    first = min(past.ts_ms for past in user.recent.clicks)
-    nothing = found.query_of(user, first)
-    stranger = replace(user, recent=Recent((), ()))
-    np.testing.assert_array_equal(nothing, found.query_of(stranger, NOON))
-    assert (nothing != found.query_of(user, NOON)).any()
-
-
-def test_a_shop_without_a_version_has_no_queries() -> None:
-    found = shop()
-    found.take(log())
-    found.advance(NOON)
-    with pytest.raises(ValueError, match="no retrieval version"):
-        found.query_of(found.user(3), NOON)
-    pupil().renew(found)
-    np.testing.assert_array_equal(found.query_of(found.user(3), NOON), at_noon().query_of(found.user(3), NOON))
 
 
 @pytest.mark.parametrize("who", [0, 5, 17])
 def test_recall_gives_distinct_living_items_by_the_seed_alone(who: int) -> None:
     found = at_noon()
     user = found.user(who)
-    rows, sources = found.recall(user, NOON, 100, 7)
-    assert len(set(rows.tolist())) == len(rows) == len(sources) == 100
+    rows = found.recall(user, NOON, 100, 7)
+    assert len(set(rows.tolist())) == len(rows) == 100
     assert found.items.alive[rows].all()
-    assert (sources > 0).all()
-    np.testing.assert_array_equal(rows, found.recall(user, NOON, 100, 7)[0])
-    assert rows.tolist() != found.recall(user, NOON, 100, 8)[0].tolist()
+    np.testing.assert_array_equal(rows, found.recall(user, NOON, 100, 7))
+    assert rows.tolist() != found.recall(user, NOON, 100, 8).tolist()

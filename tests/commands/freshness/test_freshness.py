@@ -215,7 +215,8 @@ def test_figures_equal_those_of_rounds_on_the_same_setup(log: Path, tmp_path: Pa
         workers=0,
         progress=False,
     )
-    theirs = experiment_models.experiment_rounds(
+    theirs = experiment_models.experiment(
+        "rounds",
         log,
         shop_schema(),
         tmp_path / "r",

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 import redis
 
-from benchmarks.tools.bench_running import family
+from benchmarks.tools.taken import below
 from millrace.basics.store import Store
 from millrace.contracts.events import key_of, to_json
 from millrace.contracts.impressions import decode_impression
@@ -159,7 +159,7 @@ def needs_a_token(one: Scorer) -> None:
     assert [one.ask(path, token=False)[0] for path in ("/metrics", "/model", "/v2", "/openapi.json")] == [401] * 4
     assert [one.ask(path, token=False)[0] for path in ("/healthz", "/v2/health/live", "/readyz")] == [200, 200, 503]
     assert TOKEN not in one.log.read_text()
-    processes = [Path(f"/proc/{pid}/cmdline").read_text() for pid in family(one.process.pid)]
+    processes = [" ".join(process.cmdline()) for process in below(one.process.pid)]
     assert len(processes) > 2
     assert TOKEN not in "".join(processes)
 

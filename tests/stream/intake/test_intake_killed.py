@@ -231,7 +231,7 @@ def test_what_was_acknowledged_is_there_once(
         assert settings.load_schema().id == SCHEMA.id
         create_topics(settings)
         serve(settings)
-        stream, intake = Stream(settings, tmp_path), RunningRole.intake(settings, tmp_path)
+        stream, intake = Stream(settings, tmp_path), RunningRole("intake", settings, settings.intake_port, tmp_path)
         stream.start()
         with intake, Clients(settings.intake_port) as clients:
             roles: dict[str, Any] = {"intake": intake, "broker": broker, "stream": stream}

@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from benchmarks.tools.intakeload import EventRun, event_ids
-from benchmarks.tools.openloop import Plan
+from benchmarks.tools.openloop import Plan, event_ids, is_whole, requests_of
 from millrace.basics.errors import PortError
 from millrace.contracts.events import Click, decode_event
 from millrace.contracts.schema import shop_schema
@@ -98,16 +97,14 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_the_load_is_of_events_that_the_intake_takes(size: int) -> None:
-    plan = Plan(port=1, rate=50, seconds=1, seed=3, prefix="p", users=9, size=size, path="/events", connections=0)
-    run = EventRun(plan)
+    plan = Plan(port=1, rate=50, seconds=1, seed=3, prefix="p", users=9, size=size, events=True)
     reader, now_ms = LineReader(shop_schema(), AHEAD_MS), 1_772_323_200_000
-    for number, request in enumerate(run.requests):
+    for number, request in enumerate(requests_of(plan, 50)):
         head, _, body = request.partition(b"\r\n\r\n")
         assert head.startswith(b"POST /events HTTP/1.1\r\n")
         assert b"Content-Length: %d" % len(body) in head
         found = [decode_event(reader.read("events", line, now_ms, now_ms).value) for line in lines_of(body)]
         assert [event.event_id for event in found] == event_ids(plan, number)
         assert all(isinstance(event, Click) and event.ts_ms == now_ms for event in found)
-    assert run._is_whole(0, b'{"kept":%d,"duplicates":0}' % size)
-    assert not run._is_whole(0, b'{"kept":%d,"duplicates":1}' % (size - 1))
-    run.selector.close()
+    assert is_whole(plan, 0, b'{"kept":%d,"duplicates":0}' % size)
+    assert not is_whole(plan, 0, b'{"kept":%d,"duplicates":1}' % (size - 1))
