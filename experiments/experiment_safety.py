@@ -38,7 +38,7 @@ from millrace.basics.durations import HOUR_MS, MINUTE_MS
 from millrace.basics.errors import SettingError
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, load_schema, shop_schema
-from millrace.logs import LogTable, read_log
+from millrace.logs import read_log
 
 MOST_LOSS, MOST_FALSE = 0.01, 0.01
 """What the gate promises: AUC lost to the twin, and refusals of what is clean."""
@@ -127,13 +127,9 @@ def _do(schema: Schema, run: Callable[..., Iterator[Row]], args: tuple[Any, ...]
 # -- runs ----------------------------------------------------------------------------------------------------
 
 
-def _log(shop: Shop, schema: Schema, folder: Path) -> LogTable:
-    return read_log(write_shop(shop, folder / "log"), schema)
-
-
 def _morning(shop: Shop, schema: Schema, folder: Path, at_ms: int, rows: int) -> tuple[Path, list[Moment]]:
     """The folder of a life up to a time, and the moments from then on, until so many rows are shown."""
-    moments, life = traffic(_log(shop, schema, folder), schema), Life(schema, folder / "origin")
+    moments, life = traffic(read_log(write_shop(shop, folder / "log"), schema), schema), Life(schema, folder / "origin")
     # The moment that reaches the time is left out, in every branch alike.
     live(life, takewhile(lambda moment: not len(moment.shown_ms) or moment.shown_ms[-1] < at_ms, moments))
     after = list[Moment]()
@@ -190,7 +186,7 @@ def clean(name: str, shop: Shop | Path, schema: Schema, folder: Path) -> Iterato
         name: what the world is called in reports.
         shop: a simulated one, or the path of a log.
     """
-    log = read_log(shop, schema) if isinstance(shop, Path) else _log(shop, schema, folder)
+    log = read_log(write_shop(shop, folder / "log") if isinstance(shop, Shop) else shop, schema)
     life = Life(schema, folder / "life")
     live(life, traffic(log, schema))
     yield {

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +62,4 @@ def write_experiment(
 ) -> None:
     """Writes the report of an experiment that began at ``began_s`` (of :func:`time.monotonic`); ``run`` says with what
     it was run."""
-    ended = {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - began_s),
-    }
-    write_all(out, report, ended | run, plots, title)
+    write_all(out, report, {"seconds": round(time.monotonic() - began_s), **run}, plots, title)
