@@ -10,7 +10,7 @@
 
 The simulated shop with 100,000 items, 5,000,000 table rows, an embedded broker and Redis, or those that
 ``MILLRACE_KAFKA`` and ``MILLRACE_REDIS`` name (their topics must be new). Runs with and without deltas alternate. Every
-page that was answered must have its log on the topic ``impressions``.
+page that was answered must have its log on the topic ``page_logs``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.tools.bench_running import RunningRole
 from benchmarks.tools.latency import Ms, chunks, cost_ms, latencies_ms, percentile
 from benchmarks.tools.madeloop import MadeLoop, made_loop
 from benchmarks.tools.openloop import Asking, Outcome, Plan
-from benchmarks.tools.pagewire import PageLog, steadily
+from benchmarks.tools.pagewire import PageLogCheck, steadily
 from learner.role.learnloop import PACE
 
 DELTA_ROWS_A_SECOND = 50_000
@@ -70,7 +70,7 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
     figures: list[Figure] = []
     with (
         made_loop(out, size.items, size.users, size.rows, DELTA_ROWS_A_SECOND, say) as made,
-        PageLog(made.settings) as log,
+        PageLogCheck(made.settings) as log,
         RunningRole("serve", made.settings, made.settings.port, out, "/readyz") as scorer,
     ):
         say("scorer ready")
@@ -101,7 +101,7 @@ class Bench:
         late_ms: how late the load generator was with each.
     """
 
-    def __init__(self, made: MadeLoop, size: Size, log: PageLog, say: Say) -> None:
+    def __init__(self, made: MadeLoop, size: Size, log: PageLogCheck, say: Say) -> None:
         self.made, self.size, self.log, self.say = made, size, log, say
         self.asked = self.failed = self.lost = self._runs = 0
         self.late_ms: list[float] = []

@@ -27,10 +27,10 @@ from benchmarks.parts import streamworker
 from benchmarks.tools.bench_figures import Figure, Say, figure
 from benchmarks.tools.traffic import CORE_HOURS, HISTORY_DAYS, HOUR, ITEMS, T0, USERS, history, make
 from millrace.basics.hashing import column_hash
-from millrace.contracts.impressions import decode_impression, impression_bytes
+from millrace.contracts.page_logs import decode_page_log, page_log_bytes
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import IMPRESSIONS
+from millrace.contracts.topics import PAGE_LOGS
 from millrace.windows.tiles import TileStore
 from stream.join.join import InputMessage
 from stream.partition.partition import Partition, Policy
@@ -144,10 +144,10 @@ def key_scaling(say: Say, size: Size) -> list[Figure]:
         messages = []
         for m in stream.messages:
             raw = m.raw
-            if m.topic == IMPRESSIONS:
-                served = decode_impression(raw)
+            if m.topic == PAGE_LOGS:
+                served = decode_page_log(raw)
                 keys = pool[rng.integers(0, count, (len(served.items), schema.layout.K))]
-                raw = impression_bytes(msgspec.structs.replace(served, keys=keys.astype("<u8").tobytes()))
+                raw = page_log_bytes(msgspec.structs.replace(served, keys=keys.astype("<u8").tobytes()))
             messages.append(m._replace(raw=raw))
         cases[count] = (store.snapshot(), messages)
     best = dict.fromkeys(cases, float("inf"))

@@ -25,7 +25,7 @@ GONE_DAYS = 2  # how long items stay known after their end: a page made just bef
 
 
 @dataclass(frozen=True)
-class Goods:
+class Inventory:
     """Items, arrays by row, ids ascending."""
 
     item_id: I64
@@ -45,8 +45,8 @@ class Goods:
     def n(self) -> int:
         return len(self.item_id)
 
-    def take(self, rows: NDArray[np.bool_]) -> Goods:
-        return Goods(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+    def take(self, rows: NDArray[np.bool_]) -> Inventory:
+        return Inventory(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
 class Catalogue:
@@ -72,7 +72,7 @@ class Catalogue:
         self._shop_parent = np.sort(rng.choice(p.parents, p.shops, p=trade))
         self._shop_parent[: p.parents] = np.arange(p.parents)  # every parent category has a shop
         self._shops = [np.flatnonzero(self._shop_parent == k) for k in range(p.parents)]
-        self._cohorts: OrderedDict[int, Goods] = OrderedDict()
+        self._cohorts: OrderedDict[int, Inventory] = OrderedDict()
 
     def season(self, day: int) -> F64:
         """How much each category is in season on a day: mean 0, weighted by trade. (C,)"""
@@ -81,7 +81,7 @@ class Catalogue:
         out: F64 = tide - (self.share * tide).sum()
         return out
 
-    def cohort(self, day: int) -> Goods:
+    def cohort(self, day: int) -> Inventory:
         known = self._cohorts.get(day)
         if known is not None:
             return known
@@ -102,7 +102,7 @@ class Catalogue:
         start = day * DAY_MS - UTC_OFFSET_MS
         born = start + np.sort(rng.integers(8 * 3_600_000, 22 * 3_600_000, n))
         life = np.clip(np.exp(np.log(p.life_days) + p.life_spread * even_normal(rng, n)), p.life_least, p.life_most - 1)
-        goods = Goods(
+        inventory = Inventory(
             item_id=day * ID_STEP + np.arange(n),
             category=category,
             shop=shop,
@@ -116,32 +116,32 @@ class Catalogue:
             peak_days=rng.uniform(1.0, 7.0, n),
             vector=self.category_vector[category] + np.sqrt(p.item_part) * rng.standard_normal((n, D)),
         )
-        self._cohorts[day] = goods
+        self._cohorts[day] = inventory
         if len(self._cohorts) > 2 * p.life_most:
             self._cohorts.popitem(last=False)
-        return goods
+        return inventory
 
-    def goods(self, day: int) -> Goods:
+    def inventory(self, day: int) -> Inventory:
         """All items on sale at some time of a local day, and those that left in the ``GONE_DAYS`` before it."""
         start = day * DAY_MS - UTC_OFFSET_MS
         cohorts = [self.cohort(d) for d in range(day - self.p.life_most - GONE_DAYS, day + 1)]
-        whole = Goods(**{f.name: np.concatenate([getattr(c, f.name) for c in cohorts]) for f in fields(Goods)})
+        whole = Inventory(**{f.name: np.concatenate([getattr(c, f.name) for c in cohorts]) for f in fields(Inventory)})
         return whole.take(whole.dies_ms >= start - GONE_DAYS * DAY_MS)
 
-    def item(self, goods: Goods, row: int, gone: bool = False) -> Item:
+    def item(self, inventory: Inventory, row: int, gone: bool = False) -> Item:
         """The item as a message of the ``items`` topic."""
-        category = int(goods.category[row])
+        category = int(inventory.category[row])
         return Item(
-            int(goods.item_id[row]),
+            int(inventory.item_id[row]),
             {
                 "parent_category": f"p{self.parent_of[category]}",
                 "category": f"c{category}",
-                "shop_id": int(goods.shop[row]) + 1,
-                "price_band": int(price_band(goods.price_z[row : row + 1])[0]),
-                "price": float(goods.price[row]),
-                "min_order": int(goods.min_order[row]),
+                "shop_id": int(inventory.shop[row]) + 1,
+                "price_band": int(price_band(inventory.price_z[row : row + 1])[0]),
+                "price": float(inventory.price[row]),
+                "min_order": int(inventory.min_order[row]),
             },
-            born_ms=int(goods.born_ms[row]),
+            born_ms=int(inventory.born_ms[row]),
             gone=gone,
         )
 

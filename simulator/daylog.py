@@ -62,8 +62,8 @@ def day_table(world: World, number: int, views: I64 | None = None) -> pa.Table:
     keys = (user, visits.day, visits.session[view], visits.page[view])
     done = react(world.seed, world.params, chance, people.business[user], ts_ms, position, keys)
 
-    goods = day.goods
-    category = goods.category[row]
+    inventory = day.inventory
+    category = inventory.category[row]
     parents = world.catalogue.parent_of
     requests = pa.array([f"{number}-{k}" for k in range(visits.n)])
     columns: Mapping[str, Any] = {
@@ -71,7 +71,7 @@ def day_table(world: World, number: int, views: I64 | None = None) -> pa.Table:
         "request_id": requests.take(pa.array(view)),
         "position": pa.array(position.astype(np.int16)),
         "user_id": pa.array(user + 1),
-        "item_id": pa.array(goods.item_id[row]),
+        "item_id": pa.array(inventory.item_id[row]),
         "click": pa.array((done.click_ms > 0).astype(np.int8)),
         "click_ms": _times(done.click_ms),
         "collect_ms": _times(done.collect_ms),
@@ -85,12 +85,12 @@ def day_table(world: World, number: int, views: I64 | None = None) -> pa.Table:
         "household": _named(people.household[user], HOUSEHOLDS),
         "category": _named(category, [f"c{k}" for k in range(len(parents))]),
         "parent_category": _named(parents[category], [f"p{k}" for k in range(world.params.parents)]),
-        "shop_id": pa.array(goods.shop[row] + 1),
-        "price_band": pa.array(price_band(goods.price_z[row])),
-        "price": pa.array(goods.price[row]),
-        "min_order": pa.array(goods.min_order[row]),
-        "born_ms": pa.array(goods.born_ms[row]),
-        "age_days": pa.array(((ts_ms - goods.born_ms[row]) / DAY_MS).astype(np.float32)),
+        "shop_id": pa.array(inventory.shop[row] + 1),
+        "price_band": pa.array(price_band(inventory.price_z[row])),
+        "price": pa.array(inventory.price[row]),
+        "min_order": pa.array(inventory.min_order[row]),
+        "born_ms": pa.array(inventory.born_ms[row]),
+        "age_days": pa.array(((ts_ms - inventory.born_ms[row]) / DAY_MS).astype(np.float32)),
         "p_true": pa.array(chance.astype(np.float32)),
     }
     return pa.table(columns)

@@ -50,7 +50,7 @@ NAP_SECONDS = 2.0
 REQUEST_SECONDS = 10.0
 
 
-def _goods_id(item: int | str) -> int:
+def _item_id(item: int | str) -> int:
     """The id of a simulated item; an id that the simulator did not make is :data:`UNKNOWN`."""
     name = str(item)
     return int(name) if name.isdecimal() and len(name) <= 18 else UNKNOWN
@@ -129,7 +129,7 @@ class Shop:
             now = event_now_ms(self._clock)
             self._publish_users()
             day = day_of(now)
-            self._publish_goods(day, now)
+            self._publish_inventory(day, now)
             await self._outlet.room()
             if not await scorer.ready():
                 return
@@ -241,7 +241,7 @@ class Shop:
     def _look(self, visits: Visits, view: int, request_id: str, items: list[int | str], ts_ms: int, arm: str) -> None:
         world, user, n = self._world, int(visits.user[view]), len(items)
         day = world.day(day_of(ts_ms))
-        rows = day.rows(np.array([_goods_id(i) for i in items]))
+        rows = day.rows(np.array([_item_id(i) for i in items]))
         position = np.arange(n)
         chance = day.click_probability(user, rows, position)
         keys = (user, visits.day, int(visits.session[view]), int(visits.page[view]))
@@ -258,7 +258,7 @@ class Shop:
         if self._policy is None or self._policy[0] != visits.day:
             self._policy = (visits.day, PagePolicy(self._world, self._world.day(visits.day)))
         rows = self._policy[1].pages(visits, np.array([view]))[0]
-        ids: list[int] = self._world.day(visits.day).goods.item_id[rows[:PAGE]].tolist()
+        ids: list[int] = self._world.day(visits.day).inventory.item_id[rows[:PAGE]].tolist()
         return ids
 
     def _request_id(self) -> str:
@@ -286,25 +286,25 @@ class Shop:
             user = self._world.shoppers.user(index)
             self._outlet.put(USERS, key_of(user.user_id), to_json(user))
 
-    def _publish_goods(self, day: int, now_ms: int) -> None:
+    def _publish_inventory(self, day: int, now_ms: int) -> None:
         """Publishes all goods on sale, and those that left lately as gone."""
-        goods = self._world.day(day).goods
-        for row in np.flatnonzero(goods.born_ms <= now_ms).tolist():
-            self._put_item(goods, row, bool(goods.dies_ms[row] <= now_ms))
+        inventory = self._world.day(day).inventory
+        for row in np.flatnonzero(inventory.born_ms <= now_ms).tolist():
+            self._put_item(inventory, row, bool(inventory.dies_ms[row] <= now_ms))
 
-    def _put_item(self, goods: Any, row: int, gone: bool) -> None:
-        item = self._world.catalogue.item(goods, row, gone)
+    def _put_item(self, inventory: Any, row: int, gone: bool) -> None:
+        item = self._world.catalogue.item(inventory, row, gone)
         self._outlet.put(ITEMS, key_of(item.item_id), to_json(item))
 
     async def _stock(self, from_ms: int) -> None:
         """Puts new goods on sale and takes old ones off, each at its time."""
         day = day_of(from_ms)
         while True:
-            goods = self._world.day(day).goods
-            changes = [(int(at), row, False) for row, at in enumerate(goods.born_ms) if day_of(int(at)) == day]
-            changes += [(int(at), row, True) for row, at in enumerate(goods.dies_ms) if day_of(int(at)) == day]
+            inventory = self._world.day(day).inventory
+            changes = [(int(at), row, False) for row, at in enumerate(inventory.born_ms) if day_of(int(at)) == day]
+            changes += [(int(at), row, True) for row, at in enumerate(inventory.dies_ms) if day_of(int(at)) == day]
             for at, row, gone in sorted(changes):
                 if at > from_ms:
                     await self._until(at)
-                    self._put_item(goods, row, gone)
+                    self._put_item(inventory, row, gone)
             day += 1

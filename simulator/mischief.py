@@ -20,8 +20,8 @@ def bad_message(rng: np.random.Generator, event_id: str, user: Id, now_ms: int, 
 
 
 def bad_message_of(kind: str, rng: np.random.Generator, event_id: str, user: Id, now_ms: int, ahead_ms: int) -> bytes:
-    sound = Click(event_id, f"{event_id}-page", now_ms, user, int(rng.integers(1, 10**6)), int(rng.integers(0, 20)))
-    raw = to_json(sound)
+    valid = Click(event_id, f"{event_id}-page", now_ms, user, int(rng.integers(1, 10**6)), int(rng.integers(0, 20)))
+    raw = to_json(valid)
     if kind == "malformed":
         return raw[: int(rng.integers(1, len(raw) - 1))]  # the connection broke
     if kind == "unknown-type":
@@ -30,6 +30,6 @@ def bad_message_of(kind: str, rng: np.random.Generator, event_id: str, user: Id,
         return raw.replace(b'"ts_ms":%d' % now_ms, b'"ts_ms":"yesterday"', 1)
     if kind == "future":
         return to_json(
-            Click(sound.event_id, sound.request_id, now_ms + FAR_AHEAD * ahead_ms, user, sound.item_id, sound.position)
+            Click(valid.event_id, valid.request_id, now_ms + FAR_AHEAD * ahead_ms, user, valid.item_id, valid.position)
         )
     return raw[:-1] + b',"note":"' + b"x" * (MAX_EVENT_BYTES + int(rng.integers(1, 100_000))) + b'"}'

@@ -181,7 +181,7 @@ class Playback:
         ts_ms = scene.ts_ms + self._shift_ms
         for user in scene.users:
             self._outlet.put(USERS, key_of(user.user_id), to_json(user))
-        for item in scene.goods:
+        for item in scene.inventory:
             self._put_item(item)
 
         def ask() -> dict[str, Any]:

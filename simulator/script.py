@@ -35,7 +35,7 @@ class PlayedPage:
     context: dict[str, Any]  # of the first row
     times: list[tuple[int, int, int, int]]  # of each item: click, collect, cart, purchase; 0: not done
     users: list[User]  # attributes that changed with this page
-    goods: list[Item]
+    inventory: list[Item]
 
 
 class Script:
@@ -138,10 +138,10 @@ class Script:
         ts_ms = int(self.ts_ms[rows].min())
         times = []
         for k in range(len(rows)):
-            told = {action: cells[name][k] or 0 for action, name in c.action_times.items()}
-            if cells[c.label][k] == 1 and not told.get("click"):
-                told["click"] = ts_ms + CLICK_AFTER_MS
-            when = [max(told.get(a, 0), ts_ms + 1) if told.get(a, 0) else 0 for a in ACTIONS]
+            times_of = {action: cells[name][k] or 0 for action, name in c.action_times.items()}
+            if cells[c.label][k] == 1 and not times_of.get("click"):
+                times_of["click"] = ts_ms + CLICK_AFTER_MS
+            when = [max(times_of.get(a, 0), ts_ms + 1) if times_of.get(a, 0) else 0 for a in ACTIONS]
             times.append((when[0], when[1], when[2], when[3]))
         context = {n: cells[n][0] for n in self._of["context"] if cells[n][0] is not None}
         user_changes = [r for r in rows.tolist() if r in self._user_changes]

@@ -50,8 +50,8 @@ class ThrottledWarning:
 
     def __call__(self, event: str, **values: Any) -> None:
         self._kinds.note(event, ", ".join(f"{name}={value}" for name, value in values.items()))
-        for told in self._kinds.due(time.monotonic()):
-            log.warning(told.kind, times=told.times, example=told.example)
+        for line in self._kinds.due(time.monotonic()):
+            log.warning(line.kind, times=line.times, example=line.example)
 
 
 class SimulatorSender:

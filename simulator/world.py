@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.basics.durations import DAY_MS
-from simulator.catalogue import Catalogue, Goods
+from simulator.catalogue import Catalogue, Inventory
 from simulator.dice import F64, generator, normal, uniform
 from simulator.params import DEFAULT, PAGE, UTC_OFFSET_MS, Params
 from simulator.shoppers import make_shoppers
@@ -54,27 +54,27 @@ class Day:
         p, shoppers, catalogue = world.params, world.shoppers, world.catalogue
         self.number, self.params = number, p
         self.start_ms = start_of(number)
-        self.goods: Goods = catalogue.goods(number)
-        goods = self.goods
+        self.inventory: Inventory = catalogue.inventory(number)
+        inventory = self.inventory
         self.intercept = world.intercept
         self.x: F64 = shoppers.settled + np.sqrt(p.drift_part) * shoppers.drift(number)  # (N, D)
         self.x *= p.taste / np.sqrt(self.x.shape[1])  # so that <x, y> has the deviation p.taste
         self.mission = shoppers.mission(number, world.preference)  # (N,)
         self.mission_parent = catalogue.parent_of[self.mission]
-        self.parent = catalogue.parent_of[goods.category]  # (n,)
+        self.parent = catalogue.parent_of[inventory.category]  # (n,)
         noon = self.start_ms + DAY_MS // 2
-        age_days = np.maximum(0.0, (noon - goods.born_ms) / DAY_MS)
-        age_of_peak = age_days / goods.peak_days
-        fashion = p.fad * goods.fad * age_of_peak * np.exp(1.0 - age_of_peak)
-        staleness = p.stale * age_days / ((goods.dies_ms - goods.born_ms) / DAY_MS)
+        age_days = np.maximum(0.0, (noon - inventory.born_ms) / DAY_MS)
+        age_of_peak = age_days / inventory.peak_days
+        fashion = p.fad * inventory.fad * age_of_peak * np.exp(1.0 - age_of_peak)
+        staleness = p.stale * age_days / ((inventory.dies_ms - inventory.born_ms) / DAY_MS)
         self.appeal: F64 = (
-            p.quality * goods.quality
-            + p.shop_quality * catalogue.shop_quality[goods.shop]
-            + p.season * catalogue.season(number)[goods.category]
+            p.quality * inventory.quality
+            + p.shop_quality * catalogue.shop_quality[inventory.shop]
+            + p.season * catalogue.season(number)[inventory.category]
             + fashion
             - staleness
         )  # (n,) q_i(t)
-        self.lots = np.log(goods.min_order)
+        self.lots = np.log(inventory.min_order)
         mood = normal(world.seed, "mood", np.arange(shoppers.n), number)
         self.readiness = p.propensity * shoppers.propensity + p.mood * mood  # (N,) a_u(t)
         self.lot_effect = np.where(shoppers.business, p.bulk_business, p.bulk_consumer)  # (N,)
@@ -82,22 +82,22 @@ class Day:
         self.look: F64 = (1.0 + np.arange(1000) / p.look_half) ** -p.look_power
 
     def rows(self, item_ids: I64) -> I64:
-        """Rows of ``goods`` for ids; :data:`UNKNOWN` for ids that the shop does not have."""
-        ids = self.goods.item_id
+        """Rows of ``inventory`` for ids; :data:`UNKNOWN` for ids that the shop does not have."""
+        ids = self.inventory.item_id
         at = np.minimum(np.searchsorted(ids, item_ids), len(ids) - 1)
         out: I64 = np.where(ids[at] == item_ids, at, UNKNOWN)
         return out
 
     def alive(self, ts_ms: int | I64, rows: I64 | slice = slice(None)) -> NDArray[np.bool_]:
-        out: NDArray[np.bool_] = (self.goods.born_ms[rows] <= ts_ms) & (ts_ms < self.goods.dies_ms[rows])
+        out: NDArray[np.bool_] = (self.inventory.born_ms[rows] <= ts_ms) & (ts_ms < self.inventory.dies_ms[rows])
         return out
 
-    def liking(self, user: int | I64, rows: I64) -> F64:
+    def affinity(self, user: int | I64, rows: I64) -> F64:
         """Log-odds of a click given a look. ``user`` one index or (n,), ``rows`` (n,). (n,)"""
         p = self.params
-        category = self.goods.category[rows]
-        distance = self.goods.price_z[rows] - self.price_level[user]
-        score: F64 = (self.x[user] * self.goods.vector[rows]).sum(axis=1)
+        category = self.inventory.category[rows]
+        distance = self.inventory.price_z[rows] - self.price_level[user]
+        score: F64 = (self.x[user] * self.inventory.vector[rows]).sum(axis=1)
         score += self.appeal[rows]
         score += self.readiness[user] + self.intercept
         score -= p.price * distance * distance
@@ -108,8 +108,8 @@ class Day:
         return score
 
     def click_probability(self, user: int | I64, rows: I64, position: I64) -> F64:
-        """True click probability of exposures. Shapes as in :meth:`liking`. (n,)"""
-        out: F64 = self.look[np.minimum(position, 999)] / (1.0 + np.exp(-self.liking(user, rows)))
+        """True click probability of exposures. Shapes as in :meth:`affinity`. (n,)"""
+        out: F64 = self.look[np.minimum(position, 999)] / (1.0 + np.exp(-self.affinity(user, rows)))
         if rows.min(initial=0) < 0:
             out = np.where(rows < 0, NEVER, out)
         return out
@@ -125,13 +125,13 @@ class PagePolicy:
 
     def __init__(self, world: World, day: Day) -> None:
         self._world, self._day = world, day
-        goods = day.goods
+        inventory = day.inventory
         weight = np.exp(day.appeal)
         self._popular = np.cumsum(weight / weight.sum())  # (n,)
         # The same weights with the goods sorted by category: a category is an interval of the cumulative sum.
-        self._by_category = np.argsort(goods.category, kind="stable")
+        self._by_category = np.argsort(inventory.category, kind="stable")
         lined = np.cumsum(weight[self._by_category])
-        ends = np.searchsorted(goods.category[self._by_category], np.arange(world.params.categories), side="right")
+        ends = np.searchsorted(inventory.category[self._by_category], np.arange(world.params.categories), side="right")
         self._lined = np.r_[0.0, lined]
         self._ends = self._lined[ends]
         self._starts = np.r_[0.0, self._ends[:-1]]
@@ -161,7 +161,7 @@ class PagePolicy:
         p, seed = self._world.params, self._world.seed
         which = uniform(seed, "page.source", *keys)
         throw = uniform(seed, "page.item", *keys)
-        n = self._day.goods.n
+        n = self._day.inventory.n
         out = np.minimum((throw * n).astype(np.int64), n - 1)
         popular = which < p.page_popular
         out[popular] = np.searchsorted(self._popular, throw[popular], side="right")
@@ -206,7 +206,7 @@ class World:
 
     def _solve_intercept(self) -> float:
         """The intercept with which the previous recommender's pages are clicked at ``params.click_rate``."""
-        likings, looks = [], []
+        affinities, looks = [], []
         for number in REFERENCE_DAYS:
             day, visits = self.day(number), self.visits(number)
             rng = generator(self.seed, "reference", number)
@@ -214,13 +214,13 @@ class World:
             rows = PagePolicy(self, day).pages(visits, views)  # (V, PAGE)
             seen = np.arange(PAGE) < visits.size[views][:, None]
             user = np.broadcast_to(visits.user[views][:, None], rows.shape)[seen]
-            likings.append(day.liking(user, rows[seen]))
+            affinities.append(day.affinity(user, rows[seen]))
             looks.append(day.look[np.nonzero(seen)[1]])
-        liking, look = np.concatenate(likings), np.concatenate(looks)
+        affinity, look = np.concatenate(affinities), np.concatenate(looks)
         low, high = -10.0, 5.0
         for _ in range(40):
             middle = (low + high) / 2
-            rate = float((look / (1.0 + np.exp(-(liking + middle)))).mean())
+            rate = float((look / (1.0 + np.exp(-(affinity + middle)))).mean())
             low, high = (middle, high) if rate < self.params.click_rate else (low, middle)
         return (low + high) / 2
 

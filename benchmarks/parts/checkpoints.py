@@ -28,10 +28,10 @@ import pyarrow as pa
 from benchmarks.tools.traffic import HOUR, T0, make
 from commands.replay.logfeatures import LogRows
 from commands.replay.stretches import Stretches
-from millrace.contracts.events import Impression
+from millrace.contracts.events import PageLog
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import EVENTS, IMPRESSIONS
+from millrace.contracts.topics import EVENTS, PAGE_LOGS
 from millrace.logs import LogTable
 from simulator.daylog import day_table
 from simulator.world import World
@@ -44,7 +44,7 @@ POOL = 400
 USERS, FIRST_DAY = 1000, 20_500
 
 
-def pool(items: int, pages: int = POOL, seed: int = 0) -> list[Impression]:
+def pool(items: int, pages: int = POOL, seed: int = 0) -> list[PageLog]:
     """The first ``items`` of pages of the simulated shop, as a scorer would have logged them on its fourth day."""
     schema, world = shop_schema(), World(seed, USERS)
     assert schema.log is not None
@@ -62,20 +62,18 @@ def pool(items: int, pages: int = POOL, seed: int = 0) -> list[Impression]:
         own = slice(k * items, (k + 1) * items)
         scores = np.full(items, 0.1, "<f4").tobytes()
         features = keys[own].astype("<u8").tobytes(), cat[own].astype("<i8").tobytes(), num[own].astype("<f4").tobytes()
-        found.append(
-            Impression(str(k), ts_ms, int(user[k]), "model", 1, schema.id, item[own].tolist(), scores, *features)
-        )
+        found.append(PageLog(str(k), ts_ms, int(user[k]), "model", 1, schema.id, item[own].tolist(), scores, *features))
     return found
 
 
 class Hands:
     """A partition as a worker drives it: takes, recalls, publishes, checkpoints."""
 
-    def __init__(self, folder: Path, pages: Sequence[Impression], pages_a_second: float) -> None:
+    def __init__(self, folder: Path, pages: Sequence[PageLog], pages_a_second: float) -> None:
         self.pages, self._an_hour = pages, round(3600 * pages_a_second)
         self.topic: dict[int, bytes] = {}  # page logs by offset, which Kafka would hold
         self._coming: list[tuple[int, InputMessage]] = []  # by event time
-        self._hours, self._offsets = 0, {EVENTS: 0, IMPRESSIONS: 0}
+        self._hours, self._offsets = 0, {EVENTS: 0, PAGE_LOGS: 0}
         loaded = CheckpointStore(str(folder)).load(Partition(0, shop_schema(), Policy.of(Settings()), settles=True))
         self.partition, self.line = loaded.partition, loaded.line
         self.partition.journal = Journal()
@@ -101,7 +99,7 @@ class Hands:
         for _, message in self._coming[:due]:
             offset = self._offsets[message.topic]
             self._offsets[message.topic] += 1
-            if message.topic == IMPRESSIONS:
+            if message.topic == PAGE_LOGS:
                 self.topic[offset] = message.raw
             yield message._replace(offset=offset)
         del self._coming[:due]
@@ -118,7 +116,7 @@ class Hands:
         self.arrived += arrived
 
 
-def checkpoint_amplification(pages: Sequence[Impression], hours: float, warm_hours: float) -> dict[str, float]:
+def checkpoint_amplification(pages: Sequence[PageLog], hours: float, warm_hours: float) -> dict[str, float]:
     """Bytes of checkpoints over bytes of messages, as they came to one partition of four, a page a second. A checkpoint
     is due every ``checkpoint_seconds`` of event time.
 

@@ -6,7 +6,7 @@
     a day of the simulated shop  ──► items            the catalogue                          once
                                      features.items   counts of each item and category       once; then of 1,000 keys
                                      Redis            users: profile, counts, last clicks    once
-    impressions                      the log of each page: counted
+    page logs                      the log of each page: counted
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import redis
 
 from experiments.recall.recallshop import RecallShop, params_of
 from millrace.contracts.events import key_of, to_json, to_msgpack
-from millrace.contracts.impressions import decode_served
 from millrace.contracts.itemtiles import pack as pack_tiles
 from millrace.contracts.online_layout import redis_url, user_key
+from millrace.contracts.page_logs import decode_served
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import FEATURES_ITEMS, IMPRESSIONS, ITEMS
+from millrace.contracts.topics import FEATURES_ITEMS, ITEMS, PAGE_LOGS
 from millrace.processes.kafka import make_reader
 from millrace.processes.wall import wall_ms
 from simulator.daylog import day_table
@@ -66,7 +66,7 @@ class ShopWire:
     def publish(self) -> None:
         """Sends the catalogue and all counts."""
         catalogue = self._shop.world.catalogue
-        goods = catalogue.goods(day_of(self._shop.now_ms))
+        goods = catalogue.inventory(day_of(self._shop.now_ms))
         on_sale = (goods.born_ms <= self._shop.now_ms) & (self._shop.now_ms < goods.dies_ms)
         for row in np.flatnonzero(on_sale).tolist():
             item = catalogue.item(goods, row)
@@ -96,11 +96,11 @@ class ShopWire:
                 pipeline.execute()
 
 
-class PageLog:
-    """Reads the topic ``impressions`` from where it ends now, and says which pages are in it."""
+class PageLogCheck:
+    """Reads the topic ``page_logs`` from where it ends now, and says which pages are in it."""
 
     def __init__(self, settings: Settings) -> None:
-        self._reader = make_reader(settings, IMPRESSIONS)
+        self._reader = make_reader(settings, PAGE_LOGS)
         ends = self._reader.end_offsets(list(self._reader.assignment()))
         for partition, end in ends.items():
             self._reader.seek(partition, end)

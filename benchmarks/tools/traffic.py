@@ -14,11 +14,11 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from millrace.basics.hashing import column_hash, combine
-from millrace.contracts.events import Click, Exposure, Impression, Purchase, to_json
-from millrace.contracts.impressions import impression_bytes
+from millrace.contracts.events import Click, Exposure, PageLog, Purchase, to_json
+from millrace.contracts.page_logs import page_log_bytes
 from millrace.contracts.pagepack import Rates
 from millrace.contracts.schema import Schema
-from millrace.contracts.topics import EVENTS, IMPRESSIONS
+from millrace.contracts.topics import EVENTS, PAGE_LOGS
 from stream.join.join import InputMessage
 
 PAGE = 20
@@ -52,7 +52,7 @@ def make(
     seed: int,
     start_ms: int = T0,
     first: int = 0,
-    drawn_from: Sequence[Impression] = (),
+    drawn_from: Sequence[PageLog] = (),
 ) -> Stream:
     """A stream over ``hours`` of event time; users and items are drawn by popularity.
 
@@ -83,7 +83,7 @@ def make(
             u, it, cat = of_user[user : user + 1], of_item[shown], of_category[shown % categories]
             same = np.broadcast_to(combine(salts[0], u), PAGE)
             keys = [same, combine(salts[1], cat), combine(salts[2], it), combine(salts[3], u, cat)]
-            served = Impression(
+            served = PageLog(
                 request, t - 200, user, "model", 1, schema.id, shown.tolist(),
                 rng.random(PAGE).astype("<f4").tobytes(), np.column_stack(keys).astype("<u8").tobytes(),
                 rng.integers(1, 1 << 62, (PAGE, layout.F)).astype("<i8").tobytes(),
@@ -91,7 +91,7 @@ def make(
             )  # fmt: skip
         who, shown_ids, n = served.user_id, served.items, len(served.items)
         own = np.frombuffer(served.keys, "<u8").reshape(n, layout.K)
-        add(t - 200, IMPRESSIONS, impression_bytes(served, rates))
+        add(t - 200, PAGE_LOGS, page_log_bytes(served, rates))
         add(t, EVENTS, to_json(Exposure(f"e{i}", request, t, who, shown_ids, 0, t)))
         rows.append((own, np.full(n, t), np.zeros(n, np.uint8)))
         for p in np.flatnonzero(rng.random(n) < 0.1).tolist():
@@ -103,7 +103,7 @@ def make(
                 add(at, EVENTS, to_json(Purchase(f"p{i}-{p}", request, at, who, shown_ids[p], p, at)))
                 rows.append((own[p : p + 1], np.array([at]), np.full(1, 4, np.uint8)))
     events.sort(key=lambda e: e[:2])
-    offsets, messages = {IMPRESSIONS: 0, EVENTS: 0}, []
+    offsets, messages = {PAGE_LOGS: 0, EVENTS: 0}, []
     for _, _, topic, raw in events:
         messages.append(InputMessage(topic, offsets[topic], raw))
         offsets[topic] += 1

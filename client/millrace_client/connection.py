@@ -302,10 +302,10 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
         self._waiting.add(line, time.monotonic())
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="millrace-client")
-        self._tell()
+        self._notify()
         return True
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -318,7 +318,7 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
                         await self._changed.wait()
             await self._deliver(self._waiting.take())
             self._waiting.settle()
-            self._tell()
+            self._notify()
 
     async def _deliver(self, lines: list[bytes]) -> None:
         """Sends a batch until it is stored or given up."""
@@ -342,7 +342,7 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
 
     async def _flush(self, timeout_s: float) -> None:
         mark = self._waiting.hurry()
-        self._tell()
+        self._notify()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self._waiting.settled < mark:
@@ -357,7 +357,7 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
         if self._requests.closed:
             return
         self._ending = True
-        self._tell()
+        self._notify()
         try:
             await self._flush(timeout_s)
         finally:

@@ -100,9 +100,9 @@ class FakeServer:
         if failing is not None:
             failing.times -= 1
             if not failing.status:
-                raise ConnectionError("the fake was told not to answer")
+                raise ConnectionError("the fake is set not to answer")
             after = {} if failing.retry_after_s is None else {"retry-after": f"{failing.retry_after_s:g}"}
-            return _error(failing.status, f"the fake was told to answer {failing.status}; go on", after)
+            return _error(failing.status, f"the fake is set to answer {failing.status}; go on", after)
         kind = path.strip("/").partition("/")[0]
         if call.method == "POST" and path in ("/events", "/users", "/items"):
             return self._take(kind, call.body)

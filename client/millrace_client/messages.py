@@ -151,7 +151,7 @@ class Verdict(Struct, frozen=True):
     status: Literal["kept", "duplicate", "refused"]
     reason: str = ""
     detail: str = ""
-    note: str = ""  # of a kept one: what is doubtful about it, or left to do
+    note: str = ""  # of a kept one: a warning about it, or what is left to do
 
 
 class Receipt(Struct, frozen=True):

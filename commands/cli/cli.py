@@ -190,7 +190,7 @@ def up(
 @app.command
 def status(*, data: Data = None, json: Json = False) -> None:
     """Say whether a loop runs on the folder: its roles, its model, its gate, its addresses. Status 1: none runs."""
-    from commands.up.running import running, told
+    from commands.up.running import running, status_lines
     from millrace.versions.modelstore import ModelStore
 
     settings = settings_of(data)
@@ -198,7 +198,7 @@ def status(*, data: Data = None, json: Json = False) -> None:
     has_models = settings.store or Path(settings.data, "models").is_dir()
     newest = ModelStore(settings.place("models"), writes=False).latest() if has_models else None
     found |= {} if newest is None else {"version": newest.version}
-    emit(found, told(found), json)
+    emit(found, status_lines(found), json)
     sys.exit(0 if found["running"] else 1)
 
 

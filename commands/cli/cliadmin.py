@@ -30,7 +30,7 @@ Admin = Annotated[
 ]
 
 
-def tell(data: Path | None, admin: str | None, json: bool, path: str, **body: Any) -> None:
+def send_command(data: Path | None, admin: str | None, json: bool, path: str, **body: Any) -> None:
     """Gives a command to the learner, and prints what it did.
 
     Args:
@@ -44,7 +44,7 @@ def tell(data: Path | None, admin: str | None, json: bool, path: str, **body: An
         raise SettingError(f"--data '{data}' is no folder", "name the data folder of a learner")
     settings = settings_of(data)
     answer = ask(_address(settings, admin), path, body, _token(settings))
-    emit(answer, told(answer), json)
+    emit(answer, answer_lines(answer), json)
 
 
 def _address(settings: Settings, admin: str | None) -> str:
@@ -114,10 +114,10 @@ def ask(address: str, path: str, body: Mapping[str, Any], token: str) -> dict[st
     return said
 
 
-def told(answer: Mapping[str, Any]) -> list[str]:
+def answer_lines(answer: Mapping[str, Any]) -> list[str]:
     """An answer as lines.
 
-    >>> told({"said": "back at version 40", "version": 43, "from": None})
+    >>> answer_lines({"said": "back at version 40", "version": 43, "from": None})
     ['back at version 40', 'version  43']
     """
     first = [str(answer["said"])] if "said" in answer else []

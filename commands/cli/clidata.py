@@ -8,7 +8,7 @@ from typing import Literal
 
 import cyclopts
 
-from commands.cli.cliadmin import Admin, tell
+from commands.cli.cliadmin import Admin, send_command
 from commands.cli.cliflags import Data, Json, Kafka, emit, report, settings_of, when, with_broker
 from commands.up.data_folder import of_loop
 from millrace.basics.errors import SettingError
@@ -31,11 +31,11 @@ def dead_letters(
     last
         How many dead letters to print.
     """
-    from commands.reference.letters import Letters
+    from commands.reference.dead_letters import DeadLetterReport
     from millrace.contracts.topics import DEAD_LETTERS
     from millrace.processes.kafka import read_all
 
-    found = Letters(reason, last)
+    found = DeadLetterReport(reason, last)
     read_all(with_broker(settings_of(data, kafka=kafka)), DEAD_LETTERS, lambda record: found.add(record.value))
     emit(found.plain(), [found.text()], json)
 
@@ -61,7 +61,7 @@ def release(*names: str, data: Data = None, admin: Admin = None, json: Json = Fa
     names
         As 'millrace data quarantine list' shows them, or: all.
     """
-    tell(data, admin, json, "/quarantine/release", names=_names(names))
+    send_command(data, admin, json, "/quarantine/release", names=_names(names))
 
 
 @quarantine.command
@@ -73,7 +73,7 @@ def discard(*names: str, data: Data = None, admin: Admin = None, json: Json = Fa
     names
         As 'millrace data quarantine list' shows them, or: all.
     """
-    tell(data, admin, json, "/quarantine/discard", names=_names(names))
+    send_command(data, admin, json, "/quarantine/discard", names=_names(names))
 
 
 @app.command

@@ -117,7 +117,7 @@ def bootstrap(
 def guess(log: Path, *, out: Path | None = None, json: Json = False) -> None:
     """Write a commented schema from a sample of LOG: roles of columns, time, lists, fields, windows, likely outcomes.
 
-    Fails, once the schema is written, when the time, the user, the item or the label cannot be told: the schema then
+    Fails, once the schema is written, when the time, the user, the item or the label cannot be found: the schema then
     says which columns it could be and has a line to fill in.
 
     Parameters

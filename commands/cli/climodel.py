@@ -11,7 +11,7 @@ import cyclopts
 import msgspec
 from cyclopts import Parameter
 
-from commands.cli.cliadmin import Admin, tell
+from commands.cli.cliadmin import Admin, send_command
 from commands.cli.cliflags import Data, Json, Kafka, emit, report, settings_of, when, with_broker
 from commands.up.data_folder import of_loop
 from millrace.basics.errors import LogError, SettingError, SnapshotError
@@ -58,27 +58,27 @@ def promote(
         (docs/how-to/when-a-check-fails.md).
     """
     if which == "newest":
-        tell(data, admin, json, "/model/promote")
+        send_command(data, admin, json, "/model/promote")
     else:
-        tell(data, admin, json, "/model/adopt", **{"from": which})
+        send_command(data, admin, json, "/model/adopt", **{"from": which})
 
 
 @app.command
 def hold(*, data: Data = None, admin: Admin = None, json: Json = False) -> None:
     """Serve no newer version until 'millrace model promote'."""
-    tell(data, admin, json, "/model/hold")
+    send_command(data, admin, json, "/model/hold")
 
 
 @app.command
 def rollback(version: int | None = None, *, data: Data = None, admin: Admin = None, json: Json = False) -> None:
-    """Go back to an older version. The learner continues from it; what it has learnt since is set aside.
+    """Go back to an older version. The learner continues from it; what it has learnt since is dropped.
 
     Parameters
     ----------
     version
         The version to go back to, of 'millrace model list' (default: the promoted one before the newest).
     """
-    tell(data, admin, json, "/model/rollback", version=version)
+    send_command(data, admin, json, "/model/rollback", version=version)
 
 
 @app.command

@@ -37,8 +37,8 @@ class Trial:
 
 def parts_of(p: NDArray[np.float32], y: NDArray[np.bool_]) -> dict[str, Parts]:
     """Each figure of scores p for final labels y, (n,), with its rows' parts."""
-    sound = judged(p, y)
-    return {key: of(sound, y) for key, of in PARTS.items()}
+    judged_p = judged(p, y)
+    return {key: of(judged_p, y) for key, of in PARTS.items()}
 
 
 def trial_of(
@@ -141,7 +141,7 @@ def _of_bound(found: Gap) -> str:
     if not math.isfinite(found.half):
         return f"Nothing can be said of labels without any delay, which no loop can have: {FEW}."
     ends = f"{found.value:+.4f} ± {found.half:.4f} AUC"
-    if not found.told:
+    if not found.is_significant:
         return f"Labels without any delay, which no loop can have, would make no difference that can be told ({ends})."
     what = "gain" if found.value > 0 else "lose"
     return (

@@ -8,7 +8,7 @@
     dead-letters ► dead      pages that were readable but unusable
     the rest ────► pending   must be the number that the stream role itself reports
     samples ─────► trained, refused      what the learner says that it did with each
-                   held out, over a limit, in quarantine, set aside       not learnt, or no longer
+                   held out, over a limit, in quarantine, rolled back     not learnt, or no longer
 
 A page has one :class:`PageAccount`. A set of its positions is one integer, bit ``i`` for position ``i``: "no exposure
 twice" is an ``&`` that gives 0, and memory stays small.
@@ -122,23 +122,23 @@ class Ledger:
 
     def dead_letter_message(self, record: Any) -> None:
         try:
-            letter = decode_dead_letter(record.value)
+            dead_letter = decode_dead_letter(record.value)
         except BadEventError:  # not of ours: whoever wrote it, it stands for no event
             self.unread[DEAD_LETTERS] += 1
             return
-        at = (letter.topic, letter.partition, letter.offset)
+        at = (dead_letter.topic, dead_letter.partition, dead_letter.offset)
         if at in self._dead_at:
             self.repeated_dead += 1
             return
-        self._dead_at[at] = letter.reason
-        if letter.topic != EVENTS:
-            self.dead_elsewhere[f"{letter.topic}: {letter.reason}"] += 1
+        self._dead_at[at] = dead_letter.reason
+        if dead_letter.topic != EVENTS:
+            self.dead_elsewhere[f"{dead_letter.topic}: {dead_letter.reason}"] += 1
             return
-        if letter.offset >= self.since.get(letter.partition, 0):
-            self.dead[letter.reason] += 1
-            self.dead_exposures += letter.exposures
+        if dead_letter.offset >= self.since.get(dead_letter.partition, 0):
+            self.dead[dead_letter.reason] += 1
+            self.dead_exposures += dead_letter.exposures
         else:
-            self.dead_of_earlier[letter.reason] += 1
+            self.dead_of_earlier[dead_letter.reason] += 1
 
     def event_message(self, record: Any) -> None:
         """Takes a record of ``events``, after all of ``dead-letters``."""
@@ -310,16 +310,16 @@ class Apart:
     over_limit: int = 0  # beyond what one id may teach
     quarantined: int = 0  # ever put into quarantine, with those that a rollback put there
     released: int = 0  # of these learnt later
-    set_aside: int = 0  # taken out of the model by a rollback of a person
+    rolled_back: int = 0  # taken out of the model by a rollback of a person
 
     @property
     def total(self) -> int:
-        return self.held_out + self.over_limit + self.quarantined - self.released + self.set_aside
+        return self.held_out + self.over_limit + self.quarantined - self.released + self.rolled_back
 
     def __str__(self) -> str:
         return (
             f"{self.held_out} held out, {self.over_limit} over a limit, {self.quarantined} quarantined less "
-            f"{self.released} released, {self.set_aside} set aside"
+            f"{self.released} released, {self.rolled_back} rolled back"
         )
 
 

@@ -178,7 +178,7 @@ def _gate(settlement: Settlement) -> dict[str, Any]:
     return {
         **{name: getattr(settlement.apart, name) for name in settlement.apart.__slots__},
         "discarded": round(picture.figures.get("discarded") or 0),
-        "ways_back": round(picture.figures.get("ways_back") or 0),
+        "rollbacks": round(picture.figures.get("rollbacks") or 0),
         "state": picture.gate.state,
         "refused": {check: round(n) for check, n in picture.gate.refused.items()},
         "observed": {check: round(n) for check, n in picture.gate.observed.items()},
@@ -246,7 +246,7 @@ def _gate_lines(gate: dict[str, Any]) -> list[str]:
     refused = ", ".join(f"{check} {n:,}" for check, n in gate["refused"].items())
     return [
         f"the gate refused: {refused}; newest: {gate['why']}; {gate['quarantined']:,} samples quarantined, "
-        f"{gate['released']:,} of them learnt later, {gate['ways_back']} ways back"
+        f"{gate['released']:,} of them learnt later, {gate['rollbacks']} rollbacks"
     ]
 
 

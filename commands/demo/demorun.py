@@ -34,7 +34,7 @@ from commands.loop.status import RunStatus
 from millrace.basics.errors import MillraceError, ServiceError, SettingError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import IMPRESSIONS
+from millrace.contracts.topics import PAGE_LOGS
 from millrace.processes.kafka import read_all
 from millrace.processes.profiles import check_whole
 from millrace.processes.role import last_figures
@@ -238,7 +238,7 @@ def _run(settings: Settings, options: DemoOptions, folder: Path, signals: Signal
 
 def _pages(settings: Settings) -> LoggedPages:
     pages = LoggedPages(settings.load_schema())
-    read_all(settings, IMPRESSIONS, pages.message)
+    read_all(settings, PAGE_LOGS, pages.message)
     return pages
 
 

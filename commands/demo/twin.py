@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.demo.servedrows import LabelledExposures
-from millrace.contracts.impressions import decode_impression
+from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 
@@ -36,9 +36,9 @@ class LoggedPages:
         return len(self._of)
 
     def message(self, record: Any) -> None:
-        """Takes a record of ``impressions``. The first of a page counts; the stream joins with that too."""
+        """Takes a record of ``page_logs``. The first of a page counts; the stream joins with that too."""
         try:
-            page = decode_impression(record.value)
+            page = decode_page_log(record.value)
             n = len(page.items)
             cat = np.frombuffer(page.cat, "<i8").reshape(n, self._layout.F)
             num = np.frombuffer(page.num, "<f4").reshape(n, self._layout.N)

@@ -78,12 +78,12 @@ def _quoted(text: str) -> str:
 def _head(path: Path, found: SchemaFindings) -> list[str]:
     lines = [
         f"# Guessed from {path.name} by 'millrace log guess': {found.sample.where}.",
-        "# Read it before you trust it: what a column means is told by its values and its name, not by who wrote it.",
+        "# Read it before you trust it: the meaning of a column is guessed from its values and its name.",
         *([f"# {found.chosen}."] if found.chosen else []),
         "#",
     ]
     if found.roles.open:
-        lines.append("# TO BE FILLED IN, since it could not be told:")
+        lines.append("# TO BE FILLED IN, since it could not be found out:")
         for name, role in found.roles.open.items():
             lines.append(f"#   {name}: {_could_be(name, role)}")
         lines.append("#")

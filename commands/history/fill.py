@@ -42,14 +42,14 @@ from millrace.contracts.events import (
     Collect,
     Exposure,
     Id,
-    Impression,
+    PageLog,
     Purchase,
     key_of,
     to_json,
 )
-from millrace.contracts.impressions import PageView, impression_bytes
+from millrace.contracts.page_logs import PageView, page_log_bytes
 from millrace.contracts.schema import Schema
-from millrace.contracts.topics import EVENTS, IMPRESSIONS, USERS
+from millrace.contracts.topics import EVENTS, PAGE_LOGS, USERS
 from stream.join.page_rows import Counted, LoggedPage
 from stream.partition.partition import InputMessage, Partition, Policy
 
@@ -238,10 +238,10 @@ class _Filling:
         events, pages = self._events, self._events.pages
         seen = stretch[stretch < pages]
         due: list[list[InputMessage | Counted]] = [[] for _ in self._partitions]
-        impressions = self._impressions(slice(int(seen[0]), int(seen[-1]) + 1)) if len(seen) else {}
+        page_logs = self._page_logs(slice(int(seen[0]), int(seen[-1]) + 1)) if len(seen) else {}
         for number in stretch.tolist():
             if number < pages:
-                home, messages = impressions[number]
+                home, messages = page_logs[number]
                 due[home] += messages
                 continue
             act = number - pages
@@ -263,7 +263,7 @@ class _Filling:
                     counted = [one for one in some if isinstance(one, Counted)]
                     partition.lived(counted, counted[-1].ts_ms)
 
-    def _impressions(self, pages: slice) -> dict[int, tuple[int, list[InputMessage]]]:
+    def _page_logs(self, pages: slice) -> dict[int, tuple[int, list[InputMessage]]]:
         events, builder, recent = self._events, self._rows.builder, self._recent
         assert recent is not None
         bounds = events.starts[pages.start : pages.stop + 1]
@@ -277,7 +277,7 @@ class _Filling:
         for at, user in enumerate(users):
             page, part = pages.start + at, slice(int(bounds[at] - bounds[0]), int(bounds[at + 1] - bounds[0]))
             name, ts_ms = names[at], int(events.page_ms[page])
-            impression = Impression(
+            page_log = PageLog(
                 name,
                 ts_ms,
                 user,
@@ -295,7 +295,7 @@ class _Filling:
             found[page] = (
                 self._home(user),
                 [
-                    InputMessage(IMPRESSIONS, 0, impression_bytes(impression), ts_ms),
+                    InputMessage(PAGE_LOGS, 0, page_log_bytes(page_log), ts_ms),
                     InputMessage(EVENTS, 0, to_json(exposure), ts_ms),
                 ],
             )
@@ -321,5 +321,5 @@ class _Filling:
         for partition in self._partitions:
             if partition.newest_ms:
                 partition.advance(until_ms)
-            partition.reset_offsets([EVENTS, IMPRESSIONS, USERS])
+            partition.reset_offsets([EVENTS, PAGE_LOGS, USERS])
         return self._partitions

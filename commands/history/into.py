@@ -224,7 +224,7 @@ def _index_of(schema: Schema, items: list[Any]) -> ItemIndex:
 
 
 def _write_index(
-    settings: Settings, schema: Schema, partitions: list[Partition], index: ItemIndex | None, heard_ms: int
+    settings: Settings, schema: Schema, partitions: list[Partition], index: ItemIndex | None, newest_counted_ms: int
 ) -> None:
     """Writes what a scorer needs before it has read a topic."""
     writer = Writer(Store(settings.place("index")), 1, _NAME)
@@ -239,6 +239,6 @@ def _write_index(
         schema_id=schema.id,
         filters=[],
         written_ms=wall_ms(),
-        heard_ms=heard_ms,
+        newest_counted_ms=newest_counted_ms,
         topics={},
     )

@@ -270,7 +270,7 @@ class Monitor:
             "stream_lag": stream.gauge("millrace_stream_lag"),
             "stream_loop_s": _loop_s(stream),
             "window_keys": stream.gauge("millrace_window_keys"),
-            # Rows that a rollback took out of the model were learnt before, and are in quarantine or set aside now.
+            # Rows that a rollback took out of the model were learnt before, and are in quarantine or dropped now.
             "trained": learn.total("millrace_samples_trained_total") - learn.total("millrace_samples_taken_back_total"),
             **_apart(learn),
             "repeated": learn.total("millrace_samples_repeated_total"),
@@ -351,9 +351,9 @@ def _apart(learn: RoleMetrics) -> dict[str, float | None]:
         "quarantined": learn.total("millrace_quarantined_rows_total"),
         "released": learn.total("millrace_quarantine_ended_rows_total", how="released"),
         "discarded": learn.total("millrace_quarantine_ended_rows_total", how="discarded"),
-        "set_aside": learn.total("millrace_samples_set_aside_total"),
+        "rolled_back": learn.total("millrace_samples_rolled_back_total"),
         "taken_back": learn.total("millrace_samples_taken_back_total"),
-        "ways_back": learn.total("millrace_way_back_total"),
+        "rollbacks": learn.total("millrace_rollbacks_total"),
         "quarantine_rows": learn.gauge("millrace_quarantine_rows"),
         "promoted_version": learn.gauge("millrace_gate_promoted_version"),
         "heldout_rows": learn.gauge("millrace_heldout_rows"),

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from commands.reference.examples import EXAMPLES
 from millrace import __version__
-from millrace.contracts import coclick_message, impressions, itemtiles, samples, topics
+from millrace.contracts import coclick_message, itemtiles, page_logs, samples, topics
 from millrace.contracts.events import (
     MAX_DEPTH,
     MAX_EVENT_BYTES,
@@ -30,9 +30,9 @@ from millrace.contracts.events import (
     Collect,
     DeadLetter,
     Exposure,
-    Impression,
     Item,
     ItemTiles,
+    PageLog,
     Purchase,
     Truth,
     User,
@@ -92,7 +92,7 @@ MEANS: Mapping[str, Mapping[str, str]] = {
         "detail": "One line that names the value.",
         "topic": "Where the message lies: its topic,",
         "partition": "its partition,",
-        "offset": "and its offset there. The three together are this letter's identity.",
+        "offset": "and its offset there. The three together are this dead letter's identity.",
         "exposures": "Exposures that are lost with it.",
         "raw": "The message itself (of a tombstone, its key), in base64.",
         "truncated": "Whether `raw` is only the beginning.",
@@ -102,11 +102,11 @@ MEANS: Mapping[str, Mapping[str, str]] = {
 
 
 class TopicMessages(NamedTuple):
-    """A topic's messages. ``heard``: Millrace reads what others write there; otherwise it writes."""
+    """A topic's messages. ``is_read``: Millrace reads what others write there; otherwise it writes."""
 
     about: str
     key: str
-    heard: bool
+    is_read: bool
     messages: tuple[str, ...]
 
 
@@ -114,8 +114,8 @@ CHANNELS: Mapping[str, TopicMessages] = {
     topics.EVENTS: TopicMessages("What users saw and did.", "user_id", True, EVENTS),
     topics.USERS: TopicMessages("Users, the newest message of each.", "user_id", True, ("user", "user-tombstone")),
     topics.ITEMS: TopicMessages("Items, the newest message of each.", "item_id", True, ("item", "item-tombstone")),
-    topics.IMPRESSIONS: TopicMessages(
-        "Pages as the scorer made them: features and scores.", "user_id", False, ("impression",)
+    topics.PAGE_LOGS: TopicMessages(
+        "Pages as the scorer made them: features and scores.", "user_id", False, ("page_log",)
     ),
     topics.SAMPLES: TopicMessages("Labelled exposures, from stream to learner.", "", False, ("sample-batch",)),
     topics.DEAD_LETTERS: TopicMessages("Messages that could not be used.", "reason", False, ("dead-letter",)),
@@ -183,8 +183,8 @@ def asyncapi() -> dict[str, Any]:
         "defaultContentType": JSON,
         "channels": {name: _channel(by_name[name], channel) for name, channel in CHANNELS.items()},
         "operations": {
-            f"{'read' if channel.heard else 'write'} {name}": {
-                "action": "receive" if channel.heard else "send",
+            f"{'read' if channel.is_read else 'write'} {name}": {
+                "action": "receive" if channel.is_read else "send",
                 "channel": {"$ref": f"#/channels/{name}"},
                 "summary": channel.about,
             }
@@ -237,10 +237,10 @@ def _messages() -> dict[str, Any]:
     return found
 
 
-_STRUCTS: Mapping[str, type[Struct]] = {"impression": Impression, "item-tiles": ItemTiles, "truth": Truth}
+_STRUCTS: Mapping[str, type[Struct]] = {"page_log": PageLog, "item-tiles": ItemTiles, "truth": Truth}
 """Packed messages whose fields a struct names; `bytes` are packed arrays, little-endian, in C order."""
 _PACKED: Mapping[str, tuple[str, str]] = {
-    "impression": (PACKED, _text(impressions.__doc__)),
+    "page_log": (PACKED, _text(page_logs.__doc__)),
     "sample-batch": (PACKED, _text(samples.__doc__)),
     "item-tiles": (PACKED, _text(itemtiles.__doc__)),
     "co-clicks": (BYTES, _text(coclick_message.__doc__)),

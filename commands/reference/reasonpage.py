@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from millrace.contracts.dead_letter_reasons import DOUBTS, REASONS, DeadLetterReason
+from millrace.contracts.dead_letter_reasons import REASONS, WARNINGS, DeadLetterReason
 
 _HEAD = """# Dead letters
 
@@ -17,9 +17,9 @@ itself. Dead letters are kept for 30 days.
 
 ```console
 $ millrace data dead-letters --last 1
-  letters  exposures  reason
-       12          0  bad-item: An item cannot be read, or a field of the schema cannot hold a value of it
-        3         60  no-impression: The event is about a page of which no page log came
+dead letters  exposures  reason
+          12          0  bad-item: An item cannot be read, or a field of the schema cannot hold a value of it
+           3         60  no-page-log: The event is about a page of which no page log came
 
 bad-item  items, partition 0, offset 511
   bad-value: price '12,50' is no number
@@ -33,7 +33,7 @@ bad-item  items, partition 0, offset 511
 - Messages are whole up to 256 KiB, in base64 (`raw`).
 - `millrace_dead_letters_total{reason}` counts them. The log has one line a minute for each reason at most.
 - To send a corrected message, send it again the way it came. An event must come while its page lives.
-- `bad-impression`, `bad-item-tiles` and `bad-samples` mean that roles have different schemas or versions.
+- `bad-page-log`, `bad-item-tiles` and `bad-samples` mean that roles have different schemas or versions.
 
 Duplicates are no dead letters (`millrace_duplicates_dropped_total`). Messages that the intake refused never reach
 Kafka. Lost page logs are counted by the scorer (`millrace_log_lost_pages_total`).
@@ -44,15 +44,15 @@ Kafka. Lost page logs are counted by the scorer (`millrace_log_lost_pages_total`
 _WARNINGS = """
 ## Warnings
 
-The message is used, but may not mean what its sender thinks. `millrace_doubts_total{kind}` counts these, and the log
-has one line an hour for each kind at most.
+The message is used, but may not mean what its sender thinks. `millrace_profile_warnings_total{kind}` counts these, and
+the log has one line an hour for each kind at most.
 
 """
 
 
 def page() -> str:
     """The page as Markdown."""
-    return f"{_HEAD}{_table('reason', REASONS)}{_WARNINGS}{_table('kind', DOUBTS)}"
+    return f"{_HEAD}{_table('reason', REASONS)}{_WARNINGS}{_table('kind', WARNINGS)}"
 
 
 def _table(name: str, reasons: Mapping[str, DeadLetterReason]) -> str:

@@ -147,11 +147,11 @@ class Runner:
         for step in steps:
             self._score(step, self._model.score)
             if step.batch is not None:
-                self._tell_scored(step)
+                self._observe_scored(step)
                 began = time.perf_counter()
                 self._model.learn(step.batch)
                 self._timing.learning += time.perf_counter() - began
-                self._tell_learnt(step)
+                self._observe_learnt(step)
                 yield step.scored
 
     def run_beside(self, steps: Iterator[Step], model: OnlineModel) -> Iterator[int]:
@@ -179,7 +179,7 @@ class Runner:
                             jobs.pop(0).result()
                         timing.waiting += time.perf_counter() - began
                         settled = True
-                        self._tell_scored(step)
+                        self._observe_scored(step)
 
                     began, waited = time.perf_counter(), timing.waiting
                     model.learn(step.batch, settle)
@@ -187,7 +187,7 @@ class Runner:
                         settle()
                     timing.learning += time.perf_counter() - began - (timing.waiting - waited)
                     still.refresh()
-                    self._tell_learnt(step)
+                    self._observe_learnt(step)
                     yield step.scored
                 for job in jobs:
                     job.result()
@@ -206,12 +206,12 @@ class Runner:
                 self._groups.put(rows, num, p)
         self._timing.scoring += time.perf_counter() - began
 
-    def _tell_scored(self, step: Step) -> None:
+    def _observe_scored(self, step: Step) -> None:
         if self._observer is not None:
             for rows, cat, num in step.shown:
                 self._observer.scored(rows, cat, num, self._p[rows])
 
-    def _tell_learnt(self, step: Step) -> None:
+    def _observe_learnt(self, step: Step) -> None:
         if self._observer is not None and step.batch is not None and step.samples is not None:
             self._observer.learnt(step.samples, slice(0, len(step.batch)), step.batch)
 

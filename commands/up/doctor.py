@@ -81,8 +81,8 @@ def examine(overrides: Mapping[str, Any]) -> list[Finding]:
     found += _settings(settings)
     settings = folders.on_folder(settings)
     schema = _schema(settings, data, found)
-    sound = schema is not None and status(found) == 0
-    tried = _ask_model(settings) if sound and _names_a_model(settings) else None
+    fine = schema is not None and status(found) == 0
+    tried = _ask_model(settings) if fine and _names_a_model(settings) else None
     found += judge_folder(str(data), *probes.folder(data), 0.0 if settings.kafka else settings.broker_gib)
     if settings.store and "://" not in settings.store:
         found += judge_folder(settings.store, *probes.folder(Path(settings.store)))

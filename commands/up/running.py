@@ -34,7 +34,7 @@ def running(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def told(found: dict[str, Any]) -> list[str]:
+def status_lines(found: dict[str, Any]) -> list[str]:
     version = f"; model version {found['version']}" if "version" in found else ""
     if not found["running"]:
         return [f"no loop runs on '{found['data']}'{version}"]

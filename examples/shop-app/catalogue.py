@@ -1,5 +1,5 @@
 # core
-"""The goods of a made-up shop: a name, a category, a price and a colour each, the same ones every time."""
+"""The products of a made-up shop: a name, a category, a price and a colour each, the same ones every time."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ STYLES = ("small", "tall", "plain", "striped", "round", "slim", "wide", "classic
 
 
 @dataclass(frozen=True, slots=True)
-class Goods:
-    """One thing that the shop sells. Title and colour are the shop's own; Millrace is told the rest."""
+class Product:
+    """One thing that the shop sells. Title and colour are the shop's own; Millrace gets the rest."""
 
     item_id: str
     title: str
@@ -49,15 +49,15 @@ class Goods:
         return Item(self.item_id, {"category": self.category, "price": self.price, "in_stock": self.in_stock})
 
 
-def make(n: int = 120, seed: int = 0) -> dict[str, Goods]:
+def make(n: int = 120, seed: int = 0) -> dict[str, Product]:
     """``n`` things by id, evenly over the categories, every twelfth sold out."""
-    dice = Random(seed)  # noqa: S311 - goods, not secrets
-    shelf = {}
+    dice = Random(seed)  # noqa: S311 - products, not secrets
+    products = {}
     for number in range(n):
         category = list(CATEGORIES)[number % len(CATEGORIES)]
         low, high = CATEGORIES[category]
         colour = dice.choice(list(COLOURS))
         price = round(low * (high / low) ** dice.random()) - 0.05
         title = f"{colour} {category.removesuffix('s')}, {dice.choice(STYLES)}"
-        shelf[f"g{number}"] = Goods(f"g{number}", title, category, price, COLOURS[colour], dice.randrange(12) > 0)
-    return shelf
+        products[f"g{number}"] = Product(f"g{number}", title, category, price, COLOURS[colour], dice.randrange(12) > 0)
+    return products

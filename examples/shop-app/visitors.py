@@ -21,10 +21,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
-from catalogue import CATEGORIES, Goods, make
+from catalogue import CATEGORIES, Product, make
 from millrace_client import AsyncMillrace, MillraceClientError, Page, Unavailable, User
 
-TELL_S = 10.0
+PRINT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Taste:
     liked: float = 0.5
     other: float = 0.02
 
-    def likes(self, goods: Goods) -> bool:
-        return goods.category == self.category and goods.price < self.below
+    def likes(self, product: Product) -> bool:
+        return product.category == self.category and product.price < self.below
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class Crowd:
 
     Args:
         shop: a client.
-        goods: by id, as the shop sent them.
+        products: by id, as the shop sent them.
         tastes: dealt out to the visitors in turn.
         users: how many visitors there are; ``visitor-0`` ...
         size: items of a page.
@@ -80,16 +80,16 @@ class Crowd:
     def __init__(
         self,
         shop: AsyncMillrace,
-        goods: Mapping[str, Goods],
+        products: Mapping[str, Product],
         tastes: Sequence[Taste],
         users: int,
         size: int = 12,
         seed: int = 0,
     ) -> None:
-        self.shop, self.goods, self.tastes, self.users, self.size = shop, goods, tastes, users, size
+        self.shop, self.products, self.tastes, self.users, self.size = shop, products, tastes, users, size
         self.dice = Random(seed)  # noqa: S311 - a taste, not a secret
         self.tally = Tally()
-        on_sale = [one for one in goods.values() if one.in_stock]
+        on_sale = [one for one in products.values() if one.in_stock]
         self.tally.chance = sum(t.likes(one) for t in tastes for one in on_sale) / len(tastes) / len(on_sale)
 
     def taste_of(self, user: int) -> Taste:
@@ -105,7 +105,7 @@ class Crowd:
             return
         if not await self.shop.exposure(page):
             return
-        known = [self.goods.get(str(item.item_id)) for item in page.items]  # others may have sent items too
+        known = [self.products.get(str(item.item_id)) for item in page.items]  # others may have sent items too
         likes = [one is not None and taste.likes(one) for one in known]
         tally.pages += 1
         tally.exposures += len(page.items)
@@ -120,14 +120,14 @@ class Crowd:
         """Visits at random moments, ``rate`` a second on average, whatever the answers take."""
         visits: set[asyncio.Task[None]] = set()
         begin = at = time.monotonic()
-        told = begin
+        printed_s = begin
         while (at := at + self.dice.expovariate(rate)) < begin + seconds:
             await asyncio.sleep(max(0.0, at - time.monotonic()))
             visit = asyncio.create_task(self.visit(self.dice.randrange(self.users)))
             visits.add(visit)
             visit.add_done_callback(visits.discard)
-            if at - told > TELL_S:
-                told = at
+            if at - printed_s > PRINT_S:
+                printed_s = at
                 print(json.dumps(self.tally.line()), flush=True)
         await asyncio.gather(*visits)
         await self.shop.flush()
@@ -143,7 +143,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--likes", action="append", choices=sorted(CATEGORIES), help="a category; may be repeated")
     parser.add_argument("--below", type=float, default=float("inf"), help="likes only what costs less, in euros")
     parser.add_argument("--size", type=int, default=12, help="items of a page")
-    parser.add_argument("--items", type=int, default=120, help="goods in the catalogue, as app.py was told")
+    parser.add_argument("--items", type=int, default=120, help="products in the catalogue, as for app.py")
     parser.add_argument("--send", action="store_true", help="send the catalogue and the users first")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
@@ -151,12 +151,12 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 async def run(asked: argparse.Namespace, shop: AsyncMillrace) -> Tally:
     """What the command line asks for."""
-    goods = make(asked.items)
+    products = make(asked.items)
     if asked.send:
-        await shop.put_items(one.item for one in goods.values())
+        await shop.put_items(one.item for one in products.values())
         await shop.put_users(User(f"visitor-{n}") for n in range(asked.users))
     tastes = [Taste(category, asked.below) for category in asked.likes or ["shoes"]]
-    crowd = Crowd(shop, goods, tastes, asked.users, asked.size, asked.seed)
+    crowd = Crowd(shop, products, tastes, asked.users, asked.size, asked.seed)
     return await crowd.come(asked.rate, asked.seconds)
 
 

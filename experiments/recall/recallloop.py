@@ -228,7 +228,7 @@ def perfect_recall(shop: RecallShop) -> Recall:
 
     def page(shopper: int, _: KnownUser, ts_ms: int, size: int, seed: int) -> ItemRows:
         rows, day = np.flatnonzero(shop.items.alive), shop.world.day(day_of(ts_ms))
-        return rows[largest(day.liking(shopper, day.rows(shop.item_ids(rows))), size)]
+        return rows[largest(day.affinity(shopper, day.rows(shop.item_ids(rows))), size)]
 
     return page
 

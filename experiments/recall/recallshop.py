@@ -190,20 +190,20 @@ class RecallShop:
         day = day_of(ts_ms)
         if day == self._day and ts_ms < self._next_ms:
             return
-        goods = self.world.catalogue.goods(day)
-        turns = np.concatenate([goods.born_ms, goods.dies_ms])
+        inventory = self.world.catalogue.inventory(day)
+        turns = np.concatenate([inventory.born_ms, inventory.dies_ms])
         self._day, self._next_ms = day, int(turns.min(initial=NEVER_MS, where=turns > ts_ms))
-        on_sale = (goods.born_ms <= ts_ms) & (ts_ms < goods.dies_ms)
-        fresh = on_sale & ~np.isin(goods.item_id, self._ids)
+        on_sale = (inventory.born_ms <= ts_ms) & (ts_ms < inventory.dies_ms)
+        fresh = on_sale & ~np.isin(inventory.item_id, self._ids)
         if fresh.any():
             before = len(self._ids)
             catalogue = self.world.catalogue
-            self.index.put(self.index.prepare(catalogue.item(goods, row)) for row in np.flatnonzero(fresh).tolist())
-            self._ids = np.concatenate([self._ids, goods.item_id[fresh]])
+            self.index.put(self.index.prepare(catalogue.item(inventory, row)) for row in np.flatnonzero(fresh).tolist())
+            self._ids = np.concatenate([self._ids, inventory.item_id[fresh]])
             own = self.index.form.own_keys.index(self._item_key)
             keys = self.index.image(before, len(self._ids)).arrays["keys"][:, own]
             self._item_keys = np.concatenate([self._item_keys, keys])
-        gone = self.index.alive & ~np.isin(self._ids, goods.item_id[on_sale])
+        gone = self.index.alive & ~np.isin(self._ids, inventory.item_id[on_sale])
         for item_id in self._ids[gone].tolist():
             self.index.remove(item_id)
 

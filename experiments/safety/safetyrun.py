@@ -32,7 +32,7 @@ from learner.ranker.repeats import Repeats, keep_ms_of
 from learner.ranker.verbs import Learning
 from learner.role.model_factory import model_of
 from learner.serving.serving_model import ServingModel
-from learner.training.learner_versions import FoundSnapshot, Progress, Versions, newest_sound
+from learner.training.learner_versions import FoundSnapshot, Progress, Versions, newest_valid
 from learner.training.trainer import Trainer
 from millrace.basics.ranking_metrics import ROLLING_ROWS, auc
 from millrace.contracts.samples import SampleBatch
@@ -158,7 +158,7 @@ class Life:
             model.resume(parts)
             return model
 
-        found: FoundSnapshot | None = newest_sound(self.store, schema.id, {}, build)
+        found: FoundSnapshot | None = newest_valid(self.store, schema.id, {}, build)
         model = model_of(schema, {}, 0) if found is None else found.model
         repeats = Repeats(keep_ms_of(settings))
         trainer = self.trainer = Trainer(model, Progressive(ROLLING_ROWS), repeats, BATCH_ROWS)

@@ -36,7 +36,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.custom.ownclass import OwnClass, Unsound, arrays_of, differs, learnt, scores_of, serving_of, told
+from learner.custom.ownclass import (
+    InvalidModelError,
+    OwnClass,
+    arrays_of,
+    differs,
+    error_text,
+    learnt,
+    scores_of,
+    serving_of,
+)
 from learner.custom.ownids import KnownIds, id_columns
 from learner.network.models import Columns
 from learner.network.models.delays import SIZE, Delays
@@ -98,7 +107,7 @@ class OwnModel:
         self._kept = arrays_of(self._model)  # the last whole state
         self._since: list[SampleBatch] = []  # learnt after that
         self._lost: SampleBatch | None = None  # the newest that was learnt, and turned out to have spoilt the state
-        self._tells_loss = False
+        self._reports_loss = False
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -152,7 +161,7 @@ class OwnModel:
         except Exception as error:
             self._fault("learn", error)
             self._go_back(self._since)
-            why = "model_unsound" if isinstance(error, Unsound) else "model_raised"
+            why = "model_invalid" if isinstance(error, InvalidModelError) else "model_raised"
             return LearnReport(math.nan, 0, why, refused, bad)
         if skipped is not None:  # by the class itself, which left itself as it was
             return LearnReport(loss, 0, skipped, refused, bad)
@@ -160,7 +169,7 @@ class OwnModel:
         if self._since_rows >= min(MOST_ROWS, sum(a.nbytes for a in self._kept.values()) // ROW_BYTES):
             self._take_whole()
             if self._lost is batch:
-                return LearnReport(loss, 0, "model_unsound", refused, bad)
+                return LearnReport(loss, 0, "model_invalid", refused, bad)
         if weighing and (asking := asks(policy)).any():
             self._delays.learn(batch if asking.all() else batch.take(asking))
         self.newest_ms = max(self.newest_ms, int(batch.ts_ms.max()))
@@ -170,13 +179,13 @@ class OwnModel:
 
     def _step(self, batch: SampleBatch) -> tuple[float, str | None]:
         """Has the object learn a batch. Returns its mean loss before, and why the class refused it, if it did. Raises
-        Unsound where it gives no probabilities for these rows now."""
+        InvalidModelError where it gives no probabilities for these rows now."""
         loss = math.nan
-        if not self._tells_loss:
+        if not self._reports_loss:
             with contextlib.suppress(Exception):  # the figure is all that is lost
                 loss = log_loss(scores_of(self._model, batch.cat, batch.num), batch.label)
         report = learnt(self._model, batch)
-        self._tells_loss = report is not None
+        self._reports_loss = report is not None
         scores_of(self._model, batch.cat, batch.num)
         return (loss, None) if report is None else (float(report.loss), report.skipped)
 
@@ -209,7 +218,9 @@ class OwnModel:
     def _whole(self) -> dict[str, Array]:
         arrays = arrays_of(self._model)
         if arrays.keys() != self._kept.keys():
-            raise Unsound(f"snapshot gave other names than before: {sorted(arrays.keys() ^ self._kept.keys())}")
+            raise InvalidModelError(
+                f"snapshot gave other names than before: {sorted(arrays.keys() ^ self._kept.keys())}"
+            )
         return arrays
 
     def _go_back(self, since: list[SampleBatch]) -> None:
@@ -229,14 +240,18 @@ class OwnModel:
         """Counts a failure, and logs the first, the tenth ... Raises SettingError where it is not live."""
         if not self._live:
             raise SettingError(
-                f"model '{self.name}' failed in {verb}: {told(error, self.name)}",
+                f"model '{self.name}' failed in {verb}: {error_text(error, self.name)}",
                 "correct it; a live learner would count this and go on, docs/how-to/use-your-own-model.md says how",
             ) from error
         self.faults[verb] += 1
         count = self.faults[verb]
         if count == 10 ** (len(str(count)) - 1):
             log.error(
-                "the model of one's own fails", model=self.name, verb=verb, times=count, error=told(error, self.name)
+                "the model of one's own fails",
+                model=self.name,
+                verb=verb,
+                times=count,
+                error=error_text(error, self.name),
             )
 
     # -- versions --------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ _OF_TABLES = ("negative_keep", "admit", "max_age_days", "retrieval_")
 """Prefixes of entries for registered models alone. A class would silently ignore them."""
 
 
-class Unsound(Exception):
+class InvalidModelError(Exception):
     """A model of one's own broke the rules of its methods."""
 
 
@@ -76,7 +76,9 @@ def own_class(name: str) -> Factory:
             f"model '{name}' cannot be imported: {error}", "install the package, or add its folder to PYTHONPATH"
         ) from None
     except Exception as error:
-        raise SettingError(f"model '{name}' cannot be imported: {told(error, name)}", "correct the module") from None
+        raise SettingError(
+            f"model '{name}' cannot be imported: {error_text(error, name)}", "correct the module"
+        ) from None
     file = getattr(found, "__file__", None) or "no file"
     for part in path.split("."):
         found = getattr(found, part, None)
@@ -117,12 +119,12 @@ def digest_of(module: str) -> str:
     return hashlib.sha256(code).hexdigest()[:12]
 
 
-def told(error: BaseException, name: str) -> str:
+def error_text(error: BaseException, name: str) -> str:
     """An error in one line, with the line of the class's own module that led to it."""
     module = name.partition(":")[0]
     frames = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in frames if frame.f_globals.get("__name__") == module]
-    text = str(error) if isinstance(error, Unsound) else one_line(error)
+    text = str(error) if isinstance(error, InvalidModelError) else one_line(error)
     return f"{text} (line {lines[-1]} of {module})" if lines else text
 
 
@@ -174,7 +176,7 @@ class OwnClass:
             raise
         except Exception as error:
             raise SettingError(
-                f"model '{self.name}' cannot be made with {self.entries}: {told(error, self.name)}",
+                f"model '{self.name}' cannot be made with {self.entries}: {error_text(error, self.name)}",
                 "correct MILLRACE_MODEL_SPEC or the class; it is made as Class(schema, spec, seed)",
             ) from error
         _check_verbs(self.name, made)
@@ -196,7 +198,9 @@ class OwnClass:
         except MillraceError:
             raise
         except Exception as error:
-            problem = str(error) if type(error) is Unsound else f"{told(error, self.name)}, on made-up rows"
+            problem = (
+                str(error) if type(error) is InvalidModelError else f"{error_text(error, self.name)}, on made-up rows"
+            )
             raise SettingError(
                 f"model '{self.name}' cannot be used: {problem}",
                 "correct it; docs/how-to/use-your-own-model.md has the verbs",
@@ -210,18 +214,21 @@ def _check_verbs(name: str, has: object) -> None:
 
 
 def scores_of(model: Verbs, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The model's scores (B,) of rows cat (B, F), num (B, N). Exceptions of the model pass. Raises Unsound."""
+    """The model's scores (B,) of rows cat (B, F), num (B, N). Exceptions of the model pass.
+    Raises InvalidModelError."""
     with _as_error():
         p = np.asarray(model.score(_fixed(cat), _fixed(num)))
     if p.shape != (len(cat),):
-        raise Unsound(f"score gave an array of shape {p.shape} for {len(cat)} rows, not ({len(cat)},)")
+        raise InvalidModelError(f"score gave an array of shape {p.shape} for {len(cat)} rows, not ({len(cat)},)")
     if p.dtype.kind not in "fiub":
-        raise Unsound(f"score gave {p.dtype}, not float32")
+        raise InvalidModelError(f"score gave {p.dtype}, not float32")
     p = p.astype(np.float32)
-    sound = (p >= 0) & (p <= 1)  # false of NaN too
-    if not sound.all():
-        at = int(np.argmin(sound))
-        raise Unsound(f"score gave {p[at]} for {int((~sound).sum())} of {len(cat)} rows, not a number in [0, 1]")
+    valid = (p >= 0) & (p <= 1)  # false of NaN too
+    if not valid.all():
+        at = int(np.argmin(valid))
+        raise InvalidModelError(
+            f"score gave {p[at]} for {int((~valid).sum())} of {len(cat)} rows, not a number in [0, 1]"
+        )
     return p
 
 
@@ -240,28 +247,31 @@ def _fixed(array: NDArray[A]) -> NDArray[A]:
 
 
 def arrays_of(model: Verbs) -> dict[str, Array]:
-    """The model's checked snapshot. Exceptions of the model pass. Raises Unsound, which says what is wrong with it."""
+    """The model's checked snapshot. Exceptions of the model pass. Raises InvalidModelError with
+    what is wrong with it."""
     with _as_error():
         given = model.snapshot()
     if not isinstance(given, Mapping):
-        raise Unsound(f"snapshot gave {type(given).__name__}, not a dict of arrays")
+        raise InvalidModelError(f"snapshot gave {type(given).__name__}, not a dict of arrays")
     found: dict[str, Array] = {}
     for name, value in given.items():
         if not isinstance(name, str) or not name or len(name) > _LONGEST:
-            raise Unsound(f"snapshot gave an array the name {str(name)[:40]!r}; names are texts of 1 to {_LONGEST}")
+            raise InvalidModelError(
+                f"snapshot gave an array the name {str(name)[:40]!r}; names are texts of 1 to {_LONGEST}"
+            )
         array = np.asarray(value) if isinstance(value, np.ndarray | np.generic) else None
         if array is None or not _DTYPE.fullmatch(array.dtype.str):
             kind = type(value).__name__ if array is None else str(array.dtype)
-            raise Unsound(f"snapshot gave '{name}' as {kind}, not an array of numbers")
+            raise InvalidModelError(f"snapshot gave '{name}' as {kind}, not an array of numbers")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise Unsound(f"snapshot gave '{name}' with numbers that are not finite")
+            raise InvalidModelError(f"snapshot gave '{name}' with numbers that are not finite")
         found[name] = array
     serving = serving_of(found)
     if not serving:
-        raise Unsound(f"snapshot gave no array to score with, of {sorted(found)}")
+        raise InvalidModelError(f"snapshot gave no array to score with, of {sorted(found)}")
     size = sum(array.nbytes for array in serving.values())
     if size > MOST_BYTES:
-        raise Unsound(f"snapshot gave {size:,} bytes to score with; {MOST_BYTES:,} can be published")
+        raise InvalidModelError(f"snapshot gave {size:,} bytes to score with; {MOST_BYTES:,} can be published")
     return found
 
 
@@ -270,26 +280,26 @@ def serving_of(arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _try(own: OwnClass) -> None:
-    """Raises what the model raises, and Unsound with what is wrong."""
+    """Raises what the model raises, and InvalidModelError with what is wrong."""
     batch, one = probe_rows(own.schema), probe_rows(own.schema, 1)
     model, twin = (own.make(0) for _ in range(2))
     before = _copies(arrays_of(model))
     scores_of(model, one.cat, one.num)
     p = scores_of(model, batch.cat, batch.num)
     if changed := differs(before, arrays_of(model)):
-        raise Unsound(f"score changed '{changed}' of its snapshot; scoring only reads")
+        raise InvalidModelError(f"score changed '{changed}' of its snapshot; scoring only reads")
     if scores_of(model, batch.cat, batch.num).tobytes() != p.tobytes():
-        raise Unsound("score gave other numbers for the same rows when it was asked again")
+        raise InvalidModelError("score gave other numbers for the same rows when it was asked again")
     for each in (model, twin):
         report = learnt(each, batch)
         if report is not None and not hasattr(report, "skipped"):
-            raise Unsound(f"learn gave {type(report).__name__}, not a LearnReport or None")
+            raise InvalidModelError(f"learn gave {type(report).__name__}, not a LearnReport or None")
     p, live = scores_of(model, batch.cat, batch.num), arrays_of(model)
     after = _copies(live)
     if set(after) != set(before):
-        raise Unsound(f"snapshot gave other names after a batch: {sorted(set(after) ^ set(before))}")
+        raise InvalidModelError(f"snapshot gave other names after a batch: {sorted(set(after) ^ set(before))}")
     if changed := differs(after, arrays_of(twin)):
-        raise Unsound(
+        raise InvalidModelError(
             f"two objects of one seed learnt the same batch, and '{changed}' is not the same to the bit; "
             "draw from a generator that the seed makes and the snapshot keeps"
         )
@@ -299,14 +309,16 @@ def _try(own: OwnClass) -> None:
         (own.resumed(serving_of(after)), f"the arrays without those of '{TRAINING}'"),
     ):
         if scores_of(other, batch.cat, batch.num).tobytes() != p.tobytes():
-            raise Unsound(f"an object that resumed {what} scores otherwise than the one whose snapshot they are")
+            raise InvalidModelError(
+                f"an object that resumed {what} scores otherwise than the one whose snapshot they are"
+            )
     for rows in (batch, one):  # what an optimiser keeps shows at the second step
         learnt(model, rows)
         learnt(again, rows)
     if changed := differs(after, live):
-        raise Unsound(f"snapshot gave '{changed}' in memory that learning goes on to change; give a copy")
+        raise InvalidModelError(f"snapshot gave '{changed}' in memory that learning goes on to change; give a copy")
     if changed := differs(arrays_of(model), arrays_of(again)):
-        raise Unsound(
+        raise InvalidModelError(
             f"an object that resumed all arrays learnt otherwise than the one whose snapshot they are: '{changed}' "
             "differs; the snapshot lacks something, as an optimiser's state"
         )

@@ -14,7 +14,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from learner.custom.ownclass import OwnClass, probe_rows, scores_of, told
+from learner.custom.ownclass import OwnClass, error_text, probe_rows, scores_of
 from learner.ranker.inputs import finite
 from learner.ranker.verbs import TRAINING
 from learner.serving.overlay import Allocate
@@ -70,7 +70,7 @@ class OwnServing:
             self._faults += 1
             if self._faults == 1:  # one time a version
                 name = self.spec["model"]
-                log.error("the model of one's own fails", model=name, verb="score", error=told(error, name))
+                log.error("the model of one's own fails", model=name, verb="score", error=error_text(error, name))
             return np.full(len(cat), np.nan, np.float32)
 
     def warm(self, most: int) -> None:
@@ -175,4 +175,6 @@ class OwnWriter:
             model = self._class.resumed(arrays)
             scores_of(model, rows.cat, rows.num)
         except Exception as error:
-            raise SnapshotError(f"'{name}' does not take a version's arrays: {told(error, name)}", _REMEDY) from error
+            raise SnapshotError(
+                f"'{name}' does not take a version's arrays: {error_text(error, name)}", _REMEDY
+            ) from error

@@ -26,7 +26,7 @@ from learner.ranker.verbs import Learning
 from learner.samples.eventtime import EventTime
 from learner.tables.row_index import Index
 from learner.tables.table_kernels import EMPTY
-from millrace.basics.ranking_metrics import Numbers, auc, calibration, grouped_auc, judged, log_loss, sound
+from millrace.basics.ranking_metrics import Numbers, auc, calibration, grouped_auc, is_probability, judged, log_loss
 from millrace.contracts.events import ARMS, CONTROL, LOGGED, MODEL
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
@@ -122,7 +122,7 @@ class ServedExposures:
         ids = exposure_ids(whole, pages).view(np.int64)  # (B,)
         first = (whole.kind != CORRECTION) & (whole.kind != FOLLOW_UP)
         first &= (whole.ts_ms > self._after_ms) & (ids != 0)
-        finite = sound(whole.score)
+        finite = is_probability(whole.score)
         first &= finite | (whole.version >= 0)  # an unscored page has no figure
         if self._halvings:
             kept = self._kept(pages)

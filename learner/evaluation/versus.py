@@ -40,7 +40,7 @@ class Versus:
         >>> print(versus(np.where(y, 0.8, 0.2), np.full(60, 0.4), y, user))
         AUC 1.0000, first 0.5000 (+0.5000 ± 0.0000: better); log loss 0.2231, first 0.6460 (-0.4228 ± 0.0000: better)
         """
-        auc, loss = (_told(self, name) for name in ("auc", "log_loss"))
+        auc, loss = (_in_words(self, name) for name in ("auc", "log_loss"))
         return f"AUC {auc}; log loss {loss}"
 
 
@@ -64,12 +64,12 @@ def versus(p: Numbers, q: Numbers, y: Numbers, user: NDArray[Any]) -> Versus:
     )
 
 
-def _told(found: Versus, name: str) -> str:
+def _in_words(found: Versus, name: str) -> str:
     """One figure of both, the gap with half of its interval, and its verdict."""
     between, better = found.gaps[name], found.gaps[name].value > 0
     if name == "log_loss":
         better = not better
-    says = ("better" if better else "worse") if between.told else "no telling"
+    says = ("better" if better else "worse") if between.is_significant else "not significant"
     return (
         f"{found.shadow[name]:.4f}, first {found.first[name]:.4f} ({between.value:+.4f} ± {between.half:.4f}: {says})"
     )

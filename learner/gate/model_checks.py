@@ -75,8 +75,8 @@ _TRAINING = {
     "sample/counts": (0.0, _COUNT),
     "retrieval/clock": (0.0, _COUNT),
     "retrieval/loss": (0.0, _ANY),
-    "retrieval/register/counts": (0.0, _COUNT),
-    "retrieval/register/ring": (0.0, _COUNT),
+    "retrieval/recent_items/counts": (0.0, _COUNT),
+    "retrieval/recent_items/ring": (0.0, _COUNT),
     "retrieval/pending/weight": (0.0, _ANY),
     "retrieval/pending/entry": (0.0, _COUNT),
 }
@@ -118,11 +118,11 @@ def unsound(model: Learning) -> GateRefusal | None:
     found = found or _bounded("clock", np.array([newest_ms]), 0, LAST_MS)
     if head := model.head:
         newest_ms = max(newest_ms, head.newest_ms)
-        size = len(head.register)
+        size = len(head.recent_items)
         found = found or _bounded("retrieval/clock", np.array([head.clicks, head.refused, head.newest_ms]), 0, LAST_MS)
         found = found or _training("retrieval/loss", np.array([head.loss]))
-        found = found or _training("retrieval/register/plain", head.register.plain[:size])
-        found = found or _bounded("retrieval/register/ring", head.register.ring, 0, max(0, size - 1))
+        found = found or _training("retrieval/recent_items/plain", head.recent_items.plain[:size])
+        found = found or _bounded("retrieval/recent_items/ring", head.recent_items.ring, 0, max(0, size - 1))
     tables = ((name, table) for name, table in model.tables.items() if isinstance(table, SparseTable))
     return found or _first(_rows(name, table, newest_ms // _MINUTE_MS) for name, table in tables)
 

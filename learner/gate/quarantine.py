@@ -309,7 +309,7 @@ class Quarantine:
                 continue
             except (DamagedError, msgspec.MsgspecError) as error:
                 if self.writes:
-                    self.store.set_aside(file, one_line(error))
+                    self.store.rename_damaged(file, one_line(error))
                 continue
             if f"{name}.rows" in names:
                 known[name] = found

@@ -140,8 +140,8 @@ class Inputs:
 
 def finite(num: Floats) -> tuple[Floats, int]:
     """Numbers (B, N) with 0 in place of what is not finite; how many were not."""
-    sound = np.isfinite(num)
-    return (num, 0) if sound.all() else (np.where(sound, num, np.float32(0)), int((~sound).sum()))
+    known = np.isfinite(num)
+    return (num, 0) if known.all() else (np.where(known, num, np.float32(0)), int((~known).sum()))
 
 
 def _group(width: int, fields: list[tuple[str, int, int]]) -> TableColumns:

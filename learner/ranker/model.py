@@ -279,14 +279,14 @@ class OnlineModel:
         y, w = (np.ascontiguousarray(a, np.float32) for a in (label, weight))  # (B,), (B,)
         losses, slope = np.empty(size, np.float32), np.empty(size, np.float32)  # (B,), (B,): see the module's head
         loss = elementwise.logistic(logits, wide, y, w, losses, slope) / float(w.sum(dtype=np.float64))
-        problem = self._unsound(loss)
+        problem = self._problem_of(loss)
         guard = self.guard.snapshot()
         if problem is None and self.guard.exploded(losses, w, y > 0.5):
             problem, guard = "loss_jumped", self.guard.snapshot()
         grads: list[Gradient] = []
         if problem is None:
             grads = self._step.backward(slope / np.float32(size))  # a (B, F D) for each table with embeddings
-            problem = self._unsound_gradient(grads, size)
+            problem = self._problem_of_gradients(grads, size)
         if problem is not None:
             self.dense.buffers.copy_(before)
             self.guard.resume(guard)
@@ -332,12 +332,12 @@ class OnlineModel:
                 table_kernels.spread(leaf.array, leaf.at, factor, block.inverse, group.starts, grad_embedding)
             self.tables[group.name].write(block, grad_embedding, grad_wide, now_min)
 
-    def _unsound(self, loss: float) -> str | None:
+    def _problem_of(self, loss: float) -> str | None:
         if not np.isfinite(loss):
             return "loss_not_finite"
         return "loss_exploded" if loss > self._spec.max_loss else None
 
-    def _unsound_gradient(self, grads: list[Gradient], size: int) -> str | None:
+    def _problem_of_gradients(self, grads: list[Gradient], size: int) -> str | None:
         norms = [float(self.dense.gradient.norm())]
         norms += [g.norm * size**0.5 for g in grads]
         if not all(np.isfinite(n) for n in norms):
@@ -350,8 +350,8 @@ class OnlineModel:
         """The rows touched or removed since the last call, with all ``dense`` tensors and the ``retrieval`` tables by
         default. Values are whole, not differences. Later calls give what this one leaves out, as it is then."""
         tensors = self.dense.changes() if dense else {}
-        told = {n: t for n, t in self.tables.items() if retrieval or n not in RETRIEVAL_TABLES}
-        return Image(tensors, {name: table.changes() for name, table in told.items()})
+        tables = {n: t for n, t in self.tables.items() if retrieval or n not in RETRIEVAL_TABLES}
+        return Image(tensors, {name: table.changes() for name, table in tables.items()})
 
     def snapshot(self) -> Part:
         """The whole state: what serves, and what only training needs. :meth:`resume` goes on from it bit for bit. It

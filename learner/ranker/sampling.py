@@ -23,9 +23,9 @@ def usable(batch: SampleBatch) -> tuple[SampleBatch, int]:
     """The rows that a model may learn, without follow-ups, and how many are refused for their label or weight."""
     label, weight, shown = batch.label, batch.weight, batch.kind != FOLLOW_UP  # (B,) each
     with np.errstate(invalid="ignore"):
-        sound = (label >= 0) & (label <= 1) & (weight > 0) & np.isfinite(weight)  # (B,)
-    kept = shown & sound
-    return (batch if kept.all() else batch.take(kept)), int((shown & ~sound).sum())
+        valid = (label >= 0) & (label <= 1) & (weight > 0) & np.isfinite(weight)  # (B,)
+    kept = shown & valid
+    return (batch if kept.all() else batch.take(kept)), int((shown & ~valid).sum())
 
 
 def chosen(batch: SampleBatch, share: float) -> NDArray[np.bool_]:

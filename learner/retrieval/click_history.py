@@ -39,7 +39,7 @@ from millrace.versions.image import Array
 U64 = NDArray[np.uint64]
 
 
-class Register:
+class RecentItems:
     """The items that were shown lately (the item table), and the ring of the last clicks.
 
     Args:
@@ -95,15 +95,15 @@ class Register:
         """The inverse of :meth:`snapshot`, on an empty table."""
         n, ring, counts = len(state["keys"]), state["ring"], state["counts"]
         if n > len(self.keys) or len(ring) > len(self.ring):
-            raise ValueError(f"a register of {n} items and {len(ring)} clicks")
+            raise ValueError(f"a table of {n} items and {len(ring)} clicks")
         for name in ("keys", "cat", "plain", "shown"):
             _fill(getattr(self, name)[:n], state[name], name)
         _fill(self.ring[: len(ring)], ring, "ring")
         _fill(self.counts, counts, "counts")
         if counts[USED] != n or counts[RING_USED] != len(ring) or not 0 <= counts[RING_AT] < len(self.ring):
-            raise ValueError("a register whose counts are not its own")
+            raise ValueError("a table whose counts are not its own")
         if not 0 <= counts[HAND] < len(self.keys) or (len(ring) and not 0 <= ring.min() <= ring.max() < n):
-            raise ValueError("a register with places that it does not have")
+            raise ValueError("a table with places that it does not have")
         self.clicks[:] = np.bincount(ring, minlength=len(self.clicks))
         self.slots[:] = 0
         retrievalkernels.enter(self.slots, self.shift, self.arrays.ids, np.arange(n))

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from learner.network.models.spec import Spec
 from learner.retrieval import retrievalkernels
-from learner.retrieval.click_history import History, Pending, Register
+from learner.retrieval.click_history import History, Pending, RecentItems
 from learner.retrieval.retrievalkernels import SampleRows, SideColumns
 from learner.retrieval.retrievalstep import ClickPairs, gradients
 from learner.retrieval.tower import ITEM, RECENT, USER, Sides, factors_of, map_ids
@@ -83,7 +83,7 @@ class RetrievalHead:
             name: SparseTable(self.width, rates, spec.max_rows, age, 1, spec.embedding_scale, 0)
             for name in (USER, ITEM)
         }
-        self.register = Register(len(self.sides.item_columns), len(self.sides.plain_columns), ITEMS, RING)
+        self.recent_items = RecentItems(len(self.sides.item_columns), len(self.sides.plain_columns), ITEMS, RING)
         self.history = History(USERS, RECENT)
         self.clicks, self.refused, self.loss = 0, 0, 0.0
         self.newest_ms = 0
@@ -105,7 +105,7 @@ class RetrievalHead:
 
     @property
     def nbytes(self) -> int:
-        return self.register.nbytes + self.history.nbytes + self._places.nbytes
+        return self.recent_items.nbytes + self.history.nbytes + self._places.nbytes
 
     @property
     def pending(self) -> int:
@@ -116,7 +116,7 @@ class RetrievalHead:
         clicked = (batch.kind == POSITIVE) | (batch.kind == CORRECTION)
         with np.errstate(invalid="ignore"):
             clicked &= (batch.label == 1) & (batch.weight > 0) & np.isfinite(batch.weight)
-        sides, register, pending = self.sides, self.register, self._pending
+        sides, recent_items, pending = self.sides, self.recent_items, self._pending
         arrays = (batch.user, batch.item, batch.ts_ms, batch.weight, batch.cat, batch.num)
         rows = SampleRows(clicked, *(as_read(array) for array in arrays))
         columns = SideColumns(sides.item_columns, sides.plain_columns, sides.user_columns, sides.own_user)
@@ -124,7 +124,7 @@ class RetrievalHead:
         while row < len(batch):  # a pass ends with the batch, or when a micro-batch is full
             start = row
             row, pending.count = retrievalkernels.take(
-                *(start, rows, columns, register.arrays, register.shift, self.history.arrays),
+                *(start, rows, columns, recent_items.arrays, recent_items.shift, self.history.arrays),
                 *(pending.arrays, pending.count, self._state, STRANGERS),
             )
             self.newest_ms = max(self.newest_ms, int(batch.ts_ms[start:row].max()))
@@ -138,10 +138,10 @@ class RetrievalHead:
             self._learn(size)
 
     def _learn(self, size: int) -> None:
-        clicks, items = self._told_from(size)
-        register, width = self.register, self.width
+        clicks, items = self._click_pairs(size)
+        recent_items, width = self.recent_items, self.width
         # Items and the map are one block: a table that is full makes room for new rows, and never takes a block's own.
-        features, weights = self.sides.item_features(register.cat[items], register.plain[items])  # (A, S)
+        features, weights = self.sides.item_features(recent_items.cat[items], recent_items.plain[items])  # (A, S)
         self._forget_unclicked(features, clicks.target)
         ids = np.concatenate([features.reshape(-1), self._map])
         block = self.tables[ITEM].read(ids.reshape(-1, 1), learning=True)
@@ -174,17 +174,17 @@ class RetrievalHead:
         self.loss = found.loss if not self.loss else _FADING * self.loss + (1 - _FADING) * found.loss
         self.clicks += size
 
-    def _told_from(self, size: int) -> tuple[ClickPairs, NDArray[np.int64]]:
+    def _click_pairs(self, size: int) -> tuple[ClickPairs, NDArray[np.int64]]:
         """The first ``size`` pending clicks with draws, and the entries of the A items that take part."""
-        pending, register = self._pending, self.register
+        pending, recent_items = self._pending, self.recent_items
         entries, places = self._entries, self._places
         count = retrievalkernels.candidates(
-            *(pending.entry[:size], register.arrays, self._state, self._from_ring, self._from_all),
+            *(pending.entry[:size], recent_items.arrays, self._state, self._from_ring, self._from_all),
             *(places, entries, self._times, self._expected),
         )  # M
         target = places[pending.entry[:size]]  # (B,)
         past = np.empty((size, RECENT), np.int32)  # (B, H)
-        every = retrievalkernels.more(register.entries(pending.past[:size]), places, entries, count, past)
+        every = retrievalkernels.more(recent_items.entries(pending.past[:size]), places, entries, count, past)
         places[entries[:every]] = EMPTY
         clicks = ClickPairs(
             target,
@@ -209,7 +209,7 @@ class RetrievalHead:
 
     def small_state(self) -> dict[str, Array]:
         """All that is not in tables. Shares no memory with the head."""
-        state = {f"register/{name}": a for name, a in self.register.snapshot().items()}
+        state = {f"recent_items/{name}": a for name, a in self.recent_items.snapshot().items()}
         state |= {f"history/{name}": a for name, a in self.history.snapshot().items()}
         state |= {f"pending/{name}": a for name, a in self._pending.snapshot().items()}
         state["state"] = self._state.copy()
@@ -221,15 +221,15 @@ class RetrievalHead:
         """Goes on from a :meth:`small_state`. A refused one changes nothing. Raises KeyError where an array is missing,
         and ValueError where an array is not of a head of this schema."""
         sides = self.sides
-        register = Register(len(sides.item_columns), len(sides.plain_columns), ITEMS, RING)
+        recent_items = RecentItems(len(sides.item_columns), len(sides.plain_columns), ITEMS, RING)
         history, pending = History(USERS, RECENT), Pending(MICRO, len(sides.user_columns), RECENT)
-        register.resume(below("register/", state))
+        recent_items.resume(below("recent_items/", state))
         history.resume(below("history/", state))
-        pending.resume(below("pending/", state), len(register))
+        pending.resume(below("pending/", state), len(recent_items))
         clicks, refused, newest_ms = (int(v) for v in state["clock"])
         generator, loss = state["state"].astype(np.uint64), float(state["loss"].item())
         if generator.shape != self._state.shape:
             raise ValueError(f"a generator of {generator.shape}")
-        self.register, self.history, self._pending = register, history, pending
+        self.recent_items, self.history, self._pending = recent_items, history, pending
         self.clicks, self.refused, self.newest_ms = clicks, refused, newest_ms
         self._state, self.loss = generator, loss

@@ -3,7 +3,7 @@
 
 Symbols: B clicks of a micro-batch, n items, C categorical columns and P numbers of an item, S = C + 2 P features of an
 item, U distinct ids of a table's block, D width of the factors, H clicks of a history, R items of the item table
-(register), A items of a micro-batch, the first M of them clicked or drawn.
+(recent items), A items of a micro-batch, the first M of them clicked or drawn.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def spread_wide(grad: Array, inverse: Array, weights: Array, out: Array) -> None
 
 
 class ItemArrays(NamedTuple):
-    """The arrays of a :class:`~learner.retrieval.click_history.Register` of R items."""
+    """The arrays of a :class:`~learner.retrieval.click_history.RecentItems` of R items."""
 
     slots: Array  # hash of the keys
     ids: Array  # (R, 1) keys

@@ -66,16 +66,16 @@ IN_QUARANTINE = Gauge("millrace_quarantine_rows", "Samples that are in quarantin
 ENDED = Counter("millrace_quarantine_ended_rows_total", "Samples that left quarantine: learnt, or discarded.", ["how"])
 HELD_OUT = Counter("millrace_samples_held_out_total", "Samples of held-out pages, never learnt from.")
 TAUGHT_OUT = Counter("millrace_teach_limited_rows_total", "Samples beyond what one id may teach in an hour; dropped.")
-SET_ASIDE = Counter("millrace_samples_set_aside_total", "Samples that a person's way back took out of the model.")
-TAKEN_BACK = Counter("millrace_samples_taken_back_total", "Samples learnt from, and taken out by a way back.")
-WAY_BACK = Counter("millrace_way_back_total", "Returns to a promoted state, by who asked.", ["by"])
+SET_ASIDE = Counter("millrace_samples_rolled_back_total", "Samples that a person's rollback took out of the model.")
+TAKEN_BACK = Counter("millrace_samples_taken_back_total", "Samples learnt from, and taken out by a rollback.")
+WAY_BACK = Counter("millrace_rollbacks_total", "Returns to a promoted state, by who asked.", ["by"])
 HELDOUT_ROWS = Gauge("millrace_heldout_rows", "Held-out samples that snapshots are judged by.")
 HELDOUT_AUC = Gauge("millrace_heldout_auc", "AUC on held-out samples of the newest model, and the anchor.", ["model"])
 HELDOUT_LOSS = Gauge("millrace_heldout_log_loss", "Log loss on the same samples.", ["model"])
 
 SKIPS = (
     *("unreadable", "loss_not_finite", "loss_exploded", "gradient_not_finite", "gradient_exploded"),
-    *("model_unsound", "model_raised"),
+    *("model_invalid", "model_raised"),
 )
 """Reasons for a skipped batch; a model of one's own may name others."""
 _COUNTS = {

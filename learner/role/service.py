@@ -51,13 +51,13 @@ from learner.role.model_factory import model_of, wanted_spec
 from learner.role.samplereader import SampleReader
 from learner.role.shadow_view import REPAIRED, SHADOW, shadow_found
 from learner.training.evolve import evolve, read_columns
-from learner.training.learner_claim import HEARTBEAT_SECONDS, Tenure
-from learner.training.learner_versions import adopted, asked, newest_sound, same_head, same_shape, without_head
+from learner.training.learner_claim import HEARTBEAT_SECONDS, LearnerClaim
+from learner.training.learner_versions import adopted, asked, newest_valid, same_head, same_shape, without_head
 from learner.training.publisher import Publisher
 from learner.training.trainer import ClickCounts, Trainer
 from millrace.basics.errors import MillraceError, SettingError, SnapshotError
 from millrace.basics.ranking_metrics import ROLLING_ROWS
-from millrace.contracts.events import DeadLetter, letter_bytes
+from millrace.contracts.events import DeadLetter, dead_letter_bytes
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, MODEL_DELTAS, SAMPLES
@@ -76,7 +76,7 @@ log = structlog.get_logger("learner")
 class TopicOutput(LoopOutput):
     """Sends a learner's versions to Kafka, shows its figures, and runs the commands of the admin port."""
 
-    def __init__(self, learner: Learner, tenure: Tenure, producer: KafkaProducer, publisher: Publisher) -> None:
+    def __init__(self, learner: Learner, tenure: LearnerClaim, producer: KafkaProducer, publisher: Publisher) -> None:
         self._learner, self._promotion = learner, learner.loop.promotion
         self._tenure, self._producer, self._publisher = tenure, producer, publisher
         self._board = Board(learner.trainer, learner.settings.folder("learner") / "history.jsonl")
@@ -159,7 +159,7 @@ class TopicOutput(LoopOutput):
         """Keeps an unusable message of samples as a dead letter. Its offset reveals a repetition after a crash."""
         SKIPPED.labels("unreadable").inc()
         letter = DeadLetter.of("bad-samples", str(why), SAMPLES, record.partition, record.offset, record.value)
-        self._producer.send(DEAD_LETTERS, letter_bytes(letter), letter.reason.encode()).add_errback(
+        self._producer.send(DEAD_LETTERS, dead_letter_bytes(letter), letter.reason.encode()).add_errback(
             lambda error: log.error("dead letter lost; the message is still in its topic", error=str(error))
         )
 
@@ -173,7 +173,7 @@ class Learner:
     def __init__(self, settings: Settings, schema: Schema) -> None:
         self.settings, self._schema, self._wanted = settings, schema, wanted_spec(settings, schema)
         self.store = ModelStore(settings.place("models"), keep_ms=round(settings.keep_minutes * 60_000))
-        found = self.found = newest_sound(self.store, schema.id, self._wanted, self._build, settings.evolve)
+        found = self.found = newest_valid(self.store, schema.id, self._wanted, self._build, settings.evolve)
         model = model_of(schema, self._wanted, settings.seed, live=True) if found is None else found.model
         segments = Segments(schema, settings.segments)
         self.served = ServedExposures(schema, segments, Waits.of(settings), ROLLING_ROWS)
@@ -198,7 +198,7 @@ class Learner:
     def _adoption_of(self, note: Announcement) -> Any:
         return None if asked(note, self._wanted) else note.extra.get("adopted")
 
-    def run(self, stop: threading.Event, tenure: Tenure, producer: KafkaProducer, publisher: Publisher) -> None:
+    def run(self, stop: threading.Event, tenure: LearnerClaim, producer: KafkaProducer, publisher: Publisher) -> None:
         """Learns until ``stop`` is set, as the module's :func:`run`. ``tenure``: an epoch that was won."""
         promotion, versions = self.loop.promotion, self.loop.versions
         versions.epoch, versions.claimant = tenure.epoch, tenure.claimant
@@ -260,7 +260,7 @@ class Learner:
         if source == SHADOW:
             found = shadow_found(self.settings, self._schema)
         else:
-            repaired = newest_sound(
+            repaired = newest_valid(
                 ModelStore(self.settings.place(REPAIRED), writes=False), self._schema.id, self._wanted, self._build
             )
             if repaired is None:
@@ -327,7 +327,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     learner = Learner(settings, schema)
     warm_up(learner.trainer.model)
     open_broker(settings)
-    tenure = Tenure(settings, uuid.uuid4().hex, _mark(settings))
+    tenure = LearnerClaim(settings, uuid.uuid4().hex, _mark(settings))
     try:
         producer = make_producer(settings, linger_ms=0)  # a delta is sent whole: it has nothing to wait for
         try:

@@ -42,7 +42,7 @@ from learner.role.model_factory import model_of, reader_of, wanted_spec, writer_
 from learner.role.samplereader import SampleReader
 from learner.role.shadow_view import shadow_policy, shadow_settings
 from learner.samples.relabel import Relabel
-from learner.training.learner_versions import FoundSnapshot, newest_sound, same_head, same_shape, without_head
+from learner.training.learner_versions import FoundSnapshot, newest_valid, same_head, same_shape, without_head
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SettingError, SnapshotError, StoreError, one_line
 from millrace.basics.ranking_metrics import ROLLING_ROWS
@@ -122,7 +122,7 @@ class Shadow:
         newest = self.store.latest()
         if newest is not None:
             if newest.schema_id == self.schema.id and newest.extra.get("asked") == self.asked:
-                return newest_sound(self.store, self.schema.id, {}, self._build), True
+                return newest_valid(self.store, self.schema.id, {}, self._build), True
             log.warning("the shadow's settings or the schema were changed: it begins anew", version=newest.version)
             self.store.store.remove(self.store.store.names())
         first = self.first.latest()
@@ -130,7 +130,7 @@ class Shadow:
             return None, False
         if first.schema_id == self.schema.id and same_shape(first.spec, {**first.spec, **self.wanted}):
             log.info("the shadow begins as the first learner's newest snapshot", version=first.version)
-            return newest_sound(self.first, self.schema.id, {}, self._build), False
+            return newest_valid(self.first, self.schema.id, {}, self._build), False
         log.info("the shadow is another model than the first: it begins with the oldest sample")
         self.compares_from_ms = first.event_ms
         return None, False

@@ -18,7 +18,7 @@ import msgspec
 from learner.custom.ownclass import is_own
 from learner.ranker.verbs import Learning
 from learner.role.model_factory import model_of
-from learner.training.learner_versions import FoundSnapshot, newest_sound
+from learner.training.learner_versions import FoundSnapshot, newest_valid
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -79,7 +79,7 @@ def shadow_found(settings: Settings, schema: Schema) -> FoundSnapshot:
             f"the shadow is of schema {newest.schema_id}, the learner's is {schema.id}",
             "restart 'millrace run shadow' with the learner's schema",
         )
-    found = newest_sound(store, schema.id, {}, build) if newest is not None else None
+    found = newest_valid(store, schema.id, {}, build) if newest is not None else None
     if found is None:
         raise SnapshotError(
             f"there is no shadow to adopt: '{store.url}' has no snapshot",

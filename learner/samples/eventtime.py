@@ -41,7 +41,7 @@ def proofs(waits: Waits) -> NDArray[np.int64]:
 class EventTime:
     """Event time over all partitions: a watermark (Akidau et al. 2015), the smallest of the partitions' times. A silent
     partition does not hold it back, else nothing would settle; its later samples may be behind the watermark. An
-    expected partition holds it until it is heard or silent: a learner that catches up gets one partition's samples
+    expected partition holds it until it has sent or is silent: a learner that catches up gets one partition's samples
     before another's. Snapshots do not keep it; it restarts with a process."""
 
     def __init__(self, waits: Waits) -> None:
@@ -51,7 +51,7 @@ class EventTime:
         self._silent: set[int] = set()
 
     def expect(self, partitions: Iterable[int]) -> None:
-        """Names the existing partitions, before any of their samples is heard."""
+        """Names the existing partitions, before any of their samples has come."""
         for partition in partitions:
             self._by_partition.setdefault(partition, 0)
 
@@ -63,7 +63,7 @@ class EventTime:
             self._silent.discard(partition)
 
     def silent(self, partitions: Iterable[int]) -> None:
-        """Names the partitions from which nothing has come for long: all their samples have been heard."""
+        """Names the partitions from which nothing has come for long: all their samples have come."""
         self._silent.update(partitions)
 
     def advance(self) -> int:

@@ -41,7 +41,7 @@ _LISTEN = 3
 _REMEDY = "run one learner for a store; to let this one take over, stop the other"
 
 
-class Tenure:
+class LearnerClaim:
     """The claim of the learner: what this process knows of the topic ``model.deltas``, and the epoch that it has won.
     ``claimant``: a name that no other process has. ``mark``: the file that marks this folder's learner as fenced."""
 
@@ -52,7 +52,7 @@ class Tenure:
         self._fence, self._assembler = Fence(), Assembler()
         self._reader: KafkaConsumer = make_reader(settings, MODEL_DELTAS)
         self._reached = -1  # offset of the newest message read
-        self._heard: tuple[int, str] = (-1, "")  # the last sender
+        self._last_sender: tuple[int, str] = (-1, "")  # the last sender
 
     def close(self) -> None:
         self._reader.close()
@@ -68,14 +68,14 @@ class Tenure:
             return False
         epoch = max(self._fence.epoch, store.epoch) + 1
         if epoch > MAX_EPOCH:
-            raise FencedError(f"epoch {epoch - 1} is the last there can be", "give the topic model.deltas anew")
+            raise FencedError(f"epoch {epoch - 1} is the last there can be", "create the topic model.deltas again")
         claim = Claim(epoch, self.claimant)
         offset = publisher.claim(claim)
-        heard = time.monotonic()
+        last_s = time.monotonic()
         while self._reached < offset:
             if self._poll(200):
-                heard = time.monotonic()
-            elif time.monotonic() - heard > self._settings.patience_seconds:
+                last_s = time.monotonic()
+            elif time.monotonic() - last_s > self._settings.patience_seconds:
                 raise BrokerError(f"broker '{self._settings.kafka}' does not give back the claim", REMEDY)
         self.epoch = epoch
         self._hold()
@@ -101,21 +101,21 @@ class Tenure:
 
     def _listen(self, stop: threading.Event) -> None:
         """After this folder's learner was fenced: returns when the learner that has the epoch is silent."""
-        fence, self._heard = self._fence, (-1, "")
+        fence, self._last_sender = self._fence, (-1, "")
         until = time.monotonic() + _LISTEN * HEARTBEAT_SECONDS
         log.warning("a learner of this folder was fenced; listening for the other", seconds=_LISTEN * HEARTBEAT_SECONDS)
         while time.monotonic() < until and not stop.is_set():
             self._poll(200)
-            if self._heard == (fence.epoch, fence.claimant):
+            if self._last_sender == (fence.epoch, fence.claimant):
                 self._fenced(fence)
 
     def _read_to_end(self) -> None:
         """Reads what the topic held at some moment after the start. Later messages are read behind the claim."""
-        heard = time.monotonic()
+        last_s = time.monotonic()
         while not read_up(self._reader):
             if self._poll(100):
-                heard = time.monotonic()
-            elif time.monotonic() - heard > self._settings.patience_seconds:
+                last_s = time.monotonic()
+            elif time.monotonic() - last_s > self._settings.patience_seconds:
                 raise BrokerError(f"broker '{self._settings.kafka}' gives no more of '{MODEL_DELTAS}'", REMEDY)
 
     def _poll(self, wait_ms: int) -> int:
@@ -136,9 +136,9 @@ class Tenure:
             return
         if isinstance(entry, Claimed):
             self._fence.claims(entry.claim)
-            self._heard = (entry.claim.epoch, entry.claim.claimant)
+            self._last_sender = (entry.claim.epoch, entry.claim.claimant)
             return
         note = entry.note
-        self._heard = (note.epoch, note.claimant)
+        self._last_sender = (note.epoch, note.claimant)
         if self._fence.admits(note.epoch, note.claimant):
             self.newest = max(self.newest, note.version)

@@ -365,7 +365,7 @@ Build = Callable[[Announcement, Iterable[tuple[Image, Mapping[str, Array]]]], Le
 """Makes the model of a snapshot from its parts, taken one by one."""
 
 
-def newest_sound(
+def newest_valid(
     store: ModelStore, schema_id: str, wanted: Mapping[str, Any], build: Build, evolve: bool = False
 ) -> FoundSnapshot | None:
     """The newest snapshot that can be read whole, or None. A damaged one is skipped and logged. ``build``: makes a
@@ -388,7 +388,7 @@ def newest_sound(
             own = is_own(note.spec.get("model")) or is_own(wanted.get("model"))
             carry = "" if own else " MILLRACE_EVOLVE=true to carry over what both have,"
             raise SnapshotError(
-                f"the models in '{store.url}' have {name} {note.spec.get(name)!r}, the learner was told "
+                f"the models in '{store.url}' have {name} {note.spec.get(name)!r}, the learner is set to "
                 f"{wanted[name]!r}",
                 f"set {flag} as it was,{carry} or MILLRACE_DATA to an empty folder",
             )

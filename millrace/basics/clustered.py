@@ -58,7 +58,7 @@ class Gap:
         return self.half * quantile(1 - 0.025 / looks, self.freedom) / quantile(0.975, self.freedom)
 
     @property
-    def told(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the interval excludes 0."""
         return abs(self.value) > self.half
 

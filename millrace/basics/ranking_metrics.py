@@ -94,7 +94,7 @@ def calibration(p: Numbers, y: Numbers) -> float:
     return float(np.sum(p, dtype=np.float64)) / clicks if clicks else float("nan")
 
 
-def sound(p: Numbers) -> NDArray[np.bool_]:
+def is_probability(p: Numbers) -> NDArray[np.bool_]:
     """(n,) whether each prediction is a probability."""
     p = np.asarray(p)
     found: NDArray[np.bool_] = (p >= 0) & (p <= 1)  # NaN is not
@@ -102,10 +102,9 @@ def sound(p: Numbers) -> NDArray[np.bool_]:
 
 
 def judged(p: Numbers, y: Numbers) -> NDArray[np.float64]:
-    """``p`` with the worst prediction, ``1 - y``, in place of each value that is not a probability (:func:`sound`).
-    (n,)"""
+    """``p`` with the worst prediction, ``1 - y``, in place of each value that fails :func:`is_probability`. (n,)"""
     p, y = np.asarray(p, np.float64), np.asarray(y, np.float64)
-    return np.where(sound(p), p, 1.0 - y)
+    return np.where(is_probability(p), p, 1.0 - y)
 
 
 def known(figure: float) -> float | None:

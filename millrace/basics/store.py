@@ -12,7 +12,7 @@ It holds model snapshots, large deltas, checkpoints of the stream, and the score
 The trailer stands at the end, so a writer can compute the digest while it writes, and a torn file has no trailer.
 
 A file is whole or absent (:mod:`millrace.basics.atomic_files`; object stores guarantee it themselves). A damaged
-file shows by its checksum. :meth:`Store.set_aside` renames it for inspection and affects no other file. A set of
+file shows by its checksum. :meth:`Store.rename_damaged` renames it for inspection and affects no other file. A set of
 several files needs a last file with the digests of the others; without it the set is not valid.
 """
 
@@ -128,9 +128,9 @@ class Store:
         for name in names:
             self._try("written to", lambda name=name: self._remove(name))  # type: ignore[misc]
 
-    def set_aside(self, name: str, why: str) -> None:
+    def rename_damaged(self, name: str, why: str) -> None:
         """Renames a damaged file and logs this. Another process may have been faster. Raises StoreError."""
-        log.error("file is damaged and set aside", file=name, kept_as=ASIDE + name, store=self.url, why=why)
+        log.error("file is damaged and renamed", file=name, kept_as=ASIDE + name, store=self.url, why=why)
 
         def move() -> None:
             with contextlib.suppress(FileNotFoundError):

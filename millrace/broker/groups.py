@@ -291,7 +291,7 @@ class Group:
         return max(votes, key=lambda name: votes[name])
 
     def _joined(self, member: Member) -> Joined:
-        told: tuple[tuple[str, bytes], ...] = ()
+        members: tuple[tuple[str, bytes], ...] = ()
         if member.id == self.leader:
-            told = tuple((one.id, one.metadata(self.protocol)) for one in self.members.values())
-        return Joined(NONE, member.id, self.generation, self.protocol, self.leader, told)
+            members = tuple((one.id, one.metadata(self.protocol)) for one in self.members.values())
+        return Joined(NONE, member.id, self.generation, self.protocol, self.leader, members)

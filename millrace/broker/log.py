@@ -67,7 +67,7 @@ class Limits(msgspec.Struct, frozen=True):
                 raise ValueError(f"{name} is not known to this broker")
         return msgspec.structs.replace(self, **changed)
 
-    def told(self) -> dict[str, str]:
+    def as_configs(self) -> dict[str, str]:
         """By Kafka's names."""
         policy = {"cleanup.policy": "compact" if self.compact else "delete"}
         return policy | {name: str(getattr(self, field)) for name, field in _NAMES.items()}

@@ -86,7 +86,7 @@ class Segment:
         """
         data = self.path.read_bytes()
         self.appended_ms = os.stat(self.path).st_mtime_ns // 1_000_000
-        sound: list[memoryview] = []
+        valid: list[memoryview] = []
         damaged: list[memoryview] = []
         view, at, torn = memoryview(data), 0, 0
         while at < len(data):
@@ -106,7 +106,7 @@ class Segment:
                 if head.base == self.end and head.last_delta == head.records - 1:
                     self.end = head.last + 1  # its offsets are not given again: readers may be behind them
                 continue
-            sound.append(piece)
+            valid.append(piece)
             self._note(head.base, head.last + 1, head.size, head.max_ms)
             seen(head)
         if damaged:
@@ -116,7 +116,7 @@ class Segment:
             if len(damaged) == 1 and at + len(damaged[0]) == len(data):
                 os.truncate(self.path, self.size)
             else:
-                write_whole(self.path, *sound, durable=True)
+                write_whole(self.path, *valid, durable=True)
         self._loaded = self.size
         return DamagedBytes(torn, sum(map(len, damaged)) - torn)
 

@@ -66,7 +66,7 @@ class Server:
             for number, found in enumerate(topic.logs):
                 if found.torn_bytes or found.damaged_bytes:
                     log.warning(
-                        "not sound, and set aside in its folder",
+                        "damaged, and kept apart in its folder",
                         topic=topic.name,
                         partition=number,
                         torn_bytes=found.torn_bytes,
@@ -119,7 +119,7 @@ class Server:
             raise ServiceError(
                 f"the disk did not take records of '{self._failed.filename}' ({self._failed.strerror}); they were not"
                 " acknowledged, and are cut off",
-                "see that the disk is sound and has room, then start again: producers send them once more",
+                "see that the disk works and has room, then start again: producers send them once more",
             )
 
     async def _housekeeping(self) -> None:

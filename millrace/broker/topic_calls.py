@@ -29,20 +29,20 @@ def describe_topics(call: Call) -> Any:
     kind, topics = metadata.MetadataResponse, call.broker.topics
     asked = call.request.topics
     if asked is None or (call.version == 0 and not asked):
-        found = [_told(topic) for topic in topics]
+        found = [_metadata_of(topic) for topic in topics]
     else:
         by_id = {topic.id: topic for topic in topics}
         found = []
         for one in asked:
             topic = by_id.get(str(one.topic_id)) if one.name is None else topics.get(one.name)
-            found.append(_told(topic) if topic else _unknown(one))
+            found.append(_metadata_of(topic) if topic else _unknown(one))
     node = kind.MetadataResponseBroker(node_id=NODE, host=HOST, port=call.broker.port, rack=None)
     return kind(
         throttle_time_ms=0, brokers=[node], cluster_id=topics.cluster, controller_id=NODE, topics=found, error_code=NONE
     )
 
 
-def _told(topic: BrokerTopic) -> Any:
+def _metadata_of(topic: BrokerTopic) -> Any:
     kind = metadata.MetadataResponse.MetadataResponseTopic
     here = {"leader_id": NODE, "leader_epoch": -1, "replica_nodes": [NODE], "isr_nodes": [NODE], "offline_replicas": []}
     numbers = range(len(topic.logs))
@@ -90,11 +90,11 @@ def _create(call: Call, asked: Any, answer: Any) -> None:
         answer.topic_id = topics.create(asked.name, str(uuid.uuid4()), count, config, call.broker.now_ms()).id
         log.info("topic created", topic=asked.name, partitions=count)
     answer.num_partitions = count
-    told = topics.defaults.of(config).told()
+    configs = topics.defaults.of(config).as_configs()
     entry = admin.CreateTopicsResponse.CreatableTopicResult.CreatableTopicConfigs
     answer.configs = [
         entry(name=name, value=value, read_only=False, config_source=1, is_sensitive=False)
-        for name, value in told.items()
+        for name, value in configs.items()
     ]
 
 
@@ -173,17 +173,17 @@ def describe_configs(call: Call) -> Any:
     plain = {"read_only": True, "is_sensitive": False, "synonyms": [], "config_type": 0, "documentation": None}
     results = []
     for asked in call.request.resources:
-        code, why, told, given = NONE, None, {}, {}
+        code, why, configs, given = NONE, None, {}, {}
         topic = call.broker.topics.get(asked.resource_name)
         if asked.resource_type == _FOR_BROKER:
-            told = call.broker.topics.defaults.told()
+            configs = call.broker.topics.defaults.as_configs()
         elif asked.resource_type == _FOR_TOPIC and topic is not None:
-            told, given = topic.limits.told(), topic.config
+            configs, given = topic.limits.as_configs(), topic.config
         else:
             code, why = codes.UNKNOWN_TOPIC_OR_PARTITION, f"no topic '{asked.resource_name}'"
         entries = [
             kind.DescribeConfigsResourceResult(name=n, value=v, config_source=1 if n in given else 5, **plain)
-            for n, v in told.items()
+            for n, v in configs.items()
             if asked.configuration_keys is None or n in asked.configuration_keys
         ]
         which = {"resource_type": asked.resource_type, "resource_name": asked.resource_name}

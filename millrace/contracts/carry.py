@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.contracts.impressions import PageView
+from millrace.contracts.page_logs import PageView
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 

@@ -13,7 +13,7 @@
     counts     (m, 7) u16    [:, a]: common clicks on the day `day - a`              all little-endian
 
 A message is absolute: the list of an item replaces what was said of this item in this partition before. The sum over
-partitions is the count. A reader weighs the days by its own time, so nothing has to be told when a day ends.
+partitions is the count. A reader weighs the days by its own time, so no message is needed when a day ends.
 """
 
 from __future__ import annotations

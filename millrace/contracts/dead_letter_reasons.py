@@ -4,7 +4,7 @@
 ::
 
     cannot be used ──► a dead letter with one of REASONS     millrace_dead_letters_total{reason}
-    used, but it may not mean what its sender thinks ──► one of DOUBTS     millrace_doubts_total{kind}
+    used, but it may not mean what its sender thinks ──► one of WARNINGS     millrace_profile_warnings_total{kind}
 
 Dead letters, log lines, ``millrace data dead-letters`` and docs/reference/dead-letters.md all use these words. A
 test checks that the code uses no others.
@@ -60,7 +60,7 @@ REASONS: Mapping[str, DeadLetterReason] = {
         "The event names a page that was made for another user",
         "send with each event the user_id that its page was asked for",
     ),
-    "no-impression": DeadLetterReason(
+    "no-page-log": DeadLetterReason(
         "The event is about a page of which no page log came",
         "take request_id from an answer of /recommend, and let the scorer log to the same broker",
     ),
@@ -72,13 +72,13 @@ REASONS: Mapping[str, DeadLetterReason] = {
         "At that position the page had another item, or it had no such position",
         "name each item's position as answered; name slots where items are shown in another order",
     ),
-    "impression-gone": DeadLetterReason(
+    "page-log-gone": DeadLetterReason(
         "The event came late for a page whose log the topic no longer holds",
-        "keep the topic impressions for longer than attribution and lateness together",
+        "keep the topic page_logs for longer than attribution and lateness together",
     ),
-    "bad-impression": DeadLetterReason(
+    "bad-page-log": DeadLetterReason(
         "A page log cannot be read, or is of another schema",
-        "give scorer and stream the same schema, and let nobody else write to impressions",
+        "give scorer and stream the same schema, and let nobody else write to page_logs",
     ),
     "bad-user": DeadLetterReason(
         "A user cannot be read, or a field of the schema cannot hold a value of it",
@@ -98,7 +98,7 @@ REASONS: Mapping[str, DeadLetterReason] = {
 }
 """Reasons of dead letters."""
 
-DOUBTS: Mapping[str, DeadLetterReason] = {
+WARNINGS: Mapping[str, DeadLetterReason] = {
     "unknown-attribute": DeadLetterReason(
         "An attribute that the schema does not name: nothing reads it",
         "name it in [[fields]] or filters, or correct its name, or leave it out",

@@ -8,7 +8,7 @@ writes for itself is MessagePack with packed arrays (little-endian, C order). No
 topic              message                   key
 =================  ========================  ==================================================
 ``events``         :data:`Event` (JSON)      ``user_id``
-``impressions``    :class:`Impression`       ``user_id`` (same number of partitions as ``events``)
+``page_logs``    :class:`PageLog`       ``user_id`` (same number of partitions as ``events``)
 ``users``          :class:`User` (JSON)      ``user_id`` (compacted, same number of partitions)
 ``items``          :class:`Item` (JSON)      ``item_id`` (compacted)
 ``samples``        :class:`~millrace.contracts.samples.SampleBatch`  none: written to the partition its events came from
@@ -54,7 +54,7 @@ only scored here). In the order of the codes of ``SampleBatch.arm``."""
 
 SOURCES = ("none", "vectors", "liked", "coclicked", "hot", "new", "random", "whole", "control", "asked")
 """Where recall found an item of a page (:mod:`scorer.recall.candidate_lists`), in the order of the codes of
-``Impression.sources``. ``none``: it was not recorded. ``whole``: the shop is so small that all of it was ranked.
+``PageLog.sources``. ``none``: it was not recorded. ``whole``: the shop is so small that all of it was ranked.
 ``control``: a random page. ``asked``: the caller named the item, or the list that it comes from does not say."""
 
 MAX_EVENT_BYTES = 256 * 1024
@@ -175,12 +175,12 @@ class Item(Struct, frozen=True):
     gone: bool = False
 
 
-class Impression(Struct, frozen=True):
+class PageLog(Struct, frozen=True):
     """What the scorer knew and said when it made a page: features and scores, item by item, in page order.
 
     Arrays are packed: ``keys`` (n, K) uint64 window keys, ``cat`` (n, F) int64 feature ids, ``num`` (n, N)
     float32, ``scores`` (n,) float32 click probabilities. F, N and K are those of the schema ``schema_id``.
-    :mod:`millrace.contracts.impressions` writes and reads the message.
+    :mod:`millrace.contracts.page_logs` writes and reads the message.
 
     Events count a page's items from 0. Where it is a part of a longer list, its first item has the slot ``offset`` of
     that list, and the feature ``position`` counts from there.
@@ -409,10 +409,10 @@ def key_of(identifier: Id) -> bytes:
     return str(identifier).encode()
 
 
-def letter_bytes(letter: DeadLetter) -> bytes:
+def dead_letter_bytes(dead_letter: DeadLetter) -> bytes:
     """A dead letter's JSON. Of a message too large to travel within another one, only the beginning is kept."""
-    encoded = to_json(letter)
+    encoded = to_json(dead_letter)
     if len(encoded) > MESSAGE_BYTES:
-        start = letter.raw[: MESSAGE_BYTES // 2]
-        encoded = to_json(msgspec.structs.replace(letter, raw=start, truncated=True))
+        start = dead_letter.raw[: MESSAGE_BYTES // 2]
+        encoded = to_json(msgspec.structs.replace(dead_letter, raw=start, truncated=True))
     return encoded

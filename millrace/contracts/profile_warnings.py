@@ -10,7 +10,7 @@
                    key and id differ ────────────────────► wrong-key
 
 Such a mistake leaves no other trace: pages are only worse than they could be. Remedies:
-:data:`millrace.contracts.dead_letter_reasons.DOUBTS`.
+:data:`millrace.contracts.dead_letter_reasons.WARNINGS`.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ _NAMES = 1024
 """Unknown attributes to remember: where one item of a catalogue has one, each item has it."""
 
 
-class Doubt(NamedTuple):
-    """``kind``: one of :data:`~millrace.contracts.dead_letter_reasons.DOUBTS`. ``detail``: one line that names the
+class ProfileWarning(NamedTuple):
+    """``kind``: one of :data:`~millrace.contracts.dead_letter_reasons.WARNINGS`. ``detail``: one line that names the
     value."""
 
     kind: str
     detail: str
 
 
-class Doubts:
+class ProfileChecks:
     """Checks users and items by ``schema``. Stateless; any thread may call it.
 
     >>> from millrace.contracts.schema import shop_schema
-    >>> [doubt.kind for doubt in Doubts(shop_schema()).of_item(Item("b3", {"colour": "red"}, born_ms=1_772_414_000))]
+    >>> checks = ProfileChecks(shop_schema())
+    >>> [warning.kind for warning in checks.of_item(Item("b3", {"colour": "red"}, born_ms=1_772_414_000))]
     ['unknown-attribute', 'born-in-seconds']
-    >>> Doubts(shop_schema()).of_item(Item("b3", {"catgory": "shoes"}))[0].detail
+    >>> checks.of_item(Item("b3", {"catgory": "shoes"}))[0].detail
     "item 'b3': the schema has no 'catgory'; near: 'category'"
     """
 
@@ -57,41 +58,41 @@ class Doubts:
             side: {name: fields.get(name) for name in schema.columns_of(side) if name not in DERIVED} for side in sides
         }
 
-    def of_user(self, user: User) -> list[Doubt]:
+    def of_user(self, user: User) -> list[ProfileWarning]:
         """Warnings about a user; none, as a rule."""
         return self._of("user", user.user_id, user.attributes)
 
-    def of_item(self, item: Item, key: bytes | None = None) -> list[Doubt]:
+    def of_item(self, item: Item, key: bytes | None = None) -> list[ProfileWarning]:
         """Warnings about an item. ``key``: of its Kafka message; None: not checked."""
         found = self._of("item", item.item_id, item.attributes)
         if 0 < item.born_ms < SECONDS_MS:
-            found.append(Doubt("born-in-seconds", f"item {item.item_id!r}: born_ms {item.born_ms}"))
+            found.append(ProfileWarning("born-in-seconds", f"item {item.item_id!r}: born_ms {item.born_ms}"))
         if key is not None and key != key_of(item.item_id):
-            found.append(Doubt("wrong-key", f"item {item.item_id!r} under the key {key[:_SHOWN]!r}"))
+            found.append(ProfileWarning("wrong-key", f"item {item.item_id!r} under the key {key[:_SHOWN]!r}"))
         return found
 
-    def _of(self, side: Side, whose: int | str, attributes: Mapping[str, Attribute]) -> list[Doubt]:
+    def _of(self, side: Side, whose: int | str, attributes: Mapping[str, Attribute]) -> list[ProfileWarning]:
         found = []
         read = self._read[side]
         for name, value in attributes.items():
             if name not in read:
                 if side == "user" or name not in self._filters:
                     detail = f"{side} {whose!r}: {self._unknown(side, name[:_SHOWN])}"
-                    found.append(Doubt("unknown-attribute", detail))
+                    found.append(ProfileWarning("unknown-attribute", detail))
                 continue
             field = read[name]
             if field is None or field.kind == "numeric":
                 continue
             if isinstance(value, list) and len(set(map(str, value))) > field.slots:
                 detail = f"{side} {whose!r}: {name} has {len(value)} values, {field.slots} slots"
-                found.append(Doubt("beyond-slots", detail))
+                found.append(ProfileWarning("beyond-slots", detail))
             elif isinstance(value, str) and field.slots > 1 and value.count(field.separator) >= field.slots:
                 several = {part.strip() for part in value.split(field.separator)} - {""}
                 if len(several) > field.slots:
                     detail = f"{side} {whose!r}: {name} has {len(several)} values, {field.slots} slots"
-                    found.append(Doubt("beyond-slots", detail))
+                    found.append(ProfileWarning("beyond-slots", detail))
             elif isinstance(value, float) and not value.is_integer():
-                found.append(Doubt("fraction", f"{side} {whose!r}: {name} {value!r}"))
+                found.append(ProfileWarning("fraction", f"{side} {whose!r}: {name} {value!r}"))
         return found
 
     def _name_unknown(self, side: Side, name: str) -> str:

@@ -1,7 +1,7 @@
 # core
 """The topics, in one place.
 
-``events``, ``impressions``, ``users`` and ``samples`` have the same number of partitions and the same partitioner,
+``events``, ``page_logs``, ``users`` and ``samples`` have the same number of partitions and the same partitioner,
 so that one worker owns a user whole. They are created before any role consumes: a broker that creates topics by
 itself may give them unequal counts, and then joins are not co-partitioned.
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from millrace.basics.durations import DAY_MS, HOUR_MS
 
 EVENTS = "events"
-IMPRESSIONS = "impressions"
+PAGE_LOGS = "page_logs"
 USERS = "users"
 ITEMS = "items"
 SAMPLES = "samples"
@@ -45,7 +45,7 @@ class Topic:
 
 TOPICS: tuple[Topic, ...] = (
     Topic(EVENTS, 0, _KEPT),
-    Topic(IMPRESSIONS, 0, _KEPT),
+    Topic(PAGE_LOGS, 0, _KEPT),
     Topic(USERS, 0, (("cleanup.policy", "compact"),)),
     Topic(SAMPLES, 0, _KEPT),
     Topic(ITEMS, 1, (("cleanup.policy", "compact"),)),

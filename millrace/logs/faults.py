@@ -106,14 +106,14 @@ class Faults:
         first = int(self._origin[int(np.argmax(rows))]) + 1
         self.bad |= rows
         self._touched.add(column)
-        self._tell(kind, column, int(rows.sum()), first, value, problem, rem)
+        self._report(kind, column, int(rows.sum()), first, value, problem, rem)
 
     def count(self, kind: str, column: str | None, rows: int, row: int, value: str, problem: str, rem: str) -> None:
         """Counts lines that could not be read as rows. A lost end counts as one."""
         self.leave_out(rows)
-        self._tell(kind, column, rows, row, value, problem, rem)
+        self._report(kind, column, rows, row, value, problem, rem)
 
-    def _tell(self, kind: str, column: str | None, rows: int, row: int, value: str, problem: str, rem: str) -> None:
+    def _report(self, kind: str, column: str | None, rows: int, row: int, value: str, problem: str, rem: str) -> None:
         known = self._found.get((column, kind))
         if known is not None:
             self._found[column, kind] = replace(known, rows=known.rows + rows)

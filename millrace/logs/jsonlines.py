@@ -18,7 +18,7 @@ import pyarrow as pa
 from millrace.logs.faults import Faults
 
 
-class _Twice(ValueError):
+class _DuplicateNameError(ValueError):
     """A key stands twice in an object."""
 
 
@@ -48,7 +48,7 @@ def readable(
             own = found if wanted is None else {k: v for k, v in found.items() if k in wanted}
             unwanted |= len(own) < len(found)
             rows.append((number, own))
-        except _Twice as error:
+        except _DuplicateNameError as error:
             wrong += 1
             _count(faults, path, "twice", number, str(error), f"'{path}': column '{error}' stands twice in row {{row}}",
                    "write each key of an object once")  # fmt: skip
@@ -74,7 +74,7 @@ def _count(faults: Faults, path: Path, kind: str, row: int, value: str, problem:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise _Twice(next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1))
+        raise _DuplicateNameError(next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1))
     return found
 
 

@@ -142,7 +142,7 @@ class RowSpool:
         before = np.maximum.accumulate(np.r_[self._newest_ms, clock])
         late, self._newest_ms = ts_ms < before[:-1] - self._bound_ms, int(before[-1])
         if late.any():
-            self._tell(ts_ms, before[:-1], late, origin)
+            self._report(ts_ms, before[:-1], late, origin)
             table = table.filter(pa.array(~late))
         self._fresh.append(table)
         held = 0 if self._held is None else self._held.num_rows
@@ -156,7 +156,7 @@ class RowSpool:
         if self._writer is not None:
             self._writer.close()
 
-    def _tell(
+    def _report(
         self, ts_ms: NDArray[np.int64], before: NDArray[np.int64], late: NDArray[np.bool_], origin: NDArray[np.intp]
     ) -> None:
         first = int(np.argmax(late))

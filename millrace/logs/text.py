@@ -203,10 +203,10 @@ class TextReader:
             table = read(False, invalid_row_handler=self._odd)
         self._names = self._names or list(table.column_names)
         if self._form.quoting and re.search(_QUOTE.encode(), raw):
-            self._tell_swallowed(raw, table.num_rows)
+            self._report_swallowed(raw, table.num_rows)
         return table
 
-    def _tell_swallowed(self, raw: pa.Buffer, rows: int) -> None:
+    def _report_swallowed(self, raw: pa.Buffer, rows: int) -> None:
         """Counts lines within the quotes of a line before: a title with one quote swallows them unseen."""
         header = not self._started and not self._form.columns
         expected = rows + self._left_out + header

@@ -334,11 +334,11 @@ def read_all(settings: Settings, topic: str, visit: Callable[[Any], None]) -> in
     consumer = make_reader(settings, topic)
     try:
         ends = consumer.end_offsets(consumer.assignment())
-        seen, heard = 0, time.monotonic()
+        seen, last_s = 0, time.monotonic()
         while any(consumer.position(tp) < end for tp, end in ends.items()):
             polled = consumer.poll(timeout_ms=200)
-            heard = time.monotonic() if polled else heard
-            if time.monotonic() - heard > settings.patience_seconds:
+            last_s = time.monotonic() if polled else last_s
+            if time.monotonic() - last_s > settings.patience_seconds:
                 raise BrokerError(f"broker '{settings.kafka}' gives no more of topic '{topic}'", REMEDY)
             for records in polled.values():
                 for record in records:

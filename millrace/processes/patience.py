@@ -46,7 +46,7 @@ def patience(
     def pause(state: RetryCallState) -> float:
         return min(float(growing(state)), max(left(state), 0.05))
 
-    def told(state: RetryCallState) -> None:
+    def before_sleep(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
         if error is not None:
             aloud(error, left(state))
@@ -55,6 +55,6 @@ def patience(
         "retry": retry_if_exception_type(errors),
         "stop": stop_after_delay(seconds),
         "wait": pause,
-        "before_sleep": told,
+        "before_sleep": before_sleep,
         "reraise": True,
     }

@@ -137,12 +137,12 @@ def bearer(settings: Settings) -> dict[str, str]:
     return {"Authorization": f"Bearer {tokens[0]}"} if tokens else {}
 
 
-def warn_if_open(host: str, tokens: Tokens, door: str) -> None:
+def warn_if_open(host: str, tokens: Tokens, server: str) -> None:
     """Logs a warning when a listener is open to other machines without a token."""
     if not tokens and not is_loopback(host):
         log.warning(
             "everybody who reaches this address may use it: no token is set",
-            door=door,
+            server=server,
             host=host,
             remedy="set MILLRACE_TOKEN_FILE or MILLRACE_TOKENS, or bind 127.0.0.1",
         )

@@ -68,6 +68,6 @@ class ClickHistogram(Struct, frozen=True):
         return sum(self.counts)
 
     @property
-    def sound(self) -> bool:
+    def is_valid(self) -> bool:
         """Whether the three fields agree; those of a message from outside may not."""
         return len(self.gaps) == len(self.counts) and sum(self.gaps) * self.width_ms <= LAST_MS

@@ -245,7 +245,7 @@ class ModelStore:
         if name not in self.damaged:
             self.damaged.append(name)
         if self.writes:
-            self.store.set_aside(name, why)
+            self.store.rename_damaged(name, why)
 
 
 def thinned(notes: Sequence[Announcement], keep_ms: int) -> list[Announcement]:

@@ -121,7 +121,7 @@ def decode_announcement(raw: bytes | None) -> Announcement:
     for file in note.files:
         if not _PLAIN.fullmatch(file.name) or file.name.startswith(ASIDE) or file.size < 0:
             raise SnapshotError(f"an announcement names the file {file.name[:80]!r}", _REMEDY)
-    if not note.clicks.sound:
+    if not note.clicks.is_valid:
         raise SnapshotError("an announcement has times of clicks that cannot be read", _REMEDY)
     if note.training and len(note.training) != len(note.parts):
         raise SnapshotError(

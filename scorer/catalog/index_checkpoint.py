@@ -3,7 +3,7 @@
 
 ::
 
-    index-00000007-c0ffee          manifest: number, schema, when, `heard_ms`, and for each topic its id and positions
+    index-00000007-c0ffee          manifest: number, schema, when, `newest_counted_ms`, each topic: its id, positions
     index-00000007-c0ffee-items-0  rows of the index: ids, hashed columns, numbers, window keys
     index-00000007-c0ffee-tiles-0  window keys counted in one partition of `events`, with their packed tile lists
     index-00000007-c0ffee-tiles-1  ...
@@ -47,7 +47,7 @@ TOMBSTONE_MS = 12 * 3_600_000
 half of that are not used, because the topic may no longer contain the tombstones of items in it."""
 
 Arrays = Mapping[str, NDArray[Any]]
-Tell = Callable[[str, DamagedError], None]
+OnDamage = Callable[[str, DamagedError], None]
 
 
 class Bookmark(Struct, frozen=True):
@@ -62,7 +62,7 @@ class Manifest(Struct, frozen=True):
     number: int
     schema_id: str
     written_ms: Int64  # wall time
-    heard_ms: Int64  # newest event in the counts
+    newest_counted_ms: Int64  # newest event in the counts
     topics: dict[str, Bookmark]
     parts: list[Sealed]
     items: int
@@ -208,7 +208,7 @@ def prune(store: Store) -> None:
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def manifests(store: Store, hears: Tell) -> Iterator[tuple[str, Manifest]]:
+def manifests(store: Store, hears: OnDamage) -> Iterator[tuple[str, Manifest]]:
     """The checkpoints with their names, newest first. ``hears`` receives each damaged manifest; files that were removed
     meanwhile are skipped. Raises StoreError: the store cannot be read."""
     for name in sorted((n for n in store.names(PREFIX) if _is_manifest(n)), key=_number, reverse=True):

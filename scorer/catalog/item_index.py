@@ -198,7 +198,7 @@ class ItemIndex:
         counts = self.counts
         some = np.flatnonzero(self._unsent_rows[: len(self.ids)])[:rows]
         counts.refresh(np.union1d(counts.due(now_ms, slots), self._own[some].ravel()), now_ms)
-        arrays = self._told(some, counts.unsent(slots))
+        arrays = self._arrays_of(some, counts.unsent(slots))
         if left := counts.left(now_ms):
             arrays["left"] = np.array([left])
         self._unsent_rows[some] = False
@@ -211,14 +211,14 @@ class ItemIndex:
         replica also receives all changes."""
         counts = self.counts
         some = np.arange(start, min(stop, len(self.ids)))
-        told = np.arange(max(start, 1), min(stop, len(counts)))
-        if not len(some) and not len(told):
+        wanted = np.arange(max(start, 1), min(stop, len(counts)))
+        if not len(some) and not len(wanted):
             return {}
-        counts.refresh(counts.stale(np.union1d(told, self._own[some].ravel()), now_ms), now_ms)
+        counts.refresh(counts.stale(np.union1d(wanted, self._own[some].ravel()), now_ms), now_ms)
         room = np.array([len(self.ids), len(counts)], np.int64)
-        return {**self._told(some, told), "room": room}
+        return {**self._arrays_of(some, wanted), "room": room}
 
-    def _told(self, rows: ItemRows, slots: Slots) -> Arrays:
+    def _arrays_of(self, rows: ItemRows, slots: Slots) -> Arrays:
         arrays: Arrays = {}
         slots = np.union1d(slots, self._own[rows].ravel())
         slots = slots[slots > 0]

@@ -166,11 +166,13 @@ def _key(salt: Any, shared: Array, values: Array, k: Any, parts: Any, items: Arr
 
 
 @compiled(error_model="numpy")
-def likings(salt: Any, shared: Array, values: Array, groups: Array, held: Keyed, liking: Array, out: Array) -> None:
-    """``out[g]``: the affinity (``liking``) of the entry under the key that ``groups[g]`` makes, or of entry 0 where
+def affinities(
+    salt: Any, shared: Array, values: Array, groups: Array, held: Keyed, affinity: Array, out: Array
+) -> None:
+    """``out[g]``: the affinity (``affinity``) of the entry under the key that ``groups[g]`` makes, or of entry 0 where
     there is none. ``values``: (1, parts) as in :class:`Form`, of columns of ``groups`` (G, columns)."""
     for g in range(len(groups)):
-        out[g] = liking[_entry(held.keys, held.table, _key(salt, shared, values, 0, values.shape[1], groups, g))]
+        out[g] = affinity[_entry(held.keys, held.table, _key(salt, shared, values, 0, values.shape[1], groups, g))]
 
 
 @compiled(error_model="numpy")

@@ -104,7 +104,7 @@ class CoFeed(TopicFeed):
 
         while ids := self.state.alone(next_ids):
             merged.know(ids)
-        newest = max(merged.newest_day, self.primary.heard_ms // DAY_MS)  # a day may have no co-clicks
+        newest = max(merged.newest_day, self.primary.newest_counted_ms // DAY_MS)  # a day may have no co-clicks
         day = min(newest, self.primary.now_ms // DAY_MS + 1)  # whoever says it is later is wrong
         if merged.changed or day != self._day:
             arrays, self._day = merged.arrays(day), day

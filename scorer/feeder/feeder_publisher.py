@@ -162,7 +162,7 @@ class IndexPublisher(threading.Thread):
         to_read = dict(self.primary.to_read)
         if not self._whole and not to_read:
             to_read = {"items": 0}
-        return {"to_read": to_read, "heard_ms": self.primary.heard_ms}
+        return {"to_read": to_read, "newest_counted_ms": self.primary.newest_counted_ms}
 
     def _put(self, packet: Packet) -> None:
         for worker in self._workers:

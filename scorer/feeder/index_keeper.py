@@ -64,7 +64,7 @@ class IndexKeeper(threading.Thread):
                     pass
                 except Exception as error:  # what cannot be read here is read from Kafka
                     self.meters.error("index")
-                    log.warning("no item index from the store: reading topics anew", error=one_line(error))
+                    log.warning("no item index from the store: reading topics again", error=one_line(error))
 
     def _load(self) -> None:
         store = Store(self.settings.place("index"))
@@ -108,7 +108,7 @@ class IndexKeeper(threading.Thread):
         for topic, mark in manifest.topics.items():
             if topic in self.feeds and not (unfit and self.feeds[topic].what == "items"):
                 self.feeds[topic].go_on_from(mark)
-        self.primary.heard_ms = max(self.primary.heard_ms, manifest.heard_ms)
+        self.primary.newest_counted_ms = max(self.primary.newest_counted_ms, manifest.newest_counted_ms)
         if unfit:
             log.info("items are read from their beginning", why=unfit)
         age_s = round(age / 1000) if math.isfinite(age) else "unknown: it is from the future"
@@ -131,7 +131,7 @@ class IndexKeeper(threading.Thread):
     def _damaged(self, store: Store, name: str, error: DamagedError) -> None:
         self.meters.error("index")
         try:
-            store.set_aside(name, one_line(error))
+            store.rename_damaged(name, one_line(error))
         except StoreError as other:  # we may only read here
             log.warning("damaged file stays where it is", file=name, error=one_line(other))
 
@@ -183,7 +183,7 @@ class IndexKeeper(threading.Thread):
             "schema_id": self.primary.schema.id,
             "filters": list(self.primary.schema.filters),
             "written_ms": self.primary.wall(),
-            "heard_ms": self.primary.heard_ms,
+            "newest_counted_ms": self.primary.newest_counted_ms,
             "topics": {topic: feed.bookmark for topic, feed in self.feeds.items()},  # before anything is copied
         }
         start = 0

@@ -163,7 +163,7 @@ class TopicFeed(threading.Thread):
         """Reads and applies the available messages; returns whether there were any."""
         assert self._reader is not None
         polled = self._reader.poll(timeout_ms=100)
-        self._tell()
+        self._log_due()
         for tp, records in polled.items():
             self.take_all([FeedRecord(r.key, r.value, r.offset) for r in records])
             self.position[tp.partition] = records[-1].offset + 1
@@ -177,12 +177,12 @@ class TopicFeed(threading.Thread):
         """A reader at our position, after a check that the topic is still the same log."""
         found = self._broker.log_id(self.topic)
         if self.position and self.log_id and found and found != self.log_id:
-            self._read_anew("its log is another one")
+            self._read_again("its log is another one")
         self.log_id = found or self.log_id
         reader = self._broker.reader(self.topic, self.position)
         ends = _by_partition(reader.end_offsets(list(reader.assignment())))
         if any(offset > ends.get(partition, 0) for partition, offset in self.position.items()):
-            self._read_anew("it ends before our position")
+            self._read_again("it ends before our position")
             reader.close()
             reader = self._broker.reader(self.topic, self.position)
         self._goal = {p: min(end, self._goal.get(p, end)) for p, end in ends.items()}
@@ -193,11 +193,11 @@ class TopicFeed(threading.Thread):
         same = not mark.log or not self.log_id or mark.log == self.log_id
         self.position = dict(mark.positions) if same else {}
         if not same:
-            self._read_anew("the place to read on from is in another log")
+            self._read_again("the place to read on from is in another log")
         for tp in reader.assignment():
             reader.seek(tp, self.position.get(tp.partition, 0))
 
-    def _read_anew(self, why: str) -> None:
+    def _read_again(self, why: str) -> None:
         self.position = {}
         log.warning("topic is read from its beginning; what is known is kept", topic=self.topic, why=why)
 
@@ -249,11 +249,11 @@ class TopicFeed(threading.Thread):
         """Counts an unusable message, which stays in its topic. The log has one line a minute of each kind."""
         self.meters.error(what)
         self._kinds.note(what, str(error))
-        self._tell()
+        self._log_due()
 
-    def _tell(self) -> None:
-        for told in self._kinds.due(time.monotonic()):
-            log.warning("messages skipped", topic=self.topic, kind=told.kind, count=told.times, example=told.example)
+    def _log_due(self) -> None:
+        for line in self._kinds.due(time.monotonic()):
+            log.warning("messages skipped", topic=self.topic, kind=line.kind, count=line.times, example=line.example)
 
 
 class ItemFeed(TopicFeed):
@@ -302,7 +302,7 @@ class TileFeed(TopicFeed):
                     self.state.alone(self.primary.index.put_tiles, message.partition, keys[start:end], tiles[start:end])
                 except MillraceError as error:
                     self.bad("item-tiles", error)
-            self.primary.heard_ms = max(self.primary.heard_ms, message.event_ms)
+            self.primary.newest_counted_ms = max(self.primary.newest_counted_ms, message.event_ms)
 
 
 def slices(records: list[T], size: int) -> Iterator[list[T]]:

@@ -85,7 +85,7 @@ class ModelFeed(TopicFeed):
         self._look_at, self._pause = 0.0, FIRST_LOOK_SECONDS
         self._torn_at: Place | None = None  # the last delta that could not be put in, for a reason that nobody knows
         self._said: set[tuple[str, object]] = set()
-        self._told_waiting = ""
+        self._logged_waiting = ""
 
     # -- the topic --------------------------------------------------------------------------------------------
 
@@ -126,7 +126,7 @@ class ModelFeed(TopicFeed):
             self._patch(entry)
         elif verdict == "look":
             self.look()
-        self._tell()
+        self._log_waiting()
 
     # -- deltas -----------------------------------------------------------------------------------------------
 
@@ -164,7 +164,7 @@ class ModelFeed(TopicFeed):
                 return
             self._writer, self._torn_at = None, note.place
             self.follower.torn(f"version {note.version} could not be put in: {one_line(error)}")
-            self._tell()
+            self._log_waiting()
             self.look()
             return
         self.follower.patched(note)
@@ -183,7 +183,7 @@ class ModelFeed(TopicFeed):
     def _refuse(self, note: Announcement, error: Exception) -> None:
         self.bad("delta", error)
         self.follower.refused(note, one_line(error))
-        self._tell()
+        self._log_waiting()
         self.look()
 
     # -- snapshots --------------------------------------------------------------------------------------------
@@ -263,17 +263,17 @@ class ModelFeed(TopicFeed):
 
     # -- saying it --------------------------------------------------------------------------------------------
 
-    def _tell(self) -> None:
+    def _log_waiting(self) -> None:
         """Logs each change between following and waiting."""
         waiting = self.follower.waiting
         self.meters.waits(bool(waiting))
-        if waiting and not self._told_waiting:
+        if waiting and not self._logged_waiting:
             self.meters.gap()
             at = self.follower.at
             log.warning("model waits for a snapshot", served=at.version if at else None, reason=waiting)
-        elif self._told_waiting and not waiting:
+        elif self._logged_waiting and not waiting:
             log.info("model follows again", version=self.follower.at.version if self.follower.at else None)
-        self._told_waiting = waiting
+        self._logged_waiting = waiting
 
     def _ignored(self, verdict: str, note: Announcement) -> None:
         what = (verdict, note.schema_id if verdict == "foreign" else (note.epoch, note.claimant))
@@ -301,6 +301,6 @@ def _one_ahead(parts: Iterator[Image]) -> Iterator[Image]:
 
 def _rows(note: Announcement) -> dict[str, int]:
     """Rows of each table as far as the snapshot gives them: only a hint for speed."""
-    told = note.extra.get("rows")
-    rows = told if isinstance(told, dict) else {}
+    hint = note.extra.get("rows")
+    rows = hint if isinstance(hint, dict) else {}
     return {name: n for name, n in rows.items() if isinstance(n, int) and 0 <= n < 2**31}

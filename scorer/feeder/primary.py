@@ -32,7 +32,7 @@ class Primary:
         self.index = ItemIndex(self.builder)
         self.note: Announcement | None = None
         """The version that all workers serve, or a newer one."""
-        self.heard_ms = 0  # newest event that the stream has counted; 0: none yet
+        self.newest_counted_ms = 0  # newest event that the stream has counted; 0: none yet
         self.to_read: dict[str, int] = {}
         """Messages that must be read from Kafka before ranking, by feed (-1: number unknown). The feeds fill it in."""
         self.wall = wall

@@ -43,7 +43,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
 
             Feeder(settings, listener, template, stop).run()
         except ServiceError:
-            if not stop.is_set():  # else it was told to end while it started
+            if not stop.is_set():  # else it was asked to end while it started
                 raise
         finally:
             template.close()

@@ -54,9 +54,9 @@ Rows = NDArray[np.int32]
 
 SLICE = 4096
 """Items between two checks whether the scorer ends."""
-TOLD = 1024
+SENT_AT_ONCE = 1024
 """Items of one "vectors" message: a worker needs some .3 ms for it."""
-REBUILT = 8 * TOLD
+REBUILT = 8 * SENT_AT_ONCE
 """Changes up to this number are always sent one by one. With more, and more than half of all items, all vectors are
 built again."""
 WAIT_SECONDS, FAILED_SECONDS = 0.5, 1.0
@@ -129,7 +129,7 @@ class Tail:
 
     def arrays(self) -> Arrays:
         rows = np.fromiter(self._at, np.int32, len(self._at))
-        return _told(rows, self._vectors[: len(rows)], np.fromiter(self._gone, np.int32, len(self._gone)))
+        return _vector_arrays(rows, self._vectors[: len(rows)], np.fromiter(self._gone, np.int32, len(self._gone)))
 
 
 class _News(NamedTuple):
@@ -168,12 +168,12 @@ class TowerHost:
         self._version: _Version | None = None
         self._tail = Tail(1)
         # Used only by the thread:
-        self._goods = ItemRows(primary.builder)
+        self._items = ItemRows(primary.builder)
         self._ahead: Tower | None = None  # with all news
         self._newest: Announcement | None = None  # the version of ``_ahead``
         self._built: Announcement | None = None  # the version that is out or is being built
         self._out: Tower | None = None  # of the version that is out; None: it has moved on
-        self._dirty: set[int] = set()  # rows whose vectors are to be told
+        self._dirty: set[int] = set()  # rows whose vectors are to be sent
         self._since: set[int] | None = None  # while a version is built: rows that are not in it as they are now
 
     # -- from other threads -----------------------------------------------------------------------------------
@@ -244,13 +244,13 @@ class TowerHost:
         if self._due():
             self._build()
             return True
-        return self._tell()
+        return self._send_changed()
 
     def _due(self) -> bool:
         """Whether to build a version: there is a newer head, or most items have changed since the published one, as at
         the start; then the same version is published again. (An approximate index takes longer to build than changes
         take to send.)"""
-        living = int(np.count_nonzero(self._goods.alive))
+        living = int(np.count_nonzero(self._items.alive))
         if self._newest is not self._built:
             return living > 0
         possible = self._out is not None and self._ahead is not None and not self._approximate
@@ -264,7 +264,7 @@ class TowerHost:
     def _absorb(self) -> None:
         """Applies queued changes of the item tables."""
         while self._slices:
-            changed = self._goods.take(self._slices.popleft()).tolist()
+            changed = self._items.take(self._slices.popleft()).tolist()
             if self._version is not None:  # else all of them are in the first version
                 self._dirty.update(changed)
             if self._since is not None:
@@ -306,19 +306,19 @@ class TowerHost:
         self._since = set()
         if not self._approximate:
             self._dirty.clear()  # what they are now goes into the version
-        rows, now_ms = np.flatnonzero(self._goods.alive).astype(np.int32), self.primary.now_ms
+        rows, now_ms = np.flatnonzero(self._items.alive).astype(np.int32), self.primary.now_ms
         tiles, longest = new_tiles(0, 1), 0.0
-        places = np.full(len(self._goods), -1, np.int32)
+        places = np.full(len(self._items), -1, np.int32)
         for first in range(0, len(rows), SLICE):
             if self.stop.is_set():
                 return
             some = rows[first : first + SLICE]
-            vectors, sound = self._vectors(tower, some, now_ms)
+            vectors, finite = self._vectors(tower, some, now_ms)
             if not first:
                 tiles = new_tiles(len(rows), vectors.shape[1], self._pool.allocate)
             nearestkernels.lay(vectors, np.arange(first, first + len(some)), tiles)
-            places[some[sound]] = first + np.flatnonzero(sound)
-            longest = max(longest, float(np.linalg.norm(vectors[sound], axis=1).max(initial=0.0)))
+            places[some[finite]] = first + np.flatnonzero(finite)
+            longest = max(longest, float(np.linalg.norm(vectors[finite], axis=1).max(initial=0.0)))
         index = Builder(tiles.shape[1], longest) if self._approximate else None
         arrays: dict[str, NDArray[Any]] = {"rows": rows, "tiles": tiles, "at": places, **tower.user_arrays()}
         recall = None
@@ -340,7 +340,7 @@ class TowerHost:
             nearestkernels.fetch(tiles, np.arange(first, first + len(vectors)), vectors)
             index.add(first, np.nan_to_num(vectors))
             self._absorb()
-            self._tell()
+            self._send_changed()
 
     def _publish(self, note: Announcement, packet: Packet, items: int, width: int, recall: float | None) -> None:
         with self._sending:
@@ -353,7 +353,7 @@ class TowerHost:
         if recall is not None:
             RETRIEVAL_INDEX_RECALL.set(recall)
 
-    def _tell(self) -> bool:
+    def _send_changed(self) -> bool:
         """Sends vectors of some new or changed items; returns whether there were any."""
         if not self._dirty:
             return False
@@ -363,27 +363,27 @@ class TowerHost:
             return False
         if tower is None:
             return False  # it has moved on: they will be in the next version
-        some = np.fromiter((self._dirty.pop() for _ in range(min(TOLD, len(self._dirty)))), np.int32)
-        alive = self._goods.alive[some]
+        some = np.fromiter((self._dirty.pop() for _ in range(min(SENT_AT_ONCE, len(self._dirty)))), np.int32)
+        alive = self._items.alive[some]
         rows, gone = some[alive], some[~alive]
-        vectors, sound = self._vectors(tower, rows, self.primary.now_ms)
-        gone = np.concatenate([gone, rows[~sound]])
-        told = np.ascontiguousarray(rows[sound]), np.ascontiguousarray(vectors[sound]), gone
+        vectors, finite = self._vectors(tower, rows, self.primary.now_ms)
+        gone = np.concatenate([gone, rows[~finite]])
+        changed = np.ascontiguousarray(rows[finite]), np.ascontiguousarray(vectors[finite]), gone
         with self._sending:
-            self._tail.take(*told)
-            self._put_all(self._vectors_packet(version.note, _told(*told)))
+            self._tail.take(*changed)
+            self._put_all(self._vectors_packet(version.note, _vector_arrays(*changed)))
         return True
 
     # -- within -----------------------------------------------------------------------------------------------
 
     def _vectors(self, tower: Tower, rows: Rows, now_ms: int) -> tuple[Floats, NDArray[np.bool_]]:
         """Vectors (n, W), and which are finite. Others become NaN, so no search finds them."""
-        vectors = tower.item_vectors(*self._goods.inputs(rows, now_ms))
-        sound: NDArray[np.bool_] = np.isfinite(vectors).all(axis=1).reshape(-1)
-        if not sound.all():
+        vectors = tower.item_vectors(*self._items.inputs(rows, now_ms))
+        finite: NDArray[np.bool_] = np.isfinite(vectors).all(axis=1).reshape(-1)
+        if not finite.all():
             self._meters.error("retrieval")
-            vectors[~sound] = np.nan
-        return vectors, sound
+            vectors[~finite] = np.nan
+        return vectors, finite
 
     def _measured(self, note: Announcement, arrays: Arrays) -> float:
         """Recall of the approximate index: its share of the items with the largest products."""
@@ -413,5 +413,5 @@ def _facts(note: Announcement) -> dict[str, Any]:
     return retrieval_facts(note.epoch, note.version, note.retrieval_clicks)
 
 
-def _told(rows: Rows, vectors: Floats, gone: Rows) -> dict[str, NDArray[Any]]:
+def _vector_arrays(rows: Rows, vectors: Floats, gone: Rows) -> dict[str, NDArray[Any]]:
     return {"rows": rows, "vectors": vectors, "gone": gone}

@@ -41,7 +41,7 @@ MOST_STAGED = 16
 """Limit of unfolded overlays, at which the feed waits: a worker searches each of them for each row."""
 FOLD_ROWS = 2048
 """Rows that are folded between two looks at workers' progress."""
-TELL_AFTER_SECONDS = 5.0
+WARN_AFTER_SECONDS = 5.0
 
 
 Writer = ModelWriter | OwnWriter
@@ -75,7 +75,7 @@ class VersionHost:
         self._waiting: deque[PendingVersion] = deque()
         self._newest: Announcement | None = None  # sent to all workers
         self._number = self._base = 0
-        self._told = (0, 0)  # of the writer: overlays folded, generation of its base
+        self._published = (0, 0)  # of the writer: overlays folded, generation of its base
         self._broken = False  # an overlay may be staged that no worker has: this writer is never folded again
 
     # -- the feed of models -----------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ class VersionHost:
             self.writer, self._broken = writer, False
             self._staged.clear()
             self._base += 1
-            self._told = writer.folded, writer.generation
+            self._published = writer.folded, writer.generation
             self._begins(note, deltas, clicks)
             self._broadcast(self._base_packet(note, 0))
 
@@ -163,12 +163,12 @@ class VersionHost:
         assert self.writer is not None
         self.writer.fold(rows)
         folded, generation = self.writer.folded, self.writer.generation
-        before, known = self._told
-        if (folded, generation) == self._told:
+        before, known = self._published
+        if (folded, generation) == self._published:
             return
         for _ in range(folded - before):
             self._staged.popleft()
-        self._told = folded, generation
+        self._published = folded, generation
         arrays = self.writer.base() if generation != known else None
         self._broadcast(Packet("folded", {"base": self._base, "folded": folded}, arrays, self.pool))
         self._changed.notify_all()
@@ -213,7 +213,7 @@ class VersionHost:
     def _wait_for_room(self) -> None:
         said = False
         while len(self._staged) >= MOST_STAGED and not self._broken and not self._stop.is_set():
-            if not self.fold() and not self._changed.wait(TELL_AFTER_SECONDS) and not said:
+            if not self.fold() and not self._changed.wait(WARN_AFTER_SECONDS) and not said:
                 said = True
                 log.warning("versions wait: a worker does not take up the newest", staged=len(self._staged))
 

@@ -45,7 +45,7 @@ STUCK_LOOKS = 10
 looked."""
 LOOK_SECONDS = 0.1
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 5.0
-SOUND_SECONDS = 10.0
+STABLE_SECONDS = 10.0
 """A worker that ran for so long is restarted without a pause."""
 TEMPLATES = 3
 """Limit of consecutive templates that start no worker: then the cause lies elsewhere."""
@@ -168,7 +168,7 @@ class WorkerPool:
     def _begin(self, slot: int) -> None:
         ours, pid = self._fork(slot)
         member = PoolMember(slot, pid, time.monotonic())
-        member.link = FeederLink(ours, lambda message: self._heard(member, message), lambda: self._gone(member))
+        member.link = FeederLink(ours, lambda message: self._received(member, message), lambda: self._gone(member))
         with self._lock:
             self._members[slot] = member
         WORKERS.set(len(self._members))
@@ -182,7 +182,7 @@ class WorkerPool:
             raise
         finally:  # not before: who joins after it has gone is waited for by everybody
             member.link.start()
-        if self._ending:  # it was not there when the others were told
+        if self._ending:  # it was not there when the others were asked
             member.put(Packet("end"))
 
     def _fork(self, slot: int) -> tuple[socket.socket, int]:
@@ -200,14 +200,14 @@ class WorkerPool:
             self._template.renew()
         raise AssertionError("unreachable")
 
-    def _heard(self, member: PoolMember, message: LinkMessage) -> None:
+    def _received(self, member: PoolMember, message: LinkMessage) -> None:
         member.unanswered = 0
         if message.kind == "serves":
             self._host.serves(member, int(message.facts))
         elif message.kind == "ready":
             member.ready = bool(message.facts)
         elif message.kind == "measured":
-            self._sums.heard(member.pid, values_of(message.facts))
+            self._sums.update(member.pid, values_of(message.facts))
             member.measured.set()
         elif message.kind == "ask":
             if self._asked.acquire(blocking=False):
@@ -239,9 +239,9 @@ class WorkerPool:
         if not self._ending:
             WORKER_RESTARTS.inc()
             pause = self._pauses[member.slot]
-            sound = time.monotonic() - member.started > SOUND_SECONDS
-            self._pauses[member.slot] = FIRST_PAUSE_SECONDS if sound else min(2 * pause, LONGEST_PAUSE_SECONDS)
-            self._next_at[member.slot] = time.monotonic() + (0.0 if sound else pause)
+            stable = time.monotonic() - member.started > STABLE_SECONDS
+            self._pauses[member.slot] = FIRST_PAUSE_SECONDS if stable else min(2 * pause, LONGEST_PAUSE_SECONDS)
+            self._next_at[member.slot] = time.monotonic() + (0.0 if stable else pause)
             log.warning("worker has ended: another one is started", worker=member.slot, pid=member.pid)
         self._changed.set()
 

@@ -200,10 +200,12 @@ def _message(body: NDArray[np.uint8], text: int, regions: list[Region]) -> LinkM
 
 class FeederLink:
     """The feeder's end, with a thread that sends and one that listens. Sending never blocks. The listener calls
-    ``heard`` with each message, and ``ended`` once, when the worker has closed its end."""
+    ``on_message`` with each message, and ``ended`` once, when the worker has closed its end."""
 
-    def __init__(self, end: socket.socket, heard: Callable[[LinkMessage], None], ended: Callable[[], None]) -> None:
-        self._socket, self._heard, self._ended = end, heard, ended
+    def __init__(
+        self, end: socket.socket, on_message: Callable[[LinkMessage], None], ended: Callable[[], None]
+    ) -> None:
+        self._socket, self._on_message, self._ended = end, on_message, ended
         self._queue: queue.SimpleQueue[Packet | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send, self._hear)]
 
@@ -240,7 +242,7 @@ class FeederLink:
         try:
             while True:
                 for message in inbox.read():
-                    self._heard(message)
+                    self._on_message(message)
         except Closed:
             pass
         finally:
@@ -254,12 +256,14 @@ class FeederLink:
 
 
 class WorkerLink:
-    """A worker's end, on its event loop: one message a turn of the loop, between two requests. Calls ``heard`` with
-    each, and ``ended`` once, when the feeder has ended."""
+    """A worker's end, on its event loop: one message a turn of the loop, between two requests. Calls ``on_message``
+    with each, and ``ended`` once, when the feeder has ended."""
 
-    def __init__(self, end: socket.socket, heard: Callable[[LinkMessage], None], ended: Callable[[], None]) -> None:
+    def __init__(
+        self, end: socket.socket, on_message: Callable[[LinkMessage], None], ended: Callable[[], None]
+    ) -> None:
         end.setblocking(False)
-        self._socket, self._heard, self._ended = end, heard, ended
+        self._socket, self._on_message, self._ended = end, on_message, ended
         self._inbox = Inbox(end)
         self._got: deque[LinkMessage] = deque()
         self._out = bytearray()
@@ -311,7 +315,7 @@ class WorkerLink:
     def _take(self) -> None:
         self._due = False
         if self._got:
-            self._heard(self._got.popleft())
+            self._on_message(self._got.popleft())
         if self._paused and not self._got and self._loop is not None:
             self._paused = False
             self._loop.add_reader(self._socket.fileno(), self._readable)

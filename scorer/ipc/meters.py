@@ -51,7 +51,7 @@ STORE_FALLBACKS = Counter(
 )
 REFUSED = Counter("millrace_requests_refused_total", "Requests beyond the limit, answered 503.")
 WORKERS = Gauge("millrace_scorer_workers", "Worker processes that answer requests.")
-WORKER_RESTARTS = Counter("millrace_scorer_worker_restarts_total", "Workers that ended and were started anew.")
+WORKER_RESTARTS = Counter("millrace_scorer_worker_restarts_total", "Workers that ended and were started again.")
 STAGED = Gauge("millrace_model_overlays", "Versions that workers hold beside the model's tables, not folded in yet.")
 RETRIEVAL_VERSION = Gauge("millrace_retrieval_version", "Model version that recall's vectors are of.")
 RETRIEVAL_LAG = Gauge(
@@ -193,7 +193,7 @@ class ScorerMeters:
         LIST_PAGES.inc()
 
     def part(self, kind: str) -> None:
-        """Counts a part of a ranked list: ``first``, ``next``, or ``anew`` (made again)."""
+        """Counts a part of a ranked list: ``first``, ``next``, or ``remade``."""
         LIST_PARTS.labels(kind).inc()
 
     def items(self, sources: bytes) -> None:

@@ -22,7 +22,7 @@ Values = dict[tuple[str, str, Labels], float]
 _SUMMED = ("counter", "histogram", "summary")
 
 
-def told(registry: CollectorRegistry = REGISTRY) -> list[Any]:
+def metric_samples(registry: CollectorRegistry = REGISTRY) -> list[Any]:
     """This process's figures, for a message: metric, sample, labels, value."""
     out = []
     for metric in registry.collect():
@@ -36,7 +36,7 @@ def told(registry: CollectorRegistry = REGISTRY) -> list[Any]:
 
 
 def values_of(message: Iterable[Any]) -> Values:
-    """The inverse of :func:`told`."""
+    """The inverse of :func:`metric_samples`."""
     return {(name, sample, tuple((k, v) for k, v in labels)): value for name, sample, labels, value in message}
 
 
@@ -49,7 +49,7 @@ class Sums:
         self._running: dict[int, Values] = {}  # by worker
         self._lock = threading.Lock()
 
-    def heard(self, worker: int, values: Values) -> None:
+    def update(self, worker: int, values: Values) -> None:
         with self._lock:
             self._running[worker] = values
 

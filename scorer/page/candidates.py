@@ -4,7 +4,7 @@
 ::
 
     user ─ attributes, last clicks ──► retrieval.query ─► nearest ──► vectors ─┐
-         ─ tile lists ───────────────► ranker.likings ──────────────► liked ───┤
+         ─ tile lists ───────────────► ranker.affinities ───────────► liked ───┤
          ─ last clicks ──────────────► neighbours.of ───────────────► coclicked┼─► recall ─► rows, sources
          ─ last purchases ───────────► bought ─────────────────────────────────┤
     lists ───────────────────────────────────────────────────────────► hot, new┘
@@ -94,7 +94,7 @@ class Recaller:
             if neighbours is not None and len(known) and share[COCLICKED - 1]:
                 coclicked = neighbours.of(known, size if allowed is None else ALL_NEIGHBOURS)
             if share[LIKED - 1]:
-                liked = self._ranker.likings(lists.groups, user, ts_ms)
+                liked = self._ranker.affinities(lists.groups, user, ts_ms)
         found = recall(
             lists, self.shares, size, seed,
             vectors=vectors, liked=liked, coclicked=coclicked, bought=bought[::-1], alive=items.alive, least=least,

@@ -27,7 +27,7 @@ class WorkerState:
         self.neighbours: Neighbours | None = None  # what is clicked along with what; None: not known yet
         self.note: Announcement | None = None
         self.model: RankingModel | None = None
-        self.heard_ms = 0  # newest event that the stream has counted; 0: none yet
+        self.newest_counted_ms = 0  # newest event that the stream has counted; 0: none yet
         self.to_read: dict[str, int] = {}
         """Messages that must be read from Kafka before ranking, by what they are for (-1: number unknown)."""
 

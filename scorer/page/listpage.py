@@ -76,7 +76,7 @@ class ListPages:
     def _liked(self, user: KnownUser, listed: Sequence[str], ts_ms: int) -> list[str]:
         try:
             return liked_lists(self._builder, listed, user.columns, user.tiles, ts_ms)
-        except StoreError:  # the page goes without this user's likings
+        except StoreError:  # the page goes without this user's affinities
             self._meters.error("tiles")
             return []
 
@@ -99,7 +99,7 @@ def liked_lists(
         values = values_listed(listed, column)
         if values:
             found = preferences(builder, column, values, user, record, ts_ms)
-            liked += [(liking, hot_in(column, str(value))) for value, liking in found]
+            liked += [(affinity, hot_in(column, str(value))) for value, affinity in found]
     liked.sort(key=lambda group: -group[0])
     return [name for _, name in liked[:GROUPS]]
 
@@ -120,9 +120,9 @@ def mixed(size: int, hot: Sequence[str], liked: Sequence[Sequence[str]], new: Se
     """
     taste = list(dict.fromkeys(_in_turn(liked)))
     newest = new[: round(NEWEST * size)]
-    likings = taste[: round(LIKED * size)]
-    hottest = hot[: size - len(newest) - len(likings)]
-    chosen = dict.fromkeys(chain(hottest, likings, newest))
+    affinities = taste[: round(LIKED * size)]
+    hottest = hot[: size - len(newest) - len(affinities)]
+    chosen = dict.fromkeys(chain(hottest, affinities, newest))
     for item in chain(hot, taste, new):
         if len(chosen) >= size:
             break

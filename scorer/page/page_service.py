@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from millrace.basics.durations import DAY_MIN, MINUTE_MS, text_of
 from millrace.basics.hashing import mix, salt, value_hash
 from millrace.contracts.clock import MAX_AHEAD_MS, EventClock
-from millrace.contracts.events import CONTROL, LOGGED, MODEL, Impression
+from millrace.contracts.events import CONTROL, LOGGED, MODEL, PageLog
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from scorer.catalog.itemtable import ItemRows
@@ -64,7 +64,7 @@ class Serving(WorkerState):
         schema: Schema,
         clock: EventClock,
         store: UserStore,
-        send: Callable[[Impression], bool | None],
+        send: Callable[[PageLog], bool | None],
         meters: Meters,
         wall: Callable[[], int],
         new_id: Callable[[], str],
@@ -177,7 +177,7 @@ class Serving(WorkerState):
     ) -> tuple[Scored, NDArray[np.intp], NDArray[np.uint8]]:
         """Completes a page on which too few candidates fit under the caps: scores, order and sources with other items.
         Unchanged if it is full or nothing else fits."""
-        filters, allowed = page.filters, self._allowed(page)  # anew: counts may have been waited for
+        filters, allowed = page.filters, self._allowed(page)  # again: counts may have been waited for
         if filters is None or allowed is None or len(shown) == size:
             return scored, shown, sources
         taken, hot = scored.rows[shown], self.lists.hot
@@ -201,7 +201,7 @@ class Serving(WorkerState):
                 problem = f"cursor {cursor.text!r} is of a list that is no longer kept, nor are its filters"
                 raise RequestError(problem, "ask for a new list with the filters", 410)
             page.notes.append("the cursor's list is no longer kept: a new one from its beginning")
-            self._meters.part("anew")
+            self._meters.part("remade")
             return page
         if str(kept.user_id) != str(page.user_id):
             raise RequestError(
@@ -218,7 +218,7 @@ class Serving(WorkerState):
         left = left[:size]
         if not len(left):
             page.notes.append("nothing of the cursor's list is left: a new one from its beginning")
-            self._meters.part("anew")
+            self._meters.part("remade")
             return page
         mark = f"{value_hash(self._new_id()) & 0xFFFF:04x}"
         part = page._replace(request_id=f"{kept.request_id}.{cursor.slot}.{mark}", context=page.context or kept.context)
@@ -266,8 +266,8 @@ class Serving(WorkerState):
             *page.notes,
             f"no item of the catalogue passes the filters ({page.filters}): an empty page, not logged",
         ]
-        told = -1 if page.explain else UNSET
-        return page_wire.RecommendAnswer(None, self.note.version, arm, page.ts_ms, [], notes, retrieval_version=told)
+        version = -1 if page.explain else UNSET
+        return page_wire.RecommendAnswer(None, self.note.version, arm, page.ts_ms, [], notes, retrieval_version=version)
 
     async def score(self, body: bytes) -> page_wire.ScoreAnswer:
         """Answers POST /score. Raises RequestError: an invalid request, or no model or no item yet."""
@@ -312,7 +312,7 @@ class Serving(WorkerState):
     def _oldest_ms(self, now_ms: int, logged: bool) -> tuple[int, str]:
         """Pages at or before this time are refused, and why. The limit follows the newest event, so a slowly played log
         is in time; the clock replaces it until the first event."""
-        newest_ms, s = min(self.heard_ms, now_ms) if self.heard_ms else now_ms, self.settings
+        newest_ms, s = min(self.newest_counted_ms, now_ms) if self.newest_counted_ms else now_ms, self.settings
         if not logged:
             minutes = max(self.schema.windows.minutes, default=DAY_MIN)
             longest = f"{minutes // DAY_MIN} days" if minutes % DAY_MIN == 0 else text_of(minutes)

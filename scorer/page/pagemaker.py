@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from millrace.contracts.clock import EventClock
-from millrace.contracts.events import SOURCES, Id, Impression
+from millrace.contracts.events import SOURCES, Id, PageLog
 from millrace.versions.versioning import Announcement
 from scorer.catalog.itemtable import ItemRows
 from scorer.page import page_wire, score_reasons
@@ -61,7 +61,7 @@ class PageMaker:
         self,
         held: WorkerState,
         clock: EventClock,
-        send: Callable[[Impression], bool | None],
+        send: Callable[[PageLog], bool | None],
         meters: Meters,
         wall: Callable[[], int],
         ask_counts: AskCounts | None,
@@ -118,23 +118,23 @@ class PageMaker:
         self.log(page, arm, scored, order, ids, sources, offset)
         self._meters.items(sources)
         shown = scored.shown[order].tolist()
-        told = retrieval if page.explain else UNSET
+        retrieved_by = retrieval if page.explain else UNSET
         where = ([SOURCES[code] for code in sources], self._reasons(scored, order)) if page.explain else ()
         items = list(map(page_wire.PlacedItem, ids, range(len(ids)), shown, *where))
         version = scored.note.version
         return page_wire.RecommendAnswer(
-            page.request_id, version, arm, page.ts_ms, items, page.notes, offset, retrieval_version=told
+            page.request_id, version, arm, page.ts_ms, items, page.notes, offset, retrieval_version=retrieved_by
         )
 
     def _reasons(self, scored: Scored, order: NDArray[np.intp]) -> list[list[page_wire.Reason] | UnsetType]:
         """The strongest inputs of each of the first items in ``order``."""
         first = order[: score_reasons.MOST_ITEMS]
         found = score_reasons.effects(scored.model, scored.found.cat[first], scored.found.numbers(first), self._inputs)
-        told: list[list[page_wire.Reason] | UnsetType] = [
+        reasons: list[list[page_wire.Reason] | UnsetType] = [
             [page_wire.Reason(name, effect) for name, effect in those]
             for those in score_reasons.strongest(found, self._inputs)
         ]
-        return told + [UNSET] * (len(order) - len(first))
+        return reasons + [UNSET] * (len(order) - len(first))
 
     def log(
         self,
@@ -149,7 +149,7 @@ class PageMaker:
         """Sends the page log. A page is worth more than its log, so a loss is counted and not raised."""
         found, ts_ms = scored.found, page.ts_ms
         placed = self._held.ranker.placed(found, order, page.user, scored.rows, ts_ms, page.context, offset)
-        log = Impression(
+        log = PageLog(
             request_id=page.request_id,
             ts_ms=ts_ms,
             user_id=page.user_id,
@@ -170,7 +170,7 @@ class PageMaker:
             if self.send(log) is False:
                 page.notes.append("nothing is learnt from this page: its log is full")
         except Exception as error:
-            self._meters.error("impressions")
+            self._meters.error("page_logs")
             page.notes.append(f"nothing is learnt from this page: {str(error) or type(error).__name__}")
 
 

@@ -113,7 +113,7 @@ class Ranker:
         self._user_salts = np.array([s for f, s in of_user for _ in range(f.slots)], np.uint64)
         self._last: tuple[KnownUser, int, Keyed] | None = None
 
-    def likings(
+    def affinities(
         self, groups: tuple[HotGroups, ...], user: KnownUser, ts_ms: int
     ) -> list[tuple[HotGroups, NDArray[np.float64]]]:
         """A user's affinity to each group (:mod:`millrace.windows.affinity`). (G,) for each grouping"""
@@ -121,13 +121,13 @@ class Ranker:
         held = self._held(user, ts_ms)
         if len(held.keys) == 1 or ACTION not in windows.actions:
             return []
-        liking = clicks_a_day(held.counts, windows)
+        affinity = clicks_a_day(held.counts, windows)
         out = []
         for grouping in groups:
             salt, own = self._form.salts[grouping.key], grouping.of_item
             values = np.where(own >= 0, own, self._form.values[grouping.key, : len(own)])[None]
             found = np.empty(len(grouping.example))
-            pagekernels.likings(salt, self._hashes(user.columns), values, grouping.parts, held, liking, found)
+            pagekernels.affinities(salt, self._hashes(user.columns), values, grouping.parts, held, affinity, found)
             out.append((grouping, found))
         return out
 

@@ -24,7 +24,7 @@ import structlog
 from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RetriableError
 
 from millrace.basics.errors import MillraceError, one_line
-from millrace.contracts.topics import IMPRESSIONS
+from millrace.contracts.topics import PAGE_LOGS
 from scorer.pagelog.spool import Lost, Spool
 from scorer.pagelog.spoolfile import Position, RecordPlace
 
@@ -88,7 +88,7 @@ class Delivery:
         self._refusals: dict[Position, _Refusals] = {}
         self._pause_until = 0.0
         self._away = False
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self.delivered = 0
 
     def step(self) -> None:
@@ -139,7 +139,7 @@ class Delivery:
         self._bytes += size
         number = self._number
         try:
-            future = self._producer.send(IMPRESSIONS, value=entry.value, key=entry.key)
+            future = self._producer.send(PAGE_LOGS, value=entry.value, key=entry.key)
         except Exception as error:  # whatever it is: the record stays in the spool
             self._result(at, number, error, asked=False)
             return
@@ -167,7 +167,7 @@ class Delivery:
                 log.info("logs of pages are delivered again")
         elif isinstance(error, MessageSizeTooLargeError):
             self._give_up(at, sent, TOO_LARGE, error)
-            self._drop_producer("was told that a message is too large")  # it cannot go on after that
+            self._drop_producer("got the answer that a message is too large")  # it cannot go on after that
         else:
             self._try_later(at, sent, error, asked)
 
@@ -191,8 +191,8 @@ class Delivery:
         self._failed.append(at)
 
     def _give_up(self, at: Position, sent: _Sent, reason: str, error: BaseException) -> None:
-        if reason not in self._told:
-            self._told.add(reason)
+        if reason not in self._logged:
+            self._logged.add(reason)
             log.error("logs of pages are given up: nothing is learnt from them", reason=reason, error=one_line(error))
         self._refusals.pop(at, None)
         self._lost(reason, 1, sent.exposures)

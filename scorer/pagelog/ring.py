@@ -24,7 +24,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from millrace.contracts.events import Impression
+from millrace.contracts.events import PageLog
 
 RING_BYTES = 64 * 1024 * 1024
 """For each worker: some forty logs of large pages (600 items), which is most of a second at 50 a second."""
@@ -41,7 +41,7 @@ Memory = NDArray[np.uint8]
 
 _NO_ARRAYS = dict.fromkeys(_PARTS, b"")
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Impression).decode
+_decode = msgspec.msgpack.Decoder(PageLog).decode
 
 
 def _whole(size: int) -> int:
@@ -64,7 +64,7 @@ class RingWriter:
         self._fence = threading.Lock()
         self._fence.acquire()
 
-    def put(self, page: Impression) -> bool:
+    def put(self, page: PageLog) -> bool:
         """Copies a page into the ring; its arrays may be any buffers of bytes. False: no space, and the page counts as
         lost."""
         parts = [_encode(replace(page, **_NO_ARRAYS)), *(getattr(page, name) for name in _PARTS)]
@@ -111,10 +111,10 @@ class RingReader:
         self._at = int(self._header[_TAIL])
         self._lost = (0, 0)
 
-    def take(self, most: int) -> list[Impression]:
+    def take(self, most: int) -> list[PageLog]:
         """The next pages, at most so many. Their arrays are views of the ring: use them before :meth:`give_back`.
         Raises ValueError at an invalid record, and skips all that was written until now."""
-        found: list[Impression] = []
+        found: list[PageLog] = []
         head = int(self._header[_HEAD])
         while self._at < head and len(found) < most:
             try:
@@ -142,7 +142,7 @@ class RingReader:
         self._lost = int(self._header[_LOST_PAGES]), int(self._header[_LOST_EXPOSURES])
         return self._lost[0] - before[0], self._lost[1] - before[1]
 
-    def _record(self, head: int) -> tuple[int, Impression | None]:
+    def _record(self, head: int) -> tuple[int, PageLog | None]:
         place = self._at % len(self._bytes)
         most = min(len(self._bytes) - place, head - self._at)
         size = int(self._bytes[place : place + 8].view(np.uint64)[0])

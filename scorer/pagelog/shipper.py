@@ -28,12 +28,12 @@ import structlog
 from prometheus_client import Gauge, Histogram
 
 from millrace.basics.errors import SettingError, one_line
-from millrace.contracts.events import Impression, key_of
-from millrace.contracts.impressions import impression_bytes
+from millrace.contracts.events import PageLog, key_of
+from millrace.contracts.page_logs import page_log_bytes
 from millrace.contracts.pagepack import Rates
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import IMPRESSIONS
+from millrace.contracts.topics import PAGE_LOGS
 from millrace.processes.kafka import PAGE_LINGER_MS, REQUEST_BYTES, know_topic, make_producer
 from millrace.processes.wall import wall_ms
 from scorer.pagelog.delivery import DELIVERY_SECONDS, TOO_LARGE, Delivery
@@ -96,7 +96,7 @@ class Drain:
         self, spool: Spool, rates: Rates | None, most_bytes: int, lost: Lost, wall: Callable[[], int] = wall_ms
     ) -> None:
         self._spool, self._rates, self._most, self._lost, self._wall = spool, rates, most_bytes, lost, wall
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def step(self, ring: RingReader) -> int:
         """Takes some pages out of a ring; returns how many."""
@@ -113,10 +113,10 @@ class Drain:
         ring.give_back()
         return len(taken)
 
-    def _keep(self, page: Impression) -> None:
+    def _keep(self, page: PageLog) -> None:
         exposures = len(page.items)
         try:
-            value = impression_bytes(page, self._rates)
+            value = page_log_bytes(page, self._rates)
         except Exception as error:  # whatever is in it: other pages go on
             self._count(UNPACKED, 1, exposures, one_line(error))
             return
@@ -134,8 +134,8 @@ class Drain:
 
     def _count(self, reason: str, pages: int, exposures: int, detail: str) -> None:
         self._lost(reason, pages, exposures)
-        if reason not in self._told:  # the first tells what it is; the metrics tell how many there are
-            self._told.add(reason)
+        if reason not in self._logged:  # the first tells what it is; the metrics tell how many there are
+            self._logged.add(reason)
             log.error("logs of pages are lost: nothing is learnt from them", reason=reason, detail=detail)
 
 
@@ -167,7 +167,7 @@ class Shipper:
     def start(self) -> None:
         """Raises BrokerError: there is no producer."""
         first = self._make(self._settings.patience_seconds)
-        know_topic(first, IMPRESSIONS, self._settings)
+        know_topic(first, PAGE_LOGS, self._settings)
         delivery = Delivery(self._spool, first, self._make, self._lost, self._wake)
         self._threads = [
             threading.Thread(target=self._run_drain, name="drain", daemon=True),

@@ -351,11 +351,11 @@ def _liked(liked: Liked, most: int, allowed: Allowed | None = None) -> ItemRows:
     """The hottest items of the user's groups, interleaved by affinity. Groups without an allowed item are skipped."""
     heads: list[ListedRows] = []
     weights: list[F64] = []
-    for groups, liking in liked:
-        positive = int((liking > 0).sum())
+    for groups, affinity in liked:
+        positive = int((affinity > 0).sum())
         if not positive:
             continue
-        best = largest(liking, min(GROUPS, positive) if allowed is None else positive)
+        best = largest(affinity, min(GROUPS, positive) if allowed is None else positive)
         starts, ends = groups.starts[best].tolist(), groups.starts[best + 1].tolist()
         if allowed is None:
             heads += [groups.rows[start : min(end, start + most)] for start, end in zip(starts, ends, strict=True)]
@@ -369,7 +369,7 @@ def _liked(liked: Liked, most: int, allowed: Allowed | None = None) -> ItemRows:
                 if len(taken) == GROUPS:
                     break
             best = best[taken]
-        weights.append(liking[best] / liking[best].sum())
+        weights.append(affinity[best] / affinity[best].sum())
     if not heads:
         return NO_ROWS
     starts = np.zeros(len(heads) + 1, np.intp)

@@ -88,7 +88,7 @@ class OnlineReader:
         self._list_seconds, self._first_seconds = max(seconds, LIST_SECONDS), max(seconds, FIRST_SECONDS)
         self._cache, self._turns = UserCache(), RequestTurns()
         self._reads: set[asyncio.Task[Any]] = set()
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._probing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -194,8 +194,8 @@ class OnlineReader:
             return
         if _is_away(error):
             self._leave(error)
-        elif (kind := type(error).__name__) not in self._told:  # the metrics tell how many there are
-            self._told.add(kind)
+        elif (kind := type(error).__name__) not in self._logged:  # the metrics tell how many there are
+            self._logged.add(kind)
             log.error("Redis gave no usable answer", error=one_line(error))
 
     def _leave(self, error: BaseException) -> None:

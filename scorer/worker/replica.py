@@ -5,7 +5,7 @@
 
     items      rows and counts of the item index that changed       applied to Serving.items
     lists      recall's lists                                       replace Serving.lists
-    status     what has to be read, the newest event                replace Serving.to_read, .heard_ms
+    status     what has to be read, the newest event                replace Serving.to_read, .newest_counted_ms
     neighbours items clicked together                               replace Serving.neighbours
     base       a model's arrays ── attach, elsewhere ── attached    then served, once its overlays are there
     delta      an overlay                                           the next version is served
@@ -71,26 +71,26 @@ class Replica:
         """Whether a base has come that is not attached yet."""
         return bool(self._coming)
 
-    def take(self, told: LinkMessage) -> None:
+    def take(self, message: LinkMessage) -> None:
         """Applies a message. An unknown kind is ignored."""
-        handler = self._HANDLERS.get(told.kind)
+        handler = self._HANDLERS.get(message.kind)
         if handler is not None:
-            handler(self, told)
+            handler(self, message)
 
-    def attached(self, told: LinkMessage, made: ServingModel | OwnServing | Retrieval) -> None:
+    def attached(self, message: LinkMessage, made: ServingModel | OwnServing | Retrieval) -> None:
         """Uses the result of :func:`attach`."""
         if isinstance(made, Retrieval):
-            self._attached_retrieval(told, made)
+            self._attached_retrieval(message, made)
         else:
-            self._attached_base(told, made)
+            self._attached_base(message, made)
 
-    def failed(self, told: LinkMessage) -> None:
+    def failed(self, message: LinkMessage) -> None:
         """A retrieval version cannot be attached: recall continues with the previous one, without newer vectors."""
-        if told is self._fetched:
+        if message is self._fetched:
             self._fetched, self._since = None, []
 
-    def _attached_base(self, told: LinkMessage, model: ServingModel | OwnServing) -> None:
-        facts = told.facts
+    def _attached_base(self, message: LinkMessage, model: ServingModel | OwnServing) -> None:
+        facts = message.facts
         if facts["base"] != self._coming:
             return  # a newer one is on its way
         self._base, self._folded, self._model = facts["base"], facts["folded"], model
@@ -102,50 +102,50 @@ class Replica:
 
     # -- messages ---------------------------------------------------------------------------------------------
 
-    def _items(self, told: LinkMessage) -> None:
-        self.serving.items.apply(told.arrays)
+    def _items(self, message: LinkMessage) -> None:
+        self.serving.items.apply(message.arrays)
 
-    def _lists(self, told: LinkMessage) -> None:
-        self.serving.lists = CandidateLists.of_arrays(told.arrays)
+    def _lists(self, message: LinkMessage) -> None:
+        self.serving.lists = CandidateLists.of_arrays(message.arrays)
 
-    def _neighbours(self, told: LinkMessage) -> None:
-        self.serving.neighbours = Neighbours.of_arrays(told.arrays)
+    def _neighbours(self, message: LinkMessage) -> None:
+        self.serving.neighbours = Neighbours.of_arrays(message.arrays)
 
-    def _status(self, told: LinkMessage) -> None:
-        self.serving.to_read = dict(told.facts["to_read"])
-        self.serving.heard_ms = told.facts["heard_ms"]
+    def _status(self, message: LinkMessage) -> None:
+        self.serving.to_read = dict(message.facts["to_read"])
+        self.serving.newest_counted_ms = message.facts["newest_counted_ms"]
 
-    def _new_base(self, told: LinkMessage) -> None:
-        self._coming, self._later = told.facts["base"], []
-        self._attach(told)
+    def _new_base(self, message: LinkMessage) -> None:
+        self._coming, self._later = message.facts["base"], []
+        self._attach(message)
 
-    def _delta(self, told: LinkMessage) -> None:
-        if told.facts["base"] == self._coming:
-            self._later.append(told)
-        elif told.facts["base"] == self._base and self._model is not None:
-            self._model = self._model.followed(told.arrays)
+    def _delta(self, message: LinkMessage) -> None:
+        if message.facts["base"] == self._coming:
+            self._later.append(message)
+        elif message.facts["base"] == self._base and self._model is not None:
+            self._model = self._model.followed(message.arrays)
             self._missing = max(0, self._missing - 1)
-            self._show(told.facts)
+            self._show(message.facts)
 
-    def _folds(self, told: LinkMessage) -> None:
-        if told.facts["base"] == self._coming:
-            self._later.append(told)
-        elif told.facts["base"] == self._base and self._model is not None:
-            self._model = self._model.settled(told.facts["folded"] - self._folded, told.arrays or None)
+    def _folds(self, message: LinkMessage) -> None:
+        if message.facts["base"] == self._coming:
+            self._later.append(message)
+        elif message.facts["base"] == self._base and self._model is not None:
+            self._model = self._model.settled(message.facts["folded"] - self._folded, message.arrays or None)
             if self._note is not None and not self._missing:
                 self.serving.install(self._note, self._model)
 
-    def _retrieval(self, told: LinkMessage) -> None:
+    def _retrieval(self, message: LinkMessage) -> None:
         self._since = []
-        if told.arrays:
-            self._fetched = told
-            self._attach(told)
+        if message.arrays:
+            self._fetched = message
+            self._attach(message)
         else:  # the model has no head any more
             self._fetched = None
             self._look_with(None)
 
-    def _attached_retrieval(self, told: LinkMessage, retrieval: Retrieval) -> None:
-        if told is not self._fetched:
+    def _attached_retrieval(self, message: LinkMessage, retrieval: Retrieval) -> None:
+        if message is not self._fetched:
             return  # a newer one is on its way, or there is none any more
         since, self._since, self._fetched = self._since, [], None
         self._look_with(retrieval)
@@ -155,12 +155,12 @@ class Replica:
     def _look_with(self, retrieval: Retrieval | None) -> None:
         self._looking = self.serving.retrieval = retrieval
 
-    def _vectors(self, told: LinkMessage) -> None:
-        version = told.facts["epoch"], told.facts["version"]
+    def _vectors(self, message: LinkMessage) -> None:
+        version = message.facts["epoch"], message.facts["version"]
         if self._fetched is not None and version == (self._fetched.facts["epoch"], self._fetched.facts["version"]):
-            self._since.append(told)
+            self._since.append(message)
         elif self._looking is not None and version == self._looking.version:
-            self._looking.take(told.arrays["rows"], told.arrays["vectors"], told.arrays["gone"])
+            self._looking.take(message.arrays["rows"], message.arrays["vectors"], message.arrays["gone"])
 
     def _show(self, facts: dict[str, Any]) -> None:
         self._note = msgspec.convert(facts["note"], Announcement)
@@ -184,7 +184,7 @@ class Replica:
 
 
 def attach(
-    schema: Schema, told: LinkMessage, rows: int, like: ServingModel | OwnServing | None = None, named: str = ""
+    schema: Schema, message: LinkMessage, rows: int, like: ServingModel | OwnServing | None = None, named: str = ""
 ) -> ServingModel | OwnServing | Retrieval:
     """The model over a base message's arrays, warmed for up to ``rows`` rows so that no request pays for its first
     call; or the version of a retrieval message. Any thread may do this.
@@ -197,11 +197,11 @@ def attach(
         SnapshotError: the version is of a class that ``named`` is not.
         SettingError, RuntimeError: an approximate index cannot be opened.
     """
-    if told.kind == "retrieval":
-        tiles, index = told.arrays["tiles"], told.arrays.get("index")
+    if message.kind == "retrieval":
+        tiles, index = message.arrays["tiles"], message.arrays.get("index")
         finder = None if index is None else Approximate(tiles.shape[1], index)
-        return Retrieval.of_arrays(told.facts, told.arrays, UserTower.of_arrays(told.arrays), finder)
-    model = reader_of(schema, told.facts["note"]["spec"], dict(told.arrays), like, named)
+        return Retrieval.of_arrays(message.facts, message.arrays, UserTower.of_arrays(message.arrays), finder)
+    model = reader_of(schema, message.facts["note"]["spec"], dict(message.arrays), like, named)
     known = isinstance(model, ServingModel) and isinstance(like, ServingModel) and model.frame is like.frame
     if not known:
         model.warm(rows)

@@ -62,7 +62,7 @@ def warm_up(schema: Schema, half: bool = False) -> None:
         user = KnownUser(user.columns, user.plain, record)
         ranker.placed(found, largest(found.scores, 2), user, rows, _TS_MS, {})
     shares = Shares.of({"vectors": 0.2, "liked": 0.2, "coclicked": 0.1, "hot": 0.2, "new": 0.2, "random": 0.1})
-    liked = [(groups, np.ones_like(liking)) for groups, liking in ranker.likings(lists.groups, user, _TS_MS)]
+    liked = [(groups, np.ones_like(affinity)) for groups, affinity in ranker.affinities(lists.groups, user, _TS_MS)]
     passing = Allowed(items.alive.copy(), rows.astype(np.int32))
     for bought, allowed in ((NO_ROWS, None), (rows[:1], None), (rows[:1], passing)):
         recall(

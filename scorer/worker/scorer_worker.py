@@ -30,7 +30,7 @@ from learner.custom.ownclass import is_own
 from learner.network.forward import matrix_units
 from learner.role.model_factory import model_of
 from millrace.basics.errors import SettingError, one_line
-from millrace.contracts.events import Impression
+from millrace.contracts.events import PageLog
 from millrace.contracts.settings import Settings
 from millrace.processes.httpserver import config
 from millrace.processes.role import calm_logs
@@ -39,7 +39,7 @@ from millrace.processes.tokens import TokenGate, Tokens
 from millrace.processes.wall import wall_ms
 from scorer.ipc.link import Handles, LinkMessage, WorkerLink
 from scorer.ipc.meters import REQUESTS, ScorerMeters
-from scorer.ipc.scorer_metrics import told
+from scorer.ipc.scorer_metrics import metric_samples
 from scorer.page.page_service import Serving
 from scorer.pagelog.ring import RingReader, RingWriter
 from scorer.pagelog.shipper import rescue
@@ -105,12 +105,12 @@ class ScorerWorker:
         self._ring = RingWriter(self._memory)
         self._orphaned = False
         self.meters = ScorerMeters()
-        self._link = WorkerLink(self._end, self._heard, self._ended)
+        self._link = WorkerLink(self._end, self._received, self._ended)
         self._asked: dict[int, asyncio.Future[LinkMessage]] = {}
         self._numbers = 0
         self._attaching = ThreadPoolExecutor(1, "attach")
         self._server: WorkerServer | None = None
-        self._was_ready = self._told_all = False
+        self._was_ready = self._has_all = False
         self._open = asyncio.Event()
 
     def run(self) -> None:
@@ -155,14 +155,14 @@ class ScorerWorker:
             await self._open.wait()
             await self._server.serve()
         finally:
-            self._link.send("measured", told())
+            self._link.send("measured", metric_samples())
             await store.close()
             self._attaching.shutdown(wait=False, cancel_futures=True)
             self._link.close()
 
     # -- the feeder -------------------------------------------------------------------------------------------
 
-    def _heard(self, message: LinkMessage) -> None:
+    def _received(self, message: LinkMessage) -> None:
         try:
             self._take(message)
         except Exception as error:  # what it would have changed is missing from now on: another worker starts whole
@@ -175,21 +175,21 @@ class ScorerWorker:
             if future is not None and not future.done():
                 future.set_result(message)
         elif message.kind == "measure":
-            self._link.send("measured", told())
+            self._link.send("measured", metric_samples())
         elif message.kind == "end":
             self._stop()
         elif message.kind == "all":
-            self._told_all = True
-            self._tell_ready()
+            self._has_all = True
+            self._report_ready()
         else:
             self._replica.take(message)
-            self._tell_ready()
+            self._report_ready()
 
-    def _tell_ready(self) -> None:
+    def _report_ready(self) -> None:
         """Accepts connections once the worker has all that the feeder had at its start. Until then the other workers
         accept, or connections wait in the listening socket."""
         ready = not self.serving.not_ready()
-        if self._told_all and (ready or not self._replica.attaching):
+        if self._has_all and (ready or not self._replica.attaching):
             self._open.set()
         if ready != self._was_ready:
             self._was_ready = ready
@@ -223,7 +223,7 @@ class ScorerWorker:
                 if before:  # memory of a million items takes some ms to be let go, which no request should wait for
                     with contextlib.suppress(RuntimeError):  # the worker ends
                         self._attaching.submit(before.clear)
-                self._tell_ready()
+                self._report_ready()
             except Exception as error:
                 if message.kind == "retrieval":  # recall goes on with what it has
                     self._replica.failed(message)
@@ -270,7 +270,7 @@ class ScorerWorker:
 
     # -- within -----------------------------------------------------------------------------------------------
 
-    def _log(self, page: Impression) -> bool:
+    def _log(self, page: PageLog) -> bool:
         return self._ring.put(page)
 
 

@@ -57,7 +57,7 @@ class Template:
         with theirs:
             argv = [sys.executable, "-m", "scorer.worker.template", str(theirs.fileno())]
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),))
-        with contextlib.suppress(OSError):  # it has ended already: whoever asks it something is told
+        with contextlib.suppress(OSError):  # it has ended already: whoever asks it something gets the error
             self._socket.sendall(_framed(_encode(self._settings)))
 
     @property

@@ -1,2 +1,2 @@
 # core
-"""Events and labelled impressions as Parquet that ``millrace log replay`` reads: the role `archive`."""
+"""Events and labelled page logs as Parquet that ``millrace log replay`` reads: the role `archive`."""

@@ -73,11 +73,11 @@ class SettledRow(NamedTuple):
     user_raw: bytes | None  # attributes as :meth:`ArchiveColumns.pack` gives them; None: none were known
     item_raw: bytes | None
     times: tuple[int | None, int | None, int | None, int | None]  # of click, collect, cart, purchase
-    score: float | None  # None: its impression did not come
+    score: float | None  # None: its page log did not come
     version: int | None
     arm: str | None
     source: str | None
-    made: Any = None  # the page's impression (:class:`stream.archive.archive_pages.Made`); None: it did not come
+    made: Any = None  # the page's page log (:class:`stream.archive.archive_pages.Made`); None: it did not come
 
 
 class ArchiveColumns:

@@ -1,5 +1,5 @@
 # shell
-"""The role ``archive``: reads events, impressions, users and items, and writes them as Parquet.
+"""The role ``archive``: reads events, page logs, users and items, and writes them as Parquet.
 
 ::
 
@@ -26,7 +26,7 @@ from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import BrokerError, one_line
 from millrace.contracts.clock import MAX_AHEAD_MS, sent_by
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import EVENTS, IMPRESSIONS, ITEMS, USERS
+from millrace.contracts.topics import EVENTS, ITEMS, PAGE_LOGS, USERS
 from millrace.labels import Waits
 from millrace.processes.kafka import REMEDY, make_reader, open_broker, topic_ids
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
@@ -40,8 +40,8 @@ from stream.archive.schemafile import schema_text
 
 log = structlog.get_logger("archive")
 
-TOPICS_READ = (USERS, ITEMS, IMPRESSIONS, EVENTS)
-KEPT_POSITIONS = (EVENTS, IMPRESSIONS)
+TOPICS_READ = (USERS, ITEMS, PAGE_LOGS, EVENTS)
+KEPT_POSITIONS = (EVENTS, PAGE_LOGS)
 MOST_ROWS = 200_000
 """Rows in memory before files are written, whatever the time."""
 MOST_WAITING = 500
@@ -188,7 +188,7 @@ class Shell:
         self._asked_s = now_s
         asked_ms, archive = wall_ms(), self._archive
         for number, came_ms in self._stamps.items():
-            lines = {(EVENTS, number), (IMPRESSIONS, number)}
+            lines = {(EVENTS, number), (PAGE_LOGS, number)}
             stamp_ms = came_ms or self._begun_ms(number, asked_ms)
             due_ms = archive.due_ms(number)
             gone_ms = self._clock.at(asked_ms) - self._clock.at(stamp_ms)

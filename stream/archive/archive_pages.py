@@ -3,7 +3,7 @@
 
 ::
 
-    impression ─┐
+    page log  ──┐
     exposure  ──┼─► page, an attribution window long ─► a row an exposure ─► 16 bytes or so, for repeats and late clicks
     actions   ──┘
 
@@ -15,7 +15,7 @@ samples:
 - An action counts when its event time is less than the window after its exposure, and it names the page's user and the
   item at its position. The first one of a kind gives the time. It may come before its exposure.
 - An exposure is identified by the request and the position as answered. Duplicates change nothing.
-- An exposure by another user, or of another item, than the page had is left out. An exposure without an impression is a
+- An exposure by another user, or of another item, than the page had is left out. An exposure without a page log is a
   row without a score.
 
 The watermark is the newest event's time less the allowed disorder; one event dated ahead of the event clock does not
@@ -40,7 +40,7 @@ from stream.join.joined_pages import to_bytes, to_mask
 
 
 class Made(NamedTuple):
-    """The part of an impression that the archive keeps."""
+    """The part of a page log that the archive keeps."""
 
     user: str
     items: list[str]
@@ -153,7 +153,7 @@ class ArchivedPages:
             page.actions.append(action)
 
     def serve(self, request: str, made: Made, ts_ms: int) -> None:
-        """An impression; the first of a request counts."""
+        """A page log; the first of a request counts."""
         if self._settled.exposed(request) is not None and request not in self._pages:
             return
         page = self._keep(request, ts_ms)

@@ -5,7 +5,7 @@
 
     users, items ─► the last attributes of each, packed (bytes)      as an exposure finds them, they are in its row
     events ───────► a row of the table of events ─► Pages ─► rows of the table of exposures
-    impressions ──► Pages
+    page logs ────► Pages
 
 The last attributes of all users and items are in memory, some 100 to 300 bytes each. They are no part of the stored
 state, since the topics are compacted and read from their beginning at each start.
@@ -26,11 +26,11 @@ import pyarrow as pa
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import kafka_partition
 from millrace.contracts.events import BadEventError, Event, Exposure, Id, decode_event, key_of
-from millrace.contracts.impressions import decode_heading
+from millrace.contracts.page_logs import decode_heading
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.profile_warnings import SECONDS_MS
 from millrace.contracts.schema import Schema
-from millrace.contracts.topics import EVENTS, IMPRESSIONS, ITEMS, USERS
+from millrace.contracts.topics import EVENTS, ITEMS, PAGE_LOGS, USERS
 from millrace.labels import Waits
 from stream.archive.archive_columns import EVENTS_SCHEMA, ArchiveColumns, SettledRow, text
 from stream.archive.archive_pages import ArchivedPages, Made
@@ -80,7 +80,7 @@ class Archive:
         self._logged, self._keeps_features = LoggedTable(schema), features
         self._intake = Intake(schema)
         self._waits, self._ahead_ms, self._partitions = waits, ahead_ms, partitions
-        self.positions: dict[str, dict[int, int]] = {EVENTS: {}, IMPRESSIONS: {}}
+        self.positions: dict[str, dict[int, int]] = {EVENTS: {}, PAGE_LOGS: {}}
         self.counts: Counter[str] = Counter()
         self.late: Counter[str] = Counter()
         self._pages = {number: ArchivedPages(waits) for number in range(partitions)}
@@ -118,7 +118,7 @@ class Archive:
             if topic == EVENTS:
                 self._event(number, offset, value, clock_ms)
             else:
-                self._impression(number, value)
+                self._page_log(number, value)
 
     def advance(self, partition: int, now_ms: int) -> None:
         """Moves on a silent partition's event time."""
@@ -178,7 +178,7 @@ class Archive:
         else:
             pages.act(event)
 
-    def _impression(self, number: int, value: bytes | None) -> None:
+    def _page_log(self, number: int, value: bytes | None) -> None:
         try:
             found = decode_heading(value)
         except BadEventError:

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from millrace.contracts.events import BadEventError
-from millrace.contracts.impressions import PageView, decode_served
+from millrace.contracts.page_logs import PageView, decode_served
 from millrace.contracts.schema import Schema
 from stream.archive.archive_columns import SettledRow
 

@@ -6,9 +6,9 @@
     users/0        5 ─ 9                  ┐
     items/0        1 ─ 7 ─ 12             ├─► 1 5 7 9 10 ...   by Kafka's time stamp
     events/0       10 ─ 11                │
-    impressions/0  (nothing, at its end)  ┘                    an empty line that is not at its end: all wait for it
+    page_logs/0    (nothing, at its end)  ┘                    an empty line that is not at its end: all wait for it
 
-So a page's impression comes before its exposure, and attributes are those of the time, even when an archive reads a
+So a page's page log comes before its exposure, and attributes are those of the time, even when an archive reads a
 week in a minute. Within a partition the log's order holds, whatever the time stamps say.
 """
 
@@ -19,12 +19,12 @@ from collections.abc import Collection, Iterable, Iterator
 from heapq import heappop, heappush
 from typing import Any
 
-from millrace.contracts.topics import EVENTS, IMPRESSIONS, ITEMS, USERS
+from millrace.contracts.topics import EVENTS, ITEMS, PAGE_LOGS, USERS
 
 Line = tuple[str, int]
 """A topic and a partition."""
 
-_ORDER = {USERS: 0, ITEMS: 1, IMPRESSIONS: 2, EVENTS: 3}  # at the same time stamp
+_ORDER = {USERS: 0, ITEMS: 1, PAGE_LOGS: 2, EVENTS: 3}  # at the same time stamp
 
 
 class Merge:

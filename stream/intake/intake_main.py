@@ -72,7 +72,7 @@ async def _run(
         READY.set(0)
         left = await outlet.finished(settings.intake_seconds)
         if left:
-            log.warning("messages that nobody was told are kept were not delivered", messages=left)
+            log.warning("messages were not delivered; no client got the answer that they are kept", messages=left)
     finally:
         if delivering is not None:
             delivering.cancel()
@@ -82,6 +82,6 @@ async def _run(
 
 async def _end(server: uvicorn.Server, stop: threading.Event, refusals: Refusals) -> None:
     while not stop.is_set():
-        refusals.tell()
+        refusals.log_due()
         await asyncio.sleep(LOOK_SECONDS)
     server.should_exit = True

@@ -30,11 +30,11 @@ PRODUCERS = Counter("millrace_intake_producers_total", "Kafka producers made: on
 class Refusals:
     """Counts refused lines, and logs each kind at once, then in one line a minute at most.
 
-    >>> told: list[str] = []
-    >>> refusals = Refusals(lambda: 0.0, lambda line, **_: told.append(line))
+    >>> lines: list[str] = []
+    >>> refusals = Refusals(lambda: 0.0, lambda line, **_: lines.append(line))
     >>> for _ in range(3):
     ...     refusals.note("events", [Verdict("refused", "seconds", "ts_ms 1764000000 is a time in seconds")])
-    >>> told
+    >>> lines
     ['lines are refused']
 
     Args:
@@ -42,8 +42,10 @@ class Refusals:
         tell: writes a line of the log.
     """
 
-    def __init__(self, now_s: Callable[[], float] = time.monotonic, tell: Callable[..., object] = log.warning) -> None:
-        self._now_s, self._say = now_s, tell
+    def __init__(
+        self, now_s: Callable[[], float] = time.monotonic, log_due: Callable[..., object] = log.warning
+    ) -> None:
+        self._now_s, self._say = now_s, log_due
         self._kinds = Kinds()
 
     def note(self, what: What, verdicts: Iterable[Verdict]) -> None:
@@ -51,9 +53,9 @@ class Refusals:
             if verdict.status == "refused":
                 REFUSED.labels(what, str(verdict.reason)).inc()
                 self._kinds.note(f"{what}: {verdict.reason}", str(verdict.detail))
-        self.tell()
+        self.log_due()
 
-    def tell(self) -> None:
+    def log_due(self) -> None:
         """Writes the lines that are due. Call it regularly: later refusals of a minute are logged after that minute."""
-        for told in self._kinds.due(self._now_s()):
-            self._say("lines are refused", kind=told.kind, times=told.times, example=told.example)
+        for lines in self._kinds.due(self._now_s()):
+            self._say("lines are refused", kind=lines.kind, times=lines.times, example=lines.example)

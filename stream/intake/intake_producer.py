@@ -80,7 +80,7 @@ class IntakeProducer:
         self._under_way: dict[Lane, float] = {}  # since when
         self._producer: AIOKafkaProducer | None = None
         self._closing: set[asyncio.Task[None]] = set()
-        self.away, self._away_s, self._told_s = "", 0.0, 0.0
+        self.away, self._away_s, self._logged_s = "", 0.0, 0.0
 
     async def open(self, life_ms: int, disorder_ms: int) -> None:
         """Connects, and makes the keeper. Raises BrokerError when the broker does not describe the topics."""
@@ -215,17 +215,17 @@ class IntakeProducer:
 
     async def _watch(self, producer: AIOKafkaProducer) -> None:
         """Asks the broker for its metadata regularly, also when nobody sends anything."""
-        heard_s = time.monotonic()
+        answered_s = time.monotonic()
         while True:
             LOOP_TIMESTAMP.set(time.time())
             WAITING.set(self.keeper.waiting)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(AWAY_SECONDS):
                     if await producer.client.force_metadata_update():
-                        heard_s = time.monotonic()
+                        answered_s = time.monotonic()
             now_s = time.monotonic()
             under_way_s = now_s - min(self._under_way.values(), default=now_s)
-            silent_s = now_s - heard_s
+            silent_s = now_s - answered_s
             if max(under_way_s, silent_s) > AWAY_SECONDS:
                 self._is_away("it does not answer" if silent_s > AWAY_SECONDS else "it acknowledges nothing")
             elif self.away:
@@ -238,11 +238,11 @@ class IntakeProducer:
     def _is_away(self, why: str) -> None:
         now_s = time.monotonic()
         if not self.away:
-            self._away_s, self._told_s = now_s, float("-inf")
+            self._away_s, self._logged_s = now_s, float("-inf")
         self.away = why
         READY.set(0)
-        if now_s - self._told_s >= AGAIN_SECONDS:
-            self._told_s = now_s
+        if now_s - self._logged_s >= AGAIN_SECONDS:
+            self._logged_s = now_s
             log.warning(
                 "the broker takes no messages; they wait here, and requests are answered 503",
                 address=self._settings.kafka,

@@ -49,7 +49,7 @@ class Parcel:
         self.gone = False
         self._done = done
 
-    def tell(self, index: int, verdict: Verdict) -> None:
+    def decide(self, index: int, verdict: Verdict) -> None:
         """Sets the verdict of a line that was on its way."""
         self.verdicts[index] = verdict
         self.left -= 1
@@ -169,7 +169,7 @@ class Keeper:
                 self._newest_ms[lane] = one.ts_ms
             verdict = Verdict("kept", note=one.note) if one.note else KEPT
             for parcel, index in one.lines:
-                parcel.tell(index, verdict)
+                parcel.decide(index, verdict)
                 verdict = DUPLICATE
 
     def refuse(self, one: WaitingMessage, why: BadEventError) -> None:
@@ -178,7 +178,7 @@ class Keeper:
         self.bytes -= one.size
         self._on_way.pop(one.hashed, None)
         for parcel, index in one.lines:
-            parcel.tell(index, refused(why))
+            parcel.decide(index, refused(why))
 
     def depth(self, lane: Lane) -> int:
         return len(self._lanes.get(lane, ()))

@@ -23,7 +23,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from millrace.basics.errors import MillraceError
 from millrace.contracts.events import LAST_MS, MAX_EVENT_BYTES, BadEventError, Event, Exposure, decode_event, key_of
 from millrace.contracts.profile_reader import Intake
-from millrace.contracts.profile_warnings import Doubt, Doubts
+from millrace.contracts.profile_warnings import ProfileChecks, ProfileWarning
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, ITEMS, USERS
 
@@ -55,7 +55,7 @@ class Verdict(Struct, frozen=True, omit_defaults=True):
     status: Literal["kept", "duplicate", "refused"]
     reason: Annotated[str, Meta(description="Where refused: a word of docs/how-to/send-events.md")] | UnsetType = UNSET
     detail: Annotated[str, Meta(description="Where refused: one line that names the value")] | UnsetType = UNSET
-    note: Annotated[str, Meta(description="Where kept: what is doubtful about it, or left to do")] | UnsetType = UNSET
+    note: Annotated[str, Meta(description="Where kept: a warning about it, or what is left to do")] | UnsetType = UNSET
 
 
 KEPT, DUPLICATE = Verdict("kept"), Verdict("duplicate")
@@ -160,7 +160,7 @@ class LineReader:
     """
 
     def __init__(self, schema: Schema, ahead_ms: int) -> None:
-        self._intake, self._doubts, self._ahead_ms = Intake(schema), Doubts(schema), ahead_ms
+        self._intake, self._checks, self._ahead_ms = Intake(schema), ProfileChecks(schema), ahead_ms
         self._of: dict[What, Callable[[bytes, int, int], OutMessage]] = {
             "events": self._event,
             "users": self._user,
@@ -203,14 +203,14 @@ class LineReader:
 
     def _user(self, raw: bytes, now_ms: int, wall_ms: int) -> OutMessage:
         user = self._intake.user(raw)
-        return OutMessage(USERS, _key(user.user_id), raw, note=_told(self._doubts.of_user(user)))
+        return OutMessage(USERS, _key(user.user_id), raw, note=_details(self._checks.of_user(user)))
 
     def _item(self, raw: bytes, now_ms: int, wall_ms: int) -> OutMessage:
         item = self._intake.item(raw)
         if 0 < item.born_ms < SECONDS_MS <= now_ms:
             detail = f"born_ms {item.born_ms} is a time in seconds; send milliseconds: {item.born_ms}000"
             raise BadEventError("seconds", detail)
-        return OutMessage(ITEMS, _key(item.item_id), raw, note=_told(self._doubts.of_item(item)))
+        return OutMessage(ITEMS, _key(item.item_id), raw, note=_details(self._checks.of_item(item)))
 
     @staticmethod
     def removal(what: What, identifier: str) -> OutMessage:
@@ -220,8 +220,8 @@ class LineReader:
         return OutMessage(TOPIC_OF[what], _key(identifier), None, note=ARCHIVED if what == "users" else "")
 
 
-def _told(doubts: list[Doubt]) -> str:
-    return "; ".join(doubt.detail for doubt in doubts)
+def _details(warnings: list[ProfileWarning]) -> str:
+    return "; ".join(warning.detail for warning in warnings)
 
 
 def _key(identifier: int | str) -> bytes:

@@ -1,23 +1,23 @@
 # core
-"""The label join of one partition: exposures, the impressions they were made from, and the actions on them.
+"""The label join of one partition: exposures, the page logs they were made from, and the actions on them.
 
 ::
 
-                 impression ─┐
+                   page log ─┐
                              ├─► matched ──► Labeller: rows to count, samples, dead letters
                              (:mod:`stream.join.labelling`)
     exposure (positions) ────┘      ▲
                         actions ────┘
 
-The page holds what waits: exposures for the impression, actions for the exposure. The watermark ends the waiting: an
+The page holds what waits: exposures for the page log, actions for the exposure. The watermark ends the waiting: an
 event that is unmatched then becomes a dead letter. A page is dropped when the watermark passes exposure +
 attribution + lateness. The join remembers for as long again which positions of the page were exposed.
 
 When all labels of a page are given, it is *settled* (:mod:`stream.join.joined_pages`): some bytes, with the Kafka
-offset of its impression in place of the impression. A late event for it waits: :attr:`LabelJoin.wanted` names the
-impressions to be read again, and :meth:`LabelJoin.recall` goes on. The samples are those of a page that was not
+offset of its page log in place of the page log. A late event for it waits: :attr:`LabelJoin.wanted` names the
+page logs to be read again, and :meth:`LabelJoin.recall` goes on. The samples are those of a page that was not
 settled. Its lifetime stays the same: events that wait at its end leave with the page, and are handled when the
-impression is read.
+page log is read.
 
 The events' own times and the watermark before each message decide everything. So batches and duplicates change
 neither samples nor counts, and neither does disorder within the allowed bound under a promise without slack. (Two
@@ -56,7 +56,7 @@ from stream.join.shown import ShownPages
 __all__ = ["Dead", "InputMessage", "LabelJoin", "Outcome", "Policy"]
 
 LABEL, LIFE, HELD, SERVED, CLICKED, SETTLE = range(6)
-"""Kinds of timer: a part's label, a part's end, held actions, an impression's or a page's end, the label of a part's
+"""Kinds of timer: a part's label, a part's end, held actions, a page log's or a page's end, the label of a part's
 clicks, the moment at which a page may be settled."""
 Timer = tuple[int, int, str, int]
 """The watermark at which it is due, its kind, a request, a part."""
@@ -74,7 +74,7 @@ class LabelJoin:
         settles: whether pages are settled. The caller then has to watch ``wanted`` and call :meth:`recall`.
 
     Attributes:
-        wanted: the Kafka offset of each impression that something waits for, by request.
+        wanted: the Kafka offset of each page log that something waits for, by request.
     """
 
     def __init__(self, policy: Policy, shown: ShownPages, settles: bool = False) -> None:
@@ -85,7 +85,7 @@ class LabelJoin:
         self.pages: dict[str, PageState] = {}
         self.settled: dict[str, bytes] = {}
         self.wanted: dict[str, int] = {}
-        self._leaving: dict[str, list[PageState]] = {}  # dropped while their impression was wanted
+        self._leaving: dict[str, list[PageState]] = {}  # dropped while their page log was wanted
         self._dropped = DroppedPages()
         self._timers: list[Timer] = []  # a heap
 
@@ -100,13 +100,13 @@ class LabelJoin:
 
     @property
     def is_leaving(self) -> bool:
-        """Whether dropped pages wait for their impression."""
+        """Whether dropped pages wait for their page log."""
         return bool(self._leaving)
 
     # ------------------------------------------------------------------ what comes in
 
     def expose(self, event: Exposure, message: InputMessage, out: Outcome) -> None:
-        """An exposure message: new positions wait for their impression or are matched with it."""
+        """An exposure message: new positions wait for their page log or are matched with it."""
         request, ts, mask = event.request_id, event.ts_ms, event.mask
         page = self.pages.get(request)
         if page is None and request in self.settled:
@@ -139,14 +139,14 @@ class LabelJoin:
         slots = event.slots if event.slots != list(range(event.offset, event.offset + len(event.items))) else None
         page.parts.append(PagePart(mask, ts, event.offset, event.items, message, self._labeller.promise(ts), slots))
         self._keep(page, ts + self._life_ms, LIFE, len(page.parts) - 1)
-        if page.impression is not None:
+        if page.page_log is not None:
             self._match(page, len(page.parts) - 1, out)
         elif page.is_away:
             self._want(page, out)
 
-    def serve(self, request: str, impression: LoggedPage, out: Outcome, at: int = UNKNOWN) -> None:
-        """An impression, at the Kafka offset ``at``: the exposures that wait for it are matched."""
-        keep_ms = impression.ts_ms + self._life_ms
+    def serve(self, request: str, page_log: LoggedPage, out: Outcome, at: int = UNKNOWN) -> None:
+        """A page log, at the Kafka offset ``at``: the exposures that wait for it are matched."""
+        keep_ms = page_log.ts_ms + self._life_ms
         if request in self.settled:
             return
         page = self.pages.get(request)
@@ -156,11 +156,11 @@ class LabelJoin:
                 out.unseen += dropped is None
                 return
             page = self.pages[request] = PageState(request)
-        if page.impression is not None or page.is_away:
+        if page.page_log is not None or page.is_away:
             return
-        page.impression, page.at = impression, at
+        page.page_log, page.at = page_log, at
         page.drop_ms = max(page.drop_ms, keep_ms)
-        self._settle_at(page, impression.ts_ms)
+        self._settle_at(page, page_log.ts_ms)
         self._keep(page, keep_ms, SERVED)
         for index, part in enumerate(page.parts):
             if part.message is not None:
@@ -178,7 +178,7 @@ class LabelJoin:
             return
         if page is None:
             page = self.pages[event.request_id] = PageState(event.request_id)
-        if page.impression is not None and part is not None:
+        if page.page_log is not None and part is not None:
             self._labeller.attach(page, part, event, message, self.watermark_ms, self.watermark_ms, out)
             return
         if part is not None and page.is_away:  # it waits for nothing that may never come
@@ -190,21 +190,21 @@ class LabelJoin:
             page.hold(event, message, self.watermark_ms)
             self._keep(page, event.ts_ms + self.policy.lateness_ms + 1, HELD)
 
-    def recall(self, request: str, impression: LoggedPage | None, out: Outcome) -> None:
-        """The impression that was wanted, read again; None: it is gone. Unwanted ones are ignored."""
+    def recall(self, request: str, page_log: LoggedPage | None, out: Outcome) -> None:
+        """The page log that was wanted, read again; None: it is gone. Unwanted ones are ignored."""
         if self.wanted.pop(request, None) is None:
             return
-        out.recalled += impression is not None
-        out.impressions_gone += impression is None
+        out.recalled += page_log is not None
+        out.page_logs_gone += page_log is None
         left = self._leaving.pop(request, [])
         for page in (*left, self.pages.get(request)):
             if page is None or not page.is_away:
                 continue
-            if impression is None:
+            if page_log is None:
                 page.at = GONE
                 self._labeller.forfeit(page, out)
                 continue
-            page.impression = impression
+            page.page_log = page_log
             for index, part in enumerate(page.parts):
                 if part.message is not None:
                     self._match(page, index, out)
@@ -216,7 +216,7 @@ class LabelJoin:
                 self._settle_at(page, self.watermark_ms)  # more of the same visit may come
 
     def forget_log(self, out: Outcome) -> None:
-        """The log of impressions was replaced: impressions that are not here are gone."""
+        """The log of page logs was replaced: page logs that are not here are gone."""
         for request in list(self.wanted):
             self.recall(request, None, out)
         self.settled = {request: without_log(raw) for request, raw in self.settled.items()}
@@ -239,11 +239,11 @@ class LabelJoin:
                     del self.settled[request]
                     self._drop_of(request, exposed, True, out)
                 continue
-            if kind == LABEL and page.impression is not None:
+            if kind == LABEL and page.page_log is not None:
                 self._labeller.label_rest(page, page.parts[index], out)
-            elif kind == CLICKED and page.impression is not None:
+            elif kind == CLICKED and page.page_log is not None:
                 self._labeller.label_clicks(page, page.parts[index], out)
-            elif kind == LIFE and page.impression is None and not page.is_away:
+            elif kind == LIFE and page.page_log is None and not page.is_away:
                 self._labeller.lose(page, page.parts[index], out)
             elif kind == HELD:
                 self._labeller.give_up(page, now - self.policy.lateness_ms, out)
@@ -284,7 +284,7 @@ class LabelJoin:
             heappush(self._timers, (due, SETTLE, page.request, 0))
 
     def _wake(self, request: str) -> PageState | None:
-        """Restores a settled page, without its impression; None: there is none."""
+        """Restores a settled page, without its page log; None: there is none."""
         raw = self.settled.pop(request, None)
         if raw is None:
             return None
@@ -311,9 +311,9 @@ class LabelJoin:
                 heappush(self._timers, (part.clicks_ms, CLICKED, page.request, index))
 
     def _drop(self, page: PageState, out: Outcome) -> None:
-        """Drops a page. Open labels are settled now, or when its impression has been read again."""
+        """Drops a page. Open labels are settled now, or when its page log has been read again."""
         for part in page.parts:
-            if page.impression is not None:
+            if page.page_log is not None:
                 self._labeller.label_rest(page, part, out)
             elif not page.is_away:
                 self._labeller.lose(page, part, out)
@@ -321,7 +321,7 @@ class LabelJoin:
         del self.pages[page.request]
         if page.is_away and page.request in self.wanted:
             self._leaving.setdefault(page.request, []).append(page)
-        self._drop_of(page.request, page.exposed, page.impression is not None or page.is_away, out)
+        self._drop_of(page.request, page.exposed, page.page_log is not None or page.is_away, out)
 
     def _drop_of(self, request: str, exposed: int, served: bool, out: Outcome) -> None:
         if exposed:
@@ -338,20 +338,20 @@ class LabelJoin:
         settled, wanted = dict(self.settled), dict(self.wanted)
         return self.watermark_ms, self._labeller.snapshot(), self._dropped.snapshot(), pages, settled, leaving, wanted
 
-    def resume(self, state: Any, impression: Callable[[bytes], LoggedPage], decode: Callable[[bytes], Event]) -> None:
-        """Restores :meth:`snapshot` into a new join; ``impression`` and ``decode`` read messages as before."""
+    def resume(self, state: Any, page_log: Callable[[bytes], LoggedPage], decode: Callable[[bytes], Event]) -> None:
+        """Restores :meth:`snapshot` into a new join; ``page_log`` and ``decode`` read messages as before."""
         self.watermark_ms, labels, dropped, pages, settled, leaving, wanted = state
         self._labeller.resume(labels)
         self._dropped.resume(dropped)
         for of in pages:
-            page = page_of(of, impression, decode)
+            page = page_of(of, page_log, decode)
             page.settle_ms *= self.settles  # otherwise it has the timers of a page that never settles
             self.pages[page.request] = page
             self._timers.extend(_timers_of(page, self.policy, self.settles, self.watermark_ms))
         self.settled, self.wanted = settled, wanted
         self._timers.extend((peek(raw)[0], SERVED, request, 0) for request, raw in settled.items())
         for of in leaving:
-            page = page_of(of, impression, decode)
+            page = page_of(of, page_log, decode)
             self._leaving.setdefault(page.request, []).append(page)
         heapify(self._timers)
 
@@ -359,8 +359,8 @@ class LabelJoin:
 def _timers_of(page: PageState, policy: Policy, settles: bool, watermark_ms: int) -> Iterator[Timer]:
     request = page.request
     yield page.drop_ms, SERVED, request, 0  # the present lifetimes may be shorter than the page's
-    if page.impression is not None:
-        yield page.impression.ts_ms + policy.life_ms, SERVED, request, 0
+    if page.page_log is not None:
+        yield page.page_log.ts_ms + policy.life_ms, SERVED, request, 0
     if settles and page.settle_ms:
         yield page.settle_ms, SETTLE, request, 0
     for event, _, _ in page.held.values():

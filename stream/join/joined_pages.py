@@ -3,17 +3,17 @@
 
 ::
 
-    impression ──► PageState: its message (some KB), parts, masks, what waits
+    page log ────► PageState: its message (some KB), parts, masks, what waits
                       │  attribution has passed, every label is given, nothing waits
                       ▼
-                   settled: 20-60 bytes: when it is dropped, the Kafka offset of its impression, what was said of it
+                   settled: 20-60 bytes: when it is dropped, the Kafka offset of its page log, what was said of it
                       │  a late click, or a late exposure of other positions
                       ▼
-                   PageState without its impression, which is asked for by its offset: it is *away*
+                   PageState without its page log, which is asked for by its offset: it is *away*
 
 A settled page, packed (msgpack)::
 
-    drop_ms, offset of the impression, exposed, acted (5 masks, or nil), parts: (drop_ms - ts_ms, brought, mask,
+    drop_ms, offset of the page log, exposed, acted (5 masks, or nil), parts: (drop_ms - ts_ms, brought, mask,
     offset within the page, policy code, and slots if the page was shown otherwise than it was answered)
 
 Masks are bytes, little-endian; nil means "as ``exposed``". Of a promise, a part whose label is given needs only the
@@ -33,7 +33,7 @@ from millrace.labels import Promise
 from stream.join.page_rows import LoggedPage
 
 UNKNOWN, GONE = -1, -2
-"""In place of an impression's offset: unknown (so the page is never settled); its log is gone."""
+"""In place of a page log's offset: unknown (so the page is never settled); its log is gone."""
 
 
 class InputMessage(NamedTuple):
@@ -88,14 +88,14 @@ class PageState:
     """All that is known about one request."""
 
     request: str
-    impression: LoggedPage | None = None
+    page_log: LoggedPage | None = None
     shown: LoggedPage | None = None  # the same with some parts' rows as they were shown
-    at: int = UNKNOWN  # Kafka offset of the impression
+    at: int = UNKNOWN  # Kafka offset of the page log
     parts: list[PagePart] = field(default_factory=list)
     exposed: int = 0
     labelled: int = 0
     acted: list[int] = field(default_factory=lambda: [0, 0, 0, 0, 0])  # by action kind
-    # Actions whose exposure or impression is not here yet, and the watermark when each came.
+    # Actions whose exposure or page log is not here yet, and the watermark when each came.
     held: dict[tuple[int, int, str], tuple[Action, InputMessage, int]] = field(default_factory=dict)
     waiting: list[tuple[int, int, int]] = field(default_factory=list)
     """(position, kind, origin) of actions that wait for the label."""
@@ -104,8 +104,8 @@ class PageState:
 
     @property
     def is_away(self) -> bool:
-        """Whether the impression has come and was dropped."""
-        return self.impression is None and self.at != UNKNOWN
+        """Whether the page log has come and was dropped."""
+        return self.page_log is None and self.at != UNKNOWN
 
     @property
     def can_settle(self) -> bool:
@@ -115,11 +115,11 @@ class PageState:
         return all(part.message is None and not part.mask & ~self.labelled for part in self.parts)
 
     def holds(self, event: Action) -> bool:
-        """Whether the same action of the same user is held. Only the impression tells whose the page is."""
+        """Whether the same action of the same user is held. Only the page log tells whose the page is."""
         return (event.position, event.kind, f"{event.user_id}\0{event.item_id}") in self.held
 
     def hold(self, event: Action, message: InputMessage, came_ms: int) -> None:
-        """Keeps an action until it can be attached. The same action again is kept beside it: only the impression tells
+        """Keeps an action until it can be attached. The same action again is kept beside it: only the page log tells
         whether it is a duplicate or names a wrong item."""
         named = f"{event.user_id}\0{event.item_id}"
         if self.holds(event):
@@ -193,7 +193,7 @@ def peek(raw: bytes) -> tuple[int, int]:
 
 
 def without_log(raw: bytes) -> bytes:
-    """Marks a settled page's impression as gone."""
+    """Marks a settled page's page log as gone."""
     found = _decode(raw)
     found.at = GONE
     return _encode(found)
@@ -203,7 +203,7 @@ def plain(page: PageState) -> tuple[Any, ...]:
     """A page as plain values that do not change afterwards."""
     return (
         page.request,
-        None if page.impression is None else page.impression.raw,
+        None if page.page_log is None else page.page_log.raw,
         [
             (to_bytes(t.brought), to_bytes(t.mask), t.ts_ms, t.offset, t.items, t.message, t.promise, t.slots)
             for t in page.parts
@@ -219,12 +219,12 @@ def plain(page: PageState) -> tuple[Any, ...]:
     )
 
 
-def page_of(state: Any, impression: Callable[[bytes], LoggedPage], decode: Callable[[bytes], Event]) -> PageState:
-    """The inverse of :func:`plain`. ``impression`` and ``decode`` read messages."""
+def page_of(state: Any, page_log: Callable[[bytes], LoggedPage], decode: Callable[[bytes], Event]) -> PageState:
+    """The inverse of :func:`plain`. ``page_log`` and ``decode`` read messages."""
     request, served, parts, exposed, labelled, acted, held, waiting, drop_ms, at, settle_ms = state
     page = PageState(request)
     page.at, page.settle_ms = at, settle_ms
-    page.impression = None if served is None else impression(served)
+    page.page_log = None if served is None else page_log(served)
     for brought, mask, ts, offset, items, message, promise, slots in parts:
         part = PagePart(
             to_mask(brought), ts, offset, items, message and InputMessage(*message), Promise(*promise), slots

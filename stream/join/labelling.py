@@ -1,5 +1,5 @@
 # core
-"""Labels the exposures of a page whose impression is here: rows to count, samples, dead letters. Pure.
+"""Labels the exposures of a page whose page log is here: rows to count, samples, dead letters. Pure.
 
 ::
 
@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from millrace.contracts.clock import MAX_AHEAD_MS
 from millrace.contracts.events import CLICK, EXPOSURE, Action, Id
-from millrace.contracts.profile_warnings import Doubt
+from millrace.contracts.profile_warnings import ProfileWarning
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, LabelPolicy, Promise, Waits, policy_named
@@ -84,9 +84,9 @@ class Outcome:
     duplicates: int = 0  # messages that brought nothing new
     late: int = 0  # events behind the watermark, used or not
     unseen: int = 0  # served pages of which nothing was exposed
-    recalled: int = 0  # settled pages whose impression was read again
-    impressions_gone: int = 0  # and those whose impression is gone
-    doubts: list[Doubt] = field(default_factory=list)  # warnings about accepted users
+    recalled: int = 0  # settled pages whose page log was read again
+    page_logs_gone: int = 0  # and those whose page log is gone
+    warnings: list[ProfileWarning] = field(default_factory=list)  # warnings about accepted users
 
     def refuse(self, reason: str, detail: str, message: InputMessage, exposures: int) -> None:
         """Makes a dead letter of a message that had been taken with so many exposures."""
@@ -116,26 +116,26 @@ class Labeller:
         return self.policy.label.promise(self._waits, max(0, ts_ms - self.flow_ms))
 
     def match(self, page: PageState, part: PagePart, now_ms: int, out: Outcome) -> None:
-        impression = page.impression
-        assert impression is not None
+        page_log = page.page_log
+        assert page_log is not None
         assert part.items is not None
         assert part.message is not None
         whose = _sender(part.message.raw).user_id
-        if whose != impression.user_id and str(whose) != str(impression.user_id):
+        if whose != page_log.user_id and str(whose) != str(page_log.user_id):
             self.pending -= part.mask.bit_count()
             out.dead.append(Dead("wrong-user", _of_another(page, whose), part.message, part.mask.bit_count()))
             part.mask = 0
-        elif part.ts_ms >= impression.ts_ms + self._life_ms:
+        elif part.ts_ms >= page_log.ts_ms + self._life_ms:
             self.pending -= part.mask.bit_count()
-            detail = f"{part.ts_ms - impression.ts_ms} ms after its impression"
-            out.dead.append(Dead("no-impression", detail, part.message, part.mask.bit_count()))
+            detail = f"{part.ts_ms - page_log.ts_ms} ms after its page log"
+            out.dead.append(Dead("no-page-log", detail, part.message, part.mask.bit_count()))
             part.mask = 0
         end = part.offset + len(part.items)
-        if part.slots or end > impression.n or part.items != impression.items[part.offset : end]:
+        if part.slots or end > page_log.n or part.items != page_log.items[part.offset : end]:
             wrong = sum(
                 1 << p
                 for p, item in zip(part.places, part.items, strict=True)
-                if part.mask >> p & 1 and (p >= impression.n or str(item) != str(impression.items[p]))
+                if part.mask >> p & 1 and (p >= page_log.n or str(item) != str(page_log.items[p]))
             )
             if wrong:
                 part.mask &= ~wrong
@@ -169,20 +169,20 @@ class Labeller:
         now_ms: int,
         out: Outcome,
     ) -> None:
-        """An action whose exposure and impression are here. ``came_ms``: the watermark when it came, ``now_ms``: the
+        """An action whose exposure and page log are here. ``came_ms``: the watermark when it came, ``now_ms``: the
         present one.
 
-        The result must not depend on whether the impression came before or after: after a crash the two topics are
+        The result must not depend on whether the page log came before or after: after a crash the two topics are
         read in another order. So a click that came when its exposure's label was due is a correction.
         """
-        position, kind, impression = event.position, event.kind, page.impression
-        assert impression is not None
+        position, kind, page_log = event.position, event.kind, page.page_log
+        assert page_log is not None
         bit = 1 << position
-        if event.user_id != impression.user_id and str(event.user_id) != str(impression.user_id):
+        if event.user_id != page_log.user_id and str(event.user_id) != str(page_log.user_id):
             out.dead.append(Dead("wrong-user", _of_another(page, event.user_id), message, 0))
             return
-        if position >= impression.n or (
-            impression.items[position] != event.item_id and str(impression.items[position]) != str(event.item_id)
+        if position >= page_log.n or (
+            page_log.items[position] != event.item_id and str(page_log.items[position]) != str(event.item_id)
         ):
             out.dead.append(Dead("wrong-item", f"item {event.item_id!r} was not at position {position}", message, 0))
             return
@@ -242,12 +242,12 @@ class Labeller:
                 self._sample(page, part, 1 << position, FOLLOW_UP, later, origin, out)
 
     def _shown(self, page: PageState, part: PagePart) -> LoggedPage:
-        assert page.impression is not None
+        assert page.page_log is not None
         if part.slots is None:
-            return page.impression
+            return page.page_log
         if page.shown is None or not part.placed:  # each position has one part, so the parts share one copy
             rows = [(p, shown) for shown, p in enumerate(part.slots, part.offset) if part.mask >> p & 1]
-            page.shown = self._shown_as.page(page.impression, page.shown, *zip(*rows, strict=True))
+            page.shown = self._shown_as.page(page.page_log, page.shown, *zip(*rows, strict=True))
             part.placed = True
         return page.shown
 
@@ -270,17 +270,17 @@ class Labeller:
         )
 
     def lose(self, page: PageState, part: PagePart, out: Outcome) -> None:
-        """Makes dead letters of a part whose impression never came, and of its actions."""
+        """Makes dead letters of a part whose page log never came, and of its actions."""
         if part.message is None:
             return
         lost = part.mask.bit_count()
         self.pending -= lost
         detail = f"request {page.request!r} was never served"
-        out.dead.append(Dead("no-impression", detail, part.message, lost))
+        out.dead.append(Dead("no-page-log", detail, part.message, lost))
         for key, (event, message, _) in list(page.held.items()):
             if part.mask >> event.position & 1:
                 del page.held[key]
-                out.dead.append(Dead("no-impression", detail, message, 0))
+                out.dead.append(Dead("no-page-log", detail, message, 0))
         part.mask, part.items, part.message = 0, None, None
 
     def give_up(self, page: PageState, before_ms: int, out: Outcome) -> None:
@@ -292,18 +292,18 @@ class Labeller:
                 out.dead.append(Dead("no-exposure", detail, message, 0))
 
     def forfeit(self, page: PageState, out: Outcome) -> None:
-        """The impression is gone: makes dead letters of what waits for it."""
-        detail = f"the impression of request {page.request!r} is no longer in its topic"
+        """The page log is gone: makes dead letters of what waits for it."""
+        detail = f"the page log of request {page.request!r} is no longer in its topic"
         for part in page.parts:
             if part.message is not None:
                 lost = part.mask.bit_count()
                 self.pending -= lost
-                out.dead.append(Dead("impression-gone", detail, part.message, lost))
+                out.dead.append(Dead("page-log-gone", detail, part.message, lost))
                 part.mask, part.items, part.message = 0, None, None
         for key, (event, message, _) in list(page.held.items()):
             if page.part_of(event.position) is not None:
                 del page.held[key]
-                out.dead.append(Dead("impression-gone", detail, message, 0))
+                out.dead.append(Dead("page-log-gone", detail, message, 0))
 
     # ------------------------------------------------------------------ state
 
@@ -315,5 +315,5 @@ class Labeller:
 
 
 def _of_another(page: PageState, whose: Id) -> str:
-    assert page.impression is not None
-    return f"user {whose!r} names request {page.request!r}, a page of user {page.impression.user_id!r}"
+    assert page.page_log is not None
+    return f"user {whose!r} names request {page.request!r}, a page of user {page.page_log.user_id!r}"

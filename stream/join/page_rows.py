@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.events import ARMS
-from millrace.contracts.impressions import PageView
+from millrace.contracts.page_logs import PageView
 from millrace.contracts.samples import NEGATIVE, SampleBatch
 
 Array = NDArray[Any]
@@ -67,7 +67,7 @@ class Sampled(NamedTuple):
     """Rows of one page that became samples of one kind."""
 
     request: str
-    impression: LoggedPage
+    page_log: LoggedPage
     ts_ms: int
     runs: Runs
     n: int
@@ -80,7 +80,7 @@ class Sampled(NamedTuple):
 class Counted(NamedTuple):
     """Rows of one page to be counted in the windows."""
 
-    impression: LoggedPage
+    page_log: LoggedPage
     runs: Runs
     n: int
     ts_ms: int
@@ -115,13 +115,13 @@ def table_of(pieces: Sequence[bytes | memoryview], rows: int, width: int, dtype:
 def keys_of(counted: Sequence[Counted], width: int) -> NDArray[np.uint64]:
     """Window keys of the counted rows, (B, width)."""
     row, rows = 8 * width, sum(b - a for c in counted for a, b in c.runs)
-    return table_of([c.impression.keys[a * row : b * row] for c in counted for a, b in c.runs], rows, width, "<u8")
+    return table_of([c.page_log.keys[a * row : b * row] for c in counted for a, b in c.runs], rows, width, "<u8")
 
 
 def numbers_of(counted: Sequence[Counted], width: int) -> NDArray[np.float32]:
     """Numbers of the counted rows, (B, width)."""
     row, rows = 4 * width, sum(b - a for c in counted for a, b in c.runs)
-    return table_of([c.impression.num[a * row : b * row] for c in counted for a, b in c.runs], rows, width, "<f4")
+    return table_of([c.page_log.num[a * row : b * row] for c in counted for a, b in c.runs], rows, width, "<f4")
 
 
 def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleBatch:
@@ -129,7 +129,7 @@ def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleB
     request: dict[str, int] = {}
     page = [request.setdefault(s.request, len(request)) for s in sampled]
     sizes = np.array([s.n for s in sampled])
-    runs = [(s.impression, a, b) for s in sampled for a, b in s.runs]
+    runs = [(s.page_log, a, b) for s in sampled for a, b in s.runs]
 
     ids, numbers = 8 * shape[0], 4 * shape[1]  # bytes of a row
 
@@ -141,7 +141,7 @@ def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleB
         request=tuple(request),
         page=each(page, np.int32),
         position=_positions([(a, b) for _, a, b in runs]),
-        user=each((s.impression.user for s in sampled), np.uint64),
+        user=each((s.page_log.user for s in sampled), np.uint64),
         item=rows_of([i.item[a * 8 : b * 8] for i, a, b in runs], "<u8"),
         ts_ms=each((s.ts_ms for s in sampled), np.int64),
         kind=kind,
@@ -151,11 +151,11 @@ def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleB
         cat=table_of([i.cat[a * ids : b * ids] for i, a, b in runs], len(kind), shape[0], "<i8"),
         num=table_of([i.num[a * numbers : b * numbers] for i, a, b in runs], len(kind), shape[1], "<f4"),
         score=rows_of([i.scores[a * 4 : b * 4] for i, a, b in runs], "<f4"),
-        version=each((s.impression.version for s in sampled), np.int64),
-        arm=each((s.impression.arm for s in sampled), np.uint8),
+        version=each((s.page_log.version for s in sampled), np.int64),
+        arm=each((s.page_log.arm for s in sampled), np.uint8),
         origin_ms=each((s.origin_ms for s in sampled), np.int64),
         policy=each((s.policy for s in sampled), np.uint8),
-        user_missing=each((s.impression.user_missing for s in sampled), np.uint8),
+        user_missing=each((s.page_log.user_missing for s in sampled), np.uint8),
     )
 
 

@@ -5,7 +5,7 @@ The scorer fills in the positions of its answer. The exposure tells where an ite
 (``Exposure.slots``). So the features that depend on a position are made again here: ``position``, and window keys
 that contain it::
 
-    impression   row 0: a at 0    row 1: b at 1    row 2: c at 2         as answered
+    page log     row 0: a at 0    row 1: b at 1    row 2: c at 2         as answered
     exposure     items [c, a], slots [2, 0]
     page         row 0: a at 1    row 1: b at 1    row 2: c at 0         as shown; row 1 is no exposure
 

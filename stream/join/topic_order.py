@@ -1,12 +1,12 @@
 # core
-"""The order between two topics of one partition: an event goes on when the impressions before it have been taken. Pure.
+"""The order between two topics of one partition: an event goes on when the page logs before it have been taken. Pure.
 
-While a worker catches up, Kafka delivers a thousand events at a time, but only a few impressions, which are fifty
-times larger. Events that ran hours ahead would move the watermark past pages whose impression is unread, and those
+While a worker catches up, Kafka delivers a thousand events at a time, but only a few page logs, which are fifty
+times larger. Events that ran hours ahead would move the watermark past pages whose page log is unread, and those
 pages would be lost. So an event waits until either
 
-- an impression of a later Kafka time stamp was taken, or
-- all impressions that the broker had when the event came were taken.
+- a page log of a later Kafka time stamp was taken, or
+- all page logs that the broker had when the event came were taken.
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ def drained(read: ReadTo | None, taken: int) -> bool:
     return read is not None and read.position >= read.end and taken >= min(read.handed, read.position)
 
 
-def silent_until(reads: Sequence[tuple[ReadTo | None, int]], heard_s: float) -> float:
-    """The wall time up to which nothing has come, by the broker's last answers; ``heard_s`` while anything waits. A
-    partition is silent when the broker says so, not when we did not look at it.
+def silent_until(reads: Sequence[tuple[ReadTo | None, int]], last_message_s: float) -> float:
+    """Wall time up to which nothing has come, by the broker's last answers; ``last_message_s`` while anything waits.
+    A partition is silent when the broker says so, not when we did not look at it.
 
     Args:
         reads: for each topic, how far it has been read, and the offset after the last message taken.
-        heard_s: wall time of the last message taken.
+        last_message_s: wall time of the last message taken.
     """
     if not all(drained(read, taken) for read, taken in reads):
-        return heard_s
-    return max(heard_s, min(read.asked_s for read, _ in reads if read is not None))
+        return last_message_s
+    return max(last_message_s, min(read.asked_s for read, _ in reads if read is not None))
 
 
 class TopicOrder:
     def __init__(self) -> None:
         self._held: deque[Arrival] = deque()
-        self._served_s = 0.0  # newest time stamp of an impression that was taken
-        self._tail = (-1, -1)  # (position, handed) of the impressions when last looked at
+        self._served_s = 0.0  # newest time stamp of a page log that was taken
+        self._tail = (-1, -1)  # (position, handed) of the page logs when last looked at
         self._tail_since = 0.0  # since when they have not changed
 
     def __len__(self) -> int:
@@ -76,16 +76,16 @@ class TopicOrder:
         """An event came; :meth:`release` decides when it goes on."""
         self._held.append(event)
 
-    def served(self, impression: Arrival) -> None:
-        """An impression was taken, or is about to be, before any event that :meth:`release` gives now."""
-        self._served_s = max(self._served_s, impression.stamp_s)
+    def served(self, page_log: Arrival) -> None:
+        """A page log was taken, or is about to be, before any event that :meth:`release` gives now."""
+        self._served_s = max(self._served_s, page_log.stamp_s)
 
     def release(self, read: ReadTo | None, taken: int, now: float) -> list[InputMessage]:
         """The events that may go on, in the order in which they came.
 
         Args:
-            read: how far the topic of impressions has been read; None before the broker's first answer.
-            taken: the offset after the last impression taken, with those taken just before the events returned here.
+            read: how far the topic of page logs has been read; None before the broker's first answer.
+            taken: the offset after the last page log taken, with those taken just before the events returned here.
             now: monotonic time, seconds.
         """
         none_before = self._none_before(read, taken, now)
@@ -96,7 +96,7 @@ class TopicOrder:
         return ready
 
     def _none_before(self, read: ReadTo | None, taken: int, now: float) -> float:
-        """The time (``time.time()``) before which all impressions have been taken."""
+        """The time (``time.time()``) before which all page logs have been taken."""
         if read is None:
             return 0.0
         tail = (read.position, read.handed)

@@ -102,13 +102,13 @@ class Counters:
         return unfit
 
     def _count(self, chunks: Sequence[Counted]) -> int:
-        """Counts rows under the window keys of their impression, and notes the changed keys for each reader."""
+        """Counts rows under the window keys of their page log, and notes the changed keys for each reader."""
         if not chunks:
             return 0
         keys = keys_of(chunks, self._width)
         sizes = [c.n for c in chunks]
         if self._forgotten:
-            theirs = np.repeat(np.array([self._is_forgotten(c.impression) for c in chunks]), sizes)
+            theirs = np.repeat(np.array([self._is_forgotten(c.page_log) for c in chunks]), sizes)
             keys[theirs[:, None] & self._user_side] = 0  # no key
         times = np.repeat(np.array([c.ts_ms for c in chunks], np.int64), sizes)
         actions = np.repeat(np.array([self._column[c.action] for c in chunks], np.int64), sizes)
@@ -138,7 +138,7 @@ class Counters:
         owner = np.repeat(np.arange(len(chunks)), sizes)[rows[mine]]
         if len(owner):
             users, owner = np.unique(owner, return_inverse=True)
-            self.log.add_users([chunks[i].impression.user_id for i in users.tolist()], owner, keys[fresh[mine]])
+            self.log.add_users([chunks[i].page_log.user_id for i in users.tolist()], owner, keys[fresh[mine]])
 
     def _remember(self, counted: Sequence[Counted]) -> None:
         """Notes clicks and purchases as their users' last ones, and counts clicks with those before them."""
@@ -293,8 +293,8 @@ class Counters:
         self.log.owners.resume((ids, np.frombuffer(who, "<i4"), np.frombuffer(keys, "<u8")))
         self.recents.resume(state.recents)
         self.coclicks.resume(state.coclicks)
-        forgotten, untold = state.forgotten
-        self._forgotten, self.log.forgotten = dict(forgotten), {user: user for user in untold}
+        forgotten, unsent = state.forgotten
+        self._forgotten, self.log.forgotten = dict(forgotten), {user: user for user in unsent}
         self._shared = np.frombuffer(state.shared, "<u8")
 
     def key_may_have_ended(self) -> None:

@@ -1,5 +1,5 @@
 # core
-"""Reads the impressions of one partition by a schema, and checks whether a user belongs to it. Pure."""
+"""Reads the page logs of one partition by a schema, and checks whether a user belongs to it. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from millrace.basics.hashing import kafka_partition, value_hash
 from millrace.contracts.carry import Carry, former
 from millrace.contracts.events import Id, key_of
-from millrace.contracts.impressions import decode_served
+from millrace.contracts.page_logs import decode_served
 from millrace.contracts.schema import Schema
 from stream.join.page_rows import LoggedPage
 
@@ -35,7 +35,7 @@ class Decoder:
         self._user_hashes: dict[Id, int] = {}
 
     def page(self, raw: bytes) -> tuple[str, LoggedPage]:
-        """The request of an impression, and its page.
+        """The request of a page log, and its page.
 
         Raises:
             ValueError: the message cannot be read, or is of neither the schema nor an earlier one.

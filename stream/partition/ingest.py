@@ -16,9 +16,9 @@ from typing import Any
 from millrace.contracts.clock import Reached
 from millrace.contracts.events import ACTIONS, EXPOSURE, BadEventError, Event, Exposure, Id, decode_event
 from millrace.contracts.profile_reader import Intake
-from millrace.contracts.profile_warnings import SECONDS_MS, Doubts
+from millrace.contracts.profile_warnings import SECONDS_MS, ProfileChecks
 from millrace.contracts.schema import Schema
-from millrace.contracts.topics import EVENTS, IMPRESSIONS, USERS
+from millrace.contracts.topics import EVENTS, PAGE_LOGS, USERS
 from stream.join.join import Dead, InputMessage, LabelJoin, Outcome, Policy
 from stream.join.page_rows import Counted
 from stream.join.shown import ShownPages
@@ -53,7 +53,7 @@ class Ingest:
         self.early, self.reached = EarlyEvents(), Reached(policy.disorder_ms)
         self.join = LabelJoin(policy, ShownPages(schema), settles)
         self.counters = Counters(schema, decoder)
-        self._intake, self._doubts = Intake(schema), Doubts(schema)
+        self._intake, self._checks = Intake(schema), ProfileChecks(schema)
 
     def do(self, did: Did, what: Sequence[Any]) -> tuple[Outcome, Counts]:
         """Does what a journal's entry says, for kinds with output. Raises ValueError for another entry."""
@@ -69,7 +69,7 @@ class Ingest:
             case Did.RESET_OFFSETS:
                 for topic in what[0]:
                     self.offsets.pop(topic, None)
-                if IMPRESSIONS in what[0]:
+                if PAGE_LOGS in what[0]:
                     self.join.forget_log(outcome)
             case _:
                 raise ValueError(f"an entry {did!r} of a journal")
@@ -86,7 +86,7 @@ class Ingest:
         outcome = Outcome(counted=list(counted))
         for one in counted:
             if one.action == EXPOSURE:
-                self.reached.see(one.ts_ms, to_ms, one.impression.user_id)
+                self.reached.see(one.ts_ms, to_ms, one.page_log.user_id)
         self.reached.see(to_ms, to_ms)
         self._move(to_ms, outcome)
         self._count(outcome, Counts())
@@ -108,8 +108,8 @@ class Ingest:
             if topic == EVENTS:
                 clock = now_ms if clock_ms is None or clock_ms > now_ms else clock_ms
                 self._event(message, clock, clock + ahead_ms, outcome, counts)
-            elif topic == IMPRESSIONS:
-                self._impression(message, outcome, counts)
+            elif topic == PAGE_LOGS:
+                self._page_log(message, outcome, counts)
             elif topic == USERS:
                 try:
                     if key is None:
@@ -176,14 +176,14 @@ class Ingest:
             self._move(ts_ms, outcome)
             self._join_in(decode_event(message.raw), message, outcome)
 
-    def _impression(self, message: InputMessage, outcome: Outcome, counts: Counts) -> None:
+    def _page_log(self, message: InputMessage, outcome: Outcome, counts: Counts) -> None:
         try:
             request, page = self.decoder.page(message.raw)
         except ValueError as error:  # a BadEventError is one too
-            outcome.dead.append(Dead("bad-impression", str(error), message, 0))
+            outcome.dead.append(Dead("bad-page-log", str(error), message, 0))
             return
         if not self._is_astray(page.user_id, message, outcome):
-            counts.add("impressions")
+            counts.add("page_logs")
             self.join.serve(request, page, outcome, message.offset)
 
     def _returned(self, found: Mapping[str, bytes | None], outcome: Outcome) -> None:
@@ -201,7 +201,7 @@ class Ingest:
         if not self._is_astray(user.user_id, message, outcome):
             self.counters.log.profiles[str(user.user_id)] = user
             counts.add("users")
-            outcome.doubts += self._doubts.of_user(user)
+            outcome.warnings += self._checks.of_user(user)
 
     def _forget(self, message: InputMessage, now_ms: int, outcome: Outcome, counts: Counts) -> None:
         user = self._intake.removed(message.key)
@@ -232,6 +232,6 @@ class Ingest:
 
     def _sweep(self) -> None:
         # No page lives longer: it is seen within a life of being made, and dropped a life after that. Its events may
-        # wait longer, for its impression.
+        # wait longer, for its page log.
         pages_from_ms = 0 if self.join.is_leaving else self.join.watermark_ms - 2 * self.policy.life_ms
         self.counters.sweep(self.reached.newest_ms, pages_from_ms)

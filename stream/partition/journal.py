@@ -42,7 +42,7 @@ class Did(IntEnum):
     TAKE = 0  # the clock, messages with their offsets and the clock when each came to Kafka
     ADVANCE = 1  # event time: a silent partition's watermark, which no message records
     SET_BACK = 2  # for another clock
-    RETURNED = 3  # impressions by request, read again for settled pages; None where one is gone
+    RETURNED = 3  # page logs by request, read again for settled pages; None where one is gone
     RESET_OFFSETS = 4  # topics that are other logs
     CHANGES = 5  # what had changed was handed out
     WHOLE = 6  # and all there is, to a store that lost it
@@ -52,7 +52,7 @@ class Did(IntEnum):
 class JournalPart(NamedTuple):
     entries: list[Entry]
     arrived_bytes: int  # of the messages taken
-    read_bytes: int  # of the impressions read again
+    read_bytes: int  # of the page logs read again
 
 
 class Journal:

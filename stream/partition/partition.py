@@ -5,9 +5,9 @@
 
     take(messages) ─► Decoder ─► LabelJoin ─┬─► rows of samples ──► SampleBatch
                         │                   └─► rows to count ────► Counters ──► changes()
-                        └─► dead letters: malformed, unknown-type, wrong-type, oversized, future, late, no-impression,
-                                          impression-gone, no-exposure, wrong-item, wrong-partition, wrong-user,
-                                          seconds, bad-impression, bad-user (millrace.contracts.dead_letter_reasons)
+                        └─► dead letters: malformed, unknown-type, wrong-type, oversized, future, late, no-page-log,
+                                          page-log-gone, no-exposure, wrong-item, wrong-partition, wrong-user,
+                                          seconds, bad-page-log, bad-user (millrace.contracts.dead_letter_reasons)
 
 Exposures taken in = positives + negatives + :attr:`Partition.pending` + exposures in dead letters, always.
 
@@ -37,7 +37,7 @@ import numpy as np
 from millrace.basics.errors import StoreError
 from millrace.contracts.carry import same_tiles
 from millrace.contracts.events import DeadLetter, Id, decode_event
-from millrace.contracts.profile_warnings import Doubt
+from millrace.contracts.profile_warnings import ProfileWarning
 from millrace.contracts.samples import KIND_NAMES, SampleBatch
 from millrace.contracts.schema import Schema
 from stream.join.join import Dead, InputMessage, Policy
@@ -56,19 +56,19 @@ FORM = 6
 class StepOutput:
     """The result of one step.
 
-    ``counts``, where not 0: ``events.<type>`` accepted messages by type, ``impressions``, ``users``, ``forgotten``
+    ``counts``, where not 0: ``events.<type>`` accepted messages by type, ``page_logs``, ``users``, ``forgotten``
     (deletions of users), ``ahead`` (accepted events that are held until their time comes), ``exposures`` (distinct ones
-    taken in), ``matched`` (exposures that found their impression), ``samples.negative|positive|correction|follow_up``,
+    taken in), ``matched`` (exposures that found their page log), ``samples.negative|positive|correction|follow_up``,
     ``duplicates`` (messages without anything new), ``late`` (events behind the watermark, used or not), ``unseen``
     (served pages that were never exposed), ``skipped`` (messages that the state already covered), ``recalled`` and
-    ``impressions_gone`` (settled pages whose impression was read again, or could not be), ``unfit`` (values that are
+    ``page_logs_gone`` (settled pages whose page log was read again, or could not be), ``unfit`` (values that are
     negative, not finite or too great for a mean, see :func:`millrace.windows.features.steps`).
     """
 
     samples: SampleBatch | None = None
     dead: list[DeadLetter] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
-    doubts: list[Doubt] = field(default_factory=list)  # warnings about accepted users
+    warnings: list[ProfileWarning] = field(default_factory=list)  # warnings about accepted users
 
 
 class Partition:
@@ -82,25 +82,25 @@ class Partition:
     >>> output = partition.take([InputMessage("events", 0, seen), InputMessage("events", 1, b"rubbish")], now_ms=2000)
     >>> output.counts["exposures"], output.dead[0].reason
     (2, 'malformed')
-    >>> partition.pending, partition.offsets  # they wait for the impression that they were made from
+    >>> partition.pending, partition.offsets  # they wait for the page_log that they were made from
     (2, {'events': 2})
 
     Time alone ends the waiting. A partition restored from a checkpoint goes on as the first would have:
 
     >>> again = Partition(0, schema, policy)
     >>> again.resume(partition.snapshot().to_bytes())
-    >>> [(letter.reason, letter.exposures) for letter in again.advance(1000 + policy.life_ms).dead]
-    [('no-impression', 2)]
+    >>> [(dead_letter.reason, dead_letter.exposures) for dead_letter in again.advance(1000 + policy.life_ms).dead]
+    [('no-page-log', 2)]
     >>> again.pending
     0
 
     Args:
         number: the partition's number, for dead letters.
-        schema: gives the shape of impressions and the windows.
+        schema: gives the shape of page logs and the windows.
         policy: how long to wait.
         partitions: how many the topics have. A message about a user of another partition can never meet the user's
             other messages, so it becomes a dead letter at once. None: not checked.
-        settles: whether pages drop their impressions once they are labelled. The caller then has to read those that are
+        settles: whether pages drop their page logs once they are labelled. The caller then has to read those that are
             :attr:`wanted` and hand them to :meth:`returned`. Samples and counts are the same either way.
         history: the schemas that were used one after another. Pages and state of one before ``schema`` are carried over
             by the names of the columns. Of any other schema, a page is a dead letter and a state is refused.
@@ -149,7 +149,7 @@ class Partition:
 
     @property
     def wanted(self) -> Mapping[str, int]:
-        """Settled pages with an event that needs the impression: its Kafka offset, by request."""
+        """Settled pages with an event that needs the page log: its Kafka offset, by request."""
         return self.join.wanted
 
     # ------------------------------------------------------------------ what is done to it
@@ -186,12 +186,12 @@ class Partition:
         self._ingest.set_back()
 
     def returned(self, found: Mapping[str, bytes | None]) -> StepOutput:
-        """Takes impressions of :attr:`wanted`, by request, read from Kafka again; None: it is gone, or its offset has
+        """Takes page logs of :attr:`wanted`, by request, read from Kafka again; None: it is gone, or its offset has
         another message."""
         return self._do(Did.RETURNED, dict(found))
 
     def reset_offsets(self, topics: Sequence[str]) -> StepOutput:
-        """These topics were replaced by other logs: their offsets begin again. Windows and pages stay; impressions that
+        """These topics were replaced by other logs: their offsets begin again. Windows and pages stay; page logs that
         were to be read again are gone if their topic is among them."""
         return self._do(Did.RESET_OFFSETS, list(topics))
 
@@ -264,11 +264,11 @@ class Partition:
             kinds = np.bincount(samples.kind, minlength=len(KIND_NAMES)).tolist()
             for name, n in zip(KIND_NAMES, kinds, strict=True):
                 counts.add(f"samples.{name}", n)
-        for name in ("exposures", "duplicates", "late", "unseen", "recalled", "impressions_gone"):
+        for name in ("exposures", "duplicates", "late", "unseen", "recalled", "page_logs_gone"):
             counts.add(name, getattr(outcome, name))
-        return StepOutput(samples, [self._letter(d) for d in outcome.dead], dict(counts), outcome.doubts)
+        return StepOutput(samples, [self._dead_letter(d) for d in outcome.dead], dict(counts), outcome.warnings)
 
-    def _letter(self, dead: Dead) -> DeadLetter:
+    def _dead_letter(self, dead: Dead) -> DeadLetter:
         topic, offset, raw, _, key = dead.message
         return DeadLetter.of(dead.reason, dead.detail, topic, self.number, offset, raw or key, dead.exposures)
 

@@ -23,7 +23,7 @@ been delivered, so a replay emits nothing.
 
 **Damage.** The newest two bases and all journals since the older one are kept. A damaged base costs nothing. A
 damaged journal after the newest base costs itself and its successors: Kafka is read again from there, so output
-comes again with the same ids, but labels that silence had decided may differ. A damaged file is set aside. When no
+comes again with the same ids, but labels that silence had decided may differ. A damaged file is renamed. When no
 base is whole, nothing is loaded: a start from nothing would count the same events again.
 
 **Owners.** A new owner of a partition begins its own line with an empty journal, so the late checkpoint of a worker
@@ -186,7 +186,7 @@ class CheckpointStore:
             line.begin(fresh.snapshot(fresh.advance_ms))
             return LoadedPartition(fresh, line)
         for name in damaged:
-            self.store.set_aside(name, "it is not what was written, or follows such a file")
+            self.store.rename_damaged(name, "it is not what was written, or follows such a file")
         partition, line.number, line.tip = found.partition, found.number, found.tip
         line.logs = found.logs
         line.base_bytes, line.journal_bytes, line.replay_bytes = (

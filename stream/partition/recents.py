@@ -5,12 +5,12 @@
 
     user     value of the field `recent` (millrace/contracts/online_layout.py)
     "ann"    [7, t3, "b1", t2, 7, t1]  [9, t2]        clicks, purchases; newest first, at most 16 of each
-    "bob"    [...]                     []             in the order in which the users were last heard of
+    "bob"    [...]                     []             in the order of the users' last messages
 
 A user's state *is* the value in the store, some 300 bytes, so that a snapshot copies references. Users that changed
 since the last publication have lists as well.
 
-Users are at most :data:`MOST_USERS`: beyond, those not heard of for longest are dropped. So is a user whose actions
+Users are at most :data:`MOST_USERS`: beyond, those silent for longest are dropped. So is a user whose actions
 are all older than 30 days.
 """
 
@@ -90,7 +90,7 @@ class Recents:
 
     def sweep(self, now_ms: int) -> None:
         """Drops users without an action in the last 30 days; call it after each step with the newest event's time. It
-        looks only at the users not heard of for longest, each hour."""
+        looks only at the users silent for longest, each hour."""
         hour = now_ms // HOUR_MS
         if hour <= self._swept_hour:
             return

@@ -11,12 +11,12 @@ events at the same time.
 ===================  ==================================================================================================
 ``late``             behind the watermark: its label cannot wait as it should, or it is a dead letter
 ``future``           ahead of the event clock by more than is allowed
-``no-impression``    exposures whose impression is not there: they wait for it, in vain as a rule
+``no-page-log``    exposures whose page log is not there: they wait for it, in vain as a rule
 ``wrong-partition``  of users who belong to another partition: sent under a wrong key, or under none
 ===================  ==================================================================================================
 
 A window of events is judged when it has at least :data:`ENOUGH` of them and is :data:`WINDOW_S` old, and then begins
-again: a page may come some seconds before its impression. There is a window for all partitions together and one for
+again: a page may come some seconds before its page log. There is a window for all partitions together and one for
 each, since one partition alone may be wrong.
 """
 
@@ -32,12 +32,12 @@ from millrace.contracts.topics import EVENTS
 from stream.partition.partition import Partition, StepOutput
 from stream.worker.ahead import utc
 
-LATE, FUTURE, NO_IMPRESSION, WRONG_PARTITION = CAUSES = ("late", "future", "no-impression", "wrong-partition")
+LATE, FUTURE, NO_PAGE_LOG, WRONG_PARTITION = CAUSES = ("late", "future", "no-page-log", "wrong-partition")
 REMEDIES: Mapping[str, str] = {
     LATE: "give the stream the clock that the events are dated by (MILLRACE_CLOCK), send events in the order of their"
     " times, or raise MILLRACE_DISORDER_SECONDS",
     FUTURE: "date events by the event clock (MILLRACE_CLOCK) in Unix milliseconds, or raise MILLRACE_AHEAD_MINUTES",
-    NO_IMPRESSION: "let events carry the request_id of a page that the scorer made, and let the scorer log its pages to"
+    NO_PAGE_LOG: "let events carry the request_id of a page that the scorer made, and let the scorer log its pages to"
     " the same broker",
     WRONG_PARTITION: "send events, page logs and users under the user's id as key, by Kafka's default partitioner"
     " (murmur2; librdkafka: partitioner=murmur2_random)",
@@ -54,7 +54,7 @@ _ALL = -1
 
 
 class AlarmLine(NamedTuple):
-    """A log line. ``counts`` are by cause, the greatest first; those of ``no-impression`` are exposures."""
+    """A log line. ``counts`` are by cause, the greatest first; those of ``no-page-log`` are exposures."""
 
     share: float
     events: int
@@ -70,9 +70,9 @@ class _Window:
     since_s: float  # when its first event came
     came: int = 0
     taken: int = 0  # exposures that are not in dead letters
-    matched: int = 0  # exposures that found their impression
+    matched: int = 0  # exposures that found their page log
     counts: Counter[str] = field(default_factory=Counter)
-    letters: dict[str, DeadLetter] = field(default_factory=dict)  # the newest, by cause
+    dead_letters: dict[str, DeadLetter] = field(default_factory=dict)  # the newest, by cause
     late_in: int = -1  # a partition with late events
 
     def add(self, number: int, output: StepOutput) -> None:
@@ -80,14 +80,14 @@ class _Window:
         dead = Counter[str]()
         self.taken += counts.get("exposures", 0)
         self.matched += counts.get("matched", 0)
-        for letter in output.dead:
-            if letter.topic != EVENTS:
+        for dead_letter in output.dead:
+            if dead_letter.topic != EVENTS:
                 continue
-            dead[letter.reason] += 1
-            if letter.reason in CAUSES:
-                self.letters[letter.reason] = letter
-            if letter.reason != NO_IMPRESSION:  # those were taken in hours ago
-                self.taken -= letter.exposures
+            dead[dead_letter.reason] += 1
+            if dead_letter.reason in CAUSES:
+                self.dead_letters[dead_letter.reason] = dead_letter
+            if dead_letter.reason != NO_PAGE_LOG:  # those were taken in hours ago
+                self.taken -= dead_letter.exposures
         put_aside = dead[FUTURE] + dead[WRONG_PARTITION]
         self.came += put_aside + sum(n for name, n in counts.items() if name.startswith("events."))
         late = max(counts.get("late", 0), dead[LATE])
@@ -150,21 +150,21 @@ class Alarms:
             return None
         self._written_s, self._windows = now_s, {}
         worst = max(bad, key=lambda window: window.came)  # of all partitions, if it is one of them
-        counts = worst.counts + Counter({NO_IMPRESSION: worst.unserved})
+        counts = worst.counts + Counter({NO_PAGE_LOG: worst.unserved})
         cause = counts.most_common(1)[0][0]
         example = _example(cause, worst, partitions, clock_ms)
         return AlarmLine(worst.share(self.partitions), worst.came, dict(counts.most_common()), example, REMEDIES[cause])
 
 
 def _example(cause: str, window: _Window, partitions: Iterable[Partition], clock_ms: int) -> str:
-    letter = window.letters.get(cause)
+    dead_letter = window.dead_letters.get(cause)
     if cause == LATE:
         reached_ms = next((p.watermark_ms for p in partitions if p.number == window.late_in), 0)
         return f"partition {window.late_in} has come to {utc(reached_ms)}, the event clock to {utc(clock_ms)}"
-    if letter is not None:
-        return f"partition {letter.partition}, offset {letter.offset}: {letter.detail}"
+    if dead_letter is not None:
+        return f"partition {dead_letter.partition}, offset {dead_letter.offset}: {dead_letter.detail}"
     for partition in partitions:
         for page in partition.join.pages.values():
-            if page.parts and page.impression is None:  # one of the oldest
-                return f"request {page.request!r} in partition {partition.number} has no impression"
+            if page.parts and page.page_log is None:  # one of the oldest
+                return f"request {page.request!r} in partition {partition.number} has no page log"
     return ""

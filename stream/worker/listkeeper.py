@@ -28,7 +28,7 @@ from millrace.contracts.clock import EventClock, data_now_ms
 from millrace.contracts.events import DeadLetter, decode_item_tiles
 from millrace.contracts.online_layout import LIST_NAMES, list_key, redis_url
 from millrace.contracts.profile_reader import Intake
-from millrace.contracts.profile_warnings import Doubt, Doubts
+from millrace.contracts.profile_warnings import ProfileChecks, ProfileWarning
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
@@ -36,7 +36,7 @@ from millrace.processes.kafka import make_reader, read_up, topic_ids
 from millrace.processes.wall import event_now_ms
 from stream.worker.problemlog import ProblemLog
 from stream.worker.shop_lists import Entries, ShopLists
-from stream.worker.stream_metrics import DOUBTS
+from stream.worker.stream_metrics import WARNINGS
 from stream.worker.turn import PUBLISH_SECONDS
 
 log = structlog.get_logger("lists")
@@ -77,7 +77,7 @@ class ListKeeper(threading.Thread):
     def _keep(self) -> None:
         """Reads both topics from their beginning and writes the lists regularly, until another worker takes over."""
         lists, written = ShopLists(self.schema), dict[str, Entries]()
-        intake, doubts, written_to = Intake(self.schema), Doubts(self.schema), self.dead.read()
+        intake, checks, written_to = Intake(self.schema), ProfileChecks(self.schema), self.dead.read()
         period = EVERY_PUBLICATIONS * PUBLISH_SECONDS
         readers: list[Any] = []
         ids = topic_ids(self.settings)
@@ -91,9 +91,9 @@ class ListKeeper(threading.Thread):
                         if not self.active.is_set():  # another worker keeps the lists by now and handles later messages
                             return
                         for records in polled.values():
-                            odd: list[Doubt] = []
-                            taken = [take(lists, intake, r, doubts, odd) for r in records]
-                            self._doubt(odd)
+                            warnings: list[ProfileWarning] = []
+                            taken = [take(lists, intake, r, checks, warnings) for r in records]
+                            self._warn(warnings)
                             # A topic that was made again has another id, and offsets that begin again.
                             place = f"{records[0].topic} {ids.get(records[0].topic, '')}".strip()
                             new = [one for one in taken if one is not None and one.offset >= written_to.get(place, 0)]
@@ -111,10 +111,10 @@ class ListKeeper(threading.Thread):
             for reader in readers:
                 reader.close()
 
-    def _doubt(self, doubts: Sequence[Doubt]) -> None:
-        for doubt in doubts:
-            DOUBTS.labels(doubt.kind).inc()
-        self.problems.note((), doubts)
+    def _warn(self, checks: Sequence[ProfileWarning]) -> None:
+        for warning in checks:
+            WARNINGS.labels(warning.kind).inc()
+        self.problems.note((), checks)
 
     def _now(self, lists: ShopLists) -> int:
         after_newest_ms = lists.newest_ms + 1
@@ -122,12 +122,16 @@ class ListKeeper(threading.Thread):
 
 
 def take(
-    lists: ShopLists, intake: Intake, record: Any, doubts: Doubts | None = None, odd: list[Doubt] | None = None
+    lists: ShopLists,
+    intake: Intake,
+    record: Any,
+    checks: ProfileChecks | None = None,
+    warnings: list[ProfileWarning] | None = None,
 ) -> DeadLetter | None:
     """Takes a message of either topic into the lists. One that cannot be used is returned as a dead letter.
 
     Args:
-        doubts: checks items that are taken; its warnings are added to ``odd``.
+        checks: of items that are taken; their warnings are added to ``warnings``.
     """
     try:
         if record.topic == FEATURES_ITEMS:
@@ -137,8 +141,8 @@ def take(
         else:
             item = intake.item(record.value)
             lists.put(item)
-            if doubts is not None and odd is not None:
-                odd += doubts.of_item(item, record.key)
+            if checks is not None and warnings is not None:
+                warnings += checks.of_item(item, record.key)
     except Exception as error:  # unforeseen ones too: if one were raised, the same message would be read for ever
         detail = str(error) if isinstance(error, ValueError) else one_line(error)  # a BadEventError is a ValueError
         reason = "bad-item-tiles" if record.topic == FEATURES_ITEMS else "bad-item"

@@ -4,7 +4,7 @@
 ::
 
     dead letters ──► Kinds ──► "messages cannot be used"   reason, count since the last line, example, remedy
-    doubts ────────► Kinds ──► "messages are doubtful"     the same, an hour apart
+    warnings ──────► Kinds ──► "messages are used, but"    the same, an hour apart
 
 :mod:`stream.worker.alarms` reports when *most* messages cannot be used. The worker and the thread that keeps the
 lists have one each.
@@ -16,14 +16,14 @@ from collections.abc import Iterable
 
 import structlog
 
-from millrace.contracts.dead_letter_reasons import DOUBTS, REASONS
+from millrace.contracts.dead_letter_reasons import REASONS, WARNINGS
 from millrace.contracts.events import DeadLetter
-from millrace.contracts.profile_warnings import Doubt
+from millrace.contracts.profile_warnings import ProfileWarning
 from millrace.processes.kinds import Kinds
 
 log = structlog.get_logger("stream")
 
-DOUBT_S = 3600.0
+WARNING_S = 3600.0
 """Seconds between two lines of one kind of warning. Some shops have good reasons for such values."""
 
 
@@ -31,18 +31,18 @@ class ProblemLog:
     """One thread at a time."""
 
     def __init__(self) -> None:
-        self._letters, self._doubts = Kinds(), Kinds(DOUBT_S)
+        self._dead_letters, self._warnings = Kinds(), Kinds(WARNING_S)
 
-    def note(self, letters: Iterable[DeadLetter], doubts: Iterable[Doubt] = ()) -> None:
-        for letter in letters:
-            where = f"{letter.topic}, partition {letter.partition}, offset {letter.offset}"
-            self._letters.note(letter.reason, f"{where}: {letter.detail}")
-        for doubt in doubts:
-            self._doubts.note(doubt.kind, doubt.detail)
+    def note(self, dead_letters: Iterable[DeadLetter], warnings: Iterable[ProfileWarning] = ()) -> None:
+        for dead_letter in dead_letters:
+            where = f"{dead_letter.topic}, partition {dead_letter.partition}, offset {dead_letter.offset}"
+            self._dead_letters.note(dead_letter.reason, f"{where}: {dead_letter.detail}")
+        for warning in warnings:
+            self._warnings.note(warning.kind, warning.detail)
 
     def write(self, now_s: float) -> None:
         """Writes the lines that are due. Quick while none is. ``now_s``: steady time, seconds."""
-        for kind in self._letters.due(now_s):
+        for kind in self._dead_letters.due(now_s):
             reason = REASONS.get(kind.kind)
             log.warning(
                 "messages cannot be used: dead letters",
@@ -51,13 +51,13 @@ class ProblemLog:
                 example=kind.example,
                 remedy="see docs/reference/dead-letters.md" if reason is None else reason.mend,
             )
-        for kind in self._doubts.due(now_s):
-            doubt = DOUBTS[kind.kind]
+        for kind in self._warnings.due(now_s):
+            warning = WARNINGS[kind.kind]
             log.warning(
                 "messages are used, but may not mean what they should",
                 kind=kind.kind,
                 count=kind.times,
-                means=doubt.means,
+                means=warning.means,
                 example=kind.example,
-                remedy=doubt.mend,
+                remedy=warning.mend,
             )

@@ -1,5 +1,5 @@
 # shell
-"""Reads impressions from Kafka again, by partition and offset, for settled pages.
+"""Reads page logs from Kafka again, by partition and offset, for settled pages.
 
 ::
 
@@ -23,7 +23,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import CorruptRecordError, KafkaError, OffsetOutOfRangeError
 
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import IMPRESSIONS
+from millrace.contracts.topics import PAGE_LOGS
 
 log = structlog.get_logger("recall")
 
@@ -38,7 +38,7 @@ UNREADABLE = (OffsetOutOfRangeError, CorruptRecordError, ValueError)
 """Errors that a second try does not help."""
 
 
-class ImpressionReader:
+class PageLogReader:
     """Any thread may call :meth:`read`; readings are made one after another."""
 
     def __init__(self, settings: Settings) -> None:
@@ -48,7 +48,7 @@ class ImpressionReader:
         self._thread = ThreadPoolExecutor(1, "recall")
 
     def read(self, partition: int, offsets: Iterable[int]) -> dict[int, bytes | None] | None:
-        """The messages at these offsets of a partition of ``impressions``; None for one that has expired or is beyond
+        """The messages at these offsets of a partition of ``page_logs``; None for one that has expired or is beyond
         the log's end. A missing offset was not reached in time: ask again. None for all: the broker does not answer
         (logged each reading). Blocks."""
         return self._thread.submit(self._read, partition, sorted(set(offsets))).result()
@@ -61,10 +61,10 @@ class ImpressionReader:
 
     def _read(self, partition: int, offsets: list[int]) -> dict[int, bytes | None] | None:
         try:
-            tp = TopicPartition(self._settings.topic(IMPRESSIONS), partition)
+            tp = TopicPartition(self._settings.topic(PAGE_LOGS), partition)
             return self._found(tp, offsets, time.monotonic() + PATIENCE_S)
         except (KafkaError, OSError) as error:  # TimeoutError is an OSError
-            log.warning("impressions cannot be read again yet", partition=partition, error=type(error).__name__)
+            log.warning("page logs cannot be read again yet", partition=partition, error=type(error).__name__)
             self._let_go()
             return None
 
@@ -92,12 +92,12 @@ class ImpressionReader:
             if self._closing or time.monotonic() > until_s:
                 if found:
                     break
-                raise TimeoutError(f"{len(left)} impressions of {tp} not read in {PATIENCE_S:g} s")
+                raise TimeoutError(f"{len(left)} page logs of {tp} not read in {PATIENCE_S:g} s")
             try:
                 records = consumer.poll(timeout_ms=POLL_MS).get(tp, [])
             except UNREADABLE as error:  # the log ends before it, it was cut off meanwhile, or it is damaged
                 if not isinstance(error, OffsetOutOfRangeError):
-                    log.error("impression cannot be read", partition=tp.partition, offset=left[0], error=str(error))
+                    log.error("page log cannot be read", partition=tp.partition, offset=left[0], error=str(error))
                 found[left.pop(0)] = None
                 if left:
                     consumer.seek(tp, left[0])

@@ -19,8 +19,8 @@ EXPOSURES_IN = Counter("millrace_exposures_total", "Distinct exposures taken, an
 SAMPLES_OUT = Counter("millrace_samples_total", "Samples sent, by kind.", ["kind"])
 DUPLICATES = Counter("millrace_duplicates_dropped_total", "Events that had been taken before.")
 DEAD = Counter("millrace_dead_letters_total", "Messages that could not be used, by reason.", ["reason"])
-DOUBTS = Counter(
-    "millrace_doubts_total", "Users and items that are used though something about them is doubtful, by kind.", ["kind"]
+WARNINGS = Counter(
+    "millrace_profile_warnings_total", "Users and items that are used with a warning, by kind.", ["kind"]
 )
 FORGOTTEN = Counter("millrace_users_forgotten_total", "Deletions of users taken.")
 LATE = Counter("millrace_late_events_total", "Events that came after the watermark had passed them.")
@@ -35,9 +35,9 @@ LAG = Gauge("millrace_stream_lag", "Messages not read yet.", ["topic", "partitio
 CHECKPOINTS = Counter("millrace_checkpoints_total", "Checkpoints written.")
 CHECKPOINT_BYTES = Counter("millrace_checkpoint_bytes_total", "Bytes of checkpoints written.")
 ARRIVED_BYTES = Counter("millrace_arrived_bytes_total", "Bytes of messages that checkpoints cover.")
-SETTLED = Gauge("millrace_settled_pages", "Pages kept without their impression.", ["partition"])
-RECALLED = Counter("millrace_impressions_recalled_total", "Impressions read again for something that came late.")
-IMPRESSIONS_GONE = Counter("millrace_impressions_gone_total", "Impressions that could not be read again.")
+SETTLED = Gauge("millrace_settled_pages", "Pages kept without their page log.", ["partition"])
+RECALLED = Counter("millrace_page_logs_recalled_total", "Page logs read again for something that came late.")
+PAGE_LOGS_GONE = Counter("millrace_page_logs_gone_total", "Page logs that could not be read again.")
 COCLICK_ITEMS = Gauge("millrace_coclick_items", "Items that have been clicked together with others.", ["partition"])
 COCLICK_BYTES = Counter("millrace_coclick_bytes_total", "Bytes of lists of co-clicks sent.")
 CHECKPOINT_SECONDS = Histogram("millrace_checkpoint_seconds", "From taking a checkpoint to its commit.")
@@ -50,7 +50,7 @@ _TOTALS = {
     "unfit": UNFIT,
     "recalled": RECALLED,
     "forgotten": FORGOTTEN,
-    "impressions_gone": IMPRESSIONS_GONE,
+    "page_logs_gone": PAGE_LOGS_GONE,
 }
 
 
@@ -63,10 +63,10 @@ def count(output: StepOutput) -> None:
             SAMPLES_OUT.labels(label).inc(n)
         elif name in _TOTALS:
             _TOTALS[name].inc(n)
-    for letter in output.dead:
-        DEAD.labels(letter.reason).inc()
-    for doubt in output.doubts:
-        DOUBTS.labels(doubt.kind).inc()
+    for dead_letter in output.dead:
+        DEAD.labels(dead_letter.reason).inc()
+    for warning in output.warnings:
+        WARNINGS.labels(warning.kind).inc()
 
 
 def joined(samples: SampleBatch, now_ms: int) -> None:

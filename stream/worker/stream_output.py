@@ -36,7 +36,7 @@ from faust.types import TP
 
 from millrace.contracts import coclick_message, itemtiles
 from millrace.contracts.coclick_message import Lists
-from millrace.contracts.events import MESSAGE_BYTES, BadEventError, DeadLetter, User, letter_bytes, to_msgpack
+from millrace.contracts.events import MESSAGE_BYTES, BadEventError, DeadLetter, User, dead_letter_bytes, to_msgpack
 from millrace.contracts.pagepack import Rates
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.samples import SCHEMA_HEADER, SampleBatch
@@ -75,7 +75,7 @@ Commit = Callable[[dict[TP, int]], Awaitable[None]]
 
 
 class WorkerOutput:
-    """All methods but :meth:`send_letters` run in one asyncio loop. ``commit`` commits offsets to Kafka."""
+    """All methods but :meth:`send_dead_letters` run in one asyncio loop. ``commit`` commits offsets to Kafka."""
 
     def __init__(self, settings: Settings, schema: Schema, commit: Commit) -> None:
         self._settings, self._schema, self._commit_offsets = settings, schema, commit
@@ -154,20 +154,22 @@ class WorkerOutput:
             joined(output.samples, wall_ms())
             for part in parts(output.samples):
                 sent.append(await self._send(SAMPLES, part.to_bytes(self._rates), number, headers=self._of_schema))
-        for letter in output.dead:
-            sent.append(await self._send(DEAD_LETTERS, letter_bytes(letter), 0, letter.reason.encode()))
+        for dead_letter in output.dead:
+            sent.append(await self._send(DEAD_LETTERS, dead_letter_bytes(dead_letter), 0, dead_letter.reason.encode()))
 
-    def send_letters(self, letters: Sequence[DeadLetter]) -> None:
+    def send_dead_letters(self, dead_letters: Sequence[DeadLetter]) -> None:
         """Sends dead letters and waits for their delivery. For another thread than the loop's."""
         assert self._loop is not None
-        asyncio.run_coroutine_threadsafe(self._send_letters(letters), self._loop).result(self._settings.outage_seconds)
-
-    async def _send_letters(self, letters: Sequence[DeadLetter]) -> None:
-        await asyncio.gather(
-            *[await self._send(DEAD_LETTERS, letter_bytes(one), 0, one.reason.encode()) for one in letters]
+        asyncio.run_coroutine_threadsafe(self._send_dead_letters(dead_letters), self._loop).result(
+            self._settings.outage_seconds
         )
-        for letter in letters:
-            DEAD.labels(letter.reason).inc()
+
+    async def _send_dead_letters(self, dead_letters: Sequence[DeadLetter]) -> None:
+        await asyncio.gather(
+            *[await self._send(DEAD_LETTERS, dead_letter_bytes(one), 0, one.reason.encode()) for one in dead_letters]
+        )
+        for dead_letter in dead_letters:
+            DEAD.labels(dead_letter.reason).inc()
 
     async def _send(
         self,

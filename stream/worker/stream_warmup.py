@@ -10,12 +10,12 @@ import numpy as np
 
 from millrace.basics.durations import DAY_MS
 from millrace.contracts import pagepack
-from millrace.contracts.events import Click, Exposure, Impression, Item, to_json
-from millrace.contracts.impressions import impression_bytes
+from millrace.contracts.events import Click, Exposure, Item, PageLog, to_json
 from millrace.contracts.itemtiles import pack
+from millrace.contracts.page_logs import page_log_bytes
 from millrace.contracts.pagepack import Rates
 from millrace.contracts.schema import Schema
-from millrace.contracts.topics import EVENTS, IMPRESSIONS
+from millrace.contracts.topics import EVENTS, PAGE_LOGS
 from stream.partition.partition import InputMessage, Partition, Policy
 from stream.worker.shop_lists import ShopLists
 
@@ -43,7 +43,7 @@ def warm_up(schema: Schema, policy: Policy) -> None:
     for turn, ts in enumerate((_TS_MS, _TS_MS + 2 * DAY_MS, last_ms)):
         page, items = f"r{turn}", list(range(n))
         keys = np.arange(1, n * layout.K + 1, dtype=np.uint64).reshape(n, layout.K)
-        served = Impression(
+        served = PageLog(
             request_id=page,
             ts_ms=ts,
             user_id=1,
@@ -57,7 +57,7 @@ def warm_up(schema: Schema, policy: Policy) -> None:
             num=bytes(4 * n * layout.N),
         )
         seen, click = Exposure(page, page, ts, 1, [*items]), Click(f"c{turn}", page, ts + 1, 1, 0, 0)
-        part.take([InputMessage(IMPRESSIONS, turn, impression_bytes(served, rates))], ts)
+        part.take([InputMessage(PAGE_LOGS, turn, page_log_bytes(served, rates))], ts)
         part.take(
             [InputMessage(EVENTS, 2 * turn, to_json(seen)), InputMessage(EVENTS, 2 * turn + 1, to_json(click))], ts
         )

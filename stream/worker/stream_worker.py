@@ -5,7 +5,7 @@
 
     Faust agent ──► buffer ──► pump: what is due? (stream/worker/turn.py) ──► take, advance       now, in short pieces
                                                                   ├──► pause, resume      the consumer
-                                                                  ├──► recall     a thread that reads impressions again
+                                                                  ├──► recall     a thread that reads page logs again
                                                                   └──► publish, checkpoint   the outlet's queue
 
     a thread of the worker that holds partition 0: items, features.items ──► the shop's lists in Redis
@@ -34,7 +34,7 @@ from millrace.contracts.clock import EventClock
 from millrace.contracts.schema import Schema
 from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import EVENTS, IMPRESSIONS
+from millrace.contracts.topics import EVENTS, PAGE_LOGS
 from millrace.processes.kafka import REMEDY, open_broker
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
 from millrace.processes.profiles import check_whole, publish_profiles
@@ -48,7 +48,7 @@ from stream.worker.faustio import StreamApp, calm_client, group_lost
 from stream.worker.listkeeper import ListKeeper
 from stream.worker.logids import ends_of, ids_of_inputs
 from stream.worker.problemlog import ProblemLog
-from stream.worker.rereader import ImpressionReader
+from stream.worker.rereader import PageLogReader
 from stream.worker.stream_output import WorkerOutput
 from stream.worker.stream_warmup import calm_collector, warm_up
 from stream.worker.turn import (
@@ -78,7 +78,7 @@ log = structlog.get_logger("stream")
 GATHER_SECONDS = 0.05  # how long a micro-batch may fill after its first message; a click waits half of it on average
 BUFFER_MESSAGES = 4096  # the agent waits while more messages than this are not taken
 LOOK_SECONDS = 0.1
-DOUBT_SECONDS = 1.0  # after such a silence of the broker, its topics may be other ones
+SILENT_SECONDS = 1.0  # after such a silence of the broker, its topics may be other ones
 CLOSE_SECONDS = 11.0
 
 
@@ -101,11 +101,11 @@ class StreamWorker:
         self.app.on_partitions_revoked.connect(self.revoked)
         self.app.on_partitions_assigned.connect(self.assigned)
         self.outlet = WorkerOutput(settings, schema, self.app.commit_offsets)
-        self.recaller = ImpressionReader(settings)
+        self.recaller = PageLogReader(settings)
         self._tasks: set[asyncio.Task[None]] = set()  # in the background, of which nobody waits for the end
-        self._doubtful = False  # the broker was silent, and has not been asked for its topics since
+        self._was_silent = False  # the broker was silent, and has not been asked for its topics since
         self._logs: dict[str, str] = {}  # ids of the input topics, as of the last assignment
-        self.lists = ListKeeper(settings, schema, clock, self.outlet.send_letters)
+        self.lists = ListKeeper(settings, schema, clock, self.outlet.send_dead_letters)
         self.alarms, self.problems = Alarms(), ProblemLog()
         self.failure: BaseException | None = None
         self._buffer: list[Arrival] = []
@@ -249,7 +249,7 @@ class StreamWorker:
 
     async def _emit(self, turn: Turn, output: StepOutput) -> None:
         self.alarms.note(turn.number, output, self._now().steady_s)
-        self.problems.note(output.dead, output.doubts)
+        self.problems.note(output.dead, output.warnings)
         await self.outlet.emit(turn.number, output)
 
     def _set_back(self, partition: Partition) -> None:
@@ -272,7 +272,7 @@ class StreamWorker:
             not_known="; ".join(
                 f"what the old {topic} held from offset {partition.offsets.get(topic, 0)} on" for topic in topics
             ),
-            impressions_gone_of_pages=len(partition.join.settled) if IMPRESSIONS in topics else 0,
+            page_logs_gone_of_pages=len(partition.join.settled) if PAGE_LOGS in topics else 0,
         )
         await self._emit(turn, partition.reset_offsets(topics))
         self.outlet.owns_logs(turn.number, self._logs)
@@ -281,7 +281,7 @@ class StreamWorker:
         """Reads in the background. The answer is dropped if the partition is lost meanwhile."""
 
         async def read() -> None:
-            with self._guarded("reading impressions again"):
+            with self._guarded("reading page logs again"):
                 found = await asyncio.to_thread(self.recaller.read, turn.number, due.wanted.values())
                 answer = None if found is None else {r: found[at] for r, at in due.wanted.items() if at in found}
                 turn.recalled(answer, self._now())
@@ -339,11 +339,11 @@ class StreamWorker:
         return {topic: self.app.read_to(TP(topic, turn.number)) for topic in INPUTS}
 
     def _check_broker(self, reads: list[Any]) -> None:
-        silent_s = self.turns.unheard_s(reads, self._now())
-        if silent_s > DOUBT_SECONDS:
-            self._doubtful = True
-        elif self._doubtful and silent_s == 0 and self._logs:
-            self._doubtful = False
+        silent_s = self.turns.silent_s(reads, self._now())
+        if silent_s > SILENT_SECONDS:
+            self._was_silent = True
+        elif self._was_silent and silent_s == 0 and self._logs:
+            self._was_silent = False
             self._background(self._check_logs())
         if silent_s > self.settings.outage_seconds:
             raise BrokerError(f"broker '{self.settings.kafka}' has not answered for {silent_s:.0f} s", REMEDY)

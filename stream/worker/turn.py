@@ -3,8 +3,8 @@
 
 ::
 
-    impression, user ─────────────────────────────────────► waiting ─┐
-    event ──► gate, until impressions have been read as far ─────────┴─► Take       Pause, Resume: too many at the gate
+    page log, user ───────────────────────────────────────► waiting ─┐
+    event ──► gate, until page logs have been read as far ───────────┴─► Take       Pause, Resume: too many at the gate
 
     every publish_s                        Publish
     every checkpoint_s, if anything came   Publish, Checkpoint
@@ -12,7 +12,7 @@
     handed over to another worker          Publish, Checkpoint
     taken over, ahead of another clock     SetBack, before any Take
     taken over, of topics that are gone    ResetOffsets, before any Take
-    a settled page needs its impression    Recall ── it has been read ──► Return
+    a settled page needs its page log      Recall ── it has been read ──► Return
 
 A :class:`Turn` gets the messages, how far the topics have been read, the time and the finished jobs. It answers with
 what is due, in order. The worker keeps that order. It does the short things (:class:`Take`, :class:`Advance`,
@@ -23,7 +23,7 @@ Each past fault has a rule, and each rule its own method, so that a test can rem
 
 ===============================  ============================================================================
 :meth:`Turns.positions`          Messages came before the checkpoint was loaded, and were lost.
-:meth:`Turn._released`           Events ran ahead of impressions, which are larger; their pages were lost.
+:meth:`Turn._released`           Events ran ahead of page logs, which are larger; their pages were lost.
 :meth:`Turn._silent_until`       A worker that stood still took its own absence for silence of its partitions.
 :meth:`Turn._announce`           A label given to silence was forgotten in a crash, and given again differently.
 :meth:`Turn._announcing`         The same, when the crash came before the checkpoint was written.
@@ -44,26 +44,26 @@ from millrace.basics.errors import BrokerError
 from millrace.contracts.clock import EventClock, Headers, data_now_ms, sent_by
 from millrace.contracts.events import LAST_MS
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import EVENTS, IMPRESSIONS, USERS
+from millrace.contracts.topics import EVENTS, PAGE_LOGS, USERS
 from stream.join.join import InputMessage
 from stream.join.topic_order import Arrival, ReadTo, TopicOrder, silent_until
 from stream.partition.partition import Partition, PartitionSnapshot
 from stream.worker.ahead import is_set_back
 
-INPUTS = (EVENTS, IMPRESSIONS, USERS)
+INPUTS = (EVENTS, PAGE_LOGS, USERS)
 TAKE_MESSAGES = 500
 """Messages in one :class:`Take`. With so many, the worker's event loop runs again within some tens of milliseconds."""
 HELD_MESSAGES = 4096
-"""Fetching of events pauses when more events than this wait for impressions. It resumes at half of this number."""
+"""Fetching of events pauses when more events than this wait for page logs. It resumes at half of this number."""
 BEYOND_S = 3.0
 """A topic that ends before the checkpoint's offset for longer than this is taken to be another topic."""
 RECALLED = 256
-"""Impressions in one :class:`Recall`, at most. There is one at a time for each partition."""
+"""Page logs in one :class:`Recall`, at most. There is one at a time for each partition."""
 RECALL_S = 1.0
 """Seconds between a reading that failed and the next."""
 AHEAD_S = 3600.0
 """A Kafka time stamp further ahead of our clock than this is not believed (brokers refuse it from Kafka 4 on).
-Otherwise one such impression would release all events before the impressions that they wait for."""
+Otherwise one such page log would release all events before the page logs that they wait for."""
 QUIET_S = 1.0
 """A longer time between two looks counts as not looking: a sleeping machine hears no broker."""
 
@@ -124,14 +124,14 @@ class ResetOffsets:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Read these impressions again, in the background: Kafka offset by request. Then call :meth:`Turn.recalled`."""
+    """Read these page logs again, in the background: Kafka offset by request. Then call :meth:`Turn.recalled`."""
 
     wanted: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Return:
-    """Give these impressions to the partition (None: it is gone); send the output."""
+    """Give these page logs to the partition (None: it is gone); send the output."""
 
     found: Mapping[str, bytes | None]
 
@@ -252,7 +252,7 @@ class Turn:
         self._pace, self._clock = pace, clock
         self._gate = TopicOrder()
         self._waiting: list[InputMessage] = []  # arrived, not yet taken
-        self._heard_s = now.wall_s  # time of the last message, or of the assignment
+        self._last_message_s = now.wall_s  # time of the last message, or of the assignment
         self._published_s = float("-inf")
         self._saved_s = now.steady_s  # when the last checkpoint was due
         self._publications = 0  # in progress
@@ -264,7 +264,7 @@ class Turn:
         self._announced = partition.advance_ms is not None  # a checkpoint announces it
         self._back = is_set_back(partition, clock, now.wall_s)  # a SetBack is due
         self._reset = reset  # a ResetOffsets is due
-        self._asked = 0  # readings of impressions in progress
+        self._asked = 0  # readings of page logs in progress
         self._ask_s = now.steady_s  # no sooner
         self._found: dict[str, bytes | None] = {}  # read, not yet returned
         self._beyond_s: float | None = None  # since when a topic has ended before the checkpoint's offset
@@ -277,12 +277,12 @@ class Turn:
         return 0 if topic in self._reset else self.partition.offsets.get(topic, 0)
 
     def arrived(self, message: Arrival, now: Now) -> None:
-        self._heard_s = now.wall_s
+        self._last_message_s = now.wall_s
         if message.message.topic == EVENTS:
             self._gate.hold(message)
             return
         self._waiting.append(message.message)
-        if message.message.topic == IMPRESSIONS:
+        if message.message.topic == PAGE_LOGS:
             self._gate.served(message)
 
     def inbound(self, reads: Reads, now: Now) -> Iterator[Due]:
@@ -352,7 +352,7 @@ class Turn:
             self._announced = due.advance_ms is not None
 
     def recalled(self, found: Mapping[str, bytes | None] | None, now: Now) -> None:
-        """The impressions of a :class:`Recall` were read; None: they could not be."""
+        """The page logs of a :class:`Recall` were read; None: they could not be."""
         self._asked -= 1
         if found is None:
             self._ask_s = now.steady_s + RECALL_S
@@ -367,12 +367,12 @@ class Turn:
         return self._advance_ms is not None and not self._announced
 
     def _released(self, reads: Reads, taken_now: Sequence[InputMessage], now: Now) -> list[InputMessage]:
-        """Events whose impressions have been taken, or are among ``taken_now``."""
+        """Events whose page logs have been taken, or are among ``taken_now``."""
         if not len(self._gate):
             return []
-        taken = [m.offset + 1 for m in taken_now if m.topic == IMPRESSIONS]
-        end = max([self.partition.offsets.get(IMPRESSIONS, 0), *taken])
-        return self._gate.release(reads.get(IMPRESSIONS), end, now.steady_s)
+        taken = [m.offset + 1 for m in taken_now if m.topic == PAGE_LOGS]
+        end = max([self.partition.offsets.get(PAGE_LOGS, 0), *taken])
+        return self._gate.release(reads.get(PAGE_LOGS), end, now.steady_s)
 
     def _silent_until(self, reads: Reads, now: Now) -> float:
         """The wall time (s) up to which nothing has come since the last message, by the broker's last answers.
@@ -381,7 +381,7 @@ class Turn:
         process on its core) must not move the watermark past messages that it has not read.
         """
         offsets = self.partition.offsets
-        return silent_until([(reads.get(t), offsets.get(t, 0)) for t in (EVENTS, IMPRESSIONS)], self._heard_s)
+        return silent_until([(reads.get(t), offsets.get(t, 0)) for t in (EVENTS, PAGE_LOGS)], self._last_message_s)
 
     def _idle_until(self, reads: Reads, newest_ms: int, now: Now) -> int | None:
         """Event time to move a silent partition to: the event clock, or, when an old log is played, the other
@@ -391,7 +391,7 @@ class Turn:
         if max(partition.newest_ms, partition.ahead_ms) <= 0 or len(self._gate):
             return None
         until_s = self._silent_until(reads, now)
-        if until_s - self._heard_s < self._pace.idle_s:
+        if until_s - self._last_message_s < self._pace.idle_s:
             return None
         return data_now_ms(self._clock.at(round(until_s * 1000)), known_ms, partition.watermark_ms)
 
@@ -402,7 +402,7 @@ class Turn:
         yield from self._checkpoint(now)
 
     def _recall(self, now: Now) -> Iterator[Due]:
-        """Impressions that settled pages need, some at a time, while everything else goes on. A reading that fails is
+        """Page logs that settled pages need, some at a time, while everything else goes on. A reading that fails is
         due again: what waits is in the state, so nothing is lost."""
         if self._asked or self._found or self._reset or now.steady_s < self._ask_s:
             return
@@ -449,7 +449,7 @@ class Turns:
     def __init__(self, pace: Pace, clock: EventClock) -> None:
         self._pace, self._clock = pace, clock
         self._turns: dict[int, Turn] | None = None  # None: not loaded
-        self._looked_s, self._answer_s, self._unheard_s = 0.0, 0.0, 0.0
+        self._looked_s, self._answer_s, self._silent_s = 0.0, 0.0, 0.0
 
     def __iter__(self) -> Iterator[Turn]:
         return iter((self._turns or {}).values())
@@ -492,7 +492,7 @@ class Turns:
             if turn is not None:
                 turn.arrived(one, now)
 
-    def unheard_s(self, reads: Iterable[ReadTo | None], now: Now) -> float:
+    def silent_s(self, reads: Iterable[ReadTo | None], now: Now) -> float:
         """Seconds for which the broker has answered no fetch: shows an outage to a worker with nothing to send. Call it
         at every look. Time in which we did not look (a machine asleep) does not count.
 
@@ -501,8 +501,8 @@ class Turns:
         """
         answer_s = max((read.asked_s for read in reads if read is not None), default=0.0)
         if not self._turns or answer_s != self._answer_s:
-            self._answer_s, self._unheard_s = answer_s, 0.0
+            self._answer_s, self._silent_s = answer_s, 0.0
         else:
-            self._unheard_s += min(now.steady_s - self._looked_s, QUIET_S)
+            self._silent_s += min(now.steady_s - self._looked_s, QUIET_S)
         self._looked_s = now.steady_s
-        return self._unheard_s
+        return self._silent_s

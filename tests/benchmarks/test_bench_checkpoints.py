@@ -6,22 +6,22 @@ import pytest
 
 from benchmarks.parts.checkpoints import checkpoint_amplification
 from benchmarks.tools.traffic import make
-from millrace.contracts.events import Impression
-from millrace.contracts.impressions import decode_impression
+from millrace.contracts.events import PageLog
+from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.schema import shop_schema
-from millrace.contracts.topics import IMPRESSIONS
+from millrace.contracts.topics import PAGE_LOGS
 from stream.partition import partition_checkpoint
 
 
 @pytest.fixture(scope="module")
-def pages() -> list[Impression]:
+def pages() -> list[PageLog]:
     stream = make(shop_schema(), 100, 50, 200, 0.1, seed=3)
-    return [decode_impression(m.raw) for m in stream.messages if m.topic == IMPRESSIONS]
+    return [decode_page_log(m.raw) for m in stream.messages if m.topic == PAGE_LOGS]
 
 
 @pytest.mark.slow
 def test_what_is_written_stays_in_proportion_to_what_came(
-    pages: list[Impression], monkeypatch: pytest.MonkeyPatch
+    pages: list[PageLog], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With bases among the journals; and the figure can be missed: it is when each checkpoint has a base."""
     monkeypatch.setattr(partition_checkpoint, "LEAST_BYTES", 0)

@@ -272,16 +272,16 @@ def test_closing_with_events_that_nobody_took_says_so() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "millrace-client"]
 
 
-def test_refused_events_are_told_one_by_one() -> None:
-    told: list[Refusal] = []
-    with FakeMillrace(Options(on_refused=told.append, batch_seconds=60.0)) as shop:
+def test_refused_events_are_reported_one_by_one() -> None:
+    reported: list[Refusal] = []
+    with FakeMillrace(Options(on_refused=reported.append, batch_seconds=60.0)) as shop:
         shop.click(PAGE, "i0")
         shop._report(Exposure("", "r1", 1, "u1", ["i0"]))  # an empty event id
         shop.click(PAGE, "i1")
         assert [click.item_id for click in shop.clicks] == ["i0", "i1"]
-        assert (shop.refused, shop.refused_total) == (told, 1)
-        assert told[0].reason == "wrong-type"
-        assert json.loads(told[0].message)["items"] == ["i0"]
+        assert (shop.refused, shop.refused_total) == (reported, 1)
+        assert reported[0].reason == "wrong-type"
+        assert json.loads(reported[0].message)["items"] == ["i0"]
 
 
 def test_a_callback_that_fails_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -406,14 +406,14 @@ def test_refused_items_are_all_named_over_all_parts() -> None:
 
 
 def test_back_off_doubles_has_jitter_and_never_comes_before_it_was_asked_to() -> None:
-    later, told = Unavailable("p", "r"), TooMuch("p", "r", 30.0)
+    later, reported = Unavailable("p", "r"), TooMuch("p", "r", 30.0)
     for random, factor in ((0.0, 0.5), (0.5, 0.75)):
         tries = Tries(None, lambda random=random: random, 1.0)  # type: ignore[misc]
         assert [tries.pause_s(later, 0.0) for _ in range(5)] == [factor * n for n in (1, 2, 4, 8, 10)]
-    asked = Tries(None, lambda: 0.9).pause_s(told, 0.0)
+    asked = Tries(None, lambda: 0.9).pause_s(reported, 0.0)
     assert asked is not None
     assert asked > 30.0
-    assert Tries(20.0, lambda: 0.0).pause_s(told, 0.0) is None
+    assert Tries(20.0, lambda: 0.0).pause_s(reported, 0.0) is None
 
 
 @pytest.mark.parametrize(
@@ -522,7 +522,7 @@ async def _report(shop: AsyncFakeMillrace, n: int) -> None:
         await shop.click(PAGE, f"i{i % 5}")
 
 
-# -- against the real doors, in process ---------------------------------------------------------------------------
+# -- against the real servers, in process ---------------------------------------------------------------------------
 
 
 def test_the_real_intake_understands_the_client() -> None:

@@ -1,4 +1,4 @@
-"""The commands to a running learner: they find its door and its token, and say in a line what became of them."""
+"""The commands to a running learner: they find its address and its token, and say in a line what became of them."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from tests.millrace.versions.test_model_store import snapshot
 
 
 class Learner:
-    """A door, and a loop behind it that answers each command by what it was asked."""
+    """A server, and a loop behind it that answers each command by what it was asked."""
 
     def __init__(self, folder: Path) -> None:
-        self.heard: list[tuple[str, dict[str, Any]]] = []
+        self.received: list[tuple[str, dict[str, Any]]] = []
         self.fails: MillraceError | None = None
-        self.door = Admin(Settings(data=str(folder), admin_port=0, admin_token_file=str(own_token(folder))), dict)
+        self.server = Admin(Settings(data=str(folder), admin_port=0, admin_token_file=str(own_token(folder))), dict)
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def _run(self) -> None:
         while not self._ends.wait(0.01):
-            command = self.door.next()
+            command = self.server.next()
             if command is None:
                 continue
-            self.heard.append((command.name, command.args))
+            self.received.append((command.name, command.args))
             if self.fails is None:
                 command.answer({"version": 43, "state": "promoting", "content": None})
             else:
@@ -51,7 +51,7 @@ class Learner:
     def end(self) -> None:
         self._ends.set()
         self._thread.join()
-        self.door.close()
+        self.server.close()
 
 
 @pytest.fixture
@@ -88,8 +88,8 @@ def test_each_command_says_what_it_means(folder: Path, learner: Learner, capsys:
     ]
     for command, _ in said:
         command()
-        assert capsys.readouterr().out.endswith("version  43\nstate  promoting\n")  # the door's log is before it
-    assert learner.heard == [heard for _, heard in said]
+        assert capsys.readouterr().out.endswith("version  43\nstate  promoting\n")  # the server's log is before it
+    assert learner.received == [received for _, received in said]
 
 
 def test_what_the_learner_refuses_is_the_commands_error(folder: Path, learner: Learner) -> None:
@@ -102,7 +102,7 @@ def test_what_the_learner_refuses_is_the_commands_error(folder: Path, learner: L
 def test_the_folder_may_be_the_settings(folder: Path, learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILLRACE_DATA", str(folder))
     hold()
-    assert learner.heard == [("hold", {})]
+    assert learner.received == [("hold", {})]
 
 
 def test_a_learner_elsewhere_is_named_with_its_token(
@@ -111,14 +111,14 @@ def test_a_learner_elsewhere_is_named_with_its_token(
     here = folder / "here"
     here.mkdir()
     with pytest.raises(SettingError, match="no token is known: MILLRACE_ADMIN_TOKEN_FILE is not set"):
-        hold(data=here, admin=learner.door.url)
+        hold(data=here, admin=learner.server.url)
     monkeypatch.setenv("MILLRACE_ADMIN_TOKEN_FILE", str(folder / OWN))
-    hold(data=here, admin=learner.door.url)
+    hold(data=here, admin=learner.server.url)
     (folder / "wrong").write_text("another\n")
     monkeypatch.setenv("MILLRACE_ADMIN_TOKEN_FILE", str(folder / "wrong"))
     with pytest.raises(ServiceError, match="the token is none that is known here; send the header"):
-        hold(data=here, admin=learner.door.url)
-    assert learner.heard == [("hold", {})]
+        hold(data=here, admin=learner.server.url)
+    assert learner.received == [("hold", {})]
 
 
 def test_where_no_learner_is_that_is_said(folder: Path) -> None:
@@ -129,10 +129,10 @@ def test_where_no_learner_is_that_is_said(folder: Path) -> None:
     for wrong in ("learner:8750", "https://learner", "http://h:port", ""):
         with pytest.raises(SettingError, match=f"address '{wrong}' of the learner; give http://HOST:PORT"):
             ask(wrong, "/model/hold", {}, "t")
-    door = Learner(folder)
-    told = (folder / "learner" / ADDRESS).read_bytes()
-    door.end()
-    (folder / "learner" / ADDRESS).write_bytes(told)  # as a learner leaves it that was killed
+    server = Learner(folder)
+    reported = (folder / "learner" / ADDRESS).read_bytes()
+    server.end()
+    (folder / "learner" / ADDRESS).write_bytes(reported)  # as a learner leaves it that was killed
     with pytest.raises(ServiceError, match=r"does not answer .*; look whether it runs"):
         hold(data=folder)
 

@@ -1,4 +1,4 @@
-"""What deploy/ says, held against what the roles are: files parse, the compose file is sound, every metric exists."""
+"""What deploy/ says, held against what the roles are: files parse, the compose file is valid, every metric exists."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from learner.ranker.model import OnlineModel
 from learner.role.model_factory import model_of
 from millrace.contracts.events import Item, User, decode_event
 from millrace.contracts.profile_reader import Intake
-from millrace.contracts.profile_warnings import Doubts
+from millrace.contracts.profile_warnings import ProfileChecks
 from millrace.contracts.schema import parse_schema
 from millrace.windows.features import FeatureBuilder
 from tests.architecture import ROOT
@@ -55,7 +55,7 @@ def test_a_schema_of_the_page_takes_items_that_fit_it_and_ids_by_their_names(tex
     }
     attributes = {name: value for name, value in of_items.items() if name != "item_id"}
     item = Intake(schema).item(msgspec.json.encode(Item("a", attributes | dict.fromkeys(schema.filters, True))))
-    assert Doubts(schema).of_item(item, b"a") == []
+    assert ProfileChecks(schema).of_item(item, b"a") == []
     columns, _ = builder.attributes("item", {**item.attributes, "item_id": item.item_id})
     assert builder.keys(columns, 1).any(), "a key of items counts"
 

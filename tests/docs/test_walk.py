@@ -1,5 +1,5 @@
 """docs/tutorials/first-shop.md, done as it says, from an empty folder: a page of one's own items, a model that learnt
-from one's own clicks, a shop in a browser whose shelf follows what is clicked; after a restart it still does.
+from one's own clicks, a shop in a browser whose page follows what is clicked; after a restart it still does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.scenes.waiting import LONG, until
 WALK = blocks(PAGE.read_text())
 KINDS = ["novels", "comics", "maps"]
 CLICKS = 2
-"""Goods of a kind that somebody opens of one shelf."""
+"""Products of a kind that somebody opens of one page."""
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_the_walk_reaches_a_page_of_ones_own_that_follows_ones_clicks(walker: Wa
             run(check, shop, f"{check.__name__[:8]}-")
         if CHROMIUM:
             with browser(tmp_path) as tab:
-                the_shelf_follows(tab, walker.shop, shop)
+                the_page_follows(tab, walker.shop, shop)
 
     walker.stop("terminal=2")
     for block in WALK[again:]:
@@ -108,29 +108,29 @@ def answers(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def the_shelf_follows(tab: Browser, url: str, shop: Millrace) -> None:
-    """Somebody opens goods of one kind again and again, in a browser, and the shelf moves towards that kind.
+def the_page_follows(tab: Browser, url: str, shop: Millrace) -> None:
+    """Somebody opens products of one kind again and again, in a browser, and the page moves towards that kind.
 
     A young model's order moves by itself too, so it has to be this visitor's doing: for a stranger, who opens nothing,
-    the same goods stand elsewhere at the same moment.
+    the same products stand elsewhere at the same moment.
     """
     tab.go(url)
     turned(tab, 0)
     (cookie,) = tab.call("Network.getCookies", urls=[url])["cookies"]
-    goods = catalogue()
-    first = shelf(tab)
-    # Of the kinds on the first shelf that the made-up visitors do not like, the one that stands worst.
+    products = catalogue()
+    first = shown_kinds(tab)
+    # Of the kinds on the first page that the made-up visitors do not like, the one that stands worst.
     kinds = [kind for kind in dict.fromkeys(first) if kind not in ("shoes", "plants")]
 
     def place(user: str, kind: str) -> float:
         page = model_page(shop, user, in_stock=True)
-        return rank(page, lambda i: i in goods and goods[i].category == kind)
+        return rank(page, lambda i: i in products and products[i].category == kind)
 
     kind = max(kinds, key=lambda one: place(cookie["value"], one))
     found: list[tuple[float, float]] = []
 
     def follows() -> bool:
-        turn = int(tab.evaluate("Number(document.querySelector('#shelf').dataset.page)"))
+        turn = int(tab.evaluate("Number(document.querySelector('#products').dataset.page)"))
         clicked = tab.evaluate(
             f"[...document.querySelectorAll('.tile[data-category={kind}]')].slice(0, {CLICKS})"
             ".map((one) => one.click()).length"
@@ -138,32 +138,32 @@ def the_shelf_follows(tab: Browser, url: str, shop: Millrace) -> None:
         if clicked:
             turned(tab, turn)
         else:
-            tab.go(url)  # none of them on this shelf (a random one, say): come again
+            tab.go(url)  # none of them on this page (a random one, say): come again
             turned(tab, 0)
         found.append((place(cookie["value"], kind), place("stranger", kind)))
         mine, strangers = found[-1]
-        return mine < strangers - 0.2 and shelf(tab)[:12].count(kind) > first[:12].count(kind)
+        return mine < strangers - 0.2 and shown_kinds(tab)[:12].count(kind) > first[:12].count(kind)
 
-    until(follows, f"the shelf follows clicks on {kind}", every=0.2, more=lambda: f"{found} {first} {shelf(tab)}")
+    until(follows, f"the page follows clicks on {kind}", every=0.2, more=lambda: f"{found} {first} {shown_kinds(tab)}")
 
 
 def turned(tab: Browser, turn: int) -> None:
     until(
-        lambda: bool(tab.evaluate(f"Number(document.querySelector('#shelf').dataset.page || 0) > {turn}")),
-        "the shelf was asked for anew",
+        lambda: bool(tab.evaluate(f"Number(document.querySelector('#products').dataset.page || 0) > {turn}")),
+        "the page was asked for again",
     )
 
 
-def shelf(tab: Browser) -> list[str]:
-    """Kinds of the goods that the browser shows, in order."""
+def shown_kinds(tab: Browser) -> list[str]:
+    """Kinds of the products that the browser shows, in order."""
     found: list[str] = tab.evaluate("[...document.querySelectorAll('.tile')].map((one) => one.dataset.category)")
     return found
 
 
 def catalogue() -> dict[str, Any]:
-    """The example shop's goods, from its own file."""
-    goods: dict[str, Any] = runpy.run_path(str(ROOT / "examples" / "shop-app" / "catalogue.py"))["make"]()
-    return goods
+    """The example shop's products, from its own file."""
+    products: dict[str, Any] = runpy.run_path(str(ROOT / "examples" / "shop-app" / "catalogue.py"))["make"]()
+    return products
 
 
 def model_page(shop: Millrace, user: str, **only: Any) -> Page:

@@ -32,29 +32,29 @@ class Visitor:
     def __init__(self, app: Any) -> None:
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shop")
 
-    async def shelf(self) -> dict[str, Any]:
-        found: dict[str, Any] = (await self.http.get("/shelf")).json()
+    async def listed(self) -> dict[str, Any]:
+        found: dict[str, Any] = (await self.http.get("/products")).json()
         return found
 
     async def post(self, path: str, **body: Any) -> int:
         return (await self.http.post(path, json=body)).status_code
 
 
-def test_the_shelf_is_millraces_and_what_is_seen_and_clicked_goes_back(files: dict[str, Any]) -> None:
+def test_the_page_is_millraces_and_what_is_seen_and_clicked_goes_back(files: dict[str, Any]) -> None:
     async def day() -> None:
-        goods = files["catalogue"].make(40)
+        products = files["catalogue"].make(40)
         async with AsyncFakeMillrace() as millrace:
-            app = files["app"].make_app(millrace, goods)
-            await millrace.put_items(one.item for one in goods.values())
+            app = files["app"].make_app(millrace, products)
+            await millrace.put_items(one.item for one in products.values())
             ann, bob = Visitor(app), Visitor(app)
             async with ann.http, bob.http:
-                assert (await ann.http.get("/shelf")).status_code == 400  # no cookie yet
+                assert (await ann.http.get("/products")).status_code == 400  # no cookie yet
                 for visitor in (ann, bob):
                     assert "Odds &amp; Ends" in (await visitor.http.get("/")).text
-                shelf = await ann.shelf()
-                assert [one["position"] for one in shelf["goods"]] == list(range(24))
-                assert all(one["in_stock"] for one in shelf["goods"])
-                page, last = shelf["request_id"], shelf["goods"][-1]["item_id"]
+                listed = await ann.listed()
+                assert [one["position"] for one in listed["products"]] == list(range(24))
+                assert all(one["in_stock"] for one in listed["products"])
+                page, last = listed["request_id"], listed["products"][-1]["item_id"]
                 assert await ann.post("/seen", request_id=page, positions=[0, 1, 2]) == 204
                 assert await ann.post("/click", request_id=page, item_id=last) == 204
                 # What a browser says is checked: another's page, no such page, item or position, no JSON.
@@ -67,9 +67,9 @@ def test_the_shelf_is_millraces_and_what_is_seen_and_clicked_goes_back(files: di
                 await millrace.flush()
                 exposure, click = millrace.server.events
                 assert isinstance(exposure, Exposure)
-                assert exposure.items == [one["item_id"] for one in shelf["goods"][:3]]
+                assert exposure.items == [one["item_id"] for one in listed["products"][:3]]
                 assert (click.user_id, getattr(click, "position", None)) == (exposure.user_id, 23)
-                assert (await ann.shelf())["goods"][0]["item_id"] == last  # its page changes as one clicks
+                assert (await ann.listed())["products"][0]["item_id"] == last  # its page changes as one clicks
 
     asyncio.run(day())
 
@@ -82,8 +82,8 @@ def test_the_shop_is_open_without_millrace(files: dict[str, Any], capsys: pytest
             async with visitor.http:
                 await visitor.http.get("/")
                 millrace.server.fail(401, times=10)
-                shelf = await visitor.shelf()
-                assert (shelf["request_id"], len(shelf["goods"])) == ("", 24)
+                listed = await visitor.listed()
+                assert (listed["request_id"], len(listed["products"])) == ("", 24)
                 assert await visitor.post("/seen", request_id="", positions=[0]) == 204
             assert millrace.waiting == 0
 
@@ -91,12 +91,12 @@ def test_the_shop_is_open_without_millrace(files: dict[str, Any], capsys: pytest
     assert "shown in the shop's own order" in capsys.readouterr().out
 
 
-def test_the_schema_names_what_the_goods_have(files: dict[str, Any]) -> None:
+def test_the_schema_names_what_the_products_have(files: dict[str, Any]) -> None:
     schema = load_schema(FOLDER / "schema.toml")
     known = {field.name for field in schema.fields} | set(schema.filters)
     (one, *_), other = files["catalogue"].make(3).values(), files["catalogue"].make(3)
     assert set(one.item.attributes) <= known
-    assert files["catalogue"].make(3) == other, "the same goods every time"
+    assert files["catalogue"].make(3) == other, "the same products every time"
     page = (FOLDER / "index.html").read_text()
     assert set(re.findall(r'<symbol id="(\w+)"', page)) == set(files["catalogue"].CATEGORIES)
     assert not re.search(r'(src|href)="(https?:)?//', page), "nothing from elsewhere"
@@ -117,11 +117,11 @@ def test_visitors_click_what_they_like(files: dict[str, Any]) -> None:
             for user in [0, 1] * 5:
                 await crowd.visit(user)
             await shop.flush()
-            goods = crowd.goods
+            products = crowd.products
             clicks: dict[str, list[Any]] = {"visitor-0": [], "visitor-1": []}
             for event in shop.server.events:
                 if not isinstance(event, Exposure):
-                    clicks[str(event.user_id)].append(goods[str(event.item_id)])
+                    clicks[str(event.user_id)].append(products[str(event.item_id)])
             return crowd.tally, clicks
 
     tally, clicks = asyncio.run(day())

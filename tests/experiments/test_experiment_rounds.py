@@ -112,7 +112,7 @@ def test_the_start_is_trained_once_and_nothing_is_learnt_for_nobody(
     # days after: once for daily rounds and micro-batches together, and by replay and retraining; the last only once.
     times = {d: set(learnt[data.rows((d,))].tolist()) for d in (*TRAIN, *TEST)}
     whole = epochs.BATCH_ROWS
-    cut = (train.stop - train.start) % whole  # rows of the last batch of the start: "replayed daily" takes them anew
+    cut = (train.stop - train.start) % whole  # rows of the last batch of the start: "replayed daily" takes them again
     assert times[0] == {5}
     assert set(learnt[train.stop - cut : train.stop].tolist()) == {6}
     assert set(learnt[train.start : train.stop - cut].tolist()) == {5}

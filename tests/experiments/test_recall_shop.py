@@ -80,7 +80,7 @@ def test_what_is_on_sale_follows_the_world() -> None:
     for ts_ms in (START + DAY_MS, START + DAY_MS + 20 * HOUR_MS):
         found.advance(ts_ms)
         day = world().day(DAY + 1)
-        assert set(found.item_ids(np.flatnonzero(found.items.alive))) == set(day.goods.item_id[day.alive(ts_ms)])
+        assert set(found.item_ids(np.flatnonzero(found.items.alive))) == set(day.inventory.item_id[day.alive(ts_ms)])
         assert set(found.lists.living.tolist()) == set(np.flatnonzero(found.items.alive).tolist())
     assert not found.index.alive.all(), "some left the shop"
 

@@ -55,7 +55,7 @@ BAD_WEIGHT, ODD_WEIGHT, ENDING_WEIGHT = 1313.0, 1717.0, 1919.0
 
 
 class Moody(Hashed):
-    """Sound on what it is tried with, and not later."""
+    """Valid on what it is tried with, and not later."""
 
     fails: ClassVar[set[str]] = set()  # verbs that raise from now on, in all objects
     last: ClassVar[SampleBatch | None] = None  # learnt by any of them
@@ -190,7 +190,7 @@ class WritesToPage(Hashed):
 
 
 class WritesToBatch(Hashed):
-    """It learns in place: other models and a batch that is learnt anew would get other rows."""
+    """It learns in place: other models and a batch that is learnt again would get other rows."""
 
     def learn(self, batch: SampleBatch) -> None:
         batch.label[:] = 0

@@ -36,15 +36,15 @@ from millrace.contracts.events import (
     Exposure,
     Item,
     User,
+    dead_letter_bytes,
     decode_dead_letter,
     decode_event,
     decode_item_tiles,
     decode_truth,
     is_deep,
-    letter_bytes,
     to_json,
 )
-from millrace.contracts.impressions import decode_impression
+from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schemabook import SchemaBook
@@ -54,9 +54,9 @@ from millrace.contracts.topics import (
     EVENTS,
     FEATURES_COCLICKS,
     FEATURES_ITEMS,
-    IMPRESSIONS,
     ITEMS,
     MODEL_DELTAS,
+    PAGE_LOGS,
     SAMPLES,
     TRUTH,
     USERS,
@@ -71,7 +71,7 @@ from stream.worker.shop_lists import ShopLists
 from tests.scenes.bad_messages import PARTITIONS, VALUES, Bad, astray, corpus, deep, json_fields, json_object
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_log import MemoryBroker
-from tests.scenes.scorer_shop import ITEMS as GOODS
+from tests.scenes.scorer_shop import ITEMS as SHOP_ITEMS
 from tests.scenes.scorer_shop import NOW_MS, SCHEMA, SCHEMA_TOML, SPEC, batch, item
 from tests.scenes.stream_world import resumed
 from tests.scorer.feeder.test_feed import Scene, feed, same_model
@@ -100,7 +100,7 @@ def records(topic: str) -> list[tuple[bytes | None, bytes | None]]:
 def test_there_are_some_hundred_for_the_topics_that_anybody_may_write_to_and_some_for_all() -> None:
     counts = Counter(bad.topic for bad in all_bad())
     assert counts.keys() == {
-        EVENTS, USERS, ITEMS, IMPRESSIONS, SAMPLES, FEATURES_ITEMS, FEATURES_COCLICKS, MODEL_DELTAS, DEAD_LETTERS,
+        EVENTS, USERS, ITEMS, PAGE_LOGS, SAMPLES, FEATURES_ITEMS, FEATURES_COCLICKS, MODEL_DELTAS, DEAD_LETTERS,
         TRUTH,
     }  # fmt: skip
     assert counts[EVENTS] > 400
@@ -121,7 +121,7 @@ DECODERS: dict[str, tuple[Callable[[bytes | None], Any], type[Exception]]] = {
     EVENTS: (decode_event, BadEventError),
     USERS: (INTAKE.user, BadEventError),
     ITEMS: (INTAKE.item, BadEventError),
-    IMPRESSIONS: (decode_impression, BadEventError),
+    PAGE_LOGS: (decode_page_log, BadEventError),
     FEATURES_ITEMS: (decode_item_tiles, BadEventError),
     FEATURES_COCLICKS: (coclick_message.unpack, BadEventError),
     TRUTH: (decode_truth, BadEventError),
@@ -280,7 +280,7 @@ def partition_messages() -> list[InputMessage]:
     offsets = Counter[str]()
     found = []
     for bad in all_bad():
-        if bad.topic in (EVENTS, IMPRESSIONS, USERS):
+        if bad.topic in (EVENTS, PAGE_LOGS, USERS):
             found.append(InputMessage(bad.topic, offsets[bad.topic], bad.value or b""))  # as the worker hands them over
             offsets[bad.topic] += 1
     return found
@@ -294,7 +294,7 @@ def good_page(request: str, ts_ms: int) -> list[tuple[str, bytes]]:
         "num": bytes(8 * layout.N), "keys": np.arange(1, 2 * layout.K + 1, dtype="<u8").tobytes(),
     }  # fmt: skip
     return [
-        (IMPRESSIONS, msgspec.msgpack.encode(served)),
+        (PAGE_LOGS, msgspec.msgpack.encode(served)),
         (EVENTS, to_json(Exposure(f"{request}/e", request, ts_ms, 7, [1, 2]))),
         (EVENTS, to_json(Click(f"{request}/c", request, ts_ms + 1, 7, 2, 1))),
     ]
@@ -312,7 +312,7 @@ def test_a_partition_takes_or_buries_each_and_goes_on() -> None:
             exposures += out.counts.get("exposures", 0)
             labels += sum(out.counts.get(f"samples.{kind}", 0) for kind in ("positive", "negative"))
             taken = sum(
-                n for name, n in out.counts.items() if name.startswith("events.") or name in ("impressions", "users")
+                n for name, n in out.counts.items() if name.startswith("events.") or name in ("page_logs", "users")
             )
             own = [d for d in dead[before:] if (d.topic, d.offset) == (message.topic, message.offset)]
             assert taken + len([d for d in own if d.exposures == 0]) >= 1, message
@@ -320,16 +320,16 @@ def test_a_partition_takes_or_buries_each_and_goes_on() -> None:
         changes = partition.changes()
         msgspec.json.encode([user.attributes for user in changes.profiles])
         partition = resumed(partition.snapshot().to_bytes(), SCHEMA, POLICY)
-    for letter in dead:
-        assert decode_dead_letter(letter_bytes(letter)) == letter
-        assert "Error:" not in letter.detail, letter
+    for dead_letter in dead:
+        assert decode_dead_letter(dead_letter_bytes(dead_letter)) == dead_letter
+        assert "Error:" not in dead_letter.detail, dead_letter
     assert {d.reason for d in dead} >= {
         "malformed",
         "wrong-type",
         "unknown-type",
         "oversized",
         "bad-user",
-        "bad-impression",
+        "bad-page-log",
     }
 
     offsets = dict(partition.offsets)
@@ -360,37 +360,38 @@ def test_what_came_in_another_partition_is_a_dead_letter_at_once_and_nothing_wai
         out = partitions[number].take([InputMessage(topic, offsets[topic, number], raw)], NOW_MS)
         offsets[topic, number] += 1
         exposures += out.counts.get("exposures", 0) - out.counts.get("samples.negative", 0)
-        exposures -= out.counts.get("samples.positive", 0) + sum(letter.exposures for letter in out.dead)
+        exposures -= out.counts.get("samples.positive", 0) + sum(dead_letter.exposures for dead_letter in out.dead)
         return out.dead
 
     for bad in all_bad():
-        if bad.topic not in (EVENTS, IMPRESSIONS, USERS):
+        if bad.topic not in (EVENTS, PAGE_LOGS, USERS):
             continue
         home = 0 if bad.key is None else kafka_partition(bad.key, PARTITIONS)
         number = home if bad.partition is None else bad.partition
-        held, letters = partitions[number].pending, send(bad.topic, bad.value or b"", number)
+        held, dead_letters = partitions[number].pending, send(bad.topic, bad.value or b"", number)
         if bad in lost_way:
-            (letter,) = letters
-            assert letter.reason == "wrong-partition", bad.name
+            (dead_letter,) = dead_letters
+            assert dead_letter.reason == "wrong-partition", bad.name
             right = kafka_partition(b"7", PARTITIONS)
             assert (
-                f"user 7 came in partition {number}, but belongs to partition {right} of {PARTITIONS}" in letter.detail
+                f"user 7 came in partition {number}, but belongs to partition {right} of {PARTITIONS}"
+                in dead_letter.detail
             )
-            assert letter.exposures == (2 if bad.name.startswith("seen") else 0)
+            assert dead_letter.exposures == (2 if bad.name.startswith("seen") else 0)
             assert partitions[number].pending == held
             lost_way.discard(bad)
-        found += letters
+        found += dead_letters
     assert not lost_way
-    assert Counter(letter.reason for letter in found)["wrong-partition"] >= 12
+    assert Counter(dead_letter.reason for dead_letter in found)["wrong-partition"] >= 12
     right = kafka_partition(b"7", PARTITIONS)
     for topic, raw in good_page("good", NOW_MS):
         assert not send(topic, raw, right)
     for partition in partitions:
         out = partition.advance(NOW_MS + 24 * 60 * MINUTE)
         exposures -= out.counts.get("samples.negative", 0) + out.counts.get("samples.positive", 0)
-        exposures -= sum(letter.exposures for letter in out.dead)
+        exposures -= sum(dead_letter.exposures for dead_letter in out.dead)
         assert partition.pending == 0
-        assert "astray" not in "".join(letter.detail for letter in out.dead)
+        assert "astray" not in "".join(dead_letter.detail for dead_letter in out.dead)
     assert exposures == 0, "the books balance"
 
 
@@ -420,17 +421,17 @@ def test_profiles_are_read_past_what_nobody_can_use(monkeypatch: pytest.MonkeyPa
 
 def test_the_lists_take_or_bury_each_and_are_made(tmp_path: Path) -> None:
     lists = ShopLists(SCHEMA)
-    letters: list[DeadLetter] = []
+    dead_letters: list[DeadLetter] = []
     for topic in (ITEMS, FEATURES_ITEMS):
         for offset, bad in enumerate(of(topic)):
             record = SimpleNamespace(topic=topic, partition=0, offset=offset, key=bad.key, value=bad.value)
-            letter = take(lists, INTAKE, record)
-            if letter is not None:
-                assert (letter.topic, letter.offset) == (topic, offset)
-                assert "Error:" not in letter.detail, (bad.name, letter.detail)
-                letters.append(letter)
-    assert Counter(letter.reason for letter in letters).keys() == {"bad-item", "bad-item-tiles"}
-    assert len(letters) > 150
+            dead_letter = take(lists, INTAKE, record)
+            if dead_letter is not None:
+                assert (dead_letter.topic, dead_letter.offset) == (topic, offset)
+                assert "Error:" not in dead_letter.detail, (bad.name, dead_letter.detail)
+                dead_letters.append(dead_letter)
+    assert Counter(dead_letter.reason for dead_letter in dead_letters).keys() == {"bad-item", "bad-item-tiles"}
+    assert len(dead_letters) > 150
     good = SimpleNamespace(topic=ITEMS, partition=0, offset=0, key=b"good", value=to_json(item("good", born_ms=NOW_MS)))
     assert take(lists, INTAKE, good) is None
     assert "good" in lists.make(max(NOW_MS, lists.newest_ms + 1))["new"]
@@ -451,15 +452,15 @@ def test_an_item_is_usable_for_lists_and_scorer_or_for_neither(tmp_path: Path) -
 def test_the_item_feed_passes_over_each_and_takes_what_follows(tmp_path: Path) -> None:
     reader, scorer, figures, _ = feed(ItemFeed, tmp_path)
     bad = records(ITEMS)
-    good = [(str(i.item_id).encode(), to_json(i)) for i in GOODS]
+    good = [(str(i.item_id).encode(), to_json(i)) for i in SHOP_ITEMS]
     mixed = [record for pair in zip(bad, good * 2, strict=False) for record in pair]
     reader.take_all(as_records(*mixed, *good, (b"5", None)))
     assert figures.errors.keys() == {"item"}, "each was foreseen"
-    rows = scorer.index.rows_of([i.item_id for i in GOODS])
+    rows = scorer.index.rows_of([i.item_id for i in SHOP_ITEMS])
     assert (rows >= 0).all()
-    assert scorer.index.alive[rows].sum() == len(GOODS) - 1
+    assert scorer.index.alive[rows].sum() == len(SHOP_ITEMS) - 1
     scorer.spread()
-    assert len(scorer.serving.lists.living) >= len(GOODS) - 1
+    assert len(scorer.serving.lists.living) >= len(SHOP_ITEMS) - 1
 
 
 def test_the_tile_feed_passes_over_each_and_counts_can_be_read(tmp_path: Path) -> None:
@@ -474,7 +475,7 @@ def test_the_tile_feed_passes_over_each_and_counts_can_be_read(tmp_path: Path) -
 
 def test_the_feed_of_co_clicks_passes_over_each_and_makes_neighbours(tmp_path: Path) -> None:
     scorer = Whole(Settings(data=str(tmp_path)))
-    scorer.stock(GOODS)
+    scorer.stock(SHOP_ITEMS)
     kept: list[Any] = []
     reader = CoFeed(scorer.state, lambda *sent: kept.append(sent))
     reader.take_all(as_records(*records(FEATURES_COCLICKS)))
@@ -512,9 +513,9 @@ def test_a_failure_that_nobody_foresaw_costs_one_message_and_no_more(tmp_path: P
         return prepare(item)
 
     scorer.index.prepare = fails_on_some  # type: ignore[method-assign]
-    reader.take_all(as_records(*((b"", to_json(i)) for i in GOODS)))
+    reader.take_all(as_records(*((b"", to_json(i)) for i in SHOP_ITEMS)))
     assert figures.errors == {"message": 2}
-    assert len(scorer.index) == len(GOODS) - 2
+    assert len(scorer.index) == len(SHOP_ITEMS) - 2
 
 
 def test_a_feed_reads_no_message_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from millrace.contracts.events import Item, decode_dead_letter, key_of, to_json
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import DEAD_LETTERS, EVENTS, IMPRESSIONS, ITEMS, SAMPLES, USERS
+from millrace.contracts.topics import DEAD_LETTERS, EVENTS, ITEMS, PAGE_LOGS, SAMPLES, USERS
 from millrace.processes.kafka import create_topics, make_producer, read_all
 from tests.commands.demo.test_demo_live import assert_all_accounted_for
 from tests.scenes.bad_messages import Bad, astray, corpus
@@ -103,12 +103,12 @@ def test_bad_messages_through_a_running_loop_cost_it_nothing(tmp_path: Path) -> 
                 demo.until(back, f"the {name} is back")
             scorer = ""
 
-            def told() -> bool:
+            def reported() -> bool:
                 nonlocal scorer
                 scorer = role_environment(demo, "simulate").get("MILLRACE_SCORER", "")
                 return bool(scorer)
 
-            demo.until(told, "the simulator is told where the scorer is")
+            demo.until(reported, "the simulator is told where the scorer is")
             send(settings, [Bad(ITEMS, "good", b"after", to_json(Item("after", {"category": 3, "price": 2.5})))])
             demo.until(lambda: "scores" in scores(scorer, "after"), "a later item is known")
             send(settings, [Bad(ITEMS, "gone", key_of("after"), None)])
@@ -126,7 +126,7 @@ def test_bad_messages_through_a_running_loop_cost_it_nothing(tmp_path: Path) -> 
         assert_all_accounted_for(report)
         assert set(report["restarts"].values()) == {0, 1}, "no role died but those that were killed"
         assert 'millrace_errors_total{what="message"}' not in figures, "each was foreseen"
-        letters = Counter[tuple[str, str, int, int]]()
+        dead_letters = Counter[tuple[str, str, int, int]]()
         unread = 0
 
         def read(record: Any) -> None:
@@ -136,17 +136,17 @@ def test_bad_messages_through_a_running_loop_cost_it_nothing(tmp_path: Path) -> 
             except ValueError:
                 unread += 1
                 return
-            letters[one.topic, one.reason, one.partition, one.offset] += 1
+            dead_letters[one.topic, one.reason, one.partition, one.offset] += 1
 
         read_all(settings, DEAD_LETTERS, read)
         assert unread > 100  # our own, that is
-        reasons = Counter((topic, reason) for topic, reason, _, _ in letters)
+        reasons = Counter((topic, reason) for topic, reason, _, _ in dead_letters)
         assert reasons[USERS, "bad-user"] > 100
         assert reasons[ITEMS, "bad-item"] > 150
         assert reasons["features.items", "bad-item-tiles"] > 50
         assert reasons[SAMPLES, "bad-samples"] > 60
-        assert reasons["impressions", "bad-impression"] > 100
+        assert reasons["page_logs", "bad-page-log"] > 100
         assert sum(n for (topic, _), n in reasons.items() if topic == EVENTS) > 300
-        for topic in (EVENTS, USERS, IMPRESSIONS):
+        for topic in (EVENTS, USERS, PAGE_LOGS):
             assert reasons[topic, "wrong-partition"] >= sum(bad.topic == topic for bad in astray(shop_schema(), TS_MS))
         assert report["dead_letters_elsewhere"]

@@ -22,11 +22,11 @@ import structlog
 from prometheus_client import REGISTRY
 
 from millrace.basics.hashing import kafka_partition, value_hash
-from millrace.contracts.dead_letter_reasons import DOUBTS, REASONS
+from millrace.contracts.dead_letter_reasons import REASONS, WARNINGS
 from millrace.contracts.events import BadEventError, DeadLetter, key_of
 from millrace.contracts.profile_reader import Intake
-from millrace.contracts.profile_warnings import Doubt, Doubts
-from millrace.contracts.topics import EVENTS, IMPRESSIONS, ITEMS, USERS
+from millrace.contracts.profile_warnings import ProfileChecks, ProfileWarning
+from millrace.contracts.topics import EVENTS, ITEMS, PAGE_LOGS, USERS
 from scorer.feeder.kafka_feed import FeedRecord, ItemFeed
 from scorer.ipc.meters import ScorerMeters
 from stream.intake.intake_queue import Keeper, Parcel
@@ -195,7 +195,7 @@ def test_the_page_has_a_row_for_each_case_and_no_other() -> None:
 # -- by HTTP ------------------------------------------------------------------------------------------------------
 
 
-class Door:
+class IntakeDouble:
     """The intake without sockets and Kafka: whatever is taken is kept at once."""
 
     def __init__(self) -> None:
@@ -224,19 +224,19 @@ class Door:
 
 @pytest.mark.parametrize("mistake", CASES)
 def test_by_http(mistake: str) -> None:
-    case, door = CASES[mistake], Door()
+    case, intake = CASES[mistake], IntakeDouble()
     if not case.http:
         assert ROWS[mistake][0] == "", "the intake cannot be sent this"
         return
     what: What = {EVENTS: "events", USERS: "users", ITEMS: "items"}[case.topic]  # type: ignore[assignment]
-    door.send(partial(door.reader.read, "events", SEEN, NOW_MS, NOW_MS))
+    intake.send(partial(intake.reader.read, "events", SEEN, NOW_MS, NOW_MS))
     said = []
     for n, value in enumerate(case.values):
         key = (case.keys or (b"",))[n] if value is None else b""
         if value is None:
-            said.append(door.send(partial(door.reader.removal, what, (key or b"").decode())))
+            said.append(intake.send(partial(intake.reader.removal, what, (key or b"").decode())))
         else:
-            said.append(door.send(partial(door.reader.read, what, value, NOW_MS, NOW_MS)))
+            said.append(intake.send(partial(intake.reader.read, what, value, NOW_MS, NOW_MS)))
     assert said[-1] == ROWS[mistake][0]
     if said[-1].startswith("refused"):
         assert set(said) == {said[-1]}, "each of the row's messages"
@@ -254,8 +254,8 @@ class Loop:
         self.folder = folder
         self.offsets: dict[tuple[str, int], int] = {}
         self.outputs: list[StepOutput] = []
-        self.letters: list[DeadLetter] = []
-        self.doubts: list[Doubt] = []
+        self.dead_letters: list[DeadLetter] = []
+        self.warnings: list[ProfileWarning] = []
 
     def send(self, topic: str, key: bytes | None, value: bytes | None) -> tuple[str, int, int]:
         """Takes a message as Kafka's default partitioner places it; returns its place."""
@@ -276,8 +276,8 @@ class Loop:
 
     def _done(self, output: StepOutput) -> None:
         self.outputs.append(output)
-        self.letters += output.dead
-        self.doubts += output.doubts
+        self.dead_letters += output.dead
+        self.warnings += output.warnings
 
     @cached_property
     def scorer(self) -> tuple[ItemFeed, ScorerMeters]:
@@ -286,12 +286,12 @@ class Loop:
 
     def _item(self, key: bytes | None, value: bytes | None, offset: int) -> None:
         record = SimpleNamespace(topic=ITEMS, partition=0, offset=offset, key=key, value=value)
-        letter = take(self.lists, self.intake, record, Doubts(SCHEMA), self.doubts)
+        dead_letter = take(self.lists, self.intake, record, ProfileChecks(SCHEMA), self.warnings)
         items, meters = self.scorer
         before = meters.errors["item"]
         items.take_all([FeedRecord(key, value, offset)])
-        assert (meters.errors["item"] > before) == (letter is not None), "usable for lists and scorer, or for none"
-        self.letters += [] if letter is None else [letter]
+        assert (meters.errors["item"] > before) == (dead_letter is not None), "usable for lists and scorer, or for none"
+        self.dead_letters += [] if dead_letter is None else [dead_letter]
 
 
 def message_of(topic: str, offset: int, key: bytes | None, value: bytes | None) -> InputMessage:
@@ -306,7 +306,7 @@ def figure(name: str, **labels: str) -> float:
 def test_by_kafka(mistake: str, tmp_path: Path) -> None:
     case, loop = CASES[mistake], Loop(tmp_path)
     for request in ("page", "second"):
-        loop.send(IMPRESSIONS, key_of(ANN), served(request))
+        loop.send(PAGE_LOGS, key_of(ANN), served(request))
     loop.send(EVENTS, key_of(ANN), SEEN)
     if case.topic == ITEMS:
         loop.send(ITEMS, b"vase", msgspec.json.encode({"item_id": "vase", "attributes": {"category": "shoes"}}))
@@ -317,16 +317,25 @@ def test_by_kafka(mistake: str, tmp_path: Path) -> None:
         places.add(loop.send(case.topic, key_for(case.topic, value) if key is None else key, value))
     duplicates = sum(output.counts.get("duplicates", 0) for output in loop.outputs[before:])
     loop.end()
-    letters = [letter for letter in loop.letters if (letter.topic, letter.partition, letter.offset) in places]
-    assert len(letters) == len(loop.letters), "nothing else is harmed"
-    said = sorted({f"dead letter {letter.reason}" for letter in letters})
-    if letters:
-        assert len(letters) == len(case.values), "each of the row's messages"
+    dead_letters = [
+        dead_letter
+        for dead_letter in loop.dead_letters
+        if (dead_letter.topic, dead_letter.partition, dead_letter.offset) in places
+    ]
+    assert len(dead_letters) == len(loop.dead_letters), "nothing else is harmed"
+    said = sorted({f"dead letter {dead_letter.reason}" for dead_letter in dead_letters})
+    if dead_letters:
+        assert len(dead_letters) == len(case.values), "each of the row's messages"
     else:
-        warnings = sorted({f"warning {doubt.kind}" for doubt in loop.doubts})
+        warnings = sorted({f"warning {warning.kind}" for warning in loop.warnings})
         said = ["duplicate" if duplicates else "taken", *warnings]
     assert ", ".join(said) == ROWS[mistake][1]
-    told_and_counted(loop, {letter.reason for letter in letters}, {doubt.kind for doubt in loop.doubts}, duplicates)
+    reported_and_counted(
+        loop,
+        {dead_letter.reason for dead_letter in dead_letters},
+        {warning.kind for warning in loop.warnings},
+        duplicates,
+    )
 
 
 def key_for(topic: str, value: bytes | None) -> bytes:
@@ -338,11 +347,11 @@ def key_for(topic: str, value: bytes | None) -> bytes:
         return ANN.encode()
 
 
-def told_and_counted(loop: Loop, reasons: set[str], doubts: set[str], duplicates: int) -> None:
+def reported_and_counted(loop: Loop, reasons: set[str], warnings: set[str], duplicates: int) -> None:
     """None of it ends in silence: a figure rises, and the log has a line with the remedy."""
     # The outlet counts those of items.
     names = [("millrace_dead_letters_total", "reason", r) for r in reasons if r != "bad-item"]
-    names += [("millrace_doubts_total", "kind", kind) for kind in doubts if kind in of_users(loop)]
+    names += [("millrace_profile_warnings_total", "kind", kind) for kind in warnings if kind in of_users(loop)]
     before = [figure(name, **{label: value}) for name, label, value in names]
     dropped = figure("millrace_duplicates_dropped_total")
     for output in loop.outputs:
@@ -352,14 +361,14 @@ def told_and_counted(loop: Loop, reasons: set[str], doubts: set[str], duplicates
     assert figure("millrace_duplicates_dropped_total") == dropped + duplicates
     problems = ProblemLog()
     with structlog.testing.capture_logs() as lines:
-        problems.note(loop.letters, loop.doubts)
+        problems.note(loop.dead_letters, loop.warnings)
         problems.write(0.0)
     assert {line["reason"] for line in lines if "reason" in line} == reasons
-    assert {line["kind"] for line in lines if "kind" in line} == doubts
+    assert {line["kind"] for line in lines if "kind" in line} == warnings
     for line in lines:
         assert line["example"]
-        assert line["remedy"] == (REASONS.get(line.get("reason", "")) or DOUBTS[line["kind"]]).mend
+        assert line["remedy"] == (REASONS.get(line.get("reason", "")) or WARNINGS[line["kind"]]).mend
 
 
 def of_users(loop: Loop) -> Iterator[str]:
-    return (doubt.kind for output in loop.outputs for doubt in output.doubts)
+    return (warning.kind for output in loop.outputs for warning in output.warnings)

@@ -34,7 +34,7 @@ from learner.ranker.inputs import Inputs
 from learner.ranker.model import OnlineModel, build_network
 from learner.ranker.repeats import Repeats
 from learner.ranker.snapshot_slices import merge
-from learner.retrieval.click_history import History, Pending, Register
+from learner.retrieval.click_history import History, Pending, RecentItems
 from learner.retrieval.tower import Tower
 from learner.serving import overlay
 from learner.serving.serving_model import ServingModel
@@ -43,7 +43,7 @@ from learner.training.trainer import Trainer
 from millrace.basics.errors import MillraceError, SnapshotError, StoreError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Action, Exposure, User, decode_event, to_json
-from millrace.contracts.impressions import decode_served
+from millrace.contracts.page_logs import decode_served
 from millrace.versions.image import RETRIEVAL_TABLES, split
 from millrace.versions.modelstore import Image, TableRows
 from millrace.windows.tiles import TileStore, counts_of
@@ -64,7 +64,7 @@ from stream.worker.turn import INPUTS, Advance, Now, Pace, Publish, Take, Turn, 
 from tests.architecture import ROOT
 from tests.scenes.learning import SCHEMA as LEARNT
 from tests.scenes.learning import START_MS, make_samples, tables_of
-from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, impression, rows
+from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, page_log, rows
 from tests.scenes.tile_changes import changes as tile_changes
 from tests.scenes.turn_scene import lists_of
 
@@ -355,12 +355,12 @@ class Headed(Model):
     """With a retrieval head: some clicks wait for a micro-batch, others were flushed; its rows go by age and for want
     of room."""
 
-    covers = (Register, History, Pending)
+    covers = (RecentItems, History, Pending)
     damaged: ClassVar = {
         **Model.damaged,
         "half a head": lambda state: (Image(state[0].dense, _but(state[0].tables, "retrieval_user")), state[1]),
-        "no register": lambda state: (state[0], _but(state[1], "retrieval/register/keys")),
-        "a ring of nothing": lambda state: (state[0], {**state[1], "retrieval/register/ring": np.full(9, -1)}),
+        "no recent_items": lambda state: (state[0], _but(state[1], "retrieval/recent_items/keys")),
+        "a ring of nothing": lambda state: (state[0], {**state[1], "retrieval/recent_items/ring": np.full(9, -1)}),
     }
 
     def feed(self, subject: OnlineModel, piece: int) -> Any:
@@ -436,19 +436,19 @@ class Teacher(Case):
 
 @cache
 def messages(piece: int) -> tuple[InputMessage, ...]:
-    """Half an hour of a shop: pages whose impression, exposure and actions come in turn, late, or not at all."""
+    """Half an hour of a shop: pages whose page log, exposure and actions come in turn, late, or not at all."""
     log, now = Log(), T0 + piece * 31 * MINUTE
     found: list[InputMessage] = []
     for k in range(6):
         name, ts, items = f"{piece}-{k}", now + k * 3 * MINUTE, [k + 1, k + 2, piece + 10]
-        served = impression(name, ts, items, user=7 + k % 2)
+        served = page_log(name, ts, items, user=7 + k % 2)
         shown = exposure(name, ts + 1000, items[: 3 - k % 2], user_id=7 + k % 2)
         clicked = action("click", name, ts + 2000, 0, items[0], user_id=7 + k % 2)
-        parts = [("impressions", served), ("events", shown), ("events", clicked)]
+        parts = [("page_logs", served), ("events", shown), ("events", clicked)]
         if k == 1:
             parts.reverse()  # the click first
         elif k == 2:
-            parts = parts[1:]  # the impression is lost
+            parts = parts[1:]  # the page log is lost
         elif k == 3:
             parts = [*parts[:2], ("users", to_json(User(100 + piece, {"kind": "business"})))]
         elif k == 4:  # a purchase without a click, of this page and of the piece before's: twice
@@ -545,7 +545,7 @@ class Join(Case):
     def feed(self, subject: LabelJoin, piece: int) -> Any:
         out = Outcome()
         for message in messages(piece):
-            if message.topic == "impressions":
+            if message.topic == "page_logs":
                 page = self._page(message.raw)
                 subject.serve(decode_served(message.raw).request_id, page, out)
             elif message.topic == "events":
@@ -607,8 +607,8 @@ class Middle(Case):
         return partition
 
     def is_empty(self, changes: Any) -> bool:
-        told = changes.users, changes.profiles, changes.item_tiles, changes.recents, changes.forgotten
-        return not any(told) and not len(changes.item_keys) and not len(changes.coclicks.items)
+        reported = changes.users, changes.profiles, changes.item_tiles, changes.recents, changes.forgotten
+        return not any(reported) and not len(changes.item_keys) and not len(changes.coclicks.items)
 
     def read(self, reader: dict[Any, Any], changes: Any) -> None:
         """Tile lists by what they say at the end: they are merged as of the moment at which they are given."""
@@ -772,7 +772,7 @@ class Due(Case):
         return raw
 
     def resume(self, state: Any) -> Turn:
-        """A turn begins anew with its partition."""
+        """A turn begins again with its partition."""
         partition = Partition(0, SCHEMA, POLICY)
         partition.resume(state.to_bytes())
         return self.turn(partition)
@@ -909,15 +909,15 @@ def test_changes_are_given_once(case: Case) -> None:
 def test_changes_are_absolute(case: Case) -> None:
     """A reader that is told each piece's changes, some of them twice, is where one is that is told only at the end."""
     often, once = case.fresh(), case.fresh()
-    told: list[Any] = []
+    reported: list[Any] = []
     for piece in (*BEFORE, *AFTER):
         case.feed(often, piece)
         case.feed(once, piece)
-        told.append(case.changes(often))
+        reported.append(case.changes(often))
     readers: list[dict[Any, Any]] = [{}, {}, {}]
-    for change in told:
+    for change in reported:
         case.read(readers[0], change)
-    for change in (*told[:5], *told[2:]):
+    for change in (*reported[:5], *reported[2:]):
         case.read(readers[1], change)
     case.read(readers[2], case.changes(once))
     assert readers[0]

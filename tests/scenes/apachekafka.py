@@ -69,7 +69,7 @@ class ApacheKafka:
 
     Args:
         home: of the jars.
-        folder: made anew.
+        folder: made again.
 
     Raises:
         BenchError: as :func:`java_command`; from :meth:`start`, it does not start.

@@ -18,8 +18,8 @@ import numpy as np
 
 from millrace.basics.durations import DAY_MS
 from millrace.contracts import coclick_message
-from millrace.contracts.events import MAX_EVENT_BYTES, Impression
-from millrace.contracts.impressions import impression_bytes
+from millrace.contracts.events import MAX_EVENT_BYTES, PageLog
+from millrace.contracts.page_logs import page_log_bytes
 from millrace.contracts.pagepack import Rates
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
@@ -29,9 +29,9 @@ from millrace.contracts.topics import (
     EVENTS,
     FEATURES_COCLICKS,
     FEATURES_ITEMS,
-    IMPRESSIONS,
     ITEMS,
     MODEL_DELTAS,
+    PAGE_LOGS,
     SAMPLES,
     TRUTH,
     USERS,
@@ -226,11 +226,11 @@ def astray(schema: Schema, ts_ms: int) -> Iterator[Bad]:
         named = common | json_fields(request_id=page, event_id=page)
         seen = json_object(named | json_fields(type="exposure", items=[1, 2]))
         clicked = json_object(named | json_fields(type="click", item_id=1, position=0))
-        impression = msgspec.msgpack.encode({"request_id": page, "items": [1], **served, **arrays})
+        page_log = msgspec.msgpack.encode({"request_id": page, "items": [1], **served, **arrays})
         user = json_object(json_fields(user_id=7, attributes={}))
         yield Bad(EVENTS, f"seen: {how}", key, seen, partition=partition)
         yield Bad(EVENTS, f"clicked: {how}", key, clicked, partition=partition)
-        yield Bad(IMPRESSIONS, f"served: {how}", key, impression, partition=partition)
+        yield Bad(PAGE_LOGS, f"served: {how}", key, page_log, partition=partition)
         if key is not None:  # no compacted topic takes a message without a key
             yield Bad(USERS, f"profile: {how}", key, user, partition=partition)
 
@@ -249,7 +249,7 @@ def bad_items(ts_ms: int) -> Iterator[Bad]:
     yield Bad(ITEMS, "a tombstone of nothing", b"", None)
 
 
-def bad_impressions(schema: Schema, ts_ms: int) -> Iterator[Bad]:
+def bad_page_logs(schema: Schema, ts_ms: int) -> Iterator[Bad]:
     layout, n = schema.layout, 2
     good: dict[str, Any] = {
         "request_id": "bad-page",
@@ -267,18 +267,18 @@ def bad_impressions(schema: Schema, ts_ms: int) -> Iterator[Bad]:
         "offset": 20,
         "sources": bytes([1, 6]),
     }
-    yield from packed_bad(IMPRESSIONS, b"7", good)
-    once = impression_bytes(Impression(**good), Rates.of(schema))
-    yield from whole(IMPRESSIONS, b"7", once)
+    yield from packed_bad(PAGE_LOGS, b"7", good)
+    once = page_log_bytes(PageLog(**good), Rates.of(schema))
+    yield from whole(PAGE_LOGS, b"7", once)
     message = msgspec.msgpack.decode(once)
     for place, part in enumerate(message):
         for value in (None, -1, 1 << 63, "x", b"\xff", [], [part], part * 2 if isinstance(part, bytes) else {}):
             changed = [*message[:place], value, *message[place + 1 :]]
-            yield Bad(IMPRESSIONS, f"entry {place} is {str(value)[:20]}", b"7", msgspec.msgpack.encode(changed))
+            yield Bad(PAGE_LOGS, f"entry {place} is {str(value)[:20]}", b"7", msgspec.msgpack.encode(changed))
     for name, fill in {"num": b"\xff", "scores": b"\x7f", "cat": b"\x80", "keys": b"\xff"}.items():
         # Whole arrays of NaN, of huge numbers, of the same key: of the right size, so the message is taken.
         odd = {**good, "request_id": f"odd-{name}", name: fill * len(good[name])}
-        yield Bad(IMPRESSIONS, f"{name}: all {fill!r}", b"7", msgspec.msgpack.encode(odd))
+        yield Bad(PAGE_LOGS, f"{name}: all {fill!r}", b"7", msgspec.msgpack.encode(odd))
         page = json_fields(type="exposure", event_id=f"odd-{name}", request_id=f"odd-{name}", user_id=7, items=[1, 2])
         yield Bad(EVENTS, f"seen: {name} all {fill!r}", b"7", json_object(page | json_fields(ts_ms=ts_ms)))
         click = json_fields(type="click", event_id=f"c-{name}", request_id=f"odd-{name}", user_id=7, position=0)
@@ -427,10 +427,10 @@ def _enclosed(what: str, bad: Bad, kind: bytes, head: bytes = b"") -> Iterator[B
 
 
 def bad_dead_letters() -> Iterator[Bad]:
-    letter = json_fields(
+    dead_letter = json_fields(
         reason="rubbish", detail="", topic="elsewhere", partition=0, offset=10**9, exposures=0, raw="", truncated=False
     )
-    yield from json_bad(DEAD_LETTERS, b"rubbish", letter)
+    yield from json_bad(DEAD_LETTERS, b"rubbish", dead_letter)
 
 
 def bad_truths(ts_ms: int) -> Iterator[Bad]:
@@ -444,7 +444,7 @@ def corpus(schema: Schema, ts_ms: int) -> list[Bad]:
         astray(schema, ts_ms),
         bad_users(),
         bad_items(ts_ms),
-        bad_impressions(schema, ts_ms),
+        bad_page_logs(schema, ts_ms),
         bad_item_tiles(ts_ms),
         bad_coclicks(ts_ms),
         bad_samples(good_samples(schema, ts_ms)),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from millrace.basics.hashing import column_hash
 from millrace.contracts.clock import EventClock
-from millrace.contracts.events import Impression, Item
+from millrace.contracts.events import Item, PageLog
 from millrace.contracts.online_layout import RECENT, Past, Recent, pack_recent
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.contracts.settings import Settings
@@ -56,7 +56,7 @@ class Shop:
         **others: Any,
     ) -> None:
         self.schema, self.users, self.meters = schema, Users(), ScorerMeters()
-        self.sent: list[Impression] = []
+        self.sent: list[PageLog] = []
         numbers = itertools.count()
         self.scorer = Serving(
             Settings(**{"control_share": 0, "candidates": 100, **others}),
@@ -76,7 +76,7 @@ class Shop:
         self.app = own_app(self.scorer, self.meters)
 
     def stock(self, items: Sequence[Item], lists: bool = True) -> None:
-        """The items as their feed brings them, on the shelf; and new lists."""
+        """The items as their feed brings them, in the item table; and new lists."""
         self.index.put([self.index.prepare(i) for i in items])
         self.scorer.items.follow(lambda: self.index.changes(NOW_MS))
         if lists:

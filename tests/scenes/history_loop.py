@@ -3,7 +3,7 @@
 ::
 
     in the order of time
-    page ──► features (counts of the partitions) ──► scores (the model) ──► impression, exposure ─┐
+    page ──► features (counts of the partitions) ──► scores (the model) ──► page log, exposure ───┐
     act ──────────────────────────────────────────────────────────────────► click, cart, ... ─────┤
                                                                                                  ▼
                       model  ◄── Trainer, in micro-batches ◄── samples ◄── Partition.take, of the user's partition
@@ -28,7 +28,7 @@ from commands.replay.logfeatures import LogRows
 from learner.evaluation.progressive import Progressive
 from learner.ranker.repeats import Repeats
 from learner.role.model_factory import model_of, wanted_spec
-from learner.training.learner_versions import newest_sound
+from learner.training.learner_versions import newest_valid
 from learner.training.trainer import Trainer
 from millrace.basics.hashing import kafka_partition
 from millrace.contracts.events import (
@@ -41,16 +41,16 @@ from millrace.contracts.events import (
     Click,
     Collect,
     Exposure,
-    Impression,
+    PageLog,
     Purchase,
     key_of,
     to_json,
 )
-from millrace.contracts.impressions import impression_bytes
+from millrace.contracts.page_logs import page_log_bytes
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import EVENTS, IMPRESSIONS
+from millrace.contracts.topics import EVENTS, PAGE_LOGS
 from millrace.logs import LogTable
 from millrace.versions.modelstore import ModelStore
 from stream.partition.partition import InputMessage, Partition, Policy
@@ -160,9 +160,9 @@ class LiveLoop:
         ranked[:, self._bias] = 0
         p = np.asarray(self.trainer.model.score(ranked, num), np.float32)
         arrays = (p.tobytes(), keys.tobytes(), cat.tobytes(), num.tobytes())
-        impression = Impression(name, ts_ms, user, MODEL, 0, self.schema.id, items, *arrays)
+        page_log = PageLog(name, ts_ms, user, MODEL, 0, self.schema.id, items, *arrays)
         exposure = Exposure(f"{name}/e", name, ts_ms, user, items)
-        self._take(home, ts_ms, (IMPRESSIONS, impression_bytes(impression)), (EVENTS, to_json(exposure)))
+        self._take(home, ts_ms, (PAGE_LOGS, page_log_bytes(page_log)), (EVENTS, to_json(exposure)))
         return cat, num, p
 
     def _act(self, events: LogEvents, act: int, row: int, name: str) -> None:
@@ -174,11 +174,11 @@ class LiveLoop:
         self._take(kafka_partition(key_of(user), len(self.partitions)), ts_ms, (EVENTS, to_json(action)))
 
     def _take(self, home: int, now_ms: int, *messages: tuple[str, bytes]) -> None:
-        told = []
+        reported = []
         for topic, raw in messages:
             self._offset += 1
-            told.append(InputMessage(topic, self._offset, raw, now_ms))
-        self._learn(self.partitions[home].take(told, now_ms).samples)
+            reported.append(InputMessage(topic, self._offset, raw, now_ms))
+        self._learn(self.partitions[home].take(reported, now_ms).samples)
 
     def _learn(self, samples: SampleBatch | None) -> None:
         if samples is not None:
@@ -231,7 +231,7 @@ def from_store(settings: Settings, schema: Schema) -> LiveLoop:
         model.resume(parts)  # type: ignore[arg-type]
         return model
 
-    found = newest_sound(ModelStore(settings.place("models")), schema.id, wanted, build)  # type: ignore[arg-type]
+    found = newest_valid(ModelStore(settings.place("models")), schema.id, wanted, build)  # type: ignore[arg-type]
     assert found is not None, "the replay left no model"
     trainer = Trainer(found.model, Progressive(1000), Repeats(3 * 3_600_000))
     trainer.resume(found.training, found.note.extra.get("counts", {}))

@@ -65,13 +65,13 @@ class Outlet:
 
 
 class Intake:
-    """The application, and its outlet. ``told`` has the lines of its log about refusals."""
+    """The application, and its outlet. ``logged`` has the lines of its log about refusals."""
 
     def __init__(self, outlet: Outlet | None = None, schema: Schema | None = None, **settings: Any) -> None:
         self.outlet = outlet or Outlet()
-        self.told: list[dict[str, Any]] = []
+        self.logged: list[dict[str, Any]] = []
         reader = LineReader(schema or shop_schema(), AHEAD_MS)
-        refusals = Refusals(lambda: 0.0, lambda line, **values: self.told.append(values))
+        refusals = Refusals(lambda: 0.0, lambda line, **values: self.logged.append(values))
         self.desk = Desk(Settings(**settings), reader, self.outlet, refusals)  # type: ignore[arg-type]
         self.app: ASGIApp = make_app(self.desk, self.outlet)  # type: ignore[arg-type]
 

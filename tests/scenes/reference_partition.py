@@ -25,13 +25,13 @@ from millrace.contracts.events import (
     BadEventError,
     Event,
     Exposure,
-    Impression,
+    PageLog,
     decode_event,
 )
-from millrace.contracts.impressions import decode_impression
+from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.schema import Schema
-from millrace.contracts.topics import EVENTS, IMPRESSIONS
+from millrace.contracts.topics import EVENTS, PAGE_LOGS
 from millrace.labels import Promise
 from millrace.windows.tile_memory import UNIT
 from stream.join.join import InputMessage, Policy
@@ -59,15 +59,15 @@ class Row(NamedTuple):
 
 
 class Served:
-    """An impression with its arrays: keys (n, K), cat (n, F), num (n, N), scores (n,)."""
+    """A page log with its arrays: keys (n, K), cat (n, F), num (n, N), scores (n,)."""
 
-    def __init__(self, impression: Impression, schema: Schema) -> None:
-        n, layout = len(impression.items), schema.layout
-        self.impression = impression
-        self.keys = np.frombuffer(impression.keys, "<u8").reshape(n, layout.K)
-        self.cat = np.frombuffer(impression.cat, "<i8").reshape(n, layout.F)
-        self.num = np.frombuffer(impression.num, "<f4").reshape(n, layout.N)
-        self.scores = np.frombuffer(impression.scores, "<f4").reshape(n)
+    def __init__(self, page_log: PageLog, schema: Schema) -> None:
+        n, layout = len(page_log.items), schema.layout
+        self.page_log = page_log
+        self.keys = np.frombuffer(page_log.keys, "<u8").reshape(n, layout.K)
+        self.cat = np.frombuffer(page_log.cat, "<i8").reshape(n, layout.F)
+        self.num = np.frombuffer(page_log.num, "<f4").reshape(n, layout.N)
+        self.scores = np.frombuffer(page_log.scores, "<f4").reshape(n)
 
 
 class Seen:
@@ -124,7 +124,7 @@ class ReferencePartition:
             if message.topic == EVENTS:
                 clock_ms = now_ms if message.clock_ms is None else min(now_ms, message.clock_ms)
                 self._event(message.raw, clock_ms)
-            elif message.topic == IMPRESSIONS:
+            elif message.topic == PAGE_LOGS:
                 self._serve(message.raw)
 
     def advance(self, now_ms: int) -> None:
@@ -236,25 +236,25 @@ class ReferencePartition:
 
     def _serve(self, raw: bytes) -> None:
         try:
-            impression = decode_impression(raw)
-            if impression.schema_id != self.schema.id:
+            page_log = decode_page_log(raw)
+            if page_log.schema_id != self.schema.id:
                 raise ValueError("schema")
-            served = Served(impression, self.schema)
+            served = Served(page_log, self.schema)
         except ValueError:
-            self.dead.append(("bad-impression", 0))
+            self.dead.append(("bad-page-log", 0))
             return
-        self.counts["impressions"] += 1
-        if impression.request_id in self._served:
+        self.counts["page_logs"] += 1
+        if page_log.request_id in self._served:
             return
-        self._served[impression.request_id] = served
-        for p in self._positions.get(impression.request_id, []):
-            if self._seen[impression.request_id, p].state == EXPOSED:
-                self._match((impression.request_id, p))
+        self._served[page_log.request_id] = served
+        for p in self._positions.get(page_log.request_id, []):
+            if self._seen[page_log.request_id, p].state == EXPOSED:
+                self._match((page_log.request_id, p))
 
     def _match(self, identity: Id) -> None:
         seen, served = self._seen[identity], self._served[identity[0]]
-        items = served.impression.items
-        if seen.user != str(served.impression.user_id):
+        items = served.page_log.items
+        if seen.user != str(served.page_log.user_id):
             seen.state = LOST
             self.dead.append(("wrong-user", 1))
         elif identity[1] >= len(items) or str(items[identity[1]]) != seen.item:
@@ -290,8 +290,8 @@ class ReferencePartition:
     def _attach(self, event: Action, came_ms: int) -> None:
         identity = (event.request_id, event.position)
         seen, served = self._seen[identity], self._served[event.request_id]
-        items = served.impression.items
-        if str(event.user_id) != str(served.impression.user_id):
+        items = served.page_log.items
+        if str(event.user_id) != str(served.page_log.user_id):
             self.dead.append(("wrong-user", 0))
         elif event.position >= len(items) or str(items[event.position]) != str(event.item_id):
             self.dead.append(("wrong-item", 0))
@@ -332,9 +332,9 @@ class ReferencePartition:
                 assert seen is not None
                 if seen.state == EXPOSED and seen.served is None:
                     seen.state = LOST
-                    self.dead.append(("no-impression", 1))
+                    self.dead.append(("no-page-log", 1))
                     for _ in self._held.pop(identity, []):
-                        self.dead.append(("no-impression", 0))
+                        self.dead.append(("no-page-log", 0))
             elif seen is None:  # a held action whose exposure did not come in time
                 limit = self.watermark_ms - self.policy.lateness_ms
                 for held in [h for h in self._held.get(identity, []) if h[0].ts_ms < limit]:
@@ -359,7 +359,7 @@ class ReferencePartition:
         request, p = identity
         seen = self._seen[identity]
         assert seen.served is not None
-        served, of = seen.served, seen.served.impression
+        served, of = seen.served, seen.served.page_log
         features = served.cat[p].tobytes() + served.num[p].tobytes() + served.scores[p].tobytes()
         actions = 1 | (0 if action is None else 1 << action.kind)
         origin = 0 if action is None else action.sent_ms

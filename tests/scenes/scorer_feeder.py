@@ -13,7 +13,7 @@ from typing import Any
 
 from learner.serving.serving_model import ServingModel
 from millrace.contracts.clock import EventClock
-from millrace.contracts.events import Impression, Item
+from millrace.contracts.events import Item, PageLog
 from millrace.contracts.settings import Settings
 from millrace.processes.shared import Pool
 from millrace.versions.versioning import Announcement
@@ -65,7 +65,7 @@ class Whole:
     def __init__(self, settings: Settings, users: Users | None = None, schema: Any = SCHEMA) -> None:
         self.settings = settings
         self._users, self._schema = users or Users(), schema
-        self.meters, self.sent = ScorerMeters(), list[Impression]()
+        self.meters, self.sent = ScorerMeters(), list[PageLog]()
         self.stop = threading.Event()
         self.primary = Primary(settings, schema, EventClock(), lambda: NOW_MS)
         self.state = FeederState(self.primary, self.meters, self.stop)
@@ -113,8 +113,8 @@ class Whole:
     def put(self, packet: Packet) -> None:
         self.replica.take(delivered(packet))
 
-    def _attach(self, told: LinkMessage) -> None:
-        self.replica.attached(told, attach(self.serving.schema, told, 4, named=self.settings.model))
+    def _attach(self, message: LinkMessage) -> None:
+        self.replica.attached(message, attach(self.serving.schema, message, 4, named=self.settings.model))
 
     # -- what tests look at -----------------------------------------------------------------------------------
 
@@ -161,6 +161,6 @@ class Whole:
             pass
 
     def stock(self, items: list[Item]) -> None:
-        """Puts items on the shelves, as their feed would."""
+        """Puts items in the item tables, as their feed would."""
         self.index.put([self.index.prepare(i) for i in items])
         self.spread()

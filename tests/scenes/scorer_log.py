@@ -1,4 +1,4 @@
-"""Kafka in memory, as far as feeds use it: topics that are written, cut at their head, lost and made anew."""
+"""Kafka in memory, as far as feeds use it: topics that are written, cut at their head, lost and made again."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class MemoryBroker(TopicSource):
         return self.logs[topic]
 
     def lose(self, topic: str) -> None:
-        """The topic is made anew, and empty."""
+        """The topic is made again, and empty."""
         self.logs.pop(topic, None)
 
     def reader(self, topic: str, start: dict[int, int]) -> FeedConsumer:

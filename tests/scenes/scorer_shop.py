@@ -18,7 +18,7 @@ from learner.ranker.model import OnlineModel
 from learner.serving.serving_model import ServingModel
 from millrace.basics.hashing import U64, column_hash
 from millrace.contracts.clock import EventClock
-from millrace.contracts.events import Id, Impression, Item
+from millrace.contracts.events import Id, Item, PageLog
 from millrace.contracts.online_layout import PROFILE, list_key, window_fields
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import load_schema
@@ -110,17 +110,17 @@ class Users:
         return None if self.away else [self.shop_lists.get(name, []) for name in names]
 
 
-def copied(found: Impression) -> Impression:
+def copied(found: PageLog) -> PageLog:
     """The same with arrays of its own."""
     values: dict[str, Any] = {name: getattr(found, name) for name in found.__struct_fields__}
-    return Impression(**(values | {name: bytes(values[name]) for name in ("scores", "keys", "cat", "num")}))
+    return PageLog(**(values | {name: bytes(values[name]) for name in ("scores", "keys", "cat", "num")}))
 
 
 def serving(
     users: Users | None = None, settings: Settings | None = None
-) -> tuple[Serving, list[Impression], ScorerMeters]:
-    """A scorer without a model and items, the impressions that its logs become, its meters."""
-    sent: list[Impression] = []
+) -> tuple[Serving, list[PageLog], ScorerMeters]:
+    """A scorer without a model and items, the page logs that its logs become, its meters."""
+    sent: list[PageLog] = []
     meters = ScorerMeters()
     chosen = settings or Settings(control_share=0, candidates=50)
     numbers = itertools.count()
@@ -158,7 +158,7 @@ def own_app(scorer: Serving, meters: ScorerMeters) -> Starlette:
 
 
 def stock(scorer: Serving, items: list[Item], index: ItemIndex | None = None) -> ItemIndex:
-    """Puts items in an index (a new one) and all of it on the scorer's shelf, and makes its lists."""
+    """Puts items in an index (a new one) and all of it in the scorer's item table, and makes its lists."""
     index = index or ItemIndex(BUILDER)
     index.put([index.prepare(i) for i in items])
     while index.refresh_hot(NOW_MS):
@@ -338,13 +338,13 @@ class OneWorker:
         return asyncio.run(call(self.app, method, path, body))
 
 
-def arrays(impression: Impression) -> tuple[Features, Any]:
-    """The feature arrays and scores that an impression carries."""
-    n = len(impression.items)
-    cat = np.frombuffer(impression.cat, "<i8").reshape(n, LAYOUT.F)
-    num = np.frombuffer(impression.num, "<f4").reshape(n, LAYOUT.N)
-    keys = np.frombuffer(impression.keys, "<u8").reshape(n, LAYOUT.K)
-    return Features(cat, num, keys), np.frombuffer(impression.scores, "<f4")
+def arrays(page_log: PageLog) -> tuple[Features, Any]:
+    """The feature arrays and scores that a page log carries."""
+    n = len(page_log.items)
+    cat = np.frombuffer(page_log.cat, "<i8").reshape(n, LAYOUT.F)
+    num = np.frombuffer(page_log.num, "<f4").reshape(n, LAYOUT.N)
+    keys = np.frombuffer(page_log.keys, "<u8").reshape(n, LAYOUT.K)
+    return Features(cat, num, keys), np.frombuffer(page_log.scores, "<f4")
 
 
 async def call(app: Callable[..., Any], method: str, path: str, body: Any = None) -> tuple[int, Any]:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from millrace.basics.hashing import combine, value_hash
-from millrace.contracts.events import DeadLetter, Impression, to_msgpack
+from millrace.contracts.events import DeadLetter, PageLog, to_msgpack
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from stream.join.join import InputMessage, Policy
@@ -70,7 +70,7 @@ def keys_of(user: int, items: Sequence[int], schema: Schema = SCHEMA) -> Any:
     )
 
 
-def impression(request: str, ts_ms: int, items: Sequence[int], user: int = 7, **values: Any) -> bytes:
+def page_log(request: str, ts_ms: int, items: Sequence[int], user: int = 7, **values: Any) -> bytes:
     """Features that differ from row to row, so that a sample with another row's is noticed."""
     n, layout = len(items), SCHEMA.layout
     row = np.arange(n)[:, None] + value_hash(request) % 1000 * 100
@@ -87,7 +87,7 @@ def impression(request: str, ts_ms: int, items: Sequence[int], user: int = 7, **
         "cat": (row * 10 + np.arange(layout.F)).astype("<i8").tobytes(),
         "num": (row * 20 + np.arange(layout.N)).astype("<f4").tobytes(),
     }
-    return to_msgpack(Impression(**(body | values)))
+    return to_msgpack(PageLog(**(body | values)))
 
 
 def resumed(raw: bytes, schema: Schema = SCHEMA, policy: Policy = POLICY, number: int = 0) -> Partition:
@@ -110,8 +110,8 @@ class Log:
     def events(self, *raws: bytes) -> list[InputMessage]:
         return [self("events", raw) for raw in raws]
 
-    def impressions(self, *raws: bytes) -> list[InputMessage]:
-        return [self("impressions", raw) for raw in raws]
+    def page_logs(self, *raws: bytes) -> list[InputMessage]:
+        return [self("page_logs", raw) for raw in raws]
 
 
 def rows(batch: SampleBatch | None) -> list[Row]:
@@ -140,12 +140,12 @@ def hashed(samples: Iterable[Row]) -> list[Row]:
     return sorted(r._replace(user=str(value_hash(r.user)), item=str(value_hash(r.item))) for r in samples)
 
 
-def dead_of(letters: Iterable[DeadLetter] | Iterable[tuple[str, int]]) -> tuple[dict[str, int], dict[str, int]]:
+def dead_of(dead_letters: Iterable[DeadLetter] | Iterable[tuple[str, int]]) -> tuple[dict[str, int], dict[str, int]]:
     """By reason: exposures lost, and messages lost without one."""
     lost: Counter[str] = Counter()
     others: Counter[str] = Counter()
-    for letter in letters:
-        reason, n = (letter.reason, letter.exposures) if isinstance(letter, DeadLetter) else letter
+    for dead_letter in dead_letters:
+        reason, n = (dead_letter.reason, dead_letter.exposures) if isinstance(dead_letter, DeadLetter) else dead_letter
         if n:
             lost[reason] += n
         else:
@@ -169,4 +169,4 @@ class Sum:
 
     @property
     def lost(self) -> int:
-        return sum(letter.exposures for letter in self.dead)
+        return sum(dead_letter.exposures for dead_letter in self.dead)

@@ -3,7 +3,7 @@
 A writer stages, and folds as soon as it may, versions of a small model, as fast as a reader beside it follows. The
 reader asks for pages all the time, and says of each whether it is its version's to the bit. A version differs from the
 one before in a third of the rows, by embedding and wide weight; in ids that are new, removed and never come again (so
-that slots fill and are made anew); and every other one in the network's bias.
+that slots fill and are made again); and every other one in the network's bias.
 """
 
 from __future__ import annotations
@@ -122,15 +122,15 @@ class _Reader:
 
     def __init__(self, model: ServingModel, truth: _Truth) -> None:
         self.model, self.truth = model, truth
-        self.told: deque[_Message] = deque()
+        self.reported: deque[_Message] = deque()
         self.followed = self.pages = self.torn = 0
         self._rng = np.random.default_rng(0)
         self._prior = model.frame.inputs.prior_logit
 
     def hear(self) -> None:
         """Applies what the writer told, as a scorer does between two requests."""
-        while self.told:
-            message = self.told.popleft()
+        while self.reported:
+            message = self.reported.popleft()
             if message.overlay is not None and message.truth is not None:
                 self.model, self.truth = self.model.followed(message.overlay), message.truth
                 self.followed += 1
@@ -160,7 +160,7 @@ def torn_pages(pages: int, half: bool = False, patient: bool = True) -> dict[str
     writer = ModelWriter.of(SCHEMA, SPEC, image, half=half)
     reader = _Reader(ServingModel.attach(SCHEMA, SPEC, writer.base()), truth)
     ended = threading.Event()
-    heard = threading.Condition()
+    progress = threading.Condition()
 
     def write() -> None:
         generation = 0
@@ -168,7 +168,7 @@ def torn_pages(pages: int, half: bool = False, patient: bool = True) -> dict[str
             change, now = versions.next()
             message = _Message(writer.stage(change), now)
             if patient:
-                reader.told.append(message)
+                reader.reported.append(message)
             _wait(lambda: versions.number - 1 - reader.followed <= (_AHEAD if patient else 1))
             _wait(lambda: not patient or reader.pages > versions.number * _PACE)
             while not ended.is_set() and writer.folded < reader.followed + (not patient):
@@ -180,12 +180,12 @@ def torn_pages(pages: int, half: bool = False, patient: bool = True) -> dict[str
                     if not patient:
                         seen = reader.pages
                         _wait(lambda seen=seen: reader.pages > seen + 1)
-                        reader.told.append(message)
-                    reader.told.append(_Message(folded=writer.folded, base=base))
+                        reader.reported.append(message)
+                    reader.reported.append(_Message(folded=writer.folded, base=base))
 
     def _wait(until: Any) -> None:
-        with heard:
-            heard.wait_for(lambda: ended.is_set() or until())
+        with progress:
+            progress.wait_for(lambda: ended.is_set() or until())
 
     thread = threading.Thread(target=write, name="writer")
     with threads(1):
@@ -194,11 +194,11 @@ def torn_pages(pages: int, half: bool = False, patient: bool = True) -> dict[str
             while reader.pages < pages:
                 reader.hear()
                 reader.page()
-                with heard:
-                    heard.notify()
+                with progress:
+                    progress.notify()
         finally:
             ended.set()
-            with heard:
-                heard.notify()
+            with progress:
+                progress.notify()
             thread.join()
     return {"pages": reader.pages, "torn": reader.torn, "versions": reader.followed, "moves": writer.generation}

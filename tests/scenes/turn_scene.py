@@ -50,7 +50,7 @@ from stream.worker.turn import (
     arrival,
     other_logs,
 )
-from tests.scenes.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, action, exposure, impression, rows
+from tests.scenes.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, action, exposure, page_log, rows
 
 STEP_S = 0.1
 WALL_S = 1_700_000_000.0
@@ -58,7 +58,7 @@ CLOCK = EventClock(round(WALL_S * 1000), T0, 240.0)
 PACE = Pace(publish_s=0.2, checkpoint_s=0.3, idle_s=1.0)
 JOB_STEPS = 2  # what a publication or a checkpoint takes
 LOAD_STEPS = 3  # what loading the checkpoints takes
-READ_STEPS = 4  # what reading impressions again takes
+READ_STEPS = 4  # what reading page logs again takes
 BASE_EVERY = 4  # checkpoints with a base among the others
 ITEMS = (11, 12)
 PARTITIONS = 2
@@ -122,21 +122,21 @@ class STANDSTILL(NamedTuple):
     meanwhile: tuple[page | click | OTHER_RUN, ...] = ()
 
 
-class SLOW_IMPRESSIONS(NamedTuple):
-    """From now on the consumer hands over one impression in so many steps, and events as ever."""
+class SLOW_PAGE_LOGS(NamedTuple):
+    """From now on the consumer hands over one page log in so many steps, and events as ever."""
 
     steps: int
 
 
 class UNREADABLE(NamedTuple):
-    """For so long, impressions cannot be read again."""
+    """For so long, page logs cannot be read again."""
 
     seconds: float
 
 
 CRASH, REBALANCE, LOST_REDIS, EMPTY_BROKER = "crash", "rebalance", "lost Redis", "empty broker"
 Shopping = page | click | forget
-Happening = Shopping | RUN | SILENCE | STANDSTILL | SLOW_IMPRESSIONS | OTHER_RUN | OTHER_CLOCK | UNREADABLE | str
+Happening = Shopping | RUN | SILENCE | STANDSTILL | SLOW_PAGE_LOGS | OTHER_RUN | OTHER_CLOCK | UNREADABLE | str
 
 
 def items_of(name: str) -> tuple[int, ...]:
@@ -196,13 +196,13 @@ class Scene:
     def __init__(self, pace: Pace = PACE, rests: int = 2, label: str = "wait") -> None:
         self.pace, self._rests = pace, rests
         self._policy = replace(POLICY, label=policy_named(label))
-        self.wall_s, self._steps, self._impression_steps = WALL_S, 0, 0
+        self.wall_s, self._steps, self._page_log_steps = WALL_S, 0, 0
         self.clock = CLOCK
         self.log: dict[tuple[str, int], list[Record]] = {(t, p): [] for t in INPUTS for p in range(PARTITIONS)}
         self.committed: dict[tuple[str, int], int] = {}
         self.checkpoints: dict[int, Saved] = {}
         self.broker = 0  # how often it came back empty
-        self._unreadable_s = 0.0  # until when impressions cannot be read again
+        self._unreadable_s = 0.0  # until when page logs cannot be read again
         self.redis: dict[tuple[str, int], bytes] = {}
         self.recents: dict[str, bytes] = {}  # there too: each user's last clicks
         self.coclicks: dict[tuple[int, int], Any] = {}  # by partition and item, as a reader of the topic has them
@@ -213,7 +213,7 @@ class Scene:
         self.dues: Counter[str] = Counter()
         self.pages: dict[str, page] = {}
         self.seen_ms: dict[str, int] = {}
-        self.told_ms: dict[str, int] = {}  # when the click of a page came to Kafka, or its time
+        self.reported_ms: dict[str, int] = {}  # when the click of a page came to Kafka, or its time
         self.forgotten_ms: dict[int, int] = {}  # when the user of a partition was deleted last
         self.ahead = 0
         self._begin()
@@ -246,8 +246,8 @@ class Scene:
                         self._come(one)
                     self.wall_s += seconds / (len(meanwhile) + 1)
                     self._round()  # it wakes: what it does first is not to fetch
-                case SLOW_IMPRESSIONS(steps):
-                    self._impression_steps = steps
+                case SLOW_PAGE_LOGS(steps):
+                    self._page_log_steps = steps
                 case UNREADABLE(seconds):
                     self._unreadable_s = self.wall_s + seconds
                 case OTHER_CLOCK(hours):
@@ -265,9 +265,9 @@ class Scene:
         return self
 
     def finish(self) -> Scene:
-        """Lets the worker catch up, and then silence decide every label. That begins when impressions can be read
+        """Lets the worker catch up, and then silence decide every label. That begins when page logs can be read
         again: what waits for one that cannot is neither lost nor at its end."""
-        self._impression_steps = 0
+        self._page_log_steps = 0
         self._run(max(0.0, self._unreadable_s - self.wall_s))
         # Half an hour of attribution is 7.5 s of the worker; a page lives 12.5 s, and an advance takes a checkpoint.
         self._run(20.0 + max(self.pace.idle_s, 1.0))
@@ -279,14 +279,14 @@ class Scene:
         match item:
             case page(name, at):
                 self.pages[name], self.seen_ms[name] = item, ts_ms
-                self._append("impressions", at, impression(name, ts_ms, items_of(name), user=at))
+                self._append("page_logs", at, page_log(name, ts_ms, items_of(name), user=at))
                 self._append("events", at, exposure(name, ts_ms, items_of(name), user_id=at))
             case click(name, after_minutes, ahead_minutes):
                 at = self.pages[name].partition
                 if after_minutes is not None:
                     ts_ms = min(ts_ms, self.seen_ms[name] + round(after_minutes * MINUTE))
                 ts_ms += round(ahead_minutes * MINUTE)
-                self.told_ms[name] = max(self.event_ms, ts_ms)
+                self.reported_ms[name] = max(self.event_ms, ts_ms)
                 self._append("events", at, action("click", name, ts_ms, 0, items_of(name)[0], user_id=at))
             case forget(at):
                 self.forgotten_ms[at] = ts_ms
@@ -342,11 +342,11 @@ class Scene:
             self._load_left -= 1
             if not self._load_left:
                 partitions = [self._newest(number) for number in range(PARTITIONS)]
-                anew = {
+                replaced = {
                     number: other_logs(saved.logs, self.logs, partitions[number].offsets, {})
                     for number, saved in self.checkpoints.items()
                 }
-                self.turns.begin(partitions, self._now(), anew)
+                self.turns.begin(partitions, self._now(), replaced)
 
     def _newest(self, number: int) -> Partition:
         partition = Partition(number, SCHEMA, self._policy, settles=True)
@@ -371,8 +371,8 @@ class Scene:
         for tp, records in self.log.items():
             topic, number = tp
             at = consumer.position[tp]
-            slow = self._impression_steps and topic == "impressions"
-            take = len(records) if not slow else at + (self._steps % self._impression_steps == 0)
+            slow = self._page_log_steps and topic == "page_logs"
+            take = len(records) if not slow else at + (self._steps % self._page_log_steps == 0)
             if topic == "events" and number in consumer.paused:
                 take = at
             for offset, record in enumerate(records[at:take], at):
@@ -439,8 +439,8 @@ class Scene:
                 self.redis = {key: blob for key, blob in self.redis.items() if key[0] != user}
                 self.recents.pop(user, None)
             self._write(changes.users, changes.recents)
-            told = self.coclicks | lists_of(partition.number, changes.coclicks)
-            self.coclicks = {item: near for item, near in told.items() if near}
+            reported = self.coclicks | lists_of(partition.number, changes.coclicks)
+            self.coclicks = {item: near for item, near in reported.items() if near}
             turn.done(due)
 
         self._jobs.append((JOB_STEPS, job))
@@ -481,11 +481,11 @@ class Scene:
                 self._jobs.popleft()[1]()
 
     def _read(self) -> None:
-        """The thread that reads impressions again."""
+        """The thread that reads page logs again."""
         due = [one for one in self._readings if one[0] <= self._steps]
         self._readings = [one for one in self._readings if one[0] > self._steps]
         for _, turn, recall in due:
-            log = self.log["impressions", turn.number]
+            log = self.log["page_logs", turn.number]
             found = {r: log[at].raw if at < len(log) else None for r, at in recall.wanted.items()}
             turn.recalled(None if self.wall_s < self._unreadable_s else found, self._now())
 
@@ -499,11 +499,11 @@ class Scene:
             for row in rows(output.samples):
                 key = Key(row.request, row.position, row.kind, row.actions)
                 self.samples.setdefault(key, set()).add(row)
-            for letter in output.dead:
-                of = (letter.topic, letter.partition, letter.offset)
+            for dead_letter in output.dead:
+                of = (dead_letter.topic, dead_letter.partition, dead_letter.offset)
                 if of not in self._dead_of:
                     self._dead_of.add(of)
-                    self.dead[letter.reason] += 1
+                    self.dead[dead_letter.reason] += 1
 
     def _rebalance(self) -> None:
         """The partitions go, with a last checkpoint, and come back to a worker that knows nothing else."""
@@ -528,7 +528,7 @@ class Scene:
         one dead letter.
         """
         gone_ms = POLICY.life_ms - POLICY.disorder_ms
-        too_late = {name for name, at_ms in self.told_ms.items() if at_ms - self.seen_ms[name] >= gone_ms}
+        too_late = {name for name, at_ms in self.reported_ms.items() if at_ms - self.seen_ms[name] >= gone_ms}
         lost = sum(1 for name in too_late if not self._clicks_of(name, 0))
         found = self.dead["future"], self.dead["late"] + self.dead["no-exposure"]  # gone, or even forgotten
         assert found == (self.ahead, lost), f"dead letters: {self.dead}; {self.ahead} from the future, {lost} too late"
@@ -540,8 +540,8 @@ class Scene:
                 kinds = self.kinds(name, position)
                 labels = kinds[NEGATIVE] + kinds[POSITIVE]
                 assert labels == 1, f"page {name}, position {position}: {labels} labels"
-                told, clicked = self._clicks_of(name, position), position == 0 and name in self.told_ms
-                assert told == clicked or name in too_late, f"page {name}, position {position}: {told} clicks"
+                reported, clicked = self._clicks_of(name, position), position == 0 and name in self.reported_ms
+                assert reported == clicked or name in too_late, f"page {name}, position {position}: {reported} clicks"
         for turn in self.turns:
             assert turn.partition.pending == 0
             for some in turn.partition.whole():
@@ -561,7 +561,9 @@ class Scene:
     def _check_recents(self, number: int) -> None:
         """The user of a partition has the clicks that were taken, newest first; a crash takes none of them twice."""
         since_ms = self.forgotten_ms.get(number, 0)
-        clicked = [name for name in self.told_ms if self.pages[name].partition == number and self._clicks_of(name, 0)]
+        clicked = [
+            name for name in self.reported_ms if self.pages[name].partition == number and self._clicks_of(name, 0)
+        ]
         clicked = [name for name in clicked if self.seen_ms[name] > since_ms]
         found = unpack_recent(self.recents.get(str(number)))
         if since_ms and self._generation > 1:

@@ -22,7 +22,7 @@ import numpy as np
 
 from learner.ranker.model import OnlineModel
 from learner.ranker.verbs import Slicing
-from learner.training.learner_versions import Progress, SnapshotFiles, Versions, newest_sound, write_root
+from learner.training.learner_versions import Progress, SnapshotFiles, Versions, newest_valid, write_root
 from millrace.basics.errors import MillraceError, SnapshotError, StoreError
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
@@ -107,7 +107,7 @@ class Peer:
         self._follows = self.scene.topic.send(encode_claim(self._claim)) + 1
 
     def begin(self) -> None:
-        """Finds out whether the claim has won; then goes on from the newest sound snapshot and publishes the root.
+        """Finds out whether the claim has won; then goes on from the newest valid snapshot and publishes the root.
 
         Raises:
             Fenced: another's claim was first.
@@ -120,7 +120,7 @@ class Peer:
             model.resume(parts)
             return model
 
-        found = newest_sound(store, scene.schema.id, {}, build)
+        found = newest_valid(store, scene.schema.id, {}, build)
         model = scene.untrained() if found is None else found.model
         assert isinstance(model, OnlineModel)
         self.model = model

@@ -64,13 +64,13 @@ def test_business_buyers_have_no_age_and_consumers_no_seller_flag(tmp_path: Path
     ("days", "start", "says"),
     [(0, "2026-03-02", "0 days"), (1, "2026-02-30", "'2026-02-30'"), (1, "1969-01-01", "'1969-01-01'")],
 )
-def test_what_cannot_be_written_is_told(tmp_path: Path, days: int, start: str, says: str) -> None:
+def test_what_cannot_be_written_is_reported(tmp_path: Path, days: int, start: str, says: str) -> None:
     with pytest.raises(LogError, match=says):
         write_days(tmp_path, days, seed=1, start=start, users=USERS)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(LogError, match="taken"):
         write_days(tmp_path / "taken", 1, seed=1, users=USERS)
@@ -139,7 +139,7 @@ def test_a_history_is_thinned_by_shopper_and_traffic_does_not_depend_on_it(tmp_p
         (1.0, 10, -1, "history of -1"),
     ],
 )
-def test_traffic_that_cannot_be_written_is_told(
+def test_traffic_that_cannot_be_written_is_reported(
     tmp_path: Path, rate: float, rows: int, history: int, says: str
 ) -> None:
     with pytest.raises(LogError, match=says):

@@ -20,7 +20,7 @@ STEP_MS = 1000
 WALL = 1_760_000_000_000
 
 
-class Told:
+class Deliveries:
     """Keeps what an outbox says that it did."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Book:
     def __init__(self) -> None:
         self.now = NOW
         self.sent: list[tuple[int, bytes]] = []
-        self.told = Told()
+        self.deliveries = Deliveries()
 
     def put(self, topic: str, key: bytes, value: bytes) -> None:
         if topic == "events":
@@ -57,7 +57,7 @@ class Book:
 def run_outbox(rates: FaultRates, pages: int = 400, cut: bool = True) -> Book:
     """A page of five every ten seconds, each item clicked after 20 s, collected after a minute, bought after 100."""
     book = Book()
-    outbox = Outbox(book, book.told, SETTINGS, rates, np.random.default_rng(1), "n", cut)
+    outbox = Outbox(book, book.deliveries, SETTINGS, rates, np.random.default_rng(1), "n", cut)
     start = NOW
     for k in range(pages):
         page = Exposure(f"p{k}/e", f"p{k}", start + k * 10_000, k % 7, [1, 2, 3, 4, 5])
@@ -150,7 +150,7 @@ def test_malformed_messages_come_on_top() -> None:
 
 def test_closing_sends_the_pages_that_are_held_and_nothing_else() -> None:
     book = Book()
-    outbox = Outbox(book, book.told, SETTINGS, FaultRates(1.0, 1.0, 0, 0), np.random.default_rng(1), "n")
+    outbox = Outbox(book, book.deliveries, SETTINGS, FaultRates(1.0, 1.0, 0, 0), np.random.default_rng(1), "n")
     for k in range(20):
         page = Exposure(f"p{k}/e", f"p{k}", NOW, k, [1])
         outbox.page(page, "model")
@@ -170,15 +170,15 @@ def test_closing_sends_the_pages_that_are_held_and_nothing_else() -> None:
     )
 
 
-def test_the_observer_is_told_of_every_message_once() -> None:
+def test_the_observer_is_given_every_message_once() -> None:
     book = run_outbox(FaultRates(0.2, 0.2, 0.1, 0.1))
     ids = Counter(_id_of(raw) for _, raw in book.sent)
     bad = Counter({name: n for name, n in ids.items() if name.startswith("n-bad-")})
-    assert Counter(book.told.first + book.told.again) == ids - bad
-    assert len(set(book.told.first)) == len(book.told.first)
-    assert book.told.malformed == bad.total() > 0
-    assert len(book.told.again) > 0
-    assert book.told.pages == 400
+    assert Counter(book.deliveries.first + book.deliveries.again) == ids - bad
+    assert len(set(book.deliveries.first)) == len(book.deliveries.first)
+    assert book.deliveries.malformed == bad.total() > 0
+    assert len(book.deliveries.again) > 0
+    assert book.deliveries.pages == 400
 
 
 def _id_of(raw: bytes) -> str:
@@ -199,7 +199,7 @@ def test_every_bad_message_is_refused_for_its_reason(kind: str, seed: int) -> No
     assert refused.value.reason == kind
 
 
-def test_a_future_event_is_sound_but_for_its_time() -> None:
+def test_a_future_event_is_valid_but_for_its_time() -> None:
     raw = bad_message_of("future", np.random.default_rng(0), "x-bad-1", 5, NOW, 60 * MINUTE)
     event = decode_event(raw)
     assert not isinstance(event, Exposure)  # no exposure may be lost with it

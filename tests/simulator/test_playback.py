@@ -151,9 +151,9 @@ def test_a_day_of_the_shop_comes_through_whole(tmp_path: Path, make_scorer: Call
     assert seen == sorted(zip(*(table[n].to_pylist() for n in names), strict=True))
     for kind in ("click", "collect", "cart", "purchase"):
         times = f"{kind}_ms"
-        told = [e for e in events if isinstance(e, Action) and type(e).__name__.lower() == kind]
+        reported = [e for e in events if isinstance(e, Action) and type(e).__name__.lower() == kind]
         done = table.filter(table[times].is_valid())
-        assert sorted((a.user_id, a.item_id, a.position, a.ts_ms) for a in told) == sorted(
+        assert sorted((a.user_id, a.item_id, a.position, a.ts_ms) for a in reported) == sorted(
             zip(*(done[n].to_pylist() for n in ("user_id", "item_id", "position", times)), strict=True)
         )
     for action in (e for e in events if isinstance(e, Action)):
@@ -226,7 +226,7 @@ def test_a_page_whose_items_stay_unknown_is_given_up(
     assert scorer.requests == 2 * 4, "each of four pages was tried once more"
 
 
-def test_it_stops_when_told(small: tuple[Path, Path], make_scorer: Callable[..., FakeScorer]) -> None:
+def test_it_stops_when_asked(small: tuple[Path, Path], make_scorer: Callable[..., FakeScorer]) -> None:
     log, schema = small
     scorer, sink, stop = make_scorer(), Recorder(), threading.Event()
     settings = settings_at(scorer, T0, 0.001, schema)  # the second page is a day's wait away

@@ -41,8 +41,8 @@ def make_scorer(world: World) -> Iterator[Callable[..., FakeScorer]]:
     made: list[FakeScorer] = []
 
     def make(**options: Any) -> FakeScorer:
-        goods = world.day(MONDAY).goods
-        made.append(FakeScorer(goods.item_id[goods.born_ms < start_of(MONDAY)].tolist(), **options))
+        inventory = world.day(MONDAY).inventory
+        made.append(FakeScorer(inventory.item_id[inventory.born_ms < start_of(MONDAY)].tolist(), **options))
         return made[-1]
 
     yield make
@@ -184,7 +184,7 @@ def test_an_outage_of_the_scorer_is_waited_out(
     pages = {e.request_id for e in events if isinstance(e, Exposure)}
     assert value(simulator_metrics.REQUEST_ERRORS) - before == 20
     assert len(pages) >= 40
-    # A try that failed has its own id: the scorer may have logged its impression.
+    # A try that failed has its own id: the scorer may have logged its page log.
     assert len(set(scorer.ids)) == len(scorer.ids) == scorer.requests
     assert not pages & set(scorer.ids[9:29])
 
@@ -218,7 +218,7 @@ def test_open_loop_shows_its_own_pages_and_has_them_logged(make_scorer: Callable
         assert len(set(page.items)) == len(page.items)
 
 
-def test_it_stops_when_told_even_while_waiting(make_scorer: Callable[..., FakeScorer]) -> None:
+def test_it_stops_when_asked_even_while_waiting(make_scorer: Callable[..., FakeScorer]) -> None:
     scorer, sink, stop = make_scorer(), Recorder(), threading.Event()
     scorer.ready_after = 10**9
     role = threading.Thread(target=run, args=(settings_for(scorer), stop, ShopOptions(users=USERS), sink))

@@ -79,7 +79,7 @@ def test_a_restarted_simulator_meets_the_same_world(world: World) -> None:
     for day in (MONDAY + 40, MONDAY, MONDAY + 3):  # whatever was asked for before
         world.day(day)
     one, other = world.day(MONDAY + 20), fresh.day(MONDAY + 20)
-    assert (one.goods.item_id == other.goods.item_id).all()
+    assert (one.inventory.item_id == other.inventory.item_id).all()
     assert (one.x == other.x).all()
     assert (one.mission == other.mission).all()
     rows, position = np.arange(PAGE), np.arange(PAGE)
@@ -91,12 +91,12 @@ def test_a_restarted_simulator_meets_the_same_world(world: World) -> None:
 
 def test_another_seed_is_another_world(world: World) -> None:
     other = World(8, 400)
-    assert (world.day(MONDAY).goods.vector[:50] != other.day(MONDAY).goods.vector[:50]).all()
+    assert (world.day(MONDAY).inventory.vector[:50] != other.day(MONDAY).inventory.vector[:50]).all()
     assert world.visits(MONDAY).n != other.visits(MONDAY).n
 
 
 def test_items_arrive_and_go(world: World) -> None:
-    today, later = world.day(MONDAY).goods, world.day(MONDAY + 14).goods
+    today, later = world.day(MONDAY).inventory, world.day(MONDAY + 14).inventory
     both, at, then = np.intersect1d(today.item_id, later.item_id, return_indices=True)
     assert (today.vector[at] == later.vector[then]).all()
     assert (today.dies_ms[at] == later.dies_ms[then]).all()
@@ -139,11 +139,11 @@ def test_who_a_shopper_is(world: World) -> None:
 def test_what_an_item_is(world: World) -> None:
     schema = shop_schema()
     fields = {f.name for f in schema.fields if f.of == "item"} - {"item_id", *DERIVED}
-    goods = world.day(MONDAY).goods
+    inventory = world.day(MONDAY).inventory
     parents: dict[Any, set[Any]] = {}
     shop_parents: dict[Any, set[Any]] = {}
-    for row in range(0, goods.n, 5):
-        item = world.catalogue.item(goods, row)
+    for row in range(0, inventory.n, 5):
+        item = world.catalogue.item(inventory, row)
         assert set(item.attributes) == fields  # in particular, no brand
         assert day_of(item.born_ms) * 10_000 <= int(item.item_id) < (day_of(item.born_ms) + 1) * 10_000
         parents.setdefault(item.attributes["category"], set()).add(item.attributes["parent_category"])
@@ -195,7 +195,7 @@ def test_the_previous_recommenders_pages_hold_what_is_on_sale(world: World) -> N
     assert day.alive(visits.start_ms[:, None], rows).all()
     # Alone or in any company, a page is the same.
     assert (PagePolicy(world, day).pages(visits, np.array([37])) == rows[37]).all()
-    chance = np.bincount(rows.ravel(), minlength=day.goods.n)
+    chance = np.bincount(rows.ravel(), minlength=day.inventory.n)
     assert np.corrcoef(chance, np.exp(day.appeal))[0, 1] > 0.5
 
 
@@ -208,7 +208,7 @@ def test_a_lower_slot_is_looked_at_less(world: World) -> None:
 
 def test_an_item_that_the_shop_does_not_have_is_not_clicked(world: World) -> None:
     day = world.day(MONDAY)
-    rows = day.rows(np.array([day.goods.item_id[4], 5, 10**12]))
+    rows = day.rows(np.array([day.inventory.item_id[4], 5, 10**12]))
     assert rows.tolist() == [4, UNKNOWN, UNKNOWN]
     p = day.click_probability(3, rows, np.arange(3))
     assert p[0] > NEVER
@@ -218,15 +218,15 @@ def test_an_item_that_the_shop_does_not_have_is_not_clicked(world: World) -> Non
 def test_a_page_is_judged_as_its_items_are(world: World) -> None:
     """One call for a page and one for a whole log give the same probabilities: plain arithmetic is the oracle."""
     day, p = world.day(MONDAY), world.params
-    goods, people = day.goods, world.shoppers
+    inventory, people = day.inventory, world.shoppers
     rng = np.random.default_rng(0)
-    users, rows = rng.integers(0, people.n, 40), rng.integers(0, goods.n, 40)
+    users, rows = rng.integers(0, people.n, 40), rng.integers(0, inventory.n, 40)
     position = rng.integers(0, PAGE, 40)
     together = day.click_probability(users, rows, position)
     for k, (u, r) in enumerate(zip(users.tolist(), rows.tolist(), strict=True)):
         alone = day.click_probability(u, np.array([r]), position[k : k + 1])[0]
         assert alone == pytest.approx(together[k], rel=1e-12)
-        category = int(goods.category[r])
+        category = int(inventory.category[r])
         same_parent = world.catalogue.parent_of[category] == world.catalogue.parent_of[day.mission[u]]
         out_for = p.mission if category == day.mission[u] else p.mission_parent if same_parent else 0.0
         lot = p.bulk_business if people.business[u] else p.bulk_consumer
@@ -234,9 +234,9 @@ def test_a_page_is_judged_as_its_items_are(world: World) -> None:
             world.intercept
             + day.readiness[u]
             + day.appeal[r]
-            + sum(float(a) * float(b) for a, b in zip(day.x[u], goods.vector[r], strict=True))
-            - p.price * (goods.price_z[r] - people.price_level[u]) ** 2
-            + lot * np.log(goods.min_order[r])
+            + sum(float(a) * float(b) for a, b in zip(day.x[u], inventory.vector[r], strict=True))
+            - p.price * (inventory.price_z[r] - people.price_level[u]) ** 2
+            + lot * np.log(inventory.min_order[r])
             + out_for
         )
         look = (1 + position[k] / p.look_half) ** -p.look_power

@@ -94,14 +94,14 @@ function accounts(f, dead, simulated) {
     part.style.flexGrow = value || 0;
     return part;
   }));
-  const letters = Object.entries(dead).filter(([, n]) => n > 0).map(([reason, n]) => `${reason} ${whole(n)}`).join(", ");
+  const deadLetters = Object.entries(dead).filter(([, n]) => n > 0).map(([reason, n]) => `${reason} ${whole(n)}`).join(", ");
   const entries = [[simulated ? "sent" : "taken in", f.exposures, ""], ...parts, ["duplicates dropped", f.duplicates_dropped, ""], ["dead letters", f.dead_letters, ""]];
   byId("accounts").replaceChildren(...entries.map(([name, value, cls]) => {
     const entry = document.createElement("div"), term = document.createElement("dt"), figure = document.createElement("dd");
     term.textContent = name;
     term.className = cls;
     figure.textContent = whole(value);
-    if (name === "dead letters" && letters) entry.title = letters;
+    if (name === "dead letters" && deadLetters) entry.title = deadLetters;
     entry.append(term, figure);
     return entry;
   }));
@@ -135,7 +135,7 @@ function gate(g, f) {
   const judged = known(f.heldout_auc) ? `${fixed(4)(f.heldout_auc)}, anchor ${fixed(4)(f.heldout_auc_anchor)}` : "unjudged: too few yet";
   pairs("gate-figures", [
     ["version served", whole(f.served_version)], ["promoted last", whole(f.promoted_version)], ["in quarantine", whole(f.quarantine_rows)],
-    ["held out", whole(f.held_out)], ["ways back", whole(f.ways_back)], ["AUC on held-out pages", judged],
+    ["held out", whole(f.held_out)], ["rollbacks", whole(f.rollbacks)], ["AUC on held-out pages", judged],
   ]);
   byId("verdicts").tBodies[0].replaceChildren(...g.verdicts.map((one) => {
     const row = document.createElement("tr");

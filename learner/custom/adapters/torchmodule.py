@@ -87,11 +87,11 @@ class TorchModel:
         own = below("training/", arrays)
         if not own:  # to score only
             return
-        told = self.optimiser.state_dict()
-        for parameter, state in told["state"].items():
+        state_of_all = self.optimiser.state_dict()
+        for parameter, state in state_of_all["state"].items():
             for name in state:
                 state[name] = torch.from_numpy(own[f"{parameter}/{name}"])
-        self.optimiser.load_state_dict(told)
+        self.optimiser.load_state_dict(state_of_all)
         self.steps = int(own["steps"][0])
 
     @cached_property

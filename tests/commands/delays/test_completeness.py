@@ -95,7 +95,7 @@ def test_a_log_that_ends_early_does_not_take_early_clicks_for_all() -> None:
             assert (naive <= t).mean() > truth(t) + 0.05, "counting clicks alone is off by far more"
 
 
-def test_beyond_what_the_log_watches_nothing_is_told() -> None:
+def test_beyond_what_the_log_watches_nothing_is_reported() -> None:
     n = 1000
     ts_ms = np.arange(n, dtype=np.int64) * 1000
     clicked = np.arange(n) % 3 == 0

@@ -100,7 +100,7 @@ def test_the_oracle_has_every_final_label_at_its_exposure_and_later_clicks_count
     assert labels.clicked.tolist() == [True, True, True, True, False], "the log's own are left alone"
 
 
-def test_settings_whose_labels_come_alike_are_told_by_their_digest() -> None:
+def test_settings_whose_labels_come_alike_are_identified_by_their_digest() -> None:
     labels = Made([1, 30, 100, None])
     made = {
         (policy, window): digest(samples_of(Setting(policy, window), labels, labels.ts_ms, DAY, DAY, 10_000)[0])

@@ -30,7 +30,7 @@ class Topics:
     def __init__(self) -> None:
         self.events: list[bytes] = []
         self.samples: list[bytes] = []
-        self.letters: list[bytes] = []
+        self.dead_letters: list[bytes] = []
         self.truth: list[bytes] = []
 
     def event(self, event: Event | bytes, times: int = 1) -> int:
@@ -48,13 +48,13 @@ class Topics:
         self.samples.append(labelled(request, NOW, rows).to_bytes())
 
     def dead(self, offset: int, reason: str, exposures: int = 0, times: int = 1) -> None:
-        letter = DeadLetter(reason, "", "events", 0, offset, exposures, b"")
-        self.letters += [to_json(letter)] * times
+        dead_letter = DeadLetter(reason, "", "events", 0, offset, exposures, b"")
+        self.dead_letters += [to_json(dead_letter)] * times
 
     def ledger(self, since: dict[int, int] | None = None) -> Ledger:
         ledger = Ledger(EventClock(), AHEAD, since or {})
         for visit, messages in (
-            (ledger.dead_letter_message, self.letters),
+            (ledger.dead_letter_message, self.dead_letters),
             (ledger.event_message, self.events),
             (ledger.sample_message, self.samples),
             (ledger.truth_message, self.truth),
@@ -126,7 +126,7 @@ def test_a_run_in_order(shop: Topics) -> None:
 def test_repeats_after_a_crash_are_counted_and_change_nothing(shop: Topics) -> None:
     before = shop.ledger()
     shop.samples += shop.samples[:2] + shop.samples[3:]
-    shop.letters += shop.letters[:1]
+    shop.dead_letters += shop.dead_letters[:1]
     after = shop.ledger()
     assert after.repeated_samples == 1 + 3 + 2
     assert after.repeated_dead == 1
@@ -138,7 +138,7 @@ def test_repeats_after_a_crash_are_counted_and_change_nothing(shop: Topics) -> N
 def test_what_is_sent_again_of_a_page_that_was_lost_is_a_duplicate_not_pending(shop: Topics) -> None:
     lost = shop.page("g", 3)
     shop.page("g", 3)
-    shop.dead(lost, "no-impression", exposures=3)
+    shop.dead(lost, "no-page-log", exposures=3)
     ledger = shop.ledger()
     check(ledger, replace(reported(ledger), pending=1))
     assert ledger.dead_only == 3 + 2 + 3
@@ -154,7 +154,7 @@ def test_what_was_from_the_future_may_come_again_and_wait_for_its_label(shop: To
 
 def test_messages_that_nobody_can_read_are_counted_and_are_no_pages(shop: Topics) -> None:
     plain = shop.ledger()
-    for topic in (shop.letters, shop.samples, shop.truth):
+    for topic in (shop.dead_letters, shop.samples, shop.truth):
         topic += [b"", b"[]", b"\xc1"]
     ledger = shop.ledger()
     check(ledger, reported(ledger))
@@ -241,9 +241,9 @@ def test_refused_samples_and_skipped_batches_are_accounted_for(shop: Topics) -> 
 
 def test_what_the_gate_keeps_out_of_the_model_is_accounted_for(shop: Topics) -> None:
     ledger = shop.ledger()
-    apart = Apart(held_out=1, over_limit=1, quarantined=3, released=2, set_aside=1)
+    apart = Apart(held_out=1, over_limit=1, quarantined=3, released=2, rolled_back=1)
     check(ledger, replace(reported(ledger), trained=4, apart=apart))
-    for wrong in ({"held_out": 0}, {"released": 1}, {"set_aside": 2}, {"over_limit": 0}):
+    for wrong in ({"held_out": 0}, {"released": 1}, {"rolled_back": 2}, {"over_limit": 0}):
         with pytest.raises(ConservationError, match=r"4 samples and refused 0 \(.* quarantined less .*\) where .* 8"):
             check(ledger, replace(reported(ledger), trained=4, apart=replace(apart, **wrong)))
 

@@ -25,6 +25,6 @@ def test_a_run_is_drawn_with_what_was_never_measured_left_out(tmp_path: Path) ->
     assert (tmp_path / "empty.png").stat().st_size > 0
 
 
-def test_the_first_and_the_last_third_are_told_apart() -> None:
+def test_the_first_and_the_last_third_are_distinguished() -> None:
     assert thirds(report(), "click_to_served_p50_ms") == (800.0, 900.0)
     assert thirds(report(), "auc") == (None, None)

@@ -48,7 +48,7 @@ def assert_undisturbed(report: dict[str, Any]) -> None:
     assert report["dead_letters"] == report["malformed_sent"]
     assert report["duplicates_dropped"] == report["duplicates_sent"]
     apart, labelled = report["gate"], report["positives"] + report["negatives"] + report["corrections"]
-    kept_out = sum(apart[n] for n in ("held_out", "over_limit", "quarantined", "set_aside")) - apart["released"]
+    kept_out = sum(apart[n] for n in ("held_out", "over_limit", "quarantined", "rolled_back")) - apart["released"]
     assert report["samples_trained"] + kept_out == labelled
     assert_no_errors(report)
     assert set(report["restarts"].values()) == {0}

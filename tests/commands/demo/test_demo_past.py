@@ -54,9 +54,9 @@ def test_the_replay_is_a_command_that_the_program_knows(tmp_path: Path) -> None:
 
 
 def test_the_event_clock_of_the_replay_is_that_of_the_opening() -> None:
-    told = past._environment(Settings(shoppers=20), 240.0)
-    clock = load_settings(environ=told).event_clock()
-    assert load_settings(environ=told).shoppers == 20
+    reported = past._environment(Settings(shoppers=20), 240.0)
+    clock = load_settings(environ=reported).event_clock()
+    assert load_settings(environ=reported).shoppers == 20
     assert 0 <= event_now_ms(clock) - round(opening(PastEvents()).timestamp() * 1000) < DAY_MS
 
 

@@ -68,14 +68,14 @@ def test_a_broken_score_counts_as_wrong_and_is_not_left_out() -> None:
     broken = np.arange(400) % 20 == 0
     score = some.score.copy()
     score[broken] = np.array([np.nan, np.inf, -np.inf, np.nan] * 5, np.float32)
-    told = figures(replace(some, score=score))
+    reported = figures(replace(some, score=score))
     worst = figures(replace(some, score=np.where(broken, 1.0 - some.label, some.score).astype(np.float32)))
-    assert told == worst
-    assert told["rows"] == 400
+    assert reported == worst
+    assert reported["rows"] == 400
     without = figures(some.where(~broken))
-    assert told["auc"] is not None
+    assert reported["auc"] is not None
     assert without["auc"] is not None
-    assert told["auc"] < without["auc"]
+    assert reported["auc"] < without["auc"]
 
 
 def test_what_is_not_settled_is_not_judged_nor_is_a_logged_page_that_nobody_scored() -> None:
@@ -102,27 +102,27 @@ def test_the_first_rows_are_of_this_run_and_all_arms_beside_the_loss_of_the_trut
     some = rows(900)
     arm = (np.arange(900) % 2).astype(np.int8)
     own = np.arange(900) >= 300
-    told = first(replace(some, arm=arm, own=own), 500)
+    reported = first(replace(some, arm=arm, own=own), 500)
     part = slice(300, 800)
     y, q = some.label[part].astype(np.float64), some.true[part].astype(np.float64)
-    assert told["rows"] == 500
-    assert told["oracle_log_loss"] == pytest.approx(-np.mean(y * np.log(q) + (1 - y) * np.log(1 - q)))
+    assert reported["rows"] == 500
+    assert reported["oracle_log_loss"] == pytest.approx(-np.mean(y * np.log(q) + (1 - y) * np.log(1 - q)))
     p = some.score[part].astype(np.float64)
-    assert told["log_loss"] == pytest.approx(-np.mean(y * np.log(p) + (1 - y) * np.log(1 - p)))
-    assert told["calibration"] == pytest.approx(p.sum() / y.sum())
-    assert told["auc"] == auc_of(p, y)
+    assert reported["log_loss"] == pytest.approx(-np.mean(y * np.log(p) + (1 - y) * np.log(1 - p)))
+    assert reported["calibration"] == pytest.approx(p.sum() / y.sum())
+    assert reported["auc"] == auc_of(p, y)
 
 
 def test_minutes_hold_every_judged_row_of_the_run_once() -> None:
     some = rows(600)
     arm = (np.arange(600) % 3 == 0).astype(np.int8)
-    told = by_minute(replace(some, arm=arm), T0 + 60_000, 120_000, some.true * 2)
-    assert [(m["minute"], m["arm"]) for m in told] == [(m, a) for m in range(5) for a in ("model", "control")][:10]
-    assert sum(m["rows"] for m in told) == 600 - 60
-    assert sum(m["clicks"] for m in told) == some.label[60:].sum()
-    assert sum(m["predicted"] for m in told) == pytest.approx(some.score[60:].sum(dtype=np.float64))
-    assert sum(m["expected"] for m in told) == pytest.approx(some.true[60:].sum(dtype=np.float64))
-    assert sum(m["twin"] for m in told) == pytest.approx(2 * some.true[60:].sum(dtype=np.float64))
+    reported = by_minute(replace(some, arm=arm), T0 + 60_000, 120_000, some.true * 2)
+    assert [(m["minute"], m["arm"]) for m in reported] == [(m, a) for m in range(5) for a in ("model", "control")][:10]
+    assert sum(m["rows"] for m in reported) == 600 - 60
+    assert sum(m["clicks"] for m in reported) == some.label[60:].sum()
+    assert sum(m["predicted"] for m in reported) == pytest.approx(some.score[60:].sum(dtype=np.float64))
+    assert sum(m["expected"] for m in reported) == pytest.approx(some.true[60:].sum(dtype=np.float64))
+    assert sum(m["twin"] for m in reported) == pytest.approx(2 * some.true[60:].sum(dtype=np.float64))
     nobody_knows = by_minute(replace(some, true=np.full(600, np.nan, np.float32)), T0, 120_000)
     assert {(m["expected"], m["twin"]) for m in nobody_knows} == {(None, None)}
 
@@ -169,21 +169,21 @@ def test_a_click_that_came_before_its_fellows_labels_is_not_settled_before_they_
     at_once = batch("a", T0, {0: POSITIVE}, "wait")
     assert not ledger_of(at_once).rows().settled.any()
     later = batch("b", T0 + MINUTE, {0: POSITIVE, 1: NEGATIVE}, "wait")
-    told = ledger_of(at_once, batch("a", T0, {1: NEGATIVE}, "wait"), later).rows()
-    assert told.page.tolist() == ["a", "a", "b", "b"]
-    assert told.settled.tolist() == [True] * 4
-    assert told.label.tolist() == [1, 0, 1, 0]
-    assert told.true[:2].tolist() == [0.5, 0.25]
-    assert np.isnan(told.true[2:]).all()
+    reported = ledger_of(at_once, batch("a", T0, {1: NEGATIVE}, "wait"), later).rows()
+    assert reported.page.tolist() == ["a", "a", "b", "b"]
+    assert reported.settled.tolist() == [True] * 4
+    assert reported.label.tolist() == [1, 0, 1, 0]
+    assert reported.true[:2].tolist() == [0.5, 0.25]
+    assert np.isnan(reported.true[2:]).all()
 
 
 def test_a_correction_makes_the_label_a_click_and_an_early_negative_settles_nothing() -> None:
     early = batch("a", T0, {0: NEGATIVE, 1: NEGATIVE}, "prompt")
     corrected = batch("a", T0, {1: CORRECTION}, "prompt")
     assert not ledger_of(early, corrected).rows().settled.any()
-    told = ledger_of(early, corrected, batch("b", T0 + 6 * MINUTE, {0: POSITIVE}, "prompt")).rows()
-    assert told.label.tolist() == [0, 1, 1]
-    assert told.settled.tolist() == [True, True, False]
+    reported = ledger_of(early, corrected, batch("b", T0 + 6 * MINUTE, {0: POSITIVE}, "prompt")).rows()
+    assert reported.label.tolist() == [0, 1, 1]
+    assert reported.settled.tolist() == [True, True, False]
 
 
 def test_a_page_that_no_model_made_is_logged() -> None:
@@ -220,10 +220,10 @@ def test_the_newest_rows_of_an_arm_are_those_that_the_learner_judges() -> None:
     live.settle()
     for arm in ("model", "control"):
         shown = live.figures(arm)
-        told = figures(newest(ledger.rows(), arm, 300))
-        assert told["rows"] == shown.rows
+        reported = figures(newest(ledger.rows(), arm, 300))
+        assert reported["rows"] == shown.rows
         for name in ("auc", "log_loss", "calibration"):
-            figure = told[name]
+            figure = reported[name]
             assert figure is not None
             assert math.isclose(figure, getattr(shown, name), rel_tol=1e-5), name
     assert live.figures("model").rows == 300

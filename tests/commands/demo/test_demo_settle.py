@@ -108,7 +108,7 @@ def test_a_broker_that_dies_while_it_is_read_from_is_started_again_meanwhile(hos
     assert host.read(lambda: started.wait(60.0)), "the reader would have waited for ever"
 
 
-def test_what_a_broker_has_is_read_anew_when_it_went_away_and_is_back(
+def test_what_a_broker_has_is_read_again_when_it_went_away_and_is_back(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []

@@ -15,7 +15,7 @@ from commands.demo.servedrows import LabelledExposures, auc_of
 from commands.demo.twin import LoggedPages, blocks, twin_scores
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import SettingError
-from millrace.contracts.events import Impression, to_msgpack
+from millrace.contracts.events import PageLog, to_msgpack
 from millrace.contracts.settings import Settings
 from tests.scenes.learning import SCHEMA
 
@@ -32,7 +32,7 @@ def run(pages: int = 120, size: int = 10) -> tuple[LabelledExposures, LoggedPage
         cat = rng.integers(100, 110, (size, layout.F))
         cat[:, category] = rng.integers(1, 4, size)
         label += (cat[:, category] == 1).tolist()
-        held.message(SimpleNamespace(value=impression(f"p{number}", cat)))
+        held.message(SimpleNamespace(value=page_log(f"p{number}", cat)))
     n = pages * size
     rows = LabelledExposures(
         ts_ms=T0 + 1000 * (np.arange(n, dtype=np.int64) // size),
@@ -48,13 +48,13 @@ def run(pages: int = 120, size: int = 10) -> tuple[LabelledExposures, LoggedPage
     return rows, held
 
 
-def impression(request: str, cat: Any, schema_id: str = SCHEMA.id) -> bytes:
+def page_log(request: str, cat: Any, schema_id: str = SCHEMA.id) -> bytes:
     n = len(cat)
     num = np.zeros((n, SCHEMA.layout.N), "<f4").tobytes()
     items: list[int | str] = list(range(1, n + 1))
     scores, keys = np.zeros(n, "<f4").tobytes(), np.zeros((n, SCHEMA.layout.K), "<u8").tobytes()
     return to_msgpack(
-        Impression(request, T0, 1, "model", 0, schema_id, items, scores, keys, cat.astype("<i8").tobytes(), num)
+        PageLog(request, T0, 1, "model", 0, schema_id, items, scores, keys, cat.astype("<i8").tobytes(), num)
     )
 
 
@@ -72,7 +72,7 @@ def test_it_scores_each_block_before_it_learns_it_and_learns_what_the_label_is()
     assert np.array_equal(turned, p[:20])  # what comes later changes nothing
 
 
-def test_a_row_without_impression_has_no_score_and_is_not_learnt() -> None:
+def test_a_row_without_page_log_has_no_score_and_is_not_learnt() -> None:
     rows, pages = run(3)
     stranger, beyond = rows.page.copy(), rows.position.copy()
     stranger[0], beyond[1] = "nobody's", 99
@@ -85,10 +85,10 @@ def test_a_row_without_impression_has_no_score_and_is_not_learnt() -> None:
 
 
 @pytest.mark.parametrize("bad", [b"", b"[]", None, "other schema", "cut"])
-def test_impressions_that_cannot_be_used_are_counted_and_passed_over(bad: Any) -> None:
+def test_page_logs_that_cannot_be_used_are_counted_and_passed_over(bad: Any) -> None:
     _, pages = run(1)
     cat = np.zeros((2, SCHEMA.layout.F), np.int64)
-    raw = {"other schema": impression("x", cat, "other"), "cut": impression("x", cat)[:-3]}.get(bad, bad)
+    raw = {"other schema": page_log("x", cat, "other"), "cut": page_log("x", cat)[:-3]}.get(bad, bad)
     pages.message(SimpleNamespace(value=raw))
     assert (len(pages), pages.unread) == (1, 1)
 
@@ -98,10 +98,10 @@ def test_a_twin_without_a_report_to_appear_in_is_refused() -> None:
         demo(Settings(), DemoOptions(twin=True))
 
 
-def test_the_first_impression_of_a_page_counts() -> None:
+def test_the_first_page_log_of_a_page_counts() -> None:
     rows, pages = run(1)
     _, before, _ = pages.features(rows)
-    pages.message(SimpleNamespace(value=impression("p0", before + 1)))
+    pages.message(SimpleNamespace(value=page_log("p0", before + 1)))
     _, after, _ = pages.features(rows)
     assert np.array_equal(before, after)
 

@@ -56,7 +56,7 @@ def trained(data: Dataset) -> Any:
 
 
 def apart(data: Dataset, bounds: list[int], sync: str) -> NDArray[np.float32]:
-    """One model that learns every batch, and a copy of it that scores, taken anew whenever the model's time comes."""
+    """One model that learns every batch, and a copy of it that scores, taken again whenever the model's time comes."""
     learner, server = trained(data), model_of(data.schema, SPEC, 3)
     period, p = period_ms(sync), []
     for k, (start, stop) in enumerate(pairwise(bounds)):

@@ -385,7 +385,7 @@ def test_side_tables_beside_the_log_are_joined(tmp_path: Path) -> None:
     assert {f.name: f.of for f in schema.fields}["age"] == "user"
 
 
-def test_the_simulators_logs_are_told_whole_and_only_the_true_probability_is_left_out(tmp_path: Path) -> None:
+def test_the_simulators_logs_are_reported_whole_and_only_the_true_probability_is_left_out(tmp_path: Path) -> None:
     write_days(tmp_path / "days", days=2, seed=3, users=200)
     guess = guess_schema(tmp_path / "days")
     schema, shop = parse_schema(guess.text), shop_schema()
@@ -409,7 +409,7 @@ KUAIRAND_OUTCOMES = {
 
 
 @pytest.mark.slow
-def test_kuairand_is_told_from_its_file_and_replayed_as_guessed(tmp_path: Path) -> None:
+def test_kuairand_is_recognised_by_its_file_and_replayed_as_guessed(tmp_path: Path) -> None:
     folder = os.environ.get("MILLRACE_TEST_LOG")
     if not folder:
         pytest.skip("MILLRACE_TEST_LOG names no folder with the KuaiRand log")
@@ -490,7 +490,7 @@ def test_one_bad_day_costs_neither_the_role_nor_the_offset(cell: str, tmp_path: 
     assert "--skip-bad" in guess.text
 
 
-def test_a_word_among_numbers_of_json_lines_is_told(tmp_path: Path) -> None:
+def test_a_word_among_numbers_of_json_lines_is_reported(tmp_path: Path) -> None:
     table, _ = log_of(Form())
     rows = table.to_pylist()
     rows[700]["price"] = "N/A"

@@ -70,7 +70,7 @@ def test_a_file_of_the_folder_that_is_neither_the_log_nor_joined_is_named(tmp_pa
 # -- MIND ---------------------------------------------------------------------------------------------------------
 
 
-def test_minds_user_is_told_by_its_values_and_its_request_is_written(tmp_path: Path) -> None:
+def test_minds_user_is_recognised_by_its_values_and_its_request_is_written(tmp_path: Path) -> None:
     """Few users come twice in a sample of so large a log, and no column has a name."""
     path = sample("mind", tmp_path)
     rows = [line.split("\t") for line in path.read_text().splitlines()]
@@ -134,7 +134,7 @@ def test_candidates_for_the_user_are_fields_too(tmp_path: Path) -> None:
     replays(path, schema)
 
 
-def test_rows_of_one_hour_user_and_item_are_told_apart_by_their_id(tmp_path: Path) -> None:
+def test_rows_of_one_hour_user_and_item_are_distinguished_by_their_id(tmp_path: Path) -> None:
     """The ids are beyond 64 bits: as numbers, all of this sample would be one."""
     text, path = avazu(tmp_path)
     schema = parse_schema(text)
@@ -145,7 +145,7 @@ def test_rows_of_one_hour_user_and_item_are_told_apart_by_their_id(tmp_path: Pat
     assert "id" not in guess_schema(path).findings.unused
 
 
-def test_rows_without_an_id_that_look_alike_are_kept_and_told(tmp_path: Path) -> None:
+def test_rows_without_an_id_that_look_alike_are_kept_and_reported(tmp_path: Path) -> None:
     _, path = avazu(tmp_path)
     lines = [line.partition(",")[2] for line in path.read_text().splitlines()]
     alike = tmp_path / "alike"
@@ -157,8 +157,8 @@ def test_rows_without_an_id_that_look_alike_are_kept_and_told(tmp_path: Path) ->
     assert schema.log.identity == ()
     log = read_log(alike / "train.csv", schema)
     assert (log.table.num_rows, log.duplicates) == (ROWS + 72, 0)
-    (told,) = [d for d in log.decisions if "of a row before" in d.what]
-    assert told.rows >= 72
+    (reported,) = [d for d in log.decisions if "of a row before" in d.what]
+    assert reported.rows >= 72
 
 
 @pytest.mark.parametrize(

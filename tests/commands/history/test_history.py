@@ -159,7 +159,7 @@ action_times = { click = "click_ms", purchase = "purchase_ms" }
 
 @pytest.mark.parametrize("schema", [SCHEMA, parse_schema(MEANS, "means")], ids=["shop", "means, no requests"])
 def test_partitions_filled_in_bulk_are_those_that_took_every_message(days: list[Path], schema: Schema) -> None:
-    """The plain way is the reference: each page an impression and an exposure, each act a message."""
+    """The plain way is the reference: each page a page log and an exposure, each act a message."""
     policy = Policy.of(Settings())
     log = read_log(days[0], schema)
     made = Settled(log, schema, policy)
@@ -299,8 +299,8 @@ def test_the_scorer_makes_a_first_page_of_it(
         index.put_store(number, index_checkpoint.store_of(parts, SCHEMA.windows))
     assert len(index) == found.items == len(items_of(yesterday, SCHEMA, rows))
     now_ms = found.end_ms + 3_600_000
-    shelf = ItemTable(builder)
-    shelf.follow(lambda: index.changes(now_ms))
+    table = ItemTable(builder)
+    table.follow(lambda: index.changes(now_ms))
     people = {str(user.user_id): user for user in users_of(yesterday, SCHEMA, rows)}
     records: dict[str, dict[bytes, bytes]] = {
         name: {PROFILE: pack_profile(user.attributes)} for name, user in people.items()
@@ -315,7 +315,7 @@ def test_the_scorer_makes_a_first_page_of_it(
     today = read_log(days[1], SCHEMA)
     later = LogRows(today, SCHEMA)
     known = {str(i): n for n, i in enumerate(index.ids)}
-    ranker, compared = Ranker(builder, shelf), 0
+    ranker, compared = Ranker(builder, table), 0
     for row in range(0, later.n, 11):
         user_id, item_id = today.table["user_id"][row].as_py(), today.table["item_id"][row].as_py()
         if str(user_id) not in records or str(item_id) not in known:
@@ -601,7 +601,7 @@ def test_the_command_marks_the_store_before_it_reads_and_says_what_is_not_settle
     assert f"{len(early):,} of them were younger than {settings.attribution_minutes:g} min" in capsys.readouterr().out
 
 
-def test_a_log_older_than_windows_is_told_of() -> None:
+def test_a_log_older_than_windows_is_reported() -> None:
     shortest, *_, longest = SCHEMA.windows.days
     assert past_windows(SCHEMA, 0, round(shortest * DAY_MS) - 1) == ""
     some = past_windows(SCHEMA, 0, round(shortest * DAY_MS))
@@ -649,7 +649,7 @@ def test_users_and_items_are_as_they_were_last(yesterday: LogTable) -> None:
     assert abs(last.born_ms - (table["ts_ms"] - table["age_days"] * 86_400_000)) < 1000
 
 
-def told(settings: Settings, *users: User) -> None:
+def reported(settings: Settings, *users: User) -> None:
     """The shop tells of users."""
     producer = make_producer(settings)
     for user in users:
@@ -683,7 +683,7 @@ def test_the_shops_message_that_came_between_wins_whoever_publishes_besides(
             seen = read_all(of, topic, visit)
             looks += 1
             if looks == 1:
-                told(settings, newer)
+                reported(settings, newer)
                 publish_profiles(other)
             return seen
 

@@ -100,7 +100,7 @@ def test_a_refusal_its_reason_and_what_serves_instead_are_said(roles: Roles, loo
     assert (state["gate"]["state"], state["gate"]["check"]) == ("blocked", "labels")
     assert {"check": "labels", "passed": 0, "refused": 3, "observed": 0, "unjudged": 0} in state["gate"]["verdicts"]
     assert {"check": "screen", "passed": 9, "refused": 0, "observed": 0, "unjudged": 0} in state["gate"]["verdicts"]
-    assert state["figures"]["trained"] == 500, "what a way back took out is not learnt"
+    assert state["figures"]["trained"] == 500, "what a rollback took out is not learnt"
     roles.state = "promoting"
     assert look()["gate"]["says"] == f"promotes; refused last at 04:53 UTC: {WHY}; 3,412 samples in quarantine"
 

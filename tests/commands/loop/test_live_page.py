@@ -232,7 +232,7 @@ def test_sparklines_span_the_run() -> None:
     assert sparkline([0.5, 0.5]) == "▁▁"
 
 
-def test_predictions_that_are_no_numbers_are_told_where_the_learner_is_shown(tmp_path: Path) -> None:
+def test_predictions_that_are_no_numbers_are_reported_where_the_learner_is_shown(tmp_path: Path) -> None:
     def says(broken: int) -> str:
         said = f"# TYPE millrace_predictions_not_finite_total counter\nmillrace_predictions_not_finite_total {broken}\n"
         targets = {n: f"http://{n}/metrics" for n in ROLES}

@@ -123,7 +123,7 @@ def test_stages_are_of_all_clicks_over_restarts(network: Network) -> None:
     assert picture.figures["click_stage_ms_learnt"] is None
 
 
-def test_users_who_were_not_read_and_those_who_do_not_exist_are_told_apart(network: Network, tmp_path: Path) -> None:
+def test_users_who_were_not_read_and_those_who_do_not_exist_are_distinguished(network: Network, tmp_path: Path) -> None:
     """As shares of all requests, over restarts of the scorer."""
     monitor = monitor_of(network)
     figures = monitor.look().figures

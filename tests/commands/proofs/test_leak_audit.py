@@ -346,11 +346,11 @@ def test_a_field_made_of_the_rows_own_label_is_named(tmp_path: Path, monkeypatch
     log = log_of(tmp_path, schema=UNTIMED)
     plain = logfeatures.LogRows.__init__
 
-    def told(self: Any, *args: Any, **kwargs: Any) -> None:
+    def reported(self: Any, *args: Any, **kwargs: Any) -> None:
         plain(self, *args, **kwargs)
         self._plain["price"] = self._plain["price"] + self.label
 
-    monkeypatch.setattr(logfeatures.LogRows, "__init__", told)
+    monkeypatch.setattr(logfeatures.LogRows, "__init__", reported)
     assert "price" in names(audited(log, UNTIMED))
 
 
@@ -370,8 +370,8 @@ def test_learning_a_micro_batch_before_it_is_scored_is_named(tmp_path: Path, mon
             if step.batch is not None:
                 self._model.learn(step.batch)
             self._score(step, self._model.score)
-            self._tell_scored(step)
-            self._tell_learnt(step)
+            self._observe_scored(step)
+            self._observe_learnt(step)
             yield step.scored
 
     monkeypatch.setattr(sidebyside.Runner, "run", eager)
@@ -400,7 +400,7 @@ def test_features_made_when_the_label_comes_are_named(tmp_path: Path) -> None:
 
 
 def test_a_column_over_the_greatest_of_all_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The greatest of the log comes first, so no value of the log that is drawn anew changes it."""
+    """The greatest of the log comes first, so no value of the log that is drawn again changes it."""
     rows = rows_of(3)
     rows[0]["price"] = 1000.0
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")

@@ -23,7 +23,7 @@ from learner.network.dense import threads
 from learner.role.model_factory import model_of
 from millrace.basics.clustered import gap
 from millrace.basics.errors import LogError, ParityError
-from millrace.contracts.events import Impression, Item, to_json, to_msgpack
+from millrace.contracts.events import Item, PageLog, to_json, to_msgpack
 from millrace.contracts.schema import parse_schema
 from millrace.contracts.settings import Settings
 from stream.archive.archive_folder import ArchiveFolder
@@ -60,14 +60,14 @@ class Loop:
         shop, archive = Shop(items, SCHEMA), Archive(SCHEMA, WAITS, 100_000 * HOUR, 1, features)
         offsets: Counter[str] = Counter()
 
-        def tell(topic: str, raw: bytes, user: int = -1) -> None:
+        def send(topic: str, raw: bytes, user: int = -1) -> None:
             archive.take(TopicRecord(topic, 0, offsets[topic], b"", raw, T0))
             offsets[topic] += 1
             if user >= 0:
                 shop.take(user, shop.log(topic, raw))
 
         for one in items:
-            tell("items", to_json(one))
+            send("items", to_json(one))
         todo: list[tuple[int, int, Any]] = []
         at = T0 + 100 * 24 * HOUR
         for page in range(n):
@@ -78,7 +78,7 @@ class Loop:
             todo.sort(key=lambda one: one[:2])
             now_ms, _, what = todo.pop(0)
             if isinstance(what, bytes):
-                tell("events", what, self._user(what))
+                send("events", what, self._user(what))
                 continue
             user, item = int(rng.integers(3)), int(rng.integers(5))
             if now_ms - published_ms >= self.publish_ms:
@@ -87,10 +87,10 @@ class Loop:
             got, name = shop.rank(user, f"i{item}", now_ms, None), f"p{what}"
             features_of = {"keys": got.keys.astype("<u8"), "cat": got.cat.astype("<i8"), "num": got.num.astype("<f4")}
             packed: dict[str, Any] = {key: array.tobytes() for key, array in features_of.items()}
-            page_log = Impression(
+            page_log = PageLog(
                 name, now_ms, user, "model", 1, SCHEMA.id, [f"i{item}"], bytes(4), **packed, served_ms=now_ms
             )
-            tell("impressions", to_msgpack(page_log), user)
+            send("page_logs", to_msgpack(page_log), user)
             shown_ms = now_ms + self.wait_ms
             about: dict[str, Any] = {"user_id": user}
             raw = event("exposure", name, shown_ms, items=[f"i{item}"], offset=0, sent_ms=shown_ms, **about)
@@ -187,7 +187,7 @@ def test_a_planted_change_of_one_feature_is_named(tmp_path: Path, name: str) -> 
     assert request in page
 
 
-def test_a_gap_of_the_auc_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gap_of_the_auc_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scorer did not know the price of exposures that are clicked, and the model reads the price alone."""
     archive = Loop(tmp_path).run()
     archived = read_archive(archive)

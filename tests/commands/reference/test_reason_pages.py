@@ -1,4 +1,4 @@
-"""Every reason that the code has is in the table of reasons and on the page, and no other; letters for people."""
+"""Every reason that the code has is in the table of reasons and on the page, and no other; dead letters for people."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from commands.cli import clidata
-from commands.reference.letters import Letters
+from commands.reference.dead_letters import DeadLetterReport
 from commands.up.data_folder import locked
 from millrace.basics.errors import SettingError
-from millrace.contracts.dead_letter_reasons import DOUBTS, REASONS
-from millrace.contracts.events import DeadLetter, letter_bytes
+from millrace.contracts.dead_letter_reasons import REASONS, WARNINGS
+from millrace.contracts.events import DeadLetter, dead_letter_bytes
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS
 from tests.architecture import ROOT
@@ -69,34 +69,38 @@ def reference(name: str) -> str:
 
 def test_the_page_has_every_reason_with_a_row_of_its_own() -> None:
     page = reference("dead-letters")
-    assert re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE) == [*REASONS, *DOUBTS]
+    assert re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE) == [*REASONS, *WARNINGS]
     for name in ("metrics", "messages"):
         assert set(re.findall(r"dead letter `([a-z-]+)`", reference(name))) <= set(REASONS)
         assert "dead-letters.md" in reference(name)
 
 
-def test_every_kind_of_doubt_is_made_by_the_code_and_explained() -> None:
+def test_every_kind_of_warning_is_made_by_the_code_and_explained() -> None:
     source = (ROOT / "millrace" / "contracts" / "profile_warnings.py").read_text()
-    made = set(re.findall(r'Doubt\("([a-z-]+)"', source))
-    assert made == set(DOUBTS)
-    for kind in DOUBTS:
+    made = set(re.findall(r'ProfileWarning\("([a-z-]+)"', source))
+    assert made == set(WARNINGS)
+    for kind in WARNINGS:
         assert f"warning `{kind}`" in reference("messages")
         assert f"`{kind}`" in reference("metrics")
 
 
-def letter(reason: str, offset: int, raw: bytes | None = b"{}", exposures: int = 0) -> bytes:
-    return letter_bytes(DeadLetter.of(reason, "why not", "events", 1, offset, raw, exposures))
+def dead_letter(reason: str, offset: int, raw: bytes | None = b"{}", exposures: int = 0) -> bytes:
+    return dead_letter_bytes(DeadLetter.of(reason, "why not", "events", 1, offset, raw, exposures))
 
 
-def test_letters_are_counted_once_with_the_newest_and_their_remedies() -> None:
-    letters = Letters(last=2)
+def test_dead_letters_are_counted_once_with_the_newest_and_their_remedies() -> None:
+    dead_letters = DeadLetterReport(last=2)
     for offset in range(5):
-        letters.add(letter("late", offset, b'{"n": %d}' % offset, exposures=2))
-    letters.add(letter("late", 4, b'{"n": 4}', exposures=2))  # written again after a crash
-    letters.add(letter("seconds", 9, b"\x1b[2Jx"))
-    letters.add(b"rubbish")
-    assert (letters.counts, letters.exposures["late"], letters.unreadable) == ({"late": 5, "seconds": 1}, 10, 1)
-    text = letters.text()
+        dead_letters.add(dead_letter("late", offset, b'{"n": %d}' % offset, exposures=2))
+    dead_letters.add(dead_letter("late", 4, b'{"n": 4}', exposures=2))  # written again after a crash
+    dead_letters.add(dead_letter("seconds", 9, b"\x1b[2Jx"))
+    dead_letters.add(b"rubbish")
+    assert (dead_letters.counts, dead_letters.exposures["late"], dead_letters.unreadable) == (
+        {"late": 5, "seconds": 1},
+        10,
+        1,
+    )
+    text = dead_letters.text()
     assert [text.count(f"events, partition 1, offset {n}") for n in (3, 4, 9)] == [0, 1, 1]
     assert '{"n": 4}' in text
     assert f"mend: {REASONS['seconds'].mend}" in text
@@ -108,7 +112,7 @@ def test_the_command_reads_the_whole_topic(monkeypatch: pytest.MonkeyPatch, caps
 
     def read_all(settings: Settings, topic: str, visit: Callable[[Any], None]) -> int:
         asked.append((settings.kafka, topic))
-        for raw in (letter("late", 1), letter("seconds", 2), letter("late", 3)):
+        for raw in (dead_letter("late", 1), dead_letter("seconds", 2), dead_letter("late", 3)):
             visit(SimpleNamespace(value=raw))
         return 3
 
@@ -133,16 +137,16 @@ def test_the_command_asks_the_broker_of_the_run_on_the_data_folder(
     assert asked == ["127.0.0.1:8730"]
 
 
-def test_letters_of_one_reason_and_none() -> None:
-    letters = Letters("late")
-    letters.add(letter("seconds", 1))
-    assert letters.text() == "no dead letter with the reason 'late'"
-    assert Letters().text() == "no dead letters"
+def test_dead_letters_of_one_reason_and_none() -> None:
+    dead_letters = DeadLetterReport("late")
+    dead_letters.add(dead_letter("seconds", 1))
+    assert dead_letters.text() == "no dead letter with the reason 'late'"
+    assert DeadLetterReport().text() == "no dead letters"
 
 
 @pytest.mark.parametrize(("raw", "shown"), [(b"", "(the message was empty)"), ("ü".encode() * 200, "ü" * 150)])
 def test_messages_are_shown_as_text_and_cut_between_characters(raw: bytes, shown: str) -> None:
-    letters = Letters()
-    letters.add(letter("malformed", 1, raw))
-    (line,) = [line.strip() for line in letters.text().splitlines() if shown in line]
+    dead_letters = DeadLetterReport()
+    dead_letters.add(dead_letter("malformed", 1, raw))
+    (line,) = [line.strip() for line in dead_letters.text().splitlines() if shown in line]
     assert line == shown + (" … and 100 bytes more" if raw else "")

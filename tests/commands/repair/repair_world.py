@@ -14,7 +14,7 @@ from learner.evaluation.progressive import Progressive
 from learner.gate.promotion import Promotion
 from learner.ranker.repeats import Repeats
 from learner.role.model_factory import model_of
-from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions, newest_sound
+from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions, newest_valid
 from learner.training.ledger import Act, Learnt, places_of
 from learner.training.trainer import Trainer
 from millrace.contracts.samples import SampleBatch
@@ -152,7 +152,7 @@ class Live:
     def restart(self) -> None:
         """Ends in good order, and goes on from its newest snapshot."""
         self.snapshot()
-        self._start(newest_sound(self.store, SCHEMA.id, {}, self._build))
+        self._start(newest_valid(self.store, SCHEMA.id, {}, self._build))
 
 
 def twin(live: Live, start: Announcement, without: Without) -> Trainer:

@@ -36,7 +36,7 @@ from learner.ranker.repeats import Repeats
 from learner.ranker.snapshot_slices import merge
 from learner.retrieval import retrieval
 from learner.tables import admission
-from learner.training.learner_versions import newest_sound
+from learner.training.learner_versions import newest_valid
 from learner.training.ledger import Learnt, Span
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SettingError, SnapshotError
@@ -215,7 +215,7 @@ def test_the_result_is_one_that_a_learner_goes_on_from() -> None:
     assert 0 < done.left_out == counts["set_aside"]
     assert counts["trained"] + counts["set_aside"] == before["trained"] == end.trained
     assert note.extra["repair"]["without"] == {"arms": ["control"]}
-    found = newest_sound(out, SCHEMA.id, {}, live._build)
+    found = newest_valid(out, SCHEMA.id, {}, live._build)
     assert found is not None
     trainer = Trainer(found.model, Progressive(1000), Repeats(HOUR_MS), 64)
     trainer.resume(found.training, note.extra["counts"])
@@ -281,9 +281,9 @@ def test_a_line_over_two_logs_of_samples_is_refused() -> None:
     check_one_model(line)
     first, *others = (msgspec.structs.replace(note, logs={SAMPLES: "new"}) for note in line.kept)
     kept_ones = msgspec.structs.replace(first, logs={SAMPLES: "old"}), *others
-    made_anew = replace(line, kept=kept_ones, end=msgspec.structs.replace(line.end, logs={SAMPLES: "new"}))
+    recreated = replace(line, kept=kept_ones, end=msgspec.structs.replace(line.end, logs={SAMPLES: "new"}))
     with pytest.raises(SnapshotError, match="the log of samples changed"):
-        check_one_model(made_anew)
+        check_one_model(recreated)
 
 
 def resumed_as(spec: Any, parts: Any) -> OnlineModel:

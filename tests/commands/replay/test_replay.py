@@ -307,7 +307,7 @@ def blind_rows(n: int, users: int, seed: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_labels_that_only_their_users_rate_explains_are_not_told_apart_within_users(tmp_path: Path) -> None:
+def test_labels_that_only_their_users_rate_explains_are_not_distinguished_within_users(tmp_path: Path) -> None:
     """The truth is .5. Scores from different times are below it: who was unlucky so far is scored too low."""
     schema = parse_schema(SCHEMA.replace("days = [1, 3]", "days = [30]"))
     table = read_log(write(tmp_path, "parquet", blind_rows(10_000, 1000, seed=4)), schema)
@@ -321,7 +321,7 @@ def test_labels_that_only_their_users_rate_explains_are_not_told_apart_within_us
     assert total["auc"] == pytest.approx(auc(p, y), abs=1e-6)
 
     def by_chance(scores: np.ndarray, within: np.ndarray, draws: int = 200) -> tuple[float, float]:
-        """Mean and deviation of the figure when labels are dealt anew within the groups."""
+        """Mean and deviation of the figure when labels are dealt again within the groups."""
         rng = np.random.default_rng(0)
         inside = np.argsort(within, kind="stable")
         found = []

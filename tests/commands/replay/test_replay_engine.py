@@ -203,35 +203,35 @@ def test_a_still_model_is_what_the_model_was_until_it_writes() -> None:
     made = [s for s in steps(log, schema, 32, POLICIES[0]) if s.batch is not None and s.shown]
     model = OnlineModel(schema, SMALL, 0)
     still = Still(model)
-    told = []
+    reported = []
     for step in made:
         still.refresh()
         _, cat, num = step.shown[0]
         before = model.score(cat, num)
         assert step.batch is not None
-        model.learn(step.batch, partial(lambda c, n: told.append(still.score(c, n)), cat, num))
-        assert np.array_equal(before, told[-1])
-    assert len(told) == len(made) > 2
+        model.learn(step.batch, partial(lambda c, n: reported.append(still.score(c, n)), cat, num))
+        assert np.array_equal(before, reported[-1])
+    assert len(reported) == len(made) > 2
 
 
 class Watch:
     """Notes what it is told, and that it is always the same thread."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, bytes]] = []
+        self.reported: list[tuple[str, bytes]] = []
         self.threads = {threading.get_ident()}
 
     def scored(self, rows: np.ndarray, cat: np.ndarray, num: np.ndarray, p: np.ndarray) -> None:
         self.threads.add(threading.get_ident())
-        self.told.append(("scored", rows.tobytes() + cat.tobytes() + num.tobytes() + p.tobytes()))
+        self.reported.append(("scored", rows.tobytes() + cat.tobytes() + num.tobytes() + p.tobytes()))
 
     def learnt(self, samples: KnownSamples, part: slice, batch: SampleBatch) -> None:
         self.threads.add(threading.get_ident())
         columns = (samples.row[part], samples.known_ms[part], samples.kind[part], batch.cat)
-        self.told.append(("learnt", b"".join(np.ascontiguousarray(c).tobytes() for c in columns)))
+        self.reported.append(("learnt", b"".join(np.ascontiguousarray(c).tobytes() for c in columns)))
 
 
-def test_an_observer_is_told_the_same_in_the_same_order_by_the_thread_that_calls() -> None:
+def test_an_observer_is_given_the_same_in_the_same_order_by_the_thread_that_calls() -> None:
     schema = parse_schema(SCHEMA)
     log = make_log(schema, 300, 5)
     with threads(1):
@@ -239,7 +239,7 @@ def test_an_observer_is_told_the_same_in_the_same_order_by_the_thread_that_calls
         model = OnlineModel(schema, SMALL, 0)
         run_plain(log, schema, model, 16, lambda _: None, None, POLICIES[0], watches[0])
         run_log(log, schema, OnlineModel(schema, SMALL, 0), 16, lambda _: None, None, POLICIES[0], watches[1])
-    assert watches[0].told == watches[1].told
+    assert watches[0].reported == watches[1].reported
     assert len(watches[1].threads) == 1
 
 

@@ -90,8 +90,8 @@ def test_the_verdict_says_when_the_items_rate_orders_pages_better(day: Path) -> 
     noise = np.random.default_rng(0).random(len(y), np.float32)
     worse = make_report(log, schema, ((noise + 1 - y) / 2).astype(np.float32), groups, baseline)
     total = worse["total"]
-    told = f"Within pages the model ranks worse than the item's rate alone: {total['grouped_auc']:.4f} against"
-    assert told in worse["verdict"]
+    reported = f"Within pages the model ranks worse than the item's rate alone: {total['grouped_auc']:.4f} against"
+    assert reported in worse["verdict"]
     apart = total["grouped_auc"] - total["baseline_grouped_auc"]
     assert total["grouped_auc_over_baseline"] == pytest.approx(apart, abs=2e-6)
     assert 0 < total["grouped_auc_over_baseline_ci"] < -apart
@@ -124,7 +124,7 @@ def figures(value: float | None, half: float | None) -> dict[str, object]:
     }
 
 
-def test_a_verdict_says_which_way_and_owns_up_where_nothing_can_be_told() -> None:
+def test_a_verdict_says_which_way_and_owns_up_where_nothing_can_be_said() -> None:
     better = verdict_of(figures(0.05, 0.01), 2, 900)
     assert "AUC of 0.7000 over 2 days, 0.0500 ± 0.0100 more than ranking by" in better
     assert "95% over 900 users" in better

@@ -23,7 +23,7 @@ from commands.loop.view import line_of, table_of
 from commands.up import data_folder as folders
 from commands.up import upwords
 from commands.up.ports import Ports, check, choose, url
-from commands.up.running import running, told
+from commands.up.running import running, status_lines
 from commands.up.uprun import ROLES, Up, UpOptions, prepared, up
 from millrace.basics.errors import PortError, ServiceError, SettingError
 from millrace.contracts.clock import EventClock
@@ -181,7 +181,7 @@ def test_the_schema_of_the_state_is_kept_and_another_one_is_refused_until_it_may
     assert kept.id == shop_schema().id
 
 
-def test_the_way_back_from_an_evolved_schema_is_named_and_works(tmp_path: Path) -> None:
+def test_the_rollback_from_an_evolved_schema_is_named_and_works(tmp_path: Path) -> None:
     """A run with --evolve that ended before all roles were up: the stream's state is of the new schema, the note is of
     the former one."""
     for name, field in (("old", ""), ("new", '[[fields]]\nname = "genre"\nof = "item"\n')):
@@ -368,13 +368,13 @@ def test_status_says_what_the_run_on_the_folder_says(tmp_path: Path) -> None:
     settings = Settings(data=str(tmp_path))
     try:
         folders.say_where(tmp_path, {"page": page.url, "redis": "redis://:secret@h:1", "pid": 3})
-        assert told(running(settings)) == [f"no loop runs on '{tmp_path}'"], "as a killed run leaves it"
+        assert status_lines(running(settings)) == [f"no loop runs on '{tmp_path}'"], "as a killed run leaves it"
         with folders.locked(tmp_path):
             found = running(settings)
     finally:
         page.stop()
     assert {name: found[name] for name in state} == state
-    lines = told(found | {"version": 7})
+    lines = status_lines(found | {"version": 7})
     assert lines[:3] == [
         f"a loop runs on '{tmp_path}': running; model version 7",
         "learn      running, 2 restarts",

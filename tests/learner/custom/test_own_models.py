@@ -282,7 +282,7 @@ def test_a_batch_that_would_break_it_leaves_no_trace(kind: str) -> None:
     with np.errstate(all="ignore"):
         report = model.learn(poison(make_samples(64, 5, users=900), weight=(slice(None), 3e38)))
     assert report.rows == 0
-    assert report.skipped in ("loss_not_finite", "gradient_not_finite", "model_unsound")
+    assert report.skipped in ("loss_not_finite", "gradient_not_finite", "model_invalid")
     after = make_samples(64, 6)
     assert model.learn(after).rows == twin.learn(after).rows == 64
     np.testing.assert_array_equal(model.score(after.cat, after.num), twin.score(after.cat, after.num))
@@ -411,14 +411,14 @@ def test_a_state_that_cannot_be_published_is_refused(monkeypatch: pytest.MonkeyP
         self.weights = np.append(self.weights, np.float32(0))
 
     monkeypatch.setattr(Moody, "learn", grows)
-    assert model.learn(make_samples(64, 9)).skipped == "model_unsound"
+    assert model.learn(make_samples(64, 9)).skipped == "model_invalid"
     assert model.snapshot()[0].same_bits(twin.snapshot()[0]) == ""
     monkeypatch.setattr(ownclass, "MOST_BYTES", size - 1)
     with pytest.raises(SettingError, match=f"snapshot gave {size:,} bytes to score with; {size - 1:,} can be"):
         model_of(SCHEMA, MOODY, 0)
 
 
-def test_other_code_than_that_of_a_snapshot_is_told_of(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_code_than_that_of_a_snapshot_is_reported(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """To a learner that goes on from it and a scorer that serves it. Both go on: most changes do no harm."""
     (tmp_path / "changed_model_module.py").write_text(
         "from tests.learner.own_models import Hashed\n\nclass Own(Hashed): ...\n"
@@ -471,7 +471,7 @@ def test_a_refused_batch_leaves_no_trace_and_what_came_before_it_stays(
     with capture_logs() as lines:
         report = model.learn(poison(make_samples(64, 9), weight=([5], weight)))
     assert report.rows == 0
-    assert report.skipped == ("model_unsound" if weight == ODD_WEIGHT else "model_raised")
+    assert report.skipped == ("model_invalid" if weight == ODD_WEIGHT else "model_raised")
     if weight == BAD_WEIGHT:
         assert re.fullmatch(
             r"RuntimeError: no mood to learn \(line \d+ of tests.learner.own_models\)", lines[0]["error"]
@@ -508,8 +508,8 @@ def test_a_model_that_learns_nothing_any_more_is_counted_and_ends_nothing() -> N
                 pass
     assert trainer.counts["skipped:model_raised"] == 30
     assert trainer.counts["skipped"] == 30 * 64
-    told = [line["times"] for line in lines if line["event"] == "the model of one's own fails"]
-    assert told == [1, 10], "and it is not told of each time"
+    reported = [line["times"] for line in lines if line["event"] == "the model of one's own fails"]
+    assert reported == [1, 10], "and it is not told of each time"
 
 
 def test_scores_that_cannot_be_had_count_as_wrong() -> None:
@@ -575,7 +575,7 @@ def test_a_state_that_no_score_shows_to_be_spoilt_is_found_when_it_is_taken(
 
     monkeypatch.setattr(Moody, "learn", spoils)
     report = model.learn(poison(make_samples(64, 9), weight=([3], 5.0)))
-    assert report.skipped == (None if row_bytes == 1 else "model_unsound"), "kept ones count as learnt until then"
+    assert report.skipped == (None if row_bytes == 1 else "model_invalid"), "kept ones count as learnt until then"
     for each in (model, twin):
         each.learn(make_samples(64, 10))
     assert model.snapshot()[0].same_bits(twin.snapshot()[0]) == ""

@@ -67,8 +67,8 @@ def test_life_of_a_learner_with_a_model_of_its_own(settings: Settings, monkeypat
     role.end()
     found = entries(settings, past)
     notes = [entry.note for entry in found]
-    told = {"model": HASHED, "settled_minutes": settings.attribution_minutes, "bits": 10}
-    assert notes[0].spec == told | OwnClass.of(SCHEMA, told).source
+    reported = {"model": HASHED, "settled_minutes": settings.attribution_minutes, "bits": 10}
+    assert notes[0].spec == reported | OwnClass.of(SCHEMA, reported).source
     assert {note.retrieval_clicks for note in notes} == {-1}
     proofs = prove(store, read_deltas(settings))
     assert sum(p.deltas for p in proofs.proofs) == notes[-1].version - notes[0].version >= 1
@@ -96,7 +96,7 @@ def test_life_of_a_learner_with_a_model_of_its_own(settings: Settings, monkeypat
     assert own[0] > before[0] > 0, "it went on from what the snapshot kept"
 
     for other in ({"model": "wide_deep", "model_spec": {}}, {"model": MOODY}):
-        with pytest.raises(SnapshotError, match=f"'{HASHED}', the learner was told '{other['model']}'"):
+        with pytest.raises(SnapshotError, match=f"'{HASHED}', the learner is set to '{other['model']}'"):
             run(msgspec.structs.replace(settings, **other), threading.Event())
         with pytest.raises(SnapshotError, match="one of them is a model of one's own"):
             run(msgspec.structs.replace(settings, evolve=True, **other), threading.Event())
@@ -187,7 +187,7 @@ def test_a_scorer_follows_snapshots_and_deltas(tmp_path: Path) -> None:
     assert scene.same()
     assert (scene.scorer.host.unfolded, scene.meters.loads, scene.meters.errors) == (0, 1, {})
     late = Slow(scene.scorer)  # a worker that joins now
-    late.replica._attach = lambda told: late.replica.attached(told, _attached(told, scene))
+    late.replica._attach = lambda reported: late.replica.attached(reported, _attached(reported, scene))
     late.take()
     assert late.serving.note is not None
     assert late.serving.note.version == 4
@@ -197,10 +197,10 @@ def test_a_scorer_follows_snapshots_and_deltas(tmp_path: Path) -> None:
     assert scene.same()
 
 
-def _attached(told: Any, scene: OwnScene) -> Any:
+def _attached(reported: Any, scene: OwnScene) -> Any:
     from scorer.worker.replica import attach
 
-    return attach(SHOP, told, 4, named=scene.settings.model)
+    return attach(SHOP, reported, 4, named=scene.settings.model)
 
 
 def test_a_gap_is_mended_by_the_next_snapshot(tmp_path: Path) -> None:
@@ -269,10 +269,10 @@ def test_a_version_of_a_class_that_the_scorers_own_setting_does_not_name_is_refu
             assert scene.read() is None
             scene.now += 100
             scene.read()
-        told = [line["error"] for line in lines if line["event"] == "a snapshot cannot be used"]
-        assert len(told) == 1
-        assert "'no_module_of_that_name:Model'" in told[0]
-        assert f"MILLRACE_MODEL names '{named}'" in told[0]
+        reported = [line["error"] for line in lines if line["event"] == "a snapshot cannot be used"]
+        assert len(reported) == 1
+        assert "'no_module_of_that_name:Model'" in reported[0]
+        assert f"MILLRACE_MODEL names '{named}'" in reported[0]
         assert scene.meters.errors == {"snapshot": 1}
         assert scene.scorer.serving.model is None
     assert "no_module_of_that_name" not in sys.modules

@@ -21,7 +21,7 @@ from learner.gate.verdicts import GateRefusal
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.ranker.verbs import Learning, Predicting
-from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions, newest_sound
+from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions, newest_valid
 from learner.training.ledger import Act, decode_acts
 from learner.training.trainer import Trainer
 from millrace.basics.store import Store
@@ -170,7 +170,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.store = ModelStore(self.folder / "models")
-        found: FoundSnapshot | None = newest_sound(self.store, self.schema.id, {}, build)
+        found: FoundSnapshot | None = newest_valid(self.store, self.schema.id, {}, build)
         model = OnlineModel(self.schema, self.spec, 0) if found is None else found.model
         self.trainer = Trainer(model, Progressive(1000), Repeats(10**9), BATCH)
         self.messages: dict[int, SampleBatch] = {}

@@ -27,7 +27,7 @@ STEPS = st.lists(
     st.one_of(
         TOUCH,
         st.tuples(
-            st.sampled_from(["next", "next", "wait", "expire", "version", "learn", "anew"]), st.none(), st.none()
+            st.sampled_from(["next", "next", "wait", "expire", "version", "learn", "remade"]), st.none(), st.none()
         ),
     ),
     max_size=30,
@@ -78,7 +78,7 @@ class World:
             touch(self.tables[table], ids, self.now_min)
         elif what == "next":
             self.next()
-        elif what == "anew":
+        elif what == "remade":
             self.begin()
         elif what == "wait":
             self.now_min += 8

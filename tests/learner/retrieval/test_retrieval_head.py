@@ -202,10 +202,10 @@ def test_how_samples_are_cut_into_batches_makes_no_difference() -> None:
 
 def test_messages_are_learnt_from_as_batches_are() -> None:
     """Arrays of a message cannot be written to."""
-    own, told, batch = made(), made(), samples(300, 0)
+    own, reported, batch = made(), made(), samples(300, 0)
     own.take(batch)
-    told.take(SampleBatch.from_bytes(batch.to_bytes()))
-    assert bits(own) == bits(told)
+    reported.take(SampleBatch.from_bytes(batch.to_bytes()))
+    assert bits(own) == bits(reported)
 
 
 def test_clicks_are_positive_samples_and_corrections_of_a_usable_weight() -> None:
@@ -221,7 +221,7 @@ def test_clicks_are_positive_samples_and_corrections_of_a_usable_weight() -> Non
     head = made()
     head.take(batch)
     assert head.pending == 3
-    assert len(head.register) == len(set(batch.item.tolist()) - {0})
+    assert len(head.recent_items) == len(set(batch.item.tolist()) - {0})
 
 
 def test_a_weight_counts_as_so_many_clicks() -> None:
@@ -422,7 +422,7 @@ def test_a_small_state_of_another_head_is_refused_and_changes_nothing() -> None:
         other.resume_small({**state, "pending/cat": state["pending/cat"][:, :1]})
     with pytest.raises(ValueError, match="generator"):
         other.resume_small({**state, "state": np.zeros(2, np.uint64)})
-    for name in ("state", "clock", "loss", "register/keys", "history/past", "pending/known"):
+    for name in ("state", "clock", "loss", "recent_items/keys", "history/past", "pending/known"):
         with pytest.raises(KeyError):
             other.resume_small({n: a for n, a in state.items() if n != name})
     assert bits(other) == before
@@ -449,7 +449,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for k in range(30):
         head.take(samples(120, k, START_MS + k * 3_600_000, users=5000, items=9000))
         sizes.append(head.nbytes)
-        assert len(head.register) <= 64
+        assert len(head.recent_items) <= 64
         assert all(len(table) <= 300 for table in head.tables.values())
     assert len(set(sizes)) == 1
     assert head.clicks > 300

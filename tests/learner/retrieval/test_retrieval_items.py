@@ -1,4 +1,4 @@
-"""The register, the ring and the histories against dictionaries; how often an item is drawn against the expectation."""
+"""The recent items, the ring and the histories against dictionaries; how often an item is drawn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from learner.retrieval import retrievalkernels
-from learner.retrieval.click_history import History, Pending, Register
+from learner.retrieval.click_history import History, Pending, RecentItems
 from learner.retrieval.retrievalkernels import SampleRows, SideColumns
 from tests.learner.retrieval_scene import PlainHead
 
@@ -48,19 +48,19 @@ class Batch:
 
 @dataclass
 class Held:
-    """Register, history and pending clicks, small."""
+    """Recent items, history and pending clicks, small."""
 
-    register: Register
+    recent_items: RecentItems
     history: History
     pending: Pending
     state: NDArray[np.uint64] = field(default_factory=lambda: np.array([5], np.uint64))
 
     @classmethod
     def of(cls, items: int, ring: int, users: int = 64, micro: int = 10_000) -> Held:
-        return cls(Register(2, 1, items, ring), History(users, HISTORY), Pending(micro, 1, HISTORY))
+        return cls(RecentItems(2, 1, items, ring), History(users, HISTORY), Pending(micro, 1, HISTORY))
 
     def take(self, batch: Batch, start: int = 0, strangers: int = 0) -> int:
-        r, h, p = self.register, self.history, self.pending
+        r, h, p = self.recent_items, self.history, self.pending
         rows = SampleRows(batch.clicked, batch.user, batch.item, batch.ts_ms, batch.weight, batch.cat, batch.num)
         columns = SideColumns(ITEM_COLUMNS, PLAIN_COLUMNS, USER_COLUMNS, 0)
         row, p.count = retrievalkernels.take(
@@ -69,18 +69,18 @@ class Held:
         return int(row)
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
-        parts: dict[str, Any] = {"register": self.register, "history": self.history, "pending": self.pending}
+        parts: dict[str, Any] = {"recent_items": self.recent_items, "history": self.history, "pending": self.pending}
         return {name: part.snapshot() for name, part in parts.items()}
 
     def resumed(self) -> Held:
-        state, twin = self.snapshot(), Held.of(len(self.register.keys), len(self.register.ring))
+        state, twin = self.snapshot(), Held.of(len(self.recent_items.keys), len(self.recent_items.ring))
         twin.history, twin.pending = (
             History(len(self.history.users), HISTORY),
             Pending(len(self.pending.user), 1, HISTORY),
         )
-        twin.register.resume(state["register"])
+        twin.recent_items.resume(state["recent_items"])
         twin.history.resume(state["history"])
-        twin.pending.resume(state["pending"], len(twin.register))
+        twin.pending.resume(state["pending"], len(twin.recent_items))
         twin.state[:] = self.state
         return twin
 
@@ -99,15 +99,16 @@ def test_items_are_registered_as_they_were_shown_last() -> None:
         for i, key in enumerate(batch.item.tolist()):
             if key:
                 shown[key] = (batch.cat[i, 1:].tolist(), batch.num[i, 1:].tolist())
-    register = held.register
+    recent_items = held.recent_items
     keys = np.array(sorted(shown), np.uint64)
-    entries = register.entries(keys)
+    entries = recent_items.entries(keys)
     assert sorted(entries.tolist()) == list(range(len(shown)))
     made = {
-        k: (register.cat[e].tolist(), register.plain[e].tolist()) for k, e in zip(keys.tolist(), entries, strict=True)
+        k: (recent_items.cat[e].tolist(), recent_items.plain[e].tolist())
+        for k, e in zip(keys.tolist(), entries, strict=True)
     }
     assert made == shown
-    assert register.entries(np.array([0, 999], np.uint64)).tolist() == [-1, -1]
+    assert recent_items.entries(np.array([0, 999], np.uint64)).tolist() == [-1, -1]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -139,12 +140,12 @@ def test_the_register_is_bounded_and_keeps_what_was_clicked_or_just_shown(seed: 
             seen[at] = True
             if clicked:
                 clicks = [*clicks, key][-ring:]
-    register = held.register
-    assert register.keys.tolist() == keys
-    assert register.entries(np.array(keys, np.uint64)).tolist() == list(range(items))
-    in_ring = sorted(register.keys[register.ring].tolist())
+    recent_items = held.recent_items
+    assert recent_items.keys.tolist() == keys
+    assert recent_items.entries(np.array(keys, np.uint64)).tolist() == list(range(items))
+    in_ring = sorted(recent_items.keys[recent_items.ring].tolist())
     assert in_ring == sorted(clicks)
-    assert register.clicks.tolist() == np.bincount(register.ring, minlength=items).tolist()
+    assert recent_items.clicks.tolist() == np.bincount(recent_items.ring, minlength=items).tolist()
 
 
 def test_a_clicks_entry_stays_its_items_until_it_is_learnt_from() -> None:
@@ -159,7 +160,7 @@ def test_a_clicks_entry_stays_its_items_until_it_is_learnt_from() -> None:
             part = slice(first, row)
             wanted += batch.item[part][batch.clicked[part] & (batch.item[part] != 0)].tolist()
             pending = held.pending
-            assert held.register.keys[pending.entry[: len(pending)]].tolist() == wanted[-len(pending) :]
+            assert held.recent_items.keys[pending.entry[: len(pending)]].tolist() == wanted[-len(pending) :]
             if len(pending) == 12:
                 pending.count, wanted = 0, []
         held.pending.count = 0
@@ -254,7 +255,10 @@ def test_what_resumes_goes_on_bit_for_bit(after: int) -> None:
     for part, arrays in mine.items():
         for name, array in arrays.items():
             assert array.tobytes() == theirs[part][name].tobytes(), (part, name)
-    assert held.register.entries(held.register.keys).tolist() == twin.register.entries(twin.register.keys).tolist()
+    assert (
+        held.recent_items.entries(held.recent_items.keys).tolist()
+        == twin.recent_items.entries(twin.recent_items.keys).tolist()
+    )
 
 
 def test_a_state_of_another_form_is_refused() -> None:
@@ -263,10 +267,10 @@ def test_a_state_of_another_form_is_refused() -> None:
         held.take(batch)
     state = held.snapshot()
     bad: list[tuple[str, str, Any]] = [
-        ("register", "cat", np.zeros((24, 1), np.int64)),
-        ("register", "plain", np.zeros((24, 1))),
-        ("register", "ring", np.full(8, 24, np.int32)),
-        ("register", "counts", np.zeros(4, np.int64)),
+        ("recent_items", "cat", np.zeros((24, 1), np.int64)),
+        ("recent_items", "plain", np.zeros((24, 1))),
+        ("recent_items", "ring", np.full(8, 24, np.int32)),
+        ("recent_items", "counts", np.zeros(4, np.int64)),
         ("history", "at", np.array([64])),
         ("history", "past", np.zeros((1, HISTORY), np.uint64)),
         ("pending", "entry", np.full(len(held.pending), 24)),
@@ -282,7 +286,7 @@ def test_a_state_of_another_form_is_refused() -> None:
         with pytest.raises(KeyError):
             resume({n: a for n, a in state[part].items() if n != name}, *with_items)
     with pytest.raises(ValueError, match="ring of 8"):
-        Register(1, 1, 8, 8)
+        RecentItems(1, 1, 8, 8)
 
 
 def test_items_are_drawn_as_often_as_expected() -> None:
@@ -290,16 +294,16 @@ def test_items_are_drawn_as_often_as_expected() -> None:
     held = Held.of(64, 30)
     for batch in stream(8, 6, 40):
         held.take(batch)
-    register = held.register
+    recent_items = held.recent_items
     size, from_ring, from_all, turns = 16, 40, 24, 4000
     places = np.full(64, -1, np.int32)
     entries, times, expected = np.zeros(200, np.int64), np.zeros(200, np.int64), np.zeros(200)
     rng, state = np.random.default_rng(0), np.array([9], np.uint64)
     total, wanted = np.zeros(64), np.zeros(64)
     for _ in range(turns):
-        clicked = rng.choice(register.ring, size).astype(np.int64)
+        clicked = rng.choice(recent_items.ring, size).astype(np.int64)
         found = retrievalkernels.candidates(
-            clicked, register.arrays, state, from_ring, from_all, places, entries, times, expected,
+            clicked, recent_items.arrays, state, from_ring, from_all, places, entries, times, expected,
         )  # fmt: skip
         assert times[:found].sum() == size + from_ring + from_all
         assert (entries[places[clicked]] == clicked).all()
@@ -307,7 +311,7 @@ def test_items_are_drawn_as_often_as_expected() -> None:
         wanted[entries[:found]] = expected[:found]
         places[entries[:found]] = -1
     drawn = np.flatnonzero(wanted)
-    assert len(drawn) == len(register)
+    assert len(drawn) == len(recent_items)
     assert wanted.sum() == pytest.approx(size + from_ring + from_all)
     noise = np.sqrt(wanted[drawn] / turns)
     assert (np.abs(total[drawn] / turns - wanted[drawn]) < 5 * noise).all()
@@ -319,12 +323,12 @@ def test_draws_are_those_of_plain_integers() -> None:
     for batch in stream(8, 6, 40):
         held.take(batch)
     plain.draws.state = 77
-    register = held.register
+    recent_items = held.recent_items
     places, entries = np.full(64, -1, np.int32), np.zeros(200, np.int64)
     found = retrievalkernels.candidates(
-        np.empty(0, np.int64), register.arrays, np.array([77], np.uint64), 50, 50,
+        np.empty(0, np.int64), recent_items.arrays, np.array([77], np.uint64), 50, 50,
         places, entries, np.zeros(200, np.int64), np.zeros(200),
     )  # fmt: skip
-    drawn = [int(register.ring[plain.draws.below(30)]) for _ in range(50)]
-    drawn += [plain.draws.below(len(register)) for _ in range(50)]
+    drawn = [int(recent_items.ring[plain.draws.below(30)]) for _ in range(50)]
+    drawn += [plain.draws.below(len(recent_items)) for _ in range(50)]
     assert entries[:found].tolist() == list(dict.fromkeys(drawn))

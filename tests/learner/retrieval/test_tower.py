@@ -126,8 +126,8 @@ def test_other_tables_are_passed_over_and_another_width_is_refused(learnt: Image
         Tower(SCHEMA, spec_of(retrieval_width=WIDTH + 1)).apply(learnt)
 
 
-def test_items_have_the_columns_that_a_shelf_has() -> None:
-    """A scorer makes vectors of what lies on its shelf."""
+def test_items_have_the_columns_that_an_item_table_has() -> None:
+    """A scorer makes vectors of what is in its item table."""
     for schema in (SCHEMA, OTHER, shop_schema()):
         form, sides = TableForm(FeatureBuilder(schema)), Sides(schema)
         assert form.cat_columns.tolist() == sides.item_columns.tolist()

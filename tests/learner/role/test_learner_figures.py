@@ -160,9 +160,9 @@ def test_what_the_gate_decided_is_counted_once_and_its_state_is_shown(tmp_path: 
     t, now = trainer(), [100.0]
     t.counts["quarantined:auc"] = 70  # an earlier process's
     board = Board(t, tmp_path / "history.jsonl", wall=lambda: now[0])
-    names = [("quarantined_rows_total", {"check": "auc"}), ("way_back_total", {"by": "gate"})]
+    names = [("quarantined_rows_total", {"check": "auc"}), ("rollbacks_total", {"by": "gate"})]
     names += [("gate_verdicts_total", {"check": "auc", "verdict": "refused"})]
-    names += [("samples_held_out_total", {}), ("teach_limited_rows_total", {}), ("samples_set_aside_total", {})]
+    names += [("samples_held_out_total", {}), ("teach_limited_rows_total", {}), ("samples_rolled_back_total", {})]
     names += [("quarantine_ended_rows_total", {"how": how}) for how in ("released", "discarded")]
     before = [shown(name, **labels) for name, labels in names]
     board.show(GATE, {})

@@ -25,7 +25,7 @@ from learner.role.learnloop import LearnPace
 from learner.role.model_factory import model_of, wanted_spec
 from learner.role.shadow_view import shadow_found, shadow_policy, shadow_settings
 from learner.samples.relabel import Labelled, Relabel
-from learner.training.learner_versions import Progress, Versions, adopted, asked, newest_sound, write_root
+from learner.training.learner_versions import Progress, Versions, adopted, asked, newest_valid, write_root
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
@@ -51,12 +51,12 @@ def test_the_better_model_is_told_and_the_same_one_is_not() -> None:
     y = (rng.random(4000) < chance).astype(np.float32)
     found = versus(chance, np.full(4000, y.mean()), y, user)
     assert (found.rows, found.users, found.clicks) == (4000, 400, int(y.sum()))
-    assert found.gaps["auc"].told
+    assert found.gaps["auc"].is_significant
     assert found.gaps["auc"].value == pytest.approx(found.shadow["auc"] - 0.5)
-    assert found.gaps["log_loss"].told
+    assert found.gaps["log_loss"].is_significant
     assert found.gaps["log_loss"].value < 0
     same = versus(chance, chance, y, user)
-    assert not same.gaps["auc"].told
+    assert not same.gaps["auc"].is_significant
     assert same.line()["auc"] == same.line()["first_auc"]
 
 
@@ -106,7 +106,7 @@ def test_a_restart_with_unchanged_settings_goes_on_with_an_adopted_model(tmp_pat
     note = adopted("shadow", found.note, wanted)
     written(settings.place("models"), found.model.spec, adopted=note)
     store = ModelStore(settings.place("models"))
-    again = newest_sound(store, SCHEMA.id, wanted, build)
+    again = newest_valid(store, SCHEMA.id, wanted, build)
     assert again is not None
     assert again.model.spec["model"] == "logistic"
     assert asked(again.note, wanted) == {}
@@ -114,15 +114,15 @@ def test_a_restart_with_unchanged_settings_goes_on_with_an_adopted_model(tmp_pat
     # Settings that were changed since hold: here the model that was named before is no longer what is asked for.
     changed = wanted_spec(msgspec.structs.replace(settings, model="deepfm"), SCHEMA)
     assert asked(again.note, changed) == changed
-    with pytest.raises(SnapshotError, match="'logistic', the learner was told 'deepfm'"):
-        newest_sound(store, SCHEMA.id, changed, build)
+    with pytest.raises(SnapshotError, match="'logistic', the learner is set to 'deepfm'"):
+        newest_valid(store, SCHEMA.id, changed, build)
 
 
 def test_without_a_note_of_it_another_model_is_refused(tmp_path: Path) -> None:
     settings = Settings(data=str(tmp_path), model="wide_deep")
     written(settings.place("models"), {"model": "logistic"})
     with pytest.raises(SnapshotError, match="MILLRACE_MODEL"):
-        newest_sound(ModelStore(settings.place("models")), SCHEMA.id, wanted_spec(settings, SCHEMA), build)
+        newest_valid(ModelStore(settings.place("models")), SCHEMA.id, wanted_spec(settings, SCHEMA), build)
 
 
 def test_what_cannot_be_taken_over_is_said_in_a_line(tmp_path: Path) -> None:

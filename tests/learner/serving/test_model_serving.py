@@ -68,7 +68,7 @@ class World:
         overlay = self.writer.stage(change)
         answers = None if self.turn % 3 == 1 else self.model.score(self.probe.cat, self.probe.num)
         for reader in self.readers:
-            reader.told.append((overlay, answers))
+            reader.reported.append((overlay, answers))
 
     def fold(self, rows: int) -> None:
         """A slice, if all readers have the overlay."""
@@ -78,7 +78,7 @@ class World:
         base = self.writer.base() if self.writer.generation > generation else None
         if self.writer.folded > folded or base:
             for reader in self.readers:
-                reader.told.append((self.writer.folded - reader.began, base))
+                reader.reported.append((self.writer.folded - reader.began, base))
 
 
 class Reader:
@@ -86,7 +86,7 @@ class Reader:
 
     def __init__(self, world: World) -> None:
         self.probe = world.probe
-        self.told: list[tuple[Any, Any]] = []
+        self.reported: list[tuple[Any, Any]] = []
         self.began = self.followed = world.writer.folded
         self.model = ServingModel.attach(SCHEMA, world.model.spec, world.writer.base())
         for overlay in world.writer.pending():
@@ -96,9 +96,9 @@ class Reader:
 
     def hear(self) -> bool:
         """The next message, if there is one."""
-        if not self.told:
+        if not self.reported:
             return False
-        first, second = self.told.pop(0)
+        first, second = self.reported.pop(0)
         if isinstance(first, int):
             self.model = self.model.settled(first, second)
         else:
@@ -118,7 +118,7 @@ STEPS = st.lists(st.sampled_from(["version", "fold", "fold", "hear", "hear", "he
 @given(STEPS, st.integers(1, 60), st.sampled_from(["wide_resnet", "wide_deep"]))
 def test_every_reader_answers_by_its_own_version(steps: list[str], rows: int, kind: str) -> None:
     """However far readers are behind, whenever they attach, and however folds are cut: bit for bit the learner's
-    answers at that version. When all is heard, all have the learner's state."""
+    answers at that version. When all has come, all have the learner's state."""
     world = World({**SPEC, "model": kind})
     for step in [*["version", "hear"] * 2, *steps]:
         if step == "version":
@@ -163,7 +163,7 @@ def test_a_version_stays_what_it_is() -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_readers_take_over_slots_that_were_made_anew(whole: bool) -> None:
+def test_readers_take_over_slots_that_were_made_again(whole: bool) -> None:
     """By the whole base or by what of it is new, and what is folded afterwards is found there."""
     model = OnlineModel(SCHEMA, {**SPEC, "max_rows": 20_000}, 0)
     writer = ModelWriter.of(SCHEMA, model.spec, model.snapshot()[0])

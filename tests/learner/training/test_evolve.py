@@ -93,7 +93,7 @@ def test_nothing_changed_is_the_same_model_to_the_last_bit(spec: dict[str, Any])
     new, report = carried(model, SCHEMA)
     again, rest = new.snapshot()
     assert image.same_bits(again) == ""
-    assert {n for n in training if training[n].tobytes() != rest[n].tobytes()} == {"guard"}  # that begins anew
+    assert {n for n in training if training[n].tobytes() != rest[n].tobytes()} == {"guard"}  # that begins again
     assert (report.changed, report.new, report.dropped) == ([], [], [])
     assert all(any(name in line for line in report.kept) for name in ("user_id", "category", "price", "table w0"))
 
@@ -300,14 +300,14 @@ def heads(model: OnlineModel) -> int:
 
 @pytest.mark.parametrize("schema", [with_fields(COLOUR), with_fields(STOCK), altered("category", slots=2), REORDERED])
 def test_a_head_keeps_its_rows_and_forgets_items_with_other_columns(schema: Schema) -> None:
-    """What it knows of items is by column: the rows go on, the register begins anew."""
+    """What it knows of items is by column: the rows go on, the recent items begin again."""
     model = fed(HEADED)
     assert model.head is not None
     new, report = carried(model, schema)
     assert new.head is not None
     assert heads(new) == heads(model) > 0
     assert new.head.clicks == model.head.clicks > 0
-    assert (len(new.head.register), new.head.pending) == (0, 0)
+    assert (len(new.head.recent_items), new.head.pending) == (0, 0)
     assert "clicks and items that the retrieval head has seen lately" in report.new
     assert f"retrieval head, {heads(model)} rows" in report.kept
     rows = split(new.snapshot()[0])[1]
@@ -331,11 +331,11 @@ def test_a_head_goes_on_whole_where_its_columns_are_the_same() -> None:
     assert all(training[n].tobytes() == rest[n].tobytes() for n in own)
 
 
-def test_a_head_of_another_width_begins_anew() -> None:
+def test_a_head_of_another_width_begins_again() -> None:
     model = fed(HEADED)
     new, report = carried(model, SCHEMA, {"retrieval_width": 16})
     assert new.head is not None
-    assert (heads(new), new.head.clicks, len(new.head.register)) == (0, 0, 0)
+    assert (heads(new), new.head.clicks, len(new.head.recent_items)) == (0, 0, 0)
     assert "retrieval head, empty" in report.new
     none, report = carried(model, SCHEMA, {"retrieval_width": 0})
     assert none.head is None

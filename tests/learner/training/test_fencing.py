@@ -1,4 +1,4 @@
-"""Two learners on one store: the newer takes over, the older ends in a line and stays away while it is heard."""
+"""Two learners on one store: the newer takes over, the older ends in a line and stays away while it works."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_newer_learner_takes_over_and_the_older_stays_away(
     assert note is not None
     assert note.epoch == 2
 
-    # When nothing is heard of the other one, it may.
+    # When nothing comes from the other one, it may.
     monkeypatch.setattr(learner_claim, "HEARTBEAT_SECONDS", 0.1)
     last = Role(settings)
 
@@ -173,7 +173,7 @@ def test_old_messages_and_files_are_removed_and_the_newest_pair_can_be_proved(
         until(partial(has_learnt, settings, 600 * (number + 1)), "a snapshot has it")
     role.end()
     store = ModelStore(settings.place("models"), writes=False)
-    newest, before, mark = store.snapshots()  # the oldest is where a way back begins: below the first stretch's end
+    newest, before, mark = store.snapshots()  # the oldest is where a rollback begins: below the first stretch's end
     assert 1200 < mark.trained <= 2400
     assert newest.log == before.log == topic_ids(settings)[MODEL_DELTAS] != ""
     offsets: list[int] = []

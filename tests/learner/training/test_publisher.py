@@ -98,7 +98,7 @@ def test_a_claim_that_is_not_delivered_is_one_line(made: tuple[Publisher, Produc
         out.claim(Claim(4, "a"))
 
 
-def test_a_broker_that_deletes_no_records_is_told_of_once(
+def test_a_broker_that_deletes_no_records_is_reported_once(
     made: tuple[Publisher, Producer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, _ = made

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.training.learner_versions import Progress, newest_sound
+from learner.training.learner_versions import Progress, newest_valid
 from millrace.basics.errors import SnapshotError, StoreError
 from millrace.basics.store import DamagedError
 from millrace.versions.image import split
@@ -264,7 +264,7 @@ def test_a_clock_that_goes_back_changes_nothing() -> None:
     assert c.model.snapshot()[0].same_bits(b.model.snapshot()[0]) == "", "it goes on from the newest"
 
 
-def test_a_store_of_which_nothing_is_whole_is_not_begun_anew_without_a_word() -> None:
+def test_a_store_of_which_nothing_is_whole_is_not_begun_again_without_a_word() -> None:
     place = scene()
     a = started(place)
     a.learn(1)
@@ -282,7 +282,7 @@ def test_a_store_of_which_nothing_is_whole_is_not_begun_anew_without_a_word() ->
 
 
 def test_the_topic_was_emptied_and_the_store_goes_on() -> None:
-    """An embedded broker that was started anew: the learner claims above the store's epochs, followers read from the
+    """An embedded broker that was started again: the learner claims above the store's epochs, followers read from the
     beginning of the new log, and nobody goes back."""
     place = scene()
     a = started(place)
@@ -356,7 +356,7 @@ def test_damaged_training_is_noticed_and_the_snapshot_before_is_used() -> None:
     assert older is not None
     assert newer is not None
     place.damage_file(newer.training[-1].name, 11, 3)
-    found = newest_sound(place.store, SCHEMA.id, {}, lambda note, parts: _resumed(place, parts))
+    found = newest_valid(place.store, SCHEMA.id, {}, lambda note, parts: _resumed(place, parts))
     assert found is not None
     assert found.note == older
 

@@ -75,7 +75,7 @@ def test_the_interval_is_that_of_a_bootstrap_over_users(key: str) -> None:
 def test_equal_scores_have_no_gap_and_one_user_has_no_interval() -> None:
     p, _, y, user = scene(30)
     same = gap(auc_parts(p, y), auc_parts(p, y), y, user)
-    assert (same.value, same.half, same.told) == (0.0, 0.0, False)
+    assert (same.value, same.half, same.is_significant) == (0.0, 0.0, False)
     assert math.isnan(gap(auc_parts(p, y), auc_parts(p[::-1], y), y, np.zeros(len(y), np.intp)).half)
 
 
@@ -135,7 +135,7 @@ def test_many_users_tell_little_where_few_have_clicked_or_have_not(few_clicked: 
         if clickers < FEWEST:
             assert math.isfinite(found.value)
             assert math.isnan(found.half)
-            assert not found.told
+            assert not found.is_significant
         else:
             assert found.half > 0
             assert found.freedom == clickers - 1

@@ -43,14 +43,14 @@ def test_names_are_in_order_and_leave_out_what_is_not_for_readers(url: str) -> N
     store = Store(url)
     for name in ("b.part", "a.part", "a.note"):
         store.put(name, {})
-    store.set_aside("b.part", "its digest differs")
+    store.rename_damaged("b.part", "its digest differs")
     assert store.names() == ["a.note", "a.part"]
     assert store.names("a.p") == ["a.part"]
     store.remove(["a.note", "a.note"])
     assert store.names() == ["a.part"]
 
 
-def test_a_damaged_file_is_set_aside_alone_and_aloud(url: str) -> None:
+def test_a_damaged_file_is_renamed_alone_and_aloud(url: str) -> None:
     store = Store(url)
     store.put("bad", {}, b"x" * 100)
     store.put("good", {}, b"y")
@@ -59,8 +59,8 @@ def test_a_damaged_file_is_set_aside_alone_and_aloud(url: str) -> None:
     with pytest.raises(DamagedError, match="'bad' of 165 bytes"):
         store.get("bad")
     with capture_logs() as logs:
-        store.set_aside("bad", "torn")
-        store.set_aside("bad", "torn")  # another process was faster
+        store.rename_damaged("bad", "torn")
+        store.rename_damaged("bad", "torn")  # another process was faster
     assert [entry["kept_as"] for entry in logs] == [ASIDE + "bad"] * 2
     assert store.names() == ["good"]
     with pytest.raises(AbsentError, match="'bad' is not in"):

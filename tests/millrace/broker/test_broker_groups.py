@@ -148,7 +148,7 @@ def test_a_leader_that_dies_before_it_shares_out_is_replaced() -> None:
     group.join(ask(fresh="b"), "b1", 0)
     group.join(ask("a"), "a2", 0)
     group.sync("b", 2, {}, "bs", 500)
-    answers = group.tick(SESSION_MS)  # a was never heard of again
+    answers = group.tick(SESSION_MS)  # nothing came from a again
     assert synced(answers, "bs").code == REBALANCE_IN_PROGRESS
     found = joined(group.join(ask("b"), "b2", SESSION_MS), "b2")
     assert (found.leader, found.generation) == ("b", 3)
@@ -159,10 +159,10 @@ def test_who_asks_again_for_the_answer_that_it_did_not_get_disturbs_nobody() -> 
     found = joined(group.join(ask("b"), "b9", 0), "b9")
     assert (found.generation, group.state) == (2, State.STABLE)
     group.join(ask("a"), "a9", 0)
-    assert group.state is State.JOINING, "a leader that joins again wants to share anew"
+    assert group.state is State.JOINING, "a leader that joins again wants to share again"
 
 
-def test_a_wrong_generation_or_member_is_told_so() -> None:
+def test_a_wrong_generation_or_member_is_reported_so() -> None:
     group = pair()
     assert group.heartbeat("a", 1, 0) == ILLEGAL_GENERATION
     assert group.heartbeat("x", 2, 0) == UNKNOWN_MEMBER_ID
@@ -294,7 +294,7 @@ class GroupMachine(RuleBasedStateMachine):
             assert self.group.next_ms() is not None
 
     @invariant()
-    def sound(self) -> None:
+    def check(self) -> None:
         assert (self.group.state is State.EMPTY) == (not self.group.members)
         assert self.generations == sorted(self.generations)
         assert all(generation >= 1 for generation in self.generations)

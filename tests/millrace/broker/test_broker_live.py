@@ -311,7 +311,7 @@ class Proxy:
 # ------------------------------------------------------------------ topics
 
 
-def test_a_topic_that_is_created_anew_has_another_id_and_no_old_records(broker: EmbeddedBroker) -> None:
+def test_a_topic_that_is_created_again_has_another_id_and_no_old_records(broker: EmbeddedBroker) -> None:
     name = create(broker)
     with producer(broker) as client:
         client.send(name, b"old")
@@ -351,7 +351,7 @@ def test_a_topic_that_cannot_be_is_refused(name: str, spec: dict[str, Any], brok
         assert name not in {t["name"] for t in client.describe_topics()}
 
 
-def test_a_deleted_topic_is_told_to_who_waits_for_it(broker: EmbeddedBroker) -> None:
+def test_a_deleted_topic_is_reported_to_who_waits_for_it(broker: EmbeddedBroker) -> None:
     name = create(broker)
     frame = fetch_frame(name, wait_ms=60_000)
     with contextlib.closing(connect(broker)) as line:
@@ -622,7 +622,7 @@ def test_a_broker_whose_disk_fails_ends_in_one_line_and_what_it_acknowledged_is_
             (line,) = [line for line in server.log_path.read_text().splitlines() if line.startswith("millrace: ")]
             assert f"{topic}" in line
             assert line.endswith(
-                "see that the disk is sound and has room, then start again: producers send them once more"
+                "see that the disk works and has room, then start again: producers send them once more"
             )
             server.again()
             assert sent.get(60).offset == 2, "1 was of what is cut off"
@@ -768,7 +768,7 @@ def test_connections_that_end_in_the_middle_of_anything_leave_nothing_behind(
     works(broker)
 
 
-def test_a_client_that_asks_with_a_newer_version_of_the_first_question_is_told_the_versions(
+def test_a_client_that_asks_with_a_newer_version_of_the_first_question_is_given_the_versions(
     broker: EmbeddedBroker,
 ) -> None:
     with contextlib.closing(connect(broker)) as line:

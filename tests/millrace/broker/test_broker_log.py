@@ -89,24 +89,24 @@ def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
-SOUND = batch([(b"k", b"value", 5), (None, b"w", 7)])
+VALID = batch([(b"k", b"value", 5), (None, b"w", 7)])
 
 
 @pytest.mark.parametrize(
     ("data", "code"),
     [
         (b"", CORRUPT_MESSAGE),
-        (SOUND[:-1], CORRUPT_MESSAGE),
-        (SOUND + b"x", CORRUPT_MESSAGE),
-        (SOUND + SOUND, CORRUPT_MESSAGE),
-        (SOUND[:40], CORRUPT_MESSAGE),
-        (flipped(SOUND, len(SOUND) - 1), CORRUPT_MESSAGE),
-        (flipped(SOUND, 22), CORRUPT_MESSAGE),
-        (SOUND[:16] + b"\1" + SOUND[17:], UNSUPPORTED_FOR_MESSAGE_FORMAT),
+        (VALID[:-1], CORRUPT_MESSAGE),
+        (VALID + b"x", CORRUPT_MESSAGE),
+        (VALID + VALID, CORRUPT_MESSAGE),
+        (VALID[:40], CORRUPT_MESSAGE),
+        (flipped(VALID, len(VALID) - 1), CORRUPT_MESSAGE),
+        (flipped(VALID, 22), CORRUPT_MESSAGE),
+        (VALID[:16] + b"\1" + VALID[17:], UNSUPPORTED_FOR_MESSAGE_FORMAT),
         (bytes(2000), MESSAGE_TOO_LARGE),
     ],
 )
-def test_what_is_no_sound_batch_is_refused_with_kafkas_code_and_leaves_no_trace(
+def test_what_is_no_valid_batch_is_refused_with_kafkas_code_and_leaves_no_trace(
     data: bytes, code: int, tmp_path: Path
 ) -> None:
     log = PartitionLog(tmp_path, Limits(message_bytes=1500), 0)
@@ -114,7 +114,7 @@ def test_what_is_no_sound_batch_is_refused_with_kafkas_code_and_leaves_no_trace(
         put(log, data)
     assert refused.value.code == code
     assert (log.end, log.size) == (0, 0)
-    assert put(log, SOUND) == 0
+    assert put(log, VALID) == 0
 
 
 def resealed(data: bytes, at: int, form: str, value: int) -> bytes:
@@ -128,12 +128,12 @@ def resealed(data: bytes, at: int, form: str, value: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        (resealed(SOUND, 21, ">h", 5), UNSUPPORTED_COMPRESSION_TYPE),
-        (resealed(SOUND, 21, ">h", 16), INVALID_RECORD),  # transactional
-        (resealed(SOUND, 21, ">h", 32), INVALID_RECORD),  # a control batch
-        (resealed(SOUND, 57, ">i", 0), INVALID_RECORD),  # no records
-        (resealed(SOUND, 57, ">i", 3), INVALID_RECORD),
-        (resealed(SOUND, 23, ">i", -1), INVALID_RECORD),
+        (resealed(VALID, 21, ">h", 5), UNSUPPORTED_COMPRESSION_TYPE),
+        (resealed(VALID, 21, ">h", 16), INVALID_RECORD),  # transactional
+        (resealed(VALID, 21, ">h", 32), INVALID_RECORD),  # a control batch
+        (resealed(VALID, 57, ">i", 0), INVALID_RECORD),  # no records
+        (resealed(VALID, 57, ">i", 3), INVALID_RECORD),
+        (resealed(VALID, 23, ">i", -1), INVALID_RECORD),
     ],
 )
 def test_a_batch_with_a_fitting_checksum_and_a_head_that_cannot_be_is_refused(
@@ -361,7 +361,7 @@ def filled(folder: Path, count: int = 5) -> tuple[PartitionLog, list[int]]:
 
 
 @given(st.data())
-def test_a_torn_end_is_set_aside_behind_the_last_whole_batch(data: st.DataObject) -> None:
+def test_a_torn_end_is_cut_off_behind_the_last_whole_batch(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         log, ends = filled(Path(folder))
         path = log.segments[-1].path
@@ -376,7 +376,7 @@ def test_a_torn_end_is_set_aside_behind_the_last_whole_batch(data: st.DataObject
 
 
 @given(st.data())
-def test_a_damaged_batch_is_set_aside_alone_and_its_bytes_are_kept(data: st.DataObject) -> None:
+def test_a_damaged_batch_is_skipped_alone_and_its_bytes_are_kept(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         log, ends = filled(Path(folder))
         path = log.segments[-1].path
@@ -540,7 +540,7 @@ def test_random_bytes_in_a_record_set_are_refused(data: bytes) -> None:
 @given(st.binary(min_size=0, max_size=60), st.integers(1, 5))
 def test_random_bytes_as_records_are_unreadable_or_read(body: bytes, records: int) -> None:
     """A batch with a right checksum around anything at all: what takes it apart ends, and raises nothing else."""
-    head = bytearray(SOUND[:HEAD_BYTES])
+    head = bytearray(VALID[:HEAD_BYTES])
     struct.pack_into(">i", head, 8, HEAD_BYTES - 12 + len(body))
     sealed = resealed(bytes(head) + body, 57, ">i", records)
     try:
@@ -723,5 +723,5 @@ def test_what_a_killed_broker_left_is_synced_before_it_is_acknowledged_and_is_no
         log.sync()
     before = disk.synced
     log.cut(0)
-    assert disk.synced > before, "written anew"
+    assert disk.synced > before, "written again"
     assert read_on(PartitionLog(tmp_path, Limits(), 0), 0) == [(0, None, b"a")]

@@ -111,10 +111,18 @@ def test_a_setting_that_cannot_be_is_named(config: dict[str, str], problem: str,
     topics.close()
 
 
-def test_settings_are_told_by_kafkas_names_as_they_are_taken() -> None:
-    told = Limits().of({"cleanup.policy": "compact,delete", "retention.bytes": "-1", "compression.type": "zstd"}).told()
-    assert (told["cleanup.policy"], told["retention.bytes"], told["retention.ms"]) == ("compact", "-1", str(7 * DAY_MS))
-    assert Limits().of(told) == Limits(compact=True, retention_bytes=-1)
+def test_settings_are_listed_by_kafkas_names_as_they_are_taken() -> None:
+    reported = (
+        Limits()
+        .of({"cleanup.policy": "compact,delete", "retention.bytes": "-1", "compression.type": "zstd"})
+        .as_configs()
+    )
+    assert (reported["cleanup.policy"], reported["retention.bytes"], reported["retention.ms"]) == (
+        "compact",
+        "-1",
+        str(7 * DAY_MS),
+    )
+    assert Limits().of(reported) == Limits(compact=True, retention_bytes=-1)
 
 
 def test_a_partition_holds_all_of_its_time_however_much_that_is() -> None:

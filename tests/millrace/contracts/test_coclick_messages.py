@@ -120,7 +120,7 @@ def test_what_is_no_message_is_refused(changed: Any) -> None:
 
 @given(st.lists(st.lists(st.integers(0, 60_000), min_size=DAYS, max_size=DAYS), min_size=1, max_size=5))
 def test_a_neighbour_is_worth_the_clicks_a_day_of_the_windows(days: list[list[int]]) -> None:
-    """The formula by which hot items are ordered and likings read."""
+    """The formula by which hot items are ordered and affinities read."""
     counts = np.array(days)
     by_window = np.stack([counts[:, :window].sum(1) for window in WINDOWS], 1)[:, :, None]
     expected = clicks_a_day(by_window, Windows(days=WINDOWS, actions=("click",)))

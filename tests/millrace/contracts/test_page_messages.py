@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from benchmarks.parts.checkpoints import pool
 from millrace.basics.errors import SchemaError
-from millrace.contracts.events import NOT_READ, PROFILE_MISSING, BadEventError, Impression, to_msgpack
-from millrace.contracts.impressions import decode_impression, decode_served, impression_bytes
+from millrace.contracts.events import NOT_READ, PROFILE_MISSING, BadEventError, PageLog, to_msgpack
+from millrace.contracts.page_logs import decode_page_log, decode_served, page_log_bytes
 from millrace.contracts.pagepack import (
     MOST_BYTES,
     Ids,
@@ -100,13 +100,13 @@ def bits(array: NDArray[Any]) -> bytes:
     return array.tobytes()
 
 
-def page_of(schema: Schema, n: int, seed: int = 0, **changed: Any) -> Impression:
+def page_of(schema: Schema, n: int, seed: int = 0, **changed: Any) -> PageLog:
     rng, layout = np.random.default_rng(seed), schema.layout
     ids = rng.integers(0, 1 << 63, (n, layout.F), dtype=np.uint64)
     ids[:, ::2] = ids[:1, ::2]
     keys = rng.integers(1, 1 << 63, (n, layout.K), dtype=np.uint64)
     keys[:, 0] = keys[:1, 0]
-    made = Impression(
+    made = PageLog(
         request_id=f"page-{seed}",
         ts_ms=1_700_000_000_000 + seed,
         user_id=7,
@@ -203,22 +203,22 @@ def test_without_a_prior_weight_the_rates_follow_too() -> None:
 
 def test_what_is_the_same_on_a_page_stands_there_once() -> None:
     page = page_of(SHOP, 20)
-    raw = impression_bytes(page, Rates.of(SHOP))
+    raw = page_log_bytes(page, Rates.of(SHOP))
     twice = msgspec.structs.replace(
         page, items=page.items * 2, **{a: getattr(page, a) * 2 for a in ("scores", "keys", "cat", "num")}
     )
-    once, rows = len(raw), len(impression_bytes(twice, Rates.of(SHOP))) - len(raw)
+    once, rows = len(raw), len(page_log_bytes(twice, Rates.of(SHOP))) - len(raw)
     assert rows < once  # 20 more rows repeat nothing that holds for all
     assert once < 0.4 * len(to_msgpack(page))
 
 
 @pytest.mark.parametrize("n", [1, 2, 20, 1000])
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_an_impression_of_either_form_is_read_alike(name: str, n: int) -> None:
+def test_a_page_log_of_either_form_is_read_alike(name: str, n: int) -> None:
     page = page_of(SCHEMAS[name], n)
     for rates in (None, Rates.of(SCHEMAS[name])):
-        raw = impression_bytes(page, rates)
-        assert decode_impression(raw) == page == decode_impression(to_msgpack(page))
+        raw = page_log_bytes(page, rates)
+        assert decode_page_log(raw) == page == decode_page_log(to_msgpack(page))
         assert n == 1 or isinstance(msgspec.msgpack.decode(raw), list)  # the new form. One row repeats nothing.
         with pytest.raises(TypeError):
             decode_served(raw).num[0] = 1
@@ -227,10 +227,10 @@ def test_an_impression_of_either_form_is_read_alike(name: str, n: int) -> None:
 def test_where_items_were_found_is_read_as_it_was_written_and_older_messages_do_not_say() -> None:
     page = page_of(SHOP, 4, sources=bytes([1, 4, 6, 250]))
     assert page.source_names() == ["vectors", "hot", "random", "none"]
-    maps, arrays = to_msgpack(page), impression_bytes(page, Rates.of(SHOP))
+    maps, arrays = to_msgpack(page), page_log_bytes(page, Rates.of(SHOP))
     assert isinstance(msgspec.msgpack.decode(arrays), list)
     for raw in (maps, arrays):
-        assert decode_impression(raw) == page
+        assert decode_page_log(raw) == page
         assert decode_served(raw).sources == page.sources
 
     parts = msgspec.msgpack.decode(arrays)
@@ -238,23 +238,23 @@ def test_where_items_were_found_is_read_as_it_was_written_and_older_messages_do_
     older = msgspec.msgpack.encode(parts[:15])
     fields = {name: value for name, value in msgspec.msgpack.decode(maps).items() if name != "sources"}
     for raw in (older, msgspec.msgpack.encode(fields)):
-        assert decode_impression(raw) == msgspec.structs.replace(page, sources=b"")
-    assert decode_impression(older).source_names() == ["none"] * 4
+        assert decode_page_log(raw) == msgspec.structs.replace(page, sources=b"")
+    assert decode_page_log(older).source_names() == ["none"] * 4
     longer = msgspec.msgpack.encode([*parts, "of a later version"])
-    assert decode_impression(longer) == page, "and so does a reader that knows fewer fields than there are"
+    assert decode_page_log(longer) == page, "and so does a reader that knows fewer fields than there are"
 
 
 def test_what_a_page_lacks_of_its_user_is_read_as_it_was_written_and_older_messages_say_nothing() -> None:
     page = page_of(SHOP, 4, user_missing=PROFILE_MISSING | NOT_READ)
-    maps, arrays = to_msgpack(page), impression_bytes(page, Rates.of(SHOP))
+    maps, arrays = to_msgpack(page), page_log_bytes(page, Rates.of(SHOP))
     for raw in (maps, arrays):
-        assert decode_impression(raw) == page
+        assert decode_page_log(raw) == page
         assert decode_served(raw).user_missing == page.user_missing
     *older, missing = msgspec.msgpack.decode(arrays)
     assert missing == page.user_missing
     fields = {name: value for name, value in msgspec.msgpack.decode(maps).items() if name != "user_missing"}
     for raw in map(msgspec.msgpack.encode, (older, fields)):
-        assert decode_impression(raw) == msgspec.structs.replace(page, user_missing=0)
+        assert decode_page_log(raw) == msgspec.structs.replace(page, user_missing=0)
     for wrong in (-1, 256, "7", None):
         with pytest.raises(BadEventError):
             decode_served(msgspec.msgpack.encode([*older, wrong]))
@@ -269,13 +269,13 @@ def test_pages_that_hardly_get_smaller_stay_as_they_are() -> None:
         cat=rng.bytes(160 * layout.F),
         keys=rng.bytes(160 * layout.K),
     )
-    assert impression_bytes(page, Rates.of(SHOP)) == to_msgpack(page)
+    assert page_log_bytes(page, Rates.of(SHOP)) == to_msgpack(page)
 
 
 @pytest.mark.parametrize("changed", [{"items": []}, {"num": b"\0" * 4}, {"keys": b""}, {"cat": b"\1" * 7}])
 def test_what_is_no_page_is_written_as_it_is(changed: dict[str, Any]) -> None:
     page = page_of(SHOP, 3, **changed)
-    assert decode_impression(impression_bytes(page, Rates.of(SHOP))) == page
+    assert decode_page_log(page_log_bytes(page, Rates.of(SHOP))) == page
 
 
 @pytest.mark.parametrize("sizes", [[1], [3, 1, 20], [20] * 30])
@@ -319,9 +319,9 @@ def test_a_partition_makes_the_same_of_both_forms() -> None:
     """Samples and window counts, click and all, whichever form a page's log came in."""
     pages = [page_of(SHOP, n, seed) for seed, n in enumerate([3, 20, 1])]
     made = []
-    for form in (to_msgpack, lambda page: impression_bytes(page, Rates.of(SHOP))):
+    for form in (to_msgpack, lambda page: page_log_bytes(page, Rates.of(SHOP))):
         partition = Partition(0, SHOP, Policy.of(Settings()))
-        partition.take([InputMessage("impressions", i, form(page)) for i, page in enumerate(pages)], 1 << 60)
+        partition.take([InputMessage("page_logs", i, form(page)) for i, page in enumerate(pages)], 1 << 60)
         events = []
         for page in pages:
             seen = {"type": "exposure", "event_id": page.request_id, "request_id": page.request_id, "user_id": 7}
@@ -343,7 +343,7 @@ def test_a_partition_makes_the_same_of_both_forms() -> None:
 # -- hostile ---------------------------------------------------------------------------------------------------------
 
 SMALL = page_of(SCHEMAS["scorer"], 3)
-GOOD_PAGE: list[Any] = msgspec.msgpack.decode(impression_bytes(SMALL, Rates.of(SCHEMAS["scorer"])))
+GOOD_PAGE: list[Any] = msgspec.msgpack.decode(page_log_bytes(SMALL, Rates.of(SCHEMAS["scorer"])))
 ITEMS, WIDTHS, RATES, FOLLOW, BLOCK = 7, 9, 10, 11, 12
 K, F, N = GOOD_PAGE[WIDTHS]
 
@@ -466,7 +466,7 @@ def small_recipe() -> bytes:
     ids=["numbers", "keys", "beyond memory", "recipe"],
 )
 def test_a_small_message_takes_little_memory(raw: bytes) -> None:
-    decode_served(impression_bytes(SMALL))  # what is compiled and remembered once is not counted
+    decode_served(page_log_bytes(SMALL))  # what is compiled and remembered once is not counted
     tracemalloc.start()
     try:
         with pytest.raises(BadEventError):
@@ -505,7 +505,7 @@ def by_aiokafka(values: list[bytes]) -> bytes:
 @pytest.mark.parametrize("write", [by_kafka_python, by_aiokafka])
 @pytest.mark.parametrize("read", [DefaultRecordBatch, AioBatch])
 def test_each_client_reads_what_the_other_compressed(write: Callable[[list[bytes]], bytes], read: Any) -> None:
-    values = [impression_bytes(page_of(SHOP, 20, seed), Rates.of(SHOP)) for seed in range(3)]
+    values = [page_log_bytes(page_of(SHOP, 20, seed), Rates.of(SHOP)) for seed in range(3)]
     raw = write(values)
     assert len(raw) < sum(map(len, values))
     batch = read(raw)
@@ -526,5 +526,5 @@ def test_producers_compress_and_send_nothing_that_a_broker_refuses(monkeypatch: 
 
 def test_a_page_of_the_shop_costs_a_fraction_of_its_arrays() -> None:
     pages, rates = pool(10, pages=40), Rates.of(SHOP)
-    packed, plain = (sum(map(len, map(form, pages))) for form in (lambda p: impression_bytes(p, rates), to_msgpack))
+    packed, plain = (sum(map(len, map(form, pages))) for form in (lambda p: page_log_bytes(p, rates), to_msgpack))
     assert packed < 0.25 * plain

@@ -22,7 +22,7 @@ from millrace.labels.policy import MOST
 from stream.partition.partition import Partition
 from tests.scenes.exploring import examples
 from tests.scenes.learning import SCHEMA, make_samples
-from tests.scenes.stream_world import MINUTE, T0, Log, Sum, action, exposure, impression
+from tests.scenes.stream_world import MINUTE, T0, Log, Sum, action, exposure, page_log
 from tests.scenes.stream_world import POLICY as JOIN
 from tests.scenes.stream_world import SCHEMA as STREAM_SCHEMA
 
@@ -257,17 +257,17 @@ def test_a_log_becomes_known_as_the_join_makes_it_known(pages: list[tuple[int, l
     waits = JOIN.waits
     ts = T0
     when: list[tuple[int, str, int, int | None]] = []
-    told: list[tuple[int, int, str, list[int], int | None]] = []
+    reported: list[tuple[int, int, str, list[int], int | None]] = []
     for number, (gap, delays) in enumerate(pages):
         ts += gap
         items = list(range(1, len(delays) + 1))
-        told.append((ts, 0, f"p{number}", items, None))
+        reported.append((ts, 0, f"p{number}", items, None))
         when += [(ts, f"p{number}", at, delay) for at, delay in enumerate(delays)]
-        told += [(ts + d, 1, f"p{number}", items, at) for at, d in enumerate(delays) if d is not None]
+        reported += [(ts + d, 1, f"p{number}", items, at) for at, d in enumerate(delays) if d is not None]
     log, messages = Log(), []
-    for at_ms, kind, request, items, place in sorted(told, key=lambda m: m[:3]):
+    for at_ms, kind, request, items, place in sorted(reported, key=lambda m: m[:3]):
         if kind == 0:
-            messages += log.impressions(impression(request, at_ms, items))
+            messages += log.page_logs(page_log(request, at_ms, items))
             messages += log.events(exposure(request, at_ms, items))
         else:
             assert place is not None

@@ -36,9 +36,9 @@ def skipped(path: Any, plan: Schema, rows: int) -> LogTable:
     """The log without its bad rows; they are counted, and told."""
     read = read_log(path, plan, skip_bad=True)
     assert read.skipped == rows
-    told = [d for d in read.decisions if d.what.startswith("left out: ")]
-    assert sum(d.rows for d in told) >= rows, "a row may be wrong in two columns"
-    assert all(str(d) in read.notes for d in told)
+    reported = [d for d in read.decisions if d.what.startswith("left out: ")]
+    assert sum(d.rows for d in reported) >= rows, "a row may be wrong in two columns"
+    assert all(str(d) in read.notes for d in reported)
     return read
 
 
@@ -52,7 +52,7 @@ def decided(path: Any, plan: Schema, column: str, words: str, rows: int, **more:
     return read
 
 
-def test_all_faults_are_told_in_one_go(tmp_path: Path) -> None:
+def test_all_faults_are_reported_in_one_go(tmp_path: Path) -> None:
     rows = [
         row | {"price": "dear" if n == 1 else 1, "slot": -1 if n > 3 else n}
         | ({"clicked": 2} if n in (2, 3) else {})
@@ -312,13 +312,13 @@ def test_files_that_are_wrong_do_not_hide_each_other(tmp_path: Path) -> None:
         assert name in str(error)
 
 
-def test_a_side_table_that_is_wrong_is_told_with_the_rest(tmp_path: Path) -> None:
+def test_a_side_table_that_is_wrong_is_reported_with_the_rest(tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text("what;city\n10;a\n")
     plan = schema('[[fields]]\nname = "city"\nof = "item"\n[[join]]\nfile = "items.csv"\non = "what"\n')
     assert "semicolons" in str(faults_of(written(tmp_path, changed(2, clicked=9)), plan))
 
 
-def test_uneven_parquet_columns_are_told(tmp_path: Path) -> None:
+def test_uneven_parquet_columns_are_reported(tmp_path: Path) -> None:
     pq.write_table(pa.table({"at": [MS], "who": [1], "what": [2], "clicked": [0]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"at": [MS], "who": ["x"], "what": [2], "clicked": [1]}), tmp_path / "b.parquet")
     with pytest.raises(LogError, match="disagree"):

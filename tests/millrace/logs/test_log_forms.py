@@ -305,8 +305,8 @@ def test_lines_that_a_quote_takes_in_are_counted(tmp_path: Path) -> None:
     titles = ['"I am', "A plain one", '"It is', "Another", "Last"]  # the first two quotes make one row of three lines
     read = read_log(_titled(tmp_path, titles), schema(TITLED))
     assert read.table["what"].to_pylist() == ["i2", "i3", "i4"]
-    (told,) = [d for d in read.decisions if "within a quoted value" in d.what]
-    assert (told.rows, "quoting = false" in told.remedy) == (2, True)
+    (reported,) = [d for d in read.decisions if "within a quoted value" in d.what]
+    assert (reported.rows, "quoting = false" in reported.remedy) == (2, True)
 
 
 def test_a_file_without_a_header_and_without_columns_is_named_as_such(tmp_path: Path) -> None:

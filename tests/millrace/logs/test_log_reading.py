@@ -130,9 +130,9 @@ def test_rows_that_look_alike_are_kept_and_counted_where_nobody_says_what_a_copy
     rows = [*ROWS, ROWS[1], ROWS[0] | {"clicked": 0}, ROWS[1] | {"what": 99}]
     log = read_log(write(tmp_path, "csv", rows), schema())
     assert (log.rows_read, log.duplicates, log.table.num_rows) == (7, 0, 7)
-    (told,) = [d for d in log.decisions if "time, user and item of a row before" in d.what]
-    assert told.rows == 2
-    assert "log.identity" in told.remedy
+    (reported,) = [d for d in log.decisions if "time, user and item of a row before" in d.what]
+    assert reported.rows == 2
+    assert "log.identity" in reported.remedy
 
 
 def test_identity_may_be_other_columns_and_the_earliest_copy_and_action_count(tmp_path: Path) -> None:

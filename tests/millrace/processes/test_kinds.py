@@ -1,4 +1,4 @@
-"""One line a minute a kind; and what is doubtful about users and items that are used."""
+"""One line a minute a kind; and warnings about users and items that are used."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.contracts.dead_letter_reasons import DOUBTS, REASONS
+from millrace.contracts.dead_letter_reasons import REASONS, WARNINGS
 from millrace.contracts.events import DeadLetter, Item, User
-from millrace.contracts.profile_warnings import SECONDS_MS, Doubts
+from millrace.contracts.profile_warnings import SECONDS_MS, ProfileChecks
 from millrace.contracts.schema import parse_schema
 from millrace.processes.kinds import MOST_KINDS, OTHERS, Kinds
 from stream.worker.problemlog import ProblemLog
@@ -46,8 +46,8 @@ SCHEMA = parse_schema(
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.sampled_from("abc"), st.integers(1, 5)), max_size=60))
-def test_every_case_is_told_once_and_no_kind_twice_a_minute(story: list[tuple[float, str, int]]) -> None:
-    kinds, now, noted, told = Kinds(60.0), 0.0, Counter[str](), Counter[str]()
+def test_every_case_is_reported_once_and_no_kind_twice_a_minute(story: list[tuple[float, str, int]]) -> None:
+    kinds, now, noted, reported = Kinds(60.0), 0.0, Counter[str](), Counter[str]()
     last: dict[str, float] = {}
     for wait, kind, n in story:
         now += wait
@@ -57,9 +57,9 @@ def test_every_case_is_told_once_and_no_kind_twice_a_minute(story: list[tuple[fl
             assert now - last.get(line.kind, -60.0) >= 60.0
             assert line.example == f"case of {line.kind}"
             last[line.kind] = now
-            told[line.kind] += line.times
-    told.update({line.kind: line.times for line in kinds.due(now + 60.0)})
-    assert told == noted
+            reported[line.kind] += line.times
+    reported.update({line.kind: line.times for line in kinds.due(now + 60.0)})
+    assert reported == noted
     assert kinds.due(now + 600.0) == []
 
 
@@ -67,17 +67,17 @@ def test_a_sender_cannot_make_kinds_without_end() -> None:
     kinds = Kinds()
     for number in range(10 * MOST_KINDS):
         kinds.note(f"kind {number}")
-    told = kinds.due(0.0)
-    assert len(told) == MOST_KINDS + 1
-    assert next(line.times for line in told if line.kind == OTHERS) == 9 * MOST_KINDS
+    reported = kinds.due(0.0)
+    assert len(reported) == MOST_KINDS + 1
+    assert next(line.times for line in reported if line.kind == OTHERS) == 9 * MOST_KINDS
 
 
 def test_the_worker_tells_each_reason_with_its_remedy_and_not_more_than_once_a_minute() -> None:
     problems = ProblemLog()
-    letter = DeadLetter.of("late", "7 ms behind the watermark", "events", 1, 42, b"{}")
+    dead_letter = DeadLetter.of("late", "7 ms behind the watermark", "events", 1, 42, b"{}")
     with structlog.testing.capture_logs() as lines:
         for second in range(60):
-            problems.note([letter], Doubts(SCHEMA).of_user(User(7, {"tint": "red"})))
+            problems.note([dead_letter], ProfileChecks(SCHEMA).of_user(User(7, {"tint": "red"})))
             problems.write(float(second))
         assert [(line["reason"], line["count"]) for line in lines if "reason" in line] == [("late", 1)]
         problems.write(60.0)
@@ -105,12 +105,12 @@ def test_the_worker_tells_each_reason_with_its_remedy_and_not_more_than_once_a_m
         (Item(7, {}), None, []),
     ],
 )
-def test_doubts_about_items(item: Item, key: bytes | None, kinds: list[str]) -> None:
-    assert [doubt.kind for doubt in Doubts(SCHEMA).of_item(item, key)] == kinds
-    assert set(kinds) <= DOUBTS.keys()
+def test_warnings_about_items(item: Item, key: bytes | None, kinds: list[str]) -> None:
+    assert [warning.kind for warning in ProfileChecks(SCHEMA).of_item(item, key)] == kinds
+    assert set(kinds) <= WARNINGS.keys()
 
 
-def test_doubts_about_users() -> None:
-    found = Doubts(SCHEMA).of_user(User("ann", {"kind": 1.5, "region": "de", "user_id": "x"}))
-    assert [doubt.kind for doubt in found] == ["fraction", "unknown-attribute"]
+def test_warnings_about_users() -> None:
+    found = ProfileChecks(SCHEMA).of_user(User("ann", {"kind": 1.5, "region": "de", "user_id": "x"}))
+    assert [warning.kind for warning in found] == ["fraction", "unknown-attribute"]
     assert "'ann'" in found[0].detail

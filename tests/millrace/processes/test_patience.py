@@ -26,20 +26,20 @@ def failing(times: int, error: type[BaseException] = OSError) -> Callable[[], in
     return call
 
 
-def tries(seconds: float, pauses: list[float], told: list[str], **options: float) -> dict[str, Any]:
+def tries(seconds: float, pauses: list[float], reported: list[str], **options: float) -> dict[str, Any]:
     def aloud(error: BaseException, left: float) -> None:
         assert 0.0 <= left <= seconds
-        told.append(str(error))
+        reported.append(str(error))
 
     return patience(seconds, OSError, aloud, **options) | {"sleep": pauses.append}
 
 
-def test_pauses_double_up_to_the_longest_and_each_failed_try_is_told() -> None:
+def test_pauses_double_up_to_the_longest_and_each_failed_try_is_reported() -> None:
     pauses: list[float] = []
-    told: list[str] = []
-    assert Retrying(**tries(1e9, pauses, told))(failing(7)) == 8
+    reported: list[str] = []
+    assert Retrying(**tries(1e9, pauses, reported))(failing(7)) == 8
     assert pauses == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
-    assert told == [f"try {n}" for n in range(1, 8)]
+    assert reported == [f"try {n}" for n in range(1, 8)]
 
 
 def test_a_try_that_waits_by_itself_has_no_pauses() -> None:
@@ -61,17 +61,17 @@ def test_at_the_end_of_the_patience_the_caller_gets_the_last_error() -> None:
 
 
 def test_an_error_of_another_kind_is_not_tried_again() -> None:
-    told: list[str] = []
+    reported: list[str] = []
     with pytest.raises(KeyError, match="try 1"):
-        Retrying(**tries(1e9, [], told))(failing(1, KeyError))
-    assert told == []
+        Retrying(**tries(1e9, [], reported))(failing(1, KeyError))
+    assert reported == []
 
 
 def test_a_coroutine_is_tried_again_too() -> None:
-    told: list[str] = []
+    reported: list[str] = []
 
     def aloud(error: BaseException, left: float) -> None:
-        told.append(str(error))
+        reported.append(str(error))
 
     async def main() -> int:
         call = failing(2)
@@ -81,4 +81,4 @@ def test_a_coroutine_is_tried_again_too() -> None:
         raise AssertionError
 
     assert asyncio.run(main()) == 3
-    assert told == ["try 1", "try 2"]
+    assert reported == ["try 1", "try 2"]

@@ -1,4 +1,4 @@
-"""The one door of every role: its name, its signals, its last figures; and what `simulate` does under a supervisor."""
+"""The one entry of every role: its name, its signals, its last figures; and what `simulate` does under a supervisor."""
 
 from __future__ import annotations
 

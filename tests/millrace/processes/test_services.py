@@ -157,7 +157,7 @@ def test_a_service_that_ends_at_start_shows_the_end_of_its_log(tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
-def test_a_service_that_ends_right_after_a_question_is_not_told_as_one_that_does_not_answer(tmp_path: Path) -> None:
+def test_a_service_that_ends_right_after_a_question_is_not_reported_as_one_that_does_not_answer(tmp_path: Path) -> None:
     class Sudden(Broken):
         def check(self) -> None:
             try:

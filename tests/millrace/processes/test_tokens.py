@@ -116,7 +116,7 @@ def test_the_file_is_read_again_when_it_changes(tmp_path: Path, no_wait: None) -
 
 
 @pytest.mark.parametrize("change", ["empty", "gone", "garbage"])
-def test_a_file_that_is_of_no_use_any_more_opens_no_door(tmp_path: Path, no_wait: None, change: str) -> None:
+def test_a_file_that_is_of_no_use_any_more_opens_no_listener(tmp_path: Path, no_wait: None, change: str) -> None:
     file = written(tmp_path / "tokens", "good\n")
     tokens = Tokens.of(Settings(token_file=str(file)))
     if change == "gone":

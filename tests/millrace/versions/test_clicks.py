@@ -31,10 +31,10 @@ times = st.lists(st.integers(0, NOW_MS), max_size=60)
 def test_every_click_is_there_at_its_time(many: list[list[int]]) -> None:
     found = ClickHistogram.merged([ClickHistogram.of(part) for part in many])
     sent = np.sort(np.array([ms for part in many for ms in part], np.int64))
-    told = np.repeat(found.sent_ms(), found.counts)
-    assert found.total == len(sent) == len(told)
-    assert np.abs(told - sent).max(initial=0) <= WIDTH_MS // 2
-    assert found.sound
+    reported = np.repeat(found.sent_ms(), found.counts)
+    assert found.total == len(sent) == len(reported)
+    assert np.abs(reported - sent).max(initial=0) <= WIDTH_MS // 2
+    assert found.is_valid
     assert msgspec.json.decode(msgspec.json.encode(found), type=ClickHistogram) == found
 
 
@@ -43,8 +43,8 @@ def test_clicks_of_hours_become_coarse_and_none_is_left_out() -> None:
     found = ClickHistogram.of(sent)
     assert len(found.counts) <= MOST_BUCKETS
     assert found.total == len(sent)
-    told = np.repeat(found.sent_ms(), found.counts)
-    assert np.abs(told - sent).max() <= found.width_ms // 2
+    reported = np.repeat(found.sent_ms(), found.counts)
+    assert np.abs(reported - sent).max() <= found.width_ms // 2
     assert len(msgspec.json.encode(found)) < 20_000
 
 

@@ -154,7 +154,7 @@ def test_thinned_has_one_that_is_old_enough_and_few_more(steps: list[float], kee
     assert times == sorted(times, reverse=True)
 
 
-def test_after_a_way_back_the_newest_line_is_kept(url: str) -> None:
+def test_after_a_rollback_the_newest_line_is_kept(url: str) -> None:
     """Event time goes back with the content: of a sixth that was lived twice, the later life counts."""
     store = ModelStore(url, keep_ms=60 * MINUTE_MS)
     versions_of(store, {1: 5, 2: 15, 3: 25, 4: 35})

@@ -131,7 +131,7 @@ def test_arrays_are_read_where_they_lie(arrays: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "reported",
     [
         [ArraySpec("a", "<f4", [3])],
         [ArraySpec("a", "<f4", [16]), ArraySpec("a", "<f4", [0])],
@@ -142,6 +142,6 @@ def test_arrays_are_read_where_they_lie(arrays: dict[str, Any]) -> None:
         [],
     ],
 )
-def test_lists_that_do_not_fit_are_refused(told: list[ArraySpec]) -> None:
+def test_lists_that_do_not_fit_are_refused(reported: list[ArraySpec]) -> None:
     with pytest.raises(SnapshotError):
-        view(told, bytes(128))
+        view(reported, bytes(128))

@@ -330,9 +330,9 @@ def schema_of(entries: str) -> Schema:
 
 @examples(30)
 @given(st.lists(st.tuples(st.sampled_from(["event", "time", "unit", "told"]), st.integers(0, 2**31)), max_size=40))
-def test_a_shelf_has_the_counts_of_the_present_five_minutes(walk: list[tuple[str, int]]) -> None:
+def test_an_item_table_has_the_counts_of_the_present_five_minutes(walk: list[tuple[str, int]]) -> None:
     builder = FeatureBuilder(schema_of('lengths = ["30min", "6h", "1d"]\nhalf_lives = ["30min"]'))
-    index, shelf, rows = ItemIndex(builder), ItemTable(builder), np.arange(4)
+    index, table, rows = ItemIndex(builder), ItemTable(builder), np.arange(4)
     index.put([index.prepare(Item(i, {}, T0)) for i in range(4)])
     store, now_ms = TileStore.of(builder.schema.windows), T0
     keys = builder.keys({"item_id": column_hash(range(4))}, 4)[:, 0]
@@ -347,8 +347,8 @@ def test_a_shelf_has_the_counts_of_the_present_five_minutes(walk: list[tuple[str
             now_ms += 5 * MINUTE - now_ms % (5 * MINUTE)
         else:
             while arrays := index.changes(now_ms, 2, 2):
-                shelf.apply(arrays)
-            counts = shelf.slots.counts[shelf.rows.own[rows]]
+                table.apply(arrays)
+            counts = table.slots.counts[table.rows.own[rows]]
             assert counts.tolist() == index.counts_at(rows, now_ms).tolist()
 
 

@@ -1,4 +1,4 @@
-"""A shelf holds what the index holds, whichever way and however often it was told."""
+"""An item table holds what the index holds, whichever way and however often it was sent."""
 
 from __future__ import annotations
 
@@ -48,28 +48,28 @@ columns = ["item_id"]
 
 
 def late(index: ItemIndex, now_ms: int, step: int) -> ItemTable:
-    """The shelf of a process that starts now."""
-    shelf, start = ItemTable(index.builder), 0
+    """The item table of a process that starts now."""
+    table, start = ItemTable(index.builder), 0
     while arrays := index.whole(start, start + step, now_ms):
-        shelf.apply(arrays)
+        table.apply(arrays)
         start += step
-    return shelf
+    return table
 
 
-def counts_on(shelf: ItemTable, rows: Any) -> Any:
+def counts_on(table: ItemTable, rows: Any) -> Any:
     """(n, J, S, A)"""
-    return shelf.slots.counts[shelf.rows.own[rows]]
+    return table.slots.counts[table.rows.own[rows]]
 
 
-def assert_equal(shelf: ItemTable, index: ItemIndex, now_ms: int) -> None:
+def assert_equal(table: ItemTable, index: ItemIndex, now_ms: int) -> None:
     n = len(index)
     rows = np.arange(n)
-    assert shelf.ids == index.ids
+    assert table.ids == index.ids
     removed = index.born_ms == REMOVED_MS
-    assert shelf.rows_of(index.ids).tolist() == np.where(removed, -1, rows).tolist()
-    assert shelf.alive.tolist() == index.alive.tolist()
-    columns, form = index.columns(rows), shelf.form
-    held = shelf.rows
+    assert table.rows_of(index.ids).tolist() == np.where(removed, -1, rows).tolist()
+    assert table.alive.tolist() == index.alive.tolist()
+    columns, form = index.columns(rows), table.form
+    held = table.rows
     expected: Arrays = {"cat": index.builder.cat(columns, n)[:, form.cat_columns], "born_ms": index.born_ms}
     for name, column in expected.items():
         np.testing.assert_array_equal(getattr(held, name)[:n], column)
@@ -79,9 +79,9 @@ def assert_equal(shelf: ItemTable, index: ItemIndex, now_ms: int) -> None:
     for p, name in enumerate(form.plain_names):
         if name != "age_days":
             np.testing.assert_array_equal(held.plain[:n, p], plain_of(index, rows, now_ms)[name])
-    np.testing.assert_array_equal(counts_on(shelf, rows), index.counts_at(rows, now_ms))
+    np.testing.assert_array_equal(counts_on(table, rows), index.counts_at(rows, now_ms))
     own = index.builder.keys(columns, n)[:, form.own_keys]
-    np.testing.assert_array_equal(shelf.slots.keys[held.own[:n]], own)
+    np.testing.assert_array_equal(table.slots.keys[held.own[:n]], own)
 
 
 Walk = list[tuple[str, int]]
@@ -93,8 +93,8 @@ STEPS = st.tuples(
 
 @examples(60)
 @given(walk=st.lists(STEPS, max_size=40), rows=st.integers(1, 6), slots=st.integers(1, 6), step=st.integers(1, 9))
-def test_a_shelf_that_follows_holds_what_the_index_holds(walk: Walk, rows: int, slots: int, step: int) -> None:
-    """A walk over everything that can change. One shelf is told all along, in small slices and each slice twice; one
+def test_an_item_table_that_follows_holds_what_the_index_holds(walk: Walk, rows: int, slots: int, step: int) -> None:
+    """A walk over everything that can change. One table is sent all along, in small slices and each slice twice; one
     starts late and follows; one starts at the end."""
     items = [item(i, f"c{i % 3}") for i in range(4)]
     index = index_of(items)
@@ -102,12 +102,12 @@ def test_a_shelf_that_follows_holds_what_the_index_holds(walk: Walk, rows: int, 
     now_ms = NOW_MS
     followers: list[ItemTable] = [ItemTable(BUILDER)]
 
-    def tell() -> Arrays:
+    def send() -> Arrays:
         arrays = index.changes(now_ms, rows, slots)
-        for shelf in followers:
+        for table in followers:
             before = copy.deepcopy(arrays)
-            shelf.apply(arrays)
-            shelf.apply(arrays)
+            table.apply(arrays)
+            table.apply(arrays)
             assert all(np.array_equal(before[name], array) for name, array in arrays.items()), "applying only reads"
         return arrays
 
@@ -138,14 +138,14 @@ def test_a_shelf_that_follows_holds_what_the_index_holds(walk: Walk, rows: int, 
             index.put_store(draw % 2, stores[draw % 2])
             stores[draw % 2] = copy.deepcopy(stores[draw % 2])
         else:
-            tell()
+            send()
         if number == len(walk) // 2:
             followers.append(late(index, now_ms, step))
-    while tell():
+    while send():
         pass
     followers.append(late(index, now_ms, step))
-    for shelf in followers:
-        assert_equal(shelf, index, now_ms)
+    for table in followers:
+        assert_equal(table, index, now_ms)
     assert index.changes(now_ms) == {}, "what has been told is not told again"
 
 
@@ -163,13 +163,13 @@ def test_a_slice_is_as_small_as_it_was_asked_for() -> None:
 
 def test_a_row_never_comes_before_its_counts() -> None:
     items = [item(i) for i in range(30)]
-    index, shelf = index_of(items), ItemTable(BUILDER)
+    index, table = index_of(items), ItemTable(BUILDER)
     keys = window_keys("u", items)[:, index.own_keys]
     index.put_tiles(0, keys.ravel(), tiles(keys.ravel(), 7, 1).export(keys.ravel()))
     while arrays := index.changes(NOW_MS, 4, 1):
-        shelf.apply(arrays)
-        there = np.array([row for row, i in enumerate(shelf.ids) if i is not None])
-        assert (counts_on(shelf, there)[..., 0] > 0).all()
+        table.apply(arrays)
+        there = np.array([row for row, i in enumerate(table.ids) if i is not None])
+        assert (counts_on(table, there)[..., 0] > 0).all()
 
 
 def test_an_hour_that_begins_changes_only_what_counts_otherwise_then() -> None:
@@ -178,61 +178,61 @@ def test_an_hour_that_begins_changes_only_what_counts_otherwise_then() -> None:
     key = window_keys("u", items[:1])[0, index.own_keys]
     index.put_tiles(0, key, tiles(key, 9, 3, NOW_MS - DAY_MS + HOUR_MS).export(key))
     table_of(index)
-    told: list[int] = []
+    reported: list[int] = []
     while arrays := index.changes(NOW_MS + 3 * HOUR_MS, slots=10):
-        told += arrays["slots"].tolist() if "slots" in arrays else []
-    assert len(told) == 2, "the item's and its category's; the others counted nothing, and still do not"
+        reported += arrays["slots"].tolist() if "slots" in arrays else []
+    assert len(reported) == 2, "the item's and its category's; the others counted nothing, and still do not"
 
 
-def test_what_was_read_anew_twice_before_it_was_told_is_told() -> None:
+def test_what_was_read_again_twice_before_it_was_published_is_published() -> None:
     index = index_of([item(1)])
-    shelf = table_of(index)
+    table = table_of(index)
     key = window_keys("u", [item(1)])[0, index.own_keys]
     for _ in range(2):
         index.put_tiles(0, key, tiles(key, 9, 3).export(key))
         index.refresh_hot(NOW_MS)
-    shelf.follow(lambda: index.changes(NOW_MS))
-    assert counts_on(shelf, np.array([0]))[0, :, 0, 0].tolist() == [9, 9]
+    table.follow(lambda: index.changes(NOW_MS))
+    assert counts_on(table, np.array([0]))[0, :, 0, 0].tolist() == [9, 9]
 
 
-def test_counts_that_were_replaced_as_a_whole_are_told() -> None:
+def test_counts_that_were_replaced_as_a_whole_are_reported() -> None:
     index = index_of([item(1)])
-    shelf = table_of(index)
+    table = table_of(index)
     key = window_keys("u", [item(1)])[0, index.own_keys]
     index.put_store(0, tiles(key, 9, 3))
-    shelf.follow(lambda: index.changes(NOW_MS))
-    assert counts_on(shelf, np.array([0]))[0, :, 0, 0].tolist() == [9, 9]
+    table.follow(lambda: index.changes(NOW_MS))
+    assert counts_on(table, np.array([0]))[0, :, 0, 0].tolist() == [9, 9]
 
 
-def test_a_row_that_was_not_told_yet_is_not_alive() -> None:
+def test_a_row_that_was_not_published_yet_is_not_alive() -> None:
     items = [item(i) for i in range(10)]
-    index, shelf = index_of(items), ItemTable(BUILDER)
-    shelf.apply(index.whole(6, 8, NOW_MS))
-    assert np.flatnonzero(shelf.alive).tolist() == [6, 7]
-    assert shelf.rows_of([0, 6, 9]).tolist() == [-1, 6, -1]
+    index, table = index_of(items), ItemTable(BUILDER)
+    table.apply(index.whole(6, 8, NOW_MS))
+    assert np.flatnonzero(table.alive).tolist() == [6, 7]
+    assert table.rows_of([0, 6, 9]).tolist() == [-1, 6, -1]
 
 
 def test_keys_of_an_item_and_the_context_are_found_by_the_key() -> None:
     builder = FeatureBuilder(parse_schema(CONTEXT))
     items = [Item(i, {"category": f"c{i}"}) for i in range(3000)]
     index = index_of(items, builder)
-    shelf = table_of(index)
+    table = table_of(index)
     columns = {**index.columns(np.arange(3000)), **builder.context(np.array([NOW_MS]))}
     keys = np.ascontiguousarray(builder.keys(columns, 3000)[:, 0])
     store = TileStore.of(builder.schema.windows)
     store.add(keys, np.full(3000, NOW_MS - 1), np.zeros(3000), np.arange(1, 3001))
     index.put_tiles(0, keys, store.export(keys))
-    shelf.follow(lambda: index.changes(NOW_MS))
-    keyed = shelf.slots
-    for table in (keyed.table, late(index, NOW_MS, 700).slots.table):
-        assert np.count_nonzero(table) == 6000, "each item's own, and these"
+    table.follow(lambda: index.changes(NOW_MS))
+    keyed = table.slots
+    for slots in (keyed.table, late(index, NOW_MS, 700).slots.table):
+        assert np.count_nonzero(slots) == 6000, "each item's own, and these"
     slot_of = {int(keyed.keys[slot]): slot for slot in keyed.table if slot}
     assert [int(keyed.counts[slot_of[key], 0, 0]) for key in keys.tolist()] == list(range(1, 3001))
 
 
 @pytest.mark.parametrize("read", [lambda s: s.rows_of([f"unseen {i}" for i in range(5000)]), lambda s: s.alive])
 def test_reading_allocates_nothing(read: Callable[[ItemTable], Any]) -> None:
-    shelf = table_of(index_of([item(1)]))
-    held = len(shelf), [a.nbytes for a in (*shelf.rows, *shelf.slots)]
-    read(shelf)
-    assert (len(shelf), [a.nbytes for a in (*shelf.rows, *shelf.slots)]) == held
+    table = table_of(index_of([item(1)]))
+    held = len(table), [a.nbytes for a in (*table.rows, *table.slots)]
+    read(table)
+    assert (len(table), [a.nbytes for a in (*table.rows, *table.slots)]) == held

@@ -135,16 +135,16 @@ def read_whole(shop: Shop) -> dict[Any, Any]:
     return seen(scorer.index)
 
 
-GOODS = [item(i if i % 3 else f"i{i}", f"c{i % 4}", attributes={"price": float(i)}) for i in range(30)]
+CATALOG = [item(i if i % 3 else f"i{i}", f"c{i % 4}", attributes={"price": float(i)}) for i in range(30)]
 
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Shop:
     shop = Shop(tmp_path)
-    shop.items(*GOODS)
-    shop.clicks(GOODS[:20], 3)
-    shop.clicks(GOODS[10:], 5, partition=2)
-    shop.gone(GOODS[7].item_id)
+    shop.items(*CATALOG)
+    shop.clicks(CATALOG[:20], 3)
+    shop.clicks(CATALOG[10:], 5, partition=2)
+    shop.gone(CATALOG[7].item_id)
     shop.read()
     return shop
 
@@ -161,15 +161,15 @@ def test_a_scorer_that_starts_reads_on_from_the_checkpoint(shop: Shop) -> None:
         shop.broker.log(topic).cut(shop.broker.log(topic).end)  # nothing of it can be read again
     shop.start()
     assert seen(shop.scorer.index) == before
-    assert shop.scorer.heard_ms == NOW_MS
-    shop.items(item("new"), item(GOODS[3].item_id, "hats"))
-    shop.clicks(GOODS[:3], 9)
-    shop.gone(GOODS[8].item_id)
+    assert shop.scorer.newest_counted_ms == NOW_MS
+    shop.items(item("new"), item(CATALOG[3].item_id, "hats"))
+    shop.clicks(CATALOG[:3], 9)
+    shop.gone(CATALOG[8].item_id)
     shop.read()
     after = seen(shop.scorer.index)
     assert len(after) == 31
-    assert after[str(GOODS[0].item_id)][2] != before[str(GOODS[0].item_id)][2]
-    assert not after[str(GOODS[8].item_id)][3]
+    assert after[str(CATALOG[0].item_id)][2] != before[str(CATALOG[0].item_id)][2]
+    assert not after[str(CATALOG[8].item_id)][3]
     assert sum(shop.meters.errors.values()) == 0
 
 
@@ -200,7 +200,7 @@ def _rest(shop: Shop, n: int) -> None:
 
 
 def _item(shop: Shop, n: int) -> None:
-    shop.items(item(GOODS[n % 30].item_id, f"c{n % 7}", attributes={"price": n / 2}))
+    shop.items(item(CATALOG[n % 30].item_id, f"c{n % 7}", attributes={"price": n / 2}))
 
 
 def _new_item(shop: Shop, n: int) -> None:
@@ -208,11 +208,11 @@ def _new_item(shop: Shop, n: int) -> None:
 
 
 def _gone(shop: Shop, n: int) -> None:
-    shop.gone(GOODS[n % 30].item_id)
+    shop.gone(CATALOG[n % 30].item_id)
 
 
 def _clicks(shop: Shop, n: int) -> None:
-    shop.clicks(GOODS[n % 30 : n % 30 + 5], n % 11, partition=n % 3)
+    shop.clicks(CATALOG[n % 30 : n % 30 + 5], n % 11, partition=n % 3)
 
 
 CHANGES = st.lists(
@@ -229,8 +229,8 @@ def test_whatever_changes_while_it_is_copied_the_index_is_that_of_all_messages(
     """Before any slice of a copy messages come and are taken, as they do beside the keeper's thread."""
     folder = tmp_path_factory.mktemp("index")
     shop = Shop(folder)
-    shop.items(*GOODS)
-    shop.clicks(GOODS, 2)
+    shop.items(*CATALOG)
+    shop.clicks(CATALOG, 2)
     shop.read()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("scorer.feeder.index_keeper.ROW_SLICE", slices)
@@ -283,11 +283,11 @@ def test_a_checkpoint_from_the_future_does_not_keep_anybody_from_writing(shop: S
 
 @pytest.mark.parametrize("what", ["flipped", "truncated", "empty", "gone", "swapped"])
 @pytest.mark.parametrize("which", ["manifest", "items", "tiles"])
-def test_of_a_damaged_checkpoint_one_file_is_set_aside_and_the_one_before_is_used(
+def test_of_a_damaged_checkpoint_one_file_is_renamed_and_the_one_before_is_used(
     shop: Shop, what: str, which: str
 ) -> None:
     shop.keep()
-    shop.clicks(GOODS, 8)
+    shop.clicks(CATALOG, 8)
     shop.items(item("late"))
     shop.read()
     expected = seen(shop.scorer.index)
@@ -337,7 +337,7 @@ def test_on_an_empty_broker_the_index_is_kept_and_ready(shop: Shop) -> None:
     assert len(shop.scorer.index) == 31, "messages of the new log have low offsets, and yet they are read"
 
 
-def test_a_log_that_ends_before_our_position_is_read_anew(shop: Shop) -> None:
+def test_a_log_that_ends_before_our_position_is_read_again(shop: Shop) -> None:
     """A broker that tells no ids of topics lost its end."""
     shop.keep()
     for topic in (ITEMS, FEATURES_ITEMS):
@@ -361,11 +361,11 @@ def test_a_checkpoint_of_another_schema_is_ignored(shop: Shop, monkeypatch: pyte
     assert shop.keep() is not None, "and replaced by one of ours"
 
 
-def test_items_of_an_old_checkpoint_are_read_anew(shop: Shop) -> None:
+def test_items_of_an_old_checkpoint_are_read_again(shop: Shop) -> None:
     """Tombstones are compacted away after a day: an old checkpoint does not tell who has gone since."""
     shop.keep()
     log = shop.broker.log(ITEMS)
-    log.messages = [m for m in log.messages if m.key != str(GOODS[0].item_id).encode()]
+    log.messages = [m for m in log.messages if m.key != str(CATALOG[0].item_id).encode()]
     shop.now_ms += 20 * HOUR_MS
     shop.start()
     assert len(shop.scorer.index) == 29
@@ -434,8 +434,8 @@ def test_hostile_parts_are_damaged_and_nothing_worse(shop: Shop) -> None:
 
 def test_what_image_gives_put_takes() -> None:
     index = ItemIndex(BUILDER)
-    index.put([index.prepare(i) for i in GOODS])
-    index.remove(GOODS[4].item_id)
+    index.put([index.prepare(i) for i in CATALOG])
+    index.remove(CATALOG[4].item_id)
     other = ItemIndex(BUILDER)
     for start in range(0, 40, 7):
         other.put([index.image(start, start + 7)])

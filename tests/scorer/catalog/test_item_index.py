@@ -121,9 +121,9 @@ def test_a_removed_item_is_dead_and_an_unknown_one_no_concern() -> None:
     assert index.alive.tolist() == [False, True]
     again = ItemIndex(BUILDER)
     again.put([index.image(0, 2)])  # as a checkpoint does
-    shelf = ItemTable(BUILDER)
-    shelf.follow(lambda: again.changes(NOW_MS))
-    assert shelf.rows_of([1, 2]).tolist() == [-1, 1]
+    table = ItemTable(BUILDER)
+    table.follow(lambda: again.changes(NOW_MS))
+    assert table.rows_of([1, 2]).tolist() == [-1, 1]
 
 
 def test_a_damaged_tile_list_is_refused() -> None:

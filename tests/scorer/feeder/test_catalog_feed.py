@@ -1,4 +1,4 @@
-"""Workers' shelves are kept up to date: whenever a worker joins and whatever fails on the way, nothing is missing."""
+"""Workers' item tables are kept up to date: whenever a worker joins, whatever fails on the way, nothing is missing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_worker_that_joins_before_the_whole_index_counts_as_sent_gets_what_the
 
 
 def test_a_change_that_could_not_be_sent_is_sent_later(scorer: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The index tells of each change once. Without it a list names rows that a shelf does not have, for ever."""
+    """The index tells of each change once. Without it a list names rows that a table does not have, for ever."""
     scorer.stock(ITEMS)
     put(scorer, [item("late")])
 

@@ -614,8 +614,8 @@ def test_versions_change_between_concurrent_requests_and_none_is_dropped_or_mixe
     for note, delta in zip(notes, [None, *deltas], strict=True):
         if delta is not None:
             model.patch(unpack(delta.body, model.dense()))
-        for impression in (i for i in sent if i.model_version == note.version):
-            features, scores = arrays(impression)
+        for page_log in (i for i in sent if i.model_version == note.version):
+            features, scores = arrays(page_log)
             cat = features.cat.copy()
             cat[:, POSITION] = 0
             np.testing.assert_allclose(model.score(cat, features.num), scores, rtol=1e-5)

@@ -45,7 +45,7 @@ def rows(n: int = 2, width: int = 3, **columns: Any) -> TableRows:
     return TableRows(np.arange(1, n + 1), {**own, **columns})
 
 
-UNSOUND: dict[str, Callable[[Image], Image]] = {
+INVALID: dict[str, Callable[[Image], Image]] = {
     "half of it": lambda image: Image(image.dense, {n: t for n, t in image.tables.items() if n != RETRIEVAL_TABLES[0]}),
     "another width": lambda image: Image(image.dense, {**image.tables, RETRIEVAL_TABLES[0]: rows(width=4)}),
     "an id twice": lambda image: Image(
@@ -58,8 +58,8 @@ UNSOUND: dict[str, Callable[[Image], Image]] = {
 }
 
 
-@pytest.mark.parametrize("what", UNSOUND)
-def test_a_delta_whose_head_is_unsound_is_refused_whole(
+@pytest.mark.parametrize("what", INVALID)
+def test_a_delta_whose_head_is_invalid_is_refused_whole(
     place: Scene, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither ranker nor towers take anything of it, and the next snapshot mends it."""
@@ -68,7 +68,7 @@ def test_a_delta_whose_head_is_unsound_is_refused_whole(
     peer.learn(1)
     changes = peer.model.changes
     with monkeypatch.context() as patch:
-        patch.setattr(peer.model, "changes", lambda *a: UNSOUND[what](changes(*a)))
+        patch.setattr(peer.model, "changes", lambda *a: INVALID[what](changes(*a)))
         send(peer)
     scorer.catch_up()
     assert scorer.whole.meters.errors == {"delta": 1}
@@ -134,14 +134,14 @@ def test_a_model_without_a_head_serves_no_retrieval_version(place: Scene, monkey
     peer.learn(1)
     peer.delta(dense=True, retrieval=True)
     scorer = Scorer(place)
-    told: list[Any] = []
-    monkeypatch.setattr(scorer.heads, "install", lambda note, tower: told.append((note.place, tower)))
+    reported: list[Any] = []
+    monkeypatch.setattr(scorer.heads, "install", lambda note, tower: reported.append((note.place, tower)))
     place.spec = {**place.spec, "retrieval_width": 0}
     other = started(place)
     other.learn(2)
     other.delta(dense=True, retrieval=True)
     scorer.catch_up()
-    assert told == [((2, 2), None)]
+    assert reported == [((2, 2), None)]
     assert scorer.whole.note is not None
     assert scorer.whole.note.place == (2, other.versions.version)
     assert not sum(scorer.whole.meters.errors.values())
@@ -193,20 +193,20 @@ def test_a_batch_that_is_refused_teaches_the_head_nothing(place: Scene) -> None:
     assert model.head is not None
     report = model.learn(place.batch(1))
     assert report.skipped == "loss_exploded"
-    assert (len(model.head.register), model.head.pending) == (0, 0)
+    assert (len(model.head.recent_items), model.head.pending) == (0, 0)
 
 
-def test_the_head_is_told_of_items_whose_negatives_are_left_out(place: Scene) -> None:
+def test_the_head_is_given_items_whose_negatives_are_left_out(place: Scene) -> None:
     """Its own negatives are drawn from what was shown."""
     model, batch = OnlineModel(SCHEMA, {**place.spec, "negative_keep": 0.01}, 0), place.batch(1)
     assert model.head is not None
     assert model.learn(batch).left_out > 0
-    assert len(model.head.register) == len(np.unique(batch.item)) > len(np.unique(batch.item[batch.label > 0]))
+    assert len(model.head.recent_items) == len(np.unique(batch.item)) > len(np.unique(batch.item[batch.label > 0]))
 
     model, shown = OnlineModel(SCHEMA, {**place.spec, "negative_keep": 1e-9}, 0), batch.take(batch.label == 0)
     assert model.head is not None
     assert model.learn(shown).left_out == len(shown)  # nothing is left to rank with
-    assert len(model.head.register) == len(np.unique(shown.item))
+    assert len(model.head.recent_items) == len(np.unique(shown.item))
 
 
 def test_what_ranks_is_the_same_with_a_head_and_without(place: Scene) -> None:

@@ -19,7 +19,7 @@ from millrace.contracts.topics import ITEMS, SAMPLES
 from millrace.processes.kafka import create_topics, make_producer
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
 from millrace.versions.modelstore import ModelStore
-from tests.scenes.scorer_shop import ITEMS as GOODS
+from tests.scenes.scorer_shop import ITEMS as SHOP_ITEMS
 from tests.scenes.scorer_shop import SCHEMA_TOML, SPEC, batch
 from tests.scenes.waiting import LONG, PATIENCE, until
 from tests.scorer.feeder.test_scorer_live import Scorer
@@ -83,7 +83,7 @@ def test_a_scorer_follows_a_learner_that_it_shares_no_folder_with(tmp_path: Path
 
 
 def _life(scorer: Scorer, learners: list[Learner], settings: Settings, producer: Any) -> None:
-    for one in GOODS:
+    for one in SHOP_ITEMS:
         producer.send(ITEMS, key=key_of(one.item_id), value=to_json(one))
     turns = iter(range(10_000))
 

@@ -20,8 +20,8 @@ import redis
 from benchmarks.tools.taken import below
 from millrace.basics.store import Store
 from millrace.contracts.events import key_of, to_json
-from millrace.contracts.impressions import decode_impression
 from millrace.contracts.online_layout import PROFILE, pack_profile, redis_url, user_key
+from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, make_producer, read_all, topic_ids
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
@@ -229,7 +229,7 @@ def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
     assert log.count("Redis is back") == 1
 
     found: dict[str, Any] = {}
-    read_all(settings, "impressions", lambda r: found.update({decode_impression(r.value).request_id: r}))
-    assert decode_impression(found["mine"].value).schema_id == SCHEMA.id
+    read_all(settings, "page_logs", lambda r: found.update({decode_page_log(r.value).request_id: r}))
+    assert decode_page_log(found["mine"].value).schema_id == SCHEMA.id
     assert found["mine"].key == b"ann"
     assert page["request_id"] in found, "pages made before the end are logged"

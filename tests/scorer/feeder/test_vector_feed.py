@@ -30,7 +30,7 @@ def good(i: Any, turn: int = 0, **more: Any) -> Item:
     return item(i, f"c{n % 5}/{turn}", born_ms=NOW_MS - n * DAY_MS // 7, attributes={"price": 1.7 ** (n % 9)}, **more)
 
 
-GOODS = [good(i) for i in range(150)]
+ITEMS = [good(i) for i in range(150)]
 LATER = features(inputs([good(i) for i in range(200)]), inputs([good(i, 1) for i in range(150)]))
 """What any test's items are made of: heads have rows for these."""
 
@@ -47,7 +47,7 @@ class Scorer(Whole):
         self.__dict__.setdefault("packets", []).append(packet.kind)
         super().put(packet)
 
-    def told(self) -> list[str]:
+    def sent_kinds(self) -> list[str]:
         """Kinds of the messages about vectors since the last call."""
         packets: list[str] = self.__dict__["packets"]
         kinds = [kind for kind in packets if kind in ("retrieval", "vectors")]
@@ -68,7 +68,7 @@ def make(tmp_path: Path, **more: Any) -> Scorer:
 @pytest.fixture
 def scorer(tmp_path: Path) -> Scorer:
     whole = make(tmp_path)
-    whole.stock(GOODS)
+    whole.stock(ITEMS)
     whole.vectors()
     return whole
 
@@ -101,7 +101,7 @@ def test_a_version_is_the_plain_tower_s_vectors_of_all_living_items(scorer: Scor
     scorer.vectors()
     assert scorer.retrieval.version == (1, 7)
     assert scorer.retrieval.clicks == 123
-    finds(scorer, tower(head(1, LATER)), GOODS)
+    finds(scorer, tower(head(1, LATER)), ITEMS)
     assert scorer.towers.facts() == {"epoch": 1, "version": 7, "clicks": 123}
 
 
@@ -110,12 +110,12 @@ def test_items_that_are_there_after_the_head_get_their_vectors(tmp_path: Path) -
     scorer.towers.install(note(7), tower(head(1, LATER)))
     scorer.vectors()
     assert scorer.serving.retrieval is None
-    scorer.stock(GOODS)
+    scorer.stock(ITEMS)
     scorer.vectors()
-    finds(scorer, tower(head(1, LATER)), GOODS)
+    finds(scorer, tower(head(1, LATER)), ITEMS)
 
 
-def test_a_catalogue_that_comes_in_after_the_first_version_is_built_anew_and_not_told_item_by_item(
+def test_a_catalogue_that_comes_in_after_the_first_version_is_built_again_and_not_sent_item_by_item(
     scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(towerhost, "REBUILT", 30)
@@ -123,41 +123,41 @@ def test_a_catalogue_that_comes_in_after_the_first_version_is_built_anew_and_not
     scorer.vectors()
     scorer.towers.install(note(7), tower(head(1, LATER)))
     scorer.vectors()
-    assert scorer.told() == ["retrieval"]
-    finds(scorer, tower(head(1, LATER)), GOODS[:10])
-    scorer.stock(GOODS[10:])
+    assert scorer.sent_kinds() == ["retrieval"]
+    finds(scorer, tower(head(1, LATER)), ITEMS[:10])
+    scorer.stock(ITEMS[10:])
     scorer.vectors()
-    assert scorer.told() == ["retrieval"]
+    assert scorer.sent_kinds() == ["retrieval"]
     assert scorer.retrieval.version == (1, 7)
-    finds(scorer, tower(head(1, LATER)), GOODS)
+    finds(scorer, tower(head(1, LATER)), ITEMS)
     scorer.stock([good(i, 1) for i in range(40)])  # less than half of it
     scorer.vectors()
-    assert scorer.told() == ["vectors"]
-    finds(scorer, tower(head(1, LATER)), [*(good(i, 1) for i in range(40)), *GOODS[40:]])
+    assert scorer.sent_kinds() == ["vectors"]
+    finds(scorer, tower(head(1, LATER)), [*(good(i, 1) for i in range(40)), *ITEMS[40:]])
     scorer.stock([good(i, gone=True) for i in range(120)])  # nearly all of it dies
     scorer.vectors()
-    assert scorer.told() == ["retrieval"]
-    finds(scorer, tower(head(1, LATER)), GOODS[120:])
+    assert scorer.sent_kinds() == ["retrieval"]
+    finds(scorer, tower(head(1, LATER)), ITEMS[120:])
 
 
 def test_new_changed_and_dead_items_are_followed_between_versions(scorer: Scorer) -> None:
     scorer.towers.install(note(7), tower(head(1, LATER)))
     scorer.vectors()
-    scorer.told()
+    scorer.sent_kinds()
     changed, new = [good(i, 1) for i in range(20)], [good(i) for i in range(150, 160)]
     scorer.stock([*changed, *new, *(good(i, gone=True) for i in range(140, 150))])
     scorer.vectors()
-    assert scorer.told() == ["vectors"]
+    assert scorer.sent_kinds() == ["vectors"]
     assert scorer.retrieval.version == (1, 7)
-    finds(scorer, tower(head(1, LATER)), [*changed, *GOODS[20:140], *new])
+    finds(scorer, tower(head(1, LATER)), [*changed, *ITEMS[20:140], *new])
     scorer.stock([good(i) for i in range(145, 150)])  # they are back; one that is told of again is nothing new
     scorer.stock([good(i, gone=True) for i in range(150, 155)])
     scorer.vectors()
-    scorer.told()
-    finds(scorer, tower(head(1, LATER)), [*changed, *GOODS[20:140], *GOODS[145:], *new[5:]])
-    scorer.stock(GOODS[30:60])
+    scorer.sent_kinds()
+    finds(scorer, tower(head(1, LATER)), [*changed, *ITEMS[20:140], *ITEMS[145:], *new[5:]])
+    scorer.stock(ITEMS[30:60])
     scorer.vectors()
-    assert scorer.told() == []
+    assert scorer.sent_kinds() == []
 
 
 def test_the_next_version_has_what_came_since_and_versions_between_are_skipped(scorer: Scorer) -> None:
@@ -166,14 +166,14 @@ def test_the_next_version_has_what_came_since_and_versions_between_are_skipped(s
     changed = [good(i, 1) for i in range(20)]
     scorer.stock(changed)
     scorer.vectors()
-    scorer.told()
+    scorer.sent_kinds()
     for version in (8, 9, 10):
         scorer.towers.patch(note(version, clicks=version), head(version, LATER[version % 2 :: 2]))
     scorer.vectors()
-    assert scorer.told() == ["retrieval"]
+    assert scorer.sent_kinds() == ["retrieval"]
     assert (scorer.retrieval.version, scorer.retrieval.clicks) == ((1, 10), 10)
     heads = [head(1, LATER), *(head(v, LATER[v % 2 :: 2]) for v in (8, 9, 10))]
-    finds(scorer, tower(*heads), [*changed, *GOODS[20:]])
+    finds(scorer, tower(*heads), [*changed, *ITEMS[20:]])
 
 
 def test_what_changes_while_a_version_is_built_follows_behind_it(scorer: Scorer) -> None:
@@ -197,8 +197,8 @@ def test_what_changes_while_a_version_is_built_follows_behind_it(scorer: Scorer)
 
     scorer.towers.install(note(7), Slow())  # type: ignore[arg-type]
     scorer.vectors()
-    assert scorer.told() == ["retrieval", "vectors"]
-    now = [good(0, 1), *(g for g in GOODS[1:149] if g.item_id != 75), good(149, 1), good(150)]
+    assert scorer.sent_kinds() == ["retrieval", "vectors"]
+    now = [good(0, 1), *(g for g in ITEMS[1:149] if g.item_id != 75), good(149, 1), good(150)]
     finds(scorer, tower(head(1, LATER)), now)
 
 
@@ -212,20 +212,22 @@ def test_a_worker_that_joins_has_the_version_and_what_came_since(scorer: Scorer)
     scorer.vectors()
     scorer.stock([good(150, gone=True), good(3, 1)])
     scorer.vectors()
-    scorer.told()
+    scorer.sent_kinds()
     scorer.replace_worker()
-    assert scorer.told() == ["retrieval", "vectors"]
-    now = [good(i, 1) for i in range(20)] + [g for g in GOODS[20:] if g.item_id != 100]
+    assert scorer.sent_kinds() == ["retrieval", "vectors"]
+    now = [good(i, 1) for i in range(20)] + [g for g in ITEMS[20:] if g.item_id != 100]
     finds(scorer, tower(head(1, LATER)), now)
 
 
-def test_what_was_taken_over_of_the_shelf_but_not_told_yet_reaches_a_worker_that_joins(scorer: Scorer) -> None:
+def test_what_was_taken_over_of_the_item_table_but_not_published_yet_reaches_a_worker_that_joins(
+    scorer: Scorer,
+) -> None:
     scorer.towers.install(note(7), tower(head(1, LATER)))
     scorer.vectors()
     scorer.stock([good(150)])
     scorer.replace_worker()
     scorer.vectors()
-    finds(scorer, tower(head(1, LATER)), [*GOODS, good(150)])
+    finds(scorer, tower(head(1, LATER)), [*ITEMS, good(150)])
 
 
 def test_a_model_without_a_head_withdraws_the_version(scorer: Scorer) -> None:
@@ -242,7 +244,7 @@ def test_a_model_without_a_head_withdraws_the_version(scorer: Scorer) -> None:
     scorer.towers.install(note(9, epoch=2), tower(head(2, LATER)))
     scorer.vectors()
     assert scorer.retrieval.version == (2, 9)
-    finds(scorer, tower(head(2, LATER)), [*GOODS, good(150)])
+    finds(scorer, tower(head(2, LATER)), [*ITEMS, good(150)])
 
 
 def test_a_vector_that_is_no_number_is_never_found(scorer: Scorer) -> None:
@@ -260,11 +262,11 @@ def test_a_vector_that_is_no_number_is_never_found(scorer: Scorer) -> None:
     scorer.stock([bad])
     scorer.towers.install(note(7), made)
     scorer.vectors()
-    finds(scorer, tower(head(1, LATER)), GOODS)
+    finds(scorer, tower(head(1, LATER)), ITEMS)
     assert scorer.meters.errors["retrieval"]
     scorer.stock([good("bad", 1)])  # between versions
     scorer.vectors()
-    finds(scorer, tower(head(1, LATER)), GOODS)
+    finds(scorer, tower(head(1, LATER)), ITEMS)
     clicked = scorer.serving.items.rows_of(["bad"])
     query = scorer.retrieval.query(NOBODY, clicked, np.zeros(1, np.int64))
     assert np.isfinite(query).all()
@@ -281,13 +283,13 @@ def test_a_head_that_cannot_be_followed_leaves_the_version_that_is_out(scorer: S
     scorer.towers.patch(note(9), head(3, LATER))
     scorer.vectors()
     assert scorer.retrieval.version == (1, 7)
-    finds(scorer, tower(head(1, LATER)), GOODS)
+    finds(scorer, tower(head(1, LATER)), ITEMS)
     scorer.towers.install(note(10), tower(head(4, LATER)))
     scorer.vectors()
-    finds(scorer, tower(head(4, LATER)), GOODS)
+    finds(scorer, tower(head(4, LATER)), ITEMS)
 
 
-def test_without_a_head_to_build_from_a_catalogue_that_changes_is_told_of(
+def test_without_a_head_to_build_from_a_catalogue_that_changes_is_reported(
     scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(towerhost, "REBUILT", 30)
@@ -299,10 +301,10 @@ def test_without_a_head_to_build_from_a_catalogue_that_changes_is_told_of(
     scorer.towers.patch(note(9), broken)
     with pytest.raises(KeyError):
         scorer.towers.step()
-    scorer.told()
+    scorer.sent_kinds()
     scorer.stock([good(i, 1) for i in range(100)])
     assert sum(scorer.towers.step() for _ in range(20)) < 20  # it comes to an end
-    assert scorer.told() == ["vectors"]
+    assert scorer.sent_kinds() == ["vectors"]
     assert scorer.retrieval.version == (1, 7)
 
 
@@ -332,10 +334,10 @@ def test_after_a_build_that_failed_nothing_of_the_next_version_goes_to_the_one_t
     assert scorer.towers.step()
     with pytest.raises(MemoryError):
         scorer.towers.step()
-    scorer.told()
+    scorer.sent_kinds()
     scorer.stock([good(150), good(9, gone=True)])
     scorer.vectors()
-    assert scorer.told() == []
+    assert scorer.sent_kinds() == []
     assert scorer.retrieval.version == (1, 7)
 
 
@@ -371,7 +373,7 @@ def test_the_thread_makes_and_renews_versions(scorer: Scorer) -> None:
         scorer.stop.set()
         scorer.towers.thread.join(30)
     assert not scorer.towers.thread.is_alive()
-    finds(scorer, tower(head(4, LATER)), GOODS)
+    finds(scorer, tower(head(4, LATER)), ITEMS)
 
 
 # -- with an approximate index ----------------------------------------------------------------------------------------
@@ -381,24 +383,24 @@ def test_the_thread_makes_and_renews_versions(scorer: Scorer) -> None:
 def indexed(tmp_path: Path) -> Scorer:
     pytest.importorskip("usearch", reason="usearch is not installed (extra 'ann')")
     whole = make(tmp_path, recall_index="usearch")
-    whole.stock(GOODS)
+    whole.stock(ITEMS)
     whole.vectors()
     return whole
 
 
-def test_an_approximate_index_comes_with_the_version_and_its_recall_is_told(indexed: Scorer) -> None:
+def test_an_approximate_index_comes_with_the_version_and_its_recall_is_reported(indexed: Scorer) -> None:
     indexed.towers.install(note(7), tower(head(1, LATER)))
     indexed.vectors()
-    finds(indexed, tower(head(1, LATER)), GOODS)  # so few that all are found
+    finds(indexed, tower(head(1, LATER)), ITEMS)  # so few that all are found
     facts = indexed.towers.facts()
     assert facts is not None
     assert 0.9 <= facts["index_recall"] <= 1
     indexed.stock([good(0, 1), good(150), good(9, gone=True)])
     indexed.vectors()
-    finds(indexed, tower(head(1, LATER)), [good(0, 1), *(g for g in GOODS[1:] if g.item_id != 9), good(150)])
+    finds(indexed, tower(head(1, LATER)), [good(0, 1), *(g for g in ITEMS[1:] if g.item_id != 9), good(150)])
 
 
-def test_the_recall_that_is_told_is_what_the_index_finds(indexed: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recall_that_is_reported_is_what_the_index_finds(indexed: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     class Half(Approximate):
         def find(self, query: Any, k: int) -> Any:
             return super().find(query, k)[: k // 2]
@@ -416,15 +418,15 @@ def test_while_an_index_is_built_items_are_followed_by_the_version_that_is_out(
 ) -> None:
     indexed.towers.install(note(7), tower(head(1, LATER)))
     indexed.vectors()
-    indexed.told()
-    now = [good(0, 1), *GOODS[1:], good(150)]
+    indexed.sent_kinds()
+    now = [good(0, 1), *ITEMS[1:], good(150)]
     seen = []
 
     class Slow(Builder):
         def add(self, first: int, vectors: Any) -> None:
             super().add(first, vectors)
             if first:
-                seen.append((indexed.told(), indexed.retrieval.version))
+                seen.append((indexed.sent_kinds(), indexed.retrieval.version))
                 finds(indexed, tower(head(1, LATER)), now)
             else:
                 indexed.stock([good(0, 1), good(150)])
@@ -434,7 +436,7 @@ def test_while_an_index_is_built_items_are_followed_by_the_version_that_is_out(
     indexed.vectors()
     assert seen == [(["vectors"], (1, 7)), ([], (1, 7))]
     assert indexed.retrieval.version == (1, 8)
-    assert indexed.told() == ["retrieval", "vectors"]  # they are not in the version, which began before
+    assert indexed.sent_kinds() == ["retrieval", "vectors"]  # they are not in the version, which began before
     finds(indexed, tower(head(1, LATER), head(2, LATER)), now)
 
 

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from scorer.feeder import versionhost
 from scorer.ipc.link import Packet
-from scorer.ipc.scorer_metrics import Sums, told, values_of
+from scorer.ipc.scorer_metrics import Sums, metric_samples, values_of
 from scorer.worker.replica import Replica, attach
 from tests.scenes.scorer_feeder import Whole, delivered
 from tests.scenes.scorer_shop import LAYOUT, serving
@@ -131,7 +131,7 @@ def test_with_too_many_versions_staged_the_feed_waits_until_the_worker_follows(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(versionhost, "MOST_STAGED", 2)
-    monkeypatch.setattr(versionhost, "TELL_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr(versionhost, "WARN_AFTER_SECONDS", 0.01)
     slow = Slow(scene.scorer)
     for _ in range(3):
         scene.learner.delta()
@@ -170,7 +170,7 @@ def test_a_writer_whose_overlay_nobody_got_is_never_folded(scene: Scene, monkeyp
     monkeypatch.setattr(host, "_delta_packet", packet)
     assert not host.fold()
     assert served.snapshot().same_bits(before) == ""
-    assert scene.meters.errors == {"patch": 2, "delta": 1}, "tried anew with a new model, and then given up"
+    assert scene.meters.errors == {"patch": 2, "delta": 1}, "tried again with a new model, and then given up"
     assert scene.meters.loads == 2
     scene.learner.snapshot()
     scene.now += 100
@@ -215,7 +215,7 @@ def test_counters_and_histograms_are_summed_and_gauges_are_the_feeders() -> None
     their_things.labels("b").inc(1)
     their_seconds.observe(1.5)
     their_level.set(100)
-    sums.heard(1, values_of(told(other)))
+    sums.update(1, values_of(metric_samples(other)))
     assert sums.total("millrace_things") == {(("kind", "a"),): 5.0, (("kind", "b"),): 1.0}
     text = generate_latest(sums).decode()
     assert "millrace_level 7.0" in text
@@ -225,9 +225,9 @@ def test_counters_and_histograms_are_summed_and_gauges_are_the_feeders() -> None
 
     sums.ended(1)
     assert sums.total("millrace_things")[(("kind", "a"),)] == 5.0, "what it had counted stays"
-    sums.heard(2, values_of(told(figures()[0])))
+    sums.update(2, values_of(metric_samples(figures()[0])))
     their_things.labels("a").inc(4)
-    sums.heard(3, values_of(told(other)))
+    sums.update(3, values_of(metric_samples(other)))
     assert sums.total("millrace_things")[(("kind", "a"),)] == 12.0
 
 

@@ -1,4 +1,4 @@
-"""Workers that are started, heard, found stuck and killed: the feeder's side, with processes that are none."""
+"""Workers that are started, asked, found stuck and killed: the feeder's side, with processes that are none."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Template:
         self.ends: dict[int, socket.socket] = {}
         self.killed: list[int] = []
         self.fails = self.lost = False
-        self.renewed, self.sound_after = 0, 1
+        self.renewed, self.stable_after = 0, 1
 
     def renew(self) -> None:
         self.lost = False
         self.renewed += 1
-        self.fails = self.fails and self.renewed < self.sound_after
+        self.fails = self.fails and self.renewed < self.stable_after
 
     def fork(self, number: int, handles: Any) -> int:
         if self.fails:
@@ -65,7 +65,7 @@ class Template:
 
 
 class Host:
-    """What a crew asks of versions."""
+    """What a pool asks of versions."""
 
     def __init__(self) -> None:
         self.members: list[PoolMember] = []
@@ -94,7 +94,7 @@ class Host:
 
 
 class Scene:
-    """A crew of workers, started."""
+    """A pool of workers, started."""
 
     def __init__(self, workers: int = 2, answer: Any = lambda *_: (None, {})) -> None:
         self.template, self.host, self.stop = Template(), Host(), threading.Event()
@@ -121,7 +121,7 @@ class Scene:
         Packet(kind, facts).send(self.template.ends[member.pid])
 
     def look(self, times: int, meanwhile: Callable[[PoolMember], None] = lambda _: None) -> None:
-        """Has the crew look at its workers as often."""
+        """Has the pool look at its workers as often."""
         for _ in range(times):
             for member in self.members():
                 self.pool._look_at(member)
@@ -140,18 +140,18 @@ def scene() -> Iterator[Scene]:
 
 
 def hears(scene: Scene, member: PoolMember) -> None:
-    """The worker answers the crew's question, and the answer is heard."""
+    """The worker answers the pool's question, and the answer comes."""
     scene.says(member, "measured", [])
-    until(member.measured.is_set, "its answer is heard")
+    until(member.measured.is_set, "its answer comes")
     member.measured.clear()
 
 
 def test_a_worker_that_says_nothing_is_killed_whether_versions_come_or_not(scene: Scene) -> None:
     """What it does not take would pile up for ever."""
-    sound, silent = scene.members()
-    scene.look(STUCK_LOOKS + 1, lambda member: hears(scene, member) if member is sound else None)
+    answering, silent = scene.members()
+    scene.look(STUCK_LOOKS + 1, lambda member: hears(scene, member) if member is answering else None)
     assert scene.template.killed == [silent.pid]
-    until(lambda: scene.members() == [sound], "the other one is there")
+    until(lambda: scene.members() == [answering], "the other one is there")
 
 
 def test_a_worker_that_is_behind_all_the_time_but_comes_further_is_left_alone(scene: Scene) -> None:
@@ -180,10 +180,10 @@ def test_a_worker_of_a_template_that_is_no_more_is_killed_too(scene: Scene, monk
 
 
 def test_templates_that_end_while_a_worker_is_started_are_replaced_and_given_up_after_some() -> None:
-    for sound_after in (TEMPLATES - 1, TEMPLATES):
+    for stable_after in (TEMPLATES - 1, TEMPLATES):
         scene = Scene(1)
-        scene.template.fails, scene.template.sound_after = True, sound_after
-        if sound_after < TEMPLATES:
+        scene.template.fails, scene.template.stable_after = True, stable_after
+        if stable_after < TEMPLATES:
             scene.pool._begin(0)
             assert len(scene.members()) == 1
         else:
@@ -219,7 +219,7 @@ def test_a_worker_that_ends_before_all_is_put_on_its_way_leaves_nothing_behind()
     scene.end()
 
 
-def test_a_worker_that_cannot_be_told_all_ends_and_its_place_is_free(scene: Scene) -> None:
+def test_a_worker_that_cannot_be_sent_all_ends_and_its_place_is_free(scene: Scene) -> None:
     pid = scene.members()[0].pid
     scene.template.ends.pop(pid).close()
     until(lambda: len(scene.members()) == 1, "one is gone")
@@ -236,7 +236,7 @@ def test_a_worker_that_cannot_be_told_all_ends_and_its_place_is_free(scene: Scen
     assert len(scene.host.members) == 1
 
 
-def test_the_crew_goes_on_whatever_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pool_goes_on_whatever_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(1)
     looks = itertools.count()
 

@@ -255,9 +255,9 @@ def test_descriptors_that_cannot_be_received_close_the_link() -> None:
 
 def test_feeder_and_worker_talk_both_ways_and_see_each_other_end() -> None:
     ours, theirs = socket.socketpair()
-    heard: list[Any] = []
+    received: list[Any] = []
     gone = threading.Event()
-    feeder = FeederLink(ours, lambda message: heard.append(message.facts), gone.set)
+    feeder = FeederLink(ours, lambda message: received.append(message.facts), gone.set)
 
     async def worker() -> list[int]:
         got: list[int] = []
@@ -282,7 +282,7 @@ def test_feeder_and_worker_talk_both_ways_and_see_each_other_end() -> None:
     got = asyncio.run(worker())
     assert got == [INLINE * n for n in range(200)]
     assert gone.wait(PATIENCE)
-    assert heard == list(range(1, 201))
+    assert received == list(range(1, 201))
 
 
 def test_other_callbacks_run_between_two_messages() -> None:

@@ -1,6 +1,6 @@
 """A page's features the plain way: each column, each key and each count by itself, straight from the item index.
 
-The reference for :mod:`scorer.page.rank`, which makes the same in one compiled pass from a shelf.
+The reference for :mod:`scorer.page.rank`, which makes the same in one compiled pass from an item table.
 """
 
 from __future__ import annotations

@@ -189,11 +189,11 @@ def test_each_source_gives_its_share_of_what_is_allowed() -> None:
     lists = lists_of(n, heat_of(clicks, seen=np.where(np.arange(n) < 4500, 100, 99)))
     mask = (np.arange(n) < 900) | ((np.arange(n) >= 4500) & (np.arange(n) % 20 == 0))
     allowed = Allowed(mask, np.flatnonzero(mask).astype(np.int32))
-    liking = np.isin(lists.groups[0].example % 10, [0, 3]).astype(np.float64)
+    affinity = np.isin(lists.groups[0].example % 10, [0, 3]).astype(np.float64)
     shares = Shares.of({"vectors": 0.4, "liked": 0.2, "coclicked": 0.1, "hot": 0.1, "new": 0.1, "random": 0.1})
     found = recall(
         lists, shares, 100, 5,
-        vectors=np.arange(300, 400), liked=[(lists.groups[0], liking)], coclicked=np.arange(2990, 3000),
+        vectors=np.arange(300, 400), liked=[(lists.groups[0], affinity)], coclicked=np.arange(2990, 3000),
         allowed=allowed, born_ms=np.arange(1, n + 1),
     )  # fmt: skip
     by_source = {MIXED[code - 1]: set(found.rows[found.sources == code].tolist()) for code in set(found.sources)}
@@ -213,9 +213,9 @@ def test_a_group_of_which_nothing_is_allowed_gives_way_to_the_next() -> None:
     lists = lists_of(n, heat_of(np.arange(n)), categories=26)
     mask = np.arange(n) % 26 >= 13
     allowed = Allowed(mask, np.flatnonzero(mask).astype(np.int32))
-    liking = np.linspace(2, 1, 26)[np.argsort(np.argsort(lists.groups[0].example % 26))]
+    affinity = np.linspace(2, 1, 26)[np.argsort(np.argsort(lists.groups[0].example % 26))]
     found = recall(
-        lists, Shares.of({"liked": 1}), 120, 5, liked=[(lists.groups[0], liking)], allowed=allowed,
+        lists, Shares.of({"liked": 1}), 120, 5, liked=[(lists.groups[0], affinity)], allowed=allowed,
         born_ms=np.arange(n),
     )  # fmt: skip
     assert set((found.rows % 26).tolist()) == set(range(13, 25)), "the twelve best liked of those that have some"
@@ -241,8 +241,8 @@ def test_values_reach_a_worker_over_the_link_and_a_worker_that_starts_later() ->
     whole.stock([item(i, attributes={"in_stock": i % 2 == 0, "region": "eu"}) for i in range(10)])
     whole.stock([item(3, attributes={"region": ["eu", "us", "asia"]}), item(4, attributes={"in_stock": "true"})])
     for _ in range(2):
-        shelf = whole.serving.items
-        region, stock = shelf.filter_values("region"), shelf.filter_values("in_stock")
+        table = whole.serving.items
+        region, stock = table.filter_values("region"), table.filter_values("in_stock")
         assert region[3].tolist() == [*map(value_hash, ("eu", "us", "asia")), 0]
         assert region[5].tolist() == [value_hash("eu"), 0, 0, 0]
         assert [int(stock[row, 0]) for row in (2, 3, 4, 5)] == [value_hash(1), 0, value_hash("true"), value_hash(0)]
@@ -293,7 +293,7 @@ def test_a_checkpoint_brings_the_values_back(tmp_path: Path, monkeypatch: pytest
     assert values(shop) == before
 
 
-def test_a_checkpoint_without_an_attribute_has_items_read_anew_and_its_counts_are_used(
+def test_a_checkpoint_without_an_attribute_has_items_read_again_and_its_counts_are_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop = Shop(tmp_path)

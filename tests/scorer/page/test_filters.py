@@ -203,22 +203,22 @@ def test_recall_with_a_mask_of_everything_is_recall_without_one() -> None:
 # -- what changes -----------------------------------------------------------------------------------------------------
 
 
-def goods(n: int = 60, **more: Any) -> list[Item]:
+def some_items(n: int = 60, **more: Any) -> list[Item]:
     return [item(i, f"c{i % 6}", attributes={"in_stock": True, "region": "eu", **more}) for i in range(n)]
 
 
 def test_what_is_sold_out_is_gone_from_the_next_page_and_comes_back() -> None:
-    shop = Shop(goods())
+    shop = Shop(some_items())
     first = ids(shop.ask(size=5, only={"in_stock": True}))
-    (best,) = [i for i in goods() if str(i.item_id) == first[0]]
+    (best,) = [i for i in some_items() if str(i.item_id) == first[0]]
     shop.stock([item(best.item_id, "c0", attributes={"in_stock": False})], lists=False)
     assert ids(shop.ask(size=4, only={"in_stock": True})) == first[1:5]
     shop.stock([best], lists=False)
     assert ids(shop.ask(size=5, only={"in_stock": True})) == first, "without waiting for new lists"
 
 
-def test_values_of_a_list_widen_the_shelf_and_narrow_again() -> None:
-    shop = Shop(goods(4))
+def test_values_of_a_list_widen_the_item_table_and_narrow_again() -> None:
+    shop = Shop(some_items(4))
     many = [f"r{i}" for i in range(16)]
     shop.stock([item(1, attributes={"region": many})])
     assert ids(shop.ask(size=9, only={"region": "r15"})) == ["1"]
@@ -244,7 +244,7 @@ def test_a_page_is_counted_by_how_full_it_was() -> None:
         name = "millrace_filtered_pages_total"
         return Counter({f: REGISTRY.get_sample_value(name, {"filled": f}) or 0 for f in ("full", "short", "empty")})
 
-    shop, before = Shop(goods(8)), counted()
+    shop, before = Shop(some_items(8)), counted()
     shop.ask(size=8)
     shop.ask(size=8, only={"region": "eu"})
     shop.ask(size=8, exclude=[1])
@@ -253,16 +253,16 @@ def test_a_page_is_counted_by_how_full_it_was() -> None:
 
 
 def test_a_filter_that_removes_everything_is_an_empty_page_that_names_it() -> None:
-    shop = Shop(goods(200), candidates=20)
+    shop = Shop(some_items(200), candidates=20)
     answer = shop.ask(size=5, only={"region": ["us", "asia"]}, hide=["bought"], list=20, explain=True)
     assert (answer["items"], answer["request_id"], answer["cursor"]) == ([], None, None)
     assert "only region=us|asia" in answer["notes"][0]
     assert "bought" in answer["notes"][0]
-    assert shop.sent == [], "an impression without items would be a page that nobody saw"
+    assert shop.sent == [], "a page log without items would be a page that nobody saw"
 
 
 def test_what_was_bought_comes_last_unless_it_is_hidden() -> None:
-    shop = Shop(goods(3), bought=[1])
+    shop = Shop(some_items(3), bought=[1])
     assert set(ids(shop.ask(size=3))) == {"0", "1", "2"}
     assert set(ids(shop.ask(size=3, hide=["bought"]))) == {"0", "2"}
     assert set(ids(shop.ask(size=3, hide=["bought"], ts_ms=NOW_MS - 60_000))) == {"0", "1", "2"}, "before the purchase"
@@ -285,7 +285,7 @@ def test_a_page_is_filled_up_from_lists_that_came_while_counts_were_waited_for()
 
 def test_masks_of_a_small_shop_are_bounded_by_what_their_filters_take(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scorer.page.page_filters.MASK_BYTES", 100_000)
-    shop = Shop(goods(3))
+    shop = Shop(some_items(3))
     for n in range(60):
         shop.ask(only={"region": [f"r{n}.{i}" for i in range(100)]})
     assert 1 < len(shop.scorer.filters._masks) < 25, "each names 100 values of 48 bytes"
@@ -308,7 +308,7 @@ def joined(found: list[list[str]]) -> list[str]:
 
 
 def test_filters_hold_for_later_parts_of_a_list() -> None:
-    shop = Shop(goods())
+    shop = Shop(some_items())
     whole = ids(shop.ask(size=40, without={"category": "c1"}))
     assert joined(parts(shop, 10, 30, without={"category": "c1"})) == whole[:30]
     first = shop.ask(size=10, list=40, only={"in_stock": True}, hide=["bought"])
@@ -341,18 +341,18 @@ def test_caps_hold_on_a_part_whose_items_change_while_counts_are_waited_for() ->
 
 
 def test_a_list_with_filters_that_is_no_longer_kept_is_gone_and_not_shown_without_them() -> None:
-    shop = Shop(goods())
+    shop = Shop(some_items())
     cursor = shop.ask(size=5, list=20, only={"in_stock": True})["cursor"]
     shop.scorer.ranked._wall = lambda: NOW_MS + 10**9
     assert "ask for a new list with the filters" in shop.ask(410, size=5, cursor=cursor)["error"]
-    plain = Shop(goods())
+    plain = Shop(some_items())
     cursor = plain.ask(size=5, list=20)["cursor"]
     plain.scorer.ranked._wall = lambda: NOW_MS + 10**9
     assert len(plain.ask(size=5, cursor=cursor)["items"]) == 5
 
 
 def test_a_control_page_under_caps_is_full_and_in_random_order() -> None:
-    shop = Shop(goods(), control_share=1)
+    shop = Shop(some_items(), control_share=1)
     pages = [ids(shop.ask(size=12, caps={"category": 2}, exclude=[0])) for _ in range(30)]
     assert all(Counter(int(i) % 6 for i in page) == dict.fromkeys(range(6), 2) for page in pages)
     assert len({i for page in pages for i in page}) == 59, "every item has its chance"
@@ -363,7 +363,7 @@ def test_a_control_page_under_caps_is_full_and_in_random_order() -> None:
 
 
 def test_the_shops_lists_leave_out_ids_and_refuse_attributes() -> None:
-    shop = Shop(goods(10), bought=[2], seen=[3], clicked=[4])
+    shop = Shop(some_items(10), bought=[2], seen=[3], clicked=[4])
     shop.scorer.note = shop.scorer.model = None
     shop.users.shop_lists = {"hot": [str(i) for i in range(8)], "new": ["8", "9"]}
     answer = shop.ask(size=9, exclude=[1, "5"], hide=["bought", "seen", "clicked"])
@@ -374,7 +374,7 @@ def test_the_shops_lists_leave_out_ids_and_refuse_attributes() -> None:
 
 
 def test_a_part_of_a_list_with_filters_waits_for_the_scorer_and_is_not_made_without_them() -> None:
-    shop = Shop(goods())
+    shop = Shop(some_items())
     with_filters = shop.ask(size=5, list=20, only={"category": "c1"})["cursor"]
     without = shop.ask(size=5, list=20)["cursor"]
     shop.users.shop_lists = {"hot": [str(i) for i in range(60)]}
@@ -406,7 +406,7 @@ def test_a_part_of_a_list_with_filters_waits_for_the_scorer_and_is_not_made_with
     ],
 )  # fmt: skip
 def test_a_bad_filter_is_one_line_that_names_value_and_remedy(body: dict[str, Any], words: list[str]) -> None:
-    error = Shop(goods(3)).ask(400, **body)["error"]
+    error = Shop(some_items(3)).ask(400, **body)["error"]
     assert "\n" not in error
     for word in words:
         assert word in error

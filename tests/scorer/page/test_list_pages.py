@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from learner.serving.serving_model import ServingModel
-from millrace.contracts.events import Click, Exposure, Impression, to_json
-from millrace.contracts.impressions import impression_bytes
+from millrace.contracts.events import Click, Exposure, PageLog, to_json
 from millrace.contracts.online_layout import window_fields
+from millrace.contracts.page_logs import page_log_bytes
 from scorer.page import ranked
 from stream.partition.partition import InputMessage, Partition
 from tests.scenes.scorer_shop import (
@@ -70,10 +70,10 @@ def ids(*answers: Any) -> list[Any]:
     return [i["item_id"] for answer in answers for i in answer["items"]]
 
 
-def slots_logged(impression: Impression) -> list[int]:
-    """The slots that an impression's feature ``position`` says."""
+def slots_logged(page_log: PageLog) -> list[int]:
+    """The slots that a page log's feature ``position`` says."""
     known = BUILDER.cat({"position": BUILDER.position(np.arange(200))}, 200)[:, POSITION].tolist()
-    return [known.index(cat) for cat in arrays(impression)[0].cat[:, POSITION].tolist()]
+    return [known.index(cat) for cat in arrays(page_log)[0].cat[:, POSITION].tolist()]
 
 
 def test_the_parts_of_a_list_are_the_page_that_would_have_been_answered_whole(shop: Worker) -> None:
@@ -151,7 +151,7 @@ def test_items_that_are_gone_are_left_out_of_a_part(shop: Worker) -> None:
     assert slots_logged(shop.sent[-1]) == list(range(20, 30))
 
 
-def test_a_list_is_kept_for_a_stated_time_and_then_made_anew(shop: Worker) -> None:
+def test_a_list_is_kept_for_a_stated_time_and_then_made_again(shop: Worker) -> None:
     first = shop.ask(size=10, list=50, request_id="r")
     other = another(shop)
     for worker, after_ms, kept in ((shop, 299_999, True), (other, 299_999, True), (shop, 300_000, False)):
@@ -189,11 +189,11 @@ def test_when_nothing_is_left_a_new_list_begins(shop: Worker) -> None:
     stock(shop.scorer, [item(i, gone=True) for i in whole[40:]], shop.index)
     beyond = f"{first['cursor'].split('.')[0]}.50.50.50"
     for cursor in (first["cursor"], beyond):
-        anew = shop.ask(size=40, cursor=cursor)
-        assert (anew["offset"], len(anew["items"])) == (0, 40)
-        assert anew["request_id"] != first["request_id"]
-        assert any("nothing of the cursor's list is left" in note for note in anew["notes"])
-        assert len(shop.ask(size=40, cursor=anew["cursor"])["items"]) == 10
+        renewed = shop.ask(size=40, cursor=cursor)
+        assert (renewed["offset"], len(renewed["items"])) == (0, 40)
+        assert renewed["request_id"] != first["request_id"]
+        assert any("nothing of the cursor's list is left" in note for note in renewed["notes"])
+        assert len(shop.ask(size=40, cursor=renewed["cursor"])["items"]) == 10
 
 
 def test_a_list_of_another_user_is_refused(shop: Worker) -> None:
@@ -257,7 +257,7 @@ def test_without_the_store_a_worker_goes_on_with_its_own_lists(shop: Worker) -> 
     assert any("no longer kept" in note for note in other["notes"])
 
 
-def test_a_damaged_list_is_made_anew_and_counted(shop: Worker) -> None:
+def test_a_damaged_list_is_made_again_and_counted(shop: Worker) -> None:
     first = shop.ask(size=10, list=50)
     users: Any = shop.scorer._store
     (key,) = users.ranked
@@ -291,7 +291,7 @@ def test_what_is_shown_of_a_part_becomes_samples_with_the_slots_of_the_list(shop
     request = second["request_id"]
     seen = Exposure("e", request, NOW_MS - 500, "ann", [shown[7], shown[2]], slots=[7, 2])
     clicked = Click("c", request, NOW_MS - 400, "ann", shown[2], 2)
-    raws = [("impressions", impression_bytes(i)) for i in shop.sent]
+    raws = [("page_logs", page_log_bytes(i)) for i in shop.sent]
     raws += [("events", to_json(seen)), ("events", to_json(clicked))]
     messages = [InputMessage(topic, n, raw) for n, (topic, raw) in enumerate(raws)]
     out = partition.take(messages, NOW_MS)

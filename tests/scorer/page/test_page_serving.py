@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from learner.serving.serving_model import ServingModel
-from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING, Impression
-from millrace.contracts.impressions import decode_impression, impression_bytes
+from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING, PageLog
 from millrace.contracts.online_layout import PROFILE, RECENT, window_fields
+from millrace.contracts.page_logs import decode_page_log, page_log_bytes
 from millrace.versions.clicks import ClickHistogram
 from millrace.versions.versioning import VersionClicks
 from scorer.page import page_service
@@ -86,9 +86,9 @@ def list_pages() -> float:
     return REGISTRY.get_sample_value("millrace_list_pages_total") or 0.0
 
 
-def scored_as_missing_position(model: ServingModel, impression: Impression) -> Any:
-    """The model's scores of the features in an impression, as they were when it was ranked."""
-    features, _ = arrays(impression)
+def scored_as_missing_position(model: ServingModel, page_log: PageLog) -> Any:
+    """The model's scores of the features in a page log, as they were when it was ranked."""
+    features, _ = arrays(page_log)
     cat = features.cat.copy()
     cat[:, POSITION] = 0
     return model.score(cat, features.num)
@@ -110,13 +110,13 @@ def test_a_page_is_ranked_by_score_and_logged_as_it_was_scored(shop: Shop) -> No
     assert len({i["item_id"] for i in page["items"]}) == 10
 
     (sent,) = shop.sent
-    impression = decode_impression(impression_bytes(sent))
-    assert impression.items == [i["item_id"] for i in page["items"]]
-    assert (impression.request_id, impression.user_id, impression.arm) == ("r1", "ann", "model")
-    assert (impression.model_version, impression.schema_id) == (0, SCHEMA.id)
-    features, logged = arrays(impression)
+    page_log = decode_page_log(page_log_bytes(sent))
+    assert page_log.items == [i["item_id"] for i in page["items"]]
+    assert (page_log.request_id, page_log.user_id, page_log.arm) == ("r1", "ann", "model")
+    assert (page_log.model_version, page_log.schema_id) == (0, SCHEMA.id)
+    features, logged = arrays(page_log)
     np.testing.assert_allclose(logged, scores, rtol=1e-6)
-    np.testing.assert_allclose(scored_as_missing_position(shop.model, impression), scores, rtol=1e-5)
+    np.testing.assert_allclose(scored_as_missing_position(shop.model, page_log), scores, rtol=1e-5)
     expected = BUILDER.cat({"position": BUILDER.position(np.arange(10))}, 10)[:, POSITION]
     assert features.cat[:, POSITION].tolist() == expected.tolist()
     assert features.keys[:, SLOT].all()
@@ -221,20 +221,20 @@ def test_a_page_with_an_unknown_item_is_scored_and_not_logged(shop: Shop) -> Non
 def test_score_can_log_a_page_made_elsewhere(shop: Shop) -> None:
     body = {"user_id": "ann", "items": [9, 4], "request_id": "theirs", "log": True, "offset": 12}
     _, answer = shop.ask("/score", body)
-    (impression,) = shop.sent
-    assert impression.items == [9, 4]
-    features, logged = arrays(impression)
+    (page_log,) = shop.sent
+    assert page_log.items == [9, 4]
+    features, logged = arrays(page_log)
     assert logged.tolist() == pytest.approx(answer["scores"])
     expected = BUILDER.cat({"position": BUILDER.position(np.array([12, 13]))}, 2)[:, POSITION]
     assert features.cat[:, POSITION].tolist() == expected.tolist()
-    assert impression.offset == 12
+    assert page_log.offset == 12
 
 
 def test_an_unknown_user_is_served_as_a_new_one_and_leaves_nothing_behind(shop: Shop) -> None:
-    scorer, shelf = shop.scorer, shop.scorer.items
+    scorer, table = shop.scorer, shop.scorer.items
 
     def held() -> Any:
-        sizes = len(shelf), len(shelf.ids), shelf.slots.counts.nbytes, shop.model.rows
+        sizes = len(table), len(table.ids), table.slots.counts.nbytes, shop.model.rows
         return sizes, len(shop.users.records), len(shop.users.ranked), len(scorer.ranked), scorer.ranked.bytes
 
     before = held()
@@ -246,7 +246,7 @@ def test_an_unknown_user_is_served_as_a_new_one_and_leaves_nothing_behind(shop: 
         shop.ask("/score", {"user_id": f"stranger {i}", "items": [f"unheard {i}"], "log": True})
         shop.ask("/recommend", {"user_id": f"stranger {i}", "size": 3, "cursor": f"unheard{i}.3.3.10"})
     assert (held()[0], held()[1]) == (before[0], before[1])
-    assert held()[2:] == (50, 50, scorer.ranked.bytes), "the lists made anew, bounded by size and time"
+    assert held()[2:] == (50, 50, scorer.ranked.bytes), "the lists made again, bounded by size and time"
 
 
 def test_without_the_store_users_are_new_ones(shop: Shop) -> None:
@@ -354,7 +354,7 @@ def test_how_old_a_page_may_be_follows_the_newest_event_not_the_clock_alone(shop
     life = (5 + 120 + 1) * minute  # attribution, lateness, disorder
     for ts_ms, status in ((NOW_MS - life, 400), (NOW_MS - life + 1, 200)):
         assert shop.ask("/recommend", {"user_id": 1, "ts_ms": ts_ms})[0] == status
-    shop.scorer.heard_ms = NOW_MS - 600 * minute
+    shop.scorer.newest_counted_ms = NOW_MS - 600 * minute
     for ts_ms, status in ((NOW_MS - life, 200), (NOW_MS - 600 * minute - life, 400), (NOW_MS - 726 * minute + 1, 200)):
         assert shop.ask("/score", {"user_id": 1, "items": [1], "ts_ms": ts_ms, "log": True})[0] == status
     longest = 3 * 24 * 60 * minute
@@ -406,7 +406,7 @@ def test_a_producer_that_refuses_costs_the_log_not_the_page(shop: Shop) -> None:
     status, page = shop.ask("/recommend", {"user_id": "ann"})
     assert status == 200
     assert len(page["items"]) == 20
-    assert shop.meters.errors == {"impressions": 1}
+    assert shop.meters.errors == {"page_logs": 1}
 
 
 def test_scores_that_are_no_numbers_are_counted_and_rank_last(shop: Shop) -> None:
@@ -425,9 +425,9 @@ def test_scores_that_are_no_numbers_are_counted_and_rank_last(shop: Shop) -> Non
     asked = {"user_id": "ann", "items": [i.item_id for i in ITEMS], "log": True, "request_id": "log"}
     status, answer = shop.ask("/score", asked)
     assert (status, answer["scores"][0], answer["scores"][1] > 0) == (200, 0, True)
-    impression = shop.sent[-1]
-    assert (impression.request_id, impression.arm) == ("log", "logged")
-    logged = np.frombuffer(impression.scores, np.float32)
+    page_log = shop.sent[-1]
+    assert (page_log.request_id, page_log.arm) == ("log", "logged")
+    logged = np.frombuffer(page_log.scores, np.float32)
     assert np.isnan(logged[::2]).all(), "they count as wrong"
     assert np.isfinite(logged[1::2]).all()
 
@@ -499,8 +499,8 @@ def test_a_page_of_lists_has_what_the_user_likes() -> None:
     users = Users()
     scorer, _, meters = serving(users)
     app = own_app(scorer, meters)
-    shelves = [item(1, "shoes"), item(2, "hats"), item(3, "bags")]
-    keys = window_keys("ann", shelves)[:, TASTE]
+    shown = [item(1, "shoes"), item(2, "hats"), item(3, "bags")]
+    keys = window_keys("ann", shown)[:, TASTE]
     store = tiles(keys[:2], 10, 2)  # two clicks among shoes and hats, none among bags
     store.add(keys[1:2], np.full(1, NOW_MS - 1000), np.ones(1, np.int64), 5)  # hats are liked better
     users.records["ann"] = record(keys[:2], store)
@@ -520,7 +520,7 @@ def test_a_page_of_lists_has_what_the_user_likes() -> None:
     assert page_of("ann") == ["h0", "h1", "h2", "h3", "h4", "t1", "s1", "s2", "n", "h5"]
     assert page_of("bob") == [*(f"h{i}" for i in range(9)), "n"], "of a stranger nothing is known"
     users.records["ann"][window_fields(keys)[0]] = b"\x01\x63damaged"
-    assert page_of("ann") == page_of("bob"), "damaged tiles cost the likings, not the page"
+    assert page_of("ann") == page_of("bob"), "damaged tiles cost the affinities, not the page"
     assert meters.errors == {"tiles": 1}
 
 
@@ -583,7 +583,7 @@ def test_concurrent_requests_do_not_mix(shop: Shop) -> None:
 
 
 def test_counts_of_another_hour_are_asked_of_the_whole_index(shop: Shop) -> None:
-    """The shelf has the counts of now; a page of two hours ago must not see what happened since."""
+    """The item table has the counts of now; a page of two hours ago must not see what happened since."""
     keys = np.unique(window_keys("ann", ITEMS)[:, ITEM])
     shop.index.put_tiles(0, keys, tiles(keys, 20, 5).export(keys))
     shop.scorer.items.follow(lambda: shop.index.changes(NOW_MS))
@@ -605,7 +605,7 @@ def test_counts_of_another_hour_are_asked_of_the_whole_index(shop: Shop) -> None
 
     hour = 3_600_000
     assert seen(NOW_MS - hour) == ({20.0}, [])
-    assert asked == [], "within an hour the shelf's counts serve"
+    assert asked == [], "within an hour the table's counts serve"
     assert seen(NOW_MS - 2 * hour) == ({0.0}, [])
     assert asked == [NOW_MS - 2 * hour]
     is_away = True

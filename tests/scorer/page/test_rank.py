@@ -259,7 +259,7 @@ class World:
         def pick(name: str, most: int) -> Any:
             return None if rng.random() < 0.15 else f"{name}{rng.integers(0, most)}"
 
-        goods = [
+        items = [
             Item(
                 f"i{i}",
                 {
@@ -272,7 +272,7 @@ class World:
             )
             for i in range(12)
         ]
-        index = index_of(goods, builder)
+        index = index_of(items, builder)
         profiles: list[dict[str, Attribute]] = [
             {},
             {"kinds": ["a", "b"], "wealth": 1e6, "mood": "low", "kind": "business", "region": "r"},
@@ -395,12 +395,12 @@ def test_a_far_time_has_the_counts_of_that_time() -> None:
     near = ranker.rank(user, rows, then, None, Chance()).num
     far = ranker.rank(user, rows, then, None, Chance(), index.counts_at(rows, then)).num
     at = LAYOUT.num_names.index("item_id.exposure.1d")
-    assert near[:, at].tolist() == [9, 0], "the shelf's are of its own hour"
+    assert near[:, at].tolist() == [9, 0], "the table's are of its own hour"
     assert far[:, at].tolist() == [0, 0]
     assert far.tobytes() == plain_features(index, user, rows, then).num.tobytes()
 
 
-def test_a_user_is_read_anew_at_another_time() -> None:
+def test_a_user_is_read_again_at_another_time() -> None:
     index, user, rows = index_of(ITEMS), shopper(), np.array([0])
     ranker = ranker_of(index)
     for at_ms in (NOW_MS, NOW_MS + 2 * DAY_MS):
@@ -415,16 +415,16 @@ def test_counts_of_other_items_are_refused() -> None:
         ranker_of(index).rank(shopper(), rows[:2], NOW_MS, None, Chance(), index.counts_at(rows, NOW_MS))
 
 
-def test_liking_is_by_clicks_in_the_group() -> None:
+def test_affinity_is_by_clicks_in_the_group() -> None:
     index = index_of(ITEMS)
     ranker = ranker_of(index)
     lists = make_lists(BUILDER, index.columns(np.arange(3)), index.alive, index.born_ms, index.heat)
     hats = window_keys("u", [ITEMS[1]])[:, [TASTE]].ravel()
     user = KnownUser.of(BUILDER, "u", record(hats, tiles(hats, 30, 3)))
-    ((groups, liking),) = ranker.likings(lists.groups, user, NOW_MS)
-    liked = {ITEMS[row].attributes["category"]: float(v) for row, v in zip(groups.example, liking, strict=True)}
+    ((groups, affinity),) = ranker.affinities(lists.groups, user, NOW_MS)
+    liked = {ITEMS[row].attributes["category"]: float(v) for row, v in zip(groups.example, affinity, strict=True)}
     assert liked == {"shoes": 0.0, "hats": 2.0}  # (3 / 1 day + 3 / 3 days) / 2
-    assert ranker.likings(lists.groups, KnownUser.of(BUILDER, "new", {}), NOW_MS) == []
+    assert ranker.affinities(lists.groups, KnownUser.of(BUILDER, "new", {}), NOW_MS) == []
 
 
 def test_a_users_own_feature_ids_are_the_columns_of_cat() -> None:

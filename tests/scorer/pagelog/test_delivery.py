@@ -52,7 +52,7 @@ class Producer:
         self.asked: list[int] = []
 
     def send(self, topic: str, value: bytes, key: bytes) -> Future:
-        assert topic == "impressions"
+        assert topic == "page_logs"
         assert key == b"k" + value.split(b"|")[0]
         number = int(value.split(b"|")[0])
         self.asked.append(number)

@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.contracts.events import Impression
+from millrace.contracts.events import PageLog
 from scorer.pagelog.ring import RingReader, RingWriter
 from tests.architecture import ROOT
 from tests.scenes.scorer_shop import copied
 from tests.scenes.waiting import until
 
 
-def page(number: int, n: int, k: int = 3, f: int = 2, width: int = 5) -> Impression:
+def page(number: int, n: int, k: int = 3, f: int = 2, width: int = 5) -> PageLog:
     """A page whose every number names it."""
     rng = np.random.default_rng(number)
-    return Impression(
+    return PageLog(
         request_id=f"r{number}",
         ts_ms=number + 1,
         user_id=number if number % 2 else f"u{number}",
@@ -47,7 +47,7 @@ steps = st.lists(st.one_of(st.integers(0, 12), st.just("take"), st.just("restart
 def test_a_ring_is_a_queue_that_counts_what_it_does_not_take(steps: list[int | str], size: int, most: int) -> None:
     memory = np.zeros(size, np.uint8)
     writer, reader = RingWriter(memory), RingReader(memory)
-    waiting: list[Impression] = []
+    waiting: list[PageLog] = []
     lost = [0, 0]
     for number, step in enumerate([*steps, *["take"] * len(steps)]):
         if step == "restart":
@@ -84,7 +84,7 @@ def test_room_comes_back_only_when_it_is_given_back() -> None:
 
 
 @pytest.mark.parametrize(("at", "value"), [(256, 0xFF), (256 + 7, 1), (264, 0xFF), (272, 0xC1)])
-def test_damage_is_told_and_the_next_page_comes(at: int, value: int) -> None:
+def test_damage_is_reported_and_the_next_page_comes(at: int, value: int) -> None:
     memory = np.zeros(4096, np.uint8)
     writer, reader = RingWriter(memory), RingReader(memory)
     writer.put(page(1, 4))
@@ -131,7 +131,7 @@ for number in range(int(sys.argv[2])):
 def test_pages_cross_between_two_processes(tmp_path: Path) -> None:
     count, shared = 400, tmp_path / "ring"
     shared.write_bytes(bytes(16 * 1024))
-    reader, seen = RingReader(np.memmap(shared, np.uint8, "r+")), list[Impression]()
+    reader, seen = RingReader(np.memmap(shared, np.uint8, "r+")), list[PageLog]()
     with subprocess.Popen([sys.executable, "-c", WRITER, str(shared), str(count)], cwd=ROOT) as child:
 
         def took() -> bool:

@@ -12,8 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from millrace.basics.errors import SettingError
-from millrace.contracts.events import Impression, key_of
-from millrace.contracts.impressions import decode_impression
+from millrace.contracts.events import PageLog, key_of
+from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.pagepack import Rates
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
@@ -28,7 +28,7 @@ T = TypeVar("T")
 N = 20
 
 
-def made(number: int, n: int = N) -> Impression:
+def made(number: int, n: int = N) -> PageLog:
     layout = SCHEMA.layout
     return page(number, n, layout.K, layout.F, layout.N)
 
@@ -58,7 +58,7 @@ def test_pages_come_packed_and_in_order_under_their_users_key(tmp_path: Path) ->
     assert [line.drain.step(line.reader), line.drain.step(line.reader)] == [5, 0]
     line.memory[512:] = 255  # whoever has drained looks at the ring no more
     found = line.keys_and_values()
-    assert [decode_impression(value) for _, value in found] == pages
+    assert [decode_page_log(value) for _, value in found] == pages
     assert [key for key, _ in found] == [key_of(p.user_id) for p in pages]
     assert not line.lost.pages
 
@@ -87,7 +87,7 @@ def test_beyond_the_spools_bound_every_exposure_is_counted(tmp_path: Path) -> No
     for number in range(count):
         assert line.writer.put(made(number, number % 7))
         line.drain.step(line.reader)
-    found = [decode_impression(value) for _, value in line.keys_and_values()]
+    found = [decode_page_log(value) for _, value in line.keys_and_values()]
     taken = len(found)
     assert 0 < taken < count
     assert line.lost.pages == {FULL: count - taken}
@@ -103,7 +103,7 @@ def test_a_page_that_cannot_be_packed_and_a_damaged_ring_cost_no_other_page(tmp_
     line.drain.step(line.reader)
     line.writer.put(made(3))
     line.drain.step(line.reader)
-    assert [decode_impression(value).request_id for _, value in line.keys_and_values()] == ["r3"]
+    assert [decode_page_log(value).request_id for _, value in line.keys_and_values()] == ["r3"]
     assert sum(line.lost.pages.values()) == 2
 
 
@@ -138,6 +138,6 @@ def test_what_a_dead_feeder_had_not_drained_its_workers_write_down(tmp_path: Pat
             next_one.adopt()
         found = []
         while (entry := next_one.next()) is not None:
-            found.append(decode_impression(entry.value).request_id)
+            found.append(decode_page_log(entry.value).request_id)
     assert found == [f"r{i}" for i in (1, 2, 3, 11, 12, 13)]
     assert not lost.pages

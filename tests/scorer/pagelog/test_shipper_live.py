@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from millrace.contracts.events import key_of
-from millrace.contracts.impressions import decode_impression
+from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, read_all
 from millrace.processes.services import EmbeddedBroker, free_port
@@ -54,11 +54,11 @@ def requests_at(settings: Settings) -> Counter[str]:
     found: Counter[str] = Counter()
 
     def visit(record: Any) -> None:
-        impression = decode_impression(record.value)
-        assert record.key == key_of(impression.user_id)
-        found[impression.request_id] += 1
+        page_log = decode_page_log(record.value)
+        assert record.key == key_of(page_log.user_id)
+        found[page_log.request_id] += 1
 
-    read_all(settings, "impressions", visit)
+    read_all(settings, "page_logs", visit)
     return found
 
 
@@ -169,7 +169,7 @@ def test_an_end_without_a_broker_keeps_the_pages_for_the_next_start(tmp_path: Pa
     spool = open_spool(settings, lost)
     found = []
     while (entry := spool.next()) is not None:
-        found.append(decode_impression(entry.value).request_id)
+        found.append(decode_page_log(entry.value).request_id)
     assert found == [f"r{i}" for i in range(30)]
     spool.close()
     assert not lost.pages

@@ -150,10 +150,10 @@ def test_a_page_of_an_earlier_time_knows_no_later_click_and_no_later_purchase(sh
 def test_a_log_an_answer_and_a_counter_agree_on_the_sources(shop: Shop) -> None:
     before = counted()
     answer = shop.ask(explain=True, size=40)
-    told = [i["source"] for i in answer["items"]]
-    assert shop.sent[-1].source_names() == told
+    sources = [i["source"] for i in answer["items"]]
+    assert shop.sent[-1].source_names() == sources
     after = counted()
-    assert {s: after[s] - before[s] for s in SOURCES if after[s] != before[s]} == Counter(told)
+    assert {s: after[s] - before[s] for s in SOURCES if after[s] != before[s]} == Counter(sources)
 
 
 def test_an_answer_that_is_not_explained_says_nothing_of_it_and_is_logged_alike(shop: Shop) -> None:
@@ -242,12 +242,12 @@ def test_a_page_calls_nothing_that_the_warm_up_did_not_compile(tmp_path: Path, m
 
         return called
 
-    for module, names in ((recallkernels, ("merge", "interleave", "shuffled")), (pagekernels, ("likings",))):
+    for module, names in ((recallkernels, ("merge", "interleave", "shuffled")), (pagekernels, ("affinities",))):
         for name in names:
             monkeypatch.setattr(module, name, noting(name, getattr(module, name)))
     warm_up(SCHEMA)
     warm = set(seen)
-    assert {name for name, _ in warm} == {"merge", "interleave", "shuffled", "likings"}
+    assert {name for name, _ in warm} == {"merge", "interleave", "shuffled", "affinities"}
     seen.clear()
     shop = Shop(tmp_path)
     lists = shop.scorer.lists

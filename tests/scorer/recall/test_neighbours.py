@@ -30,17 +30,17 @@ from tests.scenes.scorer_log import MemoryBroker, caught_up
 from tests.scenes.scorer_shop import ITEMS, NOW_MS, item
 
 TODAY = NOW_MS // DAY_MS
-Told = dict[Any, dict[Any, list[int]]]
+CoclickCounts = dict[Any, dict[Any, list[int]]]
 """Item -> neighbour -> counts by age, newest first."""
 
 
-def lists(told: Told, day: int = TODAY) -> Lists:
+def lists(coclicks: CoclickCounts, day: int = TODAY) -> Lists:
     """As a partition says it."""
-    pairs = [(other, counts) for near in told.values() for other, counts in near.items()]
+    pairs = [(other, counts) for near in coclicks.values() for other, counts in near.items()]
     return Lists(
         day,
-        np.array([value_hash(name) for name in told], np.uint64),
-        np.array([len(near) for near in told.values()], np.uint8),
+        np.array([value_hash(name) for name in coclicks], np.uint64),
+        np.array([len(near) for near in coclicks.values()], np.uint8),
         np.array([value_hash(other) for other, _ in pairs], np.uint64),
         np.array([[*counts, *(0,) * (DAYS - len(counts))] for _, counts in pairs], np.uint16).reshape(-1, DAYS),
     )
@@ -52,16 +52,18 @@ def of(merged: CoClickFeed, row: int, day: int = TODAY) -> list[int]:
 
 
 COUNTS = st.lists(st.integers(0, 3), min_size=1, max_size=DAYS)
-TOLD = st.dictionaries(st.integers(0, 9), st.dictionaries(st.integers(0, 25), COUNTS, max_size=MOST), max_size=5)
-MESSAGES = st.lists(st.tuples(st.integers(0, 2), st.integers(TODAY - 9, TODAY), TOLD), max_size=8)
+COCLICKS = st.dictionaries(st.integers(0, 9), st.dictionaries(st.integers(0, 25), COUNTS, max_size=MOST), max_size=5)
+MESSAGES = st.lists(st.tuples(st.integers(0, 2), st.integers(TODAY - 9, TODAY), COCLICKS), max_size=8)
 
 
 @given(MESSAGES, st.integers(0, 20))
-def test_the_newest_lists_of_all_partitions_are_added_up(messages: list[tuple[int, int, Told]], known: int) -> None:
+def test_the_newest_lists_of_all_partitions_are_added_up(
+    messages: list[tuple[int, int, CoclickCounts]], known: int
+) -> None:
     merged, newest = CoClickFeed(), dict[tuple[int, int], tuple[int, dict[int, list[int]]]]()
-    for partition, day, told in messages:
-        merged.take(partition, lists(told, day))
-        newest |= {(partition, name): (day, near) for name, near in told.items()}
+    for partition, day, coclicks in messages:
+        merged.take(partition, lists(coclicks, day))
+        newest |= {(partition, name): (day, near) for name, near in coclicks.items()}
     merged.know(list(range(known)))
     worth: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for (_, name), (day, near) in newest.items():
@@ -118,7 +120,7 @@ def test_what_is_over_is_forgotten_though_nobody_tells() -> None:
     assert len(merged) == 0
 
 
-def test_lists_are_bounded_and_those_told_longest_ago_go() -> None:
+def test_lists_are_bounded_and_those_sent_longest_ago_go() -> None:
     merged = CoClickFeed(most_lists=64)
     merged.know(list(range(200)))
     for name in range(100):
@@ -153,8 +155,8 @@ class Shop:
         self.kept += 1
         self.whole.publisher.keep(name, packet)
 
-    def tell(self, told: Told, partition: int = 0) -> None:
-        for raw in coclick_message.pack(partition, lists(told)):
+    def publish(self, coclicks: CoclickCounts, partition: int = 0) -> None:
+        for raw in coclick_message.pack(partition, lists(coclicks)):
             self.broker.log(FEATURES_COCLICKS).append(raw)
 
     def read(self) -> None:
@@ -180,8 +182,8 @@ A, B, C = (one.item_id for one in ITEMS[:3])
 
 def test_lists_reach_workers_and_those_that_start_later(shop: Shop) -> None:
     assert shop.whole.serving.neighbours is None
-    shop.tell({A: {B: [1], C: [3]}})
-    shop.tell({A: {B: [4]}}, partition=1)
+    shop.publish({A: {B: [1], C: [3]}})
+    shop.publish({A: {B: [4]}}, partition=1)
     shop.read()
     assert shop.along(A) == [B, C]
     shop.whole.replace_worker()
@@ -189,7 +191,7 @@ def test_lists_reach_workers_and_those_that_start_later(shop: Shop) -> None:
 
 
 def test_nobody_waits_for_the_feed(shop: Shop) -> None:
-    shop.tell({A: {B: [1]}})
+    shop.publish({A: {B: [1]}})
     before = shop.whole.not_ready()
     shop.read()
     assert shop.feed.caught_up
@@ -199,32 +201,32 @@ def test_nobody_waits_for_the_feed(shop: Shop) -> None:
 
 def test_messages_that_are_none_are_counted_and_passed_over(shop: Shop) -> None:
     log = shop.broker.log(FEATURES_COCLICKS)
-    shop.tell({A: {B: [1]}})
+    shop.publish({A: {B: [1]}})
     for raw in (None, b"", b"\xc1", next(coclick_message.pack(0, lists({A: {C: [1]}})))[:-1]):
         log.append(raw)
-    shop.tell({B: {C: [1]}})
+    shop.publish({B: {C: [1]}})
     shop.read()
     assert shop.whole.meters.errors == {"co-clicks": 4}
     assert (shop.along(A), shop.along(B)) == ([B], [C])
 
 
 def test_reading_begins_a_quarter_of_an_hour_before_the_end(shop: Shop) -> None:
-    shop.tell({A: {B: [1]}})
-    shop.tell({B: {C: [1]}})
+    shop.publish({A: {B: [1]}})
+    shop.publish({B: {C: [1]}})
     shop.broker.started[FEATURES_COCLICKS] = 1
     shop.read()
     assert (shop.along(A), shop.along(B)) == ([], [C])
 
 
-def test_neighbours_are_made_anew_only_when_something_changed_and_not_all_the_time(shop: Shop) -> None:
+def test_neighbours_are_made_again_only_when_something_changed_and_not_all_the_time(shop: Shop) -> None:
     shop.read()
     assert shop.kept == 0
-    shop.tell({A: {B: [1]}})
+    shop.publish({A: {B: [1]}})
     shop.read()
     assert shop.kept == 1
     shop.read()
     assert shop.kept == 1
-    shop.tell({A: {C: [2]}})
+    shop.publish({A: {C: [2]}})
     caught_up(shop.feed)
     assert shop.along(A) == [B], "not yet"
     shop.read()
@@ -233,7 +235,7 @@ def test_neighbours_are_made_anew_only_when_something_changed_and_not_all_the_ti
 
 
 def test_an_item_that_comes_later_has_neighbours_then(shop: Shop) -> None:
-    shop.tell({A: {"late": [1]}})
+    shop.publish({A: {"late": [1]}})
     shop.read()
     assert shop.along(A) == []
     shop.whole.stock([item("late")])
@@ -243,7 +245,7 @@ def test_an_item_that_comes_later_has_neighbours_then(shop: Shop) -> None:
 
 def test_a_day_that_is_not_ours_ends_nothing(shop: Shop) -> None:
     """Whoever sends a message of the year 2999 does not thereby end all that others have counted."""
-    shop.tell({A: {B: [1]}})
+    shop.publish({A: {B: [1]}})
     far = lists({C: {B: [1]}})._replace(day=375_000)
     shop.broker.log(FEATURES_COCLICKS).append(next(coclick_message.pack(0, far)))
     shop.read()
@@ -253,21 +255,21 @@ def test_a_day_that_is_not_ours_ends_nothing(shop: Shop) -> None:
 def test_what_is_over_ends_in_a_shop_that_has_no_co_clicks_any_more(shop: Shop) -> None:
     """The stream tells nothing of days that end: events of later days are enough."""
     primary = shop.whole.primary
-    shop.tell({A: {B: [1], C: [0, 3]}})
+    shop.publish({A: {B: [1], C: [0, 3]}})
     shop.read()
     assert shop.along(A) == [C, B]
     for days, left in ((DAYS - 1, [B]), (DAYS, [])):
         later_ms = NOW_MS + days * DAY_MS
-        primary.heard_ms, primary.clock = later_ms, EventClock(NOW_MS, later_ms)
+        primary.newest_counted_ms, primary.clock = later_ms, EventClock(NOW_MS, later_ms)
         shop.read()
         assert shop.along(A) == left
     assert shop.kept == 3
 
 
 def test_a_failure_leaves_workers_what_they_have(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    shop.tell({A: {B: [1]}})
+    shop.publish({A: {B: [1]}})
     shop.read()
-    shop.tell({A: {C: [1]}})
+    shop.publish({A: {C: [1]}})
     with monkeypatch.context() as patched:
         patched.setattr(CoClickFeed, "arrays", lambda self, day: 1 // 0)
         shop.read()

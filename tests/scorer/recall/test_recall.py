@@ -45,8 +45,8 @@ N = 5000
 
 def heat_of(clicks: Any, exposures: Any = None, seen: Any = None) -> Heat:
     many = np.full(len(clicks), 1e6) if exposures is None else exposures  # so that the rate is that of the clicks
-    told = np.zeros(len(clicks)) if seen is None else seen
-    return Heat(*(np.asarray(a, np.float32) for a in (clicks, many, told)))
+    shown = np.zeros(len(clicks)) if seen is None else seen
+    return Heat(*(np.asarray(a, np.float32) for a in (clicks, many, shown)))
 
 
 def lists_of(n: int, heat: Heat, alive: np.ndarray | None = None, categories: int = 10, **more: Any) -> CandidateLists:
@@ -65,11 +65,11 @@ def shop() -> CandidateLists:
 
 def full(shop: CandidateLists, likes: int = 3) -> dict[str, Any]:
     """What a user gets whom every source knows."""
-    liking = np.zeros(10)
-    liking[:likes] = 1.0
+    affinity = np.zeros(10)
+    affinity[:likes] = 1.0
     return {
         "vectors": np.arange(0, 1000),
-        "liked": [(shop.groups[0], liking)],
+        "liked": [(shop.groups[0], affinity)],
         "coclicked": np.arange(500, 1500),
     }
 
@@ -280,11 +280,11 @@ def test_a_source_without_a_share_gives_nothing(shop: CandidateLists) -> None:
     assert found.rows.tolist() == shop.hot[:500].tolist()
 
 
-def test_liked_groups_give_their_hottest_as_the_liking_says(shop: CandidateLists) -> None:
+def test_liked_groups_give_their_hottest_by_affinity(shop: CandidateLists) -> None:
     (groups,) = shop.groups
-    liking = np.zeros(10)
-    liking[3], liking[7] = 3.0, 1.0
-    found = recall(shop, Shares.of({"liked": 1}), 400, 0, liked=[(groups, liking)])
+    affinity = np.zeros(10)
+    affinity[3], affinity[7] = 3.0, 1.0
+    found = recall(shop, Shares.of({"liked": 1}), 400, 0, liked=[(groups, affinity)])
     for g, share in ((3, 300), (7, 100)):
         members = groups.rows[groups.starts[g] : groups.starts[g + 1]]
         assert ids(found.rows) & ids(members) == ids(members[:share])
@@ -329,7 +329,7 @@ def test_an_item_that_died_since_the_lists_were_made_is_replaced(shop: Candidate
     assert ids(recall(shop, MIXTURE, N, 0, alive=alive).rows) == ids(np.flatnonzero(alive))
 
 
-def test_rows_that_the_shelf_does_not_have_are_passed_over(shop: CandidateLists) -> None:
+def test_rows_that_the_item_table_does_not_have_are_passed_over(shop: CandidateLists) -> None:
     found = recall(shop, MIXTURE, 500, 0, vectors=np.array([N + 7, 1, -1, 2]), alive=np.ones(N, np.bool_))
     assert found.rows[found.sources == VECTORS].tolist() == [1, 2]
 

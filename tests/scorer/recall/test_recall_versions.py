@@ -80,20 +80,20 @@ class Scorer(Whole):
         self.version = 0
         self.turns = dict.fromkeys(range(ITEMS), 0)
         self.dead: set[int] = set()
-        self.buried: set[int] = set()  # and the shelf knows it
+        self.buried: set[int] = set()  # and the item table knows it
         self.loose: set[int] = set(range(ITEMS))  # vectors of these may be of what they were
         self.unspread: set[int] = set()
 
-    def _attach(self, told: LinkMessage) -> None:
-        assert isinstance(told, LinkMessage)
-        self.coming.append(told)
+    def _attach(self, message: LinkMessage) -> None:
+        assert isinstance(message, LinkMessage)
+        self.coming.append(message)
 
     # -- what can happen --------------------------------------------------------------------------------------
 
     def attached(self) -> None:
         if self.coming:
-            told = self.coming.pop(0)
-            self.replica.attached(told, attach(SCHEMA, told, 4))
+            message = self.coming.pop(0)
+            self.replica.attached(message, attach(SCHEMA, message, 4))
 
     def reload(self) -> None:
         """The model from a snapshot, by another learner."""
@@ -127,7 +127,7 @@ class Scorer(Whole):
             self.loose.add(i)
 
     def spread_some(self) -> None:
-        """What changed reaches the worker's shelf."""
+        """What changed reaches the worker's item table."""
         self.spread()
         self.unspread.clear()
         self.buried = set(self.dead)
@@ -168,10 +168,10 @@ class Scorer(Whole):
         rows = [plain()[self.turns[i] % TURNS] for i in ids]
         if not ids:
             return version
-        goods = np.stack([cat[i] for i, (cat, _) in zip(ids, rows, strict=True)])
+        of_items = np.stack([cat[i] for i, (cat, _) in zip(ids, rows, strict=True)])
         numbers = np.stack([given[i] for i, (_, given) in zip(ids, rows, strict=True)])
         clicked = plain()[0][0][:STEADY], plain()[0][1][:STEADY]
-        scores = plain_scores(by, (goods, numbers), user_ids(), clicked)
+        scores = plain_scores(by, (of_items, numbers), user_ids(), clicked)
         found = {placed.item_id for placed in answer.items if placed.source == "vectors"}
         assert len(found) > CANDIDATES // 2
         inside = np.array([i in found for i in ids])
@@ -244,8 +244,8 @@ def test_an_item_that_dies_while_a_page_waits_for_counts_is_not_on_it(tmp_path: 
 
 
 @pytest.mark.parametrize("recall", [{"vectors": 1.0}, {"hot": 0.5, "new": 0.5}])
-def test_a_dead_item_is_on_no_page_after_the_shelf_s_next_slice(tmp_path: Path, recall: dict[str, float]) -> None:
-    """Though lists and vectors still name it: the shelf is what counts."""
+def test_a_dead_item_is_on_no_page_after_the_item_tables_next_slice(tmp_path: Path, recall: dict[str, float]) -> None:
+    """Though lists and vectors still name it: the item table decides."""
     scorer = begun(tmp_path)
     scorer.serving.recaller = type(scorer.serving.recaller)(
         msgspec.structs.replace(scorer.settings, recall=recall), scorer.serving.ranker

@@ -25,7 +25,7 @@ class Replica:
     def __init__(self, serving: Any) -> None:
         self.serving = serving
 
-    def attached(self, told: Any, made: Any) -> None:
+    def attached(self, message: Any, made: Any) -> None:
         self.serving.retrieval = made
 
 
@@ -39,7 +39,7 @@ def test_the_version_before_is_let_go_by_another_thread_than_the_one_of_requests
         SimpleNamespace(candidates=1, model=""),
         None,
     )
-    made._replica, made._attaching, made._tell_ready = Replica(made.serving), ThreadPoolExecutor(1), lambda: None
+    made._replica, made._attaching, made._report_ready = Replica(made.serving), ThreadPoolExecutor(1), lambda: None
     threads: list[int] = []
 
     async def requests() -> None:

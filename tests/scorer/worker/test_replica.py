@@ -26,13 +26,13 @@ class Slow(Whole):
         self.coming: list[LinkMessage] = []
         super().__init__(settings)
 
-    def _attach(self, told: LinkMessage) -> None:
-        assert isinstance(told, LinkMessage)
-        self.coming.append(told)
+    def _attach(self, message: LinkMessage) -> None:
+        assert isinstance(message, LinkMessage)
+        self.coming.append(message)
 
     def attached(self, which: int = 0) -> None:
-        told = self.coming.pop(which)
-        self.replica.attached(told, replica.attach(SCHEMA, told, 4))
+        message = self.coming.pop(which)
+        self.replica.attached(message, replica.attach(SCHEMA, message, 4))
 
     def version(self, number: int, epoch: int = 1) -> None:
         self.towers.install(note(number, epoch), tower(head(number, FEATURES)))

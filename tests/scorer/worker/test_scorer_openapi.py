@@ -1,4 +1,4 @@
-"""The API's description against the application that it describes, and the Open Inference Protocol's door."""
+"""The API's description against the application that it describes, and the Open Inference Protocol's routes."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from millrace.contracts.events import key_of, to_json
-from millrace.contracts.impressions import decode_impression
+from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, make_producer, read_all, topic_ids
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
@@ -124,7 +124,7 @@ class Shop:
 
     def logged(self) -> list[str]:
         found: list[str] = []
-        read_all(self.settings, "impressions", lambda r: found.append(decode_impression(r.value).request_id))
+        read_all(self.settings, "page_logs", lambda r: found.append(decode_page_log(r.value).request_id))
         return found
 
 
@@ -238,7 +238,7 @@ def test_a_template_killed_while_it_starts_is_replaced(shop: Shop) -> None:
     shop.ready()
 
 
-def test_a_scorer_that_is_told_to_end_while_it_starts_ends(tmp_path: Path) -> None:
+def test_a_scorer_that_is_asked_to_end_while_it_starts_ends(tmp_path: Path) -> None:
     with EmbeddedBroker(tmp_path / "broker") as broker:
         settings = Settings(
             kafka=broker.address,

@@ -1,4 +1,4 @@
-"""The archive's cores: events, impressions and attributes in; rows, Parquet, a schema that replay reads out."""
+"""The archive's cores: events, page logs and attributes in; rows, Parquet, a schema that replay reads out."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from commands.replay.logfeatures import LogRows
 from commands.replay.replayrun import replay
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import kafka_partition, value_hash
-from millrace.contracts.events import Impression, key_of, to_msgpack
-from millrace.contracts.impressions import impression_bytes
+from millrace.contracts.events import PageLog, key_of, to_msgpack
+from millrace.contracts.page_logs import page_log_bytes
 from millrace.contracts.pagepack import Rates
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.contracts.schema import Schema, load_schema, parse_schema, shop_schema
@@ -38,7 +38,7 @@ from stream.archive.logged import arrays
 from stream.archive.merge import Merge
 from stream.archive.schemafile import schema_text
 from stream.partition.partition import Partition
-from tests.scenes.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Log, Sum, action, exposure, impression
+from tests.scenes.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Log, Sum, action, exposure, page_log
 
 WAITS = POLICY.waits
 SMALL = """
@@ -91,7 +91,7 @@ def test_one_click_ahead_of_the_clock_costs_no_other_its_label_and_stalls_nothin
     feed, settled = Feed(), list[dict[str, Any]]()
     for minute in range(60):
         now_ms, name = T0 + minute * MINUTE, f"p{minute}"
-        feed("impressions", impression(name, now_ms, [11, 12]), now_ms=now_ms)
+        feed("page_logs", page_log(name, now_ms, [11, 12]), now_ms=now_ms)
         feed("events", exposure(name, now_ms, [11, 12]), now_ms=now_ms)
         if minute >= 2:
             feed("events", action("click", f"p{minute - 2}", now_ms, 0, 11), now_ms=now_ms)
@@ -120,7 +120,7 @@ def brief(rows: list[dict[str, Any]], *names: str) -> list[Any]:
 def test_an_exposure_becomes_one_row_with_what_was_known_then() -> None:
     feed = Feed(parse_schema(SMALL))
     feed.item(11, color="red", price="12.5", tags=["a", 7]).item(12, color=True).user(7, country="de")
-    feed("impressions", impression("p", T0, [11, 12], schema_id="any", sources=bytes([4, 5])))
+    feed("page_logs", page_log("p", T0, [11, 12], schema_id="any", sources=bytes([4, 5])))
     feed.events(exposure("p", T0, [11, 12]))
     feed.item(11, color="blue").user(7, country="fr")
     feed.events(action("click", "p", T0 + MINUTE, 1, 12), action("purchase", "p", T0 + 2 * MINUTE, 1, 12))
@@ -150,14 +150,14 @@ def test_an_event_of_the_partition_settles_what_is_before_it() -> None:
     assert brief(feed.archive.cut().exposures.to_pylist(), "request_id") == [("p",)]
 
 
-def test_without_its_impression_an_exposure_has_no_score() -> None:
+def test_without_its_page_log_an_exposure_has_no_score() -> None:
     (row,) = Feed().events(exposure("p", T0, [11]), action("click", "p", T0 + 1, 0, 11)).rows()
     assert (row["label"], row["score"], row["model_version"], row["arm"]) == (1, None, None, None)
 
 
-def test_an_impression_may_come_after_its_exposure_and_a_click_before() -> None:
+def test_a_page_log_may_come_after_its_exposure_and_a_click_before() -> None:
     feed = Feed().events(action("click", "p", T0 + 5, 0, 11), exposure("p", T0, [11]))
-    (row,) = feed("impressions", impression("p", T0, [11])).rows()
+    (row,) = feed("page_logs", page_log("p", T0, [11])).rows()
     assert (row["click_ms"], row["model_version"]) == (T0 + 5, 3)
 
 
@@ -181,27 +181,27 @@ def test_what_comes_too_late_is_counted_and_stays_in_the_events() -> None:
 
 
 def test_a_click_on_another_item_or_on_nothing_is_none() -> None:
-    feed = Feed()("impressions", impression("p", T0, [11, 12])).events(exposure("p", T0, [11]))
+    feed = Feed()("page_logs", page_log("p", T0, [11, 12])).events(exposure("p", T0, [11]))
     feed.events(action("click", "p", T0 + 1, 0, 12), action("click", "p", T0 + 1, 1, 12))
     assert brief(feed.rows(), "item_id", "label") == [("11", 0)]
     assert feed.archive.counts == {"wrong-item": 1, "no-exposure": 1}
 
 
 def test_what_another_user_sends_about_a_page_is_left_out() -> None:
-    feed = Feed()("impressions", impression("p", T0, [11, 12])).events(exposure("p", T0, [11]))
+    feed = Feed()("page_logs", page_log("p", T0, [11, 12])).events(exposure("p", T0, [11]))
     feed.events(action("click", "p", T0 + 1, 0, 11, user_id=8), exposure("p", T0, [12], offset=1, user_id=8))
     assert brief(feed.rows(), "item_id", "label") == [("11", 0)]
     assert feed.archive.counts == {"wrong-user": 2}
 
 
 def test_an_exposure_of_another_item_than_the_page_had_is_left_out() -> None:
-    feed = Feed()("impressions", impression("p", T0, [11, 12])).events(exposure("p", T0, [11, 13]))
+    feed = Feed()("page_logs", page_log("p", T0, [11, 12])).events(exposure("p", T0, [11, 13]))
     assert brief(feed.rows(), "item_id") == [("11",)]
     assert feed.archive.counts == {"wrong-item": 1}
 
 
 def test_slots_say_where_an_item_was_shown() -> None:
-    feed = Feed()("impressions", impression("p", T0, [11, 12, 13], offset=40))
+    feed = Feed()("page_logs", page_log("p", T0, [11, 12, 13], offset=40))
     feed.events(exposure("p", T0, [13, 11], slots=[2, 0]), action("click", "p", T0 + 1, 2, 13))
     assert brief(feed.rows(), "position", "slot", "item_id", "label") == [(2, 40, "13", 1), (0, 41, "11", 0)]
 
@@ -219,7 +219,7 @@ def test_an_exposure_that_comes_late_still_waits_for_its_click() -> None:
 def test_what_nobody_can_use_is_counted() -> None:
     feed = Feed().events(b"rubbish")
     feed("events", exposure("p", T0 + 2 * HOUR, [11]), now_ms=T0)("events", exposure("p", T0 // 1000, [11]))
-    feed("impressions", b"\xc1")("users", b"no")("items", b"no")("events", None)
+    feed("page_logs", b"\xc1")("users", b"no")("items", b"no")("events", None)
     stranger = Archive(SCHEMA, WAITS, HOUR, 2)
     number = 1 - kafka_partition(key_of(7), 2)
     stranger.take(TopicRecord("events", number, 0, b"7", exposure("p", T0, [11]), T0))
@@ -249,15 +249,15 @@ def test_attributes_change_by_what_the_stream_takes_and_by_nothing_else() -> Non
     assert brief(archive.cut().exposures.to_pylist(), "country") == [("de",)]
 
 
-def test_both_forms_of_impressions_give_the_same_rows() -> None:
+def test_both_forms_of_page_logs_give_the_same_rows() -> None:
     """Form 2 is what a scorer sends for most pages."""
     schema = shop_schema()
     n, layout = 40, schema.layout
     keys, cat, num = (bytes(n * w * size) for w, size in ((layout.K, 8), (layout.F, 8), (layout.N, 4)))
-    page = Impression("p", T0, 7, "control", 5, schema.id, [*range(n)], bytes(4 * n), keys, cat, num, 0, 3, bytes(n))
+    page = PageLog("p", T0, 7, "control", 5, schema.id, [*range(n)], bytes(4 * n), keys, cat, num, 0, 3, bytes(n))
     found = []
-    for raw in (to_msgpack(page), impression_bytes(page, Rates.of(schema))):
-        found.append(Feed(schema)("impressions", raw).events(exposure("p", T0, [*range(n)])).rows())
+    for raw in (to_msgpack(page), page_log_bytes(page, Rates.of(schema))):
+        found.append(Feed(schema)("page_logs", raw).events(exposure("p", T0, [*range(n)])).rows())
     assert raw[0] in (0x90 + 15, 0xDC)  # an array, not a map
     assert found[0] == found[1]
     assert found[0][0]["arm"] == "control"
@@ -291,7 +291,7 @@ def test_archive_and_stream_agree_on_every_label(seed: int) -> None:
         name, at_ms = f"p{n}", T0 + n * MINUTE
         items = rng.sample(range(10, 40), 6)
         if rng.random() < 0.9:
-            story.append((at_ms - 1, "impressions", impression(name, at_ms, items)))
+            story.append((at_ms - 1, "page_logs", page_log(name, at_ms, items)))
         seen, kinds = items[: rng.randint(1, 6)], ("click", "click", "purchase")
         story += [(at_ms + rng.randint(0, 900), "events", exposure(name, at_ms, seen))] * rng.choice((1, 1, 2))
         for _ in range(rng.randint(0, 5)):
@@ -330,7 +330,7 @@ def killed_at(story: list[TopicRecord], folder: Path, cuts: list[int], stops: li
         state = place.load()
         if state is not None:
             archive.resume(state)
-        at = archive.positions["events"].get(0, 0) + archive.positions["impressions"].get(0, 0)
+        at = archive.positions["events"].get(0, 0) + archive.positions["page_logs"].get(0, 0)
         while at < stop:
             archive.take(story[at])
             at += 1
@@ -354,7 +354,7 @@ def tables(folder: Path) -> Iterator[list[dict[str, Any]]]:
 def many_pages() -> list[TopicRecord]:
     feed = Feed()
     for n in range(40):
-        feed("impressions", impression(f"p{n}", T0 + n * MINUTE, [11, 12]))
+        feed("page_logs", page_log(f"p{n}", T0 + n * MINUTE, [11, 12]))
         feed.events(exposure(f"p{n}", T0 + n * MINUTE, [11, 12]), action("click", f"p{n}", T0 + n * MINUTE, n % 2, 11))
     return feed.records
 
@@ -416,11 +416,11 @@ def test_a_process_that_is_killed_in_its_first_cut_does_not_keep_the_next_from_s
     monkeypatch.setattr(archive_main, "Shell", Hands)
     monkeypatch.setattr(archive_main, "serve_metrics", lambda *_: None)
     monkeypatch.setattr(archive_main, "open_broker", lambda _: None)
-    monkeypatch.setattr(archive_main, "topic_ids", lambda _: {"events": "e", "impressions": "i"})
+    monkeypatch.setattr(archive_main, "topic_ids", lambda _: {"events": "e", "page_logs": "i"})
     with pytest.raises(Killed):
         archive_main.run(here, threading.Event())
     archive_main.run(here, threading.Event())
-    assert starts == [({"events": {}, "impressions": {}}, {"events": "e", "impressions": "i"})] * 2
+    assert starts == [({"events": {}, "page_logs": {}}, {"events": "e", "page_logs": "i"})] * 2
     assert not any((place / "events").iterdir())
 
 
@@ -451,15 +451,15 @@ class Reader:
         self.at[tp] = 0
 
 
-def test_a_topic_that_is_made_anew_beneath_a_running_archive_is_read_once(
+def test_a_topic_that_is_made_again_beneath_a_running_archive_is_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive_main, "make_reader", Reader)
-    monkeypatch.setattr(archive_main, "topic_ids", lambda _: {"events": "new", "impressions": "i"})
+    monkeypatch.setattr(archive_main, "topic_ids", lambda _: {"events": "new", "page_logs": "i"})
     here, place = Settings(data=str(tmp_path), partitions=2), ArchiveFolder(tmp_path)
     archive = Archive(SCHEMA, WAITS, HOUR, 2)
-    archive.positions = {"events": {0: 7, 1: 9}, "impressions": {0: 5}}
-    shell = archive_main.Shell(here, archive, place, {"events": "old", "impressions": "i"})
+    archive.positions = {"events": {0: 7, 1: 9}, "page_logs": {0: 5}}
+    shell = archive_main.Shell(here, archive, place, {"events": "old", "page_logs": "i"})
     user = next(n for n in range(99) if kafka_partition(key_of(n), 2) == 0)
     raw = exposure("p", T0, [11], user_id=user)
     reader = shell._readers["events"]
@@ -472,7 +472,7 @@ def test_a_topic_that_is_made_anew_beneath_a_running_archive_is_read_once(
     state = place.load()
     place.close()
     assert state is not None
-    assert state["topics"] == {"events": "new", "impressions": "i"}  # else the next start would read it again
+    assert state["topics"] == {"events": "new", "page_logs": "i"}  # else the next start would read it again
     assert [dict(map(tuple, at)) for at in state["positions"].values()] == [{0: 1, 1: 0}, {0: 5}]
 
 
@@ -484,7 +484,7 @@ def test_a_topic_that_lost_its_end_is_not_archived_twice(
     monkeypatch.setattr(archive_main, "make_reader", Reader)
     monkeypatch.setattr(Reader, "end", 6)
     archive, place = Archive(SCHEMA, WAITS, HOUR, 2), ArchiveFolder(tmp_path)
-    archive.positions = {"events": {0: 9, 1: 5}, "impressions": {}}
+    archive.positions = {"events": {0: 9, 1: 5}, "page_logs": {}}
     shell = archive_main.Shell(Settings(data=str(tmp_path), partitions=2), archive, place, {"events": id})
     place.close()
     assert archive.positions["events"] == {0: goes_on, 1: 5}
@@ -501,7 +501,7 @@ def test_an_archive_has_one_writer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flipped", "gone", "torn"])
 def test_a_damaged_manifest_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
-    """To begin anew beside the files would double their rows."""
+    """To begin again beside the files would double their rows."""
     killed_at(many_pages(), tmp_path, [60], [])
     manifest = tmp_path / "manifest"
     raw = bytearray(manifest.read_bytes())
@@ -546,7 +546,7 @@ def test_records_go_in_the_order_in_which_they_came_to_kafka() -> None:
         timestamp: int
         name: str = ""
 
-    lines = [("users", 0), ("impressions", 0), ("events", 0)]
+    lines = [("users", 0), ("page_logs", 0), ("events", 0)]
     merge = Merge(lines)
 
     def ready(*at_end: int) -> str:
@@ -653,8 +653,8 @@ def shared_request() -> tuple[Archive, list[str]]:
             "cat": np.full((n, layout.F), number + 1, "<i8").tobytes(),
             "num": np.full((n, layout.N), number + 0.5, "<f4").tobytes(),
         }
-        raw = impression("home", T0, items, int(user), schema_id=SCHEMA.id, **page)
-        archive.take(TopicRecord("impressions", number, 0, user.encode(), raw, T0))
+        raw = page_log("home", T0, items, int(user), schema_id=SCHEMA.id, **page)
+        archive.take(TopicRecord("page_logs", number, 0, user.encode(), raw, T0))
         shown = exposure("home", T0, items, user_id=int(user))
         archive.take(TopicRecord("events", number, 0, user.encode(), shown, T0))
         clicked = action("click", "home", T0 + MINUTE, 0, 11, user_id=int(user))

@@ -18,7 +18,7 @@ from millrace.processes.kafka import create_topics, make_producer
 from millrace.processes.services import EmbeddedBroker
 from millrace.processes.wall import wall_ms
 from stream.archive.archive_main import MOST_WAITING
-from tests.scenes.stream_world import action, exposure, impression
+from tests.scenes.stream_world import action, exposure, page_log
 from tests.scenes.waiting import LONG, until
 
 pytestmark = [
@@ -69,7 +69,7 @@ def test_a_killed_archive_loses_and_doubles_nothing(tmp_path: Path) -> None:
         def send(first: int, last: int) -> None:
             for n in range(first, last):
                 name, now_ms, key = f"p{n}", wall_ms(), str(n % 5).encode()
-                producer.send("impressions", impression(name, now_ms, [11, 12], user=n % 5), key)
+                producer.send("page_logs", page_log(name, now_ms, [11, 12], user=n % 5), key)
                 producer.send("events", exposure(name, now_ms, [11, 12], user_id=n % 5), key)
                 producer.send("events", action("click", name, now_ms, 1, 12, user_id=n % 5), key)
             producer.flush()

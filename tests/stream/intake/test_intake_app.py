@@ -221,19 +221,19 @@ def test_a_bug_costs_its_line_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- what it says -----------------------------------------------------------------------------------------------------
 
 
-def test_refusals_are_counted_and_told_once_a_minute_with_an_example() -> None:
-    now, told = 0.0, list[dict[str, Any]]()
-    refusals = Refusals(lambda: now, lambda line, **values: told.append(values))
+def test_refusals_are_counted_and_reported_once_a_minute_with_an_example() -> None:
+    now, logged = 0.0, list[dict[str, Any]]()
+    refusals = Refusals(lambda: now, lambda line, **values: logged.append(values))
     before = REFUSED.labels("events", "future")._value.get()
     bad = Verdict("refused", "future", "the first")
     refusals.note("events", [bad, Verdict("kept"), Verdict("refused", "future", "the second")])
     refusals.note("users", [bad])
     now = QUIET_S - 1
     refusals.note("events", [Verdict("refused", "future", "within the minute")])
-    assert [(one["kind"], one["times"]) for one in told] == [("events: future", 2), ("users: future", 1)]
+    assert [(one["kind"], one["times"]) for one in logged] == [("events: future", 2), ("users: future", 1)]
     now = QUIET_S
-    refusals.tell()
-    assert told[2:] == [{"kind": "events: future", "times": 1, "example": "within the minute"}]
+    refusals.log_due()
+    assert logged[2:] == [{"kind": "events: future", "times": 1, "example": "within the minute"}]
     assert REFUSED.labels("events", "future")._value.get() - before == 3
 
 

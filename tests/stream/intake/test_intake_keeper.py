@@ -22,7 +22,7 @@ def event(n: object, ts_ms: int = 1, exposure: bool = False) -> OutMessage:
     return OutMessage("events", b"user", str(n).encode(), f"e{n}", ts_ms, exposure)
 
 
-def told(parcel: Parcel) -> list[str | None]:
+def statuses(parcel: Parcel) -> list[str | None]:
     return [None if verdict is None else verdict.status for verdict in parcel.verdicts]
 
 
@@ -72,7 +72,7 @@ def test_the_memory_is_bounded_and_forgets_the_oldest() -> None:
     assert len(known) <= 200
 
 
-def test_ids_that_fall_into_one_slot_are_told_apart() -> None:
+def test_ids_that_fall_into_one_slot_are_distinguished() -> None:
     memory = IdMemory(4)
     memory.add(16)
     memory.add(32)
@@ -86,10 +86,10 @@ def test_a_request_is_answered_when_all_its_lines_are_kept() -> None:
     scene = Scene()
     bad = Verdict("refused", "wrong-type", "why")
     parcel = scene.send(event(1), bad, event(2))
-    assert (told(parcel), parcel.left) == ([None, "refused", None], 2)
+    assert (statuses(parcel), parcel.left) == ([None, "refused", None], 2)
     first = scene.take(1)
     scene.keeper.kept(LANE, first)
-    assert (told(parcel), scene.done) == (["kept", "refused", None], [])
+    assert (statuses(parcel), scene.done) == (["kept", "refused", None], [])
     scene.keeper.kept(LANE, scene.take())
     assert parcel.verdicts == [KEPT, bad, KEPT]
     assert scene.done == [parcel]
@@ -104,7 +104,7 @@ def test_the_same_event_again_is_a_duplicate_once_it_is_kept_and_waits_with_it_b
     assert len(batch) == 1
     assert scene.send(event(1)).left == 1  # also while it is under way
     scene.keeper.kept(LANE, batch)
-    assert (told(first), told(second)) == (["kept", "duplicate"], ["duplicate"])
+    assert (statuses(first), statuses(second)) == (["kept", "duplicate"], ["duplicate"])
     third = scene.send(event(1))
     assert (third.verdicts, third.left, scene.take()) == ([DUPLICATE], 0, [])
 
@@ -113,10 +113,10 @@ def test_an_event_that_was_not_kept_is_no_duplicate() -> None:
     scene = Scene()
     first, second = scene.send(event(1)), scene.send(event(1))
     scene.keeper.refuse(scene.take()[0], BadEventError("oversized", "too large"))
-    assert (told(first), told(second)) == (["refused"], ["refused"])
+    assert (statuses(first), statuses(second)) == (["refused"], ["refused"])
     third = scene.send(event(1))
     scene.keeper.kept(LANE, scene.take())
-    assert told(third) == ["kept"]
+    assert statuses(third) == ["kept"]
 
 
 def test_users_and_items_are_never_duplicates() -> None:
@@ -177,7 +177,7 @@ def test_what_is_sent_again_and_given_up_again_takes_no_more_room() -> None:
     assert len(batch) == 2
     assert all(len(one.lines) < 20 for one in batch)
     scene.keeper.kept(LANE, batch)
-    assert told(waits) == ["duplicate", "duplicate"]
+    assert statuses(waits) == ["duplicate", "duplicate"]
     assert scene.done[-1] is waits
 
 
@@ -185,7 +185,7 @@ def test_one_event_dated_ahead_makes_no_exposure_late() -> None:
     scene, now_ms = Scene(), 2 * (LIFE_MS + DISORDER_MS)
     scene.send(event("ahead", now_ms + LIFE_MS + DISORDER_MS)._replace(came_ms=now_ms))
     scene.keeper.kept(LANE, scene.take())
-    assert told(scene.send(event("now", now_ms, exposure=True))) == [None]
+    assert statuses(scene.send(event("now", now_ms, exposure=True))) == [None]
 
 
 def test_an_exposure_far_behind_one_that_is_kept_is_late() -> None:
@@ -193,15 +193,15 @@ def test_an_exposure_far_behind_one_that_is_kept_is_late() -> None:
     newest = LIFE_MS + DISORDER_MS + 1000
     scene.send(event("newest", newest))
     waits = scene.send(event("old", 1000, exposure=True))
-    assert told(waits) == [None]  # the newest may still be lost
+    assert statuses(waits) == [None]  # the newest may still be lost
     scene.keeper.kept(LANE, scene.take())
     assert scene.send(event("older", 1000, exposure=True)).verdicts[0].reason == "late"  # type: ignore[union-attr]
-    assert told(scene.send(event("action", 1000))) == [None]
-    assert told(scene.send(event("young", 1001, exposure=True))) == [None]
+    assert statuses(scene.send(event("action", 1000))) == [None]
+    assert statuses(scene.send(event("young", 1001, exposure=True))) == [None]
 
 
 @given(st.integers(0, 2**32), st.integers(1, 30))
-def test_whatever_happens_each_event_is_kept_once_in_order_and_every_request_is_told(seed: int, ids: int) -> None:
+def test_whatever_happens_each_event_is_kept_once_in_order_and_every_request_is_answered(seed: int, ids: int) -> None:
     """Requests, batches, failures and what is sent again, in any order, against a log."""
     draw = random.Random(seed)
     keep = keeper(10**6, IdMemory(1000))

@@ -30,14 +30,14 @@ from benchmarks.tools.bench_running import RunningRole
 from millrace.contracts.events import decode_dead_letter, key_of
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import DEAD_LETTERS, EVENTS, IMPRESSIONS, SAMPLES
+from millrace.contracts.topics import DEAD_LETTERS, EVENTS, PAGE_LOGS, SAMPLES
 from millrace.processes.kafka import create_topics, make_producer, read_all
 from millrace.processes.services import EmbeddedBroker, free_port, spawn, stop
 from stream.join.join import Policy
 from stream.partition.partition import Partition
 from stream.partition.partition_checkpoint import CheckpointStore
 from tests.scenes.demo_kafka import ApacheKafka, own_redis
-from tests.scenes.stream_world import SCHEMA, TEXT, impression, keys_of
+from tests.scenes.stream_world import SCHEMA, TEXT, keys_of, page_log
 from tests.scenes.waiting import LONG, PATIENCE, until
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
@@ -193,7 +193,7 @@ class Clients:
                 try:
                     connection.request("POST", "/events", body)
                     answer = connection.getresponse()
-                    status, told = answer.status, msgspec.json.decode(answer.read())
+                    status, reported = answer.status, msgspec.json.decode(answer.read())
                 finally:
                     connection.close()
             except (OSError, http.client.HTTPException):  # killed before it answered: nobody knows
@@ -203,10 +203,10 @@ class Clients:
             if status == 200:
                 with self._lock:
                     self.acknowledged |= {event["event_id"] for event in events}
-                    self.odd += [verdict for verdict in told["verdicts"] if verdict["status"] == "refused"]
+                    self.odd += [verdict for verdict in reported["verdicts"] if verdict["status"] == "refused"]
                 return
             if status not in (429, 503):
-                self.odd.append((status, told))
+                self.odd.append((status, reported))
                 return
             self._ended.wait(after)
 
@@ -271,8 +271,8 @@ def serve(settings: Settings) -> None:
     now_ms = time.time_ns() // 1_000_000
     producer = make_producer(settings)
     for page in map(Page, range(PAGES)):
-        logged = impression(page.request, now_ms, page.items, page.user)
-        producer.send(IMPRESSIONS, logged, key_of(page.user))
+        logged = page_log(page.request, now_ms, page.items, page.user)
+        producer.send(PAGE_LOGS, logged, key_of(page.user))
     producer.flush()
     producer.close()
 

@@ -51,13 +51,13 @@ def listens(port: int) -> bool:
     return True
 
 
-def test_an_intake_that_is_told_to_end_answers_what_waits_and_lets_nobody_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_intake_that_is_asked_to_end_answers_what_waits_and_lets_nobody_in(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(kafka="127.0.0.1:1", intake_port=free_port(), intake_seconds=PATIENCE)
     broker, stop = Broker(), threading.Event()
     slow = Slow(broker)
     monkeypatch.setattr(intake_main, "IntakeProducer", lambda settings: slow)
     monkeypatch.setattr(intake_producer, "ensure_topics", lambda settings: None)
-    told: list[Any] = []
+    reported: list[Any] = []
 
     def client() -> None:
         try:
@@ -71,7 +71,7 @@ def test_an_intake_that_is_told_to_end_answers_what_waits_and_lets_nobody_in(mon
             until(lambda: not listens(settings.intake_port), "it lets nobody in")
             Held.let.set()
             answer = connection.getresponse()
-            told.append((answer.status, msgspec.json.decode(answer.read())["kept"]))
+            reported.append((answer.status, msgspec.json.decode(answer.read())["kept"]))
             connection.close()
         finally:
             stop.set()
@@ -83,7 +83,7 @@ def test_an_intake_that_is_told_to_end_answers_what_waits_and_lets_nobody_in(mon
         reader = LineReader(shop_schema(), AHEAD_MS)
         asyncio.run(intake_main._run(settings, reader, Tokens(["t"]), listener, stop))
     thread.join(PATIENCE)
-    assert told == [(200, 2)]
+    assert reported == [(200, 2)]
     assert len(broker.log) == 2
     assert all(producer.stopped for producer in broker.producers)
 

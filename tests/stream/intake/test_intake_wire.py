@@ -205,7 +205,7 @@ def test_an_exposure_is_late_when_the_stream_says_so_and_an_action_never() -> No
         partition = Partition(0, shop_schema(), policy)
         newest = msgspec.json.encode(exposure("newest", ts_ms=NOW_MS, request_id="other"))
         pair = [stream.InputMessage("events", 0, newest), stream.InputMessage("events", 1, message.value or b"")]
-        reasons = [letter.reason for letter in partition.take(pair, NOW_MS).dead]
+        reasons = [dead_letter.reason for dead_letter in partition.take(pair, NOW_MS).dead]
         why = late(message, NOW_MS, LIFE_MS, DISORDER_MS)
         assert reasons == ([] if why is None else ["late"])
         assert why is None or why.reason == "late"

@@ -1,8 +1,8 @@
-"""Events wait until the impressions before them were taken, whatever the paces of the two topics."""
+"""Events wait until the page logs before them were taken, whatever the paces of the two topics."""
 
 from __future__ import annotations
 
-from millrace.contracts.topics import EVENTS, IMPRESSIONS
+from millrace.contracts.topics import EVENTS, PAGE_LOGS
 from stream.join.join import InputMessage
 from stream.join.topic_order import SETTLED_SECONDS, Arrival, ReadTo, TopicOrder, drained, silent_until
 
@@ -11,25 +11,25 @@ def event(offset: int, stamp_s: float, came_s: float) -> Arrival:
     return Arrival(0, stamp_s, came_s, InputMessage(EVENTS, offset, b""))
 
 
-def impression(offset: int, stamp_s: float) -> Arrival:
-    return Arrival(0, stamp_s, 0.0, InputMessage(IMPRESSIONS, offset, b""))
+def page_log(offset: int, stamp_s: float) -> Arrival:
+    return Arrival(0, stamp_s, 0.0, InputMessage(PAGE_LOGS, offset, b""))
 
 
 def offsets(messages: list[InputMessage]) -> list[int]:
     return [m.offset for m in messages]
 
 
-def test_an_event_follows_an_impression_of_a_later_stamp() -> None:
+def test_an_event_follows_a_page_log_of_a_later_stamp() -> None:
     gate = TopicOrder()
     for offset in range(3):
         gate.hold(event(offset, 10.0 + offset, 100.0))
     assert gate.release(None, 0, 0.0) == []
-    gate.served(impression(0, 11.5))
+    gate.served(page_log(0, 11.5))
     assert offsets(gate.release(None, 1, 0.0)) == [0, 1]
     assert len(gate) == 1
 
 
-def test_an_event_follows_all_impressions_that_were_there_when_it_came() -> None:
+def test_an_event_follows_all_page_logs_that_were_there_when_it_came() -> None:
     gate = TopicOrder()
     gate.hold(event(0, 10.0, 100.0))
     gate.hold(event(1, 10.0, 100.2))
@@ -38,7 +38,7 @@ def test_an_event_follows_all_impressions_that_were_there_when_it_came() -> None
     assert offsets(gate.release(ReadTo(8, 8, 100.3, 8), 8, 0.0)) == [1]
 
 
-def test_impressions_between_the_consumer_and_us_hold_events_back_however_long_they_take() -> None:
+def test_page_logs_between_the_consumer_and_us_hold_events_back_however_long_they_take() -> None:
     gate = TopicOrder()
     gate.hold(event(0, 10.0, 100.0))
     for now in (0.0, 2 * SETTLED_SECONDS, 100 * SETTLED_SECONDS):

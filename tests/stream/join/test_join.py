@@ -34,8 +34,8 @@ from tests.scenes.stream_world import (
     dead_of,
     exposure,
     hashed,
-    impression,
     keys_of,
+    page_log,
     resumed,
 )
 
@@ -61,7 +61,7 @@ page = st.fixed_dictionaries(
         "stranger": st.sampled_from(
             [0, 0, 0, 1, 2, 3]
         ),  # 1: another user says what was seen; 2: what was done; 3: says so too
-        "served": st.sampled_from([0, 0, 0, 40 * MINUTE, None]),  # delay of the impression
+        "served": st.sampled_from([0, 0, 0, 40 * MINUTE, None]),  # delay of the page log
         "actions": st.lists(
             st.tuples(
                 st.integers(1, 4),
@@ -84,7 +84,7 @@ def events_of(pages: list[dict[str, Any]]) -> list[tuple[int, Arriving]]:
         request, items = f"r{i}", [(i + k) % 12 + 1 for k in range(p["n"])]
         seen_by, done_by = (i % 3 + (p["stranger"] == who) for who in (1, 2))
         if p["served"] is not None:
-            out.append((t, (t + p["served"], "impressions", impression(request, t, items, user=i % 3))))
+            out.append((t, (t + p["served"], "page_logs", page_log(request, t, items, user=i % 3))))
         shown = list(items)
         if p["exposed"] == "other item":
             shown[0] = 99
@@ -114,7 +114,7 @@ def events_of(pages: list[dict[str, Any]]) -> list[tuple[int, Arriving]]:
 
 @st.composite
 def arrivals(draw: Any, wild: bool, clocked: bool = False) -> list[InputMessage]:
-    """Messages in the order of arrival. Not wild: within the disorder, but for impressions. Wild: anything goes.
+    """Messages in the order of arrival. Not wild: within the disorder, but for page logs. Wild: anything goes.
     Clocked: each says when it came, and some are dated ahead of that."""
     made = events_of(draw(st.lists(page, min_size=1, max_size=12)))
     rng = random.Random(draw(st.integers(0, 2**32)))
@@ -132,7 +132,7 @@ def arrivals(draw: Any, wild: bool, clocked: bool = False) -> list[InputMessage]
         first = min((q[0] for q in queue), default=T0)
         bad = (b"{", b"[]", b'{"type":"view"}', exposure("f", NOW + 2 * HOUR, [1, 2]), b"\xff" * 20)
         queue += [(first + rng.randrange(HOUR), "events", raw) for raw in bad]
-        queue.append((first, "impressions", b"\xc1"))
+        queue.append((first, "page_logs", b"\xc1"))
     queue.sort(key=lambda q: q[0])
     log = Log()
     return [log(topic, raw)._replace(clock_ms=when if clocked else None) for when, topic, raw in queue]
@@ -163,7 +163,7 @@ def check_against_reference(partition: Partition, total: Sum, reference: Referen
     assert dead_of(total.dead) == dead_of(reference.dead)
     assert partition.pending == reference.pending
     assert (partition.newest_ms, partition.watermark_ms) == (reference.newest_ms, reference.watermark_ms)
-    names = ("exposures", "duplicates", "late", "ahead", "impressions", *(f"events.{k}" for k in KINDS))
+    names = ("exposures", "duplicates", "late", "ahead", "page_logs", *(f"events.{k}" for k in KINDS))
     assert {n: total.counts[n] for n in names} == {n: reference.counts[n] for n in names}
     keys = np.concatenate([keys_of(user, range(1, 13)) for user in range(3)]).ravel()
     ts = partition.newest_ms + 1
@@ -220,7 +220,9 @@ def test_order_of_arrival_within_the_disorder_changes_nothing(
             (
                 sorted(total.samples),
                 dead_of(total.dead)[0],
-                {(letter.reason, letter.raw) for letter in total.dead},  # a bad message sent twice may be two letters
+                {
+                    (dead_letter.reason, dead_letter.raw) for dead_letter in total.dead
+                },  # a bad message sent twice may be two dead letters
                 partition.windows.counts(keys, ts).tolist(),
                 total.counts["exposures"],
             )
@@ -230,11 +232,11 @@ def test_order_of_arrival_within_the_disorder_changes_nothing(
 
 @examples(60)
 @given(arrivals(wild=False), st.integers(0, 2**32), st.sampled_from(POLICIES))
-def test_when_impressions_come_changes_no_sample(messages: list[InputMessage], seed: int, label: str) -> None:
+def test_when_page_logs_come_changes_no_sample(messages: list[InputMessage], seed: int, label: str) -> None:
     """After a crash the two topics are read in another order. Events that are out of order stay so."""
     policy = replace(POLICY, label=policy_named(label))
     events = jitter([m for m in messages if m.topic == "events"], random.Random(seed))
-    early = [m for m in messages if m.topic == "impressions"]
+    early = [m for m in messages if m.topic == "page_logs"]
     come = accumulate(map(time_of, events), max)  # the events' order stays: under some policies it decides labels
     timed = [*zip(come, events, strict=True), *((time_of(m) + 3 * MINUTE, m) for m in early)]
     late = [m for _, m in sorted(timed, key=lambda one: one[0])]
@@ -248,20 +250,20 @@ def test_when_impressions_come_changes_no_sample(messages: list[InputMessage], s
 
 
 @pytest.mark.parametrize("label", POLICIES)
-def test_a_click_out_of_order_is_the_same_kind_wherever_the_impression_comes(label: str) -> None:
+def test_a_click_out_of_order_is_the_same_kind_wherever_the_page_log_comes(label: str) -> None:
     """The exposure's observation window is over when its click comes, dated within it."""
     policy, kinds = replace(POLICY, label=policy_named(label)), []
     start = T0 + 24 * HOUR
-    told = [
+    reported = [
         ("events", exposure("a", start, [1, 2])),
         ("events", exposure("b", start + 50_000, [1, 2])),
         ("events", action("click", "a", start + 5_000, 1, 2)),
     ]
-    for at in range(len(told) + 1):
+    for at in range(len(reported) + 1):
         log, partition, total = Log(), Partition(0, SCHEMA, policy), Sum()
         for k in range(120):  # traffic has flowed for long
             total += partition.take(log.events(exposure(f"old{k}", T0 + k * 12 * MINUTE, [1, 2])), NOW)
-        for topic, raw in [*told[:at], ("impressions", impression("a", start, [1, 2])), *told[at:]]:
+        for topic, raw in [*reported[:at], ("page_logs", page_log("a", start, [1, 2])), *reported[at:]]:
             total += partition.take([log(topic, raw)], NOW)
         total += partition.advance(start + 5 * HOUR)
         kinds.append(sorted(r.kind for r in total.samples if (r.request, r.position) == ("a", 1)))
@@ -276,7 +278,7 @@ def time_of(message: InputMessage) -> int:
 
 
 def jitter(messages: list[InputMessage], rng: random.Random) -> list[InputMessage]:
-    """Anew out of order, every message by less than the allowed disorder."""
+    """Again out of order, every message by less than the allowed disorder."""
     return sorted(messages, key=lambda m: time_of(m) + rng.randrange(POLICY.disorder_ms))
 
 
@@ -285,7 +287,7 @@ def test_samples_say_what_their_page_lacked_of_its_user() -> None:
     log, pages = Log(), {"a": PROFILE_MISSING | WINDOWS_MISSING, "b": 0, "c": PROFILE_MISSING}
     partition = Partition(0, SCHEMA, POLICY)
     for page, missing in pages.items():
-        partition.take(log.impressions(impression(page, T0, [1, 2], user_missing=missing)), NOW)
+        partition.take(log.page_logs(page_log(page, T0, [1, 2], user_missing=missing)), NOW)
         partition.take(log.events(exposure(page, T0, [1, 2])), NOW)
     partition = resumed(partition.snapshot().to_bytes(), policy=POLICY)
     found = [partition.advance(T0 + 31 * MINUTE).samples]
@@ -303,7 +305,7 @@ def test_samples_say_what_their_page_lacked_of_its_user() -> None:
 def test_a_late_click_corrects_the_negative_and_nothing_is_counted_twice() -> None:
     log = Log()
     partition, total = Partition(0, SCHEMA, POLICY), Sum()
-    total += partition.take(log.impressions(impression("a", T0, [1, 2])), NOW)
+    total += partition.take(log.page_logs(page_log("a", T0, [1, 2])), NOW)
     total += partition.take(log.events(exposure("a", T0, [1, 2])), NOW)
     total += partition.advance(T0 + 31 * MINUTE)
     assert [r.kind for r in total.samples] == [NEGATIVE, NEGATIVE]

@@ -1,4 +1,4 @@
-"""Settled pages: what comes out is what would come out if every impression had stayed in memory."""
+"""Settled pages: what comes out is what would come out if every page log had stayed in memory."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tests.scenes.stream_world import (
     action,
     dead_of,
     exposure,
-    impression,
     keys_of,
+    page_log,
 )
 from tests.stream.join.test_join import NOW, arrivals
 
@@ -38,7 +38,7 @@ SETTLED = replace(POLICY, attribution_ms=5 * MINUTE, lateness_ms=60 * MINUTE)
 
 
 class Reader:
-    """A partition and the topic of impressions, from which what is wanted is read some batches later."""
+    """A partition and the topic of page logs, from which what is wanted is read some batches later."""
 
     def __init__(self, partition: Partition, rng: random.Random | None = None, patience: int = 0) -> None:
         self.partition, self.total, self.rng, self.patience = partition, Sum(), rng, patience
@@ -46,7 +46,7 @@ class Reader:
         self.reads = 0
 
     def take(self, messages: list[InputMessage]) -> None:
-        self.topic |= {m.offset: m.raw for m in messages if m.topic == "impressions"}
+        self.topic |= {m.offset: m.raw for m in messages if m.topic == "page_logs"}
         self.total += self.partition.take(messages, NOW)
         if self.rng is None or self.rng.randrange(self.patience + 1) == 0:
             self.answer()
@@ -69,7 +69,7 @@ def crashed(partition: Partition) -> Partition:
     return again
 
 
-OURS = ("recalled", "impressions_gone")
+OURS = ("recalled", "page_logs_gone")
 
 
 def check_alike(plain: Reader, settling: Reader) -> None:
@@ -122,8 +122,8 @@ class Shop:
         self.log = Log()
         self.partition = Partition(0, SCHEMA, replace(SETTLED, **policy), settles=True)
         self.total = Sum()
-        self.raw = impression("a", T0, [1, 2, 3])
-        self.take(*self.log.impressions(self.raw), *self.log.events(exposure("a", T0, [1, 2])))
+        self.raw = page_log("a", T0, [1, 2, 3])
+        self.take(*self.log.page_logs(self.raw), *self.log.events(exposure("a", T0, [1, 2])))
 
     def take(self, *messages: InputMessage) -> None:
         self.total += self.partition.take(messages, NOW)
@@ -144,7 +144,7 @@ class Shop:
         self.take(*self.log.events(action("click", "a", at, position, item)))
 
     @property
-    def told(self) -> list[tuple[int, int]]:
+    def reported(self) -> list[tuple[int, int]]:
         return sorted((row.position, row.kind) for row in self.total.samples)
 
 
@@ -155,12 +155,12 @@ def test_a_page_is_settled_when_attribution_has_passed_and_not_before() -> None:
     shop = Shop()
     shop.until(T0 + SETTLED.attribution_ms + SETTLED.disorder_ms - 1)
     assert len(shop.partition.join.settled) == 0
-    assert shop.settled().told == BOTH
+    assert shop.settled().reported == BOTH
 
 
 def test_a_page_that_nobody_saw_is_settled_too_and_counted_as_unseen_at_its_end() -> None:
     shop = Shop()
-    shop.take(*shop.log.impressions(impression("b", T0, [1])))
+    shop.take(*shop.log.page_logs(page_log("b", T0, [1])))
     shop.until(T0 + SETTLED.attribution_ms + SETTLED.disorder_ms)
     assert len(shop.partition.join.settled) == 2
     assert shop.partition.pending == 0
@@ -169,13 +169,13 @@ def test_a_page_that_nobody_saw_is_settled_too_and_counted_as_unseen_at_its_end(
     assert shop.total.counts["unseen"] == 1
 
 
-def test_a_late_click_asks_for_the_impression_by_its_offset() -> None:
+def test_a_late_click_asks_for_the_page_log_by_its_offset() -> None:
     shop = Shop().settled()
     shop.click(1, 2)
     assert shop.partition.wanted == {"a": 0}
-    assert shop.told == BOTH
+    assert shop.reported == BOTH
     shop.returned(shop.raw)
-    assert shop.told == [(0, NEGATIVE), (1, NEGATIVE), (1, CORRECTION)]
+    assert shop.reported == [(0, NEGATIVE), (1, NEGATIVE), (1, CORRECTION)]
     assert not shop.partition.wanted
     shop.click(0, 1)  # of the same visit: it is still here
     assert not shop.partition.wanted
@@ -183,66 +183,66 @@ def test_a_late_click_asks_for_the_impression_by_its_offset() -> None:
     assert len(shop.partition.join.settled) == 1
 
 
-def test_what_is_known_without_the_impression_asks_for_nothing() -> None:
+def test_what_is_known_without_the_page_log_asks_for_nothing() -> None:
     shop = Shop().settled()
     shop.take(*shop.log.events(exposure("a", T0, [1, 2])))  # a duplicate
-    shop.take(*shop.log.impressions(shop.raw))
+    shop.take(*shop.log.page_logs(shop.raw))
     shop.click(2, 3)  # not exposed
     assert not shop.partition.wanted
     assert shop.total.counts["duplicates"] == 1
     shop.until(T0 + 10 * MINUTE + SETTLED.lateness_ms + SETTLED.disorder_ms + 1)
-    assert [letter.reason for letter in shop.total.dead] == ["no-exposure"]
+    assert [dead_letter.reason for dead_letter in shop.total.dead] == ["no-exposure"]
 
 
-def test_a_late_exposure_of_other_positions_finds_the_impression() -> None:
+def test_a_late_exposure_of_other_positions_finds_the_page_log() -> None:
     shop = Shop().settled()
     shop.take(*shop.log.events(exposure("a", T0 + MINUTE, [3], 2)))
     assert shop.partition.pending == 1
     shop.returned(shop.raw)
     shop.until(T0 + MINUTE + SETTLED.attribution_ms + SETTLED.disorder_ms)
-    assert shop.told == [*BOTH, (2, NEGATIVE)]
+    assert shop.reported == [*BOTH, (2, NEGATIVE)]
     assert shop.partition.pending == 0
 
 
-@pytest.mark.parametrize("raw", [None, b"\xc1", impression("other", T0, [1, 2, 3])], ids=["gone", "bytes", "another"])
-def test_an_impression_that_is_gone_is_counted_and_what_waits_becomes_dead_letters(raw: bytes | None) -> None:
+@pytest.mark.parametrize("raw", [None, b"\xc1", page_log("other", T0, [1, 2, 3])], ids=["gone", "bytes", "another"])
+def test_a_page_log_that_is_gone_is_counted_and_what_waits_becomes_dead_letters(raw: bytes | None) -> None:
     """Gone by retention, or in its place lies another message: the log is another one."""
     shop = Shop().settled()
     shop.click(1, 2)
     shop.take(*shop.log.events(exposure("a", T0 + MINUTE, [3], 2)))
     shop.returned(raw)
-    assert dead_of(shop.total.dead) == ({"impression-gone": 1}, {"impression-gone": 1})
-    assert shop.total.counts["impressions_gone"] == 1
+    assert dead_of(shop.total.dead) == ({"page-log-gone": 1}, {"page-log-gone": 1})
+    assert shop.total.counts["page_logs_gone"] == 1
     shop.click(0, 1)  # nobody reads in vain again
     assert not shop.partition.wanted
-    assert dead_of(shop.total.dead)[1] == {"impression-gone": 2}
-    assert (shop.told, shop.partition.pending) == (BOTH, 0)
+    assert dead_of(shop.total.dead)[1] == {"page-log-gone": 2}
+    assert (shop.reported, shop.partition.pending) == (BOTH, 0)
     shop.until(T0 + 10 * HOUR)
     assert len(shop.partition.join.settled) == 0
 
 
-def test_a_page_whose_time_ends_while_its_impression_is_read_gives_its_sample_all_the_same() -> None:
+def test_a_page_whose_time_ends_while_its_page_log_is_read_gives_its_sample_all_the_same() -> None:
     shop = Shop().settled()
     shop.click(1, 2)
     shop.until(T0 + 5 * HOUR)
     shop.click(1, 2)  # too late
-    assert [letter.reason for letter in shop.total.dead] == ["late"]
+    assert [dead_letter.reason for dead_letter in shop.total.dead] == ["late"]
     shop.partition = crashed(shop.partition)
     assert shop.partition.wanted == {"a": 0}
     shop.returned(shop.raw)
-    assert shop.told == [*BOTH, (1, CORRECTION)]
+    assert shop.reported == [*BOTH, (1, CORRECTION)]
 
 
 def test_a_page_of_the_same_request_that_comes_and_goes_meanwhile_takes_nothing_along() -> None:
-    """An action on a position that was never exposed, for a page whose time is over while its impression is read."""
+    """An action on a position that was never exposed, for a page whose time is over while its page log is read."""
     shop = Shop().settled()
     shop.click(1, 2)
     shop.until(T0 + SETTLED.life_ms + SETTLED.disorder_ms)
     shop.take(*shop.log.events(action("click", "a", T0 + SETTLED.life_ms, 2, 3)))
     shop.until(T0 + 5 * HOUR)
-    assert [letter.reason for letter in shop.total.dead] == ["no-exposure"]
+    assert [dead_letter.reason for dead_letter in shop.total.dead] == ["no-exposure"]
     shop.returned(shop.raw)
-    assert shop.told == [*BOTH, (1, CORRECTION)]
+    assert shop.reported == [*BOTH, (1, CORRECTION)]
 
 
 def test_an_answer_that_nobody_asked_for_does_nothing() -> None:
@@ -296,7 +296,7 @@ def test_a_partition_that_does_not_settle_goes_on_with_one_that_did() -> None:
     shop.partition = other
     shop.click(0, 1)
     shop.returned(shop.raw)
-    assert (0, CORRECTION) in shop.told
+    assert (0, CORRECTION) in shop.reported
     shop.take(*shop.log.events(exposure("a", T0 + 20 * MINUTE, [3], 2)))  # it lives longer than it would have
     shop.until(T0 + 10 * HOUR)
     assert (len(other.join.settled), len(other.join.pages)) == (0, 0)

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.basics.hashing import column_hash, mix, salt, unmix
-from millrace.contracts.events import Impression, to_msgpack
-from millrace.contracts.impressions import decode_impression, impression_bytes
+from millrace.contracts.events import PageLog, to_msgpack
+from millrace.contracts.page_logs import decode_page_log, page_log_bytes
 from millrace.contracts.pagepack import Rates
 from millrace.contracts.samples import SampleBatch
 from stream.partition.partition import Partition
@@ -30,7 +30,7 @@ POSITION = LAYOUT.cat_names.index("position")
 LIFE = POLICY.life_ms + POLICY.disorder_ms
 
 
-def impression(request: str, items: list[int], offset: int = 0, user: int = 7, **values: Any) -> bytes:
+def page_log(request: str, items: list[int], offset: int = 0, user: int = 7, **values: Any) -> bytes:
     """What a scorer would log of a page that begins at the slot ``offset`` of its list."""
     n = len(items)
     columns = {
@@ -56,7 +56,7 @@ def impression(request: str, items: list[int], offset: int = 0, user: int = 7, *
         "num": num.astype("<f4").tobytes(),
         "offset": offset,
     }
-    return to_msgpack(Impression(**{**body, **values}))
+    return to_msgpack(PageLog(**{**body, **values}))
 
 
 class Shop:
@@ -75,7 +75,7 @@ class Shop:
 
     def take(self, topic: str, *raws: bytes) -> None:
         messages = [self.log(topic, raw) for raw in raws]
-        if topic == "impressions":
+        if topic == "page_logs":
             self.topic |= {m.offset: m.raw for m in messages}
         self.add(self.partition.take(messages, NOW))
         if self.partition.wanted:
@@ -128,7 +128,7 @@ def test_a_page_shown_otherwise_is_learnt_as_one_that_was_answered_so(
     rng = random.Random(seed)
     late = {p for p in acted if rng.random() < 0.3}
     ours = [
-        ("impressions", impression("a", items, offset)),
+        ("page_logs", page_log("a", items, offset)),
         ("events", exposure("a", T0, shown, first, slots=slots)),
         *(("events", action("click", "a", T0 + p, slots[p], shown[p])) for p in acted if p not in late),
     ]
@@ -138,7 +138,7 @@ def test_a_page_shown_otherwise_is_learnt_as_one_that_was_answered_so(
         here.take(topic, raw)
         if rng.random() < 0.5:
             here.crash()
-    there.take("impressions", impression("a", shown, offset + first))
+    there.take("page_logs", page_log("a", shown, offset + first))
     there.take("events", exposure("a", T0, shown))
     there.take("events", *(action("click", "a", T0 + p, p, shown[p]) for p in acted if p not in late))
     for shop in (here, there):
@@ -173,13 +173,13 @@ def test_a_page_shown_otherwise_may_be_reported_in_pieces(
     rng.shuffle(events)
     again = exposure("a", T0 + 1, [items[s] for s in slots[::-1]], 50, slots=slots[::-1])
     messages = [("events", raw) for raw in [*events, again]]
-    messages.insert(rng.randrange(len(messages)), ("impressions", impression("a", items, offset)))
+    messages.insert(rng.randrange(len(messages)), ("page_logs", page_log("a", items, offset)))
     here, there = Shop(settles=True), Shop()
     for topic, raw in messages:
         here.take(topic, raw)
         if rng.random() < 0.4:
             here.crash()
-    there.take("impressions", impression("a", items, offset))
+    there.take("page_logs", page_log("a", items, offset))
     there.take("events", exposure("a", T0, [items[s] for s in slots], first, slots=slots))
     for shop in (here, there):
         shop.until(T0 + LIFE)
@@ -194,7 +194,7 @@ def test_a_page_reported_item_by_item_is_copied_once() -> None:
     n, taken = 200, []
     for named in (False, True):
         shop = Shop()
-        shop.take("impressions", impression("a", [10 + i for i in range(n)]))
+        shop.take("page_logs", page_log("a", [10 + i for i in range(n)]))
         tracemalloc.start()
         for i in range(n):
             at = (i + 1) % n if named else i
@@ -209,7 +209,7 @@ def test_a_page_reported_item_by_item_is_copied_once() -> None:
 def test_the_position_of_a_sample_is_where_it_was_shown() -> None:
     """Against plain numbers, not against another page."""
     shop = Shop()
-    shop.take("impressions", impression("a", [11, 12, 13, 14], offset=20))
+    shop.take("page_logs", page_log("a", [11, 12, 13, 14], offset=20))
     shop.take("events", exposure("a", T0, [14, 11], 0, slots=[3, 0]))
     shop.until(T0 + LIFE)
     at = {
@@ -226,7 +226,7 @@ def test_the_position_of_a_sample_is_where_it_was_shown() -> None:
 def test_slots_that_say_what_is_so_anyway_change_nothing() -> None:
     plain, named = Shop(), Shop()
     for shop, more in ((plain, {}), (named, {"slots": [1, 2]})):
-        shop.take("impressions", impression("a", [11, 12, 13]))
+        shop.take("page_logs", page_log("a", [11, 12, 13]))
         shop.take("events", exposure("a", T0, [12, 13], 1, **more))
         shop.take("events", exposure("a", T0, [11]))
         shop.until(T0 + LIFE)
@@ -236,7 +236,7 @@ def test_slots_that_say_what_is_so_anyway_change_nothing() -> None:
 
 def test_a_page_reported_twice_in_other_orders_counts_once() -> None:
     shop = Shop()
-    shop.take("impressions", impression("a", [11, 12, 13]))
+    shop.take("page_logs", page_log("a", [11, 12, 13]))
     shop.take("events", exposure("a", T0, [13, 11], slots=[2, 0]), exposure("a", T0 + 1, [11, 12], slots=[0, 1]))
     shop.take("events", exposure("a", T0 + 2, [11, 12, 13]))
     shop.until(T0 + LIFE)
@@ -258,9 +258,9 @@ def test_a_page_reported_twice_in_other_orders_counts_once() -> None:
 )
 def test_slots_that_cannot_be_are_dead_letters(slots: list[int], items: list[int], reason: str, lost: int) -> None:
     shop = Shop()
-    shop.take("impressions", impression("a", [11, 12, 13]))
+    shop.take("page_logs", page_log("a", [11, 12, 13]))
     shop.take("events", exposure("a", T0, items, slots=slots))
-    assert [(letter.reason, letter.exposures) for letter in shop.dead] == [(reason, lost)]
+    assert [(dead_letter.reason, dead_letter.exposures) for dead_letter in shop.dead] == [(reason, lost)]
     good = 1 if reason == "wrong-item" and lost == 1 else 0
     shop.until(T0 + LIFE)
     assert sum(len(b) for b in shop.samples) == good
@@ -268,20 +268,20 @@ def test_slots_that_cannot_be_are_dead_letters(slots: list[int], items: list[int
 
 
 def test_a_part_of_a_list_says_where_it_begins_in_every_form() -> None:
-    raw = impression("a", list(range(11, 61)), offset=40)
-    packed = impression_bytes(decode_impression(raw), Rates.of(SCHEMA))
+    raw = page_log("a", list(range(11, 61)), offset=40)
+    packed = page_log_bytes(decode_page_log(raw), Rates.of(SCHEMA))
     assert packed[0] == 0xDC or packed[0] & 0xF0 == 0x90, "form 2"
-    assert decode_impression(packed) == decode_impression(raw)
-    assert decode_impression(packed).offset == 40
+    assert decode_page_log(packed) == decode_page_log(raw)
+    assert decode_page_log(packed).offset == 40
 
 
-def test_an_impression_from_before_there_were_parts_begins_at_the_first_slot() -> None:
-    raw = impression("a", list(range(11, 61)))
+def test_a_page_log_from_before_there_were_parts_begins_at_the_first_slot() -> None:
+    raw = page_log("a", list(range(11, 61)))
     form1 = msgspec.msgpack.decode(raw)
     del form1["offset"]
-    assert decode_impression(msgspec.msgpack.encode(form1)).offset == 0
-    form2 = msgspec.msgpack.decode(impression_bytes(decode_impression(raw)))
-    assert decode_impression(msgspec.msgpack.encode(form2[:-1])) == decode_impression(raw)
+    assert decode_page_log(msgspec.msgpack.encode(form1)).offset == 0
+    form2 = msgspec.msgpack.decode(page_log_bytes(decode_page_log(raw)))
+    assert decode_page_log(msgspec.msgpack.encode(form2[:-1])) == decode_page_log(raw)
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20), st.text(max_size=5))
@@ -294,6 +294,6 @@ def test_a_state_with_a_page_shown_otherwise_survives_a_crash() -> None:
     shop = Shop()
     shop.take("events", exposure("a", T0, [13, 11], slots=[2, 0]))
     shop.crash()
-    shop.take("impressions", impression("a", [11, 12, 13]))
+    shop.take("page_logs", page_log("a", [11, 12, 13]))
     shop.take("events", action("click", "a", T0 + 5, 2, 13))
     assert [(b.kind.tolist(), b.position.tolist()) for b in shop.samples] == [([1], [2])]

@@ -12,7 +12,7 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from stream.partition.partition import Partition
 from stream.worker.stream_output import parts
-from tests.scenes.stream_world import POLICY, Log, action, exposure, impression
+from tests.scenes.stream_world import POLICY, Log, action, exposure, page_log
 
 FIELDS = '[[fields]]\nname = "user_id"\nof = "user"\n[[fields]]\nname = "item_id"\nof = "item"\n'
 NUMBERS_ONLY = '[[fields]]\nname = "age"\nof = "user"\nkind = "numeric"\n'
@@ -33,7 +33,7 @@ def test_samples_of_a_schema_without_numbers_or_without_categories(schema: Schem
         "num": np.full((len(items), layout.N), 2.5, "<f4").tobytes(),
     }
     log, partition = Log(), Partition(0, schema, POLICY)
-    messages = log.impressions(impression("p", T0, items, **arrays))
+    messages = log.page_logs(page_log("p", T0, items, **arrays))
     messages += log.events(exposure("p", T0, items), action("click", "p", T0 + 1000, 1, 12))
     late = log.events(exposure("q", T0 + 10 * POLICY.attribution_ms, items))
     batches = [

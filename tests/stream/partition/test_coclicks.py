@@ -67,7 +67,7 @@ class Plain:
         counts = own[other] = own.pop(other, {})
         counts[day] = counts.get(day, 0) + 1
 
-    def told(self) -> dict[tuple[int, int], dict[int, Days]]:
+    def reported(self) -> dict[tuple[int, int], dict[int, Days]]:
         return {(0, item): own for item, own in self.lists.items()}
 
 
@@ -93,14 +93,14 @@ def test_counts_are_those_of_plain_python_however_pairs_are_cut(
     bounds = sorted({0, len(pairs), *(min(cut, len(pairs)) for cut in cuts)})
     for start, stop in pairwise(bounds):
         add(counted, pairs[start:stop], days[start:stop])
-    assert whole_lists(0, counted) == plain.told()
+    assert whole_lists(0, counted) == plain.reported()
     assert len(counted) == len(plain.lists) <= most_items
     again = CoClicks(most_items)
     again.resume(counted.snapshot().plain())
     for each in (counted, again):  # and both go on alike
         add(each, pairs[::-1], sorted(days))
     plain.add(pairs[::-1], sorted(days))
-    assert whole_lists(0, counted) == whole_lists(0, again) == plain.told()
+    assert whole_lists(0, counted) == whole_lists(0, again) == plain.reported()
 
 
 def test_who_comes_often_stays_and_who_keeps_coming_gets_in() -> None:
@@ -151,17 +151,17 @@ def test_a_late_click_counts_on_its_own_day_and_one_that_is_too_late_on_none() -
     assert worth(lists.counts[:1]).tolist() == [WEIGHTS[0] + WEIGHTS[6]]
 
 
-def test_everything_is_told_again_in_turn_whatever_comes_and_goes_meanwhile() -> None:
+def test_everything_is_published_again_in_turn_whatever_comes_and_goes_meanwhile() -> None:
     rng, counted, turn = np.random.default_rng(0), CoClicks(), Rotation()
     counted.add(rng.integers(0, 2**64, (500, 2), np.uint64), np.full(500, 20_000 * DAY_MS))
     counted.changes()
     there = set(whole_lists(0, counted))
-    told: set[tuple[int, int]] = set()
+    reported: set[tuple[int, int]] = set()
     steps = 40
     for step in range(steps + 2):
-        told |= set(lists_of(0, turn.next(counted, step * REPUBLISH_SECONDS / steps)))
+        reported |= set(lists_of(0, turn.next(counted, step * REPUBLISH_SECONDS / steps)))
         counted.add(rng.integers(0, 2**64, (5, 2), np.uint64), np.full(5, 20_000 * DAY_MS))
-    assert there <= told
+    assert there <= reported
     assert len(counted.changes().items), "what is told again has not thereby been told as changed"
     late = turn.next(counted, 1e9)  # after a long silence it is no flood
     assert len(late.items) < len(counted) * 2 * REPUBLISH_AT_ONCE
@@ -183,7 +183,7 @@ def test_a_state_whose_arrays_do_not_fit_is_refused(name: str) -> None:
         CoClicks().resume({**state, name: state[name] + b"\1" * 8})
 
 
-def test_items_are_told_again_whether_they_are_there_or_not_once() -> None:
+def test_items_are_published_again_whether_they_are_there_or_not_once() -> None:
     """Of one that is there, its list; of another, that it has none. A snapshot keeps what is still to be told."""
     counted = CoClicks()
     counted.add(np.array([[1, 2]], np.uint64), np.array([DAY_MS]))

@@ -28,8 +28,8 @@ from tests.scenes.stream_world import (
     Sum,
     action,
     exposure,
-    impression,
     keys_of,
+    page_log,
     resumed,
 )
 
@@ -63,7 +63,7 @@ class Story:
 
     def page(self, name: str, user: int = 7, after_ms: int = MINUTE, **values: Any) -> Story:
         self.now_ms += after_ms
-        self.take("impressions", impression(name, self.now_ms, [11, 12], user=user, **values))
+        self.take("page_logs", page_log(name, self.now_ms, [11, 12], user=user, **values))
         return self.take("events", exposure(name, self.now_ms, [11, 12], user_id=user))
 
     def click(self, name: str, position: int = 0, user: int = 7) -> Story:
@@ -97,10 +97,10 @@ class Story:
         return tiles, recents
 
 
-def redis_of(told: list[Changes]) -> dict[str, dict[Any, Any]]:
+def redis_of(reported: list[Changes]) -> dict[str, dict[Any, Any]]:
     """The hashes that publications leave, written as the outlet writes them."""
     there: dict[str, dict[Any, Any]] = {}
-    for changes in told:
+    for changes in reported:
         for user in changes.forgotten:
             there.pop(str(user), None)
         for user, lists in changes.users:
@@ -122,20 +122,20 @@ def balanced(story: Story) -> None:
 
 def test_what_is_the_users_goes_and_what_is_the_items_stays() -> None:
     story = Story().page("a").click("a").page("b", 8).click("b", user=8).profile(country="de")
-    told = [story.partition.changes()]
-    assert set(redis_of(told)) == {"7", "8"}
+    reported = [story.partition.changes()]
+    assert set(redis_of(reported)) == {"7", "8"}
     story.forget()
     assert (story.counts(7), story.counts(8)) == ([[2, 2], [0, 0]], [[2, 2], [1, 1]])
-    told.append(story.partition.changes())
-    assert told[-1].forgotten == ["7"]
-    assert set(redis_of(told)) == {"8"}
+    reported.append(story.partition.changes())
+    assert reported[-1].forgotten == ["7"]
+    assert set(redis_of(reported)) == {"8"}
     tiles, recents = story.whole()
     assert (set(tiles), set(recents)) == ({"8"}, {"8"})
     assert story.partition.changes().forgotten == []
     balanced(story)
 
 
-def test_a_profile_that_nobody_was_told_of_is_not_told() -> None:
+def test_a_profile_that_nobody_reported_is_not_published() -> None:
     story = Story().profile(country="de").forget()
     changes = story.partition.changes()
     assert (changes.forgotten, changes.profiles) == (["7"], [])
@@ -143,15 +143,15 @@ def test_a_profile_that_nobody_was_told_of_is_not_told() -> None:
 
 
 def test_pages_of_before_get_their_labels_and_count_for_nobody() -> None:
-    """Also those whose exposure, or impression, comes only then."""
+    """Also those whose exposure, or page log, comes only then."""
     story = Story().page("a")
     story.now_ms += 1
     seen_later, made_later = story.now_ms, story.now_ms + 1
-    story.take("impressions", impression("b", seen_later, [11, 12]))
+    story.take("page_logs", page_log("b", seen_later, [11, 12]))
     story.take("events", exposure("c", made_later, [11, 12]))
     story.forget()
     story.take("events", exposure("b", seen_later, [11, 12]))
-    story.take("impressions", impression("c", made_later, [11, 12]))
+    story.take("page_logs", page_log("c", made_later, [11, 12]))
     for name in ("a", "b", "c"):
         story.click(name)
     assert story.counts() == [[3, 3], [0, 0]]
@@ -182,7 +182,7 @@ def test_what_came_before_the_tombstone_goes_whatever_its_own_time(at_once: bool
     """A page may be some minutes ahead of the clock."""
     ahead_ms = T0 + 10 * MINUTE
     messages = [
-        InputMessage("impressions", 0, impression("a", ahead_ms, [11, 12]), T0),
+        InputMessage("page_logs", 0, page_log("a", ahead_ms, [11, 12]), T0),
         InputMessage("events", 0, exposure("a", ahead_ms, [11, 12]), T0),
         InputMessage("events", 1, action("click", "a", ahead_ms + 1, 0, 11), T0),
         InputMessage("users", 0, b"", T0, b"7"),
@@ -220,19 +220,19 @@ def test_how_messages_are_cut_into_batches_changes_nothing() -> None:
     assert sorted(mine.item_keys.tolist()) == sorted(theirs.item_keys.tolist())
 
 
-@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("reported", [False, True])
 @pytest.mark.parametrize("at", range(0, 22, 3))
-def test_checkpoint_and_journal_know_it_to_the_bit(at: int, told: bool) -> None:
+def test_checkpoint_and_journal_know_it_to_the_bit(at: int, reported: bool) -> None:
     story = long_story()
     before, after = Partition(0, SCHEMA, POLICY), story.messages[at:]
     before.take(story.messages[:at], story.now_ms)
-    if told:
+    if reported:
         before.changes()
     again = resumed(before.snapshot().to_bytes())
     before.journal = Journal()
     for message in after:
         before.take([message], story.now_ms)
-        if told:
+        if reported:
             before.changes()
     again.replay(journal.from_bytes(journal.to_bytes(before.journal.cut().entries)))
     assert plain(again) == plain(before)
@@ -254,29 +254,29 @@ def test_a_window_that_many_users_share_stays() -> None:
         }
 
     story = Story(AGED).page("a", 7, **made("a", 7)).page("b", 8, **made("b", 8))
-    told = [story.partition.changes()]
+    reported = [story.partition.changes()]
     story.page("c", 7, **made("c", 7)).forget()
     counts = story.partition.windows.counts(np.array([5, 107, 108], np.uint64), story.now_ms + HOUR)
     assert counts[:, 0, 0].tolist() == [6, 0, 2]
-    told.append(story.partition.changes())
-    assert set(redis_of(told)) == {"8"}
+    reported.append(story.partition.changes())
+    assert set(redis_of(reported)) == {"8"}
     story.page("d", 8, **made("d", 8))
-    told.append(story.partition.changes())
-    assert set(redis_of(told)["8"]) == {5, 108}
+    reported.append(story.partition.changes())
+    assert set(redis_of(reported)["8"]) == {5, 108}
     assert story.whole()[0] == {"8": 2}
 
 
 @pytest.mark.parametrize("key", [b"", b"\xff\xfe"])
 def test_a_tombstone_without_a_usable_key_is_a_dead_letter(key: bytes) -> None:
     story = Story().page("a").take("users", b"", key)
-    assert [(letter.reason, "key" in letter.detail) for letter in story.out.dead] == [("bad-user", True)]
+    assert [(dead_letter.reason, "key" in dead_letter.detail) for dead_letter in story.out.dead] == [("bad-user", True)]
     assert story.out.counts["forgotten"] == 0
 
 
 def test_a_tombstone_in_another_partition_takes_nothing_back() -> None:
     number = 1 - kafka_partition(key_of(7), 2)
     story = Story(number=number, partitions=2).forget()
-    assert [(letter.reason, letter.raw) for letter in story.out.dead] == [("wrong-partition", b"7")]
+    assert [(dead_letter.reason, dead_letter.raw) for dead_letter in story.out.dead] == [("wrong-partition", b"7")]
     assert story.partition.changes().forgotten == []
 
 

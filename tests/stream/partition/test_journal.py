@@ -19,7 +19,7 @@ from stream.join.join import InputMessage
 from stream.partition.journal import Did, Journal, from_bytes, to_bytes
 from stream.partition.partition import Partition
 from tests.scenes.exploring import examples
-from tests.scenes.stream_world import DAY, HOUR, SCHEMA, T0, Log, action, exposure, impression, rows
+from tests.scenes.stream_world import DAY, HOUR, SCHEMA, T0, Log, action, exposure, page_log, rows
 from tests.stream.join.test_join import NOW, arrivals
 from tests.stream.join.test_settled_pages import SETTLED
 
@@ -32,13 +32,13 @@ class Life:
         policy = replace(SETTLED, label=policy_named(label))
         self.partition = Partition(0, SCHEMA, policy, 1, settles)
         self.partition.journal = self.journal = Journal()
-        self.topic = {m.offset: m.raw for m in messages if m.topic == "impressions"}
+        self.topic = {m.offset: m.raw for m in messages if m.topic == "page_logs"}
         self.at = 0
 
     def step(self) -> None:
         part, rng = self.partition, self.rng
         match rng.choice(
-            ("take",) * 6 + ("wanted", "wanted", "gone", "changes", "whole", "advance", "back", "anew", "cut")
+            ("take",) * 6 + ("wanted", "wanted", "gone", "changes", "whole", "advance", "back", "remade", "cut")
         ):
             case "take":
                 batch = self.messages[self.at : self.at + rng.randrange(1, 6)]
@@ -58,8 +58,8 @@ class Life:
                 part.set_back()
             case "cut" if part.offsets.get("events"):
                 part.cut_back({"events": part.offsets["events"] - 1})
-            case "anew" if rng.random() < 0.3:
-                part.reset_offsets(rng.choice((["events"], ["impressions"], ["users", "impressions"])))
+            case "remade" if rng.random() < 0.3:
+                part.reset_offsets(rng.choice((["events"], ["page_logs"], ["users", "page_logs"])))
                 self.messages = self.messages[: self.at] + [
                     m._replace(offset=m.offset + 1000) for m in self.messages[self.at :]
                 ]
@@ -109,14 +109,14 @@ def test_a_base_and_its_journals_are_the_state_wherever_they_are_cut(
 def out_of(partition: Partition, messages: list[InputMessage]) -> list[Any]:
     """What comes of these messages and of five hours of silence."""
     outputs = partition.take(messages, NOW), partition.advance(max(partition.newest_ms, T0) + 5 * HOUR)
-    told = [(sorted(rows(output.samples)), sorted(output.dead, key=str), output.counts) for output in outputs]
-    return [told, dict(partition.wanted), partition.pending]
+    reported = [(sorted(rows(output.samples)), sorted(output.dead, key=str), output.counts) for output in outputs]
+    return [reported, dict(partition.wanted), partition.pending]
 
 
 def test_every_way_to_change_a_partition_is_noted() -> None:
     """A method that changes the state and notes nothing would be lost in a crash."""
     log = Log()
-    page = [*log.impressions(impression("a", T0, [1])), *log.events(exposure("a", T0, [1]))]
+    page = [*log.page_logs(page_log("a", T0, [1])), *log.events(exposure("a", T0, [1]))]
     done: dict[Did, Callable[[Partition], Any]] = {
         Did.TAKE: lambda p: p.take(page, NOW),
         Did.ADVANCE: lambda p: p.advance(T0 + HOUR),
@@ -161,7 +161,7 @@ def test_a_replay_notes_nothing_and_tells_again_of_keys_that_may_have_ended() ->
     log, life = Log(), Partition(0, SCHEMA, SETTLED)
     life.journal = journal = Journal()
     base = life.snapshot().to_bytes()
-    day = [*log.impressions(impression("a", T0, [1])), *log.events(exposure("a", T0, [1]))]
+    day = [*log.page_logs(page_log("a", T0, [1])), *log.events(exposure("a", T0, [1]))]
     life.take(day, NOW)
     life.changes()
     again = Partition(0, SCHEMA, SETTLED)
@@ -179,8 +179,8 @@ def test_a_replay_notes_nothing_and_tells_again_of_keys_that_may_have_ended() ->
 def test_bytes_that_came_are_counted() -> None:
     log, partition = Log(), Partition(0, SCHEMA, SETTLED, settles=True)
     partition.journal = journal = Journal()
-    served, user = impression("a", T0, [1, 2]), to_json(User(7, {}))
-    partition.take([*log.impressions(served), InputMessage("users", 0, user)], NOW)
+    served, user = page_log("a", T0, [1, 2]), to_json(User(7, {}))
+    partition.take([*log.page_logs(served), InputMessage("users", 0, user)], NOW)
     partition.returned({"b": b"12345", "c": None})
     cut = journal.cut()
     assert (len(cut.entries), *cut[1:]) == (2, len(served) + len(user), 5)

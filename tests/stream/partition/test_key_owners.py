@@ -12,14 +12,14 @@ from millrace.contracts.events import Id
 from stream.partition import counters, owners
 from stream.partition.owners import Owners
 from stream.partition.partition import Partition
-from tests.scenes.stream_world import DAY, HOUR, POLICY, SCHEMA, T0, Log, exposure, impression, keys_of, resumed
+from tests.scenes.stream_world import DAY, HOUR, POLICY, SCHEMA, T0, Log, exposure, keys_of, page_log, resumed
 
 Lists = dict[str, dict[int, bytes]]
 
 
 def shown(part: Partition, log: Log, user: int, items: list[int], ts_ms: int) -> None:
     request = f"{user}-{ts_ms}"
-    part.take(log.impressions(impression(request, ts_ms, items, user)), ts_ms)
+    part.take(log.page_logs(page_log(request, ts_ms, items, user)), ts_ms)
     part.take(log.events(exposure(request, ts_ms, items, user_id=user)), ts_ms)
 
 
@@ -63,7 +63,7 @@ def test_all_lists_come_again_whatever_was_published_and_restored(monkeypatch: p
 
 
 @pytest.mark.parametrize("restored", [False, True])
-def test_the_end_of_a_key_is_told_once_and_others_stay(restored: bool) -> None:
+def test_the_end_of_a_key_is_reported_once_and_others_stay(restored: bool) -> None:
     part, log = Partition(0, SCHEMA, POLICY), Log()
     shown(part, log, 1, [1, 2], T0)
     shown(part, log, 2, [1], T0)
@@ -83,7 +83,7 @@ def test_the_end_of_a_key_is_told_once_and_others_stay(restored: bool) -> None:
     assert whole(part)["1"].keys() == {user_key(1, 2)}
 
 
-def test_a_key_that_comes_back_is_not_told_to_have_ended() -> None:
+def test_a_key_that_comes_back_is_not_reported_to_have_ended() -> None:
     part, log = Partition(0, SCHEMA, POLICY), Log()
     shown(part, log, 1, [1], T0)
     part.changes()
@@ -99,7 +99,7 @@ def test_owners_equal_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(3)
     ours, plain = Owners(), dict[int, Id]()
 
-    def told(by_user: Any) -> dict[int, Id]:
+    def reported(by_user: Any) -> dict[int, Id]:
         users, bounds, keys = by_user
         pairs = [
             (key, user) for user, (a, b) in zip(users, pairwise(bounds), strict=True) for key in keys[a:b].tolist()
@@ -118,9 +118,9 @@ def test_owners_equal_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
         if turn % 20 == 19:
             alive = np.unique(rng.permutation(np.array(list(plain), np.uint64))[: len(plain) // 2])
             lives = set(alive.tolist())
-            assert told(ours.end(rng.permutation(alive))) == {k: u for k, u in plain.items() if k not in lives}
+            assert reported(ours.end(rng.permutation(alive))) == {k: u for k, u in plain.items() if k not in lives}
             plain = {k: u for k, u in plain.items() if k in lives}
             state, ours = ours.snapshot(), owners.Owners()
             ours.resume(state)
-        assert told(ours.all()) == plain
+        assert reported(ours.all()) == plain
         assert len(ours) == len(plain)

@@ -12,8 +12,8 @@ import pytest
 
 from millrace.basics.errors import StoreError
 from millrace.contracts.clock import MAX_AHEAD_MS
-from millrace.contracts.events import MAX_EVENT_BYTES, Impression, User, to_json, to_msgpack
-from millrace.contracts.impressions import decode_impression
+from millrace.contracts.events import MAX_EVENT_BYTES, PageLog, User, to_json, to_msgpack
+from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.schema import parse_schema
 from millrace.contracts.settings import Settings
@@ -32,8 +32,8 @@ from tests.scenes.stream_world import (
     Sum,
     action,
     exposure,
-    impression,
     keys_of,
+    page_log,
     resumed,
     rows,
 )
@@ -51,8 +51,8 @@ class World:
         self.total += self.partition.take(self.log.events(*raws), NOW)
         return self
 
-    def impressions(self, *raws: bytes) -> World:
-        self.total += self.partition.take(self.log.impressions(*raws), NOW)
+    def page_logs(self, *raws: bytes) -> World:
+        self.total += self.partition.take(self.log.page_logs(*raws), NOW)
         return self
 
     def until(self, ts_ms: int) -> World:
@@ -61,7 +61,7 @@ class World:
 
     @property
     def dead(self) -> list[tuple[str, int]]:
-        return [(letter.reason, letter.exposures) for letter in self.total.dead]
+        return [(dead_letter.reason, dead_letter.exposures) for dead_letter in self.total.dead]
 
     @property
     def samples(self) -> list[tuple[int, int]]:
@@ -69,7 +69,7 @@ class World:
 
 
 def altered(**values: Any) -> bytes:
-    return to_msgpack(msgspec.structs.replace(decode_impression(impression("a", T0, [1, 2])), **values))
+    return to_msgpack(msgspec.structs.replace(decode_page_log(page_log("a", T0, [1, 2])), **values))
 
 
 @pytest.mark.parametrize(
@@ -91,17 +91,17 @@ def test_bad_events_are_kept_with_their_reason_and_move_nothing(raw: bytes, reas
     assert world.dead == [(reason, lost)]
     assert world.partition.watermark_ms == 0
     assert world.partition.pending == 0
-    letter = world.total.dead[0]
-    assert (letter.topic, letter.partition, letter.offset) == ("events", 3, 0)
-    assert letter.raw == raw[: len(letter.raw)]
-    assert letter.truncated == (len(raw) > len(letter.raw))
+    dead_letter = world.total.dead[0]
+    assert (dead_letter.topic, dead_letter.partition, dead_letter.offset) == ("events", 3, 0)
+    assert dead_letter.raw == raw[: len(dead_letter.raw)]
+    assert dead_letter.truncated == (len(raw) > len(dead_letter.raw))
     assert world.partition.offsets == {"events": 1}
 
 
 def test_a_message_of_ten_megabytes_is_kept_in_part() -> None:
-    letter = World().events(b"x" * 10_000_000).total.dead[0]
-    assert letter.truncated
-    assert len(letter.raw) < 1_000_000
+    dead_letter = World().events(b"x" * 10_000_000).total.dead[0]
+    assert dead_letter.truncated
+    assert len(dead_letter.raw) < 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -116,9 +116,9 @@ def test_a_message_of_ten_megabytes_is_kept_in_part() -> None:
     ],
     ids=["not msgpack", "empty", "schema", "rows", "keys", "num"],
 )
-def test_an_unfitting_impression_is_a_dead_letter_and_its_exposures_follow(raw: bytes) -> None:
-    world = World().impressions(raw).events(exposure("a", T0, [1, 2])).until(T0 + 2 * HOUR)
-    assert world.dead == [("bad-impression", 0), ("no-impression", 2)]
+def test_an_unfitting_page_log_is_a_dead_letter_and_its_exposures_follow(raw: bytes) -> None:
+    world = World().page_logs(raw).events(exposure("a", T0, [1, 2])).until(T0 + 2 * HOUR)
+    assert world.dead == [("bad-page-log", 0), ("no-page-log", 2)]
 
 
 def test_an_unreadable_user_is_a_dead_letter() -> None:
@@ -129,13 +129,13 @@ def test_an_unreadable_user_is_a_dead_letter() -> None:
     assert world.dead == [("bad-user", 0)] * 2
 
 
-def test_actions_wait_for_their_exposure_and_exposures_for_their_impression() -> None:
+def test_actions_wait_for_their_exposure_and_exposures_for_their_page_log() -> None:
     world = World()
     world.events(action("click", "a", T0 + 5, 1, 2), action("purchase", "a", T0 + 9, 1, 2))
     world.events(exposure("a", T0, [1, 2, 3]))
     assert world.samples == []
     assert world.partition.pending == 3
-    world.impressions(impression("a", T0, [1, 2, 3]))
+    world.page_logs(page_log("a", T0, [1, 2, 3]))
     assert world.samples == [(1, POSITIVE), (1, FOLLOW_UP)]
     assert [row.actions for row in world.total.samples] == [0b11, 0b10001]
     assert [row.origin_ms for row in world.total.samples] == [T0 + 10, T0 + 14]
@@ -145,7 +145,7 @@ def test_actions_wait_for_their_exposure_and_exposures_for_their_impression() ->
 
 
 def test_actions_alone_end_as_dead_letters() -> None:
-    world = World().impressions(impression("a", T0, [1, 2])).events(exposure("a", T0, [1]))
+    world = World().page_logs(page_log("a", T0, [1, 2])).events(exposure("a", T0, [1]))
     world.events(
         action("click", "nobody", T0 + 5, 0, 1),  # a page that there is not
         action("click", "a", T0 + 5, 1, 2),  # a position that was not exposed
@@ -159,13 +159,13 @@ def test_actions_alone_end_as_dead_letters() -> None:
 
 
 def test_an_exposure_of_another_item_than_was_served_is_lost_alone() -> None:
-    world = World().impressions(impression("a", T0, [1, 2])).events(exposure("a", T0, [1, 9, 3])).until(T0 + HOUR)
+    world = World().page_logs(page_log("a", T0, [1, 2])).events(exposure("a", T0, [1, 9, 3])).until(T0 + HOUR)
     assert world.dead == [("wrong-item", 2)]
     assert world.samples == [(0, NEGATIVE)]
 
 
 def test_ids_are_the_same_as_numbers_and_as_text() -> None:
-    world = World().impressions(impression("a", T0, [1, 2]))
+    world = World().page_logs(page_log("a", T0, [1, 2]))
     raw = exposure("a", T0, []).replace(b'"items":[]', b'"items":["1",2]')
     world.events(raw, action("click", "a", T0 + 1, 0, "1"))  # type: ignore[arg-type]
     assert world.samples == [(0, POSITIVE)]
@@ -173,7 +173,7 @@ def test_ids_are_the_same_as_numbers_and_as_text() -> None:
 
 
 def test_a_page_in_parts_and_its_overlap() -> None:
-    world = World().impressions(impression("a", T0, [1, 2, 3, 4]))
+    world = World().page_logs(page_log("a", T0, [1, 2, 3, 4]))
     world.events(exposure("a", T0, [1, 2]), exposure("a", T0 + MINUTE, [2, 3, 4], 1), exposure("a", T0, [1, 2]))
     assert world.total.counts["exposures"] == 4
     assert world.total.counts["duplicates"] == 1
@@ -185,13 +185,13 @@ def test_a_page_in_parts_and_its_overlap() -> None:
 
 def test_the_attribution_window_is_closed_below_and_open_above() -> None:
     at = POLICY.attribution_ms
-    world = World().impressions(impression("a", T0, [1, 2])).events(exposure("a", T0, [1, 2]))
+    world = World().page_logs(page_log("a", T0, [1, 2])).events(exposure("a", T0, [1, 2]))
     world.events(action("click", "a", T0 + at - 1, 0, 1), action("click", "a", T0 + at, 1, 2))
     assert world.samples == [(0, POSITIVE), (1, NEGATIVE), (1, CORRECTION)]
 
 
 def test_after_the_page_is_dropped_everything_of_it_is_late_and_counts_no_exposure_twice() -> None:
-    world = World().impressions(impression("a", T0, [1, 2, 3])).events(exposure("a", T0, [1, 2]))
+    world = World().page_logs(page_log("a", T0, [1, 2, 3])).events(exposure("a", T0, [1, 2]))
     world.until(T0 + POLICY.life_ms + POLICY.disorder_ms)
     assert world.partition.pending == 0
     world.events(exposure("a", T0, [1, 2]), exposure("a", T0, [3], 2), action("click", "a", T0 + 1, 0, 1))
@@ -211,10 +211,10 @@ def test_a_redelivered_message_is_skipped() -> None:
     assert world.total.counts["duplicates"] == 0
 
 
-def test_readers_are_told_absolute_states_by_side_and_owner() -> None:
+def test_readers_are_given_absolute_states_by_side_and_owner() -> None:
     world = World()
-    world.impressions(impression("a", T0, [1], user=7), impression("b", T0, [2], user=8))
-    world.impressions(impression("c", T0, [2], user=7))
+    world.page_logs(page_log("a", T0, [1], user=7), page_log("b", T0, [2], user=8))
+    world.page_logs(page_log("c", T0, [2], user=7))
     user = User(7, {"kind": "business"})
     world.total += world.partition.take([InputMessage("users", 0, to_json(user))], NOW)
     world.events(exposure("a", T0, [1]), exposure("b", T0, [2], user_id=8), exposure("c", T0, [2]))
@@ -245,7 +245,7 @@ def test_readers_are_told_absolute_states_by_side_and_owner() -> None:
 
 
 def test_what_was_not_published_survives_a_crash() -> None:
-    world = World().impressions(impression("a", T0, [1, 2])).events(exposure("a", T0, [1, 2]))
+    world = World().page_logs(page_log("a", T0, [1, 2])).events(exposure("a", T0, [1, 2]))
     world.total += world.partition.take([InputMessage("users", 0, to_json(User(7, {})))], NOW)
     copy = resumed(world.partition.snapshot().to_bytes(), SCHEMA, POLICY, 3)
     mine, theirs = world.partition.changes(), copy.changes()
@@ -257,7 +257,7 @@ def test_what_was_not_published_survives_a_crash() -> None:
 
 
 def test_a_frozen_state_does_not_see_what_comes_later() -> None:
-    world = World().impressions(impression("a", T0, [1, 2])).events(exposure("a", T0, [1, 2]))
+    world = World().page_logs(page_log("a", T0, [1, 2])).events(exposure("a", T0, [1, 2]))
     frozen, expected = world.partition.snapshot(), world.partition.snapshot().to_bytes()
     world.events(action("click", "a", T0 + 5, 0, 1), exposure("b", T0, [1])).until(T0 + 5 * HOUR)
     world.partition.changes()
@@ -269,7 +269,7 @@ def test_equal_states_have_equal_bytes_after_a_round_trip() -> None:
     world = World()
     for i in range(50):
         t = T0 + i * MINUTE
-        world.impressions(impression(f"r{i}", t, [1, 2, 3], user=i % 5))
+        world.page_logs(page_log(f"r{i}", t, [1, 2, 3], user=i % 5))
         clicked = rng.randrange(i + 1)
         world.events(exposure(f"r{i}", t, [1, 2, 3], user_id=i % 5))
         world.events(action("click", f"r{clicked}", t, 1, 2, user_id=clicked % 5))
@@ -321,7 +321,7 @@ def test_windows_of_pages_long_gone_are_dropped() -> None:
     for day in range(0, 30, 2):
         items = list(range(day * 100, day * 100 + 50))
         t = T0 + day * DAY
-        log = (world.log.impressions(impression(f"d{day}", t, items)), world.log.events(exposure(f"d{day}", t, items)))
+        log = (world.log.page_logs(page_log(f"d{day}", t, items)), world.log.events(exposure(f"d{day}", t, items)))
         for messages in log:
             world.total += world.partition.take(messages, t)
         for hour in range(70):  # the sweep comes in slices
@@ -335,7 +335,7 @@ def test_pages_do_not_pile_up() -> None:
     sizes = []
     for i in range(400):
         t = T0 + i * MINUTE
-        world.total += world.partition.take(world.log.impressions(impression(f"r{i}", t, [1, 2])), t)
+        world.total += world.partition.take(world.log.page_logs(page_log(f"r{i}", t, [1, 2])), t)
         events = [exposure(f"r{i}", t, [1, 2]), action("click", f"r{i}", t, 5, 2), action("click", f"x{i}", t, 0, 2)]
         world.total += world.partition.take(world.log.events(*events), t)
         sizes.append(len(world.partition.snapshot().to_bytes()))
@@ -347,13 +347,13 @@ def test_policy_follows_the_settings() -> None:
     assert Policy.of(settings) == Policy(600_000, 2000, 180_000, MAX_AHEAD_MS, REGISTRY["prompt"], 10_000)
 
 
-def test_the_arrays_of_an_impression_are_not_copied_until_they_are_sampled() -> None:
-    raw = impression("a", T0, [1, 2])
-    world = World().impressions(raw)
+def test_the_arrays_of_a_page_log_are_not_copied_until_they_are_sampled() -> None:
+    raw = page_log("a", T0, [1, 2])
+    world = World().page_logs(raw)
     page = world.partition.join.pages["a"]
-    assert page.impression is not None
-    assert np.shares_memory(page.impression.num, np.frombuffer(page.impression.raw, np.uint8))
-    assert isinstance(decode_impression(raw), Impression)
+    assert page.page_log is not None
+    assert np.shares_memory(page.page_log.num, np.frombuffer(page.page_log.raw, np.uint8))
+    assert isinstance(decode_page_log(raw), PageLog)
 
 
 def test_a_message_read_again_is_judged_by_the_clock_of_its_coming() -> None:
@@ -370,7 +370,7 @@ def test_a_message_read_again_is_judged_by_the_clock_of_its_coming() -> None:
 
 def test_an_advance_that_a_checkpoint_announces_is_made_by_whoever_recovers() -> None:
     log, first = Log(), Partition(0, SCHEMA, POLICY)
-    seen = [*log.impressions(impression("a", T0, [1, 2])), *log.events(exposure("a", T0 + 1, [1, 2]))]
+    seen = [*log.page_logs(page_log("a", T0, [1, 2])), *log.events(exposure("a", T0 + 1, [1, 2]))]
     first.take(seen, NOW)
     until = T0 + POLICY.attribution_ms + POLICY.disorder_ms + 2
     assert first.waits_for(until)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stream.partition.partition import Partition
-from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, impression, rows
+from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, page_log, rows
 
 
 def test_state_is_bounded_when_keys_churn_for_weeks() -> None:
@@ -13,7 +13,7 @@ def test_state_is_bounded_when_keys_churn_for_weeks() -> None:
         t, request, user = T0 + hour * HOUR, f"r{hour}", hour // 5
         items = [hour * 3 + k for k in range(6)]  # half of them are never seen again
         messages = [
-            *log.impressions(impression(request, t, items, user=user)),
+            *log.page_logs(page_log(request, t, items, user=user)),
             *log.events(exposure(request, t, items, user_id=user)),
             *log.events(action("click", request, t + MINUTE, 1, items[1], user_id=user)),
         ]

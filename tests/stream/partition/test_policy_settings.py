@@ -10,7 +10,7 @@ from millrace.basics.errors import SettingError
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE
 from millrace.contracts.settings import load_settings
 from stream.partition.partition import Partition, Policy
-from tests.scenes.stream_world import MINUTE, SCHEMA, T0, Log, Sum, action, exposure, impression
+from tests.scenes.stream_world import MINUTE, SCHEMA, T0, Log, Sum, action, exposure, page_log
 
 SECOND = 1000
 LATER = T0 + 30 * MINUTE
@@ -28,16 +28,16 @@ class Shop:
         self.partition, self.log = Partition(0, SCHEMA, policy_of(name)), Log()
         for k in range(30):
             self.page(f"old{k}", T0 + k * MINUTE)
-        self.told: list[list[tuple[int, int]]] = []
+        self.reported: list[list[tuple[int, int]]] = []
 
     def page(self, request: str, ts_ms: int) -> Any:
-        messages = [*self.log.impressions(impression(request, ts_ms, [1, 2]))]
+        messages = [*self.log.page_logs(page_log(request, ts_ms, [1, 2]))]
         return self.partition.take([*messages, *self.log.events(exposure(request, ts_ms, [1, 2]))], ts_ms)
 
     def _note(self, output: Any) -> None:
         s = output.samples
         rows = [] if s is None else zip(s.page.tolist(), s.position.tolist(), s.kind.tolist(), strict=True)
-        self.told.append(sorted((at, kind) for page, at, kind in rows if s.request[page] == "r"))
+        self.reported.append(sorted((at, kind) for page, at, kind in rows if s.request[page] == "r"))
 
     def seen(self) -> None:
         self._note(self.page("r", LATER))
@@ -50,7 +50,7 @@ class Shop:
         self._note(self.partition.advance(LATER + after_ms))
 
     def changed_to(self, name: str) -> None:
-        """Another policy from now on: the worker is started anew."""
+        """Another policy from now on: the worker is started again."""
         again = Partition(0, SCHEMA, policy_of(name))
         again.resume(self.partition.snapshot().to_bytes())
         self.partition = again
@@ -84,7 +84,7 @@ def test_when_a_quick_click_and_its_neighbour_are_labelled(name: str) -> None:
     shop.click(9 * SECOND)
     shop.until(21 * SECOND)
     shop.until(60 * MINUTE)
-    assert shop.told == QUICK[name]
+    assert shop.reported == QUICK[name]
     assert shop.partition.pending == 0
 
 
@@ -95,7 +95,7 @@ def test_when_a_slow_click_and_its_neighbour_are_labelled(name: str) -> None:
     shop.until(21 * SECOND)
     shop.click(90 * SECOND)
     shop.until(60 * MINUTE)
-    assert shop.told == SLOW[name]
+    assert shop.reported == SLOW[name]
 
 
 def test_by_default_a_click_is_learnt_at_once() -> None:
@@ -103,7 +103,7 @@ def test_by_default_a_click_is_learnt_at_once() -> None:
     shop = Shop(None)
     shop.seen()
     shop.click(2 * SECOND)
-    assert shop.told[-1] == [(1, POSITIVE)]
+    assert shop.reported[-1] == [(1, POSITIVE)]
 
 
 @pytest.mark.parametrize("before", POLICIES)
@@ -116,7 +116,7 @@ def test_what_is_pending_keeps_its_promise_when_the_policy_is_changed(before: st
     shop.click(9 * SECOND)
     shop.until(21 * SECOND)
     shop.until(60 * MINUTE)
-    assert shop.told == QUICK[before]
+    assert shop.reported == QUICK[before]
     output = shop.page("next", LATER + 61 * MINUTE)
     total = Sum()
     total += output
@@ -135,14 +135,14 @@ def test_samples_name_the_policy_that_promised_them() -> None:
 
 
 def test_clicks_do_not_come_alone_when_traffic_begins() -> None:
-    """Under the default: a click waits with its neighbours at first, and when traffic begins anew."""
+    """Under the default: a click waits with its neighbours at first, and when traffic begins again."""
     partition, log, policy = Partition(0, SCHEMA, policy_of("prompt")), Log(), policy_of("prompt")
     for start in (T0, T0 + 24 * 60 * MINUTE):
         kinds: list[int] = []
         for k in range(30):
             ts = start + k * SECOND
             page = [
-                *log.impressions(impression(f"{start}-{k}", ts, [1, 2])),
+                *log.page_logs(page_log(f"{start}-{k}", ts, [1, 2])),
                 *log.events(exposure(f"{start}-{k}", ts, [1, 2])),
             ]
             clicked = log.events(action("click", f"{start}-{k}", ts + 1, 1, 2))

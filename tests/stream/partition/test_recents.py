@@ -15,14 +15,14 @@ from millrace.contracts.online_layout import MOST_RECENT, Past, Recent, unpack_r
 from stream.partition.coclick_counts import EARLIER, WITHIN_MS
 from stream.partition.partition import Partition
 from stream.partition.recents import CLICKS, KEPT_MS, PURCHASES, Recents
-from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, impression, resumed
+from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, page_log, resumed
 from tests.scenes.turn_scene import whole_lists
 
 NOW = T0 + 1000 * DAY
 
 
 def page(part: Partition, log: Log, request: str, ts_ms: int, items: list[Any], user: Any = 7) -> None:
-    part.take(log.impressions(impression(request, ts_ms, items, user)), NOW)
+    part.take(log.page_logs(page_log(request, ts_ms, items, user)), NOW)
     part.take(log.events(exposure(request, ts_ms, items, user_id=user)), NOW)
 
 
@@ -34,7 +34,7 @@ def recent(part: Partition) -> dict[str, Recent]:
     return {str(user): unpack_recent(value) for some in part.whole() for user, value in some.recents}
 
 
-def told(part: Partition) -> dict[str, bytes]:
+def reported(part: Partition) -> dict[str, bytes]:
     return {str(user): value for user, value in part.changes().recents}
 
 
@@ -50,8 +50,8 @@ def test_clicks_and_purchases_are_kept_in_order_of_event_time_and_once_each() ->
     act(part, log, "purchase", "a", T0 + 70, 2, 13)
     clicks = [Past(13, T0 + 50), Past(12, T0 + 40), Past(11, T0 + 30)]
     assert recent(part) == {"7": Recent(clicks, [Past(13, T0 + 70)])}
-    assert {user: unpack_recent(value) for user, value in told(part).items()} == recent(part)
-    assert told(part) == {}
+    assert {user: unpack_recent(value) for user, value in reported(part).items()} == recent(part)
+    assert reported(part) == {}
 
 
 def test_an_action_without_exposure_or_with_another_item_is_no_click() -> None:
@@ -111,17 +111,17 @@ def test_a_user_of_whom_nothing_is_left_ends_once() -> None:
     for user, at in ((1, T0), (2, T0 + DAY)):
         page(part, log, f"of {user}", at, [11], user)
         act(part, log, "click", f"of {user}", at + 1, 0, 11, user)
-    assert set(told(part)) == {"1", "2"}
+    assert set(reported(part)) == {"1", "2"}
     page(part, log, "later", T0 + KEPT_MS + HOUR, [12], user=3)
     assert set(recent(part)) == {"2"}
-    assert told(part) == {"1": b""}
-    assert told(resumed(part.snapshot().to_bytes())) == {}
+    assert reported(part) == {"1": b""}
+    assert reported(resumed(part.snapshot().to_bytes())) == {}
     page(part, log, "again", T0 + KEPT_MS + 2 * HOUR, [12], user=1)
     act(part, log, "click", "again", T0 + KEPT_MS + 2 * HOUR, 0, 12, user=1)
-    assert [past.item_id for past in unpack_recent(told(part)["1"]).clicks] == [12]
+    assert [past.item_id for past in unpack_recent(reported(part)["1"]).clicks] == [12]
 
 
-def test_users_are_bounded_and_the_one_not_heard_of_for_longest_goes() -> None:
+def test_users_are_bounded_and_the_one_silent_for_longest_goes() -> None:
     recents = Recents(most_users=10)
     for user in range(10):
         recents.add(user, CLICKS, 1, T0 + user)
@@ -173,7 +173,7 @@ def test_last_clicks_and_co_clicks_do_not_depend_on_how_messages_are_cut() -> No
     messages = []
     for number in range(120):
         at, items, user = T0 + number * 40 * MINUTE, rng.sample(range(30), 4), rng.randrange(5)
-        messages += log.impressions(impression(f"p{number}", at, items, user))
+        messages += log.page_logs(page_log(f"p{number}", at, items, user))
         messages += log.events(exposure(f"p{number}", at, items, user_id=user))
         for position in rng.sample(range(4), 2):
             late = at - rng.randrange(2) * 20_000 + rng.randrange(MINUTE)

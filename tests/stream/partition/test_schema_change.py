@@ -19,7 +19,7 @@ from millrace.basics.errors import SchemaError, StoreError
 from millrace.basics.store import Store
 from millrace.contracts.carry import Carry, former, same_tiles
 from millrace.contracts.events import to_msgpack
-from millrace.contracts.impressions import decode_impression
+from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.pagepack import Rates
 from millrace.contracts.samples import POLICIES, SCHEMA_HEADER, SampleBatch
 from millrace.contracts.schema import Field, Schema, WindowKey
@@ -41,8 +41,8 @@ from tests.scenes.stream_world import (
     action,
     dead_of,
     exposure,
-    impression,
     keys_of,
+    page_log,
     rows,
 )
 from tests.stream.join.test_join import NOW, arrivals
@@ -67,7 +67,7 @@ def fresh(schema: Schema = NEW, history: tuple[Schema, ...] = HISTORY, policy: P
 
 
 class Life:
-    """A partition, its topic of impressions, and the samples that came out."""
+    """A partition, its topic of page logs, and the samples that came out."""
 
     def __init__(self, partition: Partition) -> None:
         self.partition, self.topic = partition, dict[int, bytes]()
@@ -75,7 +75,7 @@ class Life:
         self.dead: list[Any] = []
 
     def take(self, messages: list[Any]) -> None:
-        self.topic |= {m.offset: m.raw for m in messages if m.topic == "impressions"}
+        self.topic |= {m.offset: m.raw for m in messages if m.topic == "page_logs"}
         self.add(self.partition.take(messages, NOW))
         found = {request: self.topic.get(at) for request, at in self.partition.wanted.items()}
         self.add(self.partition.returned(found))
@@ -109,7 +109,7 @@ _stores = count()
 def test_a_partition_goes_on_under_another_schema(
     messages: list[InputMessage], label: str, changes: float, base_every: int
 ) -> None:
-    """Against one that never changes: the same samples, but for the columns; the same counts, and the same letters."""
+    """Against one that never changes: the same samples, but for the columns; the same counts and dead letters."""
     policy = replace(SETTLED, label=policy_named(label))
     steady = Life(fresh(SCHEMA, (), policy))
     store = CheckpointStore(f"memory://evolve-{next(_stores)}")
@@ -154,7 +154,7 @@ def save(partition: Partition, line: CheckpointLine, base: bool) -> None:
 
 def served_under(schema: Schema, request: str, ts_ms: int, items: list[int]) -> bytes:
     """A page that the scorer logged under the new schema: the old one's, with columns of which one is told by name."""
-    logged = decode_impression(impression(request, ts_ms, items))
+    logged = decode_page_log(page_log(request, ts_ms, items))
     n, layout = len(items), schema.layout
     keys = np.full((n, layout.K), 99, "<u8")
     keys[:, [layout.key_names.index(name) for name in SCHEMA.layout.key_names]] = keys_of(7, items)
@@ -169,7 +169,7 @@ def served_under(schema: Schema, request: str, ts_ms: int, items: list[int]) -> 
 
 def test_what_is_new_is_counted_from_the_change_on_and_what_is_left_out_goes() -> None:
     log, life = Log(), Life(fresh())
-    life.take(log.impressions(impression("old", T0, [1, 2]), served_under(NEW, "new", T0, [1, 2])))
+    life.take(log.page_logs(page_log("old", T0, [1, 2]), served_under(NEW, "new", T0, [1, 2])))
     life.take(log.events(exposure("old", T0, [1, 2]), exposure("new", T0, [1, 2])))
     life.take(log.events(action("click", "old", T0 + MINUTE, 0, 1), action("click", "new", T0 + MINUTE, 0, 1)))
     lists = life.partition.windows.export(np.array([99, 0, keys_of(7, [1])[0, 0]], np.uint64))
@@ -184,8 +184,8 @@ def test_what_is_new_is_counted_from_the_change_on_and_what_is_left_out_goes() -
     assert old.num[:, NEW.layout.num_names.index("stock")].tolist() == [0.0]
     assert (new.cat == 5).all()
     other = msgspec.structs.replace(NEW, utc_offset="+08:00")
-    life.take(log.impressions(served_under(other, "unknown", T0, [1])))
-    assert [(d.reason, other.id in d.detail) for d in life.dead] == [("bad-impression", True)]
+    life.take(log.page_logs(served_under(other, "unknown", T0, [1])))
+    assert [(d.reason, other.id in d.detail) for d in life.dead] == [("bad-page-log", True)]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_what_is_new_is_counted_from_the_change_on_and_what_is_left_out_goes() -
 )
 def test_counts_go_on_where_both_schemas_count_alike(schema: Schema, goes_on: bool) -> None:
     log, life = Log(), Life(fresh(SCHEMA, ()))
-    life.take(log.impressions(impression("p", T0, [1, 2])))
+    life.take(log.page_logs(page_log("p", T0, [1, 2])))
     life.take(log.events(exposure("p", T0, [1, 2])))
     after = fresh(schema, (SCHEMA, schema))
     assert same_tiles(SCHEMA, schema) == goes_on
@@ -250,7 +250,7 @@ def test_a_schema_file_that_cannot_be_read_costs_itself_alone(tmp_path: Path) ->
 
 def batch_under(schema: Schema) -> SampleBatch:
     life, log = Life(Partition(0, schema, SETTLED)), Log()
-    life.take(log.impressions(impression("p", T0, [1, 2, 3])))
+    life.take(log.page_logs(page_log("p", T0, [1, 2, 3])))
     life.take(log.events(exposure("p", T0, [1, 2, 3]), action("click", "p", T0 + MINUTE, 1, 2)))
     return life.whole()
 
@@ -290,9 +290,9 @@ def hourly(partition: Partition, hours: range) -> None:
         ts, shape = T0 + n * HOUR, schema.layout
         arrays: dict[str, Any] = {"cat": bytes(8 * shape.F), "num": bytes(4 * shape.N)}
         keys = keys_of(7, [n])[:, : shape.K].astype("<u8").tobytes()
-        served = impression(f"h{n}", ts, [n], schema_id=schema.id, keys=keys, **arrays)
+        served = page_log(f"h{n}", ts, [n], schema_id=schema.id, keys=keys, **arrays)
         partition.take(
-            [InputMessage("impressions", n, served), InputMessage("events", n, exposure(f"h{n}", ts, [n], user_id=7))],
+            [InputMessage("page_logs", n, served), InputMessage("events", n, exposure(f"h{n}", ts, [n], user_id=7))],
             ts + MINUTE,
         )
 

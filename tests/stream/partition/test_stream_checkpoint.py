@@ -21,7 +21,7 @@ from stream.partition.journal import RULES, Journal
 from stream.partition.partition import Partition
 from stream.partition.partition_checkpoint import CheckpointLine, CheckpointStore, Name, Terms
 from tests.scenes.exploring import examples
-from tests.scenes.stream_world import HOUR, MINUTE, SCHEMA, T0, Log, action, exposure, impression
+from tests.scenes.stream_world import HOUR, MINUTE, SCHEMA, T0, Log, action, exposure, page_log
 from tests.stream.join.test_join import NOW
 from tests.stream.join.test_settled_pages import SETTLED
 from tests.stream.partition.test_journal import form, out_of
@@ -52,7 +52,7 @@ class Owner:
 
     def page(self, k: int) -> None:
         ts, name = T0 + k * MINUTE, f"p{k}"
-        self.partition.take(self.log.impressions(impression(name, ts, [1, 2, k + 3])), NOW)
+        self.partition.take(self.log.page_logs(page_log(name, ts, [1, 2, k + 3])), NOW)
         self.partition.take(self.log.events(exposure(name, ts, [1, 2, k + 3])), NOW)
         if k % 3 == 0:
             self.partition.take(self.log.events(action("click", f"p{k // 2}", ts, 1, 2)), NOW)
@@ -136,7 +136,7 @@ def test_a_damaged_base_costs_nothing(url: str, how: str) -> None:
     damage(url, files(url, "base")[-1], how)
     with capture_logs() as logs:
         assert loaded(url) == state
-    assert how == "gone" or [e["log_level"] for e in logs] == ["warning", "error"]  # passed over, set aside
+    assert how == "gone" or [e["log_level"] for e in logs] == ["warning", "error"]  # passed over, renamed
     after = Owner(url)
     after.page(8)
     state = after.save(base=True)
@@ -293,7 +293,7 @@ def test_whatever_is_damaged_whenever_what_is_resumed_was_once_the_state(story: 
     url = f"memory://story-{next(STORIES)}"
     fs, root = fsspec.core.url_to_fs(url)
     owner, k = Owner(url), 0
-    saved, sound = [form(owner.partition)], True
+    saved, intact = [form(owner.partition)], True
     for item in story:
         match item:
             case "page":
@@ -304,22 +304,22 @@ def test_whatever_is_damaged_whenever_what_is_resumed_was_once_the_state(story: 
             case "save" | "base":
                 saved.append(owner.save(base=item == "base"))
                 if item == "base":
-                    sound = True
+                    intact = True
             case "restart":
                 try:
                     owner = Owner(url)
                 except StoreError:
-                    assert not sound, "every base is damaged"
+                    assert not intact, "every base is damaged"
                     break
                 found = form(owner.partition)
                 assert found in saved
-                assert not sound or found == saved[-1]
+                assert not intact or found == saved[-1]
                 saved.append(found)
-                sound = sound or found == saved[-1]
+                intact = intact or found == saved[-1]
             case (how, which):
                 names = [Name.text(n, 0) for n in owner.store.names(0)]
                 damage(url, names[which % len(names)], how)
-                sound = False
+                intact = False
     fs.rm(root, recursive=True)
 
 

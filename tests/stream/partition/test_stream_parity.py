@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from commands.replay.logfeatures import LogRows, unfit
 from commands.replay.stretches import Stretches
-from millrace.contracts.events import Impression, Item, to_msgpack
-from millrace.contracts.impressions import decode_impression
+from millrace.contracts.events import Item, PageLog, to_msgpack
 from millrace.contracts.itemtiles import pack
 from millrace.contracts.online_layout import window_field, window_fields
+from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import read_log
 from millrace.windows.affinity import preferences
@@ -99,9 +99,9 @@ VALUES = [0.0, 0.004, 3.5, -2.0, 99_999.0, float("nan"), float("inf"), 1e12]
 
 
 def rich(message: InputMessage, schema: Schema) -> InputMessage:
-    """An impression with the columns of one of this module's schemas, and numbers of all kinds."""
+    """A page log with the columns of one of this module's schemas, and numbers of all kinds."""
     try:
-        served = decode_impression(message.raw)
+        served = decode_page_log(message.raw)
     except ValueError:
         return message
     n = len(served.items)
@@ -114,7 +114,7 @@ def rich(message: InputMessage, schema: Schema) -> InputMessage:
 @given(arrivals(wild=True), st.integers(0, 2**32), st.sampled_from(sorted(SCHEMAS)))
 def test_a_partition_counts_and_sums_as_its_reference_does(messages: list[InputMessage], seed: int, which: str) -> None:
     schema = SCHEMAS[which]
-    messages = [rich(m, schema) if m.topic == "impressions" else m for m in messages]
+    messages = [rich(m, schema) if m.topic == "page_logs" else m for m in messages]
     reference, rng = ReferencePartition(schema, POLICY), random.Random(seed)
     reference.take(messages, NOW)
     partition, at = Partition(0, schema, POLICY), 0
@@ -137,7 +137,7 @@ def test_unfit_values_are_counted_once_for_each_event_that_would_have_added_them
     log = Log()
     num = np.zeros((3, LAYOUT.N), "<f4")
     num[:, 0], num[:, 1] = [-1.0, np.nan, 5.0], [3.0, -1.0, 4.0]  # prices, bids
-    served = Impression(
+    served = PageLog(
         request_id="r",
         ts_ms=T0,
         user_id=7,
@@ -151,7 +151,7 @@ def test_unfit_values_are_counted_once_for_each_event_that_would_have_added_them
         num=num.tobytes(),
     )
     partition = Partition(0, SCHEMA, POLICY)
-    shown = [*log.impressions(to_msgpack(served)), *log.events(exposure("r", T0, [1, 2, 3]))]
+    shown = [*log.page_logs(to_msgpack(served)), *log.events(exposure("r", T0, [1, 2, 3]))]
     assert partition.take(shown, NOW).counts["unfit"] == 1  # a bid
     clicks = log.events(*(action("click", "r", T0 + MINUTE, p, p + 1) for p in range(3)))
     assert partition.take(clicks, NOW).counts["unfit"] == 2  # prices
@@ -252,13 +252,13 @@ def test_ranking_and_replay_see_the_same_to_the_bit(tmp_path_factory: Any, which
     for i, identity in enumerate(order):
         r = given_rows[identity]
         while at < len(events) and events[at][0] < r["at"]:  # what happened strictly before
-            tell(shop, *events[at])
+            send(shop, *events[at])
             at += 1
         shop.publish()
         got = shop.rank(r["user_id"], r["item_id"], r["at"], r["bid"])
         named = dict(zip(layout.num_names, got.num[0].tolist(), strict=True))
         assert named == dict(zip(layout.num_names, expected[i].tolist(), strict=True)), i
-        served = Impression(
+        served = PageLog(
             request_id=name_of(r),
             ts_ms=r["at"],
             user_id=r["user_id"],
@@ -271,7 +271,7 @@ def test_ranking_and_replay_see_the_same_to_the_bit(tmp_path_factory: Any, which
             cat=got.cat.tobytes(),
             num=got.num.tobytes(),
         )
-        shop.take(r["user_id"], shop.log("impressions", to_msgpack(served)))
+        shop.take(r["user_id"], shop.log("page_logs", to_msgpack(served)))
         compared += int(np.count_nonzero(got.num[0, layout.window_start :]))
     assert compared > 10 * len(made)
     why = "values are missing, negative or too great for the mean"
@@ -283,7 +283,7 @@ def name_of(r: dict[str, Any]) -> str:
     return f"{r['at']}-{r['user_id']}-{r['item_id']}"
 
 
-def tell(shop: Shop, ts_ms: int, _: int, r: dict[str, Any], kind: str) -> None:
+def send(shop: Shop, ts_ms: int, _: int, r: dict[str, Any], kind: str) -> None:
     if kind == "exposure":
         raw = exposure(name_of(r), ts_ms, [r["item_id"]], user_id=r["user_id"])
     else:
@@ -291,7 +291,7 @@ def tell(shop: Shop, ts_ms: int, _: int, r: dict[str, Any], kind: str) -> None:
     shop.take(r["user_id"], shop.log("events", raw))
 
 
-def test_hot_items_and_likings_go_by_the_windows_alone() -> None:
+def test_hot_items_and_affinities_go_by_the_windows_alone() -> None:
     """Half-lives and sums stand beside the windows' clicks, they do not mix with them."""
     head, _, keys = FIELDS.partition("half_lives = [0.5, 7]\n")
     bare = parse_schema(
@@ -320,14 +320,14 @@ def test_hot_items_and_likings_go_by_the_windows_alone() -> None:
         index.refresh_hot(now)
         user = KnownUser.of(builder, 7, record)
         lists = make_lists(builder, index.columns(np.arange(8)), index.alive, index.born_ms, index.heat)
-        ((_, liking),) = Ranker(builder, ItemTable(builder)).likings(lists.groups, user, now)
+        ((_, affinity),) = Ranker(builder, ItemTable(builder)).affinities(lists.groups, user, now)
         shop = ShopLists(schema)
         for item in items:
             shop.put(item)
         for message in pack(0, 1, now, store.keys(), packed):
             shop.count(message)
         tastes = preferences(builder, "shelf", [0, 1, 2], user.columns, record, now)
-        found.append((index.heat.clicks.tolist(), liking.tolist(), shop.make(now), tastes))
+        found.append((index.heat.clicks.tolist(), affinity.tolist(), shop.make(now), tastes))
     assert found[0] == found[1]
     assert all(found[0][0])
 

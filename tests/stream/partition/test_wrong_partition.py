@@ -13,11 +13,11 @@ from kafka.partitioner.default import murmur2 as theirs
 
 from commands.demo.conservation import Ledger
 from millrace.basics.hashing import kafka_partition, murmur2
-from millrace.contracts.events import User, key_of, letter_bytes, to_json
+from millrace.contracts.events import User, dead_letter_bytes, key_of, to_json
 from millrace.contracts.samples import NEGATIVE, POSITIVE
 from stream.partition import decoder as module
 from stream.partition.partition import InputMessage, Partition
-from tests.scenes.stream_world import HOUR, POLICY, SCHEMA, T0, Log, action, exposure, impression, resumed
+from tests.scenes.stream_world import HOUR, POLICY, SCHEMA, T0, Log, action, exposure, page_log, resumed
 
 PARTITIONS = 4
 HOME = kafka_partition(b"7", PARTITIONS)
@@ -42,7 +42,7 @@ def messages(log: Log, request: str = "r", **who: Any) -> list[InputMessage]:
     """A page of two, seen and clicked, and its user's profile."""
     user = who.get("user_id", 7)
     return [
-        *log.impressions(impression(request, T0, [1, 2], user)),
+        *log.page_logs(page_log(request, T0, [1, 2], user)),
         *log.events(exposure(request, T0 + 1, [1, 2], **who), action("click", request, T0 + 2, 1, 2, **who)),
         log("users", to_json(User(user, {}))),
     ]
@@ -52,17 +52,17 @@ def test_everything_about_a_user_of_another_partition_is_a_dead_letter_and_nothi
     part = Partition(WRONG, SCHEMA, POLICY, PARTITIONS)
     out = part.take(messages(Log()), T0)
     assert [(d.topic, d.offset, d.reason, d.exposures) for d in out.dead] == [
-        ("impressions", 0, "wrong-partition", 0),
+        ("page_logs", 0, "wrong-partition", 0),
         ("events", 0, "wrong-partition", 2),
         ("events", 1, "wrong-partition", 0),
         ("users", 0, "wrong-partition", 0),
     ]
-    for letter in out.dead:
-        assert f"came in partition {WRONG}, but belongs to partition {HOME} of {PARTITIONS}" in letter.detail
-        assert "key '7'" in letter.detail
+    for dead_letter in out.dead:
+        assert f"came in partition {WRONG}, but belongs to partition {HOME} of {PARTITIONS}" in dead_letter.detail
+        assert "key '7'" in dead_letter.detail
     assert out.counts == {"exposures": 2}
     assert (part.pending, part.watermark_ms, part.newest_ms, len(part.windows)) == (0, 0, 0, 0)
-    assert part.offsets == {"impressions": 1, "events": 2, "users": 1}
+    assert part.offsets == {"page_logs": 1, "events": 2, "users": 1}
     changes = part.changes()
     assert (changes.users, changes.profiles, len(changes.item_keys)) == ([], [], 0)
 
@@ -106,21 +106,21 @@ def test_what_a_checkpoint_without_the_rule_holds_is_kept() -> None:
     part.resume(before.snapshot().to_bytes())
     assert part.pending == 2
     assert [d.reason for d in part.take(log.events(exposure("new", T0, [1, 2])), T0).dead] == ["wrong-partition"]
-    letters = part.advance(T0 + POLICY.life_ms + POLICY.disorder_ms).dead
-    assert [(d.reason, d.exposures) for d in letters] == [("no-impression", 2)]
+    dead_letters = part.advance(T0 + POLICY.life_ms + POLICY.disorder_ms).dead
+    assert [(d.reason, d.exposures) for d in dead_letters] == [("no-page-log", 2)]
     assert resumed(part.snapshot().to_bytes(), number=WRONG).pending == 0
 
 
 def test_the_books_balance_when_it_is_sent_again_to_the_right_partition() -> None:
     parts = {number: Partition(number, SCHEMA, POLICY, PARTITIONS) for number in (WRONG, HOME)}
-    seen, served = exposure("r", T0, [1, 2]), impression("r", T0, [1, 2])
+    seen, served = exposure("r", T0, [1, 2]), page_log("r", T0, [1, 2])
     ledger = Ledger()
-    letters = parts[WRONG].take([InputMessage("events", 0, seen)], T0).dead
-    parts[HOME].take([InputMessage("impressions", 0, served), InputMessage("events", 0, seen)], T0)
+    dead_letters = parts[WRONG].take([InputMessage("events", 0, seen)], T0).dead
+    parts[HOME].take([InputMessage("page_logs", 0, served), InputMessage("events", 0, seen)], T0)
     out = parts[HOME].advance(T0 + HOUR)
     assert out.samples is not None
-    for letter in letters:
-        ledger.dead_letter_message(SimpleNamespace(value=letter_bytes(letter)))
+    for dead_letter in dead_letters:
+        ledger.dead_letter_message(SimpleNamespace(value=dead_letter_bytes(dead_letter)))
     for number in parts:
         ledger.event_message(SimpleNamespace(partition=number, offset=0, value=seen, timestamp=T0))
     ledger.sample_message(SimpleNamespace(partition=HOME, value=out.samples.to_bytes()))

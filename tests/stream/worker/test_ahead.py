@@ -24,7 +24,7 @@ from stream.worker import turn as rules
 from stream.worker.ahead import SKEW_S, is_set_back
 from stream.worker.stream_worker import StreamWorker
 from stream.worker.turn import Advance, Now, Pace, SetBack, Take, Turn, arrival
-from tests.scenes.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Log, Sum, action, exposure, impression, resumed
+from tests.scenes.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Log, Sum, action, exposure, page_log, resumed
 from tests.scenes.turn_scene import CRASH, OTHER_CLOCK, RUN, SILENCE, WALL_S, Happening, Scene, click, page
 
 SKEW_MS = round(SKEW_S * 1000)
@@ -39,7 +39,7 @@ def at(event_ms: int, speed: float = 1.0) -> EventClock:
 def seen_until(ts_ms: int) -> Partition:
     """A partition whose newest event is of ``ts_ms``, as that event's clock allowed it."""
     part, log = Partition(0, SCHEMA, POLICY), Log()
-    part.take([*log.impressions(impression("r", ts_ms, [1])), *log.events(exposure("r", ts_ms, [1]))], ts_ms)
+    part.take([*log.page_logs(page_log("r", ts_ms, [1])), *log.events(exposure("r", ts_ms, [1]))], ts_ms)
     assert part.newest_ms == ts_ms
     return part
 
@@ -77,13 +77,13 @@ def test_the_remedy_of_a_new_data_folder_helps() -> None:
         m
         for hour in (0, 4, 8)
         for name, ts in [(f"r{hour}", T0 + hour * HOUR)]
-        for m in (*log.impressions(impression(name, ts, [1])), *log.events(exposure(name, ts, [1])))
+        for m in (*log.page_logs(page_log(name, ts, [1])), *log.events(exposure(name, ts, [1])))
     ]
     now = T0 + 4 * HOUR
     out = part.take(history, now)
     assert [d.reason for d in out.dead] == ["future"]
     assert not is_set_back(part, at(now), WALL_S)
-    live = [*log.impressions(impression("live", now + 1, [1])), *log.events(exposure("live", now + 1, [1]))]
+    live = [*log.page_logs(page_log("live", now + 1, [1])), *log.events(exposure("live", now + 1, [1]))]
     out = part.take(live, now + 1)
     assert "late" not in out.counts
     assert not out.dead
@@ -109,7 +109,7 @@ class Shop:
 
     def page(self, name: str, user: int, ahead_ms: int = 0) -> None:
         """A page of two items; the telephone's clock may be wrong."""
-        self.comes("impressions", impression(name, self.now_ms, [1, 2], user=user))
+        self.comes("page_logs", page_log(name, self.now_ms, [1, 2], user=user))
         self.comes("events", exposure(name, self.now_ms + ahead_ms, [1, 2], user_id=user))
 
     def click(self, name: str, user: int, position: int = 0, ahead_ms: int = 0) -> None:
@@ -147,7 +147,7 @@ def test_silence_brings_what_is_ahead_when_its_time_comes_even_to_a_partition_th
     assert (shop.part.newest_ms, shop.part.pending) == (0, 0)
     one = Turn(shop.part, PACE, at(T0), Now(0.0, WALL_S))
     for seconds, expected in ((540.0, 0), (600.0, 2)):
-        read = {t: ReadTo(1, 1, WALL_S + seconds, 1) for t in ("events", "impressions")}
+        read = {t: ReadTo(1, 1, WALL_S + seconds, 1) for t in ("events", "page_logs")}
         dues = list(one.outbound(read, one.partition.newest_ms, Now(seconds, WALL_S + seconds)))
         for due in dues:
             one.done(due)
@@ -194,7 +194,7 @@ def test_more_that_is_ahead_than_can_be_held_is_from_the_future(monkeypatch: pyt
         shop.page(f"p{n}", 7, ahead_ms=30 * MINUTE + n)
     held = shop.total.counts["ahead"]
     assert 0 < held < 10
-    assert [letter.reason for letter in shop.total.dead] == ["future"] * (10 - held)
+    assert [dead_letter.reason for dead_letter in shop.total.dead] == ["future"] * (10 - held)
     assert f"1800009 ms ahead of the clock, where {held} such events wait already" == shop.total.dead[-1].detail
     shop.now_ms += HOUR
     shop.total += shop.part.advance(shop.now_ms)
@@ -223,9 +223,7 @@ def test_a_watermark_that_silence_moved_is_set_back_after_the_announced_advance(
     clock = at(T0 + 5 * MINUTE)
     turn = Turn(part, PACE, clock, now)
     live = exposure("live", T0 + 4 * MINUTE, [1])
-    turn.arrived(
-        arrival(0, "impressions", 1, impression("live", T0 + 4 * MINUTE, [1]), WALL_S, None, clock, WALL_S), now
-    )
+    turn.arrived(arrival(0, "page_logs", 1, page_log("live", T0 + 4 * MINUTE, [1]), WALL_S, None, clock, WALL_S), now)
     dues, outputs = [], []
     for due in turn.inbound({}, now):
         dues.append(type(due))

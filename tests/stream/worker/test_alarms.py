@@ -18,7 +18,7 @@ from stream.partition.partition import InputMessage, Partition, StepOutput
 from stream.worker.alarms import CAUSES, ENOUGH, QUIET_S, REMEDIES, WINDOW_S, AlarmLine, Alarms
 from stream.worker.stream_worker import StreamWorker
 from stream.worker.turn import Now, Take, Turn
-from tests.scenes.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, exposure, impression
+from tests.scenes.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, exposure, page_log
 
 PARTITIONS = 4
 Place = Callable[[int, int], int]  # (user, how many partitions) -> partition
@@ -62,7 +62,7 @@ class World:
         user, request, ts_ms = self.pages, f"r{self.pages}", self.clock_ms + ahead_ms
         self.pages += 1
         if served:
-            self.put("impressions", by_key(user, len(self.partitions)), impression(request, ts_ms, [1, 2], user))
+            self.put("page_logs", by_key(user, len(self.partitions)), page_log(request, ts_ms, [1, 2], user))
         number = place(user, len(self.partitions))
         output = self.put("events", number, exposure(request, ts_ms, [1, 2], user_id=user))
         self.look()
@@ -107,7 +107,7 @@ def other_hash(world: World) -> None:
 CASES: dict[str, tuple[Callable[[World], None], str, str]] = {
     "late": (late, "late", "has come to 2024-10-04 08:59 UTC, the event clock to 2024-10-04 00:0"),
     "future": (future, "future", "beyond what is allowed ahead of the clock"),
-    "unserved": (unserved, "no-impression", "has no impression"),
+    "unserved": (unserved, "no-page-log", "has no page log"),
     "no key": (keyless, "wrong-partition", "belongs to partition"),
     "CRC-32": (other_hash, "wrong-partition", "belongs to partition"),
 }
@@ -166,11 +166,11 @@ def test_causes_add_up() -> None:
     for number in range(200):
         world.page(served=number % 3 != 0, ahead_ms=3 * HOUR if number % 3 == 1 else 0)
     line = world.lines[0][1]
-    assert set(line.counts) == {"no-impression", "future"}
+    assert set(line.counts) == {"no-page-log", "future"}
     assert line.share == pytest.approx(2 / 3, abs=0.5 * 3 / line.events + 0.05)
 
 
-def test_one_partition_of_many_is_told_alone() -> None:
+def test_one_partition_of_many_is_reported_alone() -> None:
     world = World()
     world.partitions[2].advance(T0 + 9 * HOUR)
     world.pages_of(1000)
@@ -181,31 +181,31 @@ def test_one_partition_of_many_is_told_alone() -> None:
         assert line.events < 1000 / 2
 
 
-def test_a_page_that_comes_before_its_impression_is_no_case() -> None:
-    """The impression follows each page some seconds later, as from a scorer that is slow to log."""
+def test_a_page_that_comes_before_its_page_log_is_no_case() -> None:
+    """The page log follows each page some seconds later, as from a scorer that is slow to log."""
     world = World()
     for number in range(300):
         world.page(served=False)
         if number >= 4:
             user = number - 4
-            raw = impression(f"r{user}", world.clock_ms, [1, 2], user)
-            world.put("impressions", by_key(user, PARTITIONS), raw)
+            raw = page_log(f"r{user}", world.clock_ms, [1, 2], user)
+            world.put("page_logs", by_key(user, PARTITIONS), raw)
     assert not world.lines
 
 
 def test_silence_and_the_end_of_what_waited_are_no_events() -> None:
-    """Hours later the exposures without an impression become dead letters: they were told of when they came."""
+    """Hours later the exposures without a page log become dead letters: they were told of when they came."""
     world = World().pages_of(2 * ENOUGH, served=False)
     world.now_s += QUIET_S
     world.look()
-    told = len(world.lines)
+    reported = len(world.lines)
     world.now_s += 3 * HOUR / 1000
     for partition in world.partitions:
         world.alarms.note(partition.number, partition.advance(world.clock_ms), world.now_s)
     assert sum(partition.pending for partition in world.partitions) == 0
     world.look()
     world.pages_of(200)
-    assert len(world.lines) == told
+    assert len(world.lines) == reported
 
 
 def test_the_worker_logs_the_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ class Lives:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.topic, self.settings = Topic(), Settings(data=str(folder), redis="127.0.0.1:1")
-        self.letters: list[DeadLetter] = []
+        self.dead_letters: list[DeadLetter] = []
         self.stop = threading.Event()
         monkeypatch.setattr(listkeeper, "make_reader", lambda _, topic, **__: self.topic.reader(topic))
         monkeypatch.setattr(listkeeper, "topic_ids", lambda _: {ITEMS: self.topic.id, FEATURES_ITEMS: "counts"})
@@ -56,18 +56,18 @@ class Lives:
         monkeypatch.setattr(listkeeper, "read_up", lambda reader: not reader.left)
 
     def live(self) -> list[int]:
-        """A keeper reads all there is, writes the lists and ends; offsets of its letters."""
-        self.letters.clear()
+        """A keeper reads all there is, writes the lists and ends; offsets of its dead letters."""
+        self.dead_letters.clear()
         self.stop.clear()
-        keeper = ListKeeper(self.settings, SCHEMA, EventClock(), self.letters.extend)
+        keeper = ListKeeper(self.settings, SCHEMA, EventClock(), self.dead_letters.extend)
         keeper.ending = self.stop
         keeper.active.set()
         keeper._keep()
-        assert {letter.reason for letter in self.letters} <= {"bad-item"}
-        return [letter.offset for letter in self.letters]
+        assert {dead_letter.reason for dead_letter in self.dead_letters} <= {"bad-item"}
+        return [dead_letter.offset for dead_letter in self.dead_letters]
 
 
-def test_a_restart_writes_no_letter_twice_and_misses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restart_writes_no_dead_letter_twice_and_misses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lives = Lives(tmp_path, monkeypatch)
     lives.topic.messages = [GOOD, BAD, GOOD, BAD]
     assert lives.live() == [1, 3]
@@ -76,8 +76,10 @@ def test_a_restart_writes_no_letter_twice_and_misses_none(tmp_path: Path, monkey
     assert lives.live() == []
 
 
-def test_a_topic_that_was_made_anew_has_letters_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its offsets begin again below those that are told."""
+def test_a_topic_that_was_created_again_has_dead_letters_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its offsets begin again below those that are given."""
     lives = Lives(tmp_path, monkeypatch)
     lives.topic.messages = [GOOD, GOOD, GOOD, BAD]
     assert lives.live() == [3]
@@ -85,9 +87,9 @@ def test_a_topic_that_was_made_anew_has_letters_of_its_own(tmp_path: Path, monke
     assert lives.live() == [0]
 
 
-def test_doubts_about_items_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_about_items_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lives = Lives(tmp_path, monkeypatch)
     lives.topic.messages = [GOOD, ODD, ODD]
-    before = figure("millrace_doubts_total", kind="unknown-attribute")
+    before = figure("millrace_profile_warnings_total", kind="unknown-attribute")
     assert lives.live() == []
-    assert figure("millrace_doubts_total", kind="unknown-attribute") == before + 2
+    assert figure("millrace_profile_warnings_total", kind="unknown-attribute") == before + 2

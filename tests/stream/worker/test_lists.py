@@ -140,7 +140,7 @@ def test_what_a_user_likes_is_read_off_the_tiles_that_are_there() -> None:
     shoes = 2 * sum(1 / d for d in windows.days) / len(windows.days)
     hats = 3 * sum(1 / d for d in windows.days if d > 2) / len(windows.days)
     assert [value for value, _ in liked] == ["shoes", "hats"]
-    assert [liking for _, liking in liked] == pytest.approx([shoes, hats])
+    assert [affinity for _, affinity in liked] == pytest.approx([shoes, hats])
 
 
 # -- in Redis ----------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def test_one_of_two_workers_keeps_the_lists(loop: Loop) -> None:
     until(lambda: redis_lists(loop.settings.redis) == expected, "the lists are back")
     assert sorted(loop.figure(w, "millrace_lists_written_total") > 0 for w in workers) == [False, True]
     assert sum(loop.figure(w, "millrace_lists_errors_total") for w in workers) == 1
-    letters: list[str] = []
-    read_all(loop.settings, "dead-letters", lambda record: letters.append(decode_dead_letter(record.value).reason))
-    assert letters == ["bad-item-tiles"]
+    dead_letters: list[str] = []
+    read_all(loop.settings, "dead-letters", lambda record: dead_letters.append(decode_dead_letter(record.value).reason))
+    assert dead_letters == ["bad-item-tiles"]
     assert [stop(w, 120) for w in workers] == [0, 0]

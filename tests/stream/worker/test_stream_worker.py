@@ -25,7 +25,7 @@ from stream.partition.partition import Partition
 from stream.worker.faustio import StreamApp
 from stream.worker.stream_worker import StreamWorker, _as_expected, _until
 from stream.worker.turn import INPUTS, Recall
-from tests.scenes.stream_world import HOUR, POLICY, SCHEMA, T0, Log, action, exposure, impression, rows
+from tests.scenes.stream_world import HOUR, POLICY, SCHEMA, T0, Log, action, exposure, page_log, rows
 from tests.scenes.waiting import until
 
 
@@ -102,18 +102,18 @@ def test_an_outlet_ends_though_a_library_swallows_its_cancellation(tmp_path: Pat
 def test_a_broker_that_came_back_with_other_topics_ends_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids: tuple[str, ...]
 ) -> None:
-    """After a silence it is asked, once. The next start begins anew, with the state at hand."""
+    """After a silence it is asked, once. The next start begins again, with the state at hand."""
 
     async def main() -> None:
         shell, silent_s, asked = worker(tmp_path), [0.0, 2.0, 0.0, 0.0], list[int]()
         shell._logs = dict.fromkeys(INPUTS, "A")
-        monkeypatch.setattr(shell.turns, "unheard_s", lambda *_: silent_s.pop(0))
+        monkeypatch.setattr(shell.turns, "silent_s", lambda *_: silent_s.pop(0))
 
-        def tell(_: Any) -> dict[str, str]:
+        def ask(_: Any) -> dict[str, str]:
             asked.append(1)
             return dict(zip(INPUTS, ids, strict=True))
 
-        monkeypatch.setattr("stream.worker.stream_worker.ids_of_inputs", tell)
+        monkeypatch.setattr("stream.worker.stream_worker.ids_of_inputs", ask)
         while silent_s:
             shell._check_broker([])
         await asyncio.gather(*shell._tasks)
@@ -127,14 +127,14 @@ def test_a_broker_that_came_back_with_other_topics_ends_the_worker(
     asyncio.run(main())
 
 
-def test_impressions_are_read_in_the_background_and_given_to_their_turn(
+def test_page_logs_are_read_in_the_background_and_given_to_their_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
         shell, log = worker(tmp_path), Log()
         partition = Partition(0, SCHEMA, POLICY, settles=True)
-        raw = impression("a", T0, [1, 2])
-        partition.take([*log.impressions(raw), *log.events(exposure("a", T0, [1, 2]))], T0)
+        raw = page_log("a", T0, [1, 2])
+        partition.take([*log.page_logs(raw), *log.events(exposure("a", T0, [1, 2]))], T0)
         partition.advance(T0 + POLICY.attribution_ms + POLICY.disorder_ms)
         partition.take(log.events(action("click", "a", T0 + 5, 1, 2)), T0 + HOUR)
         shell.turns.begin([partition], shell._now())
@@ -193,15 +193,15 @@ def test_a_worker_that_joins_a_broker_without_topics_has_them_once_they_are_ther
     """A broker that was just started again may not know its topics yet."""
     log = tmp_path / "member.log"
 
-    def told() -> list[int]:
+    def reported() -> list[int]:
         return [int(line) for line in log.read_text().splitlines() if line.isdigit()] if log.exists() else []
 
     with EmbeddedBroker(tmp_path / "broker") as broker:
         member = spawn([sys.executable, "-c", _MEMBER, broker.address, str(tmp_path / "faust")], None, log)
         try:
-            until(lambda: told()[-1:] == [0], "it joins, and is assigned nothing", more=log.read_text)
+            until(lambda: reported()[-1:] == [0], "it joins, and is assigned nothing", more=log.read_text)
             create_topics(Settings(kafka=broker.address, partitions=2))
-            until(lambda: told()[-1] == 2 * len(INPUTS), "it is assigned all", more=log.read_text)
+            until(lambda: reported()[-1] == 2 * len(INPUTS), "it is assigned all", more=log.read_text)
         finally:
             stop(member)
 

@@ -52,7 +52,7 @@ from tests.scenes.turn_scene import (
     REBALANCE,
     RUN,
     SILENCE,
-    SLOW_IMPRESSIONS,
+    SLOW_PAGE_LOGS,
     STANDSTILL,
     UNREADABLE,
     WALL_S,
@@ -181,11 +181,11 @@ CASES = {
         (Turns, "positions", no_waiting),
         "'no-exposure': 1",
     ),
-    # While a worker catches up, events come by the thousand and impressions one by one.
-    "impressions lagging": Case(
-        [[page("a"), SLOW_IMPRESSIONS(3), CATCHING_UP, RUN(16)]],
+    # While a worker catches up, events come by the thousand and page logs one by one.
+    "page logs lagging": Case(
+        [[page("a"), SLOW_PAGE_LOGS(3), CATCHING_UP, RUN(16)]],
         (Turn, "_released", no_gate),
-        "'no-impression': ",
+        "'no-page-log': ",
     ),
 }
 
@@ -278,7 +278,9 @@ def test_a_click_ahead_of_the_clock_costs_no_other_its_label(story: list[Happeni
     """It is told as soon as its page is seen, and used when its time has come: half an hour later, after the label."""
     scene = Scene().play([page("a"), *story]).finish().check()
     assert scene.kinds("a") == {NEGATIVE: 1, CORRECTION: 1}
-    assert [scene.kinds(name) for name in scene.told_ms if name != "a"] == [{POSITIVE: 1}] * (len(scene.told_ms) - 1)
+    assert [scene.kinds(name) for name in scene.reported_ms if name != "a"] == [{POSITIVE: 1}] * (
+        len(scene.reported_ms) - 1
+    )
     assert not scene.dead
 
 
@@ -300,14 +302,14 @@ LATE_CLICK = [page("a"), SILENCE(9), click("a")]
     ],
     ids=str,
 )
-def test_a_late_click_finds_its_page_though_the_impression_was_given_up(story: list[Happening]) -> None:
+def test_a_late_click_finds_its_page_though_the_page_log_was_given_up(story: list[Happening]) -> None:
     scene = Scene().play(story).finish().check()
     assert scene.dues["Recall"]
     assert scene.kinds("a") == {NEGATIVE: 1, CORRECTION: 1}
     assert not any(turn.partition.wanted for turn in scene.turns)
 
 
-def test_impressions_are_asked_for_some_at_a_time_and_again_after_a_failure() -> None:
+def test_page_logs_are_asked_for_some_at_a_time_and_again_after_a_failure() -> None:
     partition = Partition(0, SCHEMA, POLICY, settles=True)
     one = turn(partition)
     wanted = {f"r{k}": k for k in range(RECALLED + 10)}
@@ -339,13 +341,13 @@ def test_an_advance_that_is_announced_comes_before_what_was_read() -> None:
 
 
 def test_an_empty_broker_is_read_from_its_beginning_with_the_state_at_hand() -> None:
-    """What waits in memory goes on. A settled page's impression is gone, so its click is a dead letter that says so."""
+    """What waits in memory goes on. A settled page's page log is gone, so its click is a dead letter that says so."""
     scene = Scene().play([page("old"), SILENCE(9), page("a"), page("b"), RUN(1), EMPTY_BROKER])
     scene.play([click("old"), click("a"), page("c"), click("c")]).finish()
     assert scene.dues["ResetOffsets"] == 1  # of the other partition nothing had been read
     assert [scene.kinds(name) for name in "abc"] == [{POSITIVE: 1}, {NEGATIVE: 1}, {POSITIVE: 1}]
     assert scene.kinds("old") == {NEGATIVE: 1}
-    assert scene.dead == {"impression-gone": 1}
+    assert scene.dead == {"page-log-gone": 1}
     assert all(len(bodies) == 1 for bodies in scene.samples.values())
     for one in scene.turns:
         assert one.partition.pending == 0
@@ -410,7 +412,7 @@ def stories(draw: st.DrawFn) -> list[Happening]:
                 meanwhile = tuple(shop() for _ in range(draw(st.integers(0, 3))))
                 story.append(STANDSTILL(draw(st.sampled_from([0.5, 4.0, 30.0])), meanwhile))
             case 5:
-                story.append(SLOW_IMPRESSIONS(draw(st.integers(0, 4))))
+                story.append(SLOW_PAGE_LOGS(draw(st.integers(0, 4))))
             case 9:
                 story.append(RUN(draw(st.integers(1, 4)) / 10))
             case 11:
@@ -431,7 +433,7 @@ def test_whatever_happens_each_exposure_has_one_label(story: list[Happening], ch
 
 # What that test found: each was a failure once.
 FOUND: dict[str, tuple[list[Happening], float]] = {
-    "click that waits for an impression that cannot be read, to the story's end": (
+    "click that waits for a page log that cannot be read, to the story's end": (
         [*map(page, ("a", "b", "c")), SILENCE(9.0), click("a"), RUN(0.2), page("d"), UNREADABLE(20.0)],
         0.3,
     ),
@@ -443,7 +445,7 @@ FOUND: dict[str, tuple[list[Happening], float]] = {
         [*map(page, ("a", "b", "c")), click("a"), click("b"), SILENCE(1.2), CRASH, forget(0), SILENCE(0.3)],
         1.0,
     ),
-    "click on a forgotten user's page, whose impression is read when nobody else's page is so old": (
+    "click on a forgotten user's page, whose page log is read when nobody else's page is so old": (
         [page("a"), RUN(0.4), forget(0), SILENCE(9.0), STANDSTILL(30.0, (click("a", 1), page("b")))],
         0.3,
     ),
@@ -455,7 +457,7 @@ FOUND: dict[str, tuple[list[Happening], float]] = {
 def test_what_was_found_stays_away(name: str, label: str) -> None:
     story, checkpoint_s = FOUND[name]
     scene = Scene(pace=Pace(0.2, checkpoint_s, 1.0), rests=0, label=label).play(story).finish().check()
-    assert scene.told_ms.keys() <= {"a", "b"}
+    assert scene.reported_ms.keys() <= {"a", "b"}
     assert not scene.dead
 
 
@@ -470,12 +472,12 @@ def test_fetching_pauses_while_too_many_events_wait_and_resumes_at_half() -> Non
     one, now = turn(), Now(1.0, WALL_S + 1)
     for offset in range(HELD_MESSAGES + 1):
         one.arrived(arrival(0, "events", offset, b"{}", WALL_S + offset / 1e6, None, CLOCK, WALL_S), now)
-    unread: Reads = {"impressions": ReadTo(0, 5, WALL_S, 0)}
+    unread: Reads = {"page_logs": ReadTo(0, 5, WALL_S, 0)}
     assert list(one.inbound(unread, now)) == [Pause()]
     assert list(one.inbound(unread, now)) == []
-    one.arrived(arrival(0, "impressions", 0, b"", WALL_S + HELD_MESSAGES / 1e6 / 4, None, CLOCK, WALL_S), now)
+    one.arrived(arrival(0, "page_logs", 0, b"", WALL_S + HELD_MESSAGES / 1e6 / 4, None, CLOCK, WALL_S), now)
     assert Resume() not in list(one.inbound(unread, now))
-    one.arrived(arrival(0, "impressions", 1, b"", WALL_S + HELD_MESSAGES / 1e6, None, CLOCK, WALL_S), now)
+    one.arrived(arrival(0, "page_logs", 1, b"", WALL_S + HELD_MESSAGES / 1e6, None, CLOCK, WALL_S), now)
     assert Resume() in list(one.inbound(unread, now))
 
 
@@ -496,7 +498,7 @@ def test_a_broker_that_answers_no_fetch_is_noticed_by_looking() -> None:
     turns.begin([Partition(0, SCHEMA, POLICY)], Now(0.0, WALL_S))
 
     def looked(steady_s: float, asked_s: float) -> float:
-        return turns.unheard_s([ReadTo(0, 0, asked_s, 0), None], Now(steady_s, WALL_S))
+        return turns.silent_s([ReadTo(0, 0, asked_s, 0), None], Now(steady_s, WALL_S))
 
     assert looked(0.0, 1.0) == 0
     assert looked(0.5, 1.0) == 0.5

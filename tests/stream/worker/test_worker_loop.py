@@ -35,7 +35,7 @@ from millrace.contracts.events import (
     Click,
     Collect,
     Exposure,
-    Impression,
+    PageLog,
     Purchase,
     User,
     decode_dead_letter,
@@ -58,7 +58,7 @@ from stream.partition.partition import InputMessage, Partition, Policy
 from stream.partition.partition_checkpoint import CheckpointStore
 from stream.worker.faustio import Throttle
 from stream.worker.logids import ends_of, ids_of_inputs
-from stream.worker.rereader import ImpressionReader
+from stream.worker.rereader import PageLogReader
 from tests.scenes.demo_kafka import apache_kafka
 from tests.scenes.waiting import LONG, PATIENCE, until
 
@@ -90,7 +90,7 @@ def story(pages: int, seed: int) -> list[Sent]:
     rng, arrays = random.Random(seed), np.random.default_rng(seed)
     events: list[tuple[float, Sent]] = []
 
-    def tell(user: int, topic: str, at_ms: float, value: bytes) -> None:
+    def send(user: int, topic: str, at_ms: float, value: bytes) -> None:
         events.append((at_ms, (topic, home(user), value)))
 
     def page(number: int, user: int, ts: int, clicks: float = 0.3) -> None:
@@ -98,7 +98,7 @@ def story(pages: int, seed: int) -> list[Sent]:
         items = rng.sample(range(50), n)
         keys = arrays.integers(1, 40, (n, SCHEMA.layout.K)).astype("<u8")
         keys[:, 0], keys[:, 3] = 1000 + user, keys[:, 3] + 10_000 * (1 + user)  # the user side is the user's own
-        impression = Impression(
+        page_log = PageLog(
             request_id=request,
             ts_ms=ts - 500,
             user_id=user,
@@ -111,25 +111,25 @@ def story(pages: int, seed: int) -> list[Sent]:
             cat=arrays.integers(1, 1 << 60, (n, SCHEMA.layout.F)).astype("<i8").tobytes(),
             num=arrays.random((n, SCHEMA.layout.N)).astype("<f4").tobytes(),
         )
-        tell(user, "impressions", ts - 500, to_msgpack(impression))
+        send(user, "page_logs", ts - 500, to_msgpack(page_log))
         seen = to_json(Exposure(f"e{number}", request, ts, user, list(items), 0, sent_ms=ts))
-        tell(user, "events", ts + rng.random() * 20_000, seen)
+        send(user, "events", ts + rng.random() * 20_000, seen)
         if rng.random() < 0.1:
-            tell(user, "events", ts + 25_000, seen)
+            send(user, "events", ts + 25_000, seen)
         if rng.random() < 0.1:
-            tell(user, "events", ts, b'{"type":"exposure","request_id":' + str(number).encode())
+            send(user, "events", ts, b'{"type":"exposure","request_id":' + str(number).encode())
         for position in range(n):
             if rng.random() < clicks:
                 at = ts + rng.randrange(1000, 20 * 60_000)
                 late = at if rng.random() < 0.9 else at + HOUR_MS
                 common = (user, items[position], position, late)
-                tell(user, "events", late + 10_000, to_json(Click(f"c{number}.{position}", request, late, *common)))
+                send(user, "events", late + 10_000, to_json(Click(f"c{number}.{position}", request, late, *common)))
                 if rng.random() < 0.3:
                     kind = rng.choice([Collect, Purchase])
-                    tell(user, "events", late + 15_000, to_json(kind(f"k{number}.{position}", request, late, *common)))
+                    send(user, "events", late + 15_000, to_json(kind(f"k{number}.{position}", request, late, *common)))
 
     for user in range(12):
-        tell(user, "users", START_MS, to_json(User(user, {"kind": "consumer", "age": 20 + user})))
+        send(user, "users", START_MS, to_json(User(user, {"kind": "consumer", "age": 20 + user})))
     for number in range(pages):
         page(number, rng.randrange(12), START_MS + number * 20_000)
     last = START_MS + pages * 20_000
@@ -294,16 +294,16 @@ class Loop:
         until(lambda: self.coclicks().keys() >= expected.together, "co-clicks are published")
         until(lambda: self.redis_profiles() == expected.profiles, "profiles are in Redis")
         until(lambda: self.item_tiles() == as_lists({"": expected.items})[""], "item windows are published")
-        until(lambda: self.letters() >= expected.dead.keys(), "all dead letters came")
-        assert self.letters() == expected.dead.keys()
+        until(lambda: self.dead_letters() >= expected.dead.keys(), "all dead letters came")
+        assert self.dead_letters() == expected.dead.keys()
 
-    def letters(self) -> set[tuple[str, int, int]]:
+    def dead_letters(self) -> set[tuple[str, int, int]]:
         """What the dead letters are of: topic, partition, offset."""
         found: set[tuple[str, int, int]] = set()
 
         def read(record: Any) -> None:
-            letter = decode_dead_letter(record.value)
-            found.add((letter.topic, letter.partition, letter.offset))
+            dead_letter = decode_dead_letter(record.value)
+            found.add((dead_letter.topic, dead_letter.partition, dead_letter.offset))
 
         read_all(self.settings, "dead-letters", read)
         return found
@@ -420,8 +420,8 @@ def test_an_undisturbed_run_says_what_the_core_says_and_once(steady: Loop, besid
     ):
         until(lambda n=name, v=value: loop.figure(worker, f"millrace_{n}") == v, f"{name} is {value}")  # type: ignore[misc]
     assert set(loop.poll().values()) == {1}
-    assert loop.figure(worker, "millrace_impressions_recalled_total") > 0  # some clicks come an hour late
-    assert loop.figure(worker, "millrace_impressions_gone_total") == 0
+    assert loop.figure(worker, "millrace_page_logs_recalled_total") > 0  # some clicks come an hour late
+    assert loop.figure(worker, "millrace_page_logs_gone_total") == 0
     assert loop.figure(worker, "millrace_checkpoint_bytes_total") > 0
     assert stop(worker, PATIENCE) == 0
     assert (loop.folder / "worker0.log").read_text().count("\n") < 6  # calm
@@ -563,7 +563,7 @@ def test_a_new_broker_is_read_from_its_beginning_with_the_state_of_the_old(loop:
     loop.ready(worker)
     loop.send(story(60, seed=11))
     expected = answer(loop)
-    expected.dead["events", 0, 499] += 1  # what waited for its impression, which the old broker took along
+    expected.dead["events", 0, 499] += 1  # what waited for its page log, which the old broker took along
     loop.done(expected)
     assert stop(worker, PATIENCE) == 0
     assert "what the old events held from offset 500 on" in loop.logs()
@@ -587,7 +587,7 @@ def test_a_checkpoint_ahead_of_the_event_clock_is_one_line(loop: Loop) -> None:
 
 
 @pytest.mark.slow
-def test_users_in_a_partition_that_is_not_theirs_are_told_at_once(steady: Loop) -> None:
+def test_users_in_a_partition_that_is_not_theirs_are_reported_at_once(steady: Loop) -> None:
     """Events come from a producer that takes the CRC-32 of the key, as librdkafka does by default. What it happens to
     place rightly is taken."""
     loop, moved, messages = steady, 0, list[Sent]()
@@ -618,7 +618,7 @@ def test_a_silent_partition_follows_the_event_clock(tmp_path: Path) -> None:
     clock = EventClock(wall_ms(), START_MS + 2 * HOUR_MS)
     loop = Loop(tmp_path, idle_seconds=0.3, clock=clock.encode())
     try:
-        messages = [m for m in story(3, seed=4) if b"r0" in m[2] and (m[0] == "impressions" or b'"exposure"' in m[2])]
+        messages = [m for m in story(3, seed=4) if b"r0" in m[2] and (m[0] == "page_logs" or b'"exposure"' in m[2])]
         loop.send(messages)
         worker = loop.worker()
         until(lambda: len(loop.poll()) == 4, "the page's four negatives")
@@ -637,7 +637,7 @@ def test_a_label_given_to_silence_stays_after_a_crash(tmp_path: Path) -> None:
     try:
         page = [m for m in story(3, seed=4) if b"r0" in m[2]]
         click = next(m for m in page if b'"click"' in m[2])
-        loop.send([m for m in page if m[0] == "impressions" or b'"exposure"' in m[2]])
+        loop.send([m for m in page if m[0] == "page_logs" or b'"exposure"' in m[2]])
         first = loop.worker()
         until(lambda: len(loop.poll()) == 4, "the page's four negatives")
         first.kill()
@@ -692,34 +692,34 @@ def test_apache_kafka_with_idempotent_producers(tmp_path: Path) -> None:
             loop.close()
 
 
-def test_impressions_are_read_again_by_their_offsets(loop: Loop) -> None:
+def test_page_logs_are_read_again_by_their_offsets(loop: Loop) -> None:
     """Near ones and far ones, in one reading; one whose time is over and one that the log does not reach are told."""
     raws = [b"%d" % k for k in range(1000)]
-    loop.send([("impressions", 1, raw) for raw in raws])
-    recaller = ImpressionReader(loop.settings)
+    loop.send([("page_logs", 1, raw) for raw in raws])
+    recaller = PageLogReader(loop.settings)
     try:
         wanted = [999, 3, 4, 4, 7, 640, 641, 1000, 5000]
         expected = {at: raws[at] if at < len(raws) else None for at in wanted}
         assert recaller.read(1, wanted) == expected
         assert recaller.read(0, [0]) == {0: None}
         admin = KafkaAdminClient(bootstrap_servers=loop.settings.brokers)
-        admin.delete_records({TopicPartition("impressions", 1): 600})
+        admin.delete_records({TopicPartition("page_logs", 1): 600})
         admin.close()
         assert recaller.read(1, [3, 640, 999]) == {3: None, 640: raws[640], 999: raws[999]}
         assert all(ids_of_inputs(loop.settings).values())
-        assert ends_of(loop.settings, ["impressions", "events"], 1) == {"impressions": 1000, "events": 0}
+        assert ends_of(loop.settings, ["page_logs", "events"], 1) == {"page_logs": 1000, "events": 0}
     finally:
         recaller.close()
 
 
-def test_impressions_that_cannot_be_read_are_told_from_those_that_are_gone(
+def test_page_logs_that_cannot_be_read_are_distinguished_from_those_that_are_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(**_: Any) -> None:
         raise KafkaConnectionError
 
     monkeypatch.setattr("stream.worker.rereader.KafkaConsumer", away)
-    recaller = ImpressionReader(load_settings({"kafka": "127.0.0.1:1", "data": str(tmp_path)}, environ={}))
+    recaller = PageLogReader(load_settings({"kafka": "127.0.0.1:1", "data": str(tmp_path)}, environ={}))
     assert recaller.read(1, [999]) is None
     recaller.close()
 

@@ -3,7 +3,7 @@
 
 ::
 
-    values of the topic dead-letters ──► Letters.add ──► text: counts by reason, newest letters, remedies
+    values of the topic dead-letters ──► DeadLetterReport.add ──► text: counts by reason, newest ones, remedies
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ RAW_SHOWN = 300
 """Bytes of a message that are printed."""
 
 
-class Letters:
+class DeadLetterReport:
     """Takes the messages of the topic, in order.
 
     Args:
         reason: the only one that is looked at; empty: all.
-        last: how many letters are printed.
+        last: how many of them are printed.
     """
 
     def __init__(self, reason: str = "", last: int = 10) -> None:
@@ -37,21 +37,21 @@ class Letters:
     def add(self, raw: bytes | None) -> None:
         """A message. One that came twice, as after a crash, counts once."""
         try:
-            letter = decode_dead_letter(raw)
+            dead_letter = decode_dead_letter(raw)
         except BadEventError:
             self.unreadable += 1
             return
-        place = (letter.topic, letter.partition, letter.offset, letter.reason)
-        if (self._reason and letter.reason != self._reason) or place in self._seen:
+        place = (dead_letter.topic, dead_letter.partition, dead_letter.offset, dead_letter.reason)
+        if (self._reason and dead_letter.reason != self._reason) or place in self._seen:
             return
         self._seen.add(place)
-        self.counts[letter.reason] += 1
-        self.exposures[letter.reason] += letter.exposures
-        self._last.append(letter)
+        self.counts[dead_letter.reason] += 1
+        self.exposures[dead_letter.reason] += dead_letter.exposures
+        self._last.append(dead_letter)
 
     def plain(self) -> dict[str, Any]:
         """What is printed, for programs."""
-        counts = {"letters": dict(self.counts), "exposures": dict(self.exposures), "unreadable": self.unreadable}
+        counts = {"dead_letters": dict(self.counts), "exposures": dict(self.exposures), "unreadable": self.unreadable}
         return counts | {"newest": list(self._last)}
 
     def text(self) -> str:
@@ -59,33 +59,34 @@ class Letters:
         if not self.counts:
             what = f"no dead letter with the reason '{self._reason}'" if self._reason else "no dead letters"
             return "\n".join([what, *self._unread()])
-        lines = [f"{'letters':>9}  {'exposures':>9}  reason"]
+        lines = [f"{'dead letters':>12}  {'exposures':>9}  reason"]
         for reason, n in self.counts.most_common():
             means = REASONS[reason].means if reason in REASONS else "not known to this version"
-            lines.append(f"{n:>9,}  {self.exposures[reason]:>9,}  {reason}: {means}")
+            lines.append(f"{n:>12,}  {self.exposures[reason]:>9,}  {reason}: {means}")
         lines += self._unread()
-        for letter in self._last:
-            lines += ["", f"{letter.reason}  {letter.topic}, partition {letter.partition}, offset {letter.offset}"]
-            lines += [f"  {letter.detail}"]
-            lines += [f"  {letter.exposures} exposures lost"] if letter.exposures else []
-            lines += [f"  {_shown(letter)}"]
-            lines += [f"  mend: {REASONS[letter.reason].mend}"] if letter.reason in REASONS else []
+        for dead_letter in self._last:
+            place = f"{dead_letter.topic}, partition {dead_letter.partition}, offset {dead_letter.offset}"
+            lines += ["", f"{dead_letter.reason}  {place}"]
+            lines += [f"  {dead_letter.detail}"]
+            lines += [f"  {dead_letter.exposures} exposures lost"] if dead_letter.exposures else []
+            lines += [f"  {_shown(dead_letter)}"]
+            lines += [f"  mend: {REASONS[dead_letter.reason].mend}"] if dead_letter.reason in REASONS else []
         return "\n".join(lines)
 
     def _unread(self) -> list[str]:
-        return [f"{self.unreadable:>9,}  messages on the topic are no dead letters"] if self.unreadable else []
+        return [f"{self.unreadable:>12,}  messages on the topic are no dead letters"] if self.unreadable else []
 
 
-def _shown(letter: DeadLetter) -> str:
-    if not letter.raw:
+def _shown(dead_letter: DeadLetter) -> str:
+    if not dead_letter.raw:
         return "(the message was empty)"
-    start = letter.raw[:RAW_SHOWN]
+    start = dead_letter.raw[:RAW_SHOWN]
     try:
         text = start.decode()
     except UnicodeDecodeError as error:
-        cut = error.start >= len(start) - 3 and len(letter.raw) > RAW_SHOWN  # within a character
+        cut = error.start >= len(start) - 3 and len(dead_letter.raw) > RAW_SHOWN  # within a character
         text = start[: error.start].decode() if cut else ""
     # A message that is no text, or has marks that a terminal would obey, is shown as Python writes bytes.
     shown = text if text and text.isprintable() else repr(start)
-    more = len(letter.raw) - len(start)
+    more = len(dead_letter.raw) - len(start)
     return shown + (f" … and {more:,} bytes more" if more else "")

@@ -1,9 +1,9 @@
 # core
-"""The message of an :class:`~millrace.contracts.events.Impression`: what a page was made from, packed.
+"""The message of an :class:`~millrace.contracts.events.PageLog`: what a page was made from, packed.
 
 ::
 
-    form 1   a map: the fields of Impression, arrays as they are
+    form 1   a map: the fields of PageLog, arrays as they are
     form 2   [2, request_id, ..., items, scores, (K, F, N), rates, follow, block, served_ms, offset, ...]
 
     block    masks │ ids of keys, cat: once, then row by row │ numbers: once, then row by row
@@ -24,9 +24,9 @@ from millrace.basics import pagepack_kernels as kernels
 from millrace.contracts.events import (
     BadEventError,
     Id,
-    Impression,
     Int64,
     Lacking,
+    PageLog,
     Position,
     TimeMs,
     read_msgpack,
@@ -40,7 +40,7 @@ _WORTH = 0.9  # of the size of form 1
 
 
 class PageView(Struct, frozen=True):
-    """An impression whose arrays are views: of the message, or of what was read from it."""
+    """A page log whose arrays are views: of the message, or of what was read from it."""
 
     request_id: str
     ts_ms: TimeMs
@@ -60,7 +60,7 @@ class PageView(Struct, frozen=True):
 
 
 class Logged(Struct, frozen=True, array_like=True):
-    """An impression of form 2 as it travels."""
+    """A page log of form 2 as it travels."""
 
     form: Literal[2]
     request_id: str
@@ -85,9 +85,9 @@ _logged = msgspec.msgpack.Decoder(Logged).decode
 _served = msgspec.msgpack.Decoder(PageView).decode
 
 
-def impression_bytes(impression: Impression, rates: Rates | None = None) -> bytes:
-    """The message of an impression. ``rates``: of its schema (:meth:`Rates.of`); None: rates are written as numbers."""
-    i, n = impression, len(impression.items)
+def page_log_bytes(page_log: PageLog, rates: Rates | None = None) -> bytes:
+    """The message of a page log. ``rates``: of its schema (:meth:`Rates.of`); None: rates are written as numbers."""
+    i, n = page_log, len(page_log.items)
     k, f, width = (len(a) // (n * size) if n else 0 for a, size in ((i.keys, 8), (i.cat, 8), (i.num, 4)))
     sizes = len(i.keys), len(i.cat), len(i.num)
     if sizes != (8 * n * k, 8 * n * f, 4 * n * width) or not fits(n + 1, max(k, f, width), 8):
@@ -107,7 +107,7 @@ def impression_bytes(impression: Impression, rates: Rates | None = None) -> byte
 
 
 def decode_served(raw: bytes | None) -> PageView:
-    """An impression of any form, without copies where possible.
+    """A page log of any form, without copies where possible.
 
     Raises:
         BadEventError: with the reason ``malformed`` or ``wrong-type``.
@@ -137,16 +137,16 @@ def decode_served(raw: bytes | None) -> PageView:
 
 
 def decode_heading(raw: bytes | None) -> PageView | Logged:
-    """An impression of any form without its features: request, items, scores, sources. The block of form 2 is not read,
+    """A page log of any form without its features: request, items, scores, sources. The block of form 2 is not read,
     so a damaged one is not noticed. Raises BadEventError as :func:`decode_served` does."""
     return read_msgpack(_logged, raw) if _is_array(raw) else read_msgpack(_served, raw)
 
 
-def decode_impression(raw: bytes | None) -> Impression:
+def decode_page_log(raw: bytes | None) -> PageLog:
     """The same with arrays of its own. Raises BadEventError as :func:`decode_served` does."""
     i = decode_served(raw)
     scores, keys, cat, num = (bytes(array) for array in (i.scores, i.keys, i.cat, i.num))
-    return Impression(*_heading(i), i.items, scores, keys, cat, num, *_rest(i))
+    return PageLog(*_heading(i), i.items, scores, keys, cat, num, *_rest(i))
 
 
 def _is_array(raw: bytes | None) -> bool:
@@ -154,11 +154,11 @@ def _is_array(raw: bytes | None) -> bool:
     return first & 0xF0 == 0x90 or first in (0xDC, 0xDD)
 
 
-def _heading(i: Impression | PageView | Logged) -> tuple[str, int, Id, str, int, str]:
+def _heading(i: PageLog | PageView | Logged) -> tuple[str, int, Id, str, int, str]:
     return i.request_id, i.ts_ms, i.user_id, i.arm, i.model_version, i.schema_id
 
 
-def _rest(i: Impression | PageView | Logged) -> tuple[int, int, bytes, int]:
+def _rest(i: PageLog | PageView | Logged) -> tuple[int, int, bytes, int]:
     return i.served_ms, i.offset, i.sources, i.user_missing
 
 
