@@ -11,8 +11,6 @@
 - ``again_first`` and ``again_auc``: after the kill; against what they were before it.
 - ``follows_s``: seconds of visitors until the first items of a page had twice the catalogue's share of liked ones.
 - ``restart_s``: from the start to the first page of the model, after the kill.
-
-Needs the package ``millrace-client`` (the folder ``client``).
 """
 
 from __future__ import annotations
@@ -102,17 +100,21 @@ async def _first_life(loop: Started, taste: Taste, size: Size, say: Say) -> tupl
         say(f"{size.items:,} items and {size.visitors:,} users are there; visitors come for {size.seconds:g} s")
         began, probes, ending = time.monotonic(), [], asyncio.Event()
         visitors = Visitors(shop, taste, PAGES_PER_S, SEED)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(visitors.come(ending))
+        visiting = asyncio.create_task(visitors.come(ending))
+        try:
             while True:
                 second = time.monotonic() - began
                 probes.append(await _probe(shop, taste, size.probed, second))
                 say(_said(f"{second:4.0f} s", probes[-1]))
                 left = size.seconds - (time.monotonic() - began)
-                if left <= 0:
+                if left <= 0 or visiting.done():
                     break
-                await asyncio.sleep(min(size.probe_seconds, left))
+                await asyncio.wait({visiting}, timeout=min(size.probe_seconds, left))
+        finally:
             ending.set()
+        await asyncio.wait({visiting})
+        if visiting.exception() is not None:
+            raise BenchError("the visitors ended early", "see the error above") from visiting.exception()
         if visitors.unanswered:
             raise BenchError(f"{visitors.unanswered} pages did not come", "see the scorer's log")
         return probes, visitors.clicks
