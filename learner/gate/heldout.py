@@ -3,19 +3,19 @@
 
 ::
 
-    pages ──► hash of the request < share? ──► kept with the score that the model gives when they come: their anchor
-                                                   │ a click that comes later mends the label
+    pages ──► hash of the request < share? ──► kept; a click that comes later mends the label
+                                                   │
                                                    ▼
     exposed   ... a day ago ── 90 min ago ──────────── 30 min ago ──────── now
         [ too old ][ judged by: labels are in                     ][ not yet ]     the newest 12,000 rows
                                                    ▲
-    a snapshot: AUC and log loss of its scores there, against those of the anchors
+    a snapshot: log loss of its scores there, less that of the anchors: evidence that it is worse
     an hour of event time after the last anchor: all rows get the scores of what was promoted
 
 Labels of the last minutes say nothing of a model that learnt wrong ones: they are as wrong, and it has the lower loss
 there. So rows are judged by when they are 30 minutes old, and until they are a day old. A day has each hour's visitors
 once. What is older tells of another shop: of items that are gone, and of people who have another errand. A model that
-has followed them since is worse there for good reasons. Where a day has too few rows nothing is judged, which is said.
+has followed them since is worse there for good reasons.
 
 The share follows traffic, so that some 8,000 rows come in an hour: then those that are judged by are 30 to 90 minutes
 old. It goes up to five times what it is set to (a tenth at most) where there is little traffic, and below where there
@@ -23,12 +23,24 @@ is much. Each change is for pages that are exposed after it, so all rows of a pa
 alike.
 
 What a click is worth changes for all rows alike when a shop's click rate does (a sale). That is no fault of a model, so
-log losses are compared with the constant added to all logits that fits these rows' clicks::
+a constant is added to its logits t_r, such that its mean probability is that of the anchors q_r. No label is asked::
 
-    loss = min_c mean_r (-y_r log sigmoid(t_r + c) - (1 - y_r) log sigmoid(-t_r - c))
+    x_r = loss(sigmoid(t_r + c), y_r) - loss(q_r, y_r)        mean_r sigmoid(t_r + c) = mean_r q_r
+    x_u = mean of the x_r of a user's hour, or of a page whose user is not known
+    null: E[x_u | those before] <= m
 
-A young model goes up and down by more than the bounds. So nothing is refused, but for predictions that are not finite,
-until :data:`WARM_JUDGEMENTS` in a row have kept them; from then on it stays so.
+Rows that came since the last anchor have none before the next: what they would be compared with is itself to be judged,
+and where a mistake has just begun, their labels are a part of it.
+
+Each snapshot is a look of :mod:`millrace.evidence.edetector` at the same rows, with the event time since the last look
+as its stake. It is refused where the evidence reaches T, which false refusals do once in that time at most, on average,
+at any traffic. No row count has to be waited for: few rows are little evidence by themselves, and so is a young model
+that goes up and down. Twenty visits, each of which it serves worse, are the least that refuses.
+
+To judge each row once, when its labels are in, was tried, in a shop of two rows a second: the pages of half an hour,
+until what is wrong is in the labels too, gave no evidence of labels flipped for an hour. A day's pages at each look do
+within 50 minutes. They do not of labels flipped for ten minutes, nor of a tenth flipped for good. The share of pairs in
+the right order gave less evidence than the log loss.
 """
 
 from __future__ import annotations
@@ -44,8 +56,10 @@ from learner.gate.verdicts import GateRefusal
 from learner.ranker.repeats import exposure_ids, page_hashes
 from learner.ranker.verbs import Predicting, Scoring
 from millrace.basics.hashing import combine, salt
-from millrace.basics.ranking_metrics import auc
+from millrace.basics.ranking_metrics import auc, log_loss
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
+from millrace.evidence.clusters import clusters
+from millrace.evidence.edetector import EDetector
 from millrace.versions.image import Array
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
@@ -57,26 +71,31 @@ GROWS = 5
 """The share is never more than so many times what it is set to, nor more than :data:`MOST_SHARE`."""
 MOST_SHARE = 0.1
 
-WARM_JUDGEMENTS = 8
-"""So many in a row must have kept the bounds before one is refused."""
+DIFFERENCE, BOUND = 0.001, 0.05
+"""m, and b of an ordinary visit, of log loss."""
+MEAN_DAYS = 60.0
+"""T: event time between false refusals, on average, at least."""
 
+_LEAST_STAKE_MS = 1000  # of a look right behind another one
+_MOST_LOG_DAYS = 300.0  # what is said of more is this: JSON has no infinity
 _LOOK_MS = 600_000  # of traffic, before the share follows it
 _AHEAD_MS = 60_000  # a new share is for pages exposed so much later than any: none of them has come yet
 _STEPS = 64  # changes of the share that are remembered
 _AT_ONCE = 2048  # rows scored at once
-_SALT = salt("heldout")
+_SALT, _VISIT = salt("heldout"), salt("visit")
 _COLUMNS = {"id": "u8", "page": "u8", "user": "u8", "ts_ms": "i8", "label": "f4", "anchor": "f4"}
 
 
 class Judgement(NamedTuple):
-    """Figures on the held-out rows that are old enough. NaN where there are too few: then it is unjudged."""
+    """Figures on the held-out rows that are old enough. NaN where there are none, or one class: then it is unjudged."""
 
     refusal: GateRefusal | None
     rows: int
     auc: float
     anchor_auc: float
-    log_loss: float  # both with the constant that fits: see the module's text
+    log_loss: float  # with the constant that gives it the anchors' mean probability
     anchor_log_loss: float
+    evidence_days: float  # that it is worse: refused from T on
 
     @property
     def judged(self) -> bool:
@@ -92,7 +111,7 @@ class HeldRows(NamedTuple):
     user: NDArray[np.uint64]  # (n,)
     page: NDArray[np.uint64]  # (n,) hash of the request
     ts_ms: NDArray[np.int64]  # (n,)
-    anchor: NDArray[np.float32]  # (n,) probability by the anchor
+    anchor: NDArray[np.float32]  # (n,) probability by the anchor; NaN for rows that came since
 
 
 class Heldout:
@@ -101,9 +120,6 @@ class Heldout:
     Args:
         share: of pages; 0: none is held out, and nothing is judged.
         age_ms: from an exposure until its row is judged by.
-        least: rows of that age, below which nothing is judged.
-        most_auc: by so much the AUC may be below the anchor's.
-        most_loss: by so much the log loss may be above the anchor's.
         follows: whether the share follows traffic.
         most_age_ms: from an exposure until its row is judged by no more.
         clock: the gate's.
@@ -113,22 +129,18 @@ class Heldout:
         self,
         share: float,
         age_ms: int = 1_800_000,
-        least: int = 8000,
-        most_auc: float = 0.01,
-        most_loss: float = 0.005,
         follows: bool = True,
         most_age_ms: int = DAY_MS,
         clock: MedianClock | None = None,
     ) -> None:
-        self.base, self.age_ms, self.least = share, age_ms, least
-        self.most_auc, self.most_loss, self.follows = most_auc, most_loss, follows
+        self.base, self.age_ms, self.follows = share, age_ms, follows
         self.most_age_ms, self.clock = most_age_ms, clock or MedianClock()
         self._from = np.zeros(1, np.int64)  # when each share began, by exposure
         self._shares = np.array([share])
         self._anchor_ms = self._newest_ms = 0
         self._counted, self._counted_from_ms = 0, 0
         self._rate = 0.0  # rows an hour, lately
-        self._kept = 0  # judgements that kept the bounds, in a row
+        self._looked_ms = 0  # when a snapshot was judged last
         self._at = 0  # where the next row goes: the oldest one's place
         self._empty(0, 0)
 
@@ -141,11 +153,6 @@ class Heldout:
     def share(self, share: float) -> None:
         self.follows = False
         self._step_to(share)
-
-    @property
-    def armed(self) -> bool:
-        """Whether enough judgements have kept the bounds for one to be refused."""
-        return self._kept >= WARM_JUDGEMENTS
 
     @property
     def rows(self) -> int:
@@ -170,7 +177,7 @@ class Heldout:
         return held
 
     def take(self, batch: SampleBatch, model: Predicting) -> None:
-        """Keeps held-out rows, scored by ``model`` as their anchor; a click that comes later mends its row's label.
+        """Keeps held-out rows; a click that comes later mends its row's label.
 
         A row with an unusable label, or that the model has no probability for, is not kept; nor is a click whose
         exposure is not.
@@ -195,14 +202,15 @@ class Heldout:
         self._cat[at], self._num[at] = batch.cat[new], batch.num[new]
         pages = page_hashes(batch)
         own = {"id": exposure_ids(batch, pages), "page": pages, "user": batch.user, "ts_ms": batch.ts_ms}
-        for name, values in (own | {"label": batch.label, "anchor": p}).items():
+        for name, values in (own | {"label": batch.label, "anchor": np.full(len(p), np.nan)}).items():
             self._column[name][at] = values[new]
 
-    def aged(self, from_ms: int = 0) -> HeldRows:
-        """Rows that are of an age to be judged by, of exposures at or after ``from_ms``."""
+    def aged(self, from_ms: int = 0, anchored: bool = False) -> HeldRows:
+        """Rows that are of an age to be judged by, of exposures at or after ``from_ms``; those with an anchor alone."""
         ts_ms, now_ms = self._column["ts_ms"], self.clock.now_ms
         oldest_ms = max(1, from_ms, now_ms - self.most_age_ms)
-        rows = np.flatnonzero((ts_ms >= oldest_ms) & (ts_ms <= now_ms - self.age_ms))
+        wanted = (ts_ms >= oldest_ms) & (ts_ms <= now_ms - self.age_ms)
+        rows = np.flatnonzero(wanted & np.isfinite(self._column["anchor"]) if anchored else wanted)
         rows = rows[np.argsort(ts_ms[rows], kind="stable")]
         own = {name: column[rows] for name, column in self._column.items() if name != "id"}
         return HeldRows(cat=self._cat[rows], num=self._num[rows], **own)
@@ -215,30 +223,31 @@ class Heldout:
     # -- judging ---------------------------------------------------------------------------------------------
 
     def judge(self, model: Predicting) -> Judgement:
-        """Figures of the model, and of the anchors; costs the prediction of the rows."""
+        """Figures of the model and of the anchors, and the evidence that it is worse; costs the prediction of the rows.
+        The stake of the next look is the time from now on."""
+        stake_ms = np.clip(self.clock.now_ms - self._looked_ms, _LEAST_STAKE_MS, HOUR_MS)
+        self._looked_ms = self.clock.now_ms
         nan = float("nan")
         if not self._fits(model):
-            return Judgement(None, 0, nan, nan, nan, nan)
-        rows = self.aged()
-        clicks = int((rows.label > 0.5).sum())
-        if len(rows.label) < self.least or not 0 < clicks < len(rows.label):
-            return Judgement(None, len(rows.label), nan, nan, nan, nan)
-        p, y = scores(model, rows.cat, rows.num), rows.label
-        n = len(p)
+            return Judgement(None, 0, nan, nan, nan, nan, nan)
+        rows = self.aged(anchored=True)
+        y, n = rows.label, len(rows.label)
+        if not 0 < int((y > 0.5).sum()) < n:
+            return Judgement(None, n, nan, nan, nan, nan, nan)
+        p = scores(model, rows.cat, rows.num)
         if not np.isfinite(p).all():
             wrong = GateRefusal("finite", nan, 0.0, "predictions of held-out pages")
-            return Judgement(wrong, n, 0.0, auc(rows.anchor, y), nan, nan)
-        own, anchor = auc(p, y), auc(rows.anchor, y)
-        loss, anchor_loss = fitted_loss(p, y), fitted_loss(rows.anchor, y)
-        refusal = None
-        if anchor - own > self.most_auc:
-            refusal = GateRefusal("heldout_auc", anchor - own, self.most_auc)
-        elif loss - anchor_loss > self.most_loss:
-            refusal = GateRefusal("heldout_loss", loss - anchor_loss, self.most_loss)
-        if not self.armed:
-            self._kept = 0 if refusal else self._kept + 1
-            refusal = None
-        return Judgement(refusal, n, own, anchor, loss, anchor_loss)
+            return Judgement(wrong, n, 0.0, auc(rows.anchor, y), nan, nan, nan)
+        x, bounds = more_loss(p, rows)
+        of = clusters(rows.page, combine(_VISIT, rows.user, (rows.ts_ms // HOUR_MS).astype(np.uint64)))
+        stakes = np.zeros(len(of.rows))
+        stakes[0] = stake_ms / DAY_MS
+        detector = EDetector(DIFFERENCE, BOUND, MEAN_DAYS)
+        log_days = detector.update(of.means(x), stakes, of.means(bounds)).max()
+        days = float(np.exp(min(log_days, _MOST_LOG_DAYS)))
+        refusal = GateRefusal("heldout", days, MEAN_DAYS) if detector.alarm else None
+        loss = log_loss(rows.anchor, y)
+        return Judgement(refusal, n, auc(p, y), auc(rows.anchor, y), loss + float(x.mean()), loss, days)
 
     def promoted(self, model: Predicting) -> None:
         """A snapshot was promoted: where an hour of event time has passed, all rows get its scores as their anchor."""
@@ -250,7 +259,9 @@ class Heldout:
         self._anchor_ms = self.clock.now_ms
         rows = np.flatnonzero(self._column["ts_ms"])
         if len(rows) and self._fits(model):
-            self._column["anchor"][rows] = scores(model, self._cat[rows], self._num[rows])
+            p = scores(model, self._cat[rows], self._num[rows])
+            good = np.isfinite(p)
+            self._column["anchor"][rows[good]] = p[good]
 
     def _fits(self, model: Predicting) -> bool:
         """Whether the model is of the schema that the rows are of."""
@@ -312,7 +323,8 @@ class Heldout:
         order = (self._at + np.arange(MOST_ROWS)) % MOST_ROWS  # oldest first
         order = order[self._column["ts_ms"][order] > 0]
         state: dict[str, Array] = {name: column[order] for name, column in self._column.items()}
-        clock = [self._newest_ms, self._anchor_ms, self._counted, self._counted_from_ms, round(self._rate), self._kept]
+        counted = [self._counted, self._counted_from_ms, round(self._rate)]
+        clock = [self._newest_ms, self._anchor_ms, *counted, self._looked_ms]
         return {
             "cat": self._cat[order],
             "num": self._num[order],
@@ -339,7 +351,7 @@ class Heldout:
         for name, column in self._column.items():
             column[:n] = state[name]
         self._at = n % MOST_ROWS
-        self._newest_ms, self._anchor_ms, self._counted, self._counted_from_ms, rate, self._kept = clock
+        self._newest_ms, self._anchor_ms, self._counted, self._counted_from_ms, rate, self._looked_ms = clock
         self._rate = float(rate)
         self._from, self._shares = np.array(state["from_ms"]), np.array(state["shares"])
         bound = min(GROWS * self.base, max(self.base, MOST_SHARE))
@@ -354,21 +366,34 @@ def scores(model: Scoring, cat: NDArray[np.int64], num: NDArray[np.float32]) -> 
     return np.concatenate([model.score(cat[part], num[part]).copy() for part in parts])
 
 
-def fitted_loss(p: Array, y: Array) -> float:
-    """Mean log loss of probabilities p for labels y, (n,), with the constant added to all logits that fits best.
+def more_loss(p: Array, rows: HeldRows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """x_r of the module's text for probabilities p, and the largest absolute value that it might have, whatever the
+    label. (n,) each."""
+    before, after = logits_of(rows.anchor), levelled(logits_of(p), rows.anchor)
+    unclicked = np.logaddexp(0, after) - np.logaddexp(0, before)
+    clicked = unclicked - (after - before)
+    return unclicked + rows.label * (clicked - unclicked), np.maximum(np.abs(unclicked), np.abs(clicked))
 
-    >>> y = np.array([1.0, 0.0, 0.0, 0.0])
-    >>> p = np.full(4, 0.25)
-    >>> round(fitted_loss(p, y), 6), round(fitted_loss(2 * p, y), 6)
-    (0.562335, 0.562335)
-    """
+
+def logits_of(p: Array) -> NDArray[np.float64]:
+    """Of probabilities, cut to [1e-7, 1 - 1e-7]. (n,)"""
     q = np.clip(np.asarray(p, np.float64), 1e-7, 1 - 1e-7)
-    t, y = np.log(q) - np.log1p(-q), np.asarray(y, np.float64)
-    low, high = -30.0, 30.0  # the slope in c, sum (sigmoid(t + c) - y), rises
+    logits: NDArray[np.float64] = np.log(q) - np.log1p(-q)
+    return logits
+
+
+def levelled(logits: NDArray[np.float64], anchor: Array) -> NDArray[np.float64]:
+    """Logits and the constant that gives them the mean probability of the anchors. (n,)
+
+    >>> levelled(np.array([0.0, 2.0]), np.array([0.2, 0.8])).round(6)
+    array([-1.,  1.])
+    """
+    level = float(np.mean(anchor, dtype=np.float64))
+    low, high = -30.0, 30.0  # the mean of sigmoid(t + c) rises in c
     for _ in range(40):
         c = (low + high) / 2
-        if (1 / (1 + np.exp(-(t + c)))).sum() > y.sum():
+        if (1 / (1 + np.exp(-(logits + c)))).mean() > level:
             high = c
         else:
             low = c
-    return float((np.logaddexp(0, t + c) - y * (t + c)).mean())
+    return logits + c

@@ -23,8 +23,7 @@ CHECKS = {
     "bounds": "tensors, rows and optimiser slots keep their bounds",
     "shift": "mean absolute shift of logits to the version before",
     "drift": "mean absolute shift of logits to the hourly anchor",
-    "heldout_auc": "AUC on held-out pages below the anchor's",
-    "heldout_loss": "log loss on held-out pages above the anchor's",
+    "heldout": "days until chance makes held-out pages look as much worse than by the anchor",
 }
 """Every check by name, and what its figure is."""
 
@@ -39,7 +38,7 @@ def kind_of(check: str) -> str:
     """Of :data:`KINDS`."""
     if check in ("finite", "bounds"):
         return OF_MODEL
-    return OF_PAGES if check in ("heldout_auc", "heldout_loss") else OF_SAMPLES
+    return OF_PAGES if check == "heldout" else OF_SAMPLES
 
 
 class GateRefusal(NamedTuple):

@@ -133,7 +133,7 @@ class PlannedHeldout(Heldout):
         self.taken += len(batch)
 
     def judge(self, model: Predicting) -> Judgement:
-        return Judgement(self.refusal, 9000, 0.7, 0.71, 0.3, 0.3)
+        return Judgement(self.refusal, 9000, 0.7, 0.71, 0.3, 0.3, 0.01)
 
     def promoted(self, model: Predicting) -> None:
         pass

@@ -1,4 +1,5 @@
-"""Held-out pages: never learnt, kept until their labels are in; a snapshot must be as good on them as the anchor."""
+"""Held-out pages: never learnt, kept until their labels are in; a snapshot of which they give evidence that it is worse
+than the anchor is refused."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from learner.gate import heldout
-from learner.gate.heldout import DAY_MS, HOUR_MS, MOST_ROWS, WARM_JUDGEMENTS, Heldout, fitted_loss
+from learner.gate.heldout import DAY_MS, DIFFERENCE, HOUR_MS, MEAN_DAYS, MOST_ROWS, Heldout
 from learner.gate.median_clock import MedianClock
 from millrace.basics.ranking_metrics import auc, log_loss
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, SampleBatch
@@ -18,21 +19,20 @@ AGE_MS = 30 * MINUTE_MS
 
 
 def old(held: Heldout, model: Plain, n: int = 3000, seed: int = 0) -> SampleBatch:
-    """Rows that came an hour ago and were held out, all of them."""
+    """Rows of many users that came an hour ago and were held out, all of them."""
     now_ms = held.clock.now_ms or START_MS
     batch = rows(n, seed, now_ms, step_ms=1)
+    batch = replace(batch, user=batch.user + 50 * (np.arange(n, dtype=np.uint64) // 10))
     held.take(batch, model)
     held.clock.now_ms = now_ms + HOUR_MS
     return batch
 
 
-def armed(least: int = 2000) -> tuple[Heldout, Plain]:
-    """One that has judged often enough."""
-    held, model = Heldout(0.01, AGE_MS, least, follows=False), Plain()
-    old(held, model)
-    for _ in range(WARM_JUDGEMENTS):
-        assert held.judge(model).refusal is None
-    assert held.armed
+def ready(n: int = 3000) -> tuple[Heldout, Plain]:
+    """One with rows to judge by, n of them, and the model that is their anchor."""
+    held, model = Heldout(0.01, AGE_MS, follows=False), Plain()
+    old(held, model, n)
+    held.rebase(model)
     return held, model
 
 
@@ -180,45 +180,43 @@ def test_spoilt_rows_go() -> None:
 # -- judging --------------------------------------------------------------------------------------------------
 
 
-def test_too_few_rows_are_said_to_be_unjudged() -> None:
-    held, model = Heldout(0.01, AGE_MS, least=2000), Plain()
+def test_without_rows_or_with_one_class_nothing_is_judged() -> None:
+    held, model = Heldout(0.01, AGE_MS), Plain()
     assert not held.judge(model).judged
-    old(held, model, 1500)
-    found = held.judge(model)
-    assert not found.judged
-    assert (found.refusal, found.rows) == (None, 1500)
-    clickless = Heldout(0.01, AGE_MS, least=100)
-    batch = rows(1000, 1)
-    clickless.take(replace(batch, label=np.zeros(1000, np.float32)), Plain())
-    assert not clickless.judge(model).judged
+    for label in (0.0, 1.0):
+        held, batch = Heldout(0.01, AGE_MS), rows(1000, 1)
+        held.take(replace(batch, label=np.full(1000, label, np.float32)), model)
+        held.clock.now_ms = START_MS + DAY_MS // 2
+        held.rebase(model)
+        found = held.judge(Plain(-3.0))
+        assert not found.judged
+        assert (found.refusal, found.rows) == (None, 1000)
 
 
 def test_the_figures_are_those_of_the_rows() -> None:
-    held, model = Heldout(0.01, AGE_MS, least=1000), Plain()
-    batch = old(held, model)
+    held, model = ready()
+    batch = held.aged()
     model.slope, model.bias = 0.3, 0.4
     found = held.judge(model)
     p, first = model.score(batch.cat, batch.num), Plain().score(batch.cat, batch.num)
     assert (found.auc, found.anchor_auc) == (auc(p, batch.label), auc(first, batch.label))
-    shifts = np.linspace(-3, 1, 4001)
-    t = 0.3 * batch.num[:, 0] + 0.4
-    best = min(log_loss(1 / (1 + np.exp(-(t + c))), batch.label) for c in shifts)
-    assert found.log_loss == pytest.approx(best, abs=1e-5)
+    assert found.anchor_log_loss == log_loss(first, batch.label)
+    t = 0.3 * batch.num[:, 0].astype(np.float64) + 0.4
+    levelled = [1 / (1 + np.exp(-(t + c))) for c in np.linspace(-3, 1, 4001)]
+    best = min(levelled, key=lambda q: abs(q.mean() - first.mean()))
+    assert found.log_loss == pytest.approx(log_loss(best, batch.label), abs=1e-4)
     assert found.log_loss > found.anchor_log_loss
-    assert fitted_loss(first, batch.label) == found.anchor_log_loss
 
 
 def test_a_worse_ranking_and_a_worse_fit_are_refused_and_another_click_rate_is_not() -> None:
-    held, model = armed()
-    model.slope = -0.2
-    found = held.judge(model)
-    assert found.refusal is not None
-    assert found.refusal.check == "heldout_auc"
-    assert found.refusal.value == pytest.approx(found.anchor_auc - found.auc)
-    model.slope = 2.5  # the same ranking, too sure of itself
-    found = held.judge(model)
-    assert found.refusal is not None
-    assert found.refusal.check == "heldout_loss"
+    held, model = ready()
+    for slope in (-0.2, 2.5):  # the same ranking, too sure of itself
+        model.slope = slope
+        found = held.judge(model)
+        assert found.refusal is not None
+        assert (found.refusal.check, found.refusal.bound) == ("heldout", MEAN_DAYS)
+        assert found.refusal.value == found.evidence_days >= MEAN_DAYS
+        held.clock.now_ms += HOUR_MS
     model.slope, model.bias = 1.0, 1.0  # e^2 times the odds of a click, for all rows alike
     assert held.judge(model).refusal is None
     model.bias = float("nan")
@@ -227,19 +225,59 @@ def test_a_worse_ranking_and_a_worse_fit_are_refused_and_another_click_rate_is_n
     assert found.refusal.check == "finite"
 
 
-def test_a_young_model_is_judged_and_not_refused() -> None:
-    held, model = Heldout(0.01, AGE_MS, least=2000), Plain()
-    old(held, model)
-    for turn in range(3 * WARM_JUDGEMENTS):
-        model.slope = -1.0 if turn % WARM_JUDGEMENTS == WARM_JUDGEMENTS - 1 else 1.0
+def test_few_users_are_little_evidence_and_need_no_row_count() -> None:
+    for users, refused in ((10, False), (40, True)):
+        held, model = Heldout(0.01, AGE_MS, follows=False), Plain()
+        batch = rows(3000, 4, START_MS, step_ms=1)
+        held.take(replace(batch, user=np.arange(3000, dtype=np.uint64) // 10 % users + 1), model)
+        held.clock.now_ms = START_MS + HOUR_MS
+        held.rebase(model)
+        found = held.judge(Plain(-1.0))
+        assert found.auc < 0.5
+        assert (found.refusal is not None) == refused
+
+
+def test_rows_since_the_last_anchor_are_left_out_until_the_next() -> None:
+    held, model = ready(1000)
+    batch = rows(1000, 2, held.clock.now_ms + MINUTE_MS, step_ms=1)
+    held.take(replace(batch, label=1 - batch.label), model)  # a mistake that has just begun
+    held.clock.now_ms += 90 * MINUTE_MS
+    assert held.judge(model).rows == 1000
+    held.promoted(model)
+    assert held.judge(model).rows == 2000
+
+
+def test_the_time_since_the_last_look_is_what_a_look_may_be_wrong_with() -> None:
+    held, model = ready()
+    model.slope = 0.75
+    found = []
+    for hours in (48.0, 1.0, 0.5, 0.0, 1.0):  # of the first look nothing is known before it
+        held.clock.now_ms += round(hours * HOUR_MS)
+        held.most_age_ms += HOUR_MS * 50
+        found.append(held.judge(model).evidence_days)
+    most = found[0]
+    assert found == pytest.approx([most, most, most / 2, most / 3600, most])
+
+
+def test_a_model_that_goes_up_and_down_is_not_refused_for_a_month() -> None:
+    """Each hour's pages come while the model is too sure of itself or not enough, and each candidate is another one."""
+    held, model = Heldout(0.01, AGE_MS, follows=False), Plain()
+    rng, most = np.random.default_rng(5), 0.0
+    for hour in range(24 * 30):
+        held.clock.now_ms = START_MS + hour * HOUR_MS
+        model.slope, model.bias = 1 + rng.normal(0, 0.06), -1 + rng.normal(0, 0.5)
+        batch = rows(60, hour, held.clock.now_ms - 2 * HOUR_MS, step_ms=1000)
+        held.take(replace(batch, user=rng.integers(1, 2000, 60).astype(np.uint64)), model)
+        model.slope, model.bias = 1 + rng.normal(0, 0.06), -1 + rng.normal(0, 0.5)
         found = held.judge(model)
-        assert found.judged
         assert found.refusal is None
-    assert not held.armed
+        most = max(most, found.log_loss - found.anchor_log_loss)
+        held.promoted(model)
+    assert most > 2 * DIFFERENCE, "it went up and down by more than the stated difference"
 
 
 def test_what_was_promoted_is_the_anchor_from_the_next_hour_on() -> None:
-    held, model = armed()
+    held, model = ready()
     held.promoted(model)
     model.slope = 0.0
     assert held.judge(model).refusal is not None
@@ -256,16 +294,17 @@ def test_what_was_promoted_is_the_anchor_from_the_next_hour_on() -> None:
 
 
 def test_it_goes_on_from_a_snapshot_and_need_not_begin_unjudged() -> None:
-    held, model = armed()
+    held, model = ready()
     old(held, model, 11_000, seed=5)
-    twin = Heldout(0.01, AGE_MS, 2000, follows=False)
+    twin = Heldout(0.01, AGE_MS, follows=False)
     twin.resume({name: array.copy() for name, array in held.snapshot().items()})
     twin.clock.now_ms = held.clock.now_ms
     for h in (held, twin):
         h.take(rows(500, 9, held.clock.now_ms), model)
     model.slope = 0.4
     assert held.judge(model) == twin.judge(model)
-    assert all(np.array_equal(a, twin.snapshot()[n]) for n, a in held.snapshot().items())
+    for name, array in held.snapshot().items():
+        np.testing.assert_array_equal(array, twin.snapshot()[name])
     Heldout(0.01).resume({})
 
 
@@ -282,7 +321,9 @@ def test_a_share_that_was_set_otherwise_holds_after_a_restart() -> None:
 
 
 def test_many_rows_are_scored_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    held, model = armed()
+    held, model = ready()
+    model.slope = 0.9
     whole = held.judge(model)
+    held.clock.now_ms += HOUR_MS
     monkeypatch.setattr(heldout, "_AT_ONCE", 7)
     assert held.judge(model) == whole

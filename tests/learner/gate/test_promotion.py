@@ -260,11 +260,11 @@ def test_a_snapshot_that_is_worse_on_held_out_pages_goes_back_to_the_one_before(
     assert scene.snapshot() is not None
     twin.publish()
     both((scene,), *(batch(n) for n in range(4, 9)))
-    scene.heldout.refusal, rebased = GateRefusal("heldout_auc", -0.02, -0.01), scene.shift.rebased
+    scene.heldout.refusal, rebased = GateRefusal("heldout", -0.02, -0.01), scene.shift.rebased
     assert scene.snapshot() is None
     assert scene.shift.rebased == rebased + 1  # the mark that shift knew was a later state
     assert differs(scene.whole(), twin.whole()) == ""
-    assert scene.trainer.counts["quarantined:heldout_auc"] == 5 * BATCH
+    assert scene.trainer.counts["quarantined:heldout"] == 5 * BATCH
     assert served_as_learnt(scene)
 
 
@@ -358,7 +358,7 @@ def test_what_held_out_pages_refuse_for_the_stated_time_is_the_world_though_stre
     """Each snapshot is refused, and learnt from the one before on: the model would stand still for ever."""
     both((scene,), *(batch(n) for n in range(4)))
     assert scene.snapshot() is not None
-    scene.heldout.refusal = GateRefusal("heldout_auc", 0.02, 0.01)
+    scene.heldout.refusal = GateRefusal("heldout", 0.02, 0.01)
     for turn in range(8):
         both((scene,), *(batch(100 * turn + n, minute=10 * turn + n) for n in range(10, 16)))
         assert scene.promotion.status["state"] == "promoting", "a stretch has passed since the refusal before"
@@ -379,7 +379,7 @@ def test_a_snapshot_that_passes_ends_what_held_out_pages_refused(scene: Scene) -
     assert scene.snapshot() is not None
     for turn in range(12):
         both((scene,), *(batch(100 * turn + n, minute=10 * turn + n) for n in range(10, 16)))
-        scene.heldout.refusal = GateRefusal("heldout_auc", 0.02, 0.01) if turn != 5 else None
+        scene.heldout.refusal = GateRefusal("heldout", 0.02, 0.01) if turn != 5 else None
         assert (scene.snapshot() is not None) == (turn == 5)
         assert (scene.promotion.status["blocked_since_ms"] == 0) == (turn == 5)
     assert "rebase" not in scene.screen.told, (
@@ -392,7 +392,7 @@ def test_a_refusal_of_another_kind_does_not_make_one_older(scene: Scene) -> None
     both((scene,), *(batch(n) for n in range(4)))
     assert scene.snapshot() is not None
     both((scene,), *(batch(n, minute=1) for n in range(10, 16)))
-    scene.heldout.refusal = GateRefusal("heldout_auc", 0.02, 0.01)
+    scene.heldout.refusal = GateRefusal("heldout", 0.02, 0.01)
     assert scene.snapshot() is None
     for n, minute in enumerate((50, 65, 80, 100), 20):
         scene.take(batch(n, page=POISON, minute=minute))
@@ -547,11 +547,11 @@ def test_a_gate_that_observes_tells_and_changes_nothing(tmp_path: Path) -> None:
     scene, open_ = Scene(tmp_path / "one", observe=True), Scene(tmp_path / "open", gate=False)
     both((scene, open_), batch(0), batch(1, page=POISON))
     scene.shift.refuses = True
-    scene.heldout.refusal = GateRefusal("heldout_auc", 0.02, 0.01)
+    scene.heldout.refusal = GateRefusal("heldout", 0.02, 0.01)
     both((scene, open_), *(batch(n) for n in range(2, 6)))
     assert scene.snapshot() is not None
     observed = {check: n for (check, verdict), n in scene.promotion.verdicts.items() if verdict == "observed"}
-    assert observed == {"labels": 1, "shift": 1, "heldout_auc": 1}
+    assert observed == {"labels": 1, "shift": 1, "heldout": 1}
     assert not any(verdict == "refused" for _, verdict in scene.promotion.verdicts)
     assert (scene.promotion.status["state"], scene.promotion.status["refusal"]) == ("promoting", None)
     assert scene.promotion.status["observed"] == str(scene.heldout.refusal)
