@@ -17,7 +17,7 @@ SEED    ?=
 TESTS = $(if $(filter quick,$(TIER)),MILLRACE_TEST_QUICK=1) \
   $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
-.PHONY: help install demo test check warm unit explore wheel wheel-test bench clean
+.PHONY: help install demo test check warm unit explore coverage wheel wheel-test bench clean
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
@@ -54,6 +54,11 @@ explore: $(STAMP) ## property tests with new examples for MINUTES=10; a failure 
 	    || { echo "to repeat it: make explore SEED=$$seed ARGS='$(ARGS)'"; exit 1; }; \
 	  [ -z "$(SEED)" ] && [ "$$(date +%s)" -lt $$end ] || break; \
 	done
+
+coverage: warm   ## lines that the tests within one process run, by room; some of them with ARGS='tests/stream'
+	@away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
+	$(BIN)/pip install --quiet --disable-pip-version-check --target $$away 'coverage>=7.6,<8'; \
+	PYTHONPATH=$$away $(BIN)/python -m tests.repository.line_coverage -q -m 'not services' $(ARGS)
 
 wheel: $(STAMP)  ## build the wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -20,7 +20,7 @@ from millrace.basics.errors import SchemaError
 from millrace.contracts.settings import Settings
 from millrace.processes.role import ROLES, last_figures
 from millrace.versions.modelstore import ModelStore
-from tests.millrace.versions.test_model_store import snapshot
+from tests.scenes.small_snapshot import snapshot
 from tests.scenes.waiting import LONG, PATIENCE
 
 pytestmark = pytest.mark.timeout(LONG)  # in a fresh clone `learn` and `stream` compile first

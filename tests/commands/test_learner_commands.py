@@ -22,8 +22,8 @@ from millrace.basics.store import Store
 from millrace.contracts.settings import Settings
 from millrace.processes.tokens import OWN, own_token, tokens_of
 from millrace.versions.modelstore import ModelStore
-from tests.learner.gate.test_quarantine import places, rows
-from tests.millrace.versions.test_model_store import snapshot
+from tests.scenes.refused_rows import places, rows
+from tests.scenes.small_snapshot import snapshot
 
 
 class Learner:

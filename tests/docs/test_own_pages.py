@@ -107,7 +107,9 @@ def test_the_classes_of_the_page_are_models_of_ones_own(
 
 def test_the_page_on_models_names_what_is_there() -> None:
     text = (DOCS / "how-to" / "use-your-own-model.md").read_text()
-    for name in re.findall(r"`(learner\.[\w.]+:\w+)`", text):
+    names = re.findall(r"`(learner\.[\w.]+:\w+)`", text)
+    assert names
+    for name in names:
         assert is_own(name)
         own_class(name)
 

@@ -4,6 +4,7 @@ reads the code. Every rule is shown to fail: a violation is planted in a copy of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import pytest
@@ -35,6 +36,19 @@ def test_the_code_keeps_to_its_architecture() -> None:
 
 def test_the_page_draws_the_rooms_as_they_are() -> None:
     assert drawn((ROOT / "docs" / "architecture.md").read_text()) == TOPS
+
+
+def test_test_modules_share_scenes_and_not_each_other() -> None:
+    """What two of them need stands in tests/scenes: a module of tests may go, or be left out of a run, by itself."""
+    imports = re.compile(
+        r"^\s*(?:from|import) tests\.[\w.]*\btest_\w+|^\s*from tests\.[\w.]+ import test_\w+", re.MULTILINE
+    )
+    assert imports.search("    from tests.stream.join.test_join import NOW")
+    assert imports.search("from tests.stream.join import test_join as join")
+    found = [
+        (path.name, match[0]) for path in (ROOT / "tests").rglob("*.py") for match in imports.finditer(path.read_text())
+    ]
+    assert not [one for one in found if one[0] != "test_architecture.py"]
 
 
 # -- must be shown: each rule fails where it is broken ------------------------------------------------------------

@@ -69,13 +69,13 @@ from stream.partition.partition import InputMessage, Partition, Policy
 from stream.worker.listkeeper import take
 from stream.worker.shop_lists import ShopLists
 from tests.scenes.bad_messages import PARTITIONS, VALUES, Bad, astray, corpus, deep, json_fields, json_object
+from tests.scenes.feed_scene import Scene, feed, same_model
+from tests.scenes.feed_scene import records as as_records
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_log import MemoryBroker
 from tests.scenes.scorer_shop import ITEMS as SHOP_ITEMS
 from tests.scenes.scorer_shop import NOW_MS, SCHEMA, SCHEMA_TOML, SPEC, batch, item
 from tests.scenes.stream_world import resumed
-from tests.scorer.feeder.test_feed import Scene, feed, same_model
-from tests.scorer.feeder.test_feed import records as as_records
 
 TS_MS = NOW_MS - 60_000
 INTAKE = Intake(SCHEMA)

@@ -22,10 +22,10 @@ from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, EVENTS, ITEMS, PAGE_LOGS, SAMPLES, USERS
 from millrace.processes.kafka import create_topics, make_producer, read_all
-from tests.commands.demo.test_demo_live import assert_all_accounted_for
 from tests.scenes.bad_messages import Bad, astray, corpus
 from tests.scenes.demo_kafka import apache_kafka, own_redis
 from tests.scenes.demo_process import DemoProcess, demo_process
+from tests.scenes.demo_report import assert_all_accounted_for
 from tests.scenes.waiting import LONG
 
 pytestmark = [pytest.mark.services, pytest.mark.kafka, pytest.mark.timeout(LONG)]

@@ -19,7 +19,6 @@ import msgspec
 import numpy as np
 import pytest
 import structlog
-from prometheus_client import REGISTRY
 
 from millrace.basics.hashing import kafka_partition, value_hash
 from millrace.contracts.dead_letter_reasons import REASONS, WARNINGS
@@ -40,8 +39,9 @@ from stream.worker.problemlog import ProblemLog
 from stream.worker.shop_lists import ShopLists
 from tests.architecture import ROOT
 from tests.scenes.bad_messages import deep
+from tests.scenes.feed_scene import feed
+from tests.scenes.own_metrics import figure
 from tests.scenes.scorer_shop import NOW_MS, SCHEMA
-from tests.scorer.feeder.test_feed import feed
 
 PAGE = ROOT / "docs" / "reference" / "messages.md"
 MINUTE, DAY = 60_000, 86_400_000
@@ -296,10 +296,6 @@ class Loop:
 
 def message_of(topic: str, offset: int, key: bytes | None, value: bytes | None) -> InputMessage:
     return InputMessage(topic, offset, value or b"", key=key if value is None and topic == USERS else None)
-
-
-def figure(name: str, **labels: str) -> float:
-    return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 @pytest.mark.parametrize("mistake", CASES)

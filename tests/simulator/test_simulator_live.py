@@ -135,9 +135,10 @@ def test_keys_are_the_users(make_scorer: Callable[..., FakeScorer]) -> None:
         ShopOptions(users=USERS, max_pages=30, rates=FaultRates(malformed=0)),
         sink,
     )
-    for topic, key, raw in sink.messages:
-        if topic == "events":
-            assert key == str(json.loads(raw)["user_id"]).encode()
+    events = [(key, json.loads(raw)) for topic, key, raw in sink.messages if topic == "events"]
+    assert len(events) > 30
+    for key, event in events:
+        assert key == str(event["user_id"]).encode()
 
 
 def test_as_many_shoppers_come_as_the_settings_say(make_scorer: Callable[..., FakeScorer]) -> None:

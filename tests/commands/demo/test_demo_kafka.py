@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from commands.demo.demorun import ROLES
-from tests.commands.demo.test_demo_live import assert_all_accounted_for, assert_no_errors, assert_undisturbed
 from tests.scenes.demo_kafka import apache_kafka, command_lines, own_redis
 from tests.scenes.demo_process import DemoProcess, demo_process, descendants
+from tests.scenes.demo_report import assert_all_accounted_for, assert_no_errors, assert_undisturbed
 from tests.scenes.waiting import LONG
 
 pytestmark = [pytest.mark.services, pytest.mark.kafka, pytest.mark.timeout(LONG)]

@@ -8,53 +8,22 @@ import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from commands.demo.demoreport import KEYS, missing_keys
 from commands.demo.demorun import ROLES
 from millrace.basics.ranking_metrics import ROLLING_ROWS
 from millrace.contracts.online_layout import FILLED, filled_key
 from millrace.contracts.settings import Settings
-from tests.deploy.test_deploy import exposed
 from tests.scenes.demo_process import DemoProcess, demo_process, descendants, is_page
+from tests.scenes.demo_report import assert_all_accounted_for, assert_undisturbed
+from tests.scenes.exposed_metrics import exposed
 from tests.scenes.waiting import LONG
 
 pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.timeout(LONG)]
-
-
-def assert_all_accounted_for(report: dict[str, Any]) -> None:
-    assert report["conserved"] is True, report["problem"]
-    accounted = sum(report[n] for n in ("positives", "negatives", "pending", "exposures_in_dead_letters"))
-    assert report["exposures_sent"] == accounted
-    assert report["positives"] > 0
-    assert report["negatives"] > 0
-
-
-def assert_no_errors(report: dict[str, Any]) -> None:
-    assert report["errors"] == 0, (report["errors_by_kind"], report["scorer_errors_by_kind"])
-
-
-def assert_undisturbed(report: dict[str, Any]) -> None:
-    """What holds beyond conservation when nobody interfered."""
-    assert set(KEYS) <= set(report)
-    assert missing_keys(report) == []
-    assert_all_accounted_for(report)
-    assert report["sent_from"] == "the simulator"
-    assert report["dead_letters"] == report["malformed_sent"]
-    assert report["duplicates_dropped"] == report["duplicates_sent"]
-    apart, labelled = report["gate"], report["positives"] + report["negatives"] + report["corrections"]
-    kept_out = sum(apart[n] for n in ("held_out", "over_limit", "quarantined", "rolled_back")) - apart["released"]
-    assert report["samples_trained"] + kept_out == labelled
-    assert_no_errors(report)
-    assert set(report["restarts"].values()) == {0}
-    assert report["model_versions"] > 1
-    assert all(0 <= share < 1 for share in report["without_user"].values())
-    assert 0 < report["click_to_served_ms"]["p50"] <= report["click_to_served_ms"]["p99"]
 
 
 def test_a_demo_ends_by_itself_with_every_exposure_accounted_for_and_a_whole_report(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from commands.replay.replayrun import run_log
 from learner.role.model_factory import model_of
 from millrace.contracts.schema import BLANK, Schema, parse_schema
 from millrace.logs import LogTable, read_log
-from tests.commands.guess.test_guess import Form, log_of, write
 from tests.scenes.examples_samples import ROWS, SAMPLES
+from tests.scenes.guessed_logs import Form, log_of, write
 
 HOUR = 3_600_000
 

@@ -130,7 +130,9 @@ def test_a_clean_run_has_no_leak(tmp_path_factory: Any, seed: int, policy: str |
 
 
 def test_what_is_compared_is_most_of_what_is_before_the_cuts(tmp_path: Path) -> None:
-    for cut in audited(log_of(tmp_path)).cuts:
+    cuts = audited(log_of(tmp_path)).cuts
+    assert len(cuts) == 3
+    for cut in cuts:
         assert cut["predictions"] > cut["exposures"] - 32
         assert cut["labels"] > cut["exposures"] - 40
 

@@ -31,8 +31,8 @@ from stream.archive.archive_rows import Archive, TopicRecord
 from stream.archive.forget import forget
 from stream.archive.logged import arrays
 from stream.archive.schemafile import schema_text
+from tests.scenes.parity_shop import FIELDS, Shop
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, T0, event
-from tests.stream.partition.test_stream_parity import FIELDS, Shop
 
 SCHEMA = parse_schema(FIELDS)
 WAITS = POLICY.waits

@@ -281,6 +281,7 @@ def test_an_exposure_never_sees_its_own_click(tmp_path: Path) -> None:
 def test_the_position_is_learnt_from_but_hidden_from_scoring(tmp_path: Path) -> None:
     spy, schema = spied(tmp_path, make_rows(), SCHEMA)
     position = schema.layout.cat_names.index("position")
+    assert {what for what, _ in spy.calls} == {"score", "learn"}
     for what, given in spy.calls:
         if what == "score":
             assert not given[0][:, position].any()

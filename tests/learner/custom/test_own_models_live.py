@@ -34,14 +34,14 @@ from scorer.feeder import scorer_main
 from scorer.feeder.modelfeed import ModelFeed
 from scorer.worker.page_app import make_app
 from tests.learner.own_models import Moody
-from tests.learner.role import test_learner_role as roles
-from tests.learner.role.test_learner_role import Role, end_of_topic, entries, send, trained
+from tests.scenes import learner_role as roles
+from tests.scenes.feed_scene import Scene, feed
+from tests.scenes.learner_role import Role, end_of_topic, entries, send, trained
 from tests.scenes.learning import SCHEMA, make_samples
 from tests.scenes.scorer_shop import ITEMS, LAYOUT, arrays, call
 from tests.scenes.scorer_shop import SCHEMA as SHOP
+from tests.scenes.slow_sender import Slow
 from tests.scenes.waiting import LONG, until
-from tests.scorer.feeder.test_feed import Scene, feed
-from tests.scorer.feeder.test_version_host import Slow
 
 broker, role_settings = roles.broker, roles.settings
 HASHED, MOODY = "tests.learner.own_models:Hashed", "tests.learner.own_models:Moody"

@@ -22,8 +22,8 @@ from millrace.basics.errors import SettingError, SnapshotError
 from millrace.basics.store import Store
 from millrace.contracts.settings import Settings
 from millrace.versions.modelstore import ModelStore
-from tests.learner.gate.test_quarantine import places, rows
-from tests.millrace.versions.test_model_store import snapshot
+from tests.scenes.refused_rows import places, rows
+from tests.scenes.small_snapshot import snapshot
 from tests.scenes.waiting import until
 
 TOKEN = "a-token"

@@ -27,8 +27,8 @@ from millrace.contracts.settings import Settings
 from millrace.versions.image import RETRIEVAL_TABLES, Image
 from millrace.versions.modelstore import ModelStore
 from tests.learner.gate.promotion_scene import BATCH, MINUTE_MS, POISON, SPEC, Scene, batch, build
-from tests.learner.ranker.test_slices import differs
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
+from tests.scenes.same_state import differs
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from millrace.basics.errors import SnapshotError
 from millrace.versions.modelstore import Image, TableRows
 from tests.scenes.exploring import examples
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
+from tests.scenes.same_state import differs
 
 SPEC = {"model": "wide_deep", "hidden": [4], "width": 2, "max_rows": 30, "max_age_days": 0.01}  # 14 minutes
 
@@ -38,17 +39,6 @@ def touch(table: SparseTable, ids: list[int], now_min: int) -> None:
     block = table.read(np.array(ids, np.int64).reshape(-1, 1), learning=True)
     grads = np.full((len(block.ids), table.width), 0.1, np.float32)
     table.write(block, grads, np.full(len(block.ids), 0.3, np.float32), now_min)
-
-
-def differs(one: Part, other: Part) -> str:
-    """Empty where two plain pairs are equal to the bit, else a name."""
-    (image, training), (image_b, training_b) = one, other
-    found = image.same_bits(image_b)
-    for name in training.keys() | training_b.keys():
-        a, b = training.get(name), training_b.get(name)
-        if a is None or b is None or a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():
-            found = found or name
-    return found
 
 
 class World:

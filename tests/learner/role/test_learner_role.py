@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,27 +21,26 @@ from learner.ranker.model import OnlineModel
 from learner.retrieval.tower import Tower
 from learner.role import learnloop, samplereader
 from learner.role.learner_metrics import SKIPPED, Board
-from learner.role.learnloop import LearnPace
 from learner.role.service import Learner, run
 from learner.serving.serving_model import ServingModel
 from learner.training.learner_versions import Progress, Versions, write_root
 from learner.training.writer import SnapshotWriter
 from millrace.basics.errors import SnapshotError
-from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Field, parse_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS, SAMPLES
 from millrace.processes.deltas import read_deltas
-from millrace.processes.kafka import create_topics, make_producer, make_reader, read_all, wait_for_broker
-from millrace.processes.services import EmbeddedBroker
+from millrace.processes.kafka import create_topics, make_producer, read_all, wait_for_broker
 from millrace.versions.clicks import ClickHistogram
 from millrace.versions.image import split
 from millrace.versions.modellog import Assembler, Delta, Snapshot
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import unpack
 from millrace.versions.proof import prove
+from tests.scenes import learner_role
+from tests.scenes.learner_role import Role, end_of_topic, entries, send, trained
 from tests.scenes.learning import SCHEMA, START_MS, make_samples, tables_of
-from tests.scenes.waiting import LONG, PATIENCE, until
+from tests.scenes.waiting import LONG, until
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
@@ -54,77 +52,7 @@ name = "user_id"
 of = "user"
 """
 
-
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as running:
-        yield running.address
-
-
-@pytest.fixture
-def settings(broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setattr(Settings, "load_schema", lambda self: SCHEMA)
-    monkeypatch.setattr(learnloop, "PACE", LearnPace(batch_ms=50, delta_seconds=0.2, retrieval_seconds=0.5))
-    return Settings(
-        kafka=broker,
-        data=str(tmp_path),
-        partitions=2,
-        snapshot_seconds=1.0,
-        heldout_share=0.0,  # so that every row is learnt
-        admin_port=0,
-    )
-
-
-class Role:
-    """The learner in a thread, with what it raised."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.stop = settings, threading.Event()
-        self.error: Exception | None = None
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            run(self.settings, self.stop)
-        except Exception as error:
-            self.error = error
-
-    def end(self) -> None:
-        self.stop.set()
-        self.thread.join(PATIENCE)
-        assert not self.thread.is_alive()
-        if self.error is not None:
-            raise self.error
-
-
-def send(settings: Settings, *partitions: list[SampleBatch]) -> None:
-    """Sends to partition 0, 1, ...; within one a learner takes them in this order."""
-    producer = make_producer(settings)
-    for number, batches in enumerate(partitions):
-        for batch in batches:
-            producer.send(SAMPLES, batch.to_bytes(), partition=number)
-    producer.flush()
-    producer.close()
-
-
-def entries(settings: Settings, past: int = 0) -> list[Delta | Snapshot]:
-    """What was published on the topic behind its first ``past`` messages. A learner that has ended left its newest
-    version in the store: when that was read, all was."""
-    newest = ModelStore(settings.place("models"), writes=False).latest()
-    assert newest is not None
-    reader, assembler = make_reader(settings, MODEL_DELTAS, {0: past}), Assembler()
-    found: list[Delta | Snapshot] = []
-
-    def all_read() -> bool:
-        records = [r for rs in reader.poll(timeout_ms=100).values() for r in rs]
-        new = [entry for r in records for entry in assembler.take(r.value)]
-        found.extend(entry for entry in new if isinstance(entry, Delta | Snapshot))
-        return bool(found) and (found[-1].note.kind, found[-1].note.place) == ("snapshot", newest.place)
-
-    until(all_read, f"the snapshot of version {newest.version} was announced")
-    reader.close()
-    return found
+broker, settings = learner_role.broker, learner_role.settings
 
 
 def deltas(settings: Settings, past: int) -> list[Delta]:
@@ -137,16 +65,6 @@ def deltas(settings: Settings, past: int) -> list[Delta]:
 
     read_all(settings, MODEL_DELTAS, take)
     return found
-
-
-def trained(settings: Settings) -> int:
-    note = ModelStore(settings.place("models"), writes=False).latest()
-    return note.trained if note else -1
-
-
-def end_of_topic(settings: Settings) -> int:
-    """Messages of earlier tests: brokers are shared."""
-    return read_all(settings, MODEL_DELTAS, lambda record: None)
 
 
 @pytest.mark.slow

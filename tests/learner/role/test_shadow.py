@@ -34,7 +34,7 @@ from millrace.processes.kafka import create_topics, wait_for_broker
 from millrace.processes.services import EmbeddedBroker
 from millrace.processes.supervisor import Patience, Supervisor
 from millrace.versions.modelstore import Announcement, Array, Image, ModelStore
-from tests.learner.role.test_learner_role import Role, send
+from tests.scenes.learner_role import Role, send
 from tests.scenes.learning import SCHEMA, START_MS, labelled, make_samples
 from tests.scenes.waiting import LONG, until
 

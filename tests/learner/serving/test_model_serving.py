@@ -33,9 +33,9 @@ from millrace.contracts.settings import Settings
 from millrace.logs import local_days, read_log
 from millrace.versions.modelstore import Image
 from tests.architecture import ROOT
-from tests.learner.network.test_backward import SPECS, WIDTH, network
 from tests.scenes.exploring import examples
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
+from tests.scenes.networks import SPECS, WIDTH, network
 from tests.scenes.torn_pages import torn_pages
 
 Floats = NDArray[np.float32]

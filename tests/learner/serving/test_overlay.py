@@ -138,11 +138,14 @@ def test_an_older_reader_keeps_its_version_while_later_rows_are_folded() -> None
     one = side.reader
     side.stage(change({4, 5}, {2}, 2))
     both = side.reader
+    slices = 0
     while not side.fold(1):
+        slices += 1
         for version, expected in ((one, [100, 201, 0, 401, 0]), (both, [100, 0, 0, 402, 502])):
             out = np.empty((5, WIDTH + 1), np.float32)
             version.values(np.arange(1, 6), out)
             assert out[:, 0].tolist() == expected
+    assert slices > 1
 
 
 def test_growth_moves_slots_in_slices_and_changes_nothing_meanwhile() -> None:

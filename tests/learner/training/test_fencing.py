@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,31 +30,35 @@ from millrace.versions.modellog import Assembler, Delta, Entry, encode_claim
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.proof import prove
 from millrace.versions.versioning import Claim
-from tests.learner.role.test_learner_role import Role, send, trained
+from tests.scenes import learner_role
+from tests.scenes.learner_role import Role, send, trained
 from tests.scenes.learning import SCHEMA, make_samples
 from tests.scenes.waiting import LONG, until
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
 
+broker = learner_role.broker
+
+
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    """A broker of its own for each test: what is on the topic decides who is the learner."""
+def settings(broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Topics of its own for each test: what is on them decides who is the learner."""
     monkeypatch.setattr(Settings, "load_schema", lambda self: SCHEMA)
     monkeypatch.setattr(learnloop, "PACE", LearnPace(batch_ms=50, delta_seconds=0.1, dense_seconds=0.2))
-    with EmbeddedBroker(tmp_path / "broker") as broker:
-        settings = Settings(
-            kafka=broker.address,
-            data=str(tmp_path / "a"),
-            store=str(tmp_path / "store"),
-            partitions=2,
-            snapshot_seconds=0.5,
-            heldout_share=0.0,  # so that every row is learnt
-            admin_port=0,
-        )
-        wait_for_broker(settings)
-        create_topics(settings)
-        yield settings
+    settings = Settings(
+        kafka=broker,
+        prefix=f"{tmp_path.name}.",
+        data=str(tmp_path / "a"),
+        store=str(tmp_path / "store"),
+        partitions=2,
+        snapshot_seconds=0.5,
+        heldout_share=0.0,  # so that every row is learnt
+        admin_port=0,
+    )
+    wait_for_broker(settings)
+    create_topics(settings)
+    return settings
 
 
 def on_another_machine(settings: Settings) -> Settings:
@@ -163,8 +166,9 @@ def test_a_fenced_role_ends_with_a_status_of_its_own_and_is_not_started_again(
 
 @pytest.mark.slow
 def test_old_messages_and_files_are_removed_and_the_newest_pair_can_be_proved(
-    settings: Settings, capsys: pytest.CaptureFixture[str]
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("MILLRACE_PREFIX", settings.prefix)  # for the command
     settings = msgspec.structs.replace(settings, keep_minutes=1e-6)  # no older version is kept to go back to
     role = Role(settings)
     until(lambda: trained(settings) == 0, "it serves")

@@ -31,7 +31,7 @@ from millrace.contracts.settings import Settings
 from millrace.processes.kafka import make_producer, make_reader
 from millrace.processes.resident_memory import measured_bytes
 from millrace.processes.services import EmbeddedBroker, tail
-from tests.millrace.broker.test_broker_log import batch, flipped
+from tests.scenes.record_batches import batch, flipped
 from tests.scenes.waiting import PATIENCE, until
 
 pytestmark = [

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
 
 from millrace.broker import batches, compact, segment
@@ -33,26 +32,7 @@ from millrace.broker.codes import (
 )
 from millrace.broker.log import Limits, PartitionLog
 from millrace.broker.producers import Producers
-
-Row = tuple[bytes | None, bytes | None, int]
-"""Key, value, time in ms."""
-CODECS = {"none": 0, "gzip": 1, "zstd": 4}
-
-
-def batch(rows: list[Row], codec: str = "none", producer: int = -1, sequence: int = -1, epoch: int = -1) -> bytes:
-    """A record batch as kafka-python's producer makes it."""
-    builder = DefaultRecordBatchBuilder(2, CODECS[codec], False, producer, epoch, sequence, 1 << 30)
-    for number, (key, value, time_ms) in enumerate(rows):
-        assert builder.append(number, time_ms, key, value, []) is not None
-    return bytes(builder.build())
-
-
-def one(value: bytes = b"v", time_ms: int = 1000, key: bytes | None = None) -> bytes:
-    return batch([(key, value, time_ms)])
-
-
-def put(log: PartitionLog, data: bytes, now_ms: int = 0) -> int:
-    return log.append(memoryview(data), now_ms)
+from tests.scenes.record_batches import CODECS, Row, batch, flipped, one, put
 
 
 def read(log: PartitionLog, offset: int, count: int = 1 << 20) -> list[tuple[int, bytes | None, bytes | None]]:
@@ -83,10 +63,6 @@ def read_on(log: PartitionLog, offset: int, count: int = 1 << 20) -> list[tuple[
 
 
 # ------------------------------------------------------------------ what is taken
-
-
-def flipped(data: bytes, at: int) -> bytes:
-    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
 VALID = batch([(b"k", b"value", 5), (None, b"w", 7)])

@@ -12,7 +12,7 @@ from millrace.broker import topic_store as module
 from millrace.broker.codes import INVALID_CONFIG, TOPIC_ALREADY_EXISTS, UNKNOWN_TOPIC_OR_PARTITION, BrokerRefusal
 from millrace.broker.log import Limits
 from millrace.broker.topic_store import PRODUCER_BLOCK, Topics
-from tests.millrace.broker.test_broker_log import one, put
+from tests.scenes.record_batches import one, put
 
 
 def opened(folder: Path, cluster: str = "c") -> Topics:

@@ -16,7 +16,7 @@ import pytest
 from millrace.basics.errors import LogError
 from millrace.contracts.schema import Schema
 from millrace.logs import Bounds, LogFaults, LogTable, read_log
-from tests.millrace.logs.test_log_forms import MS, ROWS, schema, written
+from tests.scenes.small_logs import MS, ROWS, schema, written
 
 ACTIONS = 'action_times = { click = "click_at" }\n'
 NUMERIC = '[[fields]]\nname = "price"\nof = "item"\nkind = "numeric"\n'

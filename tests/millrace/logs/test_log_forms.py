@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -17,44 +15,10 @@ from hypothesis import strategies as st
 
 from commands.replay.grouped import page_codes
 from millrace.basics.errors import LogError, SchemaError
-from millrace.contracts.schema import Schema, parse_schema
+from millrace.contracts.schema import parse_schema
 from millrace.logs import LogFaults, LogTable, read_log
 from tests.scenes.exploring import examples
-
-MS = 1_650_812_400_000  # 2022-04-24 15:00:00 UTC
-TEXT = """
-name = "t"
-utc_offset = "+08:00"
-[[fields]]
-name = "who"
-of = "user"
-[[fields]]
-name = "what"
-of = "item"
-[windows]
-actions = ["exposure", "click"]
-[log]
-time = "at"
-user = "who"
-item = "what"
-label = "clicked"
-"""
-
-
-def schema(log: str = "") -> Schema:
-    return parse_schema(TEXT + log)
-
-
-def written(folder: Path, rows: list[dict[str, Any]], name: str = "log.parquet") -> Path:
-    path = folder / name
-    path.parent.mkdir(exist_ok=True, parents=True)
-    if name.endswith(".jsonl"):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif name.endswith(".csv"):
-        pacsv.write_csv(pa.Table.from_pylist(rows), path)
-    else:
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
+from tests.scenes.small_logs import MS, PAGES, ROWS, TEXT, schema, written
 
 
 def rows_of(log: LogTable, *names: str) -> list[tuple[Any, ...]]:
@@ -63,11 +27,6 @@ def rows_of(log: LogTable, *names: str) -> list[tuple[Any, ...]]:
 
 # -- lists --------------------------------------------------------------------------------------------------------
 
-PAGES: list[dict[str, Any]] = [
-    {"at": MS, "who": 1, "shown": [7, 9, 4], "hit": [0, 1, 0], "liked": [9], "pairs": "7-0 9-1 4-0"},
-    {"at": MS + 60_000, "who": 2, "shown": [9], "hit": [0], "liked": [], "pairs": "9-0"},
-    {"at": MS + 120_000, "who": 1, "shown": [4, 7], "hit": [1, 1], "liked": [7, 4], "pairs": "4-1 7-1"},
-]
 UNROLLED = [(1, 7, 0), (1, 9, 1), (1, 4, 0), (2, 9, 0), (1, 4, 1), (1, 7, 1)]
 
 
@@ -230,8 +189,6 @@ def test_made_columns(tmp_path: Path) -> None:
 
 
 # -- files --------------------------------------------------------------------------------------------------------
-
-ROWS: list[dict[str, Any]] = [{"at": MS + 1000 * n, "who": n % 3, "what": f"i{n}", "clicked": n % 2} for n in range(6)]
 
 
 def test_several_files_and_folders_of_any_form_are_one_log(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import Bounds, LogTable, local_days, read_log
 from millrace.logs.copies import groups
-from tests.millrace.logs.test_log_forms import MS, PAGES, schema, written
 from tests.scenes.exploring import examples
+from tests.scenes.small_logs import MS, PAGES, schema, written
 
 SMALL = Bounds(whole_bytes=0, block_bytes=2000, batch_rows=50)
 MORE = """

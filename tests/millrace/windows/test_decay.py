@@ -18,21 +18,9 @@ from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.windows.features import FeatureBuilder, steps
 from millrace.windows.tile_memory import UNIT
 from millrace.windows.tiles import TileStore, counts_of, grain_hours
-from tests.millrace.windows.test_tiles import (
-    DAY,
-    DAYS,
-    HOUR,
-    T0,
-    A,
-    Event,
-    by_definition,
-    columns,
-    resumed,
-    streams,
-    twin,
-)
 from tests.scenes.exploring import examples
 from tests.scenes.reference_partition import age_units
+from tests.scenes.tile_streams import DAY, DAYS, HOUR, T0, A, Event, by_definition, columns, resumed, streams, twin
 
 HALF_LIVES = (0.25, 1.0, 7.0)
 lives_ = st.sampled_from([HALF_LIVES, (0.25,), (0.3, 60.0)])  # weights that end before the windows, and far after

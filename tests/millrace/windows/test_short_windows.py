@@ -30,9 +30,9 @@ from millrace.windows.tile_memory import SLACK_H, UNIT
 from millrace.windows.tiles import TileStore, counts_of
 from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemtable import ItemTable
-from tests.millrace.windows.test_tiles import exact
 from tests.scenes.exploring import examples
 from tests.scenes.reference_partition import age_units
+from tests.scenes.tile_streams import exact
 
 MINUTE = 60_000
 HOUR, DAY = 60 * MINUTE, DAY_MIN * MINUTE

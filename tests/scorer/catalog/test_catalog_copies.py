@@ -170,6 +170,7 @@ def test_a_row_never_comes_before_its_counts() -> None:
         table.apply(arrays)
         there = np.array([row for row, i in enumerate(table.ids) if i is not None])
         assert (counts_on(table, there)[..., 0] > 0).all()
+    assert sum(i is not None for i in table.ids) == 30
 
 
 def test_an_hour_that_begins_changes_only_what_counts_otherwise_then() -> None:

@@ -21,8 +21,8 @@ from millrace.contracts.topics import MODEL_DELTAS
 from millrace.versions.image import Image
 from millrace.versions.versioning import Announcement, Place
 from tests.scenes.exploring import examples
+from tests.scenes.feed_scene import Scene
 from tests.scenes.scorer_shop import Learner
-from tests.scorer.feeder.test_feed import Scene
 
 
 class World(Scene):

@@ -16,10 +16,10 @@ from millrace.basics.errors import SnapshotError
 from millrace.versions.image import RETRIEVAL_TABLES, Image, TableRows, check_head, split
 from millrace.versions.modellog import encode_delta
 from millrace.versions.versioning import Announcement, Place, decode_announcement
-from tests.learner.training.test_versions import scene, started
+from tests.scenes.following_scorer import Scorer
 from tests.scenes.learning import SCHEMA, tables_of
+from tests.scenes.version_play import scene, started
 from tests.scenes.version_scene import Peer, Scene
-from tests.scorer.feeder.test_version_feed import Scorer
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from millrace.contracts.topics import ITEMS, SAMPLES
 from millrace.processes.kafka import create_topics, make_producer
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
 from millrace.versions.modelstore import ModelStore
+from tests.scenes.scorer_process import Scorer
 from tests.scenes.scorer_shop import ITEMS as SHOP_ITEMS
 from tests.scenes.scorer_shop import SCHEMA_TOML, SPEC, batch
 from tests.scenes.waiting import LONG, PATIENCE, until
-from tests.scorer.feeder.test_scorer_live import Scorer
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 

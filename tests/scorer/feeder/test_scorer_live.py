@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,80 +21,14 @@ from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, make_producer, read_all, topic_ids
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
-from millrace.processes.tokens import bearer
 from stream.worker.listkeeper import write
+from tests.scenes.scorer_process import COMMAND, Scorer
 from tests.scenes.scorer_shop import ITEMS, SCHEMA, SCHEMA_TOML, Learner
-from tests.scenes.waiting import LONG, PATIENCE, until
+from tests.scenes.waiting import LONG, PATIENCE
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
-COMMAND = [sys.executable, "-m", "commands", "run", "serve"]
 TOKEN = "a-token-of-the-live-scorer"
-
-
-class Scorer:
-    """The process, and how to talk to it."""
-
-    def __init__(self, settings: Settings, folder: Path) -> None:
-        self.settings = settings
-        self.log = folder / "scorer.log"
-        self.environment = self.environment_of(settings)
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(COMMAND, env=self.environment, stderr=log, stdout=log)
-
-    @staticmethod
-    def environment_of(settings: Settings) -> dict[str, str]:
-        return {**os.environ, **settings.environment()}
-
-    def ask(self, path: str, body: Any = None, token: bool = True) -> tuple[int, Any]:
-        data = None if body is None else msgspec.json.encode(body)
-        request = self._request(path, data, bearer(self.settings) if token else {})
-        try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-                return answer.status, msgspec.json.decode(answer.read())
-        except urllib.error.HTTPError as error:
-            return error.code, msgspec.json.decode(error.read())
-
-    def model(self) -> dict[str, Any]:
-        """What GET /model says. It is asked again while the main process does not come to answer (503)."""
-        found: list[dict[str, Any]] = []
-
-        def answered() -> bool:
-            status, facts = self.ask("/model")
-            assert status in (200, 503), (status, facts)
-            found[:] = [facts] * (status == 200)
-            return bool(found)
-
-        self.until(answered, "GET /model is answered")
-        return found[0]
-
-    def metrics(self) -> str:
-        """What GET /metrics says, asked again as :meth:`model` is."""
-        found: list[str] = []
-
-        def answered() -> bool:
-            request = self._request("/metrics", None, bearer(self.settings))
-            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # 503 is an OSError
-                found[:] = [answer.read().decode()]
-            return True
-
-        self.until(answered, "GET /metrics is answered")
-        return found[0]
-
-    def _request(self, path: str, data: bytes | None, headers: dict[str, str]) -> urllib.request.Request:
-        return urllib.request.Request(f"http://127.0.0.1:{self.settings.port}{path}", data, headers)
-
-    def until(self, met: Callable[[], bool], what: str) -> None:
-        """Waits for a condition; fails at once when the scorer ends before it holds."""
-
-        def looked() -> bool:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                return met()
-            except OSError:
-                return False  # not listening yet
-
-        until(looked, what)
 
 
 @pytest.fixture
@@ -195,7 +125,7 @@ def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
 
     learner.delta()
     one.until(lambda: one.model()["version"] == 1, "patched")
-    assert one.model()["click_to_served_ms"]["count"] == 2
+    one.until(lambda: one.model()["click_to_served_ms"]["count"] == 2, "both clicks are counted")
     index = Store(settings.place("index"), writes=False)
     one.until(lambda: any(name.count("-") == 2 for name in index.names()), "the item index is in the store")
 

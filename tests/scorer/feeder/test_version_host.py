@@ -6,45 +6,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from scorer.feeder import versionhost
-from scorer.ipc.link import Packet
 from scorer.ipc.scorer_metrics import Sums, metric_samples, values_of
-from scorer.worker.replica import Replica, attach
-from tests.scenes.scorer_feeder import Whole, delivered
-from tests.scenes.scorer_shop import LAYOUT, serving
+from tests.scenes.feed_scene import Scene, same_model
+from tests.scenes.slow_sender import Slow
 from tests.scenes.waiting import until
-from tests.scorer.feeder.test_feed import Scene, same_model
-
-
-class Slow:
-    """A second worker, which takes its messages when it is told to."""
-
-    def __init__(self, whole: Whole) -> None:
-        self.whole, self.packets = whole, list[Packet]()
-        self.serving, _, _ = serving(settings=whole.settings)
-        self.replica = Replica(self.serving, self._attach, lambda number: whole.host.serves(self, number))
-        whole.host.add(self)
-
-    def put(self, packet: Packet) -> None:
-        self.packets.append(packet)
-
-    def take(self, most: int = 1000) -> None:
-        some, self.packets = self.packets[:most], self.packets[most:]
-        for packet in some:
-            self.replica.take(delivered(packet))
-
-    def _attach(self, message: Any) -> None:
-        self.replica.attached(message, attach(self.serving.schema, message, 4))
-
-    def scores(self) -> Any:
-        assert self.serving.model is not None
-        rng = np.random.default_rng(0)
-        cat = rng.integers(1, 100, (20, LAYOUT.F))
-        return self.serving.model.score(cat, rng.random((20, LAYOUT.N), np.float32)).tolist()
 
 
 @pytest.fixture

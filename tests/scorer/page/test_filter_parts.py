@@ -24,12 +24,11 @@ from scorer.recall.candidate_lists import LIKED, MIXED, WHOLE, Allowed, Shares, 
 from scorer.recall.nearest import Finder, Retrieval
 from tests.scenes.exploring import examples
 from tests.scenes.filter_world import SCHEMA as FILTERED
+from tests.scenes.index_shop import Shop
+from tests.scenes.nearest_items import W, plain_best, retrieval, rounded
+from tests.scenes.recall_lists import heat_of, lists_of
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_shop import BUILDER, NOW_MS, SCHEMA, item
-from tests.scorer.catalog import test_index_checkpoint as test_scorer_checkpoint
-from tests.scorer.catalog.test_index_checkpoint import Shop
-from tests.scorer.recall.test_nearest import W, plain_best, retrieval, rounded
-from tests.scorer.recall.test_recall import heat_of, lists_of
 
 ALIKE = replace(SCHEMA, filters=("in_stock", "region"))  # the same arrays and the same id
 
@@ -279,9 +278,8 @@ def values(shop: Shop) -> dict[str, Any]:
     }
 
 
-def test_a_checkpoint_brings_the_values_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_scorer_checkpoint, "SCHEMA", ALIKE)
-    shop = Shop(tmp_path)
+def test_a_checkpoint_brings_the_values_back(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, ALIKE)
     shop.items(*(item(i, attributes={"in_stock": i % 2 == 0, "region": ["eu", "us"][: i % 3]}) for i in range(20)))
     shop.read()
     assert shop.keep() is not None
@@ -294,7 +292,7 @@ def test_a_checkpoint_brings_the_values_back(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_checkpoint_without_an_attribute_has_items_read_again_and_its_counts_are_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     shop = Shop(tmp_path)
     shop.items(*(item(i, attributes={"in_stock": i % 2 == 0}) for i in range(20)))
@@ -305,7 +303,7 @@ def test_a_checkpoint_without_an_attribute_has_items_read_again_and_its_counts_a
 
     counts = shop.broker.log(FEATURES_ITEMS)
     counts.cut(counts.end)  # only the checkpoint knows them
-    monkeypatch.setattr(test_scorer_checkpoint, "SCHEMA", ALIKE)
+    shop.schema = ALIKE
     loaded = shop.start()
     assert values(shop)["4"] == [[value_hash(1)], []]
     assert shop.scorer.index.counts.held == keys
@@ -314,7 +312,7 @@ def test_a_checkpoint_without_an_attribute_has_items_read_again_and_its_counts_a
     assert manifest is not None, "the next one has the attributes, however young this one is"
     assert manifest.filters == ["in_stock", "region"]
 
-    monkeypatch.setattr(test_scorer_checkpoint, "SCHEMA", SCHEMA)
+    shop.schema = SCHEMA
     shop.start()
     assert shop.meters.errors == Counter(), "one that has more than is asked for is used"
     assert len(shop.scorer.index) == 20

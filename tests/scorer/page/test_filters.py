@@ -24,8 +24,8 @@ from scorer.recall.nearest import Retrieval
 from scorer.users.userrecord import KnownUser
 from tests.scenes.exploring import examples
 from tests.scenes.filter_world import FILTERS, SCHEMA, SEEN, SHOP, Shop, greedy, most_possible, passes
+from tests.scenes.recall_sources import Along, Near
 from tests.scenes.scorer_shop import NOW_MS, item
-from tests.scorer.recall.test_candidates import Along, Near
 
 STOCK = st.sampled_from([True, False, "true", "False", 1, None])
 REGION = st.sampled_from([None, "eu", "us", 7, "7", ["eu", 7], ["us", "eu", "asia"], [], ""])

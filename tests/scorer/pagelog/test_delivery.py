@@ -15,7 +15,7 @@ from millrace.basics.errors import BrokerError
 from scorer.pagelog import delivery
 from scorer.pagelog.delivery import REFUSED, RETRY_SECONDS, STUCK_SECONDS, TOO_LARGE, TRIES, Delivery
 from scorer.pagelog.spool import Spool
-from tests.scorer.pagelog.test_spool import Losses, put
+from tests.scenes.page_logs import Losses, put
 
 AGAIN, NEVER, TOO_LATE = NotLeaderForPartitionError(), InvalidTopicError("no"), KafkaTimeoutError("too late")
 

@@ -14,31 +14,9 @@ from hypothesis import strategies as st
 from millrace.contracts.events import PageLog
 from scorer.pagelog.ring import RingReader, RingWriter
 from tests.architecture import ROOT
+from tests.scenes.page_logs import page
 from tests.scenes.scorer_shop import copied
 from tests.scenes.waiting import until
-
-
-def page(number: int, n: int, k: int = 3, f: int = 2, width: int = 5) -> PageLog:
-    """A page whose every number names it."""
-    rng = np.random.default_rng(number)
-    return PageLog(
-        request_id=f"r{number}",
-        ts_ms=number + 1,
-        user_id=number if number % 2 else f"u{number}",
-        arm="model",
-        model_version=number + 1,
-        schema_id="s",
-        items=list(range(number, number + n)),
-        scores=rng.random(n, np.float32).tobytes(),
-        keys=rng.integers(0, 1 << 63, (n, k), np.uint64).tobytes(),
-        cat=rng.integers(-(1 << 62), 1 << 62, (n, f), np.int64).tobytes(),
-        num=rng.random((n, width), np.float32).tobytes(),
-        served_ms=number,
-        offset=number % 7,
-        sources=bytes(range(n)) if number % 3 else b"",
-        user_missing=number % 8,
-    )
-
 
 steps = st.lists(st.one_of(st.integers(0, 12), st.just("take"), st.just("restart")), max_size=60)
 
@@ -119,7 +97,7 @@ WRITER = """
 import os, sys
 import numpy as np
 from scorer.pagelog.ring import RingWriter
-from tests.scorer.pagelog.test_ring import page
+from tests.scenes.page_logs import page
 writer = RingWriter(np.memmap(sys.argv[1], np.uint8, "r+"))
 for number in range(int(sys.argv[2])):
     made = page(number, number % 20)

@@ -12,25 +12,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from millrace.basics.errors import SettingError
-from millrace.contracts.events import PageLog, key_of
+from millrace.contracts.events import key_of
 from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.pagepack import Rates
-from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from scorer.pagelog.ring import RingReader, RingWriter
 from scorer.pagelog.shipper import Drain, open_spool, rescue
 from scorer.pagelog.spool import FULL, Spool
-from tests.scorer.pagelog.test_ring import page
-from tests.scorer.pagelog.test_spool import Losses
+from tests.scenes.page_logs import SCHEMA, Losses, N, made
 
-SCHEMA = shop_schema()
 T = TypeVar("T")
-N = 20
-
-
-def made(number: int, n: int = N) -> PageLog:
-    layout = SCHEMA.layout
-    return page(number, n, layout.K, layout.F, layout.N)
 
 
 class Line:

@@ -24,9 +24,8 @@ from millrace.processes.services import EmbeddedBroker, free_port
 from scorer.pagelog.ring import RingReader, RingWriter
 from scorer.pagelog.shipper import Shipper, open_spool
 from tests.architecture import ROOT
+from tests.scenes.page_logs import SCHEMA, Losses, made
 from tests.scenes.waiting import LONG, PATIENCE, until
-from tests.scorer.pagelog.test_shipper import SCHEMA, made
-from tests.scorer.pagelog.test_spool import Losses
 
 pytestmark = [
     pytest.mark.services,
@@ -100,7 +99,7 @@ import numpy as np
 from millrace.contracts.settings import load_settings
 from scorer.pagelog.ring import RingReader, RingWriter
 from scorer.pagelog.shipper import Shipper, open_spool
-from tests.scorer.pagelog.test_shipper import SCHEMA, made
+from tests.scenes.page_logs import SCHEMA, made
 settings, lost = load_settings(), print
 spool = open_spool(settings, lost)
 shipper = Shipper(settings, SCHEMA, spool, lost)

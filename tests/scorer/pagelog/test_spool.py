@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,20 +16,9 @@ from hypothesis import strategies as st
 
 from scorer.pagelog.spool import DAMAGED, DISK, FULL, Spool
 from scorer.pagelog.spoolfile import RecordPlace, segments
+from tests.scenes.page_logs import Losses, put
 
 MANY = 1 << 30
-
-
-class Losses:
-    """What was lost, by reason."""
-
-    def __init__(self) -> None:
-        self.pages: Counter[str] = Counter()
-        self.exposures: Counter[str] = Counter()
-
-    def __call__(self, reason: str, pages: int, exposures: int) -> None:
-        self.pages[reason] += pages
-        self.exposures[reason] += exposures
 
 
 @contextmanager
@@ -40,10 +28,6 @@ def opened(folder: Path, most: int = MANY, lost: Losses | None = None, segment: 
         yield spool
     finally:
         spool.close()
-
-
-def put(spool: Spool, number: int, size: int = 50) -> str:
-    return spool.append(b"k%d" % number, b"%d|" % number * size, number)
 
 
 def number_of(entry: RecordPlace) -> int:

@@ -15,15 +15,13 @@ from prometheus_client import REGISTRY
 from millrace.contracts.events import SOURCES
 from millrace.contracts.online_layout import RECENT, Past, Recent, pack_recent
 from scorer.catalog import pagekernels
-from scorer.catalog.itemtable import ItemRows
 from scorer.page.candidates import Sources
 from scorer.page.score_reasons import MOST_ITEMS, MOST_REASONS, inputs_of
 from scorer.recall import recallkernels
 from scorer.recall.candidate_lists import CandidateLists
-from scorer.recall.nearest import Retrieval
-from scorer.recall.neighbours import Neighbours
 from scorer.users.userrecord import KnownUser
 from scorer.worker.scorer_warmup import warm_up
+from tests.scenes.recall_sources import Along, Near
 from tests.scenes.scorer_shop import (
     ITEM,
     ITEMS,
@@ -43,32 +41,6 @@ from tests.scenes.scorer_shop import (
 SHARES = {"vectors": 0.5, "liked": 0.15, "coclicked": 0.1, "hot": 0.1, "new": 0.1, "random": 0.05}
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
-
-
-class Near(Retrieval):
-    """A retrieval version that has the rows from 100 on nearest, and notes what it was asked."""
-
-    def __init__(self, clicks: int = 5000, version: tuple[int, int] = (2, 41)) -> None:
-        self.clicks, self.version = clicks, version
-        self.asked: list[Any] = []
-
-    def query(self, user_ids: Any, recent_rows: ItemRows, age_ms: Any) -> Any:
-        self.asked.append((user_ids.tolist(), recent_rows.tolist(), age_ms.tolist()))
-        return np.ones(4, np.float32)
-
-    def nearest(self, query: Any, k: int, allowed: Any = None) -> ItemRows:
-        return np.arange(100, 200)[:k]
-
-
-class Along(Neighbours):
-    """Has the eight rows behind each as clicked along with it."""
-
-    def __init__(self) -> None:
-        self.asked: list[Any] = []
-
-    def of(self, rows: ItemRows, most: int) -> ItemRows:
-        self.asked.append(rows.tolist())
-        return np.array(list(dict.fromkeys(row + k for row in rows.tolist() for k in range(1, 9))))[:most]
 
 
 class Shop(OneWorker):

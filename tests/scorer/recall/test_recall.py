@@ -35,24 +35,13 @@ from scorer.recall.candidate_lists import (
     recall,
 )
 from tests.scenes.exploring import examples
+from tests.scenes.recall_lists import heat_of, lists_of
 from tests.scenes.scorer_shop import BUILDER, NOW_MS, SCHEMA, TASTE
 from tests.scorer.recall.plain_recall import interleaved, merged
 
 SHARES = {"vectors": 0.5, "liked": 0.15, "coclicked": 0.1, "hot": 0.1, "new": 0.1, "random": 0.05}
 MIXTURE = Shares.of(SHARES)
 N = 5000
-
-
-def heat_of(clicks: Any, exposures: Any = None, seen: Any = None) -> Heat:
-    many = np.full(len(clicks), 1e6) if exposures is None else exposures  # so that the rate is that of the clicks
-    shown = np.zeros(len(clicks)) if seen is None else seen
-    return Heat(*(np.asarray(a, np.float32) for a in (clicks, many, shown)))
-
-
-def lists_of(n: int, heat: Heat, alive: np.ndarray | None = None, categories: int = 10, **more: Any) -> CandidateLists:
-    columns = {"category": column_hash([f"c{i % categories}" for i in range(n)])}
-    living = np.ones(n, np.bool_) if alive is None else alive
-    return make_lists(BUILDER, columns, living, np.arange(1, n + 1), heat, **more)
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from millrace.processes.shared import Region
 from scorer.ipc.link import Closed, Inbox, Packet
 from scorer.pagelog.ring import RING_BYTES, RingReader, RingWriter
 from scorer.worker.acceptor import NOBODY
+from tests.scenes.page_logs import page
 from tests.scenes.scorer_shop import SCHEMA_TOML
 from tests.scenes.waiting import LONG, PATIENCE
-from tests.scorer.pagelog.test_ring import page
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(LONG)]
 

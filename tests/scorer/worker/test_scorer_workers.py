@@ -21,9 +21,9 @@ from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, make_producer, read_all, topic_ids
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
+from tests.scenes.scorer_process import Scorer
 from tests.scenes.scorer_shop import ITEMS, SCHEMA_TOML, Learner
 from tests.scenes.waiting import LONG, PATIENCE, until
-from tests.scorer.feeder.test_scorer_live import Scorer
 
 pytestmark = [
     pytest.mark.slow,
@@ -128,11 +128,18 @@ class Shop:
         return found
 
 
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as running:
+        yield running.address
+
+
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    with EmbeddedBroker(tmp_path / "broker") as broker, EmbeddedRedis(tmp_path / "redis") as store:
+def shop(broker: str, tmp_path: Path) -> Iterator[Shop]:
+    with EmbeddedRedis(tmp_path / "redis") as store:
         settings = Settings(
-            kafka=broker.address,
+            kafka=broker,
+            prefix=f"{tmp_path.name}.",
             redis=store.address,
             data=str(tmp_path / "scorer"),
             store=f"file://{tmp_path / 'store'}",
@@ -238,28 +245,28 @@ def test_a_template_killed_while_it_starts_is_replaced(shop: Shop) -> None:
     shop.ready()
 
 
-def test_a_scorer_that_is_asked_to_end_while_it_starts_ends(tmp_path: Path) -> None:
-    with EmbeddedBroker(tmp_path / "broker") as broker:
-        settings = Settings(
-            kafka=broker.address,
-            redis="127.0.0.1:1",
-            data=str(tmp_path / "scorer"),
-            schema=str(SCHEMA_TOML),
-            port=free_port(),
-            metrics_port=0,
-        )
-        create_topics(settings)
-        scorer = Scorer(settings, tmp_path)
-        try:
-            until(lambda: bool(children(scorer.process.pid)), "its template runs, and has not imported anything yet")
-            (template,) = children(scorer.process.pid)
-            scorer.process.send_signal(signal.SIGTERM)
-            assert scorer.process.wait(PATIENCE) == 0, scorer.log.read_text()
-            assert not runs(template)
-            assert "Traceback" not in scorer.log.read_text()
-        finally:
-            scorer.process.kill()
-            scorer.process.wait()
+def test_a_scorer_that_is_asked_to_end_while_it_starts_ends(broker: str, tmp_path: Path) -> None:
+    settings = Settings(
+        kafka=broker,
+        prefix=f"{tmp_path.name}.",
+        redis="127.0.0.1:1",
+        data=str(tmp_path / "scorer"),
+        schema=str(SCHEMA_TOML),
+        port=free_port(),
+        metrics_port=0,
+    )
+    create_topics(settings)
+    scorer = Scorer(settings, tmp_path)
+    try:
+        until(lambda: bool(children(scorer.process.pid)), "its template runs, and has not imported anything yet")
+        (template,) = children(scorer.process.pid)
+        scorer.process.send_signal(signal.SIGTERM)
+        assert scorer.process.wait(PATIENCE) == 0, scorer.log.read_text()
+        assert not runs(template)
+        assert "Traceback" not in scorer.log.read_text()
+    finally:
+        scorer.process.kill()
+        scorer.process.wait()
 
 
 def test_a_template_that_cannot_work_ends_the_role_in_one_line(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from millrace.processes.services import free_port
 from millrace.processes.tokens import Tokens
 from stream.intake import intake_main, intake_producer
 from stream.intake.intake_wire import LineReader, lines_of
+from tests.scenes.faulty_producer import Broker, Faulty, Producer
 from tests.scenes.intake_desk import AHEAD_MS, click
 from tests.scenes.waiting import PATIENCE, until
-from tests.stream.intake.test_intake_outlet import Broker, Faulty, Producer
 
 
 class Held(Producer):

@@ -3,86 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 import pytest
 from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError, OutOfOrderSequenceNumber
 
-from millrace.contracts.settings import Settings
 from stream.intake import intake_producer as module
-from stream.intake.intake_producer import IntakeProducer
 from stream.intake.intake_queue import Parcel
 from stream.intake.intake_wire import OutMessage
+from tests.scenes import faulty_producer
+from tests.scenes.faulty_producer import Broker, Faulty, Producer
 from tests.scenes.waiting import PATIENCE
-
-Fault = Callable[[list[bytes]], KafkaError | None]
-
-
-class Builder:
-    def __init__(self) -> None:
-        self.values: list[bytes] = []
-
-    def append(self, *, timestamp: Any, key: bytes, value: bytes, headers: Any) -> None:
-        self.values.append(value)
-
-    def close(self) -> None:
-        pass
-
-
-class Client:
-    async def force_metadata_update(self) -> bool:
-        return True
-
-
-class Producer:
-    """In the place of aiokafka's: after a failure it takes nothing any more, as an idempotent one."""
-
-    def __init__(self, broker: Broker) -> None:
-        self.broker, self.client, self.failed, self.stopped = broker, Client(), False, False
-
-    async def partitions_for(self, topic: str) -> set[int]:
-        return {0}
-
-    def create_batch(self) -> Builder:
-        return Builder()
-
-    async def send_batch(self, builder: Builder, topic: str, *, partition: int) -> Coroutine[Any, Any, None]:
-        return self._sent(builder.values)
-
-    async def _sent(self, values: list[bytes]) -> None:
-        await asyncio.sleep(0)
-        if self.failed:
-            raise OutOfOrderSequenceNumber
-        error = self.broker.fault(values)
-        if error is not None:
-            self.failed = True
-            raise error
-        self.broker.log += values
-
-    async def stop(self) -> None:
-        self.stopped = True
-
-
-class Broker:
-    def __init__(self, fault: Fault = lambda values: None) -> None:
-        self.fault, self.log, self.producers = fault, list[bytes](), list[Producer]()
-        self.refuses = 0  # connections, from now on
-
-
-class Faulty(IntakeProducer):
-    """The outlet over such producers."""
-
-    def __init__(self, broker: Broker, **settings: Any) -> None:
-        super().__init__(Settings(kafka="127.0.0.1:1", **settings))
-        self.broker = broker
-
-    async def _make(self) -> Any:
-        if self.broker.refuses:
-            self.broker.refuses -= 1
-            raise KafkaConnectionError
-        self.broker.producers.append(Producer(self.broker))
-        return self.broker.producers[-1]
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +111,7 @@ def test_a_producer_that_stands_still_while_the_broker_answers_is_replaced(monke
             await super()._sent(values)
 
     broker = Broker()
-    monkeypatch.setitem(globals(), "Producer", Still)
+    monkeypatch.setattr(faulty_producer, "Producer", Still)
     outlet = Faulty(broker)
     away: list[str] = []
     monkeypatch.setattr(outlet, "_is_away", away.append)

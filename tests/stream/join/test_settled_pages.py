@@ -16,11 +16,11 @@ from millrace.labels import Promise, policy_named
 from stream.join.join import InputMessage
 from stream.join.joined_pages import GONE, PagePart, PageState, peek, plain, settle, unsettle, without_log
 from stream.partition.partition import Partition
+from tests.scenes.arrivals import NOW, SETTLED, arrivals
 from tests.scenes.exploring import examples
 from tests.scenes.stream_world import (
     HOUR,
     MINUTE,
-    POLICY,
     SCHEMA,
     T0,
     Log,
@@ -31,10 +31,6 @@ from tests.scenes.stream_world import (
     keys_of,
     page_log,
 )
-from tests.stream.join.test_join import NOW, arrivals
-
-SETTLED = replace(POLICY, attribution_ms=5 * MINUTE, lateness_ms=60 * MINUTE)
-"""Attribution is short beside lateness, so that much comes for settled pages."""
 
 
 class Reader:

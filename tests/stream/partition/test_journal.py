@@ -18,10 +18,10 @@ from millrace.labels import policy_named
 from stream.join.join import InputMessage
 from stream.partition.journal import Did, Journal, from_bytes, to_bytes
 from stream.partition.partition import Partition
+from tests.scenes.arrivals import NOW, SETTLED, arrivals
 from tests.scenes.exploring import examples
-from tests.scenes.stream_world import DAY, HOUR, SCHEMA, T0, Log, action, exposure, page_log, rows
-from tests.stream.join.test_join import NOW, arrivals
-from tests.stream.join.test_settled_pages import SETTLED
+from tests.scenes.partition_forms import form, out_of
+from tests.scenes.stream_world import DAY, HOUR, SCHEMA, T0, Log, action, exposure, page_log
 
 
 class Life:
@@ -73,16 +73,6 @@ class Life:
         return part
 
 
-def form(partition: Partition) -> dict[str, Any]:
-    """The state, without what depends on the phase of sweeps: owners of keys whose windows have ended."""
-    head = msgspec.msgpack.decode(partition.snapshot().to_bytes())
-    users, who, keys = head.pop("owners")
-    alive = set(memoryview(head["tiles"]["keys"]).cast("Q"))
-    owner = zip(memoryview(keys).cast("Q"), memoryview(who).cast("i"), strict=True)
-    state: dict[str, Any] = head | {"owners": sorted((key, str(users[i])) for key, i in owner if key in alive)}
-    return state
-
-
 @examples(150)
 @given(arrivals(wild=True), st.integers(0, 2**32), st.sampled_from(POLICIES), st.booleans())
 def test_a_base_and_its_journals_are_the_state_wherever_they_are_cut(
@@ -104,13 +94,6 @@ def test_a_base_and_its_journals_are_the_state_wherever_they_are_cut(
     rest = life.messages[life.at :]
     for one, other in zip(out_of(life.partition, rest), out_of(again, rest), strict=True):
         assert one == other
-
-
-def out_of(partition: Partition, messages: list[InputMessage]) -> list[Any]:
-    """What comes of these messages and of five hours of silence."""
-    outputs = partition.take(messages, NOW), partition.advance(max(partition.newest_ms, T0) + 5 * HOUR)
-    reported = [(sorted(rows(output.samples)), sorted(output.dead, key=str), output.counts) for output in outputs]
-    return [reported, dict(partition.wanted), partition.pending]
 
 
 def test_every_way_to_change_a_partition_is_noted() -> None:

@@ -30,6 +30,7 @@ from stream.join.join import InputMessage
 from stream.partition.journal import Journal
 from stream.partition.partition import Partition, Policy, StepOutput
 from stream.partition.partition_checkpoint import CheckpointLine, CheckpointStore
+from tests.scenes.arrivals import NOW, SETTLED, arrivals
 from tests.scenes.exploring import examples
 from tests.scenes.stream_world import (
     DAY,
@@ -45,8 +46,6 @@ from tests.scenes.stream_world import (
     page_log,
     rows,
 )
-from tests.stream.join.test_join import NOW, arrivals
-from tests.stream.join.test_settled_pages import SETTLED
 
 COLOUR, STOCK = Field("colour", "item"), Field("stock", "item", "numeric")
 

@@ -20,11 +20,10 @@ from stream.partition import partition_checkpoint
 from stream.partition.journal import RULES, Journal
 from stream.partition.partition import Partition
 from stream.partition.partition_checkpoint import CheckpointLine, CheckpointStore, Name, Terms
+from tests.scenes.arrivals import NOW, SETTLED
 from tests.scenes.exploring import examples
+from tests.scenes.partition_forms import form, out_of
 from tests.scenes.stream_world import HOUR, MINUTE, SCHEMA, T0, Log, action, exposure, page_log
-from tests.stream.join.test_join import NOW
-from tests.stream.join.test_settled_pages import SETTLED
-from tests.stream.partition.test_journal import form, out_of
 
 
 @pytest.fixture(params=["folder", "file url", "memory"])

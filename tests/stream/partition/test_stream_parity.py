@@ -19,7 +19,7 @@ from commands.replay.logfeatures import LogRows, unfit
 from commands.replay.stretches import Stretches
 from millrace.contracts.events import Item, PageLog, to_msgpack
 from millrace.contracts.itemtiles import pack
-from millrace.contracts.online_layout import window_field, window_fields
+from millrace.contracts.online_layout import window_fields
 from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import read_log
@@ -28,7 +28,7 @@ from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemtable import ItemTable
-from scorer.page.rank import Ranked, Ranker
+from scorer.page.rank import Ranker
 from scorer.recall.candidate_lists import make_lists
 from scorer.users.userrecord import KnownUser
 from scorer.worker.scorer_warmup import warm_up as warm_scorer
@@ -36,44 +36,12 @@ from stream.join.join import InputMessage
 from stream.partition.partition import Partition
 from stream.worker.shop_lists import ShopLists
 from stream.worker.stream_warmup import warm_up as warm_stream
+from tests.scenes.arrivals import NOW, arrivals
 from tests.scenes.exploring import examples
+from tests.scenes.parity_shop import FIELDS, Shop
 from tests.scenes.reference_partition import ReferencePartition
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, T0, Log, action, exposure, hashed, keys_of, resumed, rows
-from tests.stream.join.test_join import NOW, arrivals
 
-FIELDS = """
-name = "both kinds"
-[[fields]]
-name = "user_id"
-of = "user"
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[[fields]]
-name = "bid"
-of = "context"
-kind = "numeric"
-[windows]
-days = [1, 7, 30]
-half_lives = [0.5, 7]
-actions = ["exposure", "click", "purchase"]
-[[windows.means]]
-of = "price"
-step = 0.01
-[[windows.means]]
-of = "bid"
-step = 1
-action = "exposure"
-[[windows.keys]]
-columns = ["item_id"]
-[[windows.keys]]
-columns = ["user_id", "item_id"]
-parent = ["item_id"]
-"""
 LOG = """
 [log]
 time = "at"
@@ -160,43 +128,6 @@ def test_unfit_values_are_counted_once_for_each_event_that_would_have_added_them
     assert "unfit" not in partition.take(log.events(action("purchase", "r", T0 + MINUTE, 0, 1)), NOW).counts
     spans = partition.windows.counts(keys_of(7, [3], SCHEMA)[:, 0], T0 + HOUR)[0, 0].tolist()
     assert spans == [1, 1, 0, 500, 4]
-
-
-class Chance:
-    """A model that scores anything alike."""
-
-    def score(self, cat: Any, num: Any) -> Any:
-        return np.full(len(cat), 0.5, np.float32)
-
-
-class Shop:
-    """Two partitions, an index and users' records; one page an exposure, ranked before anything of it is known."""
-
-    def __init__(self, items: list[Item], schema: Schema) -> None:
-        self.builder = FeatureBuilder(schema)
-        self.index = ItemIndex(self.builder)
-        self.index.put([self.index.prepare(i) for i in items])
-        self.items = ItemTable(self.builder)
-        self.ranker = Ranker(self.builder, self.items)
-        self.partitions = [Partition(p, schema, POLICY) for p in range(2)]
-        self.records: dict[Any, dict[bytes, bytes]] = {}
-        self.log = Log()
-
-    def rank(self, user: int, item: str, ts_ms: int, bid: float | None) -> Ranked:
-        known = KnownUser.of(self.builder, user, self.records.get(user, {}))
-        self.items.follow(lambda: self.index.changes(ts_ms))
-        return self.ranker.rank(known, self.items.rows_of([item]), ts_ms, {"bid": bid}, Chance())
-
-    def take(self, user: int, message: InputMessage) -> None:
-        self.partitions[user % 2].take([message], T0 + 100_000 * HOUR)
-
-    def publish(self) -> None:
-        for p, partition in enumerate(self.partitions):
-            changes = partition.changes()
-            for user, lists in changes.users:
-                record = self.records.setdefault(user, {})
-                record |= {window_field(key): blob for key, blob in lists if blob}
-            self.index.put_tiles(p, changes.item_keys, changes.item_tiles)
 
 
 def log_rows(seed: int, n: int = 150) -> list[dict[str, Any]]:

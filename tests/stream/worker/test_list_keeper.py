@@ -15,7 +15,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
 from stream.worker import listkeeper
 from stream.worker.listkeeper import ListKeeper
-from tests.repository.test_mistakes import figure
+from tests.scenes.own_metrics import figure
 from tests.scenes.scorer_shop import SCHEMA
 
 GOOD = (b"a", to_json(Item("a", {"category": "home"})))

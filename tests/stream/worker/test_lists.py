@@ -25,7 +25,7 @@ from millrace.windows.tiles import TileStore
 from stream.worker.listkeeper import write
 from stream.worker.shop_lists import ShopLists
 from tests.scenes.waiting import LONG, until
-from tests.stream.worker.test_worker_loop import NEWEST_MS, SCHEMA, Loop, flush
+from tests.scenes.worker_loop import NEWEST_MS, SCHEMA, Loop, flush
 
 DAY = 86_400_000
 NOW = 20_000 * DAY + 1

@@ -19,7 +19,7 @@ from tests.scenes.stream_world import resumed
 from stream.partition import coclickkernels
 from stream.partition.partition import InputMessage as Message, Partition, Policy
 from stream.worker.stream_warmup import warm_up
-from tests.stream.worker.test_worker_loop import SCHEMA, NEWEST_MS, story
+from tests.scenes.worker_loop import SCHEMA, NEWEST_MS, story
 
 def compiled():
     modules = vars(tile_kernels) | vars(coclickkernels)

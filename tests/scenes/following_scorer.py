@@ -1,0 +1,128 @@
+"""A scorer that follows a scene of versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kafka import TopicPartition
+
+from learner.network.models.spec import read_spec
+from learner.retrieval.tower import Tower
+from learner.serving.serving_model import ServingModel
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import MODEL_DELTAS
+from millrace.versions.image import Image, split
+from millrace.versions.versioning import Announcement, Place
+from scorer.feeder.kafka_feed import FeedConsumer, TopicSource
+from scorer.feeder.modelfeed import ModelFeed
+from tests.scenes.learning import SCHEMA, tables_of
+from tests.scenes.scorer_feeder import Whole
+from tests.scenes.scorer_log import Message, caught_up
+from tests.scenes.version_scene import Scene
+
+TP = TopicPartition(MODEL_DELTAS, 0)
+
+
+class SceneBroker(TopicSource):
+    """The scene's topic."""
+
+    def __init__(self, place: Scene) -> None:
+        self.place = place
+
+    def reader(self, topic: str, start: dict[int, int]) -> FeedConsumer:
+        return SceneReader(self.place, start.get(0, 0))
+
+    def log_id(self, topic: str) -> str:
+        return self.place.topic.id
+
+
+class SceneReader:
+    def __init__(self, place: Scene, start: int) -> None:
+        self._place, self._at = place, start
+
+    def poll(self, timeout_ms: int) -> Mapping[Any, list[Any]]:
+        found = [Message(offset, None, raw) for offset, raw in self._place.topic.read(self._at)]
+        self._at = self._place.topic.end
+        return {TP: found} if found else {}
+
+    def assignment(self) -> set[Any]:
+        return {TP}
+
+    def position(self, partition: Any) -> int:
+        return self._at
+
+    def end_offsets(self, partitions: Any) -> dict[Any, int]:
+        return {TP: self._place.topic.end}
+
+    def seek(self, partition: Any, offset: int) -> None:
+        self._at = offset
+
+    def close(self) -> None:
+        pass
+
+
+class Heads:
+    """Has retrieval versions served, as far as these tests go: it checks each against what was published."""
+
+    def __init__(self, place: Scene) -> None:
+        self.scene, self.tower, self.served = place, Tower(SCHEMA, read_spec(place.spec)), list[Place]()
+
+    def install(self, note: Announcement, tower: Tower | None) -> None:
+        assert tower is not None
+        self.tower = tower
+        self._check(note)
+
+    def patch(self, note: Announcement, head: Image) -> None:
+        self.tower.apply(head)
+        self._check(note)
+
+    def _check(self, note: Announcement) -> None:
+        assert note.retrieval_clicks >= 0
+        assert not self.served or note.place > self.served[-1], f"backwards from {self.served[-1]} to {note.place}"
+        self.served.append(note.place)
+        assert tables_of(self.tower).same_bits(self.scene.heads[note.place]) == "", f"head {note.place} is torn"
+
+
+class Scorer:
+    """A scorer as a follower of the scene, in the words of :class:`tests.scenes.version_scene.PlainFollower`."""
+
+    def __init__(self, place: Scene) -> None:
+        self.scene, self.loads, self.served = place, list[Place](), list[Place]()
+        chosen = Settings(store=place.url.removesuffix("/models"))
+        self.whole = Whole(chosen, schema=SCHEMA)
+        self.now, self.heads = 0.0, Heads(place)
+        here: Any = {"broker": SceneBroker(place), "monotonic": lambda: self.now, "towers": self.heads}
+        self.feed = ModelFeed(self.whole.state, self.whole.host, **here)
+        install = self.whole.host.install
+
+        def installed(note: Announcement, *rest: Any) -> None:
+            self.loads.append(note.place)
+            install(note, *rest)
+
+        self.whole.host.install = installed  # type: ignore[method-assign, assignment]
+        self.whole.began = self._check
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        self.now += 100
+        caught_up(self.feed)
+        self.whole.fold()
+
+    @property
+    def head(self) -> Announcement | None:
+        return self.whole.note
+
+    @property
+    def image(self) -> Image:
+        """What ranks, and the retrieval version beside it."""
+        assert isinstance(self.whole.model, ServingModel)
+        ranker = self.whole.model.snapshot()
+        return Image(ranker.dense, {**ranker.tables, **tables_of(self.heads.tower).tables})
+
+    def _check(self, note: Announcement) -> None:
+        assert not self.served or note.place > self.served[-1], f"backwards from {self.served[-1]} to {note.place}"
+        self.served.append(note.place)
+        assert isinstance(self.whole.model, ServingModel)
+        ranker = split(self.scene.truth[note.place])[0]
+        assert self.whole.model.snapshot().same_bits(ranker) == "", f"version {note.place} is torn"

@@ -1,0 +1,90 @@
+"""A shop whose exposures pass through stream and scorer, so that both say which features a page had."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from millrace.contracts.events import Item
+from millrace.contracts.online_layout import window_field
+from millrace.contracts.schema import Schema
+from millrace.windows.features import FeatureBuilder
+from scorer.catalog.item_index import ItemIndex
+from scorer.catalog.itemtable import ItemTable
+from scorer.page.rank import Ranked, Ranker
+from scorer.users.userrecord import KnownUser
+from stream.join.join import InputMessage
+from stream.partition.partition import Partition
+from tests.scenes.stream_world import HOUR, POLICY, T0, Log
+
+FIELDS = """
+name = "both kinds"
+[[fields]]
+name = "user_id"
+of = "user"
+[[fields]]
+name = "item_id"
+of = "item"
+[[fields]]
+name = "price"
+of = "item"
+kind = "numeric"
+[[fields]]
+name = "bid"
+of = "context"
+kind = "numeric"
+[windows]
+days = [1, 7, 30]
+half_lives = [0.5, 7]
+actions = ["exposure", "click", "purchase"]
+[[windows.means]]
+of = "price"
+step = 0.01
+[[windows.means]]
+of = "bid"
+step = 1
+action = "exposure"
+[[windows.keys]]
+columns = ["item_id"]
+[[windows.keys]]
+columns = ["user_id", "item_id"]
+parent = ["item_id"]
+"""
+
+
+class Chance:
+    """A model that scores anything alike."""
+
+    def score(self, cat: Any, num: Any) -> Any:
+        return np.full(len(cat), 0.5, np.float32)
+
+
+class Shop:
+    """Two partitions, an index and users' records; one page an exposure, ranked before anything of it is known."""
+
+    def __init__(self, items: list[Item], schema: Schema) -> None:
+        self.builder = FeatureBuilder(schema)
+        self.index = ItemIndex(self.builder)
+        self.index.put([self.index.prepare(i) for i in items])
+        self.items = ItemTable(self.builder)
+        self.ranker = Ranker(self.builder, self.items)
+        self.partitions = [Partition(p, schema, POLICY) for p in range(2)]
+        self.records: dict[Any, dict[bytes, bytes]] = {}
+        self.log = Log()
+
+    def rank(self, user: int, item: str, ts_ms: int, bid: float | None) -> Ranked:
+        known = KnownUser.of(self.builder, user, self.records.get(user, {}))
+        self.items.follow(lambda: self.index.changes(ts_ms))
+        return self.ranker.rank(known, self.items.rows_of([item]), ts_ms, {"bid": bid}, Chance())
+
+    def take(self, user: int, message: InputMessage) -> None:
+        self.partitions[user % 2].take([message], T0 + 100_000 * HOUR)
+
+    def publish(self) -> None:
+        for p, partition in enumerate(self.partitions):
+            changes = partition.changes()
+            for user, lists in changes.users:
+                record = self.records.setdefault(user, {})
+                record |= {window_field(key): blob for key, blob in lists if blob}
+            self.index.put_tiles(p, changes.item_keys, changes.item_tiles)
