@@ -26,6 +26,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from benchmarks.tools.bench_figures import Figure, Say, figure
@@ -60,17 +61,16 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
     size = size or Size()
     cores = sorted(os.sched_getaffinity(0))
     own, others = cores[0], set(cores[1:]) or set(cores)
-    folder = out / "work"
-    folder.mkdir(parents=True, exist_ok=True)
     figures: list[Figure] = []
     acknowledged: set[str] = set()
     with ExitStack() as stack:
-        broker = stack.enter_context(EmbeddedBroker(folder / "broker"))
+        folder = stack.enter_context(TemporaryDirectory(prefix="run-", dir=out))
+        broker = stack.enter_context(EmbeddedBroker(Path(folder) / "broker"))
         assert broker.pid is not None
         os.sched_setaffinity(broker.pid, others)
-        settings = Settings(kafka=broker.address, data=str(folder), intake_port=free_port(), metrics_port=0)
+        settings = Settings(kafka=broker.address, data=folder, intake_port=free_port(), metrics_port=0)
         create_topics(settings)
-        intake = stack.enter_context(RunningRole("intake", settings, settings.intake_port, folder, core=own))
+        intake = stack.enter_context(RunningRole("intake", settings, settings.intake_port, out, core=own))
         Asking(
             _plan(settings, 20, size.rate, 2.0, 99), others
         ).outcome()  # the first requests find nothing in any cache

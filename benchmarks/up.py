@@ -77,7 +77,7 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
             again, restart_s = asyncio.run(_second_life(loop, taste, size, began))
             say(_said("after the restart", again))
     last = probes[-1]
-    follows = next((p.second for p in probes if p.page.first >= 2 * p.catalogue.first), math.nan)
+    follows = [p.second for p in probes if p.page.first >= 2 * p.catalogue.first][:1]  # it may never have
     return [
         figure("first", last.page.first, "share", "catalogue", last.page.first / last.catalogue.first),
         figure("auc", last.page.auc, "AUC", "catalogue", last.page.auc / last.catalogue.auc),
@@ -85,7 +85,7 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
         figure("catalogue_auc", last.catalogue.auc, "AUC"),
         figure("again_first", again.page.first, "share", "first", again.page.first / last.page.first),
         figure("again_auc", again.page.auc, "AUC", "auc", again.page.auc / last.page.auc),
-        figure("follows_s", follows, "s"),
+        *(figure("follows_s", second, "s") for second in follows),
         figure("restart_s", restart_s, "s"),
         figure("clicks", clicks, "clicks"),
     ]
