@@ -15,6 +15,7 @@ from prometheus_client import REGISTRY
 from millrace.contracts.events import SOURCES
 from millrace.contracts.online_layout import RECENT, Past, Recent, pack_recent
 from scorer.catalog import pagekernels
+from scorer.page import page_service
 from scorer.page.candidates import Sources
 from scorer.page.score_reasons import MOST_ITEMS, MOST_REASONS, inputs_of
 from scorer.recall import recallkernels
@@ -74,6 +75,12 @@ class Shop(OneWorker):
     def along(self) -> Along:
         assert isinstance(self.scorer.neighbours, Along)
         return self.scorer.neighbours
+
+
+@pytest.fixture(autouse=True)
+def pages_as_long_as_the_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page may be as long as its candidates are many: what was tried is on it."""
+    monkeypatch.setattr(page_service, "PAGE_LIMIT", 60)
 
 
 @pytest.fixture
