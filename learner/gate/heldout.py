@@ -224,9 +224,8 @@ class Heldout:
 
     def judge(self, model: Predicting) -> Judgement:
         """Figures of the model and of the anchors, and the evidence that it is worse; costs the prediction of the rows.
-        The stake of the next look is the time from now on."""
+        Changes nothing: :meth:`looked` is for the caller to say."""
         stake_ms = np.clip(self.clock.now_ms - self._looked_ms, _LEAST_STAKE_MS, HOUR_MS)
-        self._looked_ms = self.clock.now_ms
         nan = float("nan")
         if not self._fits(model):
             return Judgement(None, 0, nan, nan, nan, nan, nan)
@@ -248,6 +247,10 @@ class Heldout:
         refusal = GateRefusal("heldout", days, MEAN_DAYS) if detector.alarm else None
         loss = log_loss(rows.anchor, y)
         return Judgement(refusal, n, auc(p, y), auc(rows.anchor, y), loss + float(x.mean()), loss, days)
+
+    def looked(self) -> None:
+        """A snapshot was judged: the stake of the next one is the time from now on."""
+        self._looked_ms = self.clock.now_ms
 
     def promoted(self, model: Predicting) -> None:
         """A snapshot was promoted: where an hour of event time has passed, all rows get its scores as their anchor."""

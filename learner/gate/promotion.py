@@ -584,6 +584,7 @@ class Promotion:
             return None
         model = self.trainer.model
         self.judgement = self.checks.heldout.judge(model)
+        self.checks.heldout.looked()
         refusal = self.judgement.refusal
         if self.judgement.judged:
             refusal = self._judged("heldout", refusal)

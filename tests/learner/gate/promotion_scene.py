@@ -135,6 +135,9 @@ class PlannedHeldout(Heldout):
     def judge(self, model: Predicting) -> Judgement:
         return Judgement(self.refusal, 9000, 0.7, 0.71, 0.3, 0.3, 0.01)
 
+    def looked(self) -> None:
+        pass
+
     def promoted(self, model: Predicting) -> None:
         pass
 

@@ -255,6 +255,8 @@ def test_the_time_since_the_last_look_is_what_a_look_may_be_wrong_with() -> None
         held.clock.now_ms += round(hours * HOUR_MS)
         held.most_age_ms += HOUR_MS * 50
         found.append(held.judge(model).evidence_days)
+        assert held.judge(model).evidence_days == found[-1], "to judge changes nothing"
+        held.looked()
     most = found[0]
     assert found == pytest.approx([most, most, most / 2, most / 3600, most])
 
@@ -272,6 +274,7 @@ def test_a_model_that_goes_up_and_down_is_not_refused_for_a_month() -> None:
         found = held.judge(model)
         assert found.refusal is None
         most = max(most, found.log_loss - found.anchor_log_loss)
+        held.looked()
         held.promoted(model)
     assert most > 2 * DIFFERENCE, "it went up and down by more than the stated difference"
 
