@@ -32,7 +32,7 @@ from commands.offline.intervals import interval, rounded
 from experiments.runs import Call, Row, run_calls, runs_file, write_experiment
 from experiments.safety.poisons import POISONS, Window
 from experiments.safety.safetyrun import STRETCH_ROWS, Life, Log, Served, live, loss
-from experiments.safety.safetyworld import Moment, Shop, traffic, write_shop
+from experiments.safety.safetyworld import BATCH_ROWS, Moment, Shop, traffic, write_shop
 from learner.network.dense import threads
 from millrace.basics.durations import HOUR_MS, MINUTE_MS
 from millrace.basics.errors import SettingError
@@ -179,16 +179,17 @@ def poisons(shop: Shop, rows: int, schema: Schema, folder: Path) -> Iterator[Row
         }
 
 
-def clean(name: str, shop: Shop | Path, schema: Schema, folder: Path) -> Iterator[Row]:
+def clean(name: str, shop: Shop | Path, schema: Schema, folder: Path, batch_rows: int = BATCH_ROWS) -> Iterator[Row]:
     """One row: a life from nothing through a world or a log in which nothing is wrong.
 
     Args:
         name: what the world is called in reports.
         shop: a simulated one, or the path of a log.
+        batch_rows: that are known at once. Few, where there is little traffic.
     """
     log = read_log(write_shop(shop, folder / "log") if isinstance(shop, Shop) else shop, schema)
     life = Life(schema, folder / "life")
-    live(life, traffic(log, schema))
+    live(life, traffic(log, schema, batch_rows))
     yield {
         "kind": "clean",
         "name": name,

@@ -34,6 +34,7 @@ class Gate:
     unjudged: Counts = field(default_factory=dict)
     observed: Counts = field(default_factory=dict)  # what was only reported
     observes: str | None = None  # what was reported last, in words; empty: nothing yet; None: the gate refuses
+    unseen: tuple[str, ...] = ()  # what it cannot know, or not soon, at the traffic of now
 
 
 def gate_of(
@@ -65,7 +66,8 @@ def gate_of(
         grown = [name for name, n in refused.items() if n > before.refused.get(name, 0)]
         if grown:
             check, why, refused_ms = grown[-1], f"check '{grown[-1]}'", None
-    return Gate(state, check, why, refused_ms, refused, passed, unjudged, observed, observes)
+    unseen = tuple(str(line) for line in admin["unseen"]) if admin.get("unseen") else before.unseen
+    return Gate(state, check, why, refused_ms, refused, passed, unjudged, observed, observes, unseen)
 
 
 def says(gate: Gate, figures: Mapping[str, float | None]) -> str:

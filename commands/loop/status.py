@@ -105,6 +105,7 @@ def _gate(gate: Gate, figures: Mapping[str, float | None]) -> dict[str, object]:
         "why": gate.why,
         "says": says(gate, figures),
         "refused_ms": gate.refused_ms,
+        "unseen": list(gate.unseen),
         "verdicts": [
             {"check": check} | {name: counts.get(check, 0) for name, counts in verdicts.items()} for check in checks
         ],

@@ -28,6 +28,7 @@ from commands.up.findings import (
     judge_schema,
     judge_tokens,
     judge_topics,
+    judge_unseen,
     judge_versions,
     mend,
     note,
@@ -214,6 +215,8 @@ def _services(settings: Settings, there: Mapping[str, Any]) -> list[Finding]:
         found.append(ok(name, f"'{http[name]}' is ready") if code == 200 else note(name, f"not ready: {reason}"))
     if metrics:
         found += judge_versions(__version__, {name: ask().value for name, ask in of_roles.items()})
+    if there.get("admin"):
+        found += judge_unseen(probes.within(lambda: probes.unseen(there["admin"]))().value or [])
     if clocks:
         found += judge_clocks(clocks)
     if present and settings.topic(MODEL_DELTAS) in present:

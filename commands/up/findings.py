@@ -6,7 +6,7 @@ A judge uses no clock, disk or network, so tests can try it on every case; :mod:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -174,6 +174,11 @@ def judge_versions(own: str, roles: Mapping[str, tuple[str, bool] | None]) -> li
     if roles and not silent and not other:
         found.insert(0, ok("roles", f"{', '.join(roles)}: version {own}"))
     return found
+
+
+def judge_unseen(lines: Sequence[str]) -> list[Finding]:
+    """What the learner's gate cannot know, or not soon, at the traffic it has; nothing where it does not say so yet."""
+    return [note("gate", f"at this traffic: {line}") for line in lines]
 
 
 def judge_tokens(loopback: bool, host: str, tokens: bool) -> Finding:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import redis
@@ -133,6 +133,12 @@ def role(url: str) -> tuple[str, bool]:
     figures.update(fetch(url, SHORT))
     versions = list(figures.by_label("millrace_role_info", "version"))
     return (versions[0] if versions else "", figures.gauge("millrace_ready") == 1)
+
+
+def unseen(url: str) -> list[str]:
+    """What the learner's gate cannot know, or not soon, at the traffic of now: of its ``GET /model``."""
+    said = msgspec.json.decode(fetch(f"{url}/model", SHORT), type=dict[str, Any])
+    return [str(line) for line in said.get("unseen", [])]
 
 
 def folder(path: Path) -> tuple[str, int | None]:

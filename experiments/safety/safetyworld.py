@@ -5,7 +5,8 @@
 
     world     days 1, 2, ... of one simulated shop (simulator/daylog.py), written as day logs
     change    from noon of the last day on: nothing; a sale (clicks twice as likely, until midnight);
-              a new taste (half of the shoppers take over the lasting taste of others)
+              a new taste (half of the shoppers take over the lasting taste of others);
+              newcomers (for two hours as many pages again, of people who were never here: those of the day before)
     moment    rows that pages showed, to be scored by what serves  │  the micro-batch that is known by then
 
 Pages, visits and draws do not depend on what changes, so a world with a change and its twin without one have the same
@@ -21,13 +22,14 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from commands.replay.known import LabelSettings
 from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.steps import steps
-from millrace.basics.durations import HOUR_MS
+from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -42,7 +44,9 @@ FIRST_DAY = "2026-03-02"
 
 BATCH_ROWS = 512
 
-Change = Literal["nothing", "sale", "taste"]
+Change = Literal["nothing", "sale", "taste", "newcomers"]
+
+_NEWCOMERS_HOURS, _NEW_ID = 2, 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,26 @@ def write_shop(shop: Shop, folder: Path) -> Path:
     return folder
 
 
+def _with_newcomers(world: World, shop: Shop, number: int) -> pa.Table:
+    day, before = day_table(world, number), day_table(world, number - 1)
+    for name in before.column_names:
+        if name == "ts_ms" or (name.endswith("_ms") and name != "born_ms"):
+            at = before.column_names.index(name)
+            before = before.set_column(at, before.schema.field(at), pc.add(before[name], DAY_MS))
+    at = before.column_names.index("user_id")
+    before = before.set_column(at, before.schema.field(at), pc.add(before["user_id"], _NEW_ID))
+    at = before.column_names.index("request_id")
+    new = pc.binary_join_element_wise("new", before["request_id"], "-")
+    before = before.set_column(at, before.schema.field(at), new)
+    ts_ms = before["ts_ms"].to_numpy()
+    inside = (ts_ms >= shop.noon_ms) & (ts_ms < shop.noon_ms + _NEWCOMERS_HOURS * HOUR_MS)
+    both = pa.concat_tables([day, before.filter(pa.array(inside))])
+    return both.sort_by([("ts_ms", "ascending"), ("request_id", "ascending"), ("position", "ascending")])
+
+
 def _changed_at_noon(world: World, shop: Shop, number: int) -> pa.Table:
+    if shop.change == "newcomers":
+        return _with_newcomers(world, shop, number)
     visits = world.visits(number)
     other = _other(world, shop)
     morning = visits.start_ms < shop.noon_ms

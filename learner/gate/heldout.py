@@ -159,6 +159,11 @@ class Heldout:
         """That are kept, old enough or not."""
         return int(np.count_nonzero(self._column["ts_ms"]))
 
+    @property
+    def rows_an_hour(self) -> float:
+        """That came lately, held out or not; 0: it is not known yet."""
+        return self._rate
+
     # -- rows ------------------------------------------------------------------------------------------------
 
     def held(self, batch: SampleBatch) -> NDArray[np.bool_]:

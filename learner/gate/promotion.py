@@ -36,6 +36,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import structlog
 
+from learner.gate.blind_spots import blind_spots
 from learner.gate.heldout import Heldout, Judgement
 from learner.gate.median_clock import MedianClock
 from learner.gate.model_checks import unsound, unsound_part
@@ -840,7 +841,7 @@ class Promotion:
     @property
     def status(self) -> dict[str, Any]:
         """What is open at the gate, for people. Times are event time in Unix ms."""
-        counts, name = self.trainer.counts, "held" if self.held else "promoting"
+        checks, counts, name = self.checks, self.trainer.counts, "held" if self.held else "promoting"
         if self._probation:
             name = "probation" if self._open else "blocked"
         return {
@@ -856,6 +857,7 @@ class Promotion:
             "heldout": {k: v for k, v in self.judgement._asdict().items() if k != "refusal"} if self.judgement else {},
             "quarantined_rows": counts[QUARANTINED] - counts["released"] - counts["discarded"],
             "releasing": len(self._release),
+            "unseen": [str(one) for one in blind_spots(checks.screen, checks.heldout)] if checks else [],
         }
 
     def snapshot(self) -> dict[str, Array]:

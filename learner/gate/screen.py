@@ -7,7 +7,7 @@
                                       128, 256, ... rows, up to 4,096 rows and a minute of event time
                      refused or not, it is in the windows of the batches after it
 
-    learnt ──► stretch ──promoted──► clean past (a running mean of some 65,000 rows) ──► bounds
+    learnt ──► stretch ──promoted──► clean past (a running mean of up to 65,000 rows) ──► bounds
                   └────went back──► forgotten
 
 Over the rows of a window, with y labels, p predictions and m_k the clean past's figure k::
@@ -33,11 +33,18 @@ negatives before, so their labels count and their predictions do not. That holds
 A click rate that doubles from one minute to the next is a sale, and no fault: who clicks on what stays as predictable
 as it was. Flipped or constant labels are not. So between the narrow and the wide bounds of labels, AUC decides.
 
-*Warm-up*: until :data:`WARM_ROWS` rows with :data:`WARM_CLICKS` clicks were promoted, at first and after a
-:meth:`Screen.rebase`, only what is not finite or absurd is refused.
+*Warm-up*: until :data:`WARM_ROWS` rows with :data:`WARM_CLICKS` clicks were promoted, or for half an hour an eighth of
+them with a fifth of the clicks, at first and after a :meth:`Screen.rebase`, only what is not finite or absurd is
+refused. A short past is known less well. So its own error is part of each bound, and the dispersions that it tells are
+taken for two at least.
 
-After a poisoned hour the windows hold refused rows. So what comes first after it is refused too: 4,096 rows or a
-minute at most.
+After a poisoned hour the windows hold refused rows. They end where rows come that break no bound by themselves and are
+unlike the refused ones, by three standard errors of the figure that these broke: what is behind is judged alone. Until
+then what comes first is refused too: pages of a few visitors, mostly.
+
+In a warm-up one more thing is refused: no click at all, where 60 or more would be, of 24 visits. That is a broken
+tracker and never the world, however quiet it is around it. What would be is known from before a :meth:`Screen.rebase`,
+or from the clicks since.
 """
 
 from __future__ import annotations
@@ -65,10 +72,13 @@ from learner.gate.screenkernels import (
     SHARE,
     VARIANCE,
     VISITS,
+    apart,
     auc,
     count,
     judge,
     meet,
+    silent,
+    spread,
 )
 from learner.gate.verdicts import GateRefusal
 from millrace.basics.hashing import salt
@@ -81,15 +91,19 @@ Bools = NDArray[np.bool_]
 
 WARM_ROWS, WARM_CLICKS = 16_384, 500
 """Promoted rows, and clicks among them, before bounds are made of them."""
+SLOW_ROWS, SLOW_CLICKS, SLOW_MS = 2048, 100, 1_800_000
+"""Or as many, where they are of so long: at a row a second :data:`WARM_ROWS` would be four and a half hours."""
 
 _LEAST_SHARE, _ALWAYS = 0.05, 0.95  # shares of the clean past that are judged: of groups and sides, of single fields
 _MOST_DISPERSION, _YOUNG_DISPERSION = 25.0, 2.0
 
 _BLOCK_ROWS, _MOST_BLOCK_ROWS, _BLOCK_MS = 128, 2048, 4000
 _WINDOW_ROWS, _WINDOW_MS, _MOST_BLOCKS = 4096, 60_000, 48
-_MEMORY_ROWS = 65_536
+_LEAST_MEMORY_ROWS, MEMORY_ROWS = 2048, 65_536
+_PIECE_ROWS = 2048  # promoted rows that one figure of the AUC's dispersion is of: as long as the longest windows, about
 
 _MOST_NUMBER, _MOST_WEIGHT = 1e30, 1e6
+_KNOWN_CLICKS = 20  # of a warm-up, before it tells what is expected
 _VISITORS = 4096  # who are remembered as counted
 _ANY, _PROFILE, _WINDOWS = range(CLICKED)  # kinds of visits: rows that tell of it
 _DAY_MS = 86_400_000
@@ -106,9 +120,28 @@ def warm_up() -> None:
             array.flags.writeable = writeable
         tells = meet(user, ts_ms, kind, label, kind, np.ones(3, np.int64), *_nobody())
         at, needs, p = np.array([0, 1], np.intp), np.zeros(1, np.intp), np.ones(2, np.float32)
-        count(cat, num, at, needs, label, kind, p, tells, np.zeros((KINDS, 1)), sums)
+        count(cat, num, at, needs, label, kind, p, user, user, tells, np.zeros((KINDS, 1)), sums)
     auc(sums)
-    judge(sums[None], np.ones(1), needs, np.zeros(1), np.zeros(1), np.ones(KINDS), 0.5, 1.0, 1.0, 1.0)
+    flags = np.zeros(1, np.bool_)
+    judge(
+        sums[None],
+        np.ones(1),
+        needs,
+        flags,
+        np.zeros(1),
+        np.zeros(1),
+        np.ones(KINDS),
+        1.0,
+        0.5,
+        1.0,
+        1.0,
+        1.0,
+        0.0,
+        0.0,
+    )
+    apart(sums, sums, LABELS, 0, np.ones(1), needs, flags, 1.0, 1.0)
+    silent(sums[None], 1.0)
+    spread(sums)
 
 
 class _Shares(NamedTuple):
@@ -118,6 +151,7 @@ class _Shares(NamedTuple):
     what: str
     least: float  # it is judged where the clean past's share is as large
     needs: int  # kind of visits that it is counted of
+    of_items: bool = False  # whether it tells of items alone
 
 
 class Usual(NamedTuple):
@@ -125,10 +159,13 @@ class Usual(NamedTuple):
 
     share: Sums  # (G,) of what is counted of them
     visits: Sums  # (V,) that this is of
+    items: float  # independent visits that tell as much of items
     auc: float
     factor: float  # labels over predictions
     dispersion: float  # variance of clicks over that of independent ones
     auc_dispersion: float  # variance of AUC over that of independent visits
+    factor_error: float  # variance of the factor's logarithm
+    auc_error: float  # variance of AUC, were visits independent
 
 
 class Screen:
@@ -152,6 +189,7 @@ class Screen:
         self._size = HEAD + len(self._shares) + 2 * BINS
         self._least = np.array([s.least for s in self._shares])
         self._needs = np.array([s.needs for s in self._shares], np.intp)
+        self._of_items = np.array([s.of_items for s in self._shares], np.bool_)
         self._begin()
 
     def _begin(self) -> None:
@@ -166,13 +204,18 @@ class Screen:
         self._tails = self._blocks  # what windows have behind the open block, shortest first
         self._piece = np.zeros(4)  # of rows learnt: rows, clicks, expected clicks, their variance
         self._stretch, self._past = self._nothing(), self._nothing()
+        self._auc_piece = self._nothing()  # promoted rows of which the AUC is not yet told apart from the past's
         self._promoted = np.zeros(2)  # rows and clicks, since the last rebase
+        self._first_ms = 0  # when the first of them were promoted
+        self._warm = False
+        self._factor_before = 0.0  # labels over predictions before the last rebase; 0: unknown
+        self._refused, self._broken = self._nothing(), (FINE, 0)  # rows refused one after another; by which figure
         self._usual = self._known()
 
     @property
     def warm(self) -> bool:
         """Whether bounds are known."""
-        return bool((self._promoted >= (WARM_ROWS, WARM_CLICKS)).all())
+        return self._warm
 
     def absurd(self, batch: SampleBatch) -> Bools:
         """Rows that cannot be, whatever the world is like. (B,) Never learnt; kept in quarantine one by one.
@@ -209,12 +252,18 @@ class Screen:
         if not sums[ROWS]:
             return None
         refusal = None
-        if self.warm:
-            windows = np.empty((2 + len(self._tails), self._size))  # (W, K)
-            windows[0] = sums
-            windows[1:] = sums + self._block
-            windows[2:] += self._tails
-            refusal = self._judge(windows)
+        windows = np.empty((2 + len(self._tails), self._size))  # (W, K)
+        windows[0] = sums
+        windows[1:] = sums + self._block
+        windows[2:] += self._tails
+        what, g, refusal = self._judge(windows)
+        if refusal is not None and self._refused[ROWS] and self._over(windows):
+            refusal = None
+        if refusal is None:
+            self._refused[:] = 0
+        else:
+            self._refused += sums
+            self._broken = what, g
         self._enter(sums, self.clock.now_ms)
         return refusal
 
@@ -224,7 +273,7 @@ class Screen:
         sums = self._looked[1] if known and self._looked is not None else self._sums(batch, p)
         self._looked = None
         self._stretch += sums
-        factor = self._usual.factor
+        factor = self._factor(own=True)
         self._piece += sums[ROWS], sums[CLICKS], factor * sums[PREDICTED], factor * sums[VARIANCE]
         if self._piece[0] >= _BLOCK_ROWS:
             _, clicks, expected, variance = self._piece
@@ -233,11 +282,17 @@ class Screen:
 
     def promoted(self) -> None:
         """What was learnt so far is promoted: the open stretch joins the clean past, from which bounds come."""
-        if self._stretch[ROWS]:
-            self._stretch[AUC_OFF] = self._stretch[ROWS] * self._auc_off()
-        self._past *= np.exp(-self._stretch[ROWS] / _MEMORY_ROWS)
+        self._auc_piece += self._stretch
+        if self._auc_piece[ROWS] >= _PIECE_ROWS:
+            self._stretch[AUC_OFF] = self._auc_piece[ROWS] * self._auc_off()
+            self._auc_piece[:] = 0
+        memory = min(max(_LEAST_MEMORY_ROWS, self._promoted[0]), MEMORY_ROWS)  # a young model's first rows fade soon
+        self._past *= np.exp(-self._stretch[ROWS] / memory)
         self._past += self._stretch
+        self._first_ms = self._first_ms or self.clock.now_ms
         self._promoted += self._stretch[[ROWS, CLICKS]]
+        least = (SLOW_ROWS, SLOW_CLICKS) if self.clock.now_ms - self._first_ms >= SLOW_MS else (WARM_ROWS, WARM_CLICKS)
+        self._warm |= bool((self._promoted >= least).all())
         self._stretch[:] = 0
         self._usual = self._known()
 
@@ -248,13 +303,32 @@ class Screen:
 
     def rebase(self) -> None:
         """The world has changed: bounds come from what is learnt from now on, after a warm-up."""
+        self._factor_before = self._factor()
         self.went_back()
-        self._past[:] = 0
-        self._promoted[:] = 0
+        self._past[:] = self._auc_piece[:] = 0
+        self._promoted[:] = self._first_ms = 0
+        self._warm = False
         self._usual = self._known()
-        self._block, self._block_ms = self._nothing(), 0
-        self._blocks, self._began_ms = self._blocks[:0], self._began_ms[:0]
-        self._tails = self._blocks
+        self._forget_behind(0)
+
+    def tells_after(self, flipped: float, clicked: float) -> int | None:
+        """Rows of traffic like the clean past's that must come until a bound is broken, on average, where some shares
+        of them, drawn by chance, have the other label or are clicked whatever they are. None: it never is."""
+        if not self.warm:
+            return None
+        kept, past = 1 - flipped - clicked, self._past
+        bins = self._size - 2 * BINS
+        others, clicks = past[bins : bins + BINS], past[bins + BINS :]
+        spoilt = past.copy()
+        spoilt[bins : bins + BINS] = kept * others + flipped * clicks
+        spoilt[bins + BINS :] = kept * clicks + flipped * others + clicked * (others + clicks)
+        spoilt[CLICKS] = kept * past[CLICKS] + flipped * (past[ROWS] - past[CLICKS]) + clicked * past[ROWS]
+        rows = _BLOCK_ROWS
+        while rows <= _WINDOW_ROWS:
+            if self._judge(spoilt[None] * (rows / past[ROWS]))[2] is not None:
+                return rows
+            rows *= 2
+        return None
 
     def snapshot(self) -> dict[str, Array]:
         """All of it: some 400 kB."""
@@ -265,7 +339,9 @@ class Screen:
             "piece": self._piece.copy(),
             "stretch": self._stretch.copy(),
             "past": self._past.copy(),
-            "promoted": self._promoted.copy(),
+            "auc_piece": self._auc_piece.copy(),
+            "promoted": np.append(self._promoted, [self._first_ms, self._warm, self._factor_before, *self._broken]),
+            "refused": self._refused.copy(),
             "who": self._who.copy(),
             "last": self._last.copy(),
             "met": np.array([self._met], np.int64),
@@ -284,7 +360,10 @@ class Screen:
         self._block, self._blocks = state["block"].copy(), state["blocks"].copy()
         self._began_ms, self._block_ms = state["began_ms"][:-1].copy(), int(state["began_ms"][-1])
         self._piece, self._stretch = state["piece"].copy(), state["stretch"].copy()
-        self._past, self._promoted = state["past"].copy(), state["promoted"].copy()
+        self._past, self._auc_piece = state["past"].copy(), state["auc_piece"].copy()
+        self._promoted, self._first_ms = state["promoted"][:2].copy(), int(state["promoted"][2])
+        self._warm, self._factor_before = bool(state["promoted"][3]), float(state["promoted"][4])
+        self._refused, self._broken = state["refused"].copy(), (int(state["promoted"][5]), int(state["promoted"][6]))
         self._who, self._last, self._met = state["who"].copy(), state["last"].copy(), int(state["met"][0])
         self._usual = self._known()
         self._make_tails()
@@ -296,7 +375,7 @@ class Screen:
 
     def _columns(self) -> Array:
         """What a state is bound to. (1,)"""
-        return np.array([salt("screen clicked", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
+        return np.array([salt("screen items", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
 
     def _sums(self, batch: SampleBatch, p: NDArray[np.float32]) -> Sums:
         """What is known of rows, so that it can be added: counts, sums, and clicks and others by logit. (K,)"""
@@ -306,7 +385,20 @@ class Screen:
         self._met += len(batch)
         there, groups = np.zeros((KINDS, batch.cat.shape[1])), len(self._num_starts) - 1
         needs = self._needs[:groups]
-        count(batch.cat, batch.num, self._num_starts, needs, batch.label, batch.kind, p, tells, there, sums)
+        count(
+            batch.cat,
+            batch.num,
+            self._num_starts,
+            needs,
+            batch.label,
+            batch.kind,
+            p,
+            batch.item,
+            batch.user,
+            tells,
+            there,
+            sums,
+        )
         sums[HEAD + groups : HEAD + len(self._shares)] = (self._cat_of * there[self._needs[groups:]]).sum(axis=1)
         return sums
 
@@ -326,6 +418,29 @@ class Screen:
         self._block, self._block_ms = self._nothing(), 0
         self._make_tails()
 
+    def _over(self, windows: Sums) -> bool:
+        """Whether what was refused is over: the newest rows, as many as one of the windows has, break no bound and are
+        unlike it. What is behind them is forgotten."""
+        spreads = self._usual.dispersion, self._usual.auc_dispersion
+        columns = self._divisor, self._needs, self._of_items
+        for w in range(len(windows)):
+            if self._judge(windows[w : w + 1])[2] is not None:
+                return False
+            if apart(windows[w], self._refused, *self._broken, *columns, *spreads):
+                self._forget_behind(w)
+                return True
+        return False
+
+    def _forget_behind(self, window: int) -> None:
+        """Only what one of the windows of :meth:`look` has behind the batch is known from now on."""
+        if window == 0:
+            self._block, self._block_ms = self._nothing(), 0
+        n = len(self._blocks)
+        kept = min(2 ** (window - 2), n) if window > 1 else 0
+        self._blocks, self._began_ms = self._blocks[:kept], self._began_ms[:kept]
+        self._tails = self._blocks
+        self._make_tails()
+
     def _make_tails(self) -> None:
         """Sums of the newest 1, 2, 4, ... blocks, and of all. (T, K)"""
         n = len(self._blocks)
@@ -339,42 +454,65 @@ class Screen:
         past, shares = self._past, slice(HEAD, HEAD + len(self._shares))
         visits = past[VISITS : VISITS + KINDS].copy()
         if not self.warm:
-            return Usual(np.zeros(len(self._shares)), visits, 0.5, 1.0, 1.0, _YOUNG_DISPERSION)
+            return Usual(np.zeros(len(self._shares)), visits, 1.0, 0.5, 1.0, 1.0, _YOUNG_DISPERSION, 0.0, 0.0)
+        value, error = auc(past)
+        least = 1.0 if self._promoted[0] >= WARM_ROWS else _YOUNG_DISPERSION
+        dispersion = min(max(least, past[OFF] / past[ROWS]), _MOST_DISPERSION)
+        auc_dispersion = min(max(least, past[AUC_OFF] / past[ROWS]), _MOST_DISPERSION)
         return Usual(
             past[shares] / (self._divisor * np.maximum(visits, 1.0)[self._needs]),
             visits,
-            auc(past)[0],
+            spread(past),
+            value,
             past[CLICKS] / past[PREDICTED],
-            min(max(1.0, past[OFF] / past[ROWS]), _MOST_DISPERSION),
-            min(max(1.0, past[AUC_OFF] / past[ROWS]), _MOST_DISPERSION),
+            dispersion,
+            auc_dispersion,
+            max(dispersion / past[CLICKS], 1 / max(past[VISITS], 1.0)),
+            error * error,
         )
 
     def _auc_off(self) -> float:
-        """The squared distance of the open stretch's AUC to the clean past's, in that of independent visits."""
-        value, deviation = auc(self._stretch)
+        """The squared distance of the newest piece's AUC to the clean past's, in that of independent visits."""
+        value, deviation = auc(self._auc_piece)
         off = ((value - self._usual.auc) / deviation) ** 2
         return float(off) if self.warm and np.isfinite(off) else _YOUNG_DISPERSION
 
-    def _judge(self, windows: Sums) -> GateRefusal | None:
-        """The first bound that one of the windows (W, K) breaks."""
+    def _factor(self, own: bool = False) -> float:
+        """Labels over predictions, as far as is known; 0: it is not. ``own``: of what was met since a rebase alone."""
+        if self.warm:
+            return self._usual.factor
+        clicks, predicted = (self._stretch + self._past)[[CLICKS, PREDICTED]]
+        if own or clicks >= _KNOWN_CLICKS:
+            return float((clicks + 1) / (predicted + 1))
+        return self._factor_before
+
+    def _judge(self, windows: Sums) -> tuple[int, int, GateRefusal | None]:
+        """The first bound that one of the windows (W, K) breaks: which figure, of shares the group, and the refusal."""
+        if not self.warm:
+            found = GateRefusal("labels", 0.0, 0.0, "no click at all") if silent(windows, self._factor()) else None
+            return (FINE if found is None else LABELS), 0, found
         usual = self._usual
         what, g, value, bound = judge(
             windows,
             self._divisor,
             self._needs,
+            self._of_items,
             self._least,
             usual.share,
             usual.visits,
+            usual.items,
             usual.auc,
             usual.factor,
             usual.dispersion,
             usual.auc_dispersion,
+            usual.factor_error,
+            usual.auc_error,
         )
         if what == FINE:
-            return None
+            return what, g, None
         if what == SHARE:
-            return GateRefusal(self._shares[g].check, value, bound, self._shares[g].what)
-        return GateRefusal("labels" if what == LABELS else "auc", value, bound)
+            return what, g, GateRefusal(self._shares[g].check, value, bound, self._shares[g].what)
+        return what, g, GateRefusal("labels" if what == LABELS else "auc", value, bound)
 
 
 def _nobody() -> tuple[Array, Array]:
@@ -392,14 +530,16 @@ def _groups(schema: Schema) -> tuple[Sequence[_Shares], NDArray[np.intp], Sums, 
         columns = [c for c, field in enumerate(layout.plain_fields) if field.of == side]
         if columns:
             starts.append(columns[0])
-            shares.append(_Shares("numbers", f"plain numbers of the {side}", _LEAST_SHARE, _needs(side)))
+            shares.append(
+                _Shares("numbers", f"plain numbers of the {side}", _LEAST_SHARE, _needs(side), side == "item")
+            )
     keys = schema.windows.keys
     each = (layout.N - layout.window_start) // len(keys) if keys else 0
     if each:
         starts += [layout.window_start + k * each for k in range(len(keys))]
         of_user = [schema.key_side(key) == "user" for key in keys]
         shares += [
-            _Shares("numbers", f"windows of {key.name}", _LEAST_SHARE, _WINDOWS if users else _ANY)
+            _Shares("numbers", f"windows of {key.name}", _LEAST_SHARE, _WINDOWS if users else _ANY, not users)
             for key, users in zip(keys, of_user, strict=True)
         ]
     widths = np.diff([*starts, layout.N])
@@ -408,12 +548,12 @@ def _groups(schema: Schema) -> tuple[Sequence[_Shares], NDArray[np.intp], Sums, 
         own = np.zeros(layout.F)
         own[[c for f, c in zip(layout.cat_fields, layout.cat_starts, strict=True) if f.of == side]] = 1
         if own.any():
-            shares.append(_Shares("fields", f"{side} side", _LEAST_SHARE, _needs(side)))
+            shares.append(_Shares("fields", f"{side} side", _LEAST_SHARE, _needs(side), side == "item"))
             of.append(own)
     for field, column in zip(layout.cat_fields, layout.cat_starts, strict=True):
         own = np.zeros(layout.F)
         own[column] = 1
-        shares.append(_Shares("fields", field.name, _ALWAYS, _needs(field.of)))
+        shares.append(_Shares("fields", field.name, _ALWAYS, _needs(field.of), field.of == "item"))
         of.append(own)
     matrix = np.array(of) if of else np.empty((0, layout.F))
     return shares, np.array([*starts, layout.N], np.intp), matrix, np.concatenate([widths, matrix.sum(axis=1)])

@@ -5,7 +5,7 @@ Symbols: B rows of a batch; F and N columns of ``cat`` and ``num``; V kinds of v
 of it; W windows; K sums of each, in this order::
 
     rows, clicks, predicted, variance, corrections, off, auc off
-    V counts of visits
+    V counts of visits, SIGNS sums of signs of the items on the rows that count of them (see :func:`spread`)
     G1 counts of numbers that are not 0, G2 counts of ids that are there: of one row of each visit
     BINS counts of other rows by logit, BINS counts of clicks by logit
 """
@@ -26,7 +26,9 @@ KINDS = 4
 """V. A visit of kind 0 is told of by any row; of kinds 1 and 2 by one that does not lack that bit of the user; of kind
 :data:`CLICKED` by a click."""
 CLICKED = 3
-HEAD = VISITS + KINDS
+ITEMS = VISITS + KINDS
+SIGNS = 32
+HEAD = ITEMS + SIGNS
 BINS = 80
 _LOW, _PER_BIN = -9.0, 6.0  # of logits, from -9 to 4.3
 
@@ -38,6 +40,8 @@ _AUC_KEPT, _AUC_HOLDS, _AUC_DOUBT = 0.4, 0.75, 1.5  # parts of AUC - .5; standar
 _SHARE_KEPT = 0.6  # of the clean past's share
 _SHARE_NATS = 13.0  # a share as far off is chance once in half a million times
 _LEAST_CLICKED = 16  # visits of a window with a click, for AUC
+_APART, _APART_NATS = 3.0, 7.0  # standard errors, and a chance of one in a thousand
+_SILENT_CLICKS, _SILENT_VISITS = 60.0, 24  # expected in a window without any
 
 FINE, SHARE, LABELS, AUC = range(4)
 """What :func:`judge` found."""
@@ -54,6 +58,8 @@ def count(
     label: Array,
     kind: Array,
     p: Array,
+    item: Array,
+    user: Array,
     tells: Array,
     there: Array,
     out: Array,
@@ -81,6 +87,12 @@ def count(
             out[VARIANCE] += q * (1 - q)
         k = min(max(int((np.log(q / (1 - q)) - _LOW) * _PER_BIN), 0), BINS - 1)
         out[first + k + (BINS if label[b] > 0.5 else 0)] += 1
+        if tells[b, 0]:
+            signs = (item[b] if item[b] else user[b]) * np.uint64(0x9E3779B97F4A7C15)
+            signs = (signs ^ (signs >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+            signs >>= np.uint64(32)
+            for s in range(SIGNS):
+                out[ITEMS + s] += 1 if (signs >> np.uint64(s)) & np.uint64(1) else -1
         for v in range(KINDS):
             if not tells[b, v]:
                 continue
@@ -131,6 +143,19 @@ def meet(
 
 
 @compiled
+def spread(sums: Array) -> float:
+    """How many independent visits tell as much of items: n^2 / sum_i n_i^2, where n_i of n visits are told of by a row
+    of item i (Kish 1965). All rows of an item are alike, and a few items may be on the first place of most pages.
+
+    The sum of squares is the mean square of sums of random signs, one of each item (Alon, Matias and Szegedy 1996): it
+    can be added up over batches."""
+    n, squares = sums[VISITS], 0.0
+    for s in range(SIGNS):
+        squares += sums[ITEMS + s] ** 2 / SIGNS
+    return float(n * n / max(squares, n, 1e-9))
+
+
+@compiled
 def unlikely(value: float, n: float, usual: float, m: float) -> float:
     """How unlikely a mean of n is, or a smaller one, where that of m was ``usual``: the logarithm of a bound of the
     chance, in nats. It holds for independent numbers from 0 to 1, however few they are (Hoeffding 1963, theorem 1)::
@@ -171,22 +196,27 @@ def judge(
     windows: Array,
     divisor: Array,
     needs: Array,
+    of_items: Array,
     least: Array,
     share: Array,
     visits: Array,
+    items: float,
     usual_auc: float,
     factor: float,
     dispersion: float,
     auc_dispersion: float,
+    factor_error: float,
+    auc_error: float,
 ) -> tuple[int, int, float, float]:
     """The first bound that one of the windows (W, K) breaks: (what, of SHARE the group, value, bound). FINE: none.
 
     Args:
         divisor: columns of each group, (G,).
         needs: the kind of visits that each is of, (G,).
+        of_items: whether it tells of items alone, (G,).
         least: share of the clean past from which on each is judged, (G,).
-        share, visits, usual_auc, factor, dispersion, auc_dispersion: the clean past's, see
-            :class:`learner.gate.screen.Usual`.
+        share, visits, items, usual_auc, factor, dispersion, auc_dispersion, factor_error, auc_error: the clean past's,
+            see :class:`learner.gate.screen.Usual`.
     """
     for w in range(len(windows)):
         sums = windows[w]
@@ -195,17 +225,21 @@ def judge(
             if share[g] < least[g] or not n:
                 continue
             value = sums[HEAD + g] / (divisor[g] * n)
-            if value < bound and unlikely(value, n, share[g], visits[needs[g]]) > _SHARE_NATS:
+            if value >= bound:
+                continue
+            told, usual_told = (spread(sums), items) if of_items[g] else (n, visits[needs[g]])
+            if unlikely(value, told, share[g], usual_told) > _SHARE_NATS:
                 return SHARE, g, value, bound
 
         value, deviation = auc(sums)
-        deviation *= np.sqrt(auc_dispersion)
+        deviation = np.sqrt(auc_dispersion * (deviation * deviation + auc_error))
         holds = value >= 0.5 + _AUC_HOLDS * (usual_auc - 0.5) - _AUC_DOUBT * deviation  # NaN does not
         low, high = (WIDE_LOW, WIDE_HIGH) if holds else (NARROW_LOW, NARROW_HIGH)
         expected = max(factor * sums[PREDICTED], 1e-9)
         # The root of a count has half the deviation of the count over the root of its mean.
         # Clicks of a visit may all come before what was passed over, or behind it: it may be off by all it expects.
         variance = max(dispersion * factor * sums[VARIANCE], expected**2 / max(sums[VISITS], 1e-9))
+        variance += expected**2 * factor_error
         below = DEVIATIONS / 2 * np.sqrt(variance / expected)
         above = DEVIATIONS / 2 * np.sqrt((variance + sums[CORRECTIONS]) / expected)  # when these come is chance, too
         fewest = min(low * expected, max(np.sqrt(expected) - below - 1, 0.0) ** 2)
@@ -218,3 +252,47 @@ def judge(
         if sums[VISITS + CLICKED] >= _LEAST_CLICKED and value < lowest:
             return AUC, 0, value, lowest
     return FINE, 0, 0.0, 0.0
+
+
+@compiled
+def silent(windows: Array, factor: float) -> bool:
+    """Whether one of the windows (W, K) has no click at all where many would be: a tracker is broken. A quiet hour has
+    fewer rows, and so fewer that are expected. ``factor``: labels over predictions, as far as is known."""
+    for w in range(len(windows)):
+        sums = windows[w]
+        if sums[CLICKS] <= 0 and factor * sums[PREDICTED] >= _SILENT_CLICKS and sums[VISITS] >= _SILENT_VISITS:
+            return True
+    return False
+
+
+@compiled
+def apart(
+    sums: Array,
+    refused: Array,
+    what: int,
+    group: int,
+    divisor: Array,
+    needs: Array,
+    of_items: Array,
+    dispersion: float,
+    auc_dispersion: float,
+) -> bool:
+    """Whether rows (K,) are unlike those that were refused before them (K,), by the figure ``what`` that these broke:
+    off by three standard errors, towards what is usual or not."""
+    if what == SHARE:
+        n, before = sums[VISITS + needs[group]], refused[VISITS + needs[group]]
+        if not n or not before:
+            return False
+        value, usual = sums[HEAD + group] / (divisor[group] * n), refused[HEAD + group] / (divisor[group] * before)
+        told = spread(sums) if of_items[group] else n
+        # of what is not there: the share of it fell
+        return bool(value > usual and unlikely(1 - value, told, 1 - usual, before) > _APART_NATS)
+    if what == LABELS:
+        part = sums[PREDICTED] / max(refused[PREDICTED], 1e-9)
+        as_before = (refused[CLICKS] + 1) * part  # one more: of those that had none, too, some may have been ahead
+        variance = (1 + part) * dispersion * as_before + as_before**2 / max(sums[VISITS], 1.0)
+        return bool(abs(sums[CLICKS] - as_before) > _APART * np.sqrt(variance) + 1)
+    value, deviation = auc(sums)
+    usual, usual_deviation = auc(refused)
+    error = np.sqrt(auc_dispersion * (deviation**2 + usual_deviation**2))
+    return bool(sums[VISITS + CLICKED] >= 2 and value - usual > _APART * error)

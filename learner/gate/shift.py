@@ -3,12 +3,15 @@
 
 ::
 
-    learning   ── stretch ──┬── stretch ──┬── stretch ──┬─ ...           of 2,048 rows or more
+    learning   ── stretch ──┬── stretch ──┬── stretch ──┬─ ...           of 2,048 rows, or of 5 minutes
                           mark          mark          mark               look, promoted: the next mark, of newer rows
     anchor     ●──────────────────── an hour of event time ──────●       of rows of then
 
+A stretch ends by rows or by time, whichever comes first: with a row a second 2,048 rows are half an hour. But it has
+256 rows at least. At night that is longer than five minutes, and tells of nobody: nothing else is learnt meanwhile.
+
 With d_r the difference of the logits of row r, now and at the mark (or the anchor), m its mean over R rows, and n the
-rows learnt since the mark::
+rows learnt since the mark, and at least 2,048::
 
     shift   mean_r |d_r|        to the mark,    at most .06  sqrt(n / 2048)
     turn    mean_r |d_r - m|    to the mark,    at most .035 sqrt(n / 2048)
@@ -22,15 +25,17 @@ The rows of a mark are the newest promoted ones. Older ones tell less and less: 
 the hour, and what a model says of a row as there are none any more moves though nothing is wrong.
 
 A young model moves more, and so does one that few visitors teach. So a bound is never below three times what is usual:
-the median of figures that passed; of shift and turn, as large as the newest 16 of them allow. (Their 13th is below the
-median once in a hundred times.) Nothing is refused before there are 16: with the rows until the first reference, some
-43,000 rows.
+the median of figures that passed; of shift and turn, each over the root of its n, as large as the newest 16 of them
+allow. (Their 13th is below the median once in a hundred times, and so is the largest of seven.) Nothing is refused
+before there are 16: with the rows until the first reference, some 35,000 rows. Or before there are seven, over half an
+hour: an hour at a row a second, with the time until the first reference.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,10 +51,12 @@ Logits = NDArray[np.float64]
 HOUR_MS = 3_600_000
 WARM_LOOKS = 16
 """Figures that must have passed before one is refused; what is usual is told by so many, too."""
+FEWEST_LOOKS, WARM_MS = 7, 1_800_000
+"""Or so many, where they are of so long."""
 
 _USUAL = 3.0  # times the median of what passed is still usual
-_MEDIAN_AT_MOST = 12  # which one of the figures in order, from 0
-_EVERY = 32  # of the rows met, one becomes a reference row: 256 of them lie in the newest 8,192 rows
+_BELOW_MEDIAN = 0.011  # chance that what is taken for the median, or more, is less
+_EVERY, _EVERY_MS = 32, 10_000  # of so many rows met, or of so long, one becomes a reference row: one of a page or less
 _CLIP = 1e-7
 FIGURES = ("shift", "turn", "drift")
 
@@ -61,7 +68,7 @@ class Shift:
 
     Args:
         rows: R.
-        stretch: rows learnt that make one.
+        stretch, stretch_ms, least: rows learnt that make one; or the time, where there are as many as ``least``.
         most, most_turn, most_drift: bounds of the three figures.
         clock: the gate's.
 
@@ -77,7 +84,10 @@ class Shift:
         most_drift: float = 0.15,
         most_turn: float = 0.035,
         clock: MedianClock | None = None,
+        stretch_ms: int = 300_000,
+        least: int = 256,
     ) -> None:
+        self.stretch_ms, self.least = stretch_ms, least
         self.rows, self.stretch, self.clock = rows, stretch, clock or MedianClock()
         self.most = {"shift": most, "turn": most_turn, "drift": most_drift}
         self.figures: dict[str, float] = {}
@@ -90,29 +100,37 @@ class Shift:
         self._mark: Logits = np.empty(0)
         self._anchor: Logits = np.empty(0)
         self._anchor_ms = self._since = 0
+        self._began_ms = self._taken_ms = self._first_ms = 0  # of the stretch, the newest reference row, the first look
         self._looked = False  # whether the state was looked at
 
     def meet(self, batch: SampleBatch) -> None:
         """Rows that passed the screen: some of them become reference rows, once they are promoted."""
+        if self.clock.now_ms - self._taken_ms >= _EVERY_MS:
+            self._turn = 0
         first = -self._turn % _EVERY
         self._turn += len(batch)
         if first < len(batch):
+            self._taken_ms = self.clock.now_ms
             self._met.add((batch.cat[first::_EVERY].copy(), batch.num[first::_EVERY].copy()))
 
     def learnt(self, rows: int) -> None:
         """So many rows more were learnt."""
+        if not self._since:
+            self._began_ms = self.clock.now_ms
         self._since += rows
         self._looked = False
 
     @property
     def due(self) -> bool:
         """Whether a whole stretch was learnt since the last promotion of one."""
-        return self._since >= self.stretch
+        long = self.clock.now_ms - self._began_ms >= self.stretch_ms
+        return self._since >= (min(self.least, self.stretch) if long else self.stretch)
 
     @property
     def armed(self) -> bool:
         """Whether there is a past to judge by."""
-        return len(self._past["shift"]) == WARM_LOOKS
+        looks = len(self._past["shift"])
+        return looks == WARM_LOOKS or (looks >= FEWEST_LOOKS and self.clock.now_ms - self._first_ms >= WARM_MS)
 
     def look(self, model: Predicting) -> GateRefusal | None:
         """Compares with the mark (the state at the last :meth:`promoted`) and with the anchor. None too while unarmed,
@@ -127,7 +145,7 @@ class Shift:
             "turn": float(np.abs(step - step.mean()).mean()),
             "drift": float(np.abs(hour - hour.mean()).mean()),
         }
-        if not (np.isfinite(now) & np.isfinite(of_anchor)).all():
+        if not (np.isfinite(now).all() and np.isfinite(of_anchor).all()):
             return GateRefusal("finite", float("nan"), 0.0, "logits of reference rows")
         for name, value in self.figures.items():
             bound = self.bound(name)
@@ -144,15 +162,21 @@ class Shift:
         past = self._past[name]
         if name == "drift":  # within an hour it sums up: its newest figures are no independent ones
             return max(self.most[name], _USUAL * float(np.median(past)))
-        bound: float = max(self.most[name], _USUAL * sorted(past)[_MEDIAN_AT_MOST])
-        return bound * float(max(1.0, self._since / self.stretch) ** 0.5)
+        usual = _USUAL * sorted(past)[_median_at_most(len(past))]
+        return max(self.most[name] * max(1.0, self._scale), usual * self._scale)
+
+    @property
+    def _scale(self) -> float:
+        """How far a stretch of as many rows moves, over one of :attr:`stretch`."""
+        return float((max(self._since, self.least) / self.stretch) ** 0.5)
 
     def promoted(self, model: Predicting) -> None:
         """The state just looked at is the mark from now on, and the anchor where an hour of event time has passed."""
         if self._looked:
-            scale = {"drift": 1.0}
+            if not self._past["shift"]:
+                self._first_ms = self.clock.now_ms
             for name, value in self.figures.items():
-                self._past[name].append(value / scale.get(name, max(1.0, self._since / self.stretch) ** 0.5))
+                self._past[name].append(value / (1.0 if name == "drift" else self._scale))
         self._join()
         self._since, self._looked = 0, False
         self._set_mark(model)
@@ -181,7 +205,7 @@ class Shift:
 
     def _set_mark(self, model: Predicting) -> None:
         """The state is the mark, by the newest rows that are promoted, where there are enough."""
-        if self._ring.count >= self.rows:
+        if self._ring.count >= self.rows // 4:
             cat, num = (np.concatenate(parts)[-self.rows :] for parts in zip(*self._ring.parts, strict=True))
             self._newest = cat, num
             self._mark = logits_of(model, self._newest)
@@ -193,7 +217,8 @@ class Shift:
     def snapshot(self) -> dict[str, Array]:
         """The state, as long as there is any: a few hundred rows. Shares no memory with this."""
         state: dict[str, Array] = {f"past/{name}": np.array(past) for name, past in self._past.items()}
-        state["clock"] = np.array([self._anchor_ms, self._since, self._turn], np.int64)
+        times = [self._anchor_ms, self._began_ms, self._taken_ms, self._first_ms]
+        state["clock"] = np.array([*times, self._since, self._turn], np.int64)
         state["mark"], state["anchor"] = self._mark.copy(), self._anchor.copy()
         kept = {
             "newest": [self._newest] if self._newest else [],
@@ -210,16 +235,17 @@ class Shift:
 
     def resume(self, state: Mapping[str, Array]) -> None:
         """The inverse of :meth:`snapshot`, on a fresh one, beside the model of the same moment. An empty state, or one
-        of other R, leaves it fresh.
+        of a larger R, leaves it fresh.
 
         Raises:
             KeyError, ValueError: it is not of this form.
         """
-        if not state or len(state["mark"]) not in (0, self.rows):
+        if not state or len(state["mark"]) > self.rows:
             return
-        anchor_ms, since, turn = (int(v) for v in state["clock"])
+        *times, since, turn = (int(v) for v in state["clock"])
         past = {name: deque((float(v) for v in state[f"past/{name}"]), WARM_LOOKS) for name in FIGURES}
-        self._past, self._anchor_ms, self._since, self._turn = past, anchor_ms, since, turn
+        self._anchor_ms, self._began_ms, self._taken_ms, self._first_ms = times
+        self._past, self._since, self._turn = past, since, turn
         self._mark, self._anchor = (np.array(state[name], np.float64) for name in ("mark", "anchor"))
         found = {
             name: (np.array(state[f"{name}/cat"]), np.array(state[f"{name}/num"]))
@@ -230,6 +256,19 @@ class Shift:
         for name, newest in (("ring", self._ring), ("met", self._met)):
             if name in found:
                 newest.add(found[name])
+
+
+def _median_at_most(looks: int) -> int:
+    """Which one of some figures in order, from 0, is as large as their median but for one case in a hundred; the last,
+    where none is.
+
+    >>> _median_at_most(16), _median_at_most(7)
+    (12, 6)
+    """
+    for i in range(looks - 1):
+        if sum(comb(looks, k) for k in range(i + 1, looks + 1)) / 2**looks <= _BELOW_MEDIAN:
+            return i
+    return looks - 1
 
 
 _Rows = tuple[NDArray[np.int64], NDArray[np.float32]]

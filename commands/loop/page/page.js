@@ -137,6 +137,11 @@ function gate(g, f) {
     ["version served", whole(f.served_version)], ["promoted last", whole(f.promoted_version)], ["in quarantine", whole(f.quarantine_rows)],
     ["held out", whole(f.held_out)], ["rollbacks", whole(f.rollbacks)], ["AUC on held-out pages", judged],
   ]);
+  byId("unseen").replaceChildren(...g.unseen.map((line) => {
+    const item = document.createElement("li");
+    item.textContent = line;
+    return item;
+  }));
   byId("verdicts").tBodies[0].replaceChildren(...g.verdicts.map((one) => {
     const row = document.createElement("tr");
     for (const [text, cls] of [[one.check, ""], [whole(one.passed), "n"], [whole(one.refused), one.refused ? "n bad" : "n"], [whole(one.observed), "n"], [whole(one.unjudged), "n"]]) {

@@ -89,6 +89,9 @@ def look(roles: Roles, tmp_path: Path) -> Callable[[], State]:
 def test_a_refusal_its_reason_and_what_serves_instead_are_said(roles: Roles, look: Callable[[], State]) -> None:
     assert look()["gate"]["says"] == "every version was promoted"
     assert "gate" not in line_of(look())
+    assert look()["gate"]["unseen"] == []
+    roles.says = {"refusal": None, "unseen": ["one item: cannot be known at this traffic"]}
+    assert look()["gate"]["unseen"] == ["one item: cannot be known at this traffic"]
     roles.refuse()
     state = look()
     said = (

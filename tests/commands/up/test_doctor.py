@@ -140,6 +140,8 @@ def test_versions_of_roles() -> None:
     assert states(findings.judge_versions("2", {"learn": ("2", True), "serve": ("2", False)})) == ["ok", "note"]
     (other,) = findings.judge_versions("2", {"learn": ("1", True), "serve": ("2", True)})
     assert (other.state, other.text) == ("mend", "learn is of version 1; this is 2")
+    (unseen,) = findings.judge_unseen(["one item: cannot be known at this traffic"])
+    assert (unseen.state, unseen.text) == ("note", "at this traffic: one item: cannot be known at this traffic")
     (gone,) = findings.judge_versions("2", {"learn": None})
     assert (gone.state, gone.text) == ("mend", "no metrics from learn")
 

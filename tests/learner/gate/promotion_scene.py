@@ -49,6 +49,8 @@ POISON = "poison"
 class PlannedScreen(Screen):
     """Refuses a batch with a poisoned page in it."""
 
+    warm = False  # it has no bounds
+
     def __init__(self) -> None:
         self.told: list[str] = []
 
@@ -118,6 +120,7 @@ class PlannedHeldout(Heldout):
 
     def __init__(self) -> None:
         self.refusal: GateRefusal | None = None
+        self._rate = 0.0
         self.taken = 0
         self.spoilt_from: list[int] = []
 

@@ -13,6 +13,7 @@ import pytest
 from experiments.safety.poisons import user_side
 from learner.gate import screen as screens
 from learner.gate.screen import WARM_CLICKS, WARM_ROWS
+from learner.gate.screenkernels import BINS, ROWS, VISITS
 from learner.gate.verdicts import GateRefusal
 from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
@@ -348,6 +349,87 @@ def test_clean_rows_pass_soon_after_poison() -> None:
     assert len(learn(screen, ((flipped(b, stream.rng), p) for b, p in stream.batches(12_800, 128)))) == 100
     learn(screen, stream.batches(4096 + 128, 128))
     assert learn(screen, stream.batches(12_800, 128)) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("released", [False, True], ids=["some hours later", "bounds have just begun anew"])
+def test_a_broken_tracker_is_told_from_the_quiet_around_it_and_no_clean_row_behind_it_is_refused(
+    released: bool, seed: int
+) -> None:
+    """No clicks for five minutes at three pages a second, a batch each second; before and behind it a quiet hour, in
+    which readers click half as much."""
+    screen, readers = read(seed)
+    if released:
+        screen.rebase()
+
+    def seconds(n: int, silent: bool) -> Iterator[Scored]:
+        for _ in range(n):
+            pages = list(readers.pages(3))
+            batch, p = SampleBatch.concat([page for page, _ in pages]), np.concatenate([p for _, p in pages])
+            quiet = (batch.label > 0) & (readers.rng.random(len(batch)) < 0.5)
+            yield labelled(batch, quiet & (not silent)), p
+
+    assert learn(screen, seconds(60, silent=False)) == []
+    refused = learn(screen, seconds(300, silent=True))
+    assert len(refused) > 240, "it is told within a minute"
+    assert {r.check for r in refused} == {"labels"}
+    screen.went_back()  # of the rows before it was told, those of the open stretch
+    assert learn(screen, seconds(600, silent=False)) == []
+
+
+def test_a_few_items_on_the_first_place_tell_no_more_than_few_items() -> None:
+    """Each visitor's first row is of one of three new items, of which nothing was counted yet."""
+    screen, stream = warm(1)
+
+    def with_items(rows: int, new: bool) -> Iterator[Scored]:
+        for batch, p in stream.batches(rows, 100):
+            item, num = stream.rng.integers(100, 2000, 100).astype(np.uint64), batch.num.copy()
+            if new:
+                first = np.flatnonzero(np.diff(batch.user, prepend=0))  # rows of their visitors
+                item[first] = stream.rng.integers(1, 4, len(first))
+                num[first, LAYOUT.window_start :] = 0
+            yield replace(batch, item=item, num=num), p
+
+    assert learn(screen, with_items(40_000, new=False)) == []
+    assert learn(screen, with_items(5000, new=True)) == []
+    screen, stream = warm(1)
+    assert learn(screen, with_items(40_000, new=False)) == []
+    gone = ((without_numbers(0.0, 1)(b, stream.rng), p) for b, p in with_items(1000, new=False))
+    assert learn(screen, gone)[0].what == "windows of item_id"
+
+
+def test_rows_that_come_doubled_tell_no_more_than_once() -> None:
+    """As many rows again, of the same visitors: shares are as sure as they were."""
+    screen, stream = warm()
+    twin = Screen(SCHEMA, HOUR_MS)
+    twin.resume(screen.snapshot())
+    batch, p = stream.batch(100)
+    both = SampleBatch.concat([batch, batch])
+    screen.look(batch, p)
+    twin.look(both, np.concatenate([p, p]))
+    once, doubled = screen._block, twin._block
+    assert doubled[ROWS] == 2 * once[ROWS]
+    assert (doubled[VISITS : -2 * BINS] == once[VISITS : -2 * BINS]).all()
+
+
+@pytest.mark.parametrize(("rate", "least", "most"), [(1.0, 30, 50), (100.0, 16_384 / 6000, 18_432 / 6000)])
+def test_a_warm_up_is_of_rows_or_of_half_an_hour(rate: float, least: float, most: float) -> None:
+    """At a row a second 16,384 rows are four and a half hours."""
+    screen, stream = Screen(SCHEMA, HOUR_MS), Stream(0)
+    size, promoted, rows = (16, 304, 0) if rate == 1.0 else (512, 2048, 0)
+    while not screen.warm:
+        batch, p = stream.batch(size)
+        ts_ms = START_MS + ((batch.ts_ms - START_MS) / (rate / 10)).astype(np.int64)
+        batch = replace(batch, ts_ms=ts_ms)
+        assert screen.look(batch, p) is None
+        screen.learnt(batch, p)
+        rows += size
+        if rows % promoted == 0:
+            screen.promoted()
+    minutes = rows / rate / 60
+    assert least <= minutes <= most
+    bad = [stream.batch(size) for _ in range(512 // size)]
+    assert any(screen.look(flipped(b, stream.rng), p) for b, p in bad)
 
 
 def test_a_sale_passes_and_as_many_random_clicks_do_not() -> None:

@@ -16,8 +16,8 @@ STRETCH = 2048
 
 def stretch(shift: Shift, model: Any, number: int, n: int = STRETCH, minutes: float = 1.0) -> GateRefusal | None:
     """A stretch is learnt, and looked at; the model is as the test has made it."""
-    shift.meet(rows(n, number))
     shift.clock.now_ms = START_MS + round(number * minutes * 60_000)
+    shift.meet(rows(n, number))
     shift.learnt(n)
     assert shift.due == (n >= STRETCH)
     return shift.look(model)
@@ -108,6 +108,58 @@ def test_a_young_model_moves_as_it_will_and_its_past_is_its_measure() -> None:
         shift.promoted(model)
     model.bias += 0.1
     assert stretch(shift, model, 99) is not None
+
+
+def lived(rows_a_second: float, hours: float) -> tuple[Shift, float, list[float]]:
+    """A shift through some hours of steady traffic; hours until it is armed, and minutes of each stretch."""
+    shift, model, armed, began, stretches = Shift(), Plain(), float("inf"), 0.0, []
+    size = 8 if rows_a_second < 20 else 512
+    for number in range(int(hours * 3600 * rows_a_second / size)):
+        at = number * size / rows_a_second
+        shift.clock.now_ms = START_MS + round(1000 * at)
+        shift.meet(rows(size, number))
+        shift.learnt(size)
+        if shift.due:
+            model.bias = -1 + 0.01 * (number % 2)
+            assert shift.look(model) is None
+            shift.promoted(model)
+            stretches.append((at - began) / 60)
+            began = at
+        if shift.armed and armed == float("inf"):
+            armed = at / 3600
+    return shift, armed, stretches
+
+
+def test_at_a_row_a_second_it_is_armed_within_an_hour_and_a_stretch_is_of_minutes() -> None:
+    """By rows alone it was armed after twelve hours, and a stretch was of 34 minutes."""
+    _, armed, stretches = lived(rows_a_second=1, hours=2)
+    assert armed < 1.0
+    assert max(stretches) < 7
+
+
+def test_at_a_hundred_rows_a_second_rows_end_a_stretch_and_arm_it() -> None:
+    shift, armed, stretches = lived(rows_a_second=100, hours=0.2)
+    assert 16 * 2048 < armed * 3600 * 100 < 20 * 2048
+    assert max(stretches[1:]) * 6000 == pytest.approx(2048, abs=1)
+    assert len(shift._past["shift"]) == WARM_LOOKS
+
+
+def test_at_night_a_stretch_waits_for_rows() -> None:
+    """A row in ten seconds: five minutes have 30 rows, which would tell of one page or two."""
+    _, armed, stretches = lived(rows_a_second=0.1, hours=6)
+    assert min(stretches[1:]) * 6 == pytest.approx(256, abs=8)
+    assert armed == float("inf")
+
+
+def test_a_short_stretch_may_not_have_moved_further_than_usual_for_one() -> None:
+    """Where the plain bounds do not hold, as in a young model: what is usual is told by the root of its rows."""
+    shift, *_ = warm(moves=0.1)
+    whole = 3 * 0.1
+    assert shift.bound("shift") == pytest.approx(whole * (256 / STRETCH) ** 0.5, rel=0.01)
+    shift.learnt(STRETCH)
+    assert shift.bound("shift") == pytest.approx(whole, rel=0.01)
+    shift.learnt(3 * STRETCH)
+    assert shift.bound("shift") == pytest.approx(2 * whole, rel=0.01)
 
 
 class Growing(Plain):
@@ -204,7 +256,7 @@ def test_the_anchor_is_of_the_clock_and_not_of_the_newest_row() -> None:
 def test_it_goes_on_from_a_snapshot_as_if_it_were_the_same() -> None:
     shift, model, number = warm()
     stretch(shift, model, number + 1, n=700)
-    twin = Shift()
+    twin = Shift(clock=shift.clock)
     twin.resume({name: array.copy() for name, array in shift.snapshot().items()})
     model.bias += 0.03
     for step in range(2, 60):
@@ -220,7 +272,10 @@ def test_it_goes_on_from_a_snapshot_as_if_it_were_the_same() -> None:
 
 def test_a_stretch_costs_three_times_the_rows_and_memory_has_a_bound() -> None:
     shift, model, number = warm()
-    model.scored = 0
+    for step in range(1, 33):  # all rows of the mark and of the anchor are there
+        stretch(shift, model, number + step, minutes=5.0)
+        shift.promoted(model)
+    model.scored, number = 0, number + 300
     for step in range(1, 11):
         stretch(shift, model, number + step, minutes=0.1)
         shift.promoted(model)

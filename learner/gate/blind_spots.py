@@ -1,0 +1,68 @@
+# core
+"""What the gate cannot know, or not soon, at the traffic it has: said to people, in rows and in hours.
+
+Each fault is laid on what the screen's clean past is like, and judged by the screen's own bounds: how many rows must
+come until one of them is broken, on average. Where none is, only held-out pages can tell, by the model that has learnt
+it: when as many of them as a judgement needs came since, if they come within the time in which they are judged by.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from learner.gate.heldout import HOUR_MS, Heldout
+from learner.gate.screen import MEMORY_ROWS, Screen
+
+_FAULTS = {  # as shares of rows: whose label is the other one, who click on all
+    "a tenth of labels flipped": (0.1, 0.0),
+    "5% of users who click everything": (0.0, 0.05),
+    "one item of 1% of rows that is always clicked": (0.0, 0.01),
+}
+DRIP = "a change so slow that the bounds move along with it"
+
+
+class BlindSpot(NamedTuple):
+    """A fault, and when it is told of at the traffic of now. None: it is not."""
+
+    fault: str
+    rows: int | None
+    hours: float | None
+    by: str  # "samples", "held-out pages"; empty: by nothing
+
+    def __str__(self) -> str:
+        """
+        >>> str(BlindSpot("a tenth of labels flipped", 160_000, 44.4, "held-out pages"))
+        'a tenth of labels flipped: told by held-out pages at the earliest, after 160,000 rows, 44.4 hours'
+        >>> str(BlindSpot("one item", None, None, ""))
+        'one item: cannot be known at this traffic'
+        """
+        if self.rows is None or self.hours is None:
+            return f"{self.fault}: cannot be known at this traffic"
+        early = " at the earliest" if self.by == "held-out pages" else ""
+        return f"{self.fault}: told by {self.by}{early}, after {self.rows:,} rows, {self.hours:.3g} hours"
+
+
+def blind_spots(screen: Screen, heldout: Heldout) -> list[BlindSpot]:
+    """Of a warm screen whose traffic is known; else nothing can be said, and the list is empty."""
+    rows_an_hour = heldout.rows_an_hour
+    if not screen.warm or rows_an_hour <= 0:
+        return []
+    found = []
+    for fault, (flipped, clicked) in _FAULTS.items():
+        rows, by = screen.tells_after(flipped, clicked), "samples"
+        if rows is None:
+            rows, by = _heldout_rows(heldout), "held-out pages"
+        found.append(BlindSpot(fault, rows, rows and rows / rows_an_hour, by if rows else ""))
+    pages = _heldout_rows(heldout)
+    slow = f"{DRIP}, over {MEMORY_ROWS:,} rows or {MEMORY_ROWS / rows_an_hour:.3g} hours"
+    found.append(BlindSpot(slow, pages, pages and pages / rows_an_hour, "held-out pages" if pages else ""))
+    return found
+
+
+def _heldout_rows(heldout: Heldout) -> int | None:
+    """Rows of traffic until held-out pages can judge a model that has learnt something else. None: they never can."""
+    if not heldout.share or not heldout.armed:
+        return None
+    rows = round(heldout.least / heldout.share)
+    hours = rows / heldout.rows_an_hour
+    return rows if hours * HOUR_MS <= heldout.most_age_ms - heldout.age_ms else None

@@ -1,0 +1,56 @@
+"""What the gate says that it cannot know: of its own bounds, by the traffic of now."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from learner.gate.blind_spots import DRIP, blind_spots
+from learner.gate.heldout import Heldout
+from learner.gate.screen import Screen
+from tests.learner.gate.test_screen import HOUR_MS, labelled, learn, warm
+from tests.scenes.learning import SCHEMA
+
+
+def heldout_at(rows_a_second: float) -> Heldout:
+    """Held-out pages of a shop with this traffic, which have judged often enough."""
+    heldout = Heldout(0.01)
+    heldout._rate, heldout._kept = 3600 * rows_a_second, 8
+    heldout.share = min(0.05, 8000 / heldout.rows_an_hour)
+    return heldout
+
+
+def test_rows_until_a_fault_is_told_are_what_a_screen_takes() -> None:
+    screen, stream = warm(3, base=-4.0)
+    assert screen.tells_after(flipped=0.0, clicked=0.0) is None
+    assert screen.tells_after(flipped=1.0, clicked=0.0) == 128
+    told = screen.tells_after(flipped=0.1, clicked=0.0)
+    assert told is not None
+    met = 0
+    for batch, p in stream.batches(8192, 64):
+        met += len(batch)
+        if learn(screen, iter([(labelled(batch, np.abs(batch.label - (stream.rng.random(64) < 0.1))), p)])):
+            break
+    assert told / 3 <= met <= 3 * told
+
+
+def test_less_is_known_with_little_traffic() -> None:
+    screen, _ = warm()
+    little, much = ({one.fault: one for one in blind_spots(screen, heldout_at(rate))} for rate in (1.0, 100.0))
+    name = "5% of users who click everything"
+    assert str(little[name]) == f"{name}: cannot be known at this traffic", "8,000 held-out rows are 44 hours"
+    assert much[name].by == "held-out pages"
+    assert much[name].hours == pytest.approx(1.0, rel=0.01)
+    slow, quick = (next(iter(spots.values())) for spots in (little, much))
+    assert (slow.rows, slow.by) == (quick.rows, "samples")
+    assert slow.hours == pytest.approx(100 * (quick.hours or 0.0))
+    assert any(name.startswith(DRIP) for name in little)
+
+
+def test_nothing_is_said_before_there_is_a_past_or_a_rate() -> None:
+    assert blind_spots(Screen(SCHEMA, HOUR_MS), heldout_at(1.0)) == []
+    assert blind_spots(warm()[0], Heldout(0.01)) == []
+    screen, heldout = warm()[0], Heldout(0.0)
+    heldout._rate = 3600.0
+    said = {one.fault: one.rows for one in blind_spots(screen, heldout)}
+    assert said["one item of 1% of rows that is always clicked"] is None
