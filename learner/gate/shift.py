@@ -28,7 +28,8 @@ A young model moves more, and so does one that few visitors teach. So a bound is
 the median of figures that passed; of shift and turn, each over the root of its n, as large as the newest 16 of them
 allow. (Their 13th is below the median once in a hundred times, and so is the largest of seven.) Nothing is refused
 before there are 16: with the rows until the first reference, some 35,000 rows. Or before there are seven, over half an
-hour: an hour at a row a second, with the time until the first reference.
+hour: an hour at a row a second, with the time until the first reference. That is for shift and turn. The drift of a
+young model's hours differs by more than that of its stretches: it is judged each 2,048 rows, and after 16 times.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ class Shift:
         self._anchor: Logits = np.empty(0)
         self._anchor_ms = self._since = 0
         self._began_ms = self._taken_ms = self._first_ms = 0  # of the stretch, the newest reference row, the first look
+        self._drifted = 0  # rows promoted since the newest figure of drift
         self._looked = False  # whether the state was looked at
 
     def meet(self, batch: SampleBatch) -> None:
@@ -148,6 +150,8 @@ class Shift:
         if not (np.isfinite(now).all() and np.isfinite(of_anchor).all()):
             return GateRefusal("finite", float("nan"), 0.0, "logits of reference rows")
         for name, value in self.figures.items():
+            if name == "drift" and not self._drift_due:
+                continue
             bound = self.bound(name)
             if value > bound:
                 return GateRefusal(
@@ -157,13 +161,17 @@ class Shift:
 
     def bound(self, name: str) -> float:
         """What a figure may be, now; infinite while there is no past to judge by."""
-        if not self.armed:
-            return float("inf")
         past = self._past[name]
+        if not self.armed or (name == "drift" and len(past) < WARM_LOOKS):
+            return float("inf")
         if name == "drift":  # within an hour it sums up: its newest figures are no independent ones
             return max(self.most[name], _USUAL * float(np.median(past)))
         usual = _USUAL * sorted(past)[_median_at_most(len(past))]
         return max(self.most[name] * max(1.0, self._scale), usual * self._scale)
+
+    @property
+    def _drift_due(self) -> bool:
+        return self._drifted + self._since >= self.stretch
 
     @property
     def _scale(self) -> float:
@@ -175,8 +183,11 @@ class Shift:
         if self._looked:
             if not self._past["shift"]:
                 self._first_ms = self.clock.now_ms
-            for name, value in self.figures.items():
-                self._past[name].append(value / (1.0 if name == "drift" else self._scale))
+            for name in ("shift", "turn"):
+                self._past[name].append(self.figures[name] / self._scale)
+            if self._drift_due:
+                self._past["drift"].append(self.figures["drift"])
+        self._drifted = 0 if self._drift_due else self._drifted + self._since
         self._join()
         self._since, self._looked = 0, False
         self._set_mark(model)
@@ -218,7 +229,7 @@ class Shift:
         """The state, as long as there is any: a few hundred rows. Shares no memory with this."""
         state: dict[str, Array] = {f"past/{name}": np.array(past) for name, past in self._past.items()}
         times = [self._anchor_ms, self._began_ms, self._taken_ms, self._first_ms]
-        state["clock"] = np.array([*times, self._since, self._turn], np.int64)
+        state["clock"] = np.array([*times, self._since, self._drifted, self._turn], np.int64)
         state["mark"], state["anchor"] = self._mark.copy(), self._anchor.copy()
         kept = {
             "newest": [self._newest] if self._newest else [],
@@ -242,10 +253,10 @@ class Shift:
         """
         if not state or len(state["mark"]) > self.rows:
             return
-        *times, since, turn = (int(v) for v in state["clock"])
+        *times, since, drifted, turn = (int(v) for v in state["clock"])
         past = {name: deque((float(v) for v in state[f"past/{name}"]), WARM_LOOKS) for name in FIGURES}
         self._anchor_ms, self._began_ms, self._taken_ms, self._first_ms = times
-        self._past, self._since, self._turn = past, since, turn
+        self._past, self._since, self._drifted, self._turn = past, since, drifted, turn
         self._mark, self._anchor = (np.array(state[name], np.float64) for name in ("mark", "anchor"))
         found = {
             name: (np.array(state[f"{name}/cat"]), np.array(state[f"{name}/num"]))

@@ -13,6 +13,7 @@ from millrace.contracts.schema import shop_schema
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("change", ["sale", "newcomers"])
 def test_nothing_clean_is_refused_at_a_row_a_second(change: Change, tmp_path: Path) -> None:
     """Three days from nothing, 64 rows known at once; from noon of the third on something changes that is no fault."""

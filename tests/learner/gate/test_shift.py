@@ -137,6 +137,16 @@ def test_at_a_row_a_second_it_is_armed_within_an_hour_and_a_stretch_is_of_minute
     assert max(stretches) < 7
 
 
+def test_drift_is_judged_by_rows_however_little_traffic_there_is() -> None:
+    """An hour of a young model differs from another by more than a stretch from a stretch."""
+    shift, *_ = lived(rows_a_second=1, hours=8)
+    assert len(shift._past["drift"]) == pytest.approx(8 * 3600 / STRETCH, abs=2)
+    assert shift.bound("drift") == float("inf")
+    assert shift.bound("shift") < 0.07
+    shift, *_ = lived(rows_a_second=1, hours=12)
+    assert shift.bound("drift") < 0.2
+
+
 def test_at_a_hundred_rows_a_second_rows_end_a_stretch_and_arm_it() -> None:
     shift, armed, stretches = lived(rows_a_second=100, hours=0.2)
     assert 16 * 2048 < armed * 3600 * 100 < 20 * 2048
