@@ -3,7 +3,8 @@
 
 Each fault is laid on what the screen's clean past is like, and judged by the screen's own bounds: how many rows must
 come until one of them is broken, on average. Where none is, only held-out pages can tell, by the model that has learnt
-it: when as many of them as a judgement needs came since, if they come within the time in which they are judged by.
+it: when as many visits with them as refuse it at the least came since, if they come within the time in which they are
+judged by. And only what makes that model's loss worse by more than :data:`~learner.gate.heldout.DIFFERENCE`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ _FAULTS = {  # as shares of rows: whose label is the other one, who click on all
     "5% of users who click everything": (0.0, 0.05),
     "one item of 1% of rows that is always clicked": (0.0, 0.01),
 }
+LEAST_VISITS = 20
+"""With held-out pages, each served worse, that are evidence enough; see :mod:`learner.gate.heldout`."""
 DRIP = "a change so slow that the bounds move along with it"
 
 
@@ -51,18 +54,19 @@ def blind_spots(screen: Screen, heldout: Heldout) -> list[BlindSpot]:
     for fault, (flipped, clicked) in _FAULTS.items():
         rows, by = screen.tells_after(flipped, clicked), "samples"
         if rows is None:
-            rows, by = _heldout_rows(heldout), "held-out pages"
+            rows, by = _heldout_rows(screen, heldout), "held-out pages"
         found.append(BlindSpot(fault, rows, rows and rows / rows_an_hour, by if rows else ""))
-    pages = _heldout_rows(heldout)
+    pages = _heldout_rows(screen, heldout)
     slow = f"{DRIP}, over {MEMORY_ROWS:,} rows or {MEMORY_ROWS / rows_an_hour:.3g} hours"
     found.append(BlindSpot(slow, pages, pages and pages / rows_an_hour, "held-out pages" if pages else ""))
     return found
 
 
-def _heldout_rows(heldout: Heldout) -> int | None:
-    """Rows of traffic until held-out pages can judge a model that has learnt something else. None: they never can."""
-    if not heldout.share or not heldout.armed:
+def _heldout_rows(screen: Screen, heldout: Heldout) -> int | None:
+    """Rows of traffic until held-out pages can be evidence against a model that has learnt something else, at the
+    earliest. None: they never are, as there are none, or too few while they are of an age to be judged by."""
+    if not heldout.share:
         return None
-    rows = round(heldout.least / heldout.share)
+    rows = round(LEAST_VISITS * screen.rows_a_visit / heldout.share)
     hours = rows / heldout.rows_an_hour
     return rows if hours * HOUR_MS <= heldout.most_age_ms - heldout.age_ms else None

@@ -311,6 +311,11 @@ class Screen:
         self._usual = self._known()
         self._forget_behind(0)
 
+    @property
+    def rows_a_visit(self) -> float:
+        """Of the clean past."""
+        return float(self._past[ROWS] / max(self._past[VISITS], 1.0))
+
     def tells_after(self, flipped: float, clicked: float) -> int | None:
         """Rows of traffic like the clean past's that must come until a bound is broken, on average, where some shares
         of them, drawn by chance, have the other label or are clicked whatever they are. None: it never is."""
