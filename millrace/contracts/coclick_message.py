@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +29,12 @@ from millrace.basics.hashing import U64
 from millrace.contracts.events import MESSAGE_BYTES, BadEventError
 
 WINDOWS = (1, 3, 5, 7)
-"""Days of the windows whose mean is an item's worth as a neighbour."""
 DAYS = WINDOWS[-1]
 MOST = 16
 """Neighbours of an item."""
 WEIGHTS = tuple(sum(105 // days for days in WINDOWS if age < days) for age in range(DAYS))
-"""What a common click is worth by its age in days, in units of :data:`UNIT`."""
-UNIT = 1 / (105 * len(WINDOWS))
-"""105 is the least number that all the windows divide, so that worths are compared as whole numbers."""
+"""What a common click is worth by its age in days: its part of the mean over :data:`WINDOWS` of the clicks a day in
+each, times 420. 105 is the least number that all the windows divide, so worths are compared as whole numbers."""
 
 _FORM = 1
 _HEAD = struct.Struct("<BHiII")
@@ -60,26 +58,6 @@ def no_lists() -> Lists:
     """Lists of nothing."""
     none = np.zeros(0, np.uint64)
     return Lists(0, none, np.zeros(0, np.uint8), none, np.zeros((0, DAYS), np.uint16))
-
-
-def worth(counts: NDArray[np.integer[Any]], age: int | NDArray[np.int64] = 0) -> NDArray[np.int64]:
-    """What neighbours are worth: the mean over :data:`WINDOWS` of the common clicks a day in each, as
-    :func:`millrace.windows.affinity.clicks_a_day`, divided by :data:`UNIT`. (m,)
-
-    Args:
-        counts: (m, DAYS) by days before some day.
-        age: how many days ago that day is; or (m,), for each row.
-
-    >>> (worth(np.array([[1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 7]])) * UNIT).round(4).tolist()
-    [0.419, 0.25]
-    >>> worth(np.array([[1, 0, 0, 0, 0, 0, 0]]), 7).tolist()
-    [0]
-    """
-    padded = np.array([*WEIGHTS, *(0,) * DAYS], np.int64)
-    shift = np.minimum(np.maximum(np.asarray(age, np.int64), 0), DAYS)
-    weights = padded[np.arange(DAYS) + shift[..., None]]  # (DAYS,) or (m, DAYS)
-    total: NDArray[np.int64] = (counts * weights).sum(axis=1)
-    return total
 
 
 def pack(partition: int, lists: Lists, most_bytes: int = MESSAGE_BYTES) -> Iterator[bytes]:

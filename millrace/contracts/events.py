@@ -202,11 +202,6 @@ class PageLog(Struct, frozen=True):
     sources: bytes = b""  # (n,) uint8 codes of SOURCES; empty: not recorded
     user_missing: Lacking = 0  # what was not there of the user
 
-    def source_names(self) -> list[str]:
-        """Where recall found each item; ``none`` where that was not recorded, or by a code of a later version."""
-        codes = self.sources if len(self.sources) == len(self.items) else bytes(len(self.items))
-        return [SOURCES[code] if code < len(SOURCES) else SOURCES[0] for code in codes]
-
 
 class ItemTiles(Struct, frozen=True):
     """New states of item-side window keys in one partition of ``events``; the sum over partitions is the count.

@@ -86,11 +86,6 @@ _U64, _I64, _U32, _U8 = np.dtype(np.uint64), np.dtype(np.int64), np.dtype(np.uin
 _REMEDY = "let the stream role of this version publish it again"
 
 
-def grain_hours(days: int) -> int:
-    """The grain of a window of ``days`` days, in hours: how far its tail may reach beyond its length."""
-    return durations.grain_minutes(days * durations.DAY_MIN) // 60
-
-
 class TileStore:
     """Counts in W windows and with H half-lives of A columns (actions, then sums) for any number of keys.
 

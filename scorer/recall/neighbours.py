@@ -9,7 +9,7 @@
     near   (m,) i32       │ 9  4  7 │ 2  0 │ ...    index rows, best first, at most 16 each
 
 A neighbour's weight is the sum of its counts over partitions, weighted by day
-(:func:`millrace.contracts.coclick_message.worth`).
+(:data:`millrace.contracts.coclick_message.WEIGHTS`).
 """
 
 from __future__ import annotations

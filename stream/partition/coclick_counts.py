@@ -9,7 +9,7 @@
                     counts (16, 7)   today, yesterday, ... six days ago
 
 A neighbour is worth the mean of its clicks a day over windows of 1, 3, 5 and 7 days
-(:func:`millrace.contracts.coclick_message.worth`). When all sixteen places are taken and another item comes, it
+(:data:`millrace.contracts.coclick_message.WEIGHTS`). When all sixteen places are taken and another item comes, it
 replaces the neighbour with the least worth if that is at most a new click's (among equals, the one counted longest
 ago). Otherwise that neighbour loses a click of its oldest day, and the newcomer is not counted. So an item that keeps
 coming gets in, many items that come only one time replace only the least one, and no count is ever too high (like

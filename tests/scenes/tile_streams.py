@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from millrace.windows.tiles import TileStore, grain_hours
+from millrace.windows.tiles import TileStore
+from tests.scenes.tile_changes import grain_hours
 
 A = 3
 Event = tuple[int, int, int]  # key, time, action

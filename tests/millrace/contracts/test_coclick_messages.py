@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.basics.errors import StoreError
-from millrace.contracts.coclick_message import DAYS, MOST, UNIT, WINDOWS, Lists, pack, unpack, worth
+from millrace.contracts.coclick_message import DAYS, MOST, WINDOWS, Lists, pack, unpack
 from millrace.contracts.events import MESSAGE_BYTES, BadEventError
 from millrace.contracts.online_layout import MOST_RECENT, NOTHING, Past, Recent, pack_recent, unpack_recent
 from millrace.contracts.schema import Windows
 from millrace.windows.affinity import clicks_a_day
+from tests.scenes.coclick_worth import UNIT, worth
 
 IDS = st.integers(-(2**63), 2**63 - 1) | st.text(min_size=1, max_size=20)
 PASTS = st.lists(st.builds(Past, IDS, st.integers(1, 2**45)), max_size=MOST_RECENT)

@@ -40,6 +40,7 @@ from millrace.processes import kafka as clients
 from millrace.windows.features import FeatureBuilder
 from stream.partition.partition import InputMessage, Partition, Policy
 from tests.scenes.exploring import examples
+from tests.scenes.page_sources import source_names
 from tests.scenes.scorer_shop import SCHEMA_TOML
 
 SHOP = shop_schema()
@@ -226,7 +227,7 @@ def test_a_page_log_of_either_form_is_read_alike(name: str, n: int) -> None:
 
 def test_where_items_were_found_is_read_as_it_was_written_and_older_messages_do_not_say() -> None:
     page = page_of(SHOP, 4, sources=bytes([1, 4, 6, 250]))
-    assert page.source_names() == ["vectors", "hot", "random", "none"]
+    assert source_names(page) == ["vectors", "hot", "random", "none"]
     maps, arrays = to_msgpack(page), page_log_bytes(page, Rates.of(SHOP))
     assert isinstance(msgspec.msgpack.decode(arrays), list)
     for raw in (maps, arrays):
@@ -239,7 +240,7 @@ def test_where_items_were_found_is_read_as_it_was_written_and_older_messages_do_
     fields = {name: value for name, value in msgspec.msgpack.decode(maps).items() if name != "sources"}
     for raw in (older, msgspec.msgpack.encode(fields)):
         assert decode_page_log(raw) == msgspec.structs.replace(page, sources=b"")
-    assert decode_page_log(older).source_names() == ["none"] * 4
+    assert source_names(decode_page_log(older)) == ["none"] * 4
     longer = msgspec.msgpack.encode([*parts, "of a later version"])
     assert decode_page_log(longer) == page, "and so does a reader that knows fewer fields than there are"
 

@@ -17,9 +17,10 @@ from millrace.basics.errors import SchemaError
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.windows.features import FeatureBuilder, steps
 from millrace.windows.tile_memory import UNIT
-from millrace.windows.tiles import TileStore, counts_of, grain_hours
+from millrace.windows.tiles import TileStore, counts_of
 from tests.scenes.exploring import examples
 from tests.scenes.reference_partition import age_units
+from tests.scenes.tile_changes import grain_hours
 from tests.scenes.tile_streams import DAY, DAYS, HOUR, T0, A, Event, by_definition, columns, resumed, streams, twin
 
 HALF_LIVES = (0.25, 1.0, 7.0)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from millrace.basics.errors import StoreError
 from millrace.windows.tile_kernels import UNITS
 from millrace.windows.tile_memory import SLACK_H
-from millrace.windows.tiles import TileStore, counts_of, grain_hours
+from millrace.windows.tiles import TileStore, counts_of
 from tests.scenes.exploring import examples
-from tests.scenes.tile_changes import changes
+from tests.scenes.tile_changes import changes, grain_hours
 from tests.scenes.tile_streams import (
     DAY,
     DAYS,

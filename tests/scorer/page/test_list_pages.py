@@ -16,6 +16,7 @@ from millrace.contracts.online_layout import window_fields
 from millrace.contracts.page_logs import page_log_bytes
 from scorer.page import ranked
 from stream.partition.partition import InputMessage, Partition
+from tests.scenes.page_sources import source_names
 from tests.scenes.scorer_shop import (
     BUILDER,
     ITEMS,
@@ -223,7 +224,7 @@ def test_parts_say_where_the_list_had_their_items_from(shop: Worker) -> None:
     answer = part.ask(size=20, cursor=first["cursor"], explain=True)
     assert len(set(part.sent[-1].sources)) > 1
     assert list(part.sent[-1].sources) == [sources[i] for i in ids(answer)]
-    assert [i["source"] for i in answer["items"]] == part.sent[-1].source_names()
+    assert [i["source"] for i in answer["items"]] == source_names(part.sent[-1])
     assert answer["retrieval_version"] == -1
 
 
@@ -236,7 +237,7 @@ def test_a_list_of_an_older_scorer_does_not_say_where_its_items_are_from(shop: W
         users.ranked[key] = msgspec.msgpack.encode(kept)
         other = another(shop)
         other.ask(size=20, cursor=first["cursor"])
-        assert set(other.sent[-1].source_names()) == {"asked"}
+        assert set(source_names(other.sent[-1])) == {"asked"}
 
 
 def test_a_list_in_random_order_stays_in_that_order(shop: Worker) -> None:

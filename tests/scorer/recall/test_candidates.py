@@ -22,6 +22,7 @@ from scorer.recall import recallkernels
 from scorer.recall.candidate_lists import CandidateLists
 from scorer.users.userrecord import KnownUser
 from scorer.worker.scorer_warmup import warm_up
+from tests.scenes.page_sources import source_names
 from tests.scenes.recall_sources import Along, Near
 from tests.scenes.scorer_shop import (
     ITEM,
@@ -130,7 +131,7 @@ def test_a_log_an_answer_and_a_counter_agree_on_the_sources(shop: Shop) -> None:
     before = counted()
     answer = shop.ask(explain=True, size=40)
     sources = [i["source"] for i in answer["items"]]
-    assert shop.sent[-1].source_names() == sources
+    assert source_names(shop.sent[-1]) == sources
     after = counted()
     assert {s: after[s] - before[s] for s in SOURCES if after[s] != before[s]} == Counter(sources)
 
@@ -185,10 +186,10 @@ def test_a_small_shop_a_control_page_and_a_page_that_was_asked_for_say_so(tmp_pa
     assert {i["source"] for i in answer["items"]} == {"whole"}
     assert not {100, 110} & {i["item_id"] for i in answer["items"]}, "there are enough others"
     shop.ask("/score", items=[1, 2], log=True)
-    assert shop.sent[-1].source_names() == ["asked", "asked"]
+    assert source_names(shop.sent[-1]) == ["asked", "asked"]
     control = Shop(tmp_path / "other", control_share=1)
     answer = control.ask(explain=True)
-    assert {i["source"] for i in answer["items"]} == set(control.sent[-1].source_names()) == {"control"}
+    assert {i["source"] for i in answer["items"]} == set(source_names(control.sent[-1])) == {"control"}
     assert control.near.asked == []
 
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.basics.durations import DAY_MS
-from millrace.contracts.coclick_message import DAYS, MOST, WEIGHTS, worth
+from millrace.contracts.coclick_message import DAYS, MOST, WEIGHTS
 from stream.partition.coclick_counts import EARLIER, WITHIN_MS, CoClicks
 from stream.worker.stream_output import REPUBLISH_AT_ONCE, REPUBLISH_SECONDS, Rotation
+from tests.scenes.coclick_worth import worth
 from tests.scenes.exploring import examples
 from tests.scenes.turn_scene import lists_of, whole_lists
 
