@@ -50,25 +50,23 @@ def readable(
             rows.append((number, own))
         except _DuplicateNameError as error:
             wrong += 1
-            _count(faults, path, "twice", number, str(error), f"'{path}': column '{error}' stands twice in row {{row}}",
-                   "write each key of an object once")  # fmt: skip
+            problem = f"'{path}': column '{error}' stands twice in row {{row}}"
+            faults.count("twice", str(path), 1, number, str(error), problem, "write each key of an object once")
         except ValueError:
             wrong += 1
             shown = line.strip().decode("utf-8", "replace")[:60]
             if place == len(lines) - 1:
                 problem = f"'{path}' cannot be read to its end: row {{row}} is cut off"
-                _count(faults, path, "cut off", number, shown, problem, f"copy it again; its last line is: {shown}")
+                faults.count(
+                    "cut off", str(path), 1, number, shown, problem, f"copy it again; its last line is: {shown}"
+                )
             else:
-                _count(faults, path, "json", number, shown, f"'{path}' cannot be read: row {{row}} is no JSON object",
-                       f"correct the line: {shown}")  # fmt: skip
+                problem = f"'{path}' cannot be read: row {{row}} is no JSON object"
+                faults.count("json", str(path), 1, number, shown, problem, f"correct the line: {shown}")
     kept, mixed = _of_one_kind(rows, path, faults, types)
     if not wrong and not mixed and not unwanted:
         return None
     return b"".join(json.dumps(found).encode() + b"\n" for found in kept)
-
-
-def _count(faults: Faults, path: Path, kind: str, row: int, value: str, problem: str, remedy: str) -> None:
-    faults.count(kind, str(path), 1, row, value, problem, remedy)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.serving.frame import NumberPlan
+from learner.serving.serving_model import ServingModel
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import U64, mix
 from millrace.contracts.online_layout import WINDOW_BYTES, window_keys
@@ -41,19 +42,6 @@ class RankingModel(Protocol):
     """The model as ranking needs it: click probabilities, (n,) float32, without side effects."""
 
     def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]: ...
-
-
-class FilledModel(RankingModel, Protocol):
-    """A model whose input ranking fills itself; see :class:`learner.serving.serving_model.ServingModel`."""
-
-    @property
-    def numbers(self) -> NumberPlan | None: ...
-
-    def room(self, n: int) -> NDArray[np.float32]: ...
-
-    def score_filled(
-        self, cat: NDArray[np.int64], x: NDArray[np.float32], once: NDArray[np.bool_] | None = None
-    ) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +155,7 @@ class Ranker:
         if plan is None or len(plan.columns) != self.builder.layout.N:  # not all numbers are fed, or not as numbers
             scores = model.score(cat, numbers(np.arange(n)))
         else:
-            filled = cast("FilledModel", model)
+            filled = cast(ServingModel, model)  # whose input is filled here
             x = filled.room(n)
             how = InputScale(plan.log, plan.mean, plan.factor, np.float32(plan.bound), plan.at)
             pagekernels.feed(self._form, how, self._room, n, x)

@@ -20,7 +20,7 @@ are ignored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -73,9 +73,27 @@ class Replica:
 
     def take(self, message: LinkMessage) -> None:
         """Applies a message. An unknown kind is ignored."""
-        handler = self._HANDLERS.get(message.kind)
-        if handler is not None:
-            handler(self, message)
+        match message.kind:
+            case "items":
+                self.serving.items.apply(message.arrays)
+            case "lists":
+                self.serving.lists = CandidateLists.of_arrays(message.arrays)
+            case "neighbours":
+                self.serving.neighbours = Neighbours.of_arrays(message.arrays)
+            case "status":
+                self.serving.to_read = dict(message.facts["to_read"])
+                self.serving.newest_counted_ms = message.facts["newest_counted_ms"]
+            case "base":
+                self._coming, self._later = message.facts["base"], []
+                self._attach(message)
+            case "delta":
+                self._delta(message)
+            case "folded":
+                self._folds(message)
+            case "retrieval":
+                self._retrieval(message)
+            case "vectors":
+                self._vectors(message)
 
     def attached(self, message: LinkMessage, made: ServingModel | OwnServing | Retrieval) -> None:
         """Uses the result of :func:`attach`."""
@@ -101,23 +119,6 @@ class Replica:
             self.take(message)
 
     # -- messages ---------------------------------------------------------------------------------------------
-
-    def _items(self, message: LinkMessage) -> None:
-        self.serving.items.apply(message.arrays)
-
-    def _lists(self, message: LinkMessage) -> None:
-        self.serving.lists = CandidateLists.of_arrays(message.arrays)
-
-    def _neighbours(self, message: LinkMessage) -> None:
-        self.serving.neighbours = Neighbours.of_arrays(message.arrays)
-
-    def _status(self, message: LinkMessage) -> None:
-        self.serving.to_read = dict(message.facts["to_read"])
-        self.serving.newest_counted_ms = message.facts["newest_counted_ms"]
-
-    def _new_base(self, message: LinkMessage) -> None:
-        self._coming, self._later = message.facts["base"], []
-        self._attach(message)
 
     def _delta(self, message: LinkMessage) -> None:
         if message.facts["base"] == self._coming:
@@ -169,18 +170,6 @@ class Replica:
         assert self._model is not None
         self.serving.install(self._note, self._model)
         self._serves(facts["number"])
-
-    _HANDLERS: Mapping[str, Callable[[Replica, LinkMessage], None]] = {
-        "items": _items,
-        "lists": _lists,
-        "neighbours": _neighbours,
-        "status": _status,
-        "base": _new_base,
-        "delta": _delta,
-        "folded": _folds,
-        "retrieval": _retrieval,
-        "vectors": _vectors,
-    }
 
 
 def attach(

@@ -176,9 +176,9 @@ class CheckpointStore:
         names = self.names(number)
         begun = max((name.line for name in names), default=0) + 1
         damaged: list[str] = []
-        found = self._recover(fresh, names, damaged)
         line = CheckpointLine(self, number, Terms.of(fresh), begun)
-        if found is None:
+        partition = self._recover(fresh, names, damaged, line)
+        if partition is None:
             if names:
                 raise StoreError(
                     f"all {len(names)} checkpoints of partition {number} in '{self.url}' are damaged", _REMEDY_DAMAGED
@@ -187,14 +187,6 @@ class CheckpointStore:
             return LoadedPartition(fresh, line)
         for name in damaged:
             self.store.rename_damaged(name, "it is not what was written, or follows such a file")
-        partition, line.number, line.tip = found.partition, found.number, found.tip
-        line.logs = found.logs
-        line.base_bytes, line.journal_bytes, line.replay_bytes = (
-            found.base_bytes,
-            found.journal_bytes,
-            found.replay_bytes,
-        )
-        line.journals = found.journals
         if partition.schema.id != fresh.schema.id:
             if not evolve:
                 raise StoreError(
@@ -226,8 +218,11 @@ class CheckpointStore:
         gone = [n for n in names if n not in kept and (n.kind == "base" or n.number <= oldest)]
         self.store.remove(name.text(partition) for name in gone)
 
-    def _recover(self, fresh: Partition, names: Sequence[Name], damaged: list[str]) -> _Found | None:
-        """The newest state that can be recovered. Files found damaged are added to ``damaged``."""
+    def _recover(
+        self, fresh: Partition, names: Sequence[Name], damaged: list[str], line: CheckpointLine
+    ) -> Partition | None:
+        """The newest state that can be recovered, which ``line`` follows then. Files found damaged are added to
+        ``damaged``."""
         journals: dict[int, list[Name]] = defaultdict(list)
         for name in names:
             if name.kind == "journal":
@@ -241,45 +236,47 @@ class CheckpointStore:
             assert head.terms is not None
             partition = head.terms.partition(fresh)
             partition.resume(body)
-            found = _Found(partition, head.number, head.follows, head.terms.rules, file.size, 0, 0, head.logs or {})
-            for after, entries, journal in self._follow(fresh.number, found, journals, damaged):
-                if after.terms is not None and after.terms != Terms.of(found.partition):
-                    found.partition = self._under(found.partition, after.terms.partition(fresh))
-                found.partition.replay(entries)
-                found.partition.advance_ms = after.advance_ms
-                found.number, found.tip = after.number, journal.digest
-                found.logs = found.logs if after.logs is None else after.logs
-                found.journal_bytes += journal.size
-                found.journals += 1
-                found.replay_bytes += after.bytes
-            return found
+            line.number, line.tip, line.logs, line.base_bytes = head.number, head.follows, head.logs or {}, file.size
+            for after, entries, journal in self._follow(head, line, journals, damaged):
+                if after.terms is not None and after.terms != Terms.of(partition):
+                    partition = self._under(partition, after.terms.partition(fresh))
+                partition.replay(entries)
+                partition.advance_ms = after.advance_ms
+                line.number, line.tip = after.number, journal.digest
+                line.logs = line.logs if after.logs is None else after.logs
+                line.journal_bytes += journal.size
+                line.journals += 1
+                line.replay_bytes += after.bytes
+            return partition
         return None
 
     def _follow(
-        self, partition: int, found: _Found, journals: dict[int, list[Name]], damaged: list[str]
+        self, base: CheckpointHeader, line: CheckpointLine, journals: dict[int, list[Name]], damaged: list[str]
     ) -> Iterator[tuple[CheckpointHeader, list[Entry], Sealed]]:
-        """The journals after a state, as far as they are whole and consecutive."""
+        """The journals after what ``line`` has come to from a base, as far as they are whole and consecutive."""
+        number, terms, offsets = base.partition, base.terms, base.offsets
         while True:
-            candidates = sorted(journals.get(found.number + 1, ()), reverse=True)  # the highest line first
+            candidates = sorted(journals.get(line.number + 1, ()), reverse=True)  # the highest line first
             read = next(
-                (r for n in candidates if (r := self._read(partition, n, damaged)) and r[0].follows == found.tip), None
+                (r for n in candidates if (r := self._read(number, n, damaged)) and r[0].follows == line.tip), None
             )
-            if read is not None and read[0].terms is not None:
-                found.rules = read[0].terms.rules
-            if read is None or found.rules != RULES:
-                rest = [n.text(partition) for k, several in journals.items() if k > found.number for n in several]
+            terms = terms if read is None else read[0].terms or terms
+            rules = terms.rules if terms is not None else RULES
+            if read is None or rules != RULES:
+                rest = [n.text(number) for k, several in journals.items() if k > line.number for n in several]
                 if rest:
                     damaged += [name for name in rest if name not in damaged]
                     log.error(
                         "journal cannot be used: Kafka is read again from there",
-                        partition=partition,
-                        journal=found.number + 1,
-                        why="it is damaged or missing" if read is None else f"it is of rules {found.rules}",
+                        partition=number,
+                        journal=line.number + 1,
+                        why="it is damaged or missing" if read is None else f"it is of rules {rules}",
                         given_up=len(rest),
-                        offsets=found.partition.offsets,
+                        offsets=offsets,
                     )
                 return
             head, body, file = read
+            offsets = head.offsets
             yield head, from_bytes(body), file
 
     def _read(self, partition: int, name: Name, damaged: list[str]) -> tuple[CheckpointHeader, bytes, Sealed] | None:
@@ -309,19 +306,6 @@ def _bases(names: Sequence[Name]) -> list[Name]:
 def _is_late(base: Name, names: Sequence[Name]) -> bool:
     """Whether a base is of a worker that had lost the partition: a higher line went on from an earlier journal."""
     return any(n.kind == "journal" and n.line > base.line and n.number <= base.number for n in names)
-
-
-@dataclass(slots=True)
-class _Found:
-    partition: Partition
-    number: int
-    tip: str
-    rules: int  # of the last file that said so
-    base_bytes: int
-    journal_bytes: int
-    replay_bytes: int
-    logs: dict[str, str]
-    journals: int = 0
 
 
 class CheckpointLine:
