@@ -12,18 +12,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
-from millrace.basics.atomic_files import write_whole
+from millrace.basics.atomic_files import lock_of, write_whole
 from millrace.basics.errors import SchemaError, ServiceError, SettingError
 from millrace.contracts.carry import same_tiles
 from millrace.contracts.schema import Schema, parse_schema
@@ -67,52 +66,45 @@ def locked(folder: Path) -> Iterator[None]:
         ServiceError: another run has it.
         SettingError: it cannot be written to.
     """
+    path = folder / "up.lock"
     try:
-        lock = (folder / "up.lock").open("a+")
+        lock = lock_of(path)
     except OSError as error:
         raise SettingError(
             f"folder '{folder}' cannot be written to ({error.strerror})", "name another with --data"
         ) from None
-    with lock:
-        if not _take(lock):
-            lock.seek(0)
-            holder = lock.read().strip()
-            raise ServiceError(
-                f"another 'millrace up' runs on folder '{folder}'{f' (process {holder})' if holder else ''}",
-                "end it, or give --data another folder",
-            )
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield
-
-
-def _take(lock: IO[str]) -> bool:
+    if lock is None:
+        holder = path.read_text().strip()
+        raise ServiceError(
+            f"another 'millrace up' runs on folder '{folder}'{f' (process {holder})' if holder else ''}",
+            "end it, or give --data another folder",
+        )
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        path.write_text(f"{os.getpid()}\n")
+        yield
+    finally:
+        os.close(lock)
 
 
 def in_use(folder: Path) -> bool:
-    try:
-        with (folder / "up.lock").open("r+") as lock:
-            return not _take(lock)
-    except OSError:
-        return False
+    path = folder / "up.lock"
+    with suppress(OSError):
+        if path.exists():
+            lock = lock_of(path)
+            if lock is None:
+                return True
+            os.close(lock)
+    return False
 
 
 def await_release(folder: Path) -> None:
     """Waits until the broker of a killed run has released its files."""
     deadline = time.monotonic() + RELEASE_SECONDS
-    try:
-        lock = (folder / "broker" / "topics" / "lock").open("r+")
-    except OSError:
-        return
-    with lock:
-        while not _take(lock) and time.monotonic() < deadline:
+    with suppress(OSError):  # there was no broker
+        while (lock := lock_of(folder / "broker" / "topics" / "lock")) is None and time.monotonic() < deadline:
             time.sleep(0.05)
+        if lock is not None:
+            os.close(lock)
 
 
 def addresses(folder: Path) -> dict[str, Any]:

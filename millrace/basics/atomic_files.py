@@ -17,6 +17,7 @@ report, day log                   no         a person reads it; the same command
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import re
@@ -61,6 +62,18 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock_of(path: Path) -> int | None:
+    """A lock on a file, which is made if missing, until the descriptor is closed or this process ends, however it ends.
+    None: another has it. Raises OSError."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import logging
 import math
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from millrace.basics.atomic_files import lock_of
 from millrace.basics.errors import MillraceError, PortError, ServiceError
 from millrace.broker.call import HOST
 from millrace.broker.log import Limits
@@ -47,7 +47,10 @@ def main(argv: list[str] | None = None) -> None:
     _allow_files()
     sys.setswitchinterval(0.0005)  # compaction computes in a thread: clients wait for it half a millisecond, not five
     try:
-        lock = _lock(args.folder)
+        args.folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_of(args.folder / "lock")
+        if lock is None:  # two would cut off each other's records as torn
+            raise ServiceError(f"another broker runs on folder '{args.folder}'", "end it, or name another folder")
         server = Server(args.folder, args.cluster_id, Limits(), sync=args.sync, disk_bytes=args.disk_gib * 2**30)
     except OSError as error:
         raise ServiceError(
@@ -61,19 +64,6 @@ def main(argv: list[str] | None = None) -> None:
         ) from None
     finally:
         os.close(lock)
-
-
-def _lock(folder: Path) -> int:
-    """Locks the folder for this process until its end, however it ends. Raises ServiceError when another broker has it
-    (two would cut off each other's records as torn), OSError when it cannot be made or written to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise ServiceError(f"another broker runs on folder '{folder}'", "end it, or name another folder") from None
-    return lock
 
 
 def _allow_files() -> None:

@@ -17,12 +17,12 @@ the form of the files.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from millrace.basics.atomic_files import lock_of
 from scorer.pagelog.spoolfile import (
     HEAD_BYTES,
     Position,
@@ -188,7 +188,7 @@ class Spool:
 
     def _adopt(self, other: Path) -> None:
         """Copies a dead scorer's records, then empties its folder, except for what finds no space."""
-        lock = _lock(other)
+        lock = lock_of(other / "lock")
         if lock is None:
             return
         mark = os.open(other / "acknowledged", os.O_RDWR | os.O_CREAT, 0o600)
@@ -215,18 +215,7 @@ def _own(folder: Path) -> tuple[Path, int]:
     while True:
         own = folder / str(number)
         own.mkdir(exist_ok=True)
-        lock = _lock(own)
+        lock = lock_of(own / "lock")
         if lock is not None:
             return own, lock
         number += 1
-
-
-def _lock(folder: Path) -> int | None:
-    """A lock on a spool's folder until the end of the process; None: another process has it."""
-    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        return None
-    return file

@@ -16,7 +16,6 @@ removes them and reads the same messages again. So a restart neither loses nor d
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +26,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from millrace.basics.atomic_files import clear_leftovers, write_whole
+from millrace.basics.atomic_files import clear_leftovers, lock_of, write_whole
 from millrace.basics.errors import StoreError
 from millrace.basics.store import DamagedError, seal, unseal
 
@@ -50,16 +49,14 @@ class ArchiveFolder:
         try:
             for kind in KINDS[:2]:
                 (path / kind).mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            lock = lock_of(path / "lock")
         except OSError as error:
             raise StoreError(f"the archive '{path}' cannot be used ({error})", "name a folder to write to") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
+        if lock is None:
             raise StoreError(
                 f"another process writes to the archive '{path}'", "end it, or set MILLRACE_DATA to another folder"
-            ) from None
+            )
+        self._lock = lock
 
     def close(self) -> None:
         """Releases the lock."""
