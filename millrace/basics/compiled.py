@@ -38,7 +38,16 @@ def compiled(function: Callable[..., Any] | None = None, *, nogil: bool = True, 
     for part in _imported(function.__globals__, {function.__module__}):
         imported.update(part)
     file._source_stamp = (file._source_stamp, imported.hexdigest())
+    file._load_index = partial(_index, file._load_index)
     return made
+
+
+def _index(load: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
+    """What is on disk; nothing, where it is of an earlier source whose classes are gone."""
+    try:
+        return load()
+    except (AttributeError, ImportError):
+        return {}
 
 
 def _imported(module: dict[str, Any], seen: set[str]) -> Iterator[bytes]:

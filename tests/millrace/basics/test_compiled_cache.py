@@ -24,6 +24,17 @@ def outer(x):
 print(outer(3), sum(outer.stats.cache_hits.values()))
 """
 
+NAMED = """
+from typing import NamedTuple
+from millrace.basics.compiled import compiled
+class {name}(NamedTuple):
+    step: int
+@compiled
+def outer(x):
+    return x.step
+print(outer({name}(3)), sum(outer.stats.cache_hits.values()))
+"""
+
 
 def outer(folder: Path) -> list[int]:
     """What ``outer(3)`` is in a fresh process, and whether its code came from disk."""
@@ -44,3 +55,11 @@ def test_a_change_in_another_module_is_noticed(tmp_path: Path) -> None:
     assert outer(tmp_path) == [26, 0], "a function two modules away"
     (tmp_path / "inner.py").write_text(INNER.format(step=20, factor=5))
     assert [outer(tmp_path), outer(tmp_path)] == [[36, 0], [36, 1]], "a constant"
+
+
+@pytest.mark.timeout(LONG)
+def test_code_for_a_class_that_has_another_name_by_now_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / "outer.py").write_text(NAMED.format(name="Before"))
+    assert [outer(tmp_path), outer(tmp_path)] == [[3, 0], [3, 1]]
+    (tmp_path / "outer.py").write_text(NAMED.format(name="After"))
+    assert [outer(tmp_path), outer(tmp_path)] == [[3, 0], [3, 1]]
