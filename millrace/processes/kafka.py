@@ -14,6 +14,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -123,10 +124,8 @@ def wait_for_broker(settings: Settings, patience_seconds: float | None = None) -
             api_version=None,
         ).close()
 
-    def aloud(_: BaseException, left: float) -> None:
-        log.warning("waiting for the broker", address=settings.kafka, seconds_left=round(left))
-
     errors = (KafkaError, ValueError, OSError)
+    aloud = partial(log.warning, "waiting for the broker", address=settings.kafka)
     try:
         Retrying(**patience(seconds, errors, aloud))(ask)
     except errors as error:
@@ -236,10 +235,7 @@ def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
 def know_topic(producer: Any, topic: str, settings: Settings) -> None:
     """Waits until the producer knows a topic's partitions. Then no later request waits for this, even on a busy machine
     with a short blocking time. Raises BrokerError when it does not know them in time."""
-
-    def aloud(_: BaseException, left: float) -> None:
-        log.warning("waiting for the broker to tell of a topic", topic=topic, seconds_left=round(left))
-
+    aloud = partial(log.warning, "waiting for the broker to tell of a topic", topic=topic)
     try:
         # Each try blocks for as long as the producer may, so there is no pause between tries.
         tries = patience(settings.patience_seconds, KafkaTimeoutError, aloud, first_pause_seconds=0.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -48,7 +49,5 @@ def ends_of(settings: Settings, topics: Iterable[str], partition: int) -> dict[s
 
 
 def _insist(settings: Settings, ask: Callable[[], T]) -> T:
-    def aloud(error: BaseException, left: float) -> None:
-        log.warning("waiting for the broker to tell of its topics", error=str(error), seconds_left=round(left))
-
+    aloud = partial(log.warning, "waiting for the broker to tell of its topics")
     return Retrying(**patience(settings.outage_seconds, BrokerError, aloud))(ask)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import redis.asyncio as redis
@@ -129,10 +130,7 @@ class OnlineStore:
         return self._prefix + filled_key(partition)
 
     async def _insist(self, call: Callable[[], Awaitable[Any]]) -> None:
-        def aloud(error: BaseException, left: float) -> None:
-            away = round(self.patience_seconds - left)
-            log.warning("waiting for Redis", address=self.address, error=str(error), seconds=away)
-
+        aloud = partial(log.warning, "waiting for Redis", address=self.address)
         started, errors = time.monotonic(), (RedisError, OSError)
         tries = patience(self.patience_seconds, errors, aloud, first_pause_seconds=0.1)
         try:
