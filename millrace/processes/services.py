@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain, cycle
 from pathlib import Path
 from typing import Self
@@ -53,12 +53,8 @@ def _free_ports() -> Iterator[int]:
         span = range(LOWEST_PORT, 65_536)
     start = os.getpid() * 7919 % len(span)  # processes of one time have ids close together: let them begin far apart
     for port in cycle(chain(span[start:], span[:start])):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        yield port
+        if not _taken(port):
+            yield port
 
 
 _ports, _lock = _free_ports(), threading.Lock()
@@ -67,21 +63,20 @@ _ports, _lock = _free_ports(), threading.Lock()
 class _Service(ABC):
     """A program that listens on one loopback port. ``with`` starts and stops it; so do :meth:`start`, :meth:`stop`.
 
-    ``folder`` is for its log and its working files; made if missing. Port 0 picks a free one by ``pick``, and tries
-    others when another program binds it first.
+    ``folder`` is for its log and its working files; made if missing. Port 0 picks a free one, and tries others when
+    another program binds it first.
     """
 
     name: str
     start_seconds = 15.0
     tries = 5
 
-    def __init__(self, folder: Path | str, port: int = 0, pick: Callable[[], int] = free_port) -> None:
+    def __init__(self, folder: Path | str, port: int = 0) -> None:
         self.folder = Path(folder)
         self.log_path = self.folder / f"{self.name}.log"
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
         self._fixed = port
-        self._pick = pick
 
     @abstractmethod
     def _argv(self, port: int) -> list[str]:
@@ -109,12 +104,9 @@ class _Service(ABC):
         except OSError as error:
             raise ServiceError(f"folder '{self.folder}' cannot be made ({error.strerror})", "name another") from None
         for left in reversed(range(1 if self._fixed else self.tries)):
-            self.port = self._fixed or self._pick()
-            if _taken(self.port):
-                if self._fixed:
-                    raise PortError(f"port 127.0.0.1:{self.port} for the {self.name} is taken", "name a free port or 0")
-                if left:
-                    continue
+            self.port = self._fixed or free_port()
+            if self._fixed and _taken(self.port):
+                raise PortError(f"port 127.0.0.1:{self.port} for the {self.name} is taken", "name a free port or 0")
             self.log_path.unlink(missing_ok=True)
             self.process = spawn(self._argv(self.port), None, self.log_path)
             try:
@@ -202,12 +194,11 @@ class EmbeddedBroker(_Service):
         self,
         folder: Path | str,
         port: int = 0,
-        pick: Callable[[], int] = free_port,
         *,
         disk_gib: float = math.inf,
         sync: bool = False,
     ) -> None:
-        super().__init__(folder, port, pick)
+        super().__init__(folder, port)
         self._command = broker_argv(disk_gib, sync=sync)
         self._topics = self.folder / "topics"
         self.cluster = _cluster_of(self._topics) or f"millrace-{uuid.uuid4().hex[:12]}"

@@ -86,11 +86,9 @@ def test_a_taken_port_is_named_when_asked_for(
 def test_a_port_snatched_away_between_choice_and_use_is_replaced(
     kind: type[EmbeddedBroker] | type[EmbeddedRedis], tmp_path: Path, taken: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The check before the start is blinded, so that the service itself meets the taken port."""
-    monkeypatch.setattr(services, "_taken", lambda port: False)
     free = services.free_port()
-    choices = iter([taken, free])
-    with kind(tmp_path, pick=lambda: next(choices)) as service:
+    monkeypatch.setattr(services, "free_port", iter([taken, free]).__next__)
+    with kind(tmp_path) as service:
         assert service.port == free
         service.check()
 
