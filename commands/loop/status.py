@@ -15,8 +15,6 @@ from millrace.processes.supervisor import Supervisor
 
 State = dict[str, Any]
 
-PHASES = ("starting", "running", "draining", "auditing", "stopping", "done", "failed")
-
 
 @dataclass(slots=True)
 class RunStatus:
@@ -55,7 +53,7 @@ def state_of(
     """Everything that is shown of a run.
 
     Args:
-        phase: one of :data:`PHASES`.
+        phase: starting, running, draining, auditing, stopping, done or failed.
         started_wall_ms: when the traffic began; 0 before.
         monitor: None before the roles have addresses.
     """

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import msgspec
 
+from commands.loop.monitor import fetch
 from commands.up import data_folder as folders
 from millrace.contracts.settings import Settings, without_password
 
@@ -26,8 +26,7 @@ def running(settings: Settings) -> dict[str, Any]:
     found["addresses"] = {n: without_password(v) for n, v in addresses.items() if isinstance(v, str)}
     if page := addresses.get("page"):
         try:
-            with urlopen(f"{page.rstrip('/')}/state.json", timeout=ANSWER_SECONDS) as answer:  # noqa: S310 — a page of our own
-                state = msgspec.json.decode(answer.read())
+            state = msgspec.json.decode(fetch(f"{page.rstrip('/')}/state.json", ANSWER_SECONDS))
         except (OSError, msgspec.MsgspecError):
             return found
         found |= {name: state[name] for name in ("phase", "roles", "gate", "awaits")}
