@@ -24,15 +24,19 @@ TOO_LARGE = (2.0 - 2.0**-24) * 2.0**127  # from here on a float32 is infinite
 _SHOWN = 60  # characters of an offending value
 
 
+def read_columns(schema: Schema) -> dict[Side, dict[str, Field | None]]:
+    """The attributes that are read, by side, with their fields; None: a column that only makes window keys."""
+    fields = {f.name: f for f in schema.fields}
+    sides: tuple[Side, ...] = ("user", "item")
+    return {side: {name: fields.get(name) for name in schema.columns_of(side) if name not in DERIVED} for side in sides}
+
+
 class Intake:
     """Reads users and items by ``schema``. Stateless; any thread may call it."""
 
     def __init__(self, schema: Schema) -> None:
         fields = {f.name: f for f in schema.fields}
-        sides: tuple[Side, ...] = ("user", "item")
-        self._looked_at = {
-            side: {name: fields.get(name) for name in schema.columns_of(side) if name not in DERIVED} for side in sides
-        }
+        self._looked_at = read_columns(schema)
         self._filtered_by = {name: fields.get(name) for name in schema.filters}
 
     def user(self, raw: bytes | None) -> User:

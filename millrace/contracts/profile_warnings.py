@@ -21,10 +21,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from millrace.contracts.events import Attribute, Item, User, key_of
-from millrace.contracts.schema import DERIVED, Field, Schema, Side
+from millrace.contracts.profile_reader import read_columns
+from millrace.contracts.schema import Schema, Side
 
 SECONDS_MS = 100_000_000_000
-"""March 1973 in milliseconds. A time of these days in seconds is below it, one in milliseconds is above."""
+"""In milliseconds this is March 1973, in seconds the year 5138: a smaller time was meant in seconds."""
 _SHOWN = 60
 _NAMES = 1024
 """Unknown attributes to remember: where one item of a catalogue has one, each item has it."""
@@ -52,11 +53,7 @@ class ProfileChecks:
     def __init__(self, schema: Schema) -> None:
         self._unknown = lru_cache(_NAMES)(self._name_unknown)
         self._filters = frozenset(schema.filters)
-        fields = {f.name: f for f in schema.fields}
-        sides: tuple[Side, ...] = ("user", "item")
-        self._read: dict[Side, dict[str, Field | None]] = {
-            side: {name: fields.get(name) for name in schema.columns_of(side) if name not in DERIVED} for side in sides
-        }
+        self._read = read_columns(schema)
 
     def of_user(self, user: User) -> list[ProfileWarning]:
         """Warnings about a user; none, as a rule."""

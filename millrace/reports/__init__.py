@@ -2,7 +2,7 @@
 """Reports for people: one page of HTML, its plots, the JSON beside them."""
 
 from millrace.reports.names import NAMES, name_of
-from millrace.reports.page import make_folder, surroundings, write_all, write_report
+from millrace.reports.page import make_folder, surroundings, write_all
 from millrace.reports.plots import (
     MAIN,
     QUIET,
@@ -41,5 +41,4 @@ __all__ = [
     "show",
     "surroundings",
     "write_all",
-    "write_report",
 ]

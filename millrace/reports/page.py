@@ -68,43 +68,30 @@ def write_all(
     verdict: str | None = None,
     page: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes report.json, run.json, report.html and the plots. ``run`` has values that differ from run to run; machine,
-    libraries and the report's hash are added. ``page``: the part of the report for its page (default: all but
-    ``curves``, which are for the plots alone)."""
+    """Writes report.json, run.json, report.html and each plot's PNG to the folder ``out``.
+
+    Args:
+        report: on its page a list of dictionaries with the same keys becomes a table (a dictionary ``total`` beside
+            ``days`` is its last row; ``x_ci`` beside ``x`` is half of its interval), a dictionary one of a single row.
+            Plain values form the line under the title.
+        run: values that differ from run to run; machine, libraries and the report's hash are added.
+        verdict: the result in a plain sentence or a few (default: the report's own ``verdict``).
+        page: the part of the report for its page (default: all but ``curves``, which are for the plots alone).
+    """
     text = json.dumps(report, indent=1) + "\n"
     (out / "report.json").write_text(text, encoding="utf-8")
     run = {**run, "report_sha256": hashlib.sha256(text.encode()).hexdigest(), **surroundings()}
     (out / "run.json").write_text(json.dumps(run, indent=1, default=str) + "\n", encoding="utf-8")
     shown = {k: v for k, v in report.items() if k != "curves"} if page is None else page
-    write_report(out, shown, run, plots, title, verdict)
-
-
-def write_report(
-    out: Path,
-    report: Mapping[str, Any],
-    run: Mapping[str, Any],
-    plots: Sequence[Plot],
-    title: str = "Report",
-    verdict: str | None = None,
-) -> None:
-    """Writes ``report.html`` and each plot's PNG to the folder ``out``.
-
-    Args:
-        report: a list of dictionaries with the same keys becomes a table (a dictionary ``total`` beside ``days`` is its
-            last row; ``x_ci`` beside ``x`` is half of its interval), a dictionary one of a single row. Plain values
-            form the line under the title.
-        run: values that differ from run to run; listed at the end.
-        verdict: the result in a plain sentence or a few (default: the report's own ``verdict``).
-    """
-    said = str(report.get("verdict") or "") if verdict is None else verdict
+    said = str(shown.get("verdict") or "") if verdict is None else verdict
     parts = [f"<h1>{html.escape(title)}</h1>"]
     if said:
         parts.append(f'<p class="verdict">{html.escape(said)}</p>')
-    parts.append(f'<p class="lead">{html.escape(_lead(report))}</p>')
+    parts.append(f'<p class="lead">{html.escape(_lead(shown))}</p>')
     keys: list[str] = []
-    for name, value in report.items():
+    for name, value in shown.items():
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
-            total = report.get("total") if name == "days" else None
+            total = shown.get("total") if name == "days" else None
             parts.append(table_of(name, value, total if isinstance(total, Mapping) else None))
             keys += value[0]
     words = meanings(keys)
@@ -120,12 +107,12 @@ def write_report(
         picture = f'<img alt="{caption}" src="data:image/png;base64,{image}">'
         parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
     parts.append(f"<h2>This run</h2>{_facts(run)}")
-    page = (
+    document = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
     )
-    (out / "report.html").write_text(page, encoding="utf-8")
+    (out / "report.html").write_text(document, encoding="utf-8")
 
 
 def _png(figure: Figure) -> bytes:

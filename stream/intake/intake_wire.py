@@ -23,7 +23,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from millrace.basics.errors import MillraceError
 from millrace.contracts.events import LAST_MS, MAX_EVENT_BYTES, BadEventError, Event, Exposure, decode_event, key_of
 from millrace.contracts.profile_reader import Intake
-from millrace.contracts.profile_warnings import ProfileChecks, ProfileWarning
+from millrace.contracts.profile_warnings import SECONDS_MS, ProfileChecks, ProfileWarning
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, ITEMS, USERS
 
@@ -33,8 +33,6 @@ MAX_BODY_BYTES = 4 << 20
 MOST_ID = 200
 """Characters of an id in a path, as in a message."""
 
-SECONDS_MS = 100_000_000_000
-"""In milliseconds this is March 1973, in seconds the year 5138: a smaller time was meant in seconds."""
 ARCHIVED = "the archive keeps the user's rows until 'millrace data forget USER' (docs/how-to/delete-a-user.md)"
 """What remains to be done after a user is deleted."""
 LINES_TYPES = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines", "application/ndjson")

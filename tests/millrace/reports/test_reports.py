@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from millrace.reports import NAMES, name_of, say, show, write_report
+from millrace.reports import NAMES, name_of, say, show, write_all
 from millrace.reports.names import MEANS, meanings, weight
 from millrace.reports.tables import WIDTH, cell, column_width, keys_of, pieces, table_of
 from tests.architecture import ROOT
@@ -63,7 +63,7 @@ def test_headings_wrap_and_cells_do_not_widen_a_column_beyond_their_text() -> No
 
 def test_the_page_says_its_verdict_first_and_what_its_figures_mean(tmp_path: Path) -> None:
     report = {"verdict": "A <gains> .01.", "rows": 5, "days": [{"day": "1", "grouped_auc": 0.5}]}
-    write_report(tmp_path, report, {}, [])
+    write_all(tmp_path, report, {}, [], "Report")
     page = (tmp_path / "report.html").read_text()
     assert '<h1>Report</h1><p class="verdict">A &lt;gains&gt; .01.</p>' in page
     assert page.count("gains") == 1
@@ -71,7 +71,7 @@ def test_the_page_says_its_verdict_first_and_what_its_figures_mean(tmp_path: Pat
     assert "AUC within pages" in page
     assert MEANS["grouped_auc"][:40] in page
     assert MEANS["log_loss"][:40] not in page
-    write_report(tmp_path, report, {}, [], verdict="Other.")
+    write_all(tmp_path, report, {}, [], "Report", verdict="Other.")
     assert "gains" not in (tmp_path / "report.html").read_text()
 
 
