@@ -13,6 +13,7 @@ from tests.scenes.learning import SCHEMA, make_samples
 from tests.scenes.version_scene import Fenced, Peer, PlainFollower, Scene
 
 SPEC: dict[str, Any] = {"model": "wide_deep", "hidden": [4], "width": 4, "admit": 1, "max_rows": 300}
+SPEC |= {"retrieval_width": 4, "retrieval_negatives": 8}
 
 
 def scene(**more: Any) -> Scene:

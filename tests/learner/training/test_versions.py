@@ -23,10 +23,8 @@ from millrace.versions.proof import prove
 from millrace.versions.versioning import Place
 from tests.scenes.exploring import examples
 from tests.scenes.learning import SCHEMA
-from tests.scenes.version_play import SPEC, STEPS, Play, scene, started
+from tests.scenes.version_play import STEPS, Play, scene, started
 from tests.scenes.version_scene import Fenced, PlainFollower, Scene
-
-SPEC |= {"retrieval_width": 4, "retrieval_negatives": 8}
 
 
 @examples(60)
