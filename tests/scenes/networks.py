@@ -18,6 +18,11 @@ SPECS: dict[str, dict[str, Any]] = {
     "wide_resnet": {"model": "wide_resnet"},
     "wide_resnet-pre": {"model": "wide_resnet", "placement": "pre"},
 }
+SPECS |= {
+    f"{norm}-{placement}": {"model": "wide_resnet_bn", "norm": norm, "placement": placement}
+    for norm in ("batch", "renorm", "none")
+    for placement in ("post", "pre", "inner")
+}
 
 
 def network(spec: dict[str, Any], seed: int = 0) -> Network:

@@ -25,12 +25,6 @@ from tests.scenes.networks import NUMBERS, SPECS, WIDTH, network
 
 Floats = NDArray[np.float32]
 
-SPECS |= {
-    f"{norm}-{placement}": {"model": "wide_resnet_bn", "norm": norm, "placement": placement}
-    for norm in ("batch", "renorm", "none")
-    for placement in ("post", "pre", "inner")
-}
-
 
 def by_autograd(net: Network, x: torch.Tensor, slope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x = x.clone().requires_grad_(True)
