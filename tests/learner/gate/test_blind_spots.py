@@ -8,8 +8,8 @@ import pytest
 from learner.gate.blind_spots import DRIP, blind_spots
 from learner.gate.heldout import Heldout
 from learner.gate.screen import Screen
-from tests.learner.gate.test_screen import HOUR_MS, labelled, learn, warm
 from tests.scenes.learning import SCHEMA
+from tests.scenes.screened_stream import HOUR_MS, labelled, learn, warm
 
 
 def heldout_at(rows_a_second: float) -> Heldout:
