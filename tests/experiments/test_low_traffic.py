@@ -26,4 +26,3 @@ def test_nothing_clean_is_refused_at_a_row_a_second(change: Change, tmp_path: Pa
         (row,) = clean(change, shop, shop_schema(), tmp_path, batch_rows=64)
     assert 0.8 < row["rows"] / (3 * 86_400) < 1.3
     assert row["refused"] == {}
-    assert row["quarantined"] == 0
