@@ -70,7 +70,7 @@ class Verbs(Protocol):
         the object. Names are always the same; shapes may change. Those that begin with ``training/`` stay with the
         learner.
 
-        It is called with each delta that carries the weights (``MILLRACE_DELTA_SECONDS``), and after as many rows as
+        It is called with each delta that carries the weights (``PACE`` of the role), and after as many rows as
         make it cheap. The state lies in memory a few times over, and a delta carries a gibibyte at most: that bounds
         it.
 

@@ -192,7 +192,7 @@ class LineReader:
             raise BadEventError("seconds", f"ts_ms {ts_ms} is a time in seconds; send milliseconds: {ts_ms}000")
         if ts_ms > now_ms + self._ahead_ms:
             ahead = (ts_ms - now_ms) / 60_000
-            limit = f"at most {self._ahead_ms / 60_000:g} are taken (MILLRACE_AHEAD_MINUTES)"
+            limit = f"at most {self._ahead_ms / 60_000:g} are taken"
             raise BadEventError("future", f"ts_ms {ts_ms} is {ahead:.1f} minutes ahead of the event clock; {limit}")
         if event.sent_ms == 0 and _SENT not in raw and len(raw) + _SENT_BYTES <= MAX_EVENT_BYTES:
             raw = b'{"sent_ms":%d,' % wall_ms + raw[1:]

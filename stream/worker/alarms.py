@@ -36,7 +36,7 @@ LATE, FUTURE, NO_PAGE_LOG, WRONG_PARTITION = CAUSES = ("late", "future", "no-pag
 REMEDIES: Mapping[str, str] = {
     LATE: "give the stream the clock that the events are dated by (MILLRACE_CLOCK), send events in the order of their"
     " times, or raise MILLRACE_DISORDER_SECONDS",
-    FUTURE: "date events by the event clock (MILLRACE_CLOCK) in Unix milliseconds, or raise MILLRACE_AHEAD_MINUTES",
+    FUTURE: "date events by the event clock (MILLRACE_CLOCK) in Unix milliseconds, at most an hour ahead",
     NO_PAGE_LOG: "let events carry the request_id of a page that the scorer made, and let the scorer log its pages to"
     " the same broker",
     WRONG_PARTITION: "send events, page logs and users under the user's id as key, by Kafka's default partitioner"

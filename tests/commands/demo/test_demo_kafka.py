@@ -56,7 +56,6 @@ def test_two_demos_one_after_the_other_on_one_kafka(tmp_path: Path) -> None:
                 demo.until(lambda: demo.role("simulate")["pid"] is not None, "every role was started")
                 assert not [line for line in roles(demo) if "redis-server" in line or "millrace.broker" in line]
                 simulator = environment(demo, "simulate")
-                assert b"MILLRACE_IDEMPOTENCE" not in simulator  # at its default: on
                 assert kafka.encode() in simulator
                 demo.until_learning(3000)  # so many that pages of both arms are among them
                 assert demo.end(signal.SIGINT) == 0, demo.text()

@@ -10,7 +10,16 @@ import pytest
 
 from commands.reference.settings_page import template
 from millrace.basics.errors import SettingError
-from millrace.contracts.settings import FILE, SECTIONS, Settings, load_settings, read_settings, unread_variables
+from millrace.contracts.settings import (
+    FILE,
+    SECTIONS,
+    Settings,
+    load_settings,
+    read_settings,
+    unread_variables,
+    variable,
+)
+from tests.architecture import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -122,3 +131,17 @@ def test_a_table_that_cannot_be_read_is_named(text: str) -> None:
 def test_variables_that_nothing_reads_are_named() -> None:
     env = {"MILLRACE_PORTT": "1", "MILLRACE_PORT": "1", "MILLRACE_CONFIG": "", "MILLRACE_TEST_LOG": "x", "HOME": "/"}
     assert unread_variables(env) == ["nothing reads MILLRACE_PORTT; did you mean MILLRACE_PORT?"]
+
+
+def test_no_text_of_the_code_names_a_setting_that_there_is_not() -> None:
+    own = {"MILLRACE_CONFIG", "MILLRACE_TOKEN"}  # the file's, and the client's
+    known = own | {variable(name) for name in Settings.__struct_fields__}
+    named = {
+        (path.relative_to(ROOT).as_posix(), name)
+        for top in ("millrace", "commands", "stream", "learner", "scorer", "simulator", "client", "deploy", "docs")
+        for path in (ROOT / top).rglob("*")
+        if path.suffix in {".py", ".md", ".toml", ".yaml", ".yml"} and "lab" not in path.parts
+        for name in re.findall(r"MILLRACE_[A-Z_]*[A-Z]", path.read_text())
+    }
+    assert {name for _, name in named} & known, "settings are found"
+    assert not sorted(one for one in named if one[1] not in known)
