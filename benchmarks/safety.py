@@ -13,8 +13,6 @@
     same messages at full speed, with deltas and micro-batches as often as a live one has them at that speed. CPU time
     of one thread; the median over turns of ``1 - rate with / rate without``, and by how much longer a snapshot takes
     that is judged, over the seconds between two.
-
-It has fewer worlds and days than ``millrace dev experiment safety``, which runs the same.
 """
 
 from __future__ import annotations

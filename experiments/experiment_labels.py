@@ -1,12 +1,6 @@
 # shell
 """``millrace dev experiment labels``: every label policy against the bound, at real speed.
 
-::
-
-    worlds x rates ──► a log ──► features                                       made once, in a process
-                                    │
-    starts x seeds ──► a model ─────┴► each policy and the bound go through the traffic from there ──► report
-
 *Traffic* comes at real speed, also where it is dense: the world has as many shoppers as that needs
 (simulator/daylog.py). *Start*: ``cold`` knows nothing, neither model nor windows. ``history`` has the day before: a
 share of that day's shoppers, drawn by shopper to about ``history_rows`` exposures, so that some of them come back. The

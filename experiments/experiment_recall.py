@@ -16,8 +16,6 @@ Arms differ by how candidates are found and by nothing else. The same model rank
 Each page of the day is the recommender's: no control group. From a start with nothing there are the catalogue and the
 shoppers' profiles, no count and an untrained model. A ratio is of click rates, the arm's over that of ``popular``. Its
 interval is over worlds: Student's t on the logarithms of the worlds' ratios.
-
-A world is one call, in a process with one thread (:mod:`experiments.recall.recallloop`).
 """
 
 from __future__ import annotations

@@ -1,13 +1,6 @@
 # core
 """What checkpoints cost: bytes written over bytes that came.
 
-::
-
-    pool of the shop's pages ──► other ids and times, and clicks ──► one partition, as a worker drives it
-                                                                       │ every checkpoint_seconds
-                                                                       ▼
-                                                             journals and bases: their bytes
-
 The pages are the simulated shop's, with the features that they would have had, some hundred different ones. They come
 again under other requests, at other times. Clicks come as in the stream's benchmark (:mod:`benchmarks.stream`): a
 tenth of the exposures, after 22 seconds in the median, half a percent of them after the attribution window. Nothing

@@ -7,9 +7,9 @@
     model.deltas   claim │ snapshot │ delta │ delta │ delta with dense weights │ delta ...
 
 The model has learnt a day of the shop, so its tables have the rows that pages ask for; others fill them up. A delta's
-body is packed as the learner's is. Bodies are made beforehand and sent in turn, since making them costs what it costs a
-learner, and that is not the scorer's. The retrieval head's rows come with each delta that has dense weights: a tenth of
-them. So each of these is a new retrieval version, and all vectors are made again.
+body is packed as the learner's is. Bodies are made beforehand and sent in turn: the scorer is measured alone. The
+retrieval head's rows come with each delta that has dense weights: a tenth of them. So each of these is a new retrieval
+version, and all vectors are made again.
 """
 
 from __future__ import annotations
