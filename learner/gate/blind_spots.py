@@ -19,7 +19,7 @@ _FAULTS = {  # as shares of rows: whose label is the other one, who click on all
     "5% of users who click everything": (0.0, 0.05),
     "one item of 1% of rows that is always clicked": (0.0, 0.01),
 }
-LEAST_VISITS = 20
+LEAST_VISITS = 12
 """With held-out pages, each served worse, that are evidence enough; see :mod:`learner.gate.heldout`."""
 DRIP = "a change so slow that the bounds move along with it"
 

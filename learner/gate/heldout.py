@@ -35,7 +35,8 @@ and where a mistake has just begun, their labels are a part of it.
 Each snapshot is a look of :mod:`millrace.evidence.edetector` at the same rows, with the event time since the last look
 as its stake. It is refused where the evidence reaches T, which false refusals do once in that time at most, on average,
 at any traffic. No row count has to be waited for: few rows are little evidence by themselves, and so is a young model
-that goes up and down. Twenty visits, each of which it serves worse, are the least that refuses.
+that goes up and down. Behind an hour without a look, twelve visits that it serves worse are the
+least that refuses.
 
 To judge each row once, when its labels are in, was tried, in a shop of two rows a second: the pages of half an hour,
 until what is wrong is in the labels too, gave no evidence of labels flipped for an hour. A day's pages at each look do
@@ -255,7 +256,7 @@ class Heldout:
 
     def looked(self) -> None:
         """A snapshot was judged: the stake of the next one is the time from now on."""
-        self._looked_ms = self.clock.now_ms
+        self._looked_ms = max(self._looked_ms, self.clock.now_ms)  # the clock may go back; no time is staked twice
 
     def promoted(self, model: Predicting) -> None:
         """A snapshot was promoted: where an hour of event time has passed, all rows get its scores as their anchor."""

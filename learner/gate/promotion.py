@@ -296,7 +296,9 @@ class Promotion:
         assert self.checks is not None
         self.trainer.counts[QUARANTINED] += len(batch)
         self.trainer.counts[f"{QUARANTINED}:{refusal.check}"] += len(batch)
-        self.checks.quarantine.keep(refusal, batch, places, self.checks.clock.now_ms)
+        # The clock may go back. What is refused is never older than the refusal that began it.
+        made_ms = max(self.checks.clock.now_ms, *self._since_ms.values(), 0)
+        self.checks.quarantine.keep(refusal, batch, places, made_ms)
 
     def _refused(self, refusal: GateRefusal, batch: SampleBatch, places: Places) -> None:
         """A micro-batch was refused, and with it what was learnt since the mark."""

@@ -9,6 +9,7 @@ file                              durable    why
 checkpoint of a partition         yes        offsets are committed, and Kafka forgets, because it exists
 snapshot and delta of the model   yes        they are announced to scorers on other machines, and deltas build on them
 item index of the scorer          yes        it is a file of the store; Kafka could make it again, slowly
+offsets that groups committed     --sync     as the records; lost, readers begin where their own state says
 offsets of reported dead letters  no         lost, dead letters are written again, and are recognised by their offsets
 last metrics of a role            no         read by the demo's report on the same machine, minutes later
 report, day log                   no         a person reads it; the same command makes it again

@@ -16,10 +16,11 @@ _Line = tuple[str, str, int, int, str]
 
 
 class Offsets:
-    """The committed offsets in the file ``path``. Without it there are none."""
+    """The committed offsets in the file ``path``; without it there are none. ``durable``: a commit is on the disk when
+    it is acknowledged."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, durable: bool = False) -> None:
+        self._path, self._durable = path, durable
         self._table: dict[Key, Committed] = {}
         for line in path.read_bytes().split(b"\n") if path.exists() else []:
             try:
@@ -49,5 +50,5 @@ class Offsets:
 
     def _keep(self, table: dict[Key, Committed]) -> None:
         lines = (msgspec.json.encode((*key, *value)) + b"\n" for key, value in table.items())
-        write_whole(self._path, *lines, durable=False)
+        write_whole(self._path, *lines, durable=self._durable)
         self._table = table

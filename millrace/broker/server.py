@@ -72,7 +72,7 @@ class Server:
                         torn_bytes=found.torn_bytes,
                         damaged_bytes=found.damaged_bytes,
                     )
-        self.offsets = Offsets(folder / "offsets")
+        self.offsets = Offsets(folder / "offsets", sync)
         self.groups: dict[str, Group] = {}
         self.connections: set[ClientConnection] = set()
         self.waiting: dict[Partition, set[WaitingFetch]] = {}

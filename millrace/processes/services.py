@@ -53,7 +53,7 @@ def _free_ports() -> Iterator[int]:
         span = range(LOWEST_PORT, 65_536)
     start = os.getpid() * 7919 % len(span)  # processes of one time have ids close together: let them begin far apart
     for port in cycle(chain(span[start:], span[:start])):
-        if not _taken(port):
+        if not _taken(port, closing=True):
             yield port
 
 
@@ -105,7 +105,7 @@ class _Service(ABC):
             raise ServiceError(f"folder '{self.folder}' cannot be made ({error.strerror})", "name another") from None
         for left in reversed(range(1 if self._fixed else self.tries)):
             self.port = self._fixed or free_port()
-            if self._fixed and _taken(self.port):
+            if self._fixed and _taken(self.port, closing=False):
                 raise PortError(f"port 127.0.0.1:{self.port} for the {self.name} is taken", "name a free port or 0")
             self.log_path.unlink(missing_ok=True)
             self.process = spawn(self._argv(self.port), None, self.log_path)
@@ -170,10 +170,11 @@ class _Service(ABC):
         self.stop()
 
 
-def _taken(port: int) -> bool:
-    """Whether something listens on the port already (a port in TIME_WAIT does not count)."""
+def _taken(port: int, closing: bool) -> bool:
+    """Whether somebody listens on the port; with ``closing`` also whether somebody is about to, or has just ended."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if not closing:  # TIME_WAIT does not count
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:

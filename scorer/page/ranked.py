@@ -7,7 +7,7 @@
     /recommend size 20, cursor  ───► 20-39 scored again and handed out ──► cursor "5b1c.40.40.600"
 
 A list holds item ids in order and their sources, nothing computed. Each part gets its features and scores when it is
-handed out, so the rest costs only its ids and is never logged. Lists stay for ``list_seconds`` in this worker's memory,
+handed out, so the rest costs only its ids and is never logged. Lists stay for five minutes in this worker's memory,
 and in the online store for other workers.
 """
 

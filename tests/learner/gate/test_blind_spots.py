@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from learner.gate.blind_spots import DRIP, blind_spots
+from learner.gate.blind_spots import DRIP, LEAST_VISITS, blind_spots
 from learner.gate.heldout import Heldout
 from learner.gate.screen import Screen
 from tests.scenes.learning import SCHEMA
@@ -36,16 +36,16 @@ def test_rows_until_a_fault_is_told_are_what_a_screen_takes() -> None:
 
 def test_less_is_known_with_little_traffic() -> None:
     screen, _ = warm()
-    little, much = ({one.fault: one for one in blind_spots(screen, heldout_at(rate))} for rate in (0.04, 100.0))
+    little, much = ({one.fault: one for one in blind_spots(screen, heldout_at(rate))} for rate in (0.02, 100.0))
     name = "5% of users who click everything"
     assert str(little[name]) == f"{name}: cannot be known at this traffic", (
-        "20 visits with held-out pages are of 28 hours"
+        "12 visits with held-out pages are of 33 hours"
     )
     assert much[name].by == "held-out pages"
-    assert much[name].rows == pytest.approx(20 * screen.rows_a_visit / heldout_at(100.0).share, abs=1)
+    assert much[name].rows == pytest.approx(LEAST_VISITS * screen.rows_a_visit / heldout_at(100.0).share, abs=1)
     slow, quick = (next(iter(spots.values())) for spots in (little, much))
     assert (slow.rows, slow.by) == (quick.rows, "samples")
-    assert slow.hours == pytest.approx(2500 * (quick.hours or 0.0))
+    assert slow.hours == pytest.approx(5000 * (quick.hours or 0.0))
     assert any(name.startswith(DRIP) for name in little)
 
 

@@ -261,6 +261,19 @@ def test_the_time_since_the_last_look_is_what_a_look_may_be_wrong_with() -> None
     assert found == pytest.approx([most, most, most / 2, most / 3600, most])
 
 
+def test_no_time_is_staked_twice_when_the_clock_goes_back() -> None:
+    held, model = ready()
+    model.slope = 0.75
+    held.clock.now_ms += HOUR_MS
+    held.most_age_ms += HOUR_MS * 50
+    held.looked()
+    once = held.judge(model).evidence_days
+    held.clock.now_ms -= HOUR_MS // 2  # messages of a partition that lags behind
+    held.looked()
+    held.clock.now_ms += HOUR_MS // 2
+    assert held.judge(model).evidence_days == once
+
+
 def test_a_model_that_goes_up_and_down_is_not_refused_for_a_month() -> None:
     """Each hour's pages come while the model is too sure of itself or not enough, and each candidate is another one."""
     held, model = Heldout(0.01, AGE_MS, follows=False), Plain()

@@ -320,6 +320,18 @@ def test_what_stays_different_is_learnt_after_the_stated_time(scene: Scene) -> N
     assert served_as_learnt(scene)
 
 
+def test_rows_that_were_refused_while_the_clock_went_back_are_learnt_with_the_others(scene: Scene) -> None:
+    both((scene,), *(batch(n) for n in range(4)))
+    for n, minute in enumerate((40, 10, 60, 80), 10):  # the second is of a partition that lags behind
+        scene.take(batch(n, page=POISON, minute=minute))
+        scene.promotion.flush_quarantine()
+    scene.take(batch(20, page=POISON, minute=101))
+    assert scene.screen.told[-1] == "rebase"
+    while scene.promotion.release_some():
+        pass
+    assert scene.trainer.counts["released"] == 5 * BATCH
+
+
 def test_what_shift_refuses_for_the_stated_time_is_the_world_too(scene: Scene) -> None:
     both((scene,), *(batch(n) for n in range(4)))
     scene.shift.refuses = True

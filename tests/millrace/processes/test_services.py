@@ -93,6 +93,14 @@ def test_a_port_snatched_away_between_choice_and_use_is_replaced(
         service.check()
 
 
+def test_a_port_that_is_bound_and_not_listened_on_is_not_free() -> None:
+    with socket.socket() as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", 0))
+        assert services._taken(bound.getsockname()[1], closing=True)
+    assert not services._taken(services.free_port(), closing=True)
+
+
 def test_a_service_of_someone_else_on_the_port_is_not_taken_for_ours(tmp_path: Path) -> None:
     for kind in (EmbeddedBroker, EmbeddedRedis):
         with kind(tmp_path / "a") as theirs, kind(tmp_path / "b") as ours:
