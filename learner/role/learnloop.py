@@ -46,7 +46,8 @@ class LearnPace:
 PACE = LearnPace()
 """Of the learner that serves."""
 
-_POLL_MS = 50
+_POLL_MS = 250
+"""At most, between two rounds; a poll returns as soon as samples come."""
 _FAILURES = 3
 """The role ends after so many snapshots or deltas in succession that cannot be written. A disk may be full for a
 moment; but a learner whose work is nowhere kept must not seem well."""

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -102,6 +102,10 @@ LINGER_MS = 20
 """Time that a batch waits for more messages. A click waits three times on its way to the served model."""
 PAGE_LINGER_MS = 100
 """The same for logs of pages: people click later than this, and an earlier click waits for its page's log."""
+
+FETCH_WAIT_MS = 1000
+"""How long a broker keeps a fetch that finds nothing. It answers as soon as something comes, so a longer wait delays no
+message and wakes nobody. But other requests of the same consumer wait behind it: where a topic ends, for instance."""
 
 REQUEST_BYTES = 1_000_000
 """The most bytes of a message: what a broker takes by default (message.max.bytes, 1,048,588), less some room. After a
@@ -248,30 +252,36 @@ def know_topic(producer: Any, topic: str, settings: Settings) -> None:
 
 def make_reader(settings: Settings, topic: str, start: dict[int, int] | None = None, **options: Any) -> KafkaConsumer:
     """A consumer of every partition of ``topic`` from ``start`` (missing: the beginning). It joins no group and commits
-    nothing: the caller keeps the positions in its own snapshot."""
-    name = settings.topic(topic)
+    nothing: the caller keeps the positions in its own snapshot. Its polls end when another thread closes it."""
+    return read_topics(settings, {topic: start or {}}, **options)
+
+
+def read_topics(settings: Settings, starts: Mapping[str, Mapping[int, int]], **options: Any) -> KafkaConsumer:
+    """As :func:`make_reader`, of several topics: one connection, and one poll for all."""
     base: dict[str, Any] = {
         "bootstrap_servers": settings.brokers,
         "enable_auto_commit": False,
         "auto_offset_reset": "earliest",
-        "fetch_max_wait_ms": 50,
+        "fetch_max_wait_ms": FETCH_WAIT_MS,
         "max_poll_records": 2000,
         "max_partition_fetch_bytes": 8 * 1024 * 1024,
         "group_id": None,
     }
     try:
         consumer = _Reader(settings, **{**base, **options})
-        partitions = consumer.partitions_for_topic(name)
-        if not partitions:
-            consumer.close()
-            raise BrokerError(
-                f"topic '{name}' does not exist at '{settings.kafka}'",
-                "create the topics first ('millrace dev topics')",
-            )
-        assigned = [TopicPartition(name, p) for p in sorted(partitions)]
-        consumer.assign(assigned)
-        for tp in assigned:
-            offset = (start or {}).get(tp.partition)
+        first: dict[TopicPartition, int | None] = {}
+        for topic, start in starts.items():
+            name = settings.topic(topic)
+            partitions = consumer.partitions_for_topic(name)
+            if not partitions:
+                consumer.close()
+                raise BrokerError(
+                    f"topic '{name}' does not exist at '{settings.kafka}'",
+                    "create the topics first ('millrace dev topics')",
+                )
+            first |= {TopicPartition(name, p): start.get(p) for p in sorted(partitions)}
+        consumer.assign(list(first))
+        for tp, offset in first.items():
             if offset is None:
                 consumer.seek_to_beginning(tp)
             else:

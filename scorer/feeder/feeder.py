@@ -113,6 +113,8 @@ class Feeder:
             self._listener.close()  # who comes from now on is refused; workers still accept who has come
             self.pool.end(WORKERS_END_SECONDS)
             self._ending.set()
+            for feed in (*self._feeds, self._coclicks):
+                feed.interrupt()
             self._shipper.end(DELIVER_SECONDS)
             for thread in threads:
                 if thread.is_alive():

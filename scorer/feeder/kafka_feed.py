@@ -42,6 +42,8 @@ from scorer.feeder.state import FeederState, Stopped
 log = structlog.get_logger("scorer")
 
 OFFSETS_MS = 5000
+FIRST_POLL_MS, POLL_MS = 100, 1000
+"""Of a feed that has not caught up, and later. A poll returns as soon as something comes."""
 ITEM_SLICE = 64
 KEY_SLICE = 512
 T = TypeVar("T")
@@ -63,6 +65,8 @@ class FeedConsumer(Protocol):
     def position(self, partition: Any) -> int | None: ...
 
     def end_offsets(self, partitions: Any) -> dict[Any, int]: ...
+
+    def highwater(self, partition: Any) -> int | None: ...
 
     def seek(self, partition: Any, offset: int) -> None: ...
 
@@ -153,16 +157,24 @@ class TopicFeed(threading.Thread):
             except Stopped:
                 return
             except Exception as error:  # a feed survives every failure, and counts each
+                if self.stop.is_set():  # its reader was closed
+                    return
                 self.meters.error("feed")
                 if not said:
                     said = True
                     log.warning("feed interrupted; trying again", topic=self.topic, error=one_line(error))
                 self.stop.wait(1.0)
 
+    def interrupt(self) -> None:
+        """Ends a poll, for a feed that is to stop."""
+        reader = self._reader
+        if reader is not None:
+            reader.close()
+
     def turn(self) -> bool:
         """Reads and applies the available messages; returns whether there were any."""
         assert self._reader is not None
-        polled = self._reader.poll(timeout_ms=100)
+        polled = self._reader.poll(timeout_ms=POLL_MS if self.caught_up else FIRST_POLL_MS)
         self._log_due()
         for tp, records in polled.items():
             self.take_all([FeedRecord(r.key, r.value, r.offset) for r in records])
@@ -202,11 +214,11 @@ class TopicFeed(threading.Thread):
         log.warning("topic is read from its beginning; what is known is kept", topic=self.topic, why=why)
 
     def _look_how_far(self, reader: FeedConsumer, busy: bool) -> None:
-        """Checks whether the feed has caught up. Without new messages it asks again where the topic ends, which may
-        have lost its end since."""
+        """Checks whether the feed has caught up. Without new messages it looks again where the topic ends by the
+        broker's last answer: it may have lost its end since."""
         assigned = list(reader.assignment())
         if not busy:
-            ends = _by_partition(reader.end_offsets(assigned))
+            ends = {tp.partition: end for tp in assigned if (end := reader.highwater(tp)) is not None}
             self._goal = {p: min(end, ends.get(p, end)) for p, end in self._goal.items()}
         left = sum(max(0, self._goal.get(tp.partition, 0) - (reader.position(tp) or 0)) for tp in assigned)
         self.caught_up = not left

@@ -3,9 +3,9 @@
 
 ::
 
-    readers (no group) ──► Merge ──► Archive ── every archive_seconds, or MOST_ROWS rows ──► Folder
-                                        ▲                                                      │ positions, what waits
-                                        └──────────────────── at the start ────────────────────┘
+    reader (no group) ──► Merge ──► Archive ── every archive_seconds, or MOST_ROWS rows ──► Folder
+                                       ▲                                                      │ positions, what waits
+                                       └──────────────────── at the start ────────────────────┘
 
 Positions are in the archive's manifest and nowhere else. A partition that the broker reports as silent moves on with
 the event clock, so that rows do not wait for the next event.
@@ -28,7 +28,7 @@ from millrace.contracts.clock import MAX_AHEAD_MS, sent_by
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, ITEMS, PAGE_LOGS, USERS
 from millrace.labels import Waits
-from millrace.processes.kafka import REMEDY, make_reader, open_broker, topic_ids
+from millrace.processes.kafka import REMEDY, open_broker, read_topics, topic_ids
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
 from millrace.processes.wall import wall_ms
 from stream.archive.archive_columns import ArchiveColumns
@@ -46,7 +46,8 @@ MOST_ROWS = 200_000
 """Rows in memory before files are written, whatever the time."""
 MOST_WAITING = 500
 """Records of one partition that wait for other topics; beyond it, no more is fetched. A page has up to 100 KB."""
-POLL_MS = 25
+POLL_MS = 500
+"""At most, between two looks at the clock; a poll returns as soon as something comes."""
 WHOLE_FETCHES = {"max_poll_records": 1_000_000, "max_partition_fetch_bytes": 256 * 1024}
 """A poll takes all that was fetched, in small fetches. Of a partition that is paused in the middle of a fetch, the
 client (kafka-python 3.0.12) never delivers the rest, nor fetches more."""
@@ -89,30 +90,28 @@ def run(settings: Settings, stop: threading.Event) -> None:
 
 
 class Shell:
-    """The role's shell: readers, the clock, files."""
+    """The role's shell: the reader, the clock, files."""
 
     def __init__(self, settings: Settings, archive: Archive, folder: ArchiveFolder, topics: Mapping[str, str]) -> None:
         self._settings, self._archive, self._folder, self._topics = settings, archive, folder, dict(topics)
         self._clock = settings.event_clock()
-        self._readers: dict[str, KafkaConsumer] = {}
         self._stamps = dict.fromkeys(range(settings.partitions), 0)  # Kafka's time of the last event
         self._written: dict[str, dict[int, int]] = {}  # positions of the last cut
         self._asked_s = 0.0
+        starts = {topic: archive.positions.get(topic, {}) for topic in TOPICS_READ}
+        self._reader: KafkaConsumer = read_topics(settings, starts, **WHOLE_FETCHES)
         try:
-            for topic in TOPICS_READ:
-                start = archive.positions.get(topic, {})
-                self._readers[topic] = make_reader(settings, topic, start, **WHOLE_FETCHES)
-            self._merge = Merge(
-                (topic, tp.partition) for topic, reader in self._readers.items() for tp in reader.assignment()
-            )
+            self._lines: dict[TopicPartition, Line] = {
+                tp: (settings.logical(tp.topic), tp.partition) for tp in self._reader.assignment()
+            }
+            self._merge = Merge(self._lines.values())
             self._look_at_ends()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        for reader in self._readers.values():
-            reader.close()
+        self._reader.close()
 
     def work(self, stop: threading.Event) -> None:
         log.info("archiving", folder=str(self._folder.path), cut=self._folder.last)
@@ -129,22 +128,23 @@ class Shell:
         self.write()
 
     def step(self) -> None:
-        at_end: set[Line] = set()
-        for topic, reader in self._readers.items():
-            for tp, records in reader.poll(timeout_ms=POLL_MS).items():
-                self._merge.put((topic, tp.partition), records)
-            for tp in reader.assignment():
-                line, end = (topic, tp.partition), reader.highwater(tp)
-                if end is not None and reader.position(tp) >= end:
-                    at_end.add(line)
-                waits, paused = self._merge.waiting(line) >= MOST_WAITING, tp in reader.paused()
-                if waits and not paused:
-                    reader.pause(tp)
-                elif paused and not waits:
-                    reader.resume(tp)
+        reader, at_end = self._reader, set[Line]()
+        for tp, records in reader.poll(timeout_ms=POLL_MS).items():
+            self._merge.put(self._lines[tp], records)
+        for tp, line in self._lines.items():
+            end = reader.highwater(tp)
+            if end is not None and reader.position(tp) >= end:
+                at_end.add(line)
         for record in self._merge.ready(at_end):
             self._take(record)
-        if len(at_end) == sum(len(reader.assignment()) for reader in self._readers.values()):
+        paused = reader.paused()
+        for tp, line in self._lines.items():
+            waits = self._merge.waiting(line) >= MOST_WAITING
+            if waits and tp not in paused:
+                reader.pause(tp)
+            elif tp in paused and not waits:
+                reader.resume(tp)
+        if len(at_end) == len(self._lines):
             READY.set(1)
         self._silence(at_end)
         self._show()
@@ -174,8 +174,8 @@ class Shell:
         if not found or found == self._topics.get(topic, ""):
             return
         self._topics[topic] = found
-        reader, kept = self._readers[topic], self._archive.positions[topic]
-        for tp in reader.assignment():
+        reader, kept = self._reader, self._archive.positions[topic]
+        for tp in self._of(topic):
             if reader.position(tp) == kept.get(tp.partition):  # nothing of the new one has come
                 self._archive.reset_offsets(topic, tp.partition)
                 reader.seek_to_beginning(tp)
@@ -206,7 +206,7 @@ class Shell:
         return now_ms
 
     def _is_read(self, topic: str, number: int) -> bool:
-        reader, tp = self._readers[topic], TopicPartition(self._settings.topic(topic), number)
+        reader, tp = self._reader, TopicPartition(self._settings.topic(topic), number)
         try:
             return bool(reader.position(tp) >= reader.end_offsets([tp])[tp])
         except (KafkaError, OSError) as error:
@@ -235,20 +235,24 @@ class Shell:
                 metric.labels(name).inc(n)
             counts.clear()
         PENDING.set(self._archive.pending)
-        for topic, reader in self._readers.items():
+        reader = self._reader
+        for topic in TOPICS_READ:
             behind = 0
-            for tp in reader.assignment():
+            for tp in self._of(topic):
                 behind += max(0, (reader.highwater(tp) or 0) - reader.position(tp))
-                behind += self._merge.waiting((topic, tp.partition))
+                behind += self._merge.waiting(self._lines[tp])
             LAG.labels(topic).set(behind)
+
+    def _of(self, topic: str) -> list[TopicPartition]:
+        return [tp for tp, (of, _) in self._lines.items() if of == topic]
 
     def _look_at_ends(self) -> None:
         """Reports messages that were deleted before they were read. A topic that lost its end, as in a power cut, is
         read on from its present end, as the stream does: the rest is archived already. Where no id tells that it is
         the same topic, it is read from its beginning."""
         for topic in KEPT_POSITIONS:
-            reader, kept = self._readers[topic], self._archive.positions[topic]
-            lines = reader.assignment()
+            reader, kept = self._reader, self._archive.positions[topic]
+            lines = self._of(topic)
             firsts, ends = reader.beginning_offsets(lines), reader.end_offsets(lines)
             for tp in [tp for tp in lines if tp.partition in kept]:
                 at, first = kept[tp.partition], firsts[tp]

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 import redis
 import structlog
+from kafka import KafkaConsumer
 from prometheus_client import Counter
 
 from millrace.basics.atomic_files import write_whole
@@ -32,7 +33,7 @@ from millrace.contracts.profile_warnings import ProfileChecks, ProfileWarning
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
-from millrace.processes.kafka import make_reader, read_up, topic_ids
+from millrace.processes.kafka import read_topics, read_up, topic_ids
 from millrace.processes.wall import event_now_ms
 from stream.worker.problemlog import ProblemLog
 from stream.worker.shop_lists import Entries, ShopLists
@@ -43,6 +44,9 @@ log = structlog.get_logger("lists")
 
 EVERY_PUBLICATIONS = 5
 LISTS_AT_ONCE = 50
+POLL_MS = 1000
+PAUSE_SECONDS = 0.02
+"""After each batch of messages: others have work to do."""
 
 WRITTEN = Counter("millrace_lists_written_total", "Lists of the shop that had changed and were written.")
 FAILURES = Counter("millrace_lists_errors_total", "Times that keeping the lists failed, or a message was skipped.")
@@ -59,6 +63,14 @@ class ListKeeper(threading.Thread):
         self.dead = DeadOffsets(settings.folder("checkpoints") / "dead-items.json")
         self.problems = ProblemLog()
         self.active, self.ending = threading.Event(), threading.Event()
+        self._reader: KafkaConsumer | None = None
+
+    def end(self) -> None:
+        """Asks it to end, from another thread."""
+        self.ending.set()
+        reader = self._reader
+        if reader is not None:
+            reader.close()  # ends a poll
 
     def run(self) -> None:
         said = False
@@ -68,6 +80,8 @@ class ListKeeper(threading.Thread):
                     self._keep()
                     said = False
                 except Exception as error:  # the lists are no part of the loop
+                    if self.ending.is_set():
+                        return
                     FAILURES.inc()
                     if not said:
                         said = True
@@ -79,37 +93,37 @@ class ListKeeper(threading.Thread):
         lists, written = ShopLists(self.schema), dict[str, Entries]()
         intake, checks, written_to = Intake(self.schema), ProfileChecks(self.schema), self.dead.read()
         period = EVERY_PUBLICATIONS * PUBLISH_SECONDS
-        readers: list[Any] = []
         ids = topic_ids(self.settings)
+        reader = self._reader = read_topics(self.settings, {ITEMS: {}, FEATURES_ITEMS: {}}, max_poll_records=50)
         try:
-            readers += [make_reader(self.settings, topic, max_poll_records=50) for topic in (ITEMS, FEATURES_ITEMS)]
             with redis.Redis.from_url(redis_url(self.settings.redis), socket_timeout=5.0) as client:
                 due = time.monotonic() + period
-                while self.active.is_set() and not self.ending.wait(0.02):
-                    for reader in readers:
-                        polled = reader.poll(timeout_ms=100)
-                        if not self.active.is_set():  # another worker keeps the lists by now and handles later messages
-                            return
-                        for records in polled.values():
-                            warnings: list[ProfileWarning] = []
-                            taken = [take(lists, intake, r, checks, warnings) for r in records]
-                            self._warn(warnings)
-                            # A topic that was made again has another id, and offsets that begin again.
-                            place = f"{records[0].topic} {ids.get(records[0].topic, '')}".strip()
-                            new = [one for one in taken if one is not None and one.offset >= written_to.get(place, 0)]
-                            if new:  # after an interruption the topics are read again whole
-                                FAILURES.inc(len(new))
-                                self.problems.note(new)
-                                self.send(new)
-                                written_to[place] = new[-1].offset + 1
-                                self.dead.write(written_to)
+                while self.active.is_set() and not self.ending.is_set():
+                    polled = reader.poll(timeout_ms=POLL_MS)
+                    if not self.active.is_set():  # another worker keeps the lists by now and handles later messages
+                        return
+                    for records in polled.values():
+                        warnings: list[ProfileWarning] = []
+                        taken = [take(lists, intake, r, checks, warnings) for r in records]
+                        self._warn(warnings)
+                        # A topic that was made again has another id, and offsets that begin again.
+                        place = f"{records[0].topic} {ids.get(records[0].topic, '')}".strip()
+                        new = [one for one in taken if one is not None and one.offset >= written_to.get(place, 0)]
+                        if new:  # after an interruption the topics are read again whole
+                            FAILURES.inc(len(new))
+                            self.problems.note(new)
+                            self.send(new)
+                            written_to[place] = new[-1].offset + 1
+                            self.dead.write(written_to)
                     self.problems.write(time.monotonic())
-                    if time.monotonic() >= due and all(map(read_up, readers)):  # half a topic makes no list
+                    if time.monotonic() >= due and read_up(reader):  # half a topic makes no list
                         write(client, lists.make(self._now(lists)), written, self.settings.prefix)
                         due = time.monotonic() + period
+                    if polled:
+                        self.ending.wait(PAUSE_SECONDS)
         finally:
-            for reader in readers:
-                reader.close()
+            self._reader = None
+            reader.close()
 
     def _warn(self, checks: Sequence[ProfileWarning]) -> None:
         for warning in checks:

@@ -385,7 +385,7 @@ async def _work(worker: StreamWorker, stop: threading.Event) -> None:
         failures += [error for error in group.exceptions if not isinstance(error, _Ended)]
     finally:
         READY.set(0)
-        worker.lists.ending.set()
+        worker.lists.end()
         lists = asyncio.to_thread(worker.lists.join, 5.0)
         for closing in (worker.app.leave(5.0), worker.outlet.close(), lists, asyncio.to_thread(worker.recaller.close)):
             try:

@@ -55,6 +55,9 @@ class SceneReader:
     def end_offsets(self, partitions: Any) -> dict[Any, int]:
         return {TP: self._place.topic.end}
 
+    def highwater(self, partition: Any) -> int:
+        return self._place.topic.end
+
     def seek(self, partition: Any, offset: int) -> None:
         self._at = offset
 

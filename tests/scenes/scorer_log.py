@@ -98,6 +98,9 @@ class MemoryReader:
     def end_offsets(self, partitions: Any) -> dict[Any, int]:
         return {tp: self._broker.log(tp.topic).end for tp in partitions}
 
+    def highwater(self, partition: Any) -> int:
+        return self._broker.log(partition.topic).end
+
     def seek(self, partition: Any, offset: int) -> None:
         self._at = offset
 

@@ -425,12 +425,12 @@ def test_a_process_that_is_killed_in_its_first_cut_does_not_keep_the_next_from_s
 
 
 class Reader:
-    """A consumer of two partitions, which have nothing beyond its positions and end at ``end``."""
+    """A consumer of two partitions of each topic, which have nothing beyond its positions and end at ``end``."""
 
     end = 1000
 
-    def __init__(self, _: Settings, topic: str, start: dict[int, int], **options: Any) -> None:
-        self.at = {TopicPartition(topic, number): start.get(number, 0) for number in (0, 1)}
+    def __init__(self, _: Settings, starts: dict[str, dict[int, int]], **options: Any) -> None:
+        self.at = {TopicPartition(t, number): start.get(number, 0) for t, start in starts.items() for number in (0, 1)}
 
     def assignment(self) -> list[TopicPartition]:
         return list(self.at)
@@ -454,7 +454,7 @@ class Reader:
 def test_a_topic_that_is_made_again_beneath_a_running_archive_is_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive_main, "make_reader", Reader)
+    monkeypatch.setattr(archive_main, "read_topics", Reader)
     monkeypatch.setattr(archive_main, "topic_ids", lambda _: {"events": "new", "page_logs": "i"})
     here, place = Settings(data=str(tmp_path), partitions=2), ArchiveFolder(tmp_path)
     archive = Archive(SCHEMA, WAITS, HOUR, 2)
@@ -462,12 +462,12 @@ def test_a_topic_that_is_made_again_beneath_a_running_archive_is_read_once(
     shell = archive_main.Shell(here, archive, place, {"events": "old", "page_logs": "i"})
     user = next(n for n in range(99) if kafka_partition(key_of(n), 2) == 0)
     raw = exposure("p", T0, [11], user_id=user)
-    reader = shell._readers["events"]
+    reader: Any = shell._reader
     reader.at[TopicPartition("events", 0)] = 1  # it was read from the beginning by itself
     shell._take(SimpleNamespace(topic="events", partition=0, offset=0, key=b"", value=raw, timestamp=T0, headers=()))
     shell.write()
     place.close()
-    assert reader.at == {TopicPartition("events", 0): 1, TopicPartition("events", 1): 0}
+    assert [reader.at[TopicPartition("events", n)] for n in (0, 1)] == [1, 0]
     place = ArchiveFolder(tmp_path)
     state = place.load()
     place.close()
@@ -481,14 +481,14 @@ def test_a_topic_that_lost_its_end_is_not_archived_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, id: str, goes_on: int
 ) -> None:
     """In a power cut, for example. Without an id it may be another topic."""
-    monkeypatch.setattr(archive_main, "make_reader", Reader)
+    monkeypatch.setattr(archive_main, "read_topics", Reader)
     monkeypatch.setattr(Reader, "end", 6)
     archive, place = Archive(SCHEMA, WAITS, HOUR, 2), ArchiveFolder(tmp_path)
     archive.positions = {"events": {0: 9, 1: 5}, "page_logs": {}}
     shell = archive_main.Shell(Settings(data=str(tmp_path), partitions=2), archive, place, {"events": id})
     place.close()
     assert archive.positions["events"] == {0: goes_on, 1: 5}
-    assert [shell._readers["events"].position(TopicPartition("events", n)) for n in (0, 1)] == [goes_on, 5]
+    assert [shell._reader.position(TopicPartition("events", n)) for n in (0, 1)] == [goes_on, 5]
 
 
 def test_an_archive_has_one_writer(tmp_path: Path) -> None:

@@ -29,17 +29,17 @@ class Topic:
     def __init__(self) -> None:
         self.id, self.messages = "first", list[tuple[bytes, bytes | None]]()
 
-    def reader(self, topic: str) -> Any:
+    def reader(self) -> Any:
         left = [
-            SimpleNamespace(topic=topic, partition=0, offset=offset, key=key, value=value)
-            for offset, (key, value) in enumerate(self.messages if topic == ITEMS else [])
+            SimpleNamespace(topic=ITEMS, partition=0, offset=offset, key=key, value=value)
+            for offset, (key, value) in enumerate(self.messages)
         ]
 
         def poll(timeout_ms: int) -> dict[str, list[Any]]:
             found, left[:] = left[:2], left[2:]
             return {"items-0": found} if found else {}
 
-        return SimpleNamespace(poll=poll, close=lambda: None, topic=topic, left=left)
+        return SimpleNamespace(poll=poll, close=lambda: None, left=left)
 
 
 class Lives:
@@ -49,7 +49,7 @@ class Lives:
         self.topic, self.settings = Topic(), Settings(data=str(folder), redis="127.0.0.1:1")
         self.dead_letters: list[DeadLetter] = []
         self.stop = threading.Event()
-        monkeypatch.setattr(listkeeper, "make_reader", lambda _, topic, **__: self.topic.reader(topic))
+        monkeypatch.setattr(listkeeper, "read_topics", lambda *_, **__: self.topic.reader())
         monkeypatch.setattr(listkeeper, "topic_ids", lambda _: {ITEMS: self.topic.id, FEATURES_ITEMS: "counts"})
         monkeypatch.setattr(listkeeper, "write", lambda *_: self.stop.set())
         monkeypatch.setattr(listkeeper, "EVERY_PUBLICATIONS", 0)
