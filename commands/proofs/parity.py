@@ -8,10 +8,12 @@ are compared.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -28,6 +30,7 @@ from millrace.basics.errors import ParityError
 from millrace.contracts.settings import Settings
 from millrace.reports import make_folder
 from millrace.reports.progress import bars
+from scorer.feeder.arithmetic import Choice, read_choice
 
 _BATCH_ROWS = 256
 _STEPS = 4
@@ -44,6 +47,7 @@ def verify_parity(data: Path, settings: Settings, out: Path | None = None, progr
         LogError, SchemaError: there is no archive to compare.
         ParityError: the AUCs differ by more than :data:`MOST_GAP`, and the interval confirms it.
     """
+    served: Choice | None = None
     if out is not None:
         make_folder(out, "report.json")
     with bars(progress) as tick:
@@ -54,7 +58,9 @@ def verify_parity(data: Path, settings: Settings, out: Path | None = None, progr
         tick("parity", 2, _STEPS)
         logged_auc, found = _gap(archived, cat, num, settings)
         tick("parity", _STEPS, _STEPS)
-    report = make_report(archived, cat, num, logged_auc, found)
+    with suppress(OSError, msgspec.MsgspecError):  # a damaged file is the scorer's to mend
+        served = read_choice(data)
+    report = make_report(archived, cat, num, logged_auc, found, served)
     if out is not None:
         run = {"data": str(data), "seed": settings.seed, "spec": dict(settings.spec())}
         write_parity(out, report, run | {"label_policy": settings.label_policy})

@@ -15,6 +15,7 @@ from commands.proofs.archived import Archived
 from millrace.basics.clustered import Gap
 from millrace.basics.ranking_metrics import known
 from millrace.reports import SECOND, Plot, lines_canvas, say, show, write_all
+from scorer.feeder.arithmetic import Choice
 
 MOST_GAP = 0.001
 """By how much the two progressive AUCs may differ."""
@@ -23,13 +24,19 @@ Report = dict[str, Any]
 
 
 def make_report(
-    archived: Archived, cat: NDArray[np.int64], num: NDArray[np.float32], logged_auc: float, found: Gap
+    archived: Archived,
+    cat: NDArray[np.int64],
+    num: NDArray[np.float32],
+    logged_auc: float,
+    found: Gap,
+    served: Choice | None = None,
 ) -> Report:
     """The figures as plain values.
 
     Args:
         cat, num: as replayed, (m, F) and (m, N).
         found: the progressive AUC of replayed features less ``logged_auc``, that of logged ones.
+        served: what the loop's scorer computes pages in; None: not known.
     """
     layout, m, logged = archived.schema.layout, len(archived.logged), archived.logged
     wrong_cat, wrong_num = cat != logged.cat, _bits(num) != _bits(logged.num)
@@ -48,6 +55,9 @@ def make_report(
         "auc_gap": known(found.value),
         "auc_gap_half": known(found.half),
         "auc_agrees": math.isfinite(found.value) and abs(found.value) <= MOST_GAP,
+        "served_in": served.arithmetic if served else None,
+        "score_error": served.error[served.arithmetic] if served else None,
+        "score_bound": served.bound if served else None,
         "differing": sorted(differing, key=lambda one: (-one["values"], one["feature"])),
     }
     return {"verdict": verdict_of(report)} | report
@@ -59,6 +69,11 @@ def verdict_of(report: Mapping[str, Any]) -> str:
     if report["differing"]:
         most = report["differing"][0]
         said += f" {len(report['differing'])} features differ, '{most['feature']}' most often."
+    if report["served_in"]:
+        said += (
+            f" The scorer computes in {report['served_in']}: its scores deviate by {report['score_error']:.2%} of their"
+        )
+        said += f" spread from float32's, at most {report['score_bound']:.2%} are allowed."
     if report["auc_gap"] is None:
         return f"{said} Labels are all alike, so there is no AUC to compare."
     within = "within" if report["auc_agrees"] else "not within"

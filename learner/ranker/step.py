@@ -42,6 +42,12 @@ class Gradient:
         return float(torch.linalg.vector_norm(torch.from_numpy(self.array)[:, self.at : self.end]))
 
 
+class Forward(Protocol):
+    def infer(self, x: Tensor, room: Workspace) -> Floats:
+        """Logits (n,) of x (n, I), the network's input. Writes to ``room`` alone."""
+        ...
+
+
 class DenseStep(Protocol):
     """The network's half of a step of learning. A model has one and calls it one time a batch. :meth:`backward` follows
     its :meth:`forward` at once or not at all (a refused batch). The caller has set the network to training mode. Likely
@@ -83,12 +89,18 @@ def embeddings(inputs: Inputs, blocks: Sequence[BatchIds], size: int) -> list[Te
 
 
 class Inference:
-    """The network's logits in evaluation mode. Reads only; several threads may call it at once. ``own``: in
-    ``own.room``, the working memory of each thread, where it is shared."""
+    """The network's logits in evaluation mode. Reads only; several threads may call it at once.
 
-    def __init__(self, inputs: Inputs, network: Network, own: threading.local | None = None) -> None:
+    Args:
+        own: in ``own.room``, the working memory of each thread, where it is shared.
+        forward: computes the logits; None: as in learning.
+    """
+
+    def __init__(
+        self, inputs: Inputs, network: Network, own: threading.local | None = None, forward: Forward | None = None
+    ) -> None:
         self.inputs, self.network = inputs, network
-        self._written = written_pass(network)
+        self._written = forward or written_pass(network)
         self._own = own or threading.local()
 
     def logits(self, blocks: Sequence[BatchIds], num: Floats) -> Floats:

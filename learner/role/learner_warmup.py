@@ -4,11 +4,15 @@ Compiling takes half a minute where nothing is cached; else the loop would stop 
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import product
+
 import numpy as np
 
 from learner.custom.own import OwnModel
 from learner.custom.ownids import KnownIds
 from learner.gate.model_checks import unsound
+from learner.network.forward import Arithmetic
 from learner.ranker.model import OnlineModel
 from learner.ranker.verbs import Learning
 from learner.serving.serving_model import ServingModel
@@ -23,6 +27,7 @@ from millrace.versions.image import Image
 _ROWS = (64, 17)  # a full batch and a small one
 _MAX_ROWS = 4096
 _MANY = 60_000
+_ARITHMETICS: tuple[Arithmetic, ...] = ("float32", "bfloat16")  # loops are compiled for the type, not for the library
 
 
 def warm_up(model: Learning) -> None:
@@ -65,14 +70,14 @@ def warm_tables() -> None:
     memory.remove(ids)
 
 
-def warm_serving(schema: Schema, half: bool) -> None:
-    """For a scorer: compiles what versions that serve will call, and what makes them. ``half``: as the scorer's
-    :class:`~learner.serving.serving_model.ModelWriter` will have it."""
-    for kind in ("wide_resnet", "wide_deep"):
+def warm_serving(schema: Schema) -> None:
+    """For a scorer: compiles what versions that serve will call, and what makes them, whatever they compute in."""
+    for kind, arithmetic in product(("wide_resnet", "wide_deep"), _ARITHMETICS):
         source = OnlineModel(schema, {"model": kind, "max_rows": _MAX_ROWS}, seed=0)
         source.learn(_batch(source, _ROWS[0], 0))
         image = Image.of_tensors(source.changes().tensors())
-        writer = ModelWriter.of(schema, source.spec, image, dict.fromkeys(source.tables, _MANY), half=half)
+        many = dict.fromkeys(source.tables, _MANY)
+        writer = ModelWriter.of(schema, source.spec, image, many, choose=partial(_chosen, arithmetic))
         reader = ServingModel.attach(schema, source.spec, writer.base())
         for rows in image.tables.values():
             rows.removed, rows.ids = rows.ids[:1], rows.ids[1:]
@@ -80,10 +85,14 @@ def warm_serving(schema: Schema, half: bool) -> None:
         reader = reader.followed(writer.stage(image))
         batch = _batch(source, _ROWS[0], 0)
         reader.score(batch.cat, batch.num)
-        reader.score_filled(batch.cat, reader.room(len(batch)), np.zeros(batch.cat.shape[1], np.bool_))
+        reader.warm(len(batch))
         while writer.fold(_ROWS[1]):
             pass
         reader.settled(writer.folded, writer.base()).snapshot()
+
+
+def _chosen(arithmetic: Arithmetic, _: ModelWriter) -> Arithmetic:
+    return arithmetic
 
 
 def _batch(model: Learning, rows: int, seed: int) -> SampleBatch:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import structlog
 from learner.custom.own import OwnModel
 from learner.custom.ownclass import is_own
 from learner.custom.ownserving import OwnServing, OwnWriter
+from learner.network.forward import Arithmetic
 from learner.ranker.model import OnlineModel
 from learner.retrieval.tower import Sides
 from learner.serving.overlay import Allocate
@@ -56,8 +57,8 @@ def writer_of(
     parts: Image | Iterable[Image],
     rows: Mapping[str, int] | None = None,
     allocate: Allocate = np.zeros,
-    half: bool = False,
     named: str = "",
+    choose: Callable[[ModelWriter], Arithmetic] | None = None,
 ) -> ModelWriter | OwnWriter:
     """The writer of a snapshot that serves (:meth:`~learner.serving.staging.ModelWriter.of`). ``spec``: as the
     snapshot's manifest has it. ``named``: the model in the scorer's own setting. Only this class is ever imported.
@@ -67,7 +68,7 @@ def writer_of(
         SnapshotError: a part is not of a model with this schema and spec; or it is of a class other than ``named``.
     """
     if not is_own(spec.get("model")):
-        return ModelWriter.of(schema, spec, parts, rows, allocate, half)
+        return ModelWriter.of(schema, spec, parts, rows, allocate, choose)
     check_named(spec, named)
     return OwnWriter.of(schema, spec, parts, allocate)
 

@@ -18,14 +18,17 @@ from torch import Tensor
 
 from learner.network.backward import Workspace
 from learner.network.dense import tensors_of
-from learner.network.forward import Forward, forward_of, has_forward
+from learner.network.forward import PageColumns, forward_of, has_forward
 from learner.network.models import Network
 from learner.network.models.norm import BOUND, EPSILON, InputNorm
 from learner.network.models.spec import read_spec
+from learner.ranker.inputs import TableColumns
 from learner.ranker.model import build
 from learner.ranker.step import Inference
 from learner.tables.table import as_read
 from millrace.contracts.schema import Schema
+from millrace.windows.features import FeatureBuilder
+from millrace.windows.pagewide import page_wide
 
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
@@ -35,12 +38,13 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class NumberPlan:
-    """How numbers get into the network's input x (n, I), so that their producer can write them there directly::
+    """How numbers get into the network's input, so that their producer can write them there directly::
 
-        x[:, at + j] = clip((squash(v) - mean_j) * factor_j, -bound, bound)    v = num[:, columns[j]], 0 if not finite
-        squash(v)    = copysign(log1p(|v|), v) where log_j, else v
+        own[:, p]     = clip((squash(v) - mean_j) * factor_j, -bound, bound)   v = num[:, columns[j]], 0 if not finite
+        squash(v)     = copysign(log1p(|v|), v) where log_j, else v            p = place[j]
+        same[-1 - p]  = that of one row, where p < 0: all rows have it
 
-    P numbers are fed; ``num`` is (n, N).
+    P numbers are fed; ``num`` is (n, N); own and same are a :class:`~learner.network.forward.PageInput`'s.
     """
 
     columns: NDArray[np.int32]  # (P,)
@@ -48,7 +52,7 @@ class NumberPlan:
     mean: Floats  # (P,)
     factor: Floats  # (P,)
     bound: np.float32
-    at: int
+    place: NDArray[np.int32]  # (P,)
 
 
 class Frame:
@@ -62,8 +66,27 @@ class Frame:
         self.network.eval()
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(self.network).items()}
         self.size = sum(int(np.prod(shape)) for shape in self.shapes.values())
-        self.written = has_forward(self.network)
+        self.paged = has_forward(self.network) and not len(self.inputs.bucket_columns)
         self.own = threading.local()
+        wide = page_wide(FeatureBuilder(schema))
+        at = np.zeros(self.network.shape.flat, np.bool_)  # (I,) whether a column of the network is page-wide
+        self.once = []
+        for (start, end), group in zip(self.inputs.spans, self.inputs.groups, strict=True):
+            self.once.append(self._once(group, wide.cat))
+            if group.width and self.paged:
+                at[start:end] = np.repeat(wide.cat[group.columns[group.starts[:-1]]], group.width)
+        if self.paged:
+            at[self.inputs.deep_columns :] = wide.num[self.inputs.plain_columns]
+        self.columns = PageColumns.of(at)
+        self.place = self.columns.place
+
+    def _once(self, group: TableColumns, wide: Flags) -> Flags:
+        """Whether each id column of a group's table, crosses included, has one id on a page. (C,)"""
+        own = group.columns < len(wide)  # others are buckets
+        once = np.zeros(len(own), np.bool_)
+        once[own] = wide[group.columns[own]]
+        crosses = [] if group.width else [bool(wide[list(columns)].all()) for _, columns in self.inputs.crosses]
+        return np.concatenate([once, np.array(crosses, np.bool_)])
 
     def serves(self, schema: Schema, spec: Mapping[str, Any]) -> bool:
         """Whether this is the frame of models with this schema and spec."""
@@ -93,9 +116,10 @@ class Dense:
         self.frame, self.flat = frame, arrays["dense"]
         tensors = {name: torch.from_numpy(array) for name, array in frame.named(self.flat).items()}
         self.network = with_tensors(frame.network, tensors)
-        self.forward: Forward | None = forward_of(self.network, arrays) if frame.written else None
-        self.numbers = self._numbers() if frame.written and not len(frame.inputs.bucket_columns) else None
-        self.inference = Inference(frame.inputs, self.network, frame.own)
+        self.forward = forward_of(self.network, frame.columns, arrays)
+        self.numbers = self._numbers() if self.forward is not None else None
+        exact = self.forward is None or self.forward.arithmetic == "float32"
+        self.inference = Inference(frame.inputs, self.network, frame.own, None if exact else self.forward)
 
     def _numbers(self) -> NumberPlan:
         inputs, scale = self.frame.inputs, self.network.scale
@@ -110,7 +134,8 @@ class Dense:
             factor = np.reciprocal(np.sqrt(scale.var.numpy() + np.float32(EPSILON)))
             bound = np.float32(BOUND)
         columns = inputs.plain_columns.astype(np.int32)
-        return NumberPlan(columns, log, as_read(mean), as_read(factor), bound, inputs.deep_columns)
+        place = as_read(self.frame.place[inputs.deep_columns :])
+        return NumberPlan(columns, log, as_read(mean), as_read(factor), bound, place)
 
 
 def with_tensors(network: Network, tensors: Mapping[str, Tensor]) -> Network:

@@ -204,6 +204,11 @@ class TableWriter:
             self._begin_slots(bits)
             self._move(_EVERYTHING)
 
+    def sample(self, count: int, rng: np.random.Generator) -> Floats:
+        """Embeddings of ``count`` rows of the base, drawn with repeats; zeros where it has none. (count, D)"""
+        rows = rng.integers(0, max(1, int(self._counts[USED])), count)
+        return self.data[rows, VALUES : VALUES + self.width]
+
     def check(self, change: TableRows) -> str:
         """What is wrong with a snapshot's or delta's rows, in words; empty when they can be staged."""
         if problem := problem_of(change, self.width):

@@ -208,11 +208,14 @@ def distinct(cat: Array, columns: Array, once: Array, scratch: Array, shift: int
 
 
 @compiled
-def pool(values: Array, inverse: Array, starts: Array, once: Array, at: int, x: Array, t: Array) -> None:
-    """Into ``x[:, at:]`` (n, F D) the mean of each field's embeddings over its ids that are not missing; onto ``t``
-    (n,) the sum of the wide weights. values (U, D + 1): embedding, wide weight. inverse and once as in
-    :func:`distinct`, ``starts`` (F + 1,) first column of each field. The arithmetic is that of ``pool`` and
-    ``wide_sum`` in learner/tables/table_kernels.py, in their order."""
+def pool(
+    values: Array, inverse: Array, starts: Array, once: Array, places: Array, own: Array, same: Array, t: Array
+) -> None:
+    """The mean of each field's embeddings over its ids that are not missing, from column p = ``places[f]`` on: into
+    ``own[b, p:]`` (>= n, V) where p >= 0, else, one time, into ``same[-1 - p:]`` (S,). Onto ``t`` (n,) the sum of the
+    wide weights. values (U, D + 1): embedding, wide weight. inverse and once as in :func:`distinct`, ``starts`` (F +
+    1,) first column of each field. The arithmetic is that of ``pool`` and ``wide_sum`` in
+    learner/tables/table_kernels.py, in their order."""
     width = values.shape[1] - 1
     for b in range(len(inverse)):
         total = np.float32(0)
@@ -223,31 +226,32 @@ def pool(values: Array, inverse: Array, starts: Array, once: Array, at: int, x: 
         t[b] += total
         if width == 0:
             continue
-        place = at
         for f in range(len(starts) - 1):
-            first, last = starts[f], starts[f + 1]
-            if last - first == 1:
-                u = inverse[0 if once[first] else b, first]
-                for d in range(width):
-                    x[b, place + d] = values[u, d] if u != EMPTY else np.float32(0)
-                place += width
-                continue
-            n = 0
-            for c in range(first, last):
-                u = inverse[0 if once[c] else b, c]
-                if u == EMPTY:
-                    continue
-                n += 1
-                if n == 1:
-                    for d in range(width):
-                        x[b, place + d] = values[u, d]
-                else:
-                    for d in range(width):
-                        x[b, place + d] += values[u, d]
-            if n == 0:
-                for d in range(width):
-                    x[b, place + d] = np.float32(0)
-            elif n > 1:
-                for d in range(width):
-                    x[b, place + d] /= np.float32(n)
-            place += width
+            place = places[f]
+            if place < 0:
+                if b == 0:
+                    _mean(values, inverse[0], starts[f], starts[f + 1], same[-1 - place : -1 - place + width])
+            else:
+                _mean(values, inverse[b], starts[f], starts[f + 1], own[b, place : place + width])
+
+
+@njit(inline="always")
+def _mean(values: Any, ids: Any, first: Any, last: Any, out: Any) -> None:
+    n = 0
+    for c in range(first, last):
+        u = ids[c]
+        if u == EMPTY:
+            continue
+        n += 1
+        if n == 1:
+            for d in range(len(out)):
+                out[d] = values[u, d]
+        else:
+            for d in range(len(out)):
+                out[d] += values[u, d]
+    if n == 0:
+        for d in range(len(out)):
+            out[d] = np.float32(0)
+    elif n > 1:
+        for d in range(len(out)):
+            out[d] /= np.float32(n)

@@ -24,11 +24,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learner.network import elementwise
 from learner.network.backward import Workspace
-from learner.network.forward import HalfForward, rows_of
+from learner.network.forward import Arithmetic, PageInput, rows_of
 from learner.network.models import Network
-from learner.ranker.inputs import TableColumns, finite
+from learner.ranker.inputs import TableColumns
 from learner.ranker.model import score_with
 from learner.serving import overlaykernels as kernels
 from learner.serving.frame import Arrays, Dense, Flags, Floats, Frame, NumberPlan
@@ -78,10 +77,10 @@ class ServingModel:
         spec: Mapping[str, Any],
         parts: Image | Iterable[Image],
         rows: Mapping[str, int] | None = None,
-        half: bool = False,
+        arithmetic: Arithmetic = "float32",
     ) -> ServingModel:
         """The model of a snapshot with a writer of its own, in one process; as :meth:`ModelWriter.of`."""
-        writer = ModelWriter.of(schema, spec, parts, rows, half=half)
+        writer = ModelWriter.of(schema, spec, parts, rows, choose=lambda _: arithmetic)
         model = cls._attached(writer.frame, writer.base())
         model._writer = writer
         return model
@@ -149,55 +148,60 @@ class ServingModel:
     # -- scoring ---------------------------------------------------------------------------------------------
 
     @property
+    def arithmetic(self) -> Arithmetic:
+        forward = self._dense.forward
+        return "float32" if forward is None else forward.arithmetic
+
+    @property
     def numbers(self) -> NumberPlan | None:
         """How numbers get into the :meth:`room`; None with buckets, or where passes are not written out."""
         return self._dense.numbers
 
     def score(self, cat: Ids, num: Floats) -> Floats:
-        """Click probabilities (n,) of feature rows cat (n, F), num (n, N). Reads only; unknown ids read as zero."""
-        inputs, plan = self.frame.inputs, self.numbers
-        if plan is None or not len(cat):
-            return score_with(inputs, self._dense.inference, self.tables, cat, num)
-        x = self.room(len(cat))
-        numbers = inputs.plain(finite(num)[0])  # (n, P)
-        elementwise.standardise(numbers, plan.mean, plan.factor, plan.bound, x, plan.at)
-        return self.score_filled(cat, x)
+        """Click probabilities (n,) of feature rows cat (n, F), num (n, N), whatever page each is of; in float32 the
+        learner's to the bit. Reads only; unknown ids read as zero."""
+        return score_with(self.frame.inputs, self._dense.inference, self.tables, cat, num)
 
     def warm(self, most: int) -> None:
         """Scores each number of rows, up to ``most``, that matrix products distinguish, so that no request pays for the
         first product of a size. Any thread may do this."""
-        layout = self.frame.schema.layout
-        half = isinstance(self._dense.forward, HalfForward)
-        for n in sorted({rows_of(n) for n in range(1, most + 1)}) if half else [most]:
-            self.score(np.ones((n, layout.F), np.int64), np.zeros((n, layout.N), np.float32))
+        layout, widened = self.frame.schema.layout, self.arithmetic != "float32"
+        for n in sorted({rows_of(n) for n in range(1, most + 1)}) if widened else [most]:
+            cat = np.ones((n, layout.F), np.int64)
+            if self.numbers is None:
+                self.score(cat, np.zeros((n, layout.N), np.float32))
+                continue
+            given = self.room(n)
+            given.own[:], given.same[:] = 0, 0
+            self.score_filled(cat, given)
 
-    def room(self, n: int) -> Floats:
-        """x (n, I), the network's input, uninitialised. The caller fills its number columns by :attr:`numbers` and
-        hands it to :meth:`score_filled`. Each thread has one."""
-        return self.frame.room.array("x", n, self.frame.network.shape.flat)
+    def room(self, n: int) -> PageInput:
+        """The network's input for a page of n rows, uninitialised. The caller fills its number columns by
+        :attr:`numbers` and hands it to :meth:`score_filled`. Each thread has one."""
+        room, columns = self.frame.room, self.frame.columns
+        own = room.array("own", rows_of(n), len(columns.own))
+        return PageInput(own, room.array("same", 1, len(columns.same)), n)
 
-    def score_filled(self, cat: Ids, x: Floats, once: Flags | None = None) -> Floats:
-        """Click probabilities (n,) of cat (n, F) and :meth:`room` x (n, I), whose number columns are filled. Columns of
-        cat that are ``once`` (F,) are equal in all rows, and are read one time. Default: none."""
+    def score_filled(self, cat: Ids, given: PageInput) -> Floats:
+        """Click probabilities (n,) of cat (n, F) and a :meth:`room` whose number columns are filled. Features of the
+        user and the context are read of the first row alone (:mod:`millrace.windows.pagewide`)."""
         frame, forward = self.frame, self._dense.forward
         assert forward is not None
         inputs = frame.inputs
-        once = np.zeros(cat.shape[1], np.bool_) if once is None else once
         t = np.full(len(cat), inputs.prior_logit, np.float32)  # (n,) the wide part
-        for group, (at, _) in zip(inputs.groups, inputs.spans, strict=True):
-            self._pool(group, cat, once, at, x, t)
-        logits = forward.infer(torch.from_numpy(x), frame.room)
+        for group, (at, end), once in zip(inputs.groups, inputs.spans, frame.once, strict=True):
+            self._pool(group, cat, once, frame.place[at : end : max(1, group.width)], given, t)
+        logits = forward.page(given, frame.room)
         p: Floats = torch.sigmoid(torch.from_numpy(logits + t)).numpy()
         return p
 
-    def _pool(self, group: TableColumns, cat: Ids, once: Flags, at: int, x: Floats, t: Floats) -> None:
+    def _pool(
+        self, group: TableColumns, cat: Ids, lone: Flags, places: NDArray[np.int32], given: PageInput, t: Floats
+    ) -> None:
         inputs, columns = self.frame.inputs, group.columns
-        lone = once[columns]  # (C,)
         if not group.width and inputs.crosses:
             cat = inputs.ids(group, cat)
             columns = np.arange(cat.shape[1])
-            crossed = [bool(once[list(own)].all()) for _, own in inputs.crosses]
-            lone = np.concatenate([lone, np.array(crossed, np.bool_)])
         n, c = len(cat), len(columns)
         if not n or not c:
             return
@@ -211,7 +215,7 @@ class ServingModel:
         found = kernels.distinct(as_read(cat), columns, lone, scratch, 64 - bits, unique, inverse)
         values = room.array("values", found, group.width + 1)
         self.tables[group.name].values(unique[:found], values)
-        kernels.pool(values, inverse, group.starts, lone, at, x, t)
+        kernels.pool(values, inverse, group.starts, lone, as_read(places), given.own, given.same[0], t)
 
 
 def _integers(room: Workspace, name: str, size: int) -> NDArray[np.int32]:

@@ -7,19 +7,20 @@ Readers are in learner/serving/serving_model.py, which describes the whole. Both
     slots, data       of all tables, one behind another (learner/serving/overlay.py)
     entries, changed  (T,) of each table: its records, and how many of them are rows; the others are removed ids
     rows              (T,) that each table has in this version
-    dense, half/...   as :meth:`ModelWriter.base` has them, if the delta has dense tensors
+    dense, page/...   as :meth:`ModelWriter.base` has them, if the delta has dense tensors
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learner.network.forward import prepared
+from learner.network.forward import Arithmetic, PageInput, prepared, rows_of
+from learner.network.models import Network
 from learner.serving.frame import Arrays, Floats, Frame, with_tensors
 from learner.serving.overlay import Allocate, TableWriter, entries, overlay_slots, record_width
 from millrace.basics.errors import SnapshotError
@@ -34,18 +35,15 @@ class ModelWriter:
 
     Args:
         allocate: allocates what readers see: zeroed memory of a shape and dtype.
-        half: matrix products in bfloat16, where the network's passes are written out
-            (:func:`learner.network.forward.matrix_units`).
 
     An image that is not one of this model raises SnapshotError (:meth:`check`) and changes nothing; a spec that is none
     raises SettingError.
     """
 
-    def __init__(
-        self, schema: Schema, spec: Mapping[str, Any], allocate: Allocate = np.zeros, half: bool = False
-    ) -> None:
+    def __init__(self, schema: Schema, spec: Mapping[str, Any], allocate: Allocate = np.zeros) -> None:
         self.frame = Frame(schema, spec)
-        self._allocate, self._half = allocate, half and self.frame.written
+        self._allocate = allocate
+        self._arithmetic: Arithmetic | None = None  # of pages; None: not chosen yet
         max_rows = self.frame.spec.max_rows
         self.tables = {g.name: TableWriter(g.width, max_rows, allocate) for g in self.frame.inputs.groups}
         self._newest: Arrays = {}  # dense tensors of the newest version that is staged
@@ -62,12 +60,13 @@ class ModelWriter:
         parts: Image | Iterable[Image],
         rows: Mapping[str, int] | None = None,
         allocate: Allocate = np.zeros,
-        half: bool = False,
+        choose: Callable[[ModelWriter], Arithmetic] | None = None,
     ) -> ModelWriter:
         """The writer of a snapshot: a whole image, or its parts in order, taken one by one. ``rows``: about how many
-        each table will have; it saves a third of the time. Raises SettingError where the spec is not one, and
+        each table will have; it saves a third of the time. ``choose``: says, of the loaded writer, in what arithmetic
+        readers compute pages; default: float32. Raises SettingError where the spec is not one, and
         SnapshotError where a part is not one of this model, or the dense tensors did not come."""
-        writer = cls(schema, spec, allocate, half)
+        writer = cls(schema, spec, allocate)
         for name, count in (rows or {}).items():
             if name in writer.tables:
                 writer.tables[name].reserve(count)
@@ -75,7 +74,33 @@ class ModelWriter:
             writer.load(image)
         if not writer._dense:
             raise SnapshotError("the parts of a snapshot have no dense tensors", "give all of them, in order")
+        writer._arithmetic = "float32" if choose is None else choose(writer)
+        writer._dense = writer._newest = writer._derived(writer._newest["dense"])
         return writer
+
+    def network(self) -> Network:
+        """The network of the newest staged version, in evaluation mode."""
+        return self._network(self._newest["dense"])
+
+    def _network(self, flat: Floats) -> Network:
+        tensors = {name: torch.from_numpy(array) for name, array in self.frame.named(flat).items()}
+        return with_tensors(self.frame.network, tensors)
+
+    def form(self) -> str:
+        """What a pass of the network costs depends on: its kind and the sizes of its matrices."""
+        sizes = " ".join(f"{name}{list(shape)}" for name, shape in self.frame.shapes.items() if len(shape) > 1)
+        return f"{self.frame.spec.model} {len(self.frame.columns.own)} {sizes}"
+
+    def example(self, n: int, rng: np.random.Generator) -> PageInput:
+        """A page of n rows: embeddings of ids that the tables have, and numbers of the standard normal distribution."""
+        frame = self.frame
+        x = rng.standard_normal((n, frame.network.shape.flat), np.float32)
+        for (at, end), group in zip(frame.inputs.spans, frame.inputs.groups, strict=True):
+            if group.width:
+                x[:, at:end] = self.tables[group.name].sample(n * len(group.fields), rng).reshape(n, -1)
+        own = np.zeros((rows_of(n), len(frame.columns.own)), np.float32)
+        own[:n] = x[:, frame.columns.own]
+        return PageInput(own, x[:1, frame.columns.same], n)
 
     @property
     def rows(self) -> int:
@@ -181,14 +206,17 @@ class ModelWriter:
         return np.array([len(table) for table in self.tables.values()], np.int64)
 
     def _dense_of(self, tensors: Mapping[str, NDArray[Any]]) -> Arrays:
-        """A version's buffer of its tensors, and in bfloat16 what is derived from it."""
+        """A version's buffer of its tensors, and what is derived from it."""
         flat = self._allocate((self.frame.size,), np.float32)
         for name, view in self.frame.named(flat).items():
             view[...] = tensors[name]
+        return self._derived(flat)
+
+    def _derived(self, flat: Floats) -> Arrays:
         made: Arrays = {"dense": flat}
-        if self._half:
-            own = {name: torch.from_numpy(array) for name, array in self.frame.named(flat).items()}
-            for name, array in prepared(with_tensors(self.frame.network, own)).items():
+        if self.frame.paged and self._arithmetic is not None:
+            network = self._network(flat)
+            for name, array in prepared(network, self.frame.columns, self._arithmetic).items():
                 made[name] = _aligned(self._allocate, array.size, array.dtype)
                 made[name][...] = array
         return made

@@ -8,17 +8,13 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.contracts.schema import Schema, Side, WindowKey, Windows
+from millrace.contracts.schema import Side, Windows
 from millrace.windows.features import FeatureBuilder
+from millrace.windows.pagewide import late_columns, page_wide
 from scorer.catalog.itemtable import TableForm
 from scorer.catalog.pagekernels import EACH, LOOK, LOOSE, MADE, MISSING, ONCE, OWN, Form
 
 _OTHERS: tuple[Side, ...] = ("user", "context")
-
-
-def late_columns(schema: Schema) -> set[str]:
-    """Columns that are known only after the page is made: they read as missing during ranking."""
-    return {f.name for f in schema.fields if f.bias} | {"position"}
 
 
 def block_size(windows: Windows) -> int:
@@ -37,7 +33,7 @@ def shared_places(builder: FeatureBuilder) -> dict[str, slice]:
 def page_form(builder: FeatureBuilder, table: TableForm) -> Form:
     schema, layout = builder.schema, builder.layout
     windows = schema.windows
-    late, places = late_columns(schema), shared_places(builder)
+    late, places, wide = late_columns(schema), shared_places(builder), page_wide(builder).keys
     count = layout.K
     kind, own = np.full(count, MISSING), np.zeros(count, np.int64)
     mode, parts = np.full(count, LOOK), np.zeros(count, np.int64)
@@ -58,7 +54,10 @@ def page_form(builder: FeatureBuilder, table: TableForm) -> Form:
                 values[k, p] = -1 - places[name].start
             elif name in table.value_names:
                 values[k, p] = table.value_names.index(name)
-        mode[k] = _mode(builder, key, int(kind[k]), above is None or mode[above] == ONCE)
+        if wide[k]:
+            mode[k] = ONCE
+        elif builder.item_column in key.columns and kind[k] != MISSING:
+            mode[k] = EACH
     names = [f.name for f in layout.plain_fields]
     cat_shared = np.full(layout.F, -1, np.int64)
     salts = np.zeros(layout.F, np.uint64)
@@ -98,10 +97,3 @@ def _prior(windows: Windows) -> NDArray[np.float32]:
     if windows.actions[1:2] == ("click",):
         block[:, actions] = windows.prior_rate
     return block.ravel()
-
-
-def _mode(builder: FeatureBuilder, key: WindowKey, kind: int, parent_once: bool) -> int:
-    items = set(builder.needs("item"))
-    if parent_once and (kind == MISSING or not items & set(key.columns)):
-        return ONCE
-    return EACH if builder.item_column in key.columns and kind != MISSING else LOOK

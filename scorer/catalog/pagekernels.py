@@ -5,8 +5,9 @@
 
     rows (n,) ─► key of each row ─► counts ─► a block a distinct key: raw (E,) as logged, fed (E,) as the model sees it
                                                    │ where (K, n): the block of row i in key k
-    x (n, I) of the model   [ embeddings .. | plain | block of key 0 | block of key 1 | ... ]   ◄── copied from fed
-    num (m, N) of the page                  [ plain | block of key 0 | block of key 1 | ... ]   ◄── copied from raw
+    own (n, V) of the model   [ embeddings .. | plain | block of key 1 | ... ]   ◄── copied from fed
+    same (S,), one a page     [ embeddings .. | plain | block of key 0 | ... ]   ◄── the same for all n
+    num (m, N) of the page    [ plain | block of key 0 | block of key 1 | ... ]  ◄── copied from raw
 
 Rows share most keys of a page (one user, some dozens of categories), so each block is computed once. ``raw`` equals
 :meth:`millrace.windows.features.FeatureBuilder.num` bit for bit: the same float32 operations in the same order. Hashes
@@ -36,7 +37,6 @@ LOOK, EACH, ONCE = 0, 1, 2
 
 _NONE, _ONE = np.uint64(0), np.uint64(1)
 _DAY_MS = 86_400_000.0
-_LOGS = np.log1p(np.arange(8192, dtype=np.float32))
 
 
 class Keyed(NamedTuple):
@@ -94,7 +94,7 @@ class InputScale(NamedTuple):
     mean: Array  # float32
     factor: Array  # float32
     bound: np.float32
-    at: int  # first number's column in the model's input
+    place: Array  # int32: p >= 0 column of the model's rows; -1 - p: place among what is the same in all
 
 
 class Room(NamedTuple):
@@ -330,41 +330,64 @@ def _plain(form: Form, shared: SharedInputs, items: ItemColumns, rows: Array, pl
 
 
 @njit(inline="always")
-def _see(plan: InputScale, values: Array, row: Any, column: Any, out: Array, to: Any, at: Any) -> None:
-    """Writes the model's inputs for ``values[row]``, from ``column`` on, into ``out[to]`` from ``at`` on."""
-    for e in range(values.shape[1]):
-        value = values[row, e]
-        if plan.log[column + e]:
-            size = abs(value)
-            whole = np.int64(size) if size < len(_LOGS) else 0
-            log = _LOGS[whole] if np.float32(whole) == size else np.log1p(size)
-            value = -log if value < 0 else log
-        out[to, at + e] = value
-    for e in range(values.shape[1]):
-        value = (out[to, at + e] - plan.mean[column + e]) * plan.factor[column + e]
+def _log1p(v: Any) -> Any:
+    """``log(1 + v)`` of a float32 v >= 0, within two units in the last place, in steps that the compiler runs for many
+    values at a time: 1 + v = 2^e m with m in [sqrt(1/2), sqrt(2)), log m by the polynomial of Cephes' logf, and what
+    1 + v lost of v by its derivative."""
+    u = np.float32(np.float32(1) + v)
+    bits = np.float32(u).view(np.int32)
+    e = (bits - np.int32(0x3F3504F3)) >> np.int32(23)
+    f = np.int32(bits - (e << np.int32(23))).view(np.float32) - np.float32(1)
+    y = np.float32(7.0376836292e-2)
+    y = y * f + np.float32(-1.1514610310e-1)
+    y = y * f + np.float32(1.1676998740e-1)
+    y = y * f + np.float32(-1.2420140846e-1)
+    y = y * f + np.float32(1.4249322787e-1)
+    y = y * f + np.float32(-1.6668057665e-1)
+    y = y * f + np.float32(2.0000714765e-1)
+    y = y * f + np.float32(-2.4999993993e-1)
+    y = y * f + np.float32(3.3333331174e-1)
+    z, exponent = f * f, np.float32(e)
+    y = y * f * z + np.float32(-2.12194440e-4) * exponent - np.float32(0.5) * z + (v - (u - np.float32(1))) / u
+    return f + y + np.float32(0.693359375) * exponent
+
+
+@njit(inline="always")
+def _see(plan: InputScale, values: Any, column: Any, out: Any) -> None:
+    """Writes the model's inputs for ``values``, the numbers from ``column`` on, into ``out``."""
+    for e in range(len(values)):
+        value = values[e]
+        log = np.copysign(_log1p(abs(value)), value)
+        value = log if plan.log[column + e] else value
+        value = (value - plan.mean[column + e]) * plan.factor[column + e]
         value = plan.bound if value > plan.bound else value
-        out[to, at + e] = -plan.bound if value < -plan.bound else value
+        out[e] = -plan.bound if value < -plan.bound else value
 
 
 @compiled(error_model="numpy")
-def feed(form: Form, plan: InputScale, room: Room, n: int, x: Array) -> None:
-    """Model inputs for the n rows of the last :func:`make`: ``x`` (n, I) from ``plan.at`` on."""
+def feed(form: Form, plan: InputScale, room: Room, n: int, own: Array, same: Array) -> None:
+    """Model inputs for the n rows of the last :func:`make`: ``own`` (>= n, V) and, for all of them, ``same`` (S,)."""
     keys, size, plains = len(form.kind), room.raw.shape[1], room.plain.shape[1]
+    for p in range(plains):
+        at = plan.place[p]
+        if at < 0 and n > 0:
+            _see(plan, room.plain[0, p : p + 1], p, same[-1 - at : -at])
+        for i in range(n if at >= 0 else 0):
+            _see(plan, room.plain[i, p : p + 1], p, own[i, at : at + 1])
     for k in range(keys):
-        if form.mode[k] != EACH:
+        first = plains + k * size
+        at = plan.place[first]
+        if at < 0:
+            if n > 0:
+                _see(plan, room.raw[room.where[k, 0]], first, same[-1 - at : -1 - at + size])
+        elif form.mode[k] == EACH:
+            for i in range(n):
+                _see(plan, room.raw[room.where[k, i]], first, own[i, at : at + size])
+        else:
             for block in range(room.first[k], room.first[keys + k]):
-                _see(plan, room.raw, block, plains + k * size, room.fed, block, 0)
-    for i in range(n):
-        _see(plan, room.plain, i, 0, x, i, plan.at)
-        at = plan.at + plains
-        for k in range(keys):
-            block = room.where[k, i]
-            if form.mode[k] == EACH:
-                _see(plan, room.raw, block, plains + k * size, x, i, at)
-            else:
-                for e in range(size):
-                    x[i, at + e] = room.fed[block, e]
-            at += size
+                _see(plan, room.raw[block], first, room.fed[block])
+            for i in range(n):
+                own[i, at : at + size] = room.fed[room.where[k, i]]
 
 
 @compiled(error_model="numpy")

@@ -19,19 +19,21 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+import time
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 import numpy as np
 import structlog
 from prometheus_client import generate_latest
 
-from learner.network.forward import matrix_units
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import open_broker
 from millrace.processes.metrics import READY, serve_metrics, show
 from millrace.processes.shared import Pool
 from millrace.processes.wall import event_now_ms, wall_ms
+from scorer.feeder.arithmetic import ArithmeticChoice
 from scorer.feeder.cofeed import CoFeed
 from scorer.feeder.feeder_publisher import IndexPublisher
 from scorer.feeder.index_keeper import IndexKeeper
@@ -72,12 +74,14 @@ class Feeder:
         self.meters, self.sums = ScorerMeters(), Sums()
         self.primary = Primary(settings, schema, settings.event_clock(), wall_ms)
         state = self._state = FeederState(self.primary, self.meters, self._ending)
-        self.host, self._towers = VersionHost(state, Pool(), matrix_units()), TowerHost(state)
+        self.host, self._towers = VersionHost(state, Pool()), TowerHost(state)
         self._publisher = IndexPublisher(state, self.host, self._towers)
         self._keeper = IndexKeeper(state, uuid4().hex[:8])
         of_index = [kind(state, self._keeper.load) for kind in (ItemFeed, TileFeed)]
         self._keeper.feeds = {feed.topic: feed for feed in of_index}
-        self._feeds: list[TopicFeed] = [ModelFeed(state, self.host, towers=self._towers), *of_index]
+        self._arithmetic = ArithmeticChoice(time.thread_time, settings.folder() if settings.data else None)
+        models = ModelFeed(state, self.host, towers=self._towers, choose=self._arithmetic)
+        self._feeds: list[TopicFeed] = [models, *of_index]
         self.primary.to_read = {feed.what: -1 for feed in self._feeds}
         self._coclicks = CoFeed(state, self._publisher.keep)
         self._spool = open_spool(settings, self.meters.lost)
@@ -128,7 +132,8 @@ class Feeder:
         self.pool.measure()
         errors = {dict(labels)["what"]: int(n) for labels, n in self.sums.total("millrace_errors").items()}
         facts = model_facts(note, self.primary.schema.id, meters, errors, self._towers.facts())
-        return facts | {"workers": self.settings.workers}
+        choice = self._arithmetic.choice
+        return facts | {"workers": self.settings.workers, "arithmetic": msgspec.to_builtins(choice)}
 
     def _answer(self, what: str, facts: Any) -> tuple[Any, dict[str, Any]]:
         if what == "model":

@@ -24,9 +24,11 @@ import msgspec
 import structlog
 
 from learner.custom.ownclass import is_own
+from learner.network.forward import Arithmetic
 from learner.network.models.spec import read_spec
 from learner.retrieval.tower import Tower, factors_of
 from learner.role.model_factory import writer_of
+from learner.serving.staging import ModelWriter
 from millrace.basics.errors import SettingError, SnapshotError, StoreError, one_line
 from millrace.basics.store import AbsentError, DamagedError
 from millrace.contracts.topics import MODEL_DELTAS
@@ -60,7 +62,8 @@ class _Loaded:
 
 class ModelFeed(TopicFeed):
     """Model versions: deltas in order; after a gap, the newest snapshot and the deltas after it. ``monotonic``:
-    seconds. ``towers``: serves retrieval versions; None: they are only checked."""
+    seconds. ``towers``: serves retrieval versions; None: they are only checked. ``choose``: in what arithmetic pages
+    are computed; None: in float32."""
 
     topic = MODEL_DELTAS
     what = "model versions"
@@ -72,9 +75,10 @@ class ModelFeed(TopicFeed):
         broker: TopicSource | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         towers: TowerHost | None = None,
+        choose: Callable[[ModelWriter], Arithmetic] | None = None,
     ) -> None:
         super().__init__(state, broker=broker)
-        self.host, self.towers = host, towers
+        self.host, self.towers, self._choose = host, towers, choose
         self.store = ModelStore(self.primary.settings.place("models"), writes=False)
         self.follower = Follower(self.primary.schema.id)
         self._writer: Writer | None = None  # of the version follower.at
@@ -234,7 +238,7 @@ class ModelFeed(TopicFeed):
 
         parts = ranked(_one_ahead(self.store.read_parts(note)))
         allocate, named = self.host.pool.allocate, self.primary.settings.model
-        writer = writer_of(schema, note.spec, parts, _rows(note), allocate, self.host.half, named)
+        writer = writer_of(schema, note.spec, parts, _rows(note), allocate, named, self._choose)
         self._factors = factors
         return _Loaded(writer, tower, note)
 

@@ -63,12 +63,12 @@ class PendingVersion(NamedTuple):
 
 
 class VersionHost:
-    """See the module's text. ``half``: workers multiply matrices in bfloat16."""
+    """See the module's text."""
 
-    def __init__(self, state: FeederState, pool: Pool, half: bool = False) -> None:
+    def __init__(self, state: FeederState, pool: Pool) -> None:
         self.writer: Writer | None = None  # of what is served
         self.primary, self.meters, self._stop = state.primary, state.meters, state.stop
-        self.pool, self.half = pool, half
+        self.pool = pool
         self._changed = threading.Condition(threading.RLock())
         self._workers: dict[Receiver, int] = {}  # up to which number each has come
         self._staged: deque[Staged] = deque()

@@ -25,10 +25,11 @@ from millrace.basics.hashing import U64, mix
 from millrace.contracts.online_layout import WINDOW_BYTES, window_keys
 from millrace.windows.affinity import ACTION, clicks_a_day
 from millrace.windows.features import FeatureBuilder
+from millrace.windows.pagewide import late_columns
 from millrace.windows.tiles import counts_of
 from scorer.catalog import pagekernels
 from scorer.catalog.itemtable import ItemRows, ItemTable
-from scorer.catalog.pageform import block_size, late_columns, page_form, shared_places
+from scorer.catalog.pageform import block_size, page_form, shared_places
 from scorer.catalog.pagekernels import InputScale, Keyed, Room, SharedInputs
 from scorer.recall.candidate_lists import HotGroups
 from scorer.users.userrecord import KnownUser
@@ -89,8 +90,6 @@ class Ranker:
         if [f.name for f, *_ in self._late_fields] == ["position"] and not self._late_keys:
             hashes = builder.position(np.arange(_SLOTS))
             self._position_alone = mix(self._late_fields[0][2], hashes).view(np.int64)
-        self._once = np.ones(layout.F, np.bool_)
-        self._once[self._form.cat[self._form.cat >= 0]] = False
         self._room = self._new_room(1024)
         self._turn = 0
         self._places = shared_places(builder)
@@ -156,10 +155,10 @@ class Ranker:
             scores = model.score(cat, numbers(np.arange(n)))
         else:
             filled = cast(ServingModel, model)  # whose input is filled here
-            x = filled.room(n)
-            how = InputScale(plan.log, plan.mean, plan.factor, np.float32(plan.bound), plan.at)
-            pagekernels.feed(self._form, how, self._room, n, x)
-            scores = filled.score_filled(cat, x, self._once)
+            given = filled.room(n)
+            how = InputScale(plan.log, plan.mean, plan.factor, np.float32(plan.bound), plan.place)
+            pagekernels.feed(self._form, how, self._room, n, given.own, given.same[0])
+            scores = filled.score_filled(cat, given)
         return Ranked(cat, keys, scores, numbers)
 
     def placed(

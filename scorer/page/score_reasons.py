@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.schema import Layout, Schema
-from scorer.catalog.pageform import block_size, late_columns
+from millrace.windows.pagewide import late_columns
+from scorer.catalog.pageform import block_size
 from scorer.page.rank import RankingModel
 
 Floats = NDArray[np.float32]

@@ -37,6 +37,17 @@ class RetrievalVersion(Struct, frozen=True):
     index_recall: float | None = None  # measured, of an approximate index
 
 
+class PageArithmetic(Struct, frozen=True):
+    """What pages are computed in, and why: see docs/internals/serving.md."""
+
+    arithmetic: str
+    ms: dict[str, float]
+    error: dict[str, float]
+    bound: float
+    measured: bool
+    of: str
+
+
 class ModelAnswer(Struct, frozen=True):
     """Answer of GET /model."""
 
@@ -54,6 +65,7 @@ class ModelAnswer(Struct, frozen=True):
     errors: int
     errors_by_kind: dict[str, int]
     retrieval: RetrievalVersion | None  # None: recall does without
+    arithmetic: PageArithmetic | None = None  # None: no model yet, or one whose passes are not written out
 
 
 _POST = (400, 401, 408, 413, 500, 503)

@@ -32,11 +32,10 @@ _TS_MS = 1_700_000_000_000
 _WIDTH = 8
 
 
-def warm_up(schema: Schema, half: bool = False) -> None:
-    """Compiles what a request and the feeds will call. Touches no shared objects. ``half``: products are in
-    bfloat16."""
+def warm_up(schema: Schema) -> None:
+    """Compiles what a request and the feeds will call. Touches no shared objects."""
     pagepack.warm_up()
-    warm_serving(schema, half)
+    warm_serving(schema)
     builder = FeatureBuilder(schema)
     index, items = ItemIndex(builder), ItemTable(builder)
     index.put([index.prepare(Item(i, dict.fromkeys(builder.needs("item"), 1))) for i in range(4)])
@@ -53,7 +52,7 @@ def warm_up(schema: Schema, half: bool = False) -> None:
     made = make_lists(builder, index.columns(rows), index.alive, index.born_ms, index.heat)
     lists = CandidateLists.of_arrays(made.arrays())
     user = KnownUser.of(builder, 1, {})
-    model = _model(schema, half)
+    model = _model(schema)
     _warm_vectors(schema)
     _warm_neighbours()
     for _ in range(2):
@@ -95,6 +94,6 @@ def _warm_vectors(schema: Schema) -> None:
         tower.user_arrays()
 
 
-def _model(schema: Schema, half: bool) -> ServingModel:
+def _model(schema: Schema) -> ServingModel:
     image, _ = OnlineModel(schema, {}, 0).snapshot()
-    return ServingModel.of(schema, {}, image, half=half)
+    return ServingModel.of(schema, {}, image)

@@ -27,7 +27,6 @@ import uvloop
 from numpy.typing import NDArray
 
 from learner.custom.ownclass import is_own
-from learner.network.forward import matrix_units
 from learner.role.model_factory import model_of
 from millrace.basics.errors import SettingError, one_line
 from millrace.contracts.events import PageLog
@@ -66,7 +65,7 @@ def prepare(settings: Settings) -> None:
     calm_logs()
     structlog.contextvars.bind_contextvars(role="serve")
     torch.set_num_threads(1)
-    warm_up(settings.load_schema(), matrix_units())
+    warm_up(settings.load_schema())
     if is_own(settings.model):
         with contextlib.suppress(SettingError):  # the spec that counts comes with the version
             model_of(settings.load_schema(), settings.spec(), 0)

@@ -26,8 +26,7 @@ def stream() -> None:
 def models() -> None:
     schema = shop_schema()
     warm_learner(OnlineModel(schema, {"retrieval_width": 8}, 0))
-    for half in (False, True):
-        warm_scorer(schema, half)
+    warm_scorer(schema)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from learner.network.dense import threads
+from learner.network.forward import Arithmetic
 from learner.ranker.model import OnlineModel
 from learner.serving.frame import Arrays
 from learner.serving.serving_model import ServingModel
@@ -140,24 +141,24 @@ class _Reader:
     def page(self) -> None:
         first = self.truth.first
         ids = self._rng.integers(max(1, first - _NEW), first + _IDS, _PAGE)
-        x = self.model.room(_PAGE)
-        x[:, -1] = 0  # the price
-        scores = self.model.score_filled(ids[:, None], x)
+        given = self.model.room(_PAGE)
+        given.own[:, -1] = 0  # the price
+        scores = self.model.score_filled(ids[:, None], given)
         self.torn += scores.tobytes() != self.truth.scores(ids, self._prior).tobytes()
         self.pages += 1
 
 
-def torn_pages(pages: int, half: bool = False, patient: bool = True) -> dict[str, int]:
+def torn_pages(pages: int, arithmetic: Arithmetic = "float32", patient: bool = True) -> dict[str, int]:
     """Asks for so many ``pages`` under changing versions: how many were ``torn``, and how many ``versions`` there were.
 
     Args:
-        half: with matrix products in bfloat16.
+        arithmetic: of the pages.
         patient: whether the writer folds a version only when the reader has followed it. If not, pages are torn: this
             is how to see that the count can be other than 0.
     """
     versions = Versions()
     image, truth = versions.next()
-    writer = ModelWriter.of(SCHEMA, SPEC, image, half=half)
+    writer = ModelWriter.of(SCHEMA, SPEC, image, choose=lambda _: arithmetic)
     reader = _Reader(ServingModel.attach(SCHEMA, SPEC, writer.base()), truth)
     ended = threading.Event()
     progress = threading.Condition()

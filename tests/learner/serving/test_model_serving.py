@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,18 @@ from commands.replay.replayrun import BATCH_ROWS, run_log
 from learner.network import bfloat16, elementwise
 from learner.network.backward import Workspace, written_pass
 from learner.network.dense import threads
-from learner.network.forward import HalfForward, forward_of, prepared, rows_of
+from learner.network.forward import (
+    ARITHMETICS,
+    Arithmetic,
+    PageColumns,
+    PageForward,
+    PageInput,
+    forward_of,
+    has_forward,
+    prepared,
+    rows_of,
+)
+from learner.network.models.base import Network
 from learner.ranker.model import OnlineModel
 from learner.role.learner_warmup import warm_serving
 from learner.serving import overlaykernels
@@ -32,6 +45,8 @@ from millrace.contracts.schema import load_schema
 from millrace.contracts.settings import Settings
 from millrace.logs import local_days, read_log
 from millrace.versions.modelstore import Image
+from millrace.windows.features import FeatureBuilder
+from millrace.windows.pagewide import page_wide
 from tests.architecture import ROOT
 from tests.scenes.exploring import examples
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
@@ -233,54 +248,52 @@ def test_scoring_unknown_ids_and_other_versions_leaves_the_base_as_it_was() -> N
 # -- the fast way in ---------------------------------------------------------------------------------------------------
 
 
-def filled(model: ServingModel, num: Floats) -> Floats:
+def of_a_page(seed: int, rows: int) -> SampleBatch:
+    """Rows whose page-wide features are those of the first."""
+    wide, probe = page_wide(FeatureBuilder(SCHEMA)), make_samples(rows, seed)
+    probe.cat[:, wide.cat], probe.num[:, wide.num] = probe.cat[:1, wide.cat], probe.num[:1, wide.num]
+    return probe
+
+
+def filled(model: ServingModel, num: Floats) -> PageInput:
     """The room with its number columns filled by the plan, in plain numpy."""
     plan = model.numbers
     assert plan is not None
-    x = model.room(len(num))
+    given = model.room(len(num))
     v = np.where(np.isfinite(num), num, 0)[:, plan.columns]
     v = np.where(plan.log, np.copysign(np.log1p(np.abs(v)), v), v)
-    x[:, plan.at : plan.at + len(plan.columns)] = ((v - plan.mean) * plan.factor).clip(-plan.bound, plan.bound)
-    return x
+    v = ((v - plan.mean) * plan.factor).clip(-plan.bound, plan.bound)
+    own = plan.place >= 0
+    given.own[: len(num), plan.place[own]] = v[:, own]
+    given.same[0, -1 - plan.place[~own]] = v[0, ~own]
+    return given
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("numerics", ["squash", "norm", "none"])
-@pytest.mark.parametrize("half", [False, True])
-def test_numbers_filled_by_plan_score_as_given(numerics: str, half: bool) -> None:
-    model = OnlineModel(SCHEMA, {"model": "wide_resnet", "numerics": numerics, "hidden": [16]}, 0)
+@pytest.mark.parametrize("spec", [{}, {"numerics": "norm"}, {"numerics": "none"}, {"model": "wide_deep"}])
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_a_page_scores_as_its_rows_do(spec: dict[str, Any], arithmetic: Arithmetic) -> None:
+    """Of which all columns are given, and none is known to be the same."""
+    model = OnlineModel(SCHEMA, {"hidden": [16], **spec}, 0)
     for seed in range(4):
         model.learn(make_samples(100, seed))
-    serving = ServingModel.of(SCHEMA, model.spec, model.snapshot()[0], half=half)
-    probe = make_samples(80, 9)
-    probe.num[3, 0] = np.nan
-    probe.num[4, 1] = np.inf
-    expected = serving.score(probe.cat, probe.num)
-    np.testing.assert_allclose(serving.score_filled(probe.cat, filled(serving, probe.num)), expected, atol=2e-6)
-
-
-def test_columns_that_are_equal_in_all_rows_are_read_once() -> None:
-    """Also where crosses are made of them: the same bits."""
-    model = OnlineModel(SCHEMA, SPEC, 0)
-    for seed in range(4):
-        model.learn(make_samples(100, seed))
-    serving = ServingModel.of(SCHEMA, model.spec, model.snapshot()[0])
-    probe = make_samples(50, 9)
-    layout = SCHEMA.layout
-    once = np.zeros(layout.F, np.bool_)
-    for name in ("user_id", "hour"):
-        once[layout.cat_names.index(name)] = True
-    probe.cat[:, once] = probe.cat[7, once]
-    plain = serving.score_filled(probe.cat, filled(serving, probe.num))
-    np.testing.assert_array_equal(serving.score_filled(probe.cat, filled(serving, probe.num), once), plain)
-    np.testing.assert_array_equal(serving.score(probe.cat, probe.num), plain)
+    serving = ServingModel.of(SCHEMA, model.spec, model.snapshot()[0], arithmetic=arithmetic)
+    assert serving.arithmetic == arithmetic
+    assert len(serving.frame.columns.own) > 0
+    assert len(serving.frame.columns.same) > 0
+    probe = of_a_page(9, 80)
+    probe.num[3, SCHEMA.layout.num_names.index("price")] = np.nan
+    page = serving.score_filled(probe.cat, filled(serving, probe.num))
+    exact = model.score(probe.cat, probe.num)
+    rounding = exact.std() * (0.05 if arithmetic == "bfloat16" else 2e-4)
+    np.testing.assert_allclose(serving.score(probe.cat, probe.num), exact, rtol=0, atol=rounding)
+    np.testing.assert_allclose(page, exact, rtol=0, atol=rounding)
 
 
 @pytest.mark.parametrize("spec", [{"model": "deepfm"}, {"model": "wide_resnet_bn", "norm": "layer"}])
 def test_a_network_that_is_not_written_out_has_no_plan(spec: dict[str, Any]) -> None:
     model = OnlineModel(SCHEMA, spec, 0)
     model.learn(make_samples(100, 0))
-    serving = ServingModel.of(SCHEMA, model.spec, model.snapshot()[0], half=True)
+    serving = ServingModel.of(SCHEMA, model.spec, model.snapshot()[0], arithmetic="bfloat16")
     assert serving.numbers is None
     probe = make_samples(50, 9)
     np.testing.assert_array_equal(serving.score(probe.cat, probe.num), model.score(probe.cat, probe.num))
@@ -304,53 +317,74 @@ def test_rounding_is_torchs() -> None:
     assert not out[:, 100:].any()
 
 
+COLUMNS = PageColumns.of(np.arange(WIDTH) % 3 == 1)
+
+
+def page_of(x: Floats) -> PageInput:
+    own = np.full((rows_of(len(x)), len(COLUMNS.own)), np.nan, np.float32)
+    own[: len(x)] = x[:, COLUMNS.own]
+    return PageInput(own, x[:1, COLUMNS.same], len(x))
+
+
+def forward(net: Network, arithmetic: Arithmetic) -> PageForward:
+    found = forward_of(net, COLUMNS, prepared(net, COLUMNS, arithmetic))
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("name", SPECS)
-def test_products_in_bfloat16_are_those_of_the_network(name: str) -> None:
-    """Of every placement and norm, against the same network in float32; what differs is what eight bits leave out."""
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_a_pages_pass_is_that_of_the_network(name: str, arithmetic: Arithmetic) -> None:
+    """Of every placement and norm, against the same network as it learns; what differs in bfloat16 is what eight bits
+    leave out."""
     net = network(SPECS[name]).eval()
-    x = torch.from_numpy(np.random.default_rng(1).standard_normal((333, WIDTH), np.float32))
-    before = x.clone()
+    assert has_forward(net) == (name != "wide_deep-none")
+    if not has_forward(net):
+        return
+    x = np.random.default_rng(1).standard_normal((333, WIDTH), np.float32)
+    x[:, COLUMNS.same] = x[:1, COLUMNS.same]
+    before = x.copy()
     written = written_pass(net)
     assert written is not None
-    exact = written.infer(x, Workspace())
-    arrays = prepared(net)
-    forward = forward_of(net, arrays)
-    assert isinstance(forward, HalfForward) == bool(arrays)
-    mine = forward.infer(x, Workspace())
-    assert torch.equal(x, before)
-    scale = np.abs(exact).mean()
-    assert np.abs(mine - exact).max() < 0.05 * scale
-    assert arrays == {} or mine.tobytes() != exact.tobytes()
+    exact = written.infer(torch.from_numpy(x), Workspace())
+    made = forward(net, arithmetic)
+    most = np.abs(exact).mean() * (0.05 if arithmetic == "bfloat16" else 1e-5)
+    for mine in (made.page(page_of(x), Workspace()), made.infer(torch.from_numpy(x), Workspace())):
+        assert np.abs(mine - exact).max() < most
+    np.testing.assert_array_equal(x, before)
+    x = np.random.default_rng(2).standard_normal((70, WIDTH), np.float32)  # nothing is the same in all
+    rows = made.infer(torch.from_numpy(x), Workspace())
+    assert np.abs(rows - written.infer(torch.from_numpy(x), Workspace())).max() < most
 
 
 @pytest.mark.parametrize("kind", ["wide_resnet", "wide_deep"])
-def test_a_row_scores_the_same_among_any_others(kind: str) -> None:
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_a_row_scores_the_same_among_any_others(kind: str, arithmetic: Arithmetic) -> None:
     """Products are widened to sizes that are known: what lies in the rows beyond is of no account, not even NaN."""
-    net = network({"model": kind, "hidden": [24]}).eval()
-    forward, room = forward_of(net, prepared(net)), Workspace()
-    x = torch.from_numpy(np.random.default_rng(1).standard_normal((300, WIDTH), np.float32))
-    forward.infer(torch.full((400, WIDTH), torch.nan), room)
-    whole = forward.infer(x, room)
+    made, room = forward(network({"model": kind, "hidden": [24]}).eval(), arithmetic), Workspace()
+    x = np.random.default_rng(1).standard_normal((300, WIDTH), np.float32)
+    made.page(page_of(np.full((400, WIDTH), np.nan, np.float32)), room)
+    whole = made.page(page_of(x), room)
     for n in (1, 31, 33, 64, 65, 200):
-        np.testing.assert_allclose(forward.infer(x[:n].contiguous(), room), whole[:n], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(made.page(page_of(x[:n]), room), whole[:n], rtol=1e-5, atol=1e-6)
     assert [rows_of(n) for n in (1, 32, 33, 64, 65, 1000)] == [32, 32, 64, 64, 128, 1024]
 
 
 def test_warming_scores_every_size_and_changes_nothing() -> None:
     model = OnlineModel(SCHEMA, {**SPEC, "max_rows": 5000}, 0)
     model.learn(make_samples(100, 0))
-    for half in (False, True):
-        serving = ServingModel.of(SCHEMA, model.spec, model.snapshot()[0], half=half)
+    for arithmetic in ARITHMETICS:
+        serving = ServingModel.of(SCHEMA, model.spec, model.snapshot()[0], arithmetic=arithmetic)
         before = serving.snapshot()
         serving.warm(200)
         assert serving.snapshot().same_bits(before) == ""
 
 
-def test_bfloat16_lets_nan_through() -> None:
-    net = network(SPECS["wide_resnet"]).eval()
-    x = torch.zeros(20, WIDTH)
-    x[3, 5] = torch.nan
-    logits = forward_of(net, prepared(net)).infer(x, Workspace())
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_nan_comes_through(arithmetic: Arithmetic) -> None:
+    x = np.zeros((20, WIDTH), np.float32)
+    x[3, COLUMNS.own[2]] = np.nan
+    logits = forward(network(SPECS["wide_resnet"]).eval(), arithmetic).page(page_of(x), Workspace())
     assert np.isnan(logits[3])
     assert np.isfinite(np.delete(logits, 3)).all()
 
@@ -358,7 +392,7 @@ def test_bfloat16_lets_nan_through() -> None:
 def test_a_scorer_in_bfloat16_answers_as_the_learner_does() -> None:
     """Version after version; its base has what readers need, so they follow the writer's choice."""
     model = OnlineModel(SCHEMA, {"model": "wide_resnet_bn", "norm": "renorm"}, 0)
-    writer = ModelWriter.of(SCHEMA, model.spec, model.snapshot()[0], half=True)
+    writer = ModelWriter.of(SCHEMA, model.spec, model.snapshot()[0], choose=lambda _: "bfloat16")
     serving = ServingModel.attach(SCHEMA, model.spec, writer.base())
     probe = make_samples(300, 99)
     for seed in range(12):
@@ -380,7 +414,7 @@ def test_memory_of_a_version_comes_from_the_allocator() -> None:
     model = OnlineModel(SCHEMA, {**SPEC, "max_rows": 5000}, 0)
     model.learn(make_samples(300, 0, users=300, items=300))
     image = model.snapshot()[0]
-    writer = ModelWriter.of(SCHEMA, model.spec, image, {"w4": 4000}, allocate, half=True)
+    writer = ModelWriter.of(SCHEMA, model.spec, image, {"w4": 4000}, allocate, lambda _: "bfloat16")
     model.learn(make_samples(300, 1, users=900, items=900))
     overlay = writer.stage(model.changes())
 
@@ -389,15 +423,15 @@ def test_memory_of_a_version_comes_from_the_allocator() -> None:
         return [name for name, a in large.items() if not any(np.shares_memory(a, g) for g in given)]
 
     assert foreign(writer.base()) == foreign(overlay) == []
-    assert overlay["half/matrices"].ctypes.data % 64 == 0
+    assert overlay["page/matrices/bfloat16"].ctypes.data % 64 == 0
 
 
 # -- pages under changing versions -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_no_page_is_torn(half: bool) -> None:
-    found = torn_pages(1500, half)
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_no_page_is_torn(arithmetic: Arithmetic) -> None:
+    found = torn_pages(1500, arithmetic)
     assert found["torn"] == 0
     assert found["versions"] >= 20
 
@@ -405,6 +439,10 @@ def test_no_page_is_torn(half: bool) -> None:
 def test_pages_are_torn_where_a_writer_does_not_wait() -> None:
     """So the count can be other than 0."""
     assert torn_pages(300, patient=False)["torn"] > 0
+
+
+def chosen(arithmetic: Arithmetic, _: ModelWriter) -> Arithmetic:
+    return arithmetic
 
 
 def compiled() -> dict[str, int]:
@@ -416,15 +454,15 @@ def compiled() -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_after_a_warm_up_serving_compiles_nothing_more(half: bool) -> None:
-    warm_serving(SCHEMA, half)
+def test_after_a_warm_up_serving_compiles_nothing_more() -> None:
+    warm_serving(SCHEMA)
     before = compiled()
     assert sum(before.values())
-    for kind in ("wide_resnet", "wide_deep"):
+    for kind, arithmetic in product(("wide_resnet", "wide_deep"), ARITHMETICS):
         model = OnlineModel(SCHEMA, {"model": kind}, 0)
         model.learn(make_samples(64, 0))
-        writer = ModelWriter.of(SCHEMA, model.spec, Image.of_tensors(model.changes().tensors()), half=half)
+        image = Image.of_tensors(model.changes().tensors())
+        writer = ModelWriter.of(SCHEMA, model.spec, image, choose=partial(chosen, arithmetic))
         reader = ServingModel.attach(SCHEMA, model.spec, writer.base())
         for seed in range(1, 5):
             model.learn(make_samples(900, seed, users=3000, items=3000))
@@ -434,6 +472,7 @@ def test_after_a_warm_up_serving_compiles_nothing_more(half: bool) -> None:
             reader = reader.followed(writer.stage(change))
             batch = make_samples(70, 9)
             reader.score(batch.cat, batch.num)
+            reader.score_filled(batch.cat, filled(reader, batch.num))
             while writer.fold(50):
                 pass
             reader = reader.settled(writer.folded, writer.base())
@@ -461,7 +500,7 @@ class Twin:
             if self.serving is None:
                 self.model.changes()  # what the snapshot has
                 image = self.model.snapshot()[0]
-                self.serving = ServingModel.of(self.model.schema, self.model.spec, image, half=True)
+                self.serving = ServingModel.of(self.model.schema, self.model.spec, image, arithmetic="bfloat16")
             self.half.append(self.serving.score(cat, num)[early:])
         return exact
 

@@ -264,7 +264,7 @@ def test_other_ids_read_the_same_while_a_thread_folds() -> None:
 @examples(80)
 @given(st.data())
 def test_pooling_is_that_of_learning(data: st.DataObject) -> None:
-    """:func:`kernels.pool` after :func:`kernels.distinct`, with columns that are read once, against the kernels that
+    """:func:`kernels.pool` after :func:`kernels.distinct`, with fields that are read once, against the kernels that
     the learner uses: bit for bit."""
     from learner.tables import table_kernels as plain
 
@@ -276,7 +276,8 @@ def test_pooling_is_that_of_learning(data: st.DataObject) -> None:
         data.draw(st.lists(st.lists(st.integers(0, 9), min_size=columns, max_size=columns), min_size=n, max_size=n)),
         np.int64,
     )
-    once = np.array(data.draw(st.lists(st.booleans(), min_size=columns, max_size=columns)))
+    same = np.array(data.draw(st.lists(st.booleans(), min_size=len(sizes), max_size=len(sizes))))
+    once = np.repeat(same, sizes)
     cat[:, once] = cat[0, once]
     table = np.random.default_rng(0).standard_normal((10, width + 1)).astype(np.float32)
     unique, inverse = np.empty(cat.size, np.int64), np.full(cat.shape, 99, np.int32)
@@ -284,7 +285,14 @@ def test_pooling_is_that_of_learning(data: st.DataObject) -> None:
     order = np.arange(columns, dtype=np.intp)
     u = kernels.distinct(cat, order, once, scratch, 58, unique, inverse)
     x, t = np.full((n, 1 + len(sizes) * width), 7, np.float32), np.ones(n, np.float32)
-    kernels.pool(table[unique[:u]], inverse, starts, once, 1, x, t)
+    own, lone = x.copy(), x[0].copy()
+    place = 1 + width * np.arange(len(sizes), dtype=np.int32)
+    kernels.pool(table[unique[:u]], inverse, starts, once, np.where(same, -1 - place, place), own, lone, t)
+    if width:
+        fields = np.repeat(same, width)
+        assert (own[:, 1:][:, fields] == 7).all()
+        assert (lone[1:][~fields] == 7).all()
+        x[:, 1:] = np.where(fields, lone[1:], own[:, 1:])
 
     ids, _, where = distinct(cat)
     assert sorted(unique[:u].tolist()) == sorted(ids.tolist())

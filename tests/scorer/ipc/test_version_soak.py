@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learner.network.forward import matrix_units
 from learner.serving.staging import ModelWriter
 from millrace.contracts.clock import EventClock
 from millrace.contracts.settings import Settings
@@ -43,7 +42,7 @@ class Shop:
         self.stop = threading.Event()
         self.meters = ScorerMeters()
         self.primary = Primary(Settings(data=str(folder)), SCHEMA, EventClock(), lambda: NOW_MS)
-        self.host = VersionHost(FeederState(self.primary, self.meters, self.stop), Pool(), matrix_units())
+        self.host = VersionHost(FeederState(self.primary, self.meters, self.stop), Pool())
         self.versions = Versions()
         self.truth: dict[int, Any] = {}
         self.image = Image({}, {})
@@ -60,7 +59,7 @@ class Shop:
     def snapshot(self) -> None:
         note, change = self.next()
         self.image = self.image.apply(change)
-        writer = ModelWriter.of(SCHEMA, SPEC, self.image, None, self.host.pool.allocate, self.host.half)
+        writer = ModelWriter.of(SCHEMA, SPEC, self.image, None, self.host.pool.allocate)
         self.host.install(note, writer, 0, [])
 
     def delta(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from learner.network.forward import PageInput
 from learner.serving.frame import NumberPlan
 from millrace.basics.hashing import column_hash
 from millrace.contracts.events import Attribute, Item
@@ -26,6 +27,7 @@ from millrace.contracts.online_layout import (
 )
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.windows.features import FeatureBuilder
+from millrace.windows.pagewide import page_wide
 from millrace.windows.tiles import TileStore
 from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemtable import ItemRows
@@ -71,11 +73,12 @@ class Scaled:
     numbers: NumberPlan
     seen: list[Any] = field(default_factory=list)
 
-    def room(self, n: int) -> Any:
-        return np.full((n, self.numbers.at + len(self.numbers.log)), np.nan, np.float32)
+    def room(self, n: int) -> PageInput:
+        columns = 5 + len(self.numbers.place)
+        return PageInput(np.full((n, columns), np.nan, np.float32), np.full((1, columns), np.nan, np.float32), n)
 
-    def score_filled(self, cat: Any, x: Any, once: Any = None) -> Any:
-        self.seen.append((cat.copy(), x.copy(), once))
+    def score_filled(self, cat: Any, given: PageInput) -> Any:
+        self.seen.append((cat.copy(), given))
         return np.zeros(len(cat), np.float32)
 
     def score(self, cat: Any, num: Any) -> Any:
@@ -338,19 +341,26 @@ def test_what_the_model_sees_are_the_logged_numbers_squashed_and_scaled(schema: 
     rng, width = np.random.default_rng(seed), SCHEMAS[schema].layout.N
     log = np.ones(width, np.bool_) if all_log else rng.random(width) < 0.5
     mean, factor = rng.normal(0, 1, width).astype(np.float32), rng.lognormal(0, 2, width).astype(np.float32)
-    model = Scaled(NumberPlan(np.arange(width, dtype=np.int32), log, mean, factor, np.float32(4), 5))
+    wide = page_wide(world.index.builder)
+    place = np.arange(width, dtype=np.int32) + 5
+    place[wide.num] = -1 - place[wide.num]
+    model = Scaled(NumberPlan(np.arange(width, dtype=np.int32), log, mean, factor, np.float32(4), place))
     rows = rng.integers(0, 12, 40)
     got = ranker_of(world.index, world.now_ms).rank(world.users[1], rows, world.now_ms, None, model)
-    ((cat, x, once),) = model.seen
+    ((cat, given),) = model.seen
+    x = np.where(wide.num, given.same[:, 5:], given.own[:, 5:])  # what is the same in all rows is there one time
     num = got.num
     squashed = np.where(log, np.copysign(np.log1p(np.abs(num)), num), num)
     expected = np.clip((squashed - mean) * factor, -4, 4)
     rounding = 3e-7 * (np.abs(squashed) + np.abs(mean)) * factor  # of the logarithm and the difference
-    assert (np.abs(x[:, 5:] - expected) <= rounding + 1e-6).all()
-    assert np.isnan(x[:, :5]).all(), "the embeddings' place is the model's"
+    assert (np.abs(x - expected) <= rounding + 1e-6).all()
+    for part in (given.own, given.same):
+        assert np.isnan(part[:, :5]).all(), "the embeddings' place is the model's"
+    assert np.isnan(given.own[:, 5:][:, wide.num]).all()
     np.testing.assert_array_equal(cat, got.cat)
-    assert (cat[:, once] == cat[:1, once]).all(), "columns that are told to be equal are"
-    assert once.sum() >= 2
+    for told, column in ((wide.cat, cat), (wide.num, num)):
+        assert (column[:, told] == column[:1, told]).all(), "columns that are told to be equal are"
+    assert wide.cat.sum() >= 2
 
 
 def test_a_position_is_missing_when_ranked_and_filled_in_the_page() -> None:

@@ -1,0 +1,153 @@
+"""Which arithmetic a scorer computes in: the fastest that keeps to the bound, chosen one time, and kept with what it
+depends on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from learner.network.dense import threads
+from learner.network.forward import ARITHMETICS, Arithmetic, PageForward
+from learner.ranker.model import OnlineModel
+from learner.serving.serving_model import ServingModel
+from learner.serving.staging import ModelWriter
+from scorer.feeder import arithmetic
+from scorer.feeder.arithmetic import BOUND, FILE, ArithmeticChoice
+from tests.scenes.learning import SCHEMA, make_samples
+
+MODEL = OnlineModel(SCHEMA, {"hidden": [32]}, 0)
+MODEL.learn(make_samples(100, 0))
+
+
+def writer(choose: Any = None, model: OnlineModel = MODEL) -> ModelWriter:
+    return ModelWriter.of(SCHEMA, model.spec, model.snapshot()[0], choose=choose)
+
+
+class Stopwatch:
+    """Passes of each arithmetic take as long as is said, by the clock that this is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: dict[Arithmetic, float]) -> None:
+        self.now, self.passes, page = 0.0, 0, PageForward.page
+
+        def timed(made: PageForward, *given: Any) -> Any:
+            self.now += seconds[made.arithmetic]
+            self.passes += 1
+            return page(made, *given)
+
+        monkeypatch.setattr(PageForward, "page", timed)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("fastest", ARITHMETICS)
+def test_the_fastest_within_the_bound_computes_pages(fastest: Arithmetic, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Stopwatch(monkeypatch, {name: 1.0 if name == fastest else 2.0 for name in ARITHMETICS})
+    choose = ArithmeticChoice(watch)
+    with capture_logs() as logs:
+        made = writer(choose)
+    assert ServingModel.attach(SCHEMA, MODEL.spec, made.base()).arithmetic == fastest
+    choice = choose.choice
+    assert choice is not None
+    assert (choice.arithmetic, choice.measured) == (fastest, True)
+    assert choice.ms == {name: 1000.0 if name == fastest else 2000.0 for name in ARITHMETICS}
+    assert choice.error["float32"] == 0
+    assert choice.error["float32_onednn"] < 1e-5
+    assert 1e-4 < choice.error["bfloat16"] < BOUND
+    (line,) = logs
+    assert line["event"] == f"pages are computed in {fastest}"
+    assert all(name in line["why"] for name in ARITHMETICS)
+
+
+def test_one_that_strays_is_not_taken_however_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Stopwatch(monkeypatch, {"float32": 3.0, "float32_onednn": 2.0, "bfloat16": 1.0})
+    monkeypatch.setattr(arithmetic, "BOUND", 1e-4)
+    choose = ArithmeticChoice(watch)
+    assert choose(writer()) == "float32_onednn"
+
+
+def test_a_library_without_the_product_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Stopwatch(monkeypatch, {"float32": 3.0, "float32_onednn": 1.0, "bfloat16": 4.0})
+    monkeypatch.setattr(arithmetic, "has_onednn", lambda: False)
+    choose = ArithmeticChoice(watch)
+    assert choose(writer()) == "float32"
+    assert choose.choice is not None
+    assert "float32_onednn" not in choose.choice.ms
+
+
+def test_times_are_kept_and_measured_again_where_what_they_depend_on_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Stopwatch(monkeypatch, {"float32": 3.0, "float32_onednn": 2.0, "bfloat16": 1.0})
+
+    def measured(choose: ArithmeticChoice, model: OnlineModel = MODEL) -> bool:
+        """Whether a scorer that starts, or goes on, measures for its next version."""
+        assert choose(writer(model=model)) == "bfloat16"
+        assert choose.choice is not None
+        return choose.choice.measured
+
+    first, again, other = (ArithmeticChoice(watch, tmp_path) for _ in range(3))
+    assert measured(first)
+    passes = watch.passes
+    assert measured(first)  # the next snapshot
+    assert watch.passes == passes
+    assert not measured(again)
+    assert watch.passes == passes + len(ARITHMETICS)  # errors alone
+    larger = OnlineModel(SCHEMA, {"hidden": [48]}, 0)
+    assert measured(again, larger), "another form"
+    monkeypatch.setattr(arithmetic.torch, "__version__", "9.9")
+    assert measured(other, larger), "another library"
+
+
+@pytest.mark.parametrize(
+    "torn", [b"", b'{"of": "x", "ms": {"float32": 1}}', b'{"of": "x", "ms": {"float', b"[1, 2]", b"\xff\xfe"]
+)
+def test_a_damaged_file_is_said_and_measured_anew(torn: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Stopwatch(monkeypatch, {"float32": 3.0, "float32_onednn": 1.0, "bfloat16": 2.0})
+    (tmp_path / FILE).write_bytes(torn)
+    choose = ArithmeticChoice(watch, tmp_path)
+    with capture_logs() as logs:
+        assert choose(writer()) == choose(writer()) == "float32_onednn"
+    assert [line["log_level"] for line in logs] == ["warning", "info"]
+    assert "measured anew" in logs[0]["event"]
+    assert set(msgspec.json.decode((tmp_path / FILE).read_bytes())["ms"]) == set(ARITHMETICS)
+
+
+def test_a_folder_that_takes_no_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Stopwatch(monkeypatch, {"float32": 1.0, "float32_onednn": 2.0, "bfloat16": 3.0})
+    choose = ArithmeticChoice(watch, tmp_path / "gone")
+    with capture_logs() as logs:
+        assert choose(writer()) == "float32"
+    assert "cannot be kept" in logs[0]["event"]
+
+
+def test_a_network_that_is_not_written_out_leaves_no_choice() -> None:
+    model = OnlineModel(SCHEMA, {"model": "deepfm"}, 0)
+    choose = ArithmeticChoice(lambda: 0.0)
+    assert choose(writer(model=model)) == "float32"
+    assert choose.choice is None
+
+
+def test_best_twenties_of_a_trained_network_stay() -> None:
+    """What the bound stands for: of 1,000 candidates' best twenty at least 99.5% are float32's, in each arithmetic
+    that keeps to it."""
+    model = OnlineModel(SCHEMA, {"hidden": [128]}, 0)
+    for seed in range(60):
+        model.learn(make_samples(128, seed, users=300, items=300))
+    image, shares = model.snapshot()[0], dict[Arithmetic, list[float]]()
+    with threads(1):
+        for name in ARITHMETICS:
+            made = ServingModel.of(SCHEMA, model.spec, image, arithmetic=name)
+            for seed in range(60):
+                probe = make_samples(1000, 1000 + seed, users=300, items=300)
+                exact, mine = model.score(probe.cat, probe.num), made.score(probe.cat, probe.num)
+                best = [set(np.argsort(-scores, kind="stable")[:20].tolist()) for scores in (exact, mine)]
+                shares.setdefault(name, []).append(len(best[0] & best[1]) / 20)
+    for name, found in shares.items():
+        assert np.mean(found) >= 0.995, name
+    assert np.mean(shares["bfloat16"]) < 1, "so that it can be other than 1"
