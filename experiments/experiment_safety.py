@@ -5,8 +5,9 @@
              (:mod:`experiments.safety.poisons`). The AUC of what is served, on clean rows, against a twin that goes
              through the same without the poison, behind the same gate: the worst of consecutive windows; and the same
              without a gate. Some poisons are claimed to be caught, others are not.
-``clean``    days from nothing, in worlds in which nothing is wrong: each refusal is a false one.
-``taste``    half of the shoppers have another taste from noon on: minutes until it is served.
+``clean``    weeks from nothing at some rates of traffic, in worlds where nothing is wrong: nights, a sale, new goods, a
+             burst of new users, pages whose user was not read, guests, clients with a wrong clock. Each refusal is a
+             false one.
 
 Each is a call in a process of its own. ``millrace dev bench safety`` runs the same with fewer worlds and days.
 """
@@ -16,13 +17,14 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import structlog
@@ -31,59 +33,88 @@ from cyclopts import Parameter
 from commands.offline.intervals import interval, rounded
 from experiments.runs import Call, Row, run_calls, runs_file, write_experiment
 from experiments.safety.poisons import POISONS, Window
-from experiments.safety.safetyrun import STRETCH_ROWS, Life, Log, Served, live, loss
-from experiments.safety.safetyworld import BATCH_ROWS, Moment, Shop, traffic, write_shop
+from experiments.safety.safetyrun import Life, Served, live, loss
+from experiments.safety.safetyworld import BATCH_ROWS, Moment, Shop, clients, traffic, write_shop
 from learner.network.dense import threads
-from millrace.basics.durations import HOUR_MS, MINUTE_MS
+from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.basics.errors import SettingError
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, load_schema, shop_schema
-from millrace.logs import read_log
+from millrace.logs import TS, read_log
+from millrace.reports.lines import Lines
+from simulator.params import DEFAULT
 
-MOST_LOSS, MOST_FALSE = 0.01, 0.01
-"""What the gate promises: AUC lost to the twin, and refusals of what is clean."""
-MOST_DRIFT_MINUTES = 180
-"""Refusals later than this after a change of taste are not of it."""
+MOST_LOSS = 0.004
+"""What the gate promises: AUC lost to the twin, by poisons that it claims to catch."""
+
+Kind = Literal["clean", "taste", "poison"]
+Rate = Literal[1, 10, 100, 1000]
+
+_WORLDS: Mapping[int, tuple[int, int, tuple[int, int], float]] = {
+    1: (64, 30, (0, 24), 1.0),
+    10: (512, 30, (0, 24), 1.0),
+    100: (512, 2, (0, 24), 1.0),
+    1000: (512, 1, (10, 14), 0.3),
+}
+"""Of clean worlds by rows a second: rows known at once, days, hours of each and their share of a day's rows."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How much is run.
+    """How much is run. Slices of a plan may be run one by one.
 
     Args:
-        seeds: how many worlds are poisoned, and how many change their taste.
+        only: kinds of runs.
+        seeds: how many worlds are poisoned, and of how many half of the shoppers change their taste.
         seed: of the first world.
-        days: of each clean world.
-        worlds: clean ones.
-        users: shoppers of an average day.
+        rates: rows a second of clean worlds.
+        worlds: clean ones at 1 and at 10 rows a second; one at more.
+        days: of a clean world (default: 30; 2 at 100 rows a second; four hours at 1000).
+        users: shoppers of an average day, of poisons and tastes.
         rows: shown from the beginning of a poison on.
         log: one of one's own in which nothing is wrong.
         schema: schema file of that log.
+        short: little of each kind. It shows that it runs.
     """
 
+    only: tuple[Kind, ...] = ("clean", "taste", "poison")
     seeds: int = 5
     seed: int = 0
-    days: int = 10
-    worlds: int = 3
+    rates: tuple[Rate, ...] = (1, 10, 100, 1000)
+    worlds: int = 5
+    days: int | None = None
     users: int = 4000
     rows: int = 190_000
     log: Path | None = None
     schema: Path | None = None
+    short: bool = False
 
     def calls(self) -> Iterator[Call]:
-        """Each run's call. The longest first."""
-        users, first, schema, few = self.users, self.seed, shop_schema(), min(3, self.days)
-        runs: list[tuple[Callable[..., Iterator[Row]], tuple[Any, ...]]] = [
-            *((clean, ("clean days", Shop(seed, self.days, users))) for seed in range(first, first + self.worlds)),
-            *((poisons, (Shop(seed, 2, users), self.rows)) for seed in range(first, first + self.seeds)),
-            (clean, ("click rate times three", Shop(first, few, users, click_rate=0.3))),
-            (clean, ("sale from noon", Shop(first, few, users, change="sale"))),
-            *((taste, (Shop(seed, 2, users), min(self.rows, 100_000))) for seed in range(first, first + self.seeds)),
-        ]
-        yield from ((_do, (schema, *run)) for run in runs)
+        """Each run's call."""
+        if self.short:
+            small = replace(self, seeds=1, rates=self.rates[:1], worlds=1, days=2, users=500, rows=9000, short=False)
+            yield from small.calls()
+            return
+        schema, seeds = shop_schema(), range(self.seed, self.seed + self.seeds)
+        if "clean" in self.only:
+            for rate in self.rates:
+                worlds = range(self.seed, self.seed + (self.worlds if rate <= 10 else 1))
+                yield from ((_do, (schema, clean, *world_at(rate, seed, self.days))) for seed in worlds)
+        if "taste" in self.only:
+            shops = (Shop(seed, 2, self.users, change="taste") for seed in seeds)
+            yield from ((_do, (schema, clean, "another taste", shop, BATCH_ROWS)) for shop in shops)
+        if "poison" in self.only:
+            yield from ((_do, (schema, poisons, Shop(seed, 2, self.users), self.rows)) for seed in seeds)
         if self.log is not None and self.schema is not None:
-            yield _do, (load_schema(self.schema), clean, ("the log", self.log))
+            yield _do, (load_schema(self.schema), clean, "the log", self.log, BATCH_ROWS)
+
+
+def world_at(rate: int, seed: int, days: int | None = None) -> tuple[str, Shop, int]:
+    """The clean world of so many rows a second: as :func:`clean` takes it."""
+    size, usual, hours, share = _WORLDS[rate]
+    users = round(rate * (hours[1] - hours[0]) * HOUR_MS / 1000 / (DEFAULT.exposures * share))
+    return f"{rate} rows/s", Shop(seed, days or usual, users, change="all", hours=hours), size
 
 
 def experiment_safety(
@@ -102,29 +133,19 @@ def experiment_safety(
     plan = plan or Plan()
     if (plan.log is None) != (plan.schema is None):
         raise SettingError("a log without a schema, or a schema without a log", "give both, or neither")
-    if plan.seeds < 1 or plan.days < 2:
-        raise SettingError(f"{plan.seeds} seeds and {plan.days} days", "give at least one seed, and two days")
     began_s = time.monotonic()
     with runs_file(out) as keep:
-        report = make_report(run_plan(plan, keep, workers, progress))
+        report = make_report(run_calls([*plan.calls()], keep, workers, progress))
     given = {name: str(value) for name, value in asdict(plan).items() if value is not None}
     write_experiment(out, report, [], "Safety", began_s, plan=given)
     return report
 
 
-def run_plan(plan: Plan, keep: Callable[[Row], None], workers: int | None = None, progress: bool = True) -> list[Row]:
-    """The rows of all runs, in the order of the plan. ``keep`` takes each row when its call has ended."""
-    return run_calls([*plan.calls()], keep, workers, progress)
-
-
-def _do(schema: Schema, run: Callable[..., Iterator[Row]], args: tuple[Any, ...]) -> list[Row]:
+def _do(schema: Schema, run: Callable[..., Iterator[Row]], *args: Any) -> list[Row]:
     # What the gate says of each refusal is in the rows.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with TemporaryDirectory(prefix="millrace-safety-") as folder, threads(1), np.errstate(all="ignore"):
         return list(run(*args, schema, Path(folder)))
-
-
-# -- runs ----------------------------------------------------------------------------------------------------
 
 
 def _morning(shop: Shop, schema: Schema, folder: Path, at_ms: int, rows: int) -> tuple[Path, list[Moment]]:
@@ -175,88 +196,51 @@ def poisons(shop: Shop, rows: int, schema: Schema, folder: Path) -> Iterator[Row
             "auc_loss_without_gate": rounded(loss(twins[False], bare)),
             "not_finite": life.scorer.not_finite + life.scorer.bad_numbers,
             "refused": life.log.by_check(),
-            "first": life.log.refused[0].why if life.log.refused else "",
         }
 
 
-def clean(name: str, shop: Shop | Path, schema: Schema, folder: Path, batch_rows: int = BATCH_ROWS) -> Iterator[Row]:
+def clean(name: str, shop: Shop | Path, size: int, schema: Schema, folder: Path) -> Iterator[Row]:
     """One row: a life from nothing through a world or a log in which nothing is wrong.
 
     Args:
         name: what the world is called in reports.
         shop: a simulated one, or the path of a log.
-        batch_rows: that are known at once. Few, where there is little traffic.
+        size: rows that are known at once. Few, where there is little traffic.
     """
     log = read_log(write_shop(shop, folder / "log") if isinstance(shop, Shop) else shop, schema)
-    life = Life(schema, folder / "life")
-    live(life, traffic(log, schema, batch_rows))
+    seed, life = shop.seed if isinstance(shop, Shop) else 0, Life(schema, folder / "life", serves=False)
+    tick, ts_ms = Lines(lambda line: print(line, file=sys.stderr), time.monotonic), log.table[TS]
+    first_ms, last_ms = ts_ms[0].as_py(), ts_ms[-1].as_py()
+
+    def told() -> Iterator[Moment]:
+        for moment in traffic(log, schema, size):
+            yield moment
+            tick(f"{name}, seed {seed}: {len(life.log.refused)} refused, rows", life.log.rows, len(ts_ms))
+
+    live(life, told(), clients(shop, schema) if isinstance(shop, Shop) else lambda batch: batch)
     yield {
         "kind": "clean",
         "name": name,
-        "seed": shop.seed if isinstance(shop, Shop) else 0,
+        "seed": seed,
         "rows": life.log.rows,
-        "candidates": round(life.log.candidates, 1),
+        "days": rounded((last_ms - first_ms) / DAY_MS),
         "refused": life.log.by_check(),
-        "first": life.log.refused[0].why if life.log.refused else "",
-        "longest_pause_minutes": rounded(_longest_pause(life.log)),
+        "when": [f"day {1 + (r.event_ms - first_ms) / DAY_MS:.2f}: {r.why}" for r in life.log.refused[:20]],
     }
-
-
-def _longest_pause(log: Log) -> float:
-    """Minutes from a refusal to the next version, at most."""
-    published = np.sort(np.array(log.published_ms))
-    pauses = [0.0]
-    for one in log.refused:
-        later = published[np.searchsorted(published, one.event_ms, side="right") :]
-        end = int(later[0]) if len(later) else int(published[-1])
-        pauses.append((end - one.event_ms) / MINUTE_MS)
-    return max(pauses)
-
-
-def taste(shop: Shop, rows: int, schema: Schema, folder: Path) -> Iterator[Row]:
-    """One row: half of the shoppers have another taste from noon on. Minutes until what is learnt of it is served."""
-    shop = replace(shop, change="taste")
-    origin, moments = _morning(shop, schema, folder, shop.noon_ms, rows)
-    life, served = _branch(schema, origin, folder, moments, True)
-    _, bare = _branch(schema, origin, folder, moments, False)
-    yield {
-        "kind": "taste",
-        "seed": shop.seed,
-        "minutes": promoted_after(life.log, served, shop.noon_ms),
-        "auc_loss_to_no_gate": rounded(loss(bare, served)),
-        "refused": life.log.by_check(),
-    }
-
-
-def promoted_after(log: Log, served: Served, change_ms: int) -> float | None:
-    """Minutes from a change until a version is out that has learnt a whole stretch of rows since, and behind which the
-    gate has nothing against the change any more. None where there is none."""
-    since = served.shown_ms[served.shown_ms >= change_ms]
-    if len(since) < STRETCH_ROWS:
-        return None
-    last_ms = int(since[STRETCH_ROWS - 1])
-    own = [r.event_ms for r in log.refused if change_ms <= r.event_ms < change_ms + MOST_DRIFT_MINUTES * MINUTE_MS]
-    last_ms = max([last_ms, *own])
-    later = [ms for ms in log.published_ms if ms >= last_ms]
-    return rounded((min(later) - change_ms) / MINUTE_MS) if later else None
-
-
-# -- all runs ------------------------------------------------------------------------------------------------
 
 
 def make_report(rows: Sequence[Row]) -> dict[str, Any]:
     """What the rows of all runs say, and a verdict in words."""
-    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("poison", "clean", "taste")}
     report: dict[str, Any] = {
-        "poisons": [_poison(name, own) for name, own in _by_name(kinds["poison"]).items()],
-        "clean": [_clean(name, own) for name, own in _by_name(kinds["clean"]).items()],
-        "taste": kinds["taste"],
+        "poisons": [_poison(name, own) for name, own in _by_name(rows, "poison").items()],
+        "clean": [_clean(name, own) for name, own in _by_name(rows, "clean").items()],
     }
     return {"verdict": verdict(report)} | report
 
 
-def _by_name(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    return {name: [row for row in rows if row["name"] == name] for name in dict.fromkeys(row["name"] for row in rows)}
+def _by_name(rows: Sequence[Row], kind: Kind) -> dict[str, list[Row]]:
+    names = dict.fromkeys(row["name"] for row in rows if row["kind"] == kind)
+    return {name: [row for row in rows if row["name"] == name] for name in names}
 
 
 def _poison(name: str, own: Sequence[Row]) -> Row:
@@ -274,28 +258,20 @@ def _poison(name: str, own: Sequence[Row]) -> Row:
 
 
 def _clean(name: str, own: Sequence[Row]) -> Row:
-    candidates = sum(row["candidates"] for row in own)
-    refused = sum(n for row in own for n in row["refused"].values())
+    days, refused = sum(row["days"] for row in own), sum(n for row in own for n in row["refused"].values())
     return {
         "world": name,
         "runs": len(own),
         "rows": sum(row["rows"] for row in own),
-        "candidates": round(candidates),
+        "days": rounded(days),
         "refused": refused,
-        "share": rounded(refused / candidates),
+        "in_30_days": rounded(30 * refused / days),
         "refused_by": _checks(own),
-        "longest_pause_minutes": max(row["longest_pause_minutes"] for row in own),
     }
 
 
 def _checks(rows: Sequence[Row]) -> str:
     return ", ".join(sorted({check for row in rows for check in row["refused"]}))
-
-
-def false_refusals(report: Mapping[str, Any]) -> float:
-    """Share of clean candidates that were refused, over all clean worlds together."""
-    candidates = sum(row["candidates"] for row in report["clean"])
-    return sum(row["refused"] for row in report["clean"]) / candidates if candidates else float("nan")
 
 
 def verdict(report: Mapping[str, Any]) -> str:
@@ -310,12 +286,8 @@ def verdict(report: Mapping[str, Any]) -> str:
             f"of AUC; the worst is {worst['poison']} with {worst['most_auc_loss']:.4f}."
         )
     parts.append(f"{sum(row['not_finite'] for row in report['poisons']):,} numbers that are not finite were served.")
-    over = ", ".join(row["world"] for row in report["clean"] if row["share"] >= MOST_FALSE)
-    which = f"; more than {MOST_FALSE:.0%} in {over}" if over else f", in no world {MOST_FALSE:.0%}"
-    parts.append(f"Of what was clean {false_refusals(report):.2%} was refused{which}.")
-    minutes = [row["minutes"] for row in report["taste"]]
-    if minutes:
-        served = [m for m in minutes if m is not None]
-        after = f" after at most {max(served):.0f} minutes" if served else ""
-        parts.append(f"A change of taste was served in {len(served)} of {len(minutes)} worlds{after}.")
+    parts += [
+        f"{row['refused']} refusals of what is clean in {row['days']:.4g} days, {row['world']}."
+        for row in report["clean"]
+    ]
     return " ".join(parts)

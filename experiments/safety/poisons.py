@@ -99,13 +99,17 @@ def user_side(schema: Schema) -> tuple[list[int], list[int]]:
     return cat, num
 
 
-def no_user(batch: SampleBatch, window: Window) -> SampleBatch:
-    """The user side is missing: the profile store is away."""
-    rows = window.rows(batch)
-    cats, nums = user_side(window.schema)
+def without_user(batch: SampleBatch, rows: Mask, schema: Schema) -> SampleBatch:
+    """The user side of ``rows``, (B,), is missing."""
+    cats, nums = user_side(schema)
     cat = np.array(batch.cat)
     cat[np.ix_(np.flatnonzero(rows), np.array(cats, np.intp))] = 0
     return _numbers(replace(batch, cat=cat), rows, nums, 0.0)
+
+
+def no_user(batch: SampleBatch, window: Window) -> SampleBatch:
+    """The profile store is away, and nobody says so."""
+    return without_user(batch, window.rows(batch), window.schema)
 
 
 def ahead(batch: SampleBatch, window: Window) -> SampleBatch:

@@ -51,11 +51,9 @@ class Pace(NamedTuple):
     snapshot: int = 16
 
 
-PACE = Pace()
-STRETCH_ROWS = 2048
+_PACE = Pace()
 WINDOW_ROWS = 8192
 """Rows that one AUC is of."""
-
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -115,14 +113,7 @@ class Log:
     """What became of a life."""
 
     refused: list[Refused] = field(default_factory=list)
-    published_ms: list[int] = field(default_factory=list)  # event time of what was learnt, of each version
-    snapshots: int = 0
     rows: int = 0  # that came
-
-    @property
-    def candidates(self) -> float:
-        """Stretches and snapshots that might have been refused."""
-        return self.rows / STRETCH_ROWS + self.snapshots
 
     def by_check(self) -> dict[str, int]:
         """Refusals by check."""
@@ -137,6 +128,7 @@ class Life:
         folder: of their data; it must not be there yet.
         origin: the data of a life that has ended, which this one goes on from.
         gate: whether anything is judged.
+        serves: whether pages are scored. What the gate says does not depend on it.
     """
 
     def __init__(
@@ -145,12 +137,13 @@ class Life:
         folder: Path,
         origin: Path | None = None,
         gate: bool = True,
-        pace: Pace = PACE,
+        pace: Pace = _PACE,
+        serves: bool = True,
     ) -> None:
         if origin is not None:
             shutil.copytree(origin, folder)
         self._settings = settings = Settings(data=str(folder), gate="on" if gate else "off")
-        self.pace, self.folder, self.store = pace, folder, ModelStore(settings.place("models"))
+        self.pace, self.folder, self.store, self.serves = pace, folder, ModelStore(settings.place("models")), serves
         self.log = Log()
 
         def build(note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Learning:
@@ -207,16 +200,14 @@ class Life:
         self._publish(promotion.delta(self._now_ms, True, True))
         if not promotion.publishing or not versions.snapshot_ready:
             return
-        self.log.snapshots += 1
         if promotion.write_snapshot(self._now_ms) is None:
             self._publish(promotion.delta(self._now_ms))
         else:
             self.store.prune(epoch=versions.epoch)
 
     def _publish(self, published: Published | None) -> None:
-        if published is not None:
+        if published is not None and self.serves:
             self.scorer.take(published)
-            self.log.published_ms.append(published.note.event_ms)
 
     def _note_refusals(self, batch: SampleBatch) -> None:
         refused = Counter({check: n for (check, verdict), n in self.promotion.verdicts.items() if verdict == "refused"})
@@ -238,7 +229,6 @@ class Served(NamedTuple):
 
     p: Floats  # (n,)
     clicked: NDArray[np.bool_]  # (n,)
-    shown_ms: NDArray[np.int64]  # (n,)
 
     def aucs(self, rows: int = WINDOW_ROWS) -> NDArray[np.float64]:
         """AUC of consecutive windows; a rest is left out. (n // rows,)"""
@@ -251,16 +241,16 @@ def live(
 ) -> Served:
     """Goes through moments: pages are scored with what serves, then samples are learnt. ``spoil`` poisons a
     micro-batch."""
-    p, clicked, shown_ms = [], [], []
+    p, clicked = [np.empty(0, np.float32)], [np.empty(0, np.bool_)]
     for moment in moments:
-        p.append(life.scorer.score(moment.cat, moment.num) if len(moment.cat) else np.empty(0, np.float32))
-        clicked.append(moment.clicked)
-        shown_ms.append(moment.shown_ms)
+        if life.serves and len(moment.cat):
+            p.append(life.scorer.score(moment.cat, moment.num))
+            clicked.append(moment.clicked)
         if moment.batch is not None:
             batch = spoil(moment.batch)
             if len(batch):
                 life.learn(batch)
-    return Served(np.concatenate(p), np.concatenate(clicked), np.concatenate(shown_ms))
+    return Served(np.concatenate(p), np.concatenate(clicked))
 
 
 def loss(twin: Served, other: Served, rows: int = WINDOW_ROWS) -> float:

@@ -4,9 +4,7 @@
 ::
 
     world     days 1, 2, ... of one simulated shop (simulator/daylog.py), written as day logs
-    change    from noon of the last day on: nothing; a sale (clicks twice as likely, until midnight);
-              a new taste (half of the shoppers take over the lasting taste of others);
-              newcomers (for two hours as many pages again, of people who were never here: those of the day before)
+    change    on one day, or from then on: see :data:`Change`
     moment    rows that pages showed, to be scored by what serves  │  the micro-batch that is known by then
 
 Pages, visits and draws do not depend on what changes, so a world with a change and its twin without one have the same
@@ -15,7 +13,7 @@ exposures, and equal clicks up to noon.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,7 +27,9 @@ from numpy.typing import NDArray
 from commands.replay.known import LabelSettings
 from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.steps import steps
+from experiments.safety.poisons import without_user
 from millrace.basics.durations import DAY_MS, HOUR_MS
+from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -44,76 +44,102 @@ FIRST_DAY = "2026-03-02"
 
 BATCH_ROWS = 512
 
-Change = Literal["nothing", "sale", "taste", "newcomers"]
+Change = Literal["nothing", "sale", "taste", "newcomers", "catalogue", "no users", "all"]
+"""What happens at noon of the last day: a sale (clicks twice as likely, until midnight); a new taste (half of the
+shoppers take over the lasting taste of others); newcomers (for two hours as many pages again, of people who were never
+here: those of the day before). All goods are others from 11:00 on. For an hour from 13:00 on no page's user is read.
+"all": each of them but the taste on a day of its own, and at any time 3% of guests and clients 59 minutes ahead."""
 
 _NEWCOMERS_HOURS, _NEW_ID = 2, 1 << 40
+_DAYS = {"sale": 0.35, "catalogue": 0.5, "newcomers": 0.65, "no users": 0.8}  # of "all": when, as parts of a world
+_GUESTS, _AHEAD = 0.03, 0.005  # shares of users
 
 
 @dataclass(frozen=True, slots=True)
 class Shop:
-    """Which world, how long, and what happens at noon of its last day."""
+    """Which world, how long, and what happens on its last day. ``hours``: of each day, from the first up to the
+    second."""
 
     seed: int
     days: int
     users: int = 4000
-    click_rate: float = DEFAULT.click_rate
     change: Change = "nothing"
+    hours: tuple[int, int] = (0, 24)
 
     @property
     def last_ms(self) -> int:
         """When the last day begins."""
-        return start_of(parse_day(FIRST_DAY) + self.days - 1)
+        return self.day_ms(self.days - 1)
 
-    @property
-    def noon_ms(self) -> int:
-        """When what changes, changes."""
-        return self.last_ms + 12 * HOUR_MS
+    def day_ms(self, day: int) -> int:
+        """When a day begins, from 0 on."""
+        return start_of(parse_day(FIRST_DAY) + day)
+
+    def day_of(self, change: Change) -> int | None:
+        """On which day, from 0 on, something changes; None: it does not."""
+        if self.change == "all":
+            return int(_DAYS[change] * self.days) if change in _DAYS else None
+        return self.days - 1 if self.change == change else None
 
 
 def write_shop(shop: Shop, folder: Path) -> Path:
     """Writes the day logs of a shop into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    world = World(shop.seed, shop.users, replace(DEFAULT, click_rate=shop.click_rate))
-    first = parse_day(FIRST_DAY)
-    for number in range(first, first + shop.days):
-        last = number == first + shop.days - 1
-        table = _changed_at_noon(world, shop, number) if last and shop.change != "nothing" else day_table(world, number)
-        pq.write_table(table, folder / f"{number}.parquet", compression="zstd")
+    world = World(shop.seed, shop.users, DEFAULT)
+    for day in range(shop.days):
+        table = _day(world, shop, day)
+        pq.write_table(table, folder / f"{parse_day(FIRST_DAY) + day}.parquet", compression="zstd")
     return folder
 
 
-def _with_newcomers(world: World, shop: Shop, number: int) -> pa.Table:
-    day, before = day_table(world, number), day_table(world, number - 1)
-    for name in before.column_names:
+def _day(world: World, shop: Shop, day: int) -> pa.Table:
+    number, begins_ms = parse_day(FIRST_DAY) + day, shop.day_ms(day)
+    first_ms, noon_ms, end_ms = (begins_ms + hour * HOUR_MS for hour in (shop.hours[0], 12, shop.hours[1]))
+    start_ms = world.visits(number).start_ms
+    wanted = (start_ms >= first_ms) & (start_ms < end_ms)
+    changes = day in (shop.day_of("sale"), shop.day_of("taste"))
+    before = start_ms < noon_ms if changes else wanted
+    tables = [day_table(world, number, np.flatnonzero(wanted & before))]
+    if changes:
+        tables.append(day_table(_other(world, shop), number, np.flatnonzero(wanted & ~before)))
+    table = pa.concat_tables(tables)
+    if day == shop.day_of("newcomers"):
+        table = pa.concat_tables([table, _newcomers(world, number, noon_ms)])
+        table = table.sort_by([("ts_ms", "ascending"), ("request_id", "ascending"), ("position", "ascending")])
+    new = shop.day_of("catalogue")
+    return table if new is None or day < new else _renewed(table, shop.day_ms(new) + 11 * HOUR_MS)
+
+
+def _newcomers(world: World, number: int, from_ms: int) -> pa.Table:
+    """The pages of the day before at the same time, of people who were never here."""
+    start_ms = world.visits(number - 1).start_ms + DAY_MS
+    inside = (start_ms >= from_ms) & (start_ms < from_ms + _NEWCOMERS_HOURS * HOUR_MS)
+    table = day_table(world, number - 1, np.flatnonzero(inside))
+    for name in table.column_names:
         if name == "ts_ms" or (name.endswith("_ms") and name != "born_ms"):
-            at = before.column_names.index(name)
-            before = before.set_column(at, before.schema.field(at), pc.add(before[name], DAY_MS))
-    at = before.column_names.index("user_id")
-    before = before.set_column(at, before.schema.field(at), pc.add(before["user_id"], _NEW_ID))
-    at = before.column_names.index("request_id")
-    new = pc.binary_join_element_wise("new", before["request_id"], "-")
-    before = before.set_column(at, before.schema.field(at), new)
-    ts_ms = before["ts_ms"].to_numpy()
-    inside = (ts_ms >= shop.noon_ms) & (ts_ms < shop.noon_ms + _NEWCOMERS_HOURS * HOUR_MS)
-    both = pa.concat_tables([day, before.filter(pa.array(inside))])
-    return both.sort_by([("ts_ms", "ascending"), ("request_id", "ascending"), ("position", "ascending")])
+            table = _with(table, name, pc.add(table[name], DAY_MS))
+    table = _with(table, "user_id", pc.add(table["user_id"], _NEW_ID))
+    return _with(table, "request_id", pc.binary_join_element_wise("new", table["request_id"], "-"))
 
 
-def _changed_at_noon(world: World, shop: Shop, number: int) -> pa.Table:
-    if shop.change == "newcomers":
-        return _with_newcomers(world, shop, number)
-    visits = world.visits(number)
-    other = _other(world, shop)
-    morning = visits.start_ms < shop.noon_ms
-    before = day_table(world, number, np.flatnonzero(morning))
-    after = day_table(other, number, np.flatnonzero(~morning))
-    return pa.concat_tables([before, after])
+def _renewed(table: pa.Table, from_ms: int) -> pa.Table:
+    """The goods of pages from then on were never here, and are as old as that."""
+    new = pc.greater_equal(table["ts_ms"], from_ms)
+    age_days = pc.cast(pc.divide(pc.cast(pc.subtract(table["ts_ms"], from_ms), pa.float64()), DAY_MS), pa.float32())
+    table = _with(table, "item_id", pc.if_else(new, pc.add(table["item_id"], _NEW_ID), table["item_id"]))
+    table = _with(table, "born_ms", pc.if_else(new, from_ms, table["born_ms"]))
+    return _with(table, "age_days", pc.if_else(new, age_days, table["age_days"]))
+
+
+def _with(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
+    at = table.column_names.index(name)
+    return table.set_column(at, table.schema.field(at), column)
 
 
 def _other(world: World, shop: Shop) -> World:
     """The world after noon: the same shoppers on the same pages."""
-    if shop.change == "sale":
-        return World(shop.seed, shop.users, replace(DEFAULT, click_rate=2 * shop.click_rate))
+    if shop.change != "taste":
+        return World(shop.seed, shop.users, replace(DEFAULT, click_rate=2 * DEFAULT.click_rate))
     other = World(shop.seed, shop.users, world.params)
     people = other.shoppers
     rng = generator(shop.seed, "safety.taste")
@@ -122,6 +148,23 @@ def _other(world: World, shop: Shop) -> World:
     settled[moved] = settled[rng.permutation(moved)]
     other.shoppers = replace(people, settled=settled)  # its errands, and so its pages, stay as they were
     return other
+
+
+def clients(shop: Shop, schema: Schema) -> Callable[[SampleBatch], SampleBatch]:
+    """What clients and stores make of samples in a world, where nothing is wrong."""
+    day = shop.day_of("no users")
+    from_ms = 0 if day is None else shop.day_ms(day) + 13 * HOUR_MS
+
+    def sent(batch: SampleBatch) -> SampleBatch:
+        draw = (batch.user * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(11)).astype(np.float64) / 2.0**53
+        guests = draw < _GUESTS if shop.change == "all" else np.zeros(len(batch), np.bool_)
+        unread = (batch.ts_ms >= from_ms) & (batch.ts_ms < from_ms + HOUR_MS)
+        missing = np.where(guests, PROFILE_MISSING | WINDOWS_MISSING, 0)
+        missing = np.where(unread, PROFILE_MISSING | WINDOWS_MISSING | NOT_READ, missing).astype(np.uint8)
+        ahead_ms = 59 * HOUR_MS // 60 * ((draw > 1 - _AHEAD) & (shop.change == "all"))
+        return without_user(replace(batch, ts_ms=batch.ts_ms + ahead_ms, user_missing=missing), missing > 0, schema)
+
+    return sent
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from learner.gate.heldout import HOUR_MS, Heldout
+from learner.gate.heldout import Heldout
 from learner.gate.screen import MEMORY_ROWS, Screen
+from millrace.basics.durations import HOUR_MS
 
 _FAULTS = {  # as shares of rows: whose label is the other one, who click on all
     "a tenth of labels flipped": (0.1, 0.0),
@@ -50,23 +51,23 @@ def blind_spots(screen: Screen, heldout: Heldout) -> list[BlindSpot]:
     rows_an_hour = heldout.rows_an_hour
     if not screen.warm or rows_an_hour <= 0:
         return []
+    pages = _heldout_rows(heldout)
     found = []
     for fault, (flipped, clicked) in _FAULTS.items():
         rows, by = screen.tells_after(flipped, clicked), "samples"
         if rows is None:
-            rows, by = _heldout_rows(screen, heldout), "held-out pages"
+            rows, by = pages, "held-out pages"
         found.append(BlindSpot(fault, rows, rows and rows / rows_an_hour, by if rows else ""))
-    pages = _heldout_rows(screen, heldout)
     slow = f"{DRIP}, over {MEMORY_ROWS:,} rows or {MEMORY_ROWS / rows_an_hour:.3g} hours"
     found.append(BlindSpot(slow, pages, pages and pages / rows_an_hour, "held-out pages" if pages else ""))
     return found
 
 
-def _heldout_rows(screen: Screen, heldout: Heldout) -> int | None:
+def _heldout_rows(heldout: Heldout) -> int | None:
     """Rows of traffic until held-out pages can be evidence against a model that has learnt something else, at the
     earliest. None: they never are, as there are none, or too few while they are of an age to be judged by."""
-    if not heldout.share:
+    if not (heldout.share and heldout.rows_a_visit):
         return None
-    rows = round(LEAST_VISITS * screen.rows_a_visit / heldout.share)
+    rows = round(LEAST_VISITS * heldout.rows_a_visit / heldout.share)
     hours = rows / heldout.rows_an_hour
     return rows if hours * HOUR_MS <= heldout.most_age_ms - heldout.age_ms else None

@@ -56,14 +56,14 @@ from learner.gate.median_clock import MedianClock
 from learner.gate.verdicts import GateRefusal
 from learner.ranker.repeats import exposure_ids, page_hashes
 from learner.ranker.verbs import Predicting, Scoring
+from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.basics.hashing import combine, salt
 from millrace.basics.ranking_metrics import auc, log_loss
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
-from millrace.evidence.clusters import clusters
+from millrace.evidence.clusters import Clusters, clusters
 from millrace.evidence.edetector import EDetector
 from millrace.versions.image import Array
 
-HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 MOST_ROWS = 12_000
 """Rows that are kept: 1.1 KB each with the shop's 219 numbers and 15 ids."""
 PER_HOUR = 8000
@@ -124,6 +124,9 @@ class Heldout:
         follows: whether the share follows traffic.
         most_age_ms: from an exposure until its row is judged by no more.
         clock: the gate's.
+
+    Attributes:
+        rows_a_visit: held-out rows of a cluster, when anchors were made last; 0: not known.
     """
 
     def __init__(
@@ -140,7 +143,7 @@ class Heldout:
         self._shares = np.array([share])
         self._anchor_ms = self._newest_ms = 0
         self._counted, self._counted_from_ms = 0, 0
-        self._rate = 0.0  # rows an hour, lately
+        self._rate = self.rows_a_visit = 0.0  # rows an hour, lately
         self._looked_ms = 0  # when a snapshot was judged last
         self._at = 0  # where the next row goes: the oldest one's place
         self._empty(0, 0)
@@ -182,12 +185,9 @@ class Heldout:
         held: NDArray[np.bool_] = drawn.astype(np.float64) < self._shares[step] * 2.0**53
         return held
 
-    def take(self, batch: SampleBatch, model: Predicting) -> None:
-        """Keeps held-out rows; a click that comes later mends its row's label.
-
-        A row with an unusable label, or that the model has no probability for, is not kept; nor is a click whose
-        exposure is not.
-        """
+    def take(self, batch: SampleBatch) -> None:
+        """Keeps held-out rows; a click that comes later mends its row's label. A row with an unusable label is not
+        kept, nor is a click whose exposure is not."""
         with np.errstate(invalid="ignore"):
             usable = (batch.label >= 0) & (batch.label <= 1) & (batch.kind != FOLLOW_UP)
         if not usable.any():
@@ -196,20 +196,19 @@ class Heldout:
             self._empty(batch.cat.shape[1], batch.num.shape[1])
         shown = batch.take(usable & (batch.kind != CORRECTION))
         if len(shown):
-            self._keep(shown, model.score(shown.cat, shown.num))
+            self._keep(shown.take(slice(-MOST_ROWS, None)))
         late = batch.take(usable & (batch.kind == CORRECTION))
         for number, label in zip(exposure_ids(late).tolist(), late.label.tolist(), strict=True):
             self._column["label"][self._column["id"] == number] = label
 
-    def _keep(self, batch: SampleBatch, p: NDArray[np.float32]) -> None:
-        new = np.flatnonzero(np.isfinite(p))[-MOST_ROWS:]
-        at = (self._at + np.arange(len(new))) % MOST_ROWS
-        self._at = int(self._at + len(new)) % MOST_ROWS
-        self._cat[at], self._num[at] = batch.cat[new], batch.num[new]
+    def _keep(self, batch: SampleBatch) -> None:
+        at = (self._at + np.arange(len(batch))) % MOST_ROWS
+        self._at = (self._at + len(batch)) % MOST_ROWS
+        self._cat[at], self._num[at] = batch.cat, batch.num
         pages = page_hashes(batch)
         own = {"id": exposure_ids(batch, pages), "page": pages, "user": batch.user, "ts_ms": batch.ts_ms}
-        for name, values in (own | {"label": batch.label, "anchor": np.full(len(p), np.nan)}).items():
-            self._column[name][at] = values[new]
+        for name, values in (own | {"label": batch.label, "anchor": np.full(len(batch), np.nan)}).items():
+            self._column[name][at] = values
 
     def aged(self, from_ms: int = 0, anchored: bool = False) -> HeldRows:
         """Rows that are of an age to be judged by, of exposures at or after ``from_ms``; those with an anchor alone."""
@@ -244,7 +243,7 @@ class Heldout:
             wrong = GateRefusal("finite", nan, 0.0, "predictions of held-out pages")
             return Judgement(wrong, n, 0.0, auc(rows.anchor, y), nan, nan, nan)
         x, bounds = more_loss(p, rows)
-        of = clusters(rows.page, combine(_VISIT, rows.user, (rows.ts_ms // HOUR_MS).astype(np.uint64)))
+        of = _visits(rows.page, rows.user, rows.ts_ms)
         stakes = np.zeros(len(of.rows))
         stakes[0] = stake_ms / DAY_MS
         detector = EDetector(DIFFERENCE, BOUND, MEAN_DAYS)
@@ -267,10 +266,17 @@ class Heldout:
         """The model as it is now is the anchor of all rows."""
         self._anchor_ms = self.clock.now_ms
         rows = np.flatnonzero(self._column["ts_ms"])
+        self._count_visits()
         if len(rows) and self._fits(model):
             p = scores(model, self._cat[rows], self._num[rows])
             good = np.isfinite(p)
             self._column["anchor"][rows[good]] = p[good]
+
+    def _count_visits(self) -> None:
+        ts_ms, page, user = (self._column[name] for name in ("ts_ms", "page", "user"))
+        kept = ts_ms > 0
+        rows = _visits(page[kept], user[kept], ts_ms[kept]).rows
+        self.rows_a_visit = float(rows.mean()) if len(rows) else 0.0
 
     def _fits(self, model: Predicting) -> bool:
         """Whether the model is of the schema that the rows are of."""
@@ -283,8 +289,10 @@ class Heldout:
         """Rows came. The share follows the traffic since the last look at it."""
         now_ms = self.clock.now_ms
         self._counted += len(batch)
-        near = batch.ts_ms[batch.ts_ms <= now_ms + HOUR_MS]
-        self._newest_ms = max(self._newest_ms, int(near.max(initial=0)))
+        newest_ms = int(batch.ts_ms.max(initial=0))
+        if newest_ms > now_ms + HOUR_MS:
+            newest_ms = int(batch.ts_ms[batch.ts_ms <= now_ms + HOUR_MS].max(initial=0))
+        self._newest_ms = max(self._newest_ms, newest_ms)
         passed = now_ms - self._counted_from_ms
         if passed < _LOOK_MS:
             return
@@ -360,12 +368,18 @@ class Heldout:
         for name, column in self._column.items():
             column[:n] = state[name]
         self._at = n % MOST_ROWS
+        self._count_visits()
         self._newest_ms, self._anchor_ms, self._counted, self._counted_from_ms, rate, self._looked_ms = clock
         self._rate = float(rate)
         self._from, self._shares = np.array(state["from_ms"]), np.array(state["shares"])
         bound = min(GROWS * self.base, max(self.base, MOST_SHARE))
         if self.share > bound or (self.base and not self.share):
             self._step_to(self.base)
+
+
+def _visits(page: Array, user: Array, ts_ms: Array) -> Clusters:
+    """A user's hours, and pages whose user is not known. (n,) each"""
+    return clusters(page, combine(_VISIT, user, (ts_ms // HOUR_MS).astype(np.uint64)))
 
 
 def scores(model: Scoring, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:

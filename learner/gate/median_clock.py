@@ -15,9 +15,11 @@ no measure. The median is that of most clients, and a user of many pages is neve
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from millrace.basics.compiled import compiled
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.image import Array
 
@@ -42,39 +44,19 @@ class MedianClock:
 
     def __init__(self) -> None:
         self.now_ms = 0
-        self._pages: list[tuple[int, int]] = []  # exposure and user of each, in the order in which they came
-        self._alone = 0  # newest pages in a row that are of one user beyond his share
+        self._times, self._users = np.zeros(PAGES, np.int64), np.zeros(PAGES, np.uint64)  # in the order of coming
+        self._state = np.zeros(2, np.int64)  # pages, and how many of the newest are of one user beyond his share
 
     def meet(self, batch: SampleBatch) -> None:
         """Samples came, whatever becomes of them."""
-        if not len(batch):
-            return
-        ts_ms, user = batch.ts_ms, batch.user
-        last = np.append((ts_ms[1:] != ts_ms[:-1]) | (user[1:] != user[:-1]), True)  # rows of their pages
-        at = np.flatnonzero(last)[-_LOOKED_AT:]
-        for page in zip(ts_ms[at].tolist(), user[at].tolist(), strict=True):
-            self._add(page)
-        times = sorted(ms for ms, _ in self._pages)
-        self.now_ms = times[(len(times) - 1) // 2]
-
-    def _add(self, page: tuple[int, int]) -> None:
-        own = [i for i, (_, user) in enumerate(self._pages) if user == page[1]]
-        if page[1] == _NOBODY or len(own) < OF_ONE_USER:
-            self._alone = 0
-        else:
-            self._alone += 1
-            del self._pages[own[0]]
-            if self._alone >= ALONE:
-                self._pages = [one for one in self._pages if one[1] == page[1]]
-        self._pages = [*self._pages, page][-PAGES:]
+        if len(batch):
+            self.now_ms = meet(batch.ts_ms, batch.user, self._times, self._users, self._state)
 
     def snapshot(self) -> dict[str, Array]:
         """The newest pages: times (n,), users (n,)."""
-        return {
-            "times": np.array([ms for ms, _ in self._pages], np.int64),
-            "users": np.array([user for _, user in self._pages], np.uint64),
-            "clock": np.array([self.now_ms, self._alone], np.int64),
-        }
+        n, alone = self._state.tolist()
+        clock = np.array([self.now_ms, alone], np.int64)
+        return {"times": self._times[:n].copy(), "users": self._users[:n].copy(), "clock": clock}
 
     def resume(self, state: Mapping[str, Array]) -> None:
         """The inverse of :meth:`snapshot`; an empty state is a fresh clock.
@@ -82,8 +64,46 @@ class MedianClock:
         Raises:
             KeyError, ValueError: it is not of this form.
         """
-        self.now_ms = self._alone = 0
-        self._pages = []
+        self.now_ms, self._state[:] = 0, 0
         if state:
-            self._pages = list(zip(state["times"].tolist(), state["users"].tolist(), strict=True))
-            self.now_ms, self._alone = (int(v) for v in state["clock"])
+            n = len(state["times"])
+            self._times[:n], self._users[:n] = state["times"], state["users"]
+            self.now_ms, alone = (int(v) for v in state["clock"])
+            self._state[:] = n, alone
+
+
+@compiled
+def meet(ts_ms: Any, user: Any, times: Any, users: Any, state: Any) -> Any:
+    """Adds the newest pages of rows, (B,) each, to those that are known; the median of their times. Rows that follow
+    each other with one time and user are one page."""
+    first, pages = len(ts_ms) - 1, 1
+    while first > 0 and pages + (ts_ms[first] != ts_ms[first - 1] or user[first] != user[first - 1]) <= _LOOKED_AT:
+        first -= 1
+        pages += ts_ms[first] != ts_ms[first + 1] or user[first] != user[first + 1]
+    for b in range(first, len(ts_ms)):
+        if b > first and ts_ms[b] == ts_ms[b - 1] and user[b] == user[b - 1]:
+            continue
+        n, own = state[0], 0
+        for i in range(n):
+            own += users[i] == user[b]
+        gone = -1 if n < PAGES else 0  # which page goes for it
+        if user[b] == _NOBODY or own < OF_ONE_USER:
+            state[1] = 0
+        else:
+            state[1] += 1
+            gone = 0
+            while users[gone] != user[b]:
+                gone += 1
+        if gone >= 0:
+            n -= 1
+            for i in range(gone, n):
+                times[i], users[i] = times[i + 1], users[i + 1]
+        if state[1] >= ALONE:
+            kept = 0
+            for i in range(n):
+                if users[i] == user[b]:
+                    times[kept], users[kept] = times[i], users[i]
+                    kept += 1
+            n = kept
+        times[n], users[n], state[0] = ts_ms[b], user[b], n + 1
+    return np.sort(times[: state[0]])[(state[0] - 1) // 2]

@@ -222,7 +222,7 @@ class Promotion:
         trainer, checks = self.trainer, self.checks
         if checks is not None and self._held_out:
             held, self._held_out = SampleBatch.concat(self._held_out), []
-            checks.heldout.take(held, trainer.model)
+            checks.heldout.take(held)
         cut = trainer.cut(drain)
         if cut is None:
             return None

@@ -12,24 +12,25 @@ much as his limit, no more. Ids that are missing have no limit: many visitors sh
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learner.gate.median_clock import MedianClock
+from millrace.basics.compiled import compiled
+from millrace.basics.durations import HOUR_MS
 from millrace.basics.errors import SettingError
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.versions.image import Array
 
-HOUR_MS = 3_600_000
 USER, ITEM = "user", "item"
-MOST_IDS = 1_000_000
+MOST_IDS = 250_000
 """Ids that are counted in an hour, of each limit; those that come when there are so many have none."""
 
-_MISSING = 0
+_SLOTS = 1 << 19  # of a table: twice as many as ids, at least
 _REMEDY = "name user, item or categorical fields of the schema"
 
 
@@ -53,43 +54,34 @@ class Quota:
             if name not in (USER, ITEM) and name not in fields:
                 raise SettingError(f"teach_limits names '{name}', which is no categorical field", _REMEDY)
         self._columns = {name: span for name, span in fields.items() if name in self.limits}
-        self._counts: dict[str, Counter[int]] = {name: Counter() for name in self.limits}
+        widths = [stop - first for first, stop in (self._columns.get(name, (0, 1)) for name in self.limits)]
+        self._of = np.repeat(np.arange(len(widths)), widths)  # the limit of each column of ids
+        self._most = np.array([*self.limits.values()], np.int64)
         self._hour = 0
+        self._clear()
+        self._teach(np.zeros((0, 1), np.uint64))  # compiles it
 
     def over(self, batch: SampleBatch) -> NDArray[np.bool_]:
         """Rows beyond a limit; the others are counted. (B,)"""
-        over = np.zeros(len(batch), np.bool_)
         if not len(batch) or not self.limits:
-            return over
+            return np.zeros(len(batch), np.bool_)
         hour = self.clock.now_ms // HOUR_MS
         if hour > self._hour:
             self._hour = hour
-            for counts in self._counts.values():
-                counts.clear()
-        ids = {name: self._ids(batch, name) for name in self.limits}  # (B, slots) each
-        keeps = [self._add(name, own.ravel().tolist()) for name, own in ids.items()]
-        if all(keeps):
-            return over
-        for name, own in ids.items():  # some row may be beyond a limit: one by one
-            self._take_back(name, own.ravel().tolist())
-        names = [name for name, own in ids.items() for _ in range(own.shape[1])]
-        rows = np.concatenate(list(ids.values()), axis=1).tolist()
-        for i, row in enumerate(rows):
-            taught = {(name, one) for name, one in zip(names, row, strict=True) if one != _MISSING}
-            if any(self._counts[name][one] >= self.limits[name] for name, one in taught):
-                over[i] = True
-                continue
-            for name, one in taught:
-                if one in self._counts[name] or len(self._counts[name]) < MOST_IDS:
-                    self._counts[name][one] += 1
+            self._clear()
+        return self._teach(np.concatenate([self._ids(batch, name) for name in self.limits], axis=1))
+
+    def _teach(self, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        over = np.zeros(len(ids), np.bool_)
+        teach(ids, self._of, self._most, self._table, self._used, MOST_IDS, over)
         return over
 
     def snapshot(self) -> dict[str, Array]:
         """The hour, and ids (n,) and counts (n,) of each limit."""
         state: dict[str, Array] = {"hour": np.array([self._hour], np.int64)}
-        for name, counts in self._counts.items():
-            state[f"{name}/ids"] = np.fromiter(counts.keys(), np.uint64, len(counts))
-            state[f"{name}/counts"] = np.fromiter(counts.values(), np.int64, len(counts))
+        for name, table in zip(self.limits, self._table, strict=True):
+            ids, counts = table[table[:, 0] > 0].T
+            state[f"{name}/ids"], state[f"{name}/counts"] = ids.copy(), counts.astype(np.int64)
         return state
 
     def resume(self, state: Mapping[str, Array]) -> None:
@@ -99,11 +91,12 @@ class Quota:
             KeyError: an array is missing.
         """
         self._hour = int(state["hour"][0]) if state else 0
-        for name in self.limits:
-            self._counts[name].clear()
+        self._clear()
+        for number, name in enumerate(self.limits):
             if f"{name}/ids" in state:
-                pairs = zip(state[f"{name}/ids"].tolist(), state[f"{name}/counts"].tolist(), strict=True)
-                self._counts[name].update(dict(pairs))
+                ids = state[f"{name}/ids"]
+                self._used[number] = len(ids)
+                put(ids, state[f"{name}/counts"], self._table[number])
 
     def _ids(self, batch: SampleBatch, name: str) -> NDArray[np.uint64]:
         if name == USER:
@@ -113,17 +106,51 @@ class Quota:
         first, stop = self._columns[name]
         return np.ascontiguousarray(batch.cat[:, first:stop]).view(np.uint64)
 
-    def _add(self, name: str, ids: list[int]) -> bool:
-        """Counts all of the ids. Whether that keeps the limit, and the bound on ids."""
-        counts = self._counts[name]
-        counts.update(ids)
-        counts.pop(_MISSING, None)
-        most = max(map(counts.__getitem__, ids))  # a missing id reads as 0
-        return most <= self.limits[name] and len(counts) <= MOST_IDS
+    def _clear(self) -> None:
+        self._table = np.zeros((len(self.limits), _SLOTS, 2), np.uint64)  # of each limit ids with counts
+        self._used = np.zeros(len(self.limits), np.int64)  # ids
 
-    def _take_back(self, name: str, ids: list[int]) -> None:
-        counts = self._counts[name]
-        counts.subtract(ids)
-        for one in set(ids):
-            if counts[one] <= 0:
-                del counts[one]
+
+@compiled
+def slot(one: Any, table: Array) -> Any:
+    """Where an id is in a table (S, 2), or would be; half of the slots are free at least."""
+    most = len(table) - 1
+    at = np.int64((one * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & most
+    while table[at, 0] != 0 and table[at, 0] != one:
+        at = (at + 1) & most
+    return at
+
+
+@compiled
+def put(ids: Array, counts: Array, table: Array) -> None:
+    """Enters ids (n,) that a table (S, 2) does not have, with their counts (n,)."""
+    for i in range(len(ids)):
+        at = slot(ids[i], table)
+        table[at, 0], table[at, 1] = ids[i], counts[i]
+
+
+@compiled
+def teach(ids: Array, of: Array, limits: Array, table: Array, used: Array, most: int, over: Array) -> None:
+    """Counts the ids of rows, (B, C), that are not beyond a limit; says which are, (B,).
+
+    Args:
+        of: the limit that each column is of, (C,).
+        limits: (L,)
+        table: ids of each limit with their counts, (L, S, 2).
+        used: ids of each, (L,); at most ``most``.
+    """
+    at = np.zeros(len(of), np.int64)
+    for b in range(len(ids)):
+        for c in range(len(of)):
+            at[c] = slot(ids[b, c], table[of[c]])
+            over[b] |= ids[b, c] != 0 and table[of[c], at[c], 1] >= limits[of[c]]
+        for c in range(0 if over[b] else len(of)):
+            again = ids[b, c] == 0
+            for before in range(c):
+                again |= of[before] == of[c] and ids[b, before] == ids[b, c]
+            row = table[of[c], slot(ids[b, c], table[of[c]]) if c and of[c - 1] == of[c] else at[c]]
+            if again or (row[0] == 0 and used[of[c]] >= most):
+                continue
+            used[of[c]] += row[0] == 0
+            row[0] = ids[b, c]
+            row[1] += np.uint64(1)

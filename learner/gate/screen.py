@@ -20,7 +20,8 @@ Over the rows of a window, with y labels, p predictions and m_k the clean past's
 Shares are of visits: rows of a page, and pages of a visit, are of one user and tell of him no more than one does. So
 each visitor is counted once in any window, with one row. What comes of the user is counted where the page had it: a
 page that was made without his profile or his windows (:mod:`millrace.contracts.samples` says which) tells nothing of
-them, for guests are normal, and so are deleted users and a Redis that is slow or was emptied.
+them, for guests are normal, and so are deleted users and a Redis that is slow or was emptied. Nor do the windows of an
+item that was not met a minute ago: a shop may have a new catalogue from one hour to the next.
 
 No bound is broken by a window that is too short to tell. Labels and AUC must be 4.5 standard errors from the clean
 past, a share so far off that chance does it less than once in half a million times
@@ -40,7 +41,8 @@ taken for two at least.
 
 After a poisoned hour the windows hold refused rows. They end where rows come that break no bound by themselves and are
 unlike the refused ones, by three standard errors of the figure that these broke: what is behind is judged alone. Until
-then what comes first is refused too: pages of a few visitors, mostly.
+then what comes first is refused too: pages of a few visitors, mostly. Behind a :meth:`Screen.rebase` labels are
+expected to be as those that were refused, if it was for them.
 
 In a warm-up one more thing is refused: no click at all, where 60 or more would be, of 24 visits. That is a broken
 tracker and never the world, however quiet it is around it. What would be is known from before a :meth:`Screen.rebase`,
@@ -58,13 +60,14 @@ from numpy.typing import NDArray
 
 from learner.gate.median_clock import MedianClock
 from learner.gate.screenkernels import (
+    AUC,
     AUC_OFF,
     BINS,
-    CLICKED,
     CLICKS,
     FINE,
     HEAD,
     KINDS,
+    KNOWN,
     LABELS,
     OFF,
     PREDICTED,
@@ -72,6 +75,7 @@ from learner.gate.screenkernels import (
     SHARE,
     VARIANCE,
     VISITS,
+    absurd,
     apart,
     auc,
     count,
@@ -81,8 +85,9 @@ from learner.gate.screenkernels import (
     spread,
 )
 from learner.gate.verdicts import GateRefusal
+from millrace.basics.durations import DAY_MS, MINUTE_MS
 from millrace.basics.hashing import salt
-from millrace.contracts.samples import FOLLOW_UP, SampleBatch
+from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import SIDES, Schema, Side
 from millrace.versions.image import Array
 
@@ -102,11 +107,11 @@ _WINDOW_ROWS, _WINDOW_MS, _MOST_BLOCKS = 4096, 60_000, 48
 _LEAST_MEMORY_ROWS, MEMORY_ROWS = 2048, 65_536
 _PIECE_ROWS = 2048  # promoted rows that one figure of the AUC's dispersion is of: as long as the longest windows, about
 
-_MOST_NUMBER, _MOST_WEIGHT = 1e30, 1e6
 _KNOWN_CLICKS = 20  # of a warm-up, before it tells what is expected
 _VISITORS = 4096  # who are remembered as counted
-_ANY, _PROFILE, _WINDOWS = range(CLICKED)  # kinds of visits: rows that tell of it
-_DAY_MS = 86_400_000
+_ALSO = {FINE: "", LABELS: " (labels too)", AUC: " (AUC too)"}  # what else is broken where a share is
+_ANY, _PROFILE, _WINDOWS = range(KNOWN)  # kinds of visits: rows that tell of it
+_ITEM_BYTES = 1 << 16  # of eight items each that are remembered as met
 
 
 @cache
@@ -118,7 +123,8 @@ def warm_up() -> None:
     for writeable in (True, False):
         for array in (cat, num, label, kind, user, ts_ms):
             array.flags.writeable = writeable
-        tells = meet(user, ts_ms, kind, label, kind, np.ones(3, np.int64), *_nobody())
+        absurd(label, label, kind, ts_ms, num, 0)
+        tells = meet(user, user, ts_ms, kind, label, kind, np.ones(3, np.int64), *_nobody())
         at, needs, p = np.array([0, 1], np.intp), np.zeros(1, np.intp), np.ones(2, np.float32)
         count(cat, num, at, needs, label, kind, p, user, user, tells, np.zeros((KINDS, 1)), sums)
     auc(sums)
@@ -193,8 +199,8 @@ class Screen:
         self._begin()
 
     def _begin(self) -> None:
-        self._who, self._last = _nobody()
-        self._met = 0  # rows
+        self._who, self._last, self._items = _nobody()
+        self._met = self._items_ms = 0  # rows; when items that were met became known
         self._looked: tuple[SampleBatch, Sums] | None = None
         self._block, self._block_ms = (
             self._nothing(),
@@ -225,17 +231,10 @@ class Screen:
         page of all is met without anything to compare it with. After a stop of the stream of more than ``ahead_ms``,
         and of more than a day, eight pages at most are taken for absurd, where they are of several users.
         """
-        if not len(batch):
-            return np.zeros(0, np.bool_)
-        with np.errstate(invalid="ignore"):
-            sound = (batch.label >= 0) & (batch.label <= 1) & (batch.weight > 0) & (batch.weight <= _MOST_WEIGHT)
-            sound |= batch.kind == FOLLOW_UP
-            if self.clock.now_ms:
-                sound &= batch.ts_ms <= self.clock.now_ms + max(self.ahead_ms, _DAY_MS)
-            if batch.num.size and not (batch.num.max() <= _MOST_NUMBER and batch.num.min() >= -_MOST_NUMBER):
-                size = np.abs(batch.num)
-                sound &= ~((size > _MOST_NUMBER) & (size < np.inf)).any(axis=1)
-        return ~sound
+        now_ms = self.clock.now_ms
+        latest_ms = now_ms + max(self.ahead_ms, DAY_MS) if now_ms else np.iinfo(np.int64).max
+        found: Bools = absurd(batch.label, batch.weight, batch.kind, batch.ts_ms, batch.num, latest_ms)
+        return found
 
     def look(self, batch: SampleBatch, p: NDArray[np.float32]) -> GateRefusal | None:
         """Judges a micro-batch, alone and with the rows that came before it, before it is learnt from.
@@ -303,18 +302,15 @@ class Screen:
 
     def rebase(self) -> None:
         """The world has changed: bounds come from what is learnt from now on, after a warm-up."""
-        self._factor_before = self._factor()
+        refused = self._refused
+        of_labels = refused[PREDICTED] and self._broken[0] == LABELS
+        self._factor_before = float(refused[CLICKS] / refused[PREDICTED]) if of_labels else self._factor()
         self.went_back()
         self._past[:] = self._auc_piece[:] = 0
         self._promoted[:] = self._first_ms = 0
         self._warm = False
         self._usual = self._known()
         self._forget_behind(0)
-
-    @property
-    def rows_a_visit(self) -> float:
-        """Of the clean past."""
-        return float(self._past[ROWS] / max(self._past[VISITS], 1.0))
 
     def tells_after(self, flipped: float, clicked: float) -> int | None:
         """Rows of traffic like the clean past's that must come until a bound is broken, on average, where some shares
@@ -336,7 +332,7 @@ class Screen:
         return None
 
     def snapshot(self) -> dict[str, Array]:
-        """All of it: some 400 kB."""
+        """All of it: some 700 kB."""
         return {
             "block": self._block.copy(),
             "blocks": self._blocks.copy(),
@@ -349,7 +345,8 @@ class Screen:
             "refused": self._refused.copy(),
             "who": self._who.copy(),
             "last": self._last.copy(),
-            "met": np.array([self._met], np.int64),
+            "items": self._items.copy(),
+            "met": np.array([self._met, self._items_ms], np.int64),
             "columns": self._columns(),
         }
 
@@ -369,7 +366,8 @@ class Screen:
         self._promoted, self._first_ms = state["promoted"][:2].copy(), int(state["promoted"][2])
         self._warm, self._factor_before = bool(state["promoted"][3]), float(state["promoted"][4])
         self._refused, self._broken = state["refused"].copy(), (int(state["promoted"][5]), int(state["promoted"][6]))
-        self._who, self._last, self._met = state["who"].copy(), state["last"].copy(), int(state["met"][0])
+        self._who, self._last, self._items = state["who"].copy(), state["last"].copy(), state["items"].copy()
+        self._met, self._items_ms = (int(n) for n in state["met"])
         self._usual = self._known()
         self._make_tails()
 
@@ -380,13 +378,27 @@ class Screen:
 
     def _columns(self) -> Array:
         """What a state is bound to. (1,)"""
-        return np.array([salt("screen items", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
+        return np.array([salt("screen known", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
 
     def _sums(self, batch: SampleBatch, p: NDArray[np.float32]) -> Sums:
         """What is known of rows, so that it can be added: counts, sums, and clicks and others by logit. (K,)"""
         sums = self._nothing()
         clock = np.array([self._met, _WINDOW_ROWS + _MOST_BLOCK_ROWS, _WINDOW_MS + _BLOCK_MS], np.int64)
-        tells = meet(batch.user, batch.ts_ms, batch.kind, batch.label, batch.user_missing, clock, self._who, self._last)
+        if self.clock.now_ms >= self._items_ms + MINUTE_MS:
+            self._items[0] |= self._items[1]
+            self._items[1], self._items_ms = 0, self.clock.now_ms
+        tells = meet(
+            batch.user,
+            batch.item,
+            batch.ts_ms,
+            batch.kind,
+            batch.label,
+            batch.user_missing,
+            clock,
+            self._who,
+            self._last,
+            self._items,
+        )
         self._met += len(batch)
         there, groups = np.zeros((KINDS, batch.cat.shape[1])), len(self._num_starts) - 1
         needs = self._needs[:groups]
@@ -496,33 +508,24 @@ class Screen:
         if not self.warm:
             found = GateRefusal("labels", 0.0, 0.0, "no click at all") if silent(windows, self._factor()) else None
             return (FINE if found is None else LABELS), 0, found
-        usual = self._usual
-        what, g, value, bound = judge(
-            windows,
-            self._divisor,
-            self._needs,
-            self._of_items,
-            self._least,
-            usual.share,
-            usual.visits,
-            usual.items,
-            usual.auc,
-            usual.factor,
-            usual.dispersion,
-            usual.auc_dispersion,
-            usual.factor_error,
-            usual.auc_error,
-        )
-        if what == FINE:
-            return what, g, None
+        what, g, value, bound = self._first_broken(windows, self._least)
         if what == SHARE:
-            return what, g, GateRefusal(self._shares[g].check, value, bound, self._shares[g].what)
-        return what, g, GateRefusal("labels" if what == LABELS else "auc", value, bound)
+            also = self._first_broken(windows, np.full_like(self._least, np.inf))[0]
+            name = self._shares[g].what + _ALSO[also]
+            return what, g, GateRefusal(self._shares[g].check, value, bound, name)
+        return what, g, None if what == FINE else GateRefusal("labels" if what == LABELS else "auc", value, bound)
+
+    def _first_broken(self, windows: Sums, least: Sums) -> tuple[int, int, float, float]:
+        """As :func:`judge` says; shares are judged from ``least`` of the clean past's on, (G,)."""
+        columns = self._divisor, self._needs, self._of_items
+        found: tuple[int, int, float, float] = judge(windows, *columns, least, *self._usual)
+        return found
 
 
-def _nobody() -> tuple[Array, Array]:
-    """No visitor was counted: who, and when, in :func:`learner.gate.screenkernels.meet`."""
-    return np.zeros((_VISITORS, KINDS), np.uint64), np.zeros((_VISITORS, KINDS, 2), np.int64)
+def _nobody() -> tuple[Array, Array, Array]:
+    """Nobody was counted, nothing was met: who, when, and items in :func:`learner.gate.screenkernels.meet`."""
+    who, last = np.zeros((_VISITORS, KINDS), np.uint64), np.zeros((_VISITORS, KINDS, 2), np.int64)
+    return who, last, np.zeros((2, _ITEM_BYTES), np.uint8)
 
 
 def _groups(schema: Schema) -> tuple[Sequence[_Shares], NDArray[np.intp], Sums, Sums]:
@@ -544,7 +547,7 @@ def _groups(schema: Schema) -> tuple[Sequence[_Shares], NDArray[np.intp], Sums, 
         starts += [layout.window_start + k * each for k in range(len(keys))]
         of_user = [schema.key_side(key) == "user" for key in keys]
         shares += [
-            _Shares("numbers", f"windows of {key.name}", _LEAST_SHARE, _WINDOWS if users else _ANY, not users)
+            _Shares("numbers", f"windows of {key.name}", _LEAST_SHARE, _WINDOWS if users else KNOWN, not users)
             for key, users in zip(keys, of_user, strict=True)
         ]
     widths = np.diff([*starts, layout.N])

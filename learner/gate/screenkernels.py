@@ -22,10 +22,10 @@ from millrace.basics.compiled import compiled
 Array = NDArray[Any]
 
 ROWS, CLICKS, PREDICTED, VARIANCE, CORRECTIONS, OFF, AUC_OFF, VISITS = range(8)
-KINDS = 4
+KINDS = 5
 """V. A visit of kind 0 is told of by any row; of kinds 1 and 2 by one that does not lack that bit of the user; of kind
-:data:`CLICKED` by a click."""
-CLICKED = 3
+:data:`KNOWN` by one whose item is known; of kind :data:`CLICKED` by a click."""
+KNOWN, CLICKED = 3, 4
 ITEMS = VISITS + KINDS
 SIGNS = 32
 HEAD = ITEMS + SIGNS
@@ -43,10 +43,26 @@ _LEAST_CLICKED = 16  # visits of a window with a click, for AUC
 _APART, _APART_NATS = 3.0, 7.0  # standard errors, and a chance of one in a thousand
 _SILENT_CLICKS, _SILENT_VISITS = 60.0, 24  # expected in a window without any
 
+_MOST_NUMBER, _MOST_WEIGHT = np.float32(1e30), 1e6
+
 FINE, SHARE, LABELS, AUC = range(4)
 """What :func:`judge` found."""
 
 _CORRECTION, _FOLLOW_UP = 2, 3  # as millrace.contracts.samples has them
+
+
+@compiled
+def absurd(label: Array, weight: Array, kind: Array, ts_ms: Array, num: Array, latest_ms: int) -> Array:
+    """Rows that cannot be. (B,) See :meth:`learner.gate.screen.Screen.absurd`."""
+    found = np.zeros(len(label), np.bool_)
+    for b in range(len(label)):
+        sound = label[b] >= 0 and label[b] <= 1 and weight[b] > 0 and weight[b] <= _MOST_WEIGHT  # NaN is not
+        large = False
+        for c in range(num.shape[1]):
+            size = abs(num[b, c])
+            large |= (size > _MOST_NUMBER) & (size < np.inf)
+        found[b] = large or ts_ms[b] > latest_ms or not (sound or kind[b] == _FOLLOW_UP)
+    return found
 
 
 @compiled
@@ -110,7 +126,16 @@ def count(
 
 @compiled
 def meet(
-    user: Array, ts_ms: Array, kind: Array, label: Array, lacks: Array, clock: Array, who: Array, last: Array
+    user: Array,
+    item: Array,
+    ts_ms: Array,
+    kind: Array,
+    label: Array,
+    lacks: Array,
+    clock: Array,
+    who: Array,
+    last: Array,
+    items: Array,
 ) -> Array:
     """Which rows count of their visit: the first of a visitor since he was counted ``clock`` ago. (B, V)
 
@@ -120,16 +145,24 @@ def meet(
         clock: rows met before; then rows, and ms, that must both have passed until a visitor counts again. (3,)
         who, last: who was counted, (S, V), and when: rows met and ms, (S, V, 2). A visitor has one slot; a later one
             may take it from him.
+        items: bits of the items that are known, and of those met, by hash, (2, I). Those of these rows are met.
     """
     tells = np.zeros((len(user), KINDS), np.bool_)
+    bits = np.uint64(8 * items.shape[1])
     slots = np.uint64(len(who))
     for b in range(len(user)):
         clock[0] += 1
         if kind[b] == _FOLLOW_UP:
             continue
         s = np.int64((user[b] ^ (user[b] >> np.uint64(32))) % slots)
+        at = np.int64((item[b] ^ (item[b] >> np.uint64(32))) % bits)
+        bit = np.uint8(1 << (at & 7))
+        items[1, at >> 3] |= bit
         for v in range(KINDS):
-            if v == CLICKED:
+            if v == KNOWN:
+                if item[b] and not items[0, at >> 3] & bit:
+                    continue
+            elif v == CLICKED:
                 if label[b] <= 0.5:
                     continue
             elif v and lacks[b] >> (v - 1) & 1:
@@ -227,7 +260,7 @@ def judge(
             value = sums[HEAD + g] / (divisor[g] * n)
             if value >= bound:
                 continue
-            told, usual_told = (spread(sums), items) if of_items[g] else (n, visits[needs[g]])
+            told, usual_told = (min(spread(sums), n), items) if of_items[g] else (n, visits[needs[g]])
             if unlikely(value, told, share[g], usual_told) > _SHARE_NATS:
                 return SHARE, g, value, bound
 
@@ -284,7 +317,7 @@ def apart(
         if not n or not before:
             return False
         value, usual = sums[HEAD + group] / (divisor[group] * n), refused[HEAD + group] / (divisor[group] * before)
-        told = spread(sums) if of_items[group] else n
+        told = min(spread(sums), n) if of_items[group] else n
         # of what is not there: the share of it fell
         return bool(value > usual and unlikely(1 - value, told, 1 - usual, before) > _APART_NATS)
     if what == LABELS:

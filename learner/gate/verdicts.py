@@ -22,7 +22,6 @@ CHECKS = {
     "finite": "tensors, rows and optimiser slots are finite",
     "bounds": "tensors, rows and optimiser slots keep their bounds",
     "shift": "mean absolute shift of logits to the version before",
-    "drift": "mean absolute shift of logits to the hourly anchor",
     "heldout": "days until chance makes held-out pages look as much worse than by the anchor",
 }
 """Every check by name, and what its figure is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,20 @@ import pytest
 
 from benchmarks.runner import BENCHMARKS
 from benchmarks.safety import figures
-from experiments.experiment_safety import false_refusals, make_report, promoted_after
+from experiments.experiment_safety import Plan, make_report, world_at
 from experiments.safety.poisons import POISONS, Window, user_side
-from experiments.safety.safetyrun import Life, Log, Refused, Served, live, loss
-from experiments.safety.safetyworld import Change, Moment, Shop, traffic, write_shop
+from experiments.safety.safetyrun import Life, Served, live, loss
+from experiments.safety.safetyworld import Change, Moment, Shop, clients, traffic, write_shop
 from learner.ranker.repeats import exposure_ids
+from millrace.basics.durations import DAY_MS, HOUR_MS, MINUTE_MS
+from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import shop_schema
 from millrace.logs import read_log
 
 SCHEMA = shop_schema()
 SHOP = Shop(seed=3, days=1, users=60)
+NOON_MS = SHOP.last_ms + 12 * HOUR_MS
 ROWS = {poison.name: poison for poison in POISONS}
 
 
@@ -61,7 +65,7 @@ def test_what_changes_changes_at_noon(tmp_path: Path, change: Change, least: flo
         tables.append(read_log(write_shop(shop, tmp_path / kind), SCHEMA).table)
     usual, other = (t["click"].to_numpy() for t in tables)
     assert tables[0]["item_id"].equals(tables[1]["item_id"])
-    morning = tables[0]["ts_ms"].to_numpy() < SHOP.noon_ms
+    morning = tables[0]["ts_ms"].to_numpy() < NOON_MS
     assert (usual[morning] == other[morning]).all()
     assert least < other[~morning].mean() / usual[~morning].mean() < most
     assert (usual[~morning] != other[~morning]).mean() > 0.02
@@ -131,54 +135,79 @@ def test_lives_from_one_origin_are_alike_to_the_bit(moments: list[Moment], tmp_p
 def test_the_worst_window_counts() -> None:
     clicked = np.array([True, False] * 4)
     good, bad = np.where(clicked, 0.9, 0.1), np.where(clicked, 0.1, 0.9)
-    shown = np.arange(8)
-    twin = Served(good.astype(np.float32), clicked, shown)
-    other = Served(np.concatenate([good[:4], bad[4:]]).astype(np.float32), clicked, shown)
+    twin = Served(good.astype(np.float32), clicked)
+    other = Served(np.concatenate([good[:4], bad[4:]]).astype(np.float32), clicked)
     assert loss(twin, other, rows=4) == 1.0
     assert loss(twin, twin, rows=4) == 0.0
 
 
-def test_a_change_is_served_when_a_stretch_of_it_is_out_and_nothing_is_open() -> None:
-    minute = 60_000
-    shown_ms = np.arange(4096) * 1000  # of rows: the change is at the first
-    served = Served(np.zeros(4096, np.float32), np.zeros(4096, np.bool_), shown_ms)
-    published = [n * minute for n in range(0, 300, 5)]
-    assert promoted_after(Log(published_ms=published), served, 0) == 35  # 2,048 s and the next version
-    refused = [Refused(41 * minute, "shift", ""), Refused(200 * minute, "shift", "")]
-    assert promoted_after(Log(refused, published), served, 0) == 45  # the second is too late to be of it
-    assert promoted_after(Log(refused, published[:2]), served, 0) is None
-
-
-def test_a_taste_that_was_never_served_is_said_and_is_json() -> None:
-    taste = {"kind": "taste", "refused": {}, "auc_loss_to_no_gate": 0.0}
-    report = make_report([taste | {"seed": 0, "minutes": 12.0}, taste | {"seed": 1, "minutes": None}])
-    assert "A change of taste was served in 1 of 2 worlds after at most 12 minutes." in report["verdict"]
-    found = {f["name"]: f["value"] for f in figures(report) if f["name"].startswith("drift")}
-    assert found == {"drift_minutes": 12, "drift_not_served": 1}
-    never = make_report([taste | {"seed": 0, "minutes": None}])
-    assert "A change of taste was served in 0 of 1 worlds." in never["verdict"]
-
-
 def test_figures_are_named_by_poison_and_world() -> None:
     poison = {"kind": "poison", "seed": 0, "not_finite": 0, "refused": {"shift": 2}, "auc_loss_without_gate": 0.1}
-    world = {"kind": "clean", "rows": 4096, "longest_pause_minutes": 0.0}
+    world = {"kind": "clean", "rows": 4096, "days": 15.0}
     report = make_report(
         [
             poison | {"name": "flips-10", "claimed": True, "auc_loss": 0.02},
             poison | {"name": "flips-10", "claimed": True, "auc_loss": 0.001, "seed": 1},
             poison | {"name": "clickers-13h", "claimed": False, "auc_loss": 0.03},
-            world | {"name": "clean days", "candidates": 100.0, "refused": {}},
-            world | {"name": "sale from noon", "candidates": 100.0, "refused": {"labels": 3}},
-            {"kind": "taste", "seed": 0, "minutes": 12.0, "refused": {}, "auc_loss_to_no_gate": 0.0},
+            world | {"name": "1 rows/s", "refused": {}},
+            world | {"name": "1 rows/s", "refused": {"labels": 2, "shift": 1}},
+            world | {"name": "10 rows/s", "refused": {}},
         ]
     )
     found = {f["name"]: f["value"] for f in figures(report)}
     assert found["served_auc_loss flips-10"] == 0.02  # of the worst world
     assert found["uncaught_auc_loss clickers-13h"] == 0.03
-    assert found["false_refusals"] == pytest.approx(0.015)
-    assert found["false_refusals sale from noon"] == 0.03
-    assert found["drift_minutes"] == 12
-    assert false_refusals(report) == pytest.approx(0.015)
+    assert found["false_refusals 1 rows/s"] == 3
+    assert found["false_refusals 10 rows/s"] == 0
     assert "0 cost" in report["verdict"]
-    assert "sale from noon" in report["verdict"]
+    assert "3 refusals of what is clean in 30 days, 1 rows/s." in report["verdict"]
     assert "safety" in BENCHMARKS
+
+
+def test_a_slice_of_a_plan_is_one_world() -> None:
+    (call,) = Plan(only=("clean",), rates=(10,), worlds=1, seed=4, days=3).calls()
+    assert call[1][2:] == world_at(10, 4, 3)
+    (short,) = Plan(only=("clean",), short=True).calls()
+    assert short[1][3].days == 2
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(1, DAY_MS // 1000), (1000, 4 * 3600)])
+def test_a_world_has_as_many_rows_a_second_as_it_says(rate: int, seconds: int, tmp_path: Path) -> None:
+    _, shop, _ = world_at(rate, seed=1, days=1)
+    few = replace(shop, users=shop.users // 50, change="nothing") if rate == 1000 else replace(shop, change="nothing")
+    rows = read_log(write_shop(few, tmp_path), SCHEMA).table.num_rows * shop.users / few.users
+    assert rows / seconds == pytest.approx(rate, rel=0.25)
+
+
+def test_in_a_world_of_all_changes_each_has_its_day(tmp_path: Path) -> None:
+    shop = Shop(seed=3, days=20, users=40, change="all")
+    table = read_log(write_shop(shop, tmp_path), SCHEMA).table
+    ts_ms, item, user = (table[name].to_numpy() for name in ("ts_ms", "item_id", "user_id"))
+    new = item >= 1 << 40
+    assert (new == (ts_ms >= shop.day_ms(10) + 11 * HOUR_MS)).all()
+    assert float(table["age_days"].to_numpy()[new].max()) < 11
+    came = ts_ms[user >= 1 << 40]
+    noon_ms = shop.day_ms(13) + 12 * HOUR_MS
+    assert noon_ms <= came.min() < came.max() < noon_ms + 2 * HOUR_MS
+    assert shop.day_of("sale") == 7
+    assert shop.day_of("taste") is None
+
+
+def test_clients_of_a_world_of_all_changes(moments: list[Moment], batch: SampleBatch) -> None:
+    shop = replace(SHOP, change="all")
+    sent = clients(shop, SCHEMA)(batch)
+    unread = (batch.ts_ms >= NOON_MS + HOUR_MS) & (batch.ts_ms < NOON_MS + 2 * HOUR_MS)
+    assert ((sent.user_missing & NOT_READ > 0) == unread).all()
+    guests = (sent.user_missing == PROFILE_MISSING | WINDOWS_MISSING) & ~unread
+    cat, _ = user_side(SCHEMA)
+    assert not sent.cat[np.ix_(guests | unread, cat)].any()
+    assert set(np.unique(sent.ts_ms - batch.ts_ms)) <= {0, 59 * MINUTE_MS}
+    many = replace(
+        batch.take(np.zeros(40_000, np.intp)),
+        user=np.random.default_rng(1).integers(1, 1 << 63, 40_000).astype(np.uint64),
+    )
+    sent = clients(shop, SCHEMA)(many)
+    assert (sent.user_missing > 0).mean() == pytest.approx(0.03, abs=0.005)
+    assert (sent.ts_ms > many.ts_ms).mean() == pytest.approx(0.005, abs=0.002)
+    usual = clients(SHOP, SCHEMA)(batch)
+    assert _bytes(usual) == _bytes(batch)

@@ -132,7 +132,7 @@ class PlannedHeldout(Heldout):
         mine = np.array([request.startswith("held") for request in batch.request])
         return mine[batch.page]
 
-    def take(self, batch: SampleBatch, model: Predicting) -> None:
+    def take(self, batch: SampleBatch) -> None:
         self.taken += len(batch)
 
     def judge(self, model: Predicting) -> Judgement:

@@ -15,7 +15,7 @@ from tests.scenes.screened_stream import HOUR_MS, labelled, learn, warm
 def heldout_at(rows_a_second: float) -> Heldout:
     """Held-out pages of a shop with this traffic."""
     heldout = Heldout(0.01)
-    heldout._rate = 3600 * rows_a_second
+    heldout._rate, heldout.rows_a_visit = 3600 * rows_a_second, 10.0
     heldout.share = min(0.05, 8000 / heldout.rows_an_hour)
     return heldout
 
@@ -42,7 +42,7 @@ def test_less_is_known_with_little_traffic() -> None:
         "12 visits with held-out pages are of 33 hours"
     )
     assert much[name].by == "held-out pages"
-    assert much[name].rows == pytest.approx(LEAST_VISITS * screen.rows_a_visit / heldout_at(100.0).share, abs=1)
+    assert much[name].rows == pytest.approx(LEAST_VISITS * 10 / heldout_at(100.0).share, abs=1)
     slow, quick = (next(iter(spots.values())) for spots in (little, much))
     assert (slow.rows, slow.by) == (quick.rows, "samples")
     assert slow.hours == pytest.approx(5000 * (quick.hours or 0.0))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from learner.gate import heldout
-from learner.gate.heldout import DAY_MS, DIFFERENCE, HOUR_MS, MEAN_DAYS, MOST_ROWS, Heldout
+from learner.gate.heldout import DIFFERENCE, MEAN_DAYS, MOST_ROWS, Heldout
 from learner.gate.median_clock import MedianClock
+from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.basics.ranking_metrics import auc, log_loss
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, SampleBatch
 from tests.learner.gate.plain_model import MINUTE_MS, START_MS, Plain, rows
@@ -23,7 +24,7 @@ def old(held: Heldout, model: Plain, n: int = 3000, seed: int = 0) -> SampleBatc
     now_ms = held.clock.now_ms or START_MS
     batch = rows(n, seed, now_ms, step_ms=1)
     batch = replace(batch, user=batch.user + 50 * (np.arange(n, dtype=np.uint64) // 10))
-    held.take(batch, model)
+    held.take(batch)
     held.clock.now_ms = now_ms + HOUR_MS
     return batch
 
@@ -93,9 +94,9 @@ def test_another_one_follows_its_shares() -> None:
 
 
 def test_rows_are_judged_by_when_they_are_old_enough() -> None:
-    held, model = Heldout(0.01, AGE_MS), Plain()
+    held = Heldout(0.01, AGE_MS)
     batch = rows(100, 1, START_MS, step_ms=MINUTE_MS)  # pages ten minutes apart
-    held.take(batch, model)
+    held.take(batch)
     held.clock.now_ms = START_MS + 60 * MINUTE_MS
     aged = held.aged()
     assert aged.ts_ms.tolist() == batch.ts_ms[:40].tolist()
@@ -115,7 +116,7 @@ def test_a_client_that_is_ahead_makes_no_fresh_page_aged() -> None:
         batch = replace(batch, ts_ms=batch.ts_ms + ahead, user=np.arange(100, dtype=np.uint64) // 10 % 5 + 1)
         clock.meet(batch)
         held.held(batch)
-        held.take(batch, model)
+        held.take(batch)
         model.newest_ms = max(model.newest_ms, int(batch.ts_ms.max()))
         assert not len(held.aged().label)
     assert held.judge(model).rows == 0
@@ -125,7 +126,7 @@ def test_rows_older_than_a_day_judge_nothing() -> None:
     """As with a row a second, of which pages of three days would be judged by."""
     held = Heldout(1.0, AGE_MS, follows=False)
     batch = rows(3000, 1, START_MS, step_ms=5 * MINUTE_MS)  # a page each fifty minutes, for ten days
-    held.take(batch, Plain())
+    held.take(batch)
     held.clock.now_ms = int(batch.ts_ms[-1])
     ages = held.clock.now_ms - held.aged().ts_ms
     assert len(ages) == 280
@@ -134,46 +135,62 @@ def test_rows_older_than_a_day_judge_nothing() -> None:
 
 
 def test_a_late_click_mends_the_label_and_one_without_its_exposure_is_passed_over() -> None:
-    held, model = Heldout(0.01, AGE_MS), Plain()
+    held = Heldout(0.01, AGE_MS)
     batch = rows(100, 1)
     batch = replace(batch, label=np.zeros(100, np.float32), kind=np.full(100, NEGATIVE, np.uint8))
     late = batch.take(np.array([3, 5, 70]))
     late = replace(late, kind=np.array([CORRECTION, FOLLOW_UP, CORRECTION], np.uint8), label=np.ones(3, np.float32))
     stranger = replace(late, request=tuple(f"other {r}" for r in late.request))
-    held.take(SampleBatch.concat([batch.take(slice(0, 50)), late]), model)  # the exposure of one is still to come
-    held.take(batch.take(slice(50, 100)), model)
-    held.take(late.take(slice(2, 3)), model)
-    held.take(stranger, model)
+    held.take(SampleBatch.concat([batch.take(slice(0, 50)), late]))  # the exposure of one is still to come
+    held.take(batch.take(slice(50, 100)))
+    held.take(late.take(slice(2, 3)))
+    held.take(stranger)
     held.clock.now_ms = START_MS + 2 * HOUR_MS
     assert held.rows == 100
     assert np.flatnonzero(held.aged().label).tolist() == [3, 70]
 
 
-def test_unusable_rows_and_rows_without_a_score_are_not_kept() -> None:
+def test_unusable_rows_are_not_kept_and_rows_without_a_score_judge_nothing() -> None:
     held, model = Heldout(0.01, AGE_MS), Plain()
     batch = rows(40, 1)
     label, num = batch.label.copy(), batch.num.copy()
     label[:3], num[5] = (np.nan, -1.0, 2.0), np.nan
-    held.take(replace(batch, label=label, num=num), model)
-    assert held.rows == 36
+    held.take(replace(batch, label=label, num=num))
+    assert held.rows == 37
+    held.rebase(model)
+    held.clock.now_ms = START_MS + 2 * HOUR_MS
+    assert (held.judge(model).rows, held.judge(model).refusal) == (36, None)
+
+
+def test_visits_are_users_hours_and_pages_of_nobody() -> None:
+    """What evidence is counted by: rows of a user's pages within an hour are one."""
+    held = Heldout(0.01, AGE_MS)
+    batch = rows(60, 1, step_ms=0)  # six pages
+    user = np.repeat(np.array([7, 7, 7, 8, 0, 0], np.uint64), 10)
+    held.take(replace(batch, user=user))
+    held.rebase(Plain())
+    assert held.rows_a_visit == 60 / 4
+    other = Heldout(0.01, AGE_MS)
+    other.resume(held.snapshot())
+    assert other.rows_a_visit == held.rows_a_visit
 
 
 def test_memory_has_a_bound_and_the_newest_stay() -> None:
-    held, model = Heldout(0.01, AGE_MS), Plain()
+    held = Heldout(0.01, AGE_MS)
     for number in range(5):
-        held.take(rows(5000, number, START_MS + number * HOUR_MS, step_ms=1), model)
+        held.take(rows(5000, number, START_MS + number * HOUR_MS, step_ms=1))
     held.clock.now_ms = START_MS + 6 * HOUR_MS
     assert held.rows == MOST_ROWS
     assert held.aged().ts_ms.min() >= START_MS + 2 * HOUR_MS
 
 
 def test_spoilt_rows_go() -> None:
-    held, model = Heldout(0.01, AGE_MS), Plain()
+    held = Heldout(0.01, AGE_MS)
     batch = rows(100, 1, START_MS, step_ms=MINUTE_MS)
-    held.take(batch, model)
+    held.take(batch)
     held.spoilt(START_MS + 45 * MINUTE_MS)
     assert held.rows == 50
-    held.take(rows(10, 2), model)
+    held.take(rows(10, 2))
     assert held.rows == 60
 
 
@@ -185,7 +202,7 @@ def test_without_rows_or_with_one_class_nothing_is_judged() -> None:
     assert not held.judge(model).judged
     for label in (0.0, 1.0):
         held, batch = Heldout(0.01, AGE_MS), rows(1000, 1)
-        held.take(replace(batch, label=np.full(1000, label, np.float32)), model)
+        held.take(replace(batch, label=np.full(1000, label, np.float32)))
         held.clock.now_ms = START_MS + DAY_MS // 2
         held.rebase(model)
         found = held.judge(Plain(-3.0))
@@ -229,7 +246,7 @@ def test_few_users_are_little_evidence_and_need_no_row_count() -> None:
     for users, refused in ((10, False), (40, True)):
         held, model = Heldout(0.01, AGE_MS, follows=False), Plain()
         batch = rows(3000, 4, START_MS, step_ms=1)
-        held.take(replace(batch, user=np.arange(3000, dtype=np.uint64) // 10 % users + 1), model)
+        held.take(replace(batch, user=np.arange(3000, dtype=np.uint64) // 10 % users + 1))
         held.clock.now_ms = START_MS + HOUR_MS
         held.rebase(model)
         found = held.judge(Plain(-1.0))
@@ -240,7 +257,7 @@ def test_few_users_are_little_evidence_and_need_no_row_count() -> None:
 def test_rows_since_the_last_anchor_are_left_out_until_the_next() -> None:
     held, model = ready(1000)
     batch = rows(1000, 2, held.clock.now_ms + MINUTE_MS, step_ms=1)
-    held.take(replace(batch, label=1 - batch.label), model)  # a mistake that has just begun
+    held.take(replace(batch, label=1 - batch.label))  # a mistake that has just begun
     held.clock.now_ms += 90 * MINUTE_MS
     assert held.judge(model).rows == 1000
     held.promoted(model)
@@ -282,7 +299,7 @@ def test_a_model_that_goes_up_and_down_is_not_refused_for_a_month() -> None:
         held.clock.now_ms = START_MS + hour * HOUR_MS
         model.slope, model.bias = 1 + rng.normal(0, 0.06), -1 + rng.normal(0, 0.5)
         batch = rows(60, hour, held.clock.now_ms - 2 * HOUR_MS, step_ms=1000)
-        held.take(replace(batch, user=rng.integers(1, 2000, 60).astype(np.uint64)), model)
+        held.take(replace(batch, user=rng.integers(1, 2000, 60).astype(np.uint64)))
         model.slope, model.bias = 1 + rng.normal(0, 0.06), -1 + rng.normal(0, 0.5)
         found = held.judge(model)
         assert found.refusal is None
@@ -316,7 +333,7 @@ def test_it_goes_on_from_a_snapshot_and_need_not_begin_unjudged() -> None:
     twin.resume({name: array.copy() for name, array in held.snapshot().items()})
     twin.clock.now_ms = held.clock.now_ms
     for h in (held, twin):
-        h.take(rows(500, 9, held.clock.now_ms), model)
+        h.take(rows(500, 9, held.clock.now_ms))
     model.slope = 0.4
     assert held.judge(model) == twin.judge(model)
     for name, array in held.snapshot().items():

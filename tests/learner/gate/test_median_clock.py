@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
 
-from learner.gate.median_clock import ALONE, MedianClock
+import numpy as np
+import pytest
+
+from learner.gate.median_clock import ALONE, OF_ONE_USER, PAGES, MedianClock
 from millrace.contracts.samples import SampleBatch
 from tests.learner.gate.plain_model import MINUTE_MS, START_MS
 
@@ -76,3 +79,43 @@ def test_it_goes_on_from_a_snapshot() -> None:
         assert clock.now_ms == other.now_ms
     other.resume({})
     assert other.now_ms == 0
+
+
+class PlainClock:
+    """The rule in lists."""
+
+    def __init__(self) -> None:
+        self.pages: list[tuple[int, int]] = []
+        self.alone = 0
+
+    def add(self, page: tuple[int, int]) -> None:
+        own = [i for i, (_, user) in enumerate(self.pages) if user == page[1]]
+        if page[1] == 0 or len(own) < OF_ONE_USER:
+            self.alone = 0
+        else:
+            self.alone += 1
+            del self.pages[own[0]]
+            if self.alone >= ALONE:
+                self.pages = [one for one in self.pages if one[1] == page[1]]
+        self.pages = [*self.pages, page][-PAGES:]
+
+    @property
+    def now_ms(self) -> int:
+        times = sorted(ms for ms, _ in self.pages)
+        return times[(len(times) - 1) // 2]
+
+
+@pytest.mark.parametrize("users", [1, 2, 4, 40])
+def test_equals_the_rule_in_lists(users: int) -> None:
+    rng = np.random.default_rng(users)
+    clock, plain = MedianClock(), PlainClock()
+    for _ in range(200):
+        pages = int(rng.integers(1, 100 if rng.random() < 0.1 else 10))
+        user, ts_ms = rng.integers(0, users + 1, pages), START_MS + rng.integers(0, 10**6, pages)
+        each = rng.integers(1, 4, pages)
+        batch = page(0, 0).take(np.zeros(each.sum(), np.intp))
+        clock.meet(replace(batch, ts_ms=np.repeat(ts_ms, each), user=np.repeat(user, each).astype(np.uint64)))
+        for one in list(zip(ts_ms.tolist(), user.tolist(), strict=True))[-64:]:
+            plain.add(one)
+        assert clock.now_ms == plain.now_ms
+        assert clock.snapshot()["clock"].tolist() == [plain.now_ms, plain.alone]

@@ -530,14 +530,14 @@ def test_the_state_of_a_gate_is_bound_to_its_schema(tmp_path: Path) -> None:
             one.delta(0)
     one.hold()
     state = one.snapshot()
-    assert "shift/reference/cat" in state, "there is something that does not fit"
+    assert "shift/newest/cat" in state, "there is something that does not fit"
     assert len(state["heldout/cat"])
     other = gated(OTHER_SCHEMA, tmp_path / "other")
     other.resume(state)
     other.start(None, 0)
     assert other.held, "a person's word holds"
     other.promote()  # scores all reference rows and held-out rows
-    assert "shift/reference/cat" not in other.snapshot()
+    assert "shift/newest/cat" not in other.snapshot()
     assert len(other.snapshot()["heldout/ts_ms"]) == 0
     again = gated(SCHEMA, tmp_path / "again")
     again.resume(state)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from learner.gate import quota
-from learner.gate.quota import HOUR_MS
+from millrace.basics.durations import HOUR_MS
 from millrace.basics.errors import SettingError
 from millrace.contracts.samples import SampleBatch
 from tests.scenes.learning import SCHEMA

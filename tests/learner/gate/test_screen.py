@@ -374,6 +374,54 @@ def test_a_sale_passes_and_as_many_random_clicks_do_not() -> None:
     assert {r.check for r in learn(screen, iter(extra))} == {"labels"}
 
 
+def test_no_click_at_all_is_the_world_once_it_was_refused_for_the_stated_time() -> None:
+    """A shop that sends no clicks any more: behind a rebase, by which its rows are the world, they are learnt."""
+    screen, stream = warm()
+
+    def without_clicks(rows: int) -> Iterator[Scored]:
+        return ((labelled(batch, np.zeros(len(batch))), p) for batch, p in stream.batches(rows, 128))
+
+    assert learn(screen, without_clicks(4096))
+    screen.rebase()
+    assert learn(screen, without_clicks(8192)) == []
+    screen, stream = warm()
+    assert learn(screen, ((flipped(batch, stream.rng), p) for batch, p in stream.batches(1024, 128)))
+    screen.rebase()
+    assert learn(screen, without_clicks(4096)), "labels that were refused for being too many say nothing of silence"
+
+
+def test_labels_that_are_broken_too_are_told_beside_numbers() -> None:
+    screen, stream = warm()
+    (one, p), (other, q) = stream.batches(1024, 512)
+    first = screen.look(without_numbers(0.0)(one, stream.rng), p)
+    second = screen.look(labelled(without_numbers(0.0)(other, stream.rng), np.zeros(512)), q)
+    assert first is not None
+    assert second is not None
+    assert (first.check, first.what) == ("numbers", "plain numbers of the item")
+    assert (second.check, second.what) == ("numbers", "plain numbers of the item (labels too)")
+
+
+def with_items(stream: Stream, rows: int, first: int, met: set[int], lost: bool = False) -> Iterator[Scored]:
+    """Pages of 500 items with the hashes from ``first`` on; windows of one that was never shown before are empty, and
+    of all where they are ``lost``."""
+    for batch, p in stream.batches(rows, 64):
+        item = first + stream.rng.integers(0, 500, 64)
+        num = batch.num.copy()
+        num[[lost or int(i) not in met for i in item], 1:] = 0
+        met.update(item.tolist())
+        yield replace(batch, item=item.astype(np.uint64), num=num), p
+
+
+def test_a_new_catalogue_is_no_poison_and_lost_windows_of_items_are() -> None:
+    screen, stream, met = Screen(SCHEMA, HOUR_MS), Stream(0), set[int]()
+    assert learn(screen, with_items(stream, 2 * WARM_ROWS, 1, met)) == []
+    assert screen.warm
+    assert learn(screen, with_items(stream, 4096, 1001, met)) == []
+    refused = learn(screen, with_items(stream, 1024, 1001, met, lost=True))
+    assert refused
+    assert {one.what for one in refused} == {"windows of item_id"}
+
+
 def test_a_changed_world_is_normal_after_a_rebase() -> None:
     screen, stream = warm()
     before = stream.rate
