@@ -87,7 +87,8 @@ class Feeder:
         self._spool = open_spool(settings, self.meters.lost)
         self._shipper = Shipper(settings, schema, self._spool, self.meters.lost)
         senders = self.host, self._publisher, self._towers  # vectors come behind the items, whose rows they name
-        self.pool = WorkerPool(state, listener, template, self.host, senders, self.sums, self._answer)
+        bell = self._shipper.bell
+        self.pool = WorkerPool(state, listener, template, self.host, senders, self.sums, self._answer, bell)
         for slot in range(settings.workers):
             self._shipper.add(RingReader(self.pool.ring(slot)))
 

@@ -83,6 +83,7 @@ class WorkerPool:
     Args:
         listener: the socket that all workers accept from.
         answer: answers a worker's question: what, facts -> facts, arrays. Runs in a thread of its own.
+        bell: the eventfd that each worker rings for a page in its ring.
         senders: each new worker is added to all of them, in this order.
     """
 
@@ -95,9 +96,10 @@ class WorkerPool:
         senders: Sequence[Sender],
         sums: Sums,
         answer: Callable[[str, Any], tuple[Any, dict[str, Any]]],
+        bell: int,
     ) -> None:
         settings = self._settings = state.primary.settings
-        self._listener, self._template, self._host = listener, template, host
+        self._listener, self._template, self._host, self._bell = listener, template, host, bell
         self._senders, self._sums, self._answer = senders, sums, answer
         self._meters, self._stop = state.meters, state.stop
         self._askers = ThreadPoolExecutor(ASKERS, "asked")
@@ -190,7 +192,8 @@ class WorkerPool:
         for left in reversed(range(TEMPLATES)):
             ours, theirs = socket.socketpair()
             with theirs:
-                handles = Handles(theirs.fileno(), self._listener.fileno(), self.rings[slot].fd, self._shares.fd)
+                ring, shares = self.rings[slot].fd, self._shares.fd
+                handles = Handles(theirs.fileno(), self._listener.fileno(), ring, shares, self._bell)
                 try:
                     return ours, self._template.fork(slot, handles)
                 except ServiceError:

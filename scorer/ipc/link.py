@@ -59,6 +59,7 @@ class Handles(NamedTuple):
     listener: int
     ring: int
     shares: int
+    bell: int  # an eventfd that is written after each page in the ring
 
 
 class Closed(Exception):

@@ -12,11 +12,13 @@ worker continues in it.
     record   sizes: of it, its head, keys, cat, scores, num │ head (msgpack) │ keys │ cat │ scores │ num
     0        no record begins here: go on at the beginning
 
-``head`` and ``tail`` count all bytes ever written and read; a place is the count modulo the capacity.
+``head`` and ``tail`` count all bytes ever written and read; a place is the count modulo the capacity. A reader that
+waits sleeps on an eventfd, the bell.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 
 import msgspec
@@ -35,6 +37,8 @@ _START = 256  # bytes before the first record
 _PARTS = ("keys", "cat", "scores", "num")
 _WORDS = 2 + len(_PARTS)  # before a record's head
 _MEMORY_PAGE = 4096
+_READY_BYTES = 4 * 1024 * 1024  # of memory that the system has given before the first page
+_PART = 4  # of the memory, behind which an empty ring begins again
 
 Memory = NDArray[np.uint8]
 
@@ -56,11 +60,13 @@ def _words(memory: Memory) -> tuple[NDArray[np.uint64], Memory]:
 
 
 class RingWriter:
-    """The worker's side, over zeroed shared bytes, or over those of an earlier writer."""
+    """The worker's side, over zeroed shared bytes, or over those of an earlier writer. ``bell``: rung after each page;
+    None: nobody waits."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, bell: int | None = None) -> None:
+        self._bell = bell
         self._header, self._bytes = _words(memory)
-        self._bytes[::_MEMORY_PAGE] |= 0  # the system gives memory at the first touch: not while a client waits
+        self._bytes[:_READY_BYTES:_MEMORY_PAGE] |= 0  # given at the first touch: not while a client waits
         self._fence = threading.Lock()
         self._fence.acquire()
 
@@ -87,15 +93,20 @@ class RingWriter:
         self._fence.release()
         self._fence.acquire()
         self._header[_HEAD] = at + size
+        if self._bell is not None:
+            os.eventfd_write(self._bell, 1)
         return True
 
     def _room(self, size: int) -> int | None:
-        """Where ``size`` contiguous bytes begin; None: the reader has not freed enough."""
+        """Where ``size`` contiguous bytes begin; None: the reader has not freed enough. An empty ring begins
+        again behind its first part, so the rest takes memory only while pages wait. What that leaves out is free when
+        the reader has passed it."""
         capacity, head = len(self._bytes), int(self._header[_HEAD])
         free = capacity - (head - int(self._header[_TAIL]))
         place = head % capacity
         rest = capacity - place
-        if size <= rest:
+        begins_again = free == capacity and place >= max(size, capacity // _PART)
+        if size <= rest and not begins_again:
             return head if size <= free else None
         if rest + size > free:
             return None

@@ -5,16 +5,18 @@
 
     ring ─┐
     ring ─┼─► drain: pack ──► spool on disk ──► send: Kafka
-    ring ─┘   every 5 ms                        bounded, with retries
+    ring ─┘   when the bell rings               bounded, with retries
 
 Neither a request nor the drain waits for Kafka. A kill of a worker loses nothing. A kill of the feeder loses nothing
 either: its workers end, and write down what it had not drained (:func:`rescue`). A kill of all processes at once loses
-the pages of the last :data:`DRAIN_MS` and of the drain's duration.
+the pages that the drain has not taken yet.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import shutil
 import tempfile
 import threading
@@ -42,9 +44,9 @@ from scorer.pagelog.spool import Lost, Spool
 
 log = structlog.get_logger("scorer")
 
-DRAIN_MS = 5
 ADOPT_SECONDS = 5.0
-"""Between two looks for files of dead scorers: a worker may outlive its feeder and see the next one."""
+"""Between two looks for files of dead scorers: a worker may outlive its feeder and see the next one. The drain looks
+into the rings as often, whatever the bell says: a worker may be killed before it rings."""
 REQUEST_SECONDS = 20.0
 """Timeout of the producer for the broker's answer."""
 REMAKE_SECONDS = 3.0
@@ -152,7 +154,11 @@ def rescue(settings: Settings, schema: Schema, ring: RingReader, lost: Lost) -> 
 
 
 class Shipper:
-    """Both threads. Both call ``lost`` with each loss: a reason, pages, exposures."""
+    """Both threads. Both call ``lost`` with each loss: a reason, pages, exposures.
+
+    Attributes:
+        bell: an eventfd, which a writer of a ring rings after each page.
+    """
 
     def __init__(self, settings: Settings, schema: Schema, spool: Spool, lost: Lost) -> None:
         self._settings, self._spool, self._lost = settings, spool, lost
@@ -161,6 +167,8 @@ class Shipper:
         self._wake = threading.Event()  # of the sending thread
         self._draining, self._sending = threading.Event(), threading.Event()  # set: end
         self._deadline = 0.0
+        self.bell = os.eventfd(0)
+        weakref.finalize(self, os.close, self.bell)
         self._threads: list[threading.Thread] = []
         SPOOL_BYTES.set_function(lambda: spool.held_bytes)
 
@@ -185,6 +193,7 @@ class Shipper:
         worker."""
         self._deadline = time.monotonic() + seconds
         self._draining.set()
+        os.eventfd_write(self.bell, 1)
         if self._threads:
             self._threads[0].join()
         self._sending.set()
@@ -207,7 +216,9 @@ class Shipper:
     def _run_drain(self) -> None:
         ending, look_at = False, time.monotonic() + ADOPT_SECONDS
         while not ending:
-            ending = self._draining.wait(DRAIN_MS / 1000)
+            if select.select([self.bell], [], [], ADOPT_SECONDS)[0]:
+                os.eventfd_read(self.bell)
+            ending = self._draining.is_set()
             with _survived("drained"):
                 while self._drain_all():
                     self._wake.set()

@@ -101,7 +101,7 @@ class ScorerWorker:
         ring = Region.of_fd(handles.ring)
         self._ring_file = ring.fd
         self._memory = ring.array((ring.size,), np.uint8)
-        self._ring = RingWriter(self._memory)
+        self._ring = RingWriter(self._memory, handles.bell)
         self._orphaned = False
         self.meters = ScorerMeters()
         self._link = WorkerLink(self._end, self._received, self._ended)

@@ -40,7 +40,11 @@ headers.install()
 log = structlog.get_logger("stream")
 
 GROUP = "millrace-stream"
-FETCH_WAIT_MS = 50
+FETCH_WAIT_MS, QUIET_WAIT_MS = 50, 500
+"""How long the broker keeps a fetch that finds nothing; the second while nothing comes and nothing waits here. It
+answers as soon as something comes to a partition of the fetch. But one that has unread messages, or is paused, is not
+in the fetch. And an event waits for an answer that was given after it came (:mod:`stream.join.topic_order`)."""
+QUIET_ANSWERS = 2
 FETCH_BYTES = 4 * 1024 * 1024
 METADATA_MS = 5000
 """How often the broker is asked for its topics. One that has just started may know none, and the group's leader then
@@ -89,6 +93,12 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         super().__init__(*args, **kwargs)
         self.handed: dict[tuple[str, int], int] = {}  # offset after the last message handed over, by partition
 
+    async def on_start(self) -> None:
+        await super().on_start()
+        consumer = self._ensure_consumer()
+        app = cast(StreamApp, self.consumer.app)
+        wait_longer_when_quiet(consumer._fetcher, lambda: app.quiet)
+
     async def _fetch_records(self, *args: Any, **kwargs: Any) -> Any:
         records = await super()._fetch_records(*args, **kwargs)
         for tp, found in records.items():
@@ -98,13 +108,34 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
 
     def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
-        # Faust fixes it at 1.5 s. It is how long a broker may hold back a fetch while another partition has messages.
-        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # Faust fixes it at 1.5 s
+        consumer._consumer_timeout = QUIET_WAIT_MS / 1000  # its routine looks so often when nothing happens
         return consumer
 
     async def on_thread_stop(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):  # its own fetches, which wait for a broker that is away
             await super().on_thread_stop()
+
+
+def wait_longer_when_quiet(fetcher: Any, quiet: Callable[[], bool]) -> None:
+    """Has fetches of all partitions wait :data:`QUIET_WAIT_MS` while nothing comes. ``quiet``: whether nothing waits
+    for an answer."""
+    empty = 0  # answers without a message since the last one
+    fetch, plan = fetcher._proc_fetch_request, fetcher._get_actions_per_node
+
+    async def fetched(*args: Any) -> Any:
+        nonlocal empty
+        found = await fetch(*args)
+        empty = 0 if found else empty + 1
+        return found
+
+    def planned(assignment: Any) -> Any:
+        whole = not fetcher._records and not any(assignment.state_value(tp).paused for tp in assignment.tps)
+        long = whole and empty >= QUIET_ANSWERS and quiet()
+        fetcher._fetch_max_wait_ms = QUIET_WAIT_MS if long else FETCH_WAIT_MS
+        return plan(assignment)
+
+    fetcher._proc_fetch_request, fetcher._get_actions_per_node = fetched, planned
 
 
 @types.coroutine
@@ -201,11 +232,15 @@ class StreamApp(faust.App):
         settings: addresses and time-outs.
         positions: awaited after each assignment for the next offset to read of each of its partitions.
         datadir: Faust makes this folder; it stays empty.
+
+    Attributes:
+        quiet: whether no message waits for the broker's next answer; the worker sets it.
     """
 
     def __init__(self, settings: Settings, positions: Positions, datadir: Path) -> None:
         session = settings.session_timeout_ms / 1000
         self.positions = positions
+        self.quiet = True
         self.settings = settings
         super().__init__(
             settings.group(GROUP),

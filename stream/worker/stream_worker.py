@@ -77,7 +77,7 @@ log = structlog.get_logger("stream")
 
 GATHER_SECONDS = 0.05  # how long a micro-batch may fill after its first message; a click waits half of it on average
 BUFFER_MESSAGES = 4096  # the agent waits while more messages than this are not taken
-LOOK_SECONDS = 0.1
+LOOK_SECONDS, QUIET_LOOK_SECONDS = 0.1, 0.25  # the second while nothing waits
 SILENT_SECONDS = 1.0  # after such a silence of the broker, its topics may be other ones
 CLOSE_SECONDS = 11.0
 
@@ -202,8 +202,9 @@ class StreamWorker:
 
     async def pump(self) -> None:
         while True:
+            self.app.quiet = not self._buffer and not self.turns.wait
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
+                async with asyncio.timeout(QUIET_LOOK_SECONDS if self.app.quiet else LOOK_SECONDS):
                     await self._arrived.wait()
                 await asyncio.sleep(GATHER_SECONDS)
             async with self._lock:
@@ -428,7 +429,7 @@ async def _until(worker: StreamWorker, stop: threading.Event) -> None:
                 raise expected(why, "the consumer group", worker.settings)
             if stop.is_set() and saving is None:
                 saving = asyncio.create_task(worker.give_up())
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(QUIET_LOOK_SECONDS)
         await saving
     finally:
         if saving is not None:

@@ -285,6 +285,11 @@ class Turn:
         if message.message.topic == PAGE_LOGS:
             self._gate.served(message)
 
+    @property
+    def waits(self) -> bool:
+        """Whether something here goes on with the broker's next answer, a checkpoint or a reading."""
+        return bool(len(self._gate) or self._waiting or self._found or self._asked or self._advance_ms is not None)
+
     def inbound(self, reads: Reads, now: Now) -> Iterator[Due]:
         """The messages to be taken."""
         if self._announcing():
@@ -457,6 +462,11 @@ class Turns:
     @property
     def newest_ms(self) -> int:
         return max((turn.partition.newest_ms for turn in self), default=0)
+
+    @property
+    def wait(self) -> bool:
+        """Whether one of them waits for something."""
+        return any(turn.waits for turn in self)
 
     def let_go(self) -> None:
         """A rebalance begins: nothing is ours until :meth:`begin`."""

@@ -103,7 +103,7 @@ class Scene:
         host: Any = self.host
         primary = Primary(Settings(workers=workers), SCHEMA, EventClock(), lambda: NOW_MS)
         state = FeederState(primary, ScorerMeters(), self.stop)
-        self.pool = WorkerPool(state, self.listener, template, host, [host], Sums(), answer)
+        self.pool = WorkerPool(state, self.listener, template, host, [host], Sums(), answer, os.eventfd(0))
 
     def end(self) -> None:
         self.stop.set()
@@ -300,7 +300,7 @@ def test_nobody_waits_for_a_template_that_compiles_when_the_role_ends(monkeypatc
 
     def fork() -> None:
         try:
-            template.fork(0, Handles(0, 0, 0, 0))
+            template.fork(0, Handles(0, 0, 0, 0, 0))
         except ServiceError as error:
             failed.append(error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,27 @@ def test_room_comes_back_only_when_it_is_given_back() -> None:
     assert [copied(i) for i in taken] == [page(i, 4) for i in range(count)]
     reader.give_back()
     assert writer.put(page(99, 4))
+
+
+def test_pages_that_are_read_at_once_take_the_first_part_of_the_memory_alone() -> None:
+    memory = np.zeros(64 << 10, np.uint8)
+    writer, reader = RingWriter(memory), RingReader(memory)
+    for number in range(1000):
+        assert writer.put(page(number, 4))
+        assert [i.request_id for i in reader.take(5)] == [f"r{number}"]
+        reader.give_back()
+    assert not memory[len(memory) // 2 :].any()
+
+
+def test_whoever_waits_for_pages_hears_of_each() -> None:
+    bell = os.eventfd(0)
+    try:
+        writer = RingWriter(np.zeros(4096, np.uint8), bell)
+        for number in range(3):
+            assert writer.put(page(number, 4))
+        assert os.eventfd_read(bell) == 3
+    finally:
+        os.close(bell)
 
 
 @pytest.mark.parametrize(("at", "value"), [(256, 0xFF), (256 + 7, 1), (264, 0xFF), (272, 0xC1)])

@@ -71,7 +71,7 @@ def test_a_broker_that_is_killed_costs_no_page(tmp_path: Path) -> None:
         spool = open_spool(settings, lost)
         shipper = Shipper(settings, SCHEMA, spool, lost)
         rings = [np.zeros(8 << 20, np.uint8) for _ in range(2)]
-        writers = [RingWriter(memory) for memory in rings]
+        writers = [RingWriter(memory, shipper.bell) for memory in rings]
         for memory in rings:
             shipper.add(RingReader(memory))
         shipper.start()
@@ -104,7 +104,7 @@ settings, lost = load_settings(), print
 spool = open_spool(settings, lost)
 shipper = Shipper(settings, SCHEMA, spool, lost)
 memory = np.zeros(8 << 20, np.uint8)
-writer = RingWriter(memory)
+writer = RingWriter(memory, shipper.bell)
 shipper.add(RingReader(memory))
 shipper.start()
 print("started", flush=True)
@@ -161,7 +161,7 @@ def test_an_end_without_a_broker_keeps_the_pages_for_the_next_start(tmp_path: Pa
         assert broker.process is not None
         broker.process.kill()
         broker.process.wait()
-        writer = RingWriter(memory)
+        writer = RingWriter(memory, shipper.bell)
         for number in range(30):
             assert writer.put(made(number))
         shipper.end(0.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
 import subprocess
 import sys
@@ -45,7 +46,7 @@ class Feeder:
         self.reader = RingReader(self.memory)
         self.settings = Settings(data=str(folder), schema=str(SCHEMA_TOML), redis="redis://127.0.0.1:9")
         self.end, theirs = socket.socketpair()
-        handles = [theirs.fileno(), self.listener.fileno(), self.ring.fd, self.shares.fd]
+        handles = [theirs.fileno(), self.listener.fileno(), self.ring.fd, self.shares.fd, os.eventfd(0)]
         text = msgspec.json.encode(self.settings).decode()
         argv = [sys.executable, "-c", PROGRAM, text, *map(str, handles)]
         self.process = subprocess.Popen(argv, pass_fds=handles, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
