@@ -56,8 +56,9 @@ from learner.gate.median_clock import MedianClock
 from learner.gate.verdicts import GateRefusal
 from learner.ranker.repeats import exposure_ids, page_hashes
 from learner.ranker.verbs import Predicting, Scoring
+from millrace.basics.compiled import compiled, split_mix
 from millrace.basics.durations import DAY_MS, HOUR_MS
-from millrace.basics.hashing import combine, salt
+from millrace.basics.hashing import C1, combine, salt
 from millrace.basics.ranking_metrics import auc, log_loss
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
 from millrace.evidence.clusters import Clusters, clusters
@@ -147,6 +148,7 @@ class Heldout:
         self._looked_ms = 0  # when a snapshot was judged last
         self._at = 0  # where the next row goes: the oldest one's place
         self._empty(0, 0)
+        self.holds(np.zeros(0, np.uint64), np.zeros(0, np.int64))  # compiles it
 
     @property
     def share(self) -> float:
@@ -180,9 +182,7 @@ class Heldout:
 
     def holds(self, page: NDArray[np.uint64], ts_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether pages are held out that have these hashes and were exposed then, as far as is known now. (n,)"""
-        drawn = combine(_SALT, page) >> np.uint64(11)
-        step = np.maximum(np.searchsorted(self._from, ts_ms, "right") - 1, 0)
-        held: NDArray[np.bool_] = drawn.astype(np.float64) < self._shares[step] * 2.0**53
+        held: NDArray[np.bool_] = drawn(page, ts_ms, self._from, self._shares)
         return held
 
     def take(self, batch: SampleBatch) -> None:
@@ -380,6 +380,19 @@ class Heldout:
 def _visits(page: Array, user: Array, ts_ms: Array) -> Clusters:
     """A user's hours, and pages whose user is not known. (n,) each"""
     return clusters(page, combine(_VISIT, user, (ts_ms // HOUR_MS).astype(np.uint64)))
+
+
+@compiled
+def drawn(page: Array, ts_ms: Array, begins: Array, shares: Array) -> Array:
+    """Whether the hash of each page is below the share of its time. (B,) As ``combine(_SALT, page)`` draws it."""
+    held = np.empty(len(page), np.bool_)
+    for b in range(len(page)):
+        draw = max(split_mix(page[b] * C1 + _SALT), np.uint64(1)) if page[b] else page[b]
+        step = len(begins) - 1
+        while step > 0 and begins[step] > ts_ms[b]:
+            step -= 1
+        held[b] = np.float64(draw >> np.uint64(11)) < shares[step] * 2.0**53
+    return held
 
 
 def scores(model: Scoring, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:

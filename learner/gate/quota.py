@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.gate.median_clock import MedianClock
-from millrace.basics.compiled import compiled
+from millrace.basics.compiled import compiled, home_slot
 from millrace.basics.durations import HOUR_MS
 from millrace.basics.errors import SettingError
 from millrace.contracts.samples import SampleBatch
@@ -30,7 +30,7 @@ USER, ITEM = "user", "item"
 MOST_IDS = 250_000
 """Ids that are counted in an hour, of each limit; those that come when there are so many have none."""
 
-_SLOTS = 1 << 19  # of a table: twice as many as ids, at least
+_BITS = 19  # of a table's slots: twice as many as ids, at least
 _REMEDY = "name user, item or categorical fields of the schema"
 
 
@@ -107,17 +107,16 @@ class Quota:
         return np.ascontiguousarray(batch.cat[:, first:stop]).view(np.uint64)
 
     def _clear(self) -> None:
-        self._table = np.zeros((len(self.limits), _SLOTS, 2), np.uint64)  # of each limit ids with counts
+        self._table = np.zeros((len(self.limits), 1 << _BITS, 2), np.uint64)  # of each limit ids with counts
         self._used = np.zeros(len(self.limits), np.int64)  # ids
 
 
 @compiled
 def slot(one: Any, table: Array) -> Any:
     """Where an id is in a table (S, 2), or would be; half of the slots are free at least."""
-    most = len(table) - 1
-    at = np.int64((one * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & most
+    at = home_slot(one, 64 - _BITS)
     while table[at, 0] != 0 and table[at, 0] != one:
-        at = (at + 1) & most
+        at = (at + 1) % len(table)
     return at
 
 

@@ -126,7 +126,7 @@ def warm_up() -> None:
         absurd(label, label, kind, ts_ms, num, 0)
         tells = meet(user, user, ts_ms, kind, label, kind, np.ones(3, np.int64), *_nobody())
         at, needs, p = np.array([0, 1], np.intp), np.zeros(1, np.intp), np.ones(2, np.float32)
-        count(cat, num, at, needs, label, kind, p, user, user, tells, np.zeros((KINDS, 1)), sums)
+        count(cat, num, at, needs, label, kind, p, user, user, tells, np.zeros((0, 1)), sums)
     auc(sums)
     flags = np.zeros(1, np.bool_)
     judge(
@@ -199,15 +199,13 @@ class Screen:
         self._begin()
 
     def _begin(self) -> None:
-        self._who, self._last, self._items = _nobody()
+        self._visitors, self._items = _nobody()
         self._met = self._items_ms = 0  # rows; when items that were met became known
         self._looked: tuple[SampleBatch, Sums] | None = None
-        self._block, self._block_ms = (
-            self._nothing(),
-            0,
-        )  # the newest rows met, and the time when the first of them came
-        self._blocks, self._began_ms = np.empty((0, self._size)), np.empty(0, np.int64)  # those before it, newest first
-        self._tails = self._blocks  # what windows have behind the open block, shortest first
+        self._block, self._block_ms = self._nothing(), 0  # the newest rows met, and when the first of them came
+        self._upto = [self._nothing()]  # all rows up to each block before it and, as the last, to the open one
+        self._began_ms: list[int] = []  # of each block
+        self._tails = np.empty((0, self._size))  # what windows have behind the open block, shortest first
         self._piece = np.zeros(4)  # of rows learnt: rows, clicks, expected clicks, their variance
         self._stretch, self._past = self._nothing(), self._nothing()
         self._auc_piece = self._nothing()  # promoted rows of which the AUC is not yet told apart from the past's
@@ -272,8 +270,9 @@ class Screen:
         sums = self._looked[1] if known and self._looked is not None else self._sums(batch, p)
         self._looked = None
         self._stretch += sums
+        rows, clicks, predicted, variance = sums[: VARIANCE + 1].tolist()
         factor = self._factor(own=True)
-        self._piece += sums[ROWS], sums[CLICKS], factor * sums[PREDICTED], factor * sums[VARIANCE]
+        self._piece += (rows, clicks, factor * predicted, factor * variance)
         if self._piece[0] >= _BLOCK_ROWS:
             _, clicks, expected, variance = self._piece
             self._stretch[OFF] += (clicks - expected) ** 2 / max(variance, 1.0) * self._piece[0]
@@ -332,19 +331,18 @@ class Screen:
         return None
 
     def snapshot(self) -> dict[str, Array]:
-        """All of it: some 700 kB."""
+        """All of it: some 600 kB."""
         return {
             "block": self._block.copy(),
-            "blocks": self._blocks.copy(),
-            "began_ms": np.append(self._began_ms, self._block_ms),
+            "blocks": np.array(self._upto),
+            "began_ms": np.array([*self._began_ms, self._block_ms], np.int64),
             "piece": self._piece.copy(),
             "stretch": self._stretch.copy(),
             "past": self._past.copy(),
             "auc_piece": self._auc_piece.copy(),
             "promoted": np.append(self._promoted, [self._first_ms, self._warm, self._factor_before, *self._broken]),
             "refused": self._refused.copy(),
-            "who": self._who.copy(),
-            "last": self._last.copy(),
+            "visitors": self._visitors.copy(),
             "items": self._items.copy(),
             "met": np.array([self._met, self._items_ms], np.int64),
             "columns": self._columns(),
@@ -359,14 +357,14 @@ class Screen:
         self._begin()
         if not state or (state["columns"] != self._columns()).any():
             return
-        self._block, self._blocks = state["block"].copy(), state["blocks"].copy()
-        self._began_ms, self._block_ms = state["began_ms"][:-1].copy(), int(state["began_ms"][-1])
+        self._block, self._upto = state["block"].copy(), list(state["blocks"].copy())
+        *self._began_ms, self._block_ms = state["began_ms"].tolist()
         self._piece, self._stretch = state["piece"].copy(), state["stretch"].copy()
         self._past, self._auc_piece = state["past"].copy(), state["auc_piece"].copy()
         self._promoted, self._first_ms = state["promoted"][:2].copy(), int(state["promoted"][2])
         self._warm, self._factor_before = bool(state["promoted"][3]), float(state["promoted"][4])
         self._refused, self._broken = state["refused"].copy(), (int(state["promoted"][5]), int(state["promoted"][6]))
-        self._who, self._last, self._items = state["who"].copy(), state["last"].copy(), state["items"].copy()
+        self._visitors, self._items = state["visitors"].copy(), state["items"].copy()
         self._met, self._items_ms = (int(n) for n in state["met"])
         self._usual = self._known()
         self._make_tails()
@@ -395,28 +393,24 @@ class Screen:
             batch.label,
             batch.user_missing,
             clock,
-            self._who,
-            self._last,
+            self._visitors,
             self._items,
         )
         self._met += len(batch)
-        there, groups = np.zeros((KINDS, batch.cat.shape[1])), len(self._num_starts) - 1
-        needs = self._needs[:groups]
         count(
             batch.cat,
             batch.num,
             self._num_starts,
-            needs,
+            self._needs,
             batch.label,
             batch.kind,
             p,
             batch.item,
             batch.user,
             tells,
-            there,
+            self._cat_of,
             sums,
         )
-        sums[HEAD + groups : HEAD + len(self._shares)] = (self._cat_of * there[self._needs[groups:]]).sum(axis=1)
         return sums
 
     def _enter(self, sums: Sums, now_ms: int) -> None:
@@ -427,11 +421,14 @@ class Screen:
         rows = self._block[ROWS]
         if rows < _BLOCK_ROWS or (rows < _MOST_BLOCK_ROWS and now_ms < self._block_ms + _BLOCK_MS):
             return
-        before = np.cumsum(self._blocks[:, ROWS])  # (n,) rows up to each block
-        within = (before < _WINDOW_ROWS) | (self._began_ms >= now_ms - _WINDOW_MS)
-        keep = within[: _MOST_BLOCKS - 1]
-        self._blocks = np.concatenate([self._block[None], self._blocks[: _MOST_BLOCKS - 1][keep]])
-        self._began_ms = np.append(self._block_ms, self._began_ms[: _MOST_BLOCKS - 1][keep])
+        upto = self._upto
+        while self._began_ms and (
+            len(self._began_ms) >= _MOST_BLOCKS
+            or (upto[-1][ROWS] - upto[0][ROWS] >= _WINDOW_ROWS and self._began_ms[0] < now_ms - _WINDOW_MS)
+        ):
+            del upto[0], self._began_ms[0]
+        upto.append(upto[-1] + self._block)
+        self._began_ms.append(self._block_ms)
         self._block, self._block_ms = self._nothing(), 0
         self._make_tails()
 
@@ -452,18 +449,16 @@ class Screen:
         """Only what one of the windows of :meth:`look` has behind the batch is known from now on."""
         if window == 0:
             self._block, self._block_ms = self._nothing(), 0
-        n = len(self._blocks)
-        kept = min(2 ** (window - 2), n) if window > 1 else 0
-        self._blocks, self._began_ms = self._blocks[:kept], self._began_ms[:kept]
-        self._tails = self._blocks
+        kept = min(2 ** (window - 2), len(self._began_ms)) if window > 1 else 0
+        self._upto = self._upto[-1 - kept :]
+        self._began_ms = self._began_ms[len(self._began_ms) - kept :]
         self._make_tails()
 
     def _make_tails(self) -> None:
         """Sums of the newest 1, 2, 4, ... blocks, and of all. (T, K)"""
-        n = len(self._blocks)
-        if n:
-            last = np.append(2 ** np.arange(int(n - 1).bit_length()), n) - 1
-            self._tails = np.cumsum(self._blocks, axis=0)[last]
+        n = len(self._began_ms)
+        blocks = [2**i for i in range(int(n - 1).bit_length())] + [n] if n else []
+        self._tails = self._upto[-1] - np.array([self._upto[-1 - k] for k in blocks]).reshape(-1, self._size)
 
     # -- bounds ----------------------------------------------------------------------------------------------
 
@@ -522,10 +517,9 @@ class Screen:
         return found
 
 
-def _nobody() -> tuple[Array, Array, Array]:
-    """Nobody was counted, nothing was met: who, when, and items in :func:`learner.gate.screenkernels.meet`."""
-    who, last = np.zeros((_VISITORS, KINDS), np.uint64), np.zeros((_VISITORS, KINDS, 2), np.int64)
-    return who, last, np.zeros((2, _ITEM_BYTES), np.uint8)
+def _nobody() -> tuple[Array, Array]:
+    """Nobody was counted, nothing was met: visitors and items in :func:`learner.gate.screenkernels.meet`."""
+    return np.zeros((_VISITORS, 1 + 2 * KINDS), np.int64), np.zeros((2, _ITEM_BYTES), np.uint8)
 
 
 def _groups(schema: Schema) -> tuple[Sequence[_Shares], NDArray[np.intp], Sums, Sums]:

@@ -77,16 +77,16 @@ def count(
     item: Array,
     user: Array,
     tells: Array,
-    there: Array,
+    cat_of: Array,
     out: Array,
 ) -> None:
-    """Adds the sums of a batch to ``out`` (K,), but for those of ids. Follow-ups are passed over.
+    """Adds the sums of a batch to ``out`` (K,). Follow-ups are passed over.
 
     Args:
         starts: first column of each group of ``num``, (G1 + 1,).
-        needs: the kind of visits that each group of ``num`` is counted of, (G1,).
+        needs: the kind of visits that each group is counted of, (G1 + G2,).
         tells: whether a row is the one that counts of its visit, (B, V).
-        there: gets how often each column of ``cat`` has an id on the rows that count, (V, F).
+        cat_of: which columns of ``cat`` count for each of its groups, (G2, F).
     """
     groups = len(starts) - 1
     first = len(out) - 2 * BINS
@@ -110,11 +110,7 @@ def count(
             for s in range(SIGNS):
                 out[ITEMS + s] += 1 if (signs >> np.uint64(s)) & np.uint64(1) else -1
         for v in range(KINDS):
-            if not tells[b, v]:
-                continue
-            out[VISITS + v] += 1
-            for c in range(cat.shape[1]):
-                there[v, c] += cat[b, c] != 0
+            out[VISITS + v] += tells[b, v]
         for g in range(groups):
             if not tells[b, needs[g]]:
                 continue
@@ -122,6 +118,10 @@ def count(
             for c in range(starts[g], starts[g + 1]):
                 n += num[b, c] * num[b, c] > 0  # NaN is not
             out[HEAD + g] += n
+        for g in range(groups, len(needs)):
+            if tells[b, needs[g]]:
+                for c in range(cat.shape[1]):
+                    out[HEAD + g] += cat_of[g - groups, c] * (cat[b, c] != 0)
 
 
 @compiled
@@ -133,8 +133,7 @@ def meet(
     label: Array,
     lacks: Array,
     clock: Array,
-    who: Array,
-    last: Array,
+    visitors: Array,
     items: Array,
 ) -> Array:
     """Which rows count of their visit: the first of a visitor since he was counted ``clock`` ago. (B, V)
@@ -143,18 +142,21 @@ def meet(
         user: whose page it was, (B,).
         lacks: bits of what the page was made without, (B,).
         clock: rows met before; then rows, and ms, that must both have passed until a visitor counts again. (3,)
-        who, last: who was counted, (S, V), and when: rows met and ms, (S, V, 2). A visitor has one slot; a later one
-            may take it from him.
+        visitors: who was counted, and when by each kind: rows met, and ms, (S, 1 + 2 V). A visitor has one slot; a
+            later one may take it from him.
         items: bits of the items that are known, and of those met, by hash, (2, I). Those of these rows are met.
     """
     tells = np.zeros((len(user), KINDS), np.bool_)
     bits = np.uint64(8 * items.shape[1])
-    slots = np.uint64(len(who))
+    slots = np.uint64(len(visitors))
     for b in range(len(user)):
         clock[0] += 1
         if kind[b] == _FOLLOW_UP:
             continue
-        s = np.int64((user[b] ^ (user[b] >> np.uint64(32))) % slots)
+        own = visitors[np.int64((user[b] ^ (user[b] >> np.uint64(32))) % slots)]
+        if own[0] != np.int64(user[b]):
+            own[:] = 0
+            own[0] = np.int64(user[b])
         at = np.int64((item[b] ^ (item[b] >> np.uint64(32))) % bits)
         bit = np.uint8(1 << (at & 7))
         items[1, at >> 3] |= bit
@@ -167,10 +169,10 @@ def meet(
                     continue
             elif v and lacks[b] >> (v - 1) & 1:
                 continue
-            rows, ms = clock[0] - last[s, v, 0], ts_ms[b] - last[s, v, 1]
-            if who[s, v] == user[b] and last[s, v, 0] and (rows < clock[1] or ms < clock[2]):
+            rows, ms = clock[0] - own[1 + v], ts_ms[b] - own[1 + KINDS + v]
+            if own[1 + v] and (rows < clock[1] or ms < clock[2]):
                 continue
-            who[s, v], last[s, v, 0], last[s, v, 1] = user[b], clock[0], ts_ms[b]
+            own[1 + v], own[1 + KINDS + v] = clock[0], ts_ms[b]
             tells[b, v] = True
     return tells
 

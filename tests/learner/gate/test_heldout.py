@@ -12,6 +12,7 @@ from learner.gate import heldout
 from learner.gate.heldout import DIFFERENCE, MEAN_DAYS, MOST_ROWS, Heldout
 from learner.gate.median_clock import MedianClock
 from millrace.basics.durations import DAY_MS, HOUR_MS
+from millrace.basics.hashing import combine, salt
 from millrace.basics.ranking_metrics import auc, log_loss
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, SampleBatch
 from tests.learner.gate.plain_model import MINUTE_MS, START_MS, Plain, rows
@@ -160,6 +161,17 @@ def test_unusable_rows_are_not_kept_and_rows_without_a_score_judge_nothing() -> 
     held.rebase(model)
     held.clock.now_ms = START_MS + 2 * HOUR_MS
     assert (held.judge(model).rows, held.judge(model).refusal) == (36, None)
+
+
+def test_pages_are_drawn_by_their_hash_and_the_share_of_their_time() -> None:
+    held, rng = Heldout(0.3, follows=False), np.random.default_rng(0)
+    held.follow({"from_ms": [0, 1000, 2000], "shares": [0.3, 0.0, 0.6]})
+    page = np.append(rng.integers(0, 1 << 63, 9999).astype(np.uint64) * np.uint64(2), np.uint64(0))
+    ts_ms = rng.integers(-10, 3000, 10_000)
+    draw = combine(salt("heldout"), page) >> np.uint64(11)
+    share = np.array([0.3, 0.0, 0.6])[np.maximum(ts_ms // 1000, 0)]
+    assert held.holds(page, ts_ms).tolist() == (draw.astype(np.float64) < share * 2.0**53).tolist()
+    assert held.holds(page, ts_ms).mean() == pytest.approx(0.3, abs=0.02)
 
 
 def test_visits_are_users_hours_and_pages_of_nobody() -> None:
