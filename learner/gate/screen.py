@@ -129,22 +129,8 @@ def warm_up() -> None:
         count(cat, num, at, needs, label, kind, p, user, user, tells, np.zeros((0, 1)), sums)
     auc(sums)
     flags = np.zeros(1, np.bool_)
-    judge(
-        sums[None],
-        np.ones(1),
-        needs,
-        flags,
-        np.zeros(1),
-        np.zeros(1),
-        np.ones(KINDS),
-        1.0,
-        0.5,
-        1.0,
-        1.0,
-        1.0,
-        0.0,
-        0.0,
-    )
+    usual = Usual(np.zeros(1), np.ones(KINDS), 1.0, 0.5, 1.0, 1.0, 1.0, 0.0, 0.0)
+    judge(sums[None], np.ones(1), needs, flags, np.zeros(1), *usual)
     apart(sums, sums, LABELS, 0, np.ones(1), needs, flags, 1.0, 1.0)
     silent(sums[None], 1.0)
     spread(sums)
@@ -385,32 +371,11 @@ class Screen:
         if self.clock.now_ms >= self._items_ms + MINUTE_MS:
             self._items[0] |= self._items[1]
             self._items[1], self._items_ms = 0, self.clock.now_ms
-        tells = meet(
-            batch.user,
-            batch.item,
-            batch.ts_ms,
-            batch.kind,
-            batch.label,
-            batch.user_missing,
-            clock,
-            self._visitors,
-            self._items,
-        )
+        visit = batch.user, batch.item, batch.ts_ms, batch.kind, batch.label, batch.user_missing
+        tells = meet(*visit, clock, self._visitors, self._items)
         self._met += len(batch)
-        count(
-            batch.cat,
-            batch.num,
-            self._num_starts,
-            self._needs,
-            batch.label,
-            batch.kind,
-            p,
-            batch.item,
-            batch.user,
-            tells,
-            self._cat_of,
-            sums,
-        )
+        rows = batch.label, batch.kind, p, batch.item, batch.user, tells
+        count(batch.cat, batch.num, self._num_starts, self._needs, *rows, self._cat_of, sums)
         return sums
 
     def _enter(self, sums: Sums, now_ms: int) -> None:

@@ -45,8 +45,6 @@ The same piece serves more. ``elapsed`` says when stakes are made:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -90,13 +88,9 @@ class EDetector:
             )
         self.difference, self.bound, self.mean_time = difference, bound, mean_time
         self._bets: Numbers = FRACTIONS / (bound + difference)
-        self.restart()
-
-    def restart(self) -> None:
-        """Begins again: behind an alarm, or where what is compared is another."""
         self._log: Numbers = np.full(len(FRACTIONS), -np.inf)  # of what the gamblers of each bet have. (B,)
         self.alarm = False
-        """Whether the evidence has reached T since the beginning."""
+        """Whether the evidence has reached T. Behind that begin with another detector."""
 
     @property
     def log_evidence(self) -> float:
@@ -138,20 +132,3 @@ class EDetector:
         log_evidence: Numbers = np.logaddexp.reduce(logs, axis=1)
         self.alarm |= bool(log_evidence.max() >= np.log(self.mean_time))
         return log_evidence
-
-    def snapshot(self) -> dict[str, NDArray[np.float64]]:
-        """The state, of some 60 bytes. Shares no memory with this."""
-        return {"log": self._log.copy(), "alarm": np.array([self.alarm], np.float64)}
-
-    def resume(self, state: Mapping[str, NDArray[np.float64]]) -> None:
-        """The inverse of :meth:`snapshot`; an empty state begins again.
-
-        Raises:
-            KeyError, ValueError: it is not of this form.
-        """
-        self.restart()
-        if not state:
-            return
-        if np.shape(state["log"]) != self._log.shape:
-            raise ValueError(f"evidence of {np.shape(state['log'])} bets, where there are {self._log.shape}")
-        self._log, self.alarm = np.array(state["log"], np.float64), bool(state["alarm"][0])

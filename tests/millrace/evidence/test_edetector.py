@@ -61,29 +61,11 @@ def test_numbers_at_their_bounds_leave_finite_evidence_behind_many_of_them() -> 
     assert detector.alarm
 
 
-def test_an_alarm_stays_until_it_begins_again() -> None:
+def test_an_alarm_stays() -> None:
     detector = EDetector(M, B, T)
     detector.update(np.concatenate([np.full(50, B), np.full(500, -B)]))
     assert detector.log_evidence < math.log(T)
     assert detector.alarm
-    detector.restart()
-    assert (detector.alarm, detector.log_evidence) == (False, -math.inf)
-
-
-def test_it_goes_on_from_a_snapshot() -> None:
-    rng = np.random.default_rng(1)
-    first = EDetector(M, B, T)
-    first.update(rng.uniform(-B, B, 40))
-    twin, state = EDetector(M, B, T), first.snapshot()
-    twin.resume(state)
-    x = rng.uniform(-B / 2, B, 60)
-    assert (twin.update(x) == first.update(x)).all()
-    assert twin.alarm == first.alarm
-    assert state["log"].tolist() != first.snapshot()["log"].tolist(), "a snapshot shares no memory"
-    twin.resume({})
-    assert twin.log_evidence == -math.inf
-    with pytest.raises(ValueError, match="bets"):
-        twin.resume({**state, "log": np.zeros(3)})
 
 
 def test_what_is_not_within_its_bounds_is_named_and_changes_nothing() -> None:
@@ -220,7 +202,7 @@ def test_looks_at_the_same_clusters_with_ever_other_candidates_keep_the_stated_t
     assert kept(found)
 
 
-def test_it_begins_again_behind_an_alarm_and_the_mean_time_holds_over_a_long_life() -> None:
+def test_behind_an_alarm_another_begins_and_the_mean_time_holds_over_a_long_life() -> None:
     alarms, hours = 0, 0.0
     for number in range(40):
         rng, detector = np.random.default_rng([9, number]), EDetector(M, B, T)
@@ -230,7 +212,7 @@ def test_it_begins_again_behind_an_alarm_and_the_mean_time_holds_over_a_long_lif
             hours += s.sum()
             if detector.alarm:
                 alarms += 1
-                detector.restart()
+                detector = EDetector(M, B, T)
     assert 0 < alarms <= hours / T * 1.1
 
 
