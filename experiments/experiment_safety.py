@@ -5,9 +5,8 @@
              (:mod:`experiments.safety.poisons`). The AUC of what is served, on clean rows, against a twin that goes
              through the same without the poison, behind the same gate: the worst of consecutive windows; and the same
              without a gate. Some poisons are claimed to be caught, others are not.
-``clean``    weeks from nothing at some rates of traffic, in worlds where nothing is wrong: nights, a sale, new goods, a
-             burst of new users, pages whose user was not read, guests, clients with a wrong clock. Each refusal is a
-             false one.
+``clean``    weeks from nothing at some rates, where nothing is wrong: nights, a sale, new goods, a burst of new users,
+             pages whose user was not read, guests, clients with a wrong clock. Each refusal is a false one.
 
 Each is a call in a process of its own. ``millrace dev bench safety`` runs the same with fewer worlds and days.
 """
@@ -210,12 +209,13 @@ def clean(name: str, shop: Shop | Path, size: int, schema: Schema, folder: Path)
     log = read_log(write_shop(shop, folder / "log") if isinstance(shop, Shop) else shop, schema)
     seed, life = shop.seed if isinstance(shop, Shop) else 0, Life(schema, folder / "life", serves=False)
     tick, ts_ms = Lines(lambda line: print(line, file=sys.stderr), time.monotonic), log.table[TS]
-    first_ms, last_ms = ts_ms[0].as_py(), ts_ms[-1].as_py()
+    first_ms, of_ms = ts_ms[0].as_py(), ts_ms[-1].as_py() - ts_ms[0].as_py()
 
     def told() -> Iterator[Moment]:
         for moment in traffic(log, schema, size):
             yield moment
-            tick(f"{name}, seed {seed}: {len(life.log.refused)} refused, rows", life.log.rows, len(ts_ms))
+            done_ms = int(moment.batch.ts_ms[-1]) - first_ms if moment.batch is not None else 0
+            tick(f"{name}, seed {seed}, {len(life.log.refused)} refused: hours", done_ms // HOUR_MS, of_ms // HOUR_MS)
 
     live(life, told(), clients(shop, schema) if isinstance(shop, Shop) else lambda batch: batch)
     yield {
@@ -223,7 +223,7 @@ def clean(name: str, shop: Shop | Path, size: int, schema: Schema, folder: Path)
         "name": name,
         "seed": seed,
         "rows": life.log.rows,
-        "days": rounded((last_ms - first_ms) / DAY_MS),
+        "days": rounded(of_ms / DAY_MS),
         "refused": life.log.by_check(),
         "when": [f"day {1 + (r.event_ms - first_ms) / DAY_MS:.2f}: {r.why}" for r in life.log.refused[:20]],
     }
