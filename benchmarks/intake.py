@@ -76,9 +76,9 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
         ).outcome()  # the first requests find nothing in any cache
         for events in size.sizes:
             plan = _plan(settings, events, size.rate, size.seconds, events)
-            used, began = intake.cpu_s(), time.monotonic()
+            used, began = intake.cpu_s()[0], time.monotonic()
             outcome = Asking(plan, others).outcome()
-            used, spent = intake.cpu_s() - used, time.monotonic() - began
+            used, spent = intake.cpu_s()[0] - used, time.monotonic() - began
             ms, kept = latencies_ms(outcome), _kept(plan, outcome)
             acknowledged |= kept
             offered = len(outcome.whole) * events

@@ -1,5 +1,5 @@
-# shell
-"""``millrace dev bench recall``: what recall finds, against the most clicked items, and what it takes.
+# core
+"""``millrace dev bench recall``: what recall finds, against the most clicked items, on one state.
 
 ::
 
@@ -7,7 +7,6 @@
       seven days of the previous recommender's pages ──► windows, last clicks, co-clicks, retrieval head
       the eighth day, hour by hour: 1,000 candidates before each user's first page, by either way, on one state
         ──► share of what the user clicks on that day; share of the 100 living items that the user likes best
-    then the time of one recall, on one core
 
 Known users clicked in the history; new ones are held out of it. Users without a click on the day are not asked for:
 the first share does not exist for them. Candidates are found before the day's first page, so what was clicked on that
@@ -17,7 +16,6 @@ after the page are out of reach for both. The seed is 7, which nothing was tuned
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +39,7 @@ from simulator.world import Day, World, start_of
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 FIRST_DAY = parse_day("2026-03-02")
-BEST = 100
-"""How many of the items that a user likes best are looked for."""
-WARM = 50
-"""Recalls that are not timed."""
+BEST = 100  # of the items that a user likes best are looked for
 RESAMPLES = 4000
 
 
@@ -59,10 +54,9 @@ class Size:
     held_out: float = 0.2  # of the shoppers
     candidates: int = 1000
     stages: int = 24  # of the day that is asked about; a scorer's state is as of the beginning of its stage
-    timed: int = 1000  # recalls
 
 
-SHORT = Size(seed=101, items=1000, users=120, days=2, candidates=100, stages=4, timed=20)
+SHORT = Size(seed=101, items=1000, users=120, days=2, candidates=100, stages=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +75,7 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
     with threads(1):
         shop, pupil, held_out, known = build(size, say)
         found = measure(shop, pupil, size, held_out, known, say)
-        return [*share_figures(found, size, say), *speed_figures(shop, found, size, say)]
+        return share_figures(found, size, say)
 
 
 def build(size: Size, say: Say) -> tuple[RecallShop, Pupil, NDArray[np.bool_], NDArray[np.bool_]]:
@@ -190,18 +184,3 @@ def paired_ratio(value: F64, other: F64, rng: np.random.Generator) -> tuple[floa
         ratios[i] = value[drawn].sum() / below if below else np.inf
     low, high = np.quantile(ratios, (0.025, 0.975))
     return float(value.sum() / other.sum()), float(low), float(high)
-
-
-def speed_figures(shop: RecallShop, found: Found, size: Size, say: Say) -> list[Figure]:
-    """Milliseconds of one recall, all of it but reading the user."""
-    users = [shop.user(int(u)) for u in found.user[: size.timed]]
-    if not users:
-        return []
-    ms = []
-    for i in range(WARM + size.timed):
-        began = time.perf_counter()
-        shop.recall(users[i % len(users)], shop.now_ms, size.candidates, i)
-        ms.append(1000 * (time.perf_counter() - began))
-    median, late = float(np.median(ms[WARM:])), float(np.quantile(ms[WARM:], 0.99))
-    say(f"one recall: {median:.2f} ms, p99 {late:.2f}")
-    return [figure("recall_ms", median, "ms"), figure("recall_p99_ms", late, "ms")]

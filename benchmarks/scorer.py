@@ -16,13 +16,14 @@ page that was answered must have its log on the topic ``page_logs``.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.parts.pagestages import ONNX, OnnxForward, page_stages
 from benchmarks.tools.bench_figures import Figure, Say, figure
 from benchmarks.tools.bench_running import RunningRole
 from benchmarks.tools.latency import Ms, chunks, cost_ms, latencies_ms, percentile
@@ -33,12 +34,10 @@ from learner.role.learnloop import PACE
 
 DELTA_ROWS_A_SECOND = 50_000
 FEW, MANY = 20, 600
-DELIVERY_S = 15.0
-"""How long the log of a run may be silent whose pages are not all there."""
-BEHIND_S = 1.0
-"""How long behind a load its requests still count as within: memory is given back, caches are cold."""
-BEARABLE_MS = 50.0
-"""A rate is borne if 99 of 100 answers come within so many milliseconds."""
+DELIVERY_S = 15.0  # how long the log of a run may be silent whose pages are not all there
+BEHIND_S = 1.0  # behind a load, its requests still count as within: memory is given back, caches are cold
+ONNX_S = 0.25  # between two passes of ONNX Runtime beside a run
+BEARABLE_MS = 50.0  # a rate is borne if 99 of 100 answers come within it
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class Size:
     rows: int = 5_000_000
     items: int = 100_000
     users: int = 7000  # who come on a day of the shop; three times as many have been there
-    rate: float = 50.0  # pages a second
+    rate: float = 20.0  # pages a second
     seconds: float = 15.0  # of a run
     rounds: int = 3  # of runs with and without deltas, of either page
     warm_s: float = 4.0
@@ -56,55 +55,49 @@ class Size:
     step_s: float = 8.0  # of a run in the search for the capacity
     first_rate: float = 80.0  # of that search
     steps: int = 8  # of that search
+    pages: int = 500  # whose stages are timed
 
 
-SHORT = Size(
-    20_000, 700, 30, rate=10.0, seconds=2.0, rounds=1, warm_s=0.5, loads=1, step_s=0.5, first_rate=10.0, steps=1
-)
+SHORT = Size(20_000, 700, 30, 10.0, 2.0, 1, 0.5, 1, 0.5, 10.0, 1, 5)
 
 
-def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
+def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:
     """The figures, as in the module's text. Raises ServiceError where the scorer, the broker or Redis did not start, or
     a scorer does not follow the model."""
     size = size or Size()
-    figures: list[Figure] = []
-    with (
-        made_loop(out, size.items, size.users, size.rows, DELTA_ROWS_A_SECOND, say) as made,
-        PageLogCheck(made.settings) as log,
-        RunningRole("serve", made.settings, made.settings.port, out, "/readyz") as scorer,
-    ):
-        say("scorer ready")
-        bench = Bench(made, size, log, say)
-        for pages in (FEW, MANY):
-            bench.run(scorer, pages, seconds=size.warm_s)
-        figures += bench.pages(scorer, FEW, "page_20", "delta_cost_p99_ms")
-        figures += bench.pages(scorer, MANY, "page_600", "delta_cost_600_p99_ms")
-        within, outside, took = bench.loads(scorer)
-        say(f"snapshot: served after {', '.join(f'{s:.1f}' for s in took)} s")
-        figures += _cost("snapshot_cost_p99_ms", within, outside, "the same run outside of the loads")
-        figures.append(figure("snapshot_seconds", float(np.median(took)), "s"))
-        figures.append(figure("capacity_20", bench.capacity(scorer), "pages/s"))
-        return [
-            *figures,
-            figure("failed_answers", bench.failed, "answers"),
-            figure("lost_pages", bench.lost, "pages"),
-            figure("pages_asked", bench.asked, "pages"),
-            figure("generator_late_p99_ms", percentile(np.array(bench.late_ms), 0.99), "ms"),
-        ]
+    with made_loop(out, size.items, size.users, size.rows, DELTA_ROWS_A_SECOND, say) as made:
+        with (
+            PageLogCheck(made.settings) as log,
+            RunningRole("serve", made.settings, made.settings.port, out, "/readyz") as scorer,
+        ):
+            yield from Bench(made, size, log, say).figures(scorer)
+        yield from page_stages(made.shop.shop, made.model.learnt, size.pages, say)
 
 
 class Bench:
-    """A shop and a model, and what is asked of a scorer that follows them.
-
-    Attributes:
-        asked, failed, lost: pages: asked for; not answered, or otherwise; answered and not in the log.
-        late_ms: how late the load generator was with each.
-    """
+    """A shop and a model, and what is asked of a scorer that follows them. Pages are counted: ``asked`` for;
+    ``failed``, not answered or otherwise; ``lost``, answered and not in the log."""
 
     def __init__(self, made: MadeLoop, size: Size, log: PageLogCheck, say: Say) -> None:
         self.made, self.size, self.log, self.say = made, size, log, say
         self.asked = self.failed = self.lost = self._runs = 0
-        self.late_ms: list[float] = []
+        self.late_ms: list[float] = []  # of the load generator
+        self.onnx, self.worker_ms = (
+            OnnxForward(made.model.learnt, say),
+            0.0,
+        )  # CPU of a page, in the last runs without deltas
+
+    def figures(self, scorer: RunningRole) -> Iterator[Figure]:
+        for pages in (FEW, MANY):
+            self.run(scorer, pages, seconds=self.size.warm_s)
+        yield from self.pages(scorer, MANY, "page_600")
+        yield from self.pages(scorer, FEW, "page_20")
+        yield from self.loads(scorer)
+        capacity, allowed = self.capacity(scorer), 1000 / self.worker_ms
+        yield figure("capacity_20", capacity, "pages/s", "what a page's CPU allows", capacity / allowed)
+        for name in ("failed", "lost", "asked"):
+            yield figure(f"{name}_pages", getattr(self, name), "pages")
+        yield figure("generator_late_p99_ms", percentile(np.array(self.late_ms), 0.99), "ms")
 
     def plan(self, size: int, rate: float, seconds: float) -> Plan:
         self._runs += 1
@@ -129,15 +122,14 @@ class Bench:
                 time.sleep(every_s)
             yield
 
-    def run(
-        self, scorer: RunningRole, size: int, *, deltas: bool = True, seconds: float = 0.0
-    ) -> tuple[Outcome, float]:
-        """One run, and a look whether its pages were logged; and the CPU seconds of all of the scorer's processes."""
+    def run(self, scorer: RunningRole, size: int, *, deltas: bool = True, seconds: float = 0.0) -> tuple[Outcome, Ms]:
+        """One run with ONNX Runtime's pass now and then beside it, and a look whether its pages were logged; and the
+        CPU of the scorer's processes and of its workers, in milliseconds."""
         plan = self.plan(size, self.size.rate, seconds or self.size.seconds)
-        with self.learning(deltas):
-            before = scorer.cpu_s()
+        with self.learning(deltas), steadily(self.onnx.run, ONNX_S):
+            before = np.array(scorer.cpu_s())
             outcome = Asking(plan).outcome()
-            used = scorer.cpu_s() - before
+            used = 1000 * (np.array(scorer.cpu_s()) - before)
         self.check(plan, outcome)
         return outcome, used
 
@@ -154,31 +146,33 @@ class Bench:
         if lost:
             self.say(f"{len(lost)} of {len(answered)} pages are not in the log of this run, as {min(lost)}")
 
-    def pages(self, scorer: RunningRole, size: int, name: str, cost: str) -> list[Figure]:
-        """Pages with deltas and without in turn: those with deltas, what deltas cost, and the CPU of a page."""
-        parts: dict[bool, list[Ms]] = {True: [], False: []}
-        cpu_s = 0.0
+    def pages(self, scorer: RunningRole, size: int, name: str) -> list[Figure]:
+        """Pages with deltas and without in turn: latencies with deltas, and the processor time of a page."""
+        ms: dict[bool, list[Ms]] = {True: [], False: []}
+        cpu_ms = {True: np.zeros(2), False: np.zeros(2)}  # of all processes, of the workers
+        self.onnx.take_ms()
         for number in range(self.size.rounds):
             for deltas in (True, False) if number % 2 == 0 else (False, True):
                 outcome, used = self.run(scorer, size, deltas=deltas)
-                ms = latencies_ms(outcome)
-                parts[deltas] += chunks(outcome.intended_s, ms)
-                cpu_s += used if deltas else 0.0
-                self.say(
-                    f"pages of {size} {'with' if deltas else 'without'} deltas: p50 {percentile(ms, 0.5):.1f} ms, "
-                    f"p99 {percentile(ms, 0.99):.1f} ms"
-                )
-        ms = np.concatenate(parts[True])
+                ms[deltas].append(latencies_ms(outcome))
+                cpu_ms[deltas] += used
+                p50, p99 = (percentile(ms[deltas][-1], share) for share in (0.5, 0.99))
+                self.say(f"pages of {size}, deltas {'on' if deltas else 'off'}: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+        for deltas, parts in ms.items():
+            cpu_ms[deltas] /= max(1, sum(map(len, parts)))
+        pass_ms, (all_ms, self.worker_ms) = self.onnx.take_ms(), cpu_ms[False].tolist()
+        p50, p99 = (percentile(np.concatenate(ms[True]), share) for share in (0.5, 0.99))
         return [
-            *(figure(f"{name}_p{p}_ms", percentile(ms, p / 100), "ms") for p in (50, 99)),
-            *_cost(cost, parts[True], parts[False], "without deltas"),
-            figure(f"{name}_cpu_ms", 1000 * cpu_s / len(ms), "ms CPU / page"),
+            figure(f"{name}_p50_ms", p50, "ms"),
+            figure(f"{name}_p99_ms", p99, "ms", "p50", p99 / p50),
+            figure(f"{name}_cpu_ms", self.worker_ms, "ms CPU of workers / page"),
+            figure(f"{name}_cpu_ratio", self.worker_ms / pass_ms, "x", ONNX),
+            figure(f"{name}_delta_cpu_ratio", (float(cpu_ms[True][0]) - all_ms) / pass_ms, "x", ONNX),
         ]
 
-    def loads(self, scorer: RunningRole) -> tuple[list[Ms], list[Ms], list[float]]:
-        """Pages while the snapshot of a new root is loaded: latencies by second within and outside of the loads, and
-        how many seconds each load took."""
-        within, outside, took = [], [], []
+    def loads(self, scorer: RunningRole) -> Iterator[Figure]:
+        """Pages while the snapshot of a new root is loaded, against those outside of the loads."""
+        within, outside, took = list[Ms](), list[Ms](), list[float]()
         for _ in range(self.size.loads):
             plan = self.plan(FEW, self.size.rate, self.size.seconds)
             with self.learning():
@@ -193,7 +187,11 @@ class Bench:
             during = (due >= began) & (due <= ended + BEHIND_S)
             within += chunks(due[during], ms[during])
             outside += chunks(due[~during], ms[~during])
-        return within, outside, took
+        yield figure("snapshot_seconds", float(np.median(took)), "s")
+        if within and outside:  # in a short run nothing may have been asked meanwhile
+            base = percentile(np.concatenate(outside), 0.99)
+            for name, cost in zip(("", "_low", "_high"), cost_ms(within, outside, 0.99), strict=True):
+                yield figure(f"snapshot_cost_p99{name}_ms", cost, "ms", "the same run outside", (base + cost) / base)
 
     def capacity(self, scorer: RunningRole) -> float:
         """The highest rate of pages of 20 that is borne: first in strides, then by halving."""
@@ -214,16 +212,3 @@ class Bench:
                 break
             rate = (borne + beyond) / 2 if beyond < np.inf else borne * 1.5
         return borne
-
-
-def _cost(name: str, with_it: Sequence[Ms], without: Sequence[Ms], against: str) -> list[Figure]:
-    """A difference of the 99th percentiles and its 95% interval; the ratio is that of the percentiles themselves."""
-    if not with_it or not without:  # a run so short that nothing was asked meanwhile
-        return []
-    cost, low, high = cost_ms(with_it, without, 0.99)
-    base = percentile(np.concatenate(without), 0.99)
-    return [
-        figure(name, cost, "ms", against, (base + cost) / base),
-        figure(name.replace("_ms", "_low_ms"), low, "ms"),
-        figure(name.replace("_ms", "_high_ms"), high, "ms"),
-    ]

@@ -30,7 +30,7 @@ TOPS: dict[str, set[str]] = {
     "scorer": {"millrace", "learner"},
     "commands": {"millrace", "simulator", "stream", "learner", "scorer"},
     "experiments": {"millrace", "simulator", "stream", "learner", "scorer", "commands"},
-    "benchmarks": {"millrace", "simulator", "stream", "learner", "commands", "experiments"},
+    "benchmarks": {"millrace", "simulator", "stream", "learner", "scorer", "commands", "experiments"},
 }
 """The folders at the top from the ground up, and which of them each imports. docs/architecture.md draws this table."""
 

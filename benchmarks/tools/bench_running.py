@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 from typing import Self
 
-from benchmarks.tools.taken import cpu_seconds
+import psutil
+
+from benchmarks.tools.taken import cpu_seconds, own_cpu_seconds
 from commands.loop.monitor import fetch
 from millrace.basics.errors import ServiceError
 from millrace.contracts.settings import Settings
@@ -117,6 +119,7 @@ class RunningRole:
             prompt = prompt + 1 if self._get("/healthz") is not None and time.monotonic() - asked < CALM_S else 0
             time.sleep(0.05)
 
-    def cpu_s(self) -> float:
-        """Seconds of CPU that its processes have used, and ended children of theirs."""
-        return cpu_seconds(self.pid)
+    def cpu_s(self) -> tuple[float, float]:
+        """Seconds of CPU that its processes have used, and ended children of theirs; and those below the first."""
+        whole = cpu_seconds(self.pid)
+        return whole, whole - own_cpu_seconds(psutil.Process(self.pid))

@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 from benchmarks.tools.openloop import Outcome
 
 Ms = NDArray[np.float64]
-FAILED_MS = 10_000.0
-"""What a request counts for that had no answer, or another than was asked for."""
-CHUNK_S = 1.0
-"""Requests of so many seconds are drawn together: those of one moment wait for the same thing."""
+FAILED_MS = 10_000.0  # what a request counts for that had no answer, or another than was asked for
+CHUNK_S = 1.0  # requests of so many seconds are drawn together: those of one moment wait for the same thing
 DRAWS = 1000
 
 
@@ -43,14 +41,8 @@ def chunks(at_s: Sequence[float] | Ms, ms: Ms) -> list[Ms]:
 
 
 def cost_ms(with_it: Sequence[Ms], without: Sequence[Ms], share: float, seed: int = 0) -> tuple[float, float, float]:
-    """How much later the answers come *with* something than *without*, at the percentile ``share``.
-
-    The interval is a bootstrap's over seconds (Efron, 1979): each draw takes as many seconds as there are of either
-    kind, with repetition.
-
-    Returns:
-        The difference in milliseconds, and the bounds of its 95% interval.
-    """
+    """By how many milliseconds answers come later *with* something than *without*, at the percentile ``share``, and the
+    bounds of the 95% interval: a bootstrap's over seconds (Efron, 1979)."""
     rng = np.random.default_rng(seed)
 
     def at(parts: Sequence[Ms]) -> float:

@@ -6,10 +6,9 @@
     store          parts of the snapshot, written once; a manifest a load, which names the same parts
     model.deltas   claim │ snapshot │ delta │ delta │ delta with dense weights │ delta ...
 
-The model has learnt a day of the shop, so its tables have the rows that pages ask for; others fill them up. A delta's
-body is packed as the learner's is. Bodies are made beforehand and sent in turn: the scorer is measured alone. The
-retrieval head's rows come with each delta that has dense weights: a tenth of them. So each of these is a new retrieval
-version, and all vectors are made again.
+The model has learnt a day of the shop, so its tables have the rows that pages ask for; others fill them up. Bodies of
+deltas are packed beforehand, as the learner's are: the scorer is measured alone. A tenth of the retrieval head's rows
+comes with each delta that has dense weights, so each of these is a new retrieval version.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ class ModelWire:
         model = learn_days(OnlineModel(self._schema, spec, seed), [log])
         assert model.head is not None
         model.head.flush()
-        self._spec, self._clicks = model.spec, model.head.clicks
+        self.learnt, self._spec, self._clicks = model, model.spec, model.head.clicks
         state, self._training = model.snapshot()
         self._maps = map_ids(factors_of(read_spec(self._spec))).reshape(-1)
         self._columns = {name: table.columns for name, table in state.tables.items()}

@@ -1,14 +1,12 @@
 # shell
 """An open-loop load generator for HTTP: requests leave at times that were drawn before, whatever became of the others.
 
-A closed loop asks again when it has its answer. So it asks seldom while the server is slow, and does not see what
-everybody else would have waited ("coordinated omission": Schroeder et al., "Open Versus Closed", NSDI 2006). Here the
-times come from a Poisson process, and a latency counts from the *intended* time: it holds what the request waited for
-a connection, and how late this process was.
+A closed loop asks seldom while the server is slow, and does not see what everybody else would have waited (Schroeder
+et al., "Open Versus Closed", NSDI 2006). Here times come from a Poisson process, and a latency counts from the
+*intended* time: it holds what the request waited for a connection, and how late this process was.
 
-It asks a scorer for pages, or sends an intake ``size`` clicks of as many users at a time. It is a process of its own
-(``python -m benchmarks.tools.openloop``, a :class:`Plan` in, an :class:`Outcome` out, both JSON), with one thread and
-plain sockets.
+It asks a scorer for pages, or sends an intake ``size`` clicks of as many users at a time, in a process of its own
+(``python -m benchmarks.tools.openloop``, a :class:`Plan` in, an :class:`Outcome` out) with one thread, plain sockets.
 """
 
 from __future__ import annotations

@@ -1,13 +1,5 @@
 # shell
-"""What a scorer reads of a shop, and what it writes, as topics and Redis carry it.
-
-::
-
-    a day of the simulated shop  ──► items            the catalogue                          once
-                                     features.items   counts of each item and category       once; then of 1,000 keys
-                                     Redis            users: profile, counts, last clicks    once
-    page logs                      the log of each page: counted
-"""
+"""What a scorer reads of a shop (catalogue, counts, users), and what it writes, as topics and Redis carry it."""
 
 from __future__ import annotations
 
@@ -56,18 +48,18 @@ class ShopWire:
         self.users = world.shoppers.n  # ids from 1 on
         self.log: pa.Table = day_table(world, yesterday)
         """The day's exposures."""
-        self._shop = RecallShop(world, shop_schema(), start_of(yesterday), settings)
-        self._shop.take(self.log)
-        self._shop.advance(start_of(yesterday + 1))
-        image = self._shop.index.image(0, len(self._shop.index.ids))
+        self.shop = RecallShop(world, shop_schema(), start_of(yesterday), settings)
+        self.shop.take(self.log)
+        self.shop.advance(start_of(yesterday + 1))
+        image = self.shop.index.image(0, len(self.shop.index.ids))
         keys = np.unique(image.arrays["keys"])
         self._keys = keys[keys != 0]
 
     def publish(self) -> None:
         """Sends the catalogue and all counts."""
-        catalogue = self._shop.world.catalogue
-        goods = catalogue.inventory(day_of(self._shop.now_ms))
-        on_sale = (goods.born_ms <= self._shop.now_ms) & (self._shop.now_ms < goods.dies_ms)
+        catalogue = self.shop.world.catalogue
+        goods = catalogue.inventory(day_of(self.shop.now_ms))
+        on_sale = (goods.born_ms <= self.shop.now_ms) & (self.shop.now_ms < goods.dies_ms)
         for row in np.flatnonzero(on_sale).tolist():
             item = catalogue.item(goods, row)
             self._producer.send(ITEMS, key=key_of(item.item_id), value=to_json(item))
@@ -77,11 +69,11 @@ class ShopWire:
     def publish_changes(self, keys: int = KEYS_A_SECOND) -> None:
         """Sends the counts of ``keys`` window keys, to which one exposure was added."""
         chosen = self._rng.choice(self._keys, keys)
-        self._shop.windows.add(chosen, np.full(keys, wall_ms()), np.zeros(keys, np.int64))
+        self.shop.windows.add(chosen, np.full(keys, wall_ms()), np.zeros(keys, np.int64))
         self._send(np.unique(chosen))
 
     def _send(self, keys: Any) -> None:
-        for message in pack_tiles(0, self._seq, wall_ms(), keys, self._shop.windows.export(keys)):
+        for message in pack_tiles(0, self._seq, wall_ms(), keys, self.shop.windows.export(keys)):
             self._producer.send(FEATURES_ITEMS, key=b"0", value=to_msgpack(message))
             self._seq = message.seq + 1
 
@@ -91,7 +83,7 @@ class ShopWire:
             for start in range(0, self.users, _USERS_A_TIME):
                 pipeline = client.pipeline(transaction=False)
                 for user in range(start, min(start + _USERS_A_TIME, self.users)):
-                    record = cast(Any, self._shop.record(user))
+                    record = cast(Any, self.shop.record(user))
                     pipeline.hset(self._settings.key(user_key(user + 1)), mapping=record)
                 pipeline.execute()
 

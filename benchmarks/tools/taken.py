@@ -1,13 +1,8 @@
 # core
 """What processes have taken so far: processor time, memory, bytes on the disk. Linux, from ``/proc``.
 
-::
-
-    up ─┬─ stream                      a process belongs to the role that its command line names,
-        ├─ serve ── worker, worker     else to the role of its parent
-        └─ broker, redis
-
-Memory is the proportional share (PSS): pages that processes share are counted once, split among them.
+A process belongs to the role that its command line names, else to its parent's. Memory is the proportional share (PSS):
+pages that processes share are counted once, split among them.
 """
 
 from __future__ import annotations
@@ -47,7 +42,7 @@ def processes(root: int, roles: Sequence[str], own: str) -> Taken:
         with suppress(psutil.Error):  # it ended meanwhile
             role = "" if process.pid == root else role_of(process.cmdline(), roles)
             name = names[process.pid] = role or names.get(process.ppid(), own)
-            found.cpu_s[name] = found.cpu_s.get(name, 0.0) + _cpu_seconds(process)
+            found.cpu_s[name] = found.cpu_s.get(name, 0.0) + own_cpu_seconds(process)
             found.memory[name] = found.memory.get(name, 0) + process.memory_full_info().pss
     return found
 
@@ -63,7 +58,7 @@ def below(root: int) -> list[psutil.Process]:
 
 def cpu_seconds(root: int) -> float:
     """Processor time that ``root`` and all below it have used."""
-    return sum(map(_cpu_seconds, below(root)))
+    return sum(map(own_cpu_seconds, below(root)))
 
 
 def anonymous_mb(root: int) -> float:
@@ -72,7 +67,7 @@ def anonymous_mb(root: int) -> float:
     return sum(resident_bytes(process.pid, "RssAnon:") or 0 for process in below(root)) / 2**20
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
+def own_cpu_seconds(process: psutil.Process) -> float:
     """Its own time, and that of children that have ended and were waited for; 0: it is gone."""
     with suppress(psutil.Error):
         times = process.cpu_times()

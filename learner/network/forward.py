@@ -243,8 +243,8 @@ class PageForward:
         """Logits (n,)"""
         x, same, n = self._operand(given, room), given.same, given.n
         with torch.no_grad():
-            of_same = self._of_same[: same.shape[1]]
-            first = torch.addmm(torch.from_numpy(self._vectors[0]), torch.from_numpy(same), of_same).numpy()
+            first = (torch.from_numpy(same) @ self._of_same[: same.shape[1]]).numpy()
+            first += self._vectors[0]
             out = np.empty(n, np.float32)
             if self._floors:
                 self._through_units(x, given, first, room, out)

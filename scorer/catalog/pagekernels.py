@@ -352,8 +352,8 @@ def _log1p(v: Any) -> Any:
     return f + y + np.float32(0.693359375) * exponent
 
 
-@njit(inline="always")
-def _see(plan: InputScale, values: Any, column: Any, out: Any) -> None:
+@compiled(error_model="numpy")
+def _see(plan: InputScale, values: Array, column: Any, out: Array) -> None:
     """Writes the model's inputs for ``values``, the numbers from ``column`` on, into ``out``."""
     for e in range(len(values)):
         value = values[e]
@@ -368,18 +368,20 @@ def _see(plan: InputScale, values: Any, column: Any, out: Any) -> None:
 def feed(form: Form, plan: InputScale, room: Room, n: int, own: Array, same: Array) -> None:
     """Model inputs for the n rows of the last :func:`make`: ``own`` (>= n, V) and, for all of them, ``same`` (S,)."""
     keys, size, plains = len(form.kind), room.raw.shape[1], room.plain.shape[1]
-    for p in range(plains):
-        at = plan.place[p]
-        if at < 0 and n > 0:
-            _see(plan, room.plain[0, p : p + 1], p, same[-1 - at : -at])
-        for i in range(n if at >= 0 else 0):
-            _see(plan, room.plain[i, p : p + 1], p, own[i, at : at + 1])
-    for k in range(keys):
+    seen = np.empty(plains, np.float32)
+    for i in range(n):
+        _see(plan, room.plain[i], 0, seen)
+        for p in range(plains):
+            at = plan.place[p]
+            if at >= 0:
+                own[i, at] = seen[p]
+            elif i == 0:
+                same[-1 - at] = seen[p]
+    for k in range(keys if n > 0 else 0):
         first = plains + k * size
         at = plan.place[first]
         if at < 0:
-            if n > 0:
-                _see(plan, room.raw[room.where[k, 0]], first, same[-1 - at : -1 - at + size])
+            _see(plan, room.raw[room.where[k, 0]], first, same[-1 - at : -1 - at + size])
         elif form.mode[k] == EACH:
             for i in range(n):
                 _see(plan, room.raw[room.where[k, i]], first, own[i, at : at + size])
@@ -387,7 +389,9 @@ def feed(form: Form, plan: InputScale, room: Room, n: int, own: Array, same: Arr
             for block in range(room.first[k], room.first[keys + k]):
                 _see(plan, room.raw[block], first, room.fed[block])
             for i in range(n):
-                own[i, at : at + size] = room.fed[room.where[k, i]]
+                block = room.where[k, i]
+                for e in range(size):
+                    own[i, at + e] = room.fed[block, e]
 
 
 @compiled(error_model="numpy")

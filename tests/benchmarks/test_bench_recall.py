@@ -23,7 +23,7 @@ SHARES = ("clicked_recall_known", "clicked_recall_new", "oracle_recall_known", "
 def test_the_figures_are_there(tmp_path: Path) -> None:
     assert "recall" in BENCHMARKS
     figures = {f["name"]: f for f in recall.run(tmp_path, lambda _: None, SHORT)}
-    assert {*SHARES, "recall_ms"} <= set(figures)
+    assert set(figures) == set(SHARES)
     assert all(np.isfinite(f["value"]) for f in figures.values())
     for name in SHARES:
         found = figures[name]
@@ -31,7 +31,6 @@ def test_the_figures_are_there(tmp_path: Path) -> None:
         assert found["against"] == "the most clicked items"
         assert found["ratio"] is not None
         assert 0 < found["ratio_low"] <= found["ratio"]
-    assert 0 < figures["recall_ms"]["value"] <= figures["recall_p99_ms"]["value"]
     lines = table(list(figures.values())).splitlines()
     assert sum("at least" in line for line in lines) == len(SHARES)
 

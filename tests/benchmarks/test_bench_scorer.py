@@ -175,9 +175,14 @@ def test_a_small_run_loses_nothing(tmp_path: Path) -> None:
     """In a process of its own, with Kafka clients of its own."""
     done = subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], stdout=subprocess.PIPE, check=True)
     figures = {f["name"]: f["value"] for f in msgspec.json.decode(done.stdout.splitlines()[-1])}
-    assert figures["pages_asked"] > 100
+    assert figures["asked_pages"] > 100
     assert figures["lost_pages"] == 0
-    assert figures["failed_answers"] < figures["pages_asked"] / 10  # a busy machine may refuse some, and says so
+    assert figures["failed_pages"] < figures["asked_pages"] / 10  # a busy machine may refuse some, and says so
     for page in ("page_20", "page_600"):
         assert 0 < figures[f"{page}_p50_ms"] <= figures[f"{page}_p99_ms"]
-    assert figures["page_20_cpu_ms"] > 0
+        assert figures[f"{page}_cpu_ms"] > 0
+    stages = {name: value for name, value in figures.items() if name.startswith("stage_")}
+    assert len(stages) == 9
+    assert all(value > 0 for value in stages.values())
+    assert sum(stages.values()) == pytest.approx(2 * stages["stage_all_ms"])
+    assert stages["stage_network_ms"] > 0.1 * stages["stage_all_ms"]

@@ -1,0 +1,127 @@
+# shell
+"""Where the processor time of a page of 20 out of 1,000 candidates goes, beside the same network in ONNX Runtime.
+
+One process and one thread run what a worker runs for a page, but for HTTP, Redis and the ring. ONNX Runtime (float32,
+1,000 rows) computes behind each page: both meet the same machine and caches that hold something else.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.tools.bench_figures import Figure, Say, figure
+from experiments.recall.recallloop import Pupil
+from experiments.recall.recallshop import RecallShop
+from learner.network.dense import threads
+from learner.network.forward import PageForward
+from learner.ranker.model import OnlineModel
+from learner.serving.serving_model import ServingModel
+from learner.serving.staging import ModelWriter
+from millrace.versions.image import split
+from scorer.catalog import pagekernels
+from scorer.feeder.arithmetic import ArithmeticChoice
+from scorer.page.candidates import Recaller
+from scorer.page.rank import Ranker
+from scorer.recall.candidate_lists import largest
+from scorer.users.userrecord import KnownUser
+
+ONNX = "ONNX Runtime float32"
+CANDIDATES, SIZE, WARM = 1000, 20, 20
+STAGES: tuple[tuple[str, Any, str], ...] = (
+    ("user", KnownUser, "of"),
+    ("recall", Recaller, "page"),
+    ("features", pagekernels, "make"),
+    ("numbers", pagekernels, "feed"),
+    ("embeddings", ServingModel, "score_filled"),
+    ("network", PageForward, "page"),
+    ("logged_rows", Ranker, "placed"),
+)
+
+
+def _timed(seconds: defaultdict[str, float], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*given: Any, **named: Any) -> Any:
+        began = time.thread_time()
+        found = call(*given, **named)
+        seconds[name] += time.thread_time() - began
+        return found
+
+    return run
+
+
+class OnnxForward:
+    """The network of a model in ONNX Runtime, one thread; nothing, and no figure, where that is not installed."""
+
+    def __init__(self, model: OnlineModel, say: Say) -> None:
+        self._ms: list[float] = []
+        try:
+            import onnx  # noqa: F401 - the exporter does
+            import onnxruntime  # type: ignore[import-untyped]
+        except ImportError as error:
+            say(f"{ONNX} is not installed ({error}); install the extra 'bench' to compare with it")
+            self._session = None
+            return
+        network: Any = model.network
+        self._x = np.random.default_rng(0).standard_normal((CANDIDATES, network.shape.flat), np.float32)
+        flat, written = nn.Sequential(network.units, network.out).eval(), io.BytesIO()
+        with warnings.catch_warnings(action="ignore"):  # of the exporter, which needs one package less than its heir
+            torch.onnx.export(flat, (torch.from_numpy(self._x),), written, dynamo=False, input_names=["x"])  # type: ignore[arg-type]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(written.getvalue(), options, providers=["CPUExecutionProvider"])
+
+    def run(self) -> None:
+        if self._session is not None:
+            began = time.thread_time()
+            self._session.run(None, {"x": self._x})
+            self._ms.append(1000 * (time.thread_time() - began))
+
+    def take_ms(self) -> float:
+        """The median of the passes since the last call; NaN of none."""
+        ms, self._ms = self._ms, []
+        return float(np.median(ms)) if ms else float("nan")
+
+
+def page_stages(shop: RecallShop, model: OnlineModel, pages: int, say: Say) -> Iterator[Figure]:
+    """Milliseconds of each stage, their ratios to ONNX Runtime's pass, and ``forward_ratio``, that of the network."""
+    onnx, took = OnnxForward(model, say), defaultdict[str, float](float)
+    users = np.random.default_rng(1).integers(0, shop.world.shoppers.n, WARM + pages).tolist()
+    ranker, _ = split(model.snapshot()[0])
+    with threads(1), ExitStack() as stack:
+        writer = ModelWriter.of(shop.schema, model.spec, ranker, choose=ArithmeticChoice(time.thread_time))
+        serving, now_ms = ServingModel.attach(shop.schema, model.spec, writer.base()), shop.now_ms
+        Pupil(model, 1).renew(shop)
+        for name, owner, verb in STAGES:
+            stack.enter_context(patch.object(owner, verb, _timed(took, name, getattr(owner, verb))))
+
+        def page(user: int, record: dict[bytes, bytes], seed: int) -> None:
+            known = KnownUser.of(shop.builder, user + 1, record)
+            rows = shop.recall(known, now_ms, CANDIDATES, seed)
+            ranked = shop.ranker.rank(known, rows, now_ms, {}, serving)
+            shop.ranker.placed(ranked, largest(ranked.scores, SIZE), known, rows, now_ms)
+
+        whole = _timed(took, "all", page)
+        for number, user in enumerate(users):
+            if number == WARM:
+                took.clear()
+                onnx.take_ms()
+            whole(user, shop.record(user), number)
+            onnx.run()
+    pass_ms = onnx.take_ms()
+    took["embeddings"] -= took["network"]  # which is within
+    took["other"] = 2 * took["all"] - sum(took.values())
+    for name, seconds in took.items():
+        yield figure(
+            f"stage_{name}_ms", 1000 * seconds / pages, "ms CPU / page", ONNX, 1000 * seconds / pages / pass_ms
+        )
+    yield figure("forward_ratio", 1000 * took["network"] / pages / pass_ms, f"x, in {serving.arithmetic}", ONNX)
