@@ -79,6 +79,12 @@ class Frame:
             at[self.inputs.deep_columns :] = wide.num[self.inputs.plain_columns]
         self.columns = PageColumns.of(at)
         self.place = self.columns.place
+        crosses = self.inputs.crosses
+        most = max((len(columns) for _, columns in crosses), default=0)
+        self.crossed = np.full((len(crosses), most), -1, np.int32)  # (X, most) columns of each cross
+        for x, (_, columns) in enumerate(crosses):
+            self.crossed[x, : len(columns)] = columns
+        self.seeds = np.array([seed for seed, _ in crosses], np.uint64)  # (X,)
 
     def _once(self, group: TableColumns, wide: Flags) -> Flags:
         """Whether each id column of a group's table, crosses included, has one id on a page. (C,)"""

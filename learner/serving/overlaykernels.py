@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from learner.tables.table_kernels import AHEAD, EMPTY, FREE, fetch
 from learner.tables.table_kernels import put as place
-from millrace.basics.compiled import compiled, home_slot
+from millrace.basics.compiled import GOLDEN, compiled, home_slot, split_mix
 
 Array = NDArray[Any]
 
@@ -175,6 +175,22 @@ def move(slots: Array, after: Array, shift: int, ids: Array, first: int, last: i
             place(after, home_slot(ids[~held, 0], shift), ~held)
             found += 1
     return found
+
+
+@compiled
+def cross(cat: Array, columns: Array, seeds: Array, at: int, out: Array) -> None:
+    """``out[:, at + x]``: the ids of cross x, :func:`millrace.basics.hashing.combine` of ``columns[x]`` (those from 0
+    up) of cat (n, F) with ``seeds[x]``; out (n, >= at + X)"""
+    for b in range(len(cat)):
+        for x in range(len(seeds)):
+            key, missing = seeds[x], False
+            for c in range(columns.shape[1]):
+                if columns[x, c] >= 0:
+                    part = np.uint64(cat[b, columns[x, c]])
+                    missing |= part == np.uint64(0)
+                    key = split_mix(part * GOLDEN + key) if c == 0 else split_mix(key * GOLDEN + part)
+            key = key if key != np.uint64(0) else np.uint64(1)
+            out[b, at + x] = np.int64(np.uint64(0) if missing else key)
 
 
 @compiled

@@ -200,8 +200,10 @@ class ServingModel:
     ) -> None:
         inputs, columns = self.frame.inputs, group.columns
         if not group.width and inputs.crosses:
-            cat = inputs.ids(group, cat)
-            columns = np.arange(cat.shape[1])
+            whole = np.empty((len(cat), len(lone)), np.int64)
+            whole[:, : len(columns)] = cat[:, columns]
+            kernels.cross(as_read(cat), self.frame.crossed, self.frame.seeds, len(columns), whole)
+            cat, columns = whole, np.arange(len(lone))
         n, c = len(cat), len(columns)
         if not n or not c:
             return

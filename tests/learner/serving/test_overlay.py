@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.serving import overlaykernels as kernels
+from learner.serving.frame import Frame
 from learner.serving.overlay import Layer, Table, TableWriter, as_rows, entries, overlay_slots, record_width
 from learner.serving.overlaykernels import GONE
 from learner.tables.table import distinct
@@ -18,6 +19,7 @@ from learner.tables.table_kernels import EMPTY, FREE
 from millrace.basics.errors import SettingError
 from millrace.versions.modelstore import TableRows
 from tests.scenes.exploring import examples
+from tests.scenes.learning import SCHEMA, make_samples
 
 WIDTH = 2
 _FACTOR = 0x9E3779B97F4A7C15
@@ -303,3 +305,15 @@ def test_pooling_is_that_of_learning(data: st.DataObject) -> None:
         plain.pool(embedding, where, starts, expected, 1)
     assert x.tobytes() == expected.tobytes()
     assert t.tobytes() == wide.tobytes()
+
+
+def test_crosses_are_those_of_learning() -> None:
+    frame, probe = Frame(SCHEMA, {}), make_samples(200, 1)
+    probe.cat[::7, :3] = 0  # where one is missing, so is the cross
+    (group,) = (g for g in frame.inputs.groups if not g.width)
+    expected, own = frame.inputs.ids(group, probe.cat), len(group.columns)
+    found = np.zeros_like(expected)
+    found[:, :own] = expected[:, :own]
+    kernels.cross(np.ascontiguousarray(probe.cat), frame.crossed, frame.seeds, own, found)
+    assert found.shape[1] > own
+    np.testing.assert_array_equal(found, expected)
