@@ -24,7 +24,6 @@ import msgspec
 
 from millrace.basics.atomic_files import lock_of, write_whole
 from millrace.basics.errors import SchemaError, ServiceError, SettingError
-from millrace.contracts.carry import same_tiles
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.contracts.schemabook import PLACE, SchemaBook
 from millrace.contracts.settings import DATA, Settings
@@ -186,6 +185,8 @@ def schema_note(folder: Path, settings: Settings) -> SchemaNote:
             f"give --evolve to keep what both have (docs/how-to/run-your-shop.md), name that one{there}, or give --data"
             " an empty folder",
         )
+    from millrace.contracts.carry import same_tiles  # only here: the compiler is 50 MB in each role's process
+
     if not same_tiles(before, schema):
         raise SettingError(
             f"'{schema.name}' ({schema.id[:8]}) counts other actions, means or windows than '{before.name}'"

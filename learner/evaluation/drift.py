@@ -12,10 +12,14 @@ predictions are right. With p_i and y_i of its R rows:
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-from river import drift
+import river
 
 from millrace.basics.ranking_metrics import Numbers, judged, log_losses
 
@@ -23,11 +27,27 @@ DELTA = 0.002
 """ADWIN's confidence; river's default."""
 
 
+def _adwin() -> Any:
+    """River's ADWIN, without the package around it: that loads scipy.stats, pandas and scikit-learn, 60 MB and more."""
+    around = "river.drift"
+    if around in sys.modules:
+        return sys.modules[around].ADWIN
+    stand_in = sys.modules[around] = ModuleType(around)
+    stand_in.__path__ = [str(Path(river.__file__).parent / "drift")]
+    try:
+        return import_module(f"{around}.adwin").ADWIN
+    finally:
+        del sys.modules[around]
+
+
+ADWIN = _adwin()
+
+
 class Drift:
     """Finds changes of the mean excess log loss of pages. ``delta`` is ADWIN's confidence; smaller is less eager."""
 
     def __init__(self, delta: float = DELTA) -> None:
-        self._adwin: Any = drift.ADWIN(delta=delta)  # type: ignore[no-untyped-call]
+        self._adwin = ADWIN(delta=delta)
         self.found: list[tuple[float, float]] = []  # mean excess before and after each change; its reader clears it
         self.pages = 0  # handed to ADWIN
         self._page = 0  # the page whose rows may not have all come yet
