@@ -14,6 +14,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from millrace.processes.role import set_from_signal
+
 
 class AtOnce(KeyboardInterrupt):
     """The second Ctrl-C. Code that lets a Ctrl-C through lets this one through."""
@@ -24,13 +26,14 @@ class Signals:
 
     def __init__(self) -> None:
         self.ending = threading.Event()
-        self.hurry = False
+        self.hurry = self._asked = False
 
     def handle(self, number: int, _: object) -> None:
-        if number == signal.SIGINT and self.ending.is_set():
+        if number == signal.SIGINT and self._asked:
             raise AtOnce
+        self._asked = True
         self.hurry = self.hurry or number == signal.SIGTERM
-        self.ending.set()
+        set_from_signal(self.ending)
 
     @contextmanager
     def caught(self) -> Iterator[None]:

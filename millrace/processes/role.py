@@ -8,6 +8,7 @@ The demo's supervisor, the container and a person at a terminal all start a role
 
 from __future__ import annotations
 
+import _thread
 import logging
 import signal
 import sys
@@ -68,13 +69,22 @@ def run_role(name: str, settings: Settings, run: Run) -> None:
         _leave_figures(settings, name)
 
 
+def set_from_signal(event: threading.Event) -> None:
+    """Sets an event from a signal handler. ``Event.set`` takes a lock, which the main thread may hold where the signal
+    interrupts it in ``Event.wait``: it would then wait for itself, for ever."""
+    _thread.start_new_thread(event.set, ())
+
+
 def _stop_on_signals() -> threading.Event:
     stop = threading.Event()
+    asked = False
 
     def on_signal(number: int, frame: object) -> None:
-        if stop.is_set():
+        nonlocal asked
+        if asked:
             raise KeyboardInterrupt
-        stop.set()
+        asked = True
+        set_from_signal(stop)
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)

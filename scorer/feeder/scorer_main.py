@@ -37,7 +37,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     allow_files()
     host, port = settings.host, settings.port
     with bind("scorer", host, port, "MILLRACE_PORT", listens=True, patience_seconds=PORT_SECONDS) as listener:
-        template = Template(settings, stop)  # imports and compiles while we do
+        template = Template(settings, stop, forks=True)  # compiles while we start
         try:
             from scorer.feeder.feeder import Feeder
 

@@ -3,14 +3,15 @@
 
 ::
 
-    feeder ── start ──► template   imports, compiles; has one thread
+    feeder ── fork ───► template   compiles; has one thread
       │                    ├─ fork ─► worker 0     its end of a link, the listening socket, its log's memory
       │                    └─ fork ─► worker 1
       └─ "fork", "kill" ──►│ answers with the worker's process id, or 0
 
-So a worker starts within milliseconds, and the workers share this memory. The feeder itself has threads and cannot be
-forked. Questions come one at a time. When the feeder ends, the template and the workers see their sockets close, and
-end. When the template ends, its workers go on, and the feeder starts another one (:meth:`Template.renew`).
+So a worker starts within milliseconds, and the feeder and all workers share what was imported. Questions come one at a
+time. When the feeder ends, the template and the workers see their sockets close, and end. When the template ends, its
+workers go on, and the feeder starts another one (:meth:`Template.renew`): a new program, since the feeder has threads
+by then and cannot be forked.
 
 multiprocessing's fork server would need pickle, and passes no listening sockets.
 """
@@ -18,7 +19,10 @@ multiprocessing's fork server would need pickle, and passes no listening sockets
 from __future__ import annotations
 
 import contextlib
+import gc
+import math
 import os
+import resource
 import select
 import signal
 import socket
@@ -26,6 +30,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import import_module
 
 import msgspec
 import structlog
@@ -45,18 +50,26 @@ WARM_SECONDS = 600.0
 
 class Template:
     """The feeder's side. The workers have the same ``settings``; nothing waits after ``stop`` is set. Raises OSError:
-    no process can be started."""
+    no process can be started.
 
-    def __init__(self, settings: Settings, stop: threading.Event) -> None:
+    Args:
+        forks: whether the first one is a fork of this process, which has one thread.
+    """
+
+    def __init__(self, settings: Settings, stop: threading.Event, forks: bool = False) -> None:
         self._settings, self._stop, self._lock = settings, stop, threading.Lock()
-        self._start()
+        self._process: subprocess.Popen[bytes] | _Fork
+        self._start(forks)
 
-    def _start(self) -> None:
+    def _start(self, forks: bool = False) -> None:
         self._warm = False
         self._socket, theirs = socket.socketpair()
         with theirs:
-            argv = [sys.executable, "-m", "scorer.worker.template", str(theirs.fileno())]
-            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),))
+            if forks:
+                self._process = _Fork(theirs.fileno())
+            else:
+                argv = [sys.executable, "-m", "scorer.worker.template", str(theirs.fileno())]
+                self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),))
         with contextlib.suppress(OSError):  # it has ended already: whoever asks it something gets the error
             self._socket.sendall(_framed(_encode(self._settings)))
 
@@ -111,6 +124,44 @@ class Template:
         except OSError as error:
             return b"", str(error)
         return b"", "it does not answer"
+
+
+class _Fork:
+    """A template that is a fork of this process, which imports what workers need. It has the methods of a
+    :class:`subprocess.Popen`."""
+
+    def __init__(self, control: int) -> None:
+        import_module("scorer.worker.scorer_worker")
+        gc.collect()
+        gc.freeze()  # what is there now stays shared: the collector would write to it
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                os.closerange(3, control)
+                os.closerange(control + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+                main(control)
+            finally:
+                os._exit(1)  # nothing of the feeder's is to be cleaned up here
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            if found:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float = math.inf) -> int:
+        deadline = time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("template", timeout)
+            time.sleep(0.005)
+        return status
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
 
 
 def _framed(data: bytes) -> bytes:

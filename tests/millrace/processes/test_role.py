@@ -12,7 +12,7 @@ import pytest
 
 from commands.cli import cli, cliroles
 from millrace.contracts.settings import Settings
-from millrace.processes.role import ROLES, last_figures
+from millrace.processes.role import ROLES, last_figures, set_from_signal
 from millrace.processes.supervisor import role_argv
 from simulator.playback import PlaybackOptions
 from tests.scenes.waiting import PATIENCE, until
@@ -46,6 +46,14 @@ cli.main()
 def role(folder: Path, *signals: int) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-c", PROGRAM, str(folder), *map(str, signals)]
     return subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+@pytest.mark.timeout(PATIENCE)
+def test_a_signal_may_come_while_the_main_thread_holds_the_lock_of_the_event() -> None:
+    event = Event()
+    with event._cond:  # type: ignore[attr-defined]  # as in the middle of its wait()
+        set_from_signal(event)
+    assert event.wait(PATIENCE)
 
 
 @pytest.mark.slow
