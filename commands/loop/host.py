@@ -94,6 +94,8 @@ class Host:
     # -- what is seen ----------------------------------------------------------------------------------------
 
     def state(self) -> State:
+        if self.monitor is not None:
+            self.monitor.attend()
         return state_of(
             self.phase, self.started_ms, self.speed, self.monitor, self.supervisor, list(self.notes), self.shown
         )

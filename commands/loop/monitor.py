@@ -29,6 +29,7 @@ from millrace.contracts.clock import EventClock
 Labels = tuple[tuple[str, str], ...]
 
 _STARTED = "process_start_time_seconds"
+LOOK_SECONDS = 1.0
 _SAME_START_S = 0.05
 """Start times that differ by less are of one process: a restart takes at least a quarter of a second."""
 
@@ -154,6 +155,9 @@ class Monitor:
         get: fetches a URL (tests pass a fake network).
         memory: gives each process's memory, in bytes by name.
         learner: base URL of the learner's admin port, for its ``/model``; empty: it has none.
+
+    Attributes:
+        quiet_seconds: between two looks while nobody looks at the picture.
     """
 
     def __init__(
@@ -173,7 +177,8 @@ class Monitor:
         self._clock = clock
         self._get = get
         self._memory = memory
-        self._stop = threading.Event()
+        self.quiet_seconds = LOOK_SECONDS
+        self._stop, self._wanted = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
         self.first_auc_wall_ms: int | None = None
@@ -182,13 +187,20 @@ class Monitor:
     def start(self) -> None:
         self._thread.start()
 
+    def attend(self) -> None:
+        """Somebody looks at the picture: it is renewed within a second, and not only after :attr:`quiet_seconds`."""
+        self._wanted.set()
+
     def stop(self) -> None:
         self._stop.set()
+        self._wanted.set()
         if self._thread.is_alive():
             self._thread.join(10)
 
     def _run(self) -> None:
-        while not self._stop.wait(1.0):
+        while not self._stop.wait(LOOK_SECONDS):
+            self._wanted.wait(self.quiet_seconds - LOOK_SECONDS)
+            self._wanted.clear()
             self.look()
 
     def look(self) -> Picture:

@@ -43,6 +43,9 @@ ROLES = ("stream", "learn", "serve", "intake", "archive")
 LINE_SECONDS = 60.0
 """Between two lines of state where the output is no terminal: this program runs for months."""
 GRACE_SECONDS = 30.0
+QUIET_SECONDS = 5.0
+"""Between two looks at the roles' figures while nobody has the page or a terminal open: each costs every role some
+milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,8 @@ class Up(Host):
     def serve(self) -> None:
         """Runs until somebody asks for the end. Raises ServiceError if a role or service died so often that it is given
         up."""
+        assert self.monitor is not None
+        self.monitor.quiet_seconds = QUIET_SECONDS
         found = self.where()
         folders.say_where(self.folder, found)
         self.started_ms, self.phase = wall_ms(), "running"

@@ -54,7 +54,7 @@ from scorer.worker.template import Template
 
 log = structlog.get_logger("scorer")
 
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.25
 WORKERS_END_SECONDS = 8.0
 DELIVER_SECONDS = 10.0
 
@@ -118,6 +118,7 @@ class Feeder:
             self._listener.close()  # who comes from now on is refused; workers still accept who has come
             self.pool.end(WORKERS_END_SECONDS)
             self._ending.set()
+            self._state.changed.set()
             for feed in (*self._feeds, self._coclicks):
                 feed.interrupt()
             self._shipper.end(DELIVER_SECONDS)

@@ -31,7 +31,7 @@ from scorer.ipc.meters import STAGED
 log = structlog.get_logger("scorer")
 
 CHANGE_SECONDS, NEXT_SLICE_SECONDS = 0.05, 0.004
-"""Between two checks for changes; between two slices while there are more."""
+"""Between two checks for changes while messages come; between two slices while there are more."""
 ROWS, SLOTS = 1024, 4096
 """In a slice: a worker needs about half a millisecond for it."""
 FIRST_ROWS, FIRST_SLOTS = 16_384, 65_536
@@ -94,6 +94,7 @@ class IndexPublisher(threading.Thread):
         lists_at = 0.0
         while not self.stop.is_set():
             pause = CHANGE_SECONDS
+            self.state.changed.clear()
             try:
                 if self.primary.index_complete:
                     if not self._whole:
@@ -113,7 +114,8 @@ class IndexPublisher(threading.Thread):
                 log.error("the workers' item tables or lists could not be renewed", error=one_line(error))
                 pause = LIST_SECONDS
             STAGED.set(self._host.unfolded)
-            self.stop.wait(pause)
+            if not self.stop.wait(pause) and pause == CHANGE_SECONDS:
+                self.state.changed.wait(max(0.0, lists_at - time.monotonic()))
 
     def changes(self, rows: int = ROWS, slots: int = SLOTS, all_of_them: bool = False) -> bool:
         """Sends a slice of the index's changes, or all of them; returns whether there were any."""

@@ -181,8 +181,11 @@ class TopicFeed(threading.Thread):
             self.position[tp.partition] = records[-1].offset + 1
         if self.sought is not None:
             self._go_to(self._reader, self.sought)
-        if not self.caught_up:
+        reads_up = not self.caught_up
+        if reads_up:
             self._look_how_far(self._reader, bool(polled))
+        if polled or reads_up:
+            self.state.changed.set()
         return bool(polled)
 
     def _open(self) -> FeedConsumer:

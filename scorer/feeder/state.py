@@ -18,10 +18,12 @@ class Stopped(Exception):
 
 
 class FeederState:
-    """See the module's text. ``stop`` is set when the scorer ends."""
+    """See the module's text. ``stop`` is set when the scorer ends, ``changed`` when the index may have changes to
+    send."""
 
     def __init__(self, primary: Primary, meters: ScorerMeters, stop: threading.Event) -> None:
         self.primary, self.meters, self.stop = primary, meters, stop
+        self.changed = threading.Event()
         self._lock = threading.RLock()
 
     def alone(self, function: Callable[..., T], *args: Any) -> T:

@@ -251,7 +251,8 @@ class WorkerPool:
     def _run(self) -> None:
         looked = 0.0
         while not self._stop.is_set() and not self._ending:
-            self._changed.wait(LOOK_SECONDS)
+            whole = len(self._members) == self._settings.workers
+            self._changed.wait(MEASURE_SECONDS if whole else LOOK_SECONDS)
             self._changed.clear()
             try:
                 if self._template.lost:
@@ -260,7 +261,7 @@ class WorkerPool:
                 for slot, at in self._next_at.items():
                     if not self._ending and slot not in self._members and now >= at:
                         self._again(slot)
-                if now - looked > MEASURE_SECONDS:
+                if now - looked >= MEASURE_SECONDS:
                     looked = now
                     for member in self._all():
                         self._look_at(member)

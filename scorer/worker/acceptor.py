@@ -31,6 +31,8 @@ class WorkerServer(HttpServer):
     """Serves connections of a shared listening socket. ``listener`` is closed when the server ends. ``shares``:
     (workers,) connections of each worker, in shared memory; ours is in ``slot``."""
 
+    tick_seconds = 0.1  # as often the others see how many connections it has
+
     def __init__(self, config: uvicorn.Config, listener: socket.socket, shares: NDArray[np.int64], slot: int) -> None:
         super().__init__(config)
         self._listener, self._shares, self._slot = listener, shares, slot

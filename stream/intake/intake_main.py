@@ -30,7 +30,7 @@ from stream.intake.intake_wire import LineReader
 
 log = structlog.get_logger("intake")
 
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.25
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
