@@ -8,8 +8,7 @@ Kafka themselves, so the intake idles here: ``millrace dev bench intake`` measur
 
 Figures: ``cpu ROLE`` in core-seconds per million pages, ``memory ROLE`` at the end, ``kafka TOPIC``, ``disk archive``
 in MiB per million pages; topics that grow by the hour in MiB an hour. Compiling and filling are over before the first
-look. ``idle ROLE`` is the share of a core that the role takes before anybody comes. ``cpu`` has that too: a million
-pages cost less where they come faster.
+look. What roles take at rest (``millrace dev bench up``) is in ``cpu`` too.
 """
 
 from __future__ import annotations
@@ -39,8 +38,6 @@ from millrace.processes.role import ROLES
 from millrace.processes.services import free_port
 from millrace.processes.wall import wall_ms
 
-SETTLE_SECONDS = 5.0
-"""After the roles are ready: their start is over."""
 READY_SECONDS = 300.0
 SPEED = 40.0
 SHOPPERS = 30_000
@@ -62,10 +59,9 @@ class Size(NamedTuple):
 
     seconds: float = 180.0
     warm_seconds: float = 30.0
-    idle_seconds: float = 20.0
 
 
-SHORT = Size(10.0, 1.0, 2.0)
+SHORT = Size(10.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +98,8 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
             roles = {name: RoleMetrics() for name in targets}
 
             def look() -> Look:
-                assert loop.process is not None
-                return _look(loop.process.pid, data, targets, where["redis"], roles)
+                return _look(where["pid"], data, targets, where["redis"], roles)
 
-            idle = _idle(look, size.idle_seconds, say)
             with RunningRole("simulate", settings, port, out, "/metrics"):
                 _await_pages(look, say)
                 time.sleep(size.warm_seconds)
@@ -113,18 +107,7 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
                 say(f"measuring for {size.seconds:g} s")
                 time.sleep(size.seconds)
                 last = look()
-    return figures_of(first, last, idle)
-
-
-def _idle(look: Callable[[], Look], idle_seconds: float, say: Say) -> dict[str, float]:
-    """Shares of a core by role, while nobody is there."""
-    say(f"idle for {idle_seconds:g} s")
-    time.sleep(SETTLE_SECONDS)
-    first = look()
-    time.sleep(idle_seconds)
-    last = look()
-    seconds = last.second - first.second
-    return {n: (used - first.taken.cpu_s.get(n, 0.0)) / seconds for n, used in sorted(last.taken.cpu_s.items())}
+    return figures_of(first, last)
 
 
 def _await_pages(look: Callable[[], Look], say: Say) -> None:
@@ -150,15 +133,8 @@ def _look(root: int, data: Path, targets: Mapping[str, str], store: str, roles: 
     return Look(time.monotonic(), taken, topic_bytes(data / "broker"), counts, int(facts["used_memory"]))
 
 
-def figures_of(first: Look, last: Look, idle: Mapping[str, float]) -> list[Figure]:
-    """What was added between two looks, over the pages between.
-
-    Args:
-        idle: shares of a core that roles take while nobody is there.
-
-    Raises:
-        BenchError: there was no page.
-    """
+def figures_of(first: Look, last: Look) -> list[Figure]:
+    """What was added between two looks, over the pages between. Raises BenchError where there was none."""
     grown = {name: last.counts[name] - first.counts[name] for name in COUNTERS}
     pages, seconds = grown["millrace_pages_total"], last.second - first.second
     if pages <= 0:
@@ -177,7 +153,6 @@ def figures_of(first: Look, last: Look, idle: Mapping[str, float]) -> list[Figur
 
     cpu = {name: (used - first.taken.cpu_s.get(name, 0.0)) * per for name, used in last.taken.cpu_s.items()}
     by_role("cpu", cpu, "core-s / million pages")
-    by_role("idle", {name: 100 * share for name, share in idle.items()}, "% of a core")
     by_role("memory", {name: held / MIB for name, held in last.taken.memory.items()}, "MiB")
     for name, size in sorted(last.topics.items()):
         # Deltas by what was sent: the learner lets go of old ones.

@@ -31,12 +31,8 @@ def bench(name: str, out: Path, short: bool = False, say: Say = print) -> list[F
     A benchmark of several parts yields its figures, and each is written as soon as it was measured: if a later part
     fails, ``report.json`` has those before it, and there is no ``run.json``.
 
-    Args:
-        short: small and soon over. It shows that the benchmark runs; its figures say nothing.
-
-    Raises:
-        SettingError: there is no such benchmark.
-        BenchError: it cannot run here.
+    With ``short`` it is small and soon over: that shows that it runs, and its figures say nothing. Raises SettingError:
+    there is no such benchmark; BenchError: it cannot run here.
     """
     if name not in BENCHMARKS:
         raise SettingError(f"there is no benchmark '{name}'", f"choose one of {', '.join(BENCHMARKS)}")

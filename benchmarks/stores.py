@@ -13,8 +13,6 @@
 
   The first scorer has no index in the store, and reads the catalogue and all counts. It writes the index and ends. What
   came "since then" is put on the topics, and scorers are started one after the other.
-
-``millrace dev bench capacity`` has the bytes on Kafka.
 """
 
 from __future__ import annotations

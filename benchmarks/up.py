@@ -6,9 +6,11 @@
     millrace up --schema (12 lines)  ──► 5,000 items, 1,000 users by the client ──► visitors click for five minutes
         every 30 s: pages of 50 visitors, judged by their taste                       (benchmarks/parts/tasteshop.py)
     SIGKILL of all ──► millrace up again ──► the same pages judged once more, before anybody clicks
+    before: a small shop, 2,000 items and 500 users ──► nobody comes ──► two pages a second, five minutes
 
-- ``first`` and ``auc``: how far pages follow the taste at the end of the five minutes; against the catalogue's order.
-- ``again_first`` and ``again_auc``: after the kill; against what they were before it.
+- ``idle_cpu``, ``small_shop_cpu``: what all processes of the small shop take; ``small_shop_memory`` at its end (PSS).
+- ``first`` and ``auc``: how far pages follow the taste at the end, against the catalogue's order; ``again_first`` and
+  ``again_auc``: after the kill, against before it.
 - ``follows_s``: seconds of visitors until the first items of a page had twice the catalogue's share of liked ones.
 - ``restart_s``: from the start to the first page of the model, after the kill.
 """
@@ -25,13 +27,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.parts.tasteshop import FIRST, SCHEMA, Followed, Taste, Visitors, followed, opened, ready, user
 from benchmarks.tools.bench_figures import Figure, Say, figure
+from benchmarks.tools.taken import processes
 from commands.up.started import Started
 from experiments.runs import BenchError
+from millrace.processes.role import ROLES
 
 if TYPE_CHECKING:
     from millrace_client import AsyncMillrace, Page
 
-PAGES_PER_S = 10.0
+PAGES_PER_S, SMALL_PAGES_PER_S = 10.0, 2.0
 PAGE_SIZE = 600
 SEED = 7
 
@@ -44,9 +48,11 @@ class Size(NamedTuple):
     visitors: int = 1000
     probed: int = 50  # visitors
     probe_seconds: float = 30.0
+    small: tuple[int, int] = (2000, 500)  # items and visitors
+    rest_seconds: float = 120.0  # of each look at the small shop
 
 
-SHORT = Size(8.0, 700, 50, 5, 4.0)
+SHORT = Size(8.0, 700, 50, 5, 4.0, (200, 20), 2.0)
 
 
 class Probe(NamedTuple):
@@ -67,6 +73,8 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
     with TemporaryDirectory(prefix="millrace-bench-up-") as folder:
         schema = Path(folder) / "schema.toml"
         schema.write_text(SCHEMA, encoding="utf-8")
+        with Started(Path(folder) / "small", "--schema", str(schema)) as small:
+            at_rest = asyncio.run(_small_shop(small, Taste(*size.small, SEED), size))
         loop = Started(Path(folder) / "data", "--schema", str(schema))
         with loop:
             probes, clicks = asyncio.run(_first_life(loop, taste, size, say))
@@ -79,6 +87,7 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
     last = probes[-1]
     follows = [p.second for p in probes if p.page.first >= 2 * p.catalogue.first][:1]  # it may never have
     return [
+        *at_rest,
         figure("first", last.page.first, "share", "catalogue", last.page.first / last.catalogue.first),
         figure("auc", last.page.auc, "AUC", "catalogue", last.page.auc / last.catalogue.auc),
         figure("catalogue_first", last.catalogue.first, "share"),
@@ -89,6 +98,37 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
         figure("restart_s", restart_s, "s"),
         figure("clicks", clicks, "clicks"),
     ]
+
+
+async def _small_shop(loop: Started, taste: Taste, size: Size) -> list[Figure]:
+    """What its processes take: shares of a core at rest and with visitors, memory in the end; in all and by role."""
+    from millrace_client import AsyncMillrace
+
+    where = await asyncio.to_thread(loop.where)
+
+    async def shares() -> dict[str, float]:
+        await asyncio.sleep(size.rest_seconds / 12)
+        first, began = processes(where["pid"], ROLES, "up").cpu_s, time.monotonic()
+        await asyncio.sleep(size.rest_seconds)
+        last, took = processes(where["pid"], ROLES, "up").cpu_s, time.monotonic() - began
+        return {name: 100 * (used - first.get(name, 0.0)) / took for name, used in last.items()}
+
+    async with AsyncMillrace(where["intake"], where["scorer"]) as shop:
+        await opened(shop, taste)
+        found = {"idle_cpu": await shares()}
+        ending, ends = asyncio.Event(), time.monotonic() + size.seconds
+        visiting = asyncio.create_task(Visitors(shop, taste, SMALL_PAGES_PER_S, SEED).come(ending))
+        found["small_shop_cpu"] = await shares()
+        await asyncio.sleep(ends - time.monotonic())
+        memory = processes(where["pid"], ROLES, "up").memory
+        found["small_shop_memory"] = {name: held / 2**20 for name, held in memory.items()}
+        ending.set()
+        await visiting
+    figures = []
+    for what, of in found.items():
+        unit = "MiB PSS" if what == "small_shop_memory" else "% of a core"
+        figures += [figure(what, sum(of.values()), unit), *(figure(f"{what} {n}", v, unit) for n, v in of.items())]
+    return figures
 
 
 async def _first_life(loop: Started, taste: Taste, size: Size, say: Say) -> tuple[list[Probe], int]:

@@ -24,17 +24,13 @@ CALM_S = 0.05
 
 
 class RunningRole:
-    """``millrace ROLE``, started and awaited by ``with`` or :meth:`start`.
+    """``millrace ROLE``, started and awaited by ``with`` or :meth:`start`. Raises ServiceError: it ended, or was not
+    ready within ten minutes.
 
     Args:
-        role: its name.
-        port: of its HTTP server.
         folder: for its log, to which each start appends.
         ready: the path that answers 200 when it is ready.
         core: the core that it is bound to; None: any.
-
-    Raises:
-        ServiceError: it ended, or was not ready within ten minutes.
     """
 
     def __init__(

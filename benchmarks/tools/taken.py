@@ -30,12 +30,8 @@ class Taken:
 
 
 def processes(root: int, roles: Sequence[str], own: str) -> Taken:
-    """What the process ``root`` and all below it take, by role.
-
-    Args:
-        roles: commands of ``python -m commands`` that are roles.
-        own: the name of ``root`` itself, and of what is below it and has no name.
-    """
+    """What the process ``root`` and all below it take, by role. ``roles``: commands of ``python -m commands`` that are
+    roles. ``own``: the name of ``root`` itself, and of what is below it and has no name."""
     found = Taken()
     names: dict[int, str] = {}
     for process in below(root):
