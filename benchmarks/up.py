@@ -9,8 +9,7 @@
     before: a small shop, 2,000 items and 500 users ──► nobody comes ──► two pages a second, five minutes
 
 - ``idle_cpu``, ``small_shop_cpu``: what all processes of the small shop take; ``small_shop_memory`` at its end (PSS).
-- ``first`` and ``auc``: how far pages follow the taste at the end, against the catalogue's order; ``again_first`` and
-  ``again_auc``: after the kill, against before it.
+- ``first``, ``auc``: how far pages follow the taste at the end; ``again_first``, ``again_auc``: after the kill.
 - ``follows_s``: seconds of visitors until the first items of a page had twice the catalogue's share of liked ones.
 - ``restart_s``: from the start to the first page of the model, after the kill.
 """

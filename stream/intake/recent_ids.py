@@ -8,12 +8,12 @@
 
 Each half is a hash table with open addressing over one array of 64-bit numbers: 8 bytes a slot, half of the slots
 used (a Python set takes some sixty bytes an id). So the memory knows at least the newest ``capacity`` ids, at most
-twice as many.
+twice as many. The system gives memory to an array as ids come.
 """
 
 from __future__ import annotations
 
-from array import array
+import mmap
 
 CAPACITY = 1_000_000
 
@@ -51,7 +51,7 @@ class IdMemory:
         self._young[slot] = hashed
         self._count += 1
 
-    def _slot(self, table: array[int], hashed: int) -> int:
+    def _slot(self, table: memoryview[int], hashed: int) -> int:
         """The slot for the hash; -1: it is there already."""
         mask, slot = self._mask, hashed & self._mask
         while found := table[slot]:
@@ -60,5 +60,5 @@ class IdMemory:
             slot = (slot + 1) & mask
         return slot
 
-    def _empty(self) -> array[int]:
-        return array("Q", bytes(8 * (self._mask + 1)))
+    def _empty(self) -> memoryview[int]:
+        return memoryview(mmap.mmap(-1, 8 * (self._mask + 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)).cast("Q")

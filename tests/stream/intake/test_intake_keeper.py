@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.contracts.events import BadEventError
+from millrace.processes.resident_memory import measured_bytes
 from stream.intake.intake_queue import Keeper, Parcel, WaitingMessage
 from stream.intake.intake_wire import DUPLICATE, KEPT, OutMessage, Verdict
 from stream.intake.recent_ids import IdMemory
@@ -61,6 +62,14 @@ def test_the_newest_ids_are_known_and_none_that_never_came(capacity: int, ids: l
         ever.add(hashed)
         assert all(known in memory for known in newest)
         assert not any(scattered(other) in memory for other in range(1, 61) if scattered(other) not in ever)
+
+
+def test_a_memory_for_many_ids_takes_little_while_there_are_few() -> None:
+    before = measured_bytes()
+    memory = IdMemory(10_000_000)  # 512 MB of slots
+    for n in range(1, 100):
+        memory.add(n << 40 | n)
+    assert measured_bytes() - before < 64 << 20
 
 
 def test_the_memory_is_bounded_and_forgets_the_oldest() -> None:
