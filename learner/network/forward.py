@@ -98,11 +98,6 @@ def has_forward(network: Network) -> bool:
     return written_pass(network) is not None and bool(_matrices(network))
 
 
-def has_onednn() -> bool:
-    """Whether this torch has the product of ``float32_onednn``."""
-    return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
-
-
 def forward_of(network: Network, columns: PageColumns, arrays: Mapping[str, NDArray[Any]]) -> PageForward | None:
     """The pass of a network whose weights :func:`prepared` laid into ``arrays``; None: it did not."""
     for arithmetic in ARITHMETICS:

@@ -216,6 +216,10 @@ def _fetched(items: ItemColumns, slots: Keyed, rows: Array) -> Any:
             total += items.own[row, j]
         if items.cat.shape[1]:
             total += items.cat[row, 0]
+        if items.values.shape[1]:
+            total += np.int64(items.values[row, 0])
+        if items.plain.shape[1]:
+            total += np.int64(items.plain[row, 0] > 0)
         total += items.born_ms[row]
     last, spans = slots.counts.shape[2] - 1, slots.counts.shape[1]
     for i in range(len(rows)):

@@ -28,7 +28,7 @@ from msgspec import Struct
 
 from learner.network.backward import Workspace
 from learner.network.dense import threads
-from learner.network.forward import ARITHMETICS, Arithmetic, PageForward, forward_of, has_onednn, prepared
+from learner.network.forward import ARITHMETICS, Arithmetic, PageForward, forward_of, prepared
 from learner.serving.staging import ModelWriter
 from millrace.basics.atomic_files import write_whole
 from millrace.basics.errors import one_line
@@ -94,17 +94,21 @@ class ArithmeticChoice:
         room, passes, logits = Workspace(), dict[Arithmetic, PageForward](), dict[str, Any]()
         with threads(1):
             for arithmetic in ARITHMETICS:
-                if arithmetic == "float32_onednn" and not has_onednn():
-                    continue
                 made = forward_of(network, columns, prepared(network, columns, arithmetic))
                 assert made is not None
-                passes[arithmetic], logits[arithmetic] = made, made.page(given, room).astype(np.float64)
+                try:
+                    logits[arithmetic] = made.page(given, room).astype(np.float64)
+                    passes[arithmetic] = made
+                except (RuntimeError, AttributeError) as reason:  # this library or processor has no such product
+                    if arithmetic == "float32":
+                        raise
+                    log.warning("an arithmetic cannot be had here", arithmetic=arithmetic, error=one_line(reason))
             exact = logits["float32"]
             spread = max(float(exact.std()), 1e-9)
             error = {name: float(np.sqrt(np.mean((found - exact) ** 2))) / spread for name, found in logits.items()}
             kept = self._read(of, passes)
             ms = self._timed(passes, given, room) if kept is None else kept
-        within = [name for name in passes if error[name] <= BOUND]
+        within = [name for name in passes if name == "float32" or error[name] <= BOUND]  # errors may be NaN
         choice = Choice(min(within, key=ms.__getitem__), ms, error, BOUND, kept is None, of)
         self._keep(choice)
         return choice

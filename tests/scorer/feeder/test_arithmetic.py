@@ -72,13 +72,32 @@ def test_one_that_strays_is_not_taken_however_fast(monkeypatch: pytest.MonkeyPat
     assert choose(writer()) == "float32_onednn"
 
 
-def test_a_library_without_the_product_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("no such instruction"), AttributeError("no such product")])
+def test_a_machine_that_lacks_a_product_does_without(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Stopwatch(monkeypatch, {"float32": 3.0, "float32_onednn": 1.0, "bfloat16": 4.0})
-    monkeypatch.setattr(arithmetic, "has_onednn", lambda: False)
+    page = PageForward.page
+
+    def lacking(made: PageForward, *given: Any) -> Any:
+        if made.arithmetic == "float32_onednn":
+            raise error
+        return page(made, *given)
+
+    monkeypatch.setattr(PageForward, "page", lacking)
     choose = ArithmeticChoice(watch)
-    assert choose(writer()) == "float32"
+    with capture_logs() as logs:
+        assert choose(writer()) == "float32"
     assert choose.choice is not None
-    assert "float32_onednn" not in choose.choice.ms
+    assert set(choose.choice.ms) == {"float32", "bfloat16"}
+    assert str(error) in logs[0]["error"]
+
+
+def test_a_model_that_is_not_finite_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Stopwatch(monkeypatch, {"float32": 3.0, "float32_onednn": 2.0, "bfloat16": 1.0})
+    image = MODEL.snapshot()[0]
+    image.dense["out.bias"][:] = np.nan
+    choose = ArithmeticChoice(watch)
+    made = ModelWriter.of(SCHEMA, MODEL.spec, image, choose=choose)
+    assert ServingModel.attach(SCHEMA, MODEL.spec, made.base()).arithmetic == "float32"
 
 
 def test_times_are_kept_and_measured_again_where_what_they_depend_on_is_another(
