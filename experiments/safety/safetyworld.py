@@ -83,28 +83,26 @@ class Shop:
 
 
 def write_shop(shop: Shop, folder: Path) -> Path:
-    """Writes the day logs of a shop into ``folder``."""
+    """Writes the day logs of a shop into ``folder``, one file up to noon and one behind it."""
     folder.mkdir(parents=True, exist_ok=True)
     world = World(shop.seed, shop.users, DEFAULT)
+    other = _other(world, shop)
     for day in range(shop.days):
-        table = _day(world, shop, day)
-        pq.write_table(table, folder / f"{parse_day(FIRST_DAY) + day}.parquet", compression="zstd")
+        changes = day in (shop.day_of("sale"), shop.day_of("taste"))
+        table = _part(world, shop, day, shop.hours[0], 12)
+        pq.write_table(table, folder / f"{day:03}-morning.parquet", compression="zstd")
+        table = _part(other if changes else world, shop, day, 12, shop.hours[1])
+        pq.write_table(table, folder / f"{day:03}-noon.parquet", compression="zstd")
     return folder
 
 
-def _day(world: World, shop: Shop, day: int) -> pa.Table:
+def _part(world: World, shop: Shop, day: int, first: int, end: int) -> pa.Table:
+    """Some hours of a day."""
     number, begins_ms = parse_day(FIRST_DAY) + day, shop.day_ms(day)
-    first_ms, noon_ms, end_ms = (begins_ms + hour * HOUR_MS for hour in (shop.hours[0], 12, shop.hours[1]))
-    start_ms = world.visits(number).start_ms
-    wanted = (start_ms >= first_ms) & (start_ms < end_ms)
-    changes = day in (shop.day_of("sale"), shop.day_of("taste"))
-    before = start_ms < noon_ms if changes else wanted
-    tables = [day_table(world, number, np.flatnonzero(wanted & before))]
-    if changes:
-        tables.append(day_table(_other(world, shop), number, np.flatnonzero(wanted & ~before)))
-    table = pa.concat_tables(tables)
-    if day == shop.day_of("newcomers"):
-        table = pa.concat_tables([table, _newcomers(world, number, noon_ms)])
+    start_ms = world.visits(number).start_ms - begins_ms
+    table = day_table(world, number, np.flatnonzero((start_ms >= first * HOUR_MS) & (start_ms < end * HOUR_MS)))
+    if day == shop.day_of("newcomers") and first == 12:
+        table = pa.concat_tables([table, _newcomers(world, number, begins_ms + 12 * HOUR_MS)])
         table = table.sort_by([("ts_ms", "ascending"), ("request_id", "ascending"), ("position", "ascending")])
     new = shop.day_of("catalogue")
     return table if new is None or day < new else _renewed(table, shop.day_ms(new) + 11 * HOUR_MS)
