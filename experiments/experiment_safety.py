@@ -225,7 +225,7 @@ def clean(name: str, shop: Shop | Path, size: int, schema: Schema, folder: Path)
         "rows": life.log.rows,
         "days": rounded(of_ms / DAY_MS),
         "refused": life.log.by_check(),
-        "when": [f"day {1 + (r.event_ms - first_ms) / DAY_MS:.2f}: {r.why}" for r in life.log.refused[:20]],
+        "when": [f"day {1 + (ms - first_ms) / DAY_MS:.2f}: {why}" for ms, why in life.log.refused[:20]],
     }
 
 

@@ -39,7 +39,7 @@ millrace: basics evidence contracts broker labels logs windows reports versions 
 simulator:
 stream: intake join archive partition worker
 learner: tables network.models network retrieval ranker samples evaluation serving custom custom.adapters \
-    training gate role
+    training gate promotion role
 scorer: users catalog recall ipc pagelog page worker feeder
 commands: guess reference replay history offline proofs repair freshness delays loop.page loop up demo cli
 experiments: recall safety

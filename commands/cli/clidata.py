@@ -42,14 +42,14 @@ def dead_letters(
 
 @quarantine.command(name="list")
 def list_quarantine(*, data: Data = None, json: Json = False) -> None:
-    """Print what is in quarantine: a line for each file of samples, oldest first."""
-    from learner.gate.quarantine import PLACE, Quarantine
+    """Print what is in quarantine: a line for each entry, oldest first."""
+    from learner.gate.quarantine import PLACE, listed
     from millrace.basics.store import Store
 
     store = Store(of_loop(settings_of(data)).place(PLACE), writes=False)
-    found = Quarantine(store, "", writes=False).entries()
+    found = listed(store)
     lines = [f"{e.name}  {e.rows:,} rows of {when(e.from_ms)} to {when(e.to_ms)}  {e.refusal}" for e in found]
-    emit(found, [*lines, f"{sum(entry.rows for entry in found):,} rows in {len(found):,} files"], json)
+    emit(found, [*lines, f"{sum(entry.rows for entry in found):,} rows in {len(found):,} entries"], json)
 
 
 @quarantine.command
@@ -78,18 +78,25 @@ def discard(*names: str, data: Data = None, admin: Admin = None, json: Json = Fa
 
 @app.command
 def forget(user: str, *, data: Data = None, json: Json = False) -> None:
-    """Rewrite the archive's files without a user. Delete the user first (docs/how-to/delete-a-user.md).
+    """Rewrite the archive's files, and copies in quarantine, without a user. Delete the user first
+    (docs/how-to/delete-a-user.md).
 
     Parameters
     ----------
     user
         The user's id.
     """
+    from learner.gate.quarantine import PLACE, forget_user
+    from millrace.basics.hashing import value_hash
+    from millrace.basics.store import Store
     from stream.archive.forget import forget as run
 
-    found = run(Path(settings_of(data).data) / "archive", user)
+    settings = settings_of(data)
+    found = run(Path(settings.data) / "archive", user)
+    refused = forget_user(Store(settings.place(PLACE), writes=False), value_hash(user))
     line = f"{found.rows:,} rows of user '{user}' removed from {found.files:,} of {found.looked_at:,} files"
-    emit({"rows": found.rows, "files": found.files, "looked_at": found.looked_at}, [line], json)
+    said = {"rows": found.rows, "files": found.files, "looked_at": found.looked_at, "refused_rows": refused}
+    emit(said, [line, f"{refused:,} rows removed from quarantine"], json)
 
 
 @app.command

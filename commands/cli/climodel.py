@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ from commands.up.data_folder import of_loop
 from millrace.basics.errors import LogError, SettingError, SnapshotError
 from millrace.contracts.settings import Settings, load_settings
 
-app = cyclopts.App(name="model", help="Versions of the model: list, promote, hold, roll back, verify, repair.")
+app = cyclopts.App(name="model", help="Versions of the model: list, history, promote, hold, roll back, verify, repair.")
 
 _Folder = Annotated[
     Path | None, Parameter(help="Read samples from files PARTITION-OFFSET.samples in this folder instead.")
@@ -110,6 +111,41 @@ def _compared(one: dict[str, Any]) -> str:
     auc, first, gap, half = (f"{one[name]:.4f}" for name in ("auc", "first_auc", "auc_gap", "auc_half"))
     text = f"{when(one['event_ms'])}  {one['rows']:,} rows  AUC {auc}, first {first}: {'' if gap[0] == '-' else '+'}"
     return f"{text}{gap} ± {half}".replace("0.", ".")
+
+
+@app.command
+def history(*, last: int = 40, data: Data = None, kafka: Kafka = None, json: Json = False) -> None:
+    """Print what the learner decided, oldest first: what was learnt, refused, released, and by whom.
+
+    Parameters
+    ----------
+    last
+        How many lines to print.
+    kafka
+        Broker whose topic model.deltas has the newest decisions (default: that of the loop, where one runs).
+    """
+    from learner.promotion.decisionhistory import decided_in, history
+    from millrace.processes.deltas import read_decisions
+    from millrace.versions.modelstore import ModelStore
+
+    settings = of_loop(settings_of(data, kafka=kafka))
+    parts = decided_in(ModelStore(settings.place("models"), writes=False))
+    with contextlib.suppress(SettingError):  # no broker: what lies in the store is printed
+        parts += read_decisions(with_broker(settings))
+    found = history(parts)[-last:]
+    emit(found, map(_decided, found), json)
+
+
+def _decided(one: dict[str, Any]) -> str:
+    """A decision as a line.
+
+    >>> _decided({"n": 7, "ms": 1_772_452_800_000, "what": "held", "why": "", "by": "person"})
+    '2026-03-02 12:00       7  held, by person'
+    """
+    rows = f" {one['rows']:,} rows" if "rows" in one else ""
+    why = f": {one['why']}" if one["why"] else ""
+    by = f", by {one['by']}" if one["by"] else ""
+    return f"{when(one['ms'])}  {one['n']:>6}  {one['what']}{rows}{why}{by}"
 
 
 @app.command

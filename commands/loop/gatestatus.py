@@ -35,6 +35,7 @@ class Gate:
     observed: Counts = field(default_factory=dict)  # what was only reported
     observes: str | None = None  # what was reported last, in words; empty: nothing yet; None: the gate refuses
     unseen: tuple[str, ...] = ()  # what it cannot know, or not soon, at the traffic of now
+    history: tuple[Mapping[str, Any], ...] = ()  # what the learner decided lately, oldest first
 
 
 def gate_of(
@@ -67,7 +68,8 @@ def gate_of(
         if grown:
             check, why, refused_ms = grown[-1], f"check '{grown[-1]}'", None
     unseen = tuple(str(line) for line in admin["unseen"]) if admin.get("unseen") else before.unseen
-    return Gate(state, check, why, refused_ms, refused, passed, unjudged, observed, observes, unseen)
+    history = tuple(admin["history"]) if "history" in admin else before.history
+    return Gate(state, check, why, refused_ms, refused, passed, unjudged, observed, observes, unseen, history)
 
 
 def says(gate: Gate, figures: Mapping[str, float | None]) -> str:

@@ -104,6 +104,7 @@ def _gate(gate: Gate, figures: Mapping[str, float | None]) -> dict[str, object]:
         "says": says(gate, figures),
         "refused_ms": gate.refused_ms,
         "unseen": list(gate.unseen),
+        "history": list(gate.history),
         "verdicts": [
             {"check": check} | {name: counts.get(check, 0) for name, counts in verdicts.items()} for check in checks
         ],

@@ -18,18 +18,19 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from commands.repair.batch_reader import BatchReader, Decode, Source, rows_in
 from commands.repair.lineage import Lineage
 from commands.repair.without import Without, time_of
 from learner.custom.own import OwnModel
 from learner.ranker.model import OnlineModel
 from learner.ranker.verbs import Learning
 from learner.role.model_factory import check_named, model_of
+from learner.samples.batch_reader import BatchReader, Decode, Source, rows_in
+from learner.training.decisionlog import learn_again
 from learner.training.learner_versions import Progress, Versions, write_root
-from learner.training.ledger import Learnt, learn_again
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError
 from millrace.contracts.schema import Schema
+from millrace.versions.decisions import Learnt
 from millrace.versions.modelstore import Announcement, Array, ModelStore, Place, manifests_first
 
 Tick = Callable[[int], None]
@@ -142,7 +143,7 @@ def repair(begun: Begun, source: Source, decode: Decode, without: Without, tick:
     """
     check_there(begun.line, source)
     acts = begun.line.acts
-    with closing(BatchReader(acts, source, decode, without, tick)) as feed:
+    with closing(BatchReader(acts, source, decode, without.rows, tick)) as feed:
         learnt = learn_again(begun.model, acts, feed.rows_of)
     return Repaired(begun.model, feed.read, feed.left_out, learnt, feed.by)
 

@@ -8,18 +8,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from commands.repair.again import Begun, resumed
-from commands.repair.batch_reader import BatchReader, Decode, Source, rows_in, wanted_by
 from commands.repair.halving import MovedStretch, Point, narrowed, steepest
 from commands.repair.judge import JudgedRows, figure_on, members_of, rows_until, worse
 from commands.repair.standout import Standout, Tally, standouts
 from commands.repair.without import time_of
 from learner.ranker.verbs import Learning
 from learner.role.model_factory import model_of
-from learner.training.ledger import Learnt, learn_again
+from learner.samples.batch_reader import BatchReader, Decode, Source, rows_in, wanted_by
+from learner.training.decisionlog import learn_again
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch
 from millrace.contracts.schema import Schema
+from millrace.versions.decisions import Learnt
 from millrace.versions.modelstore import Announcement, ModelStore
 
 _BACK_ROWS = 400_000

@@ -18,8 +18,8 @@ from itertools import combinations
 
 import numpy as np
 
-from commands.repair.batch_reader import rows_in
-from learner.training.ledger import Act
+from learner.samples.batch_reader import rows_in
+from millrace.versions.decisions import Act
 
 LEAST_ROWS = 1024
 """A shorter stretch is not halved."""

@@ -7,7 +7,7 @@
          ▲                             └◄── cuts-92→128 ── 128: refused, never kept, nothing leads on from it
          └ start: the newest of the line that is kept and had seen nothing after ``since``               end: the newest
 
-Each file of cuts names the version that it leads from, and has the acts since (:mod:`learner.training.ledger`). A
+Each file of cuts names the version that it leads from, and has the acts since (:mod:`learner.training.decisionlog`). A
 version whose snapshot was thinned out is on the line as long as its cuts are kept. Refused versions and those that a
 person took back are not: the root of a rollback leads from the version that was restored.
 """
@@ -22,10 +22,10 @@ from typing import Any
 import msgspec
 
 from commands.repair.without import time_of
-from learner.training.ledger import Act, decode_acts
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError, DamagedError
 from millrace.contracts.topics import SAMPLES
+from millrace.versions.decisions import Act, decode_decisions
 from millrace.versions.modelstore import Announcement, CutsHead, ModelStore, Place, cuts_name
 
 _NAME = re.compile(r"cuts-(\d+)-(\d+)\.acts")
@@ -110,7 +110,7 @@ def _stage(store: ModelStore, name: str | None, place: Place) -> Stage | str:
     try:
         raw, body, _ = store.store.get(name)
         head = msgspec.json.decode(raw, type=CutsHead)
-        acts = tuple(decode_acts(body))
+        acts = tuple(d.what for d in decode_decisions(body).decided if isinstance(d.what, Act))
     except (AbsentError, DamagedError, SnapshotError, msgspec.MsgspecError) as error:
         return f"file '{name}' cannot be used ({getattr(error, 'problem', error)})"
     if Place(head.epoch, head.version) != place:

@@ -12,14 +12,14 @@ from pathlib import Path
 from rich.console import Console
 
 from commands.repair.again import Begun, begin, check_there, keep, repair, rows_of_line
-from commands.repair.batch_reader import BatchReader, Source, TopicMessage
 from commands.repair.bisection import Bisection, StretchSamples
 from commands.repair.judge import FIGURES, SMALL
 from commands.repair.lineage import Lineage, check_one_model, end_of, lineage
-from commands.repair.topic import SampleFolder, SampleTopic
 from commands.repair.without import Without, interval_of, moment, time_of
 from learner.network.dense import role_threads, threads
+from learner.role.sampletopic import SampleFolder, SampleTopic
 from learner.role.shadow_view import REPAIRED
+from learner.samples.batch_reader import BatchReader, Source, TopicMessage
 from learner.samples.formersamples import FormerSamples
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.contracts import schemabook
@@ -147,7 +147,9 @@ def _count(scene: Scene, line: Lineage, without: Without) -> int:
     acts, rows = line.acts, rows_of_line(line)
     with (
         bars() as tick,
-        closing(BatchReader(acts, scene.source, scene.decode, without, lambda read: tick("rows", read, rows))) as feed,
+        closing(
+            BatchReader(acts, scene.source, scene.decode, without.rows, lambda read: tick("rows", read, rows))
+        ) as feed,
     ):
         for _ in feed.batches(acts):
             pass

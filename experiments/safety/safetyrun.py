@@ -7,15 +7,15 @@
           └──► batch ──(poison)──► Trainer.take ─► Promotion.step ─► .delta ──► Scorer.take
                                                               └─ every so often a snapshot, judged before it ends
 
-All parts are those that the roles run (:mod:`learner.gate.promotion`), and versions come to the scorer as bodies. Time
-is event time. A twin goes through the same moments without the poison, behind the same gate.
+All parts are those that the roles run (:mod:`learner.promotion.promotion`), and versions come to the scorer as bodies.
+Time is event time. A twin goes through the same moments without the poison, behind the same gate.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from experiments.safety.safetyworld import BATCH_ROWS, Moment
 from learner.evaluation.progressive import Progressive
-from learner.gate.gatestate import keep_gate, resume_gate
-from learner.gate.promotion import Checks, Promotion, Published
+from learner.gate.verdicts import GateRefusal
+from learner.promotion.promotion import Published, promotion_of, write_snapshot
 from learner.ranker.repeats import Repeats, keep_ms_of
 from learner.ranker.verbs import Learning
 from learner.role.model_factory import model_of
@@ -38,6 +38,7 @@ from millrace.basics.ranking_metrics import ROLLING_ROWS, auc
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
+from millrace.versions import decisions
 from millrace.versions.image import Array, Image, split
 from millrace.versions.modelstore import Announcement, ModelStore
 from millrace.versions.packing import unpack
@@ -52,8 +53,7 @@ class Pace(NamedTuple):
 
 
 _PACE = Pace()
-WINDOW_ROWS = 8192
-"""Rows that one AUC is of."""
+WINDOW_ROWS = 8192  # that one AUC is of
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -77,8 +77,7 @@ class Scorer:
         if published.body is None:
             parts = [image for image, _ in self._store.read_whole(published.note)]
             self._look(parts)
-            ranker = [split(image)[0] for image in parts]
-            self._model = ServingModel.of(self._schema, published.note.spec, ranker)
+            self._model = ServingModel.of(self._schema, published.note.spec, [split(image)[0] for image in parts])
         else:
             assert self._model is not None
             delta = unpack(published.body, self._model.dense())
@@ -100,25 +99,16 @@ class Scorer:
         return np.nan_to_num(p, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-class Refused(NamedTuple):
-    """A verdict against what came or what was learnt, and when."""
-
-    event_ms: int
-    check: str
-    why: str
-
-
 @dataclass(slots=True)
 class Log:
     """What became of a life."""
 
-    refused: list[Refused] = field(default_factory=list)
+    refused: list[tuple[int, GateRefusal]] = field(default_factory=list)  # event time, and why
     rows: int = 0  # that came
 
     def by_check(self) -> dict[str, int]:
         """Refusals by check."""
-        checks = [one.check for one in self.refused]
-        return {check: checks.count(check) for check in sorted(set(checks))}
+        return dict(sorted(Counter(why.check for _, why in self.refused).items()))
 
 
 class Life:
@@ -158,13 +148,15 @@ class Life:
         if found is not None:
             trainer.resume(found.training, found.note.extra.get("counts", {}))
         self.versions = Versions(model, epoch=1, version=self.store.highest().number)
-        checks = Checks.of(settings, schema)
-        self.promotion = Promotion(trainer, self.versions, self.store, checks, build, self._progress)
-        resume_gate(settings, self.promotion)
+        self.promotion = promotion_of(settings, trainer, self.versions, self.store, build, self._progress)
+        self._messages: dict[int, SampleBatch] = {}  # what may be learnt again
+        self.promotion.state.rows.again = self._again
+        self.promotion.state.quarantine.samples_log = folder.name  # what a life before refused is nowhere
+        self.promotion.begin(found)
         self.scorer = Scorer(schema, self.store)
-        self._batches = 0
-        self._refused: Counter[str] = Counter()
-        self._publish(self.promotion.start(found, self._now_ms))
+        self._batches = self._noted = 0
+        self._snapshot_due = False
+        self._publish(self.promotion.start(self._now_ms))
 
     @property
     def _now_ms(self) -> int:
@@ -179,48 +171,56 @@ class Life:
         """Learns what has come, and publishes what may go out."""
         self._batches += 1
         self.log.rows += len(batch)
-        promotion = self.promotion
-        self.trainer.take(batch, 0, 0, self._batches)
-        while promotion.step(drain=True) is not None:
-            self._note_refusals(batch)
-        self._note_refusals(batch)
-        while promotion.release_some():
+        promotion, self._messages[self._batches] = self.promotion, batch
+        promotion.take(batch, 0, 0, self._batches)
+        while promotion.step(drain=True) is not None or promotion.commands.learn_some():
             pass
         if self._batches % self.pace.delta == 0:
             dense = self._batches % self.pace.dense == 0
-            self._publish(promotion.delta(self._now_ms, dense, dense))
-            self._note_refusals(batch)
-        if self._batches % self.pace.snapshot == 0:
-            self.snapshot()
-            self._note_refusals(batch)
+            self._snapshot_due |= self._batches % self.pace.snapshot == 0
+            self._publish(promotion.delta(self._now_ms, dense, dense, ends=self._snapshot_due))
+            promotion.make_durable()
+            if self._snapshot_due and promotion.at_mark:
+                self._snapshot_due = False
+                self.snapshot()
+        self._note_refusals()
 
     def snapshot(self) -> None:
         """Writes a snapshot, if it passes."""
         promotion, versions = self.promotion, self.versions
+        promotion.end_stretch()
         self._publish(promotion.delta(self._now_ms, True, True))
         if not promotion.publishing or not versions.snapshot_ready:
             return
-        if promotion.write_snapshot(self._now_ms) is None:
+        if write_snapshot(promotion, self._now_ms) is None:
             self._publish(promotion.delta(self._now_ms))
         else:
             self.store.prune(epoch=versions.epoch)
+            self._forget()
+
+    def _again(self, learnt: Sequence[decisions.Learnt]) -> Iterator[SampleBatch]:
+        for one in learnt:
+            yield SampleBatch.concat([self._messages[s.offset].take(slice(s.first, s.stop)) for s in one.spans])
+
+    def _forget(self) -> None:
+        """Lets go of messages that nothing in quarantine is of; the snapshot has the others."""
+        quarantine = self.promotion.state.quarantine
+        needed = {span.offset for entry in quarantine.entries() for span in quarantine.spans(entry.name)}
+        self._messages = {offset: batch for offset, batch in self._messages.items() if offset in needed}
 
     def _publish(self, published: Published | None) -> None:
         if published is not None and self.serves:
             self.scorer.take(published)
 
-    def _note_refusals(self, batch: SampleBatch) -> None:
-        refused = Counter({check: n for (check, verdict), n in self.promotion.verdicts.items() if verdict == "refused"})
-        why = self.promotion.refusal
-        for check in (refused - self._refused).elements():
-            said = str(why) if why is not None and why.check == check else check
-            self.log.refused.append(Refused(int(np.median(batch.ts_ms)), check, said))
-        self._refused = refused
+    def _note_refusals(self) -> None:
+        for n, ms, what in ((one.n, one.ms, one.what) for one in self.promotion.state.log.notable):
+            if n > self._noted and isinstance(what, decisions.Refused):
+                self.log.refused.append((ms, GateRefusal(what.check, what.value, what.bound, what.what)))
+        self._noted = self.promotion.state.log.newest
 
     def end(self) -> Path:
         """The last words: :attr:`folder` is an origin for others from now on."""
         self.snapshot()
-        keep_gate(self._settings, self.promotion)
         return self.folder
 
 

@@ -14,7 +14,7 @@
     POST /quarantine/discard  the same
 
     POST ──► check ──► queue ──► Admin.next(), by the learner between two steps ──► Command.answer ──► 200
-              │                     └ not taken in time: 503, and it is never done     Command.fail  ──► 409
+              │                     └ not taken in time: 503, and it is never done     Command.fail  ──► 409, 503
               └ 400, 401, 403
 
 The loop does the commands itself: nothing of the model is touched by another thread. Where no token is set nobody may
@@ -44,9 +44,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from learner.gate.quarantine import PLACE, Quarantine
+from learner.gate.quarantine import PLACE, listed
 from millrace.basics.atomic_files import write_whole
-from millrace.basics.errors import MillraceError, PortError, SettingError, StoreError, one_line
+from millrace.basics.errors import BrokerError, MillraceError, PortError, SettingError, StoreError, one_line
 from millrace.basics.store import Store
 from millrace.contracts.settings import Settings
 from millrace.processes.tokens import Tokens
@@ -150,7 +150,7 @@ class Admin:
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._models = ModelStore(settings.place("models"), writes=False)
-        self._kept = Quarantine(Store(settings.place(PLACE), writes=False), "", writes=False)
+        self._kept = Store(settings.place(PLACE), writes=False)
         self._reading = threading.Lock()
         self._listener = _bind(settings.host, settings.admin_port)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -230,7 +230,7 @@ class Admin:
 
     def _entries_now(self) -> list[Any]:
         with self._reading:
-            return [msgspec.to_builtins(entry) for entry in self._kept.entries()]
+            return [msgspec.to_builtins(entry) for entry in listed(self._kept)]
 
     async def _command(self, request: Request) -> Response:
         if not self._tokens:
@@ -267,6 +267,8 @@ class Admin:
             await asyncio.sleep(_LOOK_SECONDS)
         try:
             return _answer(200, answered.result())
+        except (BrokerError, StoreError) as error:
+            return _refusal(503, one_line(error))
         except MillraceError as error:
             return _refusal(409, one_line(error))
 

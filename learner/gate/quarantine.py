@@ -1,24 +1,22 @@
 # core
-"""Samples that were refused: kept in the store, counted, and later learnt or discarded.
+"""Samples that were refused: where they lie on ``samples``, and why, until they are learnt or discarded.
 
 ::
 
-    refused rows ── keep ──► memory ── some thousands, or flush ──► 00000042-labels.rows    the rows, compressed, and
-                                                                                            where on samples they lie
-                                                                    00000042-labels.entry   what they are, and the
-                                                                                            digest of the rows
-    learnt, or discarded ── remove ──► gone
+    refused rows ──► entry 00000042-labels      spans of the topic, check, figure, bound
+                        ├── released, then learnt ──► gone       the rows are read again from the topic
+                        ├── discarded ──────────────► gone
+                        └── the topic is about to lose its rows ──► a copy in the store, 00000042-labels.rows
 
-The entry is written last: rows without one are nothing. Files are numbered in the order in which rows were refused.
-
-Who keeps and who releases counts: a learner that was killed reads samples behind its snapshot again, and must know
-those by their ids that are here already (:meth:`~learner.gate.promotion.Promotion.begin`).
+An entry is named after the decision that made it. All of it follows from what was decided
+(:mod:`millrace.versions.decisions`), so a learner that does the same once more has the same entries. It lies in the
+learner's snapshots. The file ``entries.list`` in the store shows it to people, and nobody goes on from it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
 from typing import Literal
@@ -30,27 +28,28 @@ import zstandard
 from msgspec import Struct
 
 from learner.gate.verdicts import GateRefusal
-from learner.training.ledger import Places, Span, places_of, spans_of
-from millrace.basics.errors import SchemaError, StoreError, one_line
-from millrace.basics.store import AbsentError, DamagedError, Sealed, Store
+from learner.training.decisionlog import places_of, rows_in, spans_of
+from millrace.basics.errors import SchemaError, one_line
+from millrace.basics.store import AbsentError, DamagedError, Store
 from millrace.contracts.samples import SampleBatch
+from millrace.versions.decisions import Span
 
 log = structlog.get_logger("quarantine")
 
 PLACE = "quarantine"
 """Name of the store, as :meth:`Settings.place` takes it."""
-FILE_ROWS = 4096
-"""Rows of a file at most."""
-MOST_BYTES = 4 << 30
-"""Of all files. Beyond it the oldest go, which is said: a shop that is refused for days must not fill the disk."""
+ENTRY_ROWS = 4096
+"""Rows of an entry: behind so many another one begins."""
+MOST_BYTES = 64 << 20
+"""Of all spans, a day's of some thousand rows a second. Beyond it the oldest entries go, which is said."""
 
-_FILE_BYTES = 4 << 20  # of a file's widest array at most: a message of samples has a bound
-_NUMBERED = re.compile(r"(?:damaged-)?(\d{8})-.*")
+_LIST = "entries.list"
+_NAME = re.compile(r"\d{8,}-\w+")
 _MOST = float(np.finfo(np.float64).max)
 
 
-class QuarantineFile(Struct, frozen=True):
-    """One file of refused samples. Its ``name`` is how commands call it."""
+class QuarantineEntry(Struct, frozen=True):
+    """What people see of an entry. Its ``name`` is how commands call it."""
 
     name: str
     check: str
@@ -58,10 +57,11 @@ class QuarantineFile(Struct, frozen=True):
     bound: float
     what: str
     rows: int
-    from_ms: int  # oldest and newest exposure
+    from_ms: int  # oldest and newest event time
     to_ms: int
     made_ms: int  # event time of the refusal
     schema_id: str = ""
+    log: str = ""  # id of the topic that the rows lie on
 
     @property
     def refusal(self) -> GateRefusal:
@@ -70,265 +70,285 @@ class QuarantineFile(Struct, frozen=True):
         return GateRefusal(self.check, value, bound, self.what)
 
 
-class _Where(Struct, frozen=True):
-    """The head of the rows' file: the runs that they are of, see :class:`~learner.training.ledger.Span`."""
+@dataclass(slots=True)
+class _Kept:
+    entry: QuarantineEntry
+    packed: list[bytes] = field(default_factory=list)  # spans, as they came
+
+    @property
+    def bytes(self) -> int:
+        return sum(map(len, self.packed))
+
+
+class _Listed(Struct, frozen=True):
+    entries: list[QuarantineEntry]
+
+
+class _CopyHead(Struct, frozen=True):
+    """The head of a copy: the spans that its rows are of."""
 
     spans: list[Span] = []
 
 
-class _Kept(Struct, frozen=True):
-    """The head of an entry's file."""
+class _FormerHead(Struct, frozen=True):
+    """The head of an entry's own file, as a version before this one wrote it."""
 
-    entry: QuarantineFile
-    file: Sealed
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """Rows that are not written yet, of one refusal or of several alike."""
-
-    refusal: GateRefusal
-    made_ms: int
-    batches: list[SampleBatch] = field(default_factory=list)
-    places: list[Places] = field(default_factory=list)  # of each batch
-
-    @property
-    def rows(self) -> int:
-        return sum(len(batch) for batch in self.batches)
+    entry: QuarantineEntry
 
 
-_decode = msgspec.json.Decoder(_Kept).decode
-_decode_where = msgspec.json.Decoder(_Where).decode
+_Saved = tuple[int, str, list[tuple[QuarantineEntry, list[bytes]]]]
+
+_decode_spans = msgspec.msgpack.Decoder(list[Span]).decode
+_decode_list = msgspec.json.Decoder(_Listed).decode
+_decode_copy = msgspec.json.Decoder(_CopyHead).decode
+_decode_former = msgspec.json.Decoder(_FormerHead).decode
 
 
 class Quarantine:
-    """The refused samples of one learner. One process writes; any number reads.
+    """The refused samples of one learner. One process writes; any number reads :func:`listed`.
 
     Args:
+        store: of the list and the copies.
         schema_id: of the schema that rows have here.
-        writes: whether this process is the one that writes. It lists the store once and knows it from then on; a
-            reader looks each time.
 
     Attributes:
-        lost_rows: that went because the files were beyond ``most_bytes``.
+        lost_rows: that went because there was too much.
+        samples_log: id of the topic that is read now; empty: it has none.
     """
 
-    def __init__(self, store: Store, schema_id: str, writes: bool = True, most_bytes: int = MOST_BYTES) -> None:
-        self.store, self.schema_id, self.writes, self.most_bytes = store, schema_id, writes, most_bytes
-        self.lost_rows = 0
-        self._waiting: list[_Waiting] = []
-        self._known: dict[str, _Kept] = {}
-        self._next: int | None = None  # None: the store was not listed yet
-        self._orphans: list[str] = []  # rows whose entry was never written
+    def __init__(self, store: Store, schema_id: str, most_bytes: int = MOST_BYTES) -> None:
+        self.store, self.schema_id, self.most_bytes = store, schema_id, most_bytes
+        self.lost_rows, self.samples_log = 0, ""
+        self._kept: dict[str, _Kept] = {}  # oldest first
+        self._open = ""  # the entry that rows of the same check may still join
+        self._bytes = 0
+        self._changed = True  # since the list was written
 
-    # -- going on --------------------------------------------------------------------------------------------
+    # -- what is decided -------------------------------------------------------------------------------------
 
-    def begin(self, done: Iterable[str] | None = None) -> None:
-        """Lists the store. Called by the learner that has it alone, before it takes samples.
-
-        Args:
-            done: entries whose rows the snapshot has learnt that it goes on from. They are removed.
-
-        Raises:
-            StoreError: the store cannot be read or written.
-        """
-        self._list()
-        self.store.remove(self._orphans)  # of one that was killed between rows and entry
-        done = list(done or ())
-        self.remove([name for name in done if name in self._known])
-        self._next = max([self._next or 1, *(_number(name) + 1 for name in done)])
-
-    # -- writing ---------------------------------------------------------------------------------------------
-
-    def keep(self, refusal: GateRefusal, batch: SampleBatch, places: Places, made_ms: int) -> None:
-        """Keeps refused rows, in memory until :meth:`flush` or until there are some thousands.
+    def keep(
+        self, n: int, refusal: GateRefusal, spans: Sequence[Span], event_ms: tuple[int, int], made_ms: int
+    ) -> None:
+        """Rows were refused by decision ``n``.
 
         Args:
-            places: where the rows lie on ``samples``, (n, 3).
+            event_ms: of the oldest and of the newest row.
             made_ms: event time of the refusal.
         """
-        if not len(batch):
+        if not spans:
             return
-        last = self._waiting[-1] if self._waiting else None
-        if last is None or (last.refusal.check, last.refusal.what) != (refusal.check, refusal.what):
-            last = _Waiting(refusal, made_ms)
-            self._waiting.append(last)
-        last.batches.append(batch)
-        last.places.append(places)
-        if self.waiting_rows >= FILE_ROWS:
-            try:
-                self.flush()
-            except StoreError as error:
-                log.warning("refused samples stay in memory; tried again", error=one_line(error))
-
-    @property
-    def waiting_rows(self) -> int:
-        """Rows in memory that are not written yet."""
-        return sum(one.rows for one in self._waiting)
-
-    def flush(self) -> None:
-        """Writes what waits.
-
-        Raises:
-            StoreError: it cannot be written. Nothing is lost by that: it is tried again.
-        """
-        while self._waiting:
-            first = self._waiting[0]
-            whole, places = SampleBatch.concat(first.batches), np.concatenate(first.places)
-            first.batches, first.places = [whole], [places]
-            while len(whole):
-                rows = _file_rows(whole)
-                self._write(first, whole.take(slice(0, rows)), places[:rows])
-                whole, places = whole.take(slice(rows, None)), places[rows:]
-                first.batches, first.places = [whole], [places]  # what is written is not written again
-            self._waiting.pop(0)
+        last = self._kept.get(self._open)
+        key = (refusal.check, refusal.what, self.samples_log)
+        alike = last is not None and (last.entry.check, last.entry.what, last.entry.log) == key
+        if last is None or not alike or last.entry.rows >= ENTRY_ROWS:
+            name, value, bound = f"{n:08d}-{refusal.check}", _finite(refusal.value), _finite(refusal.bound)
+            entry = QuarantineEntry(
+                *(name, refusal.check, value, bound, refusal.what, 0, *event_ms, made_ms),
+                *(self.schema_id, self.samples_log),
+            )
+            self._open, last = name, _Kept(entry)
+            self._kept[name] = last
+        entry = last.entry
+        last.entry = msgspec.structs.replace(
+            entry,
+            rows=entry.rows + rows_in(spans),
+            from_ms=min(entry.from_ms, event_ms[0]),
+            to_ms=max(entry.to_ms, event_ms[1]),
+        )
+        last.packed.append(msgspec.msgpack.encode(list(spans)))
+        self._bytes += len(last.packed[-1])
+        self._changed = True
         self._keep_within()
 
-    def _write(self, waiting: _Waiting, batch: SampleBatch, places: Places) -> None:
-        if self._next is None:
-            self._list()
-        number, refusal = self._next or 1, waiting.refusal
-        name = f"{number:08d}-{refusal.check}"
-        body = zstandard.ZstdCompressor(level=3).compress(batch.to_bytes())
-        file = self.store.put(f"{name}.rows", _Where(list(spans_of(places))), body)
-        entry = QuarantineFile(
-            name=name,
-            check=refusal.check,
-            value=_finite(refusal.value),
-            bound=_finite(refusal.bound),
-            what=refusal.what,
-            rows=len(batch),
-            from_ms=int(batch.ts_ms.min()),
-            to_ms=int(batch.ts_ms.max()),
-            made_ms=waiting.made_ms,
-            schema_id=self.schema_id,
-        )
-        kept = _Kept(entry, file)
-        self.store.put(f"{name}.entry", kept)
-        self._known[name], self._next = kept, number + 1
+    def close(self) -> None:
+        """What is refused from now on goes to another entry."""
+        self._open = ""
+
+    def remove(self, names: Iterable[str]) -> int:
+        """Entries were learnt, or are not wanted any more: how many rows."""
+        gone = [self._kept.pop(name) for name in names if name in self._kept]
+        self._bytes -= sum(kept.bytes for kept in gone)
+        self._changed |= bool(gone)
+        return sum(kept.entry.rows for kept in gone)
+
+    def forget_behind(self, offsets: Mapping[int, int]) -> int:
+        """Messages of ``samples`` from these offsets on, by partition, are read again, and judged again: their rows are
+        not kept here. A partition that is not named is read from its beginning. Returns how many rows."""
+        before = self.rows
+        for name in list(self._kept):
+            spans = self.spans(name)
+            stay = [span for span in spans if span.offset < offsets.get(span.partition, 0)]
+            kept = self._kept[name]
+            kept.entry = msgspec.structs.replace(kept.entry, rows=rows_in(stay))
+            kept.packed = [msgspec.msgpack.encode(stay)]
+            if not stay:
+                del self._kept[name]
+        self._bytes, self._changed = sum(kept.bytes for kept in self._kept.values()), True
+        self.close()
+        return before - self.rows
 
     def _keep_within(self) -> None:
-        """Removes the oldest where there is more than may be."""
-        size = sum(kept.file.size for kept in self._known.values())
-        gone = []
-        for name in sorted(self._known):
-            if size <= self.most_bytes:
-                break
-            size -= self._known[name].file.size
-            self.lost_rows += self._known[name].entry.rows
-            gone.append(name)
-        if gone:
-            log.error("the quarantine is full: its oldest samples are removed", files=len(gone), lost=self.lost_rows)
-            self.remove(gone)
+        while self._bytes > self.most_bytes and len(self._kept) > 1:
+            oldest = next(iter(self._kept))
+            rows = self.remove([oldest])
+            self.lost_rows += rows
+            log.error("the quarantine is full: its oldest samples are given up", name=oldest, rows=rows)
 
-    def remove(self, names: Sequence[str]) -> None:
-        """Removes entries with their rows.
+    # -- what is there ---------------------------------------------------------------------------------------
 
-        Called when they were discarded, or when a snapshot has what was learnt of them: one that dies before it must
-        find them here, since its model never saw them.
+    def entries(self) -> list[QuarantineEntry]:
+        """In the order in which they were refused."""
+        return [kept.entry for kept in self._kept.values()]
 
-        Raises:
-            StoreError: one cannot be removed.
-        """
-        self.store.remove(f"{name}.entry" for name in names)  # without it the rows are nothing
-        self.store.remove(f"{name}.rows" for name in names)
-        for name in names:
-            self._known.pop(name, None)
+    @property
+    def open(self) -> str:
+        """Name of the entry that may still grow; empty: there is none."""
+        return self._open
 
-    # -- reading ---------------------------------------------------------------------------------------------
-
-    def entries(self) -> list[QuarantineFile]:
-        """What is kept in files, in the order in which it was refused.
-
-        Raises:
-            StoreError: the store cannot be read.
-        """
-        if not self.writes or self._next is None:
-            self._list()
-        return [self._known[name].entry for name in sorted(self._known)]
+    def log_of(self, name: str) -> str:
+        """Id of the topic that the rows of an entry lie on."""
+        return self._kept[name].entry.log
 
     @property
     def rows(self) -> int:
-        """Rows that are kept, those in memory with them. For the writer: it reads no file once it has listed them."""
-        if self._next is None:
-            self._list()
-        return sum(kept.entry.rows for kept in self._known.values()) + self.waiting_rows
+        return sum(kept.entry.rows for kept in self._kept.values())
+
+    def spans(self, name: str) -> list[Span]:
+        """Where the rows of an entry lie on ``samples``, as they were refused. Raises AbsentError if there is none."""
+        return [span for packed in self._kept[self.chosen([name])[0]].packed for span in _decode_spans(packed)]
 
     def chosen(self, names: Sequence[str] | Literal["all"]) -> list[str]:
         """The names that a person gave, each once, in the order in which their rows were refused.
 
         Raises:
             AbsentError: there is none of a name. Then none is chosen.
-            StoreError: the store cannot be read.
         """
-        there = [entry.name for entry in self.entries()]
         if names == "all":
-            return there
+            return list(self._kept)
         for name in names:
-            if name not in there:
+            if name not in self._kept:
                 raise AbsentError(
                     f"quarantine has no '{name}'", "take a name of 'millrace data quarantine list', or 'all'"
                 )
-        return [name for name in there if name in names]
+        return [name for name in self._kept if name in names]
 
-    def read(self, name: str) -> tuple[SampleBatch, Places]:
-        """The rows of an entry, as they were refused, and where they lie on ``samples``. The batch's arrays cannot be
-        written to.
+    # -- in snapshots ----------------------------------------------------------------------------------------
+
+    def snapshot(self) -> bytes:
+        """All of it, for a snapshot."""
+        kept = [(msgspec.to_builtins(one.entry), one.packed) for one in self._kept.values()]
+        return msgspec.msgpack.encode((self.lost_rows, self._open, kept))
+
+    def resume(self, raw: bytes) -> None:
+        """The inverse of :meth:`snapshot`. Raises ValueError where it cannot be read."""
+        self.lost_rows, self._open, kept = msgspec.msgpack.decode(raw, type=_Saved)
+        self._kept = {entry.name: _Kept(entry, packed) for entry, packed in kept}
+        self._bytes, self._changed = sum(one.bytes for one in self._kept.values()), True
+
+    # -- in the store ----------------------------------------------------------------------------------------
+
+    def write_list(self) -> None:
+        """Shows people what there is, if that has changed. Raises StoreError where it cannot be written."""
+        if self._changed:
+            self.store.put(_LIST, _Listed(self.entries()))
+            self._changed = False
+
+    def copies(self) -> set[str]:
+        """Names of the entries whose rows lie in the store. Raises StoreError where it cannot be read."""
+        found = ((name, kind) for name, _, kind in (file.partition(".") for file in self.store.names()))
+        return {name for name, kind in found if kind == "rows" and _NAME.fullmatch(name)}
+
+    def copy(self, name: str, batch: SampleBatch) -> None:
+        """Keeps the rows of an entry, which the topic is about to lose. Raises StoreError if they cannot be written."""
+        self.store.put(f"{name}.rows", _CopyHead(self.spans(name)), _packed(batch))
+
+    def read_copy(self, name: str) -> tuple[SampleBatch, list[Span]]:
+        """The rows of an entry, as they were copied; without those that have left it since.
 
         Raises:
-            AbsentError: there is none of this name.
-            DamagedError: its file is not the one that was written.
+            AbsentError: there is no copy.
+            DamagedError: it is not the one that was written.
             SchemaError: it is of another schema than this learner's.
             StoreError: the store cannot be read.
         """
-        self.chosen([name])
-        kept = self._known[name]
-        if kept.entry.schema_id != self.schema_id:
+        entry = self._kept[self.chosen([name])[0]].entry
+        head, body, _ = self.store.get(f"{name}.rows")
+        if entry.schema_id != self.schema_id:
             raise SchemaError(
-                f"samples '{name}' in quarantine are of schema {kept.entry.schema_id[:8]}, the learner's is "
+                f"samples '{name}' in quarantine are of schema {entry.schema_id[:8]}, the learner's is "
                 f"{self.schema_id[:8]}",
                 f"discard them: millrace data quarantine discard {name}",
             )
-        head, body = self.store.expect(kept.file)
-        try:
-            batch = SampleBatch.from_bytes(zstandard.ZstdDecompressor().decompress(body))
-            return batch, places_of(_decode_where(head).spans)
-        except (zstandard.ZstdError, msgspec.MsgspecError, SchemaError) as error:
-            raise DamagedError(f"samples '{name}' in quarantine cannot be read ({error})", "discard them") from None
+        batch, spans = _unpacked(name, head, body)
+        places = places_of(spans)
+        mine = set(map(tuple, places_of(self.spans(name)).tolist()))
+        stay = np.array([tuple(place) in mine for place in places.tolist()], np.bool_)
+        return batch.take(stay), list(spans_of(places[stay]))
 
-    def _list(self) -> None:
-        names = self.store.names(aside=True)
-        known: dict[str, _Kept] = {}
-        for file in names:
-            name = file.removesuffix(".entry")
-            if name == file or not _NUMBERED.fullmatch(name) or file.startswith("damaged-"):
-                continue
+    def remove_copies(self, but: Collection[str] = ()) -> None:
+        """Removes copies of what is in no entry, now and in the newest snapshot, ``but``. Raises StoreError."""
+        gone = self.copies() - self._kept.keys() - set(but)
+        self.store.remove(f"{name}.{kind}" for name in gone for kind in ("rows", "entry"))
+
+    def take_over(self) -> int:
+        """What a version before this one kept here becomes entries: the highest number among their names.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        for name in sorted(self.copies()):
             try:
-                found = self._known.get(name) or _decode(self.store.get(file)[0])
-            except AbsentError:  # removed while we looked
+                entry = _decode_former(self.store.get(f"{name}.entry")[0]).entry
+                spans = _decode_copy(self.store.get(f"{name}.rows")[0]).spans
+            except (AbsentError, DamagedError, msgspec.MsgspecError) as error:
+                self.store.rename_damaged(f"{name}.rows", one_line(error))
                 continue
-            except (DamagedError, msgspec.MsgspecError) as error:
-                if self.writes:
-                    self.store.rename_damaged(file, one_line(error))
-                continue
-            if f"{name}.rows" in names:
-                known[name] = found
-        self._known = known
-        self._orphans = [file for file in names if file.endswith(".rows") and file.removesuffix(".rows") not in known]
-        if self.writes:
-            self._next = max([self._next or 1, *(_number(name) + 1 for name in names)])
+            self._kept[name] = _Kept(entry, [msgspec.msgpack.encode(spans)])
+        self._bytes, self._changed = sum(one.bytes for one in self._kept.values()), True
+        return max((int(name.partition("-")[0]) for name in self._kept), default=0)
 
 
-def _number(name: str) -> int:
-    """The number of a file or entry; 0: it is none of ours."""
-    match = _NUMBERED.fullmatch(name)
-    return int(match[1]) if match else 0
+def listed(store: Store) -> list[QuarantineEntry]:
+    """What the learner of a store has in quarantine, as it showed last. Raises StoreError where it cannot be read."""
+    try:
+        return _decode_list(store.get(_LIST)[0]).entries
+    except AbsentError:
+        return []
+    except msgspec.MsgspecError as error:
+        raise DamagedError(f"the list of quarantine cannot be read ({one_line(error)})", "start the learner") from None
 
 
-def _file_rows(batch: SampleBatch) -> int:
-    """Rows of a file, by how wide they are."""
-    widest: int = max(8 * batch.cat.shape[1], 4 * batch.num.shape[1], 1)
-    return max(1, min(FILE_ROWS, _FILE_BYTES // widest))
+def forget_user(store: Store, user: int) -> int:
+    """Removes a user's rows, by the hash of the id, from all copies. Returns how many.
+
+    Raises:
+        DamagedError: a copy cannot be read; discard it.
+        StoreError: the store cannot be read or written.
+    """
+    removed = 0
+    for file in store.names():
+        if not file.endswith(".rows"):
+            continue
+        head, body, _ = store.get(file)
+        batch, spans = _unpacked(file, head, body)
+        stays = batch.user != np.uint64(user)
+        if stays.all():
+            continue
+        removed += int((~stays).sum())
+        places = places_of(spans)[stays]
+        store.put(file, _CopyHead(list(spans_of(places))), _packed(batch.take(stays)))
+    return removed
+
+
+def _packed(batch: SampleBatch) -> bytes:
+    return zstandard.ZstdCompressor(level=3).compress(batch.to_bytes())
+
+
+def _unpacked(file: str, head: bytes, body: memoryview) -> tuple[SampleBatch, list[Span]]:
+    try:
+        return SampleBatch.from_bytes(zstandard.ZstdDecompressor().decompress(body)), _decode_copy(head).spans
+    except (zstandard.ZstdError, msgspec.MsgspecError, SchemaError) as error:
+        raise DamagedError(f"samples '{file}' in quarantine cannot be read ({error})", "discard them") from None
 
 
 def _finite(value: float) -> float:

@@ -4,7 +4,7 @@
 ::
 
     before learning    Screen, Quota                   ──┐
-    each delta         Soundness, Shift                  ├──► Refusal | None ──► learner/gate/promotion.py
+    each delta         Soundness, Shift                  ├──► Refusal | None ──► learner/promotion/promotion.py
     each snapshot      Soundness of all rows, Heldout  ──┘
 """
 

@@ -56,7 +56,7 @@ RETRIEVAL_REFUSED = Gauge("millrace_learner_retrieval_refused", "Clicks that the
 HELD_UP = Histogram("millrace_snapshot_holds_up_seconds", "Times for which copying a snapshot held learning up.")
 LAG = Gauge("millrace_learner_lag", "Messages of samples not yet read.", ["partition"])
 
-# The gate: what learner/gate/promotion.py decided.
+# The gate: what learner/promotion/promotion.py decided.
 VERDICTS = Counter("millrace_gate_verdicts_total", "Verdicts of the gate by check.", ["check", "verdict"])
 STATE = Gauge("millrace_gate_state", "1 for the state that the gate is in.", ["state"])
 PROMOTED_AT = Gauge("millrace_gate_last_promotion_timestamp_seconds", "Unix time of the newest promotion.")
@@ -102,7 +102,7 @@ _BY_LABEL = {"quarantined": QUARANTINED, "way_back": WAY_BACK}
 _QUIET_SECONDS = 60.0
 
 STATES = ("promoting", "probation", "blocked", "held")
-"""Of the gate (:mod:`learner.gate.promotion`)."""
+"""Of the gate (:mod:`learner.promotion.promotion`)."""
 
 VERDICT_NAMES = ("passed", "refused", "observed", "unjudged")
 WAYS_BACK = ("gate", "person")
@@ -164,7 +164,7 @@ class Board:
         self, gate: Mapping[str, Any] | None = None, verdicts: Mapping[tuple[str, str], int] | None = None
     ) -> None:
         """Sets every metric of the trainer, and writes a line of history if something was learnt. ``gate``:
-        ``state`` of :class:`learner.gate.promotion.Promotion`, if any. ``verdicts``: its verdicts so far, by check
+        ``state`` of :class:`learner.promotion.promotion.Promotion`, if any. ``verdicts``: its verdicts so far, by check
         and verdict."""
         trainer = self._trainer
         counts = self._counted()

@@ -1,34 +1,33 @@
 # shell
-"""The loop of a learner: samples in, versions out, for the learner that serves and for its shadow.
-
-Snapshots are made beside learning: this thread copies a slice after each step,
-:class:`~learner.training.writer.SnapshotWriter` writes it.
-"""
+"""The loop of a learner: samples in, versions out, for the learner that serves and for its shadow."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import structlog
 
-from learner.gate.gatestate import KEEP_SECONDS, keep_gate
-from learner.gate.promotion import Checks, Promotion, Published
-from learner.ranker.model import LearnReport
-from learner.ranker.verbs import Slicing
-from learner.role.samplereader import SampleReader
+from learner.promotion.promotion import Published, promotion_of
+from learner.promotion.replay import Replay
+from learner.role.loopoutput import LoopOutput
+from learner.role.loopsnapshots import LoopSnapshots
+from learner.role.samplereader import SampleMessage, SampleReader, TakenAgain
 from learner.training.learner_versions import Build, FoundSnapshot, Progress, Versions
-from learner.training.trainer import BATCH_MS, ClickCounts, Trainer
-from learner.training.writer import End, SnapshotWriter
-from millrace.basics.errors import SnapshotError, StoreError, one_line
+from learner.training.trainer import BATCH_MS, Trainer
+from millrace.basics.errors import BrokerError, SnapshotError, StoreError, one_line
 from millrace.contracts.settings import Settings
+from millrace.contracts.topics import SAMPLES
+from millrace.processes.kafka import held_offsets
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY
 from millrace.processes.wall import wall_ms
-from millrace.versions.modelstore import Announcement, ModelStore
+from millrace.versions.decisions import LogPart
+from millrace.versions.modelstore import ModelStore
 
 log = structlog.get_logger("learner")
 
@@ -48,46 +47,12 @@ PACE = LearnPace()
 
 _POLL_MS = 250
 """At most, between two rounds; a poll returns as soon as samples come."""
-_FAILURES = 3
-"""The role ends after so many snapshots or deltas in succession that cannot be written. A disk may be full for a
-moment; but a learner whose work is nowhere kept must not seem well."""
-
-_LAST_SNAPSHOT_S = 600.0
+_TELL_SECONDS = 10.0
+_COPY_SECONDS = 60.0
 
 
-class LoopOutput:
-    """Receives what a loop does; this one ignores it. One thread, but for :meth:`snapshot` and :meth:`forget_before`,
-    which the thread that writes snapshots calls.
-
-    ::
-
-        check            before each publication; an exception ends the loop
-        delta            a version to send
-        root, snapshot   one that lies in the store: without a delta before it, or behind its own
-        lost             whether a delta was not delivered since the last call: a snapshot is due at once
-        behind_newest    returns a function that gives ``follows`` and ``log`` of a snapshot of the newest version
-        forget_before    messages of ``model.deltas`` before this offset are no longer needed
-        learnt           a micro-batch was learnt or refused, in so many seconds
-        held_up          copying a slice held learning up for so many seconds
-        between          between two rounds of the loop, at a monotonic time: other work
-        report           once a second: messages that are not read yet, by partition
-    """
-
-    def check(self) -> None: ...
-    def delta(self, note: Announcement, body: bytes) -> None: ...
-    def root(self, note: Announcement) -> None: ...
-    def snapshot(self, note: Announcement) -> None: ...
-    def lost(self) -> bool:
-        return False
-
-    def behind_newest(self) -> Callable[[], dict[str, Any]]:
-        return dict
-
-    def forget_before(self, offset: int) -> None: ...
-    def learnt(self, report: LearnReport, clicks: list[ClickCounts], seconds: float) -> None: ...
-    def held_up(self, seconds: float) -> None: ...
-    def between(self, now: float) -> None: ...
-    def report(self, lags: Mapping[int, int]) -> None: ...
+class _Stopped(Exception):
+    """It is to stop, in the middle of work that is not worth its end."""
 
 
 @dataclass(slots=True)
@@ -97,7 +62,6 @@ class _Due:
     delta: float
     dense: float
     retrieval: float
-    snapshot: float
     report: float
     batch: float
 
@@ -130,38 +94,83 @@ class LearnLoop:
         self.settings, self.samples, self.trainer, self.store, self._extra = settings, samples, trainer, store, extra
         self.output = LoopOutput()
         self.versions = Versions(trainer.model)
-        self.promotion = Promotion(
-            *(trainer, self.versions, store, Checks.of(settings, trainer.model.schema)),
-            *(build, self.progress, self._behind_newest, self._settle),
+        self.promotion = promotion_of(
+            settings, trainer, self.versions, store, build, self.progress, self._where, self._settle
         )
-        self._copying: Slicing | None = None
-        self._writing = False  # whether the outcome of a snapshot is still open
-        self._failures = 0
-        self._gate_kept = (True, 0.0)  # whether it let versions out when kept last, and when (monotonic seconds)
-        # From run() on:
-        self._writer: SnapshotWriter
-        self._due: _Due
+        self._snapshots = LoopSnapshots(self.promotion, settings.snapshot_seconds)
+        self.promotion.state.rows.again = samples.again
+        self.promotion.durable = self._durable
+        self._stop = threading.Event()
+        self._tick_s = 0.0
+        self.promotion.state.restorer.tick = self._tick
+        self._in_flight: deque[tuple[int, int]] = deque()  # messages sent by then, and the newest decision in them
+        self._copies_s = 0.0
+        self._told_s = 0.0  # when it was said last that nothing can go out (monotonic seconds)
+        self._due: _Due  # from run() on
 
-    def run(self, found: FoundSnapshot | None, stop: threading.Event) -> None:
-        """Publishes the root, then learns until ``stop`` is set, and ends with a last snapshot of all that was read."""
+    def run(
+        self,
+        found: FoundSnapshot | None,
+        stop: threading.Event,
+        decided: Sequence[LogPart] = (),
+        private: bool = False,
+    ) -> None:
+        """Goes on from a snapshot (``private``: of the store that nobody sees) and what was decided since, publishes
+        the root, then learns until ``stop`` is set, and ends with a last snapshot of all that was read."""
+        self._stop = stop
         self.samples.open()
         try:
-            root = self.promotion.start(found, wall_ms())
+            self.promotion.state.quarantine.samples_log = self.samples.logs.get(SAMPLES, "")
+            self._replay(self.promotion.begin(found, private), decided)
+            root = self.promotion.start(wall_ms())
             self.output.check()
-            self._send(root)
-            self._writer = SnapshotWriter(self.store, self.output.snapshot, self.output.forget_before)
-            try:
+            if root is not None:
+                self._send(root)
+            with self._snapshots.begin(self.output):
                 READY.set(1)
-                self._loop(stop)
-                self._last_words()
-            except BaseException:
-                self._writer.close(cancel=True)
-                raise
-            finally:
-                READY.set(0)
-            self._writer.close()
+                try:
+                    self._loop(stop)
+                    self._last_words()
+                finally:
+                    READY.set(0)
+        except _Stopped:
+            log.info("stopped in the middle of long work; it is done again at the next start")
         finally:
             self.samples.close()
+
+    def _replay(self, possible: bool, parts: Sequence[LogPart]) -> None:
+        """Does once more what was decided behind the snapshot, and reads on behind it."""
+        state = self.promotion.state
+        state.log.log = state.log.log or self.versions.claimant
+        decided = [each for part in parts if part.log == state.log.log for each in part.decided]
+        again, began = TakenAgain(self.samples, self.settings), time.monotonic()
+        replay = Replay(state, self.store, again, self._tick)
+        replay.run(decided, possible and self.samples.offsets_hold)
+        again.end()
+        if decided:
+            log.info("decisions done again", decisions=replay.done, seconds=round(time.monotonic() - began, 1))
+
+    def _tick(self) -> None:
+        """Between two steps of long work. Raises FencedError where another has taken over, or :class:`_Stopped`."""
+        now = time.monotonic()
+        if now < self._tick_s:
+            return
+        self._tick_s = now + 1.0
+        LOOP_TIMESTAMP.set(time.time())
+        if self._stop.is_set():
+            raise _Stopped
+        self.output.check()
+        self.output.at_work(now)
+
+    def _durable(self, part: LogPart) -> None:
+        """Sends decisions, and waits until all is there that was sent."""
+        if self.output.lost():
+            self._snapshots.ask()
+            self._send_again()
+            part = self.promotion.state.log.take_unsent()
+        if part.decided:
+            self.output.decided(part)
+        self.output.settled()
 
     def _loop(self, stop: threading.Event) -> None:
         pace, trainer = self._pace, self.trainer
@@ -170,14 +179,13 @@ class LearnLoop:
             now + pace.delta_seconds,
             now + pace.dense_seconds,
             now + pace.retrieval_seconds,
-            now + self.settings.snapshot_seconds,
             now + 1.0,
             now,
         )
         while not stop.is_set():
             LOOP_TIMESTAMP.set(time.time())
-            for message in self.samples.poll(self._patience_ms()):
-                trainer.take(message.batch, message.partition, message.joined_ms, message.offset)
+            for message in self.samples.poll(self._patience_ms()) if self.promotion.takes else self._wait():
+                self.promotion.take(message.batch, message.partition, message.joined_ms, message.offset)
             now = time.monotonic()
             publish = now >= due.delta  # with all that has come: what waited for a full batch would wait for the next
             drain = bool(trainer.pending) and (publish or now >= due.batch)
@@ -189,15 +197,37 @@ class LearnLoop:
                 due.delta = now + pace.delta_seconds
                 due.dense = now + pace.dense_seconds if now >= due.dense else due.dense
                 due.retrieval = now + pace.retrieval_seconds if now >= due.retrieval else due.retrieval
-            self.promotion.release_some()
+            while self.promotion.commands.learn_some() and time.monotonic() < due.delta:
+                self._tick()
             self.output.between(now)
             self._look_at_snapshots(now)
             if now >= due.report:
                 self.report()
                 due.report = now + 1.0
 
+    def _look_at_snapshots(self, now: float) -> None:
+        try:
+            if self._snapshots.due(now) and self.versions.root_newest:
+                self.publish()
+            self._snapshots.look(now)
+        except BrokerError as error:
+            self._tell(error)
+
+    def _where(self) -> dict[str, Any]:
+        return self.output.behind_newest()()
+
+    def _settle(self) -> None:
+        self._snapshots.settle()
+
+    def _wait(self) -> Sequence[SampleMessage]:
+        """In place of samples, where none may be taken."""
+        time.sleep(self._pace.delta_seconds)
+        return ()
+
     def _patience_ms(self) -> float:
         """How long to wait for samples: until something of what came is due."""
+        if self.promotion.state.standing.releasing:
+            return 0.0
         due = min(self._due.delta, self._due.batch) if self.trainer.pending else self._due.delta
         return min(_POLL_MS, max(0.0, due - time.monotonic()) * 1000)
 
@@ -210,8 +240,9 @@ class LearnLoop:
             if report is None:
                 return learnt
             learnt = True
-            self.output.learnt(report, self.promotion.take_clicks(), time.perf_counter() - began)
-            self._copy_slice()
+            clicks, self.promotion.state.clicks = self.promotion.state.clicks, []
+            self.output.learnt(report, clicks, time.perf_counter() - began)
+            self._snapshots.copy_slice()
 
     def progress(self) -> Progress:
         counts = dict(self.trainer.counts)
@@ -219,35 +250,58 @@ class LearnLoop:
         return Progress(counts.get("trained", 0), self.samples.restart_offsets(), self.samples.logs, extra)
 
     def report(self) -> None:
-        """Figures, and the gate's state where it is due."""
+        """Figures, what is in quarantine, and copies of what of it the topic will lose."""
         self.output.report(self.samples.lags())
-        publishing, kept_s = self._gate_kept
-        if self.promotion.publishing != publishing or time.monotonic() - kept_s > KEEP_SECONDS:
-            self._keep_gate()
-
-    def _keep_gate(self) -> None:
-        self._gate_kept = (self.promotion.publishing, time.monotonic())
-        keep_gate(self.settings, self.promotion)
+        quarantine, now = self.promotion.state.quarantine, time.monotonic()
+        try:
+            quarantine.write_list()
+            if quarantine.rows and now >= self._copies_s + _COPY_SECONDS:
+                self._copies_s = now
+                self.promotion.commands.copy_some(held_offsets(self.settings, SAMPLES))
+        except (StoreError, BrokerError) as error:
+            log.warning("quarantine cannot be looked after; tried again", error=one_line(error))
 
     # -- deltas ----------------------------------------------------------------------------------------------
 
     def publish(self, dense: bool = True, retrieval: bool = True) -> None:
-        """The next delta, if something was learnt. If one is lost, a snapshot is due at once to repair that."""
+        """The next delta, if something was learnt, and the end of a snapshot, if one waits for it. If a delta is lost,
+        a snapshot is due at once to repair that."""
         self.output.check()
+        if self.output.lost():
+            self._snapshots.ask()
+            self._send_again()
+        done = self.output.counts()[1]
+        while self._in_flight and self._in_flight[0][0] <= done:
+            self.promotion.state.log.durable(self._in_flight.popleft()[1])
         try:
-            found = self.promotion.delta(wall_ms(), dense, retrieval)
+            if self._snapshots.ends:
+                self.promotion.end_stretch()
+            found = self.promotion.delta(wall_ms(), dense, retrieval, ends=self._snapshots.copied)
         except StoreError as error:
-            self._failed(error)
-            self._due.snapshot = 0.0
+            self._snapshots.failed(error)
+            return
+        except BrokerError as error:
+            self._tell(error)
             return
         except SnapshotError as error:
             log.error("a delta cannot be packed; a snapshot mends that", error=str(error))
-            self._due.snapshot = 0.0
+            self._snapshots.ask()
             return
         if found is not None:
             self._send(found)
-        if self.output.lost():
-            self._due.snapshot = 0.0
+        elif unsent := self.promotion.take_unsent():
+            self.output.decided(unsent)
+        self._in_flight.append((self.output.counts()[0], self.promotion.state.log.newest_sent))
+        self._snapshots.end()
+
+    def _send_again(self) -> None:
+        self._in_flight.clear()
+        self.promotion.state.log.send_again()
+
+    def _tell(self, error: BrokerError) -> None:
+        if time.monotonic() >= self._told_s + _TELL_SECONDS:
+            self._told_s = time.monotonic()
+            log.error("nothing newer goes out; tried again", error=one_line(error))
 
     def _send(self, found: Published) -> None:
         if found.body is None:
@@ -255,116 +309,14 @@ class LearnLoop:
         else:
             self.output.delta(found.note, found.body)
 
-    def _failed(self, error: StoreError) -> None:
-        """Logs that the store refused something. Raises the error after :data:`_FAILURES` in succession."""
-        self._failures += 1
-        if self._failures >= _FAILURES:
-            raise error
-        log.error("the model store takes nothing; tried again with the next snapshot", error=one_line(error))
-
-    # -- snapshots -------------------------------------------------------------------------------------------
-
-    def _look_at_snapshots(self, now: float) -> None:
-        """Begins a snapshot when it is due, or continues one; never of what the gate, or a person, holds back."""
-        self._hear()
-        if not self.promotion.publishing:
-            self._give_up()
-            return
-        wanted = now >= self._due.snapshot or self.promotion.snapshot_wanted
-        if not self._writing and wanted:
-            self._due.snapshot = now + self.settings.snapshot_seconds
-            if self.versions.snapshot_due and self.versions.root_newest:
-                self.publish()
-            if self.versions.snapshot_due and self.promotion.publishing and not self.versions.root_newest:
-                self._begin()
-        if self._copying is not None and self._copy_slice():
-            self.learn(drain=True)  # so that the offsets match exactly what the weights have seen
-            self._finish()
-
-    def _hear(self, wait_seconds: float = 0.0) -> None:
-        outcome = self._writer.outcome(wait_seconds)
-        if outcome is None:
-            return
-        self._writing = False
-        if isinstance(outcome, StoreError):
-            self._give_up()
-            self.promotion.written(None)
-            self.versions.snapshot_lost()
-            self._failed(outcome)
-        else:
-            self._failures = 0
-            self.promotion.written(outcome)
-
-    def _give_up(self) -> None:
-        """Gives up the snapshot that is being copied. Its files go with the next."""
-        if self._copying is not None:
-            self._copying.abandon()
-            self._copying, self._writing = None, False
-
-    def _settle(self) -> None:
-        """Before the model is replaced: gives up a snapshot that is being copied, and awaits one that has its end."""
-        self._give_up()
-        if self._writing:
-            self._hear(_LAST_SNAPSHOT_S)
-
-    def _behind_newest(self) -> dict[str, Any]:
-        return self.output.behind_newest()()
-
-    def _begin(self) -> None:
-        self._copying = self.versions.begin()
-        self._writing = True
-        self._writer.give(self.versions.place)
-
-    def _copy_slice(self, wait: bool = False) -> bool:
-        """Copies one slice of the snapshot, if the writer has room for it. Returns whether only the end is left."""
-        if self._copying is None or not (wait or self._writer.ready):
-            return False
-        began = time.perf_counter()
-        part = self._copying.next()
-        self.output.held_up(time.perf_counter() - began)
-        if part is None:
-            return True
-        if self.promotion.passes(part):
-            self._writer.give(part)
-        return False
-
-    def _finish(self) -> None:
-        """Copies the rest, and ends the snapshot at a new version. Does nothing if the writer has no room now."""
-        while self._copying is not None and self._writer.ready:
-            if not self._copy_slice():
-                continue
-            self.publish()
-            if self._copying is not None:  # the delta passed
-                self._end(self._copying)
-
-    def _end(self, slices: Slicing) -> bool:
-        """The end of a snapshot, right behind a delta. Returns whether the gate let it pass."""
-        if not self.promotion.publishing:
-            self._give_up()
-            return False
-        began = time.perf_counter()
-        last = self.promotion.finish(slices, wall_ms())
-        self.output.held_up(time.perf_counter() - began)
-        if last is None:
-            return False
-        self._writer.give(End(last, self.output.behind_newest()))
-        self._copying = None
-        return True
-
     def _last_words(self) -> None:
         """Learns what was read, and makes a last snapshot of it, without what is held back: that is read again."""
         self.learn(drain=True)
+        self.promotion.end_stretch()
         self.publish()
-        if self._writing and self._copying is None:
-            self._hear(_LAST_SNAPSHOT_S)
-        may = self.promotion.publishing and not self.versions.root_newest
-        if may and self.versions.snapshot_due and self._copying is None:
-            self._begin()
-        while self._copying is not None and not self._copy_slice(wait=True):
-            pass
-        if self._copying is not None and self._end(self._copying):
-            outcome = self._writer.outcome(_LAST_SNAPSHOT_S)
-            if isinstance(outcome, StoreError):
-                raise outcome
+        self._snapshots.last()
         self.report()
-        self._keep_gate()
+        try:
+            self.promotion.make_durable()
+        except BrokerError as error:
+            log.warning("what was decided last is not durable: it is decided anew", error=one_line(error))

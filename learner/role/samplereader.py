@@ -7,28 +7,36 @@ unusable one is counted, logged at most once a minute, and handed to ``bad``.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import structlog
 from kafka import KafkaConsumer
 
+from learner.role.sampletopic import SampleTopic
+from learner.samples.batch_reader import BatchReader
 from learner.samples.eventtime import EventTime
 from learner.samples.formersamples import FormerSamples
 from learner.samples.relabel import Relabel
-from millrace.basics.errors import SchemaError
+from learner.training.rowcache import ReadAgain
+from millrace.basics.errors import BrokerError, SchemaError, SnapshotError
 from millrace.contracts import schemabook
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import SAMPLES
-from millrace.processes.kafka import gone_before, lag_of, make_reader, topic_ids
+from millrace.processes.kafka import REMEDY, gone_before, held_offsets, lag_of, make_reader, topic_ids
 from millrace.processes.kinds import Kinds
+from millrace.versions.decisions import Learnt
 from millrace.versions.versioning import Announcement
 
 log = structlog.get_logger("learner")
+
+_AGAIN_MS = 100
 
 
 class SampleMessage(NamedTuple):
@@ -38,6 +46,53 @@ class SampleMessage(NamedTuple):
     partition: int
     offset: int
     joined_ms: int  # wall time; 0: unknown
+
+
+class TakenAgain:
+    """The messages behind a reader's offsets, as decisions name them: not in the order in which they lie, and some
+    twice. Call :meth:`end` then: reading goes on behind what was given."""
+
+    def __init__(self, reader: SampleReader, settings: Settings) -> None:
+        self._reader, self._patience_s = reader, settings.patience_seconds
+        self._given = dict(reader.offsets)  # the next offset of each partition
+        self._held = held_offsets(settings, SAMPLES)
+        self._ahead: dict[int, deque[SampleMessage]] = defaultdict(deque)  # read, and not given yet
+
+    def messages(self, partition: int, first: int, stop: int) -> Iterator[SampleMessage]:
+        """All that can be used of these offsets.
+
+        Raises:
+            SnapshotError: the topic does not have them.
+            BrokerError: the broker does not give them.
+        """
+        reader, ahead, held = self._reader, self._ahead[partition], self._held.get(partition, range(0))
+        if first < held.start or stop > held.stop:
+            raise SnapshotError(
+                f"samples that were decided on are gone: partition {partition} has offsets {held.start} to "
+                f"{held.stop - 1}, not {first} to {stop - 1}",
+                "keep samples longer (docs/how-to/run-in-production.md)",
+            )
+        if first < self._given.get(partition, first):
+            ahead.clear()
+            reader.seek({**reader.offsets, partition: first})
+        heard = time.monotonic()
+        while reader.offsets.get(partition, 0) < stop:
+            before = dict(reader.offsets)
+            for message in reader.poll(_AGAIN_MS):
+                self._ahead[message.partition].append(message)
+            if reader.offsets != before:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > self._patience_s:
+                raise BrokerError(f"partition {partition} of the samples ends before offset {stop}", REMEDY)
+        while ahead and ahead[0].offset < stop:
+            message = ahead.popleft()
+            if message.offset >= first:
+                yield message
+        self._given[partition] = stop
+
+    def end(self) -> None:
+        """Goes on reading behind what was given."""
+        self._reader.seek(self._given)
 
 
 class SampleReader:
@@ -51,6 +106,7 @@ class SampleReader:
     Attributes:
         offsets: the next to read, by partition.
         logs: ids of the topics that the offsets are of.
+        offsets_hold: whether the broker has the log that the snapshot's offsets are of.
         bad: called with an unusable record, and why.
         gone: called with how many messages the broker removed before they were read.
     """
@@ -60,6 +116,7 @@ class SampleReader:
     ) -> None:
         self.offsets: dict[int, int] = {}
         self.logs: dict[str, str] = {}
+        self.offsets_hold = True
         self.bad: Callable[[Any, SchemaError], None] = lambda record, why: None
         self.gone: Callable[[int], None] = lambda messages: None
         self._settings, self._time, self._relabel = settings, time, relabel
@@ -78,7 +135,7 @@ class SampleReader:
         before, now = self.logs.get(SAMPLES, ""), topic_ids(self._settings).get(SAMPLES, "")
         if before and now and before != now and self.offsets:
             log.warning("the samples on the broker are another log than the snapshot's; it is read from the beginning")
-            self.offsets = {}
+            self.offsets, self.offsets_hold = {}, False
         self.logs = {SAMPLES: now} if now else {}
         self._reader = make_reader(self._settings, SAMPLES, self.offsets)
         self._heard = {tp.partition: time.monotonic() for tp in self._reader.assignment()}
@@ -88,9 +145,24 @@ class SampleReader:
     def close(self) -> None:
         self._reader.close()
 
-    def seek(self, note: Announcement) -> None:
-        """Reads on from the offsets of another snapshot; where it names none, from the beginning."""
-        self.resume(note)
+    def decode(self, record: Any) -> SampleBatch:
+        """The samples of a message, with the columns of the learner's schema. Raises SchemaError where it cannot be
+        read."""
+        return self._former.carried(SampleBatch.from_bytes(record.value), record.headers)
+
+    @property
+    def again(self) -> ReadAgain | None:
+        """Reads the batches of micro-batches once more, from the topic; None where their labels are others there."""
+        return self._again if self._relabel is None else None
+
+    def _again(self, learnt: Sequence[Learnt]) -> Iterator[SampleBatch]:
+        topic = SampleTopic(self._settings, self.logs.get(SAMPLES, ""), patience_seconds=0.0)
+        with contextlib.closing(BatchReader(learnt, topic, self.decode)) as reader:
+            yield from reader.batches(learnt)
+
+    def seek(self, offsets: Mapping[int, int]) -> None:
+        """Reads on from other offsets; in a partition that is not named, from the beginning."""
+        self.offsets = dict(offsets)
         for tp in self._reader.assignment():
             if tp.partition in self.offsets:
                 self._reader.seek(tp, self.offsets[tp.partition])
@@ -115,7 +187,7 @@ class SampleReader:
                 )
             for record in records:
                 try:
-                    batch = self._former.carried(SampleBatch.from_bytes(record.value), record.headers)
+                    batch = self.decode(record)
                 except SchemaError as error:
                     self._kinds.note("bad-samples", f"partition {partition}, offset {record.offset}: {error}")
                     self.bad(record, error)

@@ -27,9 +27,10 @@ from learner.evaluation.progressive import Progressive
 from learner.evaluation.served_scores import ServedExposures
 from learner.evaluation.traffic_segments import Segments
 from learner.gate.admin import Admin
-from learner.gate.gatestate import resume_gate
-from learner.gate.promotion import QUARANTINED
+from learner.gate.checks import QUARANTINED
 from learner.network.dense import role_threads
+from learner.promotion.promotion import PRIVATE
+from learner.promotion.promotion_status import promotion_status
 from learner.ranker.model import LearnReport
 from learner.ranker.repeats import Repeats, keep_ms_of
 from learner.ranker.snapshot_slices import merge
@@ -46,16 +47,25 @@ from learner.role.learner_metrics import (
     Board,
 )
 from learner.role.learner_warmup import warm_up
-from learner.role.learnloop import LearnLoop, LoopOutput
+from learner.role.learnloop import LearnLoop
+from learner.role.loopoutput import LoopOutput
 from learner.role.model_factory import model_of, wanted_spec
 from learner.role.samplereader import SampleReader
 from learner.role.shadow_view import REPAIRED, SHADOW, shadow_found
 from learner.training.evolve import evolve, read_columns
 from learner.training.learner_claim import HEARTBEAT_SECONDS, LearnerClaim
-from learner.training.learner_versions import adopted, asked, newest_valid, same_head, same_shape, without_head
+from learner.training.learner_versions import (
+    FoundSnapshot,
+    adopted,
+    asked,
+    newest_valid,
+    same_head,
+    same_shape,
+    without_head,
+)
 from learner.training.publisher import Publisher
 from learner.training.trainer import ClickCounts, Trainer
-from millrace.basics.errors import MillraceError, SettingError, SnapshotError
+from millrace.basics.errors import MillraceError, SnapshotError, StoreError, one_line
 from millrace.basics.ranking_metrics import ROLLING_ROWS
 from millrace.contracts.events import DeadLetter, dead_letter_bytes
 from millrace.contracts.schema import Schema
@@ -67,7 +77,8 @@ from millrace.processes.metrics import serve_metrics
 from millrace.processes.profiles import check_whole
 from millrace.processes.tally import CLICK_STAGE
 from millrace.processes.wall import wall_ms
-from millrace.versions.modelstore import Announcement, Array, Image, ModelStore
+from millrace.versions.decisions import LogPart
+from millrace.versions.modelstore import Announcement, Array, Image, ModelStore, Place
 from millrace.versions.versioning import Claim
 
 log = structlog.get_logger("learner")
@@ -109,6 +120,15 @@ class TopicOutput(LoopOutput):
         self._publisher.snapshot(note)
         SNAPSHOTS.inc()
 
+    def decided(self, part: LogPart) -> None:
+        self._publisher.decisions(self._tenure.epoch, self._tenure.claimant, part)
+
+    def settled(self) -> None:
+        self._tenure.check_at(self._publisher.settled())
+
+    def counts(self) -> tuple[int, int]:
+        return self._publisher.counts()
+
     def lost(self) -> bool:
         return self._publisher.take_lost() > 0
 
@@ -133,15 +153,19 @@ class TopicOutput(LoopOutput):
         HELD_UP.observe(seconds)
 
     def between(self, now: float) -> None:
-        """Runs commands, and sends the learner's heartbeat."""
+        """Runs commands, and reports that this learner is still there."""
         while (command := self._admin.next()) is not None:
             try:
                 said = self._learner.do(command.name, command.args)
             except MillraceError as error:
                 command.fail(error)
                 continue
-            self._said = self._promotion.status
+            self._said = promotion_status(self._promotion)
             command.answer(said | {"state": self._said["state"]})
+        self.at_work(now)
+
+    def at_work(self, now: float) -> None:
+        """Sends the learner's heartbeat."""
         if now >= self._heartbeat:
             self._publisher.still_here(Claim(self._tenure.epoch, self._tenure.claimant))
             self._heartbeat = now + HEARTBEAT_SECONDS
@@ -149,11 +173,11 @@ class TopicOutput(LoopOutput):
     def report(self, lags: Mapping[int, int]) -> None:
         for partition, lag in lags.items():
             LAG.labels(str(partition)).set(lag)
-        self._said = self._promotion.status
+        self._said = promotion_status(self._promotion)
         if self._promotion.checks is None:
             self._board.show()
         else:
-            self._board.show(self._said, self._promotion.verdicts)
+            self._board.show(self._said, self._promotion.state.verdicts)
 
     def bad(self, record: Any, why: Exception) -> None:
         """Keeps an unusable message of samples as a dead letter. Its offset reveals a repetition after a crash."""
@@ -173,7 +197,11 @@ class Learner:
     def __init__(self, settings: Settings, schema: Schema) -> None:
         self.settings, self._schema, self._wanted = settings, schema, wanted_spec(settings, schema)
         self.store = ModelStore(settings.place("models"), keep_ms=round(settings.keep_minutes * 60_000))
+        self.private = ModelStore(settings.place(PRIVATE))
         found = self.found = newest_valid(self.store, schema.id, self._wanted, self._build, settings.evolve)
+        unseen = self._unseen(found)
+        self._private = unseen is not None
+        found = self.found = unseen or found
         model = model_of(schema, self._wanted, settings.seed, live=True) if found is None else found.model
         segments = Segments(schema, settings.segments)
         self.served = ServedExposures(schema, segments, Waits.of(settings), ROLLING_ROWS)
@@ -189,6 +217,23 @@ class Learner:
             log.info("resumed", epoch=note.epoch, version=note.version, trained=note.trained, offsets=note.offsets)
         self.loop = LearnLoop(settings, self.samples, self.trainer, self.store, self._build, self._extra)
 
+    def _unseen(self, seen: FoundSnapshot | None) -> FoundSnapshot | None:
+        """A newer snapshot that nobody has seen, as of a hold; None: there is none."""
+        newest = self.private.latest()
+        if newest is None or (seen is not None and newest.place < seen.note.place):
+            return None
+        try:
+            return newest_valid(self.private, self._schema.id, self._wanted, self._build, self.settings.evolve)
+        except (SnapshotError, StoreError) as error:
+            log.warning("what was learnt and not seen is learnt again", error=one_line(error))
+            return None
+
+    @property
+    def highest(self) -> Place:
+        """At or above every version that left a trace in a store."""
+        seen, unseen = self.store.highest(), self.private.highest()
+        return Place(max(seen.epoch, unseen.epoch), max(seen.number, unseen.number))
+
     def _build(self, note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Learning:
         return _going_on(note, parts, self._schema, asked(note, self._wanted), self.settings)
 
@@ -200,15 +245,14 @@ class Learner:
 
     def run(self, stop: threading.Event, tenure: LearnerClaim, producer: KafkaProducer, publisher: Publisher) -> None:
         """Learns until ``stop`` is set, as the module's :func:`run`. ``tenure``: an epoch that was won."""
-        promotion, versions = self.loop.promotion, self.loop.versions
+        versions = self.loop.versions
         versions.epoch, versions.claimant = tenure.epoch, tenure.claimant
-        versions.version = max(self.store.highest().number, tenure.newest)
-        resume_gate(self.settings, promotion)
-        promotion.begin(self.found)
+        versions.version = max(self.highest.number, tenure.newest)
         with contextlib.closing(TopicOutput(self, tenure, producer, publisher)) as output:
             self.loop.output = output
             self.samples.bad, self.samples.gone = output.bad, output.gone
-            self.loop.run(self.found, stop)
+            decided, tenure.decided = tenure.decided, []
+            self.loop.run(self.found, stop, decided, self._private)
             try:
                 producer.flush(timeout=10)
             except KafkaError as error:  # all of it is in the snapshot too, but for dead letters
@@ -217,36 +261,54 @@ class Learner:
     # -- what persons ask for --------------------------------------------------------------------------------
 
     def do(self, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
-        """Runs a command of the admin port; returns its outcome."""
-        promotion = self.loop.promotion
+        """Runs a command of the admin port; returns its outcome, which is durable by then.
+
+        Raises:
+            MillraceError: it was not done.
+            BrokerError: it was done, and a restart would not know it.
+        """
+        self.loop.learn(drain=True)  # what waits came before it
+        said = self._done(name, args)
+        self.loop.promotion.make_durable()
+        return said
+
+    def _done(self, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+        promotion, commands = self.loop.promotion, self.loop.promotion.commands
         match name:
             case "rollback":
                 note = self._to_go_back_to(args["version"])
-                gone = promotion.roll_back(note)
+                gone = commands.roll_back(note)
                 self._adopted = self._adoption_of(note)
-                self.loop.publish()
+                self._publish_root()
                 return {"version": promotion.promoted_version, "content": note.version, "set_aside": gone}
             case "adopt":
                 self._adopt(args["from"])
                 return {"version": promotion.promoted_version}
             case "hold":
-                promotion.hold()
+                commands.hold()
                 return {"version": promotion.promoted_version}
             case "promote":
-                promotion.promote()
+                commands.promote()
                 self.loop.publish()
                 return {"version": promotion.promoted_version}
-        if promotion.checks is None:
-            raise SettingError("MILLRACE_GATE is off: nothing is in quarantine", "set it to on or observe")
         if name == "release":
-            return {"entries": promotion.release(args["names"])}
-        return {"rows": promotion.discard(args["names"])}
+            return {"entries": commands.release(args["names"])}
+        return {"rows": commands.discard(args["names"])}
+
+    def _publish_root(self) -> None:
+        """Raises StoreError where it cannot be written: nothing has changed then for those who are served."""
+        self.loop.publish()
+        if self.loop.promotion.state.root_due:
+            raise StoreError(
+                "the model has changed, and cannot be published: the old one is served",
+                "make room in the store, or start the broker: it is tried again by itself",
+            )
 
     def _to_go_back_to(self, version: int | None) -> Announcement:
         """The snapshot for a rollback: of this version, or the newest that is older than what is served."""
         notes = self.store.snapshots()
         if version is None:
-            found = next((note for note in notes if note.place < self.loop.promotion.origin), None)
+            found = next((note for note in notes if note.place < self.loop.promotion.state.restorer.origin), None)
         else:
             found = next((note for note in notes if note.version == version), None)
         if found is None:
@@ -266,13 +328,13 @@ class Learner:
             if repaired is None:
                 raise SnapshotError("there is no repaired model to adopt", "run 'millrace model repair' first")
             found = repaired
-        self.loop.promotion.adopt(found, same_samples=source != SHADOW)
+        self.loop.promotion.commands.adopt(found, source, same_samples=source != SHADOW)
         self.trainer.begin_again(found.training)
-        self.loop.promotion.begin(found)
-        self.samples.seek(found.note)
+        self.samples.resume(found.note)
+        self.samples.seek(self.samples.offsets)
         own = found.note.extra.get("adopted")  # of a repaired model that had been a shadow
         self._adopted = adopted(source, found.note, self._wanted) if source == SHADOW else own
-        self.loop.publish()
+        self._publish_root()
 
 
 def _going_on(
@@ -327,15 +389,18 @@ def run(settings: Settings, stop: threading.Event) -> None:
     learner = Learner(settings, schema)
     warm_up(learner.trainer.model)
     open_broker(settings)
-    tenure = LearnerClaim(settings, uuid.uuid4().hex, _mark(settings))
+    decision = 0 if learner.found is None else learner.found.note.extra.get("decision", 0)
+    tenure = LearnerClaim(settings, uuid.uuid4().hex, _mark(settings), decision)
     try:
         producer = make_producer(settings, linger_ms=0)  # a delta is sent whole: it has nothing to wait for
         try:
             publisher = Publisher(settings, producer, topic_ids(settings).get(MODEL_DELTAS, ""))
-            if not tenure.win(publisher, learner.store.highest(), stop):
+            if not tenure.win(publisher, learner.highest, stop):
                 return
-            newest, found = learner.store.latest(), learner.found
-            if newest is not None and (found is None or newest.place > found.note.place):
+            newest = max(
+                (note.place for store in (learner.store, learner.private) if (note := store.latest())), default=None
+            )
+            if newest is not None and (learner.found is None or newest > learner.found.note.place):
                 learner = Learner(settings, schema)  # the one before has published since
             learner.run(stop, tenure, producer, publisher)
         finally:

@@ -31,13 +31,13 @@ from prometheus_client import Counter, Gauge
 
 from learner.evaluation.progressive import Progressive
 from learner.evaluation.versus import FIGURES, Versus, versus
-from learner.gate.gatestate import resume_gate
+from learner.gate.checks import Checks
 from learner.gate.heldout import scores
-from learner.gate.promotion import Checks
 from learner.ranker.repeats import Repeats, keep_ms_of
 from learner.ranker.verbs import Learning
 from learner.role.learner_warmup import warm_up
-from learner.role.learnloop import LearnLoop, LearnPace, LoopOutput
+from learner.role.learnloop import LearnLoop, LearnPace
+from learner.role.loopoutput import LoopOutput
 from learner.role.model_factory import model_of, reader_of, wanted_spec, writer_of
 from learner.role.samplereader import SampleReader
 from learner.role.shadow_view import shadow_policy, shadow_settings
@@ -90,6 +90,8 @@ class Shadow:
         self.own = shadow_settings(settings)
         self.wanted = wanted_spec(self.own, schema)
         policy = shadow_policy(settings)
+        if policy and self.own.gate == "on":  # its samples are no topic's: what it refused could never be learnt
+            self.own = msgspec.structs.replace(self.own, gate="observe")
         self.relabel = Relabel(policy, Waits.of(settings)) if policy else None
         self.asked = msgspec.json.decode(msgspec.json.encode(self.wanted | {"label_policy": policy}))
         self.first = ModelStore(settings.place("models"), writes=False)
@@ -145,9 +147,6 @@ class Shadow:
         return {"asked": self.asked, "from_ms": self.compares_from_ms}
 
     def run(self, stop: threading.Event) -> None:
-        if self._begun is not None:
-            resume_gate(self.own, self.loop.promotion)
-        self.loop.promotion.begin(self._begun)
         beside = self.loop.output = Beside(self)
         beside.follow()
         self.loop.run(self._begun, stop)

@@ -25,11 +25,12 @@ from kafka import KafkaConsumer
 
 from learner.training.publisher import Publisher
 from millrace.basics.atomic_files import write_whole
-from millrace.basics.errors import BrokerError, FencedError
+from millrace.basics.errors import BrokerError, FencedError, SnapshotError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.processes.kafka import REMEDY, make_reader, read_up
-from millrace.versions.modellog import Assembler, Bad, Claimed, Entry, Fence
+from millrace.versions.decisions import LogPart, decode_decisions
+from millrace.versions.modellog import Assembler, Bad, Claimed, Decisions, Entry, Fence
 from millrace.versions.versioning import MAX_EPOCH, Claim, Place
 
 log = structlog.get_logger("learner")
@@ -43,15 +44,18 @@ _REMEDY = "run one learner for a store; to let this one take over, stop the othe
 
 class LearnerClaim:
     """The claim of the learner: what this process knows of the topic ``model.deltas``, and the epoch that it has won.
-    ``claimant``: a name that no other process has. ``mark``: the file that marks this folder's learner as fenced."""
+    ``claimant``: a name that no other process has. ``mark``: the file that marks this folder's learner as fenced.
+    ``after``: decisions up to that one are not kept."""
 
-    def __init__(self, settings: Settings, claimant: str, mark: Path) -> None:
+    def __init__(self, settings: Settings, claimant: str, mark: Path, after: int = 0) -> None:
         self.claimant, self.epoch = claimant, -1
         self.newest = -1  # highest number of a version on the topic
-        self._settings, self._mark = settings, mark
+        self.decided: list[LogPart] = []  # by learners that had the epoch then, until ours
+        self._settings, self._mark, self._after = settings, mark, after
         self._fence, self._assembler = Fence(), Assembler()
         self._reader: KafkaConsumer = make_reader(settings, MODEL_DELTAS)
         self._reached = -1  # offset of the newest message read
+        self._won = False
         self._last_sender: tuple[int, str] = (-1, "")  # the last sender
 
     def close(self) -> None:
@@ -70,15 +74,10 @@ class LearnerClaim:
         if epoch > MAX_EPOCH:
             raise FencedError(f"epoch {epoch - 1} is the last there can be", "create the topic model.deltas again")
         claim = Claim(epoch, self.claimant)
-        offset = publisher.claim(claim)
-        last_s = time.monotonic()
-        while self._reached < offset:
-            if self._poll(200):
-                last_s = time.monotonic()
-            elif time.monotonic() - last_s > self._settings.patience_seconds:
-                raise BrokerError(f"broker '{self._settings.kafka}' does not give back the claim", REMEDY)
+        self._read_upto(publisher.claim(claim))
         self.epoch = epoch
         self._hold()
+        self._won = True
         with contextlib.suppress(OSError):
             self._mark.unlink(missing_ok=True)
         log.info("epoch claimed", epoch=epoch, claimant=self.claimant)
@@ -88,6 +87,20 @@ class LearnerClaim:
         """Reads what is new before a publication. Raises FencedError where another learner has taken over."""
         self._poll(0)
         self._hold()
+
+    def check_at(self, offset: int) -> None:
+        """Checks that nobody had taken over when the message at ``offset`` was written. Raises FencedError, or
+        BrokerError where the broker does not give it."""
+        self._read_upto(offset)
+        self._hold()
+
+    def _read_upto(self, offset: int) -> None:
+        last_s = time.monotonic()
+        while self._reached < offset:
+            if self._poll(200):
+                last_s = time.monotonic()
+            elif time.monotonic() - last_s > self._settings.patience_seconds:
+                raise BrokerError(f"broker '{self._settings.kafka}' does not give back what was sent", REMEDY)
 
     def _hold(self) -> None:
         fence = self._fence
@@ -140,5 +153,14 @@ class LearnerClaim:
             return
         note = entry.note
         self._last_sender = (note.epoch, note.claimant)
-        if self._fence.admits(note.epoch, note.claimant):
-            self.newest = max(self.newest, note.version)
+        if not self._fence.admits(note.epoch, note.claimant):
+            return
+        if not isinstance(entry, Decisions):
+            self.newest = max(self.newest, entry.note.version)
+        if note.decisions and not self._won:
+            try:
+                part = decode_decisions(note.decisions)
+                if part.decided and part.decided[-1].n > self._after:
+                    self.decided.append(part)
+            except SnapshotError as error:
+                log.error("decisions cannot be read", epoch=note.epoch, why=error.problem)

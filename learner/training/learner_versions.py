@@ -51,7 +51,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """How a snapshot was learnt from the one at ``since``: its acts, as :mod:`learner.training.ledger` writes them."""
+    """How a snapshot was learnt from the one at ``since``: as :mod:`millrace.versions.decisions` writes it."""
 
     since: Place
     acts: bytes
@@ -87,7 +87,7 @@ class Versions:
         self._dense: dict[str, Array] | None = None  # as followers hold them
         self._dense_behind = self._head_behind = False
         self._snapshot_version = self._root_version = -1
-        self.flushed: Callable[[], None] | None = None
+        self.flushed: Callable[[], object] | None = None
         """Called when the retrieval head has learnt the clicks that it kept waiting."""
 
     def replace(self, model: Learning) -> None:
@@ -124,7 +124,7 @@ class Versions:
         retrieval = retrieval and self._head_behind
         if not self._changed and not dense and not retrieval:
             return None
-        clicks = self._flushed() if retrieval else -1
+        clicks = self.flush_head() if retrieval else -1
         image, before = self.model.changes(dense, retrieval), self._dense
         self.version += 1
         # From here on the version counts, whatever becomes of it: the model has forgotten what it had changed.
@@ -150,14 +150,15 @@ class Versions:
         )
         return note, body
 
-    def _flushed(self) -> int:
+    def flush_head(self) -> int:
         """Has the head learn the waiting clicks. Returns how many it has learnt by then; -1: there is no head."""
         head = self.model.head
         if head is None:
             return -1
-        head.flush()
-        if self.flushed is not None:
-            self.flushed()
+        if head.pending:
+            head.flush()
+            if self.flushed is not None:
+                self.flushed()
         return head.clicks
 
     # -- snapshots -------------------------------------------------------------------------------------------
@@ -196,7 +197,7 @@ class Versions:
         """Begins a snapshot above every published version. The model must not learn until it is finished."""
         self.version += 1
         self._root_version = self.version
-        self._flushed()
+        self.flush_head()
         self.model.changes()  # the root has them
         self._changed = self._dense_behind = self._head_behind = False
         self.hash = ""

@@ -9,6 +9,7 @@ delivery before it serves.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,8 @@ from millrace.basics.errors import BrokerError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.processes.kafka import REMEDY
-from millrace.versions.modellog import encode_claim, encode_delta, encode_snapshot
+from millrace.versions.decisions import LogPart
+from millrace.versions.modellog import encode_claim, encode_decision_notes, encode_delta, encode_snapshot
 from millrace.versions.versioning import Announcement, Claim
 
 log = structlog.get_logger("learner")
@@ -39,6 +41,8 @@ class Publisher:
         self._follows = 0
         self._lost = 0
         self._newest: Any = None  # future of the newest message of a delta
+        self._sent = 0  # messages of versions and decisions
+        self._open: deque[list[bool]] = deque()  # the outcome of each of the last, once it is known
         self._refusals = self._passes = 0
 
     def claim(self, claim: Claim) -> int:
@@ -57,9 +61,44 @@ class Publisher:
     def delta(self, note: Announcement, body: bytes) -> None:
         """Sends a delta, its messages one after another."""
         for message in encode_delta(note, body):
-            self._newest = self._producer.send(MODEL_DELTAS, message)
-            self._newest.add_callback(lambda sent: self._delivered(sent.offset))
-            self._newest.add_errback(lambda error: self._missed(note, error))
+            self._newest = self._send(message, "delta lost; the next snapshot mends it")
+
+    def decisions(self, epoch: int, claimant: str, part: LogPart) -> None:
+        """Sends decisions in messages of their own."""
+        for message in encode_decision_notes(epoch, claimant, part):
+            self._send(message, "decisions lost; they are sent again")
+
+    def _send(self, message: bytes, if_lost: str) -> Any:
+        outcome: list[bool] = []  # whether it was delivered, when that is known
+        with self._lock:
+            self._sent += 1
+            self._open.append(outcome)
+        future = self._producer.send(MODEL_DELTAS, message)
+        future.add_callback(lambda sent: self._delivered(sent.offset, outcome))
+        future.add_errback(lambda error: self._missed(if_lost, error, outcome))
+        return future
+
+    def counts(self) -> tuple[int, int]:
+        """Messages of versions and decisions that were sent, and of how many of them, the first ones, it is known what
+        became of them."""
+        with self._lock:
+            while self._open and self._open[0]:
+                self._open.popleft()
+            return self._sent, self._sent - len(self._open)
+
+    def settled(self) -> int:
+        """Waits until all that was sent is there: the newest offset. Raises BrokerError where that cannot be."""
+        try:
+            self._producer.flush(timeout=_DELIVERY_S)
+        except KafkaError as error:
+            why = type(error).__name__
+        else:
+            with self._lock:
+                why = "a message was lost" if self._lost else ""
+        if why:
+            raise BrokerError(f"what was decided is not durable ({why}): a restart would not know it", REMEDY)
+        with self._lock:
+            return self._follows - 1
 
     def snapshot(self, note: Announcement) -> None:
         self._producer.send(MODEL_DELTAS, encode_snapshot(note)).add_errback(
@@ -111,11 +150,14 @@ class Publisher:
                     "the broker deletes no records; its retention will", topic=MODEL_DELTAS, error=type(error).__name__
                 )
 
-    def _delivered(self, offset: int) -> None:
+    def _delivered(self, offset: int, outcome: list[bool] | None = None) -> None:
         with self._lock:
             self._follows = max(self._follows, offset + 1)
+            if outcome is not None:
+                outcome.append(True)
 
-    def _missed(self, note: Announcement, error: Any) -> None:
+    def _missed(self, what: str, error: Any, outcome: list[bool]) -> None:
         with self._lock:
             self._lost += 1
-        log.error("delta lost; the next snapshot mends it", version=note.version, error=str(error))
+            outcome.append(False)
+        log.error(what, error=str(error))

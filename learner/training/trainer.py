@@ -2,8 +2,8 @@
 """The learner without its shell: samples in, a model that has predicted each of them and then learnt from it.
 
 Of each message it drops repeated samples and queues the admitted ones; a full queue, or a drain, is cut into a
-micro-batch, judged, then learnt. With a gate, :mod:`learner.gate.promotion` decides what is admitted, and comes between
-a cut and learning from it. :mod:`learner.evaluation.progressive` judges the learner's predictions,
+micro-batch, judged, then learnt. With a gate, :mod:`learner.promotion.promotion` decides what is admitted, and comes
+between a cut and learning from it. :mod:`learner.evaluation.progressive` judges the learner's predictions,
 :mod:`learner.evaluation.served_scores` the served pages.
 """
 
@@ -21,7 +21,8 @@ from learner.evaluation.served_scores import ServedExposures
 from learner.ranker.model import LearnReport
 from learner.ranker.repeats import Repeats
 from learner.ranker.verbs import Learning
-from learner.training.ledger import Places
+from learner.training.decisionlog import Places
+from millrace.basics.errors import SnapshotError
 from millrace.contracts.events import NOT_READ
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
 from millrace.versions.image import Array, below
@@ -55,7 +56,7 @@ class Trainer:
     "left_out" (negatives not chosen), "bad_numbers", "not_finite" (predictions), "skipped" (rows in refused batches),
     "skipped:REASON" (batches), "unread" (learnt from, though their page's user was not read). With a gate also
     "held_out", "absurd", "over_limit", "quarantined", "released", "discarded", "set_aside"
-    (:mod:`learner.gate.promotion`).
+    (:mod:`learner.promotion.promotion`).
 
     Attributes:
         admit: chooses the new rows of a message to learn, (B,). Held-out pages, for one, are not learnt.
@@ -126,9 +127,18 @@ class Trainer:
         rows = self.pending
         if not rows or (rows < self.batch_rows and not drain):
             return None
+        return self._cut(self.batch_rows)
+
+    def cut_at(self, places: Places) -> MicroBatch:
+        """The micro-batch of just these rows. Raises SnapshotError where they are not the next ones."""
+        queued = np.concatenate(self._places) if self._places else np.empty((0, 3), np.int64)
+        if not np.array_equal(queued[: len(places)], places):
+            raise SnapshotError(f"the next {len(places)} rows are not those that were learnt", "rules have changed")
+        return self._cut(len(places))
+
+    def _cut(self, size: int) -> MicroBatch:
         whole, joined = SampleBatch.concat(self._pending), np.concatenate(self._joined)
         places = np.concatenate(self._places)
-        size = self.batch_rows
         batch, rest = whole.take(slice(0, size)), whole.take(slice(size, None))
         self._pending, self._joined, self._places = [], [], []
         if len(rest):
@@ -173,25 +183,41 @@ class Trainer:
         return ClickCounts(np.concatenate([c.sent_ms for c in clicks]), np.concatenate([c.joined_ms for c in clicks]))
 
     def begin_again(self, training: Mapping[str, Array]) -> None:
-        """Forgets pending rows, and takes over the samples of another snapshot, before a seek to its offsets."""
+        """Takes over the samples of another snapshot, before a seek to its offsets: those seen, and those that wait."""
         self._pending, self._joined, self._places = [], [], []
         self.repeats = Repeats(self.repeats.keep_ms)
-        if own := below(_PREFIX, training):
-            self.repeats.resume(own)
+        self._resume(training)
+
+    def _resume(self, training: Mapping[str, Array]) -> None:
+        own = below(_PREFIX, training)
+        if not own:
+            return
+        self.repeats.resume(own)
+        waiting = below("waiting/", own)
+        if not waiting:
+            return
+        batch = SampleBatch.from_bytes(waiting["batch"].tobytes())
+        layout = self.model.schema.layout
+        if (batch.cat.shape[1], batch.num.shape[1]) == (layout.F, layout.N):
+            self.queue(batch, waiting["places"].copy(), waiting["joined"].copy())
+        else:  # of another schema; they were admitted, and are nowhere else
+            self.counts["set_aside"] += len(batch)
 
     def snapshot(self, ordered: bool = True) -> dict[str, Array]:
-        """What a snapshot keeps besides the model: the ids already learnt from, by default in order. Call it with the
-        model's own snapshot, when nothing is pending: a pending row counts as seen, but no weight has seen it. Rolling
-        figures are not kept; they restart with a process."""
-        return {f"{_PREFIX}{n}": a for n, a in self.repeats.snapshot(ordered).items()}
+        """What a snapshot keeps besides the model: the ids already learnt from, by default in order, and the rows that
+        wait. Call it with the model's own snapshot. Rolling figures are not kept; they restart with a process."""
+        own: dict[str, Array] = dict(self.repeats.snapshot(ordered))
+        if self._pending:
+            batch = SampleBatch.concat(self._pending)
+            own["waiting/batch"] = np.frombuffer(batch.to_bytes(), np.uint8)
+            own["waiting/places"], own["waiting/joined"] = np.concatenate(self._places), np.concatenate(self._joined)
+        return {f"{_PREFIX}{n}": a for n, a in own.items()}
 
     def resume(self, training: Mapping[str, Array], counts: Mapping[str, Any]) -> None:
         """The inverse of :meth:`snapshot`, with the counts of the snapshot's announcement. Call it after the model's
         resume. Served pages of which the snapshot's process had seen something are not judged again. ``training``:
         arrays of a whole snapshot; the model's are ignored."""
-        own = below(_PREFIX, training)
-        if own:
-            self.repeats.resume(own)
+        self._resume(training)
         if self.served is not None:
             self.served.begin_after(max(self.model.newest_ms, self.repeats.newest_ms))
         self.counts.update({name: int(value) for name, value in counts.items()})

@@ -294,9 +294,16 @@ def read_topics(settings: Settings, starts: Mapping[str, Mapping[int, int]], **o
 def first_offsets(settings: Settings, topic: str) -> dict[int, int]:
     """The first offset that each partition still holds: above 0 where retention has deleted messages. Raises
     BrokerError when the broker does not answer."""
+    return {partition: held.start for partition, held in held_offsets(settings, topic).items()}
+
+
+def held_offsets(settings: Settings, topic: str) -> dict[int, range]:
+    """The offsets that each partition holds. Raises BrokerError when the broker does not answer."""
     consumer = make_reader(settings, topic)
     try:
-        return {tp.partition: offset for tp, offset in consumer.beginning_offsets(consumer.assignment()).items()}
+        assigned = consumer.assignment()
+        first, end = consumer.beginning_offsets(assigned), consumer.end_offsets(assigned)
+        return {tp.partition: range(first[tp], end[tp]) for tp in assigned}
     except KafkaError as error:
         raise BrokerError(f"offsets of topic '{topic}' cannot be asked for ({error})", REMEDY) from None
     finally:

@@ -1,10 +1,11 @@
 # core
-"""The messages of ``model.deltas``: claims, snapshots' announcements, and deltas in chunks.
+"""The messages of ``model.deltas``: claims, snapshots' announcements, deltas in chunks, and decisions.
 
 ::
 
     "MRL1" | CRC-32 of the rest | kind, a byte │ C  claim, JSON
                                                │ S  announcement of a snapshot, JSON
+                                               │ L  decisions behind which no delta went out, JSON
                                                │ D  epoch | version | claimant's mark | index | chunks | piece
 
     a delta's pieces:   0: length of its note | note, JSON | body[0 : PIECE]      1: body[PIECE : 2 PIECE]      2: ...
@@ -29,19 +30,24 @@ import msgspec
 
 from millrace.basics.errors import SnapshotError
 from millrace.versions.clicks import ClickHistogram
+from millrace.versions.decisions import LogPart, encode_decisions
 from millrace.versions.versioning import (
     MAX_EPOCH,
     MAX_NUMBER,
     Announcement,
     Claim,
+    DecisionNote,
     Place,
     decode_announcement,
     decode_claim,
+    decode_decision_note,
 )
 
 PIECE_BYTES = 500_000
 MESSAGE_BYTES = 750_000
 """The most bytes of a message. Brokers accept 1,048,588 by default."""
+DECISION_BYTES = 300_000
+"""The most bytes of several decisions in a message of their own."""
 
 _MAGIC = b"MRL1"
 _ENVELOPE = struct.Struct("<4sIc")
@@ -75,6 +81,13 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Decisions:
+    """Decisions of a learner in a message of their own."""
+
+    note: DecisionNote
+
+
+@dataclass(frozen=True, slots=True)
 class Bad:
     """A message that cannot be used. ``place``: of its version, where that is known."""
 
@@ -82,7 +95,7 @@ class Bad:
     place: Place | None
 
 
-Entry = Claimed | Snapshot | Delta | Bad
+Entry = Claimed | Snapshot | Delta | Decisions | Bad
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -90,6 +103,15 @@ Entry = Claimed | Snapshot | Delta | Bad
 
 def encode_claim(claim: Claim) -> bytes:
     return _sealed(b"C", msgspec.json.encode(claim))
+
+
+def encode_decision_notes(epoch: int, claimant: str, part: LogPart) -> list[bytes]:
+    """The messages of decisions that no delta carries, to be sent in order."""
+    body, half = encode_decisions(*part), len(part.decided) // 2
+    if len(body) > DECISION_BYTES and half:
+        parts = [LogPart(part.log, some) for some in (part.decided[:half], part.decided[half:])]
+        return [message for some in parts for message in encode_decision_notes(epoch, claimant, some)]
+    return [_sealed(b"L", msgspec.json.encode(DecisionNote(epoch, claimant, body)))]
 
 
 def encode_snapshot(note: Announcement) -> bytes:
@@ -164,6 +186,8 @@ class Assembler:
                 return (
                     [Snapshot(note)] if note.kind == "snapshot" else [Bad("a delta says that it is a snapshot", None)]
                 )
+            if kind == b"L":
+                return [Decisions(decode_decision_note(bytes(rest)))]
             if kind == b"D":
                 return self._piece(rest)
         except SnapshotError as error:

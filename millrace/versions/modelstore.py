@@ -8,7 +8,7 @@ Snapshots lie in a :class:`~millrace.basics.store.Store`, a folder or an object 
     part-00000002-0000000000000028-00000.training          what only training needs of the same rows
     ...
     part-00000002-0000000000000028-00007.serving           the last: dense tensors, and corrections
-    cuts-00000002-0000000000000030.acts                    what was learnt since then (learner/training/ledger.py)
+    cuts-00000002-0000000000000030.acts                    what was learnt since then (decisions.py)
 
 The numbers are epoch and version (:mod:`millrace.versions.versioning`). The model learns on while parts are copied, so
 parts carry the version at which the snapshot began; the last part repeats the rows that changed meanwhile. Applied in
@@ -134,6 +134,11 @@ class ModelStore:
     def forget(self, places: Iterable[Place]) -> None:
         """Removes manifests of snapshots that no learner may resume. Their parts go with the next :meth:`prune`."""
         self.store.remove(_manifest(place) for place in places)
+
+    def empty(self) -> None:
+        """Removes everything."""
+        if names := self.store.names():
+            self.store.remove(manifests_first(names))
 
     def prune(self, keep: int = 2, epoch: int = MAX_EPOCH) -> None:
         """Removes all files but those of the newest ``keep`` whole snapshots, of the ones kept for a rollback

@@ -54,6 +54,14 @@ class Claim(Struct, frozen=True):
     claimant: Annotated[str, Meta(min_length=1, max_length=100)]
 
 
+class DecisionNote(Struct, frozen=True):
+    """A message of ``model.deltas``: decisions of a learner behind which no delta went out."""
+
+    epoch: Epoch
+    claimant: Annotated[str, Meta(min_length=1, max_length=100)]
+    decisions: bytes
+
+
 class Announcement(Struct, frozen=True):
     """How a version describes itself: a message of ``model.deltas``, and a snapshot's manifest in the store. A message
     leaves out what only a learner needs: ``training``, ``offsets``, ``logs``, and ``extra`` but for its ``rows``. A
@@ -74,6 +82,7 @@ class Announcement(Struct, frozen=True):
     published_ms: TimeOrNever  # wall time, for tracing alone
     retrieval_clicks: Annotated[int, Meta(ge=-1, le=2**63 - 1)] = -1  # learnt by the head it carries; -1: carries none
     clicks: ClickHistogram = ClickHistogram()  # when the clicks first learnt in this version were sent, all of them
+    decisions: bytes = b""  # delta: those since the one before (decisions.py); followers pass over them
     parts: list[Sealed] = []  # snapshot: what serves, in order
     training: list[Sealed] = []  # snapshot: what only training needs, one for each part
     follows: Count = 0  # snapshot: offset of model.deltas behind the delta of this version
@@ -109,6 +118,7 @@ class VersionClicks(NamedTuple):
 
 _announcement = msgspec.json.Decoder(Announcement).decode
 _claim = msgspec.json.Decoder(Claim).decode
+_decision_note = msgspec.json.Decoder(DecisionNote).decode
 _REMEDY = "only a learner of this version may write there"
 
 
@@ -136,6 +146,14 @@ def decode_claim(raw: bytes | None) -> Claim:
         return read_json(_claim, raw, 1000)
     except BadEventError as error:
         raise SnapshotError(f"a claim is {error}", _REMEDY) from None
+
+
+def decode_decision_note(raw: bytes | None) -> DecisionNote:
+    """Decisions in a message of their own. Raises SnapshotError where it cannot be read as one."""
+    try:
+        return read_json(_decision_note, raw, MAX_NOTE_BYTES)
+    except BadEventError as error:
+        raise SnapshotError(f"a message of decisions is {error}", _REMEDY) from None
 
 
 def chain(parent: str, digest: str) -> str:

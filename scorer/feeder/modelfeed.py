@@ -33,7 +33,7 @@ from millrace.basics.errors import SettingError, SnapshotError, StoreError, one_
 from millrace.basics.store import AbsentError, DamagedError
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.versions.image import Image, check_head, split
-from millrace.versions.modellog import Assembler, Bad, Claimed, Delta, Entry
+from millrace.versions.modellog import Assembler, Bad, Claimed, Decisions, Delta, Entry
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import unpack
 from millrace.versions.versioning import Announcement, Place, VersionClicks
@@ -124,7 +124,7 @@ class ModelFeed(TopicFeed):
         verdict = self.follower.take(entry)
         if isinstance(entry, Bad) and verdict != "ignore":
             self.bad("announcement", entry.why)
-        if verdict in ("foreign", "fenced") and not isinstance(entry, Claimed | Bad):
+        if verdict in ("foreign", "fenced") and not isinstance(entry, Claimed | Decisions | Bad):
             self._ignored(verdict, entry.note)
         if verdict == "patch" and isinstance(entry, Delta):
             self._patch(entry)

@@ -25,7 +25,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from millrace.versions.clicks import ClickHistogram
-from millrace.versions.modellog import Bad, Claimed, Delta, Entry, Fence, Snapshot
+from millrace.versions.modellog import Bad, Claimed, Decisions, Delta, Entry, Fence, Snapshot
 from millrace.versions.versioning import Announcement, Place, VersionClicks
 
 Verdict = Literal["ignore", "foreign", "fenced", "bad", "patch", "look"]
@@ -68,6 +68,9 @@ class Follower:
         """
         if isinstance(entry, Claimed):
             self._fence.claims(entry.claim)
+            return "ignore"
+        if isinstance(entry, Decisions):
+            self._fence.admits(entry.note.epoch, entry.note.claimant)
             return "ignore"
         if isinstance(entry, Bad):
             old = entry.place is not None and (self._known(entry.place) or entry.place.epoch < self._fence.epoch)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from commands.cli.cli import app
@@ -18,11 +20,15 @@ from learner.gate.admin import ADDRESS, Admin
 from learner.gate.quarantine import PLACE, Quarantine
 from learner.gate.verdicts import GateRefusal
 from millrace.basics.errors import MillraceError, ServiceError, SettingError, SnapshotError
+from millrace.basics.hashing import value_hash
 from millrace.basics.store import Store
 from millrace.contracts.settings import Settings
 from millrace.processes.tokens import OWN, own_token, tokens_of
 from millrace.versions.modelstore import ModelStore
-from tests.scenes.refused_rows import places, rows
+from stream.archive.archive_folder import ArchiveFolder
+from stream.archive.schemafile import schema_text
+from tests.scenes.learning import SCHEMA
+from tests.scenes.refused_rows import rows, spans
 from tests.scenes.small_snapshot import snapshot
 
 
@@ -152,16 +158,32 @@ def test_lists_are_read_where_they_lie(folder: Path, capsys: pytest.CaptureFixtu
     list_versions(data=folder)
     assert capsys.readouterr().out == ("9  nothing learnt yet\n4  nothing learnt yet\n")
     kept = Quarantine(Store(folder / PLACE), "s")
-    kept.keep(GateRefusal("labels", 2.4125, 1.6), rows(1200), places(1200), 7)
-    kept.keep(GateRefusal("finite", float("nan"), 0.0, "dense/w"), rows(1), places(1), 7)
-    kept.flush()
+    kept.keep(1, GateRefusal("labels", 2.4125, 1.6), spans(1200), (5, 6), 7)
+    kept.keep(2, GateRefusal("finite", float("nan"), 0.0, "dense/w"), spans(1), (5, 6), 7)
+    kept.write_list()
     list_quarantine(data=folder)
     then = "1970-01-01 00:00 to 1970-01-01 00:00"
     assert capsys.readouterr().out.splitlines() == [
         f"00000001-labels  1,200 rows of {then}  labels over predictions: 2.41, beyond 1.6",
         f"00000002-finite  1 rows of {then}  tensors, rows and optimiser slots are finite: dense/w nan, beyond 0",
-        "1,201 rows in 2 files",
+        "1,201 rows in 2 entries",
     ]
+
+
+def test_a_deleted_user_leaves_the_copies_in_quarantine(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = Quarantine(Store(folder / PLACE), "s")
+    kept.keep(1, GateRefusal("labels", 2.4125, 1.6), spans(6), (5, 6), 7)
+    users = np.array([value_hash(user) for user in ("7", "8", "7", "9", "9", "7")], np.uint64)
+    kept.copy("00000001-labels", replace(rows(6), user=users))
+    archive = ArchiveFolder(folder / "archive")
+    archive.put_schema(schema_text(SCHEMA, 30.0))
+    archive.close()
+    app(["data", "forget", "7", "--data", str(folder)], exit_on_error=False, result_action="return_value")
+    assert capsys.readouterr().out.splitlines() == [
+        "0 rows of user '7' removed from 0 of 0 files",
+        "3 rows removed from quarantine",
+    ]
+    assert kept.read_copy("00000001-labels")[0].user.tolist() == users[[1, 3, 4]].tolist()
 
 
 @pytest.mark.parametrize(

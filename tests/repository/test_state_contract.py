@@ -25,6 +25,8 @@ import pytest
 import torch
 
 from learner.evaluation.progressive import Progressive
+from learner.gate.quarantine import Quarantine
+from learner.gate.verdicts import GateRefusal
 from learner.network.dense import DenseState
 from learner.network.models.delays import SIZE, Delays
 from learner.network.models.spec import read_spec
@@ -41,9 +43,11 @@ from learner.serving.serving_model import ServingModel
 from learner.tables.table import SparseTable, StepSizes
 from learner.training.trainer import Trainer
 from millrace.basics.errors import MillraceError, SnapshotError, StoreError
+from millrace.basics.store import Store
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Action, Exposure, User, decode_event, to_json
 from millrace.contracts.page_logs import decode_served
+from millrace.versions.decisions import Span
 from millrace.versions.image import RETRIEVAL_TABLES, split
 from millrace.versions.modelstore import Image, TableRows
 from millrace.windows.tiles import TileStore, counts_of
@@ -431,6 +435,28 @@ class Teacher(Case):
         return trainer
 
 
+class Refusals(Case):
+    covers = (Quarantine,)
+    skips: ClassVar = {
+        CHANGES_ONCE: "nobody is told of changes: people read a list",
+        CHANGES_ABSOLUTE: "nobody is told of changes: people read a list",
+    }
+    damaged: ClassVar = {"cut off": lambda state: state[:-1], "another form": lambda state: b"\x07"}
+    error = ValueError
+
+    def fresh(self) -> Quarantine:
+        return Quarantine(Store("memory://state-contract-quarantine"), "s", most_bytes=400)  # the oldest go
+
+    def feed(self, subject: Quarantine, piece: int) -> Any:
+        for k in range(4):
+            refusal = GateRefusal("labels" if piece + k & 2 else "auc", piece / 3, 1.0)
+            subject.keep(8 * piece + k, refusal, (Span(k, 50 - piece, 0, 9), Span(k, piece, 1, 3)), (piece, k), piece)
+        gone = subject.remove([subject.entries()[0].name])
+        if piece == 5:
+            gone += subject.forget_behind({1: 48, 2: 10, 3: 60})
+        return gone, subject.entries(), subject.spans(subject.entries()[-1].name), subject.lost_rows
+
+
 # -- the stream ----------------------------------------------------------------------------------------------
 
 
@@ -803,11 +829,12 @@ CASES: dict[str, Case] = {
     "partition": Middle(),
     "partition that settles": Middle(settles=True),
     "turn": Due(),
+    "quarantine": Refusals(),
 }
 """Every kind of object that has state."""
 
 NOT_KEPT = {
-    "learner/role/learnloop.py LoopOutput": "an interface: who hears that a snapshot was made",
+    "learner/role/loopoutput.py LoopOutput": "an interface: who hears that a snapshot was made",
     "learner/role/service.py TopicOutput": "its snapshot announces one",
     "learner/role/shadow.py Beside": "its snapshot announces one",
     "stream/archive/archive_pages.py ArchivedPages": "a part of the archive's state: test_archive.py",
@@ -818,10 +845,11 @@ NOT_KEPT = {
     "learner/custom/ownids.py KnownIds": "a part of OwnModel",
     "learner/custom/ownserving.py OwnServing": "a version, whole each time: tests/learner/custom/test_own_models.py",
     "learner/custom/adapters/rivermodel.py RiverFTRL": "test_own_models.py runs the models' contract over it",
-    "learner/gate/promotion.py Promotion": "its parts' states, kept by gatestate.py: tests/learner/role/test_shadow.py",
+    "learner/promotion/gatejudge.py GateJudge": "its snapshot says whether there may be one",
+    "learner/promotion/restorer.py Restorer": "its snapshot makes the model of one",
+    "learner/gate/median_clock.py MedianClock": "of use to its process alone: test_median_clock.py resumes it",
     "learner/gate/screen.py Screen": "of use to its process alone, no changes: test_screen.py resumes it",
     "learner/gate/quota.py Quota": "of use to its process alone, no changes: test_quota.py resumes it",
-    "learner/gate/median_clock.py MedianClock": "of use to its process alone: test_median_clock.py resumes it",
     "learner/gate/shift.py Shift": "of use to its process alone, no changes: test_shift.py resumes it",
     "learner/gate/heldout.py Heldout": "of use to its process alone: test_heldout.py resumes it",
     "learner/custom/adapters/torchmodule.py TorchModel": "test_own_models.py runs the models' contract over it",

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
+from math import inf
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from learner.gate import checks
+from learner.gate.shift import Shift
 from learner.role import learnloop
 from learner.role.learnloop import LearnPace
 from learner.role.service import run
@@ -40,6 +45,13 @@ def settings(broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Se
         heldout_share=0.0,  # so that every row is learnt
         admin_port=0,
     )
+
+
+@pytest.fixture
+def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot waits for the end of a stretch: here each delta is one, and never refused for a shift."""
+    short = partial(Shift, stretch=1, least=1, most=inf)
+    monkeypatch.setattr(checks, "Shift", short)
 
 
 class Role:
@@ -102,3 +114,15 @@ def trained(settings: Settings) -> int:
 def end_of_topic(settings: Settings) -> int:
     """Messages of earlier tests: brokers are shared."""
     return read_all(settings, MODEL_DELTAS, lambda record: None)
+
+
+def deltas(settings: Settings, past: int) -> list[Delta]:
+    """Those that are on the topic now, behind its first ``past`` messages."""
+    assembler, found = Assembler(), list[Delta]()
+
+    def take(record: Any) -> None:
+        if record.offset >= past:
+            found.extend(e for e in assembler.take(record.value) if isinstance(e, Delta))
+
+    read_all(settings, MODEL_DELTAS, take)
+    return found

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from learner.training.ledger import Places
 from millrace.contracts.samples import SampleBatch
+from millrace.versions.decisions import Span
 
 
 def rows(n: int, first: int = 0) -> SampleBatch:
@@ -23,5 +23,6 @@ def rows(n: int, first: int = 0) -> SampleBatch:
     )
 
 
-def places(n: int, offset: int = 0) -> Places:
-    return np.column_stack([np.full(n, 1), np.full(n, 40 + offset), np.arange(n)])
+def spans(n: int, offset: int = 0) -> tuple[Span, ...]:
+    """So many rows of one message."""
+    return (Span(1, 40 + offset, 0, n),)

@@ -31,6 +31,7 @@ from millrace.versions.modellog import (
     Assembler,
     Bad,
     Claimed,
+    Decisions,
     Delta,
     Entry,
     Fence,
@@ -201,7 +202,8 @@ class Peer:
                     self._newest = max(self._newest, entry.place.number if entry.place else -1)
                 else:
                     self._fence.admits(entry.note.epoch, entry.note.claimant)
-                    self._newest = max(self._newest, entry.note.version)
+                    if not isinstance(entry, Decisions):
+                        self._newest = max(self._newest, entry.note.version)
 
 
 class Scene:

@@ -137,6 +137,14 @@ function gate(g, f) {
     ["version served", whole(f.served_version)], ["promoted last", whole(f.promoted_version)], ["in quarantine", whole(f.quarantine_rows)],
     ["held out", whole(f.held_out)], ["rollbacks", whole(f.rollbacks)], ["AUC on held-out pages", judged],
   ]);
+  byId("history").replaceChildren(...[...g.history].reverse().map((one) => {
+    const item = document.createElement("li"), time = document.createElement("time");
+    time.textContent = clockOf(one.ms);
+    const rows = known(one.rows) && one.rows ? ` ${whole(one.rows)} rows` : "";
+    item.append(time, `${one.what}${rows}${one.why ? `: ${one.why}` : ""}${one.by ? `, by ${one.by}` : ""}`);
+    item.className = /^(refused|went back|held)/.test(one.what) ? "bad" : "";
+    return item;
+  }));
   byId("unseen").replaceChildren(...g.unseen.map((line) => {
     const item = document.createElement("li");
     item.textContent = line;

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 
-from commands.repair.batch_reader import TopicMessage
 from commands.repair.without import Without
 from learner.evaluation.progressive import Progressive
-from learner.gate.promotion import Promotion
+from learner.gate.quarantine import Quarantine
+from learner.promotion.promotion import Promotion
+from learner.promotion.replay import Replay
 from learner.ranker.repeats import Repeats
 from learner.role.model_factory import model_of
+from learner.samples.batch_reader import TopicMessage
+from learner.training.decisionlog import places_of
 from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions, newest_valid
-from learner.training.ledger import Act, Learnt, places_of
 from learner.training.trainer import Trainer
+from millrace.basics.errors import SnapshotError
+from millrace.basics.store import Store
 from millrace.contracts.samples import SampleBatch
+from millrace.versions.decisions import Act, Decision, Learnt
 from millrace.versions.modelstore import Announcement, ModelStore
 from tests.scenes.learning import SCHEMA
 
@@ -66,6 +71,13 @@ def decode(message: TopicMessage) -> SampleBatch:
     return SampleBatch.from_bytes(message.value)
 
 
+class _NothingTaken:
+    """Samples behind a snapshot that has all that was read."""
+
+    def messages(self, partition: int, first: int, stop: int) -> Iterator[Never]:
+        raise SnapshotError(f"offset {first} of partition {partition} was never read", "it is read when it comes")
+
+
 class Live:
     """Trainer, versions and store as the role connects them. ``script`` has what was done: ("take", partition, offset)
     and ("act", act); ``at`` how much of it each snapshot came after."""
@@ -86,19 +98,27 @@ class Live:
             self.offsets = {int(p): o for p, o in found.note.offsets.items()}
         highest = self.store.highest()
         self.versions = Versions(model, highest.epoch + 1, version=highest.number)
-        self.gate = Promotion(self.trainer, self.versions, self.store, None, self._build, self._progress)
+        self.gate = Promotion(
+            *(self.trainer, self.versions, self.store, ModelStore(f"{self.store.url}-held"), None),
+            *(Quarantine(Store(f"{self.store.url}-quarantine"), SCHEMA.id), self._build, self._progress),
+        )
         self._watched()
-        self.gate.begin(found)
-        self.at[self.gate.start(found, 0).note.version] = len(self.script)
+        possible = self.gate.begin(found)
+        Replay(self.gate.state, self.store, _NothingTaken()).run([], possible)
+        root = self.gate.start(0)
+        assert root is not None
+        self.at[root.note.version] = len(self.script)
 
     def _watched(self) -> None:
-        noted = self.gate._noted
+        log = self.gate.state.log
+        append = log.append
 
-        def note(act: Act, batch: SampleBatch | None) -> None:
-            self.script.append(("act", act))
-            noted(act, batch)
+        def noted(what: Decision, ms: int) -> int:
+            if isinstance(what, Act):
+                self.script.append(("act", what))
+            return append(what, ms)
 
-        self.gate._noted = note  # type: ignore[method-assign]
+        log.append = noted  # type: ignore[method-assign]
 
     def _build(self, note: Announcement, parts: Any) -> Any:
         model = model_of(SCHEMA, note.spec, 0)
@@ -122,7 +142,7 @@ class Live:
         """One micro-batch of so many rows at most, if any row waits."""
         self.trainer.batch_rows = rows
         self.gate.step(drain=True)
-        self.gate.take_clicks()  # nobody waits for them here
+        self.gate.state.clicks.clear()  # nobody waits for them here
 
     def drain(self) -> None:
         while self.trainer.pending:

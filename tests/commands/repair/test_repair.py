@@ -19,13 +19,11 @@ from hypothesis import strategies as st
 from commands.cli.cli import app
 from commands.repair import bisection, halving
 from commands.repair.again import Repaired, begin, keep, repair
-from commands.repair.batch_reader import BatchReader, Source, TopicMessage, rows_in
 from commands.repair.bisection import Bisection
 from commands.repair.judge import members_of, rows_until
 from commands.repair.lineage import Lineage, check_one_model, lineage
 from commands.repair.repairrun import Scene
 from commands.repair.standout import Tally, standouts
-from commands.repair.topic import SampleFolder, SampleTopic
 from commands.repair.without import Without, arms_of, ids_of, interval_of, moment, shown, time_of
 from commands.up.data_folder import locked, say_where
 from learner.custom import ownclass
@@ -35,9 +33,10 @@ from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.ranker.snapshot_slices import merge
 from learner.retrieval import retrieval
+from learner.role.sampletopic import SampleFolder, SampleTopic
+from learner.samples.batch_reader import BatchReader, Source, TopicMessage, rows_in
 from learner.tables import admission
 from learner.training.learner_versions import newest_valid
-from learner.training.ledger import Learnt, Span
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.contracts.samples import CORRECTION, SampleBatch
@@ -46,6 +45,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import SAMPLES
 from millrace.processes.kafka import create_topics, make_producer
 from millrace.processes.services import EmbeddedBroker
+from millrace.versions.decisions import Learnt, Span
 from millrace.versions.image import Array, Image
 from millrace.versions.modelstore import Announcement, ModelStore, Place
 from tests.commands.repair.repair_world import HOUR_MS, SPEC, Live, MemoryTopic, decode, twin
@@ -185,7 +185,7 @@ def test_without_anything_named_it_is_the_newest_version() -> None:
 def test_what_was_taken_back_is_not_on_the_line() -> None:
     live = small_life()
     target, refused = kept(live)[1], kept(live)[-1]
-    live.gate.roll_back(target)
+    live.gate.commands.roll_back(target)
     live.gate.delta(0)
     live.take(0, message(40, 50, 7))
     live.snapshot()

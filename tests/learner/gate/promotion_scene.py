@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from learner.evaluation.progressive import Progressive
+from learner.gate.checks import Checks
 from learner.gate.heldout import Heldout, Judgement
-from learner.gate.promotion import Checks, Promotion, Published
 from learner.gate.quarantine import Quarantine
 from learner.gate.quota import Quota
 from learner.gate.screen import Screen
 from learner.gate.shift import Shift
 from learner.gate.verdicts import GateRefusal
+from learner.promotion.promotion import Promotion, Published
+from learner.promotion.promotion_status import promotion_status
+from learner.promotion.replay import Replay
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.ranker.verbs import Learning, Predicting
+from learner.training.decisionlog import Places, places_of
 from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions, newest_valid
-from learner.training.ledger import Act, decode_acts
 from learner.training.trainer import Trainer
+from millrace.basics.errors import BrokerError, SnapshotError
 from millrace.basics.store import Store
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
+from millrace.versions.decisions import Act, Decided, Learnt, LogPart, SamplesTaken, decode_decisions, in_force
 from millrace.versions.image import Image
 from millrace.versions.modelstore import Announcement, Array, CutsHead, ModelStore, Place
 from millrace.versions.packing import unpack
@@ -109,10 +114,10 @@ class PlannedShift(Shift):
         self.rows, self.rebased = 0, self.rebased + 1
 
     def snapshot(self) -> dict[str, Array]:
-        return {}
+        return {"rows": np.array([self.rows])}
 
     def resume(self, state: Mapping[str, Array]) -> None:
-        pass
+        self.rows = int(state["rows"][0])
 
 
 class PlannedHeldout(Heldout):
@@ -120,7 +125,7 @@ class PlannedHeldout(Heldout):
 
     def __init__(self) -> None:
         self.refusal: GateRefusal | None = None
-        self._rate = 0.0
+        self._rate, self.base = 0.0, 0.01
         self.taken = 0
         self.spoilt_from: list[int] = []
 
@@ -163,6 +168,52 @@ def build(note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]
     return model
 
 
+class Message(NamedTuple):
+    batch: SampleBatch
+    partition: int
+    offset: int
+    joined_ms: int = 0
+
+
+class Broker:
+    """What outlives a learner beside its store: the topic of samples, and the decisions that it was sent."""
+
+    def __init__(self) -> None:
+        self.samples: dict[int, SampleBatch] = {}
+        self.decided: list[Decided] = []
+        self.first = 0  # offset of the oldest message that retention has left
+        self.loses, self.lost = 0, False  # how many messages of decisions it loses next; whether it has
+        self.away = False  # whether it gives no samples again
+        self.write: Callable[[], None] = lambda: None  # called before each write
+
+    def decide(self, part: LogPart) -> None:
+        self.write()
+        if self.loses:
+            self.loses, self.lost = self.loses - 1, True
+        else:
+            self.decided += part.decided
+
+    def decide_durably(self, part: LogPart) -> None:
+        self.decide(part)
+        if self.lost:
+            self.lost = False
+            raise BrokerError("a message was lost", "it is sent again")
+
+    def messages(self, partition: int, first: int, stop: int) -> Iterator[Message]:
+        if first < self.first:
+            raise SnapshotError("samples are gone", "keep them longer")
+        for offset in range(first, stop):
+            yield Message(self.samples[offset], partition, offset)
+
+    def learnt_again(self, learnt: Sequence[Learnt]) -> Iterator[SampleBatch]:
+        for one in learnt:
+            if self.away:
+                raise BrokerError("broker 'x' does not answer", "start it")
+            if any(span.offset < self.first for span in one.spans):
+                raise SnapshotError("samples are gone", "keep them longer")
+            yield SampleBatch.concat([self.samples[s.offset].take(slice(s.first, s.stop)) for s in one.spans])
+
+
 @dataclass
 class Scene:
     """One life of a learner on the store in ``folder``."""
@@ -173,31 +224,57 @@ class Scene:
     observe: bool = False
     spec: dict[str, Any] = field(default_factory=lambda: dict(SPEC))
     schema: Schema = SCHEMA
+    broker: Broker = field(default_factory=Broker)
+    share: float = 0.01  # of held-out pages: another one is another rule
+    refuses: bool = False  # whether the first look at a stretch refuses
+    reads_again: bool = True  # whether samples can be read again from the topic
+    replayed: Callable[[Scene], None] = lambda scene: None  # called when decisions were done again
 
     def __post_init__(self) -> None:
-        self.store = ModelStore(self.folder / "models")
+        self.store, private = ModelStore(self.folder / "models"), ModelStore(self.folder / "held")
         found: FoundSnapshot | None = newest_valid(self.store, self.schema.id, {}, build)
+        newest = private.latest()
+        unseen = newest is not None and (found is None or newest.place > found.note.place)
+        if unseen:
+            found = newest_valid(private, self.schema.id, {}, build)
         model = OnlineModel(self.schema, self.spec, 0) if found is None else found.model
         self.trainer = Trainer(model, Progressive(1000), Repeats(10**9), BATCH)
-        self.messages: dict[int, SampleBatch] = {}
+        self.messages = self.broker.samples
         self.offset = 0
         if found is not None:
             self.trainer.resume(found.training, found.note.extra.get("counts", {}))
             self.offset = found.note.offsets.get("0", 0)
-        self.versions = Versions(model, 1, "me", self.store.highest().number)
+        self.versions = Versions(model, 1, "me", max(self.store.highest().number, private.highest().number))
         self.screen, self.shift, self.heldout = PlannedScreen(), PlannedShift(self.stretch), PlannedHeldout()
-        self.quarantine = Quarantine(Store(self.folder / "quarantine"), self.schema.id)
+        self.shift.refuses, self.heldout.base = self.refuses, self.share
         quota = Quota(self.schema, {})
-        checks = Checks(
-            *(self.screen, quota, self.shift, self.heldout, self.quarantine, 60 * MINUTE_MS), observe=self.observe
-        )
+        checks = Checks(self.screen, quota, self.shift, self.heldout, 60 * MINUTE_MS, observe=self.observe)
         self.served = Image({}, {})
         self.sent: list[Announcement] = []
         self.promotion = Promotion(
-            self.trainer, self.versions, self.store, checks if self.gate else None, build, self.progress
+            *(self.trainer, self.versions, self.store, private, checks if self.gate else None),
+            *(Quarantine(Store(self.folder / "quarantine"), self.schema.id), build, self.progress),
         )
-        self.promotion.begin(found)
-        self._send(self.promotion.start(found, 0))
+        self.quarantine = self.promotion.state.quarantine
+        self.promotion.durable = self.broker.decide_durably
+        self.promotion.state.rows.again = self.broker.learnt_again if self.reads_again else None
+        possible = self.promotion.begin(found, unseen)
+        log = self.promotion.state.log
+        self.replay = Replay(self.promotion.state, self.store, self.broker)
+        behind, _ = in_force(self.broker.decided, log.newest)
+        self.replay.run(self.broker.decided, possible)
+        self.begun_at = behind[self.replay.done - 1].n if self.replay.done else log.newest - 1
+        taken = [d.what.stop for d in behind[: self.replay.done] if isinstance(d.what, SamplesTaken)]
+        self.offset = max([self.offset, self.broker.first, *taken[-1:]])
+        self.replayed(self)
+        root = self.promotion.start(0)
+        if root is not None:
+            self._send(root)
+
+    def again(self, **changes: Any) -> Scene:
+        """The next life, after this one was killed."""
+        kept = ("stretch", "gate", "observe", "spec", "schema", "broker", "share", "reads_again")
+        return Scene(self.folder, **{name: getattr(self, name) for name in kept} | changes)
 
     def progress(self) -> Progress:
         counts = dict(self.trainer.counts)
@@ -208,12 +285,25 @@ class Scene:
         assert isinstance(self.trainer.model, OnlineModel)
         return self.trainer.model
 
-    def take(self, batch: SampleBatch) -> None:
+    @property
+    def status(self) -> dict[str, Any]:
+        return promotion_status(self.promotion)
+
+    @property
+    def kept(self) -> list[tuple[SampleBatch, Places]]:
+        """The rows of each entry of quarantine, and where they lie."""
+        found = []
+        for entry in self.quarantine.entries():
+            spans = tuple(self.quarantine.spans(entry.name))
+            found.append((next(self.broker.learnt_again([Learnt(spans)])), places_of(spans)))
+        return found
+
+    def take(self, batch: SampleBatch, step: bool = True) -> None:
         """The next message of the topic."""
         self.messages[self.offset] = batch
-        self.trainer.take(batch, 0, 0, self.offset)
+        self.promotion.take(batch, 0, 0, self.offset)
         self.offset += 1
-        while self.promotion.step() is not None:
+        while step and self.promotion.step() is not None:
             pass
 
     def drain(self) -> None:
@@ -222,12 +312,21 @@ class Scene:
 
     def publish(self, dense: bool = True, retrieval: bool = True) -> Published | None:
         """The next delta, taken by the scorer."""
+        if self.broker.lost:
+            self.broker.lost = False
+            self.promotion.state.log.send_again()
+        else:
+            self.promotion.state.log.durable(self.promotion.state.log.newest_sent)
         found = self.promotion.delta(0, dense, retrieval)
         if found is not None:
             self._send(found)
+        elif unsent := self.promotion.take_unsent():
+            self.broker.decide(unsent)
         return found
 
     def _send(self, found: Published) -> None:
+        if found.note.decisions:
+            self.broker.decide(decode_decisions(found.note.decisions))
         self.sent.append(found.note)
         if found.body is None:
             self.served = self.store.read(found.note)
@@ -247,8 +346,9 @@ class Scene:
                 return self._refused()
             files.add(part)
         self.drain()
+        self.promotion.end_stretch()
         self.publish()
-        if self.promotion.status["state"] != "promoting":
+        if self.status["state"] != "promoting" or not self.versions.snapshot_ready:
             slices.abandon()
             return None
         last = self.promotion.finish(slices, 0)
@@ -273,7 +373,10 @@ class Scene:
         for name in self.store.store.names("cuts-"):
             head, body, _ = self.store.store.get(name)
             cuts = msgspec.json.decode(head, type=CutsHead)
-            found[Place(cuts.epoch, cuts.version)] = (Place(cuts.from_epoch, cuts.from_version), decode_acts(body))
+            found[Place(cuts.epoch, cuts.version)] = (
+                Place(cuts.from_epoch, cuts.from_version),
+                [d.what for d in decode_decisions(body).decided if isinstance(d.what, Act)],
+            )
         return found
 
 

@@ -18,11 +18,11 @@ from learner.gate import admin as doors
 from learner.gate.admin import COMMANDS, Admin, Command, address
 from learner.gate.quarantine import PLACE, Quarantine
 from learner.gate.verdicts import GateRefusal
-from millrace.basics.errors import SettingError, SnapshotError
+from millrace.basics.errors import BrokerError, MillraceError, SettingError, SnapshotError, StoreError
 from millrace.basics.store import Store
 from millrace.contracts.settings import Settings
 from millrace.versions.modelstore import ModelStore
-from tests.scenes.refused_rows import places, rows
+from tests.scenes.refused_rows import spans
 from tests.scenes.small_snapshot import snapshot
 from tests.scenes.waiting import until
 
@@ -82,8 +82,8 @@ def test_verdicts_need_no_token_and_are_those_of_now(door: Admin) -> None:
     for version in (4, 9):
         snapshot(store, 1, version)
     kept = Quarantine(Store(folder / PLACE), "s")
-    kept.keep(GateRefusal("finite", float("nan"), 0.0, "dense/w"), rows(3), places(3), 7)
-    kept.flush()
+    kept.keep(3, GateRefusal("finite", float("nan"), 0.0, "dense/w"), spans(3), (5, 6), 7)
+    kept.write_list()
     status, found, headers = ask(door, "GET", "/versions", token=None)
     assert status == 200
     assert [(n["epoch"], n["version"], n["event_ms"], n["way_back"]) for n in found] == [
@@ -124,6 +124,16 @@ def test_what_the_learner_cannot_do_is_said_in_a_line(door: Admin) -> None:
         asked = pool.submit(ask, door, "POST", "/model/rollback", b'{"version": 3}')
         taken(door).fail(SnapshotError("version 3 is not kept", "take one of GET /versions"))
         assert asked.result()[:2] == (409, {"error": "version 3 is not kept; take one of GET /versions"})
+
+
+@pytest.mark.parametrize(
+    "error", [BrokerError("it is not durable", "start the broker"), StoreError("no root is written", "make room")]
+)
+def test_what_is_done_and_may_be_lost_is_no_success(door: Admin, error: MillraceError) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, door, "POST", "/model/hold")
+        taken(door).fail(error)
+        assert asked.result()[:2] == (503, {"error": str(error)})
 
 
 @pytest.mark.parametrize("path", COMMANDS)

@@ -11,20 +11,24 @@ import numpy as np
 import pytest
 
 from learner.evaluation.progressive import Progressive
-from learner.gate.promotion import QUARANTINED, Checks, Promotion
+from learner.gate.checks import QUARANTINED, Checks
+from learner.gate.quarantine import Quarantine
 from learner.gate.verdicts import GateRefusal
+from learner.promotion.promotion import Promotion
+from learner.promotion.savedstate import saved_state
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.tables.table import SparseTable
-from learner.training.learner_versions import Progress, SnapshotFiles, Versions
-from learner.training.ledger import Learnt, learn_again, places_of
+from learner.training.decisionlog import learn_again, places_of
+from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SnapshotError
-from millrace.basics.store import AbsentError
+from millrace.basics.store import AbsentError, Store
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, WindowKey
 from millrace.contracts.settings import Settings
-from millrace.versions.image import RETRIEVAL_TABLES, Image
+from millrace.versions.decisions import Learnt
+from millrace.versions.image import RETRIEVAL_TABLES
 from millrace.versions.modelstore import ModelStore
 from tests.learner.gate.promotion_scene import BATCH, MINUTE_MS, POISON, SPEC, Scene, batch, build
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
@@ -61,19 +65,17 @@ def test_what_passes_is_learnt_and_served(scene: Scene, twin: Scene) -> None:
     both((scene, twin), *(batch(n) for n in range(6)))
     assert scene.trainer.counts["trained"] == 6 * BATCH
     assert served_as_learnt(scene)
-    assert scene.promotion.status["state"] == "promoting"
-    assert scene.promotion.verdicts["shift", "passed"] == 1
+    assert scene.status["state"] == "promoting"
+    assert scene.promotion.state.verdicts["shift", "passed"] == 1
 
 
 def test_a_refused_batch_is_kept_and_never_learnt(scene: Scene, twin: Scene) -> None:
     both((scene, twin), *(batch(n) for n in range(4)))
     scene.take(batch(9, page=POISON))
     assert differs(scene.whole(), twin.whole()) == ""
-    state = scene.promotion.status
+    state = scene.status
     assert (state["state"], state["check"], state["quarantined_rows"]) == ("blocked", "labels", BATCH)
-    scene.quarantine.flush()
-    (entry,) = scene.quarantine.entries()
-    kept, places = scene.quarantine.read(entry.name)
+    ((kept, places),) = scene.kept
     assert kept.cat.tobytes() == batch(9).cat.tobytes()
     assert places.tolist() == [[0, 4, row] for row in range(BATCH)]
 
@@ -107,44 +109,35 @@ def test_no_root_where_nothing_of_it_was_published(scene: Scene) -> None:
     for n in range(10, 14):  # goes on, published again once a whole stretch has passed
         scene.take(batch(n))
         assert (scene.publish() is None) == (n < 13)
-    assert scene.promotion.status["state"] == "promoting"
+    assert scene.status["state"] == "promoting"
     assert served_as_learnt(scene)
 
 
-def test_a_way_back_reaches_over_snapshots(scene: Scene, twin: Scene) -> None:
-    both((scene, twin), *(batch(n) for n in range(4)))
-    assert scene.snapshot() is not None
-    both((scene, twin), *(batch(n) for n in range(4, 8)))  # another mark
-    both((scene,), batch(8))
-    assert scene.snapshot() is not None  # holds a batch of an open stretch
-    newest = scene.store.latest()
+def test_a_snapshot_ends_its_stretch(scene: Scene, twin: Scene) -> None:
+    both((scene, twin), *(batch(n) for n in range(9)))  # the mark is behind the eighth
+    newest = scene.snapshot()
     assert newest is not None
+    assert scene.promotion.at_mark
     scene.take(batch(9, page=POISON))
-    assert newest.place not in [note.place for note in scene.store.snapshots()]
-    assert scene.publish() is not None
+    assert newest.place in [note.place for note in scene.store.snapshots()]
+    assert scene.publish() is None, "what is served was judged"
+    assert scene.trainer.counts["trained"] == 9 * BATCH
+    assert scene.trainer.counts[QUARANTINED] == BATCH
     twin.publish()
     assert differs(scene.whole(), twin.whole()) == ""
     assert served_as_learnt(scene)
 
 
-def test_the_base_of_the_mark_is_kept_however_many_snapshots_an_open_stretch_has(scene: Scene, twin: Scene) -> None:
-    """As with few rows a second: a stretch is longer than the time from a snapshot to the next but one."""
-    both((scene, twin), *(batch(n) for n in range(4)))
-    assert scene.snapshot() is not None
-    both((scene, twin), *(batch(n) for n in range(4, 8)))  # the mark
-    scene.shift.stretch = 10**6
-    for n in range(8, 12):
-        both((scene,), batch(n))
-        assert scene.snapshot() is not None
-        scene.store.prune()
-    scene.take(batch(12, page=POISON))
-    assert scene.publish() is not None
+def test_an_open_stretch_that_is_refused_makes_no_snapshot(scene: Scene, twin: Scene) -> None:
+    both((scene, twin), *(batch(n) for n in range(8)))
+    both((scene,), batch(8))
+    scene.shift.refuses = True
+    assert scene.snapshot() is None
+    scene.shift.refuses = False
     twin.publish()
     assert differs(scene.whole(), twin.whole()) == ""
     assert served_as_learnt(scene)
-    assert scene.trainer.counts["set_aside"] == 0
-    assert scene.trainer.counts["trained"] == 8 * BATCH
-    assert scene.trainer.counts[QUARANTINED] == 5 * BATCH
+    assert scene.trainer.counts[QUARANTINED] == BATCH
 
 
 def test_a_way_back_waits_for_the_writer_and_goes_back_then(scene: Scene, twin: Scene) -> None:
@@ -158,7 +151,7 @@ def test_a_way_back_waits_for_the_writer_and_goes_back_then(scene: Scene, twin: 
     last = scene.promotion.finish(slices, 0)
     assert last is not None
     note = files.end(last, follows=0, log="")
-    scene.promotion._settle = lambda: scene.promotion.written(note)
+    scene.promotion.state.settle = lambda: scene.promotion.written(note)
     both((scene, twin), *(batch(n) for n in range(2, 4)))  # the mark, behind that snapshot
     both((scene,), batch(4))
     scene.take(batch(5, page=POISON))
@@ -173,7 +166,7 @@ def test_shift_refuses_a_stretch(scene: Scene, twin: Scene) -> None:
     both((scene, twin), *(batch(n) for n in range(4)))
     scene.shift.refuses = True
     both((scene,), *(batch(n) for n in range(4, 8)))
-    assert scene.promotion.status["check"] == "shift"
+    assert scene.status["check"] == "shift"
     assert scene.trainer.counts["quarantined:shift"] == 4 * BATCH
     assert differs(scene.whole(), twin.whole()) == ""
     assert served_as_learnt(scene)
@@ -245,7 +238,7 @@ def test_a_broken_row_that_nobody_touches_stops_the_snapshot(scene: Scene) -> No
     table = table_of(scene.model)
     fill(table, "z", table.index.rows()[:1], np.inf)
     assert scene.snapshot() is None
-    assert scene.promotion.status["check"] == "finite"
+    assert scene.status["check"] == "finite"
     mended = table_of(scene.model)
     assert np.isfinite(mended.part(mended.index.rows())[1]["z"]).all()
     both((scene,), batch(5))
@@ -307,16 +300,16 @@ def test_what_stays_different_is_learnt_after_the_stated_time(scene: Scene) -> N
     for n in range(10, 16):
         scene.take(batch(n, page=POISON, minute=(n - 9) * 11))
         scene.publish()
-    assert scene.promotion.status["state"] == "blocked"
+    assert scene.status["state"] == "blocked"
     scene.take(batch(16, page=POISON, minute=71))  # an hour after the first
     assert scene.screen.told[-1] == "rebase"
     assert scene.publish() is None  # not before all of it is learnt
-    while scene.promotion.release_some():
+    while scene.promotion.commands.learn_some():
         pass
     scene.publish()
     assert scene.trainer.counts["released"] == 7 * BATCH
     assert scene.trainer.counts["trained"] == 11 * BATCH
-    assert scene.promotion.status["quarantined_rows"] == 0
+    assert scene.status["quarantined_rows"] == 0
     assert served_as_learnt(scene)
 
 
@@ -324,10 +317,9 @@ def test_rows_that_were_refused_while_the_clock_went_back_are_learnt_with_the_ot
     both((scene,), *(batch(n) for n in range(4)))
     for n, minute in enumerate((40, 10, 60, 80), 10):  # the second is of a partition that lags behind
         scene.take(batch(n, page=POISON, minute=minute))
-        scene.promotion.flush_quarantine()
     scene.take(batch(20, page=POISON, minute=101))
     assert scene.screen.told[-1] == "rebase"
-    while scene.promotion.release_some():
+    while scene.promotion.commands.learn_some():
         pass
     assert scene.trainer.counts["released"] == 5 * BATCH
 
@@ -339,7 +331,7 @@ def test_what_shift_refuses_for_the_stated_time_is_the_world_too(scene: Scene) -
         scene.take(batch(n, minute=(n - 9) * 4))  # a stretch is refused every sixteen minutes
         scene.publish()
     assert scene.screen.told.count("rebase") == 1
-    while scene.promotion.release_some():
+    while scene.promotion.commands.learn_some():
         pass
     assert scene.trainer.counts["released"] >= 16 * BATCH
 
@@ -358,7 +350,7 @@ def test_a_client_that_is_ahead_does_not_move_the_change_of_the_world(scene: Sce
     assert scene.model.newest_ms == START_MS + 59 * MINUTE_MS
     for n, minute in enumerate((0, 10, 20, 30, 40, 50, 59), 10):
         scene.take(page(n, minute))
-        assert scene.promotion.status["state"] == "blocked", minute
+        assert scene.status["state"] == "blocked", minute
         assert "rebase" not in scene.screen.told, minute
     scene.take(page(20, 61))
     assert scene.screen.told[-1] == "rebase"
@@ -373,17 +365,18 @@ def test_what_held_out_pages_refuse_for_the_stated_time_is_the_world_though_stre
     scene.heldout.refusal = GateRefusal("heldout", 0.02, 0.01)
     for turn in range(8):
         both((scene,), *(batch(100 * turn + n, minute=10 * turn + n) for n in range(10, 16)))
-        assert scene.promotion.status["state"] == "promoting", "a stretch has passed since the refusal before"
+        assert scene.status["state"] == "promoting", "a stretch has passed since the refusal before"
         assert scene.snapshot() is None
         if "rebase" in scene.screen.told:
             break
     assert turn == 6, "an hour after the first refusal"
-    while scene.promotion.release_some():
+    while scene.promotion.commands.learn_some():
         pass
     assert scene.trainer.counts["released"] == 7 * 6 * BATCH
     scene.heldout.refusal = None
     assert scene.publish() is not None
     assert scene.snapshot() is not None
+    assert served_as_learnt(scene)
 
 
 def test_a_snapshot_that_passes_ends_what_held_out_pages_refused(scene: Scene) -> None:
@@ -393,7 +386,7 @@ def test_a_snapshot_that_passes_ends_what_held_out_pages_refused(scene: Scene) -
         both((scene,), *(batch(100 * turn + n, minute=10 * turn + n) for n in range(10, 16)))
         scene.heldout.refusal = GateRefusal("heldout", 0.02, 0.01) if turn != 5 else None
         assert (scene.snapshot() is not None) == (turn == 5)
-        assert (scene.promotion.status["blocked_since_ms"] == 0) == (turn == 5)
+        assert (scene.status["blocked_since_ms"] == 0) == (turn == 5)
     assert "rebase" not in scene.screen.told, (
         "the twelfth turn is 50 minutes after the seventh, and 110 after the first"
     )
@@ -416,23 +409,22 @@ def test_a_refusal_of_another_kind_does_not_make_one_older(scene: Scene) -> None
 def test_what_became_normal_again_stays_in_quarantine_until_a_person_says(scene: Scene) -> None:
     both((scene,), *(batch(n) for n in range(4)))
     scene.take(batch(10, page=POISON, minute=1))
-    scene.quarantine.flush()
     both((scene,), *(batch(n, minute=2) for n in range(11, 15)))
     scene.take(batch(20, page=POISON, minute=90))  # far from the first: it is another story
     assert scene.trainer.counts["released"] == 0
-    assert scene.promotion.release("all") == 2
-    while scene.promotion.release_some():
+    assert scene.promotion.commands.release("all") == 2
+    while scene.promotion.commands.learn_some():
         pass
     assert scene.trainer.counts["released"] == 2 * BATCH
     with pytest.raises(AbsentError):
-        scene.promotion.release(["no-such"])
+        scene.promotion.commands.release(["no-such"])
 
 
 def test_what_is_discarded_is_gone(scene: Scene) -> None:
     scene.take(batch(10, page=POISON))
-    assert scene.promotion.discard("all") == BATCH
+    assert scene.promotion.commands.discard("all") == BATCH
     assert scene.quarantine.entries() == []
-    assert scene.promotion.status["quarantined_rows"] == 0
+    assert scene.status["quarantined_rows"] == 0
 
 
 # -- persons ---------------------------------------------------------------------------------------------------
@@ -441,11 +433,11 @@ def test_what_is_discarded_is_gone(scene: Scene) -> None:
 def test_held_versions_wait_for_a_person(scene: Scene) -> None:
     both((scene,), batch(0))
     served = scene.served
-    scene.promotion.hold()
+    scene.promotion.commands.hold()
     both((scene,), *(batch(n) for n in range(1, 7)))
     assert scene.served.same_bits(served) == ""
-    assert scene.promotion.status["state"] == "held"
-    scene.promotion.promote()
+    assert scene.status["state"] == "held"
+    scene.promotion.commands.promote()
     assert scene.publish() is not None
     assert served_as_learnt(scene)
 
@@ -453,8 +445,8 @@ def test_held_versions_wait_for_a_person(scene: Scene) -> None:
 def test_a_person_promotes_what_the_gate_refused(scene: Scene) -> None:
     both((scene,), *(batch(n) for n in range(4)))
     scene.take(batch(10, page=POISON))
-    scene.promotion.promote()
-    while scene.promotion.release_some():
+    scene.promotion.commands.promote()
+    while scene.promotion.commands.learn_some():
         pass
     assert scene.trainer.counts["released"] == BATCH
     assert scene.publish() is not None
@@ -467,7 +459,7 @@ def test_rolled_back_to_a_version(scene: Scene) -> None:
     then = scene.whole()
     both((scene,), *(batch(n) for n in range(4, 10)))
     assert scene.snapshot() is not None
-    gone = scene.promotion.roll_back(note)
+    gone = scene.promotion.commands.roll_back(note)
     assert gone == 6 * BATCH
     assert differs(scene.whole(), then) == ""
     found = scene.publish()
@@ -485,23 +477,17 @@ def test_rolled_back_to_a_version(scene: Scene) -> None:
 # -- restarts --------------------------------------------------------------------------------------------------
 
 
-def test_what_was_refused_stays_refused_after_a_restart(scene: Scene, tmp_path: Path) -> None:
+def test_what_was_refused_stays_refused_after_a_restart(scene: Scene) -> None:
     both((scene,), *(batch(n) for n in range(4)))
     assert scene.snapshot() is not None
-    poison = batch(9, page=POISON)
-    scene.take(poison)
-    scene.quarantine.flush()
-    after = Scene(tmp_path / "one")
-    after.screen.look = lambda *_: None  # type: ignore[method-assign]  # a gate that has forgotten all
-    after.take(poison)
+    scene.take(batch(9, page=POISON))
+    scene.publish()
+    after = scene.again()
     assert after.trainer.counts["trained"] == 4 * BATCH
     assert after.trainer.counts["quarantined"] == BATCH
-
-
-def test_after_a_restart_shift_compares_with_the_root(scene: Scene, tmp_path: Path) -> None:
-    both((scene,), *(batch(n) for n in range(4)))
-    assert scene.snapshot() is not None
-    assert Scene(tmp_path / "one").shift.rebased == 1
+    assert after.quarantine.rows == BATCH
+    assert after.status["state"] == "blocked"
+    assert after.status["blocked_since_ms"] == scene.status["blocked_since_ms"]
 
 
 OTHER_SCHEMA = msgspec.structs.replace(
@@ -517,31 +503,39 @@ def gated(schema: Schema, folder: Path) -> Promotion:
     trainer = Trainer(model, Progressive(1000), Repeats(10**9), 512)
     versions, checks = Versions(model, 1, "me"), Checks.of(settings, schema)
     progress = Progress(0, {}, {}, {})
-    return Promotion(trainer, versions, ModelStore(folder / "models"), checks, build, lambda: progress)
+    store, private = ModelStore(folder / "models"), ModelStore(folder / "held")
+    quarantine = Quarantine(Store(folder / "quarantine"), schema.id)
+    return Promotion(trainer, versions, store, private, checks, quarantine, build, lambda: progress)
 
 
 def test_the_state_of_a_gate_is_bound_to_its_schema(tmp_path: Path) -> None:
     """Carried over to another schema (``--evolve``), its reference rows and held-out rows have other columns."""
     one = gated(SCHEMA, tmp_path / "one")
-    one.start(None, 0)
+    one.begin(None)
+    root = one.start(0)
+    assert root is not None
     for seed in range(5):
-        one.trainer.take(make_samples(2048, seed, start_ms=START_MS + seed * MINUTE_MS), 0, 0, seed)
+        one.take(make_samples(2048, seed, start_ms=START_MS + seed * MINUTE_MS), 0, 0, seed)
         while one.step() is not None:
             one.delta(0)
-    one.hold()
-    state = one.snapshot()
-    assert "shift/newest/cat" in state, "there is something that does not fit"
-    assert len(state["heldout/cat"])
+    one.commands.hold()
+    state = saved_state(one.state)
+    assert "gate/shift/newest/cat" in state, "there is something that does not fit"
+    assert len(state["gate/heldout/cat"])
+    found = FoundSnapshot(root.note, one.trainer.model, state)
     other = gated(OTHER_SCHEMA, tmp_path / "other")
-    other.resume(state)
-    other.start(None, 0)
-    assert other.held, "a person's word holds"
-    other.promote()  # scores all reference rows and held-out rows
-    assert "shift/newest/cat" not in other.snapshot()
-    assert len(other.snapshot()["heldout/ts_ms"]) == 0
-    again = gated(SCHEMA, tmp_path / "again")
-    again.resume(state)
-    assert differs((Image({}, {}), state), (Image({}, {}), again.snapshot())) == ""
+    other.begin(found)
+    assert other.start(0) is None, "what is held may not be seen"
+    assert other.state.standing.held, "a person's word holds"
+    other.commands.promote()  # scores all reference rows and held-out rows
+    assert "gate/shift/newest/cat" not in saved_state(other.state)
+    assert len(saved_state(other.state)["gate/heldout/ts_ms"]) == 0
+    again = gated(SCHEMA, tmp_path / "one")
+    again.begin(found)
+    parts = [name for name in state if name != "gate/kept"]  # which names the base that it began at, too
+    same = saved_state(again.state)
+    for name in parts:
+        assert np.array_equal(same[name], state[name], equal_nan=state[name].dtype.kind == "f"), name
 
 
 def test_no_sound_snapshot_is_said(scene: Scene) -> None:
@@ -562,11 +556,11 @@ def test_a_gate_that_observes_tells_and_changes_nothing(tmp_path: Path) -> None:
     scene.heldout.refusal = GateRefusal("heldout", 0.02, 0.01)
     both((scene, open_), *(batch(n) for n in range(2, 6)))
     assert scene.snapshot() is not None
-    observed = {check: n for (check, verdict), n in scene.promotion.verdicts.items() if verdict == "observed"}
-    assert observed == {"labels": 1, "shift": 1, "heldout": 1}
-    assert not any(verdict == "refused" for _, verdict in scene.promotion.verdicts)
-    assert (scene.promotion.status["state"], scene.promotion.status["refusal"]) == ("promoting", None)
-    assert scene.promotion.status["observed"] == str(scene.heldout.refusal)
+    observed = {check: n for (check, verdict), n in scene.promotion.state.verdicts.items() if verdict == "observed"}
+    assert observed == {"labels": 1, "shift": 2, "heldout": 1}, "the snapshot ended a stretch too"
+    assert not any(verdict == "refused" for _, verdict in scene.promotion.state.verdicts)
+    assert (scene.status["state"], scene.status["refusal"]) == ("promoting", None)
+    assert scene.status["observed"] == str(scene.heldout.refusal)
     assert scene.trainer.counts == open_.trainer.counts
     assert scene.quarantine.entries() == []
     assert differs((open_.whole()[0], {}), (scene.whole()[0], {})) == ""
@@ -581,7 +575,7 @@ def test_a_gate_that_observes_still_refuses_what_is_damaged_or_absurd(tmp_path: 
     assert found is not None
     assert found.body is None, "a root"
     scene.take(batch(9, ts_ms=np.full(BATCH, 10**15)))
-    assert scene.promotion.verdicts["absurd", "refused"] == 1
+    assert scene.promotion.state.verdicts["absurd", "refused"] == 1
     assert scene.trainer.counts["quarantined:absurd"] == BATCH
     assert differs((clean.whole()[0], {}), (scene.whole()[0], {})) == ""
 

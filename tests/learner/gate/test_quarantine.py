@@ -1,4 +1,4 @@
-"""Quarantine: what was refused is there, bit for bit and once, until somebody decides."""
+"""Quarantine: what was refused is known by its place on the topic, once, until somebody decides."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
+from msgspec import Struct
 
-from learner.gate import quarantine
-from learner.gate.quarantine import Quarantine
+from learner.gate.quarantine import ENTRY_ROWS, Quarantine, QuarantineEntry, forget_user, listed
 from learner.gate.verdicts import GateRefusal
+from learner.training.decisionlog import rows_in
 from millrace.basics.errors import SchemaError, StoreError
-from millrace.basics.store import AbsentError, DamagedError, Store
+from millrace.basics.store import AbsentError, DamagedError, Sealed, Store
 from millrace.contracts.samples import SampleBatch
-from tests.scenes.refused_rows import places, rows
+from millrace.versions.decisions import Span
+from tests.scenes.refused_rows import rows, spans
 
 LABELS = GateRefusal("labels", 2.4, 1.6)
+TENSOR = GateRefusal("finite", float("nan"), 0.0, "dense/w")
 
 
 def same(one: SampleBatch, other: SampleBatch) -> bool:
@@ -31,121 +35,295 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "quarantine") if request.param == "folder" else f"memory://{tmp_path.name}-q"
 
 
-def test_what_was_refused_comes_back_bit_for_bit(url: str) -> None:
-    kept = Quarantine(Store(url), "s")
-    kept.keep(LABELS, rows(5), places(5), 7_000)
-    kept.keep(LABELS._replace(value=3.0), rows(4, 5), places(4), 8_000)  # of the same check: one file
-    kept.keep(GateRefusal("finite", float("nan"), 0.0, "dense/w"), rows(2, 90), places(2), 9_000)
-    assert (kept.entries(), kept.rows, kept.waiting_rows) == ([], 11, 11)
-    kept.flush()
-    reader = Quarantine(Store(url, writes=False), "s", writes=False)
-    assert reader.entries() == kept.entries()
-    first, second = reader.entries()
-    assert (first.check, first.value, first.rows, first.from_ms, first.to_ms, first.made_ms) == (
-        *("labels", 2.4, 9),
-        *(1_000, 1_008, 7_000),
+def three(store: Store) -> Quarantine:
+    """An entry of each of three checks, refused by decisions 7, 8 and 12, of messages 1, 2 and 3."""
+    kept = Quarantine(store, "s")
+    for i, (n, check) in enumerate([(7, "labels"), (8, "auc"), (12, "numbers")], 1):
+        kept.keep(n, GateRefusal(check, 0.0, 0.0), spans(10, i), (i, i), i)
+    return kept
+
+
+# -- entries -----------------------------------------------------------------------------------------------------
+
+
+def test_an_entry_says_which_rows_were_refused_and_why(tmp_path: Path) -> None:
+    kept = Quarantine(Store(tmp_path), "s")
+    kept.keep(4, LABELS, spans(5), (1_003, 1_004), 7_000)
+    kept.keep(5, LABELS._replace(value=3.0), spans(4, 1), (1_000, 1_008), 8_000)  # of the same check: one entry
+    kept.keep(9, TENSOR, spans(2, 2), (1_090, 1_091), 9_000)
+    first, second = kept.entries()
+    assert first == QuarantineEntry("00000004-labels", "labels", 2.4, 1.6, "", 9, 1_000, 1_008, 7_000, "s")
+    assert first.refusal == LABELS
+    assert (second.name, second.what, second.value, second.rows) == (
+        *("00000009-finite", "dense/w"),
+        *(np.finfo(float).max, 2),  # JSON has no NaN
     )
-    assert (second.check, second.what, second.value, second.rows) == ("finite", "dense/w", np.finfo(float).max, 2)
-    batch, lay = reader.read(first.name)
-    assert same(batch, SampleBatch.concat([rows(5), rows(4, 5)]))
-    assert lay.tolist() == [*places(5).tolist(), *places(4).tolist()]
-    assert same(kept.read(second.name)[0], rows(2, 90))
-    assert (kept.rows, kept.waiting_rows, kept.lost_rows) == (11, 0, 0)
+    assert np.isnan(second.refusal.value)
+    assert kept.spans(first.name) == [*spans(5), *spans(4, 1)], "in the order in which they were refused"
+    assert kept.spans(second.name) == list(spans(2, 2))
+    assert (kept.rows, kept.lost_rows) == (11, 0)
 
 
-def test_many_rows_become_files_that_can_be_read(url: str) -> None:
-    kept = Quarantine(Store(url), "s")
-    whole = rows(2 * quarantine.FILE_ROWS + 10)
-    kept.keep(LABELS, whole, places(len(whole)), 1)
-    assert [e.rows for e in kept.entries()] == [quarantine.FILE_ROWS, quarantine.FILE_ROWS, 10], "written by itself"
-    parts = [kept.read(e.name) for e in kept.entries()]
-    assert same(SampleBatch.concat([batch for batch, _ in parts]), whole)
-    assert np.array_equal(np.concatenate([lay for _, lay in parts]), places(len(whole)))
+def test_another_check_or_tensor_or_cause_begins_another_entry(tmp_path: Path) -> None:
+    kept = Quarantine(Store(tmp_path), "s")
+    for n, refusal in enumerate([LABELS, TENSOR, TENSOR._replace(what="dense/b"), LABELS], 1):
+        kept.keep(n, refusal, spans(1, n), (0, 0), 0)
+    kept.close()
+    kept.keep(5, LABELS, spans(1, 5), (0, 0), 0)
+    assert [(e.name, e.rows) for e in kept.entries()] == [
+        *(("00000001-labels", 1), ("00000002-finite", 1), ("00000003-finite", 1), ("00000004-labels", 1)),
+        ("00000005-labels", 1),
+    ]
 
 
-def test_names_are_chosen_in_the_order_of_refusal(url: str) -> None:
-    kept = Quarantine(Store(url), "s")
-    for check in ("labels", "auc", "numbers"):
-        kept.keep(GateRefusal(check, 0.0, 0.0), rows(1), places(1), 1)
-    kept.flush()
+def test_an_entry_is_no_longer_than_one_command_should_be_about(tmp_path: Path) -> None:
+    kept = Quarantine(Store(tmp_path), "s")
+    for n in range(1, 4):
+        kept.keep(n, LABELS, spans(ENTRY_ROWS - 1, n), (n, n), n)
+    assert [(e.name, e.rows) for e in kept.entries()] == [
+        ("00000001-labels", 2 * (ENTRY_ROWS - 1)),  # one decision is never cut
+        ("00000003-labels", ENTRY_ROWS - 1),
+    ]
+
+
+def test_no_rows_make_no_entry(tmp_path: Path) -> None:
+    kept = Quarantine(Store(tmp_path), "s")
+    kept.keep(1, LABELS, (), (0, 0), 1)
+    assert (kept.entries(), kept.rows) == ([], 0)
+
+
+def test_names_are_chosen_in_the_order_of_refusal(tmp_path: Path) -> None:
+    kept = three(Store(tmp_path))
     names = [e.name for e in kept.entries()]
-    assert names == ["00000001-labels", "00000002-auc", "00000003-numbers"]
+    assert names == ["00000007-labels", "00000008-auc", "00000012-numbers"]
     assert kept.chosen("all") == names
     assert kept.chosen([names[2], names[0], names[2]]) == [names[0], names[2]]
     with pytest.raises(AbsentError, match="no '00000009-labels'; take a name"):
         kept.chosen([names[0], "00000009-labels"])
-    kept.remove([names[1]])
+    assert kept.remove([names[1], "00000009-labels"]) == 10, "of those that are there"
     assert kept.chosen("all") == [names[0], names[2]]
-    with pytest.raises(AbsentError, match="no '00000002-auc'"):
-        kept.read(names[1])
-    assert not kept.store.names("00000002"), "its rows go too"
-    assert Quarantine(Store(url), "s").chosen("all") == [names[0], names[2]]
+    for ask in (kept.spans, kept.read_copy):
+        with pytest.raises(AbsentError, match="no '00000008-auc'"):
+            ask(names[1])
 
 
-def test_a_learner_that_goes_on_finds_what_its_snapshot_has_not_learnt(url: str) -> None:
-    dead = Quarantine(Store(url), "s")
-    for check in ("labels", "auc"):
-        dead.keep(GateRefusal(check, 0.0, 0.0), rows(1), places(1), 1)
-    dead.flush()
-    dead.keep(LABELS, rows(3), places(3), 2)  # never written: its samples come again
-    dead.store.put("00000003-labels.rows", {}, b"")  # killed before its entry
-    again = Quarantine(Store(url), "s")
-    assert len(again.entries()) == 2, "rows without an entry are nothing"
-    again.begin(["00000001-labels", "00000007-auc"])  # learnt by the snapshot; one of them is removed already
-    assert [e.name for e in again.entries()] == ["00000002-auc"]
-    assert again.store.names() == ["00000002-auc.entry", "00000002-auc.rows"]
-    again.keep(LABELS, rows(3), places(3), 2)
-    again.flush()
-    assert [e.name for e in again.entries()] == ["00000002-auc", "00000008-labels"], "no name is given twice"
-
-
-def test_a_store_that_takes_nothing_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_join_a_removed_entry_are_in_a_new_one(tmp_path: Path) -> None:
     kept = Quarantine(Store(tmp_path), "s")
+    kept.keep(1, LABELS, spans(3), (0, 0), 1)
+    kept.remove(["00000001-labels"])
+    kept.keep(2, LABELS, spans(4, 1), (0, 0), 1)
+    assert [(e.name, e.rows) for e in kept.entries()] == [("00000002-labels", 4)]
 
-    def full(*_: object) -> None:
-        raise StoreError("no space", "make some")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(kept.store, "put", full)
-        kept.keep(LABELS, rows(quarantine.FILE_ROWS), places(quarantine.FILE_ROWS), 1)  # learning goes on
-        kept.keep(LABELS, rows(5, 1), places(5), 1)
-        with pytest.raises(StoreError, match="no space"):
-            kept.flush()
-    assert kept.waiting_rows == quarantine.FILE_ROWS + 5
-    kept.flush()
-    assert (sum(e.rows for e in kept.entries()), kept.waiting_rows) == (quarantine.FILE_ROWS + 5, 0)
+def test_what_is_read_again_is_judged_again(tmp_path: Path) -> None:
+    kept = Quarantine(Store(tmp_path), "s")
+    kept.keep(1, LABELS, [Span(0, 5, 0, 4), Span(0, 6, 1, 3)], (0, 0), 1)
+    kept.keep(2, TENSOR, [Span(0, 7, 0, 9)], (0, 0), 1)
+    kept.keep(3, LABELS, [Span(1, 2, 0, 8)], (0, 0), 1)  # a partition that is read from its beginning
+    kept.keep(4, GateRefusal("auc", 0.5, 0.6), [Span(2, 3, 2, 3)], (0, 0), 1)
+    assert kept.forget_behind({0: 6, 2: 9}) == 2 + 9 + 8
+    assert [(e.name, e.rows, kept.spans(e.name)) for e in kept.entries()] == [
+        ("00000001-labels", 4, [Span(0, 5, 0, 4)]),
+        ("00000004-auc", 1, [Span(2, 3, 2, 3)]),
+    ]
+    kept.keep(5, GateRefusal("auc", 0.5, 0.6), spans(1), (0, 0), 1)
+    assert kept.entries()[-1].name == "00000005-auc", "what is refused then has a cause of its own"
 
 
 def test_beyond_its_bound_the_oldest_go_and_are_counted(tmp_path: Path) -> None:
-    size = 0
-    for most in (1 << 30, 0):
-        kept = Quarantine(Store(tmp_path / str(most)), "s", most_bytes=most or round(2.5 * size))
-        for first in range(4):
-            kept.keep(GateRefusal("labels", 0.0, 0.0, str(first)), rows(50, first), places(50), 1)
-            kept.flush()
-        size = max(p.stat().st_size for p in (tmp_path / str(most)).glob("*.rows"))
-        assert [e.what for e in kept.entries()] == (["0", "1", "2", "3"] if most else ["2", "3"])
-        assert kept.lost_rows == (0 if most else 100)
+    whole = Quarantine(Store(tmp_path), "s")
+    for first in range(4):
+        whole.keep(first + 1, LABELS._replace(what=str(first)), spans(50, first), (0, 0), 1)
+    kept = Quarantine(Store(tmp_path), "s", most_bytes=round(2.5 * whole._bytes / 4))
+    for first in range(4):
+        kept.keep(first + 1, LABELS._replace(what=str(first)), spans(50, first), (0, 0), 1)
+    assert [e.what for e in whole.entries()] == ["0", "1", "2", "3"]
+    assert [e.what for e in kept.entries()] == ["2", "3"]
+    assert (whole.lost_rows, kept.lost_rows) == (0, 100)
+    again = Quarantine(Store(tmp_path), "s")
+    again.resume(kept.snapshot())
+    assert again.lost_rows == 100
 
 
-def test_another_schema_and_a_damaged_file_are_refused_by_name(tmp_path: Path) -> None:
+# -- snapshots ---------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_has_all_of_it_and_which_entry_is_open(tmp_path: Path) -> None:
+    kept = three(Store(tmp_path))
+    kept.keep(13, TENSOR, spans(3), (5, 6), 7)
+    raw = kept.snapshot()
+    again = Quarantine(Store(tmp_path), "s")
+    again.resume(raw)
+    assert again.entries() == kept.entries()
+    assert [again.spans(e.name) for e in again.entries()] == [kept.spans(e.name) for e in kept.entries()]
+    for one in (kept, again):  # who goes on from it and who made it do the same
+        one.keep(14, TENSOR, spans(2, 1), (5, 6), 8)
+        assert [(e.name, e.rows) for e in one.entries()[-1:]] == [("00000013-finite", 5)]
+    assert again.snapshot() == kept.snapshot()
+    with pytest.raises(ValueError, match="truncated"):
+        again.resume(raw[:-1])
+
+
+# -- the store ---------------------------------------------------------------------------------------------------
+
+
+def test_people_see_what_there_is(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert listed(Store(url, writes=False)) == [], "no learner was here yet"
+    kept = three(Store(url))
+    assert listed(kept.store) == []
+    kept.write_list()
+    assert listed(Store(url, writes=False)) == kept.entries()
+    kept.remove(["00000008-auc"])
+    kept.write_list()
+    assert [e.name for e in listed(kept.store)] == ["00000007-labels", "00000012-numbers"]
+    with monkeypatch.context() as patch:
+        patch.setattr(kept.store, "put", full)
+        kept.write_list()  # nothing has changed
+        kept.keep(13, LABELS, spans(1), (0, 0), 1)
+        with pytest.raises(StoreError, match="no space"):
+            kept.write_list()
+    kept.write_list()
+    assert listed(kept.store) == kept.entries(), "tried again"
+    kept.store.put("entries.list", {"entries": 7})
+    with pytest.raises(DamagedError, match="the list of quarantine cannot be read"):
+        listed(kept.store)
+
+
+def full(*_: object) -> None:
+    raise StoreError("no space", "make some")
+
+
+def test_rows_that_the_topic_is_about_to_lose_come_back_bit_for_bit(url: str) -> None:
+    kept = three(Store(url))
+    with pytest.raises(AbsentError, match=r"'00000007-labels\.rows' is not in"):
+        kept.read_copy("00000007-labels")
+    batch = rows(10)
+    kept.copy("00000007-labels", batch)
+    found, lay = kept.read_copy("00000007-labels")
+    assert same(found, batch)
+    assert lay == kept.spans("00000007-labels")
+    assert kept.copies() == {"00000007-labels"}
+
+
+def test_copies_go_with_their_entry_when_nobody_goes_back_to_it(url: str) -> None:
+    kept = three(Store(url))
+    for name in ("00000007-labels", "00000008-auc"):
+        kept.copy(name, rows(10))
+    kept.remove(["00000007-labels"])
+    assert kept.copies() == {"00000007-labels", "00000008-auc"}, "a restart may find the entry in its snapshot"
+    kept.write_list()
+    kept.remove_copies()
+    assert kept.store.names() == ["00000008-auc.rows", "entries.list"]
+
+
+def test_a_deleted_user_is_in_no_copy(url: str) -> None:
+    kept = three(Store(url))
+    whole = dataclasses.replace(rows(10), user=np.arange(10, dtype=np.uint64) // 3)  # users 0, 0, 0, 1, 1, 1, ...
+    kept.copy("00000007-labels", whole)
+    kept.copy("00000008-auc", dataclasses.replace(whole, user=np.full(10, 2, np.uint64)))
+    kept.copy("00000012-numbers", dataclasses.replace(whole, user=np.full(10, 1, np.uint64)))
+    kept.write_list()
+    assert forget_user(kept.store, 1) == 13
+    batch, lay = kept.read_copy("00000007-labels")
+    assert same(batch, whole.take(np.array([0, 1, 2, 6, 7, 8, 9])))
+    assert lay == [Span(1, 41, 0, 3), Span(1, 41, 6, 10)], "the others are where they were"
+    assert len(kept.read_copy("00000008-auc")[0]) == 10
+    assert len(kept.read_copy("00000012-numbers")[0]) == 0
+    assert forget_user(kept.store, 1) == 0
+    assert kept.rows == 30, "where they lay on the topic is no datum of the user's"
+
+
+def test_another_schema_and_a_damaged_copy_are_refused_by_name(tmp_path: Path) -> None:
     kept = Quarantine(Store(tmp_path), "one")
-    kept.keep(LABELS, rows(9), places(9), 1)
-    kept.flush()
+    kept.keep(3, LABELS, spans(9), (0, 0), 1)
     (name,) = kept.chosen("all")
+    kept.copy(name, rows(9))
+    other = Quarantine(Store(tmp_path), "two")
+    other.resume(kept.snapshot())
     with pytest.raises(SchemaError, match="of schema one, the learner's is two; discard them"):
-        Quarantine(Store(tmp_path), "two").read(name)
+        other.read_copy(name)
     path = tmp_path / f"{name}.rows"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DamagedError, match="is damaged"):
-        kept.read(name)
-    (tmp_path / f"{name}.entry").write_bytes(b"torn")
-    assert Quarantine(Store(tmp_path), "one").entries() == []
-    assert (tmp_path / f"damaged-{name}.entry").exists()
+        kept.read_copy(name)
+    kept.store.put(f"{name}.rows", {"spans": []}, b"no batch")
+    with pytest.raises(DamagedError, match=f"samples '{name}' in quarantine cannot be read"):
+        kept.read_copy(name)
+    with pytest.raises(DamagedError, match="in quarantine cannot be read"):
+        forget_user(kept.store, 1)
 
 
-def test_no_rows_make_no_file(tmp_path: Path) -> None:
+# -- what the version before had ---------------------------------------------------------------------------------
+
+
+class FormerRows(Struct):
+    """The head of a file ``NAME.rows``."""
+
+    spans: list[Span]
+
+
+class FormerEntry(Struct):
+    """The head of a file ``NAME.entry``."""
+
+    entry: QuarantineEntry
+    file: Sealed
+
+
+def former(store: Store, name: str, batch: SampleBatch, lay: list[Span]) -> QuarantineEntry:
+    """Writes an entry as the version before did."""
+    check, times = name.partition("-")[2], batch.ts_ms
+    entry = QuarantineEntry(name, check, 2.4, 1.6, "", len(batch), int(times.min()), int(times.max()), 7_000, "s")
+    file = store.put(f"{name}.rows", FormerRows(lay), zstandard.ZstdCompressor(level=3).compress(batch.to_bytes()))
+    store.put(f"{name}.entry", FormerEntry(entry, file))
+    return entry
+
+
+def test_files_of_the_version_before_become_entries(url: str) -> None:
+    store = Store(url)
+    entries = [
+        former(store, name, rows(5, first), list(spans(5, first)))
+        for first, name in enumerate(["00000002-labels", "00000011-auc", "00000103-finite"])
+    ]
+    store.put("00000104-labels.rows", FormerRows([]), b"")  # it was killed before its entry
+    kept = Quarantine(store, "s")
+    assert kept.take_over() == 103, "behind it the numbers of decisions go on"
+    assert kept.entries() == entries
+    batch, lay = kept.read_copy("00000011-auc")
+    assert same(batch, rows(5, 1))
+    assert lay == kept.spans("00000011-auc") == list(spans(5, 1))
+    assert sum(rows_in(kept.spans(e.name)) for e in entries) == kept.rows == 15
+    kept.write_list()
+    assert listed(store) == entries
+    kept.remove(["00000002-labels"])
+    kept.remove_copies()
+    assert [name for name in store.names() if name != "entries.list"] == [
+        *("00000011-auc.entry", "00000011-auc.rows"),
+        *("00000103-finite.entry", "00000103-finite.rows"),
+    ]
+
+
+def test_a_damaged_file_of_the_version_before_costs_no_other(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for name in ("00000002-labels", "00000003-labels", "00000004-labels"):
+        former(store, name, rows(5), list(spans(5)))
+    (tmp_path / "00000002-labels.entry").write_bytes(b"torn")
+    path = tmp_path / "00000003-labels.rows"
+    path.write_bytes(path.read_bytes()[:-1])
+    kept = Quarantine(store, "s")
+    assert kept.take_over() == 4
+    assert [e.name for e in kept.entries()] == ["00000004-labels"]
+
+
+def test_an_empty_store_has_nothing_to_take_over(url: str) -> None:
+    assert Quarantine(Store(url), "s").take_over() == 0
+
+
+def test_rows_that_left_an_entry_are_not_in_its_copy(tmp_path: Path) -> None:
     kept = Quarantine(Store(tmp_path), "s")
-    kept.keep(LABELS, rows(1).take(slice(0, 0)), places(0), 1)
-    kept.flush()
-    assert kept.store.names() == []
+    kept.keep(1, LABELS, [Span(0, 5, 0, 4), Span(0, 6, 0, 4)], (0, 0), 1)
+    whole = rows(8)
+    kept.copy("00000001-labels", whole)
+    kept.forget_behind({0: 6})
+    batch, lay = kept.read_copy("00000001-labels")
+    assert lay == [Span(0, 5, 0, 4)]
+    assert same(batch, whole.take(slice(0, 4)))

@@ -38,11 +38,11 @@ from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import unpack
 from millrace.versions.proof import prove
 from tests.scenes import learner_role
-from tests.scenes.learner_role import Role, end_of_topic, entries, send, trained
+from tests.scenes.learner_role import Role, deltas, end_of_topic, entries, send, trained
 from tests.scenes.learning import SCHEMA, START_MS, make_samples, tables_of
 from tests.scenes.waiting import LONG, until
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG), pytest.mark.usefixtures("short_stretches")]
 
 PUBLISHED_MS = 1_800_000_000_000
 SCHEMA_TEXT = """
@@ -52,19 +52,7 @@ name = "user_id"
 of = "user"
 """
 
-broker, settings = learner_role.broker, learner_role.settings
-
-
-def deltas(settings: Settings, past: int) -> list[Delta]:
-    """Those that are on the topic now, behind its first ``past`` messages."""
-    assembler, found = Assembler(), list[Delta]()
-
-    def take(record: Any) -> None:
-        if record.offset >= past:
-            found.extend(e for e in assembler.take(record.value) if isinstance(e, Delta))
-
-    read_all(settings, MODEL_DELTAS, take)
-    return found
+broker, settings, short_stretches = learner_role.broker, learner_role.settings, learner_role.short_stretches
 
 
 @pytest.mark.slow

@@ -34,11 +34,14 @@ from millrace.processes.kafka import create_topics, wait_for_broker
 from millrace.processes.services import EmbeddedBroker
 from millrace.processes.supervisor import Patience, Supervisor
 from millrace.versions.modelstore import Announcement, Array, Image, ModelStore
+from tests.scenes import learner_role
 from tests.scenes.learner_role import Role, send
 from tests.scenes.learning import SCHEMA, START_MS, labelled, make_samples
 from tests.scenes.waiting import LONG, until
 
 MS = 1_800_000_000_000
+
+short_stretches = learner_role.short_stretches
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -365,6 +368,7 @@ def has_learnt(place: str, rows: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.services
 @pytest.mark.timeout(LONG)
+@pytest.mark.usefixtures("short_stretches")
 def test_life_of_a_shadow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It learns what the first learns, on rows that neither learns it is compared; it goes on after a restart; a
     command makes it the model that serves, and stays so after one."""

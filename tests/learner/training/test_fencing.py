@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from functools import partial
@@ -16,6 +17,7 @@ from commands.cli import cli, climodel
 from learner.role import learnloop, service
 from learner.role.learnloop import LearnPace
 from learner.training import learner_claim
+from learner.training.learner_claim import LearnerClaim
 from learner.training.learner_versions import SnapshotFiles
 from learner.training.publisher import Publisher
 from millrace.basics.errors import FENCED_STATUS, FencedError, ServiceError, StoreError
@@ -26,19 +28,20 @@ from millrace.processes.deltas import read_deltas
 from millrace.processes.kafka import create_topics, make_producer, read_all, topic_ids, wait_for_broker
 from millrace.processes.services import EmbeddedBroker
 from millrace.processes.supervisor import Supervisor
+from millrace.versions.decisions import Decided, HeldBack, LogPart
 from millrace.versions.modellog import Assembler, Delta, Entry, encode_claim
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.proof import prove
-from millrace.versions.versioning import Claim
+from millrace.versions.versioning import Claim, Place
 from tests.scenes import learner_role
 from tests.scenes.learner_role import Role, send, trained
 from tests.scenes.learning import SCHEMA, make_samples
 from tests.scenes.waiting import LONG, until
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG), pytest.mark.usefixtures("short_stretches")]
 
 
-broker = learner_role.broker
+broker, short_stretches = learner_role.broker, learner_role.short_stretches
 
 
 @pytest.fixture
@@ -134,6 +137,32 @@ def test_of_two_claims_of_one_epoch_the_first_wins(settings: Settings, monkeypat
     assert ModelStore(settings.place("models"), writes=False).store.names() == []
 
 
+def test_what_is_sent_after_another_has_taken_over_is_not_durable(settings: Settings, tmp_path: Path) -> None:
+    """It lies on the topic, and nobody goes on from it: who was asked for something must not say that it is done."""
+
+    def claimed(name: str, after: int = 0) -> tuple[LearnerClaim, Publisher]:
+        producer = make_producer(settings, linger_ms=0)
+        ending.callback(producer.close)
+        claim, out = LearnerClaim(settings, name, tmp_path / name, after), Publisher(settings, producer, "")
+        ending.callback(claim.close)
+        assert claim.win(out, Place(0, -1), threading.Event())
+        return claim, out
+
+    first, second = (LogPart("one", [Decided(n, 0, HeldBack("person"))]) for n in (1, 2))
+    with contextlib.ExitStack() as ending:
+        older, out = claimed("older")
+        out.decisions(older.epoch, "older", first)
+        older.check_at(out.settled())
+        newer, _ = claimed("newer")
+        assert newer.decided == [first]
+        out.decisions(older.epoch, "older", second)
+        with pytest.raises(FencedError, match="learner 'newer' has taken over with epoch 2"):
+            older.check_at(out.settled())
+        assert (tmp_path / "older").exists(), "it stays away"
+        assert claimed("newest")[0].decided == [first]
+        assert claimed("with a snapshot of it", after=1)[0].decided == []
+
+
 def test_a_fenced_role_ends_with_a_status_of_its_own_and_is_not_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,15 +206,14 @@ def test_old_messages_and_files_are_removed_and_the_newest_pair_can_be_proved(
         until(partial(has_learnt, settings, 600 * (number + 1)), "a snapshot has it")
     role.end()
     store = ModelStore(settings.place("models"), writes=False)
-    newest, before, mark = store.snapshots()  # the oldest is where a rollback begins: below the first stretch's end
-    assert 1200 < mark.trained <= 2400
+    newest, before = store.snapshots()  # nothing goes back behind the newest; the other is for where it is damaged
     assert newest.log == before.log == topic_ids(settings)[MODEL_DELTAS] != ""
     offsets: list[int] = []
     read_all(settings, MODEL_DELTAS, lambda record: offsets.append(record.offset))
     assert offsets[0] == before.follows > 0
-    used = {f.name for note in (newest, before, mark) for f in note.files}
+    used = {f.name for note in (newest, before) for f in note.files}
     acts = store.store.names("cuts-")  # how they were learnt
-    assert len(acts) <= 4
+    assert len(acts) <= 3
     assert set(store.store.names()) == used | {n for n in store.store.names() if n.endswith(".manifest")} | set(acts)
     assert len(prove(store, read_deltas(settings)).proofs) == 1
     climodel.verify(settings.place("models"), kafka=settings.kafka)

@@ -15,17 +15,28 @@ from learner.training import publisher
 from learner.training.publisher import Publisher
 from millrace.basics.errors import BrokerError
 from millrace.contracts.settings import Settings
-from millrace.versions.modellog import PIECE_BYTES
+from millrace.versions.decisions import Decided, Learnt, LogPart, Span, decode_decisions
+from millrace.versions.modellog import DECISION_BYTES, PIECE_BYTES, Assembler, Decisions
 from millrace.versions.versioning import Announcement, Claim
 
 
 class Producer:
-    """Messages that are sent, each to be delivered by the test."""
+    """Messages that are sent, each to be delivered by the test; or, with ``delivers``, by a flush."""
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
+        self.values: list[bytes] = []
+        self.delivers, self.delivered = False, 0
+
+    def flush(self, timeout: float) -> None:
+        if not self.delivers:
+            raise KafkaTimeoutError("no broker")
+        for number in range(self.delivered, len(self.sent)):
+            self.deliver(number, 10 + number)
+        self.delivered = len(self.sent)
 
     def send(self, topic: str, value: bytes) -> Any:
+        self.values.append(value)
         produced = FutureProduceResult(TopicPartition(topic, 0))
         future = FutureRecordMetadata(produced, 0, 0, None, 0, len(value), 0)
         self.sent.append((produced, future))
@@ -90,6 +101,76 @@ def test_behind_a_delta_that_was_lost_what_was_delivered_before_it_will_do(made:
     ]
     assert out.take_lost() == 1
     assert out.take_lost() == 0
+
+
+# -- decisions ---------------------------------------------------------------------------------------------------
+
+
+def part_of(count: int, spans: int = 1) -> LogPart:
+    return LogPart("one", [Decided(n, n, Learnt((Span(0, n, 0, 9),) * spans, 9)) for n in range(1, count + 1)])
+
+
+def test_decisions_go_in_messages_of_their_own_that_have_a_bound(made: tuple[Publisher, Producer]) -> None:
+    out, producer = made
+    part = part_of(200, spans=DECISION_BYTES // 500)
+    out.decisions(3, "a", part)
+    assert len(producer.values) > 1
+    assert max(map(len, producer.values)) < 2 * DECISION_BYTES
+    found = [entry for value in producer.values for entry in Assembler().take(value)]
+    assert all(isinstance(entry, Decisions) and entry.note.claimant == "a" and entry.note.epoch == 3 for entry in found)
+    parts = [decode_decisions(entry.note.decisions) for entry in found if isinstance(entry, Decisions)]
+    assert {each.log for each in parts} == {"one"}
+    assert [decided for each in parts for decided in each.decided] == part.decided, "in order, each one time"
+
+
+def test_what_was_sent_is_not_there_before_it_is_delivered(made: tuple[Publisher, Producer]) -> None:
+    out, producer = made
+    counts = [out.counts()]
+    out.decisions(1, "a", part_of(1))
+    out.delta(*delta(1))
+    counts.append(out.counts())
+    for number in (1, 0):  # the decisions last
+        producer.deliver(number, 10 + number)
+        counts.append(out.counts())
+    assert counts == [(0, 0), (2, 0), (2, 0), (2, 2)]
+    assert out.behind_newest()()["follows"] == 12
+
+
+def test_who_waits_for_all_hears_the_newest_offset(made: tuple[Publisher, Producer]) -> None:
+    out, producer = made
+    producer.delivers = True
+    out.delta(*delta(1))
+    out.decisions(1, "a", part_of(1))
+    assert out.settled() == 11
+    assert out.settled() == 11, "nothing was sent since"
+    assert out.counts() == (2, 2)
+
+
+def test_a_broker_that_is_away_makes_nothing_durable(made: tuple[Publisher, Producer]) -> None:
+    out, producer = made
+    out.decisions(1, "a", part_of(1))
+    with pytest.raises(BrokerError, match=r"not durable \(KafkaTimeoutError\): a restart would not know it"):
+        out.settled()
+    producer.delivers = True
+    assert out.settled() == 10, "the message was only late"
+
+
+def test_a_lost_message_is_not_durable_until_somebody_has_heard_of_it(made: tuple[Publisher, Producer]) -> None:
+    out, producer = made
+    producer.delivers = True
+    out.decisions(1, "a", part_of(1))
+    with capture_logs() as lines:
+        producer.fail(0)
+    assert [line["event"] for line in lines] == ["decisions lost; they are sent again"]
+    producer.delivered = 1
+    with pytest.raises(BrokerError, match=r"not durable \(a message was lost\)"):
+        out.settled()
+    assert out.take_lost() == 1
+    out.decisions(1, "a", part_of(1))
+    assert out.settled() == 11
+
+
+# -- the broker --------------------------------------------------------------------------------------------------
 
 
 def test_a_claim_that_is_not_delivered_is_one_line(made: tuple[Publisher, Producer]) -> None:

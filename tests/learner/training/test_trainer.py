@@ -10,10 +10,13 @@ import pytest
 from learner.evaluation.progressive import Progressive
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
+from learner.training.decisionlog import places_of
 from learner.training.trainer import Trainer
+from millrace.basics.errors import SnapshotError
 from millrace.basics.ranking_metrics import log_loss
 from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
+from millrace.versions.decisions import Span
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
 
 SPEC = {"model": "wide_resnet_bn", "hidden": [16, 16], "width": 4}
@@ -41,6 +44,28 @@ def test_micro_batches_are_full_or_drained() -> None:
     assert report.rows == 36
     assert t.step(drain=True) is None
     assert t.counts["trained"] == 100
+
+
+def test_a_micro_batch_that_was_cut_before_is_cut_there_again_or_not_at_all() -> None:
+    """No row is passed over: what was learnt of other rows is not what is learnt now."""
+    t, twin = trainer(), trainer()
+    for offset in (5, 6):
+        t.take(make_samples(50, offset), 1, 7, offset)
+        twin.take(make_samples(50, offset), 1, 7, offset)
+    cuts = [twin.cut(), twin.cut(drain=True)]
+    assert [len(cut.batch) for cut in cuts if cut is not None] == [64, 36]
+    next_ones = places_of([Span(1, 5, 0, 50), Span(1, 6, 0, 14)])
+    for wrong in (next_ones[1:], next_ones[::-1], np.add(next_ones, (0, 1, 0))):
+        with pytest.raises(SnapshotError, match=f"the next {len(wrong)} rows are not those that were learnt"):
+            t.cut_at(wrong)
+    assert t.pending == 100, "nothing was cut"
+    for cut in cuts:
+        assert cut is not None
+        again = t.cut_at(cut.places)
+        assert list(again.batch.ids()) == list(cut.batch.ids())
+        assert (again.places.tolist(), again.joined_ms.tolist()) == (cut.places.tolist(), cut.joined_ms.tolist())
+    with pytest.raises(SnapshotError, match="the next 1 rows are not those"):
+        t.cut_at(places_of([Span(1, 6, 49, 50)]))
 
 
 def test_pages_whose_user_was_not_read_are_learnt_as_served_and_counted() -> None:

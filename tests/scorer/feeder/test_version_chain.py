@@ -55,7 +55,8 @@ def follower(at: Announcement | None = V1, *before: Entry) -> Follower:
         one.loaded(at)
     for entry in before:
         assert one.take(entry) == "patch"
-        one.patched(entry.note)  # type: ignore[union-attr]
+        assert isinstance(entry, Delta)
+        one.patched(entry.note)
     return one
 
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from commands.repair.without import Without
-from learner.training.ledger import Act, Learnt, Span
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.samples import SampleBatch
+from millrace.versions.decisions import Act, Learnt, Span
 
 AHEAD = 20_000
 """Messages of one partition that are held before no more of it is asked for."""
@@ -49,6 +49,8 @@ class Source(Protocol):
 
 
 Decode = Callable[[TopicMessage], SampleBatch]
+LeaveOut = Callable[[SampleBatch, Counter[str]], NDArray[np.bool_]]
+"""Which rows of a batch are left out, (B,); counts under names of its own what it left out."""
 
 
 def wanted_by(acts: Iterable[Act]) -> dict[int, range]:
@@ -74,11 +76,11 @@ def rows_in(act: Act) -> int:
 
 
 class BatchReader:
-    """Gives the batch of each act, in order: see :func:`learner.training.ledger.learn_again`.
+    """Gives the batch of each act, in order: see :func:`learner.training.decisionlog.learn_again`.
 
     Attributes:
         left_out: rows of acts that were left out so far.
-        by: how many rows each named user, item, arm or interval met.
+        by: how many rows were left out under each name.
     """
 
     def __init__(
@@ -86,10 +88,10 @@ class BatchReader:
         acts: Sequence[Act],
         source: Source,
         decode: Decode,
-        without: Without | None = None,
+        leave_out: LeaveOut | None = None,
         tick: Callable[[int], None] = lambda rows: None,
     ) -> None:
-        self._decode, self._without, self._tick = decode, without or Without(), tick
+        self._decode, self._leave_out, self._tick = decode, leave_out, tick
         self._uses = Counter((span.partition, span.offset) for span in _spans(acts))
         self._held: dict[tuple[int, int], TopicMessage | SampleBatch] = {}  # decoded: an act has had a part of it
         self._of: Counter[int] = Counter()  # messages held, by partition
@@ -111,7 +113,9 @@ class BatchReader:
         batch = SampleBatch.concat(pieces)
         self.read += len(batch)
         self._tick(self.read)
-        out = self._without.rows(batch, self.by)
+        if self._leave_out is None:
+            return batch
+        out = self._leave_out(batch, self.by)
         if not out.any():
             return batch
         self.left_out += int(out.sum())

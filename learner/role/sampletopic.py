@@ -1,5 +1,5 @@
 # shell
-"""Where the samples of a repair lie: on the topic ``samples``, or, message by message, in a folder."""
+"""Where samples lie that are read again: on the topic ``samples``, or, message by message, in a folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from kafka.errors import KafkaError
 
-from commands.repair.batch_reader import TopicMessage
+from learner.samples.batch_reader import TopicMessage
 from millrace.basics.errors import BrokerError, SettingError, SnapshotError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import SAMPLES
@@ -26,15 +26,16 @@ class SampleTopic:
 
     Args:
         id: of the topic that offsets are of; empty: the broker that was learnt from gave none.
+        patience_seconds: for which a broker is waited for; None: the settings'.
 
     Raises:
         BrokerError: the broker does not answer.
         SnapshotError: its topic is another one.
     """
 
-    def __init__(self, settings: Settings, id: str = "") -> None:
+    def __init__(self, settings: Settings, id: str = "", patience_seconds: float | None = None) -> None:
         self._settings = settings
-        wait_for_broker(settings)
+        wait_for_broker(settings, patience_seconds)
         found = topic_ids(settings).get(SAMPLES, "")
         if id and found and id != found:
             raise SnapshotError(

@@ -1,0 +1,107 @@
+# core
+"""The checks of one learner together, and what they say of a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from learner.gate.heldout import Heldout
+from learner.gate.median_clock import MedianClock
+from learner.gate.model_checks import unsound, unsound_part
+from learner.gate.quota import Quota
+from learner.gate.screen import Screen
+from learner.gate.shift import Shift
+from learner.gate.verdicts import GateRefusal
+from learner.ranker.verbs import Learning
+from learner.tables.table import SparseTable
+from millrace.basics.errors import SnapshotError
+from millrace.contracts.clock import MAX_AHEAD_MS
+from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
+from millrace.versions.image import Array, Image
+from millrace.versions.modelstore import Announcement, ModelStore
+
+GATE = "gate/"
+"""Arrays of a snapshot whose names begin with it are the gate's state."""
+ASIDE = ("absurd", "loss")
+"""Checks of rows that say nothing of others: what was learnt before them stays."""
+
+QUARANTINED = "quarantined"
+"""What the trainer counts refused rows as."""
+
+_MINUTE_MS = 60_000
+_SLICE = 100_000
+
+
+@dataclass(slots=True)
+class Checks:
+    """What judges samples and models."""
+
+    screen: Screen
+    quota: Quota
+    shift: Shift
+    heldout: Heldout
+    quarantine_ms: int
+    clock: MedianClock = field(default_factory=MedianClock)  # of all of them
+    observe: bool = False  # a refusal is only told of, unless what is refused is damaged or absurd
+
+    @classmethod
+    def of(cls, settings: Settings, schema: Schema) -> Checks | None:
+        """As the settings say; None: nothing is judged.
+
+        Raises:
+            SettingError: ``teach_limits`` cannot be read.
+        """
+        if settings.gate == "off":
+            return None
+        clock = MedianClock()
+        return cls(
+            Screen(schema, MAX_AHEAD_MS, clock),
+            Quota(schema, settings.teach_limits, clock),
+            Shift(clock=clock),
+            Heldout(settings.heldout_share, clock=clock),
+            round(settings.quarantine_minutes * _MINUTE_MS),
+            clock,
+            settings.gate == "observe",
+        )
+
+    @property
+    def parts(self) -> Mapping[str, MedianClock | Screen | Quota | Shift | Heldout]:
+        """Those with a state that a snapshot keeps, by name."""
+        return {
+            "clock": self.clock,
+            "screen": self.screen,
+            "quota": self.quota,
+            "shift": self.shift,
+            "heldout": self.heldout,
+        }
+
+
+def unsound_whole(model: Learning) -> GateRefusal | None:
+    """Looks at everything, all rows of all tables too."""
+    refusal = unsound(model)
+    for name, table in model.tables.items():
+        if refusal is not None or not isinstance(table, SparseTable):
+            break
+        rows = table.index.rows()
+        for start in range(0, len(rows), _SLICE):
+            serving, training = table.part(rows[start : start + _SLICE])
+            refusal = unsound_part(Image({}, {name: serving}), {f"table/{name}/{n}": a for n, a in training.items()})
+            if refusal is not None:
+                break
+    return refusal
+
+
+class UnsoundError(SnapshotError):
+    """A snapshot's part has something that is not finite, or out of bounds."""
+
+
+def sound_parts(store: ModelStore, note: Announcement) -> Iterator[tuple[Image, Mapping[str, Array]]]:
+    """The parts of a snapshot, each checked. Raises UnsoundError, or as :meth:`ModelStore.read_whole`."""
+    for image, training in store.read_whole(note):
+        of_model = {name: array for name, array in training.items() if not name.startswith(GATE)}
+        refusal = unsound_part(image, of_model)
+        if refusal is not None:
+            raise UnsoundError(f"snapshot {note.version} is not sound ({refusal})", "an older one is tried")
+        yield image, of_model

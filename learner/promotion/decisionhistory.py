@@ -1,0 +1,116 @@
+# core
+"""The log of a learner's decisions, as people read it: when, what, why, and by whom.
+
+Decisions lie in the records between snapshots (``cuts-*``), and the newest ones on ``model.deltas``. What was learnt
+between two other decisions is one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from learner.gate.verdicts import GateRefusal
+from learner.training.decisionlog import rows_in
+from millrace.basics.errors import SnapshotError
+from millrace.basics.store import AbsentError, DamagedError
+from millrace.versions.decisions import (
+    Adopted,
+    Began,
+    Decided,
+    Discarded,
+    Flushed,
+    HeldBack,
+    Learnt,
+    LogPart,
+    Passed,
+    Promoted,
+    Rebased,
+    Refused,
+    Released,
+    RolledBack,
+    SamplesTaken,
+    Saved,
+    WentBack,
+    decode_decisions,
+)
+from millrace.versions.modelstore import ModelStore
+
+_QUIET = (SamplesTaken, Flushed, Saved)
+
+
+def decided_in(store: ModelStore) -> list[LogPart]:
+    """What lies in a store, oldest first. Raises StoreError where the store cannot be read."""
+    found = []
+    for name in sorted(store.store.names("cuts-")):
+        try:
+            _, body, _ = store.store.get(name)
+            found.append(decode_decisions(body))
+        except (AbsentError, DamagedError, SnapshotError):  # removed while we looked, or of no use to anybody
+            continue
+    return found
+
+
+def history(parts: Iterable[LogPart]) -> list[dict[str, Any]]:
+    """The newest of the logs, oldest decision first: ``n``, ``ms`` (event time), ``what``, ``why`` and ``by`` of each
+    decision. Of what was learnt, or refused by one check, there is one entry between two others, with ``rows`` in all.
+
+    >>> log = [Decided(1, 5, Learnt((), 7)), Decided(2, 6, Learnt((), 8)), Decided(3, 9, HeldBack("you"))]
+    >>> history([LogPart("a", log)])  # doctest: +NORMALIZE_WHITESPACE
+    [{'n': 2, 'ms': 6, 'what': 'learnt', 'why': '', 'by': '', 'rows': 15},
+     {'n': 3, 'ms': 9, 'what': 'held', 'why': '', 'by': 'you'}]
+    """
+    parts = list(parts)
+    newest = parts[-1].log if parts else ""
+    known = {decided.n: decided for part in parts if part.log == newest for decided in part.decided}
+    begun = [(each.what.after, each.n) for each in known.values() if isinstance(each.what, Began)]
+    known = {n: each for n, each in known.items() if not any(after < n < began for after, began in begun)}  # not void
+    found: list[dict[str, Any]] = []
+    refused = ""  # the check of the newest entry
+    for n in sorted(known):
+        what = known[n].what
+        if isinstance(what, _QUIET) or (isinstance(what, Passed) and not refused):
+            continue
+        entry, check = _entry(known[n]), what.check if isinstance(what, Refused) else ""
+        last = found[-1] if found else None
+        if last is not None and "rows" in entry and last["what"] == entry["what"] and check == refused:
+            found[-1] = entry | {"rows": last["rows"] + entry["rows"]}
+        else:
+            found.append(entry)
+        refused = check or (refused if isinstance(what, Learnt | WentBack) else "")
+    return found
+
+
+def _entry(decided: Decided) -> dict[str, Any]:
+    what, why, by, more = "", "", "", {}
+    match decided.what:
+        case Learnt() as one:
+            what, more = "learnt of quarantine" if one.of else "learnt", {"rows": max(0, one.rows)}
+        case Passed():
+            what = "a stretch passed: versions are published again"
+        case Refused() as one:
+            what, more = "refused", {"rows": rows_in(one.spans)}
+            why = str(GateRefusal(one.check, one.value, one.bound, one.what))
+        case WentBack() as one:
+            what = f"went back to decision {one.to}"
+        case Began() as one:
+            what = f"a learner began behind decision {one.after}"
+        case HeldBack() as one:
+            what, by = "held", one.by
+        case Promoted() as one:
+            what, by = "promoted", one.by
+        case Rebased() as one:
+            what, by = "bounds began again", one.by
+        case Released() as one:
+            what, by, why = f"released {len(one.names)} entries", one.by, _names(one.names)
+        case Discarded() as one:
+            what, by, why = f"discarded {len(one.names)} entries", one.by, _names(one.names)
+        case RolledBack() as one:
+            what, by = f"rolled back to version {one.version}", one.by
+        case Adopted() as one:
+            what, by = f"adopted version {one.version} of '{one.source}'", one.by
+    return {"n": decided.n, "ms": decided.ms, "what": what, "why": why, "by": by} | more
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

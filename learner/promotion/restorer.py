@@ -1,0 +1,137 @@
+# core
+"""Makes an earlier model again: the newest snapshot, and what the line has behind it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import structlog
+
+from learner.gate.checks import UnsoundError, sound_parts
+from learner.gate.model_checks import unsound
+from learner.ranker.verbs import Learning
+from learner.training.decisionlog import DecisionLog, learn_again
+from learner.training.learner_versions import Build, Cuts
+from learner.training.rowcache import RowCache
+from millrace.basics.errors import SnapshotError
+from millrace.basics.store import AbsentError, DamagedError
+from millrace.contracts.samples import SampleBatch
+from millrace.versions.decisions import Act, Flushed, Learnt, encode_decisions
+from millrace.versions.modelstore import Announcement, ModelStore, Place
+
+log = structlog.get_logger("learner")
+
+
+class Base(NamedTuple):
+    """A snapshot, and the newest decision that it has. What it has was judged: nothing goes back behind it."""
+
+    store: ModelStore
+    note: Announcement
+    at: int
+
+
+class Restored(NamedTuple):
+    model: Learning
+    to: int  # the decision behind which it is
+
+
+class Restorer:
+    """One thread, but for :meth:`needed`.
+
+    Attributes:
+        base: the newest snapshot; None: there is none.
+        origin: the snapshot whose content the newest root had, or the newest snapshot of the store.
+    """
+
+    def __init__(self, store: ModelStore, build: Build, decisions: DecisionLog, rows: RowCache) -> None:
+        self.store, self._build, self._log, self._rows = store, build, decisions, rows
+        self.base: Base | None = None
+        self.tick: Callable[[], None] = lambda: None  # called between two micro-batches; what it raises ends it
+        self.origin = Place(0, -1)
+        store.needed = self.needed
+
+    def begin_at(self, base: Base) -> None:
+        """A snapshot is what is gone back to from now on."""
+        self.base = base
+        self._log.forget(base.at)
+        self._rows.forget(base.at)
+        if base.store is self.store:
+            self.origin = base.note.place
+
+    def needed(self) -> list[Place]:
+        """Snapshots of the store that may be begun from. The writer's thread asks for them."""
+        base = self.base
+        return [self.origin] if base is None or base.store is not self.store else [base.note.place, self.origin]
+
+    def cuts(self) -> Cuts | None:
+        """What was decided since the base; None: there is none."""
+        return None if self.base is None else Cuts(self.base.note.place, encode_decisions(*self._log.kept))
+
+    def behind_flushes(self, to: int) -> int:
+        """The decision behind those by which the retrieval head learnt, at that point, what had waited."""
+        for decided in self._log.line(to):
+            if not isinstance(decided.what, Flushed):
+                break
+            to = decided.n
+        return to
+
+    def restored(self, targets: Sequence[int]) -> Restored | None:
+        """A sound model as it was behind the first of the decisions that gives one; None: none does.
+
+        Raises:
+            BrokerError: the rows of one cannot be read now.
+            StoreError: the store cannot be read.
+        """
+        if self.base is None:
+            return None
+        for to in dict.fromkeys([*targets, self.base.at]):
+            try:
+                model = self.learnt_again(to)
+            except (AbsentError, DamagedError, SnapshotError) as error:  # or rows behind it are gone
+                log.error("what was learnt cannot be learnt again", upto=to, error=str(error))
+                continue
+            refusal = unsound(model)
+            if refusal is None:
+                return Restored(model, to)
+            log.error("a way back ends at a model that is not sound", upto=to, why=str(refusal))
+        return None
+
+    def learnt_again(self, to: int) -> Learning:
+        """The model as it was behind a decision. Raises SnapshotError or StoreError where there is no way to it."""
+        base = self.base
+        if base is None or to < base.at:
+            raise SnapshotError(f"no snapshot at or before decision {to} is known", "a newer one is gone on from")
+        model, line = self._read(base.store, base.note), self._log.line(base.at, to)
+        batches = self._rows.batches([decided for decided in line if isinstance(decided.what, Learnt)])
+
+        def next_batch(_: Learnt) -> SampleBatch:
+            self.tick()
+            return next(batches)
+
+        learn_again(model, [decided.what for decided in line if isinstance(decided.what, Act)], next_batch)
+        return model
+
+    def snapshot(self, note: Announcement) -> Learning:
+        """The model of a snapshot. Raises SnapshotError or StoreError where it cannot be read, or is not sound."""
+        return self._read(self.store, note)
+
+    def _read(self, store: ModelStore, note: Announcement) -> Learning:
+        return self._build(note, sound_parts(store, note))
+
+    def older(self) -> tuple[Announcement, Learning]:
+        """The newest sound snapshot of the store beside the base.
+
+        Raises:
+            SnapshotError: there is none.
+            StoreError: the store cannot be read.
+        """
+        for note in self.store.snapshots():
+            if (self.base is not None and note.place == self.base.note.place) or note.place > self.origin:
+                continue
+            with contextlib.suppress(AbsentError, DamagedError, UnsoundError):
+                return note, self.snapshot(note)
+        raise SnapshotError(
+            f"no snapshot of '{self.store.url}' gives a sound model", "empty the store to begin with an untrained one"
+        )

@@ -1,0 +1,196 @@
+# core
+"""The log of a learner's decisions, and learning what it names again.
+
+::
+
+    numbers     38    39    40    41    42    43    44    45
+    log         SamplesTaken Learnt Learnt Passed Learnt WentBack(41) Learnt ...
+    line              ────── ──────        (gone)              ──────     what the model in force has learnt
+
+The *line* is what led to the model as it is: learning it again from a snapshot gives the model to the bit, since
+learning depends on nothing else (:func:`learn_again`). Numbers never change: what is let go of the log, because a newer
+snapshot has it, moves no other.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.ranker.verbs import Learning
+from millrace.contracts.samples import SampleBatch
+from millrace.versions.decisions import Act, Decided, Decision, Flushed, Learnt, LogPart, SamplesTaken, Span
+
+Places = NDArray[np.int64]
+"""Where rows lie on ``samples``: partition, offset and row within the message, (n, 3)."""
+
+
+_NOTABLE = 200
+
+
+class DecisionLog:
+    """The decisions since the newest snapshot, and those that are not durable yet. One thread.
+
+    Attributes:
+        log: its name, which no other log has.
+        newest: number of the newest decision; 0: there is none.
+        notable: the newest ones that say more than what was learnt, for people.
+        again: whether decisions are done once more: they have numbers and messages already.
+    """
+
+    def __init__(self) -> None:
+        self.log, self.newest, self.again = "", 0, False
+        self.notable: deque[Decided] = deque(maxlen=_NOTABLE)
+        self._kept: list[Decided] = []  # the line, and what people want to know of
+        self._unsent: list[Decided] = []
+        self._sent: list[Decided] = []  # of which it is not known whether they are durable
+        self._ms = 0
+        self._run: tuple[int, int, int] | None = None  # messages read since the newest decision: as of a SamplesTaken
+
+    def read(self, partition: int, offset: int) -> None:
+        """A message of ``samples`` was read."""
+        run = self._run
+        if run is not None and run[0] == partition and offset >= run[2]:
+            self._run = (partition, run[1], offset + 1)
+        else:
+            self._end_run()
+            self._run = (partition, offset, offset + 1)
+
+    def _end_run(self) -> None:
+        """Messages that were read become a decision. Any other decision does it first, so that the order is kept."""
+        run, self._run = self._run, None
+        if run is not None:
+            self._add(SamplesTaken(*run), self._ms)
+
+    def append(self, what: Decision, ms: int) -> int:
+        """Its number. ``ms``: event time."""
+        self._end_run()
+        return self._add(what, ms)
+
+    def _add(self, what: Decision, ms: int) -> int:
+        self.newest, self._ms = self.newest + 1, ms
+        decided = Decided(self.newest, ms, what)
+        if not self.again:
+            self._unsent.append(decided)
+        if not isinstance(what, SamplesTaken):
+            self._kept.append(decided)
+        if not isinstance(what, SamplesTaken | Act):
+            self.notable.append(decided)
+        return self.newest
+
+    # -- what led to the model -------------------------------------------------------------------------------
+
+    def line(self, after: int, upto: int | None = None) -> list[Decided]:
+        """What the model in force has learnt behind a decision, and up to another."""
+        end = len(self._kept) if upto is None else bisect_right(self._kept, upto, key=_number)
+        kept = self._kept[bisect_right(self._kept, after, key=_number) : end]
+        return [decided for decided in kept if isinstance(decided.what, Act)]
+
+    def cut(self, to: int) -> list[Decided]:
+        """What was learnt behind a decision leaves the line, and is returned."""
+        gone = self.line(to)
+        numbers = {decided.n for decided in gone}
+        self._kept = [decided for decided in self._kept if decided.n not in numbers]
+        return gone
+
+    def forget(self, upto: int) -> None:
+        """A snapshot has all up to a decision, and nothing goes back behind it."""
+        del self._kept[: bisect_right(self._kept, upto, key=_number)]
+
+    @property
+    def kept(self) -> LogPart:
+        """What was decided since the newest snapshot: the line, and what people want to know of."""
+        return LogPart(self.log, self._kept)
+
+    def go_on(self, log: str, newest: int) -> None:
+        """Goes on behind a snapshot that has decisions up to ``newest``."""
+        self.log, self.newest, self._run = log, newest, None
+        self._kept, self._unsent, self._sent = [], [], []
+
+    def at(self, n: int) -> None:
+        """The next decision has the number ``n``."""
+        self._run, self.newest = None, n - 1
+
+    # -- sending ---------------------------------------------------------------------------------------------
+
+    def take_unsent(self) -> LogPart:
+        """Decisions that no message has taken yet: the caller's is the one."""
+        self._end_run()
+        part, self._unsent = self._unsent, []
+        self._sent += part
+        return LogPart(self.log, part)
+
+    @property
+    def unsent(self) -> list[Decided]:
+        self._end_run()
+        return self._unsent
+
+    @property
+    def newest_sent(self) -> int:
+        """The newest decision that a message has taken; 0: all that were are durable."""
+        return self._sent[-1].n if self._sent else 0
+
+    def durable(self, upto: int) -> None:
+        """All messages with decisions up to that one are there."""
+        del self._sent[: bisect_right(self._sent, upto, key=_number)]
+
+    @property
+    def waiting(self) -> int:
+        """Decisions that are not known to be durable."""
+        return len(self._unsent) + len(self._sent)
+
+    def send_again(self) -> None:
+        """A message was lost: whatever may have been in it is unsent."""
+        self._unsent, self._sent = self._sent + self._unsent, []
+
+
+def _number(decided: Decided) -> int:
+    return decided.n
+
+
+def spans_of(places: Places) -> tuple[Span, ...]:
+    """The same rows as runs.
+
+    >>> [tuple(span) for span in spans_of(np.array([[0, 7, 0], [0, 7, 1], [0, 7, 3], [1, 2, 0]]))]
+    [(0, 7, 0, 2), (0, 7, 3, 4), (1, 2, 0, 1)]
+    """
+    if not len(places):
+        return ()
+    step = np.diff(places, axis=0)
+    begins = np.flatnonzero(np.concatenate([[True], (step != (0, 0, 1)).any(axis=1)]))
+    ends = np.append(begins[1:], len(places)) - 1
+    heads = places[begins].tolist()
+    lasts = (places[ends, 2] + 1).tolist()
+    return tuple(Span(p, o, first, stop) for (p, o, first), stop in zip(heads, lasts, strict=True))
+
+
+def places_of(spans: Iterable[Span]) -> Places:
+    """The inverse of :func:`spans_of`. (n, 3)"""
+    runs = [
+        np.column_stack([np.full(s.stop - s.first, s.partition), np.full(s.stop - s.first, s.offset), rows])
+        for s in spans
+        for rows in (np.arange(s.first, s.stop),)
+    ]
+    return np.concatenate(runs).astype(np.int64) if runs else np.empty((0, 3), np.int64)
+
+
+def rows_in(spans: Iterable[Span]) -> int:
+    return sum(span.stop - span.first for span in spans)
+
+
+def learn_again(model: Learning, acts: Iterable[Act], rows_of: Callable[[Learnt], SampleBatch | None]) -> int:
+    """Repeats the acts on ``model``. Returns the rows learnt. ``rows_of``: what to keep of an act; None: nothing."""
+    learnt = 0
+    for act in acts:
+        if isinstance(act, Flushed):
+            if model.head is not None:
+                model.head.flush()
+            continue
+        batch = rows_of(act)
+        if batch is not None and len(batch):
+            learnt += model.learn(batch).rows
+    return learnt
