@@ -99,8 +99,7 @@ class LearnerState:
     """See the module's text. One thread.
 
     Args:
-        settle: called before the model is replaced: a snapshot in the making is given up, one that has its end is
-            awaited.
+        settle: called before the model is replaced: behind it no snapshot is being written.
 
     Attributes:
         published: the newest decision that what is served may have.
@@ -124,8 +123,7 @@ class LearnerState:
         self.quarantine = quarantine
         self.log, self.rows, self.standing = DecisionLog(), RowCache(), Standing()
         self.restorer = Restorer(store, build, self.log, self.rows)
-        self.published = 0
-        self.root_due = False
+        self.published, self.root_due = 0, False
         self.root_why: GateRefusal | None = None
         self.verdicts: Counter[tuple[str, str]] = Counter()
         self.clicks: list[ClickCounts] = []
