@@ -21,7 +21,7 @@ Shares are of visits: rows of a page, and pages of a visit, are of one user and 
 each visitor is counted once in any window, with one row. What comes of the user is counted where the page had it: a
 page that was made without his profile or his windows (:mod:`millrace.contracts.samples` says which) tells nothing of
 them, for guests are normal, and so are deleted users and a Redis that is slow or was emptied. Nor do the windows of an
-item that was not met a minute ago: a shop may have a new catalogue from one hour to the next.
+item that was not met ten minutes ago: a shop may have a new catalogue from one hour to the next.
 
 No bound is broken by a window that is too short to tell. Labels and AUC must be 4.5 standard errors from the clean
 past, a share so far off that chance does it less than once in half a million times
@@ -112,6 +112,7 @@ _VISITORS = 4096  # who are remembered as counted
 _ALSO = {FINE: "", LABELS: " (labels too)", AUC: " (AUC too)"}  # what else is broken where a share is
 _ANY, _PROFILE, _WINDOWS = range(KNOWN)  # kinds of visits: rows that tell of it
 _ITEM_BYTES = 1 << 16  # of eight items each that are remembered as met
+_KNOWN_MS = 10 * MINUTE_MS  # until an item is known: samples of its first pages may wait that long for their labels
 
 
 @cache
@@ -368,7 +369,7 @@ class Screen:
         """What is known of rows, so that it can be added: counts, sums, and clicks and others by logit. (K,)"""
         sums = self._nothing()
         clock = np.array([self._met, _WINDOW_ROWS + _MOST_BLOCK_ROWS, _WINDOW_MS + _BLOCK_MS], np.int64)
-        if self.clock.now_ms >= self._items_ms + MINUTE_MS:
+        if self.clock.now_ms >= self._items_ms + _KNOWN_MS:
             self._items[0] |= self._items[1]
             self._items[1], self._items_ms = 0, self.clock.now_ms
         visit = batch.user, batch.item, batch.ts_ms, batch.kind, batch.label, batch.user_missing

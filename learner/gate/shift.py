@@ -12,12 +12,16 @@ A stretch ends by rows or by time, whichever comes first: with a row a second 2,
 With d_r the difference of the logits of row r, now and at the mark, over R rows, and n the rows learnt since the mark,
 and at least 2,048::
 
-    shift   mean_r |d_r|    at most .06 sqrt(n / 2048)
+    shift   mean_r |d_r|    at most .10 sqrt(n / 2048)
 
-Labels that are flipped or all of one kind move the mean by .09 in 512 rows and .3 in 2,048.
+Labels that are flipped or all of one kind move the mean by .09 in 512 rows and .3 in 2,048. At ten rows a second a
+sale moves it by .07, and a new catalogue by .09: a bound of .06 refused both, three times and for an hour. It refused
+a tenth of labels flipped, too, which move it by .09: no more than those.
 
 The rows of a mark are the newest promoted ones. Older ones tell less and less: in a young shop window counts grow by
-the hour, and what a model says of a row as there are none any more moves though nothing is wrong.
+the hour, and what a model says of a row as there are none any more moves though nothing is wrong. Rows of an item that
+was not met in an earlier hour are none: of a new item a model says something else from stretch to stretch, and a shop
+may have a new catalogue from one hour to the next. Until then rows of before are looked at.
 
 A young model moves more, and so does one that few visitors teach. So the bound is never below three times what is
 usual: the median of figures that passed, each over the root of its n, as large as the newest 16 of them allow. (Their
@@ -43,6 +47,7 @@ from numpy.typing import NDArray
 from learner.gate.median_clock import MedianClock
 from learner.gate.verdicts import GateRefusal
 from learner.ranker.verbs import Predicting
+from millrace.basics.durations import HOUR_MS
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.image import Array
 
@@ -56,6 +61,7 @@ FEWEST_LOOKS, WARM_MS = 7, 1_800_000
 _USUAL = 3.0  # times the median of what passed is still usual
 _BELOW_MEDIAN = 0.011  # chance that what is taken for the median, or more, is less
 _EVERY, _EVERY_MS = 32, 10_000  # of so many rows met, or of so long, one becomes a reference row: one of a page or less
+_ITEMS = 1 << 17  # that are told apart, about
 _CLIP = 1e-7
 
 
@@ -78,7 +84,7 @@ class Shift:
         self,
         rows: int = 128,
         stretch: int = 2048,
-        most: float = 0.06,
+        most: float = 0.1,
         clock: MedianClock | None = None,
         stretch_ms: int = 300_000,
         least: int = 256,
@@ -95,16 +101,25 @@ class Shift:
         self._since = 0
         self._began_ms = self._taken_ms = self._first_ms = 0  # of the stretch, the newest reference row, the first look
         self._looked = False  # whether the state was looked at
+        self._items = np.zeros((2, _ITEMS), np.bool_)  # by hash, whether they were met in an earlier hour, and ever
+        self._items_ms, self._settled = 0, False  # when the hour began; whether there was an earlier one
 
     def meet(self, batch: SampleBatch) -> None:
         """Rows that passed the screen: some of them become reference rows, once they are promoted."""
         if self.clock.now_ms - self._taken_ms >= _EVERY_MS:
             self._turn = 0
-        first = -self._turn % _EVERY
+        if self.clock.now_ms - self._items_ms >= HOUR_MS:
+            self._items[0] |= self._items[1]
+            self._items_ms, self._settled = self.clock.now_ms, bool(self._items[0].any())
+        at = ((batch.item ^ batch.item >> np.uint64(32)) % np.uint64(_ITEMS)).astype(np.intp)
+        self._items[1, at] = True
+        rows = np.arange(-self._turn % _EVERY, len(batch), _EVERY)
         self._turn += len(batch)
-        if first < len(batch):
+        if self._settled:
+            rows = rows[self._items[0, at[rows]]]
+        if len(rows):
             self._taken_ms = self.clock.now_ms
-            self._met.add((batch.cat[first::_EVERY].copy(), batch.num[first::_EVERY].copy()))
+            self._met.add((batch.cat[rows], batch.num[rows]))
 
     def learnt(self, rows: int) -> None:
         """So many rows more were learnt."""
@@ -185,11 +200,12 @@ class Shift:
 
     def snapshot(self) -> dict[str, Array]:
         """The state, as long as there is any: a few hundred rows. Shares no memory with this."""
-        times = [self._began_ms, self._taken_ms, self._first_ms, self._since, self._turn]
+        times = [self._began_ms, self._taken_ms, self._first_ms, self._since, self._turn, self._items_ms]
         state: dict[str, Array] = {
             "past": np.array(self._past),
             "clock": np.array(times, np.int64),
             "mark": self._mark.copy(),
+            "items": np.packbits(self._items, axis=1),
         }
         kept = {
             "newest": [self._newest] if self._newest else [],
@@ -213,7 +229,10 @@ class Shift:
         if not state or len(state["mark"]) > self.rows:
             return
         past, mark = deque((float(v) for v in state["past"]), WARM_LOOKS), np.array(state["mark"], np.float64)
-        self._began_ms, self._taken_ms, self._first_ms, self._since, self._turn = (int(v) for v in state["clock"])
+        items = np.unpackbits(state["items"], axis=1).astype(np.bool_)
+        clock = [int(v) for v in state["clock"]]
+        self._began_ms, self._taken_ms, self._first_ms, self._since, self._turn, self._items_ms = clock
+        self._items, self._settled = items, bool(items[0].any())
         self._past, self._mark = past, mark
         found = {
             name: (np.array(state[f"{name}/cat"]), np.array(state[f"{name}/num"]))

@@ -416,7 +416,7 @@ def test_a_new_catalogue_is_no_poison_and_lost_windows_of_items_are() -> None:
     screen, stream, met = Screen(SCHEMA, HOUR_MS), Stream(0), set[int]()
     assert learn(screen, with_items(stream, 2 * WARM_ROWS, 1, met)) == []
     assert screen.warm
-    assert learn(screen, with_items(stream, 4096, 1001, met)) == []
+    assert learn(screen, with_items(stream, 16_384, 1001, met)) == []
     refused = learn(screen, with_items(stream, 1024, 1001, met, lost=True))
     assert refused
     assert {one.what for one in refused} == {"windows of item_id"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_the_figure_is_that_of_the_formula() -> None:
     assert 0.03 < shift.figure < 0.05
 
 
-@pytest.mark.parametrize("change", [{"bias": 0.1}, {"slope": 0.12}])
+@pytest.mark.parametrize("change", [{"bias": 0.2}, {"slope": 0.2}])
 def test_a_move_is_refused(change: dict[str, float]) -> None:
     shift, model, number = warm()
     for name, by in change.items():
@@ -61,7 +62,7 @@ def test_a_move_is_refused(change: dict[str, float]) -> None:
 
 def test_a_longer_stretch_may_have_moved_further() -> None:
     shift, model, number = warm()
-    model.bias += 0.08
+    model.bias += 0.16
     assert stretch(shift, model, number + 1) is not None
     shift.learnt(3 * STRETCH)
     assert shift.look(model) is None
@@ -70,18 +71,35 @@ def test_a_longer_stretch_may_have_moved_further() -> None:
 def test_a_young_model_moves_as_it_will_and_its_past_is_its_measure() -> None:
     shift, model = Shift(), Plain()
     for number in range(1, 40):
-        model.bias = -1 + 0.1 * (number % 2)  # the plain bound is .06
+        model.bias = -1 + 0.2 * (number % 2)  # the plain bound is .1
         assert stretch(shift, model, number) is None
         shift.promoted(model)
     assert shift.armed
-    model.bias += 0.5
+    model.bias += 0.8
     assert stretch(shift, model, 40) is not None
     for number in range(41, 41 + 2 * WARM_LOOKS):  # it has calmed down
         model.bias = -1.0
         stretch(shift, model, number)
         shift.promoted(model)
-    model.bias += 0.1
+    model.bias += 0.2
     assert stretch(shift, model, 99) is not None
+
+
+def test_rows_of_new_items_are_no_reference_until_an_hour_later() -> None:
+    shift, model, number = warm()
+    items = [np.full(STRETCH, item, np.uint64) for item in (7, 8)]
+    for step in range(80):  # minutes
+        batch = rows(STRETCH, step)
+        batch.num[:] = step >= 70
+        shift.clock.now_ms = START_MS + (number + step) * 60_000
+        shift.meet(replace(batch, item=items[step >= 70]))
+        shift.learnt(STRETCH)
+        shift.promoted(model)
+    assert shift.snapshot()["newest/num"].max() == 0
+    shift.clock.now_ms += HOUR_MS
+    shift.meet(replace(batch, item=items[1]))
+    shift.promoted(model)
+    assert shift.snapshot()["newest/num"].max() == 1
 
 
 def lived(rows_a_second: float, hours: float) -> tuple[Shift, float, list[float]]:
@@ -127,8 +145,8 @@ def test_at_night_a_stretch_waits_for_rows() -> None:
 
 def test_a_short_stretch_may_not_have_moved_further_than_usual_for_one() -> None:
     """Where the plain bounds do not hold, as in a young model: what is usual is told by the root of its rows."""
-    shift, *_ = warm(moves=0.1)
-    whole = 3 * 0.1
+    shift, *_ = warm(moves=0.2)
+    whole = 3 * 0.2
     assert shift.bound == pytest.approx(whole * (256 / STRETCH) ** 0.5, rel=0.01)
     shift.learnt(STRETCH)
     assert shift.bound == pytest.approx(whole, rel=0.01)
