@@ -288,7 +288,9 @@ class Promotion:
         state, standing = self.state, self.state.standing
         if state.root_due:
             return True
-        return not (self._rooted or standing.held or standing.releasing or (standing.probation and state.unjudged))
+        if standing.held or standing.releasing or (standing.probation and state.unjudged):
+            return False
+        return not self._rooted or (standing.probation and self.snapshot_wanted)  # in a long refusal memory asks for it
 
     def _root(self, ms: int) -> Published | None:
         state = self.state

@@ -357,6 +357,22 @@ def test_a_gate_that_is_switched_off_after_a_refusal_starts(scene: Scene) -> Non
     assert after.again(gate=True).served.tensors()
 
 
+def test_a_refusal_of_a_day_takes_no_more_memory_than_one_of_an_hour(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promotion, "MOST_DECISIONS", 20)
+    learn(scene, *(batch(n) for n in range(4)))
+    served = scene.whole()[0]
+    for n in range(10, 60):
+        learn(scene, batch(n, page=POISON))
+        assert len(scene.promotion.state.log.kept.decided) < 40
+    assert scene.status["state"] == "blocked"
+    assert scene.served.same_bits(served) == ""
+    after = scene.again()
+    assert after.replay.done < 80
+    assert after.quarantine.rows == 50 * BATCH
+
+
 # -- way back ----------------------------------------------------------------------------------------------------
 
 
