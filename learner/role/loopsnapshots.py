@@ -28,8 +28,8 @@ _FAILURES = 3
 """The role ends after so many snapshots or deltas in succession that cannot be written. A disk may be full for a
 moment; but a learner whose work is nowhere kept must not seem well."""
 _LAST_S = 600.0
-_WAIT_S = 3600.0
-"""For the end of a stretch, where hardly any samples come."""
+_WAITS = 10.0
+"""Times between two snapshots for which one waits for the end of a stretch, where hardly any samples come."""
 
 
 class LoopSnapshots:
@@ -69,7 +69,7 @@ class LoopSnapshots:
     @property
     def ends(self) -> bool:
         """Whether the end of one that is needed, or has waited for too long, is to end the stretch."""
-        return self.copied and (self.asked or time.monotonic() > self._copied_s + _WAIT_S)
+        return self.copied and (self.asked or time.monotonic() > self._copied_s + _WAITS * self._every_s)
 
     def due(self, now: float) -> bool:
         wanted = now >= self._due_s or self._promotion.snapshot_wanted
