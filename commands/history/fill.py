@@ -65,6 +65,7 @@ class RecentRows(NamedTuple):
 
     first: int
     num: NDArray[np.float32]  # (n - first, N) as scored
+    last: NDArray[np.int64]  # (n - first, L) the columns of cat that follow from the users' last actions
     scores: NDArray[np.float32]  # (n - first,)
 
 
@@ -271,6 +272,7 @@ class _Filling:
         n = len(rows)
         columns, _ = self._rows.columns(rows)
         keys, cat = builder.keys(columns, n), builder.cat(columns, n)
+        cat[:, self._schema.layout.last_columns] = recent.last[rows - recent.first]
         num, scores = recent.num[rows - recent.first], recent.scores[rows - recent.first]
         items, users, names = events.items(rows), events.users(pages), events.names(pages)
         found = {}

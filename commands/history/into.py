@@ -136,7 +136,7 @@ def leave(
             how=LabelSettings.of(settings),
             observer=pupil,
         )
-        recent = RecentRows(first, pupil.num, p[first:])
+        recent = RecentRows(first, pupil.num, pupil.last, p[first:])
         lap("learn")
     pages = events.pages
     partitions = fill(
@@ -181,12 +181,14 @@ def leave(
 
 
 class _Pupil:
-    """The learner's model in a replay; it keeps the numbers of the last rows."""
+    """The learner's model in a replay; it keeps the last rows' numbers, and what their users did last."""
 
     def __init__(self, schema: Schema, settings: Settings, first: int, n: int) -> None:
         self.model = model_of(schema, wanted_spec(settings, schema), settings.seed)
         self.first, self.learnt_rows = first, 0
         self.num: NDArray[np.float32] = np.zeros((n - first, schema.layout.N), np.float32)
+        self._columns = schema.layout.last_columns
+        self.last: NDArray[np.int64] = np.zeros((n - first, len(self._columns)), np.int64)
         repeats = Repeats(keep_ms_of(settings))
         self.trainer = Trainer(self.model, Progressive(ROLLING_ROWS), repeats)
 
@@ -196,6 +198,7 @@ class _Pupil:
         late = rows >= self.first
         if late.any():
             self.num[rows[late] - self.first] = num[late]
+            self.last[rows[late] - self.first] = cat[late][:, self._columns]
 
     def learnt(self, samples: KnownSamples, part: slice, batch: SampleBatch) -> None:
         self.learnt_rows += len(batch)

@@ -28,6 +28,7 @@ from millrace.basics.hashing import U64
 from millrace.contracts.schema import Schema
 from millrace.logs import TS, LogTable
 from millrace.windows.features import FeatureBuilder
+from millrace.windows.lastactions import Acted, LastActions
 from millrace.windows.tiles import TileStore
 
 Rows = NDArray[np.intp]
@@ -56,6 +57,8 @@ class _Events(NamedTuple):
     action: NDArray[np.uint8]  # (e,)
     keys: U64  # (e, K)
     sums: NDArray[np.uint32]  # (e, M)
+    user: U64  # (e,) value hashes, and of the item
+    item: U64  # (e,)
 
     def take(self, which: Any) -> _Events:
         return _Events(*(column[which] for column in self))
@@ -93,9 +96,11 @@ class Stretches:
         self._traffic = Traffic()
         self._windows = TileStore.of(schema.windows)
         self._means = [schema.windows.actions.index(m.action) for m in schema.windows.means]
-        empty = np.empty(0, np.intp)
+        self._last = LastActions(schema)
+        self._acted = [(name, schema.windows.actions.index(action), Acted()) for name, action, _ in self._last.fields]
+        empty, ids = np.empty(0, np.intp), np.empty(0, np.uint64)
         keys, sums = np.empty((0, schema.layout.K), np.uint64), np.empty((0, len(self._means)), np.uint32)
-        self._waiting = _Events(empty, np.empty(0, np.int64), np.empty(0, np.uint8), keys, sums)
+        self._waiting = _Events(empty, np.empty(0, np.int64), np.empty(0, np.uint8), keys, sums, ids, ids)
         self._made = 0
 
     @property
@@ -113,16 +118,18 @@ class Stretches:
         builder, store, n = rows.builder, self._windows, rows.n
         columns, plain = rows.columns(slice(None))
         counts = np.zeros((n, self.schema.layout.K, store.spans, store.columns), store.dtype)
-        if self.schema.layout.K:
+        if self.schema.layout.K or self._acted:
             of, sums = labels.event_row, rows.steps()[labels.event_row]
             sums[labels.event_action[:, None] != self._means] = 0
-            keys = builder.keys(columns, n)[of]
-            own = _Events(of + start, labels.event_ms, labels.event_action, keys, sums)
+            keys, who = builder.keys(columns, n)[of], (builder.user_column, builder.item_column)
+            ids = (rows.hashes(column, of) for column in who)
+            own = _Events(of + start, labels.event_ms, labels.event_action, keys, sums, *ids)
             self._waiting = self._waiting.joined(own)
             last = int(np.searchsorted(self._waiting.ms, rows.ts_ms[-1], side="right"))
             counted, seen = self._count(last)
             shown = counted.action == _EXPOSURE_COLUMN
             counts[counted.row[shown] - start] = seen[shown]
+        columns |= self._last_columns(rows, slice(None), rows.ts_ms)
         cat, num = builder.cat(columns, n), builder.num(plain, counts, n, rows.ts_ms)
         samples = KnownSamples.of(rows.ts_ms, labels, self._policy, self._how.observation_ms, self._traffic)
         self._made = stop
@@ -152,10 +159,11 @@ class Stretches:
             raise ValueError(f"windows before row {cut} are asked for at row {self._made}; cut there")
         first, n, store = int(rows.min()), len(rows), self._windows
         at_ms = int(self.ts_ms[cut]) if at_ms is None else at_ms
-        if self.schema.layout.K:
+        if self.schema.layout.K or self._acted:
             self._count(int(np.searchsorted(self._waiting.ms, at_ms, side="left")))
         around, _ = self._read(first, int(rows.max()) + 1)
         columns, plain = around.columns(rows - first)
+        columns |= self._last_columns(around, rows - first, np.full(n, at_ms))
         keys = around.builder.keys(columns, n)
         counts = store.counts(keys.reshape(-1), at_ms).reshape(n, keys.shape[1], store.spans, store.columns)
         return around.builder.cat(columns, n), around.builder.num(plain, counts, n, at_ms)
@@ -164,10 +172,21 @@ class Stretches:
         part = replace(self._log, table=self._log.table.slice(start, stop - start))
         return LogRows(part, self.schema, self._hashes), part
 
+    def _last_columns(self, rows: LogRows, which: Rows | slice, ts_ms: NDArray[np.int64]) -> dict[str, U64]:
+        """What the users of some rows did last before ``ts_ms`` (b,). The windows have counted all of it."""
+        found: dict[str, U64] = {}
+        for name, _, acted in self._acted:
+            user = rows.hashes(rows.builder.user_column, which)
+            found |= self._last.columns(name, *acted.before(user, ts_ms), ts_ms)
+        return found
+
     def _count(self, stop: int) -> tuple[_Events, NDArray[Any]]:
         """Counts the first waiting events, up to number ``stop``. (the events; their windows' contents just before,
         (e, K, W + H, A + M))"""
         now, self._waiting = self._waiting.take(slice(stop)), self._waiting.take(slice(stop, None))
+        for _, action, acted in self._acted:
+            mine = now.action == action
+            acted.add(now.user[mine], now.item[mine], now.ms[mine])
         return now, self._windows.run(now.keys, now.ms, now.action, now.sums)
 
 

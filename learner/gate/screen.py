@@ -512,13 +512,15 @@ def _groups(schema: Schema) -> tuple[Sequence[_Shares], NDArray[np.intp], Sums, 
         ]
     widths = np.diff([*starts, layout.N])
     of: list[Sums] = []
+    starting = zip(layout.cat_fields, layout.cat_starts, strict=True)
+    fields = [(f, c) for f, c in starting if c not in layout.last_columns]  # these fill as users act
     for side in SIDES:
         own = np.zeros(layout.F)
-        own[[c for f, c in zip(layout.cat_fields, layout.cat_starts, strict=True) if f.of == side]] = 1
+        own[[c for f, c in fields if f.of == side]] = 1
         if own.any():
             shares.append(_Shares("fields", f"{side} side", _LEAST_SHARE, _needs(side), side == "item"))
             of.append(own)
-    for field, column in zip(layout.cat_fields, layout.cat_starts, strict=True):
+    for field, column in fields:
         own = np.zeros(layout.F)
         own[column] = 1
         shares.append(_Shares("fields", field.name, _ALWAYS, _needs(field.of), field.of == "item"))

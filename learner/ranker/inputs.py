@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
 
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 
 from learner.network.models.base import Columns
 from learner.tables import table_kernels
-from millrace.basics.hashing import U64, combine, salt
-from millrace.contracts.schema import Schema
+from millrace.basics.hashing import U64, combine, mix, salt
+from millrace.contracts.schema import LAST, Schema
+from millrace.windows.lastactions import BUCKET_HASHES
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -32,13 +34,50 @@ _MAX_CROSS_COLUMNS = 16
 
 @dataclass(frozen=True, slots=True)
 class TableColumns:
-    """The id columns of one table. C columns, F fields of embedding width D (0: wide only)."""
+    """The id columns of one table. C columns, F fields of embedding width D (0: wide only). A user's last clicks read
+    the items' rows, as their last field: embeddings alone, since a wide weight is that of the item on the page."""
 
     name: str
     width: int
+    lent: int  # of the C columns, the last ones: they read rows that another field's wide weights are of
     columns: NDArray[np.intp]  # (C,) columns of cat, past its F columns those of the buckets
     starts: NDArray[np.int32]  # (F + 1,) first column of each field, in this group
     fields: tuple[str, ...]
+    attended: int  # of the fields, the last ones: they are pooled by attention
+
+    @property
+    def meant(self) -> NDArray[np.int32]:
+        """The starts of the fields that are pooled by their mean."""
+        return self.starts[: len(self.starts) - self.attended]
+
+
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """A field that is pooled by attention (learner/ranker/attended.py)."""
+
+    name: str
+    number: int  # among these fields
+    group: int  # of its table, which is the item's
+    width: int  # D
+    query: int  # column of the item's id in the group
+    first: int  # column of its first slot in the group
+    slots: int  # L
+    at: int  # its first column in the network's input
+    age_group: int  # of the table of its ages
+    age_columns: tuple[int, int]  # in that group
+    ages: Ids  # (A,) feature ids of the ages, the youngest first
+    cat: NDArray[np.intp]  # (L,) columns of cat with the ages
+
+    def bucket(self, ids: Ids) -> NDArray[np.intp]:
+        """The buckets of feature ids, from 1; 0: it is no age. Same shape"""
+        order = np.argsort(self.ages)
+        at = np.minimum(np.searchsorted(self.ages, ids, sorter=order), len(order) - 1)
+        found: NDArray[np.intp] = np.where(self.ages[order[at]] == ids, order[at] + 1, 0)
+        return found
+
+    def bias(self, ages: Floats, buckets: NDArray[np.intp]) -> Floats:
+        """a of each slot, from the network's ``ages`` (fields, A) and :meth:`bucket`; 0 without an age. Same shape"""
+        return np.append(np.float32(0), ages[self.number])[buckets]
 
 
 class Inputs:
@@ -62,9 +101,12 @@ class Inputs:
         rate = min(max(schema.windows.prior_rate, 0.001), 0.999)
         self.prior_logit = math.log(rate / (1 - rate))
         by_width: dict[int, list[tuple[str, int, int]]] = {}  # name, first column and columns of each field
+        homes: dict[str, int] = {}
         for field, first in zip(layout.cat_fields, layout.cat_starts, strict=True):
             own = 0 if field.bias or not width else (field.width or width) if own_widths else width
-            by_width.setdefault(own, []).append((field.name, first, field.slots))
+            homes[field.name] = own
+            if field.name not in LAST:
+                by_width.setdefault(own, []).append((field.name, first, field.slots))
         self.bucket_columns = _bucket_columns(schema)  # (C,) of num
         self.bucket_names = tuple(layout.num_names[c] for c in self.bucket_columns.tolist())
         for j, (column, name) in enumerate(zip(self.bucket_columns.tolist(), self.bucket_names, strict=True)):
@@ -76,17 +118,47 @@ class Inputs:
         self.cross_names = schema.crosses
         if self.crosses:
             by_width.setdefault(0, [])
-        self.groups = tuple(_group(w, by_width[w]) for w in sorted(by_width, reverse=True))
+        lent: dict[int, list[tuple[str, int, int]]] = {}
+        for field, first in zip(layout.cat_fields, layout.cat_starts, strict=True):
+            if field.name in LAST and homes[layout.item]:
+                lent.setdefault(homes[layout.item], []).append((field.name, first, field.slots))
+        attended = {f.name for f in schema.fields if f.pool == "attention"}
+        self.groups = tuple(_group(w, by_width[w], lent.get(w, []), attended) for w in sorted(by_width, reverse=True))
         self.deep = tuple(g for g in self.groups if g.width)
         ends = np.cumsum([0, *(len(g.fields) * g.width for g in self.groups)]).tolist()
         self.spans = tuple(pairwise(ends))  # of each group's embeddings, all side by side
         self.deep_columns: int = ends[-1]
+        self.attended = tuple(self._attended(schema))
         self.plain_columns = np.setdiff1d(np.arange(layout.N), self.bucket_columns)  # of num, those fed as numbers
         self.number_names = tuple(layout.num_names[c] for c in self.plain_columns.tolist())
         chosen = self.plain_columns if squash else np.intersect1d(_log_columns(schema), self.plain_columns)
         self.log_columns = np.searchsorted(self.plain_columns, chosen)
         self.one_event = self.plain(_one_event(schema)[None])[0]
         """(P,) by how much one event can move each number that the network sees; 0 where this is unknown."""
+
+    def _attended(self, schema: Schema) -> Iterator[Attended]:
+        layout = self.layout
+        fields = {f.name: f for f in layout.cat_fields}
+        at = dict(zip(fields, layout.cat_starts, strict=True))
+        home = {name: (k, f) for k, g in enumerate(self.groups) for f, name in enumerate(g.fields)}
+        wanted = [f for f in schema.fields if f.pool == "attention" and f.name in home]
+        for number, field in enumerate(wanted):
+            (k, f), (a, beside), (_, item) = home[field.name], home[f"{field.name}_age"], home[layout.item]
+            group, ages, age = self.groups[k], self.groups[a], fields[f"{field.name}_age"]
+            yield Attended(
+                field.name,
+                number,
+                k,
+                group.width,
+                int(group.starts[item]),
+                int(group.starts[f]),
+                field.slots,
+                self.spans[k][0] + f * group.width,
+                a,
+                (int(ages.starts[beside]), int(ages.starts[beside + 1])),
+                mix(layout.field_salt(age), BUCKET_HASHES).view(np.int64),
+                at[age.name] + np.arange(age.slots),
+            )
 
     @property
     def numbers(self) -> int:
@@ -98,7 +170,8 @@ class Inputs:
         shallow = [f for g in self.groups if not g.width for f in g.fields]
         crosses = ["*".join(names) for names in self.cross_names]
         fields, widths = tuple(g.fields for g in self.deep), tuple(g.width for g in self.deep)
-        return Columns(fields, widths, self.number_names, self.bucket_names, (*shallow, *crosses))
+        attended = tuple(field.name for field in self.attended)
+        return Columns(fields, widths, self.number_names, self.bucket_names, (*shallow, *crosses), attended)
 
     def ids(self, group: TableColumns, cat: Ids) -> Ids:
         """The id columns of a group's table, crosses included in the wide-only one. (B, C)"""
@@ -144,14 +217,18 @@ def finite(num: Floats) -> tuple[Floats, int]:
     return (num, 0) if known.all() else (np.where(known, num, np.float32(0)), int((~known).sum()))
 
 
-def _group(width: int, fields: list[tuple[str, int, int]]) -> TableColumns:
+def _group(
+    width: int, fields: list[tuple[str, int, int]], lent: list[tuple[str, int, int]], attended: set[str]
+) -> TableColumns:
     columns: list[int] = []
     starts = [0]
-    for _, first, slots in fields:
+    lent = sorted(lent, key=lambda field: field[0] in attended)
+    for _, first, slots in fields + lent:
         columns.extend(range(first, first + slots))
         starts.append(len(columns))
-    names = tuple(name for name, _, _ in fields)
-    return TableColumns(f"w{width}", width, np.array(columns, np.intp), np.array(starts, np.int32), names)
+    names, more = tuple(name for name, _, _ in fields + lent), sum(slots for _, _, slots in lent)
+    last = sum(name in attended for name in names)
+    return TableColumns(f"w{width}", width, more, np.array(columns, np.intp), np.array(starts, np.int32), names, last)
 
 
 def _bucket_columns(schema: Schema) -> NDArray[np.intp]:

@@ -87,6 +87,7 @@ from learner.network.models import Columns, Network, network_of
 from learner.network.models.delays import Delays
 from learner.network.models.norm import InputNorm
 from learner.network.models.spec import Spec, read_spec
+from learner.ranker import attended
 from learner.ranker.buckets import Reservoir
 from learner.ranker.guard import LossGuard
 from learner.ranker.inputs import Inputs, TableColumns, finite
@@ -153,11 +154,11 @@ def _bucketed(inputs: Inputs, network: Network, cat: Ids, num: Floats) -> Ids:
     return inputs.bucketed(cat, num, network.edges.numpy()) if len(inputs.bucket_columns) else cat
 
 
-def _wide(blocks: Sequence[BatchIds], size: int, base: float) -> Floats:
+def _wide(inputs: Inputs, blocks: Sequence[BatchIds], size: int, base: float) -> Floats:
     """The wide part, ``base + sum_u w_u`` over the ids u of each sample. (B,)"""
     wide = np.full(size, base, np.float32)  # (B,)
-    for block in blocks:
-        table_kernels.wide_sum(block.wide, block.inverse, wide)  # (U,) at (B, C) into (B,)
+    for group, block in zip(inputs.groups, blocks, strict=True):
+        table_kernels.wide_sum(block.wide, block.inverse, group.lent, wide)  # (U,) at (B, C) into (B,)
     return wide
 
 
@@ -168,7 +169,7 @@ def score_with(inputs: Inputs, inference: Inference, tables: Mapping[str, Any], 
     num, _ = finite(num)  # (B, N)
     cat, num = _bucketed(inputs, inference.network, cat, num), inputs.plain(num)  # (B, F + buckets), (B, N - buckets)
     blocks = [tables[g.name].read(inputs.ids(g, cat)) for g in inputs.groups]
-    t = inference.logits(blocks, num) + _wide(blocks, len(cat), inputs.prior_logit)  # (B,)
+    t = inference.logits(blocks, num) + _wide(inputs, blocks, len(cat), inputs.prior_logit)  # (B,)
     p: Floats = torch.sigmoid(torch.from_numpy(t)).numpy()  # (B,)
     return p
 
@@ -269,7 +270,7 @@ class OnlineModel:
         # Leaving out negatives raises the share of clicks. The constant ln(negative_keep) makes up for it while
         # learning, and only then: so the rest of the model, and what is served, answers for the whole stream.
         shift = math.log(keep)
-        wide = _wide(blocks, size, self._inputs.prior_logit - shift)  # (B,)
+        wide = _wide(self._inputs, blocks, size, self._inputs.prior_logit - shift)  # (B,)
         logits = self._step.forward(blocks, num)  # (B,)
         weighing = weighs(batch.policy)
         if weighing:  # the label policy's own weights
@@ -322,14 +323,15 @@ class OnlineModel:
         """The sparse step, for ``slope`` (B,). Gradients are sums over samples (not means), so a row's step does not
         depend on how many other samples happened to be in the batch."""
         leaves = iter(grads)
-        for group, block in zip(self._inputs.groups, blocks, strict=True):
+        for k, (group, block) in enumerate(zip(self._inputs.groups, blocks, strict=True)):
             grad_wide = np.zeros(len(block.ids), np.float32)  # (U,)
-            table_kernels.wide_spread(slope, block.inverse, grad_wide)  # (B,) at (B, C) into (U,)
+            table_kernels.wide_spread(slope, block.inverse, group.lent, grad_wide)  # (B,) at (B, C) into (U,)
             grad_embedding = np.zeros((len(block.ids), group.width), np.float32)  # (U, D)
             if group.width:
                 leaf = next(leaves)
                 factor = np.float32(size)  # the network's gradient is of the mean; this makes it a sum
-                table_kernels.spread(leaf.array, leaf.at, factor, block.inverse, group.starts, grad_embedding)
+                table_kernels.spread(leaf.array, leaf.at, factor, block.inverse, group.meant, grad_embedding)
+                attended.spread(self._inputs, k, block, leaf.attended, leaf.array, leaf.at, factor, grad_embedding)
             self.tables[group.name].write(block, grad_embedding, grad_wide, now_min)
 
     def _problem_of(self, loss: float) -> str | None:

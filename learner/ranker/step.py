@@ -22,6 +22,8 @@ from torch import Tensor
 
 from learner.network.backward import Workspace, WrittenPass, scale_numbers, written_pass
 from learner.network.models import Network
+from learner.ranker import attended
+from learner.ranker.attended import Slopes
 from learner.ranker.inputs import Inputs
 from learner.tables import table_kernels
 from learner.tables.table import BatchIds
@@ -36,10 +38,18 @@ class Gradient:
     array: Floats
     at: int
     end: int
+    attended: tuple[Slopes, ...] = ()  # of its fields that are pooled by attention
 
     @property
     def norm(self) -> float:
         return float(torch.linalg.vector_norm(torch.from_numpy(self.array)[:, self.at : self.end]))
+
+
+def gradient(
+    inputs: Inputs, network: Network, blocks: Sequence[BatchIds], group: int, array: Floats, at: int, end: int
+) -> Gradient:
+    """The gradient of a group, with that of its fields that are pooled by attention."""
+    return Gradient(array, at, end, attended.backward(inputs, network, blocks, group, array, at))
 
 
 class Forward(Protocol):
@@ -69,17 +79,18 @@ def dense_step(inputs: Inputs, network: Network, half: bool = False) -> DenseSte
     return AutogradStep(inputs, network) if written is None else WrittenStep(inputs, network, written)
 
 
-def pool(inputs: Inputs, blocks: Sequence[BatchIds], out: Floats) -> None:
+def pool(inputs: Inputs, network: Network, blocks: Sequence[BatchIds], out: Floats) -> None:
     """Embeddings of all groups side by side in the first columns of ``out`` (B, >= E)."""
     for (at, _), group, block in zip(inputs.spans, inputs.groups, blocks, strict=True):
         if group.width:
-            table_kernels.pool(block.embedding, block.inverse, group.starts, out, at)
+            table_kernels.pool(block.embedding, block.inverse, group.meant, out, at)
+    attended.pool(inputs, network, blocks, out)
 
 
-def embeddings(inputs: Inputs, blocks: Sequence[BatchIds], size: int) -> list[Tensor]:
+def embeddings(inputs: Inputs, network: Network, blocks: Sequence[BatchIds], size: int) -> list[Tensor]:
     """The same as a network's ``forward`` takes them: (B, F, D) of each group with embeddings. ``size`` is B."""
     out = np.empty((size, inputs.deep_columns), np.float32)  # (B, E)
-    pool(inputs, blocks, out)
+    pool(inputs, network, blocks, out)
     flat = torch.from_numpy(out)
     return [
         flat[:, at:end].view(size, len(group.fields), group.width)  # (B, F, D)
@@ -108,13 +119,15 @@ class Inference:
         if self._written is None:
             set_mode(self.network, training=False)
             with torch.inference_mode():
-                out: Floats = self.network(embeddings(self.inputs, blocks, len(num)), torch.from_numpy(num)).numpy()
+                out: Floats = self.network(
+                    embeddings(self.inputs, self.network, blocks, len(num)), torch.from_numpy(num)
+                ).numpy()
             return out
         room: Workspace | None = getattr(self._own, "room", None)
         if room is None:
             room = self._own.room = Workspace()
         x = room.take("x", len(num), self.network.shape.flat)  # (B, I)
-        pool(self.inputs, blocks, x.numpy())
+        pool(self.inputs, self.network, blocks, x.numpy())
         if self.network.shape.numbers:
             scale_numbers(self.network, num, x.numpy(), self.inputs.deep_columns, False)
         return self._written.infer(x, room)
@@ -130,17 +143,22 @@ class WrittenStep:
     def __init__(self, inputs: Inputs, network: Network, written: WrittenPass) -> None:
         self.inputs, self.network, self.written = inputs, network, written
         self._room = Workspace()
+        self._blocks: Sequence[BatchIds] = ()
 
     def forward(self, blocks: Sequence[BatchIds], num: Floats) -> Floats:
+        self._blocks = blocks
         x = self._room.take("x", len(num), self.network.shape.flat)  # (B, I)
-        pool(self.inputs, blocks, x.numpy())
+        pool(self.inputs, self.network, blocks, x.numpy())
         if self.network.shape.numbers:
             scale_numbers(self.network, num, x.numpy(), self.inputs.deep_columns, True)
         return self.written.forward(x)
 
     def backward(self, slope: Floats) -> list[Gradient]:
         array = self.written.backward(slope, self.inputs.deep_columns).numpy()  # (B, >= E)
-        return [Gradient(array, at, end) for at, end in self.inputs.spans if end > at]
+        spans = enumerate(self.inputs.spans)
+        return [
+            gradient(self.inputs, self.network, self._blocks, k, array, at, end) for k, (at, end) in spans if end > at
+        ]
 
 
 class AutogradStep:
@@ -148,9 +166,11 @@ class AutogradStep:
         self.inputs, self.network = inputs, network
         self._leaves: list[Tensor] = []
         self._logits = torch.empty(0)
+        self._blocks: Sequence[BatchIds] = ()
 
     def forward(self, blocks: Sequence[BatchIds], num: Floats) -> Floats:
-        parts = embeddings(self.inputs, blocks, len(num))  # (B, F, D) each
+        self._blocks = blocks
+        parts = embeddings(self.inputs, self.network, blocks, len(num))  # (B, F, D) each
         self._leaves = [part.contiguous().requires_grad_(True) for part in parts]
         self._logits = self.network(self._leaves, torch.from_numpy(num))  # (B,)
         logits: Floats = self._logits.detach().numpy()
@@ -162,9 +182,10 @@ class AutogradStep:
                 parameter.grad.zero_()
         self._logits.backward(torch.from_numpy(slope))  # type: ignore[no-untyped-call]
         found = []
-        for leaf in self._leaves:
+        wide = [k for k, (at, end) in enumerate(self.inputs.spans) if end > at]
+        for k, leaf in zip(wide, self._leaves, strict=True):
             grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
             array = grad.flatten(1).contiguous().numpy()  # (B, F D)
-            found.append(Gradient(array, 0, array.shape[1]))
+            found.append(gradient(self.inputs, self.network, self._blocks, k, array, 0, array.shape[1]))
         self._leaves, self._logits = [], torch.empty(0)
         return found

@@ -32,7 +32,7 @@ from learner.tables.row_index import Ids, Index, RowNumbers
 from learner.tables.table import as_read, distinct
 from millrace.basics.errors import SettingError
 from millrace.basics.hashing import combine, salt
-from millrace.contracts.schema import Schema
+from millrace.contracts.schema import DERIVED, Schema
 from millrace.versions.image import Array, Image, TableRows
 
 Floats = NDArray[np.float32]
@@ -267,7 +267,8 @@ def _columns(
         if field.of == side:
             columns += range(first, first + field.slots)
             starts.append(len(columns))
-            share.append(0.0 if field.bias else own_share if field.name == own else 1.0)
+            unused = field.bias or (side == "user" and field.name in DERIVED)  # last clicks have a part of their own
+            share.append(0.0 if unused else own_share if field.name == own else 1.0)
             names += [field.name] * field.slots
     return np.array(columns, np.intp), np.array(starts, np.int32), np.array(share, np.float32), tuple(names)
 

@@ -75,6 +75,8 @@ class Frame:
             self.once.append(self._once(group, wide.cat))
             if group.width and self.paged:
                 at[start:end] = np.repeat(wide.cat[group.columns[group.starts[:-1]]], group.width)
+        for field in self.inputs.attended:
+            at[field.at : field.at + field.width] = False  # each item sees others of the user's last actions
         if self.paged:
             at[self.inputs.deep_columns :] = wide.num[self.inputs.plain_columns]
         self.columns = PageColumns.of(at)

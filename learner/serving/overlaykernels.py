@@ -225,17 +225,25 @@ def distinct(cat: Array, columns: Array, once: Array, scratch: Array, shift: int
 
 @compiled
 def pool(
-    values: Array, inverse: Array, starts: Array, once: Array, places: Array, own: Array, same: Array, t: Array
+    values: Array,
+    inverse: Array,
+    starts: Array,
+    once: Array,
+    lent: int,
+    places: Array,
+    own: Array,
+    same: Array,
+    t: Array,
 ) -> None:
     """The mean of each field's embeddings over its ids that are not missing, from column p = ``places[f]`` on: into
     ``own[b, p:]`` (>= n, V) where p >= 0, else, one time, into ``same[-1 - p:]`` (S,). Onto ``t`` (n,) the sum of the
-    wide weights. values (U, D + 1): embedding, wide weight. inverse and once as in :func:`distinct`, ``starts`` (F +
-    1,) first column of each field. The arithmetic is that of ``pool`` and ``wide_sum`` in
-    learner/tables/table_kernels.py, in their order."""
+    wide weights of all columns but the last ``lent``. values (U, D + 1): embedding, wide weight. inverse and once as in
+    :func:`distinct`, ``starts`` (F + 1,) first column of each field. The arithmetic is that of ``pool`` and
+    ``wide_sum`` in learner/tables/table_kernels.py, in their order."""
     width = values.shape[1] - 1
     for b in range(len(inverse)):
         total = np.float32(0)
-        for c in range(len(once)):
+        for c in range(len(once) - lent):
             u = inverse[0 if once[c] else b, c]
             if u != EMPTY:
                 total += values[u, width]

@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from learner.network.backward import Workspace
 from learner.network.forward import Arithmetic, PageInput, rows_of
 from learner.network.models import Network
-from learner.ranker.inputs import TableColumns
 from learner.ranker.model import score_with
 from learner.serving import overlaykernels as kernels
 from learner.serving.frame import Arrays, Dense, Flags, Floats, Frame, NumberPlan
 from learner.serving.overlay import Layer, Table, record_width
 from learner.serving.staging import ModelWriter, layers_of
+from learner.tables import attention
 from learner.tables.table import as_read
 from learner.tables.table_kernels import EMPTY
 from millrace.contracts.schema import Schema
@@ -189,21 +189,22 @@ class ServingModel:
         assert forward is not None
         inputs = frame.inputs
         t = np.full(len(cat), inputs.prior_logit, np.float32)  # (n,) the wide part
-        for group, (at, end), once in zip(inputs.groups, inputs.spans, frame.once, strict=True):
-            self._pool(group, cat, once, frame.place[at : end : max(1, group.width)], given, t)
+        for k, once in enumerate(frame.once):
+            self._pool(k, cat, once, given, t)
         logits = forward.page(given, frame.room)
         p: Floats = torch.sigmoid(torch.from_numpy(logits + t)).numpy()
         return p
 
-    def _pool(
-        self, group: TableColumns, cat: Ids, lone: Flags, places: NDArray[np.int32], given: PageInput, t: Floats
-    ) -> None:
-        inputs, columns = self.frame.inputs, group.columns
+    def _pool(self, number: int, cat: Ids, lone: Flags, given: PageInput, t: Floats) -> None:
+        """Pools the embeddings of the group ``number`` into ``given``, and adds its wide weights to ``t``."""
+        inputs, whole = self.frame.inputs, cat
+        group, (at, end) = inputs.groups[number], inputs.spans[number]
+        columns, places = group.columns, self.frame.place[at : end : max(1, group.width)]
         if not group.width and inputs.crosses:
-            whole = np.empty((len(cat), len(lone)), np.int64)
-            whole[:, : len(columns)] = cat[:, columns]
-            kernels.cross(as_read(cat), self.frame.crossed, self.frame.seeds, len(columns), whole)
-            cat, columns = whole, np.arange(len(lone))
+            crossed = np.empty((len(cat), len(lone)), np.int64)
+            crossed[:, : len(columns)] = cat[:, columns]
+            kernels.cross(as_read(cat), self.frame.crossed, self.frame.seeds, len(columns), crossed)
+            cat, columns = crossed, np.arange(len(lone))
         n, c = len(cat), len(columns)
         if not n or not c:
             return
@@ -217,7 +218,13 @@ class ServingModel:
         found = kernels.distinct(as_read(cat), columns, lone, scratch, 64 - bits, unique, inverse)
         values = room.array("values", found, group.width + 1)
         self.tables[group.name].values(unique[:found], values)
-        kernels.pool(values, inverse, group.starts, lone, as_read(places), given.own, given.same[0], t)
+        kernels.pool(values, inverse, group.meant, lone, group.lent, as_read(places), given.own, given.same[0], t)
+        for field in (f for f in inputs.attended if f.group == number):
+            slots = np.ascontiguousarray(inverse[:1, field.first : field.first + field.slots])
+            bias = field.bias(self.network.ages.numpy(), field.bucket(whole[:1, field.cat]))
+            query = np.ascontiguousarray(inverse[:, field.query])
+            place = int(self.frame.place[field.at])
+            attention.attend(values, group.width, query, slots, bias, given.own, place)
 
 
 def _integers(room: Workspace, name: str, size: int) -> NDArray[np.int32]:

@@ -289,11 +289,11 @@ def spread(grad: Array, at: int, factor: np.float32, inverse: Array, starts: Arr
 
 
 @compiled
-def wide_sum(weights: Array, inverse: Array, out: Array) -> None:
-    """``out[b] += sum_c weights[inverse[b, c]]``. weights (U,), out (B,)"""
+def wide_sum(weights: Array, inverse: Array, lent: int, out: Array) -> None:
+    """``out[b] += sum_c weights[inverse[b, c]]``, without the last ``lent`` columns. weights (U,), out (B,)"""
     for b in range(inverse.shape[0]):
         total = np.float32(0)
-        for c in range(inverse.shape[1]):
+        for c in range(inverse.shape[1] - lent):
             u = inverse[b, c]
             if u != EMPTY:
                 total += weights[u]
@@ -301,10 +301,10 @@ def wide_sum(weights: Array, inverse: Array, out: Array) -> None:
 
 
 @compiled
-def wide_spread(grad: Array, inverse: Array, out: Array) -> None:
+def wide_spread(grad: Array, inverse: Array, lent: int, out: Array) -> None:
     """The transpose of :func:`wide_sum`. grad (B,), out (U,)"""
     for b in range(inverse.shape[0]):
-        for c in range(inverse.shape[1]):
+        for c in range(inverse.shape[1] - lent):
             u = inverse[b, c]
             if u != EMPTY:
                 out[u] += grad[b]

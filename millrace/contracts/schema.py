@@ -48,13 +48,20 @@ MAX_COLUMNS = 16
 MAX_FILTERS = 16
 """Attributes in ``filters``: each takes memory for every item."""
 
-DERIVED = ("hour", "weekday", "position", "age_days")
-"""Columns that need not be in the data: local hour and weekday of the exposure, its slot, the item's age in days."""
+LAST = {"last_clicks": "click", "last_purchases": "purchase"}
+"""Derived fields of the user, newest first, and the action whose last items each names. Their values are item ids, with
+the ids of the item's own field: both read the same rows of the model's tables."""
+AGES = {f"{name}_age": name for name in LAST}
+"""Derived fields of the user, and the one beside which each says how long ago, as a bucket."""
+DERIVED = ("hour", "weekday", "position", "age_days", *LAST, *AGES)
+"""Columns that need not be in the data: local hour and weekday of the exposure, its slot, the item's age in days, the
+user's last actions (millrace/windows/lastactions.py)."""
 
 
 class Field(Struct, frozen=True, forbid_unknown_fields=True):
     """One feature. ``slots`` above 1 makes a categorical field multi-valued: its values are pooled.
 
+    ``pool``: by their mean, or, for the user's last actions, by attention of the item on the page.
     ``width`` is the embedding width (None: the model's default). ``bias`` marks a field that is known when learning
     but not when ranking (the position): it feeds the wide part only, and is missing when a page is ranked.
     """
@@ -67,6 +74,7 @@ class Field(Struct, frozen=True, forbid_unknown_fields=True):
     width: Annotated[int, Meta(ge=1, le=256)] | None = None
     transform: Transform = "raw"
     bias: bool = False
+    pool: Literal["mean", "attention"] = "mean"
 
 
 class WindowKey(Struct, frozen=True, forbid_unknown_fields=True):
@@ -183,7 +191,9 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         windows = msgspec.to_builtins(self.windows)
         late = ("half_lives", "means", "lengths")
         windows = {name: value for name, value in windows.items() if value or name not in late}
-        meaning = (self.fields, windows, self.crosses, self.utc_offset)
+        fields = [msgspec.to_builtins(field) for field in self.fields]
+        fields = [{n: v for n, v in field.items() if (n, v) != ("pool", "mean")} for field in fields]
+        meaning = (fields, windows, self.crosses, self.utc_offset)
         return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()[:16]
 
     @cached_property
@@ -231,6 +241,7 @@ class Layout(Struct, frozen=True):
     num_names: tuple[str, ...]
     key_names: tuple[str, ...]
     window_start: int  # first window statistic in num
+    item: str  # the column of the item's id
 
     @property
     def F(self) -> int:
@@ -243,6 +254,11 @@ class Layout(Struct, frozen=True):
     @property
     def K(self) -> int:
         return len(self.key_names)
+
+    @property
+    def last_columns(self) -> list[int]:
+        """Columns of cat that follow from the user's last actions."""
+        return [c for c, name in enumerate(self.cat_names) if name in LAST or name in AGES]
 
     @property
     def bias_columns(self) -> list[int]:
@@ -267,10 +283,11 @@ class Layout(Struct, frozen=True):
                 num.extend(f"{key.name}.{action}.{span}" for action in w.actions)
                 num.extend(f"{key.name}.{action}_rate.{span}" for action in w.actions[1:])
                 num.extend(f"{key.name}.{mean.name}.{span}" for mean in w.means)
-        return cls(cats, tuple(names), tuple(starts), plain, tuple(num), tuple(k.name for k in w.keys), len(plain))
+        keys, item = tuple(k.name for k in w.keys), schema.log.item if schema.log else "item_id"
+        return cls(cats, tuple(names), tuple(starts), plain, tuple(num), keys, len(plain), item)
 
     def field_salt(self, field: Field) -> np.uint64:
-        return salt("field", field.name)
+        return salt("field", self.item if field.name in LAST else field.name)
 
     def key_salt(self, name: str) -> np.uint64:
         return salt("window", name)
@@ -411,7 +428,34 @@ def _check(schema: Schema, source: str) -> None:
                 fail(f"log.action_times names '{action}'", f"use {', '.join(ACTIONS[1:])}")
         for what, remedy in log_problems(schema.log, schema.join):
             fail(what, remedy)
+    _check_last(schema, fail)
     _check_filters(schema, fail)
+
+
+def _check_last(schema: Schema, fail: Callable[[str, str], Any]) -> None:
+    fields = {f.name: f for f in schema.fields}
+    item = fields.get(schema.layout.item)
+    for field in schema.fields:
+        name, of = field.name, AGES.get(field.name, field.name)
+        if field.pool == "attention" and (name not in LAST or f"{name}_age" not in fields):
+            remedy = f"it is for {' and '.join(LAST)}, each with a field of its ages ('last_clicks_age') beside it"
+            fail(f"field '{name}' has pool = \"attention\"", remedy)
+        if of not in LAST:
+            continue
+        if field.of != "user" or field.kind != "categorical" or field.bias:
+            fail(f"field '{name}' is derived", 'declare it of = "user", categorical, without bias')
+        if of != name and (of not in fields or fields[of].slots != field.slots):
+            fail(f"field '{name}' has no '{of}' of {field.slots} slots beside it", "declare both with the same slots")
+        if of == name and (item is None or item.of != "item" or item.kind != "categorical" or item.slots > 1):
+            fail(f"field '{name}' needs the item's id, '{schema.layout.item}', as a field", "add it to [[fields]]")
+        if of == name and field.width is not None:
+            fail(f"field '{name}' has a width", f"leave it out: it has that of '{schema.layout.item}'")
+        if LAST[of] not in schema.windows.actions:
+            fail(f"field '{name}' is of {LAST[of]}s, which are not counted", "add them to windows.actions")
+    for key in schema.windows.keys:
+        for column in key.columns:
+            if column in LAST or column in AGES:
+                fail(f"window key '{key.name}' names '{column}', which changes with each action", "leave it out")
 
 
 def _check_filters(schema: Schema, fail: Callable[[str, str], Any]) -> None:

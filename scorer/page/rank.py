@@ -25,6 +25,7 @@ from millrace.basics.hashing import U64, mix
 from millrace.contracts.online_layout import WINDOW_BYTES, window_keys
 from millrace.windows.affinity import ACTION, clicks_a_day
 from millrace.windows.features import FeatureBuilder
+from millrace.windows.lastactions import LastActions
 from millrace.windows.pagewide import late_columns
 from millrace.windows.tiles import counts_of
 from scorer.catalog import pagekernels
@@ -82,6 +83,7 @@ class Ranker:
         windows = schema.windows
         self._read = (windows.durations, windows.columns, windows.half_lives, len(windows.means))
         self._form = page_form(builder, items.form)
+        self._actions = LastActions(schema)
         late = late_columns(schema)
         starts = zip(layout.cat_fields, layout.cat_starts, strict=True)
         self._late_fields = [(f, start, layout.field_salt(f)) for f, start in starts if f.name in late]
@@ -253,7 +255,7 @@ class Ranker:
             plain[self._plain_at[name]] = value
         half_lives = self.builder.schema.windows.half_lives
         return SharedInputs(
-            hashes=self._hashes({**user.columns, **named}),
+            hashes=self._hashes({**user.columns, **named, **self._actions.of(user.recent, ts_ms)}),
             plain=plain,
             fade=self.builder.fade(ts_ms).ravel() if half_lives else np.empty(0),
             ts_ms=ts_ms,

@@ -22,13 +22,13 @@ from typing import Any
 
 import msgspec
 
-from millrace.basics.durations import DAY_MS, HOUR_MS
+from millrace.basics.durations import HOUR_MS
 from millrace.contracts.events import Id
 from millrace.contracts.online_layout import MOST_RECENT, unpack_recent
+from millrace.windows.lastactions import KEPT_MS
 
 MOST_USERS = 1 << 17
 """Some 65 MB."""
-KEPT_MS = 30 * DAY_MS
 AT_ONCE = 4096
 """Users dropped in one step, and given at a time."""
 CLICKS, PURCHASES = range(2)

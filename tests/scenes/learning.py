@@ -15,8 +15,7 @@ from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.versions.image import RETRIEVAL_TABLES, Image, TableRows
 
-SCHEMA = parse_schema(
-    """
+_TEXT = """
 name = "small"
 crosses = [["user_id", "category"], ["tags", "hour"]]
 [[fields]]
@@ -51,7 +50,23 @@ actions = ["exposure", "click"]
 [[windows.keys]]
 columns = ["item_id"]
 """
-)
+_LAST = """
+[[fields]]
+name = "last_clicks"
+of = "user"
+slots = 5
+pool = "attention"
+[[fields]]
+name = "last_clicks_age"
+of = "user"
+slots = 5
+width = 2
+"""
+SCHEMA = parse_schema(_TEXT)
+ATTENDED = parse_schema(_TEXT.replace("[windows]", f"{_LAST}[windows]"))
+"""The same with the user's last clicks, pooled by attention."""
+MEANT = parse_schema(_TEXT.replace("[windows]", _LAST.replace('pool = "attention"', "") + "[windows]"))
+"""The same by their mean."""
 START_MS = 1_700_000_000_000
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from millrace.contracts.events import Item
-from millrace.contracts.online_layout import window_field
+from millrace.contracts.online_layout import RECENT, window_field
 from millrace.contracts.schema import Schema
 from millrace.windows.features import FeatureBuilder
 from scorer.catalog.item_index import ItemIndex
@@ -70,11 +70,11 @@ class Shop:
         self.items = ItemTable(self.builder)
         self.ranker = Ranker(self.builder, self.items)
         self.partitions = [Partition(p, schema, POLICY) for p in range(2)]
-        self.records: dict[Any, dict[bytes, bytes]] = {}
+        self.records: dict[str, dict[bytes, bytes]] = {}
         self.log = Log()
 
     def rank(self, user: int, item: str, ts_ms: int, bid: float | None) -> Ranked:
-        known = KnownUser.of(self.builder, user, self.records.get(user, {}))
+        known = KnownUser.of(self.builder, user, self.records.get(str(user), {}))
         self.items.follow(lambda: self.index.changes(ts_ms))
         return self.ranker.rank(known, self.items.rows_of([item]), ts_ms, {"bid": bid}, Chance())
 
@@ -85,6 +85,8 @@ class Shop:
         for p, partition in enumerate(self.partitions):
             changes = partition.changes()
             for user, lists in changes.users:
-                record = self.records.setdefault(user, {})
+                record = self.records.setdefault(str(user), {})
                 record |= {window_field(key): blob for key, blob in lists if blob}
+            for user, recent in changes.recents:
+                self.records.setdefault(str(user), {})[RECENT] = recent
             self.index.put_tiles(p, changes.item_keys, changes.item_tiles)

@@ -17,6 +17,7 @@ from learner.network.models.delays import SIZE
 from learner.network.models.norm import InputNorm, make_norm
 from learner.network.models.spec import Spec
 from millrace.basics.errors import SettingError
+from millrace.windows.lastactions import AGE_BUCKETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Shape:
     groups: tuple[tuple[int, int], ...]
     numbers: int
     buckets: int = 0
+    attended: int = 0  # fields that are pooled by attention (learner/tables/attention.py)
 
     @property
     def flat(self) -> int:
@@ -43,6 +45,7 @@ class Columns:
     numbers: tuple[str, ...]
     buckets: tuple[str, ...]  # numbers that come as fields
     wide: tuple[str, ...] = ()  # fields and crosses ("a*b") with wide weights only
+    attended: tuple[str, ...] = ()  # fields that are pooled by attention
 
     @property
     def flat(self) -> list[str]:
@@ -57,7 +60,7 @@ class Columns:
     @property
     def shape(self) -> Shape:
         groups = tuple((len(names), width) for names, width in zip(self.fields, self.widths, strict=True))
-        return Shape(groups, len(self.numbers), len(self.buckets))
+        return Shape(groups, len(self.numbers), len(self.buckets), len(self.attended))
 
 
 def pair(a: str, b: str) -> str:
@@ -75,6 +78,7 @@ class Network(nn.Module):
     normalisation uses and updates statistics. In evaluation mode it must not write anything."""
 
     delays: Tensor  # (SIZE,) weights of the model of click delays (delays.py); set and published as edges are
+    ages: nn.Parameter  # (attended, A) a number for each age of a last action, used where embeddings are pooled
     edges: Tensor  # (C, Q - 1) where quantile buckets end; infinite: not known yet. The learner sets and publishes it
 
     name: ClassVar[str]
@@ -87,6 +91,8 @@ class Network(nn.Module):
         scale = shape.numbers and spec.numerics != "none"
         self.scale = InputNorm(shape.numbers, spec.momentum) if scale else nn.Identity()
         self.register_buffer("delays", torch.zeros(SIZE))
+        if shape.attended:
+            self.ages = nn.Parameter(torch.zeros(shape.attended, AGE_BUCKETS))
         if shape.buckets:
             self.register_buffer("edges", torch.full((shape.buckets, spec.buckets - 1), torch.inf))
 
@@ -97,6 +103,8 @@ class Network(nn.Module):
             found |= {"scale.mean": (list(columns.numbers),), "scale.var": (list(columns.numbers),)}
         if columns.buckets:
             found["edges"] = (list(columns.buckets), None)
+        if columns.attended:
+            found["ages"] = (list(columns.attended), None)
         return found
 
     def known_as(self, columns: Columns) -> dict[str, str]:

@@ -105,7 +105,8 @@ class Settled:
 
     def recent(self, from_ms: int) -> RecentRows:
         first = int(np.searchsorted(self.rows.ts_ms, from_ms))
-        return RecentRows(first, self.num[first:], np.full(self.rows.n - first, 0.25, np.float32))
+        late = self.rows.n - first
+        return RecentRows(first, self.num[first:], np.zeros((late, 0), np.int64), np.full(late, 0.25, np.float32))
 
     def fill(self, schema: Schema, policy: Policy, from_ms: int) -> list[Partition]:
         return fill(self.events, self.rows, schema, policy, PARTITIONS, self.recent(from_ms), from_ms)

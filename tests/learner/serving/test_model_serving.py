@@ -41,7 +41,7 @@ from learner.serving.staging import ModelWriter
 from millrace.basics.errors import SnapshotError
 from millrace.basics.ranking_metrics import auc
 from millrace.contracts.samples import SampleBatch
-from millrace.contracts.schema import load_schema
+from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings
 from millrace.logs import local_days, read_log
 from millrace.versions.modelstore import Image
@@ -49,7 +49,7 @@ from millrace.windows.features import FeatureBuilder
 from millrace.windows.pagewide import page_wide
 from tests.architecture import ROOT
 from tests.scenes.exploring import examples
-from tests.scenes.learning import SCHEMA, START_MS, make_samples
+from tests.scenes.learning import ATTENDED, MEANT, SCHEMA, START_MS, make_samples
 from tests.scenes.networks import SPECS, WIDTH, network
 from tests.scenes.torn_pages import torn_pages
 
@@ -248,9 +248,9 @@ def test_scoring_unknown_ids_and_other_versions_leaves_the_base_as_it_was() -> N
 # -- the fast way in ---------------------------------------------------------------------------------------------------
 
 
-def of_a_page(seed: int, rows: int) -> SampleBatch:
+def of_a_page(seed: int, rows: int, schema: Schema = SCHEMA) -> SampleBatch:
     """Rows whose page-wide features are those of the first."""
-    wide, probe = page_wide(FeatureBuilder(SCHEMA)), make_samples(rows, seed)
+    wide, probe = page_wide(FeatureBuilder(schema)), make_samples(rows, seed, schema)
     probe.cat[:, wide.cat], probe.num[:, wide.num] = probe.cat[:1, wide.cat], probe.num[:1, wide.num]
     return probe
 
@@ -271,17 +271,18 @@ def filled(model: ServingModel, num: Floats) -> PageInput:
 
 @pytest.mark.parametrize("spec", [{}, {"numerics": "norm"}, {"numerics": "none"}, {"model": "wide_deep"}])
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
-def test_a_page_scores_as_its_rows_do(spec: dict[str, Any], arithmetic: Arithmetic) -> None:
+@pytest.mark.parametrize("schema", [SCHEMA, ATTENDED, MEANT], ids=["plain", "attended", "meant"])
+def test_a_page_scores_as_its_rows_do(spec: dict[str, Any], schema: Schema, arithmetic: Arithmetic) -> None:
     """Of which all columns are given, and none is known to be the same."""
-    model = OnlineModel(SCHEMA, {"hidden": [16], **spec}, 0)
+    model = OnlineModel(schema, {"hidden": [16], **spec}, 0)
     for seed in range(4):
-        model.learn(make_samples(100, seed))
-    serving = ServingModel.of(SCHEMA, model.spec, model.snapshot()[0], arithmetic=arithmetic)
+        model.learn(make_samples(100, seed, schema))
+    serving = ServingModel.of(schema, model.spec, model.snapshot()[0], arithmetic=arithmetic)
     assert serving.arithmetic == arithmetic
     assert len(serving.frame.columns.own) > 0
     assert len(serving.frame.columns.same) > 0
-    probe = of_a_page(9, 80)
-    probe.num[3, SCHEMA.layout.num_names.index("price")] = np.nan
+    probe = of_a_page(9, 80, schema)
+    probe.num[3, schema.layout.num_names.index("price")] = np.nan
     page = serving.score_filled(probe.cat, filled(serving, probe.num))
     exact = model.score(probe.cat, probe.num)
     rounding = exact.std() * (0.05 if arithmetic == "bfloat16" else 2e-4)

@@ -289,7 +289,8 @@ def test_pooling_is_that_of_learning(data: st.DataObject) -> None:
     x, t = np.full((n, 1 + len(sizes) * width), 7, np.float32), np.ones(n, np.float32)
     own, lone = x.copy(), x[0].copy()
     place = 1 + width * np.arange(len(sizes), dtype=np.int32)
-    kernels.pool(table[unique[:u]], inverse, starts, once, np.where(same, -1 - place, place), own, lone, t)
+    lent = data.draw(st.sampled_from([0, sizes[-1]]))
+    kernels.pool(table[unique[:u]], inverse, starts, once, lent, np.where(same, -1 - place, place), own, lone, t)
     if width:
         fields = np.repeat(same, width)
         assert (own[:, 1:][:, fields] == 7).all()
@@ -300,7 +301,7 @@ def test_pooling_is_that_of_learning(data: st.DataObject) -> None:
     assert sorted(unique[:u].tolist()) == sorted(ids.tolist())
     embedding, wide_weights = table[ids, :width].copy(), table[ids, width].copy()
     expected, wide = np.full_like(x, 7), np.ones(n, np.float32)
-    plain.wide_sum(wide_weights, where, wide)
+    plain.wide_sum(wide_weights, where, lent, wide)
     if width:
         plain.pool(embedding, where, starts, expected, 1)
     assert x.tobytes() == expected.tobytes()

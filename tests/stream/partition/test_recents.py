@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from millrace.basics.hashing import value_hash
 from millrace.contracts.online_layout import MOST_RECENT, Past, Recent, unpack_recent
+from millrace.windows.lastactions import KEPT_MS
 from stream.partition.coclick_counts import EARLIER, WITHIN_MS
 from stream.partition.partition import Partition
-from stream.partition.recents import CLICKS, KEPT_MS, PURCHASES, Recents
+from stream.partition.recents import CLICKS, PURCHASES, Recents
 from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, page_log, resumed
 from tests.scenes.turn_scene import whole_lists
 

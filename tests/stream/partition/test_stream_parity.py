@@ -53,8 +53,26 @@ attribution_minutes = 30
 """
 DAYS = "days = [1, 7, 30]\nhalf_lives = [0.5, 7]\n"
 SHORT = 'lengths = ["15min", "1h", "6h", "1d", "7d"]\nhalf_lives = ["30min", 7]\n'
+LAST = """
+[[fields]]
+name = "last_clicks"
+of = "user"
+slots = 16
+[[fields]]
+name = "last_clicks_age"
+of = "user"
+slots = 16
+[[fields]]
+name = "last_purchases"
+of = "user"
+slots = 3
+"""
 SCHEMA = parse_schema(FIELDS + LOG)
-SCHEMAS = {"days": SCHEMA, "short": parse_schema(FIELDS.replace(DAYS, SHORT) + LOG)}
+SCHEMAS = {
+    "days": SCHEMA,
+    "short": parse_schema(FIELDS.replace(DAYS, SHORT) + LOG),
+    "last actions": parse_schema(FIELDS + LAST + LOG),
+}
 GROUP = """
 [[windows.keys]]
 columns = ["user_id", "shelf"]
@@ -168,7 +186,7 @@ def test_ranking_and_replay_see_the_same_to_the_bit(tmp_path_factory: Any, which
     pq.write_table(pa.Table.from_pylist(made), path)
     log = read_log(path, schema)
     replayed = LogRows(log, schema)
-    _, expected = Stretches(log, schema).of(np.arange(log.table.num_rows))
+    cat, expected = Stretches(log, schema, rows_at_once=40).of(np.arange(log.table.num_rows))
     who = (replayed.ts_ms.tolist(), log.table["user_id"].to_pylist(), log.table["item_id"].to_pylist())
     order = list(zip(*who, strict=True))
     prices = {r["item_id"]: r["price"] for r in made}
@@ -189,6 +207,7 @@ def test_ranking_and_replay_see_the_same_to_the_bit(tmp_path_factory: Any, which
         got = shop.rank(r["user_id"], r["item_id"], r["at"], r["bid"])
         named = dict(zip(layout.num_names, got.num[0].tolist(), strict=True))
         assert named == dict(zip(layout.num_names, expected[i].tolist(), strict=True)), i
+        assert got.cat[0].tolist() == cat[i].tolist(), i
         served = PageLog(
             request_id=name_of(r),
             ts_ms=r["at"],
