@@ -89,7 +89,7 @@ def measure(report: Report) -> list[Figure]:
     traffic_s = (report["ended_wall_ms"] - report["began_wall_ms"]) / 1000
     found: list[tuple[str, float | None, str]] = [
         ("metric_gap", report["metric_gap"], "AUC"),
-        ("page_auc", report["page_auc"], "AUC"),
+        ("shown_auc", report["shown_auc"], "AUC"),
         ("recomputed_auc", report["recent"]["auc"], "AUC"),
         ("calibration", predicted / clicks if clicks else None, "predicted / clicked"),
         ("calibration_truth", predicted / expected if expected else None, "predicted / expected"),

@@ -42,7 +42,7 @@ from learner.network.models import network_of
 from learner.ranker.verbs import Learning
 from learner.role.model_factory import model_of
 from millrace.basics.errors import SettingError
-from millrace.basics.ranking_metrics import auc, grouped_auc, log_loss
+from millrace.basics.ranking_metrics import ORDER, auc, log_loss, within
 from millrace.contracts.schema import Schema, load_schema, shop_schema
 from millrace.reports import days_plot, interval_plot
 from simulator.daylog import write_days
@@ -90,7 +90,7 @@ def _models(job: Job, data: Dataset, model: Learning, num: NDArray[np.float32]) 
         "train_auc": auc(p_train, y_train),
         "train_log_loss": log_loss(p_train, y_train),
         "auc": auc(p, y),
-        "grouped_auc": grouped_auc(q, y, np.array(data.group[test])),
+        **{key: value for key, value in within(q, y, np.array(data.group[test])).items() if key in data.figures},
         "log_loss": log_loss(p, y),
     }
 
@@ -183,7 +183,7 @@ def experiment(
 
 
 def _model_rows(results: Sequence[Row], models: Sequence[str], inputs: Sequence[str]) -> list[Row]:
-    measures = ("train_auc", "auc", "grouped_auc", "train_log_loss", "log_loss")
+    measures = [key for key in ("train_auc", *ORDER, "train_log_loss", "log_loss") if key in results[0]]
     rows = []
     for kind in inputs:
         mine = {m: [r for r in results if r["model"] == m and r["inputs"] == kind] for m in models}

@@ -136,7 +136,7 @@ def make_report(
         "arm": arm,
         "arms": {name: figures(judged.of(name)) for name in ARMS},
         "settled": len(judged),
-        "page_auc": f["auc"],
+        "shown_auc": f["auc"],
         "served_auc": auc_of(served.p, served.label),
         "served_auc_recent_model": recent["auc"] if arm == MODEL else None,
         "recent": recent,
@@ -201,6 +201,10 @@ def _twin(rows: LabelledExposures, pages: LoggedPages, settings: Settings) -> ND
     return scores
 
 
+def _order(name: str, arm: dict[str, Any]) -> str:
+    return f"{name} AUC {arm['page_auc']:.4f}, nDCG@10 {arm['ndcg']:.4f}"
+
+
 def _gap(shown: float | None, recomputed: float | None) -> float | None:
     return None if shown is None or recomputed is None else abs(shown - recomputed)
 
@@ -262,6 +266,7 @@ def summary(report: Report) -> list[str]:
     verdict = "every exposure is accounted for" if report["conserved"] else "NOT EVERY EXPOSURE IS ACCOUNTED FOR"
     if report["forgotten"]:
         verdict = f"not checked, since the broker's retention has deleted {report['forgotten']}"
+    order = [_order(name, arm) for name, arm in report["arms"].items() if arm["page_auc"] is not None]
     twin = (
         "" if report["twin_auc"] is None else f", of a twin that had every label at once {number(report['twin_auc'])}"
     )
@@ -275,8 +280,10 @@ def summary(report: Report) -> list[str]:
         f"{report['duplicates_sent']:,} duplicates sent, {report['duplicates_dropped']:,} dropped",
         f"rolling AUC of {report['arm']} pages {shown or '–'}; baseline at the end {number(report['baseline_auc'])}, "
         f"log loss {number(report['log_loss'])}, calibration {number(report['calibration'], 2)}",
-        f"AUC of all served scores {number(report['served_auc'])}{twin}; the page's last {number(report['page_auc'])}, "
-        f"recomputed from the topics {number(report['recent']['auc'])} ({report['recent']['rows']:,} exposures)",
+        f"within pages: {', '.join(order) or 'no page with a click and without'}",
+        f"AUC of all served scores {number(report['served_auc'])}{twin}; the page's last "
+        f"{number(report['shown_auc'])}, recomputed from the topics {number(report['recent']['auc'])} "
+        f"({report['recent']['rows']:,} exposures)",
         f"first {opening['rows']:,} exposures: log loss {number(opening['log_loss'])} "
         f"(oracle {number(opening['oracle_log_loss'])}), calibration {number(opening['calibration'], 2)}, "
         f"AUC {number(opening['auc'])}",

@@ -68,13 +68,13 @@ def report_of(
         return row
 
     by_day = [
-        {"day": day, "model": sync} | _figures(found, sync, reference, f"day {day}")
+        {"day": day, "model": sync} | _figures(setup, found, sync, reference, f"day {day}")
         for day in days
         for sync in setup.sync
     ]
     compared, late = _comparisons(setup, found), late_clicks(setup)
     report: dict[str, Any] = {
-        "verdict": verdict(found, fresh, reference, setup.features, late),
+        "verdict": verdict(found, fresh, reference, setup.features, late, "page_auc" in data.figures),
         "training_rows": setup.rows.start,
         "test_rows": len(label),
         "users": found.users,
@@ -130,9 +130,9 @@ def late_clicks(setup: Setup) -> Late | None:
     return Late(finest, float((timed > finest).mean()) if len(timed) else 0.0, len(came) - len(timed))
 
 
-def _figures(found: Measured, name: str, base: str, where: str = ALL) -> Row:
+def _figures(setup: Setup, found: Measured, name: str, base: str, where: str = ALL) -> Row:
     row = _both("auc", found.figure(name, "auc", where)) | _both("auc_gain", found.gap(name, base, "auc", where))
-    for measure in ("log_loss", "calibration", "grouped_auc"):
+    for measure in ("log_loss", "calibration", *setup.data.figures):
         row |= _both(measure, found.figure(name, measure, where))
     return row
 
@@ -142,9 +142,10 @@ def _models(setup: Setup, found: Measured) -> list[Row]:
     rows = []
     for name, sync, _ in _names(setup, found):
         row: Row = {"model": name, "staleness_minutes": _staleness(setup, sync)}
-        row |= _figures(found, name, setup.reference)
+        row |= _figures(setup, found, name, setup.reference)
         row |= _both("log_loss_gain_percent", found.gain_percent(name, setup.reference))
-        row |= _both("grouped_auc_gain", found.gap(name, setup.reference, "grouped_auc"))
+        for measure in setup.data.figures:
+            row |= _both(f"{measure}_gain", found.gap(name, setup.reference, measure))
         rows.append(_without_gains(row) if name == setup.reference else row)
     return rows
 
@@ -181,6 +182,8 @@ def _comparisons(setup: Setup, found: Measured) -> list[Row]:
         coincide = one in setup.sync and other in setup.sync and np.array_equal(plan.syncs[one], plan.syncs[other])
         few = "too few users" if math.isnan(gap.half) else "no"
         row = _both("auc_gain", gap) | {"smallest_gain": _rounded(gap.smallest)}
+        for measure in setup.data.figures:
+            row |= _both(f"{measure}_gain", found.gap(one, other, measure))
         row |= _both("log_loss_gain_percent", loss) | {"smallest_log_loss_gain_percent": _rounded(loss.smallest)}
         shown = "coincide" if coincide else "yes" if gap.shown else few
         rows.append({"comparison": what, "shown": shown} | (_without_gains(row) if coincide else row))
@@ -194,7 +197,7 @@ def _features_and_weights(setup: Setup, found: Measured) -> list[Row]:
     for features in (DAY_OLD, LIVE):
         for sync in (reference, fresh):
             name = named(features, sync)
-            row = {"features": features, "weights": sync} | _figures(found, name, base)
+            row = {"features": features, "weights": sync} | _figures(setup, found, name, base)
             rows.append(_without_gains(row) if name == base else row)
     return rows
 

@@ -147,7 +147,8 @@ def freshness(
     write_all(out, report, run, plots, f"Freshness on {name_of_log(log)}")
     if progress:
         say(report["verdict"])
-        show("", report["models"], ("model", "staleness_minutes", "auc", "auc_gain"))
+        shown = ("model", "staleness_minutes", "auc", "auc_gain", "page_auc", "page_auc_gain")
+        show("", report["models"], [key for key in shown if key in report["models"][0]])
         print(f"report in {out}")
     return report
 

@@ -13,6 +13,7 @@ from millrace.basics.clustered import FEW
 from millrace.reports.spans import span_name
 
 RETRAINED, BASELINE = "retrained daily", "item's smoothed rate"
+NO_PAGES = "The log has no pages, so nothing is said of their order"
 LIVE, DAY_OLD = "live", "day-old"
 
 _EVERY = {"hourly": "every hour", "minute": "every minute", DAILY: "every day", BATCH: "with every micro-batch"}
@@ -49,18 +50,30 @@ class Late:
         return f"taken as known right after the exposure, but {share}"
 
 
-def verdict(found: Measured, fresh: str, reference: str, day_old: bool, late: Late | None = None) -> str:
+def verdict(
+    found: Measured, fresh: str, reference: str, day_old: bool, late: Late | None = None, pages: bool = True
+) -> str:
     """The report in plain sentences: the worth of learning as often as ``fresh`` on live features instead of as often
     as ``reference`` on day-old ones; then each of the two gains beyond the other. Without models on day-old features,
-    the first is of learning alone. A last sentence says where late clicks make the gain of learning an upper bound."""
+    the first is of learning alone. Then what learning adds to the order within pages, the unit of serving, if the log
+    has them. A last sentence says where late clicks make the gain of learning an upper bound."""
     learning = f"learning {how_often(fresh)} instead of {how_often(reference)}"
-    weights = found.gap(fresh, reference, "auc"), found.gain_percent(fresh, reference)
+
+    def gain(who: str, one: str, other: str, loss: bool = True, many: bool = False) -> str:
+        return _gain(who, found.gap(one, other, "auc"), found.gain_percent(one, other) if loss else None, many)
+
     if day_old:
-        said = _whole(found, fresh, reference) + f". Beyond live features, {_gain(learning, *weights)}"
-        features = found.gap(fresh, named(DAY_OLD, fresh), "auc")
-        said += f"; beyond that learning, {_gain('live window features instead of day-old ones', features, many=True)}"
+        said = gain(" instead of ".join(whole(fresh, reference)), fresh, named(DAY_OLD, reference))
+        said += f". Beyond live features, {gain(learning, fresh, reference)}"
+        features = gain("live window features instead of day-old ones", fresh, named(DAY_OLD, fresh), False, True)
+        said += f"; beyond that learning, {features}"
     else:
-        said = _gain(learning, *weights)
+        said = gain(learning, fresh, reference)
+    order = found.gap(fresh, reference, "page_auc")
+    if not pages or math.isnan(order.value):
+        said += f". {'No page has a click and an exposure without one' if pages else NO_PAGES}"
+    else:
+        said += f". Within pages, {_gain(learning, order, what='AUC of a page')}"
     bound = (
         f" For learning this is an upper bound: labels are {late.said}." if late is not None and late.share > 0 else ""
     )
@@ -75,25 +88,18 @@ def whole(fresh: str, reference: str) -> tuple[str, str]:
     )
 
 
-def _whole(found: Measured, fresh: str, reference: str) -> str:
-    base = named(DAY_OLD, reference)
-    return _gain(
-        " instead of ".join(whole(fresh, reference)), found.gap(fresh, base, "auc"), found.gain_percent(fresh, base)
-    )
-
-
-def _gain(who: str, auc: Figure, loss: Figure | None = None, many: bool = False) -> str:
-    """What ``who`` gains. ``many``: the words name several things."""
+def _gain(who: str, auc: Figure, loss: Figure | None = None, many: bool = False, what: str = "AUC") -> str:
+    """What ``who`` gains. ``many``: the words name several things. ``what``: the name of the figure ``auc``."""
     if not math.isfinite(auc.half):
         return f"nothing can be said of {who}: {FEW}"
     if auc.none and (loss is None or loss.none):
         return f"{who} {'give' if many else 'gives'} the same scores, so nobody can tell what that is worth"
     if not auc.shown and (loss is None or not loss.shown):
         return (
-            f"no difference could be shown for {who} ({_signed(auc)} AUC); the smallest gain this log could have "
-            f"shown is {number(auc.smallest)} AUC"
+            f"no difference could be shown for {who} ({_signed(auc)} {what}); the smallest gain this log could have "
+            f"shown is {number(auc.smallest)} {what}"
         )
-    own = f"{who} {_verb(auc, many)} {number(auc.value)} ± {number(auc.half)} AUC"
+    own = f"{who} {_verb(auc, many)} {number(auc.value)} ± {number(auc.half)} {what}"
     if loss is None:
         return own
     percent = f"{abs(loss.value):.2f}% ± {loss.half:.2f}% log loss"

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.replay.ranks import grouped_parts
+from commands.replay.ranks import within_parts
 from millrace.basics.clustered import PARTS, Users, quantile
-from millrace.basics.ranking_metrics import auc, calibration, grouped_auc, log_loss
+from millrace.basics.ranking_metrics import FIGURES, WITHIN, auc, calibration, log_loss
 from millrace.reports.lines import Tick
 
 ALL = "all"
 
-MEASURES = ("auc", "grouped_auc", "log_loss", "calibration")
 _OF = {"auc": auc, "log_loss": log_loss, "calibration": calibration}
 
 Floats = NDArray[np.float64]
@@ -108,12 +107,14 @@ class Measured:
 
     def _measure(self, where: str, name: str, part: ScoredRows, own: NDArray[np.intp], scored: MeasuredScores) -> None:
         y, group = part.y, part.group
-        found: dict[str, list[tuple[float, Floats]]] = {m: [] for m in MEASURES}
+        found: dict[str, list[tuple[float, Floats]]] = {m: [] for m in FIGURES}
         for p in (p[own] for p in scored.p):
             for measure, of in _OF.items():
                 found[measure].append((of(p, y), PARTS[measure](p, y)[1]))
         for q in (q[own] for q in scored.within):
-            found["grouped_auc"].append((grouped_auc(q, y, group), grouped_parts(q, y, group)[1]))
+            order = within_parts(q, y, group)
+            for measure in WITHIN:
+                found[measure].append(order[measure])
         for measure, seeds in found.items():
             if seeds:
                 parts = np.mean([parts for _, parts in seeds], axis=0)

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from commands.loop.gatestatus import Gate, gate_of
-from commands.loop.series import PROCESSES, Series
+from commands.loop.series import PAGE_ORDER, PROCESSES, Series
 from commands.loop.stage_times import METRIC, ROLE_OF, Stages, stage_of
 from millrace.contracts.clock import EventClock
 
@@ -396,7 +396,7 @@ SCORER_ERRORS = "scorer_errors_"
 
 _QUALITY = {
     "auc": "millrace_rolling_auc",
-    "baseline_auc": "millrace_baseline_auc",
+    **{name: f"millrace_{name}" for name in ("baseline_auc", *PAGE_ORDER, "ndcg", "baseline_ndcg")},
     "log_loss": "millrace_rolling_log_loss",
     "calibration": "millrace_calibration",
     "served_rows": "millrace_served_rows",

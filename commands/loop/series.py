@@ -13,10 +13,15 @@ from collections.abc import Mapping
 PROCESSES = ("simulate", "stream", "learn", "serve", "intake", "archive", "shadow", "broker", "redis", "demo", "up")
 """The processes of a run: roles, embedded services, and the program that watches over them."""
 
+PAGE_ORDER = ("page_auc", "baseline_page_auc")
+"""AUC of a page by the model and by the item's own click rate: of the model's pages, and of random ones."""
+
 GAUGES = (
     "auc",
     "oracle_auc",
     "baseline_auc",
+    *PAGE_ORDER,
+    *(f"{name}_control" for name in PAGE_ORDER),
     "log_loss",
     "calibration",
     "auc_control",

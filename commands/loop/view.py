@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Literal, Self
 
@@ -64,6 +64,7 @@ def table_of(state: State, page: str) -> RenderableType:
         losses += f"; random pages {fixed(f.get('log_loss_control'))}, {fixed(f.get('calibration_control'), 2)}"
         rates += f", control {percent(f.get('ctr_control'))}"
     key.add_row("", auc)
+    key.add_row("within pages", _order(f, state["control"]))
     key.add_row("log loss", losses)
     key.add_row("click rate", rates if state["simulated"] else f"{rates} (of settled exposures)")
     key.add_row(
@@ -88,6 +89,16 @@ def table_of(state: State, page: str) -> RenderableType:
         (page, "underline"),
     )
     return Group(head, *awaits, Text(), roles, Text(), key)
+
+
+def _order(f: Mapping[str, float | None], control: bool) -> str:
+    """How pages are ordered: on its own pages position flatters a model, so random ones stand beside them."""
+    arms = [("", "")] + [("; random pages ", "_control")] * control
+    return "".join(
+        f"{name}AUC {fixed(f.get(f'page_auc{arm}'))}, nDCG@10 {fixed(f.get(f'ndcg{arm}'))}"
+        f" (item's rate {fixed(f.get(f'baseline_page_auc{arm}'))}, {fixed(f.get(f'baseline_ndcg{arm}'))})"
+        for name, arm in arms
+    )
 
 
 def _alarms(state: State) -> bool:

@@ -47,7 +47,7 @@ class Dataset:
     """n exposures in time order. ``day`` numbers ``days``; ``truth`` is NaN where the true probability is unknown.
 
     Grouped AUC compares the rows of a ``group``, scored with ``frozen`` in place of ``num`` unless that is None
-    (:mod:`commands.replay.grouped`; ``compares`` says it in words).
+    (:mod:`commands.replay.grouped`; ``compares`` says it in words). ``figures``: the figures that the groups allow.
 
     ``day_old`` are the inputs of a daily job: as ``num``, but windows are read at the midnight that begins the row's
     local day, with what happened before it. All of a day's rows of one key see the same counts. Where a log's own days
@@ -69,6 +69,7 @@ class Dataset:
     truth: NDArray[np.float32]  # (n,)
     group: NDArray[np.intp]  # (n,)
     compares: str
+    figures: tuple[str, ...]
     frozen: NDArray[np.float32] | None  # (n, N) as num, windows frozen at the day's start; 0 in days not asked for
     day_old: NDArray[np.float32] | None = None  # (n, N); None where it was not asked for
     delay_ms: NDArray[np.int64] | None = None  # (n,) -1 without a click or its time; None: the log has no such times
@@ -153,6 +154,7 @@ def prepare(
         np.save(folder / f"slice{i}.npy", one.code)
     about = {
         "compares": groups.how,
+        "figures": groups.figures,
         "notes": list(table.notes),
         "slices": {name: list(one.values) for name, one in cuts_by.items()},
     }
@@ -206,6 +208,7 @@ def open_dataset(folder: Path, schema: Schema, days: tuple[str, ...]) -> Dataset
         days,
         **{name: mapped(f"{name}.npy") for name in _ARRAYS},
         compares=about["compares"],
+        figures=tuple(about["figures"]),
         frozen=mapped(FROZEN),
         day_old=mapped(DAY_OLD),
         delay_ms=mapped("delay_ms.npy"),

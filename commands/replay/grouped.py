@@ -28,6 +28,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from millrace.basics.durations import DAY_MS
+from millrace.basics.ranking_metrics import WITHIN
 from millrace.contracts.schema import Schema
 from millrace.logs import TS, LogTable, local_days
 
@@ -50,6 +51,10 @@ class GroupedRows:
 
     how: str
 
+    figures: tuple[str, ...]
+    """The keys of :data:`~millrace.basics.ranking_metrics.WITHIN` that the groups allow: where they are no pages,
+    there is no figure of a page."""
+
     cuts: NDArray[np.intp]
     """The rows before which the windows must be read, ascending; none if nothing is frozen."""
 
@@ -70,6 +75,7 @@ class GroupedRows:
         ts_ms: NDArray[np.int64] = log.table[TS].to_numpy()
         self.days, self.day = day_codes(log, schema)
         self.page = page = page_codes(log, schema)
+        self.figures = ("grouped_auc",) if page is None else WITHIN
         self._frozen: NDArray[np.float32] | None = None
         self._watched: NDArray[np.float32] | None = None
         self._column = 0

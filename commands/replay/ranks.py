@@ -1,6 +1,6 @@
 # core
-"""AUC, grouped AUC and log loss of long logs: those of :mod:`millrace.basics.ranking_metrics`, to the bit, in less
-memory.
+"""AUC, order within pages and log loss of long logs: as :mod:`millrace.basics.ranking_metrics` has them, to the bit,
+in less memory.
 
 Rank sums are sums of whole and half numbers, exact in float64 up to 2^53. So it does not matter in which order or in
 how many parts they are taken: parts of the rows need a few bytes each where the whole would need a hundred.
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from millrace.basics import ranking_metrics
 from millrace.basics.clustered import Parts
-from millrace.basics.ranking_metrics import Numbers
+from millrace.basics.ranking_metrics import GroupRanks, Numbers
 
 _AT_ONCE = 1 << 18
 
@@ -30,47 +30,41 @@ def auc(p: Numbers, y: Numbers) -> float:
     return twice / 2.0 / (len(high) * len(low))
 
 
-def grouped_auc(p: Numbers, y: Numbers, group: Numbers, at_once: int = _AT_ONCE) -> float:
-    """:func:`millrace.basics.ranking_metrics.grouped_auc` of (n,), ``at_once`` rows or the one group that is larger."""
-    each, weight, _ = _groups(p, y, group, at_once)
-    return float(each @ weight / weight.sum()) if len(each) else float("nan")
+def within(p: Numbers, y: Numbers, group: Numbers, at_once: int = _AT_ONCE) -> dict[str, float]:
+    """:func:`millrace.basics.ranking_metrics.within` of (n,), ``at_once`` rows or the one group that is larger."""
+    return _groups(p, y, group, at_once)[0].means()
 
 
-def grouped_parts(p: Numbers, y: Numbers, group: Numbers) -> Parts:
-    """The grouped AUC, and what each row has in it: a group's part stands at its first row. (n,)"""
-    each, weight, first = _groups(p, y, group, _AT_ONCE)
-    parts = np.zeros(len(p))
-    if not len(each):
-        return float("nan"), parts
-    value = float(each @ weight / weight.sum())
-    parts[first] = weight * (each - value) / weight.sum()
-    return value, parts
+def within_parts(p: Numbers, y: Numbers, group: Numbers) -> dict[str, Parts]:
+    """:func:`within`, and what each row has in each figure: a group's part stands at its first row. (n,)"""
+    ranks, first = _groups(p, y, group, _AT_ONCE)
+    found = {}
+    for key, value in ranks.means().items():
+        own, weight = ranks.weighted()[key]
+        parts = np.zeros(len(p))
+        parts[first] = weight * (own - value) / weight.sum() if len(own) else 0.0
+        found[key] = value, parts
+    return found
 
 
-def _groups(
-    p: Numbers, y: Numbers, group: Numbers, at_once: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp]]:
-    """Of the groups that have both classes, their AUCs, rows and first rows. (G,) each"""
+def _groups(p: Numbers, y: Numbers, group: Numbers, at_once: int) -> tuple[GroupRanks, NDArray[np.intp]]:
+    """(the ranks of the groups that have both classes, their first rows (G,))"""
     p, y, group = np.asarray(p), np.asarray(y), np.asarray(group)
-    if not len(p):
-        return np.empty(0), np.empty(0), np.empty(0, np.intp)
     order = None if (group[1:] >= group[:-1]).all() else np.argsort(group, kind="stable")
     ordered = group if order is None else group[order]
-    own, rows, first = [], [], []
+    found, first = [ranking_metrics.group_ranks(p[:0], y[:0], group[:0])], [np.empty(0, np.intp)]
     start = 0
     while start < len(p):
         stop = min(start + at_once, len(p))
         stop = int(np.searchsorted(ordered, ordered[stop - 1], side="right"))
         which = slice(start, stop) if order is None else order[start:stop]
-        found = ranking_metrics.group_aucs(p[which], y[which], ordered[start:stop])
-        own.append(found[0])
-        rows.append(found[1])
+        found.append(ranking_metrics.group_ranks(p[which], y[which], ordered[start:stop]))
         begins = np.flatnonzero(np.r_[True, ordered[start + 1 : stop] != ordered[start : stop - 1]])
         clicked, size = np.add.reduceat(y[which] > 0.5, begins, dtype=np.intp), np.diff(np.r_[begins, stop - start])
         begins = begins[(clicked > 0) & (clicked < size)] + start
         first.append(begins if order is None else order[begins])
         start = stop
-    return np.concatenate(own), np.concatenate(rows), np.concatenate(first)
+    return GroupRanks(*map(np.concatenate, zip(*found, strict=True))), np.concatenate(first)
 
 
 def log_loss(p: Numbers, y: Numbers, at_once: int = _AT_ONCE) -> float:

@@ -9,7 +9,7 @@ Both AUCs within pages compare the same rows, in the same state of the windows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from rich.console import Console
 
 from commands.replay.grouped import GroupedRows
 from commands.replay.known import KnownSamples
-from commands.replay.ranks import auc, grouped_auc, grouped_parts, log_loss
+from commands.replay.ranks import auc, log_loss, within, within_parts
 from learner.evaluation.progressive import baseline_column
 from millrace.basics.clustered import FEW, auc_parts, gap, user_numbers
-from millrace.basics.ranking_metrics import calibration, judged
+from millrace.basics.ranking_metrics import FIGURES, ORDER, calibration, judged
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.logs import LogTable
@@ -47,17 +47,19 @@ def make_report(
     for number, day in enumerate(groups.days):
         on = groups.day == number
         own = None if base is None else (base[0][on], base[1][on])
-        table.append({"day": day} | _figures(p[on], y[on], q[on], group[on], own))
-    total = _figures(p, y, q, group, base)
+        table.append({"day": day} | _figures(groups.figures, p[on], y[on], q[on], group[on], own))
+    total = _figures(groups.figures, p, y, q, group, base)
     users = 0
     if base is not None and total["auc"] is not None:
         user = user_numbers(log.table[log.user])
         users = int(user.max(initial=-1)) + 1
-        found = gap(auc_parts(judged(p, y), y), auc_parts(base[0], y), y, user)
-        total |= {"auc_over_baseline": _plain(found.value), "auc_over_baseline_ci": _plain(found.half)}
-        within = gap(grouped_parts(judged(q, y), y, group), grouped_parts(base[1], y, group), y, user)
-        over = "grouped_auc_over_baseline"
-        total |= {over: _plain(within.value), f"{over}_ci": _plain(within.half)}
+        parts = [
+            {"auc": auc_parts(scores, y)} | within_parts(order, y, group)
+            for scores, order in ((judged(p, y), judged(q, y)), base)
+        ]
+        for key in ("auc", *groups.figures):
+            found = gap(parts[0][key], parts[1][key], y, user)
+            total |= {f"{key}_over_baseline": _plain(found.value), f"{key}_over_baseline_ci": _plain(found.half)}
     verdict = verdict_of(total, len(table), users)
     return {"verdict": verdict, "rows": len(y), "duplicates": log.duplicates, "days": table, "total": total}
 
@@ -80,27 +82,29 @@ def verdict_of(total: Mapping[str, Any], days: int, users: int) -> str:
         else:
             how = "more" if value > 0 else "less"
             own += f", {abs(value):.4f} ± {half:.4f} {how} than {base} (95% over {users:,} users)."
-        own += _within(total)
+    own += _within(total)
     if total["calibration"] is None:
         return own
     return f"{own} It predicts {total['calibration']:.3f} clicks for each click seen."
 
 
 def _within(total: Mapping[str, Any]) -> str:
-    """Whether the item's rate alone orders the items of one page, the unit of serving, better than the model."""
-    value, half = total.get("grouped_auc_over_baseline"), total.get("grouped_auc_over_baseline_ci")
-    if value is None or half is None or value >= -half:
+    """How the model orders the items of one page, the unit of serving, beside the item's rate alone."""
+    if "page_auc" not in total:
+        return " The log has no pages, so nothing is said of their order."
+    value, half = total.get("page_auc_over_baseline"), total.get("page_auc_over_baseline_ci")
+    if value is None or half is None:
         return ""
-    figures = f"{total['grouped_auc']:.4f} against {total['baseline_grouped_auc']:.4f}"
-    return f" Within pages the model ranks worse than the item's rate alone: {figures}, {value:+.4f} ± {half:.4f}."
+    figures = f"{total['page_auc']:.4f} against {total['baseline_page_auc']:.4f}"
+    how = "better" if value > half else "worse" if value < -half else "neither better nor worse"
+    return f" Within pages it ranks {how} than the item's rate alone: {figures}, {value:+.4f} ± {half:.4f}."
 
 
 def print_report(report: Mapping[str, Any], run: Mapping[str, Any], out: Path) -> None:
     console = Console()
     say(report["verdict"], console)
-    figures = ["auc", "grouped_auc", "baseline_auc", "log_loss", "calibration"]
-    if "baseline_auc" not in report["total"]:
-        figures.remove("baseline_auc")
+    every = [*FIGURES, *(f"baseline_{key}" for key in ORDER)]
+    figures = [key for key in every if key in report["total"]]  # neither pages nor a baseline need be there
     title = f"{report['rows']:,} exposures, {report['duplicates']:,} duplicates dropped"
     rows = [*report["days"], {"day": "all days"} | report["total"]]
     show(title, rows, ("day", "rows", "positives", *figures), console)
@@ -108,22 +112,23 @@ def print_report(report: Mapping[str, Any], run: Mapping[str, Any], out: Path) -
 
 
 def _figures(
+    keys: Sequence[str],
     p: NDArray[np.float32],
     y: NDArray[np.int8],
     q: NDArray[np.float32],
     group: NDArray[Any],
     base: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
 ) -> dict[str, Any]:
-    """Figures of scores p (n,); the AUC within pages of scores q (n,), which are comparable within ``group`` (n,).
-    ``base``: the same two of the baseline."""
-    figures = {
-        "auc": auc(p, y),
-        "grouped_auc": grouped_auc(q, y, group),
-        "log_loss": log_loss(p, y),
-        "calibration": calibration(p, y),
-    }
+    """Figures of scores p (n,); the ``keys`` of the order within ``group`` (n,) of scores q (n,), which are comparable
+    there. ``base``: the same two of the baseline."""
+
+    def order(scores: NDArray[np.float32], compared: NDArray[np.float32]) -> dict[str, float]:
+        found = within(compared, y, group)
+        return {"auc": auc(scores, y)} | {key: found[key] for key in keys}
+
+    figures = order(p, q) | {"log_loss": log_loss(p, y), "calibration": calibration(p, y)}
     if base is not None:
-        figures |= {"baseline_auc": auc(base[0], y), "baseline_grouped_auc": grouped_auc(base[1], y, group)}
+        figures |= {f"baseline_{key}": value for key, value in order(*base).items()}
     return {"rows": len(y), "positives": int(y.sum())} | {k: _plain(v) for k, v in figures.items()}
 
 

@@ -13,8 +13,6 @@ corrects the row while it is held.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +24,7 @@ from learner.ranker.verbs import Learning
 from learner.samples.eventtime import EventTime
 from learner.tables.row_index import Index
 from learner.tables.table_kernels import EMPTY
-from millrace.basics.ranking_metrics import Numbers, auc, calibration, grouped_auc, is_probability, judged, log_loss
+from millrace.basics.ranking_metrics import ORDER, Numbers, auc, calibration, is_probability, judged, log_loss, within
 from millrace.contracts.events import ARMS, CONTROL, LOGGED, MODEL
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
@@ -42,17 +40,10 @@ _FREE_BITS = np.uint64(40)  # of a page's hash, so that what is kept does not de
 Rows = NDArray[np.intp]
 
 
-@dataclass(frozen=True, slots=True)
-class ServedFigures:
-    """Figures of the newest settled rows of one arm; NaN where there is none: no rows, or one class."""
-
-    auc: float
-    grouped_auc: float  # within pages
-    baseline_auc: float  # of the item's own smoothed click rate; NaN where the schema has none
-    log_loss: float
-    calibration: float
-    click_rate: float  # clicks per exposure
-    rows: int
+ServedFigures = dict[str, float]
+"""Figures of the newest settled rows of one arm: :data:`~millrace.basics.ranking_metrics.FIGURES`, those of the order
+again as ``baseline_*`` by the item's own smoothed click rate (where the schema has none: NaN), ``click_rate``, and
+``rows``. NaN where there is none: no rows, one class, no page with both."""
 
 
 class ServedExposures:
@@ -159,10 +150,18 @@ class ServedExposures:
         """The figures of ``model``, ``control`` or ``logged`` over what :meth:`settle` has settled."""
         rows = self._windows[ARMS.index(arm)]
         p, y = self._judged(rows)
-        base = float("nan") if self._baseline is None else auc(self._base[rows], y)
-        rate = float(y.mean()) if len(y) else float("nan")
-        grouped = grouped_auc(p, y, self._page[rows])
-        return ServedFigures(auc(p, y), grouped, base, log_loss(p, y), calibration(p, y), rate, len(rows))
+        page = self._page[rows]
+        own, base = {"auc": auc(p, y)} | within(p, y, page), dict.fromkeys(ORDER, float("nan"))
+        if self._baseline is not None:
+            base = {"auc": auc(self._base[rows], y)} | within(self._base[rows], y, page)
+        return {
+            **own,
+            **{f"baseline_{key}": value for key, value in base.items()},
+            "log_loss": log_loss(p, y),
+            "calibration": calibration(p, y),
+            "click_rate": float(y.mean()) if len(y) else float("nan"),
+            "rows": len(rows),
+        }
 
     @property
     def headline(self) -> str:

@@ -29,8 +29,13 @@ UNREAD = Counter("millrace_samples_unread_total", "Samples learnt from whose pag
 REFUSED = Counter("millrace_samples_refused_total", "Samples with an unusable label or weight.")
 SKIPPED = Counter("millrace_batches_skipped_total", "Batches and messages not learnt from.", ["reason"])
 ROLLING_AUC = Gauge("millrace_rolling_auc", "AUC of the scores served with, newest settled exposures.", ["arm"])
-BASELINE_AUC = Gauge("millrace_baseline_auc", "AUC of the item's own smoothed click rate on the same rows.", ["arm"])
 GROUPED_AUC = Gauge("millrace_grouped_auc", "AUC within pages, weighted by rows, on the same rows.", ["arm"])
+PAGE_AUC = Gauge("millrace_page_auc", "AUC within pages, mean over pages, on the same rows.", ["arm"])
+NDCG = Gauge("millrace_ndcg", "nDCG@10 of pages, mean over pages, on the same rows.", ["arm"])
+BASELINE_AUC = Gauge("millrace_baseline_auc", "AUC of the item's own smoothed click rate on the same rows.", ["arm"])
+BASELINE_GROUPED_AUC = Gauge("millrace_baseline_grouped_auc", "AUC within pages of that rate, by rows.", ["arm"])
+BASELINE_PAGE_AUC = Gauge("millrace_baseline_page_auc", "AUC within pages of that rate, mean over pages.", ["arm"])
+BASELINE_NDCG = Gauge("millrace_baseline_ndcg", "nDCG@10 of that rate, mean over pages.", ["arm"])
 LOG_LOSS = Gauge("millrace_rolling_log_loss", "Log loss of the same scores.", ["arm"])
 CALIBRATION = Gauge("millrace_calibration", "Clicks predicted over clicks seen, same rows.", ["arm"])
 CLICK_RATE = Gauge("millrace_click_rate", "Clicks per exposure, same rows.", ["arm"])
@@ -90,8 +95,13 @@ _COUNTS = {
 }
 _BY_ARM = {
     "auc": ROLLING_AUC,
-    "baseline_auc": BASELINE_AUC,
     "grouped_auc": GROUPED_AUC,
+    "page_auc": PAGE_AUC,
+    "ndcg": NDCG,
+    "baseline_auc": BASELINE_AUC,
+    "baseline_grouped_auc": BASELINE_GROUPED_AUC,
+    "baseline_page_auc": BASELINE_PAGE_AUC,
+    "baseline_ndcg": BASELINE_NDCG,
     "log_loss": LOG_LOSS,
     "calibration": CALIBRATION,
     "click_rate": CLICK_RATE,
@@ -262,9 +272,9 @@ def _show_served(served: ServedExposures) -> dict[str, ServedFigures]:
     served.settle()
     arms = {arm: served.figures(arm) for arm in ARMS}
     for arm, figures in arms.items():
-        SERVED_ROWS.labels(arm).set(figures.rows)
+        SERVED_ROWS.labels(arm).set(figures["rows"])
         for name, gauge in _BY_ARM.items():
-            gauge.labels(arm).set(getattr(figures, name))
+            gauge.labels(arm).set(figures[name])
     for name, own in served.by_segment().items():
         SEGMENT_AUC.labels(name).set(own.auc)
         SEGMENT_LOSS.labels(name).set(own.log_loss)
@@ -277,5 +287,5 @@ def _number(value: float | None) -> float:
 
 
 def _known(figures: ServedFigures | None) -> dict[str, float | None]:
-    rows = {"rows": 0 if figures is None else figures.rows}
-    return {name: known(getattr(figures, name, math.nan)) for name in _BY_ARM} | rows
+    found = figures or {"rows": 0}
+    return {name: known(found.get(name, math.nan)) for name in _BY_ARM} | {"rows": found["rows"]}

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,20 @@ Numbers = NDArray[Any]
 ROLLING_ROWS = 10_000
 """Rows that rolling figures are of: the standard error of an AUC is then some .01 at a click rate of 10%."""
 
+WITHIN = ("grouped_auc", "page_auc", "ndcg")
+"""Figures of the order within groups of rows (:func:`within`)."""
+
+ORDER = ("auc", *WITHIN)
+"""Figures of an order: those that a baseline has too, which gives no probabilities."""
+
+FIGURES = (*ORDER, "log_loss", "calibration")
+"""The figures of scores, in the order in which reports show them."""
+
+CUT = 10  # ranks that nDCG counts
+
 _CLIP = 1e-7
+_DISCOUNTS = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(1.0 + np.arange(1, CUT + 1)))])
+"""Sums of the discounts of the first 0, 1, ... ranks. (CUT + 1,)"""
 
 
 def auc(p: Numbers, y: Numbers) -> float:
@@ -35,37 +48,77 @@ def auc(p: Numbers, y: Numbers) -> float:
     return float((ranks[positive].sum() - n_pos * (n_pos + 1) / 2.0) / (n_pos * n_neg))
 
 
-def grouped_auc(p: Numbers, y: Numbers, group: Numbers) -> float:
-    """Grouped AUC: the mean of the groups' own AUCs, weighted by their rows (Zhou et al. 2018, DIN, eq. 9).
+class GroupRanks(NamedTuple):
+    """How the rows of the G groups that have both classes are ordered, each group by itself; groups ascending."""
+
+    auc: NDArray[np.float64]  # (G,)
+    ndcg: NDArray[np.float64]  # (G,) of the first :data:`CUT` rows
+    rows: NDArray[np.float64]  # (G,)
+
+    def weighted(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """By key of :data:`WITHIN`, each group's figure and its weight in the mean, (G,) each."""
+        alike = np.ones(len(self.rows))
+        return {"grouped_auc": (self.auc, self.rows), "page_auc": (self.auc, alike), "ndcg": (self.ndcg, alike)}
+
+    def means(self) -> dict[str, float]:
+        """By key of :data:`WITHIN`; NaN without a group."""
+        if not len(self.rows):
+            return dict.fromkeys(WITHIN, math.nan)
+        return {key: float(own @ weight / weight.sum()) for key, (own, weight) in self.weighted().items()}
+
+
+def within(p: Numbers, y: Numbers, group: Numbers) -> dict[str, float]:
+    """How scores p order rows with labels y within groups, (n,) each: a mean over groups for each key of
+    :data:`WITHIN`.
+
+    ==============  =======  ==========
+    key             of each  weighed by
+    ==============  =======  ==========
+    grouped_auc     AUC      rows (Zhou et al. 2018, DIN, eq. 9)
+    page_auc        AUC      page
+    ndcg            nDCG@10  page
+    ==============  =======  ==========
 
     All rows of a group must be scored in one state of model and windows: the rows of a page, or a user's day that
     neither has learnt from yet. Otherwise labels drawn at random do not give .5: the labels learnt first move the later
     scores of the same user, against the labels that remain.
 
-    Groups with one class only are left out. NaN when no group is left. ``p``, ``y``, ``group``: (n,)
+    Groups with one class only are left out: no order of theirs is better than another. NaN when no group is left.
     """
-    own, rows = group_aucs(p, y, group)
-    return float(own @ rows / rows.sum()) if len(own) else float("nan")
+    return group_ranks(p, y, group).means()
 
 
-def group_aucs(p: Numbers, y: Numbers, group: Numbers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(AUC of each of the G groups that have both classes (G,), their rows (G,)), groups ascending. Inputs: (n,)"""
+def group_ranks(p: Numbers, y: Numbers, group: Numbers) -> GroupRanks:
+    """AUC and nDCG of each group. Inputs: (n,)
+
+    With gain 1 for a click and c clicks in the group (Jarvelin and Kekalainen 2002, section 2.2; the discount of all
+    ranks is that of Burges et al. 2005)::
+
+        nDCG@10 = sum over ranks r <= 10 of [clicked] / log2(1 + r), over the same sum of the first min(c, 10) ranks
+
+    Rows of equal scores share the mean gain of their ranks (McSherry and Najork 2008), so neither figure depends on
+    the order in which rows come.
+    """
     p, y, group = np.asarray(p, np.float64), np.asarray(y) > 0.5, np.asarray(group)
     if not len(p):
-        return np.empty(0), np.empty(0)
+        return GroupRanks(np.empty(0), np.empty(0), np.empty(0))
     order = np.lexsort((p, group))
     p, y, group = p[order], y[order], group[order]
-    start = np.concatenate([[True], group[1:] != group[:-1]])
-    number = np.cumsum(start) - 1  # (n,) of each row's group
-    first = np.flatnonzero(start)  # row of each group
-    run = np.cumsum(start | np.concatenate([[True], p[1:] != p[:-1]]))  # (n,) number of each run of equal (group, p)
-    rank = _mean_ranks(run) - first[number]  # (n,) within the group
-    rows = np.bincount(number).astype(np.float64)
-    n_pos = np.bincount(number, weights=y)
+    starts = np.concatenate([[True], group[1:] != group[:-1]])  # (n,) of groups
+    run = np.flatnonzero(starts | np.concatenate([[True], p[1:] != p[:-1]]))  # (R,) first rows of equal (group, p)
+    of = np.cumsum(starts)[run] - 1  # (R,) each run's group
+    size, clicks = np.diff(run, append=len(p)), np.add.reduceat(y, run, dtype=np.float64)  # (R,)
+    first = np.flatnonzero(starts)  # (G,)
+    rows, n_pos = np.diff(first, append=len(p)).astype(np.float64), np.bincount(of, weights=clicks)  # (G,)
+    rank = run - first[of] + (size + 1) / 2.0  # (R,) mean, from 1 for the lowest score
+    rank_sum = np.bincount(of, weights=clicks * rank)
+    above = (first[of] + rows[of]).astype(np.intp) - run - size  # (R,) rows with higher scores
+    gain = _DISCOUNTS[np.minimum(above + size, CUT)] - _DISCOUNTS[np.minimum(above, CUT)]
+    dcg = np.bincount(of, weights=clicks / size * gain)
     both = (n_pos > 0) & (n_pos < rows)
-    rank_sum = np.bincount(number, weights=rank * y)[both]
-    rows, n_pos = rows[both], n_pos[both]
-    return (rank_sum - n_pos * (n_pos + 1) / 2.0) / (n_pos * (rows - n_pos)), rows
+    rank_sum, dcg, rows, n_pos = rank_sum[both], dcg[both], rows[both], n_pos[both]
+    area = (rank_sum - n_pos * (n_pos + 1) / 2.0) / (n_pos * (rows - n_pos))
+    return GroupRanks(area, dcg / _DISCOUNTS[np.minimum(n_pos, CUT).astype(np.intp)], rows)
 
 
 def _mean_ranks(values: Numbers) -> NDArray[np.float64]:

@@ -10,13 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from millrace.basics.ranking_metrics import FIGURES
+
 NAMES: dict[str, str] = {
     "auc": "AUC",
     "grouped_auc": "AUC within pages",
+    "page_auc": "AUC of a page",
+    "ndcg": "nDCG@10",
     "log_loss": "log loss",
     "calibration": "calibration",
     "baseline_auc": "baseline's AUC",
     "baseline_grouped_auc": "baseline's AUC within pages",
+    "baseline_page_auc": "baseline's AUC of a page",
+    "baseline_ndcg": "baseline's nDCG@10",
     "oracle_auc": "oracle's AUC",
     "oracle_log_loss": "oracle's log loss",
     "click_rate": "click rate",
@@ -38,6 +44,9 @@ MEANS: dict[str, str] = {
     "auc": "the chance that a clicked exposure had a higher score than one that was not clicked; 0.5 is guessing",
     "grouped_auc": "AUC among the exposures of one page, averaged over exposures; in a log without pages, among"
     " those of a user's day",
+    "page_auc": "the same, averaged over pages: a long page counts as much as a short one",
+    "ndcg": "how near the clicks of a page are to its top, over its first ten places; 1 is all of them first. Averaged"
+    " over pages with a click and without",
     "log_loss": "mean of -log(probability given to what happened); lower is better, and it judges probabilities too",
     "calibration": "clicks predicted over clicks seen; 1 is right, 1.2 predicts a fifth too many",
     "baseline_auc": "AUC of the item's own smoothed click rate on the same exposures: what a model must beat",
@@ -48,7 +57,7 @@ MEANS: dict[str, str] = {
 """Meaning of each figure, one sentence, for those who see it for the first time."""
 
 _FIRST = ("_over_", "gap_closed", "ratio", "gain", "completeness", "detected", "alarms")
-_FIGURES = ("auc", "grouped_auc", "log_loss", "calibration", "click_rate")
+_FIGURES = (*FIGURES, "click_rate")
 
 
 def name_of(key: str) -> str:

@@ -49,7 +49,7 @@ def report() -> dict[str, Any]:
         "settled_after_ms": 6 * MINUTE,
         "speed": 1.0,
         "metric_gap": 0.001,
-        "page_auc": 0.601,
+        "shown_auc": 0.601,
         "served_auc": 0.61,
         "twin_auc": 0.62,
         "recent": {"auc": 0.6},
@@ -74,7 +74,7 @@ def test_it_measures_the_gap_the_calibration_after_the_opening_and_the_click_rat
 
 def test_what_was_not_measured_is_no_figure() -> None:
     short = report()
-    short |= {"minutes": short["minutes"][:4], "metric_gap": None, "page_auc": None, "recent": {"auc": None}}
+    short |= {"minutes": short["minutes"][:4], "metric_gap": None, "shown_auc": None, "recent": {"auc": None}}
     short |= {"served_auc": None, "twin_auc": None}
     short["page"] = {name: values[:1] for name, values in short["page"].items()}
     assert {f["name"] for f in measure(short)} == {"exposures_per_s", "settled"}

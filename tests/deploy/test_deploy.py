@@ -133,6 +133,7 @@ def test_the_dashboard_shows_what_it_must() -> None:
     shown = " ".join(expr for _, expr in expressions())
     for name in (
         *("rolling_auc", "oracle_auc", "baseline_auc", "rolling_log_loss", "calibration", "freshness_seconds"),
+        *("page_auc", "baseline_page_auc", "ndcg"),
         *("click_rate", "exposures_total", "learner_lag", "stream_lag", "click_to_served_seconds_bucket"),
         *("served_version", "dead_letters_total", "samples_trained_total", "exposures_sent_total"),
     ):
@@ -157,7 +158,7 @@ def test_first_panels_show_the_scores_that_pages_were_served_with() -> None:
     for _, panels in dashboards():
         for panel in panels:
             exprs = [t["expr"] for t in panel.get("targets", [])]
-            for name in ("rolling_auc", "baseline_auc", "rolling_log_loss", "calibration", "grouped_auc"):
+            for name in ("rolling_auc", "(baseline_)?(auc|page_auc|ndcg)", "rolling_log_loss", "calibration"):
                 assert not [e for e in exprs if re.search(rf"millrace_{name}(?!{{arm=)", e)], "mixes the arms"
             if panel["type"] == "stat" or panel["gridPos"]["y"] < 30:
                 assert "millrace_learning_" not in " ".join(exprs)

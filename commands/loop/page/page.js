@@ -23,6 +23,12 @@ const makeCharts = (simulated, control) => {
       { key: "baseline_auc", name: "the item's own click rate", cls: "other" },
       { key: "oracle_auc", name: "oracle, the best possible", cls: "oracle" },
     ], { format: finer(3), least: 0.05 }),
+    chart("c-order", [
+      { key: "page_auc", name: "model", cls: "model" },
+      { key: "baseline_page_auc", name: "the item's own click rate", cls: "other" },
+      { key: "page_auc_control", name: "model, random pages", cls: "oracle" },
+      { key: "baseline_page_auc_control", name: "own click rate, random pages", cls: "third" },
+    ], { format: finer(3), least: 0.05 }),
     chart("c-ctr", [
       { key: "ctr_model", name: "model pages", cls: "model" },
       { key: "ctr_control", name: "random pages", cls: "other" },
@@ -55,6 +61,9 @@ function tiles(f, simulated, control, settles) {
   put("t-auc", fixed(4)(f.auc));
   put("t-auc-note", known(f.auc) || known(f.oracle_auc) ? `${simulated ? `oracle ${fixed(3)(f.oracle_auc)}, ` : ""}item's rate ${fixed(3)(f.baseline_auc)}${control ? `, random pages ${fixed(3)(f.auc_control)}` : ""}` : `no label is settled yet${settles >= 60 ? `: it takes ${+(settles / 60).toFixed(1)} minutes of traffic` : ""}`);
   put("auc-note", `scores that pages were served with, against settled labels${known(f.served_rows) ? `; the newest ${whole(f.served_rows)} exposures` : ""}`);
+  const order = (arm) => `nDCG@10 ${fixed(3)(f[`ndcg${arm}`])}, item's rate ${fixed(3)(f[`baseline_page_auc${arm}`])}`;
+  put("t-order", fixed(4)(f.page_auc));
+  put("t-order-note", known(f.page_auc) || known(f.page_auc_control) ? `${order("")}${control ? `; random pages ${fixed(4)(f.page_auc_control)}, ${order("_control")}` : ""}` : "no page with a click and without is settled yet");
   put("t-ctr", percent(f.ctr_model, true));
   const lift = f.ctr_model && f.ctr_control ? `, ${(f.ctr_model / f.ctr_control).toFixed(2)} times as many` : "";
   put("t-ctr-note", control ? `random pages ${percent(f.ctr_control, true)}${lift}` : "no random pages to compare with");

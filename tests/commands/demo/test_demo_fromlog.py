@@ -70,4 +70,4 @@ def test_a_log_plays_through_the_live_loop(tmp_path: Path) -> None:
     assert report["exposures_sent"] > 2500
     assert report["exposures_sent"] == report["positives"] + report["negatives"] + report["pending"]
     assert report["dead_letters"] == 0
-    assert report["page_auc"] > 0.6
+    assert report["shown_auc"] > 0.6

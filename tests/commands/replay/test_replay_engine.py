@@ -25,7 +25,7 @@ from commands.replay.stretches import Stretches
 from learner.network.dense import threads
 from learner.ranker.frozen_scores import Still
 from learner.ranker.model import OnlineModel
-from millrace.basics.ranking_metrics import auc, grouped_auc, log_loss
+from millrace.basics.ranking_metrics import auc, log_loss, within
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import TS, LogTable, local_days
@@ -379,7 +379,7 @@ def test_figures_of_long_logs_equal_those_of_short_ones(n: int, seed: int, disti
     y, group = (rng.random(n) < 0.3).astype(np.int8), rng.integers(0, groups, n).astype(np.int32)
     for ours, plain in (
         (ranks.auc(p, y), auc(p, y)),
-        (ranks.grouped_auc(p, y, group, 16), grouped_auc(p, y, group)),
+        *zip(ranks.within(p, y, group, 16).values(), within(p, y, group).values(), strict=True),
         (ranks.log_loss(p, y, 16), log_loss(p, y)),
     ):
         assert ours == plain or (np.isnan(ours) and np.isnan(plain))

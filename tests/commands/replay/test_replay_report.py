@@ -17,7 +17,7 @@ from commands.replay.replayrun import replay, run_log
 from commands.replay.stretches import Stretches
 from learner.evaluation.progressive import baseline_column
 from learner.ranker.model import OnlineModel
-from millrace.basics.ranking_metrics import auc, grouped_auc
+from millrace.basics.ranking_metrics import auc, within
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.logs import LogTable, read_log
 from simulator.daylog import write_days
@@ -59,7 +59,9 @@ def test_the_baseline_is_the_items_rate_as_it_was_known_at_the_exposure(day: Pat
     y = log.table[log.label].to_numpy()
     total = report["total"]
     assert total["baseline_auc"] == pytest.approx(auc(num[:, column], y), abs=1e-6)
-    assert total["baseline_grouped_auc"] == pytest.approx(grouped_auc(num[:, column], y, groups.group), abs=1e-6)
+    assert total["baseline_grouped_auc"] == pytest.approx(
+        within(num[:, column], y, groups.group)["grouped_auc"], abs=1e-6
+    )
     assert total["auc_over_baseline"] == pytest.approx(total["auc"] - total["baseline_auc"], abs=2e-6)
     assert np.array_equal(p, run_log(log, schema, OnlineModel(schema, SMALL, 0), 64, lambda done: None)), (
         "it only looks"
@@ -79,7 +81,7 @@ def test_where_the_models_scores_are_frozen_the_baseline_is_too(day: Path) -> No
     assert not np.array_equal(frozen, baseline.scores)
     y = log.table[log.label].to_numpy()
     total = make_report(log, schema, p, groups, baseline)["total"]
-    assert total["baseline_grouped_auc"] == pytest.approx(grouped_auc(frozen, y, groups.group), abs=1e-6)
+    assert total["baseline_grouped_auc"] == pytest.approx(within(frozen, y, groups.group)["grouped_auc"], abs=1e-6)
 
 
 def test_the_verdict_says_when_the_items_rate_orders_pages_better(day: Path) -> None:
@@ -90,13 +92,25 @@ def test_the_verdict_says_when_the_items_rate_orders_pages_better(day: Path) -> 
     noise = np.random.default_rng(0).random(len(y), np.float32)
     worse = make_report(log, schema, ((noise + 1 - y) / 2).astype(np.float32), groups, baseline)
     total = worse["total"]
-    reported = f"Within pages the model ranks worse than the item's rate alone: {total['grouped_auc']:.4f} against"
+    reported = f"Within pages it ranks worse than the item's rate alone: {total['page_auc']:.4f} against"
     assert reported in worse["verdict"]
-    apart = total["grouped_auc"] - total["baseline_grouped_auc"]
-    assert total["grouped_auc_over_baseline"] == pytest.approx(apart, abs=2e-6)
-    assert 0 < total["grouped_auc_over_baseline_ci"] < -apart
-    for fair in (baseline.scores, ((noise + y) / 2).astype(np.float32)):
-        assert "ranks worse" not in make_report(log, schema, fair, groups, baseline)["verdict"]
+    for key in ("grouped_auc", "page_auc", "ndcg"):
+        apart = total[key] - total[f"baseline_{key}"]
+        assert total[f"{key}_over_baseline"] == pytest.approx(apart, abs=2e-6)
+        assert 0 < total[f"{key}_over_baseline_ci"] < -apart
+    for fair, how in ((baseline.scores, "neither better nor worse"), (((noise + y) / 2).astype(np.float32), "better")):
+        assert f"it ranks {how} than" in make_report(log, schema, fair, groups, baseline)["verdict"]
+
+
+def test_a_log_without_pages_has_no_figures_of_a_page_and_says_so(day: Path) -> None:
+    schema = without_pages()
+    log = read_log(day, schema)
+    groups, baseline, p = run(log, schema)
+    report = make_report(log, schema, p, groups, baseline)
+    assert "The log has no pages, so nothing is said of their order." in report["verdict"]
+    for row in (report["total"], *report["days"]):
+        assert not [key for key in row if "page_auc" in key or "ndcg" in key]
+        assert "grouped_auc" in row
 
 
 def test_the_verdict_is_at_the_top_of_the_page_and_in_the_terminal(

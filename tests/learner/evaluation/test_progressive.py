@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from learner.evaluation.progressive import Progressive, baseline_column
-from millrace.basics.ranking_metrics import auc, calibration, grouped_auc, judged, log_loss
+from millrace.basics.ranking_metrics import auc, calibration, judged, log_loss, within
 from millrace.contracts.schema import parse_schema, shop_schema
 from tests.scenes.learning import SCHEMA
 
@@ -41,16 +43,52 @@ def test_auc_has_the_bits_that_the_librarys_ranks_give(values: list[float]) -> N
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 3)), max_size=40))
-def test_grouped_auc_weighs_groups_with_both_classes_by_rows(rows: list[tuple[int, bool, int]]) -> None:
-    total = weight = 0.0
+def test_grouped_auc_weighs_groups_with_both_classes_by_rows_and_page_auc_alike(
+    rows: list[tuple[int, bool, int]],
+) -> None:
+    areas, sizes = [], []
     for user in range(4):
         own = [(p, y) for p, y, u in rows if u == user]
         if len({y for _, y in own}) == 2:
-            total += len(own) * count_pairs([p for p, _ in own], [y for _, y in own])
-            weight += len(own)
-    expected = total / weight if weight else float("nan")
+            areas.append(count_pairs([p for p, _ in own], [y for _, y in own]))
+            sizes.append(len(own))
     p, y, u = (np.array([r[k] for r in rows]) for k in range(3))
-    assert grouped_auc(p, y, u) == pytest.approx(expected, nan_ok=True)
+    found = within(p, y, u)
+    assert found["grouped_auc"] == pytest.approx(np.average(areas, weights=sizes) if areas else math.nan, nan_ok=True)
+    assert found["page_auc"] == pytest.approx(np.mean(areas) if areas else math.nan, nan_ok=True)
+
+
+def ndcg_in_order(clicked: Sequence[bool]) -> float:
+    """nDCG@10 of rows from the first rank on, as the paper has it."""
+
+    def dcg(gains: Sequence[bool]) -> float:
+        return sum(gain / math.log2(1 + rank) for rank, gain in enumerate(gains[:10], 1))
+
+    return dcg(clicked) / dcg(sorted(clicked, reverse=True))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.booleans(), st.integers(0, 2)), max_size=14))
+def test_ndcg_of_ties_is_its_mean_over_their_orders(rows: list[tuple[int, bool, int]]) -> None:
+    expected = []
+    for page in range(3):
+        own = [(p, y) for p, y, u in rows if u == page][:5]
+        if len({y for _, y in own}) == 2:
+            orders = [sorted(rows, key=lambda row: -row[0]) for rows in permutations(own)]
+            expected.append(np.mean([ndcg_in_order([y for _, y in order]) for order in orders]))
+    kept = [row for page in range(3) for row in [row for row in rows if row[2] == page][:5]]
+    p, y, u = (np.array([r[k] for r in kept]) for k in range(3))
+    assert within(p, y, u)["ndcg"] == pytest.approx(np.mean(expected) if expected else math.nan, nan_ok=True)
+
+
+def test_ndcg_counts_ten_ranks_and_each_page_alike() -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(2, 60, 50)
+    page = np.repeat(rng.permutation(50), sizes)
+    p, y = rng.random(len(page)), rng.random(len(page)) < 0.3
+    pages = [(p[page == k], y[page == k]) for k in range(50)]
+    expected = [ndcg_in_order(y[np.argsort(-p)].tolist()) for p, y in pages if 0 < y.sum() < len(y)]
+    assert within(p, y, page)["ndcg"] == pytest.approx(np.mean(expected))
+    assert within(y.astype(float), y, page)["ndcg"] == pytest.approx(1.0)
 
 
 def test_log_loss_and_calibration() -> None:
@@ -122,8 +160,8 @@ def test_grouped_auc_of_chance_is_a_half_where_a_group_is_scored_in_one_state() 
     fixed = rng.random((users, rows))
     seen = (np.cumsum(y, 1) - y) / np.maximum(1, np.arange(rows))  # the user's click rate before each row
     error = 0.5 / np.sqrt(users)  # of a mean of AUCs, whose deviation is below a half
-    assert abs(grouped_auc(fixed.ravel(), y.ravel(), user) - 0.5) < 3 * error
-    assert grouped_auc(seen.ravel(), y.ravel(), user) < 0.5 - 10 * error
+    assert abs(within(fixed.ravel(), y.ravel(), user)["grouped_auc"] - 0.5) < 3 * error
+    assert within(seen.ravel(), y.ravel(), user)["grouped_auc"] < 0.5 - 10 * error
 
 
 def test_baseline_is_the_item_rate_over_the_longest_window() -> None:

@@ -18,7 +18,7 @@ from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats, page_hashes
 from learner.samples.eventtime import EventTime, proofs
 from learner.training.trainer import Trainer
-from millrace.basics.ranking_metrics import auc, calibration, grouped_auc, log_loss
+from millrace.basics.ranking_metrics import FIGURES, ORDER, auc, calibration, log_loss, within
 from millrace.contracts.events import ARMS
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE, SampleBatch
 from millrace.labels import Waits, policy_named
@@ -72,15 +72,16 @@ class Exact:
 
     def check(self, found: ServedExposures, arm: str) -> None:
         f = found.figures(arm)
-        assert f.rows == len(self.p)
-        assert (f.auc, f.grouped_auc, f.baseline_auc, f.log_loss, f.calibration) == pytest.approx(
-            (
-                auc(self.p, self.y),
-                grouped_auc(self.p, self.y, self.page),
-                auc(self.base, self.y),
-                log_loss(self.p, self.y),
-                calibration(self.p, self.y),
-            ),
+        assert f["rows"] == len(self.p)
+        assert {key: f[key] for key in (*FIGURES, *(f"baseline_{k}" for k in ORDER))} == pytest.approx(
+            {
+                "auc": auc(self.p, self.y),
+                **within(self.p, self.y, self.page),
+                "baseline_auc": auc(self.base, self.y),
+                **{f"baseline_{k}": v for k, v in within(self.base, self.y, self.page).items()},
+                "log_loss": log_loss(self.p, self.y),
+                "calibration": calibration(self.p, self.y),
+            },
             nan_ok=True,
         )
 
@@ -214,11 +215,11 @@ def test_a_page_that_nobody_scored_has_no_figure_and_one_class_has_no_auc() -> N
     feed(found, later())
     found.settle()
     figures = found.figures("model")
-    assert figures.rows > 10
-    assert all(map(math.isnan, (figures.auc, figures.grouped_auc, figures.baseline_auc, figures.calibration)))
-    assert math.isfinite(figures.log_loss)
+    assert figures["rows"] > 10
+    assert all(math.isnan(figures[key]) for key in (*ORDER, *(f"baseline_{k}" for k in ORDER), "calibration"))
+    assert math.isfinite(figures["log_loss"])
     empty = served().figures("model")
-    assert (empty.rows, math.isnan(empty.log_loss)) == (0, True)
+    assert (empty["rows"], math.isnan(empty["log_loss"])) == (0, True)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
@@ -233,7 +234,7 @@ def test_a_score_that_is_no_number_counts_as_wrong(broken: float) -> None:
     found.settle()
     Exact.of(replace(batch, score=wrong), "model", 400).check(found, "model")
     assert found.not_finite == len(score[::7])
-    assert found.figures("model").auc < auc(batch.score, batch.label)
+    assert found.figures("model")["auc"] < auc(batch.score, batch.label)
 
 
 def test_logged_pages_are_the_headline_where_the_model_made_none() -> None:
@@ -243,7 +244,7 @@ def test_logged_pages_are_the_headline_where_the_model_made_none() -> None:
     feed(found, [(0, batch)])
     feed(found, later())
     found.settle()
-    assert (found.headline, found.figures("logged").rows, found.figures("model").rows) == ("logged", 100, 0)
+    assert (found.headline, found.figures("logged")["rows"], found.figures("model")["rows"]) == ("logged", 100, 0)
 
 
 # -- labels that change --------------------------------------------------------------------------------------
@@ -255,7 +256,7 @@ def test_a_click_after_its_row_was_settled_mends_it() -> None:
     first = replace(batch, kind=np.full(100, NEGATIVE, np.uint8), label=np.zeros(100, np.float32))
     feed(found, [(0, first), *later()])
     found.settle()
-    assert math.isnan(found.figures("model").auc)
+    assert math.isnan(found.figures("model")["auc"])
     clicked = replace(batch, kind=np.full(100, CORRECTION, np.uint8)).take(batch.label > 0)
     feed(found, [(0, clicked)])
     Exact.of(batch, "model", 100).check(found, "model")
@@ -288,17 +289,17 @@ def test_the_slowest_partition_is_waited_for_unless_it_is_silent() -> None:
     found.time.expect([0, 1])
     feed(found, [(0, one_row(0, "a")), (0, one_row(1000, "b"))])
     found.settle()
-    assert found.figures("model").rows == 0, "partition 1 may have an earlier exposure"
+    assert found.figures("model")["rows"] == 0, "partition 1 may have an earlier exposure"
     feed(found, [(1, one_row(10, "c"))])
     found.settle()
-    assert found.figures("model").rows == 0
+    assert found.figures("model")["rows"] == 0
     found.time.silent([1])
     found.settle()
-    assert found.figures("model").rows == 2
+    assert found.figures("model")["rows"] == 2
     feed(found, [(1, one_row(5, "d")), (1, one_row(5, "d", CORRECTION))])
     found.settle()
     figures = found.figures("model")
-    assert (figures.rows, figures.calibration) == (3, 1.5), "it came late, and has its click"
+    assert (figures["rows"], figures["calibration"]) == (3, 1.5), "it came late, and has its click"
 
 
 def test_a_row_that_comes_late_goes_to_its_place() -> None:
@@ -309,11 +310,11 @@ def test_a_row_that_comes_late_goes_to_its_place() -> None:
     found.settle()
     feed(found, [(0, one_row(2000, "d"))])
     found.settle()
-    assert (found.figures("model").rows, found.waiting) == (2, 1)
-    assert math.isfinite(found.figures("model").calibration) is False, "b and c: the late one is older"
+    assert (found.figures("model")["rows"], found.waiting) == (2, 1)
+    assert math.isfinite(found.figures("model")["calibration"]) is False, "b and c: the late one is older"
     feed(found, [(0, one_row(1500, "late too", POSITIVE)), (0, one_row(3000, "e"))])
     found.settle()
-    assert found.figures("model").calibration == 1.0, "late too and d"
+    assert found.figures("model")["calibration"] == 1.0, "late too and d"
 
 
 def test_event_time_is_what_samples_prove() -> None:

@@ -26,7 +26,11 @@ from millrace.contracts.samples import SampleBatch
 from millrace.labels import Waits
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
 
-BY_ARM = ("rolling_auc", "grouped_auc", "baseline_auc", "rolling_log_loss", "calibration", "click_rate")
+BY_ARM = (
+    *("rolling_auc", "grouped_auc", "page_auc", "ndcg"),
+    *("baseline_auc", "baseline_grouped_auc", "baseline_page_auc", "baseline_ndcg"),
+    *("rolling_log_loss", "calibration", "click_rate"),
+)
 LEARNING = ("learning_auc", "learning_log_loss", "learning_calibration")
 
 
