@@ -148,7 +148,7 @@ def measure(
 def best_items(day: Day, user: int, ts_ms: int, most: int = BEST) -> I64:
     """Ids of the items on sale at ``ts_ms`` that a shopper likes best, at most ``most``, in no order."""
     rows = np.flatnonzero(day.alive(ts_ms))
-    liking = day.affinity(user, rows)
+    liking = day.affinity(user, rows, ts_ms)
     if len(rows) > most:
         rows = rows[np.argpartition(-liking, most)[:most]]
     ids: I64 = day.inventory.item_id[rows]

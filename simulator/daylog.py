@@ -25,7 +25,7 @@ from millrace.basics.errors import LogError
 from millrace.reports.lines import Tick
 from simulator.catalogue import price_band
 from simulator.dice import uniform
-from simulator.params import DEFAULT, PAGE, Params
+from simulator.params import DEFAULT, WORLDS, Params
 from simulator.reaction import react
 from simulator.shoppers import AGES, GENDERS, HOUSEHOLDS
 from simulator.visits import CONSUMER, WEEKEND, WORKDAY, weekday
@@ -55,10 +55,10 @@ def day_table(world: World, number: int, views: I64 | None = None) -> pa.Table:
     day, visits, people = world.day(number), world.visits(number), world.shoppers
     views = np.arange(visits.n) if views is None else views
     pages = PagePolicy(world, day).pages(visits, views)
-    at, position = np.nonzero(np.arange(PAGE) < visits.size[views][:, None])
+    at, position = np.nonzero(np.arange(pages.shape[1]) < visits.size[views][:, None])
     view = views[at]
     row, user, ts_ms = pages[at, position], visits.user[view], visits.start_ms[view]
-    chance = day.click_probability(user, row, position)
+    chance = day.click_probability(user, row, position, ts_ms, visits.shift[view])
     keys = (user, visits.day, visits.session[view], visits.page[view])
     done = react(world.seed, world.params, chance, people.business[user], ts_ms, position, keys)
 
@@ -104,24 +104,28 @@ def write_days(
     users: int = 4000,
     tick: Tick = lambda what, done, of: None,
     ends: Callable[[], bool] = lambda: False,
+    world: str = "shop",
 ) -> list[Path]:
     """Writes the logs of ``days`` local days from ``start`` on into the folder ``out``, and returns their paths. A file
-    is whole or absent. About 0.5 s and 7 MB a day. ``ends`` is called before each day; True ends the writing.
+    is whole or absent. About 0.5 s and 7 MB a day. ``ends`` is called before each day; True ends the writing. ``world``
+    names one of :data:`~simulator.params.WORLDS`.
 
     Raises LogError when ``start`` is no date, there is nothing to write, or the folder cannot be written to.
     """
     if days < 1:
         raise LogError(f"{days} days are nothing to write", "ask for at least one")
+    if world not in WORLDS:
+        raise LogError(f"there is no world '{world}'", f"choose one of {', '.join(WORLDS)}")
     first, folder = parse_day(start), Path(out)
     paths: list[Path] = []
     with _writable(folder):
-        world = World(seed, users)
+        made = World(seed, users, WORLDS[world])
         for number in range(first, first + days):
             if ends():
                 break
             tick("days", len(paths), days)
-            name = f"shop-{date.fromordinal(EPOCH.toordinal() + number)}.parquet"
-            paths.append(_written(folder / name, day_table(world, number)))
+            name = f"{world}-{date.fromordinal(EPOCH.toordinal() + number)}.parquet"
+            paths.append(_written(folder / name, day_table(made, number)))
     return paths
 
 

@@ -243,7 +243,7 @@ class Shop:
         day = world.day(day_of(ts_ms))
         rows = day.rows(np.array([_item_id(i) for i in items]))
         position = np.arange(n)
-        chance = day.click_probability(user, rows, position)
+        chance = day.click_probability(user, rows, position, ts_ms, float(visits.shift[view]))
         keys = (user, visits.day, int(visits.session[view]), int(visits.page[view]))
         reaction = react(world.seed, world.params, chance, bool(world.shoppers.business[user]), ts_ms, position, keys)
         exposure = Exposure(f"{request_id}/e", request_id, ts_ms, user + 1, list(items))

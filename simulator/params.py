@@ -1,18 +1,19 @@
 # core
-"""The world's parameters, fixed before any model is compared; ``docs/internals/simulator.md`` gives the reasons.
+"""The parameters of worlds, fixed before any model is compared; ``docs/internals/simulator.md`` gives the reasons.
 
 Effects are in log-odds of "a click, given that the shopper looks".
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from millrace.basics.durations import HOUR_MS
 
 UTC_OFFSET_MS = 8 * HOUR_MS
 D = 8  # dimensions of taste
-PAGE = 20  # items a page: about four screens of a telephone
+PAGE = 20  # items a page of the shop: about four screens of a telephone
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Params:
     depth_user: float = 0.7  # deviation between users of the log of exposures
     depth_day: float = 0.6  # and between days of one user
     depth_most: int = 600  # the feed ends there
+    page_sizes: tuple[int, int] = (PAGE, PAGE)  # items a page, from the least to the most, log-uniform
+    view_least: int = 1  # items of a page that are looked through at least
     # Catalogue
     parents: int = 12
     categories: int = 60
@@ -52,6 +55,12 @@ class Params:
     bulk_consumer: float = -0.25
     mission: float = 1.0  # gained in the category of the shopper's errand
     mission_parent: float = 0.4  # gained elsewhere under the same parent
+    fresh: float = 0.0  # gained by an item that is born now
+    fresh_hours: float = 6.0  # and halved in such a time
+    tire: float = 0.0  # lost a natural log of 1 + the pages' worth of items seen before in the session
+    crowd: float = 0.0  # lost a natural log of the page's items over those of a page of the shop
+    filler_share: float = 0.0  # of new items that are filler
+    filler_loss: float = 0.0  # lost by filler
     # Where the variance of taste comes from (sums to 1)
     segment_part: float = 0.35
     personal_part: float = 0.35
@@ -78,6 +87,31 @@ class Params:
     # The previous recommender: shares of a page
     page_popular: float = 0.4
     page_preferred: float = 0.4  # the rest is random
+    page_filler: float = 0.0  # before all that, share of filler on pages longer than those of the shop
 
 
 DEFAULT = Params()
+
+FEED = replace(
+    DEFAULT,
+    exposures=80.0,
+    page_sizes=(5, 100),
+    view_least=5,
+    births=800,
+    life_days=1.5,
+    life_spread=0.4,
+    life_least=1,
+    life_most=5,
+    fad=0.0,
+    stale=0.0,
+    fresh=2.0,
+    tire=0.4,
+)
+"""News and posts: items age in hours, users tire, a page is the 5 to 100 items that came into view."""
+
+CONFOUNDED = replace(FEED, crowd=1.0, filler_share=0.05, filler_loss=1.5, page_filler=0.5)
+"""A feed whose long pages hold items that are shown often and clicked rarely. Who looks through a page picks about one
+item, however long it is (``crowd``). Half of a long page is of a few items that few like. So an item's counts say more
+about the pages it stood on than about itself."""
+
+WORLDS: Mapping[str, Params] = {"shop": DEFAULT, "feed": FEED, "confounded": CONFOUNDED}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.basics.durations import DAY_MS, HOUR_MS
-from simulator.dice import F64, generator, normal_quantiles
+from simulator.dice import F64, generator, normal_quantiles, uniform
 from simulator.params import PAGE, UTC_OFFSET_MS, Params
 from simulator.shoppers import Shoppers
 
@@ -36,7 +36,8 @@ class Visits:
     session: I64  # number within the day
     page: I64  # 0, 1, ... within the session
     start_ms: I64
-    size: I64  # how many items are looked through, at most PAGE
+    size: I64  # how many items are looked through, at most those of a page
+    shift: F64  # log-odds that each click on the page gains: who has seen much tires, long pages divide attention
 
     @property
     def n(self) -> int:
@@ -58,11 +59,14 @@ def make_visits(seed: int, shoppers: Shoppers, day: int, p: Params, median: floa
     passer = rng.geometric(1.0 / p.passing_exposures, n)
     depths = np.where(rng.random(n) < p.passing, passer, depths)
     looked: I64 = depths[comes].astype(np.int64)  # (U,) exposures of each
-    pages: I64 = -(-looked // PAGE)  # (U,)
+    length = _lengths(seed, p, comes, day)  # (U, L)
+    ends = np.cumsum(length, axis=1)
+    pages: I64 = (ends < looked[:, None]).sum(axis=1) + 1  # (U,)
 
     owner = np.repeat(np.arange(len(comes)), pages)  # (P,)
     nth = np.arange(len(owner)) - np.repeat(np.cumsum(pages) - pages, pages)
-    size = np.where(nth == pages[owner] - 1, looked[owner] - PAGE * nth, PAGE)
+    left = looked[owner] - (ends - length)[owner, nth]
+    size = np.maximum(np.minimum(left, length[owner, nth]), p.view_least)
     # About one more session for every five pages.
     sessions = 1 + rng.poisson(0.2 * (pages - 1))
     turn = np.minimum((rng.random(len(owner)) * sessions[owner]).astype(np.int64), sessions[owner] - 1)
@@ -72,6 +76,9 @@ def make_visits(seed: int, shoppers: Shoppers, day: int, p: Params, median: floa
     session = np.cumsum(fresh) - 1
     first = np.flatnonzero(fresh)
     page = np.arange(len(owner)) - first[session]
+    seen = np.cumsum(size) - size
+    seen -= seen[first][session]  # (P,) items before, in the session
+    shift = -p.tire * np.log1p(seen / PAGE) - p.crowd * np.log(size / PAGE)
 
     hour = _hours(rng.random(len(first)), shoppers.business[comes[owner[first]]], day)
     start = hour * HOUR_MS
@@ -84,7 +91,16 @@ def make_visits(seed: int, shoppers: Shoppers, day: int, p: Params, median: floa
     at = np.maximum(0.0, (start - overrun)[session] + within)
     start_ms = day * DAY_MS - UTC_OFFSET_MS + at.astype(np.int64)
     order = np.argsort(start_ms, kind="stable")
-    return Visits(day, comes[owner][order], session[order], page[order], start_ms[order], size[order])
+    return Visits(day, comes[owner][order], session[order], page[order], start_ms[order], size[order], shift[order])
+
+
+def _lengths(seed: int, p: Params, users: I64, day: int) -> I64:
+    """How many items each page of users has, as many pages as the deepest may need. (U, L)"""
+    least, most = p.page_sizes
+    nth = np.arange(-(-p.depth_most // least))
+    throw = uniform(seed, "page.length", users[:, None], day, nth) if most > least else np.zeros((len(users), len(nth)))
+    out: I64 = np.round(least * (most / least) ** throw).astype(np.int64)
+    return out
 
 
 def usual_depth(shoppers: Shoppers, p: Params) -> float:

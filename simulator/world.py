@@ -5,11 +5,13 @@ A shopper clicks an item after a look at it, by the item's appeal (the examinati
 Craswell et al. 2008)::
 
     P(click) = look(position) * sigmoid(b + a_u(t) + q_i(t) + s <x_u(t), y_i> - c (z_i - z_u)^2
-                                        + m_kind log(min_order_i) + g [category_i is u's errand])
+                                        + m_kind log(min_order_i) + g [category_i is u's errand]
+                                        + f 2^(-age_i(t) / h) + shift(page))
 
 ``x_u(t)`` drifts, ``q_i(t)`` rises and falls, and a shopper's errand (``mission``: the wanted category) changes every
 few days. The terms with both u and i are not sums of effects of single fields, so a linear model on the fields stays
-below the oracle's AUC.
+below the oracle's AUC. The last line is of feeds alone: items age in hours, and ``shift`` is what a page loses by its
+length and by what was seen before it (:attr:`simulator.visits.Visits.shift`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.basics.durations import DAY_MS
+from millrace.basics.durations import DAY_MS, HOUR_MS
 from simulator.catalogue import Catalogue, Inventory
 from simulator.dice import F64, generator, normal, uniform
 from simulator.params import DEFAULT, PAGE, UTC_OFFSET_MS, Params
@@ -74,6 +76,8 @@ class Day:
             + fashion
             - staleness
         )  # (n,) q_i(t)
+        self.filler = uniform(world.seed, "filler", inventory.item_id) < p.filler_share  # (n,)
+        self.appeal -= p.filler_loss * self.filler
         self.lots = np.log(inventory.min_order)
         mood = normal(world.seed, "mood", np.arange(shoppers.n), number)
         self.readiness = p.propensity * shoppers.propensity + p.mood * mood  # (N,) a_u(t)
@@ -92,8 +96,9 @@ class Day:
         out: NDArray[np.bool_] = (self.inventory.born_ms[rows] <= ts_ms) & (ts_ms < self.inventory.dies_ms[rows])
         return out
 
-    def affinity(self, user: int | I64, rows: I64) -> F64:
-        """Log-odds of a click given a look. ``user`` one index or (n,), ``rows`` (n,). (n,)"""
+    def affinity(self, user: int | I64, rows: I64, ts_ms: int | I64) -> F64:
+        """Log-odds of a click given a look, without the page's shift. ``user`` and ``ts_ms``: one or (n,), like
+        ``rows``. (n,)"""
         p = self.params
         category = self.inventory.category[rows]
         distance = self.inventory.price_z[rows] - self.price_level[user]
@@ -105,11 +110,16 @@ class Day:
         related = self.parent[rows] == self.mission_parent[user]
         score += p.mission_parent * related
         score += (p.mission - p.mission_parent) * (category == self.mission[user])
+        if p.fresh:
+            age_hours = np.maximum(0.0, (ts_ms - self.inventory.born_ms[rows]) / HOUR_MS)
+            score += p.fresh * 2.0 ** (-age_hours / p.fresh_hours)
         return score
 
-    def click_probability(self, user: int | I64, rows: I64, position: I64) -> F64:
-        """True click probability of exposures. Shapes as in :meth:`affinity`. (n,)"""
-        out: F64 = self.look[np.minimum(position, 999)] / (1.0 + np.exp(-self.affinity(user, rows)))
+    def click_probability(self, user: int | I64, rows: I64, position: I64, ts_ms: int | I64, shift: float | F64) -> F64:
+        """True click probability of exposures. ``shift`` of their page, one or (n,); other shapes as in
+        :meth:`affinity`. (n,)"""
+        odds = self.affinity(user, rows, ts_ms) + shift
+        out: F64 = self.look[np.minimum(position, 999)] / (1.0 + np.exp(-odds))
         if rows.min(initial=0) < 0:
             out = np.where(rows < 0, NEVER, out)
         return out
@@ -135,29 +145,32 @@ class PagePolicy:
         self._lined = np.r_[0.0, lined]
         self._ends = self._lined[ends]
         self._starts = np.r_[0.0, self._ends[:-1]]
+        self._filler = np.flatnonzero(day.filler)
 
     def pages(self, visits: Visits, views: I64) -> I64:
-        """Rows of the day's goods for each of the page views ``views``, all distinct within a page. (V, PAGE)"""
-        user, ts = visits.user[views], visits.start_ms[views]
-        rows = np.full((len(views), PAGE), -1)
-        slot = np.arange(PAGE)
+        """Rows of the day's goods for each of the page views ``views``, all distinct within a page; -1 behind a page
+        that is shorter than the longest. (V, S)"""
+        user, ts, size = visits.user[views], visits.start_ms[views], np.maximum(visits.size[views], PAGE)
+        slot = np.arange(int(size.max(initial=PAGE)))
+        there = slot < size[:, None]  # (V, S)
+        rows = np.full(there.shape, -1)
         for attempt in range(TRIES):
-            open_ = np.nonzero(rows < 0)
+            open_ = np.nonzero((rows < 0) & there)
             if not len(open_[0]):
                 return rows
             v, k = open_
             keys = (visits.day, views[v], slot[k], attempt)
-            rows[open_] = self._draw(user[v], keys)
-            rows = np.where(self._day.alive(ts[:, None], rows), rows, -1)
+            rows[open_] = self._draw(user[v], size[v] > PAGE, keys)
+            rows = np.where((rows >= 0) & self._day.alive(ts[:, None], rows), rows, -1)
             rows = _without_repeats(rows)
-        for v in np.unique(np.nonzero(rows < 0)[0]):
+        for v in np.unique(np.nonzero((rows < 0) & there)[0]):
             on_sale = np.flatnonzero(self._day.alive(int(ts[v])))
             rest = np.setdiff1d(on_sale, rows[v])
-            empty = np.flatnonzero(rows[v] < 0)
-            rows[v, empty] = rest[: len(empty)]
+            empty = np.flatnonzero((rows[v] < 0) & there[v])
+            rows[v, empty[: len(rest)]] = rest[: len(empty)]
         return rows
 
-    def _draw(self, user: I64, keys: tuple[Any, ...]) -> I64:
+    def _draw(self, user: I64, long: NDArray[np.bool_], keys: tuple[Any, ...]) -> I64:
         p, seed = self._world.params, self._world.seed
         which = uniform(seed, "page.source", *keys)
         throw = uniform(seed, "page.item", *keys)
@@ -171,6 +184,9 @@ class PagePolicy:
         start, end = self._starts[category], self._ends[category]
         at = np.searchsorted(self._lined, start + throw[preferred] * (end - start), side="right") - 1
         out[preferred] = self._by_category[np.minimum(at, n - 1)]
+        if p.page_filler and len(self._filler):
+            filled = long & (uniform(seed, "page.filler", *keys) < p.page_filler)
+            out[filled] = self._filler[(throw[filled] * len(self._filler)).astype(np.int64)]
         return np.minimum(out, n - 1)
 
 
@@ -211,16 +227,17 @@ class World:
             day, visits = self.day(number), self.visits(number)
             rng = generator(self.seed, "reference", number)
             views = rng.choice(visits.n, min(visits.n, 6000), replace=False)
-            rows = PagePolicy(self, day).pages(visits, views)  # (V, PAGE)
-            seen = np.arange(PAGE) < visits.size[views][:, None]
-            user = np.broadcast_to(visits.user[views][:, None], rows.shape)[seen]
-            affinities.append(day.affinity(user, rows[seen]))
-            looks.append(day.look[np.nonzero(seen)[1]])
-        affinity, look = np.concatenate(affinities), np.concatenate(looks)
+            rows = PagePolicy(self, day).pages(visits, views)  # (V, S)
+            at, position = np.nonzero(np.arange(rows.shape[1]) < visits.size[views][:, None])
+            view = views[at]
+            affinity = day.affinity(visits.user[view], rows[at, position], visits.start_ms[view])
+            affinities.append(affinity + visits.shift[view])
+            looks.append(day.look[position])
+        odds, look = np.concatenate(affinities), np.concatenate(looks)
         low, high = -10.0, 5.0
         for _ in range(40):
             middle = (low + high) / 2
-            rate = float((look / (1.0 + np.exp(-(affinity + middle)))).mean())
+            rate = float((look / (1.0 + np.exp(-(odds + middle)))).mean())
             low, high = (middle, high) if rate < self.params.click_rate else (low, middle)
         return (low + high) / 2
 

@@ -261,6 +261,7 @@ def simulate(
     start: str = "2026-03-02",
     seed: int | None = None,
     users: int | None = None,
+    world: str = "shop",
     json: Json = False,
 ) -> None:
     """Write logs of simulated days: the shop of 'millrace demo', by its own policy.
@@ -277,13 +278,16 @@ def simulate(
         Seed of the simulated world.
     users
         How many shoppers come on an average day (default: the setting shoppers).
+    world
+        shop; feed, whose items age in hours, users tire and pages have 5 to 100 items; or confounded, a feed whose long
+        pages hold what is shown often and clicked rarely.
     """
     from millrace.reports.progress import bars
     from simulator.daylog import write_days
 
     settings = load_settings({"seed": seed, "shoppers": users})
     with bars() as tick:
-        paths = write_days(out, days, settings.seed, start, settings.shoppers, tick)
+        paths = write_days(out, days, settings.seed, start, settings.shoppers, tick, world=world)
     emit({"logs": paths}, map(str, paths), json)
 
 

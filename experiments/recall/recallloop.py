@@ -153,7 +153,8 @@ class DayLoop:
         order = largest(np.nan_to_num(ranked.scores, nan=0.0), size)
         placed = shop.ranker.placed(ranked, order, user, found, ts_ms, {})
         items, position = shop.item_ids(found[order]), np.arange(len(order))
-        chance = self._day.click_probability(user_at, self._day.rows(items), position)
+        shift = float(visits.shift[view])
+        chance = self._day.click_probability(user_at, self._day.rows(items), position, ts_ms, shift)
         keys = (user_at, visits.day, int(visits.session[view]), int(visits.page[view]))
         business = bool(self._world.shoppers.business[user_at])
         done = react(self._world.seed, self._world.params, chance, business, ts_ms, position, keys)
@@ -228,7 +229,7 @@ def perfect_recall(shop: RecallShop) -> Recall:
 
     def page(shopper: int, _: KnownUser, ts_ms: int, size: int, seed: int) -> ItemRows:
         rows, day = np.flatnonzero(shop.items.alive), shop.world.day(day_of(ts_ms))
-        return rows[largest(day.affinity(shopper, day.rows(shop.item_ids(rows))), size)]
+        return rows[largest(day.affinity(shopper, day.rows(shop.item_ids(rows)), ts_ms), size)]
 
     return page
 

@@ -183,7 +183,8 @@ def test_perfect_candidates_are_what_the_shopper_truly_likes_best(world: World) 
     shop, ts_ms, user = start_shop(world, SETTINGS, NUMBER, []), start_of(NUMBER), 3
     rows = perfect_recall(shop)(user, shop.user(user), ts_ms, 30, 0)
     day, on_sale = world.day(NUMBER), np.flatnonzero(shop.index.alive)
-    affinity = dict(zip(on_sale.tolist(), day.affinity(user, day.rows(shop.item_ids(on_sale))).tolist(), strict=True))
+    liking = day.affinity(user, day.rows(shop.item_ids(on_sale)), ts_ms)
+    affinity = dict(zip(on_sale.tolist(), liking.tolist(), strict=True))
     assert sorted(affinity, key=affinity.__getitem__, reverse=True)[:30] == rows.tolist()
 
 

@@ -16,6 +16,7 @@ from simulator.reaction import react
 from simulator.world import NEVER, UNKNOWN, PagePolicy, World, day_of, start_of
 
 MONDAY, SATURDAY = 20_514, 20_519
+NOON = MONDAY * DAY_MS + DAY_MS // 2 - UTC_OFFSET_MS
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,8 @@ def test_a_restarted_simulator_meets_the_same_world(world: World) -> None:
     assert (one.x == other.x).all()
     assert (one.mission == other.mission).all()
     rows, position = np.arange(PAGE), np.arange(PAGE)
-    assert (one.click_probability(5, rows, position) == other.click_probability(5, rows, position)).all()
+    of_one, of_other = (w.click_probability(5, rows, position, NOON, 0.0) for w in (one, other))
+    assert (of_one == of_other).all()
     mine, yours = world.visits(MONDAY + 20), fresh.visits(MONDAY + 20)
     assert (mine.start_ms == yours.start_ms).all()
     assert (mine.user == yours.user).all()
@@ -201,7 +203,7 @@ def test_the_previous_recommenders_pages_hold_what_is_on_sale(world: World) -> N
 
 def test_a_lower_slot_is_looked_at_less(world: World) -> None:
     day = world.day(MONDAY)
-    p = day.click_probability(3, np.full(PAGE, 100), np.arange(PAGE))
+    p = day.click_probability(3, np.full(PAGE, 100), np.arange(PAGE), NOON, 0.0)
     assert (np.diff(p) < 0).all()
     assert 0.4 < p[-1] / p[0] < 0.8
 
@@ -210,7 +212,7 @@ def test_an_item_that_the_shop_does_not_have_is_not_clicked(world: World) -> Non
     day = world.day(MONDAY)
     rows = day.rows(np.array([day.inventory.item_id[4], 5, 10**12]))
     assert rows.tolist() == [4, UNKNOWN, UNKNOWN]
-    p = day.click_probability(3, rows, np.arange(3))
+    p = day.click_probability(3, rows, np.arange(3), NOON, 0.0)
     assert p[0] > NEVER
     assert (p[1:] == NEVER).all()
 
@@ -222,9 +224,9 @@ def test_a_page_is_judged_as_its_items_are(world: World) -> None:
     rng = np.random.default_rng(0)
     users, rows = rng.integers(0, people.n, 40), rng.integers(0, inventory.n, 40)
     position = rng.integers(0, PAGE, 40)
-    together = day.click_probability(users, rows, position)
+    together = day.click_probability(users, rows, position, NOON, 0.0)
     for k, (u, r) in enumerate(zip(users.tolist(), rows.tolist(), strict=True)):
-        alone = day.click_probability(u, np.array([r]), position[k : k + 1])[0]
+        alone = day.click_probability(u, np.array([r]), position[k : k + 1], NOON, 0.0)[0]
         assert alone == pytest.approx(together[k], rel=1e-12)
         category = int(inventory.category[r])
         same_parent = world.catalogue.parent_of[category] == world.catalogue.parent_of[day.mission[u]]

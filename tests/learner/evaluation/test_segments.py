@@ -90,4 +90,4 @@ def test_the_trainer_looks_at_ids_before_it_learns_them() -> None:
         if not seed:
             assert figures["user=new"].rows == 64
     assert figures["user=known"].rows > 32
-    assert figures["user=known"].rows + figures["user=new"].rows == served.figures("model").rows == 128
+    assert figures["user=known"].rows + figures["user=new"].rows == served.figures("model")["rows"] == 128

@@ -221,7 +221,7 @@ def test_a_partition_is_waited_for_until_nothing_comes_of_it_though_all_was_read
         learner.samples._heard = {0: now, 1: heard}
         learner.samples.lags()
         board.show()
-        settled.append(learner.served.figures("model").rows)
+        settled.append(learner.served.figures("model")["rows"])
     assert settled == [0, 0, 300]
     told = [json.loads(line) for line in (settings.folder("learner") / "history.jsonl").read_text().splitlines()]
     assert [(line["trained"], line["auc"]) for line in told] == [(600, None)], "one line for what was learnt"
