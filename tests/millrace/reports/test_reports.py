@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from millrace.basics.ranking_metrics import FIGURES
 from millrace.reports import NAMES, name_of, say, show, write_all
 from millrace.reports.names import MEANS, meanings, weight
 from millrace.reports.tables import WIDTH, cell, column_width, keys_of, pieces, table_of
@@ -101,7 +102,7 @@ def test_each_name_is_one_figures_and_those_that_are_explained_have_one() -> Non
 
 def test_the_glossary_has_the_same_words() -> None:
     glossary = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
-    for key in ("auc", "grouped_auc", "log_loss", "calibration", "completeness"):
+    for key in (*FIGURES, "completeness"):
         assert f"| **{NAMES[key]}** |" in glossary, key
 
 
