@@ -8,14 +8,13 @@ are compared.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
+from msgspec.structs import replace as replaced
 from numpy.typing import NDArray
 
 from commands.proofs.archived import Archived, read_archive
@@ -27,10 +26,11 @@ from learner.network.dense import threads
 from learner.role.model_factory import model_of
 from millrace.basics.clustered import Gap, auc_parts, gap, user_numbers
 from millrace.basics.errors import ParityError
+from millrace.basics.store import Store
 from millrace.contracts.settings import Settings
 from millrace.reports import make_folder
 from millrace.reports.progress import bars
-from scorer.feeder.arithmetic import Choice, read_choice
+from scorer.feeder.arithmetic import choices
 
 _BATCH_ROWS = 256
 _STEPS = 4
@@ -45,9 +45,9 @@ def verify_parity(data: Path, settings: Settings, out: Path | None = None, progr
 
     Raises:
         LogError, SchemaError: there is no archive to compare.
+        StoreError: the store cannot be read.
         ParityError: the AUCs differ by more than :data:`MOST_GAP`, and the interval confirms it.
     """
-    served: Choice | None = None
     if out is not None:
         make_folder(out, "report.json")
     with bars(progress) as tick:
@@ -58,8 +58,7 @@ def verify_parity(data: Path, settings: Settings, out: Path | None = None, progr
         tick("parity", 2, _STEPS)
         logged_auc, found = _gap(archived, cat, num, settings)
         tick("parity", _STEPS, _STEPS)
-    with suppress(OSError, msgspec.MsgspecError):  # a damaged file is the scorer's to mend
-        served = read_choice(data)
+    served = choices(Store(replaced(settings, data=str(data)).place("models"), writes=False))
     report = make_report(archived, cat, num, logged_auc, found, served)
     if out is not None:
         run = {"data": str(data), "seed": settings.seed, "spec": dict(settings.spec())}

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,14 @@ def make_report(
     num: NDArray[np.float32],
     logged_auc: float,
     found: Gap,
-    served: Choice | None = None,
+    served: Sequence[Choice] = (),
 ) -> Report:
     """The figures as plain values.
 
     Args:
         cat, num: as replayed, (m, F) and (m, N).
         found: the progressive AUC of replayed features less ``logged_auc``, that of logged ones.
-        served: what the loop's scorer computes pages in; None: not known.
+        served: what the loop's scorers have chosen to compute pages in.
     """
     layout, m, logged = archived.schema.layout, len(archived.logged), archived.logged
     wrong_cat, wrong_num = cat != logged.cat, _bits(num) != _bits(logged.num)
@@ -55,9 +55,9 @@ def make_report(
         "auc_gap": known(found.value),
         "auc_gap_half": known(found.half),
         "auc_agrees": math.isfinite(found.value) and abs(found.value) <= MOST_GAP,
-        "served_in": served.arithmetic if served else None,
-        "score_error": served.error[served.arithmetic] if served else None,
-        "score_bound": served.bound if served else None,
+        "served_in": sorted({choice.arithmetic for choice in served}),
+        "score_error": max((choice.error[choice.arithmetic] for choice in served), default=None),
+        "score_bound": max((choice.bound for choice in served), default=None),
         "differing": sorted(differing, key=lambda one: (-one["values"], one["feature"])),
     }
     return {"verdict": verdict_of(report)} | report
@@ -71,9 +71,9 @@ def verdict_of(report: Mapping[str, Any]) -> str:
         said += f" {len(report['differing'])} features differ, '{most['feature']}' most often."
     if report["served_in"]:
         said += (
-            f" The scorer computes in {report['served_in']}: its scores deviate by {report['score_error']:.2%} of their"
+            f" Scorers compute in {' and '.join(report['served_in'])}: scores deviate by {report['score_error']:.2%} of"
         )
-        said += f" spread from float32's, at most {report['score_bound']:.2%} are allowed."
+        said += f" their spread from float32's, at most {report['score_bound']:.2%} are allowed."
     if report["auc_gap"] is None:
         return f"{said} Labels are all alike, so there is no AUC to compare."
     within = "within" if report["auc_agrees"] else "not within"

@@ -34,9 +34,10 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.tmp")
 
 
-def write_whole(path: Path, *chunks: bytes | memoryview, durable: bool) -> None:
+def write_whole(path: Path, *chunks: bytes | memoryview, durable: bool, replaces: bool = True) -> None:
     """Makes or replaces the file ``path``. Raises OSError; the old file or the new one is then there, whole.
     ``durable``: file and rename are on the disk when this returns; otherwise the system writes them later.
+    ``replaces``: False: a file that is there stays, and FileExistsError is raised.
 
     Two threads of one process must not write the same path at the same time: they would share the temporary file.
     """
@@ -48,7 +49,11 @@ def write_whole(path: Path, *chunks: bytes | memoryview, durable: bool) -> None:
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        temporary.replace(path)
+        if replaces:
+            temporary.replace(path)
+        else:
+            os.link(temporary, path)
+            temporary.unlink()
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

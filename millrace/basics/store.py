@@ -86,7 +86,7 @@ def unseal(raw: bytes | memoryview, name: str) -> tuple[bytes, memoryview, str]:
 
 
 class Store:
-    """Sealed files under one folder or URL. Any number of readers; each file name has one writer.
+    """Sealed files under one folder or URL. Any number of readers; each file name has one writer, or :meth:`put_first`.
 
     Names have no folders; those that begin with a dot or with ``damaged-`` are not listed. Raises StoreError when the
     place cannot be used.
@@ -117,11 +117,25 @@ class Store:
         written; then the old file or the new one is there."""
         chunks, digest = seal(head, *body)
         size = sum(memoryview(chunk).nbytes for chunk in chunks)
-        if self._local:
-            self._try("written to", lambda: write_whole(Path(self._root, name), *chunks, durable=True))
-        else:
-            self._try("written to", lambda: self._fs.pipe_file(self._path(name), b"".join(chunks)))
+        self._write(name, chunks)
         return Sealed(name, digest, size)
+
+    def put_first(self, name: str, head: Any) -> None:
+        """Makes a file, unless there is one of this name: of several writers the first one's stays. An object store
+        whose client cannot tell may keep the last one's. Raises as :meth:`put`."""
+        with contextlib.suppress(FileExistsError):
+            self._write(name, seal(head)[0], replaces=False)
+
+    def _write(self, name: str, chunks: list[bytes | memoryview], replaces: bool = True) -> None:
+        def write() -> None:
+            if self._local:
+                write_whole(Path(self._root, name), *chunks, durable=True, replaces=replaces)
+            elif replaces:
+                self._fs.pipe_file(self._path(name), b"".join(chunks))
+            else:
+                self._fs.pipe_file(self._path(name), b"".join(chunks), mode="create")
+
+        self._try("written to", write, but=FileExistsError)
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes files; an absent one is no error. Raises StoreError."""
@@ -164,7 +178,7 @@ class Store:
         """Head (JSON), body, and a reference to the file. Raises AbsentError, DamagedError, or StoreError when the
         place cannot be read."""
         try:
-            raw: bytes = self._try("read", lambda: self._fs.cat_file(self._path(name)), missing=True)
+            raw: bytes = self._try("read", lambda: self._fs.cat_file(self._path(name)), but=FileNotFoundError)
         except FileNotFoundError:
             raise AbsentError(f"file '{name}' is not in '{self.url}'", "another process may have removed it") from None
         head, body, digest = unseal(raw, name)
@@ -187,13 +201,12 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 
-    def _try(self, what: str, do: Callable[[], T], missing: bool = False) -> T:
+    def _try(self, what: str, do: Callable[[], T], but: type[OSError] | tuple[()] = ()) -> T:
+        """``but``: an error that is the caller's."""
         try:
             return do()
-        except FileNotFoundError as error:
-            if missing:
-                raise
-            raise self._failed(what, error) from None
+        except but:
+            raise
         except OSError as error:
             raise self._failed(what, error) from None
         except Exception as error:  # object stores' clients have errors of their own

@@ -7,9 +7,10 @@
                           error   deviation of its logits from float32's, over the standard deviation of these
                           ms      processor time of the network, median of interleaved passes
 
-The fastest whose error is at most :data:`BOUND` computes all pages of all workers. The choice is kept in the data
-folder. Times are measured again where processor, library or the form of the network is another; errors are looked at
-anew in the version that a scorer starts with.
+The fastest whose error is at most :data:`BOUND` computes all pages of all workers. The choice is kept in the model
+store, in a file for each processor, library and form of the network. The first scorer to measure writes it, and no one
+replaces it: so the scorers of a shop agree to the bit on the same processor, where two fast arithmetics may be as fast.
+Errors are looked at anew in the version that a scorer starts with.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +27,26 @@ import numpy as np
 import structlog
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 
 from learner.network.backward import Workspace
 from learner.network.dense import threads
 from learner.network.forward import ARITHMETICS, Arithmetic, PageForward, forward_of, prepared
 from learner.serving.staging import ModelWriter
-from millrace.basics.atomic_files import write_whole
-from millrace.basics.errors import one_line
+from millrace.basics.errors import StoreError, one_line
+from millrace.basics.store import AbsentError, DamagedError, Store
 
 log = structlog.get_logger("scorer")
 
 BOUND = 0.005
 """Most error of an arithmetic. Such a page is harder than a real one, where bfloat16's error is half as large: of 1,000
 candidates' best twenty 99.8% stay. Eight bit integers had an error of .008 on real pages, and kept 99.3%."""
-FILE = "scorer-arithmetic.json"
+_PREFIX = "arithmetic-"
 _ROWS, _WARM, _ROUNDS = 1000, 3, 15
 
 
 class Choice(Struct, frozen=True):
-    """See the module's text. ``of``: what the times depend on. ``measured``: now; otherwise they were in the folder."""
+    """See the module's text. ``of``: what the times depend on. ``measured``: by this scorer, or read in the store."""
 
     arithmetic: Arithmetic
     ms: dict[str, float]
@@ -65,11 +68,11 @@ class ArithmeticChoice:
 
     Args:
         clock: processor time of the calling thread, in seconds.
-        data: the folder of the times; None: they are not kept.
+        store: of the models; None: the choice is not kept.
     """
 
-    def __init__(self, clock: Callable[[], float], data: Path | None = None) -> None:
-        self._clock, self._path = clock, None if data is None else data / FILE
+    def __init__(self, clock: Callable[[], float], store: Store | None = None) -> None:
+        self._clock, self._store = clock, store
         self._of = ""
         self.choice: Choice | None = None
 
@@ -106,25 +109,38 @@ class ArithmeticChoice:
             exact = logits["float32"]
             spread = max(float(exact.std()), 1e-9)
             error = {name: float(np.sqrt(np.mean((found - exact) ** 2))) / spread for name, found in logits.items()}
-            kept = self._read(of, passes)
-            ms = self._timed(passes, given, room) if kept is None else kept
-        within = [name for name in passes if name == "float32" or error[name] <= BOUND]  # errors may be NaN
-        choice = Choice(min(within, key=ms.__getitem__), ms, error, BOUND, kept is None, of)
-        self._keep(choice)
-        return choice
+            within = [name for name in passes if name == "float32" or error[name] <= BOUND]  # errors may be NaN
+            chosen = self._read(of)
+            if chosen is None:
+                ms = self._timed(passes, given, room)
+                chosen = self._keep(Choice(min(within, key=ms.__getitem__), ms, error, BOUND, True, of))
+        ms = {name: chosen.ms.get(name, float("inf")) for name in passes}
+        best = chosen.arithmetic if chosen.arithmetic in within else min(within, key=ms.__getitem__)
+        return replace(chosen, arithmetic=best, ms=ms, error=error, bound=BOUND)
 
-    def _read(self, of: str, passes: dict[Arithmetic, PageForward]) -> dict[str, float] | None:
-        """The times of this machine and form, if they are in the folder."""
-        if self._path is None:
+    def _read(self, of: str) -> Choice | None:
+        """The choice of this machine and form, if it is in the store. A damaged file is renamed, which is logged."""
+        if self._store is None:
             return None
         try:
-            kept = read_choice(self._path.parent)
-        except (OSError, msgspec.MsgspecError) as error:
-            log.warning(
-                "the file of arithmetics cannot be read: measured anew", error=one_line(error), file=str(self._path)
-            )
+            return _in(self._store, _name(of))
+        except AbsentError:
             return None
-        return kept.ms if kept is not None and kept.of == of and kept.ms.keys() == passes.keys() else None
+        except DamagedError as error:
+            with suppress(StoreError):  # of a store that may only be read
+                self._store.rename_damaged(_name(of), one_line(error))
+            return None
+
+    def _keep(self, mine: Choice) -> Choice:
+        """The choice that is in the store from now on: this one, or that of a scorer that was faster."""
+        if self._store is not None and np.isfinite(list(mine.error.values())).all():  # others say nothing of later ones
+            try:
+                self._store.put_first(_name(mine.of), mine)
+                first = _in(self._store, _name(mine.of))
+                return mine if first.ms == mine.ms else first
+            except StoreError as error:
+                log.warning("the choice of arithmetic cannot be kept in the store", error=one_line(error))
+        return mine
 
     def _timed(self, passes: dict[Arithmetic, PageForward], given: Any, room: Workspace) -> dict[str, float]:
         taken: dict[str, list[float]] = {name: [] for name in passes}
@@ -136,21 +152,28 @@ class ArithmeticChoice:
                     taken[name].append(self._clock() - began)
         return {name: 1000 * float(np.median(times)) for name, times in taken.items()}
 
-    def _keep(self, choice: Choice) -> None:
-        if self._path is not None:
-            try:
-                write_whole(self._path, msgspec.json.encode(choice), durable=False)
-            except OSError as error:
-                log.warning("the file of arithmetics cannot be kept", error=one_line(error), file=str(self._path))
+
+def choices(store: Store) -> list[Choice]:
+    """What scorers of a model store have chosen, on whatever processor; damaged files are left out. Raises
+    StoreError."""
+    found = []
+    for name in store.names(_PREFIX):
+        with suppress(AbsentError, DamagedError):
+            found.append(_in(store, name))
+    return found
 
 
-def read_choice(data: Path) -> Choice | None:
-    """What a scorer with this data folder chose last; None: nothing yet. Raises OSError or msgspec.MsgspecError where
-    the file is damaged."""
+def _in(store: Store, name: str) -> Choice:
+    """Raises as :meth:`Store.get`."""
+    head, _, _ = store.get(name)
     try:
-        return msgspec.json.decode((data / FILE).read_bytes(), type=Choice)
-    except FileNotFoundError:
-        return None
+        return replace(msgspec.json.decode(head, type=Choice), measured=False)
+    except msgspec.MsgspecError as error:
+        raise DamagedError(f"file '{name}' holds no choice of arithmetic ({error})", "it is measured anew") from None
+
+
+def _name(of: str) -> str:
+    return f"{_PREFIX}{hashlib.sha256(of.encode()).hexdigest()[:16]}.choice"
 
 
 def _machine() -> str:

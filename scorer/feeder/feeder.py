@@ -28,6 +28,7 @@ import numpy as np
 import structlog
 from prometheus_client import generate_latest
 
+from millrace.basics.store import Store
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import open_broker
 from millrace.processes.metrics import READY, serve_metrics, show
@@ -66,7 +67,6 @@ class Feeder:
 
     def __init__(self, settings: Settings, listener: socket.socket, template: Template, stop: threading.Event) -> None:
         connect(settings)  # refuses an address that is none
-        settings.place("models")
         open_broker(settings)
         self.settings, self._listener, self._stop = settings, listener, stop
         self._ending = threading.Event()
@@ -79,7 +79,7 @@ class Feeder:
         self._keeper = IndexKeeper(state, uuid4().hex[:8])
         of_index = [kind(state, self._keeper.load) for kind in (ItemFeed, TileFeed)]
         self._keeper.feeds = {feed.topic: feed for feed in of_index}
-        self._arithmetic = ArithmeticChoice(time.thread_time, settings.folder() if settings.data else None)
+        self._arithmetic = ArithmeticChoice(time.thread_time, Store(settings.place("models"), writes=False))
         models = ModelFeed(state, self.host, towers=self._towers, choose=self._arithmetic)
         self._feeds: list[TopicFeed] = [models, *of_index]
         self.primary.to_read = {feed.what: -1 for feed in self._feeds}

@@ -216,12 +216,12 @@ class ScorerWorker:
             return attach(self.schema, message, self.settings.candidates, like, self.settings.model)
 
         def done(future: Any) -> None:
-            before = [self.serving.retrieval] if message.kind == "retrieval" else []
+            before = [self.serving.model, self.serving.retrieval]
             try:
                 self._replica.attached(message, future.result())
-                if before:  # memory of a million items takes some ms to be let go, which no request should wait for
-                    with contextlib.suppress(RuntimeError):  # the worker ends
-                        self._attaching.submit(before.clear)
+                with contextlib.suppress(RuntimeError):  # the worker ends
+                    # Memory of a million rows takes some ms to be let go, which no request should wait for.
+                    self._attaching.submit(before.clear)
                 self._report_ready()
             except Exception as error:
                 if message.kind == "retrieval":  # recall goes on with what it has

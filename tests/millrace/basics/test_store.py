@@ -39,6 +39,19 @@ def test_what_was_put_comes_back_with_its_seal(url: str) -> None:
         store.expect(file)
 
 
+def test_of_several_writers_of_a_file_the_first_ones_stays(url: str) -> None:
+    store = Store(url)
+    for number in range(3):
+        store.put_first("a.choice", number)
+    assert json.loads(store.get("a.choice")[0]) == 0
+    assert store.names() == ["a.choice"]
+    if "://" not in url:
+        assert [path.name for path in Path(url).iterdir()] == ["a.choice"], "nothing is left behind"
+    store.remove(["a.choice"])
+    store.put_first("a.choice", 3)
+    assert json.loads(store.get("a.choice")[0]) == 3
+
+
 def test_names_are_in_order_and_leave_out_what_is_not_for_readers(url: str) -> None:
     store = Store(url)
     for name in ("b.part", "a.part", "a.note"):

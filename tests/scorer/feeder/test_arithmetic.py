@@ -3,10 +3,10 @@ depends on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,8 +17,9 @@ from learner.network.forward import ARITHMETICS, Arithmetic, PageForward
 from learner.ranker.model import OnlineModel
 from learner.serving.serving_model import ServingModel
 from learner.serving.staging import ModelWriter
+from millrace.basics.store import Store
 from scorer.feeder import arithmetic
-from scorer.feeder.arithmetic import BOUND, FILE, ArithmeticChoice
+from scorer.feeder.arithmetic import BOUND, ArithmeticChoice, choices
 from tests.scenes.learning import SCHEMA, make_samples
 
 MODEL = OnlineModel(SCHEMA, {"hidden": [32]}, 0)
@@ -91,13 +92,14 @@ def test_a_machine_that_lacks_a_product_does_without(error: Exception, monkeypat
     assert str(error) in logs[0]["error"]
 
 
-def test_a_model_that_is_not_finite_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_not_finite_is_computed_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Stopwatch(monkeypatch, {"float32": 3.0, "float32_onednn": 2.0, "bfloat16": 1.0})
     image = MODEL.snapshot()[0]
     image.dense["out.bias"][:] = np.nan
-    choose = ArithmeticChoice(watch)
+    choose = ArithmeticChoice(watch, Store(tmp_path))
     made = ModelWriter.of(SCHEMA, MODEL.spec, image, choose=choose)
     assert ServingModel.attach(SCHEMA, MODEL.spec, made.base()).arithmetic == "float32"
+    assert choices(Store(tmp_path)) == [], "it says nothing of later versions"
 
 
 def test_times_are_kept_and_measured_again_where_what_they_depend_on_is_another(
@@ -111,7 +113,7 @@ def test_times_are_kept_and_measured_again_where_what_they_depend_on_is_another(
         assert choose.choice is not None
         return choose.choice.measured
 
-    first, again, other = (ArithmeticChoice(watch, tmp_path) for _ in range(3))
+    first, again, other = (ArithmeticChoice(watch, Store(tmp_path)) for _ in range(3))
     assert measured(first)
     passes = watch.passes
     assert measured(first)  # the next snapshot
@@ -124,23 +126,77 @@ def test_times_are_kept_and_measured_again_where_what_they_depend_on_is_another(
     assert measured(other, larger), "another library"
 
 
-@pytest.mark.parametrize(
-    "torn", [b"", b'{"of": "x", "ms": {"float32": 1}}', b'{"of": "x", "ms": {"float', b"[1, 2]", b"\xff\xfe"]
-)
-def test_a_damaged_file_is_said_and_measured_anew(torn: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_scorers_that_measure_at_once_the_first_one_chooses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one's own times say otherwise: it has not read the store before it measured."""
+    seconds: dict[Arithmetic, float] = {"float32": 3.0, "float32_onednn": 2.0, "bfloat16": 1.0}
+    watch = Stopwatch(monkeypatch, seconds)
+    store = Store(tmp_path)
+    first, second = ArithmeticChoice(watch, store), ArithmeticChoice(watch, store)
+    timed = second._timed
+
+    def late(*given: Any) -> Any:
+        assert first(writer()) == "bfloat16"
+        seconds["float32_onednn"] = 0.5
+        return timed(*given)
+
+    monkeypatch.setattr(second, "_timed", late)
+    assert second(writer()) == "bfloat16"
+    assert first.choice is not None
+    assert second.choice is not None
+    assert (first.choice.measured, second.choice.measured) == (True, False)
+    assert first.choice.ms == second.choice.ms
+    assert [choice.ms for choice in choices(store)] == [first.choice.ms]
+
+
+def test_what_others_chose_is_not_taken_where_it_strays_in_this_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Stopwatch(monkeypatch, {"float32": 3.0, "float32_onednn": 2.0, "bfloat16": 1.0})
+    store = Store(tmp_path)
+    assert ArithmeticChoice(watch, store)(writer()) == "bfloat16"
+    monkeypatch.setattr(arithmetic, "BOUND", 1e-4)
+    assert ArithmeticChoice(watch, store)(writer()) == "float32_onednn"
+
+
+def kept_file(folder: Path) -> Path:
+    (found,) = folder.glob("arithmetic-*")
+    return found
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def other_form(file: Path) -> None:
+    """Whole, and of a program that keeps something else."""
+    Store(file.parent).put(file.name, {"of": "x", "ms": {"float32": 1}})
+
+
+@pytest.mark.parametrize("damage", [cut, other_form])
+def test_a_damaged_file_is_said_and_measured_anew(
+    damage: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     watch = Stopwatch(monkeypatch, {"float32": 3.0, "float32_onednn": 1.0, "bfloat16": 2.0})
-    (tmp_path / FILE).write_bytes(torn)
-    choose = ArithmeticChoice(watch, tmp_path)
+    store = Store(tmp_path)
+    ArithmeticChoice(watch, store)(writer())
+    damage(kept_file(tmp_path))
+    assert choices(store) == []
+    choose = ArithmeticChoice(watch, store)
     with capture_logs() as logs:
         assert choose(writer()) == choose(writer()) == "float32_onednn"
-    assert [line["log_level"] for line in logs] == ["warning", "info"]
-    assert "measured anew" in logs[0]["event"]
-    assert set(msgspec.json.decode((tmp_path / FILE).read_bytes())["ms"]) == set(ARITHMETICS)
+    assert [line["event"] for line in logs] == [
+        "file is damaged and renamed",
+        "pages are computed in float32_onednn",
+    ]
+    assert logs[1]["measured"]
+    assert len(choices(store)) == 1
 
 
-def test_a_folder_that_takes_no_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_takes_no_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Stopwatch(monkeypatch, {"float32": 1.0, "float32_onednn": 2.0, "bfloat16": 3.0})
-    choose = ArithmeticChoice(watch, tmp_path / "gone")
+    choose = ArithmeticChoice(watch, Store(tmp_path / "gone", writes=False))
     with capture_logs() as logs:
         assert choose(writer()) == "float32"
     assert "cannot be kept" in logs[0]["event"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, make_producer, read_all, topic_ids
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
-from scorer.feeder.arithmetic import FILE
 from stream.worker.listkeeper import write
 from tests.scenes.scorer_process import COMMAND, Scorer
 from tests.scenes.scorer_shop import ITEMS, SCHEMA, SCHEMA_TOML, Learner
@@ -68,11 +66,10 @@ def test_a_scorer_serves_follows_survives_and_ends(scorer: tuple[Scorer, Embedde
 
 
 def another(one: Scorer) -> None:
-    """A second scorer, with nothing but Kafka, Redis, the store and the choice of arithmetic in common with the first,
-    is ready and the same. Left to itself it may find another arithmetic faster, whose last bits differ."""
+    """A second scorer, with nothing but Kafka, Redis and the store in common with the first, is ready and the same to
+    the bit: the store has the choice of arithmetic."""
     folder = one.log.parent / "another"
     folder.mkdir()
-    shutil.copy(Path(one.settings.data) / FILE, folder / FILE)
     other = Scorer(msgspec.structs.replace(one.settings, data=str(folder), port=free_port()), folder)
     try:
         other.until(lambda: other.ask("/readyz")[0] == 200, "the second one is ready")

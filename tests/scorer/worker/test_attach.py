@@ -1,4 +1,4 @@
-"""A worker takes up a retrieval version beside its requests, and lets the one before go beside them, too."""
+"""A worker takes up a snapshot or a retrieval version beside its requests, and lets the one before go beside them."""
 
 from __future__ import annotations
 
@@ -16,26 +16,29 @@ from scorer.worker.scorer_worker import ScorerWorker
 
 
 class Version:
-    """Stands for a retrieval version."""
+    """Stands for a model or a retrieval version."""
 
 
 class Replica:
-    model = None
-
     def __init__(self, serving: Any) -> None:
         self.serving = serving
 
+    @property
+    def model(self) -> Any:
+        return self.serving.model
+
     def attached(self, message: Any, made: Any) -> None:
-        self.serving.retrieval = made
+        setattr(self.serving, "model" if message.kind == "base" else "retrieval", made)
 
 
+@pytest.mark.parametrize("kind", ["base", "retrieval"])
 def test_the_version_before_is_let_go_by_another_thread_than_the_one_of_requests(
-    monkeypatch: pytest.MonkeyPatch,
+    kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scorer_worker, "attach", lambda *_: Version())
     made: Any = ScorerWorker.__new__(ScorerWorker)
     made.serving, made.settings, made.schema = (
-        SimpleNamespace(retrieval=Version()),
+        SimpleNamespace(model=Version(), retrieval=Version()),
         SimpleNamespace(candidates=1, model=""),
         None,
     )
@@ -50,11 +53,10 @@ def test_the_version_before_is_let_go_by_another_thread_than_the_one_of_requests
             threads.append(threading.get_ident())
             loop.call_soon_threadsafe(gone.set)
 
-        weakref.finalize(made.serving.retrieval, let_go)
-        made._attach(SimpleNamespace(kind="retrieval", regions=[]))
+        weakref.finalize(made.serving.model if kind == "base" else made.serving.retrieval, let_go)
+        made._attach(SimpleNamespace(kind=kind, regions=[]))
         await asyncio.wait_for(gone.wait(), 30)
 
     asyncio.run(requests())
     made._attaching.shutdown()
     assert threads != [threading.get_ident()]
-    assert isinstance(made.serving.retrieval, Version)
