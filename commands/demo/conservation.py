@@ -39,7 +39,7 @@ from millrace.contracts.events import (
     decode_event,
     decode_truth,
 )
-from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, PAGE, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
 from millrace.labels import Waits
@@ -62,6 +62,7 @@ class PageAccount:
     positive: int = 0
     negative: int = 0
     corrected: int = 0
+    again: int = 0  # sent again to be compared within the page
     own: bool = False  # of this run
     at: tuple[int, int, int] = (-1, -1, 0)  # partition, offset and time (Unix ms) of its newest exposure
 
@@ -95,6 +96,7 @@ class Ledger:
     ahead_ms: int = 3_600_000
     since: Offsets = field(default_factory=dict)
     waits: Waits = field(default_factory=lambda: Waits.of(Settings()))
+    by_page: bool = False  # whether the learner learns what is sent again
     pages: dict[str, PageAccount] = field(default_factory=dict)
     clicks: int = 0
     actions: Counter[str] = field(default_factory=Counter)
@@ -192,6 +194,9 @@ class Ledger:
                 if (request, position, actions) in self._follow_ups:
                     self.repeated_samples += 1
                 self._follow_ups.add((request, position, actions))
+            elif kind == PAGE:
+                self.repeated_samples += bool(page.again & bit)
+                page.again |= bit
             elif kind == CORRECTION:
                 self.repeated_samples += bool(page.corrected & bit)
                 if not page.negative & bit:
@@ -368,6 +373,7 @@ def check(ledger: Ledger, reported: Reported) -> None:
     if unread != sum(ledger.unreadable.values()):
         wrong.append(f"{sum(ledger.unreadable.values())} events are unreadable, but {unread} dead letters say so")
     samples = sum(ledger.count_all(name) for name in ("positive", "negative", "corrected"))
+    samples += ledger.count_all("again") * ledger.by_page
     if reported.trained is not None:
         learnt, apart = reported.trained + reported.refused, reported.apart
         known = learnt + apart.total

@@ -76,7 +76,7 @@ class Drained:
 
 def read_ledger(settings: Settings, since: Offsets | None = None) -> Ledger:
     """Reads the topics' present messages into a ledger. Takes some seconds per hundred thousand exposures."""
-    ledger = Ledger(settings.event_clock(), MAX_AHEAD_MS, since or {}, Waits.of(settings))
+    ledger = Ledger(settings.event_clock(), MAX_AHEAD_MS, since or {}, Waits.of(settings), settings.by_page)
     for topic, visit in (
         (DEAD_LETTERS, ledger.dead_letter_message),
         (EVENTS, ledger.event_message),

@@ -22,6 +22,7 @@ from commands.demo.servedrows import LabelledExposures
 from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
+from millrace.labels import WITH_EXPOSURE
 
 
 class LoggedPages:
@@ -111,7 +112,6 @@ def blocks(ts_ms: NDArray[np.int64], block_ms: float, block_rows: int) -> list[s
 def _samples(rows: LabelledExposures, cat: NDArray[np.int64], num: NDArray[np.float32]) -> SampleBatch:
     requests, page = np.unique(rows.page.astype(np.str_), return_inverse=True)
     kind = np.where(rows.label > 0, POSITIVE, NEGATIVE).astype(np.uint8)
-    position = rows.position.astype(np.int32)
-    return SampleBatch.of_rows(
-        kind, rows.ts_ms, cat, num, tuple(requests.tolist()), page=page.astype(np.int32), position=position
-    )
+    columns = {"page": page.astype(np.int32), "position": rows.position.astype(np.int32)}
+    policy = np.full(len(kind), WITH_EXPOSURE, np.uint8)
+    return SampleBatch.of_rows(kind, rows.ts_ms, cat, num, tuple(requests.tolist()), **columns, policy=policy)

@@ -123,7 +123,7 @@ class Bisection:
     def _standouts(self, there: Tally, begin: int, end: int) -> list[Standout]:
         """What stands out in a stretch against earlier pieces of the same length. Later ones may be as wrong, so they
         count only where there is little before."""
-        before = (b.take(b.kind != FOLLOW_UP) for b in self._before(_PIECES * there.rows))
+        before = (b.take(b.kind < FOLLOW_UP) for b in self._before(_PIECES * there.rows))
         usual = _pieces(before, there.rows) + _pieces(self._batches(0, begin), there.rows)
         if len(usual) < _FEW_PIECES:
             usual += _pieces(self._batches(end, len(self.acts)), there.rows)

@@ -89,7 +89,7 @@ def rows_until(
     """
     found: list[SampleBatch] = []
     for batch in batches:
-        wanted = (batch.kind != FOLLOW_UP) & (batch.ts_ms <= until_ms)
+        wanted = (batch.kind < FOLLOW_UP) & (batch.ts_ms <= until_ms)
         if members is not None:
             wanted &= members.holds(page_hashes(batch), batch.ts_ms)
         if wanted.any():

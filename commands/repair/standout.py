@@ -57,7 +57,8 @@ class Tally:
         self._numbers: NDArray[np.int64] | int = 0
 
     def add(self, batch: SampleBatch) -> None:
-        """Corrections are clicks of rows that were counted before."""
+        """Corrections are clicks of rows that were counted before. An exposure that is sent again is not counted."""
+        batch = batch.labelled
         self._present = self._present + (batch.cat != 0).sum(axis=0)
         with np.errstate(invalid="ignore"):
             self._numbers = self._numbers + (np.isfinite(batch.num) & (batch.num != 0)).sum(axis=0)

@@ -7,7 +7,7 @@ array operations suffice here. In a log without action times every label is know
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.replay.logfeatures import Labels, LogRows
+from learner.ranker.within_page import page_end
 from millrace.contracts.events import CLICK, EXPOSURE
-from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
-from millrace.labels import LabelPolicy, Promise, Waits, policy_named
+from millrace.labels import WITH_EXPOSURE, LabelPolicy, Promise, Waits, policy_named
 
+_PAGE_ROWS = 64  # looked at together
 _EXPOSED = 1 << EXPOSURE  # the actions of a sample, as bits
 _CLICKED = _EXPOSED | 1 << CLICK
 
@@ -49,12 +51,18 @@ class ReplayObserver(Protocol):
         """The model has learnt ``batch``, which is ``samples[part]``."""
 
 
+def learns_by_page(model: ReplayModel) -> bool:
+    """Whether micro-batches for this model must not cut a page."""
+    return bool(getattr(model, "by_page", False))
+
+
 @dataclass(frozen=True, slots=True)
 class LabelSettings:
     """The settings that say when labels are learnt. The attribution window is the log's own, in its schema."""
 
     policy: str | None  # None: every label at its exposure
     observation_ms: int
+    by_page: bool = False  # whether there is a loss within pages: they are sent again, and no micro-batch cuts them
 
     @classmethod
     def of(cls, settings: Settings) -> LabelSettings:
@@ -102,7 +110,7 @@ class KnownSamples:
         """
         n = len(ts_ms)
         zeros = np.zeros(n, np.int64)
-        hold, observe, code = zeros, zeros, zeros
+        hold, observe, code = zeros, zeros, np.full(n, WITH_EXPOSURE)
         delay = np.where(labels.clicked, labels.acted_ms - ts_ms, 0)
         early = labels.clicked
         if policy is None or not labels.wait_ms:
@@ -119,6 +127,18 @@ class KnownSamples:
         order = np.argsort(known_ms, kind="stable")
         row = row[order]
         return cls(row, known_ms[order], kind[order], code[row].astype(np.uint8))
+
+    def page_end(self, stop: int, page_of: Callable[[NDArray[np.intp]], NDArray[Any]]) -> int:
+        """Where to end a micro-batch that would end before sample ``stop``, so that it cuts no page that is taught as
+        one. ``page_of``: the page of each of some rows, (b,)."""
+        last = int(np.searchsorted(self.known_ms, self.known_ms[stop - 1], side="right"))  # of this time
+        while stop < last:
+            ahead = slice(stop - 1, min(stop + _PAGE_ROWS, last))
+            found = page_end(page_of(self.row[ahead]), self.kind[ahead], self.policy[ahead], 1) - 1
+            stop += found
+            if found < _PAGE_ROWS:
+                break
+        return stop
 
     def batch(self, part: slice, rows: LogRows, cat: NDArray[np.int64], num: NDArray[np.float32]) -> SampleBatch:
         """The samples ``part``, with features cat (B, F) and num (B, N) of their rows."""
@@ -140,7 +160,10 @@ def batch_of(
     samples: KnownSamples, request: tuple[str, ...], page: NDArray[np.intp], columns: Mapping[str, NDArray[Any]]
 ) -> SampleBatch:
     """All of ``samples`` (B) as a batch. ``columns``: ts_ms, slot, user, item (B,), cat (B, F) and num (B, N) of the
-    samples' rows."""
+    samples' rows; and clicked (B,), where some are sent again."""
+    clicked, again = samples.kind != NEGATIVE, samples.kind == PAGE
+    if again.any():
+        clicked = np.where(again, columns["clicked"], clicked)
     return SampleBatch.of_rows(
         samples.kind,
         columns["ts_ms"],
@@ -151,7 +174,8 @@ def batch_of(
         position=columns["slot"],
         user=columns["user"],
         item=columns["item"],
-        actions=np.where(samples.kind != NEGATIVE, _CLICKED, _EXPOSED).astype(np.uint8),
+        label=clicked.astype(np.float32),
+        actions=np.where(clicked, _CLICKED, _EXPOSED).astype(np.uint8),
         policy=samples.policy,
     )
 
@@ -170,11 +194,14 @@ def learn_through(
     lie apart."""
     bias = rows.builder.schema.layout.bias_columns
     p, scored, stop = np.empty(rows.n, np.float32), 0, 0
+    by_page = learns_by_page(model)
     while stop < len(samples.row):
         part = slice(stop, min(stop + batch_rows, len(samples.row)))
         if batch_ms is not None:
             last_ms = samples.known_ms[part.start] + batch_ms
             part = slice(part.start, min(part.stop, int(np.searchsorted(samples.known_ms, last_ms, side="right"))))
+        if by_page:
+            part = slice(part.start, samples.page_end(part.stop, lambda row: rows.page[row]))
         stop = part.stop
         # Exposures up to the time at which the batch was complete are scored without it.
         end = int(np.searchsorted(rows.ts_ms, samples.known_ms[part.stop - 1], side="right"))

@@ -23,6 +23,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.replay.grouped import GroupedRows
-from commands.replay.known import LabelSettings, ReplayModel, ReplayObserver
+from commands.replay.known import LabelSettings, ReplayModel, ReplayObserver, learns_by_page
 from commands.replay.logfeatures import unfit
 from commands.replay.reading import Log, about, name_of_log, reading
 from commands.replay.replayreport import Baseline, make_report, print_report
@@ -140,7 +141,7 @@ def run_log(
         groups: is filled with scores of one state, for which some rows are scored again. The result is the same.
         observer: sees what is scored and learnt; the result is the same.
     """
-    how = how or LabelSettings.of(Settings())
+    how = replace(how or LabelSettings.of(Settings()), by_page=learns_by_page(model))
     p = np.empty(log.table.num_rows, np.float32)
     made = steps(log, schema, batch_rows, how, groups)
     with closing(run_side_by_side(made, model, p, groups, observer, timing)) as run:

@@ -2,7 +2,8 @@
 """Rows whose samples are due later, and the samples, in the order in which they become known.
 
 A block has a stretch's rows with their features; it shrinks to the rows that samples need, and is then dropped. The
-queue orders samples by (time known, first label before correction, row), as Samples.of orders those of a whole log.
+queue orders samples by (time known, first labels before corrections before what is sent again, row), as Samples.of
+orders those of a whole log.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from commands.replay.known import KnownSamples, batch_of
 from commands.replay.stretches import Stretch
-from millrace.contracts.samples import CORRECTION, SampleBatch
+from millrace.contracts.samples import POSITIVE, SampleBatch
 
 Rows = NDArray[np.intp]
 
@@ -27,7 +28,7 @@ class WaitingRows:
     """Columns of the rows ``row``, ascending, from which samples are made. b rows."""
 
     row: Rows  # (b,) of the log
-    columns: dict[str, NDArray[Any]]  # ts_ms, page, name, slot, user, item, cat, num: (b, ...)
+    columns: dict[str, NDArray[Any]]  # ts_ms, page, name, slot, user, item, clicked, cat, num: (b, ...)
 
     @classmethod
     def of(cls, stretch: Stretch, page: NDArray[Any] | None) -> Self:
@@ -41,6 +42,7 @@ class WaitingRows:
             "slot": rows.slots(np.arange(rows.n)),
             "user": user,
             "item": item,
+            "clicked": stretch.clicked,
             "cat": stretch.cat,
             "num": stretch.num,
         }
@@ -70,17 +72,21 @@ class WaitingBlocks:
         own, new = self.queue, samples
         row, known_ms = np.concatenate([own.row, new.row]), np.concatenate([own.known_ms, new.known_ms])
         kind, policy = np.concatenate([own.kind, new.kind]), np.concatenate([own.policy, new.policy])
-        order = np.lexsort((row, kind == CORRECTION, known_ms))
+        order = np.lexsort((row, np.maximum(kind, POSITIVE), known_ms))
         self.queue = KnownSamples(row[order], known_ms[order], kind[order], policy[order])
 
     def known(self, before_ms: int) -> int:
         return int(np.searchsorted(self.queue.known_ms, before_ms, side="left"))
 
+    def page_end(self, size: int) -> int:
+        """How many samples to take so that at least ``size`` are, and no page that is taught as one is cut."""
+        return self.queue.page_end(size, lambda row: self._columns(row, ("page",))["page"])
+
     def pop(self, size: int) -> tuple[KnownSamples, SampleBatch]:
         queue, part = self.queue, slice(size)
         mine = KnownSamples(*(getattr(queue, name)[part] for name in ("row", "known_ms", "kind", "policy")))
         self.queue = KnownSamples(*(getattr(queue, name)[size:] for name in ("row", "known_ms", "kind", "policy")))
-        found = self._columns(mine.row, ("ts_ms", "page", "name", "slot", "user", "item", "cat", "num"))
+        found = self._columns(mine.row, ("ts_ms", "page", "name", "slot", "user", "item", "clicked", "cat", "num"))
         _, first, page = np.unique(found["page"], return_index=True, return_inverse=True)
         names = tuple(str(name) for name in found["name"][first].tolist())
         return mine, batch_of(mine, names, page, found)

@@ -71,6 +71,7 @@ def steps(
     def step(size: int) -> Step:
         """Rows up to the time at which the next ``size`` samples are known, and these samples."""
         nonlocal scored
+        size = waiting.page_end(size) if how.by_page else size
         # Rows that are not made yet are later than every sample that is taken.
         end = int(np.searchsorted(made.ts_ms, waiting.queue.known_ms[size - 1], side="right"))
         shown = []
@@ -83,7 +84,7 @@ def steps(
         return Step(scored, tuple(shown), *waiting.pop(size))
 
     for number, start in enumerate(made.bounds[:-1].tolist()):
-        for _ in range(waiting.known(int(made.ts_ms[start])) // batch_rows):
+        while waiting.known(int(made.ts_ms[start])) >= batch_rows:
             yield step(batch_rows)
         waiting.release(scored)
         if groups is not None:  # the samples that are left make no micro-batch without rows from here on

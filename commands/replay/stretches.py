@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from commands.replay.known import KnownSamples, LabelSettings, Traffic
 from commands.replay.logfeatures import CHUNK_ROWS, Labels, LogRows, ValueHashes
+from commands.replay.sent_again import with_pages_again
 from millrace.basics.hashing import U64
 from millrace.contracts.schema import Schema
 from millrace.logs import TS, LogTable
@@ -47,6 +48,7 @@ class Stretch:
     cat: NDArray[np.int64]  # (b, F)
     num: NDArray[np.float32]  # (b, N)
     samples: KnownSamples  # ``row`` is the log's
+    clicked: NDArray[np.bool_]  # (b,) within the attribution window
 
 
 class _Events(NamedTuple):
@@ -132,8 +134,11 @@ class Stretches:
         columns |= self._last_columns(rows, slice(None), rows.ts_ms)
         cat, num = builder.cat(columns, n), builder.num(plain, counts, n, rows.ts_ms)
         samples = KnownSamples.of(rows.ts_ms, labels, self._policy, self._how.observation_ms, self._traffic)
+        if self._how.by_page and self._policy is not None and labels.wait_ms and not self._policy.final:
+            samples = with_pages_again(samples, rows, labels)
         self._made = stop
-        return Stretch(start, rows, cat, num, replace(samples, row=samples.row + start))
+        clicked = labels.clicked & (labels.acted_ms < rows.ts_ms + labels.wait_ms)
+        return Stretch(start, rows, cat, num, replace(samples, row=samples.row + start), clicked)
 
     def of(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """(cat (b, F), num (b, N)) of some rows, ascending, of which nothing was made yet. Makes all stretches."""

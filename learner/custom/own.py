@@ -86,6 +86,7 @@ class OwnModel:
             with figures of a model that failed on the way.
     """
 
+    by_page = False
     head = None
     tables: Mapping[str, Any] = MappingProxyType({})
     rows = 0

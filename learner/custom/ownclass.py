@@ -48,7 +48,7 @@ MOST_BYTES = MAX_IMAGE_BYTES
 _ROWS = 8
 _SOURCE = "class_source"
 _NOT_ITS = ("model", "settled_minutes", _SOURCE)
-_OF_TABLES = ("negative_keep", "admit", "max_age_days", "retrieval_")
+_OF_TABLES = ("negative_keep", "page_weight", "admit", "max_age_days", "retrieval_")
 """Prefixes of entries for registered models alone. A class would silently ignore them."""
 
 

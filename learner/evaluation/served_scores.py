@@ -26,7 +26,7 @@ from learner.tables.row_index import Index
 from learner.tables.table_kernels import EMPTY
 from millrace.basics.ranking_metrics import ORDER, Numbers, auc, calibration, is_probability, judged, log_loss, within
 from millrace.contracts.events import ARMS, CONTROL, LOGGED, MODEL
-from millrace.contracts.samples import CORRECTION, FOLLOW_UP, POSITIVE, SampleBatch
+from millrace.contracts.samples import CORRECTION, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.labels import Waits
 
@@ -111,7 +111,7 @@ class ServedExposures:
         self._queue = []
         pages = page_hashes(whole)  # (B,)
         ids = exposure_ids(whole, pages).view(np.int64)  # (B,)
-        first = (whole.kind != CORRECTION) & (whole.kind != FOLLOW_UP)
+        first = whole.kind < CORRECTION
         first &= (whole.ts_ms > self._after_ms) & (ids != 0)
         finite = is_probability(whole.score)
         first &= finite | (whole.version >= 0)  # an unscored page has no figure

@@ -24,7 +24,9 @@ from millrace.versions.modelstore import Announcement, ModelStore
 
 GATE = "gate/"
 """Arrays of a snapshot whose names begin with it are the gate's state."""
-ASIDE = ("absurd", "loss")
+OF_ROWS = ("absurd", "page")
+"""Checks of single rows as they come."""
+ASIDE = (*OF_ROWS, "loss")
 """Checks of rows that say nothing of others: what was learnt before them stays."""
 
 QUARANTINED = "quarantined"

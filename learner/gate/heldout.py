@@ -189,7 +189,7 @@ class Heldout:
         """Keeps held-out rows; a click that comes later mends its row's label. A row with an unusable label is not
         kept, nor is a click whose exposure is not."""
         with np.errstate(invalid="ignore"):
-            usable = (batch.label >= 0) & (batch.label <= 1) & (batch.kind != FOLLOW_UP)
+            usable = (batch.label >= 0) & (batch.label <= 1) & (batch.kind < FOLLOW_UP)
         if not usable.any():
             return
         if self._cat.shape[1:] != batch.cat.shape[1:] or self._num.shape[1:] != batch.num.shape[1:]:

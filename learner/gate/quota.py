@@ -61,19 +61,19 @@ class Quota:
         self._clear()
         self._teach(np.zeros((0, 1), np.uint64))  # compiles it
 
-    def over(self, batch: SampleBatch) -> NDArray[np.bool_]:
-        """Rows beyond a limit; the others are counted. (B,)"""
+    def over(self, batch: SampleBatch, counts: bool = True) -> NDArray[np.bool_]:
+        """Rows beyond a limit; the others are counted, unless they were before. (B,)"""
         if not len(batch) or not self.limits:
             return np.zeros(len(batch), np.bool_)
         hour = self.clock.now_ms // HOUR_MS
         if hour > self._hour:
             self._hour = hour
             self._clear()
-        return self._teach(np.concatenate([self._ids(batch, name) for name in self.limits], axis=1))
+        return self._teach(np.concatenate([self._ids(batch, name) for name in self.limits], axis=1), counts)
 
-    def _teach(self, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    def _teach(self, ids: NDArray[np.uint64], counts: bool = True) -> NDArray[np.bool_]:
         over = np.zeros(len(ids), np.bool_)
-        teach(ids, self._of, self._most, self._table, self._used, MOST_IDS, over)
+        teach(ids, self._of, self._most, self._table, self._used, MOST_IDS, counts, over)
         return over
 
     def snapshot(self) -> dict[str, Array]:
@@ -129,8 +129,10 @@ def put(ids: Array, counts: Array, table: Array) -> None:
 
 
 @compiled
-def teach(ids: Array, of: Array, limits: Array, table: Array, used: Array, most: int, over: Array) -> None:
-    """Counts the ids of rows, (B, C), that are not beyond a limit; says which are, (B,).
+def teach(
+    ids: Array, of: Array, limits: Array, table: Array, used: Array, most: int, counts: bool, over: Array
+) -> None:
+    """Counts the ids of rows, (B, C), that are not beyond a limit, if it ``counts``; says which are, (B,).
 
     Args:
         of: the limit that each column is of, (C,).
@@ -143,7 +145,7 @@ def teach(ids: Array, of: Array, limits: Array, table: Array, used: Array, most:
         for c in range(len(of)):
             at[c] = slot(ids[b, c], table[of[c]])
             over[b] |= ids[b, c] != 0 and table[of[c], at[c], 1] >= limits[of[c]]
-        for c in range(0 if over[b] else len(of)):
+        for c in range(len(of) if counts and not over[b] else 0):
             again = ids[b, c] == 0
             for before in range(c):
                 again |= of[before] == of[c] and ids[b, before] == ids[b, c]

@@ -80,7 +80,7 @@ def count(
     cat_of: Array,
     out: Array,
 ) -> None:
-    """Adds the sums of a batch to ``out`` (K,). Follow-ups are passed over.
+    """Adds the sums of a batch to ``out`` (K,). What is sent again is passed over.
 
     Args:
         starts: first column of each group of ``num``, (G1 + 1,).
@@ -91,7 +91,7 @@ def count(
     groups = len(starts) - 1
     first = len(out) - 2 * BINS
     for b in range(len(label)):
-        if kind[b] == _FOLLOW_UP:
+        if kind[b] >= _FOLLOW_UP:
             continue
         q = min(max(np.float64(p[b]), 1e-7), 1 - 1e-7)
         out[ROWS] += 1
@@ -151,7 +151,7 @@ def meet(
     slots = np.uint64(len(visitors))
     for b in range(len(user)):
         clock[0] += 1
-        if kind[b] == _FOLLOW_UP:
+        if kind[b] >= _FOLLOW_UP:
             continue
         own = visitors[np.int64((user[b] ^ (user[b] >> np.uint64(32))) % slots)]
         if own[0] != np.int64(user[b]):

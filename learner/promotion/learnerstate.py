@@ -129,7 +129,7 @@ class LearnerState:
         self.clicks: list[ClickCounts] = []
         versions.flushed = lambda: self._decided(Flushed())
         if checks is not None:
-            trainer.admit = lambda batch, places: admit(checks, trainer.counts, self.refused, batch, places)
+            trainer.admit = lambda batch, places: admit(checks, quarantine, trainer.counts, self.refused, batch, places)
 
     def _decided(self, what: Decision) -> int:
         """Writes a decision down: its number."""
@@ -154,7 +154,7 @@ class LearnerState:
         if report.skipped is None and p is not None and self.checks is not None:
             self.checks.screen.learnt(cut.batch, p)
             if report.rows:
-                self.checks.shift.meet(cut.batch)
+                self.checks.shift.meet(cut.batch.labelled)
                 self.checks.shift.learnt(report.rows)
         return report
 

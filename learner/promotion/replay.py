@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import structlog
 
+from learner.gate.checks import OF_ROWS
 from learner.gate.verdicts import GateRefusal
 from learner.promotion.learnerstate import LearnerState
 from learner.promotion.releasedrows import ReleasedRows
@@ -121,8 +122,8 @@ class Replay:
         state = self._state
         for i, each in enumerate(decided):
             self._tick()
-            absurd = isinstance(each.what, Refused) and each.what.check == "absurd"  # comes of the samples by itself
-            if not (absurd and state.log.newest >= each.n):
+            of_rows = isinstance(each.what, Refused) and each.what.check in OF_ROWS  # comes of the samples by itself
+            if not (of_rows and state.log.newest >= each.n):
                 state.log.at(each.n)
             try:
                 self._do(each)
@@ -222,7 +223,7 @@ class Replay:
 
     def _refuse(self, what: Refused) -> None:
         state = self._state
-        if what.check == "absurd":
+        if what.check in OF_ROWS:
             return
         refusal = GateRefusal(what.check, what.value, what.bound, what.what)
         if not what.spans:

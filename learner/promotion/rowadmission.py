@@ -9,20 +9,62 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.gate.checks import Checks
+from learner.gate.checks import ASIDE, Checks
+from learner.gate.quarantine import Quarantine
 from learner.gate.verdicts import GateRefusal
+from learner.ranker.repeats import page_hashes
 from learner.training.decisionlog import Places
-from millrace.contracts.samples import SampleBatch
+from millrace.contracts.samples import PAGE, SampleBatch
+
+Refused = Callable[[GateRefusal, SampleBatch, Places], None]
 
 
 def admit(
     checks: Checks,
+    quarantine: Quarantine,
     counts: Counter[str],
-    refused: Callable[[GateRefusal, SampleBatch, Places], None],
+    refused: Refused,
     batch: SampleBatch,
     places: Places,
 ) -> NDArray[np.bool_]:
-    """Which rows are to be learnt, (B,). Held-out ones are kept. ``refused``: takes absurd rows."""
+    """Which rows are to be learnt, (B,). Held-out ones are kept. ``refused``: takes rows for quarantine."""
+    again = batch.kind == PAGE
+    if not again.any():
+        return _admit_labelled(checks, counts, refused, batch, places)
+    admitted = np.zeros(len(batch), np.bool_)
+    if not again.all():
+        admitted[~again] = _admit_labelled(checks, counts, refused, batch.take(~again), places[~again])
+    admitted[again] = _admit_again(checks, quarantine, counts, refused, batch.take(again), places[again])
+    return admitted
+
+
+def _admit_again(
+    checks: Checks,
+    quarantine: Quarantine,
+    counts: Counter[str],
+    refused: Refused,
+    batch: SampleBatch,
+    places: Places,
+) -> NDArray[np.bool_]:
+    """The same for exposures that are sent again. They count for nothing, and teach nothing where the exposure did not:
+    on held-out pages, of ids at their limit, and of a time of which labelled rows are in quarantine."""
+    held = checks.heldout.holds(page_hashes(batch), batch.ts_ms)
+    doubtful = checks.screen.absurd(batch)
+    for entry in quarantine.entries():
+        if entry.check not in ASIDE:
+            doubtful |= (batch.ts_ms >= entry.from_ms) & (batch.ts_ms <= entry.to_ms)
+    doubtful &= ~held
+    over = checks.quota.over(batch, counts=False) & ~(held | doubtful)
+    if doubtful.any():
+        refused(GateRefusal("page", float(doubtful.sum()), 0.0), batch.take(doubtful), places[doubtful])
+    counts["held_out"] += int(held.sum())
+    counts["over_limit"] += int(over.sum())
+    return ~(held | doubtful | over)
+
+
+def _admit_labelled(
+    checks: Checks, counts: Counter[str], refused: Refused, batch: SampleBatch, places: Places
+) -> NDArray[np.bool_]:
     checks.clock.meet(batch)
     absurd = checks.screen.absurd(batch)
     if absurd.any():

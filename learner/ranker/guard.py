@@ -36,7 +36,7 @@ class LossGuard:
 
     def exploded(self, loss: NDArray[Any], weight: NDArray[Any], click: NDArray[np.bool_]) -> bool:
         """Whether to refuse a batch with these losses, weights and clicks, all (B,). Moves the means in either case."""
-        if not self.ratio:
+        if not self.ratio or not len(loss):
             return False
         klass = click.view(np.uint8)  # 0: no click, 1: a click
         rows = np.bincount(klass, minlength=_CLASSES).astype(np.float64)

@@ -13,6 +13,9 @@ with, for sample b of weight w_b and label y_b (w_u: the wide weight of id u; v_
     loss = sum_b w_b (-y_b log p_b - (1 - y_b) log(1 - p_b)) / sum_b w_b
     slope_b = w_b (p_b - y_b)                                  the gradient of w_b's term by t_b
 
+A spec's ``page_weight`` adds a loss within pages and its slopes (learner/ranker/within_page.py). Rows of the kind PAGE
+have been learnt before: they weigh 0 in log loss, and nothing else learns from them.
+
 Symbols: B samples of a batch; F categorical columns of ``cat`` and N numbers of ``num`` (the schema's); C id columns
 and D embedding width of one table; U distinct ids of a batch in it; E embedding columns of all tables side by side.
 
@@ -94,6 +97,7 @@ from learner.ranker.inputs import Inputs, TableColumns, finite
 from learner.ranker.sampling import chosen, usable
 from learner.ranker.snapshot_slices import Part, Slices
 from learner.ranker.step import Gradient, Inference, WrittenStep, dense_step, set_mode
+from learner.ranker.within_page import page_rows, teach_pages
 from learner.retrieval.retrieval import RetrievalHead
 from learner.tables import table_kernels
 from learner.tables.table import BatchIds, SparseTable, StepSizes
@@ -101,7 +105,7 @@ from learner.tables.table_kernels import EMPTY
 from millrace.basics.durations import MINUTE_MS
 from millrace.basics.errors import SnapshotError
 from millrace.basics.hashing import salt
-from millrace.contracts.samples import SampleBatch
+from millrace.contracts.samples import PAGE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.labels import asks, weigh, weighs
 from millrace.versions.image import RETRIEVAL_TABLES, Array, Image, below, split
@@ -223,6 +227,11 @@ class OnlineModel:
         return self._inputs.columns
 
     @property
+    def by_page(self) -> bool:
+        """Whether rows of one page are learnt together, so that no micro-batch may cut a page."""
+        return self._spec.page_weight > 0
+
+    @property
     def rows(self) -> int:
         """Rows in all tables, the retrieval head's included."""
         return sum(len(t) for t in self.tables.values())
@@ -250,15 +259,16 @@ class OnlineModel:
         the spec's bounds, is refused whole: weights, statistics and tables stay as they were, and the retrieval head
         learns nothing of it. ``before_writing``: called one time, before the first write to what a
         :class:`~learner.ranker.frozen_scores.Still` reads; not at all for a batch that writes nothing."""
-        shown, refused = usable(batch)  # the head takes the whole batch: its negatives are others
+        shown, refused = usable(batch, self.by_page)
+        labelled = shown.labelled
         keep = self._spec.negative_keep
         batch = shown.take(chosen(shown, keep)) if keep < 1 else shown
         left_out = len(shown) - len(batch)
         label, weight = batch.label, batch.weight
         size = len(batch)  # B from here on
         if not size:
-            if self.head is not None and len(shown):
-                self.head.take(shown)
+            if self.head is not None and len(labelled):
+                self.head.take(labelled)  # all of it: its negatives are others
             return LearnReport(0.0, 0, None, refused, 0, left_out)
         numbers, bad = finite(batch.num)  # (B, N)
         cat = _bucketed(self._inputs, self.network, batch.cat, numbers)  # (B, F + buckets)
@@ -278,12 +288,18 @@ class OnlineModel:
             early = self.delays.early(batch.position, batch.cat)  # (B,)
             weight = weight * weigh(batch.policy, batch.kind, p, early)  # (B,)
         y, w = (np.ascontiguousarray(a, np.float32) for a in (label, weight))  # (B,), (B,)
+        first: slice | NDArray[np.bool_] = slice(None)  # rows that are not sent again
+        if len(labelled) < len(shown):
+            first = batch.kind < PAGE
+            w = w * first
         losses, slope = np.empty(size, np.float32), np.empty(size, np.float32)  # (B,), (B,): see the module's head
-        loss = elementwise.logistic(logits, wide, y, w, losses, slope) / float(w.sum(dtype=np.float64))
+        loss = elementwise.logistic(logits, wide, y, w, losses, slope) / (float(w.sum(dtype=np.float64)) or 1.0)
         problem = self._problem_of(loss)
         guard = self.guard.snapshot()
-        if problem is None and self.guard.exploded(losses, w, y > 0.5):
+        if problem is None and self.guard.exploded(losses[first], w[first], y[first] > 0.5):
             problem, guard = "loss_jumped", self.guard.snapshot()
+        if problem is None and (pages := page_rows(batch) if self.by_page else None) is not None:
+            teach_pages(logits + wide, y, *pages, np.float32(self._spec.page_weight), slope)
         grads: list[Gradient] = []
         if problem is None:
             grads = self._step.backward(slope / np.float32(size))  # a (B, F D) for each table with embeddings
@@ -297,17 +313,18 @@ class OnlineModel:
             before_writing()
         self.dense.learn(size)
         if weighing:
-            asking = asks(batch.policy)  # under the other policies "early" means something else
+            # Under the other policies "early" means something else.
+            asking = asks(batch.policy) & (batch.kind < PAGE)
             if asking.any():
                 self.delays.learn(batch if asking.all() else batch.take(asking))
-        if self.reservoir.add(numbers[:, self._inputs.bucket_columns]):
+        if self.reservoir.add(numbers[first][:, self._inputs.bucket_columns]):
             self.network.edges.copy_(torch.from_numpy(self.reservoir.edges(self._spec.buckets)))
         newest = int(batch.ts_ms.max())
         self.newest_ms = max(self.newest_ms, newest)
         now_min = self.newest_ms // MINUTE_MS
         self._write(blocks, grads, slope, size, now_min)
-        if self.head is not None:
-            self.head.take(shown)
+        if self.head is not None and len(labelled):
+            self.head.take(labelled)
         if now_min >= self._expired_min + max(_EXPIRE_MIN, round(self._spec.max_age_days * 60)):  # a 24th of the age
             self._expired_min = now_min
             for table in self.tables.values():

@@ -14,14 +14,17 @@ from numpy.typing import NDArray
 
 from learner.ranker.repeats import page_hashes
 from millrace.basics.hashing import combine, salt
-from millrace.contracts.samples import FOLLOW_UP, SampleBatch
+from millrace.contracts.samples import FOLLOW_UP, PAGE, SampleBatch
 
 _SALT = salt("negative")
 
 
-def usable(batch: SampleBatch) -> tuple[SampleBatch, int]:
-    """The rows that a model may learn, without follow-ups, and how many are refused for their label or weight."""
-    label, weight, shown = batch.label, batch.weight, batch.kind != FOLLOW_UP  # (B,) each
+def usable(batch: SampleBatch, by_page: bool = False) -> tuple[SampleBatch, int]:
+    """The rows that a model may learn, without follow-ups, and how many are refused for their label or weight.
+    ``by_page``: those that were sent again for their page, too."""
+    label, weight, shown = batch.label, batch.weight, batch.kind < FOLLOW_UP  # (B,) each
+    if by_page:
+        shown |= batch.kind == PAGE
     with np.errstate(invalid="ignore"):
         valid = (label >= 0) & (label <= 1) & (weight > 0) & np.isfinite(weight)  # (B,)
     kept = shown & valid
@@ -29,8 +32,9 @@ def usable(batch: SampleBatch) -> tuple[SampleBatch, int]:
 
 
 def chosen(batch: SampleBatch, share: float) -> NDArray[np.bool_]:
-    """Every positive, and about ``share`` of the negatives, by the sample's id, so that repeats are treated alike.
-    (B,)"""
+    """Every positive, every row that was sent again, and about ``share`` of the negatives, by the sample's id, so that
+    repeats are treated alike. (B,)"""
     drawn = combine(_SALT, page_hashes(batch), batch.position.astype(np.uint64) + np.uint64(1))
-    kept: NDArray[np.bool_] = (batch.label > 0) | ((drawn >> np.uint64(11)).astype(np.float64) < share * 2.0**53)
+    kept: NDArray[np.bool_] = (batch.label > 0) | (batch.kind == PAGE)
+    kept |= (drawn >> np.uint64(11)).astype(np.float64) < share * 2.0**53
     return kept

@@ -118,6 +118,10 @@ class Learning(Protocol):
     def columns(self) -> Columns: ...
 
     @property
+    def by_page(self) -> bool:
+        """Whether rows of one page are learnt together, so that no micro-batch may cut a page."""
+
+    @property
     def tables(self) -> Mapping[str, Sized]:
         """Tables of rows by id; a model of one's own has none."""
 

@@ -7,6 +7,7 @@ the window has passed. So each kind of sample proves an event time, by the promi
 
     negative, correction    observe + disorder - slack
     positive                hold + disorder - slack, where clicks are held; else 0: it comes at once
+    sent again for a page   attribution + disorder
 
 A partition's event time is the latest that any of its samples has proved. A partition holds whole users, and its
 samples come in the order of its events. So the label of an exposure is final when *its own* partition's time has passed
@@ -20,7 +21,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POLICIES, POSITIVE, SampleBatch
+from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POLICIES, POSITIVE, SampleBatch
 from millrace.labels import Waits, policy_named
 
 _LONG_MS = 1 << 50
@@ -29,7 +30,8 @@ _LONG_MS = 1 << 50
 
 def proofs(waits: Waits) -> NDArray[np.int64]:
     """By policy and kind, how long after its exposure a sample comes at least, in ms. (policies, kinds)"""
-    table = np.zeros((len(POLICIES), FOLLOW_UP + 1), np.int64)
+    table = np.zeros((len(POLICIES), PAGE + 1), np.int64)
+    table[:, PAGE] = waits.settled_ms
     for code, name in enumerate(POLICIES):
         promise = policy_named(name).promise(waits, _LONG_MS)
         kept = waits.disorder_ms - promise.slack_ms

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from learner.ranker.repeats import exposure_ids
 from learner.samples.eventtime import EventTime
 from millrace.basics.errors import SettingError
-from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, PAGE, POSITIVE, SampleBatch
 from millrace.labels import Waits, policy_named
 
 log = structlog.get_logger("shadow")
@@ -93,8 +93,8 @@ class Relabel:
         message = _Message(batch, partition, offset, ids, now.copy(), now.copy())
         for row in np.flatnonzero(kind != FOLLOW_UP).tolist():
             id, known = int(ids[row]), self._at.get(int(ids[row]))
-            if kind[row] == CORRECTION and known is None:
-                now[row] = True  # its negative was learnt
+            if kind[row] == PAGE or (kind[row] == CORRECTION and known is None):
+                now[row] = True  # its label is final; its negative was learnt
             elif kind[row] == CORRECTION and known is not None:
                 if self._at_once:
                     self._forget(id)

@@ -21,10 +21,11 @@ from learner.evaluation.served_scores import ServedExposures
 from learner.ranker.model import LearnReport
 from learner.ranker.repeats import Repeats
 from learner.ranker.verbs import Learning
+from learner.ranker.within_page import page_end
 from learner.training.decisionlog import Places
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.events import NOT_READ
-from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, PAGE, SampleBatch
 from millrace.versions.image import Array, below
 
 BATCH_ROWS = 128
@@ -92,6 +93,8 @@ class Trainer:
         follow = batch.kind == FOLLOW_UP
         self.counts["follow_ups"] += int((fresh & follow).sum())
         fresh &= ~follow
+        if not self.model.by_page:
+            fresh &= batch.kind != PAGE
         if not fresh.any():
             return
         rows = np.flatnonzero(fresh)
@@ -123,11 +126,12 @@ class Trainer:
         return self.learn(cut)
 
     def cut(self, drain: bool = False) -> MicroBatch | None:
-        """The next micro-batch, owned by the caller; None when there are too few rows."""
+        """The next micro-batch, owned by the caller; None when there are too few rows. It is longer than
+        ``batch_rows`` where it would cut a page that is taught as one."""
         rows = self.pending
         if not rows or (rows < self.batch_rows and not drain):
             return None
-        return self._cut(self.batch_rows)
+        return self._cut(min(rows, self.batch_rows), self.model.by_page)
 
     def cut_at(self, places: Places) -> MicroBatch:
         """The micro-batch of just these rows. Raises SnapshotError where they are not the next ones."""
@@ -136,9 +140,11 @@ class Trainer:
             raise SnapshotError(f"the next {len(places)} rows are not those that were learnt", "rules have changed")
         return self._cut(len(places))
 
-    def _cut(self, size: int) -> MicroBatch:
+    def _cut(self, size: int, by_page: bool = False) -> MicroBatch:
         whole, joined = SampleBatch.concat(self._pending), np.concatenate(self._joined)
         places = np.concatenate(self._places)
+        if by_page:
+            size = page_end(whole.page, whole.kind, whole.policy, size)
         batch, rest = whole.take(slice(0, size)), whole.take(slice(size, None))
         self._pending, self._joined, self._places = [], [], []
         if len(rest):
@@ -148,10 +154,10 @@ class Trainer:
         return MicroBatch(batch, places[:size], joined[:size])
 
     def judge(self, batch: SampleBatch) -> NDArray[np.float32]:
-        """Predicts a micro-batch (B,), and judges it but for corrections: they were judged as negatives."""
+        """Predicts a micro-batch (B,), and judges what is labelled for the first time in it."""
         p = self.model.score(batch.cat, batch.num)
         with np.errstate(invalid="ignore"):
-            judged = (batch.kind != CORRECTION) & (batch.label >= 0) & (batch.label <= 1)
+            judged = (batch.kind < CORRECTION) & (batch.label >= 0) & (batch.label <= 1)
         if wrong := int(judged.sum() - np.isfinite(p[judged]).sum()):
             self.counts["not_finite"] += wrong
         if judged.any():
@@ -171,7 +177,7 @@ class Trainer:
             self.counts[f"skipped:{report.skipped}"] += 1
         else:
             # Learnt as served, at full weight: such pages come again, and the model's scores of them must be right.
-            self.counts["unread"] += int(((batch.user_missing & NOT_READ) > 0).sum())
+            self.counts["unread"] += int(((batch.user_missing & NOT_READ) > 0)[batch.kind != PAGE].sum())
             clicked = batch.origin_ms > 0
             self._clicks.append(ClickCounts(batch.origin_ms[clicked], cut.joined_ms[clicked]))
         return report

@@ -6,7 +6,7 @@
     request   ["r1",    "r2"]            distinct pages of the batch, (R,)
     page      [ 0, 0, 0,  1, 1 ]         index into request, (B,)
     position  [ 0, 1, 2,  0, 1 ]         slot on the page   -> (request[page], position) is the sample's id
-    kind      [ N, P, N,  P, C ]         negative, positive, correction (a click after its negative)
+    kind      [ N, P, N,  P, C ]         negative, positive, correction (a click after its negative), ...
     cat       [[.. F ids ..], ...]       (B, F) int64 feature ids, 0 = missing
     num       [[.. N numbers ..], ...]   (B, N) float32 raw statistics
 
@@ -29,10 +29,12 @@ from millrace.basics.errors import SchemaError
 from millrace.contracts.events import ARMS, LAST_MS, MAX_ITEMS, MAX_OFFSET
 from millrace.contracts.pagepack import Ids, Numbers, Rates, pack_ids, pack_numbers, unpack_ids, unpack_numbers
 
-NEGATIVE, POSITIVE, CORRECTION, FOLLOW_UP = 0, 1, 2, 3
-"""Kinds of sample. ``FOLLOW_UP`` carries a later collect, cart or purchase of an exposure already labelled."""
+NEGATIVE, POSITIVE, CORRECTION, FOLLOW_UP, PAGE = 0, 1, 2, 3, 4
+"""Kinds of sample. The first three label an exposure. ``FOLLOW_UP`` carries a later collect, cart or purchase of an
+exposure already labelled. ``PAGE`` has such an exposure again, with its final label, to be compared with the others of
+its page."""
 
-KIND_NAMES = ("negative", "positive", "correction", "follow_up")
+KIND_NAMES = ("negative", "positive", "correction", "follow_up", "page")
 """By kind, as figures call them."""
 
 POLICIES = ("wait", "equal-wait", "fake-negative-weighted", "es-dfm", "prompt")
@@ -110,6 +112,12 @@ class SampleBatch:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    @property
+    def labelled(self) -> SampleBatch:
+        """The batch without exposures that were sent again (``PAGE``)."""
+        again = self.kind == PAGE
+        return self.take(~again) if again.any() else self
 
     def ids(self) -> Iterator[tuple[str, int]]:
         """The samples' identities, in order: ``(request_id, position)``."""
@@ -217,7 +225,7 @@ def _bounds(requests: int) -> tuple[tuple[str, int, int], ...]:
     return (
         ("page", 0, requests - 1),
         ("position", 0, MAX_POSITION),
-        ("kind", 0, FOLLOW_UP),
+        ("kind", 0, PAGE),
         ("ts_ms", 1, LAST_MS),
         ("arm", 0, len(ARMS) - 1),
         ("policy", 0, len(POLICIES) - 1),

@@ -176,6 +176,16 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def spec(self) -> dict[str, Any]:
         return {"model": self.model} | self.model_spec
 
+    @property
+    def by_page(self) -> bool:
+        """Whether the model learns a loss within pages."""
+        return _by_page(self.model_spec)
+
+    @property
+    def sends_pages(self) -> bool:
+        """Whether the model or its shadow does, so that the stream has to send pages again."""
+        return self.by_page or (bool(self.shadow_model) and _by_page(self.shadow_spec))
+
     def event_clock(self) -> EventClock:
         return EventClock.decode(self.clock)
 
@@ -233,6 +243,11 @@ SECRET = frozenset({"tokens"})
 """What is never shown."""
 _PATHS = frozenset({"data", "store", "schema", "token_file", "admin_token_file"})
 """In a file, a relative path is relative to the file's folder."""
+
+
+def _by_page(spec: Mapping[str, Any]) -> bool:
+    weight = spec.get("page_weight", 0)  # the learner refuses what is no number
+    return isinstance(weight, int | float) and weight > 0
 
 
 def variable(name: str) -> str:

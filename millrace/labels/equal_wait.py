@@ -11,6 +11,7 @@ from millrace.labels.policy import LabelPolicy, Promise, Waits
 
 class EqualWait(LabelPolicy):
     name = "equal-wait"
+    final = True
 
     def promise(self, waits: Waits, flowing_ms: int) -> Promise:
         return Promise(self.code, waits.attribution_ms, waits.attribution_ms, 0)

@@ -85,6 +85,9 @@ class LabelPolicy(ABC):
     asks: ClassVar[bool] = False
     """Whether the weights depend on ``early``, so that somebody must know how late clicks come."""
 
+    final: ClassVar[bool] = False
+    """Whether the first labels of a page come at one time, when no click is expected any more."""
+
     @property
     def code(self) -> int:
         """The policy's number in samples and promises."""

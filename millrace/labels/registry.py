@@ -34,9 +34,14 @@ from millrace.labels.wait import Wait
 
 REGISTRY = MappingProxyType({p.name: p for p in (Wait(), EqualWait(), FakeNegativeWeighted(), EsDfm(), Prompt())})
 
+WITH_EXPOSURE = REGISTRY["equal-wait"].code
+"""The policy that samples name whose label came with the exposure, as in a log: a page's come together, and are final.
+"""
+
 _BY_CODE = tuple(REGISTRY[name] for name in POLICIES)
 _WEIGHING = np.array([p.weighs for p in _BY_CODE])
 _ASKING = np.array([p.asks for p in _BY_CODE])
+_FINAL = np.array([p.final for p in _BY_CODE])
 
 
 def policy_named(name: str) -> LabelPolicy:
@@ -56,6 +61,12 @@ def asks(policy: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Which samples of these policies (codes) have weights that depend on the delays of clicks. (B,)"""
     asking: NDArray[np.bool_] = _ASKING[policy]
     return asking
+
+
+def final(policy: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which exposures of these policies (codes) get their first labels with their whole page, and final ones. (B,)"""
+    found: NDArray[np.bool_] = _FINAL[policy]
+    return found
 
 
 def weigh(

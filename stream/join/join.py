@@ -50,14 +50,15 @@ from stream.join.joined_pages import (
     without_log,
 )
 from stream.join.labelling import Dead, Labeller, Outcome, Policy
+from stream.join.page_again import final_labels
 from stream.join.page_rows import LoggedPage
 from stream.join.shown import ShownPages
 
 __all__ = ["Dead", "InputMessage", "LabelJoin", "Outcome", "Policy"]
 
-LABEL, LIFE, HELD, SERVED, CLICKED, SETTLE = range(6)
+LABEL, LIFE, HELD, SERVED, CLICKED, AGAIN, SETTLE = range(7)
 """Kinds of timer: a part's label, a part's end, held actions, a page log's or a page's end, the label of a part's
-clicks, the moment at which a page may be settled."""
+clicks, the moment at which a page is sent again, and at which it may be settled."""
 Timer = tuple[int, int, str, int]
 """The watermark at which it is due, its kind, a request, a part."""
 
@@ -141,6 +142,7 @@ class LabelJoin:
         self._keep(page, ts + self._life_ms, LIFE, len(page.parts) - 1)
         if page.page_log is not None:
             self._match(page, len(page.parts) - 1, out)
+            self._look_again(page, out)
         elif page.is_away:
             self._want(page, out)
 
@@ -165,6 +167,7 @@ class LabelJoin:
         for index, part in enumerate(page.parts):
             if part.message is not None:
                 self._match(page, index, out)
+        self._look_again(page, out)
 
     def act(self, event: Action, message: InputMessage, out: Outcome) -> None:
         """An action: attached to its exposure, or held until that comes."""
@@ -245,6 +248,8 @@ class LabelJoin:
                 self._labeller.label_clicks(page, page.parts[index], out)
             elif kind == LIFE and page.page_log is None and not page.is_away:
                 self._labeller.lose(page, page.parts[index], out)
+            elif kind == AGAIN:
+                self._look_again(page, out)
             elif kind == HELD:
                 self._labeller.give_up(page, now - self.policy.lateness_ms, out)
             if page.drop_ms <= now:
@@ -310,6 +315,16 @@ class LabelJoin:
             if self.watermark_ms < part.clicks_ms < due:
                 heappush(self._timers, (part.clicks_ms, CLICKED, page.request, index))
 
+    def _look_again(self, page: PageState, out: Outcome) -> None:
+        """Sends a page again once its labels are final; otherwise looks at it then."""
+        if not self.policy.sends_pages or page.page_log is None or page.sent_again:
+            return
+        due_ms, exposed = final_labels(page, self.policy.attribution_ms)
+        if due_ms <= self.watermark_ms:
+            self._labeller.send_again(page, exposed, out)
+        else:
+            heappush(self._timers, (due_ms, AGAIN, page.request, 0))
+
     def _drop(self, page: PageState, out: Outcome) -> None:
         """Drops a page. Open labels are settled now, or when its page log has been read again."""
         for part in page.parts:
@@ -317,6 +332,7 @@ class LabelJoin:
                 self._labeller.label_rest(page, part, out)
             elif not page.is_away:
                 self._labeller.lose(page, part, out)
+        self._look_again(page, out)
         self._labeller.give_up(page, self.watermark_ms, out)
         del self.pages[page.request]
         if page.is_away and page.request in self.wanted:
@@ -361,6 +377,8 @@ def _timers_of(page: PageState, policy: Policy, settles: bool, watermark_ms: int
     yield page.drop_ms, SERVED, request, 0  # the present lifetimes may be shorter than the page's
     if page.page_log is not None:
         yield page.page_log.ts_ms + policy.life_ms, SERVED, request, 0
+        if policy.sends_pages and not page.sent_again:
+            yield final_labels(page, policy.attribution_ms)[0], AGAIN, request, 0
     if settles and page.settle_ms:
         yield page.settle_ms, SETTLE, request, 0
     for event, _, _ in page.held.values():

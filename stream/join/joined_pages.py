@@ -101,6 +101,8 @@ class PageState:
     """(position, kind, origin) of actions that wait for the label."""
     drop_ms: int = 0
     settle_ms: int = 0
+    in_time: int = 0  # clicked within the attribution window, by all clocks
+    sent_again: bool = False  # for the loss within the page
 
     @property
     def is_away(self) -> bool:
@@ -174,6 +176,7 @@ def unsettle(request: str, raw: bytes) -> PageState:
     found = _decode(raw)
     page = PageState(request)
     page.drop_ms, page.at, page.exposed = found.drop_ms, found.at, to_mask(found.exposed)
+    page.sent_again = True  # before it was settled, or not at all
     if found.acted is not None:
         page.acted = [to_mask(mask) for mask in found.acted]
     for one in found.parts:
@@ -216,13 +219,17 @@ def plain(page: PageState) -> tuple[Any, ...]:
         page.drop_ms,
         page.at,
         page.settle_ms,
+        to_bytes(page.in_time),
+        page.sent_again,
     )
 
 
 def page_of(state: Any, page_log: Callable[[bytes], LoggedPage], decode: Callable[[bytes], Event]) -> PageState:
     """The inverse of :func:`plain`. ``page_log`` and ``decode`` read messages."""
-    request, served, parts, exposed, labelled, acted, held, waiting, drop_ms, at, settle_ms = state
+    request, served, parts, exposed, labelled, acted, held, waiting, drop_ms, at, settle_ms, *again = state
     page = PageState(request)
+    if again:  # an earlier version wrote none of this
+        page.in_time, page.sent_again = to_mask(again[0]), again[1]
     page.at, page.settle_ms = at, settle_ms
     page.page_log = None if served is None else page_log(served)
     for brought, mask, ts, offset, items, message, promise, slots in parts:

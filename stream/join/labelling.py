@@ -8,6 +8,7 @@
                       └── watermark reaches it without one ─────► NEGATIVE
                                                 then a click ──► CORRECTION
                       collect, cart, purchase, once labelled ──► FOLLOW_UP
+    the page, when no click is in time any more ───────────────► PAGE, if a model wants it (stream/join/page_again.py)
 
 The figure shows the policy ``wait``. The label policy's promise for the exposure (:mod:`millrace.labels`) says when
 clicks and exposures without one are labelled. The promise is part of the exposure's state.
@@ -24,10 +25,11 @@ from msgspec import Struct
 from millrace.contracts.clock import MAX_AHEAD_MS
 from millrace.contracts.events import CLICK, EXPOSURE, Action, Id
 from millrace.contracts.profile_warnings import ProfileWarning
-from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, PAGE, POSITIVE
 from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, LabelPolicy, Promise, Waits, policy_named
 from stream.join.joined_pages import InputMessage, PagePart, PageState
+from stream.join.page_again import rows_again
 from stream.join.page_rows import Counted, LoggedPage, Sampled, runs_of
 from stream.join.shown import ShownPages
 
@@ -51,6 +53,7 @@ class Policy:
     ahead_ms: int
     label: LabelPolicy = REGISTRY["wait"]
     observation_ms: int = 10_000
+    sends_pages: bool = False  # whether pages are sent again, for a loss within them
 
     @property
     def waits(self) -> Waits:
@@ -63,7 +66,8 @@ class Policy:
     @classmethod
     def of(cls, settings: Settings) -> Policy:
         w, label = Waits.of(settings), policy_named(settings.label_policy)
-        return cls(w.attribution_ms, w.disorder_ms, w.lateness_ms, MAX_AHEAD_MS, label, w.observation_ms)
+        waits = w.attribution_ms, w.disorder_ms, w.lateness_ms, MAX_AHEAD_MS
+        return cls(*waits, label, w.observation_ms, settings.sends_pages and not label.final)
 
 
 class Dead(NamedTuple):
@@ -198,6 +202,8 @@ class Labeller:
             return
         page.acted[kind] |= bit
         out.counted.append(Counted(self._shown(page, part), ((position, position + 1),), 1, event.ts_ms, kind))
+        if kind == CLICK and max(after_ms, came_ms - part.ts_ms) < self.policy.attribution_ms:
+            page.in_time |= bit
         if kind != CLICK:
             if page.labelled & bit:
                 self._sample(page, part, bit, FOLLOW_UP, kind, event.sent_ms, out)
@@ -227,6 +233,15 @@ class Labeller:
         rest = part.mask & ~page.labelled
         if rest:
             self._label(page, part, rest, NEGATIVE, EXPOSURE, 0, out)
+
+    def send_again(self, page: PageState, exposed: int, out: Outcome) -> None:
+        """Sends rows of a page among the positions ``exposed`` with final labels, part by part, clicked ones first."""
+        page.sent_again = True
+        clicked, others = rows_again(page, exposed)
+        for part in page.parts:
+            for mask, action in ((part.mask & clicked, CLICK), (part.mask & others, EXPOSURE)):
+                if mask:
+                    self._sample(page, part, mask, PAGE, action, 0, out)
 
     def _label(
         self, page: PageState, part: PagePart, mask: int, kind: int, action: int, origin_ms: int, out: Outcome

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.contracts.events import ARMS
+from millrace.contracts.events import ARMS, CLICK
 from millrace.contracts.page_logs import PageView
-from millrace.contracts.samples import NEGATIVE, SampleBatch
+from millrace.contracts.samples import NEGATIVE, PAGE, SampleBatch
 
 Array = NDArray[Any]
 Runs = tuple[tuple[int, int], ...]
@@ -137,6 +137,7 @@ def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleB
         return np.repeat(np.fromiter(values, dtype, len(sampled)), sizes)
 
     kind = each((s.kind for s in sampled), np.uint8)
+    actions = each((s.actions for s in sampled), np.uint8)
     return SampleBatch(
         request=tuple(request),
         page=each(page, np.int32),
@@ -145,9 +146,9 @@ def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleB
         item=rows_of([i.item[a * 8 : b * 8] for i, a, b in runs], "<u8"),
         ts_ms=each((s.ts_ms for s in sampled), np.int64),
         kind=kind,
-        label=(kind != NEGATIVE).astype(np.float32),
+        label=np.where(kind == PAGE, actions >> CLICK & 1, kind != NEGATIVE).astype(np.float32),
         weight=np.ones(len(kind), np.float32),
-        actions=each((s.actions for s in sampled), np.uint8),
+        actions=actions,
         cat=table_of([i.cat[a * ids : b * ids] for i, a, b in runs], len(kind), shape[0], "<i8"),
         num=table_of([i.num[a * numbers : b * numbers] for i, a, b in runs], len(kind), shape[1], "<f4"),
         score=rows_of([i.scores[a * 4 : b * 4] for i, a, b in runs], "<f4"),

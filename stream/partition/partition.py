@@ -58,8 +58,8 @@ class StepOutput:
 
     ``counts``, where not 0: ``events.<type>`` accepted messages by type, ``page_logs``, ``users``, ``forgotten``
     (deletions of users), ``ahead`` (accepted events that are held until their time comes), ``exposures`` (distinct ones
-    taken in), ``matched`` (exposures that found their page log), ``samples.negative|positive|correction|follow_up``,
-    ``duplicates`` (messages without anything new), ``late`` (events behind the watermark, used or not), ``unseen``
+    taken in), ``matched`` (exposures that found their page log), ``samples.KIND`` by kind of sample, ``duplicates``
+    (messages without anything new), ``late`` (events behind the watermark, used or not), ``unseen``
     (served pages that were never exposed), ``skipped`` (messages that the state already covered), ``recalled`` and
     ``page_logs_gone`` (settled pages whose page log was read again, or could not be), ``unfit`` (values that are
     negative, not finite or too great for a mean, see :func:`millrace.windows.features.steps`).

@@ -95,12 +95,14 @@ class Terms(msgspec.Struct, frozen=True):
     ahead_ms: int
     observation_ms: int
     label: str
+    sends_pages: bool = False
 
     @classmethod
     def of(cls, partition: Partition) -> Terms:
         p = partition.policy
         waits = p.attribution_ms, p.disorder_ms, p.lateness_ms, p.ahead_ms, p.observation_ms
-        return cls(partition.schema.id, RULES, partition.partitions, partition.settles, *waits, p.label.name)
+        rest = *waits, p.label.name, p.sends_pages
+        return cls(partition.schema.id, RULES, partition.partitions, partition.settles, *rest)
 
     def partition(self, like: Partition) -> Partition:
         """A new partition under these terms. Raises StoreError for an unknown schema."""
@@ -110,7 +112,7 @@ class Terms(msgspec.Struct, frozen=True):
                 f"a checkpoint of schema {self.schema}, the settings name {like.schema.id}", _REMEDY_UNKNOWN
             )
         waits = self.attribution_ms, self.disorder_ms, self.lateness_ms, self.ahead_ms
-        policy = Policy(*waits, policy_named(self.label), self.observation_ms)
+        policy = Policy(*waits, policy_named(self.label), self.observation_ms, self.sends_pages)
         return Partition(like.number, known[self.schema], policy, self.partitions, self.settles, like.history)
 
 

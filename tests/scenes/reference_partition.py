@@ -29,12 +29,13 @@ from millrace.contracts.events import (
     decode_event,
 )
 from millrace.contracts.page_logs import decode_page_log
-from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, PAGE, POSITIVE
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, PAGE_LOGS
 from millrace.labels import Promise
 from millrace.windows.tile_memory import UNIT
 from stream.join.join import InputMessage, Policy
+from stream.join.page_again import drawn
 
 MINUTE_MS = 60_000
 EXPOSED, LABELLED, LOST = 0, 1, 2  # the states of an exposure: without a label yet, with one, never to have one
@@ -79,6 +80,7 @@ class Seen:
         self.acted: set[int] = set()
         self.promise = promise
         self.click: Action | None = None  # one that waits to label the exposure
+        self.in_time: Action | None = None  # within the attribution window
         self.follow_ups: list[Action] = []
 
     @property
@@ -106,6 +108,7 @@ class ReferencePartition:
         self.windows: dict[int, dict[int, list[int]]] = {}
         self._seen: dict[Id, Seen] = {}
         self._served: dict[str, Served] = {}
+        self._sent_again: set[str] = set()
         self._positions: dict[str, list[int]] = {}
         self._held: dict[Id, list[tuple[Action, int]]] = {}  # with the watermark when it came
         self._flow_ms = self._exposed_ms = 0
@@ -135,6 +138,8 @@ class ReferencePartition:
     def _move(self, now_ms: int) -> None:
         self.watermark_ms = max(self.watermark_ms, now_ms - self.policy.disorder_ms)
         self._expire()
+        for request in self._served:
+            self._send_again(request)
 
     def window(self, key: int, ts_ms: int) -> list[list[int]]:
         """Counts and sums of one key as the tiles define them, (W + H, A + M): W windows, then H half-lives, each with
@@ -158,6 +163,29 @@ class ReferencePartition:
                     row = [a + b * weight for a, b in zip(row, counts, strict=True)]
             out.append(row)
         return out
+
+    def _send_again(self, request: str) -> None:
+        """Sends a page again, if its labels are final: its clicked rows, and some others."""
+        page_log, wait_ms = self._served[request].page_log, self.policy.attribution_ms
+        due_ms = page_log.ts_ms + wait_ms
+        clicked: list[int] = []
+        others: list[int] = []
+        for ts_ms, p in sorted((self._seen[request, p].ts_ms, p) for p in self._positions.get(request, [])):
+            if ts_ms >= due_ms:
+                break
+            seen = self._seen[request, p]
+            due_ms = max(due_ms, ts_ms + wait_ms)
+            if seen.state == LABELLED or (seen.state == EXPOSED and seen.served is not None):
+                (clicked if seen.in_time is not None else others).append(p)
+        if due_ms > self.watermark_ms or not self.policy.sends_pages or request in self._sent_again:
+            return
+        self._sent_again.add(request)
+        if clicked and others:
+            for p in clicked:
+                self._sample((request, p), PAGE, self._seen[request, p].in_time)
+            others.sort()
+            for k in drawn(request, len(others)):
+                self._sample((request, others[k]), PAGE, None)
 
     def _event(self, raw: bytes, clock_ms: int) -> None:
         try:
@@ -250,6 +278,7 @@ class ReferencePartition:
         for p in self._positions.get(page_log.request_id, []):
             if self._seen[page_log.request_id, p].state == EXPOSED:
                 self._match((page_log.request_id, p))
+        self._send_again(page_log.request_id)
 
     def _match(self, identity: Id) -> None:
         seen, served = self._seen[identity], self._served[identity[0]]
@@ -304,6 +333,9 @@ class ReferencePartition:
         else:
             seen.acted.add(event.kind)
             self._count(served, event.position, event.ts_ms, event.kind)
+            after_ms = max(event.ts_ms, came_ms) - seen.ts_ms
+            if event.kind == CLICK and after_ms < self.policy.attribution_ms:
+                seen.in_time = event
             if event.kind != CLICK:
                 if seen.state == LABELLED:
                     self._sample(identity, FOLLOW_UP, event)
@@ -362,7 +394,7 @@ class ReferencePartition:
         served, of = seen.served, seen.served.page_log
         features = served.cat[p].tobytes() + served.num[p].tobytes() + served.scores[p].tobytes()
         actions = 1 | (0 if action is None else 1 << action.kind)
-        origin = 0 if action is None else action.sent_ms
+        origin = 0 if action is None or kind == PAGE else action.sent_ms
         self.samples.append(
             Row(request, p, kind, actions, seen.ts_ms, origin, str(of.user_id), seen.item, of.model_version, features)
         )

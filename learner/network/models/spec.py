@@ -50,6 +50,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # which samples are learnt from; see learner/ranker/sampling.py
     negative_keep: Annotated[float, Meta(gt=0, le=1)] = 1.0  # share of the negatives; predictions are corrected for it
     settled_minutes: NonNegative = 5.0  # after so long an exposure's clicks have come: the attribution window
+    page_weight: NonNegative = 0.0  # of the loss within pages beside log loss; see learner/ranker/within_page.py
 
     # the tables
     max_rows: Annotated[int, Meta(ge=1, le=2_000_000_000)] = 4_000_000  # of each table: bounds the memory

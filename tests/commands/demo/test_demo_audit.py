@@ -17,7 +17,7 @@ from commands.demo.servedrows import auc_of
 from millrace.basics.errors import ConservationError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Click, DeadLetter, Event, Exposure, Truth, to_json, to_msgpack
-from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, PAGE, POSITIVE
 from tests.scenes.learning import labelled
 
 NOW = 1_772_600_000_000
@@ -237,6 +237,20 @@ def test_refused_samples_and_skipped_batches_are_accounted_for(shop: Topics) -> 
     ledger = shop.ledger()
     check(ledger, replace(reported(ledger), trained=6, refused=2))
     check(ledger, replace(reported(ledger), trained=3, skipped=1))
+
+
+def test_a_page_that_is_sent_again_counts_as_samples_and_as_no_exposures(shop: Topics) -> None:
+    before = shop.ledger()
+    shop.label("a", (1, PAGE), (0, PAGE))
+    shop.label("a", (1, PAGE))
+    ledger = shop.ledger()
+    assert ledger.exposures == before.exposures
+    assert (ledger.count("again"), ledger.repeated_samples) == (2, before.repeated_samples + 1)
+    check(ledger, reported(ledger))  # by a model that learns none of it
+    ledger.by_page = True
+    with pytest.raises(ConservationError, match="the learner learnt from 8 samples"):
+        check(ledger, reported(ledger))
+    check(ledger, replace(reported(ledger), trained=10))
 
 
 def test_what_the_gate_keeps_out_of_the_model_is_accounted_for(shop: Topics) -> None:

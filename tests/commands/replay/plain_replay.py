@@ -4,6 +4,7 @@ more: features by :class:`LogFeatures`, chunk by chunk, and scores by :func:`run
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from commands.replay.grouped import GroupedRows, Score
 from commands.replay.known import KnownSamples, LabelSettings, ReplayModel, ReplayObserver
 from commands.replay.logfeatures import CHUNK_ROWS, Labels, LogRows
+from commands.replay.sent_again import with_pages_again
+from learner.ranker.within_page import taught_by_page
+from millrace.contracts.samples import NEGATIVE, PAGE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.logs import LogTable
 from millrace.windows.tiles import TileStore
@@ -129,11 +133,17 @@ def run_plain(
     labels = Labels(log, schema, rows)
     features = LogFeatures(rows, labels, schema, () if groups is None else groups.cuts)
     samples = KnownSamples.of(rows.ts_ms, labels, how.named, how.observation_ms)
+    if how.by_page and how.named is not None and not how.named.final:
+        samples = with_pages_again(samples, rows, labels)
     oldest, bias = _oldest(samples), schema.layout.bias_columns
     p = np.empty(rows.n, np.float32)
     scored = 0
-    for start in range(0, len(samples.row), batch_rows):
-        part = slice(start, min(start + batch_rows, len(samples.row)))
+    stop = 0
+    while stop < len(samples.row):
+        part = slice(stop, min(stop + batch_rows, len(samples.row)))
+        while how.by_page and part.stop < len(samples.row) and _one_page(samples, rows, part.stop):
+            part = slice(part.start, part.stop + 1)
+        stop = part.stop
         # Exposures up to the time at which the batch was complete are scored without it.
         end = int(np.searchsorted(rows.ts_ms, samples.known_ms[part.stop - 1], side="right"))
         if groups is not None and end > scored:
@@ -146,13 +156,36 @@ def run_plain(
             if observer is not None:
                 observer.scored(shown, cat, num, p[shown])
         scored = max(scored, end)
-        batch = samples.batch(part, rows, *features.of(samples.row[part]))
+        batch = _batch(samples, part, rows, labels, features)
         model.learn(batch)
         if observer is not None:
             observer.learnt(samples, part, batch)
         features.forget(int(oldest[part.stop]))
         tick(scored)
     return p
+
+
+def _one_page(samples: KnownSamples, rows: LogRows, at: int) -> bool:
+    """Whether a sample and the one before it are taught together."""
+    before, after = (
+        (int(rows.page[samples.row[i]]), int(samples.known_ms[i]), taught_by_page(samples.kind, samples.policy)[i])
+        for i in (at - 1, at)
+    )
+    return before == after and bool(after[-1])
+
+
+def _batch(samples: KnownSamples, part: slice, rows: LogRows, labels: Labels, features: LogFeatures) -> SampleBatch:
+    """The samples of a part; those that are sent again with the label that was known then."""
+    row, again = samples.row[part], samples.kind[part] == PAGE
+    clicked = labels.clicked[row] & (labels.acted_ms[row] < rows.ts_ms[row] + labels.wait_ms)
+    as_labelled = replace(samples, kind=np.where(samples.kind == PAGE, NEGATIVE, samples.kind).astype(np.uint8))
+    batch = as_labelled.batch(part, rows, *features.of(row))
+    return replace(
+        batch,
+        kind=samples.kind[part],
+        label=np.where(again, clicked, batch.label).astype(np.float32),
+        actions=np.where(again, 1 + 2 * clicked, batch.actions).astype(np.uint8),
+    )
 
 
 def _before(groups: GroupedRows, rows: slice, features: LogFeatures, score: Score, hidden: Sequence[int]) -> None:

@@ -80,7 +80,9 @@ PAGES = SCHEMA + 'request = "page"\n'
 OF_USERS = PAGES + 'identity = ["page", "slot", "user"]\n'  # two users' pages may have one name
 START, MINUTE = 1_650_812_400_000, 60_000
 SMALL = {"width": 4, "hidden": [8], "blocks": 1}
-POLICIES = [LabelSettings(name, 10_000) for name in ("wait", "es-dfm", "prompt", None)]
+NAMES = ("wait", "es-dfm", "prompt", None)
+POLICIES = [LabelSettings(name, 10_000) for name in NAMES]
+BY_PAGE = [LabelSettings(name, 10_000, by_page=True) for name in (*NAMES, "equal-wait")]
 
 
 def log_of(schema: Schema, rows: list[dict[str, Any]]) -> LogTable:
@@ -158,7 +160,7 @@ def same(one: SampleBatch, other: SampleBatch) -> None:
     n=st.integers(1, 90),
     seed=st.integers(0, 1000),
     at_once=st.integers(1, 40),
-    how=st.sampled_from(POLICIES),
+    how=st.sampled_from(POLICIES + BY_PAGE),
     text=st.sampled_from([SCHEMA, PAGES, OF_USERS]),
     minutes=st.sampled_from([1, 90, 3 * 1440]),
 )

@@ -20,7 +20,7 @@ from learner.samples.eventtime import EventTime, proofs
 from learner.training.trainer import Trainer
 from millrace.basics.ranking_metrics import FIGURES, ORDER, auc, calibration, log_loss, within
 from millrace.contracts.events import ARMS
-from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE, SampleBatch
+from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POLICIES, POSITIVE, SampleBatch
 from millrace.labels import Waits, policy_named
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
 
@@ -99,6 +99,8 @@ def labelled(batch: SampleBatch, policy: str, seed: int) -> list[tuple[int, Samp
     said: list[tuple[float, int, int, int]] = []  # when in event time, kind, row, partition
     for row in range(len(batch)):
         ts, partition = int(batch.ts_ms[row]), int(batch.page[row]) % PARTITIONS
+        if row % 3 == 0:
+            said.append((ts + WAITS.settled_ms, PAGE, row, partition))
         label_at = ts + promise.observe_ms + kept
         if batch.label[row] == 0:
             said.append((label_at, NEGATIVE, row, partition))
@@ -121,7 +123,7 @@ def labelled(batch: SampleBatch, policy: str, seed: int) -> list[tuple[int, Samp
             if own:
                 kinds = np.array([kind for kind, _ in own], np.uint8)
                 part = batch.take(np.array([row for _, row in own]))
-                label = (kinds != NEGATIVE).astype(np.float32)
+                label = np.where(kinds == PAGE, part.label, kinds != NEGATIVE).astype(np.float32)
                 policies = np.full(len(own), code, np.uint8)
                 messages.append((partition, replace(part, kind=kinds, label=label, policy=policies)))
         at += size
@@ -170,7 +172,8 @@ def test_figures_before_the_end_are_those_of_the_exposures_that_are_settled() ->
     seen: dict[tuple[str, int], float] = {}
     looked = 0
     for partition, samples in labelled(batch, "prompt", seed=3):
-        for name, label in zip(samples.ids(), samples.label.tolist(), strict=True):
+        first = samples.labelled
+        for name, label in zip(first.ids(), first.label.tolist(), strict=True):
             seen[name] = max(label, seen.get(name, 0))
         feed(found, [(partition, samples)])
         found.settle()
@@ -328,6 +331,7 @@ def test_event_time_is_what_samples_prove() -> None:
     assert seconds["fake-negative-weighted"] == [0, 0, 0]
     assert seconds["prompt"] == [30, 0, 30]
     assert seconds["es-dfm"] == [30, 30, 30]
+    assert set(table[:, PAGE].tolist()) == {360 * SECOND_MS}, "a page is sent again when its labels are final"
     time = EventTime(WAITS)
     assert time.advance() == 0
     time.hear(one_row(50, "a"), 0)

@@ -24,7 +24,7 @@ from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotF
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError, Store
-from millrace.contracts.samples import SampleBatch
+from millrace.contracts.samples import PAGE, SampleBatch
 from millrace.contracts.schema import Schema, WindowKey
 from millrace.contracts.settings import Settings
 from millrace.versions.decisions import Learnt
@@ -78,6 +78,27 @@ def test_a_refused_batch_is_kept_and_never_learnt(scene: Scene, twin: Scene) -> 
     ((kept, places),) = scene.kept
     assert kept.cat.tobytes() == batch(9).cat.tobytes()
     assert places.tolist() == [[0, 4, row] for row in range(BATCH)]
+
+
+def test_pages_teach_where_their_exposures_have_and_a_killed_learner_does_the_same(tmp_path: Path) -> None:
+    """Rows of the time of what was refused go to quarantine, and suspect nothing else."""
+    spec = {**SPEC, "page_weight": 1.0}
+    scene, twin = Scene(tmp_path / "one", spec=spec), Scene(tmp_path / "twin", spec=spec)
+
+    def again(one: SampleBatch) -> SampleBatch:
+        return replace(one, kind=np.full(len(one), PAGE, np.uint8))
+
+    both((scene, twin), *(batch(n) for n in range(4)))
+    scene.take(batch(9, minute=7, page=POISON))
+    scene.take(again(batch(9, minute=7, page=POISON)))
+    both((scene, twin), again(batch(3)))
+    assert [(entry.check, entry.rows) for entry in scene.quarantine.entries()] == [("labels", BATCH), ("page", BATCH)]
+    assert scene.trainer.counts["trained"] == 5 * BATCH
+    assert scene.status["check"] == "labels"
+    assert differs(scene.whole(), twin.whole()) == ""
+    killed = scene.again()
+    assert differs(killed.whole(), scene.whole()) == ""
+    assert killed.quarantine.entries() == scene.quarantine.entries()
 
 
 def test_what_was_learnt_since_the_mark_never_happened(scene: Scene, twin: Scene) -> None:

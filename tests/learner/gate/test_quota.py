@@ -19,9 +19,9 @@ START_MS = 472_223 * HOUR_MS
 class Quota(quota.Quota):
     """Limits at the time of what it is asked about."""
 
-    def over(self, batch: SampleBatch) -> np.ndarray:
+    def over(self, batch: SampleBatch, counts: bool = True) -> np.ndarray:
         self.clock.now_ms = int(np.sort(batch.ts_ms)[(len(batch) - 1) // 2]) if len(batch) else 0
-        return super().over(batch)
+        return super().over(batch, counts)
 
 
 def rows(
@@ -44,6 +44,15 @@ def test_rows_beyond_the_limit_of_an_hour_are_over() -> None:
     assert q.over(rows([1, 1, 2, 1])).tolist() == [False, True, False, True]
     assert q.over(rows([1, 2, 2])).tolist() == [True, False, True]
     assert q.over(rows([1, 1], ts_ms=START_MS + HOUR_MS)).tolist() == [False, False]
+
+
+def test_what_was_counted_before_is_judged_and_not_counted() -> None:
+    q = Quota(SCHEMA, {"user": 2, "item": 9})
+    assert q.over(rows([1, 2]), counts=False).tolist() == [False] * 2
+    assert q.over(rows([1, 2])).tolist() == [False] * 2
+    assert q.over(rows([1, 1, 1, 2]), counts=False).tolist() == [False] * 4
+    assert q.over(rows([1, 2])).tolist() == [False] * 2, "the limit is reached only now"
+    assert q.over(rows([1, 3]), counts=False).tolist() == [True, False]
 
 
 def test_a_late_row_and_one_with_a_wrong_clock_begin_no_new_hour() -> None:

@@ -27,7 +27,7 @@ from learner.role.shadow_view import shadow_found, shadow_policy, shadow_setting
 from learner.samples.relabel import Labelled, Relabel
 from learner.training.learner_versions import Progress, Versions, adopted, asked, newest_valid, write_root
 from millrace.basics.errors import SettingError, SnapshotError
-from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE, SampleBatch
+from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POLICIES, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
 from millrace.labels import Waits
 from millrace.processes.kafka import create_topics, wait_for_broker
@@ -239,6 +239,16 @@ def test_labels_of_a_policy_that_waits_can_be_made_of_one_that_does_not(seed: in
             else:
                 assert at >= ts + WAITS.settled_ms
             assert (kind == POSITIVE or position in corrected) == (delay is not None)
+
+
+@pytest.mark.parametrize("policy", ["wait", "equal-wait"])
+def test_pages_that_are_sent_again_have_their_final_labels_and_pass_at_once(policy: str) -> None:
+    relabel = Relabel(policy, WAITS)
+    sent = labelled("page", START_MS, [(0, PAGE), (1, PAGE)], label=np.array([0, 1], np.float32))
+    (found,) = relabel.take(sent, 0, 7)
+    assert found.batch.kind.tolist() == [PAGE, PAGE]
+    assert found.batch.label.tolist() == [0, 1]
+    assert (relabel.waiting, relabel.offsets({0: 8})) == (0, {0: 8})
 
 
 def test_what_waits_is_read_again_after_a_restart() -> None:

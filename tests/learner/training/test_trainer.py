@@ -15,7 +15,7 @@ from learner.training.trainer import Trainer
 from millrace.basics.errors import SnapshotError
 from millrace.basics.ranking_metrics import log_loss
 from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
-from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, PAGE, SampleBatch
 from millrace.versions.decisions import Span
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
 
@@ -23,8 +23,9 @@ SPEC = {"model": "wide_resnet_bn", "hidden": [16, 16], "width": 4}
 HOUR_MS = 3_600_000
 
 
-def trainer(batch_rows: int = 64, keep_ms: int = HOUR_MS) -> Trainer:
-    return Trainer(OnlineModel(SCHEMA, SPEC, 0), Progressive(1000), Repeats(keep_ms), batch_rows)
+def trainer(batch_rows: int = 64, keep_ms: int = HOUR_MS, page_weight: float = 0.0) -> Trainer:
+    spec = {**SPEC, "page_weight": page_weight}
+    return Trainer(OnlineModel(SCHEMA, spec, 0), Progressive(1000), Repeats(keep_ms), batch_rows)
 
 
 def as_kind(batch: SampleBatch, kind: int) -> SampleBatch:
@@ -122,6 +123,51 @@ def test_corrections_are_learnt_follow_ups_only_counted() -> None:
     assert t.counts["follow_ups"] == 64
     assert t.counts["repeated"] == 0
     assert t.progressive.rows == 64
+
+
+def test_a_page_that_is_sent_again_is_learnt_whole_and_judged_no_second_time() -> None:
+    """Pages of ten rows; one of a hundred and fifty is longer than a batch, and stays whole."""
+    t, batch = trainer(page_weight=1.0), make_samples(100, 0)
+    t.take(batch)
+    t.take(as_kind(batch, PAGE))
+    t.take(as_kind(batch, PAGE))
+    large = replace(make_samples(150, 1), page=np.zeros(150, np.int32), position=np.arange(150, dtype=np.int32))
+    t.take(as_kind(large, PAGE))
+    sizes = []
+    while (report := t.step(drain=True)) is not None:
+        sizes.append(report.rows)
+    assert sizes == [64, 66, 70, 150], "100 labelled rows, then pages to their ends"
+    assert (t.counts["trained"], t.counts["repeated"], t.counts["unread"]) == (350, 100, 0)
+    assert t.progressive.rows == 100
+
+
+def test_pages_are_cut_alike_by_whoever_goes_on() -> None:
+    """A process that is killed with rows in its queue, and one that lives on."""
+    t, again = trainer(page_weight=1.0), trainer(page_weight=1.0)
+    batch = make_samples(70, 0)
+    t.take(batch)
+    t.take(as_kind(batch, PAGE))
+    t.step()
+    image, training = t.model.snapshot()
+    training |= t.snapshot()
+    again.model.resume(image, training)
+    again.resume(training, {"trained": t.counts["trained"]})
+    for one in (t, again):
+        one.take(as_kind(batch, PAGE))
+        while one.step(drain=True) is not None:
+            pass
+    assert t.counts["trained"] == again.counts["trained"] == 140
+    assert t.model.snapshot()[0].same_bits(again.model.snapshot()[0]) == ""
+
+
+def test_a_model_without_a_loss_within_pages_never_gets_them() -> None:
+    t, twin, batch = trainer(), trainer(), make_samples(100, 0)
+    t.take(SampleBatch.concat([as_kind(batch, PAGE), batch]))
+    twin.take(batch)
+    assert t.pending == 100
+    assert t.step() == twin.step()
+    assert t.step(drain=True) == twin.step(drain=True)
+    assert t.model.snapshot()[0].same_bits(twin.model.snapshot()[0]) == ""
 
 
 def test_memory_of_ids_is_bounded_by_time_and_size() -> None:

@@ -17,7 +17,7 @@ from learner.training.evolve import evolve
 from millrace.basics.errors import SettingError
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
-from millrace.labels import REGISTRY, Waits, policy_named, weigh, weighs
+from millrace.labels import REGISTRY, Waits, final, policy_named, weigh, weighs
 from millrace.labels.policy import MOST
 from stream.partition.partition import Partition
 from tests.scenes.exploring import examples
@@ -302,4 +302,5 @@ def test_immediate_labels_are_known_at_the_exposure() -> None:
     samples = KnownSamples.of(ts_ms, labels, None)  # type: ignore[arg-type]
     assert samples.known_ms.tolist() == ts_ms.tolist()
     assert (samples.kind == POSITIVE).tolist() == clicked.tolist()
-    assert not samples.policy.any(), "whose weight is 1"
+    assert not weighs(samples.policy)
+    assert final(samples.policy).all(), "a page's come together, and stay"

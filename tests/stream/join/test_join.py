@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
-from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE
+from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POLICIES, POSITIVE, SampleBatch
+from millrace.contracts.settings import Settings
 from millrace.labels import policy_named
-from stream.join.join import InputMessage
-from stream.partition.partition import Partition
+from stream.join.join import InputMessage, Policy
+from stream.join.page_again import OTHERS, drawn
+from stream.partition.partition import Partition, StepOutput
 from tests.scenes.arrivals import NOW, arrivals
 from tests.scenes.exploring import examples
 from tests.scenes.reference_partition import ReferencePartition
@@ -78,7 +80,7 @@ def check_against_reference(partition: Partition, total: Sum, reference: Referen
 
 
 def check_whatever_comes(messages: list[InputMessage], seed: int, label: str) -> None:
-    policy = replace(POLICY, label=policy_named(label))
+    policy = replace(POLICY, label=policy_named(label), sends_pages=seed % 4 > 0)
     reference = ReferencePartition(SCHEMA, policy)
     reference.take(messages, NOW)
     partition, total = play(messages, random.Random(seed), policy)
@@ -114,7 +116,7 @@ def test_equals_the_reference_whatever_is_dated_ahead(
 def test_order_of_arrival_within_the_disorder_changes_nothing(
     messages: list[InputMessage], seed: int, label: str
 ) -> None:
-    policy = replace(POLICY, label=policy_named(label))
+    policy = replace(POLICY, label=policy_named(label), sends_pages=seed % 4 > 0)
     rng = random.Random(seed)
     results = []
     for order in (messages, sorted(messages, key=time_of), jitter(messages, rng)):
@@ -141,7 +143,7 @@ def test_order_of_arrival_within_the_disorder_changes_nothing(
 @given(arrivals(wild=False), st.integers(0, 2**32), st.sampled_from(POLICIES))
 def test_when_page_logs_come_changes_no_sample(messages: list[InputMessage], seed: int, label: str) -> None:
     """After a crash the two topics are read in another order. Events that are out of order stay so."""
-    policy = replace(POLICY, label=policy_named(label))
+    policy = replace(POLICY, label=policy_named(label), sends_pages=seed % 4 > 0)
     events = jitter([m for m in messages if m.topic == "events"], random.Random(seed))
     early = [m for m in messages if m.topic == "page_logs"]
     come = accumulate(map(time_of, events), max)  # the events' order stays: under some policies it decides labels
@@ -221,3 +223,80 @@ def test_a_late_click_corrects_the_negative_and_nothing_is_counted_twice() -> No
     assert [(r.position, r.kind) for r in total.samples[2:]] == [(1, CORRECTION)]
     assert total.counts["duplicates"] == 1
     check_conservation(partition, total)
+
+
+# -- pages that are sent again -----------------------------------------------------------------------------------------
+
+AGAIN = replace(POLICY, label=policy_named("prompt"), sends_pages=True)
+
+
+def sent_again(*outputs: StepOutput) -> list[SampleBatch]:
+    """What was sent again, a batch for each output with such rows."""
+    batches = [o.samples.take(o.samples.kind == PAGE) for o in outputs if o.samples is not None]
+    return [batch for batch in batches if len(batch)]
+
+
+def test_a_page_is_sent_again_once_with_its_final_labels() -> None:
+    """Its two clicks and five of the eighteen others; a click behind the window is a correction, and nothing else."""
+    log, partition, items = Log(), Partition(0, SCHEMA, AGAIN), list(range(1, 21))
+    partition.take(log.page_logs(page_log("a", T0, items)), NOW)
+    first = partition.take(
+        log.events(
+            exposure("a", T0, items),
+            action("click", "a", T0 + MINUTE, 3, 4),
+            action("click", "a", T0 + 29 * MINUTE, 17, 18),
+        ),
+        NOW,
+    )
+    assert not sent_again(first)
+    partition = resumed(partition.snapshot().to_bytes(), policy=AGAIN)
+    (batch,) = sent_again(partition.advance(T0 + 31 * MINUTE))
+    assert batch.position[:2].tolist() == [3, 17], "clicked rows come first"
+    assert batch.label.tolist() == [1, 1, 0, 0, 0, 0, 0]
+    assert len(set(batch.position.tolist())) == 7
+    assert not batch.origin_ms.any(), "no click is waited for"
+    late = partition.take(log.events(action("click", "a", T0 + 32 * MINUTE, 9, 10)), NOW)
+    assert late.samples is not None
+    assert late.samples.kind.tolist() == [CORRECTION]
+    assert not sent_again(late, partition.advance(T0 + 5 * HOUR))
+
+
+@pytest.mark.parametrize("clicked", [[], [0, 1, 2]])
+def test_a_page_of_one_kind_is_not_sent_again(clicked: list[int]) -> None:
+    log, partition = Log(), Partition(0, SCHEMA, AGAIN)
+    partition.take(log.page_logs(page_log("a", T0, [1, 2, 3])), NOW)
+    clicks = [action("click", "a", T0 + MINUTE, p, p + 1) for p in clicked]
+    partition.take(log.events(exposure("a", T0, [1, 2, 3]), *clicks), NOW)
+    assert not sent_again(partition.advance(T0 + 31 * MINUTE), partition.advance(T0 + 5 * HOUR))
+
+
+def test_parts_of_a_page_are_sent_together_and_what_comes_later_is_not() -> None:
+    log, partition = Log(), Partition(0, SCHEMA, AGAIN)
+    partition.take(log.page_logs(page_log("a", T0, [1, 2, 3, 4])), NOW)
+    partition.take(log.events(exposure("a", T0, [1]), exposure("a", T0 + 20 * MINUTE, [2], offset=1)), NOW)
+    partition.take(log.events(action("click", "a", T0 + 21 * MINUTE, 1, 2)), NOW)
+    assert not sent_again(partition.advance(T0 + 32 * MINUTE))
+    later = exposure("a", T0 + 50 * MINUTE, [3], offset=2)
+    (batch,) = sent_again(partition.take(log.events(later), NOW), partition.advance(T0 + 51 * MINUTE))
+    assert batch.position.tolist() == [0, 1]
+    assert batch.label.tolist() == [0, 1]
+    assert batch.ts_ms.tolist() == [T0, T0 + 20 * MINUTE]
+    assert not sent_again(partition.advance(T0 + 5 * HOUR))
+
+
+def test_pages_are_sent_again_only_where_a_model_wants_them_and_labels_come_apart() -> None:
+    wanting = {"page_weight": 0.5}
+    assert not Policy.of(Settings()).sends_pages
+    assert Policy.of(Settings(model_spec=wanting)).sends_pages
+    assert not Policy.of(Settings(model_spec={"page_weight": 0})).sends_pages
+    assert not Policy.of(Settings(shadow_spec=wanting)).sends_pages, "there is no shadow"
+    assert Policy.of(Settings(shadow_model="wide_deep", shadow_spec=wanting)).sends_pages
+    assert not Policy.of(Settings(model_spec=wanting, label_policy="equal-wait")).sends_pages
+
+
+def test_each_of_the_others_is_drawn_as_often() -> None:
+    counts = Counter(k for page in range(4000) for k in drawn(f"page-{page}", 12))
+    assert sum(counts.values()) == 4000 * OTHERS
+    assert set(counts) == set(range(12))
+    expected = 4000 * OTHERS / 12
+    assert sum((n - expected) ** 2 / expected for n in counts.values()) < 35, "chi-squared, 11 degrees of freedom"

@@ -87,7 +87,7 @@ def test_samples_counts_and_dead_letters_are_those_of_pages_in_memory(
 ) -> None:
     """Whatever comes, however long reading takes, with crashes between."""
     rng = random.Random(seed)
-    policy = replace(SETTLED, label=policy_named(label))
+    policy = replace(SETTLED, label=policy_named(label), sends_pages=seed % 4 > 0)
     plain = Reader(Partition(0, SCHEMA, policy))
     settling = Reader(Partition(0, SCHEMA, policy, settles=True), rng, patience)
     at = 0
@@ -254,7 +254,7 @@ def test_an_answer_that_nobody_asked_for_does_nothing() -> None:
 @st.composite
 def pages(draw: Any) -> PageState:
     """A page of which everything is said."""
-    page, bits = PageState("r"), st.integers(0, 2**20 - 1)
+    page, bits = PageState("r", sent_again=True), st.integers(0, 2**20 - 1)
     page.drop_ms, page.at = T0 + draw(st.integers(0, HOUR)), draw(st.sampled_from([0, 5, 1 << 40, GONE]))
     page.exposed = draw(bits)
     for _ in range(draw(st.integers(0, 3))):

@@ -1,0 +1,44 @@
+# core
+"""The exposures of a log that are sent again, with final labels, for a loss within pages.
+
+The stream's join does this live (stream/join/page_again.py). In a log a page is the rows of one page and time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from commands.replay.known import KnownSamples
+from commands.replay.logfeatures import Labels, LogRows
+from millrace.contracts.samples import PAGE
+from stream.join.page_again import drawn
+
+
+def with_pages_again(samples: KnownSamples, rows: LogRows, labels: Labels) -> KnownSamples:
+    """The samples of rows under one policy, and those that are sent when the labels of their page are final."""
+    due_ms = rows.ts_ms + labels.wait_ms
+    clicked = labels.clicked & (labels.acted_ms < due_ms)
+    order = np.lexsort((rows.slots(np.arange(rows.n)), rows.page, rows.ts_ms))
+    page, ts_ms = rows.page[order], rows.ts_ms[order]
+    ends = np.flatnonzero((page[1:] != page[:-1]) | (ts_ms[1:] != ts_ms[:-1])) + 1
+    found = [np.empty(0, np.intp)]
+    for mine in np.split(order, ends):
+        hit = clicked[mine]
+        if hit.any() and not hit.all():
+            others = mine[~hit]
+            (name,) = rows.requests(rows.page[mine[:1]])
+            found += [mine[hit], others[drawn(name, len(others))]]
+    row = np.sort(np.concatenate(found))
+    if not len(row):
+        return samples
+    known_ms = np.concatenate([samples.known_ms, due_ms[row]])
+    order = np.argsort(known_ms, kind="stable")
+    return replace(
+        samples,
+        row=np.concatenate([samples.row, row])[order],
+        known_ms=known_ms[order],
+        kind=np.concatenate([samples.kind, np.full(len(row), PAGE, np.uint8)])[order],
+        policy=np.concatenate([samples.policy, np.full(len(row), samples.policy[0])])[order],
+    )
