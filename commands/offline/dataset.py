@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from commands.offline.slicing import Slice, slice_of
 from commands.replay.grouped import GroupedRows
 from commands.replay.logfeatures import CHUNK_ROWS, Labels, LogRows
-from commands.replay.stretches import Stretches, write_features
+from commands.replay.stretches import Stretches, bounds, write_features
 from millrace.basics.errors import LogError
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
@@ -182,8 +183,8 @@ def _day_starts(
         cut = int(np.searchsorted(ts_ms, ts_ms[start], side="left"))  # rows of one time see the same windows
         midnight = int(np.datetime64(days[day[start]], "ms").astype(np.int64)) - offset_ms
         parts = midnight <= ts_ms[cut] and (cut == 0 or ts_ms[cut - 1] < midnight)
-        for at in range(start, end, _FROZEN_AT_ONCE):
-            yield cut, midnight if parts else int(ts_ms[cut]), np.arange(at, min(at + _FROZEN_AT_ONCE, end))
+        for at, stop in pairwise((start + bounds(ts_ms[start:end], (), _FROZEN_AT_ONCE)).tolist()):
+            yield cut, midnight if parts else int(ts_ms[cut]), np.arange(at, stop)
         start = end
 
 

@@ -6,7 +6,7 @@
                       time T
     exposures   ------ | = ~~~~~~     later ones: other ids, fields, labels, action times; some are removed.
                          |            Those at T keep their fields, but for some that get others: exposures of one time
-                         |            must not see each other
+                         |            must not see each other. With [[among]], rows of a page do: whole pages get others
     their labels  ----- ~|~~~~~~      those at T and later flipped; an action at T or later removed or moved to another
                                       later time, and where it gave the label, the label goes too. An exposure that
                                       waits for its label at T may get one
@@ -49,13 +49,23 @@ def altered(log: LogTable, schema: Schema, at_ms: int, rng: np.random.Generator)
     where = np.concatenate([np.arange(end), kept])
     ts, n = ts[where], len(where)
     later, other = np.arange(n) >= cut, np.arange(n) >= end
-    if end - cut > 1:
+    if schema.among:
+        assert columns.request is not None
+        page = table[columns.request].slice(cut, end - cut).to_pylist()
+        pages = list(dict.fromkeys(page))
+        chosen = {pages[i] for i in rng.permutation(len(pages))[: len(pages) // 2].tolist()}
+        other[cut:end] = [name in chosen for name in page]
+    elif end - cut > 1:
         other[cut + rng.permutation(end - cut)[: (end - cut) // 2]] = True
     made: dict[str, Any] = {}
     fixed = {TS, log.label, columns.time, columns.day, *columns.action_times.values()}
     for name in table.column_names:
         column = table[name].take(pa.array(where))
-        made[name] = column if name in fixed else _shuffled(column, other, rng)
+        moved = other
+        if schema.among and name == columns.request:  # no row joins an unaltered page of its time
+            moved = other.copy()
+            moved[cut:end] = False
+        made[name] = column if name in fixed else _shuffled(column, moved, rng)
     label = table[log.label].to_numpy()[where].copy()
     label[later] = 1 - label[later]
     horizon = max(1, int(ts[-1]) - at_ms + 1)

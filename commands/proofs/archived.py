@@ -30,6 +30,8 @@ class LoggedFeatures:
     row: NDArray[np.intp]  # (m,) row of the log, ascending
     cat: NDArray[np.int64]  # (m, F)
     num: NDArray[np.float32]  # (m, N)
+    sets: dict[int, NDArray[np.float32]]
+    """By a page's number in the log, (G, m) its candidates' numbers that are compared; of one page in 100."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -65,7 +67,7 @@ def read_archive(folder: Path) -> Archived:
     schema = load_schema(folder / "schema.toml")
     log = read_log(exposures, schema)
     rows = LogRows(log, schema)
-    logged = _logged([pq.ParquetFile(file).read() for file in features], log, schema)
+    logged = _logged([pq.ParquetFile(file).read() for file in features], log, rows)
     if not len(logged):
         raise LogError(f"no exposure of the archive '{folder}' has logged features of its schema {schema.id}", _REMEDY)
     return Archived(schema, log, rows, logged, rows.n - len(logged))
@@ -77,7 +79,8 @@ def _named(request: pa.Array, position: pa.Array, user: pa.Array) -> pa.Array:
     return flat(pc.binary_join_element_wise(*texts, " "))
 
 
-def _logged(tables: Sequence[pa.Table], log: LogTable, schema: Schema) -> LoggedFeatures:
+def _logged(tables: Sequence[pa.Table], log: LogTable, rows: LogRows) -> LoggedFeatures:
+    schema = rows.builder.schema
     assert schema.log is not None
     request, position = schema.log.identity[:2]
     fitting = [table.filter(pc.equal(table["schema_id"], schema.id)) for table in tables]
@@ -88,5 +91,12 @@ def _logged(tables: Sequence[pa.Table], log: LogTable, schema: Schema) -> Logged
     where = np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), np.intp)  # (t,) -1: not in the log
     there = np.flatnonzero(where >= 0)
     row, first = np.unique(where[there], return_index=True)
-    cat, num = arrays(table.take(pa.array(there[first])), schema)
-    return LoggedFeatures(row, cat, num)
+    taken = table.take(pa.array(there[first]))
+    cat, num = arrays(taken, schema)
+    raws = taken["among"].to_pylist() if schema.among else []
+    sets = {
+        int(page): np.frombuffer(raw, "<f4").reshape(len(schema.among), -1)
+        for page, raw in zip(rows.page[row].tolist(), raws, strict=bool(raws))
+        if raw
+    }
+    return LoggedFeatures(row, cat, num, sets)

@@ -75,8 +75,19 @@ def verify_parity(data: Path, settings: Settings, out: Path | None = None, progr
 
 
 def replayed(archived: Archived) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """cat (m, F) and num (m, N) of the exposures with logged features, by replay's own code."""
-    return Stretches(archived.log, archived.schema).of(archived.logged.row)
+    """cat (m, F) and num (m, N) of the exposures with logged features, by replay's own code.
+
+    Live, numbers among candidates are measured against all that recall found, and a log has only what was shown. So
+    they are made again where the archive has a page's candidates, and are as logged elsewhere.
+    """
+    cat, num = Stretches(archived.log, archived.schema).of(archived.logged.row)
+    logged, builder = archived.logged, archived.rows.builder
+    num[:, builder.layout.among_start :] = logged.num[:, builder.layout.among_start :]
+    page = archived.rows.page[logged.row]
+    for number, kept in logged.sets.items():
+        own = np.flatnonzero(page == number)
+        num[own] = builder.measured(num[own], kept)
+    return cat, num
 
 
 def _gap(archived: Archived, cat: NDArray[np.int64], num: NDArray[np.float32], settings: Settings) -> tuple[float, Gap]:

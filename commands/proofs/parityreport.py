@@ -46,6 +46,8 @@ def make_report(
     report = {
         "exposures": m,
         "without_logged_features": archived.without,
+        "compares_candidates": layout.among_start < layout.N,
+        "pages_with_candidates": len(logged.sets),
         "features": layout.F + layout.N,
         "equal": equal,
         "share_equal": equal / m,
@@ -66,6 +68,11 @@ def make_report(
 def verdict_of(report: Mapping[str, Any]) -> str:
     said = f"Of {report['exposures']:,} exposures replay makes {report['share_equal']:.1%} as the loop logged them"
     said += f", and {report['share_values_equal']:.2%} of all values, to the bit."
+    if report["compares_candidates"]:
+        said += (
+            f" Numbers among candidates are made again for {report['pages_with_candidates']:,} pages whose candidates"
+        )
+        said += " the archive keeps, and taken as logged elsewhere."
     if report["differing"]:
         most = report["differing"][0]
         said += f" {len(report['differing'])} features differ, '{most['feature']}' most often."

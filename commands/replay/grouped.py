@@ -72,7 +72,8 @@ class GroupedRows:
 
     def __init__(self, log: LogTable, schema: Schema) -> None:
         assert schema.log is not None
-        ts_ms: NDArray[np.int64] = log.table[TS].to_numpy()
+        ts_ms: NDArray[np.int64]
+        self._ts_ms = ts_ms = log.table[TS].to_numpy()
         self.days, self.day = day_codes(log, schema)
         self.page = page = page_codes(log, schema)
         self.figures = ("grouped_auc",) if page is None else WITHIN
@@ -107,12 +108,14 @@ class GroupedRows:
 
     def starting(self, rows: slice, day: int = 0) -> Iterator[tuple[int, NDArray[np.intp]]]:
         """The days that begin in some rows, from day number ``day`` on, in the order of their first rows, as pairs: (a
-        cut, at most 4,096 rows of its day). None where nothing is frozen."""
+        cut, some 4,096 rows of its day, with all of a time). None where nothing is frozen."""
         for d in np.argsort(self._first, kind="stable").tolist():  # a log's own day column may run backwards
             if d >= day and rows.start <= self._first[d] < rows.stop:
                 mine = np.flatnonzero(self.day == d)
-                for at in range(0, len(mine), _SCORED_AT_ONCE):
-                    yield int(self._first[d]), mine[at : at + _SCORED_AT_ONCE]
+                times = self._ts_ms[mine]
+                ends = np.searchsorted(times, times[_SCORED_AT_ONCE - 1 :: _SCORED_AT_ONCE], side="right")
+                for some in np.split(mine, np.unique(ends[ends < len(mine)])):
+                    yield int(self._first[d]), some
 
     def compared(self, p: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """(scores (n,), group of each row (n,)), for the progressive scores ``p`` (n,) of the run."""

@@ -133,6 +133,7 @@ class Stretches:
             counts[counted.row[shown] - start] = seen[shown]
         columns |= self._last_columns(rows, slice(None), rows.ts_ms)
         cat, num = builder.cat(columns, n), builder.num(plain, counts, n, rows.ts_ms)
+        builder.compare(num, rows.page, rows.ts_ms)  # a stretch ends with a time, and so no set is cut in two
         samples = KnownSamples.of(rows.ts_ms, labels, self._policy, self._how.observation_ms, self._traffic)
         if self._how.by_page and self._policy is not None and labels.wait_ms and not self._policy.final:
             samples = with_pages_again(samples, rows, labels)
@@ -155,6 +156,7 @@ class Stretches:
         time.
 
         Args:
+            rows: with all rows of a page and time, where numbers are compared among candidates.
             at_ms: an earlier time to read them at, later than the row before the cut.
 
         Raises:
@@ -171,7 +173,9 @@ class Stretches:
         columns |= self._last_columns(around, rows - first, np.full(n, at_ms))
         keys = around.builder.keys(columns, n)
         counts = store.counts(keys.reshape(-1), at_ms).reshape(n, keys.shape[1], store.spans, store.columns)
-        return around.builder.cat(columns, n), around.builder.num(plain, counts, n, at_ms)
+        num = around.builder.num(plain, counts, n, at_ms)
+        around.builder.compare(num, around.page[rows - first], around.ts_ms[rows - first])
+        return around.builder.cat(columns, n), num
 
     def _read(self, start: int, stop: int) -> tuple[LogRows, LogTable]:
         part = replace(self._log, table=self._log.table.slice(start, stop - start))

@@ -502,7 +502,7 @@ def _groups(schema: Schema) -> tuple[Sequence[_Shares], NDArray[np.intp], Sums, 
                 _Shares("numbers", f"plain numbers of the {side}", _LEAST_SHARE, _needs(side), side == "item")
             )
     keys = schema.windows.keys
-    each = (layout.N - layout.window_start) // len(keys) if keys else 0
+    each = (layout.among_start - layout.window_start) // len(keys) if keys else 0
     if each:
         starts += [layout.window_start + k * each for k in range(len(keys))]
         of_user = [schema.key_side(key) == "user" for key in keys]
@@ -510,7 +510,8 @@ def _groups(schema: Schema) -> tuple[Sequence[_Shares], NDArray[np.intp], Sums, 
             _Shares("numbers", f"windows of {key.name}", _LEAST_SHARE, _WINDOWS if users else KNOWN, not users)
             for key, users in zip(keys, of_user, strict=True)
         ]
-    widths = np.diff([*starts, layout.N])
+    starts.append(layout.among_start)  # what is compared among candidates follows from the rest
+    widths = np.diff(starts)
     of: list[Sums] = []
     starting = zip(layout.cat_fields, layout.cat_starts, strict=True)
     fields = [(f, c) for f, c in starting if c not in layout.last_columns]  # these fill as users act
@@ -526,7 +527,7 @@ def _groups(schema: Schema) -> tuple[Sequence[_Shares], NDArray[np.intp], Sums, 
         shares.append(_Shares("fields", field.name, _ALWAYS, _needs(field.of), field.of == "item"))
         of.append(own)
     matrix = np.array(of) if of else np.empty((0, layout.F))
-    return shares, np.array([*starts, layout.N], np.intp), matrix, np.concatenate([widths, matrix.sum(axis=1)])
+    return shares, np.array(starts, np.intp), matrix, np.concatenate([widths, matrix.sum(axis=1)])
 
 
 def _needs(side: Side) -> int:

@@ -86,7 +86,8 @@ class Inputs:
     Args:
         width: default embedding width; 0 makes every field wide only (logistic regression).
         own_widths: whether a field's own width counts; else all have ``width``.
-        squash: every number is fed as its logarithm, whatever the schema has (shares in [0, 1] hardly change).
+        squash: every number is fed as its logarithm, whatever the schema has (shares in [0, 1] hardly change); numbers
+            among candidates are fed as they are.
         buckets: Q, quantile buckets of a number with the transform "bucket".
         bucket_width: embedding width of buckets whose field names none.
     """
@@ -131,7 +132,8 @@ class Inputs:
         self.attended = tuple(self._attended(schema))
         self.plain_columns = np.setdiff1d(np.arange(layout.N), self.bucket_columns)  # of num, those fed as numbers
         self.number_names = tuple(layout.num_names[c] for c in self.plain_columns.tolist())
-        chosen = self.plain_columns if squash else np.intersect1d(_log_columns(schema), self.plain_columns)
+        chosen = np.arange(layout.among_start) if squash else _log_columns(schema)
+        chosen = np.intersect1d(chosen, self.plain_columns)
         self.log_columns = np.searchsorted(self.plain_columns, chosen)
         self.one_event = self.plain(_one_event(schema)[None])[0]
         """(P,) by how much one event can move each number that the network sees; 0 where this is unknown."""
@@ -236,7 +238,7 @@ def _bucket_columns(schema: Schema) -> NDArray[np.intp]:
     layout = schema.layout
     chosen = [i for i, f in enumerate(layout.plain_fields) if f.transform == "bucket"]
     if schema.windows.transform == "bucket":
-        chosen += range(layout.window_start, layout.N)
+        chosen += range(layout.window_start, layout.among_start)
     return np.array(chosen, np.intp)
 
 
@@ -264,17 +266,17 @@ def _log_columns(schema: Schema) -> NDArray[np.intp]:
     layout = schema.layout
     chosen = [i for i, f in enumerate(layout.plain_fields) if f.transform == "log"]
     if schema.windows.transform == "log":
-        chosen += [i for i in range(layout.window_start, layout.N) if "_rate." not in layout.num_names[i]]
+        chosen += [i for i in range(layout.window_start, layout.among_start) if "_rate." not in layout.num_names[i]]
     return np.array(chosen, np.intp)
 
 
 def _one_event(schema: Schema) -> Floats:
     """By how much the first event can move each column of num: a count by 1, a smoothed rate by ``1 / (1 + s)`` (s: the
-    prior weight). 0 for plain numbers and means, whose units are unknown. (N,)"""
+    prior weight). 0 for plain numbers and means, whose units are unknown, and among candidates. (N,)"""
     windows, layout = schema.windows, schema.layout
     moved = np.zeros(layout.N, np.float32)
     actions = len(windows.actions)
-    block = moved[layout.window_start :].reshape(-1, 2 * actions - 1 + len(windows.means))
+    block = moved[layout.window_start : layout.among_start].reshape(-1, 2 * actions - 1 + len(windows.means))
     block[:, :actions] = 1
     block[:, actions : 2 * actions - 1] = 1 / (1 + windows.prior_weight)
     return moved

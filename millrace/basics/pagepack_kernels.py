@@ -2,7 +2,7 @@
 """The compiled loops of :mod:`millrace.contracts.pagepack`.
 
 Callers guarantee the shapes. These loops check a message's content, byte by byte. Symbols: n rows on R pages, C columns
-of ids, N numbers, of which the last are K blocks of S spans with A counts, A - 1 rates and M means.
+of ids, N numbers, among them K blocks of S spans with A counts, A - 1 rates and M means.
 
 A message takes microseconds, so these loops keep the GIL.
 """

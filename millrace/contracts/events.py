@@ -201,6 +201,7 @@ class PageLog(Struct, frozen=True):
     offset: int = 0
     sources: bytes = b""  # (n,) uint8 codes of SOURCES; empty: not recorded
     user_missing: Lacking = 0  # what was not there of the user
+    among: bytes = b""  # of one page in 100: (G, m) float32 the set of candidates it was measured against
 
 
 class ItemTiles(Struct, frozen=True):

@@ -57,6 +57,7 @@ class PageView(Struct, frozen=True):
     offset: Position = 0
     sources: bytes = b""
     user_missing: Lacking = 0
+    among: bytes = b""
 
 
 class Logged(Struct, frozen=True, array_like=True):
@@ -79,6 +80,7 @@ class Logged(Struct, frozen=True, array_like=True):
     offset: Position = 0
     sources: bytes = b""  # (n,) uint8, or none
     user_missing: Lacking = 0
+    among: bytes = b""
 
 
 _logged = msgspec.msgpack.Decoder(Logged).decode
@@ -132,8 +134,8 @@ def decode_served(raw: bytes | None) -> PageView:
             "malformed", f"{len(block)} bytes do not hold {n} items with {k} + {f} ids, {width} numbers"
         )
     view = out.data.toreadonly()
-    arrays = found.scores, view[:ids], view[ids:numbers], view[numbers + 4 * width :]
-    return PageView(*_heading(found), found.items, *arrays, *_rest(found))
+    keys, cat, num = view[:ids], view[ids:numbers], view[numbers + 4 * width :]
+    return PageView(*_heading(found), found.items, found.scores, keys, cat, num, *_rest(found))
 
 
 def decode_heading(raw: bytes | None) -> PageView | Logged:
@@ -158,8 +160,8 @@ def _heading(i: PageLog | PageView | Logged) -> tuple[str, int, Id, str, int, st
     return i.request_id, i.ts_ms, i.user_id, i.arm, i.model_version, i.schema_id
 
 
-def _rest(i: PageLog | PageView | Logged) -> tuple[int, int, bytes, int]:
-    return i.served_ms, i.offset, i.sources, i.user_missing
+def _rest(i: PageLog | PageView | Logged) -> tuple[int, int, bytes, int, bytes]:
+    return i.served_ms, i.offset, i.sources, i.user_missing, i.among
 
 
 def _rows(n: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -91,12 +91,13 @@ class Rates:
                 parent = w.keys[k].parent
                 order += [k, number[parent] + 1 if parent else 0]
             left = [k for k in left if k not in ready]
-        return read_rates(_HEAD.pack(start, *sizes, w.prior_weight) + prior.tobytes() + bytes(order))
+        raw = _HEAD.pack(start, *sizes, w.prior_weight) + prior.tobytes() + bytes(order)
+        return read_rates(raw, schema.layout.N)
 
 
 @lru_cache(maxsize=64)
-def read_rates(raw: bytes) -> Rates:
-    """The recipe from its wire form. Raises ValueError when it is none."""
+def read_rates(raw: bytes, width: int) -> Rates:
+    """The recipe from its wire form, for rows of ``width`` numbers. Raises ValueError when it is none for them."""
     if len(raw) < _HEAD.size:
         raise ValueError(f"a recipe of {len(raw)} bytes")
     start, keys, spans, actions, means, weight = _HEAD.unpack_from(raw)
@@ -104,9 +105,9 @@ def read_rates(raw: bytes) -> Rates:
     if len(raw) != _HEAD.size + 4 * (actions - 1) + 2 * keys or not (keys and spans and actions):
         raise ValueError(f"a recipe of {len(raw)} bytes for {keys} keys and {actions} actions")
     block = 2 * actions - 1 + means
-    width = start + keys * spans * block
-    if width > MOST_COLUMNS:
-        raise ValueError(f"a recipe for {width} numbers")
+    end = start + keys * spans * block  # what comes behind stands for itself
+    if not end <= width <= MOST_COLUMNS:
+        raise ValueError(f"a recipe for {end} numbers where a row has {width}")
     place = {-1: -1}
     blocks = []
     for k, parent in zip(order[::2].tolist(), (order[1::2].astype(int) - 1).tolist(), strict=True):
@@ -115,9 +116,9 @@ def read_rates(raw: bytes) -> Rates:
         place[k] = start + k * spans * block
         blocks += [(place[k] + s * block, -1 if parent < 0 else place[parent] + s * block) for s in range(spans)]
     rate, behind = np.zeros(width, np.bool_), np.full(width, -1, np.int64)
-    shape = rate[start:].reshape(keys, spans, block)
-    shape[:, :, actions : 2 * actions - 1] = True
-    behind[start:].reshape(keys, spans, block)[:, 1:] = np.arange(width)[start:].reshape(keys, spans, block)[:, :-1]
+    rate[start:end].reshape(keys, spans, block)[:, :, actions : 2 * actions - 1] = True
+    columns = np.arange(start, end).reshape(keys, spans, block)
+    behind[start:end].reshape(keys, spans, block)[:, 1:] = columns[:, :-1]
     prior = np.frombuffer(raw, "<f4", actions - 1, _HEAD.size).astype(np.float32)
     made = kernels.Recipe(actions, np.float32(weight), prior, np.array(blocks, np.int64), rate, behind)
     return Rates(raw, width, made)
@@ -213,10 +214,7 @@ def recipe_of(rates: bytes, width: int) -> kernels.Recipe:
     it does not fit."""
     if not rates:
         return _no_rates(width)
-    known = read_rates(rates)
-    if known.columns != width:
-        raise ValueError(f"a recipe for {known.columns} numbers where a row has {width}")
-    return known.recipe
+    return read_rates(rates, width).recipe
 
 
 def fits(rows: int, width: int, size: int) -> bool:

@@ -7,6 +7,7 @@ every feature array::
     cat (n, F)   one column per slot:   user fields | item fields | context fields   (a multi field has several)
     num (n, N)   plain numbers          user | item | context, as in the schema
                  window statistics      key 0: span 0: a0 a1 .. aA-1 rate1 .. rateA-1 mean1 .. | span 1: .. | key 1: ..
+                 among candidates       [[among]] 0: its forms | [[among]] 1: ..
     keys (n, K)  uint64 window keys     one column per [windows] key
 
 A span is a window or, after the windows, a half-life. ``a0`` is the count of exposures, ``rate_j`` the smoothed
@@ -17,6 +18,7 @@ identifies a schema by a hash of all that changes the meaning of an array.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import tomllib
 from collections.abc import Callable
@@ -39,6 +41,7 @@ from millrace.contracts.logforms import Join, LogColumns, log_problems
 Side = Literal["user", "item", "context"]
 SIDES: tuple[Side, ...] = ("user", "item", "context")
 Transform = Literal["raw", "log", "bucket"]
+AmongForm = Literal["rank", "of_mean", "of_max", "count"]
 
 MOST_DAYS = 3650
 """The longest window."""
@@ -170,12 +173,25 @@ def _life(days: float) -> str:
     return f"{int(days) if days == int(days) else days}d"
 
 
+class Among(Struct, frozen=True, forbid_unknown_fields=True):
+    """A number that the model also gets in relation to the page's other candidates
+    (:mod:`millrace.windows.among_kernels`)."""
+
+    number: str  # its name in the layout, such as item_id.click_rate.1h
+    forms: tuple[AmongForm, ...] = ("rank", "of_mean", "of_max")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(f"{self.number}.{form}" for form in self.forms)
+
+
 class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """See the module's text. Make one with :func:`load_schema`, :func:`parse_schema` or :func:`shop_schema`."""
 
     name: str
     fields: tuple[Field, ...]
     windows: Windows = Windows()
+    among: tuple[Among, ...] = ()
     crosses: tuple[tuple[str, ...], ...] = ()  # categorical fields crossed in the wide part
     utc_offset: str = "+00:00"
     log: LogColumns | None = None
@@ -193,7 +209,7 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         windows = {name: value for name, value in windows.items() if value or name not in late}
         fields = [msgspec.to_builtins(field) for field in self.fields]
         fields = [{n: v for n, v in field.items() if (n, v) != ("pool", "mean")} for field in fields]
-        meaning = (fields, windows, self.crosses, self.utc_offset)
+        meaning = (fields, windows, self.crosses, self.utc_offset, *([self.among] if self.among else []))
         return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()[:16]
 
     @cached_property
@@ -241,6 +257,7 @@ class Layout(Struct, frozen=True):
     num_names: tuple[str, ...]
     key_names: tuple[str, ...]
     window_start: int  # first window statistic in num
+    among_start: int  # first number among candidates in num; N if there are none
     item: str  # the column of the item's id
 
     @property
@@ -283,8 +300,9 @@ class Layout(Struct, frozen=True):
                 num.extend(f"{key.name}.{action}.{span}" for action in w.actions)
                 num.extend(f"{key.name}.{action}_rate.{span}" for action in w.actions[1:])
                 num.extend(f"{key.name}.{mean.name}.{span}" for mean in w.means)
+        among = [column for one in schema.among for column in one.columns]
         keys, item = tuple(k.name for k in w.keys), schema.log.item if schema.log else "item_id"
-        return cls(cats, tuple(names), tuple(starts), plain, tuple(num), keys, len(plain), item)
+        return cls(cats, tuple(names), tuple(starts), plain, (*num, *among), keys, len(plain), len(num), item)
 
     def field_salt(self, field: Field) -> np.uint64:
         return salt("field", self.item if field.name in LAST else field.name)
@@ -292,6 +310,11 @@ class Layout(Struct, frozen=True):
     def key_salt(self, name: str) -> np.uint64:
         return salt("window", name)
 
+
+COUNTED = (
+    "among has the form 'count'. The list of a log is often what came into view, so its length is partly an outcome, "
+    "and is not known when a page is ranked: do not expect live what this form gains on such a log"
+)
 
 BLANK = "?"
 """Stands in a guessed schema for an unknown column."""
@@ -318,6 +341,8 @@ def parse_schema(text: str, source: str = "schema") -> Schema:
     except (tomllib.TOMLDecodeError, ValueError) as error:
         raise SchemaError(f"{source}: {error}", "correct the entry; docs/reference/schema.md lists them all") from None
     _check(schema, source)
+    if any("count" in one.forms for one in schema.among):
+        logging.getLogger(__name__).warning("%s: %s", source, COUNTED)
     return schema
 
 
@@ -429,6 +454,7 @@ def _check(schema: Schema, source: str) -> None:
         for what, remedy in log_problems(schema.log, schema.join):
             fail(what, remedy)
     _check_last(schema, fail)
+    _check_among(schema, fail)
     _check_filters(schema, fail)
 
 
@@ -456,6 +482,48 @@ def _check_last(schema: Schema, fail: Callable[[str, str], Any]) -> None:
         for column in key.columns:
             if column in LAST or column in AGES:
                 fail(f"window key '{key.name}' names '{column}', which changes with each action", "leave it out")
+
+
+def _check_among(schema: Schema, fail: Callable[[str, str], Any]) -> None:
+    layout = schema.layout
+    numbers = layout.num_names[: layout.among_start]
+    varying = _varying(schema)
+    example = f"such as '{varying[-1]}'" if varying else "such as a count of a window key with an item's column"
+    for one in schema.among:
+        if one.number not in numbers:
+            fail(f"among names '{one.number}', which is no number of this schema", f"name one of an item, {example}")
+        if one.number not in varying:
+            problem = f"among names '{one.number}', which is the same for all candidates of a page"
+            fail(problem, f"name a number of an item, {example}")
+        if [other.number for other in schema.among].count(one.number) > 1:
+            fail(f"among names '{one.number}' twice", "write its forms into one entry")
+        if not one.forms or len(set(one.forms)) < len(one.forms):
+            fail(f"among has the forms {list(one.forms)} of '{one.number}'", "name each form once, at least one")
+    counting = [one.number for one in schema.among if "count" in one.forms]
+    if len(counting) > 1:
+        fail(f"among counts candidates twice, at '{counting[0]}' and '{counting[1]}'", "name the form 'count' once")
+    if schema.among and schema.log is not None and schema.log.request is None:
+        remedy = "name log.request; if rows of one user and time are a page, make it: log.combine = "
+        remedy += f'{{ page = ["{schema.log.user}", "{schema.log.time}"] }}'
+        fail("[[among]] compares the items of a page, and the log does not say which rows are one", remedy)
+
+
+def _varying(schema: Schema) -> list[str]:
+    """Numbers that may differ between the candidates of a page while they are ranked, in the layout's order. A rate is
+    smoothed towards its parent's, so it varies where that does."""
+    late = {f.name for f in schema.fields if f.bias or f.kind == "numeric"} | {"position"}
+    keys = {key.columns: key for key in schema.windows.keys}
+    own = {c for c, key in keys.items() if not late & set(c) and any(schema.side_of(name) == "item" for name in c)}
+    rates = set(own)
+    for _ in keys:  # as deep as parents go
+        rates |= {columns for columns, key in keys.items() if key.parent in rates}
+    found = [f.name for f in schema.layout.plain_fields if f.of == "item" and not f.bias]
+    names, start = schema.layout.num_names, schema.layout.window_start
+    each = (schema.layout.among_start - start) // max(1, len(keys))
+    for k, key in enumerate(schema.windows.keys):
+        block = names[start + k * each : start + (k + 1) * each]
+        found += [n for n in block if key.columns in (rates if "_rate." in n[len(key.name) :] else own)]
+    return found
 
 
 def _check_filters(schema: Schema, fail: Callable[[str, str], Any]) -> None:

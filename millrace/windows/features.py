@@ -3,7 +3,8 @@
 
 ``cat``, ``num`` and ``keys`` are made here alone: the scorer calls this for one user and a thousand candidates,
 replay for whole stretches of a log. So training and serving features are equal to the bit. Every operation works
-element by element, in float32 without reductions: a row's features do not depend on other rows.
+element by element, in float32 without reductions: a row's features do not depend on other rows. Numbers among
+candidates (:meth:`FeatureBuilder.compare`) come afterwards, from whole pages.
 
 Shapes: n rows, F categorical columns, N numbers, K window keys, W windows, H half-lives, A actions, M means. A *column*
 holds value hashes (:mod:`millrace.basics.hashing`), (n,) or, where one value holds for all rows, (1,); a multi
@@ -23,6 +24,7 @@ from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.basics.errors import SchemaError
 from millrace.basics.hashing import U64, column_hash, combine, mix, value_hash
 from millrace.contracts.schema import DERIVED, Field, Schema, Side
+from millrace.windows import among_kernels
 from millrace.windows.tile_memory import UNIT
 
 _POSITIONS = 1024
@@ -60,6 +62,12 @@ class FeatureBuilder:
         """(key, parent key) as indices, each parent before its children."""
         self._means = [(mean, schema.windows.actions.index(mean.action)) for mean in schema.windows.means]
         self._unit_ms = schema.windows.unit_ms
+        names, forms = self.layout.num_names, among_kernels.FORMS
+        self.compared = np.array([names.index(one.number) for one in schema.among], np.int64)
+        """(G,) columns of num that are compared among candidates."""
+        made = [(g, forms[form]) for g, one in enumerate(schema.among) for form in one.forms]
+        self.comparisons = np.array(made, np.int64).reshape(-1, 2)
+        """(C, 2) which of the G, and the form, of each number among candidates."""
         self._hours = column_hash(np.arange(24))
         self._weekdays = column_hash(np.arange(7))
         self._positions = column_hash(np.arange(_POSITIONS))
@@ -119,7 +127,8 @@ class FeatureBuilder:
         n: int,
         ts_ms: NDArray[np.int64] | int = 0,
     ) -> F32:
-        """Plain numbers, then counts, smoothed rates and means in the order of ``layout.num_names``. (n, N) float32
+        """Plain numbers, then counts, smoothed rates and means in the order of ``layout.num_names``; numbers among
+        candidates are 0 (:meth:`compare`). (n, N) float32
 
         For a window or half-life h with counts c and sums S in steps, c0 the exposures, s the prior weight and r the
         parent key's rate (without a parent the prior rate, a tenth of it for actions other than clicks)::
@@ -143,7 +152,8 @@ class FeatureBuilder:
             return out
         actions, spans = len(windows.actions), len(windows.durations)
         rates = 2 * actions - 1
-        block = out[:, layout.window_start :].reshape(n, layout.K, counts.shape[2], rates + len(windows.means))
+        block = out[:, layout.window_start : layout.among_start]
+        block = block.reshape(n, layout.K, counts.shape[2], rates + len(windows.means), copy=False)
         block[:, :, :spans, :actions] = counts[:, :, :spans, :actions]
         if windows.half_lives:
             block[:, :, spans:, :actions] = counts[:, :, spans:, :actions] * self.fade(ts_ms)
@@ -166,6 +176,25 @@ class FeatureBuilder:
                 exposed = np.where(unseen, np.float32(1), exposed)
             rate /= exposed
         return out
+
+    def compare(self, num: F32, *sets: NDArray[np.integer[Any]]) -> None:
+        """Fills in the numbers among candidates of ``num`` (n, N). ``sets``: integers, (n,) each; rows that are equal
+        in all of them are one set (:mod:`millrace.windows.among_kernels`), and all rows of a set are here."""
+        if not len(self.compared) or not len(num):
+            return
+        order = np.lexsort(sets)
+        new = np.ones(len(num) + 1, np.bool_)
+        new[1:-1] = np.any([np.diff(of[order]) != 0 for of in sets], axis=0)
+        made = np.empty((len(num), len(self.comparisons)), np.float32)
+        values = np.ascontiguousarray(num[order[:, None], self.compared])
+        among_kernels.among(values, np.flatnonzero(new), self.comparisons, made)
+        num[order, self.layout.among_start :] = made
+
+    def measured(self, num: F32, among: F32) -> F32:
+        """``num`` (n, N) with its numbers among candidates measured against the set ``among`` (G, m). (n, N)"""
+        made = np.empty((len(num), len(self.comparisons)), np.float32)
+        among_kernels.measure(np.ascontiguousarray(num[:, self.compared]), among, self.comparisons, made)
+        return np.concatenate([num[:, : self.layout.among_start], made], axis=1)
 
     def fade(self, ts_ms: NDArray[np.int64] | int) -> NDArray[np.float64]:
         """The factor that decays counts from the full unit of the tiles (an hour, or 15 or 5 minutes) before ``ts_ms``

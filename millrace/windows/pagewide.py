@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.schema import Schema
+from millrace.windows.among_kernels import COUNT
 from millrace.windows.features import FeatureBuilder
 
 Flags = NDArray[np.bool_]
@@ -41,5 +42,7 @@ def page_wide(builder: FeatureBuilder) -> PageWide:
         missing = bool(late & columns) or any(builder.is_numeric(name) for name in columns)
         keys[k] = (parent is None or keys[parent]) and (missing or not of_item & columns)
     if layout.K:
-        num[layout.window_start :] = np.repeat(keys, (layout.N - layout.window_start) // layout.K)
+        block = slice(layout.window_start, layout.among_start)
+        num[block] = np.repeat(keys, (block.stop - block.start) // layout.K)
+    num[layout.among_start :] = [form == COUNT for _, form in builder.comparisons.tolist()]
     return PageWide(cat, num, keys)

@@ -9,12 +9,15 @@
     same (S,), one a page     [ embeddings .. | plain | block of key 0 | ... ]   ◄── the same for all n
     num (m, N) of the page    [ plain | block of key 0 | block of key 1 | ... ]  ◄── copied from raw
 
+Numbers among candidates (:mod:`millrace.windows.among_kernels`) stand behind the last block, in ``num`` and in ``own``.
+
 Rows share most keys of a page (one user, some dozens of categories), so each block is computed once. ``raw`` equals
 :meth:`millrace.windows.features.FeatureBuilder.num` bit for bit: the same float32 operations in the same order. Hashes
 are those of :mod:`millrace.basics.hashing`.
 
 Symbols: n candidates, K window keys, J of them of the item alone, S spans (W windows, then half-lives), A actions, C
-columns of counts (actions, then the sums of M means), E = S (2 A - 1 + M) numbers of one key, N numbers in all.
+columns of counts (actions, then the sums of M means), E = S (2 A - 1 + M) numbers of one key, N numbers in all, G that
+are compared among candidates.
 """
 
 from __future__ import annotations
@@ -107,6 +110,7 @@ class Room(NamedTuple):
     where: Array  # (K, n) int32
     first: Array  # (2 K + 1,) int64: first block of each key; then behind its last; and a number without a use
     plain: Array  # (n, window_start) float32
+    among: Array  # (n, C) float32: numbers among candidates
     table: Array  # (2 n or more,) int32, a power of two
 
 
@@ -396,12 +400,18 @@ def feed(form: Form, plan: InputScale, room: Room, n: int, own: Array, same: Arr
                 block = room.where[k, i]
                 for e in range(size):
                     own[i, at + e] = room.fed[block, e]
+    among = plains + keys * size
+    for c in range(room.among.shape[1]):
+        at = plan.place[among + c]
+        for i in range(n if at >= 0 else min(n, 1)):
+            _see(plan, room.among[i, c : c + 1], among + c, own[i, at : at + 1] if at >= 0 else same[-1 - at : -at])
 
 
 @compiled(error_model="numpy")
 def numbers(room: Room, some: Array, out: Array) -> None:
     """Logged numbers of ``some`` (m,) rows of the last :func:`make`: ``out`` (m, N)."""
     size, plains = room.raw.shape[1], room.plain.shape[1]
+    among = plains + len(room.where) * size
     for m in range(len(some)):
         i = some[m]
         out[m, :plains] = room.plain[i]
@@ -409,3 +419,16 @@ def numbers(room: Room, some: Array, out: Array) -> None:
             block = room.where[k, i]
             for e in range(size):
                 out[m, plains + k * size + e] = room.raw[block, e]
+        out[m, among:] = room.among[i]
+
+
+@compiled(error_model="numpy")
+def picked(room: Room, columns: Array, n: int) -> Array:
+    """The numbers ``columns`` (G,) of the n rows of the last :func:`make`, (n, G) float32."""
+    size, plains = room.raw.shape[1], room.plain.shape[1]
+    out = np.empty((n, len(columns)), np.float32)
+    for g in range(len(columns)):
+        k, e = divmod(columns[g] - plains, size) if columns[g] >= plains else (0, 0)
+        for i in range(n):
+            out[i, g] = room.plain[i, columns[g]] if columns[g] < plains else room.raw[room.where[k, i], e]
+    return out

@@ -26,7 +26,7 @@ from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from scorer.catalog.itemtable import ItemRows
 from scorer.page import page_wire
-from scorer.page.candidates import Recaller, Sources
+from scorer.page.candidates import Recalled, Recaller, Sources
 from scorer.page.held import WorkerState
 from scorer.page.listpage import ListPages, not_ready
 from scorer.page.page_filters import ItemFilters
@@ -110,16 +110,15 @@ class Serving(WorkerState):
         allowed = self._allowed(page)
         if allowed is not None and not len(allowed.rows):
             return self._empty(page, arm)
+        among = None
         if arm == CONTROL:
+            if self.schema.among:  # a number among candidates means the same on all pages
+                among = await self.maker.set_of(page, self._recalled(page, most, seed, allowed).rows)
             rows = self._random(page, size, most, seed, allowed)
             sources, retrieval = np.full(len(rows), CONTROLLED, np.uint8), -1
         else:
-            there = Sources(self.lists, self.retrieval, self.neighbours)
-            size_recalled = max(self.settings.candidates, most)
-            rows, sources, retrieval = self.recaller.page(
-                there, page.user, page.ts_ms, size_recalled, most, seed, allowed
-            )
-        scored = await self.maker.score(page, rows)
+            rows, sources, retrieval = self._recalled(page, most, seed, allowed)
+        scored = await self.maker.score(page, rows, among)
         order = np.flatnonzero(self._passing(page)[rows])  # one may have gone while counts were waited for
         if arm != CONTROL:
             order = order[largest(scored.shown[order], len(order) if page.capped else most)]
@@ -151,8 +150,15 @@ class Serving(WorkerState):
             sources=first_codes + codes,
             retrieval=retrieval,
             filters=page.filters,
+            among=scored.found.among.tobytes(),
         )
         return await self._to_be_continued(answer, kept, len(shown), len(shown), length)
+
+    def _recalled(self, page: Asked, most: int, seed: int, allowed: Allowed | None) -> Recalled:
+        """The candidates of a model's page."""
+        there = Sources(self.lists, self.retrieval, self.neighbours)
+        size = max(self.settings.candidates, most)
+        return self.recaller.page(there, page.user, page.ts_ms, size, most, seed, allowed)
 
     def _random(self, page: Asked, size: int, most: int, seed: int, allowed: Allowed | None) -> ItemRows:
         """The control group's page, and the rest of its list."""
@@ -186,7 +192,7 @@ class Serving(WorkerState):
             return scored, shown, sources
         of_more = CONTROLLED if arm == CONTROL else np.where(np.isin(more, hot), HOT, RANDOM)
         sources = np.concatenate([sources[shown], np.broadcast_to(of_more, len(more))]).astype(np.uint8)
-        scored = await self.maker.score(page, np.concatenate([taken, more]))
+        scored = await self.maker.score(page, np.concatenate([taken, more]), scored.found.among)
         left = np.flatnonzero(self._passing(page)[scored.rows])
         if arm != CONTROL:
             left = left[largest(scored.shown[left], len(left))]
@@ -222,7 +228,7 @@ class Serving(WorkerState):
             return page
         mark = f"{value_hash(self._new_id()) & 0xFFFF:04x}"
         part = page._replace(request_id=f"{kept.request_id}.{cursor.slot}.{mark}", context=page.context or kept.context)
-        scored = await self.maker.score(part, rows[left])
+        scored = await self.maker.score(part, rows[left], kept.set_of(len(self.schema.among)))
         order = np.flatnonzero(self._passing(part)[rows[left]])  # one may have gone while counts were waited for
         if kept.filters is not None and kept.filters.caps:  # or may be of another kind by now
             order = order[self.filters.fitting(kept.filters, rows[left[order]], size)]

@@ -10,6 +10,7 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
+from millrace.basics.hashing import mix, salt, value_hash
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import SOURCES, Id, PageLog
 from millrace.versions.versioning import Announcement
@@ -19,6 +20,7 @@ from scorer.page.held import WorkerState
 from scorer.page.rank import Ranked, RankingModel
 from scorer.users.userrecord import KnownUser, Meters
 
+_SET = salt("scorer", "set")
 AskCounts = Callable[[ItemRows, int], Awaitable[NDArray[Any] | None]]
 """Counts of items at another time than now, from the whole index; None: not available."""
 
@@ -74,18 +76,24 @@ class PageMaker:
     def now_ms(self) -> int:
         return self._clock.at(self.wall())
 
-    async def score(self, page: Asked, rows: ItemRows) -> Scored:
-        """Features and scores of the items at ``rows``, by the model that serves now. No await follows the counts."""
+    async def score(self, page: Asked, rows: ItemRows, among: NDArray[np.float32] | None = None) -> Scored:
+        """Features and scores of the items at ``rows``, by the model that serves now. No await follows the counts.
+        ``among``: the set that they are measured against (:meth:`~scorer.page.rank.Ranker.rank`)."""
         counts = await self._counts(page, rows)
         note, model = self._held.note, self._held.model
         assert note is not None
         assert model is not None
-        found = self._held.ranker.rank(page.user, rows, page.ts_ms, page.context, model, counts)
+        found = self._held.ranker.rank(page.user, rows, page.ts_ms, page.context, model, counts, among)
         finite = np.isfinite(found.scores)
         if finite.all():
             return Scored(note, rows, found, found.scores, model)
         self._meters.error("scores")
         return Scored(note, rows, found, np.where(finite, found.scores, np.float32(0)), model)
+
+    async def set_of(self, page: Asked, rows: ItemRows) -> NDArray[np.float32]:
+        """The items at ``rows`` as a set that others are measured against."""
+        counts = await self._counts(page, rows)
+        return self._held.ranker.set_of(page.user, rows, page.ts_ms, page.context, counts)
 
     async def _counts(self, page: Asked, rows: ItemRows) -> NDArray[Any] | None:
         """Counts of the items for a page whose time differs from now by more than a unit of the tiles; None: the
@@ -165,6 +173,7 @@ class PageMaker:
             offset=offset,
             sources=sources,
             user_missing=page.user.missing,
+            among=found.among.tobytes() if keeps_set(page.request_id) else b"",
         )
         try:
             if self.send(log) is False:
@@ -172,6 +181,11 @@ class PageMaker:
         except Exception as error:
             self._meters.error("page_logs")
             page.notes.append(f"nothing is learnt from this page: {str(error) or type(error).__name__}")
+
+
+def keeps_set(request_id: str) -> bool:
+    """Whether a page's log has the set of its candidates, for ``data parity``: one page in 100, by a hash."""
+    return int(mix(_SET, np.array([value_hash(request_id)], np.uint64))[0]) % 100 == 0
 
 
 def _bytes(array: NDArray[Any]) -> Any:

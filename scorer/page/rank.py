@@ -6,7 +6,7 @@ features equal those of :class:`millrace.windows.features.FeatureBuilder` for th
 as in replay.
 
 Shapes: n items, F, N, K of the schema's layout, S spans (W windows, then half-lives), A columns of tiles (actions, then
-sums), J window keys of the item alone.
+sums), J window keys of the item alone, G numbers that are compared among the m candidates of a page.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from learner.serving.serving_model import ServingModel
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import U64, mix
 from millrace.contracts.online_layout import WINDOW_BYTES, window_keys
+from millrace.windows import among_kernels
 from millrace.windows.affinity import ACTION, clicks_a_day
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.lastactions import LastActions
@@ -62,6 +63,7 @@ class Ranked:
     cat: NDArray[np.int64]  # (n, F)
     keys: U64  # (n, K)
     scores: NDArray[np.float32]  # (n,)
+    among: NDArray[np.float32]  # (G, m) the set that the candidates were measured against
     numbers: Callable[[NDArray[np.intp]], NDArray[np.float32]]
     """``num`` of some (m,) candidates, (m, N). Raises RuntimeError after the ranker's next page, which reuses the
     memory."""
@@ -145,12 +147,21 @@ class Ranker:
         context: Mapping[str, Any] | None,
         model: RankingModel,
         counts: Counts | None = None,
+        among: NDArray[np.float32] | None = None,
     ) -> Ranked:
-        """Features and scores of the items at ``rows`` for ``user`` at ``ts_ms``. ``counts``: (n, J, S, A) of the
-        items' own window keys for a time far from now (:meth:`scorer.catalog.item_index.ItemIndex.counts_at`);
-        default: the item table's."""
+        """Features and scores of the items at ``rows`` for ``user`` at ``ts_ms``.
+
+        Args:
+            counts: (n, J, S, A) of the items' own window keys for a time far from now
+                (:meth:`scorer.catalog.item_index.ItemIndex.counts_at`); default: the item table's.
+            among: (G, m) the set of another page, to measure these items against; default: they are the set.
+        """
         n = len(rows)
         cat, keys = self._make(user, rows, ts_ms, context, counts)
+        values = pagekernels.picked(self._room, self.builder.compared, n)
+        if among is None:
+            among = among_kernels.ascending(values)
+        among_kernels.measure(values, among, self.builder.comparisons, self._room.among)
         numbers = self._numbers()
         plan: NumberPlan | None = getattr(model, "numbers", None)
         if plan is None or len(plan.columns) != self.builder.layout.N:  # not all numbers are fed, or not as numbers
@@ -161,7 +172,20 @@ class Ranker:
             how = InputScale(plan.log, plan.mean, plan.factor, np.float32(plan.bound), plan.place)
             pagekernels.feed(self._form, how, self._room, n, given.own, given.same[0])
             scores = filled.score_filled(cat, given)
-        return Ranked(cat, keys, scores, numbers)
+        return Ranked(cat, keys, scores, among, numbers)
+
+    def set_of(
+        self,
+        user: KnownUser,
+        rows: ItemRows,
+        ts_ms: int,
+        context: Mapping[str, Any] | None,
+        counts: Counts | None = None,
+    ) -> NDArray[np.float32]:
+        """The items at ``rows`` as the set that others are measured against (:meth:`rank`), without scores. (G, m)"""
+        self._make(user, rows, ts_ms, context, counts)
+        self._turn += 1
+        return among_kernels.ascending(pagekernels.picked(self._room, self.builder.compared, len(rows)))
 
     def placed(
         self,
@@ -305,5 +329,6 @@ class Ranker:
             where=np.zeros((keys, n), np.int32),
             first=np.zeros(2 * keys + 1, np.int64),
             plain=np.zeros((n, self.builder.layout.window_start), np.float32),
+            among=np.zeros((n, len(self.builder.comparisons)), np.float32),
             table=np.zeros(1 << (2 * n).bit_length(), np.int32),
         )

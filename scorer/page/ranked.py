@@ -6,9 +6,10 @@
     /recommend size 20, list 600 ──► 600 items ranked; 0-19 handed out ──► cursor "5b1c.20.20.600"
     /recommend size 20, cursor  ───► 20-39 scored again and handed out ──► cursor "5b1c.40.40.600"
 
-A list holds item ids in order and their sources, nothing computed. Each part gets its features and scores when it is
-handed out, so the rest costs only its ids and is never logged. Lists stay for five minutes in this worker's memory,
-and in the online store for other workers.
+A list holds item ids in order, their sources, and the set that numbers are compared with
+(:mod:`millrace.windows.among_kernels`). Each part gets its features and scores when it is handed out, so the rest costs
+only its ids and is never logged. Lists stay for five minutes in this worker's memory, and in the online store for other
+workers.
 """
 
 from __future__ import annotations
@@ -71,11 +72,18 @@ class RankedList(Struct, frozen=True, array_like=True):
     sources: bytes = b""  # (n,) codes of where recall found them; empty: not recorded
     retrieval: int = -1  # the retrieval version that recall looked with; -1: none
     filters: Filters | None = None  # that hold for every part
+    among: bytes = b""  # (G, m) float32: the set of candidates that every part is measured against
 
     def of(self, places: NDArray[np.intp]) -> RankedList:
         """The list with only the items at ``places``, in this order."""
         items = [self.items[place] for place in places.tolist()]
         return replace(self, items=items, sources=self.sources_of(places))
+
+    def set_of(self, numbers: int) -> NDArray[np.float32] | None:
+        """The set of candidates, (G, m); None where a list of an older version has none, or of another schema."""
+        if not numbers or not self.among or len(self.among) % (4 * numbers):
+            return None
+        return np.frombuffer(self.among, np.float32).reshape(numbers, -1).copy()  # kernels are compiled for such arrays
 
     def sources_of(self, places: NDArray[np.intp]) -> bytes:
         """Source codes of the items at ``places``; ``asked`` where a list of an older version has none."""

@@ -8,10 +8,10 @@
     without 1   missing   x      x                  x             ──► logit z_1        effect_1 = z - z_1
     without 2   x         mean   x                  x             ──► logit z_2        effect_2 = z - z_2
 
-An *input* is a field with all its slots, a window key with all its counts, rates and means, or both under one name. A
-removed categorical field reads as missing. A removed number becomes the mean over the page's items, so an effect shows
-what sets the item apart from its page. This is occlusion (Zeiler and Fergus, ECCV 2014, section 4.2), by input. Inputs
-interact, so effects do not add up to the score.
+An *input* is a field with all its slots, a window key with all its counts, rates and means, or both under one name,
+with what is compared of it among candidates. A removed categorical field reads as missing. A removed number becomes the
+mean over the page's items, so an effect shows what sets the item apart from its page. This is occlusion (Zeiler and
+Fergus, ECCV 2014, section 4.2), by input. Inputs interact, so effects do not add up to the score.
 
 Symbols: m items, G inputs, F columns of ``cat``, N of ``num``, as in the schema's layout.
 """
@@ -64,8 +64,14 @@ def inputs_of(schema: Schema) -> tuple[Input, ...]:
         Input(name, (), tuple(range(layout.window_start + k * size, layout.window_start + (k + 1) * size)))
         for k, name in enumerate(layout.key_names)
     ]
+    owner = {c: one.name for one in (*numbers, *blocks) for c in one.num}
+    among, at = [], layout.among_start
+    for compared in schema.among:  # belongs to what is compared
+        columns = tuple(range(at, at + len(compared.forms)))
+        among.append(Input(owner[layout.num_names.index(compared.number)], (), columns))
+        at += len(columns)
     merged: dict[str, Input] = {}
-    for one in (*fields, *numbers, *blocks):
+    for one in (*fields, *numbers, *blocks, *among):
         before = merged.get(one.name, Input(one.name, (), ()))
         merged[one.name] = Input(one.name, before.cat + one.cat, before.num + one.num)
     return tuple(merged.values())

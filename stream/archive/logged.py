@@ -10,6 +10,8 @@
     schema_id              what the two arrays mean: :attr:`Schema.id`
     cat                    F int64, little-endian, one after another
     num                    N float32, little-endian
+    among                  with [[among]]: of one page in 100, in one of its rows, the numbers of the candidates that it
+                           was measured against, (G, m) float32; else null
 
 The bytes are those that samples carry to the learner. A row is written with the same cut as that of ``exposures``.
 """
@@ -43,6 +45,7 @@ class LoggedTable:
                 ("schema_id", pa.string()),
                 ("cat", pa.binary(max(1, self._widths[0]))),
                 ("num", pa.binary(max(1, self._widths[1]))),
+                *([("among", pa.binary())] if schema.among else []),
             ]
         )
 
@@ -56,7 +59,8 @@ class LoggedTable:
             if row.made is None or not row.made.raw:
                 continue
             raw, n = row.made.raw, row.position
-            if raw not in pages:
+            first = raw not in pages
+            if first:
                 pages[raw] = self._read(raw)
             page = pages[raw]
             if page is None or n >= len(page.items):
@@ -65,7 +69,8 @@ class LoggedTable:
             cat = bytes(page.cat[n * cat_width : (n + 1) * cat_width]) or b"\0"
             num = bytes(page.num[n * num_width : (n + 1) * num_width]) or b"\0"
             slot = page.offset + n
-            made.append([row.request, n, row.user, slot, page.ts_ms, page.served_ms, page.schema_id, cat, num])
+            one = [row.request, n, row.user, slot, page.ts_ms, page.served_ms, page.schema_id, cat, num]
+            made.append([*one, (page.among or None) if first else None][: len(self.schema)])
         columns = list(zip(*made, strict=True)) if made else [()] * len(self.schema)
         return pa.table([pa.array(c, f.type) for c, f in zip(columns, self.schema, strict=True)], self.schema), lacking
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -73,10 +74,14 @@ class Shop:
         self.records: dict[str, dict[bytes, bytes]] = {}
         self.log = Log()
 
-    def rank(self, user: int, item: str, ts_ms: int, bid: float | None) -> Ranked:
+    def rank(self, user: int, item: str, ts_ms: int, bid: float | None, recalled: Sequence[str] = ()) -> Ranked:
+        """``recalled``: the items that numbers are compared with; default: the item alone."""
         known = KnownUser.of(self.builder, user, self.records.get(str(user), {}))
         self.items.follow(lambda: self.index.changes(ts_ms))
-        return self.ranker.rank(known, self.items.rows_of([item]), ts_ms, {"bid": bid}, Chance())
+        rows, among = self.items.rows_of([item]), None
+        if recalled:
+            among = self.ranker.set_of(known, self.items.rows_of(recalled), ts_ms, {"bid": bid})
+        return self.ranker.rank(known, rows, ts_ms, {"bid": bid}, Chance(), among=among)
 
     def take(self, user: int, message: InputMessage) -> None:
         self.partitions[user % 2].take([message], T0 + 100_000 * HOUR)

@@ -23,6 +23,7 @@ from commands.replay.replayrun import run_log
 from millrace.basics.errors import LeakError
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import TS, Bounds, LogTable, exposures, log_joins, read_log
+from millrace.windows.features import FeatureBuilder
 from tests.scenes.exploring import examples
 
 MINUTE, HOUR = 60_000, 3_600_000
@@ -415,6 +416,59 @@ def test_a_column_over_the_greatest_of_all_is_named(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(logfeatures.LogRows, "__init__", scaled)
     assert "price" in names(audited(log))
+
+
+# ---------------------------------------------------------------------- numbers among candidates
+
+
+AMONG = parse_schema(
+    TEXT + TIMED + 'request = "page"\n[[among]]\nnumber = "item_id.click_rate.1d"\n[[among]]\nnumber = "price"\n'
+)
+
+
+def compared(folder: Path, n: int = 400, apart_ms: int = 0) -> LogTable:
+    """Pages of four exposures, of which two may be ``apart_ms`` later than the others; two pages at a time."""
+    rows = rows_of(11, n)
+    for i, row in enumerate(rows):
+        row["page"], at = i // 4, row["at"]
+        row["at"] = T0 + i // 8 * 7 * MINUTE + (apart_ms if i % 4 > 1 else 0)
+        if row["click_at"] is not None:
+            row["click_at"] += row["at"] - at
+    path = folder / "compared.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return read_log(path, AMONG)
+
+
+def only_among(found: Audit) -> bool:
+    first = AMONG.layout.among_start
+    return bool(names(found)) and names(found) - {"prediction"} <= set(AMONG.layout.num_names[first:])
+
+
+@pytest.mark.parametrize("apart_ms", [0, MINUTE])
+def test_candidates_of_a_page_may_see_each_other(tmp_path: Path, apart_ms: int) -> None:
+    found = audited(compared(tmp_path, apart_ms=apart_ms), AMONG)
+    assert found.leaks == []
+    assert len(found.cuts) == 3
+
+
+def test_a_comparison_by_the_candidates_own_labels_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, plain = compared(tmp_path), logfeatures.LogRows.__init__
+
+    def split(self: Any, *args: Any, **kwargs: Any) -> None:
+        plain(self, *args, **kwargs)
+        self.page = 2 * self.page + self.label
+        self._requests = np.repeat(self._requests, 2)
+
+    monkeypatch.setattr(logfeatures.LogRows, "__init__", split)
+    assert only_among(audited(log, AMONG))
+
+
+def test_a_comparison_with_later_exposures_of_the_page_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, plain = compared(tmp_path, apart_ms=MINUTE), FeatureBuilder.compare
+    monkeypatch.setattr(FeatureBuilder, "compare", lambda self, num, page, ts_ms: plain(self, num, page))
+    assert only_among(audited(log, AMONG))
 
 
 # ---------------------------------------------------------------------- edges

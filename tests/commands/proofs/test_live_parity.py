@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ from learner.role.model_factory import model_of
 from millrace.basics.clustered import gap
 from millrace.basics.errors import LogError, ParityError
 from millrace.contracts.events import Item, PageLog, to_json, to_msgpack
-from millrace.contracts.schema import parse_schema
+from millrace.contracts.schema import Schema, parse_schema
 from millrace.contracts.settings import Settings
 from stream.archive.archive_folder import ArchiveFolder
 from stream.archive.archive_rows import Archive, TopicRecord
@@ -35,6 +36,11 @@ from tests.scenes.parity_shop import FIELDS, Shop
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, T0, event
 
 SCHEMA = parse_schema(FIELDS)
+COMPARED = parse_schema(
+    FIELDS
+    + '[[among]]\nnumber = "item_id.click_rate.7d"\n[[among]]\nnumber = "price"\n'
+    + '[[among]]\nnumber = "user_id*item_id.click.h7d"\nforms = ["of_mean"]\n'
+)
 WAITS = POLICY.waits
 NO_LAG = 1
 
@@ -47,17 +53,20 @@ class Loop:
         publish_ms: how often counts are published.
         late_share: of clicks that lead to a purchase after the attribution window.
         wait_ms: from the page to its exposure.
+        sets: of how many pages one keeps the set of its candidates, where numbers are compared.
     """
 
     folder: Path
     publish_ms: int = NO_LAG
     late_share: float = 0.0
     wait_ms: int = 0
+    schema: Schema = SCHEMA
+    sets: int = 3
 
     def run(self, n: int = 160, seed: int = 1, features: bool = True) -> Path:
         rng = np.random.default_rng(seed)
         items = [Item(f"i{i}", {"price": 3.0 * i}, T0) for i in range(5)]
-        shop, archive = Shop(items, SCHEMA), Archive(SCHEMA, WAITS, 100_000 * HOUR, 1, features)
+        shop, archive = Shop(items, self.schema), Archive(self.schema, WAITS, 100_000 * HOUR, 1, features)
         offsets: Counter[str] = Counter()
 
         def send(topic: str, raw: bytes, user: int = -1) -> None:
@@ -84,12 +93,15 @@ class Loop:
             if now_ms - published_ms >= self.publish_ms:
                 shop.publish()
                 published_ms = now_ms
-            got, name = shop.rank(user, f"i{item}", now_ms, None), f"p{what}"
+            recalled = [str(one.item_id) for one in items] if self.schema.among else []
+            got, name = shop.rank(user, f"i{item}", now_ms, None, recalled), f"p{what}"
             features_of = {"keys": got.keys.astype("<u8"), "cat": got.cat.astype("<i8"), "num": got.num.astype("<f4")}
             packed: dict[str, Any] = {key: array.tobytes() for key, array in features_of.items()}
             page_log = PageLog(
-                name, now_ms, user, "model", 1, SCHEMA.id, [f"i{item}"], bytes(4), **packed, served_ms=now_ms
+                name, now_ms, user, "model", 1, self.schema.id, [f"i{item}"], bytes(4), **packed, served_ms=now_ms
             )
+            if self.schema.among and what % self.sets == 0:
+                page_log = msgspec.structs.replace(page_log, among=got.among.tobytes())
             send("page_logs", to_msgpack(page_log), user)
             shown_ms = now_ms + self.wait_ms
             about: dict[str, Any] = {"user_id": user}
@@ -105,7 +117,7 @@ class Loop:
         archive.advance(0, at + 100 * HOUR)
         cut, folder = archive.cut(), ArchiveFolder(self.folder / "archive")
         folder.write({"events": cut.events, "exposures": cut.exposures, "features": cut.features}, cut.state)
-        folder.put_schema(schema_text(SCHEMA, POLICY.attribution_ms / MINUTE))
+        folder.put_schema(schema_text(self.schema, POLICY.attribution_ms / MINUTE))
         folder.close()
         return self.folder / "archive"
 
@@ -135,6 +147,31 @@ def test_a_loop_without_lag_is_replayed_to_the_bit(tmp_path: Path) -> None:
     assert report["auc_agrees"]
     _, num = replayed(read_archive(archive))
     assert np.count_nonzero(num[:, SCHEMA.layout.window_start :]) > 2000
+
+
+def test_numbers_among_candidates_are_made_again_to_the_bit(tmp_path: Path) -> None:
+    archive = Loop(tmp_path, schema=COMPARED).run()
+    report = verify_parity(tmp_path, Settings(), progress=False)
+    assert report["exposures"] == report["equal"] == 160
+    assert report["pages_with_candidates"] == 54
+    archived = read_archive(archive)
+    _, num = replayed(archived)
+    start = COMPARED.layout.among_start
+    assert len(np.unique(num[:, start:], axis=0)) > 50
+    assert num[:, start:].tobytes() == archived.logged.num[:, start:].tobytes()
+
+
+def test_a_set_that_is_not_the_pages_differs(tmp_path: Path) -> None:
+    archive = Loop(tmp_path, schema=COMPARED).run()
+    file = next((archive / "features").glob("*.parquet"))
+    table = pq.read_table(file)
+    raws = table["among"].to_pylist()
+    row = next(i for i, raw in enumerate(raws) if raw)
+    kept = np.frombuffer(raws[row], "<f4").reshape(3, -1).copy()
+    kept[1] += 1  # the prices
+    raws[row] = kept.tobytes()
+    pq.write_table(table.set_column(table.column_names.index("among"), "among", pa.array(raws, pa.binary())), file)
+    assert set(differing(archive)) <= {"price.rank", "price.of_mean", "price.of_max"} != set()
 
 
 def test_features_that_were_read_at_the_pages_time_differ(tmp_path: Path) -> None:

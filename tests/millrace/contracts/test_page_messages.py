@@ -94,7 +94,9 @@ def numbers(schema: Schema, n: int, rng: np.random.Generator) -> NDArray[np.floa
     counts[:, 0] = counts[:1, 0]
     counts[:, -1] *= rng.integers(0, 2, (n, 1, 1))
     plain = {f.name: rng.normal(size=n).astype(np.float32) for f in layout.plain_fields}
-    return builder.num(plain, counts, n, 1_700_000_123_456)
+    num = builder.num(plain, counts, n, 1_700_000_123_456)
+    builder.compare(num, np.arange(n) // 10)
+    return num
 
 
 def bits(array: NDArray[Any]) -> bytes:
@@ -251,8 +253,8 @@ def test_what_a_page_lacks_of_its_user_is_read_as_it_was_written_and_older_messa
     for raw in (maps, arrays):
         assert decode_page_log(raw) == page
         assert decode_served(raw).user_missing == page.user_missing
-    *older, missing = msgspec.msgpack.decode(arrays)
-    assert missing == page.user_missing
+    *older, missing, among = msgspec.msgpack.decode(arrays)
+    assert (missing, among) == (page.user_missing, b"")
     fields = {name: value for name, value in msgspec.msgpack.decode(maps).items() if name != "user_missing"}
     for raw in map(msgspec.msgpack.encode, (older, fields)):
         assert decode_page_log(raw) == msgspec.structs.replace(page, user_missing=0)
@@ -481,7 +483,9 @@ def test_a_recipe_is_read_as_it_was_written() -> None:
     for schema in SCHEMAS.values():
         rates = Rates.of(schema)
         assert rates is not None
-        assert read_rates(rates.raw).columns == rates.columns == schema.layout.N
+        assert read_rates(rates.raw, schema.layout.N).columns == rates.columns == schema.layout.N
+        with pytest.raises(ValueError, match="where a row has"):
+            read_rates(rates.raw, schema.layout.window_start)
 
 
 # -- the clients -------------------------------------------------------------------------------------------------------

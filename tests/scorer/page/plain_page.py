@@ -30,7 +30,9 @@ def plain_features(
     keys = builder.keys(columns, n)
     each = [_counts(index, user, keys[:, k], k, ts_ms) for k in range(keys.shape[1])]
     counts = np.stack(each, axis=1) if each else np.zeros((n, 0, 1, 1), np.uint32)
-    return Features(builder.cat(columns, n), builder.num(plain, counts, n, ts_ms), keys)
+    num = builder.num(plain, counts, n, ts_ms)
+    builder.compare(num, np.zeros(n, np.intp))
+    return Features(builder.cat(columns, n), num, keys)
 
 
 def plain_page(

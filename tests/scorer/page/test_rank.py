@@ -138,7 +138,9 @@ def test_features_equal_those_of_the_events_themselves() -> None:
     assert counts.sum() > 0
     np.testing.assert_array_equal(got.keys, expected_keys)
     np.testing.assert_array_equal(got.cat, BUILDER.cat(columns, 3))
-    np.testing.assert_array_equal(got.num, BUILDER.num(plain, counts, 3))
+    num = BUILDER.num(plain, counts, 3)
+    BUILDER.compare(num, np.zeros(3, np.intp))
+    np.testing.assert_array_equal(got.num, num)
 
 
 # -- the compiled pass against the plain way, over all that a schema can ask for ----------------------------------
@@ -233,6 +235,18 @@ columns = ["shelf", "mood"]
 [[windows.keys]]
 columns = ["user_id", "price"]
 """
+AMONG = """
+[[among]]
+number = "price"
+[[among]]
+number = "tags.cart_rate.h2d"
+forms = ["of_mean", "count"]
+[[among]]
+number = "item_id.price_mean_click.4d"
+forms = ["of_max", "rank"]
+[[among]]
+number = "user_id*item_id.exposure.1d"
+"""
 SCHEMAS: dict[str, Schema] = {
     "test shop": SCHEMA,
     "shop": shop_schema(),
@@ -241,6 +255,10 @@ SCHEMAS: dict[str, Schema] = {
         RICH.replace("PRIOR", "7.5").replace("days = [1, 4]", 'lengths = ["15min", "2h", "1d", "4d"]')
     ),
     "without windows": parse_schema(RICH[: RICH.index("[[windows.means]]")].replace("PRIOR", "7.5")),
+    "among": parse_schema(RICH.replace("PRIOR", "7.5") + AMONG),
+    "among without windows": parse_schema(
+        RICH[: RICH.index("[[windows.means]]")].replace("PRIOR", "7.5") + '[[among]]\nnumber = "price"\n'
+    ),
     "without a prior": parse_schema(RICH.replace("PRIOR", "0")),
 }
 BUILDERS = {name: FeatureBuilder(schema) for name, schema in SCHEMAS.items()}
