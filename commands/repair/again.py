@@ -13,20 +13,20 @@ seen, so they are not learnt when the stream sends them again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from commands.repair.lineage import Lineage
 from commands.repair.without import Without, time_of
-from learner.custom.own import OwnModel
-from learner.ranker.model import OnlineModel
+from learner.gate.checks import GATE
 from learner.ranker.verbs import Learning
-from learner.role.model_factory import check_named, model_of
-from learner.samples.batch_reader import BatchReader, Decode, Source, rows_in
+from learner.role.model_factory import resumed
+from learner.samples.batch_reader import BatchReader, Decode, Source
 from learner.training.decisionlog import learn_again
 from learner.training.learner_versions import Progress, Versions, write_root
+from learner.training.trainer import TRAINER
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError
 from millrace.contracts.schema import Schema
@@ -38,7 +38,6 @@ Tick = Callable[[int], None]
 
 CLAIMANT = "repair"
 _TRIES = 3
-_OF_MODEL = ("table/", "dense/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,35 +51,13 @@ class Repaired:
     by: Mapping[str, int]
 
 
-def resumed(store: ModelStore, note: Announcement, schema: Schema, named: str = "") -> OnlineModel | OwnModel:
-    """The model of a kept snapshot, as a learner goes on from it.
-
-    Args:
-        named: the model that the caller's own setting names. A class is imported only where it is this one.
-
-    Raises:
-        SnapshotError: it is of another schema, or of a class that ``named`` is not.
-        StoreError: a file of it is damaged, was removed, or cannot be read.
-    """
-    if note.schema_id != schema.id:
-        raise SnapshotError(
-            f"version {note.version} is of schema {note.schema_id}, not {schema.id}",
-            "set MILLRACE_SCHEMA to its schema",
-        )
-    check_named(note.spec, named, f"version {note.version}")
-    model = model_of(schema, note.spec, 0, live=True)
-    model.resume(store.read_whole(note))
-    return model
-
-
 def check_there(line: Lineage, source: Source) -> None:
     """Checks that the topic has the samples of all acts. Raises SnapshotError if retention took some; says from which
     kept version on all are there."""
     first = source.first()
-    acts = line.acts
     gone = [
         (k, span)
-        for k, act in enumerate(acts)
+        for k, act in enumerate(line.acts)
         if isinstance(act, Learnt)
         for span in act.spans
         if span.offset < first.get(span.partition, 0)
@@ -88,7 +65,7 @@ def check_there(line: Lineage, source: Source) -> None:
     if not gone:
         return
     span = gone[0][1]
-    whole = next((note for note in line.kept[:-1] if line.after(note) > gone[-1][0]), None)
+    whole = next((note for note, done in zip(line.kept[:-1], line.done, strict=False) if done > gone[-1][0]), None)
     remedy = "no kept version is young enough; repair sooner, or keep samples longer (docs/how-to/run-in-production.md)"
     if whole is not None:
         remedy = f"name a --since of {time_of(whole.event_ms)} or later: version {whole.version} can be gone on from"
@@ -97,10 +74,6 @@ def check_there(line: Lineage, source: Source) -> None:
         f"the topic begins with {first[span.partition]}",
         remedy,
     )
-
-
-def rows_of_line(line: Lineage) -> int:
-    return sum(map(rows_in, line.acts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +99,30 @@ def begin(store: ModelStore, find: Callable[[], Lineage], schema: Schema, named:
     for tries in reversed(range(_TRIES)):
         line = find()
         try:
-            model = resumed(store, line.start, schema, named)
-            return Begun(line, model, carried(store, line.end, model.small_state().keys()))
+            return Begun(
+                line, resumed(schema, line.start, store.read_whole(line.start), named), _beside(store, line.end)
+            )
         except AbsentError:
             if not tries:
                 raise
     raise AssertionError  # not reached
 
 
-def repair(begun: Begun, source: Source, decode: Decode, without: Without, tick: Tick = lambda rows: None) -> Repaired:
-    """Learns a line again: the model of ``begun`` becomes the result.
+def _beside(store: ModelStore, note: Announcement) -> dict[str, Array]:
+    """The state for training in a snapshot that is of the trainer, and of the gate."""
+    each = (training.items() for training in store.read_training(note))
+    return {name: array for items in each for name, array in items if name.startswith((TRAINER, GATE))}
+
+
+def repair(
+    begun: Begun,
+    source: Source,
+    decode: Decode,
+    without: Without,
+    tick: Tick = lambda rows: None,
+    dry_run: bool = False,
+) -> Repaired:
+    """Learns a line again: the model of ``begun`` becomes the result. ``dry_run``: it only reads what it would learn.
 
     Raises:
         SnapshotError: samples are gone.
@@ -144,17 +131,8 @@ def repair(begun: Begun, source: Source, decode: Decode, without: Without, tick:
     check_there(begun.line, source)
     acts = begun.line.acts
     with closing(BatchReader(acts, source, decode, without.rows, tick)) as feed:
-        learnt = learn_again(begun.model, acts, feed.rows_of)
+        learnt = sum(map(len, feed.batches(acts))) if dry_run else learn_again(begun.model, acts, feed.rows_of)
     return Repaired(begun.model, feed.read, feed.left_out, learnt, feed.by)
-
-
-def carried(store: ModelStore, note: Announcement, small: Collection[str]) -> dict[str, Array]:
-    """The state for training in a snapshot that is not of the model: of the trainer, and of the gate. ``small`` names
-    the model's entries besides tables and dense tensors. Raises StoreError if it cannot be read."""
-    found: dict[str, Array] = {}
-    for training in store.read_training(note):
-        found |= {n: array for n, array in training.items() if n not in small and not n.startswith(_OF_MODEL)}
-    return found
 
 
 def keep(to: ModelStore, begun: Begun, done: Repaired, without: Without, published_ms: int) -> Announcement:

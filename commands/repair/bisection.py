@@ -7,14 +7,14 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from commands.repair.again import Begun, resumed
+from commands.repair.again import Begun
 from commands.repair.halving import MovedStretch, Point, narrowed, steepest
 from commands.repair.judge import JudgedRows, figure_on, members_of, rows_until, worse
 from commands.repair.standout import Standout, Tally, standouts
 from commands.repair.without import time_of
 from learner.ranker.verbs import Learning
-from learner.role.model_factory import model_of
-from learner.samples.batch_reader import BatchReader, Decode, Source, rows_in, wanted_by
+from learner.role.model_factory import model_of, resumed
+from learner.samples.batch_reader import BatchReader, Decode, Source, wanted_by
 from learner.training.decisionlog import learn_again
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError
@@ -82,7 +82,7 @@ class Bisection:
 
     def _before(self, rows: int) -> Iterator[SampleBatch]:
         uses = {(s.partition, s.offset) for act in self.acts if isinstance(act, Learnt) for s in act.spans}
-        rows_each = max(1.0, sum(map(rows_in, self.acts)) / max(1, len(uses)))
+        rows_each = max(1.0, self.line.rows / max(1, len(uses)))
         offsets, first = {int(p): o for p, o in self.line.start.offsets.items()}, self._source.first()
         back = round(rows / rows_each / max(1, len(offsets)))
         wanted = {p: range(max(first.get(p, 0), stop - back), stop) for p, stop in offsets.items()}
@@ -93,10 +93,9 @@ class Bisection:
     def points(self) -> list[tuple[Point, Announcement]]:
         """The figure at each kept version, oldest first. One that a learner has removed meanwhile is passed over."""
         found = [(Point(0, self._figure(self._start)), self.line.start)]
-        for note in self.line.kept[1:]:
+        for note, done in zip(self.line.kept[1:], self.line.done[1:], strict=True):
             with contextlib.suppress(AbsentError):
-                model = resumed(self._store, note, self._schema, self._named)
-                found.append((Point(self.line.after(note), self._figure(model)), note))
+                found.append((Point(done, self._figure(self._resumed(note))), note))
         return found
 
     def stretch(self, points: list[Point]) -> tuple[MovedStretch, list[Point]] | None:
@@ -132,11 +131,14 @@ class Bisection:
 
     def _model_at(self, at: int) -> Learning:
         """The model of a kept version, ``at`` acts after the start; learnt again from the start where it is gone."""
-        note = next((note for note in self.line.kept if self.line.after(note) == at), self.line.start)
-        if note is not self.line.start:
-            with contextlib.suppress(AbsentError):
-                return resumed(self._store, note, self._schema, self._named)
+        for note, done in zip(self.line.kept[1:], self.line.done[1:], strict=True):
+            if done == at:
+                with contextlib.suppress(AbsentError):
+                    return self._resumed(note)
         return self._learnt_on(self._start, 0, at)
+
+    def _resumed(self, note: Announcement) -> Learning:
+        return resumed(self._schema, note, self._store.read_whole(note), self._named)
 
     def _value_at(self, begin: int, at: int) -> float:
         """The figure after ``at`` acts, by way of the model after ``begin``, which stays."""

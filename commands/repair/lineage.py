@@ -14,51 +14,42 @@ person took back are not: the root of a rollback leads from the version that was
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-import msgspec
-
 from commands.repair.without import time_of
+from learner.samples.batch_reader import rows_in
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError, DamagedError
 from millrace.contracts.topics import SAMPLES
-from millrace.versions.decisions import Act, decode_decisions
-from millrace.versions.modelstore import Announcement, CutsHead, ModelStore, Place, cuts_name
+from millrace.versions.decisions import Act
+from millrace.versions.modelstore import Announcement, ModelStore
 
-_NAME = re.compile(r"cuts-(\d+)-(\d+)\.acts")
 _KEEP = "MILLRACE_KEEP_MINUTES says how long versions are kept"
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    base: Place
+class Lineage:
+    """A line of versions: the snapshots on it that are ``kept``, oldest first, and what was learnt from the first of
+    them to the last. ``done``: how many of these acts each of them has."""
+
+    kept: tuple[Announcement, ...]
+    done: tuple[int, ...]
     acts: tuple[Act, ...]
 
-
-@dataclass(frozen=True, slots=True)
-class Lineage:
-    """A line of versions. ``kept`` are the snapshots on it that are there, oldest first: at least ``start``."""
-
-    start: Announcement
-    stages: tuple[Stage, ...]
-    end: Announcement
-    kept: tuple[Announcement, ...]
+    @property
+    def start(self) -> Announcement:
+        return self.kept[0]
 
     @property
-    def acts(self) -> list[Act]:
-        return [act for stage in self.stages for act in stage.acts]
+    def end(self) -> Announcement:
+        return self.kept[-1]
 
-    def after(self, note: Announcement) -> int:
-        """How many of :attr:`acts` had been done when the snapshot was made."""
-        done = 0
-        for stage in self.stages:
-            if stage.base == note.place:
-                return done
-            done += len(stage.acts)
-        return done
+    @property
+    def rows(self) -> int:
+        return sum(map(rows_in, self.acts))
 
 
 def end_of(store: ModelStore, notes: Sequence[Announcement], of: int | None = None) -> Announcement:
@@ -86,36 +77,22 @@ def lineage(store: ModelStore, since_ms: int, of: int | None = None) -> Lineage:
     """
     found = store.snapshots()
     end, notes = end_of(store, found, of), {note.place: note for note in found}
-    names = {Place(int(m[1]), int(m[2])): name for name in store.store.names("cuts-") if (m := _NAME.fullmatch(name))}
-    stages: list[Stage] = []
-    kept = [end]
-    at = end.place
+    at, stages = end.place, list[list[Act]]()  # newest first
+    kept, behind = [end], [0]  # and how many acts came behind each
     while kept[-1].place != at or kept[-1].event_ms > since_ms:
-        stage = _stage(store, names.get(at), at)
-        if not isinstance(stage, Stage) or stage.base.number < 0 or stage.base >= at:
-            raise _ended(kept[-1], since_ms, end, stage if isinstance(stage, str) else "it was the first version")
-        stages.append(stage)
-        at = stage.base
+        try:
+            cuts = store.read_cuts(at)
+        except (AbsentError, DamagedError, SnapshotError) as error:
+            raise _ended(kept[-1], since_ms, end, error.problem) from None
+        if cuts.since >= at:
+            raise _ended(kept[-1], since_ms, end, f"version {at.number} leads from a later one")
+        stages.append([decided.what for decided in cuts.decided.decided if isinstance(decided.what, Act)])
+        at = cuts.since
         if at in notes:
             kept.append(notes[at])
-    stages.reverse()
-    kept.reverse()
-    return Lineage(kept[0], tuple(stages), end, tuple(kept))
-
-
-def _stage(store: ModelStore, name: str | None, place: Place) -> Stage | str:
-    """The acts that led to a version; a text: why they are not available."""
-    if name is None:
-        return f"the store has no file '{cuts_name(place)}'"
-    try:
-        raw, body, _ = store.store.get(name)
-        head = msgspec.json.decode(raw, type=CutsHead)
-        acts = tuple(d.what for d in decode_decisions(body).decided if isinstance(d.what, Act))
-    except (AbsentError, DamagedError, SnapshotError, msgspec.MsgspecError) as error:
-        return f"file '{name}' cannot be used ({getattr(error, 'problem', error)})"
-    if Place(head.epoch, head.version) != place:
-        return f"file '{name}' is of another version"
-    return Stage(Place(head.from_epoch, head.from_version), acts)
+            behind.append(sum(map(len, stages)))
+    done = (behind[-1] - acts for acts in reversed(behind))
+    return Lineage(tuple(reversed(kept)), tuple(done), tuple(chain(*reversed(stages))))
 
 
 def _ended(oldest: Announcement, since_ms: int, end: Announcement, why: str) -> SnapshotError:

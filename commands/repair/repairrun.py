@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from commands.repair.again import Begun, begin, check_there, keep, repair, rows_of_line
+from commands.repair.again import Begun, begin, check_there, keep, repair
 from commands.repair.bisection import Bisection, StretchSamples
 from commands.repair.judge import FIGURES, SMALL
 from commands.repair.lineage import Lineage, check_one_model, end_of, lineage
@@ -19,7 +19,7 @@ from commands.repair.without import Without, interval_of, moment, time_of
 from learner.network.dense import role_threads, threads
 from learner.role.sampletopic import SampleFolder, SampleTopic
 from learner.role.shadow_view import REPAIRED
-from learner.samples.batch_reader import BatchReader, Source, TopicMessage
+from learner.samples.batch_reader import Source, TopicMessage
 from learner.samples.formersamples import FormerSamples
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.contracts import schemabook
@@ -113,19 +113,19 @@ def run_repair(
         without = replace(without, interval=interval_of(interval, scene.newest_ms))
     with as_learner():
         begun = scene.begin()
-        line, rows = begun.line, rows_of_line(begun.line)
+        line, rows = begun.line, begun.line.rows
         say(_way(line))
-        if dry_run:
-            found = _count(scene, line, without)
-            say(f"would leave out {found:,} of {rows:,} rows; nothing was learnt or written")
-            return None
         began = time.perf_counter()
         with bars() as tick:
-            done = repair(begun, scene.source, scene.decode, without, lambda read: tick("rows", read, rows))
+            done = repair(begun, scene.source, scene.decode, without, lambda read: tick("rows", read, rows), dry_run)
+        if dry_run:
+            say(f"would leave out {done.left_out:,} of {rows:,} rows; nothing was learnt or written")
+            return None
         to = ModelStore(settings.place(REPAIRED))
         note = keep(to, begun, done, without, wall_ms())
     each = "".join(f", {name} {n:,}" for name, n in done.by.items())
-    say(f"{done.rows:,} rows read, {done.left_out:,} left out{each}; {done.learnt:,} learnt in {_took(began)}")
+    took = time.perf_counter() - began
+    say(f"{done.rows:,} rows read, {done.left_out:,} left out{each}; {done.learnt:,} learnt in {took:.1f} s")
     if without and not done.left_out:
         say("no row was left out: the result is the newest version as it is; look at what was named")
     say(f"kept in {to.url}: what version {line.end.version} of {time_of(line.end.event_ms)} would be without them")
@@ -135,25 +135,7 @@ def run_repair(
 
 def _way(line: Lineage) -> str:
     start, end = (f"version {note.version} of {time_of(note.event_ms)}" for note in (line.start, line.end))
-    return f"from {start} to {end}: {rows_of_line(line):,} rows"
-
-
-def _took(began: float) -> str:
-    return f"{time.perf_counter() - began:.1f} s"
-
-
-def _count(scene: Scene, line: Lineage, without: Without) -> int:
-    check_there(line, scene.source)
-    acts, rows = line.acts, rows_of_line(line)
-    with (
-        bars() as tick,
-        closing(
-            BatchReader(acts, scene.source, scene.decode, without.rows, lambda read: tick("rows", read, rows))
-        ) as feed,
-    ):
-        for _ in feed.batches(acts):
-            pass
-    return feed.left_out
+    return f"from {start} to {end}: {line.rows:,} rows"
 
 
 def run_bisect(
@@ -168,7 +150,7 @@ def run_bisect(
     with as_learner():
         begun = scene.begin()
         line = begun.line
-        if not line.stages:
+        if not line.acts:
             raise SnapshotError(
                 f"version {line.start.version} is the newest: nothing was learnt since {time_of(scene.since_ms)}",
                 "name an earlier --since",

@@ -20,19 +20,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from experiments.safety.safetyworld import BATCH_ROWS, Moment
 from learner.evaluation.progressive import Progressive
 from learner.gate.verdicts import GateRefusal
-from learner.promotion.promotion import Published, promotion_of, write_snapshot
+from learner.promotion.promotion import Gate, Promotion, Published
 from learner.ranker.repeats import Repeats, keep_ms_of
 from learner.ranker.verbs import Learning
 from learner.role.model_factory import model_of
 from learner.serving.serving_model import ServingModel
-from learner.training.learner_versions import FoundSnapshot, Progress, Versions, newest_valid
+from learner.training.learner_versions import FoundSnapshot, Progress, Versions, newest_valid, write_waiting
 from learner.training.trainer import Trainer
 from millrace.basics.ranking_metrics import ROLLING_ROWS, auc
 from millrace.contracts.samples import SampleBatch
@@ -148,7 +147,7 @@ class Life:
         if found is not None:
             trainer.resume(found.training, found.note.extra.get("counts", {}))
         self.versions = Versions(model, epoch=1, version=self.store.highest().number)
-        self.promotion = promotion_of(settings, trainer, self.versions, self.store, build, self._progress)
+        self.promotion = Promotion(trainer, self.versions, self.store, Gate.of(settings, schema), build, self._progress)
         self._messages: dict[int, SampleBatch] = {}  # what may be learnt again
         self.promotion.state.rows.again = self._again
         self.promotion.state.quarantine.samples_log = folder.name  # what a life before refused is nowhere
@@ -164,8 +163,7 @@ class Life:
 
     def _progress(self) -> Progress:
         counts = self.trainer.counts
-        columns = msgspec.to_builtins(self.trainer.model.columns)
-        return Progress(counts["trained"], {}, {}, {"counts": dict(counts), "columns": columns})
+        return Progress(counts["trained"], {}, {}, {"counts": dict(counts)})
 
     def learn(self, batch: SampleBatch) -> None:
         """Learns what has come, and publishes what may go out."""
@@ -190,9 +188,12 @@ class Life:
         promotion, versions = self.promotion, self.versions
         promotion.end_stretch()
         self._publish(promotion.delta(self._now_ms, True, True))
-        if not promotion.publishing or not versions.snapshot_ready:
+        if not (promotion.publishing and promotion.at_mark and versions.snapshot_ready and versions.snapshot_due):
             return
-        if write_snapshot(promotion, self._now_ms) is None:
+        slices, passes = versions.begin(), promotion.passes
+        note = write_waiting(self.store, versions, slices, lambda: promotion.finish(slices, self._now_ms), passes)
+        promotion.written(note)
+        if note is None:
             self._publish(promotion.delta(self._now_ms))
         else:
             self.store.prune(epoch=versions.epoch)

@@ -36,7 +36,6 @@ from typing import Any, Literal
 
 import msgspec
 import structlog
-import uvicorn
 from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -49,6 +48,7 @@ from millrace.basics.atomic_files import write_whole
 from millrace.basics.errors import BrokerError, MillraceError, PortError, SettingError, StoreError, one_line
 from millrace.basics.store import Store
 from millrace.contracts.settings import Settings
+from millrace.processes.httpserver import HttpServer, bind, config
 from millrace.processes.tokens import Tokens
 from millrace.versions.modelstore import ModelStore
 
@@ -155,16 +155,7 @@ class Admin:
         self._listener = _bind(settings.host, settings.admin_port)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{self._listener.getsockname()[1]}"
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                self._app(),
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                timeout_graceful_shutdown=_DRAIN_SECONDS,
-            )
-        )
+        self._server = HttpServer(config(self._app(), _DRAIN_SECONDS))
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="admin", daemon=True)
         self._thread.start()
         self._file = settings.folder("learner") / ADDRESS
@@ -299,18 +290,9 @@ def _refusal(status: int, why: str, headers: Mapping[str, str] | None = None) ->
 
 def _bind(host: str, wanted: int) -> socket.socket:
     """A socket that listens on ``host:wanted``, or on any free port where that is taken; 0: on any."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for port in (wanted, 0):
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-            listener.listen(64)
-        except OSError as error:
-            listener.close()
-            problem = error.strerror
-            continue
-        if port != wanted:
-            log.warning("the admin port is taken; another is used", taken=wanted, used=listener.getsockname()[1])
-        return listener
-    raise PortError(f"admin port {host}:{wanted} cannot be bound ({problem})", "set MILLRACE_HOST to an address of it")
+    try:
+        return bind("learner", host, wanted, "MILLRACE_ADMIN_PORT", listens=True)
+    except PortError:
+        listener = bind("learner", host, 0, "MILLRACE_HOST", listens=True)
+    log.warning("the admin port is taken; another is used", taken=wanted, used=listener.getsockname()[1])
+    return listener

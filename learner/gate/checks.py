@@ -15,6 +15,7 @@ from learner.gate.shift import Shift
 from learner.gate.verdicts import GateRefusal
 from learner.ranker.verbs import Learning
 from learner.tables.table import SparseTable
+from millrace.basics.durations import MINUTE_MS
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.clock import MAX_AHEAD_MS
 from millrace.contracts.schema import Schema
@@ -32,7 +33,6 @@ ASIDE = (*OF_ROWS, "loss")
 QUARANTINED = "quarantined"
 """What the trainer counts refused rows as."""
 
-_MINUTE_MS = 60_000
 _SLICE = 100_000
 
 
@@ -63,7 +63,7 @@ class Checks:
             Quota(schema, settings.teach_limits, clock),
             Shift(clock=clock),
             Heldout(settings.heldout_share, clock=clock),
-            round(settings.quarantine_minutes * _MINUTE_MS),
+            round(settings.quarantine_minutes * MINUTE_MS),
             clock,
             settings.gate == "observe",
         )

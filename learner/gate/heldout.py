@@ -63,7 +63,7 @@ from millrace.basics.ranking_metrics import auc, log_loss
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
 from millrace.evidence.clusters import Clusters, clusters
 from millrace.evidence.edetector import EDetector
-from millrace.versions.image import Array
+from millrace.versions.image import Array, resume_state, state_of
 
 MOST_ROWS = 12_000
 """Rows that are kept: 1.1 KB each with the shop's 219 numbers and 15 ids."""
@@ -85,6 +85,10 @@ _AHEAD_MS = 60_000  # a new share is for pages exposed so much later than any: n
 _STEPS = 64  # changes of the share that are remembered
 _AT_ONCE = 2048  # rows scored at once
 _SALT, _VISIT = salt("heldout"), salt("visit")
+_SAVED = (
+    *("_newest_ms", "_anchor_ms", "_counted", "_counted_from_ms", "_rate", "_looked_ms"),
+    *("_from_ms", "_shares"),
+)
 _COLUMNS = {"id": "u8", "page": "u8", "user": "u8", "ts_ms": "i8", "label": "f4", "anchor": "f4"}
 
 
@@ -140,7 +144,7 @@ class Heldout:
     ) -> None:
         self.base, self.age_ms, self.follows = share, age_ms, follows
         self.most_age_ms, self.clock = most_age_ms, clock or MedianClock()
-        self._from = np.zeros(1, np.int64)  # when each share began, by exposure
+        self._from_ms = np.zeros(1, np.int64)  # when each share began, by exposure
         self._shares = np.array([share])
         self._anchor_ms = self._newest_ms = 0
         self._counted, self._counted_from_ms = 0, 0
@@ -152,18 +156,8 @@ class Heldout:
 
     @property
     def share(self) -> float:
-        """Of pages that are exposed from now on. To set it is to fix it."""
+        """Of pages that are exposed from now on."""
         return float(self._shares[-1])
-
-    @share.setter
-    def share(self, share: float) -> None:
-        self.follows = False
-        self._step_to(share)
-
-    @property
-    def rows(self) -> int:
-        """That are kept, old enough or not."""
-        return int(np.count_nonzero(self._column["ts_ms"]))
 
     @property
     def rows_an_hour(self) -> float:
@@ -182,7 +176,7 @@ class Heldout:
 
     def holds(self, page: NDArray[np.uint64], ts_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether pages are held out that have these hashes and were exposed then, as far as is known now. (n,)"""
-        held: NDArray[np.bool_] = drawn(page, ts_ms, self._from, self._shares)
+        held: NDArray[np.bool_] = drawn(page, ts_ms, self._from_ms, self._shares)
         return held
 
     def take(self, batch: SampleBatch) -> None:
@@ -307,14 +301,14 @@ class Heldout:
 
     def _step_to(self, share: float) -> None:
         begins = self._newest_ms + _AHEAD_MS if self._newest_ms else 0
-        kept = self._from < begins
-        self._from = np.append(self._from[kept], begins)[-_STEPS:]
+        kept = self._from_ms < begins
+        self._from_ms = np.append(self._from_ms[kept], begins)[-_STEPS:]
         self._shares = np.append(self._shares[kept], share)[-_STEPS:]
 
     @property
     def told(self) -> dict[str, list[Any]]:
         """Which share is held out since when, as snapshots say it."""
-        return {"from_ms": self._from.tolist(), "shares": self._shares.tolist()}
+        return {"from_ms": self._from_ms.tolist(), "shares": self._shares.tolist()}
 
     def follow(self, told: Mapping[str, Any]) -> None:
         """Holds out just the pages that another one does, by what it :attr:`told`, or its :meth:`snapshot`; the share
@@ -326,7 +320,7 @@ class Heldout:
         begins, shares = np.array(told["from_ms"], np.int64), np.array(told["shares"], np.float64)
         if begins.shape != shares.shape or begins.ndim != 1 or not len(begins):
             raise ValueError(f"{begins.shape} times of {shares.shape} shares")
-        self.follows, self._from, self._shares = False, begins, shares
+        self.follows, self._from_ms, self._shares = False, begins, shares
 
     # -- state -----------------------------------------------------------------------------------------------
 
@@ -336,21 +330,11 @@ class Heldout:
         self._at = 0
 
     def snapshot(self) -> dict[str, Array]:
-        """The rows that are kept, with their anchors, and the shares. ``share`` (1,) is the newest one."""
+        """The rows that are kept, with their anchors, and the shares."""
         order = (self._at + np.arange(MOST_ROWS)) % MOST_ROWS  # oldest first
         order = order[self._column["ts_ms"][order] > 0]
-        state: dict[str, Array] = {name: column[order] for name, column in self._column.items()}
-        counted = [self._counted, self._counted_from_ms, round(self._rate)]
-        clock = [self._newest_ms, self._anchor_ms, *counted, self._looked_ms]
-        return {
-            "cat": self._cat[order],
-            "num": self._num[order],
-            **state,
-            "clock": np.array(clock, np.int64),
-            "share": np.array([self.share]),
-            "from_ms": self._from.copy(),
-            "shares": self._shares.copy(),
-        }
+        own: dict[str, Array] = {"cat": self._cat[order], "num": self._num[order]}
+        return own | {name: column[order] for name, column in self._column.items()} | state_of(self, _SAVED)
 
     def resume(self, state: Mapping[str, Array]) -> None:
         """The inverse of :meth:`snapshot`, on a fresh one; an empty state leaves it fresh. A share that was set
@@ -362,16 +346,13 @@ class Heldout:
         if not state:
             return
         n = len(state["ts_ms"])
-        clock = [int(v) for v in state["clock"]]
         self._empty(state["cat"].shape[1], state["num"].shape[1])
         self._cat[:n], self._num[:n] = state["cat"], state["num"]
         for name, column in self._column.items():
             column[:n] = state[name]
         self._at = n % MOST_ROWS
         self._count_visits()
-        self._newest_ms, self._anchor_ms, self._counted, self._counted_from_ms, rate, self._looked_ms = clock
-        self._rate = float(rate)
-        self._from, self._shares = np.array(state["from_ms"]), np.array(state["shares"])
+        resume_state(self, _SAVED, state)
         bound = min(GROWS * self.base, max(self.base, MOST_SHARE))
         if self.share > bound or (self.base and not self.share):
             self._step_to(self.base)

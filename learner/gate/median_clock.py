@@ -21,7 +21,7 @@ import numpy as np
 
 from millrace.basics.compiled import compiled
 from millrace.contracts.samples import SampleBatch
-from millrace.versions.image import Array
+from millrace.versions.image import Array, resume_state, state_of
 
 PAGES, OF_ONE_USER = 15, 7
 """Newest pages whose median it is, and how many of them one user may have."""
@@ -29,6 +29,7 @@ ALONE = 16
 """Pages in a row of one user alone, behind which his word is taken: nobody else is there."""
 
 _LOOKED_AT = 64  # newest pages of a message
+_SAVED = ("now_ms", "_times", "_users", "_state")
 _NOBODY = 0  # pages without a user: of many
 
 
@@ -53,23 +54,13 @@ class MedianClock:
             self.now_ms = meet(batch.ts_ms, batch.user, self._times, self._users, self._state)
 
     def snapshot(self) -> dict[str, Array]:
-        """The newest pages: times (n,), users (n,)."""
-        n, alone = self._state.tolist()
-        clock = np.array([self.now_ms, alone], np.int64)
-        return {"times": self._times[:n].copy(), "users": self._users[:n].copy(), "clock": clock}
+        """The newest pages, and what follows from them."""
+        return state_of(self, _SAVED)
 
     def resume(self, state: Mapping[str, Array]) -> None:
-        """The inverse of :meth:`snapshot`; an empty state is a fresh clock.
-
-        Raises:
-            KeyError, ValueError: it is not of this form.
-        """
-        self.now_ms, self._state[:] = 0, 0
-        if state:
-            n = len(state["times"])
-            self._times[:n], self._users[:n] = state["times"], state["users"]
-            self.now_ms, alone = (int(v) for v in state["clock"])
-            self._state[:] = n, alone
+        """The inverse of :meth:`snapshot`; an empty state is a fresh clock. Raises KeyError where an array is
+        missing."""
+        resume_state(self, _SAVED, state or MedianClock().snapshot())
 
 
 @compiled

@@ -37,6 +37,7 @@ from learner.ranker.model import OnlineModel
 from learner.ranker.verbs import Learning
 from learner.tables.admission import MOST_COUNTED
 from learner.tables.table import SparseTable
+from millrace.basics.durations import MINUTE_MS
 from millrace.contracts.events import LAST_MS
 from millrace.versions.image import Array, Image
 
@@ -47,7 +48,6 @@ MOST_SUM = 1e15
 
 _ANY = float(np.finfo(np.float64).max)  # and so no infinity
 _COUNT = float(np.iinfo(np.int64).max)
-_MINUTE_MS = 60_000
 _ADAM = 53.5  # m^2 / v at most, and what rounding adds
 _ROUNDING = 1e-20  # squares of gradients below it are nothing in float32
 _PARTS = {  # of a row, in the order of soundkernels: what it is called, and its bounds
@@ -56,7 +56,7 @@ _PARTS = {  # of a row, in the order of soundkernels: what it is called, and its
     model_check_kernels.Z: ("z", -MOST_SUM, MOST_SUM),
     model_check_kernels.N: ("n", 0.0, MOST_SUM),
     model_check_kernels.WIDE: ("wide", -LARGEST, LARGEST),
-    model_check_kernels.SEEN: ("seen_min", 0.0, LAST_MS / _MINUTE_MS),
+    model_check_kernels.SEEN: ("seen_min", 0.0, LAST_MS / MINUTE_MS),
 }
 _OF_ROWS = {name: (low, high) for name, low, high in _PARTS.values()} | {"counters": (0.0, _COUNT)}
 _TRAINING = {
@@ -124,7 +124,7 @@ def unsound(model: Learning) -> GateRefusal | None:
         found = found or _training("retrieval/recent_items/plain", head.recent_items.plain[:size])
         found = found or _bounded("retrieval/recent_items/ring", head.recent_items.ring, 0, max(0, size - 1))
     tables = ((name, table) for name, table in model.tables.items() if isinstance(table, SparseTable))
-    return found or _first(_rows(name, table, newest_ms // _MINUTE_MS) for name, table in tables)
+    return found or _first(_rows(name, table, newest_ms // MINUTE_MS) for name, table in tables)
 
 
 def unsound_part(image: Image, training: Mapping[str, Array]) -> GateRefusal | None:

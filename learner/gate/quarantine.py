@@ -90,18 +90,11 @@ class _CopyHead(Struct, frozen=True):
     spans: list[Span] = []
 
 
-class _FormerHead(Struct, frozen=True):
-    """The head of an entry's own file, as a version before this one wrote it."""
-
-    entry: QuarantineEntry
-
-
 _Saved = tuple[int, str, list[tuple[QuarantineEntry, list[bytes]]]]
 
 _decode_spans = msgspec.msgpack.Decoder(list[Span]).decode
 _decode_list = msgspec.json.Decoder(_Listed).decode
 _decode_copy = msgspec.json.Decoder(_CopyHead).decode
-_decode_former = msgspec.json.Decoder(_FormerHead).decode
 
 
 class Quarantine:
@@ -286,26 +279,10 @@ class Quarantine:
         return batch.take(stay), list(spans_of(places[stay]))
 
     def remove_copies(self, but: Collection[str] = ()) -> None:
-        """Removes copies of what is in no entry, now and in the newest snapshot, ``but``. Raises StoreError."""
-        gone = self.copies() - self._kept.keys() - set(but)
-        self.store.remove(f"{name}.{kind}" for name in gone for kind in ("rows", "entry"))
-
-    def take_over(self) -> int:
-        """What a version before this one kept here becomes entries: the highest number among their names.
-
-        Raises:
-            StoreError: the store cannot be read.
-        """
-        for name in sorted(self.copies()):
-            try:
-                entry = _decode_former(self.store.get(f"{name}.entry")[0]).entry
-                spans = _decode_copy(self.store.get(f"{name}.rows")[0]).spans
-            except (AbsentError, DamagedError, msgspec.MsgspecError) as error:
-                self.store.rename_damaged(f"{name}.rows", one_line(error))
-                continue
-            self._kept[name] = _Kept(entry, [msgspec.msgpack.encode(spans)])
-        self._bytes, self._changed = sum(one.bytes for one in self._kept.values()), True
-        return max((int(name.partition("-")[0]) for name in self._kept), default=0)
+        """Removes copies of what is in no entry, now and in the newest snapshot, ``but``; and what an earlier version
+        of this program left beside them. Raises StoreError."""
+        stay = {f"{name}.rows" for name in (*self._kept, *but)}
+        self.store.remove(file for file in self.store.names() if _NAME.match(file) and file not in stay)
 
 
 def listed(store: Store) -> list[QuarantineEntry]:

@@ -75,6 +75,7 @@ from learner.gate.screenkernels import (
     SHARE,
     VARIANCE,
     VISITS,
+    Sums,
     absurd,
     apart,
     auc,
@@ -84,14 +85,14 @@ from learner.gate.screenkernels import (
     silent,
     spread,
 )
+from learner.gate.screenwindows import BLOCK_ROWS, LONGEST_MS, LONGEST_ROWS, WINDOW_ROWS, Windows
 from learner.gate.verdicts import GateRefusal
 from millrace.basics.durations import DAY_MS, MINUTE_MS
 from millrace.basics.hashing import salt
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import SIDES, Schema, Side
-from millrace.versions.image import Array
+from millrace.versions.image import Array, below, resume_state, state_of
 
-Sums = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 WARM_ROWS, WARM_CLICKS = 16_384, 500
@@ -102,8 +103,6 @@ SLOW_ROWS, SLOW_CLICKS, SLOW_MS = 2048, 100, 1_800_000
 _LEAST_SHARE, _ALWAYS = 0.05, 0.95  # shares of the clean past that are judged: of groups and sides, of single fields
 _MOST_DISPERSION, _YOUNG_DISPERSION = 25.0, 2.0
 
-_BLOCK_ROWS, _MOST_BLOCK_ROWS, _BLOCK_MS = 128, 2048, 4000
-_WINDOW_ROWS, _WINDOW_MS, _MOST_BLOCKS = 4096, 60_000, 48
 _LEAST_MEMORY_ROWS, MEMORY_ROWS = 2048, 65_536
 _PIECE_ROWS = 2048  # promoted rows that one figure of the AUC's dispersion is of: as long as the longest windows, about
 
@@ -113,6 +112,11 @@ _ALSO = {FINE: "", LABELS: " (labels too)", AUC: " (AUC too)"}  # what else is b
 _ANY, _PROFILE, _WINDOWS = range(KNOWN)  # kinds of visits: rows that tell of it
 _ITEM_BYTES = 1 << 16  # of eight items each that are remembered as met
 _KNOWN_MS = 10 * MINUTE_MS  # until an item is known: samples of its first pages may wait that long for their labels
+_SAVED = (
+    *("_piece", "_stretch", "_past", "_auc_piece", "_promoted", "_first_ms", "_warm", "_factor_before"),
+    *("_refused", "_broken", "_visitors", "_items", "_met", "_items_ms"),
+)
+_SAVED_WINDOWS = ("block", "block_ms", "upto", "began_ms")
 
 
 @cache
@@ -189,10 +193,7 @@ class Screen:
         self._visitors, self._items = _nobody()
         self._met = self._items_ms = 0  # rows; when items that were met became known
         self._looked: tuple[SampleBatch, Sums] | None = None
-        self._block, self._block_ms = self._nothing(), 0  # the newest rows met, and when the first of them came
-        self._upto = [self._nothing()]  # all rows up to each block before it and, as the last, to the open one
-        self._began_ms: list[int] = []  # of each block
-        self._tails = np.empty((0, self._size))  # what windows have behind the open block, shortest first
+        self._windows = Windows(self._size)
         self._piece = np.zeros(4)  # of rows learnt: rows, clicks, expected clicks, their variance
         self._stretch, self._past = self._nothing(), self._nothing()
         self._auc_piece = self._nothing()  # promoted rows of which the AUC is not yet told apart from the past's
@@ -235,11 +236,7 @@ class Screen:
         self._looked = (batch, sums)
         if not sums[ROWS]:
             return None
-        refusal = None
-        windows = np.empty((2 + len(self._tails), self._size))  # (W, K)
-        windows[0] = sums
-        windows[1:] = sums + self._block
-        windows[2:] += self._tails
+        windows = self._windows.with_batch(sums)
         what, g, refusal = self._judge(windows)
         if refusal is not None and self._refused[ROWS] and self._over(windows):
             refusal = None
@@ -248,7 +245,7 @@ class Screen:
         else:
             self._refused += sums
             self._broken = what, g
-        self._enter(sums, self.clock.now_ms)
+        self._windows.enter(sums, self.clock.now_ms)
         return refusal
 
     def learnt(self, batch: SampleBatch, p: NDArray[np.float32]) -> None:
@@ -260,7 +257,7 @@ class Screen:
         rows, clicks, predicted, variance = sums[: VARIANCE + 1].tolist()
         factor = self._factor(own=True)
         self._piece += (rows, clicks, factor * predicted, factor * variance)
-        if self._piece[0] >= _BLOCK_ROWS:
+        if self._piece[0] >= BLOCK_ROWS:
             _, clicks, expected, variance = self._piece
             self._stretch[OFF] += (clicks - expected) ** 2 / max(variance, 1.0) * self._piece[0]
             self._piece[:] = 0
@@ -296,7 +293,7 @@ class Screen:
         self._promoted[:] = self._first_ms = 0
         self._warm = False
         self._usual = self._known()
-        self._forget_behind(0)
+        self._windows.forget_behind(0)
 
     def tells_after(self, flipped: float, clicked: float) -> int | None:
         """Rows of traffic like the clean past's that must come until a bound is broken, on average, where some shares
@@ -310,8 +307,8 @@ class Screen:
         spoilt[bins : bins + BINS] = kept * others + flipped * clicks
         spoilt[bins + BINS :] = kept * clicks + flipped * others + clicked * (others + clicks)
         spoilt[CLICKS] = kept * past[CLICKS] + flipped * (past[ROWS] - past[CLICKS]) + clicked * past[ROWS]
-        rows = _BLOCK_ROWS
-        while rows <= _WINDOW_ROWS:
+        rows = BLOCK_ROWS
+        while rows <= WINDOW_ROWS:
             if self._judge(spoilt[None] * (rows / past[ROWS]))[2] is not None:
                 return rows
             rows *= 2
@@ -319,21 +316,8 @@ class Screen:
 
     def snapshot(self) -> dict[str, Array]:
         """All of it: some 600 kB."""
-        return {
-            "block": self._block.copy(),
-            "blocks": np.array(self._upto),
-            "began_ms": np.array([*self._began_ms, self._block_ms], np.int64),
-            "piece": self._piece.copy(),
-            "stretch": self._stretch.copy(),
-            "past": self._past.copy(),
-            "auc_piece": self._auc_piece.copy(),
-            "promoted": np.append(self._promoted, [self._first_ms, self._warm, self._factor_before, *self._broken]),
-            "refused": self._refused.copy(),
-            "visitors": self._visitors.copy(),
-            "items": self._items.copy(),
-            "met": np.array([self._met, self._items_ms], np.int64),
-            "columns": self._columns(),
-        }
+        own = {"columns": self._columns(), **state_of(self, _SAVED)}
+        return own | {f"windows/{name}": a for name, a in state_of(self._windows, _SAVED_WINDOWS).items()}
 
     def resume(self, state: Mapping[str, Array]) -> None:
         """The inverse of :meth:`snapshot`. An empty state is a fresh screen, and so is one of other columns.
@@ -344,17 +328,10 @@ class Screen:
         self._begin()
         if not state or (state["columns"] != self._columns()).any():
             return
-        self._block, self._upto = state["block"].copy(), list(state["blocks"].copy())
-        *self._began_ms, self._block_ms = state["began_ms"].tolist()
-        self._piece, self._stretch = state["piece"].copy(), state["stretch"].copy()
-        self._past, self._auc_piece = state["past"].copy(), state["auc_piece"].copy()
-        self._promoted, self._first_ms = state["promoted"][:2].copy(), int(state["promoted"][2])
-        self._warm, self._factor_before = bool(state["promoted"][3]), float(state["promoted"][4])
-        self._refused, self._broken = state["refused"].copy(), (int(state["promoted"][5]), int(state["promoted"][6]))
-        self._visitors, self._items = state["visitors"].copy(), state["items"].copy()
-        self._met, self._items_ms = (int(n) for n in state["met"])
+        resume_state(self, _SAVED, state)
+        resume_state(self._windows, _SAVED_WINDOWS, below("windows/", state))
+        self._windows.look_back()
         self._usual = self._known()
-        self._make_tails()
 
     # -- sums of rows ----------------------------------------------------------------------------------------
 
@@ -368,7 +345,7 @@ class Screen:
     def _sums(self, batch: SampleBatch, p: NDArray[np.float32]) -> Sums:
         """What is known of rows, so that it can be added: counts, sums, and clicks and others by logit. (K,)"""
         sums = self._nothing()
-        clock = np.array([self._met, _WINDOW_ROWS + _MOST_BLOCK_ROWS, _WINDOW_MS + _BLOCK_MS], np.int64)
+        clock = np.array([self._met, LONGEST_ROWS, LONGEST_MS], np.int64)
         if self.clock.now_ms >= self._items_ms + _KNOWN_MS:
             self._items[0] |= self._items[1]
             self._items[1], self._items_ms = 0, self.clock.now_ms
@@ -379,25 +356,6 @@ class Screen:
         count(batch.cat, batch.num, self._num_starts, self._needs, *rows, self._cat_of, sums)
         return sums
 
-    def _enter(self, sums: Sums, now_ms: int) -> None:
-        """Rows were met: they are in the windows of those after them."""
-        if not self._block[ROWS]:
-            self._block_ms = now_ms
-        self._block += sums
-        rows = self._block[ROWS]
-        if rows < _BLOCK_ROWS or (rows < _MOST_BLOCK_ROWS and now_ms < self._block_ms + _BLOCK_MS):
-            return
-        upto = self._upto
-        while self._began_ms and (
-            len(self._began_ms) >= _MOST_BLOCKS
-            or (upto[-1][ROWS] - upto[0][ROWS] >= _WINDOW_ROWS and self._began_ms[0] < now_ms - _WINDOW_MS)
-        ):
-            del upto[0], self._began_ms[0]
-        upto.append(upto[-1] + self._block)
-        self._began_ms.append(self._block_ms)
-        self._block, self._block_ms = self._nothing(), 0
-        self._make_tails()
-
     def _over(self, windows: Sums) -> bool:
         """Whether what was refused is over: the newest rows, as many as one of the windows has, break no bound and are
         unlike it. What is behind them is forgotten."""
@@ -407,24 +365,9 @@ class Screen:
             if self._judge(windows[w : w + 1])[2] is not None:
                 return False
             if apart(windows[w], self._refused, *self._broken, *columns, *spreads):
-                self._forget_behind(w)
+                self._windows.forget_behind(w)
                 return True
         return False
-
-    def _forget_behind(self, window: int) -> None:
-        """Only what one of the windows of :meth:`look` has behind the batch is known from now on."""
-        if window == 0:
-            self._block, self._block_ms = self._nothing(), 0
-        kept = min(2 ** (window - 2), len(self._began_ms)) if window > 1 else 0
-        self._upto = self._upto[-1 - kept :]
-        self._began_ms = self._began_ms[len(self._began_ms) - kept :]
-        self._make_tails()
-
-    def _make_tails(self) -> None:
-        """Sums of the newest 1, 2, 4, ... blocks, and of all. (T, K)"""
-        n = len(self._began_ms)
-        blocks = [2**i for i in range(int(n - 1).bit_length())] + [n] if n else []
-        self._tails = self._upto[-1] - np.array([self._upto[-1 - k] for k in blocks]).reshape(-1, self._size)
 
     # -- bounds ----------------------------------------------------------------------------------------------
 

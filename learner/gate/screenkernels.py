@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from millrace.basics.compiled import compiled
 
 Array = NDArray[Any]
+Sums = NDArray[np.float64]
+"""(K,), or (W, K)."""
 
 ROWS, CLICKS, PREDICTED, VARIANCE, CORRECTIONS, OFF, AUC_OFF, VISITS = range(8)
 KINDS = 5

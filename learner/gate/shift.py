@@ -44,12 +44,13 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.gate.heldout import logits_of
 from learner.gate.median_clock import MedianClock
 from learner.gate.verdicts import GateRefusal
 from learner.ranker.verbs import Predicting
 from millrace.basics.durations import HOUR_MS
 from millrace.contracts.samples import SampleBatch
-from millrace.versions.image import Array
+from millrace.versions.image import Array, resume_state, state_of
 
 Logits = NDArray[np.float64]
 
@@ -62,7 +63,7 @@ _USUAL = 3.0  # times the median of what passed is still usual
 _BELOW_MEDIAN = 0.011  # chance that what is taken for the median, or more, is less
 _EVERY, _EVERY_MS = 32, 10_000  # of so many rows met, or of so long, one becomes a reference row: one of a page or less
 _ITEMS = 1 << 17  # that are told apart, about
-_CLIP = 1e-7
+_SAVED = ("_began_ms", "_taken_ms", "_first_ms", "_since", "_turn", "_items_ms", "_settled", "_mark")
 
 
 class Shift:
@@ -145,7 +146,7 @@ class Shift:
         are not finite. Changes nothing that is judged by."""
         if self._newest is None:
             return None
-        now = logits_of(model, self._newest)
+        now = logits_of(model.score(*self._newest))
         self._looked, self.figure = True, float(np.abs(now - self._mark).mean())
         if not np.isfinite(now).all():
             return GateRefusal("finite", float("nan"), 0.0, "logits of reference rows")
@@ -196,27 +197,16 @@ class Shift:
         if self._ring.count >= self.rows // 2:
             cat, num = (np.concatenate(parts)[-self.rows :] for parts in zip(*self._ring.parts, strict=True))
             self._newest = cat, num
-            self._mark = logits_of(model, self._newest)
+            self._mark = logits_of(model.score(*self._newest))
 
     def snapshot(self) -> dict[str, Array]:
         """The state, as long as there is any: a few hundred rows. Shares no memory with this."""
-        times = [self._began_ms, self._taken_ms, self._first_ms, self._since, self._turn, self._items_ms]
-        state: dict[str, Array] = {
-            "past": np.array(self._past),
-            "clock": np.array(times, np.int64),
-            "mark": self._mark.copy(),
-            "items": np.packbits(self._items, axis=1),
-        }
-        kept = {
-            "newest": [self._newest] if self._newest else [],
-            "ring": self._ring.parts,
-            "met": self._met.parts,
-        }
+        state = state_of(self, _SAVED) | {"past": np.array(self._past), "items": np.packbits(self._items, axis=1)}
+        kept = {"newest": [self._newest] if self._newest else [], "ring": self._ring.parts, "met": self._met.parts}
         for name, rows in kept.items():
             if rows:
-                state[f"{name}/cat"], state[f"{name}/num"] = (
-                    np.concatenate(parts) for parts in zip(*rows, strict=True)
-                )
+                cat, num = zip(*rows, strict=True)
+                state[f"{name}/cat"], state[f"{name}/num"] = np.concatenate(cat), np.concatenate(num)
         return state
 
     def resume(self, state: Mapping[str, Array]) -> None:
@@ -228,12 +218,9 @@ class Shift:
         """
         if not state or len(state["mark"]) > self.rows:
             return
-        past, mark = deque((float(v) for v in state["past"]), WARM_LOOKS), np.array(state["mark"], np.float64)
-        items = np.unpackbits(state["items"], axis=1).astype(np.bool_)
-        clock = [int(v) for v in state["clock"]]
-        self._began_ms, self._taken_ms, self._first_ms, self._since, self._turn, self._items_ms = clock
-        self._items, self._settled = items, bool(items[0].any())
-        self._past, self._mark = past, mark
+        resume_state(self, _SAVED, state)
+        self._past = deque(state["past"].tolist(), WARM_LOOKS)
+        self._items = np.unpackbits(state["items"], axis=1).astype(np.bool_)
         found = {
             name: (np.array(state[f"{name}/cat"]), np.array(state[f"{name}/num"]))
             for name in ("newest", "ring", "met")
@@ -278,10 +265,3 @@ class _Newest:
     def clear(self) -> None:
         self.parts.clear()
         self.count = 0
-
-
-def logits_of(model: Predicting, rows: _Rows) -> Logits:
-    """Logits of rows, from probabilities clipped to [1e-7, 1 - 1e-7]. (n,)"""
-    p = np.clip(model.score(*rows).astype(np.float64), _CLIP, 1 - _CLIP)
-    logits: Logits = np.log(p) - np.log1p(-p)
-    return logits

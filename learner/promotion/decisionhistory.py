@@ -8,6 +8,7 @@ between two other decisions is one line.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from learner.gate.verdicts import GateRefusal
@@ -33,6 +34,7 @@ from millrace.versions.decisions import (
     Saved,
     WentBack,
     decode_decisions,
+    in_force,
 )
 from millrace.versions.modelstore import ModelStore
 
@@ -61,17 +63,14 @@ def history(parts: Iterable[LogPart]) -> list[dict[str, Any]]:
      {'n': 3, 'ms': 9, 'what': 'held', 'why': '', 'by': 'you'}]
     """
     parts = list(parts)
-    newest = parts[-1].log if parts else ""
-    known = {decided.n: decided for part in parts if part.log == newest for decided in part.decided}
-    begun = [(each.what.after, each.n) for each in known.values() if isinstance(each.what, Began)]
-    known = {n: each for n, each in known.items() if not any(after < n < began for after, began in begun)}  # not void
+    known = in_force((each for part in parts if part.log == parts[-1].log for each in part.decided), -1)
     found: list[dict[str, Any]] = []
     refused = ""  # the check of the newest entry
-    for n in sorted(known):
-        what = known[n].what
+    for decided in chain(*known):
+        what = decided.what
         if isinstance(what, _QUIET) or (isinstance(what, Passed) and not refused):
             continue
-        entry, check = _entry(known[n]), what.check if isinstance(what, Refused) else ""
+        entry, check = _entry(decided), what.check if isinstance(what, Refused) else ""
         last = found[-1] if found else None
         if last is not None and "rows" in entry and last["what"] == entry["what"] and check == refused:
             found[-1] = entry | {"rows": last["rows"] + entry["rows"]}

@@ -12,11 +12,10 @@ from learner.gate.verdicts import OF_MODEL, GateRefusal, kind_of
 from learner.promotion.gatecommands import GateCommands
 from learner.promotion.learnerstate import GATE, LearnerState
 from learner.training.trainer import MicroBatch
+from millrace.basics.durations import MINUTE_MS
 from millrace.basics.errors import BrokerError, StoreError, one_line
 
 log = structlog.get_logger("learner")
-
-_MINUTE_MS = 60_000
 
 
 class GateJudge:
@@ -140,7 +139,7 @@ class GateJudge:
         elif self._checks.observe and kind_of(refusal.check) != OF_MODEL:
             verdicts[refusal.check, "observed"] += 1
             self.observed = refusal
-            if self.wall_ms >= self._told_ms.get(refusal.check, -_MINUTE_MS) + _MINUTE_MS:
+            if self.wall_ms >= self._told_ms.get(refusal.check, -MINUTE_MS) + MINUTE_MS:
                 self._told_ms[refusal.check] = self.wall_ms
                 log.warning("the gate would have refused; it only observes", why=str(refusal))
             return None

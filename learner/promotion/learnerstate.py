@@ -28,9 +28,8 @@ from learner.promotion.restorer import Base, Restored, Restorer
 from learner.promotion.rowadmission import admit
 from learner.ranker.model import LearnReport
 from learner.ranker.verbs import Learning
-from learner.training.decisionlog import DecisionLog, Places, rows_in, spans_of
-from learner.training.learner_versions import Build, FoundSnapshot, Versions
-from learner.training.rowcache import RowCache
+from learner.training.decisionlog import Places, rows_in, spans_of
+from learner.training.learner_versions import FoundSnapshot, Versions
 from learner.training.trainer import ClickCounts, MicroBatch, Trainer
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.decisions import (
@@ -50,7 +49,7 @@ from millrace.versions.decisions import (
     Saved,
     WentBack,
 )
-from millrace.versions.modelstore import Announcement, ModelStore
+from millrace.versions.modelstore import Announcement
 
 log = structlog.get_logger("learner")
 
@@ -98,10 +97,9 @@ class Standing(Struct):
 class LearnerState:
     """See the module's text. One thread.
 
-    Args:
-        settle: called before the model is replaced: behind it no snapshot is being written.
-
     Attributes:
+        settle: called before the model is replaced: a snapshot in the making is given up, one that has its end is
+            awaited.
         published: the newest decision that what is served may have.
         root_due: whether what is served is not what was promoted: a root has to say so.
         root_why: the refusal that it comes of; None: a person wants it.
@@ -110,19 +108,11 @@ class LearnerState:
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        versions: Versions,
-        store: ModelStore,
-        checks: Checks | None,
-        quarantine: Quarantine,
-        build: Build,
-        settle: Callable[[], None],
+        self, trainer: Trainer, versions: Versions, checks: Checks | None, quarantine: Quarantine, restorer: Restorer
     ) -> None:
-        self.trainer, self.versions, self.checks, self.settle = trainer, versions, checks, settle
-        self.quarantine = quarantine
-        self.log, self.rows, self.standing = DecisionLog(), RowCache(), Standing()
-        self.restorer = Restorer(store, build, self.log, self.rows)
+        self.trainer, self.versions, self.checks, self.quarantine = trainer, versions, checks, quarantine
+        self.restorer, self.log, self.rows, self.standing = restorer, restorer.log, restorer.rows, Standing()
+        self.settle: Callable[[], None] = lambda: None
         self.published, self.root_due = 0, False
         self.root_why: GateRefusal | None = None
         self.verdicts: Counter[tuple[str, str]] = Counter()
@@ -356,7 +346,7 @@ class LearnerState:
         counts["set_aside"] += gone
         counts["trained"] -= gone
         counts["way_back:gate" if by == GATE else "way_back:person"] += 1
-        self._begin_from(Base(self.restorer.store, note, n), model)
+        self._begin_from(Base(note, n), model)
         self.root_why = self.standing.refusal if by == GATE else None
         log.warning("rolled back", version=note.version, set_aside=gone, by=by)
         return gone

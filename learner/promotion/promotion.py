@@ -46,32 +46,23 @@ from learner.gate.verdicts import GateRefusal
 from learner.promotion.gatecommands import GateCommands
 from learner.promotion.gatejudge import GateJudge
 from learner.promotion.learnerstate import LearnerState
-from learner.promotion.restorer import Base
+from learner.promotion.restorer import Base, Restorer
 from learner.promotion.savedstate import go_on, saved_state
 from learner.ranker.model import LearnReport
 from learner.ranker.snapshot_slices import Part
 from learner.ranker.verbs import Slicing
-from learner.training.learner_versions import (
-    Build,
-    FoundSnapshot,
-    Last,
-    Progress,
-    SnapshotFiles,
-    Versions,
-    write_root,
-)
+from learner.training.learner_versions import Build, FoundSnapshot, Last, Progress, Versions, write_root
 from learner.training.trainer import MicroBatch, Trainer
 from millrace.basics.errors import BrokerError, StoreError, one_line
 from millrace.basics.store import Store
 from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.versions.decisions import LogPart, SamplesTaken, encode_decisions
 from millrace.versions.modelstore import Announcement, ModelStore
 
 log = structlog.get_logger("learner")
 
-PRIVATE = "held"
-"""Name of the store of snapshots that nobody sees, as :meth:`Settings.place` takes it."""
 MOST_DECISIONS = 20_000
 """Decisions since the newest snapshot: some 40 MB, and minutes of a restart."""
 _MOST_WAITING = 20_000
@@ -91,6 +82,18 @@ class Published(NamedTuple):
     body: bytes | None = None
 
 
+class Gate(NamedTuple):
+    """What judges samples and models, and where what it refused is."""
+
+    checks: Checks | None  # None: nothing is judged, and what was learnt is only written down
+    quarantine: Quarantine
+
+    @classmethod
+    def of(cls, settings: Settings, schema: Schema) -> Gate:
+        """As the settings ask for. Raises SettingError, or StoreError where a place cannot be used."""
+        return cls(Checks.of(settings, schema), Quarantine(Store(settings.place(QUARANTINE)), schema.id))
+
+
 def _nobody(_: LogPart) -> None:
     """Where decisions go that nobody keeps."""
 
@@ -99,20 +102,16 @@ class Promotion:
     """A learner with a gate: trainer and versions together.
 
     Call :meth:`begin` and :meth:`start` first. Then :meth:`take` for each message and :meth:`step` until it gives None,
-    :meth:`delta` to publish, and for a snapshot :func:`write_snapshot`, or, beside learning, :meth:`passes` for each
-    part, :meth:`finish` for the end, and then :meth:`written`.
+    :meth:`delta` to publish, and for a snapshot :meth:`passes` for each part, :meth:`finish` for the end, and then
+    :meth:`written`.
 
     Args:
-        private: the store of snapshots that nobody may see yet.
-        checks: None: nothing is judged, and what was learnt is only written down.
         build: makes the model of a snapshot from its parts.
         progress: what the next version says of itself.
-        where: ``follows`` and ``log`` of a root.
-        settle: called before the model is replaced: a snapshot in the making is given up, one that has its end is
-            awaited.
 
     Attributes:
         commands: what persons ask for.
+        where: gives ``follows`` and ``log`` of a root.
         durable: makes decisions durable, at once; raises BrokerError where that cannot be.
     """
 
@@ -121,19 +120,16 @@ class Promotion:
         trainer: Trainer,
         versions: Versions,
         store: ModelStore,
-        private: ModelStore,
-        checks: Checks | None,
-        quarantine: Quarantine,
+        gate: Gate,
         build: Build,
         progress: Callable[[], Progress],
-        where: Callable[[], Mapping[str, Any]] = dict,
-        settle: Callable[[], None] = lambda: None,
     ) -> None:
-        self.trainer, self.versions, self.store, self.checks = trainer, versions, store, checks
-        self._private, self._own_progress, self._where = private, progress, where
-        self.state = LearnerState(trainer, versions, store, checks, quarantine, build, settle)
+        self.trainer, self.versions, self.store, self.checks = trainer, versions, store, gate.checks
+        self._own_progress = progress
+        self.state = LearnerState(trainer, versions, gate.checks, gate.quarantine, Restorer(store, build))
         self.commands = GateCommands(self.state)
         self.judge = GateJudge(self.state, self.commands)
+        self.where: Callable[[], Mapping[str, Any]] = dict
         self.durable: Callable[[LogPart], None] = _nobody
         self.promoted_version = self.promoted_ms = -1
         self._rooted = False  # whether deltas have a version to follow
@@ -211,15 +207,16 @@ class Promotion:
 
     # -- versions --------------------------------------------------------------------------------------------
 
-    def begin(self, found: FoundSnapshot | None, private: bool = False) -> bool:
-        """Goes on from a snapshot; ``private``: that nobody has seen. Called once, before samples are taken; what was
-        decided since comes next (:class:`~learner.promotion.replay.Replay`). Returns whether that can be done again.
+    def begin(self, found: FoundSnapshot | None) -> bool:
+        """Goes on from a snapshot. Called once, before samples are taken; what was decided since comes next
+        (:class:`~learner.promotion.replay.Replay`). Returns whether that can be done again.
 
         Raises:
             StoreError: quarantine cannot be read.
         """
-        same = go_on(self.state, found, self._private if private else self.store)
-        seen = self.store.latest() if private else found.note if found is not None else None
+        same = go_on(self.state, found)
+        note = None if found is None else found.note
+        seen = self.store.latest() if note is not None and note.held else note
         if seen is not None:
             self.state.restorer.origin = seen.place
             self._told(seen)
@@ -299,27 +296,24 @@ class Promotion:
                 self.judge.go_back()
             if unsound(self.trainer.model) is not None:
                 self.judge.mend()
-        note = self._write_root(self.store, ms, self._where())
+        note = self._write_root(ms, **self.where())
         state.root_due, state.published, self._rooted = False, state.log.newest, True
         self._told(note)
         try:
-            self._private.empty()
+            self.store.remove_held()
         except StoreError as error:
             log.warning("a snapshot that nobody sees cannot be removed yet", error=one_line(error))
         return Published(note)
 
-    def _write_root(self, store: ModelStore, ms: int, where: Mapping[str, Any]) -> Announcement:
-        """The model as it is becomes a snapshot of a store, while learning waits, and what is gone back to."""
+    def _write_root(self, ms: int, **where: Any) -> Announcement:
+        """The model as it is becomes a snapshot, while learning waits, and what is gone back to."""
         state, self._rooted = self.state, False  # deltas have nothing to follow before it is written
         self.versions.flush_head()
         state.saved()
         self.make_durable()  # before anybody sees what follows from it
         at, training, cuts = state.log.newest, self.trainer.snapshot(False) | saved_state(state), state.restorer.cuts()
-        own = cuts if store is self.store else None
-        note = write_root(store, self.versions, self._progress(), training, ms, lambda: own, **where)
-        if own is None and cuts is not None:  # the store's own line goes on through it
-            self.store.write_cuts(note.place, cuts.since, note.event_ms, cuts.acts)
-        self._begin_at(Base(store, note, at))
+        note = write_root(self.store, self.versions, self._progress(), training, ms, cuts, **where)
+        self._begin_at(Base(note, at))
         self._base_held = state.standing.held
         return note
 
@@ -367,7 +361,7 @@ class Promotion:
         """What became of the snapshot that :meth:`finish` gave the end of; None: it was not written."""
         ending, self._ending = self._ending, None
         if note is not None and ending is not None:
-            self._begin_at(Base(self.store, note, ending[0]), ending[1])
+            self._begin_at(Base(note, ending[0]), ending[1])
             self._base_held = False
 
     @property
@@ -393,51 +387,6 @@ class Promotion:
             self.judge.stretch(ends=True)
         if not self.at_mark or standing.back >= 0:
             return False
-        self._write_root(self._private, ms, {})
-        self._rooted = False  # deltas would follow a version that scorers have not
-        self._private.prune(keep=1)
+        self._write_root(ms, held=True)
+        self.store.prune(epoch=self.versions.epoch)
         return True
-
-
-def write_snapshot(promotion: Promotion, ms: int) -> Announcement | None:
-    """Makes a snapshot while learning waits, right behind a delta with all there is. None: nothing is new, it is
-    held back, or it did not pass.
-
-    Raises:
-        StoreError: it cannot be written; there is none then.
-    """
-    versions = promotion.versions
-    if not promotion.publishing or not versions.snapshot_due or not promotion.at_mark:
-        return None
-    slices, files = versions.begin(), SnapshotFiles(promotion.store, versions.place)
-    note = None
-    try:
-        while (part := slices.next()) is not None and promotion.passes(part):
-            files.add(part)
-        last = promotion.finish(slices, ms) if part is None else None
-        note = None if last is None else files.end(last)
-    finally:
-        if note is None:
-            slices.abandon()
-            files.give_up()
-            versions.snapshot_lost()
-        promotion.written(note)
-    return note
-
-
-def promotion_of(
-    settings: Settings,
-    trainer: Trainer,
-    versions: Versions,
-    store: ModelStore,
-    build: Build,
-    progress: Callable[[], Progress],
-    where: Callable[[], Mapping[str, Any]] = dict,
-    settle: Callable[[], None] = lambda: None,
-) -> Promotion:
-    """A learner with the gate that the settings ask for. Raises SettingError, or StoreError where a place cannot be
-    used."""
-    schema = trainer.model.schema
-    quarantine = Quarantine(Store(settings.place(QUARANTINE)), schema.id)
-    private, checks = ModelStore(settings.place(PRIVATE)), Checks.of(settings, schema)
-    return Promotion(trainer, versions, store, private, checks, quarantine, build, progress, where, settle)

@@ -22,11 +22,11 @@ from learner.gate.verdicts import GateRefusal
 from learner.promotion.learnerstate import LearnerState
 from learner.promotion.releasedrows import ReleasedRows
 from learner.promotion.restorer import Restored
+from learner.samples.batch_reader import SampleMessage
 from learner.training.decisionlog import places_of
 from learner.training.trainer import MicroBatch
 from millrace.basics.errors import SchemaError, SnapshotError, one_line
 from millrace.basics.store import AbsentError, DamagedError
-from millrace.contracts.samples import SampleBatch
 from millrace.versions.decisions import (
     Adopted,
     Began,
@@ -52,23 +52,10 @@ from millrace.versions.modelstore import ModelStore, Place
 log = structlog.get_logger("learner")
 
 
-class TakenMessage(Protocol):
-    """A message of ``samples``, as a learner takes it."""
-
-    @property
-    def batch(self) -> SampleBatch: ...
-    @property
-    def partition(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def joined_ms(self) -> int: ...
-
-
 class TakenSamples(Protocol):
     """The messages that decisions name, read again."""
 
-    def messages(self, partition: int, first: int, stop: int) -> Iterator[TakenMessage]:
+    def messages(self, partition: int, first: int, stop: int) -> Iterator[SampleMessage]:
         """All that can be used of these offsets. Raises SnapshotError where some are gone."""
 
 

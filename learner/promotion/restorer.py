@@ -13,13 +13,13 @@ from learner.gate.checks import UnsoundError, sound_parts
 from learner.gate.model_checks import unsound
 from learner.ranker.verbs import Learning
 from learner.training.decisionlog import DecisionLog, learn_again
-from learner.training.learner_versions import Build, Cuts
+from learner.training.learner_versions import Build
 from learner.training.rowcache import RowCache
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError, DamagedError
 from millrace.contracts.samples import SampleBatch
-from millrace.versions.decisions import Act, Flushed, Learnt, encode_decisions
-from millrace.versions.modelstore import Announcement, ModelStore, Place
+from millrace.versions.decisions import Act, Flushed, Learnt, LogPart
+from millrace.versions.modelstore import Announcement, Cuts, ModelStore, Place
 
 log = structlog.get_logger("learner")
 
@@ -27,7 +27,6 @@ log = structlog.get_logger("learner")
 class Base(NamedTuple):
     """A snapshot, and the newest decision that it has. What it has was judged: nothing goes back behind it."""
 
-    store: ModelStore
     note: Announcement
     at: int
 
@@ -41,12 +40,14 @@ class Restorer:
     """One thread, but for :meth:`needed`.
 
     Attributes:
+        log, rows: what was decided since the base, and the rows that were learnt.
         base: the newest snapshot; None: there is none.
         origin: the snapshot whose content the newest root had, or the newest snapshot of the store.
     """
 
-    def __init__(self, store: ModelStore, build: Build, decisions: DecisionLog, rows: RowCache) -> None:
-        self.store, self._build, self._log, self._rows = store, build, decisions, rows
+    def __init__(self, store: ModelStore, build: Build) -> None:
+        self.store, self._build = store, build
+        self.log, self.rows = DecisionLog(), RowCache()
         self.base: Base | None = None
         self.tick: Callable[[], None] = lambda: None  # called between two micro-batches; what it raises ends it
         self.origin = Place(0, -1)
@@ -55,23 +56,23 @@ class Restorer:
     def begin_at(self, base: Base) -> None:
         """A snapshot is what is gone back to from now on."""
         self.base = base
-        self._log.forget(base.at)
-        self._rows.forget(base.at)
-        if base.store is self.store:
+        self.log.forget(base.at)
+        self.rows.forget(base.at)
+        if not base.note.held:
             self.origin = base.note.place
 
     def needed(self) -> list[Place]:
         """Snapshots of the store that may be begun from. The writer's thread asks for them."""
-        base = self.base
-        return [self.origin] if base is None or base.store is not self.store else [base.note.place, self.origin]
+        return [self.origin] if self.base is None else [self.base.note.place, self.origin]
 
     def cuts(self) -> Cuts | None:
-        """What was decided since the base; None: there is none."""
-        return None if self.base is None else Cuts(self.base.note.place, encode_decisions(*self._log.kept))
+        """What was decided since the base, for another thread too; None: there is none."""
+        log, kept = self.log.kept
+        return None if self.base is None else Cuts(self.base.note.place, LogPart(log, list(kept)))
 
     def behind_flushes(self, to: int) -> int:
         """The decision behind those by which the retrieval head learnt, at that point, what had waited."""
-        for decided in self._log.line(to):
+        for decided in self.log.line(to):
             if not isinstance(decided.what, Flushed):
                 break
             to = decided.n
@@ -103,8 +104,8 @@ class Restorer:
         base = self.base
         if base is None or to < base.at:
             raise SnapshotError(f"no snapshot at or before decision {to} is known", "a newer one is gone on from")
-        model, line = self._read(base.store, base.note), self._log.line(base.at, to)
-        batches = self._rows.batches([decided for decided in line if isinstance(decided.what, Learnt)])
+        model, line = self.snapshot(base.note), self.log.line(base.at, to)
+        batches = self.rows.batches([decided for decided in line if isinstance(decided.what, Learnt)])
 
         def next_batch(_: Learnt) -> SampleBatch:
             self.tick()
@@ -115,10 +116,7 @@ class Restorer:
 
     def snapshot(self, note: Announcement) -> Learning:
         """The model of a snapshot. Raises SnapshotError or StoreError where it cannot be read, or is not sound."""
-        return self._read(self.store, note)
-
-    def _read(self, store: ModelStore, note: Announcement) -> Learning:
-        return self._build(note, sound_parts(store, note))
+        return self._build(note, sound_parts(self.store, note))
 
     def older(self) -> tuple[Announcement, Learning]:
         """The newest sound snapshot of the store beside the base.

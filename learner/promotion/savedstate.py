@@ -18,7 +18,6 @@ from learner.training.learner_versions import FoundSnapshot
 from millrace.basics.errors import StoreError, one_line
 from millrace.basics.hashing import salt
 from millrace.versions.image import Array, below
-from millrace.versions.modelstore import ModelStore
 
 log = structlog.get_logger("learner")
 
@@ -44,19 +43,16 @@ def saved_state(state: LearnerState) -> dict[str, Array]:
     return {f"{GATE}{name}": array for name, array in found.items()}
 
 
-def go_on(state: LearnerState, found: FoundSnapshot | None, store: ModelStore) -> bool:
-    """Goes on from a snapshot that was read in ``store``. Called once, before samples are taken. Of a state of another
+def go_on(state: LearnerState, found: FoundSnapshot | None) -> bool:
+    """Goes on from a snapshot. Called once, before samples are taken. Of a state of another
     schema what persons decided is kept, and quarantine: rows and figures are of other columns. Returns whether what was
-    decided behind it can be done again: the rules are the same.
-
-    Raises:
-        StoreError: what a version before this one kept in quarantine cannot be read.
-    """
+    decided behind it can be done again: the rules are the same. Raises StoreError where quarantine cannot be read."""
     arrays = below(GATE, found.training if found is not None else {})
     kept = _read(arrays)
     if kept is None or found is None:
-        state.log.newest = state.quarantine.take_over()
         same = False
+        if others := state.quarantine.copies():
+            log.warning("samples in quarantine are of no snapshot: they go with the next one", entries=len(others))
     else:
         state.log.go_on(kept.log, kept.newest)
         state.standing = kept.standing
@@ -65,8 +61,7 @@ def go_on(state: LearnerState, found: FoundSnapshot | None, store: ModelStore) -
         if not same:
             log.warning("the model's or the gate's settings have changed: samples are judged anew")
     if found is not None:
-        state.restorer.base = Base(store, found.note, state.log.newest)
-        state.restorer.origin = found.note.place
+        state.restorer.base = Base(found.note, state.log.newest)
     state.standing.mark = state.published = state.log.newest
     if state.checks is None:  # nobody is left who could let it pass
         state.standing.probation, state.standing.since = False, {}

@@ -13,11 +13,12 @@ from typing import Any
 import msgspec
 import structlog
 
-from learner.promotion.promotion import Published, promotion_of
+from learner.promotion.promotion import Gate, Promotion, Published
 from learner.promotion.replay import Replay
 from learner.role.loopoutput import LoopOutput
 from learner.role.loopsnapshots import LoopSnapshots
-from learner.role.samplereader import SampleMessage, SampleReader, TakenAgain
+from learner.role.samplereader import SampleReader, TakenAgain
+from learner.samples.batch_reader import SampleMessage
 from learner.training.learner_versions import Build, FoundSnapshot, Progress, Versions
 from learner.training.trainer import BATCH_MS, Trainer
 from millrace.basics.errors import BrokerError, SnapshotError, StoreError, one_line
@@ -94,12 +95,13 @@ class LearnLoop:
         self.settings, self.samples, self.trainer, self.store, self._extra = settings, samples, trainer, store, extra
         self.output = LoopOutput()
         self.versions = Versions(trainer.model)
-        self.promotion = promotion_of(
-            settings, trainer, self.versions, store, build, self.progress, self._where, self._settle
-        )
+        gate = Gate.of(settings, trainer.model.schema)
+        self.promotion = Promotion(trainer, self.versions, store, gate, build, self.progress)
         self._snapshots = LoopSnapshots(self.promotion, settings.snapshot_seconds)
-        self.promotion.state.rows.again = samples.again
+        self.promotion.where = self._where
         self.promotion.durable = self._durable
+        self.promotion.state.settle = self._snapshots.settle
+        self.promotion.state.rows.again = samples.again
         self._stop = threading.Event()
         self._tick_s = 0.0
         self.promotion.state.restorer.tick = self._tick
@@ -113,15 +115,14 @@ class LearnLoop:
         found: FoundSnapshot | None,
         stop: threading.Event,
         decided: Sequence[LogPart] = (),
-        private: bool = False,
     ) -> None:
-        """Goes on from a snapshot (``private``: of the store that nobody sees) and what was decided since, publishes
-        the root, then learns until ``stop`` is set, and ends with a last snapshot of all that was read."""
+        """Goes on from a snapshot and what was decided since, publishes the root, then learns until ``stop`` is set,
+        and ends with a last snapshot of all that was read."""
         self._stop = stop
         self.samples.open()
         try:
             self.promotion.state.quarantine.samples_log = self.samples.logs.get(SAMPLES, "")
-            self._replay(self.promotion.begin(found, private), decided)
+            self._replay(self.promotion.begin(found), decided)
             root = self.promotion.start(wall_ms())
             self.output.check()
             if root is not None:
@@ -216,9 +217,6 @@ class LearnLoop:
     def _where(self) -> dict[str, Any]:
         return self.output.behind_newest()()
 
-    def _settle(self) -> None:
-        self._snapshots.settle()
-
     def _wait(self) -> Sequence[SampleMessage]:
         """In place of samples, where none may be taken."""
         time.sleep(self._pace.delta_seconds)
@@ -284,6 +282,9 @@ class LearnLoop:
             self._tell(error)
             return
         except SnapshotError as error:
+            if self.promotion.state.standing.back >= 0:  # there is no model to go back to
+                self._tell(error)
+                return
             log.error("a delta cannot be packed; a snapshot mends that", error=str(error))
             self._snapshots.ask()
             return
@@ -298,7 +299,7 @@ class LearnLoop:
         self._in_flight.clear()
         self.promotion.state.log.send_again()
 
-    def _tell(self, error: BrokerError) -> None:
+    def _tell(self, error: BrokerError | SnapshotError) -> None:
         if time.monotonic() >= self._told_s + _TELL_SECONDS:
             self._told_s = time.monotonic()
             log.error("nothing newer goes out; tried again", error=one_line(error))

@@ -22,6 +22,7 @@ from millrace.basics.errors import SnapshotError
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.versions.image import Array, Image
+from millrace.versions.versioning import Announcement
 
 log = structlog.get_logger("learner")
 
@@ -49,6 +50,30 @@ def model_of(schema: Schema, spec: Mapping[str, Any], seed: int, *, live: bool =
     failures of a class are counted, and end nothing; else they are raised. Raises SettingError where the spec has an
     unknown name or value; or the class cannot be imported, or breaks the rules."""
     return OwnModel(schema, spec, seed, live=live) if is_own(spec.get("model")) else OnlineModel(schema, spec, seed)
+
+
+def resumed(
+    schema: Schema,
+    note: Announcement,
+    parts: Iterable[tuple[Image, Mapping[str, Array]]],
+    named: str = "",
+    seed: int = 0,
+) -> OnlineModel | OwnModel:
+    """The model of a snapshot, which learns on. ``named``: the model in the caller's own setting. A class is imported
+    only where it is this one.
+
+    Raises:
+        SnapshotError: it is of another schema, or of a class that ``named`` is not; or a part is not of such a model.
+    """
+    if note.schema_id != schema.id:
+        raise SnapshotError(
+            f"version {note.version} is of schema {note.schema_id}, not {schema.id}",
+            "set MILLRACE_SCHEMA to its schema",
+        )
+    check_named(note.spec, named, f"version {note.version}")
+    model = model_of(schema, note.spec, seed, live=True)
+    model.resume(parts)
+    return model
 
 
 def writer_of(

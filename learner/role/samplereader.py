@@ -11,13 +11,13 @@ import contextlib
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 from kafka import KafkaConsumer
 
 from learner.role.sampletopic import SampleTopic
-from learner.samples.batch_reader import BatchReader
+from learner.samples.batch_reader import BatchReader, SampleMessage
 from learner.samples.eventtime import EventTime
 from learner.samples.formersamples import FormerSamples
 from learner.samples.relabel import Relabel
@@ -37,15 +37,6 @@ from millrace.versions.versioning import Announcement
 log = structlog.get_logger("learner")
 
 _AGAIN_MS = 100
-
-
-class SampleMessage(NamedTuple):
-    """Samples to learn, and where they came from."""
-
-    batch: SampleBatch
-    partition: int
-    offset: int
-    joined_ms: int  # wall time; 0: unknown
 
 
 class TakenAgain:
@@ -192,20 +183,15 @@ class SampleReader:
                     self._kinds.note("bad-samples", f"partition {partition}, offset {record.offset}: {error}")
                     self.bad(record, error)
                 else:
-                    yield from self._labelled(batch, partition, record)
+                    if self._relabel is None:
+                        yield SampleMessage(batch, partition, record.offset, record.timestamp or 0)
+                    else:
+                        yield from self._relabel.take(batch, partition, record.offset)
                 self.offsets[partition] = record.offset + 1
         if self._relabel is not None:
-            for due in self._relabel.due():
-                yield SampleMessage(due.batch, due.partition, due.offset, 0)
+            yield from self._relabel.due()
         for told in self._kinds.due(time.monotonic()):
             log.error("messages of samples passed over", count=told.times, example=told.example)
-
-    def _labelled(self, batch: SampleBatch, partition: int, record: Any) -> Iterator[SampleMessage]:
-        if self._relabel is None:
-            yield SampleMessage(batch, partition, record.offset, record.timestamp or 0)
-            return
-        for now in self._relabel.take(batch, partition, record.offset):
-            yield SampleMessage(now.batch, now.partition, now.offset, 0)
 
     def restart_offsets(self) -> dict[int, int]:
         """Where a process that resumes what was learnt so far has to read on."""

@@ -29,7 +29,6 @@ from learner.evaluation.traffic_segments import Segments
 from learner.gate.admin import Admin
 from learner.gate.checks import QUARANTINED
 from learner.network.dense import role_threads
-from learner.promotion.promotion import PRIVATE
 from learner.promotion.promotion_status import promotion_status
 from learner.ranker.model import LearnReport
 from learner.ranker.repeats import Repeats, keep_ms_of
@@ -55,7 +54,6 @@ from learner.role.shadow_view import REPAIRED, SHADOW, shadow_found
 from learner.training.evolve import evolve, read_columns
 from learner.training.learner_claim import HEARTBEAT_SECONDS, LearnerClaim
 from learner.training.learner_versions import (
-    FoundSnapshot,
     adopted,
     asked,
     newest_valid,
@@ -65,7 +63,7 @@ from learner.training.learner_versions import (
 )
 from learner.training.publisher import Publisher
 from learner.training.trainer import ClickCounts, Trainer
-from millrace.basics.errors import MillraceError, SnapshotError, StoreError, one_line
+from millrace.basics.errors import MillraceError, SnapshotError, StoreError
 from millrace.basics.ranking_metrics import ROLLING_ROWS
 from millrace.contracts.events import DeadLetter, dead_letter_bytes
 from millrace.contracts.schema import Schema
@@ -78,7 +76,7 @@ from millrace.processes.profiles import check_whole
 from millrace.processes.tally import CLICK_STAGE
 from millrace.processes.wall import wall_ms
 from millrace.versions.decisions import LogPart
-from millrace.versions.modelstore import Announcement, Array, Image, ModelStore, Place
+from millrace.versions.modelstore import Announcement, Array, Image, ModelStore
 from millrace.versions.versioning import Claim
 
 log = structlog.get_logger("learner")
@@ -155,6 +153,7 @@ class TopicOutput(LoopOutput):
     def between(self, now: float) -> None:
         """Runs commands, and reports that this learner is still there."""
         while (command := self._admin.next()) is not None:
+            self._learner.loop.learn(drain=True)  # what waits came before it; what fails of it is not the command's
             try:
                 said = self._learner.do(command.name, command.args)
             except MillraceError as error:
@@ -197,11 +196,7 @@ class Learner:
     def __init__(self, settings: Settings, schema: Schema) -> None:
         self.settings, self._schema, self._wanted = settings, schema, wanted_spec(settings, schema)
         self.store = ModelStore(settings.place("models"), keep_ms=round(settings.keep_minutes * 60_000))
-        self.private = ModelStore(settings.place(PRIVATE))
-        found = self.found = newest_valid(self.store, schema.id, self._wanted, self._build, settings.evolve)
-        unseen = self._unseen(found)
-        self._private = unseen is not None
-        found = self.found = unseen or found
+        found = self.found = newest_valid(self.store, schema.id, self._wanted, self._build, settings.evolve, held=True)
         model = model_of(schema, self._wanted, settings.seed, live=True) if found is None else found.model
         segments = Segments(schema, settings.segments)
         self.served = ServedExposures(schema, segments, Waits.of(settings), ROLLING_ROWS)
@@ -217,23 +212,6 @@ class Learner:
             log.info("resumed", epoch=note.epoch, version=note.version, trained=note.trained, offsets=note.offsets)
         self.loop = LearnLoop(settings, self.samples, self.trainer, self.store, self._build, self._extra)
 
-    def _unseen(self, seen: FoundSnapshot | None) -> FoundSnapshot | None:
-        """A newer snapshot that nobody has seen, as of a hold; None: there is none."""
-        newest = self.private.latest()
-        if newest is None or (seen is not None and newest.place < seen.note.place):
-            return None
-        try:
-            return newest_valid(self.private, self._schema.id, self._wanted, self._build, self.settings.evolve)
-        except (SnapshotError, StoreError) as error:
-            log.warning("what was learnt and not seen is learnt again", error=one_line(error))
-            return None
-
-    @property
-    def highest(self) -> Place:
-        """At or above every version that left a trace in a store."""
-        seen, unseen = self.store.highest(), self.private.highest()
-        return Place(max(seen.epoch, unseen.epoch), max(seen.number, unseen.number))
-
     def _build(self, note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Learning:
         return _going_on(note, parts, self._schema, asked(note, self._wanted), self.settings)
 
@@ -247,12 +225,12 @@ class Learner:
         """Learns until ``stop`` is set, as the module's :func:`run`. ``tenure``: an epoch that was won."""
         versions = self.loop.versions
         versions.epoch, versions.claimant = tenure.epoch, tenure.claimant
-        versions.version = max(self.highest.number, tenure.newest)
+        versions.version = max(self.store.highest().number, tenure.newest)
         with contextlib.closing(TopicOutput(self, tenure, producer, publisher)) as output:
             self.loop.output = output
             self.samples.bad, self.samples.gone = output.bad, output.gone
             decided, tenure.decided = tenure.decided, []
-            self.loop.run(self.found, stop, decided, self._private)
+            self.loop.run(self.found, stop, decided)
             try:
                 producer.flush(timeout=10)
             except KafkaError as error:  # all of it is in the snapshot too, but for dead letters
@@ -267,7 +245,6 @@ class Learner:
             MillraceError: it was not done.
             BrokerError: it was done, and a restart would not know it.
         """
-        self.loop.learn(drain=True)  # what waits came before it
         said = self._done(name, args)
         self.loop.promotion.make_durable()
         return said
@@ -395,12 +372,10 @@ def run(settings: Settings, stop: threading.Event) -> None:
         producer = make_producer(settings, linger_ms=0)  # a delta is sent whole: it has nothing to wait for
         try:
             publisher = Publisher(settings, producer, topic_ids(settings).get(MODEL_DELTAS, ""))
-            if not tenure.win(publisher, learner.highest, stop):
+            if not tenure.win(publisher, learner.store.highest(), stop):
                 return
-            newest = max(
-                (note.place for store in (learner.store, learner.private) if (note := store.latest())), default=None
-            )
-            if newest is not None and (learner.found is None or newest > learner.found.note.place):
+            newest = next(iter(learner.store.snapshots(held=True)), None)
+            if newest is not None and (learner.found is None or newest.place > learner.found.note.place):
                 learner = Learner(settings, schema)  # the one before has published since
             learner.run(stop, tenure, producer, publisher)
         finally:

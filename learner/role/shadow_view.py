@@ -15,9 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from learner.custom.ownclass import is_own
 from learner.ranker.verbs import Learning
-from learner.role.model_factory import model_of
+from learner.role.model_factory import resumed
 from learner.training.learner_versions import FoundSnapshot, newest_valid
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.contracts.schema import Schema
@@ -63,15 +62,7 @@ def shadow_found(settings: Settings, schema: Schema) -> FoundSnapshot:
     store = ModelStore(shadow_settings(settings).place("models"), writes=False)
 
     def build(note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Learning:
-        name = note.spec.get("model")
-        if is_own(name) and name != settings.model:
-            raise SnapshotError(
-                f"the shadow is of the class '{name}', which MILLRACE_MODEL of learner and scorers does not name",
-                "nothing is imported because a snapshot names it: restart them with that model on an empty folder",
-            )
-        model = model_of(schema, note.spec, settings.seed, live=True)
-        model.resume(parts)
-        return model
+        return resumed(schema, note, parts, settings.model, settings.seed)
 
     newest = store.latest()
     if newest is not None and newest.schema_id != schema.id:

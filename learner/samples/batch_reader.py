@@ -30,6 +30,15 @@ class TopicMessage(NamedTuple):
     headers: Sequence[tuple[str, bytes]] = ()
 
 
+class SampleMessage(NamedTuple):
+    """Samples to learn, and where they came from."""
+
+    batch: SampleBatch
+    partition: int
+    offset: int
+    joined_ms: int = 0  # wall time; 0: unknown
+
+
 class TopicReading(Protocol):
     """Some partitions of the topic that are being read, each in order."""
 

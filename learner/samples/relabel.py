@@ -22,6 +22,7 @@ import structlog
 from numpy.typing import NDArray
 
 from learner.ranker.repeats import exposure_ids
+from learner.samples.batch_reader import SampleMessage
 from learner.samples.eventtime import EventTime
 from millrace.basics.errors import SettingError
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, PAGE, POSITIVE, SampleBatch
@@ -46,13 +47,6 @@ class _Message:
     ids: NDArray[np.int64]  # (B,) of exposures
     waits: NDArray[np.bool_]  # (B,)
     clicked: NDArray[np.bool_]  # (B,)
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    batch: SampleBatch
-    partition: int
-    offset: int
 
 
 class Relabel:
@@ -84,7 +78,7 @@ class Relabel:
             found[message.partition] = min(found.get(message.partition, message.offset), message.offset)
         return found
 
-    def take(self, batch: SampleBatch, partition: int, offset: int) -> Iterable[Labelled]:
+    def take(self, batch: SampleBatch, partition: int, offset: int) -> Iterable[SampleMessage]:
         """Takes a message; gives the rows to learn at once."""
         self.time.hear(batch, partition)
         ids = exposure_ids(batch).view(np.int64)
@@ -113,7 +107,7 @@ class Relabel:
         if now.any():
             yield self._labelled(message, now, kind)
 
-    def due(self) -> Iterable[Labelled]:
+    def due(self) -> Iterable[SampleMessage]:
         """Rows whose labels are final by now, in the order of their messages; and the oldest where too many wait."""
         settled_ms = self.time.advance() - self._settled_ms
         left = []
@@ -136,9 +130,9 @@ class Relabel:
         message, row = self._at.pop(id)
         message.waits[row] = False
 
-    def _labelled(self, message: _Message, rows: NDArray[np.bool_], kind: NDArray[np.uint8]) -> Labelled:
+    def _labelled(self, message: _Message, rows: NDArray[np.bool_], kind: NDArray[np.uint8]) -> SampleMessage:
         at = np.flatnonzero(rows)
         part, kinds = message.batch.take(at), kind[at]
         policy = np.full(len(at), self._code, np.uint8)
         label = np.where(kinds == part.kind, part.label, np.float32(1))  # another kind: a click has come
-        return Labelled(replace(part, kind=kinds, label=label, policy=policy), message.partition, message.offset)
+        return SampleMessage(replace(part, kind=kinds, label=label, policy=policy), message.partition, message.offset)

@@ -33,7 +33,7 @@ from millrace.basics.errors import SnapshotError, StoreError
 from millrace.basics.store import AbsentError, DamagedError, Sealed
 from millrace.versions.clicks import ClickHistogram
 from millrace.versions.image import split
-from millrace.versions.modelstore import Announcement, Array, Image, ModelStore, Place, chain
+from millrace.versions.modelstore import Announcement, Array, Cuts, Image, ModelStore, Place, chain
 from millrace.versions.packing import pack
 
 log = structlog.get_logger("learner")
@@ -47,14 +47,6 @@ class Progress:
     offsets: dict[int, int] = field(default_factory=dict)  # next offset of samples to read, by partition
     logs: dict[str, str] = field(default_factory=dict)  # ids of the topics that the offsets are of
     extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Cuts:
-    """How a snapshot was learnt from the one at ``since``: as :mod:`millrace.versions.decisions` writes it."""
-
-    since: Place
-    acts: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +252,32 @@ class SnapshotFiles:
         self.add(last.part)
         if last.cuts is not None:  # first: a snapshot without them is one that cannot be learnt again
             place = Place(last.meta["epoch"], last.meta["version"])
-            self._store.write_cuts(place, last.cuts.since, last.meta["event_ms"], last.cuts.acts)
+            self._store.write_cuts(place, last.cuts)
         return self._store.write_manifest(self._parts, last.own_hash, **last.meta, **where)
+
+
+def write_waiting(
+    store: ModelStore,
+    versions: Versions,
+    slices: Slicing,
+    end: Callable[[], Last | None],
+    passes: Callable[[Part], bool] = lambda part: True,
+    **where: Any,
+) -> Announcement | None:
+    """Writes a snapshot that was just begun, while learning waits: its parts, if each ``passes``, and what ``end``
+    gives. None: one did not, or there is no end. Raises StoreError where it cannot be written."""
+    files, note = SnapshotFiles(store, versions.place), None
+    try:
+        while (part := slices.next()) is not None and passes(part):
+            files.add(part)
+        last = end() if part is None else None
+        note = None if last is None else files.end(last, **where)
+    finally:
+        if note is None:
+            slices.abandon()
+            files.give_up()
+            versions.snapshot_lost()
+    return note
 
 
 def write_root(
@@ -270,21 +286,16 @@ def write_root(
     progress: Progress,
     trainer: Mapping[str, Array],
     ms: int,
-    cuts: Callable[[], Cuts | None] = lambda: None,
+    cuts: Cuts | None = None,
     **where: Any,
 ) -> Announcement:
-    """Publishes the first version after a start to the store, part by part (:meth:`Versions.begin_root`). ``cuts``: how
-    it was learnt; called at its end. Raises StoreError where it cannot be written."""
+    """Publishes the first version after a start to the store (:meth:`Versions.begin_root`). ``cuts``: how it was
+    learnt. Raises StoreError where it cannot be written."""
     slices = versions.begin_root()
-    files = SnapshotFiles(store, versions.place)
-    try:
-        while (part := slices.next()) is not None:
-            files.add(part)
-        last = versions.finish(slices, progress, trainer, ms)
-        note = files.end(replace(last, cuts=cuts()), **where)
-    except StoreError:
-        files.give_up()
-        raise
+    note = write_waiting(
+        store, versions, slices, lambda: replace(versions.finish(slices, progress, trainer, ms), cuts=cuts), **where
+    )
+    assert note is not None
     versions.announced(note)
     return note
 
@@ -367,17 +378,22 @@ Build = Callable[[Announcement, Iterable[tuple[Image, Mapping[str, Array]]]], Le
 
 
 def newest_valid(
-    store: ModelStore, schema_id: str, wanted: Mapping[str, Any], build: Build, evolve: bool = False
+    store: ModelStore,
+    schema_id: str,
+    wanted: Mapping[str, Any],
+    build: Build,
+    evolve: bool = False,
+    held: bool = False,
 ) -> FoundSnapshot | None:
-    """The newest snapshot that can be read whole, or None. A damaged one is skipped and logged. ``build``: makes a
-    model of parts. Errors of the store or of a part pass through it.
+    """The newest snapshot that can be read whole, or None; with ``held`` also one that nobody may see. A damaged one is
+    skipped and logged. ``build``: makes a model of parts. Errors of the store or of a part pass through it.
 
     Raises:
         SnapshotError: the newest is of another schema, or has another shape than the ``wanted`` entries of a spec
             (:func:`asked`), and ``evolve`` is not set.
         StoreError: the store is unreadable at this moment; or it had snapshots, and none of them is whole.
     """
-    for note in store.snapshots():
+    for note in store.snapshots(held):
         if note.schema_id != schema_id and not evolve:
             raise SnapshotError(
                 f"the models in '{store.url}' are of schema {note.schema_id}, the learner's is {schema_id}",

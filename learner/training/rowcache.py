@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
 from millrace.basics.errors import SnapshotError
@@ -27,45 +27,42 @@ class RowCache:
 
     def __init__(self, again: ReadAgain | None = None, most_bytes: int = MOST_BYTES) -> None:
         self.again, self.most_bytes = again, most_bytes
-        self._numbers: list[int] = []
-        self._batches: list[SampleBatch] = []
+        self._held: OrderedDict[int, SampleBatch] = OrderedDict()
         self._bytes = 0
 
     def keep(self, n: int, batch: SampleBatch) -> None:
-        self._numbers.append(n)
-        self._batches.append(batch)
+        self._held[n] = batch
         self._bytes += _size(batch)
-        if self.again is not None and self._bytes > self.most_bytes:
-            self._let_go(slice(0, 1 + len(self._batches) // 8))  # some at once: a list moves all that stay
+        while self.again is not None and self._bytes > self.most_bytes:
+            self._let_go(oldest=True)
 
     def forget(self, upto: int) -> None:
         """Batches up to a decision are not asked for any more."""
-        self._let_go(slice(0, bisect_right(self._numbers, upto)))
+        while self._held and next(iter(self._held)) <= upto:
+            self._let_go(oldest=True)
 
     def cut(self, to: int) -> None:
         """Batches behind a decision are not asked for any more."""
-        self._let_go(slice(bisect_right(self._numbers, to), None))
+        while self._held and next(reversed(self._held)) > to:
+            self._let_go(oldest=False)
 
-    def _let_go(self, part: slice) -> None:
-        self._bytes -= sum(map(_size, self._batches[part]))
-        del self._numbers[part], self._batches[part]
+    def _let_go(self, oldest: bool) -> None:
+        self._bytes -= _size(self._held.popitem(last=not oldest)[1])
 
     @property
     def rows(self) -> int:
         """That are held."""
-        return sum(map(len, self._batches))
+        return sum(map(len, self._held.values()))
 
     def batches(self, learnt: Sequence[Decided]) -> Iterator[SampleBatch]:
         """The batch of each of these decisions, in order. Errors as of :data:`ReadAgain`."""
-        first = self._numbers[0] if self._numbers else None
-        known = len(learnt) if first is None else bisect_left(learnt, first, key=lambda decided: decided.n)
-        older = [decided.what for decided in learnt[:known] if isinstance(decided.what, Learnt)]
+        older = [d.what for d in learnt if isinstance(d.what, Learnt) and d.n not in self._held]
         if older and self.again is None:
             raise SnapshotError(f"{len(older)} micro-batches are not in memory any more", "an older model is taken")
         if older and self.again is not None:
             yield from self.again(older)
-        for decided in learnt[known:]:
-            yield self._batches[bisect_left(self._numbers, decided.n)]
+        for decided in learnt[len(older) :]:
+            yield self._held[decided.n]
 
 
 def _size(batch: SampleBatch) -> int:

@@ -32,7 +32,8 @@ BATCH_ROWS = 128
 BATCH_MS = 250.0
 """Bounds of a micro-batch of the live learner: its rows, and how long the first of them waits for more."""
 
-_PREFIX = "trainer/"
+TRAINER = "trainer/"
+"""Arrays of a snapshot whose names begin with it are a trainer's."""
 
 Times = NDArray[np.int64]
 
@@ -195,7 +196,7 @@ class Trainer:
         self._resume(training)
 
     def _resume(self, training: Mapping[str, Array]) -> None:
-        own = below(_PREFIX, training)
+        own = below(TRAINER, training)
         if not own:
             return
         self.repeats.resume(own)
@@ -217,7 +218,7 @@ class Trainer:
             batch = SampleBatch.concat(self._pending)
             own["waiting/batch"] = np.frombuffer(batch.to_bytes(), np.uint8)
             own["waiting/places"], own["waiting/joined"] = np.concatenate(self._places), np.concatenate(self._joined)
-        return {f"{_PREFIX}{n}": a for n, a in own.items()}
+        return {f"{TRAINER}{n}": a for n, a in own.items()}
 
     def resume(self, training: Mapping[str, Array], counts: Mapping[str, Any]) -> None:
         """The inverse of :meth:`snapshot`, with the counts of the snapshot's announcement. Call it after the model's

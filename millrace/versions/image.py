@@ -6,7 +6,7 @@ The ranker's tables are in every delta. Those of the retrieval head are in some 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,3 +145,15 @@ def _are_ids(array: Array) -> bool:
 def below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
     """The arrays whose name begins with ``prefix``, without it."""
     return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+
+
+def state_of(one: object, names: Iterable[str]) -> dict[str, Array]:
+    """Attributes of an object, under their names without a leading ``_``, as arrays that share no memory with it."""
+    return {name.lstrip("_"): np.array(getattr(one, name)) for name in names}
+
+
+def resume_state(one: object, names: Iterable[str], state: Mapping[str, Array]) -> None:
+    """The inverse of :func:`state_of`, on an object of the same class. Raises KeyError where one is missing."""
+    for name in names:
+        array, kind = state[name.lstrip("_")], type(getattr(one, name))
+        setattr(one, name, array.copy() if kind is np.ndarray else kind(array.tolist()))

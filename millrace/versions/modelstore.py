@@ -9,6 +9,7 @@ Snapshots lie in a :class:`~millrace.basics.store.Store`, a folder or an object 
     ...
     part-00000002-0000000000000028-00007.serving           the last: dense tensors, and corrections
     cuts-00000002-0000000000000030.acts                    what was learnt since then (decisions.py)
+    held-00000002-0000000000000045.manifest                the same, of one that nobody may see yet
 
 The numbers are epoch and version (:mod:`millrace.versions.versioning`). The model learns on while parts are copied, so
 parts carry the version at which the snapshot began; the last part repeats the rows that changed meanwhile. Applied in
@@ -24,7 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -33,6 +34,7 @@ from msgspec import Struct
 from millrace.basics.arrays import ArraySpec, lay, specs_of, view
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import ASIDE, AbsentError, DamagedError, Sealed, Store
+from millrace.versions.decisions import LogPart, decode_decisions, encode_decisions
 from millrace.versions.image import Array, Image, TableRows
 from millrace.versions.versioning import MAX_EPOCH, Announcement, Place, chain, decode_announcement, digest_of
 
@@ -49,7 +51,7 @@ __all__ = [
 
 log = structlog.get_logger("modelstore")
 
-_NUMBERED = re.compile(r"(?:damaged-)?(?:snapshot|part|cuts)-(\d{8})-(\d{16})\b.*")
+_NUMBERED = re.compile(r"(?:damaged-)?(?:snapshot|held|part|cuts)-(\d{8})-(\d{16})\b.*")
 
 
 class _Arrays(Struct, frozen=True):
@@ -58,14 +60,18 @@ class _Arrays(Struct, frozen=True):
     arrays: list[ArraySpec]
 
 
-class CutsHead(Struct, frozen=True):
-    """The head of a ``cuts-`` file: the snapshot that it leads to, and the one that it starts from."""
+class Cuts(NamedTuple):
+    """What was decided since the snapshot at ``since``, and led to another one."""
 
-    epoch: int
-    version: int
+    since: Place
+    decided: LogPart
+
+
+class _CutsHead(Struct, frozen=True):
+    """The head of a ``cuts-`` file: the snapshot that it starts from."""
+
     from_epoch: int
     from_version: int
-    event_ms: int  # newest exposure that the snapshot has learnt from
 
 
 _arrays = msgspec.json.Decoder(_Arrays).decode
@@ -123,26 +129,31 @@ class ModelStore:
             training=[part for _, part in parts],
             **meta,
         )
-        self.store.put(f"snapshot-{note.epoch:08d}-{note.version:016d}.manifest", note)
+        self.store.put(_manifest(note), note)
         return note
 
-    def write_cuts(self, place: Place, since: Place, event_ms: int, acts: bytes) -> Sealed:
-        """Writes the acts that led from the snapshot at ``since`` to the one at ``place``."""
-        name = cuts_name(place)
-        return self.store.put(name, CutsHead(place.epoch, place.number, since.epoch, since.number, event_ms), acts)
+    def write_cuts(self, place: Place, cuts: Cuts) -> None:
+        """Writes what led to the snapshot at ``place``."""
+        self.store.put(_cuts(place), _CutsHead(*cuts.since), encode_decisions(*cuts.decided))
 
-    def forget(self, places: Iterable[Place]) -> None:
-        """Removes manifests of snapshots that no learner may resume. Their parts go with the next :meth:`prune`."""
-        self.store.remove(_manifest(place) for place in places)
+    def read_cuts(self, place: Place) -> Cuts:
+        """What led to the snapshot at ``place``. Raises AbsentError, DamagedError, or SnapshotError where it is of no
+        use."""
+        head, body, _ = self.store.get(_cuts(place))
+        try:
+            since = msgspec.json.decode(head, type=_CutsHead)
+        except msgspec.MsgspecError as error:
+            raise SnapshotError(f"file '{_cuts(place)}' cannot be read ({error})", "it is passed over") from None
+        return Cuts(Place(since.from_epoch, since.from_version), decode_decisions(body))
 
-    def empty(self) -> None:
-        """Removes everything."""
-        if names := self.store.names():
-            self.store.remove(manifests_first(names))
+    def remove_held(self) -> None:
+        """Removes the manifests of snapshots that nobody may see. Their parts go with the next :meth:`prune`."""
+        self.store.remove(self.store.names("held-"))
 
     def prune(self, keep: int = 2, epoch: int = MAX_EPOCH) -> None:
         """Removes all files but those of the newest ``keep`` whole snapshots, of the ones kept for a rollback
-        (:func:`thinned`), and of the :attr:`needed` ones. The writer calls it while it writes no snapshot.
+        (:func:`thinned`), of the :attr:`needed` ones, and of a newer one that nobody may see. The writer calls it while
+        it writes no snapshot.
 
         Cuts stay behind the oldest snapshot of all, so that what was learnt since any of them is known. ``epoch``: the
         writer's. Files of higher epochs stay: another learner may be at work on them.
@@ -153,8 +164,9 @@ class ModelStore:
             return
         to_go_back_to, needed = thinned(notes, self.keep_ms), set(self.needed())
         kept = [note for note in notes if note in newest or note in to_go_back_to or note.place in needed]
-        used = {file.name for note in kept for file in note.files} | {_manifest(note.place) for note in kept}
-        epoch = min(epoch, newest[0].epoch)
+        kept = [note for note in self.snapshots(held=True)[:1] if note.held] + kept
+        used = {file.name for note in kept for file in note.files} | {_manifest(note) for note in kept}
+        epoch = min(epoch, kept[0].epoch)
         gone = []
         for name in self.store.names():
             place = _place_in(name)
@@ -177,12 +189,13 @@ class ModelStore:
 
     # -- reading ---------------------------------------------------------------------------------------------
 
-    def snapshots(self) -> list[Announcement]:
-        """The whole snapshots, newest first. An unreadable manifest is skipped."""
+    def snapshots(self, held: bool = False) -> list[Announcement]:
+        """The whole snapshots, newest first. An unreadable manifest is skipped. ``held``: those that nobody may see,
+        too."""
         names = self.store.names()
         present, notes = set(names), []
         for name in names:
-            if not name.startswith("snapshot-") or not name.endswith(".manifest"):
+            if not name.startswith(("snapshot-", "held-") if held else "snapshot-") or not name.endswith(".manifest"):
                 continue
             try:
                 note = self._note(name)
@@ -198,7 +211,7 @@ class ModelStore:
     def _note(self, name: str) -> Announcement:
         head, _, _ = self.store.get(name)
         note = decode_announcement(head)
-        if note.kind != "snapshot" or not note.parts or _manifest(note.place) != name:
+        if note.kind != "snapshot" or not note.parts or _manifest(note) != name:
             raise SnapshotError(f"manifest '{name}' is one of {note.kind} {note.place}", "it is passed over")
         return note
 
@@ -269,7 +282,7 @@ def thinned(notes: Sequence[Announcement], keep_ms: int) -> list[Announcement]:
     return [note for note in last.values() if note.event_ms > since_ms or note.place in from_before]
 
 
-def cuts_name(place: Place) -> str:
+def _cuts(place: Place) -> str:
     return f"cuts-{place.epoch:08d}-{place.number:016d}.acts"
 
 
@@ -278,8 +291,8 @@ def manifests_first(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (not name.endswith(".manifest"), name))
 
 
-def _manifest(place: Place) -> str:
-    return f"snapshot-{place.epoch:08d}-{place.number:016d}.manifest"
+def _manifest(note: Announcement) -> str:
+    return f"{'held' if note.held else 'snapshot'}-{note.epoch:08d}-{note.version:016d}.manifest"
 
 
 def _place_in(name: str) -> Place | None:

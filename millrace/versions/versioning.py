@@ -85,6 +85,7 @@ class Announcement(Struct, frozen=True):
     decisions: bytes = b""  # delta: those since the one before (decisions.py); followers pass over them
     parts: list[Sealed] = []  # snapshot: what serves, in order
     training: list[Sealed] = []  # snapshot: what only training needs, one for each part
+    held: bool = False  # snapshot: nobody may see it yet; a learner alone begins from it
     follows: Count = 0  # snapshot: offset of model.deltas behind the delta of this version
     log: str = ""  # snapshot: id of the topic that `follows` is an offset of; empty where the broker gives none
     offsets: dict[str, Count] = {}  # snapshot: next offset of `samples` to read, by partition

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
 import numpy as np
 
 from learner.evaluation.progressive import Progressive
@@ -18,12 +17,13 @@ from learner.gate.quota import Quota
 from learner.gate.screen import Screen
 from learner.gate.shift import Shift
 from learner.gate.verdicts import GateRefusal
-from learner.promotion.promotion import Promotion, Published
+from learner.promotion.promotion import Gate, Promotion, Published
 from learner.promotion.promotion_status import promotion_status
 from learner.promotion.replay import Replay
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.ranker.verbs import Learning, Predicting
+from learner.samples.batch_reader import SampleMessage
 from learner.training.decisionlog import Places, places_of
 from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions, newest_valid
 from learner.training.trainer import Trainer
@@ -33,7 +33,7 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.versions.decisions import Act, Decided, Learnt, LogPart, SamplesTaken, decode_decisions, in_force
 from millrace.versions.image import Image
-from millrace.versions.modelstore import Announcement, Array, CutsHead, ModelStore, Place
+from millrace.versions.modelstore import Announcement, Array, ModelStore, Place
 from millrace.versions.packing import unpack
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
 
@@ -171,13 +171,6 @@ def build(note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]
     return model
 
 
-class Message(NamedTuple):
-    batch: SampleBatch
-    partition: int
-    offset: int
-    joined_ms: int = 0
-
-
 class Broker:
     """What outlives a learner beside its store: the topic of samples, and the decisions that it was sent."""
 
@@ -202,11 +195,11 @@ class Broker:
             self.lost = False
             raise BrokerError("a message was lost", "it is sent again")
 
-    def messages(self, partition: int, first: int, stop: int) -> Iterator[Message]:
+    def messages(self, partition: int, first: int, stop: int) -> Iterator[SampleMessage]:
         if first < self.first:
             raise SnapshotError("samples are gone", "keep them longer")
         for offset in range(first, stop):
-            yield Message(self.samples[offset], partition, offset)
+            yield SampleMessage(self.samples[offset], partition, offset)
 
     def learnt_again(self, learnt: Sequence[Learnt]) -> Iterator[SampleBatch]:
         for one in learnt:
@@ -234,12 +227,8 @@ class Scene:
     replayed: Callable[[Scene], None] = lambda scene: None  # called when decisions were done again
 
     def __post_init__(self) -> None:
-        self.store, private = ModelStore(self.folder / "models"), ModelStore(self.folder / "held")
-        found: FoundSnapshot | None = newest_valid(self.store, self.schema.id, {}, build)
-        newest = private.latest()
-        unseen = newest is not None and (found is None or newest.place > found.note.place)
-        if unseen:
-            found = newest_valid(private, self.schema.id, {}, build)
+        self.store = ModelStore(self.folder / "models")
+        found: FoundSnapshot | None = newest_valid(self.store, self.schema.id, {}, build, held=True)
         model = OnlineModel(self.schema, self.spec, 0) if found is None else found.model
         self.trainer = Trainer(model, Progressive(1000), Repeats(10**9), BATCH)
         self.messages = self.broker.samples
@@ -247,21 +236,19 @@ class Scene:
         if found is not None:
             self.trainer.resume(found.training, found.note.extra.get("counts", {}))
             self.offset = found.note.offsets.get("0", 0)
-        self.versions = Versions(model, 1, "me", max(self.store.highest().number, private.highest().number))
+        self.versions = Versions(model, 1, "me", self.store.highest().number)
         self.screen, self.shift, self.heldout = PlannedScreen(), PlannedShift(self.stretch), PlannedHeldout()
         self.shift.refuses, self.heldout.base = self.refuses, self.share
         quota = Quota(self.schema, {})
         checks = Checks(self.screen, quota, self.shift, self.heldout, 60 * MINUTE_MS, observe=self.observe)
         self.served = Image({}, {})
         self.sent: list[Announcement] = []
-        self.promotion = Promotion(
-            *(self.trainer, self.versions, self.store, private, checks if self.gate else None),
-            *(Quarantine(Store(self.folder / "quarantine"), self.schema.id), build, self.progress),
-        )
-        self.quarantine = self.promotion.state.quarantine
+        self.quarantine = Quarantine(Store(self.folder / "quarantine"), self.schema.id)
+        gate = Gate(checks if self.gate else None, self.quarantine)
+        self.promotion = Promotion(self.trainer, self.versions, self.store, gate, build, self.progress)
         self.promotion.durable = self.broker.decide_durably
         self.promotion.state.rows.again = self.broker.learnt_again if self.reads_again else None
-        possible = self.promotion.begin(found, unseen)
+        possible = self.promotion.begin(found)
         log = self.promotion.state.log
         self.replay = Replay(self.promotion.state, self.store, self.broker)
         behind, _ = in_force(self.broker.decided, log.newest)
@@ -374,12 +361,9 @@ class Scene:
         """Of each snapshot that was learnt from another: that one, and its acts."""
         found = {}
         for name in self.store.store.names("cuts-"):
-            head, body, _ = self.store.store.get(name)
-            cuts = msgspec.json.decode(head, type=CutsHead)
-            found[Place(cuts.epoch, cuts.version)] = (
-                Place(cuts.from_epoch, cuts.from_version),
-                [d.what for d in decode_decisions(body).decided if isinstance(d.what, Act)],
-            )
+            place = Place(*map(int, name.removesuffix(".acts").split("-")[1:]))
+            cuts = self.store.read_cuts(place)
+            found[place] = (cuts.since, [d.what for d in cuts.decided.decided if isinstance(d.what, Act)])
         return found
 
 

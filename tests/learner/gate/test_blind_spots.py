@@ -16,7 +16,7 @@ def heldout_at(rows_a_second: float) -> Heldout:
     """Held-out pages of a shop with this traffic."""
     heldout = Heldout(0.01)
     heldout._rate, heldout.rows_a_visit = 3600 * rows_a_second, 10.0
-    heldout.share = min(0.05, 8000 / heldout.rows_an_hour)
+    heldout._shares = np.array([min(0.05, 8000 / heldout.rows_an_hour)])
     return heldout
 
 

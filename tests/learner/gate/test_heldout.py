@@ -67,12 +67,12 @@ def test_the_share_follows_traffic_between_bounds() -> None:
 
 
 def test_a_page_stays_what_it_was_when_the_share_changes() -> None:
-    held = Heldout(0.01)
+    held = Heldout(0.01, follows=False)
     held.clock.now_ms = START_MS + HOUR_MS
     page = rows(20_000, 3, START_MS + HOUR_MS - MINUTE_MS, step_ms=0)
     before = held.held(page)
     for share in (0.1, 0.002):
-        held.share = share
+        held._step_to(share)
         assert (held.held(page) == before).all()
         later = held.held(replace(page, ts_ms=page.ts_ms * 0 + held.clock.now_ms + 10 * MINUTE_MS))
         assert later.mean() == pytest.approx(share, rel=0.6)
@@ -147,7 +147,7 @@ def test_a_late_click_mends_the_label_and_one_without_its_exposure_is_passed_ove
     held.take(late.take(slice(2, 3)))
     held.take(stranger)
     held.clock.now_ms = START_MS + 2 * HOUR_MS
-    assert held.rows == 100
+    assert len(held.snapshot()["ts_ms"]) == 100
     assert np.flatnonzero(held.aged().label).tolist() == [3, 70]
 
 
@@ -157,7 +157,7 @@ def test_unusable_rows_are_not_kept_and_rows_without_a_score_judge_nothing() -> 
     label, num = batch.label.copy(), batch.num.copy()
     label[:3], num[5] = (np.nan, -1.0, 2.0), np.nan
     held.take(replace(batch, label=label, num=num))
-    assert held.rows == 37
+    assert len(held.snapshot()["ts_ms"]) == 37
     held.rebase(model)
     held.clock.now_ms = START_MS + 2 * HOUR_MS
     assert (held.judge(model).rows, held.judge(model).refusal) == (36, None)
@@ -192,7 +192,7 @@ def test_memory_has_a_bound_and_the_newest_stay() -> None:
     for number in range(5):
         held.take(rows(5000, number, START_MS + number * HOUR_MS, step_ms=1))
     held.clock.now_ms = START_MS + 6 * HOUR_MS
-    assert held.rows == MOST_ROWS
+    assert len(held.snapshot()["ts_ms"]) == MOST_ROWS
     assert held.aged().ts_ms.min() >= START_MS + 2 * HOUR_MS
 
 
@@ -201,9 +201,9 @@ def test_spoilt_rows_go() -> None:
     batch = rows(100, 1, START_MS, step_ms=MINUTE_MS)
     held.take(batch)
     held.spoilt(START_MS + 45 * MINUTE_MS)
-    assert held.rows == 50
+    assert len(held.snapshot()["ts_ms"]) == 50
     held.take(rows(10, 2))
-    assert held.rows == 60
+    assert len(held.snapshot()["ts_ms"]) == 60
 
 
 # -- judging --------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from millrace.basics.errors import BrokerError, StoreError
 from millrace.basics.store import Store
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.decisions import SamplesTaken, Span
-from millrace.versions.modelstore import ModelStore
 from tests.learner.gate.promotion_scene import BATCH, POISON, Scene, batch
 from tests.scenes.same_state import differs
 
@@ -238,7 +237,7 @@ def test_a_hold_of_a_day_takes_no_more_memory_than_one_of_an_hour(
         sizes.append((len(scene.promotion.state.log.kept.decided), scene.promotion.state.rows.rows))
     assert max(size for size, _ in sizes) < 40
     assert max(rows for _, rows in sizes) < 40 * BATCH
-    assert len(ModelStore(scene.folder / "held").snapshots()) == 1
+    assert sum(note.held for note in scene.store.snapshots(held=True)) == 1
     assert scene.served.same_bits(served) == "", "nobody sees it"
     before = scene.whole()
     after = scene.again()
@@ -252,7 +251,7 @@ def test_a_hold_of_a_day_takes_no_more_memory_than_one_of_an_hour(
     assert found is not None
     assert found.note.is_root
     assert after.served.same_bits(after.whole()[0]) == ""
-    assert ModelStore(scene.folder / "held").snapshots() == []
+    assert not any(note.held for note in after.store.snapshots(held=True))
     line = after.lineage()
     place, stages = found.note.place, 0
     while place in line:

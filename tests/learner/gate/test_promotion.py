@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from learner.evaluation.progressive import Progressive
-from learner.gate.checks import QUARANTINED, Checks
-from learner.gate.quarantine import Quarantine
+from learner.gate.checks import QUARANTINED
 from learner.gate.verdicts import GateRefusal
-from learner.promotion.promotion import Promotion
+from learner.promotion.promotion import Gate, Promotion
 from learner.promotion.savedstate import saved_state
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
@@ -23,7 +22,7 @@ from learner.training.decisionlog import learn_again, places_of
 from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SnapshotError
-from millrace.basics.store import AbsentError, Store
+from millrace.basics.store import AbsentError
 from millrace.contracts.samples import PAGE, SampleBatch
 from millrace.contracts.schema import Schema, WindowKey
 from millrace.contracts.settings import Settings
@@ -522,11 +521,10 @@ def gated(schema: Schema, folder: Path) -> Promotion:
     settings = Settings(data=str(folder), gate="on", heldout_share=0.1)
     model = OnlineModel(schema, SPEC, 0)
     trainer = Trainer(model, Progressive(1000), Repeats(10**9), 512)
-    versions, checks = Versions(model, 1, "me"), Checks.of(settings, schema)
-    progress = Progress(0, {}, {}, {})
-    store, private = ModelStore(folder / "models"), ModelStore(folder / "held")
-    quarantine = Quarantine(Store(folder / "quarantine"), schema.id)
-    return Promotion(trainer, versions, store, private, checks, quarantine, build, lambda: progress)
+    versions, progress = Versions(model, 1, "me"), Progress(0, {}, {}, {})
+    return Promotion(
+        trainer, versions, ModelStore(folder / "models"), Gate.of(settings, schema), build, lambda: progress
+    )
 
 
 def test_the_state_of_a_gate_is_bound_to_its_schema(tmp_path: Path) -> None:
@@ -561,7 +559,6 @@ def test_the_state_of_a_gate_is_bound_to_its_schema(tmp_path: Path) -> None:
 
 def test_no_sound_snapshot_is_said(scene: Scene) -> None:
     both((scene,), *(batch(n) for n in range(2)))
-    scene.store.forget([note.place for note in scene.store.snapshots()])
     for name in scene.store.store.names():
         scene.store.store.remove([name])
     break_adam(scene.model)

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zstandard
-from msgspec import Struct
 
 from learner.gate.quarantine import ENTRY_ROWS, Quarantine, QuarantineEntry, forget_user, listed
 from learner.gate.verdicts import GateRefusal
-from learner.training.decisionlog import rows_in
 from millrace.basics.errors import SchemaError, StoreError
-from millrace.basics.store import AbsentError, DamagedError, Sealed, Store
+from millrace.basics.store import AbsentError, DamagedError, Store
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.decisions import Span
 from tests.scenes.refused_rows import rows, spans
@@ -253,69 +250,14 @@ def test_another_schema_and_a_damaged_copy_are_refused_by_name(tmp_path: Path) -
         forget_user(kept.store, 1)
 
 
-# -- what the version before had ---------------------------------------------------------------------------------
-
-
-class FormerRows(Struct):
-    """The head of a file ``NAME.rows``."""
-
-    spans: list[Span]
-
-
-class FormerEntry(Struct):
-    """The head of a file ``NAME.entry``."""
-
-    entry: QuarantineEntry
-    file: Sealed
-
-
-def former(store: Store, name: str, batch: SampleBatch, lay: list[Span]) -> QuarantineEntry:
-    """Writes an entry as the version before did."""
-    check, times = name.partition("-")[2], batch.ts_ms
-    entry = QuarantineEntry(name, check, 2.4, 1.6, "", len(batch), int(times.min()), int(times.max()), 7_000, "s")
-    file = store.put(f"{name}.rows", FormerRows(lay), zstandard.ZstdCompressor(level=3).compress(batch.to_bytes()))
-    store.put(f"{name}.entry", FormerEntry(entry, file))
-    return entry
-
-
-def test_files_of_the_version_before_become_entries(url: str) -> None:
-    store = Store(url)
-    entries = [
-        former(store, name, rows(5, first), list(spans(5, first)))
-        for first, name in enumerate(["00000002-labels", "00000011-auc", "00000103-finite"])
-    ]
-    store.put("00000104-labels.rows", FormerRows([]), b"")  # it was killed before its entry
-    kept = Quarantine(store, "s")
-    assert kept.take_over() == 103, "behind it the numbers of decisions go on"
-    assert kept.entries() == entries
-    batch, lay = kept.read_copy("00000011-auc")
-    assert same(batch, rows(5, 1))
-    assert lay == kept.spans("00000011-auc") == list(spans(5, 1))
-    assert sum(rows_in(kept.spans(e.name)) for e in entries) == kept.rows == 15
+def test_what_an_earlier_version_left_goes_with_the_copies_of_no_entry(url: str) -> None:
+    kept = three(Store(url))
+    kept.copy("00000007-labels", rows(10))
+    for file in ("00000002-labels.rows", "00000002-labels.entry", "00000003-auc.entry", "README"):
+        kept.store.put(file, {"spans": []}, b"of another form")
     kept.write_list()
-    assert listed(store) == entries
-    kept.remove(["00000002-labels"])
     kept.remove_copies()
-    assert [name for name in store.names() if name != "entries.list"] == [
-        *("00000011-auc.entry", "00000011-auc.rows"),
-        *("00000103-finite.entry", "00000103-finite.rows"),
-    ]
-
-
-def test_a_damaged_file_of_the_version_before_costs_no_other(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    for name in ("00000002-labels", "00000003-labels", "00000004-labels"):
-        former(store, name, rows(5), list(spans(5)))
-    (tmp_path / "00000002-labels.entry").write_bytes(b"torn")
-    path = tmp_path / "00000003-labels.rows"
-    path.write_bytes(path.read_bytes()[:-1])
-    kept = Quarantine(store, "s")
-    assert kept.take_over() == 4
-    assert [e.name for e in kept.entries()] == ["00000004-labels"]
-
-
-def test_an_empty_store_has_nothing_to_take_over(url: str) -> None:
-    assert Quarantine(Store(url), "s").take_over() == 0
+    assert kept.store.names() == ["00000007-labels.rows", "README", "entries.list"]
 
 
 def test_rows_that_left_an_entry_are_not_in_its_copy(tmp_path: Path) -> None:

@@ -332,7 +332,7 @@ def test_rows_that_come_doubled_tell_no_more_than_once() -> None:
     both = SampleBatch.concat([batch, batch])
     screen.look(batch, p)
     twin.look(both, np.concatenate([p, p]))
-    once, doubled = screen._block, twin._block
+    once, doubled = screen._windows.block, twin._windows.block
     assert doubled[ROWS] == 2 * once[ROWS]
     assert (doubled[VISITS : -2 * BINS] == once[VISITS : -2 * BINS]).all()
 

@@ -24,7 +24,8 @@ from learner.role import shadow as role
 from learner.role.learnloop import LearnPace
 from learner.role.model_factory import model_of, wanted_spec
 from learner.role.shadow_view import shadow_found, shadow_policy, shadow_settings
-from learner.samples.relabel import Labelled, Relabel
+from learner.samples.batch_reader import SampleMessage
+from learner.samples.relabel import Relabel
 from learner.training.learner_versions import Progress, Versions, adopted, asked, newest_valid, write_root
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POLICIES, POSITIVE, SampleBatch
@@ -198,7 +199,7 @@ def relabelled(policy: str, messages: list[tuple[int, SampleBatch]]) -> list[tup
     relabel = Relabel(policy, WAITS)
     found: list[tuple[int, int, int]] = []
 
-    def note(at: int, given: Iterable[Labelled]) -> None:
+    def note(at: int, given: Iterable[SampleMessage]) -> None:
         for one in given:
             assert set(one.batch.policy.tolist()) == {POLICIES.index(policy)}
             assert (one.batch.label == (one.batch.kind != NEGATIVE)).all()
