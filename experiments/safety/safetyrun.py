@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from experiments.safety.safetyworld import BATCH_ROWS, Moment
 from learner.evaluation.progressive import Progressive
 from learner.gate.verdicts import GateRefusal
-from learner.promotion.promotion import Gate, Promotion, Published
+from learner.promotion.promotion import LearnerGate, Promotion, Published
 from learner.ranker.repeats import Repeats, keep_ms_of
 from learner.ranker.verbs import Learning
 from learner.role.model_factory import model_of
@@ -147,7 +147,8 @@ class Life:
         if found is not None:
             trainer.resume(found.training, found.note.extra.get("counts", {}))
         self.versions = Versions(model, epoch=1, version=self.store.highest().number)
-        self.promotion = Promotion(trainer, self.versions, self.store, Gate.of(settings, schema), build, self._progress)
+        judging = LearnerGate.of(settings, schema)
+        self.promotion = Promotion(trainer, self.versions, self.store, judging, build, self._progress)
         self._messages: dict[int, SampleBatch] = {}  # what may be learnt again
         self.promotion.state.rows.again = self._again
         self.promotion.state.quarantine.samples_log = folder.name  # what a life before refused is nowhere

@@ -85,7 +85,7 @@ from learner.gate.screenkernels import (
     silent,
     spread,
 )
-from learner.gate.screenwindows import BLOCK_ROWS, LONGEST_MS, LONGEST_ROWS, WINDOW_ROWS, Windows
+from learner.gate.screenwindows import BLOCK_ROWS, LONGEST_MS, LONGEST_ROWS, WINDOW_ROWS, ScreenWindows
 from learner.gate.verdicts import GateRefusal
 from millrace.basics.durations import DAY_MS, MINUTE_MS
 from millrace.basics.hashing import salt
@@ -193,7 +193,7 @@ class Screen:
         self._visitors, self._items = _nobody()
         self._met = self._items_ms = 0  # rows; when items that were met became known
         self._looked: tuple[SampleBatch, Sums] | None = None
-        self._windows = Windows(self._size)
+        self._windows = ScreenWindows(self._size)
         self._piece = np.zeros(4)  # of rows learnt: rows, clicks, expected clicks, their variance
         self._stretch, self._past = self._nothing(), self._nothing()
         self._auc_piece = self._nothing()  # promoted rows of which the AUC is not yet told apart from the past's

@@ -26,7 +26,7 @@ LONGEST_ROWS, LONGEST_MS = WINDOW_ROWS + _MOST_BLOCK_ROWS, _WINDOW_MS + _BLOCK_M
 """Of a window."""
 
 
-class Windows:
+class ScreenWindows:
     """Sums of rows, (K,) each. One thread. A fresh one becomes another by its attributes, but for ``tails``.
 
     Attributes:

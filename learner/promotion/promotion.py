@@ -82,14 +82,14 @@ class Published(NamedTuple):
     body: bytes | None = None
 
 
-class Gate(NamedTuple):
+class LearnerGate(NamedTuple):
     """What judges samples and models, and where what it refused is."""
 
     checks: Checks | None  # None: nothing is judged, and what was learnt is only written down
     quarantine: Quarantine
 
     @classmethod
-    def of(cls, settings: Settings, schema: Schema) -> Gate:
+    def of(cls, settings: Settings, schema: Schema) -> LearnerGate:
         """As the settings ask for. Raises SettingError, or StoreError where a place cannot be used."""
         return cls(Checks.of(settings, schema), Quarantine(Store(settings.place(QUARANTINE)), schema.id))
 
@@ -120,7 +120,7 @@ class Promotion:
         trainer: Trainer,
         versions: Versions,
         store: ModelStore,
-        gate: Gate,
+        gate: LearnerGate,
         build: Build,
         progress: Callable[[], Progress],
     ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from learner.promotion.promotion import Gate, Promotion, Published
+from learner.promotion.promotion import LearnerGate, Promotion, Published
 from learner.promotion.replay import Replay
 from learner.role.loopoutput import LoopOutput
 from learner.role.loopsnapshots import LoopSnapshots
@@ -95,7 +95,7 @@ class LearnLoop:
         self.settings, self.samples, self.trainer, self.store, self._extra = settings, samples, trainer, store, extra
         self.output = LoopOutput()
         self.versions = Versions(trainer.model)
-        gate = Gate.of(settings, trainer.model.schema)
+        gate = LearnerGate.of(settings, trainer.model.schema)
         self.promotion = Promotion(trainer, self.versions, store, gate, build, self.progress)
         self._snapshots = LoopSnapshots(self.promotion, settings.snapshot_seconds)
         self.promotion.where = self._where

@@ -13,7 +13,7 @@ import pytest
 from learner.evaluation.progressive import Progressive
 from learner.gate.checks import QUARANTINED
 from learner.gate.verdicts import GateRefusal
-from learner.promotion.promotion import Gate, Promotion
+from learner.promotion.promotion import LearnerGate, Promotion
 from learner.promotion.savedstate import saved_state
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
@@ -523,7 +523,7 @@ def gated(schema: Schema, folder: Path) -> Promotion:
     trainer = Trainer(model, Progressive(1000), Repeats(10**9), 512)
     versions, progress = Versions(model, 1, "me"), Progress(0, {}, {}, {})
     return Promotion(
-        trainer, versions, ModelStore(folder / "models"), Gate.of(settings, schema), build, lambda: progress
+        trainer, versions, ModelStore(folder / "models"), LearnerGate.of(settings, schema), build, lambda: progress
     )
 
 
