@@ -163,8 +163,7 @@ class Life:
         return self.trainer.model.newest_ms
 
     def _progress(self) -> Progress:
-        counts = self.trainer.counts
-        return Progress(counts["trained"], {}, {}, {"counts": dict(counts)})
+        return Progress(self.trainer.counts["trained"], {}, {}, {"counts": dict(self.trainer.counts)})
 
     def learn(self, batch: SampleBatch) -> None:
         """Learns what has come, and publishes what may go out."""
