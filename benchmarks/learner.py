@@ -1,21 +1,12 @@
 # shell
-"""Training: Wide&Deep against torch-rechub, Wide&ResNet+BN beside it; and learning with tables of different sizes.
+"""Training: Wide&Deep against torch-rechub, Wide&ResNet+BN beside it; what a loss within pages costs; and learning
+with tables of different sizes.
 
-One data set for all: 30 categorical fields, 100,000 rows, ids drawn by popularity, networks of 3 x 256, dim 16,
-batch 4,096. A step is all that learning takes: forward, guards, backward, optimisers, tables; Millrace also averages
-its weights, marks the rows touched, and gives out its changes once a pass, as for a publication.
-
-Contestants take turns, each with the same batches in the same order; a first turn warms up. Rates are medians,
-ratios are medians of the ratios within a turn. All figures are of *one thread, by CPU time*: what one core does,
-whatever else the machine is doing (the learner's service takes half of the cores). Two commits are compared by the
-rates of ``wide_deep`` and ``wide_resnet_bn`` in turns.
-
-The peer has its own training (torch-rechub's trainer without its data loader, with tensors made beforehand) and more
-than its defaults: no regularisation, the fused Adam. Millrace's matrix products in training are bfloat16 where the
-processor has it, by the setting ``products``; "wide_deep float32" is without it.
-
-*row_scaling*: CPU time of learning a sample at 20 million table rows over that at 100 thousand, with ids by the same
-log-uniform popularity (:mod:`benchmarks.parts.bench_tables`).
+One data set for all: 30 categorical fields, 100,000 rows, ids drawn by popularity, networks of 3 x 256, dim 16, batch
+4,096. Contestants take turns; a first turn warms up. Rates are medians, ratios are medians of the ratios within a turn.
+All figures are of *one thread, by CPU time*. Millrace's matrix products are bfloat16 where the processor has it, but
+for "wide_deep float32". The peer has its own training, no regularisation and the fused Adam. *pages* has 20 exposures
+a page, a tenth clicked, with a loss within pages in one pass, and on pages that are sent again.
 """
 
 from __future__ import annotations
@@ -25,6 +16,7 @@ import io
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +32,8 @@ from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from millrace.basics.hashing import column_hash, mix
 from millrace.basics.ranking_metrics import auc
+from millrace.contracts.samples import PAGE, SampleBatch
+from millrace.labels import WITH_EXPOSURE
 
 HIDDEN, BLOCKS, BATCH = 256, 3, 4096
 PEER = "torch-rechub"
@@ -74,23 +68,29 @@ class Data:
             logit = logit + 0.4 * (vectors[a][self.codes[:, a]] * vectors[b][self.codes[:, b]]).sum(1)
         self.y = (rng.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
         layout = schema().layout
-        self.cat = np.column_stack(
-            [
-                mix(layout.field_salt(f), column_hash(self.codes[:, i] + 1)).view(np.int64)
-                for i, f in enumerate(layout.cat_fields)
-            ]
-        )
+        salts = [layout.field_salt(f) for f in layout.cat_fields]
+        hashed = [mix(salt, column_hash(self.codes[:, i] + 1)) for i, salt in enumerate(salts)]
+        self.cat = np.column_stack(hashed).view(np.int64)
+        self.batches = [slice(start, start + BATCH) for start in range(0, rows, BATCH)]
 
-    def batches(self) -> Iterator[slice]:
-        for start in range(0, len(self.y), BATCH):
-            yield slice(start, start + BATCH)
+
+def in_pages(batch: SampleBatch, again: bool) -> SampleBatch:
+    """Rows in pages of 20, a tenth clicked, with final labels; or with the clicked and five others sent ``again``."""
+    row = np.arange(len(batch))
+    label = batch.label * (np.random.default_rng(0).random(len(row)) < 0.35)  # of 29%
+    policy = np.full(len(row), 0 if again else WITH_EXPOSURE, np.uint8)
+    columns = {"page": (row // 20).astype(np.int32), "label": label, "policy": policy}
+    first = replace(batch, request=tuple(map(str, row[::20])), **columns)
+    sent = first.take(again & ((label > 0) | (row % 4 == 0)))
+    return SampleBatch.concat([first, replace(sent, kind=np.full(len(sent), PAGE, np.uint8))])
 
 
 class Ours:
-    def __init__(self, data: Data, model: str, **options: Any) -> None:
+    def __init__(self, data: Data, model: str, again: bool | None = None, **options: Any) -> None:
         spec = {"model": model, "width": DIM, "hidden": [HIDDEN] * 3, "blocks": BLOCKS, **options}
         self.model = OnlineModel(schema(), spec, 0)
-        self.samples = [as_samples(data.cat[b], data.y[b]) for b in data.batches()]
+        samples = [as_samples(data.cat[b], data.y[b]) for b in data.batches]
+        self.samples = samples if again is None else [in_pages(batch, again) for batch in samples]
 
     def run(self) -> None:
         for batch in self.samples:
@@ -111,7 +111,7 @@ class Rechub:
         self.adam = torch.optim.Adam(self.model.parameters(), 1e-3, fused=True)
         self.inputs = [
             ({f"f{i}": torch.from_numpy(data.codes[b, i]) for i in range(FIELDS)}, torch.from_numpy(data.y[b]))
-            for b in data.batches()
+            for b in data.batches
         ]
 
     def run(self) -> None:
@@ -132,12 +132,14 @@ class Rechub:
 
 def race(data: Data, test: Data, turns: int, say: Say) -> Iterator[Figure]:
     """Rates by the CPU time of one thread. The first turn warms up, and is the pass after which the AUC is taken."""
-    # bfloat16 where the processor computes in it, not only emulates it.
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     contestants: dict[str, Any] = {
         "wide_deep": Ours(data, "wide_deep", products="bfloat16" if fast else "float32"),
         "wide_deep float32": Ours(data, "wide_deep"),
         "wide_resnet_bn": Ours(data, "wide_resnet_bn", norm="batch", placement="post"),
+        "pages": Ours(data, "wide_resnet", False),
+        "pages one_pass": Ours(data, "wide_resnet", False, page_weight=1),
+        "pages sent_again": Ours(data, "wide_resnet", True, page_weight=1),
     }
     try:
         torch.manual_seed(0)
@@ -156,20 +158,19 @@ def race(data: Data, test: Data, turns: int, say: Say) -> Iterator[Figure]:
             else:
                 yield figure(f"auc {name}", auc(contestant.score(test), test.y), "AUC")
     for name, own in rates.items():
-        peer = PEER if name.startswith("wide_deep") and PEER in rates else None
+        peer = {"wide_deep": PEER if PEER in rates else None, "pages": "pages"}.get(name.split()[0])
         ratio = None if peer is None else statistics.median(a / b for a, b in zip(own, rates[peer], strict=True))
         yield figure(name, statistics.median(own), "rows/s", peer, ratio)
 
 
-def scaling(few: int, many: int, turns: int, say: Say) -> Figure:
-    """row_scaling: the two sizes take turns, a batch of each at a time."""
+def scaling(few: int, many: int, turns: int) -> Figure:
+    """CPU time of learning a sample at ``many`` table rows over that at ``few``: they take turns, a batch at a time."""
     models, batches = [], []
     for rows in (few, many):
         model, state = bench_tables.blank(rows)
         model.resume(bench_tables.made_up(rows, state))
         models.append(model)
         batches.append(bench_tables.batches(rows))
-        say(f"a table of {rows:,} rows is there")
     spent: list[list[float]] = [[], []]
     for turn in range(turns + 1):
         for pair in zip(*batches, strict=True):
@@ -187,4 +188,4 @@ def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:
     size = size or Size()
     with threads(1):
         yield from race(Data(size.rows, 0), Data(20_000, 1), size.turns, say)
-        yield scaling(size.few, size.many, size.turns, say)
+        yield scaling(size.few, size.many, size.turns)
