@@ -79,7 +79,7 @@ def in_pages(batch: SampleBatch, again: bool) -> SampleBatch:
     row = np.arange(len(batch))
     label = batch.label * (np.random.default_rng(0).random(len(row)) < 0.35)  # of 29%
     policy = np.full(len(row), 0 if again else WITH_EXPOSURE, np.uint8)
-    columns = {"page": (row // 20).astype(np.int32), "label": label, "policy": policy}
+    columns: dict[str, Any] = {"page": (row // 20).astype(np.int32), "label": label, "policy": policy}
     first = replace(batch, request=tuple(map(str, row[::20])), **columns)
     sent = first.take(again & ((label > 0) | (row % 4 == 0)))
     return SampleBatch.concat([first, replace(sent, kind=np.full(len(sent), PAGE, np.uint8))])

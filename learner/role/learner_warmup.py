@@ -4,6 +4,7 @@ Compiling takes half a minute where nothing is cached; else the loop would stop 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -20,7 +21,7 @@ from learner.serving.staging import ModelWriter
 from learner.tables.row_index import Index
 from millrace.basics.durations import DAY_MS
 from millrace.contracts import pagepack
-from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.samples import NEGATIVE, PAGE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.versions.image import Image
 
@@ -47,6 +48,7 @@ def warm_up(model: Learning) -> None:
         for given in (batch, SampleBatch.from_bytes(batch.to_bytes())):  # arrays of a message cannot be written to
             own.score(given.cat, given.num)
             own.learn(given)
+            own.learn(replace(given, kind=np.full(rows, PAGE, np.uint8)))
             if own.head is not None:
                 own.head.flush()
             unsound(own)

@@ -32,7 +32,7 @@ from learner.training.learner_versions import Last, Progress, Versions
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.basics.ranking_metrics import auc
-from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, PAGE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.labels import policy_named
@@ -265,8 +265,9 @@ def test_unusable_rows_are_refused_and_the_rest_learnt(kind: str) -> None:
 def test_empty_one_class_and_follow_up_batches(kind: str) -> None:
     model, twin = fed(kind), fed(kind)
     assert model.learn(make_samples(10, 0).take(slice(0, 0))).rows == 0
-    report = model.learn(poison(make_samples(10, 0), kind=(slice(None), FOLLOW_UP)))
-    assert (report.rows, report.refused) == (0, 0)
+    for passed_over in (FOLLOW_UP, PAGE):
+        report = model.learn(poison(make_samples(10, 0), kind=(slice(None), passed_over)))
+        assert (report.rows, report.refused) == (0, 0)
     assert equal(model, twin) == ""
     ones = poison(make_samples(64, 5), label=(slice(None), 1.0))
     assert model.learn(ones).skipped is None
