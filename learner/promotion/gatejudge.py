@@ -13,7 +13,7 @@ from learner.promotion.gatecommands import GateCommands
 from learner.promotion.learnerstate import GATE, LearnerState
 from learner.training.trainer import MicroBatch
 from millrace.basics.durations import MINUTE_MS
-from millrace.basics.errors import BrokerError, StoreError, one_line
+from millrace.basics.errors import BrokerError, SnapshotError, StoreError, one_line
 
 log = structlog.get_logger("learner")
 
@@ -154,7 +154,7 @@ class GateJudge:
         self._state.refused(refusal, cut and cut.batch, None if cut is None else cut.places, back)
         try:
             self.go_back()
-        except (BrokerError, StoreError) as error:
+        except (BrokerError, StoreError, SnapshotError) as error:
             log.error("the model cannot go back yet; nothing newer goes out; tried again", why=one_line(error))
 
     def go_back(self) -> None:

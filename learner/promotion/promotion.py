@@ -23,8 +23,8 @@ published as a root: a new version with old content.
                                  │ pages, the model), which has passed nothing between
                                  └──► the world is different: bounds begin anew, what was kept since then is learnt
 
-Where nothing may be published for long, as in a hold, snapshots go to a store of their own, which no scorer reads: so
-memory has a bound, and a restart is as quick as ever. No clock, no Kafka: event time is that of the samples
+Where nothing may be published for long, as in a hold, snapshots are *held*: no scorer reads them. So memory has a
+bound, and a restart is as quick as ever. No clock, no Kafka: event time is that of the samples
 (:mod:`learner.gate.median_clock`). One thread.
 """
 
