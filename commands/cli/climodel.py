@@ -6,23 +6,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import cyclopts
 import msgspec
-from cyclopts import Parameter
 
 from commands.cli.cliadmin import Admin, send_command
 from commands.cli.cliflags import Data, Json, Kafka, emit, report, settings_of, when, with_broker
 from commands.up.data_folder import of_loop
 from millrace.basics.errors import LogError, SettingError, SnapshotError
-from millrace.contracts.settings import Settings, load_settings
+from millrace.contracts.settings import load_settings
 
 app = cyclopts.App(name="model", help="Versions of the model: list, history, promote, hold, roll back, verify, repair.")
-
-_Folder = Annotated[
-    Path | None, Parameter(help="Read samples from files PARTITION-OFFSET.samples in this folder instead.")
-]
 
 
 @app.command(name="list")
@@ -206,7 +201,6 @@ def repair(
     dry_run: bool = False,
     data: Data = None,
     kafka: Kafka = None,
-    from_folder: _Folder = None,
     json: Json = False,
 ) -> None:
     """Learn the samples since a time again, without what is named; 'millrace model promote repair' adopts the result.
@@ -237,8 +231,8 @@ def repair(
     )
     if without_interval is None and not without:
         raise SettingError("nothing is named that is to be left out", "give --without-users, -items, -arm or -interval")
-    settings = _with_samples(data, kafka, from_folder)
-    report(json, run_repair, settings, since, without, without_interval, from_folder, dry_run, of)
+    settings = with_broker(of_loop(settings_of(data, kafka=kafka)))
+    report(json, run_repair, settings, since, without, without_interval, dry_run, of)
 
 
 @app.command
@@ -249,7 +243,6 @@ def bisect(
     of: int | None = None,
     data: Data = None,
     kafka: Kafka = None,
-    from_folder: _Folder = None,
     json: Json = False,
 ) -> None:
     """Find the stretch of samples that moved a figure, and what stands out in it. Writes nothing.
@@ -265,7 +258,7 @@ def bisect(
     """
     from commands.repair.repairrun import run_bisect
 
-    report(json, run_bisect, _with_samples(data, kafka, from_folder), since, figure, from_folder, of)
+    report(json, run_bisect, with_broker(of_loop(settings_of(data, kafka=kafka))), since, figure, of)
 
 
 def _listed(text: str | None) -> list[str]:
@@ -277,9 +270,3 @@ def _listed(text: str | None) -> list[str]:
         return path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(f"file '{text}' cannot be read ({error})", "name one with an id a line") from None
-
-
-def _with_samples(data: Path | None, kafka: str | None, from_folder: Path | None) -> Settings:
-    """Settings of a loop that has models, and of a broker that has its samples, unless a folder has them."""
-    settings = of_loop(settings_of(data, kafka=kafka))
-    return settings if from_folder is not None else with_broker(settings)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from rich.console import Console
 
@@ -17,7 +16,7 @@ from commands.repair.judge import FIGURES, SMALL
 from commands.repair.lineage import Lineage, check_one_model, end_of, lineage
 from commands.repair.without import Without, interval_of, moment, time_of
 from learner.network.dense import role_threads, threads
-from learner.role.sampletopic import SampleFolder, SampleTopic
+from learner.role.sampletopic import SampleTopic
 from learner.role.shadow_view import REPAIRED
 from learner.samples.batch_reader import Source, TopicMessage
 from learner.samples.formersamples import FormerSamples
@@ -45,7 +44,7 @@ class Scene:
         MillraceError: something of it is not there.
     """
 
-    def __init__(self, settings: Settings, since: str, from_folder: Path | None = None, of: int | None = None) -> None:
+    def __init__(self, settings: Settings, since: str, of: int | None = None) -> None:
         self.settings, self._of = settings, of
         self.store = ModelStore(settings.place("models"), writes=False)
         notes = self.store.snapshots()
@@ -55,9 +54,7 @@ class Scene:
         book = SchemaBook(settings.place(schemabook.PLACE), writes=False)
         self.schema = _schema_of(settings, book, end.schema_id)
         self._former = FormerSamples(self.schema, book)
-        self.source: Source = (
-            SampleFolder(from_folder) if from_folder else SampleTopic(settings, end.logs.get(SAMPLES, ""))
-        )
+        self.source: Source = SampleTopic(settings, end.logs.get(SAMPLES, ""))
 
     def line(self) -> Lineage:
         line = lineage(self.store, self.since_ms, self._of)
@@ -94,7 +91,6 @@ def run_repair(
     since: str,
     without: Without,
     interval: str | None = None,
-    from_folder: Path | None = None,
     dry_run: bool = False,
     of: int | None = None,
 ) -> Announcement | None:
@@ -108,7 +104,7 @@ def run_repair(
         MillraceError: it cannot be done; nothing was written then, and an earlier result remains.
     """
     say = _say()
-    scene = Scene(settings, since, from_folder, of)
+    scene = Scene(settings, since, of)
     if interval is not None:
         without = replace(without, interval=interval_of(interval, scene.newest_ms))
     with as_learner():
@@ -138,15 +134,13 @@ def _way(line: Lineage) -> str:
     return f"from {start} to {end}: {line.rows:,} rows"
 
 
-def run_bisect(
-    settings: Settings, since: str, figure: str = "auc", from_folder: Path | None = None, of: int | None = None
-) -> StretchSamples | None:
+def run_bisect(settings: Settings, since: str, figure: str = "auc", of: int | None = None) -> StretchSamples | None:
     """Finds the stretch of samples that moved a figure, and prints what stands out in it. Never writes. Raises
     MillraceError if it cannot be done."""
     if figure not in FIGURES:
         raise SettingError(f"there is no figure '{figure}'", f"choose one of {', '.join(FIGURES)}")
     say = _say()
-    scene = Scene(settings, since, from_folder, of)
+    scene = Scene(settings, since, of)
     with as_learner():
         begun = scene.begin()
         line = begun.line

@@ -95,15 +95,11 @@ def unsound_whole(model: Learning) -> GateRefusal | None:
     return refusal
 
 
-class UnsoundError(SnapshotError):
-    """A snapshot's part has something that is not finite, or out of bounds."""
-
-
 def sound_parts(store: ModelStore, note: Announcement) -> Iterator[tuple[Image, Mapping[str, Array]]]:
-    """The parts of a snapshot, each checked. Raises UnsoundError, or as :meth:`ModelStore.read_whole`."""
+    """The parts of a snapshot, each checked. Raises SnapshotError, or as :meth:`ModelStore.read_whole`."""
     for image, training in store.read_whole(note):
         of_model = {name: array for name, array in training.items() if not name.startswith(GATE)}
         refusal = unsound_part(image, of_model)
         if refusal is not None:
-            raise UnsoundError(f"snapshot {note.version} is not sound ({refusal})", "an older one is tried")
+            raise SnapshotError(f"snapshot {note.version} is not sound ({refusal})", "an older one is tried")
         yield image, of_model

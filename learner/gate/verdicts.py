@@ -29,13 +29,12 @@ CHECKS = {
 
 
 OF_MODEL, OF_PAGES, OF_SAMPLES = "model", "pages", "samples"
-KINDS = (OF_MODEL, OF_PAGES, OF_SAMPLES)
 """What checks judge: all that a model consists of, its scores of held-out pages, and samples with what is learnt of
 them. Each kind ends its own refusals: one of held-out pages is over when a snapshot has passed, not before."""
 
 
 def kind_of(check: str) -> str:
-    """Of :data:`KINDS`."""
+    """Which of the three judges so."""
     if check in ("finite", "bounds"):
         return OF_MODEL
     return OF_PAGES if check == "heldout" else OF_SAMPLES

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import structlog
 
-from learner.gate.checks import UnsoundError, sound_parts
+from learner.gate.checks import sound_parts
 from learner.gate.model_checks import unsound
 from learner.ranker.verbs import Learning
 from learner.training.decisionlog import DecisionLog, learn_again
@@ -128,7 +128,7 @@ class Restorer:
         for note in self.store.snapshots():
             if (self.base is not None and note.place == self.base.note.place) or note.place > self.origin:
                 continue
-            with contextlib.suppress(AbsentError, DamagedError, UnsoundError):
+            with contextlib.suppress(AbsentError, DamagedError, SnapshotError):
                 return note, self.snapshot(note)
         raise SnapshotError(
             f"no snapshot of '{self.store.url}' gives a sound model", "empty the store to begin with an untrained one"

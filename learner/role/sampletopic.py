@@ -1,24 +1,21 @@
 # shell
-"""Where samples lie that are read again: on the topic ``samples``, or, message by message, in a folder."""
+"""The topic ``samples``, from which samples are read again."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from kafka.errors import KafkaError
 
 from learner.samples.batch_reader import TopicMessage
-from millrace.basics.errors import BrokerError, SettingError, SnapshotError
+from millrace.basics.errors import BrokerError, SnapshotError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import SAMPLES
 from millrace.processes.kafka import REMEDY, first_offsets, make_reader, topic_ids, wait_for_broker
 
 _POLL_MS = 200
-_NAME = re.compile(r"(\d+)-(\d+)\.samples")
 
 
 class SampleTopic:
@@ -98,36 +95,3 @@ class _Polled:
 
     def close(self) -> None:
         self._reader.close()
-
-
-class SampleFolder:
-    """Messages of ``samples`` as files ``PARTITION-OFFSET.samples``, each with a message's value. Raises SettingError
-    if there is no such folder."""
-
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise SettingError(f"'{folder}' is no folder", "name one with files PARTITION-OFFSET.samples")
-        found = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
-        self._files = {(int(m[1]), int(m[2])): path for m, path in found if m}
-
-    def first(self) -> Mapping[int, int]:
-        found: dict[int, int] = {}
-        for partition, offset in self._files:
-            found[partition] = min(offset, found.get(partition, offset))
-        return found
-
-    def open(self, wanted: Mapping[int, range]) -> _Files:
-        files = sorted((at[1], at[0], path) for at, path in self._files.items() if at[1] in wanted.get(at[0], ()))
-        return _Files([(partition, offset, path) for offset, partition, path in files])
-
-
-class _Files:
-    def __init__(self, files: list[tuple[int, int, Path]]) -> None:
-        self._files = files[::-1]
-
-    def more(self, ahead: Collection[int]) -> Sequence[TopicMessage]:
-        found = [self._files.pop() for _ in range(min(64, len(self._files)))]
-        return [TopicMessage(partition, offset, path.read_bytes()) for partition, offset, path in found]
-
-    def close(self) -> None:
-        pass

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 
 from commands.cli.cli import app
-from commands.repair import bisection, halving
+from commands.repair import bisection, halving, repairrun
 from commands.repair.again import Repaired, begin, keep, repair
 from commands.repair.bisection import Bisection
 from commands.repair.judge import members_of, rows_until
@@ -33,7 +33,7 @@ from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.ranker.snapshot_slices import merge
 from learner.retrieval import retrieval
-from learner.role.sampletopic import SampleFolder, SampleTopic
+from learner.role.sampletopic import SampleTopic
 from learner.samples.batch_reader import BatchReader, Source, TopicMessage, rows_in
 from learner.tables import admission
 from learner.training.learner_versions import newest_valid
@@ -457,11 +457,9 @@ def test_held_out_rows_are_of_before_and_labelled_by_what_was_known_last() -> No
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The data folder of a loop that has ended, and its samples as files."""
+    """The data folder of a loop that has ended. Its samples lie on a topic in memory."""
     live = small_life(tmp_path / "data" / "models")
-    (tmp_path / "samples").mkdir()
-    for (partition, offset), raw in live.topic.messages.items():
-        (tmp_path / "samples" / f"{partition}-{offset}.samples").write_bytes(raw)
+    monkeypatch.setattr(repairrun, "SampleTopic", lambda settings, id: live.topic)
     SchemaBook(tmp_path / "data" / "schemas").enter(SCHEMA)  # the settings name another one: the shop's
     return tmp_path
 
@@ -471,7 +469,7 @@ def command(*words: str | Path) -> None:
 
 
 def test_the_command_keeps_a_result_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    where = ("--data", folder / "data", "--from-folder", folder / "samples")
+    where = ("--data", folder / "data", "--kafka", "127.0.0.1:1")
     store, users = ModelStore(folder / "data" / "models"), folder / "users.txt"
     since = store.snapshots()[-1]
     users.write_text("3\n4\n")
@@ -499,16 +497,16 @@ def test_a_line_of_its_own_end_is_read_with_that_ends_schema_and_log(folder: Pat
     )
     running = Settings(data=str(folder / "data"))
     with pytest.raises(SnapshotError, match="the model is of schema another"):
-        Scene(running, "1h", folder / "samples")
-    scene = Scene(running, "1h", folder / "samples", end.version)
+        Scene(running, "1h")
+    scene = Scene(running, "1h", end.version)
     assert scene.schema.id == SCHEMA.id
     assert scene.newest_ms == other.event_ms
     with pytest.raises(SnapshotError, match="no snapshot of version 999"):
-        Scene(running, "1h", folder / "samples", 999)
+        Scene(running, "1h", 999)
 
 
-def test_where_nothing_was_learnt_since_no_sample_is_read(folder: Path) -> None:
-    (folder / "none").mkdir()
+def test_where_nothing_was_learnt_since_no_sample_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repairrun, "SampleTopic", lambda settings, id: None)
     newest = ModelStore(folder / "data" / "models").latest()
     assert newest is not None
     with pytest.raises(SnapshotError, match=f"version {newest.version} is the newest: nothing was learnt since"):
@@ -519,8 +517,8 @@ def test_where_nothing_was_learnt_since_no_sample_is_read(folder: Path) -> None:
             time_of(newest.event_ms),
             "--data",
             folder / "data",
-            "--from-folder",
-            folder / "none",
+            "--kafka",
+            "127.0.0.1:1",
         )
 
 
@@ -543,21 +541,21 @@ def test_the_command_wants_something_to_leave_out_and_a_broker(folder: Path) -> 
 
 
 @pytest.mark.services
-def test_samples_are_read_from_the_topic_as_from_files(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    files = SampleFolder(folder / "samples")
+def test_samples_are_read_from_the_topic_as_they_were_sent(tmp_path_factory: pytest.TempPathFactory) -> None:
+    sent = small_life().topic
     wanted = {0: range(1, 3), 1: range(3)}
     with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as broker:
         running = Settings(kafka=broker.address, partitions=2)
         create_topics(running)
         producer = make_producer(running)
-        for message in all_of(files, {0: range(9), 1: range(9)}):
+        for message in all_of(sent, {0: range(9), 1: range(9)}):
             producer.send(SAMPLES, message.value, partition=message.partition)
         producer.flush()
         producer.close()
         topic = SampleTopic(running)
-        assert sorted(all_of(topic, wanted, ahead=(1,))) == sorted(all_of(files, wanted))
+        assert sorted(all_of(topic, wanted, ahead=(1,))) == sorted(all_of(sent, wanted))
         assert all_of(topic, {**wanted, 5: range(2)}) == all_of(topic, wanted)  # the topic has no such partition
-        assert topic.first() == files.first() == {0: 0, 1: 0}
+        assert topic.first() == sent.first() == {0: 0, 1: 0}
         with pytest.raises(SnapshotError, match="another log"):
             SampleTopic(running, "4fe2")
 
