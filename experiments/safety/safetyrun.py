@@ -142,8 +142,7 @@ class Life:
 
         found: FoundSnapshot | None = newest_valid(self.store, schema.id, {}, build)
         model = model_of(schema, {}, 0) if found is None else found.model
-        repeats = Repeats(keep_ms_of(settings))
-        trainer = self.trainer = Trainer(model, Progressive(ROLLING_ROWS), repeats, BATCH_ROWS)
+        trainer = self.trainer = Trainer(model, Progressive(ROLLING_ROWS), Repeats(keep_ms_of(settings)), BATCH_ROWS)
         if found is not None:
             trainer.resume(found.training, found.note.extra.get("counts", {}))
         self.versions = Versions(model, epoch=1, version=self.store.highest().number)
