@@ -373,18 +373,26 @@ def _see(plan: InputScale, values: Array, column: Any, out: Array) -> None:
 
 
 @compiled(error_model="numpy")
+def _feed_each(plan: InputScale, values: Array, column: int, n: int, own: Array, same: Array) -> None:
+    """Model inputs for the first n rows of ``values``, the numbers from ``column`` on."""
+    width = values.shape[1]
+    seen = np.empty(width, np.float32)
+    for i in range(n):
+        _see(plan, values[i], column, seen)
+        for v in range(width):
+            at = plan.place[column + v]
+            if at >= 0:
+                own[i, at] = seen[v]
+            elif i == 0:
+                same[-1 - at] = seen[v]
+
+
+@compiled(error_model="numpy")
 def feed(form: Form, plan: InputScale, room: Room, n: int, own: Array, same: Array) -> None:
     """Model inputs for the n rows of the last :func:`make`: ``own`` (>= n, V) and, for all of them, ``same`` (S,)."""
     keys, size, plains = len(form.kind), room.raw.shape[1], room.plain.shape[1]
-    seen = np.empty(plains, np.float32)
-    for i in range(n):
-        _see(plan, room.plain[i], 0, seen)
-        for p in range(plains):
-            at = plan.place[p]
-            if at >= 0:
-                own[i, at] = seen[p]
-            elif i == 0:
-                same[-1 - at] = seen[p]
+    _feed_each(plan, room.plain, 0, n, own, same)
+    _feed_each(plan, room.among, plains + keys * size, n, own, same)
     for k in range(keys if n > 0 else 0):
         first = plains + k * size
         at = plan.place[first]
@@ -400,11 +408,6 @@ def feed(form: Form, plan: InputScale, room: Room, n: int, own: Array, same: Arr
                 block = room.where[k, i]
                 for e in range(size):
                     own[i, at + e] = room.fed[block, e]
-    among = plains + keys * size
-    for c in range(room.among.shape[1]):
-        at = plan.place[among + c]
-        for i in range(n if at >= 0 else min(n, 1)):
-            _see(plan, room.among[i, c : c + 1], among + c, own[i, at : at + 1] if at >= 0 else same[-1 - at : -at])
 
 
 @compiled(error_model="numpy")
