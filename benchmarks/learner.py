@@ -3,9 +3,9 @@
 
 One data set for all: 30 categorical fields, 100,000 rows, ids drawn by popularity, networks of 3 x 256, dim 16, batch
 4,096. Contestants take turns; a first turn warms up. Rates are medians, ratios are medians of the ratios within a turn.
-All figures are of *one thread, by CPU time*. Matrix products of "wide_deep" are bfloat16 where the processor has it. The
-peer has its own training, no regularisation and the fused Adam. *pages* has 20 exposures a page, a tenth clicked, with
-a loss within pages in one pass, and on pages that are sent again.
+All figures are of *one thread, by CPU time*. Matrix products of "wide_deep" are bfloat16 where the processor has it.
+The peer has its own training, no regularisation and the fused Adam. *pages* has 20 exposures a page, a tenth clicked,
+with a loss within pages in one pass, and on pages that are sent again.
 """
 
 from __future__ import annotations
