@@ -53,6 +53,22 @@ columns = ["user_id", "item_id"]
 parent = ["item_id"]
 """
 
+LAST = """
+[[fields]]
+name = "last_clicks"
+of = "user"
+slots = 16
+[[fields]]
+name = "last_clicks_age"
+of = "user"
+slots = 16
+[[fields]]
+name = "last_purchases"
+of = "user"
+slots = 3
+"""
+"""What a user did last; of FIELDS, which count clicks and purchases."""
+
 
 class Chance:
     """A model that scores anything alike."""

@@ -18,13 +18,14 @@ import pytest
 from commands.history import command, into
 from commands.history.attempt import attempt, check_empty
 from commands.history.command import past_windows
-from commands.history.fill import RecentRows, cut_ms, fill
-from commands.history.into import Left, check_schema
+from commands.history.fill import RecentRows, _Filling, cut_ms, fill
+from commands.history.into import Left, _Pupil, check_schema
 from commands.history.into import leave as leave_in
 from commands.history.logevents import LogEvents
 from commands.history.people import items_of, users_of
 from commands.replay.logfeatures import LogRows
 from commands.replay.reading import reading
+from commands.replay.stretches import Stretches
 from commands.up.uprun import UpOptions, up
 from learner.evaluation.progressive import Progressive
 from learner.network.dense import threads
@@ -38,6 +39,7 @@ from millrace.basics.store import Store
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Click, Exposure, Item, User, key_of, to_json
 from millrace.contracts.online_layout import PROFILE, RECENT, pack_profile, window_field
+from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, ITEMS, USERS
@@ -69,6 +71,7 @@ from simulator.daylog import write_days
 from stream.partition.partition import InputMessage, Partition, Policy
 from stream.worker import stream_worker
 from tests.scenes.history_loop import LiveLoop, Pages, from_store, later, live
+from tests.scenes.parity_shop import LAST
 
 SCHEMA = shop_schema()
 PARTITIONS = 3
@@ -178,6 +181,29 @@ def test_partitions_filled_in_bulk_are_those_that_took_every_message(days: list[
         assert set(gone) <= set(known)
         assert all(until_ms > watermark for _, until_ms, _ in gone)
         assert one == other
+
+
+def test_the_last_pages_of_a_log_have_what_their_users_did_last(days: list[Path]) -> None:
+    """As the replay has scored them: a later click on such a page is learnt with the same features."""
+    text = resources.files("millrace.contracts").joinpath("shop.toml").read_text(encoding="utf-8")
+    schema = parse_schema(text.replace("\n[windows]\n", f"{LAST}\n[windows]\n", 1))
+    log, policy = read_log(days[0], schema), Policy.of(Settings())
+    rows = LogRows(log, schema)
+    events = LogEvents(log, schema, rows, policy.life_ms)
+    first = rows.n // 2
+    cat, num = Stretches(log, schema).of(np.arange(rows.n))
+    pupil = _Pupil(schema, Settings(), first, rows.n)
+    pupil.scored(np.arange(rows.n), cat, num, np.zeros(rows.n, np.float32))
+    recent = RecentRows(first, pupil.num, pupil.last, np.zeros(rows.n - first, np.float32))
+    filling = _Filling(events, rows, schema, policy, PARTITIONS, recent)
+    later_pages = int(np.searchsorted(events.page_ms, rows.ts_ms[first], side="right"))
+    compared = 0
+    for page, (_, messages) in filling._page_logs(slice(later_pages, events.pages)).items():
+        own = events.order[events.starts[page] : events.starts[page + 1]]
+        logged = decode_page_log(messages[0].raw)
+        assert bytes(logged.cat) == cat[own].astype("<i8").tobytes()
+        compared += np.count_nonzero(cat[own][:, schema.layout.last_columns])
+    assert compared > 1000
 
 
 def test_a_partition_goes_on_from_its_past_as_one_that_lived_it(yesterday: LogTable) -> None:

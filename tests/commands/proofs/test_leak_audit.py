@@ -24,6 +24,7 @@ from millrace.basics.errors import LeakError
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import TS, Bounds, LogTable, exposures, log_joins, read_log
 from millrace.windows.features import FeatureBuilder
+from millrace.windows.lastactions import Acted
 from tests.scenes.exploring import examples
 
 MINUTE, HOUR = 60_000, 3_600_000
@@ -155,6 +156,45 @@ def test_a_window_that_counts_too_early_is_named(tmp_path: Path, monkeypatch: py
     assert any(name.endswith((".click.1d", ".click.7d")) for name in names(found))
     assert not any(".exposure." in name for name in names(found))
     assert not names(found) & {"price", "kind", "user_id", "label"}
+
+
+LAST = """
+[[fields]]
+name = "last_clicks"
+of = "user"
+slots = 4
+[[fields]]
+name = "last_clicks_age"
+of = "user"
+slots = 4
+[windows]
+"""
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_last_clicks_that_a_page_could_not_know_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timed: bool
+) -> None:
+    """Without the leak there is none; with it a page sees the clicks of the next two hours."""
+    schema = parse_schema(TEXT.replace("[windows]\n", LAST) + (TIMED if timed else ""))
+    log = log_of(tmp_path, schema=schema)
+    assert audited(log, schema).leaks == []
+    before = Acted.before
+
+    def ahead(self: Acted, user: Any, ts_ms: Any) -> Any:
+        items, ms = before(self, user, ts_ms + 2 * HOUR)
+        return items, ms - 2 * HOUR
+
+    monkeypatch.setattr(Acted, "before", ahead)
+    assert (
+        {"last_clicks", "last_clicks_age"}
+        <= names(audited(log, schema))
+        <= {
+            "last_clicks",
+            "last_clicks_age",
+            "prediction",
+        }
+    )
 
 
 def test_a_column_computed_over_the_whole_log_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

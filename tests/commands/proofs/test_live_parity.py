@@ -32,10 +32,10 @@ from stream.archive.archive_rows import Archive, TopicRecord
 from stream.archive.forget import forget
 from stream.archive.logged import arrays
 from stream.archive.schemafile import schema_text
-from tests.scenes.parity_shop import FIELDS, Shop
+from tests.scenes.parity_shop import FIELDS, LAST, Shop
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, T0, event
 
-SCHEMA = parse_schema(FIELDS)
+SCHEMA = parse_schema(FIELDS + LAST)
 COMPARED = parse_schema(
     FIELDS
     + '[[among]]\nnumber = "item_id.click_rate.7d"\n[[among]]\nnumber = "price"\n'

@@ -38,7 +38,7 @@ from stream.worker.shop_lists import ShopLists
 from stream.worker.stream_warmup import warm_up as warm_stream
 from tests.scenes.arrivals import NOW, arrivals
 from tests.scenes.exploring import examples
-from tests.scenes.parity_shop import FIELDS, Shop
+from tests.scenes.parity_shop import FIELDS, LAST, Shop
 from tests.scenes.reference_partition import ReferencePartition
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, T0, Log, action, exposure, hashed, keys_of, resumed, rows
 
@@ -53,20 +53,6 @@ attribution_minutes = 30
 """
 DAYS = "days = [1, 7, 30]\nhalf_lives = [0.5, 7]\n"
 SHORT = 'lengths = ["15min", "1h", "6h", "1d", "7d"]\nhalf_lives = ["30min", 7]\n'
-LAST = """
-[[fields]]
-name = "last_clicks"
-of = "user"
-slots = 16
-[[fields]]
-name = "last_clicks_age"
-of = "user"
-slots = 16
-[[fields]]
-name = "last_purchases"
-of = "user"
-slots = 3
-"""
 SCHEMA = parse_schema(FIELDS + LOG)
 SCHEMAS = {
     "days": SCHEMA,
