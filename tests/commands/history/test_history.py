@@ -202,7 +202,7 @@ def test_the_last_pages_of_a_log_have_what_their_users_did_last(days: list[Path]
         own = events.order[events.starts[page] : events.starts[page + 1]]
         logged = decode_page_log(messages[0].raw)
         assert bytes(logged.cat) == cat[own].astype("<i8").tobytes()
-        compared += np.count_nonzero(cat[own][:, schema.layout.last_columns])
+        compared += int(np.count_nonzero(cat[own][:, schema.layout.last_columns]))
     assert compared > 1000
 
 

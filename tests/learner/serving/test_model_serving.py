@@ -38,6 +38,7 @@ from learner.serving import overlaykernels
 from learner.serving.frame import Arrays
 from learner.serving.serving_model import ServingModel
 from learner.serving.staging import ModelWriter
+from learner.tables import attention
 from millrace.basics.errors import SnapshotError
 from millrace.basics.ranking_metrics import auc
 from millrace.contracts.samples import SampleBatch
@@ -448,30 +449,31 @@ def chosen(arithmetic: Arithmetic, _: ModelWriter) -> Arithmetic:
 
 def compiled() -> dict[str, int]:
     found = {}
-    for module in (elementwise, bfloat16, overlaykernels):
+    for module in (attention, elementwise, bfloat16, overlaykernels):
         for name, kernel in vars(module).items():
             if hasattr(kernel, "signatures"):
                 found[f"{module.__name__}.{name}"] = len(kernel.signatures)
     return found
 
 
-def test_after_a_warm_up_serving_compiles_nothing_more() -> None:
-    warm_serving(SCHEMA)
+@pytest.mark.parametrize("schema", [SCHEMA, ATTENDED], ids=["plain", "attended"])
+def test_after_a_warm_up_serving_compiles_nothing_more(schema: Schema) -> None:
+    warm_serving(schema)
     before = compiled()
     assert sum(before.values())
     for kind, arithmetic in product(("wide_resnet", "wide_deep"), ARITHMETICS):
-        model = OnlineModel(SCHEMA, {"model": kind}, 0)
-        model.learn(make_samples(64, 0))
+        model = OnlineModel(schema, {"model": kind}, 0)
+        model.learn(make_samples(64, 0, schema))
         image = Image.of_tensors(model.changes().tensors())
-        writer = ModelWriter.of(SCHEMA, model.spec, image, choose=partial(chosen, arithmetic))
-        reader = ServingModel.attach(SCHEMA, model.spec, writer.base())
+        writer = ModelWriter.of(schema, model.spec, image, choose=partial(chosen, arithmetic))
+        reader = ServingModel.attach(schema, model.spec, writer.base())
         for seed in range(1, 5):
-            model.learn(make_samples(900, seed, users=3000, items=3000))
+            model.learn(make_samples(900, seed, schema, users=3000, items=3000))
             change = Image.of_tensors(model.changes().tensors())
             for rows in change.tables.values():
                 rows.removed = np.array([5, 6])
             reader = reader.followed(writer.stage(change))
-            batch = make_samples(70, 9)
+            batch = make_samples(70, 9, schema)
             reader.score(batch.cat, batch.num)
             reader.score_filled(batch.cat, filled(reader, batch.num))
             while writer.fold(50):
