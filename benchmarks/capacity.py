@@ -2,9 +2,8 @@
 """What a million page views take: processor time, memory, disk and bytes in Kafka, by role and by topic.
 
 Processor time, files and counters of ``millrace up`` are read twice, some minutes apart; what was added is divided by
-the pages. Shoppers of the simulated shop make the traffic: pages of 20 items, of which the first ones are seen, and
-clicks. Their clock runs :data:`SPEED` times as fast as the wall's, so that few make much traffic. They send events to
-Kafka themselves, so the intake idles here: ``millrace dev bench intake`` measures what an event costs it.
+the pages. Shoppers of the simulated shop make the traffic, :data:`SPEED` times as fast as the wall's clock. They send
+events to Kafka themselves, so the intake idles here: ``millrace dev bench intake`` measures what an event costs it.
 
 Figures: ``cpu ROLE`` in core-seconds per million pages, ``memory ROLE`` at the end, ``kafka TOPIC``, ``disk archive``
 in MiB per million pages; topics that grow by the hour in MiB an hour. Compiling and filling are over before the first

@@ -31,8 +31,7 @@ from typing import NamedTuple
 
 from benchmarks.tools.bench_figures import Figure, Say, figure
 from benchmarks.tools.bench_running import RunningRole
-from benchmarks.tools.latency import latencies_ms, percentile
-from benchmarks.tools.openloop import Asking, Outcome, Plan, event_ids
+from benchmarks.tools.openloop import Asking, Outcome, Plan, event_ids, latencies_ms, percentile
 from millrace.contracts.events import decode_event
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS
@@ -71,9 +70,7 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
         settings = Settings(kafka=broker.address, data=folder, intake_port=free_port(), metrics_port=0)
         create_topics(settings)
         intake = stack.enter_context(RunningRole("intake", settings, settings.intake_port, out, core=own))
-        Asking(
-            _plan(settings, 20, size.rate, 2.0, 99), others
-        ).outcome()  # the first requests find nothing in any cache
+        Asking(_plan(settings, 20, size.rate, 2.0, 99), others).outcome()  # the first find nothing in any cache
         for events in size.sizes:
             plan = _plan(settings, events, size.rate, size.seconds, events)
             used, began = intake.cpu_s()[0], time.monotonic()

@@ -1,15 +1,13 @@
 # shell
 """A shop at real speed: is what the page shows true, and is what it learns of use?
 
-``millrace demo`` runs as its own process for 15 minutes with a clock that runs as fast as the wall's, an untrained
-model, every label as late as it is in a shop (five minutes and the disorder), and shoppers enough for some 20 exposures
-a second on a working day at nine. No flag or setting differs from the defaults otherwise. From its report:
+``millrace demo`` runs for 15 minutes with the wall's clock, an untrained model, labels as late as in a shop, and
+shoppers for some 20 exposures a second on a working day at nine. All else is as by default. From its report:
 
 - ``metric_gap``: the AUC that the page showed last against the AUC recomputed from the topics, of the same exposures.
 - ``calibration``: clicks predicted over clicks seen, of the scores that the model's pages were served with after the
-  first five minutes, against settled labels. The last six minutes of the traffic are not settled when it ends.
-  ``calibration_truth`` divides by the true click probabilities of the same exposures instead, which leaves out chance;
-  ``calibration_twin`` is that of a twin that had every label at once: what is left there is no matter of labels.
+  first five minutes, against settled labels. ``calibration_truth`` divides by the true click probabilities, which
+  leaves out chance; ``calibration_twin`` is that of a twin that had every label at once.
 - ``twin_auc`` beside ``served_auc``: the same for the AUC, over all settled exposures of model pages.
 - ``ctr_ratio``: clicks per exposure of model pages over that of random pages, in the last five minutes of traffic.
 """

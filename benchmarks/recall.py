@@ -1,4 +1,4 @@
-# core
+# shell
 """``millrace dev bench recall``: what recall finds, against the most clicked items, on one state.
 
 ::
@@ -8,10 +8,9 @@
       the eighth day, hour by hour: 1,000 candidates before each user's first page, by either way, on one state
         ──► share of what the user clicks on that day; share of the 100 living items that the user likes best
 
-Known users clicked in the history; new ones are held out of it. Users without a click on the day are not asked for:
-the first share does not exist for them. Candidates are found before the day's first page, so what was clicked on that
-day was clicked later. Pages of the log were made by neither way, so their clicks favour neither. Items that are born
-after the page are out of reach for both. The seed is 7, which nothing was tuned on.
+Known users clicked in the history; new ones are held out of it. Users without a click on the day are not asked for.
+Candidates are found before the day's first page, so what was clicked on that day was clicked later. Pages of the log
+were made by neither way, so their clicks favour neither. The seed is 7, which nothing was tuned on.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from benchmarks.tools.bench_figures import Figure, Say, figure
 from experiments.recall.recallloop import Pupil, learn_days
 from experiments.recall.recallshop import RecallShop, params_of
+from experiments.runs import paired_ratio
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from millrace.basics.durations import DAY_MS
@@ -102,20 +102,10 @@ def build(size: Size, say: Say) -> tuple[RecallShop, Pupil, NDArray[np.bool_], N
 
 
 def measure(
-    shop: RecallShop,
-    pupil: Pupil,
-    size: Size,
-    held_out: NDArray[np.bool_],
-    known: NDArray[np.bool_],
-    say: Say,
+    shop: RecallShop, pupil: Pupil, size: Size, held_out: NDArray[np.bool_], known: NDArray[np.bool_], say: Say
 ) -> Found:
-    """Recalls for the first page of each user of the day after the history.
-
-    Args:
-        shop: as it is when the day begins; it lives through the day.
-        pupil: what makes its vectors; it learns nothing on the day.
-        held_out, known: (N,) by shopper.
-    """
+    """Recalls for the first page of each user of the day after the history, through which ``shop`` lives. ``pupil``
+    makes its vectors and learns nothing. ``held_out``, ``known``: (N,) by shopper."""
     number = FIRST_DAY + size.days
     day, table = shop.world.day(number), day_table(shop.world, number)
     user, ts_ms, item = table["user_id"].to_numpy() - 1, table["ts_ms"].to_numpy(), table["item_id"].to_numpy()
@@ -158,29 +148,13 @@ def best_items(day: Day, user: int, ts_ms: int, most: int = BEST) -> I64:
 def share_figures(found: Found, size: Size, say: Say) -> list[Figure]:
     """Shares of clicked items and of the oracle's best, for known and new users, against the most clicked items."""
     figures: list[Figure] = []
-    rng = np.random.default_rng(size.seed)
     for what, shares in (("clicked", found.clicked), ("oracle", found.best)):
         for group, rows in (("known", ~found.new), ("new", found.new)):
             value, other = shares[rows].T
-            ratio, low, high = paired_ratio(value, other, rng)
+            ratio, low, high = paired_ratio(value, other, RESAMPLES, size.seed)
             name, mean = f"{what}_recall_{group}", float(value.mean()) if len(value) else float("nan")
             one = figure(name, mean, f"of {len(value)} users", "the most clicked items", ratio)
             one["ratio_low"] = low
             figures.append(one)
             say(f"{name}: {mean:.4f}, {ratio:.2f} times the most clicked items ({low:.2f} to {high:.2f})")
     return figures
-
-
-def paired_ratio(value: F64, other: F64, rng: np.random.Generator) -> tuple[float, float, float]:
-    """The ratio of two means over the same users (n,), with its bootstrap interval: users are drawn with replacement,
-    each with both figures (Efron and Tibshirani 1993, chapter 13). NaN without users, or where ``other`` is 0."""
-    n = len(value)
-    if not n or other.sum() == 0:
-        return float("nan"), float("nan"), float("nan")
-    ratios = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        drawn = rng.integers(0, n, n)
-        below = other[drawn].sum()
-        ratios[i] = value[drawn].sum() / below if below else np.inf
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    return float(value.sum() / other.sum()), float(low), float(high)

@@ -26,10 +26,8 @@ BENCHMARKS = (
 
 
 def bench(name: str, out: Path, short: bool = False, say: Say = print) -> list[Figure]:
-    """Runs the benchmark ``name``, writes ``out/report.json`` and ``out/run.json``, and returns the figures.
-
-    A benchmark of several parts yields its figures, and each is written as soon as it was measured: if a later part
-    fails, ``report.json`` has those before it, and there is no ``run.json``.
+    """Runs the benchmark ``name``, writes ``out/report.json`` and ``out/run.json``, and returns the figures. Each is
+    written as soon as it was measured; ``run.json`` follows when none has failed.
 
     With ``short`` it is small and soon over: that shows that it runs, and its figures say nothing. Raises SettingError:
     there is no such benchmark; BenchError: it cannot run here.

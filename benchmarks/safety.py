@@ -7,10 +7,9 @@
 *false_refusals*
     Of what is clean, in 30 days of a world with a row a second.
 *gate_cost_rows*
-    Share of the learner's rows a second that the gate takes. Two learners, one of them with a gate, take turns on the
-    same messages at full speed, with deltas and micro-batches as often as a live one has them at that speed. CPU time
-    of one thread; the median over turns of ``1 - rate with / rate without``, and by how much longer a snapshot takes
-    that is judged, over the seconds between two.
+    Share of the learner's rows a second that the gate takes. Two learners, one with a gate, take turns on the same
+    messages at full speed. CPU time of one thread; the median over turns of ``1 - rate with / rate without``, and by
+    how much longer a snapshot takes that is judged, over the seconds between two.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ SHORT = Size(Plan(rates=(1,), short=True), users=400, warm_turns=1, turns=1)
 def run(out: Path, say: Say, size: Size = SIZE) -> list[Figure]:
     """The figures, as in the module's text."""
     plan = size.plan
-    report = make_report(run_calls([*plan.calls()], lambda row: say(_line(row)), workers=2, progress=False))
+    report = make_report(run_calls([*plan.calls()], lambda row: say(str(row)), workers=2, progress=False))
     say(report["verdict"])
     with tempfile.TemporaryDirectory(dir=out, prefix="cost-") as name, threads(1):
         return [*figures(report), gate_cost(Path(name), size, say)]
@@ -75,12 +74,6 @@ def figures(report: Mapping[str, Any]) -> list[Figure]:
         out.append(figure(f"{name}_auc_loss {row['poison']}", lost, "AUC", _NO_GATE, ratio))
     out += [figure(f"false_refusals {row['world']}", row["in_30_days"], "in 30 days") for row in report["clean"]]
     return out
-
-
-def _line(row: dict[str, object]) -> str:
-    """What a run's row says, in a line."""
-    shown = ("name", "auc_loss", "auc_loss_without_gate", "not_finite", "days", "refused")
-    return f"{row['kind']}: " + ", ".join(f"{name} {row[name]}" for name in shown if name in row)
 
 
 def gate_cost(folder: Path, size: Size, say: Say) -> Figure:

@@ -26,9 +26,8 @@ import numpy as np
 from benchmarks.parts.pagestages import ONNX, OnnxForward, page_stages
 from benchmarks.tools.bench_figures import Figure, Say, figure
 from benchmarks.tools.bench_running import RunningRole
-from benchmarks.tools.latency import Ms, chunks, cost_ms, latencies_ms, percentile
-from benchmarks.tools.madeloop import MadeLoop, made_loop
-from benchmarks.tools.openloop import Asking, Outcome, Plan
+from benchmarks.tools.modelwire import MadeLoop, made_loop
+from benchmarks.tools.openloop import Asking, Ms, Outcome, Plan, chunks, cost_ms, latencies_ms, percentile
 from benchmarks.tools.pagewire import PageLogCheck, steadily
 from learner.role.learnloop import PACE
 

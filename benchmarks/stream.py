@@ -1,21 +1,22 @@
 # shell
-"""The stream's core: exposures a second, keys, memory; and a worker on Kafka (:mod:`benchmarks.parts.streamworker`).
+"""The stream's core: exposures a second, keys, memory; and a worker on Kafka, with a broker and a Redis of its own.
 
-One traffic for all (:mod:`benchmarks.tools.traffic`): the simulated shop's schema with its four window keys, six
-windows and five actions. ``core`` takes 10,000 pages of a day, some five hundred an hour, as the default shop has, on
-top of a week that has been counted already: an empty store would make counting and reading look cheaper than they are,
-a month of the same pages would meet keys that nobody has touched for days. It does for each exposure everything that
-the loop does: decode exposures, page logs and clicks, join them, count exposure and clicks under four keys, write the
-sample with its features, pack what changed for the readers; and, as replay does, in chunks of its size, read the
-point-in-time counts of all windows of all keys. ``core_cpu`` is the same passes in processor time, for machines that
-are shared: two commits are compared by their ``core_cpu`` in turns. The best of a few passes counts.
+One traffic for all (:mod:`benchmarks.tools.traffic`). ``core`` takes 10,000 pages of a day, some five hundred an hour,
+on top of a week that has been counted already: an empty store would make counting and reading look cheaper than they
+are. For each exposure it does all that the loop does: decode exposures, page logs and clicks, join them, count under
+four keys, write the sample with its features, pack what changed for the readers; and, as replay does, in chunks of its
+size, read the point-in-time counts of all windows of all keys. ``core_cpu`` is the same in processor time: two commits
+are compared by it in turns. The best of a few passes counts. The pages of ``kafka_worker`` are there before it starts;
+it is of what the worker takes between 10% and 90% of them.
 """
 
 from __future__ import annotations
 
 import gc
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,14 +24,21 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.parts import streamworker
 from benchmarks.tools.bench_figures import Figure, Say, figure
-from benchmarks.tools.traffic import CORE_HOURS, HISTORY_DAYS, HOUR, ITEMS, T0, USERS, history, make
+from benchmarks.tools.bench_running import RunningRole
+from benchmarks.tools.traffic import CORE_HOURS, HISTORY_DAYS, HOUR, ITEMS, PAGE, T0, USERS, Stream, history, make
+from commands.loop.monitor import RoleMetrics, fetch
+from millrace.basics.errors import ServiceError
 from millrace.basics.hashing import column_hash
+from millrace.contracts.clock import EventClock
 from millrace.contracts.page_logs import decode_page_log, page_log_bytes
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import PAGE_LOGS
+from millrace.processes.kafka import create_topics, make_producer
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
+from millrace.processes.spawn import tail
+from millrace.processes.wall import wall_ms
 from millrace.windows.tiles import TileStore
 from stream.join.join import InputMessage
 from stream.partition.partition import Partition, Policy
@@ -39,6 +47,7 @@ from stream.worker.turn import PUBLISH_SECONDS
 
 CHUNK = 8_192  # rows at a time in which replay reads the windows
 TAKE = 500  # messages at a time, as the worker does
+PATIENCE_S = 180.0  # for a worker to take all pages
 
 
 class Size(NamedTuple):
@@ -182,9 +191,61 @@ def bytes_per_key(say: Say, size: Size) -> list[Figure]:
     return [figure("bytes_per_key", store.nbytes / len(store), "bytes")]
 
 
+def worker(say: Say, pages: int, rounds: int) -> list[Figure]:
+    """``kafka_worker``: the median of exposures/s over the rounds. Raises ServiceError where broker, Redis or worker
+    did not start, or it did not take all pages in time."""
+    stream = make(shop_schema(), pages, USERS, ITEMS, CORE_HOURS, seed=1)
+    rates = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(prefix="millrace-worker-") as folder:
+            rates.append(_rate(Path(folder), stream, pages))
+        say(f"kafka_worker: {rates[-1]:,.0f} exposures/s")
+    return [figure("kafka_worker", float(np.median(rates)), "exposures/s")]
+
+
+def _rate(folder: Path, stream: Stream, pages: int) -> float:
+    with EmbeddedBroker(folder / "broker") as broker, EmbeddedRedis(folder / "redis") as store:
+        settings = Settings(
+            kafka=broker.address,
+            redis=store.address,
+            data=str(folder / "data"),
+            partitions=1,
+            clock=EventClock(wall_ms(), T0 + round(CORE_HOURS * HOUR)).encode(),
+            metrics_port=free_port(),
+        )
+        create_topics(settings)
+        with closing(make_producer(settings)) as producer:
+            for message in stream.messages:
+                producer.send(message.topic, message.raw, partition=0)
+            producer.flush()
+        with RunningRole("stream", settings, settings.metrics_port or 0, folder, "/metrics") as role:
+            # The last look at which there was nothing, then each that found more.
+            seen, deadline = [(time.monotonic(), 0.0)], time.monotonic() + PATIENCE_S
+            while seen[-1][1] < pages:
+                if time.monotonic() > deadline:
+                    what = f"the worker took {seen[-1][1]:.0f} of {pages} pages ({tail(role.log_path)})"
+                    raise ServiceError(what, f"see {role.log_path}")
+                time.sleep(0.1)
+                done = _pages_done(settings.metrics_port or 0)
+                if done > seen[-1][1]:
+                    seen.append((time.monotonic(), done))
+                elif len(seen) == 1:
+                    seen = [(time.monotonic(), 0.0)]
+            times, marks = zip(*seen, strict=True)
+            took = float(np.interp(0.9 * pages, marks, times) - np.interp(0.1 * pages, marks, times))
+            return 0.8 * pages * PAGE / took
+
+
+def _pages_done(port: int) -> float:
+    role = RoleMetrics()
+    with suppress(OSError):
+        role.update(fetch(f"http://127.0.0.1:{port}/metrics", 5.0))
+    return role.total("millrace_events_total", type="exposure")
+
+
 def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:
     """All figures of the core, then that of a worker on Kafka; each part's when it is done."""
     size = size or Size()
     for part in (core, key_scaling, bytes_per_key):
         yield from part(say, size)
-    yield from streamworker.worker(say, size.worker_pages, size.rounds)
+    yield from worker(say, size.worker_pages, size.rounds)

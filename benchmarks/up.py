@@ -137,23 +137,17 @@ async def _first_life(loop: Started, taste: Taste, size: Size, say: Say) -> tupl
     async with AsyncMillrace(where["intake"], where["scorer"]) as shop:
         await opened(shop, taste)
         say(f"{size.items:,} items and {size.visitors:,} users are there; visitors come for {size.seconds:g} s")
-        began, probes, ending = time.monotonic(), [], asyncio.Event()
-        visitors = Visitors(shop, taste, PAGES_PER_S, SEED)
-        visiting = asyncio.create_task(visitors.come(ending))
-        try:
-            while True:
+        began, probes, ending = time.monotonic(), list[Probe](), asyncio.Event()
+        visitors, left = Visitors(shop, taste, PAGES_PER_S, SEED), size.seconds
+        async with asyncio.TaskGroup() as group:
+            group.create_task(visitors.come(ending))
+            while not probes or left > 0:
+                await asyncio.sleep(min(size.probe_seconds, left) if probes else 0)
                 second = time.monotonic() - began
                 probes.append(await _probe(shop, taste, size.probed, second))
                 say(_said(f"{second:4.0f} s", probes[-1]))
                 left = size.seconds - (time.monotonic() - began)
-                if left <= 0 or visiting.done():
-                    break
-                await asyncio.wait({visiting}, timeout=min(size.probe_seconds, left))
-        finally:
             ending.set()
-        await asyncio.wait({visiting})
-        if visiting.exception() is not None:
-            raise BenchError("the visitors ended early", "see the error above") from visiting.exception()
         if visitors.unanswered:
             raise BenchError(f"{visitors.unanswered} pages did not come", "see the scorer's log")
         return probes, visitors.clicks

@@ -22,7 +22,6 @@ means over their runs: Student's t; for gap and ratio a bootstrap that draws wor
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -39,8 +38,7 @@ from commands.offline.intervals import interval, rounded
 from commands.replay.known import KnownSamples, LabelSettings, ReplayModel, learn_through
 from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.stretches import Stretches
-from experiments.experiment_verdicts import of_labels
-from experiments.runs import Row, run_calls, runs_file, write_experiment
+from experiments.runs import Row, of_labels, paired_ratio, run_experiment
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from learner.training.trainer import BATCH_MS, BATCH_ROWS
@@ -50,7 +48,7 @@ from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, policy_named
 from millrace.logs import TS, LogTable, read_log
-from millrace.reports import interval_plot
+from millrace.reports import Plot, interval_plot
 from simulator.daylog import write_traffic
 
 WORLDS = (3, 7, 11, 19, 23)
@@ -179,20 +177,26 @@ def experiment_labels(
     for name in policies:
         policy_named(name)
     if len(worlds) < 2 or not rates or seeds < 1:
-        raise SettingError(
-            f"{len(worlds)} worlds, {len(rates)} rates and {seeds} seeds give no interval", "ask for two worlds or more"
-        )
+        how_many = f"{len(worlds)} worlds, {len(rates)} rates and {seeds} seeds"
+        raise SettingError(f"{how_many} give no interval", "ask for two worlds or more")
     if rows < 16 or history_rows < 1:
         raise SettingError(f"{rows} rows after a history of {history_rows}", "ask for at least 16 after at least 1")
     for some, what in ((worlds, "worlds"), (rates, "rates"), (policies, "policies")):
         if len(set(some)) < len(some):
             raise SettingError(f"{what} {', '.join(map(str, some))}", "name each once")
-    began_s = time.monotonic()
     names = tuple(policies or REGISTRY)
     own = ((BOUND, *names), seeds, rows, history_rows, dict(spec or {}))
-    with runs_file(out) as keep:
-        runs = run_calls([(_run, (*pair, *own)) for pair in product(worlds, rates)], keep, workers, progress)
-    report = make_report(runs, names, Settings().label_policy)
+    calls = [(_run, (*pair, *own)) for pair in product(worlds, rates)]
+    how: dict[str, Any] = {"worlds": worlds, "seeds": seeds, "rows": rows, "spec": spec}
+
+    def report_of(runs: list[Row]) -> tuple[dict[str, Any], list[Plot]]:
+        report = make_report(runs, names, Settings().label_policy)
+        return report, [_plot(report)]
+
+    return run_experiment(out, "Label policies", calls, report_of, workers=workers, progress=progress, **how)
+
+
+def _plot(report: Mapping[str, Any]) -> Plot:
     plotted = [
         {"inputs": row["start"], "way": f"{row['policy']}, {row['rate']}", "auc_over_bound": row["late_auc_over_bound"]}
         | {"auc_over_bound_ci": row["late_auc_over_bound_ci"]}
@@ -200,19 +204,12 @@ def experiment_labels(
         if row["policy"] not in (BOUND, ORACLE) and row["late_auc_over_bound"] is not None
     ]
     caption = "AUC over the last quarter of the rows less that of the bound: mean and 95% interval."
-    plots = [interval_plot("auc", caption, plotted, "auc_over_bound")]
-    write_experiment(out, report, plots, "Label policies", began_s, worlds=worlds, seeds=seeds, rows=rows, spec=spec)
-    return report
+    return interval_plot("auc", caption, plotted, "auc_over_bound")
 
 
 def make_report(runs: Sequence[Row], policies: Sequence[str], default: str) -> dict[str, Any]:
-    """The tables of all runs.
-
-    Args:
-        runs: rows with ``world``, ``rate`` (its name), ``start``, ``policy``, ``seed`` and :func:`figures`.
-        policies: in the order of the tables.
-        default: the policy that the verdicts are on.
-    """
+    """The tables of all runs, rows with ``world``, ``rate`` (its name), ``start``, ``policy``, ``seed`` and
+    :func:`figures`. ``default``: the policy that the verdicts are on."""
     worlds = list(dict.fromkeys(r["world"] for r in runs))
     pooled: list[Row] = [{"policy": policy, **_closed(policy, runs, worlds)} for policy in policies]
     cells = []
@@ -265,11 +262,6 @@ def _closed(policy: str, runs: Sequence[Row], worlds: Sequence[int]) -> dict[str
 def _quotient(name: str, top: NDArray[np.float64], bottom: NDArray[np.float64]) -> dict[str, float | None]:
     """The quotient of two means over worlds, (w,), with its interval. Without a value where ``bottom`` is not above 0:
     there is no gap that could be closed."""
-    drawn = np.random.default_rng(0).integers(len(top), size=(DRAWS, len(top)))  # worlds, with replacement
-    below, draws = float(bottom.mean()), bottom[drawn].mean(1)
-    value = float(top.mean()) / below if below > 0 else math.nan
-    low = high = math.nan
-    if below > 0 and (draws > 0).all():
-        low, high = np.percentile(top[drawn].mean(1) / draws, [2.5, 97.5]).tolist()
+    value, low, high = paired_ratio(top, bottom, DRAWS)
     named = {name: value, f"{name}_low": low, f"{name}_high": high}
     return {n: rounded(v) if math.isfinite(v) else None for n, v in named.items()}

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +34,7 @@ from commands.offline.epochs import learn, score
 from commands.offline.follow import period_ms
 from commands.offline.intervals import interval, rounded
 from commands.offline.rounds import days_of, figures, keep_up, ways_of
-from experiments.experiment_verdicts import of_models, of_rounds
-from experiments.runs import Row, run_calls, runs_file, write_experiment
+from experiments.runs import Row, of_models, of_rounds, run_experiment
 from learner.custom.ownclass import is_own
 from learner.evaluation.progressive import baseline_column
 from learner.network.dense import threads
@@ -44,7 +44,7 @@ from learner.role.model_factory import model_of
 from millrace.basics.errors import SettingError
 from millrace.basics.ranking_metrics import ORDER, auc, log_loss, within
 from millrace.contracts.schema import Schema, load_schema, shop_schema
-from millrace.reports import days_plot, interval_plot
+from millrace.reports import Plot, days_plot, interval_plot
 from simulator.daylog import write_days
 
 TRAIN_ROWS_SCORED = 200_000
@@ -110,25 +110,14 @@ def experiment(
     log: Path,
     schema: Schema,
     out: Path,
+    on: OnLog,
     *,
-    seeds: int,
-    test_days: int,
-    models: Sequence[str] = (),
-    inputs: Sequence[str] = INPUTS,
     cut: Sequence[str] = (),
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Compares models, or ways of keeping them up to date, on ``log``; writes report.json, run.json, runs.jsonl,
-    report.html and plots to ``out``.
-
-    Args:
-        seeds: runs of each model and kind of input; 5 or more for useful intervals.
-        test_days: the last days of the log, which no model is trained on, or which it is kept up to date through.
-        models: names from the registry and "default" (default: the original's and "default"; of rounds, "default").
-        inputs: kinds of input, "raw", "scaled" and "own", which is as the schema says (default: the first two).
-        cut: of rounds, at which times the batches of the test days are cut, besides where a day begins
-            (:data:`commands.offline.follow.SYNCS`).
+    """Compares models, or ways of keeping them up to date, on ``log``. ``cut``: of rounds, at which times the batches
+    of the test days are cut, besides where a day begins (:data:`commands.offline.follow.SYNCS`).
 
     Raises:
         SettingError: too few days or seeds, an unknown model or unknown inputs.
@@ -136,50 +125,46 @@ def experiment(
     """
     for name in cut:
         period_ms(name)
-    for name in models:
+    for name in on.models:
         if name != DEFAULT and not is_own(name):
             network_of(name)
+    inputs = on.inputs
     if not inputs or not set(inputs) <= set(KINDS):
         raise SettingError(f"inputs {', '.join(inputs) or 'of no kind'}", f"use some of {', '.join(KINDS)}")
-    began_s = time.monotonic()
-    chosen = tuple(models) or ((*ORIGINAL, DEFAULT) if kind == "models" else (DEFAULT,))
-    if seeds < 2:
-        raise SettingError(f"{seeds} seeds give no interval", "use --seeds 5 or more")
+    chosen = tuple(on.models) or ((*ORIGINAL, DEFAULT) if kind == "models" else (DEFAULT,))
+    if on.seeds < 2:
+        raise SettingError(f"{on.seeds} seeds give no interval", "use --seeds 5 or more")
     with tempfile.TemporaryDirectory(prefix="millrace-experiment-") as folder:
-        data = prepare(log, plain_schema(schema), Path(folder), test_days)
+        data = prepare(log, plain_schema(schema), Path(folder), on.test_days)
         n = len(data.days)
-        if not 0 < test_days < n:
-            raise SettingError(f"{test_days} test days of a log with {n}", "leave at least one day for training")
-        train, test = tuple(range(n - test_days)), tuple(range(n - test_days, n))
+        if not 0 < on.test_days < n:
+            raise SettingError(f"{on.test_days} test days of a log with {n}", "leave at least one day for training")
+        train, test = tuple(range(n - on.test_days)), tuple(range(n - on.test_days, n))
         if "scaled" in inputs:
             scaled(data, data.rows(train))
-        own = [(s, m, i) for s in range(seeds) for m in chosen for i in inputs]
-        jobs = [Job(kind, m, i, s, train, test, tuple(cut)) for s, m, i in own]
-        with runs_file(out) as keep:
-            calls = [(_run, (job, data.folder, data.days, schema)) for job in jobs]
-            results = run_calls(calls, keep, workers, progress)
+        jobs = [Job(kind, m, i, s, train, test, tuple(cut)) for s, m, i in product(range(on.seeds), chosen, inputs)]
         about = _about(data, train, test)
-        if kind == "models":
-            rows = _model_rows(results, chosen, inputs)
-            made = {"grouped_auc_compares": data.compares, "models": rows}
-            verdict = of_models(rows, about["baseline_auc"])
-            plots = [interval_plot("auc", "AUC on the test days: mean and 95% interval over seeds.", rows, "auc")]
-        else:
+
+        def report_of(results: list[Row]) -> tuple[dict[str, Any], list[Plot]]:
+            if kind == "models":
+                rows = _model_rows(results, chosen, inputs)
+                caption = "AUC on the test days: mean and 95% interval over seeds."
+                made = {"grouped_auc_compares": data.compares, "models": rows}
+                head = {"verdict": of_models(rows, about["baseline_auc"])}
+                return head | about | made, [interval_plot("auc", caption, rows, "auc")]
             rows, days = _way_rows(results, chosen, inputs, data, test)
-            made = {"ways": rows, "by_day": days}
-            verdict = of_rounds(rows, about["baseline_auc"])
-            plots = [
-                days_plot(
-                    "auc_by_day",
-                    "AUC of each test day by way of keeping up, mean and 95% interval over seeds (crosses: the oracle);"
-                    " below, the same less frozen, where ways that are far worse leave the picture.",
-                    days,
-                ),
-                interval_plot("auc", "AUC over the test days: mean and 95% interval over seeds.", rows, "auc"),
-            ]
-    report = {"verdict": verdict} | about | made
-    write_experiment(out, report, plots, f"{kind.capitalize()} on {log.name}", began_s, log=log, seeds=seeds)
-    return report
+            caption = (
+                "AUC of each test day by way of keeping up, mean and 95% interval over seeds (crosses: the oracle);"
+            )
+            caption += " below, the same less frozen, where ways that are far worse leave the picture."
+            over = "AUC over the test days: mean and 95% interval over seeds."
+            plots = [days_plot("auc_by_day", caption, days), interval_plot("auc", over, rows, "auc")]
+            head = {"verdict": of_rounds(rows, about["baseline_auc"])}
+            return head | about | {"ways": rows, "by_day": days}, plots
+
+        calls = [(_run, (job, data.folder, data.days, schema)) for job in jobs]
+        title, how = f"{kind.capitalize()} on {log.name}", {"log": log, "seeds": on.seeds}
+        return run_experiment(out, title, calls, report_of, workers=workers, progress=progress, **how)
 
 
 def _model_rows(results: Sequence[Row], models: Sequence[str], inputs: Sequence[str]) -> list[Row]:
@@ -274,12 +259,11 @@ class OnLog:
     ) -> dict[str, Any]:
         """Runs an experiment on the log, or on one that is written for it."""
         schema = load_schema(self.schema) if self.schema else shop_schema()
-        own: dict[str, Any] = {"models": self.models, "inputs": self.inputs, "cut": cut}
         with tempfile.TemporaryDirectory(prefix="millrace-log-") as folder:
             if log is None:
                 log = Path(folder) / f"world-{self.seed}"
                 write_days(log, days=self.simulated_days, seed=self.seed)
-            return experiment(kind, log, schema, out, seeds=self.seeds, test_days=self.test_days, **own)
+            return experiment(kind, log, schema, out, self, cut=cut)
 
 
 def models(log: Path | None = None, *, out: Path, on: OnLog | None = None) -> dict[str, Any]:

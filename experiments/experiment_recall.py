@@ -13,9 +13,9 @@ Arms differ by how candidates are found and by nothing else. The same model rank
 - ``perfect``: the items that the shopper truly likes best. It says how much recall can bring beside this ranker.
 - ``popular``: the most clicked items, which the others are compared with.
 
-Each page of the day is the recommender's: no control group. From a start with nothing there are the catalogue and the
-shoppers' profiles, no count and an untrained model. A ratio is of click rates, the arm's over that of ``popular``. Its
-interval is over worlds: Student's t on the logarithms of the worlds' ratios.
+No page is random. From a start with nothing there are the catalogue and the shoppers' profiles, no count and an
+untrained model. A ratio is of click rates, the arm's over that of ``popular``; its interval is over worlds, Student's t
+on the logarithms of their ratios.
 """
 
 from __future__ import annotations
@@ -32,19 +32,10 @@ from msgspec import structs
 from scipy import stats
 
 from commands.offline.intervals import rounded
-from experiments.recall.recallloop import (
-    STEP_MS,
-    DayLoop,
-    Pupil,
-    Recall,
-    learn_days,
-    new_recall,
-    perfect_recall,
-    popular_recall,
-    start_shop,
-)
+from experiments.recall import recallloop as loop
+from experiments.recall.recallloop import DayLoop, Pupil, Recall, learn_days, start_shop
 from experiments.recall.recallshop import RecallShop, params_of
-from experiments.runs import Row, run_calls, runs_file, write_experiment
+from experiments.runs import Row, run_experiment
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from learner.training.trainer import BATCH_ROWS
@@ -58,9 +49,9 @@ from simulator.world import World
 STARTS = ("history", "nothing")
 NEW, PERFECT, POPULAR = "new", "perfect", "popular"
 ARMS: Mapping[str, Callable[[RecallShop], Recall]] = {
-    NEW: new_recall,
-    PERFECT: perfect_recall,
-    POPULAR: popular_recall,
+    NEW: loop.new_recall,
+    PERFECT: loop.perfect_recall,
+    POPULAR: loop.popular_recall,
 }
 FIRST_DAY = parse_day("2026-03-02")
 """The history's first day, a Monday."""
@@ -75,7 +66,7 @@ def _run(seed: int, users: int, items: int, days: int, candidates: int, spec: Ma
     schema = shop_schema()
     world = World(seed, users, params_of(items) if items else DEFAULT)
     settings = structs.replace(Settings(), candidates=candidates)
-    step_ms = STEP_MS if items <= LARGE else 5 * STEP_MS
+    step_ms = loop.STEP_MS if items <= LARGE else 5 * loop.STEP_MS
     spec, number = {"retrieval_width": WIDTH, **spec}, FIRST_DAY + days
     out = []
     with threads(1):
@@ -128,14 +119,10 @@ def experiment_recall(
     if min(seeds, users, days) < 1 or min(seed, items) < 0:
         what = f"{seeds} worlds from seed {seed}, {users} users, {items} items, {days} days of history"
         raise SettingError(what, "ask for at least one world, user and day, and for nothing below 0")
-    began_s = time.monotonic()
     scale = {"users": users, "items": items, "days": days, "candidates": candidates, "spec": dict(spec or {})}
-    with runs_file(out) as keep:
-        calls = [(_run, (world, *scale.values())) for world in range(seed, seed + seeds)]
-        runs = run_calls(calls, keep, workers, progress)
-    report = make_report(runs)
-    write_experiment(out, report, [], "Recall in closed loop", began_s, first_seed=seed, **scale)
-    return report
+    calls = [(_run, (world, *scale.values())) for world in range(seed, seed + seeds)]
+    how: dict[str, Any] = {"workers": workers, "progress": progress, "first_seed": seed, **scale}
+    return run_experiment(out, "Recall in closed loop", calls, lambda rows: (make_report(rows), []), **how)
 
 
 # -- all worlds ----------------------------------------------------------------------------------------------
@@ -179,15 +166,9 @@ def _verdict(start: str, arms: Sequence[Row]) -> str:
     ratio, low, high, worlds = (own[NEW][name] for name in ("ratio", "ratio_low", "ratio_high", "worlds"))
     if ratio is None:
         return f"Start with {start}: an arm had no click, so there is no ratio; ask for more users."
-    if worlds < 2:
-        how = "one world alone, so no interval over worlds"
-    else:
-        found = "better" if low > 1 else "worse" if high < 1 else "no clear difference"
-        how = f"95% over {worlds} worlds {low:.3f} to {high:.3f}: {found}"
+    found = "better" if low > 1 else "worse" if high < 1 else "no clear difference"
+    how = f"95% over {worlds} worlds {low:.3f} to {high:.3f}: {found}" if worlds > 1 else "one world: no interval"
     best = own[PERFECT]["ratio"]
     most = "" if best is None else f" A perfect recall under the same ranker has {best:.3f} times."
-    rates = ", ".join(f"{arm} {row['click_rate']:.4f}" for arm, row in own.items())
-    return (
-        f"Start with {start}: recall's click rate over a day is {ratio:.3f} times that of the most clicked items"
-        f" ({how}).{most} Click rates: {rates}."
-    )
+    text = f"recall's click rate over a day is {ratio:.3f} times that of the most clicked items"
+    return f"Start with {start}: {text} ({how}).{most}"

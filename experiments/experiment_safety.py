@@ -30,7 +30,7 @@ import structlog
 from cyclopts import Parameter
 
 from commands.offline.intervals import interval, rounded
-from experiments.runs import Call, Row, run_calls, runs_file, write_experiment
+from experiments.runs import Call, Row, run_experiment
 from experiments.safety.poisons import POISONS, Window
 from experiments.safety.safetyrun import Life, Served, live, loss
 from experiments.safety.safetyworld import BATCH_ROWS, Moment, Shop, clients, traffic, write_shop
@@ -132,12 +132,9 @@ def experiment_safety(
     plan = plan or Plan()
     if (plan.log is None) != (plan.schema is None):
         raise SettingError("a log without a schema, or a schema without a log", "give both, or neither")
-    began_s = time.monotonic()
-    with runs_file(out) as keep:
-        report = make_report(run_calls([*plan.calls()], keep, workers, progress))
     given = {name: str(value) for name, value in asdict(plan).items() if value is not None}
-    write_experiment(out, report, [], "Safety", began_s, plan=given)
-    return report
+    how: dict[str, Any] = {"workers": workers, "progress": progress, "plan": given}
+    return run_experiment(out, "Safety", [*plan.calls()], lambda rows: (make_report(rows), []), **how)
 
 
 def _do(schema: Schema, run: Callable[..., Iterator[Row]], *args: Any) -> list[Row]:

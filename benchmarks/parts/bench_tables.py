@@ -1,14 +1,12 @@
 # shell
 """Tables of millions of rows: how long their snapshots hold learning up, what memory they take, how fast they load.
 
-The rows are made up (ids and values at random, as no learning would leave them, but as many and as large) and come as
-the parts of a snapshot do, so that five million of them are there within seconds. What is learnt meanwhile are batches
-of 30 ids a row, drawn by log-uniform popularity from all of them, at the full speed of one thread.
+Ids and values are at random and come as the parts of a snapshot do, so five million rows are there within seconds. What
+is learnt meanwhile are batches of 30 ids a row, drawn by log-uniform popularity, at the full speed of one thread.
 
-*Tables* means what the rows need at the least: their records (id and columns) and the slots of the index, for the rows
-that are live. Memory is the process's resident memory beyond what it had with an empty model,
-as the kernel counts it; a peak is the kernel's high-water mark of the same. Each role is measured in a process of its
-own.
+*Tables* means what live rows need at the least: their records and the slots of the index. Memory is the process's
+resident memory beyond what it had with an empty model; a peak is the kernel's high-water mark of it. Each role is
+measured in a process of its own.
 """
 
 from __future__ import annotations

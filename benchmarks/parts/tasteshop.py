@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.runs import BenchError
+from millrace.basics.ranking_metrics import auc
 
 if TYPE_CHECKING:
     from millrace_client import AsyncMillrace
@@ -88,15 +89,9 @@ def followed(taste: Taste, pages: Sequence[tuple[int, Sequence[str]]]) -> Follow
     >>> followed(taste, [(0, [a, b, c, d])])
     Followed(auc=0.5, first=0.5)
     """
-    aucs, firsts = [], []
-    for visitor, items in pages:
-        liked = taste.liked(visitor, taste.places(items))
-        firsts.append(liked[:FIRST].mean() if len(liked) else 0.0)
-        wanted, others = int(liked.sum()), int((~liked).sum())
-        if wanted and others:
-            # Of each liked item, how many others come after it: the Mann-Whitney statistic.
-            after = others - np.cumsum(~liked)
-            aucs.append(float(after[liked].sum() / (wanted * others)))
+    liked = [taste.liked(visitor, taste.places(items)) for visitor, items in pages]
+    aucs = [auc(-np.arange(len(one)), one) for one in liked if 0 < one.sum() < len(one)]
+    firsts = [one[:FIRST].mean() if len(one) else 0.0 for one in liked]
     return Followed(float(np.mean(aucs)) if aucs else float("nan"), float(np.mean(firsts)) if firsts else 0.0)
 
 

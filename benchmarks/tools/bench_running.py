@@ -24,23 +24,12 @@ CALM_S = 0.05
 
 
 class RunningRole:
-    """``millrace ROLE``, started and awaited by ``with`` or :meth:`start`. Raises ServiceError: it ended, or was not
-    ready within ten minutes.
-
-    Args:
-        folder: for its log, to which each start appends.
-        ready: the path that answers 200 when it is ready.
-        core: the core that it is bound to; None: any.
-    """
+    """``millrace ROLE``, started and awaited by ``with`` or :meth:`start`; each start appends to its log in ``folder``.
+    It is ready when the path ``ready`` answers 200, and bound to ``core``, if any. Raises ServiceError: it ended, or
+    was not ready within ten minutes."""
 
     def __init__(
-        self,
-        role: str,
-        settings: Settings,
-        port: int,
-        folder: Path,
-        ready: str = "/healthz",
-        core: int | None = None,
+        self, role: str, settings: Settings, port: int, folder: Path, ready: str = "/healthz", core: int | None = None
     ) -> None:
         self.settings, self.log_path = settings, folder / f"{role}.log"
         self._role, self._port, self._ready, self._core = role, port, ready, core

@@ -14,13 +14,20 @@ comes with each delta that has dense weights, so each of these is a new retrieva
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.tools.bench_figures import Say
+from benchmarks.tools.pagewire import ShopWire
 from experiments.recall.recallloop import learn_days
 from learner.network.models.spec import read_spec
 from learner.ranker.model import OnlineModel
@@ -29,7 +36,10 @@ from learner.role.learnloop import PACE
 from learner.training.publisher import Publisher
 from millrace.basics.store import Sealed
 from millrace.contracts.schema import shop_schema
-from millrace.contracts.settings import Settings
+from millrace.contracts.settings import Settings, load_settings
+from millrace.contracts.topics import MODEL_DELTAS
+from millrace.processes.kafka import create_topics, make_producer, topic_ids
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
 from millrace.processes.wall import wall_ms
 from millrace.versions.image import Image, TableRows
 from millrace.versions.modelstore import ModelStore
@@ -199,3 +209,40 @@ class ModelWire:
             "trained": 1,
             "published_ms": now_ms,
         }
+
+
+class MadeLoop(NamedTuple):
+    """What the scorer's benchmarks share."""
+
+    settings: Settings
+    producer: Any
+    shop: ShopWire
+    model: ModelWire
+
+
+@contextmanager
+def made_loop(out: Path, items: int, users: int, rows: int, rows_a_second: int, say: Say) -> Iterator[MadeLoop]:
+    """Services, topics, catalogue, users and a root of the model; files in a folder in ``out`` that is removed. The
+    settings MILLRACE_KAFKA and MILLRACE_REDIS name others than the embedded ones; their topics must be new."""
+    given = load_settings()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=out.resolve())))
+        settings = msgspec.structs.replace(
+            given,
+            kafka=given.kafka or stack.enter_context(EmbeddedBroker(folder / "broker")).address,
+            redis=given.redis or stack.enter_context(EmbeddedRedis(folder / "redis")).address,
+            data=str(folder / "data"),
+            port=free_port(),
+            metrics_port=0,
+            control_share=0.0,
+        )
+        create_topics(settings)
+        producer = stack.enter_context(closing(make_producer(settings)))
+        say(f"writing {items:,} items, users, and a snapshot of {rows:,} rows")
+        shop = ShopWire(settings, producer, items, users)
+        shop.publish()
+        shop.fill_users()
+        log_id = topic_ids(settings)[MODEL_DELTAS]
+        model = ModelWire(settings, producer, shop.log, rows, rows_a_second, log_id)
+        model.new_root()
+        yield MadeLoop(settings, producer, shop, model)

@@ -6,7 +6,7 @@ et al., "Open Versus Closed", NSDI 2006). Here times come from a Poisson process
 *intended* time: it holds what the request waited for a connection, and how late this process was.
 
 It asks a scorer for pages, or sends an intake ``size`` clicks of as many users at a time, in a process of its own
-(``python -m benchmarks.tools.openloop``, a :class:`Plan` in, an :class:`Outcome` out) with one thread, plain sockets.
+(``python -m benchmarks.tools.openloop``) with one thread and plain sockets. Beside it, what latencies of runs say.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from millrace.basics.errors import ServiceError
 from millrace.contracts.events import Click, to_json
@@ -30,6 +32,10 @@ MOST_CONNECTIONS = 256
 _HEAD_END = b"\r\n\r\n"
 _HOST = "127.0.0.1"
 _ITEMS = 5000
+Ms = NDArray[np.float64]
+FAILED_MS = 10_000.0  # what a request counts for that had no answer, or another than was asked for
+CHUNK_S = 1.0  # requests of so many seconds are drawn together: those of one moment wait for the same thing
+DRAWS = 1000
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -230,6 +236,46 @@ class Asking:
         if self._process.wait():
             raise ServiceError(f"the load generator ended with status {self._process.returncode}", "see its output")
         return msgspec.json.decode(written, type=Outcome)
+
+
+def latencies_ms(outcome: Outcome) -> Ms:
+    """From the intended time of each request to its answer; :data:`FAILED_MS` for one that failed. (n,)"""
+    done = np.array([np.nan if at is None else at for at in outcome.done_s])
+    spent = 1000.0 * (done - np.array(outcome.intended_s))
+    return np.where(np.array(outcome.whole, np.bool_), spent, FAILED_MS)
+
+
+def percentile(ms: Ms, share: float) -> float:
+    """The smallest latency that at least ``share`` of the requests kept to. NaN of none.
+
+    >>> percentile(np.array([1.0, 2.0, 3.0, 4.0]), 0.5)
+    2.0
+    """
+    if not len(ms):
+        return float("nan")
+    return float(np.sort(ms)[max(0, int(np.ceil(share * len(ms))) - 1)])
+
+
+def chunks(at_s: Sequence[float] | Ms, ms: Ms) -> list[Ms]:
+    """Latencies of requests by the second in which they were due, seconds without one left out."""
+    numbers = (np.asarray(at_s) // CHUNK_S).astype(np.int64)
+    return [ms[numbers == number] for number in np.unique(numbers)]
+
+
+def cost_ms(with_it: Sequence[Ms], without: Sequence[Ms], share: float, seed: int = 0) -> tuple[float, float, float]:
+    """By how many milliseconds answers come later *with* something than *without*, at the percentile ``share``, and the
+    bounds of the 95% interval: a bootstrap's over seconds (Efron, 1979)."""
+    rng = np.random.default_rng(seed)
+
+    def at(parts: Sequence[Ms]) -> float:
+        return percentile(np.concatenate(parts), share)
+
+    def drawn(parts: Sequence[Ms]) -> float:
+        return at([parts[i] for i in rng.integers(0, len(parts), len(parts))])
+
+    found = [drawn(with_it) - drawn(without) for _ in range(DRAWS)]
+    low, high = np.percentile(found, [2.5, 97.5])
+    return at(with_it) - at(without), float(low), float(high)
 
 
 def main() -> None:

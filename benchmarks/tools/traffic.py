@@ -54,12 +54,8 @@ def make(
     first: int = 0,
     drawn_from: Sequence[PageLog] = (),
 ) -> Stream:
-    """A stream over ``hours`` of event time; users and items are drawn by popularity.
-
-    Args:
-        first: number of the first request.
-        drawn_from: pages that are shown instead, each with its user; ``users`` and ``items`` have no part then.
-    """
+    """A stream over ``hours`` of event time, whose first request has the number ``first``. Pages are drawn from
+    ``drawn_from``, each with its user; where there are none, users and items are drawn by popularity."""
     rng = np.random.default_rng(seed)
     layout, rates = schema.layout, Rates.of(schema) if drawn_from else None
     of_user = column_hash(np.arange(users))

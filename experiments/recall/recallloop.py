@@ -9,17 +9,16 @@
                  └── counts, lists, model ◄── what has happened by then: exposures and actions are counted,
                                               labels that are known by then are learnt from
 
-It is the scorer's ranking and the learner's model without Kafka, Redis and HTTP, in one thread. Times are the world's,
-so a day is a day, but state follows in steps (of a minute), where the live loop takes a second. A click is a sample as
-soon as it happens, a negative when the label policy says so (:mod:`millrace.labels`).
-
-Common random numbers: the day's visits, the draws of :func:`simulator.reaction.react` (by shopper, session, page and
-position) and the seed of each page's recall are the same in each arm, so arms differ by the items that they show alone.
+The scorer's ranking and the learner's model without Kafka, Redis and HTTP, in one thread. State follows in steps of a
+minute, where the live loop takes a second. A click is a sample as soon as it happens, a negative when the label policy
+says so. Visits, the draws of :func:`simulator.reaction.react` and the seed of each page's recall are the same in each
+arm (common random numbers), so arms differ by the items that they show alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +26,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from commands.replay.known import KnownSamples, Traffic
+from commands.replay.known import KnownSamples, Traffic, batch_of
+from commands.replay.sent_again import with_pages_again
 from commands.replay.steps import steps
 from commands.replay.stretches import AT_ONCE
 from experiments.recall.recallshop import RecallShop, Rows, Waiting
@@ -39,8 +39,8 @@ from learner.training.trainer import BATCH_ROWS
 from millrace.basics.durations import DAY_MS
 from millrace.basics.hashing import column_hash, value_hash
 from millrace.contracts.events import CLICK, EXPOSURE
-from millrace.contracts.samples import NEGATIVE, SampleBatch
-from millrace.contracts.schema import shop_schema
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.labels import policy_named
 from millrace.logs import LogTable
@@ -135,11 +135,7 @@ class DayLoop:
             while view < visits.n and starts[view] < now_ms + self._step_ms:
                 self._page(view)
                 view += 1
-        return {
-            "exposures": int(self.exposures.sum()),
-            "clicks": int(self.clicks.sum()),
-            "learnt": self._pupil.rows,
-        }
+        return {"exposures": int(self.exposures.sum()), "clicks": int(self.clicks.sum()), "learnt": self._pupil.rows}
 
     # -- pages ------------------------------------------------------------------------------------------------
 
@@ -173,7 +169,7 @@ class DayLoop:
                 "slot": position,
                 "user": np.resize(column_hash([user_at + 1]), len(order)),
                 "item": column_hash(items),
-                "score": ranked.scores[order],
+                "clicked": done.click_ms > 0,
             },
         )
         self.exposures[user_at] += len(order)
@@ -183,8 +179,14 @@ class DayLoop:
         """When each label of a page will be known."""
         labels: Any = SimpleNamespace(clicked=click_ms > 0, acted_ms=click_ms, wait_ms=self._wait_ms)
         known = KnownSamples.of(page["ts_ms"], labels, self._policy, self._observation_ms, self._traffic)
-        rows = {name: column[known.row] for name, column in page.items()}
-        self._samples.put({**rows, "ms": known.known_ms, "kind": known.kind, "policy": known.policy})
+        if self._pupil.model.by_page and not self._policy.final:
+            n, name = len(click_ms), str(page["request"][0])
+            rows: Any = SimpleNamespace(
+                n=n, ts_ms=page["ts_ms"], page=np.zeros(n, int), slots=lambda at: at, requests=lambda _: (name,)
+            )
+            known = with_pages_again(known, rows, labels)
+        sent = {name: column[known.row] for name, column in page.items()}
+        self._samples.put({**sent, "ms": known.known_ms, "kind": known.kind, "policy": known.policy})
 
     # -- what follows from them -------------------------------------------------------------------------------
 
@@ -203,20 +205,8 @@ class DayLoop:
         if not due:
             return None
         requests, page = np.unique(due["request"], return_inverse=True)
-        return SampleBatch.of_rows(
-            due["kind"],
-            due["ts_ms"],
-            due["cat"],
-            due["num"],
-            tuple(requests.tolist()),
-            page=page.astype(np.int32),
-            position=due["slot"].astype(np.int32),
-            user=due["user"],
-            item=due["item"],
-            score=due["score"],
-            actions=np.where(due["kind"] != NEGATIVE, _CLICKED, _EXPOSED).astype(np.uint8),
-            policy=due["policy"],
-        )
+        known = KnownSamples(np.arange(len(page)), due["ms"], due["kind"], due["policy"])
+        return batch_of(known, tuple(requests.tolist()), page, due)
 
 
 def new_recall(shop: RecallShop) -> Recall:
@@ -253,16 +243,18 @@ def learn_days(model: OnlineModel, tables: Sequence[pa.Table]) -> OnlineModel:
     assert log is not None
     table = pa.concat_tables(tables)
     whole = LogTable(table, log.user, log.item, log.label, table.num_rows, 0)
-    for step in steps(whole, model.schema, BATCH_ROWS, AT_ONCE):
+    for step in steps(whole, model.schema, BATCH_ROWS, replace(AT_ONCE, by_page=model.by_page)):
         if step.batch is not None:
             model.learn(step.batch)
     return model
 
 
-def start_shop(world: World, settings: Settings, number: int, log: Sequence[pa.Table]) -> RecallShop:
+def start_shop(
+    world: World, settings: Settings, number: int, log: Sequence[pa.Table], schema: Schema | None = None
+) -> RecallShop:
     """The shop at the beginning of a local day, after the days in ``log`` (none: nothing has been counted)."""
     start_ms = start_of(number)
-    shop = RecallShop(world, shop_schema(), start_ms, settings)
+    shop = RecallShop(world, schema or shop_schema(), start_ms, settings)
     for table in log:
         shop.take(table)
     shop.advance(start_ms)

@@ -11,8 +11,7 @@
     a model's retrieval head ── publish() ─────────► tower ──► vectors of all living items, user tower
     world ────────────────────────► births and deaths ──────────► item index ──► item table, recall's lists
 
-All parts are the classes that stream and scorer run, with one partition of events; only Kafka, Redis and threads are
-left out.
+All parts are the classes that stream and scorer run, with one partition; only Kafka, Redis and threads are left out.
 """
 
 from __future__ import annotations

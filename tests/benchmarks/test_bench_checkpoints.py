@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.parts.checkpoints import checkpoint_amplification
+from benchmarks.stores import checkpoint_amplification
 from benchmarks.tools.traffic import make
 from millrace.contracts.events import PageLog
 from millrace.contracts.page_logs import decode_page_log

@@ -13,8 +13,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks.tools.latency import FAILED_MS, chunks, cost_ms, latencies_ms, percentile
-from benchmarks.tools.openloop import MOST_CONNECTIONS, Outcome, Plan, Run, schedule
+from benchmarks.tools.openloop import (
+    FAILED_MS,
+    MOST_CONNECTIONS,
+    Outcome,
+    Plan,
+    Run,
+    chunks,
+    cost_ms,
+    latencies_ms,
+    percentile,
+    schedule,
+)
 
 HEAD_END = b"\r\n\r\n"
 Answer = Callable[[int, bytes], bytes | None]

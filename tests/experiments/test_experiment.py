@@ -16,6 +16,7 @@ from commands.offline import compared
 from commands.offline.dataset import SCALED, Dataset, plain_schema, prepare, scaled
 from commands.offline.intervals import interval
 from experiments import experiment_models
+from experiments.experiment_models import OnLog
 from learner.network.models import REGISTRY
 from learner.network.models.logistic import Logistic
 from learner.ranker.model import OnlineModel
@@ -68,10 +69,7 @@ def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
         tmp_path / "log",
         shop_schema(),
         tmp_path / "out",
-        seeds=2,
-        test_days=1,
-        models=("logistic", "wide_deep"),
-        inputs=("raw",),
+        OnLog(seeds=2, test_days=1, models=("logistic", "wide_deep"), inputs=("raw",)),
         progress=False,
     )
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
@@ -122,9 +120,9 @@ def test_a_report_on_a_log_without_pages_says_what_it_compares(tmp_path: Path) -
     assert schema.log is not None
     schema = structs.replace(schema, log=structs.replace(schema.log, request=None, identity=()))
     write_days(tmp_path / "log", days=2, seed=5, users=40)
-    one = {"seeds": 2, "test_days": 1, "models": ("logistic",), "inputs": ("raw",), "progress": False}
-    frozen = experiment_models.experiment("models", tmp_path / "log", schema, tmp_path / "a", **one)  # type: ignore[arg-type]
-    paged = experiment_models.experiment("models", tmp_path / "log", shop_schema(), tmp_path / "b", **one)  # type: ignore[arg-type]
+    on, log = OnLog(seeds=2, test_days=1, models=("logistic",), inputs=("raw",)), tmp_path / "log"
+    frozen = experiment_models.experiment("models", log, schema, tmp_path / "a", on, progress=False)
+    paged = experiment_models.experiment("models", log, shop_schema(), tmp_path / "b", on, progress=False)
     assert "frozen" in frozen["grouped_auc_compares"]
     assert paged["grouped_auc_compares"] == "within pages"
     assert frozen["models"][0]["auc"] == paged["models"][0]["auc"]
@@ -179,10 +177,7 @@ def test_each_row_says_which_settings_its_model_had(tmp_path: Path, own: str, ki
             tmp_path / "log",
             shop_schema(),
             tmp_path / "out",
-            seeds=2,
-            test_days=1,
-            models=models,
-            inputs=("raw",),
+            OnLog(seeds=2, test_days=1, models=models, inputs=("raw",)),
             workers=0,
             progress=False,
         )
@@ -209,8 +204,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, seeds: int, test_day
             tmp_path / "log",
             shop_schema(),
             tmp_path / "out",
-            seeds=seeds,
-            test_days=test_days,
+            OnLog(seeds=seeds, test_days=test_days),
             progress=False,
         )
 
@@ -218,7 +212,11 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, seeds: int, test_day
 def test_an_unknown_model_is_named_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="nonesuch"):
         experiment_models.experiment(
-            "models", tmp_path / "no log", shop_schema(), tmp_path / "out", seeds=2, test_days=1, models=("nonesuch",)
+            "models",
+            tmp_path / "no log",
+            shop_schema(),
+            tmp_path / "out",
+            OnLog(seeds=2, test_days=1, models=("nonesuch",)),
         )
 
 
@@ -226,5 +224,5 @@ def test_an_unknown_model_is_named_before_anything_is_read(tmp_path: Path) -> No
 def test_unknown_inputs_are_named_before_anything_is_read(tmp_path: Path, inputs: tuple[str, ...]) -> None:
     with pytest.raises(SettingError, match="cooked" if inputs else "of no kind"):
         experiment_models.experiment(
-            "rounds", tmp_path / "no log", shop_schema(), tmp_path / "out", seeds=2, test_days=1, inputs=inputs
+            "rounds", tmp_path / "no log", shop_schema(), tmp_path / "out", OnLog(seeds=2, test_days=1, inputs=inputs)
         )

@@ -24,7 +24,7 @@ from learner.training.trainer import BATCH_MS, BATCH_ROWS
 from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.samples import NEGATIVE, POLICIES, SampleBatch
 from millrace.contracts.schema import shop_schema
-from millrace.labels import REGISTRY
+from millrace.labels import REGISTRY, WITH_EXPOSURE
 from millrace.logs import read_log
 from simulator.daylog import write_traffic
 
@@ -79,7 +79,7 @@ def test_each_exposure_is_scored_once_and_by_what_was_known(traffic: Traffic, na
         assert 0 < len(batch) <= BATCH_ROWS
         assert known_ms[-1] - known_ms[0] <= BATCH_MS
         assert seen == np.searchsorted(ts_ms, known_ms[-1], side="right") > first
-    code = 0 if name == BOUND else POLICIES.index(name)
+    code = WITH_EXPOSURE if name == BOUND else POLICIES.index(name)
     assert {int(c) for b in diary.learnt for c in b.policy} == {code}
 
 

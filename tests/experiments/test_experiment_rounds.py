@@ -15,6 +15,7 @@ from commands.offline.dataset import Dataset, plain_schema, prepare
 from commands.offline.epochs import Scores, learn, score
 from commands.offline.follow import plan_of
 from experiments import experiment_models
+from experiments.experiment_models import OnLog
 from learner.ranker.model import OnlineModel
 from millrace.basics.ranking_metrics import auc
 from millrace.contracts.samples import SampleBatch
@@ -165,9 +166,7 @@ def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
         tmp_path / "log",
         shop_schema(),
         tmp_path / "out",
-        seeds=2,
-        test_days=2,
-        models=("logistic",),
+        OnLog(seeds=2, test_days=2, models=("logistic",)),
         progress=False,
     )
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report

@@ -18,7 +18,7 @@ from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecordsBuilder
 from numpy.typing import NDArray
 
-from benchmarks.parts.checkpoints import pool
+from benchmarks.stores import pool
 from millrace.basics.errors import SchemaError
 from millrace.contracts.events import NOT_READ, PROFILE_MISSING, BadEventError, PageLog, to_msgpack
 from millrace.contracts.page_logs import decode_page_log, decode_served, page_log_bytes
