@@ -1,4 +1,4 @@
-"""Numbers among candidates in a replay: no page is cut in two, and pages of one time, and times of one page, are apart."""
+"""Numbers among candidates in a replay: no page is cut in two, and pages of one time are apart, as times of a page."""
 
 from __future__ import annotations
 
