@@ -361,12 +361,14 @@ def _log1p(v: Any) -> Any:
 
 
 @compiled(error_model="numpy")
-def _see(plan: InputScale, values: Array, column: Any, out: Array) -> None:
-    """Writes the model's inputs for ``values``, the numbers from ``column`` on, into ``out``."""
+def _see(plan: InputScale, values: Array, column: Any, out: Array, logs: bool = True) -> None:
+    """Writes the model's inputs for ``values``, the numbers from ``column`` on, into ``out``. ``logs``: whether some
+    are fed as logarithms."""
     for e in range(len(values)):
         value = values[e]
-        log = np.copysign(_log1p(abs(value)), value)
-        value = log if plan.log[column + e] else value
+        if logs:
+            log = np.copysign(_log1p(abs(value)), value)
+            value = log if plan.log[column + e] else value
         value = (value - plan.mean[column + e]) * plan.factor[column + e]
         value = plan.bound if value > plan.bound else value
         out[e] = -plan.bound if value < -plan.bound else value
@@ -376,9 +378,9 @@ def _see(plan: InputScale, values: Array, column: Any, out: Array) -> None:
 def _feed_each(plan: InputScale, values: Array, column: int, n: int, own: Array, same: Array) -> None:
     """Model inputs for the first n rows of ``values``, the numbers from ``column`` on."""
     width = values.shape[1]
-    seen = np.empty(width, np.float32)
+    seen, logs = np.empty(width, np.float32), bool(plan.log[column : column + width].any())
     for i in range(n):
-        _see(plan, values[i], column, seen)
+        _see(plan, values[i], column, seen, logs)
         for v in range(width):
             at = plan.place[column + v]
             if at >= 0:
