@@ -14,7 +14,7 @@ with, for sample b of weight w_b and label y_b (w_u: the wide weight of id u; v_
     slope_b = w_b (p_b - y_b)                                  the gradient of w_b's term by t_b
 
 A spec's ``page_weight`` adds a loss within pages and its slopes (learner/ranker/within_page.py). Rows of the kind PAGE
-have been learnt before: they weigh 0 in log loss, their embeddings do not move, and nothing else learns from them.
+have been learnt before: they weigh 0 in log loss, and nothing else learns from them.
 
 Symbols: B samples of a batch; F categorical columns of ``cat`` and N numbers of ``num`` (the schema's); C id columns
 and D embedding width of one table; U distinct ids of a batch in it; E embedding columns of all tables side by side.
@@ -303,9 +303,6 @@ class OnlineModel:
         grads: list[Gradient] = []
         if problem is None:
             grads = self._step.backward(slope / np.float32(size))  # a (B, F D) for each table with embeddings
-            if not isinstance(first, slice):
-                for grad in grads:
-                    grad.array[~first, grad.at : grad.end] = 0  # see learner/ranker/within_page.py
             problem = self._problem_of_gradients(grads, size)
         if problem is not None:
             self.dense.buffers.copy_(before)

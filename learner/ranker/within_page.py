@@ -14,10 +14,6 @@ Calibration stays. Where ``sigmoid(t)`` are the true chances and clicks are inde
 odds ``o = exp(t)``, "i and not j" comes to "j and not i" as ``o_i`` to ``o_j``, and ``q_ij = o_j / (o_i + o_j)``. It
 stays 0 for weights that depend on the numbers of clicks and others, and for others drawn without regard to their items.
 
-Rows that are sent again (``PAGE``) teach the network and the wide weights. Their embeddings have learnt of these clicks
-before, and a second visit would learn them by heart (Zhang et al. 2022, "Towards understanding the overfitting
-phenomenon of deep click-through rate models").
-
 Symbols: B rows of a batch, n of them taught by page, on G pages.
 """
 
