@@ -57,7 +57,7 @@ _CLAIMANT = "bench"
 class _Body:
     packed: bytes
     digest: str
-    dense: bool
+    head: bool
 
 
 class ModelWire:
@@ -106,6 +106,7 @@ class ModelWire:
         self.store = ModelStore(settings.place("models"))
         self._parts: list[tuple[Sealed, Sealed]] | None = None
         self._dense_every = max(1, round(PACE.dense_seconds / PACE.delta_seconds))
+        self._head_every = max(1, round(PACE.retrieval_seconds / PACE.delta_seconds))
         delta_rows = round(rows_a_second * PACE.delta_seconds)
         self._bodies = self._make_bodies(delta_rows)
         self._place, self._hash, self._turn = Place(0, 0), "", 0
@@ -158,7 +159,7 @@ class ModelWire:
                 digest=body.digest,
                 size=len(body.packed),
                 spec={},
-                retrieval_clicks=self._clicks if body.dense else -1,
+                retrieval_clicks=self._clicks if body.head else -1,
                 **self._meta(),
             )
             self._hash = own
@@ -166,20 +167,20 @@ class ModelWire:
 
     def _make_bodies(self, delta_rows: int) -> list[_Body]:
         """Bodies that follow a root, one after the other and again from the first: two with dense tensors go to other
-        ones and back."""
+        ones and back. Dense tensors and the retrieval head go as often as the learner's do."""
         bodies, state, whole = [], 0, sum(map(len, self.ids.values()))
         for turn in range(2 * self._dense_every):
             rng = np.random.default_rng([self._seed, turn])
             chosen = {
                 name: np.unique(rng.choice(ids, round(delta_rows * len(ids) / whole))) for name, ids in self.ids.items()
             }
-            dense = (turn + 1) % self._dense_every == 0
-            if dense:
+            dense, head = ((turn + 1) % every == 0 for every in (self._dense_every, self._head_every))
+            if head:
                 some = {n: rng.choice(i, round(HEAD_SHARE * len(i)), replace=False) for n, i in self.head_ids.items()}
                 chosen |= some | {ITEM: np.union1d(some[ITEM], self._maps)}
-            tables = self._rows(chosen, rng, dense)
+            tables = self._rows(chosen, rng, head)
             packed = pack(Image(self._dense[1 - state] if dense else {}, tables), self._dense[state])
-            bodies.append(_Body(packed, hashlib.sha256(packed).hexdigest(), dense))
+            bodies.append(_Body(packed, hashlib.sha256(packed).hexdigest(), head))
             state = 1 - state if dense else state
         return bodies
 

@@ -119,11 +119,13 @@ def _matrices(network: Network) -> list[nn.Linear]:
 
 
 class _Places:
-    """Where columns lie in the arrays of a pass: input columns own first, then same, each widened to ``step``."""
+    """Where columns lie in the arrays of a pass: input columns own first, then same. Both together are widened to
+    ``step``; and own alone, for the first product."""
 
     def __init__(self, columns: PageColumns, arithmetic: Arithmetic) -> None:
         self.step = _STEP if arithmetic == "bfloat16" else 1
-        self.own, self.same = self.wide(len(columns.own)), self.wide(len(columns.same))
+        self.own, self.same = len(columns.own), len(columns.same)
+        self.first, self.whole = self.wide(self.own), self.wide(self.own + self.same)
         place = columns.place
         self.input = torch.from_numpy(np.where(place < 0, self.own - 1 - place, place).astype(np.int64))  # (I,)
 
@@ -135,8 +137,8 @@ class _Places:
         return nn.functional.pad(hidden, (0, self.wide(hidden.shape[-1]) - hidden.shape[-1]))
 
     def inputs(self, rows: Tensor) -> Tensor:
-        """(I, ...) -> (own + same, ...)"""
-        laid = rows.new_zeros(self.own + self.same, *rows.shape[1:])
+        """(I, ...) -> (whole, ...)"""
+        laid = rows.new_zeros(self.whole, *rows.shape[1:])
         laid[self.input] = rows
         return laid
 
@@ -163,10 +165,11 @@ def prepared(network: Network, columns: PageColumns, arithmetic: Arithmetic) -> 
             matrices += [places.inputs(places.widened(w1.t())), places.inputs(places.widened(w2)).t()]
             vectors += [places.widened(b1), places.inputs(s), places.inputs(b2)]
         out, weight = network.out, places.inputs(network.out.weight[0])
-    first = matrices[0]
-    flat = torch.cat([m.reshape(-1) for m in (first[: places.own], *matrices[1:])])
+    of_own, of_same = matrices[0][: places.own], matrices[0][places.own : places.own + places.same]
+    of_own = nn.functional.pad(of_own, (0, 0, 0, places.first - places.own))
+    flat = torch.cat([m.reshape(-1) for m in (of_own, *matrices[1:])])
     laid = flat.to(torch.bfloat16).view(torch.uint16) if arithmetic == "bfloat16" else flat
-    whole = torch.cat([first[places.own :].reshape(-1), *vectors, weight, out.bias])
+    whole = torch.cat([of_same.reshape(-1), *vectors, weight, out.bias])
     return {_MATRICES + arithmetic: laid.numpy(), _VECTORS: whole.numpy()}
 
 
@@ -200,7 +203,7 @@ class PageForward:
     ) -> None:
         self.arithmetic, self._columns = arithmetic, columns
         places = _Places(columns, arithmetic)
-        self._own, self._same = places.own, places.same
+        self._own, self._first = places.own, places.first
         flat = bfloat16.as_tensor(matrices) if arithmetic == "bfloat16" else torch.from_numpy(matrices)
         at = place = 0
 
@@ -212,15 +215,14 @@ class PageForward:
         self._floors: list[np.float32] = []  # of each residual unit; none for plain layers
         if isinstance(network, WideResNet):
             self._floors = [np.float32(-np.inf if u.placement == "pre" else 0) for u in _units(network)]
-        whole = places.own + places.same
         self._matrices: list[Tensor] = []
         self._vectors: list[Floats] = []
         for k, layer in enumerate(_matrices(network)):
             inner, outer = places.wide(layer.in_features), places.wide(layer.out_features)
             if self._floors:
-                inner, outer = (inner, whole) if k % 2 else (whole, outer)
+                inner, outer = (inner, places.whole) if k % 2 else (places.whole, outer)
             if not k:
-                inner = places.own
+                inner = places.first
                 self._of_same = torch.from_numpy(vector(places.same * outer)).view(places.same, outer)
             self._matrices.append(flat[at : at + inner * outer].view(inner, outer))
             at += inner * outer
@@ -238,7 +240,7 @@ class PageForward:
         """Logits (n,)"""
         x, same, n = self._operand(given, room), given.same, given.n
         with torch.no_grad():
-            first = (torch.from_numpy(same) @ self._of_same[: same.shape[1]]).numpy()
+            first = (torch.from_numpy(same) @ self._of_same).numpy()
             first += self._vectors[0]
             out = np.empty(n, np.float32)
             if self._floors:
@@ -253,7 +255,7 @@ class PageForward:
             return given.own
         if self.arithmetic == "float32":
             return given.own[: given.n]
-        half = _halves(room, "x", len(given.own), self._own)
+        half = _halves(room, "x", len(given.own), self._first)
         bfloat16.rounded(given.own[: given.n], half[: given.n])
         return half
 

@@ -95,16 +95,11 @@ class Table:
     Attributes:
         base: the rows of the folded versions.
         overlays: those of the versions since, oldest first.
-        rows: how many ids this version has.
     """
 
     width: int
     base: Layer
     overlays: tuple[Layer, ...]
-    rows: int
-
-    def __len__(self) -> int:
-        return self.rows
 
     def values(self, ids: Ids, out: Floats) -> None:
         """``out`` (U, D + 1): embedding and wide weight of ids (U,); zeros where an id is unknown. Reads only."""
@@ -187,15 +182,15 @@ class TableWriter:
         self._spare: Slots = np.empty(max_rows, np.int32)  # rows to give out again; memory comes as it is used
         self._counts = np.zeros(3, np.int64)
         self._staged: list[_Staged] = []
-        self._rows = 0  # of the newest version that is staged
 
     def __len__(self) -> int:
-        return self._rows
+        """Rows of the base."""
+        return int(self._counts[USED] - self._counts[SPARE])
 
     @property
     def newest(self) -> Table:
         overlays = tuple(staged.layer for staged in self._staged)
-        return Table(self.width, Layer.of(self.slots, self.data), overlays, self._rows)
+        return Table(self.width, Layer.of(self.slots, self.data), overlays)
 
     def reserve(self, count: int) -> None:
         """Makes slots for ``count`` ids (``max_rows`` at most) at once, before any reader attaches."""
@@ -213,9 +208,9 @@ class TableWriter:
         """What is wrong with a snapshot's or delta's rows, in words; empty when they can be staged."""
         if problem := problem_of(change, self.width):
             return problem
-        n = len(change.ids)
-        if self._rows + n > self.max_rows:  # else there is room for certain
-            after = self._rows_after(change, _gone(change))
+        most = len(self) + sum(staged.layer.changed for staged in self._staged) + len(change.ids)
+        if most > self.max_rows:  # else there is room for certain
+            after = self._rows_after(change)
             if after > self.max_rows:
                 return f"rows that make {after} where {self.max_rows} have room"
         return ""
@@ -226,16 +221,15 @@ class TableWriter:
         self._move(_EVERYTHING)
         kernels.drop(self.slots, self._shift, self._ids, self._spare, self._counts, as_read(_gone(change)))
         self._put(change.ids, change.columns.get("embedding"), change.columns["wide"])
-        self._rows = int(self._counts[USED] - self._counts[SPARE])
 
     def stage(self, change: TableRows, slots: Slots, data: Floats) -> None:
         """Lays the overlay of a change, which passed :meth:`check`, into ``slots`` and ``data``, which are zero;
         (:func:`overlay_slots` of its :func:`entries`,) and (entries, W)."""
-        gone = _gone(change)
-        self._rows = self._rows_after(change, gone)
         embedding, wide = self._columns(change.columns.get("embedding"), change.columns["wide"])
         shift = 65 - len(slots).bit_length()
-        kernels.lay(as_read(change.ids), embedding, wide, as_read(gone), slots, shift, data, data.view(np.int64))
+        kernels.lay(
+            as_read(change.ids), embedding, wide, as_read(_gone(change)), slots, shift, data, data.view(np.int64)
+        )
         self._staged.append(_Staged(Layer.of(slots, data, len(change.ids))))
 
     def fold(self, rows: int) -> int:
@@ -280,17 +274,21 @@ class TableWriter:
         columns = self._columns(embedding, wide)
         kernels.put(self.slots, self._shift, self.data, self._ids, self._spare, self._counts, as_read(ids), *columns)
 
-    def _rows_after(self, change: TableRows, gone: Ids) -> int:
+    def _rows_after(self, change: TableRows) -> int:
+        """The rows of the version that the change makes: those of the base, and what the ids of all changes make other
+        of them."""
+        gone = _gone(change)
+        ids = np.unique(np.concatenate([*(staged.layer.ids[:, 0] for staged in self._staged), change.ids, gone]))
         newest = self.newest
-        new = len(change.ids) - int(newest.has(as_read(change.ids)).sum())
-        return self._rows + new - int(newest.has(as_read(gone)).sum())
+        has = (newest.has(as_read(ids)) & ~np.isin(ids, gone)) | np.isin(ids, change.ids)
+        return len(self) + int(has.sum()) - int((newest.base.find(as_read(ids)) != EMPTY).sum())
 
     # -- growth ----------------------------------------------------------------------------------------------
 
     def _make_slots(self, coming: int) -> None:
         """Begins new slots where the coming ids could fill more than three quarters of these."""
         if 4 * (int(self._counts[FILLED]) + coming) > 3 * len(self.slots):
-            self._begin_slots(_bits(int(self._counts[USED] - self._counts[SPARE]) + coming))
+            self._begin_slots(_bits(len(self) + coming))
 
     def _begin_slots(self, bits: int) -> None:
         self._after, self._moved = self._allocate((1 << bits,), np.int32), 0

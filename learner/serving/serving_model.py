@@ -65,8 +65,8 @@ class ServingModel:
     @classmethod
     def _attached(cls, frame: Frame, base: Arrays) -> ServingModel:
         tables = {
-            g.name: Table(g.width, Layer.of(base[f"{g.name}/slots"], base[f"{g.name}/data"]), (), int(rows))
-            for g, rows in zip(frame.inputs.groups, base["rows"], strict=True)
+            g.name: Table(g.width, Layer.of(base[f"{g.name}/slots"], base[f"{g.name}/data"]), ())
+            for g in frame.inputs.groups
         }
         return cls(frame, tables, Dense(frame, base))
 
@@ -91,10 +91,8 @@ class ServingModel:
         """The next version: this one with an overlay of :meth:`ModelWriter.stage`. This one stays as it is."""
         layers = layers_of(overlay, [record_width(table.width) for table in self.tables.values()])
         tables = {
-            name: Table(t.width, t.base, (*t.overlays, Layer.of(*layer, int(changed))), int(rows))
-            for (name, t), layer, changed, rows in zip(
-                self.tables.items(), layers, overlay["changed"], overlay["rows"], strict=True
-            )
+            name: Table(t.width, t.base, (*t.overlays, Layer.of(*layer, int(changed))))
+            for (name, t), layer, changed in zip(self.tables.items(), layers, overlay["changed"], strict=True)
         }
         dense = Dense(self.frame, overlay) if "dense" in overlay else self._dense
         return ServingModel(self.frame, tables, dense, self._dropped)
@@ -106,7 +104,7 @@ class ServingModel:
         tables = {}
         for name, t in self.tables.items():
             slots, data = base.get(f"{name}/slots", t.base.slots), base.get(f"{name}/data", t.base.data)
-            tables[name] = Table(t.width, Layer.of(slots, data), t.overlays[folded - self._dropped :], t.rows)
+            tables[name] = Table(t.width, Layer.of(slots, data), t.overlays[folded - self._dropped :])
         return ServingModel(self.frame, tables, self._dense, folded)
 
     def patch(self, delta: Image) -> None:
@@ -127,10 +125,6 @@ class ServingModel:
         if self._writer is None:
             raise TypeError("this model only reads: stage deltas with the ModelWriter whose base it is attached to")
         return self._writer
-
-    @property
-    def rows(self) -> int:
-        return sum(len(t) for t in self.tables.values())
 
     @property
     def network(self) -> Network:

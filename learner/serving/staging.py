@@ -6,7 +6,6 @@ Readers are in learner/serving/serving_model.py, which describes the whole. Both
 
     slots, data       of all tables, one behind another (learner/serving/overlay.py)
     entries, changed  (T,) of each table: its records, and how many of them are rows; the others are removed ids
-    rows              (T,) that each table has in this version
     dense, page/...   as :meth:`ModelWriter.base` has them, if the delta has dense tensors
 """
 
@@ -104,7 +103,7 @@ class ModelWriter:
 
     @property
     def rows(self) -> int:
-        """Rows in all tables, in the newest staged version."""
+        """Rows in all tables, as far as they are folded."""
         return sum(len(t) for t in self.tables.values())
 
     def dense(self) -> dict[str, Floats]:
@@ -143,7 +142,7 @@ class ModelWriter:
     def base(self) -> Arrays:
         """The folded versions, as :meth:`~learner.serving.serving_model.ServingModel.attach` takes them. Live:
         :meth:`fold` writes to these arrays. A reader that attaches must at once follow all :meth:`pending` overlays."""
-        found: Arrays = {"rows": self._rows(), **self._dense}
+        found: Arrays = {**self._dense}
         for name, table in self.tables.items():
             found |= {f"{name}/slots": table.slots, f"{name}/data": table.data}
         return found
@@ -157,15 +156,15 @@ class ModelWriter:
         table; and if it has dense tensors, a buffer of these with what is derived from them for each version."""
         self.check(image)
         counts = [entries(rows) for rows in self._changes(image)]
-        slots = self._allocate((sum(overlay_slots(n) for n in counts),), np.int32)
         widths = [record_width(table.width) for table in self.tables.values()]
-        data = self._allocate((sum(n * width for n, width in zip(counts, widths, strict=True)),), np.float32)
+        first = sum(overlay_slots(n) for n in counts)  # even, as records have to lie
+        room = self._allocate((first + sum(n * width for n, width in zip(counts, widths, strict=True)),), np.int32)
+        slots, data = room[:first], room[first:].view(np.float32)
         overlay: Arrays = {"slots": slots, "data": data, "entries": np.array(counts, np.int64)}
         layers = layers_of(overlay, widths)
         for table, rows, (own_slots, own_data) in zip(self.tables.values(), self._changes(image), layers, strict=True):
             table.stage(rows, own_slots, own_data)
         overlay["changed"] = np.array([len(rows.ids) for rows in self._changes(image)], np.int64)
-        overlay["rows"] = self._rows()
         if image.dense:
             self._newest = self._dense_of(image.dense)
             overlay |= self._newest
@@ -201,9 +200,6 @@ class ModelWriter:
 
     def _changes(self, image: Image) -> list[Any]:
         return [image.tables[name] for name in self.tables]
-
-    def _rows(self) -> NDArray[np.int64]:
-        return np.array([len(table) for table in self.tables.values()], np.int64)
 
     def _dense_of(self, tensors: Mapping[str, NDArray[Any]]) -> Arrays:
         """A version's buffer of its tensors, and what is derived from it."""

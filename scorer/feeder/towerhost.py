@@ -318,7 +318,8 @@ class TowerHost:
                 tiles = new_tiles(len(rows), vectors.shape[1], self._pool.allocate)
             nearestkernels.lay(vectors, np.arange(first, first + len(some)), tiles)
             places[some[finite]] = first + np.flatnonzero(finite)
-            longest = max(longest, float(np.linalg.norm(vectors[finite], axis=1).max(initial=0.0)))
+            if self._approximate:
+                longest = max(longest, float(np.linalg.norm(vectors[finite], axis=1).max(initial=0.0)))
         index = Builder(tiles.shape[1], longest) if self._approximate else None
         arrays: dict[str, NDArray[Any]] = {"rows": rows, "tiles": tiles, "at": places, **tower.user_arrays()}
         recall = None

@@ -77,8 +77,8 @@ class _Topic:
 
 @pytest.fixture(autouse=True)
 def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every second delta has dense tensors."""
-    monkeypatch.setattr(modelwire, "PACE", LearnPace(delta_seconds=1.0, dense_seconds=2.0))
+    """Every second delta has dense tensors, every fourth the retrieval head."""
+    monkeypatch.setattr(modelwire, "PACE", LearnPace(delta_seconds=1.0, dense_seconds=2.0, retrieval_seconds=4.0))
 
 
 def test_a_scorer_can_follow_what_is_sent(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_pages_ask_for_rows_that_the_tables_have(tmp_path: Path) -> None:
 
 
 def test_the_retrieval_head_knows_the_items_and_the_users(tmp_path: Path) -> None:
-    """Each version with dense weights is a retrieval version: it changes maps, items and users."""
+    """Every fourth version is a retrieval version: it changes maps, items and users."""
     topic = _Topic()
     wire = model_wire(tmp_path, topic)
     sides, (cat, num) = Sides(shop_schema()), features()
@@ -154,7 +154,7 @@ def test_the_retrieval_head_knows_the_items_and_the_users(tmp_path: Path) -> Non
         wire.delta()
     assembler = Assembler()
     notes = [e.note for m in topic.messages for e in assembler.take(m) if isinstance(e, Delta)]
-    assert sorted(note.retrieval_clicks >= 0 for note in notes) == [False, False, True, True]
+    assert sorted(note.retrieval_clicks >= 0 for note in notes) == [False, False, False, True]
     root = wire.store.read(wire.store.snapshots()[0])
     assert set(root.tables[ITEM].ids.tolist()) == set(wire.head_ids[ITEM].tolist())
     assert set(root.tables[USER].ids.tolist()) == set(wire.head_ids[USER].tolist())

@@ -75,7 +75,7 @@ class Side:
         self.attach()
 
     def attach(self) -> None:
-        self.reader = Table(WIDTH, Layer.of(self.writer.slots, self.writer.data), (), len(self.writer))
+        self.reader = Table(WIDTH, Layer.of(self.writer.slots, self.writer.data), ())
 
     def load(self, rows: TableRows) -> None:
         assert self.writer.check(rows) == ""
@@ -89,7 +89,7 @@ class Side:
         slots, data = np.zeros(overlay_slots(n), np.int32), np.zeros((n, record_width(WIDTH)), np.float32)
         self.writer.stage(rows, slots, data)
         layer = Layer.of(slots, data, len(rows.ids))
-        self.reader = Table(WIDTH, self.reader.base, (*self.reader.overlays, layer), len(self.writer))
+        self.reader = Table(WIDTH, self.reader.base, (*self.reader.overlays, layer))
         self.plain.apply(rows)
 
     def fold(self, rows: int) -> bool:
@@ -98,7 +98,7 @@ class Side:
             return False
         self.writer.settle()
         base = Layer.of(self.writer.slots, self.writer.data)
-        self.reader = Table(WIDTH, base, self.reader.overlays[1:], self.reader.rows)
+        self.reader = Table(WIDTH, base, self.reader.overlays[1:])
         return True
 
     def check(self) -> None:
@@ -107,7 +107,10 @@ class Side:
         self.reader.values(ids, out)
         assert out.tolist() == self.plain.values(ids.tolist())
         assert self.reader.has(ids).tolist() == [id_ in self.plain.rows for id_ in ids.tolist()]
-        assert len(self.reader) == len(self.writer) == len(self.plain.rows)
+        room = self.writer.max_rows - len(self.plain.rows)
+        assert self.writer.check(change(range(10**6, 10**6 + room), (), 0)) == ""
+        more = change(range(10**6, 10**6 + room + 1), (), 0)
+        assert f"make {self.writer.max_rows + 1} where" in self.writer.check(more)
         state = self.reader.snapshot()
         assert state.ids.tolist() == sorted(self.plain.rows)
         rows = np.column_stack([state.columns["embedding"], state.columns["wide"]])
@@ -200,10 +203,10 @@ def test_more_rows_than_there_is_room_for_are_refused_over_all_versions() -> Non
     assert "rows that make 21 where 20 have room" in side.writer.check(change({40, 41, 42, 43}, (), 2))
     assert side.writer.check(change({40, 41, 42, 43, 2, 30}, {3}, 2)) == ""
     side.stage(change({40, 41, 42, 43, 2, 30}, {3}, 2))
-    assert len(side.writer) == 20
     while side.reader.overlays:
         side.fold(2)
     side.check()
+    assert len(side.writer) == 20
 
 
 def test_memory_that_cannot_be_had_is_a_named_error() -> None:

@@ -234,7 +234,7 @@ def test_an_unknown_user_is_served_as_a_new_one_and_leaves_nothing_behind(shop: 
     scorer, table = shop.scorer, shop.scorer.items
 
     def held() -> Any:
-        sizes = len(table), len(table.ids), table.slots.counts.nbytes, shop.model.rows
+        sizes = len(table), len(table.ids), table.slots.counts.nbytes
         return sizes, len(shop.users.records), len(shop.users.ranked), len(scorer.ranked), scorer.ranked.bytes
 
     before = held()
