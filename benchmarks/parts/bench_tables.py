@@ -190,8 +190,7 @@ def _scorer(rows: int) -> dict[str, float]:
         def load() -> int:
             images = (image for image, _ in made_up(rows, state))
             held.append(ServingModel.of(schema(), spec, images, {_TABLE: rows}))
-            table = held[0].tables[_TABLE]
-            return table_bytes(len(table), int(table.base.data.shape[1]))
+            return table_bytes(rows, int(held[0].tables[_TABLE].base.data.shape[1]))
 
         return _measured("scorer", load, lambda: held[0].score(cat, num))
 

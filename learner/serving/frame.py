@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ class Frame:
             parameter.requires_grad_(False)
         self.network.eval()
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(self.network).items()}
-        self.size = sum(int(np.prod(shape)) for shape in self.shapes.values())
+        self.size = sum(map(prod, self.shapes.values()))
         self.paged = has_forward(self.network) and not len(self.inputs.bucket_columns)
         self.own = threading.local()
         wide = page_wide(FeatureBuilder(schema))
@@ -111,7 +112,7 @@ class Frame:
     def named(self, flat: Floats) -> dict[str, Floats]:
         found, at = {}, 0
         for name, shape in self.shapes.items():
-            size = int(np.prod(shape))
+            size = prod(shape)
             found[name] = flat[at : at + size].reshape(shape)
             at += size
         return found

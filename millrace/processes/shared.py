@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_POPULATE_READ, _HUGE_PAGES = 22, 14  # advice to Linux's madvise
+_DONT_NEED, _POPULATE_READ, _HUGE_PAGES = 4, 22, 14  # advice to Linux's madvise
 _PIECE = 4 << 20
 _HUGE = 32 << 20  # from this size on an array asks for huge pages
 
@@ -40,6 +40,11 @@ class Region:
             self._close()
             raise
         self.address = np.frombuffer(self._map, np.uint8).ctypes.data
+
+    def __del__(self) -> None:
+        # In pieces: the system lets no other thread of the process map or unmap memory meanwhile.
+        if self.size >= _HUGE and hasattr(self, "address"):
+            self._advise(_DONT_NEED, 0, self.size)
 
     @classmethod
     def of_fd(cls, fd: int) -> Region:

@@ -39,7 +39,7 @@ log = structlog.get_logger("scorer")
 
 MOST_STAGED = 16
 """Limit of unfolded overlays, at which the feed waits: a worker searches each of them for each row."""
-FOLD_ROWS = 2048
+FOLD_ROWS = 16384
 """Rows that are folded between two looks at workers' progress."""
 WARN_AFTER_SECONDS = 5.0
 

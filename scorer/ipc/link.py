@@ -37,8 +37,8 @@ log = structlog.get_logger("scorer")
 
 Arrays = Mapping[str, NDArray[Any]]
 
-INLINE = 4096
-"""A larger array goes through shared memory."""
+INLINE = 65_536
+"""A larger array goes through shared memory: a region takes each side longer than a copy of so little."""
 ALIGNED = 64
 MOST_REGIONS = 250
 """The kernel takes at most 253 descriptors along with a message."""

@@ -98,6 +98,17 @@ def test_populating_changes_nothing() -> None:
     assert region.array((5,), np.int64, 8).tolist() == [0, 1, 2, 3, 4]
 
 
+def test_a_large_region_that_is_let_go_takes_nothing_from_others() -> None:
+    """Its pages are given back in pieces, and other mappings still have what it wrote."""
+    region = Region(64 << 20)
+    other = Region.of_fd(os.dup(region.fd))
+    region.array((64 << 20,), np.uint8)[::4096] = 7
+    theirs = other.array((64 << 20,), np.uint8)
+    del region
+    gc.collect()
+    assert (theirs[::4096] == 7).all()
+
+
 # -- messages -----------------------------------------------------------------------------------------------------
 
 
