@@ -38,7 +38,8 @@ log = structlog.get_logger("scorer")
 Arrays = Mapping[str, NDArray[Any]]
 
 INLINE = 65_536
-"""A larger array goes through shared memory: a region takes each side longer than a copy of so little."""
+"""A larger array goes through shared memory: a region takes each side longer than a copy of so little. What lies in
+shared memory already is never copied, since its writer may go on."""
 ALIGNED = 64
 MOST_REGIONS = 250
 """The kernel takes at most 253 descriptors along with a message."""
@@ -85,7 +86,7 @@ class Packet:
         loose: list[tuple[str, NDArray[Any]]] = []
         for name, given in (arrays or {}).items():
             a = np.ascontiguousarray(given) if given.ndim else given
-            found = pool.find(a) if pool is not None and a.nbytes > INLINE else None
+            found = pool.find(a) if pool is not None and a.nbytes else None
             if found is not None:
                 region, offset = found
                 if region not in regions:

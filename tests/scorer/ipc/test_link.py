@@ -143,9 +143,11 @@ def test_what_arrives_is_what_was_sent(arrays: dict[str, Any], large: int, facts
 def test_shared_memory_is_not_copied_and_loose_arrays_are() -> None:
     pool = Pool()
     shared, loose = pool.allocate((INLINE,), np.int64), np.zeros(INLINE, np.int64)
-    message = delivered(Packet("base", None, {"shared": shared, "loose": loose}, pool))
-    shared[3], loose[3] = 1, 1
+    few = pool.allocate((4,), np.int64)  # as the tables of a small shop: they are written to as large ones are
+    message = delivered(Packet("base", None, {"shared": shared, "few": few, "loose": loose}, pool))
+    shared[3], few[3], loose[3] = 1, 1, 1
     assert message.arrays["shared"][3] == 1
+    assert message.arrays["few"][3] == 1
     assert message.arrays["loose"][3] == 0
 
 
