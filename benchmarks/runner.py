@@ -19,8 +19,8 @@ from millrace.basics.errors import SettingError
 from millrace.reports import surroundings
 
 BENCHMARKS = (
-    *("capacity", "intake", "learner", "realtime", "recall", "replay"),
-    *("safety", "scorer", "stores", "stream", "up"),
+    *("capacity", "intake", "learner", "realtime", "recall", "safety"),
+    *("scorer", "stores", "stream", "up"),
 )
 """Modules of this folder. Each has a ``run`` from a folder, ``say`` and a size to figures, and a size ``SHORT``."""
 

@@ -11,11 +11,12 @@ import io
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -28,7 +29,10 @@ from learner.network.forward import PageForward
 from learner.ranker.model import OnlineModel
 from learner.serving.serving_model import ServingModel
 from learner.serving.staging import ModelWriter
+from learner.training.evolve import evolve
+from millrace.contracts.schema import Among, Field, Schema
 from millrace.versions.image import split
+from millrace.windows.features import FeatureBuilder
 from scorer.catalog import pagekernels
 from scorer.feeder.arithmetic import ArithmeticChoice
 from scorer.page.candidates import Recaller
@@ -38,6 +42,18 @@ from scorer.users.userrecord import KnownUser
 
 ONNX = "ONNX Runtime float32"
 CANDIDATES, SIZE, WARM = 1000, 20, 20
+PARTS: Mapping[str, Mapping[str, Any]] = {
+    "among": {
+        "among": tuple(Among(f"item_id.{n}.{span}") for n in ("click_rate", "exposure") for span in ("1d", "7d"))
+    },
+    "attention": {
+        "fields": (
+            Field("last_clicks", "user", slots=16, pool="attention"),
+            Field("last_clicks_age", "user", slots=16, width=4),
+        )
+    },
+}
+"""What a schema may declare beside the shop's: twelve numbers among candidates; the last clicks."""
 STAGES: tuple[tuple[str, Any, str], ...] = (
     ("user", KnownUser, "of"),
     ("recall", Recaller, "page"),
@@ -92,30 +108,34 @@ class OnnxForward:
         return float(np.median(ms)) if ms else float("nan")
 
 
+def _page(
+    shop: RecallShop, ranker: Ranker, serving: ServingModel, user: int, record: dict[bytes, bytes], seed: int
+) -> None:
+    known = KnownUser.of(shop.builder, user + 1, record)
+    rows = shop.recall(known, shop.now_ms, CANDIDATES, seed)
+    ranked = ranker.rank(known, rows, shop.now_ms, {}, serving)
+    ranker.placed(ranked, largest(ranked.scores, SIZE), known, rows, shop.now_ms)
+
+
 def page_stages(shop: RecallShop, model: OnlineModel, pages: int, say: Say) -> Iterator[Figure]:
-    """Milliseconds of each stage, their ratios to ONNX Runtime's pass, and ``forward_ratio``, that of the network."""
+    """Milliseconds of each stage, their ratios to ONNX Runtime's pass, ``forward_ratio``, that of the network, and
+    the ratios of :data:`PARTS`."""
     onnx, took = OnnxForward(model, say), defaultdict[str, float](float)
     users = np.random.default_rng(1).integers(0, shop.world.shoppers.n, WARM + pages).tolist()
     ranker, _ = split(model.snapshot()[0])
     with threads(1), ExitStack() as stack:
         writer = ModelWriter.of(shop.schema, model.spec, ranker, choose=ArithmeticChoice(time.thread_time))
-        serving, now_ms = ServingModel.attach(shop.schema, model.spec, writer.base()), shop.now_ms
+        serving = ServingModel.attach(shop.schema, model.spec, writer.base())
         Pupil(model, 1).renew(shop)
         for name, owner, verb in STAGES:
             stack.enter_context(patch.object(owner, verb, _timed(took, name, getattr(owner, verb))))
 
-        def page(user: int, record: dict[bytes, bytes], seed: int) -> None:
-            known = KnownUser.of(shop.builder, user + 1, record)
-            rows = shop.recall(known, now_ms, CANDIDATES, seed)
-            ranked = shop.ranker.rank(known, rows, now_ms, {}, serving)
-            shop.ranker.placed(ranked, largest(ranked.scores, SIZE), known, rows, now_ms)
-
-        whole = _timed(took, "all", page)
+        whole = _timed(took, "all", _page)
         for number, user in enumerate(users):
             if number == WARM:
                 took.clear()
                 onnx.take_ms()
-            whole(user, shop.record(user), number)
+            whole(shop, shop.ranker, serving, user, shop.record(user), number)
             onnx.run()
     pass_ms = onnx.take_ms()
     took["embeddings"] -= took["network"]  # which is within
@@ -125,3 +145,26 @@ def page_stages(shop: RecallShop, model: OnlineModel, pages: int, say: Say) -> I
             f"stage_{name}_ms", 1000 * seconds / pages, "ms CPU / page", ONNX, 1000 * seconds / pages / pass_ms
         )
     yield figure("forward_ratio", 1000 * took["network"] / pages / pass_ms, f"x, in {serving.arithmetic}", ONNX)
+    for part, entries in PARTS.items():
+        wider = {name: getattr(shop.schema, name) + added for name, added in entries.items()}
+        yield _cost(part, msgspec.structs.replace(shop.schema, **wider), shop, model, users, serving)
+
+
+def _cost(
+    part: str, schema: Schema, shop: RecallShop, model: OnlineModel, users: list[int], plain: ServingModel
+) -> Figure:
+    """The processor time of a page with a wider schema to that without, in one arithmetic, page by page in turn."""
+    wider, _ = evolve(model.columns, model.spec, *model.snapshot(), schema, model.spec, 0)
+    ranker, _ = split(wider.snapshot()[0])
+    serving = ServingModel.of(schema, model.spec, ranker, arithmetic=plain.arithmetic)
+    ways = (shop.ranker, plain), (Ranker(FeatureBuilder(schema), shop.items), serving)
+    ms = np.zeros((2, len(users)))
+    with threads(1):
+        for number, user in enumerate(users):
+            record = shop.record(user)
+            for way in (0, 1) if number % 2 else (1, 0):
+                began = time.thread_time()
+                _page(shop, *ways[way], user, record, number)
+                ms[way, number] = 1000 * (time.thread_time() - began)
+    cost, base = np.median(ms[1, WARM:]), np.median(ms[0, WARM:])
+    return figure(f"{part}_cpu_ratio", cost / base, "x", "a page without", cost / base)

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import psutil
 
-from millrace.processes.resident_memory import resident_bytes
-
 _NAMES = {"millrace.broker": "broker", "redis-server": "redis"}
 
 
@@ -55,12 +53,6 @@ def below(root: int) -> list[psutil.Process]:
 def cpu_seconds(root: int) -> float:
     """Processor time that ``root`` and all below it have used."""
     return sum(map(own_cpu_seconds, below(root)))
-
-
-def anonymous_mb(root: int) -> float:
-    """Memory of ``root`` and all below it that no file stands behind, in MB. Pages of mapped files do not count: the
-    system takes them back at will."""
-    return sum(resident_bytes(process.pid, "RssAnon:") or 0 for process in below(root)) / 2**20
 
 
 def own_cpu_seconds(process: psutil.Process) -> float:
