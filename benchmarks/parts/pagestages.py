@@ -166,5 +166,5 @@ def _cost(
                 began = time.thread_time()
                 _page(shop, *ways[way], user, record, number)
                 ms[way, number] = 1000 * (time.thread_time() - began)
-    cost, base = np.median(ms[1, WARM:]), np.median(ms[0, WARM:])
+    base, cost = np.median(ms[:, WARM:], axis=1).tolist()
     return figure(f"{part}_cpu_ratio", cost / base, "x", "a page without", cost / base)
