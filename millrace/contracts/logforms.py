@@ -45,6 +45,7 @@ class LogColumns(Struct, frozen=True, forbid_unknown_fields=True):
     request: str | None = None  # page id; default: each row of the file is a page of its own
     position: str | None = None
     action_times: dict[str, str] = {}  # action kind -> column with its time (null: did not happen)
+    born: str | None = None  # column with the time at which the item came: the field age_days follows from it
     attribution_minutes: float = 0.0  # with action times: a label is known at the click, or this long after
 
     # How times are written. rows_per_day makes the time of a log that has none of each row's place.

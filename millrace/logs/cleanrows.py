@@ -137,7 +137,7 @@ class Rows:
             out[TS] = columns[log.time] if made else time_ms(columns[log.time], log.time, self._clock, path, faults)
         if log.label not in broken:
             out[log.label] = labels(columns[log.label], log.label, path, faults, log.label_at_least)
-        for name in actions:
+        for name in [*actions, *_aging(self._schema, log)]:
             if name not in broken:
                 same = name == log.time and TS in out
                 out[name] = out[TS] if same else time_ms(columns[name], name, self._clock, path, faults)
@@ -148,12 +148,26 @@ class Rows:
                 out[field.name] = numbers(columns[field.name], field.name, path, faults)
         if broken:
             return None
+        for name in _aging(self._schema, log):
+            out["age_days"] = _age_days(out[TS], out[name])
         return {n: c if isinstance(c, pa.ChunkedArray) else pa.chunked_array([c]) for n, c in out.items()}
+
+
+def _aging(schema: Schema, log: LogColumns) -> list[str]:
+    """The column that ages are made of, where the schema has ages and the log names one."""
+    return [] if log.born is None or all(f.name != "age_days" for f in schema.fields) else [log.born]
+
+
+def _age_days(ts_ms: pa.ChunkedArray | pa.Array, born_ms: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Days from birth to exposure; 0 where the birth is unknown or later. (n,)"""
+    days = pc.divide(pc.cast(pc.subtract(flat(ts_ms), flat(born_ms)), pa.float64()), float(DAY_MS))
+    return pc.cast(pc.fill_null(pc.max_element_wise(days, 0.0), 0.0), pa.float32())
 
 
 def _columns(schema: Schema, log: LogColumns) -> tuple[list[str], list[str]]:
     """(columns that must be there, columns that are used when there), in the schema's order."""
     roles = {"time": log.time, "user": log.user, "item": log.item, "label": log.label}
+    roles |= {"born": log.born} if log.born is not None else {}
     for role, name in roles.items():
         for other in [r for r, n in roles.items() if n == name and r != role]:
             raise SchemaError(
@@ -161,12 +175,12 @@ def _columns(schema: Schema, log: LogColumns) -> tuple[list[str], list[str]]:
             )
     outcomes = {log.label, *log.action_times.values()}
     fields = [f.name for f in schema.fields] + [c for k in schema.windows.keys for c in k.columns]
-    for name in fields:
+    for name in [*fields, *_aging(schema, log)]:
         if name in outcomes:
             raise SchemaError(
                 f"schema '{schema.name}' feeds '{name}', the outcome to be predicted", "take it out of fields and keys"
             )
     named = [log.time, log.user, log.item, log.label, log.day, log.request, log.position, *log.identity]
-    named += list(log.action_times.values())
+    named += [*log.action_times.values(), *_aging(schema, log)]
     required = [n for n in named if n is not None] + [n for n in fields if n not in DERIVED]
     return list(dict.fromkeys(required)), ["age_days"] if "age_days" in fields else []

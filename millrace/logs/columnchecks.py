@@ -32,6 +32,7 @@ def check_columns(columns: Columns, schema: Schema, log: LogColumns, path: str, 
     multi = {f.name for f in schema.fields if f.slots > 1 and f.kind == "categorical"}
     roles = dict.fromkeys(columns, "field") | {f.name: "numeric field" for f in schema.fields if f.kind == "numeric"}
     roles |= dict.fromkeys(log.action_times.values(), "action time") | dict.fromkeys(log.identity, "identity")
+    roles |= {} if log.born is None else {log.born: "birth time"}
     for role in ("position", "request", "day", "label", "item", "user", "time"):
         roles[getattr(log, role)] = role
     broken: set[str] = set()

@@ -97,7 +97,7 @@ def read_log(
     side = SideTables.read(paths, schema, wanted.kept, faults)
     rows, plausibility = Rows(paths, schema, wanted, side, faults), Plausibility(schema, faults, now_ms)
     used = {TS, log.day, log.request, *log.action_times.values(), *(f.name for f in schema.fields)}
-    drop = {log.time} - used  # its place is ts_ms
+    drop = {log.time, log.born or log.time} - used  # their places are ts_ms and age_days
 
     if spool is not None and estimated_bytes(files, wanted.raw) > bounds.whole_bytes:
         source = Streamed(files, wanted.raw, form, faults, bounds, paths[0])

@@ -19,7 +19,7 @@ import pytest
 from millrace.basics.errors import LogError, MillraceError, SchemaError
 from millrace.contracts.events import MAX_OFFSET, Action
 from millrace.contracts.schema import Schema, parse_schema
-from millrace.logs import LogTable, local_days, read_log
+from millrace.logs import Bounds, LogTable, local_days, read_log
 
 SCHEMA = """
 name = "t"
@@ -723,3 +723,37 @@ def test_reading_changes_nothing(tmp_path: Path) -> None:
     first: LogTable = read_log(path, schema())
     assert read_log(path, schema()).table.equals(first.table)
     assert (path.read_bytes(), sorted(tmp_path.iterdir())) == before
+
+
+AGES = '[[fields]]\nname = "age_days"\nof = "item"\nkind = "numeric"\n'
+
+
+def test_ages_follow_from_the_time_at_which_an_item_came(tmp_path: Path) -> None:
+    """``born`` is written as the log's times are; what is unknown or later counts as 0, and a column of ages yields."""
+    aging = schema(("[log]", AGES + "[log]"), log='born = "since"\n')
+    rows = {
+        "at": [DAY0, DAY0, DAY0, DAY0],
+        "who": [1, 2, 3, 4],
+        "what": [1, 2, 3, 4],
+        "shop": [1, 1, 1, 1],
+        "price": [1.0, 1.0, 1.0, 1.0],
+        "clicked": [0, 1, 0, 0],
+        "age_days": [9.0, 9.0, 9.0, 9.0],
+        "since": [DAY0 - 43_200_000, DAY0 + 1, None, DAY0],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "log.parquet")
+    table = read_log(tmp_path / "log.parquet", aging).table
+    assert table["age_days"].to_pylist() == [0.5, 0, 0, 0]
+    assert table["age_days"].type == pa.float32()
+    assert "since" not in table.column_names
+    spooled = read_log(tmp_path / "log.parquet", aging, spool=tmp_path, bounds=Bounds(0)).table
+    assert spooled["age_days"].to_pylist() == [0.5, 0, 0, 0]
+
+    pq.write_table(pa.table(rows | {"since": ["then", "", None, None]}), tmp_path / "log.parquet")
+    with pytest.raises(LogError, match="'since' is no time"):
+        read_log(tmp_path / "log.parquet", aging)
+    pq.write_table(pa.table({n: c for n, c in rows.items() if n != "since"}), tmp_path / "log.parquet")
+    with pytest.raises(SchemaError, match="since"):
+        read_log(tmp_path / "log.parquet", aging)
+    with pytest.raises(SchemaError, match=r"log\.label and log\.born"):
+        read_log(tmp_path / "log.parquet", schema(log='born = "clicked"\n'))
