@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from experiments import experiment_recall as experiment
 from experiments.experiment_recall import (
     ARMS,
     FIRST_DAY,
@@ -281,7 +280,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, given: dict[str, Any
 
 @pytest.mark.slow
 def test_a_whole_small_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "STEP_MS", STEP_MS)
+    monkeypatch.setattr("experiments.recall.recallloop.STEP_MS", STEP_MS)
     scale = {"users": USERS, "items": ITEMS, "days": DAYS, "candidates": 40}
     report = experiment_recall(tmp_path, seeds=1, seed=101, **scale, spec=SPEC, workers=0, progress=False)
     assert {p.name for p in tmp_path.iterdir()} >= {"report.json", "run.json", "runs.jsonl", "report.html"}
