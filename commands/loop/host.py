@@ -197,7 +197,8 @@ class Host:
         """Opens the live page and the program's own log, until ``stack`` is closed. Raises PortError if the page's port
         is taken."""
         logs = self.folder / "logs"
-        calm_logs(stack.enter_context((logs / f"{self.name}.log").open("a", encoding="utf-8")))
+        own = stack.enter_context((logs / f"{self.name}.log").open("a", encoding="utf-8"))
+        calm_logs(own, self.settings.log_format)
         stack.callback(structlog.reset_defaults)
         page = PageServer(self.state, page_port)
         stack.callback(page.stop)

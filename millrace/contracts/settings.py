@@ -53,6 +53,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # Folder or object store (any URL that fsspec knows, as s3://bucket/prefix) of checkpoints and models, which roles
     # on several machines share. Empty: within `data`.
     store: str = ""
+    log_format: Literal["text", "json"] = "text"  # of the roles' logs: a line of text or a JSON object
 
     # Ports. What to bind. Loopback unless set otherwise.
     host: str = "127.0.0.1"
@@ -227,7 +228,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "services": ("kafka", "redis", "scorer", "intake", "prefix", "data", "store"),
+    "services": ("kafka", "redis", "scorer", "intake", "prefix", "data", "store", "log_format"),
     "ports": ("host", "port", "intake_port", "page_port", "admin_port", "broker_port"),
     "access": ("tokens", "token_file", "admin_token_file"),
     "schema": ("schema", "evolve"),

@@ -15,9 +15,10 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, Literal, TextIO
 
 import structlog
+from structlog.stdlib import ProcessorFormatter, add_logger_name
 
 from millrace.basics.atomic_files import write_whole
 from millrace.contracts.settings import Settings
@@ -30,18 +31,27 @@ Run = Callable[[Settings, threading.Event], None]
 """A role's entry. It works until the event is set, then finishes the work in hand and returns."""
 
 
-def calm_logs(out: TextIO = sys.stderr) -> None:
-    """Structured lines on ``out``: time, level, event, then its values. Libraries log warnings and errors only."""
-    logging.basicConfig(stream=out, level=logging.WARNING, format="%(asctime)s [warning] %(name)s: %(message)s")
+def calm_logs(out: TextIO = sys.stderr, log_format: Literal["text", "json"] = "text") -> None:
+    """Structured lines on ``out``: time, level, event, then its values; in JSON an object a line. Libraries log
+    warnings and errors only."""
+    processors: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+    ]
+    libraries = logging.StreamHandler(out)
+    if log_format == "json":
+        processors[2] = structlog.processors.TimeStamper(fmt="iso", utc=True)
+        renderer: Any = structlog.processors.JSONRenderer()
+        libraries.setFormatter(ProcessorFormatter(renderer, foreign_pre_chain=[*processors, add_logger_name]))
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=out.isatty(), pad_event_to=0)
+        libraries.setFormatter(logging.Formatter("%(asctime)s [warning] %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[libraries])
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=True),
-            structlog.processors.StackInfoRenderer(),
-            structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer(colors=out.isatty(), pad_event_to=0),
-        ],
+        processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(out),
         cache_logger_on_first_use=True,
@@ -59,7 +69,7 @@ def run_role(name: str, settings: Settings, run: Run) -> None:
         BrokerError: no broker is named. This is raised before the role is imported, which takes seconds.
         MillraceError: an expected failure of the role. The command line prints it in one line and ends with status 1.
     """
-    calm_logs()
+    calm_logs(log_format=settings.log_format)
     stop = _stop_on_signals()
     structlog.contextvars.bind_contextvars(role=name)
     try:

@@ -66,8 +66,22 @@ RETRIEVAL_INDEX_RECALL = Gauge(
     "millrace_scorer_index_recall",
     "Share of the items with the largest products that the approximate index finds; no value with exact products.",
 )
+ERROR_KINDS = (
+    *("announcement", "delta", "snapshot", "patch", "fold", "schema", "fenced", "store", "feed", "message"),
+    *("index", "item", "item-tiles", "lists", "co-clicks", "neighbours", "retrieval", "worker", "ask"),
+    *("redis", "profile", "recent", "request", "scores", "tiles", "ranked", "page_logs"),
+)
+LOSSES = (
+    *("ring-full", "ring-damaged", "not-packed", "too-large"),
+    *("spool-full", "disk", "spool-damaged", "refused"),
+)
 for _found in READS:  # from 0 on, so that the first of a kind is an increase too
     USER_READS.labels(_found)
+for _kind in ERROR_KINDS:
+    ERRORS.labels(_kind)
+for _reason in LOSSES:
+    LOG_LOST_PAGES.labels(_reason)
+    LOG_LOST_EXPOSURES.labels(_reason)
 _BY_SOURCE = [SCORER_ITEMS.labels(source) for source in SOURCES]
 _UNMEASURED = (
     SERVED_VERSION,
@@ -167,7 +181,7 @@ class ScorerMeters:
         self.clicks = ClickTrace()
 
     def error(self, what: str) -> None:
-        """Counts one handled error."""
+        """Counts one handled error, of :data:`ERROR_KINDS`."""
         self.errors[what] += 1
         ERRORS.labels(what).inc()
 
@@ -176,7 +190,7 @@ class ScorerMeters:
         USER_READS.labels(found).inc()
 
     def lost(self, reason: str, pages: int, exposures: int) -> None:
-        """Counts pages whose log is lost. The pages were answered, so these are no errors."""
+        """Counts pages whose log is lost, by one of :data:`LOSSES`. They were answered, so these are no errors."""
         LOG_LOST_PAGES.labels(reason).inc(pages)
         LOG_LOST_EXPOSURES.labels(reason).inc(exposures)
 

@@ -62,7 +62,7 @@ SWITCH_SECONDS = 0.0005
 
 def prepare(settings: Settings) -> None:
     """Runs once in the template for all workers: imports (above), compiles, and runs each function."""
-    calm_logs()
+    calm_logs(log_format=settings.log_format)
     structlog.contextvars.bind_contextvars(role="serve")
     torch.set_num_threads(1)
     warm_up(settings.load_schema())

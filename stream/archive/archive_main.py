@@ -42,6 +42,8 @@ log = structlog.get_logger("archive")
 
 TOPICS_READ = (USERS, ITEMS, PAGE_LOGS, EVENTS)
 KEPT_POSITIONS = (EVENTS, PAGE_LOGS)
+for _topic in KEPT_POSITIONS:
+    LOST.labels(_topic)  # from 0 on, so that the first is an increase too
 MOST_ROWS = 200_000
 """Rows in memory before files are written, whatever the time."""
 MOST_WAITING = 500

@@ -195,7 +195,7 @@ class PostRoute:
     def __init__(self, what: What, desk: Desk) -> None:
         self._what, self._desk = what, desk
         self._seconds = REQUEST_SECONDS.labels(what)
-        self._good = REQUESTS.labels(what, "200")
+        self._good, *_ = (REQUESTS.labels(what, status) for status in ("200", "429", "503"))  # an alert asks for these
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()

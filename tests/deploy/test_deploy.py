@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from commands.loop.scrape import scrape_file
+from deploy.dashboard import PATH, SOURCE, text
 from millrace.contracts.events import ARMS
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import TOPICS
@@ -140,6 +141,18 @@ def test_the_dashboard_shows_what_it_must() -> None:
         assert f"millrace_{name}" in shown
 
 
+def test_errors_of_a_scorer_begin_with_0_and_the_page_names_them() -> None:
+    called = re.compile(r'(?:meters\.error|\.bad|_count_error)\("([a-z_-]+)"')
+    used = {kind for path in (ROOT / "scorer").rglob("*.py") for kind in called.findall(path.read_text())}
+    assert len(used) > 20
+    assert {*used, "redis"} == values_begun("millrace_errors_total", "what")
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    (said,) = re.findall(r"\*\*Errors by kind\*\* \(`millrace_errors_total`\): (.*)", page)
+    assert {*re.findall(r"`([a-z_-]+)`", said)} == values_begun("millrace_errors_total", "what")
+    (said,) = re.findall(r"`millrace_log_lost_pages_total` .* page logs that will never arrive: (.*) \|", page)
+    assert {*re.findall(r"`([a-z_-]+)`", said)} == values_begun("millrace_log_lost_pages_total", "reason")
+
+
 def test_what_only_the_simulator_measures_says_so_and_wakes_nobody() -> None:
     """A shop of one's own has no simulator: whatever needs one stands in a row of its own and says so."""
     simulated = exposed({"simulate"}).keys() - exposed(MODULES.keys() - {"simulate"}).keys()
@@ -164,23 +177,19 @@ def test_first_panels_show_the_scores_that_pages_were_served_with() -> None:
                 assert "millrace_learning_" not in " ".join(exprs)
 
 
-def test_panels_have_a_data_source_a_place_and_an_id_of_their_own() -> None:
+def test_the_dashboard_is_what_its_code_makes() -> None:
+    assert PATH.read_text() == text(), "python -m deploy.dashboard writes it anew"
     sources = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
-    uids = {s["uid"] for s in sources}
-    for _, panels in dashboards():
-        ids = [p["id"] for p in panels]
-        assert len(set(ids)) == len(ids)
-        taken: set[tuple[int, int]] = set()
-        for panel in panels:
-            at = panel["gridPos"]
-            assert at["x"] + at["w"] <= 24
-            cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
-            assert not cells & taken, f"{panel['title']} covers another panel"
-            taken |= cells
-            if panel["type"] != "row":
-                assert panel["datasource"]["uid"] in uids
-                refs = [t["refId"] for t in panel["targets"]]
-                assert len(set(refs)) == len(refs) > 0
+    assert SOURCE.uid in {source["uid"] for source in sources}
+
+
+def test_each_alert_has_its_section_in_the_run_book() -> None:
+    rules = yaml.safe_load((DEPLOY / "rules.yml").read_text())["groups"][0]["rules"]
+    page = "docs/how-to/answer-an-alert.md"
+    sections = re.findall(r"^### (\w+)\n\n(\S.{40,})$", (ROOT / page).read_text(), re.MULTILINE)
+    assert sorted(name for name, _ in sections) == sorted(rule["alert"] for rule in rules)
+    for rule in rules:
+        assert rule["annotations"]["runbook_url"] == f"{page}#{rule['alert'].lower()}"
 
 
 def test_docs_list_exactly_the_metrics_there_are() -> None:

@@ -26,7 +26,7 @@ from tests.architecture import ROOT
 
 PACKAGES = {"millrace", "commands", "simulator", "stream", "learner", "scorer"}
 """The import names that an installation adds, and no others."""
-CHECKOUT = {"benchmarks", "experiments", "tests"}
+CHECKOUT = {"benchmarks", "deploy", "experiments", "tests"}
 """Packages that are not installed."""
 CLIENT = ROOT / "client"
 ROLES = ["simulator.live", "stream.worker.stream_worker", "learner.role.service", "scorer.worker.page_app"]

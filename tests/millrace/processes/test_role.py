@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from threading import Event, Thread
 
@@ -43,6 +45,21 @@ cli.main()
 """
 
 
+LOGS = """
+import logging, structlog
+from millrace.processes.role import calm_logs
+
+calm_logs(log_format="json")
+structlog.contextvars.bind_contextvars(role="learn")
+structlog.get_logger("any").info("a version", number=7)
+for log in (structlog.get_logger("any"), logging.getLogger("library")):
+    try:
+        1 / 0
+    except ZeroDivisionError:
+        log.error("it failed\\nhere", exc_info=True)
+"""
+
+
 def role(folder: Path, *signals: int) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-c", PROGRAM, str(folder), *map(str, signals)]
     return subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE, check=False)
@@ -66,6 +83,17 @@ def test_a_signal_asks_a_role_to_stop_and_it_ends_in_its_own_time(tmp_path: Path
     assert "asked to stop" in line
     assert "role=learn" in line
     assert "rounds_total 1.0" in last_figures(tmp_path, "learn").read_text()
+
+
+def test_a_log_in_json_has_an_object_a_line_of_libraries_too() -> None:
+    done = subprocess.run([sys.executable, "-c", LOGS], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    first, *failed = map(json.loads, done.stderr.splitlines())
+    assert datetime.fromisoformat(first.pop("timestamp")).tzinfo is not None
+    assert first == {"event": "a version", "number": 7, "role": "learn", "level": "info"}
+    assert [line.get("logger") for line in failed] == [None, "library"]
+    for line in failed:
+        assert (line["event"], line["level"], line["role"]) == ("it failed\nhere", "error", "learn")
+        assert "ZeroDivisionError" in line["exception"]
 
 
 @pytest.mark.slow
