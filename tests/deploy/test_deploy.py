@@ -22,9 +22,9 @@ from millrace.contracts.topics import TOPICS
 from millrace.processes.metrics import PORTS
 from millrace.processes.role import ROLES
 from tests.architecture import ROOT
+from tests.scenes.deployed import DEPLOY, dashboards, expressions
 from tests.scenes.exposed_metrics import MODULES, exposed, registries
 
-DEPLOY = ROOT / "deploy"
 YAML = sorted(p for p in DEPLOY.rglob("*") if p.suffix in (".yml", ".yaml"))
 JSON = sorted(DEPLOY.rglob("*.json"))
 THIRD_PARTY = {"kafka", "redis", "prometheus", "grafana"}
@@ -40,24 +40,6 @@ def label_names(series: str) -> set[str]:
     """The labels of a series that a role exposes, and those that Prometheus adds."""
     (found,) = {frozenset(r.labels[series]) for r in registries().values() if series in r.labels}
     return {*found, "job", "role"}
-
-
-def dashboards() -> Iterator[tuple[str, list[Any]]]:
-    """(file, panels), those within a collapsed row too."""
-    for path in JSON:
-        panels = json.loads(path.read_text())["panels"]
-        yield path.name, panels + [inner for panel in panels for inner in panel.get("panels", [])]
-
-
-def expressions() -> Iterator[tuple[str, str]]:
-    """(where, PromQL) of every panel and rule."""
-    for name, panels in dashboards():
-        for panel in panels:
-            for target in panel.get("targets", []):
-                yield f"{name}: {panel['title']}", target["expr"]
-    for group in yaml.safe_load((DEPLOY / "rules.yml").read_text())["groups"]:
-        for rule in group["rules"]:
-            yield f"rules.yml: {rule['alert']}", rule["expr"]
 
 
 def compose() -> Any:

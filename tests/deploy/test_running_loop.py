@@ -12,13 +12,12 @@ import pytest
 import yaml
 
 from commands.loop.scrape import scrape_file
-from tests.architecture import ROOT
-from tests.deploy.test_deploy import expressions
+from tests.scenes.deployed import DEPLOY, expressions
 from tests.scenes.running_prometheus import PROGRAM, prometheus
 from tests.scenes.simulated_loop import simulated_loop
 from tests.scenes.waiting import LONG, PATIENCE, until
 
-RULES = ROOT / "deploy" / "rules.yml"
+RULES = DEPLOY / "rules.yml"
 SOON = {"SNAPSHOT_SECONDS": "1", "ARCHIVE_SECONDS": "1", "HELDOUT_SHARE": "0.1", "LOG_FORMAT": "json"}
 """Snapshots, files and a verdict of held-out pages soon."""
 
