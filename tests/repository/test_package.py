@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from importlib.metadata import entry_points, packages_distributions
 from pathlib import Path
@@ -22,6 +24,7 @@ import kafka.codec
 import kafka.record.util
 import pytest
 
+from millrace import __version__
 from tests.architecture import ROOT
 
 PACKAGES = {"millrace", "commands", "simulator", "stream", "learner", "scorer"}
@@ -133,6 +136,31 @@ def test_all_compiled_loops_share_one_decorator() -> None:
     """What is cached is guarded: a bare ``njit(cache=True)`` ends a role in a read-only installation."""
     bare = [path for path in FILES if re.search(r"njit\([^)]*cache", path.read_text()) and path != Path(__file__)]
     assert bare == [ROOT / "millrace" / "basics" / "compiled.py"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("project", [ROOT, CLIENT], ids=["millrace", "client"])
+def test_what_is_uploaded_is_whole_and_of_this_version(project: Path, tmp_path: Path) -> None:
+    """The source distribution has all that the wheel is built of: one that is built from it has the same files."""
+
+    def build(source: Path, kind: str, target: Path) -> Path:
+        command = [sys.executable, "-m", "hatchling", "build", "--target", kind, "--directory", str(target)]
+        subprocess.run(command, check=True, cwd=source, capture_output=True)
+        (built,) = target.iterdir()
+        return built
+
+    source, wheel = build(project, "sdist", tmp_path / "source"), build(project, "wheel", tmp_path / "wheel")
+    check = [sys.executable, "-m", "twine", "check", "--strict", str(source), str(wheel)]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("PASSED") == 2
+    with tarfile.open(source) as archive:
+        archive.extractall(tmp_path, filter="data")
+    again = build(tmp_path / source.name.removesuffix(".tar.gz"), "wheel", tmp_path / "again")
+    assert again.name == wheel.name
+    assert wheel.name.split("-")[1] == __version__
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
+        assert sorted(one.namelist()) == sorted(other.namelist())
 
 
 def test_the_clients_wheel_brings_one_name_and_nothing_heavy(tmp_path: Path) -> None:

@@ -1,0 +1,240 @@
+"""``python -m tests.upgrade.make``: runs a small loop of this version and keeps what it leaves in ``tests/upgrade``.
+
+Once a release: ``0.2.0.tar.xz`` is of that version for ever. Later versions must read it (:mod:`tests.upgrade.golden`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import msgspec
+import tomli_w
+from redis import Redis
+
+from commands.loop.monitor import fetch
+from commands.up.started import Started
+from learner.gate.quarantine import Quarantine
+from learner.gate.verdicts import GateRefusal
+from millrace import __version__
+from millrace.basics.store import Store
+from millrace.contracts.events import key_of
+from millrace.contracts.page_logs import decode_heading, decode_page_log
+from millrace.contracts.samples import SampleBatch
+from millrace.contracts.schema import load_schema
+from millrace.contracts.settings import SECTIONS, Settings
+from millrace.contracts.topics import DEAD_LETTERS, EVENTS, FEATURES_COCLICKS, PAGE_LOGS, SAMPLES
+from millrace.processes.kafka import make_producer
+from millrace.versions.decisions import (
+    Adopted,
+    Began,
+    Decided,
+    Decision,
+    Discarded,
+    Flushed,
+    HeldBack,
+    Learnt,
+    Passed,
+    Promoted,
+    Rebased,
+    Refused,
+    Released,
+    RolledBack,
+    SamplesTaken,
+    Saved,
+    Span,
+    WentBack,
+    encode_decisions,
+)
+from scorer.catalog.index_checkpoint import manifests
+from scorer.pagelog.spool import Spool
+from tests.scenes.demo_process import PATIENT
+from tests.scenes.waiting import PATIENCE, until
+from tests.upgrade.golden import messages, read
+
+HERE = Path(__file__).parent
+SCHEMA = """
+name = "bakery"
+crosses = [["user_id", "kind"]]
+filters = ["kind"]
+[[fields]]
+name = "user_id"
+of = "user"
+[[fields]]
+name = "town"
+of = "user"
+[[fields]]
+name = "item_id"
+of = "item"
+[[fields]]
+name = "kind"
+of = "item"
+[[fields]]
+name = "price"
+of = "item"
+kind = "numeric"
+transform = "log"
+[[fields]]
+name = "position"
+of = "context"
+bias = true
+[windows]
+lengths = ["1h", "1d"]
+actions = ["exposure", "click"]
+[[windows.keys]]
+columns = ["item_id"]
+[[windows.keys]]
+columns = ["user_id", "kind"]
+"""
+SMALL = {
+    "MILLRACE_PARTITIONS": "1",
+    "MILLRACE_MODEL_SPEC": '{"width": 2, "hidden": [4], "blocks": 1, "buckets": 2, "retrieval_width": 4}',
+    "MILLRACE_CONTROL_SHARE": "0",
+    "MILLRACE_HELDOUT_SHARE": "0",
+    "MILLRACE_ARCHIVE_FEATURES": "true",
+}
+SOON = {
+    "MILLRACE_ATTRIBUTION_MINUTES": "0.05",
+    "MILLRACE_OBSERVATION_SECONDS": "1",
+    "MILLRACE_LATENESS_MINUTES": "0.05",
+    "MILLRACE_DISORDER_SECONDS": "0.5",
+    "MILLRACE_IDLE_SECONDS": "1",
+    "MILLRACE_SNAPSHOT_SECONDS": "2",
+    "MILLRACE_ARCHIVE_SECONDS": "1",
+    "MILLRACE_INDEX_SECONDS": "1",
+}
+KEPT = ("broker", "models", "checkpoints", "index", "schemas", "archive", "schema.toml")
+
+
+def post(url: str, body: object, token: str = "") -> Any:
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    with urlopen(Request(url, json.dumps(body).encode(), headers), timeout=PATIENCE) as answer:
+        return json.load(answer)
+
+
+def visit(where: dict[str, Any], user: str, name: str) -> None:
+    """A page, its exposure, two clicks and a purchase."""
+    page = post(f"{where['scorer']}/recommend", {"user_id": user, "size": 6})
+    ids = [item["item_id"] for item in page["items"]]
+    seen = {
+        "type": "exposure",
+        "event_id": f"{name}-e",
+        "request_id": page["request_id"],
+        "user_id": user,
+        "items": ids,
+    }
+    actions = [
+        {**seen, "type": kind, "event_id": f"{name}-{n}", "item_id": ids[place], "position": place}
+        for n, (kind, place) in enumerate((("click", 0), ("click", 2), ("purchase", 2)))
+    ]
+    answer = post(f"{where['intake']}/events", [seen, *[{k: v for k, v in a.items() if k != "items"} for a in actions]])
+    assert answer["kept"] == 4, answer
+
+
+def run(folder: Path) -> dict[str, dict[bytes, bytes]]:
+    """The loop. Leaves its data folder, and returns the users in Redis."""
+    (folder / "bakery.toml").write_text(SCHEMA)
+    data = folder / "data"
+    with Started(data, "--schema", str(folder / "bakery.toml"), env=PATIENT | SMALL | SOON, cwd=folder) as loop:
+        where = loop.where(PATIENCE)
+        settings = Settings(kafka=where["kafka"], partitions=1)
+        items = [
+            {"item_id": f"b{n}", "attributes": {"kind": "bread" if n % 2 else "cake", "price": n}} for n in range(8)
+        ]
+        post(f"{where['intake']}/items", [*items, {"item_id": "b7", "gone": True}])
+        post(f"{where['intake']}/users", [{"user_id": name, "attributes": {"town": "Ulm"}} for name in ("anna", "ben")])
+        post(f"{where['intake']}/users", [{"user_id": "gone", "attributes": {}}])
+        with urlopen(Request(f"{where['intake']}/users/gone", method="DELETE"), timeout=PATIENCE):
+            pass
+        producer = make_producer(settings)
+        producer.send(EVENTS, b"no event", key_of("anna"))
+        producer.flush()
+        producer.close()
+        until(lambda: "ready: " in loop.text(), "pages can be had", more=loop.text)
+        for n in range(4):
+            visit(where, "anna", f"a{n}")
+            visit(where, "ben", f"b{n}")
+        token = (data / "admin.token").read_text().strip()
+        trained = "millrace_samples_trained_total 48.0"
+        until(lambda: trained in fetch(where["metrics"]["learn"], PATIENCE), "all is learnt", more=loop.text)
+        for command in ("hold", "promote"):
+            post(f"{where['admin']}/model/{command}", {}, token)
+        until(lambda: len(list((data / "archive" / "features").glob("*.parquet"))) > 0, "rows are archived", PATIENCE)
+        until(lambda: any(manifests(Store(data / "index", writes=False), lambda *_: None)), "an index is kept")
+        visit(where, "anna", "last")
+        with Redis.from_url(f"redis://{where['redis']}") as redis:
+            until(lambda: len(redis.hgetall("user:anna")) >= 4, "the user's counts are there")
+            users = {key.decode(): redis.hgetall(key) for key in redis.scan_iter("user:*")}
+        assert loop.stop() == 0, loop.text()
+    return users
+
+
+SPANS = (Span(0, 3, 0, 5), Span(1, 4, 2, 3))
+DECISIONS: tuple[Decision, ...] = (
+    Began(3),
+    SamplesTaken(1, 4, 9),
+    Learnt(SPANS, 8, "00000003-labels", True),
+    Flushed(),
+    Passed(),
+    Saved(True),
+    Refused(SPANS, "labels", 2.5, 1.5, "labels", 7),
+    WentBack(6),
+    HeldBack("a person"),
+    Promoted("a person"),
+    Rebased("a person"),
+    Released(("00000003-labels",), "a person"),
+    Discarded(("00000003-labels",), "a person"),
+    RolledBack(2, 41, "gate"),
+    Adopted(3, 17, "shadow", "a person"),
+)
+"""Each kind of decision, with every field set."""
+
+
+def rest(folder: Path) -> None:
+    """What a short run does not leave: each decision, refused rows, pages that Kafka does not have, settings."""
+    decided = [Decided(n, 1000 + n, what) for n, what in enumerate(DECISIONS)]
+    (folder / "decisions").write_bytes(encode_decisions("a log", decided))
+    found = messages(folder / "broker" / "topics", now_ms=0)
+    batch = SampleBatch.from_bytes(found[SAMPLES][0])
+    quarantine = Quarantine(Store(folder / "quarantine"), load_schema(folder / "schema.toml").id)
+    quarantine.samples_log = "a topic"
+    quarantine.keep(7, GateRefusal("labels", 2.5, 1.5, "labels"), [Span(0, 3, 0, len(batch))], (1, 2), 3)
+    quarantine.write_list()
+    quarantine.copy(quarantine.open, batch)
+    (folder / "quarantine.state").write_bytes(quarantine.snapshot())
+    spool = Spool(folder / "spool", 1 << 30, lambda *_: None)
+    for raw in found[PAGE_LOGS][:2]:
+        assert raw is not None
+        decode_heading(raw)
+        spool.append(key_of(decode_page_log(raw).user_id), raw, len(decode_page_log(raw).items))
+    spool.close()
+    settings = msgspec.to_builtins(Settings())
+    sections = {section: {name: settings[name] for name in names} for section, names in SECTIONS.items()}
+    (folder / "millrace.toml").write_text(tomli_w.dumps(sections))
+    assert found[DEAD_LETTERS]
+    assert found[FEATURES_COCLICKS]
+
+
+def make(target: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder, golden = Path(name), Path(name, "golden")
+        users = run(folder)
+        golden.mkdir()
+        for kept in KEPT:
+            source = folder / "data" / kept
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, golden / kept)
+        (golden / "redis").write_bytes(msgspec.msgpack.encode(users))
+        rest(golden)
+        shutil.copytree(golden, folder / "copy")
+        (golden / "facts.json").write_text(json.dumps(read(folder / "copy"), indent=1))
+        with tarfile.open(target, "w:xz") as archive:
+            archive.add(golden, "")
+
+
+if __name__ == "__main__":
+    make(HERE / f"{__version__}.tar.xz")
