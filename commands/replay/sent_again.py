@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from commands.replay.known import KnownSamples
 from commands.replay.logfeatures import Labels, LogRows
@@ -16,10 +17,15 @@ from millrace.contracts.samples import PAGE
 from stream.join.page_again import drawn
 
 
+def clicked_in_time(ts_ms: NDArray[np.int64], labels: Labels) -> NDArray[np.bool_]:
+    """Which exposures of times ``ts_ms`` (n,) were clicked within the attribution window. (n,)"""
+    clicked: NDArray[np.bool_] = labels.clicked & (labels.acted_ms < ts_ms + labels.wait_ms)
+    return clicked
+
+
 def with_pages_again(samples: KnownSamples, rows: LogRows, labels: Labels) -> KnownSamples:
     """The samples of rows under one policy, and those that are sent when the labels of their page are final."""
-    due_ms = rows.ts_ms + labels.wait_ms
-    clicked = labels.clicked & (labels.acted_ms < due_ms)
+    clicked = clicked_in_time(rows.ts_ms, labels)
     order = np.lexsort((rows.slots(np.arange(rows.n)), rows.page, rows.ts_ms))
     page, ts_ms = rows.page[order], rows.ts_ms[order]
     ends = np.flatnonzero((page[1:] != page[:-1]) | (ts_ms[1:] != ts_ms[:-1])) + 1
@@ -33,7 +39,7 @@ def with_pages_again(samples: KnownSamples, rows: LogRows, labels: Labels) -> Kn
     row = np.sort(np.concatenate(found))
     if not len(row):
         return samples
-    known_ms = np.concatenate([samples.known_ms, due_ms[row]])
+    known_ms = np.concatenate([samples.known_ms, rows.ts_ms[row] + labels.wait_ms])
     order = np.argsort(known_ms, kind="stable")
     return replace(
         samples,

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from commands.replay.known import KnownSamples, LabelSettings, Traffic
 from commands.replay.logfeatures import CHUNK_ROWS, Labels, LogRows, ValueHashes
-from commands.replay.sent_again import with_pages_again
+from commands.replay.sent_again import clicked_in_time, with_pages_again
 from millrace.basics.hashing import U64
 from millrace.contracts.schema import Schema
 from millrace.logs import TS, LogTable
@@ -52,15 +52,15 @@ class Stretch:
 
 
 class _Events(NamedTuple):
-    """Events with the values that windows count. e events, K keys, M means."""
+    """Events with the values that windows count. e events, K keys, M means, and where a field asks for a user's last
+    actions P = 2, else 0."""
 
     row: Rows  # (e,) of the log
     ms: NDArray[np.int64]  # (e,)
     action: NDArray[np.uint8]  # (e,)
     keys: U64  # (e, K)
     sums: NDArray[np.uint32]  # (e, M)
-    user: U64  # (e,) value hashes, and of the item
-    item: U64  # (e,)
+    pair: U64  # (e, P) value hashes of user and item
 
     def take(self, which: Any) -> _Events:
         return _Events(*(column[which] for column in self))
@@ -100,9 +100,11 @@ class Stretches:
         self._means = [schema.windows.actions.index(m.action) for m in schema.windows.means]
         self._last = LastActions(schema)
         self._acted = [(name, schema.windows.actions.index(action), Acted()) for name, action, _ in self._last.fields]
-        empty, ids = np.empty(0, np.intp), np.empty(0, np.uint64)
+        builder = self._hashes.builder
+        self._pair = (builder.user_column, builder.item_column) if self._acted else ()
+        empty, pairs = np.empty(0, np.intp), np.empty((0, len(self._pair)), np.uint64)
         keys, sums = np.empty((0, schema.layout.K), np.uint64), np.empty((0, len(self._means)), np.uint32)
-        self._waiting = _Events(empty, np.empty(0, np.int64), np.empty(0, np.uint8), keys, sums, ids, ids)
+        self._waiting = _Events(empty, np.empty(0, np.int64), np.empty(0, np.uint8), keys, sums, pairs)
         self._made = 0
 
     @property
@@ -123,9 +125,10 @@ class Stretches:
         if self.schema.layout.K or self._acted:
             of, sums = labels.event_row, rows.steps()[labels.event_row]
             sums[labels.event_action[:, None] != self._means] = 0
-            keys, who = builder.keys(columns, n)[of], (builder.user_column, builder.item_column)
-            ids = (rows.hashes(column, of) for column in who)
-            own = _Events(of + start, labels.event_ms, labels.event_action, keys, sums, *ids)
+            keys, pairs = builder.keys(columns, n)[of], np.empty((len(of), len(self._pair)), np.uint64)
+            for p, column in enumerate(self._pair):
+                pairs[:, p] = rows.hashes(column, of)
+            own = _Events(of + start, labels.event_ms, labels.event_action, keys, sums, pairs)
             self._waiting = self._waiting.joined(own)
             last = int(np.searchsorted(self._waiting.ms, rows.ts_ms[-1], side="right"))
             counted, seen = self._count(last)
@@ -138,8 +141,8 @@ class Stretches:
         if self._how.by_page and self._policy is not None and labels.wait_ms and not self._policy.final:
             samples = with_pages_again(samples, rows, labels)
         self._made = stop
-        clicked = labels.clicked & (labels.acted_ms < rows.ts_ms + labels.wait_ms)
-        return Stretch(start, rows, cat, num, replace(samples, row=samples.row + start), clicked)
+        samples = replace(samples, row=samples.row + start)
+        return Stretch(start, rows, cat, num, samples, clicked_in_time(rows.ts_ms, labels))
 
     def of(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """(cat (b, F), num (b, N)) of some rows, ascending, of which nothing was made yet. Makes all stretches."""
@@ -195,7 +198,7 @@ class Stretches:
         now, self._waiting = self._waiting.take(slice(stop)), self._waiting.take(slice(stop, None))
         for _, action, acted in self._acted:
             mine = now.action == action
-            acted.add(now.user[mine], now.item[mine], now.ms[mine])
+            acted.add(*now.pair[mine].T, now.ms[mine])
         return now, self._windows.run(now.keys, now.ms, now.action, now.sums)
 
 

@@ -8,7 +8,9 @@
     new   cat │ user_id  item_id  colour=0 │ num │ price  item_id.click.1d  stock=0 │ keys │ item_id  category=0 │
 
 Values are hashed under their field's name, and window keys under their columns' names. So a column means the same in
-each schema that has it. A column that only the new schema has is missing (0). A key of 0 is counted nowhere.
+each schema that has it. A column that only the new schema has is missing (0). A key of 0 is counted nowhere. Whoever
+made an old page compared no candidates by the new numbers among them, so its rows read there as if each were the only
+candidate: a 0 would say that it was the last of all.
 
 State that was counted under the old schema is kept only where both schemas count alike (:func:`same_tiles`).
 """
@@ -40,6 +42,8 @@ class Carry:
         self._cat = _columns(_slots(old), _slots(new))
         self._num = _columns(was.num_names, now.num_names)
         self._keys = _columns(was.key_names, now.key_names)
+        alone = {f"{one.number}.{form}": 0.5 if form == "rank" else 1.0 for one in new.among for form in one.forms}
+        self._missing = np.array([alone.get(name, 0.0) for name in now.num_names], np.float32)
 
     def page(self, served: PageView) -> PageView:
         """A logged page with the new schema's arrays and id. Raises ValueError for arrays that are not of the old
@@ -50,7 +54,7 @@ class Carry:
             schema_id=self.new.id,
             keys=_carried(served.keys, "<u8", n, self.old.layout.K, self._keys),
             cat=_carried(served.cat, "<i8", n, self.old.layout.F, self._cat),
-            num=_carried(served.num, "<f4", n, self.old.layout.N, self._num),
+            num=_carried(served.num, "<f4", n, self.old.layout.N, self._num, self._missing),
         )
 
     def samples(self, batch: SampleBatch) -> SampleBatch:
@@ -61,7 +65,7 @@ class Carry:
             raise ValueError(
                 f"{batch.cat.shape[1]} + {batch.num.shape[1]} features in the place of {layout.F} + {layout.N}"
             )
-        return replace(batch, cat=_taken(batch.cat, self._cat), num=_taken(batch.num, self._num))
+        return replace(batch, cat=_taken(batch.cat, self._cat), num=_taken(batch.num, self._num, self._missing))
 
 
 def same_tiles(old: Schema, new: Schema) -> bool:
@@ -89,15 +93,15 @@ def _columns(old: Sequence[object], new: Sequence[object]) -> Columns:
     return np.array([at.get(name, len(at)) for name in new], np.intp)
 
 
-def _taken(array: NDArray[Any], columns: Columns) -> NDArray[Any]:
-    """(n, new) of (n, old); columns that there are not are 0."""
+def _taken(array: NDArray[Any], columns: Columns, missing: Any = 0) -> NDArray[Any]:
+    """(n, new) of (n, old). ``missing``: what columns read as that there were not, (new,) or one for all."""
     wide = np.zeros((array.shape[0], array.shape[1] + 1), array.dtype)
     wide[:, :-1] = array
-    return np.ascontiguousarray(wide[:, columns])
+    return np.where(columns < array.shape[1], wide[:, columns], missing)
 
 
-def _carried(raw: memoryview, dtype: str, n: int, width: int, columns: Columns) -> memoryview:
+def _carried(raw: memoryview, dtype: str, n: int, width: int, columns: Columns, missing: Any = 0) -> memoryview:
     array = np.frombuffer(raw, dtype)
     if array.size != n * width:
         raise ValueError(f"{array.size} values for {n} rows of {width}")
-    return memoryview(_taken(array.reshape(n, width), columns).tobytes())
+    return memoryview(_taken(array.reshape(n, width), columns, missing).tobytes())

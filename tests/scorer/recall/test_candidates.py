@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numba import typeof
 from prometheus_client import REGISTRY
 
@@ -22,6 +23,7 @@ from scorer.recall import recallkernels
 from scorer.recall.candidate_lists import CandidateLists
 from scorer.users.userrecord import KnownUser
 from scorer.worker.scorer_warmup import warm_up
+from tests.scenes import filter_world
 from tests.scenes.page_sources import source_names
 from tests.scenes.recall_sources import Along, Near
 from tests.scenes.scorer_shop import (
@@ -191,6 +193,16 @@ def test_a_small_shop_a_control_page_and_a_page_that_was_asked_for_say_so(tmp_pa
     answer = control.ask(explain=True)
     assert {i["source"] for i in answer["items"]} == set(source_names(control.sent[-1])) == {"control"}
     assert len(control.near.asked) == 1, "what the model's page recalls is the set of its numbers among candidates"
+
+
+@pytest.mark.parametrize(("control_share", "recalls"), [(0, 1), (1, 0)])
+def test_a_control_page_that_compares_no_candidates_recalls_nothing(control_share: float, recalls: int) -> None:
+    schema = replace(filter_world.SCHEMA, among=())
+    shop = filter_world.Shop(ITEMS, schema=schema, control_share=control_share)
+    shop.scorer.retrieval = near = Near()
+    shop.ask()
+    assert shop.sent[0].arm == ("control" if control_share else "model")
+    assert len(near.asked) == recalls
 
 
 def test_an_item_that_has_just_died_is_on_no_page_and_another_is_there_for_it(shop: Shop) -> None:

@@ -22,9 +22,10 @@ from millrace.contracts.events import to_msgpack
 from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.pagepack import Rates
 from millrace.contracts.samples import POLICIES, SCHEMA_HEADER, SampleBatch
-from millrace.contracts.schema import Field, Schema, WindowKey
+from millrace.contracts.schema import Among, Field, Schema, WindowKey
 from millrace.contracts.schemabook import SchemaBook
 from millrace.labels import policy_named
+from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import counts_of
 from stream.join.join import InputMessage
 from stream.partition.journal import Journal
@@ -280,6 +281,23 @@ def test_samples_of_a_former_schema_are_learnt_from_with_the_columns_that_both_h
         learner.carried(narrower, headers(NEW.id))
     book.enter(NEW)  # and back: roles are restarted one after another
     assert same(FormerSamples(SCHEMA, book).carried(got, headers(NEW.id)), old)
+
+
+def test_rows_of_an_earlier_schema_read_as_the_only_candidate_of_their_page() -> None:
+    """Against pages of one item, made under the new schema."""
+    forms = ("count", "of_mean", "of_max", "rank")
+    some = [name for name in NEW.layout.num_names if name == "stock" or name.startswith("item_id.")]
+    first = msgspec.structs.replace(NEW, among=(Among(some[1], ("rank", "of_max")),))
+    second = msgspec.structs.replace(first, among=(Among(some[0], forms), *first.among, Among(some[2])))
+    old = batch_under(SCHEMA)
+    got = Carry(SCHEMA, second).samples(old)
+    alone = got.num.copy()
+    FeatureBuilder(second).compare(alone, np.arange(len(old)))
+    assert got.num.tobytes() == alone.tobytes()
+    assert got.num[0, second.layout.among_start :].tolist() == [1, 1, 1, 0.5, 0.5, 1, 0.5, 1, 1]
+    got.num[:, second.layout.among_start :] = np.arange(9)  # what a page was compared by is kept
+    again = Carry(second, first).samples(got)
+    assert again.num[:, first.layout.among_start :].tolist() == [[4, 5]] * len(old)
 
 
 def hourly(partition: Partition, hours: range) -> None:
