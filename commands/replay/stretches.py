@@ -198,7 +198,7 @@ class Stretches:
         now, self._waiting = self._waiting.take(slice(stop)), self._waiting.take(slice(stop, None))
         for _, action, acted in self._acted:
             mine = now.action == action
-            acted.add(*now.pair[mine].T, now.ms[mine])
+            acted.add(now.pair[mine, 0], now.pair[mine, 1], now.ms[mine])
         return now, self._windows.run(now.keys, now.ms, now.action, now.sums)
 
 

@@ -285,10 +285,10 @@ def test_samples_of_a_former_schema_are_learnt_from_with_the_columns_that_both_h
 
 def test_rows_of_an_earlier_schema_read_as_the_only_candidate_of_their_page() -> None:
     """Against pages of one item, made under the new schema."""
-    forms = ("count", "of_mean", "of_max", "rank")
     some = [name for name in NEW.layout.num_names if name == "stock" or name.startswith("item_id.")]
     first = msgspec.structs.replace(NEW, among=(Among(some[1], ("rank", "of_max")),))
-    second = msgspec.structs.replace(first, among=(Among(some[0], forms), *first.among, Among(some[2])))
+    every = Among(some[0], ("count", "of_mean", "of_max", "rank"))
+    second = msgspec.structs.replace(first, among=(every, *first.among, Among(some[2])))
     old = batch_under(SCHEMA)
     got = Carry(SCHEMA, second).samples(old)
     alone = got.num.copy()
