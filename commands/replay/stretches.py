@@ -101,6 +101,7 @@ class Stretches:
         self._last = LastActions(schema)
         self._acted = [(name, schema.windows.actions.index(action), Acted()) for name, action, _ in self._last.fields]
         builder = self._hashes.builder
+        self._first = builder.exposed is not None
         self._pair = (builder.user_column, builder.item_column) if self._acted else ()
         empty, pairs = np.empty(0, np.intp), np.empty((0, len(self._pair)), np.uint64)
         keys, sums = np.empty((0, schema.layout.K), np.uint64), np.empty((0, len(self._means)), np.uint32)
@@ -121,7 +122,8 @@ class Stretches:
         labels = Labels(log, self.schema, rows)
         builder, store, n = rows.builder, self._windows, rows.n
         columns, plain = rows.columns(slice(None))
-        counts = np.zeros((n, self.schema.layout.K, store.spans, store.columns), store.dtype)
+        spans = store.spans + self._first
+        counts = np.zeros((n, self.schema.layout.K, spans, store.columns), store.dtype)
         if self.schema.layout.K or self._acted:
             of, sums = labels.event_row, rows.steps()[labels.event_row]
             sums[labels.event_action[:, None] != self._means] = 0
@@ -175,7 +177,8 @@ class Stretches:
         columns, plain = around.columns(rows - first)
         columns |= self._last_columns(around, rows - first, np.full(n, at_ms))
         keys = around.builder.keys(columns, n)
-        counts = store.counts(keys.reshape(-1), at_ms).reshape(n, keys.shape[1], store.spans, store.columns)
+        counts = store.counts(keys.reshape(-1), at_ms, self._first)
+        counts = counts.reshape(n, keys.shape[1], *counts.shape[1:])
         num = around.builder.num(plain, counts, n, at_ms)
         around.builder.compare(num, around.page[rows - first], around.ts_ms[rows - first])
         return around.builder.cat(columns, n), num
@@ -199,7 +202,7 @@ class Stretches:
         for _, action, acted in self._acted:
             mine = now.action == action
             acted.add(now.pair[mine, 0], now.pair[mine, 1], now.ms[mine])
-        return now, self._windows.run(now.keys, now.ms, now.action, now.sums)
+        return now, self._windows.run(now.keys, now.ms, now.action, now.sums, self._first)
 
 
 def write_features(made: Stretches, folder: Path, before: Callable[[int], None] = lambda row: None) -> None:

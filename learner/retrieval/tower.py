@@ -66,7 +66,7 @@ class Sides:
         self.item_columns, self.item_starts, self.item_share, names = _columns(schema, "item", own, OWN_ITEM)
         self.own_column = names.index(own) if own in names else -1
         """The place of the item's own id among its columns; -1: there is none."""
-        self.plain_columns = np.array([i for i, f in enumerate(layout.plain_fields) if f.of == "item"], np.intp)
+        self.plain_columns = np.array(layout.item_numbers, np.intp)
         plain_names = [layout.plain_fields[i].name for i in self.plain_columns]
         self.knots = np.zeros((len(plain_names), _KNOTS), np.int64)  # (P, K)
         for row, name in zip(self.knots, plain_names, strict=True):

@@ -56,9 +56,11 @@ LAST = {"last_clicks": "click", "last_purchases": "purchase"}
 the ids of the item's own field: both read the same rows of the model's tables."""
 AGES = {f"{name}_age": name for name in LAST}
 """Derived fields of the user, and the one beside which each says how long ago, as a bucket."""
-DERIVED = ("hour", "weekday", "position", "age_days", *LAST, *AGES)
-"""Columns that need not be in the data: local hour and weekday of the exposure, its slot, the item's age in days, the
-user's last actions (millrace/windows/lastactions.py)."""
+EXPOSURE_AGE = "exposure_age_days"
+"""A derived number of the item: days since its first exposure, as the tiles of the longest window know it."""
+DERIVED = ("hour", "weekday", "position", "age_days", EXPOSURE_AGE, *LAST, *AGES)
+"""Columns that need not be in the data: local hour and weekday of the exposure, its slot, the item's age in days and
+that since its first exposure, the user's last actions (millrace/windows/lastactions.py)."""
 
 
 class Field(Struct, frozen=True, forbid_unknown_fields=True):
@@ -228,8 +230,8 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         return tuple(name for name in dict.fromkeys(named) if self.side_of(name) == side)
 
     def side_of(self, column: str) -> Side:
-        """The side of a column: a field's own side; derived columns are of the context, ``age_days`` of the item; the
-        log's user and item columns of the user and the item."""
+        """The side of a column: a field's own side; derived columns are of the context, ages of the item; the log's
+        user and item columns of the user and the item."""
         for field in self.fields:
             if field.name == column:
                 return field.of
@@ -238,7 +240,7 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         if self.log is not None and column == self.log.item:
             return "item"
         if column in DERIVED:
-            return "item" if column == "age_days" else "context"
+            return "item" if column in ("age_days", EXPOSURE_AGE) else "context"
         raise SchemaError(
             f"schema '{self.name}' names the column '{column}', which is no field",
             "add it to [[fields]], or correct the name",
@@ -271,6 +273,11 @@ class Layout(Struct, frozen=True):
     @property
     def K(self) -> int:
         return len(self.key_names)
+
+    @property
+    def item_numbers(self) -> list[int]:
+        """Columns of num that an item brings itself: those that depend on no count."""
+        return [i for i, f in enumerate(self.plain_fields) if f.of == "item" and f.name != EXPOSURE_AGE]
 
     @property
     def last_columns(self) -> list[int]:
@@ -454,6 +461,7 @@ def _check(schema: Schema, source: str) -> None:
         for what, remedy in log_problems(schema.log, schema.join):
             fail(what, remedy)
     _check_last(schema, fail)
+    _check_exposure_age(schema, fail)
     _check_among(schema, fail)
     _check_filters(schema, fail)
 
@@ -482,6 +490,21 @@ def _check_last(schema: Schema, fail: Callable[[str, str], Any]) -> None:
         for column in key.columns:
             if column in LAST or column in AGES:
                 fail(f"window key '{key.name}' names '{column}', which changes with each action", "leave it out")
+
+
+def _check_exposure_age(schema: Schema, fail: Callable[[str, str], Any]) -> None:
+    item = schema.layout.item
+    for field in schema.fields:
+        if field.name == EXPOSURE_AGE:
+            if field.of != "item" or field.kind != "numeric" or field.bias:
+                fail(f"field '{field.name}' is derived", 'declare it of = "item", numeric, without bias')
+            if (item,) not in [key.columns for key in schema.windows.keys]:
+                remedy = f'add [[windows.keys]] with columns = ["{item}"]'
+                fail(f"field '{field.name}' follows from the window key '{item}', which there is not", remedy)
+            if any(f.bias for f in schema.fields if f.name == item):
+                fail(f"field '{field.name}' follows from '{item}', which is a bias", "leave out one of them")
+    if EXPOSURE_AGE in [mean.of for mean in schema.windows.means]:
+        fail(f"windows.means names '{EXPOSURE_AGE}', which follows from counts", "take the mean of another number")
 
 
 def _check_among(schema: Schema, fail: Callable[[str, str], Any]) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.basics.errors import SchemaError
 from millrace.basics.hashing import U64, column_hash, combine, mix, value_hash
-from millrace.contracts.schema import DERIVED, Field, Schema, Side
+from millrace.contracts.schema import DERIVED, EXPOSURE_AGE, Field, Schema, Side
 from millrace.windows import among_kernels
 from millrace.windows.tile_memory import UNIT
 
@@ -44,7 +44,7 @@ class FeatureBuilder:
         self.schema = schema
         self.layout = schema.layout
         for field in self.layout.plain_fields:
-            if field.name in DERIVED and field.name != "age_days":
+            if field.name in DERIVED and field.name not in ("age_days", EXPOSURE_AGE):
                 raise SchemaError(f"field '{field.name}' is numeric", f"make it categorical: '{field.name}' is derived")
         self.user_column = schema.log.user if schema.log else "user_id"
         self.item_column = schema.log.item if schema.log else "item_id"
@@ -63,6 +63,11 @@ class FeatureBuilder:
         self._means = [(mean, schema.windows.actions.index(mean.action)) for mean in schema.windows.means]
         self._unit_ms = schema.windows.unit_ms
         names, forms = self.layout.num_names, among_kernels.FORMS
+        self.exposed: tuple[int, int] | None = None
+        """The column of num that is the age since an item's first exposure, and the window key that tells it."""
+        if EXPOSURE_AGE in names:
+            keys = [key.columns for key in schema.windows.keys]
+            self.exposed = names.index(EXPOSURE_AGE), keys.index((self.item_column,))
         self.compared = np.array([names.index(one.number) for one in schema.among], np.int64)
         """(G,) columns of num that are compared among candidates."""
         made = [(g, forms[form]) for g, one in enumerate(schema.among) for form in one.forms]
@@ -139,8 +144,9 @@ class FeatureBuilder:
 
         Args:
             plain: numeric field -> (n,) or (1,) numbers.
-            counts: (n, K, W + H, A + M) as :class:`millrace.windows.tiles.TileStore` gives them.
-            ts_ms: the time at which they were read, (n,) or one for all; only half-lives need it.
+            counts: (n, K, W + H, A + M) as :class:`millrace.windows.tiles.TileStore` gives them; with the row of first
+                exposures where :attr:`exposed` is not None.
+            ts_ms: the time at which they were read, (n,) or one for all; only half-lives and ages need it.
         """
         layout, windows = self.layout, self.schema.windows
         out = np.zeros((n, layout.N), np.float32)
@@ -150,6 +156,11 @@ class FeatureBuilder:
                 out[:, i] = finite32(values)
         if not layout.K:
             return out
+        if self.exposed is not None:
+            column, k = self.exposed
+            first_ms = counts[:, k, -1, 0].astype(np.int64) * self._unit_ms
+            out[:, column] = self.age_days(np.asarray(ts_ms, np.int64), first_ms)
+            counts = counts[:, :, :-1]
         actions, spans = len(windows.actions), len(windows.durations)
         rates = 2 * actions - 1
         block = out[:, layout.window_start : layout.among_start]
@@ -220,7 +231,8 @@ class FeatureBuilder:
 
     @staticmethod
     def age_days(ts_ms: NDArray[np.int64], born_ms: NDArray[np.int64]) -> F32:
-        """Days from an item's birth to the exposure; 0 for an unknown (0) or future birth. Broadcast, float32"""
+        """Days from an item's birth (or first exposure) to the exposure; 0 for an unknown (0) or future birth.
+        Broadcast, float32"""
         born_ms = np.asarray(born_ms, np.int64)
         age = (np.asarray(ts_ms, np.int64) - born_ms) / np.float64(DAY_MS)
         return np.where(born_ms > 0, np.maximum(age, 0.0), 0.0).astype(np.float32)

@@ -490,12 +490,12 @@ def _weights(tick: Any, grain: Array, reach: Array, fade: Array, out: Array) -> 
 
 @compiled
 def _sum_decayed(
-    pool: Array, offset: Any, n: Any, tick: Any, newest: Any, tail: Any, weights: Array, out: Array
+    pool: Array, offset: Any, n: Any, tick: Any, newest: Any, tails: Array, weights: Array, out: Array
 ) -> None:
-    """Adds the decayed counts of one list at ``tick`` to the last H rows of ``out``, of units from ``tail`` to
-    ``newest``."""
+    """Adds the decayed counts of one list at ``tick`` to the H rows of ``out`` behind the windows', of units from the
+    last of ``tails`` to ``newest``."""
     lives, ages = weights.shape
-    first = len(out) - lives
+    first, tail = len(tails), tails[-1]
     for j in range(offset + n - 1, offset - 1, -1):
         word = pool[j]
         own = _tick(word)
@@ -512,9 +512,22 @@ def _sum_decayed(
 
 
 @compiled
+def _first_exposed(pool: Array, offset: Any, n: Any, tick: Any, newest: Any, tail: Any, spans: Spans) -> Any:
+    """The first unit of the oldest tile with an exposure (column 0) that begins from ``tail`` to ``newest``, as it is
+    at ``tick``, merged yet or not; -1: there is none."""
+    for j in range(offset, offset + n):
+        own = _tick(pool[j])
+        if own > newest:
+            break
+        if own >= tail and _head(pool[j]) >> 2 & 3 == 0 and _digit(pool[j], 0):
+            return first_tick(own, tick, spans.grain, spans.reach)
+    return np.int64(-1)
+
+
+@compiled
 def count_rows(arena: Arena, spans: Spans, keys: Array, ts_ms: Array, out: Array) -> Any:
-    """Reads each key's counts (n,) at its time (n,) into ``out`` (n, W + H, A), zeros on entry. Result as
-    :func:`_prefetch`."""
+    """Reads each key's counts (n,) at its time (n,) into ``out`` (n, W + H, A), zeros on entry. A further row begins
+    with the unit since 1970 of the key's first exposure in the longest window. Result as :func:`_prefetch`."""
     table, pool, fade = arena.table, arena.pool, spans.fade
     unit, base = arena.unit, arena.state[BASE]
     n = len(keys)
@@ -541,14 +554,18 @@ def count_rows(arena: Arena, spans: Spans, keys: Array, ts_ms: Array, out: Array
                     if tick != weighed:
                         _weights(tick, spans.grain, spans.reach, fade, weights)
                         weighed = tick
-                    _sum_decayed(pool, _offset(meta), _words(meta), tick, newest, tails[-1], weights, out[i])
+                    _sum_decayed(pool, _offset(meta), _words(meta), tick, newest, tails, weights, out[i])
+                if out.shape[1] > len(tails) + len(fade):
+                    first = _first_exposed(pool, _offset(meta), _words(meta), tick, newest, tails[-1], spans)
+                    out[i, -1, 0] = first + base if first >= 0 else 0
     return unneeded
 
 
 @compiled
 def run_rows(arena: Arena, spans: Spans, rows: EventRows, out: Array, cursor: Array) -> None:
-    """Counts rows into ``out`` (n, K, W + H, A), zeros on entry, and adds them. All rows of one time stamp are counted
-    before any is added. It stops as :func:`add_rows` does. ``cursor``: how many rows are added, how many counted."""
+    """Counts rows into ``out`` (n, K, W + H, A) or one row more, as :func:`count_rows`, and adds them. All
+    rows of one time stamp are counted before any is added. It stops as :func:`add_rows` does. ``cursor``: how many rows
+    are added, how many counted."""
     keys, ts_ms, column, sums = rows.keys, rows.ts_ms, rows.column, rows.amount
     table, pool, state, fade = arena.table, arena.pool, arena.state, spans.fade
     unit, base = arena.unit, state[BASE]
@@ -587,7 +604,10 @@ def run_rows(arena: Arena, spans: Spans, rows: EventRows, out: Array, cursor: Ar
                             offset, words = _offset(meta), _words(meta)
                             _sum_windows(pool, offset, words, present + 2, tails, total, out[i, k])
                             if len(fade):
-                                _sum_decayed(pool, offset, words, present, present, tails[-1], weights, out[i, k])
+                                _sum_decayed(pool, offset, words, present, present, tails, weights, out[i, k])
+                            if out.shape[2] > len(tails) + len(fade):
+                                first = _first_exposed(pool, offset, words, present, present, tails[-1], spans)
+                                out[i, k, -1, 0] = first + base if first >= 0 else 0
                 i += 1
             cursor[1] = i
         while cursor[0] < cursor[1]:

@@ -183,20 +183,24 @@ class TileStore:
             self._reach(int(times[cursor[0]]) // self._memory.arena.unit)
             self._memory.grow(width)
 
-    def counts(self, keys: U64, ts_ms: I64 | int) -> Array:
+    def counts(self, keys: U64, ts_ms: I64 | int, first: bool = False) -> Array:
         """Counts in ``[ts - W, ts)`` and decayed counts of each key (n,), as (n, W + H, A); zeros for an unknown key.
         Allocates no key.
+
+        With ``first`` there is one row more, (n, W + H + 1, A): its column 0 is the unit since 1970 at which the oldest
+        tile of the longest window begins that has an exposure (column 0), 0 where there is none.
 
         The head is exact to the unit: an event in the unit of ``ts`` counts even if it is not before ``ts``. So ask
         at a time after the newest event. Replay uses :meth:`run`.
         """
         keys = _contiguous(keys, _U64)
-        out = np.zeros((len(keys), self.spans, self.columns), self.dtype)
+        out = np.zeros((len(keys), self.spans + first, self.columns), self.dtype)
         tile_kernels.count_rows(self._memory.arena, self._spans, keys, np.full(len(keys), ts_ms, np.int64), out)
         return out
 
-    def run(self, keys: U64, ts_ms: I64, column: Array, sums: Array | None = None) -> Array:
-        """Point-in-time counts of each row, then the row itself is added: (n, K, W + H, A).
+    def run(self, keys: U64, ts_ms: I64, column: Array, sums: Array | None = None, first: bool = False) -> Array:
+        """Point-in-time counts of each row, then the row itself is added: (n, K, W + H, A), with ``first`` as
+        :meth:`counts`.
 
         Row i sees exactly the rows before it with a *smaller* time: rows of one time stamp never see each other.
 
@@ -221,7 +225,7 @@ class TileStore:
         added = np.zeros((n, 0), np.uint32) if sums is None else _contiguous(sums, _U32)
         if len(added) != n or (sums is not None and added.shape[1] != self.sums):
             raise ValueError(f"sums {added.shape} of {n} rows in a store with {self.sums} sums")
-        out = np.zeros((n, width, self.spans, self.columns), self.dtype)
+        out = np.zeros((n, width, self.spans + first, self.columns), self.dtype)
         rows = EventRows(keys, times, columns, added)
         cursor = np.zeros(3, np.int64)
         while True:

@@ -6,7 +6,8 @@
     tiles   partition -> TileStore       the count of a key is the sum over partitions, since partitions are by user
     slot    key -> slot                  one a distinct key, shared by the items of a category; slot 0 is "missing"
     sums    (slots, S, A)                of the slot's key, as of the time in ``stamps`` (slots,);
-                                         S spans: windows, then half-lives
+                                         S spans: windows, half-lives, and one row more where first exposures are asked
+                                         for (:meth:`TileStore.counts`), of which partitions give the earliest
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ Counts = NDArray[np.integer[Any]]
 class ItemCounts:
     """See the module's text. Changes need exclusive access."""
 
-    def __init__(self, windows: Windows) -> None:
-        self._windows = windows
+    def __init__(self, windows: Windows, first: bool = False) -> None:
+        self._windows, self._first = windows, first
         self._empty = TileStore.of(windows)  # gives the counts of a key without events
         self.tiles: dict[int, TileStore] = {}
         self._slot: dict[int, int] = {0: 0}
         self.keys = np.zeros(1024, np.uint64)
         """By slot, with spare capacity at the end."""
-        self.sums = np.zeros((1024, self._empty.spans, self._empty.columns), self._empty.dtype)
+        self.sums = self._empty.counts(self.keys, 0, first)
         self._stamps = np.full(1024, -1, np.int64)
         self._unsent = np.zeros(1024, np.bool_)
 
@@ -64,9 +65,15 @@ class ItemCounts:
 
     def at(self, keys: U64, ts_ms: int) -> Counts:
         """:meth:`TileStore.counts` of ``keys`` (n,) at ``ts_ms``, summed over partitions. (n, S, A)"""
-        total = self._empty.counts(np.zeros(len(keys), np.uint64), ts_ms)
+        total = self._empty.counts(keys, ts_ms, self._first)
+        earliest = total[:, -1, 0]
         for store in self.tiles.values():
-            total += store.counts(keys, ts_ms)
+            found = store.counts(keys, ts_ms, self._first)
+            if self._first:
+                first = found[:, -1, 0]
+                found[:, -1, 0] = np.where((earliest > 0) & ((first == 0) | (earliest < first)), earliest, first)
+                earliest[:] = 0
+            total += found
         return total
 
     # -- by slot ----------------------------------------------------------------------------------------------

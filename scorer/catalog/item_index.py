@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from millrace.basics.hashing import U64
 from millrace.contracts.events import Id, Item
 from millrace.contracts.filter_attributes import hashes_of
+from millrace.contracts.schema import EXPOSURE_AGE
 from millrace.versions.image import below
 from millrace.windows.affinity import ACTION, EXPOSED, events_a_day
 from millrace.windows.features import FeatureBuilder
@@ -55,7 +56,7 @@ class ItemIndex:
     def __init__(self, builder: FeatureBuilder) -> None:
         self.builder = builder
         schema = builder.schema
-        self.counts = ItemCounts(schema.windows)
+        self.counts = ItemCounts(schema.windows, builder.exposed is not None)
         self.ids: list[Id] = []
         self._row: dict[str, int] = {}
         self._stale: set[int] = set()  # rows whose hotness may have changed
@@ -75,7 +76,7 @@ class ItemIndex:
             slots = fields[name].slots if name in fields else 1
             self._rows[f"column/{name}"] = np.zeros(0 if slots == 1 else (0, slots), np.uint64)
         for name in builder.needs("item"):
-            if builder.is_numeric(name) and name != "age_days":
+            if builder.is_numeric(name) and name not in ("age_days", EXPOSURE_AGE):
                 self._rows[f"plain/{name}"] = np.zeros(0, np.float32)
         for name in schema.filters:  # as wide as the most values that an item has
             self._rows[f"filter/{name}"] = np.zeros((0, 1), np.uint64)

@@ -12,7 +12,8 @@
     plain      (rows, P) f32     numbers of the item's fields; 0 for age_days, which follows from born_ms
     own        (rows, J) i32     slots of the window keys of the item alone
     filters    (rows, values) u64 by attribute: value hashes of attributes that pages are filtered by
-    slots      keys (slots,) u64, counts (slots, S, A)   as of the index's event time; slot 0 is "missing": zeros
+    slots      keys (slots,) u64, counts (slots, S, A)   as of the index's event time; slot 0 is "missing": zeros.
+                                         One span more where the schema has ages since the first exposure
 
 Messages carry absolute values of whole rows and whole slots. So a repeated message, or an older one about other rows,
 does no harm. A row never comes before the counts of its slots.
@@ -51,7 +52,7 @@ class TableForm:
         self.builder = builder
         item_fields = {f.name for f in schema.fields if f.of == "item"}
         self.cat_columns = np.array([c for c, name in enumerate(layout.cat_names) if name in item_fields], np.intp)
-        self.plain_columns = np.array([i for i, f in enumerate(layout.plain_fields) if f.of == "item"], np.intp)
+        self.plain_columns = np.array(layout.item_numbers, np.intp)
         self.plain_names = tuple(layout.plain_fields[i].name for i in self.plain_columns)
         self.names = tuple(n for n in builder.needs("item") if not builder.is_numeric(n))
         # Window keys of item columns alone never change for an item, so each has a slot.
@@ -104,7 +105,7 @@ class ItemTable:
         self.generation = 0
         """Rises with each change of rows, which may invalidate anything derived from them."""
         self._keys = np.zeros(1, np.uint64)
-        self._counts = np.zeros((1, empty.spans, empty.columns), empty.dtype)
+        self._counts = empty.counts(self._keys, 0, builder.exposed is not None)
         self._slots = 1
         self._table = np.zeros(1, np.int32)  # slot of a key, by hash; kept only for keys that belong to no item
         self._reserve(_FIRST_ROWS, _FIRST_ROWS)

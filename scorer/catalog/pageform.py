@@ -66,6 +66,7 @@ def page_form(builder: FeatureBuilder, table: TableForm) -> Form:
         salts[columns] = layout.field_salt(field)
         if field.name in places and field.name not in late:
             cat_shared[columns] = np.arange(places[field.name].start, places[field.name].stop)
+    exposed, first = builder.exposed or (-1, -1)
     return Form(
         order=order,
         parent=parent,
@@ -86,6 +87,9 @@ def page_form(builder: FeatureBuilder, table: TableForm) -> Form:
         cat_salts=salts,
         plain=table.plain_columns.astype(np.int64),
         age=names.index("age_days") if "age_days" in table.plain_names else -1,
+        exposed=exposed,
+        first=table.own_keys.index(first) if exposed >= 0 else -1,
+        unit_ms=windows.unit_ms,
     )
 
 

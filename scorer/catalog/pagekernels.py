@@ -81,6 +81,9 @@ class Form(NamedTuple):
     cat_salts: Array  # (F,) uint64
     plain: Array  # (P,) int64: where the item's numbers stand in `num`
     age: int  # column of `num` that is the item's age in days, or -1
+    exposed: int  # column of `num` that is the age since its first exposure, or -1
+    first: int  # which of the J tells the first exposure: the last row of its counts
+    unit_ms: int  # unit of that row
 
 
 class SharedInputs(NamedTuple):
@@ -186,13 +189,14 @@ def _raw(form: Form, counts: Array, entry: Any, fade: Array, above: Any, raw: Ar
     actions, means, weight = form.actions, len(form.mean_of), form.weight
     rates = 2 * actions - 1
     size = rates + means
+    spans = raw.shape[1] // size  # counts may have one row more
     for s in range(form.windows):
         for a in range(actions):
             raw[block, s * size + a] = np.float32(counts[entry, s, a])
-    for s in range(form.windows, counts.shape[1]):
+    for s in range(form.windows, spans):
         for a in range(actions):
             raw[block, s * size + a] = np.float32(counts[entry, s, a] * fade[s - form.windows])
-    for s in range(counts.shape[1]):
+    for s in range(spans):
         exposed = raw[block, s * size] + weight
         for j in range(1, actions):
             rate = s * size + actions + j - 1
@@ -298,7 +302,7 @@ def make(
                     _raw(form, user.counts, _entry(user.keys, user.table, key), shared.fade, parent, raw, block)
         room.first[len(form.kind) + k] = used
     _ids(form, shared, items, rows, cat)
-    _plain(form, shared, items, rows, room.plain)
+    _plain(form, shared, items, slots, exact, rows, room.plain)
 
 
 @compiled(error_model="numpy")
@@ -324,17 +328,29 @@ def _finite(value: Any) -> Any:
     return number if np.isfinite(number) else np.float32(0)
 
 
+@njit(inline="always")
+def _age(ts_ms: Any, since_ms: Any) -> Any:
+    """As :meth:`millrace.windows.features.FeatureBuilder.age_days`."""
+    return np.float32(max((ts_ms - since_ms) / _DAY_MS, 0.0)) if since_ms > 0 else np.float32(0)
+
+
 @compiled(error_model="numpy")
-def _plain(form: Form, shared: SharedInputs, items: ItemColumns, rows: Array, plain: Array) -> None:
+def _plain(
+    form: Form, shared: SharedInputs, items: ItemColumns, slots: Keyed, exact: Array, rows: Array, plain: Array
+) -> None:
     for i in range(len(rows)):
         for p in range(plain.shape[1]):
             plain[i, p] = _finite(shared.plain[p])
         for p in range(len(form.plain)):
             plain[i, form.plain[p]] = items.plain[rows[i], p]
         if form.age >= 0:
-            born = items.born_ms[rows[i]]
-            age = (shared.ts_ms - born) / _DAY_MS
-            plain[i, form.age] = np.float32(max(age, 0.0)) if born > 0 else np.float32(0)
+            plain[i, form.age] = _age(shared.ts_ms, items.born_ms[rows[i]])
+        if form.exposed >= 0:
+            if len(exact):
+                first = np.int64(exact[i * items.own.shape[1] + form.first, -1, 0])
+            else:
+                first = np.int64(slots.counts[items.own[rows[i], form.first], -1, 0])
+            plain[i, form.exposed] = _age(shared.ts_ms, first * form.unit_ms)
 
 
 @njit(inline="always")

@@ -53,6 +53,13 @@ columns = ["user_id", "item_id"]
 parent = ["item_id"]
 """
 
+EXPOSURE_AGE = """
+[[fields]]
+name = "exposure_age_days"
+of = "item"
+kind = "numeric"
+"""
+
 LAST = """
 [[fields]]
 name = "last_clicks"

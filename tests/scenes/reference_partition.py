@@ -417,7 +417,13 @@ class ReferencePartition:
 
 
 def age_units(unit: int, ts_ms: int, minutes: Sequence[int]) -> float:
-    """Units between the middle of the tile that holds an event's ``unit`` and the full unit before ``ts_ms``.
+    """Units between the middle of the tile that holds an event's ``unit`` and the full unit before ``ts_ms``."""
+    first, wide = tile_of(unit, ts_ms, minutes)
+    return ts_ms // (unit_minutes(minutes) * MINUTE_MS) - first - wide / 2
+
+
+def tile_of(unit: int, ts_ms: int, minutes: Sequence[int]) -> tuple[int, int]:
+    """(first unit, units) of the tile that holds an event's ``unit`` as it is read at ``ts_ms``.
 
     Args:
         unit: units since 1970.
@@ -436,4 +442,4 @@ def age_units(unit: int, ts_ms: int, minutes: Sequence[int]) -> float:
         if unit // coarse * coarse + coarse > now - reach:
             break
         first, wide = unit // coarse * coarse, coarse
-    return now - first - wide / 2
+    return first, wide

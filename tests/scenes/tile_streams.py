@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from millrace.basics.durations import grain_minutes, unit_minutes
 from millrace.windows.tiles import TileStore
+from tests.scenes.reference_partition import tile_of
 from tests.scenes.tile_changes import grain_hours
 
 A = 3
@@ -30,6 +33,14 @@ def by_definition(events: list[Event], key: int, ts: int, days: tuple[int, ...] 
                 row[a] += 1
         out.append(row)
     return out
+
+
+def first_exposed(events: list[Event], key: int, ts: int, minutes: Sequence[int]) -> int:
+    """The unit since 1970 at which the longest window's oldest tile with an exposure (action 0) begins; 0: none."""
+    unit, grain = unit_minutes(minutes) * 60_000, grain_minutes(minutes[-1]) * 60_000
+    tail = (ts - minutes[-1] * 60_000) // grain
+    shown = [t for k, t, a in events if k == key and a == 0 and t < ts and t // grain >= tail]
+    return tile_of(min(shown) // unit, ts, minutes)[0] if shown else 0
 
 
 def twin(store: TileStore) -> TileStore:

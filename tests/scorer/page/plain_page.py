@@ -61,7 +61,8 @@ def _counts(index: ItemIndex, user: KnownUser, keys: U64, k: int, ts_ms: int) ->
     if index.builder.schema.key_side(windows.keys[k]) == "item":
         return index.counts.at(keys, ts_ms)
     held = [user.tiles.get(field) for field in window_fields(keys)]
-    return counts_of(held, ts_ms, windows.durations, windows.columns, windows.half_lives, len(windows.means))
+    found = counts_of(held, ts_ms, windows.durations, windows.columns, windows.half_lives, len(windows.means))
+    return found if index.builder.exposed is None else np.pad(found, ((0, 0), (0, 1), (0, 0)))  # only items' are asked
 
 
 def plain_of(index: ItemIndex, rows: ItemRows, ts_ms: int) -> dict[str, Any]:

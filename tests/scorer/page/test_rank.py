@@ -247,6 +247,14 @@ forms = ["of_max", "rank"]
 [[among]]
 number = "user_id*item_id.exposure.1d"
 """
+EXPOSURE_AGE = """
+[[fields]]
+name = "exposure_age_days"
+of = "item"
+kind = "numeric"
+[[among]]
+number = "exposure_age_days"
+"""
 SCHEMAS: dict[str, Schema] = {
     "test shop": SCHEMA,
     "shop": shop_schema(),
@@ -259,6 +267,7 @@ SCHEMAS: dict[str, Schema] = {
     "among without windows": parse_schema(
         RICH[: RICH.index("[[windows.means]]")].replace("PRIOR", "7.5") + '[[among]]\nnumber = "price"\n'
     ),
+    "age since the first exposure": parse_schema(RICH.replace("PRIOR", "7.5") + EXPOSURE_AGE),
     "without a prior": parse_schema(RICH.replace("PRIOR", "0")),
 }
 BUILDERS = {name: FeatureBuilder(schema) for name, schema in SCHEMAS.items()}

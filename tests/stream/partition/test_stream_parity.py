@@ -38,9 +38,23 @@ from stream.worker.shop_lists import ShopLists
 from stream.worker.stream_warmup import warm_up as warm_stream
 from tests.scenes.arrivals import NOW, arrivals
 from tests.scenes.exploring import examples
-from tests.scenes.parity_shop import FIELDS, LAST, Shop
+from tests.scenes.parity_shop import EXPOSURE_AGE, FIELDS, LAST, Shop
 from tests.scenes.reference_partition import ReferencePartition
-from tests.scenes.stream_world import HOUR, MINUTE, POLICY, T0, Log, action, exposure, hashed, keys_of, resumed, rows
+from tests.scenes.stream_world import (
+    DAY,
+    HOUR,
+    MINUTE,
+    POLICY,
+    T0,
+    Log,
+    action,
+    exposure,
+    hashed,
+    keys_of,
+    resumed,
+    rows,
+)
+from tests.scenes.tile_streams import first_exposed
 
 LOG = """
 [log]
@@ -57,6 +71,8 @@ SCHEMA = parse_schema(FIELDS + LOG)
 SCHEMAS = {
     "days": SCHEMA,
     "short": parse_schema(FIELDS.replace(DAYS, SHORT) + LOG),
+    "exposure age": parse_schema(FIELDS + EXPOSURE_AGE + LOG),
+    "short exposure age": parse_schema(FIELDS.replace(DAYS, SHORT) + EXPOSURE_AGE + LOG),
     "last actions": parse_schema(FIELDS + LAST + LOG),
 }
 GROUP = """
@@ -194,6 +210,10 @@ def test_ranking_and_replay_see_the_same_to_the_bit(tmp_path_factory: Any, which
         named = dict(zip(layout.num_names, got.num[0].tolist(), strict=True))
         assert named == dict(zip(layout.num_names, expected[i].tolist(), strict=True)), i
         assert got.cat[0].tolist() == cat[i].tolist(), i
+        if "exposure_age_days" in named:
+            shown = [(1, e["at"], 0) for e in made if e["item_id"] == r["item_id"]]
+            first_ms = first_exposed(shown, 1, r["at"], schema.windows.minutes) * schema.windows.unit_ms
+            assert named["exposure_age_days"] == np.float32((r["at"] - first_ms) / DAY if first_ms else 0)
         served = PageLog(
             request_id=name_of(r),
             ts_ms=r["at"],
