@@ -55,9 +55,10 @@ class Size:
     first_rate: float = 80.0  # of that search
     steps: int = 8  # of that search
     pages: int = 500  # whose stages are timed
+    busy_s: float = 400.0  # of the run at 80% of the capacity: some 30,000 pages, since one in 10,000 is to be seen
 
 
-SHORT = Size(20_000, 700, 30, 10.0, 2.0, 1, 0.5, 1, 0.5, 10.0, 1, 5)
+SHORT = Size(20_000, 700, 30, 10.0, 2.0, 1, 0.5, 1, 0.5, 10.0, 1, 5, 1.0)
 
 
 def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:
@@ -94,6 +95,7 @@ class Bench:
         yield from self.loads(scorer)
         capacity, allowed = self.capacity(scorer), 1000 / self.worker_ms
         yield figure("capacity_20", capacity, "pages/s", "what a page's CPU allows", capacity / allowed)
+        yield self.without_user(0.8 * (capacity or self.size.rate))
         for name in ("failed", "lost", "asked"):
             yield figure(f"{name}_pages", getattr(self, name), "pages")
         yield figure("generator_late_p99_ms", percentile(np.array(self.late_ms), 0.99), "ms")
@@ -191,6 +193,15 @@ class Bench:
             base = percentile(np.concatenate(outside), 0.99)
             for name, cost in zip(("", "_low", "_high"), cost_ms(within, outside, 0.99), strict=True):
                 yield figure(f"snapshot_cost_p99{name}_ms", cost, "ms", "the same run outside", (base + cost) / base)
+
+    def without_user(self, rate: float) -> Figure:
+        """The share of pages of 20 that are made without their user at a rate."""
+        plan = self.plan(FEW, rate, self.size.busy_s)
+        with self.learning():
+            outcome = Asking(plan).outcome()
+        self.check(plan, outcome)
+        without = sum(name.startswith(f"{plan.prefix}-") for name in self.log.without_user)
+        return figure("without_user", without / max(1, len(outcome.whole)), f"of {len(outcome.whole)} pages")
 
     def capacity(self, scorer: RunningRole) -> float:
         """The highest rate of pages of 20 that is borne: first in strides, then by halving."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 import redis
 
 from experiments.recall.recallshop import RecallShop, params_of
-from millrace.contracts.events import key_of, to_json, to_msgpack
+from millrace.contracts.events import NOT_READ, key_of, to_json, to_msgpack
 from millrace.contracts.itemtiles import pack as pack_tiles
 from millrace.contracts.online_layout import redis_url, user_key
 from millrace.contracts.page_logs import decode_served
@@ -97,6 +97,8 @@ class PageLogCheck:
         for partition, end in ends.items():
             self._reader.seek(partition, end)
         self._early: set[str] = set()  # read before anybody asked for them
+        self.without_user: set[str] = set()
+        """Pages that were made without what Redis has of their user."""
 
     def __enter__(self) -> Self:
         return self
@@ -112,7 +114,9 @@ class PageLogCheck:
         while left and time.monotonic() - heard < patience_s:
             for records in self._reader.poll(timeout_ms=200).values():
                 heard = time.monotonic()
-                seen = {decode_served(record.value).request_id for record in records}
+                pages = [decode_served(record.value) for record in records]
+                self.without_user |= {page.request_id for page in pages if page.user_missing & NOT_READ}
+                seen = {page.request_id for page in pages}
                 self._early |= seen - left
                 left -= seen
         return left
