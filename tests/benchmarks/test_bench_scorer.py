@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -13,13 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks.tools import modelwire
+from benchmarks.tools import modelwire, pagewire
 from benchmarks.tools.modelwire import ModelWire
 from commands.replay.stretches import Stretches
 from learner.ranker.inputs import Inputs
 from learner.ranker.model import OnlineModel
 from learner.retrieval.tower import ITEM, USER, Sides
 from learner.role.learnloop import LearnPace
+from millrace.contracts.events import PageLog
+from millrace.contracts.page_logs import page_log_bytes
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.logs import LogTable
@@ -27,6 +30,7 @@ from millrace.versions.image import Image, check_head, split
 from millrace.versions.modellog import Assembler, Claimed, Delta, Snapshot
 from millrace.versions.packing import unpack
 from scorer.feeder.version_order import Follower
+from scorer.users.userrecord import SLOW, UserRecord
 from simulator.daylog import day_table
 from simulator.world import World
 from tests.scenes.waiting import LONG
@@ -160,6 +164,37 @@ def test_the_retrieval_head_knows_the_items_and_the_users(tmp_path: Path) -> Non
     assert set(root.tables[USER].ids.tolist()) == set(wire.head_ids[USER].tolist())
 
 
+class _Pages:
+    """A Kafka consumer of page logs that all come at once."""
+
+    def __init__(self, *pages: PageLog) -> None:
+        self._left = [[SimpleNamespace(value=page_log_bytes(page)) for page in pages]]
+
+    def assignment(self) -> set[Any]:
+        return set()
+
+    def end_offsets(self, partitions: list[Any]) -> dict[Any, int]:
+        return {}
+
+    def poll(self, timeout_ms: int) -> dict[str, list[Any]]:
+        return {"page_logs": self._left.pop()} if self._left else {}
+
+
+def test_pages_without_their_user_are_seen_in_their_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = {"a": UserRecord({}, SLOW), "b": UserRecord({}), "c": UserRecord({b"profile": b"{}"}, SLOW, 7)}
+    pages = [
+        PageLog(
+            request_id=name, ts_ms=1, user_id=1, arm="model", model_version=1, schema_id="s", items=[1],
+            scores=bytes(4), keys=b"", cat=b"", num=b"", user_missing=record.lacking,
+        )
+        for name, record in of.items()
+    ]  # fmt: skip
+    monkeypatch.setattr(pagewire, "make_reader", lambda *_: _Pages(*pages))
+    check = pagewire.PageLogCheck(Settings())
+    assert check.missing(set(of), LONG) == set()
+    assert check.without_user == {"a"}, "b is unknown to Redis, c was in the cache"
+
+
 RUN = """
 import sys, msgspec
 from pathlib import Path
@@ -177,6 +212,7 @@ def test_a_small_run_loses_nothing(tmp_path: Path) -> None:
     figures = {f["name"]: f["value"] for f in msgspec.json.decode(done.stdout.splitlines()[-1])}
     assert figures["asked_pages"] > 100
     assert figures["lost_pages"] == 0
+    assert "without_user" in figures
     assert figures["failed_pages"] < figures["asked_pages"] / 10  # a busy machine may refuse some, and says so
     for page in ("page_20", "page_600"):
         assert 0 < figures[f"{page}_p50_ms"] <= figures[f"{page}_p99_ms"]
