@@ -32,7 +32,7 @@ from experiments.runs import BenchError
 from millrace.processes.role import ROLES
 
 if TYPE_CHECKING:
-    from millrace_client import AsyncMillrace, Page
+    from millrace_client import AsyncMillrace
 
 PAGES_PER_S, SMALL_PAGES_PER_S = 10.0, 2.0
 PAGE_SIZE = 600
@@ -166,21 +166,17 @@ async def _second_life(loop: Started, taste: Taste, size: Size, began: float) ->
 async def _probe(shop: AsyncMillrace, taste: Taste, probed: int, second: float) -> Probe:
     """Judges pages of the model. Nobody sees them, so nothing is learnt from them."""
     pages = []
-    for visitor in range(probed):
-        page = await _model_page(shop, user(visitor))
-        pages.append((visitor, [str(item.item_id) for item in page.items]))
+    for visitor in range(50 * probed):
+        page = await shop.recommend(user(visitor), PAGE_SIZE)
+        if page.arm == "model":  # one visitor in ten always has random pages
+            pages.append((visitor, [str(item.item_id) for item in page.items]))
+        if len(pages) == probed:
+            break
+    else:
+        raise BenchError(f"{len(pages)} pages of {50 * probed} visitors were of the model", "see the scorer's log")
     in_order = [(v, [taste.ids[n] for n in sorted(taste.places(items).tolist())]) for v, items in pages]
     front = followed(taste, [(v, taste.ids[:FIRST]) for v, _ in pages]).first
     return Probe(second, followed(taste, pages), followed(taste, in_order)._replace(first=front))
-
-
-async def _model_page(shop: AsyncMillrace, user: str) -> Page:
-    """A page that is no random one, of which there is one in ten."""
-    for _ in range(50):
-        page = await shop.recommend(user, PAGE_SIZE)
-        if page.arm == "model":
-            return page
-    raise BenchError(f"50 pages of {user} in turn were not of the model", "see the scorer's log")
 
 
 def _said(when: str, probe: Probe) -> str:

@@ -150,7 +150,7 @@ def demo(
         **{k: v for k, v in given.items() if v is not None},
     )
     played = {"data": absolute(data), "from_log": absolute(from_log), "schema": absolute(schema)}
-    settings = load_settings({"seed": seed, "shoppers": users} | played)
+    settings = load_settings({"seed": seed, "shoppers": users} | played, explore="0.05")
     cliroles.no_users_of_a_log(settings.from_log, users)
     sys.exit(run(settings, options))
 

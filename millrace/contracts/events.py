@@ -202,6 +202,7 @@ class PageLog(Struct, frozen=True):
     sources: bytes = b""  # (n,) uint8 codes of SOURCES; empty: not recorded
     user_missing: Lacking = 0  # what was not there of the user
     among: bytes = b""  # of one page in 100: (G, m) float32 the set of candidates it was measured against
+    odds: bytes = b""  # (n,) float32 of each item in its slot (millrace.evidence.exploration); empty: not said
 
 
 class ItemTiles(Struct, frozen=True):

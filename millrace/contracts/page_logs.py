@@ -58,6 +58,7 @@ class PageView(Struct, frozen=True):
     sources: bytes = b""
     user_missing: Lacking = 0
     among: bytes = b""
+    odds: bytes = b""
 
 
 class Logged(Struct, frozen=True, array_like=True):
@@ -81,6 +82,7 @@ class Logged(Struct, frozen=True, array_like=True):
     sources: bytes = b""  # (n,) uint8, or none
     user_missing: Lacking = 0
     among: bytes = b""
+    odds: bytes = b""
 
 
 _logged = msgspec.msgpack.Decoder(Logged).decode
@@ -105,7 +107,8 @@ def page_log_bytes(page_log: PageLog, rates: Rates | None = None) -> bytes:
     if len(block) > _WORTH * sum(sizes):
         return to_msgpack(i)
     arrays = memoryview(i.scores), (k, f, width), num.rates, num.follow, memoryview(block)
-    return msgspec.msgpack.encode(Logged(2, *_heading(i), i.items, *arrays, *_rest(i)))
+    rest = i.served_ms, i.offset, i.sources, i.user_missing
+    return msgspec.msgpack.encode(Logged(2, *_heading(i), i.items, *arrays, *rest, i.among, i.odds))
 
 
 def decode_served(raw: bytes | None) -> PageView:
@@ -160,8 +163,8 @@ def _heading(i: PageLog | PageView | Logged) -> tuple[str, int, Id, str, int, st
     return i.request_id, i.ts_ms, i.user_id, i.arm, i.model_version, i.schema_id
 
 
-def _rest(i: PageLog | PageView | Logged) -> tuple[int, int, bytes, int, bytes]:
-    return i.served_ms, i.offset, i.sources, i.user_missing, i.among
+def _rest(i: PageLog | PageView | Logged) -> tuple[int, int, bytes, int, bytes, bytes]:
+    return i.served_ms, i.offset, i.sources, i.user_missing, i.among, i.odds
 
 
 def _rows(n: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

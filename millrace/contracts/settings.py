@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct, field
+from msgspec.structs import replace
 
 from millrace.basics.errors import BrokerError, SettingError, invalid
 from millrace.contracts.clock import EventClock
@@ -102,7 +103,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # Shares of the candidates by source; see docs/concepts/recall-and-ranking.md. They add up to 1.
     recall: dict[str, Annotated[float, Meta(ge=0, le=1)]] = field(default_factory=_SHARES.copy)
     recall_index: Literal["exact", "usearch"] = "exact"  # usearch: approximate, for more than a million items
-    control_share: Annotated[float, Meta(ge=0, le=1)] = 0.1  # share of requests that get a random page
+    control_share: Annotated[float, Meta(ge=0, le=1)] = 0.1  # share of users who always get random pages
+    # Share of the model's pages that are drawn by chance with logged odds, then rule and temperature; 0: none.
+    explore: Annotated[str, Meta(pattern=r"^[01]?\.?\d*(,(softmax|uniform|swap)(,\d*\.?\d+)?)?$")] = (
+        "0"  # as 0.05,softmax,0.5; rules: softmax, uniform, swap
+    )
     bought_days: Annotated[float, Meta(ge=0)] = 7.0  # event time: an item that a user bought comes last
 
     # Limits. What disks and brokers hold.
@@ -235,7 +240,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "labels": ("label_policy", "attribution_minutes", "observation_seconds", "lateness_minutes", "disorder_seconds"),
     "model": ("model", "model_spec", "segments", "shadow_model", "shadow_spec"),
     "gate": ("gate", "heldout_share", "teach_limits", "quarantine_minutes", "keep_minutes"),
-    "serving": ("workers", "candidates", "recall", "recall_index", "control_share", "bought_days"),
+    "serving": ("workers", "candidates", "recall", "recall_index", "control_share", "explore", "bought_days"),
     "limits": ("partitions", "broker_gib", "archive_days", "archive_features"),
     "demo": ("seed", "shoppers"),
 }
@@ -289,12 +294,15 @@ class SettingSources(NamedTuple):
     """One line each, with the origin and the value."""
 
 
-def load_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+def load_settings(
+    overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None, **defaults: Any
+) -> Settings:
     """Settings from flags, environment, file and defaults, in this order of precedence.
 
     Args:
         overrides: flags by setting name; None values are "not given".
         environ: the environment (default: the process's own).
+        defaults: a command's own, by setting name.
 
     Raises:
         SettingError: an unknown name or an unusable value, with where it came from.
@@ -302,7 +310,7 @@ def load_settings(overrides: Mapping[str, Any] | None = None, environ: Mapping[s
     found = read_settings(overrides, environ)
     if found.mistakes:
         raise SettingError(found.mistakes[0], "correct it; 'millrace config check' names every mistake")
-    return found.settings
+    return replace(found.settings, **{name: value for name, value in defaults.items() if name not in found.given})
 
 
 def read_settings(

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from millrace.basics.durations import DAY_MIN, MINUTE_MS, text_of
 from millrace.basics.hashing import mix, salt, value_hash
 from millrace.contracts.clock import MAX_AHEAD_MS, EventClock
-from millrace.contracts.events import CONTROL, LOGGED, MODEL, PageLog
+from millrace.contracts.events import CONTROL, LOGGED, MODEL, Id, PageLog
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
+from millrace.evidence.exploration import Exploration
 from scorer.catalog.itemtable import ItemRows
 from scorer.page import page_wire
 from scorer.page.candidates import Recalled, Recaller, Sources
@@ -42,9 +43,9 @@ FILTERED = "f-"
 """Prefix of the ids of lists with filters, so a cursor shows that its expired list had some."""
 
 
-def arm_of(request_id: str, control_share: float) -> str:
-    """The arm of a request, by a hash of its id."""
-    draw = int(mix(_ARM, np.array([value_hash(request_id)], np.uint64))[0]) / 2.0**64
+def arm_of(user_id: Id, control_share: float) -> str:
+    """The arm of a user, who stays in it, by a hash of the id."""
+    draw = int(mix(_ARM, np.array([value_hash(user_id)], np.uint64))[0]) / 2.0**64
     return CONTROL if draw < control_share else MODEL
 
 
@@ -56,6 +57,7 @@ class Serving(WorkerState):
         send, wall, ask_counts: see :class:`~scorer.page.pagemaker.PageMaker`.
         meters: counts.
         new_id: makes a unique request id.
+        secret: what pages drawn by chance depend on beside their request's id, so that no client draws its own.
     """
 
     def __init__(
@@ -69,12 +71,14 @@ class Serving(WorkerState):
         wall: Callable[[], int],
         new_id: Callable[[], str],
         ask_counts: AskCounts | None = None,
+        secret: int = 0,
     ) -> None:
         super().__init__(schema, meters.error)
         self.settings, self._store, self._meters, self._new_id = settings, store, meters, new_id
         self.maker = PageMaker(self, clock, send, meters, wall, ask_counts)
         self.recaller = Recaller(settings, self.ranker)
         self.filters = ItemFilters(self.ranker)
+        self.exploration, self._secret = Exploration.of(settings.explore), secret
         self.ranked = RankedLists(store, LIST_SECONDS, wall, meters.error)
         self._list_pages = ListPages(store, self.builder, meters, self.filters.passing)
 
@@ -105,7 +109,7 @@ class Serving(WorkerState):
     async def _page(self, page: Asked, size: int, length: int | None) -> page_wire.RecommendAnswer:
         """A page, or the first part of a list of ``length`` items."""
         most = length or size
-        arm = arm_of(page.request_id, self.settings.control_share)
+        arm = arm_of(page.user_id, self.settings.control_share)
         seed = value_hash(page.request_id)
         allowed = self._allowed(page)
         if allowed is not None and not len(allowed.rows):
@@ -120,8 +124,7 @@ class Serving(WorkerState):
             rows, sources, retrieval = self._recalled(page, most, seed, allowed)
         scored = await self.maker.score(page, rows, among)
         order = np.flatnonzero(self._passing(page)[rows])  # one may have gone while counts were waited for
-        if arm != CONTROL:
-            order = order[largest(scored.shown[order], len(order) if page.capped else most)]
+        order, odds = self._ordered(page, arm, scored, order, size, most, seed)
         shown, rest = order[:size], order[size:]
         ids, codes = self.maker.ids(rows[rest]), sources[rest].tobytes()
         if page.filters is not None and page.filters.caps and allowed is not None:
@@ -134,7 +137,7 @@ class Serving(WorkerState):
                 return self._empty(page, arm)
             self._meters.filtered("full" if len(shown) == size else "short")
         first_codes = sources[shown].tobytes()
-        answer = self.maker.hand_out(page, arm, scored, shown, first_codes, retrieval)
+        answer = self.maker.hand_out(page, arm, scored, shown, first_codes, retrieval, odds=odds[: 4 * len(shown)])
         if length is None:
             return answer
         self._meters.part("first")
@@ -151,8 +154,26 @@ class Serving(WorkerState):
             retrieval=retrieval,
             filters=page.filters,
             among=scored.found.among.tobytes(),
+            odds=odds,
         )
         return await self._to_be_continued(answer, kept, len(shown), len(shown), length)
+
+    def _ordered(
+        self, page: Asked, arm: str, scored: Scored, order: NDArray[np.intp], size: int, most: int, seed: int
+    ) -> tuple[NDArray[np.intp], bytes]:
+        """The candidates ``order`` as the page has them, and the odds of each in its slot; none where they are not
+        known, as under caps, which move what was drawn."""
+        if arm == CONTROL:
+            allowed = self._allowed(page)
+            there = len(self.lists.living if allowed is None else allowed.rows)
+            if self.exploration is None or page.capped or len(order) < min(most, there):
+                return order, b""
+            return order, (1 / (there - np.arange(len(order)))).astype(np.float32).tobytes()
+        if self.exploration is None or page.capped:
+            return order[largest(scored.shown[order], len(order) if page.capped else most)], b""
+        order = order[largest(scored.shown[order], len(order))]
+        drawn = self.exploration.draw(scored.shown[order], size, most, np.random.default_rng((self._secret, seed)))
+        return order[drawn.order], drawn.odds.tobytes()
 
     def _recalled(self, page: Asked, most: int, seed: int, allowed: Allowed | None) -> Recalled:
         """The candidates of a model's page."""
@@ -233,7 +254,8 @@ class Serving(WorkerState):
         if kept.filters is not None and kept.filters.caps:  # or may be of another kind by now
             order = order[self.filters.fitting(kept.filters, rows[left[order]], size)]
         sources = kept.sources_of(cursor.at + left[order])
-        answer = self.maker.hand_out(part, kept.arm, scored, order, sources, kept.retrieval, cursor.slot)
+        odds = kept.odds_of(cursor.at + left[order])
+        answer = self.maker.hand_out(part, kept.arm, scored, order, sources, kept.retrieval, cursor.slot, odds)
         self._meters.part("next")
         slot = cursor.slot + len(order)
         if page.capped:  # what did not fit on this part comes later

@@ -119,11 +119,12 @@ class PageMaker:
         sources: bytes,
         retrieval: int,
         offset: int = 0,
+        odds: bytes = b"",
     ) -> page_wire.RecommendAnswer:
         """Logs and answers the items ``order`` (positions in ``scored``); the first one has the slot ``offset``.
-        ``sources`` and ``retrieval``: where recall found them, by which version."""
+        ``sources`` and ``retrieval``: where recall found them, by which version. ``odds``: of each in its slot."""
         ids = self.ids(scored.rows[order])
-        self.log(page, arm, scored, order, ids, sources, offset)
+        self.log(page, arm, scored, order, ids, sources, offset, odds)
         self._meters.items(sources)
         shown = scored.shown[order].tolist()
         retrieved_by = retrieval if page.explain else UNSET
@@ -153,6 +154,7 @@ class PageMaker:
         ids: list[Id],
         sources: bytes,
         offset: int,
+        odds: bytes = b"",
     ) -> None:
         """Sends the page log. A page is worth more than its log, so a loss is counted and not raised."""
         found, ts_ms = scored.found, page.ts_ms
@@ -174,6 +176,7 @@ class PageMaker:
             sources=sources,
             user_missing=page.user.missing,
             among=found.among.tobytes() if keeps_set(page.request_id) else b"",
+            odds=odds,
         )
         try:
             if self.send(log) is False:

@@ -73,17 +73,23 @@ class RankedList(Struct, frozen=True, array_like=True):
     retrieval: int = -1  # the retrieval version that recall looked with; -1: none
     filters: Filters | None = None  # that hold for every part
     among: bytes = b""  # (G, m) float32: the set of candidates that every part is measured against
+    odds: bytes = b""  # (n,) float32 of each item in its place of the list as it was drawn; empty: not said
 
     def of(self, places: NDArray[np.intp]) -> RankedList:
         """The list with only the items at ``places``, in this order."""
         items = [self.items[place] for place in places.tolist()]
-        return replace(self, items=items, sources=self.sources_of(places))
+        return replace(self, items=items, sources=self.sources_of(places), odds=self.odds_of(places))
 
     def set_of(self, numbers: int) -> NDArray[np.float32] | None:
         """The set of candidates, (G, m); None where a list of an older version has none, or of another schema."""
         if not numbers or not self.among or len(self.among) % (4 * numbers):
             return None
         return np.frombuffer(self.among, np.float32).reshape(numbers, -1).copy()  # kernels are compiled for such arrays
+
+    def odds_of(self, places: NDArray[np.intp]) -> bytes:
+        """Odds of the items at ``places``, given all above them in the list."""
+        odds = np.frombuffer(self.odds, np.float32)
+        return odds[places].tobytes() if len(odds) == len(self.items) else b""
 
     def sources_of(self, places: NDArray[np.intp]) -> bytes:
         """Source codes of the items at ``places``; ``asked`` where a list of an older version has none."""

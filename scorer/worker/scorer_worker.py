@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import gc
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -58,6 +59,7 @@ ASK_SECONDS = 2.0
 MOST_REQUESTS = 32  # in work at a worker; beyond it, one is refused at once (503)
 SWITCH_SECONDS = 0.0005
 """A thread that attaches to a snapshot may delay a request by so much."""
+_SECRET = secrets.randbits(63)  # made in the template, so all its workers draw the same page for the same request
 
 
 def prepare(settings: Settings) -> None:
@@ -141,6 +143,7 @@ class ScorerWorker:
             wall_ms,
             lambda: uuid4().hex,
             self.ask_counts,
+            _SECRET,
         )
         self._replica = Replica(self.serving, self._attach, self._serves)
         gate = RequestLimit(make_app(self.serving, self.meters, self), MOST_REQUESTS, self.meters.refused)

@@ -50,6 +50,7 @@ class Made(NamedTuple):
     offset: int
     sources: bytes  # (n,) codes, or none
     raw: bytes = b""  # the whole message, where features are kept
+    odds: bytes = b""  # (n,) float32, or none
 
 
 class ArchivedPart(NamedTuple):
@@ -191,7 +192,6 @@ class ArchivedPages:
     def _settle(self, request: str, page: ArchivedPage, part: ArchivedPart) -> None:
         self._settled.add(request, part.mask, self.watermark_ms + self._waits.life_ms)
         made = page.made
-        scores = np.frombuffer(made.scores, "<f4") if made else np.zeros(0, np.float32)
         if made and made.user != part.user:
             self.left_out["wrong-user"] += len(part.shown)
             return
@@ -201,10 +201,15 @@ class ArchivedPages:
                 continue
             times = self._times(page, part, position, item)
             if made is None:
-                about: tuple[float | None, int | None, str | None, str | None] = (None, None, None, None)
+                about: tuple[float | None, int | None, str | None, str | None, float | None] = (None,) * 5
             else:
-                score = float(scores[position]) if position < len(scores) else None
-                about = score, made.version, made.arm, _source(made, position)
+                about = (
+                    _at(made.scores, position),
+                    made.version,
+                    made.arm,
+                    _source(made, position),
+                    _at(made.odds, position),
+                )
             place = min(MAX_OFFSET, slot + (made.offset if made else 0))
             self.rows.append(
                 SettledRow(
@@ -268,6 +273,11 @@ class ArchivedPages:
                 )
                 for part in page.parts
             ]
+
+
+def _at(packed: bytes, position: int) -> float | None:
+    numbers = np.frombuffer(packed, "<f4")
+    return float(numbers[position]) if position < len(numbers) else None
 
 
 def _source(made: Made, position: int) -> str:

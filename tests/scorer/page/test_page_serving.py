@@ -139,8 +139,8 @@ def test_a_size_not_given_is_the_page_limit_and_a_retry_is_the_same_page(shop: S
     assert first == second
 
 
-def test_the_arm_depends_on_the_request_id_alone_and_shares_are_kept(make: Callable[..., Shop]) -> None:
-    ids = [f"request {i}" for i in range(4000)]
+def test_a_user_stays_in_an_arm_and_shares_are_kept(make: Callable[..., Shop]) -> None:
+    ids = [f"user {i}" for i in range(4000)]
     control = [arm_of(i, 0.25) == "control" for i in ids]
     assert abs(np.mean(control) - 0.25) < 0.03
     assert all(arm_of(i, 0.5) == "control" for i, c in zip(ids, control, strict=True) if c), (
@@ -150,8 +150,8 @@ def test_the_arm_depends_on_the_request_id_alone_and_shares_are_kept(make: Calla
     assert all(arm_of(i, 1) == "control" for i in ids)
     shop = make(control_share=0.5)
     for name in ids[:6]:
-        _, page = shop.ask("/recommend", {"user_id": "ann", "request_id": name})
-        assert page["arm"] == arm_of(name, 0.5)
+        pages = [shop.ask("/recommend", {"user_id": name})[1] for _ in range(3)]
+        assert [page["arm"] for page in pages] == [arm_of(name, 0.5)] * 3
 
 
 def test_a_control_page_is_in_random_order_but_scored_and_logged(make: Callable[..., Shop]) -> None:
@@ -170,6 +170,42 @@ def test_a_control_page_is_in_random_order_but_scored_and_logged(make: Callable[
     assert shop.sent[-1].arm == "control"
     np.testing.assert_allclose(scored_as_missing_position(shop.model, shop.sent[-1]), logged, rtol=1e-5)
     assert features.num.any()
+
+
+def test_pages_drawn_by_chance_log_the_odds_of_each_item_and_others_are_as_before(make: Callable[..., Shop]) -> None:
+    plain, explores = make(), make(explore="0.5,softmax,2")
+    moved = 0
+    for i in range(60):
+        body = {"user_id": "ann", "request_id": f"r{i}", "size": 5, "list": 12}
+        _, before = plain.ask("/recommend", body)
+        _, page = explores.ask("/recommend", body)
+        assert plain.sent[-1].odds == b""
+        scores = [item["score"] for item in page["items"]]
+        odds = [np.frombuffer(explores.sent[-1].odds, np.float32)]
+        moved += scores != sorted(scores, reverse=True)
+        if page["items"] == before["items"]:
+            assert odds[0].prod() > 0.4999, "the coin is part of the odds"
+        while page.get("cursor"):
+            _, page = explores.ask("/recommend", {"user_id": "ann", "cursor": page["cursor"], "size": 5})
+            odds.append(np.frombuffer(explores.sent[-1].odds, np.float32))
+        assert [len(part) for part in odds] == [5, 5, 2]
+        assert all(((part > 0) & (part <= 1)).all() for part in odds)
+        assert (decode_page_log(page_log_bytes(explores.sent[-1]))).odds == explores.sent[-1].odds
+    assert 15 < moved < 45
+    assert explores.ask("/recommend", {"user_id": "ann", "request_id": "r0"}) == explores.ask(
+        "/recommend", {"user_id": "ann", "request_id": "r0"}
+    ), "a retry is the same page"
+
+
+def test_a_random_page_has_the_odds_of_a_uniform_draw_and_a_page_under_caps_says_none(
+    make: Callable[..., Shop],
+) -> None:
+    control = make(control_share=1, explore="0.05")
+    control.ask("/recommend", {"user_id": "ann", "size": 3})
+    np.testing.assert_allclose(np.frombuffer(control.sent[-1].odds, np.float32), [1 / 200, 1 / 199, 1 / 198])
+    capped = make(explore="1")
+    capped.ask("/recommend", {"user_id": "ann", "size": 3, "caps": {"category": 1}})
+    assert capped.sent[-1].odds == b""
 
 
 def test_an_item_that_is_gone_is_not_shown_though_the_lists_still_have_it(
