@@ -41,7 +41,7 @@ stream: intake join archive partition worker
 learner: tables network.models network retrieval ranker samples evaluation serving custom custom.adapters \
     training gate promotion role
 scorer: users catalog recall ipc pagelog page worker feeder
-commands: guess reference replay history offline proofs repair freshness delays loop.page loop up demo cli
+commands: guess reference replay history offline proofs repair freshness delays judge loop.page loop up demo cli
 experiments: recall safety
 benchmarks: tools parts
 """

@@ -6,12 +6,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cyclopts
 
 from commands.cli import cliconfig, clidata, clidev, clilogs, climodel, cliroles
-from commands.cli.cliflags import Data, Json, absolute, emit, settings_of
+from commands.cli.cliflags import Data, Json, absolute, emit, report, settings_of
 from millrace import __version__
 from millrace.basics.errors import EXIT_CODES, FENCED_STATUS, FencedError, MillraceError
 from millrace.contracts.settings import load_settings
@@ -200,6 +200,47 @@ def status(*, data: Data = None, json: Json = False) -> None:
     found |= {} if newest is None else {"version": newest.version}
     emit(found, status_lines(found), json)
     sys.exit(0 if found["running"] else 1)
+
+
+@app.command
+def judge(
+    archive: Path,
+    *,
+    out: Path,
+    outcome: Literal["click", "collect", "cart", "purchase"] = "click",
+    value: str | None = None,
+    by: Literal["user", "page"] = "user",
+    horizon: str = "1d",
+    every: str = "1h",
+    baseline: str = "control",
+    json: Json = False,
+) -> None:
+    """Say which arm of a loop earns more, with bands that hold however often you look.
+
+    Parameters
+    ----------
+    archive
+        The folder 'archive' in the data folder of a loop.
+    out
+        Folder for report.json, run.json, report.html and the plot.
+    outcome
+        What is counted.
+    value
+        A numeric item attribute that an outcome counts, as the price of what was bought (default: 1 each).
+    by
+        Outcomes of a user within the horizon, or of a page of his.
+    horizon
+        How long a user's pages and outcomes count, from his first page on, as 12h or 7d.
+    every
+        From look to look.
+    baseline
+        The arm that others are compared with.
+    """
+    from commands.judge.judgerun import judge as run
+    from millrace.reports.spans import span_ms
+
+    spans = {"horizon_ms": span_ms(horizon), "every_ms": span_ms(every)}
+    report(json, run, archive, out, outcome=outcome, value=value, by=by, baseline=baseline, **spans)
 
 
 @app.command

@@ -1,0 +1,195 @@
+# shell
+"""``millrace judge``: reads an archive, and says which arm earns more and since when that is sure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from commands.judge.arms import Exposures, Users, decided_ms, estimate, looks, users_of, users_wanted
+from millrace.basics.errors import LogError, SettingError
+from millrace.contracts.events import CONTROL, MODEL
+from millrace.contracts.schema import load_schema
+from millrace.evidence.sequences import LEAST
+from millrace.reports import MAIN, Plot, canvas, make_folder, say, show, write_all
+from millrace.reports.spans import span_name
+from stream.archive.archive_columns import ArchiveColumns
+
+Outcome = Literal["click", "collect", "cart", "purchase"]
+
+
+def judge(
+    archive: Path,
+    out: Path,
+    *,
+    outcome: Outcome = "click",
+    value: str | None = None,
+    by: Literal["user", "page"] = "user",
+    horizon_ms: int,
+    every_ms: int,
+    baseline: str = CONTROL,
+) -> dict[str, Any]:
+    """Writes report.json, run.json, report.html and a plot to ``out``, prints table and verdict, returns the report.
+
+    Args:
+        archive: the folder ``archive`` of a loop's data.
+        outcome: what is counted.
+        value: a numeric item attribute that an outcome counts; None: 1 each.
+        by: outcomes of a user within the horizon, or of a page of his.
+        horizon_ms: how long a user's pages and outcomes count, from his first page on.
+        every_ms: from look to look.
+        baseline: the arm that others are compared with.
+
+    Raises:
+        LogError: there is no archive, or no user in it whose horizon is over.
+        SettingError: no such attribute, or no such arm, or a span that is not above 0.
+        SchemaError: the archive's schema file cannot be read.
+    """
+    started, clock = datetime.now(UTC), time.perf_counter()
+    if horizon_ms < 1 or every_ms < 1:
+        raise SettingError(f"a horizon of {horizon_ms} ms, looks every {every_ms} ms", "give spans above 0")
+    make_folder(out, "report.json")
+    rows = read_exposures(archive, outcome, value)
+    users = users_of(rows, horizon_ms)
+    if not len(users.until_ms):
+        raise LogError(
+            f"of {users.waiting:,} users in '{archive}' none was seen for {span_name(horizon_ms)}",
+            "give a shorter --horizon, or wait",
+        )
+    arms = sorted(set(users.arm.tolist()))
+    if baseline not in arms:
+        raise SettingError(f"no user is in the arm '{baseline}'", f"choose from {', '.join(arms)}")
+    by_page = by == "page"
+    seen = looks(users, every_ms, by_page, baseline)
+    last = [row for row in seen if row["at_ms"] == seen[-1]["at_ms"]]
+    unit = f"{value or outcome + 's'} a {by}"
+    verdict = verdict_of(users, seen, arms, baseline, by_page, unit)
+    arm_rows = [
+        {name: cell for name, cell in row.items() if name != "at_ms"}
+        | {"decided_since": _when(decided_ms(seen, row["arm"]))}
+        for row in last
+    ]
+    report: dict[str, Any] = {
+        "verdict": verdict,
+        "unit": unit,
+        "horizon": span_name(horizon_ms),
+        "users_left_out": users.left_out,
+        "users_waiting": users.waiting,
+        "arms": arm_rows,
+        "curves": seen,
+    }
+    run = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 1)}
+    write_all(out, report, run, [band_plot(seen, arms, baseline, unit)], "Which arm earns more?")
+    show(unit, arm_rows, list(arm_rows[0]))
+    say(verdict)
+    return report
+
+
+def read_exposures(archive: Path, outcome: Outcome, value: str | None) -> Exposures:
+    """The exposures of an archive's folder. Raises LogError, SettingError, SchemaError as :func:`judge`."""
+    files = sorted((archive / "exposures").glob("*.parquet"))
+    if not (archive / "schema.toml").exists() or not files:
+        raise LogError(
+            f"'{archive}' holds no archived exposures", "name the folder 'archive' of a loop that ran with --archive"
+        )
+    columns = ArchiveColumns(load_schema(archive / "schema.toml"))
+    own = columns.own
+    wanted = [own["time_ms"], columns.user, own["request_id"], own["arm"], own[f"{outcome}_ms"]]
+    if value is not None:
+        if value not in columns.schema.names or not pa.types.is_floating(columns.schema.field(value).type):
+            numeric = [name for name in columns.names("item") if pa.types.is_floating(columns.schema.field(name).type)]
+            raise SettingError(f"'{value}' is no number of an item", f"choose from {', '.join(numeric) or 'none'}")
+        wanted.append(value)
+    table = pa.concat_tables([pq.ParquetFile(file).read(columns=wanted) for file in files])
+    table = table.filter(pc.is_valid(table[own["arm"]]))  # exposures whose page log came
+    names = [_numbers(pc.fill_null(table[name].cast(pa.string()), "")) for name in (columns.user, own["request_id"])]
+    pages = np.unique(np.stack(names), axis=1, return_inverse=True)[1].ravel()  # two users' pages may have one name
+    counted = table[value].fill_null(0.0).to_numpy() if value is not None else np.ones(table.num_rows)
+    return Exposures(
+        table[own["time_ms"]].to_numpy(),
+        names[0],
+        pages,
+        np.asarray(table[own["arm"]].to_pylist(), str),
+        table[own[f"{outcome}_ms"]].fill_null(-1).to_numpy(),
+        counted,
+    )
+
+
+def _numbers(texts: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    numbers: np.ndarray[tuple[int], np.dtype[np.int64]] = (
+        pc.dictionary_encode(texts).combine_chunks().indices.to_numpy().astype(np.int64)
+    )
+    return numbers
+
+
+def verdict_of(
+    users: Users, seen: Sequence[Mapping[str, Any]], arms: Sequence[str], baseline: str, by_page: bool, unit: str
+) -> str:
+    """What the last look says, in plain sentences."""
+    there = len(users.until_ms)
+    found = {name: estimate(users, there, name, by_page) for name in arms}
+    sentences = []
+    for name in arms:
+        if name == baseline:
+            continue
+        one, other = found[name], found[baseline]
+        since, last = decided_ms(seen, name), next(row for row in reversed(seen) if row["arm"] == name)
+        if since is not None:
+            more = "more" if last["difference"] > 0 else "less"
+            sentences.append(
+                f"{_named(name)} earn {abs(last['difference']):.4g} {unit} {more} than {_named(baseline).lower()} "
+                f"({last['difference_low']:.4g} to {last['difference_high']:.4g}), decided since {_when(since)}."
+            )
+        elif not (one.said and other.said):
+            sentences.append(
+                f"{_named(name)} and {_named(baseline).lower()}: this log cannot say. Each arm needs {LEAST} users, "
+                f"{LEAST // 10} of them with an outcome; they have {one.n} and {other.n}."
+            )
+        else:
+            wanted = users_wanted(one, other)
+            later = f" A difference like today's would be decided with some {wanted:,} users." if wanted else ""
+            sentences.append(
+                f"{_named(name)} and {_named(baseline).lower()}: not decided with {there:,} users "
+                f"({last['difference_low']:.4g} to {last['difference_high']:.4g} {unit}).{later}"
+            )
+    return " ".join(sentences) or f"All users are in one arm, '{baseline}': there is nothing to compare."
+
+
+def _named(arm: str) -> str:
+    return {MODEL: "The model's pages", CONTROL: "Random pages"}.get(arm, f"Pages of '{arm}'")
+
+
+def _when(ms: int | None) -> str | None:
+    return None if ms is None else f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M}"
+
+
+def band_plot(seen: Sequence[Mapping[str, Any]], arms: Sequence[str], baseline: str, unit: str) -> Plot:
+    """Each arm's difference to the baseline and its band, over the looks; a mark where it was decided."""
+    figure, axes = canvas()
+    axes.axhline(0, color=MAIN, lw=0.8)
+    for number, name in enumerate(arm for arm in arms if arm != baseline):
+        rows = [row for row in seen if row["arm"] == name and row["difference_low"] is not None]
+        at = np.array([row["at_ms"] for row in rows], "datetime64[ms]")
+        axes.plot(at, [row["difference"] for row in rows], color=f"C{number}", lw=1.3, label=name)
+        low, high = ([row[key] for row in rows] for key in ("difference_low", "difference_high"))
+        axes.fill_between(at, low, high, color=f"C{number}", alpha=0.2, lw=0)
+        since = decided_ms(seen, name)
+        if since is not None:
+            axes.axvline(np.datetime64(since, "ms"), color=f"C{number}", lw=1, ls=":")
+    axes.set_ylabel(f"{unit}, more than '{baseline}'")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    figure.autofmt_xdate()
+    caption = (
+        f"{unit} of each arm less that of '{baseline}'. The band holds the truth at all looks together with 95%. "
+        "Dotted: decided from here on."
+    )
+    return Plot("bands", caption, figure)

@@ -1,0 +1,164 @@
+"""Which arm of an archive earns more."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from commands.cli.cli import app
+from commands.judge.arms import Exposures, decided_ms, looks, users_of
+from commands.judge.judgerun import judge
+from millrace.basics.errors import LogError, SettingError
+from millrace.contracts.schema import parse_schema
+from stream.archive.archive_columns import ArchiveColumns, SettledRow
+from stream.archive.archive_folder import ArchiveFolder
+
+HOUR = 3_600_000
+T0 = 1_772_000_000_000
+SCHEMA = 'name = "s"\nfields = [{ name = "price", of = "item", kind = "numeric" }, { name = "color", of = "item" }]'
+
+
+def exposures(*rows: tuple[float, int, int, str, float | None]) -> Exposures:
+    """Of (hour, user, page, arm, hour of the outcome or None)."""
+    hours, user, page, arm, came = zip(*rows, strict=True)
+    outcome = [-1 if h is None else int(T0 + h * HOUR) for h in came]
+    ts_ms = (T0 + np.array(hours) * HOUR).astype(np.int64)
+    return Exposures(ts_ms, np.array(user), np.array(page), np.array(arm), np.array(outcome), np.ones(len(rows)))
+
+
+def test_a_user_counts_from_the_first_page_to_the_horizon() -> None:
+    found = users_of(
+        exposures(
+            (0, 0, 0, "model", 0.5),
+            (0, 0, 0, "model", 3.5),  # the outcome comes behind the horizon
+            (1, 0, 1, "model", 1.5),
+            (2, 0, 2, "model", 2.2),  # the page comes behind it
+            (0.5, 1, 3, "control", None),
+            (0.6, 2, 4, "model", 0.7),
+            (0.7, 2, 5, "control", 0.8),  # of two arms
+            (3, 3, 6, "control", 3.1),  # not over yet
+            (0, 4, 7, "logged", 0.1),  # only scored
+        ),
+        2 * HOUR,
+    )
+    assert found.arm.tolist() == ["model", "control"]
+    assert found.outcomes.tolist() == [2.0, 0.0]
+    assert found.pages.tolist() == [2.0, 1.0]
+    assert (found.until_ms - T0).tolist() == [2 * HOUR, 2.5 * HOUR]
+    assert (found.left_out, found.waiting) == (1, 1)
+
+
+def crowd(
+    model: float, control: float, users: int = 4000, seed: int = 0
+) -> list[tuple[float, int, int, str, float | None]]:
+    rng = np.random.default_rng(seed)
+    rows: list[tuple[float, int, int, str, float | None]] = []
+    for user in range(users):
+        hour, arm = 48 * user / users, "control" if rng.random() < 0.2 else "model"
+        rate = model if arm == "model" else control
+        for page in range(1 + rng.poisson(1)):
+            at = hour + 0.2 * page
+            rows.append((at, user, len(rows), arm, at + 0.1 if rng.random() < rate else None))
+    return rows
+
+
+def test_a_better_arm_is_decided_and_stays_so_and_an_equal_one_is_not() -> None:
+    users = users_of(exposures(*crowd(0.3, 0.2)), 4 * HOUR)
+    seen = looks(users, HOUR, True, "control")
+    since = decided_ms(seen, "model")
+    assert since is not None
+    assert since > seen[0]["at_ms"]
+    last = [row for row in seen if row["arm"] == "model"][-1]
+    assert last["difference_low"] < 0.1 < last["difference_high"], "the truth is within"
+    assert last["difference_low"] > 0
+    equal = looks(users_of(exposures(*crowd(0.2, 0.2)), 4 * HOUR), HOUR, True, "control")
+    assert decided_ms(equal, "model") is None
+    assert equal[0]["low"] is None, "nothing is said of the first few users"
+
+
+def archive(folder: Path, rows: list[tuple[float, int, int, str, float | None]]) -> Path:
+    columns = ArchiveColumns(parse_schema(SCHEMA))
+    settled = []
+    for hour, user, page, arm, came in rows:
+        times = (None if came is None else int(T0 + came * HOUR), None, None, None)
+        item = columns.pack("item", {"price": 2.5, "color": "red"})
+        settled.append(
+            SettledRow(
+                int(T0 + hour * HOUR), f"r{page}", 0, 0, f"u{user}", "i", None, item, times, 0.1, 3, arm, "hot", None
+            )
+        )
+    settled.append(settled[0]._replace(request="lost", arm=None, score=None, version=None))  # its page log is lost
+    place = ArchiveFolder(folder)
+    place.put_schema(SCHEMA)
+    half = len(settled) // 2
+    for part in (settled[:half], settled[half:]):
+        place.write({"exposures": columns.table(part)}, {})
+    place.close()
+    return folder
+
+
+def test_the_command_says_which_arm_earns_more_and_since_when(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = archive(tmp_path / "archive", crowd(0.3, 0.2, 1500))
+    app(
+        ["judge", str(there), "--out", str(tmp_path / "out"), "--horizon", "4h", "--by", "page"],
+        result_action="return_value",
+    )
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["verdict"].startswith("The model's pages earn 0.")
+    assert "clicks a page more than random pages" in report["verdict"]
+    assert report["verdict"] in " ".join(capsys.readouterr().out.split())
+    control, model = report["arms"]
+    assert (control["arm"], model["arm"], control["difference"]) == ("control", "model", None)
+    assert model["decided_since"]
+    assert (tmp_path / "out" / "report.html").exists()
+    assert (tmp_path / "out" / "bands.png").stat().st_size > 5000
+
+
+def test_outcomes_count_a_number_of_the_item(tmp_path: Path) -> None:
+    there = archive(tmp_path / "archive", crowd(0.3, 0.2, 400))
+    spans: dict[str, Any] = {"horizon_ms": 4 * HOUR, "every_ms": 4 * HOUR}
+    clicks = judge(there, tmp_path / "a", **spans)["arms"]
+    worth = judge(there, tmp_path / "b", value="price", **spans)["arms"]
+    assert [row["value"] for row in worth] == pytest.approx([2.5 * row["value"] for row in clicks], rel=1e-4)
+
+
+def test_what_cannot_be_said_is_said(tmp_path: Path) -> None:
+    there = archive(tmp_path / "archive", crowd(0.3, 0.2, 120))
+    found = judge(there, tmp_path / "out", horizon_ms=4 * HOUR, every_ms=HOUR)
+    assert "this log cannot say" in found["verdict"]
+    alone = archive(tmp_path / "alone", [row for row in crowd(0.3, 0.2, 120) if row[3] == "model"])
+    assert (
+        "nothing to compare"
+        in judge(alone, tmp_path / "o", horizon_ms=HOUR, every_ms=HOUR, baseline="model")["verdict"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"horizon_ms": 0}, "above 0"),
+        ({"every_ms": 0}, "above 0"),
+        ({"baseline": "popular"}, "'popular'; choose from control, model"),
+        ({"value": "color"}, "'color' is no number of an item; choose from price"),
+        ({"value": "nothing"}, "'nothing' is no number"),
+        ({"horizon_ms": 1000 * HOUR}, "none was seen for"),
+    ],
+)
+def test_a_wrong_question_is_one_line(tmp_path: Path, asked: dict[str, Any], words: str) -> None:
+    there = archive(tmp_path / "archive", crowd(0.3, 0.2, 120))
+    spans: dict[str, Any] = {"horizon_ms": HOUR, "every_ms": HOUR}
+    with pytest.raises((SettingError, LogError)) as caught:
+        judge(there, tmp_path / "out", **(spans | asked))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_archive_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LogError, match="holds no archived exposures"):
+        judge(tmp_path, tmp_path / "out", horizon_ms=HOUR, every_ms=HOUR)
