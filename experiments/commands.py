@@ -30,6 +30,7 @@ for name, (function, about) in {
     "labels": ("experiments.experiment_labels:experiment_labels", "Label policies at real speed. It takes hours."),
     "recall": ("experiments.experiment_recall:experiment_recall", "Ways of recall, in closed loop."),
     "page": ("experiments.experiment_page:experiment_page", "A model that sees its page, part by part."),
+    "judge": ("experiments.experiment_judge:experiment_judge", "Are logged odds and bands true?"),
     "safety": ("experiments.experiment_safety:experiment_safety", "What the gate catches, and refuses wrongly."),
 }.items():
     app.command(function, name=name, help=about)  # imported when it is asked for
