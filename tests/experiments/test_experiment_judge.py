@@ -11,7 +11,7 @@ import pytest
 
 from experiments import experiment_judge
 from experiments.experiment_judge import bands, odds, real
-from millrace.evidence.exploration import RULES
+from millrace.evidence.exploration import RULES, Exploration
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -19,13 +19,13 @@ def test_drawn_pages_are_within_the_bounds_of_their_odds(rule: str, monkeypatch:
     (row,) = odds(rule, 8, 3)  # type: ignore[arg-type]
     assert row["within"] > 0.9
     assert 0.7 < row["squared_error"] < 1.3
-    honest = experiment_judge.Exploration.draw
+    honest = Exploration.draw
 
     def wrong(self: object, *asked: object) -> object:
         drawn = honest(self, *asked)  # type: ignore[arg-type]
         return drawn._replace(odds=drawn.odds * 0.8)
 
-    monkeypatch.setattr(experiment_judge.Exploration, "draw", wrong)
+    monkeypatch.setattr(Exploration, "draw", wrong)
     assert odds(rule, 8, 3)[0]["squared_error"] > 2, "odds that are a fifth too low are found"  # type: ignore[arg-type]
 
 
