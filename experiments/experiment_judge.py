@@ -1,4 +1,4 @@
-# core
+# shell
 """``millrace dev experiment judge``: are logged odds true, and do bands hold at every look?
 
 - ``odds``: pages drawn by each rule. A cell is an item in a slot below given items: the share of cells whose count lies

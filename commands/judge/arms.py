@@ -37,7 +37,7 @@ class Exposures(NamedTuple):
     value: Numbers  # what the outcome counts
 
 
-class Users(NamedTuple):
+class UserOutcomes(NamedTuple):
     """Users whose horizon is over, in the order in which it ended. (u,) each"""
 
     until_ms: Integers
@@ -48,13 +48,13 @@ class Users(NamedTuple):
     waiting: int  # users whose horizon is not over
 
 
-def users_of(rows: Exposures, horizon_ms: int) -> Users:
+def users_of(rows: Exposures, horizon_ms: int) -> UserOutcomes:
     """Each user's outcomes and pages within the horizon."""
     mine = rows.arm != LOGGED
     ts_ms, user, page, arm = rows.ts_ms[mine], rows.user[mine], rows.page[mine], rows.arm[mine]
     outcome_ms, value = rows.outcome_ms[mine], rows.value[mine]
     if not len(ts_ms):
-        return Users(*(np.empty(0, np.int64), np.empty(0, str), np.empty(0), np.empty(0)), 0, 0)
+        return UserOutcomes(*(np.empty(0, np.int64), np.empty(0, str), np.empty(0), np.empty(0)), 0, 0)
     n, end_ms = int(user.max()) + 1, int(max(ts_ms.max(), outcome_ms.max()))
     first_ms = np.full(n, np.iinfo(np.int64).max)
     np.minimum.at(first_ms, user, ts_ms)
@@ -73,10 +73,12 @@ def users_of(rows: Exposures, horizon_ms: int) -> Users:
     own = np.flatnonzero(over & ~both)
     own = own[np.argsort(until_ms[own], kind="stable")]
     of = names[np.argmax(arms[own], axis=1)]
-    return Users(until_ms[own], of, outcomes[own], pages[own], int((both & there).sum()), int((there & ~over).sum()))
+    return UserOutcomes(
+        until_ms[own], of, outcomes[own], pages[own], int((both & there).sum()), int((there & ~over).sum())
+    )
 
 
-def looks(users: Users, every_ms: int, by_page: bool, baseline: str) -> list[dict[str, Any]]:
+def looks(users: UserOutcomes, every_ms: int, by_page: bool, baseline: str) -> list[dict[str, Any]]:
     """A row for each look and arm: its value and band; against the baseline the difference and its band.
 
     Args:
@@ -97,7 +99,7 @@ def looks(users: Users, every_ms: int, by_page: bool, baseline: str) -> list[dic
     return rows
 
 
-def estimate(users: Users, known: int, name: str, by_page: bool) -> Estimate:
+def estimate(users: UserOutcomes, known: int, name: str, by_page: bool) -> Estimate:
     """What the first ``known`` users say of an arm."""
     mine = users.arm[:known] == name
     return ratio(users.outcomes[:known][mine], users.pages[:known][mine] if by_page else None)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from commands.judge.arms import Exposures, Users, decided_ms, estimate, looks, users_of, users_wanted
+from commands.judge.arms import Exposures, UserOutcomes, decided_ms, estimate, looks, users_of, users_wanted
 from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.events import CONTROL, MODEL
 from millrace.contracts.schema import load_schema
@@ -131,7 +131,7 @@ def _numbers(texts: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.int64
 
 
 def verdict_of(
-    users: Users, seen: Sequence[Mapping[str, Any]], arms: Sequence[str], baseline: str, by_page: bool, unit: str
+    users: UserOutcomes, seen: Sequence[Mapping[str, Any]], arms: Sequence[str], baseline: str, by_page: bool, unit: str
 ) -> str:
     """What the last look says, in plain sentences."""
     there = len(users.until_ms)
