@@ -67,9 +67,6 @@ TARGETS = {
 FIGURES = ("late_auc", "early_log_loss", "early_calibration", "late_calibration")
 
 
-# -- in a worker ---------------------------------------------------------------------------------------------
-
-
 class Traffic:
     """A log: first a history, then traffic, with features that the code that serves makes. n rows in all. ``first``:
     rows of the history, may be 0."""
@@ -140,9 +137,6 @@ def _run(
                     found = figures(traffic.live(model, name), y)
                     out.append(head | {"start": start, "seed": seed, "policy": name} | found)
     return out
-
-
-# -- the experiment ------------------------------------------------------------------------------------------
 
 
 def experiment_labels(

@@ -64,9 +64,6 @@ class Job:
     cut: tuple[str, ...] = ()  # at whose times batches are cut
 
 
-# -- in a worker ---------------------------------------------------------------------------------------------
-
-
 def _run(job: Job, folder: Path, days: tuple[str, ...], own: Schema) -> list[Row]:
     started = time.perf_counter()
     data = open_dataset(folder, plain_schema(own), days)
@@ -100,9 +97,6 @@ def _rounds(job: Job, data: Dataset, model: Learning, num: NDArray[np.float32]) 
     rng = np.random.default_rng(job.seed)
     scored = keep_up(model, data, num, data.rows(job.train), days, rng, job.cut)
     return {"ways": figures(scored, [np.array(data.label[day]) for day in days])}
-
-
-# -- the experiments -----------------------------------------------------------------------------------------
 
 
 def experiment(
@@ -226,9 +220,6 @@ def _about(data: Dataset, train: Sequence[int], test: Sequence[int]) -> dict[str
         "oracle_auc": None if oracle is None else rounded(oracle),
         "oracle_log_loss": None if oracle is None else rounded(log_loss(truth, y)),
     }
-
-
-# -- their commands ------------------------------------------------------------------------------------------
 
 
 @Parameter(name="*")

@@ -104,9 +104,6 @@ class Plan:
             yield from ((served, (self, seed)) for _ in range(bool(self.served_users)))
 
 
-# -- in a worker ---------------------------------------------------------------------------------------------
-
-
 def order(plan: Plan, world: str, seed: int) -> list[Row]:
     """The figures of each arm, of the item's rate and of the oracle, on the last day of a world or log."""
     out: list[Row] = []
@@ -152,9 +149,6 @@ def served(plan: Plan, seed: int) -> list[Row]:
             found = DayLoop(world, shop, number, Settings(), new_recall(shop), pupil).play()
             out.append({"kind": "served", "world": "feed", "seed": seed, "arm": arm} | found)
     return out
-
-
-# -- all seeds -----------------------------------------------------------------------------------------------
 
 
 def experiment_page(
