@@ -114,9 +114,16 @@ def the_page_follows(tab: Browser, url: str, shop: Millrace) -> None:
     A young model's order moves by itself too, so it has to be this visitor's doing: for a stranger, who opens nothing,
     the same products stand elsewhere at the same moment.
     """
-    tab.go(url)
-    turned(tab, 0)
-    (cookie,) = tab.call("Network.getCookies", urls=[url])["cookies"]
+    cookie: dict[str, Any] = {}
+
+    def visits() -> bool:
+        tab.call("Network.clearBrowserCookies")
+        tab.go(url)
+        turned(tab, 0)
+        cookie.update(tab.call("Network.getCookies", urls=[url])["cookies"][0])
+        return shop.recommend(cookie["value"], only={"in_stock": True}).arm == "model"
+
+    until(visits, "a visitor whose pages the model makes, as nine in ten are")
     products = catalogue()
     first = shown_kinds(tab)
     # Of the kinds on the first page that the made-up visitors do not like, the one that stands worst.
@@ -167,7 +174,7 @@ def catalogue() -> dict[str, Any]:
 
 
 def model_page(shop: Millrace, user: str, **only: Any) -> Page:
-    """All that there is for a user, as the model orders it: one request in ten is answered by chance."""
+    """All that there is for a user, as the model orders it. Before there is a model, lists answer."""
     found: list[Page] = []
 
     def made() -> bool:
