@@ -252,7 +252,7 @@ class ArchivedPages:
         self._reached.resume(newest_ms, reached)
         for name, made, parts, actions, exposed, until_ms in pages:
             page = self._pages[name] = ArchivedPage()
-            page.made = None if made is None else Made(*made)
+            page.made = None if made is None else Made(*made[: len(Made._fields)])  # a later version's has more
             page.parts = [
                 ArchivedPart(due, ts, user, raw, to_mask(mask), [tuple(s) for s in shown])
                 for due, ts, user, raw, mask, shown in parts

@@ -212,3 +212,15 @@ def read(folder: Path) -> dict[str, Any]:
     counts = counts_of(tiles, newest_ms, schema.windows.durations, schema.windows.columns)
     facts["counts"] = counts.tolist()
     return facts
+
+
+def lacking(facts: Mapping[str, Any]) -> list[str]:
+    """What a golden folder has nothing of."""
+    kinds = {entry["kind"] for entry in facts["model.deltas"]}
+    empty = [f"topics/{name}" for name, found in facts["topics"].items() if not found]
+    empty += [f"model.deltas/{kind}" for kind in ("Claimed", "Snapshot", "Delta", "Decisions") if kind not in kinds]
+    empty += [
+        name for name in ("proved", "snapshots", PREDICTED, "index", "spool", "users", "counts") if not facts[name]
+    ]
+    empty += [f"archive/{kind}" for kind in KINDS if not facts["archive"][kind]]
+    return empty if all(facts["quarantine"]) else [*empty, "quarantine"]

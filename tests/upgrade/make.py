@@ -51,11 +51,12 @@ from millrace.versions.decisions import (
     WentBack,
     encode_decisions,
 )
+from millrace.versions.modelstore import ModelStore
 from scorer.catalog.index_checkpoint import manifests
 from scorer.pagelog.spool import Spool
 from tests.scenes.demo_process import PATIENT
 from tests.scenes.waiting import PATIENCE, until
-from tests.upgrade.golden import messages, read
+from tests.upgrade.golden import lacking, messages, read
 
 HERE = Path(__file__).parent
 SCHEMA = """
@@ -136,6 +137,12 @@ def visit(where: dict[str, Any], user: str, name: str) -> None:
     assert answer["kept"] == 4, answer
 
 
+def kept(data: Path) -> int:
+    """Samples that the newest snapshot has learnt from."""
+    note = ModelStore(str(data / "models"), writes=False).latest()
+    return 0 if note is None else note.trained
+
+
 def run(folder: Path) -> dict[str, dict[bytes, bytes]]:
     """The loop. Leaves its data folder, and returns the users in Redis."""
     (folder / "bakery.toml").write_text(SCHEMA)
@@ -166,7 +173,9 @@ def run(folder: Path) -> dict[str, dict[bytes, bytes]]:
             post(f"{where['admin']}/model/{command}", {}, token)
         until(lambda: len(list((data / "archive" / "features").glob("*.parquet"))) > 0, "rows are archived", PATIENCE)
         until(lambda: any(manifests(Store(data / "index", writes=False), lambda *_: None)), "an index is kept")
-        visit(where, "anna", "last")
+        for n in range(3):  # a snapshot each, with the deltas that lead there from the one before
+            visit(where, "anna", f"last-{n}")
+            until(lambda n=n: kept(data) >= 48 + 6 * (n + 1), "a snapshot has it", more=loop.text)  # type: ignore[misc]
         with Redis.from_url(f"redis://{where['redis']}") as redis:
             until(lambda: len(redis.hgetall("user:anna")) >= 4, "the user's counts are there")
             users = {key.decode(): redis.hgetall(key) for key in redis.scan_iter("user:*")}
@@ -231,7 +240,9 @@ def make(target: Path) -> None:
         (golden / "redis").write_bytes(msgspec.msgpack.encode(users))
         rest(golden)
         shutil.copytree(golden, folder / "copy")
-        (golden / "facts.json").write_text(json.dumps(read(folder / "copy"), indent=1))
+        facts = read(folder / "copy")
+        assert not lacking(facts), f"run it again: {lacking(facts)}"
+        (golden / "facts.json").write_text(json.dumps(facts, indent=1))
         with tarfile.open(target, "w:xz") as archive:
             archive.add(golden, "")
 
