@@ -21,16 +21,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import redis
-
 from benchmarks.tools.bench_figures import Figure, Say, figure
 from benchmarks.tools.bench_running import RunningRole
 from benchmarks.tools.taken import Taken, folder_bytes, processes, topic_bytes
 from commands.loop.monitor import RoleMetrics, fetch
 from commands.up.started import Started
 from experiments.runs import BenchError
+from millrace.connections.redis_clients import redis_client
 from millrace.contracts.clock import EventClock
-from millrace.contracts.online_layout import redis_url
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.processes.role import ROLES
@@ -127,7 +125,7 @@ def _look(root: int, data: Path, targets: Mapping[str, str], store: str, roles: 
     counts = {name: sum(role.total(name) for role in roles.values()) for name in COUNTERS}
     taken = processes(root, ROLES, "up")
     taken.folders = {path.name: folder_bytes(path) for path in sorted(data.iterdir()) if path.is_dir()}
-    with redis.Redis.from_url(redis_url(store)) as client:
+    with redis_client(store) as client:
         facts: Any = client.info("memory")
     return Look(time.monotonic(), taken, topic_bytes(data / "broker"), counts, int(facts["used_memory"]))
 

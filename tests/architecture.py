@@ -35,7 +35,7 @@ TOPS: dict[str, set[str]] = {
 """The folders at the top from the ground up, and which of them each imports. docs/architecture.md draws this table."""
 
 FLOORS = """
-millrace: basics evidence contracts broker labels logs windows reports versions processes
+millrace: basics evidence contracts broker labels logs windows reports versions connections processes
 simulator:
 stream: intake join archive partition worker
 learner: tables network.models network retrieval ranker samples evaluation serving custom custom.adapters \

@@ -12,12 +12,12 @@ from typing import Any, Self, cast
 
 import numpy as np
 import pyarrow as pa
-import redis
 
 from experiments.recall.recallshop import RecallShop, params_of
+from millrace.connections.redis_clients import redis_client
 from millrace.contracts.events import NOT_READ, key_of, to_json, to_msgpack
 from millrace.contracts.itemtiles import pack as pack_tiles
-from millrace.contracts.online_layout import redis_url, user_key
+from millrace.contracts.online_layout import user_key
 from millrace.contracts.page_logs import decode_served
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
@@ -79,7 +79,7 @@ class ShopWire:
 
     def fill_users(self) -> None:
         """Writes all users into Redis."""
-        with closing(redis.Redis.from_url(redis_url(self._settings.redis))) as client:
+        with closing(redis_client(self._settings.redis)) as client:
             for start in range(0, self.users, _USERS_A_TIME):
                 pipeline = client.pipeline(transaction=False)
                 for user in range(start, min(start + _USERS_A_TIME, self.users)):

@@ -73,6 +73,8 @@ def check(*, data: Data = None, json: Json = False) -> None:
     """Print every mistake in the settings, one a line. Status 1: there is one."""
     from learner.evaluation.traffic_segments import Segments
     from learner.gate.quota import Quota
+    from millrace.connections import redis_clients
+    from millrace.connections.kafka_security import security_of
     from millrace.processes.tokens import Tokens
     from scorer.recall.candidate_lists import Shares
 
@@ -80,6 +82,8 @@ def check(*, data: Data = None, json: Json = False) -> None:
     settings = found.settings
     looks: tuple[Callable[[], object], ...] = (
         settings.event_clock,
+        lambda: security_of(settings),
+        lambda: redis_clients.redis_client(settings.redis).close() if settings.redis else None,
         lambda: Tokens.of(settings),
         lambda: Shares.of(settings.recall),
         lambda: Segments(settings.load_schema(), settings.segments),

@@ -26,15 +26,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import redis
 from redis.exceptions import RedisError
 
 from commands.history.attempt import check_empty
 from commands.loop.host import TICK_SECONDS, Host
 from millrace.basics.errors import ServiceError, SettingError
+from millrace.connections.redis_clients import redis_client
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import BadEventError, Exposure, decode_event
-from millrace.contracts.online_layout import FILLED, filled_key, redis_url
+from millrace.contracts.online_layout import FILLED, filled_key
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS
 from millrace.processes.kafka import read_all
@@ -99,7 +99,7 @@ def live_through(run: Host, days: int) -> float:
 def filled(settings: Settings) -> bool:
     """Whether the stream has written all users of the past to Redis."""
     try:
-        with redis.Redis.from_url(redis_url(settings.redis), socket_timeout=5.0) as client:
+        with redis_client(settings.redis, socket_timeout=5.0) as client:
             return all(client.get(settings.key(filled_key(p))) == FILLED for p in range(settings.partitions))
     except RedisError:
         return False

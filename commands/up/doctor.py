@@ -38,9 +38,11 @@ from commands.up.findings import (
 from commands.up.ports import check, choose
 from commands.up.uprun import ROLES
 from millrace import __version__
-from millrace.basics.errors import MillraceError, SettingError
+from millrace.basics.errors import MillraceError
+from millrace.connections import redis_clients
+from millrace.connections.kafka_security import security_of
 from millrace.contracts.schema import Schema
-from millrace.contracts.settings import Settings, load_settings, unread_variables
+from millrace.contracts.settings import Settings, load_settings, unread_variables, without_password
 from millrace.contracts.topics import MODEL_DELTAS, TOPICS
 from millrace.processes.tokens import Tokens, is_loopback
 from millrace.processes.wall import wall_ms
@@ -119,12 +121,18 @@ def _settings(settings: Settings) -> list[Finding]:
         settings.spec()
         clock = settings.event_clock()
         tokens = bool(Tokens.of(settings))
-    except SettingError as error:
+        security_of(settings)
+        if settings.redis:
+            redis_clients.redis_client(settings.redis).close()
+    except MillraceError as error:
         return [mend("settings", error.problem, error.remedy)]
     default = Settings()
     changed = [name for name in Settings.__struct_fields__ if getattr(settings, name) != getattr(default, name)]
     secret = {"tokens", "token_file"}
-    shown = [name if name in secret else f"{name}={_hidden(str(getattr(settings, name)))}" for name in sorted(changed)]
+    shown = [
+        name if name in secret else f"{name}={without_password(str(getattr(settings, name)))}"
+        for name in sorted(changed)
+    ]
     return [
         *[note("settings", *line.split("; ")) for line in unread_variables(os.environ)],
         ok("settings", f"not the default: {', '.join(shown)}" if shown else "the defaults"),
@@ -188,17 +196,17 @@ def _services(settings: Settings, there: Mapping[str, Any]) -> list[Finding]:
         found.append(note("kafka", "none is named", "'millrace up' starts one; or set MILLRACE_KAFKA to host:port"))
     elif (kafka := of_broker()).value is None:
         text = f"'{settings.kafka}' gives no list of topics ({kafka.problem})"
-        found.append(mend("kafka", text, "start Kafka there, or set MILLRACE_KAFKA to its host:port"))
+        found.append(mend("kafka", text, kafka.remedy or "start Kafka there, or set MILLRACE_KAFKA to its host:port"))
     else:
         found.append(ok("kafka", f"'{settings.kafka}' answers"))
         present = kafka.value
     if of_redis is None:
         found.append(note("redis", "none is named", "'millrace up' starts one; or set MILLRACE_REDIS to host:port"))
     elif (answer := of_redis()).value is None:
-        text = f"'{_hidden(settings.redis)}' does not answer ({answer.problem})"
-        found.append(mend("redis", text, "start Redis there, or set MILLRACE_REDIS to its host:port"))
+        text = f"'{without_password(settings.redis)}' does not answer ({answer.problem})"
+        found.append(mend("redis", text, answer.remedy or redis_clients.REMEDY))
     else:
-        found.append(ok("redis", f"'{_hidden(settings.redis)}' answers"))
+        found.append(ok("redis", f"'{without_password(settings.redis)}' answers"))
         clocks["Redis"] = answer.value
     if present is not None:
         wanted = {settings.topic(t.name): t.partitions or settings.partitions for t in TOPICS}
@@ -222,8 +230,3 @@ def _services(settings: Settings, there: Mapping[str, Any]) -> list[Finding]:
     if present and settings.topic(MODEL_DELTAS) in present:
         found += judge_newest(wall_ms(), probes.within(lambda: probes.newest_message_ms(settings))().value)
     return found
-
-
-def _hidden(address: str) -> str:
-    head, at, host = address.rpartition("@")
-    return f"{head.partition('://')[0]}://…@{host}" if at else address

@@ -18,17 +18,17 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 import redis
-from kafka import KafkaAdminClient, TopicPartition
+from kafka import TopicPartition
 from kafka.errors import KafkaError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from commands.loop.monitor import RoleMetrics, fetch
 from millrace.basics.errors import MillraceError, one_line
-from millrace.contracts.online_layout import redis_url
+from millrace.connections.redis_clients import redis_client, store_error
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS
-from millrace.processes.kafka import cluster_id, make_reader
+from millrace.processes.kafka import listens, make_admin, make_reader
 from millrace.processes.supervisor import PYTHON
 
 PATIENCE_SECONDS = 10.0
@@ -46,6 +46,7 @@ class ProbeResult(msgspec.Struct, Generic[T], frozen=True):
 
     value: T | None = None
     problem: str = ""
+    remedy: str = ""
 
 
 def within(question: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> Callable[[], ProbeResult[T]]:
@@ -55,7 +56,9 @@ def within(question: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> Call
     def ask() -> None:
         try:
             got.append(ProbeResult(question()))
-        except (MillraceError, OSError, KafkaError, redis.RedisError, ValueError, HTTPException) as error:
+        except MillraceError as error:
+            got.append(ProbeResult(None, error.problem, error.remedy))
+        except (OSError, KafkaError, ValueError, HTTPException) as error:
             got.append(ProbeResult(None, one_line(error)))
 
     thread = threading.Thread(target=ask, name="doctor", daemon=True)
@@ -88,17 +91,10 @@ def model(settings: Settings) -> dict[str, str]:
 
 
 def broker(settings: Settings) -> dict[str, int]:
-    for address in settings.brokers:
-        with contextlib.suppress(OSError):
-            cluster_id(address, SHORT)
-            break
-    else:
+    """How many partitions each topic has."""
+    if not any(listens(address, SHORT) for address in settings.brokers):
         raise OSError("nothing answers there")
-    milliseconds = round(SHORT * 1000)
-    admin = KafkaAdminClient(
-        bootstrap_servers=settings.brokers, bootstrap_timeout_ms=milliseconds, request_timeout_ms=milliseconds
-    )
-    with contextlib.closing(admin):
+    with contextlib.closing(make_admin(settings, SHORT)) as admin:
         return {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics()}
 
 
@@ -117,14 +113,15 @@ def newest_message_ms(settings: Settings) -> float | None:
 
 def redis_clock(address: str) -> float:
     """By how many seconds the clock of Redis' machine is ahead of ours."""
-    client = redis.Redis.from_url(
-        redis_url(address), socket_connect_timeout=SHORT, socket_timeout=SHORT, retry=Retry(NoBackoff(), 0)
-    )
-    with client:
-        client.ping()
-        asked = time.time()
-        seconds, micros = client.time()
-        return float(seconds + micros / 1e6 - (asked + time.time()) / 2)
+    seconds = {"socket_connect_timeout": SHORT, "socket_timeout": SHORT}
+    try:
+        with redis_client(address, **seconds, retry=Retry(NoBackoff(), 0)) as client:
+            client.ping()
+            asked = time.time()
+            seconds_there, micros = client.time()
+            return float(seconds_there + micros / 1e6 - (asked + time.time()) / 2)
+    except redis.RedisError as error:
+        raise store_error("no answer", error) from None
 
 
 def role(url: str) -> tuple[str, bool]:

@@ -13,7 +13,7 @@ from learner.samples.batch_reader import TopicMessage
 from millrace.basics.errors import BrokerError, SnapshotError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import SAMPLES
-from millrace.processes.kafka import REMEDY, first_offsets, make_reader, topic_ids, wait_for_broker
+from millrace.processes.kafka import REMEDY, broker_error, first_offsets, make_reader, topic_ids, wait_for_broker
 
 _POLL_MS = 200
 
@@ -60,7 +60,7 @@ class _Polled:
             return {tp.partition: end for tp, end in self._reader.end_offsets(list(self._of.values())).items()}
         except KafkaError as error:
             self._reader.close()
-            raise BrokerError(f"ends of the topic '{SAMPLES}' cannot be asked for ({error})", REMEDY) from None
+            raise broker_error(f"ends of the topic '{SAMPLES}' cannot be asked for", error) from None
 
     def more(self, ahead: Collection[int]) -> Sequence[TopicMessage]:
         heard = time.monotonic()
@@ -69,7 +69,7 @@ class _Polled:
             try:
                 polled: dict[Any, list[Any]] = self._reader.poll(timeout_ms=_POLL_MS)
             except KafkaError as error:
-                raise BrokerError(f"broker '{self._settings.kafka}' gives no samples ({error})", REMEDY) from None
+                raise broker_error(f"broker '{self._settings.kafka}' gives no samples", error) from None
             found = [
                 TopicMessage(r.partition, r.offset, r.value, r.headers or ())
                 for records in polled.values()

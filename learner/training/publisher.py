@@ -8,19 +8,20 @@ delivery before it serves.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import structlog
-from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
-from millrace.basics.errors import BrokerError
+from millrace.basics.errors import BrokerError, one_line
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS
-from millrace.processes.kafka import REMEDY
+from millrace.processes.kafka import REMEDY, make_admin
 from millrace.versions.decisions import LogPart
 from millrace.versions.modellog import encode_claim, encode_decision_notes, encode_delta, encode_snapshot
 from millrace.versions.versioning import Announcement, Claim
@@ -136,18 +137,15 @@ class Publisher:
         if self._passes > 0 or offset <= 0:
             return
         try:
-            admin = KafkaAdminClient(bootstrap_servers=self._settings.brokers)
-            try:
+            with contextlib.closing(make_admin(self._settings)) as admin:
                 admin.delete_records({TopicPartition(self._settings.topic(MODEL_DELTAS), 0): offset})
-            finally:
-                admin.close()
             self._refusals = 0
         except Exception as error:  # whatever an old broker answers: its own retention will do
             self._refusals += 1
             self._passes = 2 ** min(self._refusals, 7)
             if self._refusals == 1:
                 log.warning(
-                    "the broker deletes no records; its retention will", topic=MODEL_DELTAS, error=type(error).__name__
+                    "the broker deletes no records; its retention will", topic=MODEL_DELTAS, error=one_line(error)
                 )
 
     def _delivered(self, offset: int, outcome: list[bool] | None = None) -> None:

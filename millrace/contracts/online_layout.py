@@ -40,8 +40,6 @@ from millrace.basics.errors import StoreError
 from millrace.basics.hashing import U64
 from millrace.contracts.events import Attribute, Id
 
-REDIS_REMEDY = "start Redis there, or set MILLRACE_REDIS to its host:port"
-
 PROFILE = b"profile"
 RECENT = b"recent"
 MOST_RECENT = 16
@@ -183,10 +181,3 @@ def ranked_key(list_id: str) -> str:
     'ranked:5b1c'
     """
     return f"ranked:{list_id}"
-
-
-def redis_url(address: str) -> str:
-    """``host:port`` or a URL, as a URL. Raises StoreError for an empty address."""
-    if not address:
-        raise StoreError("no Redis address is set", "set MILLRACE_REDIS to host:port, or use 'millrace demo'")
-    return address if "://" in address else f"redis://{address}"

@@ -45,7 +45,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     # Services. Where things are. An empty address means that `millrace demo` or `millrace up` starts an own one.
     kafka: str = ""  # host:port[,host:port]
-    redis: str = ""  # host:port or redis:// URL
+    # A file client.properties: how Kafka lets us in (SASL, TLS); see docs/how-to/run-in-production.md. Empty: it asks
+    # for nothing.
+    kafka_client: str = ""
+    redis: str = ""  # host:port or a redis:// or rediss:// URL; ${NAME} and ${file:PATH} in it stand for secrets
     scorer: str = ""  # http://host:port
     intake: str = ""  # http://host:port
     # Before the name of each topic, consumer group and Redis key, so that several loops share one Kafka and one Redis.
@@ -233,7 +236,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "services": ("kafka", "redis", "scorer", "intake", "prefix", "data", "store", "log_format"),
+    "services": ("kafka", "kafka_client", "redis", "scorer", "intake", "prefix", "data", "store", "log_format"),
     "ports": ("host", "port", "intake_port", "page_port", "admin_port", "broker_port"),
     "access": ("tokens", "token_file", "admin_token_file"),
     "schema": ("schema", "evolve"),
@@ -247,7 +250,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
 """The public settings, by their section of the file."""
 SECRET = frozenset({"tokens"})
 """What is never shown."""
-_PATHS = frozenset({"data", "store", "schema", "token_file", "admin_token_file"})
+_PATHS = frozenset({"kafka_client", "data", "store", "schema", "token_file", "admin_token_file"})
 """In a file, a relative path is relative to the file's folder."""
 
 
@@ -266,13 +269,15 @@ def variable(name: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """An address as a log may show it.
+    """An address as a log may show it: without user and password, and without options, which may have one too.
 
-    >>> without_password("redis://:secret@host:6379/0")
-    'redis://***@host:6379/0'
+    >>> without_password("rediss://ann:secret@host:6379/0?ssl_password=other")
+    'rediss://***@host:6379/0?***'
     """
-    head, at, host = url.rpartition("@")
-    return f"{head.partition('://')[0]}://***@{host}" if at else url
+    scheme = found[0] if (found := re.match(r"\w+://", url)) else ""
+    _, at, place = url.removeprefix(scheme).rpartition("@")
+    place, question, _ = place.partition("?")
+    return f"{scheme}{'***@' if at else ''}{place}{'?***' if question else ''}"
 
 
 class Given(NamedTuple):

@@ -10,27 +10,27 @@ This module adds and removes the settings' prefix. Callers use the names of :mod
 from __future__ import annotations
 
 import contextlib
-import logging
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
+from kafka.errors import AuthorizationError, KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.record.default_records import DefaultRecordBatch
 from tenacity import Retrying
 
-from millrace.basics.errors import BrokerError
+from millrace.basics.errors import BrokerError, one_line
+from millrace.connections.kafka_hooks import EAR, TokenProvider
+from millrace.connections.kafka_security import WHERE, security_of
+from millrace.connections.refusals import why
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import KEPT_DAYS, TOPICS
 from millrace.processes.patience import patience
 
 log = structlog.get_logger("kafka")
-# The client logs each refused connection several times. We log it one time, in our own words.
-logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 
 class _Lenient(bytearray):
@@ -87,7 +87,10 @@ class _Reader(KafkaConsumer):  # type: ignore[misc]
         super().__init__(**configs)
 
     def poll(self, *args: Any, **kwargs: Any) -> Any:
-        polled = super().poll(*args, **kwargs)
+        try:
+            polled = super().poll(*args, **kwargs)
+        except AuthorizationError as error:
+            raise broker_error(f"broker '{self._settings.kafka}' does not let us read", error) from None
         if self._settings.prefix:
             logical = self._settings.logical
             return {tp: [r._replace(topic=logical(r.topic)) for r in records] for tp, records in polled.items()}
@@ -114,19 +117,56 @@ message that the broker refuses for its size the client is unusable, so a larger
 REMEDY = "start Kafka there, or set MILLRACE_KAFKA to its host:port"
 
 
+def client_options(settings: Settings) -> dict[str, Any]:
+    """Where the brokers are, and how they let us in. Raises BrokerError without an address, SettingError when the file
+    of MILLRACE_KAFKA_CLIENT cannot be used."""
+    security = security_of(settings)
+    own = security.options(TokenProvider) if security is not None else {}
+    return {"bootstrap_servers": settings.brokers, **own}
+
+
+_UNTOLD = ("KafkaTimeoutError", "KafkaConnectionError")
+"""What either client raises when it got no connection, whatever the reason."""
+
+
+def broker_error(problem: str, error: BaseException) -> BrokerError:
+    """An error of a client as ours, with cause and remedy where Kafka refused."""
+    refusal = why(error, WHERE) or (EAR.heard if type(error).__name__ in _UNTOLD else None)
+    cause, remedy = refusal or (one_line(error), REMEDY)
+    return BrokerError(f"{problem} ({cause})", remedy)
+
+
+@contextlib.contextmanager
+def told(problem: str) -> Iterator[None]:
+    """Makes a client's error a :func:`broker_error`."""
+    with EAR.attentive():
+        try:
+            yield
+        except (KafkaError, OSError) as error:
+            raise broker_error(problem, error) from None
+
+
+def make_admin(settings: Settings, seconds: float | None = None) -> KafkaAdminClient:
+    """A client for topics. ``seconds``: to be answered in. Raises BrokerError when Kafka refuses or does not answer."""
+    names = () if seconds is None else ("bootstrap_timeout_ms", "request_timeout_ms")
+    with told(f"no client at '{settings.kafka}'"):
+        return KafkaAdminClient(**client_options(settings), **{name: round(1000 * (seconds or 0)) for name in names})
+
+
 def wait_for_broker(settings: Settings, patience_seconds: float | None = None) -> None:
-    """Waits for the broker, with back-off and a log line a try. Raises BrokerError after ``patience_seconds`` (default:
-    the settings')."""
-    servers = settings.brokers
+    """Waits for a broker that is away, with back-off and a log line a try. Raises BrokerError after
+    ``patience_seconds`` (default: the settings'), and at once when it refuses us."""
+    options = client_options(settings)
     seconds = settings.patience_seconds if patience_seconds is None else patience_seconds
 
     def ask() -> None:
-        KafkaAdminClient(
-            bootstrap_servers=servers,
-            bootstrap_timeout_ms=2000,
-            request_timeout_ms=4000,
-            api_version=None,
-        ).close()
+        with EAR.attentive():
+            try:
+                KafkaAdminClient(**options, bootstrap_timeout_ms=2000, request_timeout_ms=4000).close()
+            except KafkaError as error:
+                if EAR.heard is None:
+                    raise
+                raise broker_error(f"broker '{settings.kafka}' refuses us", error) from None
 
     errors = (KafkaError, ValueError, OSError)
     aloud = partial(log.warning, "waiting for the broker", address=settings.kafka)
@@ -138,29 +178,33 @@ def wait_for_broker(settings: Settings, patience_seconds: float | None = None) -
         ) from None
 
 
-def cluster_id(address: str, timeout_seconds: float = 1.0) -> str:
-    """Asks the broker at ``host:port`` one time for its cluster's id. Raises OSError when nothing listens there or
-    answers in time."""
+def listens(address: str, timeout_seconds: float) -> bool:
+    """Whether anything listens at ``host:port``. To be asked first: the client retries a refused connection, and leaves
+    its socket to the garbage collector."""
     host, _, port = address.rpartition(":")
-    # First a plain connection: the client retries a refused one, and leaves its socket to the garbage collector.
-    socket.create_connection((host, int(port)), timeout_seconds).close()
-    milliseconds = round(timeout_seconds * 1000)
+    with contextlib.suppress(OSError):
+        socket.create_connection((host, int(port)), timeout_seconds).close()
+        return True
+    return False
+
+
+def cluster_id(address: str, timeout_seconds: float = 1.0) -> str:
+    """Asks the embedded broker at ``host:port`` one time for its cluster's id. Raises OSError when nothing listens
+    there or answers in time."""
+    if not listens(address, timeout_seconds):
+        raise ConnectionError("nothing listens there")
     try:
-        admin = KafkaAdminClient(
-            bootstrap_servers=[address], bootstrap_timeout_ms=milliseconds, request_timeout_ms=milliseconds
-        )
-        with contextlib.closing(admin):
+        with contextlib.closing(make_admin(Settings(kafka=address), timeout_seconds)) as admin:
             return str(admin.describe_cluster()["cluster_id"])
-    except KafkaError as error:
-        raise ConnectionError(f"{type(error).__name__}: {error}") from None
+    except (KafkaError, BrokerError) as error:
+        raise ConnectionError(one_line(error)) from None
 
 
 def create_topics(settings: Settings) -> list[str]:
     """Creates the missing topics, and checks that the co-partitioned ones have equal counts. Returns the names of the
     created ones. Raises BrokerError when a topic has another number of partitions than the settings, or cannot be
     created."""
-    admin = KafkaAdminClient(bootstrap_servers=settings.brokers)
-    try:
+    with told(f"topics cannot be prepared at '{settings.kafka}'"), contextlib.closing(make_admin(settings)) as admin:
         present = {t["name"]: len(t["partitions"]) for t in admin.describe_topics()}
         wanted = {settings.topic(t.name): t.partitions or settings.partitions for t in TOPICS}
         for name, count in wanted.items():
@@ -170,7 +214,7 @@ def create_topics(settings: Settings) -> list[str]:
                     f"set MILLRACE_PARTITIONS to {present[name]}, or remove the topic",
                 )
         missing = {
-            name: {"num_partitions": wanted[name], "replication_factor": 1, "configs": dict(t.config)}
+            name: {"num_partitions": wanted[name], "replication_factor": -1, "configs": dict(t.config)}  # the broker's
             for t in TOPICS
             if (name := settings.topic(t.name)) not in present
         }
@@ -180,10 +224,6 @@ def create_topics(settings: Settings) -> list[str]:
             admin.wait_for_topics(list(missing))
             log.info("topics created", topics=", ".join(missing), partitions=settings.partitions)
         return list(missing)
-    except KafkaError as error:
-        raise BrokerError(f"topics cannot be prepared at '{settings.kafka}' ({error})", REMEDY) from None
-    finally:
-        admin.close()
 
 
 def ensure_topics(settings: Settings) -> None:
@@ -199,12 +239,8 @@ _NO_ID = "00000000-0000-0000-0000-000000000000"
 def topic_ids(settings: Settings) -> dict[str, str]:
     """The id of each of our topics; empty where the broker gives none. Offsets are valid only for this id: a topic made
     again under the same name has another one. Raises BrokerError when the topics cannot be listed."""
-    try:
-        admin = KafkaAdminClient(bootstrap_servers=settings.brokers)
-        with contextlib.closing(admin):
-            found = {t["name"]: str(t.get("topic_id") or "") for t in admin.describe_topics()}
-    except KafkaError as error:
-        raise BrokerError(f"topics at '{settings.kafka}' cannot be listed ({error})", REMEDY) from None
+    with told(f"topics at '{settings.kafka}' cannot be listed"), contextlib.closing(make_admin(settings)) as admin:
+        found = {t["name"]: str(t.get("topic_id") or "") for t in admin.describe_topics()}
     ours = {name: id for name, id in found.items() if name.startswith(settings.prefix)}
     return {settings.logical(name): "" if id == _NO_ID else id for name, id in ours.items()}
 
@@ -216,24 +252,20 @@ def open_broker(settings: Settings) -> None:
     ensure_topics(settings)
 
 
-def producer_options(settings: Settings) -> dict[str, Any]:
-    """Of an idempotent producer, by the names that both Kafka clients know."""
-    return {
-        "bootstrap_servers": settings.brokers,
-        "enable_idempotence": True,
-        "acks": "all",
-        "compression_type": "zstd",  # readers take any kind
-        "max_request_size": REQUEST_BYTES,
-    }
+IDEMPOTENT = {
+    "enable_idempotence": True,
+    "acks": "all",
+    "compression_type": "zstd",  # readers take any kind
+    "max_request_size": REQUEST_BYTES,
+}
+"""Of an idempotent producer, by the names that both Kafka clients know."""
 
 
 def make_producer(settings: Settings, **options: Any) -> KafkaProducer:
     """An idempotent producer of raw bytes."""
-    base = {"linger_ms": LINGER_MS, "batch_size": BATCH_BYTES, **producer_options(settings)}
-    try:
+    base = {"linger_ms": LINGER_MS, "batch_size": BATCH_BYTES, **IDEMPOTENT, **client_options(settings)}
+    with told(f"no producer at '{settings.kafka}'"):
         return _Producer(settings, **{**base, **options})
-    except (KafkaError, OSError) as error:
-        raise BrokerError(f"no producer at '{settings.kafka}' ({type(error).__name__})", REMEDY) from None
 
 
 def know_topic(producer: Any, topic: str, settings: Settings) -> None:
@@ -256,19 +288,23 @@ def make_reader(settings: Settings, topic: str, start: dict[int, int] | None = N
     return read_topics(settings, {topic: start or {}}, **options)
 
 
+def make_consumer(settings: Settings, **options: Any) -> KafkaConsumer:
+    """A consumer in no group, of nothing yet. Raises BrokerError when Kafka refuses or does not answer."""
+    base = {**client_options(settings), "group_id": None, "enable_auto_commit": False}
+    with told(f"no consumer at '{settings.kafka}'"):
+        return _Reader(settings, **{**base, **options})
+
+
 def read_topics(settings: Settings, starts: Mapping[str, Mapping[int, int]], **options: Any) -> KafkaConsumer:
     """As :func:`make_reader`, of several topics: one connection, and one poll for all."""
     base: dict[str, Any] = {
-        "bootstrap_servers": settings.brokers,
-        "enable_auto_commit": False,
         "auto_offset_reset": "earliest",
         "fetch_max_wait_ms": FETCH_WAIT_MS,
         "max_poll_records": 2000,
         "max_partition_fetch_bytes": 8 * 1024 * 1024,
-        "group_id": None,
     }
-    try:
-        consumer = _Reader(settings, **{**base, **options})
+    consumer = make_consumer(settings, **{**base, **options})
+    with told(f"no consumer at '{settings.kafka}'"):
         first: dict[TopicPartition, int | None] = {}
         for topic, start in starts.items():
             name = settings.topic(topic)
@@ -286,8 +322,6 @@ def read_topics(settings: Settings, starts: Mapping[str, Mapping[int, int]], **o
                 consumer.seek_to_beginning(tp)
             else:
                 consumer.seek(tp, offset)
-    except (KafkaError, OSError) as error:
-        raise BrokerError(f"no consumer at '{settings.kafka}' ({type(error).__name__})", REMEDY) from None
     return consumer
 
 
@@ -299,15 +333,11 @@ def first_offsets(settings: Settings, topic: str) -> dict[int, int]:
 
 def held_offsets(settings: Settings, topic: str) -> dict[int, range]:
     """The offsets that each partition holds. Raises BrokerError when the broker does not answer."""
-    consumer = make_reader(settings, topic)
-    try:
+    reader = contextlib.closing(make_reader(settings, topic))
+    with told(f"offsets of topic '{topic}' cannot be asked for"), reader as consumer:
         assigned = consumer.assignment()
         first, end = consumer.beginning_offsets(assigned), consumer.end_offsets(assigned)
         return {tp.partition: range(first[tp], end[tp]) for tp in assigned}
-    except KafkaError as error:
-        raise BrokerError(f"offsets of topic '{topic}' cannot be asked for ({error})", REMEDY) from None
-    finally:
-        consumer.close()
 
 
 def gone_before(topic: str, partition: int, expected: int | None, first: int) -> int:
@@ -344,8 +374,8 @@ def read_up(consumer: KafkaConsumer) -> bool:
 def read_all(settings: Settings, topic: str, visit: Callable[[Any], None]) -> int:
     """Visits every message that ``topic`` holds now, partition by partition in order, perhaps also newer ones; returns
     their number. Raises BrokerError when the broker stops answering."""
-    consumer = make_reader(settings, topic)
-    try:
+    reader = contextlib.closing(make_reader(settings, topic))
+    with told(f"broker '{settings.kafka}' gives nothing of topic '{topic}'"), reader as consumer:
         ends = consumer.end_offsets(consumer.assignment())
         seen, last_s = 0, time.monotonic()
         while any(consumer.position(tp) < end for tp, end in ends.items()):
@@ -358,7 +388,3 @@ def read_all(settings: Settings, topic: str, visit: Callable[[Any], None]) -> in
                     visit(record)
                     seen += 1
         return seen
-    except KafkaError as error:
-        raise BrokerError(f"broker '{settings.kafka}' gives nothing of topic '{topic}' ({error})", REMEDY) from None
-    finally:
-        consumer.close()

@@ -21,6 +21,7 @@ import structlog
 from structlog.stdlib import ProcessorFormatter, add_logger_name
 
 from millrace.basics.atomic_files import write_whole
+from millrace.connections.kafka_security import security_of
 from millrace.contracts.settings import Settings
 from millrace.processes.metrics import latest
 
@@ -73,7 +74,7 @@ def run_role(name: str, settings: Settings, run: Run) -> None:
     stop = _stop_on_signals()
     structlog.contextvars.bind_contextvars(role=name)
     try:
-        _ = settings.brokers
+        _ = settings.brokers, security_of(settings)
         run(settings, stop)
     finally:
         _leave_figures(settings, name)

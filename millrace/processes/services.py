@@ -247,10 +247,12 @@ class EmbeddedRedis(_Service):
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
+        from millrace.connections.redis_clients import redis_client
+
         try:
             # With the client's own retries it would take seconds to notice that the process has ended.
             never = Retry(NoBackoff(), 0)
-            with redis.Redis("127.0.0.1", self.port, socket_timeout=1.0, retry=never) as client:
+            with redis_client(self.address, socket_timeout=1.0, retry=never) as client:
                 about: dict[str, object] = client.info("server")
                 return about.get("process_id") == self.pid
         except redis.RedisError as error:

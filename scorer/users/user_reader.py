@@ -19,15 +19,15 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 import structlog
-from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from millrace.basics.errors import StoreError, one_line
+from millrace.basics.errors import one_line
+from millrace.connections.redis_clients import async_redis_client, redis_refusal
 from millrace.contracts.events import Id
-from millrace.contracts.online_layout import LIST_NAMES, REDIS_REMEDY, list_key, redis_url, user_key
-from millrace.contracts.settings import Settings, without_password
+from millrace.contracts.online_layout import LIST_NAMES, list_key, user_key
+from millrace.contracts.settings import Settings
 from scorer.users.userrecord import AWAY, BUSY, ERROR, SLOW, UserCache, UserRecord
 
 log = structlog.get_logger("scorer")
@@ -50,18 +50,15 @@ _FAILURES = (RedisError, OSError, TimeoutError)
 
 
 def connect(settings: Settings) -> Any:
-    """A client for ``settings.redis``; connects at its first use. Raises StoreError: invalid address."""
+    """A client for ``settings.redis``; connects at its first use. Raises as
+    :func:`~millrace.connections.redis_clients.redis_client`."""
     seconds = max(ANSWER_SECONDS, settings.redis_seconds)
     options: dict[str, Any] = {
         "socket_timeout": seconds,
         "socket_connect_timeout": seconds,
         "retry": Retry(NoBackoff(), 1),  # a connection from before a restart of Redis fails once
     }
-    try:
-        return Redis.from_url(redis_url(settings.redis), **options)
-    except ValueError as error:
-        shown = without_password(settings.redis)
-        raise StoreError(f"Redis address '{shown}' is not usable ({error})", REDIS_REMEDY) from None
+    return async_redis_client(settings.redis, **options)
 
 
 class OnlineReader:
@@ -196,11 +193,12 @@ class OnlineReader:
             self._leave(error)
         elif (kind := type(error).__name__) not in self._logged:  # the metrics tell how many there are
             self._logged.add(kind)
-            log.error("Redis gave no usable answer", error=one_line(error))
+            log.error("Redis gave no usable answer", error=str(redis_refusal(error) or one_line(error)))
 
     def _leave(self, error: BaseException) -> None:
         if self._probing is None:
-            log.warning("Redis is away: users are served as last known, or as new ones", error=type(error).__name__)
+            said = str(redis_refusal(error) or type(error).__name__)
+            log.warning("Redis is away: users are served as last known, or as new ones", error=said)
             self._probing = asyncio.create_task(self._probe())
 
     async def _probe(self) -> None:

@@ -23,12 +23,12 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from millrace.basics.durations import DAY_MS
-from millrace.basics.errors import BrokerError, one_line
+from millrace.basics.errors import one_line
 from millrace.contracts.clock import MAX_AHEAD_MS, sent_by
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, ITEMS, PAGE_LOGS, USERS
 from millrace.labels import Waits
-from millrace.processes.kafka import REMEDY, open_broker, read_topics, topic_ids
+from millrace.processes.kafka import broker_error, open_broker, read_topics, topic_ids
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
 from millrace.processes.wall import wall_ms
 from stream.archive.archive_columns import ArchiveColumns
@@ -126,7 +126,7 @@ class Shell:
                     self.write()
                     cut_s = time.monotonic()
         except KafkaError as error:  # nothing is written then: the next start does the rest again
-            raise BrokerError(f"'{self._settings.kafka}' gives no more ({type(error).__name__})", REMEDY) from None
+            raise broker_error(f"'{self._settings.kafka}' gives no more", error) from None
         self.write()
 
     def step(self) -> None:

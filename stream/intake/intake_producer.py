@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator, Iterable
 from functools import lru_cache
@@ -29,16 +28,18 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooL
 
 from millrace.basics.errors import BrokerError, MillraceError, one_line
 from millrace.basics.hashing import kafka_partition
+from millrace.connections.kafka_hooks import hush
 from millrace.contracts.events import BadEventError
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, ITEMS, USERS
-from millrace.processes.kafka import BATCH_BYTES, REMEDY, ensure_topics, producer_options
+from millrace.processes.async_kafka import make_async_producer
+from millrace.processes.kafka import BATCH_BYTES, broker_error, ensure_topics
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY
 from stream.intake.intake_metrics import PRODUCERS, WAITING
 from stream.intake.intake_queue import Keeper, Lane
 
 log = structlog.get_logger("intake")
-logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it logs each try; we log one line
+hush("aiokafka")
 
 TOPICS = (EVENTS, USERS, ITEMS)
 LINGER_SECONDS = 0.01
@@ -90,7 +91,7 @@ class IntakeProducer:
                 async with asyncio.timeout(START_SECONDS):
                     self._partitions[topic] = len(await producer.partitions_for(self._settings.topic(topic)))
         except (KafkaError, OSError, TimeoutError) as error:
-            raise BrokerError(f"no producer at '{self._settings.kafka}' ({one_line(error)})", REMEDY) from None
+            raise broker_error(f"no producer at '{self._settings.kafka}'", error) from None
         self._wake = {(t, p): asyncio.Event() for t, count in self._partitions.items() for p in range(count)}
         home = lru_cache(maxsize=65_536)(kafka_partition)
         self.keeper = Keeper(
@@ -191,13 +192,7 @@ class IntakeProducer:
             self._close(producer)
 
     async def _make(self) -> AIOKafkaProducer:
-        settings = self._settings
-        producer = AIOKafkaProducer(
-            **producer_options(settings),
-            linger_ms=0,  # lanes wait for more before
-            max_batch_size=BATCH_BYTES,
-            request_timeout_ms=round(settings.outage_seconds * 1000),
-        )
+        producer = make_async_producer(self._settings, linger_ms=0)  # lanes wait for more before
         try:
             async with asyncio.timeout(START_SECONDS):
                 await producer.start()

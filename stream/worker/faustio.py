@@ -28,10 +28,13 @@ from aiokafka.errors import IllegalStateError
 from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from faust.types.auth import CredentialsT
 from mode.threads import WorkerThread
 from yarl import URL
 
+from millrace.connections.client_properties import OAUTH
 from millrace.contracts.settings import Settings
+from millrace.processes.async_kafka import async_options
 from stream.join.topic_order import ReadTo
 from stream.worker import headers
 from stream.worker.turn import INPUTS
@@ -225,6 +228,18 @@ def group_lost(app: faust.App) -> BaseException | None:
     return task.exception() if task is not None and task.done() and not task.cancelled() else None
 
 
+def _credentials(options: Mapping[str, Any]) -> CredentialsT | None:
+    """A client's options as Faust takes them. It hands them to its clients as they are."""
+    protocol, mechanism = options.get("security_protocol", "PLAINTEXT"), options.get("sasl_mechanism")
+    context = options.get("ssl_context")
+    if mechanism == OAUTH:
+        return faust.auth.OAuthCredentials(oauth_cb=options["sasl_oauth_token_provider"], ssl_context=context)
+    if mechanism is not None:
+        user, password = options["sasl_plain_username"], options["sasl_plain_password"]
+        return faust.SASLCredentials(username=user, password=password, ssl_context=context, mechanism=mechanism)
+    return faust.SSLCredentials(context) if protocol == "SSL" else None
+
+
 class StreamApp(faust.App):
     """The Faust app of one worker.
 
@@ -245,6 +260,7 @@ class StreamApp(faust.App):
         super().__init__(
             settings.group(GROUP),
             broker=[URL(f"aiokafka://{server}") for server in settings.brokers],
+            broker_credentials=_credentials(async_options(settings)),
             datadir=str(datadir),
             store="memory://",
             web_enabled=False,

@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import redis
 import structlog
 from kafka import KafkaConsumer
 from prometheus_client import Counter
 
 from millrace.basics.atomic_files import write_whole
 from millrace.basics.errors import one_line
+from millrace.connections.redis_clients import redis_client
 from millrace.contracts.clock import EventClock, data_now_ms
 from millrace.contracts.events import DeadLetter, decode_item_tiles
-from millrace.contracts.online_layout import LIST_NAMES, list_key, redis_url
+from millrace.contracts.online_layout import LIST_NAMES, list_key
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.profile_warnings import ProfileChecks, ProfileWarning
 from millrace.contracts.schema import Schema
@@ -96,7 +96,7 @@ class ListKeeper(threading.Thread):
         ids = topic_ids(self.settings)
         reader = self._reader = read_topics(self.settings, {ITEMS: {}, FEATURES_ITEMS: {}}, max_poll_records=50)
         try:
-            with redis.Redis.from_url(redis_url(self.settings.redis), socket_timeout=5.0) as client:
+            with redis_client(self.settings.redis, socket_timeout=5.0) as client:
                 due = time.monotonic() + period
                 while self.active.is_set() and not self.ending.is_set():
                     polled = reader.poll(timeout_ms=POLL_MS)

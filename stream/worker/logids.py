@@ -12,13 +12,12 @@ from functools import partial
 from typing import TypeVar
 
 import structlog
-from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
+from kafka import TopicPartition
 from tenacity import Retrying
 
 from millrace.basics.errors import BrokerError
 from millrace.contracts.settings import Settings
-from millrace.processes.kafka import REMEDY, topic_ids
+from millrace.processes.kafka import make_consumer, told, topic_ids
 from millrace.processes.patience import patience
 from stream.worker.turn import INPUTS
 
@@ -37,12 +36,9 @@ def ends_of(settings: Settings, topics: Iterable[str], partition: int) -> dict[s
     """Where a partition of these topics ends. Blocks. Raises BrokerError if the broker stays away."""
 
     def ask() -> dict[str, int]:
-        try:
-            consumer = KafkaConsumer(bootstrap_servers=settings.brokers, group_id=None)
-            with contextlib.closing(consumer):
-                ends = consumer.end_offsets([TopicPartition(settings.topic(topic), partition) for topic in topics])
-        except (KafkaError, OSError) as error:
-            raise BrokerError(f"no ends of topics from '{settings.kafka}' ({type(error).__name__})", REMEDY) from None
+        made = contextlib.closing(make_consumer(settings))
+        with told(f"no ends of topics from '{settings.kafka}'"), made as consumer:
+            ends = consumer.end_offsets([TopicPartition(settings.topic(topic), partition) for topic in topics])
         return {settings.logical(tp.topic): end for tp, end in ends.items()}
 
     return _insist(settings, ask)

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import redis.asyncio as redis
 import structlog
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -22,16 +21,15 @@ from redis.retry import Retry
 from tenacity import AsyncRetrying
 
 from millrace.basics.errors import StoreError
+from millrace.connections.redis_clients import async_redis_client, redis_refusal, store_error
 from millrace.contracts.events import Attribute, Id
 from millrace.contracts.online_layout import (
     FILLED,
     FILLING,
     PROFILE,
     RECENT,
-    REDIS_REMEDY,
     filled_key,
     pack_profile,
-    redis_url,
     user_key,
     window_field,
 )
@@ -59,15 +57,12 @@ class OnlineStore:
     def __init__(self, address: str, patience_seconds: float = 60.0, prefix: str = "") -> None:
         self.address, self._prefix = without_password(address), prefix
         self.patience_seconds = patience_seconds
-        try:
-            # Our retries, with log lines, replace the client's silent ones.
-            self._client = redis.Redis.from_url(redis_url(address), retry=Retry(NoBackoff(), 0), socket_timeout=5.0)
-        except ValueError as error:
-            raise StoreError(f"Redis address '{self.address}' is not usable ({error})", REDIS_REMEDY) from None
+        # Our retries, with log lines, replace the client's silent ones.
+        self._client = async_redis_client(address, retry=Retry(NoBackoff(), 0), socket_timeout=5.0)
 
     async def wait(self) -> None:
-        """Waits until Redis answers. Raises StoreError when the patience ends."""
-        await self._insist(self._client.ping)
+        """Waits until Redis answers. Raises StoreError when the patience ends, and at once when Redis refuses us."""
+        await self._insist(self._client.ping, refused=False)
 
     async def write(
         self,
@@ -129,20 +124,28 @@ class OnlineStore:
     def _filled(self, partition: int) -> str:
         return self._prefix + filled_key(partition)
 
-    async def _insist(self, call: Callable[[], Awaitable[Any]]) -> None:
+    async def _insist(self, call: Callable[[], Awaitable[Any]], *, refused: bool = True) -> None:
+        """``refused``: a refusal is waited out too."""
         aloud = partial(log.warning, "waiting for Redis", address=self.address)
-        started, errors = time.monotonic(), (RedisError, OSError)
+        started = time.monotonic()
+
+        async def ask() -> None:
+            try:
+                await call()
+            except RedisError as error:
+                if redis_refusal(error) is None:
+                    raise
+                raise store_error(f"Redis '{self.address}' refuses us", error) from None
+
+        errors = (RedisError, OSError, StoreError) if refused else (RedisError, OSError)
         tries = patience(self.patience_seconds, errors, aloud, first_pause_seconds=0.1)
         try:
             async for attempt in AsyncRetrying(**tries):
                 with attempt:
-                    await call()
-        except errors as error:
-            raise StoreError(
-                f"Redis '{self.address}' could not be used for {time.monotonic() - started:.0f} s"
-                f" ({type(error).__name__}: {error})",
-                REDIS_REMEDY,
-            ) from None
+                    await ask()
+        except (RedisError, OSError) as error:
+            waited_s = time.monotonic() - started
+            raise store_error(f"Redis '{self.address}' could not be used for {waited_s:.0f} s", error) from None
 
     async def close(self) -> None:
         await self._client.aclose()

@@ -19,11 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import structlog
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 from kafka.errors import CorruptRecordError, KafkaError, OffsetOutOfRangeError
 
+from millrace.basics.errors import BrokerError, one_line
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import PAGE_LOGS
+from millrace.processes.kafka import make_consumer
 
 log = structlog.get_logger("recall")
 
@@ -63,18 +65,16 @@ class PageLogReader:
         try:
             tp = TopicPartition(self._settings.topic(PAGE_LOGS), partition)
             return self._found(tp, offsets, time.monotonic() + PATIENCE_S)
-        except (KafkaError, OSError) as error:  # TimeoutError is an OSError
-            log.warning("page logs cannot be read again yet", partition=partition, error=type(error).__name__)
+        except (BrokerError, KafkaError, OSError) as error:  # TimeoutError is an OSError
+            log.warning("page logs cannot be read again yet", partition=partition, error=one_line(error))
             self._let_go()
             return None
 
     def _found(self, tp: TopicPartition, offsets: list[int], until_s: float) -> dict[int, bytes | None]:
         if self._consumer is None:
-            self._consumer = KafkaConsumer(
-                bootstrap_servers=self._settings.brokers,
-                enable_auto_commit=False,
+            self._consumer = make_consumer(
+                self._settings,
                 auto_offset_reset="none",  # the beginning of the log is no answer
-                group_id=None,
                 fetch_max_wait_ms=50,
                 max_partition_fetch_bytes=1024 * 1024,
                 bootstrap_timeout_ms=PATIENCE_MS,

@@ -43,7 +43,8 @@ from millrace.contracts.samples import SCHEMA_HEADER, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, FEATURES_COCLICKS, FEATURES_ITEMS, SAMPLES, USERS
-from millrace.processes.kafka import BATCH_BYTES, LINGER_MS, producer_options, read_all
+from millrace.processes.async_kafka import make_async_producer
+from millrace.processes.kafka import LINGER_MS, read_all
 from millrace.processes.wall import wall_ms
 from stream.partition.coclick_counts import CoClicks
 from stream.partition.counters import Changes
@@ -94,12 +95,7 @@ class WorkerOutput:
     async def open(self) -> None:
         """Waits for Redis and connects the producer. Raises StoreError when Redis stays away."""
         await self._online.wait()
-        self._producer = AIOKafkaProducer(
-            **producer_options(self._settings),
-            linger_ms=LINGER_MS,
-            max_batch_size=BATCH_BYTES,
-            request_timeout_ms=round(self._settings.outage_seconds * 1000),
-        )
+        self._producer = make_async_producer(self._settings, linger_ms=LINGER_MS)
         await self._producer.start()
         self._loop = asyncio.get_running_loop()
 

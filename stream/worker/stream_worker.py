@@ -35,7 +35,7 @@ from millrace.contracts.schema import Schema
 from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, PAGE_LOGS
-from millrace.processes.kafka import REMEDY, open_broker
+from millrace.processes.kafka import REMEDY, broker_error, open_broker
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
 from millrace.processes.profiles import check_whole, publish_profiles
 from millrace.processes.wall import event_now_ms
@@ -440,7 +440,7 @@ async def _until(worker: StreamWorker, stop: threading.Event) -> None:
 def expected(error: BaseException | None, what: str, settings: Settings) -> BaseException:
     """``error`` as an expected failure where it is one. A bug keeps its traceback."""
     if isinstance(error, KafkaError):
-        return BrokerError(f"broker '{settings.kafka}' failed {what} ({type(error).__name__}: {error})", REMEDY)
+        return broker_error(f"broker '{settings.kafka}' failed {what}", error)
     if isinstance(error, OSError):
         return ServiceError(f"{what} failed ({error})", "see the log above; the role can be started again")
     return error or ServiceError(f"{what} ended by itself", "see the log above; the role can be started again")

@@ -1,5 +1,5 @@
-"""Apache Kafka from a folder of its jars, for what must be tried on more than the embedded broker: a KRaft broker of
-one node, which may be killed and started again. It cannot outlive this process.
+"""Apache Kafka from a folder of its jars, for what must be tried on more than the embedded broker: a KRaft broker,
+alone or one of several, which may be killed and started again. It cannot outlive this process.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -41,14 +42,14 @@ auto.create.topics.enable=false
 """
 
 
-_MACHINE = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+_MACHINE = ("-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 """A broker of a minute's life: what the second compiler would win later costs more than it is worth."""
 
 _CLUSTER = "MkU3OEVBNTcwNTJENDM2Qg"
 """An id as Kafka makes them. Each broker has a folder of its own, so all may have the same."""
 
 
-def java_command(home: Path) -> list[str]:
+def java_command(home: Path, heap_mib: int = 512) -> list[str]:
     """How a program of the Kafka in ``home`` is run: the folder has ``libs/`` with its jars.
 
     Raises:
@@ -60,7 +61,7 @@ def java_command(home: Path) -> list[str]:
     libs = home.absolute() / "libs"
     if not any(libs.glob("kafka*.jar")):
         raise BenchError(f"no Kafka in '{libs}'", "name a folder with Kafka's libs/")
-    return [java, *_MACHINE, "-cp", f"{libs}/*"]
+    return [java, f"-Xmx{heap_mib}m", *_MACHINE, "-cp", f"{libs}/*"]
 
 
 class ApacheKafka:
@@ -70,6 +71,10 @@ class ApacheKafka:
     Args:
         home: of the jars.
         folder: made again.
+        port, controller: free ones if 0.
+        heap_mib: the most that its Java machine takes for objects.
+        more: lines of settings, which go before our own.
+        users: names and passwords for SCRAM.
 
     Raises:
         BenchError: as :func:`java_command`; from :meth:`start`, it does not start.
@@ -77,18 +82,48 @@ class ApacheKafka:
 
     name = "broker"
 
-    def __init__(self, home: Path, folder: Path) -> None:
-        self._java = java_command(home)
-        port, controller = free_port(), free_port()  # bound seconds later, once a Java machine is up
+    def __init__(
+        self,
+        home: Path,
+        folder: Path,
+        *,
+        port: int = 0,
+        controller: int = 0,
+        more: str = "",
+        heap_mib: int = 512,
+        users: Mapping[str, str] | None = None,
+    ) -> None:
+        self._java = java_command(home, heap_mib)
+        port, controller = port or free_port(), controller or free_port()  # bound seconds later: Java must come up
         folder.mkdir()
         self._config, self._out = folder / "server.properties", folder / "kafka.out"
-        self._config.write_text(_SETTINGS.format(port=port, controller=controller, folder=folder.absolute()))
+        self._config.write_text(_SETTINGS.format(port=port, controller=controller, folder=folder.absolute()) + more)
+        self._users = users or {}
         self._port, self.address = port, f"127.0.0.1:{port}"
         self.process: subprocess.Popen[bytes] | None = None
 
+    def format(self) -> None:
+        """Makes its log's folder."""
+        form = [*self._java, "kafka.tools.StorageTool", "format", "-t", _CLUSTER, "-c", str(self._config)]
+        for name, password in self._users.items():
+            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
+                form += ["--add-scram", f'{mechanism}=[name="{name}",password="{password}"]']
+        with self._out.open("wb") as log:
+            subprocess.run(form, stdout=log, stderr=log, check=True)
+
     def start(self) -> None:
         """Starts it, and returns when it answers."""
-        broker = self.process = spawn([*self._java, "kafka.Kafka", str(self._config)], None, self._out)
+        self.launch()
+        self.await_answer()
+
+    def launch(self) -> None:
+        """Starts it, and does not wait: nodes of one cluster need one another."""
+        self.process = spawn([*self._java, "kafka.Kafka", str(self._config)], None, self._out)
+
+    def await_answer(self) -> None:
+        """Returns when it answers."""
+        broker = self.process
+        assert broker is not None
         # By hand first: each refused connection of kafka-python's client leaves a socket to the garbage collector.
         deadline = time.monotonic() + START_SECONDS
         while not _listens(self._port):
@@ -104,9 +139,7 @@ class ApacheKafka:
             self.process.wait()
 
     def __enter__(self) -> Self:
-        with self._out.open("wb") as log:
-            form = [*self._java, "kafka.tools.StorageTool", "format", "-t", _CLUSTER, "-c", str(self._config)]
-            subprocess.run(form, stdout=log, stderr=log, check=True)
+        self.format()
         try:
             self.start()
         except BaseException:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,13 +18,13 @@ from tests.scenes import apachekafka
 class ApacheKafka(apachekafka.ApacheKafka):
     """Such a broker in a folder of its own; without Kafka or Java the test is skipped."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **options: Any) -> None:
         home = os.environ.get("MILLRACE_TEST_KAFKA_HOME", "")
         if not home:
             pytest.skip("MILLRACE_TEST_KAFKA_HOME does not name a folder with Kafka's libs/")
         if shutil.which("java") is None:
             pytest.skip("no Java runtime (Debian: default-jre-headless)")
-        super().__init__(Path(home), folder)
+        super().__init__(Path(home), folder, **options)
 
 
 @contextmanager

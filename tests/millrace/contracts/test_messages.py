@@ -34,7 +34,6 @@ from millrace.contracts.online_layout import (
     hot_in,
     list_key,
     pack_profile,
-    redis_url,
     unpack_profile,
     values_listed,
     window_field,
@@ -404,13 +403,6 @@ def test_values_are_found_among_the_lists() -> None:
     names = ["hot", "new", hot_in("shelf", "b:1"), hot_in("shelf", "a"), hot_in("shelf2", "c")]
     assert values_listed(map(list_key, names), "shelf") == ["a", "b:1"]
     assert values_listed(map(list_key, names), "tags") == []
-
-
-def test_a_redis_address_is_a_url_or_becomes_one() -> None:
-    assert redis_url("h:1") == "redis://h:1"
-    assert redis_url("rediss://u:p@h:1/2") == "rediss://u:p@h:1/2"
-    with pytest.raises(StoreError, match="MILLRACE_REDIS"):
-        redis_url("")
 
 
 def test_every_expected_error_is_one_line() -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 import pytest
-import redis
 
 from benchmarks.tools.taken import below
 from millrace.basics.store import Store
+from millrace.connections.redis_clients import redis_client
 from millrace.contracts.events import key_of, to_json
-from millrace.contracts.online_layout import PROFILE, pack_profile, redis_url, user_key
+from millrace.contracts.online_layout import PROFILE, pack_profile, user_key
 from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, make_producer, read_all, topic_ids
@@ -101,7 +101,7 @@ def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
     one.until(lambda: "no model" in one.ask("/readyz")[1].get("error", ""), "caught up with empty topics")
     assert one.ask("/recommend", {"user_id": "ann", "size": 3})[0] == 503
     needs_a_token(one)
-    with redis.Redis.from_url(redis_url(store.address)) as client:
+    with redis_client(store.address) as client:
         write(client, {"hot": {"a": 3.0, "b": 2.0}, "new": {"c": 20.0, "a": 10.0}}, {})
     status, page = one.ask("/recommend", {"user_id": "ann", "size": 3})
     assert (status, page["request_id"], page["arm"]) == (200, None, "lists")
@@ -119,7 +119,7 @@ def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
     one.until(lambda: one.ask("/readyz")[0] == 200, "ready")
     one.until(lambda: len(one.ask("/recommend", {"user_id": 1, "size": 200})[1]["items"]) == 200, "full")
 
-    with redis.Redis.from_url(redis_url(store.address)) as client:
+    with redis_client(store.address) as client:
         client.hset(user_key("ann"), mapping={PROFILE: pack_profile({"kind": "business"})})
     status, page = one.ask("/recommend", {"user_id": "ann", "size": 5, "request_id": "mine"})
     assert (status, page["notes"], page["model_version"]) == (200, [], 0)

@@ -450,10 +450,10 @@ def test_page_logs_are_read_again_by_their_offsets(loop: Loop) -> None:
 def test_page_logs_that_cannot_be_read_are_distinguished_from_those_that_are_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(**_: Any) -> None:
+    def away(*_: Any, **options: Any) -> None:
         raise KafkaConnectionError
 
-    monkeypatch.setattr("stream.worker.rereader.KafkaConsumer", away)
+    monkeypatch.setattr("stream.worker.rereader.make_consumer", away)
     recaller = PageLogReader(load_settings({"kafka": "127.0.0.1:1", "data": str(tmp_path)}, environ={}))
     assert recaller.read(1, [999]) is None
     recaller.close()
