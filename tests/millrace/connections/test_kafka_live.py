@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +27,8 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS
 from millrace.processes.async_kafka import make_async_producer
 from millrace.processes.kafka import make_producer, make_reader, open_broker, wait_for_broker
+from tests.scenes.left_sockets import LEFT
+from tests.scenes.left_sockets import collected as collected
 from tests.scenes.secured_kafka import PASSWORD, STRANGER, USER, Secured, secured_kafka
 from tests.scenes.token_endpoint import CLIENT, SECRET, TokenEndpoint, token_endpoint
 from tests.scenes.waiting import LONG, until
@@ -36,15 +37,8 @@ pytestmark = [
     pytest.mark.services,
     pytest.mark.kafka,
     pytest.mark.timeout(LONG),
-    # A client that is refused leaves its connections to the garbage collector.
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore:Unclosed:ResourceWarning"),
+    LEFT,
 ]
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    yield
-    gc.collect()
 
 
 @pytest.fixture(scope="module")

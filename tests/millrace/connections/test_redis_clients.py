@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,13 @@ from millrace.basics.errors import MillraceError, StoreError
 from millrace.connections.redis_clients import async_redis_client, redis_client, redis_refusal
 from millrace.contracts.settings import Settings, without_password
 from stream.worker.online_writer import OnlineStore
+from tests.scenes.left_sockets import LEFT
+from tests.scenes.left_sockets import collected as collected
 from tests.scenes.secured_kafka import PASSWORD, STRANGER, USER, Certificates
 from tests.scenes.secured_redis import ADMIN, SecuredRedis, Unasked
 from tests.scenes.waiting import until
 
-# A client that is refused leaves its connection to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+pytestmark = LEFT
 TYPED = PASSWORD.replace(" ", "%20")
 """As a URL has it."""
 
@@ -38,12 +38,6 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 def server(tmp_path_factory: pytest.TempPathFactory, certificates: Certificates) -> Iterator[SecuredRedis]:
     with SecuredRedis(tmp_path_factory.mktemp("redis") / "good", certificates) as server:
         yield server
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    yield
-    gc.collect()
 
 
 def client_of(url: str) -> Redis:

@@ -12,10 +12,12 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS
 from millrace.processes.async_kafka import make_async_producer
 from millrace.processes.kafka import make_admin, make_producer, make_reader, open_broker
+from tests.scenes.left_sockets import LEFT
+from tests.scenes.left_sockets import collected as collected
 from tests.scenes.three_brokers import three_brokers
 from tests.scenes.waiting import LONG, until
 
-pytestmark = [pytest.mark.services, pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(LONG)]
+pytestmark = [pytest.mark.services, pytest.mark.kafka, pytest.mark.slow, LEFT, pytest.mark.timeout(LONG)]
 
 
 def test_a_leader_that_is_killed_costs_no_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
