@@ -31,6 +31,7 @@ from commands.loop.signals import AtOnce
 from commands.loop.status import RunStatus, State, state_of
 from commands.loop.view import View
 from millrace.basics.errors import BrokerError, ServiceError, SettingError
+from millrace.connections.kafka_security import security_of
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, wait_for_broker
 from millrace.processes.resident_memory import resident
@@ -217,6 +218,7 @@ class Host:
         Raises:
             MillraceError: one cannot be started or does not answer, or topics are not as they should be.
         """
+        security_of(self.settings)
         own, addresses = self.settings, dict[str, object]()
         if not own.kafka:
             broker = EmbeddedBroker(self.folder / "broker", broker_port, disk_gib=own.broker_gib, sync=sync)

@@ -42,7 +42,7 @@ from millrace.basics.errors import MillraceError
 from millrace.connections import redis_clients
 from millrace.connections.kafka_security import security_of
 from millrace.contracts.schema import Schema
-from millrace.contracts.settings import Settings, load_settings, unread_variables, without_password
+from millrace.contracts.settings import HIDDEN, Settings, load_settings, unread_variables, without_password
 from millrace.contracts.topics import MODEL_DELTAS, TOPICS
 from millrace.processes.tokens import Tokens, is_loopback
 from millrace.processes.wall import wall_ms
@@ -78,9 +78,10 @@ def examine(overrides: Mapping[str, Any]) -> list[Finding]:
     data = Path(folders.on_folder(settings).data)
     running = folders.in_use(data)
     there = folders.addresses(data) if running else {}
-    settings = msgspec.structs.replace(
-        settings, **{name: there[name] for name in ("kafka", "redis", "scorer", "intake") if there.get(name)}
-    )
+    shown = {name: address for name in ("kafka", "redis", "scorer", "intake") if (address := there.get(name))}
+    if HIDDEN in shown.get("redis", ""):  # only whoever started the loop knows it whole
+        del shown["redis"]
+    settings = msgspec.structs.replace(settings, **shown)
     found += _settings(settings)
     settings = folders.on_folder(settings)
     schema = _schema(settings, data, found)

@@ -34,7 +34,7 @@ from commands.up import upwords
 from commands.up.ports import Ports, check, choose, url
 from millrace.basics.atomic_files import write_whole
 from millrace.basics.errors import SettingError
-from millrace.contracts.settings import Settings
+from millrace.contracts.settings import Settings, without_password
 from millrace.processes.profiles import check_whole
 from millrace.processes.tokens import Tokens, bearer, own_token
 from millrace.processes.wall import wall_ms
@@ -106,7 +106,7 @@ class Up(Host):
             "page": self.view.page,
             "admin": url(settings.host, settings.admin_port),
             "kafka": settings.kafka,
-            "redis": settings.redis,
+            "redis": without_password(settings.redis),
             "metrics": self.metrics(),
         }
 

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from kafka.errors import KafkaConnectionError
 from kafka.net.connection import KafkaConnection
+from kafka.net.inet import KafkaNetSocket
 from kafka.net.sasl import register_sasl_mechanism
 from kafka.net.sasl.oauth import AbstractTokenProvider
 from kafka.net.sasl.plain import SaslMechanismPlain
@@ -34,23 +35,24 @@ AGAIN_SECONDS = 30.0
 
 
 class Ear(logging.Filter):
-    """Hears from a client's log why connections fail, and says a refusal in place of its line.
-
-    Attributes:
-        heard: the newest refusal since somebody was :meth:`attentive`.
-    """
+    """Hears from a client's log why connections fail, and says a refusal in place of its line."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
         self._said_s: dict[str, float] = {}
         self._attentive = 0
-        self.heard: Refusal | None = None
+        self._heard: tuple[float, Refusal] | None = None
+
+    @property
+    def heard(self) -> Refusal | None:
+        """The newest refusal of the last :data:`AGAIN_SECONDS`, and since somebody was :meth:`attentive`."""
+        return self._heard[1] if self._heard and self._clock() - self._heard[0] < AGAIN_SECONDS else None
 
     @contextmanager
     def attentive(self) -> Iterator[None]:
         """Says nothing: the caller will, of what was ``heard``."""
-        self.heard = None
+        self._heard = None
         self._attentive += 1
         try:
             yield
@@ -62,7 +64,8 @@ class Ear(logging.Filter):
         found = next((found for arg in args if isinstance(arg, BaseException) and (found := why(arg, WHERE))), None)
         if found is None:
             return True
-        self.heard, now_s = found, self._clock()
+        now_s = self._clock()
+        self._heard = now_s, found
         if not self._attentive and now_s - self._said_s.get(found.cause, -AGAIN_SECONDS) >= AGAIN_SECONDS:
             self._said_s[found.cause] = now_s
             log.warning("Kafka refuses a connection; trying again", cause=found.cause, remedy=found.remedy)
@@ -129,11 +132,27 @@ def _wait_refusals_out(connection: Any) -> None:
     connection.close, connection.initialize = closed, initialized
 
 
+def _close_what_fails(owner: Any, name: str, close: Callable[..., None]) -> None:
+    """The client leaves a socket that gets no connection to the garbage collector."""
+    strict = getattr(owner, name)
+
+    async def closing(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await strict(*args, **kwargs)
+        except BaseException:
+            close(*args)
+            raise
+
+    setattr(owner, name, closing)
+
+
 for _name in BY_PASSWORD:
     _strict = SaslMechanismPlain if _name == "PLAIN" else SaslMechanismScram
     register_sasl_mechanism(_name, _with_live_texts(_strict), overwrite=True)
 _hear_last_words(KafkaTCPTransport)
 _hear_last_words(KafkaSSLTransport)
 _wait_refusals_out(KafkaConnection)
+_close_what_fails(KafkaNetSocket, "sock_connect", lambda _, net, sock, *__: sock.close())
+_close_what_fails(KafkaSSLTransport, "handshake", lambda transport: transport.abort())
 hush("kafka")
 logging.getLogger("kafka.net.connection").addFilter(EAR)

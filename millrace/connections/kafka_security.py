@@ -109,8 +109,13 @@ def _security(path: str) -> KafkaSecurity:
 
 def security_of(settings: Settings) -> KafkaSecurity | None:
     """What the settings' file says; None: they name none. All clients of a process share it. Raises SettingError as
-    the class."""
-    return _security(settings.kafka_client) if settings.kafka_client else None
+    the class, and for a file without a broker: the embedded one asks for nothing."""
+    if not settings.kafka_client:
+        return None
+    if not settings.kafka:
+        problem = f"kafka_client '{settings.kafka_client}' is set, and no Kafka is"
+        raise SettingError(problem, "set MILLRACE_KAFKA to the one that it is for, or unset it")
+    return _security(settings.kafka_client)
 
 
 def _load(path: str) -> tuple[ClientProperties, ssl.SSLContext]:

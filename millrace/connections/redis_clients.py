@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -110,12 +111,17 @@ def _made(kind: Any, address: str, options: dict[str, Any]) -> Any:
         client = kind.from_url(url, **options)
     except ValueError as error:
         raise StoreError(f"Redis address '{without_password(address)}' is not usable ({error})", REMEDY) from None
-    given = client.connection_pool.connection_kwargs
+    if scheme == "rediss":
+        _check_certificates(address, client.connection_pool.connection_kwargs)
+    return client
+
+
+def _check_certificates(address: str, given: Mapping[str, Any]) -> None:
     try:
         context = ssl.create_default_context(cafile=given.get("ssl_ca_certs"), capath=given.get("ssl_ca_path"))
         if name := given.get("ssl_certfile"):
+            # With a password, though an empty one, OpenSSL asks nobody for it.
             context.load_cert_chain(name, given.get("ssl_keyfile"), given.get("ssl_password") or "")
     except OSError as error:  # an SSLError is one
         text = f"certificates of Redis '{without_password(address)}' cannot be used ({error})"
         raise StoreError(text, "name PEM files with ssl_ca_certs, ssl_certfile and ssl_keyfile") from None
-    return client

@@ -250,6 +250,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
 """The public settings, by their section of the file."""
 SECRET = frozenset({"tokens"})
 """What is never shown."""
+HIDDEN = "***"
+"""Stands where a secret is left out."""
 _PATHS = frozenset({"kafka_client", "data", "store", "schema", "token_file", "admin_token_file"})
 """In a file, a relative path is relative to the file's folder."""
 
@@ -277,7 +279,7 @@ def without_password(url: str) -> str:
     scheme = found[0] if (found := re.match(r"\w+://", url)) else ""
     _, at, place = url.removeprefix(scheme).rpartition("@")
     place, question, _ = place.partition("?")
-    return f"{scheme}{'***@' if at else ''}{place}{'?***' if question else ''}"
+    return f"{scheme}{HIDDEN + at if at else ''}{place}{question + HIDDEN if question else ''}"
 
 
 class Given(NamedTuple):

@@ -148,9 +148,10 @@ def told(problem: str) -> Iterator[None]:
 
 def make_admin(settings: Settings, seconds: float | None = None) -> KafkaAdminClient:
     """A client for topics. ``seconds``: to be answered in. Raises BrokerError when Kafka refuses or does not answer."""
-    names = () if seconds is None else ("bootstrap_timeout_ms", "request_timeout_ms")
+    names = ("bootstrap_timeout_ms", "request_timeout_ms")
+    times = {} if seconds is None else dict.fromkeys(names, round(1000 * seconds))
     with told(f"no client at '{settings.kafka}'"):
-        return KafkaAdminClient(**client_options(settings), **{name: round(1000 * (seconds or 0)) for name in names})
+        return KafkaAdminClient(**client_options(settings), **times)
 
 
 def wait_for_broker(settings: Settings, patience_seconds: float | None = None) -> None:
@@ -179,8 +180,7 @@ def wait_for_broker(settings: Settings, patience_seconds: float | None = None) -
 
 
 def listens(address: str, timeout_seconds: float) -> bool:
-    """Whether anything listens at ``host:port``. To be asked first: the client retries a refused connection, and leaves
-    its socket to the garbage collector."""
+    """Whether anything listens at ``host:port``: quick where nothing does, while the client tries again."""
     host, _, port = address.rpartition(":")
     with contextlib.suppress(OSError):
         socket.create_connection((host, int(port)), timeout_seconds).close()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -165,6 +168,18 @@ def test_a_refusal_at_the_start_ends_it_with_cause_and_remedy(
     said = f"{error.value}{capsys.readouterr().out}"
     assert "\n" not in str(error.value)
     assert not [secret for secret in (PASSWORD, SECRET, "wrong") if secret in said]
+
+
+def test_a_role_that_is_refused_at_its_start_ends_in_one_line(named: Named, tmp_path: Path) -> None:
+    settings = named("scram", sasl_password="wrong")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_")}
+    own = {**settings.environment(), "MILLRACE_DATA": str(tmp_path / "data"), "MILLRACE_METRICS_PORT": "0"}
+    argv = [sys.executable, "-m", "commands", "run", "archive"]
+    done = subprocess.run(argv, env={**clean, **own}, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 1, done
+    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if "refuse" in line]
+    assert "user name, password or token are refused" in line
+    assert "correct them in the file of MILLRACE_KAFKA_CLIENT" in line
 
 
 def test_a_certificate_that_is_renewed_is_taken_at_the_next_connection(kafka: Secured, named: Named) -> None:
