@@ -63,7 +63,6 @@ class KafkaSecurity:
 
     def __init__(self, path: str) -> None:
         self._path, self._lock = path, threading.Lock()
-        self._mark: Any = stamp([path])
         self._found, self._context = _load(path)
         self._mark = stamp(self._found.files)
         self.tokens = TokenSource(self.now)
@@ -87,17 +86,17 @@ class KafkaSecurity:
 
     def _look(self) -> tuple[ClientProperties, ssl.SSLContext]:
         with self._lock:
-            mark = stamp(self._found.files)
+            files = self._found.files
+            mark = stamp(files)
             if mark != self._mark:
                 self._mark = mark
                 try:
                     self._found, self._context = _load(self._path)
                 except SettingError as error:
-                    log.warning(
-                        "Kafka's client.properties changed, and cannot be used; the former holds", error=str(error)
-                    )
+                    log.warning("a changed client.properties cannot be used; the former holds", error=str(error))
                 else:
-                    self._mark = stamp(self._found.files)
+                    if self._found.files != files:
+                        self._mark = stamp(self._found.files)
                     log.info("client.properties, or a file that it names, was read again", file=self._path)
             return self._found, self._context
 

@@ -1,4 +1,4 @@
-# core
+# shell
 """What a server that refuses us means: a cause and a remedy, for a line of a log or an error.
 
 Only refusals are told: whatever means that a server is away, busy or changing its leader is just waited for.

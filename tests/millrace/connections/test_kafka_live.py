@@ -34,7 +34,7 @@ from tests.scenes.left_sockets import LEFT
 from tests.scenes.left_sockets import collected as collected
 from tests.scenes.secured_kafka import PASSWORD, STRANGER, USER, Secured, secured_kafka
 from tests.scenes.token_endpoint import CLIENT, SECRET, TokenEndpoint, token_endpoint
-from tests.scenes.waiting import LONG, until
+from tests.scenes.waiting import LONG, PATIENCE, until
 
 pytestmark = [
     pytest.mark.services,
@@ -125,7 +125,7 @@ def test_each_way_in_is_open_to_both_clients(listener: str, mechanism: str | Non
     )
     open_broker(settings)
     with contextlib.closing(make_producer(settings)) as producer:
-        producer.send(EVENTS, b"one").get(60)
+        producer.send(EVENTS, b"one").get(PATIENCE)
     asyncio.run(sent_in_a_loop(settings, b"two"))
     assert read(settings, 2) == {b"one", b"two"}
 
@@ -175,7 +175,7 @@ def test_a_role_that_is_refused_at_its_start_ends_in_one_line(named: Named, tmp_
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_")}
     own = {**settings.environment(), "MILLRACE_DATA": str(tmp_path / "data"), "MILLRACE_METRICS_PORT": "0"}
     argv = [sys.executable, "-m", "commands", "run", "archive"]
-    done = subprocess.run(argv, env={**clean, **own}, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(argv, env={**clean, **own}, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1, done
     (line,) = [line for line in (done.stdout + done.stderr).splitlines() if "refuse" in line]
     assert "user name, password or token are refused" in line
@@ -215,7 +215,7 @@ def test_a_changed_password_is_waited_for_and_taken_without_a_restart(
     open_broker(settings)
     numbers = iter(range(1_000_000))
     sent: set[bytes] = set()
-    ending = threading.Event()
+    begun, ending = threading.Event(), threading.Event()
 
     async def in_a_loop() -> None:
         producer = make_async_producer(settings, request_timeout_ms=3_600_000)
@@ -224,6 +224,7 @@ def test_a_changed_password_is_waited_for_and_taken_without_a_restart(
             value = b"loop %d" % next(numbers)
             await producer.send_and_wait(topic, value)
             sent.add(value)
+            begun.set()
             await asyncio.sleep(0.05)
         await producer.stop()
 
@@ -244,7 +245,8 @@ def test_a_changed_password_is_waited_for_and_taken_without_a_restart(
 
         loop.start()
         try:
-            send().get(60)
+            send().get(PATIENCE)
+            assert begun.wait(PATIENCE)
             change("another: password")
             waiting = []
 
@@ -259,8 +261,8 @@ def test_a_changed_password_is_waited_for_and_taken_without_a_restart(
             assert "correct them in the file of MILLRACE_KAFKA_CLIENT" in "".join(said)
             named("brief", sasl_password="another: password")
             for one in waiting:
-                one.get(280)
-            send().get(280)
+                one.get(PATIENCE)
+            send().get(PATIENCE)
             before = len(sent)
             until(lambda: len(sent) > before, "the client in a loop sends again")
         finally:
@@ -303,4 +305,4 @@ def test_what_acls_forbid_is_named(kafka: Secured, named: Named) -> None:
     with pytest.raises(BrokerError, match=r"does not let us read \(the server's ACLs forbid it.*closed"):
         until(readable, "it may be read")
     with contextlib.closing(make_producer(closed, enable_idempotence=False)) as producer, pytest.raises(KafkaError):
-        producer.send(EVENTS, b"no").get(60)
+        producer.send(EVENTS, b"no").get(PATIENCE)

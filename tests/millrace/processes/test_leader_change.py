@@ -15,7 +15,7 @@ from millrace.processes.kafka import make_admin, make_producer, make_reader, ope
 from tests.scenes.left_sockets import LEFT
 from tests.scenes.left_sockets import collected as collected
 from tests.scenes.three_brokers import three_brokers
-from tests.scenes.waiting import LONG, until
+from tests.scenes.waiting import LONG, PATIENCE, until
 
 pytestmark = [pytest.mark.services, pytest.mark.kafka, pytest.mark.slow, LEFT, pytest.mark.timeout(LONG)]
 
@@ -51,10 +51,10 @@ def test_a_leader_that_is_killed_costs_no_message(tmp_path: Path, capsys: pytest
         ):
             before = [producer.send(EVENTS, b"before %d" % number) for number in range(100)]
             for one in before:
-                one.get(280)
+                one.get(PATIENCE)
             values = asyncio.run(in_a_loop(first))
             for one in [producer.send(EVENTS, b"after %d" % number) for number in range(100)]:
-                one.get(280)
+                one.get(PATIENCE)
             values += [b"%s %d" % (word, number) for word in (b"before", b"after") for number in range(100)]
             found: list[bytes] = []
 
