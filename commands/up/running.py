@@ -10,7 +10,7 @@ import msgspec
 
 from commands.loop.monitor import fetch
 from commands.up import data_folder as folders
-from millrace.contracts.settings import Settings
+from millrace.contracts.settings import Settings, without_password
 
 ANSWER_SECONDS = 5.0
 
@@ -23,7 +23,7 @@ def running(settings: Settings) -> dict[str, Any]:
     if not found["running"]:
         return found
     addresses = folders.addresses(data)
-    found["addresses"] = {n: v for n, v in addresses.items() if isinstance(v, str)}
+    found["addresses"] = {n: without_password(v) for n, v in addresses.items() if isinstance(v, str)}
     if page := addresses.get("page"):
         try:
             state = msgspec.json.decode(fetch(f"{page.rstrip('/')}/state.json", ANSWER_SECONDS))

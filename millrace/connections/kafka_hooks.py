@@ -58,8 +58,8 @@ class Ear(logging.Filter):
             yield
         finally:
             self._attentive -= 1
-            if self._heard is not None:
-                self._said_s[self._heard[1].cause] = self._clock()
+            if (heard := self.heard) is not None:
+                self._said_s[heard.cause] = self._clock()
 
     def filter(self, record: logging.LogRecord) -> bool:
         args = record.args if isinstance(record.args, tuple) else ()
