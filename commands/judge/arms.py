@@ -3,12 +3,13 @@
 
 ::
 
-    first page of a user ──────────── horizon ────────────► all that came of his pages until then, counted once
-                 └ he is in the arm of that page                 at the first look after it
+    first page of a user ──────────── horizon ────────────► all that came of these pages until then, counted once
+                 └ the user is in the arm of that page       at the first look after it
 
-Users are the units: each is in one arm, by a hash of the id, and his pages are alike. A user counts for the same span
-from his first page on, so an early one tells no more than a late one. A user with pages of two arms (the setting
-changed meanwhile) is left out and told. Rows of pages that were only scored are left out too.
+Users are the units: each is in one arm, by a hash of the id, and a user's pages are alike. A user counts for the same
+span from the first page on, so an early one tells no more than a late one. The arm is that of the first page, whatever
+arm later pages are of: to leave out users with pages of two arms would leave out those who come often. Rows of pages
+that were only scored do not count.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.events import LOGGED
-from millrace.evidence.sequences import Estimate, band, difference, half_width, ratio
+from millrace.evidence.sequences import LEAST_OUTCOMES, Estimate, band, difference, half_width, ratio
 
 Numbers = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -44,7 +45,6 @@ class UserOutcomes(NamedTuple):
     arm: NDArray[np.str_]
     outcomes: Numbers
     pages: Numbers
-    left_out: int  # users with pages of two arms
     waiting: int  # users whose horizon is not over
 
 
@@ -53,56 +53,54 @@ def users_of(rows: Exposures, horizon_ms: int) -> UserOutcomes:
     mine = rows.arm != LOGGED
     ts_ms, user, page, arm = rows.ts_ms[mine], rows.user[mine], rows.page[mine], rows.arm[mine]
     outcome_ms, value = rows.outcome_ms[mine], rows.value[mine]
-    if not len(ts_ms):
-        return UserOutcomes(*(np.empty(0, np.int64), np.empty(0, str), np.empty(0), np.empty(0)), 0, 0)
-    n, end_ms = int(user.max()) + 1, int(max(ts_ms.max(), outcome_ms.max()))
-    first_ms = np.full(n, np.iinfo(np.int64).max)
-    np.minimum.at(first_ms, user, ts_ms)
-    there = first_ms < np.iinfo(np.int64).max
-    until_ms = np.where(there, first_ms, 0) + horizon_ms
-    names, code = np.unique(arm, return_inverse=True)
-    arms = np.zeros((n, len(names)), bool)
-    arms[user, code] = True
-    both = arms.sum(axis=1) > 1
-    over = there & (until_ms <= end_ms)
+    by_time = np.argsort(ts_ms, kind="stable")
+    own, first = np.unique(user[by_time], return_index=True)
+    first = by_time[first]  # each user's first row
+    n = int(own[-1]) + 1 if len(own) else 0
+    until_ms = np.zeros(n, np.int64)
+    until_ms[own] = ts_ms[first] + horizon_ms
     counts = ts_ms < until_ms[user]
     came = counts & (outcome_ms >= 0) & (outcome_ms < until_ms[user])
     outcomes = np.bincount(user[came], value[came], n).astype(np.float64)
     _, once = np.unique(page[counts], return_index=True)
     pages = np.bincount(user[counts][once], minlength=n).astype(np.float64)
-    own = np.flatnonzero(over & ~both)
-    own = own[np.argsort(until_ms[own], kind="stable")]
-    of = names[np.argmax(arms[own], axis=1)]
-    return UserOutcomes(
-        until_ms[own], of, outcomes[own], pages[own], int((both & there).sum()), int((there & ~over).sum())
-    )
+    # Outcomes are later than the last exposures that are settled, so they do not say how far the archive goes.
+    over = until_ms[own] <= ts_ms.max() if len(own) else np.zeros(0, bool)
+    own, arms = own[over], arm[first[over]]
+    order = np.argsort(until_ms[own], kind="stable")
+    own = own[order]
+    return UserOutcomes(until_ms[own], arms[order], outcomes[own], pages[own], int((~over).sum()))
 
 
-def looks(users: UserOutcomes, every_ms: int, by_page: bool, baseline: str) -> list[dict[str, Any]]:
+def looks(
+    users: UserOutcomes, every_ms: int, by_page: bool, baseline: str, least: int = LEAST_OUTCOMES
+) -> list[dict[str, Any]]:
     """A row for each look and arm: its value and band; against the baseline the difference and its band.
 
     Args:
         every_ms: from look to look.
         by_page: outcomes a page rather than a user.
         baseline: the arm that others are compared with.
+        least: users of an arm with an outcome before anything is said of it.
     """
     if not len(users.until_ms):
         return []
     names = sorted(set(users.arm.tolist()), key=lambda name: (name != baseline, name))
     first, last = int(users.until_ms[0]), int(users.until_ms[-1])
+    times = [*range(first + every_ms, last, every_ms), last]
     rows: list[dict[str, Any]] = []
-    for at_ms in range(first + every_ms, last + every_ms, every_ms):
+    for at_ms in times:
         known = int(np.searchsorted(users.until_ms, at_ms, side="right"))
-        found = {name: estimate(users, known, name, by_page) for name in names}
+        found = {name: estimate(users, known, name, by_page, least) for name in names}
         for name, one in found.items():
             rows.append({"at_ms": at_ms, "arm": name, **_row(one)} | _against(one, found.get(baseline), name, baseline))
     return rows
 
 
-def estimate(users: UserOutcomes, known: int, name: str, by_page: bool) -> Estimate:
+def estimate(users: UserOutcomes, known: int, name: str, by_page: bool, least: int = LEAST_OUTCOMES) -> Estimate:
     """What the first ``known`` users say of an arm."""
     mine = users.arm[:known] == name
-    return ratio(users.outcomes[:known][mine], users.pages[:known][mine] if by_page else None)
+    return ratio(users.outcomes[:known][mine], users.pages[:known][mine] if by_page else None, least)
 
 
 def _row(one: Estimate) -> dict[str, Any]:
@@ -122,7 +120,7 @@ def _against(one: Estimate, other: Estimate | None, name: str, baseline: str) ->
 
 
 def _plain(value: float) -> float | None:
-    return round(value, 6) if np.isfinite(value) else None
+    return float(f"{value:.6g}") if np.isfinite(value) else None
 
 
 def decided_ms(rows: Sequence[Mapping[str, Any]], arm: str) -> int | None:

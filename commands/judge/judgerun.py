@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from commands.judge.arms import Exposures, UserOutcomes, decided_ms, estimate, looks, users_of, users_wanted
-from millrace.basics.errors import LogError, SettingError
+from commands.judge.arms import Exposures, decided_ms, estimate, looks, users_of, users_wanted
+from millrace.basics.errors import LogError, SettingError, one_line
 from millrace.contracts.events import CONTROL, MODEL
 from millrace.contracts.schema import load_schema
-from millrace.evidence.sequences import LEAST
+from millrace.evidence.sequences import LEAST, LEAST_OUTCOMES, LEAST_VALUES, Estimate
 from millrace.reports import MAIN, Plot, canvas, make_folder, say, show, write_all
 from millrace.reports.spans import span_name
 from stream.archive.archive_columns import ArchiveColumns
@@ -68,10 +68,12 @@ def judge(
     if baseline not in arms:
         raise SettingError(f"no user is in the arm '{baseline}'", f"choose from {', '.join(arms)}")
     by_page = by == "page"
-    seen = looks(users, every_ms, by_page, baseline)
+    least = LEAST_OUTCOMES if value is None else LEAST_VALUES
+    seen = looks(users, every_ms, by_page, baseline, least)
     last = [row for row in seen if row["at_ms"] == seen[-1]["at_ms"]]
     unit = f"{value or outcome + 's'} a {by}"
-    verdict = verdict_of(users, seen, arms, baseline, by_page, unit)
+    found = {name: estimate(users, len(users.until_ms), name, by_page, least) for name in arms}
+    verdict = verdict_of(found, seen, baseline, unit, least)
     arm_rows = [
         {name: cell for name, cell in row.items() if name != "at_ms"}
         | {"decided_since": _when(decided_ms(seen, row["arm"]))}
@@ -81,7 +83,6 @@ def judge(
         "verdict": verdict,
         "unit": unit,
         "horizon": span_name(horizon_ms),
-        "users_left_out": users.left_out,
         "users_waiting": users.waiting,
         "arms": arm_rows,
         "curves": seen,
@@ -101,26 +102,53 @@ def read_exposures(archive: Path, outcome: Outcome, value: str | None) -> Exposu
             f"'{archive}' holds no archived exposures", "name the folder 'archive' of a loop that ran with --archive"
         )
     columns = ArchiveColumns(load_schema(archive / "schema.toml"))
-    own = columns.own
-    wanted = [own["time_ms"], columns.user, own["request_id"], own["arm"], own[f"{outcome}_ms"]]
     if value is not None:
-        if value not in columns.schema.names or not pa.types.is_floating(columns.schema.field(value).type):
-            numeric = [name for name in columns.names("item") if pa.types.is_floating(columns.schema.field(name).type)]
+        numeric = [name for name in columns.names("item") if pa.types.is_floating(columns.schema.field(name).type)]
+        if value not in numeric:
             raise SettingError(f"'{value}' is no number of an item", f"choose from {', '.join(numeric) or 'none'}")
-        wanted.append(value)
-    table = pa.concat_tables([pq.ParquetFile(file).read(columns=wanted) for file in files])
-    table = table.filter(pc.is_valid(table[own["arm"]]))  # exposures whose page log came
-    names = [_numbers(pc.fill_null(table[name].cast(pa.string()), "")) for name in (columns.user, own["request_id"])]
-    pages = np.unique(np.stack(names), axis=1, return_inverse=True)[1].ravel()  # two users' pages may have one name
-    counted = table[value].fill_null(0.0).to_numpy() if value is not None else np.ones(table.num_rows)
+    table = pa.concat_tables([_of_file(file, columns, outcome, value) for file in files])
+    table = table.filter(pc.is_valid(table["arm"]))  # exposures whose page log came
+    user, request = (_numbers(pc.fill_null(table[name], "")) for name in ("user", "request"))
+    # Two users' pages may have one name, so a page is of its user.
+    pages = np.unique(user * (int(request.max(initial=0)) + 1) + request, return_inverse=True)[1]
+    arms = pc.dictionary_encode(table["arm"]).combine_chunks()
+    names = np.asarray(arms.dictionary.to_pylist(), str)
     return Exposures(
-        table[own["time_ms"]].to_numpy(),
-        names[0],
+        table["ts_ms"].to_numpy(),
+        user,
         pages,
-        np.asarray(table[own["arm"]].to_pylist(), str),
-        table[own[f"{outcome}_ms"]].fill_null(-1).to_numpy(),
-        counted,
+        names[arms.indices.to_numpy()] if len(names) else np.empty(0, str),
+        table["came_ms"].fill_null(-1).to_numpy(),
+        table["value"].fill_null(0.0).to_numpy(),
     )
+
+
+def _of_file(file: Path, columns: ArchiveColumns, outcome: Outcome, value: str | None) -> pa.Table:
+    """A file's rows; a number that it has not is unknown. An older file may have the archive's own columns under other
+    names, since a field of the present schema took one. Raises LogError for a file that cannot be read."""
+    try:
+        reader = pq.ParquetFile(file)
+        there = set(reader.schema_arrow.names)
+
+        def own(name: str) -> str:
+            return columns.own[name] if columns.own[name] in there else name
+
+        kinds = {
+            "ts_ms": (own("time_ms"), pa.int64()),
+            "user": (columns.user, pa.string()),
+            "request": (own("request_id"), pa.string()),
+            "arm": (own("arm"), pa.string()),
+            "came_ms": (own(f"{outcome}_ms"), pa.int64()),
+        }
+        if value is not None and value in there:
+            kinds["value"] = value, pa.float64()
+        table = reader.read(columns=[column for column, _ in kinds.values()])
+        made = {name: table[column].cast(kind) for name, (column, kind) in kinds.items()}
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise LogError(f"'{file}' cannot be read ({one_line(error)})", "move it away, or restore it") from None
+    if "value" not in made:
+        made["value"] = pa.array(np.full(table.num_rows, 1.0 if value is None else 0.0))
+    return pa.table(made)
 
 
 def _numbers(texts: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -131,16 +159,13 @@ def _numbers(texts: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.int64
 
 
 def verdict_of(
-    users: UserOutcomes, seen: Sequence[Mapping[str, Any]], arms: Sequence[str], baseline: str, by_page: bool, unit: str
+    found: Mapping[str, Estimate], seen: Sequence[Mapping[str, Any]], baseline: str, unit: str, least: int
 ) -> str:
-    """What the last look says, in plain sentences."""
-    there = len(users.until_ms)
-    found = {name: estimate(users, there, name, by_page) for name in arms}
-    sentences = []
-    for name in arms:
+    """What the last look says of each arm's figure, in plain sentences."""
+    sentences, other, there = [], found[baseline], sum(one.n for one in found.values())
+    for name, one in found.items():
         if name == baseline:
             continue
-        one, other = found[name], found[baseline]
         since, last = decided_ms(seen, name), next(row for row in reversed(seen) if row["arm"] == name)
         if since is not None:
             more = "more" if last["difference"] > 0 else "less"
@@ -151,7 +176,7 @@ def verdict_of(
         elif not (one.said and other.said):
             sentences.append(
                 f"{_named(name)} and {_named(baseline).lower()}: this log cannot say. Each arm needs {LEAST} users, "
-                f"{LEAST // 10} of them with an outcome; they have {one.n} and {other.n}."
+                f"{least} of them with an outcome; they have {one.n} and {other.n} users."
             )
         else:
             wanted = users_wanted(one, other)

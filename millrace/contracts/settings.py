@@ -24,6 +24,7 @@ from millrace.basics.errors import BrokerError, SettingError, invalid
 from millrace.contracts.clock import EventClock
 from millrace.contracts.schema import Schema, load_schema, shop_schema
 from millrace.contracts.topics import unsafe_prefix
+from millrace.evidence.exploration import Exploration
 
 FILE = "millrace.toml"
 """Name of the settings file."""
@@ -108,9 +109,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     recall_index: Literal["exact", "usearch"] = "exact"  # usearch: approximate, for more than a million items
     control_share: Annotated[float, Meta(ge=0, le=1)] = 0.1  # share of users who always get random pages
     # Share of the model's pages that are drawn by chance with logged odds, then rule and temperature; 0: none.
-    explore: Annotated[str, Meta(pattern=r"^[01]?\.?\d*(,(softmax|uniform|swap)(,\d*\.?\d+)?)?$")] = (
-        "0"  # as 0.05,softmax,0.5; rules: softmax, uniform, swap
-    )
+    explore: str = "0"  # as 0.05,softmax,0.5; rules: softmax, uniform, swap
     bought_days: Annotated[float, Meta(ge=0)] = 7.0  # event time: an item that a user bought comes last
 
     # Limits. What disks and brokers hold.
@@ -336,10 +335,13 @@ def read_settings(
     for name, (value, origin) in given.items():
         try:
             plain = _table(value) if name in _TABLES and isinstance(value, str) else value
-            right[name] = getattr(msgspec.convert({name: plain}, Settings, strict=False), name)
+            read = getattr(msgspec.convert({name: plain}, Settings, strict=False), name)
+            if name == "explore":
+                Exploration.of(read)
+            right[name] = read
         except msgspec.ValidationError as error:
             mistakes.append(f"{origin}: {name} '{value}': {invalid(error, Settings)}")
-        except ValueError as error:
+        except (ValueError, SettingError) as error:
             mistakes.append(f"{origin}: {name} '{value}': {error}")
     return SettingSources(Settings(**right), given, path, mistakes)
 

@@ -114,7 +114,7 @@ class Serving(WorkerState):
         allowed = self._allowed(page)
         if allowed is not None and not len(allowed.rows):
             return self._empty(page, arm)
-        among = None
+        among, there = None, len(self.lists.living if allowed is None else allowed.rows)
         if arm == CONTROL:
             if self.schema.among:  # a number among candidates means the same on all pages
                 among = await self.maker.set_of(page, self._recalled(page, most, seed, allowed).rows)
@@ -124,7 +124,7 @@ class Serving(WorkerState):
             rows, sources, retrieval = self._recalled(page, most, seed, allowed)
         scored = await self.maker.score(page, rows, among)
         order = np.flatnonzero(self._passing(page)[rows])  # one may have gone while counts were waited for
-        order, odds = self._ordered(page, arm, scored, order, size, most, seed)
+        order, odds = self._ordered(page, arm, scored, order, size, most, seed, there)
         shown, rest = order[:size], order[size:]
         ids, codes = self.maker.ids(rows[rest]), sources[rest].tobytes()
         if page.filters is not None and page.filters.caps and allowed is not None:
@@ -159,13 +159,19 @@ class Serving(WorkerState):
         return await self._to_be_continued(answer, kept, len(shown), len(shown), length)
 
     def _ordered(
-        self, page: Asked, arm: str, scored: Scored, order: NDArray[np.intp], size: int, most: int, seed: int
+        self,
+        page: Asked,
+        arm: str,
+        scored: Scored,
+        order: NDArray[np.intp],
+        size: int,
+        most: int,
+        seed: int,
+        there: int,
     ) -> tuple[NDArray[np.intp], bytes]:
         """The candidates ``order`` as the page has them, and the odds of each in its slot; none where they are not
-        known, as under caps, which move what was drawn."""
+        known, as under caps, which move what was drawn. A random page was drawn of so many items as were ``there``."""
         if arm == CONTROL:
-            allowed = self._allowed(page)
-            there = len(self.lists.living if allowed is None else allowed.rows)
             if self.exploration is None or page.capped or len(order) < min(most, there):
                 return order, b""
             return order, (1 / (there - np.arange(len(order)))).astype(np.float32).tobytes()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from commands.cli.cli import app
@@ -39,17 +40,17 @@ def test_a_user_counts_from_the_first_page_to_the_horizon() -> None:
             (2, 0, 2, "model", 2.2),  # the page comes behind it
             (0.5, 1, 3, "control", None),
             (0.6, 2, 4, "model", 0.7),
-            (0.7, 2, 5, "control", 0.8),  # of two arms
-            (3, 3, 6, "control", 3.1),  # not over yet
+            (0.7, 2, 5, "control", 0.8),  # of another arm than the first page
+            (3, 3, 6, "control", 30),  # not over: no exposure is as late as its horizon
             (0, 4, 7, "logged", 0.1),  # only scored
         ),
         2 * HOUR,
     )
-    assert found.arm.tolist() == ["model", "control"]
-    assert found.outcomes.tolist() == [2.0, 0.0]
-    assert found.pages.tolist() == [2.0, 1.0]
-    assert (found.until_ms - T0).tolist() == [2 * HOUR, 2.5 * HOUR]
-    assert (found.left_out, found.waiting) == (1, 1)
+    assert found.arm.tolist() == ["model", "control", "model"]
+    assert found.outcomes.tolist() == [2.0, 0.0, 2.0]
+    assert found.pages.tolist() == [2.0, 1.0, 2.0]
+    assert (found.until_ms - T0).tolist() == [2 * HOUR, 2.5 * HOUR, 2.6 * HOUR]
+    assert found.waiting == 1
 
 
 def crowd(
@@ -162,3 +163,48 @@ def test_a_wrong_question_is_one_line(tmp_path: Path, asked: dict[str, Any], wor
 def test_no_archive_is_named(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="holds no archived exposures"):
         judge(tmp_path, tmp_path / "out", horizon_ms=HOUR, every_ms=HOUR)
+
+
+def test_one_user_or_one_moment_is_one_look(tmp_path: Path) -> None:
+    together: list[tuple[float, int, int, str, float | None]] = [
+        *((0.0, user, user, "model" if user % 2 else "control", None) for user in range(6)),
+        (9.0, 7, 7, "model", None),
+    ]
+    for rows in (together, together[-2:]):
+        there = archive(tmp_path / str(len(rows)), rows)
+        asked = {"horizon_ms": HOUR, "every_ms": HOUR, "baseline": "model" if len(rows) == 2 else "control"}
+        assert judge(there, tmp_path / "out", **asked)["verdict"]  # type: ignore[arg-type]
+
+
+def test_files_of_an_earlier_schema_are_read_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    there = archive(tmp_path / "archive", crowd(0.3, 0.2, 400))
+    spans: dict[str, Any] = {"horizon_ms": 4 * HOUR, "every_ms": 4 * HOUR}
+    whole = judge(there, tmp_path / "out", **spans)["arms"]
+    older = there / "exposures" / "0000000001.parquet"
+    table = pq.read_table(older)
+    pq.write_table(table.drop_columns(["price", "odds"]).select([*table.column_names[1:4], table.column_names[0]]
+                   + [n for n in table.column_names[4:] if n not in ("price", "odds")]), older)  # fmt: skip
+    assert judge(there, tmp_path / "out", **spans)["arms"] == whole
+    assert judge(there, tmp_path / "out", value="price", **spans)["arms"][0]["value"] < 2.5 * whole[0]["value"]
+    named = SCHEMA.replace(
+        '"color"', '"arm"'
+    )  # a field takes the archive's own name: its column has another from then on
+    (there / "schema.toml").write_text(named)
+    assert judge(there, tmp_path / "out", **spans)["arms"] == whole
+    older.write_bytes(b"")
+    with pytest.raises(LogError, match=r"0000000001\.parquet' cannot be read"):
+        judge(there, tmp_path / "out", **spans)
+
+
+def test_a_few_large_prices_are_not_enough() -> None:
+    rows = exposures(*crowd(0.2, 0.2, 4000))
+    users = users_of(rows, 4 * HOUR)
+    told = looks(users, HOUR, False, "control", 10**6)
+    assert all(row["difference_low"] is None for row in told)
+
+
+def test_tiny_values_are_decided_like_large_ones() -> None:
+    rows = exposures(*crowd(0.3, 0.2))
+    since = decided_ms(looks(users_of(rows, 4 * HOUR), HOUR, True, "control"), "model")
+    tiny = users_of(rows._replace(value=rows.value * 1e-9), 4 * HOUR)
+    assert decided_ms(looks(tiny, HOUR, True, "control"), "model") == since

@@ -290,6 +290,8 @@ def test_settings_survive_the_environment() -> None:
         ({"MILLRACE_PORT": "70000"}, "port"),
         ({"MILLRACE_PARTITIONS": "0"}, "partitions"),
         ({"MILLRACE_CONTROL_SHARE": "1.5"}, "control_share"),
+        ({"MILLRACE_EXPLORE": "1.5"}, "explore"),
+        ({"MILLRACE_EXPLORE": "0.1,best"}, "explore"),
         ({"MILLRACE_RECALL_INDEX": "faiss"}, "faiss.*: use exact or usearch"),
         ({"MILLRACE_CONFIG": "missing.toml"}, "missing.toml"),
     ],
