@@ -100,7 +100,7 @@ class Ledger:
     pages: dict[str, PageAccount] = field(default_factory=dict)
     clicks: int = 0
     actions: Counter[str] = field(default_factory=Counter)
-    duplicates: int = 0  # an event_id again
+    duplicates: int = 0  # an event_id again, in a dead letter too
     unreadable: Counter[str] = field(default_factory=Counter)  # events that no one can decode, by reason
     future: int = 0
     dead: Counter[str] = field(default_factory=Counter)  # dead letters of events, by reason
@@ -156,8 +156,7 @@ class Ledger:
         if future:
             self.future += own
         again = event.event_id in self._event_ids
-        if again and not dead:
-            self.duplicates += own
+        self.duplicates += again and own  # whatever became of either
         self._event_ids.add(event.event_id)
         if isinstance(event, Exposure):
             bits = event.mask

@@ -145,6 +145,15 @@ def test_what_is_sent_again_of_a_page_that_was_lost_is_a_duplicate_not_pending(s
     assert ledger.duplicates == 2 + 1
 
 
+def test_a_duplicate_that_came_as_late_as_its_event_is_one(shop: Topics) -> None:
+    """Half a minute without a broker is two hours by a lapsed clock: then both are dead letters."""
+    for _ in range(2):
+        shop.dead(shop.page("g", 3), "late", exposures=3)
+    ledger = shop.ledger()
+    assert ledger.dead_only == 3 + 2 + 3
+    check(ledger, replace(reported(ledger), duplicates=2 + 1))
+
+
 def test_what_was_from_the_future_may_come_again_and_wait_for_its_label(shop: Topics) -> None:
     shop.page("f", 2)
     ledger = shop.ledger()
