@@ -17,7 +17,7 @@ SEED    ?=
 TESTS = $(if $(filter quick,$(TIER)),MILLRACE_TEST_QUICK=1) \
   $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
-.PHONY: help install demo test check warm unit explore coverage wheel wheel-test bench clean
+.PHONY: help install demo test check warm unit explore crash coverage wheel wheel-test bench clean
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
@@ -54,6 +54,14 @@ explore: $(STAMP) ## property tests with new examples for MINUTES=10; a failure 
 	    || { echo "to repeat it: make explore SEED=$$seed ARGS='$(ARGS)'"; exit 1; }; \
 	  [ -z "$(SEED)" ] && [ "$$(date +%s)" -lt $$end ] || break; \
 	done
+
+# Faults by kind or name, with commas between, as in FAULTS='kill,Redis emptied'; all: nothing.
+FAULTS ?=
+OUT    ?= out/crash
+
+crash: $(STAMP)  ## hours: a loop that is killed, stopped and cut off; MINUTES=20 FAULTS=kill OUT=out/crash SEED=7, goes on
+	$(BIN)/python -m tests.crash $(OUT) --faults '$(FAULTS)' --seed $(or $(SEED),0) $(ARGS) \
+	  $(if $(filter command environment,$(firstword $(origin MINUTES))),--minutes $(MINUTES))
 
 coverage: warm   ## lines that the tests within one process run, by room; some of them with ARGS='tests/stream'
 	@away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
 import socket
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from redis import Redis, RedisError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from commands.demo.demorun import ROLES
 from millrace.basics.ranking_metrics import ROLLING_ROWS
-from millrace.contracts.online_layout import FILLED, filled_key
-from millrace.contracts.settings import Settings
-from tests.scenes.demo_process import DemoProcess, demo_process, descendants, is_page
-from tests.scenes.demo_report import assert_all_accounted_for, assert_undisturbed
+from tests.scenes.demo_process import demo_process, descendants, is_page
+from tests.scenes.demo_report import assert_undisturbed
 from tests.scenes.exposed_metrics import exposed
 from tests.scenes.waiting import LONG
 
@@ -43,56 +35,6 @@ def test_a_demo_ends_by_itself_with_every_exposure_accounted_for_and_a_whole_rep
     # What tests/deploy/test_deploy.py holds the dashboard against is what running roles expose.
     families = {name if not name.endswith("_total") else name[:-6] for name in exposed(ROLES).values()}
     assert set(report["metrics"]) == families
-
-
-def service(demo: DemoProcess, program: str) -> tuple[int, str]:
-    """The process of an embedded service, and its command line or title."""
-    for pid in descendants(demo.process.pid):
-        with suppress(OSError):
-            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if program in line and "prctl" not in line:  # else it is only about to become it
-                return pid, line
-    return 0, ""
-
-
-def test_kill_9_of_every_service_and_role_loses_nothing(tmp_path: Path) -> None:
-    """Under a prefix too: topics without it are not there, so whoever leaves it out finds none."""
-    with demo_process(tmp_path, env={"MILLRACE_PREFIX": "a-shop."}) as demo:
-        demo.until_learning()
-        for program, name in (("redis-server", "redis"), ("millrace.broker", "broker")):
-            old, line = service(demo, program)
-            port = int(re.findall(r"127\.0\.0\.1:(\d+)|--port (\d+)", line)[0][program == "millrace.broker"])
-            os.kill(old, signal.SIGKILL)
-            demo.until(lambda p=program, o=old: service(demo, p)[0] not in (0, o), f"{name} is started again")  # type: ignore[misc]
-            assert f"the embedded {name} ended (status -9); it is started again" in demo.text()
-            if name == "redis":
-                with Redis("127.0.0.1", port, retry=Retry(NoBackoff(), 0)) as client:
-
-                    def filled(client: Redis = client) -> bool:
-                        marks = [f"a-shop.{filled_key(p)}" for p in range(Settings().partitions)]
-                        with suppress(RedisError):
-                            return client.mget(marks) == [FILLED] * len(marks)
-                        return False
-
-                    demo.until(filled, "the stream has filled the new Redis")
-        for name in ROLES:
-            victim = demo.role(name)
-            os.kill(victim["pid"], signal.SIGKILL)
-
-            def back(name: str = name, old: int = victim["pid"]) -> bool:
-                role = demo.role(name)
-                return bool(role["state"] == "running" and role["pid"] != old and role["restarts"] == 1)
-
-            demo.until(back, f"the {name} is back")
-        demo.until(lambda: all(demo.role(n)["state"] == "running" for n in ROLES), "every role works again")
-        before = demo.state()["figures"]["exposures"]
-        demo.until(lambda: demo.state()["figures"]["exposures"] > before + 1000, "shoppers go on")
-        assert demo.end(signal.SIGINT) == 0, demo.text()
-        report = demo.report()
-        demo.until_nothing_left()
-    assert_all_accounted_for(report)
-    assert report["restarts"] == dict.fromkeys(ROLES, 1)
-    assert "topics" in report["sent_from"]
 
 
 def test_kill_9_of_the_demo_leaves_no_process(tmp_path: Path) -> None:
