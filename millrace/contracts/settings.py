@@ -108,8 +108,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     recall: dict[str, Annotated[float, Meta(ge=0, le=1)]] = field(default_factory=_SHARES.copy)
     recall_index: Literal["exact", "usearch"] = "exact"  # usearch: approximate, for more than a million items
     control_share: Annotated[float, Meta(ge=0, le=1)] = 0.1  # share of users who always get random pages
-    # Share of the model's pages that are drawn by chance with logged odds, then rule and temperature; 0: none.
-    explore: str = "0"  # as 0.05,softmax,0.5; rules: softmax, uniform, swap
+    # Pages of the model that are drawn by chance, with logged odds: share[,rule[,temperature]]; 0: none.
+    explore: str = "0"  # Rules: softmax, uniform, swap; as 0.05,softmax,0.5
     bought_days: Annotated[float, Meta(ge=0)] = 7.0  # event time: an item that a user bought comes last
 
     # Limits. What disks and brokers hold.

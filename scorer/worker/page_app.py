@@ -135,7 +135,7 @@ def model_facts(
         "gaps": meters.gaps,
         "loads": meters.loads,
         "errors": sum(errors.values()),
-        "errors_by_kind": errors,
+        "errors_by_kind": {kind: count for kind, count in errors.items() if count},
         "retrieval": retrieval,
     }
 
