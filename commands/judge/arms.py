@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.events import LOGGED
-from millrace.evidence.sequences import LEAST_OUTCOMES, Estimate, band, difference, half_width, ratio
+from millrace.evidence.sequences import LEAST_OUTCOMES, Estimate, band, difference, gap, half_width, ratio
 
 Numbers = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -136,13 +136,11 @@ def decided_ms(rows: Sequence[Mapping[str, Any]], arm: str) -> int | None:
 
 def users_wanted(one: Estimate, other: Estimate) -> int | None:
     """Users of both arms that it would take until a difference as large as today's is decided. None: nobody knows."""
-    gap = abs(one.value - other.value)
-    n = one.n + other.n
-    if not (one.said and other.said) or not gap:
+    found = gap(one, other)
+    if not (found.said and found.value):
         return None
-    variance = n * (one.variance / one.n + other.variance / other.n)
     low, high = 1, 1 << 40
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if half_width(middle, variance) < gap else (middle + 1, high)
+        low, high = (low, middle) if half_width(middle, found.variance) < abs(found.value) else (middle + 1, high)
     return low

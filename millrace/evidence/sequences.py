@@ -96,14 +96,17 @@ def band(of: Estimate, error: float = 0.05) -> Band:
     return Band(of.value - half, of.value + half)
 
 
-def difference(one: Estimate, other: Estimate, error: float = 0.05) -> Band:
-    """The band of the first value less the second, where units are in one of two arms by chance.
+def gap(one: Estimate, other: Estimate) -> Estimate:
+    """The first value less the second, where units are in one of two arms by chance.
 
     Of n units in both, one tells a variance of n (v_1 / n_1 + v_2 / n_2): that of the arms' mean of a unit that is in
     either by chance.
     """
-    if not (one.said and other.said):
-        return NOTHING
-    n = one.n + other.n
-    half = half_width(n, n * (one.variance / one.n + other.variance / other.n), error)
-    return Band(one.value - other.value - half, one.value - other.value + half)
+    n, said = one.n + other.n, one.said and other.said
+    variance = n * (one.variance / one.n + other.variance / other.n) if said else math.nan
+    return Estimate(one.value - other.value, n, variance, said)
+
+
+def difference(one: Estimate, other: Estimate, error: float = 0.05) -> Band:
+    """The band of :func:`gap`."""
+    return band(gap(one, other), error)
