@@ -14,10 +14,10 @@ from aiokafka.errors import KafkaConnectionError
 
 from millrace.basics.errors import MillraceError
 from millrace.connections.kafka_hooks import EAR
-from millrace.connections.kafka_security import LiveText, security_of
+from millrace.connections.kafka_security import LiveText
 from millrace.connections.kafka_tokens import TokenSource
 from millrace.contracts.settings import Settings
-from millrace.processes.kafka import BATCH_BYTES, IDEMPOTENT
+from millrace.processes.kafka import BATCH_BYTES, IDEMPOTENT, client_options
 
 
 class _TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
@@ -32,11 +32,8 @@ class _TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
 
 
 def async_options(settings: Settings) -> dict[str, Any]:
-    """Where the brokers are, and how they let us in. Raises BrokerError without an address, SettingError when the file
-    of MILLRACE_KAFKA_CLIENT cannot be used."""
-    security = security_of(settings)
-    own = security.options(_TokenProvider) if security is not None else {}
-    return {"bootstrap_servers": settings.brokers, **own}
+    """As :func:`~millrace.processes.kafka.client_options`, for this library."""
+    return client_options(settings, _TokenProvider)
 
 
 def make_async_producer(settings: Settings, **options: Any) -> AIOKafkaProducer:

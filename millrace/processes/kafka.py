@@ -25,6 +25,7 @@ from tenacity import Retrying
 from millrace.basics.errors import BrokerError, one_line
 from millrace.connections.kafka_hooks import EAR, TokenProvider
 from millrace.connections.kafka_security import WHERE, security_of
+from millrace.connections.kafka_tokens import TokenSource
 from millrace.connections.refusals import why
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import KEPT_DAYS, TOPICS
@@ -117,11 +118,13 @@ message that the broker refuses for its size the client is unusable, so a larger
 REMEDY = "start Kafka there, or set MILLRACE_KAFKA to its host:port"
 
 
-def client_options(settings: Settings) -> dict[str, Any]:
-    """Where the brokers are, and how they let us in. Raises BrokerError without an address, SettingError when the file
-    of MILLRACE_KAFKA_CLIENT cannot be used."""
+def client_options(settings: Settings, provider: Callable[[TokenSource], Any] = TokenProvider) -> dict[str, Any]:
+    """Where the brokers are, and how they let us in. ``provider``: hands tokens to the client's library.
+
+    Raises BrokerError without an address, SettingError when the file of MILLRACE_KAFKA_CLIENT cannot be used.
+    """
     security = security_of(settings)
-    own = security.options(TokenProvider) if security is not None else {}
+    own = security.options(provider) if security is not None else {}
     return {"bootstrap_servers": settings.brokers, **own}
 
 
