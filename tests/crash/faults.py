@@ -119,9 +119,9 @@ def _link(name: str, state: State) -> Fault:
 
 def _disk(name: str) -> Fault:
     def needs(loop: CrashLoop) -> str:
-        return (
-            "" if name in loop.disks.places else "no disk could be mounted: that takes root, and a system that lets it"
-        )
+        if name not in loop.disks.places:
+            return "no disk could be mounted: that takes root, and a system that lets it"
+        return "exposures wait two hours for logs that are lost" if name == "spool" and loop.pace.speed == 1.0 else ""
 
     def begin(loop: CrashLoop, draw: Generator) -> tuple[Ends, str]:
         return loop.disks.fill(name), ""

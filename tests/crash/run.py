@@ -68,7 +68,7 @@ class Run:
         self._lines = plan.out / "rows.jsonl"
         self.rows: list[dict[str, Any]] = list(_read(self._lines))
         self._end = time.monotonic() + 60 * plan.minutes if plan.minutes else float("inf")
-        self._skipped: dict[str, str] = {}
+        self._skipped: dict[tuple[str, str], str] = {}  # why, by pace and fault
         left = [int(folder.name.removeprefix("life-")) for folder in plan.out.glob("life-*")]
         self._life = 1 + max([row["life"] for row in self.rows] + left, default=0)
 
@@ -77,8 +77,8 @@ class Run:
         while self._goes_on() and (pace := self._next_pace()) is not None:
             self._live(pace)
             self._life += 1
-        for name, why in self._skipped.items():
-            self.say(f"skipped: {name}: {why}")
+        for (pace_name, name), why in self._skipped.items():
+            self.say(f"skipped: {name} ({pace_name}): {why}")
         return self.rows
 
     def _goes_on(self) -> bool:
@@ -87,7 +87,7 @@ class Run:
     def _left(self, pace: str) -> list[Fault]:
         """Faults that are still to be tried at a pace, those tried least first."""
         done = Counter(row["fault"] for row in self.rows if row["clock"] == pace)
-        left = [f for f in self.plan.faults if done[f.name] < self.plan.times and f.name not in self._skipped]
+        left = [f for f in self.plan.faults if done[f.name] < self.plan.times and (pace, f.name) not in self._skipped]
         return sorted(left, key=lambda fault: done[fault.name])
 
     def _next_pace(self) -> Pace | None:
@@ -134,7 +134,7 @@ class Run:
         left = self._left(pace.name)
         for fault in left:
             if why := fault.needs(loop):
-                self._skipped[fault.name] = why
+                self._skipped[pace.name, fault.name] = why
         left = self._left(pace.name)
         done = Counter(row["fault"] for row in self.rows if row["clock"] == pace.name)
         least = [fault for fault in left if done[fault.name] == done[left[0].name]]
