@@ -200,6 +200,22 @@ def _quality() -> list[Panel]:
             height=9,
         ),
         _chart(
+            "Arms: clicks a user, and bands that hold at every look",
+            units.Short,
+            {"{{arm}}, {{bound}}": "max by (arm, bound) (millrace_arm_clicks_per_user) > -Inf < +Inf"},
+            "Users whose horizon is over, as the archive counts them; see docs/how-to/see-which-arm-earns-more.md.",
+            span=12,
+            decimals=3,
+        ),
+        _chart(
+            "Arms: clicks a user more than the first arm's",
+            units.Short,
+            {"{{arm}}, {{bound}}": "max by (arm, bound) (millrace_arm_difference) > -Inf < +Inf"},
+            "Decided where low and high are on one side of 0. The first arm is `control` where there is one.",
+            span=12,
+            decimals=3,
+        ),
+        _chart(
             "Log loss",
             units.Short,
             {"log loss": _pages("rolling_log_loss"), "random pages": _random("rolling_log_loss")},

@@ -114,7 +114,8 @@ class Page(Struct, frozen=True):
     Attributes:
         request_id: names the page in events. None: nothing was logged (``arm`` is ``lists``), so the client's
             ``exposure`` and ``click`` do nothing and return False.
-        arm: ``model``, ``control`` (a random page, to measure the model against) or ``lists``.
+        arm: ``model``, ``control`` (a random page, to measure the model against), ``lists``, or an arm of the shop's
+            settings.
         notes: what was missing for this page, in words.
         cursor: asks for the next part of a list; None: there is none.
     """

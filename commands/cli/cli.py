@@ -213,6 +213,7 @@ def judge(
     horizon: str = "1d",
     every: str = "1h",
     baseline: str = "control",
+    since: str | None = None,
     json: Json = False,
 ) -> None:
     """Say which arm of a loop earns more, with bands that hold however often you look.
@@ -235,11 +236,16 @@ def judge(
         From look to look.
     baseline
         The arm that others are compared with.
+    since
+        Pages from then on, as 2026-03-01T14:30 (UTC) or 7d for so long ago (default: all). When arms were changed.
     """
     from commands.judge.judgerun import judge as run
+    from commands.repair.without import moment
+    from millrace.processes.wall import wall_ms
     from millrace.reports.spans import span_ms
 
     spans = {"horizon_ms": span_ms(horizon), "every_ms": span_ms(every)}
+    spans["since_ms"] = moment(since, wall_ms()) if since else 0
     report(json, run, archive, out, outcome=outcome, value=value, by=by, baseline=baseline, **spans)
 
 

@@ -36,6 +36,7 @@ def judge(
     horizon_ms: int,
     every_ms: int,
     baseline: str = CONTROL,
+    since_ms: int = 0,
 ) -> dict[str, Any]:
     """Writes report.json, run.json, report.html and a plot to ``out``, prints table and verdict, returns the report.
 
@@ -47,6 +48,7 @@ def judge(
         horizon_ms: how long a user's pages and outcomes count, from his first page on.
         every_ms: from look to look.
         baseline: the arm that others are compared with.
+        since_ms: pages before this event time count for nothing, as those before the arms were changed.
 
     Raises:
         LogError: there is no archive, or no user in it whose horizon is over.
@@ -57,7 +59,7 @@ def judge(
     if horizon_ms < 1 or every_ms < 1:
         raise SettingError(f"a horizon of {horizon_ms} ms, looks every {every_ms} ms", "give spans above 0")
     make_folder(out, "report.json")
-    rows = read_exposures(archive, outcome, value)
+    rows = read_exposures(archive, outcome, value, since_ms)
     users = users_of(rows, horizon_ms)
     if not len(users.until_ms):
         raise LogError(
@@ -94,8 +96,8 @@ def judge(
     return report
 
 
-def read_exposures(archive: Path, outcome: Outcome, value: str | None) -> Exposures:
-    """The exposures of an archive's folder. Raises LogError, SettingError, SchemaError as :func:`judge`."""
+def read_exposures(archive: Path, outcome: Outcome, value: str | None, since_ms: int = 0) -> Exposures:
+    """The exposures of an archive's folder, from a time on. Raises what :func:`judge` raises."""
     files = sorted((archive / "exposures").glob("*.parquet"))
     if not (archive / "schema.toml").exists() or not files:
         raise LogError(
@@ -107,7 +109,8 @@ def read_exposures(archive: Path, outcome: Outcome, value: str | None) -> Exposu
         if value not in numeric:
             raise SettingError(f"'{value}' is no number of an item", f"choose from {', '.join(numeric) or 'none'}")
     table = pa.concat_tables([_of_file(file, columns, outcome, value) for file in files])
-    table = table.filter(pc.is_valid(table["arm"]))  # exposures whose page log came
+    # Exposures whose page log came.
+    table = table.filter(pc.and_(pc.is_valid(table["arm"]), pc.greater_equal(table["ts_ms"], since_ms)))
     user, request = (_numbers(pc.fill_null(table[name], "")) for name in ("user", "request"))
     # Two users' pages may have one name, so a page is of its user.
     pages = np.unique(user * (int(request.max(initial=0)) + 1) + request, return_inverse=True)[1]

@@ -347,6 +347,27 @@ def _intake(intake: RoleMetrics, archive: RoleMetrics) -> dict[str, float | None
     }
 
 
+def arms_of(archive: RoleMetrics | None) -> list[dict[str, Any]]:
+    """A row for each arm: its users and clicks a user, those more than the first arm's, and their bands. None: nothing
+    is said yet."""
+    if archive is None:
+        return []
+    whats = {"clicks": "clicks_per_user", "more": "difference"}
+    return [
+        {
+            "arm": name,
+            "users": users,
+            "since_ms": 1000 * (archive.gauge(f"{_ARM}_decided_since_seconds", arm=name) or 0),
+        }
+        | {
+            f"{what}_{bound}": archive.gauge(f"{_ARM}_{metric}", arm=name, bound=bound)
+            for what, metric in whats.items()
+            for bound in ("estimate", "low", "high")
+        }
+        for name, users in archive.gauges(f"{_ARM}_users", "arm").items()
+    ]
+
+
 def _users(serve: RoleMetrics) -> dict[str, float | None]:
     """Shares of the requests that were answered without their user: not read in time, or not in the online store."""
     reads = "millrace_user_reads_total"
@@ -387,6 +408,8 @@ def _mean(role: RoleMetrics, stage: str) -> float | None:
     count = role.total(f"{METRIC}_count", stage=stage)
     return 1000 * role.total(f"{METRIC}_sum", stage=stage) / count if count else None
 
+
+_ARM = "millrace_arm"
 
 STAGE = "click_stage_ms_"
 """Begins the name of a figure that is the mean time of a stage of clicks."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from commands.loop.gatestatus import Gate, says
-from commands.loop.monitor import Monitor, Picture
+from commands.loop.monitor import Monitor, Picture, arms_of
 from commands.loop.series import Series
 from millrace.processes.supervisor import Supervisor
 
@@ -84,6 +84,7 @@ def state_of(
         "memory": memory(figures.get("memory_total")),
         "dead_letters": picture.dead_letters,
         "gate": _gate(picture.gate, figures),
+        "arms": arms_of(monitor.roles.get("archive")) if monitor else [],
         "notes": notes[-8:],
         "series": series.columns(),
     }

@@ -117,6 +117,8 @@ def as_toml(value: Any) -> str:
     >>> as_toml({"user": 1000, "kind": ["a"]})
     '{ user = 1000, kind = ["a"] }'
     """
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.to_builtins(value)
     if isinstance(value, dict):
         return f"{{ {', '.join(f'{name} = {as_toml(inner)}' for name, inner in value.items())} }}" if value else "{}"
     return msgspec.json.encode(value).decode()
@@ -158,6 +160,8 @@ def _type(kind: types.Type) -> str:
             return f"table of {_type(kind.value_type)}"
         case types.ListType():
             return f"lists of {_type(kind.item_type)}"
+        case types.StructType():
+            return f"tables ({', '.join(field.name for field in kind.fields)})"
         case types.AnyType():
             return "values"
         case types.StrType():

@@ -1,9 +1,10 @@
 # core
 """How good the served pages were: figures of their scores against settled labels.
 
-A row belongs to an arm: ``model``, ``control`` (a random page) or ``logged`` (a page from elsewhere, only scored). An
-arm's figures are over its newest settled rows *in the order of exposure* (time, then page, then position), in whatever
-order labels came. So they are the same under every label policy, when all labels are known.
+A row belongs to who made its page: ``model``, ``control`` (a random page), ``logged`` (a page from elsewhere, only
+scored) or ``other`` (another rule, as an arm of popular items). An arm's figures are over its newest settled rows *in
+the order of exposure* (time, then page, then position), in whatever order labels came. So they are the same under every
+label policy, when all labels are known.
 
 A click, whenever it comes, makes a row's label 1. A row settles when event time has passed its exposure by attribution
 and disorder, by the watermark of :mod:`learner.samples.eventtime`, which waits for the slowest partition that is not
@@ -25,7 +26,7 @@ from learner.samples.eventtime import EventTime
 from learner.tables.row_index import Index
 from learner.tables.table_kernels import EMPTY
 from millrace.basics.ranking_metrics import ORDER, Numbers, auc, calibration, is_probability, judged, log_loss, within
-from millrace.contracts.events import ARMS, CONTROL, LOGGED, MODEL
+from millrace.contracts.events import ARMS, LOGGED, MODEL, UNRANKED
 from millrace.contracts.samples import CORRECTION, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.labels import Waits
@@ -34,6 +35,7 @@ WAITING_ROWS = 500_000
 """The most rows that wait for their label: 20 minutes of 400 exposures a second."""
 
 _WAITING, _SETTLED = 1, 2
+_UNRANKED = [ARMS.index(arm) for arm in UNRANKED]
 _MOST_HALVINGS = 16
 _FREE_BITS = np.uint64(40)  # of a page's hash, so that what is kept does not depend on its place in the index
 
@@ -135,7 +137,7 @@ class ServedExposures:
         self._state[due] = _SETTLED
         self._waiting -= len(due)
         arm = self._arm[due]
-        headline = due[arm != ARMS.index(CONTROL)]
+        headline = due[~np.isin(arm, _UNRANKED)]
         self.drift.update(self._score[headline], self._clicked[headline], self._page[headline])
         for code in np.unique(arm).tolist():
             window, new = self._windows[code], due[arm == code]
@@ -147,7 +149,7 @@ class ServedExposures:
             self._remove(window[: -self.window_rows])
 
     def figures(self, arm: str) -> ServedFigures:
-        """The figures of ``model``, ``control`` or ``logged`` over what :meth:`settle` has settled."""
+        """The figures of one of ``ARMS`` over what :meth:`settle` has settled."""
         rows = self._windows[ARMS.index(arm)]
         p, y = self._judged(rows)
         page = self._page[rows]
@@ -169,8 +171,8 @@ class ServedExposures:
         return LOGGED if self._held(LOGGED) and not self._held(MODEL) else MODEL
 
     def by_segment(self) -> dict[str, SegmentMetrics]:
-        """Figures by segment of the newest settled rows, without random pages."""
-        rows = np.concatenate([w for w, arm in zip(self._windows, ARMS, strict=True) if arm != CONTROL])
+        """Figures by segment of the newest settled rows, of pages that the model ordered."""
+        rows = np.concatenate([w for w, arm in zip(self._windows, ARMS, strict=True) if arm not in UNRANKED])
         rows = self._ordered(rows)[-self.window_rows :]
         return self.segments.metrics(*self._judged(rows), self._masks[rows])
 

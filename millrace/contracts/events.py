@@ -48,9 +48,11 @@ ACTIONS = ("exposure", "click", "collect", "cart", "purchase")
 """Action kinds in their fixed order: the column order of every array of counts."""
 EXPOSURE, CLICK, COLLECT, CART, PURCHASE = range(len(ACTIONS))
 
-ARMS = MODEL, CONTROL, LOGGED = "model", "control", "logged"
-"""Who made a page that was logged: the model, chance, or nobody here (a page of a log, or of another system, that was
-only scored here). In the order of the codes of ``SampleBatch.arm``."""
+ARMS = MODEL, CONTROL, LOGGED, OTHER = "model", "control", "logged", "other"
+"""Who made a page that was logged: the model, chance, nobody here (a page of a log, or of another system, that was
+only scored here), or another rule, as for an arm of popular items. In the order of the codes of ``SampleBatch.arm``."""
+UNRANKED = CONTROL, OTHER
+"""Pages that the model scored and did not order: figures of the model's own pages leave them out."""
 
 SOURCES = ("none", "vectors", "liked", "coclicked", "hot", "new", "random", "whole", "control", "asked")
 """Where recall found an item of a page (:mod:`scorer.recall.candidate_lists`), in the order of the codes of
@@ -203,6 +205,7 @@ class PageLog(Struct, frozen=True):
     user_missing: Lacking = 0  # what was not there of the user
     among: bytes = b""  # of one page in 100: (G, m) float32 the set of candidates it was measured against
     odds: bytes = b""  # (n,) float32 of each item in its slot (millrace.evidence.exploration); empty: not said
+    arm_name: str = ""  # as the settings name the arm (millrace.evidence.user_arms); empty: as `arm`
 
 
 class ItemTiles(Struct, frozen=True):

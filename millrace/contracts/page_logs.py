@@ -59,6 +59,7 @@ class PageView(Struct, frozen=True):
     user_missing: Lacking = 0
     among: bytes = b""
     odds: bytes = b""
+    arm_name: str = ""
 
 
 class Logged(Struct, frozen=True, array_like=True):
@@ -83,6 +84,7 @@ class Logged(Struct, frozen=True, array_like=True):
     user_missing: Lacking = 0
     among: bytes = b""
     odds: bytes = b""
+    arm_name: str = ""
 
 
 _logged = msgspec.msgpack.Decoder(Logged).decode
@@ -108,7 +110,7 @@ def page_log_bytes(page_log: PageLog, rates: Rates | None = None) -> bytes:
         return to_msgpack(i)
     arrays = memoryview(i.scores), (k, f, width), num.rates, num.follow, memoryview(block)
     rest = i.served_ms, i.offset, i.sources, i.user_missing
-    return msgspec.msgpack.encode(Logged(2, *_heading(i), i.items, *arrays, *rest, i.among, i.odds))
+    return msgspec.msgpack.encode(Logged(2, *_heading(i), i.items, *arrays, *rest, i.among, i.odds, i.arm_name))
 
 
 def decode_served(raw: bytes | None) -> PageView:
@@ -138,7 +140,7 @@ def decode_served(raw: bytes | None) -> PageView:
         )
     view = out.data.toreadonly()
     keys, cat, num = view[:ids], view[ids:numbers], view[numbers + 4 * width :]
-    return PageView(*_heading(found), found.items, found.scores, keys, cat, num, *_rest(found))
+    return PageView(*_heading(found), found.items, found.scores, keys, cat, num, *_rest(found), found.arm_name)
 
 
 def decode_heading(raw: bytes | None) -> PageView | Logged:
@@ -151,7 +153,7 @@ def decode_page_log(raw: bytes | None) -> PageLog:
     """The same with arrays of its own. Raises BadEventError as :func:`decode_served` does."""
     i = decode_served(raw)
     scores, keys, cat, num = (bytes(array) for array in (i.scores, i.keys, i.cat, i.num))
-    return PageLog(*_heading(i), i.items, scores, keys, cat, num, *_rest(i))
+    return PageLog(*_heading(i), i.items, scores, keys, cat, num, *_rest(i), i.arm_name)
 
 
 def _is_array(raw: bytes | None) -> bool:

@@ -9,6 +9,7 @@ else ``millrace.toml`` in the folder of the loop, else in the current folder.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -25,6 +26,7 @@ from millrace.contracts.clock import EventClock
 from millrace.contracts.schema import Schema, load_schema, shop_schema
 from millrace.contracts.topics import unsafe_prefix
 from millrace.evidence.exploration import Exploration
+from millrace.evidence.user_arms import Arm, check_arms
 
 FILE = "millrace.toml"
 """Name of the settings file."""
@@ -108,6 +110,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     recall: dict[str, Annotated[float, Meta(ge=0, le=1)]] = field(default_factory=_SHARES.copy)
     recall_index: Literal["exact", "usearch"] = "exact"  # usearch: approximate, for more than a million items
     control_share: Annotated[float, Meta(ge=0, le=1)] = 0.1  # share of users who always get random pages
+    # More arms of users by name, in [serving.arms.NAME]; see docs/how-to/see-which-arm-earns-more.md.
+    arms: dict[str, Arm] = {}
     # Pages of the model that are drawn by chance, with logged odds: share[,rule[,temperature]]; 0: none.
     explore: str = "0"  # Rules: softmax, uniform, swap; as 0.05,softmax,0.5
     bought_days: Annotated[float, Meta(ge=0)] = 7.0  # event time: an item that a user bought comes last
@@ -133,6 +137,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     checkpoint_seconds: Positive = 2.0
     intake_seconds: Positive = 10.0  # how long a request waits for its messages to be kept; then it gets 503
     archive_seconds: Positive = 60.0  # how often the archive's files are closed
+    horizon_minutes: Positive = 1440.0  # event time: how long a user counts in the live figures of arms
     snapshot_seconds: Positive = 30.0
     redis_seconds: Positive = 0.005  # how long a page waits for Redis; at least 0.05 for a user not read before
     index_seconds: Positive = 60.0  # how often the item index is written down, for scorers that start
@@ -242,7 +247,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "labels": ("label_policy", "attribution_minutes", "observation_seconds", "lateness_minutes", "disorder_seconds"),
     "model": ("model", "model_spec", "segments", "shadow_model", "shadow_spec"),
     "gate": ("gate", "heldout_share", "teach_limits", "quarantine_minutes", "keep_minutes"),
-    "serving": ("workers", "candidates", "recall", "recall_index", "control_share", "explore", "bought_days"),
+    "serving": ("workers", "candidates", "recall", "recall_index", "control_share", "arms", "explore", "bought_days"),
     "limits": ("partitions", "broker_gib", "archive_days", "archive_features"),
     "demo": ("seed", "shoppers"),
 }
@@ -343,7 +348,13 @@ def read_settings(
             mistakes.append(f"{origin}: {name} '{value}': {invalid(error, Settings)}")
         except (ValueError, SettingError) as error:
             mistakes.append(f"{origin}: {name} '{value}': {error}")
-    return SettingSources(Settings(**right), given, path, mistakes)
+    settings = Settings(**right)
+    try:
+        check_arms(settings.control_share, settings.arms)
+    except SettingError as error:
+        mistakes.append(f"{given['arms'].origin}: {error}")
+        settings = replace(settings, arms={})
+    return SettingSources(settings, given, path, mistakes)
 
 
 def unread_variables(environ: Mapping[str, str]) -> list[str]:
@@ -410,7 +421,7 @@ def _meant(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else "docs/reference/settings.md lists them all"
 
 
-_TABLES = frozenset({"model_spec", "segments", "shadow_spec", "teach_limits", "recall"})
+_TABLES = frozenset({"model_spec", "segments", "shadow_spec", "teach_limits", "recall", "arms"})
 
 
 def _table(text: str) -> Any:
@@ -425,17 +436,23 @@ def _table(text: str) -> Any:
     {'kind': ['business', 'consumer'], 'seller': ['1']}
     """
     if text.lstrip().startswith(("{", "[")):
-        return msgspec.json.decode(text)
+        return json.loads(text, object_pairs_hook=_once)
     lists = ":" in text
-    found: dict[str, Any] = {}
+    found: list[tuple[str, Any]] = []
     for part in filter(None, (part.strip() for part in text.split(";" if lists else ","))):
         name, mark, value = (word.strip() for word in part.partition(":" if lists else "="))
         if not name or not value:
             raise ValueError(f"'{part}' is no name{mark or '='}value; write a=1,b=2 or a:x|y;b:z or a JSON object")
-        if name in found:
-            raise ValueError(f"it names '{name}' twice")
         if lists:
-            found[name] = [word.strip() for word in value.split("|") if word.strip()]
+            found.append((name, [word.strip() for word in value.split("|") if word.strip()]))
         else:
-            found[name] = int(value) if value.isdecimal() else float(value)
+            found.append((name, int(value) if value.isdecimal() else float(value)))
+    return _once(found)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    for name in found:
+        if sum(name == other for other, _ in pairs) > 1:
+            raise ValueError(f"it names '{name}' twice")
     return found

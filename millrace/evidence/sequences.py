@@ -75,6 +75,14 @@ def ratio(outcomes: ArrayLike, of: ArrayLike | None = None, least: int = LEAST_O
     return Estimate(value, len(c), variance, bool(len(c) >= LEAST and np.count_nonzero(c) >= least))
 
 
+def mean_of(n: int, total: float, squares: float, having: int) -> Estimate:
+    """The mean of n outcomes of which only the sum, the sum of squares, and how many are not 0, are known."""
+    if not n:
+        return Estimate(math.nan, 0, math.nan, False)
+    value = total / n
+    return Estimate(value, n, squares / n - value * value, n >= LEAST and having >= LEAST_OUTCOMES)
+
+
 def half_width(n: float, variance: float, error: float = 0.05, best_at: float = BEST_AT) -> float:
     """Half the width of the band after n units.
 

@@ -19,38 +19,40 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from millrace.basics.durations import DAY_MIN, MINUTE_MS, text_of
-from millrace.basics.hashing import mix, salt, value_hash
+from millrace.basics.hashing import value_hash
 from millrace.contracts.clock import MAX_AHEAD_MS, EventClock
-from millrace.contracts.events import CONTROL, LOGGED, MODEL, Id, PageLog
+from millrace.contracts.events import LOGGED, PageLog
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
-from millrace.evidence.exploration import Exploration
 from scorer.catalog.itemtable import ItemRows
 from scorer.page import page_wire
-from scorer.page.candidates import Recalled, Recaller, Sources
+from scorer.page.candidates import Recalled, Sources
 from scorer.page.held import WorkerState
 from scorer.page.listpage import ListPages, not_ready
+from scorer.page.page_arms import PageArm, PageArms
 from scorer.page.page_filters import ItemFilters
 from scorer.page.page_wire import RequestError
 from scorer.page.pagemaker import AskCounts, Asked, PageMaker, Scored
 from scorer.page.ranked import LIST_SECONDS, Cursor, RankedList, RankedLists
-from scorer.recall.candidate_lists import ASKED, CONTROLLED, HOT, RANDOM, Allowed, largest, random_page
+from scorer.recall.candidate_lists import (
+    ASKED,
+    CONTROLLED,
+    HOT,
+    RANDOM,
+    Allowed,
+    largest,
+    popular_page,
+    random_page,
+)
 from scorer.users.userrecord import Meters, UserStore, look_up
 
-_ARM = salt("scorer", "arm")
 PAGE_LIMIT = 600  # items of an answer, or of a ranked list
 FILTERED = "f-"
 """Prefix of the ids of lists with filters, so a cursor shows that its expired list had some."""
 
 
-def arm_of(user_id: Id, control_share: float) -> str:
-    """The arm of a user, who stays in it, by a hash of the id."""
-    draw = int(mix(_ARM, np.array([value_hash(user_id)], np.uint64))[0]) / 2.0**64
-    return CONTROL if draw < control_share else MODEL
-
-
 class Serving(WorkerState):
-    """Request handling of one worker. Raises SettingError for an invalid setting ``recall``.
+    """Request handling of one worker. Raises SettingError for an invalid setting ``recall`` or ``arms``.
 
     Args:
         store: the online store.
@@ -76,9 +78,8 @@ class Serving(WorkerState):
         super().__init__(schema, meters.error)
         self.settings, self._store, self._meters, self._new_id = settings, store, meters, new_id
         self.maker = PageMaker(self, clock, send, meters, wall, ask_counts)
-        self.recaller = Recaller(settings, self.ranker)
+        self.arms, self._secret = PageArms(settings, self.ranker), secret
         self.filters = ItemFilters(self.ranker)
-        self.exploration, self._secret = Exploration.of(settings.explore), secret
         self.ranked = RankedLists(store, LIST_SECONDS, wall, meters.error)
         self._list_pages = ListPages(store, self.builder, meters, self.filters.passing)
 
@@ -109,19 +110,19 @@ class Serving(WorkerState):
     async def _page(self, page: Asked, size: int, length: int | None) -> page_wire.RecommendAnswer:
         """A page, or the first part of a list of ``length`` items."""
         most = length or size
-        arm = arm_of(page.user_id, self.settings.control_share)
+        arm = self.arms.of(page.user_id)
         seed = value_hash(page.request_id)
         allowed = self._allowed(page)
         if allowed is not None and not len(allowed.rows):
             return self._empty(page, arm)
         among, there = None, len(self.lists.living if allowed is None else allowed.rows)
-        if arm == CONTROL:
-            if self.schema.among:  # a number among candidates means the same on all pages
-                among = await self.maker.set_of(page, self._recalled(page, most, seed, allowed).rows)
-            rows = self._random(page, size, most, seed, allowed)
-            sources, retrieval = np.full(len(rows), CONTROLLED, np.uint8), -1
+        if arm.ranks:
+            rows, sources, retrieval = self._recalled(page, arm, most, seed, allowed)
         else:
-            rows, sources, retrieval = self._recalled(page, most, seed, allowed)
+            if self.schema.among:  # a number among candidates means the same on all pages
+                among = await self.maker.set_of(page, self._recalled(page, arm, most, seed, allowed).rows)
+            rows = self._unranked(page, arm, size, most, seed, allowed)
+            sources, retrieval = np.full(len(rows), CONTROLLED if arm.kind == "random" else HOT, np.uint8), -1
         scored = await self.maker.score(page, rows, among)
         order = np.flatnonzero(self._passing(page)[rows])  # one may have gone while counts were waited for
         order, odds = self._ordered(page, arm, scored, order, size, most, seed, there)
@@ -146,7 +147,7 @@ class Serving(WorkerState):
         kept = RankedList(
             request_id=page.request_id,
             user_id=page.user_id,
-            arm=arm,
+            arm=arm.name,
             made_ms=self.maker.wall(),
             context=page.context,
             items=[*self.maker.ids(scored.rows[shown]), *ids],
@@ -161,7 +162,7 @@ class Serving(WorkerState):
     def _ordered(
         self,
         page: Asked,
-        arm: str,
+        arm: PageArm,
         scored: Scored,
         order: NDArray[np.intp],
         size: int,
@@ -171,27 +172,33 @@ class Serving(WorkerState):
     ) -> tuple[NDArray[np.intp], bytes]:
         """The candidates ``order`` as the page has them, and the odds of each in its slot; none where they are not
         known, as under caps, which move what was drawn. A random page was drawn of so many items as were ``there``."""
-        if arm == CONTROL:
-            if self.exploration is None or page.capped or len(order) < min(most, there):
+        if not arm.ranks:
+            if arm.exploration is None or page.capped or len(order) < min(most, there):
                 return order, b""
-            return order, (1 / (there - np.arange(len(order)))).astype(np.float32).tobytes()
-        if self.exploration is None or page.capped:
+            odds = 1 / (there - np.arange(len(order))) if arm.kind == "random" else np.ones(len(order))
+            return order, odds.astype(np.float32).tobytes()
+        if arm.exploration is None or page.capped:
             return order[largest(scored.shown[order], len(order) if page.capped else most)], b""
         order = order[largest(scored.shown[order], len(order))]
-        drawn = self.exploration.draw(scored.shown[order], size, most, np.random.default_rng((self._secret, seed)))
+        drawn = arm.exploration.draw(scored.shown[order], size, most, np.random.default_rng((self._secret, seed)))
         return order[drawn.order], drawn.odds.tobytes()
 
-    def _recalled(self, page: Asked, most: int, seed: int, allowed: Allowed | None) -> Recalled:
+    def _recalled(self, page: Asked, arm: PageArm, most: int, seed: int, allowed: Allowed | None) -> Recalled:
         """The candidates of a model's page."""
         there = Sources(self.lists, self.retrieval, self.neighbours)
-        size = max(self.settings.candidates, most)
-        return self.recaller.page(there, page.user, page.ts_ms, size, most, seed, allowed)
+        size = max(arm.candidates, most)
+        return arm.recaller.page(there, page.user, page.ts_ms, size, most, seed, allowed)
 
-    def _random(self, page: Asked, size: int, most: int, seed: int, allowed: Allowed | None) -> ItemRows:
-        """The control group's page, and the rest of its list."""
+    def _unranked(
+        self, page: Asked, arm: PageArm, size: int, most: int, seed: int, allowed: Allowed | None
+    ) -> ItemRows:
+        """A page that the model does not order, and the rest of its list."""
         capped = allowed is not None and page.capped
         drawn = len(allowed.rows) if allowed is not None and capped else most
-        rows = random_page(self.lists, drawn, np.random.default_rng(seed), allowed)
+        if arm.kind == "random":
+            rows = random_page(self.lists, drawn, np.random.default_rng(seed), allowed)
+        else:
+            rows = popular_page(self.lists, drawn, allowed, self.items.rows.born_ms)
         rows = rows[self.items.alive[rows]]  # gone since the lists were made
         if page.filters is not None and capped:
             first = self.filters.fitting(page.filters, rows, size)
@@ -201,7 +208,7 @@ class Serving(WorkerState):
     async def _filled_up(
         self,
         page: Asked,
-        arm: str,
+        arm: PageArm,
         scored: Scored,
         shown: NDArray[np.intp],
         sources: NDArray[np.uint8],
@@ -217,11 +224,11 @@ class Serving(WorkerState):
         more = self.filters.fillers(filters, allowed, scored.rows, taken, hot, size, seed)
         if not len(more):
             return scored, shown, sources
-        of_more = CONTROLLED if arm == CONTROL else np.where(np.isin(more, hot), HOT, RANDOM)
+        of_more = CONTROLLED if arm.kind == "random" else np.where(np.isin(more, hot), HOT, RANDOM)
         sources = np.concatenate([sources[shown], np.broadcast_to(of_more, len(more))]).astype(np.uint8)
         scored = await self.maker.score(page, np.concatenate([taken, more]), scored.found.among)
         left = np.flatnonzero(self._passing(page)[scored.rows])
-        if arm != CONTROL:
+        if arm.ranks:
             left = left[largest(scored.shown[left], len(left))]
         return scored, left[self.filters.fitting(filters, scored.rows[left], size)], sources
 
@@ -261,7 +268,9 @@ class Serving(WorkerState):
             order = order[self.filters.fitting(kept.filters, rows[left[order]], size)]
         sources = kept.sources_of(cursor.at + left[order])
         odds = kept.odds_of(cursor.at + left[order])
-        answer = self.maker.hand_out(part, kept.arm, scored, order, sources, kept.retrieval, cursor.slot, odds)
+        answer = self.maker.hand_out(
+            part, self.arms.named(kept.arm), scored, order, sources, kept.retrieval, cursor.slot, odds
+        )
         self._meters.part("next")
         slot = cursor.slot + len(order)
         if page.capped:  # what did not fit on this part comes later
@@ -292,7 +301,7 @@ class Serving(WorkerState):
         allowed = self._allowed(page)
         return self.items.alive if allowed is None else allowed.mask
 
-    def _empty(self, page: Asked, arm: str) -> page_wire.RecommendAnswer:
+    def _empty(self, page: Asked, arm: PageArm) -> page_wire.RecommendAnswer:
         """A page without items: not a failure, and nothing to log."""
         assert self.note is not None
         self._meters.filtered("empty")
@@ -301,7 +310,9 @@ class Serving(WorkerState):
             f"no item of the catalogue passes the filters ({page.filters}): an empty page, not logged",
         ]
         version = -1 if page.explain else UNSET
-        return page_wire.RecommendAnswer(None, self.note.version, arm, page.ts_ms, [], notes, retrieval_version=version)
+        return page_wire.RecommendAnswer(
+            None, self.note.version, arm.name, page.ts_ms, [], notes, retrieval_version=version
+        )
 
     async def score(self, body: bytes) -> page_wire.ScoreAnswer:
         """Answers POST /score. Raises RequestError: an invalid request, or no model or no item yet."""

@@ -136,7 +136,7 @@ class RecommendAnswer(Struct, frozen=True):
 
     request_id: Annotated[str | None, Meta(description="null: nothing was logged, so send no events of this page")]
     model_version: Annotated[int, Meta(description="-1: no model made it")]
-    arm: Annotated[str, Meta(description="model, control (a random page) or lists (made before the scorer was ready)")]
+    arm: Annotated[str, Meta(description="model, control (random), an arm of the settings, or lists (no model yet)")]
     ts_ms: int
     items: list[PlacedItem]
     notes: Annotated[list[str], Meta(description="What was missing for this page, in words")]

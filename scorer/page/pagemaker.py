@@ -17,6 +17,7 @@ from millrace.versions.versioning import Announcement
 from scorer.catalog.itemtable import ItemRows
 from scorer.page import page_wire, score_reasons
 from scorer.page.held import WorkerState
+from scorer.page.page_arms import PageArm
 from scorer.page.rank import Ranked, RankingModel
 from scorer.users.userrecord import KnownUser, Meters
 
@@ -113,7 +114,7 @@ class PageMaker:
     def hand_out(
         self,
         page: Asked,
-        arm: str,
+        arm: PageArm,
         scored: Scored,
         order: NDArray[np.intp],
         sources: bytes,
@@ -124,7 +125,8 @@ class PageMaker:
         """Logs and answers the items ``order`` (positions in ``scored``); the first one has the slot ``offset``.
         ``sources`` and ``retrieval``: where recall found them, by which version. ``odds``: of each in its slot."""
         ids = self.ids(scored.rows[order])
-        self.log(page, arm, scored, order, ids, sources, offset, odds)
+        name = arm.name if arm.name != arm.made else ""
+        self.log(page, arm.made, scored, order, ids, sources, offset, odds, name)
         self._meters.items(sources)
         shown = scored.shown[order].tolist()
         retrieved_by = retrieval if page.explain else UNSET
@@ -132,7 +134,7 @@ class PageMaker:
         items = list(map(page_wire.PlacedItem, ids, range(len(ids)), shown, *where))
         version = scored.note.version
         return page_wire.RecommendAnswer(
-            page.request_id, version, arm, page.ts_ms, items, page.notes, offset, retrieval_version=retrieved_by
+            page.request_id, version, arm.name, page.ts_ms, items, page.notes, offset, retrieval_version=retrieved_by
         )
 
     def _reasons(self, scored: Scored, order: NDArray[np.intp]) -> list[list[page_wire.Reason] | UnsetType]:
@@ -155,6 +157,7 @@ class PageMaker:
         sources: bytes,
         offset: int,
         odds: bytes = b"",
+        arm_name: str = "",
     ) -> None:
         """Sends the page log. A page is worth more than its log, so a loss is counted and not raised."""
         found, ts_ms = scored.found, page.ts_ms
@@ -177,6 +180,7 @@ class PageMaker:
             user_missing=page.user.missing,
             among=found.among.tobytes() if keeps_set(page.request_id) else b"",
             odds=odds,
+            arm_name=arm_name,
         )
         try:
             if self.send(log) is False:

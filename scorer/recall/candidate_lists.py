@@ -340,6 +340,12 @@ def random_page(
     return living[generator.choice(len(living), size, replace=False)].astype(np.intp)
 
 
+def popular_page(lists: CandidateLists, size: int, allowed: Allowed | None, born_ms: NDArray[np.int64]) -> ItemRows:
+    """The hottest living items, hottest first, for everybody."""
+    hot = lists.hot if allowed is None else _hot_of(allowed, lists.hot, born_ms, size)
+    return hot[:size].astype(np.intp)
+
+
 def _new(waiting: ListedRows, most: int, seed: int) -> ItemRows:
     """A uniform random choice of the new items, so the place in the list does not matter."""
     out = np.empty(min(most, len(waiting)), np.intp)

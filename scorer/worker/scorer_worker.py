@@ -211,12 +211,12 @@ class ScorerWorker:
         self._link.send("serves", number)
 
     def _attach(self, message: LinkMessage) -> None:
-        loop, like = asyncio.get_running_loop(), self._replica.model
+        loop, like, most = asyncio.get_running_loop(), self._replica.model, self.serving.arms.candidates
 
         def work() -> Any:
             for region in message.regions:
                 region.populate()
-            return attach(self.schema, message, self.settings.candidates, like, self.settings.model)
+            return attach(self.schema, message, most, like, self.settings.model)
 
         def done(future: Any) -> None:
             before = [self.serving.model, self.serving.retrieval]

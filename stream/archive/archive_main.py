@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from millrace.basics.durations import DAY_MS
+from millrace.basics.durations import DAY_MS, MINUTE_MS
 from millrace.basics.errors import one_line
 from millrace.contracts.clock import MAX_AHEAD_MS, sent_by
 from millrace.contracts.settings import Settings
@@ -33,8 +34,22 @@ from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
 from millrace.processes.wall import wall_ms
 from stream.archive.archive_columns import ArchiveColumns
 from stream.archive.archive_folder import ArchiveFolder
-from stream.archive.archive_metrics import EXPIRED, FILES, LAG, LATE, LEFT_OUT, LOST, PENDING, ROWS
+from stream.archive.archive_metrics import (
+    ARM_CLICKS,
+    ARM_MORE,
+    ARM_SINCE,
+    ARM_USERS,
+    EXPIRED,
+    FILES,
+    LAG,
+    LATE,
+    LEFT_OUT,
+    LOST,
+    PENDING,
+    ROWS,
+)
 from stream.archive.archive_rows import Archive, TopicRecord
+from stream.archive.arm_figures import ArmFigure, ArmFigures
 from stream.archive.merge import Line, Merge
 from stream.archive.schemafile import schema_text
 
@@ -66,7 +81,11 @@ def run(settings: Settings, stop: threading.Event) -> None:
     schema = settings.load_schema()
     folder = ArchiveFolder(settings.folder("archive"))
     try:
-        archive = Archive(schema, Waits.of(settings), MAX_AHEAD_MS, settings.partitions, settings.archive_features)
+        declared = msgspec.json.encode([settings.control_share, settings.arms]).decode()
+        arms = ArmFigures(round(settings.horizon_minutes * MINUTE_MS), declared)
+        archive = Archive(
+            schema, Waits.of(settings), MAX_AHEAD_MS, settings.partitions, settings.archive_features, arms
+        )
         state = folder.load()
         folder.put_schema(schema_text(schema, settings.attribution_minutes), ArchiveColumns(schema).schema.names)
         if state is not None:
@@ -89,6 +108,18 @@ def run(settings: Settings, stop: threading.Event) -> None:
     finally:
         READY.set(0)
         folder.close()
+
+
+def show_arms(figures: Sequence[ArmFigure]) -> None:
+    for one in figures:
+        ARM_USERS.labels(one.name).set(one.estimate.n)
+        ARM_SINCE.labels(one.name).set(one.since_ms / 1000)
+        for gauge, value, (low, high) in (
+            (ARM_CLICKS, one.estimate.value, one.band),
+            (ARM_MORE, one.more, one.more_band),
+        ):
+            for bound, number in (("estimate", value), ("low", low), ("high", high)):
+                gauge.labels(one.name, bound).set(number)
 
 
 class Shell:
@@ -226,6 +257,7 @@ class Shell:
             self._written = {topic: dict(at) for topic, at in archive.positions.items()}
             ROWS.labels("events").inc(cut.events.num_rows)
             ROWS.labels("exposures").inc(cut.exposures.num_rows)
+            show_arms(archive.arm_figures)
             if cut.features.num_rows:
                 ROWS.labels("features").inc(cut.features.num_rows)
         if self._settings.archive_days:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import kafka_partition
 from millrace.contracts.events import BadEventError, Event, Exposure, Id, decode_event, key_of
@@ -34,6 +35,7 @@ from millrace.contracts.topics import EVENTS, ITEMS, PAGE_LOGS, USERS
 from millrace.labels import Waits
 from stream.archive.archive_columns import EVENTS_SCHEMA, ArchiveColumns, SettledRow, text
 from stream.archive.archive_pages import ArchivedPages, Made
+from stream.archive.arm_figures import ArmFigure, ArmFigures
 from stream.archive.logged import LoggedTable
 
 FORM = 1
@@ -67,15 +69,27 @@ class Archive:
         ahead_ms: an event further ahead of the clock than this is from the future.
         partitions: of ``events``.
         features: whether the logged features of exposures are kept (:mod:`stream.archive.logged`).
+        arms: counts the rows that are taken out.
 
     Attributes:
         counts: of what was left out, by reason: those of :class:`~stream.archive.archive_pages.ArchivedPages`,
             ``future``, ``seconds`` (times in the wrong unit), ``wrong-partition``, ``unusable``, ``no-features``
             (exposures whose page's log cannot be read, or is of another schema).
         late: actions that came too late for their row, by type.
+        arm_figures: of the last cut.
     """
 
-    def __init__(self, schema: Schema, waits: Waits, ahead_ms: int, partitions: int, features: bool = False) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        waits: Waits,
+        ahead_ms: int,
+        partitions: int,
+        features: bool = False,
+        arms: ArmFigures | None = None,
+    ) -> None:
+        self.arms = arms or ArmFigures(DAY_MS)
+        self.arm_figures: list[ArmFigure] = []
         self.columns = ArchiveColumns(schema)
         self._logged, self._keeps_features = LoggedTable(schema), features
         self._intake = Intake(schema)
@@ -190,7 +204,7 @@ class Archive:
             items,
             bytes(found.scores)[: 4 * len(items)] if len(found.scores) >= 4 * len(items) else b"",
             found.model_version,
-            found.arm,
+            found.arm_name or found.arm,
             found.offset,
             found.sources,
             value if self._keeps_features and value is not None else b"",
@@ -203,9 +217,11 @@ class Archive:
     def cut(self) -> WriteBatch:
         """Takes the rows out, with the state after them."""
         rows: list[SettledRow] = []
-        for pages in self._pages.values():
+        for number, pages in self._pages.items():
+            self.arms.take(number, pages.rows, pages.watermark_ms - self._waits.attribution_ms)
             rows += pages.rows
             pages.rows = []
+        self.arm_figures = self.arms.look(max(pages.newest_ms for pages in self._pages.values()))
         rows.sort(key=lambda row: row.ts_ms)
         events, self._events = self._events, []
         columns = zip(*events, strict=True) if events else [()] * len(EVENTS_SCHEMA)
@@ -221,6 +237,7 @@ class Archive:
             "positions": {topic: list(at.items()) for topic, at in self.positions.items()},
             "names": {side: self.columns.names(side) for side in ("user", "item")},
             "pages": [pages.snapshot() for pages in self._pages.values()],
+            "arms": self.arms.snapshot(),
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -238,6 +255,8 @@ class Archive:
             for pages, kept in zip(self._pages.values(), state["pages"], strict=True):
                 pages.resume(kept)
                 pages.repack(lambda side, raw: self.columns.repack(side, state["names"][side], raw))
+            if "arms" in state:  # an earlier version counted none
+                self.arms.resume(state["arms"])
         except (KeyError, ValueError, TypeError) as error:
             raise StoreError(f"the archive's state is damaged ({error})", _REMEDY) from None
 

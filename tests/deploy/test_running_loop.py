@@ -19,7 +19,8 @@ from tests.scenes.waiting import LONG, PATIENCE, until
 
 RULES = DEPLOY / "rules.yml"
 SOON = {"SNAPSHOT_SECONDS": "1", "ARCHIVE_SECONDS": "1", "HELDOUT_SHARE": "0.1", "LOG_FORMAT": "json"}
-"""Snapshots, files and a verdict of held-out pages soon."""
+SOON |= {"HORIZON_MINUTES": "5"}
+"""Snapshots, files, a verdict of held-out pages and users of arms soon."""
 
 
 def send(intake: str, what: str, body: object) -> None:

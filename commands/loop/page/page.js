@@ -171,6 +171,24 @@ function gate(g, f) {
   }));
 }
 
+// What each arm earns, as the archive counts it. Nothing is said of an arm with too few users.
+function arms(rows) {
+  byId("arms-card").hidden = !rows.length;
+  if (!rows.length) return;
+  put("arms-more", `more than ${rows[0].arm}`);
+  const n = fixed(3), band = (r, of) => known(r[`${of}_low`]) ? `${n(r[`${of}_estimate`])} (${n(r[`${of}_low`])} to ${n(r[`${of}_high`])})` : dash;
+  byId("arms").tBodies[0].replaceChildren(...rows.map((r) => {
+    const row = document.createElement("tr"), since = r.since_ms ? new Date(r.since_ms).toISOString().slice(0, 16).replace("T", " ") : dash;
+    for (const [text, cls] of [[r.arm, ""], [whole(r.users), "n"], [band(r, "clicks"), "n"], [band(r, "more"), "n"], [since, ""]]) {
+      const cell = document.createElement("td");
+      cell.textContent = text;
+      cell.className = cls;
+      row.append(cell);
+    }
+    return row;
+  }));
+}
+
 function show(state) {
   const f = state.figures;
   clockOf.offset = state.simulated ? 8 * 3600000 : 0; // the simulated shop's own time is UTC+8
@@ -188,6 +206,7 @@ function show(state) {
   accounts(f, state.dead_letters, state.simulated);
   places(state.addresses);
   gate(state.gate, f);
+  arms(state.arms);
   byId("notes").replaceChildren(...state.notes.slice(1).map((note) => {
     const line = document.createElement("li");
     line.textContent = note;

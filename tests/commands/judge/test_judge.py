@@ -129,6 +129,17 @@ def test_outcomes_count_a_number_of_the_item(tmp_path: Path) -> None:
     assert [row["value"] for row in worth] == pytest.approx([2.5 * row["value"] for row in clicks], rel=1e-4)
 
 
+def test_pages_before_the_arms_were_changed_count_for_nothing(tmp_path: Path) -> None:
+    """A user of an arm that is new has pages of another arm before."""
+    before = [(n / 400, n, n, "model", None) for n in range(400)]
+    after = [(10 + n / 400, n, 400 + n, ("hits", "control")[n % 2], 10.1 if n % 3 else None) for n in range(400)]
+    there = archive(tmp_path / "archive", [*before, *after, (20, 999, 999, "hits", None)])
+    spans: dict[str, Any] = {"horizon_ms": 4 * HOUR, "every_ms": 4 * HOUR}
+    assert [row["arm"] for row in judge(there, tmp_path / "a", baseline="model", **spans)["arms"]] == ["model"]
+    found = judge(there, tmp_path / "b", since_ms=T0 + 5 * HOUR, **spans)["arms"]
+    assert [(row["arm"], row["users"]) for row in found] == [("control", 200), ("hits", 200)]
+
+
 def test_what_cannot_be_said_is_said(tmp_path: Path) -> None:
     there = archive(tmp_path / "archive", crowd(0.3, 0.2, 120))
     found = judge(there, tmp_path / "out", horizon_ms=4 * HOUR, every_ms=HOUR)

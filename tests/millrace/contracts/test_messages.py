@@ -44,6 +44,7 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import parse_schema, shop_schema
 from millrace.contracts.settings import Settings, load_settings
 from millrace.contracts.topics import TOPICS, unsafe_prefix
+from millrace.evidence.user_arms import Arm
 
 # -- events --------------------------------------------------------------------------------------------------
 
@@ -279,7 +280,8 @@ def test_two_prefixes_never_give_one_name(a: str, b: str) -> None:
 
 
 def test_settings_survive_the_environment() -> None:
-    settings = Settings(kafka="h:1", seed=9, archive_features=True, control_share=0.25)
+    arms = {"hits": Arm("popular", 0.1), "wide": Arm("model", 0.2, recall={"hot": 1.0}, explore="0.1,swap")}
+    settings = Settings(kafka="h:1", seed=9, archive_features=True, control_share=0.25, arms=arms)
     assert load_settings({}, settings.environment()) == settings
 
 
@@ -292,6 +294,23 @@ def test_settings_survive_the_environment() -> None:
         ({"MILLRACE_CONTROL_SHARE": "1.5"}, "control_share"),
         ({"MILLRACE_EXPLORE": "1.5"}, "explore"),
         ({"MILLRACE_EXPLORE": "0.1,best"}, "explore"),
+        ({"MILLRACE_ARMS": '{"hits": {"kind": "best", "share": 0.1}}'}, "MILLRACE_ARMS: .*kind.*: use .*popular"),
+        ({"MILLRACE_ARMS": '{"hits": {"share": 0.1}}'}, "kind"),
+        ({"MILLRACE_ARMS": '{"hits": {"kind": "popular", "share": 1.5}}'}, "share"),
+        (
+            {"MILLRACE_ARMS": '{"hits": {"kind": "popular", "share": 0.95}}'},
+            "add up to 1.05 .control 0.1, hits 0.95.; have",
+        ),
+        ({"MILLRACE_ARMS": '{"hits": {"kind": "popular", "share": NaN}}'}, "share|add up"),
+        ({"MILLRACE_ARMS": '{"a": {"kind": "random", "share": 0}, "a": {"kind": "random", "share": 0}}'}, "'a' twice"),
+        ({"MILLRACE_ARMS": '{"control": {"kind": "popular", "share": 0.1}}'}, "named 'control', .*; give it another"),
+        ({"MILLRACE_ARMS": '{"a b": {"kind": "popular", "share": 0.1}}'}, "named 'a b'; use"),
+        (
+            {"MILLRACE_ARMS": '{"a": {"kind": "random", "share": 0.1, "explore": "0.1"}}'},
+            "'random' have no 'explore'; leave",
+        ),
+        ({"MILLRACE_ARMS": '{"a": {"kind": "model", "share": 0.1, "explore": "x"}}'}, "'x' is no share of pages"),
+        ({"MILLRACE_ARMS": "{'a'"}, "MILLRACE_ARMS"),
         ({"MILLRACE_RECALL_INDEX": "faiss"}, "faiss.*: use exact or usearch"),
         ({"MILLRACE_CONFIG": "missing.toml"}, "missing.toml"),
     ],

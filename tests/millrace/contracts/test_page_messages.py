@@ -253,8 +253,8 @@ def test_what_a_page_lacks_of_its_user_is_read_as_it_was_written_and_older_messa
     for raw in (maps, arrays):
         assert decode_page_log(raw) == page
         assert decode_served(raw).user_missing == page.user_missing
-    *older, missing, among, odds = msgspec.msgpack.decode(arrays)
-    assert (missing, among, odds) == (page.user_missing, b"", b"")
+    *older, missing, among, odds, arm_name = msgspec.msgpack.decode(arrays)
+    assert (missing, among, odds, arm_name) == (page.user_missing, b"", b"", "")
     fields = {name: value for name, value in msgspec.msgpack.decode(maps).items() if name != "user_missing"}
     for raw in map(msgspec.msgpack.encode, (older, fields)):
         assert decode_page_log(raw) == msgspec.structs.replace(page, user_missing=0)

@@ -195,8 +195,8 @@ def test_recall_with_a_mask_of_everything_is_recall_without_one() -> None:
     sources = Sources(scorer.lists, Near(), Along())
     everything = Allowed(scorer.items.alive.copy(), scorer.lists.living)
     for seed in range(5):
-        one = scorer.recaller.page(sources, user, NOW_MS, 60, 60, seed)
-        two = scorer.recaller.page(sources, user, NOW_MS, 60, 60, seed, everything)
+        one = scorer.arms.named("model").recaller.page(sources, user, NOW_MS, 60, 60, seed)
+        two = scorer.arms.named("model").recaller.page(sources, user, NOW_MS, 60, 60, seed, everything)
         assert (one.rows.tolist(), one.sources.tolist()) == (two.rows.tolist(), two.sources.tolist())
 
 

@@ -18,10 +18,10 @@ from learner.serving.serving_model import ServingModel
 from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING, PageLog
 from millrace.contracts.online_layout import PROFILE, RECENT, window_fields
 from millrace.contracts.page_logs import decode_page_log, page_log_bytes
+from millrace.evidence.user_arms import ArmDraw
 from millrace.versions.clicks import ClickHistogram
 from millrace.versions.versioning import VersionClicks
 from scorer.page import page_service
-from scorer.page.page_service import arm_of
 from scorer.page.page_wire import MAX_BODY_BYTES
 from tests.scenes.exploring import examples
 from tests.scenes.scorer_shop import (
@@ -140,6 +140,9 @@ def test_a_size_not_given_is_the_page_limit_and_a_retry_is_the_same_page(shop: S
 
 
 def test_a_user_stays_in_an_arm_and_shares_are_kept(make: Callable[..., Shop]) -> None:
+    def arm_of(user: str, share: float) -> str:
+        return ArmDraw(share, {}).of(user)
+
     ids = [f"user {i}" for i in range(4000)]
     control = [arm_of(i, 0.25) == "control" for i in ids]
     assert abs(np.mean(control) - 0.25) < 0.03

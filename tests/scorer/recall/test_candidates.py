@@ -119,9 +119,11 @@ def _user(shop: Shop) -> KnownUser:
 
 def test_a_page_of_an_earlier_time_knows_no_later_click_and_no_later_purchase(shop: Shop) -> None:
     at_ms = NOW_MS - HOUR_MS
-    page = shop.scorer.recaller.page(Sources(shop.scorer.lists, shop.near, shop.along), _user(shop), at_ms, 60, 60, 1)
+    page = shop.scorer.arms.named("model").recaller.page(
+        Sources(shop.scorer.lists, shop.near, shop.along), _user(shop), at_ms, 60, 60, 1
+    )
     assert shop.near.asked[0][1:] == ([31], [3 * DAY_MS - HOUR_MS])
-    early = shop.scorer.recaller.page(
+    early = shop.scorer.arms.named("model").recaller.page(
         Sources(shop.scorer.lists, shop.near, shop.along), _user(shop), NOW_MS - 3 * DAY_MS, 60, 60, 1
     )
     rows = page.rows[page.sources == SOURCES.index("vectors")]

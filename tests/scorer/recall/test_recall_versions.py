@@ -23,6 +23,7 @@ from millrace.contracts.online_layout import PROFILE, RECENT, Past, Recent, pack
 from millrace.contracts.settings import Settings
 from millrace.versions.image import Image
 from scorer.ipc.link import LinkMessage
+from scorer.page.page_arms import PageArms
 from scorer.page.page_wire import RecommendAnswer
 from scorer.page.rank import Ranker
 from scorer.users.userrecord import KnownUser
@@ -247,9 +248,7 @@ def test_an_item_that_dies_while_a_page_waits_for_counts_is_not_on_it(tmp_path: 
 def test_a_dead_item_is_on_no_page_after_the_item_tables_next_slice(tmp_path: Path, recall: dict[str, float]) -> None:
     """Though lists and vectors still name it: the item table decides."""
     scorer = begun(tmp_path)
-    scorer.serving.recaller = type(scorer.serving.recaller)(
-        msgspec.structs.replace(scorer.settings, recall=recall), scorer.serving.ranker
-    )
+    scorer.serving.arms = PageArms(msgspec.structs.replace(scorer.settings, recall=recall), scorer.serving.ranker)
     body = msgspec.json.encode({"user_id": "u", "size": CANDIDATES})
     before = asyncio.run(scorer.serving.recommend(body))
     assert isinstance(before, RecommendAnswer)

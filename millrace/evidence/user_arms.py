@@ -1,0 +1,91 @@
+# core
+"""Arms: which users get pages made in which way.
+
+::
+
+    0 ─ control_share ─┬─ share ─┬─ share ─┬──────────────── 1     where a hash of the user's id falls
+       control         │ first   │ second  │ model: all others
+       random pages    │ arm     │ arm     │
+
+A user stays in an arm as long as its share and those before it stay. So a new arm at the end takes users of the model's
+alone.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from msgspec import Meta, Struct
+
+from millrace.basics.errors import SettingError
+from millrace.basics.hashing import mix, salt, value_hash
+from millrace.evidence.exploration import Exploration
+
+Kind = Literal["model", "popular", "random"]
+RESERVED = "model", "control", "logged", "other", "lists"
+"""Names that pages have already."""
+_MODEL, _CONTROL = RESERVED[:2]
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+_ARM = salt("scorer", "arm")
+
+
+class Arm(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How the pages of an arm are made.
+
+    ``model``: as all others, but for settings of its own; None: the shop's. ``popular``: the hottest items, the same
+    for everybody. ``random``: any item, by chance.
+    """
+
+    kind: Kind
+    share: Annotated[float, Meta(ge=0, le=1)]
+    candidates: Annotated[int, Meta(ge=1)] | None = None
+    recall: dict[str, Annotated[float, Meta(ge=0, le=1)]] | None = None
+    explore: str | None = None
+    bought_days: Annotated[float, Meta(ge=0)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind != "model" and self.own:
+            raise ValueError(f"pages of the kind '{self.kind}' have no '{next(iter(self.own))}'; leave it out")
+        if self.explore is not None:
+            Exploration.of(self.explore)
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The settings of its own, by name."""
+        names = ("candidates", "recall", "explore", "bought_days")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def check_arms(control_share: float, arms: Mapping[str, Arm]) -> None:
+    """Raises SettingError for a name that no arm can have, or for shares of more than all users."""
+    for name in arms:
+        if name in RESERVED:
+            raise SettingError(f"an arm is named '{name}', as pages of Millrace's own are", "give it another name")
+        if not _NAME.fullmatch(name):
+            raise SettingError(f"an arm is named {name[:60]!r}", "use up to 40 of A-Z, a-z, 0-9, _ and -")
+    total = sum((arm.share for arm in arms.values()), control_share)
+    if not total <= 1 + 1e-9:  # NaN too
+        given = ", ".join(f"{name} {share:g}" for name, share in _shares(control_share, arms).items())
+        raise SettingError(f"the arms' shares add up to {total:g} ({given})", "have them add up to 1 at most")
+
+
+def _shares(control_share: float, arms: Mapping[str, Arm]) -> dict[str, float]:
+    return {_CONTROL: control_share} | {name: arm.share for name, arm in arms.items()}
+
+
+class ArmDraw:
+    """Draws each user's arm."""
+
+    def __init__(self, control_share: float, arms: Mapping[str, Arm]) -> None:
+        shares = _shares(control_share, arms)
+        self._names, self._ends = [*shares, _MODEL], list(accumulate(shares.values()))
+
+    def of(self, user_id: int | str) -> str:
+        """The name of the user's arm, by a hash of the id."""
+        draw = int(mix(_ARM, np.array([value_hash(user_id)], np.uint64))[0]) / 2.0**64
+        return self._names[bisect_right(self._ends, draw)]

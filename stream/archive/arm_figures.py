@@ -1,0 +1,126 @@
+# core
+"""Clicks a user by arm, live: what ``millrace judge`` reads out of the archive, kept up to date in a few numbers.
+
+::
+
+    settled exposures ─► users whose horizon runs: the arm of ─► over: users, clicks and squares of the arm;
+                         the first page, clicks                  the user's hash, so that he counts once
+
+The rules are those of the command: the arm is that of the first page, a user counts for the same span from it on, and
+once. Bands are those of :mod:`millrace.evidence.sequences`, so they hold at every look.
+
+Memory is bounded. Where more than :data:`MOST_USERS` would be known, those whose hash ends on the wrong bit are
+forgotten and no longer counted: half of all users, whatever their arm. What they have told already stays told.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from millrace.basics.hashing import value_hash
+from millrace.contracts.events import CONTROL, LOGGED, MODEL
+from millrace.evidence.sequences import Band, Estimate, band, difference, mean_of
+from stream.archive.archive_columns import SettledRow
+
+MOST_USERS = 1 << 18
+
+
+class ArmFigure(NamedTuple):
+    """What is known of an arm."""
+
+    name: str
+    estimate: Estimate  # clicks a user
+    band: Band
+    more: float  # than the first arm; NaN of the first itself
+    more_band: Band
+    since_ms: int  # event time from which on 0 is outside of `more_band`; 0: it is inside
+
+
+class _User:
+    __slots__ = ("arm", "clicks", "until_ms")
+
+    def __init__(self, arm: str, until_ms: int, clicks: int = 0) -> None:
+        self.arm, self.until_ms, self.clicks = arm, until_ms, clicks
+
+
+class ArmFigures:
+    """Of all partitions; a user is in one of them.
+
+    Args:
+        horizon_ms: for how long a user counts.
+        declared: the arms as the settings have them. Where a state is of others, all users begin anew.
+    """
+
+    def __init__(self, horizon_ms: int, declared: str = "", most_users: int = MOST_USERS) -> None:
+        self._horizon_ms, self._declared, self._most = horizon_ms, declared, most_users
+        self._users: dict[int, _User | None] = {}  # by hash; None: the horizon is over
+        self._due: dict[int, deque[int]] = {}  # by partition, in the order in which they came
+        self._sums: dict[str, tuple[int, int, int, int]] = {}  # by arm: users, clicks, squares, users who clicked
+        self._since: dict[str, int] = {}
+        self._halvings = 0
+
+    def take(self, partition: int, rows: Iterable[SettledRow], settled_ms: int) -> None:
+        """Counts settled exposures of a partition, all whose time is at most ``settled_ms`` and some of later times."""
+        due = self._due.setdefault(partition, deque())
+        for row in sorted(rows, key=lambda row: row.ts_ms):
+            if row.arm is None or row.arm == LOGGED:
+                continue
+            name = value_hash(row.user)
+            if name & ((1 << self._halvings) - 1):
+                continue
+            if name not in self._users:
+                self._users[name] = _User(row.arm, row.ts_ms + self._horizon_ms)
+                due.append(name)
+            user, came_ms = self._users[name], row.times[0]
+            if user is not None and row.ts_ms < user.until_ms and came_ms is not None and came_ms < user.until_ms:
+                user.clicks += 1
+        while due:
+            user = self._users.get(due[0])
+            if user is not None and user.until_ms > settled_ms:
+                break
+            if user is not None:
+                n, clicks, squares, clicked = self._sums.get(user.arm, (0, 0, 0, 0))
+                c = user.clicks
+                self._sums[user.arm] = n + 1, clicks + c, squares + c * c, clicked + bool(c)
+                self._users[due[0]] = None
+            due.popleft()
+        while len(self._users) > self._most:
+            self._halvings += 1
+            odd = (1 << self._halvings) - 1
+            self._users = {name: user for name, user in self._users.items() if not name & odd}
+
+    def look(self, now_ms: int) -> list[ArmFigure]:
+        """The figures at the event time ``now_ms``: of random pages first, else of the model's; the others follow."""
+        names = sorted(self._sums, key=lambda name: (name != CONTROL, name != MODEL, name))
+        found = {name: mean_of(*self._sums[name]) for name in names}
+        figures: list[ArmFigure] = []
+        for name, one in found.items():
+            more, gap = float("nan"), Band(-np.inf, np.inf)
+            if name != names[0]:
+                more, gap = one.value - found[names[0]].value, difference(one, found[names[0]])
+            self._since[name] = (self._since.get(name) or now_ms) if gap.decided else 0
+            figures.append(ArmFigure(name, one, band(one), more, gap, self._since[name]))
+        return figures
+
+    def snapshot(self) -> Any:
+        """The whole state, as plain values."""
+        over = np.array([name for name, user in self._users.items() if user is None], np.uint64)
+        open_ones = [(name, u.arm, u.until_ms, u.clicks) for name, u in self._users.items() if u is not None]
+        due = {partition: list(names) for partition, names in self._due.items()}
+        kept = self._horizon_ms, self._declared
+        return kept, over.tobytes(), open_ones, due, dict(self._sums), dict(self._since), self._halvings
+
+    def resume(self, state: Any) -> None:
+        """Restores what :meth:`snapshot` gave; nothing where the arms or the horizon were others."""
+        kept, over, open_ones, due, sums, since, halvings = state
+        if tuple(kept) != (self._horizon_ms, self._declared):
+            return
+        self._users = dict.fromkeys(np.frombuffer(over, np.uint64).tolist())
+        self._users |= {name: _User(*rest) for name, *rest in open_ones}
+        self._due = {partition: deque(names) for partition, names in due.items()}
+        self._sums = {name: tuple(of) for name, of in sums.items()}
+        self._since, self._halvings = dict(since), halvings

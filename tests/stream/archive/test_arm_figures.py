@@ -1,0 +1,139 @@
+"""Live figures of arms: those of ``millrace judge``, in bounded memory, through a restart."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from commands.judge.arms import Exposures, estimate, users_of
+from millrace.evidence.sequences import band, difference, mean_of, ratio
+from stream.archive.archive_columns import SettledRow
+from stream.archive.arm_figures import ArmFigures
+
+HOUR = 3_600_000
+T0 = 1_772_000_000_000
+HORIZON = 4 * HOUR
+
+
+def row(ts_ms: int, user: str, arm: str | None, came_ms: int | None = None) -> SettledRow:
+    return SettledRow(ts_ms, "r", 0, 0, user, "i", None, None, (came_ms, None, None, None), 0.1, 3, arm, "hot", None)
+
+
+def crowd(users: int, seed: int = 0, control: float = 0.2, model: float = 0.35) -> list[SettledRow]:
+    """Pages of users, in time order, over two days. Some come back after their horizon, some in another arm."""
+    rng = random.Random(seed)
+    rows = []
+    for n in range(users):
+        at, arm = T0 + rng.randrange(48 * HOUR), rng.choice(("control", "model", "model", "hits"))
+        for page in range(1 + rng.randrange(4)):
+            seen = at + page * rng.randrange(3 * HOUR)
+            clicks = rng.random() < (control if arm == "control" else model)
+            rows.append(row(seen, f"u{n}", arm, seen + rng.randrange(HOUR) if clicks else None))
+        if rng.random() < 0.2:
+            rows.append(row(at + 5 * HOUR, f"u{n}", "model", at + 5 * HOUR))
+    rows += [row(T0, "scored", "logged", T0), row(T0, "lost", None, T0)]
+    return sorted(rows, key=lambda one: one.ts_ms)
+
+
+def home(one: SettledRow) -> int:
+    """The partition of a user."""
+    return sum(one.user.encode()) % 2
+
+
+def fed(figures: ArmFigures, rows: list[SettledRow], pieces: int = 40) -> list[Any]:
+    """The figures after rows that come piece by piece, in two partitions, as the archive hands them over."""
+    for piece in np.array_split(np.arange(len(rows)), pieces):
+        part = [rows[n] for n in piece.tolist()]
+        for number in (0, 1):
+            mine = [one for one in part if home(one) == number]
+            figures.take(number, reversed(mine), part[-1].ts_ms)
+        figures.look(part[-1].ts_ms)
+    for number in (0, 1):
+        figures.take(number, [], rows[-1].ts_ms + HORIZON)
+    return figures.look(rows[-1].ts_ms + HORIZON)
+
+
+def judged(rows: list[SettledRow]) -> dict[str, Any]:
+    """What the command says of the same rows."""
+    rows = [one for one in rows if one.arm is not None]
+    end = row(rows[-1].ts_ms + HORIZON, "the end", "none")  # everybody's horizon is over
+    rows = [*rows, end]
+    users = {name: n for n, name in enumerate(dict.fromkeys(one.user for one in rows))}
+    found = users_of(
+        Exposures(
+            np.array([one.ts_ms for one in rows]),
+            np.array([users[one.user] for one in rows]),
+            np.arange(len(rows)),
+            np.array([one.arm for one in rows]),
+            np.array([-1 if one.times[0] is None else one.times[0] for one in rows]),
+            np.ones(len(rows)),
+        ),
+        HORIZON,
+    )
+    return {name: estimate(found, len(found.until_ms), name, False) for name in ("control", "hits", "model")}
+
+
+def test_they_are_what_the_command_says() -> None:
+    rows = crowd(3000)
+    found, exact = fed(ArmFigures(HORIZON), rows), judged(rows)
+    assert [one.name for one in found] == ["control", "model", "hits"]
+    for one in found:
+        assert one.estimate.n == exact[one.name].n > 500
+        assert one.estimate == pytest.approx(exact[one.name])
+        assert one.band == pytest.approx(band(exact[one.name]))
+        if one.name != "control":
+            assert one.more_band == pytest.approx(difference(exact[one.name], exact["control"]))
+            assert one.more_band.low > 0
+            assert T0 < one.since_ms < rows[-1].ts_ms
+    assert found[0].since_ms == 0
+
+
+def test_equal_arms_are_not_decided_and_few_users_tell_nothing() -> None:
+    found = fed(ArmFigures(HORIZON), crowd(3000, 1, control=0.35))
+    assert [one.since_ms for one in found] == [0, 0, 0]
+    few = fed(ArmFigures(HORIZON), crowd(150, 2))
+    assert [np.isinf(one.band.low) for one in few] == [True] * 3
+
+
+def test_a_restart_changes_nothing_and_other_arms_begin_anew() -> None:
+    rows = crowd(1500, 3)
+    whole = fed(ArmFigures(HORIZON, "a"), rows)
+    first = ArmFigures(HORIZON, "a")
+    half = len(rows) // 2
+    for number in (0, 1):
+        first.take(number, [one for one in rows[:half] if home(one) == number], rows[half].ts_ms - 1)
+    state = msgspec.msgpack.decode(msgspec.msgpack.encode(first.snapshot()), strict=False)
+    again, other = ArmFigures(HORIZON, "a"), ArmFigures(HORIZON, "b")
+    again.resume(state)
+    other.resume(state)
+    assert [one.estimate for one in fed(again, rows[half:])] == [one.estimate for one in whole]
+    assert sum(one.estimate.n for one in other.look(T0)) == 0
+
+
+def test_memory_is_bounded_and_each_arm_loses_as_large_a_part() -> None:
+    rows = crowd(6000, 4)
+    figures = ArmFigures(HORIZON, most_users=1000)
+    found = {one.name: one.estimate for one in fed(figures, rows)}
+    assert len(figures._users) <= 1000
+    known = Counter(one.name for one in fed(ArmFigures(HORIZON), rows) for _ in range(one.estimate.n))
+    assert sum(one.n for one in found.values()) > 1000, "what they have told stays told"
+    shares = [found[name].n / known[name] for name in ("control", "model", "hits")]
+    assert max(shares) - min(shares) < 0.06
+    again = ArmFigures(HORIZON, most_users=1000)
+    again.resume(figures.snapshot())
+    before = again.look(T0)
+    again.take(0, rows, rows[-1].ts_ms + HORIZON)
+    assert [one.estimate for one in again.look(T0)] == [one.estimate for one in before], "nobody counts twice"
+
+
+def test_sums_say_the_same_as_outcomes() -> None:
+    outcomes = np.random.default_rng(0).poisson(0.3, 500)
+    sums = int(outcomes.sum()), int((outcomes**2).sum()), int(np.count_nonzero(outcomes))
+    assert mean_of(500, *sums) == pytest.approx(ratio(outcomes))
+    assert not mean_of(0, 0, 0, 0).said
+    assert not mean_of(500, 9, 9, 9).said
