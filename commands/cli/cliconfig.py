@@ -85,7 +85,7 @@ def check(*, data: Data = None, json: Json = False) -> None:
         lambda: security_of(settings),
         lambda: redis_clients.redis_client(settings.redis).close() if settings.redis else None,
         lambda: Tokens.of(settings),
-        lambda: Shares.of(settings.recall),
+        lambda: [Shares.of(recall) for recall in settings.recalls],
         lambda: Segments(settings.load_schema(), settings.segments),
         lambda: Quota(settings.load_schema(), settings.teach_limits),
     )

@@ -199,6 +199,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """Whether the model or its shadow does, so that the stream has to send pages again."""
         return self.by_page or (bool(self.shadow_model) and _by_page(self.shadow_spec))
 
+    @property
+    def recalls(self) -> list[dict[str, float]]:
+        """The shares of recall of all pages, and of each arm that has its own."""
+        return [self.recall, *(arm.recall for arm in self.arms.values() if arm.recall is not None)]
+
     def event_clock(self) -> EventClock:
         return EventClock.decode(self.clock)
 

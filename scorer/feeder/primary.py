@@ -26,9 +26,8 @@ class Primary:
     of recall."""
 
     def __init__(self, settings: Settings, schema: Schema, clock: EventClock, wall: Callable[[], int]) -> None:
-        for recall in (settings.recall, *(arm.recall for arm in settings.arms.values())):
-            if recall is not None:  # workers read them: what is no list of shares ends the feeder before it has any
-                Shares.of(recall)
+        for recall in settings.recalls:  # for workers: what is no list of shares ends the feeder before it has any
+            Shares.of(recall)
         self.settings, self.schema, self.clock = settings, schema, clock
         self.builder, self.intake = FeatureBuilder(schema), Intake(schema)
         self.index = ItemIndex(self.builder)
