@@ -50,6 +50,7 @@ _LEARNING = (
     "Predictions at the moment of learning, on the stream of samples as it comes. Labels of different age come together"
     " there, so this is no figure of what pages were served with."
 )
+_OF_ARM = "{{outcome}}, {{arm}}, {{bound}}"
 _SIMULATED = " Only the simulator measures this: empty for a shop of one's own."
 
 
@@ -200,17 +201,17 @@ def _quality() -> list[Panel]:
             height=9,
         ),
         _chart(
-            "Arms: clicks a user, and bands that hold at every look",
+            "Arms: outcomes a user, and bands that hold at every look",
             units.Short,
-            {"{{arm}}, {{bound}}": "max by (arm, bound) (millrace_arm_clicks_per_user) > -Inf < +Inf"},
+            {_OF_ARM: "max by (outcome, arm, bound) (millrace_arm_outcomes_per_user) > -Inf < +Inf"},
             "Users whose horizon is over, as the archive counts them; see docs/how-to/see-which-arm-earns-more.md.",
             span=12,
             decimals=3,
         ),
         _chart(
-            "Arms: clicks a user more than the first arm's",
+            "Arms: outcomes a user more than the first arm's",
             units.Short,
-            {"{{arm}}, {{bound}}": "max by (arm, bound) (millrace_arm_difference) > -Inf < +Inf"},
+            {_OF_ARM: "max by (outcome, arm, bound) (millrace_arm_difference) > -Inf < +Inf"},
             "Decided where low and high are on one side of 0. The first arm is `control` where there is one.",
             span=12,
             decimals=3,

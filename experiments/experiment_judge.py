@@ -1,35 +1,45 @@
 # shell
 """``millrace dev experiment judge``: are logged odds true, and do bands hold at every look?
 
-- ``odds``: pages drawn by each rule. A cell is an item in a slot below given items: the share of cells whose count lies
-  within the binomial bounds of 95% of its logged odds, and the mean squared error of all (1 where odds are true).
-- ``bands``: tests of two arms in a simulated week, looked at each minute. Users come by day and night, clicks come late
-  and count within four hours, rates change, and the second arm's lift grows from nothing. So the truth at a look is the
-  mean of what those seen were expected to click. ``covered``: tests whose band held it at all looks; ``decided`` and
-  ``naive``: tests that the band, or an interval of 95% for one look, decided at some look.
-- ``real``, with ``--log``: a table of real tests (columns as in Liu et al., NeurIPS 2021, the ASOS data), judged alike.
-  Its looks are cumulative, and returning users change old means: nothing is guaranteed there.
+- ``odds``: pages of a live scorer by each rule. A cell is an item in a slot below given items. Cells whose count lies
+  within the 95% binomial bounds of its logged odds; the chi-square test of all, and it over its freedom (1 is true).
+- ``bands``: tests of two arms in a simulated week, looked at each minute. Clicks come late and count within four hours,
+  rates change, and the second arm's lift grows from nothing. The truth at a look is what those seen were expected to
+  click. ``covered``: the band held it at all looks; ``decided``, ``naive``: it, or an ordinary one, decided at one.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
+from collections.abc import Iterable
+from http.client import HTTPConnection
+from importlib.resources import files
+from itertools import chain, product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
 import numpy as np
-import pyarrow.parquet as pq
 from scipy import stats
 
 from commands.judge.arms import Exposures, users_of
+from commands.up.started import Started
 from experiments.runs import Row, run_experiment
 from millrace.basics.durations import DAY_MS, HOUR_MS, MINUTE_MS
-from millrace.evidence.exploration import RULES, Exploration, Rule
-from millrace.evidence.sequences import LEAST, Estimate, difference, ratio
+from millrace.contracts.page_logs import decode_heading
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import PAGE_LOGS
+from millrace.evidence.exploration import RULES
+from millrace.evidence.sequences import Estimate, difference, ratio
+from millrace.evidence.user_arms import Arm, ArmDraw
+from millrace.processes.kafka import read_topics
+from millrace.processes.wall import wall_ms
 
-_REAL = ("tests", "naive", "naive_at_the_end", "decided", "decided_at_the_end")
-SLOTS, DRAWS, HORIZON_MS = 3, 1000, 4 * HOUR_MS
+DrawnPage = tuple[tuple[Any, ...], list[float]]
+ITEMS, SLOTS, HEAT, HORIZON_MS = 40, 3, 0.02, 4 * HOUR_MS
 LIFTS = 0.0, 0.3  # of the second arm's clicks, in the mean of the week
 
 
@@ -38,8 +48,7 @@ def experiment_judge(
     *,
     tests: int = 200,
     users: int = 3000,
-    pages: int = 1000,
-    log: Path | None = None,
+    pages: int = 20_000,
     seed: int = 0,
     workers: int | None = None,
     progress: bool = True,
@@ -50,37 +59,60 @@ def experiment_judge(
         out: folder for the report.
         tests: of each lift.
         users: of a test.
-        pages: drawn a thousand times by each rule.
-        log: a table of real tests, as Parquet.
+        pages: of each rule; 0: no scorer is started.
         seed: of the first test.
     """
-    calls: list[Any] = [(odds, (rule, pages, seed)) for rule in RULES] + ([(real, (log,))] if log else [])
+    calls: list[Any] = [(odds, (pages,))] if pages else []
     calls += [(bands, (seed + n, lift, users)) for lift in LIFTS for n in range(tests)]
     return run_experiment(
         out, "Judging", calls, lambda rows: (_report(rows), []), workers=workers, progress=progress, seed=seed
     )
 
 
-def odds(rule: Rule, pages: int, seed: int) -> list[Row]:
-    """One row: cells of pages of six candidates."""
-    rng, how = np.random.default_rng(seed), Exploration(0.5, rule, 0.7)
-    within, errors = 0, list[float]()
-    for _ in range(pages):
-        scores = np.sort(rng.beta(1, 8, 6).astype(np.float32))[::-1]
-        seen, chance = defaultdict[tuple[int, ...], int](int), dict[tuple[int, ...], float]()
-        for _ in range(DRAWS):
-            drawn = how.draw(scores, SLOTS, SLOTS, rng)
-            order = tuple(drawn.order.tolist())
-            for k in range(SLOTS + 1):
-                seen[order[:k]] += 1
-            chance |= {order[: k + 1]: float(drawn.odds[k]) for k in range(SLOTS)}
-        for cell, p in chance.items():
-            n, count = seen[cell[:-1]], seen[cell]
-            if min(n * p, n * (1 - p)) >= 5:  # enough to tell
-                within += bool(stats.binom.ppf(0.025, n, p) <= count <= stats.binom.ppf(0.975, n, p))
-                errors.append((count - n * p) ** 2 / (n * p * (1 - p)))
-    shares = {"within": within / len(errors), "squared_error": np.mean(errors)}
-    return [{"of": "odds", "rule": rule, "cells": len(errors)} | shares]
+def odds(pages: int) -> list[Row]:
+    """A row for each rule: pages by a live scorer. A rule is an arm, and all its pages are one user's."""
+    arms: dict[str, Arm] = {rule: Arm("model", 1 / len(RULES), explore=f"0.5,{rule},{HEAT}") for rule in RULES}
+    env = {"MILLRACE_ARMS": msgspec.json.encode(arms).decode(), "MILLRACE_CONTROL_SHARE": "0"}
+    draw, drawn = ArmDraw(0, arms), defaultdict[str, list[DrawnPage]](list)
+    users = {draw.of(user): user for user in range(100)}
+    flags = "--no-archive", "--schema", str(files("millrace.contracts") / "shop.toml")
+    with TemporaryDirectory() as folder, Started(Path(folder, "data"), *flags, env=env) as loop:
+        where, ts_ms = loop.where(), wall_ms()
+        intake, scorer = (HTTPConnection(where[name].removeprefix("http://")) for name in ("intake", "scorer"))
+        for n in range(ITEMS):
+            _answer(intake, "/items", item_id=n, attributes={"category": f"c{n}", "price": 1.5**n})
+        while len(_answer(scorer, "/recommend", user_id=0, size=ITEMS).get("items", ())) < ITEMS:
+            time.sleep(0.1)
+        for n, rule in product(range(pages), RULES):
+            _answer(scorer, "/recommend", user_id=users[rule], size=SLOTS, request_id=f"{rule} {n}", ts_ms=ts_ms)
+        reader = read_topics(Settings(kafka=where["kafka"]), {PAGE_LOGS: {}})
+        while sum(map(len, drawn.values())) < pages * len(RULES):
+            for record in chain.from_iterable(reader.poll(1000).values()):
+                log = decode_heading(record.value)
+                if log.request_id.startswith(RULES):
+                    drawn[log.arm_name].append((tuple(log.items), np.frombuffer(log.odds, np.float32).tolist()))
+    return [{"of": "odds", "rule": rule, "pages": len(drawn[rule])} | cells(drawn[rule]) for rule in RULES]
+
+
+def cells(pages: Iterable[DrawnPage]) -> Row:
+    """How drawn pages of the same candidates, (items, odds) each, lie to their odds."""
+    seen, chance = defaultdict[Any, int](int), dict[Any, float]()
+    for items, odds_of in pages:
+        for k in range(SLOTS + 1):
+            seen[items[:k]] += 1
+        chance |= {items[: k + 1]: p for k, p in enumerate(odds_of)}
+    told = [(seen[cell[:-1]], seen[cell], p) for cell, p in chance.items()]
+    told = [(n, count, p) for n, count, p in told if min(n * p, n * (1 - p)) >= 5]  # enough to tell
+    within = [stats.binom.ppf(0.025, n, p) <= count <= stats.binom.ppf(0.975, n, p) for n, count, p in told]
+    chi2 = sum((count - n * p) ** 2 / (n * p) for n, count, p in told)
+    freedom = sum(1 - p for *_, p in told)  # of all cells below the same items it is their number less 1
+    found = {"within": np.mean(within), "squared_error": chi2 / freedom, "p": stats.chi2.sf(chi2, freedom)}
+    return {"cells": len(told)} | {name: float(value) for name, value in found.items()}
+
+
+def _answer(to: HTTPConnection, path: str, **body: Any) -> Any:
+    to.request("POST", path, msgspec.json.encode(body), {"Content-Type": "application/json"})
+    return msgspec.json.decode(to.getresponse().read())
 
 
 def bands(seed: int, lift: float, users: int) -> list[Row]:
@@ -108,26 +140,6 @@ def bands(seed: int, lift: float, users: int) -> list[Row]:
     return [{"of": "bands", "lift": lift, "covered": covered, "decided": decided, "naive": naive}]
 
 
-def real(log: Path) -> list[Row]:
-    """A row for each metric of a table of real tests."""
-    names = ("count_t", "mean_t", "variance_t", "count_c", "mean_c", "variance_c")
-    table = pq.read_table(log).sort_by("time_since_start")
-    tests: defaultdict[tuple[Any, ...], list[tuple[float, ...]]] = defaultdict(list)
-    keys = zip(*(table[name].to_pylist() for name in ("metric_id", "experiment_id", "variant_id")), strict=True)
-    for key, look in zip(keys, zip(*(table[name].to_pylist() for name in names), strict=True), strict=True):
-        if None not in look and min(look[0], look[3]) >= LEAST:
-            tests[key].append(look)
-    rows: dict[Any, Row] = {}
-    for (metric, *_), seen in tests.items():
-        judged = [
-            _judged(Estimate(w[1], int(w[0]), w[2], True), Estimate(w[4], int(w[3]), w[5], True), 0.0) for w in seen
-        ]
-        row = rows.setdefault(metric, {"of": "real", "metric": metric} | dict.fromkeys(_REAL, 0))
-        found = 1, any(j[2] for j in judged), judged[-1][2], any(j[1] for j in judged), judged[-1][1]
-        row |= {name: row[name] + int(yes) for name, yes in zip(_REAL, found, strict=True)}
-    return [rows[metric] for metric in sorted(rows)]
-
-
 def _judged(one: Estimate, other: Estimate, truth: float) -> tuple[bool, bool, bool]:
     """Whether the band holds the truth; whether the band, and an interval for one look, are decided."""
     band = difference(one, other)
@@ -136,21 +148,17 @@ def _judged(one: Estimate, other: Estimate, truth: float) -> tuple[bool, bool, b
 
 
 def _report(rows: list[Row]) -> dict[str, Any]:
-    drawn, judged, real_ones = ([row for row in rows if row["of"] == of] for of in ("odds", "bands", "real"))
-    tests = []
-    for lift in LIFTS:
-        own = [row for row in judged if row["lift"] == lift]
-        counts = {name: sum(row[name] for row in own) for name in ("covered", "decided", "naive")}
-        tests.append({"lift": lift, "tests": len(own)} | counts)
-    said = [f"{r['rule']}: {r['within']:.1%} of {r['cells']:,} cells within the bounds of 95%" for r in drawn]
+    drawn, judged = ([row for row in rows if row["of"] == of] for of in ("odds", "bands"))
+    tests = [{"lift": lift, "tests": sum(row["lift"] == lift for row in judged)} for lift in LIFTS]
+    for test, name in product(tests, ("covered", "decided", "naive")):
+        test[name] = sum(row[name] for row in judged if row["lift"] == test["lift"])
+    said = [
+        f"{r['rule']}: {r['within']:.1%} of {r['cells']:,} cells within the bounds of 95%, p {r['p']:.2g}"
+        for r in drawn
+    ]
     said += [
         f"lift {r['lift']:g}: {r['covered']} of {r['tests']} bands held the truth at all looks, {r['decided']} decided "
         f"({r['naive']} by an interval for one look)"
         for r in tests
     ]
-    if real_ones:
-        total = {name: sum(r[name] for r in real_ones) for name in _REAL}
-        said.append(
-            f"of {total['tests']} real tests {total['naive']} win at some naive look, {total['decided']} by band"
-        )
-    return {"verdict": "; ".join(said) + ".", "odds": drawn, "bands": tests, "real": real_ones}
+    return {"verdict": "; ".join(said) + ".", "odds": drawn, "bands": tests}

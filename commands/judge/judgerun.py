@@ -105,9 +105,7 @@ def read_exposures(archive: Path, outcome: Outcome, value: str | None, since_ms:
         )
     columns = ArchiveColumns(load_schema(archive / "schema.toml"))
     if value is not None:
-        numeric = [name for name in columns.names("item") if pa.types.is_floating(columns.schema.field(name).type)]
-        if value not in numeric:
-            raise SettingError(f"'{value}' is no number of an item", f"choose from {', '.join(numeric) or 'none'}")
+        columns.number(value)
     table = pa.concat_tables([_of_file(file, columns, outcome, value) for file in files])
     # Exposures whose page log came.
     table = table.filter(pc.and_(pc.is_valid(table["arm"]), pc.greater_equal(table["ts_ms"], since_ms)))

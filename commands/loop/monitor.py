@@ -348,24 +348,22 @@ def _intake(intake: RoleMetrics, archive: RoleMetrics) -> dict[str, float | None
 
 
 def arms_of(archive: RoleMetrics | None) -> list[dict[str, Any]]:
-    """A row for each arm: its users and clicks a user, those more than the first arm's, and their bands. None: nothing
-    is said yet."""
+    """A row for each outcome and arm: users, outcomes a user, those more than the first arm's, and their bands. None:
+    nothing is said yet."""
     if archive is None:
         return []
-    whats = {"clicks": "clicks_per_user", "more": "difference"}
-    return [
-        {
-            "arm": name,
-            "users": users,
-            "since_ms": 1000 * (archive.gauge(f"{_ARM}_decided_since_seconds", arm=name) or 0),
-        }
-        | {
-            f"{what}_{bound}": archive.gauge(f"{_ARM}_{metric}", arm=name, bound=bound)
-            for what, metric in whats.items()
-            for bound in ("estimate", "low", "high")
-        }
-        for name, users in archive.gauges(f"{_ARM}_users", "arm").items()
-    ]
+    rows = []
+    for outcome in archive.gauges(f"{_ARM}_difference", "outcome"):
+        for arm, users in archive.gauges(f"{_ARM}_users", "arm").items():
+            of = {"arm": arm, "outcome": outcome}
+            since_s = archive.gauge(f"{_ARM}_decided_since_seconds", **of) or 0
+            bands = {
+                f"{what}_{bound}": archive.gauge(f"{_ARM}_{metric}", bound=bound, **of)
+                for what, metric in (("mean", "outcomes_per_user"), ("more", "difference"))
+                for bound in ("estimate", "low", "high")
+            }
+            rows.append({**of, "users": users, "since_ms": 1000 * since_s, **bands})
+    return rows
 
 
 def _users(serve: RoleMetrics) -> dict[str, float | None]:

@@ -112,6 +112,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     control_share: Annotated[float, Meta(ge=0, le=1)] = 0.1  # share of users who always get random pages
     # More arms of users by name, in [serving.arms.NAME]; see docs/how-to/see-which-arm-earns-more.md.
     arms: dict[str, Arm] = {}
+    arms_value: str = ""  # a number of the item that a purchase counts in the live figures of arms, as price
     # Pages of the model that are drawn by chance, with logged odds: share[,rule[,temperature]]; 0: none.
     explore: str = "0"  # Rules: softmax, uniform, swap; as 0.05,softmax,0.5
     bought_days: Annotated[float, Meta(ge=0)] = 7.0  # event time: an item that a user bought comes last
@@ -252,7 +253,10 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "labels": ("label_policy", "attribution_minutes", "observation_seconds", "lateness_minutes", "disorder_seconds"),
     "model": ("model", "model_spec", "segments", "shadow_model", "shadow_spec"),
     "gate": ("gate", "heldout_share", "teach_limits", "quarantine_minutes", "keep_minutes"),
-    "serving": ("workers", "candidates", "recall", "recall_index", "control_share", "arms", "explore", "bought_days"),
+    "serving": (
+        *("workers", "candidates", "recall", "recall_index"),
+        *("control_share", "arms", "arms_value", "explore", "bought_days"),
+    ),
     "limits": ("partitions", "broker_gib", "archive_days", "archive_features"),
     "demo": ("seed", "shoppers"),
 }

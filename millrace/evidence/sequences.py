@@ -75,12 +75,13 @@ def ratio(outcomes: ArrayLike, of: ArrayLike | None = None, least: int = LEAST_O
     return Estimate(value, len(c), variance, bool(len(c) >= LEAST and np.count_nonzero(c) >= least))
 
 
-def mean_of(n: int, total: float, squares: float, having: int) -> Estimate:
-    """The mean of n outcomes of which only the sum, the sum of squares, and how many are not 0, are known."""
+def mean_of(n: int, total: float, squares: float, having: int, least: int = LEAST_OUTCOMES) -> Estimate:
+    """The mean of n outcomes, of which only the sum, the sum of squares, and how many are not 0, are known."""
     if not n:
         return Estimate(math.nan, 0, math.nan, False)
     value = total / n
-    return Estimate(value, n, squares / n - value * value, n >= LEAST and having >= LEAST_OUTCOMES)
+    variance = max(0.0, squares / n - value * value)  # rounding may leave less than nothing
+    return Estimate(value, n, variance, n >= LEAST and having >= least)
 
 
 def half_width(n: float, variance: float, error: float = 0.05, best_at: float = BEST_AT) -> float:

@@ -18,13 +18,14 @@ A text hashes like the value that it stands for (:func:`millrace.basics.hashing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
 
 from millrace.basics.durations import DAY_MS
+from millrace.basics.errors import SettingError
 from millrace.contracts.events import ACTIONS
 from millrace.contracts.schema import DERIVED, Field, Schema, Side
 
@@ -115,6 +116,15 @@ class ArchiveColumns:
     def pack(self, side: str, attributes: Mapping[str, Any], born_ms: int = 0) -> bytes:
         """A user's or an item's attributes, packed."""
         return msgspec.msgpack.encode([born_ms, *[attributes.get(f.name) for f in self._fields[side]]])
+
+    def number(self, name: str) -> Callable[[SettledRow], float]:
+        """Reads a numeric attribute of a row's item; 0 where it is missing. Raises SettingError: there is no such."""
+        numeric = [f.name for f in self._fields["item"] if f.kind == "numeric"]
+        if name not in numeric:
+            raise SettingError(f"'{name}' is no number of an item", f"choose from {', '.join(numeric) or 'none'}")
+        at = self.names("item").index(name)
+        field = self._fields["item"][at]
+        return lambda row: _value(field, msgspec.msgpack.decode(row.item_raw)[1 + at]) or 0.0 if row.item_raw else 0.0
 
     def repack(self, side: str, names: Sequence[str], raw: bytes | None) -> bytes | None:
         """What :meth:`pack` gave for the attributes ``names``, packed for the present schema."""

@@ -35,8 +35,8 @@ from millrace.processes.wall import wall_ms
 from stream.archive.archive_columns import ArchiveColumns
 from stream.archive.archive_folder import ArchiveFolder
 from stream.archive.archive_metrics import (
-    ARM_CLICKS,
     ARM_MORE,
+    ARM_OUTCOMES,
     ARM_SINCE,
     ARM_USERS,
     EXPIRED,
@@ -81,8 +81,9 @@ def run(settings: Settings, stop: threading.Event) -> None:
     schema = settings.load_schema()
     folder = ArchiveFolder(settings.folder("archive"))
     try:
-        declared = msgspec.json.encode([settings.control_share, settings.arms]).decode()
-        arms = ArmFigures(round(settings.horizon_minutes * MINUTE_MS), declared)
+        declared = msgspec.json.encode([settings.control_share, settings.arms, settings.arms_value]).decode()
+        worth = ArchiveColumns(schema).number(settings.arms_value) if settings.arms_value else None
+        arms = ArmFigures(round(settings.horizon_minutes * MINUTE_MS), declared, worth)
         archive = Archive(
             schema, Waits.of(settings), MAX_AHEAD_MS, settings.partitions, settings.archive_features, arms
         )
@@ -113,13 +114,13 @@ def run(settings: Settings, stop: threading.Event) -> None:
 def show_arms(figures: Sequence[ArmFigure]) -> None:
     for one in figures:
         ARM_USERS.labels(one.name).set(one.estimate.n)
-        ARM_SINCE.labels(one.name).set(one.since_ms / 1000)
+        ARM_SINCE.labels(one.name, one.outcome).set(one.since_ms / 1000)
         for gauge, value, (low, high) in (
-            (ARM_CLICKS, one.estimate.value, one.band),
+            (ARM_OUTCOMES, one.estimate.value, one.band),
             (ARM_MORE, one.more, one.more_band),
         ):
             for bound, number in (("estimate", value), ("low", low), ("high", high)):
-                gauge.labels(one.name, bound).set(number)
+                gauge.labels(one.name, one.outcome, bound).set(number)
 
 
 class Shell:

@@ -1,10 +1,10 @@
 # core
-"""Clicks a user by arm, live: what ``millrace judge`` reads out of the archive, kept up to date in a few numbers.
+"""Outcomes a user by arm, live: what ``millrace judge`` reads out of the archive, kept up to date in a few numbers.
 
 ::
 
-    settled exposures ─► users whose horizon runs: the arm of ─► over: users, clicks and squares of the arm;
-                         the first page, clicks                  the user's hash, so that he counts once
+    settled exposures ─► users whose horizon runs: the arm of ─► over: users, sums and squares of the arm;
+                         the first page, outcomes                the user's hash, so that he counts once
 
 The rules are those of the command: the arm is that of the first page, a user counts for the same span from it on, and
 once. Bands are those of :mod:`millrace.evidence.sequences`, so they hold at every look.
@@ -16,24 +16,36 @@ forgotten and no longer counted: half of all users, whatever their arm. What the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from millrace.basics.hashing import value_hash
-from millrace.contracts.events import CONTROL, LOGGED, MODEL
-from millrace.evidence.sequences import Band, Estimate, band, difference, mean_of
+from millrace.contracts.events import CLICK, CONTROL, LOGGED, MODEL, PURCHASE
+from millrace.evidence.sequences import (
+    LEAST_OUTCOMES,
+    LEAST_VALUES,
+    NOTHING,
+    Band,
+    Estimate,
+    band,
+    difference,
+    mean_of,
+)
 from stream.archive.archive_columns import SettledRow
 
 MOST_USERS = 1 << 18
+LEAST_OF = {"click": LEAST_OUTCOMES, "purchase": LEAST_OUTCOMES, "value": LEAST_VALUES}
+"""The outcomes: clicks, purchases, what these are worth. Of each: users with one before anything is said."""
 
 
 class ArmFigure(NamedTuple):
-    """What is known of an arm."""
+    """What is known of an outcome in an arm."""
 
     name: str
-    estimate: Estimate  # clicks a user
+    outcome: str
+    estimate: Estimate  # of outcomes a user
     band: Band
     more: float  # than the first arm; NaN of the first itself
     more_band: Band
@@ -41,10 +53,10 @@ class ArmFigure(NamedTuple):
 
 
 class _User:
-    __slots__ = ("arm", "clicks", "until_ms")
+    __slots__ = ("arm", "came", "until_ms")
 
-    def __init__(self, arm: str, until_ms: int, clicks: int = 0) -> None:
-        self.arm, self.until_ms, self.clicks = arm, until_ms, clicks
+    def __init__(self, arm: str, until_ms: int, came: Iterable[float] = (0, 0, 0)) -> None:
+        self.arm, self.until_ms, self.came = arm, until_ms, list(came)
 
 
 class ArmFigures:
@@ -53,14 +65,21 @@ class ArmFigures:
     Args:
         horizon_ms: for how long a user counts.
         declared: the arms as the settings have them. Where a state is of others, all users begin anew.
+        worth: of the item of a purchase.
     """
 
-    def __init__(self, horizon_ms: int, declared: str = "", most_users: int = MOST_USERS) -> None:
-        self._horizon_ms, self._declared, self._most = horizon_ms, declared, most_users
+    def __init__(
+        self,
+        horizon_ms: int,
+        declared: str = "",
+        worth: Callable[[SettledRow], float] | None = None,
+        most_users: int = MOST_USERS,
+    ) -> None:
+        self._horizon_ms, self._declared, self._worth, self._most = horizon_ms, declared, worth, most_users
         self._users: dict[int, _User | None] = {}  # by hash; None: the horizon is over
         self._due: dict[int, deque[int]] = {}  # by partition, in the order in which they came
-        self._sums: dict[str, tuple[int, int, int, int]] = {}  # by arm: users, clicks, squares, users who clicked
-        self._since: dict[str, int] = {}
+        self._sums: dict[str, list[tuple[int, float, float, int]]] = {}  # by arm, of each outcome: as `mean_of` wants
+        self._since: dict[str, int] = {}  # by outcome and arm
         self._halvings = 0
 
     def take(self, partition: int, rows: Iterable[SettledRow], settled_ms: int) -> None:
@@ -75,17 +94,23 @@ class ArmFigures:
             if name not in self._users:
                 self._users[name] = _User(row.arm, row.ts_ms + self._horizon_ms)
                 due.append(name)
-            user, came_ms = self._users[name], row.times[0]
-            if user is not None and row.ts_ms < user.until_ms and came_ms is not None and came_ms < user.until_ms:
-                user.clicks += 1
+            user = self._users[name]
+            if user is not None and row.ts_ms < user.until_ms:
+                click_ms, purchase_ms = row.times[CLICK - 1], row.times[PURCHASE - 1]
+                user.came[0] += click_ms is not None and click_ms < user.until_ms
+                if purchase_ms is not None and purchase_ms < user.until_ms:
+                    user.came[1] += 1
+                    user.came[2] += self._worth(row) if self._worth else 0
         while due:
             user = self._users.get(due[0])
             if user is not None and user.until_ms > settled_ms:
                 break
             if user is not None:
-                n, clicks, squares, clicked = self._sums.get(user.arm, (0, 0, 0, 0))
-                c = user.clicks
-                self._sums[user.arm] = n + 1, clicks + c, squares + c * c, clicked + bool(c)
+                sums = self._sums.get(user.arm, [(0, 0, 0, 0)] * len(LEAST_OF))
+                self._sums[user.arm] = [
+                    (n + 1, total + c, squares + c * c, having + bool(c))
+                    for (n, total, squares, having), c in zip(sums, user.came, strict=True)
+                ]
                 self._users[due[0]] = None
             due.popleft()
         while len(self._users) > self._most:
@@ -94,22 +119,26 @@ class ArmFigures:
             self._users = {name: user for name, user in self._users.items() if not name & odd}
 
     def look(self, now_ms: int) -> list[ArmFigure]:
-        """The figures at the event time ``now_ms``: of random pages first, else of the model's; the others follow."""
+        """The figures at the event time ``now_ms``, outcome by outcome: of random pages first, else of the model's; the
+        others follow. An outcome that never came is left out, clicks never."""
         names = sorted(self._sums, key=lambda name: (name != CONTROL, name != MODEL, name))
-        found = {name: mean_of(*self._sums[name]) for name in names}
         figures: list[ArmFigure] = []
-        for name, one in found.items():
-            more, gap = float("nan"), Band(-np.inf, np.inf)
-            if name != names[0]:
-                more, gap = one.value - found[names[0]].value, difference(one, found[names[0]])
-            self._since[name] = (self._since.get(name) or now_ms) if gap.decided else 0
-            figures.append(ArmFigure(name, one, band(one), more, gap, self._since[name]))
+        for k, (outcome, least) in enumerate(LEAST_OF.items()):
+            if k and not any(self._sums[name][k][1] for name in names):
+                continue
+            found = {name: mean_of(*self._sums[name][k], least) for name in names}
+            for name, one in found.items():
+                more, gap, key = float("nan"), NOTHING, f"{outcome} {name}"
+                if name != names[0]:
+                    more, gap = one.value - found[names[0]].value, difference(one, found[names[0]])
+                self._since[key] = (self._since.get(key) or now_ms) if gap.decided else 0
+                figures.append(ArmFigure(name, outcome, one, band(one), more, gap, self._since[key]))
         return figures
 
     def snapshot(self) -> Any:
         """The whole state, as plain values."""
         over = np.array([name for name, user in self._users.items() if user is None], np.uint64)
-        open_ones = [(name, u.arm, u.until_ms, u.clicks) for name, u in self._users.items() if u is not None]
+        open_ones = [(name, u.arm, u.until_ms, list(u.came)) for name, u in self._users.items() if u is not None]
         due = {partition: list(names) for partition, names in self._due.items()}
         kept = self._horizon_ms, self._declared
         return kept, over.tobytes(), open_ones, due, dict(self._sums), dict(self._since), self._halvings
@@ -122,5 +151,5 @@ class ArmFigures:
         self._users = dict.fromkeys(np.frombuffer(over, np.uint64).tolist())
         self._users |= {name: _User(*rest) for name, *rest in open_ones}
         self._due = {partition: deque(names) for partition, names in due.items()}
-        self._sums = {name: tuple(of) for name, of in sums.items()}
+        self._sums = {name: [tuple(of) for of in each] for name, each in sums.items()}
         self._since, self._halvings = dict(since), halvings

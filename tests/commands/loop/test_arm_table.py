@@ -23,9 +23,9 @@ def test_a_run_shows_what_the_archive_counts_and_nothing_where_too_little_is_kno
     assert more.decided
     show_arms(
         [
-            ArmFigure("control", control, band(control), float("nan"), NOTHING, 0),
-            ArmFigure("model", model, band(model), model.value - control.value, more, 1_772_000_000_000),
-            ArmFigure("hits", few, band(few), few.value - control.value, difference(few, control), 0),
+            ArmFigure("control", "click", control, band(control), float("nan"), NOTHING, 0),
+            ArmFigure("model", "click", model, band(model), model.value - control.value, more, 1_772_000_000_000),
+            ArmFigure("hits", "click", few, band(few), few.value - control.value, difference(few, control), 0),
         ]
     )
     text = generate_latest().decode()
@@ -36,12 +36,13 @@ def test_a_run_shows_what_the_archive_counts_and_nothing_where_too_little_is_kno
     assert json.loads(json.dumps(state)) == state
     first, second, third = state["arms"]
     assert [row["arm"] for row in state["arms"]] == ["control", "model", "hits"]
-    assert (first["users"], first["clicks_estimate"]) == (900, pytest.approx(0.1))
-    assert first["clicks_low"] < 0.1 < first["clicks_high"]
+    assert {row["outcome"] for row in state["arms"]} == {"click"}
+    assert (first["users"], first["mean_estimate"]) == (900, pytest.approx(0.1))
+    assert first["mean_low"] < 0.1 < first["mean_high"]
     assert [first[f"more_{bound}"] for bound in ("estimate", "low", "high")] == [None] * 3
     assert (second["more_estimate"], second["more_low"]) == (pytest.approx(0.125), pytest.approx(more.low))
     assert second["since_ms"] == 1_772_000_000_000
-    assert (third["users"], third["clicks_low"], third["more_high"], third["since_ms"]) == (20, None, None, 0)
+    assert (third["users"], third["mean_low"], third["more_high"], third["since_ms"]) == (20, None, None, 0)
 
 
 def test_a_run_without_an_archive_has_no_arms(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from commands.judge.arms import Exposures, estimate, users_of
-from millrace.evidence.sequences import band, difference, mean_of, ratio
-from stream.archive.archive_columns import SettledRow
-from stream.archive.arm_figures import ArmFigures
+from millrace.basics.errors import SettingError
+from millrace.contracts.schema import parse_schema
+from millrace.evidence.sequences import LEAST_OUTCOMES, band, difference, mean_of, ratio
+from stream.archive.archive_columns import ArchiveColumns, SettledRow
+from stream.archive.arm_figures import LEAST_OF, ArmFigure, ArmFigures
 
 HOUR = 3_600_000
 T0 = 1_772_000_000_000
@@ -21,7 +23,18 @@ HORIZON = 4 * HOUR
 
 
 def row(ts_ms: int, user: str, arm: str | None, came_ms: int | None = None) -> SettledRow:
-    return SettledRow(ts_ms, "r", 0, 0, user, "i", None, None, (came_ms, None, None, None), 0.1, 3, arm, "hot", None)
+    """An exposure with a click, and with every second click a purchase a minute later."""
+    bought_ms = None if came_ms is None or came_ms % 2 else came_ms + 60_000
+    times = came_ms, None, None, bought_ms
+    return SettledRow(ts_ms, "r", 0, 0, user, "i", None, None, times, 0.1, 3, arm, "hot", None)
+
+
+def worth(one: SettledRow) -> float:
+    return 1.0 + one.ts_ms % 7
+
+
+def of(outcome: str, figures: list[ArmFigure]) -> list[ArmFigure]:
+    return [one for one in figures if one.outcome == outcome]
 
 
 def crowd(users: int, seed: int = 0, control: float = 0.2, model: float = 0.35) -> list[SettledRow]:
@@ -47,7 +60,7 @@ def home(one: SettledRow) -> int:
 
 def fed(figures: ArmFigures, rows: list[SettledRow], pieces: int = 40) -> list[Any]:
     """The figures after rows that come piece by piece, in two partitions, as the archive hands them over."""
-    for piece in np.array_split(np.arange(len(rows)), pieces):
+    for piece in np.array_split(np.arange(len(rows)), min(pieces, len(rows))):
         part = [rows[n] for n in piece.tolist()]
         for number in (0, 1):
             mine = [one for one in part if home(one) == number]
@@ -58,8 +71,9 @@ def fed(figures: ArmFigures, rows: list[SettledRow], pieces: int = 40) -> list[A
     return figures.look(rows[-1].ts_ms + HORIZON)
 
 
-def judged(rows: list[SettledRow]) -> dict[str, Any]:
+def judged(rows: list[SettledRow], outcome: str = "click") -> dict[str, Any]:
     """What the command says of the same rows."""
+    at, least = (0, LEAST_OUTCOMES) if outcome == "click" else (3, LEAST_OF[outcome])
     rows = [one for one in rows if one.arm is not None]
     end = row(rows[-1].ts_ms + HORIZON, "the end", "none")  # everybody's horizon is over
     rows = [*rows, end]
@@ -70,17 +84,18 @@ def judged(rows: list[SettledRow]) -> dict[str, Any]:
             np.array([users[one.user] for one in rows]),
             np.arange(len(rows)),
             np.array([one.arm for one in rows]),
-            np.array([-1 if one.times[0] is None else one.times[0] for one in rows]),
-            np.ones(len(rows)),
+            np.array([-1 if (came_ms := one.times[at]) is None else came_ms for one in rows]),
+            np.array([worth(one) if outcome == "value" else 1.0 for one in rows]),
         ),
         HORIZON,
     )
-    return {name: estimate(found, len(found.until_ms), name, False) for name in ("control", "hits", "model")}
+    return {name: estimate(found, len(found.until_ms), name, False, least) for name in ("control", "hits", "model")}
 
 
-def test_they_are_what_the_command_says() -> None:
+@pytest.mark.parametrize("outcome", LEAST_OF)
+def test_they_are_what_the_command_says(outcome: str) -> None:
     rows = crowd(3000)
-    found, exact = fed(ArmFigures(HORIZON), rows), judged(rows)
+    found, exact = of(outcome, fed(ArmFigures(HORIZON, worth=worth), rows)), judged(rows, outcome)
     assert [one.name for one in found] == ["control", "model", "hits"]
     for one in found:
         assert one.estimate.n == exact[one.name].n > 500
@@ -88,16 +103,19 @@ def test_they_are_what_the_command_says() -> None:
         assert one.band == pytest.approx(band(exact[one.name]))
         if one.name != "control":
             assert one.more_band == pytest.approx(difference(exact[one.name], exact["control"]))
+        if one.name != "control" and outcome == "click":
             assert one.more_band.low > 0
             assert T0 < one.since_ms < rows[-1].ts_ms
     assert found[0].since_ms == 0
 
 
 def test_equal_arms_are_not_decided_and_few_users_tell_nothing() -> None:
-    found = fed(ArmFigures(HORIZON), crowd(3000, 1, control=0.35))
+    found = of("click", fed(ArmFigures(HORIZON), crowd(3000, 1, control=0.35)))
     assert [one.since_ms for one in found] == [0, 0, 0]
     few = fed(ArmFigures(HORIZON), crowd(150, 2))
-    assert [np.isinf(one.band.low) for one in few] == [True] * 3
+    assert [one.outcome for one in few] == ["click"] * 3 + ["purchase"] * 3, "nothing has a value"
+    assert [np.isinf(one.band.low) for one in few] == [True] * 6
+    assert [one.outcome for one in fed(ArmFigures(HORIZON), [row(T0, "u1", "model")])] == ["click"]
 
 
 def test_a_restart_changes_nothing_and_other_arms_begin_anew() -> None:
@@ -118,9 +136,9 @@ def test_a_restart_changes_nothing_and_other_arms_begin_anew() -> None:
 def test_memory_is_bounded_and_each_arm_loses_as_large_a_part() -> None:
     rows = crowd(6000, 4)
     figures = ArmFigures(HORIZON, most_users=1000)
-    found = {one.name: one.estimate for one in fed(figures, rows)}
+    found = {one.name: one.estimate for one in of("click", fed(figures, rows))}
     assert len(figures._users) <= 1000
-    known = Counter(one.name for one in fed(ArmFigures(HORIZON), rows) for _ in range(one.estimate.n))
+    known = Counter(one.name for one in of("click", fed(ArmFigures(HORIZON), rows)) for _ in range(one.estimate.n))
     assert sum(one.n for one in found.values()) > 1000, "what they have told stays told"
     shares = [found[name].n / known[name] for name in ("control", "model", "hits")]
     assert max(shares) - min(shares) < 0.06
@@ -135,5 +153,17 @@ def test_sums_say_the_same_as_outcomes() -> None:
     outcomes = np.random.default_rng(0).poisson(0.3, 500)
     sums = int(outcomes.sum()), int((outcomes**2).sum()), int(np.count_nonzero(outcomes))
     assert mean_of(500, *sums) == pytest.approx(ratio(outcomes))
+    assert band(mean_of(300, 300 * 0.1, 300 * 0.1**2, 300)).low == pytest.approx(0.1), "all are the same"
     assert not mean_of(0, 0, 0, 0).said
     assert not mean_of(500, 9, 9, 9).said
+
+
+def test_a_purchase_is_worth_a_number_of_its_item() -> None:
+    fields = '{ name = "color", of = "item" }, { name = "price", of = "item", kind = "numeric" }'
+    columns = ArchiveColumns(parse_schema(f'name = "s"\nfields = [{fields}]'))
+    price, one = columns.number("price"), row(T0, "u", "model")
+    raws = [columns.pack("item", about) for about in ({"color": "red", "price": 2.5}, {"price": "x"}, {})]
+    assert [price(one._replace(item_raw=raw)) for raw in (*raws, None)] == [2.5, 0.0, 0.0, 0.0]
+    for name in ("color", "size"):
+        with pytest.raises(SettingError, match=f"'{name}' is no number of an item; choose from price"):
+            columns.number(name)
