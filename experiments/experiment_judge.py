@@ -72,11 +72,10 @@ def experiment_judge(
 def odds(pages: int) -> list[Row]:
     """A row for each rule: pages by a live scorer. A rule is an arm, and all its pages are one user's."""
     arms: dict[str, Arm] = {rule: Arm("model", 1 / len(RULES), explore=f"0.5,{rule},{HEAT}") for rule in RULES}
-    env = {"MILLRACE_ARMS": msgspec.json.encode(arms).decode(), "MILLRACE_CONTROL_SHARE": "0"}
+    env = Settings(arms=arms, control_share=0, schema=str(files("millrace.contracts") / "shop.toml")).environment()
     draw, drawn = ArmDraw(0, arms), defaultdict[str, list[DrawnPage]](list)
     users = {draw.of(user): user for user in range(100)}
-    flags = "--no-archive", "--schema", str(files("millrace.contracts") / "shop.toml")
-    with TemporaryDirectory() as folder, Started(Path(folder, "data"), *flags, env=env) as loop:
+    with TemporaryDirectory() as folder, Started(Path(folder, "data"), "--no-archive", env=env) as loop:
         where, ts_ms = loop.where(), wall_ms()
         intake, scorer = (HTTPConnection(where[name].removeprefix("http://")) for name in ("intake", "scorer"))
         for n in range(ITEMS):
@@ -91,6 +90,8 @@ def odds(pages: int) -> list[Row]:
                 log = decode_heading(record.value)
                 if log.request_id.startswith(RULES):
                     drawn[log.arm_name].append((tuple(log.items), np.frombuffer(log.odds, np.float32).tolist()))
+        for one in (intake, scorer, reader):
+            one.close()
     return [{"of": "odds", "rule": rule, "pages": len(drawn[rule])} | cells(drawn[rule]) for rule in RULES]
 
 
@@ -101,8 +102,7 @@ def cells(pages: Iterable[DrawnPage]) -> Row:
         for k in range(SLOTS + 1):
             seen[items[:k]] += 1
         chance |= {items[: k + 1]: p for k, p in enumerate(odds_of)}
-    told = [(seen[cell[:-1]], seen[cell], p) for cell, p in chance.items()]
-    told = [(n, count, p) for n, count, p in told if min(n * p, n * (1 - p)) >= 5]  # enough to tell
+    told = [(seen[c[:-1]], seen[c], p) for c, p in chance.items() if seen[c[:-1]] * min(p, 1 - p) >= 5]  # enough
     within = [stats.binom.ppf(0.025, n, p) <= count <= stats.binom.ppf(0.975, n, p) for n, count, p in told]
     chi2 = sum((count - n * p) ** 2 / (n * p) for n, count, p in told)
     freedom = sum(1 - p for *_, p in told)  # of all cells below the same items it is their number less 1
