@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from millrace.basics.errors import LogError
+from millrace.logs.jsonlines import has_null_line
 from millrace.logs.log_files import PARQUET, Ending, files_of
 from millrace.logs.plain_types import plain
 from millrace.logs.text import is_data
@@ -279,6 +280,8 @@ def _json(raw: bytes) -> tuple[pa.Table, frozenset[str]]:
     """(JSON lines as a table, its columns with values of several kinds). Those are texts, as in a CSV, and so are
     whole numbers beyond 64 bits. A few lines that are no objects are left out."""
     try:
+        if has_null_line(raw):
+            raise pa.ArrowInvalid("a line is null")
         options = pajson.ReadOptions(block_size=max(len(raw) + 1, 1 << 20))
         return pajson.read_json(pa.BufferReader(raw), options), frozenset()
     except pa.ArrowInvalid:
@@ -286,7 +289,7 @@ def _json(raw: bytes) -> tuple[pa.Table, frozenset[str]]:
         for line in lines:
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             rows += [row] if isinstance(row, dict) else []
         if len(rows) < (1 - MOST_STRAY) * len(lines):

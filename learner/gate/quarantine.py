@@ -29,7 +29,7 @@ from msgspec import Struct
 
 from learner.gate.verdicts import GateRefusal
 from learner.training.decisionlog import places_of, rows_in, spans_of
-from millrace.basics.errors import SchemaError, one_line
+from millrace.basics.errors import UNFIT, SchemaError, SnapshotError, one_line
 from millrace.basics.store import AbsentError, DamagedError, Store
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.decisions import Span
@@ -233,8 +233,15 @@ class Quarantine:
         return msgspec.msgpack.encode((self.lost_rows, self._open, kept))
 
     def resume(self, raw: bytes) -> None:
-        """The inverse of :meth:`snapshot`. Raises ValueError where it cannot be read."""
-        self.lost_rows, self._open, kept = msgspec.msgpack.decode(raw, type=_Saved)
+        """The inverse of :meth:`snapshot`. Raises SnapshotError where it cannot be read."""
+        try:
+            self.lost_rows, self._open, kept = msgspec.msgpack.decode(raw, type=_Saved)
+            for entry, packed in kept:
+                if rows_in(span for some in packed for span in _decode_spans(some)) != entry.rows:
+                    raise ValueError(f"'{entry.name}' has not {entry.rows} rows")
+        except UNFIT as error:
+            problem = f"what a snapshot has in quarantine cannot be read ({one_line(error)})"
+            raise SnapshotError(problem, "move this snapshot away: the one before it is used") from None
         self._kept = {entry.name: _Kept(entry, packed) for entry, packed in kept}
         self._bytes, self._changed = sum(one.bytes for one in self._kept.values()), True
 
@@ -291,7 +298,7 @@ def listed(store: Store) -> list[QuarantineEntry]:
         return _decode_list(store.get(_LIST)[0]).entries
     except AbsentError:
         return []
-    except msgspec.MsgspecError as error:
+    except UNFIT as error:
         raise DamagedError(f"the list of quarantine cannot be read ({one_line(error)})", "start the learner") from None
 
 
@@ -323,8 +330,11 @@ def _packed(batch: SampleBatch) -> bytes:
 
 def _unpacked(file: str, head: bytes, body: memoryview) -> tuple[SampleBatch, list[Span]]:
     try:
-        return SampleBatch.from_bytes(zstandard.ZstdDecompressor().decompress(body)), _decode_copy(head).spans
-    except (zstandard.ZstdError, msgspec.MsgspecError, SchemaError) as error:
+        batch, spans = SampleBatch.from_bytes(zstandard.ZstdDecompressor().decompress(body)), _decode_copy(head).spans
+        if rows_in(spans) != len(batch):
+            raise ValueError(f"{rows_in(spans)} places of {len(batch)} rows")
+        return batch, spans
+    except (zstandard.ZstdError, SchemaError, *UNFIT) as error:
         raise DamagedError(f"samples '{file}' in quarantine cannot be read ({error})", "discard them") from None
 
 

@@ -15,7 +15,7 @@ from learner.promotion.learnerstate import LearnerState, Standing
 from learner.promotion.restorer import Base
 from learner.ranker.verbs import Learning
 from learner.training.learner_versions import FoundSnapshot
-from millrace.basics.errors import one_line
+from millrace.basics.errors import UNFIT, one_line
 from millrace.basics.hashing import salt
 from millrace.versions.image import Array, below
 
@@ -92,7 +92,7 @@ def _resume(checks: Checks, arrays: Mapping[str, Array], model: Learning) -> boo
     try:
         for name, part in checks.parts.items():
             part.resume(below(f"{name}/", arrays))
-    except (KeyError, ValueError) as error:
+    except UNFIT as error:
         log.warning("the gate's state cannot be used: it warms up anew", error=str(error))
         return False
     return True
@@ -103,7 +103,7 @@ def _read(arrays: Mapping[str, Array]) -> _Kept | None:
         return None
     try:
         return msgspec.msgpack.decode(arrays["kept"].tobytes(), type=_Kept)
-    except msgspec.MsgspecError as error:
+    except UNFIT as error:
         log.warning("the state beside the model cannot be read", error=one_line(error))
         return None
 

@@ -103,7 +103,7 @@ from learner.tables import table_kernels
 from learner.tables.table import BatchIds, SparseTable, StepSizes
 from learner.tables.table_kernels import EMPTY
 from millrace.basics.durations import MINUTE_MS
-from millrace.basics.errors import SnapshotError
+from millrace.basics.errors import UNFIT, SnapshotError
 from millrace.basics.hashing import salt
 from millrace.contracts.samples import PAGE, SampleBatch
 from millrace.contracts.schema import Schema
@@ -432,7 +432,7 @@ class OnlineModel:
                 fresh.head.reseed(fresh.seed)
                 if heads != {0}:
                     fresh.head.resume_small(below("retrieval/", state))
-        except (KeyError, RuntimeError, ValueError) as error:
+        except UNFIT as error:
             raise SnapshotError(
                 f"the snapshot is not of a '{self._spec.model}' with this schema and spec ({error})",
                 "start with an empty model folder, or with the settings it was made with",

@@ -171,7 +171,7 @@ def spans_of(places: Places) -> tuple[Span, ...]:
 def places_of(spans: Iterable[Span]) -> Places:
     """The inverse of :func:`spans_of`. (n, 3)"""
     runs = [
-        np.column_stack([np.full(s.stop - s.first, s.partition), np.full(s.stop - s.first, s.offset), rows])
+        np.column_stack([np.full(len(rows), s.partition), np.full(len(rows), s.offset), rows])
         for s in spans
         for rows in (np.arange(s.first, s.stop),)
     ]

@@ -79,6 +79,11 @@ class ParityError(MillraceError):
     """The replay of an archive gives another AUC than the live loop's log."""
 
 
+UNFIT = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+"""What code raises that is given a file's content in another form than it was written for. Errors of msgspec, numpy and
+of decoding text are ValueErrors; torch's, and RecursionError, are RuntimeErrors. Readers of files make an error of ours
+of it: a seal shows damage, and not what a wrong writer wrote."""
+
 FENCED_STATUS = 3
 """Exit status of a fenced process: after a restart it would only fence the other one in turn."""
 EXIT_CODES = {

@@ -100,8 +100,9 @@ class PartitionLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._load(now_ms)
         self.start = max(self.segments[0].base, self._read_start())
-        self.end = self.segments[-1].end
-        if self.damaged_bytes and self.end > self.segments[-1].base:
+        newest = self.segments[-1]
+        self.end = max(newest.end, self.start)  # of a file that lost its end, no offset below the start is given again
+        if self.end > newest.end or (self.damaged_bytes and self.end > newest.base):
             self._roll(now_ms)  # if the damaged batch was the last, the name of the next file has the end
 
     def _load(self, now_ms: int) -> None:

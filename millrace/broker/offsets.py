@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from millrace.basics.atomic_files import write_whole
+from millrace.basics.errors import UNFIT
 
 Key = tuple[str, str, int]  # group, topic, partition
 Committed = tuple[int, str]  # next offset to read, and the client's text beside it
@@ -25,7 +26,7 @@ class Offsets:
         for line in path.read_bytes().split(b"\n") if path.exists() else []:
             try:
                 group, topic, partition, offset, text = msgspec.json.decode(line, type=_Line)
-            except msgspec.MsgspecError:
+            except UNFIT:
                 continue  # the end of the file, or a damaged line
             self._table[group, topic, partition] = (offset, text)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from millrace.basics.atomic_files import write_whole
-from millrace.basics.errors import ServiceError
+from millrace.basics.errors import UNFIT, ServiceError
 from millrace.broker import codes
 from millrace.broker.codes import BrokerRefusal
 from millrace.broker.log import Limits, PartitionLog
@@ -84,14 +84,24 @@ class Topics:
     def _read(self, cluster: str) -> _State:
         try:
             state = msgspec.json.decode(self._path.read_bytes(), type=_State)
+            for saved in state.topics.values():
+                self.defaults.of(saved.config)
         except FileNotFoundError:
             return _State(cluster or "millrace")
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, *UNFIT) as error:
             raise ServiceError(f"'{self._path}' cannot be read ({error})", "remove the broker's folder") from None
         if cluster and state.cluster != cluster:
             raise ServiceError(
                 f"folder '{self.folder}' belongs to cluster '{state.cluster}', not '{cluster}'", "name another folder"
             )
+        there = [path.name.rpartition(".")[::2] for path in self._logs.iterdir()]
+        for name, saved in state.topics.items():  # else what is the topic's would be taken for a leftover
+            alike = [folder for folder in there if name == folder[0] or saved.id == folder[1]]
+            if alike and (name, saved.id) not in alike:
+                problem = (
+                    f"'{self._path}' has the topic '{name}' with the id '{saved.id}', and its folder is {alike[0]}"
+                )
+                raise ServiceError(problem, "correct the file, or remove the broker's folder")
         return state
 
     def _save(self) -> None:

@@ -345,7 +345,7 @@ def parse_schema(text: str, source: str = "schema") -> Schema:
         raise SchemaError(
             f"{source}: {invalid(error, Schema)}", "correct the entry; docs/reference/schema.md lists them all"
         ) from None
-    except (tomllib.TOMLDecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise SchemaError(f"{source}: {error}", "correct the entry; docs/reference/schema.md lists them all") from None
     _check(schema, source)
     if any("count" in one.forms for one in schema.among):
@@ -374,7 +374,7 @@ def load_schema(path: Path | str) -> Schema:
     """A schema from a TOML file. Raises SchemaError as :func:`parse_schema` does, or when the file cannot be read."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise SchemaError(f"schema file '{path}' cannot be read ({error})", "give the path of a TOML schema") from None
     return parse_schema(text, str(path))
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from millrace.basics.errors import UNFIT
 from millrace.basics.store import AbsentError, DamagedError, Store
 from millrace.contracts.schema import Schema
 
@@ -58,7 +59,7 @@ class SchemaBook:
             name = f"{number:06d}-{id}.schema"
             try:
                 schema = msgspec.json.decode(self._store.get(name)[1], type=Schema)
-            except (AbsentError, DamagedError, msgspec.MsgspecError) as error:
+            except (AbsentError, DamagedError, *UNFIT) as error:
                 log.warning("a former schema cannot be read", file=name, error=str(error))
                 continue
             if schema.id == id:

@@ -33,7 +33,8 @@ FILE = "millrace.toml"
 DATA = "millrace-data"
 """Folder of the loop where neither flag nor setting names one, in the current folder."""
 
-Positive = Annotated[float, Meta(gt=0)]
+Positive = Annotated[float, Meta(gt=0, le=1e9)]  # so that a time in milliseconds fits 64 bits
+NotNegative = Annotated[float, Meta(ge=0, le=1e9)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 _SHARES = {"vectors": 0.6, "liked": 0.1, "coclicked": 0.05, "hot": 0.2, "new": 0.03, "random": 0.02}
@@ -55,7 +56,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     scorer: str = ""  # http://host:port
     intake: str = ""  # http://host:port
     # Before the name of each topic, consumer group and Redis key, so that several loops share one Kafka and one Redis.
-    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,40}$")] = ""
+    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,40}\Z")] = ""
     data: str = ""  # the folder of the loop: this machine's working files
     # Folder or object store (any URL that fsspec knows, as s3://bucket/prefix) of checkpoints and models, which roles
     # on several machines share. Empty: within `data`.
@@ -84,8 +85,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     label_policy: Literal["wait", "equal-wait", "fake-negative-weighted", "es-dfm", "prompt"] = "prompt"
     attribution_minutes: Positive = 5.0  # an exposure without a click for so long is a negative
     observation_seconds: Positive = 10.0  # es-dfm and prompt: an exposure without a click for so long is a negative
-    lateness_minutes: Annotated[float, Meta(ge=0)] = 120.0  # clicks later than this after attribution are dead letters
-    disorder_seconds: Annotated[float, Meta(ge=0)] = 60.0  # how much out of order events may come
+    lateness_minutes: NotNegative = 120.0  # clicks later than this after attribution are dead letters
+    disorder_seconds: NotNegative = 60.0  # how much out of order events may come
 
     # Model. What is learnt, and which figures are kept of it.
     model: str = "wide_resnet"  # a model of docs/internals/learner.md, or module:Class of your own
@@ -99,13 +100,15 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     gate: Literal["observe", "on", "off"] = "observe"  # observe: refuse only what is damaged or absurd; on: refuse
     heldout_share: Annotated[float, Meta(ge=0, le=0.1)] = 0.01  # share of pages that are never learnt, to judge by
     # Rows that a user, an item or an id of a field may teach in an hour; empty: no limit.
-    teach_limits: dict[str, Annotated[int, Meta(ge=1)]] = field(default_factory=lambda: {"user": 1000, "item": 20000})
+    teach_limits: dict[str, Annotated[int, Meta(ge=1, le=2**63 - 1)]] = field(
+        default_factory=lambda: {"user": 1000, "item": 20000}
+    )
     quarantine_minutes: Positive = 120.0  # after so long a refused change is accepted
     keep_minutes: Positive = 60.0  # versions are kept for so long, thinned, to go back to
 
     # Serving. What a scorer makes a page of.
     workers: Annotated[int, Meta(ge=1, le=64)] = 1  # processes that answer requests, on one port
-    candidates: Annotated[int, Meta(ge=1)] = 1000  # items that are ranked for a page
+    candidates: Annotated[int, Meta(ge=1, le=2**31 - 1)] = 1000  # items that are ranked for a page
     # Shares of the candidates by source; see docs/concepts/recall-and-ranking.md. They add up to 1.
     recall: dict[str, Annotated[float, Meta(ge=0, le=1)]] = field(default_factory=_SHARES.copy)
     recall_index: Literal["exact", "usearch"] = "exact"  # usearch: approximate, for more than a million items
@@ -115,23 +118,23 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     arms_value: str = ""  # a number of the item that a purchase counts in the live figures of arms, as price
     # Pages of the model that are drawn by chance, with logged odds: share[,rule[,temperature]]; 0: none.
     explore: str = "0"  # Rules: softmax, uniform, swap; as 0.05,softmax,0.5
-    bought_days: Annotated[float, Meta(ge=0)] = 7.0  # event time: an item that a user bought comes last
+    bought_days: NotNegative = 7.0  # event time: an item that a user bought comes last
 
     # Limits. What disks and brokers hold.
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 4
-    broker_gib: Annotated[float, Meta(gt=0)] = 32.0  # most that the embedded broker's topics take of the disk
-    archive_days: Annotated[float, Meta(ge=0)] = 0.0  # how long the archive's files are kept; 0: for ever
+    broker_gib: Positive = 32.0  # most that the embedded broker's topics take of the disk
+    archive_days: NotNegative = 0.0  # how long the archive's files are kept; 0: for ever
     archive_features: bool = False  # archive each exposure's features too, as the scorer logged them: 40 bytes or so
 
     # Demo. The simulated shop.
-    seed: int = 0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     shoppers: Annotated[int, Meta(ge=1, le=1_000_000)] = 4000  # shoppers who come on an average day
 
     # Hidden.
     metrics_port: Port | None = None  # nothing: the role's own, see docs/reference/metrics.md; 0: any that is free
     clock: str = ""  # see EventClock.encode; whoever starts the roles of a loop sets it
     from_log: str = ""  # a log that the role `simulate` plays, by `schema`, in place of shoppers
-    session_timeout_ms: Annotated[int, Meta(ge=1000)] = 6000
+    session_timeout_ms: Annotated[int, Meta(ge=1000, le=2**31 - 1)] = 6000
     patience_seconds: Positive = 30.0  # how long a role waits, aloud, for a broker that does not answer at its start
     outage_seconds: Positive = 60.0  # how long a running worker waits for a broker or Redis that went away
     idle_seconds: Positive = 5.0  # a partition silent for this long follows the others' watermark
@@ -347,16 +350,22 @@ def read_settings(
     given |= {name: Given(value, "flag") for name, value in flags.items()}
     right: dict[str, Any] = {}
     for name, (value, origin) in given.items():
+        text = str(value)
         try:
+            if not text.isascii() and text.encode(errors="replace").decode() != text:
+                raise ValueError("it is no UTF-8")
+            if "\0" in text:
+                raise ValueError("it has a NUL")
             plain = _table(value) if name in _TABLES and isinstance(value, str) else value
             read = getattr(msgspec.convert({name: plain}, Settings, strict=False), name)
             if name == "explore":
                 Exploration.of(read)
             right[name] = read
-        except msgspec.ValidationError as error:
-            mistakes.append(f"{origin}: {name} '{value}': {invalid(error, Settings)}")
-        except (ValueError, SettingError) as error:
-            mistakes.append(f"{origin}: {name} '{value}': {error}")
+        except (ValueError, RecursionError, SettingError) as error:
+            why = invalid(error, Settings) if isinstance(error, msgspec.ValidationError) else str(error)
+            shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+            mistake = f"{origin}: {name} '{shown}': {why.replace(text, shown) if text else why}"
+            mistakes.append(" ".join(mistake.encode(errors="backslashreplace").decode().split()))
     settings = Settings(**right)
     try:
         check_arms(settings.control_share, settings.arms)
@@ -376,7 +385,7 @@ def unread_variables(environ: Mapping[str, str]) -> list[str]:
 def _file_of(folder: str, named: str | None) -> Path | None:
     if named is not None:
         return Path(named) if named else None
-    return next((path for path in (Path(folder, FILE), Path(FILE)) if path.is_file()), None)
+    return next((path for path in (Path(folder, FILE), Path(FILE)) if os.path.isfile(path)), None)
 
 
 def _of_file(path: Path) -> tuple[dict[str, Given], list[str]]:
@@ -384,8 +393,9 @@ def _of_file(path: Path) -> tuple[dict[str, Given], list[str]]:
     try:
         text = path.read_text(encoding="utf-8")
         document = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        return {}, [f"the settings file '{path}' cannot be read ({error})"]
+    except (OSError, ValueError, RecursionError) as error:
+        why = getattr(error, "strerror", None) or error
+        return {}, [" ".join(f"the settings file '{str(path)[:_SHOWN]}' cannot be read ({why})".split())]
     lines, section_of = _lines(text), {name: s for s, names in SECTIONS.items() for name in names}
     given: dict[str, Given] = {}
     mistakes: list[str] = []
@@ -430,6 +440,7 @@ def _meant(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else "docs/reference/settings.md lists them all"
 
 
+_SHOWN = 200  # characters of a value in a mistake
 _TABLES = frozenset({"model_spec", "segments", "shadow_spec", "teach_limits", "recall", "arms"})
 
 

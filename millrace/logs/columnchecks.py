@@ -238,4 +238,8 @@ def iso_day(day: object) -> str:
 
 
 def _first(column: pa.Array | pa.ChunkedArray, rows: NDArray[np.bool_]) -> Any:
-    return column[int(np.argmax(rows))].as_py()
+    one = column[int(np.argmax(rows))]
+    try:
+        return one.as_py()
+    except (OverflowError, ValueError):  # a date or time beyond Python's
+        return one.value

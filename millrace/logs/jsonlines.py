@@ -8,6 +8,7 @@ that are not objects, keys that stand twice, and values of another kind than mos
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,14 @@ from typing import Any
 import pyarrow as pa
 
 from millrace.logs.faults import Faults
+
+_FIRST_NULL, _NULL = re.compile(rb"(?:\xef\xbb\xbf)?\s*null"), re.compile(rb"\n[ \t\r]*null")
+
+
+def has_null_line(raw: bytes | pa.Buffer) -> bool:
+    """Whether a line is a null in place of an object. The fast reader takes it for a row of nulls, and ends the whole
+    process (pyarrow 26: a segmentation fault) where it comes first."""
+    return _FIRST_NULL.match(raw) is not None or _NULL.search(raw) is not None
 
 
 class _DuplicateNameError(ValueError):
@@ -52,7 +61,7 @@ def readable(
             wrong += 1
             problem = f"'{path}': column '{error}' stands twice in row {{row}}"
             faults.count("twice", str(path), 1, number, str(error), problem, "write each key of an object once")
-        except ValueError:
+        except (ValueError, RecursionError):
             wrong += 1
             shown = line.strip().decode("utf-8", "replace")[:60]
             if place == len(lines) - 1:

@@ -73,7 +73,7 @@ def _numbers(column: pa.Array, clock: Clock) -> tuple[pa.Array, NDArray[np.bool_
         return pc.cast(column, pa.int64()), none
     if pa.types.is_integer(kind):
         if pa.types.is_uint64(kind):
-            column = pc.if_else(pc.greater(column, 2**63 - 1), 2**63 - 1, column)
+            column = pc.min_element_wise(column, pa.scalar(2**63 - 1, kind), skip_nulls=False)
         out = pc.cast(column, pa.int64())
         if clock.unit == "s":
             great = pc.greater(pc.abs(out), 2**53)

@@ -7,6 +7,7 @@ another number of columns, a broken JSON object, a lost end.
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ import pyarrow.json as pajson
 from millrace.basics.errors import LogError
 from millrace.contracts.logforms import Join, LogColumns
 from millrace.logs.faults import Faults
-from millrace.logs.jsonlines import readable
+from millrace.logs.jsonlines import has_null_line, readable
 
 _BLOCK = 1 << 30  # in text files up to this size, each column's type is inferred from the whole file
 _HEAD = 1 << 20  # a header is searched for in this many bytes
@@ -164,6 +165,8 @@ class TextReader:
                 explicit_schema=pa.schema(list(types.items())), unexpected_field_behavior="ignore"
             )
         try:
+            if has_null_line(raw):
+                raise pa.ArrowInvalid("a line is null")
             table = pajson.read_json(pa.BufferReader(raw), pajson.ReadOptions(block_size=block), parse)
             as_text = [n for n in self._form.as_written & set(table.column_names) if _is_time(table[n].type)]
             if as_text and types is None:
@@ -199,6 +202,8 @@ class TextReader:
         except pa.ArrowInvalid as error:
             if not re.search(r"Expected \d+ columns, got", str(error)):
                 raise
+            if codecs.lookup(self._form.encoding).name == "utf-8":
+                str(raw, "utf-8")  # a row of other bytes cannot be handed to us: they are the fault then
             self._left_out = 0
             table = read(False, invalid_row_handler=self._odd)
         self._names = self._names or list(table.column_names)

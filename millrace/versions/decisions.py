@@ -17,21 +17,24 @@ their own. A snapshot names the newest decision that it has, and a file beside i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-from millrace.basics.errors import SnapshotError
+from millrace.basics.errors import UNFIT, SnapshotError
+
+Row = Annotated[int, Meta(ge=0, le=1 << 20)]
+"""A message of ``samples`` has fewer rows: some take more than ten bytes, and the largest message has ten megabytes."""
 
 
 class Span(NamedTuple):
     """Rows ``first`` to ``stop`` (not included) of one message of ``samples``."""
 
-    partition: int
-    offset: int
-    first: int
-    stop: int
+    partition: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    offset: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    first: Row
+    stop: Row
 
 
 class Began(Struct, frozen=True, array_like=True, tag="began"):
@@ -185,7 +188,7 @@ def decode_decisions(raw: bytes | memoryview) -> LogPart:
     """The inverse of :func:`encode_decisions`. Raises SnapshotError where they cannot be read."""
     try:
         return _decoder.decode(raw)
-    except msgspec.MsgspecError as error:
+    except UNFIT as error:
         raise SnapshotError(f"a log of decisions cannot be read ({error})", "it is passed over") from None
 
 

@@ -32,7 +32,7 @@ import structlog
 from msgspec import Struct
 
 from millrace.basics.arrays import ArraySpec, lay, specs_of, view
-from millrace.basics.errors import SnapshotError
+from millrace.basics.errors import UNFIT, SnapshotError
 from millrace.basics.store import ASIDE, AbsentError, DamagedError, Sealed, Store
 from millrace.versions.decisions import LogPart, decode_decisions, encode_decisions
 from millrace.versions.image import Array, Image, TableRows
@@ -142,7 +142,7 @@ class ModelStore:
         head, body, _ = self.store.get(_cuts(place))
         try:
             since = msgspec.json.decode(head, type=_CutsHead)
-        except msgspec.MsgspecError as error:
+        except UNFIT as error:
             raise SnapshotError(f"file '{_cuts(place)}' cannot be read ({error})", "it is passed over") from None
         return Cuts(Place(since.from_epoch, since.from_version), decode_decisions(body))
 
@@ -249,7 +249,7 @@ class ModelStore:
         head, body = self._expect(file)
         try:
             return view(_arrays(head).arrays, body)
-        except (msgspec.MsgspecError, SnapshotError) as error:
+        except (*UNFIT, SnapshotError) as error:
             raise SnapshotError(f"file '{file.name}' holds no arrays ({error})", "it is passed over") from None
 
     def _expect(self, file: Sealed) -> tuple[bytes, memoryview]:

@@ -30,7 +30,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from millrace.basics.arrays import ArraySpec, lay, specs_of, view
-from millrace.basics.errors import SnapshotError
+from millrace.basics.errors import UNFIT, SnapshotError
 from millrace.basics.hashing import U64
 from millrace.basics.store import AbsentError, DamagedError, Sealed, Store
 from millrace.contracts.events import Int64
@@ -235,14 +235,14 @@ def read_part(store: Store, file: Sealed) -> ItemImage | TilePart:
         if part.ids is not None:
             return ItemImage.checked(part.ids, arrays)
         return TilePart.of_arrays(part, arrays)
-    except (SnapshotError, KeyError, ValueError) as error:
+    except (SnapshotError, *UNFIT) as error:
         raise _not_ours(file.name, error) from None
 
 
 def _read(decoder: Any, head: bytes, name: str) -> Any:
     try:
         return decoder.decode(head)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNFIT as error:
         raise _not_ours(name, error) from None
 
 

@@ -33,7 +33,7 @@ from learner.network.backward import Workspace
 from learner.network.dense import threads
 from learner.network.forward import ARITHMETICS, Arithmetic, PageForward, forward_of, prepared
 from learner.serving.staging import ModelWriter
-from millrace.basics.errors import StoreError, one_line
+from millrace.basics.errors import UNFIT, StoreError, one_line
 from millrace.basics.store import AbsentError, DamagedError, Store
 
 log = structlog.get_logger("scorer")
@@ -168,7 +168,7 @@ def _in(store: Store, name: str) -> Choice:
     head, _, _ = store.get(name)
     try:
         return replace(msgspec.json.decode(head, type=Choice), measured=False)
-    except msgspec.MsgspecError as error:
+    except UNFIT as error:
         raise DamagedError(f"file '{name}' holds no choice of arithmetic ({error})", "it is measured anew") from None
 
 

@@ -22,12 +22,12 @@ Scalar = Text | Int64 | float | bool | Annotated[list[Text | Int64], Meta(max_le
 MOST_EXCLUDED, MOST_ATTRIBUTES = 1000, 16
 """Limits of a request: excluded ids, and attributes of one kind of filter."""
 HIDDEN = ("bought", "clicked", "seen")
-_HIDE_SCHEMA = {"items": {"type": "string", "enum": list(HIDDEN)}}
 MAX_CAP = 1 << 20
 """A larger cap has no effect."""
 Value = Text | Int64 | float | bool
 Values = Value | list[Value]
 Clause = dict[str, Values]
+_FEW = {"maxProperties": MOST_ATTRIBUTES}
 MAX_BODY_BYTES = 1 << 20
 MAX_SCORED = 1000
 """Items in one /score request: as many as one page of exposures may have."""
@@ -89,14 +89,25 @@ class RecommendRequest(Struct, frozen=True, forbid_unknown_fields=True, rename={
         None
     )
     explain: Annotated[bool, Meta(description="Say of each item where recall found it, and of the first why")] = False
-    exclude: Annotated[list[WireId], Meta(description=f"Items that must not come; at most {MOST_EXCLUDED:,}")] = []
+    exclude: Annotated[
+        list[WireId], Meta(description="Items that must not come", extra_json_schema={"maxItems": MOST_EXCLUDED})
+    ] = []
     only: Annotated[
-        Clause, Meta(description="By attribute: values of which an item must have one; every attribute must hold")
+        Clause,
+        Meta(
+            description="By attribute: values of which an item must have one; every attribute must hold",
+            extra_json_schema=_FEW,
+        ),
     ] = {}
-    without: Annotated[Clause, Meta(description="By attribute: values of which an item must have none")] = {}
-    caps: Annotated[dict[str, int], Meta(description="By attribute: items of a page with the same value, at most")] = {}
+    without: Annotated[
+        Clause, Meta(description="By attribute: values of which an item must have none", extra_json_schema=_FEW)
+    ] = {}
+    caps: Annotated[
+        dict[str, Annotated[int, Meta(extra_json_schema={"minimum": 1})]],
+        Meta(description="By attribute: items of a page with the same value, at most", extra_json_schema=_FEW),
+    ] = {}
     hide: Annotated[
-        list[str], Meta(description="What the user did: bought, clicked, seen", extra_json_schema=_HIDE_SCHEMA)
+        list[Annotated[str, Meta(extra_json_schema={"enum": list(HIDDEN)})]], Meta(description="What the user did")
     ] = []
 
 
@@ -104,7 +115,7 @@ class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """POST /score."""
 
     user_id: WireId
-    items: Annotated[list[WireId], Meta(description=f"1 to {MAX_SCORED} ids")]
+    items: Annotated[list[WireId], Meta(extra_json_schema={"minItems": 1, "maxItems": MAX_SCORED})]
     request_id: Name | None = None
     ts_ms: TimeMs | None = None
     context: dict[str, Scalar] = {}

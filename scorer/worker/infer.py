@@ -51,7 +51,7 @@ class InferInput(Struct, frozen=True):
 class WantedOutput(Struct, frozen=True):
     """An output that a client asks for."""
 
-    name: str
+    name: Annotated[str, Meta(extra_json_schema={"enum": ["score", "known"]})]
     parameters: dict[str, Any] = {}
 
 

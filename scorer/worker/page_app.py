@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -91,8 +92,10 @@ def make_app(serving: Serving, meters: ScorerMeters, figures: FiguresSource) -> 
         name = request.path_params["name"]
         return await _answer("infer", request, lambda body: inference.infer(name, body), meters)
 
-    async def missing(request: Request, _: Exception) -> Response:
-        return _respond({"error": f"{request.method} {request.url.path} is not served; use {described()}"}, 404)
+    async def missing(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        said = {"error": f"{request.method} {request.url.path} is not served; use {described()}"}
+        return _respond(said, error.status_code, error.headers)
 
     handlers = {
         "/recommend": recommend,
@@ -184,8 +187,8 @@ async def _body(request: Request) -> bytes:
     return b"".join(parts)
 
 
-def _respond(content: Any, status: int = 200) -> Response:
-    return Response(_json.encode(content), status, media_type="application/json")
+def _respond(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(_json.encode(content), status, headers, media_type="application/json")
 
 
 def _failed(error: RequestError) -> Response:

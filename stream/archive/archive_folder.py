@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from millrace.basics.atomic_files import clear_leftovers, lock_of, write_whole
-from millrace.basics.errors import StoreError
+from millrace.basics.errors import UNFIT, StoreError
 from millrace.basics.store import DamagedError, seal, unseal
 
 KINDS = ("events", "exposures", "features")
@@ -76,7 +76,7 @@ class ArchiveFolder:
                 head, body, _ = unseal(manifest.read_bytes(), str(manifest))
                 self.last = msgspec.json.decode(head, type=dict[str, int])["cut"]
                 state = msgspec.msgpack.decode(body, type=dict[str, Any])
-            except (OSError, DamagedError, msgspec.MsgspecError, KeyError) as error:
+            except (OSError, DamagedError, *UNFIT) as error:
                 raise StoreError(f"the archive's manifest '{manifest}' cannot be read ({error})", _REMEDY) from None
         elif any(self.files()):
             raise StoreError(f"the archive '{self.path}' has files and no manifest", _REMEDY)

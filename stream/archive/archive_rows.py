@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from millrace.basics.durations import DAY_MS
-from millrace.basics.errors import StoreError
+from millrace.basics.errors import UNFIT, StoreError
 from millrace.basics.hashing import kafka_partition
 from millrace.contracts.events import BadEventError, Event, Exposure, Id, decode_event, key_of
 from millrace.contracts.page_logs import decode_heading
@@ -257,7 +257,7 @@ class Archive:
                 pages.repack(lambda side, raw: self.columns.repack(side, state["names"][side], raw))
             if "arms" in state:  # an earlier version counted none
                 self.arms.resume(state["arms"])
-        except (KeyError, ValueError, TypeError) as error:
+        except UNFIT as error:
             raise StoreError(f"the archive's state is damaged ({error})", _REMEDY) from None
 
 

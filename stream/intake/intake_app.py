@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import structlog
 from starlette.applications import Starlette
 from starlette.convertors import PathConvertor, register_url_convertor
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -255,9 +257,10 @@ def make_app(desk: Desk, outlet: IntakeProducer) -> Starlette:
     async def openapi(_: Request) -> Response:
         return Response(described_api, media_type="application/json")
 
-    async def missing(request: Request, _: Exception) -> Response:
-        error = f"{request.method} {request.url.path[:100]} is not served; use {described()}"
-        return _respond(Failure(" ".join(error.split())), 404)
+    async def missing(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        said = f"{request.method} {request.url.path[:100]} is not served; use {described()}"
+        return _respond(Failure(" ".join(said.split())), error.status_code, error.headers)
 
     return Starlette(
         routes=[
@@ -277,5 +280,5 @@ def _bug(route: str, error: Exception) -> bytes:
     return _json.encode(Failure(f"internal error ({type(error).__name__}); see the intake's log"))
 
 
-def _respond(content: Any, status: int = 200) -> Response:
-    return Response(_json.encode(content), status, media_type="application/json")
+def _respond(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(_json.encode(content), status, headers, media_type="application/json")

@@ -34,7 +34,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from millrace.basics.errors import StoreError
+from millrace.basics.errors import UNFIT, StoreError
 from millrace.contracts.carry import same_tiles
 from millrace.contracts.events import DeadLetter, Id, decode_event
 from millrace.contracts.profile_warnings import ProfileWarning
@@ -304,7 +304,7 @@ class Partition:
         """
         try:
             state = msgspec.msgpack.decode(raw, type=_State)
-        except msgspec.MsgspecError as error:
+        except UNFIT as error:
             raise StoreError(f"{len(raw)} bytes are no checkpoint of a partition ({error})", _REMEDY) from None
         was = self._check(state)
         try:
@@ -315,7 +315,7 @@ class Partition:
             self._ingest.reached.resume(state.newest_ms, pages)
             self.join.resume(state.join, lambda message: self._decoder.page(message)[1], decode_event)
             self.counters.resume(state, was)
-        except (ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
+        except UNFIT as error:
             raise StoreError(f"a damaged checkpoint ({error})", _REMEDY) from None
 
     def _check(self, state: _State) -> Schema | None:

@@ -48,7 +48,7 @@ import msgspec
 import structlog
 import zstandard
 
-from millrace.basics.errors import StoreError
+from millrace.basics.errors import UNFIT, StoreError, one_line
 from millrace.basics.store import AbsentError, DamagedError, Sealed, Store
 from millrace.labels import policy_named
 from stream.partition.journal import RULES, Entry, from_bytes, to_bytes
@@ -242,7 +242,13 @@ class CheckpointStore:
             for after, entries, journal in self._follow(head, line, journals, damaged):
                 if after.terms is not None and after.terms != Terms.of(partition):
                     partition = self._under(partition, after.terms.partition(fresh))
-                partition.replay(entries)
+                try:
+                    partition.replay(entries)
+                except UNFIT as error:
+                    raise StoreError(
+                        f"checkpoint '{journal.name}' in '{self.url}' cannot be done again ({one_line(error)})",
+                        _REMEDY_DAMAGED,
+                    ) from error
                 partition.advance_ms = after.advance_ms
                 line.number, line.tip = after.number, journal.digest
                 line.logs = line.logs if after.logs is None else after.logs
@@ -259,9 +265,18 @@ class CheckpointStore:
         number, terms, offsets = base.partition, base.terms, base.offsets
         while True:
             candidates = sorted(journals.get(line.number + 1, ()), reverse=True)  # the highest line first
-            read = next(
-                (r for n in candidates if (r := self._read(number, n, damaged)) and r[0].follows == line.tip), None
-            )
+            read, entries = None, list[Entry]()
+            for name in candidates:
+                read = self._read(number, name, damaged)
+                if read is None or read[0].follows != line.tip:
+                    read = None
+                    continue
+                try:
+                    entries = from_bytes(read[1])
+                    break
+                except UNFIT:
+                    damaged.append(name.text(number))
+                    read = None
             terms = terms if read is None else read[0].terms or terms
             rules = terms.rules if terms is not None else RULES
             if read is None or rules != RULES:
@@ -277,19 +292,22 @@ class CheckpointStore:
                         offsets=offsets,
                     )
                 return
-            head, body, file = read
+            head, _, file = read
             offsets = head.offsets
-            yield head, from_bytes(body), file
+            yield head, entries, file
 
     def _read(self, partition: int, name: Name, damaged: list[str]) -> tuple[CheckpointHeader, bytes, Sealed] | None:
         text = name.text(partition)
         try:
             said, body, file = self.store.get(text)
             head = msgspec.json.decode(said, type=CheckpointHeader)
-            return head, zstandard.ZstdDecompressor().decompress(body, max_output_size=head.bytes), file
+            if zstandard.frame_content_size(body) == head.bytes:
+                return head, zstandard.ZstdDecompressor().decompress(body), file
+            damaged.append(text)
+            return None
         except AbsentError:
             return None
-        except (DamagedError, msgspec.MsgspecError, zstandard.ZstdError):
+        except (DamagedError, zstandard.ZstdError, *UNFIT):
             damaged.append(text)
             return None
 

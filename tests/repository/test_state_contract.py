@@ -442,7 +442,7 @@ class Refusals(Case):
         CHANGES_ABSOLUTE: "nobody is told of changes: people read a list",
     }
     damaged: ClassVar = {"cut off": lambda state: state[:-1], "another form": lambda state: b"\x07"}
-    error = ValueError
+    error = SnapshotError
 
     def fresh(self) -> Quarantine:
         return Quarantine(Store("memory://state-contract-quarantine"), "s", most_bytes=400)  # the oldest go

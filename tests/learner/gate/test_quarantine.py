@@ -10,7 +10,7 @@ import pytest
 
 from learner.gate.quarantine import ENTRY_ROWS, Quarantine, QuarantineEntry, forget_user, listed
 from learner.gate.verdicts import GateRefusal
-from millrace.basics.errors import SchemaError, StoreError
+from millrace.basics.errors import SchemaError, SnapshotError, StoreError
 from millrace.basics.store import AbsentError, DamagedError, Store
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.decisions import Span
@@ -157,7 +157,7 @@ def test_a_snapshot_has_all_of_it_and_which_entry_is_open(tmp_path: Path) -> Non
         one.keep(14, TENSOR, spans(2, 1), (5, 6), 8)
         assert [(e.name, e.rows) for e in one.entries()[-1:]] == [("00000013-finite", 5)]
     assert again.snapshot() == kept.snapshot()
-    with pytest.raises(ValueError, match="truncated"):
+    with pytest.raises(SnapshotError, match="truncated"):
         again.resume(raw[:-1])
 
 

@@ -253,11 +253,12 @@ def test_the_description_has_the_routes_of_the_application_and_no_others() -> No
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/events"), ("POST", "/users/7"), ("PUT", "/items"), ("GET", "/")]
+    ("method", "path", "allowed"),
+    [("GET", "/events", "POST"), ("POST", "/users/7", "DELETE"), ("PUT", "/items", "POST"), ("GET", "/", None)],
 )
-def test_what_is_not_served_says_what_is(method: str, path: str) -> None:
-    status, answer, _ = asyncio.run(Intake().ask(method, path))
-    assert status == 404
+def test_what_is_not_served_says_what_is(method: str, path: str, allowed: str | None) -> None:
+    status, answer, headers = asyncio.run(Intake().ask(method, path))
+    assert (status, headers.get("allow")) == (405 if allowed else 404, allowed)
     assert "POST /events" in answer["error"]
 
 
