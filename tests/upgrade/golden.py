@@ -64,6 +64,8 @@ from stream.join.join import Policy
 from stream.partition.partition import Partition
 from stream.partition.partition_checkpoint import CheckpointStore
 
+GOLDEN = sorted(Path(__file__).parent.glob("*.tar.xz"))
+"""What earlier versions left, packed."""
 GENEROUS = Policy(attribution_ms=300_000, disorder_ms=60_000, lateness_ms=7_200_000, ahead_ms=0)
 PREDICTED = "predicted"
 """The one fact that another processor may round otherwise."""

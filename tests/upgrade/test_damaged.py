@@ -42,8 +42,7 @@ from stream.archive.archive_rows import Archive
 from stream.partition.partition import Partition
 from stream.partition.partition_checkpoint import CheckpointStore
 from tests.scenes.mangled import raw, said, sealed
-from tests.upgrade.golden import GENEROUS
-from tests.upgrade.test_golden import GOLDEN
+from tests.upgrade.golden import GENEROUS, GOLDEN
 
 # -- who reads what ----------------------------------------------------------------------------------------------------
 

@@ -11,10 +11,8 @@ import pytest
 
 from millrace.contracts.topics import MODEL_DELTAS, TOPICS, TRUTH
 from millrace.versions.decisions import Decision
-from tests.upgrade.golden import DECODERS, lacking, missing, read
+from tests.upgrade.golden import DECODERS, GOLDEN, lacking, missing, read
 from tests.upgrade.make import DECISIONS
-
-GOLDEN = sorted(Path(__file__).parent.glob("*.tar.xz"))
 
 
 def opened(golden: Path, folder: Path) -> dict[str, Any]:
