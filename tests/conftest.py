@@ -8,14 +8,21 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.scenes.exploring import QUICK, examples
 
 # How long an example takes says nothing on a machine where other things run. Property tests draw the same examples each
 # time, so that a run fails for what was changed and for nothing else; ``make explore`` draws new ones.
 EXPLORES = "MILLRACE_EXPLORE" in os.environ
-settings.register_profile("millrace", examples(100), deadline=None, derandomize=not EXPLORES, print_blob=EXPLORES)
+settings.register_profile(
+    "millrace",
+    examples(100),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=not EXPLORES,
+    print_blob=EXPLORES,
+)
 settings.load_profile("millrace")
 
 

@@ -26,7 +26,7 @@ from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 from millrace.connections.client_properties import BY_PASSWORD
 from millrace.connections.kafka_security import WHERE, LiveText
 from millrace.connections.kafka_tokens import TokenSource
-from millrace.connections.refusals import Refusal, why
+from millrace.connections.refusals import Refusal, hangs_up, why
 
 log = structlog.get_logger("kafka")
 
@@ -43,6 +43,7 @@ class Ear(logging.Filter):
         self._said_s: dict[str, float] = {}
         self._attentive = 0
         self._heard: tuple[float, Refusal] | None = None
+        self.hung_up = False  # in a TLS handshake, since somebody was attentive
 
     @property
     def heard(self) -> Refusal | None:
@@ -52,7 +53,7 @@ class Ear(logging.Filter):
     @contextmanager
     def attentive(self) -> Iterator[None]:
         """Says nothing: the caller will, of what was ``heard``."""
-        self._heard = None
+        self._heard, self.hung_up = None, False
         self._attentive += 1
         try:
             yield
@@ -65,6 +66,7 @@ class Ear(logging.Filter):
         args = record.args if isinstance(record.args, tuple) else ()
         found = next((found for arg in args if isinstance(arg, BaseException) and (found := why(arg, WHERE))), None)
         if found is None:
+            self.hung_up |= any(hangs_up(arg) for arg in args if isinstance(arg, BaseException))
             return True
         now_s = self._clock()
         self._heard = now_s, found

@@ -41,6 +41,17 @@ def why(error: BaseException, where: str) -> Refusal | None:
     return None
 
 
+def no_tls(where: str) -> Refusal:
+    return Refusal("the server speaks no TLS there", f"take TLS out of {where}, or name its other port")
+
+
+def hangs_up(error: BaseException) -> bool:
+    """Whether the server ended the connection in the TLS handshake: as a rule it speaks no TLS there. One that is just
+    ending does so too, so it is asked again."""
+    ends = (ssl.SSLEOFError, ConnectionResetError)
+    return "Handshake failed" in str(error) and any(isinstance(one, ends) for one in _chain(error))
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """The error and what caused it, each once; clients hand causes on as arguments too."""
     seen: list[BaseException] = []
@@ -96,5 +107,5 @@ def _of_tls(error: ssl.SSLError, where: str) -> Refusal | None:
         remedy = f"renew the certificate and key in {where}, signed by an authority that the server trusts"
         return Refusal(f"the server refuses our client certificate, or that there is none ({said})", remedy)
     if "WRONG_VERSION" in reason:
-        return Refusal("the server speaks no TLS there", f"take TLS out of {where}, or name its other port")
+        return no_tls(where)
     return None

@@ -26,7 +26,7 @@ from millrace.basics.errors import BrokerError, one_line
 from millrace.connections.kafka_hooks import EAR, TokenProvider
 from millrace.connections.kafka_security import WHERE, security_of
 from millrace.connections.kafka_tokens import TokenSource
-from millrace.connections.refusals import why
+from millrace.connections.refusals import no_tls, why
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import KEPT_DAYS, TOPICS
 from millrace.processes.patience import patience
@@ -177,9 +177,11 @@ def wait_for_broker(settings: Settings, patience_seconds: float | None = None) -
     try:
         Retrying(**patience(seconds, errors, aloud))(ask)
     except errors as error:
-        raise BrokerError(
-            f"broker '{settings.kafka}' does not answer ({type(error).__name__}) after {seconds:g} s", REMEDY
-        ) from None
+        problem = f"broker '{settings.kafka}' does not answer ({type(error).__name__}) after {seconds:g} s"
+        likely = no_tls(WHERE) if EAR.hung_up else None
+        if likely:
+            raise BrokerError(f"{problem}, and ends the handshake: maybe {likely.cause}", likely.remedy) from None
+        raise BrokerError(problem, REMEDY) from None
 
 
 def listens(address: str, timeout_seconds: float) -> bool:

@@ -170,16 +170,40 @@ def test_a_refusal_at_the_start_ends_it_with_cause_and_remedy(
     assert not [secret for secret in (PASSWORD, SECRET, "wrong") if secret in said]
 
 
-def test_a_role_that_is_refused_at_its_start_ends_in_one_line(named: Named, tmp_path: Path) -> None:
-    settings = named("scram", sasl_password="wrong")
+def test_where_no_tls_is_spoken_it_is_named_as_what_may_be_wrong(kafka: Secured, named: Named) -> None:
+    settings = Settings(kafka=kafka.broker.address, kafka_client=named("mutual").kafka_client)
+    with pytest.raises(BrokerError, match=r"does not answer .*maybe the server speaks no TLS there; take TLS out"):
+        wait_for_broker(settings, patience_seconds=3.0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "cause", "remedy"),
+    [
+        (
+            {"sasl_password": "wrong"},
+            "user name, password or token are refused",
+            "correct them in the file of MILLRACE_KAFKA_CLIENT",
+        ),
+        (
+            {"sasl_username": STRANGER},
+            "the server's ACLs forbid it",
+            "grant what docs/how-to/run-in-production.md lists",
+        ),
+    ],
+    ids=["a wrong password", "a right that is missing"],
+)
+def test_a_role_that_is_refused_at_its_start_ends_in_one_line(
+    changed: dict[str, str], cause: str, remedy: str, named: Named, tmp_path: Path
+) -> None:
+    settings = named("scram", **changed)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_")}
     own = {**settings.environment(), "MILLRACE_DATA": str(tmp_path / "data"), "MILLRACE_METRICS_PORT": "0"}
     argv = [sys.executable, "-m", "commands", "run", "archive"]
     done = subprocess.run(argv, env={**clean, **own}, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1, done
-    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if "refuse" in line]
-    assert "user name, password or token are refused" in line
-    assert "correct them in the file of MILLRACE_KAFKA_CLIENT" in line
+    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if cause in line]
+    assert remedy in line
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_a_certificate_that_is_renewed_is_taken_at_the_next_connection(kafka: Secured, named: Named) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,15 @@ pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 TOKEN = "a-token-of-the-live-scorer"
 
 
-@pytest.fixture
-def scorer(tmp_path: Path) -> Iterator[tuple[Scorer, EmbeddedRedis]]:
+@contextmanager
+def started(tmp_path: Path, user: str = "") -> Iterator[tuple[Scorer, EmbeddedRedis]]:
+    """A scorer. ``user``: name and password by which it asks Redis, which knows none."""
     schema = tmp_path / "schema.toml"
     schema.write_text(SCHEMA_TOML.read_text())
     with EmbeddedBroker(tmp_path / "broker") as broker, EmbeddedRedis(tmp_path / "redis") as store:
         settings = Settings(
             kafka=broker.address,
-            redis=store.address,
+            redis=f"redis://{user}@{store.address}" if user else store.address,
             data=str(tmp_path / "scorer"),
             store=f"file://{tmp_path / 'store'}",
             index_seconds=2.0,
@@ -60,9 +61,42 @@ def scorer(tmp_path: Path) -> Iterator[tuple[Scorer, EmbeddedRedis]]:
 
 
 @pytest.mark.slow
-def test_a_scorer_serves_follows_survives_and_ends(scorer: tuple[Scorer, EmbeddedRedis]) -> None:
-    with closing(make_producer(scorer[0].settings)) as producer:
-        _life(*scorer, producer)
+def test_a_scorer_serves_follows_survives_and_ends(tmp_path: Path) -> None:
+    with started(tmp_path) as (one, store), closing(make_producer(one.settings)) as producer:
+        _life(one, store, producer)
+
+
+@pytest.mark.slow
+def test_a_scorer_that_redis_refuses_serves_users_as_new_ones_and_says_why_once(tmp_path: Path) -> None:
+    with started(tmp_path, "shop:wrong") as (one, _), closing(make_producer(one.settings)) as producer:
+        filled(one, producer)
+        for user in ("ann", "bob", "cid"):
+            status, page = one.ask("/recommend", {"user_id": user, "size": 5})
+            assert (status, len(page["items"])) == (200, 5)
+            assert page["notes"] == ["the online store is away: served as a new user"]
+        one.process.send_signal(signal.SIGTERM)
+        assert one.process.wait(PATIENCE) == 0
+        log = one.log.read_text()
+    (line,) = [line for line in log.splitlines() if "refused" in line]
+    assert "user name, password or token are refused" in line
+    assert "correct them in MILLRACE_REDIS" in line
+    assert "wrong" not in log
+    assert "Traceback" not in log
+
+
+def filled(one: Scorer, producer: Any) -> Learner:
+    """Waits until the scorer has items and a model, and returns the model's learner."""
+    for i in ITEMS:
+        producer.send("items", key=key_of(i.item_id), value=to_json(i))
+
+    def send(message: bytes) -> int:
+        return int(producer.send("model.deltas", value=message).get(PATIENCE).offset)
+
+    learner = Learner(one.settings.place("models"), send, topic_ids(one.settings)["model.deltas"])
+    learner.snapshot()
+    one.until(lambda: one.ask("/readyz")[0] == 200, "ready")
+    one.until(lambda: len(one.ask("/recommend", {"user_id": 1, "size": 200})[1]["items"]) == 200, "full")
+    return learner
 
 
 def another(one: Scorer) -> None:
@@ -108,17 +142,7 @@ def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
     assert [i["item_id"] for i in page["items"]] == ["a", "b", "c"]
     assert one.ask("/readyz")[0] == 503
 
-    for i in ITEMS:
-        producer.send("items", key=key_of(i.item_id), value=to_json(i))
-
-    def send(message: bytes) -> int:
-        return int(producer.send("model.deltas", value=message).get(PATIENCE).offset)
-
-    learner = Learner(settings.place("models"), send, topic_ids(settings)["model.deltas"])
-    learner.snapshot()
-    one.until(lambda: one.ask("/readyz")[0] == 200, "ready")
-    one.until(lambda: len(one.ask("/recommend", {"user_id": 1, "size": 200})[1]["items"]) == 200, "full")
-
+    learner = filled(one, producer)
     with redis_client(store.address) as client:
         client.hset(user_key("ann"), mapping={PROFILE: pack_profile({"kind": "business"})})
     status, page = one.ask("/recommend", {"user_id": "ann", "size": 5, "request_id": "mine"})
