@@ -43,10 +43,10 @@ class Arm(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
 
     kind: Kind
     share: Annotated[float, Meta(ge=0, le=1)]
-    candidates: Annotated[int, Meta(ge=1)] | None = None
+    candidates: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     recall: dict[str, Annotated[float, Meta(ge=0, le=1)]] | None = None
     explore: str | None = None
-    bought_days: Annotated[float, Meta(ge=0)] | None = None
+    bought_days: Annotated[float, Meta(ge=0, le=1e9)] | None = None
 
     def __post_init__(self) -> None:
         if self.kind != "model" and self.own:

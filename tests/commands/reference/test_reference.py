@@ -137,7 +137,7 @@ def test_the_settings_page_has_every_public_setting_once_with_what_the_source_sa
     assert rows["workers"].meaning == "processes that answer requests, on one port"
     assert rows["store"].meaning.startswith("Folder or object store")
     assert (rows["attribution_minutes"].type, rows["attribution_minutes"].default) == ("number, above 0", 5.0)
-    assert rows["teach_limits"].type == "table of whole number, 1 or more"
+    assert rows["teach_limits"].type == "table of whole number, 1 to 9,223,372,036,854,775,807"
     for section, about in ((row.section, row.about) for row in rows.values()):
         assert about.lower().startswith(f"{section}. ")
     page = settings_page.page()
