@@ -38,8 +38,8 @@ def test_the_version_before_is_let_go_by_another_thread_than_the_one_of_requests
     monkeypatch.setattr(scorer_worker, "attach", lambda *_: Version())
     made: Any = ScorerWorker.__new__(ScorerWorker)
     made.serving, made.settings, made.schema = (
-        SimpleNamespace(model=Version(), retrieval=Version()),
-        SimpleNamespace(candidates=1, model=""),
+        SimpleNamespace(model=Version(), retrieval=Version(), arms=SimpleNamespace(candidates=1)),
+        SimpleNamespace(model=""),
         None,
     )
     made._replica, made._attaching, made._report_ready = Replica(made.serving), ThreadPoolExecutor(1), lambda: None
