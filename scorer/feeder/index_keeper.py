@@ -21,7 +21,7 @@ from collections.abc import Mapping
 import numpy as np
 import structlog
 
-from millrace.basics.errors import StoreError, one_line
+from millrace.basics.errors import UNFIT, StoreError, one_line
 from millrace.basics.store import DamagedError, Store
 from millrace.processes.priority import step_back
 from scorer.catalog import index_checkpoint
@@ -101,7 +101,7 @@ class IndexKeeper(threading.Thread):
         except DamagedError as error:
             self._damaged(store, file.name if file else name, error)
             return False
-        except (StoreError, ValueError) as error:  # gone meanwhile, or whole and yet none of ours
+        except (StoreError, *UNFIT) as error:  # gone meanwhile, or whole and yet none of ours
             self.meters.error("index")
             log.warning("item index in the store is not used: trying the one before", file=name, error=one_line(error))
             return False

@@ -20,6 +20,7 @@ from learner.network.models.spec import read_spec
 from learner.retrieval.tower import Tower
 from learner.role.model_factory import resumed, writer_of
 from learner.training.learner_versions import newest_valid
+from millrace.basics.errors import UNFIT
 from millrace.basics.store import AbsentError, DamagedError, Store, unseal
 from millrace.broker.log import Limits
 from millrace.broker.offsets import Offsets
@@ -79,10 +80,11 @@ def index(folder: Path, schema: Schema) -> None:
     store, items = Store(folder / "index", writes=False), ItemIndex(FeatureBuilder(schema))
     for _, manifest in manifests(store, lambda *_: None):
         for part in (read_part(store, file) for file in manifest.parts):
-            if isinstance(part, TilePart):
-                items.put_store(part.partition, store_of([part], schema.windows))
-            else:
-                items.put([part])
+            with contextlib.suppress(*UNFIT):  # as its reader does: the checkpoint before is tried
+                if isinstance(part, TilePart):
+                    items.put_store(part.partition, store_of([part], schema.windows))
+                else:
+                    items.put([part])
 
 
 def quarantine(folder: Path, schema: Schema) -> None:
