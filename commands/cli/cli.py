@@ -214,9 +214,11 @@ def judge(
     every: str = "1h",
     baseline: str = "control",
     since: str | None = None,
+    model: str | None = None,
+    of: int | None = None,
     json: Json = False,
 ) -> None:
-    """Say which arm of a loop earns more, with bands that hold however often you look.
+    """Say which arm of a loop earns more, or what a model's order would have earned, however often you look.
 
     Parameters
     ----------
@@ -238,14 +240,27 @@ def judge(
         The arm that others are compared with.
     since
         Pages from then on, as 2026-03-01T14:30 (UTC) or 7d for so long ago (default: all). When arms were changed.
+    model
+        A model store, as DATA/models or DATA/shadow/models: say instead whether its order of the items that came next
+        to each other by chance would have earned more than the order that was served. The archive needs features
+        (MILLRACE_ARCHIVE_FEATURES) and odds (MILLRACE_EXPLORE).
+    of
+        With --model: a version of the store (default: the newest). Pages that it has learnt from are not judged.
     """
     from commands.judge.judgerun import judge as run
     from commands.repair.without import moment
     from millrace.processes.wall import wall_ms
     from millrace.reports.spans import span_ms
 
-    spans = {"horizon_ms": span_ms(horizon), "every_ms": span_ms(every)}
-    spans["since_ms"] = moment(since, wall_ms()) if since else 0
+    since_ms, every_ms = moment(since, wall_ms()) if since else 0, span_ms(every)
+    spans = {"since_ms": since_ms, "every_ms": every_ms}
+    if model is not None:
+        from commands.judge.modelrun import judge_model
+
+        own = {"model": model, "of": of, "own_class": load_settings().model}
+        report(json, judge_model, archive, out, outcome=outcome, value=value, **own, **spans)
+        return
+    spans["horizon_ms"] = span_ms(horizon)
     report(json, run, archive, out, outcome=outcome, value=value, by=by, baseline=baseline, **spans)
 
 

@@ -105,7 +105,7 @@ def estimate(users: UserOutcomes, known: int, name: str, by_page: bool, least: i
 
 def _row(one: Estimate) -> dict[str, Any]:
     low, high = band(one)
-    return {"users": one.n, "value": _plain(one.value), "low": _plain(low), "high": _plain(high)}
+    return {"users": one.n, "value": plain(one.value), "low": plain(low), "high": plain(high)}
 
 
 def _against(one: Estimate, other: Estimate | None, name: str, baseline: str) -> dict[str, Any]:
@@ -113,13 +113,13 @@ def _against(one: Estimate, other: Estimate | None, name: str, baseline: str) ->
         return {"difference": None, "difference_low": None, "difference_high": None}
     found = difference(one, other)
     return {
-        "difference": _plain(one.value - other.value),
-        "difference_low": _plain(found.low),
-        "difference_high": _plain(found.high),
+        "difference": plain(one.value - other.value),
+        "difference_low": plain(found.low),
+        "difference_high": plain(found.high),
     }
 
 
-def _plain(value: float) -> float | None:
+def plain(value: float) -> float | None:
     return float(f"{value:.6g}") if np.isfinite(value) else None
 
 
@@ -136,7 +136,11 @@ def decided_ms(rows: Sequence[Mapping[str, Any]], arm: str) -> int | None:
 
 def users_wanted(one: Estimate, other: Estimate) -> int | None:
     """Users of both arms that it would take until a difference as large as today's is decided. None: nobody knows."""
-    found = gap(one, other)
+    return units_wanted(gap(one, other))
+
+
+def units_wanted(found: Estimate) -> int | None:
+    """The same of a difference that is an estimate of its own."""
     if not (found.said and found.value):
         return None
     low, high = 1, 1 << 40

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -98,6 +99,27 @@ def judge(
 
 def read_exposures(archive: Path, outcome: Outcome, value: str | None, since_ms: int = 0) -> Exposures:
     """The exposures of an archive's folder, from a time on. Raises what :func:`judge` raises."""
+    table = exposure_table(archive, outcome, value)
+    # Exposures whose page log came.
+    table = table.filter(pc.and_(pc.is_valid(table["arm"]), pc.greater_equal(table["ts_ms"], since_ms)))
+    user, page = numbers(table["user"]), page_numbers(table)
+    arms = pc.dictionary_encode(table["arm"]).combine_chunks()
+    names = np.asarray(arms.dictionary.to_pylist(), str)
+    return Exposures(
+        table["ts_ms"].to_numpy(),
+        user,
+        page,
+        names[arms.indices.to_numpy()] if len(names) else np.empty(0, str),
+        table["came_ms"].fill_null(-1).to_numpy(),
+        table["value"].fill_null(0.0).to_numpy(),
+    )
+
+
+def exposure_table(
+    archive: Path, outcome: Outcome, value: str | None, more: Mapping[str, pa.DataType] = MappingProxyType({})
+) -> pa.Table:
+    """ts_ms, user, request, arm, came_ms and value of an archive's exposures, and ``more`` of its own columns or
+    ``item``, null in files without them. Raises as :func:`read_exposures`."""
     files = sorted((archive / "exposures").glob("*.parquet"))
     if not (archive / "schema.toml").exists() or not files:
         raise LogError(
@@ -106,33 +128,20 @@ def read_exposures(archive: Path, outcome: Outcome, value: str | None, since_ms:
     columns = ArchiveColumns(load_schema(archive / "schema.toml"))
     if value is not None:
         columns.number(value)
-    table = pa.concat_tables([_of_file(file, columns, outcome, value) for file in files])
-    # Exposures whose page log came.
-    table = table.filter(pc.and_(pc.is_valid(table["arm"]), pc.greater_equal(table["ts_ms"], since_ms)))
-    user, request = (_numbers(pc.fill_null(table[name], "")) for name in ("user", "request"))
-    # Two users' pages may have one name, so a page is of its user.
-    pages = np.unique(user * (int(request.max(initial=0)) + 1) + request, return_inverse=True)[1]
-    arms = pc.dictionary_encode(table["arm"]).combine_chunks()
-    names = np.asarray(arms.dictionary.to_pylist(), str)
-    return Exposures(
-        table["ts_ms"].to_numpy(),
-        user,
-        pages,
-        names[arms.indices.to_numpy()] if len(names) else np.empty(0, str),
-        table["came_ms"].fill_null(-1).to_numpy(),
-        table["value"].fill_null(0.0).to_numpy(),
-    )
+    return pa.concat_tables([_of_file(file, columns, outcome, value, more) for file in files])
 
 
-def _of_file(file: Path, columns: ArchiveColumns, outcome: Outcome, value: str | None) -> pa.Table:
+def _of_file(
+    file: Path, columns: ArchiveColumns, outcome: Outcome, value: str | None, more: Mapping[str, pa.DataType]
+) -> pa.Table:
     """A file's rows; a number that it has not is unknown. An older file may have the archive's own columns under other
     names, since a field of the present schema took one. Raises LogError for a file that cannot be read."""
     try:
         reader = pq.ParquetFile(file)
-        there = set(reader.schema_arrow.names)
+        there, names = set(reader.schema_arrow.names), columns.own | {"item": columns.item}
 
         def own(name: str) -> str:
-            return columns.own[name] if columns.own[name] in there else name
+            return names[name] if names[name] in there else name
 
         kinds = {
             "ts_ms": (own("time_ms"), pa.int64()),
@@ -141,6 +150,7 @@ def _of_file(file: Path, columns: ArchiveColumns, outcome: Outcome, value: str |
             "arm": (own("arm"), pa.string()),
             "came_ms": (own(f"{outcome}_ms"), pa.int64()),
         }
+        kinds |= {name: (own(name), kind) for name, kind in more.items() if own(name) in there}
         if value is not None and value in there:
             kinds["value"] = value, pa.float64()
         table = reader.read(columns=[column for column, _ in kinds.values()])
@@ -149,14 +159,25 @@ def _of_file(file: Path, columns: ArchiveColumns, outcome: Outcome, value: str |
         raise LogError(f"'{file}' cannot be read ({one_line(error)})", "move it away, or restore it") from None
     if "value" not in made:
         made["value"] = pa.array(np.full(table.num_rows, 1.0 if value is None else 0.0))
-    return pa.table(made)
+    lacking = {name: pa.nulls(table.num_rows, kind) for name, kind in more.items() if name not in made}
+    return pa.table(made | lacking).select(["ts_ms", "user", "request", "arm", "came_ms", "value", *more])
 
 
-def _numbers(texts: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    numbers: np.ndarray[tuple[int], np.dtype[np.int64]] = (
-        pc.dictionary_encode(texts).combine_chunks().indices.to_numpy().astype(np.int64)
+def numbers(texts: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """A number from 0 on for each text; null is a text of its own."""
+    codes: np.ndarray[tuple[int], np.dtype[np.int64]] = (
+        pc.dictionary_encode(pc.fill_null(texts, "")).combine_chunks().indices.to_numpy().astype(np.int64)
     )
-    return numbers
+    return codes
+
+
+def page_numbers(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Of each exposure's page. Two users' pages may have one name, so a page is of its user."""
+    user, request = numbers(table["user"]), numbers(table["request"])
+    page: np.ndarray[tuple[int], np.dtype[np.int64]] = np.unique(
+        user * (int(request.max(initial=0)) + 1) + request, return_inverse=True
+    )[1]
+    return page
 
 
 def verdict_of(

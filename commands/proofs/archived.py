@@ -20,7 +20,7 @@ from millrace.logs import LogTable, read_log
 from millrace.logs.values import flat
 from stream.archive.logged import arrays
 
-_REMEDY = "run the loop with MILLRACE_ARCHIVE_FEATURES=true, or `millrace demo --archive --data DATA`"
+REMEDY = "run the loop with MILLRACE_ARCHIVE_FEATURES=true, or `millrace demo --archive --data DATA`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +61,19 @@ def read_archive(folder: Path) -> Archived:
     """
     exposures, features = folder / "exposures", sorted((folder / "features").glob("*.parquet"))
     if not (folder / "schema.toml").exists() or not any(exposures.glob("*.parquet")):
-        raise LogError(f"'{folder}' holds no archived exposures", f"name the data folder of a loop; {_REMEDY}")
+        raise LogError(f"'{folder}' holds no archived exposures", f"name the data folder of a loop; {REMEDY}")
     if not features:
-        raise LogError(f"the archive '{folder}' has no logged features to compare with", _REMEDY)
+        raise LogError(f"the archive '{folder}' has no logged features to compare with", REMEDY)
     schema = load_schema(folder / "schema.toml")
     log = read_log(exposures, schema)
     rows = LogRows(log, schema)
     logged = _logged([pq.ParquetFile(file).read() for file in features], log, rows)
     if not len(logged):
-        raise LogError(f"no exposure of the archive '{folder}' has logged features of its schema {schema.id}", _REMEDY)
+        raise LogError(f"no exposure of the archive '{folder}' has logged features of its schema {schema.id}", REMEDY)
     return Archived(schema, log, rows, logged, rows.n - len(logged))
 
 
-def _named(request: pa.Array, position: pa.Array, user: pa.Array) -> pa.Array:
+def named(request: pa.Array, position: pa.Array, user: pa.Array) -> pa.Array:
     """The name of each exposure. Two users' clients may give their pages one name, so the user is part of it."""
     texts = [pc.cast(column, pa.string()) for column in (position, user, request)]
     return flat(pc.binary_join_element_wise(*texts, " "))
@@ -86,8 +86,8 @@ def _logged(tables: Sequence[pa.Table], log: LogTable, rows: LogRows) -> LoggedF
     fitting = [table.filter(pc.equal(table["schema_id"], schema.id)) for table in tables]
     fitting = [table for table in fitting if table.num_rows] or [tables[0].slice(0, 0)]
     table = pa.concat_tables([t.cast(fitting[-1].schema) for t in fitting])
-    names = _named(table["request_id"], table["position"], table["user_id"])
-    found = pc.index_in(names, value_set=_named(log.table[request], log.table[position], log.table[log.user]))
+    names = named(table["request_id"], table["position"], table["user_id"])
+    found = pc.index_in(names, value_set=named(log.table[request], log.table[position], log.table[log.user]))
     where = np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), np.intp)  # (t,) -1: not in the log
     there = np.flatnonzero(where >= 0)
     row, first = np.unique(where[there], return_index=True)

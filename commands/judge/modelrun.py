@@ -1,0 +1,193 @@
+# shell
+"""``millrace judge ARCHIVE --model STORE``: reads exposures with features, says what a model's order would have earned.
+
+Rows that the model has learnt from are never judged: a snapshot names the newest exposure it has seen, and what is
+judged is later.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from commands.judge.judgerun import Outcome, band_plot, exposure_table, numbers, page_numbers
+from commands.judge.orders import SLOTS, Judged, Numbers, Places, Rows, Shown, drawn
+from commands.proofs.archived import REMEDY, named
+from commands.repair.lineage import end_of
+from commands.repair.without import time_of
+from learner.role.model_factory import resumed
+from millrace.basics.errors import LogError, SettingError, SnapshotError, one_line
+from millrace.contracts.events import CONTROL, MODEL
+from millrace.contracts.schema import Schema, load_schema
+from millrace.evidence.sequences import LEAST_OUTCOMES, LEAST_VALUES
+from millrace.reports import make_folder, say, show, write_all
+from millrace.versions.modelstore import ModelStore
+from millrace.windows.pagewide import late_columns
+from stream.archive.logged import arrays
+
+_MORE = {
+    "item": pa.string(),
+    "position": pa.int32(),
+    "slot": pa.int32(),
+    "score": pa.float32(),
+    "odds": pa.float32(),
+}
+ARMS = {MODEL: "Of the model's pages", CONTROL: "Of random pages"}
+
+
+def judge_model(
+    archive: Path,
+    out: Path,
+    *,
+    model: str,
+    of: int | None = None,
+    own_class: str = "",
+    outcome: Outcome = "click",
+    value: str | None = None,
+    every_ms: int,
+) -> dict[str, Any]:
+    """Writes report.json, run.json, report.html and a plot to ``out``, prints table and verdict, returns the report.
+
+    Args:
+        archive: the folder ``archive`` of a loop's data, with features.
+        model: the store of the model that is judged, as ``DATA/models`` or ``DATA/shadow/models``.
+        of: its version; None: the newest.
+        own_class: a model of one's own is imported only where it is this one.
+        outcome, value: see :func:`~commands.judge.judgerun.judge`. Outcomes are those that the archive counts.
+        every_ms: from look to look.
+
+    Raises:
+        LogError: there is no such archive, or it has no exposures that the model has not learnt from.
+        SettingError: no such attribute, or a span that is not above 0.
+        SnapshotError: there is no such model, or it is of another schema.
+        SchemaError, StoreError: the archive's schema file, or the store, cannot be read.
+    """
+    started, clock = datetime.now(UTC), time.perf_counter()
+    if every_ms < 1:
+        raise SettingError(f"looks every {every_ms} ms", "give a span above 0")
+    make_folder(out, "report.json")
+    table = exposure_table(archive, outcome, value, _MORE)
+    schema = load_schema(archive / "schema.toml")
+    store = ModelStore(model, writes=False)
+    notes = store.snapshots()
+    note = end_of(store, notes, of)
+    if note.schema_id != schema.id:
+        raise SnapshotError(
+            f"version {note.version} is of schema {note.schema_id}, the archive of {schema.id}",
+            "name a model and an archive of one schema",
+        )
+    later = table.filter(pc.greater(table["ts_ms"], note.event_ms))
+    if not later.num_rows:
+        raise LogError(
+            f"version {note.version} was trained on all that '{archive}' has, until {time_of(note.event_ms)}",
+            f"wait, or name an older version with --of, of {', '.join(str(one.version) for one in notes[::-1])}",
+        )
+    learnt = table.num_rows - later.num_rows
+    later, shown = _by_page(later.filter(pc.is_in(later["arm"], pa.array(list(ARMS)))))
+    where, cat, num = _features(archive, schema, later, drawn(shown))
+    learner = resumed(schema, note, store.read_whole(note), own_class)
+    scores = learner.score(cat, num).astype(np.float64).reshape(where.shape)
+    unit, said = (
+        f"{value or outcome + 's'} a row",
+        [f"Version {note.version}, on pages after {time_of(note.event_ms)}."],
+    )
+    arms, estimates, curves = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
+    for arm, words in ARMS.items():
+        of_arm = shown.control == (arm == CONTROL)
+        mine = np.flatnonzero(of_arm[where[:, 0]])
+        mine = mine[np.argsort(shown.ts_ms[where[mine, 0]], kind="stable")]
+        found = Judged.of(_rows(shown, where[mine], scores[mine]), LEAST_OUTCOMES if value is None else LEAST_VALUES)
+        pages = len(np.unique(shown.page[of_arm]))
+        support = where[mine].size / max(1, int(of_arm.sum()))
+        arms.append(
+            {"arm": arm, "pages": pages, "rows": len(mine), "effective_rows": round(found.effective())}
+            | {"slots_with_support": round(support, 4)}
+        )
+        estimates += found.table(arm)
+        curves += found.looks(arm, every_ms)
+        said.append(found.verdict(words, unit, pages))
+    verdict = " ".join(said)
+    report: dict[str, Any] = {
+        "verdict": verdict,
+        "unit": unit,
+        "slots_of_a_row": SLOTS,
+        "exposures_learnt": learnt,
+        "arms": arms,
+        "estimates": estimates,
+        "curves": curves,
+    }
+    run = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 1)}
+    write_all(out, report, run, [band_plot(curves, [*ARMS], "served", unit)], "Which order earns more?")
+    show("", arms, list(arms[0]))
+    show(unit, estimates, list(estimates[0]))
+    say(verdict)
+    return report
+
+
+def _by_page(table: pa.Table) -> tuple[pa.Table, Shown]:
+    """Exposures by page, then position."""
+    page, position = page_numbers(table), table["position"].to_numpy()
+    table = table.take(pa.array(np.lexsort((position, page))))
+    page, guest = page_numbers(table), pc.is_null(table["user"]).to_numpy()
+    came = pc.is_valid(table["came_ms"]).to_numpy()
+    return table, Shown(
+        ts_ms=table["ts_ms"].to_numpy(),
+        user=np.where(guest, -1 - page, numbers(table["user"])),
+        page=page,
+        control=pc.equal(table["arm"], CONTROL).to_numpy(),
+        position=table["position"].to_numpy().astype(np.int64),
+        slot=table["slot"].to_numpy().astype(np.int64),
+        item=numbers(table["item"]),
+        odds=table["odds"].cast(pa.float64()).fill_null(np.nan).to_numpy(),
+        score=table["score"].fill_null(0.0).to_numpy(),
+        reward=np.where(came, table["value"].fill_null(0.0).to_numpy(), 0.0),
+    )
+
+
+def _features(
+    archive: Path, schema: Schema, table: pa.Table, where: Places
+) -> tuple[Places, NDArray[np.int64], NDArray[np.float32]]:
+    """The rows of which each item has logged features, and these as while the page was ranked: cat (R m, F) and num
+    (R m, N)."""
+    layout, flat = schema.layout, where.ravel()
+    cat, num = np.zeros((len(flat), layout.F), np.int64), np.zeros((len(flat), layout.N), np.float32)
+    there = np.zeros(len(flat), np.bool_)
+    wanted = table.select(["request", "position", "user"]).take(pa.array(flat))
+    names = named(wanted["request"], wanted["position"], wanted["user"])
+    for file in sorted((archive / "features").glob("*.parquet")):
+        try:
+            kept = pq.read_table(file, columns=["request_id", "position", "user_id", "schema_id", "cat", "num"])
+        except (OSError, pa.ArrowException) as error:
+            raise LogError(f"'{file}' cannot be read ({one_line(error)})", "move it away, or restore it") from None
+        kept = kept.filter(pc.equal(kept["schema_id"], schema.id))
+        at = pc.index_in(named(kept["request_id"], kept["position"], kept["user_id"]), value_set=names)
+        kept, at = kept.filter(pc.is_valid(at)), pc.drop_null(at).to_numpy()
+        cat[at], num[at] = arrays(kept, schema)
+        there[at] = True
+    whole = there.reshape(where.shape).all(1)
+    if len(where) and not whole.any():
+        raise LogError(f"the archive '{archive}' has no logged features of the pages to judge", REMEDY)
+    slots = np.repeat(whole, where.shape[1])
+    late = late_columns(schema)
+    cat[:, [column for column, name in enumerate(layout.cat_names) if name in late]] = 0
+    return where[whole], cat[slots], num[slots]
+
+
+def _rows(shown: Shown, where: Places, judged: Numbers) -> Rows:
+    return Rows(
+        ts_ms=shown.ts_ms[where[:, 0]],
+        user=shown.user[where[:, 0]],
+        item=shown.item[where],
+        odds=shown.odds[where],
+        reward=shown.reward[where],
+        served=shown.score[where].astype(np.float64),
+        judged=judged,
+    )

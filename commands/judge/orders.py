@@ -1,0 +1,192 @@
+# core
+"""Would a model have put shown items into an order that earns more? From the exposures of an archive.
+
+::
+
+    page     A  B  C  F  D  X  E  K  ...         a model's page, with the scores that it was ranked by
+    score   .9 .8 .7 .3 .6 .2 .5 .4
+                         └ the first score above the one before it: something was drawn by now
+                            └──row──┘            the next items came by chance alone, with the odds that were logged
+
+A random page is drawn from its first slot on. :mod:`millrace.evidence.offpolicy` says what a row tells. Its numbers are
+of :data:`SLOTS` slots, and a row is as long. For weights grow with the number of orders, and so does what is needed:
+with three slots 6 rows tell as much as one of the order that is judged, with four 24.
+
+A page counts where it was shown as it was answered, from its first item to the row's last. That so many were seen must
+not depend on the order within the row, as it would where each item must be scrolled for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from commands.judge.arms import plain, units_wanted
+from millrace.evidence import offpolicy
+from millrace.evidence.offpolicy import LEAST_EFFECTIVE, effective
+from millrace.evidence.sequences import LEAST_OUTCOMES, NOTHING, Estimate, band, ratio
+
+Numbers = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Places = NDArray[np.intp]
+
+SLOTS = 3
+"""m, of a row."""
+CHIEF = "cascade_dr"
+"""Of the estimators that which decides: it assumes little, and its variance is the least of those."""
+_ABOVE = "items do not influence those above them"
+ASSUMES = {
+    "ips": "nothing",
+    "snips": "nothing",
+    "dm": "the served scores are right",
+    "dros": "the served scores are nearly right",
+    "iips": "items do not influence each other",
+    "rips": _ABOVE,
+    CHIEF: _ABOVE,
+}
+"""Estimators, and what must be true for them."""
+_BIASED = "dm", "dros"  # no band: what they are wrong by is not known
+
+
+class Shown(NamedTuple):
+    """Exposures by page, then position. (n,) each"""
+
+    ts_ms: Integers
+    user: Integers  # numbers from 0 on
+    page: Integers
+    control: NDArray[np.bool_]  # of a random page
+    position: Integers  # as answered
+    slot: Integers  # as shown
+    item: Integers
+    odds: Numbers  # NaN: not logged
+    score: NDArray[np.float32]
+    reward: Numbers
+
+
+class Rows(NamedTuple):
+    """R rows of drawn items in order of time."""
+
+    ts_ms: Integers  # (R,)
+    user: Integers  # (R,)
+    item: Integers  # (R, m)
+    odds: Numbers  # (R, m)
+    reward: Numbers  # (R, m)
+    served: Numbers  # (R, m) scores of the model that served
+    judged: Numbers  # (R, m) of the one that is judged
+
+
+def drawn(shown: Shown) -> Places:
+    """Where rows lie among the exposures, one of a page at most. (R, m)"""
+    n = len(shown.page)
+    if not n:
+        return np.empty((0, SLOTS), np.intp)
+    starts = np.flatnonzero(np.diff(shown.page, prepend=shown.page[0] - 1))  # (P,)
+    size = np.diff(starts, append=n)
+    at = np.arange(n) - np.repeat(starts, size)
+    whole = (shown.position == at) & (shown.slot == at) & np.isfinite(shown.odds)
+    until = np.minimum.reduceat(np.where(whole, n, at), starts)
+    moved = ~shown.control & (at > 0) & (shown.score > np.roll(shown.score, 1))
+    since = np.minimum.reduceat(np.where(shown.control, 0, np.where(moved, at + 1, n)), starts)
+    fits = since + SLOTS <= np.minimum(until, size)
+    where: Places = (starts + since)[fits][:, None] + np.arange(SLOTS)
+    # Nothing is left to chance behind a swap, and where only one item was left.
+    chosen = (shown.odds[where][:, :-1] < 1).all(1)
+    return where[chosen]
+
+
+def numbers_of(rows: Rows) -> dict[str, tuple[Numbers, Numbers]]:
+    """By estimator, each row's numbers for the order that is judged, and for that of the model that served."""
+    odds = offpolicy.order_odds(rows.odds)
+    r = rows.reward
+    rate = r.sum(0) / np.maximum(rows.served.sum(0), np.finfo(float).tiny)  # of a slot, to the scores there
+    q = rows.served * rate
+
+    def of(scores: Numbers) -> dict[str, Numbers]:
+        order = np.lexsort((rows.item, -scores))  # ties by item: the logged order must not decide
+        w = offpolicy.weights(odds, order)
+        v = np.take_along_axis(rows.served, order, 1) * rate
+        row = w.whole, r.sum(1), q.sum(1), v.sum(1)
+        return {
+            "ips": offpolicy.ips(*row[:2]),
+            "snips": offpolicy.snips(*row[:2]),
+            "dm": row[3],
+            "dros": offpolicy.dros(*row, offpolicy.shrinkage(*row)),
+            "iips": offpolicy.slots(w.alone, r),
+            "rips": offpolicy.slots(w.above, r),
+            CHIEF: offpolicy.cascade_dr(w.above, r, q, v),
+            "weight": w.whole,
+        }
+
+    judged, served = of(rows.judged), of(rows.served)
+    return {name: (judged[name], served[name]) for name in judged}
+
+
+class Judged(NamedTuple):
+    """What rows say of two orders."""
+
+    rows: Rows
+    numbers: Mapping[str, tuple[Numbers, Numbers]]
+    least: int  # users with an outcome before anything is said
+
+    @classmethod
+    def of(cls, rows: Rows, least: int = LEAST_OUTCOMES) -> Judged:
+        return cls(rows, numbers_of(rows), least)
+
+    def effective(self, known: int | None = None) -> float:
+        """The effective size of the first ``known`` rows (default: all): for the order that has less."""
+        return min(effective(w[:known]) for w in self.numbers["weight"])
+
+    def difference(self, name: str = CHIEF, known: int | None = None) -> Estimate:
+        """What the order that is judged earns more a row. Units are users, for a user's pages are alike."""
+        judged, served = self.numbers[name]
+        own = np.unique(self.rows.user[:known], return_inverse=True)[1]
+        found = ratio(np.bincount(own, (judged - served)[:known]), np.bincount(own), self.least)
+        return found._replace(said=found.said and self.effective(known) >= LEAST_EFFECTIVE)
+
+    def table(self, arm: str) -> list[dict[str, Any]]:
+        """A row for each estimator."""
+        made = []
+        for name, assumed in ASSUMES.items():
+            found = self.difference(name)
+            low, high = NOTHING if name in _BIASED else band(found)
+            judged, served = (float(one.mean()) if len(one) else math.nan for one in self.numbers[name])
+            told = {"judged": judged, "served": served, "difference": found.value, "low": low, "high": high}
+            made.append({"arm": arm, "estimator": name, "assumes": assumed} | {k: plain(x) for k, x in told.items()})
+        return made
+
+    def looks(self, arm: str, every_ms: int) -> list[dict[str, Any]]:
+        """The difference and its band from look to look, as :func:`commands.judge.arms.looks` has them."""
+        if not len(self.rows.ts_ms):
+            return []
+        first, last = int(self.rows.ts_ms[0]), int(self.rows.ts_ms[-1])
+        seen = []
+        for at_ms in [*range(first + every_ms, last, every_ms), last]:
+            found = self.difference(known=int(np.searchsorted(self.rows.ts_ms, at_ms, side="right")))
+            told = zip(("difference", "difference_low", "difference_high"), (found.value, *band(found)), strict=True)
+            seen.append({"at_ms": at_ms, "arm": arm} | {name: plain(x) for name, x in told})
+        return seen
+
+    def verdict(self, named: str, unit: str, pages: int) -> str:
+        """What is said of one arm. ``pages``: all that were shown, drawn or not."""
+        n, found, (low, high) = len(self.rows.ts_ms), self.difference(), band(self.difference())
+        if not found.said:
+            size = self.effective()
+            wanted = math.ceil(LEAST_EFFECTIVE * max(n / size if size else 0.0, math.factorial(SLOTS)))
+            there = f"{n:,} of {pages:,} pages have a row that chance put in order; they count as {size:.0f}"
+            also = f", from 100 users, {self.least} of them with an outcome" if size >= LEAST_EFFECTIVE else ""
+            share = f": {wanted * pages // n:,} pages as these" if n else ""
+            more = f"It takes some {wanted:,} such rows{share}; MILLRACE_EXPLORE draws more"
+            return f"{named}: this log cannot say. {there}, and {LEAST_EFFECTIVE} are needed{also}. {more}."
+        between = f"({low:.4g} to {high:.4g})"
+        if band(found).decided:
+            more = "more" if found.value > 0 else "less"
+            return (
+                f"{named}: its order earns {abs(found.value):.4g} {unit} {more} than that which was served {between}."
+            )
+        users = units_wanted(found)
+        later = f" A difference like this would be decided with some {users:,} users." if users else ""
+        return f"{named}: not decided with {n:,} rows of {found.n:,} users {between} {unit}.{later}"

@@ -1,0 +1,337 @@
+"""What a model's order would have earned, from pages that were drawn by chance."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from commands.cli.cli import app
+from commands.judge.modelrun import judge_model
+from commands.judge.orders import ASSUMES, SLOTS, Rows, Shown, drawn, numbers_of
+from learner.ranker.model import OnlineModel
+from millrace.basics.errors import LogError, SettingError, SnapshotError
+from millrace.contracts.events import PageLog, to_msgpack
+from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.schema import parse_schema
+from millrace.evidence.exploration import Exploration, Rule
+from millrace.versions.modelstore import ModelStore, Place
+from stream.archive.archive_columns import ArchiveColumns, SettledRow
+from stream.archive.archive_folder import ArchiveFolder
+from stream.archive.archive_pages import Made
+from stream.archive.logged import LoggedTable
+from stream.archive.schemafile import schema_text
+
+SCORES = np.array([0.5, 0.4, 0.3, 0.2, 0.1], np.float32)  # of items 0 to 4 as ranked
+WORTH = np.array([0.1, 0.6, 0.2, 0.9, 0.4])
+JUDGED = np.array([0.3, 0.7, 0.2, 0.7, 0.1])  # with a tie
+
+
+def odds_of(page: tuple[int, ...], share: float, rule: Rule) -> np.ndarray:
+    """Of each item in its slot, given those above: of the mixture, as millrace.evidence.exploration has it."""
+    strength = (SCORES / (1 - SCORES)).astype(float) ** (1 / 0.7) if rule == "softmax" else np.ones(5)
+    chance, before, odds = 1.0, 1.0, []
+    for k, item in enumerate(page):
+        chance *= strength[item] / strength[[i for i in range(5) if i not in page[:k]]].sum()
+        now = (1 - share) * (page[: k + 1] == tuple(range(k + 1))) + share * chance
+        odds.append(now / before)
+        before = now
+    return np.array(odds)
+
+
+def shown_pages(pages: list[tuple[int, ...]], odds: list[np.ndarray], rewards: np.ndarray, control: bool) -> Shown:
+    n, k = len(pages), len(pages[0])
+    page, item = np.repeat(np.arange(n), k), np.array(pages).ravel()
+    position = np.tile(np.arange(k), n)
+    return Shown(page, page, page, np.full(n * k, control), position, position, item, np.concatenate(odds),
+                 SCORES[item], rewards.ravel())  # fmt: skip
+
+
+def rows_at(shown: Shown, where: np.ndarray) -> Rows:
+    served = shown.score[where].astype(np.float64)
+    return Rows(shown.ts_ms[where[:, 0]], shown.user[where[:, 0]], shown.item[where], shown.odds[where],
+                shown.reward[where], served, JUDGED[shown.item[where]])  # fmt: skip
+
+
+def alone(page: tuple[int, ...]) -> list[float]:
+    return [WORTH[item] / (1 + k) for k, item in enumerate(page)]
+
+
+def by_those_above(page: tuple[int, ...]) -> list[float]:
+    return [WORTH[item] / (1 + k + WORTH[list(page[:k])].sum()) for k, item in enumerate(page)]
+
+
+def by_all(page: tuple[int, ...]) -> list[float]:
+    return [WORTH[item] / (1 + k) * (2 if 3 in page[k + 1 : k + 2] else 1) for k, item in enumerate(page)]
+
+
+@pytest.mark.parametrize(
+    ("world", "right"),
+    [
+        (alone, {"ips", "iips", "rips", "cascade_dr"}),
+        (by_those_above, {"ips", "rips", "cascade_dr"}),
+        (by_all, {"ips"}),
+    ],
+)
+@pytest.mark.parametrize(("share", "rule"), [(0.3, "softmax"), (0.8, "softmax"), (0.3, "uniform"), (1.0, "control")])
+def test_over_all_pages_the_mean_is_the_value_where_its_assumption_holds(
+    world: Callable[[tuple[int, ...]], list[float]], right: set[str], share: float, rule: Any
+) -> None:
+    """Every page that can come, weighted by its chance: no luck is in it."""
+    pages = list(itertools.permutations(range(5)))
+    odds = [odds_of(page, share, "uniform" if rule == "control" else rule) for page in pages]
+    shown = shown_pages(pages, odds, np.array([world(page) for page in pages]), rule == "control")
+    where = drawn(shown)
+    rows, numbers = rows_at(shown, where), numbers_of(rows_at(shown, where))
+    chance = np.array([odds[page].prod() for page in shown.page[where[:, 0]]])
+    assert 0.1 < chance.sum() < 1 + 1e-9
+    truth = []
+    for first, items, scores in zip(where[:, 0], rows.item, rows.judged, strict=True):
+        page, since = list(pages[shown.page[first]]), shown.position[first]
+        page[since : since + SLOTS] = [item for _, item in sorted(zip(-scores, items, strict=True))]
+        truth.append(sum(world(tuple(page))[since : since + SLOTS]))
+    value = chance @ np.array(truth)
+    for name in ("ips", "iips", "rips", "cascade_dr"):
+        assert (abs(chance @ numbers[name][0] - value) < 1e-9) == (name in right), name
+
+
+@pytest.mark.parametrize("rule", ["softmax", "uniform", "swap"])
+def test_rows_begin_behind_what_chance_has_moved(rule: Rule) -> None:
+    """With drawn pages: the slots of a row have the odds of the rule alone, whatever the coin's share."""
+    found = 0
+    for seed in range(400):
+        page = Exploration(0.6, rule, 0.7).draw(SCORES, 5, 5, np.random.default_rng(seed))
+        shown = shown_pages([tuple(page.order)], [page.odds.astype(float)], np.zeros(5), False)
+        where = drawn(shown)
+        found += len(where)
+        if len(where):
+            assert page.explored
+            since = where[0, 0]
+            assert shown.score[since - 1] > shown.score[since - 2], "an item came before a better one by then"
+            rule_alone = odds_of(tuple(page.order), 1.0, rule)
+            np.testing.assert_allclose(shown.odds[since:], rule_alone[since:], rtol=1e-5)
+    assert found == 0 if rule == "swap" else found > 50, "behind a swap nothing is left to chance"
+
+
+def test_a_page_that_was_shown_otherwise_than_answered_has_no_row() -> None:
+    page = (3, 1, 4, 0, 2)
+    shown = shown_pages([page], [odds_of(page, 1.0, "uniform")], np.zeros(5), True)
+    assert drawn(shown).tolist() == [[0, 1, 2]], "of a random page the first slots are drawn, too"
+    for other in (
+        shown._replace(slot=np.array([0, 2, 1, 3, 4])),
+        shown._replace(position=shown.position + 1),  # the first item was not seen
+        shown._replace(odds=np.full(5, np.nan)),
+        Shown(*(column[:2] for column in shown)),  # type: ignore[arg-type]
+        Shown(*(column[:0] for column in shown)),  # type: ignore[arg-type]
+    ):
+        assert drawn(other).shape == (0, SLOTS)
+    seen = shown._replace(position=np.array([0, 1, 2, 4, 5]), slot=np.array([0, 1, 2, 4, 5]))
+    assert len(drawn(seen)) == 1, "what is missing below the row does not count"
+
+
+# ------------------------------------------------------------------ the command
+
+T0, MINUTE = 1_772_000_000_000, 60_000
+SCHEMA = parse_schema(
+    """
+name = "tiny"
+[[fields]]
+name = "item_id"
+of = "item"
+[[fields]]
+name = "price"
+of = "item"
+kind = "numeric"
+[[fields]]
+name = "position"
+of = "context"
+bias = true
+"""
+)
+ITEMS = 8
+TRUE = np.linspace(0.02, 0.6, ITEMS)  # chance of a click on each item
+EXAMINED = np.array([1.0, 0.7, 0.6, 0.2, 0.02])  # times this in each slot
+SERVED = np.clip(TRUE[::-1], 0.05, 0.95).astype(np.float32)  # the model that serves has them the wrong way round
+AT_ITEM, AT_POSITION = (SCHEMA.layout.cat_names.index(name) for name in ("item_id", "position"))
+
+
+def cat_of(items: np.ndarray) -> np.ndarray:
+    cat = np.zeros((len(items), SCHEMA.layout.F), np.int64)
+    cat[:, AT_ITEM] = 1000 + items
+    cat[:, AT_POSITION] = 77 + np.arange(len(items))
+    return cat
+
+
+def store_of(folder: Path, event_ms: int = T0, version: int = 5) -> str:
+    """A model that knows which items are clicked; what is clicked in the first slots it knows wrongly."""
+    model, rng = OnlineModel(SCHEMA, {"model": "wide_deep", "hidden": [8]}, 0), np.random.default_rng(0)
+    for _ in range(150):
+        items = rng.integers(ITEMS, size=64)
+        cat = cat_of(items)
+        cat[:, AT_POSITION] = 0
+        label = np.where(rng.random(64) < TRUE[items], POSITIVE, NEGATIVE).astype(np.uint8)
+        num = np.full((64, SCHEMA.layout.N), 2.0, np.float32)
+        model.learn(SampleBatch.of_rows(label, np.full(64, event_ms), cat, num, position=np.zeros(64, np.int32)))
+    store, place = ModelStore(folder), Place(1, version)
+    store.write_manifest(
+        [store.write_part(place, 0, *model.snapshot())],
+        epoch=1,
+        version=version,
+        claimant="a",
+        schema_id=SCHEMA.id,
+        spec=model.spec,
+        event_ms=event_ms,
+        trained=9600,
+        published_ms=T0,
+    )
+    return str(folder)
+
+
+def archive_of(folder: Path, pages: int, explore: str = "1,softmax,2", features: bool = True) -> Path:
+    """Pages of five items by a model that serves, one in five of them random, a minute from each other."""
+    rng, how, columns = np.random.default_rng(1), Exploration.of(explore), ArchiveColumns(SCHEMA)
+    settled, ranked = [], np.argsort(-SERVED, kind="stable")
+    for n in range(pages):
+        control = n % 5 == 0
+        if control:
+            items, odds = rng.permutation(ITEMS)[:5], (1 / (ITEMS - np.arange(5))).astype(np.float32)
+        else:
+            page = (how or Exploration(0.0)).draw(SERVED[ranked], 5, 5, rng)
+            items, odds = ranked[page.order], page.odds
+        arm, ts_ms = "control" if control else "model", T0 + (n + 1) * MINUTE
+        scores, names = SERVED[items], [f"i{item}" for item in items]
+        log = PageLog(
+            request_id=f"r{n}",
+            ts_ms=ts_ms,
+            user_id=f"u{n // 5 % 900}",
+            arm=arm,
+            model_version=1,
+            schema_id=SCHEMA.id,
+            items=[*names],
+            scores=scores.tobytes(),
+            keys=b"",
+            cat=cat_of(items).astype("<i8").tobytes(),
+            num=np.full((5, SCHEMA.layout.N), 2.0, "<f4").tobytes(),
+            odds=odds.tobytes(),
+        )
+        made = Made(f"u{n // 5 % 900}", names, log.scores, 1, arm, 0, b"", to_msgpack(log) if features else b"", log.odds)
+        for k, item in enumerate(items.tolist()):
+            clicked = rng.random() < TRUE[item] * EXAMINED[k]
+            times = (ts_ms + 1000 if clicked else None, None, None, None)
+            price = columns.pack("item", {"price": 2.0})
+            chance = float(odds[k]) if how else None
+            about = ts_ms, f"r{n}", k, k, made.user, names[k], None, price, times, float(scores[k]), 1, arm, "hot"
+            settled.append(SettledRow(*about, chance, made))
+    place = ArchiveFolder(folder)
+    place.put_schema(schema_text(SCHEMA, 30.0))
+    half = len(settled) // 2
+    for part in (settled[:half], settled[half:]):
+        place.write({"exposures": columns.table(part), "features": LoggedTable(SCHEMA).table(part)[0]}, {})
+    place.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("loop")
+    return archive_of(folder / "archive", 6000), store_of(folder / "models")
+
+
+def test_a_better_order_is_found_and_told(
+    there: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["judge", str(there[0]), "--out", str(tmp_path), "--model", there[1], "--every", "1d"]
+    app(asked, result_action="return_value")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert "Of the model's pages: its order earns 0." in report["verdict"]
+    assert "clicks a row more than that which was served" in report["verdict"]
+    assert report["verdict"] in " ".join(capsys.readouterr().out.split())
+    rows = {(row["arm"], row["estimator"]): row for row in report["estimates"]}
+    assert {name for _, name in rows} == set(ASSUMES)
+    for arm in ("model", "control"):
+        for name in ("ips", "iips", "rips", "cascade_dr"):
+            assert rows[arm, name]["low"] < rows[arm, name]["difference"] < rows[arm, name]["high"]
+        assert rows[arm, "dm"]["low"] is None, "what the direct method is wrong by is not known"
+    assert rows["model", "cascade_dr"]["low"] > 0
+    arms = {row["arm"]: row for row in report["arms"]}
+    assert (arms["control"]["rows"], arms["control"]["slots_with_support"]) == (1200, 0.6)
+    assert 0 < arms["model"]["rows"] < arms["model"]["pages"] == 4800
+    assert arms["control"]["effective_rows"] == pytest.approx(200, rel=0.25), "one row in six"
+
+
+def test_the_truth_is_within_the_band(there: tuple[Path, str], tmp_path: Path) -> None:
+    """Of random pages it is known: items by the true chance of a click against the other way round."""
+    report = judge_model(*there[:1], tmp_path, model=there[1], every_ms=3000 * MINUTE)
+    row = next(r for r in report["estimates"] if (r["arm"], r["estimator"]) == ("control", "cascade_dr"))
+    sets = np.array(list(itertools.combinations(TRUE, SLOTS)))  # ascending
+    gain = ((sets[:, ::-1] - sets) * EXAMINED[:SLOTS]).sum(1).mean()
+    assert row["low"] < gain < row["high"]
+    assert len({look["at_ms"] for look in report["curves"] if look["arm"] == "control"}) > 1
+
+
+def test_what_the_model_has_learnt_from_is_never_judged(there: tuple[Path, str], tmp_path: Path) -> None:
+    half = store_of(tmp_path / "half", T0 + 3000 * MINUTE)
+    report = judge_model(there[0], tmp_path / "out", model=half, every_ms=10**9)
+    assert report["exposures_learnt"] == 3000 * 5
+    assert sum(row["pages"] for row in report["arms"]) == 3000
+    whole = store_of(tmp_path / "whole", T0 + 6000 * MINUTE, version=9)
+    with pytest.raises(LogError, match=r"version 9 was trained on all that .* name an older version with --of, of 9"):
+        judge_model(there[0], tmp_path / "o", model=whole, every_ms=10**9)
+
+
+def test_too_little_is_refused_with_what_it_would_take(there: tuple[Path, str], tmp_path: Path) -> None:
+    little = archive_of(tmp_path / "little", 300)
+    verdict = judge_model(little, tmp_path / "a", model=there[1], every_ms=10**9)["verdict"]
+    assert "Of random pages: this log cannot say. 60 of 60 pages have a row" in verdict
+    assert "and 100 are needed. It takes some" in verdict
+    none = archive_of(tmp_path / "none", 300, "0")
+    verdict = judge_model(none, tmp_path / "b", model=there[1], every_ms=10**9)["verdict"]
+    assert "Of the model's pages: this log cannot say. 0 of 240 pages have a row" in verdict
+    assert "It takes some 600 such rows; MILLRACE_EXPLORE draws more." in verdict
+
+
+def test_a_wrong_question_is_one_line(there: tuple[Path, str], tmp_path: Path) -> None:
+    archive, model = there
+    bare = archive_of(tmp_path / "bare", 60, features=False)
+    other = tmp_path / "other"
+    archive_of(other, 10)
+    (other / "schema.toml").write_text((other / "schema.toml").read_text().replace('"price"', '"weight"'))
+    empty: list[tuple[Path, dict[str, Any], type[Exception], str]] = [
+        (tmp_path, {}, LogError, "holds no archived exposures"),
+        (archive, {"every_ms": 0}, SettingError, "above 0"),
+        (archive, {"value": "item_id"}, SettingError, "'item_id' is no number of an item; choose from price"),
+        (archive, {"of": 4}, SnapshotError, "no snapshot of version 4; the store has versions 5"),
+        (archive, {"model": str(tmp_path / "no")}, SnapshotError, "no model in"),
+        (bare, {}, LogError, "no logged features of the pages to judge; run the loop with MILLRACE_ARCHIVE_FEATURES"),
+        (other, {}, SnapshotError, "version 5 is of schema"),
+    ]
+    for place, asked, kind, words in empty:
+        with pytest.raises(kind, match=words) as caught:
+            given: dict[str, Any] = {"model": model, "every_ms": 10**9} | asked
+            judge_model(place, tmp_path / "out", **given)
+        assert "\n" not in str(caught.value)
+    features = archive_of(tmp_path / "damaged", 60) / "features" / "0000000001.parquet"
+    features.write_bytes(b"")
+    with pytest.raises(LogError, match=r"features/0000000001\.parquet' cannot be read"):
+        judge_model(tmp_path / "damaged", tmp_path / "out", model=model, every_ms=10**9)
+
+
+def test_outcomes_count_a_number_of_the_item(there: tuple[Path, str], tmp_path: Path) -> None:
+    clicks = judge_model(there[0], tmp_path / "a", model=there[1], every_ms=10**9)["estimates"]
+    worth = judge_model(there[0], tmp_path / "b", model=there[1], value="price", every_ms=10**9)["estimates"]
+    for one, other in zip(clicks, worth, strict=True):
+        assert other["judged"] == pytest.approx(2 * one["judged"], rel=1e-4)
+
+
+def test_an_archive_of_before_odds_has_none(there: tuple[Path, str], tmp_path: Path) -> None:
+    old = archive_of(tmp_path / "old", 100)
+    for file in (old / "exposures").glob("*.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns(["odds"]), file)
+    verdict = judge_model(old, tmp_path / "out", model=there[1], every_ms=10**9)["verdict"]
+    assert "0 of 80 pages" in verdict
