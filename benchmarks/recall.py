@@ -15,8 +15,8 @@ were made by neither way, so their clicks favour neither. The seed is 7, which n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -43,8 +43,7 @@ BEST = 100  # of the items that a user likes best are looked for
 RESAMPLES = 4000
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+class Size(NamedTuple):
     """How large and how long."""
 
     seed: int = 7
@@ -59,8 +58,7 @@ class Size:
 SHORT = Size(seed=101, items=1000, users=120, days=2, candidates=100, stages=4)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """What recall and the most clicked items have of what n users want, in the order in which they came."""
 
     user: I64  # (n,) index of the shopper

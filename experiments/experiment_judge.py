@@ -6,6 +6,8 @@
 - ``bands``: tests of two arms in a simulated week, looked at each minute. Clicks come late and count within four hours,
   rates change, and the second arm's lift grows from nothing. The truth at a look is what those seen were expected to
   click. ``covered``: the band held it at all looks; ``decided``, ``naive``: it, or an ordinary one, decided at one.
+- ``orders``: a better, an equal and a worse learner than one that learns from the pages that it draws, judged by these
+  pages at twenty looks. The truth at a look is what both orders were expected to earn on the pages seen.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import numpy as np
 from scipy import stats
 
 from commands.judge.arms import Exposures, users_of
+from commands.judge.orders import Judged, Shown, ordered
 from commands.up.started import Started
 from experiments.runs import Row, run_experiment
 from millrace.basics.durations import DAY_MS, HOUR_MS, MINUTE_MS
@@ -33,13 +36,14 @@ from millrace.contracts.page_logs import decode_heading
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import PAGE_LOGS
 from millrace.evidence.exploration import RULES
-from millrace.evidence.sequences import Estimate, difference, ratio
+from millrace.evidence.sequences import NOTHING, Estimate, band, difference, ratio
 from millrace.evidence.user_arms import Arm, ArmDraw
 from millrace.processes.kafka import read_topics
 from millrace.processes.wall import wall_ms
 
 DrawnPage = tuple[tuple[Any, ...], list[float]]
 ITEMS, SLOTS, HEAT, HORIZON_MS = 40, 3, 0.02, 4 * HOUR_MS
+LEARNERS, LOGS, GOODS = ("better", "equal", "worse"), (300, 3000, 15_000), 30  # logs: pages
 LIFTS = 0.0, 0.3  # of the second arm's clicks, in the mean of the week
 
 
@@ -57,13 +61,14 @@ def experiment_judge(
 
     Args:
         out: folder for the report.
-        tests: of each lift.
+        tests: of each lift, and of each learner.
         users: of a test.
         pages: of each rule; 0: no scorer is started.
         seed: of the first test.
     """
     calls: list[Any] = [(odds, (pages,))] if pages else []
     calls += [(bands, (seed + n, lift, users)) for lift in LIFTS for n in range(tests)]
+    calls += [(orders, (seed + n, learner, LOGS[n % 3])) for learner in LEARNERS for n in range(tests)]
     return run_experiment(
         out, "Judging", calls, lambda rows: (_report(rows), []), workers=workers, progress=progress, seed=seed
     )
@@ -140,6 +145,36 @@ def bands(seed: int, lift: float, users: int) -> list[Row]:
     return [{"of": "bands", "lift": lift, "covered": covered, "decided": decided, "naive": naive}]
 
 
+def orders(seed: int, learner: str, pages: int) -> list[Row]:
+    """One row: a learner judged by so many pages."""
+    rng = np.random.default_rng((seed, LEARNERS.index(learner)))
+    rate, taste, user = rng.beta(1, 8, GOODS), rng.gamma(4, 0.25, pages // 2), rng.integers(pages // 2, size=pages)
+    clicks, shown, place = np.ones(GOODS), np.full(GOODS, 9.0), 1 / np.arange(1, SLOTS + 1)
+    parts, gains = list[Any](), list[Any]()
+    for part in np.array_split(np.arange(pages), 10):
+        chance = np.minimum(taste[user[part], None] * rate * rng.gamma(1, 1, (len(part), GOODS)), 1)
+        served, equal = (np.broadcast_to(c / shown, chance.shape) for c in (clicks, rng.poisson(clicks)))
+        other = {"better": chance, "equal": equal, "worse": rng.random(chance.shape)}[learner]
+        item = np.argsort(-np.log(served) - rng.gumbel(size=chance.shape), axis=1)
+        left = np.cumsum(np.take_along_axis(served, item, 1)[:, ::-1], axis=1)[:, : -SLOTS - 1 : -1]
+        item = item[:, :SLOTS]
+        own, score, judged = (np.take_along_axis(x, item, 1) for x in (chance, served, other))
+        came = rng.random(item.shape) < own * place
+        parts.append((item, score / left, score, came * 1.0, judged))
+        gains.append(np.subtract(*(np.take_along_axis(own, ordered(x, item), 1) @ place for x in (judged, score))))
+        clicks += np.bincount(item.ravel(), came.ravel(), GOODS)
+        shown += np.bincount(item.ravel(), minlength=GOODS)
+    *columns, judged = (np.concatenate(column) for column in zip(*parts, strict=True))
+    page = np.repeat(np.arange(pages), SLOTS)
+    exposures = Shown(page, user[page], page, page < 0, page, page, *(column.ravel() for column in columns))
+    found = Judged.of(exposures, np.arange(len(page)).reshape(judged.shape), judged)
+    truth = np.cumsum(np.concatenate(gains)) / np.arange(1, pages + 1)
+    looks = [(band(found.difference(known=k)), float(truth[k - 1])) for k in range(pages // 20, pages + 1, pages // 20)]
+    more = [b.low > 0 for b, _ in looks if b.decided]
+    row: Row = {"of": "orders", "learner": learner, "covered": all(b.low <= value <= b.high for b, value in looks)}
+    return [row | {"more": any(more), "less": not all(more), "refused": looks[-1][0] == NOTHING}]
+
+
 def _judged(one: Estimate, other: Estimate, truth: float) -> tuple[bool, bool, bool]:
     """Whether the band holds the truth; whether the band, and an interval for one look, are decided."""
     band = difference(one, other)
@@ -148,10 +183,8 @@ def _judged(one: Estimate, other: Estimate, truth: float) -> tuple[bool, bool, b
 
 
 def _report(rows: list[Row]) -> dict[str, Any]:
-    drawn, judged = ([row for row in rows if row["of"] == of] for of in ("odds", "bands"))
-    tests = [{"lift": lift, "tests": sum(row["lift"] == lift for row in judged)} for lift in LIFTS]
-    for test, name in product(tests, ("covered", "decided", "naive")):
-        test[name] = sum(row[name] for row in judged if row["lift"] == test["lift"])
+    drawn = [row for row in rows if row["of"] == "odds"]
+    tests, learners = (_counts(rows, *of) for of in (("bands", "lift"), ("orders", "learner")))
     said = [
         f"{r['rule']}: {r['within']:.1%} of {r['cells']:,} cells within the bounds of 95%, p {r['p']:.2g}"
         for r in drawn
@@ -161,4 +194,17 @@ def _report(rows: list[Row]) -> dict[str, Any]:
         f"({r['naive']} by an interval for one look)"
         for r in tests
     ]
-    return {"verdict": "; ".join(said) + ".", "odds": drawn, "bands": tests}
+    said += [
+        f"{r['learner']} learner: {r['covered']} of {r['tests']} bands held the truth at all looks, {r['more']} say "
+        f"more, {r['less']} less, {r['refused']} logs cannot say"
+        for r in learners
+    ]
+    return {"verdict": "; ".join(said) + ".", "odds": drawn, "bands": tests, "orders": learners}
+
+
+def _counts(rows: list[Row], of: str, by: str) -> list[Row]:
+    """A row for each value of ``by``: how many tests there were, and of how many each answer is yes."""
+    own = [row for row in rows if row["of"] == of]
+    yes = [name for name, value in own[0].items() if isinstance(value, bool)] if own else []
+    groups = {value: [row for row in own if row[by] == value] for value in dict.fromkeys(row[by] for row in own)}
+    return [{by: v, "tests": len(g)} | {name: sum(r[name] for r in g) for name in yes} for v, g in groups.items()]

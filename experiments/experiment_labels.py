@@ -48,7 +48,6 @@ from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, policy_named
 from millrace.logs import TS, LogTable, read_log
-from millrace.reports import Plot, interval_plot
 from simulator.daylog import write_traffic
 
 WORLDS = (3, 7, 11, 19, 23)
@@ -178,27 +177,12 @@ def experiment_labels(
     for some, what in ((worlds, "worlds"), (rates, "rates"), (policies, "policies")):
         if len(set(some)) < len(some):
             raise SettingError(f"{what} {', '.join(map(str, some))}", "name each once")
-    names = tuple(policies or REGISTRY)
+    names, default = tuple(policies or REGISTRY), Settings().label_policy
     own = ((BOUND, *names), seeds, rows, history_rows, dict(spec or {}))
     calls = [(_run, (*pair, *own)) for pair in product(worlds, rates)]
     how: dict[str, Any] = {"worlds": worlds, "seeds": seeds, "rows": rows, "spec": spec}
-
-    def report_of(runs: list[Row]) -> tuple[dict[str, Any], list[Plot]]:
-        report = make_report(runs, names, Settings().label_policy)
-        return report, [_plot(report)]
-
-    return run_experiment(out, "Label policies", calls, report_of, workers=workers, progress=progress, **how)
-
-
-def _plot(report: Mapping[str, Any]) -> Plot:
-    plotted = [
-        {"inputs": row["start"], "way": f"{row['policy']}, {row['rate']}", "auc_over_bound": row["late_auc_over_bound"]}
-        | {"auc_over_bound_ci": row["late_auc_over_bound_ci"]}
-        for row in report["cells"]
-        if row["policy"] not in (BOUND, ORACLE) and row["late_auc_over_bound"] is not None
-    ]
-    caption = "AUC over the last quarter of the rows less that of the bound: mean and 95% interval."
-    return interval_plot("auc", caption, plotted, "auc_over_bound")
+    how |= {"workers": workers, "progress": progress}
+    return run_experiment(out, "Label policies", calls, lambda runs: (make_report(runs, names, default), []), **how)
 
 
 def make_report(runs: Sequence[Row], policies: Sequence[str], default: str) -> dict[str, Any]:
@@ -216,14 +200,13 @@ def make_report(runs: Sequence[Row], policies: Sequence[str], default: str) -> d
             more = _means(here, policy, "late_auc", worlds) - _means(here, BOUND, "late_auc", worlds)
             cells.append(row | _interval("late_auc_over_bound", more))
     whole = next((row for row in pooled if row["policy"] == default), None)
-    verdicts = [] if whole is None else [_verdict(name, whole[name], *TARGETS[name]) for name in TARGETS]
+    verdicts = [
+        {"figure": name, "value": (value := whole[name]), "target": target}
+        | {"reached": None if value is None else least <= value <= most}
+        for name, (target, least, most) in (TARGETS.items() if whole else ())
+    ]
     made = {"default": default, "verdicts": verdicts, "pooled": pooled, "cells": cells}
     return {"verdict": of_labels(made)} | made
-
-
-def _verdict(name: str, value: float | None, target: str, least: float, most: float) -> Row:
-    reached = None if value is None else least <= value <= most
-    return {"figure": name, "value": value, "target": target, "reached": reached}
 
 
 def _means(runs: Sequence[Row], policy: str, name: str, worlds: Sequence[int]) -> NDArray[np.float64]:

@@ -147,10 +147,8 @@ def experiment(
                 head = {"verdict": of_models(rows, about["baseline_auc"])}
                 return head | about | made, [interval_plot("auc", caption, rows, "auc")]
             rows, days = _way_rows(results, chosen, inputs, data, test)
-            caption = (
-                "AUC of each test day by way of keeping up, mean and 95% interval over seeds (crosses: the oracle);"
-            )
-            caption += " below, the same less frozen, where ways that are far worse leave the picture."
+            caption = "AUC of each test day by way, mean and 95% interval over seeds (crosses: the oracle); "
+            caption += "below, the same less frozen, where ways that are far worse leave the picture."
             over = "AUC over the test days: mean and 95% interval over seeds."
             plots = [days_plot("auc_by_day", caption, days), interval_plot("auc", over, rows, "auc")]
             head = {"verdict": of_rounds(rows, about["baseline_auc"])}

@@ -154,7 +154,8 @@ def _morning(shop: Shop, schema: Schema, folder: Path, at_ms: int, rows: int) ->
     while shown < rows and (moment := next(moments, None)) is not None:
         after.append(moment)
         shown += len(moment.shown_ms)
-    return life.end(), after
+    life.snapshot()  # its folder is an origin for others from now on
+    return life.folder, after
 
 
 def _branch(

@@ -257,7 +257,7 @@ def judge(
     if model is not None:
         from commands.judge.modelrun import judge_model
 
-        own = {"model": model, "of": of, "own_class": load_settings().model}
+        own: dict[str, Any] = {"model": model, "of": of, "own_class": load_settings().model}
         report(json, judge_model, archive, out, outcome=outcome, value=value, **own, **spans)
         return
     spans["horizon_ms"] = span_ms(horizon)

@@ -192,25 +192,25 @@ def verdict_of(
         if since is not None:
             more = "more" if last["difference"] > 0 else "less"
             sentences.append(
-                f"{_named(name)} earn {abs(last['difference']):.4g} {unit} {more} than {_named(baseline).lower()} "
+                f"{worded(name)} earn {abs(last['difference']):.4g} {unit} {more} than {worded(baseline).lower()} "
                 f"({last['difference_low']:.4g} to {last['difference_high']:.4g}), decided since {_when(since)}."
             )
         elif not (one.said and other.said):
             sentences.append(
-                f"{_named(name)} and {_named(baseline).lower()}: this log cannot say. Each arm needs {LEAST} users, "
+                f"{worded(name)} and {worded(baseline).lower()}: this log cannot say. Each arm needs {LEAST} users, "
                 f"{least} of them with an outcome; they have {one.n} and {other.n} users."
             )
         else:
             wanted = users_wanted(one, other)
             later = f" A difference like today's would be decided with some {wanted:,} users." if wanted else ""
             sentences.append(
-                f"{_named(name)} and {_named(baseline).lower()}: not decided with {there:,} users "
+                f"{worded(name)} and {worded(baseline).lower()}: not decided with {there:,} users "
                 f"({last['difference_low']:.4g} to {last['difference_high']:.4g} {unit}).{later}"
             )
     return " ".join(sentences) or f"All users are in one arm, '{baseline}': there is nothing to compare."
 
 
-def _named(arm: str) -> str:
+def worded(arm: str) -> str:
     return {MODEL: "The model's pages", CONTROL: "Random pages"}.get(arm, f"Pages of '{arm}'")
 
 

@@ -1,7 +1,7 @@
 # shell
 """``millrace judge ARCHIVE --model STORE``: reads exposures with features, says what a model's order would have earned.
 
-Rows that the model has learnt from are never judged: a snapshot names the newest exposure it has seen, and what is
+DrawnRows that the model has learnt from are never judged: a snapshot names the newest exposure it has seen, and what is
 judged is later.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from commands.judge.judgerun import Outcome, band_plot, exposure_table, numbers, page_numbers
-from commands.judge.orders import SLOTS, Judged, Numbers, Places, Rows, Shown, drawn
+from commands.judge.judgerun import Outcome, band_plot, exposure_table, numbers, page_numbers, worded
+from commands.judge.orders import SLOTS, Judged, Places, Shown, drawn
 from commands.proofs.archived import REMEDY, named
 from commands.repair.lineage import end_of
 from commands.repair.without import time_of
 from learner.role.model_factory import resumed
 from millrace.basics.errors import LogError, SettingError, SnapshotError, one_line
-from millrace.contracts.events import CONTROL, MODEL
+from millrace.contracts.events import CONTROL, LOGGED
 from millrace.contracts.schema import Schema, load_schema
 from millrace.evidence.sequences import LEAST_OUTCOMES, LEAST_VALUES
 from millrace.reports import make_folder, say, show, write_all
@@ -37,10 +38,10 @@ _MORE = {
     "item": pa.string(),
     "position": pa.int32(),
     "slot": pa.int32(),
+    "source": pa.string(),
     "score": pa.float32(),
     "odds": pa.float32(),
 }
-ARMS = {MODEL: "Of the model's pages", CONTROL: "Of random pages"}
 
 
 def judge_model(
@@ -52,6 +53,7 @@ def judge_model(
     own_class: str = "",
     outcome: Outcome = "click",
     value: str | None = None,
+    since_ms: int = 0,
     every_ms: int,
 ) -> dict[str, Any]:
     """Writes report.json, run.json, report.html and a plot to ``out``, prints table and verdict, returns the report.
@@ -62,6 +64,7 @@ def judge_model(
         of: its version; None: the newest.
         own_class: a model of one's own is imported only where it is this one.
         outcome, value: see :func:`~commands.judge.judgerun.judge`. Outcomes are those that the archive counts.
+        since_ms: pages from then on.
         every_ms: from look to look.
 
     Raises:
@@ -75,6 +78,7 @@ def judge_model(
         raise SettingError(f"looks every {every_ms} ms", "give a span above 0")
     make_folder(out, "report.json")
     table = exposure_table(archive, outcome, value, _MORE)
+    table = table.filter(pc.not_equal(table["arm"], LOGGED))  # and without those whose page log did not come
     schema = load_schema(archive / "schema.toml")
     store = ModelStore(model, writes=False)
     notes = store.snapshots()
@@ -84,51 +88,45 @@ def judge_model(
             f"version {note.version} is of schema {note.schema_id}, the archive of {schema.id}",
             "name a model and an archive of one schema",
         )
-    later = table.filter(pc.greater(table["ts_ms"], note.event_ms))
+    later = table.filter(pc.greater(table["ts_ms"], max(note.event_ms, since_ms - 1)))
     if not later.num_rows:
         raise LogError(
-            f"version {note.version} was trained on all that '{archive}' has, until {time_of(note.event_ms)}",
+            f"version {note.version} was trained until {time_of(note.event_ms)}, and '{archive}' has no later page",
             f"wait, or name an older version with --of, of {', '.join(str(one.version) for one in notes[::-1])}",
         )
-    learnt = table.num_rows - later.num_rows
-    later, shown = _by_page(later.filter(pc.is_in(later["arm"], pa.array(list(ARMS)))))
+    earlier = table.num_rows - later.num_rows
+    later, shown = _by_page(later)
     where, cat, num = _features(archive, schema, later, drawn(shown))
     learner = resumed(schema, note, store.read_whole(note), own_class)
     scores = learner.score(cat, num).astype(np.float64).reshape(where.shape)
-    unit, said = (
-        f"{value or outcome + 's'} a row",
-        [f"Version {note.version}, on pages after {time_of(note.event_ms)}."],
-    )
+    unit, said = f"{value or outcome + 's'} a row", f"Version {note.version}, on later pages than it has learnt from."
     arms, estimates, curves = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
-    for arm, words in ARMS.items():
-        of_arm = shown.control == (arm == CONTROL)
-        mine = np.flatnonzero(of_arm[where[:, 0]])
-        mine = mine[np.argsort(shown.ts_ms[where[mine, 0]], kind="stable")]
-        found = Judged.of(_rows(shown, where[mine], scores[mine]), LEAST_OUTCOMES if value is None else LEAST_VALUES)
-        pages = len(np.unique(shown.page[of_arm]))
-        support = where[mine].size / max(1, int(of_arm.sum()))
-        arms.append(
-            {"arm": arm, "pages": pages, "rows": len(mine), "effective_rows": round(found.effective())}
-            | {"slots_with_support": round(support, 4)}
-        )
+    for number, arm in sorted(enumerate(later["arm"].unique().to_pylist()), key=itemgetter(1)):
+        of_arm = numbers(later["arm"]) == number
+        mine, pages = of_arm[where[:, 0]], len(np.unique(shown.page[of_arm]))
+        found = Judged.of(shown, where[mine], scores[mine], LEAST_OUTCOMES if value is None else LEAST_VALUES)
+        support = round(where[mine].size / max(1, int(of_arm.sum())), 4)
+        row = {"arm": arm, "pages": pages, "rows": int(mine.sum()), "effective_rows": round(found.effective())}
+        arms.append(row | {"slots_with_support": support})
         estimates += found.table(arm)
         curves += found.looks(arm, every_ms)
-        said.append(found.verdict(words, unit, pages))
-    verdict = " ".join(said)
+        said += f" {found.verdict(worded(arm), unit, pages)}"
     report: dict[str, Any] = {
-        "verdict": verdict,
+        "verdict": said,
         "unit": unit,
         "slots_of_a_row": SLOTS,
-        "exposures_learnt": learnt,
+        "exposures_before": earlier,
         "arms": arms,
         "estimates": estimates,
         "curves": curves,
     }
     run = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 1)}
-    write_all(out, report, run, [band_plot(curves, [*ARMS], "served", unit)], "Which order earns more?")
+    write_all(
+        out, report, run, [band_plot(curves, [row["arm"] for row in arms], "served", unit)], "Which order earns more?"
+    )
     show("", arms, list(arms[0]))
     show(unit, estimates, list(estimates[0]))
-    say(verdict)
+    say(said)
     return report
 
 
@@ -142,7 +140,7 @@ def _by_page(table: pa.Table) -> tuple[pa.Table, Shown]:
         ts_ms=table["ts_ms"].to_numpy(),
         user=np.where(guest, -1 - page, numbers(table["user"])),
         page=page,
-        control=pc.equal(table["arm"], CONTROL).to_numpy(),
+        control=pc.equal(table["source"].fill_null(""), CONTROL).to_numpy(),
         position=table["position"].to_numpy().astype(np.int64),
         slot=table["slot"].to_numpy().astype(np.int64),
         item=numbers(table["item"]),
@@ -179,15 +177,3 @@ def _features(
     late = late_columns(schema)
     cat[:, [column for column, name in enumerate(layout.cat_names) if name in late]] = 0
     return where[whole], cat[slots], num[slots]
-
-
-def _rows(shown: Shown, where: Places, judged: Numbers) -> Rows:
-    return Rows(
-        ts_ms=shown.ts_ms[where[:, 0]],
-        user=shown.user[where[:, 0]],
-        item=shown.item[where],
-        odds=shown.odds[where],
-        reward=shown.reward[where],
-        served=shown.score[where].astype(np.float64),
-        judged=judged,
-    )

@@ -67,18 +67,6 @@ class Shown(NamedTuple):
     reward: Numbers
 
 
-class Rows(NamedTuple):
-    """R rows of drawn items in order of time."""
-
-    ts_ms: Integers  # (R,)
-    user: Integers  # (R,)
-    item: Integers  # (R, m)
-    odds: Numbers  # (R, m)
-    reward: Numbers  # (R, m)
-    served: Numbers  # (R, m) scores of the model that served
-    judged: Numbers  # (R, m) of the one that is judged
-
-
 def drawn(shown: Shown) -> Places:
     """Where rows lie among the exposures, one of a page at most. (R, m)"""
     n = len(shown.page)
@@ -98,17 +86,22 @@ def drawn(shown: Shown) -> Places:
     return where[chosen]
 
 
-def numbers_of(rows: Rows) -> dict[str, tuple[Numbers, Numbers]]:
-    """By estimator, each row's numbers for the order that is judged, and for that of the model that served."""
-    odds = offpolicy.order_odds(rows.odds)
-    r = rows.reward
-    rate = r.sum(0) / np.maximum(rows.served.sum(0), np.finfo(float).tiny)  # of a slot, to the scores there
-    q = rows.served * rate
+def ordered(scores: Numbers, item: Integers) -> Places:
+    """The slots of each row's items, best score first. Ties go by item: the logged order must not decide. (R, m)"""
+    return np.lexsort((item, -scores))
+
+
+def numbers_of(shown: Shown, where: Places, judged: Numbers) -> dict[str, tuple[Numbers, Numbers]]:
+    """By estimator, each row's numbers for the order that is judged, and for that of the model that served; and by
+    ``weight`` the weights of whole rows. ``judged``: scores by the model that is judged. (R, m)"""
+    odds, r, item = offpolicy.order_odds(shown.odds[where]), shown.reward[where], shown.item[where]
+    score = shown.score[where].astype(np.float64)
+    rate = r.sum(0) / np.maximum(score.sum(0), np.finfo(float).tiny)  # of a slot, to the scores there
+    q = score * rate
 
     def of(scores: Numbers) -> dict[str, Numbers]:
-        order = np.lexsort((rows.item, -scores))  # ties by item: the logged order must not decide
-        w = offpolicy.weights(odds, order)
-        v = np.take_along_axis(rows.served, order, 1) * rate
+        order = ordered(scores, item)
+        w, v = offpolicy.weights(odds, order), np.take_along_axis(score, order, 1) * rate
         row = w.whole, r.sum(1), q.sum(1), v.sum(1)
         return {
             "ips": offpolicy.ips(*row[:2]),
@@ -121,20 +114,23 @@ def numbers_of(rows: Rows) -> dict[str, tuple[Numbers, Numbers]]:
             "weight": w.whole,
         }
 
-    judged, served = of(rows.judged), of(rows.served)
-    return {name: (judged[name], served[name]) for name in judged}
+    of_judged, of_served = of(judged), of(score)
+    return {name: (of_judged[name], of_served[name]) for name in of_judged}
 
 
 class Judged(NamedTuple):
-    """What rows say of two orders."""
+    """What R rows, in order of time, say of two orders."""
 
-    rows: Rows
-    numbers: Mapping[str, tuple[Numbers, Numbers]]
+    ts_ms: Integers  # (R,)
+    user: Integers  # (R,)
+    numbers: Mapping[str, tuple[Numbers, Numbers]]  # (R,) each, as numbers_of has them
     least: int  # users with an outcome before anything is said
 
     @classmethod
-    def of(cls, rows: Rows, least: int = LEAST_OUTCOMES) -> Judged:
-        return cls(rows, numbers_of(rows), least)
+    def of(cls, shown: Shown, where: Places, judged: Numbers, least: int = LEAST_OUTCOMES) -> Judged:
+        by_time = np.argsort(shown.ts_ms[where[:, 0]], kind="stable")
+        where, first = where[by_time], where[by_time, 0]
+        return cls(shown.ts_ms[first], shown.user[first], numbers_of(shown, where, judged[by_time]), least)
 
     def effective(self, known: int | None = None) -> float:
         """The effective size of the first ``known`` rows (default: all): for the order that has less."""
@@ -143,7 +139,7 @@ class Judged(NamedTuple):
     def difference(self, name: str = CHIEF, known: int | None = None) -> Estimate:
         """What the order that is judged earns more a row. Units are users, for a user's pages are alike."""
         judged, served = self.numbers[name]
-        own = np.unique(self.rows.user[:known], return_inverse=True)[1]
+        own = np.unique(self.user[:known], return_inverse=True)[1]
         found = ratio(np.bincount(own, (judged - served)[:known]), np.bincount(own), self.least)
         return found._replace(said=found.said and self.effective(known) >= LEAST_EFFECTIVE)
 
@@ -160,19 +156,19 @@ class Judged(NamedTuple):
 
     def looks(self, arm: str, every_ms: int) -> list[dict[str, Any]]:
         """The difference and its band from look to look, as :func:`commands.judge.arms.looks` has them."""
-        if not len(self.rows.ts_ms):
+        if not len(self.ts_ms):
             return []
-        first, last = int(self.rows.ts_ms[0]), int(self.rows.ts_ms[-1])
+        first, last = int(self.ts_ms[0]), int(self.ts_ms[-1])
         seen = []
         for at_ms in [*range(first + every_ms, last, every_ms), last]:
-            found = self.difference(known=int(np.searchsorted(self.rows.ts_ms, at_ms, side="right")))
+            found = self.difference(known=int(np.searchsorted(self.ts_ms, at_ms, side="right")))
             told = zip(("difference", "difference_low", "difference_high"), (found.value, *band(found)), strict=True)
             seen.append({"at_ms": at_ms, "arm": arm} | {name: plain(x) for name, x in told})
         return seen
 
     def verdict(self, named: str, unit: str, pages: int) -> str:
         """What is said of one arm. ``pages``: all that were shown, drawn or not."""
-        n, found, (low, high) = len(self.rows.ts_ms), self.difference(), band(self.difference())
+        n, found, (low, high) = len(self.ts_ms), self.difference(), band(self.difference())
         if not found.said:
             size = self.effective()
             wanted = math.ceil(LEAST_EFFECTIVE * max(n / size if size else 0.0, math.factorial(SLOTS)))
@@ -184,9 +180,8 @@ class Judged(NamedTuple):
         between = f"({low:.4g} to {high:.4g})"
         if band(found).decided:
             more = "more" if found.value > 0 else "less"
-            return (
-                f"{named}: its order earns {abs(found.value):.4g} {unit} {more} than that which was served {between}."
-            )
+            earned = f"{abs(found.value):.4g} {unit} {more} than that which was served"
+            return f"{named}: this model's order earns {earned} {between}."
         users = units_wanted(found)
         later = f" A difference like this would be decided with some {users:,} users." if users else ""
         return f"{named}: not decided with {n:,} rows of {found.n:,} users {between} {unit}.{later}"

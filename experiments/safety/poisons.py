@@ -129,25 +129,21 @@ def _some_users(batch: SampleBatch, share: float) -> Mask:
     return some
 
 
-def _relabel(rows: Callable[[SampleBatch, Window], Mask], clicked: bool | None) -> Spoil:
-    """Labels of ``rows`` (B,) become ``clicked``; None: each becomes the other one."""
+def _relabel(rows: Callable[[SampleBatch, Window], Mask] | None, clicked: bool | None) -> Spoil:
+    """Labels of ``rows`` (B,), None: of all, become ``clicked``; None: each becomes the other one."""
 
     def spoil(batch: SampleBatch, window: Window) -> SampleBatch:
         labels = ~window.clicked(batch) if clicked is None else np.full(len(batch), clicked)
-        return _labelled(batch, window.rows(batch) & rows(batch, window), labels)
+        return _labelled(batch, window.rows(batch) & (rows is None or rows(batch, window)), labels)
 
     return spoil
 
 
-def _all(batch: SampleBatch, window: Window) -> Mask:
-    return np.ones(len(batch), np.bool_)
-
-
 POISONS = (
-    Poison("flips-10", 10, _relabel(_all, None)),
-    Poison("flips-60", 60, _relabel(_all, None)),
-    Poison("ones-10", 10, _relabel(_all, True)),
-    Poison("no-clicks-60", 60, _relabel(_all, False)),  # the clicks do not come
+    Poison("flips-10", 10, _relabel(None, None)),
+    Poison("flips-60", 60, _relabel(None, None)),
+    Poison("ones-10", 10, _relabel(None, True)),
+    Poison("no-clicks-60", 60, _relabel(None, False)),  # the clicks do not come
     Poison("zeros-60", 60, lambda b, w: _numbers(b, w.rows(b), slice(None), 0.0)),  # the window store is away
     Poison("no-user-60", 60, no_user),
     # An overflow in one column, in a tenth of the rows.

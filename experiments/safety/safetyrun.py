@@ -218,11 +218,6 @@ class Life:
                 self.log.refused.append((ms, GateRefusal(what.check, what.value, what.bound, what.what)))
         self._noted = self.promotion.state.log.newest
 
-    def end(self) -> Path:
-        """The last words: :attr:`folder` is an origin for others from now on."""
-        self.snapshot()
-        return self.folder
-
 
 class Served(NamedTuple):
     """What was shown while a life went through moments. n rows."""

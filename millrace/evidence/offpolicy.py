@@ -107,7 +107,7 @@ def weights(odds: OrderOdds, order: Order) -> Weights:
 
 def effective(w: Numbers) -> float:
     """How many rows of equal weight would tell as much: (sum w)^2 / sum w^2."""
-    return float(w.sum() ** 2 / (w @ w)) if w.any() else 0.0
+    return float(w.sum() ** 2 / np.square(w).sum()) if w.any() else 0.0
 
 
 # Each of the following gives a number a row, (n,), whose mean is the value. Rewards r, estimates q and v, weights w:
@@ -122,7 +122,7 @@ def snips(w: Numbers, r: Numbers) -> Numbers:
     """Its mean is the ratio sum(w r) / sum(w); its squares are those of the linearised ratio."""
     if not w.any():
         return np.full_like(w, np.nan)
-    value = w @ r / w.sum()
+    value = (w * r).sum() / w.sum()
     linear: Numbers = value + w * (r - value) / w.mean()
     return linear
 

@@ -123,8 +123,8 @@ def test_without_a_user_side_only_items_and_context_are_left(batch: SampleBatch)
 def test_lives_from_one_origin_are_alike_to_the_bit(moments: list[Moment], tmp_path: Path) -> None:
     first = Life(SCHEMA, tmp_path / "first")
     live(first, moments[:3])
-    origin = first.end()
-    twin, again = (live(Life(SCHEMA, tmp_path / name, origin), moments[3:]) for name in "ab")
+    first.snapshot()
+    twin, again = (live(Life(SCHEMA, tmp_path / name, first.folder), moments[3:]) for name in "ab")
     assert twin.p.tobytes() == again.p.tobytes()
     assert loss(twin, again, rows=1000) == 0
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import experiment_judge
-from experiments.experiment_judge import SLOTS, bands, cells, odds
+from experiments.experiment_judge import LEARNERS, SLOTS, bands, cells, odds, orders
 from millrace.evidence.exploration import RULES, Exploration, Rule
 from tests.scenes.waiting import LONG
 
@@ -45,9 +45,20 @@ def test_a_better_arm_is_decided_and_the_truth_stays_within() -> None:
     assert sum(row["decided"] for row in rows if not row["lift"]) <= 1
 
 
+def test_learners_are_told_from_each_other_and_the_truth_stays_within() -> None:
+    rows = {name: [orders(seed, name, 15_000)[0] for seed in range(3)] for name in LEARNERS}
+    assert all(row["more"] for row in rows["better"])
+    assert all(row["less"] for row in rows["worse"])
+    assert not any(row["more"] for row in (*rows["equal"], *rows["worse"]))
+    assert not any(row["less"] for row in rows["better"])
+    assert sum(row["covered"] for own in rows.values() for row in own) >= 8
+    assert orders(0, "better", 300)[0]["refused"]
+
+
 def test_the_report_says_what_was_tried(tmp_path: Path) -> None:
     report = experiment_judge.experiment_judge(tmp_path / "out", tests=2, users=400, pages=0, workers=0, progress=False)
     assert report["odds"] == []
     assert [row["tests"] for row in report["bands"]] == [2, 2]
+    assert [(row["learner"], row["tests"]) for row in report["orders"]] == [(name, 2) for name in LEARNERS]
     assert "lift 0.3: " in report["verdict"]
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report

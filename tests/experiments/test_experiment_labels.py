@@ -125,7 +125,6 @@ def test_the_whole_experiment(tmp_path: Path) -> None:
         (policy, start) for policy in (BOUND, "wait", "prompt", ORACLE) for start in STARTS
     }
     assert len(report["verdicts"]) == (4 if report["default"] in ("wait", "prompt") else 0)
-    assert (tmp_path / "auc.png").read_bytes().startswith(b"\x89PNG")
     assert "prompt" in (tmp_path / "report.html").read_text()
 
 

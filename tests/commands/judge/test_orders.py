@@ -14,7 +14,7 @@ import pytest
 
 from commands.cli.cli import app
 from commands.judge.modelrun import judge_model
-from commands.judge.orders import ASSUMES, SLOTS, Rows, Shown, drawn, numbers_of
+from commands.judge.orders import ASSUMES, SLOTS, Shown, drawn, numbers_of
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import LogError, SettingError, SnapshotError
 from millrace.contracts.events import PageLog, to_msgpack
@@ -53,12 +53,6 @@ def shown_pages(pages: list[tuple[int, ...]], odds: list[np.ndarray], rewards: n
                  SCORES[item], rewards.ravel())  # fmt: skip
 
 
-def rows_at(shown: Shown, where: np.ndarray) -> Rows:
-    served = shown.score[where].astype(np.float64)
-    return Rows(shown.ts_ms[where[:, 0]], shown.user[where[:, 0]], shown.item[where], shown.odds[where],
-                shown.reward[where], served, JUDGED[shown.item[where]])  # fmt: skip
-
-
 def alone(page: tuple[int, ...]) -> list[float]:
     return [WORTH[item] / (1 + k) for k, item in enumerate(page)]
 
@@ -88,13 +82,14 @@ def test_over_all_pages_the_mean_is_the_value_where_its_assumption_holds(
     odds = [odds_of(page, share, "uniform" if rule == "control" else rule) for page in pages]
     shown = shown_pages(pages, odds, np.array([world(page) for page in pages]), rule == "control")
     where = drawn(shown)
-    rows, numbers = rows_at(shown, where), numbers_of(rows_at(shown, where))
+    items = shown.item[where]
+    numbers = numbers_of(shown, where, JUDGED[items])
     chance = np.array([odds[page].prod() for page in shown.page[where[:, 0]]])
     assert 0.1 < chance.sum() < 1 + 1e-9
     truth = []
-    for first, items, scores in zip(where[:, 0], rows.item, rows.judged, strict=True):
+    for first, row in zip(where[:, 0], items, strict=True):
         page, since = list(pages[shown.page[first]]), shown.position[first]
-        page[since : since + SLOTS] = [item for _, item in sorted(zip(-scores, items, strict=True))]
+        page[since : since + SLOTS] = sorted(row, key=lambda item: (-JUDGED[item], item))
         truth.append(sum(world(tuple(page))[since : since + SLOTS]))
     value = chance @ np.array(truth)
     for name in ("ips", "iips", "rips", "cascade_dr"):
@@ -220,13 +215,29 @@ def archive_of(folder: Path, pages: int, explore: str = "1,softmax,2", features:
             num=np.full((5, SCHEMA.layout.N), 2.0, "<f4").tobytes(),
             odds=odds.tobytes(),
         )
-        made = Made(f"u{n // 5 % 900}", names, log.scores, 1, arm, 0, b"", to_msgpack(log) if features else b"", log.odds)
+        made = Made(
+            f"u{n // 5 % 900}", names, log.scores, 1, arm, 0, b"", to_msgpack(log) if features else b"", log.odds
+        )
         for k, item in enumerate(items.tolist()):
             clicked = rng.random() < TRUE[item] * EXAMINED[k]
             times = (ts_ms + 1000 if clicked else None, None, None, None)
             price = columns.pack("item", {"price": 2.0})
             chance = float(odds[k]) if how else None
-            about = ts_ms, f"r{n}", k, k, made.user, names[k], None, price, times, float(scores[k]), 1, arm, "hot"
+            about = (
+                ts_ms,
+                f"r{n}",
+                k,
+                k,
+                made.user,
+                names[k],
+                None,
+                price,
+                times,
+                float(scores[k]),
+                1,
+                arm,
+                "control" if control else "hot",
+            )
             settled.append(SettledRow(*about, chance, made))
     place = ArchiveFolder(folder)
     place.put_schema(schema_text(SCHEMA, 30.0))
@@ -249,7 +260,7 @@ def test_a_better_order_is_found_and_told(
     asked = ["judge", str(there[0]), "--out", str(tmp_path), "--model", there[1], "--every", "1d"]
     app(asked, result_action="return_value")
     report = json.loads((tmp_path / "report.json").read_text())
-    assert "Of the model's pages: its order earns 0." in report["verdict"]
+    assert "The model's pages: this model's order earns 0." in report["verdict"]
     assert "clicks a row more than that which was served" in report["verdict"]
     assert report["verdict"] in " ".join(capsys.readouterr().out.split())
     rows = {(row["arm"], row["estimator"]): row for row in report["estimates"]}
@@ -278,21 +289,24 @@ def test_the_truth_is_within_the_band(there: tuple[Path, str], tmp_path: Path) -
 def test_what_the_model_has_learnt_from_is_never_judged(there: tuple[Path, str], tmp_path: Path) -> None:
     half = store_of(tmp_path / "half", T0 + 3000 * MINUTE)
     report = judge_model(there[0], tmp_path / "out", model=half, every_ms=10**9)
-    assert report["exposures_learnt"] == 3000 * 5
+    assert report["exposures_before"] == 3000 * 5
     assert sum(row["pages"] for row in report["arms"]) == 3000
     whole = store_of(tmp_path / "whole", T0 + 6000 * MINUTE, version=9)
-    with pytest.raises(LogError, match=r"version 9 was trained on all that .* name an older version with --of, of 9"):
+    with pytest.raises(
+        LogError,
+        match=r"version 9 was trained until .* has no later page; wait, or name an older version with --of, of 9",
+    ):
         judge_model(there[0], tmp_path / "o", model=whole, every_ms=10**9)
 
 
 def test_too_little_is_refused_with_what_it_would_take(there: tuple[Path, str], tmp_path: Path) -> None:
     little = archive_of(tmp_path / "little", 300)
     verdict = judge_model(little, tmp_path / "a", model=there[1], every_ms=10**9)["verdict"]
-    assert "Of random pages: this log cannot say. 60 of 60 pages have a row" in verdict
+    assert "Random pages: this log cannot say. 60 of 60 pages have a row" in verdict
     assert "and 100 are needed. It takes some" in verdict
     none = archive_of(tmp_path / "none", 300, "0")
     verdict = judge_model(none, tmp_path / "b", model=there[1], every_ms=10**9)["verdict"]
-    assert "Of the model's pages: this log cannot say. 0 of 240 pages have a row" in verdict
+    assert "The model's pages: this log cannot say. 0 of 240 pages have a row" in verdict
     assert "It takes some 600 such rows; MILLRACE_EXPLORE draws more." in verdict
 
 
@@ -312,8 +326,8 @@ def test_a_wrong_question_is_one_line(there: tuple[Path, str], tmp_path: Path) -
         (other, {}, SnapshotError, "version 5 is of schema"),
     ]
     for place, asked, kind, words in empty:
+        given: dict[str, Any] = {"model": model, "every_ms": 10**9} | asked
         with pytest.raises(kind, match=words) as caught:
-            given: dict[str, Any] = {"model": model, "every_ms": 10**9} | asked
             judge_model(place, tmp_path / "out", **given)
         assert "\n" not in str(caught.value)
     features = archive_of(tmp_path / "damaged", 60) / "features" / "0000000001.parquet"
