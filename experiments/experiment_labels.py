@@ -199,7 +199,7 @@ def make_report(runs: Sequence[Row], policies: Sequence[str], default: str) -> d
                 row |= _interval(name, _means(here, policy, name, worlds))
             more = _means(here, policy, "late_auc", worlds) - _means(here, BOUND, "late_auc", worlds)
             cells.append(row | _interval("late_auc_over_bound", more))
-    whole = next((row for row in pooled if row["policy"] == default), None)
+    whole: Row = next((row for row in pooled if row["policy"] == default), {})
     verdicts = [
         {"figure": name, "value": (value := whole[name]), "target": target}
         | {"reached": None if value is None else least <= value <= most}

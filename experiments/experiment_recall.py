@@ -138,6 +138,8 @@ def make_report(runs: Sequence[Row]) -> dict[str, Any]:
             pairs = [(of[s, start, arm], of[s, start, POPULAR]) for s in seeds]
             rates = [run["clicks"] / run["exposures"] for run, _ in pairs]
             row = {"start": start, "arm": arm, "worlds": len(seeds), "click_rate": rounded(float(np.mean(rates)))}
+            if any(run["exposures"] != base["exposures"] for run, base in pairs):
+                raise ValueError(f"the pages of '{arm}' are not the same as those of '{POPULAR}'")
             ratios = [run["clicks"] / base["clicks"] if base["clicks"] else math.nan for run, base in pairs]
             arms.append(row | over_worlds(ratios))
     return {"verdict": " ".join(_verdict(start, arms) for start in starts), "arms": arms}
