@@ -253,7 +253,7 @@ def judge(
     from millrace.reports.spans import span_ms
 
     since_ms, every_ms = moment(since, wall_ms()) if since else 0, span_ms(every)
-    spans = {"since_ms": since_ms, "every_ms": every_ms}
+    spans: dict[str, Any] = {"since_ms": since_ms, "every_ms": every_ms}
     if model is not None:
         from commands.judge.modelrun import judge_model
 
