@@ -106,7 +106,7 @@ def judge_model(
         mine, pages = of_arm[where[:, 0]], len(np.unique(shown.page[of_arm]))
         found = Judged.of(shown, where[mine], scores[mine], LEAST_OUTCOMES if value is None else LEAST_VALUES)
         support = round(where[mine].size / max(1, int(of_arm.sum())), 4)
-        row = {"arm": arm, "pages": pages, "rows": int(mine.sum()), "effective_rows": round(found.effective())}
+        row = {"arm": arm, "pages": pages, "drawn_rows": int(mine.sum()), "effective_rows": round(found.effective())}
         arms.append(row | {"slots_with_support": support})
         estimates += found.table(arm)
         curves += found.looks(arm, every_ms)

@@ -11,6 +11,7 @@ the three positions make one page. Run it in an environment of its own::
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,15 @@ SHRINK = 3.0
 
 
 def make() -> None:
-    from obp import ope  # type: ignore[import-not-found]
-    from obp.dataset import OpenBanditDataset  # type: ignore[import-not-found]
-    from obp.policy import BernoulliTS  # type: ignore[import-not-found]
+    # Not import statements: the project does not depend on it.
+    ope = import_module("obp.ope")
+    dataset, policies = import_module("obp.dataset"), import_module("obp.policy")
 
-    data = OpenBanditDataset(behavior_policy="random", campaign="men")
+    data = dataset.OpenBanditDataset(behavior_policy="random", campaign="men")
     log = data.obtain_batch_bandit_feedback()
     n, actions, places = log["n_rounds"], data.n_actions, data.len_list
     action, position, reward, pscore = (log[name] for name in ("action", "position", "reward", "pscore"))
-    judged = BernoulliTS(actions, places, is_zozotown_prior=True, campaign="men", random_state=0)
+    judged = policies.BernoulliTS(actions, places, is_zozotown_prior=True, campaign="men", random_state=0)
     policy = judged.compute_batch_action_dist(n_sim=5000, n_rounds=1)[0]  # (actions, places)
     clicks, shown = np.full((actions, places), 0.5), np.full((actions, places), 100.0)
     np.add.at(clicks, (action, position), reward)

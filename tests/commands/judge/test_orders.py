@@ -271,8 +271,8 @@ def test_a_better_order_is_found_and_told(
         assert rows[arm, "dm"]["low"] is None, "what the direct method is wrong by is not known"
     assert rows["model", "cascade_dr"]["low"] > 0
     arms = {row["arm"]: row for row in report["arms"]}
-    assert (arms["control"]["rows"], arms["control"]["slots_with_support"]) == (1200, 0.6)
-    assert 0 < arms["model"]["rows"] < arms["model"]["pages"] == 4800
+    assert (arms["control"]["drawn_rows"], arms["control"]["slots_with_support"]) == (1200, 0.6)
+    assert 0 < arms["model"]["drawn_rows"] < arms["model"]["pages"] == 4800
     assert arms["control"]["effective_rows"] == pytest.approx(200, rel=0.25), "one row in six"
 
 
