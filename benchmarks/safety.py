@@ -18,10 +18,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.tools.bench_figures import Figure, Say, figure
 from experiments.experiment_safety import Plan, make_report
@@ -36,13 +35,11 @@ from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.logs import read_log
 
-TURN_ROWS = 6144
-"""As many rows as come between two deltas of a learner at full speed."""
+TURN_ROWS = 6144  # as many as come between two deltas of a learner at full speed
 _NO_GATE = "no gate"
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+class Size(NamedTuple):
     """How much is run."""
 
     plan: Plan

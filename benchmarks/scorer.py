@@ -18,8 +18,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,8 +39,7 @@ ONNX_S = 0.25  # between two passes of ONNX Runtime beside a run
 BEARABLE_MS = 50.0  # a rate is borne if 99 of 100 answers come within it
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+class Size(NamedTuple):
     """How large and how long."""
 
     rows: int = 5_000_000

@@ -54,8 +54,7 @@ WORLDS = (3, 7, 11, 19, 23)
 RATES = (1.0, 20.0, 200.0)
 STARTS = ("cold", "history")
 BOUND, ORACLE, WAIT = "bound", "oracle", "wait"
-DRAWS = 2000
-"""Of the bootstrap."""
+DRAWS = 2000  # of the bootstrap
 TARGETS = {
     "gap_closed": ("at least 0.8", 0.8, math.inf),
     "log_loss_ratio": ("at most 1.03", -math.inf, 1.03),

@@ -53,12 +53,10 @@ ARMS: Mapping[str, Callable[[RecallShop], Recall]] = {
     PERFECT: loop.perfect_recall,
     POPULAR: loop.popular_recall,
 }
-FIRST_DAY = parse_day("2026-03-02")
-"""The history's first day, a Monday."""
+FIRST_DAY = parse_day("2026-03-02")  # of the history, a Monday
 LARGE = 20_000
 """Items beyond which state is brought up to date less often: each step sorts the catalogue."""
-WIDTH = 32
-"""Of the retrieval head, as the role `learn` has it."""
+WIDTH = 32  # of the retrieval head, as the role `learn` has it
 
 
 def _run(seed: int, users: int, items: int, days: int, candidates: int, spec: Mapping[str, Any]) -> list[Row]:

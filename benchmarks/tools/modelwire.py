@@ -46,8 +46,7 @@ from millrace.versions.packing import pack
 from millrace.versions.versioning import Announcement, Claim, Place, chain
 
 SLICE = 100_000
-HEAD_SHARE = 0.1
-"""Of the head's rows that change with a retrieval version."""
+HEAD_SHARE = 0.1  # of the head's rows that change with a retrieval version
 _HEAD = {"retrieval_width": 32}
 _CLAIMANT = "bench"
 

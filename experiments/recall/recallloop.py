@@ -51,8 +51,7 @@ from scorer.users.userrecord import KnownUser
 from simulator.reaction import react
 from simulator.world import World, day_of, start_of
 
-STEP_MS = 60_000
-"""How often all state is brought up to date, where nothing else is asked for."""
+STEP_MS = 60_000  # how often all state is brought up to date, where nothing else is asked for
 
 _EXPOSED, _CLICKED = 1 << EXPOSURE, 1 << EXPOSURE | 1 << CLICK
 
