@@ -204,7 +204,7 @@ def clean(name: str, shop: Shop | Path, size: int, schema: Schema, folder: Path)
         shop: a simulated one, or the path of a log.
         size: rows that are known at once. Few, where there is little traffic.
     """
-    log = read_log(write_shop(shop, folder / "log") if isinstance(shop, Shop) else shop, schema)
+    log = read_log(write_shop(shop, folder / "log") if isinstance(shop, Shop) else shop, schema, spool=folder)
     seed, life = shop.seed if isinstance(shop, Shop) else 0, Life(schema, folder / "life", serves=False)
     tick, ts_ms = Lines(lambda line: print(line, file=sys.stderr), time.monotonic), log.table[TS]
     first_ms, of_ms = ts_ms[0].as_py(), ts_ms[-1].as_py() - ts_ms[0].as_py()

@@ -113,6 +113,12 @@ from millrace.versions.image import RETRIEVAL_TABLES, Array, Image, below, split
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
+DAMPING = 0.05
+"""Adagrad's epsilon, of embeddings. Gradients are far below it at first, so a row's steps are in proportion to them.
+With next to nothing each row's first step has the length of the rate, and the length of an id's vector tells whether
+clicks of its visit have been learnt yet. Negatives are learnt before clicks. So the network learns to read that, and
+expects none of newcomers and everything of those who clicked (tests/learner/ranker/test_late_clicks.py)."""
+
 _EXPIRE_MIN = 60  # rows are looked over for their age no oftener than this, in minutes of event time
 
 
@@ -194,7 +200,7 @@ class OnlineModel:
         self._spec = read_spec(spec)
         self._inputs, self.network = build(schema, self._spec, seed)
         s = self._spec
-        rates = StepSizes(s.embedding_rate, 1e-6, s.ftrl_alpha, s.ftrl_beta, s.ftrl_l1, s.ftrl_l2)
+        rates = StepSizes(s.embedding_rate, DAMPING, s.ftrl_alpha, s.ftrl_beta, s.ftrl_l1, s.ftrl_l2)
         age = round(s.max_age_days * 1440)
         self.tables = {
             g.name: SparseTable(g.width, rates, s.max_rows, age, s.admit, s.embedding_scale, _table_salt(g, seed))

@@ -133,7 +133,7 @@ def test_a_model_learns_the_same_either_way(model: str) -> None:
     models = [OnlineModel(SCHEMA, {"hidden": [32, 16], "width": 8, "model": model}, 0) for _ in range(2)]
     assert isinstance(models[0]._step, WrittenStep)
     models[1]._step = NoNoise(models[1]._inputs, models[1].network)
-    for i in range(20):
+    for i in range(40):
         a, b = (m.learn(make_samples(64, i)) for m in models)
         assert a.loss == pytest.approx(b.loss, rel=1e-4)
         assert a.rows == b.rows == 64
