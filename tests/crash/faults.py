@@ -27,6 +27,8 @@ BETWEEN_SECONDS = (0.0, 2.0)
 STOPPED_SECONDS = (3.0, 15.0)
 CUT_SECONDS = (3.0, 12.0)
 STEP_SECONDS = (5.0, 600.0)
+REAL_STEP_SECONDS = (5.0, 60.0)
+"""At real speed: labels of events ahead are waited for as long as they are ahead."""
 
 Ends = Callable[[], None]
 
@@ -141,7 +143,8 @@ def _clock(role: str, sign: int) -> Fault:
     """The clock of one role is wrong for a while, and right again."""
 
     def begin(loop: CrashLoop, draw: Generator) -> tuple[Ends, str]:
-        seconds = sign * round(float(np.exp(draw.uniform(*np.log(STEP_SECONDS)))), 1)
+        span = STEP_SECONDS if loop.pace.speed > 1 else REAL_STEP_SECONDS
+        seconds = sign * round(float(np.exp(draw.uniform(*np.log(span)))), 1)
         loop.clocks.step(role, seconds)
         return lambda: loop.clocks.step(role, 0.0), f"{seconds:+g} s"
 

@@ -331,14 +331,19 @@ class CrashLoop(Demo):
         return (role.pid or 0) if role is not None else 0
 
     def _forked(self, victim: str) -> int:
+        """The first template is a fork of its role, with the same command line; later ones are programs."""
         serve = self.pid("serve")
+        if not serve:
+            return 0
         with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(serve).children(recursive=True) if serve else ():
+            role = psutil.Process(serve)
+            for child in role.children():
                 with contextlib.suppress(psutil.Error):
-                    if "scorer.worker.template" not in process.cmdline():
+                    if child.cmdline() != role.cmdline() and "scorer.worker.template" not in child.cmdline():
                         continue
-                    if (process.ppid() == serve) == (victim == "template"):
-                        return int(process.pid)
+                    found = [child] if victim == "template" else child.children()
+                    if found:
+                        return int(found[0].pid)
         return 0
 
     def send(self, number: int, victim: str) -> bool:
