@@ -1,7 +1,7 @@
 # shell
 """``millrace judge ARCHIVE --model STORE``: reads exposures with features, says what a model's order would have earned.
 
-DrawnRows that the model has learnt from are never judged: a snapshot names the newest exposure it has seen, and what is
+Rows that the model has learnt from are never judged: a snapshot names the newest exposure it has seen, and what is
 judged is later.
 """
 
