@@ -101,8 +101,9 @@ def judge_model(
     scores = learner.score(cat, num).astype(np.float64).reshape(where.shape)
     unit, said = f"{value or outcome + 's'} a row", f"Version {note.version}, on later pages than it has learnt from."
     arms, estimates, curves = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
+    arm_of = numbers(later["arm"])
     for number, arm in sorted(enumerate(later["arm"].unique().to_pylist()), key=itemgetter(1)):
-        of_arm = numbers(later["arm"]) == number
+        of_arm = arm_of == number
         mine, pages = of_arm[where[:, 0]], len(np.unique(shown.page[of_arm]))
         found = Judged.of(shown, where[mine], scores[mine], LEAST_OUTCOMES if value is None else LEAST_VALUES)
         support = round(where[mine].size / max(1, int(of_arm.sum())), 4)
@@ -133,8 +134,9 @@ def judge_model(
 def _by_page(table: pa.Table) -> tuple[pa.Table, Shown]:
     """Exposures by page, then position."""
     page, position = page_numbers(table), table["position"].to_numpy()
-    table = table.take(pa.array(np.lexsort((position, page))))
-    page, guest = page_numbers(table), pc.is_null(table["user"]).to_numpy()
+    order = np.lexsort((position, page))
+    table, page = table.take(pa.array(order)), page[order]
+    guest = pc.is_null(table["user"]).to_numpy()
     came = pc.is_valid(table["came_ms"]).to_numpy()
     return table, Shown(
         ts_ms=table["ts_ms"].to_numpy(),
