@@ -111,7 +111,7 @@ _VISITORS = 4096  # who are remembered as counted
 _ALSO = {FINE: "", LABELS: " (labels too)", AUC: " (AUC too)"}  # what else is broken where a share is
 _ANY, _PROFILE, _WINDOWS = range(KNOWN)  # kinds of visits: rows that tell of it
 _ITEM_BYTES = 1 << 16  # of eight items each that are remembered as met
-_KNOWN_MS = 10 * MINUTE_MS  # until an item is known: samples of its first pages may wait that long for their labels
+_KNOWN_MS = 10 * MINUTE_MS  # until an item is known, at least: its first samples may wait that long for their labels
 _SAVED = (
     *("_piece", "_stretch", "_past", "_auc_piece", "_promoted", "_first_ms", "_warm", "_factor_before"),
     *("_refused", "_broken", "_visitors", "_items", "_met", "_items_ms"),
@@ -340,7 +340,7 @@ class Screen:
 
     def _columns(self) -> Array:
         """What a state is bound to. (1,)"""
-        return np.array([salt("screen known", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
+        return np.array([salt("screen known late", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
 
     def _sums(self, batch: SampleBatch, p: NDArray[np.float32]) -> Sums:
         """What is known of rows, so that it can be added: counts, sums, and clicks and others by logit. (K,)"""
@@ -348,7 +348,8 @@ class Screen:
         clock = np.array([self._met, LONGEST_ROWS, LONGEST_MS], np.int64)
         if self.clock.now_ms >= self._items_ms + _KNOWN_MS:
             self._items[0] |= self._items[1]
-            self._items[1], self._items_ms = 0, self.clock.now_ms
+            self._items[1] = self._items[2]
+            self._items[2], self._items_ms = 0, self.clock.now_ms
         visit = batch.user, batch.item, batch.ts_ms, batch.kind, batch.label, batch.user_missing
         tells = meet(*visit, clock, self._visitors, self._items)
         self._met += len(batch)
@@ -428,7 +429,7 @@ class Screen:
 
 def _nobody() -> tuple[Array, Array]:
     """Nobody was counted, nothing was met: visitors and items in :func:`learner.gate.screenkernels.meet`."""
-    return np.zeros((_VISITORS, 1 + 2 * KINDS), np.int64), np.zeros((2, _ITEM_BYTES), np.uint8)
+    return np.zeros((_VISITORS, 1 + 2 * KINDS), np.int64), np.zeros((3, _ITEM_BYTES), np.uint8)
 
 
 def _groups(schema: Schema) -> tuple[Sequence[_Shares], NDArray[np.intp], Sums, Sums]:

@@ -146,7 +146,8 @@ def meet(
         clock: rows met before; then rows, and ms, that must both have passed until a visitor counts again. (3,)
         visitors: who was counted, and when by each kind: rows met, and ms, (S, 1 + 2 V). A visitor has one slot; a
             later one may take it from him.
-        items: bits of the items that are known, and of those met, by hash, (2, I). Those of these rows are met.
+        items: bits of the items that are known, met in the period before, and met in this one, by hash, (3, I). Those
+            of these rows are met.
     """
     tells = np.zeros((len(user), KINDS), np.bool_)
     bits = np.uint64(8 * items.shape[1])
@@ -161,7 +162,7 @@ def meet(
             own[0] = np.int64(user[b])
         at = np.int64((item[b] ^ (item[b] >> np.uint64(32))) % bits)
         bit = np.uint8(1 << (at & 7))
-        items[1, at >> 3] |= bit
+        items[2, at >> 3] |= bit
         for v in range(KINDS):
             if v == KNOWN:
                 if item[b] and not items[0, at >> 3] & bit:

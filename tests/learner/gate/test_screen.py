@@ -401,20 +401,20 @@ def test_labels_that_are_broken_too_are_told_beside_numbers() -> None:
     assert (second.check, second.what) == ("numbers", "plain numbers of the item (labels too)")
 
 
-def with_items(stream: Stream, rows: int, first: int, met: set[int], lost: bool = False) -> Iterator[Scored]:
-    """Pages of 500 items with the hashes from ``first`` on; windows of one that was never shown before are empty, and
-    of all where they are ``lost``."""
+def with_items(stream: Stream, rows: int, first: int, met: dict[int, int], lost: bool = False) -> Iterator[Scored]:
+    """Pages of 500 items with the hashes from ``first`` on; windows of one that was first shown less than five minutes
+    ago, 3,000 rows, are empty, and of all where they are ``lost``."""
     for batch, p in stream.batches(rows, 64):
         item = first + stream.rng.integers(0, 500, 64)
         num = batch.num.copy()
-        num[[lost or int(i) not in met for i in item], 1:] = 0
-        met.update(item.tolist())
+        num[[lost or stream.rows < met.setdefault(int(i), stream.rows) + 3000 for i in item], 1:] = 0
         yield replace(batch, item=item.astype(np.uint64), num=num), p
 
 
-def test_a_new_catalogue_is_no_poison_and_lost_windows_of_items_are() -> None:
-    screen, stream, met = Screen(SCHEMA, HOUR_MS), Stream(0), set[int]()
-    assert learn(screen, with_items(stream, 2 * WARM_ROWS, 1, met)) == []
+@pytest.mark.parametrize("seconds", range(0, 600, 60))  # since items became known
+def test_a_new_catalogue_is_no_poison_and_lost_windows_of_items_are(seconds: int) -> None:
+    screen, stream, met = Screen(SCHEMA, HOUR_MS), Stream(0), dict[int, int]()
+    assert learn(screen, with_items(stream, 36_000 + 10 * seconds, 1, met)) == []
     assert screen.warm
     assert learn(screen, with_items(stream, 16_384, 1001, met)) == []
     refused = learn(screen, with_items(stream, 1024, 1001, met, lost=True))
