@@ -87,8 +87,9 @@ def make_visits(seed: int, shoppers: Shoppers, day: int, p: Params, median: floa
     before = np.cumsum(gap) - gap
     within = before - before[first][session]
     last = np.r_[first[1:], len(owner)] - 1
-    overrun = np.maximum(0.0, start + within[last] + HOUR_MS / 60 - DAY_MS)  # nobody scrolls past midnight
-    at = np.maximum(0.0, (start - overrun)[session] + within)
+    # Nobody scrolls past midnight: who would comes earlier, by twice as much. By as much all would end at one moment.
+    overrun = np.maximum(0.0, start + within[last] + HOUR_MS / 60 - DAY_MS)
+    at = np.maximum(0.0, (start - 2 * overrun)[session] + within)
     start_ms = day * DAY_MS - UTC_OFFSET_MS + at.astype(np.int64)
     order = np.argsort(start_ms, kind="stable")
     return Visits(day, comes[owner][order], session[order], page[order], start_ms[order], size[order], shift[order])

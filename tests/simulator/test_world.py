@@ -189,6 +189,12 @@ def test_pages_of_a_session_follow_each_other(world: World) -> None:
     assert per_user.max() <= world.params.depth_most
 
 
+def test_a_day_does_not_end_at_one_moment() -> None:
+    """Who would scroll past midnight comes earlier, and not all end together."""
+    _, pages = np.unique(World(1, 20_000).visits(MONDAY).start_ms, return_counts=True)
+    assert pages.max() <= 3
+
+
 def test_the_previous_recommenders_pages_hold_what_is_on_sale(world: World) -> None:
     day, visits = world.day(MONDAY), world.visits(MONDAY)
     views = np.arange(visits.n)
