@@ -30,7 +30,7 @@ USER, ITEM = "user", "item"
 MOST_IDS = 250_000
 """Ids that are counted in an hour, of each limit; those that come when there are so many have none."""
 
-_BITS = 19  # of a table's slots: twice as many as ids, at least
+_LEAST_BITS = 12  # of a table's slots: twice as many as ids, at least; more as they come
 _REMEDY = "name user, item or categorical fields of the schema"
 
 
@@ -72,9 +72,22 @@ class Quota:
         return self._teach(np.concatenate([self._ids(batch, name) for name in self.limits], axis=1), counts)
 
     def _teach(self, ids: NDArray[np.uint64], counts: bool = True) -> NDArray[np.bool_]:
+        self._room -= ids.size
+        if self._room < 0:
+            self._make_room(ids.size)
         over = np.zeros(len(ids), np.bool_)
-        teach(ids, self._of, self._most, self._table, self._used, MOST_IDS, counts, over)
+        teach(ids, self._of, self._most, self._table, self._shift, self._used, MOST_IDS, counts, over)
         return over
+
+    def _make_room(self, more: int) -> None:
+        """Half of the slots stay free if so many ids come."""
+        used = int(self._used.max(initial=0))
+        slots = 2 * min(used + more, MOST_IDS)
+        if slots > self._table.shape[1]:
+            state = self.snapshot()
+            self._clear(slots.bit_length())
+            self._enter(state)
+        self._room = self._table.shape[1] // 2 - used - more
 
     def snapshot(self) -> dict[str, Array]:
         """The hour, and ids (n,) and counts (n,) of each limit."""
@@ -92,11 +105,15 @@ class Quota:
         """
         self._hour = int(state["hour"][0]) if state else 0
         self._clear()
+        self._make_room(max((len(ids) for name, ids in state.items() if name.endswith("/ids")), default=0))
+        self._enter(state)
+
+    def _enter(self, state: Mapping[str, Array]) -> None:
         for number, name in enumerate(self.limits):
             if f"{name}/ids" in state:
                 ids = state[f"{name}/ids"]
                 self._used[number] = len(ids)
-                put(ids, state[f"{name}/counts"], self._table[number])
+                put(ids, state[f"{name}/counts"], self._table[number], self._shift)
 
     def _ids(self, batch: SampleBatch, name: str) -> NDArray[np.uint64]:
         if name == USER:
@@ -106,31 +123,41 @@ class Quota:
         first, stop = self._columns[name]
         return np.ascontiguousarray(batch.cat[:, first:stop]).view(np.uint64)
 
-    def _clear(self) -> None:
-        self._table = np.zeros((len(self.limits), 1 << _BITS, 2), np.uint64)  # of each limit ids with counts
+    def _clear(self, bits: int = _LEAST_BITS) -> None:
+        self._shift = 64 - bits
+        self._table = np.zeros((len(self.limits), 1 << bits, 2), np.uint64)  # of each limit ids with counts
         self._used = np.zeros(len(self.limits), np.int64)  # ids
+        self._room = 0  # for so many ids, at least, half of the slots stay free
 
 
 @compiled
-def slot(one: Any, table: Array) -> Any:
-    """Where an id is in a table (S, 2), or would be; half of the slots are free at least."""
-    at = home_slot(one, 64 - _BITS)
+def slot(one: Any, table: Array, shift: int) -> Any:
+    """Where an id is in a table (S, 2), or would be; half of the slots are free at least. ``shift``: 64 - log2 S."""
+    at = home_slot(one, shift)
     while table[at, 0] != 0 and table[at, 0] != one:
         at = (at + 1) % len(table)
     return at
 
 
 @compiled
-def put(ids: Array, counts: Array, table: Array) -> None:
+def put(ids: Array, counts: Array, table: Array, shift: int) -> None:
     """Enters ids (n,) that a table (S, 2) does not have, with their counts (n,)."""
     for i in range(len(ids)):
-        at = slot(ids[i], table)
+        at = slot(ids[i], table, shift)
         table[at, 0], table[at, 1] = ids[i], counts[i]
 
 
 @compiled
 def teach(
-    ids: Array, of: Array, limits: Array, table: Array, used: Array, most: int, counts: bool, over: Array
+    ids: Array,
+    of: Array,
+    limits: Array,
+    table: Array,
+    shift: int,
+    used: Array,
+    most: int,
+    counts: bool,
+    over: Array,
 ) -> None:
     """Counts the ids of rows, (B, C), that are not beyond a limit, if it ``counts``; says which are, (B,).
 
@@ -143,13 +170,13 @@ def teach(
     at = np.zeros(len(of), np.int64)
     for b in range(len(ids)):
         for c in range(len(of)):
-            at[c] = slot(ids[b, c], table[of[c]])
+            at[c] = slot(ids[b, c], table[of[c]], shift)
             over[b] |= ids[b, c] != 0 and table[of[c], at[c], 1] >= limits[of[c]]
         for c in range(len(of) if counts and not over[b] else 0):
             again = ids[b, c] == 0
             for before in range(c):
                 again |= of[before] == of[c] and ids[b, before] == ids[b, c]
-            row = table[of[c], slot(ids[b, c], table[of[c]]) if c and of[c - 1] == of[c] else at[c]]
+            row = table[of[c], slot(ids[b, c], table[of[c]], shift) if c and of[c - 1] == of[c] else at[c]]
             if again or (row[0] == 0 and used[of[c]] >= most):
                 continue
             used[of[c]] += row[0] == 0

@@ -79,11 +79,10 @@ from learner.gate.screenkernels import (
     absurd,
     apart,
     auc,
-    count,
     judge,
-    meet,
     silent,
     spread,
+    tally,
 )
 from learner.gate.screenwindows import BLOCK_ROWS, LONGEST_MS, LONGEST_ROWS, WINDOW_ROWS, ScreenWindows
 from learner.gate.verdicts import GateRefusal
@@ -129,9 +128,9 @@ def warm_up() -> None:
         for array in (cat, num, label, kind, user, ts_ms):
             array.flags.writeable = writeable
         absurd(label, label, kind, ts_ms, num, 0)
-        tells = meet(user, user, ts_ms, kind, label, kind, np.ones(3, np.int64), *_nobody())
         at, needs, p = np.array([0, 1], np.intp), np.zeros(1, np.intp), np.ones(2, np.float32)
-        count(cat, num, at, needs, label, kind, p, user, user, tells, np.zeros((0, 1)), sums)
+        visit, groups = (user, user, ts_ms, kind, label, kind), (at, needs, np.zeros((0, 1)))
+        tally(*visit, cat, num, p, np.ones(3, np.int64), *_nobody(), *groups, sums)
     auc(sums)
     flags = np.zeros(1, np.bool_)
     usual = Usual(np.zeros(1), np.ones(KINDS), 1.0, 0.5, 1.0, 1.0, 1.0, 0.0, 0.0)
@@ -191,7 +190,8 @@ class Screen:
 
     def _begin(self) -> None:
         self._visitors, self._items = _nobody()
-        self._met = self._items_ms = 0  # rows; when items that were met became known
+        self._met = np.array([0, LONGEST_ROWS, LONGEST_MS])  # rows; how many, and how long, a visitor is not counted
+        self._items_ms = 0  # when items that were met became known
         self._looked: tuple[SampleBatch, Sums] | None = None
         self._windows = ScreenWindows(self._size)
         self._piece = np.zeros(4)  # of rows learnt: rows, clicks, expected clicks, their variance
@@ -230,9 +230,9 @@ class Screen:
         """
         if not len(batch):
             return None
-        if wrong := int(len(p) - np.isfinite(p).sum()):
+        wrong, sums = self._tally(batch, p)
+        if wrong:
             return GateRefusal("finite", float(wrong), 0.0, "predictions")
-        sums = self._sums(batch, p)
         self._looked = (batch, sums)
         if not sums[ROWS]:
             return None
@@ -251,7 +251,7 @@ class Screen:
     def learnt(self, batch: SampleBatch, p: NDArray[np.float32]) -> None:
         """The batch was learnt: it joins the open stretch."""
         known = self._looked is not None and self._looked[0] is batch
-        sums = self._looked[1] if known and self._looked is not None else self._sums(batch, p)
+        sums = self._looked[1] if known and self._looked is not None else self._tally(batch, p)[1]
         self._looked = None
         self._stretch += sums
         rows, clicks, predicted, variance = sums[: VARIANCE + 1].tolist()
@@ -340,22 +340,19 @@ class Screen:
 
     def _columns(self) -> Array:
         """What a state is bound to. (1,)"""
-        return np.array([salt("screen known late", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
+        return np.array([salt("screen late", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
 
-    def _sums(self, batch: SampleBatch, p: NDArray[np.float32]) -> Sums:
-        """What is known of rows, so that it can be added: counts, sums, and clicks and others by logit. (K,)"""
+    def _tally(self, batch: SampleBatch, p: NDArray[np.float32]) -> tuple[int, Sums]:
+        """Predictions that are not finite; and what is known of rows, so that it can be added: counts, sums, and clicks
+        and others by logit, (K,)."""
         sums = self._nothing()
-        clock = np.array([self._met, LONGEST_ROWS, LONGEST_MS], np.int64)
         if self.clock.now_ms >= self._items_ms + _KNOWN_MS:
             self._items[0] |= self._items[1]
             self._items[1] = self._items[2]
             self._items[2], self._items_ms = 0, self.clock.now_ms
         visit = batch.user, batch.item, batch.ts_ms, batch.kind, batch.label, batch.user_missing
-        tells = meet(*visit, clock, self._visitors, self._items)
-        self._met += len(batch)
-        rows = batch.label, batch.kind, p, batch.item, batch.user, tells
-        count(batch.cat, batch.num, self._num_starts, self._needs, *rows, self._cat_of, sums)
-        return sums
+        known, groups = (self._met, self._visitors, self._items), (self._num_starts, self._needs, self._cat_of)
+        return tally(*visit, batch.cat, batch.num, p, *known, *groups, sums), sums
 
     def _over(self, windows: Sums) -> bool:
         """Whether what was refused is over: the newest rows, as many as one of the windows has, break no bound and are

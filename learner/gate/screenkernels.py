@@ -181,6 +181,46 @@ def meet(
 
 
 @compiled
+def tally(
+    user: Array,
+    item: Array,
+    ts_ms: Array,
+    kind: Array,
+    label: Array,
+    lacks: Array,
+    cat: Array,
+    num: Array,
+    p: Array,
+    clock: Array,
+    visitors: Array,
+    items: Array,
+    starts: Array,
+    needs: Array,
+    cat_of: Array,
+    out: Array,
+) -> int:
+    """:func:`meet` and :func:`count` in one call. Predictions that are not finite; if there are any, nothing is met."""
+    wrong = 0
+    for b in range(len(p)):
+        wrong += not np.isfinite(p[b])
+    if not wrong:
+        tells = meet(user, item, ts_ms, kind, label, lacks, clock, visitors, items)
+        count(cat, num, starts, needs, label, kind, p, item, user, tells, cat_of, out)
+    return wrong
+
+
+@compiled
+def with_tails(sums: Array, block: Array, tails: Array) -> Array:
+    """Sums of a batch (K,), with those of the open block too, and with each of what is behind it (T, K). (2 + T, K)"""
+    windows = np.empty((2 + len(tails), len(sums)))
+    windows[0] = sums
+    windows[1] = sums + block
+    for t in range(len(tails)):
+        windows[2 + t] = windows[1] + tails[t]
+    return windows
+
+
+@compiled
 def spread(sums: Array) -> float:
     """How many independent visits tell as much of items: n^2 / sum_i n_i^2, where n_i of n visits are told of by a row
     of item i (Kish 1965). All rows of an item are alike, and a few items may be on the first place of most pages.

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from learner.gate.screenkernels import ROWS, Sums
+from learner.gate.screenkernels import ROWS, Sums, with_tails
 
 BLOCK_ROWS, WINDOW_ROWS = 128, 4096
 _MOST_BLOCK_ROWS, _BLOCK_MS = 2048, 4000
@@ -43,10 +43,7 @@ class ScreenWindows:
 
     def with_batch(self, sums: Sums) -> Sums:
         """The windows that end with a batch, shortest first. (W, K)"""
-        windows = np.empty((2 + len(self.tails), len(sums)))
-        windows[0] = sums
-        windows[1:] = sums + self.block
-        windows[2:] += self.tails
+        windows: Sums = with_tails(sums, self.block, self.tails)
         return windows
 
     def enter(self, sums: Sums, now_ms: int) -> None:

@@ -112,7 +112,7 @@ class Shift:
         if self.clock.now_ms - self._items_ms >= HOUR_MS:
             self._items[0] |= self._items[1]
             self._items_ms, self._settled = self.clock.now_ms, bool(self._items[0].any())
-        at = ((batch.item ^ batch.item >> np.uint64(32)) % np.uint64(_ITEMS)).astype(np.intp)
+        at = ((batch.item ^ batch.item >> np.uint64(32)) & np.uint64(_ITEMS - 1)).astype(np.intp)
         self._items[1, at] = True
         rows = np.arange(-self._turn % _EVERY, len(batch), _EVERY)
         self._turn += len(batch)

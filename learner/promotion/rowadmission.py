@@ -67,16 +67,18 @@ def _admit_labelled(
 ) -> NDArray[np.bool_]:
     checks.clock.meet(batch)
     absurd = checks.screen.absurd(batch)
-    if absurd.any():
-        refused(GateRefusal("absurd", float(absurd.sum()), 0.0), batch.take(absurd), places[absurd])
-    held = checks.heldout.held(batch) & ~absurd
-    if held.any():
-        counts["held_out"] += int(held.sum())
-        checks.heldout.take(batch.take(held))
-    rest: NDArray[np.bool_] = ~(absurd | held)
-    if not rest.any():
-        return rest
-    over = np.zeros(len(batch), np.bool_)
-    over[rest] = checks.quota.over(batch if rest.all() else batch.take(rest))
-    counts["over_limit"] += int(over.sum())
-    return rest & ~over
+    held = checks.heldout.held(batch)
+    admitted: NDArray[np.bool_] = ~(absurd | held)
+    if admitted.all():
+        over = checks.quota.over(batch)
+    else:
+        held &= ~absurd
+        if absurd.any():
+            refused(GateRefusal("absurd", float(absurd.sum()), 0.0), batch.take(absurd), places[absurd])
+        if held.any():
+            counts["held_out"] += int(held.sum())
+            checks.heldout.take(batch.take(held))
+        over = np.zeros(len(batch), np.bool_)
+        over[admitted] = checks.quota.over(batch.take(admitted))
+    counts["over_limit"] += int(np.count_nonzero(over))
+    return admitted & ~over

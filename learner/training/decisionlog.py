@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.ranker.verbs import Learning
+from millrace.basics.compiled import compiled
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.decisions import Act, Decided, Decision, Flushed, Learnt, LogPart, SamplesTaken, Span
 
@@ -158,14 +159,23 @@ def spans_of(places: Places) -> tuple[Span, ...]:
     >>> [tuple(span) for span in spans_of(np.array([[0, 7, 0], [0, 7, 1], [0, 7, 3], [1, 2, 0]]))]
     [(0, 7, 0, 2), (0, 7, 3, 4), (1, 2, 0, 1)]
     """
-    if not len(places):
-        return ()
-    step = np.diff(places, axis=0)
-    begins = np.flatnonzero(np.concatenate([[True], (step != (0, 0, 1)).any(axis=1)]))
-    ends = np.append(begins[1:], len(places)) - 1
-    heads = places[begins].tolist()
-    lasts = (places[ends, 2] + 1).tolist()
-    return tuple(Span(p, o, first, stop) for (p, o, first), stop in zip(heads, lasts, strict=True))
+    return tuple(Span(*span) for span in runs(places).tolist())
+
+
+@compiled
+def runs(places: Places) -> Places:
+    """Spans (S, 4) of rows (n, 3)."""
+    spans = np.empty((len(places), 4), np.int64)
+    n = 0
+    for i in range(len(places)):
+        new = i == 0
+        for column, last in ((0, 0), (1, 1), (2, 3)):
+            new |= places[i, column] != spans[n - 1, last]
+        if new:
+            spans[n, :3] = places[i]
+            n += 1
+        spans[n - 1, 3] = places[i, 2] + 1
+    return spans[:n]
 
 
 def places_of(spans: Iterable[Span]) -> Places:

@@ -90,9 +90,9 @@ class Trainer:
         """Queues what is new in a message of a partition, whose columns are those of the model's schema. ``joined_ms``:
         when the message was made (wall time), for tracing alone. ``offset``: of the message."""
         fresh = self.repeats.first_time(batch)
-        self.counts["repeated"] += int(len(batch) - fresh.sum())
+        self.counts["repeated"] += len(batch) - int(np.count_nonzero(fresh))
         follow = batch.kind == FOLLOW_UP
-        self.counts["follow_ups"] += int((fresh & follow).sum())
+        self.counts["follow_ups"] += int(np.count_nonzero(fresh & follow))
         fresh &= ~follow
         if not self.model.by_page:
             fresh &= batch.kind != PAGE
