@@ -94,7 +94,8 @@ class Quota:
         state: dict[str, Array] = {"hour": np.array([self._hour], np.int64)}
         for name, table in zip(self.limits, self._table, strict=True):
             ids, counts = table[table[:, 0] > 0].T
-            state[f"{name}/ids"], state[f"{name}/counts"] = ids.copy(), counts.astype(np.int64)
+            order = np.argsort(ids)  # not that of slots, which a table of another size has elsewhere
+            state[f"{name}/ids"], state[f"{name}/counts"] = ids[order], counts[order].astype(np.int64)
         return state
 
     def resume(self, state: Mapping[str, Array]) -> None:
