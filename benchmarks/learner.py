@@ -1,11 +1,10 @@
 # shell
-"""Training: Wide&Deep against torch-rechub, Wide&ResNet+BN, the cost of a loss within pages, and of large tables.
+"""Training: Wide&Deep against torch-rechub, Wide&ResNet+BN, and the cost of large tables.
 
 One data set for all: 30 categorical fields, 100,000 rows, ids drawn by popularity, networks of 3 x 256, dim 16, batch
 4,096. Contestants take turns; a first turn warms up. Rates are medians, ratios are medians of the ratios within a turn.
 All figures are of *one thread, by CPU time*. Matrix products of "wide_deep" are bfloat16 where the processor has it.
-The peer has its own training, no regularisation and the fused Adam. *pages* has 20 exposures a page, a tenth clicked,
-with a loss within pages in one pass, and on pages that are sent again.
+The peer has its own training, no regularisation and the fused Adam.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import io
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +29,6 @@ from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from millrace.basics.hashing import column_hash, mix
 from millrace.basics.ranking_metrics import auc
-from millrace.contracts.samples import PAGE, SampleBatch
-from millrace.labels import WITH_EXPOSURE
 
 HIDDEN, BLOCKS, BATCH = 256, 3, 4096
 PEER = "torch-rechub"
@@ -73,23 +69,11 @@ class Data:
         self.batches = [slice(start, start + BATCH) for start in range(0, rows, BATCH)]
 
 
-def in_pages(batch: SampleBatch, again: bool) -> SampleBatch:
-    """Rows in pages of 20, a tenth clicked, with final labels; or with the clicked and five others sent ``again``."""
-    row = np.arange(len(batch))
-    label = batch.label * (np.random.default_rng(0).random(len(row)) < 0.35)  # of 29%
-    policy = np.full(len(row), 0 if again else WITH_EXPOSURE, np.uint8)
-    columns: dict[str, Any] = {"page": (row // 20).astype(np.int32), "label": label, "policy": policy}
-    first = replace(batch, request=tuple(map(str, row[::20])), **columns)
-    sent = first.take(again & ((label > 0) | (row % 4 == 0)))
-    return SampleBatch.concat([first, replace(sent, kind=np.full(len(sent), PAGE, np.uint8))])
-
-
 class Ours:
-    def __init__(self, data: Data, model: str, again: bool | None = None, **options: Any) -> None:
+    def __init__(self, data: Data, model: str, **options: Any) -> None:
         spec = {"model": model, "width": DIM, "hidden": [HIDDEN] * 3, "blocks": BLOCKS, **options}
         self.model = OnlineModel(schema(), spec, 0)
-        samples = [as_samples(data.cat[b], data.y[b]) for b in data.batches]
-        self.samples = samples if again is None else [in_pages(batch, again) for batch in samples]
+        self.samples = [as_samples(data.cat[b], data.y[b]) for b in data.batches]
 
     def run(self) -> None:
         for batch in self.samples:
@@ -136,9 +120,6 @@ def race(data: Data, test: Data, turns: int, say: Say) -> Iterator[Figure]:
         "wide_deep": Ours(data, "wide_deep", products="bfloat16" if fast else "float32"),
         "wide_deep float32": Ours(data, "wide_deep"),
         "wide_resnet_bn": Ours(data, "wide_resnet_bn", norm="batch", placement="post"),
-        "pages": Ours(data, "wide_resnet", False),
-        "pages one_pass": Ours(data, "wide_resnet", False, page_weight=1),
-        "pages sent_again": Ours(data, "wide_resnet", True, page_weight=1),
     }
     try:
         torch.manual_seed(0)
@@ -157,7 +138,7 @@ def race(data: Data, test: Data, turns: int, say: Say) -> Iterator[Figure]:
             else:
                 yield figure(f"auc {name}", auc(contestant.score(test), test.y), "AUC")
     for name, own in rates.items():
-        peer = {"wide_deep": PEER if PEER in rates else None, "pages": "pages"}.get(name.split()[0])
+        peer = PEER if PEER in rates and name.split()[0] == "wide_deep" else None
         ratio = None if peer is None else statistics.median(a / b for a, b in zip(own, rates[peer], strict=True))
         yield figure(name, statistics.median(own), "rows/s", peer, ratio)
 

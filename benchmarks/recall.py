@@ -23,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks.tools.bench_figures import Figure, Say, figure
-from experiments.recall.recallloop import Pupil, learn_days
+from experiments.recall.recallloop import FIRST_DAY, WIDTH, Pupil, learn_days
 from experiments.recall.recallshop import RecallShop, params_of
 from experiments.runs import paired_ratio
 from learner.network.dense import threads
@@ -32,13 +32,12 @@ from millrace.basics.durations import DAY_MS
 from millrace.basics.hashing import combine, salt
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
-from simulator.daylog import day_table, parse_day
+from simulator.daylog import day_table
 from simulator.dice import uniform
 from simulator.world import Day, World, start_of
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
-FIRST_DAY = parse_day("2026-03-02")
 BEST = 100  # of the items that a user likes best are looked for
 RESAMPLES = 4000
 
@@ -95,7 +94,7 @@ def build(size: Size, say: Say) -> tuple[RecallShop, Pupil, NDArray[np.bool_], N
         shop.births_and_deaths(start_of(number + 1))
         tables.append(table)
         say(f"day {number - FIRST_DAY + 1}: {table.num_rows:,} exposures, {clicked.sum():,} clicks")
-    model = OnlineModel(shop_schema(), {"retrieval_width": 32}, 0)
+    model = OnlineModel(shop_schema(), {"retrieval_width": WIDTH}, 0)
     return shop, Pupil(learn_days(model, tables), 1), held_out, known
 
 

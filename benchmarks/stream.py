@@ -20,7 +20,6 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,10 +30,8 @@ from commands.loop.monitor import RoleMetrics, fetch
 from millrace.basics.errors import ServiceError
 from millrace.basics.hashing import column_hash
 from millrace.contracts.clock import EventClock
-from millrace.contracts.page_logs import decode_page_log, page_log_bytes
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import PAGE_LOGS
 from millrace.processes.kafka import create_topics, make_producer
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
 from millrace.processes.spawn import tail
@@ -55,7 +52,7 @@ class Size(NamedTuple):
 
     pages: int = 10_000
     passes: int = 3
-    keys: int = 1_000_000  # many; a hundredth are few
+    keys: int = 1_000_000
     events: int = 10_000_000  # of a month
     worker_pages: int = 8000
     rounds: int = 3
@@ -134,48 +131,6 @@ def core(say: Say, size: Size) -> list[Figure]:
     ]
 
 
-def key_scaling(say: Say, size: Size) -> list[Figure]:
-    """The same pages through two partitions, whose keys are drawn from 10 thousand and from a million, alternating.
-
-    Without publishing: what that costs depends on how many different keys changed, not on how many there are. Two hours
-    with one sweep; there is one in six.
-    """
-    schema, policy = shop_schema(), Policy.of(Settings())
-    stream = make(schema, size.pages * 3 // 10, 2_000, 5_000, 2, seed=2, start_ms=T0 + 3 * 24 * HOUR)
-    rng = np.random.default_rng(3)
-    cases = {}
-    for count in (size.keys // 100, size.keys):
-        pool = column_hash(np.arange(count))
-        store = TileStore.of(schema.windows)
-        for hour in (0, 24, 48, 71, 72, 73, 74):  # every key has the tiles that the pages will count in
-            store.add(pool, np.full(count, T0 + hour * HOUR), np.zeros(count, np.uint8))
-        store.sweep(T0 + 74 * HOUR, 0.0, 1.0)  # a partition that begins sweeps once: it finds nothing left to do
-        messages = []
-        for m in stream.messages:
-            raw = m.raw
-            if m.topic == PAGE_LOGS:
-                served = decode_page_log(raw)
-                keys = pool[rng.integers(0, count, (len(served.items), schema.layout.K))]
-                raw = page_log_bytes(msgspec.structs.replace(served, keys=keys.astype("<u8").tobytes()))
-            messages.append(m._replace(raw=raw))
-        cases[count] = (store.snapshot(), messages)
-    best = dict.fromkeys(cases, float("inf"))
-    for turn in range(2 * size.passes):
-        say(f"keys, pass {turn + 1} of {2 * size.passes}")
-        for count, (tiles, messages) in cases.items():
-            partition = Partition(0, schema, policy)
-            windows = partition.windows
-            windows.resume(tiles)
-            windows.add(np.ones(1, np.uint64), np.array([T0 + 72 * HOUR]), np.zeros(1, np.uint8))  # makes room
-            gc.collect()
-            started = time.perf_counter()
-            for start in range(0, len(messages), TAKE):
-                partition.take(messages[start : start + TAKE], 1 << 60)
-            best[count] = min(best[count], time.perf_counter() - started)
-    few, many = (best[count] / stream.exposures * 1e6 for count in cases)
-    return [figure("key_scaling", many / few, "time/time", "10 thousand keys", many / few)]
-
-
 def bytes_per_key(say: Say, size: Size) -> list[Figure]:
     """Everything allocated over active keys, after 30 days: a million keys by popularity, each with one event at the
     least."""
@@ -246,6 +201,6 @@ def _pages_done(port: int) -> float:
 def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:
     """All figures of the core, then that of a worker on Kafka; each part's when it is done."""
     size = size or Size()
-    for part in (core, key_scaling, bytes_per_key):
+    for part in (core, bytes_per_key):
         yield from part(say, size)
     yield from worker(say, size.worker_pages, size.rounds)

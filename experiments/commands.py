@@ -21,16 +21,18 @@ def _say_verdict(report: Mapping[str, Any] | None) -> None:
 
 app = cyclopts.App(
     name="millrace dev experiment",
-    help="Compare models, ways of keeping them up to date, label policies, recall; try the gate.",
+    help="Compare models, ways of keeping them up to date, label policies; try judging and the gate.",
     result_action=_say_verdict,
 )
 for name, (function, about) in {
     "models": ("experiments.experiment_models:models", "All models, on raw and scaled inputs."),
     "rounds": ("experiments.experiment_models:rounds", "Ways of keeping one model up to date."),
     "labels": ("experiments.experiment_labels:experiment_labels", "Label policies at real speed. It takes hours."),
-    "recall": ("experiments.experiment_recall:experiment_recall", "Ways of recall, in closed loop."),
     "page": ("experiments.experiment_page:experiment_page", "A model that sees its page, part by part."),
-    "judge": ("experiments.experiment_judge:experiment_judge", "Are logged odds and bands true?"),
+    "judge": (
+        "experiments.experiment_judge:experiment_judge",
+        "Are odds and bands true? What does exploring cost and give?",
+    ),
     "safety": ("experiments.experiment_safety:experiment_safety", "What the gate catches, and refuses wrongly."),
 }.items():
     app.command(function, name=name, help=about)  # imported when it is asked for

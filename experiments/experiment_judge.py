@@ -1,5 +1,5 @@
 # shell
-"""``millrace dev experiment judge``: are logged odds true, and do bands hold at every look?
+"""``millrace dev experiment judge``: are logged odds true, do bands hold at every look, what does exploring give?
 
 - ``odds``: pages of a live scorer by each rule. A cell is an item in a slot below given items. Cells whose count lies
   within the 95% binomial bounds of its logged odds; the chi-square test of all, and it over its freedom (1 is true).
@@ -8,6 +8,7 @@
   click. ``covered``: the band held it at all looks; ``decided``, ``naive``: it, or an ordinary one, decided at one.
 - ``orders``: a better, an equal and a worse learner than one that learns from the pages that it draws, judged by these
   pages at twenty looks. The truth at a look is what both orders were expected to earn on the pages seen.
+- ``twins``, ``learners``: closed loops (experiments/judgeloops.py).
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ from scipy import stats
 
 from commands.judge.arms import Exposures, users_of
 from commands.judge.orders import Judged, Shown, ordered
+from commands.offline.intervals import interval
 from commands.up.started import Started
-from experiments.runs import Row, run_experiment
+from experiments.judgeloops import BLIND, EQUAL, SHARES, learners, loop_report, twins
+from experiments.runs import Call, Row, run_experiment
 from millrace.basics.durations import DAY_MS, HOUR_MS, MINUTE_MS
+from millrace.basics.errors import SettingError
 from millrace.contracts.page_logs import decode_heading
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import PAGE_LOGS
@@ -53,25 +57,49 @@ def experiment_judge(
     tests: int = 200,
     users: int = 3000,
     pages: int = 20_000,
+    worlds: int = 5,
+    equal: int = 10,
+    shoppers: int = 400,
+    judged: int = 1200,
+    candidates: int = Settings().candidates,
     seed: int = 0,
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Try whether logged odds are true, and whether bands hold at every look.
+    """Try whether logged odds are true, whether bands hold at every look, and what exploring costs and gives.
 
     Args:
         out: folder for the report.
         tests: of each lift, and of each learner.
         users: of a test.
         pages: of each rule; 0: no scorer is started.
-        seed: of the first test.
+        worlds: of each twin, and tests of a learner that is worse; 0: none is.
+        equal: tests of equal learners.
+        shoppers: who come on an average day of a twin.
+        judged: who do while two learners are judged.
+        candidates: of each page of a closed loop.
+        seed: of the first test, and world.
+
+    Raises:
+        SettingError: one world, which gives no interval.
     """
-    calls: list[Any] = [(odds, (pages,))] if pages else []
+    if worlds == 1:
+        raise SettingError("one world gives no interval", "use --worlds 5 or more, or 0 for none")
+    calls = judge_calls(tests, users, pages, seed)
+    for n in range(max(worlds, equal)):  # world by world, so that what an ended run has written can be read
+        own = [(twins, (seed + n, shoppers, candidates, twin)) for twin in (*SHARES, BLIND)]
+        calls += [*own, (learners, (seed + n, judged, candidates, BLIND))] if n < worlds else []
+        calls += [(learners, (seed + n, judged, candidates, EQUAL))] if n < equal else []
+    how: dict[str, Any] = {"workers": workers, "progress": progress, "seed": seed}
+    how |= {"shoppers": shoppers, "judged": judged, "candidates": candidates}
+    return run_experiment(out, "Judging", calls, lambda rows: (make_report(rows), []), **how)
+
+
+def judge_calls(tests: int, users: int, pages: int, seed: int = 0) -> list[Call]:
+    """All but closed loops; see :func:`experiment_judge`."""
+    calls: list[Call] = [(odds, (pages,))] if pages else []
     calls += [(bands, (seed + n, lift, users)) for lift in LIFTS for n in range(tests)]
-    calls += [(orders, (seed + n, learner, LOGS[n % 3])) for learner in LEARNERS for n in range(tests)]
-    return run_experiment(
-        out, "Judging", calls, lambda rows: (_report(rows), []), workers=workers, progress=progress, seed=seed
-    )
+    return calls + [(orders, (seed + n, learner, LOGS[n % 3])) for learner in LEARNERS for n in range(tests)]
 
 
 def odds(pages: int) -> list[Row]:
@@ -172,6 +200,7 @@ def orders(seed: int, learner: str, pages: int) -> list[Row]:
     looks = [(band(found.difference(known=k)), float(truth[k - 1])) for k in range(pages // 20, pages + 1, pages // 20)]
     more = [b.low > 0 for b, _ in looks if b.decided]
     row: Row = {"of": "orders", "learner": learner, "covered": all(b.low <= value <= b.high for b, value in looks)}
+    row |= {"truth": float(truth[-1]), "error": found.difference().value - float(truth[-1])}
     return [row | {"more": any(more), "less": not all(more), "refused": looks[-1][0] == NOTHING}]
 
 
@@ -182,9 +211,10 @@ def _judged(one: Estimate, other: Estimate, truth: float) -> tuple[bool, bool, b
     return band.low <= truth <= band.high, band.decided, abs(one.value - other.value) > 1.96 * error
 
 
-def _report(rows: list[Row]) -> dict[str, Any]:
+def make_report(rows: list[Row]) -> dict[str, Any]:
     drawn = [row for row in rows if row["of"] == "odds"]
-    tests, learners = (_counts(rows, *of) for of in (("bands", "lift"), ("orders", "learner")))
+    tests, judged = (_counts(rows, *of) for of in (("bands", "lift"), ("orders", "learner")))
+    loops, worded = loop_report(rows)
     said = [
         f"{r['rule']}: {r['within']:.1%} of {r['cells']:,} cells within the bounds of 95%, p {r['p']:.2g}"
         for r in drawn
@@ -196,15 +226,25 @@ def _report(rows: list[Row]) -> dict[str, Any]:
     ]
     said += [
         f"{r['learner']} learner: {r['covered']} of {r['tests']} bands held the truth at all looks, {r['more']} say "
-        f"more, {r['less']} less, {r['refused']} logs cannot say"
-        for r in learners
+        f"more, {r['less']} less, {r['refused']} logs cannot say; the estimate's error is {r['error']:+.4f} ± "
+        f"{r['error_ci']:.4f} of {r['truth']:+.4f} clicks a row"
+        for r in judged
     ]
-    return {"verdict": "; ".join(said) + ".", "odds": drawn, "bands": tests, "orders": learners}
+    return {"verdict": "; ".join(said + worded) + ".", "odds": drawn, "bands": tests, "orders": judged} | loops
 
 
 def _counts(rows: list[Row], of: str, by: str) -> list[Row]:
-    """A row for each value of ``by``: how many tests there were, and of how many each answer is yes."""
+    """A row for each value of ``by``: how many tests there were, of how many each answer is yes, figures' means."""
     own = [row for row in rows if row["of"] == of]
-    yes = [name for name, value in own[0].items() if isinstance(value, bool)] if own else []
+    yes, figures = (
+        ([n for n, value in own[0].items() if isinstance(value, kind) and n != by] for kind in (bool, float))
+        if own
+        else ((), ())
+    )
     groups = {value: [row for row in own if row[by] == value] for value in dict.fromkeys(row[by] for row in own)}
-    return [{by: v, "tests": len(g)} | {name: sum(r[name] for r in g) for name in yes} for v, g in groups.items()]
+    return [
+        {by: v, "tests": len(g)}
+        | {name: sum(r[name] for r in g) for name in yes}
+        | {key: value for name in figures for key, value in interval(name, [r[name] for r in g]).items()}
+        for v, g in groups.items()
+    ]

@@ -3,10 +3,8 @@
 
 ::
 
-    order   a world's days (simulator/params.py) or a log of one's own, replayed once an arm: an exposure is scored
-            before its label is learnt; figures are of the last day
-    served  days of lists of 5 to 100 items, learnt by each arm's model ──► a day in closed loop,
-            1,000 candidates a page, the same visits and luck in each arm
+    a world's days (simulator/params.py) or a log of one's own, replayed once an arm: an exposure is scored before its
+    label is learnt; figures are of the last day
 
 Arms differ by schema and settings alone: today's model, one more for each of :data:`PARTS`, and all of them together.
 Differences are paired by seed, of world and model both. ``way_closed`` is of pages longer than the shop's: how far the
@@ -32,19 +30,15 @@ from commands.offline.intervals import interval
 from commands.replay.grouped import GroupedRows
 from commands.replay.replayreport import Baseline
 from commands.replay.replayrun import BATCH_ROWS, run_log
-from experiments.experiment_recall import WIDTH, over_worlds
-from experiments.recall.recallloop import DayLoop, Pupil, learn_days, new_recall, start_shop
 from experiments.runs import Call, Row, differences, run_experiment
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import SettingError
 from millrace.basics.ranking_metrics import FIGURES, auc, calibration, log_loss, within
 from millrace.contracts.schema import Schema, parse_schema
-from millrace.contracts.settings import Settings
 from millrace.logs import TS, read_log
-from simulator.daylog import day_table, parse_day, write_days
+from simulator.daylog import write_days
 from simulator.params import PAGE, WORLDS
-from simulator.world import World
 
 TODAY, ALL, RATE, ORACLE = "today", "all", "item's rate", "oracle"
 FIRST_DAY = "2026-03-02"
@@ -74,7 +68,6 @@ class Plan:
         seed: the first.
         days: of each world; the last one is measured.
         users: who come on an average day.
-        served_users: who come on an average day of the shop that is served; 0: none is.
     """
 
     worlds: tuple[str, ...] = tuple(WORLDS)
@@ -85,7 +78,6 @@ class Plan:
     seed: int = 0
     days: int = 4
     users: int = 800
-    served_users: int = 300
 
     def arms(self, world: str) -> Iterator[tuple[str, Schema, dict[str, Any]]]:
         """Name, schema and settings of each arm."""
@@ -99,9 +91,8 @@ class Plan:
             yield arm, schema, {key: value for name in names for key, value in PARTS[name][1].items()}
 
     def calls(self) -> Iterator[Call]:
-        for seed in range(self.seed, self.seed + self.seeds):
-            yield from ((order, (self, world, seed)) for world in ([self.log.name] if self.log else self.worlds))
-            yield from ((served, (self, seed)) for _ in range(bool(self.served_users)))
+        worlds = [self.log.name] if self.log else self.worlds
+        yield from ((order, (self, world, self.seed + k)) for k in range(self.seeds) for world in worlds)
 
 
 def order(plan: Plan, world: str, seed: int) -> list[Row]:
@@ -121,7 +112,7 @@ def order(plan: Plan, world: str, seed: int) -> list[Row]:
                 scores |= ({RATE: rate.scores} if rate else {}) | ({ORACLE: truth} if np.isfinite(truth).all() else {})
             last, y = groups.day == groups.day.max(), log.table[log.label].to_numpy()
             page = None if groups.page is None else groups.group[last]
-            head: Row = {"kind": "order", "world": world, "seed": seed}
+            head: Row = {"world": world, "seed": seed}
             out += [head | {"arm": n} | figures(p[last], y[last], page, n != RATE) for n, p in scores.items()]
     return out
 
@@ -136,25 +127,10 @@ def figures(p: NDArray[Any], y: NDArray[Any], page: NDArray[Any] | None, chances
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def served(plan: Plan, seed: int) -> list[Row]:
-    """What each arm's model earns on the first day after days of lists."""
-    world, number = World(seed, plan.served_users, WORLDS["feed"]), parse_day(FIRST_DAY) + plan.days
-    tables = [day_table(world, number - plan.days + k) for k in range(plan.days)]
-    out: list[Row] = []
-    with threads(1):
-        for arm, schema, spec in plan.arms("feed"):
-            pupil = Pupil(learn_days(OnlineModel(schema, {"retrieval_width": WIDTH, **spec}, seed), tables), BATCH_ROWS)
-            shop = start_shop(world, Settings(), number, tables, schema)
-            pupil.renew(shop)
-            found = DayLoop(world, shop, number, Settings(), new_recall(shop), pupil).play()
-            out.append({"kind": "served", "world": "feed", "seed": seed, "arm": arm} | found)
-    return out
-
-
 def experiment_page(
     out: Path, plan: Plan | None = None, *, workers: int | None = None, progress: bool = True
 ) -> dict[str, Any]:
-    """Compare today's model with one that sees its page, part by part: the order of pages, and clicks in closed loop.
+    """Compare today's model with one that sees its page, part by part.
 
     Args:
         out: folder for the report.
@@ -177,9 +153,9 @@ def experiment_page(
 
 def make_report(rows: Sequence[Row]) -> dict[str, Any]:
     """A row for each world and arm: figures, and differences to today's model, with their intervals over seeds."""
-    table, earned = list[Row](), list[Row]()
-    for kind, world in dict.fromkeys((row["kind"], row["world"]) for row in rows):
-        runs = {(r["arm"], r["seed"]): r for r in rows if (r["kind"], r["world"]) == (kind, world)}
+    table = list[Row]()
+    for world in dict.fromkeys(row["world"] for row in rows):
+        runs = {(r["arm"], r["seed"]): r for r in rows if r["world"] == world}
         for arm in dict.fromkeys(arm for arm, _ in runs):
             pairs = [(r, runs[TODAY, seed], runs.get((ORACLE, seed), {})) for (a, seed), r in runs.items() if a == arm]
             row: Row = {"world": world, "arm": arm}
@@ -190,15 +166,12 @@ def make_report(rows: Sequence[Row]) -> dict[str, Any]:
             if all("long_page_auc" in r for own, _, best in pairs for r in (own, best)):
                 way = [(own["long_page_auc"] - 0.5) / (best["long_page_auc"] - 0.5) for own, _, best in pairs]
                 row |= interval("way_closed", way)
-            if kind == "served":
-                row |= interval("click_rate", [own["clicks"] / own["exposures"] for own, _, _ in pairs])
-                row |= over_worlds([own["clicks"] / base["clicks"] for own, base, _ in pairs])
-            (table if kind == "order" else earned).append(row)
-    return {"verdict": verdict(table, earned), "order": table, "served": earned}
+            table.append(row)
+    return {"verdict": verdict(table), "order": table}
 
 
-def verdict(table: Sequence[Row], earned: Sequence[Row]) -> str:
-    """What each arm gains over today's, in the order of pages where the log has them, else in AUC; and in clicks."""
+def verdict(table: Sequence[Row]) -> str:
+    """What each arm gains over today's, in the order of pages where the log has them, else in AUC."""
     said = []
     for world in dict.fromkeys(row["world"] for row in table):
         own = {row["arm"]: row for row in table if row["world"] == world}
@@ -208,5 +181,4 @@ def verdict(table: Sequence[Row], earned: Sequence[Row]) -> str:
         oracle = f" (oracle {best[key]:.4f})" if key in best else ""
         more = differences([*own.values()], "arm", f"{key}_over_today")
         said.append(f"On {world}, {name} today is {today[key]:.4f}{oracle}; {more or 'nothing is compared with it'}.")
-    ratios = [f"{r['arm']} {r['ratio']} ({r['ratio_low']} to {r['ratio_high']})" for r in earned if r["arm"] != TODAY]
-    return " ".join([*said, f"Served, clicks are times today's: {', '.join(ratios)}." if ratios else ""]).strip()
+    return " ".join(said)

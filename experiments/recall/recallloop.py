@@ -1,63 +1,60 @@
-# core
-"""One simulated day in closed loop: pages are made, shoppers react, and what they did is counted and learnt from.
+# shell
+"""Simulated days in closed loop: pages are made, shoppers react, and what they did is counted and learnt from.
 
 ::
 
-    visits ──► page: candidates ──► ranked ──► the first `size` ──► react(): clicks, carts, purchases, each at its time
-                 ▲                                   │
-                 │        every step_ms:             ▼
-                 └── counts, lists, model ◄── what has happened by then: exposures and actions are counted,
-                                              labels that are known by then are learnt from
+    visits ──► page: as the scorer makes it, by the learner of the user's arm ──► react(): clicks, carts, purchases,
+                 ▲                                      │                                  each at its time
+                 │        every step_ms:                ▼
+                 └── counts, lists, models ◄── what has happened by then: exposures and actions are counted,
+                                               labels that are known by then are learnt from, each by its page's learner
 
-The scorer's ranking and the learner's model without Kafka, Redis and HTTP, in one thread. State follows in steps of a
-minute, where the live loop takes a second. A click is a sample as soon as it happens, a negative when the label policy
-says so. Visits, the draws of :func:`simulator.reaction.react` and the seed of each page's recall are the same in each
-arm (common random numbers), so arms differ by the items that they show alone.
+The scorer's pages and the learner's model without Kafka, Redis and HTTP, in one thread. State follows in steps of
+minutes, where the live loop takes a second. A click is a sample as soon as it happens, a negative when the label policy
+says so. Visits, the draws of :func:`simulator.reaction.react` and the chance of each page, in recall and in exploring,
+are the same in each loop of a world (common random numbers), so loops differ by the items that they show alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from commands.replay.known import KnownSamples, Traffic, batch_of
-from commands.replay.sent_again import with_pages_again
 from commands.replay.steps import steps
 from commands.replay.stretches import AT_ONCE
-from experiments.recall.recallshop import RecallShop, Rows, Waiting
+from experiments.recall.recallshop import NOTE, RecallShop, Rows, Waiting
 from learner.network.models.spec import read_spec
 from learner.ranker.model import OnlineModel
 from learner.retrieval.tower import Tower
 from learner.serving.serving_model import ServingModel
 from learner.training.trainer import BATCH_ROWS
 from millrace.basics.durations import DAY_MS
-from millrace.basics.hashing import column_hash, value_hash
-from millrace.contracts.events import CLICK, EXPOSURE
+from millrace.basics.hashing import column_hash
+from millrace.contracts.events import MODEL
 from millrace.contracts.samples import SampleBatch
-from millrace.contracts.schema import Schema, shop_schema
+from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.labels import policy_named
 from millrace.logs import LogTable
 from millrace.versions.image import split
-from scorer.catalog.itemtable import ItemRows
-from scorer.recall.candidate_lists import largest
-from scorer.users.userrecord import KnownUser
+from scorer.page.rank import RankingModel
+from scorer.recall.nearest import Retrieval
+from simulator.daylog import parse_day
 from simulator.reaction import react
-from simulator.world import World, day_of, start_of
+from simulator.visits import Visits
+from simulator.world import World, start_of
 
-STEP_MS = 60_000  # how often all state is brought up to date, where nothing else is asked for
-
-_EXPOSED, _CLICKED = 1 << EXPOSURE, 1 << EXPOSURE | 1 << CLICK
-
-Recall = Callable[[int, KnownUser, int, int, int], ItemRows]
-"""A way to find candidates: from (shopper, user, ts_ms, size, seed) to distinct rows of the item index that are on
-sale. (n,)"""
+FIRST_DAY = parse_day("2026-03-02")  # of a history, a Monday
+WIDTH = 32  # of the retrieval head, as the role `learn` has it
 
 
 class Pupil:
@@ -68,6 +65,8 @@ class Pupil:
         model.changes()
         ranker, head = split(model.snapshot()[0])
         self.serving = ServingModel.of(model.schema, model.spec, ranker)
+        self.ranks: RankingModel = self.serving
+        self.retrieval: Retrieval | None = None
         self.tower = None if model.head is None else Tower(model.schema, read_spec(model.spec))
         if self.tower is not None:
             self.tower.apply(head)
@@ -92,147 +91,112 @@ class Pupil:
         """Gives a shop its next retrieval version."""
         if self.tower is not None and self.model.head is not None:
             shop.publish(self.tower, self.model.head.clicks)
+            self.retrieval = shop.retrieval
+
+    def serve(self, shop: RecallShop) -> None:
+        """The next page is by this one."""
+        shop.install(NOTE, self.ranks)
+        shop.retrieval = self.retrieval
 
 
-class DayLoop:
-    """One arm's day. One thread; :meth:`play` once.
+class ClosedLoop:
+    """Days in their order. One thread.
 
     Args:
-        shop: what a scorer holds, as of the day's start; the loop changes it.
-        number: the local day.
-        recall: makes candidates, which ``pupil`` ranks.
+        shop: what a scorer holds, as of the first day's start; the loop changes it.
+        pupils: the learner of each arm of the shop's settings; where an arm has none, the one of ``model``.
         step_ms: how often all state is brought up to date, in event time; a divisor of an hour.
     """
 
-    def __init__(
-        self,
-        world: World,
-        shop: RecallShop,
-        number: int,
-        settings: Settings,
-        recall: Recall,
-        pupil: Pupil,
-        step_ms: int = STEP_MS,
-    ) -> None:
-        self._world, self._shop, self._settings, self._recall, self._pupil = world, shop, settings, recall, pupil
-        self._number, self._start_ms, self._step_ms = number, start_of(number), step_ms
-        self._day, self._visits = world.day(number), world.visits(number)
+    def __init__(self, shop: RecallShop, pupils: Mapping[str, Pupil], step_ms: int) -> None:
+        self.shop, self._pupils, self._step_ms = shop, pupils, step_ms
+        self._world, settings = shop.world, shop.settings
         self._policy = policy_named(settings.label_policy)
         self._wait_ms = round(settings.attribution_minutes * 60_000)
         self._observation_ms = round(settings.observation_seconds * 1000)
-        self._traffic = Traffic(newest_ms=self._start_ms, began_ms=self._start_ms)
-        self._samples = Waiting()
-        self.exposures, self.clicks = np.zeros((2, world.shoppers.n), np.int64)
-        """Of each shopper. (N,) each"""
+        self._traffic = Traffic(newest_ms=shop.now_ms, began_ms=shop.now_ms)
+        self._samples = {arm: Waiting() for arm in pupils}
+        self._shown = list[Rows]()
 
-    def play(self) -> dict[str, int]:
-        """Lets the day happen; what was shown, clicked and learnt."""
-        visits = self._visits
-        starts, view = visits.start_ms.tolist(), 0
-        for now_ms in range(self._start_ms, self._start_ms + DAY_MS, self._step_ms):
-            self._follow(now_ms)
-            while view < visits.n and starts[view] < now_ms + self._step_ms:
-                self._page(view)
-                view += 1
-        return {"exposures": int(self.exposures.sum()), "clicks": int(self.clicks.sum()), "learnt": self._pupil.rows}
+    def play(self, number: int) -> Rows:
+        """Lets a local day happen. Its exposures: ts_ms, user (index of the shopper), page (from 0 on), arm, click_ms
+        (0: none came); (n,) each."""
+        visits, start_ms, view = self._world.visits(number), start_of(number), 0
+        starts, self._shown = visits.start_ms.tolist(), []
+        with asyncio.Runner() as runner:
+            for now_ms in range(start_ms, start_ms + DAY_MS, self._step_ms):
+                self._follow(now_ms)
+                while view < visits.n and starts[view] < now_ms + self._step_ms:
+                    self._page(runner, number, view, visits)
+                    view += 1
+        return {name: np.concatenate([page[name] for page in self._shown]) for name in self._shown[0]}
 
     # -- pages ------------------------------------------------------------------------------------------------
 
-    def _page(self, view: int) -> None:
-        visits, shop = self._visits, self._shop
+    def _page(self, runner: asyncio.Runner, number: int, view: int, visits: Visits) -> None:
+        shop, request = self.shop, f"{number}-{view}"
         user_at, ts_ms, size = int(visits.user[view]), int(visits.start_ms[view]), int(visits.size[view])
-        request = f"{self._number}-{view}"
-        user = shop.user(user_at)
-        found = self._recall(user_at, user, ts_ms, max(self._settings.candidates, size), value_hash(request))
-        ranked = shop.ranker.rank(user, found, ts_ms, {}, self._pupil.serving)
-        order = largest(np.nan_to_num(ranked.scores, nan=0.0), size)
-        placed = shop.ranker.placed(ranked, order, user, found, ts_ms, {})
-        items, position = shop.item_ids(found[order]), np.arange(len(order))
-        shift = float(visits.shift[view])
-        chance = self._day.click_probability(user_at, self._day.rows(items), position, ts_ms, shift)
-        keys = (user_at, visits.day, int(visits.session[view]), int(visits.page[view]))
+        named = shop.arms.of(user_at + 1).name
+        arm = named if named in self._pupils else MODEL
+        self._pupils[arm].serve(shop)
+        asked = {"user_id": user_at + 1, "size": size, "request_id": request, "ts_ms": ts_ms}
+        runner.run(shop.recommend(msgspec.json.encode(asked)))
+        log = shop.logged
+        assert log is not None
+        items, n = np.array(log.items, np.int64), len(log.items)
+        keys = np.frombuffer(log.keys, np.uint64).reshape(n, -1)
+        cat, num = np.frombuffer(log.cat, np.int64).reshape(n, -1), np.frombuffer(log.num, np.float32).reshape(n, -1)
+        position, day = np.arange(n), self._world.day(number)
+        chance = day.click_probability(user_at, day.rows(items), position, ts_ms, float(visits.shift[view]))
+        at = (user_at, visits.day, int(visits.session[view]), int(visits.page[view]))
         business = bool(self._world.shoppers.business[user_at])
-        done = react(self._world.seed, self._world.params, chance, business, ts_ms, position, keys)
-        for action, at_ms in enumerate(
-            (np.full(len(order), ts_ms), done.click_ms, done.collect_ms, done.cart_ms, done.purchase_ms)
-        ):
+        done = react(self._world.seed, self._world.params, chance, business, ts_ms, position, at)
+        times = np.full(n, ts_ms), done.click_ms, done.collect_ms, done.cart_ms, done.purchase_ms
+        for action, at_ms in enumerate(times):
             which = np.flatnonzero(at_ms)
-            shop.put(at_ms[which], action, placed.keys[which], np.full(len(which), user_at), items[which])
-        self._promise(
-            done.click_ms,
-            {
-                "ts_ms": np.full(len(order), ts_ms),
-                "cat": placed.cat,
-                "num": placed.num,
-                "request": np.full(len(order), request),
-                "slot": position,
-                "user": np.resize(column_hash([user_at + 1]), len(order)),
-                "item": column_hash(items),
-                "clicked": done.click_ms > 0,
-            },
-        )
-        self.exposures[user_at] += len(order)
-        self.clicks[user_at] += (done.click_ms > 0).sum()
+            shop.put(at_ms[which], action, keys[which], np.full(len(which), user_at), items[which])
+        page = {
+            "ts_ms": np.full(n, ts_ms),
+            "cat": cat,
+            "num": num,
+            "request": np.full(n, request),
+            "slot": position,
+            "user": np.resize(column_hash([user_at + 1]), n),
+            "item": column_hash(items),
+            "clicked": done.click_ms > 0,
+        }
+        self._promise(arm, done.click_ms, page)
+        told = {"ts_ms": ts_ms, "user": user_at, "page": view, "arm": named}
+        self._shown.append({name: np.full(n, value) for name, value in told.items()} | {"click_ms": done.click_ms})
 
-    def _promise(self, click_ms: NDArray[np.int64], page: Rows) -> None:
+    def _promise(self, arm: str, click_ms: NDArray[np.int64], page: Rows) -> None:
         """When each label of a page will be known."""
         labels: Any = SimpleNamespace(clicked=click_ms > 0, acted_ms=click_ms, wait_ms=self._wait_ms)
         known = KnownSamples.of(page["ts_ms"], labels, self._policy, self._observation_ms, self._traffic)
-        if self._pupil.model.by_page and not self._policy.final:
-            n, name = len(click_ms), str(page["request"][0])
-            rows: Any = SimpleNamespace(
-                n=n, ts_ms=page["ts_ms"], page=np.zeros(n, int), slots=lambda at: at, requests=lambda _: (name,)
-            )
-            known = with_pages_again(known, rows, labels)
         sent = {name: column[known.row] for name, column in page.items()}
-        self._samples.put({**sent, "ms": known.known_ms, "kind": known.kind, "policy": known.policy})
+        self._samples[arm].put({**sent, "ms": known.known_ms, "kind": known.kind, "policy": known.policy})
 
     # -- what follows from them -------------------------------------------------------------------------------
 
     def _follow(self, now_ms: int) -> None:
-        """Counts, lists and model become what they are when all that has happened before ``now_ms`` has been read."""
-        batch = self._due(now_ms)
-        if batch is not None:
-            self._pupil.learn(batch)
-            self._pupil.publish()
-        self._shop.advance(now_ms)
-        self._pupil.renew(self._shop)
+        """Counts, lists and models become what they are when all that has happened before ``now_ms`` has been read."""
+        for arm, pupil in self._pupils.items():
+            batch = self._due(arm, now_ms)
+            if batch is not None:
+                pupil.learn(batch)
+                pupil.publish()
+        self.shop.advance(now_ms)
+        for pupil in self._pupils.values():
+            pupil.renew(self.shop)
 
-    def _due(self, now_ms: int) -> SampleBatch | None:
+    def _due(self, arm: str, now_ms: int) -> SampleBatch | None:
         """The samples that are known by now, in the order in which they became known."""
-        due = self._samples.due(now_ms)
+        due = self._samples[arm].due(now_ms)
         if not due:
             return None
         requests, page = np.unique(due["request"], return_inverse=True)
         known = KnownSamples(np.arange(len(page)), due["ms"], due["kind"], due["policy"])
         return batch_of(known, tuple(requests.tolist()), page, due)
-
-
-def new_recall(shop: RecallShop) -> Recall:
-    """The recall that the scorer runs."""
-    return lambda _, user, ts_ms, size, seed: shop.recall(user, ts_ms, size, seed)
-
-
-def perfect_recall(shop: RecallShop) -> Recall:
-    """The items that the shopper truly likes best. No recall can know them: what it earns, no recall can better."""
-
-    def page(shopper: int, _: KnownUser, ts_ms: int, size: int, seed: int) -> ItemRows:
-        rows, day = np.flatnonzero(shop.items.alive), shop.world.day(day_of(ts_ms))
-        return rows[largest(day.affinity(shopper, day.rows(shop.item_ids(rows)), ts_ms), size)]
-
-    return page
-
-
-def popular_recall(shop: RecallShop) -> Recall:
-    """The most clicked items on sale; what is missing is drawn of the others."""
-
-    def page(shopper: int, _: KnownUser, ts_ms: int, size: int, seed: int) -> ItemRows:
-        hottest = shop.popular(size)
-        hot = hottest[shop.clicks_a_day()[hottest] > 0]
-        rest = np.setdiff1d(np.flatnonzero(shop.index.alive), hot)
-        return np.concatenate([hot, np.random.default_rng(seed).permutation(rest)[: size - len(hot)]])
-
-    return page
 
 
 def learn_days(model: OnlineModel, tables: Sequence[pa.Table]) -> OnlineModel:
@@ -248,12 +212,10 @@ def learn_days(model: OnlineModel, tables: Sequence[pa.Table]) -> OnlineModel:
     return model
 
 
-def start_shop(
-    world: World, settings: Settings, number: int, log: Sequence[pa.Table], schema: Schema | None = None
-) -> RecallShop:
+def start_shop(world: World, settings: Settings, number: int, log: Sequence[pa.Table]) -> RecallShop:
     """The shop at the beginning of a local day, after the days in ``log`` (none: nothing has been counted)."""
     start_ms = start_of(number)
-    shop = RecallShop(world, schema or shop_schema(), start_ms, settings)
+    shop = RecallShop(world, shop_schema(), start_ms, settings)
     for table in log:
         shop.take(table)
     shop.advance(start_ms)

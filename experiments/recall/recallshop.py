@@ -1,4 +1,4 @@
-# core
+# shell
 """A shop in one process, as a scorer that recalls holds it at any time of a simulated world's days.
 
 ::
@@ -12,12 +12,14 @@
     world ────────────────────────► births and deaths ──────────► item index ──► item table, recall's lists
 
 All parts are the classes that stream and scorer run, with one partition; only Kafka, Redis and threads are left out.
+Pages are asked of the scorer's own service, which the shop is.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,23 +31,25 @@ from learner.retrieval.tower import Tower, UserTower
 from millrace.basics.durations import DAY_MS
 from millrace.basics.hashing import U64, column_hash
 from millrace.contracts.clock import EventClock
-from millrace.contracts.events import CLICK, PURCHASE, Id
+from millrace.contracts.events import CLICK, MODEL, PURCHASE, Id, PageLog
 from millrace.contracts.online_layout import PROFILE, RECENT, pack_profile, window_fields
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.logs import LogTable
+from millrace.versions.versioning import Announcement
 from millrace.windows.affinity import clicks_a_day
 from millrace.windows.tiles import TileStore
-from scorer.catalog.itemtable import ItemRows, ItemTable
+from scorer.catalog.itemtable import ItemRows
 from scorer.feeder.primary import Primary
-from scorer.page.candidates import Recaller, Sources
-from scorer.page.rank import Ranker
+from scorer.ipc.meters import ScorerMeters
+from scorer.page.candidates import Sources
+from scorer.page.page_service import Serving
 from scorer.recall import nearestkernels
-from scorer.recall.candidate_lists import CandidateLists, largest
+from scorer.recall.candidate_lists import largest
 from scorer.recall.nearest import Retrieval, new_tiles
 from scorer.recall.neighbours import CoClickFeed as MergedCoClicks
 from scorer.recall.neighbours import Neighbours
-from scorer.users.userrecord import KnownUser
+from scorer.users.userrecord import KnownUser, UserRecord
 from simulator.params import DEFAULT, Params
 from simulator.world import World, day_of
 from stream.partition.coclick_counts import EARLIER, CoClicks
@@ -58,6 +62,8 @@ Rows = dict[str, NDArray[Any]]
 LIVING_A_BIRTH = 36.9
 """Items on sale at a time for each that is born a day, at the default length of life."""
 NEVER_MS = 1 << 62
+NOTE = Announcement("snapshot", 1, 0, "", "", "", "", 0, "", {}, 0, 0, 0)
+"""Of what serves: nobody asks for its version."""
 SLICE = 65_536
 """Rows and slots of the index that the item table takes at a time."""
 
@@ -92,16 +98,23 @@ class Waiting:
         return {name: column[order[:split]] for name, column in rows.items()} if split else {}
 
 
-class RecallShop:
-    """See the module's text. One thread. ``start_ms``: what is on sale then is in the index from the beginning."""
+class RecallShop(Serving):
+    """See the module's text. One thread. ``start_ms``: what is on sale then is in the index from the beginning.
+
+    Chance differs from world to world; on the same pages of one it is the same, whatever serves.
+    """
 
     def __init__(self, world: World, schema: Schema, start_ms: int, settings: Settings | None = None) -> None:
-        self.world, self.schema, self.settings = world, schema, settings or Settings()
-        self.now_ms = start_ms
-        self.primary = Primary(self.settings, schema, EventClock(), lambda: self.now_ms)
-        self.builder, self.index = self.primary.builder, self.primary.index
-        self.items = ItemTable(self.builder)
-        self.ranker = Ranker(self.builder, self.items)
+        store: Any = SimpleNamespace(record=self._stored)  # what is asked without a cursor, once there are items
+        own, clock = settings or Settings(), EventClock()
+        super().__init__(
+            own, schema, clock, store, self._log, ScorerMeters(), lambda: self.now_ms, str, secret=world.seed
+        )
+        self.world, self.now_ms = world, start_ms
+        self.logged: PageLog | None = None
+        """Of the last page."""
+        self.primary = Primary(own, schema, clock, lambda: self.now_ms)
+        self.index = self.primary.index
         self.windows = TileStore.of(schema.windows)
         """Counts of all window keys, as the stream's partitions have them together."""
         self._events = Waiting()
@@ -118,10 +131,6 @@ class RecallShop:
         self._item_key = next(k for k, key in enumerate(names) if key.columns == item)
         self._version = 0
         self._day, self._next_ms = -1, 0  # the day whose goods are known, and when the next of them comes or leaves
-        self.lists = CandidateLists()
-        self.retrieval: Retrieval | None = None
-        self.neighbours: Neighbours | None = None
-        self.recaller = Recaller(self.settings, self.ranker)
         self.births_and_deaths(start_ms)
 
     # -- what happens -----------------------------------------------------------------------------------------
@@ -249,7 +258,7 @@ class RecallShop:
     def recall(self, user: KnownUser, ts_ms: int, size: int, seed: int) -> ItemRows:
         """Candidates of the recall that serves; without those that left the shop since."""
         sources = Sources(self.lists, self.retrieval, self.neighbours)
-        rows = self.recaller.page(sources, user, ts_ms, size, 0, seed).rows
+        rows = self.arms.named(MODEL).recaller.page(sources, user, ts_ms, size, 0, seed).rows
         return rows[self.items.alive[rows]]
 
     def clicks_a_day(self) -> NDArray[np.float32]:
@@ -276,6 +285,12 @@ class RecallShop:
         if recent:
             record[RECENT] = recent
         return record
+
+    async def _stored(self, user_id: Id) -> UserRecord:
+        return UserRecord(self.record(int(user_id) - 1))
+
+    def _log(self, page: PageLog) -> None:
+        self.logged = page
 
     def user(self, user: int) -> KnownUser:
         """A shopper as a scorer reads it, by index."""

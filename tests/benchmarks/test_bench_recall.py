@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks import recall
-from benchmarks.recall import FIRST_DAY, SHORT, Found, best_items, measure
+from benchmarks.recall import SHORT, Found, best_items, measure
 from benchmarks.runner import BENCHMARKS, table
+from experiments.recall.recallloop import FIRST_DAY
 from experiments.recall.recallshop import RecallShop
 from experiments.runs import paired_ratio
 from scorer.catalog.itemtable import ItemRows

@@ -25,7 +25,7 @@ def test_all_parts_run_and_their_figures_are_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run.json").read_text())["benchmark"] == "stream"
     assert list(figures) == [
         *("core", "core_cpu", "core_join", "core_windows"),
-        *("key_scaling", "bytes_per_key", "kafka_worker"),
+        *("bytes_per_key", "kafka_worker"),
     ]
     assert all(figure["value"] > 0 for figure in figures.values())
     assert figures["bytes_per_key"]["value"] < 1024

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.judge import draw_costs, figures
 from experiments import experiment_judge
 from experiments.experiment_judge import LEARNERS, SLOTS, bands, cells, odds, orders
+from millrace.basics.errors import SettingError
 from millrace.evidence.exploration import RULES, Exploration, Rule
 from tests.scenes.waiting import LONG
 
@@ -56,9 +59,26 @@ def test_learners_are_told_from_each_other_and_the_truth_stays_within() -> None:
 
 
 def test_the_report_says_what_was_tried(tmp_path: Path) -> None:
-    report = experiment_judge.experiment_judge(tmp_path / "out", tests=2, users=400, pages=0, workers=0, progress=False)
+    little: dict[str, Any] = {"tests": 2, "users": 400, "pages": 0, "worlds": 0, "equal": 0}
+    report = experiment_judge.experiment_judge(tmp_path / "out", **little, workers=0, progress=False)
+    assert report["twins"] == report["learners"] == []
     assert report["odds"] == []
     assert [row["tests"] for row in report["bands"]] == [2, 2]
     assert [(row["learner"], row["tests"]) for row in report["orders"]] == [(name, 2) for name in LEARNERS]
+    assert all(row["truth"] * (1.0 if row["learner"] == "better" else -1) > 0 for row in report["orders"][::2])
     assert "lift 0.3: " in report["verdict"]
+    names = [figure["name"] for figure in figures(report)]
+    assert names[:2] == ["covered lift 0", "covered lift 0.3"]
+    assert names[-1] == "estimate_error worse"
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+
+
+def test_the_cost_of_a_draw_is_measured_beside_the_page_as_ranked() -> None:
+    found = {figure["name"]: figure for figure in draw_costs(5)}
+    assert list(found) == [*(f"draw_ms {rule}" for rule in RULES), "draw_page_ms"]
+    assert all(one["value"] > 0 and one["against"] == "as ranked" for one in found.values())
+
+
+def test_one_world_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="no interval"):
+        experiment_judge.experiment_judge(tmp_path, worlds=1, progress=False)

@@ -1,0 +1,88 @@
+# shell
+"""``millrace dev bench judge``: are odds, bands and off-policy estimates true, and what does drawing a page cost?
+
+Parts of ``millrace dev experiment judge``, with fewer tests.
+
+*odds RULE*
+    Share of cells of a live scorer's pages whose count lies within the 95% bounds of the logged odds.
+*covered LIFT*, *covered LEARNER*
+    Share of tests whose band held the truth at all looks: of two arms; of a learner judged by logged pages.
+*estimate_error LEARNER*
+    What off-policy estimates say that a learner's order earns more, less what it truly does: the mean of all logs.
+*draw_ms RULE*, *draw_page_ms*
+    CPU of a draw with its odds; then of the mean page where 5% are drawn by ``softmax``. Of 1,000 candidates, over the
+    same page as ranked.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.tools.bench_figures import Figure, Say, figure
+from experiments.experiment_judge import judge_calls, make_report
+from experiments.runs import run_calls
+from millrace.evidence.exploration import RULES, Exploration
+from scorer.recall.candidate_lists import largest
+
+CANDIDATES, PAGE = 1000, 20
+
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    tests: int = 100
+    users: int = 3000
+    pages: int = 5000  # by each rule
+    draws: int = 2000
+
+
+SHORT = Size(3, 400, 200, 20)
+
+
+def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:
+    """The figures, as in the module's text."""
+    size = size or Size()
+    yield from draw_costs(size.draws)
+    report = make_report(run_calls(judge_calls(size.tests, size.users, size.pages), lambda _: None, 1))
+    say(report["verdict"])
+    yield from figures(report)
+
+
+def figures(report: Mapping[str, Any]) -> Iterator[Figure]:
+    """The figures of a report of the experiment."""
+    for row in report["odds"]:
+        yield figure(f"odds {row['rule']}", row["within"], f"of {row['cells']} cells")
+    for row in (*report["bands"], *report["orders"]):
+        of = row["learner"] if "learner" in row else f"lift {row['lift']:g}"
+        yield figure(f"covered {of}", row["covered"] / row["tests"], f"of {row['tests']} bands")
+    for row in report["orders"]:
+        unit, share = f"clicks a row (± {row['error_ci']:.2g})", row["error"] / abs(row["truth"])
+        yield figure(f"estimate_error {row['learner']}", row["error"], unit, "truth", share)
+
+
+def draw_costs(draws: int) -> Iterator[Figure]:
+    """The cost of a draw by each rule, and of the mean page. They take turns."""
+    scores = np.sort(np.random.default_rng(0).beta(1, 8, CANDIDATES).astype(np.float32))[::-1]
+    own = {rule: Exploration(1.0, rule) for rule in RULES} | {"page": Exploration(0.05)}
+    spent: dict[str, list[float]] = {name: [] for name in ("ranked", *own)}
+    for n in range(draws):
+        spent["ranked"].append(_ms(lambda: largest(scores, PAGE)))
+        for name, how in own.items():
+            chance = np.random.default_rng((0, n))
+            spent[name].append(_ms(lambda how=how, chance=chance: how.draw(scores, PAGE, PAGE, chance)))  # type: ignore[misc]
+    ranked = statistics.mean(spent.pop("ranked"))
+    for name, took in spent.items():
+        ms = statistics.mean(took)
+        yield figure("draw_page_ms" if name == "page" else f"draw_ms {name}", ms, "ms", "as ranked", ms / ranked)
+
+
+def _ms(work: Callable[[], object]) -> float:
+    began = time.thread_time()
+    work()
+    return 1000 * (time.thread_time() - began)
