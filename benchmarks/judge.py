@@ -36,7 +36,7 @@ CANDIDATES, PAGE = 1000, 20
 class Size(NamedTuple):
     """How much is measured."""
 
-    tests: int = 100
+    tests: int = 200
     users: int = 3000
     pages: int = 5000  # by each rule
     draws: int = 2000
