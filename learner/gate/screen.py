@@ -109,11 +109,11 @@ _KNOWN_CLICKS = 20  # of a warm-up, before it tells what is expected
 _VISITORS = 4096  # who are remembered as counted
 _ALSO = {FINE: "", LABELS: " (labels too)", AUC: " (AUC too)"}  # what else is broken where a share is
 _ANY, _PROFILE, _WINDOWS = range(KNOWN)  # kinds of visits: rows that tell of it
-_ITEM_BYTES = 1 << 16  # of eight items each that are remembered as met
+_ITEM_BYTES = 1 << 16  # in which items are remembered: of 50,000 a day, 3 new ones in 100 seem known
 _KNOWN_MS = 10 * MINUTE_MS  # until an item is known, at least: its first samples may wait that long for their labels
 _SAVED = (
     *("_piece", "_stretch", "_past", "_auc_piece", "_promoted", "_first_ms", "_warm", "_factor_before"),
-    *("_refused", "_broken", "_visitors", "_items", "_met", "_items_ms"),
+    *("_refused", "_broken", "_visitors", "_items", "_met", "_items_ms", "_day_ms"),
 )
 _SAVED_WINDOWS = ("block", "block_ms", "upto", "began_ms")
 
@@ -191,7 +191,7 @@ class Screen:
     def _begin(self) -> None:
         self._visitors, self._items = _nobody()
         self._met = np.array([0, LONGEST_ROWS, LONGEST_MS])  # rows; how many, and how long, a visitor is not counted
-        self._items_ms = 0  # when items that were met became known
+        self._items_ms = self._day_ms = 0  # when items that were met became known; when this day of them began
         self._looked: tuple[SampleBatch, Sums] | None = None
         self._windows = ScreenWindows(self._size)
         self._piece = np.zeros(4)  # of rows learnt: rows, clicks, expected clicks, their variance
@@ -347,9 +347,12 @@ class Screen:
         and others by logit, (K,)."""
         sums = self._nothing()
         if self.clock.now_ms >= self._items_ms + _KNOWN_MS:
-            self._items[0] |= self._items[1]
-            self._items[1] = self._items[2]
-            self._items[2], self._items_ms = 0, self.clock.now_ms
+            if self.clock.now_ms >= self._day_ms + DAY_MS:
+                self._items[0] = self._items[1]
+                self._items[1], self._day_ms = 0, self.clock.now_ms
+            self._items[1] |= self._items[2]
+            self._items[2] = self._items[3]
+            self._items[3], self._items_ms = 0, self.clock.now_ms
         visit = batch.user, batch.item, batch.ts_ms, batch.kind, batch.label, batch.user_missing
         known, groups = (self._met, self._visitors, self._items), (self._num_starts, self._needs, self._cat_of)
         return tally(*visit, batch.cat, batch.num, p, *known, *groups, sums), sums
@@ -426,7 +429,7 @@ class Screen:
 
 def _nobody() -> tuple[Array, Array]:
     """Nobody was counted, nothing was met: visitors and items in :func:`learner.gate.screenkernels.meet`."""
-    return np.zeros((_VISITORS, 1 + 2 * KINDS), np.int64), np.zeros((3, _ITEM_BYTES), np.uint8)
+    return np.zeros((_VISITORS, 1 + 2 * KINDS), np.int64), np.zeros((4, _ITEM_BYTES), np.uint8)
 
 
 def _groups(schema: Schema) -> tuple[Sequence[_Shares], NDArray[np.intp], Sums, Sums]:

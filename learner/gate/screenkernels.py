@@ -26,7 +26,7 @@ Sums = NDArray[np.float64]
 ROWS, CLICKS, PREDICTED, VARIANCE, CORRECTIONS, OFF, AUC_OFF, VISITS = range(8)
 KINDS = 5
 """V. A visit of kind 0 is told of by any row; of kinds 1 and 2 by one that does not lack that bit of the user; of kind
-:data:`KNOWN` by one whose item is known; of kind :data:`CLICKED` by a click."""
+:data:`KNOWN` by its first one, if the item is known; of kind :data:`CLICKED` by a click."""
 KNOWN, CLICKED = 3, 4
 ITEMS = VISITS + KINDS
 SIGNS = 32
@@ -146,8 +146,8 @@ def meet(
         clock: rows met before; then rows, and ms, that must both have passed until a visitor counts again. (3,)
         visitors: who was counted, and when by each kind: rows met, and ms, (S, 1 + 2 V). A visitor has one slot; a
             later one may take it from him.
-        items: bits of the items that are known, met in the period before, and met in this one, by hash, (3, I). Those
-            of these rows are met.
+        items: bits of the items that are known since the day before, or this day, that were met in the period before,
+            and in this one, (4, I): two of each item, by its hash (Bloom 1970). Those of these rows are met.
     """
     tells = np.zeros((len(user), KINDS), np.bool_)
     bits = np.uint64(8 * items.shape[1])
@@ -160,23 +160,24 @@ def meet(
         if own[0] != np.int64(user[b]):
             own[:] = 0
             own[0] = np.int64(user[b])
-        at = np.int64((item[b] ^ (item[b] >> np.uint64(32))) % bits)
-        bit = np.uint8(1 << (at & 7))
-        items[2, at >> 3] |= bit
+        known = True
+        for half in (item[b], item[b] >> np.uint64(32)):
+            at = np.int64(half % bits)
+            bit = np.uint8(1 << (at & 7))
+            items[3, at >> 3] |= bit
+            known &= ((items[0, at >> 3] | items[1, at >> 3]) & bit) != 0
+        known |= item[b] == 0  # as where nobody gives ids
         for v in range(KINDS):
-            if v == KNOWN:
-                if item[b] and not items[0, at >> 3] & bit:
-                    continue
-            elif v == CLICKED:
+            if v == CLICKED:
                 if label[b] <= 0.5:
                     continue
-            elif v and lacks[b] >> (v - 1) & 1:
+            elif v and v != KNOWN and lacks[b] >> (v - 1) & 1:
                 continue
             rows, ms = clock[0] - own[1 + v], ts_ms[b] - own[1 + KINDS + v]
             if own[1 + v] and (rows < clock[1] or ms < clock[2]):
                 continue
             own[1 + v], own[1 + KINDS + v] = clock[0], ts_ms[b]
-            tells[b, v] = True
+            tells[b, v] = v != KNOWN or known
     return tells
 
 

@@ -401,11 +401,14 @@ def test_labels_that_are_broken_too_are_told_beside_numbers() -> None:
     assert (second.check, second.what) == ("numbers", "plain numbers of the item (labels too)")
 
 
-def with_items(stream: Stream, rows: int, first: int, met: dict[int, int], lost: bool = False) -> Iterator[Scored]:
-    """Pages of 500 items with the hashes from ``first`` on; windows of one that was first shown less than five minutes
-    ago, 3,000 rows, are empty, and of all where they are ``lost``."""
+def with_items(
+    stream: Stream, rows: int, catalogue: int, met: dict[int, int], lost: bool = False, goods: int = 500
+) -> Iterator[Scored]:
+    """Pages of goods; windows of one that was first shown less than five minutes ago, 3,000 rows, are empty, and of all
+    where they are ``lost``."""
+    ids = np.random.default_rng(catalogue).integers(1, 1 << 63, goods)
     for batch, p in stream.batches(rows, 64):
-        item = first + stream.rng.integers(0, 500, 64)
+        item = stream.rng.choice(ids, 64)
         num = batch.num.copy()
         num[[lost or stream.rows < met.setdefault(int(i), stream.rows) + 3000 for i in item], 1:] = 0
         yield replace(batch, item=item.astype(np.uint64), num=num), p
@@ -416,10 +419,17 @@ def test_a_new_catalogue_is_no_poison_and_lost_windows_of_items_are(seconds: int
     screen, stream, met = Screen(SCHEMA, HOUR_MS), Stream(0), dict[int, int]()
     assert learn(screen, with_items(stream, 36_000 + 10 * seconds, 1, met)) == []
     assert screen.warm
-    assert learn(screen, with_items(stream, 16_384, 1001, met)) == []
-    refused = learn(screen, with_items(stream, 1024, 1001, met, lost=True))
+    assert learn(screen, with_items(stream, 16_384, 2, met)) == []
+    refused = learn(screen, with_items(stream, 1024, 2, met, lost=True))
     assert refused
     assert {one.what for one in refused} == {"windows of item_id"}
+
+
+def test_a_new_catalogue_is_no_poison_where_some_of_it_seems_known() -> None:
+    """By hash: one row in a hundred, and so one visit in ten has such a row."""
+    screen, stream, met = Screen(SCHEMA, HOUR_MS), Stream(0), dict[int, int]()
+    assert learn(screen, with_items(stream, 60_000, 1, met, goods=30_000)) == []
+    assert learn(screen, with_items(stream, 16_384, 2, met, goods=30_000)) == []
 
 
 def test_a_changed_world_is_normal_after_a_rebase() -> None:
