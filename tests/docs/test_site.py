@@ -1,0 +1,49 @@
+"""The documentation as a site: built strictly, whole, in the order of its first page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.architecture import ROOT
+
+QUIET = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=QUIET, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def test_every_page_is_there_and_found_by_search(site: Path) -> None:
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    found = {
+        entry["location"].partition("#")[0]
+        for entry in json.loads(site.joinpath("search/search_index.json").read_text())["docs"]
+    }
+    assert {page.removesuffix("README.md").removesuffix(".md") + "/" for page in pages - {"README.md"}} <= found
+    assert {"CHANGELOG/", "client/", "examples/shop-app/"} <= found
+
+
+def test_no_page_leaves_the_site_for_a_file_of_the_repository(site: Path) -> None:
+    """A link that was not made one of the site's would end nowhere."""
+    for page in site.rglob("index.html"):
+        for href in re.findall(r'href="([^"#]+)"', page.read_text()):
+            if not href.startswith(("http", "/", "mailto:")) and not href.endswith("schemas"):
+                target = (page.parent / href).resolve()
+                assert target.exists(), f"{page.relative_to(site)}: {href}"
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    loaded = re.compile(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"')
+    assert not [url for page in site.rglob("*.html") for url in loaded.findall(page.read_text())]
