@@ -28,7 +28,7 @@ for group in (cliroles, clilogs, climodel, clidata, cliconfig, clidev):
     app.command(group.app)
 
 FORMER: Mapping[str, str] = {
-    **{role: f"run {role}" for role in ("stream", "learn", "shadow", "serve", "intake", "archive")},
+    **{role: f"run {role}" for role in ("stream", "learn", "serve", "intake", "archive")},
     "simulate --days": "log simulate --days",
     "simulate": "run simulate",
     "schema guess": "log guess",
@@ -241,8 +241,8 @@ def judge(
     since
         Pages from then on, as 2026-03-01T14:30 (UTC) or 7d for so long ago (default: all). When arms were changed.
     model
-        A model store, as DATA/models or DATA/shadow/models: say instead whether its order of the items that came next
-        to each other by chance would have earned more than the order that was served. The archive needs features
+        A model store, as DATA/models or DATA/learners/NAME/models: say instead whether its order of the items that came
+        next to each other by chance would have earned more than the order that was served. The archive needs features
         (MILLRACE_ARCHIVE_FEATURES) and odds (MILLRACE_EXPLORE).
     of
         With --model: a version of the store (default: the newest). Pages that it has learnt from are not judged.

@@ -30,10 +30,11 @@ Admin = Annotated[
 ]
 
 
-def send_command(data: Path | None, admin: str | None, json: bool, path: str, **body: Any) -> None:
+def send_command(data: Path | None, admin: str | None, json: bool, learner: str | None, path: str, **body: Any) -> None:
     """Gives a command to the learner, and prints what it did.
 
     Args:
+        learner: its name; None: the first.
         path: of :data:`learner.gate.admin.COMMANDS`.
 
     Raises:
@@ -42,7 +43,7 @@ def send_command(data: Path | None, admin: str | None, json: bool, path: str, **
     """
     if data is not None and not data.is_dir():
         raise SettingError(f"--data '{data}' is no folder", "name the data folder of a learner")
-    settings = settings_of(data)
+    settings = settings_of(data, learner=learner)
     answer = ask(_address(settings, admin), path, body, _token(settings))
     emit(answer, answer_lines(answer), json)
 
@@ -50,10 +51,11 @@ def send_command(data: Path | None, admin: str | None, json: bool, path: str, **
 def _address(settings: Settings, admin: str | None) -> str:
     from learner.gate.admin import address
 
-    found = admin or address(Path(settings.data))
+    found = admin or address(settings)
     if found is None:
+        name = f" '{settings.learner}'" if settings.learner else ""
         raise ServiceError(
-            f"no learner is at work on folder '{settings.data}'",
+            f"no learner{name} is at work on folder '{settings.data}'",
             "name its folder with --data, or where it listens with --admin http://HOST:8750",
         )
     return found

@@ -9,7 +9,7 @@ from typing import Literal
 import cyclopts
 
 from commands.cli.cliadmin import Admin, send_command
-from commands.cli.cliflags import Data, Json, Kafka, emit, report, settings_of, when, with_broker
+from commands.cli.cliflags import Data, Json, Kafka, Learner, emit, report, settings_of, when, with_broker
 from commands.up.data_folder import of_loop
 from millrace.basics.errors import SettingError
 
@@ -41,19 +41,19 @@ def dead_letters(
 
 
 @quarantine.command(name="list")
-def list_quarantine(*, data: Data = None, json: Json = False) -> None:
+def list_quarantine(*, data: Data = None, learner: Learner = None, json: Json = False) -> None:
     """Print what is in quarantine: a line for each entry, oldest first."""
     from learner.gate.quarantine import PLACE, listed
     from millrace.basics.store import Store
 
-    store = Store(of_loop(settings_of(data)).place(PLACE), writes=False)
+    store = Store(of_loop(settings_of(data, learner=learner)).place(PLACE), writes=False)
     found = listed(store)
     lines = [f"{e.name}  {e.rows:,} rows of {when(e.from_ms)} to {when(e.to_ms)}  {e.refusal}" for e in found]
     emit(found, [*lines, f"{sum(entry.rows for entry in found):,} rows in {len(found):,} entries"], json)
 
 
 @quarantine.command
-def release(*names: str, data: Data = None, admin: Admin = None, json: Json = False) -> None:
+def release(*names: str, data: Data = None, learner: Learner = None, admin: Admin = None, json: Json = False) -> None:
     """Learn samples that were refused: they are right.
 
     Parameters
@@ -61,11 +61,11 @@ def release(*names: str, data: Data = None, admin: Admin = None, json: Json = Fa
     names
         As 'millrace data quarantine list' shows them, or: all.
     """
-    send_command(data, admin, json, "/quarantine/release", names=_names(names))
+    send_command(data, admin, json, learner, "/quarantine/release", names=_names(names))
 
 
 @quarantine.command
-def discard(*names: str, data: Data = None, admin: Admin = None, json: Json = False) -> None:
+def discard(*names: str, data: Data = None, learner: Learner = None, admin: Admin = None, json: Json = False) -> None:
     """Throw samples away that were refused: they are wrong.
 
     Parameters
@@ -73,7 +73,7 @@ def discard(*names: str, data: Data = None, admin: Admin = None, json: Json = Fa
     names
         As 'millrace data quarantine list' shows them, or: all.
     """
-    send_command(data, admin, json, "/quarantine/discard", names=_names(names))
+    send_command(data, admin, json, learner, "/quarantine/discard", names=_names(names))
 
 
 @app.command
@@ -93,7 +93,8 @@ def forget(user: str, *, data: Data = None, json: Json = False) -> None:
 
     settings = settings_of(data)
     found = run(Path(settings.data) / "archive", user)
-    refused = forget_user(Store(settings.place(PLACE), writes=False), value_hash(user))
+    places = [settings.of_learner(name).place(PLACE) for name in ("", *settings.others)]
+    refused = sum(forget_user(Store(place, writes=False), value_hash(user)) for place in places)
     line = f"{found.rows:,} rows of user '{user}' removed from {found.files:,} of {found.looked_at:,} files"
     said = {"rows": found.rows, "files": found.files, "looked_at": found.looked_at, "refused_rows": refused}
     emit(said, [line, f"{refused:,} rows removed from quarantine"], json)

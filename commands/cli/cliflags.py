@@ -23,6 +23,9 @@ Data = Annotated[Path | None, Parameter(help="Folder of the loop (default: the s
 Kafka = Annotated[
     str | None, Parameter(help="The broker (default: the setting 'kafka', else that of the loop on the folder).")
 ]
+Learner = Annotated[
+    str | None, Parameter(help="A learner of the setting learners; default: the first one.", name="--learner")
+]
 Json = Annotated[bool, Parameter(help="Print the result as one JSON value.", negative="")]
 SchemaFile = Annotated[Path, Parameter(help="TOML file: which columns are time, user, item, label and features.")]
 SkipBad = Annotated[
@@ -32,8 +35,10 @@ Seed = Annotated[int, Parameter(help="Seed of the model. The same seed gives the
 
 
 def settings_of(data: Path | None, **flags: Any) -> Settings:
-    """The settings of a command about the loop on a folder. Nothing is made there."""
-    return on_folder(load_settings({"data": absolute(data)} | flags))
+    """The settings of a command about the loop on a folder, and about the ``learner`` among ``flags``. Nothing is made
+    there."""
+    settings = on_folder(load_settings({"data": absolute(data)} | flags))
+    return settings.of_learner(settings.learner)
 
 
 def with_broker(settings: Settings) -> Settings:

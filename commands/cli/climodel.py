@@ -12,20 +12,21 @@ import cyclopts
 import msgspec
 
 from commands.cli.cliadmin import Admin, send_command
-from commands.cli.cliflags import Data, Json, Kafka, emit, report, settings_of, when, with_broker
+from commands.cli.cliflags import Data, Json, Kafka, Learner, emit, report, settings_of, when, with_broker
 from commands.up.data_folder import of_loop
 from millrace.basics.errors import LogError, SettingError, SnapshotError
+from millrace.contracts.learners import NEWEST
 from millrace.contracts.settings import load_settings
 
 app = cyclopts.App(name="model", help="Versions of the model: list, history, promote, hold, roll back, verify, repair.")
 
 
 @app.command(name="list")
-def list_versions(*, data: Data = None, json: Json = False) -> None:
+def list_versions(*, data: Data = None, learner: Learner = None, json: Json = False) -> None:
     """Print the versions that are kept, newest first."""
     from millrace.versions.modelstore import ModelStore
 
-    notes = list(ModelStore(of_loop(settings_of(data)).place("models"), writes=False).snapshots())
+    notes = list(ModelStore(of_loop(settings_of(data, learner=learner)).place("models"), writes=False).snapshots())
     found = [{"version": note.version, "event_ms": note.event_ms, "trained": note.trained} for note in notes]
     lines = (
         f"{n.version}  of {when(n.event_ms)}  {n.trained:,} samples learnt"
@@ -38,9 +39,10 @@ def list_versions(*, data: Data = None, json: Json = False) -> None:
 
 @app.command
 def promote(
-    which: Literal["newest", "shadow", "repair"] = "newest",
+    which: str = NEWEST,
     *,
     data: Data = None,
+    learner: Learner = None,
     admin: Admin = None,
     json: Json = False,
 ) -> None:
@@ -49,24 +51,31 @@ def promote(
     Parameters
     ----------
     which
-        newest: what the gate holds back. shadow: the newest model of the shadow
-        (docs/how-to/try-a-second-model.md). repair: the one that 'millrace model repair' has made
-        (docs/how-to/when-a-check-fails.md).
+        newest: what the gate holds back. repair: the one that 'millrace model repair' has made
+        (docs/how-to/when-a-check-fails.md). The name of another learner: its newest model
+        (docs/how-to/try-a-second-model.md).
     """
-    if which == "newest":
-        send_command(data, admin, json, "/model/promote")
+    if which == NEWEST:
+        send_command(data, admin, json, learner, "/model/promote")
     else:
-        send_command(data, admin, json, "/model/adopt", **{"from": which})
+        send_command(data, admin, json, learner, "/model/adopt", **{"from": which})
 
 
 @app.command
-def hold(*, data: Data = None, admin: Admin = None, json: Json = False) -> None:
+def hold(*, data: Data = None, learner: Learner = None, admin: Admin = None, json: Json = False) -> None:
     """Serve no newer version until 'millrace model promote'."""
-    send_command(data, admin, json, "/model/hold")
+    send_command(data, admin, json, learner, "/model/hold")
 
 
 @app.command
-def rollback(version: int | None = None, *, data: Data = None, admin: Admin = None, json: Json = False) -> None:
+def rollback(
+    version: int | None = None,
+    *,
+    data: Data = None,
+    learner: Learner = None,
+    admin: Admin = None,
+    json: Json = False,
+) -> None:
     """Go back to an older version. The learner continues from it; what it has learnt since is dropped.
 
     Parameters
@@ -74,24 +83,27 @@ def rollback(version: int | None = None, *, data: Data = None, admin: Admin = No
     version
         The version to go back to, of 'millrace model list' (default: the promoted one before the newest).
     """
-    send_command(data, admin, json, "/model/rollback", version=version)
+    send_command(data, admin, json, learner, "/model/rollback", version=version)
 
 
 @app.command
-def shadow(*, last: int = 5, data: Data = None, json: Json = False) -> None:
-    """Print how the shadow compares with the learner that serves, newest last. 'millrace run shadow' runs one.
+def compare(learner: str, *, last: int = 5, data: Data = None, json: Json = False) -> None:
+    """Print how a learner compares with the first one on pages that neither has learnt, newest last.
 
     Parameters
     ----------
+    learner
+        Its name, of the setting learners.
     last
         How many comparisons to print.
     """
-    path = Path(settings_of(data).data, "shadow", "shadow.jsonl")
+    settings = settings_of(data, learner=learner)
+    path = Path(settings.data, settings.own("learner"), "compared.jsonl")
     try:
         found = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()[-last:]]
     except (OSError, msgspec.MsgspecError) as error:
         raise LogError(
-            f"there are no comparisons in '{path}' ({error})", "name the folder with --data, or run a shadow"
+            f"there are no comparisons in '{path}' ({error})", "name the folder with --data, or run this learner"
         ) from None
     emit(found, map(_compared, found), json)
 
@@ -109,7 +121,9 @@ def _compared(one: dict[str, Any]) -> str:
 
 
 @app.command
-def history(*, last: int = 40, data: Data = None, kafka: Kafka = None, json: Json = False) -> None:
+def history(
+    *, last: int = 40, data: Data = None, learner: Learner = None, kafka: Kafka = None, json: Json = False
+) -> None:
     """Print what the learner decided, oldest first: what was learnt, refused, released, and by whom.
 
     Parameters
@@ -123,7 +137,7 @@ def history(*, last: int = 40, data: Data = None, kafka: Kafka = None, json: Jso
     from millrace.processes.deltas import read_decisions
     from millrace.versions.modelstore import ModelStore
 
-    settings = of_loop(settings_of(data, kafka=kafka))
+    settings = of_loop(settings_of(data, learner=learner, kafka=kafka))
     parts = decided_in(ModelStore(settings.place("models"), writes=False))
     with contextlib.suppress(SettingError):  # no broker: what lies in the store is printed
         parts += read_decisions(with_broker(settings))
@@ -144,7 +158,14 @@ def _decided(one: dict[str, Any]) -> str:
 
 
 @app.command
-def verify(store: str | None = None, *, data: Data = None, kafka: Kafka = None, json: Json = False) -> None:
+def verify(
+    store: str | None = None,
+    *,
+    data: Data = None,
+    learner: Learner = None,
+    kafka: Kafka = None,
+    json: Json = False,
+) -> None:
     """Prove that each model snapshot and the deltas after it equal the next snapshot, bit for bit.
 
     Parameters
@@ -158,10 +179,10 @@ def verify(store: str | None = None, *, data: Data = None, kafka: Kafka = None, 
     from millrace.versions.proof import prove
 
     if store is None:
-        store = of_loop(settings_of(data)).place("models")
+        store = of_loop(settings_of(data, learner=learner)).place("models")
     if "://" not in store and not Path(store).is_dir():
         raise LogError(f"'{store}' is no folder", "name a model store: the folder 'models' in the data folder")
-    settings = load_settings({"kafka": kafka})
+    settings = load_settings({"kafka": kafka, "learner": learner})
     bodies = {}
     if settings.kafka:
         from millrace.processes.deltas import read_deltas
@@ -200,6 +221,7 @@ def repair(
     of: int | None = None,
     dry_run: bool = False,
     data: Data = None,
+    learner: Learner = None,
     kafka: Kafka = None,
     json: Json = False,
 ) -> None:
@@ -231,7 +253,7 @@ def repair(
     )
     if without_interval is None and not without:
         raise SettingError("nothing is named that is to be left out", "give --without-users, -items, -arm or -interval")
-    settings = with_broker(of_loop(settings_of(data, kafka=kafka)))
+    settings = with_broker(of_loop(settings_of(data, learner=learner, kafka=kafka)))
     report(json, run_repair, settings, since, without, without_interval, dry_run, of)
 
 
@@ -242,6 +264,7 @@ def bisect(
     figure: Literal["heldout_auc", "log_loss", "calibration", "auc"] = "heldout_auc",
     of: int | None = None,
     data: Data = None,
+    learner: Learner = None,
     kafka: Kafka = None,
     json: Json = False,
 ) -> None:
@@ -258,7 +281,8 @@ def bisect(
     """
     from commands.repair.repairrun import run_bisect
 
-    report(json, run_bisect, with_broker(of_loop(settings_of(data, kafka=kafka))), since, figure, of)
+    settings = with_broker(of_loop(settings_of(data, learner=learner, kafka=kafka)))
+    report(json, run_bisect, settings, since, figure, of)
 
 
 def _listed(text: str | None) -> list[str]:

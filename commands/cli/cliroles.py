@@ -33,10 +33,6 @@ def _role(name: str, flags: dict[str, Any] | None = None) -> None:
                 from learner.role import service
 
                 service.run(settings, stop)
-            case "shadow":
-                from learner.role import shadow
-
-                shadow.run(settings, stop)
             case "serve":
                 from scorer.feeder import scorer_main as scorer
 
@@ -60,15 +56,15 @@ def stream() -> None:
 
 
 @app.command
-def learn() -> None:
-    """Run the learner."""
-    _role("learn")
+def learn(*, name: str | None = None) -> None:
+    """Run the learner, or another one beside it.
 
-
-@app.command
-def shadow() -> None:
-    """Run a second learner, of the setting shadow_model, on the same samples; it is judged beside the first."""
-    _role("shadow")
+    Parameters
+    ----------
+    name
+        A learner of the setting learners (docs/how-to/try-a-second-model.md).
+    """
+    _role("learn", {"learner": name})
 
 
 @app.command

@@ -315,15 +315,16 @@ class Apart:
     quarantined: int = 0  # ever put into quarantine, with those that a rollback put there
     released: int = 0  # of these learnt later
     rolled_back: int = 0  # taken out of the model by a rollback of a person
+    others: int = 0  # of pages that other learners' models made, where learns_from is "own"
 
     @property
     def total(self) -> int:
-        return self.held_out + self.over_limit + self.quarantined - self.released + self.rolled_back
+        return self.held_out + self.over_limit + self.quarantined - self.released + self.rolled_back + self.others
 
     def __str__(self) -> str:
         return (
             f"{self.held_out} held out, {self.over_limit} over a limit, {self.quarantined} quarantined less "
-            f"{self.released} released, {self.rolled_back} rolled back"
+            f"{self.released} released, {self.rolled_back} rolled back, {self.others} of other models' pages"
         )
 
 

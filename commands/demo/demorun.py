@@ -73,7 +73,7 @@ class Demo(Host):
     name = "demo"
 
     def __init__(self, settings: Settings, options: DemoOptions, folder: Path, ending: threading.Event) -> None:
-        self.beside = (*(("archive",) if options.archive else ()), *(("shadow",) if settings.shadow_model else ()))
+        self.beside = (*(("archive",) if options.archive else ()), *settings.learner_roles)
         super().__init__(settings, folder, ending, RunStatus((*ROLES, *self.beside)), options.speed)
         self.options = options
         self.held = PastEvents()

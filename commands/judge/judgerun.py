@@ -23,6 +23,7 @@ from millrace.evidence.sequences import LEAST, LEAST_OUTCOMES, LEAST_VALUES, Est
 from millrace.reports import MAIN, Plot, canvas, make_folder, say, show, write_all
 from millrace.reports.spans import span_name
 from stream.archive.archive_columns import ArchiveColumns
+from stream.archive.archive_folder import makers_of
 
 Outcome = Literal["click", "collect", "cart", "purchase"]
 
@@ -55,6 +56,7 @@ def judge(
         LogError: there is no archive, or no user in it whose horizon is over.
         SettingError: no such attribute, or no such arm, or a span that is not above 0.
         SchemaError: the archive's schema file cannot be read.
+        StoreError: its note of who makes the pages cannot be read.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
     if horizon_ms < 1 or every_ms < 1:
@@ -77,6 +79,8 @@ def judge(
     unit = f"{value or outcome + 's'} a {by}"
     found = {name: estimate(users, len(users.until_ms), name, by_page, least) for name in arms}
     verdict = verdict_of(found, seen, baseline, unit, least)
+    made_by, said = _makers(archive, int(rows.ts_ms.min()), since_ms)
+    verdict += said
     arm_rows = [
         {name: cell for name, cell in row.items() if name != "at_ms"}
         | {"decided_since": _when(decided_ms(seen, row["arm"]))}
@@ -88,6 +92,7 @@ def judge(
         "horizon": span_name(horizon_ms),
         "users_waiting": users.waiting,
         "arms": arm_rows,
+        "made_by": made_by,
         "curves": seen,
     }
     run = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 1)}
@@ -95,6 +100,17 @@ def judge(
     show(unit, arm_rows, list(arm_rows[0]))
     say(verdict)
     return report
+
+
+def _makers(archive: Path, first_ms: int, since_ms: int) -> tuple[dict[str, str], str]:
+    """Whose models made the pages of the arms, and a sentence of it; empty where all were the first learner's."""
+    notes = makers_of(archive)
+    later = [note for note in notes if note.since_ms > max(first_ms, since_ms)]
+    made_by = notes[-1].made_by if notes else {}
+    said = "".join(f" Pages of '{arm}' are by {maker}." for arm, maker in made_by.items())
+    if later:
+        said += f" Who makes the pages was changed on {_when(later[-1].since_ms)}: ask with --since for those after it."
+    return made_by, said
 
 
 def read_exposures(archive: Path, outcome: Outcome, value: str | None, since_ms: int = 0) -> Exposures:

@@ -60,7 +60,7 @@ def judge_model(
 
     Args:
         archive: the folder ``archive`` of a loop's data, with features.
-        model: the store of the model that is judged, as ``DATA/models`` or ``DATA/shadow/models``.
+        model: the store of the model that is judged, as ``DATA/models`` or ``DATA/learners/NAME/models``.
         of: its version; None: the newest.
         own_class: a model of one's own is imported only where it is this one.
         outcome, value: see :func:`~commands.judge.judgerun.judge`. Outcomes are those that the archive counts.

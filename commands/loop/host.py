@@ -38,7 +38,7 @@ from millrace.processes.resident_memory import resident
 from millrace.processes.role import calm_logs, last_figures
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, tail
 from millrace.processes.spawn import bound
-from millrace.processes.supervisor import Patience, Supervisor
+from millrace.processes.supervisor import Patience, Supervisor, role_argv
 from stream.worker.online_writer import OnlineStore
 
 T = TypeVar("T")
@@ -248,11 +248,14 @@ class Host:
         return self.monitor
 
     def start(self, name: str) -> None:
-        own = msgspec.structs.replace(self.settings, metrics_port=self._ports[name])
+        own, argv = msgspec.structs.replace(self.settings, metrics_port=self._ports[name]), None
+        learner = self.settings.learner_roles.get(name, "")
+        if learner:
+            own, argv = msgspec.structs.replace(own, learner=learner, admin_port=0), role_argv("learn")
         clean = {k: v for k, v in os.environ.items() if not k.startswith("MILLRACE_")}
         # The roles share few cores. With a pool of threads in each they would only wait for one another.
         env = {"OMP_NUM_THREADS": "1", **clean, **own.environment()}
-        self.supervisor.start(name, env, needed=name != "shadow")  # a model on trial may not end what serves
+        self.supervisor.start(name, env, argv, needed=not learner)  # a model on trial may not end what serves
 
     def await_roles(self, names: Iterable[str]) -> None:
         """Waits until the named roles are ready; for a scorer, until it answers with a model: items may come later.

@@ -25,6 +25,7 @@ from commands.loop.gatestatus import Gate, gate_of
 from commands.loop.series import PAGE_ORDER, PROCESSES, Series
 from commands.loop.stage_times import METRIC, ROLE_OF, Stages, stage_of
 from millrace.contracts.clock import EventClock
+from millrace.contracts.learners import LEARNER_ROLE
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -260,8 +261,7 @@ class Monitor:
 
     def _figures(self, wall_ms: int, model: Mapping[str, Any]) -> dict[str, float | None]:
         """The key figures by name. Totals are of the whole run; None is "not known yet"."""
-        names = ("stream", "learn", "serve", "shadow")
-        stream, learn, serve, shadow = (self.roles.get(name, RoleMetrics()) for name in names)
+        stream, learn, serve = (self.roles.get(name, RoleMetrics()) for name in ("stream", "learn", "serve"))
         served = model.get("click_to_served_ms") or {}
         if _number(served.get("p50")) is None:  # a scorer that was restarted has not served a click yet
             served = self._served
@@ -294,9 +294,12 @@ class Monitor:
             "learn_loop_s": _loop_s(learn),
             "table_rows": learn.gauge("millrace_table_rows"),
             "skipped": learn.total("millrace_batches_skipped_total"),
-            "shadow_trained": shadow.total("millrace_shadow_trained_total"),
-            "shadow_auc": shadow.gauge("millrace_shadow_auc"),
-            "shadow_first_auc": shadow.gauge("millrace_shadow_first_auc"),
+            **{
+                name: n
+                for role in self.roles
+                if role.startswith(LEARNER_ROLE)
+                for name, n in self._beside(role).items()
+            },
             "served_version": serve.gauge("millrace_served_version"),
             "versions_served": _number(model.get("versions_served")),
             "requests": serve.total("millrace_requests_total"),
@@ -310,6 +313,15 @@ class Monitor:
             "click_to_served_all_p50_ms": _number(served.get("p50")),
             "click_to_served_all_p99_ms": _number(served.get("p99")),
             **{f"{STAGE}{stage}": _mean(self.roles.get(role, RoleMetrics()), stage) for stage, role in ROLE_OF.items()},
+        }
+
+    def _beside(self, role: str) -> dict[str, float | None]:
+        """Of a learner beside the first."""
+        learner = self.roles[role]
+        compared = {of: learner.gauge("millrace_compared", figure="auc", of=of) for of in ("own", "first")}
+        return {
+            f"{role}_trained": learner.total("millrace_samples_trained_total"),
+            **{f"{role}_auc_{of}": value for of, value in compared.items()},
         }
 
 
@@ -349,20 +361,22 @@ def _intake(intake: RoleMetrics, archive: RoleMetrics) -> dict[str, float | None
 
 def arms_of(archive: RoleMetrics | None) -> list[dict[str, Any]]:
     """A row for each outcome and arm: users, outcomes a user, those more than the first arm's, and their bands. None:
-    nothing is said yet."""
+    nothing is said yet. ``made_by``: whose model makes the arm's pages, where several do."""
     if archive is None:
         return []
     rows = []
     for outcome in archive.gauges(f"{_ARM}_difference", "outcome"):
         for arm, users in archive.gauges(f"{_ARM}_users", "arm").items():
             of = {"arm": arm, "outcome": outcome}
+            makers = archive.by_label(f"{_ARM}_made_by", "made_by", arm=arm)
             since_s = archive.gauge(f"{_ARM}_decided_since_seconds", **of) or 0
             bands = {
                 f"{what}_{bound}": archive.gauge(f"{_ARM}_{metric}", bound=bound, **of)
                 for what, metric in (("mean", "outcomes_per_user"), ("more", "difference"))
                 for bound in ("estimate", "low", "high")
             }
-            rows.append({**of, "users": users, "since_ms": 1000 * since_s, **bands})
+            made_by = next((maker for maker, is_so in makers.items() if is_so), "")
+            rows.append({**of, "made_by": made_by, "users": users, "since_ms": 1000 * since_s, **bands})
     return rows
 
 
@@ -379,6 +393,7 @@ def _apart(learn: RoleMetrics) -> dict[str, float | None]:
     return {
         "held_out": learn.total("millrace_samples_held_out_total"),
         "over_limit": learn.total("millrace_teach_limited_rows_total"),
+        "others": learn.total("millrace_samples_others_total"),
         "quarantined": learn.total("millrace_quarantined_rows_total"),
         "released": learn.total("millrace_quarantine_ended_rows_total", how="released"),
         "discarded": learn.total("millrace_quarantine_ended_rows_total", how="discarded"),
@@ -396,7 +411,7 @@ def _apart(learn: RoleMetrics) -> dict[str, float | None]:
 def memory_figures(held: Mapping[str, int]) -> dict[str, float | None]:
     """Resident memory of each process and of all together, in bytes, by the names that series and report use."""
     each: dict[str, float | None] = {
-        f"memory_{name}": float(held[name]) if name in held else None for name in PROCESSES
+        f"memory_{name}": float(held[name]) if name in held else None for name in (*PROCESSES, *held)
     }
     return {**each, "memory_total": float(sum(held.values())) if held else None}
 

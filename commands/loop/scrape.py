@@ -2,8 +2,8 @@
 """The Prometheus configuration of one loop on one machine: which addresses to ask, and as which role.
 
 Job "millrace" and label "role" are those of ``deploy/prometheus.yml``, so that the dashboard and the alert rules in
-``deploy/`` fit both. Simulator and shadow have jobs of their own there and here: no alert misses them where a shop has
-none.
+``deploy/`` fit both. The simulator and learners beside the first have jobs of their own there and here: no alert misses
+them where a shop has none.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import json
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from millrace.contracts.learners import LEARNER_ROLE
+
 SCRAPE_SECONDS = 5
 """Between two looks: the dashboard's rates are over a minute."""
-
-_OWN_JOBS = {"simulate": "simulator", "shadow": "shadow"}
 
 _HEAD = f"""\
 # Written by `millrace up` at each start: what this loop's roles measure. Try it with
@@ -46,7 +46,7 @@ def scrape_file(targets: Mapping[str, str]) -> str:
     """
     lines = [_HEAD, "scrape_configs:"]
     for role, address in targets.items():
-        job = _OWN_JOBS.get(role, "millrace")
+        job = "simulator" if role == "simulate" else "learners" if role.startswith(LEARNER_ROLE) else "millrace"
         lines.append(f"  - job_name: {_text(f'millrace-{role}')}")
         path = urlsplit(address).path if "://" in address else ""
         if path not in ("", "/metrics"):

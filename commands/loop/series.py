@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
-PROCESSES = ("simulate", "stream", "learn", "serve", "intake", "archive", "shadow", "broker", "redis", "demo", "up")
+PROCESSES = ("simulate", "stream", "learn", "serve", "intake", "archive", "broker", "redis", "demo", "up")
 """The processes of a run: roles, embedded services, and the program that watches over them."""
 
 PAGE_ORDER = ("page_auc", "baseline_page_auc")

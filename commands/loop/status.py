@@ -11,6 +11,7 @@ from typing import Any
 from commands.loop.gatestatus import Gate, says
 from commands.loop.monitor import Monitor, Picture, arms_of
 from commands.loop.series import Series
+from millrace.contracts.learners import LEARNER_ROLE
 from millrace.processes.supervisor import Supervisor
 
 State = dict[str, Any]
@@ -146,9 +147,9 @@ def _says(name: str, f: Mapping[str, float | None]) -> str:
         return f"{count(f.get('intake_kept'))} messages kept, {count(f.get('intake_refused'))} refused"
     if name == "archive":
         return f"{count(f.get('archived'))} rows written"
-    if name == "shadow":
-        beside = f"AUC {fixed(f.get('shadow_auc'))}, the first's {fixed(f.get('shadow_first_auc'))} on held-out pages"
-        return f"{count(f.get('shadow_trained'))} trained, {beside}"
+    if name.startswith(LEARNER_ROLE):
+        own, first = (fixed(f.get(f"{name}_auc_{of}")) for of in ("own", "first"))
+        return f"{count(f.get(f'{name}_trained'))} trained, AUC {own}, the first's {first} on held-out pages"
     users = f"users not read {percent(f.get('unread_share'))}, unknown {percent(f.get('unknown_share'))}"
     return f"{count(f.get('requests'))} requests, {count(f.get('versions_served'))} versions served, {users}"
 

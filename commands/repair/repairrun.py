@@ -17,11 +17,12 @@ from commands.repair.lineage import Lineage, check_one_model, end_of, lineage
 from commands.repair.without import Without, interval_of, moment, time_of
 from learner.network.dense import role_threads, threads
 from learner.role.sampletopic import SampleTopic
-from learner.role.shadow_view import REPAIRED
 from learner.samples.batch_reader import Source, TopicMessage
 from learner.samples.formersamples import FormerSamples
+from learner.samples.viewpoint import Viewpoint
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.contracts import schemabook
+from millrace.contracts.learners import REPAIRED
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.schemabook import SchemaBook
@@ -53,7 +54,7 @@ class Scene:
         self.since_ms = moment(since, self.newest_ms)
         book = SchemaBook(settings.place(schemabook.PLACE), writes=False)
         self.schema = _schema_of(settings, book, end.schema_id)
-        self._former = FormerSamples(self.schema, book)
+        self._former = FormerSamples(self.schema, book, Viewpoint.of(settings))
         self.source: Source = SampleTopic(settings, end.logs.get(SAMPLES, ""))
 
     def line(self) -> Lineage:

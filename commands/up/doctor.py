@@ -43,7 +43,8 @@ from millrace.connections import redis_clients
 from millrace.connections.kafka_security import security_of
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import HIDDEN, Settings, load_settings, unread_variables, without_password
-from millrace.contracts.topics import MODEL_DELTAS, TOPICS
+from millrace.contracts.topics import MODEL_DELTAS
+from millrace.processes.kafka import topics_of
 from millrace.processes.tokens import Tokens, is_loopback
 from millrace.processes.wall import wall_ms
 
@@ -210,7 +211,7 @@ def _services(settings: Settings, there: Mapping[str, Any]) -> list[Finding]:
         found.append(ok("redis", f"'{without_password(settings.redis)}' answers"))
         clocks["Redis"] = answer.value
     if present is not None:
-        wanted = {settings.topic(t.name): t.partitions or settings.partitions for t in TOPICS}
+        wanted = {name: t.partitions or settings.partitions for name, t in topics_of(settings).items()}
         found += judge_topics(present, wanted, bool(there))
     for name, ask in of_http.items():
         said = ask()

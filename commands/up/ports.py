@@ -3,7 +3,7 @@
 
 ::
 
-    8700 scorer    8701-8707 metrics of the roles    8710 live page    8720 intake    8730 broker    8740 Redis
+    8700 scorer    8701-8706 metrics of the roles    8710 live page    8720 intake    8730 broker    8740 Redis
     8750 admin: the learner's gate, and commands to it
 
 All are checked before anything is started, so a taken port is one line rather than a role that dies five times.
@@ -59,7 +59,7 @@ def choose(settings: Settings, roles: Iterable[str], *, free: bool) -> Ports:
     if settings.metrics_port:
         raise SettingError(
             f"metrics_port {settings.metrics_port} for 'millrace up', which starts a role for each of several ports",
-            "leave MILLRACE_METRICS_PORT unset (8701 to 8707), or set it to 0 for any that are free",
+            "leave MILLRACE_METRICS_PORT unset (8701 to 8706), or set it to 0 for any that are free",
         )
 
     def port(fixed: int) -> int:
@@ -72,7 +72,7 @@ def choose(settings: Settings, roles: Iterable[str], *, free: bool) -> Ports:
         broker=0 if settings.kafka else port(settings.broker_port),
         redis=0 if settings.redis else port(REDIS_PORT),
         admin=port(settings.admin_port),
-        metrics={role: port(0 if settings.metrics_port == 0 else PORTS[role]) for role in roles},
+        metrics={role: port(0 if settings.metrics_port == 0 else PORTS.get(role, 0)) for role in roles},
     )
 
 

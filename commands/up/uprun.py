@@ -55,9 +55,8 @@ class UpOptions:
     archive: bool = True
 
     def roles(self, settings: Settings) -> tuple[str, ...]:
-        """The roles of the run: a shadow with them where the settings name its model."""
-        asked = {"archive": self.archive, "shadow": bool(settings.shadow_model)}
-        return tuple(name for name in (*ROLES, "shadow") if asked.get(name, True))
+        """The roles of the run: with all learners."""
+        return (*(name for name in ROLES if self.archive or name != "archive"), *settings.learner_roles)
 
 
 class Up(Host):
@@ -84,7 +83,7 @@ class Up(Host):
         self.watch(self.ports.metrics, self.metrics(), self.ask, url(self.settings.host, self.settings.admin_port))
         for name in self.roles:
             self.start(name)
-        self.await_roles(name for name in self.roles if name != "shadow")
+        self.await_roles(name for name in self.roles if name not in self.settings.learner_roles)
 
     def ask(self, address: str) -> str:
         """The body of a GET; with a token where it goes to the scorer and tokens are set."""
@@ -163,7 +162,7 @@ class Up(Host):
         """Stops every role: the intake first, then those that serve pages, then those that save their state."""
         self.phase = "stopping"
         self.say("stopping: intake first, then the others, which write down how far they have come")
-        for names in (("intake",), ("serve",), ("stream", "learn", "archive", "shadow")):
+        for names in (("intake",), ("serve",), ("stream", "learn", "archive", *self.settings.learner_roles)):
             self.supervisor.stop(*names, grace_seconds=GRACE_SECONDS)
 
 

@@ -17,19 +17,19 @@ FIGURES = ("auc", "log_loss", "calibration")
 
 @dataclass(frozen=True, slots=True)
 class Versus:
-    """Figures of a shadow and of the first model on the same rows; NaN where there is none: no rows, or one class."""
+    """Figures of a model and of the first one on the same rows; NaN where there is none: no rows, or one class."""
 
     rows: int
     users: int
     clicks: int
-    shadow: dict[str, float]  # by name of FIGURES
+    own: dict[str, float]  # by name of FIGURES
     first: dict[str, float]
-    gaps: dict[str, Gap]  # the shadow's less the first's
+    gaps: dict[str, Gap]  # its own less the first's
 
     def line(self) -> dict[str, Any]:
         found: dict[str, Any] = {"rows": self.rows, "users": self.users, "clicks": self.clicks}
         for name in FIGURES:
-            found |= {name: known(self.shadow[name]), f"first_{name}": known(self.first[name])}
+            found |= {name: known(self.own[name]), f"first_{name}": known(self.first[name])}
             found |= {f"{name}_gap": known(self.gaps[name].value), f"{name}_half": known(self.gaps[name].half)}
         return found
 
@@ -45,7 +45,7 @@ class Versus:
 
 
 def versus(p: Numbers, q: Numbers, y: Numbers, user: NDArray[Any]) -> Versus:
-    """Compares a shadow's predictions p with the first model's q for the labels y of the same rows, (n,) each. A
+    """Compares a model's predictions p with the first model's q for the labels y of the same rows, (n,) each. A
     prediction that is no probability counts as wrong. Intervals allow for likeness within a ``user`` (n,), by any
     number."""
     y = np.asarray(y, np.float64)
@@ -70,6 +70,4 @@ def _in_words(found: Versus, name: str) -> str:
     if name == "log_loss":
         better = not better
     says = ("better" if better else "worse") if between.is_significant else "not significant"
-    return (
-        f"{found.shadow[name]:.4f}, first {found.first[name]:.4f} ({between.value:+.4f} ± {between.half:.4f}: {says})"
-    )
+    return f"{found.own[name]:.4f}, first {found.first[name]:.4f} ({between.value:+.4f} ± {between.half:.4f}: {says})"

@@ -9,7 +9,7 @@
     POST /model/rollback      {"version": 42}, or {} for the one before      who has a token of
     POST /model/promote       {}                                             MILLRACE_ADMIN_TOKEN_FILE
     POST /model/hold          {}
-    POST /model/adopt         {"from": "shadow"} or "repair"
+    POST /model/adopt         {"from": "repair"} or a learner's name
     POST /quarantine/release  {"names": ["00000042-labels"]}, or "all"
     POST /quarantine/discard  the same
 
@@ -81,7 +81,7 @@ class _Rollback(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Adopt(Struct, frozen=True, forbid_unknown_fields=True, rename={"source": "from"}):
-    source: Literal["shadow", "repair"]
+    source: str
 
 
 class _Names(Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,7 +104,7 @@ class Command:
 
     Attributes:
         name: of :data:`COMMANDS`.
-        args: ``rollback`` {"version": int | None}, ``adopt`` {"from": "shadow" | "repair"}, ``release`` and ``discard``
+        args: ``rollback`` {"version": int | None}, ``adopt`` {"from": "repair" or a name}, ``release`` and ``discard``
             {"names": list of str | "all"} (:meth:`~learner.gate.quarantine.Quarantine.chosen` takes either), else {}.
     """
 
@@ -264,10 +264,11 @@ class Admin:
             return _refusal(409, one_line(error))
 
 
-def address(data: Path) -> str | None:
-    """Where the door of the learner on a data folder is; None: there is none now, as far as can be told."""
+def address(settings: Settings) -> str | None:
+    """Where the door of the settings' learner is; None: there is none now, as far as can be told."""
     try:
-        found = msgspec.json.decode((data / "learner" / ADDRESS).read_bytes(), type=dict[str, str])
+        file = Path(settings.data, settings.own("learner"), ADDRESS)
+        found = msgspec.json.decode(file.read_bytes(), type=dict[str, str])
     except (OSError, msgspec.MsgspecError):
         return None
     return found.get("url")

@@ -26,6 +26,7 @@ TRAINED = Counter("millrace_samples_trained_total", "Samples learnt from since t
 REPEATED = Counter("millrace_samples_repeated_total", "Samples dropped because they had been learnt from.")
 FOLLOW_UPS = Counter("millrace_samples_follow_ups_total", "Later actions on exposures already labelled.")
 UNREAD = Counter("millrace_samples_unread_total", "Samples learnt from whose page was made without reading its user.")
+OTHERS = Counter("millrace_samples_others_total", "Samples of pages that other models made; not learnt, as set.")
 REFUSED = Counter("millrace_samples_refused_total", "Samples with an unusable label or weight.")
 SKIPPED = Counter("millrace_batches_skipped_total", "Batches and messages not learnt from.", ["reason"])
 ROLLING_AUC = Gauge("millrace_rolling_auc", "AUC of the scores served with, newest settled exposures.", ["arm"])
@@ -89,6 +90,7 @@ _COUNTS = {
     "follow_ups": FOLLOW_UPS,
     "refused": REFUSED,
     "unread": UNREAD,
+    "others": OTHERS,
     "held_out": HELD_OUT,
     "over_limit": TAUGHT_OUT,
     "set_aside": SET_ASIDE,

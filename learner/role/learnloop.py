@@ -1,5 +1,5 @@
 # shell
-"""The loop of a learner: samples in, versions out, for the learner that serves and for its shadow."""
+"""The loop of a learner: samples in, versions out."""
 
 from __future__ import annotations
 
@@ -44,7 +44,6 @@ class LearnPace:
 
 
 PACE = LearnPace()
-"""Of the learner that serves."""
 
 _POLL_MS = 250
 """At most, between two rounds; a poll returns as soon as samples come."""

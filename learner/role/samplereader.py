@@ -21,6 +21,7 @@ from learner.samples.batch_reader import BatchReader, SampleMessage
 from learner.samples.eventtime import EventTime
 from learner.samples.formersamples import FormerSamples
 from learner.samples.relabel import Relabel
+from learner.samples.viewpoint import Viewpoint
 from learner.training.rowcache import ReadAgain
 from millrace.basics.errors import BrokerError, SchemaError, SnapshotError
 from millrace.contracts import schemabook
@@ -111,7 +112,8 @@ class SampleReader:
         self.bad: Callable[[Any, SchemaError], None] = lambda record, why: None
         self.gone: Callable[[int], None] = lambda messages: None
         self._settings, self._time, self._relabel = settings, time, relabel
-        self._former = FormerSamples(schema, SchemaBook(settings.place(schemabook.PLACE), writes=False))
+        book = SchemaBook(settings.place(schemabook.PLACE), writes=False)
+        self._former = FormerSamples(schema, book, Viewpoint.of(settings))
         self._kinds = Kinds()  # of messages that could not be used
         self._heard: dict[int, float] = {}  # when a partition's newest message came (monotonic seconds)
         self._reader: KafkaConsumer

@@ -4,6 +4,10 @@
 It makes a model, or resumes one, and gives it to :class:`~learner.role.learnloop.LearnLoop`. One snapshot holds the
 model and its offsets in the samples, so the two cannot disagree. After a crash it learns again what came after the
 snapshot; it never skips. Of two learners on one store one ends (:mod:`learner.training.learner_claim`).
+
+A learner with a name has a store and a topic of its own (:mod:`millrace.contracts.learners`), and is compared with the
+first one (:mod:`learner.role.comparison`). It begins with the first's newest snapshot where its model has that shape,
+else with an untrained model and the oldest sample.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import structlog
 import torch
@@ -34,6 +39,7 @@ from learner.ranker.model import LearnReport
 from learner.ranker.repeats import Repeats, keep_ms_of
 from learner.ranker.snapshot_slices import merge
 from learner.ranker.verbs import Learning
+from learner.role.comparison import Comparison, newest_of
 from learner.role.learner_metrics import (
     DELTA_BYTES,
     DELTAS,
@@ -50,10 +56,12 @@ from learner.role.learnloop import LearnLoop
 from learner.role.loopoutput import LoopOutput
 from learner.role.model_factory import model_of, wanted_spec
 from learner.role.samplereader import SampleReader
-from learner.role.shadow_view import REPAIRED, SHADOW, shadow_found
+from learner.samples.relabel import Relabel
+from learner.samples.viewpoint import Viewpoint
 from learner.training.evolve import evolve, read_columns
 from learner.training.learner_claim import HEARTBEAT_SECONDS, LearnerClaim
 from learner.training.learner_versions import (
+    FoundSnapshot,
     adopted,
     asked,
     newest_valid,
@@ -66,12 +74,14 @@ from learner.training.trainer import ClickCounts, Trainer
 from millrace.basics.errors import MillraceError, SnapshotError, StoreError
 from millrace.basics.ranking_metrics import ROLLING_ROWS
 from millrace.contracts.events import DeadLetter, dead_letter_bytes
+from millrace.contracts.learners import REPAIRED
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, MODEL_DELTAS, SAMPLES
 from millrace.labels import Waits
 from millrace.processes.kafka import make_producer, open_broker, topic_ids
 from millrace.processes.metrics import serve_metrics
+from millrace.processes.priority import step_back
 from millrace.processes.profiles import check_whole
 from millrace.processes.tally import CLICK_STAGE
 from millrace.processes.wall import wall_ms
@@ -92,6 +102,7 @@ class TopicOutput(LoopOutput):
         self._said: dict[str, Any] = {}  # what the admin port says of the gate
         self._unpublished: list[tuple[int, int]] = []  # (wall time of a step, its clicks) since the last delta
         self._heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+        self._comparison = learner.comparison()
         self._admin = Admin(learner.settings, lambda: self._said)
 
     def close(self) -> None:
@@ -151,7 +162,9 @@ class TopicOutput(LoopOutput):
         HELD_UP.observe(seconds)
 
     def between(self, now: float) -> None:
-        """Runs commands, and reports that this learner is still there."""
+        """Runs commands, compares, and reports that this learner is still there."""
+        if self._comparison is not None:
+            self._comparison.between(now)
         while (command := self._admin.next()) is not None:
             self._learner.loop.learn(drain=True)  # what waits came before it; what fails of it is not the command's
             try:
@@ -191,32 +204,66 @@ class TopicOutput(LoopOutput):
 
 
 class Learner:
-    """The learner whose model serves: what it goes on from, and its commands for persons."""
+    """A learner: what it goes on from, and its commands for persons. ``settings``: of the loop, with its name.
+
+    Attributes:
+        settings: its own.
+        first: those of the first learner; None: it is the first.
+        found: the newest snapshot of its own, if there is one.
+        compares_from_ms: exposures before are not compared on: the first one may not have held them out.
+    """
 
     def __init__(self, settings: Settings, schema: Schema) -> None:
-        self.settings, self._schema, self._wanted = settings, schema, wanted_spec(settings, schema)
-        self.store = ModelStore(settings.place("models"), keep_ms=round(settings.keep_minutes * 60_000))
-        found = self.found = newest_valid(self.store, schema.id, self._wanted, self._build, settings.evolve, held=True)
-        model = model_of(schema, self._wanted, settings.seed, live=True) if found is None else found.model
-        segments = Segments(schema, settings.segments)
-        self.served = ServedExposures(schema, segments, Waits.of(settings), ROLLING_ROWS)
-        progressive, repeats = Progressive(ROLLING_ROWS), Repeats(keep_ms_of(settings))
-        self.trainer = Trainer(model, progressive, repeats, served=self.served)
-        self.samples = SampleReader(settings, schema, self.served.time)
+        own, policy = _own(settings)
+        self.settings, self._schema, self._wanted = own, schema, wanted_spec(own, schema)
+        self.first = settings.of_learner("") if own.learner else None
+        self.compares_from_ms = 0
+        self.store = ModelStore(own.place("models"), keep_ms=round(own.keep_minutes * 60_000))
+        self.found = newest_valid(self.store, schema.id, self._wanted, self._build, own.evolve, held=True)
+        found = self._like_first(self.first) if self.first is not None and self.found is None else self.found
+        model = model_of(schema, self._wanted, own.seed, live=True) if found is None else found.model
+        segments = Segments(schema, own.segments)
+        self.served = ServedExposures(schema, segments, Waits.of(own), ROLLING_ROWS)
+        progressive, repeats = Progressive(ROLLING_ROWS), Repeats(keep_ms_of(own))
+        self.trainer = Trainer(model, progressive, repeats, served=None if policy else self.served)
+        self.trainer.diverted = Viewpoint.of(own).diverted
+        relabel = Relabel(policy, Waits.of(own)) if policy else None
+        self.samples = SampleReader(own, schema, relabel.time if relabel else self.served.time, relabel)
         self._adopted: Any = None
         if found is not None:
             note = found.note
             self.trainer.resume(found.training, note.extra.get("counts", {}))
             self.samples.resume(note)
-            self._adopted = self._adoption_of(note)
+            self._adopted = self._adoption_of(note) if found is self.found else None
+            self.compares_from_ms = int(note.extra.get("from_ms", 0))
             log.info("resumed", epoch=note.epoch, version=note.version, trained=note.trained, offsets=note.offsets)
-        self.loop = LearnLoop(settings, self.samples, self.trainer, self.store, self._build, self._extra)
+        self.loop = LearnLoop(own, self.samples, self.trainer, self.store, self._build, self._extra)
+
+    def _like_first(self, first: Settings) -> FoundSnapshot | None:
+        """The first learner's newest snapshot, where this one's model has its shape."""
+        models = ModelStore(first.place("models"), writes=False)
+        newest = models.latest()
+        if newest is None:
+            return None
+        if newest.schema_id == self._schema.id and same_shape(newest.spec, {**newest.spec, **self._wanted}):
+            log.info("it begins as the first learner's newest snapshot", version=newest.version)
+            return newest_valid(models, self._schema.id, {}, self._build)
+        log.info("its model is another one than the first's: it begins with the oldest sample")
+        self.compares_from_ms = newest.event_ms
+        return None
+
+    def comparison(self) -> Comparison | None:
+        """With the first learner; None: it is the first."""
+        if self.first is None:
+            return None
+        return Comparison(self.first, self.settings, self.loop, self._schema, self.compares_from_ms)
 
     def _build(self, note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Learning:
         return _going_on(note, parts, self._schema, asked(note, self._wanted), self.settings)
 
     def _extra(self) -> dict[str, Any]:
-        return {} if self._adopted is None else {"adopted": self._adopted}
+        extra = {} if self._adopted is None else {"adopted": self._adopted}
+        return extra | ({"from_ms": self.compares_from_ms} if self.first is not None else {})
 
     def _adoption_of(self, note: Announcement) -> Any:
         return None if asked(note, self._wanted) else note.extra.get("adopted")
@@ -296,8 +343,8 @@ class Learner:
 
     def _adopt(self, source: str) -> None:
         """Goes on with a model that was learnt elsewhere, from the samples behind it."""
-        if source == SHADOW:
-            found = shadow_found(self.settings, self._schema)
+        if source != REPAIRED:
+            found = newest_of(source, self.settings, self._schema)
         else:
             repaired = newest_valid(
                 ModelStore(self.settings.place(REPAIRED), writes=False), self._schema.id, self._wanted, self._build
@@ -305,12 +352,12 @@ class Learner:
             if repaired is None:
                 raise SnapshotError("there is no repaired model to adopt", "run 'millrace model repair' first")
             found = repaired
-        self.loop.promotion.commands.adopt(found, source, same_samples=source != SHADOW)
+        self.loop.promotion.commands.adopt(found, source, same_samples=source == REPAIRED)
         self.trainer.begin_again(found.training)
         self.samples.resume(found.note)
         self.samples.seek(self.samples.offsets)
-        own = found.note.extra.get("adopted")  # of a repaired model that had been a shadow
-        self._adopted = adopted(source, found.note, self._wanted) if source == SHADOW else own
+        own = found.note.extra.get("adopted")  # of a repaired model that had been another learner's
+        self._adopted = own if source == REPAIRED else adopted(source, found.note, self._wanted)
         self._publish_root()
 
 
@@ -357,8 +404,12 @@ def run(settings: Settings, stop: threading.Event) -> None:
         PortError: the metrics port is taken.
         StoreError: the model store cannot be written, or the history in the store is not whole.
         FencedError: another learner has taken over.
+        SettingError: there is no learner of this name.
     """
     check_whole(settings)
+    own, _ = _own(settings)
+    if own.learner and own.learner not in settings.served_learners:
+        step_back()  # pages, and those learners that make them, come first
     torch.set_num_threads(role_threads())
     serve_metrics("learn", settings.metrics_port, settings.host)
     schema = settings.load_schema()
@@ -367,11 +418,11 @@ def run(settings: Settings, stop: threading.Event) -> None:
     warm_up(learner.trainer.model)
     open_broker(settings)
     decision = 0 if learner.found is None else learner.found.note.extra.get("decision", 0)
-    tenure = LearnerClaim(settings, uuid.uuid4().hex, _mark(settings), decision)
+    tenure = LearnerClaim(own, uuid.uuid4().hex, _mark(own), decision)
     try:
-        producer = make_producer(settings, linger_ms=0)  # a delta is sent whole: it has nothing to wait for
+        producer = make_producer(own, linger_ms=0)  # a delta is sent whole: it has nothing to wait for
         try:
-            publisher = Publisher(settings, producer, topic_ids(settings).get(MODEL_DELTAS, ""))
+            publisher = Publisher(own, producer, topic_ids(own).get(MODEL_DELTAS, ""))
             if not tenure.win(publisher, learner.store.highest(), stop):
                 return
             newest = next(iter(learner.store.snapshots(held=True)), None)
@@ -383,6 +434,19 @@ def run(settings: Settings, stop: threading.Event) -> None:
                 producer.close(timeout=5)
     finally:
         tenure.close()
+
+
+def _own(settings: Settings) -> tuple[Settings, str]:
+    """The settings of the learner that ``settings`` name, and the label policy of its own; empty: the stream's."""
+    own = settings.of_learner(settings.learner)
+    if not own.learner:
+        return own, ""
+    spec = dict(own.model_spec)
+    policy = str(spec.pop("label_policy", ""))
+    own = msgspec.structs.replace(own, model_spec=spec)
+    if policy and own.gate == "on":  # its samples are no topic's: what it refused could never be learnt
+        own = msgspec.structs.replace(own, gate="observe")
+    return own, policy
 
 
 def _mark(settings: Settings) -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import structlog
 
+from learner.samples.viewpoint import Viewpoint
 from millrace.basics.errors import SchemaError
 from millrace.contracts.carry import Carry
 from millrace.contracts.samples import SCHEMA_HEADER, SampleBatch
@@ -23,15 +24,15 @@ _REMEDY = "give stream and learner one schema"
 
 
 class FormerSamples:
-    """Carries samples over to ``schema``. ``book`` is asked for each new schema."""
+    """Carries samples over to ``schema``. ``book`` is asked for each new schema. ``view``: of the learner."""
 
-    def __init__(self, schema: Schema, book: SchemaBook) -> None:
-        self._schema, self._book = schema, book
+    def __init__(self, schema: Schema, book: SchemaBook, view: Viewpoint) -> None:
+        self._schema, self._book, self._view = schema, book, view
         self._carries: dict[str, Carry | None] = {}
 
     def carried(self, batch: SampleBatch, headers: Iterable[tuple[str, bytes]] | None) -> SampleBatch:
-        """The batch with the columns of ``schema``; unchanged where its message names no other one. Raises SchemaError
-        where its schema is unknown or its shape another, and StoreError where the store cannot be asked."""
+        """The batch as the learner sees it, with the columns of ``schema``. Raises SchemaError where the message names
+        a schema that is unknown, or has another shape, and StoreError where the store cannot be asked."""
         named = dict(headers or ()).get(SCHEMA_HEADER) or b""  # a header may be there without a value
         id = named.decode("ascii", "replace")
         if id not in ("", self._schema.id):
@@ -39,7 +40,7 @@ class FormerSamples:
         layout = self._schema.layout
         if (batch.cat.shape[1], batch.num.shape[1]) != (layout.F, layout.N):
             raise SchemaError(f"samples of {batch.cat.shape[1]} + {batch.num.shape[1]} features", _REMEDY)
-        return batch
+        return self._view.seen(batch)
 
     def _of_schema(self, id: str, batch: SampleBatch) -> SampleBatch:
         if id not in self._carries:

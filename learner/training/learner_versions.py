@@ -343,7 +343,7 @@ def adopted(source: str, note: Announcement, wanted: Mapping[str, Any]) -> dict[
     not ask for, until the settings change.
 
     Args:
-        source: where it came from: "shadow" or "repair".
+        source: where it came from: a learner's name, or "repair".
         note: of the snapshot that was taken over.
         wanted: the entries of a spec that the settings ask for, at that time.
     """

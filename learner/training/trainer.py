@@ -22,6 +22,7 @@ from learner.ranker.model import LearnReport
 from learner.ranker.repeats import Repeats
 from learner.ranker.verbs import Learning
 from learner.ranker.within_page import page_end
+from learner.samples.viewpoint import OWN
 from learner.training.decisionlog import Places
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.events import NOT_READ
@@ -56,14 +57,17 @@ class Trainer:
 
     ``counts`` counts samples by outcome: "trained", "repeated", "follow_ups", "refused" (unusable label or weight),
     "left_out" (negatives not chosen), "bad_numbers", "not_finite" (predictions), "skipped" (rows in refused batches),
-    "skipped:REASON" (batches), "unread" (learnt from, though their page's user was not read). With a gate also
-    "held_out", "absurd", "over_limit", "quarantined", "released", "discarded", "set_aside"
+    "skipped:REASON" (batches), "unread" (learnt from, though their page's user was not read), "others" (of pages that
+    are not its own). With a gate also "held_out", "absurd", "over_limit", "quarantined", "released", "discarded",
+    "set_aside"
     (:mod:`learner.promotion.promotion`).
 
     Attributes:
         admit: chooses the new rows of a message to learn, (B,). Held-out pages, for one, are not learnt.
+        diverted: whether pages of other models than its own are as if they were not there.
     """
 
+    diverted = False
     admit: Callable[[SampleBatch, Places], NDArray[np.bool_]] | None = None
 
     def __init__(
@@ -104,6 +108,9 @@ class Trainer:
             self.served.take(new, partition)
         places = np.empty((len(rows), 3), np.int64)
         places[:, 0], places[:, 1], places[:, 2] = partition, offset, rows
+        if self.diverted and not (own := new.arm == OWN).all():
+            self.counts["others"] += int((~own).sum())
+            new, places = new.take(own), places[own]
         if self.admit is not None:
             admitted = self.admit(new, places)
             if not admitted.all():

@@ -64,7 +64,11 @@ _DTYPES: dict[str, str] = {
     "origin_ms": "<i8",
     "policy": "u1",
     "user_missing": "u1",
+    "arm_name": "<u8",
+    "odds": "<f4",
 }
+_MAYBE = ("arm_name", "odds")
+"""Columns that a message may lack: nothing is said of them then."""
 _PLAIN = {name: dtype for name, dtype in _DTYPES.items() if name not in ("cat", "num")}
 _STEPS = ("page", "position")
 
@@ -91,6 +95,8 @@ class SampleBatch:
     origin_ms: NDArray[np.int64]  # (B,) wall time at which the labelling action was sent, 0 when none was
     policy: NDArray[np.uint8]  # (B,) code of the label policy (millrace/labels)
     user_missing: NDArray[np.uint8]  # (B,) bits of events.PROFILE_MISSING, WINDOWS_MISSING, NOT_READ; 0: all was there
+    arm_name: NDArray[np.uint64]  # (B,) value hash of the name of the page's arm; 0: not said
+    odds: NDArray[np.float32]  # (B,) of the item in its slot (millrace.evidence.exploration); 0: not said
 
     @classmethod
     def of_rows(
@@ -141,13 +147,21 @@ class SampleBatch:
         rest = (np.concatenate([getattr(b, name) for b in batches]) for name in _DTYPES if name != "page")
         return cls(tuple(request), np.concatenate(pages), *rest)
 
-    def to_bytes(self, rates: Rates | None = None) -> bytes:
+    def to_bytes(self, rates: Rates | None = None, says_arms: bool = True) -> bytes:
         """The MessagePack form: the request ids and each column's packed array. A column that is equal on all of each
-        page is written once a page, ``cat`` and ``num`` as :mod:`millrace.contracts.pagepack` says. ``rates``:
-        :meth:`Rates.of` the schema; None: rates are written as numbers."""
+        page is written once a page, ``cat`` and ``num`` as :mod:`millrace.contracts.pagepack` says.
+
+        Args:
+            rates: :meth:`Rates.of` the schema; None: rates are written as numbers.
+            says_arms: with ``arm_name`` and ``odds``, where one is known. A learner of an earlier version cannot read
+                such a message.
+        """
+        said = says_arms and any(getattr(self, name).any() for name in _MAYBE)
         used, first, page = np.unique(self.page, return_index=True, return_inverse=True)
         columns, once = [], 0
         for c, (name, dtype) in enumerate(_PLAIN.items()):
+            if name in _MAYBE and not said:
+                continue
             column = np.ascontiguousarray(page if name == "page" else getattr(self, name), dtype)
             if name in _STEPS:
                 column = np.diff(column, prepend=column.dtype.type(0))  # mostly 0 and 1
@@ -180,7 +194,9 @@ class _Message(Struct, frozen=True, array_like=True):
     form: int
     request: list[str]
     once: int  # bit c: of column c (R,) values stand in the place of (B,)
-    columns: list[memoryview]  # in the order of _PLAIN; of page and position, the steps from row to row
+    columns: list[
+        memoryview
+    ]  # in the order of _PLAIN, with or without _MAYBE; of page and position, the steps from row to row
     cat: Ids
     num: Numbers
 
@@ -189,13 +205,18 @@ def _read(raw: bytes) -> tuple[list[str], dict[str, NDArray[Any]]]:
     found = _decoder.decode(raw)
     if found.form != _FORM:
         raise ValueError(f"form {found.form}")
-    arrays = {n: np.frombuffer(column, _PLAIN[n]) for n, column in zip(_PLAIN, found.columns, strict=True)}
+    if len(found.columns) not in (len(_PLAIN), len(_PLAIN) - len(_MAYBE)):
+        raise ValueError(f"{len(found.columns)} columns")
+    arrays = {n: np.frombuffer(column, _PLAIN[n]) for n, column in zip(_PLAIN, found.columns, strict=False)}
     for name in _STEPS:
         arrays[name] = np.cumsum(arrays[name], dtype=np.int32)
     page, pages = arrays["page"], len(found.request)
     _check(arrays, _bounds(pages)[:1])  # before it is used as an index
     page = page.astype(np.int64)
     for c, name in enumerate(_PLAIN):
+        if name not in arrays:
+            arrays[name] = np.zeros(len(page), _PLAIN[name])
+            continue
         if not found.once >> c & 1 or name in _STEPS:
             continue
         if len(arrays[name]) != pages:

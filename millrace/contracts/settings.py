@@ -13,7 +13,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -23,8 +23,10 @@ from msgspec.structs import replace
 
 from millrace.basics.errors import BrokerError, SettingError, invalid
 from millrace.contracts.clock import EventClock
+from millrace.contracts.events import MODEL
+from millrace.contracts.learners import LEARNER_ROLE, LEARNS_FROM, PLACES, LearnsFrom, NamedLearner, check_names
 from millrace.contracts.schema import Schema, load_schema, shop_schema
-from millrace.contracts.topics import unsafe_prefix
+from millrace.contracts.topics import MODEL_DELTAS, unsafe_prefix
 from millrace.evidence.exploration import Exploration
 from millrace.evidence.user_arms import Arm, check_arms
 
@@ -93,8 +95,12 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     model_spec: dict[str, Any] = {}  # entries of the model's spec, as negative_keep = 0.25
     # Metrics by value of a field: the values of each.
     segments: dict[str, list[str]] = field(default_factory=lambda: {"kind": ["business", "consumer"]})
-    shadow_model: str = ""  # a second learner, of the role `shadow`, judged beside the first
-    shadow_spec: dict[str, Any] = {}  # entries of the shadow's spec
+    # More learners by name, in [model.learners.NAME] with `model` and `spec`; see docs/how-to/try-a-second-model.md.
+    learners: dict[str, NamedLearner] = {}
+    # Which pages every learner learns from: all; `own`, those that its model made; `weighted`, all by their odds.
+    learns_from: LearnsFrom = "all"
+    shadow_model: str = ""  # short for [model.learners.shadow]: its model
+    shadow_spec: dict[str, Any] = {}  # and its spec
 
     # Gate. What stands in front of what is served; see docs/concepts/trust.md. Its minutes are event time.
     gate: Literal["observe", "on", "off"] = "observe"  # observe: refuse only what is damaged or absurd; on: refuse
@@ -131,6 +137,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     shoppers: Annotated[int, Meta(ge=1, le=1_000_000)] = 4000  # shoppers who come on an average day
 
     # Hidden.
+    learner: str = ""  # the learner whose topic and places these are; empty: the first. `millrace run learn --name`
     metrics_port: Port | None = None  # nothing: the role's own, see docs/reference/metrics.md; 0: any that is free
     clock: str = ""  # see EventClock.encode; whoever starts the roles of a loop sets it
     from_log: str = ""  # a log that the role `simulate` plays, by `schema`, in place of shoppers
@@ -159,8 +166,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
         >>> Settings(prefix="shop.").topic("events")
         'shop.events'
+        >>> Settings(learner="b").topic("model.deltas")
+        'model.deltas.b'
         """
-        return self.prefix + name
+        return f"{self.prefix}{name}{self._topic_end if name == MODEL_DELTAS else ''}"
+
+    @property
+    def _topic_end(self) -> str:
+        return f".{self.learner}" if self.learner else ""
 
     def logical(self, topic: str) -> str:
         """What :mod:`millrace.contracts.topics` calls a topic of the broker; a foreign topic's name comes back whole.
@@ -168,7 +181,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         >>> Settings(prefix="shop.").logical("shop.events")
         'events'
         """
-        return topic.removeprefix(self.prefix)
+        name = topic.removeprefix(self.prefix)
+        return MODEL_DELTAS if name == MODEL_DELTAS + self._topic_end else name
 
     def group(self, name: str) -> str:
         return self.prefix + name
@@ -200,8 +214,64 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def sends_pages(self) -> bool:
-        """Whether the model or its shadow does, so that the stream has to send pages again."""
-        return self.by_page or (bool(self.shadow_model) and _by_page(self.shadow_spec))
+        """Whether the model of any learner does, so that the stream has to send pages again."""
+        return self.by_page or any(_by_page(learner.spec) for learner in self.others.values())
+
+    @property
+    def others(self) -> dict[str, NamedLearner]:
+        """The learners beside the first, by name."""
+        short = {"shadow": NamedLearner(self.shadow_model, self.shadow_spec)} if self.shadow_model else {}
+        return short | self.learners
+
+    @property
+    def served_learners(self) -> tuple[str, ...]:
+        """Names of those whose models make the pages of an arm."""
+        return tuple(dict.fromkeys(arm.learner for arm in self.arms.values() if arm.learner))
+
+    @property
+    def learner_roles(self) -> dict[str, str]:
+        """The others' names, by the role that each is in a loop."""
+        return {f"{LEARNER_ROLE}{name}": name for name in self.others}
+
+    @property
+    def samples_say_arms(self) -> bool:
+        """Whether samples name the arms and the odds of their pages: where a learner asks for them."""
+        return bool(self.served_learners) or self.learns_from != "all"
+
+    def makers(self) -> dict[str, str]:
+        """Whose model makes the pages of each arm that a model makes, and what this learner learns from, in words.
+        Empty: all such pages are the first learner's.
+
+        >>> Settings(arms={"b": Arm("model", 0.5, learner="x")}, learners={"x": NamedLearner("deepfm")}).makers()["b"]
+        "learner 'x' (deepfm), which learns from all pages"
+        """
+        if not self.served_learners:
+            return {}
+        names = {MODEL: ""} | {name: arm.learner for name, arm in self.arms.items() if arm.kind == "model"}
+        learns = f"which learns from {LEARNS_FROM[self.learns_from]}"
+        return {
+            arm: f"{_QUOTED.format(name) if name else _FIRST} ({self.of_learner(name).model}), {learns}"
+            for arm, name in names.items()
+        }
+
+    def of_learner(self, name: str) -> Settings:
+        """The settings of a learner: its model, and topic and places of its own; of the first where ``name`` is empty.
+        Raises SettingError: there is none of this name."""
+        if not name:
+            return replace(self, learner="")
+        own = self.others.get(name)
+        if own is None:
+            there = f"learners are {', '.join(self.others)}" if self.others else "there is none yet"
+            raise SettingError(f"there is no learner '{name[:60]}'", f"name it in [model.learners.NAME]; {there}")
+        return replace(self, learner=name, model=own.model, model_spec=own.spec)
+
+    def own(self, name: str) -> str:
+        """The place ``name`` of this learner, as a path below the store or the data folder.
+
+        >>> Settings(learner="b").own("models"), Settings(learner="b").own("schemas")
+        ('learners/b/models', 'schemas')
+        """
+        return f"learners/{self.learner}/{name}" if self.learner and name in PLACES else name
 
     @property
     def recalls(self) -> list[dict[str, float]]:
@@ -222,7 +292,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """A folder below ``data``, created if need be. Raises SettingError if ``data`` is not set or not writable."""
         if not self.data:
             raise SettingError("'data' is not set", "set MILLRACE_DATA to a folder for checkpoints and models")
-        path = Path(self.data, *parts)
+        path = Path(self.data, *map(self.own, parts))
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -238,7 +308,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Raises:
             SettingError: neither ``store`` nor ``data`` is set, or a folder cannot be made.
         """
-        return f"{self.store.rstrip('/')}/{name}" if self.store else str(self.folder(name))
+        return f"{self.store.rstrip('/')}/{self.own(name)}" if self.store else str(self.folder(name))
 
     def environment(self) -> dict[str, str]:
         """The settings as environment variables, for a child process: what differs from the defaults, and no file."""
@@ -254,7 +324,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "access": ("tokens", "token_file", "admin_token_file"),
     "schema": ("schema", "evolve"),
     "labels": ("label_policy", "attribution_minutes", "observation_seconds", "lateness_minutes", "disorder_seconds"),
-    "model": ("model", "model_spec", "segments", "shadow_model", "shadow_spec"),
+    "model": ("model", "model_spec", "segments", "learners", "learns_from", "shadow_model", "shadow_spec"),
     "gate": ("gate", "heldout_share", "teach_limits", "quarantine_minutes", "keep_minutes"),
     "serving": (
         *("workers", "candidates", "recall", "recall_index"),
@@ -367,11 +437,12 @@ def read_settings(
             mistake = f"{origin}: {name} '{shown}': {why.replace(text, shown) if text else why}"
             mistakes.append(" ".join(mistake.encode(errors="backslashreplace").decode().split()))
     settings = Settings(**right)
-    try:
-        check_arms(settings.control_share, settings.arms)
-    except SettingError as error:
-        mistakes.append(f"{given['arms'].origin}: {error}")
-        settings = replace(settings, arms={})
+    for name, check in _CHECKS.items():
+        try:
+            check(settings)
+        except SettingError as error:
+            mistakes.append(f"{given[name].origin}: {error}")
+            settings = replace(settings, **{name: {}})
     return SettingSources(settings, given, path, mistakes)
 
 
@@ -440,8 +511,15 @@ def _meant(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else "docs/reference/settings.md lists them all"
 
 
+_CHECKS: dict[str, Callable[[Settings], None]] = {
+    "learners": lambda settings: check_names(settings.learners),
+    "arms": lambda settings: check_arms(settings.control_share, settings.arms, settings.others),
+}
+"""What no type says of a setting, by its name."""
+
+_QUOTED, _FIRST = "learner '{}'", "the first learner"
 _SHOWN = 200  # characters of a value in a mistake
-_TABLES = frozenset({"model_spec", "segments", "shadow_spec", "teach_limits", "recall", "arms"})
+_TABLES = frozenset({"model_spec", "segments", "learners", "shadow_spec", "teach_limits", "recall", "arms"})
 
 
 def _table(text: str) -> Any:

@@ -65,6 +65,10 @@ def unsafe_prefix(prefix: str) -> bool:
 
     >>> unsafe_prefix("features."), unsafe_prefix("shop.")  # features. + items is the topic features.items
     (True, False)
+    >>> unsafe_prefix("model.deltas.")  # of a learner named "events"
+    True
     """
     names = {topic.name for topic in TOPICS}
+    if prefix.endswith(f"{MODEL_DELTAS}."):  # as a learner of another loop, by the name of one of our topics
+        return True
     return any(prefix.endswith(long.removesuffix(n)) for n in names for long in names - {n} if long.endswith(n))

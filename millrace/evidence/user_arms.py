@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import accumulate
 from typing import Annotated, Any, Literal
 
@@ -38,7 +38,7 @@ class Arm(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How the pages of an arm are made.
 
     ``model``: as all others, but for settings of its own; None: the shop's. ``popular``: the hottest items, the same
-    for everybody. ``random``: any item, by chance.
+    for everybody. ``random``: any item, by chance. ``learner``: whose model ranks the pages; empty: the first's.
     """
 
     kind: Kind
@@ -47,10 +47,12 @@ class Arm(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     recall: dict[str, Annotated[float, Meta(ge=0, le=1)]] | None = None
     explore: str | None = None
     bought_days: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+    learner: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind != "model" and self.own:
-            raise ValueError(f"pages of the kind '{self.kind}' have no '{next(iter(self.own))}'; leave it out")
+        given = [*self.own, *(["learner"] if self.learner else [])]
+        if self.kind != "model" and given:
+            raise ValueError(f"pages of the kind '{self.kind}' have no '{given[0]}'; leave it out")
         if self.explore is not None:
             Exploration.of(self.explore)
 
@@ -61,9 +63,15 @@ class Arm(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-def check_arms(control_share: float, arms: Mapping[str, Arm]) -> None:
-    """Raises SettingError for a name that no arm can have, or for shares of more than all users."""
-    for name in arms:
+def check_arms(control_share: float, arms: Mapping[str, Arm], learners: Collection[str] = ()) -> None:
+    """Raises SettingError for a name that no arm can have, for a learner that is none of ``learners``, or for shares of
+    more than all users."""
+    for name, arm in arms.items():
+        if arm.learner and arm.learner not in learners:
+            there = f"learners are {', '.join(learners)}" if learners else "there is none yet"
+            raise SettingError(
+                f"the arm '{name}' names a learner '{arm.learner[:60]}'", f"name it in [model.learners.NAME]; {there}"
+            )
         if name in RESERVED:
             raise SettingError(f"an arm is named '{name}', as pages of Millrace's own are", "give it another name")
         if not _NAME.fullmatch(name):

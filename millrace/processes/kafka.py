@@ -20,6 +20,7 @@ import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import AuthorizationError, KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.record.default_records import DefaultRecordBatch
+from msgspec.structs import replace
 from tenacity import Retrying
 
 from millrace.basics.errors import BrokerError, one_line
@@ -28,7 +29,7 @@ from millrace.connections.kafka_security import WHERE, security_of
 from millrace.connections.kafka_tokens import TokenSource
 from millrace.connections.refusals import no_tls, why
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import KEPT_DAYS, TOPICS
+from millrace.contracts.topics import KEPT_DAYS, TOPICS, Topic
 from millrace.processes.patience import patience
 
 log = structlog.get_logger("kafka")
@@ -92,7 +93,7 @@ class _Reader(KafkaConsumer):  # type: ignore[misc]
             polled = super().poll(*args, **kwargs)
         except AuthorizationError as error:
             raise broker_error(f"broker '{self._settings.kafka}' does not let us read", error) from None
-        if self._settings.prefix:
+        if self._settings.prefix or self._settings.learner:
             logical = self._settings.logical
             return {tp: [r._replace(topic=logical(r.topic)) for r in records] for tp, records in polled.items()}
         return polled
@@ -211,7 +212,8 @@ def create_topics(settings: Settings) -> list[str]:
     created."""
     with told(f"topics cannot be prepared at '{settings.kafka}'"), contextlib.closing(make_admin(settings)) as admin:
         present = {t["name"]: len(t["partitions"]) for t in admin.describe_topics()}
-        wanted = {settings.topic(t.name): t.partitions or settings.partitions for t in TOPICS}
+        topics = topics_of(settings)
+        wanted = {name: t.partitions or settings.partitions for name, t in topics.items()}
         for name, count in wanted.items():
             if present.get(name, count) != count:
                 raise BrokerError(
@@ -220,8 +222,8 @@ def create_topics(settings: Settings) -> list[str]:
                 )
         missing = {
             name: {"num_partitions": wanted[name], "replication_factor": -1, "configs": dict(t.config)}  # the broker's
-            for t in TOPICS
-            if (name := settings.topic(t.name)) not in present
+            for name, t in topics.items()
+            if name not in present
         }
         if missing:
             with contextlib.suppress(TopicAlreadyExistsError):  # another role was faster
@@ -231,10 +233,16 @@ def create_topics(settings: Settings) -> list[str]:
         return list(missing)
 
 
+def topics_of(settings: Settings) -> dict[str, Topic]:
+    """The topics of a loop with all its learners, by their names at the broker."""
+    each = [replace(settings, learner=name) for name in ("", *settings.others)]
+    return {one.topic(topic.name): topic for one in each for topic in TOPICS}
+
+
 def ensure_topics(settings: Settings) -> None:
     """Creates topics where some are missing, as ``millrace dev topics`` does; else does nothing. Raises BrokerError
     when they cannot be created, or existing topics have other partition counts than the missing ones need."""
-    if not topic_ids(settings).keys() >= {t.name for t in TOPICS}:
+    if not _ids(settings).keys() >= topics_of(settings).keys():
         create_topics(settings)
 
 
@@ -244,10 +252,15 @@ _NO_ID = "00000000-0000-0000-0000-000000000000"
 def topic_ids(settings: Settings) -> dict[str, str]:
     """The id of each of our topics; empty where the broker gives none. Offsets are valid only for this id: a topic made
     again under the same name has another one. Raises BrokerError when the topics cannot be listed."""
+    found = _ids(settings)
+    return {t.name: found[name] for t in TOPICS if (name := settings.topic(t.name)) in found}
+
+
+def _ids(settings: Settings) -> dict[str, str]:
+    """By the broker's name of each topic that it has."""
     with told(f"topics at '{settings.kafka}' cannot be listed"), contextlib.closing(make_admin(settings)) as admin:
         found = {t["name"]: str(t.get("topic_id") or "") for t in admin.describe_topics()}
-    ours = {name: id for name, id in found.items() if name.startswith(settings.prefix)}
-    return {settings.logical(name): "" if id == _NO_ID else id for name, id in ours.items()}
+    return {name: "" if id == _NO_ID else id for name, id in found.items()}
 
 
 def open_broker(settings: Settings) -> None:

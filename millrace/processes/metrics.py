@@ -32,7 +32,6 @@ PORTS = {
     "simulate": 8704,
     "intake": 8705,
     "archive": 8706,
-    "shadow": 8707,
 }
 """Default port of each role's metrics; ``metrics_port`` changes it."""
 

@@ -25,7 +25,7 @@ from millrace.connections.kafka_security import security_of
 from millrace.contracts.settings import Settings
 from millrace.processes.metrics import latest
 
-ROLES = ("simulate", "stream", "learn", "serve", "intake", "archive", "shadow")
+ROLES = ("simulate", "stream", "learn", "serve", "intake", "archive")
 """The name of each role: as a command, in compose, in logs, in the supervisor, and as the label ``role``."""
 
 Run = Callable[[Settings, threading.Event], None]

@@ -124,9 +124,13 @@ class Supervisor:
         _kill_session(role.process.pid)
         if role.process.returncode == FENCED_STATUS:  # started again, it would only end another one
             role.state = "gave up"
-            raise ServiceError(
-                f"role '{role.name}' gave way to another: {tail(role.log_path, 1)}", f"see {role.log_path}"
+            self._lost(
+                role,
+                ServiceError(
+                    f"role '{role.name}' gave way to another: {tail(role.log_path, 1)}", f"see {role.log_path}"
+                ),
             )
+            return
         recent = [at for at in role.deaths if now - at < self._patience.within_seconds]
         role.deaths = [*recent, now]
         if len(role.deaths) >= self._patience.failures:
@@ -137,15 +141,19 @@ class Supervisor:
                 f" (last: {how}{': ' + said if said else ''})",
                 f"see {role.log_path}",
             )
-            if role.needed:
-                raise error
-            log.error("a role is given up; the others go on without it", child=role.name, how=how)
-            self._say(f"{error}; the others go on without it")
+            self._lost(role, error)
             return
         pause = self._patience.pause(len(role.deaths))
         role.state, role.again_at = "waiting", now + pause
         log.warning("role died", child=role.name, how=how, restart_in_seconds=pause)
         self._say(f"role '{role.name}' ended ({how}); restarting it in {pause:g} s")
+
+    def _lost(self, role: Role, error: ServiceError) -> None:
+        """A role is not started again."""
+        if role.needed:
+            raise error
+        log.error("a role is given up; the others go on without it", child=role.name)
+        self._say(f"{error}; the others go on without it")
 
     def stop(self, *names: str, grace_seconds: float = 10.0) -> None:
         """Stops the named roles (none named: all) together: SIGTERM, then SIGKILL after ``grace_seconds``. Idempotent.

@@ -44,8 +44,8 @@ from scorer.feeder.primary import Primary
 from scorer.feeder.state import FeederState
 from scorer.feeder.towerhost import TowerHost
 from scorer.feeder.versionhost import VersionHost
-from scorer.feeder.workerpool import WorkerPool
-from scorer.ipc.meters import FRESHNESS, ITEM_KEYS, ITEMS, RETRIEVAL_AGE, RETRIEVAL_LAG, ScorerMeters
+from scorer.feeder.workerpool import Sender, WorkerPool
+from scorer.ipc.meters import FRESHNESS, ITEM_KEYS, ITEMS, RETRIEVAL_AGE, RETRIEVAL_LAG, LearnerMeters, ScorerMeters
 from scorer.ipc.scorer_metrics import Sums
 from scorer.pagelog.ring import RingReader
 from scorer.pagelog.shipper import Shipper, open_spool
@@ -74,21 +74,27 @@ class Feeder:
         self.meters, self.sums = ScorerMeters(), Sums()
         self.primary = Primary(settings, schema, settings.event_clock(), wall_ms)
         state = self._state = FeederState(self.primary, self.meters, self._ending)
-        self.host, self._towers = VersionHost(state, Pool()), TowerHost(state)
-        self._publisher = IndexPublisher(state, self.host, self._towers)
+        beside = {name: LearnerMeters(name) for name in settings.served_learners}
+        self._served = {"": ServedLearner(state)} | {
+            name: ServedLearner(FeederState(self.primary.of_learner(name), meters, self._ending))
+            for name, meters in beside.items()
+        }
+        self._first = self._served[""]
+        self._publisher = IndexPublisher(state, self._first.host, *(each.towers for each in self._served.values()))
         self._keeper = IndexKeeper(state, uuid4().hex[:8])
         of_index = [kind(state, self._keeper.load) for kind in (ItemFeed, TileFeed)]
         self._keeper.feeds = {feed.topic: feed for feed in of_index}
-        self._arithmetic = ArithmeticChoice(time.thread_time, Store(settings.place("models"), writes=False))
-        models = ModelFeed(state, self.host, towers=self._towers, choose=self._arithmetic)
-        self._feeds: list[TopicFeed] = [models, *of_index]
+        self._feeds: list[TopicFeed] = [self._first.feed, *of_index]
         self.primary.to_read = {feed.what: -1 for feed in self._feeds}
+        self._feeds += [self._served[name].feed for name in beside]
         self._coclicks = CoFeed(state, self._publisher.keep)
         self._spool = open_spool(settings, self.meters.lost)
         self._shipper = Shipper(settings, schema, self._spool, self.meters.lost)
-        senders = self.host, self._publisher, self._towers  # vectors come behind the items, whose rows they name
+        served, hosts = self._served.values(), {name: each.host for name, each in self._served.items()}
+        # Vectors come behind the items, whose rows they name.
+        senders: list[Sender] = [*hosts.values(), self._publisher, *(each.towers for each in served)]
         bell = self._shipper.bell
-        self.pool = WorkerPool(state, listener, template, self.host, senders, self.sums, self._answer, bell)
+        self.pool = WorkerPool(state, listener, template, hosts, senders, self.sums, self._answer, bell)
         for slot in range(settings.workers):
             self._shipper.add(RingReader(self.pool.ring(slot)))
 
@@ -98,12 +104,14 @@ class Feeder:
         sys.setswitchinterval(0.001)
         show(self.sums)
         set_gauges(self.primary)
-        set_retrieval_gauges(self.primary, self._towers)
-        threads = [*self._feeds, self._coclicks, self._keeper, self._publisher, self._towers.thread]
+        set_retrieval_gauges(self.primary, self._first.towers)
+        towers = [each.towers.thread for each in self._served.values()]
+        threads = [*self._feeds, self._coclicks, self._keeper, self._publisher, *towers]
         try:
             for thread in threads:
                 thread.start()
-            self.host.start()
+            for each in self._served.values():
+                each.host.start()
             self._shipper.start()
             self.pool.start()
             port = serve_metrics("serve", self.settings.metrics_port, self.settings.host)
@@ -133,9 +141,11 @@ class Feeder:
         note, meters = self.primary.note, self.meters
         self.pool.measure()
         errors = {dict(labels)["what"]: int(n) for labels, n in self.sums.total("millrace_errors").items()}
-        facts = model_facts(note, self.primary.schema.id, meters, errors, self._towers.facts())
-        choice = self._arithmetic.choice
-        return facts | {"workers": self.settings.workers, "arithmetic": msgspec.to_builtins(choice)}
+        facts = model_facts(note, self.primary.schema.id, meters, errors, self._first.towers.facts())
+        choice = self._first.arithmetic.choice
+        beside = {name: each.facts() for name, each in self._served.items() if name}
+        facts |= {"workers": self.settings.workers, "arithmetic": msgspec.to_builtins(choice)}
+        return facts | ({"learners": beside} if beside else {})
 
     def _answer(self, what: str, facts: Any) -> tuple[Any, dict[str, Any]]:
         if what == "model":
@@ -148,6 +158,23 @@ class Feeder:
             known = rows[rows < len(self.primary.index)]
             return None, {"counts": self._state.alone(self.primary.index.counts_at, known, facts["ts_ms"])}
         raise ValueError(f"'{what}' is nothing that a worker may ask")
+
+
+class ServedLearner:
+    """What a feeder has of a learner whose model makes pages: its feed, its versions, its vectors."""
+
+    def __init__(self, state: FeederState) -> None:
+        self._primary = state.primary
+        self.host, self.towers = VersionHost(state, Pool()), TowerHost(state)
+        store = Store(state.primary.settings.place("models"), writes=False)
+        self.arithmetic = ArithmeticChoice(time.thread_time, store)
+        self.feed = ModelFeed(state, self.host, towers=self.towers, choose=self.arithmetic)
+
+    def facts(self) -> dict[str, Any]:
+        """Its entry of GET /model."""
+        note = self._primary.note
+        of = (note.version, note.hash, note.spec) if note else (-1, "", {})
+        return dict(zip(("version", "hash", "spec", "retrieval"), (*of, self.towers.facts()), strict=True))
 
 
 def set_gauges(primary: Primary) -> None:

@@ -45,7 +45,7 @@ class IndexPublisher(threading.Thread):
         self,
         state: FeederState,
         host: VersionHost,
-        towers: TowerHost | None = None,
+        *towers: TowerHost,
     ) -> None:
         super().__init__(name="publisher", daemon=True)
         self.state, self.primary, self.stop, self._host = state, state.primary, state.stop, host
@@ -127,8 +127,8 @@ class IndexPublisher(threading.Thread):
                 found, self._unsent = True, arrays
                 self._put(Packet("items", None, arrays))
                 self._unsent = {}
-                if self._towers is not None:
-                    self._towers.take(arrays)
+                for towers in self._towers:
+                    towers.take(arrays)
                 if not all_of_them:
                     break
         return found

@@ -94,6 +94,8 @@ class ModelFeed(TopicFeed):
     # -- the topic --------------------------------------------------------------------------------------------
 
     def start_up(self) -> None:
+        if self.primary.settings.learner:
+            structlog.contextvars.bind_contextvars(learner=self.primary.settings.learner)
         if self.follower.at is None:
             self.look()
 
@@ -220,6 +222,9 @@ class ModelFeed(TopicFeed):
                 self._have(loaded)
                 return
             self.follower.failed(note)
+        if self.follower.at is None and self.primary.settings.learner and ("none", "") not in self._said:
+            self._said.add(("none", ""))
+            log.warning("the learner has no version yet: users of its arms get pages of the shop's lists")
 
     def _build(self, note: Announcement) -> _Loaded:
         """A model from a snapshot, in shared memory. All its parts are verified."""

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 
 from millrace.contracts.clock import EventClock
 from millrace.contracts.profile_reader import Intake
@@ -43,6 +44,12 @@ class Primary:
             for name in schema.windows.keys[k].columns
             if name in self.builder.needs("item")
         }
+
+    def of_learner(self, name: str) -> Primary:
+        """The same index for another learner: its settings and its versions, and its own progress in the topics."""
+        other = copy(self)
+        other.settings, other.note, other.to_read = self.settings.of_learner(name), None, {}
+        return other
 
     @property
     def now_ms(self) -> int:

@@ -29,10 +29,11 @@ def run(settings: Settings, stop: threading.Event) -> None:
     """
     check_whole(settings)
     settings.load_schema()  # before anything is started: a file that is none ends the role in one line
-    if ":" in settings.model:  # the same of a model of one's own
-        from learner.custom.ownclass import own_class
+    for model in {settings.of_learner(name).model for name in ("", *settings.served_learners)}:
+        if ":" in model:  # the same of a model of one's own
+            from learner.custom.ownclass import own_class
 
-        own_class(settings.model)
+            own_class(model)
     warn_if_open(settings.host, Tokens.of(settings), "serve")  # the same of a token file
     allow_files()
     host, port = settings.host, settings.port

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import structlog
 from numpy.typing import NDArray
+from prometheus_client import Gauge
 
 from learner.retrieval.tower import Tower, UserTower
 from millrace.basics.errors import one_line
@@ -153,7 +154,7 @@ class TowerHost:
     def __init__(self, state: FeederState) -> None:
         self.thread = threading.Thread(target=self._run, name="towers", daemon=True)
         primary = self.primary = state.primary
-        self._meters, self.stop = state.meters, state.stop
+        self._meters, self.stop, self._learner = state.meters, state.stop, primary.settings.learner
         self._approximate = primary.settings.recall_index == "usearch"
         if self._approximate:
             check_usearch()
@@ -292,9 +293,9 @@ class TowerHost:
         self._built, self._out = note, None
         with self._sending:
             self._version = None
-            self._put_all(Packet("retrieval", _facts(note)))
+            self._put_all(Packet("retrieval", self._facts(note)))
         for gauge in (RETRIEVAL_VERSION, RETRIEVAL_ITEMS, RETRIEVAL_INDEX_RECALL):
-            gauge.set(math.nan)
+            self._show(gauge, math.nan)
 
     def _build(self) -> None:
         """Builds the vectors of all living items with the next tower, and publishes them."""
@@ -327,9 +328,11 @@ class TowerHost:
             self._fill(index, tiles, len(rows))
             arrays["index"] = index.saved()
             recall = self._measured(note, arrays)
-        self._publish(note, Packet("retrieval", _facts(note), arrays, self._pool), len(rows), tiles.shape[1], recall)
+        self._publish(
+            note, Packet("retrieval", self._facts(note), arrays, self._pool), len(rows), tiles.shape[1], recall
+        )
         self._out = tower.copy() if self._approximate else tower
-        RETRIEVAL_BUILD_SECONDS.set(time.perf_counter() - started)
+        self._show(RETRIEVAL_BUILD_SECONDS, time.perf_counter() - started)
 
     def _fill(self, index: Builder, tiles: NDArray[np.uint16], n: int) -> None:
         """Puts n vectors into an approximate index. That takes long, so item changes go on meanwhile with the published
@@ -349,10 +352,10 @@ class TowerHost:
             self._put_all(packet)
         assert self._since is not None
         self._dirty, self._since = self._since, None
-        RETRIEVAL_VERSION.set(note.version)
-        RETRIEVAL_ITEMS.set(items)
+        self._show(RETRIEVAL_VERSION, note.version)
+        self._show(RETRIEVAL_ITEMS, items)
         if recall is not None:
-            RETRIEVAL_INDEX_RECALL.set(recall)
+            self._show(RETRIEVAL_INDEX_RECALL, recall)
 
     def _send_changed(self) -> bool:
         """Sends vectors of some new or changed items; returns whether there were any."""
@@ -377,6 +380,14 @@ class TowerHost:
 
     # -- within -----------------------------------------------------------------------------------------------
 
+    def _show(self, gauge: Gauge, value: float) -> None:
+        """Sets a gauge: they tell of the first learner's vectors."""
+        if not self._learner:
+            gauge.set(value)
+
+    def _facts(self, note: Announcement) -> dict[str, Any]:
+        return retrieval_facts(note.epoch, note.version, note.retrieval_clicks) | {"learner": self._learner}
+
     def _vectors(self, tower: Tower, rows: Rows, now_ms: int) -> tuple[Floats, NDArray[np.bool_]]:
         """Vectors (n, W), and which are finite. Others become NaN, so no search finds them."""
         vectors = tower.item_vectors(*self._items.inputs(rows, now_ms))
@@ -389,7 +400,7 @@ class TowerHost:
     def _measured(self, note: Announcement, arrays: Arrays) -> float:
         """Recall of the approximate index: its share of the items with the largest products."""
         user = UserTower.of_arrays(arrays)
-        exact = Retrieval.of_arrays(_facts(note), arrays, user)
+        exact = Retrieval.of_arrays(self._facts(note), arrays, user)
         index = Approximate(arrays["tiles"].shape[1], arrays["index"])
         generator = np.random.default_rng(note.version)
         nobody, ages = np.zeros(self._users, np.int64), np.zeros(CLICKS, np.int64)
@@ -403,15 +414,11 @@ class TowerHost:
         return float(found / max(1, wanted))
 
     def _vectors_packet(self, note: Announcement, arrays: Arrays) -> Packet:
-        return Packet("vectors", {"epoch": note.epoch, "version": note.version}, arrays)
+        return Packet("vectors", self._facts(note), arrays)
 
     def _put_all(self, packet: Packet) -> None:
         for worker in self._workers:
             worker.put(packet)
-
-
-def _facts(note: Announcement) -> dict[str, Any]:
-    return retrieval_facts(note.epoch, note.version, note.retrieval_clicks)
 
 
 def _vector_arrays(rows: Rows, vectors: Floats, gone: Rows) -> dict[str, NDArray[Any]]:

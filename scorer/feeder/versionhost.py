@@ -68,7 +68,7 @@ class VersionHost:
     def __init__(self, state: FeederState, pool: Pool) -> None:
         self.writer: Writer | None = None  # of what is served
         self.primary, self.meters, self._stop = state.primary, state.meters, state.stop
-        self.pool = pool
+        self.pool, self.learner = pool, state.primary.settings.learner
         self._changed = threading.Condition(threading.RLock())
         self._workers: dict[Receiver, int] = {}  # up to which number each has come
         self._staged: deque[Staged] = deque()
@@ -170,7 +170,9 @@ class VersionHost:
             self._staged.popleft()
         self._published = folded, generation
         arrays = self.writer.base() if generation != known else None
-        self._broadcast(Packet("folded", {"base": self._base, "folded": folded}, arrays, self.pool))
+        self._broadcast(
+            Packet("folded", {"learner": self.learner, "base": self._base, "folded": folded}, arrays, self.pool)
+        )
         self._changed.notify_all()
 
     def _run(self) -> None:
@@ -220,6 +222,7 @@ class VersionHost:
     def _base_packet(self, note: Announcement, overlays: int) -> Packet:
         assert self.writer is not None
         facts = {
+            "learner": self.learner,
             "number": self._number - overlays,
             "base": self._base,
             "folded": self.writer.folded,
@@ -229,7 +232,7 @@ class VersionHost:
         return Packet("base", facts, self.writer.base(), self.pool)
 
     def _delta_packet(self, staged: Staged) -> Packet:
-        facts = {"number": staged.number, "base": self._base, "note": _brief(staged.note)}
+        facts = {"learner": self.learner, "number": staged.number, "base": self._base, "note": _brief(staged.note)}
         return Packet("delta", facts, staged.arrays, self.pool)
 
     def _broadcast(self, packet: Packet) -> None:

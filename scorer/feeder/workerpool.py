@@ -20,7 +20,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -69,7 +69,7 @@ class PoolMember:
         self.link: FeederLink
         self.ready = self.gone = False
         self.unanswered = self.unmoved = 0  # looks since it said anything; since it came further with the versions
-        self.reached: int | None = None
+        self.reached: dict[str, int] = {}  # by learner, where it is behind
         self.measured = threading.Event()
 
     def put(self, packet: Packet) -> None:
@@ -82,6 +82,7 @@ class WorkerPool:
 
     Args:
         listener: the socket that all workers accept from.
+        hosts: of each learner's versions, by its name.
         answer: answers a worker's question: what, facts -> facts, arrays. Runs in a thread of its own.
         bell: the eventfd that each worker rings for a page in its ring.
         senders: each new worker is added to all of them, in this order.
@@ -92,14 +93,14 @@ class WorkerPool:
         state: FeederState,
         listener: socket.socket,
         template: Template,
-        host: VersionHost,
+        hosts: Mapping[str, VersionHost],
         senders: Sequence[Sender],
         sums: Sums,
         answer: Callable[[str, Any], tuple[Any, dict[str, Any]]],
         bell: int,
     ) -> None:
         settings = self._settings = state.primary.settings
-        self._listener, self._template, self._host, self._bell = listener, template, host, bell
+        self._listener, self._template, self._hosts, self._bell = listener, template, hosts, bell
         self._senders, self._sums, self._answer = senders, sums, answer
         self._meters, self._stop = state.meters, state.stop
         self._askers = ThreadPoolExecutor(ASKERS, "asked")
@@ -206,7 +207,8 @@ class WorkerPool:
     def _received(self, member: PoolMember, message: LinkMessage) -> None:
         member.unanswered = 0
         if message.kind == "serves":
-            self._host.serves(member, int(message.facts))
+            learner, number = message.facts
+            self._hosts[learner].serves(member, number)
         elif message.kind == "ready":
             member.ready = bool(message.facts)
         elif message.kind == "measured":
@@ -278,8 +280,8 @@ class WorkerPool:
             self._next_at[slot] = time.monotonic() + LONGEST_PAUSE_SECONDS
 
     def _look_at(self, member: PoolMember) -> None:
-        reached = self._host.behind(member)
-        member.unmoved = member.unmoved + 1 if reached is not None and reached == member.reached else 0
+        reached = {name: at for name, host in self._hosts.items() if (at := host.behind(member)) is not None}
+        member.unmoved = member.unmoved + 1 if reached.items() & member.reached.items() else 0
         member.reached = reached
         member.unanswered += 1
         member.put(Packet("measure"))

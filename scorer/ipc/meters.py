@@ -23,6 +23,9 @@ _FAST = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.0125, 0.015, 0.02, 0.03, 0.0
 REQUESTS = Counter("millrace_requests_total", "HTTP requests answered.", ["route", "status"])
 REQUEST_SECONDS = Histogram("millrace_request_seconds", "Time to answer.", ["route"], buckets=_FAST)
 SERVED_VERSION = Gauge("millrace_served_version", "Model version that scores now.")
+LEARNER_VERSION = Gauge(
+    "millrace_learner_served_version", "Version that scores now, of a learner beside the first.", ["learner"]
+)
 DELTAS_APPLIED = Counter("millrace_deltas_applied_total", "Deltas applied between two requests.")
 DELTA_GAPS = Counter("millrace_delta_gaps_total", "Times that a version was missing or could not be used.")
 MODEL_LOADS = Counter("millrace_model_loads_total", "Snapshots loaded whole.")
@@ -242,3 +245,18 @@ class ScorerMeters:
 
     def click_to_served(self) -> dict[str, Any]:
         return self.clicks.figures()
+
+
+class LearnerMeters(ScorerMeters):
+    """Of the versions of a learner beside the first, without what would be taken for the first's."""
+
+    def __init__(self, learner: str) -> None:
+        super().__init__()
+        self._version = LEARNER_VERSION.labels(learner)
+        self._version.set(math.nan)
+
+    def waits(self, waiting: bool) -> None:
+        pass
+
+    def served(self, version: int, deltas: int, clicks: Sequence[VersionClicks], now_ms: int) -> None:
+        self._version.set(version)

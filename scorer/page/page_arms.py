@@ -1,7 +1,8 @@
 # core
 """Arms as a worker serves them, each with its own recall and chance (:mod:`millrace.evidence.user_arms`).
 
-Pages of every arm are scored by the model, logged and learnt from. An arm of the kind ``model`` orders them so.
+Pages of every arm are scored by a model, logged and learnt from. An arm of the kind ``model`` orders them so. To page
+logs only those of the first learner are the ``model``'s: others have the name of their arm.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ _MADE = {"model": MODEL, "random": CONTROL, "popular": OTHER}
 
 
 class PageArm(NamedTuple):
-    """An arm. ``candidates``: items that are ranked for a page. ``exploration``: None: no page is drawn."""
+    """An arm. ``candidates``: items that are ranked for a page. ``exploration``: None: no page is drawn. ``learner``:
+    whose model scores its pages; empty: the first's."""
 
     name: str
     kind: Kind
     candidates: int
     recaller: Recaller
     exploration: Exploration | None
+    learner: str = ""
 
     @property
     def made(self) -> str:
         """Who makes its pages, one of :data:`millrace.contracts.events.ARMS`."""
-        return _MADE[self.kind]
+        return OTHER if self.learner else _MADE[self.kind]
 
     @property
     def ranks(self) -> bool:
@@ -44,7 +47,7 @@ class PageArms:
     """Every arm of the settings. Raises SettingError for an invalid arm, or invalid shares of recall."""
 
     def __init__(self, settings: Settings, ranker: Ranker) -> None:
-        check_arms(settings.control_share, settings.arms)
+        check_arms(settings.control_share, settings.arms, settings.others)
         self._draw = ArmDraw(settings.control_share, settings.arms)
         given = {MODEL: Arm("model", 0), CONTROL: Arm("random", 0)} | settings.arms
         self._arms = {name: _arm(name, arm, settings, ranker) for name, arm in given.items()}
@@ -65,4 +68,4 @@ class PageArms:
 
 def _arm(name: str, arm: Arm, settings: Settings, ranker: Ranker) -> PageArm:
     own = replace(settings, **arm.own)
-    return PageArm(name, arm.kind, own.candidates, Recaller(own, ranker), Exploration.of(own.explore))
+    return PageArm(name, arm.kind, own.candidates, Recaller(own, ranker), Exploration.of(own.explore), arm.learner)

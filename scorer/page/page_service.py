@@ -75,7 +75,7 @@ class Serving(WorkerState):
         ask_counts: AskCounts | None = None,
         secret: int = 0,
     ) -> None:
-        super().__init__(schema, meters.error)
+        super().__init__(schema, meters.error, settings.served_learners)
         self.settings, self._store, self._meters, self._new_id = settings, store, meters, new_id
         self.maker = PageMaker(self, clock, send, meters, wall, ask_counts)
         self.arms, self._secret = PageArms(settings, self.ranker), secret
@@ -92,7 +92,7 @@ class Serving(WorkerState):
         cursor = None if asked.cursor is None else Cursor.of(asked.cursor, PAGE_LIMIT)
         filters = self.filters.of(asked)
         request_id, ts_ms = self._identify(asked, logged=True)
-        reason = self.not_ready()
+        reason = self.not_ready(self.arms.of(asked.user_id).learner)
         if reason:
             if cursor is not None and cursor.list_id.startswith(FILTERED):
                 raise not_ready(f"no part of a list with filters yet, since there is {reason}")
@@ -123,7 +123,7 @@ class Serving(WorkerState):
                 among = await self.maker.set_of(page, self._recalled(page, arm, most, seed, allowed).rows)
             rows = self._unranked(page, arm, size, most, seed, allowed)
             sources, retrieval = np.full(len(rows), CONTROLLED if arm.kind == "random" else HOT, np.uint8), -1
-        scored = await self.maker.score(page, rows, among)
+        scored = await self.maker.score(page, rows, among, arm.learner)
         order = np.flatnonzero(self._passing(page)[rows])  # one may have gone while counts were waited for
         order, odds = self._ordered(page, arm, scored, order, size, most, seed, there)
         shown, rest = order[:size], order[size:]
@@ -185,7 +185,7 @@ class Serving(WorkerState):
 
     def _recalled(self, page: Asked, arm: PageArm, most: int, seed: int, allowed: Allowed | None) -> Recalled:
         """The candidates of a model's page."""
-        there = Sources(self.lists, self.retrieval, self.neighbours)
+        there = Sources(self.lists, self.of(arm.learner).retrieval, self.neighbours)
         size = max(arm.candidates, most)
         return arm.recaller.page(there, page.user, page.ts_ms, size, most, seed, allowed)
 
@@ -226,7 +226,7 @@ class Serving(WorkerState):
             return scored, shown, sources
         of_more = CONTROLLED if arm.kind == "random" else np.where(np.isin(more, hot), HOT, RANDOM)
         sources = np.concatenate([sources[shown], np.broadcast_to(of_more, len(more))]).astype(np.uint8)
-        scored = await self.maker.score(page, np.concatenate([taken, more]), scored.found.among)
+        scored = await self.maker.score(page, np.concatenate([taken, more]), scored.found.among, arm.learner)
         left = np.flatnonzero(self._passing(page)[scored.rows])
         if arm.ranks:
             left = left[largest(scored.shown[left], len(left))]
@@ -247,7 +247,7 @@ class Serving(WorkerState):
             raise RequestError(
                 f"cursor {cursor.text!r} was made for another user than {page.user_id!r}", "ask without a cursor"
             )
-        page = page._replace(filters=kept.filters)
+        page, arm = page._replace(filters=kept.filters), self.arms.named(kept.arm)
         rows = self.items.rows_of(kept.items[cursor.at :])
         left = np.flatnonzero(rows >= 0)
         left = left[self._passing(page)[rows[left]]]  # without those that are gone
@@ -256,21 +256,19 @@ class Serving(WorkerState):
             first = self.filters.fitting(kept.filters, rows[left], size)
             left, later = left[first], np.delete(left, first)
         left = left[:size]
-        if not len(left):
+        if not len(left) or self.of(arm.learner).model is None:
             page.notes.append("nothing of the cursor's list is left: a new one from its beginning")
             self._meters.part("remade")
             return page
         mark = f"{value_hash(self._new_id()) & 0xFFFF:04x}"
         part = page._replace(request_id=f"{kept.request_id}.{cursor.slot}.{mark}", context=page.context or kept.context)
-        scored = await self.maker.score(part, rows[left], kept.set_of(len(self.schema.among)))
+        scored = await self.maker.score(part, rows[left], kept.set_of(len(self.schema.among)), arm.learner)
         order = np.flatnonzero(self._passing(part)[rows[left]])  # one may have gone while counts were waited for
         if kept.filters is not None and kept.filters.caps:  # or may be of another kind by now
             order = order[self.filters.fitting(kept.filters, rows[left[order]], size)]
         sources = kept.sources_of(cursor.at + left[order])
         odds = kept.odds_of(cursor.at + left[order])
-        answer = self.maker.hand_out(
-            part, self.arms.named(kept.arm), scored, order, sources, kept.retrieval, cursor.slot, odds
-        )
+        answer = self.maker.hand_out(part, arm, scored, order, sources, kept.retrieval, cursor.slot, odds)
         self._meters.part("next")
         slot = cursor.slot + len(order)
         if page.capped:  # what did not fit on this part comes later
@@ -303,16 +301,15 @@ class Serving(WorkerState):
 
     def _empty(self, page: Asked, arm: PageArm) -> page_wire.RecommendAnswer:
         """A page without items: not a failure, and nothing to log."""
-        assert self.note is not None
+        note = self.of(arm.learner).note
+        assert note is not None
         self._meters.filtered("empty")
         notes = [
             *page.notes,
             f"no item of the catalogue passes the filters ({page.filters}): an empty page, not logged",
         ]
         version = -1 if page.explain else UNSET
-        return page_wire.RecommendAnswer(
-            None, self.note.version, arm.name, page.ts_ms, [], notes, retrieval_version=version
-        )
+        return page_wire.RecommendAnswer(None, note.version, arm.name, page.ts_ms, [], notes, retrieval_version=version)
 
     async def score(self, body: bytes) -> page_wire.ScoreAnswer:
         """Answers POST /score. Raises RequestError: an invalid request, or no model or no item yet."""

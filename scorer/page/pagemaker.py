@@ -77,11 +77,14 @@ class PageMaker:
     def now_ms(self) -> int:
         return self._clock.at(self.wall())
 
-    async def score(self, page: Asked, rows: ItemRows, among: NDArray[np.float32] | None = None) -> Scored:
-        """Features and scores of the items at ``rows``, by the model that serves now. No await follows the counts.
-        ``among``: the set that they are measured against (:meth:`~scorer.page.rank.Ranker.rank`)."""
+    async def score(
+        self, page: Asked, rows: ItemRows, among: NDArray[np.float32] | None = None, learner: str = ""
+    ) -> Scored:
+        """Features and scores of the items at ``rows``, by the model of ``learner`` that serves now. No await follows
+        the counts. ``among``: the set that they are measured against (:meth:`~scorer.page.rank.Ranker.rank`)."""
         counts = await self._counts(page, rows)
-        note, model = self._held.note, self._held.model
+        held = self._held.of(learner)
+        note, model = held.note, held.model
         assert note is not None
         assert model is not None
         found = self._held.ranker.rank(page.user, rows, page.ts_ms, page.context, model, counts, among)

@@ -15,7 +15,7 @@
 
 Messages are applied in the order sent, each between two requests. ``attach`` takes long, so it runs beside the
 requests. Deltas and vectors wait for the attachment of their base or retrieval version; vectors of any other version
-are ignored.
+are ignored. Messages about versions and vectors name their learner (``facts["learner"]``), and go to its own replica.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from learner.serving.serving_model import ServingModel
 from millrace.contracts.schema import Schema
 from millrace.versions.versioning import Announcement
 from scorer.ipc.link import LinkMessage
+from scorer.page.held import HeldModel
 from scorer.page.page_service import Serving
 from scorer.recall.approximate import Approximate
 from scorer.recall.candidate_lists import CandidateLists
@@ -39,17 +40,18 @@ from scorer.recall.nearest import Retrieval
 from scorer.recall.neighbours import Neighbours
 
 
-class Replica:
-    """Applies messages to ``serving``. ``attach`` starts the work for a base message; :meth:`attached` must be called
-    with its result later, between two requests. ``serves`` is called with each new number."""
+class ModelReplica:
+    """Applies messages about one learner's versions to ``held``. ``attach`` starts the work for a base message;
+    :meth:`attached` must be called with its result later, between two requests. ``serves`` is called with each new
+    number."""
 
     def __init__(
         self,
-        serving: Serving,
+        held: HeldModel,
         attach: Callable[[LinkMessage], None],
         serves: Callable[[int], None],
     ) -> None:
-        self.serving = serving
+        self.held = held
         self._attach, self._serves = attach, serves
         self._base = 0  # of the model that we have
         self._folded = 0  # what its base held when we attached
@@ -74,15 +76,6 @@ class Replica:
     def take(self, message: LinkMessage) -> None:
         """Applies a message. An unknown kind is ignored."""
         match message.kind:
-            case "items":
-                self.serving.items.apply(message.arrays)
-            case "lists":
-                self.serving.lists = CandidateLists.of_arrays(message.arrays)
-            case "neighbours":
-                self.serving.neighbours = Neighbours.of_arrays(message.arrays)
-            case "status":
-                self.serving.to_read = dict(message.facts["to_read"])
-                self.serving.newest_counted_ms = message.facts["newest_counted_ms"]
             case "base":
                 self._coming, self._later = message.facts["base"], []
                 self._attach(message)
@@ -134,7 +127,7 @@ class Replica:
         elif message.facts["base"] == self._base and self._model is not None:
             self._model = self._model.settled(message.facts["folded"] - self._folded, message.arrays or None)
             if self._note is not None and not self._missing:
-                self.serving.install(self._note, self._model)
+                self.held.install(self._note, self._model)
 
     def _retrieval(self, message: LinkMessage) -> None:
         self._since = []
@@ -154,7 +147,7 @@ class Replica:
             self.take(message)
 
     def _look_with(self, retrieval: Retrieval | None) -> None:
-        self._looking = self.serving.retrieval = retrieval
+        self._looking = self.held.retrieval = retrieval
 
     def _vectors(self, message: LinkMessage) -> None:
         version = message.facts["epoch"], message.facts["version"]
@@ -168,8 +161,35 @@ class Replica:
         if self._missing:
             return
         assert self._model is not None
-        self.serving.install(self._note, self._model)
+        self.held.install(self._note, self._model)
         self._serves(facts["number"])
+
+
+class Replica(ModelReplica):
+    """Applies messages about the catalogue, and about the first learner's versions, to ``serving``."""
+
+    def __init__(
+        self,
+        serving: Serving,
+        attach: Callable[[LinkMessage], None],
+        serves: Callable[[int], None],
+    ) -> None:
+        super().__init__(serving, attach, serves)
+        self.serving = serving
+
+    def take(self, message: LinkMessage) -> None:
+        match message.kind:
+            case "items":
+                self.serving.items.apply(message.arrays)
+            case "lists":
+                self.serving.lists = CandidateLists.of_arrays(message.arrays)
+            case "neighbours":
+                self.serving.neighbours = Neighbours.of_arrays(message.arrays)
+            case "status":
+                self.serving.to_read = dict(message.facts["to_read"])
+                self.serving.newest_counted_ms = message.facts["newest_counted_ms"]
+            case _:
+                super().take(message)
 
 
 def attach(

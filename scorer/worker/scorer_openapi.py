@@ -48,6 +48,15 @@ class PageArithmetic(Struct, frozen=True):
     of: str
 
 
+class LearnerVersion(Struct, frozen=True):
+    """The version of a learner beside the first, whose model makes the pages of an arm; -1: there is none yet."""
+
+    version: int
+    hash: str
+    spec: dict[str, Any]
+    retrieval: RetrievalVersion | None
+
+
 class ModelAnswer(Struct, frozen=True):
     """Answer of GET /model."""
 
@@ -66,6 +75,7 @@ class ModelAnswer(Struct, frozen=True):
     errors_by_kind: dict[str, int]
     retrieval: RetrievalVersion | None  # None: recall does without
     arithmetic: PageArithmetic | None = None  # None: no model yet, or one whose passes are not written out
+    learners: dict[str, LearnerVersion] = {}  # by name, where arms name any
 
 
 _POST = (400, 401, 408, 413, 500, 503)

@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NoReturn
 from uuid import uuid4
 
@@ -46,7 +47,7 @@ from scorer.pagelog.shipper import rescue
 from scorer.users.user_reader import OnlineReader, connect
 from scorer.worker.acceptor import WorkerServer
 from scorer.worker.page_app import make_app
-from scorer.worker.replica import Replica, attach
+from scorer.worker.replica import ModelReplica, Replica, attach
 from scorer.worker.request_limit import RequestLimit
 from scorer.worker.scorer_warmup import warm_up
 
@@ -68,9 +69,11 @@ def prepare(settings: Settings) -> None:
     structlog.contextvars.bind_contextvars(role="serve")
     torch.set_num_threads(1)
     warm_up(settings.load_schema())
-    if is_own(settings.model):
-        with contextlib.suppress(SettingError):  # the spec that counts comes with the version
-            model_of(settings.load_schema(), settings.spec(), 0)
+    for name in ("", *settings.served_learners):
+        own = settings.of_learner(name)
+        if is_own(own.model):
+            with contextlib.suppress(SettingError):  # the spec that counts comes with the version
+                model_of(own.load_schema(), own.spec(), 0)
     gc.collect()
     gc.freeze()  # what is there now stays: it is never looked at again, and its pages stay shared
 
@@ -145,7 +148,11 @@ class ScorerWorker:
             self.ask_counts,
             _SECRET,
         )
-        self._replica = Replica(self.serving, self._attach, self._serves)
+        self._replicas: dict[str, ModelReplica] = {
+            name: ModelReplica(self.serving.of(name), partial(self._attach, name), partial(self._serves, name))
+            for name in settings.served_learners
+        }
+        self._replicas[""] = Replica(self.serving, partial(self._attach, ""), partial(self._serves, ""))
         gate = RequestLimit(make_app(self.serving, self.meters, self), MOST_REQUESTS, self.meters.refused)
         app = TokenGate(gate, Tokens.of(settings), REQUESTS.labels("unauthorized", "401").inc)
         self._server = WorkerServer(config(app, DRAIN_SECONDS), self._listener, self._shares, self._number)
@@ -184,14 +191,15 @@ class ScorerWorker:
             self._has_all = True
             self._report_ready()
         else:
-            self._replica.take(message)
+            self._replicas[(message.facts or {}).get("learner", "")].take(message)
             self._report_ready()
 
     def _report_ready(self) -> None:
         """Accepts connections once the worker has all that the feeder had at its start. Until then the other workers
         accept, or connections wait in the listening socket."""
         ready = not self.serving.not_ready()
-        if self._has_all and (ready or not self._replica.attaching):
+        first = [each for each in self._replicas.values() if each.attaching and each.model is None]
+        if self._has_all and not first and (ready or not self._replicas[""].attaching):
             self._open.set()
         if ready != self._was_ready:
             self._was_ready = ready
@@ -207,28 +215,29 @@ class ScorerWorker:
             self._server.should_exit = True
         self._open.set()
 
-    def _serves(self, number: int) -> None:
-        self._link.send("serves", number)
+    def _serves(self, learner: str, number: int) -> None:
+        self._link.send("serves", [learner, number])
 
-    def _attach(self, message: LinkMessage) -> None:
-        loop, like, most = asyncio.get_running_loop(), self._replica.model, self.serving.arms.candidates
+    def _attach(self, learner: str, message: LinkMessage) -> None:
+        replica, named = self._replicas[learner], self.settings.of_learner(learner).model
+        loop, like, most = asyncio.get_running_loop(), replica.model, self.serving.arms.candidates
 
         def work() -> Any:
             for region in message.regions:
                 region.populate()
-            return attach(self.schema, message, most, like, self.settings.model)
+            return attach(self.schema, message, most, like, named)
 
         def done(future: Any) -> None:
-            before = [self.serving.model, self.serving.retrieval]
+            before = [replica.held.model, replica.held.retrieval]
             try:
-                self._replica.attached(message, future.result())
+                replica.attached(message, future.result())
                 with contextlib.suppress(RuntimeError):  # the worker ends
                     # Memory of a million rows takes some ms to be let go, which no request should wait for.
                     self._attaching.submit(before.clear)
                 self._report_ready()
             except Exception as error:
                 if message.kind == "retrieval":  # recall goes on with what it has
-                    self._replica.failed(message)
+                    replica.failed(message)
                     self.meters.error("retrieval")
                     log.error("worker cannot take up vectors of items", error=one_line(error), exc_info=True)
                     return

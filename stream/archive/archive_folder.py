@@ -8,6 +8,7 @@
               features/0000000012.parquet     where the setting archive_features is on
               manifest                        "12 is the last one", positions, what waits: written whole, after them
               schema.toml                     for millrace log replay
+              makers.jsonl                    whose models made the pages of which arms, where several did
               lock                            of the one process that writes here
 
 A cut counts once the manifest names it. Later files are of a process that was killed in between: the next start
@@ -25,12 +26,14 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from msgspec import Struct
 
 from millrace.basics.atomic_files import clear_leftovers, lock_of, write_whole
 from millrace.basics.errors import UNFIT, StoreError
 from millrace.basics.store import DamagedError, seal, unseal
 
 KINDS = ("events", "exposures", "features")
+MAKERS = "makers.jsonl"
 _REMEDY = "move the folder away: a new archive begins with what the topics still hold"
 
 
@@ -132,6 +135,13 @@ class ArchiveFolder:
                 return
         self._write_schema(text)
 
+    def put_makers(self, makers: Mapping[str, str], ms: int) -> None:
+        """Notes whose models make the pages of the arms from this event time on, where that differs from before."""
+        said = makers_of(self.path)
+        if makers != (said[-1].made_by if said else {}):
+            lines = [msgspec.json.encode(one) + b"\n" for one in (*said, Makers(ms, dict(makers)))]
+            write_whole(self.path / MAKERS, *lines, durable=True)
+
     def _write_schema(self, text: str) -> None:
         self._schema = ""
         path = self.path / "schema.toml"
@@ -144,6 +154,23 @@ class ArchiveFolder:
         for path in old:
             path.unlink(missing_ok=True)
         return len(old)
+
+
+class Makers(Struct, frozen=True):
+    """Whose models make the pages of each arm, in words, from an event time on; empty: all are the first learner's."""
+
+    since_ms: int
+    made_by: dict[str, str]
+
+
+def makers_of(folder: Path) -> list[Makers]:
+    """What an archive notes of this, oldest first. Raises StoreError: its file cannot be read."""
+    try:
+        return [msgspec.json.decode(line, type=Makers) for line in (folder / MAKERS).read_bytes().splitlines()]
+    except FileNotFoundError:
+        return []
+    except (OSError, *UNFIT) as error:
+        raise StoreError(f"'{folder / MAKERS}' cannot be read ({error})", "mend it, or move it away") from None
 
 
 def parquet(table: pa.Table) -> memoryview:

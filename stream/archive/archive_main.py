@@ -31,10 +31,11 @@ from millrace.contracts.topics import EVENTS, ITEMS, PAGE_LOGS, USERS
 from millrace.labels import Waits
 from millrace.processes.kafka import broker_error, open_broker, read_topics, topic_ids
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
-from millrace.processes.wall import wall_ms
+from millrace.processes.wall import event_now_ms, wall_ms
 from stream.archive.archive_columns import ArchiveColumns
 from stream.archive.archive_folder import ArchiveFolder
 from stream.archive.archive_metrics import (
+    ARM_MADE_BY,
     ARM_MORE,
     ARM_OUTCOMES,
     ARM_SINCE,
@@ -88,6 +89,9 @@ def run(settings: Settings, stop: threading.Event) -> None:
             schema, Waits.of(settings), MAX_AHEAD_MS, settings.partitions, settings.archive_features, arms
         )
         state = folder.load()
+        folder.put_makers(settings.makers(), event_now_ms(settings.event_clock()))
+        for arm, maker in settings.makers().items():
+            ARM_MADE_BY.labels(arm, maker).set(1)
         folder.put_schema(schema_text(schema, settings.attribution_minutes), ArchiveColumns(schema).schema.names)
         if state is not None:
             archive.resume(state)

@@ -16,5 +16,8 @@ ARM_USERS = Gauge("millrace_arm_users", "Users of an arm who have counted for th
 _BAND = "arm", "outcome", "bound"
 ARM_OUTCOMES = Gauge("millrace_arm_outcomes_per_user", "Of these users; low and high hold at every look.", _BAND)
 ARM_MORE = Gauge("millrace_arm_difference", "The same less that of the first arm.", _BAND)
+ARM_MADE_BY = Gauge(
+    "millrace_arm_made_by", "1: whose model makes an arm's pages, where several do.", ["arm", "made_by"]
+)
 ARM_SINCE = Gauge("millrace_arm_decided_since_seconds", "Event time since which 0 is outside; 0: not.", _BAND[:2])
 PENDING = Gauge("millrace_archive_pending_exposures", "Exposures whose row is not settled.")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.basics.hashing import value_hash
 from millrace.contracts.events import ARMS, CLICK
 from millrace.contracts.page_logs import PageView
 from millrace.contracts.samples import NEGATIVE, PAGE, SampleBatch
@@ -33,12 +34,14 @@ class LoggedPage:
 
     __slots__ = (
         "arm",
+        "arm_name",
         "cat",
         "item",
         "items",
         "keys",
         "n",
         "num",
+        "odds",
         "offset",
         "raw",
         "scores",
@@ -59,6 +62,8 @@ class LoggedPage:
         self.raw, self.items, self.n = raw, served.items, n
         self.ts_ms, self.user_id, self.user, self.item = served.ts_ms, served.user_id, user, item
         self.version, self.arm = served.model_version, _ARM_CODES.get(served.arm, 0)
+        self.arm_name = value_hash(served.arm_name) if served.arm_name else 0
+        self.odds = served.odds if len(served.odds) == 4 * n else bytes(4 * n)
         self.offset, self.user_missing = served.offset, served.user_missing
         self.scores, self.keys, self.cat, self.num = served.scores, served.keys, served.cat, served.num
 
@@ -157,6 +162,8 @@ def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleB
         origin_ms=each((s.origin_ms for s in sampled), np.int64),
         policy=each((s.policy for s in sampled), np.uint8),
         user_missing=each((s.page_log.user_missing for s in sampled), np.uint8),
+        arm_name=each((s.page_log.arm_name for s in sampled), np.uint64),
+        odds=rows_of([i.odds[a * 4 : b * 4] for i, a, b in runs], "<f4"),
     )
 
 

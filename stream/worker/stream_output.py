@@ -80,7 +80,7 @@ class WorkerOutput:
 
     def __init__(self, settings: Settings, schema: Schema, commit: Commit) -> None:
         self._settings, self._schema, self._commit_offsets = settings, schema, commit
-        self._rates = Rates.of(schema)
+        self._rates, self._says_arms = Rates.of(schema), settings.samples_say_arms
         self._of_schema = ((SCHEMA_HEADER, schema.id.encode()),)
         self.checkpoints = CheckpointStore(settings.place("checkpoints"))
         self._lines: dict[int, CheckpointLine] = {}  # by partition that is ours
@@ -149,7 +149,8 @@ class WorkerOutput:
         if output.samples is not None and len(output.samples):
             joined(output.samples, wall_ms())
             for part in parts(output.samples):
-                sent.append(await self._send(SAMPLES, part.to_bytes(self._rates), number, headers=self._of_schema))
+                message = part.to_bytes(self._rates, self._says_arms)
+                sent.append(await self._send(SAMPLES, message, number, headers=self._of_schema))
         for dead_letter in output.dead:
             sent.append(await self._send(DEAD_LETTERS, dead_letter_bytes(dead_letter), 0, dead_letter.reason.encode()))
 

@@ -27,6 +27,7 @@ from tests.scenes.exposed_metrics import MODULES, exposed, registries
 
 YAML = sorted(p for p in DEPLOY.rglob("*") if p.suffix in (".yml", ".yaml"))
 JSON = sorted(DEPLOY.rglob("*.json"))
+BESIDE = "learn-shadow"  # a learner beside the first
 THIRD_PARTY = {"kafka", "redis", "prometheus", "grafana"}
 
 
@@ -213,8 +214,7 @@ def test_a_role_that_has_measured_nothing_says_so() -> None:
         "gate_state",
         "quarantine_rows",
         "heldout_rows",
-        "shadow_lag",
-        "shadow_rows",
+        "compared_rows",
     }
     begun = gauges_begun()
     zero = {series.partition("{")[0] for series, value in begun.items() if value == "0.0"}
@@ -235,16 +235,17 @@ def services() -> dict[str, Any]:
 
 
 def test_every_role_and_service_is_there() -> None:
-    assert set(services()) == {*ROLES, *THIRD_PARTY, "topics"}
+    assert set(services()) == {*ROLES, BESIDE, *THIRD_PARTY, "topics"}
     commands = {n: s.get("command") for n, s in services().items() if n not in THIRD_PARTY}
     assert commands == {
         **{n: ["run", n] for n in ROLES},
+        BESIDE: ["run", "learn", "--name", "shadow"],
         "topics": ["dev", "topics"],
     }  # subcommands of the image's entry point
     assert not [n for n, s in services().items() if "entrypoint" in s]
 
 
-@pytest.mark.parametrize("name", sorted([*ROLES, *THIRD_PARTY, "topics"]))
+@pytest.mark.parametrize("name", sorted([*ROLES, BESIDE, *THIRD_PARTY, "topics"]))
 def test_a_service_is_pinned_unprivileged_watched_and_on_loopback(name: str) -> None:
     service = services()[name]
     image, _, tag = service["image"].rpartition(":")
@@ -297,7 +298,7 @@ def test_mounts_name_files_and_volumes_that_exist() -> None:
 
 def test_roles_are_configured_with_settings_that_exist() -> None:
     known = {f"MILLRACE_{n.upper()}" for n in Settings.__struct_fields__}
-    for name in (*ROLES, "topics"):
+    for name in (*ROLES, BESIDE, "topics"):
         own = services()[name]["environment"]
         assert set(own) <= known
         assert own["MILLRACE_KAFKA"] == "kafka:9092"
@@ -309,15 +310,15 @@ def test_prometheus_asks_every_role_where_it_listens() -> None:
     config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
     targets = {t for job in config["scrape_configs"] for s in job["static_configs"] for t in s["targets"]}
     port = services()["stream"]["environment"]["MILLRACE_METRICS_PORT"]
-    assert targets == {f"{name}:{port}" for name in ROLES}
-    for name, role in (("simulator", "simulate"), ("shadow", "shadow")):
+    assert targets == {f"{name}:{port}" for name in (*ROLES, BESIDE)}
+    for name, role in (("simulator", "simulate"), ("learners", BESIDE)):
         own = next(job for job in config["scrape_configs"] if job["job_name"] == name)
         assert own["static_configs"][0]["targets"] == [f"{role}:{port}"]
 
 
-def test_no_shoppers_and_no_shadow_come_unless_they_are_asked_for() -> None:
+def test_no_shoppers_and_no_second_learner_come_unless_they_are_asked_for() -> None:
     optional = {name for name, service in services().items() if "profiles" in service}
-    assert optional == {"simulate", "shadow"}
+    assert optional == {"simulate", BESIDE}
     needed = {other for service in services().values() for other in service.get("depends_on", {})}
     assert not optional & needed
 

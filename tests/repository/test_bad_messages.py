@@ -23,6 +23,7 @@ from learner.evaluation.progressive import Progressive
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.samples.formersamples import FormerSamples
+from learner.samples.viewpoint import Viewpoint
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SchemaError, SnapshotError
 from millrace.basics.hashing import kafka_partition
@@ -555,7 +556,7 @@ def test_a_feed_reads_no_message_twice(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_learner_takes_or_refuses_each_and_goes_on_learning(tmp_path: Path) -> None:
-    reads = FormerSamples(SCHEMA, SchemaBook(tmp_path, writes=False))
+    reads = FormerSamples(SCHEMA, SchemaBook(tmp_path, writes=False), Viewpoint())
     trainer = Trainer(OnlineModel(SCHEMA, SPEC, 0), Progressive(1000), Repeats(10**9), 64)
     refused = 0
     for bad in of(SAMPLES):

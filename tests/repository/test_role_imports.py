@@ -17,7 +17,6 @@ SERVERS = {"uvicorn", "starlette"}
 UNUSED = {
     "stream.worker.stream_worker": {TORCH, ARROW, *SERVERS},
     "learner.role.service": {ARROW, FAUST, AIO, "redis"},
-    "learner.role.shadow": {ARROW, FAUST, AIO, "redis"},
     "scorer.feeder.feeder": {ARROW, FAUST, AIO},
     "scorer.worker.scorer_worker": {ARROW, FAUST, AIO},
     "stream.intake.intake_main": {COMPILER, TORCH, ARROW, FAUST, "redis"},

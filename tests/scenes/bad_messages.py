@@ -340,6 +340,8 @@ def good_samples(schema: Schema, ts_ms: int) -> SampleBatch:
         origin_ms=zeros,
         policy=zeros.astype(np.uint8),
         user_missing=zeros.astype(np.uint8),
+        arm_name=zeros.astype(np.uint64),
+        odds=zeros.astype(np.float32),
     )
 
 

@@ -19,7 +19,6 @@ MODULES = {
     "serve": "scorer.feeder.feeder",
     "intake": "stream.intake.intake_main",
     "archive": "stream.archive.archive_main",
-    "shadow": "learner.role.shadow",
 }
 _NAMES = """
 import importlib, json, sys

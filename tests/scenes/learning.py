@@ -113,6 +113,8 @@ def make_samples(
         np.where(label > 0, 1_800_000_000_000 + np.arange(rows), 0).astype(np.int64),
         np.zeros(rows, np.uint8),
         np.zeros(rows, np.uint8),
+        np.zeros(rows, np.uint64),
+        np.zeros(rows, np.float32),
     )
 
 

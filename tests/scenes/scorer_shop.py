@@ -215,6 +215,8 @@ def batch(seed: int, n: int = 256) -> SampleBatch:
         zeros,
         zeros.astype(np.uint8),
         zeros.astype(np.uint8),
+        zeros.astype(np.uint64),
+        zeros.astype(np.float32),
     )
 
 

@@ -179,7 +179,7 @@ function arms(rows) {
   const n = fixed(3), band = (r, of) => known(r[`${of}_low`]) ? `${n(r[`${of}_estimate`])} (${n(r[`${of}_low`])} to ${n(r[`${of}_high`])})` : dash;
   byId("arms").tBodies[0].replaceChildren(...rows.map((r) => {
     const row = document.createElement("tr"), since = r.since_ms ? new Date(r.since_ms).toISOString().slice(0, 16).replace("T", " ") : dash;
-    for (const [text, cls] of [[r.outcome, ""], [r.arm, ""], [whole(r.users), "n"], [band(r, "mean"), "n"], [band(r, "more"), "n"], [since, ""]]) {
+    for (const [text, cls] of [[r.outcome, ""], [r.made_by ? `${r.arm}: ${r.made_by}` : r.arm, ""], [whole(r.users), "n"], [band(r, "mean"), "n"], [band(r, "more"), "n"], [since, ""]]) {
       const cell = document.createElement("td");
       cell.textContent = text;
       cell.className = cls;

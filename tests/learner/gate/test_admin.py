@@ -213,7 +213,7 @@ def test_one_that_takes_too_long_is_told_as_begun(door: Admin, monkeypatch: pyte
 
 def test_who_waits_when_the_learner_ends_hears_it(tmp_path: Path) -> None:
     door = Admin(settings_of(tmp_path), lambda: STATE)
-    assert address(tmp_path) == door.url
+    assert address(Settings(data=str(tmp_path))) == door.url
     with ThreadPoolExecutor(2) as pool:
         begun = pool.submit(ask, door, "POST", "/model/rollback")
         taken(door)
@@ -224,7 +224,7 @@ def test_who_waits_when_the_learner_ends_hears_it(tmp_path: Path) -> None:
         status, said, _ = waiting.result()
     assert status == 503
     assert "the learner ends" in said["error"]
-    assert address(tmp_path) is None, "nobody is sent to a port that another may have tomorrow"
+    assert address(Settings(data=str(tmp_path))) is None, "nobody is sent to a port that another may have tomorrow"
 
 
 def test_commands_of_many_come_one_after_another(door: Admin) -> None:
@@ -244,7 +244,7 @@ def test_a_taken_port_becomes_any_free_one(tmp_path: Path) -> None:
         door = Admin(settings_of(tmp_path, port=port), lambda: STATE)
         try:
             assert urlsplit(door.url).port not in (0, port)
-            assert address(tmp_path) == door.url
+            assert address(Settings(data=str(tmp_path))) == door.url
             assert ask(door, "GET", "/model")[0] == 200
         finally:
             door.close()

@@ -113,6 +113,8 @@ def make_batch(rows: int, seed: int = 0) -> SampleBatch:
         origin_ms=np.zeros(rows, np.int64),
         policy=rng.integers(0, 5, rows).astype(np.uint8),
         user_missing=rng.integers(0, 8, rows).astype(np.uint8),
+        arm_name=rng.integers(0, 3, rows).astype(np.uint64),
+        odds=rng.random(rows, np.float32),
     )
 
 

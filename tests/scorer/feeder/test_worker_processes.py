@@ -103,7 +103,7 @@ class Scene:
         host: Any = self.host
         primary = Primary(Settings(workers=workers), SCHEMA, EventClock(), lambda: NOW_MS)
         state = FeederState(primary, ScorerMeters(), self.stop)
-        self.pool = WorkerPool(state, self.listener, template, host, [host], Sums(), answer, os.eventfd(0))
+        self.pool = WorkerPool(state, self.listener, template, {"": host}, [host], Sums(), answer, os.eventfd(0))
 
     def end(self) -> None:
         self.stop.set()

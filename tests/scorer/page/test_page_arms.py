@@ -6,15 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from millrace.basics.errors import SettingError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Item
+from millrace.contracts.learners import NamedLearner
+from millrace.contracts.online_layout import HOT, NEW
 from millrace.contracts.page_logs import decode_page_log, page_log_bytes
-from millrace.contracts.settings import Settings
+from millrace.contracts.settings import Settings, load_settings
 from millrace.evidence.user_arms import Arm, ArmDraw
 from scorer.feeder.primary import Primary
-from tests.scenes.filter_world import SCHEMA, Shop
+from tests.scenes import scorer_vectors
+from tests.scenes.filter_world import SCHEMA, Model, Shop
 from tests.scenes.scorer_shop import NOW_MS
 
 N = 300
@@ -139,6 +143,88 @@ def test_a_list_of_an_arm_that_is_gone_goes_on_as_the_models() -> None:
     later.scorer.ranked = scene.scorer.ranked
     page = later.ask(size=5, cursor=cursor)
     assert (page["arm"], len(page["items"])) == ("model", 5)
+
+
+# -- whose model -------------------------------------------------------------------------------------------------------
+
+BESIDE: dict[str, Any] = {
+    "control_share": 0,
+    "learners": {"x": NamedLearner("deepfm")},
+    "arms": {"b": Arm("model", 0.5, learner="x", explore="1,uniform")},
+}
+
+
+class Opposite(Model):
+    """Ranks as the first model does, from the end."""
+
+    def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = 1 - super().score(cat, num)
+        return found
+
+
+def test_pages_of_an_arm_are_scored_by_the_model_of_its_learner_and_named_so() -> None:
+    scene = shop(**(BESIDE | {"arms": {"b": Arm("model", 0.5, learner="x")}, "candidates": N}))
+    alone = shop(control_share=0, candidates=N)
+    scene.scorer.of("x").install(scorer_vectors.note(3), Opposite())
+    seen = set()
+    for n in range(40):
+        asked: dict[str, Any] = {"user_id": n, "request_id": f"r{n}", "size": 300}
+        page, plain = scene.ask(**asked), alone.ask(**asked)
+        log = decode_page_log(page_log_bytes(scene.sent[-1]))
+        seen.add(page["arm"])
+        if page["arm"] == "model":
+            assert page == plain
+            assert page_log_bytes(scene.sent[-1]) == page_log_bytes(alone.sent[-1])
+        else:
+            assert (page["arm"], page["model_version"]) == ("b", 3)
+            assert (log.arm, log.arm_name, log.model_version) == ("other", "b", 3)
+            assert ids(page) == ids(plain)[::-1]
+            assert np.frombuffer(log.scores, np.float32).tolist() == [item["score"] for item in page["items"]]
+    assert seen == {"model", "b"}
+
+
+def test_an_arm_whose_model_is_not_there_gets_the_shops_lists_and_says_so() -> None:
+    scene = shop(**BESIDE)
+    scene.users.shop_lists = {HOT: ["7", "8"], NEW: []}
+    mine, others = user_of("b", 0, BESIDE["arms"]), user_of("model", 0, BESIDE["arms"])
+    assert scene.ask(user_id=others)["arm"] == "model"
+    assert scene.scorer.not_ready() == "", "the scorer serves the others"
+    page = scene.ask(user_id=mine, size=2)
+    assert (page["arm"], page["request_id"], ids(page)) == ("lists", None, ["7", "8"])
+    assert "no model of the learner 'x' yet" in page["notes"][0]
+    scene.users.shop_lists = {}
+    answer = scene.ask(503, user_id=mine)
+    assert "millrace run learn --name x" in answer["error"]
+    scene.scorer.of("x").install(scorer_vectors.note(3), Model())
+    assert scene.ask(user_id=mine)["arm"] == "b"
+
+
+def test_where_the_first_model_is_not_there_the_other_arm_is_served() -> None:
+    scene = shop(**BESIDE)
+    scene.scorer.model = None
+    scene.scorer.of("x").install(scorer_vectors.note(3), Model())
+    assert scene.ask(user_id=user_of("b", 0, BESIDE["arms"]))["arm"] == "b"
+    assert "no model yet" in scene.ask(503, user_id=user_of("model", 0, BESIDE["arms"]))["error"]
+
+
+def test_a_list_goes_on_with_the_model_that_began_it() -> None:
+    scene = shop(**(BESIDE | {"arms": {"b": Arm("model", 1, learner="x")}}))
+    scene.scorer.of("x").install(scorer_vectors.note(3), Opposite())
+    page = scene.ask(size=5, list=20)
+    page = scene.ask(size=5, cursor=page["cursor"])
+    assert (page["arm"], page["model_version"], scene.sent[-1].arm_name) == ("b", 3, "b")
+    scene.scorer.of("x").model = None  # as in a scorer that was started again
+    assert "no model of the learner 'x'" in scene.ask(503, size=5, cursor=page["cursor"])["error"]
+
+
+def test_what_is_no_learner_is_one_line() -> None:
+    for arms, learners, why in (
+        ('{"b": {"kind": "model", "share": 0.5, "learner": "y"}}', "", "'b' names a learner 'y'.*there is none yet"),
+        ('{"b": {"kind": "model", "share": 0.5, "learner": "y"}}', '{"x": {"model": "deepfm"}}', "learners are x"),
+        ('{"b": {"kind": "popular", "share": 0.5, "learner": "x"}}', '{"x": {"model": "deepfm"}}', "have no 'learner'"),
+    ):
+        with pytest.raises(SettingError, match=why):
+            load_settings({}, {"MILLRACE_ARMS": arms, "MILLRACE_LEARNERS": learners})
 
 
 def test_what_is_no_arm_ends_the_scorer_at_its_start() -> None:

@@ -20,15 +20,15 @@ class Version:
 
 
 class Replica:
-    def __init__(self, serving: Any) -> None:
-        self.serving = serving
+    def __init__(self, held: Any) -> None:
+        self.held = held
 
     @property
     def model(self) -> Any:
-        return self.serving.model
+        return self.held.model
 
     def attached(self, message: Any, made: Any) -> None:
-        setattr(self.serving, "model" if message.kind == "base" else "retrieval", made)
+        setattr(self.held, "model" if message.kind == "base" else "retrieval", made)
 
 
 @pytest.mark.parametrize("kind", ["base", "retrieval"])
@@ -39,10 +39,11 @@ def test_the_version_before_is_let_go_by_another_thread_than_the_one_of_requests
     made: Any = ScorerWorker.__new__(ScorerWorker)
     made.serving, made.settings, made.schema = (
         SimpleNamespace(model=Version(), retrieval=Version(), arms=SimpleNamespace(candidates=1)),
-        SimpleNamespace(model=""),
+        SimpleNamespace(of_learner=lambda _: SimpleNamespace(model="")),
         None,
     )
-    made._replica, made._attaching, made._report_ready = Replica(made.serving), ThreadPoolExecutor(1), lambda: None
+    made._replicas, made._attaching = {"": Replica(made.serving)}, ThreadPoolExecutor(1)
+    made._report_ready = lambda: None
     threads: list[int] = []
 
     async def requests() -> None:
@@ -54,7 +55,7 @@ def test_the_version_before_is_let_go_by_another_thread_than_the_one_of_requests
             loop.call_soon_threadsafe(gone.set)
 
         weakref.finalize(made.serving.model if kind == "base" else made.serving.retrieval, let_go)
-        made._attach(SimpleNamespace(kind=kind, regions=[]))
+        made._attach("", SimpleNamespace(kind=kind, regions=[]))
         await asyncio.wait_for(gone.wait(), 30)
 
     asyncio.run(requests())

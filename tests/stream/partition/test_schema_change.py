@@ -15,6 +15,7 @@ from hypothesis import Phase, given
 from hypothesis import strategies as st
 
 from learner.samples.formersamples import FormerSamples
+from learner.samples.viewpoint import Viewpoint
 from millrace.basics.errors import SchemaError, StoreError
 from millrace.basics.store import Store
 from millrace.contracts.carry import Carry, former, same_tiles
@@ -259,28 +260,28 @@ def test_samples_of_a_former_schema_are_learnt_from_with_the_columns_that_both_h
     book = SchemaBook(tmp_path)
     old = batch_under(SCHEMA)
     raw = old.to_bytes(Rates.of(SCHEMA))
-    learner = FormerSamples(NEW, SchemaBook(tmp_path, writes=False))
+    learner = FormerSamples(NEW, SchemaBook(tmp_path, writes=False), Viewpoint())
 
     def headers(id: str) -> list[tuple[str, bytes]]:
         return [("trace", b"x"), (SCHEMA_HEADER, id.encode())]
 
     with pytest.raises(SchemaError, match=SCHEMA.id):
-        FormerSamples(NEW, book).carried(old, headers(SCHEMA.id))
+        FormerSamples(NEW, book, Viewpoint()).carried(old, headers(SCHEMA.id))
     book.enter(SCHEMA)
     got = learner.carried(SampleBatch.from_bytes(raw), headers(SCHEMA.id))
     assert same(got, Carry(SCHEMA, NEW).samples(old))
     assert got.cat[:, NEW.layout.cat_names.index("item_id")].tolist() == old.cat[:, 1].tolist()
     assert learner.carried(got, headers(NEW.id)) is got
     assert learner.carried(got, None) is got  # of a stream before it named its schema
-    assert same(FormerSamples(SCHEMA, book).carried(old, []), old)
-    assert same(FormerSamples(SCHEMA, book).carried(old, [(SCHEMA_HEADER, None)]), old)  # type: ignore[list-item]
+    assert same(FormerSamples(SCHEMA, book, Viewpoint()).carried(old, []), old)
+    assert same(FormerSamples(SCHEMA, book, Viewpoint()).carried(old, [(SCHEMA_HEADER, None)]), old)  # type: ignore[list-item]
     with pytest.raises(SchemaError, match="features in the place of"):
         learner.carried(got, headers(SCHEMA.id))
     narrower = replace(got, num=got.num[:, :-1])
     with pytest.raises(SchemaError, match=f"samples of {got.cat.shape[1]} .* features"):
         learner.carried(narrower, headers(NEW.id))
     book.enter(NEW)  # and back: roles are restarted one after another
-    assert same(FormerSamples(SCHEMA, book).carried(got, headers(NEW.id)), old)
+    assert same(FormerSamples(SCHEMA, book, Viewpoint()).carried(got, headers(NEW.id)), old)
 
 
 def test_rows_of_an_earlier_schema_read_as_the_only_candidate_of_their_page() -> None:

@@ -1,4 +1,4 @@
-"""A shadow: the same samples, the same held-out rows, figures beside the first's, and taken over spec and all."""
+"""A learner with a name: the same samples and held-out rows, figures beside the first's; taken over spec and all."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from commands.up.uprun import UpOptions
 from learner.evaluation.versus import versus
 from learner.ranker.verbs import Learning
 from learner.role import learnloop, service
-from learner.role import shadow as role
+from learner.role.comparison import newest_of
 from learner.role.learnloop import LearnPace
 from learner.role.model_factory import model_of, wanted_spec
-from learner.role.shadow_view import shadow_found, shadow_policy, shadow_settings
 from learner.samples.batch_reader import SampleMessage
 from learner.samples.relabel import Relabel
 from learner.training.learner_versions import Progress, Versions, adopted, asked, newest_valid, write_root
 from millrace.basics.errors import SettingError, SnapshotError
+from millrace.contracts.learners import NamedLearner
 from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POLICIES, POSITIVE, SampleBatch
-from millrace.contracts.settings import Settings
+from millrace.contracts.settings import Settings, load_settings
+from millrace.contracts.topics import MODEL_DELTAS, SAMPLES, TOPICS
 from millrace.labels import Waits
-from millrace.processes.kafka import create_topics, wait_for_broker
+from millrace.processes.kafka import create_topics, topics_of, wait_for_broker
 from millrace.processes.services import EmbeddedBroker
 from millrace.processes.supervisor import Patience, Supervisor
 from millrace.versions.modelstore import Announcement, Array, Image, ModelStore
@@ -41,6 +42,7 @@ from tests.scenes.learning import SCHEMA, START_MS, labelled, make_samples
 from tests.scenes.waiting import LONG, until
 
 MS = 1_800_000_000_000
+LOGISTIC = {"b": NamedLearner("logistic")}
 
 short_stretches = learner_role.short_stretches
 
@@ -56,7 +58,7 @@ def test_the_better_model_is_told_and_the_same_one_is_not() -> None:
     found = versus(chance, np.full(4000, y.mean()), y, user)
     assert (found.rows, found.users, found.clicks) == (4000, 400, int(y.sum()))
     assert found.gaps["auc"].is_significant
-    assert found.gaps["auc"].value == pytest.approx(found.shadow["auc"] - 0.5)
+    assert found.gaps["auc"].value == pytest.approx(found.own["auc"] - 0.5)
     assert found.gaps["log_loss"].is_significant
     assert found.gaps["log_loss"].value < 0
     same = versus(chance, chance, y, user)
@@ -69,7 +71,7 @@ def test_a_prediction_that_is_no_number_is_wrong_and_not_left_out() -> None:
     good = np.where(y > 0, 0.9, 0.1)
     spoilt = np.where(np.arange(200) < 100, np.nan, good)
     found = versus(spoilt, good, y, user)
-    assert found.shadow["auc"] == pytest.approx(0.25)  # a pair is in order where both are numbers
+    assert found.own["auc"] == pytest.approx(0.25)  # a pair is in order where both are numbers
     assert found.rows == 200
 
 
@@ -100,14 +102,14 @@ def written(place: str, spec: dict[str, Any], **extra: Any) -> Learning:
 
 
 def test_a_restart_with_unchanged_settings_goes_on_with_an_adopted_model(tmp_path: Path) -> None:
-    settings = Settings(data=str(tmp_path), model="wide_deep", shadow_model="logistic")
+    settings = Settings(data=str(tmp_path), model="wide_deep", learners=LOGISTIC)
     wanted = wanted_spec(settings, SCHEMA)
-    shadow = written(shadow_settings(settings).place("models"), wanted_spec(shadow_settings(settings), SCHEMA))
-    found = shadow_found(settings, SCHEMA)
+    shadow = written(settings.of_learner("b").place("models"), wanted_spec(settings.of_learner("b"), SCHEMA))
+    found = newest_of("b", settings, SCHEMA)
     assert found.model.snapshot()[0].same_bits(shadow.snapshot()[0]) == ""
     assert found.note.offsets == {"0": 7}
 
-    note = adopted("shadow", found.note, wanted)
+    note = adopted("b", found.note, wanted)
     written(settings.place("models"), found.model.spec, adopted=note)
     store = ModelStore(settings.place("models"))
     again = newest_valid(store, SCHEMA.id, wanted, build)
@@ -130,41 +132,68 @@ def test_without_a_note_of_it_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_taken_over_is_said_in_a_line(tmp_path: Path) -> None:
-    settings = Settings(data=str(tmp_path), shadow_model="logistic")
-    with pytest.raises(SnapshotError, match="no shadow to adopt"):
-        shadow_found(settings, SCHEMA)
-    written(shadow_settings(settings).place("models"), {"model": "logistic"})
+    settings = Settings(data=str(tmp_path), learners=LOGISTIC)
+    with pytest.raises(SnapshotError, match="no model of 'b' to adopt"):
+        newest_of("b", settings, SCHEMA)
+    written(settings.of_learner("b").place("models"), {"model": "logistic"})
     other = msgspec.structs.replace(SCHEMA, name="other", fields=SCHEMA.fields[:-1])
-    with pytest.raises(SnapshotError, match="the learner's is"):
-        shadow_found(settings, other)
+    with pytest.raises(SnapshotError, match="this one's is"):
+        newest_of("b", settings, other)
 
 
 def test_a_class_is_never_imported_because_a_snapshot_names_it(tmp_path: Path) -> None:
-    settings = Settings(data=str(tmp_path), model="wide_deep")
+    settings = Settings(data=str(tmp_path), model="wide_deep", learners=LOGISTIC)
     own = "tests.learner.own_models:Rates"
     model = model_of(SCHEMA, {"model": "logistic"}, 0)
     versions = Versions(model, 1, "some", -1)
-    store = ModelStore(shadow_settings(settings).place("models"))
+    store = ModelStore(settings.of_learner("b").place("models"))
     note = write_root(store, versions, Progress(0, {}, {}, {}), {}, MS)
     name = f"snapshot-{note.epoch:08d}-{note.version:016d}.manifest"
     store.store.put(name, msgspec.structs.replace(note, spec={"model": own}))
     before = set(sys.modules)
     with pytest.raises(SnapshotError, match="nothing is imported"):
-        shadow_found(settings, SCHEMA)
+        newest_of("b", settings, SCHEMA)
     assert not {m for m in set(sys.modules) - before if "own_models" in m}
     # Nor does a note that it was adopted make it so.
     wanted = wanted_spec(settings, SCHEMA)
-    forged = msgspec.structs.replace(note, spec={"model": own}, extra={"adopted": adopted("shadow", note, wanted)})
+    forged = msgspec.structs.replace(note, spec={"model": own}, extra={"adopted": adopted("b", note, wanted)})
     assert asked(forged, wanted) == wanted
 
 
-def test_the_shadow_has_a_place_of_its_own_and_its_spec_may_name_a_policy() -> None:
-    settings = Settings(data="/some", shadow_model="logistic", shadow_spec={"ftrl_l1": 0.5, "label_policy": "wait"})
-    own = shadow_settings(settings)
-    assert (own.model, own.spec(), own.data) == ("logistic", {"model": "logistic", "ftrl_l1": 0.5}, "/some/shadow")
-    assert shadow_policy(settings) == "wait"
-    far = shadow_settings(msgspec.structs.replace(settings, store="s3://shop/state/"))
-    assert far.place("models") == "s3://shop/state/shadow/models"
+def test_a_learner_has_a_topic_and_places_of_its_own() -> None:
+    settings = Settings(data="/some", learners={"b": NamedLearner("deepfm", {"ftrl_l1": 0.5})}, prefix="shop.")
+    own = settings.of_learner("b")
+    assert (own.spec(), own.topic(MODEL_DELTAS)) == ({"model": "deepfm", "ftrl_l1": 0.5}, "shop.model.deltas.b")
+    assert own.topic(SAMPLES) == settings.topic(SAMPLES)
+    far = msgspec.structs.replace(settings, store="s3://shop/state/").of_learner("b")
+    assert far.place("models") == "s3://shop/state/learners/b/models"
+    assert far.place("schemas") == "s3://shop/state/schemas"
+    assert set(topics_of(settings)) == {settings.topic(t.name) for t in TOPICS} | {"shop.model.deltas.b"}
+    with pytest.raises(SettingError, match=r"no learner 'c'.*learners are b"):
+        settings.of_learner("c")
+
+
+def test_a_shadow_of_the_settings_is_a_learner_of_this_name() -> None:
+    settings = Settings(shadow_model="deepfm", shadow_spec={"label_policy": "wait"}, learners=LOGISTIC)
+    assert list(settings.others) == ["shadow", "b"]
+    assert settings.of_learner("shadow").spec() == {"model": "deepfm", "label_policy": "wait"}
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "../b", "ü", "a b", "x" * 41, "newest", "repair"])
+def test_a_name_that_no_learner_can_have_is_refused(name: str) -> None:
+    given = {"MILLRACE_LEARNERS": json.dumps({name: {"model": "logistic"}})}
+    with pytest.raises(SettingError, match="MILLRACE_LEARNERS: a learner is named"):
+        load_settings({}, given)
+
+
+def test_two_learners_of_one_name_are_refused_and_a_learner_has_a_model() -> None:
+    for text, why in (
+        ('{"b": {"model": "deepfm"}, "b": {"model": "logistic"}}', "names 'b' twice"),
+        ('{"b": {}}', "model"),
+        ('{"b": {"model": "deepfm", "shape": 1}}', "shape"),
+    ):
+        with pytest.raises(SettingError, match=why):
+            load_settings({}, {"MILLRACE_LEARNERS": text})
 
 
 # -- another label policy ----------------------------------------------------------------------------------------------
@@ -287,74 +316,61 @@ def test_labels_cannot_be_given_sooner_than_they_came(policy: str) -> None:
 def test_a_shadow_that_cannot_live_ends_nobody_else(tmp_path: Path) -> None:
     said: list[str] = []
     supervisor = Supervisor(tmp_path, Patience(2, 1e9, 0.0, 0.0), said.append)
-    supervisor.start("shadow", {}, [sys.executable, "-c", "raise SystemExit('it has no model')"], needed=False)
+    supervisor.start("b", {}, [sys.executable, "-c", "raise SystemExit('it has no model')"], needed=False)
 
     def given_up() -> bool:
         supervisor.poll()
-        return supervisor.roles["shadow"].state == "gave up"
+        return supervisor.roles["b"].state == "gave up"
 
     with capture_logs():
         until(given_up, "it is given up")
     assert "it has no model" in said[-1]
     assert "go on without it" in said[-1]
     supervisor.poll()
-    assert supervisor.roles["shadow"].state == "gave up"
+    assert supervisor.roles["b"].state == "gave up"
 
 
-def test_up_starts_a_shadow_where_its_model_is_named() -> None:
-    assert "shadow" not in UpOptions().roles(Settings())
-    assert UpOptions(archive=False).roles(Settings(shadow_model="logistic")) == (
-        "stream",
-        "learn",
-        "serve",
-        "intake",
-        "shadow",
-    )
+def test_up_starts_every_learner() -> None:
+    assert UpOptions().roles(Settings()) == ("stream", "learn", "serve", "intake", "archive")
+    named = ("stream", "learn", "serve", "intake", "learn-b")
+    assert UpOptions(archive=False).roles(Settings(learners=LOGISTIC)) == named
 
 
 # -- what it goes on from ----------------------------------------------------------------------------------------------
 
 
-def test_a_shadow_of_the_same_shape_begins_as_the_first_and_another_with_the_oldest_sample(tmp_path: Path) -> None:
-    settings = Settings(data=str(tmp_path), model="wide_deep", shadow_model="wide_deep")
+def learner(settings: Settings, model: str, **spec: Any) -> service.Learner:
+    own = msgspec.structs.replace(settings, learners={"b": NamedLearner(model, spec)}, learner="b")
+    return service.Learner(own, SCHEMA)
+
+
+def test_a_model_of_the_same_shape_begins_as_the_first_and_another_with_the_oldest_sample(tmp_path: Path) -> None:
+    settings = Settings(data=str(tmp_path), model="wide_deep")
     first = written(settings.place("models"), wanted_spec(settings, SCHEMA))
-    like = role.Shadow(msgspec.structs.replace(settings, shadow_spec={"dense_rate": 0.01}), SCHEMA)
+    like = learner(settings, "wide_deep", dense_rate=0.01)
     assert like.trainer.model.snapshot()[0].same_bits(first.snapshot()[0]) == ""
     assert like.trainer.model.spec["dense_rate"] == 0.01
     assert (like.samples.offsets, like.trainer.counts["trained"]) == ({0: 7}, 200)
-    other = role.Shadow(msgspec.structs.replace(settings, shadow_model="logistic"), SCHEMA)
+    other = learner(settings, "logistic")
     assert (other.samples.offsets, other.trainer.counts["trained"]) == ({}, 0)
     # What share of pages was held out before is not known: these are not compared on.
     assert other.compares_from_ms == first.newest_ms > like.compares_from_ms == 0
 
 
-def test_a_shadow_goes_on_unless_it_was_set_otherwise(tmp_path: Path) -> None:
-    settings = Settings(data=str(tmp_path), model="wide_deep", shadow_model="logistic")
-    asked = role.Shadow(settings, SCHEMA).asked
-    written(shadow_settings(settings).place("models"), wanted_spec(shadow_settings(settings), SCHEMA), asked=asked)
-    again = role.Shadow(settings, SCHEMA)
-    assert again.trainer.counts["trained"] == 200
-    with capture_logs() as said:
-        anew = role.Shadow(msgspec.structs.replace(settings, shadow_spec={"label_policy": "wait"}), SCHEMA)
-    assert anew.trainer.counts["trained"] == 0
-    assert anew.relabel is not None
-    assert any("begins anew" in line["event"] for line in said)
-    assert newest(shadow_settings(settings).place("models")) is None
-    # Its numbers go on: what was of before is never taken for newer.
-    assert (anew.loop.versions.epoch, anew.loop.versions.version) == (2, 0)
+def test_it_goes_on_from_its_own_snapshot_and_refuses_one_of_another_shape(tmp_path: Path) -> None:
+    settings = Settings(data=str(tmp_path), model="wide_deep", learners=LOGISTIC)
+    own = settings.of_learner("b")
+    written(own.place("models"), wanted_spec(own, SCHEMA), from_ms=7)
+    again = learner(settings, "logistic")
+    assert (again.trainer.counts["trained"], again.compares_from_ms) == (200, 7)
+    waits = learner(settings, "logistic", label_policy="wait")
+    assert waits.trainer.counts["trained"] == 200
+    assert waits.samples.again is None, "its labels are not the topic's"
+    with pytest.raises(SnapshotError, match=r"learners/b/models.*'logistic'.*'deepfm'"):
+        learner(settings, "deepfm")
 
 
 # -- the role ----------------------------------------------------------------------------------------------------------
-
-
-class Beside(Role):
-    """The shadow in a thread, with what it raised."""
-
-    def _run(self) -> None:
-        try:
-            role.run(self.settings, self.stop)
-        except Exception as error:
-            self.error = error
 
 
 def minutes(first: int, last: int) -> list[SampleBatch]:
@@ -363,7 +379,7 @@ def minutes(first: int, last: int) -> list[SampleBatch]:
 
 
 def lines(settings: Settings) -> list[dict[str, Any]]:
-    path = Path(settings.data, "shadow", "shadow.jsonl")
+    path = Path(settings.data, "learners", "b", "learner", "compared.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -380,13 +396,12 @@ def has_learnt(place: str, rows: int) -> bool:
 @pytest.mark.services
 @pytest.mark.timeout(LONG)
 @pytest.mark.usefixtures("short_stretches")
-def test_life_of_a_shadow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_life_of_a_learner_beside_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It learns what the first learns, on rows that neither learns it is compared; it goes on after a restart; a
     command makes it the model that serves, and stays so after one."""
     monkeypatch.setattr(Settings, "load_schema", lambda self: SCHEMA)
     monkeypatch.setattr(learnloop, "PACE", LearnPace(batch_ms=50, delta_seconds=0.1))
-    for one in (service, role):
-        monkeypatch.setattr(one, "warm_up", lambda model: None)
+    monkeypatch.setattr(service, "warm_up", lambda model: None)
     token = tmp_path / "token"
     token.write_text("a-token-of-the-test\n")
     roles = ExitStack()
@@ -399,22 +414,23 @@ def test_life_of_a_shadow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             heldout_share=0.1,
             teach_limits={},
             model="wide_deep",
-            shadow_model="logistic",
+            learners=LOGISTIC,
             admin_port=0,
             admin_token_file=str(token),
         )
         wait_for_broker(settings)
         create_topics(settings)
-        models, shadows = settings.place("models"), shadow_settings(settings).place("models")
-        first, beside = Role(settings), Beside(settings)
+        named = msgspec.structs.replace(settings, learner="b")
+        models, others = settings.place("models"), settings.of_learner("b").place("models")
+        first, beside = Role(settings), Role(named)
         roles.callback(first.end)
         roles.callback(beside.end)
-        until(lambda: newest(models) is not None and newest(shadows) is not None, "both have a first version")
+        until(lambda: newest(models) is not None and newest(others) is not None, "both have a first version")
         send(settings, minutes(0, 8))
-        until(lambda: has_learnt(models, 2400) and has_learnt(shadows, 2400), "both have learnt")
+        until(lambda: has_learnt(models, 2400) and has_learnt(others, 2400), "both have learnt")
         until(lambda: bool(lines(settings)), "they were compared")
         compared = lines(settings)[-1]
-        notes = [newest(place) for place in (models, shadows)]
+        notes = [newest(place) for place in (models, others)]
         assert [n.spec["model"] for n in notes if n is not None] == ["wide_deep", "logistic"]
         held = [n.extra["counts"]["held_out"] for n in notes if n is not None]
         assert held[0] == held[1] > 0, "the same pages"
@@ -425,25 +441,46 @@ def test_life_of_a_shadow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
         # Its restart, without new settings, goes on; nothing is learnt twice.
         beside.end()
-        beside = Beside(settings)
+        beside = Role(named)
         roles.callback(beside.end)
         send(settings, minutes(8, 9))
-        until(lambda: has_learnt(shadows, 2700) and has_learnt(models, 2700), "it goes on")
+        until(lambda: has_learnt(others, 2700) and has_learnt(models, 2700), "it goes on")
         until(lambda: len(lines(settings)) > 1 and lines(settings)[-1]["rows"] > compared["rows"], "with what it held")
-        note = newest(shadows)
+        note = newest(others)
         assert note is not None
         assert note.extra["counts"]["repeated"] == 0
 
-        # A command: the shadow's model is what serves, with all that it has learnt.
+        # Commands to it by its name are none to the first.
         monkeypatch.setenv("MILLRACE_ADMIN_TOKEN_FILE", str(token))
-        climodel.promote("shadow", data=Path(settings.data))
+        monkeypatch.setenv("MILLRACE_LEARNERS", '{"b": {"model": "logistic"}}')
+        data, went_on = Path(settings.data), newest(models)
+        assert went_on is not None
+        climodel.hold(data=data, learner="b")
+        held_at = newest(others)
+        send(settings, minutes(9, 10))
+        until(lambda: has_learnt(models, 3000), "the first one goes on")
+        assert newest(others) == held_at, "nothing newer of it is seen"
+        climodel.promote(data=data, learner="b")
+        until(lambda: has_learnt(others, 3000), "it is seen again")
+        climodel.rollback(data=data, learner="b")
+        back = newest(others)
+        assert back is not None
+        assert back.is_root
+        assert back.epoch == 2
+        assert (last := newest(models)) is not None
+        assert last.epoch == went_on.epoch
+
+        # Its model is what serves, with all that it has learnt.
+        climodel.promote("b", data=data)
         adopted_note = newest(models)
         assert adopted_note is not None
         assert adopted_note.is_root
         assert adopted_note.spec["model"] == "logistic"
-        assert adopted_note.extra["adopted"]["from"] == "shadow"
-        send(settings, minutes(9, 10))
-        until(lambda: has_learnt(models, 3000), "it learns on")
+        assert adopted_note.extra["adopted"]["from"] == "b"
+        learnt_by_it = adopted_note.extra["counts"]
+        before = sum(learnt_by_it[name] for name in ("trained", "held_out"))
+        send(settings, minutes(10, 11))
+        until(lambda: has_learnt(models, before + 300), "it learns on")
         first.end()
         beside.end()
 
@@ -454,11 +491,11 @@ def test_life_of_a_shadow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         first.end()
         last = newest(models)
         assert last is not None
-        assert (last.spec["model"], last.extra["adopted"]["from"]) == ("logistic", "shadow")
+        assert (last.spec["model"], last.extra["adopted"]["from"]) == ("logistic", "b")
         counts = last.extra["counts"]
-        assert counts["trained"] + counts["held_out"] == 3000
+        assert counts["trained"] + counts["held_out"] == before + 300
 
 
-def test_without_a_model_there_is_no_shadow() -> None:
-    with pytest.raises(SettingError, match="MILLRACE_SHADOW_MODEL"):
-        role.run(Settings(), threading.Event())
+def test_there_is_no_learner_that_no_setting_names() -> None:
+    with pytest.raises(SettingError, match="no learner 'c'"):
+        service.run(Settings(learner="c"), threading.Event())
