@@ -15,8 +15,8 @@ from commands.cli.cliadmin import Admin, send_command
 from commands.cli.cliflags import Data, Json, Kafka, Learner, emit, report, settings_of, when, with_broker
 from commands.up.data_folder import of_loop
 from millrace.basics.errors import LogError, SettingError, SnapshotError
-from millrace.contracts.learners import NEWEST
 from millrace.contracts.settings import load_settings
+from millrace.evidence.learners import NEWEST
 
 app = cyclopts.App(name="model", help="Versions of the model: list, history, promote, hold, roll back, verify, repair.")
 

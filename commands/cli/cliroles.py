@@ -46,7 +46,8 @@ def _role(name: str, flags: dict[str, Any] | None = None) -> None:
 
                 archive.run(settings, stop)
 
-    run_role(name, load_settings(flags), run)
+    settings = load_settings(flags)
+    run_role(settings.learner_role if name == "learn" else name, settings, run)
 
 
 @app.command

@@ -25,7 +25,7 @@ from commands.loop.gatestatus import Gate, gate_of
 from commands.loop.series import PAGE_ORDER, PROCESSES, Series
 from commands.loop.stage_times import METRIC, ROLE_OF, Stages, stage_of
 from millrace.contracts.clock import EventClock
-from millrace.contracts.learners import LEARNER_ROLE
+from millrace.evidence.learners import LEARNER_ROLE
 
 Labels = tuple[tuple[str, str], ...]
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from millrace.contracts.learners import LEARNER_ROLE
+from millrace.evidence.learners import LEARNER_ROLE
 
 SCRAPE_SECONDS = 5
 """Between two looks: the dashboard's rates are over a minute."""

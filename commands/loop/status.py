@@ -11,7 +11,7 @@ from typing import Any
 from commands.loop.gatestatus import Gate, says
 from commands.loop.monitor import Monitor, Picture, arms_of
 from commands.loop.series import Series
-from millrace.contracts.learners import LEARNER_ROLE
+from millrace.evidence.learners import LEARNER_ROLE
 from millrace.processes.supervisor import Supervisor
 
 State = dict[str, Any]

@@ -22,12 +22,12 @@ from learner.samples.formersamples import FormerSamples
 from learner.samples.viewpoint import Viewpoint
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.contracts import schemabook
-from millrace.contracts.learners import REPAIRED
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import SAMPLES
+from millrace.evidence.learners import REPAIRED
 from millrace.processes.wall import wall_ms
 from millrace.reports.progress import bars
 from millrace.versions.modelstore import Announcement, ModelStore

@@ -244,7 +244,7 @@ class LearnLoop:
     def progress(self) -> Progress:
         counts = dict(self.trainer.counts)
         extra = {"counts": counts, "columns": msgspec.to_builtins(self.trainer.model.columns), **self._extra()}
-        return Progress(counts.get("trained", 0), self.samples.restart_offsets(), self.samples.logs, extra)
+        return Progress(counts.get("trained", 0), dict(self.samples.offsets), self.samples.logs, extra)
 
     def report(self) -> None:
         """Figures, what is in quarantine, and copies of what of it the topic will lose."""

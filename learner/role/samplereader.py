@@ -1,8 +1,8 @@
 # shell
 """The topic ``samples`` as a learner reads it: without a consumer group, from the offsets in its newest snapshot.
 
-Each message is decoded, carried over to the learner's schema, and relabelled where a shadow has a policy of its own. An
-unusable one is counted, logged at most once a minute, and handed to ``bad``.
+Each message is decoded, carried over to the learner's schema, and seen as by this learner. An unusable one is counted,
+logged at most once a minute, and handed to ``bad``.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from learner.role.sampletopic import SampleTopic
 from learner.samples.batch_reader import BatchReader, SampleMessage
 from learner.samples.eventtime import EventTime
 from learner.samples.formersamples import FormerSamples
-from learner.samples.relabel import Relabel
 from learner.samples.viewpoint import Viewpoint
-from learner.training.rowcache import ReadAgain
 from millrace.basics.errors import BrokerError, SchemaError, SnapshotError
 from millrace.contracts import schemabook
 from millrace.contracts.samples import SampleBatch
@@ -92,8 +90,7 @@ class SampleReader:
 
     Args:
         settings: where broker and schemas are.
-        time: event time to inform of silent partitions; None: nothing waits for it.
-        relabel: gives samples the labels of another policy; None: they stay as they are.
+        time: event time to inform of silent partitions.
 
     Attributes:
         offsets: the next to read, by partition.
@@ -103,15 +100,13 @@ class SampleReader:
         gone: called with how many messages the broker removed before they were read.
     """
 
-    def __init__(
-        self, settings: Settings, schema: Schema, time: EventTime | None = None, relabel: Relabel | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, schema: Schema, time: EventTime) -> None:
         self.offsets: dict[int, int] = {}
         self.logs: dict[str, str] = {}
         self.offsets_hold = True
         self.bad: Callable[[Any, SchemaError], None] = lambda record, why: None
         self.gone: Callable[[int], None] = lambda messages: None
-        self._settings, self._time, self._relabel = settings, time, relabel
+        self._settings, self._time = settings, time
         book = SchemaBook(settings.place(schemabook.PLACE), writes=False)
         self._former = FormerSamples(schema, book, Viewpoint.of(settings))
         self._kinds = Kinds()  # of messages that could not be used
@@ -132,8 +127,7 @@ class SampleReader:
         self.logs = {SAMPLES: now} if now else {}
         self._reader = make_reader(self._settings, SAMPLES, self.offsets)
         self._heard = {tp.partition: time.monotonic() for tp in self._reader.assignment()}
-        if self._time is not None:
-            self._time.expect(self._heard)
+        self._time.expect(self._heard)
 
     def close(self) -> None:
         self._reader.close()
@@ -143,12 +137,8 @@ class SampleReader:
         read."""
         return self._former.carried(SampleBatch.from_bytes(record.value), record.headers)
 
-    @property
-    def again(self) -> ReadAgain | None:
-        """Reads the batches of micro-batches once more, from the topic; None where their labels are others there."""
-        return self._again if self._relabel is None else None
-
-    def _again(self, learnt: Sequence[Learnt]) -> Iterator[SampleBatch]:
+    def again(self, learnt: Sequence[Learnt]) -> Iterator[SampleBatch]:
+        """The batches of micro-batches once more, from the topic."""
         topic = SampleTopic(self._settings, self.logs.get(SAMPLES, ""), patience_seconds=0.0)
         with contextlib.closing(BatchReader(learnt, topic, self.decode)) as reader:
             yield from reader.batches(learnt)
@@ -185,23 +175,13 @@ class SampleReader:
                     self._kinds.note("bad-samples", f"partition {partition}, offset {record.offset}: {error}")
                     self.bad(record, error)
                 else:
-                    if self._relabel is None:
-                        yield SampleMessage(batch, partition, record.offset, record.timestamp or 0)
-                    else:
-                        yield from self._relabel.take(batch, partition, record.offset)
+                    yield SampleMessage(batch, partition, record.offset, record.timestamp or 0)
                 self.offsets[partition] = record.offset + 1
-        if self._relabel is not None:
-            yield from self._relabel.due()
         for told in self._kinds.due(time.monotonic()):
             log.error("messages of samples passed over", count=told.times, example=told.example)
-
-    def restart_offsets(self) -> dict[int, int]:
-        """Where a process that resumes what was learnt so far has to read on."""
-        return dict(self.offsets) if self._relabel is None else self._relabel.offsets(self.offsets)
 
     def lags(self) -> Mapping[int, int]:
         """Unread messages by partition. After ``idle_seconds`` without any, a partition that was read up is silent."""
         lags, quiet = lag_of(self._reader), time.monotonic() - self._settings.idle_seconds
-        if self._time is not None:
-            self._time.silent(p for p, lag in lags.items() if not lag and self._heard.get(p, quiet) <= quiet)
+        self._time.silent(p for p, lag in lags.items() if not lag and self._heard.get(p, quiet) <= quiet)
         return lags

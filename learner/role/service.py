@@ -5,7 +5,7 @@ It makes a model, or resumes one, and gives it to :class:`~learner.role.learnloo
 model and its offsets in the samples, so the two cannot disagree. After a crash it learns again what came after the
 snapshot; it never skips. Of two learners on one store one ends (:mod:`learner.training.learner_claim`).
 
-A learner with a name has a store and a topic of its own (:mod:`millrace.contracts.learners`), and is compared with the
+A learner with a name has a store and a topic of its own (:mod:`millrace.evidence.learners`), and is compared with the
 first one (:mod:`learner.role.comparison`). It begins with the first's newest snapshot where its model has that shape,
 else with an untrained model and the oldest sample.
 """
@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import structlog
 import torch
@@ -56,7 +55,6 @@ from learner.role.learnloop import LearnLoop
 from learner.role.loopoutput import LoopOutput
 from learner.role.model_factory import model_of, wanted_spec
 from learner.role.samplereader import SampleReader
-from learner.samples.relabel import Relabel
 from learner.samples.viewpoint import Viewpoint
 from learner.training.evolve import evolve, read_columns
 from learner.training.learner_claim import HEARTBEAT_SECONDS, LearnerClaim
@@ -74,10 +72,10 @@ from learner.training.trainer import ClickCounts, Trainer
 from millrace.basics.errors import MillraceError, SnapshotError, StoreError
 from millrace.basics.ranking_metrics import ROLLING_ROWS
 from millrace.contracts.events import DeadLetter, dead_letter_bytes
-from millrace.contracts.learners import REPAIRED
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, MODEL_DELTAS, SAMPLES
+from millrace.evidence.learners import REPAIRED
 from millrace.labels import Waits
 from millrace.processes.kafka import make_producer, open_broker, topic_ids
 from millrace.processes.metrics import serve_metrics
@@ -214,7 +212,7 @@ class Learner:
     """
 
     def __init__(self, settings: Settings, schema: Schema) -> None:
-        own, policy = _own(settings)
+        own = settings.of_learner(settings.learner)
         self.settings, self._schema, self._wanted = own, schema, wanted_spec(own, schema)
         self.first = settings.of_learner("") if own.learner else None
         self.compares_from_ms = 0
@@ -225,10 +223,9 @@ class Learner:
         segments = Segments(schema, own.segments)
         self.served = ServedExposures(schema, segments, Waits.of(own), ROLLING_ROWS)
         progressive, repeats = Progressive(ROLLING_ROWS), Repeats(keep_ms_of(own))
-        self.trainer = Trainer(model, progressive, repeats, served=None if policy else self.served)
+        self.trainer = Trainer(model, progressive, repeats, served=self.served)
         self.trainer.diverted = Viewpoint.of(own).diverted
-        relabel = Relabel(policy, Waits.of(own)) if policy else None
-        self.samples = SampleReader(own, schema, relabel.time if relabel else self.served.time, relabel)
+        self.samples = SampleReader(own, schema, self.served.time)
         self._adopted: Any = None
         if found is not None:
             note = found.note
@@ -407,11 +404,11 @@ def run(settings: Settings, stop: threading.Event) -> None:
         SettingError: there is no learner of this name.
     """
     check_whole(settings)
-    own, _ = _own(settings)
+    own = settings.of_learner(settings.learner)
     if own.learner and own.learner not in settings.served_learners:
         step_back()  # pages, and those learners that make them, come first
     torch.set_num_threads(role_threads())
-    serve_metrics("learn", settings.metrics_port, settings.host)
+    serve_metrics(own.learner_role, settings.metrics_port, settings.host)
     schema = settings.load_schema()
     # A learner that cannot read the store ends here, before it takes the epoch from one that can.
     learner = Learner(settings, schema)
@@ -434,19 +431,6 @@ def run(settings: Settings, stop: threading.Event) -> None:
                 producer.close(timeout=5)
     finally:
         tenure.close()
-
-
-def _own(settings: Settings) -> tuple[Settings, str]:
-    """The settings of the learner that ``settings`` name, and the label policy of its own; empty: the stream's."""
-    own = settings.of_learner(settings.learner)
-    if not own.learner:
-        return own, ""
-    spec = dict(own.model_spec)
-    policy = str(spec.pop("label_policy", ""))
-    own = msgspec.structs.replace(own, model_spec=spec)
-    if policy and own.gate == "on":  # its samples are no topic's: what it refused could never be learnt
-        own = msgspec.structs.replace(own, gate="observe")
-    return own, policy
 
 
 def _mark(settings: Settings) -> Path:

@@ -24,10 +24,10 @@ from msgspec.structs import replace
 from millrace.basics.errors import BrokerError, SettingError, invalid
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import MODEL
-from millrace.contracts.learners import LEARNER_ROLE, LEARNS_FROM, PLACES, LearnsFrom, NamedLearner, check_names
 from millrace.contracts.schema import Schema, load_schema, shop_schema
 from millrace.contracts.topics import MODEL_DELTAS, unsafe_prefix
 from millrace.evidence.exploration import Exploration
+from millrace.evidence.learners import LEARNER_ROLE, LEARNS_FROM, PLACES, LearnsFrom, NamedLearner, check_names
 from millrace.evidence.user_arms import Arm, check_arms
 
 FILE = "millrace.toml"
@@ -231,12 +231,17 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @property
     def learner_roles(self) -> dict[str, str]:
         """The others' names, by the role that each is in a loop."""
-        return {f"{LEARNER_ROLE}{name}": name for name in self.others}
+        return {replace(self, learner=name).learner_role: name for name in self.others}
 
     @property
     def samples_say_arms(self) -> bool:
         """Whether samples name the arms and the odds of their pages: where a learner asks for them."""
         return bool(self.served_learners) or self.learns_from != "all"
+
+    @property
+    def learner_role(self) -> str:
+        """The role of this learner's process in a loop."""
+        return f"{LEARNER_ROLE}{self.learner}" if self.learner else "learn"
 
     def makers(self) -> dict[str, str]:
         """Whose model makes the pages of each arm that a model makes, and what this learner learns from, in words.

@@ -92,7 +92,8 @@ class Serving(WorkerState):
         cursor = None if asked.cursor is None else Cursor.of(asked.cursor, PAGE_LIMIT)
         filters = self.filters.of(asked)
         request_id, ts_ms = self._identify(asked, logged=True)
-        reason = self.not_ready(self.arms.of(asked.user_id).learner)
+        arm = self.arms.of(asked.user_id)
+        reason = self.not_ready(arm.learner)
         if reason:
             if cursor is not None and cursor.list_id.startswith(FILTERED):
                 raise not_ready(f"no part of a list with filters yet, since there is {reason}")
@@ -105,12 +106,11 @@ class Serving(WorkerState):
                 return answer
             page = answer
         length = asked.length if cursor is None else cursor.length
-        return await self._page(page, size, length if length is not None and length > size else None)
+        return await self._page(page, arm, size, length if length is not None and length > size else None)
 
-    async def _page(self, page: Asked, size: int, length: int | None) -> page_wire.RecommendAnswer:
+    async def _page(self, page: Asked, arm: PageArm, size: int, length: int | None) -> page_wire.RecommendAnswer:
         """A page, or the first part of a list of ``length`` items."""
         most = length or size
-        arm = self.arms.of(page.user_id)
         seed = value_hash(page.request_id)
         allowed = self._allowed(page)
         if allowed is not None and not len(allowed.rows):

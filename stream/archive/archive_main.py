@@ -82,15 +82,17 @@ def run(settings: Settings, stop: threading.Event) -> None:
     schema = settings.load_schema()
     folder = ArchiveFolder(settings.folder("archive"))
     try:
-        declared = msgspec.json.encode([settings.control_share, settings.arms, settings.arms_value]).decode()
+        makers = settings.makers()
+        arms_are = [settings.control_share, settings.arms, settings.arms_value, *([makers] if makers else [])]
+        declared = msgspec.json.encode(arms_are).decode()
         worth = ArchiveColumns(schema).number(settings.arms_value) if settings.arms_value else None
         arms = ArmFigures(round(settings.horizon_minutes * MINUTE_MS), declared, worth)
         archive = Archive(
             schema, Waits.of(settings), MAX_AHEAD_MS, settings.partitions, settings.archive_features, arms
         )
         state = folder.load()
-        folder.put_makers(settings.makers(), event_now_ms(settings.event_clock()))
-        for arm, maker in settings.makers().items():
+        folder.put_makers(makers, event_now_ms(settings.event_clock()))
+        for arm, maker in makers.items():
             ARM_MADE_BY.labels(arm, maker).set(1)
         folder.put_schema(schema_text(schema, settings.attribution_minutes), ArchiveColumns(schema).schema.names)
         if state is not None:

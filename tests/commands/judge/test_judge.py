@@ -13,10 +13,13 @@ import pytest
 from commands.cli.cli import app
 from commands.judge.arms import Exposures, decided_ms, looks, users_of
 from commands.judge.judgerun import judge
-from millrace.basics.errors import LogError, SettingError
+from millrace.basics.errors import LogError, SettingError, StoreError
 from millrace.contracts.schema import parse_schema
+from millrace.contracts.settings import Settings
+from millrace.evidence.learners import NamedLearner
+from millrace.evidence.user_arms import Arm
 from stream.archive.archive_columns import ArchiveColumns, SettledRow
-from stream.archive.archive_folder import ArchiveFolder
+from stream.archive.archive_folder import MAKERS, ArchiveFolder, makers_of
 
 HOUR = 3_600_000
 T0 = 1_772_000_000_000
@@ -138,6 +141,32 @@ def test_pages_before_the_arms_were_changed_count_for_nothing(tmp_path: Path) ->
     assert [row["arm"] for row in judge(there, tmp_path / "a", baseline="model", **spans)["arms"]] == ["model"]
     found = judge(there, tmp_path / "b", since_ms=T0 + 5 * HOUR, **spans)["arms"]
     assert [(row["arm"], row["users"]) for row in found] == [("control", 200), ("hits", 200)]
+
+
+def test_the_answer_says_whose_models_made_the_pages_and_that_this_was_changed(tmp_path: Path) -> None:
+    there = archive(tmp_path / "archive", crowd(0.3, 0.2, 120))
+    spans: dict[str, Any] = {"horizon_ms": 4 * HOUR, "every_ms": HOUR}
+    found = judge(there, tmp_path / "a", **spans)
+    assert (found["made_by"], "learn" in found["verdict"]) == ({}, False)
+    arms = {"b": Arm("model", 0.5, learner="x")}
+    for number, learns in enumerate(("own", "own", "weighted")):
+        folder = ArchiveFolder(there)
+        learners = {"x": NamedLearner("deepfm")}
+        folder.put_makers(Settings(learners=learners, arms=arms, learns_from=learns).makers(), T0 - HOUR + number)
+        folder.close()
+    assert [note.since_ms for note in makers_of(there)] == [T0 - HOUR, T0 - HOUR + 2], "what is as before is no news"
+    found = judge(there, tmp_path / "b", **spans)
+    assert found["made_by"]["b"] == "learner 'x' (deepfm), which learns from all pages, weighted by their odds"
+    assert f"Pages of 'model' are by {found['made_by']['model']}." in found["verdict"]
+    assert "--since" not in found["verdict"]
+    folder = ArchiveFolder(there)
+    folder.put_makers({}, T0 + HOUR)
+    folder.close()
+    found = judge(there, tmp_path / "c", **spans)
+    assert "Who makes the pages was changed on 2026-02-25 07:13: ask with --since" in found["verdict"]
+    (there / MAKERS).write_bytes(b"rubbish")
+    with pytest.raises(StoreError, match="cannot be read"):
+        judge(there, tmp_path / "d", **spans)
 
 
 def test_what_cannot_be_said_is_said(tmp_path: Path) -> None:

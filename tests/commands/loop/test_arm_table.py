@@ -14,6 +14,7 @@ from millrace.contracts.clock import EventClock
 from millrace.evidence.sequences import NOTHING, band, difference, mean_of
 from millrace.processes.supervisor import Supervisor
 from stream.archive.archive_main import show_arms
+from stream.archive.archive_metrics import ARM_MADE_BY
 from stream.archive.arm_figures import ArmFigure
 
 
@@ -28,6 +29,7 @@ def test_a_run_shows_what_the_archive_counts_and_nothing_where_too_little_is_kno
             ArmFigure("hits", "click", few, band(few), few.value - control.value, difference(few, control), 0),
         ]
     )
+    ARM_MADE_BY.labels("model", "the first learner").set(1)
     text = generate_latest().decode()
     roles = ("archive", "stream")
     monitor = Monitor({n: f"http://{n}/metrics" for n in roles}, "http://serve", EventClock(), lambda url: text)
@@ -37,6 +39,7 @@ def test_a_run_shows_what_the_archive_counts_and_nothing_where_too_little_is_kno
     first, second, third = state["arms"]
     assert [row["arm"] for row in state["arms"]] == ["control", "model", "hits"]
     assert {row["outcome"] for row in state["arms"]} == {"click"}
+    assert [row["made_by"] for row in state["arms"]] == ["", "the first learner", ""]
     assert (first["users"], first["mean_estimate"]) == (900, pytest.approx(0.1))
     assert first["mean_low"] < 0.1 < first["mean_high"]
     assert [first[f"more_{bound}"] for bound in ("estimate", "low", "high")] == [None] * 3

@@ -411,7 +411,6 @@ def test_a_way_back_that_was_decided_is_completed_after_a_restart(scene: Scene) 
 
 
 def test_a_learner_that_cannot_read_samples_again_goes_back_after_a_restart(tmp_path: Path) -> None:
-    """As a shadow with a label policy of its own."""
     scene = Scene(tmp_path / "one", reads_again=False)
     learn(scene, *(batch(n) for n in range(5)))
     assert scene.snapshot() is not None

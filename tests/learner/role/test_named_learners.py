@@ -23,22 +23,19 @@ from learner.role import learnloop, service
 from learner.role.comparison import newest_of
 from learner.role.learnloop import LearnPace
 from learner.role.model_factory import model_of, wanted_spec
-from learner.samples.batch_reader import SampleMessage
-from learner.samples.relabel import Relabel
 from learner.training.learner_versions import Progress, Versions, adopted, asked, newest_valid, write_root
-from millrace.basics.errors import SettingError, SnapshotError
-from millrace.contracts.learners import NamedLearner
-from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POLICIES, POSITIVE, SampleBatch
+from millrace.basics.errors import FencedError, SettingError, SnapshotError
+from millrace.contracts.samples import SampleBatch
 from millrace.contracts.settings import Settings, load_settings
 from millrace.contracts.topics import MODEL_DELTAS, SAMPLES, TOPICS
-from millrace.labels import Waits
+from millrace.evidence.learners import NamedLearner
 from millrace.processes.kafka import create_topics, topics_of, wait_for_broker
 from millrace.processes.services import EmbeddedBroker
 from millrace.processes.supervisor import Patience, Supervisor
 from millrace.versions.modelstore import Announcement, Array, Image, ModelStore
 from tests.scenes import learner_role
 from tests.scenes.learner_role import Role, send
-from tests.scenes.learning import SCHEMA, START_MS, labelled, make_samples
+from tests.scenes.learning import SCHEMA, START_MS, make_samples
 from tests.scenes.waiting import LONG, until
 
 MS = 1_800_000_000_000
@@ -174,9 +171,9 @@ def test_a_learner_has_a_topic_and_places_of_its_own() -> None:
 
 
 def test_a_shadow_of_the_settings_is_a_learner_of_this_name() -> None:
-    settings = Settings(shadow_model="deepfm", shadow_spec={"label_policy": "wait"}, learners=LOGISTIC)
+    settings = Settings(shadow_model="deepfm", shadow_spec={"ftrl_l1": 0.5}, learners=LOGISTIC)
     assert list(settings.others) == ["shadow", "b"]
-    assert settings.of_learner("shadow").spec() == {"model": "deepfm", "label_policy": "wait"}
+    assert settings.of_learner("shadow").spec() == {"model": "deepfm", "ftrl_l1": 0.5}
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "../b", "ü", "a b", "x" * 41, "newest", "repair"])
@@ -194,120 +191,6 @@ def test_two_learners_of_one_name_are_refused_and_a_learner_has_a_model() -> Non
     ):
         with pytest.raises(SettingError, match=why):
             load_settings({}, {"MILLRACE_LEARNERS": text})
-
-
-# -- another label policy ----------------------------------------------------------------------------------------------
-
-WAITS = Waits(300_000, 10_000, 60_000)
-PROMPT = POLICIES.index("prompt")
-
-
-def told_by_prompt(shown: Mapping[int, tuple[int, int | None]]) -> list[tuple[int, SampleBatch]]:
-    """Messages as the policy ``prompt`` sends them, each with the event time at which it comes.
-
-    Args:
-        shown: by position, when an exposure was and how long after it the click came, if one did.
-    """
-    said = []
-    for position, (ts, delay) in shown.items():
-        click = None if delay is None else ts + delay
-        if delay is not None and delay <= WAITS.observation_ms:
-            said.append((ts + delay, ts, position, POSITIVE))
-            continue
-        said.append((ts + WAITS.observation_ms, ts, position, NEGATIVE))
-        if click is not None:
-            said.append((click, ts, position, CORRECTION))
-    return [
-        (at, labelled("page", ts, [(position, kind)], policy=np.full(1, PROMPT, np.uint8)))
-        for at, ts, position, kind in sorted(said)
-    ]
-
-
-def relabelled(policy: str, messages: list[tuple[int, SampleBatch]]) -> list[tuple[int, int, int]]:
-    """(when it was given, position, kind) of each row that a shadow with that policy would learn."""
-    relabel = Relabel(policy, WAITS)
-    found: list[tuple[int, int, int]] = []
-
-    def note(at: int, given: Iterable[SampleMessage]) -> None:
-        for one in given:
-            assert set(one.batch.policy.tolist()) == {POLICIES.index(policy)}
-            assert (one.batch.label == (one.batch.kind != NEGATIVE)).all()
-            found.extend((at, p, k) for p, k in zip(one.batch.position.tolist(), one.batch.kind.tolist(), strict=True))
-
-    for offset, (at, batch) in enumerate(messages):
-        note(at, relabel.take(batch, 0, offset))
-        note(at, relabel.due())
-    return found
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_labels_of_a_policy_that_waits_can_be_made_of_one_that_does_not(seed: int) -> None:
-    """Each exposure gets the label that is true when its window has passed, once, and not before; a click that comes
-    later still is a correction."""
-    rng = np.random.default_rng(seed)
-    delays = [None if rng.random() < 0.4 else int(rng.exponential(100_000)) for _ in range(150)]
-    shown = {i: (START_MS + i * 4_000, delay) for i, delay in enumerate(delays)}
-    last = START_MS + 4_000_000
-    messages = told_by_prompt({**shown, 999: (last, None)})
-    for policy in ("equal-wait", "wait"):
-        rows = [row for row in relabelled(policy, messages) if row[1] != 999]
-        first = {}
-        for at, position, kind in rows:
-            if kind != CORRECTION:
-                assert position not in first, "an exposure is labelled once"
-                first[position] = (at, kind)
-        corrected = {position for _, position, kind in rows if kind == CORRECTION}
-        for position, (ts, delay) in shown.items():
-            at, kind = first[position]
-            in_time = delay is not None and delay <= WAITS.settled_ms
-            if kind == NEGATIVE:
-                assert not in_time or position in corrected
-                assert at >= ts + WAITS.settled_ms
-            elif policy == "wait":
-                assert delay is not None
-                assert at == ts + delay
-            else:
-                assert at >= ts + WAITS.settled_ms
-            assert (kind == POSITIVE or position in corrected) == (delay is not None)
-
-
-@pytest.mark.parametrize("policy", ["wait", "equal-wait"])
-def test_pages_that_are_sent_again_have_their_final_labels_and_pass_at_once(policy: str) -> None:
-    relabel = Relabel(policy, WAITS)
-    sent = labelled("page", START_MS, [(0, PAGE), (1, PAGE)], label=np.array([0, 1], np.float32))
-    (found,) = relabel.take(sent, 0, 7)
-    assert found.batch.kind.tolist() == [PAGE, PAGE]
-    assert found.batch.label.tolist() == [0, 1]
-    assert (relabel.waiting, relabel.offsets({0: 8})) == (0, {0: 8})
-
-
-def test_what_waits_is_read_again_after_a_restart() -> None:
-    relabel = Relabel("equal-wait", WAITS)
-    messages = told_by_prompt({0: (START_MS, None), 1: (START_MS + 100_000, None), 2: (START_MS + 900_000, None)})
-    for offset, (_, batch) in enumerate(messages[:2]):
-        assert not list(relabel.take(batch, 0, 10 + offset))
-        assert not list(relabel.due())
-    assert relabel.offsets({0: 12, 1: 5}) == {0: 10, 1: 5}
-    list(relabel.take(messages[2][1], 0, 12))
-    assert [one.offset for one in relabel.due()] == [10, 11]
-    assert relabel.offsets({0: 13}) == {0: 12}
-    assert relabel.waiting == 1
-
-
-def test_too_many_that_wait_get_the_label_that_is_known() -> None:
-    relabel = Relabel("equal-wait", WAITS, most_rows=2)
-    for offset, (_, batch) in enumerate(told_by_prompt({i: (START_MS + i, None) for i in range(4)})):
-        list(relabel.take(batch, 0, offset))
-    assert [one.offset for one in relabel.due()] == [0, 1]
-    assert (relabel.waiting, relabel.hurried) == (2, 2)
-
-
-@pytest.mark.parametrize("policy", ["prompt", "es-dfm", "fake-negative-weighted"])
-def test_labels_cannot_be_given_sooner_than_they_came(policy: str) -> None:
-    with pytest.raises(SettingError, match="choose wait or equal-wait"):
-        Relabel(policy, WAITS)
-    with pytest.raises(SettingError, match="label policy 'none'"):
-        Relabel("none", WAITS)
 
 
 # -- beside the loop ---------------------------------------------------------------------------------------------------
@@ -363,9 +246,6 @@ def test_it_goes_on_from_its_own_snapshot_and_refuses_one_of_another_shape(tmp_p
     written(own.place("models"), wanted_spec(own, SCHEMA), from_ms=7)
     again = learner(settings, "logistic")
     assert (again.trainer.counts["trained"], again.compares_from_ms) == (200, 7)
-    waits = learner(settings, "logistic", label_policy="wait")
-    assert waits.trainer.counts["trained"] == 200
-    assert waits.samples.again is None, "its labels are not the topic's"
     with pytest.raises(SnapshotError, match=r"learners/b/models.*'logistic'.*'deepfm'"):
         learner(settings, "deepfm")
 
@@ -481,8 +361,15 @@ def test_life_of_a_learner_beside_the_first(tmp_path: Path, monkeypatch: pytest.
         before = sum(learnt_by_it[name] for name in ("trained", "held_out"))
         send(settings, minutes(10, 11))
         until(lambda: has_learnt(models, before + 300), "it learns on")
+
+        # Another of its name takes over, and the first learner knows nothing of it.
+        second = Role(named)
+        roles.callback(second.end)
+        until(lambda: isinstance(beside.error, FencedError), "the one before ends")
+        beside.error = None
+        assert first.thread.is_alive()
+        second.end()
         first.end()
-        beside.end()
 
         # Nothing was set anew, and nothing is refused.
         first = Role(settings)

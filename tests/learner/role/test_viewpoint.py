@@ -16,9 +16,9 @@ from learner.samples.viewpoint import MOST, OWN, Viewpoint
 from learner.training.trainer import Trainer
 from millrace.basics.hashing import value_hash
 from millrace.contracts.events import ARMS
-from millrace.contracts.learners import NamedLearner
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.settings import Settings
+from millrace.evidence.learners import NamedLearner
 from millrace.evidence.user_arms import Arm
 from tests.scenes.learning import SCHEMA, make_samples
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import MillraceError, SchemaError, SettingError, StoreError
@@ -44,6 +45,7 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import parse_schema, shop_schema
 from millrace.contracts.settings import Settings, load_settings
 from millrace.contracts.topics import TOPICS, unsafe_prefix
+from millrace.evidence.learners import NamedLearner
 from millrace.evidence.user_arms import Arm
 
 # -- events --------------------------------------------------------------------------------------------------
@@ -283,7 +285,10 @@ def test_two_prefixes_never_give_one_name(a: str, b: str) -> None:
 
 def test_settings_survive_the_environment() -> None:
     arms = {"hits": Arm("popular", 0.1), "wide": Arm("model", 0.2, recall={"hot": 1.0}, explore="0.1,swap")}
+    learners = {"b": NamedLearner("deepfm", {"dense_rate": 0.1})}
+    arms |= {"b": Arm("model", 0.1, learner="b")}
     settings = Settings(kafka="h:1", seed=9, archive_features=True, control_share=0.25, arms=arms)
+    settings = replace(settings, learners=learners, learner="b", learns_from="own")
     assert load_settings({}, settings.environment()) == settings
 
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from millrace.basics.errors import SettingError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Item
-from millrace.contracts.learners import NamedLearner
 from millrace.contracts.online_layout import HOT, NEW
 from millrace.contracts.page_logs import decode_page_log, page_log_bytes
 from millrace.contracts.settings import Settings, load_settings
+from millrace.evidence.learners import NamedLearner
 from millrace.evidence.user_arms import Arm, ArmDraw
 from scorer.feeder.primary import Primary
 from tests.scenes import scorer_vectors
@@ -190,7 +190,7 @@ def test_an_arm_whose_model_is_not_there_gets_the_shops_lists_and_says_so() -> N
     assert scene.ask(user_id=others)["arm"] == "model"
     assert scene.scorer.not_ready() == "", "the scorer serves the others"
     page = scene.ask(user_id=mine, size=2)
-    assert (page["arm"], page["request_id"], ids(page)) == ("lists", None, ["7", "8"])
+    assert (page["arm"], page["request_id"], list(map(str, ids(page)))) == ("lists", None, ["7", "8"])
     assert "no model of the learner 'x' yet" in page["notes"][0]
     scene.users.shop_lists = {}
     answer = scene.ask(503, user_id=mine)

@@ -41,7 +41,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
 class NamedLearner(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A learner beside the first. Its ``spec`` may name a ``label_policy``, too."""
+    """A learner beside the first."""
 
     model: str
     spec: dict[str, Any] = {}
