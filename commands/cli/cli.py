@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,66 +25,6 @@ app.register_install_completion_command()
 app.command(cliconfig.init)
 for group in (cliroles, clilogs, climodel, clidata, cliconfig, clidev):
     app.command(group.app)
-
-FORMER: Mapping[str, str] = {
-    **{role: f"run {role}" for role in ("stream", "learn", "serve", "intake", "archive")},
-    "simulate --days": "log simulate --days",
-    "simulate": "run simulate",
-    "schema guess": "log guess",
-    "replay --audit": "log audit",
-    "replay --into": "log bootstrap --data",
-    **{name: f"log {name}" for name in ("replay", "freshness", "delays")},
-    "rollback --list": "model list",
-    "promote --shadow": "model promote shadow",
-    "promote --repair": "model promote repair",
-    "verify --parity": "data parity --data",
-    **{name: f"model {name}" for name in ("promote", "hold", "rollback", "verify", "repair", "bisect")},
-    "letters": "data dead-letters",
-    **{name: f"data {name}" for name in ("quarantine", "forget")},
-    **{name: f"dev {name}" for name in ("bench", "experiment", "topics", "reference")},
-}
-"""What commands were called before they were in groups, for one version. A flag that chose a mode comes before the
-command without it."""
-
-
-def current(words: Sequence[str]) -> list[str]:
-    """A command by its present name.
-
-    >>> current(["replay", "log", "--into=there", "--seed", "1"])
-    ['log', 'bootstrap', 'log', '--data=there', '--seed', '1']
-    >>> current(["promote", "--shadow"])
-    ['model', 'promote', 'shadow']
-    """
-    for old, new in FORMER.items():
-        name, _, flag = old.partition(" --")
-        names, rest = name.split(), list(words)
-        at = next((i for i, word in enumerate(rest) if word.partition("=")[0] == f"--{flag}"), None) if flag else -1
-        if rest[: len(names)] != names or at is None:
-            continue
-        verb, _, renamed = new.partition(" --")
-        if flag:
-            rest[at : at + 1] = [f"--{renamed}{rest[at].removeprefix(f'--{flag}')}"] if renamed else []
-        return [*verb.split(), *rest[len(names) :]]
-    return list(words)
-
-
-def commands_of(words: Sequence[str]) -> list[list[str]]:
-    """The commands that ``words`` ask for, by their present names: two for ``replay`` with ``--into`` and ``--out``.
-
-    >>> commands_of(["replay", "log", "--into", "there", "--no-people", "--out=here"])
-    [['log', 'bootstrap', 'log', '--data', 'there', '--no-people'], ['log', 'replay', 'log', '--out=here']]
-    """
-    flags = {word.partition("=")[0] for word in words}
-    if words[:1] == ["replay"] and {"--into", "--out"} <= flags:
-        plain = [word for word in words if word not in ("--people", "--no-people")]
-        return [current(_without("--out", words)), current(_without("--into", plain))]
-    return [current(words)]
-
-
-def _without(flag: str, words: Sequence[str]) -> list[str]:
-    """The words without a flag and its value."""
-    at = next(i for i, word in enumerate(words) if word.partition("=")[0] == flag)
-    return [*words[:at], *words[at + (1 if "=" in words[at] else 2) :]]
 
 
 @app.command
@@ -295,15 +234,8 @@ def reference(*, out: Path) -> None:
 
 def main() -> None:
     """Runs the command line. An expected failure is one line on standard error; :data:`EXIT_CODES` has the status."""
-    words = sys.argv[1:]
-    *before, last = asked = commands_of(words)
-    if last != words:
-        names = "' and 'millrace ".join(" ".join(tokens[:2]) for tokens in asked)
-        print(f"millrace: this command is now called 'millrace {names}'", file=sys.stderr)
     try:
-        for tokens in before:
-            app(tokens, result_action="return_value")
-        app(last)
+        app(sys.argv[1:])
     except MillraceError as error:
         print(f"millrace: {error}", file=sys.stderr)
         sys.exit(FENCED_STATUS if isinstance(error, FencedError) else 1)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from cyclopts import App
 
-from commands.cli.cli import FORMER, app, current, main
+from commands.cli.cli import app
 from millrace.basics.errors import SchemaError
 from millrace.contracts.settings import Settings
 from millrace.processes.role import ROLES, last_figures
@@ -162,22 +162,6 @@ def test_an_unknown_benchmark_and_an_empty_store_are_named(tmp_path: Path) -> No
     assert "nowhere" in the_line(millrace("model", "verify", str(tmp_path / "nowhere")))
 
 
-def test_every_former_name_leads_to_a_command_that_there_is() -> None:
-    known = set(commands(app))
-    for old, new in FORMER.items():
-        words = current(old.split())
-        assert words[: len(new.split(" --")[0].split())] == new.split(" --")[0].split()
-        assert tuple(words[:2]) in known or tuple(words[:3]) in known
-    assert current(["verify", "--kafka", "k:1", "store"]) == ["model", "verify", "--kafka", "k:1", "store"]
-    assert current(["data", "forget", "7"]) == ["data", "forget", "7"]
-
-
-def test_a_former_name_works_and_says_the_present_one(tmp_path: Path) -> None:
-    done = millrace("rollback", "--list", "--data", str(tmp_path))
-    assert done.stderr.splitlines()[0] == "millrace: this command is now called 'millrace model list'"
-    assert "no loop has its models in folder" in done.stderr
-
-
 def test_a_result_is_printed_as_json(tmp_path: Path) -> None:
     snapshot(ModelStore(tmp_path / "models"), 1, 4)
     for words, key in ((("status",), "version"), (("model", "list"), "version")):
@@ -203,23 +187,6 @@ def test_simulated_days_are_named_as_json(tmp_path: Path, capsys: pytest.Capture
     words = ["log", "simulate", "--days", "1", "--users", "20", "--out", str(tmp_path), "--json"]
     app(words, result_action="return_value")
     assert [Path(path) for path in json.loads(capsys.readouterr().out)["logs"]] == list(tmp_path.glob("*.parquet"))
-
-
-def test_replay_with_both_of_its_former_outputs_is_two_commands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    done: list[tuple[str, str]] = []
-    monkeypatch.setattr("commands.history.command.replay_into", lambda log, s, **_: done.append(("into", s.data)))
-    monkeypatch.setattr("commands.replay.replayrun.replay", lambda log, s, out, **_: done.append(("out", str(out))))
-    (tmp_path / "s.toml").write_text(SCHEMA)
-    words = ["replay", "log.csv", "--schema", str(tmp_path / "s.toml"), "--into", "there", "--out=here", "--no-people"]
-    monkeypatch.setattr("sys.argv", ["millrace", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 0
-    assert done == [("into", "there"), ("out", "here")]
-    said = "millrace: this command is now called 'millrace log bootstrap' and 'millrace log replay'"
-    assert capsys.readouterr().err.splitlines()[0] == said
 
 
 def test_the_broker_alone_has_the_folder_and_the_limits_of_the_loop(
