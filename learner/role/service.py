@@ -250,8 +250,8 @@ class Learner:
         return None
 
     def comparison(self) -> Comparison | None:
-        """With the first learner; None: it is the first."""
-        if self.first is None:
+        """With the first learner; None: it is the first, or each knows its own pages alone, and is at home on them."""
+        if self.first is None or self.trainer.diverted:
             return None
         return Comparison(self.first, self.settings, self.loop, self._schema, self.compares_from_ms)
 
