@@ -16,7 +16,7 @@ from commands.judge.judgerun import judge
 from millrace.basics.errors import LogError, SettingError, StoreError
 from millrace.contracts.schema import parse_schema
 from millrace.contracts.settings import Settings
-from millrace.evidence.learners import NamedLearner
+from millrace.evidence.learners import LearnsFrom, NamedLearner
 from millrace.evidence.user_arms import Arm
 from stream.archive.archive_columns import ArchiveColumns, SettledRow
 from stream.archive.archive_folder import MAKERS, ArchiveFolder, makers_of
@@ -149,7 +149,8 @@ def test_the_answer_says_whose_models_made_the_pages_and_that_this_was_changed(t
     found = judge(there, tmp_path / "a", **spans)
     assert (found["made_by"], "learn" in found["verdict"]) == ({}, False)
     arms = {"b": Arm("model", 0.5, learner="x")}
-    for number, learns in enumerate(("own", "own", "weighted")):
+    how: list[LearnsFrom] = ["own", "own", "weighted"]
+    for number, learns in enumerate(how):
         folder = ArchiveFolder(there)
         learners = {"x": NamedLearner("deepfm")}
         folder.put_makers(Settings(learners=learners, arms=arms, learns_from=learns).makers(), T0 - HOUR + number)
