@@ -54,6 +54,7 @@ def test_rows_that_wait_as_a_command_comes_are_not_lost_with_it(
     asked.take()
     output = TopicOutput.__new__(TopicOutput)
     output._learner, output._admin = learner, cast(Any, SimpleNamespace(next=lambda: asked))
+    output._comparison = learner.comparison()
 
     def away(*_: object) -> bool:
         raise BrokerError("broker 'x' does not answer", "start it")
