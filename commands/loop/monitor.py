@@ -174,7 +174,7 @@ class Monitor:
         self.picture = Picture()
         self.series = Series()
         self._targets = dict(targets)
-        self._scorer, self._learner = scorer, learner
+        self._scorer, self.learner = scorer, learner
         self._clock = clock
         self._get = get
         self._memory = memory
@@ -216,7 +216,7 @@ class Monitor:
             model = self.picture.model
             if answers.get("serve"):
                 model = self._model(self._scorer) or model
-            admin = self._model(self._learner) if self._learner and answers.get("learn") else {}
+            admin = self._model(self.learner) if self.learner and answers.get("learn") else {}
             wall_ms = time.time_ns() // 1_000_000
             figures = self._figures(wall_ms, model) | memory_figures(self._memory())
             if self.first_auc_wall_ms is None and figures["auc"] is not None:

@@ -220,6 +220,25 @@ function show(state) {
   for (const chart of charts) chart.show(columns);
 }
 
+// A person's command goes to the learner with the person's token. It is answered when it is durable, with what was done.
+byId("commands").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const name = event.submitter.value, version = byId("version").value, buttons = event.target.querySelectorAll("button");
+  const body = name === "rollback" && version ? { version: Number(version) } : {};
+  const say = (text, cls = "") => { put("answer", text); byId("answer").className = cls; };
+  say(`${name}: the learner is asked`);
+  for (const button of buttons) button.disabled = true;
+  try {
+    const answer = await fetch(`model/${name}`, { method: "POST", headers: { Authorization: `Bearer ${byId("token").value}` }, body: JSON.stringify(body) });
+    const said = await answer.json();
+    say(answer.ok ? `${name}: done. ${Object.entries(said).map(([key, value]) => `${key.replace(/_/g, " ")} ${value}`).join(", ")}` : `${name}: ${said.error}`, answer.ok ? "" : "bad");
+  } catch (error) {
+    say(`${name}: no answer (${error.message}); look at the decisions below`, "bad");
+  }
+  for (const button of buttons) button.disabled = false;
+  event.submitter.focus();
+});
+
 async function poll() {
   try {
     const answer = await fetch("state.json", { cache: "no-store" });

@@ -1,16 +1,20 @@
 # shell
 """Serves the live page and its state on loopback, from a thread of the demo (Starlette on uvicorn).
 
-The page needs four files and ``/state.json``, nothing from other hosts. A content security policy enforces this.
+The page needs four files and ``/state.json``, nothing from other hosts. A content security policy enforces this. What a
+person commands goes on to the learner as it came: the token is the person's, and is neither kept nor known here.
 """
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Awaitable, Callable
+from http.client import HTTPConnection, HTTPException
 from importlib import resources
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import uvicorn
@@ -19,11 +23,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from millrace.basics.errors import PortError
+from millrace.basics.errors import PortError, one_line
 from millrace.processes.httpserver import bind
 
 HOST, FIRST_PORT = "127.0.0.1", 8710
-_TRIES = 50
+_TRIES, _MOST_BODY = 50, 1000
 _DRAIN_SECONDS = 2
 _FILES = {
     "/": ("index.html", "text/html"),
@@ -31,20 +35,37 @@ _FILES = {
     "/chart.js": ("chart.js", "text/javascript"),
     "/page.js": ("page.js", "text/javascript"),
 }
+COMMANDS = ("/model/hold", "/model/promote", "/model/rollback")
+"""Of a person to the learner, from the page."""
+ANSWER_SECONDS = 660.0
+"""How long the learner's answer is waited for: somewhat longer than it waits itself."""
+
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:"
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; "
+        "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
 }
 
 
-def make_app(state: Callable[[], dict[str, Any]]) -> Starlette:
-    """The page's files and the state, for GET; anything else is one line with status 404 or 405."""
+def make_app(state: Callable[[], dict[str, Any]], learner: Callable[[], str]) -> Starlette:
+    """The page's files and the state, for GET, and commands to the learner; anything else is one line with status 404
+    or 405."""
 
     async def show_state(_: Request) -> Response:
         return Response(msgspec.json.encode(state()), media_type="application/json", headers=_HEADERS)
+
+    async def command(request: Request) -> Response:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _MOST_BODY:
+                return Response("a longer body than any command has\n", 413, media_type="text/plain", headers=_HEADERS)
+        word = request.headers.get("authorization", "")
+        status, said = await asyncio.to_thread(forward, learner(), request.url.path, bytes(body), word)
+        return Response(said, status, media_type="application/json", headers=_HEADERS)
 
     async def refuse(_: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
@@ -61,30 +82,51 @@ def make_app(state: Callable[[], dict[str, Any]]) -> Starlette:
     return Starlette(
         routes=[
             Route("/state.json", show_state),
+            *(Route(path, command, methods=["POST"]) for path in COMMANDS),
             *(Route(path, file(name, kind)) for path, (name, kind) in _FILES.items()),
         ],
         exception_handlers={404: refuse, 405: refuse},
     )
 
 
+def forward(learner: str, path: str, body: bytes, word: str) -> tuple[int, bytes]:
+    """Status and answer of the learner at an address to a command; 503 where there is none. ``word``: the person's
+    ``Authorization``."""
+    place = urlsplit(learner)
+    connection = HTTPConnection(place.hostname or "", place.port, timeout=ANSWER_SECONDS)
+    try:
+        if not place.hostname:
+            raise ConnectionError("this loop has no learner")
+        connection.request("POST", path, body or b"{}", {"Authorization": word, "Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, HTTPException) as error:
+        return 503, msgspec.json.encode({"error": f"the learner does not answer: {one_line(error)}"})
+    finally:
+        connection.close()
+
+
 class PageServer:
-    """Answers GET for the page's files and the state.
+    """Answers GET for the page's files and the state, and hands commands on.
 
     It leaves signals to the demo: uvicorn handles them in the main thread only, and this is another thread.
 
     Args:
         state: gives the state at each poll of a browser; called in the server's thread.
+        learner: gives the base URL of the learner's admin port; empty: there is none.
         port: the port to bind; None: 8710 or the next free one.
 
     Raises:
         PortError: the given port is taken.
     """
 
-    def __init__(self, state: Callable[[], dict[str, Any]], port: int | None = None) -> None:
+    def __init__(
+        self, state: Callable[[], dict[str, Any]], port: int | None = None, learner: Callable[[], str] = str
+    ) -> None:
         self._listener = _bind(port)
         self.url = f"http://{HOST}:{self._listener.getsockname()[1]}/"
         config = uvicorn.Config(
-            make_app(state),
+            make_app(state, learner),
             lifespan="off",
             access_log=False,
             log_config=None,  # the demo's logging stays as it is

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+from importlib import resources
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -14,11 +18,16 @@ from commands.loop.monitor import Monitor
 from commands.loop.page import PageServer
 from commands.loop.status import RunStatus, State, state_of
 from commands.loop.view import line_of
+from learner.gate.admin import Admin, Command
 from millrace.contracts.clock import EventClock
+from millrace.contracts.settings import Settings
 from millrace.processes.supervisor import Supervisor
 from tests.scenes.browser import CHROMIUM, browser
+from tests.scenes.waiting import PATIENCE
 
 WHY = "labels over predictions: 2.41, beyond 1.6"
+TOKEN = "a-token-of-a-person"
+KEYS = {"Tab": 9, "Enter": 13}
 AT_MS = 1_772_600_000_000  # 04:53 UTC
 
 
@@ -169,5 +178,140 @@ def test_a_browser_shows_the_refusal_while_it_lasts(roles: Roles, look: Callable
             roles.state = "promoting"
             tab.until("document.getElementById('refusal').hidden")
             assert WHY in tab.evaluate("document.getElementById('gate-says').innerText"), "it can be read afterwards"
+    finally:
+        page.stop()
+
+
+def ask(page: PageServer, path: str, body: bytes = b"{}", token: str = TOKEN) -> tuple[int, str]:
+    connection = HTTPConnection(urlsplit(page.url).netloc, timeout=PATIENCE)
+    try:
+        connection.request("POST", path, body, {"Authorization": f"Bearer {token}"})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Admin]:
+    token = tmp_path / "tokens"
+    token.write_text(f"{TOKEN}\n")
+    token.chmod(0o600)
+    admin = Admin(Settings(data=str(tmp_path), admin_port=0, admin_token_file=str(token)), dict)
+    yield admin
+    admin.close()
+
+
+@pytest.fixture
+def asked(door: Admin) -> Iterator[list[Command]]:
+    """What a learner was asked, and did."""
+    done: list[Command] = []
+    over = threading.Event()
+
+    def learn() -> None:
+        while not over.wait(0.01):
+            if (command := door.next()) is not None:
+                done.append(command)
+                command.answer({"version": 57})
+
+    learner = threading.Thread(target=learn)
+    learner.start()
+    yield done
+    over.set()
+    learner.join()
+
+
+def test_a_command_goes_to_the_learner_with_the_persons_token_and_no_other(
+    look: Callable[[], State], door: Admin, asked: list[Command]
+) -> None:
+    page = PageServer(look, 0, lambda: door.url)
+    try:
+        assert ask(page, "/model/hold") == (200, '{"version":57}')
+        assert ask(page, "/model/rollback", b'{"version": 42}') == (200, '{"version":57}')
+        assert [(one.name, one.args) for one in asked] == [("hold", {}), ("rollback", {"version": 42})]
+        assert ask(page, "/model/hold", token="a guess")[0] == 401
+        assert ask(page, "/model/rollback", b'{"version": "old"}')[0] == 400
+        assert ask(page, "/model/hold", b" " * 5000)[0] == 413
+        assert ask(page, "/model/adopt")[0] == 404
+        assert len(asked) == 2
+    finally:
+        page.stop()
+
+
+@pytest.mark.parametrize("learner", ["", "http://127.0.0.1:9"])
+def test_where_no_learner_answers_it_is_said(look: Callable[[], State], learner: str) -> None:
+    page = PageServer(look, 0, lambda: learner)
+    try:
+        status, said = ask(page, "/model/hold")
+        assert (status, "the learner does not answer" in said) == (503, True)
+    finally:
+        page.stop()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found to look at the page with: install chromium")
+def test_the_model_is_commanded_by_keyboard(
+    look: Callable[[], State], door: Admin, asked: list[Command], tmp_path: Path
+) -> None:
+    page = PageServer(look, 0, lambda: door.url)
+
+    def press(key: str, text: str = "") -> None:
+        tab.call(
+            "Input.dispatchKeyEvent", type="keyDown", key=key, code=key, text=text, windowsVirtualKeyCode=KEYS[key]
+        )
+        tab.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=KEYS[key])
+
+    def to(name: str) -> None:
+        """Tab after tab, as one without a mouse goes; nothing on the way may keep him."""
+        for _ in range(30):
+            if tab.evaluate("document.activeElement.value || document.activeElement.id") == name:
+                return
+            press("Tab")
+        raise AssertionError(f"{name} cannot be reached")
+
+    try:
+        with browser(tmp_path) as tab:
+            tab.go(page.url)
+            tab.until("!document.getElementById('gate').hidden")
+            to("token")
+            tab.call("Input.insertText", text=TOKEN)
+            for number, name in enumerate(("hold", "promote", "rollback"), 1):
+                to(name)
+                press("Enter", "\r")
+                tab.until(f"document.getElementById('answer').innerText === '{name}: done. version 57'")
+                assert [one.name for one in asked][number - 1 :] == [name]
+                assert tab.evaluate("document.activeElement.value") == name, "the focus stays"
+            to("version")
+            tab.call("Input.insertText", text="42")
+            tab.evaluate("document.querySelector('[value=rollback]').click()")
+            tab.until("!document.querySelector('[value=rollback]').disabled")
+            assert asked[-1].args == {"version": 42}
+            tab.evaluate("document.getElementById('token').value = 'a guess'")
+            tab.evaluate("document.querySelector('[value=hold]').click()")
+            tab.until("document.getElementById('answer').innerText.includes('the token is none that is known here')")
+    finally:
+        page.stop()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found to look at the page with: install chromium")
+def test_everybody_can_read_the_page(roles: Roles, look: Callable[[], State], tmp_path: Path) -> None:
+    """axe-core finds nothing, wide and narrow, by day and by night, and nothing is wider than a phone."""
+    axe = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
+    page = PageServer(look, 0)
+    try:
+        with browser(tmp_path) as tab:
+            tab.go(page.url)
+            roles.refuse()
+            tab.until("!document.getElementById('refusal').hidden")
+            tab.evaluate(f"(() => {{ {axe} }})()")
+            for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")):
+                tab.call(
+                    "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
+                )
+                tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+                assert tab.evaluate("document.documentElement.scrollWidth") <= width
+                found = tab.evaluate(
+                    "axe.run().then((r) => r.violations.map((v) => [v.id, v.nodes.map((n) => n.html)]))"
+                )
+                assert found == [], f"{width} {scheme}"
     finally:
         page.stop()
