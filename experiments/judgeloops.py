@@ -2,8 +2,8 @@
 """Closed loops of ``millrace dev experiment judge``: what exploration costs and gives, and which learner is better.
 
 - ``twins``: a world lives a week once for each twin, with the same visits and luck. A twin draws a share of its pages
-  by chance until the last two days. Its price on a day is what it has fewer clicks a page than the twin that never
-  explored; its gain is what it has more on the last two days, when nobody explores.
+  by chance until the last two days. Its price is what it has fewer clicks a page than the twin that never explored;
+  its gain is what it has more on the last two days, when nobody explores. Clicks are those that the world expects.
 - ``learners``: half of the users, by a hash of the id, get pages of a rival. Each learner learns from its own pages
   alone. Their users are judged each hour as ``millrace judge`` does, by clicks a page within a day of a user's first.
   The arm is named at the first look whose band excludes 0. ``blind`` learns and ranks without window features: the
@@ -90,7 +90,7 @@ def twins(seed: int, users: int, candidates: int, twin: str, days: int = DAYS) -
             if day > EXPLORING:
                 loop.shop.arms = PageArms(structs.replace(settings, explore="0"), loop.shop.ranker)
             shown = loop.play(FIRST_DAY + day)
-            clicks, pages = int(np.count_nonzero(shown["click_ms"])), int(shown["page"].max()) + 1
+            clicks, pages = float(shown["chance"].sum()), int(shown["page"].max()) + 1
             out.append({"of": "twins", "seed": seed, "twin": twin, "day": day, "pages": pages, "clicks": clicks})
     return out
 
@@ -135,9 +135,9 @@ def loop_report(rows: Sequence[Row]) -> tuple[dict[str, Any], list[str]]:
         table.append(row | {f"day_{d + 1}": rounded(float(more[:, d].mean())) for d in range(last)})
         if twin != SHARES[0]:
             said.append(
-                f"{twin}: {row['price']:.3f} ± {row['price_ci']:.3f} clicks a page fewer on the first {EXPLORING} days "
-                f"than {table[0]['clicks_a_page']:.3f}, {row['gain']:+.3f} ± {row['gain_ci']:.3f} on the last "
-                f"{last - EXPLORING}"
+                f"{twin}: a price of {row['price']:.3f} ± {row['price_ci']:.3f} clicks a page, of "
+                f"{table[0]['clicks_a_page']:.3f}, on {EXPLORING} days; a gain of {row['gain']:.3f} ± "
+                f"{row['gain_ci']:.3f} on the {last - EXPLORING} after them"
             )
     tests, own_rows = list[Row](), [r for r in rows if r["of"] == "learners"]
     for rival in dict.fromkeys(r["rival"] for r in own_rows):

@@ -120,7 +120,7 @@ class ClosedLoop:
 
     def play(self, number: int) -> Rows:
         """Lets a local day happen. Its exposures: ts_ms, user (index of the shopper), page (from 0 on), arm, click_ms
-        (0: none came); (n,) each."""
+        (0: none came), and chance, the true one of a click; (n,) each."""
         visits, start_ms, view = self._world.visits(number), start_of(number), 0
         starts, self._shown = visits.start_ms.tolist(), []
         with asyncio.Runner() as runner:
@@ -167,7 +167,8 @@ class ClosedLoop:
         }
         self._promise(arm, done.click_ms, page)
         told = {"ts_ms": ts_ms, "user": user_at, "page": view, "arm": named}
-        self._shown.append({name: np.full(n, value) for name, value in told.items()} | {"click_ms": done.click_ms})
+        came = {"click_ms": done.click_ms, "chance": chance}
+        self._shown.append({name: np.full(n, value) for name, value in told.items()} | came)
 
     def _promise(self, arm: str, click_ms: NDArray[np.int64], page: Rows) -> None:
         """When each label of a page will be known."""

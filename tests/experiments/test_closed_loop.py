@@ -272,5 +272,5 @@ def test_the_report_has_prices_gains_and_who_was_named() -> None:
     assert [twin[f"day_{day}"] for day in (1, 5, 6)] == [-0.2, -0.2, 0.1]
     assert [(r["tests"], r["shop_named"], r["rival_named"]) for r in report["learners"]] == [(3, 2, 0), (2, 0, 1)]
     assert report["learners"][0]["median_pages"] == 700
-    assert "0.1: 0.200 ± 0.000 clicks a page fewer" in said[0]
+    assert "0.1: a price of 0.200 ± 0.000 clicks a page" in said[0]
     assert loop_report([]) == ({"twins": [], "learners": []}, [])
