@@ -116,7 +116,7 @@ def _plan(settings: Settings, events: int, rate: float, seconds: float, seed: in
         prefix=f"bench-{seed}",
         users=10_000,
         size=events,
-        events=True,
+        path="/events",
         connections=64,
     )
 

@@ -151,7 +151,6 @@ def share_figures(found: Found, size: Size, say: Say) -> list[Figure]:
             ratio, low, high = paired_ratio(value, other, RESAMPLES, size.seed)
             name, mean = f"{what}_recall_{group}", float(value.mean()) if len(value) else float("nan")
             one = figure(name, mean, f"of {len(value)} users", "the most clicked items", ratio)
-            one["ratio_low"] = low
-            figures.append(one)
+            figures.append({**one, "ratio_low": low})
             say(f"{name}: {mean:.4f}, {ratio:.2f} times the most clicked items ({low:.2f} to {high:.2f})")
     return figures

@@ -81,16 +81,15 @@ class Bench:
         self.made, self.size, self.log, self.say = made, size, log, say
         self.asked = self.failed = self.lost = self._runs = 0
         self.late_ms: list[float] = []  # of the load generator
-        self.onnx, self.worker_ms = (
-            OnnxForward(made.model.learnt, say),
-            0.0,
-        )  # CPU of a page, in the last runs without deltas
+        self.onnx = OnnxForward(made.model.learnt, say)
+        self.worker_ms = 0.0  # CPU of a page, in the last runs without deltas
 
     def figures(self, scorer: RunningRole) -> Iterator[Figure]:
         for pages in (FEW, MANY):
             self.run(scorer, pages, seconds=self.size.warm_s)
         yield from self.pages(scorer, MANY, "page_600")
         yield from self.pages(scorer, FEW, "page_20")
+        yield self.similar()
         yield from self.loads(scorer)
         capacity, allowed = self.capacity(scorer), 1000 / self.worker_ms
         yield figure("capacity_20", capacity, "pages/s", "what a page's CPU allows", capacity / allowed)
@@ -99,7 +98,7 @@ class Bench:
             yield figure(f"{name}_pages", getattr(self, name), "pages")
         yield figure("generator_late_p99_ms", percentile(np.array(self.late_ms), 0.99), "ms")
 
-    def plan(self, size: int, rate: float, seconds: float) -> Plan:
+    def plan(self, size: int, rate: float, seconds: float, path: str = "/recommend") -> Plan:
         self._runs += 1
         return Plan(
             port=self.made.settings.port,
@@ -109,6 +108,8 @@ class Bench:
             prefix=f"{time.time_ns():x}-{self._runs}",
             users=self.made.shop.users,
             size=size,
+            path=path,
+            items=self.made.shop.shop.index.ids[: self.size.items // 10],
         )
 
     @contextmanager
@@ -170,6 +171,13 @@ class Bench:
             figure(f"{name}_delta_cpu_ratio", (float(cpu_ms[True][0]) - all_ms) / pass_ms, "x", ONNX),
         ]
 
+    def similar(self) -> Figure:
+        """Pages of items like one, and the model's pages in turn."""
+        size, paths = self.size, ("/similar", "/recommend")
+        runs = [[self.busy_ms(size.rate, size.seconds, path)[0] for path in paths] for _ in range(size.rounds)]
+        found, base = (percentile(np.concatenate(ms), 0.99) for ms in zip(*runs, strict=True))
+        return figure("similar_20_p99_ms", found, "ms", "/recommend", found / base)
+
     def loads(self, scorer: RunningRole) -> Iterator[Figure]:
         """Pages while the snapshot of a new root is loaded, against those outside of the loads."""
         within, outside, took = list[Ms](), list[Ms](), list[float]()
@@ -195,22 +203,23 @@ class Bench:
 
     def without_user(self, rate: float) -> Figure:
         """The share of pages of 20 that are made without their user at a rate."""
-        plan = self.plan(FEW, rate, self.size.busy_s)
+        ms, prefix = self.busy_ms(rate, self.size.busy_s)
+        without = sum(name.startswith(f"{prefix}-") for name in self.log.without_user)
+        return figure("without_user", without / max(1, len(ms)), f"of {len(ms)} pages")
+
+    def busy_ms(self, rate: float, seconds: float, path: str = "/recommend", overload: bool = False) -> tuple[Ms, str]:
+        """Latencies of pages of 20 while the scorer learns, and the prefix of their ids; see :meth:`check`."""
+        plan = self.plan(FEW, rate, seconds, path)
         with self.learning():
             outcome = Asking(plan).outcome()
-        self.check(plan, outcome)
-        without = sum(name.startswith(f"{plan.prefix}-") for name in self.log.without_user)
-        return figure("without_user", without / max(1, len(outcome.whole)), f"of {len(outcome.whole)} pages")
+        self.check(plan, outcome, overload)
+        return latencies_ms(outcome), plan.prefix
 
     def capacity(self, scorer: RunningRole) -> float:
         """The highest rate of pages of 20 that is borne: first in strides, then by halving."""
         borne, beyond, rate = 0.0, float("inf"), self.size.first_rate
         for _ in range(self.size.steps):
-            plan = self.plan(FEW, rate, self.size.step_s)
-            with self.learning():
-                outcome = Asking(plan).outcome()
-            self.check(plan, outcome, overload=True)
-            p99 = percentile(latencies_ms(outcome), 0.99)
+            p99 = percentile(self.busy_ms(rate, self.size.step_s, overload=True)[0], 0.99)
             self.say(f"{rate:.0f} pages/s: p99 {p99:.1f} ms")
             if p99 < BEARABLE_MS:
                 borne = max(borne, rate)

@@ -48,7 +48,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     prefix: str  # of the request ids: "<prefix>-<number>"
     users: int  # user ids are drawn from 1 to this
     size: int  # items a page, or events a request
-    events: bool = False  # whether requests are of events rather than for pages
+    path: str = "/recommend"  # /similar; or /events, whose requests are no pages
+    items: list[int | str] = []  # that others are to be like, in turn
     connections: int = 8  # opened before the first request, and used in turn
     patience_s: float = 10.0  # how long an answer may take; the connection is given up then
 
@@ -80,14 +81,14 @@ def event_ids(plan: Plan, request: int) -> list[str]:
 def requests_of(plan: Plan, n: int) -> list[bytes]:
     """The plan's first n requests."""
     draw = np.random.default_rng([plan.seed, 1])
-    if plan.events:
+    if plan.path == "/events":
         bodies = [_events(plan, i, draw) for i in range(n)]
     else:
+        like = [{"item_id": item} for item in plan.items] if plan.path == "/similar" else [{}]
         users = draw.integers(1, plan.users + 1, n).tolist()
         asked = ({"user_id": u, "size": plan.size, "request_id": f"{plan.prefix}-{i}"} for i, u in enumerate(users))
-        bodies = [msgspec.json.encode(one) for one in asked]
-    path = "/events" if plan.events else "/recommend"
-    head = f"POST {path} HTTP/1.1\r\nHost: {_HOST}\r\nContent-Type: application/json\r\nContent-Length: "
+        bodies = [msgspec.json.encode(one | like[i % len(like)]) for i, one in enumerate(asked)]
+    head = f"POST {plan.path} HTTP/1.1\r\nHost: {_HOST}\r\nContent-Type: application/json\r\nContent-Length: "
     return [f"{head}{len(body)}\r\n\r\n".encode() + body for body in bodies]
 
 
@@ -104,7 +105,7 @@ def _events(plan: Plan, i: int, draw: np.random.Generator) -> bytes:
 
 def is_whole(plan: Plan, i: int, body: bytes) -> bool:
     """Whether an answer is the one that request i asked for."""
-    if plan.events:
+    if plan.path == "/events":
         return f'"kept":{plan.size},'.encode() in body
     return body.count(b'"item_id":') == plan.size and f'"{plan.prefix}-{i}"'.encode() in body
 

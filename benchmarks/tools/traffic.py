@@ -118,14 +118,8 @@ def history(
     user = np.repeat(column_hash((users * rng.random(exposures // PAGE) ** 2).astype(np.int64)), PAGE)
     shown = (items * rng.random(len(user)) ** 2).astype(np.int64)
     category = column_hash(shown % -(-items // PER_CATEGORY))
-    keys = np.column_stack(
-        [
-            combine(salts[0], user),
-            combine(salts[1], category),
-            combine(salts[2], column_hash(shown)),
-            combine(salts[3], user, category),
-        ]
-    )
+    alone = [combine(salts[k], of) for k, of in enumerate((user, category, column_hash(shown)))]
+    keys = np.column_stack([*alone, combine(salts[3], user, category)])
     start = end_ms - days * 24 * HOUR
     ts_ms = np.repeat(np.sort(rng.integers(start, end_ms, len(user) // PAGE)), PAGE)
     clicked = np.flatnonzero(rng.random(len(user)) < 0.1)

@@ -9,11 +9,13 @@ from typing import Any, Self
 
 from millrace_client.connection import Connection
 from millrace_client.errors import MillraceClientError
-from millrace_client.messages import Page, Receipt
+from millrace_client.messages import ItemFacts, Page, Receipt
 from millrace_client.options import log
 
 
-class AsyncMillrace(Connection[Awaitable[bool], Awaitable[Receipt], Awaitable[Page], Awaitable[None]]):
+class AsyncMillrace(
+    Connection[Awaitable[bool], Awaitable[Receipt], Awaitable[Page], Awaitable[None], Awaitable[ItemFacts]]
+):
     """A shop's connection to Millrace, for one event loop (:class:`~millrace_client.connection.Connection`)::
 
     async with AsyncMillrace() as shop:

@@ -3,7 +3,7 @@
 
 ::
 
-    Addresses ── .recommend(asked) ──► Call ── sent by a Connection ──► Answer ── read_page ────► Page
+    Addresses ── .page(path, asked) ─► Call ── sent by a Connection ──► Answer ── read_answer ──► Page, ItemFacts
               ── .post(kind, lines) ─► Call                                    ── read_receipt ─► Receipt
                                                                                ── else: an error, raised
 """
@@ -11,16 +11,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
 from msgspec import Struct
 
 from millrace_client.errors import BadAnswer, BadRequest, MillraceClientError, TooMuch, Unauthorised, Unavailable
-from millrace_client.messages import Id, Message, Page, Receipt, Refusal, Wanted
+from millrace_client.messages import Id, Message, Receipt, Refusal, Wanted
 
 MOST_LINES, MOST_BYTES = 1000, 4 << 20
 """Limits of the intake for one request: messages and bytes."""
@@ -73,10 +73,14 @@ class Addresses:
         """Whether the intake and the scorer are ready."""
         return self._call("GET", f"{self.intake}/readyz"), self._call("GET", f"{self.scorer}/readyz")
 
-    def recommend(self, asked: Mapping[str, Any]) -> Call:
+    def page(self, path: str, asked: Mapping[str, Any]) -> Call:
         """A page. Unset fields are not sent, so an older scorer understands the request."""
         body = {name: value for name, value in asked.items() if not _nothing(value)}
-        return self._call("POST", f"{self.scorer}/recommend", encoded(body, "request"), "application/json")
+        return self._call("POST", f"{self.scorer}/{path}", encoded(body, "request"), "application/json")
+
+    def item(self, item_id: Id) -> Call:
+        """What the scorer knows of an item."""
+        return self._call("GET", f"{self.scorer}/items/{quote(str(item_id), safe='')}")
 
     def _call(self, method: str, url: str, body: bytes = b"", content: str = "") -> Call:
         return Call(method, url, body, {**self._headers, **({"content-type": content} if content else {})})
@@ -87,7 +91,44 @@ def _nothing(value: Any) -> bool:
     return value is None or value is False or (isinstance(value, dict | list) and not value)
 
 
-def plain(wanted: Wanted | None) -> dict[str, Any]:
+class Limits(TypedDict, total=False):
+    """What every request for a page may say.
+
+    Attributes:
+        session: the id that the user had as a guest: its last actions count as the user's own.
+        context: values of the schema's context fields.
+        exclude: ids that must not appear.
+        only, without: item attributes; every one of ``only`` must hold and none of ``without`` may. A list means any of
+            its values, ``{"min": 5, "max": 10}`` a number in that range.
+        caps: attribute -> limit of items on the page with the same value of it.
+        hide: items by this user's actions: ``bought``, ``clicked``, ``seen``.
+    """
+
+    session: Id | None
+    context: Mapping[str, Any] | None
+    exclude: Iterable[Id]
+    only: Wanted | None
+    without: Wanted | None
+    caps: Mapping[str, int] | None
+    hide: Collection[Hidden]
+
+
+def limits(
+    *,
+    session: Id | None = None,
+    context: Mapping[str, Any] | None = None,
+    exclude: Iterable[Id] = (),
+    only: Wanted | None = None,
+    without: Wanted | None = None,
+    caps: Mapping[str, int] | None = None,
+    hide: Collection[Hidden] = (),
+) -> dict[str, Any]:
+    """:class:`Limits` as the scorer has them."""
+    asked: dict[str, Any] = {"session": session, "context": dict(context or {}), "exclude": list(exclude)}
+    return asked | {"only": _plain(only), "not": _plain(without), "caps": dict(caps or {}), "hide": sorted(hide)}
+
+
+def _plain(wanted: Wanted | None) -> dict[str, Any]:
     """Sets and tuples of values become lists."""
     sets = (set, frozenset, tuple)
     return {name: list(value) if isinstance(value, sets) else value for name, value in (wanted or {}).items()}
@@ -128,11 +169,12 @@ class _Failure(Struct, frozen=True):
     error: str = ""
 
 
-def read_page(call: Call, answer: Answer, user_id: Id) -> Page:
-    """Raises an error of :func:`failure_of`, or BadAnswer."""
+def read_answer(call: Call, answer: Answer, kind: type[T], **known: Any) -> T:
+    """An answer of the scorer, with ``known`` values that it does not contain. Raises an error of :func:`failure_of`,
+    or BadAnswer."""
     if answer.status != 200:
         raise failure_of(call, answer)
-    return _read(call, answer, Page, user_id=user_id)
+    return _read(call, answer, kind, **known)
 
 
 def read_receipt(call: Call, answer: Answer, lines: Sequence[bytes] | None = None) -> Receipt:

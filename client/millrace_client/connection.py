@@ -5,7 +5,7 @@
 
     exposure, click ... ──► Waiting ──► sender task ──► POST /events        (batches; retried until they are accepted)
     put_items, put_users, delete_* ────────────────────► POST, DELETE       (at once; retried for patience_s)
-    recommend ─────────────────────────────────────────► POST /recommend    (retried within page_s)
+    recommend, similar, popular, item ─────────────────► POST /recommend... (retried within page_s)
 
     public method ──► coroutine ──► _do ──► AsyncMillrace: the coroutine itself
                                         └─► Millrace: its result, from a loop in a thread of its own
@@ -19,28 +19,28 @@ import random
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Coroutine, Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Coroutine, Iterable
+from typing import Any, Generic, TypeVar, Unpack
 
 import httpx
 
 from millrace_client.calls import (
     Answer,
     Call,
-    Hidden,
     Kind,
+    Limits,
     failure_of,
+    limits,
     line_of,
     no_answer,
     parts,
-    plain,
-    read_page,
+    read_answer,
     read_receipt,
     refusals,
 )
 from millrace_client.errors import QueueFull, Refused, TooMuch, Unavailable
 from millrace_client.events import Shown, action_of, exposure_of
-from millrace_client.messages import ActionName, Event, Id, Item, Page, PlacedItem, Receipt, Refusal, User, Wanted
+from millrace_client.messages import ActionName, Event, Id, Item, ItemFacts, Page, PlacedItem, Receipt, Refusal, User
 from millrace_client.options import CLOSE_S, Options, Troubles, addresses, expected, unsent
 from millrace_client.waiting import FIRST_PAUSE_S, Tries, Waiting
 
@@ -48,6 +48,8 @@ Truth = TypeVar("Truth")
 Received = TypeVar("Received")
 Made = TypeVar("Made")
 Nothing = TypeVar("Nothing")
+Known = TypeVar("Known")
+T = TypeVar("T")
 
 
 class Requests:
@@ -103,7 +105,7 @@ class Requests:
         return Answer(answer.status_code, answer.content, {k.lower(): v for k, v in answer.headers.items()})
 
 
-class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
+class Connection(ABC, Generic[Truth, Received, Made, Nothing, Known]):
     """A shop's connection to Millrace, as :class:`~millrace_client.Millrace` and its asynchronous form have it.
 
     Events (:meth:`exposure`, :meth:`click` ...) are queued, sent in batches, and retried until the intake has stored
@@ -171,38 +173,45 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
         user_id: Id,
         size: int | None = None,
         *,
-        context: Mapping[str, Any] | None = None,
-        exclude: Iterable[Id] = (),
-        only: Wanted | None = None,
-        without: Wanted | None = None,
-        caps: Mapping[str, int] | None = None,
-        hide: Collection[Hidden] = (),
         explain: bool = False,
         list_size: int | None = None,
         cursor: str | None = None,
+        **asked: Unpack[Limits],
     ) -> Made:
         """The best items for a user, best first.
 
         Args:
             size: items wanted; None: as many as a page may have.
-            context: values of the schema's context fields.
-            exclude: ids that must not appear.
-            only, without: item attributes; every one of ``only`` must hold and none of ``without`` may. A list means
-                any of its values.
-            caps: attribute -> limit of items on the page with the same value of it.
-            hide: items by this user's actions: ``bought``, ``clicked``, ``seen``.
             explain: add the source of each item and the reasons for its score.
             list_size: rank so many and hand out ``size`` at a time (``list`` of the HTTP API).
             cursor: the next part of a list, from the page before.
+            asked: see :class:`~millrace_client.calls.Limits`.
 
         Raises:
             BadRequest, Unauthorised: the request or the token is wrong.
             Unavailable: there is no page within ``page_s``. Show your own order meanwhile.
         """
-        asked: dict[str, Any] = {"user_id": user_id, "size": size, "context": dict(context or {})}
-        asked |= {"exclude": list(exclude), "only": plain(only), "not": plain(without), "caps": dict(caps or {})}
-        asked |= {"hide": sorted(hide), "explain": explain, "list": list_size, "cursor": cursor}
-        return self._do(self._page(self._addresses.recommend(asked), user_id))  # type: ignore[no-any-return]
+        own = {"user_id": user_id, "size": size, "explain": explain, "list": list_size, "cursor": cursor}
+        return self._page("recommend", own, asked)
+
+    def similar(
+        self, item_id: Id, size: int | None = None, *, user_id: Id | None = None, **asked: Unpack[Limits]
+    ) -> Made:
+        """Items like one item, most similar first, with the reasons. Raises as :meth:`recommend`.
+
+        Args:
+            user_id: whose page it is; only then can events of it be reported, and learnt from.
+            size, asked: as of :meth:`recommend`.
+        """
+        return self._page("similar", {"item_id": item_id, "user_id": user_id, "size": size}, asked)
+
+    def popular(self, size: int | None = None, *, user_id: Id | None = None, **asked: Unpack[Limits]) -> Made:
+        """The items with the highest click rates; with ``only``, of a group. As :meth:`similar`."""
+        return self._page("popular", {"user_id": user_id, "size": size}, asked)
+
+    def item(self, item_id: Id) -> Known:
+        """What the scorer knows of an item. Raises BadRequest (404) for an unknown one, and as :meth:`recommend`."""
+        return self._do(self._answer(self._addresses.item(item_id), ItemFacts))  # type: ignore[no-any-return]
 
     def ready(self) -> Truth:
         """Whether intake and scorer answer, and the scorer has a model and items."""
@@ -281,6 +290,10 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
 
     def _act(self, name: ActionName, page: Page, item: PlacedItem | Id, ts_ms: int | None) -> Truth:
         return self._report(action_of(name, page, item, uuid.uuid4().hex, _now_ms(), ts_ms))
+
+    def _page(self, path: str, own: dict[str, Any], asked: Limits) -> Made:
+        call = self._addresses.page(path, own | limits(**asked))
+        return self._do(self._answer(call, Page, user_id=own["user_id"]))  # type: ignore[no-any-return]
 
     def _report(self, event: Event | None) -> Truth:
         return self._do(self._enqueue(event))  # type: ignore[no-any-return]
@@ -386,11 +399,11 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing]):
             raise Refused(refused)
         return receipt
 
-    async def _page(self, call: Call, user_id: Id) -> Page:
+    async def _answer(self, call: Call, kind: type[T], **known: Any) -> T:
         tries = self._requests.tries(self._options.page_s)
         while True:
             try:
-                return read_page(call, await self._requests.ask(call, tries), user_id)
+                return read_answer(call, await self._requests.ask(call, tries), kind, **known)
             except Unavailable as error:
                 await self._requests.pause(tries, error)
 

@@ -45,7 +45,7 @@ def exposure_of(
     if len(set(places)) < len(places):
         twice = next(place for n, place in enumerate(places) if place in places[:n])
         raise NotOnPage(f"position {twice} is named twice", "name each item that was shown once")
-    if page.request_id is None or not placed:
+    if page.request_id is None or page.user_id is None or not placed:
         return None
     in_place = places == list(range(places[0], places[0] + len(places)))
     first = (places[0] if in_place else 0) if at is None else at
@@ -72,7 +72,7 @@ def action_of(
         raise NotOnPage(
             f"item {item!r} is not on the page {page.request_id}", "give an item of page.items, or the id of one"
         )
-    if page.request_id is None:
+    if page.request_id is None or page.user_id is None:
         return None
     return Action(
         name,

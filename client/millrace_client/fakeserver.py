@@ -6,7 +6,8 @@
     POST /items, /users, /events    a verdict a line; a repeated event id is a duplicate
     DELETE /items/ID, /users/ID
     POST /recommend                 most clicked first, then the newest; filters, caps, lists by cursor
-    GET  /readyz
+    POST /popular, /similar         the same order; similar: those with most attributes in common first
+    GET  /items/ID, /readyz
 
 It learns nothing and knows no schema.
 """
@@ -14,20 +15,21 @@ It learns nothing and knows no schema.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
-from millrace_client.calls import MOST_BYTES, MOST_LINES, Answer, Call, Hidden
+from millrace_client.calls import MOST_BYTES, MOST_LINES, Answer, Call
 from millrace_client.messages import (
     Action,
     Event,
     Exposure,
     Id,
     Item,
+    ItemFacts,
     PlacedItem,
     Receipt,
     User,
@@ -41,8 +43,9 @@ class _Kind(Struct):
     type: str = ""
 
 
-class _Asked(Struct, forbid_unknown_fields=True, rename={"without": "not", "length": "list"}):
-    user_id: Id
+class _Limits(Struct, kw_only=True, forbid_unknown_fields=True, rename={"without": "not"}):
+    user_id: Id | None = None
+    session: Id | None = None
     size: Annotated[int, Meta(ge=1, le=PAGE_LIMIT)] = PAGE_LIMIT
     context: dict[str, Any] = {}
     exclude: Annotated[list[Id], Meta(max_length=MOST_EXCLUDED)] = []
@@ -50,6 +53,14 @@ class _Asked(Struct, forbid_unknown_fields=True, rename={"without": "not", "leng
     without: dict[str, Any] = {}
     caps: dict[str, Annotated[int, Meta(ge=1)]] = {}
     hide: list[Literal["bought", "clicked", "seen"]] = []
+
+
+class _Like(_Limits, kw_only=True):
+    item_id: Id
+
+
+class _Asked(_Limits, kw_only=True, rename={"length": "list"}):
+    user_id: Id
     explain: bool = False
     length: Annotated[int, Meta(ge=1, le=PAGE_LIMIT)] | None = None
     cursor: str | None = None
@@ -108,8 +119,10 @@ class FakeServer:
             return self._take(kind, call.body)
         if call.method == "DELETE" and kind in ("users", "items"):
             return self._forget(kind, unquote(path.rpartition("/")[2]))
-        if call.method == "POST" and path == "/recommend":
-            return self._recommend(call.body)
+        if call.method == "POST" and path in ("/recommend", "/similar", "/popular"):
+            return self._page(kind, call.body)
+        if call.method == "GET" and kind == "items":
+            return self._facts(unquote(path.removeprefix("/items/")))
         if path == "/readyz":
             return Answer(200, b"{}")
         return _error(404, f"{call.method} {path} is not served; see docs/reference/http-api.md")
@@ -168,13 +181,31 @@ class FakeServer:
 
     # -- pages -----------------------------------------------------------------------------------------------------
 
-    def _recommend(self, body: bytes) -> Answer:
+    def _facts(self, identifier: str) -> Answer:
+        item = self.items.get(identifier)
+        if item is None:
+            return _error(404, f"item {identifier!r} is not in the catalogue; send it")
+        clicks, known = self._clicks()[identifier], item.attributes
+        numbers = {name: float(x) if isinstance(x := known.get(name), int | float) else 0.0 for name in self._numeric}
+        facts = ItemFacts(item.item_id, not item.gone, item.born_ms, numbers, float(clicks), 0.0, 0, False)
+        return Answer(200, msgspec.json.encode(facts))
+
+    def _page(self, kind: str, body: bytes) -> Answer:
         try:
-            asked = msgspec.json.decode(body, type=_Asked)
+            asked = msgspec.json.decode(body, type={"recommend": _Asked, "similar": _Like}.get(kind, _Limits))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return _error(400, f"bad request: {error}; see docs/reference/http-api.md")
         if not self.items:
             return _error(503, "not ready: no item yet; send items", {"retry-after": "0"})
+        if isinstance(asked, _Asked):
+            return self._recommend(asked)
+        if asked.user_id is None and (asked.hide or asked.session is not None):
+            return _error(400, "'session' and 'hide' need a user; name the user as user_id")
+        ranked = list(self._ranked(asked))[: asked.size]
+        made = asked.user_id is not None and bool(ranked)
+        return self._made(ranked, [] if made else ["not logged: report no events of it"], "logged" if made else "lists")
+
+    def _recommend(self, asked: _Asked) -> Answer:
         user, notes = str(asked.user_id), []
         if user not in self.users:
             notes.append(f"user {asked.user_id!r} is unknown and served as a new one")
@@ -191,33 +222,51 @@ class FakeServer:
                 notes.append(f"the list of {asked.cursor!r} is no more; this is the first part of a new one")
         ranked = ranked[: asked.length or len(ranked)] if asked.length or asked.cursor else ranked[: asked.size]
         part = ranked[offset : offset + asked.size]
-        self._pages += 1
-        request, cursor = f"page-{self._pages}", None
+        cursor = None
         if (asked.length or asked.cursor) and offset + asked.size < len(ranked):
-            cursor = f"list-{self._pages}.{offset + asked.size}"
+            cursor = f"list-{self._pages + 1}.{offset + asked.size}"
             self._lists[cursor] = (user, ranked, offset + asked.size)
-        if not part:
-            notes.append("no item is left by what was asked for")
-        source = "hot" if asked.explain else None
+        return self._made(part, notes, "model", "hot" if asked.explain else None, offset, cursor)
+
+    def _made(
+        self,
+        part: list[str],
+        notes: list[str],
+        arm: str,
+        source: str | None = "hot",
+        offset: int = 0,
+        cursor: str | None = None,
+    ) -> Answer:
+        self._pages += 1
+        logged = arm != "lists" and not self.young and bool(part)
         page = {
-            "request_id": None if self.young else request,
-            "model_version": -1 if self.young else self._pages,
-            "arm": "lists" if self.young else "model",
+            "request_id": f"page-{self._pages}" if logged else None,
+            "model_version": self._pages if logged else -1,
+            "arm": "lists" if self.young else arm,
             "ts_ms": 1,
             "items": [PlacedItem(self.items[i].item_id, n, None, source) for n, i in enumerate(part)],
-            "notes": notes,
+            "notes": notes if part else [*notes, "no item is left by what was asked for"],
             "offset": offset,
             "cursor": cursor,
         }
         return Answer(200, msgspec.json.encode(page))
 
-    def _ranked(self, asked: _Asked) -> Iterator[str]:
-        """All eligible items, most clicked first, then the newest."""
-        clicks = Counter(str(e.item_id) for e in self.events if isinstance(e, Action) and e.type == "click")
-        out = {str(i) for i in asked.exclude} | self._hidden(str(asked.user_id), asked.hide)
+    def _clicks(self) -> Counter[str]:
+        return Counter(str(e.item_id) for e in self.events if isinstance(e, Action) and e.type == "click")
+
+    def _ranked(self, asked: _Limits) -> Iterator[str]:
+        """All eligible items: those most like the item that is asked for, then most clicked, then the newest."""
+        clicks, like = self._clicks(), str(asked.item_id) if isinstance(asked, _Like) else None
+        own = self.items[like].attributes if like in self.items else {}
+        out = {str(i) for i in asked.exclude} | {like} | self._hidden(asked)
         taken: Counter[tuple[str, str]] = Counter()
+
+        def order(one: tuple[str, Item]) -> tuple[int, int]:
+            known = one[1].attributes
+            return -sum(_holds(known.get(name), value) for name, value in own.items()), -clicks[one[0]]
+
         newest_first = list(reversed(self.items.items()))
-        for i, item in sorted(newest_first, key=lambda one: -clicks[one[0]]):
+        for i, item in sorted(newest_first, key=order):
             if item.gone or i in out:
                 continue
             known = item.attributes
@@ -231,12 +280,16 @@ class FakeServer:
             taken.update(values)
             yield i
 
-    def _hidden(self, user: str, hide: Sequence[Hidden]) -> set[str]:
-        """Items that a user bought, clicked or saw."""
-        own = [event for event in self.events if str(event.user_id) == user]
-        found = {str(i) for e in own if isinstance(e, Exposure) and "seen" in hide for i in e.items}
+    def _hidden(self, asked: _Limits) -> set[str]:
+        """Items that a user bought, clicked or saw, or bought and clicked as a guest."""
+        users = {str(asked.user_id), str(asked.session)}
+        own = [event for event in self.events if str(event.user_id) in users]
+        seen = {
+            str(i) for e in own if isinstance(e, Exposure) and str(e.user_id) == str(asked.user_id) for i in e.items
+        }
+        found = seen if "seen" in asked.hide else set()
         actions = {"bought": "purchase", "clicked": "click"}
-        names = {actions[name] for name in hide if name in actions}
+        names = {actions[name] for name in asked.hide if name in actions}
         return found | {str(e.item_id) for e in own if isinstance(e, Action) and e.type in names}
 
 
@@ -256,6 +309,9 @@ def _plain(value: Any) -> str:
 
 
 def _holds(value: Any, wanted: Any) -> bool:
+    if isinstance(wanted, dict):
+        number = float(value or 0)
+        return bool(wanted.get("min", number) <= number <= wanted.get("max", number))
     return not set(_values(wanted)).isdisjoint(_values(value))
 
 

@@ -86,7 +86,8 @@ Message = Event | Item | User
 
 
 class Reason(Struct, frozen=True):
-    """A field or window key, and by how much it raised the item's logit (negative: lowered it)."""
+    """A field or window key, and by how much it raised the item's logit (negative: lowered it). On pages of similar and
+    popular items a measure (``vectors``, ``coclicked``: cosines; ``click_rate``) and its value."""
 
     input: str
     effect: float
@@ -97,8 +98,8 @@ class PlacedItem(Struct, frozen=True):
 
     Attributes:
         score: the model's click probability; None: nothing was scored.
-        source: with ``explain``, the source of recall that found it.
-        reasons: with ``explain``, the strongest inputs of its score, strongest first; only for a page's first items.
+        source: the source of recall that found it; of ``recommend`` with ``explain``.
+        reasons: why it is here, strongest first; of ``recommend`` with ``explain`` and for a page's first items.
     """
 
     item_id: Id
@@ -109,19 +110,19 @@ class PlacedItem(Struct, frozen=True):
 
 
 class Page(Struct, frozen=True):
-    """An answer to :meth:`~millrace_client.Millrace.recommend`: items, best first.
+    """An answer to ``recommend``, ``similar`` or ``popular``: items, best first.
 
     Attributes:
         request_id: names the page in events. None: nothing was logged (``arm`` is ``lists``), so the client's
             ``exposure`` and ``click`` do nothing and return False.
-        arm: ``model``, ``control`` (a random page, to measure the model against), ``lists``, or an arm of the shop's
-            settings.
+        arm: ``model``, ``control`` (a random page, to measure the model against), ``logged`` (the model gave no order),
+            ``lists``, or an arm of the shop's settings.
         notes: what was missing for this page, in words.
         cursor: asks for the next part of a list; None: there is none.
     """
 
     request_id: str | None
-    user_id: Id
+    user_id: Id | None
     items: tuple[PlacedItem, ...]
     model_version: int = -1
     arm: str = "lists"
@@ -144,6 +145,27 @@ class Page(Struct, frozen=True):
     def from_json(cls, text: str | bytes) -> Page:
         """The page from :meth:`to_json`. Raises ``msgspec.MsgspecError`` for anything else."""
         return msgspec.json.decode(text, type=cls)
+
+
+class ItemFacts(Struct, frozen=True):
+    """What the scorer knows of an item.
+
+    Attributes:
+        on_pages: False: it is gone.
+        numbers: by numeric field; 0 where the item has none.
+        clicks: a day, over the whole shop. click_rate: smoothed.
+        coclicked: number of items that are often clicked along with it.
+        vector: whether it can be found by its vector.
+    """
+
+    item_id: Id
+    on_pages: bool
+    born_ms: int
+    numbers: Mapping[str, float]
+    clicks: float
+    click_rate: float
+    coclicked: int
+    vector: bool
 
 
 class Verdict(Struct, frozen=True):

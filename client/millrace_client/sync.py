@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from millrace_client.connection import Connection
 from millrace_client.errors import MillraceClientError, QueueFull, Unavailable
-from millrace_client.messages import Event, Page, Receipt
+from millrace_client.messages import Event, ItemFacts, Page, Receipt
 from millrace_client.options import CLOSE_S, log
 
 
@@ -29,7 +29,7 @@ class _Loop(asyncio.SelectorEventLoop):
             return socket.getaddrinfo(*args, **kwargs)
 
 
-class Millrace(Connection[bool, Receipt, Page, None]):
+class Millrace(Connection[bool, Receipt, Page, None, ItemFacts]):
     """A shop's connection to Millrace, for any number of threads (:class:`~millrace_client.connection.Connection`).
 
     Create it after a fork, in the process that uses it, and close it::

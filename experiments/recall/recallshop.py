@@ -126,9 +126,6 @@ class RecallShop(Serving):
         self._recents, self._coclicks, self._merged = Recents(), CoClicks(), MergedCoClicks()
         self._recent: dict[Id, bytes] = {}  # by user id: the field of the record
         self._ids = np.empty(0, np.int64)  # by index row
-        self._item_keys = np.empty(0, np.uint64)  # the window key of each item alone, by index row
-        item = (self.builder.item_column,)
-        self._item_key = next(k for k, key in enumerate(names) if key.columns == item)
         self._version = 0
         self._day, self._next_ms = -1, 0  # the day whose goods are known, and when the next of them comes or leaves
         self.births_and_deaths(start_ms)
@@ -204,13 +201,9 @@ class RecallShop(Serving):
         on_sale = (inventory.born_ms <= ts_ms) & (ts_ms < inventory.dies_ms)
         fresh = on_sale & ~np.isin(inventory.item_id, self._ids)
         if fresh.any():
-            before = len(self._ids)
             catalogue = self.world.catalogue
             self.index.put(self.index.prepare(catalogue.item(inventory, row)) for row in np.flatnonzero(fresh).tolist())
             self._ids = np.concatenate([self._ids, inventory.item_id[fresh]])
-            own = self.index.form.own_keys.index(self._item_key)
-            keys = self.index.image(before, len(self._ids)).arrays["keys"][:, own]
-            self._item_keys = np.concatenate([self._item_keys, keys])
         gone = self.index.alive & ~np.isin(self._ids, inventory.item_id[on_sale])
         for item_id in self._ids[gone].tolist():
             self.index.remove(item_id)
@@ -262,9 +255,10 @@ class RecallShop(Serving):
         return rows[self.items.alive[rows]]
 
     def clicks_a_day(self) -> NDArray[np.float32]:
-        """How hot each item is, by index row, straight from the windows. (n,)"""
-        heat = clicks_a_day(self.windows.counts(self._item_keys, self.now_ms), self.schema.windows)
-        return heat.astype(np.float32)
+        """How hot each item of the table is, by index row. (n,)"""
+        counts = self.items.counts_of(np.arange(len(self.items)))
+        assert counts is not None
+        return clicks_a_day(counts, self.schema.windows).astype(np.float32)
 
     def popular(self, size: int) -> ItemRows:
         """The ``size`` hottest living items."""

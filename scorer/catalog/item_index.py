@@ -63,9 +63,7 @@ class ItemIndex:
         self._cursor = 0
         self.form = TableForm(builder)
         self.own_keys = self.form.own_keys
-        windows = schema.windows
-        hot = [j for j, k in enumerate(self.own_keys) if windows.keys[k].columns == (builder.item_column,)]
-        self._hot_key = hot[0] if hot else None  # its counts tell how hot an item is, and how often it was seen
+        self._hot_key = self.form.hot_key
         self._hot_row: dict[int, int] = {}  # row by the slot of its hot key
         self._unsent_rows = np.zeros(0, np.bool_)
         self._capacity = 0

@@ -58,6 +58,9 @@ class TableForm:
         # Window keys of item columns alone never change for an item, so each has a slot.
         known = set(self.names) - {f.name for f in schema.fields if f.bias}
         self.own_keys = [k for k, key in enumerate(schema.windows.keys) if set(key.columns) <= known]
+        hot = [j for j, k in enumerate(self.own_keys) if schema.windows.keys[k].columns == (builder.item_column,)]
+        self.hot_key = hot[0] if hot else None
+        """Which of the own keys is the item's alone: its counts tell how hot it is, and how often it was seen."""
         late = {f.name for f in schema.fields if f.bias} | {"position"}
         others = [key for k, key in enumerate(schema.windows.keys) if k not in set(self.own_keys)]
         self.value_names = tuple(n for n in self.names if any(n in key.columns for key in others))
@@ -181,6 +184,13 @@ class ItemTable:
     def filter_values(self, attribute: str) -> U64:
         """Value hashes of a ``filters`` attribute by row, padded with 0, with spare rows at the end. (rows, values)"""
         return self._filters[attribute]
+
+    def counts_of(self, rows: NDArray[Any]) -> NDArray[Any] | None:
+        """Counts of the items at ``rows`` (n,) over the whole shop, (n, S, A). None: the schema has none."""
+        if self.form.hot_key is None:
+            return None
+        found: NDArray[Any] = self._counts[self._rows["own"][rows, self.form.hot_key]]
+        return found
 
     @property
     def rows(self) -> pagekernels.ItemColumns:

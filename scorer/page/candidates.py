@@ -57,7 +57,8 @@ class Recaller:
         self._ranker = ranker
         self._bought_ms = round(settings.bought_days * DAY_MS)
 
-    def ready(self, retrieval: Retrieval | None) -> bool:
+    @staticmethod
+    def ready(retrieval: Retrieval | None) -> bool:
         """Whether the retrieval head has learnt from enough clicks."""
         return retrieval is not None and retrieval.clicks >= LEAST_CLICKS
 
@@ -80,12 +81,12 @@ class Recaller:
         """
         lists, retrieval, neighbours = sources
         items, share = self._ranker.items, self.shares.of_source
-        bought, _ = self._rows([p for p in user.recent.purchases if ts_ms - p.ts_ms < self._bought_ms], ts_ms)
+        bought, _ = self._rows([p for p in user.lately.purchases if ts_ms - p.ts_ms < self._bought_ms], ts_ms)
         vectors = coclicked = NO_ROWS
         liked: list[Any] = []
         version = -1
         if len(lists.living if allowed is None else allowed.rows) > size:
-            clicked, age_ms = self._rows(user.recent.clicks, ts_ms)
+            clicked, age_ms = self._rows(user.lately.clicks, ts_ms)
             if retrieval is not None and self.ready(retrieval) and share[VECTORS - 1]:
                 query = retrieval.query(self._ranker.user_ids(user), clicked, age_ms)
                 near = (query, size) if allowed is None else (query, size, allowed.mask)

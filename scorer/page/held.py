@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from millrace.contracts.schema import Schema
 from millrace.versions.versioning import Announcement
+from millrace.windows.affinity import ACTION, EXPOSED, events_a_day, smoothed_rate
 from millrace.windows.features import FeatureBuilder
 from scorer.catalog.itemtable import ItemTable
 from scorer.page.rank import Ranker, RankingModel
-from scorer.recall.candidate_lists import CandidateLists
+from scorer.recall.candidate_lists import F64, PRIOR, CandidateLists
 from scorer.recall.nearest import Retrieval
 from scorer.recall.neighbours import Neighbours
 
@@ -46,6 +51,16 @@ class WorkerState(HeldModel):
     def of(self, learner: str) -> HeldModel:
         """What is held of a learner; of the first where the name is empty."""
         return self._models[learner]
+
+    def heat(self, rows: NDArray[Any], rate: float) -> tuple[F64, F64]:
+        """Of the items at ``rows`` (n,): clicks a day, and the click rate shrunk towards ``rate``, as
+        :mod:`scorer.recall.candidate_lists` orders hot items by. (n,) each; zeros and ``rate`` where nothing is
+        counted."""
+        counts, windows = self.items.counts_of(rows), self.schema.windows
+        if counts is None:
+            return np.zeros(len(rows)), np.full(len(rows), rate)
+        clicks, exposures = (events_a_day(counts, windows, action) for action in (ACTION, EXPOSED))
+        return clicks, smoothed_rate(clicks, exposures, rate, PRIOR, windows)
 
     def not_ready(self, learner: str = "") -> str:
         """Why a learner's model cannot rank pages yet; empty when it can."""

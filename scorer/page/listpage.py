@@ -44,7 +44,13 @@ class ListPages:
         self._store, self._builder, self._meters, self._passing = store, builder, meters, passing
 
     async def page(
-        self, user_id: Id, size: int, ts_ms: int, reason: str, filters: Filters | None = None
+        self,
+        user_id: Id,
+        size: int,
+        ts_ms: int,
+        reason: str,
+        filters: Filters | None = None,
+        session: Id | None = None,
     ) -> page_wire.RecommendAnswer:
         """A page of the shop's lists, which is not logged.
 
@@ -60,7 +66,7 @@ class ListPages:
         listed = await self._store.list_keys()
         if not listed:
             raise not_ready(reason)
-        user, notes = await look_up(self._store, self._builder, self._meters, user_id)
+        user, notes = await look_up(self._store, self._builder, self._meters, user_id, session)
         liked = self._liked(user, listed, ts_ms)
         found = await self._store.lists([HOT, *liked, NEW])
         if found and filters is not None:

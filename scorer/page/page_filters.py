@@ -9,14 +9,14 @@
     hide seen ──► the user's window keys of user and item ─────────────┘
     caps ──► values of the candidates, best first ──► those that fit
 
-The item table has an attribute in one of two forms: hashes for those in the schema's ``filters``, or feature ids of a
-categorical field. A mask is valid until a row of the table changes.
+The item table has an attribute in one of three forms: hashes for those in the schema's ``filters``, feature ids of a
+categorical field, numbers of a numeric one, for ranges. A mask is valid until a row of the table changes.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from millrace.basics.hashing import U64, column_hash, combine, mix
 from millrace.contracts.events import Id
 from millrace.contracts.filter_attributes import asked_hashes, filterable
+from millrace.contracts.schema import DERIVED
 from scorer.catalog.itemtable import ItemRows
 from scorer.page import filterkernels as kernels
-from scorer.page.page_wire import Filters, RecommendRequest, RequestError, filters_of
+from scorer.page.page_wire import Filters, ListRequest, Range, RequestError, filters_of
 from scorer.page.rank import Ranker
 from scorer.recall.candidate_lists import Allowed, ListedRows
 from scorer.users.userrecord import KnownUser
@@ -66,6 +67,7 @@ class ItemFilters:
                 start, field = starts[name]
                 first = int(np.searchsorted(form.cat_columns, start))
                 self._places[name] = _Place(False, first, first + field.slots, layout.field_salt(field))
+        self._numbers = {name: n for n, name in enumerate(form.plain_names) if name not in DERIVED}
         self._others = {field.name for field in schema.fields} - set(self._places)
         self._seen: _UserItem | None = None
         both = self._builder.user_column, self._builder.item_column
@@ -79,7 +81,7 @@ class ItemFilters:
 
     # -- a request --------------------------------------------------------------------------------------------
 
-    def of(self, asked: RecommendRequest) -> Filters | None:
+    def of(self, asked: ListRequest) -> Filters | None:
         """The filters of a request; None: it has none. Raises RequestError for unknown attributes; the message lists
         the known ones and how to add one."""
         filters = filters_of(asked)
@@ -87,14 +89,21 @@ class ItemFilters:
             return None
         for what, names in (("only", filters.only), ("not", filters.without), ("caps", filters.caps)):
             for name in names:
-                if name not in self._places:
+                is_range = what != "caps" and isinstance(names[name], Range)
+                if is_range and name not in self._numbers:
+                    known = ", ".join(self._numbers) or "none"
+                    problem = f"{what} '{name[:40]}' is no number, which a range needs"
+                    raise RequestError(problem, f"give values, or use a numeric field of items: {known}")
+                if not is_range and name not in self._places:
                     known = ", ".join(self._places) or "none"
                     text = name.replace('"', "'")[:40]
                     remedy = (
                         f'use one of {known}; or add filters = ["{text}"] at the top of the schema file and restart'
                     )
                     if name in self._others:  # the schema refuses these among its filters
-                        remedy = f"use one of {known}; filters know no numbers and nothing of users and pages"
+                        remedy = (
+                            f'use one of {known}; a number needs a range, as {{"min": 5}}; users and pages have none'
+                        )
                     raise RequestError(f"{what} '{text}' is no attribute that this shop filters by", remedy)
         if "seen" in filters.hide and self._seen is None:
             user, item = self._builder.user_column, self._builder.item_column
@@ -173,8 +182,8 @@ class ItemFilters:
 
     def _by_attributes(self, filters: Filters) -> Allowed:
         items = self._items
-        clauses = [
-            (name, tuple(asked_hashes(values)), keep)
+        clauses: list[tuple[str, tuple[float, ...], bool]] = [
+            (name, _limits(values) if isinstance(values, Range) else tuple(asked_hashes(values)), keep)
             for of, keep in ((filters.only, True), (filters.without, False))
             for name, values in of.items()
         ]
@@ -199,9 +208,13 @@ class ItemFilters:
         while self._bytes > MASK_BYTES and len(self._masks) > 1:
             self._bytes -= _size(*self._masks.popitem(last=False))
 
-    def _narrow(self, mask: NDArray[np.bool_], name: str, hashes: Iterable[int], keep: bool) -> None:
+    def _narrow(self, mask: NDArray[np.bool_], name: str, asked: tuple[Any, ...], keep: bool) -> None:
+        if name in self._numbers:
+            (low, high), numbers = asked, self._items.rows.plain[: len(mask), self._numbers[name]]
+            mask &= ((numbers >= low) & (numbers <= high)) == keep
+            return
         place, columns = self._places[name], self._columns(name)
-        values = np.array(list(hashes), np.uint64)
+        values = np.array(asked, np.uint64)
         if not place.named:
             values = mix(place.salt, values)
         stop = columns.shape[1] if place.named else place.stop
@@ -215,7 +228,7 @@ class ItemFilters:
 
     def _left_out(self, filters: Filters, user: KnownUser, ts_ms: int) -> list[Id]:
         """Ids of what the request excludes or hides, without what was seen, as of the page's time."""
-        recent = user.recent
+        recent = user.lately
         pasts = [p for name, some in (("bought", recent.purchases), ("clicked", recent.clicks)) for p in some
                  if name in filters.hide and p.ts_ms < ts_ms]  # fmt: skip
         return [*filters.exclude, *(p.item_id for p in pasts)]
@@ -228,6 +241,14 @@ class ItemFilters:
         if seen is not None and len(keys):
             own, items = self._user_hash(user)[0], self._items.rows.values
             kernels.unseen(seen.salt, own, items, seen.column, seen.user_first, kernels.table_of(keys), mask)
+
+
+def _limits(asked: Range) -> tuple[float, float]:
+    """The ends of a range as numbers of items are kept."""
+    with np.errstate(over="ignore"):
+        low = -np.inf if asked.low is None else float(np.float32(asked.low))
+        high = np.inf if asked.high is None else float(np.float32(asked.high))
+    return low, high
 
 
 def _size(key: Any, found: Allowed) -> int:

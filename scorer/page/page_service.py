@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from millrace.basics.durations import DAY_MIN, MINUTE_MS, text_of
 from millrace.basics.hashing import value_hash
 from millrace.contracts.clock import MAX_AHEAD_MS, EventClock
-from millrace.contracts.events import LOGGED, PageLog
+from millrace.contracts.events import LOGGED, Id, PageLog
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from scorer.catalog.itemtable import ItemRows
@@ -44,7 +44,7 @@ from scorer.recall.candidate_lists import (
     popular_page,
     random_page,
 )
-from scorer.users.userrecord import Meters, UserStore, look_up
+from scorer.users.userrecord import KnownUser, Meters, UserStore, look_up
 
 PAGE_LIMIT = 600  # items of an answer, or of a ranked list
 FILTERED = "f-"
@@ -91,14 +91,14 @@ class Serving(WorkerState):
         size = page_wire.check_recommend(asked, PAGE_LIMIT)
         cursor = None if asked.cursor is None else Cursor.of(asked.cursor, PAGE_LIMIT)
         filters = self.filters.of(asked)
-        request_id, ts_ms = self._identify(asked, logged=True)
+        request_id, ts_ms = self.identify(asked, logged=True)
         arm = self.arms.of(asked.user_id)
         reason = self.not_ready(arm.learner)
         if reason:
             if cursor is not None and cursor.list_id.startswith(FILTERED):
                 raise not_ready(f"no part of a list with filters yet, since there is {reason}")
-            return await self._list_pages.page(asked.user_id, size, ts_ms, reason, filters)
-        user, notes = await look_up(self._store, self.builder, self._meters, asked.user_id)
+            return await self._list_pages.page(asked.user_id, size, ts_ms, reason, filters, asked.session)
+        user, notes = await self.user_of(asked.user_id, asked.session)
         page = Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes, asked.explain, filters)
         if cursor is not None:
             answer = await self._part(page, cursor, size)
@@ -112,7 +112,7 @@ class Serving(WorkerState):
         """A page, or the first part of a list of ``length`` items."""
         most = length or size
         seed = value_hash(page.request_id)
-        allowed = self._allowed(page)
+        allowed = self.allowed(page)
         if allowed is not None and not len(allowed.rows):
             return self._empty(page, arm)
         among, there = None, len(self.lists.living if allowed is None else allowed.rows)
@@ -124,7 +124,7 @@ class Serving(WorkerState):
             rows = self._unranked(page, arm, size, most, seed, allowed)
             sources, retrieval = np.full(len(rows), CONTROLLED if arm.kind == "random" else HOT, np.uint8), -1
         scored = await self.maker.score(page, rows, among, arm.learner)
-        order = np.flatnonzero(self._passing(page)[rows])  # one may have gone while counts were waited for
+        order = np.flatnonzero(self.passing(page)[rows])  # one may have gone while counts were waited for
         order, odds = self._ordered(page, arm, scored, order, size, most, seed, there)
         shown, rest = order[:size], order[size:]
         ids, codes = self.maker.ids(rows[rest]), sources[rest].tobytes()
@@ -198,7 +198,7 @@ class Serving(WorkerState):
         if arm.kind == "random":
             rows = random_page(self.lists, drawn, np.random.default_rng(seed), allowed)
         else:
-            rows = popular_page(self.lists, drawn, allowed, self.items.rows.born_ms)
+            rows = popular_page(self.lists, drawn, allowed, self.items.rows.born_ms, self.heat)
         rows = rows[self.items.alive[rows]]  # gone since the lists were made
         if page.filters is not None and capped:
             first = self.filters.fitting(page.filters, rows, size)
@@ -217,7 +217,7 @@ class Serving(WorkerState):
     ) -> tuple[Scored, NDArray[np.intp], NDArray[np.uint8]]:
         """Completes a page on which too few candidates fit under the caps: scores, order and sources with other items.
         Unchanged if it is full or nothing else fits."""
-        filters, allowed = page.filters, self._allowed(page)  # again: counts may have been waited for
+        filters, allowed = page.filters, self.allowed(page)  # again: counts may have been waited for
         if filters is None or allowed is None or len(shown) == size:
             return scored, shown, sources
         taken, hot = scored.rows[shown], self.lists.hot
@@ -227,7 +227,7 @@ class Serving(WorkerState):
         of_more = CONTROLLED if arm.kind == "random" else np.where(np.isin(more, hot), HOT, RANDOM)
         sources = np.concatenate([sources[shown], np.broadcast_to(of_more, len(more))]).astype(np.uint8)
         scored = await self.maker.score(page, np.concatenate([taken, more]), scored.found.among, arm.learner)
-        left = np.flatnonzero(self._passing(page)[scored.rows])
+        left = np.flatnonzero(self.passing(page)[scored.rows])
         if arm.ranks:
             left = left[largest(scored.shown[left], len(left))]
         return scored, left[self.filters.fitting(filters, scored.rows[left], size)], sources
@@ -250,7 +250,7 @@ class Serving(WorkerState):
         page, arm = page._replace(filters=kept.filters), self.arms.named(kept.arm)
         rows = self.items.rows_of(kept.items[cursor.at :])
         left = np.flatnonzero(rows >= 0)
-        left = left[self._passing(page)[rows[left]]]  # without those that are gone
+        left = left[self.passing(page)[rows[left]]]  # without those that are gone
         later = left[size:]
         if kept.filters is not None and kept.filters.caps:
             first = self.filters.fitting(kept.filters, rows[left], size)
@@ -263,7 +263,7 @@ class Serving(WorkerState):
         mark = f"{value_hash(self._new_id()) & 0xFFFF:04x}"
         part = page._replace(request_id=f"{kept.request_id}.{cursor.slot}.{mark}", context=page.context or kept.context)
         scored = await self.maker.score(part, rows[left], kept.set_of(len(self.schema.among)), arm.learner)
-        order = np.flatnonzero(self._passing(part)[rows[left]])  # one may have gone while counts were waited for
+        order = np.flatnonzero(self.passing(part)[rows[left]])  # one may have gone while counts were waited for
         if kept.filters is not None and kept.filters.caps:  # or may be of another kind by now
             order = order[self.filters.fitting(kept.filters, rows[left[order]], size)]
         sources = kept.sources_of(cursor.at + left[order])
@@ -289,14 +289,14 @@ class Serving(WorkerState):
         await self.ranked.put(list_id, kept)
         return replace(answer, cursor=Cursor(list_id, at, slot, length).text)
 
-    def _allowed(self, page: Asked) -> Allowed | None:
+    def allowed(self, page: Asked) -> Allowed | None:
         if page.filters is None:
             return None
         return self.filters.allowed(page.filters, page.user, page.ts_ms)
 
-    def _passing(self, page: Asked) -> NDArray[np.bool_]:
+    def passing(self, page: Asked) -> NDArray[np.bool_]:
         """By index row, whether an item lives and passes the filters."""
-        allowed = self._allowed(page)
+        allowed = self.allowed(page)
         return self.items.alive if allowed is None else allowed.mask
 
     def _empty(self, page: Asked, arm: PageArm) -> page_wire.RecommendAnswer:
@@ -318,11 +318,11 @@ class Serving(WorkerState):
     async def score_items(self, asked: page_wire.ScoreRequest) -> page_wire.ScoreAnswer:
         """The answer to a decoded request. Raises RequestError as :meth:`score`."""
         page_wire.check_items(asked.items)
-        request_id, ts_ms = self._identify(asked, asked.log)
+        request_id, ts_ms = self.identify(asked, asked.log)
         reason = self.not_ready()
         if reason:
             raise not_ready(reason)
-        user, notes = await look_up(self._store, self.builder, self._meters, asked.user_id)
+        user, notes = await self.user_of(asked.user_id)
         page = Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes)
         rows = self.items.rows_of(asked.items)
         known = np.flatnonzero(rows >= 0)
@@ -343,9 +343,11 @@ class Serving(WorkerState):
         named = None if asked.log and unknown else request_id
         return page_wire.ScoreAnswer(named, scored.note.version, scores, unknown, notes)
 
-    # -- within -----------------------------------------------------------------------------------------------
+    async def user_of(self, user_id: Id, session: Id | None = None) -> tuple[KnownUser, list[str]]:
+        """:func:`look_up` in the online store."""
+        return await look_up(self._store, self.builder, self._meters, user_id, session)
 
-    def _identify(self, asked: page_wire.RecommendRequest | page_wire.ScoreRequest, logged: bool) -> tuple[str, int]:
+    def identify(self, asked: page_wire.ListRequest | page_wire.ScoreRequest, logged: bool) -> tuple[str, int]:
         page_wire.check_context(asked.context, self.schema)
         now_ms = self.maker.now_ms
         ts_ms = page_wire.check_time(asked.ts_ms, now_ms, MAX_AHEAD_MS, *self._oldest_ms(now_ms, logged))

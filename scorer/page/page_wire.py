@@ -25,7 +25,19 @@ HIDDEN = ("bought", "clicked", "seen")
 MAX_CAP = 1 << 20
 """A larger cap has no effect."""
 Value = Text | Int64 | float | bool
-Values = Value | list[Value]
+
+
+class Range(Struct, frozen=True, forbid_unknown_fields=True, rename={"low": "min", "high": "max"}):
+    """Numbers from ``min`` to ``max``, both included; without one of them: all above, or all below."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        return f"{'' if self.low is None else f'{self.low:g}'}..{'' if self.high is None else f'{self.high:g}'}"
+
+
+Values = Value | list[Value] | Range
 Clause = dict[str, Values]
 _FEW = {"maxProperties": MOST_ATTRIBUTES}
 MAX_BODY_BYTES = 1 << 20
@@ -47,19 +59,19 @@ class Filters(Struct, frozen=True, array_like=True):
     """What a page must not show, and caps; ``only`` and ``without`` have values by attribute."""
 
     exclude: list[WireId] = []
-    only: dict[str, list[Value]] = {}
-    without: dict[str, list[Value]] = {}
+    only: dict[str, list[Value] | Range] = {}
+    without: dict[str, list[Value] | Range] = {}
     caps: dict[str, int] = {}
     hide: list[str] = []
 
     def __str__(self) -> str:
         """In words, for notes.
 
-        >>> str(Filters(only={"in_stock": [True], "region": ["eu", "us"]}, exclude=[1, 2], hide=["bought"]))
-        'only in_stock=true, only region=eu|us, 2 excluded, hidden: bought'
+        >>> str(Filters(only={"in_stock": [True], "price": Range(5, None)}, exclude=[1, 2], hide=["bought"]))
+        'only in_stock=true, only price=5.., 2 excluded, hidden: bought'
         """
         words = [
-            f"{what} {name}={'|'.join(map(_shown, values))[:60]}"
+            f"{what} {name}={values if isinstance(values, Range) else '|'.join(map(_shown, values))[:60]}"
             for what, clause in (("only", self.only), ("not", self.without))
             for name, values in clause.items()
         ]
@@ -74,33 +86,34 @@ def _shown(value: Value) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-class RecommendRequest(Struct, frozen=True, forbid_unknown_fields=True, rename={"length": "list", "without": "not"}):
-    """POST /recommend: a page, the first part of a list (with ``list``), or the next part of one (with ``cursor``)."""
+class ListRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"without": "not"}):
+    """POST /popular, and what every request for a page of items has."""
 
-    user_id: WireId
+    user_id: (
+        Annotated[WireId, Meta(description="Who gets the page, so that it is scored and logged; default: nobody")]
+        | None
+    ) = None
+    session: (
+        Annotated[WireId, Meta(description="Id that the user had as a guest: its last actions count as the user's")]
+        | None
+    ) = None
     size: Annotated[int, Meta(ge=1, description="Items wanted; default: the page limit")] | None = None
     request_id: Annotated[Name, Meta(description="Names the page in events about it; default: a new id")] | None = None
     ts_ms: Annotated[TimeMs, Meta(description="Event time in Unix ms; default: now by the event clock")] | None = None
     context: Annotated[dict[str, Scalar], Meta(description="Values of the schema's context fields")] = {}
-    length: Annotated[int, Meta(ge=1, description="Items to rank, of which `size` are handed out at a time")] | None = (
-        None
-    )
-    cursor: Annotated[str, Meta(min_length=1, max_length=300, description="As the part before answered it")] | None = (
-        None
-    )
-    explain: Annotated[bool, Meta(description="Say of each item where recall found it, and of the first why")] = False
     exclude: Annotated[
         list[WireId], Meta(description="Items that must not come", extra_json_schema={"maxItems": MOST_EXCLUDED})
     ] = []
     only: Annotated[
         Clause,
         Meta(
-            description="By attribute: values of which an item must have one; every attribute must hold",
+            description="By attribute: values of which an item must have one, or a range of its number; all must hold",
             extra_json_schema=_FEW,
         ),
     ] = {}
     without: Annotated[
-        Clause, Meta(description="By attribute: values of which an item must have none", extra_json_schema=_FEW)
+        Clause,
+        Meta(description="By attribute: values, or a range, of which an item must have none", extra_json_schema=_FEW),
     ] = {}
     caps: Annotated[
         dict[str, Annotated[int, Meta(extra_json_schema={"minimum": 1})]],
@@ -109,6 +122,25 @@ class RecommendRequest(Struct, frozen=True, forbid_unknown_fields=True, rename={
     hide: Annotated[
         list[Annotated[str, Meta(extra_json_schema={"enum": list(HIDDEN)})]], Meta(description="What the user did")
     ] = []
+
+
+class SimilarRequest(ListRequest, frozen=True, kw_only=True):
+    """POST /similar: items like one."""
+
+    item_id: WireId
+
+
+class RecommendRequest(ListRequest, frozen=True, kw_only=True, rename={"length": "list"}):
+    """POST /recommend: a page, the first part of a list (with ``list``), or the next part of one (with ``cursor``)."""
+
+    user_id: WireId
+    length: Annotated[int, Meta(ge=1, description="Items to rank, of which `size` are handed out at a time")] | None = (
+        None
+    )
+    cursor: Annotated[str, Meta(min_length=1, max_length=300, description="As the part before answered it")] | None = (
+        None
+    )
+    explain: Annotated[bool, Meta(description="Say of each item where recall found it, and of the first why")] = False
 
 
 class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -124,10 +156,10 @@ class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Reason(Struct, frozen=True):
-    """An input that made a score what it is."""
+    """Why an item is here: an input that made its score what it is; on pages of /similar and /popular, a measure."""
 
-    input: Annotated[str, Meta(description="A field, or a window key with all its counts, or both")]
-    effect: Annotated[float, Meta(description="By how much it raised the logit: log(score / (1 - score))")]
+    input: Annotated[str, Meta(description="A field, or a window key with all its counts, or both; or the measure")]
+    effect: Annotated[float, Meta(description="By how much it raised log(score / (1 - score)); or the measure's value")]
 
 
 class PlacedItem(Struct, frozen=True):
@@ -136,18 +168,19 @@ class PlacedItem(Struct, frozen=True):
     item_id: int | str
     position: Annotated[int, Meta(description="What events about the item name it by")]
     score: Annotated[float | None, Meta(description="Click probability; null: nothing was scored")]
-    source: Annotated[str, Meta(description=f"With explain: {', '.join(SOURCES)}")] | UnsetType = UNSET
-    reasons: (
-        Annotated[list[Reason], Meta(description="With explain, of the first items: strongest first")] | UnsetType
-    ) = UNSET
+    source: Annotated[str, Meta(description=f"Where it was found: {', '.join(SOURCES)}")] | UnsetType = UNSET
+    reasons: Annotated[list[Reason], Meta(description="Strongest first; /recommend: of the first")] | UnsetType = UNSET
 
 
 class RecommendAnswer(Struct, frozen=True):
-    """Answer of /recommend."""
+    """Answer of /recommend, /similar and /popular."""
 
     request_id: Annotated[str | None, Meta(description="null: nothing was logged, so send no events of this page")]
     model_version: Annotated[int, Meta(description="-1: no model made it")]
-    arm: Annotated[str, Meta(description="model, control (random), an arm of the settings, or lists (no model yet)")]
+    arm: Annotated[
+        str,
+        Meta(description="model, control (random), an arm of the settings, logged (not ranked), lists (not logged)"),
+    ]
     ts_ms: int
     items: list[PlacedItem]
     notes: Annotated[list[str], Meta(description="What was missing for this page, in words")]
@@ -157,6 +190,19 @@ class RecommendAnswer(Struct, frozen=True):
         Annotated[int, Meta(description="With explain: the version that recall looked for near items with; -1: none")]
         | UnsetType
     ) = UNSET
+
+
+class ItemAnswer(Struct, frozen=True):
+    """Answer of GET /items/{id}: what pages are made of, so not the attributes' texts."""
+
+    item_id: int | str
+    on_pages: Annotated[bool, Meta(description="false: it is gone")]
+    born_ms: Annotated[int, Meta(description="0: unknown")]
+    numbers: Annotated[dict[str, float], Meta(description="By numeric field; 0 where the item has none")]
+    clicks: Annotated[float, Meta(description="A day: the mean over the windows of those of the whole shop")]
+    click_rate: Annotated[float, Meta(description="Over exposures, near the shop's own where these are few")]
+    coclicked: Annotated[int, Meta(description="Number of items that are often clicked along with it, at most 16")]
+    vector: Annotated[bool, Meta(description="Whether it can be found by its vector")]
 
 
 class ScoreAnswer(Struct, frozen=True):
@@ -196,13 +242,18 @@ def _at(key: str) -> str:
     return f" at '{key}'" if key else ""
 
 
+def check_size(size: int | None, limit: int, name: str = "size") -> int:
+    """The requested page size, or ``limit``, beyond which RequestError is raised."""
+    if size is not None and size > limit:
+        raise RequestError(f"{name} {size} is above the page limit {limit}", f"ask for 1 to {limit} items")
+    return limit if size is None else size
+
+
 def check_recommend(asked: RecommendRequest, limit: int) -> int:
     """The requested page size, or ``limit``, which applies to lists too. Raises RequestError for fields that exclude
     each other."""
     size, length, cursor = asked.size, asked.length, asked.cursor
-    for name, value in (("size", size), ("list", length)):
-        if value is not None and value > limit:
-            raise RequestError(f"{name} {value} is above the page limit {limit}", f"ask for 1 to {limit} items")
+    check_size(length, limit, "list")
     if cursor is not None and (length is not None or asked.request_id is not None):
         name = "list" if length is not None else "request_id"
         raise RequestError(f"'{name}' does not go with 'cursor'", "a list has them from its first part: leave it out")
@@ -211,17 +262,17 @@ def check_recommend(asked: RecommendRequest, limit: int) -> int:
     if length is not None and asked.request_id is not None and len(asked.request_id) > MOST_REQUEST_ID:
         text = f"request_id of {len(asked.request_id)} characters is too long for a list"
         raise RequestError(text, f"use at most {MOST_REQUEST_ID}: the ids of its parts begin with it")
-    return limit if size is None else size
+    return check_size(size, limit)
 
 
-def filters_of(asked: RecommendRequest) -> Filters | None:
+def filters_of(asked: ListRequest) -> Filters | None:
     """The filters of a request, checked except for attribute names. None: nothing. Raises RequestError: too many,
     unknown, or together with a cursor."""
     given = {"exclude": asked.exclude, "only": asked.only, "not": asked.without, "caps": asked.caps, "hide": asked.hide}
     names = [name for name, value in given.items() if value]
     if not names:
         return None
-    if asked.cursor is not None:
+    if isinstance(asked, RecommendRequest) and asked.cursor is not None:
         raise RequestError(f"'{names[0]}' does not go with 'cursor'", "the list keeps its filters: leave it out")
     if len(asked.exclude) > MOST_EXCLUDED:
         problem = f"exclude: {len(asked.exclude)} ids are too many"
@@ -241,10 +292,15 @@ def filters_of(asked: RecommendRequest) -> Filters | None:
     return Filters(asked.exclude, only, without, caps, list(dict.fromkeys(asked.hide)))
 
 
-def _clause(what: str, clause: Clause) -> dict[str, list[Value]]:
-    lists = {name: value if isinstance(value, list) else [value] for name, value in clause.items()}
+def _clause(what: str, clause: Clause) -> dict[str, list[Value] | Range]:
+    lists = {name: value if isinstance(value, list | Range) else [value] for name, value in clause.items()}
     for name, values in lists.items():
         where = f"{what} '{name[:40]}'"
+        if isinstance(values, Range):
+            ends = [end for end in (values.low, values.high) if end is not None]
+            if not ends or ends != sorted(ends):
+                raise RequestError(f"{where}: no number is in {values}", "give min, or max, or a min up to the max")
+            continue
         if not values:
             raise RequestError(f"{where} is []", "name at least one value, or leave the attribute out")
         if len(values) > MOST_VALUES:

@@ -31,7 +31,7 @@ on the seed, which comes from the request id.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -120,10 +120,11 @@ class CandidateLists:
     hot: ListedRows = field(default_factory=lambda: np.empty(0, np.int32))  # hottest first, then born last first
     new: ListedRows = field(default_factory=lambda: np.empty(0, np.int32))  # born last first
     groups: tuple[HotGroups, ...] = ()
+    rate: float = 0.0  # clicks of the whole shop over its exposures
 
     def arrays(self) -> Arrays:
         """Flat names for transport to another process."""
-        out: Arrays = {"living": self.living, "hot": self.hot, "new": self.new}
+        out: Arrays = {"living": self.living, "hot": self.hot, "new": self.new, "rate": np.array([self.rate])}
         for g, groups in enumerate(self.groups):
             out[f"group/{g}/key"] = np.array([groups.key])
             for name in _GROUP_ARRAYS:
@@ -136,7 +137,7 @@ class CandidateLists:
         while f"group/{len(groups)}/key" in arrays:
             at = f"group/{len(groups)}"
             groups.append(HotGroups(int(arrays[f"{at}/key"][0]), *(arrays[f"{at}/{name}"] for name in _GROUP_ARRAYS)))
-        return cls(arrays["living"], arrays["hot"], arrays["new"], tuple(groups))
+        return cls(arrays["living"], arrays["hot"], arrays["new"], tuple(groups), float(arrays["rate"][0]))
 
 
 _GROUP_ARRAYS = ("rows", "starts", "example", "parts", "of_item")
@@ -188,11 +189,8 @@ def make_lists(
     clicks, exposures = heat.clicks[living].astype(np.float64), heat.exposures[living].astype(np.float64)
     seen = exposures.sum()
     rate = clicks.sum() / seen if seen else 0.0
-    clicked, windows = np.flatnonzero(clicks > 0), builder.schema.windows
-    hot = living[clicked[largest(smoothed_rate(clicks[clicked], exposures[clicked], rate, PRIOR, windows), depth)]]
-    if len(hot) < depth:  # the same others on all pages, so that what is learnt of them adds up
-        others = living[clicks <= 0]
-        hot = np.concatenate([hot, others[largest(born_ms[others], depth - len(hot))]])
+    windows = builder.schema.windows
+    hot = living[hottest(clicks, smoothed_rate(clicks, exposures, rate, PRIOR, windows), born_ms[living], depth)]
     waits = living[heat.seen[living] < new_exposures]
     new = waits[largest(born_ms[waits], depth)]
     groups = []
@@ -203,7 +201,17 @@ def make_lists(
             rows = living[order]
             example = rows[starts[:-1]]
             groups.append(HotGroups(k, rows, starts, example, *key_parts(builder, k, columns, example)))
-    return CandidateLists(living, hot, new, tuple(groups))
+    return CandidateLists(living, hot, new, tuple(groups), rate)
+
+
+def hottest(clicks: F64, heat: F64, born_ms: NDArray[np.int64], count: int) -> Positions:
+    """Positions of the ``count`` hottest of n items: those with clicks by ``heat``, then the others, born last first.
+    They are the same others on all pages, so that what is learnt of them adds up."""
+    clicked, others = np.flatnonzero(clicks > 0), np.flatnonzero(clicks <= 0)
+    hot = clicked[largest(heat[clicked], count)]
+    if len(hot) == count:
+        return hot
+    return np.concatenate([hot, others[largest(born_ms[others], count - len(hot))]])
 
 
 def _grouped(labels: U64, clicks: F64, exposures: F64, rate: float, windows: Windows) -> tuple[Positions, Positions]:
@@ -340,9 +348,18 @@ def random_page(
     return living[generator.choice(len(living), size, replace=False)].astype(np.intp)
 
 
-def popular_page(lists: CandidateLists, size: int, allowed: Allowed | None, born_ms: NDArray[np.int64]) -> ItemRows:
-    """The hottest living items, hottest first, for everybody."""
-    hot = lists.hot if allowed is None else _hot_of(allowed, lists.hot, born_ms, size)
+def popular_page(
+    lists: CandidateLists,
+    size: int,
+    allowed: Allowed | None,
+    born_ms: NDArray[np.int64],
+    heat: Callable[[ListedRows, float], tuple[F64, F64]],
+) -> ItemRows:
+    """The hottest living items, hottest first, for everybody. ``heat``: of items, their clicks a day and their smoothed
+    rate, by the shop's rate. Asked where the shop's list has too few that are allowed."""
+    hot = lists.hot if allowed is None else allowed.of(lists.hot)
+    if allowed is not None and len(hot) < min(size, len(allowed.rows)):
+        hot = allowed.rows[hottest(*heat(allowed.rows, lists.rate), born_ms[allowed.rows], size)]
     return hot[:size].astype(np.intp)
 
 

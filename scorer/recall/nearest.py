@@ -27,7 +27,7 @@ Symbols: W columns of a vector, n places, R rows of the item index, k items want
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -177,18 +177,36 @@ class Retrieval:
             places = self._found(self._finder, query, k, allowed)
         if places is None:
             places = best(self._masked(self.scores(query), allowed), k)
-        base = places < self._first
-        rows = np.empty(len(places), np.intp)
-        rows[base], rows[~base] = self._rows[places[base]], self._tail_rows[places[~base] - self._first]
-        return rows
+        return self._rows_at(places)
 
-    def scores(self, query: Floats) -> Floats:
-        """The product of each place, -inf or NaN for invalid ones. The next call reuses the memory."""
+    def has(self, row: int) -> bool:
+        """Whether the item at ``row`` has a vector."""
+        return self._place_of(row) >= 0
+
+    def similar(self, row: int, k: int, allowed: NDArray[np.bool_], others: ItemRows) -> tuple[ItemRows, Floats]:
+        """Distinct index rows of the k allowed items whose vectors are most similar to that of the item at ``row``,
+        best first, then of the allowed ``others`` (m,) with a vector; and their cosines. Empty: the item has no vector.
+
+        The last column, the bias, takes no part: it says how much an item is clicked, not by whom. Always exact."""
+        own = self._place_of(row)
+        if own < 0:
+            return np.empty(0, np.intp), np.empty(0, np.float32)
+        query = self.vectors(np.array([own]))[0, :-1]
+        found = self.scores(query / max(np.float32(1e-30), np.linalg.norm(query)), kernels.cosines)
+        where = np.fromiter(map(self._place_of, others.tolist()), np.int64, len(others))
+        where = where[where >= 0]
+        places = best(self._masked(found, allowed), k)
+        places = np.append(places, np.setdiff1d(where, places))
+        return self._rows_at(places), found[places]
+
+    def scores(self, query: Floats, of: Callable[[Tiles, Floats, Floats], None] = kernels.products) -> Floats:
+        """The product (or another measure) of each place, -inf or NaN for invalid ones. The next call reuses the
+        memory."""
         end = self._first + len(self._tail_at)
         scores, first = self._scores, self._first
-        kernels.products(self._tiles, query, scores)
+        of(self._tiles, query, scores)
         scores[len(self._rows) : first] = NEVER
-        self._tail_scores(query, scores[first:])
+        self._tail_scores(query, scores[first:], of)
         scores[self._stale_places[: self._stales]] = NEVER
         return scores[:end]
 
@@ -210,9 +228,15 @@ class Retrieval:
         place = int(self._at[row]) if 0 <= row < len(self._at) else -1
         return -1 if place < 0 or self._stale[place] else place
 
-    def _tail_scores(self, query: Floats, out: Floats) -> None:
+    def _rows_at(self, places: Places) -> ItemRows:
+        base = places < self._first
+        rows = np.empty(len(places), np.intp)
+        rows[base], rows[~base] = self._rows[places[base]], self._tail_rows[places[~base] - self._first]
+        return rows
+
+    def _tail_scores(self, query: Floats, out: Floats, of: Callable[..., None] = kernels.products) -> None:
         tiles = -(-len(self._tail_at) // LANES)
-        kernels.products(self._tail[:tiles], query, out)
+        of(self._tail[:tiles], query, out)
 
     def _masked(self, scores: Floats, allowed: NDArray[np.bool_] | None) -> Floats:
         if allowed is not None:
@@ -283,3 +307,4 @@ def warm_up(width: int) -> None:
     query = retrieval.query(np.empty(0, np.int64), np.arange(2), np.zeros(2, np.int64))
     for allowed in (None, np.ones(2, np.bool_)):
         retrieval.nearest(query, 1, allowed)
+    retrieval.similar(1, 1, np.ones(2, np.bool_), np.arange(1))

@@ -46,6 +46,21 @@ def products(tiles: Array, query: Array, out: Array) -> None:
 
 
 @compiled
+def cosines(tiles: Array, query: Array, out: Array) -> None:
+    """``out[p] = <vector p, query> / |vector p|`` over the first len(query) columns; NaN for a vector of zeros."""
+    sums, squares = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    for t in range(len(tiles)):
+        sums[:], squares[:] = np.float32(0), np.float32(0)
+        for c in range(len(query)):
+            for lane in range(LANES):
+                value = np.uint32(np.uint32(tiles[t, c, lane]) << np.uint32(16)).view(np.float32)
+                sums[lane] += value * query[c]
+                squares[lane] += value * value
+        for lane in range(LANES):
+            out[t * LANES + lane] = sums[lane] / np.sqrt(squares[lane]) if squares[lane] else np.nan
+
+
+@compiled
 def forbid(rows: Array, allowed: Array, scores: Array) -> None:
     """``scores[p]`` (>= n,) float32 becomes -inf where ``allowed`` (R,) is false at the row of place p; rows (n,)
     int32"""

@@ -18,7 +18,15 @@ Array = NDArray[Any]
 
 @compiled
 def merge(
-    rows: Array, order: Array, ends: Array, ages: Array, near: Array, counts: Array, weights: Array, out: Array
+    rows: Array,
+    order: Array,
+    ends: Array,
+    ages: Array,
+    near: Array,
+    counts: Array,
+    weights: Array,
+    out: Array,
+    worths: Array,
 ) -> Any:
     """Sums the lists of each index row and keeps the best M neighbours, best first (of equals, the lower row).
 
@@ -30,7 +38,7 @@ def merge(
         near: (m,) index rows of the neighbours; -1: unknown.
         counts: (m, D) by age.
         weights: (D,) of a click by its age.
-        out: (R, M) int32, which takes the neighbours.
+        out, worths: (R, M) int32, which take the neighbours and what each is worth.
 
     Returns the number of neighbours of each row, (R,).
     """
@@ -65,7 +73,7 @@ def merge(
                     best = j
             found[k], found[best] = found[best], found[k]
             worth[k], worth[best] = worth[best], worth[k]
-            out[row, k] = found[k]
+            out[row, k], worths[row, k] = found[k], min(worth[k], 2**31 - 1)
         if row >= 0:
             sizes[row] = min(n, most)
     return sizes

@@ -7,9 +7,8 @@
 
     starts (R + 1,) i32   │ 0 │ 3 │ 3 │ 5 │ ...     by index row
     near   (m,) i32       │ 9  4  7 │ 2  0 │ ...    index rows, best first, at most 16 each
-
-A neighbour's weight is the sum of its counts over partitions, weighted by day
-(:data:`millrace.contracts.coclick_message.WEIGHTS`).
+    worth  (m,) i32       │ 8  5  5 │ 9  1 │ ...    the sum of its counts over partitions, weighted by day
+                                                    (:data:`millrace.contracts.coclick_message.WEIGHTS`)
 """
 
 from __future__ import annotations
@@ -35,6 +34,8 @@ lists go."""
 
 _ENTRY = np.dtype([("near", "<u8"), ("counts", "<u2", (DAYS,))])
 _WEIGHTS = np.array(WEIGHTS, np.int64)
+WORTH_OF_ONE = 420
+"""What one common click a day is worth in :data:`WEIGHTS`."""
 
 
 class CoClickFeed:
@@ -106,31 +107,34 @@ class CoClickFeed:
         ends = np.cumsum(np.fromiter((len(raw) for _, raw in self._lists.values()), np.int64, n)) // _ENTRY.itemsize
         ages = np.maximum(day - np.fromiter((of for of, _ in self._lists.values()), np.int64, n), 0)
         rows = self.rows_of(np.fromiter((item for _, item in self._lists), np.uint64, n))
-        best = np.empty((self.known, MOST), np.int32)
+        best, worth = np.empty((2, self.known, MOST), np.int32)
         sizes = neighbourkernels.merge(
             rows, np.argsort(rows, kind="stable"), ends, ages, self.rows_of(np.ascontiguousarray(entries["near"])),
-            np.ascontiguousarray(entries["counts"]), _WEIGHTS, best,
+            np.ascontiguousarray(entries["counts"]), _WEIGHTS, best, worth,
         )  # fmt: skip
         starts = np.zeros(self.known + 1, np.int32)
         np.cumsum(sizes, out=starts[1:])
         self.changed = False
-        return {"starts": starts, "near": best[np.arange(MOST) < sizes[:, None]]}
+        kept = np.arange(MOST) < sizes[:, None]
+        return {"starts": starts, "near": best[kept], "worth": worth[kept]}
 
 
 class Neighbours:
     """A worker's half: see the module's text. It never changes.
 
-    >>> along = Neighbours(np.array([0, 3, 3, 5], "i4"), np.array([9, 4, 7, 4, 0], "i4"))
+    >>> along = Neighbours(np.array([0, 3, 3, 5], "i4"), np.array([9, 4, 7, 4, 0], "i4"), np.full(5, 420, "i4"))
     >>> along.of(np.array([0, 2, 1, -1]), 10).tolist()
     [9, 4, 7]
+    >>> along.counted(2)
+    (array([4, 0]), array([1., 1.]))
     """
 
-    def __init__(self, starts: NDArray[np.int32], near: NDArray[np.int32]) -> None:
-        self._starts, self._near = starts, near
+    def __init__(self, starts: NDArray[np.int32], near: NDArray[np.int32], worth: NDArray[np.int32]) -> None:
+        self._starts, self._near, self._worth = starts, near, worth
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Neighbours:
-        return cls(arrays["starts"], arrays["near"])
+        return cls(arrays["starts"], arrays["near"], arrays["worth"])
 
     def __len__(self) -> int:
         """Number of pairs of an item and a neighbour."""
@@ -143,3 +147,9 @@ class Neighbours:
             self._starts, self._near, np.array(rows, np.int64), min(most, MOST * len(rows))
         )
         return found
+
+    def counted(self, row: int) -> tuple[ItemRows, NDArray[np.float64]]:
+        """Neighbours of the item at ``row``, best first, with their common clicks a day: the mean over the windows, as
+        :func:`millrace.windows.affinity.clicks_a_day`. (n,) each"""
+        own = slice(*self._starts[row : row + 2]) if 0 <= row < len(self._starts) - 1 else slice(0)
+        return self._near[own].astype(np.intp), self._worth[own] / WORTH_OF_ONE

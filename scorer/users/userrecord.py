@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -14,8 +14,16 @@ from msgspec import Struct
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import U64
 from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING, Id
+from millrace.contracts.online_layout import (
+    MOST_RECENT,
+    PROFILE,
+    RECENT,
+    WINDOW_BYTES,
+    Recent,
+    unpack_profile,
+    unpack_recent,
+)
 from millrace.contracts.online_layout import NOTHING as NOTHING_DONE
-from millrace.contracts.online_layout import PROFILE, RECENT, WINDOW_BYTES, Recent, unpack_profile, unpack_recent
 from millrace.windows.features import FeatureBuilder
 
 AWAY = "away"
@@ -93,6 +101,16 @@ class KnownUser:
     recent: Recent = NOTHING_DONE
     forgotten: bool = False  # what is stored of the last clicks and purchases is damaged; served without it
     missing: int = 0  # bits of what was not there, see millrace.contracts.events.Lacking
+    guest: Recent = NOTHING_DONE  # what was done last under the id of the session before the user was known
+
+    @property
+    def lately(self) -> Recent:
+        """What the user did last, also as a guest: for recall and filters. Features are of the user's id alone, as the
+        stream counts them."""
+        if self.guest is NOTHING_DONE:
+            return self.recent
+        both = zip(self.recent, self.guest, strict=True)
+        return Recent(*(sorted([*own, *more], key=lambda past: -past.ts_ms)[:MOST_RECENT] for own, more in both))
 
     @classmethod
     def of(cls, builder: FeatureBuilder, user_id: Id, record: Mapping[bytes, bytes], missing: int = 0) -> KnownUser:
@@ -143,12 +161,16 @@ class Meters(Protocol):
 
 
 async def look_up(
-    store: UserStore, builder: FeatureBuilder, meters: Meters, user_id: Id
+    store: UserStore, builder: FeatureBuilder, meters: Meters, user_id: Id, session: Id | None = None
 ) -> tuple[KnownUser, list[str]]:
-    """The user, and a note for the answer on what was missing. An unknown user is served as a new one."""
+    """The user, and a note for the answer on what was missing. An unknown user is served as a new one. ``session``: an
+    id that the user had before."""
+    before = None if session is None else (await look_up(store, builder, meters, session))[0]
     record = await store.record(user_id)
     meters.user_read(record.found)
     user = KnownUser.of(builder, user_id, record.fields, record.lacking)
+    if before is not None:
+        user = replace(user, guest=before.recent)
     said = record.note(user_id)
     notes = [said] if said else []
     if user.damaged:

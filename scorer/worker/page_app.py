@@ -20,6 +20,7 @@ from starlette.routing import Route
 from millrace.processes.wall import wall_ms
 from millrace.versions.versioning import Announcement
 from scorer.ipc.meters import REQUEST_SECONDS, REQUESTS, ScorerMeters
+from scorer.page.item_pages import ItemPages
 from scorer.page.page_service import Serving
 from scorer.page.page_wire import MAX_BODY_BYTES, RequestError
 from scorer.worker import infer
@@ -43,13 +44,25 @@ class FiguresSource(Protocol):
 
 
 def make_app(serving: Serving, meters: ScorerMeters, figures: FiguresSource) -> Starlette:
-    inference, described_api = InferenceApi(serving), _json.encode(description())
+    inference, pages, described_api = InferenceApi(serving), ItemPages(serving), _json.encode(description())
 
     async def recommend(request: Request) -> Response:
         return await _answer("recommend", request, serving.recommend, meters)
 
     async def score(request: Request) -> Response:
         return await _answer("score", request, serving.score, meters)
+
+    async def similar(request: Request) -> Response:
+        return await _answer("similar", request, pages.similar, meters)
+
+    async def popular(request: Request) -> Response:
+        return await _answer("popular", request, pages.popular, meters)
+
+    async def item(request: Request) -> Response:
+        try:
+            return _respond(pages.item(request.path_params["id"]))
+        except RequestError as error:
+            return _failed(error)
 
     async def model(_: Request) -> Response:
         found = await figures.model()
@@ -100,6 +113,9 @@ def make_app(serving: Serving, meters: ScorerMeters, figures: FiguresSource) -> 
     handlers = {
         "/recommend": recommend,
         "/score": score,
+        "/similar": similar,
+        "/popular": popular,
+        "/items/{id}": item,
         "/model": model,
         "/healthz": healthz,
         "/readyz": readyz,
@@ -112,7 +128,9 @@ def make_app(serving: Serving, meters: ScorerMeters, figures: FiguresSource) -> 
         "/v2/models/{name}/ready": ready,
         "/v2/models/{name}/infer": infers,
     }
-    routes = [Route(route.path, handlers[route.path], methods=[route.method]) for route in ROUTES]
+    routes = [
+        Route(route.path.replace("{id}", "{id:path}"), handlers[route.path], methods=[route.method]) for route in ROUTES
+    ]
     return Starlette(routes=routes, exception_handlers={404: missing, 405: missing})
 
 

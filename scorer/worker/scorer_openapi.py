@@ -87,6 +87,11 @@ ROUTES = (
     Described(
         "POST", "/score", "Click probabilities of given items", page_wire.ScoreRequest, page_wire.ScoreAnswer, _POST
     ),
+    Described("POST", "/similar", "Items like one", page_wire.SimilarRequest, page_wire.RecommendAnswer, _POST),
+    Described(
+        "POST", "/popular", "The items with most clicks", page_wire.ListRequest, page_wire.RecommendAnswer, _POST
+    ),
+    Described("GET", "/items/{id}", "What pages know of an item", None, page_wire.ItemAnswer, (401, 404)),
     Described("GET", "/model", "The model that serves, and how fresh it is", None, ModelAnswer, (401, 503)),
     Described("GET", "/healthz", "Whether the process lives", None, Alive, (), open=True),
     Described("GET", "/readyz", "Whether pages can be ranked", None, Ready, (503,), open=True),
@@ -109,7 +114,7 @@ ROUTES = (
 _WHY = {
     400: "No JSON, a wrong type, an unknown field, a value out of its range",
     401: "No token, or one that is not known",
-    404: "There is no such model",
+    404: "There is no such model, or item",
     408: "The body did not come in time",
     410: "The list that the cursor names had filters and is no longer kept",
     413: "The body is too large",
@@ -129,5 +134,8 @@ def description() -> dict[str, Any]:
         "Ranks and scores the items of a shop for its users. In words: docs/reference/http-api.md.",
         ROUTES,
         _WHY,
-        names={"name": {"type": "string", "const": infer.MODEL}},
+        names={
+            "name": {"type": "string", "const": infer.MODEL},
+            "id": {"type": "string", "minLength": 1, "maxLength": 200},
+        },
     )

@@ -107,6 +107,50 @@ def nothing_left_is_an_empty_page_with_a_note(shop: Millrace, p: str) -> None:
 
 
 @check
+def ranges_hold(shop: Millrace, p: str) -> None:
+    shop.put_items(catalogue(p))
+    page_of(shop, f"{p}u", {f"{p}{n}" for n in range(6)})
+    kinds = [f"{p}shoes", f"{p}hats"]
+    for asked, wanted in (({"min": 20, "max": 50}, (1, 2, 3, 4)), ({"max": 10}, (0,)), ({"min": 60.5}, ())):
+        page = shop.recommend(f"{p}u", only={"category": kinds, "price": asked})
+        assert {str(item.item_id) for item in page.items} == {f"{p}{n}" for n in wanted}
+    page = shop.popular(only={"category": kinds}, without={"price": {"max": 40}})
+    assert {str(item.item_id) for item in page.items} == {f"{p}4", f"{p}5"}
+
+
+@check
+def items_like_one_are_others_that_pass(shop: Millrace, p: str) -> None:
+    shop.put_items(catalogue(p))
+    page_of(shop, f"{p}u", {f"{p}{n}" for n in range(6)})
+    shoes = {"category": f"{p}shoes"}
+    page = shop.similar(f"{p}0", 5, user_id=f"{p}u", only=shoes)
+    assert {str(item.item_id) for item in page.items} == {f"{p}2", f"{p}4"}
+    assert shop.exposure(page)
+    assert shop.click(page, page.items[0])
+    shop.flush()
+    assert shop.similar(f"{p}-no-such", 2, only=shoes).items, "popular ones, in place of an unknown item's"
+    assert len(shop.popular(2, user_id=f"{p}u", only=shoes, session=f"{p}s", hide=["bought"]).items) == 2
+    for nobodys in (shop.popular(3), shop.similar(f"{p}0", 3)):
+        assert (nobodys.request_id, nobodys.user_id, len(nobodys.items)) == (None, None, 3)
+        assert not shop.exposure(nobodys)
+    with pytest.raises(BadRequest, match="need a user"):
+        shop.popular(hide=["bought"])
+    with pytest.raises(BadRequest, match="400"):
+        shop.similar(f"{p}0", 0)
+
+
+@check
+def an_item_is_known_until_it_is_deleted(shop: Millrace, p: str) -> None:
+    shop.put_items([*catalogue(p), Item(f"{p}a/b", {"price": 3.5}, born_ms=1_700_000_000_000)])
+    page_of(shop, f"{p}u", {f"{p}a/b"})
+    found = shop.item(f"{p}a/b")
+    assert (found.item_id, found.on_pages, found.born_ms) == (f"{p}a/b", True, 1_700_000_000_000)
+    assert found.numbers["price"] == 3.5
+    with pytest.raises(BadRequest, match="404"):
+        shop.item(f"{p}-no-such")
+
+
+@check
 def an_item_that_was_deleted_comes_no_more(shop: Millrace, p: str) -> None:
     shop.put_items(catalogue(p))
     page_of(shop, f"{p}u", {f"{p}0", f"{p}1"})

@@ -132,7 +132,13 @@ def values(item: Item, attribute: str, most: int = 99) -> list[str]:
 
 
 def holds(item: Item, attribute: str, asked: Any) -> bool:
-    """Whether an item has one of the values: true means "true" as well."""
+    """Whether an item has one of the values: true means "true" as well; or a number in a range."""
+    if isinstance(asked, dict):
+        number = np.float32(item.attributes.get(attribute) or 0)
+        low, high = (
+            np.float32(np.clip(asked.get(name, end), -3e38, 3e38)) for name, end in (("min", -3e38), ("max", 3e38))
+        )
+        return bool(low <= number <= high)
     wanted = {plain(v) for v in (asked if isinstance(asked, list) else [asked])}
     if attribute == "item_id":
         return str(item.item_id) in wanted

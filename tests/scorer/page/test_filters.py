@@ -30,7 +30,9 @@ from tests.scenes.scorer_shop import NOW_MS, item
 STOCK = st.sampled_from([True, False, "true", "False", 1, None])
 REGION = st.sampled_from([None, "eu", "us", 7, "7", ["eu", 7], ["us", "eu", "asia"], [], ""])
 TAGS = st.sampled_from([None, "red", "red, new", ["a", "b", "new"], ["new"]])
+PRICE = st.sampled_from([5.0, 0, 2.5, 59.9, None])
 ASKED = {
+    "price": st.sampled_from([{"min": 2.5}, {"max": 59.9}, {"min": 1, "max": 5}, {"min": 5.0001}, {"max": -1e300}]),
     "in_stock": st.sampled_from([True, False, "true", 1, 0, [True, "x"]]),
     "region": st.sampled_from(["eu", 7, 7.0, "7", ["us", "asia"], "mars"]),
     "tags": st.sampled_from(["red", "new", ["b", "a"]]),
@@ -44,16 +46,16 @@ def catalogues(draw: st.DrawFn) -> list[Item]:
     """Up to 40 items; one in four is gone."""
     n = draw(st.integers(1, 40))
     categories = draw(st.integers(1, 5))
-    rows = draw(st.lists(st.tuples(STOCK, REGION, TAGS, st.integers(0, 3)), min_size=n, max_size=n))
+    rows = draw(st.lists(st.tuples(STOCK, REGION, TAGS, PRICE, st.integers(0, 3)), min_size=n, max_size=n))
     return [
         item(
             i if i % 3 else f"{i}",
             f"c{i % categories}",
             gone=life == 0,
-            attributes={"in_stock": stock, "region": region, "tags": tags}
+            attributes={"in_stock": stock, "region": region, "tags": tags, "price": price}
             | ({"category": None} if i % 11 == 10 else {}),
         )
-        for i, (stock, region, tags, life) in enumerate(rows)
+        for i, (stock, region, tags, price, life) in enumerate(rows)
     ]
 
 
@@ -64,7 +66,7 @@ REQUESTS = st.fixed_dictionaries(
     optional={
         "exclude": IDS,
         "only": CLAUSE,
-        "without": st.fixed_dictionaries({}, optional={k: ASKED[k] for k in ("in_stock", "region", "tags")}),
+        "without": st.fixed_dictionaries({}, optional={k: ASKED[k] for k in ("in_stock", "region", "tags", "price")}),
         "caps": st.sampled_from([{"category": 1}, {"category": 3}, {"region": 2}, {"tags": 1}, {"in_stock": 4}]),
         "hide": st.lists(st.sampled_from(["bought", "clicked", "seen"]), unique=True),
     },
@@ -390,7 +392,7 @@ def test_a_part_of_a_list_with_filters_waits_for_the_scorer_and_is_not_made_with
     ("body", "words"),
     [
         ({"only": {"colour": "red"}}, ["only 'colour'", "in_stock, region, tags", 'filters = ["colour"]']),
-        ({"not": {"price": 5}}, ["not 'price'", "no attribute", "filters know no numbers"]),
+        ({"not": {"price": 5}}, ["not 'price'", "no attribute", 'a number needs a range, as {"min": 5}']),
         ({"caps": {"kind": 1}}, ["caps 'kind'"]),
         ({"caps": {"region": 0}}, ["caps 'region' is 0", "1 or more"]),
         ({"caps": {"region": "two"}}, ["$.caps"]),
@@ -401,6 +403,12 @@ def test_a_part_of_a_list_with_filters_waits_for_the_scorer_and_is_not_made_with
         ({"only": {"region": None}}, ["$.only"]),
         ({"only": {"region": ["r"] * 101}}, ["101 values", "at most 100"]),
         ({"only": {f"a{i}": 1 for i in range(17)}}, ["17 attributes", "at most 16"]),
+        ({"only": {"price": {}}}, ["only 'price': no number is in ..", "give min, or max"]),
+        ({"not": {"price": {"min": 3, "max": 2.5}}}, ["not 'price': no number is in 3..2.5"]),
+        ({"only": {"price": {"min": "3"}}}, ["min", "float"]),
+        ({"only": {"price": {"from": 3}}}, ["from"]),
+        ({"only": {"region": {"min": 3}}}, ["only 'region' is no number", "a numeric field of items: price"]),
+        ({"only": {"age_days": {"max": 3}}}, ["only 'age_days' is no number"]),
         ({"hide": ["sold"]}, ["hide 'sold'", "bought, clicked, seen"]),
         ({"cursor": "a.1.1.5", "only": {"region": "eu"}}, ["'only' does not go with 'cursor'"]),
     ],

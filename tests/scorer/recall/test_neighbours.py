@@ -76,6 +76,9 @@ def test_the_newest_lists_of_all_partitions_are_added_up(
     for row in range(known):
         best = sorted((-w, other) for other, w in worth[row].items() if w and other != row and other < known)
         assert found.of(np.array([row]), 1000).tolist() == [other for _, other in best[:MOST]]
+        along, clicks = found.counted(row)
+        assert list(zip((-420 * clicks).round().tolist(), along.tolist(), strict=True)) == best[:MOST]
+    assert [len(part) for part in found.counted(known)] == [0, 0], "newer than the arrays"
     assert len(arrays["starts"]) == known + 1
     assert {str(array.dtype) for array in arrays.values()} == {"int32"}
 
@@ -88,7 +91,8 @@ def test_neighbours_of_several_items_are_interleaved_distinct_and_none_of_these(
     near: list[list[int]], rows: list[int], most: int
 ) -> None:
     starts = np.cumsum([0, *map(len, near)]).astype(np.int32)
-    found = Neighbours(starts, np.array([n for own in near for n in own], np.int32)).of(np.array(rows, np.intp), most)
+    flat = np.array([n for own in near for n in own], np.int32)
+    found = Neighbours(starts, flat, np.ones_like(flat)).of(np.array(rows, np.intp), most)
     plain: list[int] = []
     for rank in range(MOST):
         for row in rows:

@@ -141,7 +141,8 @@ def test_what_is_kept_reaches_all_workers_and_those_that_start_later(scorer: Slo
 
     for number in (1, 2):
         scorer.index.put([scorer.index.prepare(item(f"late {number}"))])
-        arrays = {"starts": np.array([0, 1], np.int32), "near": np.array([number], np.int32)}
+        arrays = {name: np.array([n], np.int32) for name, n in (("near", number), ("worth", 1))}
+        arrays["starts"] = np.array([0, 1], np.int32)
         scorer.publisher.keep("neighbours", Packet("neighbours", None, arrays))
         assert along() == [number]
         assert scorer.serving.items.rows_of([f"late {number}"])[0] >= 0  # rows come before what names them
