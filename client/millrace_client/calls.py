@@ -113,25 +113,15 @@ class Limits(TypedDict, total=False):
     hide: Collection[Hidden]
 
 
-def limits(
-    *,
-    session: Id | None = None,
-    context: Mapping[str, Any] | None = None,
-    exclude: Iterable[Id] = (),
-    only: Wanted | None = None,
-    without: Wanted | None = None,
-    caps: Mapping[str, int] | None = None,
-    hide: Collection[Hidden] = (),
-) -> dict[str, Any]:
-    """:class:`Limits` as the scorer has them."""
-    asked: dict[str, Any] = {"session": session, "context": dict(context or {}), "exclude": list(exclude)}
-    return asked | {"only": _plain(only), "not": _plain(without), "caps": dict(caps or {}), "hide": sorted(hide)}
+def limits(asked: Limits) -> dict[str, Any]:
+    """:class:`Limits` as the scorer has them: sets and tuples, also of an attribute's values, become lists."""
+    return {"not" if name == "without" else name: _plain(value) for name, value in asked.items()}
 
 
-def _plain(wanted: Wanted | None) -> dict[str, Any]:
-    """Sets and tuples of values become lists."""
-    sets = (set, frozenset, tuple)
-    return {name: list(value) if isinstance(value, sets) else value for name, value in (wanted or {}).items()}
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
 def line_of(message: Message) -> bytes:

@@ -292,7 +292,7 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing, Known]):
         return self._report(action_of(name, page, item, uuid.uuid4().hex, _now_ms(), ts_ms))
 
     def _page(self, path: str, own: dict[str, Any], asked: Limits) -> Made:
-        call = self._addresses.page(path, own | limits(**asked))
+        call = self._addresses.page(path, own | limits(asked))
         return self._do(self._answer(call, Page, user_id=own["user_id"]))  # type: ignore[no-any-return]
 
     def _report(self, event: Event | None) -> Truth:

@@ -134,7 +134,8 @@ def values(item: Item, attribute: str, most: int = 99) -> list[str]:
 def holds(item: Item, attribute: str, asked: Any) -> bool:
     """Whether an item has one of the values: true means "true" as well; or a number in a range."""
     if isinstance(asked, dict):
-        number = np.float32(item.attributes.get(attribute) or 0)
+        value: Any = item.attributes.get(attribute)
+        number = np.float32(value or 0)
         low, high = (
             np.float32(np.clip(asked.get(name, end), -3e38, 3e38)) for name, end in (("min", -3e38), ("max", 3e38))
         )

@@ -97,7 +97,7 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_the_load_is_of_events_that_the_intake_takes(size: int) -> None:
-    plan = Plan(port=1, rate=50, seconds=1, seed=3, prefix="p", users=9, size=size, events=True)
+    plan = Plan(port=1, rate=50, seconds=1, seed=3, prefix="p", users=9, size=size, path="/events")
     reader, now_ms = LineReader(shop_schema(), AHEAD_MS), 1_772_323_200_000
     for number, request in enumerate(requests_of(plan, 50)):
         head, _, body = request.partition(b"\r\n\r\n")
