@@ -80,7 +80,7 @@ class Traffic:
         own = None if policy == BOUND else policy_named(policy)
         made = KnownSamples.of(self.rows.ts_ms, self._labels, own, LabelSettings.of(Settings()).observation_ms)
         mine = (made.row < self.first) == history
-        return KnownSamples(made.row[mine], made.known_ms[mine], made.kind[mine], made.policy[mine])
+        return made.take(mine)
 
     def learn_history(self, model: ReplayModel) -> None:
         """The history in full batches, with settled labels: no policy has a part in it."""

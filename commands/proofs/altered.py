@@ -7,9 +7,9 @@
     exposures   ------ | = ~~~~~~     later ones: other ids, fields, labels, action times; some are removed.
                          |            Those at T keep their fields, but for some that get others: exposures of one time
                          |            must not see each other. With [[among]], rows of a page do: whole pages get others
-    their labels  ----- ~|~~~~~~      those at T and later flipped; an action at T or later removed or moved to another
-                                      later time, and where it gave the label, the label goes too. An exposure that
-                                      waits for its label at T may get one
+    their labels  ----- ~|~~~~~~      those at T and later flipped, and outcomes not known at T; an action at T or later
+                                      removed or moved to another later time, and where it gave the label, the
+                                      label goes too. An exposure that waits for its label at T may get one
     side tables ------ | = ~~~~~~     rows that hold from after T on: other values (:func:`altered_side`)
 
 Unchanged is all that anybody could know before T: exposures before it with their fields, actions before it, and labels
@@ -58,7 +58,7 @@ def altered(log: LogTable, schema: Schema, at_ms: int, rng: np.random.Generator)
     elif end - cut > 1:
         other[cut + rng.permutation(end - cut)[: (end - cut) // 2]] = True
     made: dict[str, Any] = {}
-    fixed = {TS, log.label, columns.time, columns.day, *columns.action_times.values()}
+    fixed = {TS, log.label, columns.time, columns.day, *columns.action_times.values(), *schema.outcome_columns}
     for name in table.column_names:
         column = table[name].take(pa.array(where))
         moved = other
@@ -68,6 +68,12 @@ def altered(log: LogTable, schema: Schema, at_ms: int, rng: np.random.Generator)
         made[name] = column if name in fixed else _shuffled(column, moved, rng)
     label = table[log.label].to_numpy()[where].copy()
     label[later] = 1 - label[later]
+    for one in schema.outcome_columns:
+        # A column is known as soon as one of its outcomes is.
+        waits = min(each.within_ms for each in schema.outcome if each.column == one)
+        open_ = later | (waits > 0) & (ts + waits >= at_ms)
+        value = made[one].combine_chunks()
+        made[one] = pc.if_else(pa.array(open_), pc.cast(pc.subtract(pa.scalar(1, pa.int8()), value), pa.int8()), value)
     horizon = max(1, int(ts[-1]) - at_ms + 1)
     wait_ms = round(columns.attribution_minutes * 60_000) if columns.action_times else 0
     for action, name in columns.action_times.items():

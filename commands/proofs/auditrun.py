@@ -57,7 +57,8 @@ def audit_log(
             console.print(f"audit: {what}", highlight=False)
 
     def run(table: LogTable, model: ReplayModel, observer: ReplayObserver) -> object:
-        return run_log(table, plan, model, BATCH_ROWS, lambda _: None, None, labels, observer)
+        outcomes = getattr(observer, "outcomes", None)
+        return run_log(table, plan, model, BATCH_ROWS, lambda _: None, None, labels, observer, outcomes=outcomes)
 
     with ExitStack() as stack:
         stack.enter_context(threads(THREADS))

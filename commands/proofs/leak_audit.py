@@ -9,7 +9,7 @@
     feature      cat and num of exposures up to T, as they are scored and as they are learnt, whenever that is
     prediction   scores of these exposures. Where altered rows are scored in one call with them, there may be fewer of
                  these, and the last bits of a sum depend on how many rows are summed: rounding is allowed there
-    label        samples that are known before T: which row, when, with which label. Labels known later may differ
+    label        samples that are known before T: which row, when, with which label and outcomes. Others may differ
 
 Exposures at T are compared too, with their fields as they were and their labels altered
 (:mod:`commands.proofs.altered`), which finds an exposure that sees its own label. Where features differ, both logs are
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from commands.proofs.altered import altered
 from commands.replay.known import KnownSamples, ReplayModel, ReplayObserver
+from commands.replay.outcomefigures import OutcomeScores
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.logs import TS, LogTable
@@ -65,7 +66,8 @@ class Audit:
 class Witness:
     """Records a run: each row's features and score, and all samples. Arrays are (n,) by row."""
 
-    def __init__(self, n: int, width: int, seed: int) -> None:
+    def __init__(self, n: int, width: int, seed: int, outcomes: OutcomeScores | None = None) -> None:
+        self.outcomes = outcomes
         rng = np.random.default_rng(seed)
         self._factors = rng.integers(0, 1 << 62, width).astype(np.uint64) * np.uint64(2) + np.uint64(1)
         self.features = np.zeros(n, np.uint64)
@@ -86,13 +88,19 @@ class Witness:
     def learnt(self, samples: KnownSamples, part: slice, batch: SampleBatch) -> None:
         row = samples.row[part].copy()
         self.learnt_features[row] = self._hashed(batch.cat, batch.num)
-        self._samples.append((row, samples.known_ms[part].copy(), samples.kind[part].copy()))
+        told = np.nan_to_num(samples.outcomes[part], nan=-1).astype(np.int64)
+        self._samples.append((row, samples.known_ms[part].copy(), samples.kind[part].copy(), *told.T))
 
     @property
-    def samples(self) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.uint8]]:
-        """(row, known_ms, kind) of all samples, in the order in which they were learnt."""
-        row, known_ms, kind = (np.concatenate(column) for column in zip(*self._samples, strict=True))
-        return row, known_ms, kind
+    def samples(self) -> NDArray[np.int64]:
+        """Columns (3 + K, S) of row, known_ms, kind and outcomes (-1: not told) of all samples, in the order in which
+        they were learnt."""
+        return np.stack([np.concatenate(column) for column in zip(*self._samples, strict=True)]).astype(np.int64)
+
+    @property
+    def predictions(self) -> list[NDArray[np.float32]]:
+        """Of the click, and of each outcome. (n,) each"""
+        return [self.p] if self.outcomes is None else [self.p, *np.ascontiguousarray(self.outcomes.q.T)]
 
     def alone(self, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
         """Which of some rows were scored in calls of such rows only, (r,)."""
@@ -163,8 +171,13 @@ def audit(
     rng = np.random.default_rng(seed)
     found = Audit(n)
     tick("the log as it is")
-    first = Witness(n, layout.F + layout.N, seed)
-    run(log, model(), first)
+
+    def witness(of: ReplayModel) -> Witness:
+        return Witness(n, layout.F + layout.N, seed, OutcomeScores.of(schema, of, n))
+
+    one = model()
+    first = witness(one)
+    run(log, one, first)
     leaks: dict[str, Leak] = {}
     times = np.unique(ts)
     first_ms = min(max(1, len(times) // 10), len(times) - 1)  # something is before it, if the log has two times
@@ -175,8 +188,9 @@ def audit(
         with nullcontext(log) if another is None else another(cut_ms, seed + number) as base:
             other, same = altered(base, schema, cut_ms, np.random.default_rng([seed, number]))
         rows = same[: np.searchsorted(ts[same], cut_ms, side="right")]
-        second = Witness(n, layout.F + layout.N, seed)
-        run(other, model(), second)
+        one = model()
+        second = witness(one)
+        run(other, one, second)
         figures, differing = _compared(first, second, rows, ts, cut_ms, leaks)
         found.cuts.append(figures)
         if len(differing):
@@ -199,39 +213,37 @@ def _compared(
 ) -> tuple[dict[str, int], NDArray[np.intp]]:
     """(how much was compared; rows whose features differ). Notes labels and predictions that differ. ``rows`` (r,):
     those up to the time whose fields are unchanged."""
-    (row, known_ms, kind), (row2, known2_ms, kind2) = first.samples, second.samples
-    mine, theirs = known_ms < cut_ms, known2_ms < cut_ms
+    labels, others = (each[:, each[1] < cut_ms] for each in (first.samples, second.samples))
     unlike = (first.features[rows] != second.features[rows]) | (
         first.learnt_features[rows] != second.learnt_features[rows]
     )
     differing = rows[unlike]
     alone = first.alone(rows) & second.alone(rows)
-    p, q = first.p[rows], second.p[rows]
-    near = np.isclose(p, q, rtol=ROUNDING, atol=1e-8, equal_nan=True)
-    moved = rows[np.where(alone, p.view(np.uint32) != q.view(np.uint32), ~near)]
-    if len(moved):
-        i = int(moved[0])
-        _note(leaks, PREDICTION, len(moved), i, ts, cut_ms, float(first.p[i]), float(second.p[i]))
-    labels = np.stack([row[mine], known_ms[mine], kind[mine]])
-    others = np.stack([row2[theirs], known2_ms[theirs], kind2[theirs]])
+    for p, q in zip(first.predictions, second.predictions, strict=True):
+        near = np.isclose(p[rows], q[rows], rtol=ROUNDING, atol=1e-8, equal_nan=True)
+        moved = rows[np.where(alone, p[rows].view(np.uint32) != q[rows].view(np.uint32), ~near)]
+        if len(moved):
+            i = int(moved[0])
+            _note(leaks, PREDICTION, len(moved), i, ts, cut_ms, float(p[i]), float(q[i]))
     wrong = unlike_rows(labels, others)
     if len(wrong):
         i = int(wrong[0])
-        values = [sorted({(k, t) for _, t, k in named[:, named[0] == i].T.tolist()}) for named in (labels, others)]
+        values = [
+            sorted({(k, t, *o) for _, t, k, *o in named[:, named[0] == i].T.tolist()}) for named in (labels, others)
+        ]
         _note(leaks, LABEL, len(wrong), i, ts, cut_ms, *values)
     figures = {
         "cut_ms": cut_ms,
         "exposures": len(rows),
         "predictions": int(np.count_nonzero(alone)),
         "predictions_but_for_rounding": int(np.count_nonzero(~alone)),
-        "labels": int(np.count_nonzero(mine)),
+        "labels": labels.shape[1],
     }
     return figures, differing
 
 
 def unlike_rows(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows of the samples that only one run has, ascending. Samples are columns (3, s) of row, time and kind, in any
-    order."""
+    """Rows of the samples that only one run has, ascending. Samples are columns (3 + K, s), row first, in any order."""
     if np.array_equal(one, other):  # runs of one log learn in one order
         return np.empty(0, np.int64)
     samples, which = np.unique(np.concatenate([one, other], axis=1), axis=1, return_inverse=True)

@@ -3,12 +3,18 @@
 
 The stream's join does this live, message by message (stream/join/join.py). A log is in order and complete, so a few
 array operations suffice here. In a log without action times every label is known at its exposure, under any policy.
+
+Outcomes are told one time each (:class:`~millrace.contracts.logforms.Outcome` says when one is known)::
+
+    known by then      with the exposure's first label; one on clicks with the click's
+    known later        by a sample of its own, of the kind OUTCOME
+    not defined        never: without a click, or where the log does not know
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +23,7 @@ from numpy.typing import NDArray
 from commands.replay.logfeatures import Labels, LogRows
 from learner.ranker.within_page import page_end
 from millrace.contracts.events import CLICK, EXPOSURE
-from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POSITIVE, SampleBatch
+from millrace.contracts.samples import CORRECTION, NEGATIVE, OUTCOME, PAGE, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
 from millrace.labels import WITH_EXPOSURE, LabelPolicy, Promise, Waits, policy_named
 
@@ -84,12 +90,28 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class KnownSamples:
-    """The samples, in the order in which they become known. S samples: one an exposure, two if its click was late."""
+    """The samples, in the order in which they become known. S samples: one an exposure, two if its click was late, more
+    for outcomes that become known later. K outcomes."""
 
     row: NDArray[np.intp]  # (S,) row of the log
     known_ms: NDArray[np.int64]  # (S,) ascending
     kind: NDArray[np.uint8]  # (S,)
     policy: NDArray[np.uint8]  # (S,) code
+    outcomes: NDArray[np.float32]  # (S, K) those that it tells, else NaN
+
+    @classmethod
+    def none(cls, outcomes: int) -> KnownSamples:
+        row, small = np.empty(0, np.intp), np.empty(0, np.uint8)
+        return cls(row, np.empty(0, np.int64), small, small, np.empty((0, outcomes), np.float32))
+
+    def take(self, which: NDArray[Any] | slice) -> KnownSamples:
+        return KnownSamples(*(getattr(self, field.name)[which] for field in fields(self)))
+
+    def joined(self, other: KnownSamples) -> KnownSamples:
+        """Both, in order: of one time first labels, then corrections, then what is sent again, by row."""
+        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        both = KnownSamples(*(np.concatenate(pair) for pair in pairs))
+        return both.take(np.lexsort((both.row, np.maximum(both.kind, POSITIVE), both.known_ms)))
 
     @classmethod
     def of(
@@ -121,12 +143,25 @@ class KnownSamples:
             early = labels.clicked & (delay < observe)  # as in the join: a click when the label is due corrects it
         late = np.flatnonzero(labels.clicked & ~early)
         known_ms = ts_ms + np.where(early, np.maximum(delay, hold), observe)
-        row = np.concatenate([np.arange(n), late])
-        known_ms = np.concatenate([known_ms, ts_ms[late] + delay[late]])
-        kind = np.concatenate([np.where(early, POSITIVE, NEGATIVE), np.full(len(late), CORRECTION)]).astype(np.uint8)
-        order = np.argsort(known_ms, kind="stable")
-        row = row[order]
-        return cls(row, known_ms[order], kind[order], code[row].astype(np.uint8))
+        code = code.astype(np.uint8)
+        value, due_ms = labels.outcomes, np.where(policy is None, 0, labels.outcome_ms)  # (n, K)
+        kind = np.where(early, POSITIVE, NEGATIVE).astype(np.uint8)
+        told = (due_ms <= known_ms[:, None]) & (early[:, None] | ~labels.on_click)
+        first = cls(np.arange(n), known_ms, kind, code, np.where(told, value, np.float32(np.nan)))
+        late_ms = ts_ms[late] + delay[late]
+        told_late = (due_ms[late] <= late_ms[:, None]) & labels.on_click
+        told[late] |= told_late
+        correction = np.full(len(late), CORRECTION, np.uint8)
+        second = cls(late, late_ms, correction, code[late], np.where(told_late, value[late], np.float32(np.nan)))
+        both = first.joined(second)
+        again, k = np.nonzero(np.isfinite(value) & ~told)
+        if not len(again):
+            return both
+        due, at = np.unique(np.stack([again, due_ms[again, k]]), axis=1, return_inverse=True)  # one for all of a time
+        outcomes = np.full((due.shape[1], value.shape[1]), np.nan, np.float32)
+        outcomes[at.reshape(-1), k] = value[again, k]
+        third = cls(due[0].astype(np.intp), due[1], np.full(due.shape[1], OUTCOME, np.uint8), code[due[0]], outcomes)
+        return both.joined(third)
 
     def page_end(self, stop: int, page_of: Callable[[NDArray[np.intp]], NDArray[Any]]) -> int:
         """Where to end a micro-batch that would end before sample ``stop``, so that it cuts no page that is taught as
@@ -149,11 +184,11 @@ class KnownSamples:
             "slot": rows.slots(row),
             "user": rows.hashes(rows.builder.user_column, row),
             "item": rows.hashes(rows.builder.item_column, row),
+            "clicked": rows.label[row] == 1,
             "cat": cat,
             "num": num,
         }
-        mine = KnownSamples(row, self.known_ms[part], self.kind[part], self.policy[part])
-        return batch_of(mine, rows.requests(pages), page, columns)
+        return batch_of(self.take(part), rows.requests(pages), page, columns)
 
 
 def batch_of(
@@ -161,7 +196,7 @@ def batch_of(
 ) -> SampleBatch:
     """All of ``samples`` (B) as a batch. ``columns``: ts_ms, slot, user, item (B,), cat (B, F) and num (B, N) of the
     samples' rows; and clicked (B,), where some are sent again."""
-    clicked, again = samples.kind != NEGATIVE, samples.kind == PAGE
+    clicked, again = samples.kind != NEGATIVE, samples.kind >= PAGE
     if again.any():
         clicked = np.where(again, columns["clicked"], clicked)
     return SampleBatch.of_rows(
@@ -177,6 +212,7 @@ def batch_of(
         label=clicked.astype(np.float32),
         actions=np.where(clicked, _CLICKED, _EXPOSED).astype(np.uint8),
         policy=samples.policy,
+        outcomes=samples.outcomes,
     )
 
 

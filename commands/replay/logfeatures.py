@@ -136,7 +136,8 @@ class Labels:
     An action before its exposure counts at the exposure. The exposure's own features never see it.
     """
 
-    def __init__(self, log: LogTable, schema: Schema, rows: LogRows) -> None:
+    def __init__(self, log: LogTable, schema: Schema, rows: LogRows, end_ms: int | None = None) -> None:
+        """``end_ms``: the last exposure of the log; default: that of these rows. What is due later is not known."""
         assert schema.log is not None
         columns: LogColumns = schema.log
         actions = schema.windows.actions
@@ -154,6 +155,25 @@ class Labels:
         self.late = self.clicked & (acted > settled)
         self.acted_ms: NDArray[np.int64] = acted
         self.known_ms: NDArray[np.int64] = np.where(self.clicked & ~self.late, acted, settled)
+
+        self.on_click = np.array([one.on == "click" for one in schema.outcome], np.bool_)
+        """(K,) whether each outcome is of the click."""
+        self.outcomes = np.full((rows.n, len(schema.outcome)), np.nan, np.float32)
+        """(n, K) 0 or 1, NaN where it is not defined or not known to the log."""
+        self.outcome_ms = np.zeros((rows.n, len(schema.outcome)), np.int64)
+        """(n, K) when each is known; 0: with the label."""
+        for k, one in enumerate(schema.outcome):
+            base = acted if one.on == "click" else rows.ts_ms
+            if one.within is not None:
+                self.outcome_ms[:, k] = base + one.within_ms
+            if one.column is not None:
+                value = log.table[one.column].cast("float32").fill_null(float("nan")).to_numpy()
+            else:
+                assert one.event is not None
+                value = times[one.event] < self.outcome_ms[:, k]
+            ends = int(rows.ts_ms.max(initial=0)) if end_ms is None else end_ms
+            known = (self.clicked | (one.on == "page")) & (self.outcome_ms[:, k] <= ends)
+            self.outcomes[:, k] = np.where(known, value, np.nan)
 
         row, ts_ms, column = [np.arange(rows.n)], [rows.ts_ms], [np.full(rows.n, _EXPOSURE_COLUMN, np.uint8)]
         for k, action in enumerate(actions[1:], 1):

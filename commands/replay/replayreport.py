@@ -19,6 +19,7 @@ from rich.console import Console
 
 from commands.replay.grouped import GroupedRows
 from commands.replay.known import KnownSamples
+from commands.replay.outcomefigures import OutcomeScores
 from commands.replay.ranks import auc, log_loss, within, within_parts
 from learner.evaluation.progressive import baseline_column
 from millrace.basics.clustered import FEW, auc_parts, gap, user_numbers
@@ -32,13 +33,20 @@ _DIGITS = 6
 
 
 def make_report(
-    log: LogTable, schema: Schema, p: NDArray[np.float32], groups: GroupedRows, baseline: Baseline | None = None
+    log: LogTable,
+    schema: Schema,
+    p: NDArray[np.float32],
+    groups: GroupedRows,
+    baseline: Baseline | None = None,
+    outcomes: OutcomeScores | None = None,
 ) -> dict[str, Any]:
-    """``verdict``, ``rows``, ``duplicates``, ``days`` and ``total``; figures rounded, None where one class is missing.
+    """``verdict``, ``rows``, ``duplicates``, ``days``, ``total``, and ``outcomes`` if there are any; figures rounded,
+    None where one class is missing.
 
     Args:
         p: (n,) of the run that filled ``groups``.
         baseline: that watched the same run; None where the schema has none.
+        outcomes: of the same run.
     """
     y = log.table[log.label].to_numpy()
     q, group = groups.compared(p)
@@ -61,7 +69,10 @@ def make_report(
             found = gap(parts[0][key], parts[1][key], y, user)
             total |= {f"{key}_over_baseline": _plain(found.value), f"{key}_over_baseline_ci": _plain(found.half)}
     verdict = verdict_of(total, len(table), users)
-    return {"verdict": verdict, "rows": len(y), "duplicates": log.duplicates, "days": table, "total": total}
+    report = {"verdict": verdict, "rows": len(y), "duplicates": log.duplicates, "days": table, "total": total}
+    if outcomes is not None:
+        report["outcomes"] = outcomes.figures(p, y, user_numbers(log.table[log.user]))
+    return report
 
 
 def verdict_of(total: Mapping[str, Any], days: int, users: int) -> str:
@@ -108,6 +119,9 @@ def print_report(report: Mapping[str, Any], run: Mapping[str, Any], out: Path) -
     title = f"{report['rows']:,} exposures, {report['duplicates']:,} duplicates dropped"
     rows = [*report["days"], {"day": "all days"} | report["total"]]
     show(title, rows, ("day", "rows", "positives", *figures), console)
+    if lines := report.get("outcomes"):
+        figures = ["rows", "positives", "auc", "auc_over_click", "log_loss", "calibration"]
+        show("Outcomes, each over the exposures that it is known of", lines, ("outcome", *figures), console)
     console.print(f"{run['rows_per_second']:,} rows/s; report in {out}", highlight=False)
 
 

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from commands.replay.grouped import GroupedRows
 from commands.replay.known import LabelSettings, ReplayModel, ReplayObserver, learns_by_page
 from commands.replay.logfeatures import unfit
+from commands.replay.outcomefigures import OutcomeScores
 from commands.replay.reading import Log, about, name_of_log, reading
 from commands.replay.replayreport import Baseline, make_report, print_report
 from commands.replay.sidebyside import Timing, run_side_by_side
@@ -86,6 +87,7 @@ def replay(
             baseline = Baseline.of(plan, n)
             if baseline is not None:
                 groups.watch(baseline.column)
+            outcomes = OutcomeScores.of(plan, learner, n)
             p = run_log(
                 exposures,
                 plan,
@@ -96,9 +98,10 @@ def replay(
                 labels,
                 baseline,
                 timing,
+                outcomes,
             )
     seconds = time.perf_counter() - clock
-    report = make_report(exposures, plan, p, groups, baseline)
+    report = make_report(exposures, plan, p, groups, baseline, outcomes)
     run = about(log, schema, plan, exposures) | {
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
@@ -133,6 +136,7 @@ def run_log(
     how: LabelSettings | None = None,
     observer: ReplayObserver | None = None,
     timing: Timing | None = None,
+    outcomes: OutcomeScores | None = None,
 ) -> NDArray[np.float32]:
     """Scores each exposure before ``model`` learns what was not known then. (n,) probabilities, in the log's order.
 
@@ -140,11 +144,12 @@ def run_log(
         tick: takes the number of rows scored, after each batch.
         groups: is filled with scores of one state, for which some rows are scored again. The result is the same.
         observer: sees what is scored and learnt; the result is the same.
+        outcomes: get the predictions of the schema's outcomes, made at the same time, and their labels.
     """
     how = replace(how or LabelSettings.of(Settings()), by_page=learns_by_page(model))
     p = np.empty(log.table.num_rows, np.float32)
     made = steps(log, schema, batch_rows, how, groups)
-    with closing(run_side_by_side(made, model, p, groups, observer, timing)) as run:
+    with closing(run_side_by_side(made, model, p, groups, observer, timing, outcomes)) as run:
         for scored in run:
             tick(scored)
     return p

@@ -1,9 +1,7 @@
 # core
 """Rows whose samples are due later, and the samples, in the order in which they become known.
 
-A block has a stretch's rows with their features; it shrinks to the rows that samples need, and is then dropped. The
-queue orders samples by (time known, first labels before corrections before what is sent again, row), as Samples.of
-orders those of a whole log.
+A block has a stretch's rows with their features; it shrinks to the rows that samples need, and is then dropped.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 
 from commands.replay.known import KnownSamples, batch_of
 from commands.replay.stretches import Stretch
-from millrace.contracts.samples import POSITIVE, SampleBatch
+from millrace.contracts.samples import SampleBatch
 
 Rows = NDArray[np.intp]
 
@@ -58,10 +56,9 @@ class WaitingRows:
 class WaitingBlocks:
     """Blocks, and the queue of samples. Rows are added in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, outcomes: int = 0) -> None:
         self.blocks: list[WaitingRows] = []
-        empty = np.empty(0, np.intp)
-        self.queue = KnownSamples(empty, np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.uint8))
+        self.queue = KnownSamples.none(outcomes)
 
     @property
     def held(self) -> int:
@@ -69,11 +66,7 @@ class WaitingBlocks:
 
     def add(self, block: WaitingRows, samples: KnownSamples) -> None:
         self.blocks.append(block)
-        own, new = self.queue, samples
-        row, known_ms = np.concatenate([own.row, new.row]), np.concatenate([own.known_ms, new.known_ms])
-        kind, policy = np.concatenate([own.kind, new.kind]), np.concatenate([own.policy, new.policy])
-        order = np.lexsort((row, np.maximum(kind, POSITIVE), known_ms))
-        self.queue = KnownSamples(row[order], known_ms[order], kind[order], policy[order])
+        self.queue = self.queue.joined(samples)
 
     def known(self, before_ms: int) -> int:
         return int(np.searchsorted(self.queue.known_ms, before_ms, side="left"))
@@ -83,9 +76,7 @@ class WaitingBlocks:
         return self.queue.page_end(size, lambda row: self._columns(row, ("page",))["page"])
 
     def pop(self, size: int) -> tuple[KnownSamples, SampleBatch]:
-        queue, part = self.queue, slice(size)
-        mine = KnownSamples(*(getattr(queue, name)[part] for name in ("row", "known_ms", "kind", "policy")))
-        self.queue = KnownSamples(*(getattr(queue, name)[size:] for name in ("row", "known_ms", "kind", "policy")))
+        mine, self.queue = self.queue.take(slice(size)), self.queue.take(slice(size, None))
         found = self._columns(mine.row, ("ts_ms", "page", "name", "slot", "user", "item", "clicked", "cat", "num"))
         _, first, page = np.unique(found["page"], return_index=True, return_inverse=True)
         names = tuple(str(name) for name in found["name"][first].tolist())

@@ -6,8 +6,6 @@ The stream's join does this live (stream/join/page_again.py). In a log a page is
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,8 +17,8 @@ from stream.join.page_again import drawn
 
 def clicked_in_time(ts_ms: NDArray[np.int64], labels: Labels) -> NDArray[np.bool_]:
     """Which exposures of times ``ts_ms`` (n,) were clicked within the attribution window. (n,)"""
-    clicked: NDArray[np.bool_] = labels.clicked & (labels.acted_ms < ts_ms + labels.wait_ms)
-    return clicked
+    clicked: NDArray[np.bool_] = labels.clicked
+    return clicked & (labels.acted_ms < ts_ms + labels.wait_ms) if labels.wait_ms else clicked
 
 
 def with_pages_again(samples: KnownSamples, rows: LogRows, labels: Labels) -> KnownSamples:
@@ -36,15 +34,9 @@ def with_pages_again(samples: KnownSamples, rows: LogRows, labels: Labels) -> Kn
             others = mine[~hit]
             (name,) = rows.requests(rows.page[mine[:1]])
             found += [mine[hit], others[drawn(name, len(others))]]
-    row = np.sort(np.concatenate(found))
+    row = np.concatenate(found)
     if not len(row):
         return samples
-    known_ms = np.concatenate([samples.known_ms, rows.ts_ms[row] + labels.wait_ms])
-    order = np.argsort(known_ms, kind="stable")
-    return replace(
-        samples,
-        row=np.concatenate([samples.row, row])[order],
-        known_ms=known_ms[order],
-        kind=np.concatenate([samples.kind, np.full(len(row), PAGE, np.uint8)])[order],
-        policy=np.concatenate([samples.policy, np.full(len(row), samples.policy[0])])[order],
-    )
+    kind, policy = np.full(len(row), PAGE, np.uint8), np.full(len(row), samples.policy[0])
+    outcomes = np.full((len(row), samples.outcomes.shape[1]), np.nan, np.float32)
+    return samples.joined(KnownSamples(row, rows.ts_ms[row] + labels.wait_ms, kind, policy, outcomes))

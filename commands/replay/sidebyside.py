@@ -30,8 +30,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from commands.replay.grouped import GroupedRows, Score
+from commands.replay.grouped import GroupedRows
 from commands.replay.known import ReplayModel, ReplayObserver
+from commands.replay.outcomefigures import OutcomeScores
 from commands.replay.steps import Step
 from learner.ranker.frozen_scores import Still
 from learner.ranker.model import OnlineModel
@@ -130,7 +131,8 @@ class SharedWork:
 
 
 class Runner:
-    """Takes a model through steps. ``p``: (n,) gets the score of each row of the log."""
+    """Takes a model through steps. ``p``: (n,) gets the score of each row of the log. ``outcomes``: get
+    their predictions and labels."""
 
     def __init__(
         self,
@@ -139,13 +141,15 @@ class Runner:
         groups: GroupedRows | None,
         observer: ReplayObserver | None,
         timing: Timing,
+        outcomes: OutcomeScores | None = None,
     ) -> None:
         self._model, self._p, self._groups, self._observer, self._timing = model, p, groups, observer, timing
+        self._outcomes = outcomes
 
     def run(self, steps: Iterator[Step]) -> Iterator[int]:
         """Runs the steps, one after another; yields how many rows are scored, after each micro-batch."""
         for step in steps:
-            self._score(step, self._model.score)
+            self._score(step, self._model)
             if step.batch is not None:
                 self._observe_scored(step)
                 began = time.perf_counter()
@@ -165,7 +169,7 @@ class Runner:
             try:
                 for step in _timed(steps, timing):
                     if step.shown:
-                        jobs.append(scorer.submit(self._score, step, still.score))
+                        jobs.append(scorer.submit(self._score, step, still))
                     if step.batch is None:
                         if len(jobs) > 1:  # a day's frozen rows: no more than two pieces are held
                             jobs.pop(0).result()
@@ -195,10 +199,15 @@ class Runner:
                 model.share(None)
                 scorer.shutdown(cancel_futures=True)
 
-    def _score(self, step: Step, score: Score) -> None:
+    def _score(self, step: Step, model: ReplayModel | Still) -> None:
         began = time.perf_counter()
         for rows, cat, num in step.shown:
-            p = score(cat, num)
+            if self._outcomes is not None and not step.frozen:
+                assert isinstance(model, OnlineModel | Still)
+                found = model.predict(cat, num)
+                self._p[rows], self._outcomes.q[rows] = found[:, 0], found[:, 1:]
+                continue
+            p = model.score(cat, num)
             if not step.frozen:
                 self._p[rows] = p
             else:
@@ -212,6 +221,8 @@ class Runner:
                 self._observer.scored(rows, cat, num, self._p[rows])
 
     def _observe_learnt(self, step: Step) -> None:
+        if self._outcomes is not None and step.samples is not None:
+            self._outcomes.hear(step.samples)
         if self._observer is not None and step.batch is not None and step.samples is not None:
             self._observer.learnt(step.samples, slice(0, len(step.batch)), step.batch)
 
@@ -223,11 +234,12 @@ def run_side_by_side(
     groups: GroupedRows | None = None,
     observer: ReplayObserver | None = None,
     timing: Timing | None = None,
+    outcomes: OutcomeScores | None = None,
 ) -> Generator[int, None, None]:
     """Takes a model through steps that another thread makes; yields how many rows are scored, after each micro-batch.
     Arguments as in :class:`Runner`. Exhaust or close it: that ends the threads."""
     timing = timing or Timing()
-    runner = Runner(model, p, groups, observer, timing)
+    runner = Runner(model, p, groups, observer, timing, outcomes)
     with closing(StepQueue(steps, timing)) as channel:
         if type(model) is OnlineModel:
             yield from runner.run_beside(iter(channel), model)

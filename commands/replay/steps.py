@@ -65,7 +65,7 @@ def steps(
     how many rows features are made of together; the result does not depend on it."""
     made = Stretches(log, schema, how, () if groups is None else groups.cuts, rows_at_once)
     page = page_codes(log, schema) if groups is None else groups.page
-    waiting, bias = WaitingBlocks(), schema.layout.bias_columns
+    waiting, bias = WaitingBlocks(len(schema.outcome)), schema.layout.bias_columns
     scored = 0
 
     def step(size: int) -> Step:

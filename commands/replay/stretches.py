@@ -119,7 +119,7 @@ class Stretches:
         if start != self._made:
             raise ValueError(f"the stretch from row {start} is asked for at row {self._made}; ask in order")
         rows, log = self._read(start, stop)
-        labels = Labels(log, self.schema, rows)
+        labels = Labels(log, self.schema, rows, int(self.ts_ms[-1]))
         builder, store, n = rows.builder, self._windows, rows.n
         columns, plain = rows.columns(slice(None))
         spans = store.spans + self._first

@@ -196,7 +196,7 @@ class ClosedLoop:
         if not due:
             return None
         requests, page = np.unique(due["request"], return_inverse=True)
-        known = KnownSamples(np.arange(len(page)), due["ms"], due["kind"], due["policy"])
+        known = KnownSamples(np.arange(len(page)), due["ms"], due["kind"], due["policy"], due["num"][:, :0])
         return batch_of(known, tuple(requests.tolist()), page, due)
 
 

@@ -28,7 +28,7 @@ def admit(
     places: Places,
 ) -> NDArray[np.bool_]:
     """Which rows are to be learnt, (B,). Held-out ones are kept. ``refused``: takes rows for quarantine."""
-    again = batch.kind == PAGE
+    again = batch.kind >= PAGE
     if not again.any():
         return _admit_labelled(checks, counts, refused, batch, places)
     admitted = np.zeros(len(batch), np.bool_)

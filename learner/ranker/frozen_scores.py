@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from learner.network.models.spec import read_spec
 from learner.ranker.model import OnlineModel, build, score_with
+from learner.ranker.outcomes import heads_of
 from learner.ranker.step import Inference
 
 
@@ -29,6 +30,7 @@ class Still:
             own.requires_grad_(False)
         self._pairs = list(zip(network.buffers(), model.network.buffers(), strict=True))
         self._inference = Inference(self._inputs, network)
+        self._heads = heads_of(self._inputs, network)
         self.refresh()
 
     def refresh(self) -> None:
@@ -38,3 +40,6 @@ class Still:
 
     def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
         return score_with(self._inputs, self._inference, self._model.tables, cat, num)
+
+    def predict(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
+        return score_with(self._inputs, self._inference, self._model.tables, cat, num, self._heads)

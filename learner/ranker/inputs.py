@@ -23,6 +23,7 @@ from learner.network.models.base import Columns
 from learner.tables import table_kernels
 from millrace.basics.hashing import U64, combine, mix, salt
 from millrace.contracts.schema import LAST, Schema
+from millrace.versions.image import HEAD
 from millrace.windows.lastactions import BUCKET_HASHES
 
 Ids = NDArray[np.int64]
@@ -97,6 +98,8 @@ class Inputs:
     ) -> None:
         layout = schema.layout
         self.layout = layout
+        self.outcomes = tuple(one.name for one in schema.outcome)
+        self.heads = tuple(name + HEAD for name in self.outcomes)
         # A model that has learnt nothing predicts the schema's prior rate, not one half. Otherwise a young model would
         # first have to move its intercept there, and would predict far too many clicks on the way.
         rate = min(max(schema.windows.prior_rate, 0.001), 0.999)
@@ -173,7 +176,9 @@ class Inputs:
         crosses = ["*".join(names) for names in self.cross_names]
         fields, widths = tuple(g.fields for g in self.deep), tuple(g.width for g in self.deep)
         attended = tuple(field.name for field in self.attended)
-        return Columns(fields, widths, self.number_names, self.bucket_names, (*shallow, *crosses), attended)
+        return Columns(
+            fields, widths, self.number_names, self.bucket_names, (*shallow, *crosses), attended, self.outcomes
+        )
 
     def ids(self, group: TableColumns, cat: Ids) -> Ids:
         """The id columns of a group's table, crosses included in the wide-only one. (B, C)"""

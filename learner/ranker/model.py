@@ -75,32 +75,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from learner.network import elementwise
 from learner.network.backward import Aside
 from learner.network.dense import DenseState
-from learner.network.models import Columns, Network, network_of
+from learner.network.models import Columns, Head, Network, network_of
 from learner.network.models.delays import Delays
 from learner.network.models.norm import InputNorm
 from learner.network.models.spec import Spec, read_spec
 from learner.ranker import attended
 from learner.ranker.buckets import Reservoir
 from learner.ranker.guard import LossGuard
-from learner.ranker.inputs import Inputs, TableColumns, finite
+from learner.ranker.inputs import Inputs, finite
+from learner.ranker.outcomes import HeadInference, HeadStep, OutcomeHeads, heads_of
 from learner.ranker.sampling import chosen, usable
 from learner.ranker.snapshot_slices import Part, Slices
-from learner.ranker.step import Gradient, Inference, WrittenStep, dense_step, set_mode
+from learner.ranker.step import Gradient, Inference, WrittenStep, dense_step, set_mode, wide_part
 from learner.ranker.within_page import page_rows, teach_pages
 from learner.retrieval.retrieval import RetrievalHead
 from learner.tables import table_kernels
-from learner.tables.table import BatchIds, SparseTable, StepSizes
+from learner.tables.table import SparseTable, StepSizes
 from learner.tables.table_kernels import EMPTY
 from millrace.basics.durations import MINUTE_MS
 from millrace.basics.errors import UNFIT, SnapshotError
@@ -137,9 +139,15 @@ class LearnReport:
 
 
 def build_network(columns: Columns, spec: Spec, seed: int) -> Network:
+    kind = network_of(spec.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return network_of(spec.model)(columns.shape, spec)
+        network = kind(columns.shape, spec)
+        # Heads come last: the click's weights are drawn, and lie, as they do without them.
+        heads = {name: Head(kind(replace(columns.shape, buckets=0), spec)) for name in columns.outcomes}
+        if heads:
+            network.outcomes = nn.ModuleDict(heads)
+    return network
 
 
 def build(schema: Schema, spec: Spec, seed: int) -> tuple[Inputs, Network]:
@@ -164,22 +172,24 @@ def _bucketed(inputs: Inputs, network: Network, cat: Ids, num: Floats) -> Ids:
     return inputs.bucketed(cat, num, network.edges.numpy()) if len(inputs.bucket_columns) else cat
 
 
-def _wide(inputs: Inputs, blocks: Sequence[BatchIds], size: int, base: float) -> Floats:
-    """The wide part, ``base + sum_u w_u`` over the ids u of each sample. (B,)"""
-    wide = np.full(size, base, np.float32)  # (B,)
-    for group, block in zip(inputs.groups, blocks, strict=True):
-        table_kernels.wide_sum(block.wide, block.inverse, group.lent, wide)  # (U,) at (B, C) into (B,)
-    return wide
-
-
-def score_with(inputs: Inputs, inference: Inference, tables: Mapping[str, Any], cat: Ids, num: Floats) -> Floats:
-    """Probabilities (B,) in evaluation mode. ``tables`` have ``read``."""
+def score_with(
+    inputs: Inputs,
+    inference: Inference,
+    tables: Mapping[str, Any],
+    cat: Ids,
+    num: Floats,
+    heads: Sequence[HeadInference] | None = None,
+) -> Floats:
+    """Probabilities (B,) of a click in evaluation mode; with ``heads`` (B, 1 + K): that, and each outcome's. ``tables``
+    have ``read``."""
     if not len(cat):
-        return np.empty(0, np.float32)
+        return np.empty(0 if heads is None else (0, 1 + len(heads)), np.float32)
     num, _ = finite(num)  # (B, N)
     cat, num = _bucketed(inputs, inference.network, cat, num), inputs.plain(num)  # (B, F + buckets), (B, N - buckets)
     blocks = [tables[g.name].read(inputs.ids(g, cat)) for g in inputs.groups]
-    t = inference.logits(blocks, num) + _wide(inputs, blocks, len(cat), inputs.prior_logit)  # (B,)
+    t = inference.logits(blocks, num) + wide_part(inputs, blocks, len(cat), inputs.prior_logit)  # (B,)
+    if heads is not None:
+        t = np.stack([t, *(head.logits(tables, cat, num, t) for head in heads)], axis=1)
     p: Floats = torch.sigmoid(torch.from_numpy(t)).numpy()  # (B,)
     return p
 
@@ -202,9 +212,10 @@ class OnlineModel:
         s = self._spec
         rates = StepSizes(s.embedding_rate, DAMPING, s.ftrl_alpha, s.ftrl_beta, s.ftrl_l1, s.ftrl_l2)
         age = round(s.max_age_days * 1440)
+        widths = {head + g.name: g.width for head in ("", *self._inputs.heads) for g in self._inputs.groups}
         self.tables = {
-            g.name: SparseTable(g.width, rates, s.max_rows, age, s.admit, s.embedding_scale, _table_salt(g, seed))
-            for g in self._inputs.groups
+            name: SparseTable(width, rates, s.max_rows, age, s.admit, s.embedding_scale, _table_salt(name, seed))
+            for name, width in widths.items()
         }
         self.head = RetrievalHead(schema, s, seed) if s.retrieval_width else None
         if self.head is not None:
@@ -218,6 +229,8 @@ class OnlineModel:
         self.guard = LossGuard(s.loss_ratio)
         self._step = dense_step(self._inputs, self.network, s.products == "bfloat16")
         self._inference = Inference(self._inputs, self.serving)
+        self._outcomes = OutcomeHeads(self._inputs, self.network, self.tables, s.products == "bfloat16")
+        self._heads = heads_of(self._inputs, self.serving)
         self.newest_ms = 0  # newest exposure learnt from
         self._expired_min = 0
 
@@ -253,6 +266,11 @@ class OnlineModel:
         """Click probabilities (B,) of feature rows cat (B, F), num (B, N). Reads only; unknown ids read as zero."""
         return score_with(self._inputs, self._inference, self.tables, cat, num)
 
+    def predict(self, cat: Ids, num: Floats) -> Floats:
+        """:meth:`score`, and the probabilities of the schema's K outcomes: (B, 1 + K). An outcome on clicks is given a
+        click. Reads only."""
+        return score_with(self._inputs, self._inference, self.tables, cat, num, self._heads)
+
     def knows(self, field: str, cat: Ids) -> NDArray[np.bool_]:
         """Whether there is a row for the (first) id that each row of cat (n, F) has in a categorical field. (n,)"""
         column = self.schema.layout.cat_names.index(field)
@@ -265,7 +283,7 @@ class OnlineModel:
         the spec's bounds, is refused whole: weights, statistics and tables stay as they were, and the retrieval head
         learns nothing of it. ``before_writing``: called one time, before the first write to what a
         :class:`~learner.ranker.frozen_scores.Still` reads; not at all for a batch that writes nothing."""
-        shown, refused = usable(batch, self.by_page)
+        shown, refused = usable(batch, self.by_page, bool(self.schema.outcome))
         labelled = shown.labelled
         keep = self._spec.negative_keep
         batch = shown.take(chosen(shown, keep)) if keep < 1 else shown
@@ -286,7 +304,7 @@ class OnlineModel:
         # Leaving out negatives raises the share of clicks. The constant ln(negative_keep) makes up for it while
         # learning, and only then: so the rest of the model, and what is served, answers for the whole stream.
         shift = math.log(keep)
-        wide = _wide(self._inputs, blocks, size, self._inputs.prior_logit - shift)  # (B,)
+        wide = wide_part(self._inputs, blocks, size, self._inputs.prior_logit - shift)  # (B,)
         logits = self._step.forward(blocks, num)  # (B,)
         weighing = weighs(batch.policy)
         if weighing:  # the label policy's own weights
@@ -309,7 +327,9 @@ class OnlineModel:
         grads: list[Gradient] = []
         if problem is None:
             grads = self._step.backward(slope / np.float32(size))  # a (B, F D) for each table with embeddings
-            problem = self._problem_of_gradients(grads, size)
+            given = logits + wide + np.float32(shift)  # (B,) the click's logit
+            taught = self._outcomes.steps(batch, cat, num, given, keep)
+            problem = self._problem_of_gradients([*grads, *(g for head in taught for g in head.grads)], size)
         if problem is not None:
             self.dense.buffers.copy_(before)
             self.guard.resume(guard)
@@ -328,7 +348,8 @@ class OnlineModel:
         newest = int(batch.ts_ms.max())
         self.newest_ms = max(self.newest_ms, newest)
         now_min = self.newest_ms // MINUTE_MS
-        self._write(blocks, grads, slope, size, now_min)
+        for step in (HeadStep("", blocks, grads, slope), *taught):
+            self._write(step, size, now_min)
         if self.head is not None and len(labelled):
             self.head.take(labelled)
         if now_min >= self._expired_min + max(_EXPIRE_MIN, round(self._spec.max_age_days * 60)):  # a 24th of the age
@@ -342,20 +363,20 @@ class OnlineModel:
         if isinstance(self._step, WrittenStep):
             self._step.written.products.aside = aside
 
-    def _write(self, blocks: list[BatchIds], grads: list[Gradient], slope: Floats, size: int, now_min: int) -> None:
-        """The sparse step, for ``slope`` (B,). Gradients are sums over samples (not means), so a row's step does not
-        depend on how many other samples happened to be in the batch."""
-        leaves = iter(grads)
-        for k, (group, block) in enumerate(zip(self._inputs.groups, blocks, strict=True)):
+    def _write(self, step: HeadStep, size: int, now_min: int) -> None:
+        """The sparse step. Gradients are sums over samples (not means), so a row's step does not depend on how many
+        other samples happened to be in the batch."""
+        leaves = iter(step.grads)
+        for k, (group, block) in enumerate(zip(self._inputs.groups, step.blocks, strict=True)):
             grad_wide = np.zeros(len(block.ids), np.float32)  # (U,)
-            table_kernels.wide_spread(slope, block.inverse, group.lent, grad_wide)  # (B,) at (B, C) into (U,)
+            table_kernels.wide_spread(step.slope, block.inverse, group.lent, grad_wide)  # (B,) at (B, C) into (U,)
             grad_embedding = np.zeros((len(block.ids), group.width), np.float32)  # (U, D)
             if group.width:
                 leaf = next(leaves)
                 factor = np.float32(size)  # the network's gradient is of the mean; this makes it a sum
                 table_kernels.spread(leaf.array, leaf.at, factor, block.inverse, group.meant, grad_embedding)
                 attended.spread(self._inputs, k, block, leaf.attended, leaf.array, leaf.at, factor, grad_embedding)
-            self.tables[group.name].write(block, grad_embedding, grad_wide, now_min)
+            self.tables[step.head + group.name].write(block, grad_embedding, grad_wide, now_min)
 
     def _problem_of(self, loss: float) -> str | None:
         if not np.isfinite(loss):
@@ -424,10 +445,14 @@ class OnlineModel:
         heads: set[int] = set()  # how many tables of a head each part has
         try:
             for image, own in parts:
-                ranker, head = split(image)
+                _, head = split(image)
                 known = {name for name in fresh.tables if name not in RETRIEVAL_TABLES}
                 heads.add(len(head.tables))
-                if set(ranker.tables) != known or len(heads) > 1 or heads - {0, len(RETRIEVAL_TABLES)}:
+                if (
+                    set(image.tables) - set(RETRIEVAL_TABLES) != known
+                    or len(heads) > 1
+                    or heads - {0, len(RETRIEVAL_TABLES)}
+                ):
                     raise KeyError("other tables")
                 for name in known if fresh.head is None else image.tables:
                     fresh.tables[name].resume(image.tables[name], below(f"table/{name}/", own))
@@ -447,6 +472,7 @@ class OnlineModel:
             fresh = self._reseeded(fresh, fresh.seed)
         self.network, self.serving = fresh.network, fresh.serving
         self._step, self._inference = fresh._step, fresh._inference
+        self._outcomes, self._heads = fresh._outcomes, fresh._heads
         self.dense, self.tables, self.reservoir, self.guard = fresh.dense, fresh.tables, fresh.reservoir, fresh.guard
         self.delays, self.head = fresh.delays, fresh.head
         self.seed, self.newest_ms, self._expired_min = fresh.seed, fresh.newest_ms, fresh._expired_min
@@ -462,10 +488,11 @@ class OnlineModel:
         self.newest_ms, self._expired_min, self.seed = (int(v) for v in state["clock"])
 
     def _reseeded(self, fresh: OnlineModel, seed: int) -> OnlineModel:
-        for group in self._inputs.groups:
-            fresh.tables[group.name].salt = np.uint64(_table_salt(group, seed))
+        for name, table in fresh.tables.items():
+            if name not in RETRIEVAL_TABLES:
+                table.salt = np.uint64(_table_salt(name, seed))
         return fresh
 
 
-def _table_salt(group: TableColumns, seed: int) -> int:
-    return int(salt("first values", group.name, str(seed)))
+def _table_salt(name: str, seed: int) -> int:
+    return int(salt("first values", name, str(seed)))

@@ -17,7 +17,7 @@ from learner.tables.row_index import Index
 from learner.tables.table_kernels import EMPTY
 from millrace.basics.durations import HOUR_MS
 from millrace.basics.hashing import column_hash, combine, salt
-from millrace.contracts.samples import SampleBatch
+from millrace.contracts.samples import OUTCOME, SampleBatch
 from millrace.contracts.settings import Settings
 
 _SALT = salt("sample")
@@ -76,7 +76,9 @@ class Repeats:
             return np.zeros(0, np.bool_)
         requests = page_hashes(batch)
         position = batch.position.astype(np.uint64) + np.uint64(1)
-        ids = combine(_SALT, requests, position, batch.kind.astype(np.uint64) + np.uint64(1)).view(np.int64)
+        kind = batch.kind.astype(np.uint64) + np.uint64(1)
+        kind += np.where(batch.kind == OUTCOME, batch.told << np.uint64(8), np.uint64(0))  # each is told one time
+        ids = combine(_SALT, requests, position, kind).view(np.int64)
         _, first = np.unique(ids, return_index=True)
         fresh = np.zeros(len(ids), np.bool_)
         fresh[first] = True

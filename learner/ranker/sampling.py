@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 
 from learner.ranker.repeats import page_hashes
 from millrace.basics.hashing import combine, salt
-from millrace.contracts.samples import FOLLOW_UP, PAGE, SampleBatch
+from millrace.contracts.samples import FOLLOW_UP, OUTCOME, PAGE, SampleBatch
 
 _SALT = salt("negative")
 
 
-def usable(batch: SampleBatch, by_page: bool = False) -> tuple[SampleBatch, int]:
+def usable(batch: SampleBatch, by_page: bool = False, by_outcome: bool = False) -> tuple[SampleBatch, int]:
     """The rows that a model may learn, without follow-ups, and how many are refused for their label or weight.
-    ``by_page``: those that were sent again for their page, too."""
+    ``by_page``, ``by_outcome``: those that were sent again for their page, or with an outcome, too."""
     label, weight, shown = batch.label, batch.weight, batch.kind < FOLLOW_UP  # (B,) each
     if by_page:
         shown |= batch.kind == PAGE
+    if by_outcome:
+        shown |= batch.kind == OUTCOME
     with np.errstate(invalid="ignore"):
         valid = (label >= 0) & (label <= 1) & (weight > 0) & np.isfinite(weight)  # (B,)
     kept = shown & valid
@@ -35,6 +37,6 @@ def chosen(batch: SampleBatch, share: float) -> NDArray[np.bool_]:
     """Every positive, every row that was sent again, and about ``share`` of the negatives, by the sample's id, so that
     repeats are treated alike. (B,)"""
     drawn = combine(_SALT, page_hashes(batch), batch.position.astype(np.uint64) + np.uint64(1))
-    kept: NDArray[np.bool_] = (batch.label > 0) | (batch.kind == PAGE)
+    kept: NDArray[np.bool_] = (batch.label > 0) | (batch.kind >= PAGE)
     kept |= (drawn >> np.uint64(11)).astype(np.float64) < share * 2.0**53
     return kept

@@ -133,6 +133,14 @@ class Inference:
         return self._written.infer(x, room)
 
 
+def wide_part(inputs: Inputs, blocks: Sequence[BatchIds], size: int, base: float) -> Floats:
+    """The wide part, ``base + sum_u w_u`` over the ids u of each sample. (B,)"""
+    wide = np.full(size, base, np.float32)  # (B,)
+    for group, block in zip(inputs.groups, blocks, strict=True):
+        table_kernels.wide_sum(block.wide, block.inverse, group.lent, wide)  # (U,) at (B, C) into (B,)
+    return wide
+
+
 def set_mode(network: Network, training: bool) -> None:
     """Sets training or evaluation mode, if the network is in the other: setting it visits every module."""
     if network.training is not training:

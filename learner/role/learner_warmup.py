@@ -23,6 +23,7 @@ from millrace.basics.durations import DAY_MS
 from millrace.contracts import pagepack
 from millrace.contracts.samples import NEGATIVE, PAGE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
+from millrace.versions.image import split
 from millrace.versions.packing import pack, unpack
 
 _ROWS = (64, 17)  # a full batch and a small one
@@ -77,7 +78,7 @@ def warm_serving(schema: Schema) -> None:
     for kind, arithmetic in product(("wide_resnet", "wide_deep"), _ARITHMETICS):
         source = OnlineModel(schema, {"model": kind, "max_rows": _MAX_ROWS}, seed=0)
         source.learn(_batch(source, _ROWS[0], 0))
-        image = unpack(pack(source.changes()))
+        image = split(unpack(pack(source.changes())))[0]
         many = dict.fromkeys(source.tables, _MANY)
         writer = ModelWriter.of(schema, source.spec, image, many, choose=partial(_chosen, arithmetic))
         reader = ServingModel.attach(schema, source.spec, writer.base())

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POLICIES, POSITIVE, SampleBatch
+from millrace.contracts.samples import CORRECTION, NEGATIVE, OUTCOME, PAGE, POLICIES, POSITIVE, SampleBatch
 from millrace.labels import Waits, policy_named
 
 _LONG_MS = 1 << 50
@@ -30,7 +30,7 @@ _LONG_MS = 1 << 50
 
 def proofs(waits: Waits) -> NDArray[np.int64]:
     """By policy and kind, how long after its exposure a sample comes at least, in ms. (policies, kinds)"""
-    table = np.zeros((len(POLICIES), PAGE + 1), np.int64)
+    table = np.zeros((len(POLICIES), OUTCOME + 1), np.int64)
     table[:, PAGE] = waits.settled_ms
     for code, name in enumerate(POLICIES):
         promise = policy_named(name).promise(waits, _LONG_MS)

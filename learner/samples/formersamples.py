@@ -40,6 +40,8 @@ class FormerSamples:
         layout = self._schema.layout
         if (batch.cat.shape[1], batch.num.shape[1]) != (layout.F, layout.N):
             raise SchemaError(f"samples of {batch.cat.shape[1]} + {batch.num.shape[1]} features", _REMEDY)
+        if batch.outcomes.shape[1] not in (0, len(self._schema.outcome)):
+            raise SchemaError(f"samples of {batch.outcomes.shape[1]} outcomes", _REMEDY)
         return self._view.seen(batch)
 
     def _of_schema(self, id: str, batch: SampleBatch) -> SampleBatch:

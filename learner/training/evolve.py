@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from learner.network.dense import tensors_of
-from learner.network.models import Columns
+from learner.network.models import Columns, Network
 from learner.network.models.norm import Running
 from learner.network.models.spec import read_spec
 from learner.ranker.buckets import FIRST_ROWS
@@ -39,7 +39,7 @@ from learner.tables import table_kernels
 from learner.training.learner_versions import same_head
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.schema import Schema
-from millrace.versions.image import RETRIEVAL_TABLES, Array, Image, TableRows, split
+from millrace.versions.image import HEAD, RETRIEVAL_TABLES, Array, Image, TableRows, split
 
 
 @dataclass(slots=True)
@@ -90,7 +90,8 @@ def evolve(
         for name in (n for n in model.tables if n not in RETRIEVAL_TABLES):
             tables[name], rows = _table(name, old, image, training, model, report)
             state |= {f"table/{name}/{n}": a for n, a in rows.items()}
-        report.dropped += [f"table {n}" for n in split(image)[0].tables if n not in model.tables]
+        gone = (n for n in image.tables if n not in RETRIEVAL_TABLES and n not in model.tables)
+        report.dropped += [f"table {n}" for n in gone]
         if model.columns.buckets:
             state |= _sample(old, training, model, dense, report)
         state |= _delays(training, model)
@@ -126,6 +127,7 @@ def _inputs(columns: Columns) -> dict[str, str]:
         if name not in columns.buckets
     }
     found |= {f"{'cross' if '*' in name else 'field'} {name}": "wide weights only" for name in columns.wide}
+    found |= {f"outcome {name}": "a head" for name in columns.outcomes}
     found |= {f"number {name}": "a number" for name in columns.numbers}
     return found | {f"number {name}": "in buckets" for name in columns.buckets}
 
@@ -149,7 +151,8 @@ def _dense(
     if training["dense/weights"].size != sum(sizes.values()):
         raise ValueError(f"{training['dense/weights'].size} weights")
     old_axes, new_axes = was.axes(old), now.axes(columns)
-    origin = {was.known_as(old).get(n, n): n for n in tensors_of(was)} if before.model == now.name else {}
+    lasting = _lasting(now, columns)
+    origin = {name: n for n, name in _lasting(was, old).items()} if before.model == now.name else {}
     if not origin:
         report.new.append(f"network {now.name}, untrained: the snapshot's is a {before.model}")
     published, fresh_state = model.dense.snapshot()
@@ -157,7 +160,7 @@ def _dense(
     same_optimiser = before.dense == model.spec["dense"]
     kept = fresh = 0
     for name, tensor in tensors_of(now).items():
-        source = origin.get(now.known_as(columns).get(name, name))
+        source = origin.get(lasting[name])
         shape = () if source is None else image.dense[source].shape
         where = None if source is None else _match(old_axes.get(source), shape, new_axes.get(name), tuple(tensor.shape))
         if source is None or where is None:
@@ -176,9 +179,7 @@ def _dense(
                 if flat[moment] and own[moment]:
                     own[moment][name] = _carried(flat[moment][source], own[moment][name], where, True)
     published["delays"] = image.dense["delays"].copy()  # of any network: it is about shoppers
-    report.dropped += [
-        f"tensor {n}" for k, n in origin.items() if k not in {now.known_as(columns).get(m, m) for m in tensors_of(now)}
-    ]
+    report.dropped += [f"tensor {n}" for k, n in origin.items() if k not in lasting.values()]
     report.kept.append(f"network {now.name}, {kept} of {kept + fresh} tensors")
     state = {
         f"dense/{n}": np.concatenate([a.ravel() for a in parts.values()] or [np.zeros(0, np.float32)])
@@ -187,6 +188,15 @@ def _dense(
     steps = training["dense/steps"] if origin and same_optimiser else np.zeros(1, np.float32)
     rows = training["dense/rows"] if origin else np.zeros(1, np.int64)
     return published, {**state, "dense/steps": steps, "dense/rows": rows}
+
+
+def _lasting(network: Network, columns: Columns) -> dict[str, str]:
+    """A lasting name for each tensor, of heads too."""
+    known = dict(network.known_as(columns))
+    for outcome, head in network.heads.items():
+        prefix = f"outcomes.{outcome}.body."
+        known |= {prefix + n: prefix + name for n, name in head.body.known_as(columns).items()}
+    return {n: known.get(n, n) for n in tensors_of(network)}
 
 
 def _split(vector: Array, network: nn.Module) -> dict[str, Array]:
@@ -254,8 +264,11 @@ def _table(
 ) -> tuple[TableRows, dict[str, Array]]:
     """Rows and training columns of the table ``name``, from the old tables of its fields."""
     table = model.tables[name]
-    was, now = _homes(old), _homes(model.columns)
-    sources = sorted({was[f] for f, at in now.items() if at == name and f in was}, key=lambda n: (n != name, n))
+    head = name[: name.find(HEAD) + 1]  # of an outcome's table
+    known = not head or head.removesuffix(HEAD) in old.outcomes
+    was, now = ({f: head + home for f, home in _homes(columns).items()} for columns in (old, model.columns))
+    homes = {was[f] for f, at in now.items() if known and at == name and f in was}
+    sources = sorted(homes, key=lambda n: (n != name, n))
     parts = [
         _rows_of(source, image.tables[source], training, table.width, table.scale, table.salt) for source in sources
     ]

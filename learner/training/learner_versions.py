@@ -32,7 +32,7 @@ from learner.ranker.verbs import Learning, Slicing
 from millrace.basics.errors import SnapshotError, StoreError
 from millrace.basics.store import AbsentError, DamagedError, Sealed
 from millrace.versions.clicks import ClickHistogram
-from millrace.versions.image import split
+from millrace.versions.image import RETRIEVAL_TABLES
 from millrace.versions.modelstore import Announcement, Array, Cuts, Image, ModelStore, Place, chain
 from millrace.versions.packing import pack
 
@@ -328,7 +328,7 @@ def without_head(
     parts: Iterable[tuple[Image, Mapping[str, Array]]],
 ) -> Iterator[tuple[Image, Mapping[str, Array]]]:
     for image, training in parts:
-        yield split(image)[0], training
+        yield Image(image.dense, {n: t for n, t in image.tables.items() if n not in RETRIEVAL_TABLES}), training
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ from learner.samples.viewpoint import OWN
 from learner.training.decisionlog import Places
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.events import NOT_READ
-from millrace.contracts.samples import CORRECTION, FOLLOW_UP, PAGE, SampleBatch
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, OUTCOME, PAGE, SampleBatch
 from millrace.versions.image import Array, below
 
 BATCH_ROWS = 128
@@ -100,6 +100,8 @@ class Trainer:
         fresh &= ~follow
         if not self.model.by_page:
             fresh &= batch.kind != PAGE
+        if not self.model.schema.outcome:
+            fresh &= batch.kind != OUTCOME
         if not fresh.any():
             return
         rows = np.flatnonzero(fresh)
@@ -185,7 +187,7 @@ class Trainer:
             self.counts[f"skipped:{report.skipped}"] += 1
         else:
             # Learnt as served, at full weight: such pages come again, and the model's scores of them must be right.
-            self.counts["unread"] += int(((batch.user_missing & NOT_READ) > 0)[batch.kind != PAGE].sum())
+            self.counts["unread"] += int(((batch.user_missing & NOT_READ) > 0)[batch.kind < PAGE].sum())
             clicked = batch.origin_ms > 0
             self._clicks.append(ClickCounts(batch.origin_ms[clicked], cut.joined_ms[clicked]))
         return report

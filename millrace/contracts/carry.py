@@ -43,6 +43,7 @@ class Carry:
         self._num = _columns(was.num_names, now.num_names)
         self._keys = _columns(was.key_names, now.key_names)
         alone = {f"{one.number}.{form}": 0.5 if form == "rank" else 1.0 for one in new.among for form in one.forms}
+        self._outcomes = _columns([one.name for one in old.outcome], [one.name for one in new.outcome])
         self._missing = np.array([alone.get(name, 0.0) for name in now.num_names], np.float32)
 
     def page(self, served: PageView) -> PageView:
@@ -65,7 +66,11 @@ class Carry:
             raise ValueError(
                 f"{batch.cat.shape[1]} + {batch.num.shape[1]} features in the place of {layout.F} + {layout.N}"
             )
-        return replace(batch, cat=_taken(batch.cat, self._cat), num=_taken(batch.num, self._num, self._missing))
+        told = batch.outcomes
+        if told.shape[1]:
+            told = _taken(told, self._outcomes, np.float32(np.nan))
+        cat, num = _taken(batch.cat, self._cat), _taken(batch.num, self._num, self._missing)
+        return replace(batch, cat=cat, num=num, outcomes=told)
 
 
 def same_tiles(old: Schema, new: Schema) -> bool:

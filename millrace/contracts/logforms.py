@@ -1,5 +1,5 @@
 # core
-"""The entries ``[log]`` and ``[[join]]`` of a schema: how exposure logs and their side tables are read."""
+"""The entries ``[log]``, ``[[join]]`` and ``[[outcome]]`` of a schema: how logs and their side tables are read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import force_setattr
 
 from millrace.basics import durations
+from millrace.contracts.events import ACTIONS
 
 TimeUnit = Literal["ms", "s", "us", "ns"]
 
@@ -103,6 +104,55 @@ class Join(Struct, frozen=True, forbid_unknown_fields=True):
     separator: Annotated[str, Meta(min_length=1)] | None = None
     encoding: str = "utf-8"
     quoting: bool = True
+
+
+MOST_OUTCOMES = 8
+"""Each has tables and a network of its own."""
+
+
+class Outcome(Struct, frozen=True, forbid_unknown_fields=True):
+    """What may come of an exposure, or of its click, and is predicted beside the click.
+
+    It is 1 or 0, and its time says when that is known::
+
+        event     1: the action came before base + within     known at base + within, whichever it is
+        column    0 or 1 in a log, empty: not known           known at base + within; without ``within``, with the label
+
+    ``base`` is the exposure, or with ``on = "click"`` the click. Without a click such an outcome is not defined.
+    """
+
+    name: Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,39}$")]
+    on: Literal["page", "click"] = "page"
+    event: str | None = None
+    column: str | None = None
+    within: str | None = None
+    value: str | None = None  # a numeric field: what the outcome is worth
+
+    @property
+    def within_ms(self) -> int:
+        return 0 if self.within is None else durations.minutes_of(self.within) * 60_000
+
+
+def outcome_problems(outcomes: Sequence[Outcome], numeric: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(what is wrong, the remedy) of outcomes, in a schema with these ``numeric`` fields."""
+    if len(outcomes) > MOST_OUTCOMES:
+        yield f"{len(outcomes)} outcomes", f"name at most {MOST_OUTCOMES}: each costs as much as the click's model"
+    names = [one.name for one in outcomes]
+    for one in outcomes:
+        if one.name == "click" or names.count(one.name) > 1:
+            yield f"outcome '{one.name}' stands twice", "the click is predicted anyway; name each other one once"
+        if (one.event is None) is (one.column is None):
+            yield f"outcome '{one.name}' has {'no' if one.event is None else 'an'} event and column", "name one of them"
+        if one.event is not None and one.event not in ACTIONS[2:]:
+            yield f"outcome '{one.name}' is of the event '{one.event}'", f"use {', '.join(ACTIONS[2:])}"
+        if one.event is not None and one.within is None:
+            yield f"outcome '{one.name}' waits for ever", "say within = '30d', after which it did not come"
+        if one.value is not None and one.value not in numeric:
+            yield f"outcome '{one.name}' is worth '{one.value}', which is no numeric field", "add it to [[fields]]"
+        try:
+            _ = one.within_ms
+        except ValueError as error:
+            yield f"outcome '{one.name}', within: {error}", "correct it"
 
 
 def strptime_of(time_format: str | None) -> str:

@@ -7,6 +7,7 @@
     page      [ 0, 0, 0,  1, 1 ]         index into request, (B,)
     position  [ 0, 1, 2,  0, 1 ]         slot on the page   -> (request[page], position) is the sample's id
     kind      [ N, P, N,  P, C ]         negative, positive, correction (a click after its negative), ...
+    outcomes  [[1 nan], ...]             (B, K) of the schema's outcomes, NaN = not known yet, or not defined
     cat       [[.. F ids ..], ...]       (B, F) int64 feature ids, 0 = missing
     num       [[.. N numbers ..], ...]   (B, N) float32 raw statistics
 
@@ -17,7 +18,7 @@ have the length B.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import msgspec
@@ -29,12 +30,13 @@ from millrace.basics.errors import SchemaError
 from millrace.contracts.events import ARMS, LAST_MS, MAX_ITEMS, MAX_OFFSET
 from millrace.contracts.pagepack import Ids, Numbers, Rates, pack_ids, pack_numbers, unpack_ids, unpack_numbers
 
-NEGATIVE, POSITIVE, CORRECTION, FOLLOW_UP, PAGE = 0, 1, 2, 3, 4
+NEGATIVE, POSITIVE, CORRECTION, FOLLOW_UP, PAGE, OUTCOME = 0, 1, 2, 3, 4, 5
 """Kinds of sample. The first three label an exposure. ``FOLLOW_UP`` carries a later collect, cart or purchase of an
 exposure already labelled. ``PAGE`` has such an exposure again, with its final label, to be compared with the others of
-its page."""
+its page. ``OUTCOME`` has it again with outcomes that became known since. Each outcome of an exposure is told one time:
+with a label if it is known by then, else so."""
 
-KIND_NAMES = ("negative", "positive", "correction", "follow_up", "page")
+KIND_NAMES = ("negative", "positive", "correction", "follow_up", "page", "outcome")
 """By kind, as figures call them."""
 
 POLICIES = ("wait", "equal-wait", "fake-negative-weighted", "es-dfm", "prompt")
@@ -66,16 +68,17 @@ _DTYPES: dict[str, str] = {
     "user_missing": "u1",
     "arm_name": "<u8",
     "odds": "<f4",
+    "outcomes": "<f4",
 }
 _MAYBE = ("arm_name", "odds")
 """Columns that a message may lack: nothing is said of them then."""
-_PLAIN = {name: dtype for name, dtype in _DTYPES.items() if name not in ("cat", "num")}
+_PLAIN = {name: dtype for name, dtype in _DTYPES.items() if name not in ("cat", "num", "outcomes")}
 _STEPS = ("page", "position")
 
 
 @dataclass(frozen=True, slots=True)
 class SampleBatch:
-    """Labelled exposures, column by column. B rows, F categorical and N numeric features."""
+    """Labelled exposures, column by column. B rows, F categorical and N numeric features, K outcomes or none."""
 
     request: tuple[str, ...]
     page: NDArray[np.int32]  # (B,)
@@ -97,6 +100,7 @@ class SampleBatch:
     user_missing: NDArray[np.uint8]  # (B,) bits of events.PROFILE_MISSING, WINDOWS_MISSING, NOT_READ; 0: all was there
     arm_name: NDArray[np.uint64]  # (B,) value hash of the name of the page's arm; 0: not said
     odds: NDArray[np.float32]  # (B,) of the item in its slot (millrace.evidence.exploration); 0: not said
+    outcomes: NDArray[np.float32]  # (B, K)
 
     @classmethod
     def of_rows(
@@ -114,6 +118,7 @@ class SampleBatch:
         own: dict[str, NDArray[Any]] = {name: np.zeros((n,), _DTYPES[name]) for name in _DTYPES}
         own |= {"kind": kind, "ts_ms": ts_ms, "cat": cat, "num": num, "label": (kind != NEGATIVE).astype(np.float32)}
         own |= {"weight": np.ones(n, np.float32), "score": np.full(n, np.nan, np.float32), "version": np.full(n, -1)}
+        own |= {"outcomes": np.empty((n, 0), np.float32)}
         return cls(request, **{**own, **columns})
 
     def __len__(self) -> int:
@@ -121,9 +126,16 @@ class SampleBatch:
 
     @property
     def labelled(self) -> SampleBatch:
-        """The batch without exposures that were sent again (``PAGE``)."""
-        again = self.kind == PAGE
+        """The batch without exposures that were sent again (``PAGE``, ``OUTCOME``)."""
+        again = self.kind >= PAGE
         return self.take(~again) if again.any() else self
+
+    @property
+    def told(self) -> NDArray[np.uint64]:
+        """Which outcomes each row tells. (B,) bit k: outcome k"""
+        bits = np.uint64(1) << np.arange(self.outcomes.shape[1], dtype=np.uint64)
+        found: NDArray[np.uint64] = (np.isfinite(self.outcomes) * bits).sum(axis=1, dtype=np.uint64)
+        return found
 
     def ids(self) -> Iterator[tuple[str, int]]:
         """The samples' identities, in order: ``(request_id, position)``."""
@@ -144,8 +156,14 @@ class SampleBatch:
         for batch in batches:
             pages.append(batch.page + np.int32(len(request)))
             request.extend(batch.request)
+        told = max(b.outcomes.shape[1] for b in batches)
+        batches = [b if b.outcomes.shape[1] == told else b.telling_none(told) for b in batches]
         rest = (np.concatenate([getattr(b, name) for b in batches]) for name in _DTYPES if name != "page")
         return cls(tuple(request), np.concatenate(pages), *rest)
+
+    def telling_none(self, outcomes: int) -> SampleBatch:
+        """The batch with so many ``outcomes``, none of which is known."""
+        return replace(self, outcomes=np.full((len(self), outcomes), np.nan, np.float32))
 
     def to_bytes(self, rates: Rates | None = None, says_arms: bool = True) -> bytes:
         """The MessagePack form: the request ids and each column's packed array. A column that is equal on all of each
@@ -171,7 +189,12 @@ class SampleBatch:
             columns.append(memoryview(column.tobytes()))
         cat, num = pack_ids(self.cat, first, page), pack_numbers(self.num, first, page, rates)
         request = [self.request[i] for i in used.tolist()]
-        return msgspec.msgpack.encode(_Message(_FORM, request, once, columns, cat, num))
+        known = np.ascontiguousarray(self.outcomes, "<f4").tobytes()
+        return msgspec.msgpack.encode(
+            _Telling(_FORM, request, once, columns, cat, num, memoryview(known))
+            if known
+            else _Message(_FORM, request, once, columns, cat, num)
+        )
 
     @classmethod
     def from_bytes(cls, raw: bytes | None) -> SampleBatch:
@@ -201,6 +224,10 @@ class _Message(Struct, frozen=True, array_like=True):
     num: Numbers
 
 
+class _Telling(_Message, frozen=True, array_like=True):
+    outcomes: memoryview = memoryview(b"")  # absent where none is told
+
+
 def _read(raw: bytes) -> tuple[list[str], dict[str, NDArray[Any]]]:
     found = _decoder.decode(raw)
     if found.form != _FORM:
@@ -224,6 +251,11 @@ def _read(raw: bytes) -> tuple[list[str], dict[str, NDArray[Any]]]:
         arrays[name] = arrays[name][page]
     arrays["cat"] = unpack_ids(found.cat, pages, page).view(np.int64)
     arrays["num"] = unpack_numbers(found.num, pages, page)
+    rows = len(page)
+    told = np.frombuffer(found.outcomes, _DTYPES["outcomes"])
+    if len(told) % max(1, rows):
+        raise ValueError(f"{len(told)} outcomes of {rows} rows")
+    arrays["outcomes"] = told.reshape(rows, len(told) // max(1, rows))
     for array in arrays.values():
         array.flags.writeable = False
     return found.request, {name: arrays[name] for name in _DTYPES}
@@ -246,12 +278,12 @@ def _bounds(requests: int) -> tuple[tuple[str, int, int], ...]:
     return (
         ("page", 0, requests - 1),
         ("position", 0, MAX_POSITION),
-        ("kind", 0, PAGE),
+        ("kind", 0, OUTCOME),
         ("ts_ms", 1, LAST_MS),
         ("arm", 0, len(ARMS) - 1),
         ("policy", 0, len(POLICIES) - 1),
     )
 
 
-_decoder = msgspec.msgpack.Decoder(_Message)
+_decoder = msgspec.msgpack.Decoder(_Telling)
 assert tuple(_DTYPES) == tuple(f.name for f in fields(SampleBatch))[1:]

@@ -36,7 +36,7 @@ from millrace.basics import durations
 from millrace.basics.errors import SchemaError, invalid
 from millrace.basics.hashing import salt
 from millrace.contracts.events import ACTIONS
-from millrace.contracts.logforms import Join, LogColumns, log_problems
+from millrace.contracts.logforms import Join, LogColumns, Outcome, log_problems, outcome_problems
 
 Side = Literal["user", "item", "context"]
 SIDES: tuple[Side, ...] = ("user", "item", "context")
@@ -199,6 +199,7 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     log: LogColumns | None = None
     join: tuple[Join, ...] = ()
     filters: tuple[str, ...] = ()  # attributes of items that pages are filtered by and that are no features
+    outcome: tuple[Outcome, ...] = ()
 
     @cached_property
     def id(self) -> str:
@@ -207,11 +208,12 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         Newer entries are left out while they are empty, so that a schema without them keeps its identity.
         """
         windows = msgspec.to_builtins(self.windows)
-        late = ("half_lives", "means", "lengths")
-        windows = {name: value for name, value in windows.items() if value or name not in late}
+        newer = ("half_lives", "means", "lengths")
+        windows = {name: value for name, value in windows.items() if value or name not in newer}
         fields = [msgspec.to_builtins(field) for field in self.fields]
         fields = [{n: v for n, v in field.items() if (n, v) != ("pool", "mean")} for field in fields]
-        meaning = (fields, windows, self.crosses, self.utc_offset, *([self.among] if self.among else []))
+        late = [entry for entry in (self.among, [(one.name, one.on) for one in self.outcome]) if entry]
+        meaning = (fields, windows, self.crosses, self.utc_offset, *late)
         return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()[:16]
 
     @cached_property
@@ -223,6 +225,11 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         sign = -1 if self.utc_offset.startswith("-") else 1
         hours, minutes = self.utc_offset.lstrip("+-").split(":")
         return sign * (int(hours) * 60 + int(minutes)) * 60_000
+
+    @property
+    def outcome_columns(self) -> list[str]:
+        """The columns of a log with outcomes, each one time."""
+        return list(dict.fromkeys(one.column for one in self.outcome if one.column is not None))
 
     def columns_of(self, side: Side) -> tuple[str, ...]:
         """The columns of one side that fields and window keys are made of, in the schema's order."""
@@ -460,6 +467,8 @@ def _check(schema: Schema, source: str) -> None:
                 fail(f"log.action_times names '{action}'", f"use {', '.join(ACTIONS[1:])}")
         for what, remedy in log_problems(schema.log, schema.join):
             fail(what, remedy)
+    for what, remedy in outcome_problems(schema.outcome, numeric):
+        fail(what, remedy)
     _check_last(schema, fail)
     _check_exposure_age(schema, fail)
     _check_among(schema, fail)

@@ -25,7 +25,7 @@ from millrace.logs.log_joins import SideTables
 from millrace.logs.log_times import Clock, to_ms
 from millrace.logs.near import lacking
 from millrace.logs.unrolled import unroll
-from millrace.logs.values import as_text, flat
+from millrace.logs.values import as_text, flat, missing
 
 
 class Wanted:
@@ -137,6 +137,10 @@ class Rows:
             out[TS] = columns[log.time] if made else time_ms(columns[log.time], log.time, self._clock, path, faults)
         if log.label not in broken:
             out[log.label] = labels(columns[log.label], log.label, path, faults, log.label_at_least)
+        for name in self._schema.outcome_columns:
+            if name not in broken:
+                known = pa.array(~missing(columns[name]))
+                out[name] = pc.if_else(known, labels(columns[name], name, path, faults), None)
         for name in [*actions, *_aging(self._schema, log)]:
             if name not in broken:
                 same = name == log.time and TS in out
@@ -173,7 +177,16 @@ def _columns(schema: Schema, log: LogColumns) -> tuple[list[str], list[str]]:
             raise SchemaError(
                 f"schema '{schema.name}' names '{name}' for log.{role} and log.{other}", "name a column for each"
             )
-    outcomes = {log.label, *log.action_times.values()}
+    own = schema.outcome_columns
+    for name in own:
+        if name in roles.values():
+            raise SchemaError(f"schema '{schema.name}' has the outcome '{name}', which has a role in [log]",
+                              "name a column of 0 and 1 of its own")  # fmt: skip
+    for one in schema.outcome:
+        if one.event is not None and one.event not in log.action_times:
+            raise SchemaError(f"outcome '{one.name}' is of '{one.event}', of which the log has no time",
+                              "name its column in log.action_times")  # fmt: skip
+    outcomes = {log.label, *log.action_times.values(), *own}
     fields = [f.name for f in schema.fields] + [c for k in schema.windows.keys for c in k.columns]
     for name in [*fields, *_aging(schema, log)]:
         if name in outcomes:
@@ -181,6 +194,6 @@ def _columns(schema: Schema, log: LogColumns) -> tuple[list[str], list[str]]:
                 f"schema '{schema.name}' feeds '{name}', the outcome to be predicted", "take it out of fields and keys"
             )
     named = [log.time, log.user, log.item, log.label, log.day, log.request, log.position, *log.identity]
-    named += [*log.action_times.values(), *_aging(schema, log)]
+    named += [*log.action_times.values(), *_aging(schema, log), *own]
     required = [n for n in named if n is not None] + [n for n in fields if n not in DERIVED]
     return list(dict.fromkeys(required)), ["age_days"] if "age_days" in fields else []

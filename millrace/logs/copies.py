@@ -6,6 +6,8 @@ It gets the greatest label and the earliest time of each action of all copies: a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,16 +21,18 @@ TS = "ts_ms"
 _ODD = np.int64(-7046029254386353131)  # multiplying by an odd number maps 64 bits onto themselves
 
 
-def sorted_once(table: pa.Table, log: LogColumns, copy_of: list[pa.Array]) -> tuple[pa.Table, NDArray[np.intp]]:
+def sorted_once(
+    table: pa.Table, log: LogColumns, copy_of: list[pa.Array], outcomes: Sequence[str] = ()
+) -> tuple[pa.Table, NDArray[np.intp]]:
     """(the rows by time, ties in their order, one for each exposure; (m,) the row of ``table`` of each). ``table`` has
-    ``ts_ms``. ``copy_of``: the columns of the identity, (n,) each; empty: no row is a copy."""
+    ``ts_ms``. ``copy_of``: the columns of the identity, (n,) each; empty: no row is a copy. ``outcomes``: columns."""
     order = np.argsort(table[TS].to_numpy(), kind="stable")
     if not copy_of:
         return table.take(pa.array(order)).combine_chunks(), order
     group, first = groups([c.take(pa.array(order)) for c in copy_of])
     clean = table.take(pa.array(order)).combine_chunks()
     if len(first) < len(order):
-        clean = _merge(clean, log, group, first)
+        clean = _merge(clean, log, group, first, outcomes)
     return clean, order[first]
 
 
@@ -58,11 +62,15 @@ def _mixed(column: pa.Array) -> pa.Array:
     return pa.array(column.to_numpy() * _ODD)
 
 
-def _merge(table: pa.Table, log: LogColumns, group: NDArray[np.intp], first: NDArray[np.intp]) -> pa.Table:
-    """One row a group: the first, with the greatest label and the earliest time of each action."""
-    label = np.zeros(len(first), np.int8)
-    np.maximum.at(label, group, table[log.label].to_numpy())
-    merged = {log.label: pa.array(label)}
+def _merge(
+    table: pa.Table, log: LogColumns, group: NDArray[np.intp], first: NDArray[np.intp], outcomes: Sequence[str]
+) -> pa.Table:
+    """One row a group: the first, with the greatest label and outcomes, and the earliest time of each action."""
+    merged = {}
+    for name in (log.label, *outcomes):
+        greatest = np.full(len(first), -1, np.int8)
+        np.maximum.at(greatest, group, pc.fill_null(table[name], -1).to_numpy())
+        merged[name] = pa.array(greatest, mask=greatest < 0)
     never = np.iinfo(np.int64).max
     for name in dict.fromkeys(log.action_times.values()):
         earliest = np.full(len(first), never, np.int64)

@@ -123,7 +123,8 @@ def read_log(
         faults.decide(f"rows come more than {log.disorder} too late in the file, and are sorted", log.time,
                       int(late.sum()), "sort a log that is too large for memory before")  # fmt: skip
         copy_of = identity(columns, log)
-        table, _ = sorted_once(pa.table({n: c for n, c in columns.items() if n not in drop}), log, copy_of)
+        kept = pa.table({n: c for n, c in columns.items() if n not in drop})
+        table, _ = sorted_once(kept, log, copy_of, schema.outcome_columns)
         duplicates = len(columns[TS]) - table.num_rows
         plausibility.look(table)
         plausibility.end()

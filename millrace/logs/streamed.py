@@ -123,6 +123,7 @@ class RowSpool:
         """
         assert schema.log is not None
         self._file, self._drop, self._log = file, drop, schema.log
+        self._outcomes = schema.outcome_columns
         self._faults, self._plausibility, self._bounds = faults, plausibility, bounds
         self._bound_ms = durations.minutes_of(schema.log.disorder) * 60_000
         self._newest_ms = 0
@@ -174,7 +175,8 @@ class RowSpool:
         parts = [*([] if self._held is None else [self._held]), *self._fresh]
         table = pa.concat_tables(parts, promote_options="permissive")
         self._held, self._fresh = None, []
-        clean, _ = sorted_once(table, self._log, identity({n: table[n] for n in table.column_names}, self._log))
+        copy_of = identity({n: table[n] for n in table.column_names}, self._log)
+        clean, _ = sorted_once(table, self._log, copy_of, self._outcomes)
         self.copies += table.num_rows - clean.num_rows
         stop = clean.num_rows
         if before_ms is not None:

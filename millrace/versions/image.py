@@ -18,6 +18,8 @@ from millrace.basics.errors import SnapshotError
 Array = NDArray[Any]
 RETRIEVAL_TABLES = ("retrieval_user", "retrieval_item")
 """The tables of the retrieval head. A ranker never sees them (:func:`split`)."""
+HEAD = ":"
+"""In the name of an outcome's table, between outcome and table. Scorers leave them out (:func:`split`)."""
 _REMEDY = "the next snapshot mends it"
 
 
@@ -99,9 +101,10 @@ class Image:
 
 
 def split(image: Image) -> tuple[Image, Image]:
-    """The ranker's part of an image, and the retrieval head's (no tables where the image carries no head)."""
+    """The ranker's part of an image, and the retrieval head's (no tables where the image carries no head). Neither has
+    the tables of outcomes."""
     own = {name: rows for name, rows in image.tables.items() if name in RETRIEVAL_TABLES}
-    rest = {name: rows for name, rows in image.tables.items() if name not in own}
+    rest = {name: rows for name, rows in image.tables.items() if name not in own and HEAD not in name}
     return Image(image.dense, rest), Image({}, own)
 
 

@@ -16,7 +16,7 @@ from millrace.contracts.coclick_message import DAYS, Lists
 from millrace.contracts.events import Item
 from millrace.contracts.online_layout import window_fields
 from millrace.contracts.schema import Schema
-from millrace.versions.image import RETRIEVAL_TABLES, Image, TableRows
+from millrace.versions.image import RETRIEVAL_TABLES, Image, TableRows, split
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.catalog.item_index import ItemIndex
@@ -96,4 +96,4 @@ def _warm_vectors(schema: Schema) -> None:
 
 def _model(schema: Schema) -> ServingModel:
     image, _ = OnlineModel(schema, {}, 0).snapshot()
-    return ServingModel.of(schema, {}, image)
+    return ServingModel.of(schema, {}, split(image)[0])

@@ -164,6 +164,7 @@ def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleB
         user_missing=each((s.page_log.user_missing for s in sampled), np.uint8),
         arm_name=each((s.page_log.arm_name for s in sampled), np.uint64),
         odds=rows_of([i.odds[a * 4 : b * 4] for i, a, b in runs], "<f4"),
+        outcomes=np.empty((len(kind), 0), np.float32),
     )
 
 

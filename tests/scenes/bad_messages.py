@@ -342,6 +342,7 @@ def good_samples(schema: Schema, ts_ms: int) -> SampleBatch:
         user_missing=zeros.astype(np.uint8),
         arm_name=zeros.astype(np.uint64),
         odds=zeros.astype(np.float32),
+        outcomes=np.empty((len(zeros), 0), np.float32),
     )
 
 

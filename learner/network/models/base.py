@@ -6,6 +6,7 @@ logit = wide (sum of the wide weights of all ids, by FTRL; the tables') + dense(
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
@@ -46,6 +47,7 @@ class Columns:
     buckets: tuple[str, ...]  # numbers that come as fields
     wide: tuple[str, ...] = ()  # fields and crosses ("a*b") with wide weights only
     attended: tuple[str, ...] = ()  # fields that are pooled by attention
+    outcomes: tuple[str, ...] = ()  # predicted beside the click
 
     @property
     def flat(self) -> list[str]:
@@ -96,6 +98,12 @@ class Network(nn.Module):
         if shape.buckets:
             self.register_buffer("edges", torch.full((shape.buckets, spec.buckets - 1), torch.inf))
 
+    @property
+    def heads(self) -> dict[str, Head]:
+        """By outcome, in the schema's order. They are no part of ``forward``."""
+        found = self._modules.get("outcomes")
+        return {} if found is None else {name: head for name, head in found.named_children() if isinstance(head, Head)}
+
     def axes(self, columns: Columns) -> Axes:
         """Names along the axes of the tensors whose extent depends on the inputs. A model adds its own."""
         found: Axes = {}
@@ -105,6 +113,8 @@ class Network(nn.Module):
             found["edges"] = (list(columns.buckets), None)
         if columns.attended:
             found["ages"] = (list(columns.attended), None)
+        for name, head in self.heads.items():
+            found |= {f"outcomes.{name}.body.{n}": axes for n, axes in head.body.axes(columns).items()}
         return found
 
     def known_as(self, columns: Columns) -> dict[str, str]:
@@ -141,6 +151,27 @@ class Deep(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logit: Tensor = self.out(self.layers(x))
         return logit.squeeze(1)
+
+
+class Head(nn.Module):
+    """The network of an outcome (learner/ranker/outcomes.py): ``z = base + lift t + body(embeddings, numbers) + wide``.
+
+    ``seen`` (2,): known labels, and those that were 1. They begin as ten with one, so that ``base``, the logit of their
+    share, is known before anything is learnt.
+    """
+
+    seen: Tensor
+
+    def __init__(self, body: Network) -> None:
+        super().__init__()
+        self.body = body
+        self.lift = nn.Parameter(torch.zeros(1))
+        self.register_buffer("seen", torch.tensor([10.0, 1.0]))
+
+    @property
+    def base(self) -> float:
+        known, ones = self.seen.tolist()
+        return math.log(ones / (known - ones)) if 0 < ones < known else 0.0
 
 
 REGISTRY: dict[str, type[Network]] = {}

@@ -176,9 +176,9 @@ def _one_page(samples: KnownSamples, rows: LogRows, at: int) -> bool:
 
 def _batch(samples: KnownSamples, part: slice, rows: LogRows, labels: Labels, features: LogFeatures) -> SampleBatch:
     """The samples of a part; those that are sent again with the label that was known then."""
-    row, again = samples.row[part], samples.kind[part] == PAGE
-    clicked = labels.clicked[row] & (labels.acted_ms[row] < rows.ts_ms[row] + labels.wait_ms)
-    as_labelled = replace(samples, kind=np.where(samples.kind == PAGE, NEGATIVE, samples.kind).astype(np.uint8))
+    row, again = samples.row[part], samples.kind[part] >= PAGE
+    clicked = labels.clicked[row] & ((labels.acted_ms[row] < rows.ts_ms[row] + labels.wait_ms) | (labels.wait_ms == 0))
+    as_labelled = replace(samples, kind=np.where(samples.kind >= PAGE, NEGATIVE, samples.kind).astype(np.uint8))
     batch = as_labelled.batch(part, rows, *features.of(row))
     return replace(
         batch,

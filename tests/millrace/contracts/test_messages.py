@@ -117,6 +117,7 @@ def make_batch(rows: int, seed: int = 0) -> SampleBatch:
         user_missing=rng.integers(0, 8, rows).astype(np.uint8),
         arm_name=rng.integers(0, 3, rows).astype(np.uint64),
         odds=rng.random(rows, np.float32),
+        outcomes=np.empty((rows, 0), np.float32),
     )
 
 
