@@ -90,7 +90,10 @@ def _head(path: Path, found: SchemaFindings) -> list[str]:
     if found.outcomes:
         lines.append("# LEFT OUT, since these look like outcomes of the exposure, not known when it was chosen:")
         lines += [f"#   {name}: {verdict.why}" for name, verdict in found.outcomes.items()]
-        lines += ["# If one was known before, name it in a [[fields]] entry of its own.", "#"]
+        lines += [
+            "# If one was known before, name it in [[fields]]. One of 0 and 1 can be an [[outcome]].",
+            "#",
+        ]
     if found.unused:
         lines.append("# Not used:")
         lines += [f"#   {name}: {why}" for name, why in found.unused.items()]

@@ -4,7 +4,7 @@
 The stream's join does this live, message by message (stream/join/join.py). A log is in order and complete, so a few
 array operations suffice here. In a log without action times every label is known at its exposure, under any policy.
 
-Outcomes are told one time each (:class:`~millrace.contracts.logforms.Outcome` says when one is known)::
+Outcomes are told one time each (:class:`~millrace.contracts.logforms.OutcomeRule` says when one is known)::
 
     known by then      with the exposure's first label; one on clicks with the click's
     known later        by a sample of its own, of the kind OUTCOME

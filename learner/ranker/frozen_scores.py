@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from learner.network.models.spec import read_spec
 from learner.ranker.model import OnlineModel, build, score_with
-from learner.ranker.outcomes import heads_of
+from learner.ranker.outcome_heads import heads_of
 from learner.ranker.step import Inference
 
 

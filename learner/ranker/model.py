@@ -95,7 +95,7 @@ from learner.ranker import attended
 from learner.ranker.buckets import Reservoir
 from learner.ranker.guard import LossGuard
 from learner.ranker.inputs import Inputs, finite
-from learner.ranker.outcomes import HeadInference, HeadStep, OutcomeHeads, heads_of
+from learner.ranker.outcome_heads import HeadInference, HeadStep, OutcomeHeads, heads_of
 from learner.ranker.sampling import chosen, usable
 from learner.ranker.snapshot_slices import Part, Slices
 from learner.ranker.step import Gradient, Inference, WrittenStep, dense_step, set_mode, wide_part

@@ -110,7 +110,7 @@ MOST_OUTCOMES = 8
 """Each has tables and a network of its own."""
 
 
-class Outcome(Struct, frozen=True, forbid_unknown_fields=True):
+class OutcomeRule(Struct, frozen=True, forbid_unknown_fields=True):
     """What may come of an exposure, or of its click, and is predicted beside the click.
 
     It is 1 or 0, and its time says when that is known::
@@ -133,7 +133,7 @@ class Outcome(Struct, frozen=True, forbid_unknown_fields=True):
         return 0 if self.within is None else durations.minutes_of(self.within) * 60_000
 
 
-def outcome_problems(outcomes: Sequence[Outcome], numeric: Sequence[str]) -> Iterator[tuple[str, str]]:
+def outcome_problems(outcomes: Sequence[OutcomeRule], numeric: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(what is wrong, the remedy) of outcomes, in a schema with these ``numeric`` fields."""
     if len(outcomes) > MOST_OUTCOMES:
         yield f"{len(outcomes)} outcomes", f"name at most {MOST_OUTCOMES}: each costs as much as the click's model"

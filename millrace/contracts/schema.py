@@ -36,7 +36,7 @@ from millrace.basics import durations
 from millrace.basics.errors import SchemaError, invalid
 from millrace.basics.hashing import salt
 from millrace.contracts.events import ACTIONS
-from millrace.contracts.logforms import Join, LogColumns, Outcome, log_problems, outcome_problems
+from millrace.contracts.logforms import Join, LogColumns, OutcomeRule, log_problems, outcome_problems
 
 Side = Literal["user", "item", "context"]
 SIDES: tuple[Side, ...] = ("user", "item", "context")
@@ -199,7 +199,7 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     log: LogColumns | None = None
     join: tuple[Join, ...] = ()
     filters: tuple[str, ...] = ()  # attributes of items that pages are filtered by and that are no features
-    outcome: tuple[Outcome, ...] = ()
+    outcome: tuple[OutcomeRule, ...] = ()
 
     @cached_property
     def id(self) -> str:

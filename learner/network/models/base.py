@@ -154,7 +154,7 @@ class Deep(nn.Module):
 
 
 class Head(nn.Module):
-    """The network of an outcome (learner/ranker/outcomes.py): ``z = base + lift t + body(embeddings, numbers) + wide``.
+    """The network of an outcome, ``z = base + lift t + body(embeddings, numbers) + wide`` (learner/ranker has more).
 
     ``seen`` (2,): known labels, and those that were 1. They begin as ten with one, so that ``base``, the logit of their
     share, is known before anything is learnt.

@@ -28,7 +28,8 @@ from millrace.contracts.samples import CORRECTION, NEGATIVE, OUTCOME, POSITIVE
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import TS, LogTable, read_log
 from tests.commands.replay.plain_replay import run_plain
-from tests.commands.replay.test_replay_engine import (
+from tests.scenes.exploring import examples
+from tests.scenes.replayed_logs import (
     BY_PAGE,
     MINUTE,
     PAGES,
@@ -40,7 +41,6 @@ from tests.commands.replay.test_replay_engine import (
     make_log,
     same,
 )
-from tests.scenes.exploring import examples
 
 OUTCOMES = """
 [[outcome]]

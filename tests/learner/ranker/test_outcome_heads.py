@@ -20,14 +20,14 @@ from learner.serving.serving_model import ServingModel
 from learner.training.evolve import evolve
 from learner.training.trainer import Trainer
 from millrace.basics.ranking_metrics import auc
-from millrace.contracts.logforms import Outcome
+from millrace.contracts.logforms import OutcomeRule
 from millrace.contracts.samples import CORRECTION, OUTCOME, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.versions.image import Image, split
 from tests.scenes.learning import ATTENDED, START_MS, make_samples
 from tests.scenes.learning import SCHEMA as PLAIN
 
-LIKE, BUY = Outcome("like", column="like"), Outcome("buy", on="click", event="purchase", within="30d")
+LIKE, BUY = OutcomeRule("like", column="like"), OutcomeRule("buy", on="click", event="purchase", within="30d")
 SCHEMA = msgspec.structs.replace(PLAIN, outcome=(LIKE, BUY))
 SMALL = {"width": 4, "hidden": [16], "blocks": 1}
 NAN = np.float32(np.nan)
@@ -236,7 +236,7 @@ def test_a_refused_batch_leaves_no_trace_in_heads() -> None:
 def test_another_schema_keeps_the_heads_that_it_has_too(model: str, schema: Schema) -> None:
     spec = SMALL | {"model": model}
     old = msgspec.structs.replace(schema, outcome=(LIKE, BUY))
-    new = msgspec.structs.replace(schema, outcome=(Outcome("view", column="view"), LIKE))
+    new = msgspec.structs.replace(schema, outcome=(OutcomeRule("view", column="view"), LIKE))
     one = OnlineModel(old, spec, 0)
     for seed in range(6):
         one.learn(with_outcomes(make_samples(128, seed, schema), seed))

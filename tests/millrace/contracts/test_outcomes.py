@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from millrace.basics.errors import SchemaError
 from millrace.contracts.carry import Carry
-from millrace.contracts.logforms import MOST_OUTCOMES, Outcome
+from millrace.contracts.logforms import MOST_OUTCOMES, OutcomeRule
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
-from tests.millrace.contracts.test_messages import make_batch
+from tests.scenes.learning import make_samples
 
 PLAIN = """
 name = "s"
@@ -37,7 +37,7 @@ VIEW = '[[outcome]]\nname = "long_view"\ncolumn = "long_view"\n'
 
 def test_what_is_written_is_read() -> None:
     buy, view = parse_schema(PLAIN + BUY + VIEW).outcome
-    assert buy == Outcome("buy", on="click", event="purchase", within="30d", value="price")
+    assert buy == OutcomeRule("buy", on="click", event="purchase", within="30d", value="price")
     assert (buy.within_ms, view.within_ms, view.on) == (30 * 86_400_000, 0, "page")
 
 
@@ -71,7 +71,9 @@ def test_a_bad_entry_is_one_line(text: str, problem: str) -> None:
 _WORDS = st.sampled_from(["buy", "a", "click", "purchase", "cart", "30d", "1h", "soon", "", "price", "page", "é", "A"])
 
 
-@given(st.lists(st.dictionaries(st.sampled_from([*Outcome.__struct_fields__, "x"]), _WORDS, max_size=6), max_size=10))
+@given(
+    st.lists(st.dictionaries(st.sampled_from([*OutcomeRule.__struct_fields__, "x"]), _WORDS, max_size=6), max_size=10)
+)
 def test_any_entries_are_a_schema_or_an_error(entries: list[dict[str, str]]) -> None:
     """A schema that is accepted has outcomes that everything after it may take as given."""
     text = PLAIN + "".join(
@@ -110,7 +112,7 @@ OUTCOMES = st.integers(0, 3).flatmap(
 @given(OUTCOMES)
 def test_outcomes_survive_the_wire(told: list[list[float]]) -> None:
     k = len(told[0]) if told else 0
-    batch = replace(make_batch(len(told)), outcomes=np.array(told, np.float32).reshape(len(told), k))
+    batch = replace(make_samples(len(told), 0), outcomes=np.array(told, np.float32).reshape(len(told), k))
     back = SampleBatch.from_bytes(batch.to_bytes())
     assert back.outcomes.tobytes() == batch.outcomes.tobytes()
     assert back.told.tolist() == [sum(1 << k for k, v in enumerate(row) if v == v) for row in told]
@@ -118,20 +120,20 @@ def test_outcomes_survive_the_wire(told: list[list[float]]) -> None:
 
 def test_a_batch_that_tells_none_has_the_bytes_that_it_always_had() -> None:
     """The six parts of a message of form 4, and no seventh."""
-    batch = make_batch(5)
+    batch = make_samples(5, 0)
     assert len(msgspec.msgpack.decode(batch.to_bytes())) == 6
     assert len(msgspec.msgpack.decode(batch.telling_none(2).to_bytes())) == 7
 
 
 def test_batches_that_tell_and_that_do_not_are_joined() -> None:
-    both = SampleBatch.concat([make_batch(2), replace(make_batch(3), outcomes=np.ones((3, 2), np.float32))])
+    both = SampleBatch.concat([make_samples(2, 0), replace(make_samples(3, 0), outcomes=np.ones((3, 2), np.float32))])
     assert both.outcomes.tolist()[2:] == [[1, 1]] * 3
     assert np.isnan(both.outcomes[:2]).all()
 
 
 @pytest.mark.parametrize("extra", [b"\0", b"\0\0\0\0"])
 def test_outcomes_that_fit_no_row_are_refused(extra: bytes) -> None:
-    parts = msgspec.msgpack.decode(replace(make_batch(3), outcomes=np.ones((3, 2), np.float32)).to_bytes())
+    parts = msgspec.msgpack.decode(replace(make_samples(3, 0), outcomes=np.ones((3, 2), np.float32)).to_bytes())
     with pytest.raises(SchemaError):
         SampleBatch.from_bytes(msgspec.msgpack.encode([*parts[:-1], parts[-1] + extra]))
 
