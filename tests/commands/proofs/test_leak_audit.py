@@ -412,7 +412,7 @@ def test_learning_a_micro_batch_before_it_is_scored_is_named(tmp_path: Path, mon
         for step in steps:
             if step.batch is not None:
                 self._model.learn(step.batch)
-            self._score(step, self._model.score)
+            self._score(step, self._model)
             self._observe_scored(step)
             self._observe_learnt(step)
             yield step.scored
