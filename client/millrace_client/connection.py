@@ -19,7 +19,7 @@ import random
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Generic, TypeVar, Unpack
 
 import httpx
@@ -173,6 +173,7 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing, Known]):
         user_id: Id,
         size: int | None = None,
         *,
+        rerank: Mapping[str, Any] | None = None,
         explain: bool = False,
         list_size: int | None = None,
         cursor: str | None = None,
@@ -182,6 +183,7 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing, Known]):
 
         Args:
             size: items wanted; None: as many as a page may have.
+            rerank: ``diversity``, ``boosts`` and ``pins``, in place of those of the settings.
             explain: add the source of each item and the reasons for its score.
             list_size: rank so many and hand out ``size`` at a time (``list`` of the HTTP API).
             cursor: the next part of a list, from the page before.
@@ -191,7 +193,8 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing, Known]):
             BadRequest, Unauthorised: the request or the token is wrong.
             Unavailable: there is no page within ``page_s``. Show your own order meanwhile.
         """
-        own = {"user_id": user_id, "size": size, "explain": explain, "list": list_size, "cursor": cursor}
+        own: dict[str, Any] = {"user_id": user_id, "size": size, "explain": explain, "list": list_size}
+        own |= {"cursor": cursor, "rerank": rerank}
         return self._page("recommend", own, asked)
 
     def similar(

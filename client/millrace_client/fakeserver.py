@@ -43,6 +43,12 @@ class _Kind(Struct):
     type: str = ""
 
 
+class _Rerank(Struct, forbid_unknown_fields=True):
+    diversity: float = 0.0
+    boosts: dict[str, dict[str, float]] = {}
+    pins: dict[str, Annotated[int, Meta(ge=0)]] = {}  # alone change pages here, where nothing has a score
+
+
 class _Limits(Struct, kw_only=True, forbid_unknown_fields=True, rename={"without": "not"}):
     user_id: Id | None = None
     session: Id | None = None
@@ -64,6 +70,7 @@ class _Asked(_Limits, kw_only=True, rename={"length": "list"}):
     explain: bool = False
     length: Annotated[int, Meta(ge=1, le=PAGE_LIMIT)] | None = None
     cursor: str | None = None
+    rerank: _Rerank | None = None
 
 
 class Failing(Struct):
@@ -210,8 +217,12 @@ class FakeServer:
         if user not in self.users:
             notes.append(f"user {asked.user_id!r} is unknown and served as a new one")
         ranked, offset = list(self._ranked(asked)), 0
+        pins = {i: slot for i, slot in (asked.rerank.pins if asked.rerank else {}).items() if i in ranked}
+        ranked = [i for i in ranked if i not in pins]
+        for i, slot in sorted(pins.items(), key=lambda pin: pin[1]):
+            ranked.insert(slot, i)
         if asked.cursor is not None:
-            if asked.length or asked.exclude or asked.only or asked.without or asked.caps or asked.hide:
+            if asked.length or asked.exclude or asked.only or asked.without or asked.caps or asked.hide or asked.rerank:
                 return _error(400, "filters and 'list' do not go with 'cursor'; the list keeps its own: leave them out")
             owner, kept, at = self._lists.get(asked.cursor, (user, [], 0))
             if owner != user:

@@ -41,6 +41,7 @@ _MORE = {
     "source": pa.string(),
     "score": pa.float32(),
     "odds": pa.float32(),
+    "ranked": pa.float32(),
 }
 
 
@@ -108,7 +109,7 @@ def judge_model(
         found = Judged.of(shown, where[mine], scores[mine], LEAST_OUTCOMES if value is None else LEAST_VALUES)
         support = round(where[mine].size / max(1, int(of_arm.sum())), 4)
         row = {"arm": arm, "pages": pages, "drawn_rows": int(mine.sum()), "effective_rows": round(found.effective())}
-        arms.append(row | {"slots_with_support": support})
+        arms.append(row | {"slots_with_support": support, "pinned_slots": int(np.isnan(shown.ranked[of_arm]).sum())})
         estimates += found.table(arm)
         curves += found.looks(arm, every_ms)
         said += f" {found.verdict(worded(arm), unit, pages)}"
@@ -148,6 +149,7 @@ def _by_page(table: pa.Table) -> tuple[pa.Table, Shown]:
         item=numbers(table["item"]),
         odds=table["odds"].cast(pa.float64()).fill_null(np.nan).to_numpy(),
         score=table["score"].fill_null(0.0).to_numpy(),
+        ranked=pc.coalesce(table["ranked"], table["score"].fill_null(0.0)).to_numpy(),
         reward=np.where(came, table["value"].fill_null(0.0).to_numpy(), 0.0),
     )
 

@@ -8,6 +8,9 @@
                          └ the first score above the one before it: something was drawn by now
                             └──row──┘            the next items came by chance alone, with the odds that were logged
 
+A page that was re-ranked (:mod:`scorer.page.reranking`) is drawn by what its items were ordered by, in place of their
+scores. A pinned item stands in no row: it was not drawn, and the others were, around it.
+
 A random page is drawn from its first slot on. :mod:`millrace.evidence.offpolicy` says what a row tells. Its numbers are
 of :data:`SLOTS` slots, and a row is as long. For weights grow with the number of orders, and so does what is needed:
 with three slots 6 rows tell as much as one of the order that is judged, with four 24.
@@ -64,6 +67,7 @@ class Shown(NamedTuple):
     item: Integers
     odds: Numbers  # NaN: not logged
     score: NDArray[np.float32]
+    ranked: NDArray[np.float32]  # what it was ordered by, nearly always the score; NaN: pinned to its slot
     reward: Numbers
 
 
@@ -74,13 +78,18 @@ def drawn(shown: Shown) -> Places:
         return np.empty((0, SLOTS), np.intp)
     starts = np.flatnonzero(np.diff(shown.page, prepend=shown.page[0] - 1))  # (P,)
     size = np.diff(starts, append=n)
-    at = np.arange(n) - np.repeat(starts, size)
+    start = np.repeat(starts, size)
+    at, pinned = np.arange(n) - start, np.isnan(shown.ranked)
     whole = (shown.position == at) & (shown.slot == at) & np.isfinite(shown.odds)
-    until = np.minimum.reduceat(np.where(whole, n, at), starts)
-    moved = ~shown.control & (at > 0) & (shown.score > np.roll(shown.score, 1))
+    until = np.minimum(np.minimum.reduceat(np.where(whole, n, at), starts), size)
+    above = np.append(-1, np.maximum.accumulate(np.where(pinned, 0, np.arange(n)))[:-1])  # the last one not pinned
+    moved = ~shown.control & (above >= start) & (shown.ranked > shown.ranked[above])
     since = np.minimum.reduceat(np.where(shown.control, 0, np.where(moved, at + 1, n)), starts)
-    fits = since + SLOTS <= np.minimum(until, size)
-    where: Places = (starts + since)[fits][:, None] + np.arange(SLOTS)
+    pins = np.append(0, np.cumsum(pinned))
+    free = pins[np.minimum(np.arange(n) + SLOTS, n)] == pins[:-1]
+    fits = free & (at >= np.repeat(since, size)) & (at + SLOTS <= np.repeat(until, size))
+    first = np.minimum.reduceat(np.where(fits, np.arange(n), n), starts)
+    where: Places = first[first < n][:, None] + np.arange(SLOTS)
     # Nothing is left to chance behind a swap, and where only one item was left.
     chosen = (shown.odds[where][:, :-1] < 1).all(1)
     return where[chosen]
@@ -114,7 +123,7 @@ def numbers_of(shown: Shown, where: Places, judged: Numbers) -> dict[str, tuple[
             "weight": w.whole,
         }
 
-    of_judged, of_served = of(judged), of(score)
+    of_judged, of_served = of(judged), of(shown.ranked[where].astype(np.float64))
     return {name: (of_judged[name], of_served[name]) for name in of_judged}
 
 

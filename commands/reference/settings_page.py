@@ -16,6 +16,7 @@ import ast
 import inspect
 import io
 import itertools
+import re
 import textwrap
 import tokenize
 from collections.abc import Iterator
@@ -43,6 +44,9 @@ relative to the file. In the environment a table is a JSON object, or short: `us
 _INIT = """# Settings of Millrace. Each line below is a default: remove its mark to change it.
 # A flag and a variable MILLRACE_<NAME> go before this file. 'millrace config show' prints what holds.
 """
+
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+").fullmatch
 
 
 class SettingRow(NamedTuple):
@@ -116,11 +120,14 @@ def as_toml(value: Any) -> str:
 
     >>> as_toml({"user": 1000, "kind": ["a"]})
     '{ user = 1000, kind = ["a"] }'
+    >>> as_toml({"sku 7": 0})
+    '{ "sku 7" = 0 }'
     """
     if isinstance(value, msgspec.Struct):
         value = msgspec.to_builtins(value)
     if isinstance(value, dict):
-        return f"{{ {', '.join(f'{name} = {as_toml(inner)}' for name, inner in value.items())} }}" if value else "{}"
+        named = [(name if _BARE(name) else as_toml(name), inner) for name, inner in value.items()]
+        return f"{{ {', '.join(f'{name} = {as_toml(inner)}' for name, inner in named)} }}" if named else "{}"
     return msgspec.json.encode(value).decode()
 
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 Id = int | str
 """Users and items are named by integers or by text, as their owner likes; ``7`` and ``"7"`` are the same id."""
@@ -54,10 +54,11 @@ only scored here), or another rule, as for an arm of popular items. In the order
 UNRANKED = CONTROL, OTHER
 """Pages that the model scored and did not order: figures of the model's own pages leave them out."""
 
-SOURCES = ("none", "vectors", "liked", "coclicked", "hot", "new", "random", "whole", "control", "asked")
+SOURCES = ("none", "vectors", "liked", "coclicked", "hot", "new", "random", "whole", "control", "asked", "pinned")
 """Where recall found an item of a page (:mod:`scorer.recall.candidate_lists`), in the order of the codes of
 ``PageLog.sources``. ``none``: it was not recorded. ``whole``: the shop is so small that all of it was ranked.
-``control``: a random page. ``asked``: the caller named the item, or the list that it comes from does not say."""
+``control``: a random page. ``asked``: the caller named the item, or the list that it comes from does not say.
+``pinned``: the shop has it in this slot."""
 
 MAX_EVENT_BYTES = 256 * 1024
 """An event, user or item larger than this is a dead letter: a page of 1,000 items is some 20 KiB."""
@@ -206,6 +207,8 @@ class PageLog(Struct, frozen=True):
     among: bytes = b""  # of one page in 100: (G, m) float32 the set of candidates it was measured against
     odds: bytes = b""  # (n,) float32 of each item in its slot (millrace.evidence.exploration); empty: not said
     arm_name: str = ""  # as the settings name the arm (millrace.evidence.user_arms); empty: as `arm`
+    # (n,) float32 what each item was ordered by in place of its score; NaN: pinned to its slot
+    ranked: bytes | UnsetType = UNSET
 
 
 class ItemTiles(Struct, frozen=True):

@@ -34,6 +34,19 @@ def filterable(schema: Schema) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*schema.filters, *fields)))
 
 
+def unknown(schema: Schema, names: Iterable[str]) -> tuple[str, str] | None:
+    """Of the first attribute that pages cannot be filtered by: what is wrong, and the remedy. None: they can by all."""
+    known = filterable(schema)
+    for name in names:
+        if name not in known:
+            text, use = name.replace('"', "'")[:40], f"use one of {', '.join(known) or 'none'}"
+            remedy = f'{use}; or add filters = ["{text}"] at the top of the schema file and restart'
+            if name in {field.name for field in schema.fields}:  # the schema refuses these among its filters
+                remedy = f'{use}; a number needs a range, as {{"min": 5}}; users and pages have none'
+            return f"'{text}' is no attribute that this shop filters by", remedy
+    return None
+
+
 def values_of(field: Field | None, value: Value | Sequence[Value] | None) -> list[Value]:
     """The values of an attribute without missing ones. A text counts as one value, except in a multi-valued ``field``,
     whose separator splits it.

@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from millrace.basics import pagepack_kernels as kernels
 from millrace.contracts.events import (
@@ -60,6 +60,7 @@ class PageView(Struct, frozen=True):
     among: bytes = b""
     odds: bytes = b""
     arm_name: str = ""
+    ranked: bytes = b""
 
 
 class Logged(Struct, frozen=True, array_like=True):
@@ -85,6 +86,7 @@ class Logged(Struct, frozen=True, array_like=True):
     among: bytes = b""
     odds: bytes = b""
     arm_name: str = ""
+    ranked: bytes = b""  # not written where there is none
 
 
 _logged = msgspec.msgpack.Decoder(Logged).decode
@@ -109,8 +111,8 @@ def page_log_bytes(page_log: PageLog, rates: Rates | None = None) -> bytes:
     if len(block) > _WORTH * sum(sizes):
         return to_msgpack(i)
     arrays = memoryview(i.scores), (k, f, width), num.rates, num.follow, memoryview(block)
-    rest = i.served_ms, i.offset, i.sources, i.user_missing
-    return msgspec.msgpack.encode(Logged(2, *_heading(i), i.items, *arrays, *rest, i.among, i.odds, i.arm_name))
+    ranked = (i.ranked,) if i.ranked else ()
+    return msgspec.msgpack.encode((2, *_heading(i), i.items, *arrays, *_rest(i), i.arm_name, *ranked))
 
 
 def decode_served(raw: bytes | None) -> PageView:
@@ -140,7 +142,9 @@ def decode_served(raw: bytes | None) -> PageView:
         )
     view = out.data.toreadonly()
     keys, cat, num = view[:ids], view[ids:numbers], view[numbers + 4 * width :]
-    return PageView(*_heading(found), found.items, found.scores, keys, cat, num, *_rest(found), found.arm_name)
+    return PageView(
+        *_heading(found), found.items, found.scores, keys, cat, num, *_rest(found), found.arm_name, found.ranked
+    )
 
 
 def decode_heading(raw: bytes | None) -> PageView | Logged:
@@ -153,7 +157,7 @@ def decode_page_log(raw: bytes | None) -> PageLog:
     """The same with arrays of its own. Raises BadEventError as :func:`decode_served` does."""
     i = decode_served(raw)
     scores, keys, cat, num = (bytes(array) for array in (i.scores, i.keys, i.cat, i.num))
-    return PageLog(*_heading(i), i.items, scores, keys, cat, num, *_rest(i), i.arm_name)
+    return PageLog(*_heading(i), i.items, scores, keys, cat, num, *_rest(i), i.arm_name, i.ranked or UNSET)
 
 
 def _is_array(raw: bytes | None) -> bool:

@@ -28,6 +28,7 @@ from millrace.contracts.schema import Schema, load_schema, shop_schema
 from millrace.contracts.topics import MODEL_DELTAS, unsafe_prefix
 from millrace.evidence.exploration import Exploration
 from millrace.evidence.learners import LEARNER_ROLE, LEARNS_FROM, PLACES, LearnsFrom, NamedLearner, check_names
+from millrace.evidence.rerank import Rerank
 from millrace.evidence.user_arms import Arm, check_arms
 
 FILE = "millrace.toml"
@@ -125,6 +126,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # Pages of the model that are drawn by chance, with logged odds: share[,rule[,temperature]]; 0: none.
     explore: str = "0"  # Rules: softmax, uniform, swap; as 0.05,softmax,0.5
     bought_days: NotNegative = 7.0  # event time: an item that a user bought comes last
+    rerank: Rerank = Rerank()  # diversity, boosts and pins; see docs/how-to/filter-pages.md
 
     # Limits. What disks and brokers hold.
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 4
@@ -319,7 +321,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """The settings as environment variables, for a child process: what differs from the defaults, and no file."""
         default = Settings()
         changed = {n: v for n in self.__struct_fields__ if (v := getattr(self, n)) != getattr(default, n)}
-        texts = {n: msgspec.json.encode(v).decode() if isinstance(v, dict) else str(v) for n, v in changed.items()}
+        texts = {
+            n: msgspec.json.encode(v).decode() if isinstance(v, dict | Struct) else str(v) for n, v in changed.items()
+        }
         return {"MILLRACE_CONFIG": ""} | {variable(name): text for name, text in texts.items()}
 
 
@@ -333,7 +337,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "gate": ("gate", "heldout_share", "teach_limits", "quarantine_minutes", "keep_minutes"),
     "serving": (
         *("workers", "candidates", "recall", "recall_index"),
-        *("control_share", "arms", "arms_value", "explore", "bought_days"),
+        *("control_share", "arms", "arms_value", "explore", "bought_days", "rerank"),
     ),
     "limits": ("partitions", "broker_gib", "archive_days", "archive_features"),
     "demo": ("seed", "shoppers"),
@@ -524,7 +528,7 @@ _CHECKS: dict[str, Callable[[Settings], None]] = {
 
 _QUOTED, _FIRST = "learner '{}'", "the first learner"
 _SHOWN = 200  # characters of a value in a mistake
-_TABLES = frozenset({"model_spec", "segments", "learners", "shadow_spec", "teach_limits", "recall", "arms"})
+_TABLES = frozenset({"model_spec", "segments", "learners", "shadow_spec", "teach_limits", "recall", "arms", "rerank"})
 
 
 def _table(text: str) -> Any:

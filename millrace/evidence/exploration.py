@@ -95,7 +95,7 @@ class Exploration(NamedTuple):
             order = _swapped(n, size, most, random) if explored else np.arange(most)
             log_odds = _swap_odds(order, n, size)
         else:
-            z = _logits(scores) / self.temperature if self.rule == "softmax" else np.zeros(n)
+            z = logits(scores) / self.temperature if self.rule == "softmax" else np.zeros(n)
             order = np.arange(most)
             if explored:
                 drawn = np.argsort(-(z + random.gumbel(size=n)), kind="stable")
@@ -113,10 +113,11 @@ class Exploration(NamedTuple):
         return np.where(np.append(True, ranked[:-1]), odds, np.exp(log_odds))
 
 
-def _logits(scores: NDArray[np.float32]) -> Numbers:
+def logits(scores: NDArray[np.float32]) -> Numbers:
+    """z of scores, finite."""
     p = np.clip(scores.astype(np.float64), _NEAREST, 1 - _NEAREST)
-    logits: Numbers = np.log(p / (1 - p))
-    return logits
+    z: Numbers = np.log(p / (1 - p))
+    return z
 
 
 def _log_sums(z: Numbers, most: int) -> Numbers:

@@ -25,6 +25,7 @@ from msgspec import Meta, Struct
 from millrace.basics.errors import SettingError
 from millrace.basics.hashing import mix, salt, value_hash
 from millrace.evidence.exploration import Exploration
+from millrace.evidence.rerank import Rerank
 
 Kind = Literal["model", "popular", "random"]
 RESERVED = "model", "control", "logged", "other", "lists"
@@ -47,6 +48,7 @@ class Arm(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     recall: dict[str, Annotated[float, Meta(ge=0, le=1)]] | None = None
     explore: str | None = None
     bought_days: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+    rerank: Rerank | None = None
     learner: str = ""
 
     def __post_init__(self) -> None:
@@ -59,7 +61,7 @@ class Arm(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     @property
     def own(self) -> dict[str, Any]:
         """The settings of its own, by name."""
-        names = ("candidates", "recall", "explore", "bought_days")
+        names = ("candidates", "recall", "explore", "bought_days", "rerank")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

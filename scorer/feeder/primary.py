@@ -7,7 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 
+from millrace.basics.errors import SettingError
 from millrace.contracts.clock import EventClock
+from millrace.contracts.filter_attributes import unknown
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -24,11 +26,14 @@ INDEX_TOPICS = frozenset({"items", "item counts"})
 class Primary:
     """One scorer's state, as its feeds change it. Any access to the index needs its lock
     (:meth:`scorer.feeder.state.FeederState.alone`). ``wall``: wall time in ms. Raises SettingError for invalid shares
-    of recall."""
+    of recall, or boosts of an unknown attribute."""
 
     def __init__(self, settings: Settings, schema: Schema, clock: EventClock, wall: Callable[[], int]) -> None:
         for recall in settings.recalls:  # for workers: what is no list of shares ends the feeder before it has any
             Shares.of(recall)
+        for how in (settings.rerank, *(arm.rerank for arm in settings.arms.values() if arm.rerank)):
+            if found := unknown(schema, how.boosts or {}):
+                raise SettingError(f"rerank: boosts {found[0]}", found[1])
         self.settings, self.schema, self.clock = settings, schema, clock
         self.builder, self.intake = FeatureBuilder(schema), Intake(schema)
         self.index = ItemIndex(self.builder)

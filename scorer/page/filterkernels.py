@@ -1,5 +1,5 @@
 # core
-"""Compiled loops of filters: which rows pass, and which of them fit on a page under caps.
+"""Compiled loops of filters and re-ranking: which rows pass, which of them fit on a page under caps, which are unlike.
 
 ::
 
@@ -131,3 +131,30 @@ def capped(values: Array, limits: Array, out: Array) -> Any:
         out[n] = i
         n += 1
     return n
+
+
+@compiled(fastmath={"reassoc", "contract"})
+def marginal(z: Array, vectors: Array, weight: Any, most: int, near: Array) -> None:
+    """Takes ``most`` items one after another, always the one with the largest z - weight near: maximal marginal
+    relevance (Carbonell and Goldstein, 1998). ``near`` (n,) float32, zeros at first, is an item's largest cosine to
+    those that were taken before it; of an item that was not taken, to all of them. None is below 0.
+
+    Args:
+        z: (n,) float64.
+        vectors: (n, D) float32 of length 1; zeros are like nothing.
+    """
+    n, width = vectors.shape
+    left = np.ones(n, np.bool_)
+    for _ in range(min(most, n)):
+        best, largest = -1, -np.inf
+        for i in range(n):
+            value = z[i] - weight * near[i]
+            if left[i] and (best < 0 or value > largest):
+                best, largest = i, value
+        left[best] = False
+        for i in range(n):
+            if left[i]:
+                cosine = np.float32(0)
+                for c in range(width):
+                    cosine += vectors[i, c] * vectors[best, c]
+                near[i] = max(near[i], cosine)

@@ -22,13 +22,15 @@ from numpy.typing import NDArray
 
 from millrace.contracts.events import LOGGED, SOURCES
 from millrace.contracts.schema import DERIVED
+from millrace.evidence.rerank import PAGE_LIMIT
 from scorer.catalog.itemtable import ItemRows
 from scorer.page import page_wire
 from scorer.page.candidates import Recaller
 from scorer.page.listpage import LISTS, not_ready
-from scorer.page.page_service import PAGE_LIMIT, Serving
+from scorer.page.page_service import Serving
 from scorer.page.page_wire import Filters, ListRequest, PlacedItem, Reason, RecommendAnswer, RequestError
 from scorer.page.pagemaker import Asked
+from scorer.page.reranking import PlacedItems
 from scorer.recall.candidate_lists import COCLICKED, HOT, VECTORS, Allowed, ListedRows, popular_page
 from scorer.recall.similar import same_group, similar
 from scorer.users.userrecord import KnownUser
@@ -129,7 +131,7 @@ class ItemPages:
         order = np.flatnonzero(serving.passing(page)[found.rows])  # one may have gone while counts were waited for
         found, scores = found.of(order), scored.shown[order].tolist()
         sources = found.sources.tobytes()
-        serving.maker.log(page, LOGGED, scored, order, serving.maker.ids(found.rows), sources, 0)
+        serving.maker.log(page, LOGGED, scored, PlacedItems(order), serving.maker.ids(found.rows), sources, 0)
         return RecommendAnswer(request_id, scored.note.version, LOGGED, ts_ms, self._placed(found, scores), notes)
 
     def _placed(self, found: _Found, scores: Sequence[float | None]) -> list[PlacedItem]:

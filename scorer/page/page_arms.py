@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from millrace.contracts.events import CONTROL, MODEL, OTHER, Id
 from millrace.contracts.settings import Settings
 from millrace.evidence.exploration import Exploration
+from millrace.evidence.rerank import Rerank
 from millrace.evidence.user_arms import Arm, ArmDraw, Kind, check_arms
 from scorer.page.candidates import Recaller
 from scorer.page.rank import Ranker
@@ -30,6 +31,7 @@ class PageArm(NamedTuple):
     candidates: int
     recaller: Recaller
     exploration: Exploration | None
+    rerank: Rerank
     learner: str = ""
 
     @property
@@ -61,6 +63,10 @@ class PageArms:
         """The arm of a user, who stays in it."""
         return self._arms[self._draw.of(user_id)]
 
+    @property
+    def reranks(self) -> list[Rerank]:
+        return [arm.rerank for arm in self._arms.values()]
+
     def named(self, name: str) -> PageArm:
         """The arm of this name; the model's where there is none any more."""
         return self._arms.get(name, self._arms[MODEL])
@@ -68,4 +74,6 @@ class PageArms:
 
 def _arm(name: str, arm: Arm, settings: Settings, ranker: Ranker) -> PageArm:
     own = replace(settings, **arm.own)
-    return PageArm(name, arm.kind, own.candidates, Recaller(own, ranker), Exploration.of(own.explore), arm.learner)
+    rerank = own.rerank.over(settings.rerank)
+    explore = Exploration.of(own.explore)
+    return PageArm(name, arm.kind, own.candidates, Recaller(own, ranker), explore, rerank, arm.learner)

@@ -15,8 +15,9 @@ categorical field, numbers of a numeric one, for ranges. A mask is valid until a
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from millrace.basics.hashing import U64, column_hash, combine, mix
 from millrace.contracts.events import Id
-from millrace.contracts.filter_attributes import asked_hashes, filterable
+from millrace.contracts.filter_attributes import asked_hashes, filterable, unknown
 from millrace.contracts.schema import DERIVED
 from scorer.catalog.itemtable import ItemRows
 from scorer.page import filterkernels as kernels
@@ -35,6 +36,7 @@ from scorer.users.userrecord import KnownUser
 
 MASK_BYTES = 16 << 20
 """Cache of a worker for masks of the last distinct pairs of ``only`` and ``not``."""
+_NOBODY = np.uint64(np.iinfo(np.uint64).max)
 _ENTRY_BYTES, _HASH_BYTES = 1024, 48
 """Python's overhead for a mask and its clauses, and for each value of its filter."""
 
@@ -56,6 +58,14 @@ class _UserItem(NamedTuple):
     column: int  # of the item table's ``values``: the item
 
 
+class Boosts(NamedTuple):
+    """What values of an attribute are given."""
+
+    attribute: str
+    hashes: U64  # (m + 1,) ascending, as the attribute's columns have them; behind the m values there is one of none
+    logits: NDArray[np.float64]  # (m + 1,)
+
+
 class ItemFilters:
     def __init__(self, ranker: Ranker) -> None:
         self._ranker, self._items, self._builder = ranker, ranker.items, ranker.builder
@@ -68,7 +78,6 @@ class ItemFilters:
                 first = int(np.searchsorted(form.cat_columns, start))
                 self._places[name] = _Place(False, first, first + field.slots, layout.field_salt(field))
         self._numbers = {name: n for n, name in enumerate(form.plain_names) if name not in DERIVED}
-        self._others = {field.name for field in schema.fields} - set(self._places)
         self._seen: _UserItem | None = None
         both = self._builder.user_column, self._builder.item_column
         for name, key in zip(layout.key_names, schema.windows.keys, strict=True):
@@ -88,23 +97,13 @@ class ItemFilters:
         if filters is None:
             return None
         for what, names in (("only", filters.only), ("not", filters.without), ("caps", filters.caps)):
-            for name in names:
-                is_range = what != "caps" and isinstance(names[name], Range)
-                if is_range and name not in self._numbers:
+            ranges = [] if what == "caps" else [name for name in names if isinstance(names[name], Range)]
+            for name in ranges:
+                if name not in self._numbers:
                     known = ", ".join(self._numbers) or "none"
                     problem = f"{what} '{name[:40]}' is no number, which a range needs"
                     raise RequestError(problem, f"give values, or use a numeric field of items: {known}")
-                if not is_range and name not in self._places:
-                    known = ", ".join(self._places) or "none"
-                    text = name.replace('"', "'")[:40]
-                    remedy = (
-                        f'use one of {known}; or add filters = ["{text}"] at the top of the schema file and restart'
-                    )
-                    if name in self._others:  # the schema refuses these among its filters
-                        remedy = (
-                            f'use one of {known}; a number needs a range, as {{"min": 5}}; users and pages have none'
-                        )
-                    raise RequestError(f"{what} '{text}' is no attribute that this shop filters by", remedy)
+            self.check(what, [name for name in names if name not in ranges])
         if "seen" in filters.hide and self._seen is None:
             user, item = self._builder.user_column, self._builder.item_column
             raise RequestError(
@@ -112,6 +111,13 @@ class ItemFilters:
                 f'add [[windows.keys]] columns = ["{user}", "{item}"] to the schema, or leave it out',
             )
         return filters
+
+    def check(self, what: str, names: Iterable[str]) -> None:
+        """Raises RequestError for an attribute that is not known."""
+        found = unknown(self._builder.schema, names)
+        if found is not None:
+            problem, remedy = found
+            raise RequestError(f"{what} {problem}", remedy)
 
     def allowed(self, filters: Filters, user: KnownUser, ts_ms: int) -> Allowed:
         last = self._last
@@ -142,7 +148,27 @@ class ItemFilters:
         hidden = np.isin(keys, self._ranker.seen_keys(user, ts_ms))
         return [i for i, gone in zip(left, hidden.tolist(), strict=True) if not gone]
 
-    # -- caps -------------------------------------------------------------------------------------------------
+    # -- boosts and caps ---------------------------------------------------------------------------------------
+
+    def boosts(self, factors: Mapping[str, Mapping[str, float]]) -> list[Boosts]:
+        """Factors of odds by attribute and value, as :meth:`boosted` takes them."""
+        made = []
+        for name, given in factors.items():
+            of_hash = {h: math.log(factor) for value, factor in given.items() for h in asked_hashes([value])}
+            hashes, logits = self._hashed(name, of_hash), np.array([*of_hash.values(), 0.0])
+            at = np.argsort(hashes)
+            made.append(Boosts(name, np.append(hashes[at], _NOBODY), logits[np.append(at, len(at))]))
+        return made
+
+    def boosted(self, boosts: Iterable[Boosts], rows: ItemRows) -> NDArray[np.float64]:
+        """The sum of what the values of each item are given. (n,)"""
+        out = np.zeros(len(rows))
+        for name, hashes, logits in boosts:
+            columns, first, stop = self._columns(name)
+            own = columns[rows, first:stop]
+            at = np.searchsorted(hashes, own)
+            out += np.where(hashes[at] == own, logits[at], 0.0).sum(axis=1)
+        return out
 
     def fitting(self, filters: Filters, rows: ItemRows, size: int) -> NDArray[np.intp]:
         """Ascending positions in ``rows`` (n,) of the first ``size`` that fit on one page under the caps. (<= size,)"""
@@ -150,7 +176,8 @@ class ItemFilters:
             return np.arange(min(size, len(rows)))
         values = np.zeros((len(rows), len(filters.caps)), np.uint64)
         for c, name in enumerate(filters.caps):
-            values[:, c] = self._columns(name)[rows, self._places[name].first]
+            columns, first, _ = self._columns(name)
+            values[:, c] = columns[rows, first]
         out = np.empty(size, np.int64)
         n = kernels.capped(values, np.fromiter(filters.caps.values(), np.int64, len(filters.caps)), out)
         return out[:n].astype(np.intp)
@@ -213,18 +240,20 @@ class ItemFilters:
             (low, high), numbers = asked, self._items.rows.plain[: len(mask), self._numbers[name]]
             mask &= ((numbers >= low) & (numbers <= high)) == keep
             return
-        place, columns = self._places[name], self._columns(name)
-        values = np.array(asked, np.uint64)
-        if not place.named:
-            values = mix(place.salt, values)
-        stop = columns.shape[1] if place.named else place.stop
-        kernels.narrow(columns, place.first, stop, np.sort(values), keep, mask)
+        kernels.narrow(*self._columns(name), np.sort(self._hashed(name, asked)), keep, mask)
 
-    def _columns(self, name: str) -> U64:
-        if self._places[name].named:
-            return self._items.filter_values(name)
-        cat: U64 = self._items.rows.cat.view(np.uint64)
-        return cat
+    def _hashed(self, name: str, hashes: Iterable[int]) -> U64:
+        """Value hashes as an attribute's columns have them."""
+        place, values = self._places[name], np.array(list(hashes), np.uint64)
+        return values if place.named else mix(place.salt, values)
+
+    def _columns(self, name: str) -> tuple[U64, int, int]:
+        """Where an attribute's values are: in these columns, from the first to before the last."""
+        place = self._places[name]
+        if place.named:
+            columns = self._items.filter_values(name)
+            return columns, 0, columns.shape[1]
+        return self._items.rows.cat.view(np.uint64), place.first, place.stop
 
     def _left_out(self, filters: Filters, user: KnownUser, ts_ms: int) -> list[Id]:
         """Ids of what the request excludes or hides, without what was seen, as of the page's time."""
@@ -267,6 +296,7 @@ def warm_up(ranker: Ranker) -> None:
     kernels.narrow(one, 0, 1, one[0], True, mask)
     kernels.unseen(one[0, 0], one[0, 0], one, 0, True, kernels.table_of(one[0]), mask)
     kernels.capped(one, np.ones(1, np.int64), out)
+    kernels.marginal(np.ones(1), np.ones((1, 1), np.float32), 1.0, 1, np.zeros(1, np.float32))
     filters = ItemFilters(ranker)
     user = KnownUser.of(ranker.builder, 1, {})
     filters.allowed(Filters(exclude=[1]), user, 1)

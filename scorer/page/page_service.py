@@ -24,9 +24,10 @@ from millrace.contracts.clock import MAX_AHEAD_MS, EventClock
 from millrace.contracts.events import LOGGED, Id, PageLog
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
+from millrace.evidence.rerank import PAGE_LIMIT, Rerank
 from scorer.catalog.itemtable import ItemRows
 from scorer.page import page_wire
-from scorer.page.candidates import Recalled, Sources
+from scorer.page.candidates import Sources
 from scorer.page.held import WorkerState
 from scorer.page.listpage import ListPages, not_ready
 from scorer.page.page_arms import PageArm, PageArms
@@ -34,19 +35,19 @@ from scorer.page.page_filters import ItemFilters
 from scorer.page.page_wire import RequestError
 from scorer.page.pagemaker import AskCounts, Asked, PageMaker, Scored
 from scorer.page.ranked import LIST_SECONDS, Cursor, RankedList, RankedLists
+from scorer.page.reranking import PageDraw, Pins, PlacedItems, Reranker, pins_off
 from scorer.recall.candidate_lists import (
     ASKED,
     CONTROLLED,
     HOT,
+    PINNED,
     RANDOM,
     Allowed,
-    largest,
     popular_page,
     random_page,
 )
 from scorer.users.userrecord import KnownUser, Meters, UserStore, look_up
 
-PAGE_LIMIT = 600  # items of an answer, or of a ranked list
 FILTERED = "f-"
 """Prefix of the ids of lists with filters, so a cursor shows that its expired list had some."""
 
@@ -80,6 +81,7 @@ class Serving(WorkerState):
         self.maker = PageMaker(self, clock, send, meters, wall, ask_counts)
         self.arms, self._secret = PageArms(settings, self.ranker), secret
         self.filters = ItemFilters(self.ranker)
+        self._reranker = Reranker(self.filters, self.arms.reranks)
         self.ranked = RankedLists(store, LIST_SECONDS, wall, meters.error)
         self._list_pages = ListPages(store, self.builder, meters, self.filters.passing)
 
@@ -91,6 +93,8 @@ class Serving(WorkerState):
         size = page_wire.check_recommend(asked, PAGE_LIMIT)
         cursor = None if asked.cursor is None else Cursor.of(asked.cursor, PAGE_LIMIT)
         filters = self.filters.of(asked)
+        rerank = asked.rerank or Rerank()
+        self.filters.check("boosts", rerank.boosts or {})
         request_id, ts_ms = self.identify(asked, logged=True)
         arm = self.arms.of(asked.user_id)
         reason = self.not_ready(arm.learner)
@@ -99,7 +103,7 @@ class Serving(WorkerState):
                 raise not_ready(f"no part of a list with filters yet, since there is {reason}")
             return await self._list_pages.page(asked.user_id, size, ts_ms, reason, filters, asked.session)
         user, notes = await self.user_of(asked.user_id, asked.session)
-        page = Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes, asked.explain, filters)
+        page = Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes, asked.explain, filters, rerank)
         if cursor is not None:
             answer = await self._part(page, cursor, size)
             if not isinstance(answer, Asked):
@@ -111,34 +115,36 @@ class Serving(WorkerState):
     async def _page(self, page: Asked, arm: PageArm, size: int, length: int | None) -> page_wire.RecommendAnswer:
         """A page, or the first part of a list of ``length`` items."""
         most = length or size
+        page = page._replace(rerank=page.rerank.over(arm.rerank))
         seed = value_hash(page.request_id)
         allowed = self.allowed(page)
         if allowed is not None and not len(allowed.rows):
             return self._empty(page, arm)
-        among, there = None, len(self.lists.living if allowed is None else allowed.rows)
-        if arm.ranks:
-            rows, sources, retrieval = self._recalled(page, arm, most, seed, allowed)
-        else:
-            if self.schema.among:  # a number among candidates means the same on all pages
-                among = await self.maker.set_of(page, self._recalled(page, arm, most, seed, allowed).rows)
-            rows = self._unranked(page, arm, size, most, seed, allowed)
-            sources, retrieval = np.full(len(rows), CONTROLLED if arm.kind == "random" else HOT, np.uint8), -1
+        pins = Pins.of(page.rerank, size, self.items, self.passing(page))
+        pool = self.lists.living if allowed is None else allowed.rows
+        there = len(pool) - (int(np.isin(pool, pins.rows).sum()) if len(pins.rows) else 0)
+        rows, sources, retrieval, among = await self._candidates(page, arm, size, most, seed, allowed, pins)
         scored = await self.maker.score(page, rows, among, arm.learner)
-        order = np.flatnonzero(self.passing(page)[rows])  # one may have gone while counts were waited for
-        order, odds = self._ordered(page, arm, scored, order, size, most, seed, there)
-        shown, rest = order[:size], order[size:]
-        ids, codes = self.maker.ids(rows[rest]), sources[rest].tobytes()
-        if page.filters is not None and page.filters.caps and allowed is not None:
-            first = self.filters.fitting(page.filters, rows[order], size)
-            rest = np.delete(order, first)[: most - len(first)]
-            ids, codes, shown = self.maker.ids(rows[rest]), sources[rest].tobytes(), order[first]
-            scored, shown, sources = await self._filled_up(page, arm, scored, shown, sources, size, seed)
+        placed = self._placed(page, arm, scored, pins, PageDraw(size, most, there, page.capped, (self._secret, seed)))
+        if page.filters is not None and page.capped:
+            first = self.filters.fitting(page.filters, rows[placed.order], size)
+            others = np.delete(np.arange(len(placed.order)), first)
+            shown, rest = placed.at(first), placed.at(others[: most - len(first)])
+        else:
+            placed = placed.at(pins.put(rows[placed.order]))
+            shown, rest = placed.at(slice(size)), placed.at(slice(size, None))
+        ids, codes = self.maker.ids(rows[rest.order]), sources[rest.order].tobytes()
+        if page.capped:
+            scored, shown, sources = await self._filled_up(page, arm, scored, shown, sources, pins, size, seed)
+        off = pins_off(page.rerank, size, self.items, scored.rows[shown.order])
+        if off:
+            page.notes.append(f"pinned, but filtered, capped or not in the catalogue: {', '.join(off)[:200]}")
         if page.filters is not None:
-            if not len(shown):
+            if not len(shown.order):
                 return self._empty(page, arm)
-            self._meters.filtered("full" if len(shown) == size else "short")
-        first_codes = sources[shown].tobytes()
-        answer = self.maker.hand_out(page, arm, scored, shown, first_codes, retrieval, odds=odds[: 4 * len(shown)])
+            self._meters.filtered("full" if len(shown.order) == size else "short")
+        first_codes = sources[shown.order].tobytes()
+        answer = self.maker.hand_out(page, arm, scored, shown, first_codes, retrieval)
         if length is None:
             return answer
         self._meters.part("first")
@@ -150,44 +156,49 @@ class Serving(WorkerState):
             arm=arm.name,
             made_ms=self.maker.wall(),
             context=page.context,
-            items=[*self.maker.ids(scored.rows[shown]), *ids],
+            items=[*self.maker.ids(scored.rows[shown.order]), *ids],
             sources=first_codes + codes,
             retrieval=retrieval,
             filters=page.filters,
             among=scored.found.among.tobytes(),
-            odds=odds,
+            odds=placed.odds.tobytes(),
+            ranking=shown.ranking_bytes + rest.ranking_bytes,
         )
-        return await self._to_be_continued(answer, kept, len(shown), len(shown), length)
+        return await self._to_be_continued(answer, kept, len(shown.order), len(shown.order), length)
 
-    def _ordered(
-        self,
-        page: Asked,
-        arm: PageArm,
-        scored: Scored,
-        order: NDArray[np.intp],
-        size: int,
-        most: int,
-        seed: int,
-        there: int,
-    ) -> tuple[NDArray[np.intp], bytes]:
-        """The candidates ``order`` as the page has them, and the odds of each in its slot; none where they are not
-        known, as under caps, which move what was drawn. A random page was drawn of so many items as were ``there``."""
-        if not arm.ranks:
-            if arm.exploration is None or page.capped or len(order) < min(most, there):
-                return order, b""
-            odds = 1 / (there - np.arange(len(order))) if arm.kind == "random" else np.ones(len(order))
-            return order, odds.astype(np.float32).tobytes()
-        if arm.exploration is None or page.capped:
-            return order[largest(scored.shown[order], len(order) if page.capped else most)], b""
-        order = order[largest(scored.shown[order], len(order))]
-        drawn = arm.exploration.draw(scored.shown[order], size, most, np.random.default_rng((self._secret, seed)))
-        return order[drawn.order], drawn.odds.tobytes()
+    async def _candidates(
+        self, page: Asked, arm: PageArm, size: int, most: int, seed: int, allowed: Allowed | None, pins: Pins
+    ) -> tuple[ItemRows, NDArray[np.uint8], int, NDArray[np.float32] | None]:
+        """What is scored for a page: rows, their sources, the version of recall, and the set that they are measured
+        against; None: they are the set."""
+        among = recalled = None
+        if arm.ranks or self.schema.among:
+            there = Sources(self.lists, self.of(arm.learner).retrieval, self.neighbours)
+            recalled = arm.recaller.page(there, page.user, page.ts_ms, max(arm.candidates, most), most, seed, allowed)
+        if arm.ranks and recalled is not None:
+            rows, sources, retrieval = recalled
+        else:
+            if recalled is not None:  # a number among candidates means the same on all pages
+                among = await self.maker.set_of(page, recalled.rows)
+            rows = self._unranked(page, arm, size, most, seed, allowed)
+            sources, retrieval = np.full(len(rows), CONTROLLED if arm.kind == "random" else HOT, np.uint8), -1
+        if len(pins.rows):
+            more = pins.rows[~np.isin(pins.rows, rows)]
+            if arm.ranks and self.schema.among and len(more):
+                among = await self.maker.set_of(page, rows)
+            rows, sources = np.concatenate([rows, more]), np.append(sources, np.full(len(more), PINNED, np.uint8))
+            sources[np.isin(rows, pins.rows)] = PINNED
+        return rows, sources, retrieval, among
 
-    def _recalled(self, page: Asked, arm: PageArm, most: int, seed: int, allowed: Allowed | None) -> Recalled:
-        """The candidates of a model's page."""
-        there = Sources(self.lists, self.of(arm.learner).retrieval, self.neighbours)
-        size = max(arm.candidates, most)
-        return arm.recaller.page(there, page.user, page.ts_ms, size, most, seed, allowed)
+    def _placed(self, page: Asked, arm: PageArm, scored: Scored, pins: Pins, wanted: PageDraw) -> PlacedItems:
+        """Of the scored items those that pass. One may have gone while counts were waited for."""
+        held = self.of(arm.learner).retrieval
+        retrieval = held if arm.recaller.ready(held) else None
+        note = "no vectors of items yet, so nothing is known of how alike they are"
+        if retrieval is None and page.rerank.diversity and arm.ranks and note not in page.notes:
+            page.notes.append(note)
+        passing = self.passing(page)[scored.rows]
+        return self._reranker.place(page.rerank, arm, scored.rows, scored.shown, pins, passing, wanted, retrieval)
 
     def _unranked(
         self, page: Asked, arm: PageArm, size: int, most: int, seed: int, allowed: Allowed | None
@@ -210,27 +221,26 @@ class Serving(WorkerState):
         page: Asked,
         arm: PageArm,
         scored: Scored,
-        shown: NDArray[np.intp],
+        shown: PlacedItems,
         sources: NDArray[np.uint8],
+        pins: Pins,
         size: int,
         seed: int,
-    ) -> tuple[Scored, NDArray[np.intp], NDArray[np.uint8]]:
-        """Completes a page on which too few candidates fit under the caps: scores, order and sources with other items.
-        Unchanged if it is full or nothing else fits."""
+    ) -> tuple[Scored, PlacedItems, NDArray[np.uint8]]:
+        """Completes a page on which too few candidates fit under the caps, with other items, and puts pinned ones into
+        their slots: scores, order and sources."""
         filters, allowed = page.filters, self.allowed(page)  # again: counts may have been waited for
-        if filters is None or allowed is None or len(shown) == size:
-            return scored, shown, sources
-        taken, hot = scored.rows[shown], self.lists.hot
-        more = self.filters.fillers(filters, allowed, scored.rows, taken, hot, size, seed)
-        if not len(more):
-            return scored, shown, sources
-        of_more = CONTROLLED if arm.kind == "random" else np.where(np.isin(more, hot), HOT, RANDOM)
-        sources = np.concatenate([sources[shown], np.broadcast_to(of_more, len(more))]).astype(np.uint8)
-        scored = await self.maker.score(page, np.concatenate([taken, more]), scored.found.among, arm.learner)
-        left = np.flatnonzero(self.passing(page)[scored.rows])
-        if arm.ranks:
-            left = left[largest(scored.shown[left], len(left))]
-        return scored, left[self.filters.fitting(filters, scored.rows[left], size)], sources
+        taken, hot = scored.rows[shown.order], self.lists.hot
+        if filters is not None and allowed is not None and len(taken) < size:
+            more = self.filters.fillers(filters, allowed, scored.rows, taken, hot, size, seed)
+            if len(more):
+                of_more = CONTROLLED if arm.kind == "random" else np.where(np.isin(more, hot), HOT, RANDOM)
+                sources = np.concatenate([sources[shown.order], np.broadcast_to(of_more, len(more))]).astype(np.uint8)
+                scored = await self.maker.score(page, np.concatenate([taken, more]), scored.found.among, arm.learner)
+                n = len(scored.rows)
+                shown = self._placed(page, arm, scored, pins, PageDraw(n, n, n, True, (0, 0)))
+                shown = shown.at(self.filters.fitting(filters, scored.rows[shown.order], size))
+        return scored, shown.at(pins.put(scored.rows[shown.order])), sources
 
     async def _part(self, page: Asked, cursor: Cursor, size: int) -> page_wire.RecommendAnswer | Asked:
         """The next part of a list. For an expired list: how to make a new one, with a note that says why. Raises
@@ -266,9 +276,8 @@ class Serving(WorkerState):
         order = np.flatnonzero(self.passing(part)[rows[left]])  # one may have gone while counts were waited for
         if kept.filters is not None and kept.filters.caps:  # or may be of another kind by now
             order = order[self.filters.fitting(kept.filters, rows[left[order]], size)]
-        sources = kept.sources_of(cursor.at + left[order])
-        odds = kept.odds_of(cursor.at + left[order])
-        answer = self.maker.hand_out(part, arm, scored, order, sources, kept.retrieval, cursor.slot, odds)
+        placed, sources = kept.placed(order, cursor.at + left[order]), kept.sources_of(cursor.at + left[order])
+        answer = self.maker.hand_out(part, arm, scored, placed, sources, kept.retrieval, cursor.slot)
         self._meters.part("next")
         slot = cursor.slot + len(order)
         if page.capped:  # what did not fit on this part comes later
@@ -339,7 +348,9 @@ class Serving(WorkerState):
             scores[i] = value
         if asked.log and not unknown:
             sources = bytes([ASKED]) * len(rows)
-            self.maker.log(page, LOGGED, scored, np.arange(len(rows)), list(asked.items), sources, asked.offset)
+            self.maker.log(
+                page, LOGGED, scored, PlacedItems(np.arange(len(rows))), list(asked.items), sources, asked.offset
+            )
         named = None if asked.log and unknown else request_id
         return page_wire.ScoreAnswer(named, scored.note.version, scores, unknown, notes)
 
@@ -350,16 +361,18 @@ class Serving(WorkerState):
     def identify(self, asked: page_wire.ListRequest | page_wire.ScoreRequest, logged: bool) -> tuple[str, int]:
         page_wire.check_context(asked.context, self.schema)
         now_ms = self.maker.now_ms
-        ts_ms = page_wire.check_time(asked.ts_ms, now_ms, MAX_AHEAD_MS, *self._oldest_ms(now_ms, logged))
+        # The limit follows the newest event, so a slowly played log is in time; the clock replaces it until the first.
+        newest_ms = min(self.newest_counted_ms or now_ms, now_ms)
+        oldest_ms, why = _oldest_ms(newest_ms, logged, self.schema, self.settings)
+        ts_ms = page_wire.check_time(asked.ts_ms, now_ms, MAX_AHEAD_MS, oldest_ms, why)
         return asked.request_id or self._new_id(), ts_ms
 
-    def _oldest_ms(self, now_ms: int, logged: bool) -> tuple[int, str]:
-        """Pages at or before this time are refused, and why. The limit follows the newest event, so a slowly played log
-        is in time; the clock replaces it until the first event."""
-        newest_ms, s = min(self.newest_counted_ms, now_ms) if self.newest_counted_ms else now_ms, self.settings
-        if not logged:
-            minutes = max(self.schema.windows.minutes, default=DAY_MIN)
-            longest = f"{minutes // DAY_MIN} days" if minutes % DAY_MIN == 0 else text_of(minutes)
-            return newest_ms - minutes * MINUTE_MS, f"beyond the longest window ({longest}), whose counts are gone"
-        wait_ms = round((s.attribution_minutes + s.lateness_minutes) * MINUTE_MS + s.disorder_seconds * 1000)
-        return newest_ms - wait_ms, "too late for a label"
+
+def _oldest_ms(newest_ms: int, logged: bool, schema: Schema, s: Settings) -> tuple[int, str]:
+    """Pages at or before this time are refused, and why. ``newest_ms``: of the events that were counted."""
+    if not logged:
+        minutes = max(schema.windows.minutes, default=DAY_MIN)
+        longest = f"{minutes // DAY_MIN} days" if minutes % DAY_MIN == 0 else text_of(minutes)
+        return newest_ms - minutes * MINUTE_MS, f"beyond the longest window ({longest}), whose counts are gone"
+    wait_ms = round((s.attribution_minutes + s.lateness_minutes) * MINUTE_MS + s.disorder_seconds * 1000)
+    return newest_ms - wait_ms, "too late for a label"

@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from millrace.contracts.events import MAX_DEPTH, SOURCES, Int64, Name, Position, TimeMs, WireId, key_at
 from millrace.contracts.profile_reader import unfit
 from millrace.contracts.schema import DERIVED, Schema
+from millrace.evidence.rerank import Rerank
 
 MOST_VALUES, MOST_TEXT = 100, 1000
 """Limits of a context: values of a list, characters of a text."""
@@ -141,6 +142,9 @@ class RecommendRequest(ListRequest, frozen=True, kw_only=True, rename={"length":
         None
     )
     explain: Annotated[bool, Meta(description="Say of each item where recall found it, and of the first why")] = False
+    rerank: (
+        Annotated[Rerank, Meta(description="Diversity, boosts and pins, in place of those of the settings")] | None
+    ) = None
 
 
 class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -158,7 +162,10 @@ class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
 class Reason(Struct, frozen=True):
     """Why an item is here: an input that made its score what it is; on pages of /similar and /popular, a measure."""
 
-    input: Annotated[str, Meta(description="A field, or a window key with all its counts, or both; or the measure")]
+    input: Annotated[
+        str,
+        Meta(description="A field, or a window key with all its counts, or both; boost, diversity; or the measure"),
+    ]
     effect: Annotated[float, Meta(description="By how much it raised log(score / (1 - score)); or the measure's value")]
 
 
@@ -254,15 +261,19 @@ def check_recommend(asked: RecommendRequest, limit: int) -> int:
     each other."""
     size, length, cursor = asked.size, asked.length, asked.cursor
     check_size(length, limit, "list")
-    if cursor is not None and (length is not None or asked.request_id is not None):
-        name = "list" if length is not None else "request_id"
+    given = {"list": length, "request_id": asked.request_id, "rerank": asked.rerank}
+    if cursor is not None and (name := next((name for name, value in given.items() if value is not None), "")):
         raise RequestError(f"'{name}' does not go with 'cursor'", "a list has them from its first part: leave it out")
     if length is not None and (size is None or size >= length):
         raise RequestError(f"list {length} with size {size} has no parts", f"give a size below {length}, or no list")
     if length is not None and asked.request_id is not None and len(asked.request_id) > MOST_REQUEST_ID:
         text = f"request_id of {len(asked.request_id)} characters is too long for a list"
         raise RequestError(text, f"use at most {MOST_REQUEST_ID}: the ids of its parts begin with it")
-    return check_size(size, limit)
+    size = check_size(size, limit)
+    for item, slot in ((asked.rerank and asked.rerank.pins) or {}).items():
+        if slot >= size:
+            raise RequestError(f"item '{item[:40]}' is pinned to slot {slot} of a page of {size}", "slots count from 0")
+    return size
 
 
 def filters_of(asked: ListRequest) -> Filters | None:

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from millrace.basics.hashing import mix, salt, value_hash
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import SOURCES, Id, PageLog
+from millrace.evidence.rerank import Rerank
 from millrace.versions.versioning import Announcement
 from scorer.catalog.itemtable import ItemRows
 from scorer.page import page_wire, score_reasons
 from scorer.page.held import WorkerState
 from scorer.page.page_arms import PageArm
 from scorer.page.rank import Ranked, RankingModel
+from scorer.page.reranking import VALUE, PlacedItems
 from scorer.users.userrecord import KnownUser, Meters
 
 _SET = salt("scorer", "set")
@@ -37,6 +39,7 @@ class Asked(NamedTuple):
     notes: list[str]
     explain: bool = False
     filters: page_wire.Filters | None = None
+    rerank: Rerank = Rerank()
 
     @property
     def capped(self) -> bool:
@@ -119,34 +122,36 @@ class PageMaker:
         page: Asked,
         arm: PageArm,
         scored: Scored,
-        order: NDArray[np.intp],
+        placed: PlacedItems,
         sources: bytes,
         retrieval: int,
         offset: int = 0,
-        odds: bytes = b"",
     ) -> page_wire.RecommendAnswer:
-        """Logs and answers the items ``order`` (positions in ``scored``); the first one has the slot ``offset``.
-        ``sources`` and ``retrieval``: where recall found them, by which version. ``odds``: of each in its slot."""
+        """Logs and answers items of ``scored``; the first one has the slot ``offset``. ``sources`` and ``retrieval``:
+        where recall found them, by which version."""
+        order = placed.order
         ids = self.ids(scored.rows[order])
         name = arm.name if arm.name != arm.made else ""
-        self.log(page, arm.made, scored, order, ids, sources, offset, odds, name)
+        self.log(page, arm.made, scored, placed, ids, sources, offset, name)
         self._meters.items(sources)
         shown = scored.shown[order].tolist()
         retrieved_by = retrieval if page.explain else UNSET
-        where = ([SOURCES[code] for code in sources], self._reasons(scored, order)) if page.explain else ()
+        where = ([SOURCES[code] for code in sources], self._reasons(scored, placed)) if page.explain else ()
         items = list(map(page_wire.PlacedItem, ids, range(len(ids)), shown, *where))
         version = scored.note.version
         return page_wire.RecommendAnswer(
             page.request_id, version, arm.name, page.ts_ms, items, page.notes, offset, retrieval_version=retrieved_by
         )
 
-    def _reasons(self, scored: Scored, order: NDArray[np.intp]) -> list[list[page_wire.Reason] | UnsetType]:
-        """The strongest inputs of each of the first items in ``order``."""
+    def _reasons(self, scored: Scored, placed: PlacedItems) -> list[list[page_wire.Reason] | UnsetType]:
+        """The strongest inputs of each of the first items, and what re-ranking did to it."""
+        order = placed.order
         first = order[: score_reasons.MOST_ITEMS]
         found = score_reasons.effects(scored.model, scored.found.cat[first], scored.found.numbers(first), self._inputs)
+        moved = score_reasons.moved(len(first), placed.ranking)
         reasons: list[list[page_wire.Reason] | UnsetType] = [
-            [page_wire.Reason(name, effect) for name, effect in those]
-            for those in score_reasons.strongest(found, self._inputs)
+            [page_wire.Reason(name, effect) for name, effect in (*those, *by)]
+            for those, by in zip(score_reasons.strongest(found, self._inputs), moved, strict=True)
         ]
         return reasons + [UNSET] * (len(order) - len(first))
 
@@ -155,15 +160,14 @@ class PageMaker:
         page: Asked,
         arm: str,
         scored: Scored,
-        order: NDArray[np.intp],
+        items: PlacedItems,
         ids: list[Id],
         sources: bytes,
         offset: int,
-        odds: bytes = b"",
         arm_name: str = "",
     ) -> None:
         """Sends the page log. A page is worth more than its log, so a loss is counted and not raised."""
-        found, ts_ms = scored.found, page.ts_ms
+        found, ts_ms, order = scored.found, page.ts_ms, items.order
         placed = self._held.ranker.placed(found, order, page.user, scored.rows, ts_ms, page.context, offset)
         log = PageLog(
             request_id=page.request_id,
@@ -182,8 +186,9 @@ class PageMaker:
             sources=sources,
             user_missing=page.user.missing,
             among=found.among.tobytes() if keeps_set(page.request_id) else b"",
-            odds=odds,
+            odds=items.odds.tobytes(),
             arm_name=arm_name,
+            ranked=UNSET if items.ranking is None else items.ranking[:, VALUE].tobytes(),
         )
         try:
             if self.send(log) is False:

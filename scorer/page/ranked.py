@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from millrace.contracts.events import SOURCES, Id, Name, TimeOrNever, WireId
 from millrace.contracts.online_layout import ranked_key
 from scorer.page.page_wire import Filters, RequestError
+from scorer.page.reranking import NO_ODDS, PlacedItems
 from scorer.users.userrecord import UserStore
 
 _ASKED = SOURCES.index("asked")
@@ -74,11 +75,13 @@ class RankedList(Struct, frozen=True, array_like=True):
     filters: Filters | None = None  # that hold for every part
     among: bytes = b""  # (G, m) float32: the set of candidates that every part is measured against
     odds: bytes = b""  # (n,) float32 of each item in its place of the list as it was drawn; empty: not said
+    ranking: bytes = b""  # (n, 3) float32 of :mod:`scorer.page.reranking`; empty: they were ordered by their scores
 
     def of(self, places: NDArray[np.intp]) -> RankedList:
         """The list with only the items at ``places``, in this order."""
         items = [self.items[place] for place in places.tolist()]
-        return replace(self, items=items, sources=self.sources_of(places), odds=self.odds_of(places))
+        placed, sources = self.placed(places, places), self.sources_of(places)
+        return replace(self, items=items, sources=sources, odds=placed.odds.tobytes(), ranking=placed.ranking_bytes)
 
     def set_of(self, numbers: int) -> NDArray[np.float32] | None:
         """The set of candidates, (G, m); None where a list of an older version has none, or of another schema."""
@@ -86,10 +89,13 @@ class RankedList(Struct, frozen=True, array_like=True):
             return None
         return np.frombuffer(self.among, np.float32).reshape(numbers, -1).copy()  # kernels are compiled for such arrays
 
-    def odds_of(self, places: NDArray[np.intp]) -> bytes:
-        """Odds of the items at ``places``, given all above them in the list."""
-        odds = np.frombuffer(self.odds, np.float32)
-        return odds[places].tobytes() if len(odds) == len(self.items) else b""
+    def placed(self, order: NDArray[np.intp], places: NDArray[np.intp]) -> PlacedItems:
+        """The scored items ``order``, which are the list's at ``places``. Odds are given all above them in the list."""
+        odds, n = np.frombuffer(self.odds, np.float32), len(self.items)
+        ranking = (
+            np.frombuffer(self.ranking, np.float32).reshape(-1, 3)[places] if len(self.ranking) == 12 * n else None
+        )
+        return PlacedItems(order, odds[places] if len(odds) == n else NO_ODDS, ranking)
 
     def sources_of(self, places: NDArray[np.intp]) -> bytes:
         """Source codes of the items at ``places``; ``asked`` where a list of an older version has none."""

@@ -28,6 +28,7 @@ from millrace.contracts.schema import Layout, Schema
 from millrace.windows.pagewide import late_columns
 from scorer.catalog.pageform import block_size
 from scorer.page.rank import RankingModel
+from scorer.page.reranking import BOOST, LIKENESS
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -110,6 +111,13 @@ def strongest(found: Floats, inputs: Sequence[Input], most: int = MOST_REASONS) 
         [(inputs[g].name, float(effect[g])) for g in first if np.isfinite(effect[g]) and abs(effect[g]) >= LEAST_EFFECT]
         for first, effect in zip(order.tolist(), found, strict=True)
     ]
+
+
+def moved(m: int, ranking: Floats | None) -> list[list[tuple[str, float]]]:
+    """Of the first m items, what re-ranking added to their logits. ``ranking``: as :mod:`scorer.page.reranking` has
+    it."""
+    by = np.zeros((m, 2)) if ranking is None else ranking[:m, [BOOST, LIKENESS]]
+    return [[(name, x) for name, x in zip(("boost", "diversity"), of, strict=True) if x] for of in by.tolist()]
 
 
 def _logit(p: Floats) -> Floats:

@@ -54,7 +54,7 @@ Positions = NDArray[np.intp]
 ListedRows = NDArray[np.int32]
 """Rows of the item index. Each process has a copy of the lists, so they are small."""
 
-VECTORS, LIKED, COCLICKED, HOT, NEW, RANDOM, WHOLE, CONTROLLED, ASKED = range(1, len(SOURCES))
+VECTORS, LIKED, COCLICKED, HOT, NEW, RANDOM, WHOLE, CONTROLLED, ASKED, PINNED = range(1, len(SOURCES))
 """Codes of the sources, as :data:`millrace.contracts.events.SOURCES` names them."""
 MIXED = SOURCES[VECTORS:WHOLE]
 """The sources that have shares, in order of precedence."""
@@ -404,8 +404,8 @@ def _liked(liked: Liked, most: int, allowed: Allowed | None = None) -> ItemRows:
 
 def largest(values: NDArray[Any], count: int) -> Positions:
     """Positions of the ``count`` largest values, largest first. Of equal values the earlier comes first."""
-    if count >= len(values):
-        return np.argsort(-values, kind="stable")
+    if count >= len(values) or not count:
+        return np.argsort(-values, kind="stable")[:count]
     threshold = np.partition(values, len(values) - count)[len(values) - count]
     above = np.flatnonzero(values > threshold)
     equal = np.flatnonzero(values == threshold)[: count - len(above)]

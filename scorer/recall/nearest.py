@@ -220,6 +220,15 @@ class Retrieval:
             out[some] = found
         return out
 
+    def factors(self, rows: ItemRows) -> Floats:
+        """The vectors of items without their bias, of length 1; zeros where there is none. (n, W - 1)"""
+        places = np.fromiter(map(self._place_of, rows.tolist()), np.int64, len(rows))
+        known = np.flatnonzero(places >= 0)
+        found = self.vectors(places[known])[:, :-1]
+        out = np.zeros((len(rows), self._width - 1), np.float32)
+        out[known] = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return out
+
     # -- within -----------------------------------------------------------------------------------------------
 
     def _place_of(self, row: int) -> int:

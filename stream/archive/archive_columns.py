@@ -6,7 +6,7 @@
     events      a row a message      type, ids, times, items and slots as they came, place in the topic
     exposures   a row an exposure    time_ms, request_id, position, slot │ user, item │ their attributes │ context │
                                      label, click_ms, collect_ms, cart_ms, purchase_ms │ score, model_version,
-                                     arm, source, odds
+                                     arm, source, odds, ranked
 
 Attributes have the names of the schema's fields: float64 for a numeric field, text for a categorical one, a list of
 texts for one with several slots. An archive column whose name a field has already gets the prefix ``archive_``.
@@ -41,6 +41,7 @@ _LAST = {
     "arm": pa.string(),
     "source": pa.string(),
     "odds": pa.float32(),
+    "ranked": pa.float32(),
 }
 
 EVENTS_SCHEMA = pa.schema(
@@ -81,6 +82,7 @@ class SettledRow(NamedTuple):
     source: str | None
     odds: float | None  # of the item in its slot, given those above; None: not said
     made: Any = None  # the page's page log (:class:`stream.archive.archive_pages.Made`); None: it did not come
+    ranked: float | None = None  # what it was ordered by; None: its score. NaN: it was pinned
 
 
 class ArchiveColumns:
@@ -154,7 +156,7 @@ class ArchiveColumns:
             about = [r.ts_ms, r.request, r.position, r.slot, r.user, r.item]
             about += [*values("user", r.user_raw, r.ts_ms), *values("item", r.item_raw, r.ts_ms), *nothing]
             clicked = int(r.times[0] is not None)
-            made.append([*about, clicked, *r.times, r.score, r.version, r.arm, r.source, r.odds])
+            made.append([*about, clicked, *r.times, r.score, r.version, r.arm, r.source, r.odds, r.ranked])
         columns = zip(*made, strict=True) if made else [()] * len(self.schema)
         return pa.table([pa.array(c, f.type) for c, f in zip(columns, self.schema, strict=True)], self.schema)
 

@@ -51,6 +51,7 @@ class Made(NamedTuple):
     sources: bytes  # (n,) codes, or none
     raw: bytes = b""  # the whole message, where features are kept
     odds: bytes = b""  # (n,) float32, or none
+    ranked: bytes = b""  # (n,) float32, or none
 
 
 class ArchivedPart(NamedTuple):
@@ -213,7 +214,10 @@ class ArchivedPages:
             place = min(MAX_OFFSET, slot + (made.offset if made else 0))
             self.rows.append(
                 SettledRow(
-                    part.ts_ms, request, position, place, part.user, item, part.user_raw, raw, times, *about, made
+                    *(part.ts_ms, request, position, place, part.user, item, part.user_raw, raw, times),
+                    *about,
+                    made,
+                    _at(made.ranked, position) if made else None,
                 )
             )
 

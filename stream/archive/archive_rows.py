@@ -209,6 +209,7 @@ class Archive:
             found.sources,
             value if self._keeps_features and value is not None else b"",
             found.odds if len(found.odds) == 4 * len(items) else b"",
+            found.ranked if len(found.ranked) == 4 * len(items) else b"",
         )
         self._pages[number].serve(found.request_id, made, found.ts_ms)
 

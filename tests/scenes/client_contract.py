@@ -97,6 +97,16 @@ def filters_hold(shop: Millrace, p: str) -> None:
 
 
 @check
+def a_pinned_item_stands_in_its_slot(shop: Millrace, p: str) -> None:
+    shop.put_items(catalogue(p))
+    page_of(shop, f"{p}u", {f"{p}{n}" for n in range(6)})
+    pins = {f"{p}3": 0, f"{p}4": 2, f"{p}-no-such": 1}
+    page = shop.recommend(f"{p}u", size=4, rerank={"pins": pins})
+    assert [str(page.items[slot].item_id) for slot in (0, 2)] == [f"{p}3", f"{p}4"]
+    assert len({item.item_id for item in page.items}) == 4
+
+
+@check
 def nothing_left_is_an_empty_page_with_a_note(shop: Millrace, p: str) -> None:
     shop.put_items(catalogue(p))
     page_of(shop, f"{p}u", {f"{p}0"})

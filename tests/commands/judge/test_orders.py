@@ -28,9 +28,10 @@ from stream.archive.archive_pages import Made
 from stream.archive.logged import LoggedTable
 from stream.archive.schemafile import schema_text
 
-SCORES = np.array([0.5, 0.4, 0.3, 0.2, 0.1], np.float32)  # of items 0 to 4 as ranked
-WORTH = np.array([0.1, 0.6, 0.2, 0.9, 0.4])
-JUDGED = np.array([0.3, 0.7, 0.2, 0.7, 0.1])  # with a tie
+SCORES = np.array([0.5, 0.4, 0.3, 0.2, 0.1], np.float32)  # what items 0 to 4 were ranked by
+SCORES_ALONE = np.array([0.2, 0.4, 0.1, 0.3, 0.2, 0.9], np.float32)  # before they were re-ranked
+WORTH = np.array([0.1, 0.6, 0.2, 0.9, 0.4, 0.3])
+JUDGED = np.array([0.3, 0.7, 0.2, 0.7, 0.1, 0.5])  # with a tie
 
 
 def odds_of(page: tuple[int, ...], share: float, rule: Rule) -> np.ndarray:
@@ -46,11 +47,13 @@ def odds_of(page: tuple[int, ...], share: float, rule: Rule) -> np.ndarray:
 
 
 def shown_pages(pages: list[tuple[int, ...]], odds: list[np.ndarray], rewards: np.ndarray, control: bool) -> Shown:
+    """The item 5 is pinned. What was ranked by is not the score, but what chance draws by."""
     n, k = len(pages), len(pages[0])
     page, item = np.repeat(np.arange(n), k), np.array(pages).ravel()
     position = np.tile(np.arange(k), n)
+    ranked = np.append(SCORES, np.float32(np.nan))[item]
     return Shown(page, page, page, np.full(n * k, control), position, position, item, np.concatenate(odds),
-                 SCORES[item], rewards.ravel())  # fmt: skip
+                 SCORES_ALONE[item], ranked, rewards.ravel())  # fmt: skip
 
 
 def alone(page: tuple[int, ...]) -> list[float]:
@@ -74,18 +77,24 @@ def by_all(page: tuple[int, ...]) -> list[float]:
     ],
 )
 @pytest.mark.parametrize(("share", "rule"), [(0.3, "softmax"), (0.8, "softmax"), (0.3, "uniform"), (1.0, "control")])
+@pytest.mark.parametrize("pin", [None, 0, 1])
 def test_over_all_pages_the_mean_is_the_value_where_its_assumption_holds(
-    world: Callable[[tuple[int, ...]], list[float]], right: set[str], share: float, rule: Any
+    world: Callable[[tuple[int, ...]], list[float]], right: set[str], share: float, rule: Any, pin: int | None
 ) -> None:
-    """Every page that can come, weighted by its chance: no luck is in it."""
+    """Every page that can come, weighted by its chance: no luck is in it. Re-ranked, and with an item in the slot
+    ``pin`` that was not drawn."""
     pages = list(itertools.permutations(range(5)))
     odds = [odds_of(page, share, "uniform" if rule == "control" else rule) for page in pages]
+    if pin is not None:
+        pages = [(*page[:pin], 5, *page[pin:]) for page in pages]
+        odds = [np.insert(of_page, pin, 1.0) for of_page in odds]
     shown = shown_pages(pages, odds, np.array([world(page) for page in pages]), rule == "control")
     where = drawn(shown)
     items = shown.item[where]
     numbers = numbers_of(shown, where, JUDGED[items])
     chance = np.array([odds[page].prod() for page in shown.page[where[:, 0]]])
     assert 0.1 < chance.sum() < 1 + 1e-9
+    assert 5 not in items, "a pinned item is in no row"
     truth = []
     for first, row in zip(where[:, 0], items, strict=True):
         page, since = list(pages[shown.page[first]]), shown.position[first]
@@ -108,7 +117,7 @@ def test_rows_begin_behind_what_chance_has_moved(rule: Rule) -> None:
         if len(where):
             assert page.explored
             since = where[0, 0]
-            assert shown.score[since - 1] > shown.score[since - 2], "an item came before a better one by then"
+            assert shown.ranked[since - 1] > shown.ranked[since - 2], "an item came before a better one by then"
             rule_alone = odds_of(tuple(page.order), 1.0, rule)
             np.testing.assert_allclose(shown.odds[since:], rule_alone[since:], rtol=1e-5)
     assert found == 0 if rule == "swap" else found > 50, "behind a swap nothing is left to chance"
@@ -128,6 +137,8 @@ def test_a_page_that_was_shown_otherwise_than_answered_has_no_row() -> None:
         assert drawn(other).shape == (0, SLOTS)
     seen = shown._replace(position=np.array([0, 1, 2, 4, 5]), slot=np.array([0, 1, 2, 4, 5]))
     assert len(drawn(seen)) == 1, "what is missing below the row does not count"
+    pinned = shown._replace(ranked=np.where(np.arange(5) == 2, np.nan, shown.ranked))
+    assert drawn(pinned).shape == (0, SLOTS), "no three drawn items stand next to each other"
 
 
 # ------------------------------------------------------------------ the command

@@ -46,6 +46,7 @@ from millrace.contracts.schema import parse_schema, shop_schema
 from millrace.contracts.settings import Settings, load_settings
 from millrace.contracts.topics import TOPICS, unsafe_prefix
 from millrace.evidence.learners import NamedLearner
+from millrace.evidence.rerank import Rerank
 from millrace.evidence.user_arms import Arm
 
 # -- events --------------------------------------------------------------------------------------------------
@@ -287,8 +288,9 @@ def test_two_prefixes_never_give_one_name(a: str, b: str) -> None:
 def test_settings_survive_the_environment() -> None:
     arms = {"hits": Arm("popular", 0.1), "wide": Arm("model", 0.2, recall={"hot": 1.0}, explore="0.1,swap")}
     learners = {"b": NamedLearner("deepfm", {"dense_rate": 0.1})}
-    arms |= {"b": Arm("model", 0.1, learner="b")}
-    settings = Settings(kafka="h:1", seed=9, archive_features=True, control_share=0.25, arms=arms)
+    arms |= {"b": Arm("model", 0.1, learner="b"), "unlike": Arm("model", 0.1, rerank=Rerank(2.0))}
+    rerank = Rerank(0.5, {"category": {"c 1": 2.0}}, {"7": 0})
+    settings = Settings(kafka="h:1", seed=9, archive_features=True, control_share=0.25, arms=arms, rerank=rerank)
     settings = replace(settings, learners=learners, learner="b", learns_from="own")
     assert load_settings({}, settings.environment()) == settings
 
@@ -319,6 +321,15 @@ def test_settings_survive_the_environment() -> None:
         ),
         ({"MILLRACE_ARMS": '{"a": {"kind": "model", "share": 0.1, "explore": "x"}}'}, "'x' is no share of pages"),
         ({"MILLRACE_ARMS": "{'a'"}, "MILLRACE_ARMS"),
+        (
+            {"MILLRACE_ARMS": '{"a": {"kind": "random", "share": 0.1, "rerank": {"diversity": 1}}}'},
+            "'random' have no 'rerank'; leave",
+        ),
+        ({"MILLRACE_RERANK": '{"pins": {"7": 600}}'}, "item '7' is pinned to slot 600; give one from 0 to 599"),
+        ({"MILLRACE_RERANK": '{"pins": {"7": 1, "9": 1}}'}, "slot 1 has two pins, '7' and '9'; leave one out"),
+        ({"MILLRACE_RERANK": '{"pins": {"7": 1, "7": 2}}'}, "names '7' twice"),
+        ({"MILLRACE_RERANK": '{"boost": {}}'}, "unknown field `boost`"),
+        ({"MILLRACE_RERANK": "diversity=high"}, "MILLRACE_RERANK: .*high"),
         ({"MILLRACE_RECALL_INDEX": "faiss"}, "faiss.*: use exact or usearch"),
         ({"MILLRACE_CONFIG": "missing.toml"}, "missing.toml"),
     ],

@@ -243,7 +243,7 @@ def test_where_items_were_found_is_read_as_it_was_written_and_older_messages_do_
     for raw in (older, msgspec.msgpack.encode(fields)):
         assert decode_page_log(raw) == msgspec.structs.replace(page, sources=b"")
     assert source_names(decode_page_log(older)) == ["none"] * 4
-    longer = msgspec.msgpack.encode([*parts, "of a later version"])
+    longer = msgspec.msgpack.encode([*parts, b"", "of a later version"])
     assert decode_page_log(longer) == page, "and so does a reader that knows fewer fields than there are"
 
 
@@ -261,6 +261,18 @@ def test_what_a_page_lacks_of_its_user_is_read_as_it_was_written_and_older_messa
     for wrong in (-1, 256, "7", None):
         with pytest.raises(BadEventError):
             decode_served(msgspec.msgpack.encode([*older, wrong]))
+
+
+def test_a_page_that_was_re_ranked_says_so_and_others_have_not_a_byte_more() -> None:
+    plain, ranked = page_of(SHOP, 4), np.array([0.5, np.nan, 0.25, 0.125], np.float32).tobytes()
+    page = msgspec.structs.replace(plain, ranked=ranked)
+    for write in (to_msgpack, lambda p: page_log_bytes(p, Rates.of(SHOP))):
+        assert decode_page_log(write(page)) == page
+        assert decode_served(write(page)).ranked == ranked
+        assert decode_page_log(write(plain)) == plain
+        assert decode_served(write(plain)).ranked == b""
+    assert "ranked" not in msgspec.msgpack.decode(to_msgpack(plain))
+    assert len(msgspec.msgpack.decode(page_log_bytes(page))) == len(msgspec.msgpack.decode(page_log_bytes(plain))) + 1
 
 
 def test_pages_that_hardly_get_smaller_stay_as_they_are() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from millrace.contracts.events import ARMS, CONTROL, MODEL
 from millrace.contracts.settings import load_settings
+from millrace.evidence.rerank import Rerank
 from millrace.evidence.user_arms import RESERVED, Arm, ArmDraw
 from scorer.page.listpage import LISTS
 
@@ -51,9 +52,22 @@ kind = "model"
 share = 0.2
 candidates = 300
 recall = { vectors = 0.9, random = 0.1 }
+rerank.diversity = 1
+
+[serving.rerank]
+pins = { 1093 = 0, "b 7" = 4 }
+
+[serving.rerank.boosts.brand]
+acme = 1.5
 """
     )
     found = load_settings({"data": str(tmp_path)}, {})
     assert list(found.arms) == ["hits", "near"]
     assert found.arms["hits"] == Arm("popular", 0.1)
-    assert found.arms["near"].own == {"candidates": 300, "recall": {"vectors": 0.9, "random": 0.1}}
+    assert found.arms["near"].own == {
+        "candidates": 300,
+        "recall": {"vectors": 0.9, "random": 0.1},
+        "rerank": Rerank(1.0),
+    }
+    assert found.rerank == Rerank(None, {"brand": {"acme": 1.5}}, {"1093": 0, "b 7": 4})
+    assert Rerank(1.0, boosts={}).over(found.rerank) == Rerank(1.0, {}, {"1093": 0, "b 7": 4})

@@ -74,17 +74,18 @@ def test_a_page_is_measured_against_all_that_recall_found(control_share: float) 
     assert prices_of_the_set(page_log) == [i * i + 1.0 for i in range(N)]
 
 
-def test_a_random_page_is_measured_against_the_recall_of_the_models_page() -> None:
+def test_random_pages_and_pinned_items_are_measured_against_the_recall_of_the_models_page() -> None:
     logs = []
-    for control_share in (0, 1):
+    for control_share, pins in ((0, {}), (1, {}), (0, {f"{5 * i}": i for i in range(10)})):
         shop = Shop(GOODS, control_share=control_share, candidates=20)
-        shop.ask(size=15, request_id="the same")
+        shop.ask(size=15, request_id="the same", rerank={"pins": pins})
         logs += shop.sent
-    model, control = logs
+    model, control, pinned = logs
     assert (model.arm, control.arm) == ("model", "control")
-    assert model.among == control.among != b""
+    assert model.among == control.among == pinned.among != b""
     assert len(prices_of_the_set(control)) == 20
-    assert {float(int(i) ** 2 + 1) for i in control.items} - set(prices_of_the_set(control)), "some were not recalled"
+    for log in (control, pinned):
+        assert {float(int(i) ** 2 + 1) for i in log.items} - set(prices_of_the_set(log)), "some were not recalled"
     for page_log in logs:
         assert measured(page_log).tobytes() == page_log.num
 

@@ -233,7 +233,7 @@ def test_a_list_of_an_older_scorer_does_not_say_where_its_items_are_from(shop: W
     users: Any = shop.scorer._store
     (key,) = users.ranked
     fields = msgspec.msgpack.decode(users.ranked[key])
-    for kept in (fields[:6], [*fields[:6], b"\xfe" * 50, 3, None, b"", b"", "of a later version"]):
+    for kept in (fields[:6], [*fields[:6], b"\xfe" * 50, 3, None, b"", b"", b"", "of a later version"]):
         users.ranked[key] = msgspec.msgpack.encode(kept)
         other = another(shop)
         other.ask(size=20, cursor=first["cursor"])

@@ -15,6 +15,7 @@ from millrace.contracts.online_layout import HOT, NEW
 from millrace.contracts.page_logs import decode_page_log, page_log_bytes
 from millrace.contracts.settings import Settings, load_settings
 from millrace.evidence.learners import NamedLearner
+from millrace.evidence.rerank import Rerank
 from millrace.evidence.user_arms import Arm, ArmDraw
 from scorer.feeder.primary import Primary
 from tests.scenes import scorer_vectors
@@ -42,12 +43,17 @@ def user_of(name: str, control_share: float, arms: dict[str, Arm]) -> str:
 
 
 def test_an_arm_changes_nothing_for_the_others() -> None:
+    """Nor does re-ranking that moves nothing."""
     plain, with_arms = shop(control_share=0.2), shop(control_share=0.2, arms={"hits": HITS, "b": Arm("model", 0.1)})
+    still = shop(control_share=0.2, rerank=Rerank(0.0, {}, {}))
     draw, before = ArmDraw(0.2, {"hits": HITS, "b": Arm("model", 0.1)}), ArmDraw(0.2, {})
     seen = set()
     for n in range(60):
         asked: dict[str, Any] = {"user_id": n, "request_id": f"r{n}", "size": 10, "list": 25}
         one, other = plain.ask(**asked), with_arms.ask(**asked)
+        for same in (still.ask(**asked), still.ask(**asked, rerank={"diversity": 0, "boosts": {}, "pins": {}})):
+            assert one | {"cursor": ""} == same | {"cursor": ""}
+            assert page_log_bytes(plain.sent[-1]) == page_log_bytes(still.sent[-1])
         arm = draw.of(n)
         seen.add(arm)
         if arm in ("model", "control"):

@@ -120,8 +120,9 @@ def brief(rows: list[dict[str, Any]], *names: str) -> list[Any]:
 def test_an_exposure_becomes_one_row_with_what_was_known_then() -> None:
     feed = Feed(parse_schema(SMALL))
     feed.item(11, color="red", price="12.5", tags=["a", 7]).item(12, color=True).user(7, country="de")
-    odds = np.array([0.5, 0.25], np.float32).tobytes()
-    feed("page_logs", page_log("p", T0, [11, 12], schema_id="any", sources=bytes([4, 5]), odds=odds))
+    odds, ranked = (np.array(of, np.float32).tobytes() for of in ([0.5, 0.25], [np.nan, 0.75]))
+    log = page_log("p", T0, [11, 12], schema_id="any", sources=bytes([4, 5]), odds=odds, ranked=ranked)
+    feed("page_logs", log)
     feed.events(exposure("p", T0, [11, 12]))
     feed.item(11, color="blue").user(7, country="fr")
     feed.events(action("click", "p", T0 + MINUTE, 1, 12), action("purchase", "p", T0 + 2 * MINUTE, 1, 12))
@@ -136,6 +137,7 @@ def test_an_exposure_becomes_one_row_with_what_was_known_then() -> None:
     ]
     assert [round(row["score"], 3) for row in rows] == [0.1, 0.9]
     assert [row["odds"] for row in rows] == [0.5, 0.25]
+    assert str([row["ranked"] for row in rows]) == "[nan, 0.75]"
 
 
 def test_a_row_waits_for_the_attribution_window_and_the_disorder() -> None:
