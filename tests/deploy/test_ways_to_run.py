@@ -17,7 +17,7 @@ from millrace.processes.role import ROLES
 from tests.architecture import ROOT
 from tests.scenes.deployed import DEPLOY
 
-SERVING = set(ROLES) - {"simulate", "shadow"}
+SERVING = set(ROLES) - {"simulate"}
 UNIT = DEPLOY / "systemd" / "millrace@.service"
 
 
