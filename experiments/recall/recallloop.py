@@ -173,9 +173,12 @@ class ClosedLoop:
     def _promise(self, arm: str, click_ms: NDArray[np.int64], page: Rows) -> None:
         """When each label of a page will be known."""
         labels: Any = SimpleNamespace(clicked=click_ms > 0, acted_ms=click_ms, wait_ms=self._wait_ms)
+        labels.outcomes = labels.outcome_ms = np.empty((len(click_ms), 0), np.float32)  # none beside the click
+        labels.on_click = np.empty(0, np.bool_)
         known = KnownSamples.of(page["ts_ms"], labels, self._policy, self._observation_ms, self._traffic)
         sent = {name: column[known.row] for name, column in page.items()}
-        self._samples[arm].put({**sent, "ms": known.known_ms, "kind": known.kind, "policy": known.policy})
+        sent |= {"ms": known.known_ms, "kind": known.kind, "policy": known.policy, "outcomes": known.outcomes}
+        self._samples[arm].put(sent)
 
     # -- what follows from them -------------------------------------------------------------------------------
 
