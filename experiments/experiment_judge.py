@@ -188,7 +188,7 @@ def orders(seed: int, learner: str, pages: int) -> list[Row]:
         item = item[:, :SLOTS]
         own, score, judged = (np.take_along_axis(x, item, 1) for x in (chance, served, other))
         came = rng.random(item.shape) < own * place
-        parts.append((item, score / left, score, came * 1.0, judged))
+        parts.append((item, score / left, score, score, came * 1.0, judged))
         gains.append(np.subtract(*(np.take_along_axis(own, ordered(x, item), 1) @ place for x in (judged, score))))
         clicks += np.bincount(item.ravel(), came.ravel(), GOODS)
         shown += np.bincount(item.ravel(), minlength=GOODS)
