@@ -166,10 +166,10 @@ class Labels:
             base = acted if one.on == "click" else rows.ts_ms
             if one.within is not None:
                 self.outcome_ms[:, k] = base + one.within_ms
-            if one.column is not None:
+            value: Any = np.nan
+            if one.column:
                 value = log.table[one.column].cast("float32").fill_null(float("nan")).to_numpy()
-            else:
-                assert one.event is not None
+            elif one.event is not None:
                 value = times[one.event] < self.outcome_ms[:, k]
             ends = int(rows.ts_ms.max(initial=0)) if end_ms is None else end_ms
             known = (self.clicked | (one.on == "page")) & (self.outcome_ms[:, k] <= ends)

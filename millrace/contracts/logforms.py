@@ -118,6 +118,7 @@ class OutcomeRule(Struct, frozen=True, forbid_unknown_fields=True):
         event     1: the action came before base + within     known at base + within, whichever it is
         column    0 or 1 in a log, empty: not known           known at base + within; without ``within``, with the label
 
+    A log with an empty name of the column does not have it: an archive, of a loop whose schema names another log's.
     ``base`` is the exposure, or with ``on = "click"`` the click. Without a click such an outcome is not defined.
     """
 

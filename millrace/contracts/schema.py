@@ -229,7 +229,7 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     @property
     def outcome_columns(self) -> list[str]:
         """The columns of a log with outcomes, each one time."""
-        return list(dict.fromkeys(one.column for one in self.outcome if one.column is not None))
+        return list(dict.fromkeys(one.column for one in self.outcome if one.column))
 
     def columns_of(self, side: Side) -> tuple[str, ...]:
         """The columns of one side that fields and window keys are made of, in the schema's order."""

@@ -33,7 +33,7 @@ def check_columns(columns: Columns, schema: Schema, log: LogColumns, path: str, 
     roles = dict.fromkeys(columns, "field") | {f.name: "numeric field" for f in schema.fields if f.kind == "numeric"}
     roles |= dict.fromkeys(log.action_times.values(), "action time") | dict.fromkeys(log.identity, "identity")
     roles |= {} if log.born is None else {log.born: "birth time"}
-    roles |= {one.column: "outcome" for one in schema.outcome if one.column is not None}
+    roles |= dict.fromkeys(schema.outcome_columns, "outcome")
     for role in ("position", "request", "day", "label", "item", "user", "time"):
         roles[getattr(log, role)] = role
     broken: set[str] = set()

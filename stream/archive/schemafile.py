@@ -5,8 +5,8 @@
 
     name, utc_offset, ... │ [windows] │ [log] time, user, item, label, ... │ [[fields]] ...
 
-``[[join]]`` is left out, since attributes are in the rows. :attr:`Schema.id` is the live one's, so a model that
-learnt from the archive fits the loop.
+``[[join]]`` is left out, since attributes are in the rows; columns of outcomes are not in them. :attr:`Schema.id` is
+the live one's, so a model that learnt from the archive fits the loop.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def schema_text(schema: Schema, attribution_minutes: float) -> str:
         action_times={action: own[name] for action, name in zip(ACTIONS[1:], TIMES, strict=True)},
         attribution_minutes=attribution_minutes,
     )
-    said = _given(msgspec.structs.replace(schema, log=log, join=()))
+    outcomes = [msgspec.structs.replace(one, column=one.column and "") for one in schema.outcome]
+    said = _given(msgspec.structs.replace(schema, log=log, join=(), outcome=tuple(outcomes)))
     return (
         "# Made by `millrace run archive` of the schema of the loop. It changes with the first file that has it.\n"
         + (tomli_w.dumps(said))

@@ -27,6 +27,7 @@ from millrace.basics.ranking_metrics import auc, calibration, log_loss
 from millrace.contracts.samples import CORRECTION, NEGATIVE, OUTCOME, POSITIVE
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import TS, LogTable, read_log
+from stream.archive.schemafile import schema_text
 from tests.commands.replay.plain_replay import run_plain
 from tests.scenes.exploring import examples
 from tests.scenes.replayed_logs import (
@@ -234,6 +235,20 @@ def test_a_column_that_is_no_outcome_is_named(tmp_path: Path, text: str, error: 
     with pytest.raises(error) as caught:
         read_log(path, parse_schema(text))
     assert problem in str(caught.value)
+
+
+def test_an_archive_has_events_and_no_columns_of_another_log(tmp_path: Path) -> None:
+    """Its schema is the loop's; what only another log knows is not known."""
+    schema = parse_schema(PAGES + OUTCOMES)
+    made = parse_schema(schema_text(schema, 30))
+    assert made.id == schema.id
+    assert [(one.event, one.column) for one in made.outcome] == [(None, ""), (None, ""), ("cart", None), ("cart", None)]
+    log = make_log(schema, 60, 3)
+    own = parse_schema(PAGES + OUTCOMES.replace('"liked"\n[', '""\n[').replace('column = "kept"', 'column = ""'))
+    rows = LogRows(log, own)
+    found = Labels(log, own, rows).outcomes
+    assert np.isnan(found[:, :2]).all()
+    assert np.isfinite(found[:, 2:]).any()
 
 
 def taste_log(folder: Path, n: int = 6000) -> Path:
