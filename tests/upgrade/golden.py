@@ -73,6 +73,8 @@ PREDICTED = "predicted"
 
 def seen(value: Any) -> Any:
     """A value as JSON: structures by the names of their fields, arrays and bytes by a digest."""
+    if value is msgspec.UNSET:  # a field that the message does not have
+        return None
     match value:
         case None | bool() | int() | str():
             return value

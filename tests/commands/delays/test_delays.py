@@ -72,6 +72,8 @@ class Made(Labels):
         self.clicked = np.array([d is not None for d in delays])
         self.acted_ms = self.ts_ms + np.array([round(1000 * (d or 0)) for d in delays], np.int64)
         self.wait_ms = 5 * MINUTE
+        self.outcomes, self.outcome_ms = np.zeros((n, 0), np.float32), np.zeros((n, 0), np.int64)
+        self.on_click = np.zeros(0, np.bool_)
 
 
 def test_a_click_later_than_window_and_lateness_never_comes_and_one_before_it_corrects() -> None:

@@ -169,7 +169,7 @@ def test_without_a_token_file_nobody_commands_at_all(tmp_path: Path) -> None:
         ("/model/rollback", b'{"versoin": 42}'),
         ("/model/rollback", b"\xff"),
         ("/model/adopt", b"{}"),
-        ("/model/adopt", b'{"from": "elsewhere"}'),
+        ("/model/adopt", b'{"from": 42}'),
         ("/quarantine/release", b""),
         ("/quarantine/discard", b'{"names": "some"}'),
         ("/model/rollback", b"[" * 5000),

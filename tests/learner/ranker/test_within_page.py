@@ -125,9 +125,9 @@ def slope_of(model: OnlineModel, batch: SampleBatch, monkeypatch: pytest.MonkeyP
 
     watch(model._step, "forward", given=False)
     watch(model._step, "backward", given=True)
-    watch(ranker, "_wide", given=False)
+    watch(ranker, "wide_part", given=False)
     assert model.learn(batch).skipped is None
-    return seen["forward"] + seen["_wide"], seen["backward"] * len(batch)
+    return seen["forward"] + seen["wide_part"], seen["backward"] * len(batch)
 
 
 @pytest.mark.parametrize("name", ["logistic", "wide_deep", "wide_resnet", "wide_resnet_bn"])

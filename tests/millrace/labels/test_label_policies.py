@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,6 +237,12 @@ def test_another_network_goes_on_with_the_delays() -> None:
 
 # -- a log and the join ----------------------------------------------------------------------------------------
 
+
+def no_outcomes(n: int) -> dict[str, Any]:
+    """What a log of a schema without outcomes has of them."""
+    return {"outcomes": np.zeros((n, 0)), "outcome_ms": np.zeros((n, 0), np.int64), "on_click": np.zeros(0, np.bool_)}
+
+
 PAGES = st.lists(
     st.tuples(
         st.one_of(st.integers(0, 20_000), st.just(40 * MINUTE)),  # gap to the page before
@@ -285,6 +292,7 @@ def test_a_log_becomes_known_as_the_join_makes_it_known(pages: list[tuple[int, l
         wait_ms=waits.attribution_ms,
         clicked=np.array([d is not None for d in delay]),
         acted_ms=ts_ms + np.array([d or 0 for d in delay]),
+        **no_outcomes(len(ts_ms)),
     )
     samples = KnownSamples.of(ts_ms, labels, policy_named(name), waits.observation_ms)  # type: ignore[arg-type]
     assert (np.diff(samples.known_ms) >= 0).all()
@@ -298,7 +306,7 @@ def test_a_log_becomes_known_as_the_join_makes_it_known(pages: list[tuple[int, l
 def test_immediate_labels_are_known_at_the_exposure() -> None:
     ts_ms = np.array([1000, 2000, 2000, 9000])
     clicked = np.array([True, False, True, False])
-    labels = SimpleNamespace(wait_ms=300_000, clicked=clicked, acted_ms=ts_ms + 10**6)
+    labels = SimpleNamespace(wait_ms=300_000, clicked=clicked, acted_ms=ts_ms + 10**6, **no_outcomes(4))
     samples = KnownSamples.of(ts_ms, labels, None)  # type: ignore[arg-type]
     assert samples.known_ms.tolist() == ts_ms.tolist()
     assert (samples.kind == POSITIVE).tolist() == clicked.tolist()
