@@ -76,7 +76,7 @@ class Quota:
         if self._room < 0:
             self._make_room(ids.size)
         over = np.zeros(len(ids), np.bool_)
-        teach(ids, self._of, self._most, self._table, self._shift, self._used, MOST_IDS, counts, over)
+        teach(ids, self._of, self._most, self._table, self._used, MOST_IDS, counts, over)
         return over
 
     def _make_room(self, more: int) -> None:
@@ -114,7 +114,7 @@ class Quota:
             if f"{name}/ids" in state:
                 ids = state[f"{name}/ids"]
                 self._used[number] = len(ids)
-                put(ids, state[f"{name}/counts"], self._table[number], self._shift)
+                put(ids, state[f"{name}/counts"], self._table[number])
 
     def _ids(self, batch: SampleBatch, name: str) -> NDArray[np.uint64]:
         if name == USER:
@@ -125,40 +125,31 @@ class Quota:
         return np.ascontiguousarray(batch.cat[:, first:stop]).view(np.uint64)
 
     def _clear(self, bits: int = _LEAST_BITS) -> None:
-        self._shift = 64 - bits
         self._table = np.zeros((len(self.limits), 1 << bits, 2), np.uint64)  # of each limit ids with counts
         self._used = np.zeros(len(self.limits), np.int64)  # ids
         self._room = 0  # for so many ids, at least, half of the slots stay free
 
 
 @compiled
-def slot(one: Any, table: Array, shift: int) -> Any:
-    """Where an id is in a table (S, 2), or would be; half of the slots are free at least. ``shift``: 64 - log2 S."""
-    at = home_slot(one, shift)
+def slot(one: Any, table: Array) -> Any:
+    """Where an id is in a table (S, 2), or would be; half of the slots are free at least. S is a power of 2."""
+    at = home_slot(one, 32) & (len(table) - 1)
     while table[at, 0] != 0 and table[at, 0] != one:
         at = (at + 1) % len(table)
     return at
 
 
 @compiled
-def put(ids: Array, counts: Array, table: Array, shift: int) -> None:
+def put(ids: Array, counts: Array, table: Array) -> None:
     """Enters ids (n,) that a table (S, 2) does not have, with their counts (n,)."""
     for i in range(len(ids)):
-        at = slot(ids[i], table, shift)
+        at = slot(ids[i], table)
         table[at, 0], table[at, 1] = ids[i], counts[i]
 
 
 @compiled
 def teach(
-    ids: Array,
-    of: Array,
-    limits: Array,
-    table: Array,
-    shift: int,
-    used: Array,
-    most: int,
-    counts: bool,
-    over: Array,
+    ids: Array, of: Array, limits: Array, table: Array, used: Array, most: int, counts: bool, over: Array
 ) -> None:
     """Counts the ids of rows, (B, C), that are not beyond a limit, if it ``counts``; says which are, (B,).
 
@@ -171,13 +162,13 @@ def teach(
     at = np.zeros(len(of), np.int64)
     for b in range(len(ids)):
         for c in range(len(of)):
-            at[c] = slot(ids[b, c], table[of[c]], shift)
+            at[c] = slot(ids[b, c], table[of[c]])
             over[b] |= ids[b, c] != 0 and table[of[c], at[c], 1] >= limits[of[c]]
         for c in range(len(of) if counts and not over[b] else 0):
             again = ids[b, c] == 0
             for before in range(c):
                 again |= of[before] == of[c] and ids[b, before] == ids[b, c]
-            row = table[of[c], slot(ids[b, c], table[of[c]], shift) if c and of[c - 1] == of[c] else at[c]]
+            row = table[of[c], slot(ids[b, c], table[of[c]]) if c and of[c - 1] == of[c] else at[c]]
             if again or (row[0] == 0 and used[of[c]] >= most):
                 continue
             used[of[c]] += row[0] == 0
