@@ -21,9 +21,6 @@ from commands.cli.cliflags import emit, settings_of
 from millrace.basics.errors import ServiceError, SettingError
 from millrace.contracts.settings import Settings
 
-ANSWER_SECONDS = 660.0
-"""How long an answer is waited for: somewhat longer than the learner itself waits."""
-
 Admin = Annotated[
     str | None,
     Parameter(help="The learner's HTTP, http://HOST:PORT, if it runs elsewhere (default: as its folder says)."),
@@ -86,32 +83,24 @@ def ask(address: str, path: str, body: Mapping[str, Any], token: str) -> dict[st
         ServiceError: nobody answers there, or the command was not done.
         SettingError: the address is none.
     """
-    from http.client import HTTPConnection, HTTPException
-    from urllib.parse import urlsplit
+    from http.client import HTTPException
 
     import msgspec
 
+    from millrace.connections.learner_call import post
+
     try:
-        parts = urlsplit(address)
-        host, port = parts.hostname or "", parts.port or 80
-        if parts.scheme != "http" or not host:
-            raise ValueError
-    except ValueError:
-        raise SettingError(f"address '{address}' of the learner", "give http://HOST:PORT") from None
-    connection = HTTPConnection(host, port, timeout=ANSWER_SECONDS)
-    try:
-        connection.request("POST", path, msgspec.json.encode(body), {"Authorization": f"Bearer {token}"})
-        answer = connection.getresponse()
-        said = msgspec.json.decode(answer.read(), type=dict[str, Any])
+        status, answer = post(address, path, msgspec.json.encode(body), f"Bearer {token}")
+        said = msgspec.json.decode(answer, type=dict[str, Any])
     except (OSError, HTTPException, msgspec.MsgspecError) as error:
         raise ServiceError(
             f"the learner at {address} does not answer ({type(error).__name__}: {error})",
             "look whether it runs; GET /model there says what it did",
         ) from None
-    finally:
-        connection.close()
-    if answer.status != 200:
-        problem, _, remedy = str(said.get("error", f"status {answer.status}")).partition("; ")
+    except ValueError:
+        raise SettingError(f"address '{address}' of the learner", "give http://HOST:PORT") from None
+    if status != 200:
+        problem, _, remedy = str(said.get("error", f"status {status}")).partition("; ")
         raise ServiceError(problem, remedy or "see the learner's log")
     return said
 

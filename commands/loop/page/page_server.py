@@ -11,10 +11,9 @@ import asyncio
 import socket
 import threading
 from collections.abc import Awaitable, Callable
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPException
 from importlib import resources
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import uvicorn
@@ -24,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from millrace.basics.errors import PortError, one_line
+from millrace.connections.learner_call import post
 from millrace.processes.httpserver import bind
 
 HOST, FIRST_PORT = "127.0.0.1", 8710
@@ -37,8 +37,6 @@ _FILES = {
 }
 COMMANDS = ("/model/hold", "/model/promote", "/model/rollback")
 """Of a person to the learner, from the page."""
-ANSWER_SECONDS = 660.0
-"""How long the learner's answer is waited for: somewhat longer than it waits itself."""
 
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -92,18 +90,12 @@ def make_app(state: Callable[[], dict[str, Any]], learner: Callable[[], str]) ->
 def forward(learner: str, path: str, body: bytes, word: str) -> tuple[int, bytes]:
     """Status and answer of the learner at an address to a command; 503 where there is none. ``word``: the person's
     ``Authorization``."""
-    place = urlsplit(learner)
-    connection = HTTPConnection(place.hostname or "", place.port, timeout=ANSWER_SECONDS)
     try:
-        if not place.hostname:
+        if not learner:
             raise ConnectionError("this loop has no learner")
-        connection.request("POST", path, body or b"{}", {"Authorization": word, "Content-Type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
+        return post(learner, path, body or b"{}", word)
     except (OSError, HTTPException) as error:
         return 503, msgspec.json.encode({"error": f"the learner does not answer: {one_line(error)}"})
-    finally:
-        connection.close()
 
 
 class PageServer:
