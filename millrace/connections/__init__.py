@@ -1,2 +1,2 @@
 # core
-"""How Kafka, Redis and the learner are reached: addresses, users, passwords and certificates, and what a refusal means."""
+"""How Kafka, Redis and the learner are reached: addresses, users, passwords, certificates, and what a refusal means."""
