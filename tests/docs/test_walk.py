@@ -145,7 +145,12 @@ def the_page_follows(tab: Browser, url: str, shop: Millrace) -> None:
         if clicked:
             turned(tab, turn)
         else:
-            tab.go(url)  # none of them on this page (a random one, say): come again
+            # A page without any, after which nothing would ever change: the visitor finds them in their category.
+            found_there = shop.recommend(cookie["value"], size=CLICKS, only={"in_stock": True, "category": kind})
+            shop.exposure(found_there)
+            for item in found_there.items:
+                shop.click(found_there, item)
+            tab.go(url)
             turned(tab, 0)
         found.append((place(cookie["value"], kind), place("stranger", kind)))
         mine, strangers = found[-1]
