@@ -87,9 +87,9 @@ class Bench:
     def figures(self, scorer: RunningRole) -> Iterator[Figure]:
         for pages in (FEW, MANY):
             self.run(scorer, pages, seconds=self.size.warm_s)
+        yield from self.other_pages()
         yield from self.pages(scorer, MANY, "page_600")
         yield from self.pages(scorer, FEW, "page_20")
-        yield self.similar()
         yield from self.loads(scorer)
         capacity, allowed = self.capacity(scorer), 1000 / self.worker_ms
         yield figure("capacity_20", capacity, "pages/s", "what a page's CPU allows", capacity / allowed)
@@ -171,12 +171,12 @@ class Bench:
             figure(f"{name}_delta_cpu_ratio", (float(cpu_ms[True][0]) - all_ms) / pass_ms, "x", ONNX),
         ]
 
-    def similar(self) -> Figure:
-        """Pages of items like one, and the model's pages in turn."""
-        size, paths = self.size, ("/similar", "/recommend")
+    def other_pages(self) -> list[Figure]:
+        """Pages of items like one, popular ones, and the model's in turn."""
+        size, paths = self.size, ("/similar", "/popular", "/recommend")
         runs = [[self.busy_ms(size.rate, size.seconds, path)[0] for path in paths] for _ in range(size.rounds)]
-        found, base = (percentile(np.concatenate(ms), 0.99) for ms in zip(*runs, strict=True))
-        return figure("similar_20_p99_ms", found, "ms", "/recommend", found / base)
+        *found, base = (percentile(np.concatenate(ms), 0.99) for ms in zip(*runs, strict=True))
+        return [figure(f"{p[1:]}_20_p99_ms", x, "ms", paths[-1], x / base) for p, x in zip(paths, found, strict=False)]
 
     def loads(self, scorer: RunningRole) -> Iterator[Figure]:
         """Pages while the snapshot of a new root is loaded, against those outside of the loads."""

@@ -40,7 +40,19 @@ from millrace_client.calls import (
 )
 from millrace_client.errors import QueueFull, Refused, TooMuch, Unavailable
 from millrace_client.events import Shown, action_of, exposure_of
-from millrace_client.messages import ActionName, Event, Id, Item, ItemFacts, Page, PlacedItem, Receipt, Refusal, User
+from millrace_client.messages import (
+    ActionName,
+    Event,
+    Id,
+    Item,
+    ItemChange,
+    ItemFacts,
+    Page,
+    PlacedItem,
+    Receipt,
+    Refusal,
+    User,
+)
 from millrace_client.options import CLOSE_S, Options, Troubles, addresses, expected, unsent
 from millrace_client.waiting import FIRST_PAUSE_S, Tries, Waiting
 
@@ -145,8 +157,8 @@ class Connection(ABC, Generic[Truth, Received, Made, Nothing, Known]):
 
     # -- the catalogue and the people ------------------------------------------------------------------------------
 
-    def put_items(self, items: Iterable[Item]) -> Received:
-        """Sends new or changed items. Returns when they are stored.
+    def put_items(self, items: Iterable[Item | ItemChange]) -> Received:
+        """Sends new items, and changes of some. Returns when they are stored.
 
         Raises:
             Refused: some were refused; all others are stored.

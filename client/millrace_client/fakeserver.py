@@ -29,6 +29,7 @@ from millrace_client.messages import (
     Exposure,
     Id,
     Item,
+    ItemChange,
     ItemFacts,
     PlacedItem,
     Receipt,
@@ -171,7 +172,15 @@ class FakeServer:
         return Verdict("kept")
 
     def _item(self, line: bytes) -> Verdict:
-        item = msgspec.json.decode(line, type=Item)
+        if "changes" in msgspec.json.decode(line):
+            change = msgspec.json.decode(line, type=ItemChange)
+            held = self.items.get(str(change.item_id))
+            if held is None:  # the real intake cannot know; a dead letter says it
+                return Verdict("kept")
+            gone = held.gone if change.gone is None else change.gone
+            item = Item(held.item_id, {**held.attributes, **change.changes}, held.born_ms, gone)
+        else:
+            item = msgspec.json.decode(line, type=Item)
         for name in sorted(self._numeric & set(item.attributes)):
             value = item.attributes[name]
             if value is not None and not isinstance(value, int | float):

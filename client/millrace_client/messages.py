@@ -3,7 +3,7 @@
 
 ::
 
-    sent:      Item, User             the catalogue and the users, with the schema's attributes
+    sent:      Item, ItemChange, User the catalogue and the users, with the schema's attributes
                Exposure, Action       what was seen of a page, and what was done with an item of it
     received:  Page of PlacedItem     an answer of the scorer
                Receipt of Verdict     an answer of the intake, one verdict a message
@@ -41,6 +41,15 @@ class Item(Struct, frozen=True):
     attributes: Mapping[str, Value] = {}
     born_ms: int = 0
     gone: bool = False
+
+
+class ItemChange(Struct, frozen=True, omit_defaults=True):
+    """New values of some attributes of an item that is there (None: it has none); all others stay. ``gone``: None
+    leaves it as it is."""
+
+    item_id: Id
+    changes: Mapping[str, Value]
+    gone: bool | None = None
 
 
 class User(Struct, frozen=True):
@@ -82,7 +91,7 @@ class Action(Struct, frozen=True):
 
 
 Event = Exposure | Action
-Message = Event | Item | User
+Message = Event | Item | ItemChange | User
 
 
 class Reason(Struct, frozen=True):

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from millrace.contracts.events import Cart, Click, Collect, DeadLetter, Exposure, Item, Purchase, User
+from millrace.contracts.events import Cart, Click, Collect, DeadLetter, Exposure, Item, ItemChange, Purchase, User
 
 PAGE, TS_MS = "5b1c0e7a", 1_772_414_000_500
 
@@ -25,6 +25,7 @@ EXAMPLES: Mapping[str, Struct] = {
     "cart": Cart("k1", PAGE, TS_MS + 12_000, "ann", "vase", 2),
     "purchase": Purchase("b1", PAGE, TS_MS + 60_000, "ann", "vase", 2),
     "user": User("ann", {"kind": "business", "age": 34, "tags": ["garden", "kitchen"]}),
+    "item-change": ItemChange(7, {"price": 9.5}),
     "item": Item(7, {"category": "shoes", "price": 12.5, "tags": ["red", "new"]}, born_ms=TS_MS - 86_400_000),
     "dead-letter": DeadLetter.of(
         "wrong-type", "Expected `int`, got `str` - at `$.ts_ms`", "events", 3, 41, b'{"ts":1}'

@@ -31,6 +31,7 @@ from millrace.contracts.events import (
     DeadLetter,
     Exposure,
     Item,
+    ItemChange,
     ItemTiles,
     PageLog,
     Purchase,
@@ -51,6 +52,7 @@ KINDS: Mapping[str, type[Struct]] = {
     "purchase": Purchase,
     "user": User,
     "item": Item,
+    "item-change": ItemChange,
     "dead-letter": DeadLetter,
 }
 """Messages in JSON, by the name of their schema."""
@@ -87,6 +89,11 @@ MEANS: Mapping[str, Mapping[str, str]] = {
         "born_ms": "When it came into the catalogue, in Unix milliseconds; 0: not known.",
         "gone": "It is recommended no more, and may still be scored.",
     },
+    "item-change": {
+        "item_id": "The item, which has to be there.",
+        "changes": "New values by attribute; null removes one. All others stay.",
+        "gone": "True takes it off pages, false puts it back; left out: as it is.",
+    },
     "dead-letter": {
         "reason": "Why: a word of docs/reference/dead-letters.md.",
         "detail": "One line that names the value.",
@@ -113,7 +120,12 @@ class TopicMessages(NamedTuple):
 CHANNELS: Mapping[str, TopicMessages] = {
     topics.EVENTS: TopicMessages("What users saw and did.", "user_id", True, EVENTS),
     topics.USERS: TopicMessages("Users, the newest message of each.", "user_id", True, ("user", "user-tombstone")),
-    topics.ITEMS: TopicMessages("Items, the newest message of each.", "item_id", True, ("item", "item-tombstone")),
+    topics.ITEMS: TopicMessages(
+        "Items, the newest message of each and the newest change of each attribute.",
+        "item_id",
+        True,
+        ("item", "item-change", "item-tombstone"),
+    ),
     topics.PAGE_LOGS: TopicMessages(
         "Pages as the scorer made them: features and scores.", "user_id", False, ("page_log",)
     ),

@@ -39,7 +39,7 @@ class Described(NamedTuple):
     method: str
     path: str
     summary: str
-    asks: Any  # a type; None: no body
+    asks: Any  # a type, or several; None: no body
     answers: type[Struct] | None  # None: no JSON, or any
     refusals: tuple[int, ...]
     open: bool = False  # never needs a token
@@ -79,7 +79,7 @@ def description(
     others = instead or {}
     kinds = list(
         dict.fromkeys(
-            [Failure, *others.values(), *(k for route in routes for k in (route.asks, route.answers) if k is not None)]
+            [Failure, *others.values(), *(k for r in routes for k in (*_each(r.asks), r.answers) if k is not None)]
         )
     )
     refs, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
@@ -99,7 +99,10 @@ def description(
         if route.open:
             call["security"] = []
         if route.asks is not None:
-            call["requestBody"] = {"required": True, "content": bodies(ref[route.asks])}
+            call["requestBody"] = {
+                "required": True,
+                "content": bodies(_any_of([ref[kind] for kind in _each(route.asks)])),
+            }
         parameters = [
             {"name": name, "in": "path", "required": True, "schema": schema}
             for name, schema in (names or {}).items()
@@ -115,3 +118,11 @@ def description(
         "security": [{}, {"bearer": []}],  # none where no token is set
         "components": {"schemas": components, "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
     }
+
+
+def _any_of(schemas: Sequence[Schema]) -> Schema:
+    return schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
+
+
+def _each(asks: Any) -> Sequence[Any]:
+    return asks if isinstance(asks, tuple) else (asks,)

@@ -85,7 +85,7 @@ REASONS: Mapping[str, DeadLetterReason] = {
         "send the user again with the value corrected; the profile from before stays until then",
     ),
     "bad-item": DeadLetterReason(
-        "An item cannot be read, or a field of the schema cannot hold a value of it",
+        "An item cannot be read, a field of the schema cannot hold a value of it, or a change is of an unknown item",
         "send the item again with the value corrected; what was known of it stays until then",
     ),
     "bad-item-tiles": DeadLetterReason(

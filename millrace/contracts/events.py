@@ -60,6 +60,8 @@ SOURCES = ("none", "vectors", "liked", "coclicked", "hot", "new", "random", "who
 ``control``: a random page. ``asked``: the caller named the item, or the list that it comes from does not say.
 ``pinned``: the shop has it in this slot."""
 
+CHANGE_MARK = b"\xff"
+
 MAX_EVENT_BYTES = 256 * 1024
 """An event, user or item larger than this is a dead letter: a page of 1,000 items is some 20 KiB."""
 
@@ -176,6 +178,16 @@ class Item(Struct, frozen=True):
     attributes: dict[str, Attribute]
     born_ms: TimeOrNever = 0
     gone: bool = False
+
+
+class ItemChange(Struct, frozen=True):
+    """New values of some attributes of an item that is there; all others stay. In a topic each has a key of its own
+    (:func:`change_key`), so compaction keeps the newest value of each attribute, and whoever reads in order has the
+    item, however many intakes wrote: nobody has to read an item before changing it."""
+
+    item_id: WireId
+    changes: dict[str, Attribute]
+    gone: bool | UnsetType = UNSET
 
 
 class PageLog(Struct, frozen=True):
@@ -360,6 +372,8 @@ def read_msgpack(decode: Callable[[bytes], T], raw: bytes | None) -> T:
 _event = msgspec.json.Decoder(Event).decode
 _user = msgspec.json.Decoder(User).decode
 _item = msgspec.json.Decoder(Item).decode
+_item_change = msgspec.json.Decoder(ItemChange).decode
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _dead_letter = msgspec.json.Decoder(DeadLetter).decode
 _item_tiles = msgspec.msgpack.Decoder(ItemTiles).decode
 _truth = msgspec.msgpack.Decoder(Truth).decode
@@ -377,8 +391,12 @@ def decode_user(raw: bytes | None) -> User:
     return read_json(_user, raw)
 
 
-def decode_item(raw: bytes | None) -> Item:
-    """An item from its JSON, as :func:`decode_user`."""
+def decode_item(raw: bytes | None) -> Item | ItemChange:
+    """An item from its JSON, or a change of one, as :func:`decode_user`."""
+    if raw and b'"changes"' in raw and "changes" in (found := read_json(_object, raw)):
+        if "attributes" in found:
+            raise BadEventError("wrong-type", "`attributes` replace an item and `changes` change it; send one of them")
+        return read_json(_item_change, raw)
     return read_json(_item, raw)
 
 
@@ -410,6 +428,11 @@ def to_msgpack(message: Struct) -> bytes:
 def key_of(identifier: Id) -> bytes:
     """The Kafka key of a user or an item: the id's text."""
     return str(identifier).encode()
+
+
+def change_key(item: Id, name: str) -> bytes:
+    """The Kafka key of a change of one attribute (empty: of ``gone``). No id has the byte between: it is no UTF-8."""
+    return key_of(item) + CHANGE_MARK + name.encode()
 
 
 def dead_letter_bytes(dead_letter: DeadLetter) -> bytes:

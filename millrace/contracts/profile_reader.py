@@ -17,7 +17,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from millrace.contracts import filter_attributes
-from millrace.contracts.events import Attribute, BadEventError, Item, User, decode_item, decode_user
+from millrace.contracts.events import (
+    CHANGE_MARK,
+    Attribute,
+    BadEventError,
+    Item,
+    ItemChange,
+    User,
+    decode_item,
+    decode_user,
+)
 from millrace.contracts.schema import DERIVED, Field, Schema, Side
 
 TOO_LARGE = (2.0 - 2.0**-24) * 2.0**127  # from here on a float32 is infinite
@@ -38,6 +47,9 @@ class Intake:
         fields = {f.name: f for f in schema.fields}
         self._looked_at = read_columns(schema)
         self._filtered_by = {name: fields.get(name) for name in schema.filters}
+        item_id = schema.log.item if schema.log else "item_id"
+        self.of_items = tuple(n for n in dict.fromkeys((*self._looked_at["item"], *schema.filters)) if n != item_id)
+        """Attributes of items that something reads."""
 
     def user(self, raw: bytes | None) -> User:
         """A user from the topic ``users``; :meth:`removed` reads tombstones.
@@ -49,19 +61,26 @@ class Intake:
         self._check("user", user.attributes)
         return user
 
-    def item(self, raw: bytes | None) -> Item:
-        """An item from the topic ``items``; as :meth:`user`."""
+    def item(self, raw: bytes | None) -> Item | ItemChange:
+        """An item from the topic ``items``, or a change of one; as :meth:`user`. A change names attributes that
+        something reads, so those of an item are few."""
         item = decode_item(raw)
-        self._check("item", item.attributes)
+        given = item.changes if isinstance(item, ItemChange) else item.attributes
+        self._check("item", given)
         for name, field in self._filtered_by.items():
-            why = filter_attributes.too_many(field, item.attributes.get(name))
+            why = filter_attributes.too_many(field, given.get(name))
             if why:
                 raise BadEventError("bad-value", f"{name} {why}")
+        if isinstance(item, ItemChange):
+            for name in given:
+                if name not in self.of_items:
+                    raise BadEventError("bad-value", f"{name[:_SHOWN]!r} is no attribute of items in the schema")
         return item
 
     @staticmethod
     def removed(key: bytes | None) -> str:
-        """The id of the item or user that a tombstone of ``items`` or ``users`` removes.
+        """The id of the item or user that a tombstone of ``items`` or ``users`` removes; empty: it removes a change of
+        an item, of which nothing follows.
 
         Raises:
             BadEventError: ``bad-key``: the key is missing or no text.
@@ -69,6 +88,10 @@ class Intake:
         if not key:
             raise BadEventError("bad-key", "a tombstone without a key takes nothing out; send the id as key")
         try:
+            of, mark, name = key.partition(CHANGE_MARK)
+            if of and mark:
+                of.decode(), name.decode()
+                return ""
             return key.decode()
         except UnicodeDecodeError:
             raise BadEventError("bad-key", f"the key {key[:_SHOWN]!r} is not UTF-8; send the id as text") from None
@@ -99,3 +122,8 @@ def unfit(field: Field | None, value: str | int | float | bool | list[str | int]
     if isinstance(value, list) and (field is None or field.slots == 1):
         return "is a list where one value is needed"
     return ""
+
+
+def no_item(change: ItemChange) -> BadEventError:
+    """A change of an item that is not there."""
+    return BadEventError("bad-item", f"item {change.item_id!r} is not in the catalogue; send it whole before a change")

@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-from millrace.contracts.events import Attribute, Item, User, key_of
+from millrace.contracts.events import Attribute, Item, ItemChange, User, change_key, key_of
 from millrace.contracts.profile_reader import read_columns
 from millrace.contracts.schema import Schema, Side
 
@@ -59,8 +59,13 @@ class ProfileChecks:
         """Warnings about a user; none, as a rule."""
         return self._of("user", user.user_id, user.attributes)
 
-    def of_item(self, item: Item, key: bytes | None = None) -> list[ProfileWarning]:
-        """Warnings about an item. ``key``: of its Kafka message; None: not checked."""
+    def of_item(self, item: Item | ItemChange, key: bytes | None = None) -> list[ProfileWarning]:
+        """Warnings about an item or a change of one. ``key``: of its Kafka message; None: not checked."""
+        if isinstance(item, ItemChange):
+            found = self._of("item", item.item_id, item.changes)
+            if key is not None and not key.startswith(change_key(item.item_id, "")):
+                found.append(ProfileWarning("wrong-key", f"change of item {item.item_id!r} under {key[:_SHOWN]!r}"))
+            return found
         found = self._of("item", item.item_id, item.attributes)
         if 0 < item.born_ms < SECONDS_MS:
             found.append(ProfileWarning("born-in-seconds", f"item {item.item_id!r}: born_ms {item.born_ms}"))

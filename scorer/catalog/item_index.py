@@ -23,10 +23,11 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from millrace.basics.hashing import U64
-from millrace.contracts.events import Id, Item
+from millrace.contracts.events import Id, Item, ItemChange
 from millrace.contracts.filter_attributes import hashes_of
 from millrace.contracts.schema import EXPOSURE_AGE
 from millrace.versions.image import below
@@ -144,6 +145,19 @@ class ItemIndex:
                 array = wider(array, self._rows[name].shape[1])
             self._rows[name][rows] = array
         self._unsent_rows[rows] = True
+
+    def change(self, change: ItemChange) -> bool:
+        """Replaces the attributes that a change names; returns whether there is such an item."""
+        row = self._row.get(str(change.item_id), -1)
+        if row < 0 or self._rows["born_ms"][row] == REMOVED_MS:
+            return False
+        held = self.image(row, row + 1)
+        gone = not self._rows["alive"][row] if change.gone is UNSET else change.gone
+        given = self.prepare(Item(held.ids[0], change.changes, int(self._rows["born_ms"][row]), bool(gone))).arrays
+        arrays = {n: given[n] if n.partition("/")[2] in change.changes else a for n, a in held.arrays.items()}
+        arrays["keys"] = self.builder.keys(below("column/", arrays), 1)[:, self.own_keys]
+        self.put([ItemImage(held.ids, {**arrays, "alive": given["alive"]})])
+        return True
 
     def remove(self, item_id: Id) -> None:
         """Removes an item from the catalogue; an unknown item is ignored."""

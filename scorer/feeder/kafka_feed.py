@@ -28,8 +28,9 @@ import structlog
 from kafka.errors import KafkaError
 
 from millrace.basics.errors import MillraceError, one_line
-from millrace.contracts.events import BadEventError, decode_item_tiles
+from millrace.contracts.events import BadEventError, Item, decode_item_tiles
 from millrace.contracts.itemtiles import unpack
+from millrace.contracts.profile_reader import no_item
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
 from millrace.processes.kafka import make_reader, topic_ids
@@ -281,13 +282,16 @@ class ItemFeed(TopicFeed):
             prepared: list[ItemImage] = []
             for key, value, _ in part:
                 try:
-                    if value is None:  # a tombstone of the compacted topic
-                        gone = intake.removed(key)
-                        self._put(prepared)
-                        prepared = []
-                        self.state.alone(index.remove, gone)
-                    else:
-                        prepared.append(index.prepare(intake.item(value)))
+                    found = intake.removed(key) if value is None else intake.item(value)
+                    if isinstance(found, Item):
+                        prepared.append(index.prepare(found))
+                        continue
+                    self._put(prepared)
+                    prepared = []
+                    if isinstance(found, str):  # a tombstone of the compacted topic
+                        self.state.alone(index.remove, found)
+                    elif not self.state.alone(index.change, found):
+                        self.bad("item", no_item(found))
                 except BadEventError as error:  # a dead letter: the stream's list keeper writes it
                     self.bad("item", error)
             self._put(prepared)

@@ -26,7 +26,7 @@ import pyarrow as pa
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import UNFIT, StoreError
 from millrace.basics.hashing import kafka_partition
-from millrace.contracts.events import BadEventError, Event, Exposure, Id, decode_event, key_of
+from millrace.contracts.events import BadEventError, Event, Exposure, Id, Item, decode_event, key_of
 from millrace.contracts.page_logs import decode_heading
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.profile_warnings import SECONDS_MS
@@ -166,7 +166,11 @@ class Archive:
             item = self._intake.item(value)
         except BadEventError:
             return
-        self._items[str(item.item_id)] = self.columns.pack("item", item.attributes, item.born_ms)
+        name = str(item.item_id)
+        if isinstance(item, Item):
+            self._items[name] = self.columns.pack("item", item.attributes, item.born_ms)
+        elif name in self._items:
+            self._items[name] = self.columns.changed("item", self._items[name], item.changes)
 
     def _event(self, number: int, offset: int, value: bytes | None, clock_ms: int) -> None:
         try:

@@ -185,7 +185,7 @@ class Desk:
     async def remove(self, what: What, identifier: str) -> Taken:
         """The answer to a DELETE. Raises RequestError as :meth:`take`."""
         try:
-            lines: list[OutMessage | Verdict] = [LineReader.removal(what, identifier)]
+            lines: list[OutMessage | Verdict] = [self._reader.removal(what, identifier)]
         except BadEventError as error:
             lines = [refused(error)]
         return await self.take(what, lines)

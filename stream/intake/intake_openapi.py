@@ -7,7 +7,7 @@ from typing import Any
 
 from millrace.basics import openapi
 from millrace.basics.openapi import Alive, Described, Ready, Schema
-from millrace.contracts.events import Event, Item, User
+from millrace.contracts.events import Event, Item, ItemChange, User
 from stream.intake.intake_wire import LINES_TYPES, MAX_LINES, Taken
 
 _POST = (400, 401, 408, 413, 415, 422, 429, 500, 503)
@@ -15,7 +15,7 @@ _DELETE = (401, 422, 429, 500, 503)
 ROUTES = (
     Described("POST", "/events", "Exposures, clicks and what follows", Event, Taken, _POST),
     Described("POST", "/users", "Users with their attributes", User, Taken, _POST),
-    Described("POST", "/items", "Items of the catalogue", Item, Taken, _POST),
+    Described("POST", "/items", "Items of the catalogue, or changes of some", (Item, ItemChange), Taken, _POST),
     Described("DELETE", "/users/{id}", "Forget a user", None, Taken, _DELETE),
     Described("DELETE", "/items/{id}", "Take an item out of the catalogue", None, Taken, _DELETE),
     Described("GET", "/healthz", "Whether the process lives", None, Alive, (), open=True),

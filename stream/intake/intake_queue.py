@@ -62,12 +62,12 @@ class WaitingMessage:
 
     __slots__ = ("_look_at", "hashed", "key", "lines", "note", "size", "ts_ms", "value")
 
-    def __init__(self, message: OutMessage, hashed: int, parcel: Parcel, index: int) -> None:
+    def __init__(self, message: OutMessage, hashed: int, lines: list[tuple[Parcel, int]]) -> None:
         self.key, self.value = message.key, message.value
         self.ts_ms = min(message.ts_ms, message.came_ms)  # no later than it came
         self.note = message.note
         self.hashed = hashed  # of the event id; 0: none
-        self.lines = [(parcel, index)]
+        self.lines = lines
         self.size = len(message.key) + len(message.value or b"") + RECORD_BYTES
         self._look_at = _FEW
 
@@ -134,12 +134,13 @@ class Keeper:
                 if why is not None:
                     verdicts.append(refused(why))
                     continue
-            one = WaitingMessage(line, hashed, parcel, index)
+            one = WaitingMessage(line, hashed, [(parcel, index)])
             if hashed:
                 self._on_way[hashed] = one
-            self._lanes.setdefault(lane, deque()).append(one)
-            self.waiting += 1
-            self.bytes += one.size
+            of_line = [*(WaitingMessage(part, 0, []) for part in line.before), one]  # when the last is kept, all are
+            self._lanes.setdefault(lane, deque()).extend(of_line)
+            self.waiting += len(of_line)
+            self.bytes += sum(part.size for part in of_line)
             verdicts.append(None)
             parcel.left += 1
             touched.add(lane)

@@ -21,7 +21,18 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from millrace.basics.errors import MillraceError
-from millrace.contracts.events import LAST_MS, MAX_EVENT_BYTES, BadEventError, Event, Exposure, decode_event, key_of
+from millrace.contracts.events import (
+    LAST_MS,
+    MAX_EVENT_BYTES,
+    BadEventError,
+    Event,
+    Exposure,
+    ItemChange,
+    change_key,
+    decode_event,
+    key_of,
+    to_json,
+)
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.profile_warnings import SECONDS_MS, ProfileChecks, ProfileWarning
 from millrace.contracts.schema import Schema
@@ -39,7 +50,6 @@ LINES_TYPES = ("application/x-ndjson", "application/jsonl", "application/x-jsonl
 
 What = Literal["events", "users", "items"]
 WHATS: tuple[What, ...] = ("events", "users", "items")
-TOPIC_OF: dict[What, str] = {"events": EVENTS, "users": USERS, "items": ITEMS}
 
 _NO_TIME = "missing required field `ts_ms`"
 _SENT, _SENT_BYTES = b'"sent_ms"', 30
@@ -92,6 +102,7 @@ class OutMessage(NamedTuple):
     exposure: bool = False
     note: str = ""  # part of the verdict, when the line is kept
     came_ms: int = LAST_MS  # the event clock when an event came
+    before: tuple[OutMessage, ...] = ()  # others of the same line and partition, which go before it
 
 
 _raw = msgspec.json.Decoder(msgspec.Raw).decode
@@ -205,17 +216,37 @@ class LineReader:
 
     def _item(self, raw: bytes, now_ms: int, wall_ms: int) -> OutMessage:
         item = self._intake.item(raw)
+        if isinstance(item, ItemChange):
+            return self._change(item)._replace(note=_details(self._checks.of_item(item)))
         if 0 < item.born_ms < SECONDS_MS <= now_ms:
             detail = f"born_ms {item.born_ms} is a time in seconds; send milliseconds: {item.born_ms}000"
             raise BadEventError("seconds", detail)
         return OutMessage(ITEMS, _key(item.item_id), raw, note=_details(self._checks.of_item(item)))
 
-    @staticmethod
-    def removal(what: What, identifier: str) -> OutMessage:
-        """The tombstone of a user or an item. Raises BadEventError (``bad-key``) for an unusable id."""
+    def _change(self, change: ItemChange) -> OutMessage:
+        """A message for each attribute, so that compaction keeps the newest of each."""
+        _key(change.item_id)  # text that cannot be written
+        of = {name: ItemChange(change.item_id, {name: value}) for name, value in change.changes.items()}
+        if change.gone is not UNSET:
+            of[""] = ItemChange(change.item_id, {}, change.gone)
+        if not of:
+            raise BadEventError("bad-value", f"item {change.item_id!r}: it changes nothing; name an attribute, or gone")
+        *before, last = (OutMessage(ITEMS, change_key(one.item_id, name), to_json(one)) for name, one in of.items())
+        return last._replace(before=tuple(before))
+
+    def removal(self, what: What, identifier: str) -> OutMessage:
+        """The tombstone of a user or an item. Raises BadEventError (``bad-key``) for an unusable id.
+
+        Those of an item's changes go first: between them and the item's, another intake's change goes to an item that
+        is about to be removed. After it, one of a new item with the same id would be removed from the topic."""
         if not 1 <= len(identifier) <= MOST_ID:
             raise BadEventError("bad-key", f"an id of {len(identifier)} characters; ids have 1 to {MOST_ID}")
-        return OutMessage(TOPIC_OF[what], _key(identifier), None, note=ARCHIVED if what == "users" else "")
+        key = _key(identifier)
+        if what == "users":
+            return OutMessage(USERS, key, None, note=ARCHIVED)
+        names = ("", *self._intake.of_items)
+        before = tuple(OutMessage(ITEMS, change_key(identifier, name), None) for name in names)
+        return OutMessage(ITEMS, key, None, before=before)
 
 
 def _details(warnings: list[ProfileWarning]) -> str:

@@ -26,9 +26,9 @@ from millrace.basics.atomic_files import write_whole
 from millrace.basics.errors import one_line
 from millrace.connections.redis_clients import redis_client
 from millrace.contracts.clock import EventClock, data_now_ms
-from millrace.contracts.events import DeadLetter, decode_item_tiles
+from millrace.contracts.events import DeadLetter, Item, decode_item_tiles
 from millrace.contracts.online_layout import LIST_NAMES, list_key
-from millrace.contracts.profile_reader import Intake
+from millrace.contracts.profile_reader import Intake, no_item
 from millrace.contracts.profile_warnings import ProfileChecks, ProfileWarning
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -154,7 +154,10 @@ def take(
             lists.remove(intake.removed(record.key))
         else:
             item = intake.item(record.value)
-            lists.put(item)
+            if isinstance(item, Item):
+                lists.put(item)
+            elif not lists.change(item):
+                raise no_item(item)
             if checks is not None and warnings is not None:
                 warnings += checks.of_item(item, record.key)
     except Exception as error:  # unforeseen ones too: if one were raised, the same message would be read for ever

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from millrace.basics.durations import HOUR_MS
 from millrace.basics.hashing import U64, combine, value_hash
-from millrace.contracts.events import Attribute, Item, ItemTiles
+from millrace.contracts.events import Attribute, Item, ItemChange, ItemTiles
 from millrace.contracts.itemtiles import unpack
 from millrace.contracts.online_layout import HOT, LIST_SIZE, NEW, hot_in
 from millrace.contracts.schema import Schema
@@ -32,6 +33,7 @@ class _Entry(NamedTuple):
     key: int  # window key
     born_ms: int
     values: tuple[tuple[str, ...], ...]  # those of each column, as the catalogue writes them
+    gone: bool
 
 
 class ShopLists:
@@ -56,14 +58,22 @@ class ShopLists:
         self.newest_ms = 0
 
     def put(self, item: Item) -> None:
-        """Adds or replaces an item, or removes one that is gone."""
-        name = str(item.item_id)
-        if item.gone:
-            self.remove(name)
-            return
-        values = tuple(_texts(item.attributes.get(c), self._separators.get(c)) for c in self.columns)
+        """Adds or replaces an item. One that is gone is on no list."""
+        values = tuple(self._texts(c, item.attributes.get(c)) for c in self.columns)
         key = int(combine(self._salt, np.array([value_hash(item.item_id)], np.uint64))[0])
-        self._items[name] = _Entry(key, item.born_ms, values)
+        self._items[str(item.item_id)] = _Entry(key, item.born_ms, values, item.gone)
+
+    def change(self, change: ItemChange) -> bool:
+        """Changes an item; returns whether there is such an item."""
+        name, new = str(change.item_id), change.changes
+        held = self._items.get(name)
+        if held is None:
+            return False
+        columns = zip(self.columns, held.values, strict=True)
+        values = tuple(self._texts(c, new[c]) if c in new else texts for c, texts in columns)
+        gone = held.gone if change.gone is UNSET else bool(change.gone)
+        self._items[name] = held._replace(values=values, gone=gone)
+        return True
 
     def remove(self, item_id: str) -> None:
         """Removes an item from all lists, if it is there."""
@@ -86,7 +96,8 @@ class ShopLists:
             self._swept_hour = now_ms // HOUR_MS
             for store in self._tiles.values():
                 store.expire(now_ms)
-        names, entries = list(self._items), list(self._items.values())
+        there = {name: entry for name, entry in self._items.items() if not entry.gone}
+        names, entries = list(there), list(there.values())
         heat = self._heat(np.fromiter((e.key for e in entries), np.uint64, len(entries)), now_ms)
         out: dict[str, Entries] = {}
         for i in np.argsort(-heat, kind="stable")[: np.count_nonzero(heat)].tolist():
@@ -99,6 +110,14 @@ class ShopLists:
         newest = np.argsort(-born, kind="stable")[: self.size].tolist()
         return out | ({NEW: {names[i]: float(born[i]) for i in newest}} if newest else {})
 
+    def _texts(self, column: str, value: Attribute) -> tuple[str, ...]:
+        separator = self._separators.get(column)
+        if isinstance(value, str):
+            values = [part.strip() for part in value.split(separator)] if separator else [value]
+        else:
+            values = [str(v) for v in (value if isinstance(value, list) else [] if value is None else [value])]
+        return tuple(dict.fromkeys(v for v in values if v))
+
     def _heat(self, keys: U64, now_ms: int) -> NDArray[np.float64]:
         heat = np.zeros(len(keys))
         if not self._counts_items:
@@ -108,11 +127,3 @@ class ShopLists:
             for store in self._tiles.values():
                 heat[part] += clicks_a_day(store.counts(keys[part], now_ms), self._windows)
         return heat
-
-
-def _texts(value: Attribute, separator: str | None) -> tuple[str, ...]:
-    if isinstance(value, str):
-        values = [part.strip() for part in value.split(separator)] if separator else [value]
-    else:
-        values = [str(v) for v in (value if isinstance(value, list) else [] if value is None else [value])]
-    return tuple(dict.fromkeys(v for v in values if v))

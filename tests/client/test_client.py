@@ -13,6 +13,7 @@ import pytest
 
 from millrace.contracts.events import Exposure as RealExposure
 from millrace.contracts.events import Item as RealItem
+from millrace.contracts.events import ItemChange as RealChange
 from millrace.contracts.events import decode_event, decode_item, decode_user
 from millrace_client import (
     AsyncFakeMillrace,
@@ -22,6 +23,7 @@ from millrace_client import (
     FakeMillrace,
     FakeServer,
     Item,
+    ItemChange,
     Millrace,
     MillraceClientError,
     NotOnPage,
@@ -142,8 +144,12 @@ def test_a_page_survives_as_text() -> None:
 
 def test_messages_are_those_of_the_contract() -> None:
     item = decode_item(line_of(Item(7, {"price": 1.5, "tags": ["a"]}, 3, True)))
+    assert isinstance(item, RealItem)
     assert (item.item_id, item.attributes, item.born_ms, item.gone) == (7, {"price": 1.5, "tags": ["a"]}, 3, True)
     assert decode_user(line_of(User("u", {"vip": True}))).attributes == {"vip": True}
+    for gone in (None, True):
+        change = decode_item(line_of(ItemChange(7, {"price": None}, gone)))
+        assert change == RealChange(7, {"price": None}, *([] if gone is None else [gone]))
 
 
 # -- batches -------------------------------------------------------------------------------------------------------
@@ -532,6 +538,7 @@ def test_the_real_intake_understands_the_client() -> None:
     async def day() -> None:
         async with AsyncMillrace(transport=httpx.ASGITransport(intake.app), first_pause_s=0.001) as shop:
             assert (await shop.put_items([Item("a", {"price": 2.5}), Item("b", {}, gone=True)])).kept == 2
+            assert (await shop.put_items([ItemChange("b", {"price": 4}, gone=False)])).kept == 1
             assert (await shop.put_users([User("u1", {"kind": "business"})])).kept == 1
             with pytest.raises(Refused, match=r"bad-value.*12,50") as caught:
                 await shop.put_items([Item("c", {"price": "12,50"}), Item("d", {"price": 1.0})])
@@ -547,12 +554,15 @@ def test_the_real_intake_understands_the_client() -> None:
 
     asyncio.run(day())
     kept = [(lane[0], value) for (lane, _), value in zip(intake.outlet.log, intake.outlet.values, strict=True)]
-    assert [value and value["item_id"] for topic, value in kept if topic == "items"] == ["a", "b", "d", None]
+    assert [value and value["item_id"] for topic, value in kept if topic == "items"][:5] == ["a", "b", "b", "b", "d"]
     events = [value for topic, value in kept if topic == "events"]
     assert [event["type"] for event in events] == ["exposure", "click", "collect", "cart", "purchase"]
     assert events[0]["slots"] == [2, 0]
     assert {event["position"] for event in events[1:]} == {2}
-    assert [one.key for lane, one in intake.outlet.log if one.value is None] == ["a/b é".encode(), b"u1"]
+    assert [one.key for lane, one in intake.outlet.log if one.value is None and b"\xff" not in one.key] == [
+        "a/b é".encode(),
+        b"u1",
+    ]
 
 
 def test_an_intake_that_is_full_is_waited_for() -> None:

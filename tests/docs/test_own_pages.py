@@ -17,7 +17,7 @@ from learner.custom.ownclass import is_own, own_class
 from learner.network.models import REGISTRY
 from learner.ranker.model import OnlineModel
 from learner.role.model_factory import model_of
-from millrace.contracts.events import Item, User, decode_event
+from millrace.contracts.events import Item, ItemChange, User, decode_event
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.profile_warnings import ProfileChecks
 from millrace.contracts.schema import parse_schema
@@ -55,6 +55,7 @@ def test_a_schema_of_the_page_takes_items_that_fit_it_and_ids_by_their_names(tex
     }
     attributes = {name: value for name, value in of_items.items() if name != "item_id"}
     item = Intake(schema).item(msgspec.json.encode(Item("a", attributes | dict.fromkeys(schema.filters, True))))
+    assert isinstance(item, Item)
     assert ProfileChecks(schema).of_item(item, b"a") == []
     columns, _ = builder.attributes("item", {**item.attributes, "item_id": item.item_id})
     assert builder.keys(columns, 1).any(), "a key of items counts"
@@ -126,12 +127,10 @@ def test_the_models_that_the_page_names_are_those_that_there_are() -> None:
 
 def test_the_messages_of_the_page_are_the_examples_of_the_reference() -> None:
     shown = [msgspec.json.decode(text) for text in blocks("reference/messages", "json")]
-    kinds: dict[str, Any] = {"item": Item, "user": User}
-    assert [msgspec.convert(shown[0], kinds["item"]), msgspec.convert(shown[1], kinds["user"])] == [
-        EXAMPLES["item"],
-        EXAMPLES["user"],
-    ]
-    assert [decode_event(msgspec.json.encode(one)) for one in shown[2:]] == [EXAMPLES["exposure"], EXAMPLES["click"]]
+    kinds: dict[str, Any] = {"item": Item, "item-change": ItemChange, "user": User}
+    found = [msgspec.convert(one, kind) for one, kind in zip(shown, kinds.values(), strict=False)]
+    assert found == [EXAMPLES[name] for name in kinds]
+    assert [decode_event(msgspec.json.encode(one)) for one in shown[3:]] == [EXAMPLES["exposure"], EXAMPLES["click"]]
 
 
 def anchors(text: str) -> set[str]:

@@ -22,7 +22,7 @@ import structlog
 
 from millrace.basics.hashing import kafka_partition, value_hash
 from millrace.contracts.dead_letter_reasons import REASONS, WARNINGS
-from millrace.contracts.events import BadEventError, DeadLetter, key_of
+from millrace.contracts.events import BadEventError, DeadLetter, change_key, key_of
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.profile_warnings import ProfileChecks, ProfileWarning
 from millrace.contracts.topics import EVENTS, ITEMS, PAGE_LOGS, USERS
@@ -70,6 +70,11 @@ def item(attributes: dict[str, Any] | None = None, *, key: bytes | None = None, 
     return Case(ITEMS, (msgspec.json.encode(body),), None if key is None else (key,), http=key is None)
 
 
+def change(changes: dict[str, Any], item_id: str = "vase", key: bytes | None = None) -> Case:
+    keys = tuple(change_key(item_id, name) for name in changes) if key is None else (key,)
+    return Case(ITEMS, (msgspec.json.encode({"item_id": item_id, "changes": changes}),), keys, http=key is None)
+
+
 def user(attributes: dict[str, Any], key: bytes | None = None) -> Case:
     body = msgspec.json.encode({"user_id": ANN, "attributes": attributes})
     return Case(USERS, (body,), None if key is None else (key,), http=key is None)
@@ -115,6 +120,9 @@ CASES: dict[str, Case] = {
     "`born_ms` in seconds": item(born_ms=NOW_MS // 1000),
     "An item under another key than its id": item(key=b"lamp"),
     "An item whose message is no JSON": Case(ITEMS, (b"{item_id: vase}",)),
+    "A change of an attribute that the schema does not name": change({"colour": "red"}),
+    "A change of an item that is not there": change({"price": 5}, "lost"),
+    "A change under the item's own key": change({"price": 5}, key=b"vase"),
     "A tombstone of an item": Case(ITEMS, (None,), (b"vase",)),
     "A tombstone of an item under a key that is no text": Case(ITEMS, (None,), (b"\xff\xfe",), http=False),
     "A tombstone of a user": Case(USERS, (None,), (ANN.encode(),)),

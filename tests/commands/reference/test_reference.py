@@ -32,7 +32,7 @@ DOCS = ROOT / "docs"
 SCHEMAS = message_pages.schemas()
 REGISTRY: Registry[Any] = Registry().with_resources((name, Resource.from_contents(s)) for name, s in SCHEMAS.items())
 INTAKE = Intake(shop_schema())
-DECODERS = {"user": INTAKE.user, "item": INTAKE.item, "dead-letter": decode_dead_letter}
+DECODERS = {"user": INTAKE.user, "item": INTAKE.item, "item-change": INTAKE.item, "dead-letter": decode_dead_letter}
 
 
 def validator(name: str) -> jsonschema.Draft202012Validator:

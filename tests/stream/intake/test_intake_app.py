@@ -61,7 +61,7 @@ def test_users_items_and_their_removal() -> None:
         assert (status, statuses(answer), answer["kept"]) == (200, ["kept"], 1)
         note = answer["verdicts"][0].get("note", "")
         assert ("millrace data forget" in note) == path.startswith("/users"), "the archive is left to do"
-    found = sorted((lane[0], one.key, one.value is None) for lane, one in intake.outlet.log)
+    found = sorted((lane[0], one.key, one.value is None) for lane, one in intake.outlet.log if b"\xff" not in one.key)
     assert found == sorted(
         [
             ("users", b"7", False),
