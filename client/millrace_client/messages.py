@@ -15,7 +15,7 @@ Times are Unix milliseconds. Ids are 64-bit integers, or texts of 1 to 200 chara
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -53,10 +53,11 @@ class ItemChange(Struct, frozen=True, omit_defaults=True):
 
 
 class User(Struct, frozen=True):
-    """A user, with the attributes that the schema names."""
+    """A user, with the attributes that the schema names, and ids that the user had as a guest."""
 
     user_id: Id
     attributes: Mapping[str, Value] = {}
+    sessions: Sequence[Id] = ()
 
 
 class Exposure(Struct, frozen=True, tag_field="type", tag="exposure", omit_defaults=True):

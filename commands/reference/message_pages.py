@@ -82,6 +82,7 @@ MEANS: Mapping[str, Mapping[str, str]] = {
     "user": {
         "user_id": "The user; it is the Kafka key too.",
         "attributes": "Values by attribute, named as in the schema. They replace all that was said before.",
+        "sessions": "Ids that the user had as a guest: what happened under them counts for the user.",
     },
     "item": {
         "item_id": "The item; it is the Kafka key too.",

@@ -62,6 +62,9 @@ SOURCES = ("none", "vectors", "liked", "coclicked", "hot", "new", "random", "who
 
 CHANGE_MARK = b"\xff"
 
+MOST_SESSIONS = 8
+"""Ids of guests of one user: a page reads each of them."""
+
 MAX_EVENT_BYTES = 256 * 1024
 """An event, user or item larger than this is a dead letter: a page of 1,000 items is some 20 KiB."""
 
@@ -164,11 +167,16 @@ class Purchase(Action, frozen=True, tag="purchase"):
 Event = Exposure | Click | Collect | Cart | Purchase
 
 
-class User(Struct, frozen=True):
-    """A user's slowly changing attributes; names as in the schema. The newest message replaces the older ones."""
+class User(Struct, frozen=True, omit_defaults=True):
+    """A user's slowly changing attributes; names as in the schema. The newest message replaces the older ones.
+
+    ``sessions`` are ids that the same person had as a guest. What happened under them counts for the user too, while
+    it stays under its id: nothing is copied, so each event counts once and expires as always. Who deletes the user
+    deletes them."""
 
     user_id: WireId
     attributes: dict[str, Attribute]
+    sessions: Annotated[list[WireId], Meta(max_length=MOST_SESSIONS)] = []
 
 
 class Item(Struct, frozen=True):

@@ -5,7 +5,8 @@
 
     user:{user_id}        hash      profile        JSON of the user's attributes
                                     <8 bytes>      packed tile list of the window key (little-endian uint64)
-                                    recent         the last clicks and the last purchases (:func:`pack_recent`)
+                                    guests         JSON of the ids that the user had as a guest
+                    recent         the last clicks and the last purchases (:func:`pack_recent`)
     filled:{partition}    string    "filled": every user of that partition of `events` is here; "filling": not yet
     list:{name}           sorted set of item ids, best first: hot and hot:{column}:{value} by clicks a day, new by birth
     list:names            set of the keys `list:{name}` that there are
@@ -41,6 +42,7 @@ from millrace.basics.hashing import U64
 from millrace.contracts.events import Attribute, Id
 
 PROFILE = b"profile"
+GUESTS = b"guests"
 RECENT = b"recent"
 MOST_RECENT = 16
 """Clicks, and purchases, of a user that are kept."""
@@ -54,6 +56,7 @@ LIST_SIZE = 200
 _LIST = "list:"
 WINDOW_BYTES = 8
 """Length of the field of a window key; no other field has it."""
+_guests = msgspec.json.Decoder(list[Id])
 _profile = msgspec.json.Decoder(dict[str, Any])
 _recent = msgspec.msgpack.Decoder(tuple[list[int | str], list[int | str]])
 
@@ -101,6 +104,14 @@ def unpack_profile(raw: bytes | None) -> dict[str, Any]:
     except msgspec.MsgspecError as error:
         shown = raw[:40].decode("utf-8", "replace")
         raise StoreError(f"the profile {shown!r} is no JSON object ({error})", "send the user again") from None
+
+
+def unpack_guests(raw: bytes | None) -> list[Id]:
+    """The value of the field :data:`GUESTS`; empty without it, or where it is damaged."""
+    try:
+        return _guests.decode(raw) if raw else []
+    except msgspec.MsgspecError:
+        return []
 
 
 class Past(NamedTuple):

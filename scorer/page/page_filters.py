@@ -143,9 +143,11 @@ class ItemFilters:
         left = [i for i in ids if str(i) not in out]
         if "seen" not in filters.hide or self._seen is None or not left:
             return left
-        columns = self._user_hash(user), column_hash([str(i) for i in left])
-        keys = combine(self._seen.salt, *(columns if self._seen.user_first else columns[::-1]))
-        hidden = np.isin(keys, self._ranker.seen_keys(user, ts_ms))
+        items, hidden = column_hash([str(i) for i in left]), np.zeros(len(left), np.bool_)
+        for one in (user, *user.guests):
+            columns = self._user_hash(one), items
+            keys = combine(self._seen.salt, *(columns if self._seen.user_first else columns[::-1]))
+            hidden |= np.isin(keys, self._ranker.seen_keys(one, ts_ms))
         return [i for i, gone in zip(left, hidden.tolist(), strict=True) if not gone]
 
     # -- boosts and caps ---------------------------------------------------------------------------------------
@@ -266,10 +268,11 @@ class ItemFilters:
         return user.columns[self._builder.user_column].ravel()[:1]
 
     def _take_seen(self, mask: NDArray[np.bool_], user: KnownUser, ts_ms: int) -> None:
-        keys, seen = self._ranker.seen_keys(user, ts_ms), self._seen
-        if seen is not None and len(keys):
-            own, items = self._user_hash(user)[0], self._items.rows.values
-            kernels.unseen(seen.salt, own, items, seen.column, seen.user_first, kernels.table_of(keys), mask)
+        seen, items = self._seen, self._items.rows.values
+        for one in (user, *user.guests):
+            own, keys = self._user_hash(one)[0], self._ranker.seen_keys(one, ts_ms)
+            if seen is not None and len(keys):
+                kernels.unseen(seen.salt, own, items, seen.column, seen.user_first, kernels.table_of(keys), mask)
 
 
 def _limits(asked: Range) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from learner.serving.frame import NumberPlan
 from learner.serving.serving_model import ServingModel
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import U64, mix
+from millrace.contracts.events import MOST_SESSIONS
 from millrace.contracts.online_layout import WINDOW_BYTES, window_keys
 from millrace.windows import among_kernels
 from millrace.windows.affinity import ACTION, clicks_a_day
@@ -102,12 +103,20 @@ class Ranker:
         of_user = [(f, layout.field_salt(f)) for f in layout.cat_fields if f.of == "user"]
         self._user_fields = [(f.name, f.slots) for f, _ in of_user]
         self._user_salts = np.array([s for f, s in of_user for _ in range(f.slots)], np.uint64)
-        self._last: tuple[KnownUser, int, Keyed] | None = None
+        self._last: list[tuple[KnownUser, int, Keyed]] = []  # of a request: the user, and what the user was as a guest
 
     def affinities(
         self, groups: tuple[HotGroups, ...], user: KnownUser, ts_ms: int
     ) -> list[tuple[HotGroups, NDArray[np.float64]]]:
-        """A user's affinity to each group (:mod:`millrace.windows.affinity`). (G,) for each grouping"""
+        """A user's affinity to each group (:mod:`millrace.windows.affinity`), also as guest. (G,) for each grouping"""
+        found = [self._affinities(groups, one, ts_ms) for one in (user, *user.guests)]
+        return [
+            (of[0][0], np.sum([values for _, values in of], axis=0)) for of in zip(*filter(None, found), strict=True)
+        ]
+
+    def _affinities(
+        self, groups: tuple[HotGroups, ...], user: KnownUser, ts_ms: int
+    ) -> list[tuple[HotGroups, NDArray[np.float64]]]:
         windows = self.builder.schema.windows
         held = self._held(user, ts_ms)
         if len(held.keys) == 1 or ACTION not in windows.actions:
@@ -244,7 +253,7 @@ class Ranker:
             self._shared(user, ts_ms, context),
             self.items.rows,
             slots,
-            self._held(user, ts_ms),
+            self._held_by_all(user, rows, ts_ms, context),
             exact,
             np.require(rows, np.intp, ["C", "W"]),
             self._room,
@@ -279,7 +288,7 @@ class Ranker:
             plain[self._plain_at[name]] = value
         half_lives = self.builder.schema.windows.half_lives
         return SharedInputs(
-            hashes=self._hashes({**user.columns, **named, **self._actions.of(user.recent, ts_ms)}),
+            hashes=self._hashes({**user.columns, **named, **self._actions.of(user.lately, ts_ms)}),
             plain=plain,
             fade=self.builder.fade(ts_ms).ravel() if half_lives else np.empty(0),
             ts_ms=ts_ms,
@@ -296,14 +305,36 @@ class Ranker:
 
     def _held(self, user: KnownUser, ts_ms: int) -> Keyed:
         """Counts of all window keys in the user's record, read once a request."""
-        if self._last is not None and self._last[0] is user and self._last[1] == ts_ms:
-            return self._last[2]
+        for whose, at_ms, held in self._last:
+            if whose is user and at_ms == ts_ms:
+                return held
         fields = [field for field in user.tiles if len(field) == WINDOW_BYTES]
         keys = np.concatenate([np.zeros(1, np.uint64), window_keys(fields)])
-        table = np.zeros(1 << (2 * len(keys)).bit_length(), np.int32)
-        pagekernels.enter(keys, table, np.arange(1, len(keys), dtype=np.int32))
-        held = Keyed(keys, self._counts([None, *(user.tiles[field] for field in fields)], ts_ms), table)
-        self._last = user, ts_ms, held
+        held = _keyed(keys, self._counts([None, *(user.tiles[field] for field in fields)], ts_ms))
+        self._last = [*self._last[-MOST_SESSIONS:], (user, ts_ms, held)]
+        return held
+
+    def _held_by_all(self, user: KnownUser, rows: ItemRows, ts_ms: int, context: Mapping[str, Any] | None) -> Keyed:
+        """:meth:`_held` with what was counted for these items while the user was a guest. A key is a hash, so the
+        guest's are found by making them again; sums of counts are the counts of all."""
+        held = self._held(user, ts_ms)
+        if not user.guests:
+            return held
+        form, values = self.items.form, self.items.rows.values[rows].T
+        shared = {**self._context(context, ts_ms)[0], **dict(zip(form.value_names, values, strict=True))}
+        own = self.builder.keys({**shared, **user.columns}, len(rows)).ravel()
+        for guest in user.guests:
+            also = self._held(guest, ts_ms)
+            theirs = self.builder.keys({**shared, **guest.columns}, len(rows)).ravel()
+            both = np.flatnonzero((own != 0) & (own != theirs) & np.isin(theirs, also.keys[1:]))
+            new, first = np.unique(own[both], return_index=True)
+            keys = np.union1d(held.keys, new)  # 0 comes first
+            counts = np.zeros((len(keys), *held.counts.shape[1:]), held.counts.dtype)
+            counts[np.searchsorted(keys, held.keys)] = held.counts
+            order = np.argsort(also.keys)
+            rows_of = order[np.searchsorted(also.keys, theirs[both][first], sorter=order)]
+            counts[np.searchsorted(keys, new)] += also.counts[rows_of]
+            held = _keyed(keys, counts)
         return held
 
     def _counts(self, blobs: list[bytes | None], ts_ms: int) -> Counts:
@@ -332,3 +363,10 @@ class Ranker:
             among=np.zeros((n, len(self.builder.comparisons)), np.float32),
             table=np.zeros(1 << (2 * n).bit_length(), np.int32),
         )
+
+
+def _keyed(keys: U64, counts: Counts) -> Keyed:
+    """Counts by key; the first key is none."""
+    table = np.zeros(1 << (2 * len(keys)).bit_length(), np.int32)
+    pagekernels.enter(keys, table, np.arange(1, len(keys), dtype=np.int32))
+    return Keyed(keys, counts, table)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -15,11 +16,13 @@ from millrace.basics.errors import StoreError
 from millrace.basics.hashing import U64
 from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING, Id
 from millrace.contracts.online_layout import (
+    GUESTS,
     MOST_RECENT,
     PROFILE,
     RECENT,
     WINDOW_BYTES,
     Recent,
+    unpack_guests,
     unpack_profile,
     unpack_recent,
 )
@@ -101,16 +104,15 @@ class KnownUser:
     recent: Recent = NOTHING_DONE
     forgotten: bool = False  # what is stored of the last clicks and purchases is damaged; served without it
     missing: int = 0  # bits of what was not there, see millrace.contracts.events.Lacking
-    guest: Recent = NOTHING_DONE  # what was done last under the id of the session before the user was known
+    guests: tuple[KnownUser, ...] = ()  # what the user was before the login: counted as the user's
 
     @property
     def lately(self) -> Recent:
-        """What the user did last, also as a guest: for recall and filters. Features are of the user's id alone, as the
-        stream counts them."""
-        if self.guest is NOTHING_DONE:
+        """What the user did last, also as a guest."""
+        if not self.guests:
             return self.recent
-        both = zip(self.recent, self.guest, strict=True)
-        return Recent(*(sorted([*own, *more], key=lambda past: -past.ts_ms)[:MOST_RECENT] for own, more in both))
+        each = zip(*(one.recent for one in (self, *self.guests)), strict=True)
+        return Recent(*(sorted(chain(*parts), key=lambda past: -past.ts_ms)[:MOST_RECENT] for parts in each))
 
     @classmethod
     def of(cls, builder: FeatureBuilder, user_id: Id, record: Mapping[bytes, bytes], missing: int = 0) -> KnownUser:
@@ -164,13 +166,15 @@ async def look_up(
     store: UserStore, builder: FeatureBuilder, meters: Meters, user_id: Id, session: Id | None = None
 ) -> tuple[KnownUser, list[str]]:
     """The user, and a note for the answer on what was missing. An unknown user is served as a new one. ``session``: an
-    id that the user had before."""
-    before = None if session is None else (await look_up(store, builder, meters, session))[0]
+    id that the user had as a guest, beside those that the stored user has."""
     record = await store.record(user_id)
     meters.user_read(record.found)
     user = KnownUser.of(builder, user_id, record.fields, record.lacking)
-    if before is not None:
-        user = replace(user, guest=before.recent)
+    sessions = [] if session is None else [session]
+    sessions += unpack_guests(record.fields.get(GUESTS))
+    if sessions:
+        before = [(one, await store.record(one)) for one in {str(s): s for s in sessions if str(s) != str(user_id)}]
+        user = replace(user, guests=tuple(KnownUser.of(builder, one, of.fields) for one, of in before if of.fields))
     said = record.note(user_id)
     notes = [said] if said else []
     if user.damaged:

@@ -10,10 +10,11 @@ and the partition's worker fills the store again.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
 import structlog
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -22,14 +23,16 @@ from tenacity import AsyncRetrying
 
 from millrace.basics.errors import StoreError
 from millrace.connections.redis_clients import async_redis_client, redis_refusal, store_error
-from millrace.contracts.events import Attribute, Id
+from millrace.contracts.events import Id, User
 from millrace.contracts.online_layout import (
     FILLED,
     FILLING,
+    GUESTS,
     PROFILE,
     RECENT,
     filled_key,
     pack_profile,
+    unpack_guests,
     user_key,
     window_field,
 )
@@ -67,7 +70,7 @@ class OnlineStore:
     async def write(
         self,
         tiles: Sequence[UserTiles],
-        profiles: Sequence[tuple[Id, Mapping[str, Attribute]]],
+        profiles: Sequence[User],
         recents: Sequence[tuple[Id, bytes]] = (),
         forgotten: Sequence[Id] = (),
     ) -> None:
@@ -76,7 +79,7 @@ class OnlineStore:
         Args:
             forgotten: users whose hash is deleted before anything else is written.
             tiles: for each user, its changed window keys with their packed tile lists (empty: the field is deleted).
-            profiles: for each user, all of its attributes.
+            profiles: with all attributes and ids of guests.
             recents: for each user, the value of the field ``recent`` (empty: the field is deleted).
 
         Raises:
@@ -87,7 +90,10 @@ class OnlineStore:
         commands: list[list[tuple[Any, ...]]] = [[("DEL", key(user_id))] for user_id in forgotten]
         commands += [_commands(key(user_id), entries, of_user.pop(str(user_id), None)) for user_id, entries in tiles]
         commands += [_commands(key(user_id), (), value) for user_id, value in of_user.items()]
-        commands += [[("HSET", key(user_id), PROFILE, pack_profile(a))] for user_id, a in profiles]
+        for user in profiles:
+            name, guests = key(user.user_id), msgspec.json.encode(user.sessions)
+            commands.append([("HSET", name, PROFILE, pack_profile(user.attributes))])
+            commands.append([("HSET", name, GUESTS, guests) if user.sessions else ("HDEL", name, GUESTS)])
         flat = [command for group in commands for command in group]
         for start in range(0, len(flat), PIPELINE_COMMANDS):
             part = flat[start : start + PIPELINE_COMMANDS]
@@ -99,6 +105,18 @@ class OnlineStore:
                     await pipeline.execute()
 
             await self._insist(send)
+
+    async def guests(self, users: Sequence[Id]) -> list[Id]:
+        """The ids that these users had as guests. Raises as :meth:`write`."""
+        found: list[Id] = []
+
+        async def ask() -> None:
+            found.clear()
+            for user_id in users:
+                found.extend(unpack_guests(await self._client.hget(self._user(user_id), GUESTS)))
+
+        await self._insist(ask)
+        return found
 
     async def filled(self, partition: int) -> bool:
         """Whether all of the partition's users were written to this Redis, and it has kept its data since."""

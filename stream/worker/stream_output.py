@@ -34,9 +34,19 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from faust.types import TP
 
+from millrace.basics.hashing import kafka_partition
 from millrace.contracts import coclick_message, itemtiles
 from millrace.contracts.coclick_message import Lists
-from millrace.contracts.events import MESSAGE_BYTES, BadEventError, DeadLetter, User, dead_letter_bytes, to_msgpack
+from millrace.contracts.events import (
+    MESSAGE_BYTES,
+    BadEventError,
+    DeadLetter,
+    Id,
+    User,
+    dead_letter_bytes,
+    key_of,
+    to_msgpack,
+)
 from millrace.contracts.pagepack import Rates
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.samples import SCHEMA_HEADER, SampleBatch
@@ -171,7 +181,7 @@ class WorkerOutput:
     async def _send(
         self,
         topic: str,
-        value: bytes,
+        value: bytes | None,
         partition: int,
         key: bytes | None = None,
         headers: Sequence[tuple[str, bytes]] = (),
@@ -190,6 +200,7 @@ class WorkerOutput:
 
         async def job() -> None:
             await self._fill(partition, due.new)
+            await self._forget_guests(changes.forgotten, partition.partitions or 1)
             await self._publish(partition.number, changes, again)
             turn.done(due)
 
@@ -204,14 +215,19 @@ class WorkerOutput:
         if not new:
             log.info("filling Redis", partition=number)
             profiles = await asyncio.to_thread(profiles_of, self._settings, self._schema, number)
-            await self._online.write([], [(user.user_id, user.attributes) for user in profiles])
+            await self._online.write([], profiles)
             for some in partition.whole():
                 await self._online.write(some.users, [], some.recents)
         await self._online.end_filling(number)
 
+    async def _forget_guests(self, users: Sequence[Id], partitions: int) -> None:
+        """Deletes what deleted users were as guests, by messages as from outside. Redis still has their ids: the users
+        are deleted there afterwards, so after a crash this is done again."""
+        keys = map(key_of, await self._online.guests(users) if users else ())
+        await asyncio.gather(*[await self._send(USERS, None, kafka_partition(key, partitions), key) for key in keys])
+
     async def _publish(self, number: int, changes: Changes, again: Lists) -> None:
-        profiles = [(user.user_id, user.attributes) for user in changes.profiles]
-        await self._online.write(changes.users, profiles, changes.recents, changes.forgotten)
+        await self._online.write(changes.users, changes.profiles, changes.recents, changes.forgotten)
         sent = []
         for lists in (again, changes.coclicks):
             for raw in coclick_message.pack(number, lists):

@@ -12,14 +12,14 @@ import pytest
 
 from millrace.basics.hashing import column_hash
 from millrace.contracts.coclick_message import DAYS, MOST, WEIGHTS, Lists
-from millrace.contracts.events import Item
-from millrace.contracts.online_layout import RECENT, Past, Recent, pack_recent
+from millrace.contracts.events import Id, Item
+from millrace.contracts.online_layout import GUESTS, RECENT, Past, Recent, pack_recent
 from millrace.windows.tiles import TileStore
 from scorer.recall.neighbours import CoClickFeed, Neighbours
-from tests.scenes.filter_world import Shop, greedy, passes
+from tests.scenes.filter_world import SCHEMA, Shop, greedy, passes
 from tests.scenes.nearest_items import W, retrieval, rounded
 from tests.scenes.recall_sources import Near
-from tests.scenes.scorer_shop import NOW_MS, call, item
+from tests.scenes.scorer_shop import NOW_MS, call, item, record
 
 TODAY = NOW_MS // 86_400_000
 N = 40
@@ -279,6 +279,47 @@ def test_what_a_guest_did_counts_for_the_user_that_the_guest_became() -> None:
     shown = {one["item_id"] for one in ask(shop, "/popular", user_id="ann", hide=["bought"], session="s1")["items"]}
     assert shown == set(range(N)) - {3, 8}
     assert shop.ask(size=5, session="nobody", request_id="r1")["items"] == shop.ask(size=5, request_id="r1")["items"]
+
+
+def test_what_a_guest_saw_and_clicked_is_counted_as_the_users_own() -> None:
+    """Reference: the same counts under the user's own keys. Both were shown and clicked some of the same items."""
+    items = [item(i, f"c{i % 4}", attributes={"price": float(i)}) for i in range(N)]
+    did = {"ann": [(range(6), 5, 1)], "s1": [(range(4, 20), 3, 2)], "s2": [(range(5), 1, 1)]}
+
+    def of(user: Id, parts: list[tuple[range, int, int]]) -> dict[bytes, bytes]:
+        store = TileStore.of(SCHEMA.windows)
+        found = np.zeros(0, np.uint64)
+        for some, exposures, clicks in parts:
+            rows = [items[i] for i in some]
+            columns = {
+                "user_id": column_hash([user]), "item_id": column_hash([i.item_id for i in rows]),
+                "category": column_hash([i.attributes["category"] for i in rows]),
+            }  # fmt: skip
+            keys = shop.builder.keys(columns, len(rows))
+            keys = keys[:, [SCHEMA.key_side(k) == "user" for k in SCHEMA.windows.keys]].ravel()
+            keys = keys[keys != 0]
+            for action, amount in ((0, exposures), (1, clicks)):
+                for _ in range(amount):
+                    store.add(keys, np.full(len(keys), NOW_MS - 3_600_000), np.full(len(keys), action))
+            found = np.union1d(found, keys)
+        return record(found, store)
+
+    shop = Shop(items, candidates=40)
+    pages = []
+    for guests in (True, False):
+        parts = {"ann": did["ann"] if guests else [p for all_ in did.values() for p in all_]}
+        shop.users.records = {u: of(u, p) for u, p in ({**did, **parts} if guests else parts).items()}
+        if guests:
+            shop.users.records["ann"][GUESTS] = b'["s1", "ann", 7]'
+        ask_of: dict[str, Any] = {"session": "s2"} if guests else {}
+        shown = [one["item_id"] for one in shop.ask(size=40, hide=["seen"], **ask_of)["items"]]
+        shop.ask(size=40, request_id="r", **ask_of)
+        pages.append((shown, shop.sent[-1].items, shop.sent[-1].num, shop.sent[-1].scores, shop.sent[-1].keys))
+    assert pages[0] == pages[1]
+    assert set(pages[0][0]) == set(range(20, N))
+    shop.users.records = {"ann": of("ann", did["ann"])}
+    shop.ask(size=40, request_id="r")
+    assert shop.sent[-1].num != pages[0][2], "guests were counted before"
 
 
 # -- one item ------------------------------------------------------------------------------------------------------

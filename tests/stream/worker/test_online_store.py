@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from millrace.basics.errors import StoreError
+from millrace.contracts.events import User
 from millrace.contracts.online_layout import Past, Recent, pack_recent, user_key, window_field
 from millrace.processes.services import EmbeddedRedis, free_port
 from stream.worker.online_writer import OnlineStore
@@ -49,7 +50,9 @@ def write(address: str, *calls: tuple[object, ...], patience_seconds: float = 60
 
 def test_a_user_who_is_forgotten_has_no_hash_but_what_is_written_with_it(server: EmbeddedRedis) -> None:
     tiles = [("gone", [(7, b"\1\5\1\0one")]), ("back", [(7, b"\1\5\1\0two")])]
-    write(server.address, (tiles, [("gone", {"age": 3}), ("back", {"age": 4})], [("gone", b"x"), ("back", b"y")]))
+    write(
+        server.address, (tiles, [User("gone", {"age": 3}), User("back", {"age": 4})], [("gone", b"x"), ("back", b"y")])
+    )
     write(server.address, ([("back", [(8, b"\1\5\1\0new")])], [], [("gone", b"")], ["gone", "back", "nobody"]))
     assert (read(server, "gone"), read(server, "back")) == ({}, {window_field(8): b"\1\5\1\0new"})
     with redis.Redis.from_url(f"redis://{server.address}") as client:
@@ -58,11 +61,11 @@ def test_a_user_who_is_forgotten_has_no_hash_but_what_is_written_with_it(server:
 
 def test_writes_are_absolute_and_empty_lists_take_their_field_away(server: EmbeddedRedis) -> None:
     big = 2**64 - 3
-    write(server.address, ([("a", [(7, b"\1\5\1\0one"), (big, b"two")])], [("a", {"age": 3, "tags": ["x"]})]))
+    write(server.address, ([("a", [(7, b"\1\5\1\0one"), (big, b"two")])], [User("a", {"age": 3, "tags": ["x"]})]))
     fields = read(server, "a")
     assert fields.pop(b"profile") == msgspec.json.encode({"age": 3, "tags": ["x"]})
     assert fields == {window_field(7): b"\1\5\1\0one", (big).to_bytes(8, "little"): b"two"}
-    write(server.address, ([("a", [(7, b""), (big, b"new")])], []), ([("a", [(7, b"")])], [("a", {})]))
+    write(server.address, ([("a", [(7, b""), (big, b"new")])], []), ([("a", [(7, b"")])], [User("a", {})]))
     assert read(server, "a") == {window_field(big): b"new", b"profile": b"{}"}
     write(server.address, ([("a", [(big, b"\1\5\0\0")])], []))
     assert read(server, "a") == {b"profile": b"{}"}
@@ -86,8 +89,24 @@ def test_last_clicks_come_with_the_tiles_or_alone_and_go(server: EmbeddedRedis) 
 
 
 def test_a_profile_outlives_the_last_tile_list(server: EmbeddedRedis) -> None:
-    write(server.address, ([("p", [(1, b"x"), (2, b"y")])], [("p", {"age": 3})]), ([("p", [(1, b""), (2, b"")])], []))
+    write(
+        server.address, ([("p", [(1, b"x"), (2, b"y")])], [User("p", {"age": 3})]), ([("p", [(1, b""), (2, b"")])], [])
+    )
     assert read(server, "p") == {b"profile": b'{"age":3}'}
+
+
+def test_ids_of_guests_stay_until_a_profile_without_them(server: EmbeddedRedis) -> None:
+    async def main() -> None:
+        store = OnlineStore(server.address)
+        try:
+            await store.write([], [User("g", {}, ["s1", 8]), User("h", {})])
+            assert await store.guests(["g", "h", "nobody"]) == ["s1", 8]
+            await store.write([], [User("g", {})])
+            assert await store.guests(["g"]) == []
+        finally:
+            await store.close()
+
+    asyncio.run(main())
 
 
 def test_data_that_goes_takes_the_mark_of_being_whole_along(server: EmbeddedRedis) -> None:

@@ -27,6 +27,7 @@ from millrace.contracts.clock import EventClock
 from millrace.contracts.events import (
     Click,
     Exposure,
+    User,
     decode_event,
     key_of,
     to_json,
@@ -344,6 +345,21 @@ def test_users_in_a_partition_that_is_not_theirs_are_reported_at_once(steady: Lo
     loop.done(answer(loop))
     until(lambda: "most events cannot be learnt from" in loop.logs(), "a line tells of it")
     assert "belongs to partition" in loop.logs()
+    assert stop(worker, PATIENCE) == 0
+
+
+def test_a_deleted_user_is_deleted_as_the_guest_too(steady: Loop) -> None:
+    """The guest may be in another partition: the stream sends the deletion there."""
+    loop, user = steady, 7
+    guests = [next(n for n in range(100, 200) if home(n) == where) for where in range(PARTITIONS)]
+    people = [User(user, {"kind": "x"}, [*guests]), User(99, {}), *(User(guest, {}) for guest in guests)]
+    loop.send([("users", home(int(one.user_id)), to_json(one)) for one in people])
+    worker = loop.worker()
+    there = {str(one.user_id) for one in people}
+    until(lambda: loop.redis_profiles().keys() == there, "all are known")
+    loop.producer.send(loop.settings.topic("users"), None, key=key_of(user), partition=home(user))
+    loop.producer.flush()
+    until(lambda: loop.hashes().keys() == {"99"}, "the user and what the user was as a guest are gone")
     assert stop(worker, PATIENCE) == 0
 
 
