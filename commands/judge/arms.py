@@ -10,6 +10,9 @@ Users are the units: each is in one arm, by a hash of the id, and a user's pages
 span from the first page on, so an early one tells no more than a late one. The arm is that of the first page, whatever
 arm later pages are of: to leave out users with pages of two arms would leave out those who come often. Rows of pages
 that were only scored do not count.
+
+Memory is bounded: where there are more users than :data:`MOST_USERS`, every second one is left out by a bit of the
+hash, whatever the arm, and again, as in :mod:`stream.archive.arm_figures`.
 """
 
 from __future__ import annotations
@@ -26,16 +29,24 @@ from millrace.evidence.sequences import LEAST_OUTCOMES, Estimate, band, differen
 Numbers = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+MOST_USERS = 1 << 20
+MOST_PAGES = 1 << 21
+"""Of the newest pages so many are known, and twice as many at most. Parts of a page that come later count as another
+page."""
+
 
 class Exposures(NamedTuple):
     """Exposures of an archive, n rows."""
 
     ts_ms: Integers
-    user: Integers  # numbers from 0 on
-    page: Integers  # numbers from 0 on
+    user: Integers  # any number, a hash where there may be more than MOST_USERS
+    page: Integers  # any number
     arm: NDArray[np.str_]
     outcome_ms: Integers  # when the outcome came; -1: never
     value: Numbers  # what the outcome counts
+
+    def at(self, some: Any) -> Exposures:
+        return Exposures(*(column[some] for column in self))
 
 
 class UserOutcomes(NamedTuple):
@@ -48,28 +59,72 @@ class UserOutcomes(NamedTuple):
     waiting: int  # users whose horizon is not over
 
 
+class ArmUsers:
+    """Users and their outcomes, from exposures part by part in the archive's order: nearly that of time."""
+
+    def __init__(self, horizon_ms: int) -> None:
+        self._horizon_ms = horizon_ms
+        self._user, self._until_ms = np.empty(0, np.int64), np.empty(0, np.int64)  # (u,) ascending by user
+        self._arm, self._outcomes, self._pages = np.empty(0, "<U1"), np.empty(0), np.empty(0)
+        self._known = np.empty(0, np.int64), np.empty(0, np.int64)  # pages of before, newest pages
+        self._newest_ms = 0
+        self.first_ms = 0
+        self.halvings = 0
+        """Counted is one user in 2 to this power."""
+
+    def take(self, rows: Exposures) -> None:
+        """Counts a part."""
+        mine = np.flatnonzero((rows.arm != LOGGED) & self._kept(rows.user))
+        if not len(mine):
+            return
+        ts_ms, user, page, arm, came_ms, value = rows.at(mine[np.argsort(rows.ts_ms[mine], kind="stable")])
+        self.first_ms = min(self.first_ms, int(ts_ms[0])) if self._newest_ms else int(ts_ms[0])
+        self._newest_ms = max(self._newest_ms, int(ts_ms[-1]))
+        own, first = np.unique(user, return_index=True)
+        first = first[~np.isin(own, self._user, assume_unique=True)]  # each new user's first row
+        self._put(user[first], ts_ms[first] + self._horizon_ms, arm[first])
+        at = np.searchsorted(self._user, user)
+        until_ms, n = self._until_ms[at], len(self._user)
+        counts = np.flatnonzero(ts_ms < until_ms)
+        came = np.flatnonzero((ts_ms < until_ms) & (came_ms >= 0) & (came_ms < until_ms))
+        self._outcomes += np.bincount(at[came], value[came], n)
+        pages, once = np.unique(page[counts], return_index=True)
+        fresh = ~(np.isin(pages, self._known[0]) | np.isin(pages, self._known[1]))
+        self._pages += np.bincount(at[counts[once[fresh]]], minlength=n)
+        self._known = self._known[0], np.concatenate([self._known[1], pages[fresh]])
+        if len(self._known[1]) > MOST_PAGES:
+            self._known = self._known[1], np.empty(0, np.int64)
+        while len(self._user) > MOST_USERS:
+            self.halvings += 1
+            self._take(np.flatnonzero(self._kept(self._user)))
+
+    def _kept(self, user: Integers) -> NDArray[np.bool_]:
+        kept: NDArray[np.bool_] = user & ((1 << self.halvings) - 1) == 0
+        return kept
+
+    def _put(self, user: Integers, until_ms: Integers, arm: NDArray[np.str_]) -> None:
+        self._user = np.concatenate([self._user, user])
+        self._until_ms, self._arm = np.concatenate([self._until_ms, until_ms]), np.concatenate([self._arm, arm])
+        self._outcomes, self._pages = (np.append(x, np.zeros(len(user))) for x in (self._outcomes, self._pages))
+        self._take(np.argsort(self._user))
+
+    def _take(self, some: NDArray[np.intp]) -> None:
+        self._user, self._until_ms, self._arm = self._user[some], self._until_ms[some], self._arm[some]
+        self._outcomes, self._pages = self._outcomes[some], self._pages[some]
+
+    def found(self) -> UserOutcomes:
+        # Outcomes are later than the last exposures that are settled, so they do not say how far the archive goes.
+        over = np.flatnonzero(self._until_ms <= self._newest_ms)
+        own = over[np.lexsort((self._user[over], self._until_ms[over]))]
+        waiting = len(self._user) - len(own)
+        return UserOutcomes(self._until_ms[own], self._arm[own], self._outcomes[own], self._pages[own], waiting)
+
+
 def users_of(rows: Exposures, horizon_ms: int) -> UserOutcomes:
     """Each user's outcomes and pages within the horizon."""
-    mine = rows.arm != LOGGED
-    ts_ms, user, page, arm = rows.ts_ms[mine], rows.user[mine], rows.page[mine], rows.arm[mine]
-    outcome_ms, value = rows.outcome_ms[mine], rows.value[mine]
-    by_time = np.argsort(ts_ms, kind="stable")
-    own, first = np.unique(user[by_time], return_index=True)
-    first = by_time[first]  # each user's first row
-    n = int(own[-1]) + 1 if len(own) else 0
-    until_ms = np.zeros(n, np.int64)
-    until_ms[own] = ts_ms[first] + horizon_ms
-    counts = ts_ms < until_ms[user]
-    came = counts & (outcome_ms >= 0) & (outcome_ms < until_ms[user])
-    outcomes = np.bincount(user[came], value[came], n).astype(np.float64)
-    _, once = np.unique(page[counts], return_index=True)
-    pages = np.bincount(user[counts][once], minlength=n).astype(np.float64)
-    # Outcomes are later than the last exposures that are settled, so they do not say how far the archive goes.
-    over = until_ms[own] <= ts_ms.max() if len(own) else np.zeros(0, bool)
-    own, arms = own[over], arm[first[over]]
-    order = np.argsort(until_ms[own], kind="stable")
-    own = own[order]
-    return UserOutcomes(until_ms[own], arms[order], outcomes[own], pages[own], int((~over).sum()))
+    users = ArmUsers(horizon_ms)
+    users.take(rows)
+    return users.found()
 
 
 def looks(

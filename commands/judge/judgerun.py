@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from commands.judge.arms import Exposures, decided_ms, estimate, looks, users_of, users_wanted
+from commands.judge.arms import ArmUsers, Exposures, decided_ms, estimate, looks, users_wanted
 from millrace.basics.errors import LogError, SettingError, one_line
+from millrace.basics.hashing import column_hash, combine, salt
 from millrace.contracts.events import CONTROL, MODEL
 from millrace.contracts.schema import load_schema
 from millrace.evidence.sequences import LEAST, LEAST_OUTCOMES, LEAST_VALUES, Estimate
@@ -26,6 +28,9 @@ from stream.archive.archive_columns import ArchiveColumns
 from stream.archive.archive_folder import makers_of
 
 Outcome = Literal["click", "collect", "cart", "purchase"]
+PART_ROWS = 1 << 18
+"""Rows in memory at a time, and those of one file more."""
+_PAGE = salt("judge", "page")
 
 
 def judge(
@@ -62,8 +67,10 @@ def judge(
     if horizon_ms < 1 or every_ms < 1:
         raise SettingError(f"a horizon of {horizon_ms} ms, looks every {every_ms} ms", "give spans above 0")
     make_folder(out, "report.json")
-    rows = read_exposures(archive, outcome, value, since_ms)
-    users = users_of(rows, horizon_ms)
+    taken = ArmUsers(horizon_ms)
+    for _, part in exposure_parts(archive, outcome, value):
+        taken.take(_exposures(part, since_ms))
+    users = taken.found()
     if not len(users.until_ms):
         raise LogError(
             f"of {users.waiting:,} users in '{archive}' none was seen for {span_name(horizon_ms)}",
@@ -79,8 +86,10 @@ def judge(
     unit = f"{value or outcome + 's'} a {by}"
     found = {name: estimate(users, len(users.until_ms), name, by_page, least) for name in arms}
     verdict = verdict_of(found, seen, baseline, unit, least)
-    made_by, said = _makers(archive, int(rows.ts_ms.min()), since_ms)
+    made_by, said = _makers(archive, taken.first_ms, since_ms)
     verdict += said
+    if taken.halvings:
+        verdict += f" Of so many users one in {1 << taken.halvings} was counted, by a hash."
     arm_rows = [
         {name: cell for name, cell in row.items() if name != "at_ms"}
         | {"decided_since": _when(decided_ms(seen, row["arm"]))}
@@ -113,29 +122,30 @@ def _makers(archive: Path, first_ms: int, since_ms: int) -> tuple[dict[str, str]
     return made_by, said
 
 
-def read_exposures(archive: Path, outcome: Outcome, value: str | None, since_ms: int = 0) -> Exposures:
-    """The exposures of an archive's folder, from a time on. Raises what :func:`judge` raises."""
-    table = exposure_table(archive, outcome, value)
-    # Exposures whose page log came.
+def _exposures(table: pa.Table, since_ms: int) -> Exposures:
+    """The exposures of a part whose page log came, from a time on."""
     table = table.filter(pc.and_(pc.is_valid(table["arm"]), pc.greater_equal(table["ts_ms"], since_ms)))
-    user, page = numbers(table["user"]), page_numbers(table)
     arms = pc.dictionary_encode(table["arm"]).combine_chunks()
     names = np.asarray(arms.dictionary.to_pylist(), str)
     return Exposures(
         table["ts_ms"].to_numpy(),
-        user,
-        page,
+        numbers(table["user"]),
+        page_numbers(table),
         names[arms.indices.to_numpy()] if len(names) else np.empty(0, str),
         table["came_ms"].fill_null(-1).to_numpy(),
         table["value"].fill_null(0.0).to_numpy(),
     )
 
 
-def exposure_table(
-    archive: Path, outcome: Outcome, value: str | None, more: Mapping[str, pa.DataType] = MappingProxyType({})
-) -> pa.Table:
+def exposure_parts(
+    archive: Path,
+    outcome: Outcome,
+    value: str | None,
+    more: Mapping[str, pa.DataType] = MappingProxyType({}),
+) -> Iterator[tuple[list[Path], pa.Table]]:
     """ts_ms, user, request, arm, came_ms and value of an archive's exposures, and ``more`` of its own columns or
-    ``item``, null in files without them. Raises as :func:`read_exposures`."""
+    ``item``, null in files without them: of the next files that have :data:`PART_ROWS` together. Raises
+    what :func:`judge` raises."""
     files = sorted((archive / "exposures").glob("*.parquet"))
     if not (archive / "schema.toml").exists() or not files:
         raise LogError(
@@ -144,7 +154,14 @@ def exposure_table(
     columns = ArchiveColumns(load_schema(archive / "schema.toml"))
     if value is not None:
         columns.number(value)
-    return pa.concat_tables([_of_file(file, columns, outcome, value, more) for file in files])
+    read: list[Path] = []
+    tables: list[pa.Table] = []
+    for file in files:
+        read.append(file)
+        tables.append(_of_file(file, columns, outcome, value, more))
+        if file is files[-1] or sum(map(len, tables)) >= PART_ROWS:
+            yield read, pa.concat_tables(tables)
+            read, tables = [], []
 
 
 def _of_file(
@@ -179,21 +196,18 @@ def _of_file(
     return pa.table(made | lacking).select(["ts_ms", "user", "request", "arm", "came_ms", "value", *more])
 
 
-def numbers(texts: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """A number from 0 on for each text; null is a text of its own."""
-    codes: np.ndarray[tuple[int], np.dtype[np.int64]] = (
-        pc.dictionary_encode(pc.fill_null(texts, "")).combine_chunks().indices.to_numpy().astype(np.int64)
-    )
-    return codes
+def numbers(texts: pa.ChunkedArray) -> NDArray[np.int64]:
+    """The hash of each text, the same in all parts; null is a text of its own."""
+    codes = pc.dictionary_encode(pc.fill_null(texts, "")).combine_chunks()
+    hashes = column_hash(np.asarray(codes.dictionary.to_pylist(), object)).view(np.int64)
+    found: NDArray[np.int64] = hashes[codes.indices.to_numpy()]
+    return found
 
 
-def page_numbers(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def page_numbers(table: pa.Table) -> NDArray[np.int64]:
     """Of each exposure's page. Two users' pages may have one name, so a page is of its user."""
-    user, request = numbers(table["user"]), numbers(table["request"])
-    page: np.ndarray[tuple[int], np.dtype[np.int64]] = np.unique(
-        user * (int(request.max(initial=0)) + 1) + request, return_inverse=True
-    )[1]
-    return page
+    user, request = (numbers(table[name]).view(np.uint64) for name in ("user", "request"))
+    return combine(_PAGE, request, user | np.uint64(1)).view(np.int64)  # a guest's hash is 0
 
 
 def verdict_of(

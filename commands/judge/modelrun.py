@@ -8,8 +8,10 @@ judged is later.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from operator import itemgetter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from commands.judge.judgerun import Outcome, band_plot, exposure_table, numbers, page_numbers, worded
-from commands.judge.orders import SLOTS, Judged, Places, Shown, drawn
+from commands.judge.judgerun import Outcome, band_plot, exposure_parts, numbers, page_numbers, worded
+from commands.judge.orders import SLOTS, ArmPages, Places, Shown, drawn
 from commands.proofs.archived import REMEDY, named
 from commands.repair.lineage import end_of
 from commands.repair.without import time_of
@@ -78,8 +80,8 @@ def judge_model(
     if every_ms < 1:
         raise SettingError(f"looks every {every_ms} ms", "give a span above 0")
     make_folder(out, "report.json")
-    table = exposure_table(archive, outcome, value, _MORE)
-    table = table.filter(pc.not_equal(table["arm"], LOGGED))  # and without those whose page log did not come
+    parts = exposure_parts(archive, outcome, value, _MORE)
+    first = next(parts)
     schema = load_schema(archive / "schema.toml")
     store = ModelStore(model, writes=False)
     notes = store.snapshots()
@@ -89,44 +91,61 @@ def judge_model(
             f"version {note.version} is of schema {note.schema_id}, the archive of {schema.id}",
             "name a model and an archive of one schema",
         )
-    later = table.filter(pc.greater(table["ts_ms"], max(note.event_ms, since_ms - 1)))
-    if not later.num_rows:
+    learner = resumed(schema, note, store.read_whole(note), own_class)
+    taken: defaultdict[str, ArmPages] = defaultdict(ArmPages)
+    earlier = without = 0
+    for files, whole in chain([first], parts):
+        table = whole.filter(pc.not_equal(whole["arm"], LOGGED))  # and without those whose page log did not come
+        later = table.filter(pc.greater(table["ts_ms"], max(note.event_ms, since_ms - 1)))
+        earlier += table.num_rows - later.num_rows
+        if not later.num_rows:
+            continue
+        later, shown = _by_page(later)
+        drawn_rows = drawn(shown)
+        where, cat, num = _features([archive / "features" / file.name for file in files], schema, later, drawn_rows)
+        without += len(drawn_rows) - len(where)
+        scores = learner.score(cat, num).astype(np.float64).reshape(where.shape)
+        arms = np.asarray(later["arm"].to_pylist(), str)
+        for arm in np.unique(arms):
+            mine = arms == arm
+            own = mine[where[:, 0]]
+            at = np.cumsum(mine) - 1  # where its exposures are among its own
+            taken[str(arm)].take(Shown(*(column[mine] for column in shown)), at[where[own]], scores[own])
+    if not taken:
         raise LogError(
             f"version {note.version} was trained until {time_of(note.event_ms)}, and '{archive}' has no later page",
             f"wait, or name an older version with --of, of {', '.join(str(one.version) for one in notes[::-1])}",
         )
-    earlier = table.num_rows - later.num_rows
-    later, shown = _by_page(later)
-    where, cat, num = _features(archive, schema, later, drawn(shown))
-    learner = resumed(schema, note, store.read_whole(note), own_class)
-    scores = learner.score(cat, num).astype(np.float64).reshape(where.shape)
+    if without and not any(one.rows for one in taken.values()):
+        raise LogError(f"the archive '{archive}' has no logged features of the pages to judge", REMEDY)
     unit, said = f"{value or outcome + 's'} a row", f"Version {note.version}, on later pages than it has learnt from."
-    arms, estimates, curves = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
-    arm_of = numbers(later["arm"])
-    for number, arm in sorted(enumerate(later["arm"].unique().to_pylist()), key=itemgetter(1)):
-        of_arm = arm_of == number
-        mine, pages = of_arm[where[:, 0]], len(np.unique(shown.page[of_arm]))
-        found = Judged.of(shown, where[mine], scores[mine], LEAST_OUTCOMES if value is None else LEAST_VALUES)
-        support = round(where[mine].size / max(1, int(of_arm.sum())), 4)
-        row = {"arm": arm, "pages": pages, "drawn_rows": int(mine.sum()), "effective_rows": round(found.effective())}
-        arms.append(row | {"slots_with_support": support, "pinned_slots": int(np.isnan(shown.ranked[of_arm]).sum())})
+    arm_rows, estimates, curves = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
+    for arm, one in sorted(taken.items()):
+        found = one.judged(LEAST_OUTCOMES if value is None else LEAST_VALUES)
+        row = {"arm": arm, "pages": one.pages, "drawn_rows": one.rows, "effective_rows": round(found.effective())}
+        support = round(SLOTS * one.rows / one.exposures, 4)
+        arm_rows.append(row | {"slots_with_support": support, "pinned_slots": one.pinned})
         estimates += found.table(arm)
         curves += found.looks(arm, every_ms)
-        said += f" {found.verdict(worded(arm), unit, pages)}"
+        said += f" {found.verdict(worded(arm), unit, one.pages)}"
     report: dict[str, Any] = {
         "verdict": said,
         "unit": unit,
         "slots_of_a_row": SLOTS,
         "exposures_before": earlier,
-        "arms": arms,
+        "arms": arm_rows,
         "estimates": estimates,
         "curves": curves,
     }
     run = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 1)}
     write_all(
-        out, report, run, [band_plot(curves, [row["arm"] for row in arms], "served", unit)], "Which order earns more?"
+        out,
+        report,
+        run,
+        [band_plot(curves, [row["arm"] for row in arm_rows], "served", unit)],
+        "Which order earns more?",
     )
-    show("", arms, list(arms[0]))
+    show("", arm_rows, list(arm_rows[0]))
     show(unit, estimates, list(estimates[0]))
     say(said)
     return report
@@ -155,16 +174,16 @@ def _by_page(table: pa.Table) -> tuple[pa.Table, Shown]:
 
 
 def _features(
-    archive: Path, schema: Schema, table: pa.Table, where: Places
+    files: Sequence[Path], schema: Schema, table: pa.Table, where: Places
 ) -> tuple[Places, NDArray[np.int64], NDArray[np.float32]]:
-    """The rows of which each item has logged features, and these as while the page was ranked: cat (R m, F) and num
-    (R m, N)."""
+    """The rows of which each item has logged features in ``files``, and these as while the page was ranked: cat
+    (R m, F) and num (R m, N)."""
     layout, flat = schema.layout, where.ravel()
     cat, num = np.zeros((len(flat), layout.F), np.int64), np.zeros((len(flat), layout.N), np.float32)
     there = np.zeros(len(flat), np.bool_)
     wanted = table.select(["request", "position", "user"]).take(pa.array(flat))
     names = named(wanted["request"], wanted["position"], wanted["user"])
-    for file in sorted((archive / "features").glob("*.parquet")):
+    for file in filter(Path.exists, files):
         try:
             kept = pq.read_table(file, columns=["request_id", "position", "user_id", "schema_id", "cat", "num"])
         except (OSError, pa.ArrowException) as error:
@@ -175,8 +194,6 @@ def _features(
         cat[at], num[at] = arrays(kept, schema)
         there[at] = True
     whole = there.reshape(where.shape).all(1)
-    if len(where) and not whole.any():
-        raise LogError(f"the archive '{archive}' has no logged features of the pages to judge", REMEDY)
     slots = np.repeat(whole, where.shape[1])
     late = late_columns(schema)
     cat[:, [column for column, name in enumerate(layout.cat_names) if name in late]] = 0

@@ -16,7 +16,11 @@ of :data:`SLOTS` slots, and a row is as long. For weights grow with the number o
 with three slots 6 rows tell as much as one of the order that is judged, with four 24.
 
 A page counts where it was shown as it was answered, from its first item to the row's last. That so many were seen must
-not depend on the order within the row, as it would where each item must be scrolled for.
+not depend on the order within the row, as it would where each item must be scrolled for. A list's later part has no
+row: it was scored again, and its order is that of older scores.
+
+Memory is bounded: of an arm with more rows than :data:`MOST_ROWS` every second user is left out by a bit of the hash,
+and again.
 """
 
 from __future__ import annotations
@@ -39,6 +43,8 @@ Places = NDArray[np.intp]
 
 SLOTS = 3
 """m, of a row."""
+MOST_ROWS = 1 << 18
+"""Of an arm."""
 CHIEF = "cascade_dr"
 """Of the estimators that which decides: it assumes little, and its variance is the least of those."""
 _ABOVE = "items do not influence those above them"
@@ -59,7 +65,7 @@ class Shown(NamedTuple):
     """Exposures by page, then position. (n,) each"""
 
     ts_ms: Integers
-    user: Integers  # numbers from 0 on
+    user: Integers  # any number, a hash where there may be more rows than MOST_ROWS
     page: Integers
     control: NDArray[np.bool_]  # of a random page
     position: Integers  # as answered
@@ -125,6 +131,38 @@ def numbers_of(shown: Shown, where: Places, judged: Numbers) -> dict[str, tuple[
 
     of_judged, of_served = of(judged), of(shown.ranked[where].astype(np.float64))
     return {name: (of_judged[name], of_served[name]) for name in of_judged}
+
+
+class ArmPages:
+    """Exposures of one arm, taken part by part: how many there are, and their drawn rows."""
+
+    def __init__(self) -> None:
+        self.pages = self.exposures = self.pinned = self.rows = self._halvings = 0
+        self._kept: list[tuple[Shown, Numbers]] = []  # the exposures of rows, and their (R, m) scores
+
+    def take(self, shown: Shown, where: Places, judged: Numbers) -> None:
+        """``judged``: scores of the rows at ``where`` by the model that is judged. (R, m) each"""
+        self.pages += len(np.unique(shown.page))
+        self.exposures += len(shown.page)
+        self.pinned += int(np.isnan(shown.ranked).sum())
+        self.rows += len(where)
+        self._keep(shown, where, judged)
+        while sum(len(judged) for _, judged in self._kept) > MOST_ROWS:
+            self._halvings += 1
+            kept, self._kept = self._kept, []
+            for of_rows, scores in kept:
+                self._keep(of_rows, np.arange(scores.size).reshape(scores.shape), scores)
+
+    def _keep(self, shown: Shown, where: Places, judged: Numbers) -> None:
+        mine = shown.user[where[:, 0]] & ((1 << self._halvings) - 1) == 0
+        of_rows = Shown(*(column[where[mine].ravel()] for column in shown))
+        self._kept.append((of_rows, judged[mine]))
+
+    def judged(self, least: int) -> Judged:
+        columns = zip(*(of_rows for of_rows, _ in self._kept), strict=True)
+        scores = np.concatenate([scores for _, scores in self._kept])
+        where = np.arange(scores.size).reshape(scores.shape)
+        return Judged.of(Shown(*map(np.concatenate, columns)), where, scores, least)
 
 
 class Judged(NamedTuple):

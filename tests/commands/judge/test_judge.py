@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from commands.cli.cli import app
-from commands.judge.arms import Exposures, decided_ms, looks, users_of
+from commands.judge.arms import ArmUsers, Exposures, decided_ms, looks, users_of
 from commands.judge.judgerun import judge
 from millrace.basics.errors import LogError, SettingError, StoreError
 from millrace.contracts.schema import parse_schema
@@ -20,6 +21,7 @@ from millrace.evidence.learners import LearnsFrom, NamedLearner
 from millrace.evidence.user_arms import Arm
 from stream.archive.archive_columns import ArchiveColumns, SettledRow
 from stream.archive.archive_folder import MAKERS, ArchiveFolder, makers_of
+from tests.scenes.long_archives import peak_of, prolong
 
 HOUR = 3_600_000
 T0 = 1_772_000_000_000
@@ -103,6 +105,43 @@ def archive(folder: Path, rows: list[tuple[float, int, int, str, float | None]])
         place.write({"exposures": columns.table(part)}, {})
     place.close()
     return folder
+
+
+def test_parts_tell_what_the_whole_tells_and_a_page_in_two_parts_counts_once() -> None:
+    rows = exposures(*crowd(0.3, 0.2, 500), *crowd(0.3, 0.2, 500))  # each page has two rows
+    rows = rows.at(np.argsort(rows.ts_ms, kind="stable"))
+    whole, parts, cut = users_of(rows, 4 * HOUR), ArmUsers(4 * HOUR), np.array([0, 1, 2, 501, 502, len(rows.ts_ms)])
+    for first, last in itertools.pairwise(cut):
+        parts.take(rows.at(slice(first, last)))
+    found = parts.found()
+    assert whole.pages.sum() < len(rows.ts_ms) / 2
+    for name in ("until_ms", "arm", "outcomes", "pages"):
+        assert getattr(found, name).tolist() == getattr(whole, name).tolist(), name
+    assert found.waiting == whole.waiting
+
+
+def test_of_too_many_users_every_second_one_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = exposures(*crowd(0.3, 0.2, 500))
+    even = users_of(rows.at(rows.user % 4 == 0), 4 * HOUR)
+    monkeypatch.setattr("commands.judge.arms.MOST_USERS", 200)
+    users = ArmUsers(4 * HOUR)
+    for part in np.array_split(np.argsort(rows.ts_ms, kind="stable"), 7):
+        users.take(rows.at(part))
+    assert users.halvings == 2
+    found = users.found()
+    assert (found.outcomes.tolist(), found.pages.tolist()) == (even.outcomes.tolist(), even.pages.tolist())
+
+
+def test_memory_does_not_grow_with_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six times as many pages, of users who are there already."""
+    monkeypatch.setattr("commands.judge.judgerun.PART_ROWS", 1000)
+    monkeypatch.setattr("commands.judge.arms.MOST_PAGES", 1000)
+    there = archive(tmp_path / "archive", crowd(0.3, 0.2, 3000))
+    spans: dict[str, Any] = {"horizon_ms": 4 * HOUR, "every_ms": 100 * HOUR, "by": "page"}
+    judge(there, tmp_path / "warm", **spans)
+    few = peak_of(lambda: judge(there, tmp_path / "few", **spans))
+    prolong(there / "exposures", 6)
+    assert peak_of(lambda: judge(there, tmp_path / "many", **spans)) < 1.3 * few
 
 
 def test_the_command_says_which_arm_earns_more_and_since_when(

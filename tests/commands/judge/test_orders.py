@@ -27,6 +27,7 @@ from stream.archive.archive_folder import ArchiveFolder
 from stream.archive.archive_pages import Made
 from stream.archive.logged import LoggedTable
 from stream.archive.schemafile import schema_text
+from tests.scenes.long_archives import peak_of, prolong
 
 SCORES = np.array([0.5, 0.4, 0.3, 0.2, 0.1], np.float32)  # what items 0 to 4 were ranked by
 SCORES_ALONE = np.array([0.2, 0.4, 0.1, 0.3, 0.2, 0.9], np.float32)  # before they were re-ranked
@@ -130,6 +131,7 @@ def test_a_page_that_was_shown_otherwise_than_answered_has_no_row() -> None:
     for other in (
         shown._replace(slot=np.array([0, 2, 1, 3, 4])),
         shown._replace(position=shown.position + 1),  # the first item was not seen
+        shown._replace(slot=shown.slot + 20),  # a list's later part: its order is older than its scores
         shown._replace(odds=np.full(5, np.nan)),
         Shown(*(column[:2] for column in shown)),  # type: ignore[arg-type]
         Shown(*(column[:0] for column in shown)),  # type: ignore[arg-type]
@@ -176,7 +178,10 @@ def cat_of(items: np.ndarray) -> np.ndarray:
 
 def store_of(folder: Path, event_ms: int = T0, version: int = 5) -> str:
     """A model that knows which items are clicked; what is clicked in the first slots it knows wrongly."""
-    model, rng = OnlineModel(SCHEMA, {"model": "wide_deep", "hidden": [8]}, 0), np.random.default_rng(0)
+    model, rng = (
+        OnlineModel(SCHEMA, {"model": "wide_deep", "hidden": [8], "max_rows": 100}, 0),
+        np.random.default_rng(0),
+    )
     for _ in range(150):
         items = rng.integers(ITEMS, size=64)
         cat = cat_of(items)
@@ -285,6 +290,25 @@ def test_a_better_order_is_found_and_told(
     assert (arms["control"]["drawn_rows"], arms["control"]["slots_with_support"]) == (1200, 0.6)
     assert 0 < arms["model"]["drawn_rows"] < arms["model"]["pages"] == 4800
     assert arms["control"]["effective_rows"] == pytest.approx(200, rel=0.25), "one row in six"
+
+
+def test_memory_does_not_grow_with_the_archive(
+    there: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five times as many pages, more than are kept."""
+    monkeypatch.setattr("commands.judge.judgerun.PART_ROWS", 2000)
+    monkeypatch.setattr("commands.judge.orders.MOST_ROWS", 300)
+    long = archive_of(tmp_path / "long", 1000)
+    asked: dict[str, Any] = {"model": there[1], "every_ms": 10**10}
+    judge_model(long, tmp_path / "warm", **asked)
+    found: list[Any] = []
+    few = peak_of(lambda: found.append(judge_model(long, tmp_path / "few", **asked)))
+    for kind in ("exposures", "features"):
+        prolong(long / kind, 5)
+    assert peak_of(lambda: found.append(judge_model(long, tmp_path / "many", **asked))) < 1.3 * few
+    for one, five in zip(*(report["arms"] for report in found), strict=True):
+        assert [five[name] for name in ("pages", "drawn_rows")] == [5 * one[name] for name in ("pages", "drawn_rows")]
+        assert five["slots_with_support"] == one["slots_with_support"]
 
 
 def test_the_truth_is_within_the_band(there: tuple[Path, str], tmp_path: Path) -> None:
