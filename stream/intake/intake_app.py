@@ -47,8 +47,10 @@ from stream.intake.intake_wire import (
     Taken,
     Verdict,
     What,
+    bounded,
     lines_of,
 )
+from stream.intake.vendor_events import TABLES, mapped
 
 log = structlog.get_logger("intake")
 
@@ -87,8 +89,8 @@ class Desk:
         self._refusals = Refusals() if refusals is None else refusals
         self._held = 0  # bytes of bodies in work
 
-    async def post(self, what: What, scope: Scope, receive: Receive) -> Taken:
-        """The answer to a POST.
+    async def post(self, what: What, scope: Scope, receive: Receive, source: str = "") -> Taken:
+        """The answer to a POST; ``source``: the tool whose messages they are.
 
         Raises:
             RequestError: it is refused as a whole, or it is not yet known whether all of it is kept.
@@ -119,7 +121,11 @@ class Desk:
                 problem = f"{held} bytes of the body came in {BODY_SECONDS:g} seconds, and not its end"
                 raise IntakeRequestError(problem, "send the whole body at once", 408) from None
             lines = lines_of(parts[0] if len(parts) == 1 else b"".join(parts), kind)
-            return await self.take(what, self._read(what, lines))
+            if not source:
+                return await self.take(what, self._read(what, lines))
+            made = bounded([one for line in lines for one in mapped(source, line)])
+            read = iter(self._read(what, [one for one in made if isinstance(one, bytes)]))
+            return await self.take(what, [next(read) if isinstance(one, bytes) else refused(one) for one in made])
         finally:
             self._held -= held
 
@@ -194,8 +200,8 @@ class Desk:
 class PostRoute:
     """POST of one kind of lines, as an ASGI application."""
 
-    def __init__(self, what: What, desk: Desk) -> None:
-        self._what, self._desk = what, desk
+    def __init__(self, what: What, desk: Desk, source: str = "") -> None:
+        self._what, self._desk, self._source = what, desk, source
         self._seconds = REQUEST_SECONDS.labels(what)
         self._good, *_ = (REQUESTS.labels(what, status) for status in ("200", "429", "503"))  # an alert asks for these
 
@@ -203,7 +209,7 @@ class PostRoute:
         started = time.perf_counter()
         status, after = 200, 0
         try:
-            taken = await self._desk.post(self._what, scope, receive)
+            taken = await self._desk.post(self._what, scope, receive, self._source)
             body = _json.encode(taken)
             if taken.refused and taken.refused == len(taken.verdicts):
                 status = 422
@@ -265,6 +271,7 @@ def make_app(desk: Desk, outlet: IntakeProducer) -> Starlette:
     return Starlette(
         routes=[
             *(Route(f"/{what}", PostRoute(what, desk), methods=["POST"]) for what in WHATS),
+            *(Route(f"/events/{name}", PostRoute("events", desk, name), methods=["POST"]) for name in TABLES),
             Route("/users/{id:anything}", deletes("users"), methods=["DELETE"]),
             Route("/items/{id:anything}", deletes("items"), methods=["DELETE"]),
             Route("/healthz", healthz),

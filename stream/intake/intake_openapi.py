@@ -9,11 +9,13 @@ from millrace.basics import openapi
 from millrace.basics.openapi import Alive, Described, Ready, Schema
 from millrace.contracts.events import Event, Item, ItemChange, User
 from stream.intake.intake_wire import LINES_TYPES, MAX_LINES, Taken
+from stream.intake.vendor_events import TABLES
 
 _POST = (400, 401, 408, 413, 415, 422, 429, 500, 503)
 _DELETE = (401, 422, 429, 500, 503)
 ROUTES = (
     Described("POST", "/events", "Exposures, clicks and what follows", Event, Taken, _POST),
+    *(Described("POST", f"/events/{name}", f"Events of {name}", dict[str, Any], Taken, _POST) for name in TABLES),
     Described("POST", "/users", "Users with their attributes", User, Taken, _POST),
     Described("POST", "/items", "Items of the catalogue, or changes of some", (Item, ItemChange), Taken, _POST),
     Described("DELETE", "/users/{id}", "Forget a user", None, Taken, _DELETE),

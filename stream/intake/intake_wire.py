@@ -54,7 +54,7 @@ WHATS: tuple[What, ...] = ("events", "users", "items")
 _NO_TIME = "missing required field `ts_ms`"
 _SENT, _SENT_BYTES = b'"sent_ms"', 30
 _TYPE = re.compile(r"^\s*([^;\s]*)")
-L = TypeVar("L", bytes, msgspec.Raw)
+L = TypeVar("L")
 
 
 class Verdict(Struct, frozen=True, omit_defaults=True):
@@ -120,10 +120,10 @@ def lines_of(body: bytes, content_type: str = "") -> list[bytes]:
         raise IntakeRequestError("the body is empty", "send a JSON object, an array of them, or one object a line")
     kind = _TYPE.match(content_type)
     if kind is not None and kind[1].lower() in LINES_TYPES:
-        return _bounded(_split(text))
+        return bounded(_split(text))
     try:
         if text[0] == 0x5B:  # [
-            return list(map(bytes, _bounded(_raws(text))))
+            return list(map(bytes, bounded(_raws(text))))
         _raw(text)
         return [text]
     except RecursionError:
@@ -132,7 +132,7 @@ def lines_of(body: bytes, content_type: str = "") -> list[bytes]:
         problem = str(error)
     found = _split(text) if text[0] != 0x5B else []
     if len(found) > 1 and any(map(_is_whole, found[: MAX_LINES + 1])):  # more than that are refused anyway
-        return _bounded(found)
+        return bounded(found)
     start = text[:40].decode("utf-8", "replace")
     raise IntakeRequestError(
         f"the body {start!r} is not JSON ({problem})",
@@ -154,7 +154,7 @@ def _is_whole(line: bytes) -> bool:
     return True
 
 
-def _bounded(lines: list[L]) -> list[L]:
+def bounded(lines: list[L]) -> list[L]:
     if len(lines) > MAX_LINES:
         raise IntakeRequestError(f"{len(lines)} messages in one request", f"send at most {MAX_LINES} at a time", 413)
     return lines
