@@ -316,15 +316,18 @@ class Apart:
     released: int = 0  # of these learnt later
     rolled_back: int = 0  # taken out of the model by a rollback of a person
     others: int = 0  # of pages that other learners' models made, where learns_from is "own"
+    unread: int = 0  # of pages whose user was not read
 
     @property
     def total(self) -> int:
-        return self.held_out + self.over_limit + self.quarantined - self.released + self.rolled_back + self.others
+        taken = self.quarantined - self.released + self.rolled_back
+        return self.held_out + self.over_limit + taken + self.others + self.unread
 
     def __str__(self) -> str:
         return (
             f"{self.held_out} held out, {self.over_limit} over a limit, {self.quarantined} quarantined less "
-            f"{self.released} released, {self.rolled_back} rolled back, {self.others} of other models' pages"
+            f"{self.released} released, {self.rolled_back} rolled back, {self.others} of other models' pages, "
+            f"{self.unread} of pages without their user"
         )
 
 

@@ -22,7 +22,7 @@ from millrace.versions.proof import prove
 
 _MOVING = (
     *("samples", "trained", "repeated", "pending", "dead_letters", "duplicates_dropped", "late", "served_rows"),
-    *("held_out", "over_limit", "quarantined", "released", "rolled_back", "others"),
+    *("held_out", "over_limit", "quarantined", "released", "rolled_back", "others", "unread"),
 )
 DRAIN_SECONDS = 60.0
 _TRIES = 6

@@ -394,6 +394,7 @@ def _apart(learn: RoleMetrics) -> dict[str, float | None]:
         "held_out": learn.total("millrace_samples_held_out_total"),
         "over_limit": learn.total("millrace_teach_limited_rows_total"),
         "others": learn.total("millrace_samples_others_total"),
+        "unread": learn.total("millrace_samples_unread_total"),
         "quarantined": learn.total("millrace_quarantined_rows_total"),
         "released": learn.total("millrace_quarantine_ended_rows_total", how="released"),
         "discarded": learn.total("millrace_quarantine_ended_rows_total", how="discarded"),

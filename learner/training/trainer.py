@@ -57,9 +57,8 @@ class Trainer:
 
     ``counts`` counts samples by outcome: "trained", "repeated", "follow_ups", "refused" (unusable label or weight),
     "left_out" (negatives not chosen), "bad_numbers", "not_finite" (predictions), "skipped" (rows in refused batches),
-    "skipped:REASON" (batches), "unread" (learnt from, though their page's user was not read), "others" (of pages that
-    are not its own). With a gate also "held_out", "absurd", "over_limit", "quarantined", "released", "discarded",
-    "set_aside"
+    "skipped:REASON" (batches), "unread" (of pages whose user was not read), "others" (of pages that are not its own).
+    With a gate also "held_out", "absurd", "over_limit", "quarantined", "released", "discarded", "set_aside"
     (:mod:`learner.promotion.promotion`).
 
     Attributes:
@@ -113,6 +112,10 @@ class Trainer:
         if self.diverted and not (own := new.arm == OWN).all():
             self.counts["others"] += int((~own).sum())
             new, places = new.take(own), places[own]
+        # An online store that is away for an hour would teach that a known user without his numbers clicks like all.
+        if (unread := (new.user_missing & NOT_READ) > 0).any():
+            self.counts["unread"] += int(np.count_nonzero(unread))
+            new, places = new.take(~unread), places[~unread]
         if self.admit is not None:
             admitted = self.admit(new, places)
             if not admitted.all():
@@ -186,8 +189,6 @@ class Trainer:
             self.counts["skipped"] += len(batch) - report.refused - report.left_out
             self.counts[f"skipped:{report.skipped}"] += 1
         else:
-            # Learnt as served, at full weight: such pages come again, and the model's scores of them must be right.
-            self.counts["unread"] += int(((batch.user_missing & NOT_READ) > 0)[batch.kind < PAGE].sum())
             clicked = batch.origin_ms > 0
             self._clicks.append(ClickCounts(batch.origin_ms[clicked], cut.joined_ms[clicked]))
         return report
