@@ -70,7 +70,7 @@ class Plan:
         users: who come on an average day.
     """
 
-    worlds: tuple[str, ...] = tuple(WORLDS)
+    worlds: tuple[str, ...] = ("shop", "feed", "confounded")
     log: Path | None = None
     schema: Path | None = None
     parts: tuple[str, ...] = tuple(PARTS)

@@ -3,7 +3,9 @@
 
 Pages are the previous recommender's; shoppers react as they do live. A file holds one local day, a function of the
 seed and that day: days may be written in any order, or alone. Further columns are ``born_ms`` and the true click
-probability ``p_true``. No schema names ``p_true``, so no model learns from it; reports compute the oracle's AUC.
+probability ``p_true``; in a world with orders ``purchase_ms`` is that of an order that was kept, ``p_purchase`` the
+chance of one, given a click, and ``order_ms`` and ``refund_ms`` are what happened. No schema names the chances, so no
+model learns from them; reports compute the oracle's AUC.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ from millrace.basics.errors import LogError
 from millrace.reports.lines import Tick
 from simulator.catalogue import price_band
 from simulator.dice import uniform
+from simulator.orders import Orders, draw_orders
 from simulator.params import DEFAULT, WORLDS, Params
 from simulator.reaction import react
 from simulator.shoppers import AGES, GENDERS, HOUSEHOLDS
-from simulator.visits import CONSUMER, WEEKEND, WORKDAY, weekday
+from simulator.visits import CONSUMER, WEEKEND, WORKDAY, Visits, weekday
 from simulator.world import PagePolicy, World, start_of
 
 I64 = NDArray[np.int64]
@@ -62,6 +65,16 @@ def day_table(world: World, number: int, views: I64 | None = None) -> pa.Table:
     keys = (user, visits.day, visits.session[view], visits.page[view])
     done = react(world.seed, world.params, chance, people.business[user], ts_ms, position, keys)
 
+    ordered: dict[str, Any] = {}
+    if world.params.order_rate:
+        orders = _orders(world, number, done.click_ms, user, row, visits, view, position)
+        kept = np.where(orders.refund_ms > 0, 0, orders.order_ms)
+        ordered = {
+            "purchase_ms": _times(kept),
+            "order_ms": _times(orders.order_ms),
+            "refund_ms": _times(orders.refund_ms),
+        }
+        ordered["p_purchase"] = pa.array(orders.chance.astype(np.float32))
     inventory = day.inventory
     category = inventory.category[row]
     parents = world.catalogue.parent_of
@@ -93,7 +106,21 @@ def day_table(world: World, number: int, views: I64 | None = None) -> pa.Table:
         "age_days": pa.array(((ts_ms - inventory.born_ms[row]) / DAY_MS).astype(np.float32)),
         "p_true": pa.array(chance.astype(np.float32)),
     }
-    return pa.table(columns)
+    return pa.table({**columns, **ordered})
+
+
+def _orders(
+    world: World, number: int, click_ms: I64, user: I64, row: I64, visits: Visits, view: I64, position: I64
+) -> Orders:
+    """Of all exposures; those without a click have no order, but a chance if they had."""
+    chance = world.day(number).order_chance(user, row)
+    at = np.flatnonzero(click_ms)
+    keys = (user[at], visits.day, visits.session[view[at]], visits.page[view[at]], position[at])
+    p, business = world.params, world.shoppers.business[user[at]]
+    drawn = draw_orders(world.seed, p, chance[at], business, click_ms[at], keys)
+    found = np.zeros((2, len(user)), np.int64)
+    found[:, at] = drawn.order_ms, drawn.refund_ms
+    return Orders(found[0], found[1], chance * (1 - p.return_rate))
 
 
 def write_days(

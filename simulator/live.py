@@ -33,8 +33,9 @@ from millrace.processes.wall import event_now_ms, wall_ms
 from simulator import simulator_metrics
 from simulator.dice import generator
 from simulator.oracle_auc import OracleAuc
+from simulator.orders import draw_orders
 from simulator.outbox import FaultRates, Outbox
-from simulator.params import PAGE
+from simulator.params import PAGE, WORLDS
 from simulator.reaction import react
 from simulator.simulator_wire import Producer, ScorerClient, SimulatorSender, ThrottledWarning
 from simulator.visits import Visits
@@ -68,6 +69,7 @@ class ShopOptions:
     users: int | None = None  # who come on an average day; None: the settings'
     rates: FaultRates = field(default_factory=FaultRates)
     open_loop: bool = False
+    world: str = "shop"  # of simulator.params.WORLDS
     max_pages: int | None = None
     seconds: float | None = None  # wall time
     concurrency: int = 8  # requests at once
@@ -89,7 +91,7 @@ def run(
     seed = settings.seed if options.seed is None else options.seed
     users = settings.shoppers if options.users is None else options.users
     log.info("building the world", seed=seed, users=users, metrics_port=port)
-    world = World(seed, users)
+    world = World(seed, users, WORLDS[options.world])
     outlet = SimulatorSender(producer, settings.event_clock().headers)
     try:
         asyncio.run(Shop(settings, options, world, outlet, stop).open())
@@ -251,6 +253,13 @@ class Shop:
         clicked = reaction.click_ms > 0
         for slot in np.flatnonzero(clicked).tolist():
             self._outbox.actions(exposure, slot, reaction.times(slot), arm)
+        if world.params.order_rate and clicked.any():
+            at = np.flatnonzero(clicked)
+            likely = day.order_chance(user, rows[at])
+            own = bool(world.shoppers.business[user])
+            orders = draw_orders(world.seed, world.params, likely, own, reaction.click_ms[at], (*keys, at))
+            for n, slot in enumerate(at.tolist()):
+                self._outbox.order(exposure, slot, int(orders.order_ms[n]), int(orders.refund_ms[n]), arm)
         if arm != CONTROL:  # random pages are easier to rank: their rows would raise it beside the model's own AUC
             self._oracle_auc.add(ts_ms, chance, clicked.tolist())
 

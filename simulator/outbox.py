@@ -16,6 +16,7 @@ import numpy as np
 
 from millrace.contracts.clock import MAX_AHEAD_MS
 from millrace.contracts.events import (
+    EVENT_KINDS,
     Action,
     Cart,
     Click,
@@ -23,7 +24,9 @@ from millrace.contracts.events import (
     Event,
     Exposure,
     Id,
+    Order,
     Purchase,
+    Refund,
     Truth,
     key_of,
     to_json,
@@ -35,7 +38,6 @@ from simulator.mischief import bad_message
 
 SLACK = 0.8  # the share of an allowed delay that is used: the way through Kafka takes time too
 FOLLOW_UPS: tuple[type[Action], ...] = (Click, Collect, Cart, Purchase)
-KIND_OF = {Click: "click", Collect: "collect", Cart: "cart", Purchase: "purchase"}
 
 
 class Sink(Protocol):
@@ -120,7 +122,7 @@ class Outbox:
             if not at or (self._cut and at > last):
                 continue
             action = kind(
-                f"{exposure.request_id}/{position}/{KIND_OF[kind]}",
+                f"{exposure.request_id}/{position}/{EVENT_KINDS[kind.kind]}",
                 exposure.request_id,
                 at,
                 exposure.user_id,
@@ -128,6 +130,13 @@ class Outbox:
                 position,
             )
             self._hold(action, max(at, round(arrives)), arm)  # type: ignore[arg-type]
+
+    def order(self, exposure: Exposure, slot: int, order_ms: int, refund_ms: int, arm: str) -> None:
+        """Takes an order of the item in a slot of a page, and its return; event times (ms), 0 for none."""
+        for kind, at in ((Order, order_ms), (Refund, refund_ms)):
+            if at:
+                id = f"{exposure.request_id}/{exposure.offset + slot}/{EVENT_KINDS[kind.kind]}"
+                self._hold(kind(id, at, exposure.user_id, exposure.items[slot]), at, arm)
 
     def _hold(self, event: Event, due_ms: int, arm: str) -> None:
         if self._rng.random() < self._rates.out_of_order:

@@ -84,6 +84,14 @@ class Params:
     collect_rate: tuple[float, float] = (0.10, 0.08)
     cart_rate: tuple[float, float] = (0.16, 0.10)
     purchase_rate: tuple[float, float] = (0.40, 0.30)  # of those in the cart
+    # Orders, which come later (simulator/orders.py)
+    order_rate: float = 0.0  # of clicks, at mean liking, purse and price; 0: there are none
+    order_item: float = 0.8  # deviation between items, of log-odds
+    order_user: float = 0.6  # between users
+    order_dear: float = 0.5  # lost a unit of price above one's level
+    order_median_ms: float = 24.0 * HOUR_MS
+    order_spread: float = 1.8
+    return_rate: float = 0.1  # of orders
     # The previous recommender: shares of a page
     page_popular: float = 0.4
     page_preferred: float = 0.4  # the rest is random
@@ -114,4 +122,7 @@ CONFOUNDED = replace(FEED, crowd=1.0, filler_share=0.05, filler_loss=1.5, page_f
 item, however long it is (``crowd``). Half of a long page is of a few items that few like. So an item's counts say more
 about the pages it stood on than about itself."""
 
-WORLDS: Mapping[str, Params] = {"shop": DEFAULT, "feed": FEED, "confounded": CONFOUNDED}
+ORDERS = replace(DEFAULT, order_rate=0.08, purchase_rate=(0.0, 0.0))
+"""The shop, where goods are ordered within 30 days of the click in place of some minutes, and some are returned."""
+
+WORLDS: Mapping[str, Params] = {"shop": DEFAULT, "feed": FEED, "confounded": CONFOUNDED, "orders": ORDERS}

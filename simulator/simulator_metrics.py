@@ -7,8 +7,7 @@ import math
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from millrace.contracts.events import Click, Event, Exposure
-from simulator.outbox import KIND_OF
+from millrace.contracts.events import EVENT_KINDS, Click, Event, Exposure
 
 EXPOSURES = Counter("millrace_exposures_sent", "Exposures sent, duplicates not counted.")
 CLICKS = Counter("millrace_clicks_sent", "Clicks sent, duplicates not counted.")
@@ -51,7 +50,7 @@ class OutboxMetrics:
             EXPOSURES.inc(len(event.items))
             PAGE_EXPOSURES.labels(arm).inc(len(event.items))
             return
-        ACTIONS.labels(KIND_OF[type(event)]).inc()
+        ACTIONS.labels(EVENT_KINDS[event.kind]).inc()
         if isinstance(event, Click):
             CLICKS.inc()
             PAGE_CLICKS.labels(arm).inc()

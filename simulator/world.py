@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from millrace.basics.durations import DAY_MS, HOUR_MS
 from simulator.catalogue import Catalogue, Inventory
 from simulator.dice import F64, generator, normal, uniform
+from simulator.orders import order_chance
 from simulator.params import DEFAULT, PAGE, UTC_OFFSET_MS, Params
 from simulator.shoppers import make_shoppers
 from simulator.visits import Visits, make_visits, usual_depth
@@ -58,7 +59,7 @@ class Day:
         self.start_ms = start_of(number)
         self.inventory: Inventory = catalogue.inventory(number)
         inventory = self.inventory
-        self.intercept = world.intercept
+        self.seed, self.intercept = world.seed, world.intercept
         self.x: F64 = shoppers.settled + np.sqrt(p.drift_part) * shoppers.drift(number)  # (N, D)
         self.x *= p.taste / np.sqrt(self.x.shape[1])  # so that <x, y> has the deviation p.taste
         self.mission = shoppers.mission(number, world.preference)  # (N,)
@@ -114,6 +115,13 @@ class Day:
             age_hours = np.maximum(0.0, (ts_ms - self.inventory.born_ms[rows]) / HOUR_MS)
             score += p.fresh * 2.0 ** (-age_hours / p.fresh_hours)
         return score
+
+    def order_chance(self, user: int | I64, rows: I64) -> F64:
+        """The true chance that a clicked item is ordered within 30 days, returned or not. Shapes as in
+        :meth:`affinity`. (n,)"""
+        goods = self.inventory
+        level = self.price_level[user]
+        return order_chance(self.seed, self.params, user, goods.item_id[rows], goods.price_z[rows], level)
 
     def click_probability(self, user: int | I64, rows: I64, position: I64, ts_ms: int | I64, shift: float | F64) -> F64:
         """True click probability of exposures. ``shift`` of their page, one or (n,); other shapes as in

@@ -279,8 +279,8 @@ def simulate(
     users
         How many shoppers come on an average day (default: the setting shoppers).
     world
-        shop; feed, whose items age in hours, users tire and pages have 5 to 100 items; or confounded, a feed whose long
-        pages hold what is shown often and clicked rarely.
+        shop; feed, whose items age in hours, users tire and pages have 5 to 100 items; confounded, a feed whose long
+        pages hold what is shown often and clicked rarely; or orders, a shop whose purchases come days later.
     """
     from millrace.reports.progress import bars
     from simulator.daylog import write_days

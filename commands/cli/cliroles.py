@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
@@ -106,6 +106,7 @@ def simulate(
     from_log: Path | None = None,
     schema: Path | None = None,
     open_loop: bool = False,
+    world: Literal["shop", "feed", "confounded", "orders"] = "shop",
     seconds: float | None = None,
     seed: int | None = None,
     users: int | None = None,
@@ -121,6 +122,8 @@ def simulate(
         Schema file of that log.
     open_loop
         Pages by the shop's own policy instead of the scorer's.
+    world
+        Another world than the shop; "orders": goods are ordered days later, and some are returned.
     seconds
         End after so many seconds.
     seed
@@ -147,7 +150,7 @@ def simulate(
             playback.play(settings, stop, playback.PlaybackOptions(log=Path(settings.from_log), quiet=True))
             stop.wait()  # a supervisor would start a role that ends, and so play the log, again
         else:
-            live.run(settings, stop, live.ShopOptions(open_loop=open_loop, seconds=seconds))
+            live.run(settings, stop, live.ShopOptions(open_loop=open_loop, world=world, seconds=seconds))
 
     run_role("simulate", settings, run)
 

@@ -20,7 +20,7 @@ are no error.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,7 @@ from millrace.contracts.events import (
     decode_event,
     decode_truth,
 )
-from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, PAGE, POSITIVE, SampleBatch
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, OUTCOME, PAGE, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
 from millrace.labels import Waits
@@ -116,6 +116,7 @@ class Ledger:
     _dead_at: dict[tuple[str, int, int], str] = field(default_factory=dict)
     _time: EventTime = field(init=False)
     _event_ids: set[str] = field(default_factory=set)
+    _told: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))  # outcomes, as bits
     _follow_ups: set[tuple[str, int, int]] = field(default_factory=set)
     _rows: dict[tuple[str, int], tuple[float, int, int]] = field(default_factory=dict)  # score, arm, ts of a label
 
@@ -184,15 +185,18 @@ class Ledger:
         arms = np.where(batch.version < 0, ARMS.index(LOGGED), batch.arm)  # (B,)
         columns = zip(
             batch.ids(), batch.kind.tolist(), batch.score.tolist(), arms.tolist(), batch.ts_ms.tolist(),
-            batch.actions.tolist(), strict=True,
+            batch.actions.tolist(), batch.told.tolist(), strict=True,
         )  # fmt: skip
-        for (request, position), kind, score, arm, ts_ms, actions in columns:
+        for (request, position), kind, score, arm, ts_ms, actions, tells in columns:
             page = self.pages.setdefault(request, PageAccount())
             bit = 1 << position
             if kind == FOLLOW_UP:
                 if (request, position, actions) in self._follow_ups:
                     self.repeated_samples += 1
                 self._follow_ups.add((request, position, actions))
+            elif kind == OUTCOME:
+                self.repeated_samples += bool(tells & self._told[request, position])
+                self._told[request, position] |= tells
             elif kind == PAGE:
                 self.repeated_samples += bool(page.again & bit)
                 page.again |= bit

@@ -14,7 +14,19 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from millrace.contracts.events import Cart, Click, Collect, DeadLetter, Exposure, Item, ItemChange, Purchase, User
+from millrace.contracts.events import (
+    Cart,
+    Click,
+    Collect,
+    DeadLetter,
+    Exposure,
+    Item,
+    ItemChange,
+    Order,
+    Purchase,
+    Refund,
+    User,
+)
 
 PAGE, TS_MS = "5b1c0e7a", 1_772_414_000_500
 
@@ -24,6 +36,8 @@ EXAMPLES: Mapping[str, Struct] = {
     "collect": Collect("f1", PAGE, TS_MS + 9_000, "ann", "vase", 2),
     "cart": Cart("k1", PAGE, TS_MS + 12_000, "ann", "vase", 2),
     "purchase": Purchase("b1", PAGE, TS_MS + 60_000, "ann", "vase", 2),
+    "order": Order("b1", TS_MS + 86_400_000, "ann", "vase"),
+    "refund": Refund("r1", TS_MS + 864_000_000, "ann", "vase"),
     "user": User("ann", {"kind": "business", "age": 34, "tags": ["garden", "kitchen"]}),
     "item-change": ItemChange(7, {"price": 9.5}),
     "item": Item(7, {"category": "shoes", "price": 12.5, "tags": ["red", "new"]}, born_ms=TS_MS - 86_400_000),

@@ -33,8 +33,10 @@ from millrace.contracts.events import (
     Item,
     ItemChange,
     ItemTiles,
+    Order,
     PageLog,
     Purchase,
+    Refund,
     Truth,
     User,
 )
@@ -50,13 +52,15 @@ KINDS: Mapping[str, type[Struct]] = {
     "collect": Collect,
     "cart": Cart,
     "purchase": Purchase,
+    "order": Order,
+    "refund": Refund,
     "user": User,
     "item": Item,
     "item-change": ItemChange,
     "dead-letter": DeadLetter,
 }
 """Messages in JSON, by the name of their schema."""
-EVENTS = tuple(KINDS)[:5]
+EVENTS = tuple(KINDS)[:7]
 
 _EVENT = {
     "event_id": "Name of this event, made by its sender; the intake keeps one message of each.",
@@ -70,6 +74,7 @@ _ACTION = _EVENT | {
     "item_id": "The item that it was done with.",
     "position": "The item's position in the answer, whatever place it was shown at.",
 }
+_ORDER = {name: text for name, text in _ACTION.items() if name not in ("request_id", "position")}
 MEANS: Mapping[str, Mapping[str, str]] = {
     "exposure": _EVENT
     | {
@@ -78,7 +83,8 @@ MEANS: Mapping[str, Mapping[str, str]] = {
         "offset": "Slot of the first of them; the others follow it.",
         "slots": "Position in the answer of each of `items`; null: they were shown as answered, from `offset` on.",
     },
-    **dict.fromkeys(EVENTS[1:], _ACTION),
+    **dict.fromkeys(EVENTS[1:5], _ACTION),
+    **dict.fromkeys(EVENTS[5:], _ORDER),
     "user": {
         "user_id": "The user; it is the Kafka key too.",
         "attributes": "Values by attribute, named as in the schema. They replace all that was said before.",

@@ -75,13 +75,14 @@ class DenseState:
         self.total = torch.zeros_like(self.weights)  # sum of the gradients of the rows that no step has used
         self.rows = 0
 
-    def learn(self, rows: int) -> None:
-        """Adds :attr:`gradient`, the mean over ``rows`` rows. Steps after ``step_rows`` of them."""
-        if not self.rows and rows >= self.step_rows:
+    def learn(self, rows: int, again: int = 0) -> None:
+        """Adds :attr:`gradient`, the mean over ``rows`` rows. Steps after ``step_rows`` of them, without the ``again``
+        that teach no click: a step is of as many clicks and exposures as without outcomes."""
+        if not self.rows and not again and rows >= self.step_rows:
             self._step()
             return
         self.total.add_(self.gradient, alpha=rows)
-        self.rows += rows
+        self.rows += max(1, rows - again)
         if self.rows >= self.step_rows:
             torch.div(self.total, self.rows, out=self.gradient)
             self.total.zero_()

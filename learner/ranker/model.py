@@ -107,7 +107,7 @@ from learner.tables.table_kernels import EMPTY
 from millrace.basics.durations import MINUTE_MS
 from millrace.basics.errors import UNFIT, SnapshotError
 from millrace.basics.hashing import salt
-from millrace.contracts.samples import PAGE, SampleBatch
+from millrace.contracts.samples import OUTCOME, PAGE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.labels import asks, weigh, weighs
 from millrace.versions.image import RETRIEVAL_TABLES, Array, Image, below, split
@@ -337,7 +337,7 @@ class OnlineModel:
 
         if before_writing is not None:
             before_writing()
-        self.dense.learn(size)
+        self.dense.learn(size, int((batch.kind == OUTCOME).sum()) if self.schema.outcome else 0)
         if weighing:
             # Under the other policies "early" means something else.
             asking = asks(batch.policy) & (batch.kind < PAGE)

@@ -86,6 +86,8 @@ class Repeats:
         new, ts = ids[fresh], batch.ts_ms[fresh]
         if len(new):
             self._newest_ms = max(self._newest_ms, int(ts.max()))
+            # An outcome may be of a page of a month ago; it comes again, if at all, soon after it came.
+            ts = np.where(batch.kind[fresh] == OUTCOME, self._newest_ms, ts)
             self._forget(len(new))
             self._enter(new, ts)
         return fresh

@@ -29,7 +29,7 @@ REASONS: Mapping[str, DeadLetterReason] = {
         "write JSON with a JSON library; Python's json.dumps writes NaN, which is none: pass allow_nan=False",
     ),
     "unknown-type": DeadLetterReason(
-        "The event's `type` is none of exposure, click, collect, cart, purchase",
+        "The event's `type` is none of exposure, click, collect, cart, purchase, order, refund",
         "correct `type`, or send other events elsewhere",
     ),
     "wrong-type": DeadLetterReason(
@@ -75,6 +75,22 @@ REASONS: Mapping[str, DeadLetterReason] = {
     "page-log-gone": DeadLetterReason(
         "The event came late for a page whose log the topic no longer holds",
         "keep the topic page_logs for longer than attribution and lateness together",
+    ),
+    "no-outcome": DeadLetterReason(
+        "An order or a refund, while the schema has no [[outcome]] of an event",
+        'declare it in the schema, as event = "purchase", or do not send such events',
+    ),
+    "no-click": DeadLetterReason(
+        "The purchase belongs to no click of the user on the item that an [[outcome]] still waits for",
+        "send clicks, and purchases within the outcome's time; those of other places are none of the page's",
+    ),
+    "no-purchase": DeadLetterReason(
+        "The refund came, and no purchase of the item by the user that an [[outcome]] still waits for",
+        "send purchases, under the ids that the pages have",
+    ),
+    "rows-gone": DeadLetterReason(
+        "The features of the click that was bought from are gone or damaged",
+        "keep the folder or bucket of the checkpoints whole",
     ),
     "bad-page-log": DeadLetterReason(
         "A page log cannot be read, or is of another schema",

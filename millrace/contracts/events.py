@@ -164,7 +164,31 @@ class Purchase(Action, frozen=True, tag="purchase"):
     kind: ClassVar[int] = 4
 
 
-Event = Exposure | Click | Collect | Cart | Purchase
+class Order(Struct, frozen=True, tag_field="type", tag="order"):
+    """A purchase that names no page, as a shop's orders do.
+
+    It belongs to the user's last click on the item that has come and whose outcome is still open
+    (:mod:`stream.join.outcome_book`). It counts in no window.
+    """
+
+    event_id: Name
+    ts_ms: TimeMs
+    user_id: WireId
+    item_id: WireId
+    sent_ms: TimeOrNever = 0
+    kind: ClassVar[int] = 5
+
+
+class Refund(Order, frozen=True, tag="refund"):
+    """A purchase was returned or cancelled: the user's last one of the item, dated no later than this."""
+
+    kind: ClassVar[int] = 6
+
+
+Event = Exposure | Click | Collect | Cart | Purchase | Order | Refund
+
+EVENT_KINDS = (*ACTIONS, "order", "refund")
+"""The name of each event by its ``kind``."""
 
 
 class User(Struct, frozen=True, omit_defaults=True):

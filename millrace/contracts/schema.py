@@ -212,7 +212,11 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         windows = {name: value for name, value in windows.items() if value or name not in newer}
         fields = [msgspec.to_builtins(field) for field in self.fields]
         fields = [{n: v for n, v in field.items() if (n, v) != ("pool", "mean")} for field in fields]
-        late = [entry for entry in (self.among, [(one.name, one.on) for one in self.outcome]) if entry]
+        late = [
+            entry
+            for entry in (self.among, [(one.name, one.on, one.event, one.within) for one in self.outcome])
+            if entry
+        ]
         meaning = (fields, windows, self.crosses, self.utc_offset, *late)
         return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()[:16]
 

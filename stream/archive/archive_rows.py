@@ -26,7 +26,7 @@ import pyarrow as pa
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import UNFIT, StoreError
 from millrace.basics.hashing import kafka_partition
-from millrace.contracts.events import BadEventError, Event, Exposure, Id, Item, decode_event, key_of
+from millrace.contracts.events import BadEventError, Event, Exposure, Id, Item, Order, decode_event, key_of
 from millrace.contracts.page_logs import decode_heading
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.profile_warnings import SECONDS_MS
@@ -190,6 +190,8 @@ class Archive:
         self._events.append(_flat(event, number, offset))
         pages = self._pages[number]
         pages.see(event, clock_ms)
+        if isinstance(event, Order):
+            return  # of no page's row
         if isinstance(event, Exposure):
             items = self._items
             pages.expose(event, self._users.get(str(event.user_id)), [items.get(str(i)) for i in event.items])
@@ -273,9 +275,12 @@ def _home(user: Id, partitions: int) -> int:
 
 def _flat(event: Event, number: int, offset: int) -> tuple[Any, ...]:
     kind = type(event).__struct_config__.tag
-    start = kind, event.event_id, event.request_id, event.ts_ms, text(event.user_id)
-    if isinstance(event, Exposure):
-        what: tuple[Any, ...] = (None, None, [text(i) for i in event.items], event.offset, event.slots)
+    request = None if isinstance(event, Order) else event.request_id
+    start = kind, event.event_id, request, event.ts_ms, text(event.user_id)
+    if isinstance(event, Order):
+        what: tuple[Any, ...] = (text(event.item_id), None, None, None, None)
+    elif isinstance(event, Exposure):
+        what = (None, None, [text(i) for i in event.items], event.offset, event.slots)
     else:
         what = (text(event.item_id), event.position, None, None, None)
     return (*start, *what, event.sent_ms or None, number, offset)

@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import Any
 
-from millrace.contracts.events import Action, Event, Exposure
+from millrace.contracts.events import Action, Event, Exposure, Order
 from stream.join.dropped import DroppedPages
 from stream.join.joined_pages import (
     GONE,
@@ -50,6 +50,7 @@ from stream.join.joined_pages import (
     without_log,
 )
 from stream.join.labelling import Dead, Labeller, Outcome, Policy
+from stream.join.outcome_book import OutcomeBook
 from stream.join.page_again import final_labels
 from stream.join.page_rows import LoggedPage
 from stream.join.shown import ShownPages
@@ -73,14 +74,17 @@ class LabelJoin:
         policy: how long to wait.
         shown: makes pages as they were shown.
         settles: whether pages are settled. The caller then has to watch ``wanted`` and call :meth:`recall`.
+        book: of outcomes that come late; None: no event is one.
 
     Attributes:
         wanted: the Kafka offset of each page log that something waits for, by request.
     """
 
-    def __init__(self, policy: Policy, shown: ShownPages, settles: bool = False) -> None:
-        self.policy, self.settles = policy, settles
-        self._labeller = Labeller(policy, shown)
+    def __init__(
+        self, policy: Policy, shown: ShownPages, settles: bool = False, book: OutcomeBook | None = None
+    ) -> None:
+        self.policy, self.settles, self.book = policy, settles, book
+        self._labeller = Labeller(policy, shown, book)
         self._life_ms = policy.life_ms
         self.watermark_ms = 0
         self.pages: dict[str, PageState] = {}
@@ -93,7 +97,10 @@ class LabelJoin:
     @property
     def due_ms(self) -> int | None:
         """The watermark at which the next timer is due; None: nothing waits."""
-        return self._timers[0][0] if self._timers else None
+        due_ms = self._timers[0][0] if self._timers else None
+        if self.book is not None and self.book.due_ms is not None:
+            due_ms = min(self.book.due_ms, due_ms or self.book.due_ms)
+        return due_ms
 
     @property
     def pending(self) -> int:
@@ -176,7 +183,10 @@ class LabelJoin:
         if not late and not (page is not None and page.exposed >> event.position & 1):
             late = event.ts_ms + self.policy.lateness_ms < self.watermark_ms
         part = None if late or page is None else page.part_of(event.position)
-        if late or (part is not None and part.ts_ms + self._life_ms <= self.watermark_ms):
+        gone = late or (part is not None and part.ts_ms + self._life_ms <= self.watermark_ms)
+        if self.book is not None and (gone or part is None) and self.book.act(event, message, False):
+            return
+        if gone:
             out.dead.append(Dead("late", "its exposure is gone", message, 0))
             return
         if page is None:
@@ -192,6 +202,13 @@ class LabelJoin:
         else:
             page.hold(event, message, self.watermark_ms)
             self._keep(page, event.ts_ms + self.policy.lateness_ms + 1, HELD)
+
+    def order(self, event: Order, message: InputMessage, out: Outcome) -> None:
+        """A purchase that names no page, or a refund."""
+        if self.book is not None:
+            self.book.order(event, message)
+        else:
+            out.dead.append(Dead("no-outcome", "the schema has no [[outcome]] of an event", message, 0))
 
     def recall(self, request: str, page_log: LoggedPage | None, out: Outcome) -> None:
         """The page log that was wanted, read again; None: it is gone. Unwanted ones are ignored."""
@@ -257,6 +274,8 @@ class LabelJoin:
             elif kind == SETTLE and due == page.settle_ms:
                 self._rest(page)
         self._dropped.expire(now)
+        if self.book is not None:
+            out.dead += [Dead(*found, 0) for found in self.book.expire(now, out.files)]
 
     def set_back(self, to_ms: int) -> None:
         """Moves the watermark back, for another event clock. Pages dropped meanwhile are forgotten in time."""

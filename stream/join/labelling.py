@@ -29,6 +29,7 @@ from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, PAGE, PO
 from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, LabelPolicy, Promise, Waits, policy_named
 from stream.join.joined_pages import InputMessage, PagePart, PageState
+from stream.join.outcome_book import OutcomeBook, ToFiles
 from stream.join.page_again import rows_again
 from stream.join.page_rows import Counted, LoggedPage, Sampled, runs_of
 from stream.join.shown import ShownPages
@@ -91,6 +92,7 @@ class Outcome:
     recalled: int = 0  # settled pages whose page log was read again
     page_logs_gone: int = 0  # and those whose page log is gone
     warnings: list[ProfileWarning] = field(default_factory=list)  # warnings about accepted users
+    files: ToFiles = field(default_factory=ToFiles)  # of outcomes that come late
 
     def refuse(self, reason: str, detail: str, message: InputMessage, exposures: int) -> None:
         """Makes a dead letter of a message that had been taken with so many exposures."""
@@ -106,8 +108,8 @@ class Labeller:
         flow_ms, exposed_ms: when exposures began to flow, and the newest of them.
     """
 
-    def __init__(self, policy: Policy, shown: ShownPages) -> None:
-        self.policy, self._shown_as = policy, shown
+    def __init__(self, policy: Policy, shown: ShownPages, book: OutcomeBook | None = None) -> None:
+        self.policy, self._shown_as, self._book = policy, shown, book
         self._life_ms, self._waits = policy.life_ms, policy.waits
         self.pending = self.flow_ms = self.exposed_ms = 0
 
@@ -150,6 +152,9 @@ class Labeller:
         part.items = part.message = None
         if part.mask:
             out.counted.append(Counted(self._shown(page, part), *runs_of(part.mask), part.ts_ms, EXPOSURE))
+            if self._book is not None and "page" in self._book.kinds:
+                for position in (p for begin, end in runs_of(part.mask)[0] for p in range(begin, end)):
+                    self._open("page", page, part, position, part.ts_ms)
         if page.held:
             for key, (event, message, came_ms) in list(page.held.items()):
                 if part.brought >> event.position & 1:
@@ -191,6 +196,8 @@ class Labeller:
             out.dead.append(Dead("wrong-item", f"item {event.item_id!r} was not at position {position}", message, 0))
             return
         if page.acted[kind] & bit:
+            if self._book is not None:  # it may be another purchase
+                self._book.act(event, message, False)
             out.duplicates += 1
             return
         if not part.mask & bit:  # the exposure is a dead letter itself
@@ -198,9 +205,15 @@ class Labeller:
             return
         after_ms = event.ts_ms - part.ts_ms
         if after_ms >= self._life_ms:
+            if self._book is not None and self._book.act(event, message, False):
+                return
             out.dead.append(Dead("late", f"{after_ms} ms after its exposure", message, 0))
             return
         page.acted[kind] |= bit
+        if self._book is not None:
+            if kind == CLICK:
+                self._open("click", page, part, position, event.ts_ms)
+            self._book.act(event, message, True)
         out.counted.append(Counted(self._shown(page, part), ((position, position + 1),), 1, event.ts_ms, kind))
         if kind == CLICK and max(after_ms, came_ms - part.ts_ms) < self.policy.attribution_ms:
             page.in_time |= bit
@@ -242,6 +255,11 @@ class Labeller:
             for mask, action in ((part.mask & clicked, CLICK), (part.mask & others, EXPOSURE)):
                 if mask:
                     self._sample(page, part, mask, PAGE, action, 0, out)
+
+    def _open(self, on: str, page: PageState, part: PagePart, position: int, base_ms: int) -> None:
+        assert self._book is not None
+        shown = self._shown(page, part)
+        self._book.open(on, page.request, position, shown, base_ms, part.ts_ms, part.promise.code)
 
     def _label(
         self, page: PageState, part: PagePart, mask: int, kind: int, action: int, origin_ms: int, out: Outcome

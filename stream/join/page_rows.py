@@ -151,7 +151,7 @@ def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleB
         item=rows_of([i.item[a * 8 : b * 8] for i, a, b in runs], "<u8"),
         ts_ms=each((s.ts_ms for s in sampled), np.int64),
         kind=kind,
-        label=np.where(kind == PAGE, actions >> CLICK & 1, kind != NEGATIVE).astype(np.float32),
+        label=np.where(kind >= PAGE, actions >> CLICK & 1, kind != NEGATIVE).astype(np.float32),
         weight=np.ones(len(kind), np.float32),
         actions=actions,
         cat=table_of([i.cat[a * ids : b * ids] for i, a, b in runs], len(kind), shape[0], "<i8"),

@@ -13,13 +13,15 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from millrace.basics.hashing import value_hash
 from millrace.contracts.clock import Reached
-from millrace.contracts.events import ACTIONS, EXPOSURE, BadEventError, Event, Exposure, Id, decode_event
+from millrace.contracts.events import EVENT_KINDS, EXPOSURE, BadEventError, Event, Exposure, Id, Order, decode_event
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.profile_warnings import SECONDS_MS, ProfileChecks
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, PAGE_LOGS, USERS
 from stream.join.join import Dead, InputMessage, LabelJoin, Outcome, Policy
+from stream.join.outcome_book import book_of
 from stream.join.page_rows import Counted
 from stream.join.shown import ShownPages
 from stream.partition.counters import Counters
@@ -27,7 +29,7 @@ from stream.partition.decoder import Decoder
 from stream.partition.early import EarlyEvents
 from stream.partition.journal import Did
 
-_ACCEPTED = tuple(f"events.{action}" for action in ACTIONS)
+_ACCEPTED = tuple(f"events.{kind}" for kind in EVENT_KINDS)
 
 
 class Counts(dict[str, int]):
@@ -51,7 +53,7 @@ class Ingest:
         self._several = decoder.partitions is not None
         self.offsets: dict[str, int] = {}
         self.early, self.reached = EarlyEvents(), Reached(policy.disorder_ms)
-        self.join = LabelJoin(policy, ShownPages(schema), settles)
+        self.join = LabelJoin(policy, ShownPages(schema), settles, book_of(schema, decoder.shape, policy.lateness_ms))
         self.counters = Counters(schema, decoder)
         self._intake, self._checks = Intake(schema), ProfileChecks(schema)
 
@@ -166,6 +168,8 @@ class Ingest:
     def _join_in(self, event: Event, message: InputMessage, outcome: Outcome) -> None:
         if isinstance(event, Exposure):
             self.join.expose(event, message, outcome)
+        elif isinstance(event, Order):
+            self.join.order(event, message, outcome)
         else:
             self.join.act(event, message, outcome)
 
@@ -208,6 +212,8 @@ class Ingest:
         if not self._is_astray(user, message, outcome):
             counts.add("forgotten")
             self._count(outcome, counts)  # what came before counts before
+            if self.join.book is not None:
+                self.join.book.forget(value_hash(user), outcome.files)
             self.counters.forget(user, now_ms if message.clock_ms is None else min(message.clock_ms, now_ms))
 
     def _is_astray(self, user: Id, message: InputMessage, outcome: Outcome, exposures: int = 0) -> bool:

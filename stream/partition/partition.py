@@ -41,6 +41,7 @@ from millrace.contracts.profile_warnings import ProfileWarning
 from millrace.contracts.samples import KIND_NAMES, SampleBatch
 from millrace.contracts.schema import Schema
 from stream.join.join import Dead, InputMessage, Policy
+from stream.join.outcome_book import ToFiles
 from stream.join.page_rows import Counted, batch_of
 from stream.partition.counters import Changes, CountersSnapshot, CountersState, Whole
 from stream.partition.decoder import Decoder
@@ -69,6 +70,7 @@ class StepOutput:
     dead: list[DeadLetter] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     warnings: list[ProfileWarning] = field(default_factory=list)  # warnings about accepted users
+    files: ToFiles = field(default_factory=ToFiles)  # what to do with files of outcomes that come late, after this
 
 
 class Partition:
@@ -266,7 +268,8 @@ class Partition:
                 counts.add(f"samples.{name}", n)
         for name in ("exposures", "duplicates", "late", "unseen", "recalled", "page_logs_gone"):
             counts.add(name, getattr(outcome, name))
-        return StepOutput(samples, [self._dead_letter(d) for d in outcome.dead], dict(counts), outcome.warnings)
+        dead = [self._dead_letter(d) for d in outcome.dead]
+        return StepOutput(samples, dead, dict(counts), outcome.warnings, outcome.files)
 
     def _dead_letter(self, dead: Dead) -> DeadLetter:
         topic, offset, raw, _, key = dead.message
@@ -292,6 +295,8 @@ class Partition:
             "ahead": (self._ingest.early.snapshot(), self._ingest.reached.snapshot()),
             "join": self.join.snapshot(),
         }
+        if self.join.book is not None:
+            head["book"] = self.join.book.snapshot()
         return PartitionSnapshot(head, self.counters.snapshot())
 
     def resume(self, raw: bytes) -> None:
@@ -315,6 +320,9 @@ class Partition:
             self._ingest.reached.resume(state.newest_ms, pages)
             self.join.resume(state.join, lambda message: self._decoder.page(message)[1], decode_event)
             self.counters.resume(state, was)
+            if self.join.book is not None and state.book is not None:
+                carry = self._decoder.former.get(state.schema)
+                self.join.book.resume(state.book, carry.samples if carry is not None else lambda rows: rows)
         except UNFIT as error:
             raise StoreError(f"a damaged checkpoint ({error})", _REMEDY) from None
 
@@ -355,6 +363,7 @@ class _State(CountersState):
     newest_ms: int
     ahead: tuple[list[tuple[int, list[Any]]], list[tuple[Id, int]]]
     join: Any
+    book: Any = None
 
 
 _REMEDY = "move the checkpoint folder away to read the topics from their beginning, or run the version that wrote it"

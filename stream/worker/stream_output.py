@@ -36,6 +36,7 @@ from faust.types import TP
 
 from millrace.basics.hashing import kafka_partition
 from millrace.contracts import coclick_message, itemtiles
+from millrace.contracts.carry import former
 from millrace.contracts.coclick_message import Lists
 from millrace.contracts.events import (
     MESSAGE_BYTES,
@@ -56,12 +57,14 @@ from millrace.contracts.topics import DEAD_LETTERS, FEATURES_COCLICKS, FEATURES_
 from millrace.processes.async_kafka import make_async_producer
 from millrace.processes.kafka import LINGER_MS, read_all
 from millrace.processes.wall import wall_ms
+from stream.join.outcome_book import Hour
 from stream.partition.coclick_counts import CoClicks
 from stream.partition.counters import Changes
 from stream.partition.journal import Journal
 from stream.partition.partition import Partition, StepOutput
 from stream.partition.partition_checkpoint import CheckpointLine, CheckpointStore, LoadedPartition
 from stream.worker.online_writer import OnlineStore
+from stream.worker.outcome_files import OutcomeFiles
 from stream.worker.stream_metrics import (
     ARRIVED_BYTES,
     CHECKPOINT_BYTES,
@@ -88,16 +91,18 @@ Commit = Callable[[dict[TP, int]], Awaitable[None]]
 class WorkerOutput:
     """All methods but :meth:`send_dead_letters` run in one asyncio loop. ``commit`` commits offsets to Kafka."""
 
-    def __init__(self, settings: Settings, schema: Schema, commit: Commit) -> None:
+    def __init__(self, settings: Settings, schema: Schema, commit: Commit, history: tuple[Schema, ...] = ()) -> None:
         self._settings, self._schema, self._commit_offsets = settings, schema, commit
         self._rates, self._says_arms = Rates.of(schema), settings.samples_say_arms
         self._of_schema = ((SCHEMA_HEADER, schema.id.encode()),)
         self.checkpoints = CheckpointStore(settings.place("checkpoints"))
+        self._outcomes = OutcomeFiles(self.checkpoints.store, schema, former(history, schema))
         self._lines: dict[int, CheckpointLine] = {}  # by partition that is ours
         self._rotations: dict[int, Rotation] = {}  # the same
         self._online = OnlineStore(settings.redis, settings.outage_seconds, settings.prefix)
         self._seq = wall_ms()  # of item tiles: rises over restarts too
         self._sent: dict[int, list[asyncio.Future[Any]]] = defaultdict(list)  # not yet covered by a checkpoint
+        self._removed: dict[int, list[Hour]] = defaultdict(list)  # files to be removed after the next one
         self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._producer: AIOKafkaProducer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -131,6 +136,7 @@ class WorkerOutput:
     def forget(self) -> None:
         """Another worker owns the partitions now: no checkpoint of ours will cover the messages sent."""
         self._sent.clear()
+        self._removed.clear()
         self._lines.clear()
         self._rotations.clear()
 
@@ -155,14 +161,30 @@ class WorkerOutput:
     async def emit(self, number: int, output: StepOutput) -> None:
         """Sends samples and dead letters; the next checkpoint waits for their delivery."""
         count(output)
+        told = await self._told(number, output)
         sent = self._sent[number]
         if output.samples is not None and len(output.samples):
             joined(output.samples, wall_ms())
-            for part in parts(output.samples):
+            told.insert(0, output.samples)
+        for samples in told:
+            for part in parts(samples):
                 message = part.to_bytes(self._rates, self._says_arms)
                 sent.append(await self._send(SAMPLES, message, number, headers=self._of_schema))
         for dead_letter in output.dead:
             sent.append(await self._send(DEAD_LETTERS, dead_letter_bytes(dead_letter), 0, dead_letter.reason.encode()))
+
+    async def _told(self, number: int, output: StepOutput) -> list[SampleBatch]:
+        """Does what is due with the files of outcomes. Returns what is told; adds to the dead letters of ``output``."""
+        files = output.files
+        if not (files.sealed or files.told or files.erased or files.removed):
+            return []
+        self._removed[number] += files.removed
+        found = await asyncio.to_thread(lambda: list(self._outcomes.do(number, files)))
+        told = [one for one in found if isinstance(one, SampleBatch)]
+        lost = [one for one in found if isinstance(one, DeadLetter)]
+        count(StepOutput(dead=lost, counts={"samples.outcome": sum(map(len, told))}))
+        output.dead += lost
+        return told
 
     def send_dead_letters(self, dead_letters: Sequence[DeadLetter]) -> None:
         """Sends dead letters and waits for their delivery. For another thread than the loop's."""
@@ -246,12 +268,14 @@ class WorkerOutput:
         assert journal is not None
         entries, arrived, read = journal.cut()
         base = turn.snapshot() if line.wants_base(arrived + read, due.last) else None
-        sent = self._sent.pop(number, [])
+        sent, removed = self._sent.pop(number, []), self._removed.pop(number, [])
 
         async def job() -> None:
             await asyncio.gather(*sent)
             before = line.written_bytes
             await asyncio.to_thread(line.write, entries, base, offsets, due.advance_ms, logs)
+            if removed:
+                await asyncio.to_thread(self._outcomes.remove, number, removed)
             await self._commit({TP(topic, number): offset for topic, offset in offsets.items()})
             turn.done(due)
             CHECKPOINTS.inc()

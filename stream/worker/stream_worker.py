@@ -100,7 +100,7 @@ class StreamWorker:
         self.app.feed(self.receive)
         self.app.on_partitions_revoked.connect(self.revoked)
         self.app.on_partitions_assigned.connect(self.assigned)
-        self.outlet = WorkerOutput(settings, schema, self.app.commit_offsets)
+        self.outlet = WorkerOutput(settings, schema, self.app.commit_offsets, self._history)
         self.recaller = PageLogReader(settings)
         self._tasks: set[asyncio.Task[None]] = set()  # in the background, of which nobody waits for the end
         self._was_silent = False  # the broker was silent, and has not been asked for its topics since

@@ -230,6 +230,7 @@ class ReferencePartition:
         if isinstance(event, Exposure):
             self._expose(event)
         else:
+            assert isinstance(event, Action)
             self._act(event)
 
     def _expose(self, event: Exposure) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from millrace.contracts.clock import MAX_AHEAD_MS
-from millrace.contracts.events import BadEventError, Click, Event, Exposure, decode_event
+from millrace.contracts.events import Action, BadEventError, Click, Event, Exposure, decode_event
 from millrace.contracts.settings import Settings
 from simulator.mischief import KINDS, SHARES, bad_message, bad_message_of
 from simulator.outbox import FaultRates, Outbox
@@ -18,6 +18,12 @@ NOW = 1_772_240_000_000
 MINUTE = 60_000
 STEP_MS = 1000
 WALL = 1_760_000_000_000
+
+
+def of_page(raw: bytes) -> Exposure | Action:
+    event = decode_event(raw)
+    assert isinstance(event, Exposure | Action)
+    return event
 
 
 class Deliveries:
@@ -77,7 +83,7 @@ def run_outbox(rates: FaultRates, pages: int = 400, cut: bool = True) -> Book:
 
 def test_without_mischief_events_go_out_in_time_and_order() -> None:
     book = run_outbox(FaultRates(0, 0, 0, 0))
-    events = [(at, decode_event(raw)) for at, raw in book.sent]
+    events = [(at, of_page(raw)) for at, raw in book.sent]
     assert [e.ts_ms for _, e in events] == sorted(e.ts_ms for _, e in events)
     assert all(0 <= at - e.ts_ms <= STEP_MS for at, e in events)
     assert {e.sent_ms for _, e in events} == {WALL}, "the wall time is what it was handed"
@@ -101,7 +107,7 @@ def test_disorder_stays_within_what_is_allowed() -> None:
 
 def test_late_is_after_the_label_and_before_it_is_too_late() -> None:
     book = run_outbox(FaultRates(0, 0, 0.2, 0))
-    events = [(at, decode_event(raw)) for at, raw in book.sent]
+    events = [(at, of_page(raw)) for at, raw in book.sent]
     page_ms = {e.request_id: e.ts_ms for _, e in events if isinstance(e, Exposure)}
     late = [(at, e) for at, e in events if at - e.ts_ms > STEP_MS]
     clicks = [e for _, e in events if isinstance(e, Click)]
@@ -120,7 +126,7 @@ def test_late_is_after_the_label_and_before_it_is_too_late() -> None:
 
 def test_duplicates_are_the_same_event_again() -> None:
     book = run_outbox(FaultRates(0.2, 0, 0, 0))
-    events = [decode_event(raw) for _, raw in book.sent]
+    events = [of_page(raw) for _, raw in book.sent]
     first: dict[str, object] = {}
     again = 0
     for event in events:

@@ -1,0 +1,446 @@
+# core
+"""Outcomes that come late: which rows still wait for one, and what has come of each.
+
+::
+
+    exposure, or click ──► open row ──► its hour ──► hour's end + lateness: sealed, a file with the rows' features
+                              ▲                      hour's end + within + lateness: told, one outcome of all its rows
+         purchase, order, ────┘
+         refund
+
+An outcome on pages has a row for each exposure, one on clicks for each click. A row is known in memory by hashes of
+its user, its item and its place (request and position); features lie on disk. Rows lie by the hour in which they
+begin, so nothing is ever looked up on disk: the hour's file is read when an outcome of it is told. The book says what
+is to be written and told; the worker does it before the checkpoint that covers it, as it sends samples. So a crash
+repeats files and samples, with the same names and ids.
+
+- A purchase names its page, or is an order without one: it belongs to the user's last click on the item that has come
+  (the last exposure, where no outcome is on clicks), if the row's window still holds it. An event of an open row may
+  come at any time until the row is told.
+- A refund takes back the user's last purchase of the item that is dated no later. It counts until the row is told.
+- What comes before its row, or a refund before its purchase, waits for the lateness. Then it is a dead letter.
+- A deleted user's rows are not told, and their features are overwritten.
+
+A row takes 20 bytes of memory. R rows of an hour, K outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.basics.durations import HOUR_MS
+from millrace.basics.hashing import value_hash
+from millrace.contracts.events import ACTIONS, CLICK, EXPOSURE, PURCHASE, Action, Order, Refund
+from millrace.contracts.samples import OUTCOME, SampleBatch
+from millrace.contracts.schema import Schema
+from stream.join.joined_pages import InputMessage
+from stream.join.page_rows import LoggedPage, Sampled, batch_of
+
+REFUND = Refund.kind
+KEPT_HOURS = 24
+"""A file stays for so long after all of it is told, for a worker that reads Kafka again from a while ago."""
+_CHUNK = 128
+_FORGOTTEN = np.iinfo(np.int32).min
+_TAKEN_BACK = -1
+_NEVER = 1 << 62
+_MASK = 0xFFFFFFFF
+
+Ids = NDArray[np.uint64]
+Hour = tuple[str, int]
+"""What its rows are of, ``click`` or ``page``, and hours since 1970."""
+
+
+class Sealed(NamedTuple):
+    """An hour whose rows are complete: to be written."""
+
+    hour: Hour
+    rows: SampleBatch  # (R,)
+
+
+class Told(NamedTuple):
+    """An outcome of an hour's rows is known: those with a value are samples now."""
+
+    hour: Hour
+    outcomes: NDArray[np.float32]  # (R, K), NaN: not told
+    offsets: list[int]  # in ``events``, of what they rest on; said with the hour's last outcomes
+
+
+class Erased(NamedTuple):
+    """Rows of a deleted user, whose features are to be overwritten."""
+
+    hour: Hour
+    rows: tuple[int, int]
+
+
+@dataclass(slots=True)
+class ToFiles:
+    """What is to be done with hours' files: first all that is to be written, then told; removed after a checkpoint."""
+
+    sealed: list[Sealed] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
+    erased: list[Erased] = field(default_factory=list)
+    removed: list[Hour] = field(default_factory=list)
+
+
+class Waiting(NamedTuple):
+    """An event whose row has not come, or a refund whose purchase has not."""
+
+    kind: int
+    place: int | None
+    ts_ms: int
+    message: InputMessage
+    took: bool = False  # whether a row took it already, and one of another kind may follow
+
+
+class Dropped(NamedTuple):
+    """An event that waited in vain."""
+
+    reason: str
+    detail: str
+    message: InputMessage
+
+
+@dataclass(slots=True)
+class HourRows:
+    """The rows of one hour. ``who`` ascends once it is sealed."""
+
+    who: Any  # (R,) uint64; a list until it is sealed, as the next three
+    what: Any  # (R,) uint32 of the item's hash
+    place: Any  # (R,) uint32
+    base: Any  # (R,) int32, ms after the hour's begin
+    sealed: bool = False
+    told: set[str] = field(default_factory=set)
+    acts: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
+    """By (row, kind): the offset in ``events`` of each time at which it was done, or that it was taken back."""
+    chunks: list[SampleBatch] = field(default_factory=list)
+    recent: list[Sampled] = field(default_factory=list)
+
+    @classmethod
+    def new(cls) -> HourRows:
+        return cls([], [], [], [])
+
+    def mine(self, who: int, what: int) -> Iterator[int]:
+        """The rows of a user and an item, without forgotten ones."""
+        if self.sealed:
+            low, high = self.who.searchsorted(np.uint64(who)), self.who.searchsorted(np.uint64(who), "right")
+            near: Iterable[int] = range(int(low), int(high))
+        else:
+            near = [row for row, one in enumerate(self.who) if one == who]
+        return (row for row in near if self.what[row] == what and self.base[row] != _FORGOTTEN)
+
+    def collect(self, shape: tuple[int, int, int], all_of_it: bool = False) -> None:
+        """Copies rows out of their pages, which would stay in memory whole."""
+        if self.recent and (all_of_it or len(self.recent) >= _CHUNK):
+            self.chunks.append(batch_of(self.recent, shape))
+            self.recent = []
+
+    def rows(self, shape: tuple[int, int, int]) -> SampleBatch:
+        self.collect(shape, True)
+        self.chunks = [SampleBatch.concat(self.chunks)] if len(self.chunks) > 1 else self.chunks
+        return self.chunks[0]
+
+    def seal(self, shape: tuple[int, int, int]) -> SampleBatch:
+        """The rows, in the order of their users."""
+        batch = self.rows(shape)
+        who, base = np.array(self.who, np.uint64), np.array(self.base, np.int32)
+        order = np.argsort(who, kind="stable")
+        order = order[base[order] != _FORGOTTEN]
+        self.who, self.base = who[order], base[order]
+        self.what, self.place = np.array(self.what, np.uint32)[order], np.array(self.place, np.uint32)[order]
+        now = {int(old): new for new, old in enumerate(order)}
+        self.acts = {(now[row], kind): at for (row, kind), at in self.acts.items() if row in now}
+        self.sealed, self.chunks = True, []
+        return batch.take(order)
+
+
+class OutcomeBook:
+    """The open rows of one partition. Reads no clock; :meth:`expire` moves its time.
+
+    Args:
+        schema: with outcomes of events.
+        shape: (F, N, K) of page logs.
+        late_ms: how late an event may come.
+    """
+
+    def __init__(self, schema: Schema, shape: tuple[int, int, int], late_ms: int) -> None:
+        self._shape, self._late_ms = shape, late_ms
+        self._names = [one.name for one in schema.outcome]
+        self._outcomes = [one for one in schema.outcome if one.event is not None]
+        self._of = {on: [one for one in self._outcomes if one.on == on] for on in ("page", "click")}
+        self.kinds = {on: {ACTIONS.index(one.event or "") for one in of} for on, of in self._of.items() if of}
+        self._longest = {on: max(one.within_ms for one in self._of[on]) for on in self.kinds}
+        self._hours: dict[Hour, HourRows] = {}
+        self._sealed_to = 0  # hours since 1970
+        self._waiting: dict[tuple[int, int], list[Waiting]] = {}
+        self._next_ms = _NEVER
+
+    def __len__(self) -> int:
+        return sum(len(one.who) for one in self._hours.values())
+
+    @property
+    def index_bytes(self) -> int:
+        """Of sealed rows in memory, without their acts."""
+        arrays = ((h.who, h.what, h.place, h.base) for h in self._hours.values() if h.sealed)
+        return sum(a.nbytes for one in arrays for a in one)
+
+    @property
+    def due_ms(self) -> int | None:
+        """The watermark at which something is due; None: nothing waits."""
+        return self._next_ms if self._next_ms < _NEVER else None
+
+    def takes(self, kind: int) -> bool:
+        return any(kind in kinds for kinds in self.kinds.values())
+
+    # ------------------------------------------------------------------ what comes in
+
+    def open(self, on: str, request: str, position: int, page: LoggedPage, base_ms: int, ts_ms: int,
+             policy: int) -> bool:  # fmt: skip
+        """An exposure (``on`` pages) or a click of it begins to wait, if an outcome is of such."""
+        if on not in self.kinds:
+            return False
+        hour = (on, max(base_ms // HOUR_MS, self._sealed_to))
+        rows = self._hours.get(hour)
+        if rows is None:
+            rows = self._hours[hour] = HourRows.new()
+            self._next_ms = min(self._next_ms, self._due(hour, rows))
+        rows.who.append(page.user)
+        rows.what.append(int.from_bytes(page.item[8 * position : 8 * position + 4], "little"))
+        rows.place.append(_place(request, position))
+        rows.base.append(max(base_ms - hour[1] * HOUR_MS, _FORGOTTEN + 1))
+        actions = 1 << EXPOSURE | (1 << CLICK if on == "click" else 0)
+        stretch = ((position, position + 1),)
+        rows.recent.append(Sampled(request, page, ts_ms, stretch, 1, OUTCOME, actions, 0, policy))
+        rows.collect(self._shape)
+        self._look_again(rows.who[-1], rows.what[-1])
+        return True
+
+    def act(self, event: Action, message: InputMessage, waits: bool) -> bool:
+        """An action that names its page. Returns whether a row took it, or, if it ``waits``, will be waited for."""
+        if not self.takes(event.kind):
+            return False
+        who, what = value_hash(event.user_id), value_hash(event.item_id) & _MASK
+        one = Waiting(event.kind, _place(event.request_id, event.position), event.ts_ms, message)
+        took, whole = self._note(who, what, one)
+        if waits and not whole:
+            self._wait(who, what, one._replace(took=took))
+        return took or waits
+
+    def order(self, event: Order, message: InputMessage) -> None:
+        """A purchase that names no page, or a refund."""
+        who, what = value_hash(event.user_id), value_hash(event.item_id) & _MASK
+        kind = REFUND if isinstance(event, Refund) else PURCHASE
+        one = Waiting(kind, None, event.ts_ms, message)
+        if not self._note(who, what, one)[0]:
+            self._wait(who, what, one)
+
+    def forget(self, who: int, files: ToFiles) -> None:
+        """Closes all rows of a user."""
+        for hour, rows in self._hours.items():
+            if rows.sealed:
+                low, high = (
+                    int(rows.who.searchsorted(np.uint64(who))),
+                    int(rows.who.searchsorted(np.uint64(who), "right")),
+                )
+                gone: Sequence[int] = range(low, high)
+                if len(gone):
+                    rows.base = rows.base.copy()  # a snapshot may have the other
+                    files.erased.append(Erased(hour, (low, high)))
+            else:
+                gone = [row for row, one in enumerate(rows.who) if one == who]
+            for row in gone:
+                rows.base[row] = _FORGOTTEN
+            rows.acts = {(row, kind): at for (row, kind), at in rows.acts.items() if row not in gone}
+
+    def expire(self, now_ms: int, files: ToFiles) -> Iterator[Dropped]:
+        """Does what is due at this watermark."""
+        if now_ms < self._next_ms:
+            return
+        yield from self._give_up(now_ms)
+        while True:
+            due_ms, hour = min(((self._due(h, rows), h) for h, rows in self._hours.items()), default=(_NEVER, ("", 0)))
+            if due_ms > now_ms:
+                break
+            rows = self._hours[hour]
+            if not rows.sealed:
+                self._sealed_to = max(self._sealed_to, hour[1] + 1)
+                batch = rows.seal(self._shape)
+                if len(batch):
+                    files.sealed.append(Sealed(hour, batch))
+                else:
+                    del self._hours[hour]
+            elif left := self._untold(hour[0], rows):
+                first = min(one.within_ms for one in left)
+                self._tell(hour, rows, [one for one in left if one.within_ms == first], files)
+            else:
+                files.removed.append(hour)
+                del self._hours[hour]
+        waiting = [one.ts_ms + self._late_ms + 1 for events in self._waiting.values() for one in events]
+        self._next_ms = min([due_ms, *waiting])
+
+    # ------------------------------------------------------------------ rules
+
+    def _untold(self, on: str, rows: HourRows) -> list[Any]:
+        return [one for one in self._of[on] if one.name not in rows.told]
+
+    def _due(self, hour: Hour, rows: HourRows) -> int:
+        """The watermark at which something is to be done with an hour."""
+        ends = (hour[1] + 1) * HOUR_MS + self._late_ms
+        if not rows.sealed:
+            return ends
+        left = [one.within_ms for one in self._untold(hour[0], rows)]
+        return ends + (min(left) if left else self._longest[hour[0]] + KEPT_HOURS * HOUR_MS)
+
+    def _rows_of(self, on: str, who: int, what: int) -> Iterator[tuple[int, HourRows, int]]:
+        """(begin in ms, hour, row) of the open rows of a user and an item."""
+        for (of, hour), rows in self._hours.items():
+            if of == on and (not rows.sealed or self._untold(on, rows)):
+                for row in rows.mine(who, what):
+                    yield hour * HOUR_MS + int(rows.base[row]), rows, row
+
+    def _note(self, who: int, what: int, one: Waiting) -> tuple[bool, bool]:
+        """Notes an event at its rows. Returns whether there is one, and one of each kind."""
+        if one.kind == REFUND:
+            return (self._take_back(who, what, one),) * 2
+        place = one.place
+        if place is None:
+            on = "click" if "click" in self.kinds else "page"
+            before = [found for found in self._rows_of(on, who, what) if found[0] <= one.ts_ms]
+            if not before:
+                return False, False
+            _, rows, row = max(before, key=lambda found: found[0])
+            place = int(rows.place[row])
+        took, whole = False, True
+        for on, kinds in self.kinds.items():
+            if one.kind not in kinds:
+                continue
+            here = False
+            longest = max(o.within_ms for o in self._of[on] if ACTIONS[one.kind] == o.event)
+            for base_ms, rows, row in self._rows_of(on, who, what):
+                if rows.place[row] == place and one.ts_ms < base_ms + longest:
+                    rows.acts.setdefault((row, one.kind), {}).setdefault(one.ts_ms, one.message.offset)
+                    here = True
+            took, whole = took or here, whole and here
+        if took and (who, what) in self._waiting:
+            self._look_again(who, what)
+        return took, whole
+
+    def _take_back(self, who: int, what: int, one: Waiting) -> bool:
+        bought = [
+            (ts_ms, acts)
+            for on in self.kinds
+            for _, rows, row in self._rows_of(on, who, what)
+            if (acts := rows.acts.get((row, PURCHASE))) is not None
+            for ts_ms, offset in acts.items()
+            if ts_ms <= one.ts_ms and (offset != _TAKEN_BACK)
+        ]
+        if not bought:
+            return False
+        last = max(ts_ms for ts_ms, _ in bought)
+        for ts_ms, acts in bought:
+            if ts_ms == last:
+                acts[ts_ms] = _TAKEN_BACK
+        return True
+
+    def _wait(self, who: int, what: int, one: Waiting) -> None:
+        self._next_ms = min(self._next_ms, one.ts_ms + self._late_ms + 1)
+        self._waiting.setdefault((who, what), []).append(one)
+
+    def _look_again(self, who: int, what: int) -> None:
+        left = self._waiting.pop((who, what), None)
+        if left:
+            left = [one for one in left if not self._note(who, what, one)[one.place is not None]]
+        if left:
+            self._waiting.setdefault((who, what), []).extend(left)
+
+    def _give_up(self, now_ms: int) -> Iterator[Dropped]:
+        for key, events in list(self._waiting.items()):
+            for one in [e for e in events if e.ts_ms + self._late_ms < now_ms]:
+                events.remove(one)
+                if one.took:
+                    continue
+                if one.kind == REFUND:
+                    yield Dropped("no-purchase", "no open purchase of the item by the user is as old", one.message)
+                else:
+                    yield Dropped("no-click", "no open click of the user on the item holds it", one.message)
+            if not events:
+                del self._waiting[key]
+
+    def _tell(self, hour: Hour, rows: HourRows, outcomes: list[Any], files: ToFiles) -> None:
+        n = len(rows.who)
+        told, offsets = np.full((n, len(self._names)), np.nan, np.float32), set[int]()
+        alive = rows.base != _FORGOTTEN
+        for one in outcomes:
+            k, kind = self._names.index(one.name), ACTIONS.index(one.event)
+            told[alive, k] = 0
+            for (row, of), at in rows.acts.items():
+                if of != kind:
+                    continue
+                ends = hour[1] * HOUR_MS + int(rows.base[row]) + one.within_ms
+                kept = [offset for ts_ms, offset in at.items() if ts_ms < ends and offset != _TAKEN_BACK]
+                told[row, k] = bool(kept)
+                offsets.update(kept)
+            rows.told.add(one.name)
+        if self._untold(hour[0], rows):
+            offsets.clear()
+        else:
+            rows.acts, empty = {}, np.empty(0, np.uint64)
+            rows.who, rows.what, rows.place, rows.base = (empty.astype(a.dtype) for a in
+                                                          (rows.who, rows.what, rows.place, rows.base))  # fmt: skip
+        if alive.any():
+            files.told.append(Told(hour, told, sorted(offsets)))
+
+    # ------------------------------------------------------------------ state
+
+    def snapshot(self) -> tuple[Any, ...]:
+        """The whole state as plain values that do not change afterwards."""
+        hours = [
+            (
+                *hour,
+                rows.sealed,
+                *(
+                    np.asarray(a, dtype).tobytes()
+                    for a, dtype in zip((rows.who, rows.what, rows.place, rows.base), _DTYPES, strict=True)
+                ),
+                sorted(rows.told),
+                [(*key, list(at.items())) for key, at in rows.acts.items()],
+                None if rows.sealed else rows.rows(self._shape).to_bytes(),
+            )
+            for hour, rows in self._hours.items()
+        ]
+        waiting = [(*key, list(events)) for key, events in self._waiting.items()]
+        return hours, self._sealed_to, waiting, self._next_ms
+
+    def resume(self, state: Any, carried: Callable[[SampleBatch], SampleBatch]) -> None:
+        """The inverse of :meth:`snapshot`. ``carried``: takes rows to the present schema."""
+        hours, self._sealed_to, waiting, self._next_ms = state
+        for on, hour, sealed, *columns, told, acts, raw in hours:
+            if on not in self.kinds:
+                continue  # its outcomes are no longer declared
+            arrays = (np.frombuffer(c, dtype) for c, dtype in zip(columns, _DTYPES, strict=True))
+            who, what, place, base = arrays if sealed else (a.tolist() for a in arrays)
+            rows = HourRows(who, what, place, base, sealed, set(told))
+            rows.acts = {(row, kind): dict(map(tuple, at)) for row, kind, at in acts}
+            if raw is not None:
+                rows.chunks = [carried(SampleBatch.from_bytes(raw))]
+            self._hours[on, hour] = rows
+        for who, what, events in waiting:
+            found = (Waiting(k, place, ts, InputMessage(*message), took) for k, place, ts, message, took in events)
+            self._waiting[who, what] = list(found)
+
+
+_DTYPES = ("<u8", "<u4", "<u4", "<i4")
+
+
+def _place(request: str, position: int) -> int:
+    return crc32(f"{request}\0{position}".encode())
+
+
+def book_of(schema: Schema, shape: tuple[int, int, int], late_ms: int) -> OutcomeBook | None:
+    """None: the schema has no outcome of an event."""
+    return OutcomeBook(schema, shape, late_ms) if any(one.event for one in schema.outcome) else None

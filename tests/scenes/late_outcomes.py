@@ -1,0 +1,116 @@
+"""A partition whose schema has outcomes that come late, with its files: what is told, in comparable form."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from millrace.basics.store import Store
+from millrace.contracts.events import DeadLetter
+from millrace.contracts.samples import OUTCOME
+from millrace.contracts.schema import parse_schema
+from stream.join.join import InputMessage
+from stream.partition.partition import Partition, StepOutput
+from stream.worker.outcome_files import OutcomeFiles
+from tests.scenes.stream_world import DAY, POLICY, T0, TEXT, Log, action, exposure, page_log
+
+OUTCOMES = parse_schema(
+    TEXT
+    + """
+[[outcome]]
+name = "purchase"
+on = "click"
+event = "purchase"
+within = "30d"
+[[outcome]]
+name = "soon"
+on = "click"
+event = "purchase"
+within = "1d"
+"""
+)
+NOW = T0 + 200 * DAY
+
+
+class LateStream:
+    """One partition and its store. ``told``: (request, position, outcome) and 0 or 1, of each telling."""
+
+    def __init__(self, url: str, schema: Any = OUTCOMES) -> None:
+        self.schema, self.log, self.url = schema, Log(), url
+        self.files = OutcomeFiles(Store(url), schema, {})
+        self.partition = Partition(0, schema, POLICY)
+        self.told: list[tuple[str, int, str, int]] = []
+        self.rows: dict[tuple[str, int], bytes] = {}  # features of what was told
+        self.dead: list[DeadLetter] = []
+        self.counts: Counter[str] = Counter()
+        self.removed: list[tuple[str, int]] = []
+        self.messages: list[InputMessage] = []
+
+    def take(self, *messages: InputMessage) -> StepOutput:
+        self.messages += messages
+        return self.did(self.partition.take(messages, NOW))
+
+    def did(self, output: StepOutput) -> StepOutput:
+        self.counts.update(output.counts)
+        self.dead += output.dead
+        self.removed += output.files.removed
+        for one in self.files.do(0, output.files):
+            if isinstance(one, DeadLetter):
+                self.dead.append(one)
+                continue
+            assert set(one.kind.tolist()) == {OUTCOME}
+            for row, (request, position) in enumerate(one.ids()):
+                self.rows[request, position] = one.cat[row].tobytes() + one.num[row].tobytes()
+                for k in np.flatnonzero(np.isfinite(one.outcomes[row])).tolist():
+                    told = int(one.outcomes[row, k])
+                    self.told.append((request, position, self.schema.outcome[k].name, told))
+        return output
+
+    def page(self, request: str, at: int, items: Iterable[int] = (1, 2, 3), user: int = 7) -> None:
+        items = list(items)
+        log = page_log(request, at, items, user, schema_id=self.schema.id)
+        self.take(*self.log.page_logs(log), *self.log.events(exposure(request, at, items, user_id=user)))
+
+    def act(self, kind: str, request: str, at: int, position: int = 0, item: int = 1, user: int = 7) -> None:
+        self.take(*self.log.events(action(kind, request, at, position, item, user_id=user)))
+
+    def order(self, at: int, item: int = 1, user: int = 7, kind: str = "order") -> None:
+        body = {"type": kind, "event_id": f"{kind}-{item}-{at}", "ts_ms": at, "user_id": user, "item_id": item}
+        self.take(*self.log.events(msgspec.json.encode(body)))
+
+    def forget(self, user: int) -> None:
+        at = self.log("users", b"")
+        self.take(at._replace(key=str(user).encode()))
+
+    def until(self, at: int) -> None:
+        """Another user's page moves the time."""
+        self.page(f"tick-{at}", at, [99], user=8)
+
+    def checkpoint(self) -> bytes:
+        self.files.remove(0, self.removed)
+        self.removed = []
+        return self.partition.snapshot().to_bytes()
+
+    def crash(self, checkpoint: bytes) -> None:
+        """Goes on from it."""
+        self.partition, self.removed = Partition(0, self.schema, POLICY), []
+        self.partition.resume(checkpoint)
+
+    def of(self, name: str) -> dict[tuple[str, int], int]:
+        """What was told of one outcome; nothing is told twice."""
+        found = [((request, position), told) for request, position, of, told in self.told if of == name]
+        assert len(found) == len({key for key, _ in found}), "told twice"
+        return dict(found)
+
+    @property
+    def book(self) -> Any:
+        assert self.partition.join.book is not None
+        return self.partition.join.book.snapshot()
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        return dict(Counter(one.reason for one in self.dead))
