@@ -27,7 +27,7 @@ from millrace.basics.errors import LogError
 from millrace.reports.lines import Tick
 from simulator.catalogue import price_band
 from simulator.dice import uniform
-from simulator.orders import Orders, draw_orders
+from simulator.late_orders import Orders, draw_orders
 from simulator.params import DEFAULT, WORLDS, Params
 from simulator.reaction import react
 from simulator.shoppers import AGES, GENDERS, HOUSEHOLDS

@@ -32,8 +32,8 @@ from millrace.processes.metrics import READY, serve_metrics
 from millrace.processes.wall import event_now_ms, wall_ms
 from simulator import simulator_metrics
 from simulator.dice import generator
+from simulator.late_orders import draw_orders
 from simulator.oracle_auc import OracleAuc
-from simulator.orders import draw_orders
 from simulator.outbox import FaultRates, Outbox
 from simulator.params import PAGE, WORLDS
 from simulator.reaction import react

@@ -84,7 +84,7 @@ class Params:
     collect_rate: tuple[float, float] = (0.10, 0.08)
     cart_rate: tuple[float, float] = (0.16, 0.10)
     purchase_rate: tuple[float, float] = (0.40, 0.30)  # of those in the cart
-    # Orders, which come later (simulator/orders.py)
+    # Orders, which come later (simulator/late_orders.py)
     order_rate: float = 0.0  # of clicks, at mean liking, purse and price; 0: there are none
     order_item: float = 0.8  # deviation between items, of log-odds
     order_user: float = 0.6  # between users

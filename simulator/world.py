@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from millrace.basics.durations import DAY_MS, HOUR_MS
 from simulator.catalogue import Catalogue, Inventory
 from simulator.dice import F64, generator, normal, uniform
-from simulator.orders import order_chance
+from simulator.late_orders import order_chance
 from simulator.params import DEFAULT, PAGE, UTC_OFFSET_MS, Params
 from simulator.shoppers import make_shoppers
 from simulator.visits import Visits, make_visits, usual_depth

@@ -188,10 +188,12 @@ def score_with(
     cat, num = _bucketed(inputs, inference.network, cat, num), inputs.plain(num)  # (B, F + buckets), (B, N - buckets)
     blocks = [tables[g.name].read(inputs.ids(g, cat)) for g in inputs.groups]
     t = inference.logits(blocks, num) + wide_part(inputs, blocks, len(cat), inputs.prior_logit)  # (B,)
-    if heads is not None:
-        t = np.stack([t, *(head.logits(tables, cat, num, t) for head in heads)], axis=1)
     p: Floats = torch.sigmoid(torch.from_numpy(t)).numpy()  # (B,)
-    return p
+    if heads is None:
+        return p
+    others = (torch.from_numpy(head.logits(tables, cat, num, t)) for head in heads)
+    # Each by itself: torch rounds a value by its place in the array.
+    return np.stack([p, *(torch.sigmoid(z).numpy() for z in others)], axis=1)
 
 
 class OnlineModel:

@@ -56,7 +56,7 @@ Hour = tuple[str, int]
 """What its rows are of, ``click`` or ``page``, and hours since 1970."""
 
 
-class Sealed(NamedTuple):
+class SealedHour(NamedTuple):
     """An hour whose rows are complete: to be written."""
 
     hour: Hour
@@ -82,7 +82,7 @@ class Erased(NamedTuple):
 class ToFiles:
     """What is to be done with hours' files: first all that is to be written, then told; removed after a checkpoint."""
 
-    sealed: list[Sealed] = field(default_factory=list)
+    sealed: list[SealedHour] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
     erased: list[Erased] = field(default_factory=list)
     removed: list[Hour] = field(default_factory=list)
@@ -271,7 +271,7 @@ class OutcomeBook:
                 self._sealed_to = max(self._sealed_to, hour[1] + 1)
                 batch = rows.seal(self._shape)
                 if len(batch):
-                    files.sealed.append(Sealed(hour, batch))
+                    files.sealed.append(SealedHour(hour, batch))
                 else:
                     del self._hours[hour]
             elif left := self._untold(hour[0], rows):

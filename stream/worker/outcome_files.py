@@ -27,7 +27,7 @@ from millrace.contracts.pagepack import Rates
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS
-from stream.join.outcome_book import Erased, Hour, Sealed, ToFiles, Told
+from stream.join.outcome_book import Erased, Hour, SealedHour, ToFiles, Told
 
 log = structlog.get_logger("outcomes")
 
@@ -66,7 +66,7 @@ class OutcomeFiles:
             last = _name(number, (on, hour))
             self._store.remove(n for n in self._store.names(f"p{number:05d}-{on}-") if n <= last)
 
-    def _write(self, number: int, sealed: Sealed) -> None:
+    def _write(self, number: int, sealed: SealedHour) -> None:
         packed = zstandard.ZstdCompressor(_LEVEL).compress(sealed.rows.to_bytes(self._rates))
         file = self._store.put(_name(number, sealed.hour), {"schema": self._schema_id}, packed)
         self.written_bytes += file.size
@@ -99,7 +99,7 @@ class OutcomeFiles:
         for name, column in columns.items():
             if name not in kept:
                 column[gone] = 0
-        self._write(number, Sealed(erased.hour, replace(rows, request=tuple(request.tolist()), **columns)))
+        self._write(number, SealedHour(erased.hour, replace(rows, request=tuple(request.tolist()), **columns)))
 
     def _tell(self, number: int, told: Told) -> Iterator[SampleBatch | DeadLetter]:
         rows = self._read(number, told.hour)

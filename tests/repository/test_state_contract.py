@@ -54,6 +54,7 @@ from millrace.windows.tiles import TileStore, counts_of
 from stream.join.dropped import DroppedPages
 from stream.join.join import InputMessage, LabelJoin, Outcome
 from stream.join.labelling import Labeller
+from stream.join.outcome_book import OutcomeBook, ToFiles
 from stream.join.page_rows import LoggedPage
 from stream.join.shown import ShownPages
 from stream.join.topic_order import ReadTo
@@ -66,6 +67,7 @@ from stream.partition.partition import Partition, StepOutput
 from stream.partition.recents import CLICKS, PURCHASES, Recents
 from stream.worker.turn import INPUTS, Advance, Now, Pace, Publish, Take, Turn, arrival
 from tests.architecture import ROOT
+from tests.scenes.late_outcomes import OUTCOMES
 from tests.scenes.learning import SCHEMA as LEARNT
 from tests.scenes.learning import START_MS, make_samples, tables_of
 from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, page_log, rows
@@ -557,6 +559,42 @@ def _other_columns() -> TileStore:
     return store
 
 
+class Outcomes(Case):
+    covers = (OutcomeBook,)
+    skips: ClassVar = {
+        CHANGES_ONCE: "what comes out of it is an outcome of each message",
+        CHANGES_ABSOLUTE: "what comes out of it is an outcome of each message",
+        DAMAGED: f"{WHOLE}: a partition's",
+    }
+
+    def fresh(self) -> OutcomeBook:
+        return OutcomeBook(OUTCOMES, Decoder(SCHEMA, 0, None, ()).shape, POLICY.lateness_ms)
+
+    def feed(self, subject: OutcomeBook, piece: int) -> Any:
+        files, dropped = ToFiles(), []
+        for message in messages(piece):
+            if message.topic == "page_logs":
+                request, page = Decoder(SCHEMA, 0, None, ()).page(message.raw)
+                subject.open("click", request, 0, page, page.ts_ms, page.ts_ms, 0)
+            elif message.topic == "events":
+                event = decode_event(message.raw)
+                dropped += [one.reason for one in subject.expire(event.ts_ms, files)]
+                if isinstance(event, Action):
+                    subject.act(event, message, True)
+        dropped += [one.reason for one in subject.expire(T0 + 5 * piece * 3_600_000, files)]
+        sealed = [(one.hour, one.rows.to_bytes()) for one in files.sealed]
+        told = [(one.hour, one.outcomes.tobytes(), one.offsets) for one in files.told]
+        return sealed, told, files.removed, dropped, subject.due_ms, len(subject)
+
+    def resume(self, state: Any) -> OutcomeBook:
+        book = self.fresh()
+        book.resume(msgspec.msgpack.decode(msgspec.msgpack.encode(state)), lambda rows: rows)
+        return book
+
+    def form(self, state: Any) -> Any:
+        return msgspec.msgpack.encode(state)
+
+
 class Join(Case):
     covers = (LabelJoin, DroppedPages, Labeller)
     skips: ClassVar = {
@@ -822,6 +860,7 @@ CASES: dict[str, Case] = {
     "tiles of minutes in arrays": ShortTiles(packed=True),
     "delays": Lateness(),
     "join": Join(),
+    "outcomes": Outcomes(),
     "owners": Belongings(),
     "recents": LastClicks(),
     "co-clicks": Together(1000),

@@ -185,7 +185,7 @@ def test_what_is_learnt_is_the_gradient_of_the_whole_model(kind: str, monkeypatc
         told[self.width] = grad
 
     monkeypatch.setattr(SparseTable, "write", write)
-    monkeypatch.setattr(model.dense, "learn", lambda size: None)
+    monkeypatch.setattr(model.dense, "learn", lambda size, again: None)
     assert model.learn(batch).skipped is None
     for group, leaf in zip(inputs.groups, found, strict=False):
         if group.width:
