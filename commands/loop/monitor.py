@@ -174,7 +174,7 @@ class Monitor:
         self.picture = Picture()
         self.series = Series()
         self._targets = dict(targets)
-        self._scorer, self.learner = scorer, learner
+        self.scorer, self.learner = scorer, learner
         self._clock = clock
         self._get = get
         self._memory = memory
@@ -215,7 +215,7 @@ class Monitor:
             ready = {n: answers[n] and role.gauge("millrace_ready") == 1 for n, role in self.roles.items()}
             model = self.picture.model
             if answers.get("serve"):
-                model = self._model(self._scorer) or model
+                model = self._model(self.scorer) or model
             admin = self._model(self.learner) if self.learner and answers.get("learn") else {}
             wall_ms = time.time_ns() // 1_000_000
             figures = self._figures(wall_ms, model) | memory_figures(self._memory())

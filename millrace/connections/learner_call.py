@@ -1,5 +1,5 @@
 # shell
-"""A person's command on its way to the learner's HTTP , from a terminal or the live page."""
+"""What a person asks of the learner or the scorer, on its way to their HTTP, from a terminal or the live page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ANSWER_SECONDS = 660.0
 
 
 def post(address: str, path: str, body: bytes, authorization: str) -> tuple[int, bytes]:
-    """Status and answer of the learner at ``http://host:port``. Raises OSError or HTTPException: nobody answers there,
+    """Status and answer of the role at ``http://host:port``. Raises OSError or HTTPException: nobody answers there,
     and ValueError: the address is none."""
     place = urlsplit(address)
     if place.scheme != "http" or not place.hostname:

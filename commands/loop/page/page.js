@@ -239,6 +239,32 @@ byId("commands").addEventListener("submit", async (event) => {
   event.submitter.focus();
 });
 
+// A page as its user would get it now, with the reasons of its first items.
+byId("explain").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const token = byId("reader").value, say = (text, cls = "") => { put("explained", text); byId("explained").className = cls; };
+  try {
+    const answer = await fetch("recommend", { method: "POST", headers: token ? { Authorization: `Bearer ${token}` } : {}, body: JSON.stringify({ user_id: byId("user").value, size: 10, explain: true }) });
+    const page = await answer.json();
+    byId("why").hidden = !answer.ok || !page.items.length;
+    if (!answer.ok) return say(page.error, "bad");
+    say([`arm ${page.arm}, version ${page.model_version}, ${page.items.length} items`, ...page.notes].join("; "));
+    byId("reasons").tBodies[0].replaceChildren(...page.items.map((one) => {
+      const row = document.createElement("tr");
+      const why = (one.reasons ?? []).map((reason) => `${reason.input} ${reason.effect > 0 ? "+" : ""}${fixed(2)(reason.effect)}`).join(", ");
+      for (const [text, cls] of [[one.position, "n"], [one.item_id, ""], [fixed(4)(one.score), "n"], [one.source ?? dash, ""], [why, ""]]) {
+        const cell = document.createElement("td");
+        cell.textContent = text;
+        cell.className = cls;
+        row.append(cell);
+      }
+      return row;
+    }));
+  } catch (error) {
+    say(`no answer (${error.message})`, "bad");
+  }
+});
+
 async function poll() {
   try {
     const answer = await fetch("state.json", { cache: "no-store" });

@@ -2,7 +2,8 @@
 """Serves the live page and its state on loopback, from a thread of the demo (Starlette on uvicorn).
 
 The page needs four files and ``/state.json``, nothing from other hosts. A content security policy enforces this. What a
-person commands goes on to the learner as it came: the token is the person's, and is neither kept nor known here.
+person commands goes on to the learner, and a page that is asked for to the scorer, as it came: the token is the
+person's, and is neither kept nor known here.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ _FILES = {
     "/chart.js": ("chart.js", "text/javascript"),
     "/page.js": ("page.js", "text/javascript"),
 }
-COMMANDS = ("/model/hold", "/model/promote", "/model/rollback")
-"""Of a person to the learner, from the page."""
+COMMANDS = {"/model/hold": "learner", "/model/promote": "learner", "/model/rollback": "learner", "/recommend": "scorer"}
+"""Of a person, from the page, and the role that each goes to."""
 
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -48,9 +49,9 @@ _HEADERS = {
 }
 
 
-def make_app(state: Callable[[], dict[str, Any]], learner: Callable[[], str]) -> Starlette:
-    """The page's files and the state, for GET, and commands to the learner; anything else is one line with status 404
-    or 405."""
+def make_app(state: Callable[[], dict[str, Any]], at: Callable[[str], str]) -> Starlette:
+    """The page's files and the state, for GET, and commands to learner and scorer; anything else is one line with
+    status 404 or 405."""
 
     async def show_state(_: Request) -> Response:
         return Response(msgspec.json.encode(state()), media_type="application/json", headers=_HEADERS)
@@ -62,7 +63,8 @@ def make_app(state: Callable[[], dict[str, Any]], learner: Callable[[], str]) ->
             if len(body) > _MOST_BODY:
                 return Response("a longer body than any command has\n", 413, media_type="text/plain", headers=_HEADERS)
         word = request.headers.get("authorization", "")
-        status, said = await asyncio.to_thread(forward, learner(), request.url.path, bytes(body), word)
+        path = request.url.path
+        status, said = await asyncio.to_thread(forward, COMMANDS[path], at(COMMANDS[path]), path, bytes(body), word)
         return Response(said, status, media_type="application/json", headers=_HEADERS)
 
     async def refuse(_: Request, error: Exception) -> Response:
@@ -87,15 +89,15 @@ def make_app(state: Callable[[], dict[str, Any]], learner: Callable[[], str]) ->
     )
 
 
-def forward(learner: str, path: str, body: bytes, word: str) -> tuple[int, bytes]:
-    """Status and answer of the learner at an address to a command; 503 where there is none. ``word``: the person's
+def forward(role: str, at: str, path: str, body: bytes, word: str) -> tuple[int, bytes]:
+    """Status and answer of a role at an address to a command; 503 where there is none. ``word``: the person's
     ``Authorization``."""
     try:
-        if not learner:
-            raise ConnectionError("this loop has no learner")
-        return post(learner, path, body or b"{}", word)
+        if not at:
+            raise ConnectionError(f"this loop has no {role}")
+        return post(at, path, body or b"{}", word)
     except (OSError, HTTPException) as error:
-        return 503, msgspec.json.encode({"error": f"the learner does not answer: {one_line(error)}"})
+        return 503, msgspec.json.encode({"error": f"the {role} does not answer: {one_line(error)}"})
 
 
 class PageServer:
@@ -105,7 +107,7 @@ class PageServer:
 
     Args:
         state: gives the state at each poll of a browser; called in the server's thread.
-        learner: gives the base URL of the learner's admin port; empty: there is none.
+        at: gives the base URL of the learner's admin port, or of the scorer; empty: there is none.
         port: the port to bind; None: 8710 or the next free one.
 
     Raises:
@@ -113,12 +115,12 @@ class PageServer:
     """
 
     def __init__(
-        self, state: Callable[[], dict[str, Any]], port: int | None = None, learner: Callable[[], str] = str
+        self, state: Callable[[], dict[str, Any]], port: int | None = None, at: Callable[[str], str] = lambda _: ""
     ) -> None:
         self._listener = _bind(port)
         self.url = f"http://{HOST}:{self._listener.getsockname()[1]}/"
         config = uvicorn.Config(
-            make_app(state, learner),
+            make_app(state, at),
             lifespan="off",
             access_log=False,
             log_config=None,  # the demo's logging stays as it is

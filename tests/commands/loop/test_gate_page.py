@@ -22,11 +22,15 @@ from learner.gate.admin import Admin, Command
 from millrace.contracts.clock import EventClock
 from millrace.contracts.settings import Settings
 from millrace.processes.supervisor import Supervisor
+from tests.scenes.app_server import served
 from tests.scenes.browser import CHROMIUM, browser
+from tests.scenes.filter_world import Shop
+from tests.scenes.scorer_shop import item
 from tests.scenes.waiting import PATIENCE
 
 WHY = "labels over predictions: 2.41, beyond 1.6"
 TOKEN = "a-token-of-a-person"
+EXPLAIN = "document.getElementById('explain').requestSubmit()"
 KEYS = {"Tab": 9, "Enter": 13}
 AT_MS = 1_772_600_000_000  # 04:53 UTC
 
@@ -224,7 +228,7 @@ def asked(door: Admin) -> Iterator[list[Command]]:
 def test_a_command_goes_to_the_learner_with_the_persons_token_and_no_other(
     look: Callable[[], State], door: Admin, asked: list[Command]
 ) -> None:
-    page = PageServer(look, 0, lambda: door.url)
+    page = PageServer(look, 0, lambda _: door.url)
     try:
         assert ask(page, "/model/hold") == (200, '{"version":57}')
         assert ask(page, "/model/rollback", b'{"version": 42}') == (200, '{"version":57}')
@@ -240,7 +244,7 @@ def test_a_command_goes_to_the_learner_with_the_persons_token_and_no_other(
 
 @pytest.mark.parametrize("learner", ["", "http://127.0.0.1:9"])
 def test_where_no_learner_answers_it_is_said(look: Callable[[], State], learner: str) -> None:
-    page = PageServer(look, 0, lambda: learner)
+    page = PageServer(look, 0, lambda _: learner)
     try:
         status, said = ask(page, "/model/hold")
         assert (status, "the learner does not answer" in said) == (503, True)
@@ -252,7 +256,7 @@ def test_where_no_learner_answers_it_is_said(look: Callable[[], State], learner:
 def test_the_model_is_commanded_by_keyboard(
     look: Callable[[], State], door: Admin, asked: list[Command], tmp_path: Path
 ) -> None:
-    page = PageServer(look, 0, lambda: door.url)
+    page = PageServer(look, 0, lambda _: door.url)
 
     def press(key: str, text: str = "") -> None:
         tab.call(
@@ -293,15 +297,46 @@ def test_the_model_is_commanded_by_keyboard(
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found to look at the page with: install chromium")
+def test_a_page_is_explained_item_by_item(look: Callable[[], State], tmp_path: Path) -> None:
+    """The real scorer's page, beside what the scorer answers to the same question."""
+    shop = Shop([item(n, f"c{n % 4}") for n in range(30)])
+    where: list[str] = []
+    page = PageServer(look, 0, lambda role: where[0] if role == "scorer" and where else "")
+    cells = "[...document.querySelectorAll('#reasons tbody tr')].map((r) => [...r.cells].map((c) => c.innerText))"
+    said = "document.getElementById('explained').innerText"
+    with browser(tmp_path) as tab, served(shop.app) as url:
+        tab.go(page.url)
+        tab.evaluate("document.getElementById('user').value = 'ann'")
+        tab.evaluate(EXPLAIN)
+        tab.until(f"{said} !== ''")
+        assert "this loop has no scorer" in tab.evaluate(said)
+        where.append(url)
+        tab.evaluate(EXPLAIN)
+        tab.until(f"{said}.startsWith('arm model, version 7, 10 items')")
+        shown = tab.evaluate(cells)
+        asked = shop.ask(size=10, explain=True)["items"]
+        assert [row[:2] for row in shown] == [[str(one["position"]), str(one["item_id"])] for one in asked]
+        assert [row[2:4] for row in shown] == [[f"{one['score']:.4f}", one["source"]] for one in asked]
+        assert not tab.evaluate("document.getElementById('why').hidden")
+    page.stop()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found to look at the page with: install chromium")
 def test_everybody_can_read_the_page(roles: Roles, look: Callable[[], State], tmp_path: Path) -> None:
     """axe-core finds nothing, wide and narrow, by day and by night, and nothing is wider than a phone."""
     axe = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
-    page = PageServer(look, 0)
+    shop = Shop([item(n, f"c{n % 4}") for n in range(30)])
+    where: list[str] = []
+    page = PageServer(look, 0, lambda _: where[0])
     try:
-        with browser(tmp_path) as tab:
+        with browser(tmp_path) as tab, served(shop.app) as url:
+            where.append(url)
             tab.go(page.url)
             roles.refuse()
             tab.until("!document.getElementById('refusal').hidden")
+            tab.evaluate("document.getElementById('user').value = 'ann'")
+            tab.evaluate(EXPLAIN)
+            tab.until("!document.getElementById('why').hidden")
             tab.evaluate(f"(() => {{ {axe} }})()")
             for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")):
                 tab.call(
