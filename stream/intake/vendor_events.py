@@ -5,10 +5,12 @@
 
     message ──► its events ──► type by name ──► products ──► exposure: one event of all
                                └─ none: unmapped             click, collect, cart, purchase: one of each
+                                              an order without a page, a refund: one of each
 
 None of these tools knows pages. The shop puts a page's ``request_id`` where the tool has the list's id: of the
-product, else of the event. Positions are those in the answer, counted from where the tool counts. An exposure whose
-products have none was shown as answered. An ``event_id`` says what happened: an event that comes again is a duplicate.
+product, else of the event; only orders and refunds need none. Positions are those in the answer, counted from where the
+tool counts. An exposure whose products have none was shown as answered. An ``event_id`` says what happened: an event
+that comes again is a duplicate.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ class EventTable(NamedTuple):
     position: Path
     first: int  # position
     item_page: Path = ()  # of a product; empty: it has none
+    order: Path = ()  # the order's id
     events: Path = ()  # of a message with several; empty: it is one
 
 
@@ -51,6 +54,7 @@ TABLES: Mapping[str, EventTable] = {
             "Product Added to Wishlist": "collect",
             "Product Added": "cart",
             "Order Completed": "purchase",
+            "Order Refunded": "refund",
         },
         name=("event",),
         user=(("userId",), ("anonymousId",)),
@@ -61,9 +65,16 @@ TABLES: Mapping[str, EventTable] = {
         position=("position",),
         first=1,
         item_page=("list_id",),
+        order=("properties", "order_id"),
     ),
     "snowplow": EventTable(  # enriched events in JSON, as the analytics SDKs and loaders make them
-        types={"list_view": "exposure", "list_click": "click", "add_to_cart": "cart", "transaction": "purchase"},
+        types={
+            "list_view": "exposure",
+            "list_click": "click",
+            "add_to_cart": "cart",
+            "transaction": "purchase",
+            "refund": "refund",
+        },
         name=(f"unstruct_event_{_SNOWPLOW}snowplow_ecommerce_action_1", "type"),
         user=(("user_id",), ("domain_userid",)),
         time=(("derived_tstamp",), ("collector_tstamp",)),
@@ -72,6 +83,7 @@ TABLES: Mapping[str, EventTable] = {
         item=(("id",),),
         position=("position",),
         first=1,
+        order=(f"contexts_{_SNOWPLOW}transaction_1", "0", "transaction_id"),
     ),
     "ga4": EventTable(  # the body of a call of the Measurement Protocol
         types={
@@ -80,6 +92,7 @@ TABLES: Mapping[str, EventTable] = {
             "add_to_wishlist": "collect",
             "add_to_cart": "cart",
             "purchase": "purchase",
+            "refund": "refund",
         },
         name=("name",),
         user=(("user_id",), ("client_id",)),
@@ -90,6 +103,7 @@ TABLES: Mapping[str, EventTable] = {
         position=("index",),
         first=0,
         item_page=("item_list_id",),
+        order=("params", "transaction_id"),
         events=("events",),
     ),
 }
@@ -127,18 +141,21 @@ def _events(source: str, table: EventTable, message: Any, event: Any) -> list[di
     when = _first(message, table.time)
     if when is not None:
         common["ts_ms"] = _ms(when, name)
-    shown: dict[str, list[tuple[Any, int | None]]] = {}
+    made, shown = list[dict[str, Any]](), dict[str, list[tuple[Any, int | None]]]()
     for product in products if isinstance(products, list) else [products]:
         page = (_at(product, table.item_page) if table.item_page else None) or _at(event, table.page)
+        item, place = _needed(_first(product, table.item), name, table.item[0]), _at(product, table.position)
+        if kind == "refund" or (kind == "purchase" and (not page or place is None)):
+            order = {"type": "order" if kind == "purchase" else kind, "item_id": item}
+            made.append(_named({**common, **order}, _at(event, table.order) or common.get("ts_ms")))
+            continue
         if not isinstance(page, str) or not page:
             raise BadEventError("unmapped", f"{name}: no page; put its request_id into '{'.'.join(table.page)}'")
-        item, place = _needed(_first(product, table.item), name, table.item[0]), _at(product, table.position)
         if place is not None and not isinstance(place, int):
             raise BadEventError("wrong-type", f"{name}: position {str(place)[:40]!r} of item {str(item)[:40]!r}")
         shown.setdefault(page, []).append((item, None if place is None else place - table.first))
-    if not shown:
+    if not shown and not made:
         raise BadEventError("unmapped", f"{name} without products")
-    made = []
     for page, items in shown.items():
         places = [place for _, place in items]
         if kind == "exposure":
@@ -160,9 +177,9 @@ def _events(source: str, table: EventTable, message: Any, event: Any) -> list[di
     return made
 
 
-def _named(event: dict[str, Any]) -> dict[str, Any]:
-    """The event with an id of what it is, whenever it comes."""
-    what = [value for name, value in sorted(event.items()) if name != "ts_ms"]
+def _named(event: dict[str, Any], order: Any = None) -> dict[str, Any]:
+    """The event with an id of what it is, whenever it comes. ``order``: what tells one order from another."""
+    what = [order, *(value for name, value in sorted(event.items()) if name != "ts_ms")]
     return {**event, "event_id": hashlib.blake2b(msgspec.json.encode(what), digest_size=16).hexdigest()}
 
 
@@ -175,7 +192,10 @@ def _ms(when: Any, name: str) -> int:
 
 def _at(value: Any, path: Path) -> Any:
     for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
+        if isinstance(value, list) and name.isdecimal():
+            value = dict(enumerate(value)).get(int(name))
+        else:
+            value = value.get(name) if isinstance(value, dict) else None
     return value
 
 

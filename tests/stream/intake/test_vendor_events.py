@@ -29,6 +29,8 @@ FASHION = [{"id": f"P12{n + 2}", "brand": "Snowplow", "category": "Mens/Apparel"
 ENRICHED = {"event_name": "snowplow_ecommerce_action", "user_id": None, "domain_userid": "bc2e92ec6c204a14",
             "collector_tstamp": "2026-11-30T06:00:01.000Z", "derived_tstamp": "2026-11-30T06:00:00.500Z"}  # fmt: skip
 
+TRANSACTION = {f"contexts_{NAMES}transaction_1": [{"transaction_id": "T12345", "revenue": 230, "currency": "USD"}]}
+
 GA4 = "https://developers.google.com/analytics/devguides/collection/ga4/ecommerce"
 TEES = [{"item_id": f"SKU_1234{5 + n}", "affiliation": "Google Merchandise Store", "index": n, "item_brand": "Google",
          "item_list_id": "related_products", "price": price, "quantity": 1}
@@ -109,6 +111,22 @@ MADE: dict[str, tuple[str, dict[str, Any], list[tuple[str, str, list[Any], list[
 }
 
 
+def test_orders_as_published_need_no_page() -> None:
+    """Two orders of one item are two, and the same one twice is one."""
+    order = segment("Order Completed", order_id="50314b8e9bcf000000000000", products=ORDERED)
+    first = events("segment", order)
+    assert [(e.__struct_config__.tag, e.item_id) for e in first] == [("order", MONOPOLY), ("order", UNO)]
+    assert events("segment", order | {"timestamp": "2026-11-30T06:00:09Z"})[0].event_id == first[0].event_id
+    again = events("segment", segment("Order Completed", order_id="2", products=ORDERED))
+    assert len({e.event_id for e in (*first, *again)}) == 4
+    (bought,) = events("snowplow", snowplow("transaction", FASHION[2:]) | TRANSACTION)
+    (back,) = events("snowplow", snowplow("refund", FASHION[2:]) | TRANSACTION)
+    assert [(e.__struct_config__.tag, e.item_id) for e in (bought, back)] == [("order", "P125"), ("refund", "P125")]
+    assert bought.event_id != events("snowplow", snowplow("transaction", FASHION[2:]))[0].event_id
+    (back,) = events("ga4", ga4("refund", transaction_id="T_12345", items=TEES[:1]))
+    assert (back.__struct_config__.tag, back.item_id) == ("refund", "SKU_12345")
+
+
 def places(event: Any) -> tuple[Any, Any]:
     return (event.items, event.slots) if isinstance(event, Exposure) else ([event.item_id], [event.position])
 
@@ -134,12 +152,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         segment("Product Clicked", **CLICKED),
         "put its request_id into 'properties.list_id'",
     ),
-    "an order as published": ("segment", segment("Order Completed", products=ORDERED), "Order Completed: no page"),
-    "a product without its place": (
-        "segment",
-        segment("Order Completed", list_id="r1", products=ORDERED),
-        "has no 'position'",
-    ),
     "an event that says nothing of pages": (
         "segment",
         segment("Products Searched", query="blue roses"),
@@ -147,7 +159,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "no event": ("segment", {**TRACKED, "type": "identify"}, "'None' is none of"),
     "nobody": ("segment", {"event": "Product Clicked", "properties": CLICKED}, "'userId' is missing"),
-    "a transaction as published": ("snowplow", snowplow("transaction", FASHION[2:]), "transaction: no page"),
     "a page ping": ("snowplow", {**ENRICHED, "event_name": "page_ping"}, "'None' is none of 'list_view'"),
     "a list without events": ("ga4", SENT, "without a list at 'events'"),
     "half of the places": (
