@@ -32,7 +32,7 @@ from commands.judge.arms import Exposures, users_of
 from commands.judge.orders import Judged, Shown, ordered
 from commands.offline.intervals import interval
 from commands.up.started import Started
-from experiments.judgeloops import BLIND, EQUAL, SHARES, learners, loop_report, twins
+from experiments.judgeloops import EQUAL, SHARES, STOPPED, learners, loop_report, twins
 from experiments.runs import Call, Row, run_experiment
 from millrace.basics.durations import DAY_MS, HOUR_MS, MINUTE_MS
 from millrace.basics.errors import SettingError
@@ -87,8 +87,8 @@ def experiment_judge(
         raise SettingError("one world gives no interval", "use --worlds 5 or more, or 0 for none")
     calls = judge_calls(tests, users, pages, seed)
     for n in range(max(worlds, equal)):  # world by world, so that what an ended run has written can be read
-        own = [(twins, (seed + n, shoppers, candidates, twin)) for twin in (*SHARES, BLIND)]
-        calls += [*own, (learners, (seed + n, judged, candidates, BLIND))] if n < worlds else []
+        own = [(twins, (seed + n, shoppers, candidates, twin)) for twin in (*SHARES, STOPPED)]
+        calls += [*own, (learners, (seed + n, judged, candidates, STOPPED))] if n < worlds else []
         calls += [(learners, (seed + n, judged, candidates, EQUAL))] if n < equal else []
     how: dict[str, Any] = {"workers": workers, "progress": progress, "seed": seed}
     how |= {"shoppers": shoppers, "judged": judged, "candidates": candidates}

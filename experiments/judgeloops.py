@@ -2,96 +2,79 @@
 """Closed loops of ``millrace dev experiment judge``: what exploration costs and gives, and which learner is better.
 
 - ``twins``: a world lives a week once for each twin, with the same visits and luck. A twin draws a share of its pages
-  by chance until the last two days. Its price is what it has fewer clicks a page than the twin that never explored;
-  its gain is what it has more on the last two days, when nobody explores. Clicks are those that the world expects.
+  by chance until the last two days. Its price is what its pages have fewer clicks than the same pages as ranked; its
+  gain is what it has more than the twin that never explored on the last two days, when nobody explores. Clicks are
+  those that the world expects.
 - ``learners``: half of the users, by a hash of the id, get pages of a rival. Each learner learns from its own pages
   alone. Their users are judged each hour as ``millrace judge`` does, by clicks a page within a day of a user's first.
-  The arm is named at the first look whose band excludes 0. ``blind`` learns and ranks without window features: the
-  twin of this name, who has all pages, says by how much that is worse. ``equal`` differs by the seed of its model.
+  The arm is named at the first look whose band excludes 0. ``stopped`` learns nothing after its first day: the twin of
+  this name, who has all pages, says by how much that is worse. ``equal`` differs by the seed of its model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
 import numpy as np
 from msgspec import structs
-from numpy.typing import NDArray
 
 from commands.judge.arms import Exposures, estimate, users_of
 from commands.offline.intervals import interval, rounded
 from experiments.recall.recallloop import FIRST_DAY, WIDTH, ClosedLoop, Pupil, learn_days, start_shop
 from experiments.runs import Row
 from learner.network.dense import threads
-from learner.ranker.model import LearnReport, OnlineModel
+from learner.ranker.model import OnlineModel
 from learner.training.trainer import BATCH_ROWS
 from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.contracts.events import MODEL
 from millrace.contracts.samples import SampleBatch
-from millrace.contracts.schema import Schema, shop_schema
+from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.evidence.sequences import difference
 from millrace.evidence.user_arms import Arm
 from scorer.page.page_arms import PageArms
-from scorer.page.rank import RankingModel
 from simulator.daylog import day_table
 from simulator.world import World, start_of
 
 SHARES = "0", "0.01", "0.05", "0.1"  # as of the setting `explore`; the first is what others are compared with
 DAYS, EXPLORING, JUDGED = 7, 5, 4  # of a twin, of them with exploration, of two learners
-BLIND, EQUAL, RIVAL = "blind", "equal", "rival"
+STOPPED, EQUAL, RIVAL = "stopped", "equal", "rival"
 STEP_MS = 1_800_000
 
 
-def _without_windows(num: NDArray[np.float32], schema: Schema) -> NDArray[np.float32]:
-    plain: NDArray[np.float32] = np.where(np.arange(num.shape[1]) < schema.layout.window_start, num, np.float32(0))
-    return plain
-
-
-class BlindModel(OnlineModel):
+class Stopped(Pupil):
     """A learner that is known to be worse."""
 
-    def learn(self, batch: SampleBatch, before_writing: Callable[[], None] | None = None) -> LearnReport:
-        return super().learn(replace(batch, num=_without_windows(batch.num, self.schema)), before_writing)
-
-
-class BlindRanking:
-    """What it serves."""
-
-    def __init__(self, of: RankingModel, schema: Schema) -> None:
-        self._of, self._schema = of, schema
-
-    def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._of.score(cat, _without_windows(num, self._schema))
+    def learn(self, batch: SampleBatch) -> None:
+        pass
 
 
 def begun(seed: int, users: int, settings: Settings, learners: Mapping[str, tuple[bool, int]]) -> ClosedLoop:
-    """A loop after a day of the previous recommender. ``learners``: by arm, whether it is blind, and its seed."""
-    world, schema, pupils = World(seed, users), shop_schema(), dict[str, Pupil]()
-    table = day_table(world, FIRST_DAY)
-    for arm, (blind, own) in learners.items():
-        model = (BlindModel if blind else OnlineModel)(schema, {"retrieval_width": WIDTH}, own)
-        pupils[arm] = pupil = Pupil(learn_days(model, [table]), BATCH_ROWS)
-        if blind:
-            pupil.ranks = BlindRanking(pupil.serving, schema)
+    """A loop after a day of the previous recommender. ``learners``: by arm, whether it stops there, and its seed."""
+    world, schema = World(seed, users), shop_schema()
+    table, pupils = day_table(world, FIRST_DAY), dict[str, Pupil]()
+    for arm, (stops, own) in learners.items():
+        model = OnlineModel(schema, {"retrieval_width": WIDTH}, own)
+        pupils[arm] = (Stopped if stops else Pupil)(learn_days(model, [table]), BATCH_ROWS)
     return ClosedLoop(start_shop(world, settings, FIRST_DAY + 1, [table]), pupils, STEP_MS)
 
 
 def twins(seed: int, users: int, candidates: int, twin: str, days: int = DAYS) -> list[Row]:
-    """A row for each day of a twin: a share of pages that are drawn, or ``blind``."""
-    settings = Settings(control_share=0, candidates=candidates, explore="0" if twin == BLIND else twin)
+    """A row for each day of a twin: a share of pages that are drawn, or ``stopped``."""
+    settings = Settings(control_share=0, candidates=candidates, explore="0" if twin == STOPPED else twin)
     out = list[Row]()
     with threads(1):
-        loop = begun(seed, users, settings, {MODEL: (twin == BLIND, seed)})
+        loop = begun(seed, users, settings, {MODEL: (twin == STOPPED, seed)})
         for day in range(1, days + 1):
             if day > EXPLORING:
                 loop.shop.arms = PageArms(structs.replace(settings, explore="0"), loop.shop.ranker)
             shown = loop.play(FIRST_DAY + day)
-            clicks, pages = float(shown["chance"].sum()), int(shown["page"].max()) + 1
-            out.append({"of": "twins", "seed": seed, "twin": twin, "day": day, "pages": pages, "clicks": clicks})
+            pages = int(shown["page"].max()) + 1
+            clicks, as_ranked = (float(shown[name].sum()) / pages for name in ("chance", "as_ranked"))
+            row: Row = {"of": "twins", "seed": seed, "twin": twin, "day": day, "pages": pages}
+            out.append(row | {"clicks": clicks, "price": as_ranked - clicks})
     return out
 
 
@@ -99,7 +82,7 @@ def learners(seed: int, users: int, candidates: int, rival: str, days: int = JUD
     """One row: a test of two learners, the shop's and a rival."""
     settings = Settings(control_share=0, candidates=candidates, arms={RIVAL: Arm("model", 0.5)})
     with threads(1):
-        both = {MODEL: (False, seed), RIVAL: (rival == BLIND, seed + 1_000_000)}
+        both = {MODEL: (False, seed), RIVAL: (rival == STOPPED, seed + 1_000_000)}
         loop, shown = begun(seed, users, settings, both), list[Any]()
         for day in range(1, days + 1):
             shown.append(loop.play(FIRST_DAY + day))
@@ -123,14 +106,16 @@ def learners(seed: int, users: int, candidates: int, rival: str, days: int = JUD
 def loop_report(rows: Sequence[Row]) -> tuple[dict[str, Any], list[str]]:
     """What all loops give together, and in words. Of a twin: clicks a page by day, its price and gain over worlds; of a
     rival: how often which learner was named, and the median of pages that this took."""
-    days = {(r["twin"], r["seed"], r["day"]): r["clicks"] / r["pages"] for r in rows if r["of"] == "twins"}
+    days = {(r["twin"], r["seed"], r["day"]): (r["clicks"], r["price"]) for r in rows if r["of"] == "twins"}
     seeds, last = sorted({seed for _, seed, _ in days}), max((day for *_, day in days), default=0)
     table, said = list[Row](), list[str]()
     for twin in dict.fromkeys(twin for twin, *_ in days):
-        own, base = ([[days[t, seed, d] for d in range(1, last + 1)] for seed in seeds] for t in (twin, SHARES[0]))
-        more = np.subtract(own, base)  # (worlds, days)
-        row: Row = {"twin": twin, "worlds": len(seeds), "clicks_a_page": rounded(float(np.mean(own)))}
-        row |= interval("price", (-more[:, :EXPLORING].mean(1)).tolist())
+        own, base = (
+            np.array([[days[t, seed, d] for d in range(1, last + 1)] for seed in seeds]) for t in (twin, SHARES[0])
+        )  # (worlds, days, 2)
+        more = own[..., 0] - base[..., 0]
+        row: Row = {"twin": twin, "worlds": len(seeds), "clicks_a_page": rounded(float(own[..., 0].mean()))}
+        row |= interval("price", own[:, :EXPLORING, 1].mean(1).tolist())
         row |= interval("gain", more[:, EXPLORING:].mean(1).tolist())
         table.append(row | {f"day_{d + 1}": rounded(float(more[:, d].mean())) for d in range(last)})
         if twin != SHARES[0]:

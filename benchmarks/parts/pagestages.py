@@ -11,9 +11,9 @@ import io
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import msgspec
@@ -30,30 +30,24 @@ from learner.ranker.model import OnlineModel
 from learner.serving.serving_model import ServingModel
 from learner.serving.staging import ModelWriter
 from learner.training.evolve import evolve
-from millrace.contracts.schema import Among, Field, Schema
+from millrace.contracts.events import MODEL
+from millrace.contracts.schema import Among
+from millrace.evidence.rerank import Rerank
 from millrace.versions.image import split
 from millrace.windows.features import FeatureBuilder
 from scorer.catalog import pagekernels
 from scorer.feeder.arithmetic import ArithmeticChoice
 from scorer.page.candidates import Recaller
 from scorer.page.rank import Ranker
-from scorer.recall.candidate_lists import largest
+from scorer.page.reranking import PageDraw, Pins, Reranker
 from scorer.users.userrecord import KnownUser
 
 ONNX = "ONNX Runtime float32"
 CANDIDATES, SIZE, WARM = 1000, 20, 20
-PARTS: Mapping[str, Mapping[str, Any]] = {
-    "among": {
-        "among": tuple(Among(f"item_id.{n}.{span}") for n in ("click_rate", "exposure") for span in ("1d", "7d"))
-    },
-    "attention": {
-        "fields": (
-            Field("last_clicks", "user", slots=16, pool="attention"),
-            Field("last_clicks_age", "user", slots=16, width=4),
-        )
-    },
-}
-"""What a schema may declare beside the shop's: twelve numbers among candidates; the last clicks."""
+AMONG = tuple(Among(f"item_id.{n}.{span}") for n in ("click_rate", "exposure") for span in ("1d", "7d"))
+"""What a schema may declare beside the shop's: twelve numbers among candidates."""
+DIVERSE = Rerank(1.0, {"kind": {"no": 2.0}}, {"1": 0})
+"""Re-ranking of all three kinds."""
 STAGES: tuple[tuple[str, Any, str], ...] = (
     ("user", KnownUser, "of"),
     ("recall", Recaller, "page"),
@@ -108,18 +102,29 @@ class OnnxForward:
         return float(np.median(ms)) if ms else float("nan")
 
 
-def _page(
-    shop: RecallShop, ranker: Ranker, serving: ServingModel, user: int, record: dict[bytes, bytes], seed: int
-) -> None:
-    known = KnownUser.of(shop.builder, user + 1, record)
-    rows = shop.recall(known, shop.now_ms, CANDIDATES, seed)
-    ranked = ranker.rank(known, rows, shop.now_ms, {}, serving)
-    ranker.placed(ranked, largest(ranked.scores, SIZE), known, rows, shop.now_ms)
+class _Pages(NamedTuple):
+    """How pages are made."""
+
+    shop: RecallShop
+    ranker: Ranker
+    serving: ServingModel
+    how: Rerank = Rerank()
+
+    def make(self, user: int, record: dict[bytes, bytes], seed: int) -> None:
+        shop, how, alive = self.shop, self.how, self.shop.items.alive
+        known = KnownUser.of(shop.builder, user + 1, record)
+        rows = shop.recall(known, shop.now_ms, CANDIDATES, seed)
+        ranked = self.ranker.rank(known, rows, shop.now_ms, {}, self.serving)
+        pins, wanted = Pins.of(how, SIZE, shop.items, alive), PageDraw(SIZE, SIZE, len(rows), False, (0, seed))
+        arm, reranker = shop.arms.named(MODEL), Reranker(shop.filters, [how])
+        placed = reranker.place(how, arm, rows, ranked.scores, pins, alive[rows], wanted, shop.retrieval)
+        order = placed.order[pins.put(rows[placed.order])]
+        self.ranker.placed(ranked, order, known, rows, shop.now_ms)
 
 
 def page_stages(shop: RecallShop, model: OnlineModel, pages: int, say: Say) -> Iterator[Figure]:
-    """Milliseconds of each stage, their ratios to ONNX Runtime's pass, ``forward_ratio``, that of the network, and
-    the ratios of :data:`PARTS`."""
+    """Milliseconds of each stage, their ratios to ONNX Runtime's pass, ``forward_ratio``, that of the network; what
+    :data:`DIVERSE` and :data:`AMONG` cost, to a plain page."""
     onnx, took = OnnxForward(model, say), defaultdict[str, float](float)
     users = np.random.default_rng(1).integers(0, shop.world.shoppers.n, WARM + pages).tolist()
     ranker, _ = split(model.snapshot()[0])
@@ -130,12 +135,12 @@ def page_stages(shop: RecallShop, model: OnlineModel, pages: int, say: Say) -> I
         for name, owner, verb in STAGES:
             stack.enter_context(patch.object(owner, verb, _timed(took, name, getattr(owner, verb))))
 
-        whole = _timed(took, "all", _page)
+        whole = _timed(took, "all", _Pages(shop, shop.ranker, serving).make)
         for number, user in enumerate(users):
             if number == WARM:
                 took.clear()
                 onnx.take_ms()
-            whole(shop, shop.ranker, serving, user, shop.record(user), number)
+            whole(user, shop.record(user), number)
             onnx.run()
     pass_ms = onnx.take_ms()
     took["embeddings"] -= took["network"]  # which is within
@@ -145,26 +150,23 @@ def page_stages(shop: RecallShop, model: OnlineModel, pages: int, say: Say) -> I
             f"stage_{name}_ms", 1000 * seconds / pages, "ms CPU / page", ONNX, 1000 * seconds / pages / pass_ms
         )
     yield figure("forward_ratio", 1000 * took["network"] / pages / pass_ms, f"x, in {serving.arithmetic}", ONNX)
-    for part, entries in PARTS.items():
-        wider = {name: getattr(shop.schema, name) + added for name, added in entries.items()}
-        yield _cost(part, msgspec.structs.replace(shop.schema, **wider), shop, model, users, serving)
+    plain = _Pages(shop, shop.ranker, serving)
+    yield _cost("rerank", plain, plain._replace(how=DIVERSE), users)
+    schema = msgspec.structs.replace(shop.schema, among=AMONG)
+    grown, _ = evolve(model.columns, model.spec, *model.snapshot(), schema, model.spec, 0)
+    own = ServingModel.of(schema, model.spec, split(grown.snapshot()[0])[0], arithmetic=serving.arithmetic)
+    yield _cost("among", plain, _Pages(shop, Ranker(FeatureBuilder(schema), shop.items), own), users)
 
 
-def _cost(
-    part: str, schema: Schema, shop: RecallShop, model: OnlineModel, users: list[int], plain: ServingModel
-) -> Figure:
-    """The processor time of a page with a wider schema to that without, in one arithmetic, page by page in turn."""
-    wider, _ = evolve(model.columns, model.spec, *model.snapshot(), schema, model.spec, 0)
-    ranker, _ = split(wider.snapshot()[0])
-    serving = ServingModel.of(schema, model.spec, ranker, arithmetic=plain.arithmetic)
-    ways = (shop.ranker, plain), (Ranker(FeatureBuilder(schema), shop.items), serving)
+def _cost(part: str, plain: _Pages, other: _Pages, users: list[int]) -> Figure:
+    """The processor time of another page to that of a plain one, page by page in turn."""
     ms = np.zeros((2, len(users)))
     with threads(1):
         for number, user in enumerate(users):
-            record = shop.record(user)
+            record = plain.shop.record(user)
             for way in (0, 1) if number % 2 else (1, 0):
                 began = time.thread_time()
-                _page(shop, *ways[way], user, record, number)
+                (plain, other)[way].make(user, record, number)
                 ms[way, number] = 1000 * (time.thread_time() - began)
     base, cost = np.median(ms[:, WARM:], axis=1).tolist()
-    return figure(f"{part}_cpu_ratio", cost / base, "x", "a page without", cost / base)
+    return figure(f"{part}_cpu_ratio", cost / base, "x", "a plain page", cost / base)

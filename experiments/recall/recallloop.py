@@ -39,13 +39,14 @@ from learner.serving.serving_model import ServingModel
 from learner.training.trainer import BATCH_ROWS
 from millrace.basics.durations import DAY_MS
 from millrace.basics.hashing import column_hash
-from millrace.contracts.events import MODEL
+from millrace.contracts.events import MODEL, PageLog
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.labels import policy_named
 from millrace.logs import LogTable
 from millrace.versions.image import split
+from scorer.page.page_arms import PageArms
 from scorer.page.rank import RankingModel
 from scorer.recall.nearest import Retrieval
 from simulator.daylog import parse_day
@@ -54,6 +55,7 @@ from simulator.visits import Visits
 from simulator.world import World, start_of
 
 FIRST_DAY = parse_day("2026-03-02")  # of a history, a Monday
+DRAWN = 0.5  # odds that only a drawn page has, if fewer than half are
 WIDTH = 32  # of the retrieval head, as the role `learn` has it
 
 
@@ -111,6 +113,7 @@ class ClosedLoop:
     def __init__(self, shop: RecallShop, pupils: Mapping[str, Pupil], step_ms: int) -> None:
         self.shop, self._pupils, self._step_ms = shop, pupils, step_ms
         self._world, settings = shop.world, shop.settings
+        self._as_ranked = PageArms(msgspec.structs.replace(settings, explore="0"), shop.ranker)
         self._policy = policy_named(settings.label_policy)
         self._wait_ms = round(settings.attribution_minutes * 60_000)
         self._observation_ms = round(settings.observation_seconds * 1000)
@@ -120,7 +123,8 @@ class ClosedLoop:
 
     def play(self, number: int) -> Rows:
         """Lets a local day happen. Its exposures: ts_ms, user (index of the shopper), page (from 0 on), arm, click_ms
-        (0: none came), and chance, the true one of a click; (n,) each."""
+        (0: none came), chance, the true one of a click, and as_ranked, of the item that stood there if nothing had been
+        drawn; (n,) each."""
         visits, start_ms, view = self._world.visits(number), start_of(number), 0
         starts, self._shown = visits.start_ms.tolist(), []
         with asyncio.Runner() as runner:
@@ -139,15 +143,18 @@ class ClosedLoop:
         named = shop.arms.of(user_at + 1).name
         arm = named if named in self._pupils else MODEL
         self._pupils[arm].serve(shop)
-        asked = {"user_id": user_at + 1, "size": size, "request_id": request, "ts_ms": ts_ms}
-        runner.run(shop.recommend(msgspec.json.encode(asked)))
-        log = shop.logged
-        assert log is not None
+        asked = msgspec.json.encode({"user_id": user_at + 1, "size": size, "request_id": request, "ts_ms": ts_ms})
+        log = self._made(runner, asked)
         items, n = np.array(log.items, np.int64), len(log.items)
         keys = np.frombuffer(log.keys, np.uint64).reshape(n, -1)
         cat, num = np.frombuffer(log.cat, np.int64).reshape(n, -1), np.frombuffer(log.num, np.float32).reshape(n, -1)
         position, day = np.arange(n), self._world.day(number)
-        chance = day.click_probability(user_at, day.rows(items), position, ts_ms, float(visits.shift[view]))
+        about = position, ts_ms, float(visits.shift[view])
+        chance = as_ranked = day.click_probability(user_at, day.rows(items), *about)
+        if len(log.odds) and np.frombuffer(log.odds, np.float32).min() < DRAWN:
+            exploring, shop.arms = shop.arms, self._as_ranked
+            ranked, shop.arms = np.array(self._made(runner, asked).items, np.int64), exploring
+            as_ranked = day.click_probability(user_at, day.rows(ranked), *about)
         at = (user_at, visits.day, int(visits.session[view]), int(visits.page[view]))
         business = bool(self._world.shoppers.business[user_at])
         done = react(self._world.seed, self._world.params, chance, business, ts_ms, position, at)
@@ -164,11 +171,17 @@ class ClosedLoop:
             "user": np.resize(column_hash([user_at + 1]), n),
             "item": column_hash(items),
             "clicked": done.click_ms > 0,
+            "odds": np.frombuffer(log.odds, np.float32) if log.odds else np.zeros(n, np.float32),
         }
         self._promise(arm, done.click_ms, page)
         told = {"ts_ms": ts_ms, "user": user_at, "page": view, "arm": named}
-        came = {"click_ms": done.click_ms, "chance": chance}
+        came = {"click_ms": done.click_ms, "chance": chance, "as_ranked": as_ranked}
         self._shown.append({name: np.full(n, value) for name, value in told.items()} | came)
+
+    def _made(self, runner: asyncio.Runner, asked: bytes) -> PageLog:
+        runner.run(self.shop.recommend(asked))
+        assert self.shop.logged is not None
+        return self.shop.logged
 
     def _promise(self, arm: str, click_ms: NDArray[np.int64], page: Rows) -> None:
         """When each label of a page will be known."""
@@ -200,7 +213,7 @@ class ClosedLoop:
             return None
         requests, page = np.unique(due["request"], return_inverse=True)
         known = KnownSamples(np.arange(len(page)), due["ms"], due["kind"], due["policy"], due["num"][:, :0])
-        return batch_of(known, tuple(requests.tolist()), page, due)
+        return replace(batch_of(known, tuple(requests.tolist()), page, due), odds=due["odds"])
 
 
 def learn_days(model: OnlineModel, tables: Sequence[pa.Table]) -> OnlineModel:

@@ -72,6 +72,9 @@ _TRAINING = {
     "delays/squares": (0.0, MOST_SUM),
     "delays/sizes": (0.0, _COUNT),
     "delays/places": (0.0, SIZE - 1.0),
+    "slots/weights": (-LARGEST, LARGEST),
+    "slots/squares": (0.0, MOST_SUM),
+    "slots/rows": (0.0, _COUNT),
     "sample/counts": (0.0, _COUNT),
     "retrieval/clock": (0.0, _COUNT),
     "retrieval/loss": (0.0, _ANY),
@@ -105,7 +108,7 @@ def unsound(model: Learning) -> GateRefusal | None:
         "dense/steps": dense.steps.numpy().reshape(1),
         "sample/values": model.reservoir.values,
         "guard": model.guard.snapshot(),
-    }
+    } | {f"slots/{name}": array for name, array in model.slots.snapshot().items()}
     found = _first(_tensor(name, tensor.detach().numpy()) for name, tensor in dense.names.items())
     found = found or _first(_training(name, array) for name, array in own.items())
     found = found or _bounded("dense/rows", np.array([dense.rows]), 0, dense.step_rows)

@@ -13,6 +13,8 @@ with, for sample b of weight w_b and label y_b (w_u: the wide weight of id u; v_
     loss = sum_b w_b (-y_b log p_b - (1 - y_b) log(1 - p_b)) / sum_b w_b
     slope_b = w_b (p_b - y_b)                                  the gradient of w_b's term by t_b
 
+Where pages are drawn by chance, t_b has the effect of the slot, too (learner/ranker/slot_effect.py).
+
 A spec's ``page_weight`` adds a loss within pages and its slopes (learner/ranker/within_page.py). Rows of the kind PAGE
 have been learnt before: they weigh 0 in log loss, and nothing else learns from them.
 
@@ -97,6 +99,7 @@ from learner.ranker.guard import LossGuard
 from learner.ranker.inputs import Inputs, finite
 from learner.ranker.outcome_heads import HeadInference, HeadStep, OutcomeHeads, heads_of
 from learner.ranker.sampling import chosen, usable
+from learner.ranker.slot_effect import SlotEffect
 from learner.ranker.snapshot_slices import Part, Slices
 from learner.ranker.step import Gradient, Inference, WrittenStep, dense_step, set_mode, wide_part
 from learner.ranker.within_page import page_rows, teach_pages
@@ -228,6 +231,7 @@ class OnlineModel:
         self.dense = DenseState(self.network, self.serving, s.dense, s.dense_rate, s.averaging, s.step_rows)
         self.reservoir = Reservoir(len(self._inputs.bucket_columns))
         self.delays = Delays(self.network.delays, round(s.settled_minutes * MINUTE_MS))
+        self.slots = SlotEffect(schema)
         self.guard = LossGuard(s.loss_ratio)
         self._step = dense_step(self._inputs, self.network, s.products == "bfloat16")
         self._inference = Inference(self._inputs, self.serving)
@@ -299,7 +303,8 @@ class OnlineModel:
         numbers, bad = finite(batch.num)  # (B, N)
         cat = _bucketed(self._inputs, self.network, batch.cat, numbers)  # (B, F + buckets)
         num = self._inputs.plain(numbers)  # (B, N - buckets)
-        blocks = [self.tables[g.name].read(self._inputs.ids(g, cat), True) for g in self._inputs.groups]
+        apart, slots = self.slots.of(cat, batch.odds)
+        blocks = [self.tables[g.name].read(self._inputs.ids(g, apart), True) for g in self._inputs.groups]
 
         set_mode(self.network, training=True)
         before = self.dense.buffers.clone()
@@ -307,6 +312,8 @@ class OnlineModel:
         # learning, and only then: so the rest of the model, and what is served, answers for the whole stream.
         shift = math.log(keep)
         wide = wide_part(self._inputs, blocks, size, self._inputs.prior_logit - shift)  # (B,)
+        if slots is not None:
+            wide += self.slots.logits(slots)
         logits = self._step.forward(blocks, num)  # (B,)
         weighing = weighs(batch.policy)
         if weighing:  # the label policy's own weights
@@ -340,6 +347,8 @@ class OnlineModel:
         if before_writing is not None:
             before_writing()
         self.dense.learn(size, int((batch.kind == OUTCOME).sum()) if self.schema.outcome else 0)
+        if slots is not None:
+            self.slots.learn(slots[first], batch.odds[first], slope[first])
         if weighing:
             # Under the other policies "early" means something else.
             asking = asks(batch.policy) & (batch.kind < PAGE)
@@ -420,6 +429,7 @@ class OnlineModel:
     def small_state(self) -> dict[str, Array]:
         """What a snapshot has besides tables and dense tensors."""
         state: dict[str, Array] = {f"delays/{n}": a for n, a in self.delays.snapshot().items()}
+        state |= {f"slots/{n}": a for n, a in self.slots.snapshot().items()}
         if len(self._inputs.bucket_columns):
             state |= {f"sample/{n}": a for n, a in self.reservoir.snapshot().items()}
         if self.head is not None:
@@ -476,7 +486,7 @@ class OnlineModel:
         self._step, self._inference = fresh._step, fresh._inference
         self._outcomes, self._heads = fresh._outcomes, fresh._heads
         self.dense, self.tables, self.reservoir, self.guard = fresh.dense, fresh.tables, fresh.reservoir, fresh.guard
-        self.delays, self.head = fresh.delays, fresh.head
+        self.delays, self.slots, self.head = fresh.delays, fresh.slots, fresh.head
         self.seed, self.newest_ms, self._expired_min = fresh.seed, fresh.newest_ms, fresh._expired_min
 
     def _settle(self, dense: dict[str, Array], state: Mapping[str, Array]) -> None:
@@ -484,6 +494,7 @@ class OnlineModel:
             raise KeyError("other tensors")
         self.dense.resume(dense, below("dense/", state))
         self.delays.resume(below("delays/", state))
+        self.slots.resume(below("slots/", state))
         if len(self._inputs.bucket_columns):
             self.reservoir.resume(below("sample/", state))
         self.guard.resume(state["guard"])

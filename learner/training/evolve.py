@@ -95,6 +95,7 @@ def evolve(
         if model.columns.buckets:
             state |= _sample(old, training, model, dense, report)
         state |= _delays(training, model)
+        state |= {n: a for n, a in training.items() if n.startswith("slots/")}
         state["guard"] = model.guard.snapshot()  # restarts: other inputs, other losses
         state["clock"] = np.array([*training["clock"][:2], seed], np.int64)
     except (KeyError, ValueError, IndexError) as error:

@@ -237,8 +237,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def samples_say_arms(self) -> bool:
-        """Whether samples name the arms and the odds of their pages: where a learner asks for them."""
-        return bool(self.served_learners) or self.learns_from != "all"
+        """Whether samples name the arms and the odds of their pages: where a learner asks for them, or pages are drawn
+        by chance (learner/ranker/slot_effect.py)."""
+        drawn = [self.explore, *(arm.explore for arm in self.arms.values() if arm.explore is not None)]
+        asked = bool(self.served_learners) or self.learns_from != "all"
+        return asked or any(Exploration.of(how) is not None for how in drawn)
 
     @property
     def learner_role(self) -> str:

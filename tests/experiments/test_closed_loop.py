@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from experiments import judgeloops
-from experiments.judgeloops import BLIND, EQUAL, RIVAL, SHARES, BlindModel, BlindRanking, begun, loop_report
+from experiments.judgeloops import EQUAL, RIVAL, SHARES, STOPPED, Stopped, begun, loop_report
 from experiments.recall.recallloop import FIRST_DAY, ClosedLoop, Pupil, learn_days, start_shop
 from experiments.recall.recallshop import RecallShop, Rows, params_of
 from learner.ranker.model import OnlineModel
@@ -85,22 +85,22 @@ def test_equal_loops_have_equal_days(world: World, once: Once) -> None:
 
 def test_pages_are_drawn_by_the_same_chance_whatever_their_share(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing is counted or learnt, a large share draws what a small one draws, and the same for it."""
-    pages: dict[str, list[list[Any]]] = {}
+    pages: dict[str, dict[str, list[Any]]] = {}
     monkeypatch.setattr(RecallShop, "put", lambda *_: None)
     monkeypatch.setattr(ClosedLoop, "_promise", lambda *_: None)
     for share in ("0", "0.1", "0.4"):
         shop = start_shop(world, structs.replace(SETTINGS, explore=f"{share},uniform"), NUMBER, [])
         loop = ClosedLoop(shop, {MODEL: Diary(OnlineModel(shop_schema(), SPEC, 0))}, STEP_MS)
-        pages[share] = own = list[list[Any]]()
+        pages[share] = own = dict[str, list[Any]]()
 
-        def send(log: PageLog, shop: RecallShop = shop, own: list[list[Any]] = own) -> None:
-            own.append(log.items)
+        def send(log: PageLog, shop: RecallShop = shop, own: dict[str, list[Any]] = own) -> None:
+            own.setdefault(log.request_id, log.items)  # then it may be asked for as ranked
             shop._log(log)
 
         shop.maker.send = send
         loop.play(NUMBER)
     few, many = (
-        {n for n, (a, b) in enumerate(zip(pages["0"], pages[share], strict=True)) if a != b} for share in ("0.1", "0.4")
+        {name for name, items in pages[share].items() if items != pages["0"][name]} for share in ("0.1", "0.4")
     )
     assert set() < few < many
     assert len(few) < 0.25 * len(pages["0"]) < len(many) < 0.6 * len(pages["0"])
@@ -178,20 +178,6 @@ def test_each_learner_serves_its_own_users_and_learns_from_them_alone(world: Wor
         assert set(learnt.tolist()) <= set(column_hash((users + 1).tolist()).tolist())
 
 
-def test_the_blind_learner_learns_and_ranks_without_window_features(world: World) -> None:
-    schema = shop_schema()
-    pupil = Pupil(learn_days(BlindModel(schema, SPEC, 0), [day_table(world, FIRST_DAY)]), 64)
-    ranking, rng = BlindRanking(pupil.serving, schema), np.random.default_rng(0)
-    cat = rng.integers(1, 99, (20, schema.layout.F))
-    num = rng.random((20, schema.layout.N), np.float32)
-    other = num.copy()
-    other[:, schema.layout.window_start :] += 5
-    assert np.array_equal(ranking.score(cat, num), ranking.score(cat, other))
-    assert not np.array_equal(pupil.serving.score(cat, num), pupil.serving.score(cat, other))
-    other[:, : schema.layout.window_start] += 5
-    assert not np.array_equal(ranking.score(cat, num), ranking.score(cat, other))
-
-
 # -- the history ----------------------------------------------------------------------------------------------
 
 
@@ -230,15 +216,17 @@ def test_twins_explore_until_the_last_days(monkeypatch: pytest.MonkeyPatch) -> N
     visits = [World(0, 6).visits(FIRST_DAY + day).n for day in (1, 2)]
     assert [(row["day"], row["pages"]) for row in rows] == [(1, visits[0]), (2, visits[1])]
     assert all(row["clicks"] > 0 for row in rows)
+    assert [row["price"] != 0 for row in rows] == [True, False], "what is not drawn costs nothing"
 
 
 def test_two_learners_begin_from_the_same_history() -> None:
     loop = begun(0, 6, SETTINGS, {MODEL: (False, 0), RIVAL: (True, 1)})
     own, rival = loop._pupils.values()
-    assert own.ranks is own.serving
-    assert isinstance(rival.model, BlindModel)
-    assert isinstance(rival.ranks, BlindRanking)
-    assert own.model.newest_ms == rival.model.newest_ms > 0
+    assert isinstance(rival, Stopped)
+    began = rival.model.newest_ms
+    assert own.model.newest_ms == began > 0
+    loop.play(FIRST_DAY + 1)
+    assert own.model.newest_ms > rival.model.newest_ms == began
 
 
 @pytest.mark.slow
@@ -254,12 +242,13 @@ def test_two_learners_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_report_has_prices_gains_and_who_was_named() -> None:
     rows: list[dict[str, Any]] = [
-        {"of": "twins", "seed": seed, "twin": twin, "day": day, "pages": 100, "clicks": 300 + seed + change[day > 5]}
+        {"of": "twins", "seed": seed, "twin": twin, "day": day, "pages": 100}
+        | {"clicks": 3 + seed + (0.1 if day > 5 else -0.2) * drawn, "price": 0.25 * drawn}
         for seed in (0, 1)
-        for twin, change in {SHARES[0]: (0, 0), "0.1": (-20, 10)}.items()
+        for twin, drawn in {SHARES[0]: 0, "0.1": 1}.items()
         for day in range(1, 8)
     ]
-    tests = {BLIND: [(MODEL, 500), (MODEL, 900), ("", None)], EQUAL: [("", None), (RIVAL, 700)]}
+    tests = {STOPPED: [(MODEL, 500), (MODEL, 900), ("", None)], EQUAL: [("", None), (RIVAL, 700)]}
     rows += [
         {"of": "learners", "rival": rival, "named": named, "pages": pages}
         for rival, found in tests.items()
@@ -268,9 +257,9 @@ def test_the_report_has_prices_gains_and_who_was_named() -> None:
     report, said = loop_report(rows)
     never, twin = report["twins"]
     assert (never["price"], never["gain"]) == (0, 0)
-    assert (twin["price"], twin["price_ci"], twin["gain"], twin["worlds"]) == (0.2, 0, 0.1, 2)
+    assert (twin["price"], twin["price_ci"], twin["gain"], twin["worlds"]) == (0.25, 0, 0.1, 2)
     assert [twin[f"day_{day}"] for day in (1, 5, 6)] == [-0.2, -0.2, 0.1]
     assert [(r["tests"], r["shop_named"], r["rival_named"]) for r in report["learners"]] == [(3, 2, 0), (2, 0, 1)]
     assert report["learners"][0]["median_pages"] == 700
-    assert "0.1: a price of 0.200 ± 0.000 clicks a page" in said[0]
+    assert "0.1: a price of 0.250 ± 0.000 clicks a page" in said[0]
     assert loop_report([]) == ({"twins": [], "learners": []}, [])

@@ -35,6 +35,7 @@ from learner.ranker.guard import LossGuard
 from learner.ranker.inputs import Inputs
 from learner.ranker.model import OnlineModel, build_network
 from learner.ranker.repeats import Repeats
+from learner.ranker.slot_effect import SlotEffect
 from learner.ranker.snapshot_slices import merge
 from learner.retrieval.click_history import History, Pending, RecentItems
 from learner.retrieval.tower import Tower
@@ -195,6 +196,24 @@ class BucketSample(Case):
     def feed(self, subject: Reservoir, piece: int) -> Any:
         due = subject.add(np.random.default_rng(piece).random((1500, 2), np.float32))  # more than it holds, in the end
         return due, subject.edges(5)
+
+
+class Slotted(Case):
+    covers = (SlotEffect,)
+    skips: ClassVar = {CHANGES_ONCE: NO_CHANGES, CHANGES_ABSOLUTE: NO_CHANGES}
+    damaged: ClassVar = {"a slot less": lambda state: {**state, "rows": state["rows"][1:]}}
+    error = ValueError
+
+    def fresh(self) -> SlotEffect:
+        return SlotEffect(LEARNT)
+
+    def feed(self, subject: SlotEffect, piece: int) -> Any:
+        samples, odds = make_samples(40, piece), np.random.default_rng(piece).random(40).astype(np.float32)
+        _, slots = subject.of(samples.cat, odds)
+        assert slots is not None
+        told = subject.logits(slots)
+        subject.learn(slots, odds, told - samples.label)
+        return told
 
 
 class Dense(Case):
@@ -859,6 +878,7 @@ CASES: dict[str, Case] = {
     "tiles of minutes in memory": ShortTiles(packed=False),
     "tiles of minutes in arrays": ShortTiles(packed=True),
     "delays": Lateness(),
+    "slots": Slotted(),
     "join": Join(),
     "outcomes": Outcomes(),
     "owners": Belongings(),
