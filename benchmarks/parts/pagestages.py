@@ -46,7 +46,7 @@ ONNX = "ONNX Runtime float32"
 CANDIDATES, SIZE, WARM = 1000, 20, 20
 AMONG = tuple(Among(f"item_id.{n}.{span}") for n in ("click_rate", "exposure") for span in ("1d", "7d"))
 """What a schema may declare beside the shop's: twelve numbers among candidates."""
-DIVERSE = Rerank(1.0, {"kind": {"no": 2.0}}, {"1": 0})
+DIVERSE = Rerank(1.0, {"category": {"1": 2.0}}, {"1": 0})
 """Re-ranking of all three kinds."""
 STAGES: tuple[tuple[str, Any, str], ...] = (
     ("user", KnownUser, "of"),
@@ -108,16 +108,16 @@ class _Pages(NamedTuple):
     shop: RecallShop
     ranker: Ranker
     serving: ServingModel
+    reranker: Reranker
     how: Rerank = Rerank()
 
     def make(self, user: int, record: dict[bytes, bytes], seed: int) -> None:
         shop, how, alive = self.shop, self.how, self.shop.items.alive
-        known = KnownUser.of(shop.builder, user + 1, record)
+        known, arm = KnownUser.of(shop.builder, user + 1, record), shop.arms.named(MODEL)
         rows = shop.recall(known, shop.now_ms, CANDIDATES, seed)
         ranked = self.ranker.rank(known, rows, shop.now_ms, {}, self.serving)
         pins, wanted = Pins.of(how, SIZE, shop.items, alive), PageDraw(SIZE, SIZE, len(rows), False, (0, seed))
-        arm, reranker = shop.arms.named(MODEL), Reranker(shop.filters, [how])
-        placed = reranker.place(how, arm, rows, ranked.scores, pins, alive[rows], wanted, shop.retrieval)
+        placed = self.reranker.place(how, arm, rows, ranked.scores, pins, alive[rows], wanted, shop.retrieval)
         order = placed.order[pins.put(rows[placed.order])]
         self.ranker.placed(ranked, order, known, rows, shop.now_ms)
 
@@ -135,7 +135,8 @@ def page_stages(shop: RecallShop, model: OnlineModel, pages: int, say: Say) -> I
         for name, owner, verb in STAGES:
             stack.enter_context(patch.object(owner, verb, _timed(took, name, getattr(owner, verb))))
 
-        whole = _timed(took, "all", _Pages(shop, shop.ranker, serving).make)
+        plain = _Pages(shop, shop.ranker, serving, Reranker(shop.filters, [DIVERSE]))
+        whole = _timed(took, "all", plain.make)
         for number, user in enumerate(users):
             if number == WARM:
                 took.clear()
@@ -150,12 +151,11 @@ def page_stages(shop: RecallShop, model: OnlineModel, pages: int, say: Say) -> I
             f"stage_{name}_ms", 1000 * seconds / pages, "ms CPU / page", ONNX, 1000 * seconds / pages / pass_ms
         )
     yield figure("forward_ratio", 1000 * took["network"] / pages / pass_ms, f"x, in {serving.arithmetic}", ONNX)
-    plain = _Pages(shop, shop.ranker, serving)
     yield _cost("rerank", plain, plain._replace(how=DIVERSE), users)
     schema = msgspec.structs.replace(shop.schema, among=AMONG)
     grown, _ = evolve(model.columns, model.spec, *model.snapshot(), schema, model.spec, 0)
     own = ServingModel.of(schema, model.spec, split(grown.snapshot()[0])[0], arithmetic=serving.arithmetic)
-    yield _cost("among", plain, _Pages(shop, Ranker(FeatureBuilder(schema), shop.items), own), users)
+    yield _cost("among", plain, plain._replace(ranker=Ranker(FeatureBuilder(schema), shop.items), serving=own), users)
 
 
 def _cost(part: str, plain: _Pages, other: _Pages, users: list[int]) -> Figure:
