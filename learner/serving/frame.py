@@ -25,6 +25,7 @@ from learner.network.models.norm import BOUND, EPSILON, InputNorm
 from learner.network.models.spec import read_spec
 from learner.ranker.inputs import TableColumns
 from learner.ranker.model import build
+from learner.ranker.outcome_heads import HeadInference, heads_of
 from learner.ranker.step import Inference
 from learner.tables.table import as_read
 from millrace.contracts.schema import Schema
@@ -62,6 +63,8 @@ class Frame:
     def __init__(self, schema: Schema, spec: Mapping[str, Any]) -> None:
         self.schema, self.spec = schema, read_spec(spec)
         self.inputs, self.network = build(schema, self.spec, 0)
+        self.widths = {head + g.name: g.width for head in ("", *self.inputs.heads) for g in self.inputs.groups}
+        """Of each table."""
         for parameter in self.network.parameters():
             parameter.requires_grad_(False)
         self.network.eval()
@@ -129,6 +132,14 @@ class Dense:
         self.numbers = self._numbers() if self.forward is not None else None
         exact = self.forward is None or self.forward.arithmetic == "float32"
         self.inference = Inference(frame.inputs, self.network, frame.own, None if exact else self.forward)
+        self._heads: list[HeadInference] | None = None
+
+    @property
+    def heads(self) -> list[HeadInference]:
+        """Of the schema's outcomes; made when they are first asked for."""
+        if self._heads is None:
+            self._heads = heads_of(self.frame.inputs, self.network)
+        return self._heads
 
     def _numbers(self) -> NumberPlan:
         inputs, scale = self.frame.inputs, self.network.scale

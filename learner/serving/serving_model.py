@@ -65,8 +65,8 @@ class ServingModel:
     @classmethod
     def _attached(cls, frame: Frame, base: Arrays) -> ServingModel:
         tables = {
-            g.name: Table(g.width, Layer.of(base[f"{g.name}/slots"], base[f"{g.name}/data"]), ())
-            for g in frame.inputs.groups
+            name: Table(width, Layer.of(base[f"{name}/slots"], base[f"{name}/data"]), ())
+            for name, width in frame.widths.items()
         }
         return cls(frame, tables, Dense(frame, base))
 
@@ -155,6 +155,10 @@ class ServingModel:
         """Click probabilities (n,) of feature rows cat (n, F), num (n, N), whatever page each is of; in float32 the
         learner's to the bit. Reads only; unknown ids read as zero."""
         return score_with(self.frame.inputs, self._dense.inference, self.tables, cat, num)
+
+    def predict(self, cat: Ids, num: Floats) -> Floats:
+        """:meth:`score`, and the probabilities of the schema's K outcomes: (n, 1 + K), as the learner's ``predict``."""
+        return score_with(self.frame.inputs, self._dense.inference, self.tables, cat, num, self._dense.heads)
 
     def warm(self, most: int) -> None:
         """Scores each number of rows, up to ``most``, that matrix products distinguish, so that no request pays for the

@@ -44,7 +44,7 @@ class ModelWriter:
         self._allocate = allocate
         self._arithmetic: Arithmetic | None = None  # of pages; None: not chosen yet
         max_rows = self.frame.spec.max_rows
-        self.tables = {g.name: TableWriter(g.width, max_rows, allocate) for g in self.frame.inputs.groups}
+        self.tables = {name: TableWriter(width, max_rows, allocate) for name, width in self.frame.widths.items()}
         self._newest: Arrays = {}  # dense tensors of the newest version that is staged
         self._dense: Arrays = {}  # of the newest that is folded
         self._pending: list[Arrays] = []

@@ -19,7 +19,7 @@ Array = NDArray[Any]
 RETRIEVAL_TABLES = ("retrieval_user", "retrieval_item")
 """The tables of the retrieval head. A ranker never sees them (:func:`split`)."""
 HEAD = ":"
-"""In the name of an outcome's table, between outcome and table. Scorers leave them out (:func:`split`)."""
+"""In the name of an outcome's table, between outcome and table."""
 _REMEDY = "the next snapshot mends it"
 
 
@@ -101,10 +101,9 @@ class Image:
 
 
 def split(image: Image) -> tuple[Image, Image]:
-    """The ranker's part of an image, and the retrieval head's (no tables where the image carries no head). Neither has
-    the tables of outcomes."""
+    """The ranker's part of an image, and the retrieval head's (no tables where the image carries no head)."""
     own = {name: rows for name, rows in image.tables.items() if name in RETRIEVAL_TABLES}
-    rest = {name: rows for name, rows in image.tables.items() if name not in own and HEAD not in name}
+    rest = {name: rows for name, rows in image.tables.items() if name not in own}
     return Image(image.dense, rest), Image({}, own)
 
 

@@ -17,6 +17,7 @@ from millrace.versions.versioning import Announcement
 from millrace.windows.affinity import taste_keys
 from millrace.windows.features import FeatureBuilder
 from scorer.catalog.item_index import Heat, ItemIndex
+from scorer.page.worth import unknown_weights
 from scorer.recall.candidate_lists import CandidateLists, Shares, make_lists
 
 INDEX_TOPICS = frozenset({"items", "item counts"})
@@ -34,6 +35,8 @@ class Primary:
         for how in (settings.rerank, *(arm.rerank for arm in settings.arms.values() if arm.rerank)):
             if found := unknown(schema, how.boosts or {}):
                 raise SettingError(f"rerank: boosts {found[0]}", found[1])
+            if found := unknown_weights(schema, how.weights or {}):
+                raise SettingError(f"rerank: weights {found[0]}", found[1])
         self.settings, self.schema, self.clock = settings, schema, clock
         self.builder, self.intake = FeatureBuilder(schema), Intake(schema)
         self.index = ItemIndex(self.builder)

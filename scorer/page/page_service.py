@@ -36,6 +36,7 @@ from scorer.page.page_wire import RequestError
 from scorer.page.pagemaker import AskCounts, Asked, PageMaker, Scored
 from scorer.page.ranked import LIST_SECONDS, Cursor, RankedList, RankedLists
 from scorer.page.reranking import PageDraw, Pins, PlacedItems, Reranker, pins_off
+from scorer.page.worth import log_worth, terms, unknown_weights
 from scorer.recall.candidate_lists import (
     ASKED,
     CONTROLLED,
@@ -95,6 +96,8 @@ class Serving(WorkerState):
         filters = self.filters.of(asked)
         rerank = asked.rerank or Rerank()
         self.filters.check("boosts", rerank.boosts or {})
+        if found := unknown_weights(self.schema, rerank.weights or {}):
+            raise RequestError(f"weights {found[0]}", found[1])
         request_id, ts_ms = self.identify(asked, logged=True)
         arm = self.arms.of(asked.user_id)
         reason = self.not_ready(arm.learner)
@@ -197,8 +200,16 @@ class Serving(WorkerState):
         note = "no vectors of items yet, so nothing is known of how alike they are"
         if retrieval is None and page.rerank.diversity and arm.ranks and note not in page.notes:
             page.notes.append(note)
-        passing = self.passing(page)[scored.rows]
-        return self._reranker.place(page.rerank, arm, scored.rows, scored.shown, pins, passing, wanted, retrieval)
+        passing, worth = self.passing(page)[scored.rows], None
+        if page.rerank.weights and arm.ranks:
+            parts = terms(self.schema, scored.model, scored.found, page.rerank.weights)
+            worth = None if parts is None else log_worth(parts)
+            note = "the model predicts no outcomes: ordered by clicks"
+            if worth is None and note not in page.notes:
+                page.notes.append(note)
+        return self._reranker.place(
+            page.rerank, arm, scored.rows, scored.shown, pins, passing, wanted, retrieval, worth
+        )
 
     def _unranked(
         self, page: Asked, arm: PageArm, size: int, most: int, seed: int, allowed: Allowed | None

@@ -143,7 +143,8 @@ class RecommendRequest(ListRequest, frozen=True, kw_only=True, rename={"length":
     )
     explain: Annotated[bool, Meta(description="Say of each item where recall found it, and of the first why")] = False
     rerank: (
-        Annotated[Rerank, Meta(description="Diversity, boosts and pins, in place of those of the settings")] | None
+        Annotated[Rerank, Meta(description="Weights, diversity, boosts and pins, in place of those of the settings")]
+        | None
     ) = None
 
 
@@ -164,7 +165,9 @@ class Reason(Struct, frozen=True):
 
     input: Annotated[
         str,
-        Meta(description="A field, or a window key with all its counts, or both; boost, diversity; or the measure"),
+        Meta(
+            description="A field, or a window key with all its counts, or both; boost, diversity, worth; or the measure"
+        ),
     ]
     effect: Annotated[float, Meta(description="By how much it raised log(score / (1 - score)); or the measure's value")]
 

@@ -16,11 +16,11 @@ from millrace.contracts.events import SOURCES, Id, PageLog
 from millrace.evidence.rerank import Rerank
 from millrace.versions.versioning import Announcement
 from scorer.catalog.itemtable import ItemRows
-from scorer.page import page_wire, score_reasons
+from scorer.page import page_wire, score_reasons, worth
 from scorer.page.held import WorkerState
 from scorer.page.page_arms import PageArm
 from scorer.page.rank import Ranked, RankingModel
-from scorer.page.reranking import VALUE, PlacedItems
+from scorer.page.reranking import VALUE, WORTH, PlacedItems
 from scorer.users.userrecord import KnownUser, Meters
 
 _SET = salt("scorer", "set")
@@ -136,19 +136,23 @@ class PageMaker:
         self._meters.items(sources)
         shown = scored.shown[order].tolist()
         retrieved_by = retrieval if page.explain else UNSET
-        where = ([SOURCES[code] for code in sources], self._reasons(scored, placed)) if page.explain else ()
+        where = ([SOURCES[code] for code in sources], self._reasons(page, scored, placed)) if page.explain else ()
         items = list(map(page_wire.PlacedItem, ids, range(len(ids)), shown, *where))
         version = scored.note.version
         return page_wire.RecommendAnswer(
             page.request_id, version, arm.name, page.ts_ms, items, page.notes, offset, retrieval_version=retrieved_by
         )
 
-    def _reasons(self, scored: Scored, placed: PlacedItems) -> list[list[page_wire.Reason] | UnsetType]:
+    def _reasons(self, page: Asked, scored: Scored, placed: PlacedItems) -> list[list[page_wire.Reason] | UnsetType]:
         """The strongest inputs of each of the first items, and what re-ranking did to it."""
         order = placed.order
         first = order[: score_reasons.MOST_ITEMS]
         found = score_reasons.effects(scored.model, scored.found.cat[first], scored.found.numbers(first), self._inputs)
         moved = score_reasons.moved(len(first), placed.ranking)
+        if page.rerank.weights and placed.ranking is not None and placed.ranking[: len(first), WORTH].any():
+            parts = worth.terms(self._held.schema, scored.model, scored.found, page.rerank.weights, first)
+            if parts is not None:
+                moved = [[*of, *more] for of, more in zip(moved, worth.effects(parts), strict=True)]
         reasons: list[list[page_wire.Reason] | UnsetType] = [
             [page_wire.Reason(name, effect) for name, effect in (*those, *by)]
             for those, by in zip(score_reasons.strongest(found, self._inputs), moved, strict=True)

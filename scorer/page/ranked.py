@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from millrace.contracts.events import SOURCES, Id, Name, TimeOrNever, WireId
 from millrace.contracts.online_layout import ranked_key
 from scorer.page.page_wire import Filters, RequestError
-from scorer.page.reranking import NO_ODDS, PlacedItems
+from scorer.page.reranking import COLUMNS, NO_ODDS, PlacedItems
 from scorer.users.userrecord import UserStore
 
 _ASKED = SOURCES.index("asked")
@@ -75,7 +75,7 @@ class RankedList(Struct, frozen=True, array_like=True):
     filters: Filters | None = None  # that hold for every part
     among: bytes = b""  # (G, m) float32: the set of candidates that every part is measured against
     odds: bytes = b""  # (n,) float32 of each item in its place of the list as it was drawn; empty: not said
-    ranking: bytes = b""  # (n, 3) float32 of :mod:`scorer.page.reranking`; empty: they were ordered by their scores
+    ranking: bytes = b""  # (n, 4) float32 of :mod:`scorer.page.reranking`; empty: they were ordered by their scores
 
     def of(self, places: NDArray[np.intp]) -> RankedList:
         """The list with only the items at ``places``, in this order."""
@@ -93,7 +93,9 @@ class RankedList(Struct, frozen=True, array_like=True):
         """The scored items ``order``, which are the list's at ``places``. Odds are given all above them in the list."""
         odds, n = np.frombuffer(self.odds, np.float32), len(self.items)
         ranking = (
-            np.frombuffer(self.ranking, np.float32).reshape(-1, 3)[places] if len(self.ranking) == 12 * n else None
+            np.frombuffer(self.ranking, np.float32).reshape(n, COLUMNS)[places]
+            if len(self.ranking) == 4 * COLUMNS * n
+            else None
         )
         return PlacedItems(order, odds[places] if len(odds) == n else NO_ODDS, ranking)
 

@@ -5,6 +5,8 @@ An item's value is that of its logit, of its boosts, and of its likeness to the 
 
     v = z + log b - d max(0, cos)        z: of the score; b: product of its boosts; cos: the largest; d: ``diversity``
 
+With weights z is the logarithm of what the item is worth (:mod:`scorer.page.worth`).
+
 Items are taken one after another, always the one with the largest v. As more are taken, no v rises: so this order is
 that of v itself, and v is what chance draws by (:mod:`millrace.evidence.exploration`). Pinned items take no part in any
 of this. They are put into the finished order, each into its slot. docs/internals/serving.md draws the way of a page.
@@ -31,9 +33,10 @@ Floats = NDArray[np.float32]
 Places = NDArray[np.intp]
 
 NO_ODDS: Floats = np.empty(0, np.float32)
-VALUE, BOOST, LIKENESS = range(3)
+VALUE, BOOST, LIKENESS, WORTH = range(4)
 """Of an item that may have been re-ranked: what it was ordered by, as a score is, NaN: it is pinned; logits that boosts
-added; logits that likeness took, none above 0."""
+added; logits that likeness took, none above 0; what weights added to the logit."""
+COLUMNS = 4
 
 
 class PlacedItems(NamedTuple):
@@ -41,7 +44,7 @@ class PlacedItems(NamedTuple):
 
     order: Places  # (m,) positions among the items that were scored
     odds: Floats = NO_ODDS  # (m,) of each in its slot, given those above; (0,): nobody knows them
-    ranking: Floats | None = None  # (m, 3) of VALUE, BOOST, LIKENESS; None: they were ordered by their scores
+    ranking: Floats | None = None  # (m, 4) of VALUE, BOOST, LIKENESS, WORTH; None: they were ordered by their scores
 
     def at(self, some: Places | slice) -> PlacedItems:
         odds = self.odds[some] if len(self.odds) else self.odds
@@ -121,6 +124,7 @@ class Reranker:
         passing: NDArray[np.bool_],
         wanted: PageDraw,
         retrieval: Retrieval | None,
+        worth: NDArray[np.float64] | None = None,
     ) -> PlacedItems:
         """The scored items that pass, those pinned first. Without odds where nobody knows them: as under caps, which
         move what was drawn, and then all items are given, for caps to choose from.
@@ -128,13 +132,14 @@ class Reranker:
         Args:
             rows: of the items that were scored, with their ``scores``. (n,)
             retrieval: what knows how alike items are; None: nothing does.
+            worth: (n,) logarithms of what they are worth; None: there are no weights.
         """
         order = np.flatnonzero(passing)
         pinned = np.isin(rows[order], pins.rows)
         first, order = order[pinned], order[~pinned]
         first = first[pins.put(rows[first])]
         size, most = max(1, wanted.size - len(first)), wanted.most - len(first)
-        ranking, odds = self._ranking(how, arm, rows, scores, order, most, retrieval), NO_ODDS
+        ranking, odds = self._ranking(how, arm, rows, scores, order, most, retrieval, worth), NO_ODDS
         known = arm.exploration is not None and not wanted.capped
         if not arm.ranks:
             order = order[:most]
@@ -161,16 +166,20 @@ class Reranker:
         order: Places,
         most: int,
         retrieval: Retrieval | None,
+        worth: NDArray[np.float64] | None,
     ) -> Floats | None:
         """The ranking of the n items, of which those in ``order`` may come and are not pinned; None: the scores are.
-        ``most`` items are unlike each other, and the others are unlike these. (n, 3)"""
+        ``most`` items are unlike each other, and the others are unlike these. (n, 4)"""
         boosts = how.boosts if arm.ranks else None
         diversity = how.diversity if arm.ranks else None
-        if not (boosts or diversity or how.pins):
+        if not (boosts or diversity or how.pins) and worth is None:
             return None
-        made = np.zeros((len(rows), 3), np.float32)
+        made = np.zeros((len(rows), COLUMNS), np.float32)
         made[:, VALUE] = np.nan
         z, value = logits(scores[order]), scores[order].astype(np.float64)
+        if worth is not None:
+            made[order, WORTH] = worth[order] - z
+            z = worth[order]
         if boosts:
             table = self._boosts.get(id(boosts)) or self._filters.boosts(boosts)
             made[order, BOOST] = self._filters.boosted(table, rows[order])
@@ -179,5 +188,6 @@ class Reranker:
             kernels.marginal(z + made[order, BOOST], retrieval.factors(rows[order]), diversity, most, near)
             made[order, LIKENESS] = -diversity * near
         added = made[order, BOOST].astype(np.float64) + made[order, LIKENESS]
-        made[order, VALUE] = np.where(added == 0, value, 1 / (1 + np.exp(-(z + added))))
+        kept = (added == 0) & (worth is None)
+        made[order, VALUE] = np.where(kept, value, 1 / (1 + np.exp(-(z + added))))
         return made

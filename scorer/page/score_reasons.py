@@ -28,7 +28,7 @@ from millrace.contracts.schema import Layout, Schema
 from millrace.windows.pagewide import late_columns
 from scorer.catalog.pageform import block_size
 from scorer.page.rank import RankingModel
-from scorer.page.reranking import BOOST, LIKENESS
+from scorer.page.reranking import BOOST, LIKENESS, WORTH
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -116,8 +116,8 @@ def strongest(found: Floats, inputs: Sequence[Input], most: int = MOST_REASONS) 
 def moved(m: int, ranking: Floats | None) -> list[list[tuple[str, float]]]:
     """Of the first m items, what re-ranking added to their logits. ``ranking``: as :mod:`scorer.page.reranking` has
     it."""
-    by = np.zeros((m, 2)) if ranking is None else ranking[:m, [BOOST, LIKENESS]]
-    return [[(name, x) for name, x in zip(("boost", "diversity"), of, strict=True) if x] for of in by.tolist()]
+    by = np.zeros((m, 3)) if ranking is None else ranking[:m, [BOOST, LIKENESS, WORTH]]
+    return [[(name, x) for name, x in zip(("boost", "diversity", "worth"), of, strict=True) if x] for of in by.tolist()]
 
 
 def _logit(p: Floats) -> Floats:

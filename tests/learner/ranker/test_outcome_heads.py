@@ -193,7 +193,7 @@ def test_each_outcome_of_an_exposure_is_learnt_one_time() -> None:
 
 
 @pytest.mark.parametrize("model", ["wide_resnet", "wide_deep", "pnn_group"])
-def test_versions_carry_heads_and_scorers_leave_them_out(model: str) -> None:
+def test_versions_carry_heads_and_scorers_predict_by_them(model: str) -> None:
     spec = SMALL | {"model": model, "retrieval_width": 8, "max_rows": 60, "max_age_days": 0.5}
     one = fed(OnlineModel(SCHEMA, spec, 0), range(4))
     assert unsound_whole(one) is None
@@ -212,12 +212,14 @@ def test_versions_carry_heads_and_scorers_leave_them_out(model: str) -> None:
     assert sliced.snapshot()[0].same_bits(one.snapshot()[0]) == ""
     assert np.array_equal(sliced.predict(batch.cat, batch.num), one.predict(batch.cat, batch.num))
     ranker = split(one.snapshot()[0])[0]
-    assert set(ranker.tables) == {name for name in one.tables if ":" not in name and "retrieval" not in name}
+    assert set(ranker.tables) == {name for name in one.tables if "retrieval" not in name}
     serving = ServingModel.of(SCHEMA, spec, ranker)
     assert np.array_equal(serving.score(batch.cat, batch.num), one.score(batch.cat, batch.num))
+    assert np.array_equal(serving.predict(batch.cat, batch.num), one.predict(batch.cat, batch.num))
     one.learn(samples(20))
     serving.patch(split(one.changes())[0])
     assert np.array_equal(serving.score(batch.cat, batch.num), one.score(batch.cat, batch.num))
+    assert np.array_equal(serving.predict(batch.cat, batch.num), one.predict(batch.cat, batch.num))
 
 
 def test_a_refused_batch_leaves_no_trace_in_heads() -> None:
