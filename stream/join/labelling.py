@@ -31,7 +31,7 @@ from millrace.labels import REGISTRY, LabelPolicy, Promise, Waits, policy_named
 from stream.join.joined_pages import InputMessage, PagePart, PageState
 from stream.join.outcome_book import OutcomeBook, ToFiles
 from stream.join.page_again import rows_again
-from stream.join.page_rows import Counted, LoggedPage, Sampled, runs_of
+from stream.join.page_rows import Counted, LoggedPage, Runs, Sampled, runs_of
 from stream.join.shown import ShownPages
 
 
@@ -153,8 +153,7 @@ class Labeller:
         if part.mask:
             out.counted.append(Counted(self._shown(page, part), *runs_of(part.mask), part.ts_ms, EXPOSURE))
             if self._book is not None and "page" in self._book.kinds:
-                for position in (p for begin, end in runs_of(part.mask)[0] for p in range(begin, end)):
-                    self._open("page", page, part, position, part.ts_ms)
+                self._open("page", page, part, runs_of(part.mask)[0], part.ts_ms)
         if page.held:
             for key, (event, message, came_ms) in list(page.held.items()):
                 if part.brought >> event.position & 1:
@@ -212,7 +211,7 @@ class Labeller:
         page.acted[kind] |= bit
         if self._book is not None:
             if kind == CLICK:
-                self._open("click", page, part, position, event.ts_ms)
+                self._open("click", page, part, ((position, position + 1),), event.ts_ms)
             self._book.act(event, message, True)
         out.counted.append(Counted(self._shown(page, part), ((position, position + 1),), 1, event.ts_ms, kind))
         if kind == CLICK and max(after_ms, came_ms - part.ts_ms) < self.policy.attribution_ms:
@@ -256,10 +255,10 @@ class Labeller:
                 if mask:
                     self._sample(page, part, mask, PAGE, action, 0, out)
 
-    def _open(self, on: str, page: PageState, part: PagePart, position: int, base_ms: int) -> None:
+    def _open(self, on: str, page: PageState, part: PagePart, runs: Runs, base_ms: int) -> None:
         assert self._book is not None
         shown = self._shown(page, part)
-        self._book.open(on, page.request, position, shown, base_ms, part.ts_ms, part.promise.code)
+        self._book.open(on, page.request, runs, shown, base_ms, part.ts_ms, part.promise.code)
 
     def _label(
         self, page: PageState, part: PagePart, mask: int, kind: int, action: int, origin_ms: int, out: Outcome

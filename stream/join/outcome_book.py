@@ -40,7 +40,7 @@ from millrace.contracts.events import ACTIONS, CLICK, EXPOSURE, PURCHASE, Action
 from millrace.contracts.samples import OUTCOME, SampleBatch
 from millrace.contracts.schema import Schema
 from stream.join.joined_pages import InputMessage
-from stream.join.page_rows import LoggedPage, Sampled, batch_of
+from stream.join.page_rows import LoggedPage, Runs, Sampled, batch_of
 
 REFUND = Refund.kind
 KEPT_HOURS = 24
@@ -172,6 +172,7 @@ class OutcomeBook:
         self._shape, self._late_ms = shape, late_ms
         self._names = [one.name for one in schema.outcome]
         self._outcomes = [one for one in schema.outcome if one.event is not None]
+        self._known = [(one.name, one.event) for one in self._outcomes]
         self._of = {on: [one for one in self._outcomes if one.on == on] for on in ("page", "click")}
         self.kinds = {on: {ACTIONS.index(one.event or "") for one in of} for on, of in self._of.items() if of}
         self._longest = {on: max(one.within_ms for one in self._of[on]) for on in self.kinds}
@@ -199,26 +200,28 @@ class OutcomeBook:
 
     # ------------------------------------------------------------------ what comes in
 
-    def open(self, on: str, request: str, position: int, page: LoggedPage, base_ms: int, ts_ms: int,
-             policy: int) -> bool:  # fmt: skip
-        """An exposure (``on`` pages) or a click of it begins to wait, if an outcome is of such."""
+    def open(self, on: str, request: str, runs: Runs, page: LoggedPage, base_ms: int, ts_ms: int, policy: int) -> None:
+        """Exposures at these positions of a page (``on`` pages), or a click of one, begin to wait, if an outcome is of
+        such. ``base_ms``: from when on; ``ts_ms``: of the exposure."""
         if on not in self.kinds:
-            return False
+            return
         hour = (on, max(base_ms // HOUR_MS, self._sealed_to))
         rows = self._hours.get(hour)
         if rows is None:
             rows = self._hours[hour] = HourRows.new()
             self._next_ms = min(self._next_ms, self._due(hour, rows))
-        rows.who.append(page.user)
-        rows.what.append(int.from_bytes(page.item[8 * position : 8 * position + 4], "little"))
-        rows.place.append(_place(request, position))
-        rows.base.append(max(base_ms - hour[1] * HOUR_MS, _FORGOTTEN + 1))
+        positions = [position for first, end in runs for position in range(first, end)]
+        what = [int.from_bytes(page.item[8 * at : 8 * at + 4], "little") for at in positions]
+        rows.who += [page.user] * len(positions)
+        rows.what += what
+        rows.place += [_place(request, position) for position in positions]
+        rows.base += [max(base_ms - hour[1] * HOUR_MS, _FORGOTTEN + 1)] * len(positions)
         actions = 1 << EXPOSURE | (1 << CLICK if on == "click" else 0)
-        stretch = ((position, position + 1),)
-        rows.recent.append(Sampled(request, page, ts_ms, stretch, 1, OUTCOME, actions, 0, policy))
+        rows.recent.append(Sampled(request, page, ts_ms, runs, len(positions), OUTCOME, actions, 0, policy))
         rows.collect(self._shape)
-        self._look_again(rows.who[-1], rows.what[-1])
-        return True
+        if self._waiting:
+            for one in what:
+                self._look_again(page.user, one)
 
     def act(self, event: Action, message: InputMessage, waits: bool) -> bool:
         """An action that names its page. Returns whether a row took it, or, if it ``waits``, will be waited for."""
@@ -414,17 +417,19 @@ class OutcomeBook:
             for hour, rows in self._hours.items()
         ]
         waiting = [(*key, list(events)) for key, events in self._waiting.items()]
-        return hours, self._sealed_to, waiting, self._next_ms
+        return hours, self._sealed_to, waiting, self._next_ms, self._known
 
     def resume(self, state: Any, carried: Callable[[SampleBatch], SampleBatch]) -> None:
         """The inverse of :meth:`snapshot`. ``carried``: takes rows to the present schema."""
-        hours, self._sealed_to, waiting, self._next_ms = state
+        hours, self._sealed_to, waiting, self._next_ms, known = state
+        # Nothing was noted for other outcomes: of rows that are there, nobody knows them.
+        new = {name for name, event in self._known if [name, event] not in [list(one) for one in known]}
         for on, hour, sealed, *columns, told, acts, raw in hours:
             if on not in self.kinds:
                 continue  # its outcomes are no longer declared
             arrays = (np.frombuffer(c, dtype) for c, dtype in zip(columns, _DTYPES, strict=True))
             who, what, place, base = arrays if sealed else (a.tolist() for a in arrays)
-            rows = HourRows(who, what, place, base, sealed, set(told))
+            rows = HourRows(who, what, place, base, sealed, set(told) | new)
             rows.acts = {(row, kind): dict(map(tuple, at)) for row, kind, at in acts}
             if raw is not None:
                 rows.chunks = [carried(SampleBatch.from_bytes(raw))]

@@ -594,7 +594,7 @@ class Outcomes(Case):
         for message in messages(piece):
             if message.topic == "page_logs":
                 request, page = Decoder(SCHEMA, 0, None, ()).page(message.raw)
-                subject.open("click", request, 0, page, page.ts_ms, page.ts_ms, 0)
+                subject.open("click", request, ((0, 1),), page, page.ts_ms, page.ts_ms, 0)
             elif message.topic == "events":
                 event = decode_event(message.raw)
                 dropped += [one.reason for one in subject.expire(event.ts_ms, files)]

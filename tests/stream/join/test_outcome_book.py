@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from millrace.basics.store import Store
 from millrace.contracts.events import decode_event
 from millrace.contracts.schema import parse_schema
 from stream.partition.journal import Journal, from_bytes, to_bytes
 from stream.partition.partition import Partition
+from stream.worker.outcome_files import OutcomeFiles
 from tests.scenes.late_outcomes import LateStream
 from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, T0, TEXT
 
@@ -186,6 +188,24 @@ def test_outcomes_on_pages_are_told_of_every_exposure(tmp_path: Path) -> None:
     assert stream.of("cart") == {("a", 0): 0, ("a", 1): 1, ("a", 2): 0}
     stream.until(T0 + 3 * DAY)
     assert stream.of("purchase") == {("a", 2): 0}
+
+
+def test_an_outcome_that_is_new_in_the_schema_is_not_told_of_older_clicks(stream: LateStream) -> None:
+    """Its events were not noted, so a 0 would be a guess."""
+    cart = '[[outcome]]\nname = "cart"\non = "click"\nevent = "cart"\nwithin = "2d"\n'
+    month = '[[outcome]]\nname = "purchase"\non = "click"\nevent = "purchase"\nwithin = "30d"\n'
+    before, stream.schema = stream.schema, parse_schema(TEXT + cart + month)
+    checkpoint = stream.checkpoint()
+    stream.partition = Partition(0, stream.schema, POLICY, history=(before,))
+    stream.partition.resume(checkpoint)
+    stream.files = OutcomeFiles(Store(stream.url), stream.schema, {before.id: before})
+    stream.page("b", T0 + DAY)
+    stream.act("click", "b", T0 + DAY + MINUTE)
+    stream.act("cart", "b", T0 + DAY + 2 * MINUTE)
+    stream.order(T0 + 2 * HOUR)
+    stream.until(T0 + DAY + LONG)
+    assert stream.of("cart") == {("b", 0): 1}
+    assert stream.of("purchase") == {("a", 0): 1, ("b", 0): 0}
 
 
 def test_orders_need_an_outcome(tmp_path: Path) -> None:
