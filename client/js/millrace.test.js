@@ -100,7 +100,7 @@ test('a pause is no shorter than Retry-After', async () => {
     [[429, { error: 'full' }, { 'retry-after': '9' }]],
     async (shop) => {
       shop.click(page, 'a')
-      await assert.rejects(shop.flush(50), /1 events are not kept yet .*429: full/)
+      await assert.rejects(shop.flush(3000), /1 events are not kept yet .*429: full/)
       assert.equal(shop.waiting, 1)
     },
   )
@@ -151,14 +151,16 @@ test('many items go in parts, and all refusals are named', async () => {
 
 test('the token goes with each request, and the caller decides how long a page may take', async () => {
   await scripted(
-    Array(99).fill([503, { error: 'not ready' }]),
+    Array(3).fill([503, { error: 'not ready' }]),
     async (shop, seen) => {
       await assert.rejects(shop.recommend('u1'), Unavailable)
-      assert.ok(seen.length > 1)
+      assert.equal(seen.length, 1)
       assert.equal(seen[0][2].authorization, 'Bearer t0')
       assert.equal(await shop.ready(), false)
+      shop.options.pageMs = 60_000
+      assert.equal((await shop.recommend('u1')).user_id, 'u1')
     },
-    { token: 't0', pageMs: 40 },
+    { token: 't0', pageMs: 0 },
   )
 })
 

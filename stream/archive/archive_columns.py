@@ -119,7 +119,7 @@ class ArchiveColumns:
         """A user's or an item's attributes, packed."""
         return msgspec.msgpack.encode([born_ms, *[attributes.get(f.name) for f in self._fields[side]]])
 
-    def changed(self, side: str, raw: bytes, changes: Mapping[str, Any]) -> bytes:
+    def with_changes(self, side: str, raw: bytes, changes: Mapping[str, Any]) -> bytes:
         """What :meth:`pack` gave, with other values of some attributes."""
         born_ms, *values = msgspec.msgpack.decode(raw)
         return self.pack(side, {**dict(zip(self.names(side), values, strict=True)), **changes}, born_ms)

@@ -170,7 +170,7 @@ class Archive:
         if isinstance(item, Item):
             self._items[name] = self.columns.pack("item", item.attributes, item.born_ms)
         elif name in self._items:
-            self._items[name] = self.columns.changed("item", self._items[name], item.changes)
+            self._items[name] = self.columns.with_changes("item", self._items[name], item.changes)
 
     def _event(self, number: int, offset: int, value: bytes | None, clock_ms: int) -> None:
         try:

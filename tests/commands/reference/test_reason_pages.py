@@ -22,8 +22,8 @@ from millrace.contracts.topics import DEAD_LETTERS
 from tests.architecture import ROOT
 
 MAKERS = {"Dead", "BadEventError", "DeadLetter", "DeadLetter.of", "outcome.refuse"}
-INNER = {"bad-value", "bad-key"}
-"""Reasons of BadEventError that users and items have within `bad-user` and `bad-item`."""
+INNER = {"bad-value", "bad-key", "unmapped"}
+"""Reasons of BadEventError that users and items have within `bad-user` and `bad-item`, or that the intake alone gives."""
 
 
 def words(node: ast.expr) -> Iterator[str]:
