@@ -21,9 +21,9 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS
 from tests.architecture import ROOT
 
-MAKERS = {"Dead", "BadEventError", "DeadLetter", "DeadLetter.of", "outcome.refuse"}
+MAKERS = {"Dead", "BadEventError", "DeadLetter", "DeadLetter.of", "outcome.refuse", "Dropped"}
 INNER = {"bad-value", "bad-key", "unmapped"}
-"""Reasons of BadEventError that users and items have within `bad-user` and `bad-item`, or that the intake alone gives."""
+"""Reasons of BadEventError within `bad-user` and `bad-item`, or of the intake alone."""
 
 
 def words(node: ast.expr) -> Iterator[str]:
