@@ -67,21 +67,17 @@ class GateJudge:
     # -- the model -------------------------------------------------------------------------------------------
 
     def stretch(self, ends: bool = False) -> bool:
-        """Judges what was learnt since the mark, and where that is a whole stretch, or ``ends`` as one, moves the mark.
-        Whether nothing was refused."""
+        """Whether the model is sound. Where what was learnt since the mark is a whole stretch, or ``ends`` as one, the
+        mark moves."""
         checks, state = self._checks, self._state
-        if checks is None or (not ends and state.standing.probation and not checks.shift.due):
+        if checks is None or (not ends and state.standing.probation and not checks.stretch.due):
             return True
-        model = state.trainer.model
-        refusal = unsound(model)
+        refusal = unsound(state.trainer.model)
         if refusal is not None:
             return self._refuse_model(refusal)
         state.verdicts["soundness", "passed"] += 1
-        if not (checks.shift.due or (ends and state.unjudged)):
+        if not (checks.stretch.due or (ends and state.unjudged)):
             return True
-        refusal = self._judged("shift", checks.shift.look(model))
-        if refusal is not None:
-            return self._refuse_model(refusal)
         if state.standing.probation:
             log.warning("a whole stretch has passed the gate: versions are published again")
         state.passed()
