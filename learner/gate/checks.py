@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from learner.gate.heldout import Heldout
 from learner.gate.median_clock import MedianClock
 from learner.gate.model_checks import unsound, unsound_part
-from learner.gate.open_stretch import OpenStretch
 from learner.gate.quota import Quota
 from learner.gate.screen import Screen
+from learner.gate.stretch import Stretch
 from learner.gate.verdicts import GateRefusal
 from learner.ranker.verbs import Learning
 from learner.tables.table import SparseTable
@@ -42,7 +42,7 @@ class Checks:
 
     screen: Screen
     quota: Quota
-    stretch: OpenStretch
+    stretch: Stretch
     heldout: Heldout
     quarantine_ms: int
     clock: MedianClock = field(default_factory=MedianClock)  # of all of them
@@ -61,7 +61,7 @@ class Checks:
         return cls(
             Screen(schema, MAX_AHEAD_MS, clock),
             Quota(schema, settings.teach_limits, clock),
-            OpenStretch(clock=clock),
+            Stretch(clock=clock),
             Heldout(settings.heldout_share, clock=clock),
             round(settings.quarantine_minutes * MINUTE_MS),
             clock,
@@ -69,7 +69,7 @@ class Checks:
         )
 
     @property
-    def parts(self) -> Mapping[str, MedianClock | Screen | Quota | OpenStretch | Heldout]:
+    def parts(self) -> Mapping[str, MedianClock | Screen | Quota | Stretch | Heldout]:
         """Those with a state that a snapshot keeps, by name."""
         return {
             "clock": self.clock,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from learner.gate import checks
-from learner.gate.open_stretch import OpenStretch
+from learner.gate.stretch import Stretch
 from learner.role import learnloop
 from learner.role.learnloop import LearnPace
 from learner.role.service import run
@@ -49,8 +49,8 @@ def settings(broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Se
 @pytest.fixture
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     """A snapshot waits for the end of a stretch: here each delta is one."""
-    short = partial(OpenStretch, rows=1, least=1)
-    monkeypatch.setattr(checks, "OpenStretch", short)
+    short = partial(Stretch, rows=1, least=1)
+    monkeypatch.setattr(checks, "Stretch", short)
 
 
 class Role:

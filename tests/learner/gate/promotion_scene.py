@@ -12,10 +12,10 @@ import numpy as np
 from learner.evaluation.progressive import Progressive
 from learner.gate.checks import Checks
 from learner.gate.heldout import Heldout, Judgement
-from learner.gate.open_stretch import OpenStretch
 from learner.gate.quarantine import Quarantine
 from learner.gate.quota import Quota
 from learner.gate.screen import Screen
+from learner.gate.stretch import Stretch
 from learner.gate.verdicts import GateRefusal
 from learner.promotion.promotion import LearnerGate, Promotion, Published
 from learner.promotion.promotion_status import promotion_status
@@ -201,7 +201,7 @@ class Scene:
             self.trainer.resume(found.training, found.note.extra.get("counts", {}))
             self.offset = found.note.offsets.get("0", 0)
         self.versions = Versions(model, 1, "me", self.store.highest().number)
-        self.screen, self.open, self.heldout = PlannedScreen(), OpenStretch(self.stretch), PlannedHeldout()
+        self.screen, self.open, self.heldout = PlannedScreen(), Stretch(self.stretch), PlannedHeldout()
         self.heldout.base = self.share
         quota = Quota(self.schema, {})
         checks = Checks(self.screen, quota, self.open, self.heldout, 60 * MINUTE_MS, observe=self.observe)

@@ -23,7 +23,7 @@ from millrace.versions.image import Array, resume_state, state_of
 _SAVED = ("_since", "_began_ms")
 
 
-class OpenStretch:
+class Stretch:
     """What was learnt since the last promotion. One thread.
 
     Args:
@@ -61,4 +61,4 @@ class OpenStretch:
     def resume(self, state: Mapping[str, Array]) -> None:
         """The inverse of :meth:`snapshot`, on a fresh one; an empty state leaves it fresh. Raises KeyError where an
         array is missing."""
-        resume_state(self, _SAVED, state or OpenStretch().snapshot())
+        resume_state(self, _SAVED, state or Stretch().snapshot())
