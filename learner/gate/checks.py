@@ -11,7 +11,7 @@ from learner.gate.median_clock import MedianClock
 from learner.gate.model_checks import unsound, unsound_part
 from learner.gate.quota import Quota
 from learner.gate.screen import Screen
-from learner.gate.stretch import Stretch
+from learner.gate.shift import Shift
 from learner.gate.verdicts import GateRefusal
 from learner.ranker.verbs import Learning
 from learner.tables.table import SparseTable
@@ -42,7 +42,7 @@ class Checks:
 
     screen: Screen
     quota: Quota
-    stretch: Stretch
+    shift: Shift
     heldout: Heldout
     quarantine_ms: int
     clock: MedianClock = field(default_factory=MedianClock)  # of all of them
@@ -61,7 +61,7 @@ class Checks:
         return cls(
             Screen(schema, MAX_AHEAD_MS, clock),
             Quota(schema, settings.teach_limits, clock),
-            Stretch(clock=clock),
+            Shift(clock=clock),
             Heldout(settings.heldout_share, clock=clock),
             round(settings.quarantine_minutes * MINUTE_MS),
             clock,
@@ -69,13 +69,13 @@ class Checks:
         )
 
     @property
-    def parts(self) -> Mapping[str, MedianClock | Screen | Quota | Stretch | Heldout]:
+    def parts(self) -> Mapping[str, MedianClock | Screen | Quota | Shift | Heldout]:
         """Those with a state that a snapshot keeps, by name."""
         return {
             "clock": self.clock,
             "screen": self.screen,
             "quota": self.quota,
-            "stretch": self.stretch,
+            "shift": self.shift,
             "heldout": self.heldout,
         }
 

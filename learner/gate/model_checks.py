@@ -13,7 +13,7 @@
     all else that has fractions             finite
 
 The bounds are what learning can reach, not what is usual: a model within them may be a bad one, and
-:mod:`learner.gate.heldout` says so. They follow from what the model refuses by itself:
+:mod:`learner.gate.shift` and :mod:`learner.gate.heldout` say so. They follow from what the model refuses by itself:
 
 - No gradient beyond the spec's ``max_gradient`` is learnt, so m, an average of gradients, and v, one of their squares,
   cannot be beyond it either. By Cauchy and Schwarz, with Adam's betas b and c::

@@ -4,7 +4,7 @@
 ::
 
     before learning    Screen, Quota                   ──┐
-    each delta         Soundness                         ├──► Refusal | None ──► learner/promotion/promotion.py
+    each delta         Soundness, Shift                  ├──► Refusal | None ──► learner/promotion/promotion.py
     each snapshot      Soundness of all rows, Heldout  ──┘
 """
 
@@ -22,9 +22,10 @@ CHECKS = {
     "loss": "loss or gradient of a micro-batch",
     "finite": "tensors, rows and optimiser slots are finite",
     "bounds": "tensors, rows and optimiser slots keep their bounds",
+    "shift": "mean absolute shift of logits to the version before",
     "heldout": "days until chance makes held-out pages look as much worse than by the anchor",
 }
-"""Every check by name, and what its figure is. Logs may name others, of earlier versions."""
+"""Every check by name, and what its figure is."""
 
 
 OF_MODEL, OF_PAGES, OF_SAMPLES = "model", "pages", "samples"
@@ -55,4 +56,4 @@ class GateRefusal(NamedTuple):
         'tensors, rows and optimiser slots are finite: dense/second nan, beyond 0'
         """
         what = f"{self.what} " if self.what else ""
-        return f"{CHECKS.get(self.check, self.check)}: {what}{self.value:.3g}, beyond {self.bound:.3g}"
+        return f"{CHECKS[self.check]}: {what}{self.value:.3g}, beyond {self.bound:.3g}"

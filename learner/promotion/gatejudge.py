@@ -67,17 +67,21 @@ class GateJudge:
     # -- the model -------------------------------------------------------------------------------------------
 
     def stretch(self, ends: bool = False) -> bool:
-        """Whether the model is sound. Where what was learnt since the mark is a whole stretch, or ``ends`` as one, the
-        mark moves."""
+        """Judges what was learnt since the mark, and where that is a whole stretch, or ``ends`` as one, moves the mark.
+        Whether nothing was refused."""
         checks, state = self._checks, self._state
-        if checks is None or (not ends and state.standing.probation and not checks.stretch.due):
+        if checks is None or (not ends and state.standing.probation and not checks.shift.due):
             return True
-        refusal = unsound(state.trainer.model)
+        model = state.trainer.model
+        refusal = unsound(model)
         if refusal is not None:
             return self._refuse_model(refusal)
         state.verdicts["soundness", "passed"] += 1
-        if not (checks.stretch.due or (ends and state.unjudged)):
+        if not (checks.shift.due or (ends and state.unjudged)):
             return True
+        refusal = self._judged("shift", checks.shift.look(model))
+        if refusal is not None:
+            return self._refuse_model(refusal)
         if state.standing.probation:
             log.warning("a whole stretch has passed the gate: versions are published again")
         state.passed()

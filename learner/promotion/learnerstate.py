@@ -144,7 +144,8 @@ class LearnerState:
         if report.skipped is None and p is not None and self.checks is not None:
             self.checks.screen.learnt(cut.batch, p)
             if report.rows:
-                self.checks.stretch.learnt(report.rows)
+                self.checks.shift.meet(cut.batch.labelled)
+                self.checks.shift.learnt(report.rows)
         return report
 
     def learnt_released(self, cut: MicroBatch, name: str, size: int, ends: bool) -> None:
@@ -248,8 +249,11 @@ class LearnerState:
             counts["trained"] -= sum(d.what.rows for d in gone if isinstance(d.what, Learnt))
             if self.checks is not None:
                 self.checks.heldout.spoilt(int(np.median(times)))
+        at_mark = to >= standing.mark
         standing.mark, standing.back = min(standing.mark, to), -1
         self._become(restored.model)
+        if not at_mark and self.checks is not None:  # the mark is another state now
+            self.checks.shift.rebase(restored.model)
         if not gone and not standing.suspected:  # a slot was damaged, no sample was at fault: nothing is open
             standing.probation = False
             standing.since.pop(OF_MODEL, None)
@@ -264,7 +268,7 @@ class LearnerState:
         self.versions.replace(model)
         if self.checks is not None:
             self.checks.screen.went_back()
-            self.checks.stretch.begin()
+            self.checks.shift.went_back()
 
     # -- promotion -------------------------------------------------------------------------------------------
 
@@ -274,7 +278,7 @@ class LearnerState:
         standing = self.standing
         standing.mark = self._decided(Passed())
         self.checks.screen.promoted()
-        self.checks.stretch.begin()
+        self.checks.shift.promoted(self.trainer.model)
         self.quarantine.close()  # what is refused later has a cause of its own
         standing.probation = False
         standing.since = {kind: since for kind, since in standing.since.items() if kind == OF_PAGES}
@@ -297,7 +301,7 @@ class LearnerState:
         self.standing.probation, self.standing.since = False, {}
         if self.checks is not None:
             self.checks.screen.rebase()
-            self.checks.stretch.begin()
+            self.checks.shift.rebase(self.trainer.model)
             self.checks.heldout.rebase(self.trainer.model)
 
     def hold(self, holds: bool, by: str) -> None:

@@ -6,8 +6,8 @@
     samples ─► Trainer ─► admit ─► cut ─► predict ─► Screen ─► learn            Quota, Heldout: as rows come
                             │                           │ refused
                             └ absurd rows ─► Quarantine ◄─┴──────────────┐
-    delta    ─► unsound? ─► published                                    │
-                   └─────────────── refused ─► WAY BACK ─────────────────┤ rows since the mark
+    delta    ─► unsound? ─► Shift, once a stretch ─► published           │
+                   └────────────┴── refused ─► WAY BACK ─────────────────┤ rows since the mark
     snapshot ─► unsound parts? ─► Heldout ── refused ─► WAY BACK ────────┘ rows since the snapshot before
 
 A *stretch* is what was learnt since the *mark*, the state at the last stretch that passed. Within a stretch deltas go

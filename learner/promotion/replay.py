@@ -144,6 +144,8 @@ class Replay:
             case Flushed():
                 state.versions.flush_head()
             case Passed():
+                assert checks is not None
+                checks.shift.look(state.trainer.model)
                 state.passed()
             case Saved():
                 state.saved(what.judged)

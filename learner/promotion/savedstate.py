@@ -66,7 +66,7 @@ def go_on(state: LearnerState, found: FoundSnapshot | None) -> bool:
     if state.checks is None:  # nobody is left who could let it pass
         state.standing.probation, state.standing.since = False, {}
     if state.checks is not None and not (kept is not None and _resume(state.checks, arrays, state.trainer.model)):
-        state.checks.stretch.begin()
+        state.checks.shift.rebase(state.trainer.model)
     return same
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from learner.gate import checks
-from learner.gate.stretch import Stretch
+from learner.gate.shift import Shift
 from learner.role import learnloop
 from learner.role.learnloop import LearnPace
 from learner.role.service import run
@@ -48,9 +49,9 @@ def settings(broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Se
 
 @pytest.fixture
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A snapshot waits for the end of a stretch: here each delta is one."""
-    short = partial(Stretch, rows=1, least=1)
-    monkeypatch.setattr(checks, "Stretch", short)
+    """A snapshot waits for the end of a stretch: here each delta is one, and never refused for a shift."""
+    short = partial(Shift, stretch=1, least=1, most=inf)
+    monkeypatch.setattr(checks, "Shift", short)
 
 
 class Role:

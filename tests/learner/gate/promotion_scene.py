@@ -15,7 +15,7 @@ from learner.gate.heldout import Heldout, Judgement
 from learner.gate.quarantine import Quarantine
 from learner.gate.quota import Quota
 from learner.gate.screen import Screen
-from learner.gate.stretch import Stretch
+from learner.gate.shift import Shift
 from learner.gate.verdicts import GateRefusal
 from learner.promotion.promotion import LearnerGate, Promotion, Published
 from learner.promotion.promotion_status import promotion_status
@@ -83,6 +83,41 @@ class PlannedScreen(Screen):
 
     def resume(self, state: Mapping[str, Array]) -> None:
         pass
+
+
+class PlannedShift(Shift):
+    """Due after ``stretch`` rows; refuses where ``refuses`` says so."""
+
+    def __init__(self, stretch: int) -> None:
+        self.stretch, self.rows, self.refuses, self.rebased = stretch, 0, False, 0
+
+    def meet(self, batch: SampleBatch) -> None:
+        pass
+
+    def learnt(self, rows: int) -> None:
+        self.rows += rows
+
+    @property
+    def due(self) -> bool:
+        return self.rows >= self.stretch
+
+    def look(self, model: Predicting) -> GateRefusal | None:
+        return GateRefusal("shift", 0.2, 0.06) if self.refuses else None
+
+    def promoted(self, model: Predicting) -> None:
+        self.rows = 0
+
+    def went_back(self) -> None:
+        self.rows = 0
+
+    def rebase(self, model: Predicting) -> None:
+        self.rows, self.rebased = 0, self.rebased + 1
+
+    def snapshot(self) -> dict[str, Array]:
+        return {"rows": np.array([self.rows])}
+
+    def resume(self, state: Mapping[str, Array]) -> None:
+        self.rows = int(state["rows"][0])
 
 
 class PlannedHeldout(Heldout):
@@ -187,6 +222,7 @@ class Scene:
     schema: Schema = SCHEMA
     broker: Broker = field(default_factory=Broker)
     share: float = 0.01  # of held-out pages: another one is another rule
+    refuses: bool = False  # whether the first look at a stretch refuses
     reads_again: bool = True  # whether samples can be read again from the topic
     replayed: Callable[[Scene], None] = lambda scene: None  # called when decisions were done again
 
@@ -201,10 +237,10 @@ class Scene:
             self.trainer.resume(found.training, found.note.extra.get("counts", {}))
             self.offset = found.note.offsets.get("0", 0)
         self.versions = Versions(model, 1, "me", self.store.highest().number)
-        self.screen, self.open, self.heldout = PlannedScreen(), Stretch(self.stretch), PlannedHeldout()
-        self.heldout.base = self.share
+        self.screen, self.shift, self.heldout = PlannedScreen(), PlannedShift(self.stretch), PlannedHeldout()
+        self.shift.refuses, self.heldout.base = self.refuses, self.share
         quota = Quota(self.schema, {})
-        checks = Checks(self.screen, quota, self.open, self.heldout, 60 * MINUTE_MS, observe=self.observe)
+        checks = Checks(self.screen, quota, self.shift, self.heldout, 60 * MINUTE_MS, observe=self.observe)
         self.served = Image({}, {})
         self.sent: list[Announcement] = []
         self.quarantine = Quarantine(Store(self.folder / "quarantine"), self.schema.id)

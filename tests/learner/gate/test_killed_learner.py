@@ -28,7 +28,7 @@ from millrace.versions.decisions import Learnt
 from tests.learner.gate.promotion_scene import POISON, SPEC, Broker, Scene, batch
 from tests.scenes.exploring import examples
 
-PLAIN = ["drain", "delta", "head", "snapshot", "private", "worse", "broken", "release some"]
+PLAIN = ["drain", "delta", "head", "snapshot", "private", "shift", "worse", "broken", "release some"]
 PERSONS = ["hold", "promote", "release", "discard"]
 HOSTILE = ["lose", "twice", "trim", "retention", "away", "rule"]
 STEPS = st.lists(
@@ -171,6 +171,10 @@ def act(scene: Scene, number: int, what: str, arg: int) -> None:
                 scene.promotion.write_private(0)
         case "release some":
             scene.promotion.commands.learn_some()
+        case "shift":
+            scene.shift.refuses = True
+            publish(scene)
+            scene.shift.refuses = False
         case "worse":
             scene.heldout.refusal = GateRefusal("heldout", 0.02, 0.01)
             snapshot(scene)
@@ -216,7 +220,7 @@ def known(scene: Scene) -> dict[str, Any]:
         "kept": {entry.name: (entry.rows, scene.quarantine.spans(entry.name)) for entry in scene.quarantine.entries()},
         "counts": {name: counts[name] for name in ("trained", "quarantined", "released", "discarded", "set_aside")},
         "repeats": len(scene.trainer.repeats),
-        "stretch": int(scene.open.snapshot()["since"]),
+        "stretch": scene.shift.rows,
         "pending": scene.trainer.pending,
         "offset": scene.offset,
     }

@@ -178,6 +178,18 @@ def test_nothing_is_learnt_while_a_root_cannot_be_written(scene: Scene, monkeypa
     assert scene.trainer.pending == 0
 
 
+def test_an_open_stretch_is_judged_at_a_restart(scene: Scene) -> None:
+    learn(scene, *(batch(n) for n in range(4)))  # the mark
+    assert scene.snapshot() is not None
+    at_mark = scene.whole()
+    learn(scene, batch(4), batch(5))
+    after = scene.again(refuses=True)
+    assert after.status["check"] == "shift"
+    assert after.trainer.counts["quarantined:shift"] == 2 * BATCH
+    assert differs(after.whole(), at_mark) == ""
+    assert after.served.same_bits(at_mark[0]) == "", "what was never judged is not the root"
+
+
 # -- holds -------------------------------------------------------------------------------------------------------
 
 
@@ -335,7 +347,8 @@ def test_messages_that_were_only_read_are_decisions_that_are_sent_too(scene: Sce
 def test_a_gate_that_is_switched_off_after_a_refusal_starts(scene: Scene) -> None:
     learn(scene, *(batch(n) for n in range(4)))
     assert scene.snapshot() is not None
-    learn(scene, batch(10, page=POISON))
+    scene.shift.refuses = True
+    learn(scene, *(batch(n) for n in range(4, 9)), batch(10, page=POISON))
     after = scene.again(gate=False)
     learn(after, batch(11, page=POISON))
     assert after.trainer.counts["trained"] == 5 * BATCH
@@ -466,13 +479,16 @@ def test_a_release_vouches_for_no_others(scene: Scene) -> None:
     learn(scene, batch(24))  # an open stretch
     scene.promotion.commands.release("all")
     assert not scene.promotion.commands.learn_some(), "it is judged first"
+    scene.shift.refuses = True
     scene.publish()
+    scene.shift.refuses = False
+    assert scene.trainer.counts["quarantined:shift"] == BATCH
     assert scene.promotion.commands.learn_some()
     scene.take(batch(25))
     assert scene.trainer.pending == BATCH, "nothing else is learnt meanwhile"
     release(scene)
     scene.drain()
-    assert scene.trainer.counts["trained"] == (8 + 1 + 2 + 1) * BATCH
+    assert scene.trainer.counts["trained"] == (8 + 2 + 1) * BATCH
 
 
 def test_a_quarantine_that_is_full_gives_up_what_is_released_too(scene: Scene) -> None:
@@ -512,7 +528,7 @@ def test_rows_of_a_topic_that_was_made_anew_are_not_taken_for_others(scene: Scen
 
 def test_memory_that_is_damaged_in_probation_ends_at_the_mark(scene: Scene) -> None:
     learn(scene, *(batch(n) for n in range(4)), batch(10, page=POISON))
-    scene.open.rows = 10**6
+    scene.shift.stretch = 10**6
     learn(scene, batch(11))
     scene.model.dense.weights[0] = float("nan")
     learn(scene, batch(12))

@@ -65,7 +65,7 @@ def test_what_passes_is_learnt_and_served(scene: Scene, twin: Scene) -> None:
     assert scene.trainer.counts["trained"] == 6 * BATCH
     assert served_as_learnt(scene)
     assert scene.status["state"] == "promoting"
-    assert scene.screen.told.count("promoted") == 1
+    assert scene.promotion.state.verdicts["shift", "passed"] == 1
 
 
 def test_a_refused_batch_is_kept_and_never_learnt(scene: Scene, twin: Scene) -> None:
@@ -148,6 +148,18 @@ def test_a_snapshot_ends_its_stretch(scene: Scene, twin: Scene) -> None:
     assert served_as_learnt(scene)
 
 
+def test_an_open_stretch_that_is_refused_makes_no_snapshot(scene: Scene, twin: Scene) -> None:
+    both((scene, twin), *(batch(n) for n in range(8)))
+    both((scene,), batch(8))
+    scene.shift.refuses = True
+    assert scene.snapshot() is None
+    scene.shift.refuses = False
+    twin.publish()
+    assert differs(scene.whole(), twin.whole()) == ""
+    assert served_as_learnt(scene)
+    assert scene.trainer.counts[QUARANTINED] == BATCH
+
+
 def test_a_way_back_waits_for_the_writer_and_goes_back_then(scene: Scene, twin: Scene) -> None:
     """The snapshot that it waits for lets acts go, so all behind them have other numbers."""
     both((scene, twin), *(batch(n) for n in range(2)))
@@ -168,6 +180,17 @@ def test_a_way_back_waits_for_the_writer_and_goes_back_then(scene: Scene, twin: 
     assert differs(scene.whole(), twin.whole()) == ""
     assert scene.trainer.counts["trained"] == 4 * BATCH
     assert served_as_learnt(scene)
+
+
+def test_shift_refuses_a_stretch(scene: Scene, twin: Scene) -> None:
+    both((scene, twin), *(batch(n) for n in range(4)))
+    scene.shift.refuses = True
+    both((scene,), *(batch(n) for n in range(4, 8)))
+    assert scene.status["check"] == "shift"
+    assert scene.trainer.counts["quarantined:shift"] == 4 * BATCH
+    assert differs(scene.whole(), twin.whole()) == ""
+    assert served_as_learnt(scene)
+    assert scene.heldout.spoilt_from  # what came with it may have wrong labels
 
 
 def test_absurd_rows_go_one_by_one(scene: Scene, twin: Scene) -> None:
@@ -250,8 +273,9 @@ def test_a_snapshot_that_is_worse_on_held_out_pages_goes_back_to_the_one_before(
     assert scene.snapshot() is not None
     twin.publish()
     both((scene,), *(batch(n) for n in range(4, 9)))
-    scene.heldout.refusal = GateRefusal("heldout", -0.02, -0.01)
+    scene.heldout.refusal, rebased = GateRefusal("heldout", -0.02, -0.01), scene.shift.rebased
     assert scene.snapshot() is None
+    assert scene.shift.rebased == rebased + 1  # the mark that shift knew was a later state
     assert differs(scene.whole(), twin.whole()) == ""
     assert scene.trainer.counts["quarantined:heldout"] == 5 * BATCH
     assert served_as_learnt(scene)
@@ -318,6 +342,18 @@ def test_rows_that_were_refused_while_the_clock_went_back_are_learnt_with_the_ot
     while scene.promotion.commands.learn_some():
         pass
     assert scene.trainer.counts["released"] == 5 * BATCH
+
+
+def test_what_shift_refuses_for_the_stated_time_is_the_world_too(scene: Scene) -> None:
+    both((scene,), *(batch(n) for n in range(4)))
+    scene.shift.refuses = True
+    for n in range(10, 30):
+        scene.take(batch(n, minute=(n - 9) * 4))  # a stretch is refused every sixteen minutes
+        scene.publish()
+    assert scene.screen.told.count("rebase") == 1
+    while scene.promotion.commands.learn_some():
+        pass
+    assert scene.trainer.counts["released"] >= 16 * BATCH
 
 
 def test_a_client_that_is_ahead_does_not_move_the_change_of_the_world(scene: Scene) -> None:
@@ -492,7 +528,7 @@ def gated(schema: Schema, folder: Path) -> Promotion:
 
 
 def test_the_state_of_a_gate_is_bound_to_its_schema(tmp_path: Path) -> None:
-    """Carried over to another schema (``--evolve``), its held-out rows have other columns."""
+    """Carried over to another schema (``--evolve``), its reference rows and held-out rows have other columns."""
     one = gated(SCHEMA, tmp_path / "one")
     one.begin(None)
     root = one.start(0)
@@ -503,13 +539,15 @@ def test_the_state_of_a_gate_is_bound_to_its_schema(tmp_path: Path) -> None:
             one.delta(0)
     one.commands.hold()
     state = saved_state(one.state)
-    assert len(state["gate/heldout/cat"]), "there is something that does not fit"
+    assert "gate/shift/newest/cat" in state, "there is something that does not fit"
+    assert len(state["gate/heldout/cat"])
     found = FoundSnapshot(root.note, one.trainer.model, state)
     other = gated(OTHER_SCHEMA, tmp_path / "other")
     other.begin(found)
     assert other.start(0) is None, "what is held may not be seen"
     assert other.state.standing.held, "a person's word holds"
-    other.commands.promote()  # scores all held-out rows
+    other.commands.promote()  # scores all reference rows and held-out rows
+    assert "gate/shift/newest/cat" not in saved_state(other.state)
     assert len(saved_state(other.state)["gate/heldout/ts_ms"]) == 0
     again = gated(SCHEMA, tmp_path / "one")
     again.begin(found)
@@ -532,11 +570,12 @@ def test_a_gate_that_observes_tells_and_changes_nothing(tmp_path: Path) -> None:
     """What is learnt and served is, to the bit, what it is without a gate."""
     scene, open_ = Scene(tmp_path / "one", observe=True), Scene(tmp_path / "open", gate=False)
     both((scene, open_), batch(0), batch(1, page=POISON))
+    scene.shift.refuses = True
     scene.heldout.refusal = GateRefusal("heldout", 0.02, 0.01)
     both((scene, open_), *(batch(n) for n in range(2, 6)))
     assert scene.snapshot() is not None
     observed = {check: n for (check, verdict), n in scene.promotion.state.verdicts.items() if verdict == "observed"}
-    assert observed == {"labels": 1, "heldout": 1}
+    assert observed == {"labels": 1, "shift": 2, "heldout": 1}, "the snapshot ended a stretch too"
     assert not any(verdict == "refused" for _, verdict in scene.promotion.state.verdicts)
     assert (scene.status["state"], scene.status["refusal"]) == ("promoting", None)
     assert scene.status["observed"] == str(scene.heldout.refusal)
