@@ -33,7 +33,7 @@ from commands.loop.monitor import fetch
 from learner.promotion.decisionhistory import decided_in
 from learner.serving.serving_model import ServingModel
 from millrace.basics.errors import MillraceError, SchemaError
-from millrace.contracts.events import BadEventError, Exposure, decode_dead_letter, decode_event
+from millrace.contracts.events import NOT_READ, BadEventError, Exposure, decode_dead_letter, decode_event
 from millrace.contracts.page_logs import decode_page_log, decode_served
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch
 from millrace.contracts.settings import Settings
@@ -179,7 +179,9 @@ class Books:
                 batch = SampleBatch.from_bytes(record.value)
             except SchemaError:
                 return
-            named = zip(batch.ids(), batch.kind.tolist(), strict=True)
+            # Of a page whose user was not read: as a follow-up it teaches nothing.
+            kinds = np.where(batch.user_missing & NOT_READ, FOLLOW_UP, batch.kind)
+            named = zip(batch.ids(), kinds.tolist(), strict=True)
             rows[record.partition, record.offset] = [(*place, kind) for place, kind in named]
 
         settings = self._loop.settings
