@@ -277,6 +277,17 @@ def _segments() -> list[Panel]:
             span=4,
             decimals=0,
         ),
+        _chart(
+            "Outcomes beside the click",
+            units.Short,
+            {
+                "AUC, {{outcome}}": "max by (outcome) (millrace_outcome_auc) >= 0",
+                "calibration, {{outcome}}": "max by (outcome) (millrace_outcome_calibration) >= 0",
+            },
+            "Of what the schema has beside the click, predicted just before it was learnt.",
+            span=24,
+            decimals=3,
+        ),
     ]
 
 

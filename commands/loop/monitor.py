@@ -380,6 +380,18 @@ def arms_of(archive: RoleMetrics | None) -> list[dict[str, Any]]:
     return rows
 
 
+def outcomes_of(learn: RoleMetrics | None) -> list[dict[str, Any]]:
+    """A row for each outcome that was told: how many, and the figures of what was predicted of them."""
+    if learn is None:
+        return []
+    of = "millrace_outcome_"
+    figures = ("auc", "log_loss", "calibration")
+    return [
+        {"outcome": name, "rows": rows} | {figure: learn.gauge(of + figure, outcome=name) for figure in figures}
+        for name, rows in learn.gauges(of + "rows", "outcome").items()
+    ]
+
+
 def _users(serve: RoleMetrics) -> dict[str, float | None]:
     """Shares of the requests that were answered without their user: not read in time, or not in the online store."""
     reads = "millrace_user_reads_total"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from commands.loop.gatestatus import Gate, says
-from commands.loop.monitor import Monitor, Picture, arms_of
+from commands.loop.monitor import Monitor, Picture, arms_of, outcomes_of
 from commands.loop.series import Series
 from millrace.evidence.learners import LEARNER_ROLE
 from millrace.processes.supervisor import Supervisor
@@ -86,6 +86,7 @@ def state_of(
         "dead_letters": picture.dead_letters,
         "gate": _gate(picture.gate, figures),
         "arms": arms_of(monitor.roles.get("archive")) if monitor else [],
+        "outcomes": outcomes_of(monitor.roles.get("learn")) if monitor else [],
         "notes": notes[-8:],
         "series": series.columns(),
     }

@@ -47,6 +47,12 @@ SEGMENT_CALIBRATION = Gauge("millrace_segment_calibration", "Clicks predicted ov
 LEARNING_AUC = Gauge("millrace_learning_auc", "AUC of what the learner predicts when a sample comes to be learnt.")
 LEARNING_LOSS = Gauge("millrace_learning_log_loss", "Log loss of the same predictions.")
 LEARNING_CALIBRATION = Gauge("millrace_learning_calibration", "Clicks predicted over clicks seen, same predictions.")
+OUTCOME_AUC = Gauge(
+    "millrace_outcome_auc", "AUC of an outcome, predicted as its sample came to be learnt.", ["outcome"]
+)
+OUTCOME_LOSS = Gauge("millrace_outcome_log_loss", "Log loss of the same predictions.", ["outcome"])
+OUTCOME_CALIBRATION = Gauge("millrace_outcome_calibration", "Predicted over seen, same predictions.", ["outcome"])
+OUTCOME_ROWS = Gauge("millrace_outcome_rows", "Told outcomes that these figures are over.", ["outcome"])
 NOT_FINITE = Counter("millrace_predictions_not_finite_total", "Predictions that were no numbers, served or learning.")
 DROPPED = Counter("millrace_served_rows_dropped_total", "Served rows left out because too many waited for a label.")
 DRIFT = Counter("millrace_drift_total", "Changes of the mean excess log loss of served pages that ADWIN found.")
@@ -199,6 +205,11 @@ class Board:
         LEARNING_AUC.set(learning.auc)
         LEARNING_LOSS.set(learning.log_loss)
         LEARNING_CALIBRATION.set(learning.calibration)
+        for name, told in trainer.outcomes.items():
+            OUTCOME_AUC.labels(name).set(told.auc)
+            OUTCOME_LOSS.labels(name).set(told.log_loss)
+            OUTCOME_CALIBRATION.labels(name).set(told.calibration)
+            OUTCOME_ROWS.labels(name).set(told.rows)
         arms = {} if trainer.served is None else _show_served(trainer.served)
         if counts["trained"] == self._told or not learning.rows:
             return

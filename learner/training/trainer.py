@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from learner.evaluation.progressive import Progressive
 from learner.evaluation.served_scores import ServedExposures
-from learner.ranker.model import LearnReport
+from learner.ranker.model import LearnReport, OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.ranker.verbs import Learning
 from learner.ranker.within_page import page_end
 from learner.samples.viewpoint import OWN
 from learner.training.decisionlog import Places
 from millrace.basics.errors import SnapshotError
+from millrace.basics.ranking_metrics import ROLLING_ROWS
 from millrace.contracts.events import NOT_READ
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, OUTCOME, PAGE, SampleBatch
 from millrace.versions.image import Array, below
@@ -64,6 +65,7 @@ class Trainer:
     Attributes:
         admit: chooses the new rows of a message to learn, (B,). Held-out pages, for one, are not learnt.
         diverted: whether pages of other models than its own are as if they were not there.
+        outcomes: figures of the schema's outcomes, as ``progressive`` has those of the click, once some are told.
     """
 
     diverted = False
@@ -80,6 +82,7 @@ class Trainer:
         self.model, self.progressive, self.repeats, self.served = model, progressive, repeats, served
         self.batch_rows = batch_rows
         self.counts: Counter[str] = Counter()
+        self.outcomes: dict[str, Progressive] = {}
         self._pending: list[SampleBatch] = []
         self._joined: list[Times] = []  # of each pending row: when its sample was made
         self._places: list[Places] = []
@@ -175,6 +178,12 @@ class Trainer:
             self.counts["not_finite"] += wrong
         if judged.any():
             self.progressive.update(p[judged], batch.label[judged])
+        if isinstance(self.model, OnlineModel) and (told := np.isfinite(batch.outcomes).any(axis=1)).any():
+            rows = batch.take(told)
+            said = self.model.predict(rows.cat, rows.num)[:, 1:]  # (n, K)
+            for one, q, y in zip(self.model.schema.outcome, said.T, rows.outcomes.T, strict=True):
+                known = np.isfinite(y)
+                self.outcomes.setdefault(one.name, Progressive(ROLLING_ROWS)).update(q[known], y[known])
         return p
 
     def learn(self, cut: MicroBatch) -> LearnReport:

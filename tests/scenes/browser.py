@@ -16,6 +16,7 @@ import aiohttp
 from tests.scenes.waiting import PATIENCE, until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+KEYS = {"Tab": 9, "Enter": 13}
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--window-size=1280,1100")
 
 
@@ -46,6 +47,21 @@ class Browser:
         until(
             lambda: bool(self.evaluate(f"location.href.startsWith({url!r}) && document.readyState === 'complete'")), url
         )
+
+    def press(self, key: str, text: str = "") -> None:
+        """A key of :data:`KEYS`."""
+        of = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key]}
+        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **of)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **of)
+
+    def tab_to(self, name: str) -> None:
+        """Tab after tab to an element by its value or id, as one without a mouse goes; nothing on the way may keep
+        him."""
+        for _ in range(40):
+            if self.evaluate("document.activeElement.value || document.activeElement.id") == name:
+                return
+            self.press("Tab")
+        raise AssertionError(f"{name} cannot be reached")
 
     def until(self, script: str) -> None:
         """Waits until an expression is true."""

@@ -57,6 +57,20 @@ function put(id, text) {
   byId(id).textContent = text;
 }
 
+// Rows of a table, each of cells with a text and a class.
+function rows(id, list) {
+  byId(id).tBodies[0].replaceChildren(...list.map((cells) => {
+    const row = document.createElement("tr");
+    for (const [text, cls] of cells) {
+      const cell = document.createElement("td");
+      cell.textContent = text;
+      cell.className = cls;
+      row.append(cell);
+    }
+    return row;
+  }));
+}
+
 function tiles(f, simulated, control, settles) {
   put("t-auc", fixed(4)(f.auc));
   put("t-auc-note", known(f.auc) || known(f.oracle_auc) ? `${simulated ? `oracle ${fixed(3)(f.oracle_auc)}, ` : ""}item's rate ${fixed(3)(f.baseline_auc)}${control ? `, random pages ${fixed(3)(f.auc_control)}` : ""}` : `no label is settled yet${settles >= 60 ? `: it takes ${+(settles / 60).toFixed(1)} minutes of traffic` : ""}`);
@@ -80,16 +94,7 @@ function tiles(f, simulated, control, settles) {
 const MOOD = { running: "good", starting: "", waiting: "", "gave up": "bad", stopped: "idle", "not started": "idle" };
 
 function roles(list) {
-  byId("roles").tBodies[0].replaceChildren(...list.map((role) => {
-    const row = document.createElement("tr");
-    for (const [text, cls] of [[role.name, ""], [role.state, `state ${MOOD[role.state] ?? ""}`], [role.restarts || "", "n"], [role.memory, "n"], [role.says, ""]]) {
-      const cell = document.createElement("td");
-      cell.textContent = text;
-      cell.className = cls;
-      row.append(cell);
-    }
-    return row;
-  }));
+  rows("roles", list.map((role) => [[role.name, ""], [role.state, `state ${MOOD[role.state] ?? ""}`], [role.restarts || "", "n"], [role.memory, "n"], [role.says, ""]]));
 }
 
 function accounts(f, dead, simulated) {
@@ -159,34 +164,23 @@ function gate(g, f) {
     item.textContent = line;
     return item;
   }));
-  byId("verdicts").tBodies[0].replaceChildren(...g.verdicts.map((one) => {
-    const row = document.createElement("tr");
-    for (const [text, cls] of [[one.check, ""], [whole(one.passed), "n"], [whole(one.refused), one.refused ? "n bad" : "n"], [whole(one.observed), "n"], [whole(one.unjudged), "n"]]) {
-      const cell = document.createElement("td");
-      cell.textContent = text;
-      cell.className = cls;
-      row.append(cell);
-    }
-    return row;
-  }));
+  rows("verdicts", g.verdicts.map((one) => [[one.check, ""], [whole(one.passed), "n"], [whole(one.refused), one.refused ? "n bad" : "n"], [whole(one.observed), "n"], [whole(one.unjudged), "n"]]));
 }
 
 // What each arm earns, as the archive counts it. Nothing is said of an arm with too few users.
-function arms(rows) {
-  byId("arms-card").hidden = !rows.length;
-  if (!rows.length) return;
-  put("arms-more", `more than ${rows[0].arm}`);
+function arms(list) {
+  byId("arms-card").hidden = !list.length;
+  if (!list.length) return;
+  put("arms-more", `more than ${list[0].arm}`);
   const n = fixed(3), band = (r, of) => known(r[`${of}_low`]) ? `${n(r[`${of}_estimate`])} (${n(r[`${of}_low`])} to ${n(r[`${of}_high`])})` : dash;
-  byId("arms").tBodies[0].replaceChildren(...rows.map((r) => {
-    const row = document.createElement("tr"), since = r.since_ms ? new Date(r.since_ms).toISOString().slice(0, 16).replace("T", " ") : dash;
-    for (const [text, cls] of [[r.outcome, ""], [r.made_by ? `${r.arm}: ${r.made_by}` : r.arm, ""], [whole(r.users), "n"], [band(r, "mean"), "n"], [band(r, "more"), "n"], [since, ""]]) {
-      const cell = document.createElement("td");
-      cell.textContent = text;
-      cell.className = cls;
-      row.append(cell);
-    }
-    return row;
-  }));
+  const since = (ms) => (ms ? new Date(ms).toISOString().slice(0, 16).replace("T", " ") : dash);
+  rows("arms", list.map((r) => [[r.outcome, ""], [r.made_by ? `${r.arm}: ${r.made_by}` : r.arm, ""], [whole(r.users), "n"], [band(r, "mean"), "n"], [band(r, "more"), "n"], [since(r.since_ms), ""]]));
+}
+
+// What the model says of purchases and the like, judged as they are told.
+function outcomes(list) {
+  byId("outcomes-card").hidden = !list.length;
+  rows("outcomes", list.map((r) => [[r.outcome, ""], [whole(r.rows), "n"], [fixed(4)(r.auc), "n"], [fixed(4)(r.log_loss), "n"], [fixed(2)(r.calibration), "n"]]));
 }
 
 function show(state) {
@@ -207,6 +201,7 @@ function show(state) {
   places(state.addresses);
   gate(state.gate, f);
   arms(state.arms);
+  outcomes(state.outcomes);
   byId("notes").replaceChildren(...state.notes.slice(1).map((note) => {
     const line = document.createElement("li");
     line.textContent = note;
@@ -249,17 +244,8 @@ byId("explain").addEventListener("submit", async (event) => {
     byId("why").hidden = !answer.ok || !page.items.length;
     if (!answer.ok) return say(page.error, "bad");
     say([`arm ${page.arm}, version ${page.model_version}, ${page.items.length} items`, ...page.notes].join("; "));
-    byId("reasons").tBodies[0].replaceChildren(...page.items.map((one) => {
-      const row = document.createElement("tr");
-      const why = (one.reasons ?? []).map((reason) => `${reason.input} ${reason.effect > 0 ? "+" : ""}${fixed(2)(reason.effect)}`).join(", ");
-      for (const [text, cls] of [[one.position, "n"], [one.item_id, ""], [fixed(4)(one.score), "n"], [one.source ?? dash, ""], [why, ""]]) {
-        const cell = document.createElement("td");
-        cell.textContent = text;
-        cell.className = cls;
-        row.append(cell);
-      }
-      return row;
-    }));
+    const why = (one) => (one.reasons ?? []).map((reason) => `${reason.input} ${reason.effect > 0 ? "+" : ""}${fixed(2)(reason.effect)}`).join(", ");
+    rows("reasons", page.items.map((one) => [[one.position, "n"], [one.item_id, ""], [fixed(4)(one.score), "n"], [one.source ?? dash, ""], [why(one), ""]]));
   } catch (error) {
     say(`no answer (${error.message})`, "bad");
   }

@@ -31,7 +31,6 @@ from tests.scenes.waiting import PATIENCE
 WHY = "labels over predictions: 2.41, beyond 1.6"
 TOKEN = "a-token-of-a-person"
 EXPLAIN = "document.getElementById('explain').requestSubmit()"
-KEYS = {"Tab": 9, "Enter": 13}
 AT_MS = 1_772_600_000_000  # 04:53 UTC
 
 
@@ -58,6 +57,8 @@ class Roles:
             return said + "# TYPE millrace_served_version gauge\nmillrace_served_version 57\n"
         if url != "http://learn/metrics" or self.state is None:
             return said
+        said += '# TYPE millrace_outcome_rows gauge\nmillrace_outcome_rows{outcome="order"} 1234\n'
+        said += '# TYPE millrace_outcome_auc gauge\nmillrace_outcome_auc{outcome="order"} .75\n'
         said += "# TYPE millrace_gate_state gauge\n"
         for name in ("promoting", "probation", "blocked", "held"):
             said += f'millrace_gate_state{{state="{name}"}} {int(name == self.state)}\n'
@@ -179,6 +180,8 @@ def test_a_browser_shows_the_refusal_while_it_lasts(roles: Roles, look: Callable
             assert [row.split() for row in rows] == [["labels", "0", "3", "0", "0"], ["screen", "9", "0", "0", "0"]]
             figures = tab.evaluate("document.getElementById('gate-figures').innerText").split()
             assert {"57", "3,412"} <= set(figures)
+            told = tab.evaluate("document.querySelector('#outcomes tbody').innerText").split()
+            assert told == ["order", "1,234", "0.7500", "–", "–"]
             roles.state = "promoting"
             tab.until("document.getElementById('refusal').hidden")
             assert WHY in tab.evaluate("document.getElementById('gate-says').innerText"), "it can be read afterwards"
@@ -257,34 +260,19 @@ def test_the_model_is_commanded_by_keyboard(
     look: Callable[[], State], door: Admin, asked: list[Command], tmp_path: Path
 ) -> None:
     page = PageServer(look, 0, lambda _: door.url)
-
-    def press(key: str, text: str = "") -> None:
-        tab.call(
-            "Input.dispatchKeyEvent", type="keyDown", key=key, code=key, text=text, windowsVirtualKeyCode=KEYS[key]
-        )
-        tab.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=KEYS[key])
-
-    def to(name: str) -> None:
-        """Tab after tab, as one without a mouse goes; nothing on the way may keep him."""
-        for _ in range(30):
-            if tab.evaluate("document.activeElement.value || document.activeElement.id") == name:
-                return
-            press("Tab")
-        raise AssertionError(f"{name} cannot be reached")
-
     try:
         with browser(tmp_path) as tab:
             tab.go(page.url)
             tab.until("!document.getElementById('gate').hidden")
-            to("token")
+            tab.tab_to("token")
             tab.call("Input.insertText", text=TOKEN)
             for number, name in enumerate(("hold", "promote", "rollback"), 1):
-                to(name)
-                press("Enter", "\r")
+                tab.tab_to(name)
+                tab.press("Enter", "\r")
                 tab.until(f"document.getElementById('answer').innerText === '{name}: done. version 57'")
                 assert [one.name for one in asked][number - 1 :] == [name]
                 assert tab.evaluate("document.activeElement.value") == name, "the focus stays"
-            to("version")
+            tab.tab_to("version")
             tab.call("Input.insertText", text="42")
             tab.evaluate("document.querySelector('[value=rollback]').click()")
             tab.until("!document.querySelector('[value=rollback]').disabled")
@@ -297,7 +285,7 @@ def test_the_model_is_commanded_by_keyboard(
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found to look at the page with: install chromium")
-def test_a_page_is_explained_item_by_item(look: Callable[[], State], tmp_path: Path) -> None:
+def test_a_page_is_explained_item_by_item_by_keyboard(look: Callable[[], State], tmp_path: Path) -> None:
     """The real scorer's page, beside what the scorer answers to the same question."""
     shop = Shop([item(n, f"c{n % 4}") for n in range(30)])
     where: list[str] = []
@@ -306,12 +294,17 @@ def test_a_page_is_explained_item_by_item(look: Callable[[], State], tmp_path: P
     said = "document.getElementById('explained').innerText"
     with browser(tmp_path) as tab, served(shop.app) as url:
         tab.go(page.url)
-        tab.evaluate("document.getElementById('user').value = 'ann'")
-        tab.evaluate(EXPLAIN)
+        tab.tab_to("user")
+        tab.call("Input.insertText", text="ann")
+        tab.press("Enter", "\r")
         tab.until(f"{said} !== ''")
         assert "this loop has no scorer" in tab.evaluate(said)
         where.append(url)
-        tab.evaluate(EXPLAIN)
+        tab.tab_to("ann")
+        for _ in range(2):
+            tab.press("Tab")
+        assert tab.evaluate("document.activeElement.innerText") == "Explain"
+        tab.press("Enter", "\r")
         tab.until(f"{said}.startsWith('arm model, version 7, 10 items')")
         shown = tab.evaluate(cells)
         asked = shop.ask(size=10, explain=True)["items"]

@@ -43,6 +43,8 @@ def exposition(n: float) -> str:
         f'millrace_page_exposures_total{{arm="control"}} {10 * n}\n'
         "# TYPE millrace_page_clicks_total counter\n"
         f'millrace_page_clicks_total{{arm="model"}} {9 * n}\nmillrace_page_clicks_total{{arm="control"}} {n / 2}\n'
+        f'# TYPE millrace_outcome_rows gauge\nmillrace_outcome_rows{{outcome="order"}} {n}\n'
+        f'# TYPE millrace_outcome_auc gauge\nmillrace_outcome_auc{{outcome="order"}} {0.5 + n / 100}\n'
     )
 
 
@@ -98,6 +100,9 @@ def test_the_state_is_whole_from_the_first_moment(nothing: State, running: State
     assert running["figures"]["ctr_control"] == pytest.approx(0.05)
     assert running["figures"]["click_to_served_p50_ms"] == 900.0
     assert running["series"]["auc"][-1] == pytest.approx(0.62)
+    assert nothing["outcomes"] == []
+    order = {"outcome": "order", "rows": 12.0, "auc": pytest.approx(0.62), "log_loss": None, "calibration": None}
+    assert running["outcomes"] == [order]
     assert running["notes"] == [f"note {i}" for i in range(12, 20)]
 
 

@@ -22,6 +22,7 @@ from learner.role.learner_metrics import Board
 from learner.training.trainer import Trainer
 from millrace.basics.ranking_metrics import auc, log_loss
 from millrace.contracts.events import ARMS
+from millrace.contracts.logforms import OutcomeRule
 from millrace.contracts.samples import SampleBatch
 from millrace.labels import Waits
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
@@ -97,6 +98,25 @@ def test_figures_that_do_not_exist_are_nan_for_prometheus_and_null_in_the_histor
     assert second["auc"] == gauge("rolling_auc", arm="model")
     assert second["learning_auc"] == gauge("learning_auc")
     assert second["event_time"] == t.model.newest_ms
+
+
+def test_each_outcome_has_the_figures_of_what_was_predicted_before_it_was_learnt(tmp_path: Path) -> None:
+    schema = msgspec.structs.replace(SCHEMA, outcome=(OutcomeRule("buy", on="click", event="purchase", within="30d"),))
+    model = OnlineModel(schema, {"model": "logistic"}, 0)
+    t = Trainer(model, Progressive(1000), Repeats(10**9), 10_000)
+    said, true = [], []
+    for seed in range(3):
+        batch = make_samples(300, seed)
+        told = np.where(batch.label > 0, batch.user % np.uint64(2) == 0, np.nan).astype(np.float32)
+        known = np.isfinite(told)
+        said.append(model.predict(batch.cat, batch.num)[known, 1])  # given a click
+        true.append(told[known])
+        learn(t, replace(batch, outcomes=told[:, None]))
+    Board(t, tmp_path / "history.jsonl").show()
+    p, y = np.concatenate(said), np.concatenate(true)
+    assert gauge("outcome_rows", outcome="buy") == len(y) > 100
+    assert gauge("outcome_log_loss", outcome="buy") == pytest.approx(log_loss(p, y))
+    assert gauge("outcome_auc", outcome="buy") == pytest.approx(auc(p, y))
 
 
 def test_the_history_tells_of_logged_pages_where_the_model_made_none(tmp_path: Path) -> None:
