@@ -44,6 +44,23 @@ def test_no_page_leaves_the_site_for_a_file_of_the_repository(site: Path) -> Non
                 assert target.exists(), f"{page.relative_to(site)}: {href}"
 
 
+def test_versions_stand_beside_each_other_and_the_newest_has_a_name(tmp_path: Path) -> None:
+    env = QUIET | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    env |= {f"GIT_{who}_{what}": "x@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+    def run(*command: str) -> str:
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+
+    run("git", "init", "-q", ".")
+    run("git", "commit", "-q", "--allow-empty", "-m", "begin")
+    for version in ("0.1", "0.2"):
+        run("mike", "-q", "deploy", "-u", "-F", str(ROOT / "mkdocs.yml"), version, "latest")
+    known = json.loads(run("git", "show", "gh-pages:versions.json"))
+    assert [(one["version"], one["aliases"]) for one in known] == [("0.2", ["latest"]), ("0.1", [])]
+    for version in ("0.1", "0.2"):
+        assert "Millrace" in run("git", "show", f"gh-pages:{version}/index.html")
+
+
 def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     loaded = re.compile(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"')
     assert not [url for page in site.rglob("*.html") for url in loaded.findall(page.read_text())]
