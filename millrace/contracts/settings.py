@@ -126,7 +126,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # Pages of the model that are drawn by chance, with logged odds: share[,rule[,temperature]]; 0: none.
     explore: str = "0"  # Rules: softmax, uniform, swap; as 0.05,softmax,0.5
     bought_days: NotNegative = 7.0  # event time: an item that a user bought comes last
-    rerank: Rerank = Rerank()  # diversity, boosts and pins; see docs/how-to/filter-pages.md
+    # Weights, boosts, diversity and pins; see docs/how-to/filter-pages.md. Of the file: read again when it changes.
+    rerank: Rerank = Rerank()
 
     # Limits. What disks and brokers hold.
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 4
@@ -139,6 +140,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     shoppers: Annotated[int, Meta(ge=1, le=1_000_000)] = 4000  # shoppers who come on an average day
 
     # Hidden.
+    rerank_file: str = ""  # the settings file, where `rerank` is of it and of no variable or flag
     learner: str = ""  # the learner whose topic and places these are; empty: the first. `millrace run learn --name`
     metrics_port: Port | None = None  # nothing: the role's own, see docs/reference/metrics.md; 0: any that is free
     clock: str = ""  # see EventClock.encode; whoever starts the roles of a loop sets it
@@ -415,7 +417,11 @@ def load_settings(
     found = read_settings(overrides, environ)
     if found.mistakes:
         raise SettingError(found.mistakes[0], "correct it; 'millrace config check' names every mistake")
-    return replace(found.settings, **{name: value for name, value in defaults.items() if name not in found.given})
+    own = {name: value for name, value in defaults.items() if name not in found.given}
+    by = found.given["rerank"].origin if "rerank" in found.given else f"{found.file}:"
+    if found.file is not None and by.startswith(f"{found.file}:"):
+        own["rerank_file"] = str(found.file.absolute())
+    return replace(found.settings, **own)
 
 
 def read_settings(
@@ -456,6 +462,15 @@ def read_settings(
             mistakes.append(f"{given[name].origin}: {error}")
             settings = replace(settings, **{name: {}})
     return SettingSources(settings, given, path, mistakes)
+
+
+def rerank_of(file: str) -> Rerank:
+    """What a settings file says of re-ranking now. Raises SettingError: it cannot be read, or anything in it is
+    wrong."""
+    found = read_settings({}, {"MILLRACE_CONFIG": file})
+    if found.mistakes:
+        raise SettingError(found.mistakes[0], "correct it; 'millrace config check' names every mistake")
+    return found.settings.rerank
 
 
 def unread_variables(environ: Mapping[str, str]) -> list[str]:

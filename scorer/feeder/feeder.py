@@ -41,6 +41,7 @@ from scorer.feeder.index_keeper import IndexKeeper
 from scorer.feeder.kafka_feed import ItemFeed, TileFeed, TopicFeed
 from scorer.feeder.modelfeed import ModelFeed
 from scorer.feeder.primary import Primary
+from scorer.feeder.rerank_file import RerankFile
 from scorer.feeder.state import FeederState
 from scorer.feeder.towerhost import TowerHost
 from scorer.feeder.versionhost import VersionHost
@@ -92,7 +93,8 @@ class Feeder:
         self._shipper = Shipper(settings, schema, self._spool, self.meters.lost)
         served, hosts = self._served.values(), {name: each.host for name, each in self._served.items()}
         # Vectors come behind the items, whose rows they name.
-        senders: list[Sender] = [*hosts.values(), self._publisher, *(each.towers for each in served)]
+        self._rerank = RerankFile(self.primary, self.meters.error)
+        senders: list[Sender] = [self._rerank, *hosts.values(), self._publisher, *(each.towers for each in served)]
         bell = self._shipper.bell
         self.pool = WorkerPool(state, listener, template, hosts, senders, self.sums, self._answer, bell)
         for slot in range(settings.workers):
@@ -121,6 +123,7 @@ class Feeder:
             )
             while not self._stop.wait(LOOK_SECONDS):
                 READY.set(1 if self.pool.ready else 0)
+                self._rerank.look(self.pool.broadcast)
         finally:
             READY.set(0)
             self._listener.close()  # who comes from now on is refused; workers still accept who has come

@@ -13,6 +13,7 @@ from millrace.contracts.filter_attributes import unknown
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
+from millrace.evidence.rerank import Rerank
 from millrace.versions.versioning import Announcement
 from millrace.windows.affinity import taste_keys
 from millrace.windows.features import FeatureBuilder
@@ -24,6 +25,14 @@ INDEX_TOPICS = frozenset({"items", "item counts"})
 """Topics of the index, as :attr:`Primary.to_read` names them."""
 
 
+def check_rerank(schema: Schema, how: Rerank) -> None:
+    """Raises SettingError: a boost of an unknown attribute, or a weight of an unknown outcome."""
+    if found := unknown(schema, how.boosts or {}):
+        raise SettingError(f"rerank: boosts {found[0]}", found[1])
+    if found := unknown_weights(schema, how.weights or {}):
+        raise SettingError(f"rerank: weights {found[0]}", found[1])
+
+
 class Primary:
     """One scorer's state, as its feeds change it. Any access to the index needs its lock
     (:meth:`scorer.feeder.state.FeederState.alone`). ``wall``: wall time in ms. Raises SettingError for invalid shares
@@ -33,10 +42,7 @@ class Primary:
         for recall in settings.recalls:  # for workers: what is no list of shares ends the feeder before it has any
             Shares.of(recall)
         for how in (settings.rerank, *(arm.rerank for arm in settings.arms.values() if arm.rerank)):
-            if found := unknown(schema, how.boosts or {}):
-                raise SettingError(f"rerank: boosts {found[0]}", found[1])
-            if found := unknown_weights(schema, how.weights or {}):
-                raise SettingError(f"rerank: weights {found[0]}", found[1])
+            check_rerank(schema, how)
         self.settings, self.schema, self.clock = settings, schema, clock
         self.builder, self.intake = FeatureBuilder(schema), Intake(schema)
         self.index = ItemIndex(self.builder)

@@ -72,7 +72,7 @@ RETRIEVAL_INDEX_RECALL = Gauge(
 ERROR_KINDS = (
     *("announcement", "delta", "snapshot", "patch", "fold", "schema", "fenced", "store", "feed", "message"),
     *("index", "item", "item-tiles", "lists", "co-clicks", "neighbours", "retrieval", "worker", "ask"),
-    *("redis", "profile", "recent", "request", "scores", "tiles", "ranked", "page_logs"),
+    *("redis", "profile", "recent", "request", "scores", "tiles", "ranked", "page_logs", "settings"),
 )
 LOSSES = (
     *("ring-full", "ring-damaged", "not-packed", "too-large"),

@@ -80,11 +80,16 @@ class Serving(WorkerState):
         super().__init__(schema, meters.error, settings.served_learners)
         self.settings, self._store, self._meters, self._new_id = settings, store, meters, new_id
         self.maker = PageMaker(self, clock, send, meters, wall, ask_counts)
-        self.arms, self._secret = PageArms(settings, self.ranker), secret
-        self.filters = ItemFilters(self.ranker)
-        self._reranker = Reranker(self.filters, self.arms.reranks)
+        self._secret, self.filters = secret, ItemFilters(self.ranker)
+        self.rerank_by(settings.rerank)
         self.ranked = RankedLists(store, LIST_SECONDS, wall, meters.error)
         self._list_pages = ListPages(store, self.builder, meters, self.filters.passing)
+
+    def rerank_by(self, how: Rerank) -> None:
+        """From the next page on ``how`` is the settings' re-ranking."""
+        self.settings = replace(self.settings, rerank=how)
+        self.arms = PageArms(self.settings, self.ranker)
+        self._reranker = Reranker(self.filters, self.arms.reranks)
 
     # -- requests ---------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any, NoReturn
 from uuid import uuid4
 
+import msgspec
 import numpy as np
 import structlog
 import torch
@@ -33,6 +34,7 @@ from learner.role.model_factory import model_of
 from millrace.basics.errors import SettingError, one_line
 from millrace.contracts.events import PageLog
 from millrace.contracts.settings import Settings
+from millrace.evidence.rerank import Rerank
 from millrace.processes.httpserver import config
 from millrace.processes.role import calm_logs
 from millrace.processes.shared import Region
@@ -187,6 +189,8 @@ class ScorerWorker:
             self._link.send("measured", metric_samples())
         elif message.kind == "end":
             self._stop()
+        elif message.kind == "rerank":
+            self.serving.rerank_by(msgspec.convert(message.facts, Rerank))
         elif message.kind == "all":
             self._has_all = True
             self._report_ready()

@@ -13,6 +13,7 @@ from millrace.contracts.events import Item
 from millrace.contracts.schema import parse_schema
 from millrace.contracts.settings import Settings
 from millrace.evidence.rerank import Rerank
+from millrace.evidence.user_arms import Arm
 from scorer.feeder.primary import Primary
 from tests.scenes import scorer_vectors
 from tests.scenes.filter_world import FILTERS, SEEN, SHOP, Model, Shop
@@ -75,6 +76,19 @@ def test_a_page_is_ordered_by_what_its_items_are_worth(weights: dict[str, float]
     assert ids(page) == np.argsort(-worth, kind="stable")[:20].tolist()
     scores = [item["score"] for item in page["items"]]
     assert scores == [made.scores([i])[str(i)] for i in ids(page)], "scores stay the click's"
+
+
+def test_weights_of_the_settings_change_between_two_pages_and_an_arm_keeps_its_own() -> None:
+    made, after = shop(), shop(rerank=Rerank(weights={"purchase": 2.0}))
+    before = made.ask(size=20)
+    made.scorer.rerank_by(Rerank(weights={"purchase": 2.0}))
+    assert ids(made.ask(size=20)) == ids(after.ask(size=20)) != ids(before)
+    made.scorer.rerank_by(Rerank())
+    assert made.ask(size=20)["items"] == before["items"]
+    own = shop(arms={"b": Arm("model", 1.0, rerank=Rerank(weights={"cart": 1.0}))})
+    before = own.ask(size=20)
+    own.scorer.rerank_by(Rerank(weights={"purchase": 2.0}))
+    assert own.ask(size=20)["items"] == before["items"]
 
 
 def test_without_weights_the_page_is_as_before() -> None:

@@ -137,7 +137,9 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def shop(broker: str, tmp_path: Path) -> Iterator[Shop]:
     with EmbeddedRedis(tmp_path / "redis") as store:
+        (tmp_path / "millrace.toml").write_text("")
         settings = Settings(
+            rerank_file=str(tmp_path / "millrace.toml"),
             kafka=broker,
             prefix=f"{tmp_path.name}.",
             redis=store.address,
@@ -197,6 +199,27 @@ def test_killed_workers_and_a_killed_template_cost_no_log_and_the_figures_are_of
     assert shop.answered <= set(logged), "every page that was answered is logged"
     assert set(logged) <= shop.answered | set(shop.failed)
     assert "Traceback" not in shop.scorer.log.read_text()
+
+
+def test_pages_follow_the_settings_file_without_a_restart_and_a_bad_one_changes_nothing(shop: Shop) -> None:
+    file, before = Path(shop.settings.rerank_file), shop.workers()
+
+    def first() -> set[Any]:
+        asked = ({"user_id": user, "size": 3} for user in range(20))
+        return {shop.scorer.ask("/recommend", body)[1]["items"][0]["item_id"] for body in asked}
+
+    file.write_text("[serving.rerank]\npins = { 77 = 0 }\n")
+    until(lambda: first() == {77}, "it is pinned", more=shop.scorer.log.read_text)
+    file.write_text("[serving.rerank]\npins = { 78 = 900 }\n")
+    refused = 'millrace_errors_total{what="settings"}'
+    until(lambda: shop.metric(refused) == 1, "it is refused", more=shop.scorer.log.read_text)
+    assert "pinned to slot 900" in shop.scorer.log.read_text()
+    os.kill(before[0], signal.SIGKILL)
+    shop.ready()
+    until(lambda: first() == {77}, "the new worker has it, too")
+    file.write_text("")
+    until(lambda: 77 not in first(), "nothing is pinned any more")
+    assert before[1] in shop.workers()
 
 
 def test_counts_of_both_workers_are_summed(shop: Shop) -> None:
