@@ -4,11 +4,14 @@
 Parts of ``millrace dev experiment judge``, with fewer tests.
 
 *odds RULE*
-    Share of cells of a live scorer's pages whose count lies within the 95% bounds of the logged odds.
+    Share of cells whose count lies within the 95% bounds of the logged odds, of a thousand pages, each drawn as often.
 *covered LIFT*, *covered LEARNER*
     Share of tests whose band held the truth at all looks: of two arms; of a learner judged by logged pages.
 *estimate_error LEARNER*
     What off-policy estimates say that a learner's order earns more, less what it truly does: the mean of all logs.
+*real_naive*, *real_band*
+    Of a shop's tests (the folder ``MILLRACE_TEST_ASOS``), those with a winner at some look by an interval for one look,
+    and by band.
 *draw_ms RULE*, *draw_page_ms*
     CPU of a draw with its odds; then of the mean page where 5% are drawn by ``softmax``. Of 1,000 candidates, over the
     same page as ranked.
@@ -16,6 +19,7 @@ Parts of ``millrace dev experiment judge``, with fewer tests.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.tools.bench_figures import Figure, Say, figure
-from experiments.experiment_judge import judge_calls, make_report
+from experiments.experiment_judge import judge_calls, make_report, real
 from experiments.runs import run_calls
 from millrace.evidence.exploration import RULES, Exploration
 from scorer.recall.candidate_lists import largest
@@ -38,20 +42,28 @@ class Size(NamedTuple):
 
     tests: int = 200
     users: int = 3000
-    pages: int = 5000  # by each rule
     draws: int = 2000
+    drawn: int = 1000  # pages, and how often each
 
 
-SHORT = Size(3, 400, 200, 20)
+SHORT = Size(3, 400, 20, 20)
 
 
 def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:
     """The figures, as in the module's text."""
     size = size or Size()
     yield from draw_costs(size.draws)
-    report = make_report(run_calls(judge_calls(size.tests, size.users, size.pages), lambda _: None, 1))
+    calls, tables = judge_calls(size.tests, size.users, size.drawn), asos()
+    if not tables:
+        say("MILLRACE_TEST_ASOS names no folder with a table of real tests: they are left out")
+    report = make_report(run_calls([*calls, *((real, (table,)) for table in tables)], lambda _: None, 1))
     say(report["verdict"])
     yield from figures(report)
+
+
+def asos() -> list[Path]:
+    """The table of the ASOS Digital Experiments Dataset, where there is one."""
+    return sorted(Path(os.environ.get("MILLRACE_TEST_ASOS") or os.devnull).glob("*.parquet"))
 
 
 def figures(report: Mapping[str, Any]) -> Iterator[Figure]:
@@ -61,6 +73,9 @@ def figures(report: Mapping[str, Any]) -> Iterator[Figure]:
     for row in (*report["bands"], *report["orders"]):
         of = row["learner"] if "learner" in row else f"lift {row['lift']:g}"
         yield figure(f"covered {of}", row["covered"] / row["tests"], f"of {row['tests']} bands")
+    for row in report["real"]:
+        for name, of in {"naive": "naive", "band": "decided"}.items():
+            yield figure(f"real_{name}", row[of], f"of {row['tests']} tests")
     for row in report["orders"]:
         unit, share = f"clicks a row (± {row['error_ci']:.2g})", row["error"] / abs(row["truth"])
         yield figure(f"estimate_error {row['learner']}", row["error"], unit, "truth", share)

@@ -29,10 +29,7 @@ for name, (function, about) in {
     "rounds": ("experiments.experiment_models:rounds", "Ways of keeping one model up to date."),
     "labels": ("experiments.experiment_labels:experiment_labels", "Label policies at real speed. It takes hours."),
     "page": ("experiments.experiment_page:experiment_page", "A model that sees its page, part by part."),
-    "judge": (
-        "experiments.experiment_judge:experiment_judge",
-        "Are odds and bands true? What does exploring cost and give?",
-    ),
+    "judge": ("experiments.experiment_judge:experiment_judge", "Odds, bands; what exploring and value ranking give."),
     "safety": ("experiments.experiment_safety:experiment_safety", "What the gate catches, and refuses wrongly."),
 }.items():
     app.command(function, name=name, help=about)  # imported when it is asked for

@@ -1,52 +1,46 @@
 # shell
 """``millrace dev experiment judge``: are logged odds true, do bands hold at every look, what does exploring give?
 
-- ``odds``: pages of a live scorer by each rule. A cell is an item in a slot below given items. Cells whose count lies
-  within the 95% binomial bounds of its logged odds; the chi-square test of all, and it over its freedom (1 is true).
+- ``odds``: many pages of a dozen candidates, each drawn as often by each rule, by the code that serves. A cell is an
+  item in a slot below given items. Cells whose count lies within the 95% binomial bounds of its logged odds; the
+  chi-square test of all, and it over its freedom (1 is true).
+- ``real``: tests of a shop (ASOS; Liu et al., NeurIPS 2021): how many have a winner at some look, and at the last, by
+  an interval for one look and by band. Looks are cumulative and users return, which changes what was counted of them
+  before. So no guarantee holds there.
 - ``bands``: tests of two arms in a simulated week, looked at each minute. Clicks come late and count within four hours,
   rates change, and the second arm's lift grows from nothing. The truth at a look is what those seen were expected to
   click. ``covered``: the band held it at all looks; ``decided``, ``naive``: it, or an ordinary one, decided at one.
 - ``orders``: a better, an equal and a worse learner than one that learns from the pages that it draws, judged by these
   pages at twenty looks. The truth at a look is what both orders were expected to earn on the pages seen.
-- ``twins``, ``learners``: closed loops (experiments/judgeloops.py).
+- ``twins``, ``values``, ``learners``: closed loops (experiments/judgeloops.py).
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections import defaultdict
-from collections.abc import Iterable
-from http.client import HTTPConnection
-from importlib.resources import files
-from itertools import chain, product
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import msgspec
 import numpy as np
+import pyarrow.parquet as pq
 from scipy import stats
 
 from commands.judge.arms import Exposures, users_of
 from commands.judge.orders import Judged, Shown, ordered
 from commands.offline.intervals import interval
-from commands.up.started import Started
-from experiments.judgeloops import EQUAL, SHARES, STOPPED, learners, loop_report, twins
+from experiments.judgeloops import EQUAL, SHARES, STOPPED, learners, loop_report, twins, value_report, values
 from experiments.runs import Call, Row, run_experiment
 from millrace.basics.durations import DAY_MS, HOUR_MS, MINUTE_MS
 from millrace.basics.errors import SettingError
-from millrace.contracts.page_logs import decode_heading
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import PAGE_LOGS
-from millrace.evidence.exploration import RULES
-from millrace.evidence.sequences import NOTHING, Estimate, band, difference, ratio
-from millrace.evidence.user_arms import Arm, ArmDraw
-from millrace.processes.kafka import read_topics
-from millrace.processes.wall import wall_ms
+from millrace.evidence.exploration import RULES, Exploration, Rule
+from millrace.evidence.sequences import LEAST, NOTHING, Estimate, band, difference, ratio
 
 DrawnPage = tuple[tuple[Any, ...], list[float]]
-ITEMS, SLOTS, HEAT, HORIZON_MS = 40, 3, 0.02, 4 * HOUR_MS
+Cell = tuple[int, int, float]  # times that the items above were drawn, and it below them; its odds
+CANDIDATES, SLOTS, HORIZON_MS = 12, 3, 4 * HOUR_MS
 LEARNERS, LOGS, GOODS = ("better", "equal", "worse"), (300, 3000, 15_000), 30  # logs: pages
 LIFTS = 0.0, 0.3  # of the second arm's clicks, in the mean of the week
 
@@ -56,11 +50,13 @@ def experiment_judge(
     *,
     tests: int = 200,
     users: int = 3000,
-    pages: int = 20_000,
+    draws: int = 1000,
     worlds: int = 5,
     equal: int = 10,
+    valued: int = 5,
     shoppers: int = 400,
     judged: int = 1200,
+    buyers: int = 600,
     candidates: int = Settings().candidates,
     seed: int = 0,
     workers: int | None = None,
@@ -72,80 +68,66 @@ def experiment_judge(
         out: folder for the report.
         tests: of each lift, and of each learner.
         users: of a test.
-        pages: of each rule; 0: no scorer is started.
+        draws: pages, and how often each is drawn by each rule; 0: none is.
         worlds: of each twin, and tests of a learner that is worse; 0: none is.
         equal: tests of equal learners.
+        valued: worlds in which pages are ranked by value; 0: none is.
         shoppers: who come on an average day of a twin.
         judged: who do while two learners are judged.
+        buyers: who do where pages are ranked by value.
         candidates: of each page of a closed loop.
         seed: of the first test, and world.
 
     Raises:
         SettingError: one world, which gives no interval.
     """
-    if worlds == 1:
+    if 1 in (worlds, valued):
         raise SettingError("one world gives no interval", "use --worlds 5 or more, or 0 for none")
-    calls = judge_calls(tests, users, pages, seed)
+    calls = judge_calls(tests, users, draws, seed)
+    calls += [(values, (seed + n, buyers, candidates)) for n in range(valued)]
     for n in range(max(worlds, equal)):  # world by world, so that what an ended run has written can be read
         own = [(twins, (seed + n, shoppers, candidates, twin)) for twin in (*SHARES, STOPPED)]
         calls += [*own, (learners, (seed + n, judged, candidates, STOPPED))] if n < worlds else []
         calls += [(learners, (seed + n, judged, candidates, EQUAL))] if n < equal else []
     how: dict[str, Any] = {"workers": workers, "progress": progress, "seed": seed}
-    how |= {"shoppers": shoppers, "judged": judged, "candidates": candidates}
+    how |= {"shoppers": shoppers, "judged": judged, "buyers": buyers, "candidates": candidates}
     return run_experiment(out, "Judging", calls, lambda rows: (make_report(rows), []), **how)
 
 
-def judge_calls(tests: int, users: int, pages: int, seed: int = 0) -> list[Call]:
+def judge_calls(tests: int, users: int, draws: int, seed: int = 0) -> list[Call]:
     """All but closed loops; see :func:`experiment_judge`."""
-    calls: list[Call] = [(odds, (pages,))] if pages else []
+    calls: list[Call] = [(odds, (rule, draws, seed)) for rule in RULES if draws]
     calls += [(bands, (seed + n, lift, users)) for lift in LIFTS for n in range(tests)]
     return calls + [(orders, (seed + n, learner, LOGS[n % 3])) for learner in LEARNERS for n in range(tests)]
 
 
-def odds(pages: int) -> list[Row]:
-    """A row for each rule: pages by a live scorer. A rule is an arm, and all its pages are one user's."""
-    arms: dict[str, Arm] = {rule: Arm("model", 1 / len(RULES), explore=f"0.5,{rule},{HEAT}") for rule in RULES}
-    env = Settings(arms=arms, control_share=0, schema=str(files("millrace.contracts") / "shop.toml")).environment()
-    draw, drawn = ArmDraw(0, arms), defaultdict[str, list[DrawnPage]](list)
-    users = {draw.of(user): user for user in range(100)}
-    with TemporaryDirectory() as folder, Started(Path(folder, "data"), "--no-archive", env=env) as loop:
-        where, ts_ms = loop.where(), wall_ms()
-        intake, scorer = (HTTPConnection(where[name].removeprefix("http://")) for name in ("intake", "scorer"))
-        for n in range(ITEMS):
-            _answer(intake, "/items", item_id=n, attributes={"category": f"c{n}", "price": 1.5**n})
-        while len(_answer(scorer, "/recommend", user_id=0, size=ITEMS).get("items", ())) < ITEMS:
-            time.sleep(0.1)
-        for n, rule in product(range(pages), RULES):
-            _answer(scorer, "/recommend", user_id=users[rule], size=SLOTS, request_id=f"{rule} {n}", ts_ms=ts_ms)
-        reader = read_topics(Settings(kafka=where["kafka"]), {PAGE_LOGS: {}})
-        while sum(map(len, drawn.values())) < pages * len(RULES):
-            for record in chain.from_iterable(reader.poll(1000).values()):
-                log = decode_heading(record.value)
-                if log.request_id.startswith(RULES):
-                    drawn[log.arm_name].append((tuple(log.items), np.frombuffer(log.odds, np.float32).tolist()))
-        for one in (intake, scorer, reader):
-            one.close()
-    return [{"of": "odds", "rule": rule, "pages": len(drawn[rule])} | cells(drawn[rule]) for rule in RULES]
+def odds(rule: Rule, n: int, seed: int = 0) -> list[Row]:
+    """One row: n pages, each drawn n times."""
+    how, told = Exploration(0.5, rule), list[Cell]()
+    for page in range(n):
+        scores = np.sort(np.random.default_rng((seed, page)).beta(1, 8, CANDIDATES).astype(np.float32))[::-1]
+        pages = (how.draw(scores, SLOTS, SLOTS, np.random.default_rng((seed, page, k))) for k in range(n))
+        told += cells([(tuple(drawn.order.tolist()), drawn.odds.tolist()) for drawn in pages])
+    return [{"of": "odds", "rule": rule, "pages": n * n} | fit(told)]
 
 
-def cells(pages: Iterable[DrawnPage]) -> Row:
-    """How drawn pages of the same candidates, (items, odds) each, lie to their odds."""
+def cells(pages: Iterable[DrawnPage]) -> list[Cell]:
+    """Of drawn pages of the same candidates, (items, odds) each: the cells that are expected often enough."""
     seen, chance = defaultdict[Any, int](int), dict[Any, float]()
     for items, odds_of in pages:
         for k in range(SLOTS + 1):
             seen[items[:k]] += 1
         chance |= {items[: k + 1]: p for k, p in enumerate(odds_of)}
-    told = [(seen[c[:-1]], seen[c], p) for c, p in chance.items() if seen[c[:-1]] * min(p, 1 - p) >= 5]  # enough
+    return [(seen[c[:-1]], seen[c], p) for c, p in chance.items() if seen[c[:-1]] * min(p, 1 - p) >= 5]
+
+
+def fit(told: Sequence[Cell]) -> Row:
+    """How cells lie to their odds."""
     within = [stats.binom.ppf(0.025, n, p) <= count <= stats.binom.ppf(0.975, n, p) for n, count, p in told]
     chi2 = sum((count - n * p) ** 2 / (n * p) for n, count, p in told)
     freedom = sum(1 - p for *_, p in told)  # of all cells below the same items it is their number less 1
     found = {"within": np.mean(within), "squared_error": chi2 / freedom, "p": stats.chi2.sf(chi2, freedom)}
     return {"cells": len(told)} | {name: float(value) for name, value in found.items()}
-
-
-def _answer(to: HTTPConnection, path: str, **body: Any) -> Any:
-    to.request("POST", path, msgspec.json.encode(body), {"Content-Type": "application/json"})
-    return msgspec.json.decode(to.getresponse().read())
 
 
 def bands(seed: int, lift: float, users: int) -> list[Row]:
@@ -171,6 +153,21 @@ def bands(seed: int, lift: float, users: int) -> list[Row]:
     judged = [_judged(ratio(y[:k][mine[:k]]), ratio(y[:k][~mine[:k]]), float(truth[k - 1])) for k in known]
     covered, decided, naive = all(j[0] for j in judged), any(j[1] for j in judged), any(j[2] for j in judged)
     return [{"of": "bands", "lift": lift, "covered": covered, "decided": decided, "naive": naive}]
+
+
+def real(table: Path) -> list[Row]:
+    """A row for each test in a table of looks: whether it has a winner."""
+    looks = defaultdict[Any, list[tuple[bool, bool]]](list)
+    for row in pq.read_table(table).sort_by("time_since_start").to_pylist():
+        own, other = (Estimate(row[f"mean_{a}"], row[f"count_{a}"], row[f"variance_{a}"], True) for a in "tc")
+        if None not in (*own, *other) and min(own.n, other.n) >= LEAST:
+            key = row["experiment_id"], row["variant_id"], row["metric_id"]
+            looks[key].append(_judged(own, other, 0.0)[1:])
+    names = "decided", "naive", "decided_last", "naive_last", "vanish"
+    every = (([any(kind) for kind in zip(*one, strict=True)], one[-1]) for one in looks.values())
+    return [
+        {"of": "real"} | dict(zip(names, (*some, *last, some[1] and not some[0]), strict=True)) for some, last in every
+    ]
 
 
 def orders(seed: int, learner: str, pages: int) -> list[Row]:
@@ -213,10 +210,13 @@ def _judged(one: Estimate, other: Estimate, truth: float) -> tuple[bool, bool, b
 
 def make_report(rows: list[Row]) -> dict[str, Any]:
     drawn = [row for row in rows if row["of"] == "odds"]
-    tests, judged = (_counts(rows, *of) for of in (("bands", "lift"), ("orders", "learner")))
-    loops, worded = loop_report(rows)
+    grouped = ("bands", "lift"), ("orders", "learner"), ("real", "of")
+    tests, judged, real_ones = (_counts(rows, *of) for of in grouped)
+    (loops, worded), (sold, worth) = loop_report(rows), value_report(rows)
+    loops |= {"values": sold}
     said = [
-        f"{r['rule']}: {r['within']:.1%} of {r['cells']:,} cells within the bounds of 95%, p {r['p']:.2g}"
+        f"{r['rule']}: of {r['pages']:,} pages {r['within']:.1%} of {r['cells']:,} cells are within the bounds of 95%, "
+        f"chi-square over its freedom {r['squared_error']:.3f}, p {r['p']:.2g}"
         for r in drawn
     ]
     said += [
@@ -230,7 +230,14 @@ def make_report(rows: list[Row]) -> dict[str, Any]:
         f"{r['error_ci']:.4f} of {r['truth']:+.4f} clicks a row"
         for r in judged
     ]
-    return {"verdict": "; ".join(said + worded) + ".", "odds": drawn, "bands": tests, "orders": judged} | loops
+    said += [
+        f"of {r['tests']} real tests {r['naive']} have a winner at some look by an interval for one look, "
+        f"{r['decided']} by band: {r['vanish']} vanish (last look {r['naive_last']}, {r['decided_last']}); looks "
+        "are cumulative, so no guarantee holds there"
+        for r in real_ones
+    ]
+    report = {"odds": drawn, "bands": tests, "orders": judged, "real": real_ones}
+    return {"verdict": "; ".join(said + worded + worth) + "."} | report | loops
 
 
 def _counts(rows: list[Row], of: str, by: str) -> list[Row]:

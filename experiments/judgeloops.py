@@ -5,6 +5,11 @@
   by chance until the last two days. Its price is what its pages have fewer clicks than the same pages as ranked; its
   gain is what it has more than the twin that never explored on the last two days, when nobody explores. Clicks are
   those that the world expects.
+- ``values``: pages of a world with orders, ranked by clicks in one twin, by what an order brings (weight of the order
+  x margin), or a click and an order, in others. Margins are a power of the price: with the power 0 all are equal. Each
+  twin goes on from one history with settled labels. An order counts within a day of the click, not within 30: so what
+  the twin's own pages sell is learnt while it runs. Revenue is what the world expects of the pages shown, returns
+  taken off, so luck has no part in it. A click is worth what clicks of the history brought.
 - ``learners``: half of the users, by a hash of the id, get pages of a rival. Each learner learns from its own pages
   alone. Their users are judged each hour as ``millrace judge`` does, by clicks a page within a day of a user's first.
   The arm is named at the first look whose band excludes 0. ``stopped`` learns nothing after its first day: the twin of
@@ -14,10 +19,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from statistics import median
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from msgspec import structs
 
 from commands.judge.arms import Exposures, estimate, users_of
@@ -28,20 +35,29 @@ from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from learner.training.trainer import BATCH_ROWS
 from millrace.basics.durations import DAY_MS, HOUR_MS
-from millrace.contracts.events import MODEL
+from millrace.contracts.events import MODEL, Item
 from millrace.contracts.samples import SampleBatch
-from millrace.contracts.schema import shop_schema
+from millrace.contracts.schema import parse_schema, shop_schema
 from millrace.contracts.settings import Settings
+from millrace.evidence.rerank import Rerank
 from millrace.evidence.sequences import difference
 from millrace.evidence.user_arms import Arm
 from scorer.page.page_arms import PageArms
+from simulator.catalogue import Catalogue, Inventory
 from simulator.daylog import day_table
+from simulator.params import WORLDS
 from simulator.world import World, start_of
 
 SHARES = "0", "0.01", "0.05", "0.1"  # as of the setting `explore`; the first is what others are compared with
 DAYS, EXPLORING, JUDGED = 7, 5, 4  # of a twin, of them with exploration, of two learners
 STOPPED, EQUAL, RIVAL = "stopped", "equal", "rival"
 STEP_MS = 1_800_000
+HISTORY, SOLD = 14, 2  # days before twins that rank by value, and of them
+CLICKS, ORDERS, BOTH = "clicks", "orders", "clicks and orders"
+MARGINS: Mapping[float, str] = {0.0: "", 0.5: 'value = "root_price"', 1.0: 'value = "price"'}
+"""By the power of the price: where an order's margin stands. Fixed before anything was run."""
+_ROOT = '[[fields]]\nname = "root_price"\nof = "item"\nkind = "numeric"\ntransform = "log"\n'
+_ORDER = '[[outcome]]\nname = "order"\non = "click"\nevent = "purchase"\nwithin = "1d"\n'
 
 
 class Stopped(Pupil):
@@ -76,6 +92,72 @@ def twins(seed: int, users: int, candidates: int, twin: str, days: int = DAYS) -
             row: Row = {"of": "twins", "seed": seed, "twin": twin, "day": day, "pages": pages}
             out.append(row | {"clicks": clicks, "price": as_ranked - clicks})
     return out
+
+
+class RootCatalogue(Catalogue):
+    """Goods that tell the root of their price, too."""
+
+    def item(self, inventory: Inventory, row: int, gone: bool = False) -> Item:
+        made = super().item(inventory, row, gone)
+        return structs.replace(made, attributes=made.attributes | {"root_price": float(inventory.price[row]) ** 0.5})
+
+
+def values(seed: int, users: int, candidates: int, history: int = HISTORY, days: int = SOLD) -> list[Row]:
+    """A row for each twin of a world: clicks a page, and revenue a page by margins of each power."""
+    world, out, first = World(seed, users, WORLDS[ORDERS]), list[Row](), FIRST_DAY + history
+    world.catalogue = RootCatalogue(seed, world.params)
+    log = [day_table(world, FIRST_DAY + day) for day in range(history)]
+    log = [table.append_column("root_price", pa.array(table["price"].to_numpy() ** 0.5)) for table in log]
+    shop = files("millrace.contracts").joinpath("shop.toml").read_text(encoding="utf-8")
+    schemas = {power: parse_schema(f"{shop}\n{_ROOT}{_ORDER}{value}\n") for power, value in MARGINS.items()}
+    spec, whole = {"retrieval_width": WIDTH}, pa.concat_tables(log)
+    took_ms = whole["purchase_ms"].fill_null(0).to_numpy() - whole["click_ms"].fill_null(0).to_numpy()
+    sold, clicked = whole["price"].to_numpy()[(took_ms > 0) & (took_ms < DAY_MS)], whole["click"].to_numpy().sum()
+    ways: dict[tuple[str, float], dict[str, float]] = {(CLICKS, 0.0): {}}
+    for power in MARGINS:
+        ways[ORDERS, power] = {"order": 1.0}
+        if power:
+            ways[BOTH, power] = {"click": float((sold**power).sum() / clicked), "order": 1.0}
+    with threads(1):
+        learnt = learn_days(OnlineModel(schemas[0.0], spec, seed), log).snapshot()
+        for (by, power), weights in ways.items():
+            settings = Settings(control_share=0, candidates=candidates, rerank=Rerank(weights=weights or None))
+            model = OnlineModel(schemas[power], spec, seed)
+            model.resume(*learnt)
+            pupil = Pupil(model, BATCH_ROWS)
+            loop = ClosedLoop(start_shop(world, settings, first, log, schemas[power]), {MODEL: pupil}, STEP_MS)
+            shown = [loop.play(first + day) for day in range(days)]
+            pages = sum(int(day["page"].max()) + 1 for day in shown)
+            chance, order, price = (np.concatenate([d[name] for d in shown]) for name in ("chance", "order", "price"))
+            row: Row = {"of": "values", "seed": seed, "by": by, "power": power, "pages": pages}
+            row |= {f"revenue {p:g}": float((chance * order * price**p).sum()) / pages for p in MARGINS}
+            out.append(row | {"clicks": float(chance.sum()) / pages})
+    return out
+
+
+def value_report(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Of each margin and way of ranking: what it brings over ranking by clicks and over ranking by orders of equal
+    margins, as shares of their revenue, and its price in clicks a page. Intervals are over worlds."""
+    own = {(r["by"], r["power"], r["seed"]): r for r in rows if r["of"] == "values"}
+    seeds, table, said = sorted({seed for *_, seed in own}), list[Row](), list[str]()
+    for power in MARGINS if own else ():
+
+        def of(by: str, at: float, name: str = f"revenue {power:g}") -> Any:
+            return np.array([own[by, at, seed][name] for seed in seeds])
+
+        for by in (ORDERS, BOTH)[: 1 + bool(power)]:
+            gain, over = of(by, power) / of(CLICKS, 0.0) - 1, of(by, power) / of(ORDERS, 0.0) - 1
+            row: Row = {"margin": f"price^{power:g}", "by": by, "worlds": len(seeds)}
+            row |= interval("gain", gain.tolist()) | interval("over_equal", over.tolist())
+            clicks = of(CLICKS, 0.0, "clicks")
+            row |= interval("price", (clicks - of(by, power, "clicks")).tolist())
+            table.append(row)
+            said.append(
+                f"margins of {row['margin']}, ranked by {by}: {row['gain']:+.1%} ± {row['gain_ci']:.1%} revenue a page "
+                f"over ranking by clicks, {row['over_equal']:+.1%} ± {row['over_equal_ci']:.1%} over orders of equal "
+                f"margins, for {row['price']:.3f} ± {row['price_ci']:.3f} of {clicks.mean():.3f} clicks a page"
+            )
+    return table, said
 
 
 def learners(seed: int, users: int, candidates: int, rival: str, days: int = JUDGED) -> list[Row]:

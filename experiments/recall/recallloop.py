@@ -12,7 +12,8 @@
 The scorer's pages and the learner's model without Kafka, Redis and HTTP, in one thread. State follows in steps of
 minutes, where the live loop takes a second. A click is a sample as soon as it happens, a negative when the label policy
 says so. Visits, the draws of :func:`simulator.reaction.react` and the chance of each page, in recall and in exploring,
-are the same in each loop of a world (common random numbers), so loops differ by the items that they show alone.
+are the same in each loop of a world (common random numbers), so loops differ by the items that they show alone. In a
+world with orders a purchase is an order that is kept, and the schema's outcomes are of purchases.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from millrace.basics.durations import DAY_MS
 from millrace.basics.hashing import column_hash
 from millrace.contracts.events import MODEL, PageLog
 from millrace.contracts.samples import SampleBatch
-from millrace.contracts.schema import shop_schema
+from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.labels import policy_named
 from millrace.logs import LogTable
@@ -50,13 +51,15 @@ from scorer.page.page_arms import PageArms
 from scorer.page.rank import RankingModel
 from scorer.recall.nearest import Retrieval
 from simulator.daylog import parse_day
+from simulator.late_orders import draw_orders
 from simulator.reaction import react
 from simulator.visits import Visits
-from simulator.world import World, start_of
+from simulator.world import Day, World, start_of
 
 FIRST_DAY = parse_day("2026-03-02")  # of a history, a Monday
 DRAWN = 0.5  # odds that only a drawn page has, if fewer than half are
 WIDTH = 32  # of the retrieval head, as the role `learn` has it
+Ints = NDArray[np.int64]
 
 
 class Pupil:
@@ -123,8 +126,8 @@ class ClosedLoop:
 
     def play(self, number: int) -> Rows:
         """Lets a local day happen. Its exposures: ts_ms, user (index of the shopper), page (from 0 on), arm, click_ms
-        (0: none came), chance, the true one of a click, and as_ranked, of the item that stood there if nothing had been
-        drawn; (n,) each."""
+        (0: none came), chance, the true one of a click, as_ranked, of the item that stood there if nothing had been
+        drawn, order, the true chance that a click ends in an order that is kept, and price; (n,) each."""
         visits, start_ms, view = self._world.visits(number), start_of(number), 0
         starts, self._shown = visits.start_ms.tolist(), []
         with asyncio.Runner() as runner:
@@ -150,7 +153,8 @@ class ClosedLoop:
         cat, num = np.frombuffer(log.cat, np.int64).reshape(n, -1), np.frombuffer(log.num, np.float32).reshape(n, -1)
         position, day = np.arange(n), self._world.day(number)
         about = position, ts_ms, float(visits.shift[view])
-        chance = as_ranked = day.click_probability(user_at, day.rows(items), *about)
+        rows = day.rows(items)
+        chance = as_ranked = day.click_probability(user_at, rows, *about)
         if len(log.odds) and np.frombuffer(log.odds, np.float32).min() < DRAWN:
             exploring, shop.arms = shop.arms, self._as_ranked
             ranked, shop.arms = np.array(self._made(runner, asked).items, np.int64), exploring
@@ -158,7 +162,8 @@ class ClosedLoop:
         at = (user_at, visits.day, int(visits.session[view]), int(visits.page[view]))
         business = bool(self._world.shoppers.business[user_at])
         done = react(self._world.seed, self._world.params, chance, business, ts_ms, position, at)
-        times = np.full(n, ts_ms), done.click_ms, done.collect_ms, done.cart_ms, done.purchase_ms
+        order, bought_ms = self._ordered(day, user_at, rows, done.click_ms, at)
+        times = np.full(n, ts_ms), done.click_ms, done.collect_ms, done.cart_ms, done.purchase_ms + bought_ms
         for action, at_ms in enumerate(times):
             which = np.flatnonzero(at_ms)
             shop.put(at_ms[which], action, keys[which], np.full(len(which), user_at), items[which])
@@ -173,9 +178,10 @@ class ClosedLoop:
             "clicked": done.click_ms > 0,
             "odds": np.frombuffer(log.odds, np.float32) if log.odds else np.zeros(n, np.float32),
         }
-        self._promise(arm, done.click_ms, page)
+        self._promise(arm, done.click_ms, times[-1], page)
         told = {"ts_ms": ts_ms, "user": user_at, "page": view, "arm": named}
         came = {"click_ms": done.click_ms, "chance": chance, "as_ranked": as_ranked}
+        came |= {"order": order, "price": day.inventory.price[rows]}
         self._shown.append({name: np.full(n, value) for name, value in told.items()} | came)
 
     def _made(self, runner: asyncio.Runner, asked: bytes) -> PageLog:
@@ -183,11 +189,26 @@ class ClosedLoop:
         assert self.shop.logged is not None
         return self.shop.logged
 
-    def _promise(self, arm: str, click_ms: NDArray[np.int64], page: Rows) -> None:
+    def _ordered(self, day: Day, user: int, rows: Ints, click_ms: Ints, keys: Any) -> tuple[NDArray[np.float64], Ints]:
+        """The chance that a click on each item ends in an order that is kept, and when it was ordered; 0: not. (n,)"""
+        p, bought_ms, at = self._world.params, np.zeros(len(rows), np.int64), np.flatnonzero(click_ms)
+        if not p.order_rate:
+            return np.zeros(len(rows)), bought_ms
+        chance, business = day.order_chance(user, rows), self._world.shoppers.business[user]
+        drawn = draw_orders(self._world.seed, p, chance[at], business, click_ms[at], (*keys, at))
+        bought_ms[at] = np.where(drawn.refund_ms > 0, 0, drawn.order_ms)
+        return chance * (1 - p.return_rate), bought_ms
+
+    def _promise(self, arm: str, click_ms: Ints, bought_ms: Ints, page: Rows) -> None:
         """When each label of a page will be known."""
         labels: Any = SimpleNamespace(clicked=click_ms > 0, acted_ms=click_ms, wait_ms=self._wait_ms)
-        labels.outcomes = labels.outcome_ms = np.empty((len(click_ms), 0), np.float32)  # none beside the click
-        labels.on_click = np.empty(0, np.bool_)
+        outcomes, bought = self.shop.schema.outcome, bought_ms[:, None]
+        labels.on_click = np.array([one.on == "click" for one in outcomes], np.bool_)
+        base_ms = np.where(labels.on_click, click_ms[:, None], page["ts_ms"][:, None])  # (n, K)
+        labels.outcome_ms = base_ms + np.array([one.within_ms for one in outcomes], np.int64)
+        defined = ~labels.on_click | (click_ms > 0)[:, None]
+        came = ((bought > 0) & (bought < labels.outcome_ms)).astype(np.float32)
+        labels.outcomes = np.where(defined, came, np.float32(np.nan))
         known = KnownSamples.of(page["ts_ms"], labels, self._policy, self._observation_ms, self._traffic)
         sent = {name: column[known.row] for name, column in page.items()}
         sent |= {"ms": known.known_ms, "kind": known.kind, "policy": known.policy, "outcomes": known.outcomes}
@@ -212,7 +233,7 @@ class ClosedLoop:
         if not due:
             return None
         requests, page = np.unique(due["request"], return_inverse=True)
-        known = KnownSamples(np.arange(len(page)), due["ms"], due["kind"], due["policy"], due["num"][:, :0])
+        known = KnownSamples(np.arange(len(page)), due["ms"], due["kind"], due["policy"], due["outcomes"])
         return replace(batch_of(known, tuple(requests.tolist()), page, due), odds=due["odds"])
 
 
@@ -229,10 +250,12 @@ def learn_days(model: OnlineModel, tables: Sequence[pa.Table]) -> OnlineModel:
     return model
 
 
-def start_shop(world: World, settings: Settings, number: int, log: Sequence[pa.Table]) -> RecallShop:
+def start_shop(
+    world: World, settings: Settings, number: int, log: Sequence[pa.Table], schema: Schema | None = None
+) -> RecallShop:
     """The shop at the beginning of a local day, after the days in ``log`` (none: nothing has been counted)."""
     start_ms = start_of(number)
-    shop = RecallShop(world, shop_schema(), start_ms, settings)
+    shop = RecallShop(world, schema or shop_schema(), start_ms, settings)
     for table in log:
         shop.take(table)
     shop.advance(start_ms)

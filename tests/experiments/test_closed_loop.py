@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from msgspec import structs
 
 from experiments import judgeloops
-from experiments.judgeloops import EQUAL, RIVAL, SHARES, STOPPED, Stopped, begun, loop_report
+from experiments.judgeloops import (
+    BOTH,
+    CLICKS,
+    EQUAL,
+    MARGINS,
+    ORDERS,
+    RIVAL,
+    SHARES,
+    STOPPED,
+    Stopped,
+    begun,
+    loop_report,
+    value_report,
+)
 from experiments.recall.recallloop import FIRST_DAY, ClosedLoop, Pupil, learn_days, start_shop
 from experiments.recall.recallshop import RecallShop, Rows, params_of
 from learner.ranker.model import OnlineModel
-from millrace.basics.durations import DAY_MS
+from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.basics.hashing import column_hash
-from millrace.contracts.events import CLICK, EXPOSURE, MODEL, PageLog
+from millrace.contracts.events import CLICK, EXPOSURE, MODEL, PURCHASE, PageLog
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
-from millrace.contracts.schema import shop_schema
+from millrace.contracts.schema import parse_schema, shop_schema
 from millrace.contracts.settings import Settings
+from millrace.evidence.rerank import Rerank
 from millrace.evidence.user_arms import Arm
 from scorer.page import candidates
 from simulator.daylog import day_table
@@ -107,14 +124,13 @@ def test_pages_are_drawn_by_the_same_chance_whatever_their_share(world: World, m
     assert all(pages["0.1"][n] == pages["0.4"][n] for n in few)
 
 
-def test_the_same_items_get_the_same_clicks_in_any_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Luck depends on shopper, page and position: a loop that shows the previous recommender's pages has its clicks."""
-    table = day_table(world, NUMBER)
+def show_logged_pages(table: pa.Table, views_of_day: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pages of a loop are those of the previous recommender."""
     ids, views = table["item_id"].to_numpy(), table["request_id"].to_pylist()
     pages: dict[str, list[int]] = {}
     for request, item in zip(views, ids.tolist(), strict=True):
         pages.setdefault(request, []).append(item)
-    numbers = iter(range(world.visits(NUMBER).n))
+    numbers = iter(range(views_of_day))
 
     async def shown(shop: RecallShop, body: bytes) -> None:
         items, layout = pages[f"{NUMBER}-{next(numbers)}"], shop.schema.layout
@@ -122,6 +138,12 @@ def test_the_same_items_get_the_same_clicks_in_any_loop(world: World, monkeypatc
         shop.logged = PageLog("r", 1, 1, MODEL, 0, "", list(items), scores, keys, cat, num)
 
     monkeypatch.setattr(RecallShop, "recommend", shown)
+
+
+def test_the_same_items_get_the_same_clicks_in_any_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Luck depends on shopper, page and position: a loop that shows the previous recommender's pages has its clicks."""
+    table = day_table(world, NUMBER)
+    show_logged_pages(table, world.visits(NUMBER).n, monkeypatch)
     found = played(world)[0]
     clicked = table["click"].to_numpy() == 1
     assert np.array_equal(found["click_ms"] > 0, clicked)
@@ -196,6 +218,106 @@ def test_history_is_learnt_in_order_with_the_labels_of_the_log(world: World, mon
     assert np.array_equal(whole.label, np.concatenate([t["click"].to_numpy() for t in tables]).astype(np.float32))
     assert len(set(map(len, batches[:-1]))) == 1
     assert model.newest_ms == whole.ts_ms.max()
+
+
+# -- orders ----------------------------------------------------------------------------------------------------
+
+_OUTCOME = '[[outcome]]\nname = "order"\non = "click"\nevent = "purchase"\nwithin = "1h"\nvalue = "price"\n'
+_SHOP = files("millrace.contracts").joinpath("shop.toml").read_text(encoding="utf-8")
+ORDERING = parse_schema(f"{_SHOP}\n{_OUTCOME}")
+
+
+@pytest.fixture(scope="module")
+def ordering() -> World:
+    """Every second click is an order, most of them within hours."""
+    usual = params_of(ITEMS)
+    return World(SEED, 40, replace(usual, order_rate=0.5, order_median_ms=1.0 * HOUR_MS, purchase_rate=(0.0, 0.0)))
+
+
+def sold(world: World, weights: dict[str, float] | None) -> tuple[Rows, Diary]:
+    settings = structs.replace(SETTINGS, rerank=Rerank(weights=weights))
+    shop, pupil = start_shop(world, settings, NUMBER, [], ORDERING), Diary(OnlineModel(ORDERING, SPEC, 0))
+    return ClosedLoop(shop, {MODEL: pupil}, STEP_MS).play(NUMBER), pupil
+
+
+def test_orders_are_those_of_the_log_and_are_learnt_when_they_are_known(
+    ordering: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = day_table(ordering, NUMBER)
+    show_logged_pages(table, ordering.visits(NUMBER).n, monkeypatch)
+    put, counted_ms = RecallShop.put, list[int]()
+
+    def spy(shop: RecallShop, ms: Any, action: Any, *others: Any) -> None:
+        counted_ms.extend(ms.tolist() if action == PURCHASE else [])
+        put(shop, ms, action, *others)
+
+    monkeypatch.setattr(RecallShop, "put", spy)
+    found, pupil = sold(ordering, None)
+    assert np.allclose(found["order"], table["p_purchase"].to_numpy(), rtol=1e-5)
+    assert np.array_equal(found["price"], table["price"].to_numpy())
+    click_ms, bought_ms = (table[name].fill_null(0).to_numpy() for name in ("click_ms", "purchase_ms"))
+    came = (bought_ms > 0) & (bought_ms < click_ms + HOUR_MS)
+    rows = zip(table["request_id"].to_pylist(), table["position"].to_pylist(), click_ms.tolist(), came, strict=True)
+    ends_ms = start_of(NUMBER) + DAY_MS - STEP_MS  # what is known by then has been learnt
+    due = {(request, k): float(yes) for request, k, ms, yes in rows if ms and ms + HOUR_MS < ends_ms}
+    told = {
+        of: value
+        for batch in pupil.learnt
+        for of, value in zip(batch.ids(), batch.outcomes[:, 0].tolist(), strict=True)
+        if np.isfinite(value)
+    }
+    assert told == due
+    assert {0.0, 1.0} == set(told.values())
+    assert sorted(counted_ms) == sorted(bought_ms[bought_ms > 0].tolist())
+
+
+def test_a_weight_of_clicks_alone_is_ranking_by_clicks_and_one_of_orders_is_not(ordering: World) -> None:
+    """So with equal margins nothing comes of margins: what ranking by orders brings then is what it knows of orders."""
+    by_clicks, by_weight, by_value = (sold(ordering, w)[0] for w in (None, {"click": 3.0}, {"order": 1.0}))
+    assert all(np.array_equal(by_clicks[name], by_weight[name]) for name in by_clicks)
+    assert not np.array_equal(by_clicks["price"], by_value["price"])
+    assert by_value["price"].mean() > by_clicks["price"].mean()
+
+
+def test_twins_by_value_go_on_from_one_history() -> None:
+    rows = judgeloops.values(0, 8, 30, history=1, days=1)
+    ways = [(CLICKS, 0.0), *((by, power) for power in MARGINS for by in (ORDERS, BOTH) if power or by == ORDERS)]
+    assert [(row["by"], row["power"]) for row in rows] == ways
+    pages = World(0, 8).visits(FIRST_DAY + 1).n
+    assert all(row["pages"] == pages and row["clicks"] > 0 for row in rows)
+    assert all(0 < row["revenue 0"] < row["clicks"] for row in rows), "not every click is an order"
+    assert len({row["revenue 1"] for row in rows}) > 1
+    table, said = value_report(rows + [row | {"seed": 1} for row in rows])
+    assert len(table) == len(said) == 5
+    assert table[0]["margin"] == "price^0"
+    assert table[0]["over_equal"] == table[0]["over_equal_ci"] == 0, "it is the same twin"
+
+
+def test_the_report_has_gains_and_their_price() -> None:
+    def row(seed: int, by: str, power: float, clicks: float, *revenues: float) -> dict[str, Any]:
+        told = {f"revenue {p:g}": value * (1 + seed) for p, value in zip(MARGINS, revenues, strict=True)}
+        return {"of": "values", "seed": seed, "by": by, "power": power, "clicks": clicks} | told
+
+    rows = [
+        row(seed, *of)
+        for seed in (0, 1)
+        for of in (
+            (CLICKS, 0.0, 3.0, 1.0, 2.0, 4.0),
+            (ORDERS, 0.0, 2.9, 1.1, 2.2, 4.4),
+            *((by, power, 2.5, 0.9, 2.5, 6.0) for power in (0.5, 1.0) for by in (ORDERS, BOTH)),
+        )
+    ]
+    table, said = value_report(rows)
+    assert (table[0]["gain"], table[0]["over_equal"], table[0]["price"]) == (0.1, 0.0, 0.1)
+    assert (table[-1]["margin"], table[-1]["gain"], table[-1]["price"], table[-1]["price_ci"]) == (
+        "price^1",
+        0.5,
+        0.5,
+        0,
+    )
+    assert table[-1]["over_equal"] == round(6 / 4.4 - 1, 5)
+    assert "margins of price^1, ranked by orders: +50.0% ± 0.0% revenue a page over ranking by clicks" in said[3]
+    assert value_report([]) == ([], [])
 
 
 # -- twins and learners ----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pyversity import Strategy, diversify
 
-from experiments.experiment_judge import SLOTS, cells
+from experiments.experiment_judge import SLOTS, cells, fit
 from millrace.basics.errors import SettingError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Item
@@ -240,9 +240,9 @@ def test_pages_come_as_often_as_their_logged_odds_say(rule: str, how: str) -> No
         assert (odds[pinned] == 1).all()
         pages.append((tuple(log.items), odds.tolist()))
     assert len({items for items, _ in pages}) > 3, "chance has moved something"
-    found = cells(pages)
+    found = fit(cells(pages))
     assert found["p"] > 1e-3, found
-    wrong = cells([(items, [p if p == 1 else 0.7 * p for p in odds]) for items, odds in pages])
+    wrong = fit(cells([(items, [p if p == 1 else 0.7 * p for p in odds]) for items, odds in pages]))
     assert wrong["p"] < 1e-6, "odds that are too low are found"
 
 
