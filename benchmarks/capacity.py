@@ -6,8 +6,9 @@ the pages. Shoppers of the simulated shop make the traffic, :data:`SPEED` times 
 events to Kafka themselves, so the intake idles here: ``millrace dev bench intake`` measures what an event costs it.
 
 Figures: ``cpu ROLE`` in core-seconds per million pages, ``memory ROLE`` at the end, ``kafka TOPIC``, ``disk archive``
-in MiB per million pages; topics that grow by the hour in MiB an hour. Compiling and filling are over before the first
-look. What roles take at rest (``millrace dev bench up``) is in ``cpu`` too.
+in MiB per million pages; topics that grow by the hour in MiB an hour; ``written checkpoints``, also over what came on
+the topics that they are of. Compiling and filling are over before the first look. What roles take at rest
+(``millrace dev bench up``) is in ``cpu`` too.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from experiments.runs import BenchError
 from millrace.connections.redis_clients import redis_client
 from millrace.contracts.clock import EventClock
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import MODEL_DELTAS
+from millrace.contracts.topics import EVENTS, MODEL_DELTAS, PAGE_LOGS
 from millrace.processes.role import ROLES
 from millrace.processes.services import free_port
 from millrace.processes.wall import wall_ms
@@ -155,9 +156,12 @@ def figures_of(first: Look, last: Look) -> list[Figure]:
         rate, unit = (an_hour, "MiB / h") if name in BY_TIME else (per, "MiB / million pages")
         found.append(figure(f"kafka {name}", added / MIB * rate, unit))
     archive = last.taken.folders.get("archive", 0) - first.taken.folders.get("archive", 0)
+    written = grown["millrace_checkpoint_bytes_total"]
+    came = sum(last.topics.get(name, 0) - first.topics.get(name, 0) for name in (EVENTS, PAGE_LOGS))
+    over = (f"{EVENTS} and {PAGE_LOGS}", written / came) if came > 0 else ()
     return [
         *found,
-        figure("written checkpoints", grown["millrace_checkpoint_bytes_total"] / MIB * per, "MiB / million pages"),
+        figure("written checkpoints", written / MIB * per, "MiB / million pages", *over),
         figure("disk archive", archive / MIB * per, "MiB / million pages"),
         figure("redis", last.redis_bytes / MIB, "MiB at the end"),
     ]

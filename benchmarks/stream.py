@@ -6,7 +6,9 @@ on top of a week that has been counted already: an empty store would make counti
 are. For each exposure it does all that the loop does: decode exposures, page logs and clicks, join them, count under
 four keys, write the sample with its features, pack what changed for the readers; and, as replay does, in chunks of its
 size, read the point-in-time counts of all windows of all keys. ``core_cpu`` is the same in processor time: two commits
-are compared by it in turns. The best of a few passes counts. The pages of ``kafka_worker`` are there before it starts;
+are compared by it in turns. The best of a few passes counts. ``core_outcomes`` is the join in processor time where a
+purchase within 30 days of a click is an outcome, with its files written and read and all outcomes told; its ratio is
+to the same without outcomes, pass by pass in turn. The pages of ``kafka_worker`` are there before it starts;
 it is of what the worker takes between 10% and 90% of them.
 """
 
@@ -18,19 +20,23 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from benchmarks.parts.pagestages import ORDER
 from benchmarks.tools.bench_figures import Figure, Say, figure
 from benchmarks.tools.bench_running import RunningRole
 from benchmarks.tools.traffic import CORE_HOURS, HISTORY_DAYS, HOUR, ITEMS, PAGE, T0, USERS, Stream, history, make
 from commands.loop.monitor import RoleMetrics, fetch
 from millrace.basics.errors import ServiceError
 from millrace.basics.hashing import column_hash
+from millrace.basics.store import Store
 from millrace.contracts.clock import EventClock
-from millrace.contracts.schema import shop_schema
+from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, make_producer
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
@@ -39,6 +45,7 @@ from millrace.processes.wall import wall_ms
 from millrace.windows.tiles import TileStore
 from stream.join.join import InputMessage
 from stream.partition.partition import Partition, Policy
+from stream.worker.outcome_files import OutcomeFiles
 from stream.worker.stream_warmup import calm_collector
 from stream.worker.turn import PUBLISH_SECONDS
 
@@ -71,63 +78,72 @@ def chunks(ts_ms: NDArray[np.int64]) -> Iterator[slice]:
         start = stop
 
 
-def take_all(partition: Partition, messages: Sequence[InputMessage]) -> int:
+def take_all(partition: Partition, messages: Sequence[InputMessage], files: OutcomeFiles) -> int:
     """Everything the worker does but for input and output; returns the samples made. Changes are packed when the
-    worker would, every ``PUBLISH_SECONDS`` by the clock, and at the end."""
+    worker would, every ``PUBLISH_SECONDS`` by the clock, and at the end, when all outcomes are told, too."""
     made, every = 0, PUBLISH_SECONDS
     published = time.perf_counter()
     for start in range(0, len(messages), TAKE):
         output = partition.take(messages[start : start + TAKE], 1 << 60)
         made += 0 if output.samples is None else len(output.samples)
+        list(files.do(0, output.files))
         if time.perf_counter() - published >= every:
             partition.changes()
             published = time.perf_counter()
     partition.changes()
-    output = partition.advance(partition.newest_ms + 24 * HOUR)
+    output = partition.advance(partition.newest_ms + (24 + 31 * 24 * bool(partition.schema.outcome)) * HOUR)
+    list(files.do(0, output.files))
     return made + (0 if output.samples is None else len(output.samples))
 
 
 def core(say: Say, size: Size) -> list[Figure]:
     """Exposures a second of the core, as in the module's text."""
     schema, policy = shop_schema(), Policy.of(Settings())
-    stream = make(schema, size.pages, USERS, ITEMS, CORE_HOURS, seed=1)
+    ordering = replace(schema, outcome=(ORDER,))
+    stream, ordered = (make(own, size.pages, USERS, ITEMS, CORE_HOURS, seed=1) for own in (schema, ordering))
     per_week = int(stream.exposures * 24 / CORE_HOURS) * HISTORY_DAYS
     week = TileStore.of(schema.windows)
     week.add(*history(schema, per_week, USERS, ITEMS, seed=9))
     week.sweep(T0, 0.0, 1.0)  # as a partition that lived through it has: it never meets a whole week at once
     lived = week.snapshot()
 
-    def one() -> tuple[float, float, float]:
-        partition, reader = Partition(0, schema, policy), TileStore.of(schema.windows)
+    def one(own: Schema, stream: Stream) -> tuple[float, float, float, float]:
+        partition, reader = Partition(0, own, policy), TileStore.of(schema.windows)
         partition.windows.resume(lived)
         reader.resume(lived)
         partition.windows.export(partition.windows.keys(), settle=True)  # the week has been published
-        started, cpu = time.perf_counter(), time.process_time()
-        made = take_all(partition, stream.messages)
-        joined = time.perf_counter()
-        for part in chunks(stream.ts_ms):
+        with tempfile.TemporaryDirectory(prefix="millrace-outcomes-") as folder:
+            files = OutcomeFiles(Store(folder), own, {})
+            started, cpu = time.perf_counter(), time.process_time()
+            made = take_all(partition, stream.messages, files)
+            joined, joined_cpu = time.perf_counter(), time.process_time()
+        for part in chunks(stream.ts_ms) if own is schema else ():
             reader.run(stream.keys[part], stream.ts_ms[part], stream.action[part])
-        ended, cpu = time.perf_counter(), time.process_time() - cpu
+        ended, ended_cpu = time.perf_counter(), time.process_time()
         assert made >= stream.exposures
         assert partition.pending == 0
-        return joined - started, ended - joined, cpu
+        return joined - started, ended - joined, ended_cpu - cpu, joined_cpu - cpu
 
-    one()  # compiles
+    one(schema, stream)  # compiles
+    one(ordering, ordered)
     calm_collector()  # as the worker does; it also sets the messages aside, which are the benchmark's, not the core's
-    best, best_cpu = (float("inf"), float("inf")), float("inf")
+    best, best_cpu, pairs = (float("inf"), float("inf")), float("inf"), list[tuple[float, float]]()
     for turn in range(size.passes):
         say(f"core, pass {turn + 1} of {size.passes}")
         for _ in range(2):
             gc.collect()
-            joined, read, cpu = one()
+            joined, read, cpu, joined_cpu = one(schema, stream)
             best, best_cpu = min(best, (joined, read), key=sum), min(best_cpu, cpu)
+            gc.collect()
+            pairs.append((joined_cpu, one(ordering, ordered)[3]))
     gc.unfreeze()
-    n = stream.exposures
+    n, unit, ratio = stream.exposures, "exposures/s of CPU time", median(plain / ours for plain, ours in pairs)
     return [
         figure("core", n / sum(best), "exposures/s"),
-        figure("core_cpu", n / best_cpu, "exposures/s of CPU time"),
+        figure("core_cpu", n / best_cpu, unit),
         figure("core_join", n / best[0], "exposures/s"),
         figure("core_windows", len(stream.ts_ms) / best[1], "rows/s"),
+        figure("core_outcomes", n / min(ours for _, ours in pairs), unit, "without outcomes", ratio),
     ]
 
 

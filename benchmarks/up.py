@@ -5,26 +5,23 @@
 
     millrace up --schema (12 lines)  ──► 5,000 items, 1,000 users by the client ──► visitors click for five minutes
         every 30 s: pages of 50 visitors, judged by their taste                       (benchmarks/parts/tasteshop.py)
-    SIGKILL of all ──► millrace up again ──► the same pages judged once more, before anybody clicks
     before: a small shop, 2,000 items and 500 users ──► nobody comes ──► two pages a second, five minutes
 
 - ``idle_cpu``, ``small_shop_cpu``: what all processes of the small shop take; ``small_shop_memory`` at its end (PSS).
-- ``first``, ``auc``: how far pages follow the taste at the end; ``again_first``, ``again_auc``: after the kill.
+- ``first``, ``auc``: how far pages follow the taste at the end. What a kill costs: ``make crash``.
 - ``follows_s``: seconds of visitors until the first items of a page had twice the catalogue's share of liked ones.
-- ``restart_s``: from the start to the first page of the model, after the kill.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib.util
-import math
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.parts.tasteshop import FIRST, SCHEMA, Followed, Taste, Visitors, followed, opened, ready, user
+from benchmarks.parts.tasteshop import FIRST, SCHEMA, Followed, Taste, Visitors, followed, opened, user
 from benchmarks.tools.bench_figures import Figure, Say, figure
 from benchmarks.tools.taken import processes
 from commands.up.started import Started
@@ -74,27 +71,15 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
         schema.write_text(SCHEMA, encoding="utf-8")
         with Started(Path(folder) / "small", "--schema", str(schema)) as small:
             at_rest = asyncio.run(_small_shop(small, Taste(*size.small, SEED), size))
-        loop = Started(Path(folder) / "data", "--schema", str(schema))
-        with loop:
-            probes, clicks = asyncio.run(_first_life(loop, taste, size, say))
-            say("SIGKILL of everything")
-            loop.kill()
-            began = time.monotonic()
-            loop.start()
-            again, restart_s = asyncio.run(_second_life(loop, taste, size, began))
-            say(_said("after the restart", again))
+        with Started(Path(folder) / "data", "--schema", str(schema)) as loop:
+            probes, clicks = asyncio.run(_visited(loop, taste, size, say))
     last = probes[-1]
     follows = [p.second for p in probes if p.page.first >= 2 * p.catalogue.first][:1]  # it may never have
     return [
         *at_rest,
         figure("first", last.page.first, "share", "catalogue", last.page.first / last.catalogue.first),
         figure("auc", last.page.auc, "AUC", "catalogue", last.page.auc / last.catalogue.auc),
-        figure("catalogue_first", last.catalogue.first, "share"),
-        figure("catalogue_auc", last.catalogue.auc, "AUC"),
-        figure("again_first", again.page.first, "share", "first", again.page.first / last.page.first),
-        figure("again_auc", again.page.auc, "AUC", "auc", again.page.auc / last.page.auc),
         *(figure("follows_s", second, "s") for second in follows),
-        figure("restart_s", restart_s, "s"),
         figure("clicks", clicks, "clicks"),
     ]
 
@@ -130,7 +115,7 @@ async def _small_shop(loop: Started, taste: Taste, size: Size) -> list[Figure]:
     return figures
 
 
-async def _first_life(loop: Started, taste: Taste, size: Size, say: Say) -> tuple[list[Probe], int]:
+async def _visited(loop: Started, taste: Taste, size: Size, say: Say) -> tuple[list[Probe], int]:
     from millrace_client import AsyncMillrace
 
     where = await asyncio.to_thread(loop.where)
@@ -151,16 +136,6 @@ async def _first_life(loop: Started, taste: Taste, size: Size, say: Say) -> tupl
         if visitors.unanswered:
             raise BenchError(f"{visitors.unanswered} pages did not come", "see the scorer's log")
         return probes, visitors.clicks
-
-
-async def _second_life(loop: Started, taste: Taste, size: Size, began: float) -> tuple[Probe, float]:
-    from millrace_client import AsyncMillrace
-
-    where = await asyncio.to_thread(loop.where)
-    async with AsyncMillrace(where["intake"], where["scorer"]) as shop:
-        await ready(shop)
-        restart_s = time.monotonic() - began
-        return await _probe(shop, taste, size.probed, math.nan), restart_s
 
 
 async def _probe(shop: AsyncMillrace, taste: Taste, probed: int, second: float) -> Probe:

@@ -102,9 +102,6 @@ def table_bytes(rows: int, record: int) -> int:
     return rows * record * 4 + (4 << bits)
 
 
-# -- snapshots beside learning ----------------------------------------------------------------------------------------
-
-
 def snapshot_holds_up(rows: int, seconds: float) -> float:
     """The longest time, in ms, for which a call of a snapshot in slices holds learning up. A slice is taken as often as
     spreads them over ``seconds``, a delta once a second."""
@@ -145,9 +142,6 @@ def _fresh(found: list[SampleBatch], turn: int) -> SampleBatch:
     with np.errstate(over="ignore"):
         batch.cat[:, : FIELDS // 2] += step if turn % 97 else -step  # the next row's id, mostly one that is there
     return batch
-
-
-# -- memory and loading -----------------------------------------------------------------------------------------------
 
 
 def memory(rows: int) -> dict[str, float]:

@@ -31,15 +31,17 @@ from learner.serving.serving_model import ServingModel
 from learner.serving.staging import ModelWriter
 from learner.training.evolve import evolve
 from millrace.contracts.events import MODEL
+from millrace.contracts.logforms import OutcomeRule
 from millrace.contracts.schema import Among
 from millrace.evidence.rerank import Rerank
-from millrace.versions.image import split
+from millrace.versions.image import HEAD, split
 from millrace.windows.features import FeatureBuilder
 from scorer.catalog import pagekernels
 from scorer.feeder.arithmetic import ArithmeticChoice
 from scorer.page.candidates import Recaller
 from scorer.page.rank import Ranker
 from scorer.page.reranking import PageDraw, Pins, Reranker
+from scorer.page.worth import log_worth, terms
 from scorer.users.userrecord import KnownUser
 
 ONNX = "ONNX Runtime float32"
@@ -47,7 +49,9 @@ CANDIDATES, SIZE, WARM = 1000, 20, 20
 AMONG = tuple(Among(f"item_id.{n}.{span}") for n in ("click_rate", "exposure") for span in ("1d", "7d"))
 """What a schema may declare beside the shop's: twelve numbers among candidates."""
 DIVERSE = Rerank(1.0, {"category": {"1": 2.0}}, {"1": 0})
-"""Re-ranking of all three kinds."""
+"""Re-ranking of three kinds."""
+ORDER = OutcomeRule("order", on="click", event="purchase", within="30d", value="price")
+WORTH = Rerank(weights={"click": 0.1, "order": 1.0})
 STAGES: tuple[tuple[str, Any, str], ...] = (
     ("user", KnownUser, "of"),
     ("recall", Recaller, "page"),
@@ -117,14 +121,17 @@ class _Pages(NamedTuple):
         rows = shop.recall(known, shop.now_ms, CANDIDATES, seed)
         ranked = self.ranker.rank(known, rows, shop.now_ms, {}, self.serving)
         pins, wanted = Pins.of(how, SIZE, shop.items, alive), PageDraw(SIZE, SIZE, len(rows), False, (0, seed))
-        placed = self.reranker.place(how, arm, rows, ranked.scores, pins, alive[rows], wanted, shop.retrieval)
+        parts = terms(self.ranker.builder.schema, self.serving, ranked, how.weights) if how.weights else None
+        worth, scores = None if parts is None else log_worth(parts), ranked.scores
+        placed = self.reranker.place(how, arm, rows, scores, pins, alive[rows], wanted, shop.retrieval, worth)
         order = placed.order[pins.put(rows[placed.order])]
         self.ranker.placed(ranked, order, known, rows, shop.now_ms)
 
 
 def page_stages(shop: RecallShop, model: OnlineModel, pages: int, say: Say) -> Iterator[Figure]:
     """Milliseconds of each stage, their ratios to ONNX Runtime's pass, ``forward_ratio``, that of the network; what
-    :data:`DIVERSE` and :data:`AMONG` cost, to a plain page."""
+    :data:`DIVERSE`, :data:`AMONG` and :data:`WORTH` cost, to a plain page. :data:`ORDER` has rows of its own, as many
+    as the click."""
     onnx, took = OnnxForward(model, say), defaultdict[str, float](float)
     users = np.random.default_rng(1).integers(0, shop.world.shoppers.n, WARM + pages).tolist()
     ranker, _ = split(model.snapshot()[0])
@@ -152,10 +159,16 @@ def page_stages(shop: RecallShop, model: OnlineModel, pages: int, say: Say) -> I
         )
     yield figure("forward_ratio", 1000 * took["network"] / pages / pass_ms, f"x, in {serving.arithmetic}", ONNX)
     yield _cost("rerank", plain, plain._replace(how=DIVERSE), users)
-    schema = msgspec.structs.replace(shop.schema, among=AMONG)
-    grown, _ = evolve(model.columns, model.spec, *model.snapshot(), schema, model.spec, 0)
-    own = ServingModel.of(schema, model.spec, split(grown.snapshot()[0])[0], arithmetic=serving.arithmetic)
-    yield _cost("among", plain, plain._replace(ranker=Ranker(FeatureBuilder(schema), shop.items), serving=own), users)
+    for part, more, how in (("among", {"among": AMONG}, Rerank()), ("weights", {"outcome": (ORDER,)}, WORTH)):
+        schema = msgspec.structs.replace(shop.schema, **more)
+        grown, _ = evolve(model.columns, model.spec, *model.snapshot(), schema, model.spec, 0)
+        image = split(grown.snapshot()[0])[0]
+        image.tables.update(
+            {name: image.tables.get(name.rpartition(HEAD)[2], own) for name, own in image.tables.items()}
+        )
+        own = ServingModel.of(schema, model.spec, image, arithmetic=serving.arithmetic)
+        other = plain._replace(ranker=Ranker(FeatureBuilder(schema), shop.items), serving=own, how=how)
+        yield _cost(part, plain, other, users)
 
 
 def _cost(part: str, plain: _Pages, other: _Pages, users: list[int]) -> Figure:

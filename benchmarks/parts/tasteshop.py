@@ -135,7 +135,7 @@ def user(visitor: int) -> str:
 
 
 async def opened(shop: AsyncMillrace, taste: Taste) -> None:
-    """Sends catalogue and visitors, and waits for a page of the model."""
+    """Sends catalogue and visitors, and waits for a page of the model. Raises BenchError where none came in time."""
     from millrace_client import Item, User
 
     def item(n: int) -> dict[str, Any]:
@@ -147,11 +147,6 @@ async def opened(shop: AsyncMillrace, taste: Taste) -> None:
     born_ms = time.time_ns() // 1_000_000
     await shop.put_items([Item(name, item(n), born_ms) for n, name in enumerate(taste.ids)])
     await shop.put_users([User(user(n), who(n)) for n in range(len(taste.likes))])
-    await ready(shop)
-
-
-async def ready(shop: AsyncMillrace) -> None:
-    """Waits for a page of the model. Raises BenchError where none came in time."""
     try:
         async with asyncio.timeout(READY_SECONDS):
             while not await shop.ready():

@@ -1,16 +1,16 @@
-"""What checkpoints cost, measured as the benchmark does, on a short stretch of traffic."""
+"""What checkpoints cost, on a short stretch of traffic. Of live traffic ``dev bench capacity`` says it."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.stores import checkpoint_amplification
 from benchmarks.tools.traffic import make
 from millrace.contracts.events import PageLog
 from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.topics import PAGE_LOGS
 from stream.partition import partition_checkpoint
+from tests.scenes.checkpointed import checkpoint_amplification
 
 
 @pytest.fixture(scope="module")

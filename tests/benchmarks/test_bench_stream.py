@@ -24,7 +24,7 @@ def test_all_parts_run_and_their_figures_are_written(tmp_path: Path) -> None:
     assert list(figures.values()) == json.loads((tmp_path / "report.json").read_text())
     assert json.loads((tmp_path / "run.json").read_text())["benchmark"] == "stream"
     assert list(figures) == [
-        *("core", "core_cpu", "core_join", "core_windows"),
+        *("core", "core_cpu", "core_join", "core_windows", "core_outcomes"),
         *("bytes_per_key", "kafka_worker"),
     ]
     assert all(figure["value"] > 0 for figure in figures.values())

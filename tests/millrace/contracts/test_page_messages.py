@@ -18,7 +18,6 @@ from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecordsBuilder
 from numpy.typing import NDArray
 
-from benchmarks.stores import pool
 from millrace.basics.errors import SchemaError
 from millrace.contracts.events import NOT_READ, PROFILE_MISSING, BadEventError, PageLog, to_msgpack
 from millrace.contracts.page_logs import decode_page_log, decode_served, page_log_bytes
@@ -39,6 +38,7 @@ from millrace.contracts.settings import Settings
 from millrace.processes import kafka as clients
 from millrace.windows.features import FeatureBuilder
 from stream.partition.partition import InputMessage, Partition, Policy
+from tests.scenes.checkpointed import pool
 from tests.scenes.exploring import examples
 from tests.scenes.page_sources import source_names
 from tests.scenes.scorer_shop import SCHEMA_TOML
