@@ -29,6 +29,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from millrace.basics.compiled import GOLDEN, compiled, home_slot, split_mix
+from millrace.windows.features import SLACK_HOURS
 
 Array = NDArray[Any]
 
@@ -40,6 +41,7 @@ LOOK, EACH, ONCE = 0, 1, 2
 
 _NONE, _ONE = np.uint64(0), np.uint64(1)
 _DAY_MS = 86_400_000.0
+_HOURS, _SLACK_HOURS = np.float32(24), SLACK_HOURS
 
 
 class Keyed(NamedTuple):
@@ -331,7 +333,8 @@ def _finite(value: Any) -> Any:
 @njit(inline="always")
 def _age(ts_ms: Any, since_ms: Any) -> Any:
     """As :meth:`millrace.windows.features.FeatureBuilder.age_days`."""
-    return np.float32(max((ts_ms - since_ms) / _DAY_MS, 0.0)) if since_ms > 0 else np.float32(0)
+    age = np.float32(max((ts_ms - since_ms) / _DAY_MS, 0.0)) if since_ms > 0 else np.float32(0)
+    return np.floor(age * _HOURS + _SLACK_HOURS) / _HOURS
 
 
 @compiled(error_model="numpy")

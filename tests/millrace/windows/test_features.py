@@ -8,7 +8,7 @@ import pytest
 from millrace.basics.errors import SchemaError
 from millrace.basics.hashing import combine, mix, value_hash
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
-from millrace.windows.features import FeatureBuilder
+from millrace.windows.features import FeatureBuilder, whole_hours
 
 SCHEMA = """
 name = "t"
@@ -171,6 +171,15 @@ def test_age_counts_from_birth_and_never_below_zero() -> None:
     day = 86_400_000
     age = FeatureBuilder.age_days(np.array([day * 3]), np.array([day, 0, day * 4]))
     assert age.tolist() == [2.0, 0.0, 0.0]
+
+
+def test_ages_are_whole_hours_however_often_they_are_rounded() -> None:
+    """To the minute they would be a clock where many goods came at one time."""
+    hours = np.arange(3 * 365 * 24)
+    for minutes in (0, 1, 59):
+        age = FeatureBuilder.age_days(1 + hours * 3_600_000 + minutes * 60_000, np.ones(len(hours), np.int64))
+        assert np.array_equal(age, (hours / np.float32(24)).astype(np.float32))
+        assert np.array_equal(whole_hours(age), age)
 
 
 def test_attributes_equal_whole_columns(schema: Schema) -> None:
