@@ -7,9 +7,9 @@
   those that the world expects.
 - ``values``: pages of a world with orders, ranked by clicks in one twin, by what an order brings (weight of the order
   x margin), or a click and an order, in others. Margins are a power of the price: with the power 0 all are equal. Each
-  twin goes on from one history with settled labels. An order counts within a day of the click, not within 30: so what
-  the twin's own pages sell is learnt while it runs. Revenue is what the world expects of the pages shown, returns
-  taken off, so luck has no part in it. A click is worth what clicks of the history brought.
+  twin goes on from one history with settled labels. An order counts within four days of the click, not within 30, so
+  that two weeks of history have some; within less a business buyer's weekend has none. Revenue is what the world
+  expects of the pages shown, returns taken off. A click is worth what clicks of the history brought.
 - ``learners``: half of the users, by a hash of the id, get pages of a rival. Each learner learns from its own pages
   alone. Their users are judged each hour as ``millrace judge`` does, by clicks a page within a day of a user's first.
   The arm is named at the first look whose band excludes 0. ``stopped`` learns nothing after its first day: the twin of
@@ -57,7 +57,7 @@ CLICKS, ORDERS, BOTH = "clicks", "orders", "clicks and orders"
 MARGINS: Mapping[float, str] = {0.0: "", 0.5: 'value = "root_price"', 1.0: 'value = "price"'}
 """By the power of the price: where an order's margin stands. Fixed before anything was run."""
 _ROOT = '[[fields]]\nname = "root_price"\nof = "item"\nkind = "numeric"\ntransform = "log"\n'
-_ORDER = '[[outcome]]\nname = "order"\non = "click"\nevent = "purchase"\nwithin = "1d"\n'
+_ORDER = '[[outcome]]\nname = "order"\non = "click"\nevent = "purchase"\nwithin = "4d"\n'
 
 
 class Stopped(Pupil):
@@ -112,7 +112,7 @@ def values(seed: int, users: int, candidates: int, history: int = HISTORY, days:
     schemas = {power: parse_schema(f"{shop}\n{_ROOT}{_ORDER}{value}\n") for power, value in MARGINS.items()}
     spec, whole = {"retrieval_width": WIDTH}, pa.concat_tables(log)
     took_ms = whole["purchase_ms"].fill_null(0).to_numpy() - whole["click_ms"].fill_null(0).to_numpy()
-    sold, clicked = whole["price"].to_numpy()[(took_ms > 0) & (took_ms < DAY_MS)], whole["click"].to_numpy().sum()
+    sold, clicked = whole["price"].to_numpy()[(took_ms > 0) & (took_ms < 4 * DAY_MS)], whole["click"].to_numpy().sum()
     ways: dict[tuple[str, float], dict[str, float]] = {(CLICKS, 0.0): {}}
     for power in MARGINS:
         ways[ORDERS, power] = {"order": 1.0}
