@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.offline.intervals import rounded
+from commands.replay.logfeatures import NEVER, EventOutcome
 from millrace.reports.spans import span_name
 
 FEWEST = 100
@@ -49,6 +50,12 @@ class DelayedClicks:
         """``acted_ms``: times of the clicks, not before the exposure; read where ``clicked``."""
         end = max(int(ts_ms.max(initial=0)), int(acted_ms[clicked].max(initial=0)))
         return cls(np.where(clicked, acted_ms - ts_ms, -1), end - ts_ms)
+
+    @classmethod
+    def of_outcome(cls, one: EventOutcome) -> DelayedClicks:
+        """The same of an outcome, from its click or exposure on."""
+        base_ms, came_ms = one.base_ms[one.defined], one.came_ms[one.defined]
+        return cls.of(base_ms, np.maximum(came_ms, base_ms), came_ms < NEVER)
 
     def some(self, rows: NDArray[Any]) -> DelayedClicks:
         return DelayedClicks(self.delay_ms[rows], self.watched_ms[rows])

@@ -98,6 +98,11 @@ def delays(
             table, log, schema, plan, rows, labels, chosen, longest_ms, now,
             (dict(spec or {}), seed, skip_bad), workers, progress,
         )  # fmt: skip
+        report["outcomes"] = [
+            {"outcome": plan.outcome[one.column].name, "share": row.pop("share_of_clicks")} | row
+            for one in labels.of_events
+            for row in quantiles(Curve(DelayedClicks.of_outcome(one), one.within_ms))
+        ]
         verdict = verdict_of(curve, longest_ms, tried, trials, present)
         head: dict[str, Any] = {
             "verdict": verdict,
@@ -129,6 +134,8 @@ def delays(
         if progress:
             say(verdict)
             show("How complete labels are", report["completeness"], ("waiting_time", "completeness", "at_risk"))
+            if report["outcomes"]:
+                show("How late outcomes come", report["outcomes"], ("outcome", "share", "waiting_time"))
             columns = ("policy", "window", "auc_over_present", "log_loss_over_present", "calibration")
             show(f"Settings against the present one ({present.name})", report["settings"], columns)
             print(f"report in {out}")

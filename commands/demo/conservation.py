@@ -116,7 +116,7 @@ class Ledger:
     _dead_at: dict[tuple[str, int, int], str] = field(default_factory=dict)
     _time: EventTime = field(init=False)
     _event_ids: set[str] = field(default_factory=set)
-    _told: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))  # outcomes, as bits
+    _told: dict[tuple[str, int, int], int] = field(default_factory=lambda: defaultdict(int))  # outcomes, as bits
     _follow_ups: set[tuple[str, int, int]] = field(default_factory=set)
     _rows: dict[tuple[str, int], tuple[float, int, int]] = field(default_factory=dict)  # score, arm, ts of a label
 
@@ -185,9 +185,9 @@ class Ledger:
         arms = np.where(batch.version < 0, ARMS.index(LOGGED), batch.arm)  # (B,)
         columns = zip(
             batch.ids(), batch.kind.tolist(), batch.score.tolist(), arms.tolist(), batch.ts_ms.tolist(),
-            batch.actions.tolist(), batch.told.tolist(), strict=True,
+            batch.actions.tolist(), batch.told.tolist(), batch.telling.tolist(), strict=True,
         )  # fmt: skip
-        for (request, position), kind, score, arm, ts_ms, actions, tells in columns:
+        for (request, position), kind, score, arm, ts_ms, actions, tells, telling in columns:
             page = self.pages.setdefault(request, PageAccount())
             bit = 1 << position
             if kind == FOLLOW_UP:
@@ -195,8 +195,8 @@ class Ledger:
                     self.repeated_samples += 1
                 self._follow_ups.add((request, position, actions))
             elif kind == OUTCOME:
-                self.repeated_samples += bool(tells & self._told[request, position])
-                self._told[request, position] |= tells
+                self.repeated_samples += bool(tells & self._told[request, position, telling])
+                self._told[request, position, telling] |= tells
             elif kind == PAGE:
                 self.repeated_samples += bool(page.again & bit)
                 page.again |= bit

@@ -8,6 +8,7 @@ Outcomes are told one time each (:class:`~millrace.contracts.logforms.OutcomeRul
 
     known by then      with the exposure's first label; one on clicks with the click's
     known later        by a sample of its own, of the kind OUTCOME
+    told by age        by such samples, if its own policy says so (millrace/labels/tellings.py)
     not defined        never: without a click, or where the log does not know
 """
 
@@ -20,14 +21,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.replay.logfeatures import Labels, LogRows
+from commands.replay.logfeatures import EventOutcome, Labels, LogRows
 from learner.ranker.within_page import page_end
+from millrace.basics.hashing import combine, salt
 from millrace.contracts.events import CLICK, EXPOSURE
 from millrace.contracts.samples import CORRECTION, NEGATIVE, OUTCOME, PAGE, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
 from millrace.labels import WITH_EXPOSURE, LabelPolicy, Promise, Waits, policy_named
+from millrace.labels.tellings import ages_ms, tell, turns
 
 _PAGE_ROWS = 64  # looked at together
+_TURN = salt("turn of an outcome")
 _EXPOSED = 1 << EXPOSURE  # the actions of a sample, as bits
 _CLICKED = _EXPOSED | 1 << CLICK
 
@@ -98,11 +102,44 @@ class KnownSamples:
     kind: NDArray[np.uint8]  # (S,)
     policy: NDArray[np.uint8]  # (S,) code
     outcomes: NDArray[np.float32]  # (S, K) those that it tells, else NaN
+    telling: NDArray[np.uint8]  # (S,) 0: told one time
 
     @classmethod
     def none(cls, outcomes: int) -> KnownSamples:
         row, small = np.empty(0, np.intp), np.empty(0, np.uint8)
-        return cls(row, np.empty(0, np.int64), small, small, np.empty((0, outcomes), np.float32))
+        return cls(row, np.empty(0, np.int64), small, small, np.empty((0, outcomes), np.float32), small)
+
+    @classmethod
+    def told_once(
+        cls,
+        row: NDArray[np.intp],
+        known_ms: NDArray[np.int64],
+        kind: NDArray[np.uint8] | int,
+        policy: NDArray[np.uint8],
+        outcomes: NDArray[np.float32],
+    ) -> KnownSamples:
+        kinds = np.broadcast_to(np.uint8(kind), len(row))
+        return cls(row, known_ms, kinds, policy, outcomes, np.zeros(len(row), np.uint8))
+
+    @classmethod
+    def by_age(cls, one: EventOutcome, outcomes: int) -> KnownSamples:
+        """The tellings of an outcome that is told by age, one of ``outcomes``, age by age."""
+        rows = np.flatnonzero(one.defined)
+        base_ms, came_ms, back_ms = (a[rows] for a in (one.base_ms, one.came_ms, one.back_ms))
+        turn = turns((combine(_TURN, base_ms.view(np.uint64)) >> np.uint64(32)).astype(np.uint32))
+        stands, parts = np.zeros(len(rows), np.uint8), [cls.none(outcomes)]
+        ages = ages_ms(one.policy, one.within_ms)
+        for number, age_ms in enumerate(ages, 1):
+            due_ms = base_ms + age_ms
+            has_turn = (turn <= number) | (number == len(ages))
+            value, stands = tell(stands, (came_ms < due_ms) & (back_ms >= due_ms), has_turn)
+            told = np.flatnonzero((due_ms <= one.ends_ms) & np.isfinite(value))
+            values = np.full((len(told), outcomes), np.nan, np.float32)
+            values[:, one.column] = value[told]
+            kind, policy, telling = (np.full(len(told), v, np.uint8) for v in (OUTCOME, one.policy.code, number))
+            parts.append(cls(rows[told], due_ms[told], kind, policy, values, telling))
+        columns = (np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls))
+        return cls(*columns)
 
     def take(self, which: NDArray[Any] | slice) -> KnownSamples:
         return KnownSamples(*(getattr(self, field.name)[which] for field in fields(self)))
@@ -145,23 +182,27 @@ class KnownSamples:
         known_ms = ts_ms + np.where(early, np.maximum(delay, hold), observe)
         code = code.astype(np.uint8)
         value, due_ms = labels.outcomes, np.where(policy is None, 0, labels.outcome_ms)  # (n, K)
+        aged = [one for one in labels.of_events if one.policy.early and policy is not None]
+        if aged:
+            value = value.copy()
+            value[:, [one.column for one in aged]] = np.nan
         kind = np.where(early, POSITIVE, NEGATIVE).astype(np.uint8)
         told = (due_ms <= known_ms[:, None]) & (early[:, None] | ~labels.on_click)
-        first = cls(np.arange(n), known_ms, kind, code, np.where(told, value, np.float32(np.nan)))
+        first = cls.told_once(np.arange(n), known_ms, kind, code, np.where(told, value, np.float32(np.nan)))
         late_ms = ts_ms[late] + delay[late]
         told_late = (due_ms[late] <= late_ms[:, None]) & labels.on_click
         told[late] |= told_late
-        correction = np.full(len(late), CORRECTION, np.uint8)
-        second = cls(late, late_ms, correction, code[late], np.where(told_late, value[late], np.float32(np.nan)))
-        both = first.joined(second)
+        second = np.where(told_late, value[late], np.float32(np.nan))
+        both = first.joined(cls.told_once(late, late_ms, CORRECTION, code[late], second))
+        for one in aged:
+            both = both.joined(cls.by_age(one, value.shape[1]))
         again, k = np.nonzero(np.isfinite(value) & ~told)
         if not len(again):
             return both
         due, at = np.unique(np.stack([again, due_ms[again, k]]), axis=1, return_inverse=True)  # one for all of a time
         outcomes = np.full((due.shape[1], value.shape[1]), np.nan, np.float32)
         outcomes[at.reshape(-1), k] = value[again, k]
-        third = cls(due[0].astype(np.intp), due[1], np.full(due.shape[1], OUTCOME, np.uint8), code[due[0]], outcomes)
-        return both.joined(third)
+        return both.joined(cls.told_once(due[0].astype(np.intp), due[1], OUTCOME, code[due[0]], outcomes))
 
     def page_end(self, stop: int, page_of: Callable[[NDArray[np.intp]], NDArray[Any]]) -> int:
         """Where to end a micro-batch that would end before sample ``stop``, so that it cuts no page that is taught as
@@ -213,6 +254,7 @@ def batch_of(
         actions=np.where(clicked, _CLICKED, _EXPOSED).astype(np.uint8),
         policy=samples.policy,
         outcomes=samples.outcomes,
+        telling=samples.telling,
     )
 
 
@@ -224,12 +266,13 @@ def learn_through(
     samples: KnownSamples,
     batch_rows: int,
     batch_ms: int | None = None,
+    only: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
     """Scores of all n rows, (n,), each before later labels are learnt: a replay from features cat (n, F) and num (n,
     N) that were made before, and are only read. ``batch_ms``: the longest time that the labels of a micro-batch may
-    lie apart."""
+    lie apart. ``only``: the rows to score, (n,); the others get 0."""
     bias = rows.builder.schema.layout.bias_columns
-    p, scored, stop = np.empty(rows.n, np.float32), 0, 0
+    p, scored, stop = np.zeros(rows.n, np.float32), 0, 0
     by_page = learns_by_page(model)
     while stop < len(samples.row):
         part = slice(stop, min(stop + batch_rows, len(samples.row)))
@@ -242,10 +285,11 @@ def learn_through(
         # Exposures up to the time at which the batch was complete are scored without it.
         end = int(np.searchsorted(rows.ts_ms, samples.known_ms[part.stop - 1], side="right"))
         for first in range(scored, end, batch_rows):
-            shown = slice(first, min(first + batch_rows, end))
-            ids = np.array(cat[shown])
+            shown = np.arange(first, min(first + batch_rows, end))
+            shown = shown if only is None else shown[only[shown]]
+            ids = cat[shown]
             ids[:, bias] = 0
-            p[shown] = model.score(ids, np.array(num[shown]))
+            p[shown] = model.score(ids, num[shown])
         scored = max(scored, end)
         row = samples.row[part]
         model.learn(samples.batch(part, rows, cat[row], num[row]))

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +14,14 @@ from commands.replay.grouped import page_codes
 from millrace.basics.hashing import U64
 from millrace.contracts.logforms import LogColumns
 from millrace.contracts.schema import Schema
+from millrace.labels import LabelPolicy, policy_named
 from millrace.logs import TS, LogTable
 from millrace.windows.features import FeatureBuilder, steps
 
 CHUNK_ROWS = 16_384
 _MOST_VALUES = 1 << 20  # of a column whose hashes are remembered
 _EXPOSURE_COLUMN = 0  # the exposure is the first of a schema's window actions
+NEVER = np.iinfo(np.int64).max
 
 
 class ValueHashes:
@@ -130,27 +133,53 @@ class LogRows:
         return columns, {name: values[rows] for name, values in self._plain.items()}
 
 
+class LabelRows(NamedTuple):
+    """What labels need of a log's rows."""
+
+    n: int
+    ts_ms: NDArray[np.int64]
+    label: NDArray[np.int8]
+
+    @classmethod
+    def of(cls, log: LogTable, schema: Schema) -> LabelRows:
+        assert schema.log is not None
+        return cls(log.table.num_rows, log.table[TS].to_numpy(), log.table[schema.log.label].to_numpy())
+
+
+@dataclass(slots=True)
+class EventOutcome:
+    """An outcome of an event. n rows; ``base_ms`` is the exposure or the click."""
+
+    column: int
+    policy: LabelPolicy
+    within_ms: int
+    base_ms: NDArray[np.int64]  # (n,)
+    came_ms: NDArray[np.int64]  # (n,) NEVER: it did not
+    back_ms: NDArray[np.int64]  # (n,) when it was taken back; a log does not tell
+    defined: NDArray[np.bool_]  # (n,)
+    ends_ms: int  # what is due later is not known
+
+
 class Labels:
     """When each exposure's label is known, and when each action happened; see :mod:`commands.replay.replayrun`.
 
     An action before its exposure counts at the exposure. The exposure's own features never see it.
     """
 
-    def __init__(self, log: LogTable, schema: Schema, rows: LogRows, end_ms: int | None = None) -> None:
+    def __init__(self, log: LogTable, schema: Schema, rows: LogRows | LabelRows, end_ms: int | None = None) -> None:
         """``end_ms``: the last exposure of the log; default: that of these rows. What is due later is not known."""
         assert schema.log is not None
         columns: LogColumns = schema.log
         actions = schema.windows.actions
         self.action = schema.windows.labelling
         self.wait_ms = wait_ms = round(columns.attribution_minutes * 60_000) if columns.action_times else 0
-        never = np.iinfo(np.int64).max
         times = {
-            action: np.maximum(log.table[name].fill_null(never).to_numpy(), rows.ts_ms)
+            action: np.maximum(log.table[name].fill_null(NEVER).to_numpy(), rows.ts_ms)
             for action, name in columns.action_times.items()
         }
         settled = rows.ts_ms + wait_ms
-        acted = times.get(self.action, np.full(rows.n, never))
-        acted = np.where(acted == never, settled, acted)
+        acted = times.get(self.action, np.full(rows.n, NEVER))
+        acted = np.where(acted == NEVER, settled, acted)
         self.clicked = rows.label == 1
         self.late = self.clicked & (acted > settled)
         self.acted_ms: NDArray[np.int64] = acted
@@ -162,6 +191,7 @@ class Labels:
         """(n, K) 0 or 1, NaN where it is not defined or not known to the log."""
         self.outcome_ms = np.zeros((rows.n, len(schema.outcome)), np.int64)
         """(n, K) when each is known; 0: with the label."""
+        self.of_events: list[EventOutcome] = []
         for k, one in enumerate(schema.outcome):
             base = acted if one.on == "click" else rows.ts_ms
             if one.within is not None:
@@ -172,13 +202,17 @@ class Labels:
             elif one.event is not None:
                 value = times[one.event] < self.outcome_ms[:, k]
             ends = int(rows.ts_ms.max(initial=0)) if end_ms is None else end_ms
-            known = (self.clicked | (one.on == "page")) & (self.outcome_ms[:, k] <= ends)
-            self.outcomes[:, k] = np.where(known, value, np.nan)
+            defined = self.clicked | (one.on == "page")
+            self.outcomes[:, k] = np.where(defined & (self.outcome_ms[:, k] <= ends), value, np.nan)
+            if one.event is not None:
+                came, never = times[one.event], np.full(rows.n, NEVER)
+                how = policy_named(one.policy)
+                self.of_events.append(EventOutcome(k, how, one.within_ms, base, came, never, defined, ends))
 
         row, ts_ms, column = [np.arange(rows.n)], [rows.ts_ms], [np.full(rows.n, _EXPOSURE_COLUMN, np.uint8)]
         for k, action in enumerate(actions[1:], 1):
             if action in times:
-                who, when = np.flatnonzero(times[action] < never), times[action]
+                who, when = np.flatnonzero(times[action] < NEVER), times[action]
             elif action == self.action:
                 who, when = np.flatnonzero(self.clicked), acted
             else:

@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.replay.known import KnownSamples
+from commands.replay.logfeatures import LabelRows, Labels
 from commands.replay.ranks import auc, log_loss
 from learner.ranker.model import OnlineModel
 from millrace.basics.clustered import auc_parts, gap
 from millrace.basics.ranking_metrics import calibration, judged
 from millrace.contracts.schema import Schema
+from millrace.logs import LogTable
 
 _DIGITS = 6
 
@@ -28,7 +30,7 @@ class OutcomeScores:
     """Probabilities and labels of K outcomes, filled while a log of n rows is run."""
 
     def __init__(self, schema: Schema, n: int) -> None:
-        self.outcomes = schema.outcome
+        self._schema, self.outcomes = schema, schema.outcome
         self.q = np.full((n, len(schema.outcome)), np.nan, np.float32)
         """(n, K) predictions."""
         self.y = self.q.copy()
@@ -40,9 +42,14 @@ class OutcomeScores:
         return cls(schema, n) if schema.outcome and isinstance(model, OnlineModel) else None
 
     def hear(self, samples: KnownSamples) -> None:
-        """Takes samples that are learnt now."""
-        row, k = np.nonzero(np.isfinite(samples.outcomes))
+        """Takes samples that are learnt now. What is told by age is not final yet."""
+        row, k = np.nonzero(np.isfinite(samples.outcomes) & (samples.telling == 0)[:, None])
         self.y[samples.row[row], k] = samples.outcomes[row, k]
+
+    def settle(self, log: LogTable) -> None:
+        """Takes the final labels of what was told by age, when all of the log was learnt."""
+        if aged := [k for k, one in enumerate(self.outcomes) if one.policy != "wait"]:
+            self.y[:, aged] = Labels(log, self._schema, LabelRows.of(log, self._schema)).outcomes[:, aged]
 
     def figures(
         self, p: NDArray[np.float32], clicked: NDArray[np.int8], user: NDArray[np.intp]

@@ -100,6 +100,8 @@ def replay(
                 timing,
                 outcomes,
             )
+            if outcomes is not None:
+                outcomes.settle(exposures)
     seconds = time.perf_counter() - clock
     report = make_report(exposures, plan, p, groups, baseline, outcomes)
     run = about(log, schema, plan, exposures) | {

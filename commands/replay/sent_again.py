@@ -37,6 +37,6 @@ def with_pages_again(samples: KnownSamples, rows: LogRows, labels: Labels) -> Kn
     row = np.concatenate(found)
     if not len(row):
         return samples
-    kind, policy = np.full(len(row), PAGE, np.uint8), np.full(len(row), samples.policy[0])
+    policy = np.full(len(row), samples.policy[np.argmin(samples.kind)])
     outcomes = np.full((len(row), samples.outcomes.shape[1]), np.nan, np.float32)
-    return samples.joined(KnownSamples(row, rows.ts_ms[row] + labels.wait_ms, kind, policy, outcomes))
+    return samples.joined(KnownSamples.told_once(row, rows.ts_ms[row] + labels.wait_ms, PAGE, policy, outcomes))

@@ -203,6 +203,7 @@ class ClosedLoop:
         """When each label of a page will be known."""
         labels: Any = SimpleNamespace(clicked=click_ms > 0, acted_ms=click_ms, wait_ms=self._wait_ms)
         outcomes, bought = self.shop.schema.outcome, bought_ms[:, None]
+        labels.of_events = []  # each outcome is told one time
         labels.on_click = np.array([one.on == "click" for one in outcomes], np.bool_)
         base_ms = np.where(labels.on_click, click_ms[:, None], page["ts_ms"][:, None])  # (n, K)
         labels.outcome_ms = base_ms + np.array([one.within_ms for one in outcomes], np.int64)
@@ -233,7 +234,7 @@ class ClosedLoop:
         if not due:
             return None
         requests, page = np.unique(due["request"], return_inverse=True)
-        known = KnownSamples(np.arange(len(page)), due["ms"], due["kind"], due["policy"], due["outcomes"])
+        known = KnownSamples.told_once(np.arange(len(page)), due["ms"], due["kind"], due["policy"], due["outcomes"])
         return replace(batch_of(known, tuple(requests.tolist()), page, due), odds=due["odds"])
 
 

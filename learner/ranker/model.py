@@ -233,9 +233,10 @@ class OnlineModel:
         self.delays = Delays(self.network.delays, round(s.settled_minutes * MINUTE_MS))
         self.slots = SlotEffect(schema)
         self.guard = LossGuard(s.loss_ratio)
-        self._step = dense_step(self._inputs, self.network, s.products == "bfloat16")
+        half = s.products == "bfloat16"
+        self._step = dense_step(self._inputs, self.network, half)
         self._inference = Inference(self._inputs, self.serving)
-        self._outcomes = OutcomeHeads(self._inputs, self.network, self.tables, s.products == "bfloat16")
+        self._outcomes = OutcomeHeads(self._inputs, self.network, self.tables, half, schema.outcome)
         self._heads = heads_of(self._inputs, self.serving)
         self.newest_ms = 0  # newest exposure learnt from
         self._expired_min = 0
@@ -361,6 +362,7 @@ class OnlineModel:
         now_min = self.newest_ms // MINUTE_MS
         for step in (HeadStep("", blocks, grads, slope), *taught):
             self._write(step, size, now_min)
+            self._outcomes.learn_delays(step)
         if self.head is not None and len(labelled):
             self.head.take(labelled)
         if now_min >= self._expired_min + max(_EXPIRE_MIN, round(self._spec.max_age_days * 60)):  # a 24th of the age
@@ -430,6 +432,7 @@ class OnlineModel:
         """What a snapshot has besides tables and dense tensors."""
         state: dict[str, Array] = {f"delays/{n}": a for n, a in self.delays.snapshot().items()}
         state |= {f"slots/{n}": a for n, a in self.slots.snapshot().items()}
+        state |= {f"outcome/{n}": a for n, a in self._outcomes.snapshot().items()}
         if len(self._inputs.bucket_columns):
             state |= {f"sample/{n}": a for n, a in self.reservoir.snapshot().items()}
         if self.head is not None:
@@ -495,6 +498,7 @@ class OnlineModel:
         self.dense.resume(dense, below("dense/", state))
         self.delays.resume(below("delays/", state))
         self.slots.resume(below("slots/", state))
+        self._outcomes.resume(below("outcome/", state))
         if len(self._inputs.bucket_columns):
             self.reservoir.resume(below("sample/", state))
         self.guard.resume(state["guard"])

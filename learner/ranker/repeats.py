@@ -2,7 +2,7 @@
 """Which samples were already learnt from: a memory of their ids, bounded in event time and in size.
 
 The joiner may emit a sample again after a crash, with the same id. A sample's id is (request, position, kind): so a
-negative and its later correction are two samples.
+negative and its later correction are two samples. That of an outcome has the outcomes that it tells, and its telling.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Repeats:
         requests = page_hashes(batch)
         position = batch.position.astype(np.uint64) + np.uint64(1)
         kind = batch.kind.astype(np.uint64) + np.uint64(1)
-        kind += np.where(batch.kind == OUTCOME, batch.told << np.uint64(8), np.uint64(0))  # each is told one time
+        telling = batch.telling.astype(np.uint64) << np.uint64(16)
+        kind += np.where(batch.kind == OUTCOME, batch.told << np.uint64(8) | telling, np.uint64(0))
         ids = combine(_SALT, requests, position, kind).view(np.int64)
         _, first = np.unique(ids, return_index=True)
         fresh = np.zeros(len(ids), np.bool_)

@@ -247,9 +247,10 @@ def _carried(old: Array, new: Array, where: list[Where], blank: bool) -> Array:
 
 
 def _delays(training: Mapping[str, Array], model: OnlineModel) -> dict[str, Array]:
-    """The state of the click delay model. Waiting clicks are dropped: their features may be other columns."""
-    state = model.delays.snapshot() | {n: training[f"delays/{n}"] for n in ("clock", "squares")}
-    return {f"delays/{n}": a for n, a in state.items()}
+    """The state of the delay models. What waits is dropped: its features may be other columns."""
+    fresh = {n: a for n, a in model.small_state().items() if n.startswith(("delays/", "outcome/"))}
+    kept = ("clock", "squares", "weights")
+    return {n: training.get(n, a) if n.rpartition("/")[2] in kept else a for n, a in fresh.items()}
 
 
 # -- tables ----------------------------------------------------------------------------------------------------

@@ -179,10 +179,10 @@ class Trainer:
         if judged.any():
             self.progressive.update(p[judged], batch.label[judged])
         if isinstance(self.model, OnlineModel) and (told := np.isfinite(batch.outcomes).any(axis=1)).any():
-            rows = batch.take(told)
+            rows = batch.take(np.flatnonzero(told))
             said = self.model.predict(rows.cat, rows.num)[:, 1:]  # (n, K)
             for one, q, y in zip(self.model.schema.outcome, said.T, rows.outcomes.T, strict=True):
-                known = np.isfinite(y)
+                known = np.isfinite(y) & (rows.telling == 0)  # what is told by age is not final
                 self.outcomes.setdefault(one.name, Progressive(ROLLING_ROWS)).update(q[known], y[known])
         return p
 

@@ -110,6 +110,9 @@ MOST_OUTCOMES = 8
 """Each has tables and a network of its own."""
 
 
+OutcomePolicy = Literal["wait", "fake-negative-weighted", "es-dfm"]
+
+
 class OutcomeRule(Struct, frozen=True, forbid_unknown_fields=True):
     """What may come of an exposure, or of its click, and is predicted beside the click.
 
@@ -128,6 +131,7 @@ class OutcomeRule(Struct, frozen=True, forbid_unknown_fields=True):
     column: str | None = None
     within: str | None = None
     value: str | None = None  # a numeric field: what the outcome is worth
+    policy: OutcomePolicy = "wait"  # when it is learnt, and with what weight (millrace/labels)
 
     @property
     def within_ms(self) -> int:
@@ -148,6 +152,8 @@ def outcome_problems(outcomes: Sequence[OutcomeRule], numeric: Sequence[str]) ->
             yield f"outcome '{one.name}' is of the event '{one.event}'", f"use {', '.join(ACTIONS[2:])}"
         if one.event is not None and one.within is None:
             yield f"outcome '{one.name}' waits for ever", "say within = '30d', after which it did not come"
+        if one.policy != "wait" and one.event is None:
+            yield f"outcome '{one.name}' of a column has the policy '{one.policy}'", "only events come at a known time"
         if one.value is not None and one.value not in numeric:
             yield f"outcome '{one.name}' is worth '{one.value}', which is no numeric field", "add it to [[fields]]"
         try:

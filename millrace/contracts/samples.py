@@ -8,6 +8,7 @@
     position  [ 0, 1, 2,  0, 1 ]         slot on the page   -> (request[page], position) is the sample's id
     kind      [ N, P, N,  P, C ]         negative, positive, correction (a click after its negative), ...
     outcomes  [[1 nan], ...]             (B, K) of the schema's outcomes, NaN = not known yet, or not defined
+    telling   [ 0, 0, 0,  0, 0 ]         of outcomes that are told by age: its number, from 1 (labels/tellings.py)
     cat       [[.. F ids ..], ...]       (B, F) int64 feature ids, 0 = missing
     num       [[.. N numbers ..], ...]   (B, N) float32 raw statistics
 
@@ -33,8 +34,9 @@ from millrace.contracts.pagepack import Ids, Numbers, Rates, pack_ids, pack_numb
 NEGATIVE, POSITIVE, CORRECTION, FOLLOW_UP, PAGE, OUTCOME = 0, 1, 2, 3, 4, 5
 """Kinds of sample. The first three label an exposure. ``FOLLOW_UP`` carries a later collect, cart or purchase of an
 exposure already labelled. ``PAGE`` has such an exposure again, with its final label, to be compared with the others of
-its page. ``OUTCOME`` has it again with outcomes that became known since. Each outcome of an exposure is told one time:
-with a label if it is known by then, else so."""
+its page. ``OUTCOME`` has it again with outcomes that became known since. Each outcome of an exposure is told one time,
+with a label if it is known by then, else so; or, under a policy of its own, by age: ``telling`` is above 0 then, and
+``policy`` that of the outcomes."""
 
 KIND_NAMES = ("negative", "positive", "correction", "follow_up", "page", "outcome")
 """By kind, as figures call them."""
@@ -69,10 +71,11 @@ _DTYPES: dict[str, str] = {
     "arm_name": "<u8",
     "odds": "<f4",
     "outcomes": "<f4",
+    "telling": "u1",
 }
 _MAYBE = ("arm_name", "odds")
 """Columns that a message may lack: nothing is said of them then."""
-_PLAIN = {name: dtype for name, dtype in _DTYPES.items() if name not in ("cat", "num", "outcomes")}
+_PLAIN = {name: dtype for name, dtype in _DTYPES.items() if name not in ("cat", "num", "outcomes", "telling")}
 _STEPS = ("page", "position")
 
 
@@ -101,6 +104,7 @@ class SampleBatch:
     arm_name: NDArray[np.uint64]  # (B,) value hash of the name of the page's arm; 0: not said
     odds: NDArray[np.float32]  # (B,) of the item in its slot (millrace.evidence.exploration); 0: not said
     outcomes: NDArray[np.float32]  # (B, K)
+    telling: NDArray[np.uint8]  # (B,) 0: told one time
 
     @classmethod
     def of_rows(
@@ -190,11 +194,10 @@ class SampleBatch:
         cat, num = pack_ids(self.cat, first, page), pack_numbers(self.num, first, page, rates)
         request = [self.request[i] for i in used.tolist()]
         known = np.ascontiguousarray(self.outcomes, "<f4").tobytes()
-        return msgspec.msgpack.encode(
-            _Telling(_FORM, request, once, columns, cat, num, memoryview(known))
-            if known
-            else _Message(_FORM, request, once, columns, cat, num)
-        )
+        plain = (_FORM, request, once, columns, cat, num)
+        if self.telling.any():
+            return msgspec.msgpack.encode(_ByAge(*plain, memoryview(known), memoryview(self.telling.tobytes())))
+        return msgspec.msgpack.encode(_Telling(*plain, memoryview(known)) if known else _Message(*plain))
 
     @classmethod
     def from_bytes(cls, raw: bytes | None) -> SampleBatch:
@@ -228,6 +231,10 @@ class _Telling(_Message, frozen=True, array_like=True):
     outcomes: memoryview = memoryview(b"")  # absent where none is told
 
 
+class _ByAge(_Telling, frozen=True, array_like=True):
+    telling: memoryview = memoryview(b"")  # absent where all are told one time
+
+
 def _read(raw: bytes) -> tuple[list[str], dict[str, NDArray[Any]]]:
     found = _decoder.decode(raw)
     if found.form != _FORM:
@@ -256,6 +263,7 @@ def _read(raw: bytes) -> tuple[list[str], dict[str, NDArray[Any]]]:
     if len(told) % max(1, rows):
         raise ValueError(f"{len(told)} outcomes of {rows} rows")
     arrays["outcomes"] = told.reshape(rows, len(told) // max(1, rows))
+    arrays["telling"] = np.frombuffer(found.telling, np.uint8) if found.telling else np.zeros(rows, np.uint8)
     for array in arrays.values():
         array.flags.writeable = False
     return found.request, {name: arrays[name] for name in _DTYPES}
@@ -285,5 +293,5 @@ def _bounds(requests: int) -> tuple[tuple[str, int, int], ...]:
     )
 
 
-_decoder = msgspec.msgpack.Decoder(_Telling)
+_decoder = msgspec.msgpack.Decoder(_ByAge)
 assert tuple(_DTYPES) == tuple(f.name for f in fields(SampleBatch))[1:]

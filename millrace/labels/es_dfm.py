@@ -34,6 +34,7 @@ class EsDfm(LabelPolicy):
     name = "es-dfm"
     weighs = True
     asks = True
+    early = True
 
     def promise(self, waits: Waits, flowing_ms: int) -> Promise:
         return Promise(self.code, waits.window_ms, waits.window_ms, waits.disorder_ms)

@@ -25,6 +25,7 @@ from millrace.labels.policy import MOST, Codes, Floats, LabelPolicy, Promise, Wa
 class FakeNegativeWeighted(LabelPolicy):
     name = "fake-negative-weighted"
     weighs = True
+    early = True
 
     def promise(self, waits: Waits, flowing_ms: int) -> Promise:
         return Promise(self.code, 0, 0, waits.disorder_ms)

@@ -85,6 +85,9 @@ class LabelPolicy(ABC):
     asks: ClassVar[bool] = False
     """Whether the weights depend on ``early``, so that somebody must know how late clicks come."""
 
+    early: ClassVar[bool] = False
+    """Whether an outcome that comes late may have it, and is told before its window is over (tellings.py)."""
+
     final: ClassVar[bool] = False
     """Whether the first labels of a page come at one time, when no click is expected any more."""
 

@@ -4,7 +4,7 @@
 ::
 
     exposure, or click ──► open row ──► its hour ──► hour's end + lateness: sealed, a file with the rows' features
-                              ▲                      hour's end + within + lateness: told, one outcome of all its rows
+                              ▲                      hour's end + age + lateness: told, an outcome of its rows
          purchase, order, ────┘
          refund
 
@@ -20,13 +20,15 @@ repeats files and samples, with the same names and ids.
 - A refund takes back the user's last purchase of the item that is dated no later. It counts until the row is told.
 - What comes before its row, or a refund before its purchase, waits for the lateness. Then it is a dead letter.
 - A deleted user's rows are not told, and their features are overwritten.
+- An outcome is told one time, at the age ``within``, or by age (millrace/labels/tellings.py). An hour keeps the policy
+  that it began with. What a row is told at an age is what came before that age, and was not taken back since.
 
 A row takes 20 bytes of memory. R rows of an hour, K outcomes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -37,16 +39,17 @@ from numpy.typing import NDArray
 from millrace.basics.durations import HOUR_MS
 from millrace.basics.hashing import value_hash
 from millrace.contracts.events import ACTIONS, CLICK, EXPOSURE, PURCHASE, Action, Order, Refund
+from millrace.contracts.logforms import OutcomeRule
 from millrace.contracts.samples import OUTCOME, SampleBatch
 from millrace.contracts.schema import Schema
+from millrace.labels import policy_named
+from stream.join.hour_rows import DTYPES, FORGOTTEN, Aged, HourRows
 from stream.join.joined_pages import InputMessage
-from stream.join.page_rows import LoggedPage, Runs, Sampled, batch_of
+from stream.join.page_rows import LoggedPage, Runs, Sampled
 
 REFUND = Refund.kind
 KEPT_HOURS = 24
 """A file stays for so long after all of it is told, for a worker that reads Kafka again from a while ago."""
-_CHUNK = 128
-_FORGOTTEN = np.iinfo(np.int32).min
 _TAKEN_BACK = -1
 _NEVER = 1 << 62
 _MASK = 0xFFFFFFFF
@@ -68,7 +71,9 @@ class Told(NamedTuple):
 
     hour: Hour
     outcomes: NDArray[np.float32]  # (R, K), NaN: not told
-    offsets: list[int]  # in ``events``, of what they rest on; said with the hour's last outcomes
+    offsets: list[int]  # in ``events``, of what they rest on, each said one time
+    telling: int = 0  # its number, of those by age
+    policy: int = 0  # its code, of those
 
 
 class Erased(NamedTuple):
@@ -104,59 +109,6 @@ class Dropped(NamedTuple):
     reason: str
     detail: str
     message: InputMessage
-
-
-@dataclass(slots=True)
-class HourRows:
-    """The rows of one hour. ``who`` ascends once it is sealed."""
-
-    who: Any  # (R,) uint64; a list until it is sealed, as the next three
-    what: Any  # (R,) uint32 of the item's hash
-    place: Any  # (R,) uint32
-    base: Any  # (R,) int32, ms after the hour's begin
-    sealed: bool = False
-    told: set[str] = field(default_factory=set)
-    acts: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
-    """By (row, kind): the offset in ``events`` of each time at which it was done, or that it was taken back."""
-    chunks: list[SampleBatch] = field(default_factory=list)
-    recent: list[Sampled] = field(default_factory=list)
-
-    @classmethod
-    def new(cls) -> HourRows:
-        return cls([], [], [], [])
-
-    def mine(self, who: int, what: int) -> Iterator[int]:
-        """The rows of a user and an item, without forgotten ones."""
-        if self.sealed:
-            low, high = self.who.searchsorted(np.uint64(who)), self.who.searchsorted(np.uint64(who), "right")
-            near: Iterable[int] = range(int(low), int(high))
-        else:
-            near = [row for row, one in enumerate(self.who) if one == who]
-        return (row for row in near if self.what[row] == what and self.base[row] != _FORGOTTEN)
-
-    def collect(self, shape: tuple[int, int, int], all_of_it: bool = False) -> None:
-        """Copies rows out of their pages, which would stay in memory whole."""
-        if self.recent and (all_of_it or len(self.recent) >= _CHUNK):
-            self.chunks.append(batch_of(self.recent, shape))
-            self.recent = []
-
-    def rows(self, shape: tuple[int, int, int]) -> SampleBatch:
-        self.collect(shape, True)
-        self.chunks = [SampleBatch.concat(self.chunks)] if len(self.chunks) > 1 else self.chunks
-        return self.chunks[0]
-
-    def seal(self, shape: tuple[int, int, int]) -> SampleBatch:
-        """The rows, in the order of their users."""
-        batch = self.rows(shape)
-        who, base = np.array(self.who, np.uint64), np.array(self.base, np.int32)
-        order = np.argsort(who, kind="stable")
-        order = order[base[order] != _FORGOTTEN]
-        self.who, self.base = who[order], base[order]
-        self.what, self.place = np.array(self.what, np.uint32)[order], np.array(self.place, np.uint32)[order]
-        now = {int(old): new for new, old in enumerate(order)}
-        self.acts = {(now[row], kind): at for (row, kind), at in self.acts.items() if row in now}
-        self.sealed, self.chunks = True, []
-        return batch.take(order)
 
 
 class OutcomeBook:
@@ -208,14 +160,14 @@ class OutcomeBook:
         hour = (on, max(base_ms // HOUR_MS, self._sealed_to))
         rows = self._hours.get(hour)
         if rows is None:
-            rows = self._hours[hour] = HourRows.new()
+            rows = self._hours[hour] = HourRows.new(
+                {one.name: Aged.of(one.policy, one.within_ms) for one in self._of[on] if one.policy != "wait"}
+            )
             self._next_ms = min(self._next_ms, self._due(hour, rows))
         positions = [position for first, end in runs for position in range(first, end)]
         what = [int.from_bytes(page.item[8 * at : 8 * at + 4], "little") for at in positions]
-        rows.who += [page.user] * len(positions)
-        rows.what += what
-        rows.place += [_place(request, position) for position in positions]
-        rows.base += [max(base_ms - hour[1] * HOUR_MS, _FORGOTTEN + 1)] * len(positions)
+        place = [_place(request, position) for position in positions]
+        rows.add(page.user, what, place, max(base_ms - hour[1] * HOUR_MS, FORGOTTEN + 1))
         actions = 1 << EXPOSURE | (1 << CLICK if on == "click" else 0)
         rows.recent.append(Sampled(request, page, ts_ms, runs, len(positions), OUTCOME, actions, 0, policy))
         rows.collect(self._shape)
@@ -245,19 +197,12 @@ class OutcomeBook:
     def forget(self, who: int, files: ToFiles) -> None:
         """Closes all rows of a user."""
         for hour, rows in self._hours.items():
-            if rows.sealed:
-                low, high = (
-                    int(rows.who.searchsorted(np.uint64(who))),
-                    int(rows.who.searchsorted(np.uint64(who), "right")),
-                )
-                gone: Sequence[int] = range(low, high)
-                if len(gone):
-                    rows.base = rows.base.copy()  # a snapshot may have the other
-                    files.erased.append(Erased(hour, (low, high)))
-            else:
-                gone = [row for row, one in enumerate(rows.who) if one == who]
+            gone = rows.of_user(who)
+            if rows.sealed and gone:
+                rows.base = rows.base.copy()  # a snapshot may have the other
+                files.erased.append(Erased(hour, (gone[0], gone[-1] + 1)))
             for row in gone:
-                rows.base[row] = _FORGOTTEN
+                rows.base[row] = FORGOTTEN
             rows.acts = {(row, kind): at for (row, kind), at in rows.acts.items() if row not in gone}
 
     def expire(self, now_ms: int, files: ToFiles) -> Iterator[Dropped]:
@@ -278,8 +223,8 @@ class OutcomeBook:
                 else:
                     del self._hours[hour]
             elif left := self._untold(hour[0], rows):
-                first = min(one.within_ms for one in left)
-                self._tell(hour, rows, [one for one in left if one.within_ms == first], files)
+                first = min(map(rows.next_telling, left))
+                self._tell(hour, rows, [one for one in left if rows.next_telling(one) == first], first, files)
             else:
                 files.removed.append(hour)
                 del self._hours[hour]
@@ -288,7 +233,7 @@ class OutcomeBook:
 
     # ------------------------------------------------------------------ rules
 
-    def _untold(self, on: str, rows: HourRows) -> list[Any]:
+    def _untold(self, on: str, rows: HourRows) -> list[OutcomeRule]:
         return [one for one in self._of[on] if one.name not in rows.told]
 
     def _due(self, hour: Hour, rows: HourRows) -> int:
@@ -296,7 +241,7 @@ class OutcomeBook:
         ends = (hour[1] + 1) * HOUR_MS + self._late_ms
         if not rows.sealed:
             return ends
-        left = [one.within_ms for one in self._untold(hour[0], rows)]
+        left = [rows.next_telling(one)[0] for one in self._untold(hour[0], rows)]
         return ends + (min(left) if left else self._longest[hour[0]] + KEPT_HOURS * HOUR_MS)
 
     def _rows_of(self, on: str, who: int, what: int) -> Iterator[tuple[int, HourRows, int]]:
@@ -374,29 +319,41 @@ class OutcomeBook:
             if not events:
                 del self._waiting[key]
 
-    def _tell(self, hour: Hour, rows: HourRows, outcomes: list[Any], files: ToFiles) -> None:
-        n = len(rows.who)
-        told, offsets = np.full((n, len(self._names)), np.nan, np.float32), set[int]()
-        alive = rows.base != _FORGOTTEN
+    def _tell(
+        self, hour: Hour, rows: HourRows, outcomes: list[OutcomeRule], telling: tuple[int, int, str], files: ToFiles
+    ) -> None:
+        """``telling``: the one of these outcomes that is next."""
+        age_ms, number, policy = telling
+        told = np.full((len(rows.who), len(self._names)), np.nan, np.float32)
+        offsets = set[int]()
         for one in outcomes:
-            k, kind = self._names.index(one.name), ACTIONS.index(one.event)
-            told[alive, k] = 0
-            for (row, of), at in rows.acts.items():
-                if of != kind:
-                    continue
-                ends = hour[1] * HOUR_MS + int(rows.base[row]) + one.within_ms
-                kept = [offset for ts_ms, offset in at.items() if ts_ms < ends and offset != _TAKEN_BACK]
-                told[row, k] = bool(kept)
-                offsets.update(kept)
-            rows.told.add(one.name)
+            value, kept = told[:, self._names.index(one.name)], self._came(hour, rows, one, age_ms)
+            came = np.zeros(len(rows.who), np.bool_)
+            came[list(kept)] = True
+            aged = rows.aged.get(one.name)
+            value[:] = came if aged is None else aged.tell(came, rows.place)
+            if aged is None or aged.is_over:
+                rows.told.add(one.name)
+            offsets.update(offset for row, at in kept.items() if value[row] > 0 for offset in at)
+        told[rows.base == FORGOTTEN] = np.nan
         if self._untold(hour[0], rows):
-            offsets.clear()
+            if not number:
+                offsets.clear()  # others say them
         else:
-            rows.acts, empty = {}, np.empty(0, np.uint64)
-            rows.who, rows.what, rows.place, rows.base = (empty.astype(a.dtype) for a in
-                                                          (rows.who, rows.what, rows.place, rows.base))  # fmt: skip
-        if alive.any():
-            files.told.append(Told(hour, told, sorted(offsets)))
+            rows.acts, rows.aged = {}, {}
+            rows.who, rows.what, rows.place, rows.base = (np.empty(0, dtype) for dtype in DTYPES)
+        if np.isfinite(told).any():
+            files.told.append(Told(hour, told, sorted(offsets), number, policy_named(policy).code))
+
+    def _came(self, hour: Hour, rows: HourRows, one: OutcomeRule, age_ms: int) -> dict[int, list[int]]:
+        """By row, the offsets of what came of an outcome before the row had this age, and was not taken back."""
+        found = {}
+        for (row, kind), at in rows.acts.items():
+            if ACTIONS[kind] == one.event:
+                ends = hour[1] * HOUR_MS + int(rows.base[row]) + age_ms
+                if kept := [offset for ts_ms, offset in at.items() if ts_ms < ends and offset != _TAKEN_BACK]:
+                    found[row] = kept
+        return found
 
     # ------------------------------------------------------------------ state
 
@@ -408,11 +365,15 @@ class OutcomeBook:
                 rows.sealed,
                 *(
                     np.asarray(a, dtype).tobytes()
-                    for a, dtype in zip((rows.who, rows.what, rows.place, rows.base), _DTYPES, strict=True)
+                    for a, dtype in zip((rows.who, rows.what, rows.place, rows.base), DTYPES, strict=True)
                 ),
                 sorted(rows.told),
                 [(*key, list(at.items())) for key, at in rows.acts.items()],
                 None if rows.sealed else rows.rows(self._shape).to_bytes(),
+                [
+                    (name, one.policy, one.ages_ms[-1], one.told, list(one.stands.items()))
+                    for name, one in rows.aged.items()
+                ],
             )
             for hour, rows in self._hours.items()
         ]
@@ -424,12 +385,17 @@ class OutcomeBook:
         hours, self._sealed_to, waiting, self._next_ms, known = state
         # Nothing was noted for other outcomes: of rows that are there, nobody knows them.
         new = {name for name, event in self._known if [name, event] not in [list(one) for one in known]}
-        for on, hour, sealed, *columns, told, acts, raw in hours:
+        for on, hour, sealed, *packed, told, acts, raw, aged in (h if len(h) > 10 else (*h, ()) for h in hours):
             if on not in self.kinds:
                 continue  # its outcomes are no longer declared
-            arrays = (np.frombuffer(c, dtype) for c, dtype in zip(columns, _DTYPES, strict=True))
+            arrays = (np.frombuffer(c, dtype) for c, dtype in zip(packed, DTYPES, strict=True))
             who, what, place, base = arrays if sealed else (a.tolist() for a in arrays)
             rows = HourRows(who, what, place, base, sealed, set(told) | new)
+            for row, user in enumerate([] if sealed else who):
+                rows.by_user.setdefault(user, []).append(row)
+            for name, policy, within_ms, number, stands in aged:
+                rows.aged[name] = Aged.of(policy, within_ms)
+                rows.aged[name].told, rows.aged[name].stands = number, dict(map(tuple, stands))
             rows.acts = {(row, kind): dict(map(tuple, at)) for row, kind, at in acts}
             if raw is not None:
                 rows.chunks = [carried(SampleBatch.from_bytes(raw))]
@@ -437,9 +403,6 @@ class OutcomeBook:
         for who, what, events in waiting:
             found = (Waiting(k, place, ts, InputMessage(*message), took) for k, place, ts, message, took in events)
             self._waiting[who, what] = list(found)
-
-
-_DTYPES = ("<u8", "<u4", "<u4", "<i4")
 
 
 def _place(request: str, position: int) -> int:

@@ -165,6 +165,7 @@ def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleB
         arm_name=each((s.page_log.arm_name for s in sampled), np.uint64),
         odds=rows_of([i.odds[a * 4 : b * 4] for i, a, b in runs], "<f4"),
         outcomes=np.empty((len(kind), 0), np.float32),
+        telling=np.zeros(len(kind), np.uint8),
     )
 
 

@@ -47,9 +47,11 @@ from typing import Literal, NamedTuple
 import msgspec
 import structlog
 import zstandard
+from msgspec import structs
 
 from millrace.basics.errors import UNFIT, StoreError, one_line
 from millrace.basics.store import AbsentError, DamagedError, Sealed, Store
+from millrace.contracts.logforms import OutcomePolicy
 from millrace.labels import policy_named
 from stream.partition.journal import RULES, Entry, from_bytes, to_bytes
 from stream.partition.partition import Partition, PartitionSnapshot, Policy
@@ -96,12 +98,15 @@ class Terms(msgspec.Struct, frozen=True):
     observation_ms: int
     label: str
     sends_pages: bool = False
+    outcomes: dict[str, OutcomePolicy] = {}  # policies of outcomes, but for "wait"
 
     @classmethod
     def of(cls, partition: Partition) -> Terms:
         p = partition.policy
         waits = p.attribution_ms, p.disorder_ms, p.lateness_ms, p.ahead_ms, p.observation_ms
-        rest = *waits, p.label.name, p.sends_pages
+        outcomes: dict[str, OutcomePolicy] = {}
+        outcomes |= {one.name: one.policy for one in partition.schema.outcome if one.policy != "wait"}
+        rest = *waits, p.label.name, p.sends_pages, outcomes
         return cls(partition.schema.id, RULES, partition.partitions, partition.settles, *rest)
 
     def partition(self, like: Partition) -> Partition:
@@ -113,7 +118,10 @@ class Terms(msgspec.Struct, frozen=True):
             )
         waits = self.attribution_ms, self.disorder_ms, self.lateness_ms, self.ahead_ms
         policy = Policy(*waits, policy_named(self.label), self.observation_ms, self.sends_pages)
-        return Partition(like.number, known[self.schema], policy, self.partitions, self.settles, like.history)
+        schema = known[self.schema]
+        outcomes = [structs.replace(one, policy=self.outcomes.get(one.name, "wait")) for one in schema.outcome]
+        schema = structs.replace(schema, outcome=tuple(outcomes)) if outcomes else schema
+        return Partition(like.number, schema, policy, self.partitions, self.settles, like.history)
 
 
 class CheckpointHeader(msgspec.Struct, frozen=True):

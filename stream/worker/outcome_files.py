@@ -104,7 +104,12 @@ class OutcomeFiles:
     def _tell(self, number: int, told: Told) -> Iterator[SampleBatch | DeadLetter]:
         rows = self._read(number, told.hour)
         if rows is not None and len(rows) == len(told.outcomes):
-            yield replace(rows, outcomes=told.outcomes).take(np.flatnonzero(np.isfinite(told.outcomes).any(axis=1)))
+            some = np.flatnonzero(np.isfinite(told.outcomes).any(axis=1))
+            made = replace(rows.take(some), outcomes=told.outcomes[some])
+            if told.telling:
+                policy, telling = (np.full(len(some), code, np.uint8) for code in (told.policy, told.telling))
+                made = replace(made, policy=policy, telling=telling)
+            yield made
             return
         detail = f"the features of its click, in the file '{_name(number, told.hour)}', are gone"
         for offset in told.offsets:

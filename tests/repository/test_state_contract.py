@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
 
@@ -34,6 +34,7 @@ from learner.ranker.buckets import Reservoir
 from learner.ranker.guard import LossGuard
 from learner.ranker.inputs import Inputs
 from learner.ranker.model import OnlineModel, build_network
+from learner.ranker.outcome_heads import OutcomeHeads
 from learner.ranker.repeats import Repeats
 from learner.ranker.slot_effect import SlotEffect
 from learner.ranker.snapshot_slices import merge
@@ -47,7 +48,9 @@ from millrace.basics.errors import MillraceError, SnapshotError, StoreError
 from millrace.basics.store import Store
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Action, Exposure, User, decode_event, to_json
+from millrace.contracts.logforms import OutcomeRule
 from millrace.contracts.page_logs import decode_served
+from millrace.contracts.samples import OUTCOME, POLICIES
 from millrace.versions.decisions import Span
 from millrace.versions.image import RETRIEVAL_TABLES, split
 from millrace.versions.modelstore import Image, TableRows
@@ -68,7 +71,7 @@ from stream.partition.partition import Partition, StepOutput
 from stream.partition.recents import CLICKS, PURCHASES, Recents
 from stream.worker.turn import INPUTS, Advance, Now, Pace, Publish, Take, Turn, arrival
 from tests.architecture import ROOT
-from tests.scenes.late_outcomes import OUTCOMES
+from tests.scenes.late_outcomes import BY_AGE
 from tests.scenes.learning import SCHEMA as LEARNT
 from tests.scenes.learning import START_MS, make_samples, tables_of
 from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, page_log, rows
@@ -376,6 +379,32 @@ class Model(Case):
             rows_of(reader, name, change)
 
 
+class Sold(Model):
+    """With an outcome that is told by age: some tellings wait until the model of its delays may learn them."""
+
+    covers = (OutcomeHeads,)
+    schema = msgspec.structs.replace(
+        LEARNT, outcome=(OutcomeRule("buy", event="purchase", within="30d", policy="es-dfm"),)
+    )
+
+    def fresh(self) -> OnlineModel:
+        return OnlineModel(self.schema, self.spec, 0)
+
+    def feed(self, subject: OnlineModel, piece: int) -> Any:
+        batch = make_samples(150, piece, start_ms=START_MS + piece * 6 * DAY)
+        kind, policy, telling = (
+            np.full(150, code, np.uint8) for code in (OUTCOME, POLICIES.index("es-dfm"), 1 + piece)
+        )
+        told = np.random.default_rng(piece).integers(-2, 3, (150, 1)).astype(np.float32)
+        subject.learn(replace(batch, kind=kind, policy=policy, telling=telling, outcomes=told))
+        return subject.predict(batch.cat, batch.num)
+
+    def resume(self, state: Any) -> OnlineModel:
+        model = OnlineModel(self.schema, self.spec, 5)
+        model.resume(*state)
+        return model
+
+
 class Headed(Model):
     """With a retrieval head: some clicks wait for a micro-batch, others were flushed; its rows go by age and for want
     of room."""
@@ -587,7 +616,7 @@ class Outcomes(Case):
     }
 
     def fresh(self) -> OutcomeBook:
-        return OutcomeBook(OUTCOMES, Decoder(SCHEMA, 0, None, ()).shape, POLICY.lateness_ms)
+        return OutcomeBook(BY_AGE, Decoder(SCHEMA, 0, None, ()).shape, POLICY.lateness_ms)
 
     def feed(self, subject: OutcomeBook, piece: int) -> Any:
         files, dropped = ToFiles(), []
@@ -871,6 +900,7 @@ CASES: dict[str, Case] = {
     "model wide_resnet_bn": Model(model="wide_resnet_bn", admit=2),
     "model in slices": Sliced(model="wide_deep"),
     "model with a retrieval head": Headed(model="wide_deep", retrieval_width=8, retrieval_negatives=16),
+    "model with an outcome": Sold(model="wide_deep"),
     "the same in slices": Sliced(model="wide_deep", retrieval_width=8, retrieval_negatives=16),
     "trainer": Teacher(),
     "tiles in memory": Tiles(packed=False),

@@ -343,6 +343,7 @@ def good_samples(schema: Schema, ts_ms: int) -> SampleBatch:
         arm_name=zeros.astype(np.uint64),
         odds=zeros.astype(np.float32),
         outcomes=np.empty((len(zeros), 0), np.float32),
+        telling=zeros.astype(np.uint8),
     )
 
 

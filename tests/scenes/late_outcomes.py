@@ -11,7 +11,7 @@ import numpy as np
 
 from millrace.basics.store import Store
 from millrace.contracts.events import DeadLetter
-from millrace.contracts.samples import OUTCOME
+from millrace.contracts.samples import OUTCOME, POLICIES
 from millrace.contracts.schema import parse_schema
 from stream.join.join import InputMessage
 from stream.partition.partition import Partition, StepOutput
@@ -33,17 +33,41 @@ event = "purchase"
 within = "1d"
 """
 )
+BY_AGE = parse_schema(
+    TEXT
+    + """
+[[outcome]]
+name = "purchase"
+on = "click"
+event = "purchase"
+within = "30d"
+[[outcome]]
+name = "early"
+on = "click"
+event = "purchase"
+within = "30d"
+policy = "es-dfm"
+[[outcome]]
+name = "soon"
+on = "click"
+event = "purchase"
+within = "1d"
+policy = "fake-negative-weighted"
+"""
+)
 NOW = T0 + 200 * DAY
 
 
 class LateStream:
-    """One partition and its store. ``told``: (request, position, outcome) and 0 or 1, of each telling."""
+    """One partition and its store. ``told``: (request, position, outcome) and 0 or 1, of each telling; ``by_age``: the
+    same with its number, of those by age."""
 
     def __init__(self, url: str, schema: Any = OUTCOMES) -> None:
         self.schema, self.log, self.url = schema, Log(), url
         self.files = OutcomeFiles(Store(url), schema, {})
         self.partition = Partition(0, schema, POLICY)
         self.told: list[tuple[str, int, str, int]] = []
+        self.by_age: list[tuple[str, int, str, int, int]] = []
         self.rows: dict[tuple[str, int], bytes] = {}  # features of what was told
         self.dead: list[DeadLetter] = []
         self.counts: Counter[str] = Counter()
@@ -66,8 +90,12 @@ class LateStream:
             for row, (request, position) in enumerate(one.ids()):
                 self.rows[request, position] = one.cat[row].tobytes() + one.num[row].tobytes()
                 for k in np.flatnonzero(np.isfinite(one.outcomes[row])).tolist():
-                    told = int(one.outcomes[row, k])
-                    self.told.append((request, position, self.schema.outcome[k].name, told))
+                    told, telling, rule = int(one.outcomes[row, k]), int(one.telling[row]), self.schema.outcome[k]
+                    if telling:
+                        assert int(one.policy[row]) == POLICIES.index(rule.policy)
+                        self.by_age.append((request, position, rule.name, telling, told))
+                    else:
+                        self.told.append((request, position, rule.name, told))
         return output
 
     def page(self, request: str, at: int, items: Iterable[int] = (1, 2, 3), user: int = 7) -> None:
@@ -105,6 +133,15 @@ class LateStream:
         found = [((request, position), told) for request, position, of, told in self.told if of == name]
         assert len(found) == len({key for key, _ in found}), "told twice"
         return dict(found)
+
+    def tellings(self, name: str) -> dict[tuple[str, int], list[tuple[int, int]]]:
+        """(number, value) of all that was told of one outcome by age; nothing is told twice."""
+        found: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        for request, position, of, telling, told in self.by_age:
+            if of == name:
+                found.setdefault((request, position), []).append((telling, told))
+        assert all(len(dict(told)) == len(told) for told in found.values()), "told twice"
+        return found
 
     @property
     def book(self) -> Any:

@@ -116,6 +116,7 @@ def make_samples(
         np.zeros(rows, np.uint64),
         np.zeros(rows, np.float32),
         np.empty((rows, 0), np.float32),
+        np.zeros(rows, np.uint8),
     )
 
 

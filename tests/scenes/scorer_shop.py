@@ -218,6 +218,7 @@ def batch(seed: int, n: int = 256) -> SampleBatch:
         zeros.astype(np.uint64),
         zeros.astype(np.float32),
         np.empty((n, 0), np.float32),
+        zeros.astype(np.uint8),
     )
 
 

@@ -11,6 +11,9 @@ It learns online, by Adagrad (Duchi et al. 2011), from clicks whose exposure is 
 passed. Before that, early clicks would be too many, since the late ones of the same exposures have not come. Until
 :data:`ENOUGH` clicks are settled, g is :data:`PRIOR`.
 
+An outcome that is told by age has such a model of its own (learner/ranker/outcome_heads.py): its first telling is the
+label, and an exposure is settled when the outcome's window has passed.
+
 The weights are a buffer of the network, so deltas and snapshots carry them, and a proof of the deltas covers them.
 Waiting clicks and Adagrad's sums serve training only.
 """

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.proofs.leak_audit import audit
-from commands.replay import logfeatures
+from commands.replay import known, logfeatures
 from commands.replay.grouped import GroupedRows
 from commands.replay.known import KnownSamples, LabelSettings, ReplayModel, ReplayObserver
 from commands.replay.logfeatures import Labels, LogRows
@@ -23,8 +23,10 @@ from commands.replay.replayrun import replay, run_log
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import LogError, SchemaError
+from millrace.basics.hashing import combine
 from millrace.basics.ranking_metrics import auc, calibration, log_loss
 from millrace.contracts.samples import CORRECTION, NEGATIVE, OUTCOME, POSITIVE
+from millrace.contracts.samples import POLICIES as POLICIES_BY_CODE
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import TS, LogTable, read_log
 from stream.archive.schemafile import schema_text
@@ -63,6 +65,19 @@ event = "cart"
 within = "1d"
 """
 HOUR = 60 * MINUTE
+BY_AGE = """
+[[outcome]]
+name = "bought_early"
+event = "cart"
+on = "click"
+within = "9h"
+policy = "es-dfm"
+[[outcome]]
+name = "cart_of_page_early"
+event = "cart"
+within = "2d"
+policy = "fake-negative-weighted"
+"""
 
 
 def with_outcomes(log: LogTable, seed: int) -> LogTable:
@@ -72,6 +87,11 @@ def with_outcomes(log: LogTable, seed: int) -> LogTable:
         value = rng.integers(-1, 2, table.num_rows).astype(np.int8)
         table = table.append_column(name, pa.array(value, mask=value < 0))
     return LogTable(table, log.user, log.item, log.label, log.rows_read, 0)
+
+
+def turn_at(base_ms: int) -> int:
+    high = (int(combine(known._TURN, np.array([base_ms], np.uint64))[0]) >> 32) * 0x9E3779B1 % 2**32
+    return next(number for number in range(1, 7) if number == 6 or high >> (32 - number) & 1)
 
 
 def told(samples: KnownSamples) -> dict[tuple[int, int], list[tuple[int, float, int]]]:
@@ -94,10 +114,12 @@ def told(samples: KnownSamples) -> dict[tuple[int, int], list[tuple[int, float, 
 @examples(25)
 def test_each_outcome_is_told_one_time_when_it_is_known(n: int, seed: int, how: LabelSettings, text: str) -> None:
     """Against the rule, row by row, in plain Python."""
-    schema = parse_schema(text + OUTCOMES)
+    schema = parse_schema(text + OUTCOMES + BY_AGE)
     log = with_outcomes(make_log(schema, n, seed), seed)
     rows = LogRows(log, schema)
     samples = KnownSamples.of(rows.ts_ms, Labels(log, schema, rows), how.named, how.observation_ms)
+    aged = samples.take(samples.telling > 0)
+    samples = samples.take(samples.telling == 0)
     first = {
         int(r): int(t) for r, t, k in zip(samples.row, samples.known_ms, samples.kind, strict=True) if k < CORRECTION
     }
@@ -106,21 +128,43 @@ def test_each_outcome_is_told_one_time_when_it_is_known(n: int, seed: int, how: 
         for r, t, k in zip(samples.row, samples.known_ms, samples.kind, strict=True)
         if k in (POSITIVE, CORRECTION)
     }
-    ends, expected = int(rows.ts_ms[-1]), {}
+    ends, expected, by_age = int(rows.ts_ms[-1]), {}, []
     for i, row in enumerate(log.table.to_pylist()):
         click_ms = max(row["click_ms"], row[TS]) if row["click"] else None
         cart_ms = None if row["cart_ms"] is None else max(row["cart_ms"], row[TS])
-        rule = ((row[TS], None), (click_ms, 3 * HOUR), (click_ms, 2 * HOUR), (row[TS], 24 * HOUR))
+        rule = [(row[TS], None), (click_ms, 3 * HOUR), (click_ms, 2 * HOUR), (row[TS], 24 * HOUR)]
+        for k, since, window in ((4, click_ms, 9 * HOUR), (5, row[TS], 48 * HOUR)):
+            if how.policy is None:
+                rule.append((since, window))
+            if since is None or how.policy is None:
+                continue
+            said: list[float] = []
+            for number in range(1, 7):
+                due_at = since + window * 2**number // 64
+                came = cart_ms is not None and cart_ms < due_at
+                if due_at <= ends and not came and not said and turn_at(since) <= number:
+                    said.append(0.0)
+                    by_age.append((i, k, number, due_at, 0.0))
+                elif due_at <= ends and came and said in ([], [0.0]):
+                    by_age.append((i, k, number, due_at, 2.0 if said else 1.0))
+                    said.append(1.0)
         for k, (base, within) in enumerate(rule):
             due = 0 if within is None or base is None else base + within
             value = row[("liked", "kept")[k]] if k < 2 else int(cart_ms is not None and cart_ms < due)
             if base is not None and value is not None and due <= ends:
-                carrier = clicked_ms[i] if k in (1, 2) else first[i]
+                carrier = clicked_ms[i] if k in (1, 2, 4) else first[i]
                 expected[i, k] = max(carrier, 0 if how.policy is None else due), float(value)
     found = told(samples)
     assert {key: [(t, v) for t, v, _ in tellings] for key, tellings in found.items()} == {
         key: [one] for key, one in expected.items()
     }
+    which, of = np.nonzero(np.isfinite(aged.outcomes))
+    assert (which == np.arange(len(aged.row))).all()
+    columns = (aged.row, of, aged.telling, aged.known_ms, aged.outcomes[which, of])
+    assert sorted(zip(*(c.tolist() for c in columns), strict=True)) == sorted(by_age)
+    codes = [POLICIES_BY_CODE.index(schema.outcome[one].policy) for one in of.tolist()]
+    assert (aged.kind == OUTCOME).all()
+    assert aged.policy.tolist() == codes
     again = samples.kind == OUTCOME
     assert np.isfinite(samples.outcomes[again]).any(axis=1).all()
     pairs = np.stack([samples.row[again], samples.known_ms[again]])
@@ -133,7 +177,7 @@ def test_each_outcome_is_told_one_time_when_it_is_known(n: int, seed: int, how: 
 )
 @examples(25)
 def test_the_engine_tells_what_the_plain_path_tells(n: int, seed: int, at_once: int, how: LabelSettings) -> None:
-    schema = parse_schema(PAGES + OUTCOMES)
+    schema = parse_schema(PAGES + OUTCOMES + BY_AGE)
     log = with_outcomes(make_log(schema, n, seed), seed)
     plain, engine = Recorder(), Recorder()
     groups, own = GroupedRows(log, schema), GroupedRows(log, schema)
@@ -142,6 +186,7 @@ def test_the_engine_tells_what_the_plain_path_tells(n: int, seed: int, at_once: 
     for one, other in zip(plain.batches, engine.batches, strict=True):
         same(one, other)
         assert one.outcomes.tobytes() == other.outcomes.tobytes()
+        assert one.telling.tobytes() == other.telling.tobytes()
 
 
 def test_heads_predict_what_they_do_without_threads_and_the_click_hardly_moves() -> None:
@@ -288,6 +333,18 @@ def test_the_report_has_each_outcomes_own_figures(tmp_path: Path) -> None:
     assert "AUC over click" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_what_is_told_by_age_is_judged_by_its_final_label() -> None:
+    schema, waits = (parse_schema(PAGES + OUTCOMES + text) for text in (BY_AGE, BY_AGE.replace("policy", "#")))
+    log = with_outcomes(make_log(schema, 400, 3), 3)
+    found = []
+    for one in (schema, waits):
+        found.append(OutcomeScores(one, 400))
+        run_log(log, one, OnlineModel(one, SMALL, 0), 64, lambda _: None, None, POLICIES[0], outcomes=found[-1])
+        found[-1].settle(log)
+    assert np.array_equal(found[0].y, found[1].y, equal_nan=True)
+    assert 0 < np.nanmean(found[0].y[:, 4]) < 1
+
+
 def test_figures_are_those_of_the_predictions(tmp_path: Path) -> None:
     schema = parse_schema(FILE + LIKED)
     log = read_log(taste_log(tmp_path, 600), schema)
@@ -333,7 +390,7 @@ def audited(schema: Schema, log: LogTable, policy: str | None = "wait") -> set[s
 
 @pytest.mark.parametrize("policy", ["wait", "prompt"])
 def test_outcomes_do_not_leak(policy: str) -> None:
-    schema = parse_schema(SCHEMA + OUTCOMES)
+    schema = parse_schema(SCHEMA + OUTCOMES + BY_AGE)
     assert audited(schema, with_outcomes(make_log(schema, 200, 5), 5), policy) == set()
 
 

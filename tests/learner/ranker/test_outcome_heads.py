@@ -21,7 +21,7 @@ from learner.training.evolve import evolve
 from learner.training.trainer import Trainer
 from millrace.basics.ranking_metrics import auc
 from millrace.contracts.logforms import OutcomeRule
-from millrace.contracts.samples import CORRECTION, OUTCOME, SampleBatch
+from millrace.contracts.samples import CORRECTION, OUTCOME, POLICIES, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.versions.image import Image, split
 from tests.scenes.learning import ATTENDED, START_MS, make_samples
@@ -187,6 +187,10 @@ def test_each_outcome_of_an_exposure_is_learnt_one_time() -> None:
     for batch in (samples(1, 64), like, like, buy, like):
         trainer.take(batch)
     assert trainer.pending == 3 * 64
+    aged = [replace(buy, telling=np.full(64, number, np.uint8)) for number in (1, 2, 2, 1)]
+    for batch in aged:
+        trainer.take(batch)
+    assert trainer.pending == 5 * 64, "each telling by age, too"
     none = trainer_of(PLAIN)
     none.take(like)
     assert none.pending == 0
@@ -253,6 +257,72 @@ def test_another_schema_keeps_the_heads_that_it_has_too(model: str, schema: Sche
     assert "outcome buy, a head" in report.dropped
     assert any(name.startswith("table buy:") for name in report.dropped)
     assert two.learn(with_outcomes(make_samples(128, 9, schema), 9)).skipped is None
+
+
+def told_by_age(rows: int, seed: int, policy: str) -> list[SampleBatch]:
+    """Exposures that are bought with .6, or .3 where the hour is odd; three in ten of these before the first telling.
+    More are bought and brought back. First the first telling, then two of what changed."""
+    batch = make_samples(rows, seed)
+    rng, hour = np.random.default_rng([seed, 7]), batch.cat[:, PLAIN.layout.cat_names.index("hour")]
+    keeps = rng.random(rows) < np.where(np.isin(hour, HOURS[::2]), 0.6, 0.3)
+    early, back = rng.random(rows) < 0.3, ~keeps & (rng.random(rows) < 0.3)
+    code = np.full(rows, POLICIES.index(policy), np.uint8)
+    batch = replace(batch, kind=np.full(rows, OUTCOME, np.uint8), policy=code, ts_ms=batch.ts_ms + seed * 3_600_000)
+    values = [
+        np.where((keeps | back) & early, 1, 0),
+        np.where((keeps | back) & ~early, 2, np.nan),
+        np.where(back, np.where(early, -1, -2), np.nan),
+    ]
+    made = []
+    for number, value in enumerate(values, 1):
+        told = np.stack([np.full(rows, NAN), value], axis=1).astype(np.float32)
+        made.append(replace(batch, outcomes=told, telling=np.full(rows, number, np.uint8)).take(np.isfinite(value)))
+    return made
+
+
+HOURS = np.unique(make_samples(2000, 0).cat[:, PLAIN.layout.cat_names.index("hour")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["fake-negative-weighted", "es-dfm"])
+def test_a_head_that_is_told_by_age_comes_to_the_true_rate(policy: str) -> None:
+    """With refunds; and without weights it does not. The share of early ones is learnt too."""
+    spec = {"model": "logistic", "ftrl_alpha": 0.1, "dense_rate": 0.02, "numerics": "norm", "step_rows": 256}
+    schema = msgspec.structs.replace(PLAIN, outcome=(LIKE, msgspec.structs.replace(BUY, within="1h")))
+    weighted, plain = OnlineModel(schema, spec, 0), OnlineModel(schema, spec, 0)
+    told = [told_by_age(256, seed, policy) for seed in range(150)]
+    for now in range(2, 150):  # as they come: what is new, and what changed of older ones
+        batch = SampleBatch.concat([told[now - number][number] for number in range(3)])
+        weighted.learn(batch)
+        plain.learn(replace(batch, policy=np.zeros(len(batch), np.uint8)))
+    probe = make_samples(6000, 999)
+    even = np.isin(probe.cat[:, PLAIN.layout.cat_names.index("hour")], HOURS[::2])
+    found, biased = ([m.predict(probe.cat, probe.num)[r, 2].mean() for r in (even, ~even)] for m in (weighted, plain))
+    np.testing.assert_allclose(found, [0.6, 0.3], atol=0.035)
+    np.testing.assert_allclose(biased, [0.6 / 1.42, 0.3 / 1.21], atol=0.035)
+    early = weighted._outcomes.delays["buy"].early(probe.position, probe.cat)
+    assert early.mean() == pytest.approx(0.3 if policy == "es-dfm" else 0.5, abs=0.08)
+
+
+def test_the_delays_of_outcomes_go_with_snapshots_and_with_another_schema() -> None:
+    model = OnlineModel(SCHEMA, SMALL, 0)
+    for seed in range(4):
+        for batch in told_by_age(256, seed, "es-dfm"):
+            model.learn(batch)
+    image, training = model.snapshot()
+    assert len(training["outcome/buy/places"])
+    twin = OnlineModel(SCHEMA, SMALL, 1)
+    twin.resume(image, training)
+    (first, *_) = told_by_age(256, 9, "es-dfm")
+    assert twin.learn(first) == model.learn(first)
+    again = twin.snapshot()[1]
+    assert all(again[name].tobytes() == array.tobytes() for name, array in model.snapshot()[1].items())
+    older = {name: array for name, array in training.items() if not name.startswith("outcome/")}
+    twin.resume(image, older)
+    assert len(twin._outcomes.delays["buy"]) == 0
+    weights = training | {"outcome/buy/weights": np.ones_like(training["outcome/buy/weights"])}
+    other, _ = evolve(model.columns, model.spec, image, weights, SCHEMA, SMALL | {"model": "wide_deep"}, 0)
+    assert (other.snapshot()[1]["outcome/buy/weights"] == 1).all()
 
 
 def test_a_late_click_tells_what_hangs_on_it() -> None:

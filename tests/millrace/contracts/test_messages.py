@@ -119,6 +119,7 @@ def make_batch(rows: int, seed: int = 0) -> SampleBatch:
         arm_name=rng.integers(0, 3, rows).astype(np.uint64),
         odds=rng.random(rows, np.float32),
         outcomes=np.empty((rows, 0), np.float32),
+        telling=np.zeros(rows, np.uint8),
     )
 
 

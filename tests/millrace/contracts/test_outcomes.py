@@ -57,6 +57,8 @@ def test_what_is_written_is_read() -> None:
         (BUY.replace('"click"', '"user"'), "on"),
         (BUY.replace('"buy"', '"Buy it"'), "name"),
         (VIEW + 'weight = 2\n', "weight"),
+        (BUY + 'policy = "prompt"\n', "policy"),
+        (VIEW + 'policy = "es-dfm"\n', "of a column has the policy 'es-dfm'"),
         ("".join(VIEW.replace('"long_view"', f'"o{i}"', 1) for i in range(40)), "40 outcomes"),
     ],
 )  # fmt: skip
@@ -94,6 +96,7 @@ def test_outcomes_are_part_of_what_a_schema_means_and_nothing_where_there_are_no
     plain, both = parse_schema(PLAIN), parse_schema(PLAIN + BUY + VIEW)
     assert len({plain.id, both.id, parse_schema(PLAIN + VIEW + BUY).id, parse_schema(PLAIN + VIEW).id}) == 4
     assert both.id == parse_schema(PLAIN + BUY.replace('value = "price"\n', "") + VIEW).id
+    assert both.id == parse_schema(PLAIN + BUY + 'policy = "es-dfm"\n' + VIEW).id
     windows = {
         n: v for n, v in msgspec.to_builtins(plain.windows).items() if n not in ("half_lives", "means", "lengths")
     }
@@ -109,10 +112,14 @@ OUTCOMES = st.integers(0, 3).flatmap(
 )
 
 
-@given(OUTCOMES)
-def test_outcomes_survive_the_wire(told: list[list[float]]) -> None:
+@given(OUTCOMES, st.sampled_from([0, 1, 7, 255]))
+def test_outcomes_survive_the_wire(told: list[list[float]], telling: int) -> None:
     k = len(told[0]) if told else 0
     batch = replace(make_samples(len(told), 0), outcomes=np.array(told, np.float32).reshape(len(told), k))
+    plain = batch.to_bytes()
+    batch = replace(batch, telling=np.arange(len(told), dtype=np.uint8) % 2 * np.uint8(telling))
+    assert telling or batch.to_bytes() == plain, "nothing is said of it where there is none"
+    assert SampleBatch.from_bytes(batch.to_bytes()).telling.tobytes() == batch.telling.tobytes()
     back = SampleBatch.from_bytes(batch.to_bytes())
     assert back.outcomes.tobytes() == batch.outcomes.tobytes()
     assert back.told.tolist() == [sum(1 << k for k, v in enumerate(row) if v == v) for row in told]

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from zlib import crc32
 
+import msgspec
 import pytest
 
+from millrace.basics.durations import HOUR_MS
 from millrace.basics.store import Store
 from millrace.contracts.events import decode_event
 from millrace.contracts.schema import parse_schema
+from millrace.labels import policy_named
+from millrace.labels.tellings import ages_ms
 from stream.partition.journal import Journal, from_bytes, to_bytes
 from stream.partition.partition import Partition
+from stream.partition.partition_checkpoint import Terms
 from stream.worker.outcome_files import OutcomeFiles
-from tests.scenes.late_outcomes import LateStream
+from tests.scenes.late_outcomes import BY_AGE, OUTCOMES, LateStream
 from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, T0, TEXT
 
 LONG = 30 * DAY + 3 * HOUR  # an outcome is told within an hour and the lateness
@@ -215,14 +221,83 @@ def test_orders_need_an_outcome(tmp_path: Path) -> None:
     assert stream.partition.join.book is None
 
 
+MONTH = 30 * DAY
+AGES = {one.name: ages_ms(policy_named(one.policy), one.within_ms) for one in BY_AGE.outcome[1:]}
+
+
+def told_at(base: int, age: int) -> int:
+    """The time of the message before which a click's hour is told at this age."""
+    return (base // HOUR_MS + 1) * HOUR_MS + POLICY.lateness_ms + age + POLICY.disorder_ms
+
+
+def turn_of(id: tuple[str, int]) -> int:
+    """Bits of the row's hash: a leading 1 is a turn at the first age, 01 at the second, and so on."""
+    bits = f"{crc32(chr(0).join(map(str, id)).encode()) * 0x9E3779B1 % 2**32:032b}"
+    return min(bits.find("1") % 32 + 1, 6)
+
+
+def plain_tellings(came: list[bool], turn: int) -> list[tuple[int, int]]:
+    told: list[tuple[int, int]] = []
+    for number, now in enumerate(came, 1):
+        said = [value for _, value in told]
+        if not told:
+            value = 1 if now else 0 if number >= turn else None
+        elif said[-1] > 0:
+            value = None if now else -said[-1]
+        else:
+            value = 2 if now else None
+        if value is not None:
+            told.append((number, value))
+    return told
+
+
+def test_a_purchase_is_told_by_age_and_a_refund_takes_it_back(tmp_path: Path) -> None:
+    stream = LateStream(str(tmp_path), BY_AGE)
+    request = next(name for name in map(str, range(9999)) if [turn_of((name, p)) for p in range(4)] == [1, 1, 1, 3])
+    stream.page(request, T0, (1, 2, 3, 4))
+    for position in range(4):
+        stream.act("click", request, T0 + (1 + position) * MINUTE, position, position + 1)
+    stream.order(T0 + 20 * MINUTE, item=1)
+    stream.until(T0 + 26 * HOUR)
+    assert stream.tellings("early") == {(request, 0): [(1, 1)], (request, 1): [(1, 0)], (request, 2): [(1, 0)]}
+    for item in (2, 3, 4):
+        stream.order(T0 + 30 * HOUR, item=item)
+    stream.until(T0 + 3 * DAY)
+    stream.order(T0 + 3 * DAY, item=1, kind="refund")
+    stream.order(T0 + 3 * DAY, item=2, kind="refund")
+    stream.until(T0 + LONG)
+    assert stream.tellings("early") == {
+        (request, 0): [(1, 1), (3, -1)],
+        (request, 1): [(1, 0), (2, 2), (3, -2)],
+        (request, 2): [(1, 0), (2, 2)],
+        (request, 3): [(2, 1)],
+    }
+
+
+def test_an_hour_keeps_the_policy_it_began_with(stream: LateStream) -> None:
+    """Hours that began under ``wait`` wait; what is new in the schema is not told of them."""
+    old = stream.partition.snapshot().to_bytes()
+    stream.schema, stream.files = BY_AGE, OutcomeFiles(Store(stream.url), BY_AGE, {OUTCOMES.id: OUTCOMES})
+    stream.partition = Partition(0, BY_AGE, POLICY, history=(OUTCOMES,))
+    stream.partition.resume(old)
+    stream.page("b", T0 + DAY)
+    stream.act("click", "b", T0 + DAY + MINUTE)
+    stream.order(T0 + 2 * DAY)
+    stream.until(T0 + DAY + LONG)
+    assert stream.of("purchase") == {("a", 0): 0, ("b", 0): 1}
+    assert stream.of("soon") == {("a", 0): 0}
+    assert set(stream.tellings("soon")) == set(stream.tellings("early")) == {("b", 0)}
+
+
 def test_each_purchase_labels_once_or_is_a_dead_letter_whatever_is_killed(tmp_path: Path) -> None:
     """Random lives against a plain reference. Each is cut at random: the state goes on from a checkpoint, some messages
     come again, and so do files and samples."""
     for seed in range(12):
         rng = random.Random(seed)
-        calm, killed = LateStream(str(tmp_path / f"calm{seed}")), LateStream(str(tmp_path / f"killed{seed}"))
+        calm, killed = (LateStream(str(tmp_path / f"{name}{seed}"), BY_AGE) for name in ("calm", "killed"))
         clicks: dict[tuple[str, int], tuple[int, int, int]] = {}  # user, item, time
         bought: dict[tuple[int, int], list[int]] = {}
+        refunds: list[tuple[int, int, int]] = []  # user, item, time
         for n in range(40):
             at, user, item = T0 + n * 20 * HOUR, rng.randrange(1, 4), rng.randrange(1, 4)
             calm.page(f"r{n}", at, [item], user=user)
@@ -233,9 +308,14 @@ def test_each_purchase_labels_once_or_is_a_dead_letter_whatever_is_killed(tmp_pa
                 user, item = rng.randrange(1, 4), rng.randrange(1, 4)
                 calm.order(at + 2 * MINUTE, item, user)
                 bought.setdefault((user, item), []).append(at + 2 * MINUTE)
+            if rng.random() < 0.3:
+                user, item = rng.randrange(1, 4), rng.randrange(1, 4)
+                calm.order(at + 3 * MINUTE, item, user, "refund")
+                refunds.append((user, item, at + 3 * MINUTE))
         end = T0 + 100 * DAY
         calm.until(end)
-        expected, unclaimed = dict.fromkeys(clicks, 0), 0
+        unclaimed = groundless = 0
+        of_click: dict[tuple[str, int], dict[int, int]] = {id: {} for id in clicks}  # when bought, when taken back
         for (user, item), times in bought.items():
             for ts in times:
                 before = [(at, id) for id, (u, i, at) in clicks.items() if (u, i) == (user, item) and at <= ts]
@@ -243,9 +323,27 @@ def test_each_purchase_labels_once_or_is_a_dead_letter_whatever_is_killed(tmp_pa
                 if id is None or ts >= at + 30 * DAY:
                     unclaimed += 1
                 else:
-                    expected[id] = 1
-        assert calm.of("purchase") == expected, seed
-        assert calm.reasons == ({"no-click": unclaimed} if unclaimed else {}), seed
+                    of_click[id][ts] = end * 9
+        for user, item, ts in refunds:
+            last = max(
+                ((at, id) for id, (u, i, base) in clicks.items() if (u, i) == (user, item) and ts < told_at(base, MONTH)
+                 for at, back in of_click[id].items() if at <= ts and back > end), default=None,
+            )  # fmt: skip
+            if last is None:
+                groundless += 1
+            else:
+                of_click[last[1]][last[0]] = ts
+        had = {
+            (id, age): any(at < base + age and back >= told_at(base, age) for at, back in of_click[id].items())
+            for id, (_, _, base) in clicks.items()
+            for age in {*AGES["early"], *AGES["soon"]}
+        }
+        assert calm.of("purchase") == {id: int(had[id, MONTH]) for id in clicks}, seed
+        for name, ages in AGES.items():
+            told = {id: plain_tellings([had[id, age] for age in ages], turn_of(id)) for id in clicks}
+            assert calm.tellings(name) == told, (seed, name)
+        wanted = {"no-click": unclaimed, "no-purchase": groundless}
+        assert calm.reasons == {reason: n for reason, n in wanted.items() if n}, seed
 
         at = 0
         checkpoint, base = killed.checkpoint(), 0
@@ -261,6 +359,7 @@ def test_each_purchase_labels_once_or_is_a_dead_letter_whatever_is_killed(tmp_pa
                 at = base
         assert killed.book == calm.book
         assert set(killed.told) == set(calm.told), "what comes again comes the same"
+        assert set(killed.by_age) == set(calm.by_age)
         letters = {(one.reason, one.topic, one.offset) for one in killed.dead}
         assert letters == {(one.reason, one.topic, one.offset) for one in calm.dead}
 
@@ -277,6 +376,17 @@ def test_a_journal_restores_the_book(stream: LateStream) -> None:
     stream.partition = again
     stream.until(T0 + LONG)
     assert stream.of("purchase") == {("a", 0): 0, ("a", 1): 1}
+
+
+def test_a_journal_is_read_under_the_policies_that_it_was_written_under() -> None:
+    waits = msgspec.structs.replace(
+        BY_AGE, outcome=tuple(msgspec.structs.replace(one, policy="wait") for one in BY_AGE.outcome)
+    )
+    assert waits.id == BY_AGE.id
+    before, now = (Partition(0, schema, POLICY) for schema in (BY_AGE, waits))
+    assert Terms.of(before) != Terms.of(now)
+    assert Terms.of(before).partition(now).schema == BY_AGE
+    assert Terms.of(now).partition(before).schema == waits
 
 
 def test_a_message_of_an_order_is_read() -> None:
