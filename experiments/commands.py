@@ -28,7 +28,6 @@ for name, (function, about) in {
     "models": ("experiments.experiment_models:models", "All models, on raw and scaled inputs."),
     "rounds": ("experiments.experiment_models:rounds", "Ways of keeping one model up to date."),
     "labels": ("experiments.experiment_labels:experiment_labels", "Label policies at real speed. It takes hours."),
-    "page": ("experiments.experiment_page:experiment_page", "A model that sees its page, part by part."),
     "judge": ("experiments.experiment_judge:experiment_judge", "Odds, bands; what exploring and value ranking give."),
     "safety": ("experiments.experiment_safety:experiment_safety", "What the gate catches, and refuses wrongly."),
 }.items():

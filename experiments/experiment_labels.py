@@ -34,27 +34,29 @@ from cyclopts import Parameter
 from numpy.typing import NDArray
 
 from commands.offline.dataset import truth_of
-from commands.offline.intervals import interval, rounded
+from commands.offline.intervals import rounded
 from commands.replay.known import KnownSamples, LabelSettings, ReplayModel, learn_through
 from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.stretches import Stretches
-from experiments.runs import Row, of_labels, paired_ratio, run_experiment
+from experiments import outcome_labels
+from experiments.runs import Row, interval_of, means, of_labels, quotient, run_experiment
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from learner.training.trainer import BATCH_MS, BATCH_ROWS
 from millrace.basics.errors import SettingError
 from millrace.basics.ranking_metrics import auc, calibration, judged, known, log_loss
+from millrace.contracts.logforms import OutcomeRule
 from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, policy_named
 from millrace.logs import TS, LogTable, read_log
+from millrace.reports import Plot
 from simulator.daylog import write_traffic
 
 WORLDS = (3, 7, 11, 19, 23)
 RATES = (1.0, 20.0, 200.0)
 STARTS = ("cold", "history")
 BOUND, ORACLE, WAIT = "bound", "oracle", "wait"
-DRAWS = 2000  # of the bootstrap
 TARGETS = {
     "gap_closed": ("at least 0.8", 0.8, math.inf),
     "log_loss_ratio": ("at most 1.03", -math.inf, 1.03),
@@ -140,12 +142,14 @@ def _run(
 def experiment_labels(
     out: Path,
     *,
+    outcome: bool = False,
     worlds: Sequence[int] = WORLDS,
     rates: Sequence[float] = RATES,
     seeds: int = 5,
     rows: int = 80_000,
     history_rows: int = 60_000,
     policies: Sequence[str] = (),
+    users: int = 300,
     spec: Annotated[Mapping[str, Any] | None, Parameter(parse=False)] = None,
     workers: int | None = None,
     progress: bool = True,
@@ -154,12 +158,15 @@ def experiment_labels(
 
     Args:
         out: folder for the report.
+        outcome: compare the policies of an order that comes days after its click, at one rate and with one model a
+            world (experiments/outcome_labels.py).
         worlds: seeds of the worlds.
         rates: exposures a second.
         seeds: of models, for each world, rate and start.
         rows: of traffic, in each run.
         history_rows: about how many exposures the history has.
         policies: names (default: all). The bound always runs too.
+        users: of each world, with ``outcome``.
         spec: overrides of the model's settings.
         workers: processes (default: one for each core); 0 runs in this one.
 
@@ -179,8 +186,16 @@ def experiment_labels(
     names, default = tuple(policies or REGISTRY), Settings().label_policy
     own = ((BOUND, *names), seeds, rows, history_rows, dict(spec or {}))
     calls = [(_run, (*pair, *own)) for pair in product(worlds, rates)]
-    how: dict[str, Any] = {"worlds": worlds, "seeds": seeds, "rows": rows, "spec": spec}
-    how |= {"workers": workers, "progress": progress}
+    how: dict[str, Any] = {"worlds": worlds, "spec": spec, "workers": workers, "progress": progress}
+    if outcome:
+        runs = [(outcome_labels.run_world, (world, users, dict(spec or {}))) for world in worlds]
+        default = OutcomeRule("order").policy
+
+        def report_of(rows: list[Row]) -> tuple[dict[str, Any], Sequence[Plot]]:
+            return outcome_labels.make_report(rows, default), []
+
+        return run_experiment(out, "Label policies of an outcome", runs, report_of, users=users, **how)
+    how |= {"seeds": seeds, "rows": rows}
     return run_experiment(out, "Label policies", calls, lambda runs: (make_report(runs, names, default), []), **how)
 
 
@@ -195,9 +210,9 @@ def make_report(runs: Sequence[Row], policies: Sequence[str], default: str) -> d
         for policy in (BOUND, *policies, ORACLE):
             row: Row = {"policy": policy, "rate": rate, "start": start}
             for name in FIGURES:
-                row |= _interval(name, _means(here, policy, name, worlds))
-            more = _means(here, policy, "late_auc", worlds) - _means(here, BOUND, "late_auc", worlds)
-            cells.append(row | _interval("late_auc_over_bound", more))
+                row |= interval_of(name, means(here, policy, name, worlds))
+            more = means(here, policy, "late_auc", worlds) - means(here, BOUND, "late_auc", worlds)
+            cells.append(row | interval_of("late_auc_over_bound", more))
     whole: Row = next((row for row in pooled if row["policy"] == default), {})
     verdicts = [
         {"figure": name, "value": (value := whole[name]), "target": target}
@@ -208,36 +223,16 @@ def make_report(runs: Sequence[Row], policies: Sequence[str], default: str) -> d
     return {"verdict": of_labels(made)} | made
 
 
-def _means(runs: Sequence[Row], policy: str, name: str, worlds: Sequence[int]) -> NDArray[np.float64]:
-    """The figure of a policy in each world, a mean over its runs; NaN where it has no value. (w,)"""
-    own = [[r[name] for r in runs if (r["policy"], r["world"]) == (policy, w) and r[name] is not None] for w in worlds]
-    return np.array([np.mean(values) if values else math.nan for values in own])
-
-
-def _interval(name: str, values: NDArray[np.float64]) -> dict[str, float | None]:
-    """Mean and interval over worlds that have a value; None without two of them."""
-    sound = values[np.isfinite(values)]
-    return {**interval(name, sound.tolist())} if len(sound) > 1 else {name: None, f"{name}_ci": None}
-
-
 def _closed(policy: str, runs: Sequence[Row], worlds: Sequence[int]) -> dict[str, float | None]:
     """The module's three figures of a policy."""
 
     def of(name: str, of_policy: str = policy) -> NDArray[np.float64]:
-        return _means(runs, of_policy, name, worlds)
+        return means(runs, of_policy, name, worlds)
 
     wait = of("late_auc", WAIT)
-    found = _quotient("gap_closed", of("late_auc") - wait, of("late_auc", BOUND) - wait)
-    found |= _quotient("log_loss_ratio", of("early_log_loss"), of("early_log_loss", BOUND))
+    found = quotient("gap_closed", of("late_auc") - wait, of("late_auc", BOUND) - wait)
+    found |= quotient("log_loss_ratio", of("early_log_loss"), of("early_log_loss", BOUND))
     for part in ("early", "late"):
         name = f"{part}_calibration"
-        found |= _interval(f"{name}_error", of(name) - of(name, BOUND))
+        found |= interval_of(f"{name}_error", of(name) - of(name, BOUND))
     return found
-
-
-def _quotient(name: str, top: NDArray[np.float64], bottom: NDArray[np.float64]) -> dict[str, float | None]:
-    """The quotient of two means over worlds, (w,), with its interval. Without a value where ``bottom`` is not above 0:
-    there is no gap that could be closed."""
-    value, low, high = paired_ratio(top, bottom, DRAWS)
-    named = {name: value, f"{name}_low": low, f"{name}_high": high}
-    return {n: rounded(v) if math.isfinite(v) else None for n, v in named.items()}

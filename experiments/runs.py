@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from commands.offline.intervals import interval, rounded
 from commands.offline.workers import pool
 from millrace.basics.errors import MillraceError
 from millrace.reports import Plot, make_folder, name_of, write_all
@@ -24,6 +25,9 @@ from millrace.reports.progress import bars
 Row = dict[str, Any]
 Call = tuple[Callable[..., Sequence[Row]], tuple[Any, ...]]
 """A function of a module that returns rows, and its arguments: it may be called in another process."""
+
+
+DRAWS = 2000  # of the bootstrap
 
 
 class BenchError(MillraceError):
@@ -90,6 +94,26 @@ def paired_ratio(top: NDArray[Any], bottom: NDArray[Any], draws: int, seed: int 
     under = bottom[drawn].sum(1)
     low, high = np.percentile(top[drawn].sum(1) / under, [2.5, 97.5]) if (under > 0).all() else (math.nan, math.nan)
     return float(top.sum()) / below, float(low), float(high)
+
+
+def means(runs: Sequence[Row], policy: str, name: str, worlds: Sequence[int]) -> NDArray[np.float64]:
+    """The figure of a policy in each world, a mean over its runs; NaN where it has no value. (w,)"""
+    own = [[r[name] for r in runs if (r["policy"], r["world"]) == (policy, w) and r[name] is not None] for w in worlds]
+    return np.array([np.mean(values) if values else math.nan for values in own])
+
+
+def interval_of(name: str, values: NDArray[np.float64]) -> dict[str, float | None]:
+    """Mean and interval over worlds that have a value; None without two of them."""
+    sound = values[np.isfinite(values)]
+    return {**interval(name, sound.tolist())} if len(sound) > 1 else {name: None, f"{name}_ci": None}
+
+
+def quotient(name: str, top: NDArray[np.float64], bottom: NDArray[np.float64]) -> dict[str, float | None]:
+    """The quotient of two means over worlds, (w,), with its interval. Without a value where ``bottom`` is not above 0:
+    there is no gap that could be closed."""
+    value, low, high = paired_ratio(top, bottom, DRAWS)
+    named = {name: value, f"{name}_low": low, f"{name}_high": high}
+    return {n: rounded(v) if math.isfinite(v) else None for n, v in named.items()}
 
 
 def differences(rows: Sequence[Row], name: str, key: str) -> str:

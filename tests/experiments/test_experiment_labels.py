@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments import outcome_labels
 from experiments.experiment_labels import (
     BOUND,
     FIGURES,
@@ -126,6 +127,34 @@ def test_the_whole_experiment(tmp_path: Path) -> None:
     }
     assert len(report["verdicts"]) == (4 if report["default"] in ("wait", "prompt") else 0)
     assert "prompt" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_policies_of_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcome_labels, "DAYS", 9)
+    report = run(tmp_path, outcome=True, users=20)
+    table = {row["policy"]: row for row in report["policies"]}
+    others = (outcome_labels.NEVER_TOLD, *outcome_labels.POLICIES)
+    assert [*table] == [ORACLE, BOUND, *others]
+    assert len({row["log_loss"] for row in table.values()}) == len(table), "each run is another"
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2 * len(table)
+    assert table["never"]["calibration"] < min(table[name]["calibration"] for name in (BOUND, *others[2:]))
+
+
+def test_gaps_of_an_outcome_are_those_of_the_definition() -> None:
+    made = (("bound", 0.8, 0.2), ("never", 0.6, 0.4), ("wait", 0.7, 0.25))
+    runs: list[dict[str, Any]] = [
+        {"world": world, "policy": name, "auc": auc - 0.1 * world, "log_loss": loss, "calibration": 1.02}
+        for name, auc, loss in made
+        for world in (0, 1)
+    ]
+    runs[-1]["auc"] -= 0.04
+    report = outcome_labels.make_report(runs, "wait")
+    wait = report["policies"][-1]
+    assert wait["auc_gap_closed"] == pytest.approx(0.4, abs=1e-5)
+    assert wait["auc_gap_closed_least"] == pytest.approx(0.3, abs=1e-5)
+    assert wait["log_loss_gap_closed"] == pytest.approx(0.75, abs=1e-5)
+    assert [v["reached"] for v in report["verdicts"]] == [False, True, True]
 
 
 @pytest.mark.parametrize(
