@@ -24,7 +24,7 @@ from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import read_log
 from millrace.windows.affinity import preferences
-from millrace.windows.features import FeatureBuilder, whole_hours
+from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemtable import ItemTable
@@ -41,7 +41,6 @@ from tests.scenes.exploring import examples
 from tests.scenes.parity_shop import EXPOSURE_AGE, FIELDS, LAST, Shop
 from tests.scenes.reference_partition import ReferencePartition
 from tests.scenes.stream_world import (
-    DAY,
     HOUR,
     MINUTE,
     POLICY,
@@ -213,7 +212,7 @@ def test_ranking_and_replay_see_the_same_to_the_bit(tmp_path_factory: Any, which
         if "exposure_age_days" in named:
             shown = [(1, e["at"], 0) for e in made if e["item_id"] == r["item_id"]]
             first_ms = first_exposed(shown, 1, r["at"], schema.windows.minutes) * schema.windows.unit_ms
-            assert named["exposure_age_days"] == whole_hours((r["at"] - first_ms) / DAY if first_ms else 0)
+            assert named["exposure_age_days"] == FeatureBuilder.age_days(np.array(r["at"]), np.array(first_ms))
         served = PageLog(
             request_id=name_of(r),
             ts_ms=r["at"],
