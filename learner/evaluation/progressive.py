@@ -7,8 +7,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from millrace.basics.ranking_metrics import Newest, Numbers, auc, calibration, judged, log_loss
+from millrace.contracts.samples import CORRECTION, POSITIVE
 from millrace.contracts.schema import Schema
+
+FEWEST = 100
+"""Clicks of a kind that a mean of their predictions is of."""
 
 
 def baseline_column(schema: Schema) -> int | None:
@@ -53,3 +59,27 @@ class Progressive:
     @property
     def calibration(self) -> float:
         return calibration(*self._newest.held)
+
+
+class LateClicks:
+    """Whether a model can tell late clicks from early ones before it learns them. It should not: both were shown
+    alike. But a late click is learnt minutes behind its exposure, among younger rows that have no click yet. So a
+    feature that moves with time tells it, and a model that reads such a feature expects no clicks of what is shown
+    now."""
+
+    def __init__(self, window_rows: int) -> None:
+        self._newest = Newest(window_rows)
+
+    def update(self, p: Numbers, kind: Numbers) -> None:
+        """Takes predictions made before learning, and the kinds of their samples, (n,)."""
+        rows = np.isfinite(p) & ((kind == CORRECTION) | (kind == POSITIVE))
+        self._newest.add(p[rows], kind[rows] == CORRECTION)
+
+    @property
+    def ratio(self) -> float:
+        """The mean prediction of late clicks over that of early ones; NaN with fewer than :data:`FEWEST` of either."""
+        p, late = self._newest.held
+        early = late == 0
+        if min(early.sum(), len(p) - early.sum()) < FEWEST:
+            return float("nan")
+        return float(p[~early].mean() / p[early].mean())

@@ -47,6 +47,7 @@ SEGMENT_CALIBRATION = Gauge("millrace_segment_calibration", "Clicks predicted ov
 LEARNING_AUC = Gauge("millrace_learning_auc", "AUC of what the learner predicts when a sample comes to be learnt.")
 LEARNING_LOSS = Gauge("millrace_learning_log_loss", "Log loss of the same predictions.")
 LEARNING_CALIBRATION = Gauge("millrace_learning_calibration", "Clicks predicted over clicks seen, same predictions.")
+LATE_CLICKS = Gauge("millrace_late_click_ratio", "Mean prediction of late clicks over that of early ones.")
 OUTCOME_AUC = Gauge(
     "millrace_outcome_auc", "AUC of an outcome, predicted as its sample came to be learnt.", ["outcome"]
 )
@@ -130,7 +131,16 @@ _HELDOUT = {"newest": ("auc", "log_loss"), "anchor": ("anchor_auc", "anchor_log_
 """The model judged, and the names of its figures in :class:`~learner.gate.heldout.Judgement`."""
 
 _RETRIEVAL = (RETRIEVAL_LOSS, RETRIEVAL_CLICKS, RETRIEVAL_REFUSED)
-for _gauge in (LEARNING_AUC, LEARNING_LOSS, LEARNING_CALIBRATION, VERSION, PROMOTED, PROMOTED_AT, *_RETRIEVAL):
+for _gauge in (
+    LEARNING_AUC,
+    LEARNING_LOSS,
+    LEARNING_CALIBRATION,
+    LATE_CLICKS,
+    VERSION,
+    PROMOTED,
+    PROMOTED_AT,
+    *_RETRIEVAL,
+):
     _gauge.set(math.nan)  # no value until there is one
 for _model in _HELDOUT:
     HELDOUT_AUC.labels(_model).set(math.nan)
@@ -205,6 +215,7 @@ class Board:
         LEARNING_AUC.set(learning.auc)
         LEARNING_LOSS.set(learning.log_loss)
         LEARNING_CALIBRATION.set(learning.calibration)
+        LATE_CLICKS.set(trainer.late_clicks.ratio)
         for name, told in trainer.outcomes.items():
             OUTCOME_AUC.labels(name).set(told.auc)
             OUTCOME_LOSS.labels(name).set(told.log_loss)

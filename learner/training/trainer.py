@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.evaluation.progressive import Progressive
+from learner.evaluation.progressive import LateClicks, Progressive
 from learner.evaluation.served_scores import ServedExposures
 from learner.ranker.model import LearnReport, OnlineModel
 from learner.ranker.repeats import Repeats
@@ -83,6 +83,7 @@ class Trainer:
         self.batch_rows = batch_rows
         self.counts: Counter[str] = Counter()
         self.outcomes: dict[str, Progressive] = {}
+        self.late_clicks = LateClicks(ROLLING_ROWS)
         self._pending: list[SampleBatch] = []
         self._joined: list[Times] = []  # of each pending row: when its sample was made
         self._places: list[Places] = []
@@ -178,6 +179,7 @@ class Trainer:
             self.counts["not_finite"] += wrong
         if judged.any():
             self.progressive.update(p[judged], batch.label[judged])
+        self.late_clicks.update(p, batch.kind)
         if isinstance(self.model, OnlineModel) and (told := np.isfinite(batch.outcomes).any(axis=1)).any():
             rows = batch.take(np.flatnonzero(told))
             said = self.model.predict(rows.cat, rows.num)[:, 1:]  # (n, K)

@@ -23,7 +23,7 @@ from learner.training.trainer import Trainer
 from millrace.basics.ranking_metrics import auc, log_loss
 from millrace.contracts.events import ARMS
 from millrace.contracts.logforms import OutcomeRule
-from millrace.contracts.samples import SampleBatch
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.labels import Waits
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
 
@@ -117,6 +117,20 @@ def test_each_outcome_has_the_figures_of_what_was_predicted_before_it_was_learnt
     assert gauge("outcome_rows", outcome="buy") == len(y) > 100
     assert gauge("outcome_log_loss", outcome="buy") == pytest.approx(log_loss(p, y))
     assert gauge("outcome_auc", outcome="buy") == pytest.approx(auc(p, y))
+
+
+def test_late_clicks_that_a_model_tells_from_early_ones_are_seen(tmp_path: Path) -> None:
+    t = trainer()
+    expects = {NEGATIVE: 0.05, POSITIVE: 0.1, CORRECTION: 0.8}
+    batch = make_samples(600, 0)
+    kind = np.resize(np.array([NEGATIVE, POSITIVE, CORRECTION], np.uint8), 600)
+    for rows, ratio in ((slice(0, 270), math.nan), (slice(270, 600), 8.0)):
+        part = replace(batch.take(rows), kind=kind[rows])
+        said = np.array([expects[k] for k in part.kind.tolist()], np.float32)
+        t.model.score = lambda cat, num, said=said: said  # type: ignore[method-assign,misc]
+        t.judge(part)
+        Board(t, tmp_path / "history.jsonl").show()
+        assert gauge("late_click_ratio") == pytest.approx(ratio, nan_ok=True)
 
 
 def test_the_history_tells_of_logged_pages_where_the_model_made_none(tmp_path: Path) -> None:
