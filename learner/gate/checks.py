@@ -59,9 +59,9 @@ class Checks:
             return None
         clock = MedianClock()
         return cls(
-            screen := Screen(schema, MAX_AHEAD_MS, clock),
+            Screen(schema, MAX_AHEAD_MS, clock),
             Quota(schema, settings.teach_limits, clock),
-            Shift(clock=clock, over=lambda: screen.settled),
+            Shift(clock=clock),
             Heldout(settings.heldout_share, clock=clock),
             round(settings.quarantine_minutes * MINUTE_MS),
             clock,

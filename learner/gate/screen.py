@@ -209,11 +209,6 @@ class Screen:
         """Whether bounds are known."""
         return self._warm
 
-    @property
-    def settled(self) -> bool:
-        """Whether the clean past is as long as it gets."""
-        return self._warm and bool(self._promoted[0] >= MEMORY_ROWS)
-
     def absurd(self, batch: SampleBatch) -> Bools:
         """Rows that cannot be, whatever the world is like. (B,) Never learnt; kept in quarantine one by one.
 

@@ -19,12 +19,9 @@ sale moves it by .07, and a new catalogue by .09: a bound of .06 refused both, t
 a tenth of labels flipped, too, which move it by .09: no more than those.
 
 The rows of a mark are the newest promoted ones. Older ones tell less and less: in a young shop window counts grow by
-the hour, and what a model says of a row as there are none any more moves though nothing is wrong.
-
-It is a guard of the first hours: until the screen's clean past is whole (65,000 rows), also behind a rebase, its bounds
-are wide, and a demo of a minute was poisoned without this. Then the screen tells more. Behind a day and a morning 19 of
-the 20 poisons of ``dev bench safety`` cost the same without it, to the fourth digit; and in a clean world of 100 rows a
-second it refused for hours where all goods became new.
+the hour, and what a model says of a row as there are none any more moves though nothing is wrong. Rows of an item that
+was not met in an earlier hour are none: of a new item a model says something else from stretch to stretch, and a shop
+may have a new catalogue from one hour to the next. Until then rows of before are looked at.
 
 A young model moves more, and so does one that few visitors teach. So the bound is never below three times what is
 usual: the median of figures that passed, each over the root of its n, as large as the newest 16 of them allow. (Their
@@ -41,7 +38,7 @@ AUC, .0118 without them).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import comb
 
 import numpy as np
@@ -51,6 +48,7 @@ from learner.gate.heldout import logits_of
 from learner.gate.median_clock import MedianClock
 from learner.gate.verdicts import GateRefusal
 from learner.ranker.verbs import Predicting
+from millrace.basics.durations import HOUR_MS
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.image import Array, resume_state, state_of
 
@@ -64,7 +62,8 @@ FEWEST_LOOKS, WARM_MS = 7, 1_800_000
 _USUAL = 3.0  # times the median of what passed is still usual
 _BELOW_MEDIAN = 0.011  # chance that what is taken for the median, or more, is less
 _EVERY, _EVERY_MS = 32, 10_000  # of so many rows met, or of so long, one becomes a reference row: one of a page or less
-_SAVED = ("_began_ms", "_taken_ms", "_first_ms", "_since", "_turn", "_mark")
+_ITEMS = 1 << 17  # that are told apart, about
+_SAVED = ("_began_ms", "_taken_ms", "_first_ms", "_since", "_turn", "_items_ms", "_settled", "_mark")
 
 
 class Shift:
@@ -77,7 +76,6 @@ class Shift:
         stretch, stretch_ms, least: rows learnt that make one; or the time, where there are as many as ``least``.
         most: bound of the figure.
         clock: the gate's.
-        over: whether it is no longer needed; then stretches still end, and there is no mark to look at.
 
     Attributes:
         figure: of the newest look; NaN before the first.
@@ -91,9 +89,7 @@ class Shift:
         clock: MedianClock | None = None,
         stretch_ms: int = 300_000,
         least: int = 256,
-        over: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.over = over
         self.stretch_ms, self.least = stretch_ms, least
         self.rows, self.stretch, self.most, self.clock = rows, stretch, most, clock or MedianClock()
         self.figure = float("nan")
@@ -106,13 +102,22 @@ class Shift:
         self._since = 0
         self._began_ms = self._taken_ms = self._first_ms = 0  # of the stretch, the newest reference row, the first look
         self._looked = False  # whether the state was looked at
+        self._items = np.zeros((2, _ITEMS), np.bool_)  # by hash, whether they were met in an earlier hour, and ever
+        self._items_ms, self._settled = 0, False  # when the hour began; whether there was an earlier one
 
     def meet(self, batch: SampleBatch) -> None:
         """Rows that passed the screen: some of them become reference rows, once they are promoted."""
         if self.clock.now_ms - self._taken_ms >= _EVERY_MS:
             self._turn = 0
+        if self.clock.now_ms - self._items_ms >= HOUR_MS:
+            self._items[0] |= self._items[1]
+            self._items_ms, self._settled = self.clock.now_ms, bool(self._items[0].any())
+        at = ((batch.item ^ batch.item >> np.uint64(32)) & np.uint64(_ITEMS - 1)).astype(np.intp)
+        self._items[1, at] = True
         rows = np.arange(-self._turn % _EVERY, len(batch), _EVERY)
         self._turn += len(batch)
+        if self._settled:
+            rows = rows[self._items[0, at[rows]]]
         if len(rows):
             self._taken_ms = self.clock.now_ms
             self._met.add((batch.cat[rows], batch.num[rows]))
@@ -177,7 +182,8 @@ class Shift:
         """The model as it is now is the mark: a person, or a stated time, says that the world is different; or it went
         back further than the mark. Rows met since the mark stay candidates for reference rows."""
         self._join()
-        self._set_mark(model)
+        if self._newest is not None:
+            self._set_mark(model)
 
     def _join(self) -> None:
         """What was met since the mark is promoted."""
@@ -188,16 +194,14 @@ class Shift:
 
     def _set_mark(self, model: Predicting) -> None:
         """The state is the mark, by the newest rows that are promoted, where there are enough."""
-        if self.over():
-            self._newest = None
-        elif self._ring.count >= self.rows // 2:
+        if self._ring.count >= self.rows // 2:
             cat, num = (np.concatenate(parts)[-self.rows :] for parts in zip(*self._ring.parts, strict=True))
             self._newest = cat, num
             self._mark = logits_of(model.score(*self._newest))
 
     def snapshot(self) -> dict[str, Array]:
         """The state, as long as there is any: a few hundred rows. Shares no memory with this."""
-        state = state_of(self, _SAVED) | {"past": np.array(self._past)}
+        state = state_of(self, _SAVED) | {"past": np.array(self._past), "items": np.packbits(self._items, axis=1)}
         kept = {"newest": [self._newest] if self._newest else [], "ring": self._ring.parts, "met": self._met.parts}
         for name, rows in kept.items():
             if rows:
@@ -216,6 +220,7 @@ class Shift:
             return
         resume_state(self, _SAVED, state)
         self._past = deque(state["past"].tolist(), WARM_LOOKS)
+        self._items = np.unpackbits(state["items"], axis=1).astype(np.bool_)
         found = {
             name: (np.array(state[f"{name}/cat"]), np.array(state[f"{name}/num"]))
             for name in ("newest", "ring", "met")

@@ -79,7 +79,7 @@ class GateJudge:
         state.verdicts["soundness", "passed"] += 1
         if not (checks.shift.due or (ends and state.unjudged)):
             return True
-        refusal = None if checks.shift.over() else self._judged("shift", checks.shift.look(model))
+        refusal = self._judged("shift", checks.shift.look(model))
         if refusal is not None:
             return self._refuse_model(refusal)
         if state.standing.probation:

@@ -90,7 +90,6 @@ class PlannedShift(Shift):
 
     def __init__(self, stretch: int) -> None:
         self.stretch, self.rows, self.refuses, self.rebased = stretch, 0, False, 0
-        self.over = lambda: False
 
     def meet(self, batch: SampleBatch) -> None:
         pass

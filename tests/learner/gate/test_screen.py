@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.safety.poisons import user_side
-from learner.gate.screen import MEMORY_ROWS, WARM_CLICKS, WARM_ROWS
+from learner.gate.screen import WARM_CLICKS, WARM_ROWS
 from learner.gate.screenkernels import BINS, ROWS, VISITS
 from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
@@ -355,19 +355,6 @@ def test_a_warm_up_is_of_rows_or_of_half_an_hour(rate: float, least: float, most
     assert least <= minutes <= most
     bad = [stream.batch(size) for _ in range(512 // size)]
     assert any(screen.look(flipped(b, stream.rng), p) for b, p in bad)
-
-
-def test_it_is_settled_once_its_past_is_whole_and_not_behind_a_rebase() -> None:
-    screen, stream, rows = Screen(SCHEMA, HOUR_MS), Stream(0), 0
-    while not screen.settled:
-        batch, p = stream.batch(1024)
-        screen.look(batch, p)
-        screen.learnt(batch, p)
-        screen.promoted()
-        rows += len(batch)
-    assert rows == MEMORY_ROWS
-    screen.rebase()
-    assert not screen.settled
 
 
 def test_a_sale_passes_and_as_many_random_clicks_do_not() -> None:

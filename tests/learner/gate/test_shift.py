@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,20 +85,21 @@ def test_a_young_model_moves_as_it_will_and_its_past_is_its_measure() -> None:
     assert stretch(shift, model, 99) is not None
 
 
-def test_once_it_is_over_it_has_no_mark_and_behind_a_rebase_it_begins_with_a_new_one() -> None:
+def test_rows_of_new_items_are_no_reference_until_an_hour_later() -> None:
     shift, model, number = warm()
-    over = True
-    shift.over = lambda: over
-    model.bias += 0.2
-    assert stretch(shift, model, number + 1) is not None, "the mark of before"
+    items = [np.full(STRETCH, item, np.uint64) for item in (7, 8)]
+    for step in range(80):  # minutes
+        batch = rows(STRETCH, step)
+        batch.num[:] = step >= 70
+        shift.clock.now_ms = START_MS + (number + step) * 60_000
+        shift.meet(replace(batch, item=items[step >= 70]))
+        shift.learnt(STRETCH)
+        shift.promoted(model)
+    assert shift.snapshot()["newest/num"].max() == 0
+    shift.clock.now_ms += HOUR_MS
+    shift.meet(replace(batch, item=items[1]))
     shift.promoted(model)
-    model.bias += 5
-    assert stretch(shift, model, number + 2) is None
-    over = False
-    shift.rebase(model)
-    assert stretch(shift, model, number + 3) is None
-    model.bias += 0.2
-    assert stretch(shift, model, number + 4) is not None
+    assert shift.snapshot()["newest/num"].max() == 1
 
 
 def lived(rows_a_second: float, hours: float) -> tuple[Shift, float, list[float]]:
