@@ -34,7 +34,7 @@ def inputs(items: Sequence[Item], now_ms: int = NOW_MS) -> Inputs:
     index.put([index.prepare(i) for i in items])
     rows = np.arange(len(items))
     arrays = form.rows(index.columns(rows), plain_of(index, rows, now_ms), len(rows))
-    age = np.array([max(0.0, (now_ms - i.born_ms) / 86_400_000) for i in items], np.float32)
+    age = np.array([max(0, (now_ms - i.born_ms) // 3_600_000) / 24 for i in items], np.float32)  # whole hours
     arrays["plain"][:, form.plain_names.index("age_days")] = age
     return arrays["cat"], arrays["plain"]
 
