@@ -46,7 +46,7 @@ class Size(NamedTuple):
     drawn: int = 1000  # pages, and how often each
 
 
-SHORT = Size(3, 400, 20, 20)
+SHORT = Size(3, 400, 20, 100)
 
 
 def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:
