@@ -20,6 +20,8 @@ from tests.scenes.demo_process import PATIENT
 from tests.scenes.waiting import PATIENCE
 
 SCHEMA = ROOT / "millrace" / "contracts" / "shop.toml"
+CART = '[[outcome]]\nname = "cart"\non = "click"\nevent = "cart"\nwithin = "10min"\n'
+"""The shop's schema has no outcome; this one is told within a minute at this speed."""
 SPEED = 240.0
 
 
@@ -38,7 +40,9 @@ def simulated_loop(folder: Path, **settings: str) -> Iterator[SimulatedLoop]:
     now = wall_ms()
     clock = EventClock(now, now, SPEED).encode()
     env = PATIENT | {"MILLRACE_CLOCK": clock} | {f"MILLRACE_{name}": value for name, value in settings.items()}
-    with Started(folder / "data", "--schema", str(SCHEMA), env=env, cwd=folder) as loop:
+    schema = folder / "shop.toml"
+    schema.write_text(f"{SCHEMA.read_text()}\n{CART}")
+    with Started(folder / "data", "--schema", str(schema), env=env, cwd=folder) as loop:
         where, port = loop.where(PATIENCE), free_port()
         own = {"MILLRACE_KAFKA": where["kafka"], "MILLRACE_SCORER": where["scorer"], "MILLRACE_METRICS_PORT": str(port)}
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_")}

@@ -74,6 +74,7 @@ class Made(Labels):
         self.wait_ms = 5 * MINUTE
         self.outcomes, self.outcome_ms = np.zeros((n, 0), np.float32), np.zeros((n, 0), np.int64)
         self.on_click = np.zeros(0, np.bool_)
+        self.of_events = []
 
 
 def test_a_click_later_than_window_and_lateness_never_comes_and_one_before_it_corrects() -> None:
