@@ -58,10 +58,11 @@ class Checks:
         if settings.gate == "off":
             return None
         clock = MedianClock()
+        screen = Screen(schema, MAX_AHEAD_MS, clock)
         return cls(
-            Screen(schema, MAX_AHEAD_MS, clock),
+            screen,
             Quota(schema, settings.teach_limits, clock),
-            Shift(clock=clock),
+            Shift(clock=clock, knows=screen.knows),
             Heldout(settings.heldout_share, clock=clock),
             round(settings.quarantine_minutes * MINUTE_MS),
             clock,

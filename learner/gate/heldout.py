@@ -29,6 +29,9 @@ a constant is added to its logits t_r, such that its mean probability is that of
     x_u = mean of the x_r of a user's hour, or of a page whose user is not known
     null: E[x_u | those before] <= m
 
+A model that learns a new catalogue forgets the one that is gone, of which these pages are. While most rows that are
+learnt are of new items nothing is judged, and each snapshot is the anchor of all rows.
+
 Rows that came since the last anchor have none before the next: what they would be compared with is itself to be judged,
 and where a mistake has just begun, their labels are a part of it.
 
@@ -221,12 +224,13 @@ class Heldout:
 
     # -- judging ---------------------------------------------------------------------------------------------
 
-    def judge(self, model: Predicting) -> Judgement:
+    def judge(self, model: Predicting, new_items: bool = False) -> Judgement:
         """Figures of the model and of the anchors, and the evidence that it is worse; costs the prediction of the rows.
-        Changes nothing: :meth:`looked` is for the caller to say."""
+        Unjudged where most goods are new by now (``new_items``). Changes nothing: :meth:`looked` is for the caller to
+        say."""
         stake_ms = np.clip(self.clock.now_ms - self._looked_ms, _LEAST_STAKE_MS, HOUR_MS)
         nan = float("nan")
-        if not self._fits(model):
+        if new_items or not self._fits(model):
             return Judgement(None, 0, nan, nan, nan, nan, nan)
         rows = self.aged(anchored=True)
         y, n = rows.label, len(rows.label)

@@ -20,8 +20,11 @@ Over the rows of a window, with y labels, p predictions and m_k the clean past's
 Shares are of visits: rows of a page, and pages of a visit, are of one user and tell of him no more than one does. So
 each visitor is counted once in any window, with one row. What comes of the user is counted where the page had it: a
 page that was made without his profile or his windows (:mod:`millrace.contracts.samples` says which) tells nothing of
-them, for guests are normal, and so are deleted users and a Redis that is slow or was emptied. Nor do the windows of an
-item that was not met ten minutes ago: a shop may have a new catalogue from one hour to the next.
+them, for guests are normal, and so are deleted users and a Redis that is slow or was emptied.
+
+A shop may have a new catalogue from one hour to the next. So an item that was not met half an hour to an hour ago tells
+nothing by its windows, which are empty, and nothing by its labels: the model cannot know yet who clicks on it. Before
+any item is known the labels of all rows tell.
 
 No bound is broken by a window that is too short to tell. Labels and AUC must be 4.5 standard errors from the clean
 past, a share so far off that chance does it less than once in half a million times
@@ -68,7 +71,9 @@ from learner.gate.screenkernels import (
     HEAD,
     KINDS,
     KNOWN,
+    LABELLED,
     LABELS,
+    MET,
     OFF,
     PREDICTED,
     ROWS,
@@ -80,6 +85,7 @@ from learner.gate.screenkernels import (
     apart,
     auc,
     judge,
+    knows,
     silent,
     spread,
     tally,
@@ -110,7 +116,7 @@ _VISITORS = 4096  # who are remembered as counted
 _ALSO = {FINE: "", LABELS: " (labels too)", AUC: " (AUC too)"}  # what else is broken where a share is
 _ANY, _PROFILE, _WINDOWS = range(KNOWN)  # kinds of visits: rows that tell of it
 _ITEM_BYTES = 1 << 16  # in which items are remembered: of 50,000 a day, 3 new ones in 100 seem known
-_KNOWN_MS = 10 * MINUTE_MS  # until an item is known, at least: its first samples may wait that long for their labels
+_KNOWN_MS = 30 * MINUTE_MS  # until an item is known, at least: longer than its first samples wait for their labels
 _SAVED = (
     *("_piece", "_stretch", "_past", "_auc_piece", "_promoted", "_first_ms", "_warm", "_factor_before"),
     *("_refused", "_broken", "_visitors", "_items", "_met", "_items_ms", "_day_ms"),
@@ -130,7 +136,8 @@ def warm_up() -> None:
         absurd(label, label, kind, ts_ms, num, 0)
         at, needs, p = np.array([0, 1], np.intp), np.zeros(1, np.intp), np.ones(2, np.float32)
         visit, groups = (user, user, ts_ms, kind, label, kind), (at, needs, np.zeros((0, 1)))
-        tally(*visit, cat, num, p, np.ones(3, np.int64), *_nobody(), *groups, sums)
+        tally(*visit, cat, num, p, np.ones(3, np.int64), *_nobody(), False, *groups, sums)
+        knows(_nobody()[1], user)
     auc(sums)
     flags = np.zeros(1, np.bool_)
     usual = Usual(np.zeros(1), np.ones(KINDS), 1.0, 0.5, 1.0, 1.0, 1.0, 0.0, 0.0)
@@ -192,6 +199,7 @@ class Screen:
         self._visitors, self._items = _nobody()
         self._met = np.array([0, LONGEST_ROWS, LONGEST_MS])  # rows; how many, and how long, a visitor is not counted
         self._items_ms = self._day_ms = 0  # when items that were met became known; when this day of them began
+        self._young = True  # no item is known yet
         self._looked: tuple[SampleBatch, Sums] | None = None
         self._windows = ScreenWindows(self._size)
         self._piece = np.zeros(4)  # of rows learnt: rows, clicks, expected clicks, their variance
@@ -222,6 +230,10 @@ class Screen:
         found: Bools = absurd(batch.label, batch.weight, batch.kind, batch.ts_ms, batch.num, latest_ms)
         return found
 
+    def knows(self, item: NDArray[np.uint64]) -> Bools:
+        """Whether each item is known: it was met half an hour ago, or nothing was. (B,)"""
+        return np.ones(len(item), np.bool_) if self._young else np.asarray(knows(self._items, item))
+
     def look(self, batch: SampleBatch, p: NDArray[np.float32]) -> GateRefusal | None:
         """Judges a micro-batch, alone and with the rows that came before it, before it is learnt from.
 
@@ -234,11 +246,11 @@ class Screen:
         if wrong:
             return GateRefusal("finite", float(wrong), 0.0, "predictions")
         self._looked = (batch, sums)
-        if not sums[ROWS]:
+        if not sums[MET]:
             return None
         windows = self._windows.with_batch(sums)
         what, g, refusal = self._judge(windows)
-        if refusal is not None and self._refused[ROWS] and self._over(windows):
+        if refusal is not None and self._refused[MET] and self._over(windows):
             refusal = None
         if refusal is None:
             self._refused[:] = 0
@@ -254,7 +266,7 @@ class Screen:
         sums = self._looked[1] if known and self._looked is not None else self._tally(batch, p)[1]
         self._looked = None
         self._stretch += sums
-        rows, clicks, predicted, variance = sums[: VARIANCE + 1].tolist()
+        rows, clicks, predicted, variance = sums[ROWS : VARIANCE + 1].tolist()
         factor = self._factor(own=True)
         self._piece += (rows, clicks, factor * predicted, factor * variance)
         if self._piece[0] >= BLOCK_ROWS:
@@ -329,6 +341,7 @@ class Screen:
         if not state or (state["columns"] != self._columns()).any():
             return
         resume_state(self, _SAVED, state)
+        self._young = not self._items[:2].any()
         resume_state(self._windows, _SAVED_WINDOWS, below("windows/", state))
         self._windows.look_back()
         self._usual = self._known()
@@ -340,7 +353,7 @@ class Screen:
 
     def _columns(self) -> Array:
         """What a state is bound to. (1,)"""
-        return np.array([salt("screen late", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
+        return np.array([salt("screen known", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
 
     def _tally(self, batch: SampleBatch, p: NDArray[np.float32]) -> tuple[int, Sums]:
         """Predictions that are not finite; and what is known of rows, so that it can be added: counts, sums, and clicks
@@ -353,8 +366,12 @@ class Screen:
             self._items[1] |= self._items[2]
             self._items[2] = self._items[3]
             self._items[3], self._items_ms = 0, self.clock.now_ms
+            self._young = not self._items[:2].any()
         visit = batch.user, batch.item, batch.ts_ms, batch.kind, batch.label, batch.user_missing
-        known, groups = (self._met, self._visitors, self._items), (self._num_starts, self._needs, self._cat_of)
+        known, groups = (
+            (self._met, self._visitors, self._items, self._young),
+            (self._num_starts, self._needs, self._cat_of),
+        )
         return tally(*visit, batch.cat, batch.num, p, *known, *groups, sums), sums
 
     def _over(self, windows: Sums) -> bool:
@@ -389,7 +406,7 @@ class Screen:
             past[CLICKS] / past[PREDICTED],
             dispersion,
             auc_dispersion,
-            max(dispersion / past[CLICKS], 1 / max(past[VISITS], 1.0)),
+            max(dispersion / past[CLICKS], 1 / max(past[VISITS + LABELLED], 1.0)),
             error * error,
         )
 

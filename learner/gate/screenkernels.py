@@ -4,10 +4,10 @@
 Symbols: B rows of a batch; F and N columns of ``cat`` and ``num``; V kinds of visits, each with other rows that tell
 of it; W windows; K sums of each, in this order::
 
-    rows, clicks, predicted, variance, corrections, off, auc off
+    rows met; of those whose label tells: rows, clicks, predicted, variance, corrections; off, auc off
     V counts of visits, SIGNS sums of signs of the items on the rows that count of them (see :func:`spread`)
     G1 counts of numbers that are not 0, G2 counts of ids that are there: of one row of each visit
-    BINS counts of other rows by logit, BINS counts of clicks by logit
+    BINS counts of other rows by logit, BINS counts of clicks by logit, of those whose label tells
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ Array = NDArray[Any]
 Sums = NDArray[np.float64]
 """(K,), or (W, K)."""
 
-ROWS, CLICKS, PREDICTED, VARIANCE, CORRECTIONS, OFF, AUC_OFF, VISITS = range(8)
-KINDS = 5
+MET, ROWS, CLICKS, PREDICTED, VARIANCE, CORRECTIONS, OFF, AUC_OFF, VISITS = range(9)
+KINDS = 6
 """V. A visit of kind 0 is told of by any row; of kinds 1 and 2 by one that does not lack that bit of the user; of kind
-:data:`KNOWN` by its first one, if the item is known; of kind :data:`CLICKED` by a click."""
-KNOWN, CLICKED = 3, 4
+:data:`KNOWN` by its first one, if the item is known; of kind :data:`LABELLED` by one whose label tells, of kind
+:data:`CLICKED` by such a click."""
+KNOWN, LABELLED, CLICKED = 3, 4, 5
 ITEMS = VISITS + KINDS
 SIGNS = 32
 HEAD = ITEMS + SIGNS
@@ -79,6 +80,7 @@ def count(
     item: Array,
     user: Array,
     tells: Array,
+    labelled: Array,
     cat_of: Array,
     out: Array,
 ) -> None:
@@ -88,6 +90,7 @@ def count(
         starts: first column of each group of ``num``, (G1 + 1,).
         needs: the kind of visits that each group is counted of, (G1 + G2,).
         tells: whether a row is the one that counts of its visit, (B, V).
+        labelled: whether its label tells, (B,).
         cat_of: which columns of ``cat`` count for each of its groups, (G2, F).
     """
     groups = len(starts) - 1
@@ -95,16 +98,18 @@ def count(
     for b in range(len(label)):
         if kind[b] >= _FOLLOW_UP:
             continue
-        q = min(max(np.float64(p[b]), 1e-7), 1 - 1e-7)
-        out[ROWS] += 1
-        out[CLICKS] += label[b]
-        if kind[b] == _CORRECTION:
-            out[CORRECTIONS] += 1  # its exposure was predicted before
-        else:
-            out[PREDICTED] += q
-            out[VARIANCE] += q * (1 - q)
-        k = min(max(int((np.log(q / (1 - q)) - _LOW) * _PER_BIN), 0), BINS - 1)
-        out[first + k + (BINS if label[b] > 0.5 else 0)] += 1
+        out[MET] += 1
+        if labelled[b]:
+            q = min(max(np.float64(p[b]), 1e-7), 1 - 1e-7)
+            out[ROWS] += 1
+            out[CLICKS] += label[b]
+            if kind[b] == _CORRECTION:
+                out[CORRECTIONS] += 1  # its exposure was predicted before
+            else:
+                out[PREDICTED] += q
+                out[VARIANCE] += q * (1 - q)
+            k = min(max(int((np.log(q / (1 - q)) - _LOW) * _PER_BIN), 0), BINS - 1)
+            out[first + k + (BINS if label[b] > 0.5 else 0)] += 1
         if tells[b, 0]:
             signs = (item[b] if item[b] else user[b]) * np.uint64(0x9E3779B97F4A7C15)
             signs = (signs ^ (signs >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -127,6 +132,20 @@ def count(
 
 
 @compiled
+def knows(items: Array, item: Array) -> Array:
+    """Whether each item is known, (B,), by ``items`` as :func:`meet` has them."""
+    bits = np.uint64(8 * items.shape[1])
+    known = np.ones(len(item), np.bool_)
+    for b in range(len(item)):
+        if item[b] == 0:  # as where nobody gives ids
+            continue
+        for half in (item[b], item[b] >> np.uint64(32)):
+            at = np.int64(half % bits)
+            known[b] &= ((items[0, at >> 3] | items[1, at >> 3]) >> np.uint8(at & 7)) & 1 != 0
+    return known
+
+
+@compiled
 def meet(
     user: Array,
     item: Array,
@@ -137,8 +156,10 @@ def meet(
     clock: Array,
     visitors: Array,
     items: Array,
-) -> Array:
-    """Which rows count of their visit: the first of a visitor since he was counted ``clock`` ago. (B, V)
+    young: bool,
+) -> tuple[Array, Array]:
+    """Which rows count of their visit, (B, V): the first of a visitor since he was counted ``clock`` ago. And whose
+    label tells, (B,): of known items, or of all where ``young``, as none is known yet.
 
     Args:
         user: whose page it was, (B,).
@@ -149,7 +170,8 @@ def meet(
         items: bits of the items that are known since the day before, or this day, that were met in the period before,
             and in this one, (4, I): two of each item, by its hash (Bloom 1970). Those of these rows are met.
     """
-    tells = np.zeros((len(user), KINDS), np.bool_)
+    tells, known = np.zeros((len(user), KINDS), np.bool_), knows(items, item)
+    labelled = known | young
     bits = np.uint64(8 * items.shape[1])
     slots = np.uint64(len(visitors))
     for b in range(len(user)):
@@ -160,16 +182,12 @@ def meet(
         if own[0] != np.int64(user[b]):
             own[:] = 0
             own[0] = np.int64(user[b])
-        known = True
         for half in (item[b], item[b] >> np.uint64(32)):
             at = np.int64(half % bits)
-            bit = np.uint8(1 << (at & 7))
-            items[3, at >> 3] |= bit
-            known &= ((items[0, at >> 3] | items[1, at >> 3]) & bit) != 0
-        known |= item[b] == 0  # as where nobody gives ids
+            items[3, at >> 3] |= np.uint8(1 << (at & 7))
         for v in range(KINDS):
-            if v == CLICKED:
-                if label[b] <= 0.5:
+            if v >= LABELLED:
+                if not labelled[b] or (v == CLICKED and label[b] <= 0.5):
                     continue
             elif v and v != KNOWN and lacks[b] >> (v - 1) & 1:
                 continue
@@ -177,8 +195,8 @@ def meet(
             if own[1 + v] and (rows < clock[1] or ms < clock[2]):
                 continue
             own[1 + v], own[1 + KINDS + v] = clock[0], ts_ms[b]
-            tells[b, v] = v != KNOWN or known
-    return tells
+            tells[b, v] = v != KNOWN or known[b]
+    return tells, labelled
 
 
 @compiled
@@ -195,6 +213,7 @@ def tally(
     clock: Array,
     visitors: Array,
     items: Array,
+    young: bool,
     starts: Array,
     needs: Array,
     cat_of: Array,
@@ -205,8 +224,8 @@ def tally(
     for b in range(len(p)):
         wrong += not np.isfinite(p[b])
     if not wrong:
-        tells = meet(user, item, ts_ms, kind, label, lacks, clock, visitors, items)
-        count(cat, num, starts, needs, label, kind, p, item, user, tells, cat_of, out)
+        tells, labelled = meet(user, item, ts_ms, kind, label, lacks, clock, visitors, items, young)
+        count(cat, num, starts, needs, label, kind, p, item, user, tells, labelled, cat_of, out)
     return wrong
 
 
@@ -265,7 +284,7 @@ def auc(sums: Array) -> tuple[float, float]:
         clicks += m
     if others == 0 or clicks == 0:
         return np.nan, np.inf
-    visits, clicked = sums[VISITS], sums[VISITS + CLICKED]
+    visits, clicked = sums[VISITS + LABELLED], sums[VISITS + CLICKED]
     error = np.sqrt((1 / visits + 1 / clicked) / 12) if visits and clicked else np.inf
     return pairs / (others * clicks), error
 
@@ -317,7 +336,7 @@ def judge(
         expected = max(factor * sums[PREDICTED], 1e-9)
         # The root of a count has half the deviation of the count over the root of its mean.
         # Clicks of a visit may all come before what was passed over, or behind it: it may be off by all it expects.
-        variance = max(dispersion * factor * sums[VARIANCE], expected**2 / max(sums[VISITS], 1e-9))
+        variance = max(dispersion * factor * sums[VARIANCE], expected**2 / max(sums[VISITS + LABELLED], 1e-9))
         variance += expected**2 * factor_error
         below = DEVIATIONS / 2 * np.sqrt(variance / expected)
         above = DEVIATIONS / 2 * np.sqrt((variance + sums[CORRECTIONS]) / expected)  # when these come is chance, too
@@ -339,7 +358,11 @@ def silent(windows: Array, factor: float) -> bool:
     fewer rows, and so fewer that are expected. ``factor``: labels over predictions, as far as is known."""
     for w in range(len(windows)):
         sums = windows[w]
-        if sums[CLICKS] <= 0 and factor * sums[PREDICTED] >= _SILENT_CLICKS and sums[VISITS] >= _SILENT_VISITS:
+        if (
+            sums[CLICKS] <= 0
+            and factor * sums[PREDICTED] >= _SILENT_CLICKS
+            and sums[VISITS + LABELLED] >= _SILENT_VISITS
+        ):
             return True
     return False
 
@@ -369,7 +392,7 @@ def apart(
     if what == LABELS:
         part = sums[PREDICTED] / max(refused[PREDICTED], 1e-9)
         as_before = (refused[CLICKS] + 1) * part  # one more: of those that had none, too, some may have been ahead
-        variance = (1 + part) * dispersion * as_before + as_before**2 / max(sums[VISITS], 1.0)
+        variance = (1 + part) * dispersion * as_before + as_before**2 / max(sums[VISITS + LABELLED], 1.0)
         return bool(abs(sums[CLICKS] - as_before) > _APART * np.sqrt(variance) + 1)
     value, deviation = auc(sums)
     usual, usual_deviation = auc(refused)

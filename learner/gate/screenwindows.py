@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from learner.gate.screenkernels import ROWS, Sums, with_tails
+from learner.gate.screenkernels import MET, Sums, with_tails
 
 BLOCK_ROWS, WINDOW_ROWS = 128, 4096
 _MOST_BLOCK_ROWS, _BLOCK_MS = 2048, 4000
@@ -48,16 +48,16 @@ class ScreenWindows:
 
     def enter(self, sums: Sums, now_ms: int) -> None:
         """Rows were met: they are in the windows of those after them."""
-        if not self.block[ROWS]:
+        if not self.block[MET]:
             self.block_ms = now_ms
         self.block += sums
-        rows, upto, began_ms = self.block[ROWS], self.upto, self.began_ms
+        rows, upto, began_ms = self.block[MET], self.upto, self.began_ms
         if rows < BLOCK_ROWS or (rows < _MOST_BLOCK_ROWS and now_ms < self.block_ms + _BLOCK_MS):
             return
         gone = 0
         while gone < len(began_ms) and (
             len(began_ms) - gone >= _MOST_BLOCKS
-            or (upto[-1, ROWS] - upto[gone, ROWS] >= WINDOW_ROWS and began_ms[gone] < now_ms - _WINDOW_MS)
+            or (upto[-1, MET] - upto[gone, MET] >= WINDOW_ROWS and began_ms[gone] < now_ms - _WINDOW_MS)
         ):
             gone += 1
         self.upto, self.began_ms = np.vstack([upto[gone:], upto[-1] + self.block]), [*began_ms[gone:], self.block_ms]

@@ -20,8 +20,9 @@ a tenth of labels flipped, too, which move it by .09: no more than those.
 
 The rows of a mark are the newest promoted ones. Older ones tell less and less: in a young shop window counts grow by
 the hour, and what a model says of a row as there are none any more moves though nothing is wrong. Rows of an item that
-was not met in an earlier hour are none: of a new item a model says something else from stretch to stretch, and a shop
-may have a new catalogue from one hour to the next. Until then rows of before are looked at.
+the screen does not know yet are none: of a new item a model says something else from stretch to stretch, and a shop
+may have a new catalogue from one hour to the next. Until then rows of before are looked at. A model that learns new
+items says something else of those, too, so a stretch in which most rows are of such is not judged.
 
 A young model moves more, and so does one that few visitors teach. So the bound is never below three times what is
 usual: the median of figures that passed, each over the root of its n, as large as the newest 16 of them allow. (Their
@@ -38,7 +39,7 @@ AUC, .0118 without them).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import comb
 
 import numpy as np
@@ -48,7 +49,6 @@ from learner.gate.heldout import logits_of
 from learner.gate.median_clock import MedianClock
 from learner.gate.verdicts import GateRefusal
 from learner.ranker.verbs import Predicting
-from millrace.basics.durations import HOUR_MS
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.image import Array, resume_state, state_of
 
@@ -62,8 +62,7 @@ FEWEST_LOOKS, WARM_MS = 7, 1_800_000
 _USUAL = 3.0  # times the median of what passed is still usual
 _BELOW_MEDIAN = 0.011  # chance that what is taken for the median, or more, is less
 _EVERY, _EVERY_MS = 32, 10_000  # of so many rows met, or of so long, one becomes a reference row: one of a page or less
-_ITEMS = 1 << 17  # that are told apart, about
-_SAVED = ("_began_ms", "_taken_ms", "_first_ms", "_since", "_turn", "_items_ms", "_settled", "_mark")
+_SAVED = ("_began_ms", "_taken_ms", "_first_ms", "_since", "_turn", "_known", "_new", "of_new_items", "_mark")
 
 
 class Shift:
@@ -76,9 +75,11 @@ class Shift:
         stretch, stretch_ms, least: rows learnt that make one; or the time, where there are as many as ``least``.
         most: bound of the figure.
         clock: the gate's.
+        knows: whether each item is known, as the screen says.
 
     Attributes:
         figure: of the newest look; NaN before the first.
+        of_new_items: whether most rows of the newest promoted stretch were of items that were not known.
     """
 
     def __init__(
@@ -89,8 +90,9 @@ class Shift:
         clock: MedianClock | None = None,
         stretch_ms: int = 300_000,
         least: int = 256,
+        knows: Callable[[NDArray[np.uint64]], NDArray[np.bool_]] = lambda item: np.ones(len(item), np.bool_),
     ) -> None:
-        self.stretch_ms, self.least = stretch_ms, least
+        self.stretch_ms, self.least, self.knows = stretch_ms, least, knows
         self.rows, self.stretch, self.most, self.clock = rows, stretch, most, clock or MedianClock()
         self.figure = float("nan")
         self._past: deque[float] = deque(maxlen=WARM_LOOKS)
@@ -102,24 +104,22 @@ class Shift:
         self._since = 0
         self._began_ms = self._taken_ms = self._first_ms = 0  # of the stretch, the newest reference row, the first look
         self._looked = False  # whether the state was looked at
-        self._items = np.zeros((2, _ITEMS), np.bool_)  # by hash, whether they were met in an earlier hour, and ever
-        self._items_ms, self._settled = 0, False  # when the hour began; whether there was an earlier one
+        self.of_new_items = False
+        self._known = self._new = 0  # rows since the mark, of those that are taken, by their item
 
     def meet(self, batch: SampleBatch) -> None:
         """Rows that passed the screen: some of them become reference rows, once they are promoted."""
         if self.clock.now_ms - self._taken_ms >= _EVERY_MS:
             self._turn = 0
-        if self.clock.now_ms - self._items_ms >= HOUR_MS:
-            self._items[0] |= self._items[1]
-            self._items_ms, self._settled = self.clock.now_ms, bool(self._items[0].any())
-        at = ((batch.item ^ batch.item >> np.uint64(32)) & np.uint64(_ITEMS - 1)).astype(np.intp)
-        self._items[1, at] = True
-        rows = np.arange(-self._turn % _EVERY, len(batch), _EVERY)
+        taken = np.arange(-self._turn % _EVERY, len(batch), _EVERY)
         self._turn += len(batch)
-        if self._settled:
-            rows = rows[self._items[0, at[rows]]]
+        if not len(taken):
+            return
+        self._taken_ms = self.clock.now_ms
+        rows = taken[self.knows(batch.item[taken])]
+        self._known += len(rows)
+        self._new += len(taken) - len(rows)
         if len(rows):
-            self._taken_ms = self.clock.now_ms
             self._met.add((batch.cat[rows], batch.num[rows]))
 
     def learnt(self, rows: int) -> None:
@@ -150,6 +150,8 @@ class Shift:
         self._looked, self.figure = True, float(np.abs(now - self._mark).mean())
         if not np.isfinite(now).all():
             return GateRefusal("finite", float("nan"), 0.0, "logits of reference rows")
+        if self._new > self._known:
+            return None
         return GateRefusal("shift", self.figure, self.bound) if self.figure > self.bound else None
 
     @property
@@ -167,7 +169,7 @@ class Shift:
 
     def promoted(self, model: Predicting) -> None:
         """The state just looked at is the mark from now on."""
-        if self._looked:
+        if self._looked and self._new <= self._known:
             self._first_ms = self._first_ms if self._past else self.clock.now_ms
             self._past.append(self.figure / self._scale)
         self._join()
@@ -175,8 +177,7 @@ class Shift:
 
     def went_back(self) -> None:
         """The model is at the mark again: what it met since never was."""
-        self._met.clear()
-        self._since, self._looked = 0, False
+        self._begin()
 
     def rebase(self, model: Predicting) -> None:
         """The model as it is now is the mark: a person, or a stated time, says that the world is different; or it went
@@ -187,10 +188,16 @@ class Shift:
 
     def _join(self) -> None:
         """What was met since the mark is promoted."""
+        self.of_new_items = self._new > self._known
         for part in self._met.parts:
             self._ring.add(part)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing was met since the mark."""
         self._met.clear()
-        self._since, self._looked = 0, False
+        self._since = self._known = self._new = 0
+        self._looked = False
 
     def _set_mark(self, model: Predicting) -> None:
         """The state is the mark, by the newest rows that are promoted, where there are enough."""
@@ -201,7 +208,7 @@ class Shift:
 
     def snapshot(self) -> dict[str, Array]:
         """The state, as long as there is any: a few hundred rows. Shares no memory with this."""
-        state = state_of(self, _SAVED) | {"past": np.array(self._past), "items": np.packbits(self._items, axis=1)}
+        state = state_of(self, _SAVED) | {"past": np.array(self._past)}
         kept = {"newest": [self._newest] if self._newest else [], "ring": self._ring.parts, "met": self._met.parts}
         for name, rows in kept.items():
             if rows:
@@ -220,7 +227,6 @@ class Shift:
             return
         resume_state(self, _SAVED, state)
         self._past = deque(state["past"].tolist(), WARM_LOOKS)
-        self._items = np.unpackbits(state["items"], axis=1).astype(np.bool_)
         found = {
             name: (np.array(state[f"{name}/cat"]), np.array(state[f"{name}/num"]))
             for name in ("newest", "ring", "met")

@@ -100,7 +100,7 @@ class GateJudge:
         if checks is None:
             state.saved()
             return True
-        self.judgement = checks.heldout.judge(state.trainer.model)
+        self.judgement = checks.heldout.judge(state.trainer.model, checks.shift.of_new_items)
         refusal = self.judgement.refusal
         if self.judgement.judged:
             refusal = self._judged("heldout", refusal)

@@ -414,15 +414,27 @@ def with_items(
         yield replace(batch, item=item.astype(np.uint64), num=num), p
 
 
-@pytest.mark.parametrize("seconds", range(0, 600, 60))  # since items became known
+@pytest.mark.parametrize("seconds", range(0, 1800, 300))  # since items became known
 def test_a_new_catalogue_is_no_poison_and_lost_windows_of_items_are(seconds: int) -> None:
     screen, stream, met = Screen(SCHEMA, HOUR_MS), Stream(0), dict[int, int]()
     assert learn(screen, with_items(stream, 36_000 + 10 * seconds, 1, met)) == []
     assert screen.warm
-    assert learn(screen, with_items(stream, 16_384, 2, met)) == []
+    assert learn(screen, with_items(stream, 36_864, 2, met)) == []
     refused = learn(screen, with_items(stream, 1024, 2, met, lost=True))
     assert refused
     assert {one.what for one in refused} == {"windows of item_id"}
+
+
+@pytest.mark.parametrize("goods", [500, 30_000])
+def test_labels_of_a_new_catalogue_tell_nothing_until_the_model_may_know_them(goods: int) -> None:
+    """By hash, one row in a hundred of many goods seems known."""
+    screen, stream, met = Screen(SCHEMA, HOUR_MS), Stream(0), dict[int, int]()
+    assert learn(screen, with_items(stream, 60_000, 1, met, goods=goods)) == []
+    ignorant = np.full(64, 0.01, np.float32)  # a seventh of what is clicked, of all goods alike
+    assert learn(screen, ((b, ignorant) for b, _ in with_items(stream, 16_384, 2, met, goods=goods))) == []
+    assert learn(screen, with_items(stream, 40_000, 2, met, goods=goods)) == []
+    refused = learn(screen, ((flipped(b, stream.rng), p) for b, p in with_items(stream, 1024, 2, met, goods=goods)))
+    assert "labels" in {one.check for one in refused}
 
 
 def test_a_new_catalogue_is_no_poison_where_some_of_it_seems_known() -> None:

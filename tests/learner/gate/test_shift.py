@@ -85,21 +85,34 @@ def test_a_young_model_moves_as_it_will_and_its_past_is_its_measure() -> None:
     assert stretch(shift, model, 99) is not None
 
 
-def test_rows_of_new_items_are_no_reference_until_an_hour_later() -> None:
+def test_rows_of_items_that_are_not_known_are_no_reference_and_a_stretch_of_them_is_not_judged() -> None:
     shift, model, number = warm()
-    items = [np.full(STRETCH, item, np.uint64) for item in (7, 8)]
-    for step in range(80):  # minutes
-        batch = rows(STRETCH, step)
-        batch.num[:] = step >= 70
-        shift.clock.now_ms = START_MS + (number + step) * 60_000
-        shift.meet(replace(batch, item=items[step >= 70]))
+    known = {7}
+    shift.knows = lambda item: np.isin(item, list(known))
+
+    def learn(new: float) -> GateRefusal | None:
+        batch = rows(STRETCH, number)
+        items = np.where(np.arange(STRETCH) % 64 < 64 * new, 8, 7).astype(np.uint64)
+        batch.num[:] = (items == 8)[:, None]
+        shift.meet(replace(batch, item=items))
         shift.learnt(STRETCH)
-        shift.promoted(model)
-    assert shift.snapshot()["newest/num"].max() == 0
-    shift.clock.now_ms += HOUR_MS
-    shift.meet(replace(batch, item=items[1]))
+        return shift.look(model)
+
+    model.bias += 1
+    assert learn(new=0.5) is not None
+    shift.went_back()
+    assert learn(new=1.0) is None
+    usual = shift.bound
     shift.promoted(model)
-    assert shift.snapshot()["newest/num"].max() == 1
+    assert (shift.snapshot()["newest/num"][-1] != 1).all()
+    shift.learnt(STRETCH)
+    assert shift.bound == usual, "what was not judged tells of nothing usual"
+    known.add(8)
+    assert learn(new=1.0) is None
+    shift.promoted(model)
+    assert (shift.snapshot()["newest/num"][-1] == 1).all()
+    model.bias += 1
+    assert learn(new=1.0) is not None
 
 
 def lived(rows_a_second: float, hours: float) -> tuple[Shift, float, list[float]]:
