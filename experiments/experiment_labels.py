@@ -45,7 +45,6 @@ from learner.ranker.model import OnlineModel
 from learner.training.trainer import BATCH_MS, BATCH_ROWS
 from millrace.basics.errors import SettingError
 from millrace.basics.ranking_metrics import auc, calibration, judged, known, log_loss
-from millrace.contracts.logforms import OutcomeRule
 from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, policy_named
@@ -189,7 +188,7 @@ def experiment_labels(
     how: dict[str, Any] = {"worlds": worlds, "spec": spec, "workers": workers, "progress": progress}
     if outcome:
         runs = [(outcome_labels.run_world, (world, users, dict(spec or {}))) for world in worlds]
-        default = OutcomeRule("order").policy
+        default = outcome_labels.RULE.told
 
         def report_of(rows: list[Row]) -> tuple[dict[str, Any], Sequence[Plot]]:
             return outcome_labels.make_report(rows, default), []

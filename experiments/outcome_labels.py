@@ -47,7 +47,7 @@ KEEP, AT_ONCE = 0.1, 4 * BATCH_ROWS
 """Of exposures without a click: they say nothing of orders. So a micro-batch is taken from more rows."""
 BOUND, ORACLE, NEVER_TOLD = "bound", "oracle", "never"
 POLICIES = get_args(OutcomePolicy)
-RULE = OutcomeRule("order", on="click", event="purchase", within="30d", policy="es-dfm")
+RULE = OutcomeRule("order", on="click", event="purchase", within="30d")
 FIGURES = ("auc", "log_loss", "calibration")
 TARGETS = {"auc_gap_closed": (0.5, np.inf), "log_loss_gap_closed": (0.67, np.inf), "calibration": (0.95, 1.05)}
 """What the default must reach: at least, at most."""

@@ -206,7 +206,7 @@ class Labels:
             self.outcomes[:, k] = np.where(defined & (self.outcome_ms[:, k] <= ends), value, np.nan)
             if one.event is not None:
                 came, never = times[one.event], np.full(rows.n, NEVER)
-                how = policy_named(one.policy)
+                how = policy_named(one.told)
                 self.of_events.append(EventOutcome(k, how, one.within_ms, base, came, never, defined, ends))
 
         row, ts_ms, column = [np.arange(rows.n)], [rows.ts_ms], [np.full(rows.n, _EXPOSURE_COLUMN, np.uint8)]

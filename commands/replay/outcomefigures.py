@@ -48,7 +48,7 @@ class OutcomeScores:
 
     def settle(self, log: LogTable) -> None:
         """Takes the final labels of what was told by age, when all of the log was learnt."""
-        if aged := [k for k, one in enumerate(self.outcomes) if one.policy != "wait"]:
+        if aged := [k for k, one in enumerate(self.outcomes) if one.told != "wait"]:
             self.y[:, aged] = Labels(log, self._schema, LabelRows.of(log, self._schema)).outcomes[:, aged]
 
     def figures(

@@ -49,10 +49,12 @@ LEARNING_LOSS = Gauge("millrace_learning_log_loss", "Log loss of the same predic
 LEARNING_CALIBRATION = Gauge("millrace_learning_calibration", "Clicks predicted over clicks seen, same predictions.")
 LATE_CLICKS = Gauge("millrace_late_click_ratio", "Mean prediction of late clicks over that of early ones.")
 OUTCOME_AUC = Gauge(
-    "millrace_outcome_auc", "AUC of an outcome, predicted as its sample came to be learnt.", ["outcome"]
+    "millrace_outcome_auc",
+    "AUC of an outcome, predicted when its sample came to be learnt; told by age: of whether it had come by then.",
+    ["outcome"],
 )
-OUTCOME_LOSS = Gauge("millrace_outcome_log_loss", "Log loss of the same predictions.", ["outcome"])
-OUTCOME_CALIBRATION = Gauge("millrace_outcome_calibration", "Predicted over seen, same predictions.", ["outcome"])
+OUTCOME_LOSS = Gauge("millrace_outcome_log_loss", "Log loss of the same; none where told by age.", ["outcome"])
+OUTCOME_CALIBRATION = Gauge("millrace_outcome_calibration", "Predicted over seen; none where told by age.", ["outcome"])
 OUTCOME_ROWS = Gauge("millrace_outcome_rows", "Told outcomes that these figures are over.", ["outcome"])
 NOT_FINITE = Counter("millrace_predictions_not_finite_total", "Predictions that were no numbers, served or learning.")
 DROPPED = Counter("millrace_served_rows_dropped_total", "Served rows left out because too many waited for a label.")
@@ -216,10 +218,12 @@ class Board:
         LEARNING_LOSS.set(learning.log_loss)
         LEARNING_CALIBRATION.set(learning.calibration)
         LATE_CLICKS.set(trainer.late_clicks.ratio)
+        by_age = {one.name for one in trainer.model.schema.outcome if one.told != "wait"}
         for name, told in trainer.outcomes.items():
+            final = name not in by_age  # else half of the zeros are known, and not all of the ones
             OUTCOME_AUC.labels(name).set(told.auc)
-            OUTCOME_LOSS.labels(name).set(told.log_loss)
-            OUTCOME_CALIBRATION.labels(name).set(told.calibration)
+            OUTCOME_LOSS.labels(name).set(told.log_loss if final else math.nan)
+            OUTCOME_CALIBRATION.labels(name).set(told.calibration if final else math.nan)
             OUTCOME_ROWS.labels(name).set(told.rows)
         arms = {} if trainer.served is None else _show_served(trainer.served)
         if counts["trained"] == self._told or not learning.rows:

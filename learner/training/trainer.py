@@ -184,7 +184,7 @@ class Trainer:
             rows = batch.take(np.flatnonzero(told))
             said = self.model.predict(rows.cat, rows.num)[:, 1:]  # (n, K)
             for one, q, y in zip(self.model.schema.outcome, said.T, rows.outcomes.T, strict=True):
-                known = np.isfinite(y) & (rows.telling == 0)  # what is told by age is not final
+                known = (rows.telling <= 1) & (y >= 0) & (y <= 1)  # by age: whether it came before the first age
                 self.outcomes.setdefault(one.name, Progressive(ROLLING_ROWS)).update(q[known], y[known])
         return p
 

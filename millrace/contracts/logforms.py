@@ -131,11 +131,17 @@ class OutcomeRule(Struct, frozen=True, forbid_unknown_fields=True):
     column: str | None = None
     within: str | None = None
     value: str | None = None  # a numeric field: what the outcome is worth
-    policy: OutcomePolicy = "wait"  # when it is learnt, and with what weight (millrace/labels)
+    policy: OutcomePolicy | None = None  # when it is learnt, and with what weight (millrace/labels)
 
     @property
     def within_ms(self) -> int:
         return 0 if self.within is None else durations.minutes_of(self.within) * 60_000
+
+    @property
+    def told(self) -> OutcomePolicy:
+        """The policy. By default an event's outcome that waits for a week or more is told by age."""
+        long = self.event is not None and self.within_ms >= 7 * durations.DAY_MS
+        return self.policy or ("es-dfm" if long else "wait")
 
 
 def outcome_problems(outcomes: Sequence[OutcomeRule], numeric: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -152,7 +158,7 @@ def outcome_problems(outcomes: Sequence[OutcomeRule], numeric: Sequence[str]) ->
             yield f"outcome '{one.name}' is of the event '{one.event}'", f"use {', '.join(ACTIONS[2:])}"
         if one.event is not None and one.within is None:
             yield f"outcome '{one.name}' waits for ever", "say within = '30d', after which it did not come"
-        if one.policy != "wait" and one.event is None:
+        if one.policy not in (None, "wait") and one.event is None:
             yield f"outcome '{one.name}' of a column has the policy '{one.policy}'", "only events come at a known time"
         if one.value is not None and one.value not in numeric:
             yield f"outcome '{one.name}' is worth '{one.value}', which is no numeric field", "add it to [[fields]]"

@@ -161,7 +161,7 @@ class OutcomeBook:
         rows = self._hours.get(hour)
         if rows is None:
             rows = self._hours[hour] = HourRows.new(
-                {one.name: Aged.of(one.policy, one.within_ms) for one in self._of[on] if one.policy != "wait"}
+                {one.name: Aged.of(one.told, one.within_ms) for one in self._of[on] if one.told != "wait"}
             )
             self._next_ms = min(self._next_ms, self._due(hour, rows))
         positions = [position for first, end in runs for position in range(first, end)]

@@ -105,7 +105,7 @@ class Terms(msgspec.Struct, frozen=True):
         p = partition.policy
         waits = p.attribution_ms, p.disorder_ms, p.lateness_ms, p.ahead_ms, p.observation_ms
         outcomes: dict[str, OutcomePolicy] = {}
-        outcomes |= {one.name: one.policy for one in partition.schema.outcome if one.policy != "wait"}
+        outcomes |= {one.name: one.told for one in partition.schema.outcome if one.told != "wait"}
         rest = *waits, p.label.name, p.sends_pages, outcomes
         return cls(partition.schema.id, RULES, partition.partitions, partition.settles, *rest)
 

@@ -26,6 +26,7 @@ name = "purchase"
 on = "click"
 event = "purchase"
 within = "30d"
+policy = "wait"
 [[outcome]]
 name = "soon"
 on = "click"
@@ -41,6 +42,7 @@ name = "purchase"
 on = "click"
 event = "purchase"
 within = "30d"
+policy = "wait"
 [[outcome]]
 name = "early"
 on = "click"
@@ -92,7 +94,7 @@ class LateStream:
                 for k in np.flatnonzero(np.isfinite(one.outcomes[row])).tolist():
                     told, telling, rule = int(one.outcomes[row, k]), int(one.telling[row]), self.schema.outcome[k]
                     if telling:
-                        assert int(one.policy[row]) == POLICIES.index(rule.policy)
+                        assert int(one.policy[row]) == POLICIES.index(rule.told)
                         self.by_age.append((request, position, rule.name, telling, told))
                     else:
                         self.told.append((request, position, rule.name, told))

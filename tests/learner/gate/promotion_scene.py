@@ -143,7 +143,7 @@ class PlannedHeldout(Heldout):
     def take(self, batch: SampleBatch) -> None:
         self.taken += len(batch)
 
-    def judge(self, model: Predicting) -> Judgement:
+    def judge(self, model: Predicting, new_items: bool = False) -> Judgement:
         return Judgement(self.refusal, 9000, 0.7, 0.71, 0.3, 0.3, 0.01)
 
     def looked(self) -> None:

@@ -101,7 +101,7 @@ def test_figures_that_do_not_exist_are_nan_for_prometheus_and_null_in_the_histor
 
 
 def test_each_outcome_has_the_figures_of_what_was_predicted_before_it_was_learnt(tmp_path: Path) -> None:
-    schema = msgspec.structs.replace(SCHEMA, outcome=(OutcomeRule("buy", on="click", event="purchase", within="30d"),))
+    schema = msgspec.structs.replace(SCHEMA, outcome=(OutcomeRule("buy", on="click", event="purchase", within="2d"),))
     model = OnlineModel(schema, {"model": "logistic"}, 0)
     t = Trainer(model, Progressive(1000), Repeats(10**9), 10_000)
     said, true = [], []
@@ -117,6 +117,23 @@ def test_each_outcome_has_the_figures_of_what_was_predicted_before_it_was_learnt
     assert gauge("outcome_rows", outcome="buy") == len(y) > 100
     assert gauge("outcome_log_loss", outcome="buy") == pytest.approx(log_loss(p, y))
     assert gauge("outcome_auc", outcome="buy") == pytest.approx(auc(p, y))
+
+
+def test_an_outcome_told_by_age_has_the_auc_of_first_tellings_alone(tmp_path: Path) -> None:
+    schema = msgspec.structs.replace(SCHEMA, outcome=(OutcomeRule("buy", on="click", event="purchase", within="30d"),))
+    model = OnlineModel(schema, {"model": "logistic"}, 0)
+    t = Trainer(model, Progressive(1000), Repeats(10**9), 10_000)
+    batch = make_samples(600, 0)
+    number, value = np.resize([1, 1, 1, 2, 3], 600), np.resize([0, 1, 0, 1, 2], 600)
+    told = replace(batch, outcomes=value.astype(np.float32)[:, None], telling=number.astype(np.uint8))
+    q = model.predict(told.cat, told.num)[:, 1]
+    t.judge(told)
+    Board(t, tmp_path / "history.jsonl").show()
+    first = number == 1
+    assert gauge("outcome_rows", outcome="buy") == first.sum()
+    assert gauge("outcome_auc", outcome="buy") == pytest.approx(auc(q[first], value[first]))
+    assert math.isnan(gauge("outcome_log_loss", outcome="buy"))
+    assert math.isnan(gauge("outcome_calibration", outcome="buy"))
 
 
 def test_late_clicks_that_a_model_tells_from_early_ones_are_seen(tmp_path: Path) -> None:

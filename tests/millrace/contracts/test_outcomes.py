@@ -38,6 +38,8 @@ VIEW = '[[outcome]]\nname = "long_view"\ncolumn = "long_view"\n'
 def test_what_is_written_is_read() -> None:
     buy, view = parse_schema(PLAIN + BUY + VIEW).outcome
     assert buy == OutcomeRule("buy", on="click", event="purchase", within="30d", value="price")
+    assert (buy.told, view.told) == ("es-dfm", "wait")
+    assert OutcomeRule("soon", event="cart", within="6d").told == "wait"
     assert (buy.within_ms, view.within_ms, view.on) == (30 * 86_400_000, 0, "page")
 
 

@@ -199,7 +199,7 @@ def test_outcomes_on_pages_are_told_of_every_exposure(tmp_path: Path) -> None:
 def test_an_outcome_that_is_new_in_the_schema_is_not_told_of_older_clicks(stream: LateStream) -> None:
     """Its events were not noted, so a 0 would be a guess."""
     cart = '[[outcome]]\nname = "cart"\non = "click"\nevent = "cart"\nwithin = "2d"\n'
-    month = '[[outcome]]\nname = "purchase"\non = "click"\nevent = "purchase"\nwithin = "30d"\n'
+    month = '[[outcome]]\nname = "purchase"\non = "click"\nevent = "purchase"\nwithin = "30d"\npolicy = "wait"\n'
     before, stream.schema = stream.schema, parse_schema(TEXT + cart + month)
     checkpoint = stream.checkpoint()
     stream.partition = Partition(0, stream.schema, POLICY, history=(before,))
@@ -222,7 +222,7 @@ def test_orders_need_an_outcome(tmp_path: Path) -> None:
 
 
 MONTH = 30 * DAY
-AGES = {one.name: ages_ms(policy_named(one.policy), one.within_ms) for one in BY_AGE.outcome[1:]}
+AGES = {one.name: ages_ms(policy_named(one.told), one.within_ms) for one in BY_AGE.outcome[1:]}
 
 
 def told_at(base: int, age: int) -> int:
