@@ -24,7 +24,8 @@ them, for guests are normal, and so are deleted users and a Redis that is slow o
 
 A shop may have a new catalogue from one hour to the next. So an item that was not met half an hour to an hour ago tells
 nothing by its windows, which are empty, and nothing by its labels: the model cannot know yet who clicks on it. Before
-any item is known the labels of all rows tell.
+any item is known the labels of all rows tell, and where most visits are usually to items that are not: in a shop of so
+many goods that few were shown in the last two days.
 
 No bound is broken by a window that is too short to tell. Labels and AUC must be 4.5 standard errors from the clean
 past, a share so far off that chance does it less than once in half a million times
@@ -116,10 +117,11 @@ _VISITORS = 4096  # who are remembered as counted
 _ALSO = {FINE: "", LABELS: " (labels too)", AUC: " (AUC too)"}  # what else is broken where a share is
 _ANY, _PROFILE, _WINDOWS = range(KNOWN)  # kinds of visits: rows that tell of it
 _ITEM_BYTES = 1 << 16  # in which items are remembered: of 50,000 a day, 3 new ones in 100 seem known
+_PERIOD_WEIGHT = 1 / 16  # of the newest half hour, in the share of visits to known items
 _KNOWN_MS = 30 * MINUTE_MS  # until an item is known, at least: longer than its first samples wait for their labels
 _SAVED = (
     *("_piece", "_stretch", "_past", "_auc_piece", "_promoted", "_first_ms", "_warm", "_factor_before"),
-    *("_refused", "_broken", "_visitors", "_items", "_met", "_items_ms", "_day_ms"),
+    *("_refused", "_broken", "_visitors", "_items", "_met", "_items_ms", "_day_ms", "_here", "_usually_known"),
 )
 _SAVED_WINDOWS = ("block", "block_ms", "upto", "began_ms")
 
@@ -199,7 +201,8 @@ class Screen:
         self._visitors, self._items = _nobody()
         self._met = np.array([0, LONGEST_ROWS, LONGEST_MS])  # rows; how many, and how long, a visitor is not counted
         self._items_ms = self._day_ms = 0  # when items that were met became known; when this day of them began
-        self._young = True  # no item is known yet
+        self._here, self._usually_known = np.zeros(2), 1.0  # visits to known items, and all, since then; share of days
+        self._all_tell = True  # whether rows of items that are not known tell, too
         self._looked: tuple[SampleBatch, Sums] | None = None
         self._windows = ScreenWindows(self._size)
         self._piece = np.zeros(4)  # of rows learnt: rows, clicks, expected clicks, their variance
@@ -231,8 +234,8 @@ class Screen:
         return found
 
     def knows(self, item: NDArray[np.uint64]) -> Bools:
-        """Whether each item is known: it was met half an hour ago, or nothing was. (B,)"""
-        return np.ones(len(item), np.bool_) if self._young else np.asarray(knows(self._items, item))
+        """Whether each item is known: it was met half an hour ago; all are where all rows tell. (B,)"""
+        return np.ones(len(item), np.bool_) if self._all_tell else np.asarray(knows(self._items, item))
 
     def look(self, batch: SampleBatch, p: NDArray[np.float32]) -> GateRefusal | None:
         """Judges a micro-batch, alone and with the rows that came before it, before it is learnt from.
@@ -341,7 +344,7 @@ class Screen:
         if not state or (state["columns"] != self._columns()).any():
             return
         resume_state(self, _SAVED, state)
-        self._young = not self._items[:2].any()
+        self._say_who_tells()
         resume_state(self._windows, _SAVED_WINDOWS, below("windows/", state))
         self._windows.look_back()
         self._usual = self._known()
@@ -366,13 +369,19 @@ class Screen:
             self._items[1] |= self._items[2]
             self._items[2] = self._items[3]
             self._items[3], self._items_ms = 0, self.clock.now_ms
-            self._young = not self._items[:2].any()
+            if self._here[1] and self._items[:2].any():
+                self._usually_known += _PERIOD_WEIGHT * (self._here[0] / self._here[1] - self._usually_known)
+            self._here[:] = 0
+            self._say_who_tells()
         visit = batch.user, batch.item, batch.ts_ms, batch.kind, batch.label, batch.user_missing
-        known, groups = (
-            (self._met, self._visitors, self._items, self._young),
-            (self._num_starts, self._needs, self._cat_of),
-        )
-        return tally(*visit, batch.cat, batch.num, p, *known, *groups, sums), sums
+        known = self._met, self._visitors, self._items, self._all_tell
+        groups = self._num_starts, self._needs, self._cat_of
+        wrong = tally(*visit, batch.cat, batch.num, p, *known, *groups, sums)
+        self._here += sums[[VISITS + KNOWN, VISITS]]
+        return wrong, sums
+
+    def _say_who_tells(self) -> None:
+        self._all_tell = self._usually_known < 0.5 or not self._items[:2].any()
 
     def _over(self, windows: Sums) -> bool:
         """Whether what was refused is over: the newest rows, as many as one of the windows has, break no bound and are

@@ -156,10 +156,10 @@ def meet(
     clock: Array,
     visitors: Array,
     items: Array,
-    young: bool,
+    all_tell: bool,
 ) -> tuple[Array, Array]:
     """Which rows count of their visit, (B, V): the first of a visitor since he was counted ``clock`` ago. And whose
-    label tells, (B,): of known items, or of all where ``young``, as none is known yet.
+    label tells, (B,): of known items, or of ``all``.
 
     Args:
         user: whose page it was, (B,).
@@ -171,7 +171,7 @@ def meet(
             and in this one, (4, I): two of each item, by its hash (Bloom 1970). Those of these rows are met.
     """
     tells, known = np.zeros((len(user), KINDS), np.bool_), knows(items, item)
-    labelled = known | young
+    labelled = known | all_tell
     bits = np.uint64(8 * items.shape[1])
     slots = np.uint64(len(visitors))
     for b in range(len(user)):
@@ -213,7 +213,7 @@ def tally(
     clock: Array,
     visitors: Array,
     items: Array,
-    young: bool,
+    all_tell: bool,
     starts: Array,
     needs: Array,
     cat_of: Array,
@@ -224,7 +224,7 @@ def tally(
     for b in range(len(p)):
         wrong += not np.isfinite(p[b])
     if not wrong:
-        tells, labelled = meet(user, item, ts_ms, kind, label, lacks, clock, visitors, items, young)
+        tells, labelled = meet(user, item, ts_ms, kind, label, lacks, clock, visitors, items, all_tell)
         count(cat, num, starts, needs, label, kind, p, item, user, tells, labelled, cat_of, out)
     return wrong
 

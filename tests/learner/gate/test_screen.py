@@ -437,6 +437,20 @@ def test_labels_of_a_new_catalogue_tell_nothing_until_the_model_may_know_them(go
     assert "labels" in {one.check for one in refused}
 
 
+def test_where_hardly_an_item_comes_twice_labels_of_new_ones_tell() -> None:
+    screen, stream = Screen(SCHEMA, HOUR_MS), Stream(0)
+
+    def rows(n: int) -> Iterator[Scored]:
+        for batch, p in stream.batches(n, 512):
+            yield replace(batch, item=stream.rng.integers(1, 1 << 63, 512).astype(np.uint64)), p
+
+    assert learn(screen, rows(40_960)) == []
+    assert not screen.knows(np.arange(1, 9, dtype=np.uint64)).any()
+    assert learn(screen, rows(400_000)) == []
+    refused = learn(screen, ((flipped(b, stream.rng), p) for b, p in rows(1024)))
+    assert "labels" in {one.check for one in refused}
+
+
 def test_a_new_catalogue_is_no_poison_where_some_of_it_seems_known() -> None:
     """By hash: one row in a hundred, and so one visit in ten has such a row."""
     screen, stream, met = Screen(SCHEMA, HOUR_MS), Stream(0), dict[int, int]()
