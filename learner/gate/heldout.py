@@ -228,7 +228,6 @@ class Heldout:
         """Figures of the model and of the anchors, and the evidence that it is worse; costs the prediction of the rows.
         Unjudged where most goods are new by now (``new_items``). Changes nothing: :meth:`looked` is for the caller to
         say."""
-        stake_ms = np.clip(self.clock.now_ms - self._looked_ms, _LEAST_STAKE_MS, HOUR_MS)
         nan = float("nan")
         if new_items or not self._fits(model):
             return Judgement(None, 0, nan, nan, nan, nan, nan)
@@ -243,7 +242,7 @@ class Heldout:
         x, bounds = more_loss(p, rows)
         of = _visits(rows.page, rows.user, rows.ts_ms)
         stakes = np.zeros(len(of.rows))
-        stakes[0] = stake_ms / DAY_MS
+        stakes[0] = np.clip(self.clock.now_ms - self._looked_ms, _LEAST_STAKE_MS, HOUR_MS) / DAY_MS
         detector = EDetector(DIFFERENCE, BOUND, MEAN_DAYS)
         log_days = detector.update(of.means(x), stakes, of.means(bounds)).max()
         days = float(np.exp(min(log_days, _MOST_LOG_DAYS)))

@@ -90,6 +90,7 @@ class PlannedShift(Shift):
 
     def __init__(self, stretch: int) -> None:
         self.stretch, self.rows, self.refuses, self.rebased = stretch, 0, False, 0
+        self.of_new_items = False
 
     def meet(self, batch: SampleBatch) -> None:
         pass
@@ -126,7 +127,7 @@ class PlannedHeldout(Heldout):
     def __init__(self) -> None:
         self.refusal: GateRefusal | None = None
         self._rate, self.base = 0.0, 0.01
-        self.taken = 0
+        self.taken = self.rebased = 0
         self.spoilt_from: list[int] = []
 
     @property
@@ -144,6 +145,8 @@ class PlannedHeldout(Heldout):
         self.taken += len(batch)
 
     def judge(self, model: Predicting, new_items: bool = False) -> Judgement:
+        if new_items:
+            return super().judge(model, new_items)
         return Judgement(self.refusal, 9000, 0.7, 0.71, 0.3, 0.3, 0.01)
 
     def looked(self) -> None:
@@ -156,7 +159,7 @@ class PlannedHeldout(Heldout):
         self.spoilt_from.append(from_ms)
 
     def rebase(self, model: Predicting) -> None:
-        pass
+        self.rebased += 1
 
     def snapshot(self) -> dict[str, Array]:
         return {}

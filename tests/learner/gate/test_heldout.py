@@ -209,6 +209,14 @@ def test_spoilt_rows_go() -> None:
 # -- judging --------------------------------------------------------------------------------------------------
 
 
+def test_nothing_is_judged_while_most_goods_are_new() -> None:
+    held, model = ready()
+    model.slope = -1
+    assert held.judge(model).refusal is not None
+    found = held.judge(model, new_items=True)
+    assert (found.refusal, found.judged) == (None, False)
+
+
 def test_without_rows_or_with_one_class_nothing_is_judged() -> None:
     held, model = Heldout(0.01, AGE_MS), Plain()
     assert not held.judge(model).judged

@@ -412,6 +412,19 @@ def test_a_snapshot_that_passes_ends_what_held_out_pages_refused(scene: Scene) -
     )
 
 
+def test_a_model_of_new_goods_is_not_judged_by_pages_of_those_that_are_gone_and_is_their_anchor(scene: Scene) -> None:
+    both((scene,), *(batch(n) for n in range(4)))
+    assert scene.snapshot() is not None
+    scene.heldout.refusal, before = GateRefusal("heldout", 0.02, 0.01), scene.heldout.rebased
+    scene.shift.of_new_items = True
+    both((scene,), *(batch(n, minute=1) for n in range(10, 16)))
+    assert scene.snapshot() is not None
+    assert scene.heldout.rebased > before
+    scene.shift.of_new_items = False
+    both((scene,), *(batch(n, minute=2) for n in range(20, 26)))
+    assert scene.snapshot() is None
+
+
 def test_a_refusal_of_another_kind_does_not_make_one_older(scene: Scene) -> None:
     """Held-out pages refused first; samples are refused from the last minutes of that hour on."""
     both((scene,), *(batch(n) for n in range(4)))
