@@ -287,13 +287,11 @@ class LearnerState:
         """A snapshot is made of all up to here, which was judged."""
         self.standing.mark = self._decided(Saved(judged))
         self.quarantine.close()
-        checks = self.checks
-        if judged and checks is not None:
-            checks.heldout.looked()
-            checks.heldout.promoted(self.trainer.model)
+        if judged and self.checks is not None:
+            heldout = self.checks.heldout
+            heldout.looked()
+            (heldout.rebase if self.checks.shift.of_new_items else heldout.promoted)(self.trainer.model)
             self.standing.since.pop(OF_PAGES, None)
-        elif checks is not None and checks.shift.of_new_items:
-            checks.heldout.rebase(self.trainer.model)
 
     def rebased(self, by: str) -> None:
         """The model as it is is what later ones are compared with."""
