@@ -23,7 +23,8 @@ page that was made without his profile or his windows (:mod:`millrace.contracts.
 them, for guests are normal, and so are deleted users and a Redis that is slow or was emptied.
 
 A shop may have a new catalogue from one hour to the next. So an item that was not met half an hour to an hour ago tells
-nothing by its windows, which are empty, and nothing by its labels: the model cannot know yet who clicks on it. Before
+nothing by its windows, which are empty, and nothing by its labels: the model cannot know yet who clicks on it. Where
+most rows are of such items no labels are judged: late clicks on what was shown before still come. Before
 any item is known the labels of all rows tell, and where most visits are usually to items that are not: in a shop of so
 many goods that few were shown in the last two days.
 
@@ -319,6 +320,7 @@ class Screen:
         bins = self._size - 2 * BINS
         others, clicks = past[bins : bins + BINS], past[bins + BINS :]
         spoilt = past.copy()
+        spoilt[MET] = past[ROWS]
         spoilt[bins : bins + BINS] = kept * others + flipped * clicks
         spoilt[bins + BINS :] = kept * clicks + flipped * others + clicked * (others + clicks)
         spoilt[CLICKS] = kept * past[CLICKS] + flipped * (past[ROWS] - past[CLICKS]) + clicked * past[ROWS]

@@ -329,6 +329,8 @@ def judge(
             if unlikely(value, told, share[g], usual_told) > _SHARE_NATS:
                 return SHARE, g, value, bound
 
+        if 2 * sums[ROWS] < sums[MET]:
+            continue  # late clicks come when nothing known is shown any more
         value, deviation = auc(sums)
         deviation = np.sqrt(auc_dispersion * (deviation * deviation + auc_error))
         holds = value >= 0.5 + _AUC_HOLDS * (usual_auc - 0.5) - _AUC_DOUBT * deviation  # NaN does not

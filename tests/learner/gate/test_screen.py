@@ -437,6 +437,23 @@ def test_labels_of_a_new_catalogue_tell_nothing_until_the_model_may_know_them(go
     assert "labels" in {one.check for one in refused}
 
 
+def test_late_clicks_on_goods_that_are_gone_are_no_poison() -> None:
+    """Nothing is predicted beside them any more."""
+    screen, stream, met = Screen(SCHEMA, HOUR_MS), Stream(0), dict[int, int]()
+
+    def late_after(batches: Iterator[Scored], behind: deque[SampleBatch]) -> Iterator[Scored]:
+        """Three clicks of 64 rows come 64 batches later."""
+        for batch, p in batches:
+            behind.append(batch)
+            late = labelled(behind[0].take(slice(0, 3)), np.ones(3))
+            late = replace(late, kind=np.full(3, CORRECTION, np.uint8))
+            yield SampleBatch.concat([batch, late]), np.concatenate([p, p[:3]])
+
+    behind = deque[SampleBatch](maxlen=64)
+    assert learn(screen, late_after(with_items(stream, 60_000, 1, met), behind)) == []
+    assert learn(screen, late_after(with_items(stream, 60_000, 2, met), behind)) == []
+
+
 def test_where_hardly_an_item_comes_twice_labels_of_new_ones_tell() -> None:
     screen, stream = Screen(SCHEMA, HOUR_MS), Stream(0)
 
