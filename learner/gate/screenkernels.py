@@ -159,7 +159,7 @@ def meet(
     all_tell: bool,
 ) -> tuple[Array, Array]:
     """Which rows count of their visit, (B, V): the first of a visitor since he was counted ``clock`` ago. And whose
-    label tells, (B,): of known items, or of ``all``.
+    label tells, (B,): of known items; of all where ``all_tell``.
 
     Args:
         user: whose page it was, (B,).
