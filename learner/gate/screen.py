@@ -358,7 +358,9 @@ class Screen:
 
     def _columns(self) -> Array:
         """What a state is bound to. (1,)"""
-        return np.array([salt("screen known", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
+        return np.array(
+            [salt("screen new items", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64
+        )
 
     def _tally(self, batch: SampleBatch, p: NDArray[np.float32]) -> tuple[int, Sums]:
         """Predictions that are not finite; and what is known of rows, so that it can be added: counts, sums, and clicks

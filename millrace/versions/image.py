@@ -156,6 +156,7 @@ def state_of(one: object, names: Iterable[str]) -> dict[str, Array]:
 
 def resume_state(one: object, names: Iterable[str], state: Mapping[str, Array]) -> None:
     """The inverse of :func:`state_of`, on an object of the same class. Raises KeyError where one is missing."""
-    for name in names:
-        array, kind = state[name.lstrip("_")], type(getattr(one, name))
+    found = {name: state[name.lstrip("_")] for name in names}  # all are there before one is set
+    for name, array in found.items():
+        kind = type(getattr(one, name))
         setattr(one, name, array.copy() if kind is np.ndarray else kind(array.tolist()))

@@ -27,6 +27,7 @@ from millrace.basics.store import Store
 from millrace.versions.decisions import Learnt
 from tests.learner.gate.promotion_scene import POISON, SPEC, Broker, Scene, batch
 from tests.scenes.exploring import examples
+from tests.scenes.waiting import LONG
 
 PLAIN = ["drain", "delta", "head", "snapshot", "private", "shift", "worse", "broken", "release some"]
 PERSONS = ["hold", "promote", "release", "discard"]
@@ -276,6 +277,7 @@ def check(world: World) -> None:
         assert standing.held or standing.probation or standing.releasing
 
 
+@pytest.mark.timeout(LONG)
 @given(steps=STEPS, kills=KILLS)
 @examples(60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], deadline=None)
 def test_a_learner_that_is_killed_goes_on_as_what_it_was(
