@@ -150,7 +150,7 @@ class Shift:
         self._looked, self.figure = True, float(np.abs(now - self._mark).mean())
         if not np.isfinite(now).all():
             return GateRefusal("finite", float("nan"), 0.0, "logits of reference rows")
-        if self._new > self._known:
+        if self._mostly_new:
             return None
         return GateRefusal("shift", self.figure, self.bound) if self.figure > self.bound else None
 
@@ -163,13 +163,18 @@ class Shift:
         return max(self.most * max(1.0, self._scale), usual * self._scale)
 
     @property
+    def _mostly_new(self) -> bool:
+        """Whether most rows since the mark are of items that are not known: what learning them does is not judged."""
+        return self._new > self._known
+
+    @property
     def _scale(self) -> float:
         """How far a stretch of as many rows moves, over one of :attr:`stretch`."""
         return float((max(self._since, self.least) / self.stretch) ** 0.5)
 
     def promoted(self, model: Predicting) -> None:
         """The state just looked at is the mark from now on."""
-        if self._looked and self._new <= self._known:
+        if self._looked and not self._mostly_new:
             self._first_ms = self._first_ms if self._past else self.clock.now_ms
             self._past.append(self.figure / self._scale)
         self._join()
@@ -188,7 +193,7 @@ class Shift:
 
     def _join(self) -> None:
         """What was met since the mark is promoted."""
-        self.of_new_items = self._new > self._known
+        self.of_new_items = self._mostly_new
         for part in self._met.parts:
             self._ring.add(part)
         self._begin()
