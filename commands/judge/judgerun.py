@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from commands.judge.arms import ArmUsers, Exposures, decided_ms, estimate, looks, users_wanted
 from millrace.basics.errors import LogError, SettingError, one_line
-from millrace.basics.hashing import column_hash, combine, salt
+from millrace.basics.hashing import combine, salt
 from millrace.contracts.events import CONTROL, MODEL
 from millrace.contracts.schema import load_schema
 from millrace.evidence.sequences import LEAST, LEAST_OUTCOMES, LEAST_VALUES, Estimate
+from millrace.logs.later_events import LaterEvents
+from millrace.logs.values import hashes
 from millrace.reports import MAIN, Plot, canvas, make_folder, say, show, write_all
 from millrace.reports.spans import span_name
 from stream.archive.archive_columns import ArchiveColumns
@@ -129,7 +131,7 @@ def _exposures(table: pa.Table, since_ms: int) -> Exposures:
     names = np.asarray(arms.dictionary.to_pylist(), str)
     return Exposures(
         table["ts_ms"].to_numpy(),
-        numbers(table["user"]),
+        hashes(table["user"]).view(np.int64),
         page_numbers(table),
         names[arms.indices.to_numpy()] if len(names) else np.empty(0, str),
         table["came_ms"].fill_null(-1).to_numpy(),
@@ -143,9 +145,9 @@ def exposure_parts(
     value: str | None,
     more: Mapping[str, pa.DataType] = MappingProxyType({}),
 ) -> Iterator[tuple[list[Path], pa.Table]]:
-    """ts_ms, user, request, arm, came_ms and value of an archive's exposures, and ``more`` of its own columns or
-    ``item``, null in files without them: of the next files that have :data:`PART_ROWS` together. Raises
-    what :func:`judge` raises."""
+    """ts_ms, user, item, request, arm, came_ms and value of an archive's exposures, and ``more`` of its own columns,
+    null in files without them: of the next files that have :data:`PART_ROWS` together. ``came_ms`` of all but clicks is
+    by the archive's events, however late they came. Raises what :func:`judge` raises."""
     files = sorted((archive / "exposures").glob("*.parquet"))
     if not (archive / "schema.toml").exists() or not files:
         raise LogError(
@@ -154,11 +156,16 @@ def exposure_parts(
     columns = ArchiveColumns(load_schema(archive / "schema.toml"))
     if value is not None:
         columns.number(value)
+    later = None if outcome == "click" else LaterEvents(archive / "events", [outcome])
     read: list[Path] = []
     tables: list[pa.Table] = []
     for file in files:
         read.append(file)
-        tables.append(_of_file(file, columns, outcome, value, more))
+        table = _of_file(file, columns, outcome, value, more)
+        if later is not None:
+            came_ms = later.times(outcome, *(table[name] for name in ("came_ms", "user", "request", "item")))
+            table = table.set_column(table.column_names.index("came_ms"), "came_ms", pa.chunked_array([came_ms]))
+        tables.append(table)
         if file is files[-1] or sum(map(len, tables)) >= PART_ROWS:
             yield read, pa.concat_tables(tables)
             read, tables = [], []
@@ -171,7 +178,7 @@ def _of_file(
     names, since a field of the present schema took one. Raises LogError for a file that cannot be read."""
     try:
         reader = pq.ParquetFile(file)
-        there, names = set(reader.schema_arrow.names), columns.own | {"item": columns.item}
+        there, names = set(reader.schema_arrow.names), columns.own
 
         def own(name: str) -> str:
             return names[name] if names[name] in there else name
@@ -179,6 +186,7 @@ def _of_file(
         kinds = {
             "ts_ms": (own("time_ms"), pa.int64()),
             "user": (columns.user, pa.string()),
+            "item": (columns.item, pa.string()),
             "request": (own("request_id"), pa.string()),
             "arm": (own("arm"), pa.string()),
             "came_ms": (own(f"{outcome}_ms"), pa.int64()),
@@ -193,20 +201,12 @@ def _of_file(
     if "value" not in made:
         made["value"] = pa.array(np.full(table.num_rows, 1.0 if value is None else 0.0))
     lacking = {name: pa.nulls(table.num_rows, kind) for name, kind in more.items() if name not in made}
-    return pa.table(made | lacking).select(["ts_ms", "user", "request", "arm", "came_ms", "value", *more])
-
-
-def numbers(texts: pa.ChunkedArray) -> NDArray[np.int64]:
-    """The hash of each text, the same in all parts; null is a text of its own."""
-    codes = pc.dictionary_encode(pc.fill_null(texts, "")).combine_chunks()
-    hashes = column_hash(np.asarray(codes.dictionary.to_pylist(), object)).view(np.int64)
-    found: NDArray[np.int64] = hashes[codes.indices.to_numpy()]
-    return found
+    return pa.table(made | lacking).select(["ts_ms", "user", "item", "request", "arm", "came_ms", "value", *more])
 
 
 def page_numbers(table: pa.Table) -> NDArray[np.int64]:
     """Of each exposure's page. Two users' pages may have one name, so a page is of its user."""
-    user, request = (numbers(table[name]).view(np.uint64) for name in ("user", "request"))
+    user, request = (hashes(table[name]) for name in ("user", "request"))
     return combine(_PAGE, request, user | np.uint64(1)).view(np.int64)  # a guest's hash is 0
 
 

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from commands.judge.judgerun import Outcome, band_plot, exposure_parts, numbers, page_numbers, worded
+from commands.judge.judgerun import Outcome, band_plot, exposure_parts, page_numbers, worded
 from commands.judge.orders import SLOTS, ArmPages, Places, Shown, drawn
 from commands.proofs.archived import REMEDY, named
 from commands.repair.lineage import end_of
@@ -31,13 +31,13 @@ from millrace.basics.errors import LogError, SettingError, SnapshotError, one_li
 from millrace.contracts.events import CONTROL, LOGGED
 from millrace.contracts.schema import Schema, load_schema
 from millrace.evidence.sequences import LEAST_OUTCOMES, LEAST_VALUES
+from millrace.logs.values import hashes
 from millrace.reports import make_folder, say, show, write_all
 from millrace.versions.modelstore import ModelStore
 from millrace.windows.pagewide import late_columns
 from stream.archive.logged import arrays
 
 _MORE = {
-    "item": pa.string(),
     "position": pa.int32(),
     "slot": pa.int32(),
     "source": pa.string(),
@@ -160,12 +160,12 @@ def _by_page(table: pa.Table) -> tuple[pa.Table, Shown]:
     came = pc.is_valid(table["came_ms"]).to_numpy()
     return table, Shown(
         ts_ms=table["ts_ms"].to_numpy(),
-        user=np.where(guest, -1 - page, numbers(table["user"])),
+        user=np.where(guest, -1 - page, hashes(table["user"]).view(np.int64)),
         page=page,
         control=pc.equal(table["source"].fill_null(""), CONTROL).to_numpy(),
         position=table["position"].to_numpy().astype(np.int64),
         slot=table["slot"].to_numpy().astype(np.int64),
-        item=numbers(table["item"]),
+        item=hashes(table["item"]).view(np.int64),
         odds=table["odds"].cast(pa.float64()).fill_null(np.nan).to_numpy(),
         score=table["score"].fill_null(0.0).to_numpy(),
         ranked=pc.coalesce(table["ranked"], table["score"].fill_null(0.0)).to_numpy(),

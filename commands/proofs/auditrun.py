@@ -110,7 +110,7 @@ def side_tables_altered(
     def another(at_ms: int, seed: int) -> Iterator[LogTable]:
         joins = []
         for n, join in enumerate(plan.join):
-            file = beside(paths, join).absolute()
+            file = beside(paths, join.file).absolute()
             if join.at is None:
                 joins.append(msgspec.structs.replace(join, file=str(file)))
                 continue

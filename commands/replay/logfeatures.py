@@ -212,7 +212,9 @@ class Labels:
         row, ts_ms, column = [np.arange(rows.n)], [rows.ts_ms], [np.full(rows.n, _EXPOSURE_COLUMN, np.uint8)]
         for k, action in enumerate(actions[1:], 1):
             if action in times:
-                who, when = np.flatnonzero(times[action] < NEVER), times[action]
+                when = times[action]
+                # Of later events, which came after their rows, windows count what rows would have.
+                who = np.flatnonzero(when < (NEVER if columns.events is None else settled))
             elif action == self.action:
                 who, when = np.flatnonzero(self.clicked), acted
             else:

@@ -48,6 +48,7 @@ class LogColumns(Struct, frozen=True, forbid_unknown_fields=True):
     action_times: dict[str, str] = {}  # action kind -> column with its time (null: did not happen)
     born: str | None = None  # column with the time at which the item came: the field age_days follows from it
     attribution_minutes: float = 0.0  # with action times: a label is known at the click, or this long after
+    events: str | None = None  # folder with later events of the exposures, as an archive has: outcomes count them
 
     # How times are written. rows_per_day makes the time of a log that has none of each row's place.
     time_format: str | None = None  # a strptime format, or one of NAMED
@@ -199,6 +200,8 @@ def log_problems(log: LogColumns, joins: Sequence[Join]) -> Iterator[tuple[str, 
         durations.minutes_of(log.disorder)
     except ValueError as error:
         yield f"log.disorder: {error}", "correct it"
+    if log.events is not None and log.request is None:
+        yield "log.events without log.request", "name the column of the page: an event names its page and item"
     for where, encoding in (("log", log.encoding), *(("join", j.encoding) for j in joins)):
         try:
             codecs.lookup(encoding)

@@ -21,7 +21,8 @@ from millrace.contracts.schema import DERIVED, Schema
 from millrace.logs.columnchecks import check_columns, check_single, labels, never, numbers, positions, time_ms
 from millrace.logs.copies import TS
 from millrace.logs.faults import Faults
-from millrace.logs.log_joins import SideTables
+from millrace.logs.later_events import LaterEvents
+from millrace.logs.log_joins import SideTables, beside
 from millrace.logs.log_times import Clock, to_ms
 from millrace.logs.near import lacking
 from millrace.logs.unrolled import unroll
@@ -58,6 +59,10 @@ class Rows:
         self._paths, self._schema, self._log, self._wanted = paths, schema, schema.log, wanted
         self._side, self._faults = side, faults
         self._path = str(paths[0])
+        self._later_actions = {one.event for one in schema.outcome if one.event is not None}
+        self._later: LaterEvents | None = None
+        if schema.log.events is not None and self._later_actions:
+            self._later = LaterEvents(beside(paths, schema.log.events, "schema's log.events"), self._later_actions)
         self._clock = Clock.of(schema.log, schema)
 
     def clean(self, raw: pa.Table, row: int = 0) -> tuple[dict[str, pa.ChunkedArray], NDArray[np.intp]] | None:
@@ -147,6 +152,11 @@ class Rows:
                 out[name] = out[TS] if same else time_ms(columns[name], name, self._clock, path, faults)
         if log.position is not None and log.position not in broken:
             out[log.position] = positions(columns[log.position], log.position, path, faults)
+        if self._later is not None and not broken:
+            page = columns[str(log.request)]
+            for action in self._later_actions:
+                name = log.action_times[action]
+                out[name] = self._later.times(action, out[name], columns[log.user], page, columns[log.item])
         for field in self._schema.fields:
             if field.kind == "numeric" and field.name in columns and field.name not in broken:
                 out[field.name] = numbers(columns[field.name], field.name, path, faults)

@@ -46,7 +46,7 @@ class SideTables:
         tables = []
         for join in schema.join:
             with faults.whole():
-                tables.append(SideTable(beside(paths, join), join, schema, wanted, faults))
+                tables.append(SideTable(beside(paths, join.file), join, schema, wanted, faults))
         return cls(tables)
 
     def join(self, table: pa.Table, ts_ms: pa.Array | None, path: Path) -> pa.Table:
@@ -157,13 +157,14 @@ class _AsOf:
         return pa.array(found, pa.int64(), mask=none)
 
 
-def beside(paths: Sequence[Path], join: Join) -> Path:
+def beside(paths: Sequence[Path], name: str, entry: str = "join") -> Path:
+    """What a schema's entry names, from beside the log."""
     for path in paths:
         folder = path if path.is_dir() and not path.name.endswith(".parquet") else path.parent
-        for file in (folder / join.file, path.parent / join.file):
-            if file.exists():
-                return file
-    raise LogError(f"side table '{join.file}' is not beside the log '{paths[0]}'", "put it there, or drop the join")
+        for found in (folder / name, path.parent / name):
+            if found.exists():
+                return found
+    raise LogError(f"'{name}' is not beside the log '{paths[0]}'", f"put it there, or drop the {entry}")
 
 
 def _check_key(table: pa.Table, on: str, where: Path) -> None:

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from millrace.basics.hashing import U64, column_hash
+
 
 def is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
@@ -24,6 +26,14 @@ def as_text(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
         if pc.all(pc.equal(pc.cast(whole, column.type), column)).as_py() is not False:
             column = whole
     return pc.cast(column, pa.string())
+
+
+def hashes(column: pa.Array | pa.ChunkedArray) -> U64:
+    """:func:`value_hash` of each value. (n,)"""
+    coded = flat(pc.dictionary_encode(as_text(column)))
+    of_values = np.append(column_hash(np.asarray(coded.dictionary.to_pylist(), object)), np.uint64(0))
+    found: U64 = of_values[pc.fill_null(coded.indices, -1).to_numpy(zero_copy_only=False)]
+    return found
 
 
 def missing(column: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:

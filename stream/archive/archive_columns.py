@@ -124,14 +124,15 @@ class ArchiveColumns:
         born_ms, *values = msgspec.msgpack.decode(raw)
         return self.pack(side, {**dict(zip(self.names(side), values, strict=True)), **changes}, born_ms)
 
-    def number(self, name: str) -> Callable[[SettledRow], float]:
-        """Reads a numeric attribute of a row's item; 0 where it is missing. Raises SettingError: there is no such."""
+    def number(self, name: str) -> Callable[[bytes | None], float]:
+        """Reads a numeric attribute of an item's packed ones; 0 where it is missing. Raises SettingError: there is
+        none."""
         numeric = [f.name for f in self._fields["item"] if f.kind == "numeric"]
         if name not in numeric:
             raise SettingError(f"'{name}' is no number of an item", f"choose from {', '.join(numeric) or 'none'}")
         at = self.names("item").index(name)
         field = self._fields["item"][at]
-        return lambda row: _value(field, msgspec.msgpack.decode(row.item_raw)[1 + at]) or 0.0 if row.item_raw else 0.0
+        return lambda raw: _value(field, msgspec.msgpack.decode(raw)[1 + at]) or 0.0 if raw else 0.0
 
     def repack(self, side: str, names: Sequence[str], raw: bytes | None) -> bytes | None:
         """What :meth:`pack` gave for the attributes ``names``, packed for the present schema."""

@@ -26,7 +26,7 @@ import pyarrow as pa
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import UNFIT, StoreError
 from millrace.basics.hashing import kafka_partition
-from millrace.contracts.events import BadEventError, Event, Exposure, Id, Item, Order, decode_event, key_of
+from millrace.contracts.events import BadEventError, Event, Exposure, Id, Item, Order, Purchase, decode_event, key_of
 from millrace.contracts.page_logs import decode_heading
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.profile_warnings import SECONDS_MS
@@ -190,6 +190,8 @@ class Archive:
         self._events.append(_flat(event, number, offset))
         pages = self._pages[number]
         pages.see(event, clock_ms)
+        if isinstance(event, Purchase | Order):
+            self.arms.buy(number, event, self._items.get(str(event.item_id)))
         if isinstance(event, Order):
             return  # of no page's row
         if isinstance(event, Exposure):
@@ -244,7 +246,7 @@ class Archive:
             "positions": {topic: list(at.items()) for topic, at in self.positions.items()},
             "names": {side: self.columns.names(side) for side in ("user", "item")},
             "pages": [pages.snapshot() for pages in self._pages.values()],
-            "arms": self.arms.snapshot(),
+            "bought": self.arms.snapshot(),
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -262,8 +264,8 @@ class Archive:
             for pages, kept in zip(self._pages.values(), state["pages"], strict=True):
                 pages.resume(kept)
                 pages.repack(lambda side, raw: self.columns.repack(side, state["names"][side], raw))
-            if "arms" in state:  # an earlier version counted none
-                self.arms.resume(state["arms"])
+            if "bought" in state:  # an earlier version counted none
+                self.arms.resume(state["bought"])
         except UNFIT as error:
             raise StoreError(f"the archive's state is damaged ({error})", _REMEDY) from None
 

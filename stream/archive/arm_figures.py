@@ -3,11 +3,13 @@
 
 ::
 
-    settled exposures ─► users whose horizon runs: the arm of ─► over: users, sums and squares of the arm;
-                         the first page, outcomes                the user's hash, so that he counts once
+    settled exposures, ─► users whose horizon runs: the arm of ─► over: users, sums and squares of the arm;
+    their purchases       the first page, clicks, purchases       the user's hash, so that he counts once
 
 The rules are those of the command: the arm is that of the first page, a user counts for the same span from it on, and
-once. Bands are those of :mod:`millrace.evidence.sequences`, so they hold at every look.
+once. Bands are those of :mod:`millrace.evidence.sequences`, so they hold at every look. Purchases count however late
+they come, and all of a user's: whether an order's item was clicked before is not looked up. A refund takes back the
+last purchase of the item.
 
 Memory is bounded. Where more than :data:`MOST_USERS` would be known, those whose hash ends on the wrong bit are
 forgotten and no longer counted: half of all users, whatever their arm. What they have told already stays told.
@@ -22,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from millrace.basics.hashing import value_hash
-from millrace.contracts.events import CLICK, CONTROL, LOGGED, MODEL, PURCHASE
+from millrace.contracts.events import CLICK, CONTROL, LOGGED, MODEL, Order, Purchase, Refund
 from millrace.evidence.sequences import (
     LEAST_OUTCOMES,
     LEAST_VALUES,
@@ -52,11 +54,33 @@ class ArmFigure(NamedTuple):
     since_ms: int  # event time from which on 0 is outside of `more_band`; 0: it is inside
 
 
-class _User:
-    __slots__ = ("arm", "came", "until_ms")
+class _Bought(NamedTuple):
+    """A purchase, or a refund of one."""
 
-    def __init__(self, arm: str, until_ms: int, came: Iterable[float] = (0, 0, 0)) -> None:
-        self.arm, self.until_ms, self.came = arm, until_ms, list(came)
+    ts_ms: int
+    refund: bool
+    user: int
+    item: int
+    worth: float
+
+
+class _User:
+    __slots__ = ("arm", "bought", "clicks", "until_ms")
+
+    def __init__(self, arm: str, until_ms: int, clicks: int = 0, bought: Iterable[tuple[int, int, float]] = ()) -> None:
+        self.arm, self.until_ms, self.clicks = arm, until_ms, clicks
+        self.bought = {(item, ts_ms): worth for item, ts_ms, worth in bought}  # the same twice is one
+
+    def buy(self, one: _Bought) -> None:
+        if not one.refund:
+            self.bought[one.item, one.ts_ms] = one.worth
+        elif own := [ts_ms for item, ts_ms in self.bought if item == one.item]:
+            del self.bought[one.item, max(own)]
+
+    @property
+    def came(self) -> tuple[float, float, float]:
+        """By outcome."""
+        return self.clicks, len(self.bought), sum(self.bought.values())
 
 
 class ArmFigures:
@@ -65,22 +89,29 @@ class ArmFigures:
     Args:
         horizon_ms: for how long a user counts.
         declared: the arms as the settings have them. Where a state is of others, all users begin anew.
-        worth: of the item of a purchase.
+        worth: of a purchase, by the item's packed attributes.
     """
 
     def __init__(
         self,
         horizon_ms: int,
         declared: str = "",
-        worth: Callable[[SettledRow], float] | None = None,
+        worth: Callable[[bytes | None], float] | None = None,
         most_users: int = MOST_USERS,
     ) -> None:
         self._horizon_ms, self._declared, self._worth, self._most = horizon_ms, declared, worth, most_users
         self._users: dict[int, _User | None] = {}  # by hash; None: the horizon is over
+        self._bought: dict[int, set[_Bought]] = {}  # by partition: later than the settled exposures
         self._due: dict[int, deque[int]] = {}  # by partition, in the order in which they came
         self._sums: dict[str, list[tuple[int, float, float, int]]] = {}  # by arm, of each outcome: as `mean_of` wants
         self._since: dict[str, int] = {}  # by outcome and arm
         self._halvings = 0
+
+    def buy(self, partition: int, event: Purchase | Order, item_raw: bytes | None) -> None:
+        """Takes a purchase, an order or a refund. ``item_raw``: the item's packed attributes."""
+        worth = self._worth(item_raw) if self._worth else 0.0
+        refund, user, item = isinstance(event, Refund), value_hash(event.user_id), value_hash(event.item_id)
+        self._bought.setdefault(partition, set()).add(_Bought(event.ts_ms, refund, user, item, worth))
 
     def take(self, partition: int, rows: Iterable[SettledRow], settled_ms: int) -> None:
         """Counts settled exposures of a partition, all whose time is at most ``settled_ms`` and some of later times."""
@@ -96,11 +127,14 @@ class ArmFigures:
                 due.append(name)
             user = self._users[name]
             if user is not None and row.ts_ms < user.until_ms:
-                click_ms, purchase_ms = row.times[CLICK - 1], row.times[PURCHASE - 1]
-                user.came[0] += click_ms is not None and click_ms < user.until_ms
-                if purchase_ms is not None and purchase_ms < user.until_ms:
-                    user.came[1] += 1
-                    user.came[2] += self._worth(row) if self._worth else 0
+                click_ms = row.times[CLICK - 1]
+                user.clicks += click_ms is not None and click_ms < user.until_ms
+        bought = self._bought.get(partition, set())
+        for one in sorted(one for one in bought if one.ts_ms <= settled_ms):
+            bought.remove(one)
+            user = self._users.get(one.user)
+            if user is not None and user.until_ms - self._horizon_ms <= one.ts_ms < user.until_ms:
+                user.buy(one)
         while due:
             user = self._users.get(due[0])
             if user is not None and user.until_ms > settled_ms:
@@ -138,18 +172,24 @@ class ArmFigures:
     def snapshot(self) -> Any:
         """The whole state, as plain values."""
         over = np.array([name for name, user in self._users.items() if user is None], np.uint64)
-        open_ones = [(name, u.arm, u.until_ms, list(u.came)) for name, u in self._users.items() if u is not None]
+        open_ones = [
+            (name, u.arm, u.until_ms, u.clicks, [(*key, worth) for key, worth in u.bought.items()])
+            for name, u in self._users.items()
+            if u is not None
+        ]
+        bought = {partition: sorted(ones) for partition, ones in self._bought.items()}
         due = {partition: list(names) for partition, names in self._due.items()}
         kept = self._horizon_ms, self._declared
-        return kept, over.tobytes(), open_ones, due, dict(self._sums), dict(self._since), self._halvings
+        return kept, over.tobytes(), open_ones, due, dict(self._sums), dict(self._since), self._halvings, bought
 
     def resume(self, state: Any) -> None:
         """Restores what :meth:`snapshot` gave; nothing where the arms or the horizon were others."""
-        kept, over, open_ones, due, sums, since, halvings = state
+        kept, over, open_ones, due, sums, since, halvings, bought = state
         if tuple(kept) != (self._horizon_ms, self._declared):
             return
         self._users = dict.fromkeys(np.frombuffer(over, np.uint64).tolist())
         self._users |= {name: _User(*rest) for name, *rest in open_ones}
+        self._bought = {partition: {_Bought(*one) for one in ones} for partition, ones in bought.items()}
         self._due = {partition: deque(names) for partition, names in due.items()}
         self._sums = {name: [tuple(of) for of in each] for name, each in sums.items()}
         self._since, self._halvings = dict(since), halvings

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -169,6 +170,25 @@ def test_outcomes_count_a_number_of_the_item(tmp_path: Path) -> None:
     clicks = judge(there, tmp_path / "a", **spans)["arms"]
     worth = judge(there, tmp_path / "b", value="price", **spans)["arms"]
     assert [row["value"] for row in worth] == pytest.approx([2.5 * row["value"] for row in clicks], rel=1e-4)
+
+
+def test_purchases_count_that_came_after_their_rows_were_written(tmp_path: Path) -> None:
+    """Each fourth user buys two hours after the page, some by an order, and one sends it back."""
+    there = archive(tmp_path / "archive", [(n / 100, n, n, ("model", "control")[n % 2], 5.0) for n in range(400)])
+    sent = [("purchase" if n % 8 else "order", n, None if n % 8 == 0 else f"r{n}", 2) for n in range(0, 400, 4)]
+    sent += [("click", n, f"r{n}", 1) for n in range(0, 400, 8)] + [("refund", 8, None, 3)]
+    sent += [("purchase", 4, "r4", 9), ("purchase", 5, "r5", 9)]  # after the horizon
+    kinds, users, pages, hours = zip(*sent, strict=True)
+    ts_ms = [int(T0 + (n / 100 + hour) * HOUR) for n, hour in zip(users, hours, strict=True)]
+    who = [f"u{n}" for n in users]
+    table = {"type": kinds, "ts_ms": ts_ms, "user_id": who, "item_id": ["i"] * len(who), "request_id": pages}
+    pq.write_table(pa.table({name: list(column) for name, column in table.items()}), there / "events" / "1.parquet")
+    spans: dict[str, Any] = {"horizon_ms": 3 * HOUR, "every_ms": HOUR, "outcome": "purchase"}
+    found = {row["arm"]: row for row in judge(there, tmp_path / "a", **spans)["arms"]}
+    over = [n for n in range(400) if n / 100 + 3 <= 3.99]
+    bought = [n for n in over if n % 4 == 0 and n != 8]
+    assert found["model"]["users"] * found["model"]["value"] == pytest.approx(len(bought), rel=1e-4)
+    assert not found["control"]["value"]
 
 
 def test_pages_before_the_arms_were_changed_count_for_nothing(tmp_path: Path) -> None:

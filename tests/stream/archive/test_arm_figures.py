@@ -12,6 +12,7 @@ import pytest
 
 from commands.judge.arms import Exposures, estimate, users_of
 from millrace.basics.errors import SettingError
+from millrace.contracts.events import Order, Purchase, Refund
 from millrace.contracts.schema import parse_schema
 from millrace.evidence.sequences import LEAST_OUTCOMES, band, difference, mean_of, ratio
 from stream.archive.archive_columns import ArchiveColumns, SettledRow
@@ -29,8 +30,16 @@ def row(ts_ms: int, user: str, arm: str | None, came_ms: int | None = None) -> S
     return SettledRow(ts_ms, "r", 0, 0, user, "i", None, None, times, 0.1, 3, arm, "hot", None)
 
 
-def worth(one: SettledRow) -> float:
-    return 1.0 + one.ts_ms % 7
+def worth(raw: bytes | None) -> float:
+    return 1.0 + int(raw or b"0") % 7
+
+
+def buy(figures: ArmFigures, one: SettledRow, kind: type[Purchase] | type[Order] = Order) -> None:
+    """A row's purchase, by an order: one of its item."""
+    ts_ms, item = one.times[3] or one.ts_ms, str(one.ts_ms)
+    page = {"request_id": "r", "position": 0} if kind is Purchase else {}
+    event = kind(event_id="e", ts_ms=ts_ms, user_id=one.user, item_id=item, **page)  # type: ignore[arg-type]
+    figures.buy(home(one), event, item.encode())
 
 
 def of(outcome: str, figures: list[ArmFigure]) -> list[ArmFigure]:
@@ -58,10 +67,18 @@ def home(one: SettledRow) -> int:
     return sum(one.user.encode()) % 2
 
 
+def buy_all(figures: ArmFigures, rows: list[SettledRow]) -> None:
+    for one in rows:
+        if one.times[3] is not None:
+            for kind in (Purchase, Order):  # twice is once
+                buy(figures, one, kind)
+
+
 def fed(figures: ArmFigures, rows: list[SettledRow], pieces: int = 40) -> list[Any]:
     """The figures after rows that come piece by piece, in two partitions, as the archive hands them over."""
     for piece in np.array_split(np.arange(len(rows)), min(pieces, len(rows))):
         part = [rows[n] for n in piece.tolist()]
+        buy_all(figures, part)
         for number in (0, 1):
             mine = [one for one in part if home(one) == number]
             figures.take(number, reversed(mine), part[-1].ts_ms)
@@ -85,7 +102,7 @@ def judged(rows: list[SettledRow], outcome: str = "click") -> dict[str, Any]:
             np.arange(len(rows)),
             np.array([one.arm for one in rows]),
             np.array([-1 if (came_ms := one.times[at]) is None else came_ms for one in rows]),
-            np.array([worth(one) if outcome == "value" else 1.0 for one in rows]),
+            np.array([worth(str(one.ts_ms).encode()) if outcome == "value" else 1.0 for one in rows]),
         ),
         HORIZON,
     )
@@ -109,6 +126,26 @@ def test_they_are_what_the_command_says(outcome: str) -> None:
     assert found[0].since_ms == 0
 
 
+def test_purchases_count_within_the_horizon_however_late_and_a_refund_takes_the_last_one_back() -> None:
+    def earned(*times: tuple[type[Order], float]) -> tuple[float, float]:
+        figures = ArmFigures(HORIZON, worth=worth)
+        figures.take(0, [row(T0, "u", "model")], T0)
+        for kind, hour in times:
+            event = kind(event_id="e", ts_ms=round(T0 + hour * HOUR), user_id="u", item_id="i")
+            figures.buy(0, event, b"2")
+        state = msgspec.msgpack.decode(msgspec.msgpack.encode(figures.snapshot()), strict=False)
+        again = ArmFigures(HORIZON, worth=worth)
+        again.resume(state)
+        again.take(0, [], T0 + HORIZON)
+        found = {one.outcome: one.estimate.value for one in again.look(T0 + HORIZON)}
+        return found.get("purchase", 0), found.get("value", 0)
+
+    assert earned((Order, 3.9), (Order, 1)) == (2, 6)
+    assert earned((Order, -1), (Order, 4), (Order, 9)) == (0, 0)
+    assert earned((Refund, 3), (Order, 2), (Order, 1)) == (1, 3)
+    assert earned((Order, 2), (Refund, 1), (Order, 3)) == (2, 6), "a refund before it is of something else"
+
+
 def test_equal_arms_are_not_decided_and_few_users_tell_nothing() -> None:
     found = of("click", fed(ArmFigures(HORIZON), crowd(3000, 1, control=0.35)))
     assert [one.since_ms for one in found] == [0, 0, 0]
@@ -123,6 +160,7 @@ def test_a_restart_changes_nothing_and_other_arms_begin_anew() -> None:
     whole = fed(ArmFigures(HORIZON, "a"), rows)
     first = ArmFigures(HORIZON, "a")
     half = len(rows) // 2
+    buy_all(first, rows[:half])
     for number in (0, 1):
         first.take(number, [one for one in rows[:half] if home(one) == number], rows[half].ts_ms - 1)
     state = msgspec.msgpack.decode(msgspec.msgpack.encode(first.snapshot()), strict=False)
@@ -161,9 +199,9 @@ def test_sums_say_the_same_as_outcomes() -> None:
 def test_a_purchase_is_worth_a_number_of_its_item() -> None:
     fields = '{ name = "color", of = "item" }, { name = "price", of = "item", kind = "numeric" }'
     columns = ArchiveColumns(parse_schema(f'name = "s"\nfields = [{fields}]'))
-    price, one = columns.number("price"), row(T0, "u", "model")
+    price = columns.number("price")
     raws = [columns.pack("item", about) for about in ({"color": "red", "price": 2.5}, {"price": "x"}, {})]
-    assert [price(one._replace(item_raw=raw)) for raw in (*raws, None)] == [2.5, 0.0, 0.0, 0.0]
+    assert [price(raw) for raw in (*raws, None)] == [2.5, 0.0, 0.0, 0.0]
     for name in ("color", "size"):
         with pytest.raises(SettingError, match=f"'{name}' is no number of an item; choose from price"):
             columns.number(name)

@@ -1,0 +1,169 @@
+"""What came of an archive's exposures after their rows were written."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from commands.replay.logfeatures import LabelRows, Labels
+from millrace.basics.errors import LogError, SchemaError
+from millrace.contracts.schema import load_schema, parse_schema
+from millrace.logs import LogTable, read_log
+from millrace.logs.later_events import LaterEvents
+from stream.archive.archive_folder import ArchiveFolder
+from stream.archive.archive_rows import Archive, TopicRecord
+from stream.archive.schemafile import schema_text
+from tests.scenes.late_outcomes import NOW, OUTCOMES, LateStream
+from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, T0, TEXT
+
+NAMES = [one.name for one in OUTCOMES.outcome]
+
+
+def archived(stream: LateStream, folder: Path) -> Path:
+    """An archive of what a stream was sent."""
+    archive = Archive(stream.schema, POLICY.waits, HOUR, 1)
+    for one in stream.messages:
+        archive.take(TopicRecord(one.topic, 0, one.offset, one.key, one.raw, NOW))
+    archive.advance(0, NOW)
+    place, cut = ArchiveFolder(folder), archive.cut()
+    place.write({"events": cut.events, "exposures": cut.exposures}, cut.state)
+    place.put_schema(schema_text(stream.schema, POLICY.attribution_ms / MINUTE))
+    place.close()
+    return folder
+
+
+def outcomes(folder: Path) -> dict[str, dict[tuple[str, int], int]]:
+    """By name, what the archive says of each click's outcome."""
+    schema = load_schema(folder / "schema.toml")
+    log = read_log(folder / "exposures", schema)
+    told = Labels(log, schema, LabelRows.of(log, schema), end_ms=NOW).outcomes
+    ids = list(zip(log.table["request_id"].to_pylist(), log.table["slot"].to_pylist(), strict=True))
+    return {
+        name: {id: int(value) for id, value in zip(ids, told[:, k].tolist(), strict=True) if value == value}
+        for k, name in enumerate(NAMES)
+    }
+
+
+def test_an_archive_tells_the_outcomes_that_the_stream_told(tmp_path: Path) -> None:
+    """Random lives: orders, purchases of a page, some twice, some before any click, and refunds."""
+    late = refunded = 0
+    for seed in range(4):
+        rng = random.Random(seed)
+        stream = LateStream(str(tmp_path / f"stream{seed}"))
+        later: list[tuple[Any, ...]] = []
+        for n in range(30):
+            at, user, items = T0 + n * 20 * HOUR, rng.randrange(1, 4), rng.sample((1, 2, 3), 2)
+            for of in [of for of in later if of[2] < at]:
+                stream.act(*of)
+                later.remove(of)
+            stream.page(f"r{n}", at, items, user=user)
+            for position, item in enumerate(items):
+                if rng.random() < 0.5:
+                    stream.act("click", f"r{n}", at + MINUTE, position, item, user)
+                if rng.random() < 0.3:
+                    later.append(("purchase", f"r{n}", at + rng.choice((2, 47 * 60)) * MINUTE, position, item, user))
+            if rng.random() < 0.6:
+                user, item = rng.randrange(1, 4), rng.randrange(1, 4)
+                for _ in range(rng.randrange(1, 3)):
+                    stream.order(at + 3 * MINUTE, item, user)
+                if rng.random() < 0.3:
+                    stream.order(at + 4 * MINUTE, item, user, "refund")
+                    refunded += 1
+        stream.until(T0 + 100 * DAY)
+        folder = archived(stream, tmp_path / f"archive{seed}")
+        found = outcomes(folder)
+        assert {name: found[name] for name in NAMES} == {name: stream.of(name) for name in NAMES}, seed
+        kept = pq.read_table(folder / "exposures")["purchase_ms"]
+        late += sum(found["purchase"].values()) - (len(kept) - kept.null_count)
+    assert late > 10, "most come after the row was written"
+    assert refunded > 3
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    stream = LateStream(str(tmp_path / "stream"))
+    stream.page("a", T0)
+    stream.act("click", "a", T0 + MINUTE)
+    stream.act("purchase", "a", T0 + 2 * MINUTE)
+    stream.until(T0 + DAY)
+    return archived(stream, tmp_path / "archive")
+
+
+def purchases(folder: Path) -> list[int | None]:
+    log = read_log(folder / "exposures", load_schema(folder / "schema.toml"))
+    found: list[int | None] = log.table["purchase_ms"].to_pylist()
+    return found
+
+
+def events(folder: Path, *rows: tuple[str, int, Any, Any, Any]) -> None:
+    names = "type", "ts_ms", "user_id", "item_id", "request_id"
+    (folder / "events").mkdir(exist_ok=True)
+    table = pa.table({name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)})
+    pq.write_table(table, folder / "events" / "0000000099.parquet")
+
+
+def test_a_refund_takes_back_what_the_row_says(folder: Path) -> None:
+    assert purchases(folder)[:1] == [T0 + 2 * MINUTE]
+    events(folder, ("refund", T0 + 9 * DAY, "7", "1", None))
+    assert purchases(folder)[:1] == [None]
+    events(folder, ("refund", T0 + 9 * DAY, "7", "1", None), ("order", T0 + 10 * DAY, "7", "1", None))
+    assert purchases(folder)[:1] == [T0 + 10 * DAY], "bought again"
+    events(folder, ("refund", T0 + MINUTE, "7", "1", None))
+    assert purchases(folder)[:1] == [T0 + 2 * MINUTE], "a refund before it is of something else"
+
+
+def test_an_event_of_nothing_that_was_shown_changes_nothing(folder: Path) -> None:
+    before = purchases(folder)
+    events(
+        folder,
+        ("purchase", T0 + DAY, "7", "2", "b"),
+        ("purchase", T0 + DAY, "9", "2", "a"),
+        ("purchase", T0 + DAY, "7", "2", None),
+        ("purchase", T0 + DAY, None, None, None),
+        ("order", T0 + DAY, "7", "3", None),
+        ("refund", T0 + DAY, "7", "3", None),
+    )
+    assert purchases(folder) == before
+
+
+def test_windows_count_what_rows_would_have(folder: Path) -> None:
+    def counted() -> int:
+        schema = load_schema(folder / "schema.toml")
+        log: LogTable = read_log(folder / "exposures", schema)
+        labels = Labels(log, schema, LabelRows.of(log, schema), end_ms=NOW)
+        return int((labels.event_action == schema.windows.actions.index("purchase")).sum())
+
+    assert counted() == 1
+    events(folder, ("purchase", T0 + 9 * DAY, "7", "2", "a"), ("purchase", T0 + 3 * MINUTE, "7", "3", "a"))
+    assert counted() == 2
+
+
+def test_what_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"type": ["purchase"]}), folder / "events" / "0000000099.parquet")
+    with pytest.raises(LogError, match=r"0000000099.parquet' has no column 'ts_ms'"):
+        purchases(folder)
+    (folder / "events" / "0000000099.parquet").write_bytes(b"torn")
+    with pytest.raises(LogError, match=r"0000000099.parquet' cannot be read"):
+        purchases(folder)
+    (folder / "events").rename(tmp_path / "away")
+    with pytest.raises(LogError, match=r"'../events' is not beside the log .*drop the schema's log.events"):
+        purchases(folder)
+    with pytest.raises(SchemaError, match=r"log.events without log.request"):
+        parse_schema(TEXT + '[log]\ntime = "t"\nuser = "u"\nitem = "i"\nlabel = "l"\nevents = "e"\n')
+
+
+def test_an_archive_whose_schema_has_no_outcome_needs_no_events() -> None:
+    assert "events" not in schema_text(parse_schema(TEXT), 10)
+
+
+def test_no_event_at_all(tmp_path: Path) -> None:
+    events(tmp_path, ("click", T0, "7", "1", "a"))
+    own = pa.array([T0, None], pa.int64())
+    found = LaterEvents(tmp_path / "events", ["purchase", "cart"])
+    row = pa.array(["7", "7"]), pa.array(["a", "a"]), pa.array(["1", "2"])
+    assert found.times("purchase", own, *row).to_pylist() == found.times("cart", own, *row).to_pylist() == [T0, None]
