@@ -8,8 +8,8 @@
              refund    user item       day 5 ──► the user's last purchase of the item before it did not happen
 
 The rules are those of the stream (``stream/join/outcome_book.py``), without its windows: whoever asks has those. A page
-holds an item once, so user, page and item name a row. An event takes 24 bytes of memory, a click too where there are
-orders.
+holds an item once, so user, page and item name a row. An event takes 25 bytes of memory, a click too where purchases
+are looked for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from millrace.basics.errors import LogError
 from millrace.basics.hashing import U64, combine, salt
-from millrace.contracts.events import ACTIONS, CLICK, PURCHASE
+from millrace.contracts.events import ACTIONS, CLICK, EVENT_KINDS, PURCHASE, Order, Refund
 from millrace.logs.log_files import files_of, named
 from millrace.logs.values import hashes
 
@@ -35,7 +35,6 @@ I64 = NDArray[np.int64]
 
 _NEVER = np.iinfo(np.int64).max
 _OWNER, _ROW = salt("later", "owner"), salt("later", "row")
-_ORDER, _REFUND = "order", "refund"
 _COLUMNS = "type", "ts_ms", "user_id", "item_id", "request_id"
 
 
@@ -51,15 +50,17 @@ class LaterEvents:
     """
 
     def __init__(self, folder: Path, actions: Collection[str]) -> None:
-        files = files_of([folder])
+        actions = set(actions)
+        bought = {CLICK, PURCHASE, Order.kind, Refund.kind} if ACTIONS[PURCHASE] in actions else set()
+        events = _read(files_of([folder]), sorted(bought | {ACTIONS.index(action) for action in actions}))
         self._taken_back = np.empty(0, np.uint64)
         self._known: dict[str, tuple[U64, I64]] = {}  # by action: rows ascending, when it came first
-        for action in sorted(set(actions)):
-            _, row, ts_ms = _read(files, action)
+        for action in actions:
+            came = events.of(ACTIONS.index(action))
             if action == ACTIONS[PURCHASE]:
-                row, ts_ms = self._purchases(files, row, ts_ms)
-            order = np.lexsort((ts_ms, row))
-            row, ts_ms = row[order], ts_ms[order]
+                came = self._purchases(came, events)
+            order = np.lexsort((came.ts_ms, came.row))
+            row, ts_ms = came.row[order], came.ts_ms[order]
             first = np.r_[True, row[1:] != row[:-1]][: len(row)]
             self._known[action] = row[first], ts_ms[first]
 
@@ -74,46 +75,61 @@ class LaterEvents:
             came = np.minimum(came, np.where((known[at] == row) & (row != 0), ts_ms[at], _NEVER))
         return pa.array(came, mask=came == _NEVER)
 
-    def _purchases(self, files: Sequence[Path], row: U64, ts_ms: I64) -> tuple[U64, I64]:
-        """Purchases that name a page, orders at their clicks, without those that were taken back."""
-        owner, _, _ = _read(files, ACTIONS[PURCHASE])
-        ordered, _, ordered_ms = _read(files, _ORDER)
-        if len(ordered):
-            clicked, clicked_row, clicked_ms = _read(files, ACTIONS[CLICK])
-            found = _last_before(clicked, clicked_ms, ordered, ordered_ms)
-            ordered, ordered_ms, found = ordered[found >= 0], ordered_ms[found >= 0], found[found >= 0]
-            owner, row = np.r_[owner, ordered], np.r_[row, clicked_row[found]]
-            ts_ms = np.r_[ts_ms, ordered_ms]
-        refunded, _, refunded_ms = _read(files, _REFUND)
-        if not len(refunded):
-            return row, ts_ms
-        bought, gone = defaultdict[int, list[int]](list), np.zeros(len(row), np.bool_)
-        some = np.flatnonzero(np.isin(owner, refunded))
-        for n in some[np.argsort(ts_ms[some], kind="stable")].tolist():
-            bought[int(owner[n])].append(n)
-        for who, at_ms in sorted(
-            set(zip(refunded.tolist(), refunded_ms.tolist(), strict=True)), key=lambda one: one[1]
-        ):
-            open_ones = [n for n in bought[who] if not gone[n] and ts_ms[n] <= at_ms]
+    def _purchases(self, named: _Events, events: _Events) -> _Events:
+        """Purchases that name a page, and orders at their clicks, without those that were taken back."""
+        clicks, orders, refunds = (events.of(kind) for kind in (CLICK, Order.kind, Refund.kind))
+        at = _last_before(clicks, orders)
+        orders = orders._replace(row=np.append(clicks.row, np.uint64(0))[at])  # -1, the last one: of no row
+        both = _joined([named, orders.take(at >= 0)])
+        bought, gone = defaultdict[int, list[int]](list), np.zeros(len(both.row), np.bool_)
+        some = np.flatnonzero(np.isin(both.owner, refunds.owner))
+        for n in some[np.argsort(both.ts_ms[some], kind="stable")].tolist():
+            bought[int(both.owner[n])].append(n)
+        for at_ms, who in sorted(set(zip(refunds.ts_ms.tolist(), refunds.owner.tolist(), strict=True))):
+            open_ones = [n for n in bought[who] if not gone[n] and both.ts_ms[n] <= at_ms]
             if open_ones:
-                gone[[n for n in open_ones if ts_ms[n] == ts_ms[open_ones[-1]]]] = True
-        self._taken_back = _moment(row[gone], ts_ms[gone])
-        return row[~gone], ts_ms[~gone]
+                gone[[n for n in open_ones if both.ts_ms[n] == both.ts_ms[open_ones[-1]]]] = True
+        self._taken_back = _moment(both.row[gone], both.ts_ms[gone])
+        return both.take(~gone)
 
 
-def _read(files: Sequence[Path], kind: str) -> tuple[U64, U64, I64]:
-    """Of all events of a kind: the hash of user and item, that of user, page and item (0: names no page), the time."""
-    parts = [(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int64))]
-    for file in files:
-        with named(file):
-            lacking = [name for name in _COLUMNS if name not in pq.read_schema(file).names]
+class _Events(NamedTuple):
+    """n events."""
+
+    kind: NDArray[np.int8]
+    owner: U64  # the hash of user and item; 0: one is missing
+    row: U64  # of user, page and item; 0: names no page
+    ts_ms: I64
+
+    def of(self, kind: int) -> _Events:
+        return self.take(self.kind == kind)
+
+    def take(self, some: NDArray[np.bool_]) -> _Events:
+        columns: Any = (column[some] for column in self)
+        return _Events(*columns)
+
+
+def _joined(parts: Sequence[_Events]) -> _Events:
+    columns: Any = map(np.concatenate, zip(*parts, strict=True))
+    return _Events(*columns)
+
+
+def _read(files: Sequence[Path], kinds: Sequence[int]) -> _Events:
+    """All events of some kinds."""
+    names = pa.array([EVENT_KINDS[kind] for kind in kinds])
+    parts = [_Events(np.empty(0, np.int8), np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int64))]
+    for path in files:
+        with named(path), pq.ParquetFile(path) as file:
+            lacking = [name for name in _COLUMNS if name not in file.schema_arrow.names]
             if lacking:
-                raise LogError(f"'{file}' has no column '{lacking[0]}'", "name a table of events for log.events")
-            table = pq.read_table(file, columns=list(_COLUMNS), filters=[("type", "=", kind)])
+                raise LogError(f"'{path}' has no column '{lacking[0]}'", "name a table of events for log.events")
+            table = file.read(columns=list(_COLUMNS))
+        kind = pc.index_in(table["type"], value_set=names)
+        table, kind = table.filter(pc.is_valid(kind)), kind.drop_null().to_numpy()
         user, item, page = (hashes(table[name]) for name in _COLUMNS[2:])
-        parts.append((combine(_OWNER, user, item), _rows(user, page, item), table["ts_ms"].to_numpy()))
-    owner, row, ts_ms = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return owner, row, ts_ms
+        owner, ts_ms = combine(_OWNER, user, item), table["ts_ms"].to_numpy()
+        parts.append(_Events(np.array(kinds, np.int8)[kind], owner, _rows(user, page, item), ts_ms))
+    return _joined(parts)
 
 
 def _rows(user: U64, page: U64, item: U64) -> U64:
@@ -124,14 +140,15 @@ def _moment(row: U64, ts_ms: I64) -> U64:
     return combine(_ROW, row, ts_ms.astype(np.uint64) | np.uint64(1))
 
 
-def _last_before(key: U64, ts_ms: I64, of: U64, at_ms: I64) -> NDArray[np.intp]:
-    """Of each (of, at_ms) the last place of its key that is no later; -1: there is none."""
-    both, times = np.r_[key, of], np.r_[ts_ms, at_ms]
-    asks = np.arange(len(both)) >= len(key)
-    order = np.lexsort((asks, times, both))  # at one time, what is asked for comes first
-    last = np.maximum.accumulate(np.where(asks[order], -1, np.arange(len(both))))
+def _last_before(clicks: _Events, orders: _Events) -> NDArray[np.intp]:
+    """Of each order the last click of its user on its item that is no later; -1: there is none."""
+    n = len(clicks.row)
+    owner, ts_ms = (np.concatenate([getattr(clicks, name), getattr(orders, name)]) for name in ("owner", "ts_ms"))
+    ordered = np.arange(len(owner)) >= n
+    order = np.lexsort((ordered, ts_ms, owner))  # at one time clicks come first
+    last = np.maximum.accumulate(np.where(ordered[order], -1, np.arange(len(owner))))
     found = np.where(last >= 0, order[last], -1)
-    found = np.where((found >= 0) & (both[found] == both[order]), found, -1)
-    out = np.empty(len(both), np.intp)
+    found[(owner[found] != owner[order]) | (owner[order] == 0)] = -1
+    out = np.empty(len(owner), np.intp)
     out[order] = found
-    return out[len(key) :]
+    return out[n:]
