@@ -55,7 +55,7 @@ def experiment_judge(
     equal: int = 10,
     valued: int = 5,
     shoppers: int = 400,
-    judged: int = 1200,
+    judged: int = 2400,
     buyers: int = 600,
     candidates: int = Settings().candidates,
     seed: int = 0,
