@@ -4,7 +4,7 @@ until it is sealed their features. R rows of an hour."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,10 @@ FORGOTTEN = np.iinfo(np.int32).min
 DTYPES = ("<u8", "<u4", "<u4", "<i4")
 """Of who, what, place and base."""
 _CHUNK = 128
+_BUCKETS, _BUCKETS_A_ROW = 1024, 8
+
+Hour = tuple[str, int]
+"""What its rows are of, ``click`` or ``page``, and hours since 1970."""
 
 
 @dataclass(slots=True)
@@ -123,3 +127,43 @@ class HourRows:
         self.acts = {(now[row], kind): at for (row, kind), at in self.acts.items() if row in now}
         self.sealed, self.chunks, self.by_user = True, [], {}
         return batch.take(order)
+
+
+class UserHours:
+    """In which sealed hours a user may have rows: a Bloom filter with a bit for each hour in each bucket, so that one
+    look-up does for a month. It names each hour in which he has some, and one in twenty others; a byte a row, or so.
+    """
+
+    def __init__(self) -> None:
+        self._bits = np.zeros((_BUCKETS, 8), np.uint8)
+        self._slots: dict[Hour, int] = {}
+        self._hours: list[Hour | None] = [None] * 64  # by slot
+
+    def add(self, hour: Hour, sealed: Mapping[Hour, HourRows]) -> None:
+        """An hour was sealed. ``sealed``: has it, and all that were added before."""
+        while len(sealed[hour].who) * _BUCKETS_A_ROW > len(self._bits):
+            self._bits = np.zeros((2 * len(self._bits), self._bits.shape[1]), np.uint8)
+            for one, slot in self._slots.items():
+                self._enter(slot, sealed[one].who)
+        if None not in self._hours:
+            self._hours += [None] * len(self._hours)
+            self._bits = np.hstack([self._bits, np.zeros_like(self._bits)])
+        slot = self._slots[hour] = self._hours.index(None)
+        self._hours[slot] = hour
+        self._enter(slot, sealed[hour].who)
+
+    def remove(self, hour: Hour) -> None:
+        slot = self._slots.pop(hour)
+        self._hours[slot] = None
+        self._bits[:, slot // 8] &= np.uint8(0xFF ^ 1 << slot % 8)
+
+    def of(self, who: int) -> list[Hour]:
+        mask = len(self._bits) - 1
+        both = self._bits[who & mask] & self._bits[who >> 32 & mask]
+        slots = np.flatnonzero(np.unpackbits(both, bitorder="little")).tolist()
+        return [hour for hour in (self._hours[slot] for slot in slots) if hour is not None]
+
+    def _enter(self, slot: int, who: NDArray[np.uint64]) -> None:
+        mask = np.uint64(len(self._bits) - 1)
+        for bucket in (who & mask, who >> np.uint64(32) & mask):
+            self._bits[bucket.astype(np.intp), slot // 8] |= np.uint8(1 << slot % 8)  # of the same again, the same

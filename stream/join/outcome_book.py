@@ -23,7 +23,7 @@ repeats files and samples, with the same names and ids.
 - An outcome is told one time, at the age ``within``, or by age (millrace/labels/tellings.py). An hour keeps the policy
   that it began with. What a row is told at an age is what came before that age, and was not taken back since.
 
-A row takes 20 bytes of memory. R rows of an hour, K outcomes.
+A row takes 21 bytes of memory. R rows of an hour, K outcomes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from millrace.contracts.logforms import OutcomeRule
 from millrace.contracts.samples import OUTCOME, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.labels import policy_named
-from stream.join.hour_rows import DTYPES, FORGOTTEN, Aged, HourRows
+from stream.join.hour_rows import DTYPES, FORGOTTEN, Aged, Hour, HourRows, UserHours
 from stream.join.joined_pages import InputMessage
 from stream.join.page_rows import LoggedPage, Runs, Sampled
 
@@ -55,8 +55,6 @@ _NEVER = 1 << 62
 _MASK = 0xFFFFFFFF
 
 Ids = NDArray[np.uint64]
-Hour = tuple[str, int]
-"""What its rows are of, ``click`` or ``page``, and hours since 1970."""
 
 
 class SealedHour(NamedTuple):
@@ -129,6 +127,7 @@ class OutcomeBook:
         self.kinds = {on: {ACTIONS.index(one.event or "") for one in of} for on, of in self._of.items() if of}
         self._longest = {on: max(one.within_ms for one in self._of[on]) for on in self.kinds}
         self._hours: dict[Hour, HourRows] = {}
+        self._unsealed, self._sealed = set[Hour](), UserHours()
         self._sealed_to = 0  # hours since 1970
         self._waiting: dict[tuple[int, int], list[Waiting]] = {}
         self._next_ms = _NEVER
@@ -160,6 +159,7 @@ class OutcomeBook:
         hour = (on, max(base_ms // HOUR_MS, self._sealed_to))
         rows = self._hours.get(hour)
         if rows is None:
+            self._unsealed.add(hour)
             rows = self._hours[hour] = HourRows.new(
                 {one.name: Aged.of(one.told, one.within_ms) for one in self._of[on] if one.told != "wait"}
             )
@@ -218,8 +218,10 @@ class OutcomeBook:
             if not rows.sealed:
                 self._sealed_to = max(self._sealed_to, hour[1] + 1)
                 batch = rows.seal(self._shape)
+                self._unsealed.remove(hour)
                 if len(batch):
                     files.sealed.append(SealedHour(hour, batch))
+                    self._sealed.add(hour, self._hours)
                 else:
                     del self._hours[hour]
             elif left := self._untold(hour[0], rows):
@@ -227,6 +229,7 @@ class OutcomeBook:
                 self._tell(hour, rows, [one for one in left if rows.next_telling(one) == first], first, files)
             else:
                 files.removed.append(hour)
+                self._sealed.remove(hour)
                 del self._hours[hour]
         waiting = [one.ts_ms + self._late_ms + 1 for events in self._waiting.values() for one in events]
         self._next_ms = min([due_ms, *waiting])
@@ -246,10 +249,11 @@ class OutcomeBook:
 
     def _rows_of(self, on: str, who: int, what: int) -> Iterator[tuple[int, HourRows, int]]:
         """(begin in ms, hour, row) of the open rows of a user and an item."""
-        for (of, hour), rows in self._hours.items():
-            if of == on and (not rows.sealed or self._untold(on, rows)):
+        for hour in (*self._unsealed, *self._sealed.of(who)):
+            rows = self._hours[hour]
+            if hour[0] == on and (not rows.sealed or self._untold(on, rows)):
                 for row in rows.mine(who, what):
-                    yield hour * HOUR_MS + int(rows.base[row]), rows, row
+                    yield hour[1] * HOUR_MS + int(rows.base[row]), rows, row
 
     def _note(self, who: int, what: int, one: Waiting) -> tuple[bool, bool]:
         """Notes an event at its rows. Returns whether there is one, and one of each kind."""
@@ -400,6 +404,10 @@ class OutcomeBook:
             if raw is not None:
                 rows.chunks = [carried(SampleBatch.from_bytes(raw))]
             self._hours[on, hour] = rows
+            if sealed:
+                self._sealed.add((on, hour), self._hours)
+            else:
+                self._unsealed.add((on, hour))
         for who, what, events in waiting:
             found = (Waiting(k, place, ts, InputMessage(*message), took) for k, place, ts, message, took in events)
             self._waiting[who, what] = list(found)

@@ -27,7 +27,8 @@ from millrace.contracts.pagepack import Rates
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS
-from stream.join.outcome_book import Erased, Hour, SealedHour, ToFiles, Told
+from stream.join.hour_rows import Hour
+from stream.join.outcome_book import Erased, SealedHour, ToFiles, Told
 
 log = structlog.get_logger("outcomes")
 

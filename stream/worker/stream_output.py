@@ -57,7 +57,7 @@ from millrace.contracts.topics import DEAD_LETTERS, FEATURES_COCLICKS, FEATURES_
 from millrace.processes.async_kafka import make_async_producer
 from millrace.processes.kafka import LINGER_MS, read_all
 from millrace.processes.wall import wall_ms
-from stream.join.outcome_book import Hour
+from stream.join.hour_rows import Hour
 from stream.partition.coclick_counts import CoClicks
 from stream.partition.counters import Changes
 from stream.partition.journal import Journal

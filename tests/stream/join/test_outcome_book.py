@@ -7,6 +7,7 @@ from pathlib import Path
 from zlib import crc32
 
 import msgspec
+import numpy as np
 import pytest
 
 from millrace.basics.durations import HOUR_MS
@@ -15,6 +16,7 @@ from millrace.contracts.events import decode_event
 from millrace.contracts.schema import parse_schema
 from millrace.labels import policy_named
 from millrace.labels.tellings import ages_ms
+from stream.join.hour_rows import Hour, HourRows, UserHours
 from stream.partition.journal import Journal, from_bytes, to_bytes
 from stream.partition.partition import Partition
 from stream.partition.partition_checkpoint import Terms
@@ -362,6 +364,27 @@ def test_each_purchase_labels_once_or_is_a_dead_letter_whatever_is_killed(tmp_pa
         assert set(killed.by_age) == set(calm.by_age)
         letters = {(one.reason, one.topic, one.offset) for one in killed.dead}
         assert letters == {(one.reason, one.topic, one.offset) for one in calm.dead}
+
+
+def test_a_user_is_found_in_each_of_many_hours_and_in_few_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.join.hour_rows._BUCKETS", 16)
+    rng, index, hours = random.Random(0), UserHours(), dict[Hour, HourRows]()
+    empty = np.empty(0, np.uint32)
+    for n in range(400):
+        rows = 5 if n < 200 else 200
+        who = np.sort(np.array([rng.getrandbits(64) for _ in range(rows)], np.uint64))
+        hours["click", n] = HourRows(who, empty, empty, empty, sealed=True)
+        index.add(("click", n), hours)
+        if n >= 300:  # the oldest one goes
+            index.remove(("click", n - 300))
+            del hours["click", n - 300]
+    named = 0
+    for hour, own in hours.items():
+        found = index.of(int(rng.choice(own.who.tolist())))
+        assert hour in found
+        assert set(found) <= set(hours)
+        named += len(found)
+    assert named < 0.1 * len(hours) ** 2
 
 
 def test_a_journal_restores_the_book(stream: LateStream) -> None:
