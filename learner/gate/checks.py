@@ -76,6 +76,7 @@ class Checks:
         if len(batch):
             self.clock.meet(batch)
             self.screen.passed_over(len(batch))
+            self.shift.passed_over(len(batch))
 
     @property
     def parts(self) -> Mapping[str, MedianClock | Screen | Quota | Shift | Heldout]:
