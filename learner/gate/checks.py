@@ -18,7 +18,6 @@ from learner.tables.table import SparseTable
 from millrace.basics.durations import MINUTE_MS
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.clock import MAX_AHEAD_MS
-from millrace.contracts.samples import PAGE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.versions.image import Array, Image
@@ -69,14 +68,6 @@ class Checks:
             clock,
             settings.gate == "observe",
         )
-
-    def pass_over(self, batch: SampleBatch) -> None:
-        """Rows came that nobody learns, and that tell nothing but the time."""
-        batch = batch.take(batch.kind < PAGE)
-        if len(batch):
-            self.clock.meet(batch)
-            self.screen.passed_over(len(batch))
-            self.shift.passed_over(len(batch))
 
     @property
     def parts(self) -> Mapping[str, MedianClock | Screen | Quota | Shift | Heldout]:

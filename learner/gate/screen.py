@@ -24,10 +24,9 @@ them, for guests are normal, and so are deleted users and a Redis that is slow o
 
 A shop may have a new catalogue from one hour to the next. So an item that was not met half an hour to an hour ago tells
 nothing by its windows, which are empty, and nothing by its labels: the model cannot know yet who clicks on it. Where
-most rows are of such items no labels are judged: late clicks on what was shown before still come. Nor are they where
-most rows are of pages whose user was not read, which nobody learns. Before any item is known the labels of all rows
-tell, and where most visits are usually to items that are not: in a shop of so many goods that few were shown in the
-last two days.
+most rows are of such items no labels are judged: late clicks on what was shown before still come. Before
+any item is known the labels of all rows tell, and where most visits are usually to items that are not: in a shop of so
+many goods that few were shown in the last two days.
 
 No bound is broken by a window that is too short to tell. Labels and AUC must be 4.5 standard errors from the clean
 past, a share so far off that chance does it less than once in half a million times
@@ -264,12 +263,6 @@ class Screen:
             self._broken = what, g
         self._windows.enter(sums, self.clock.now_ms)
         return refusal
-
-    def passed_over(self, rows: int) -> None:
-        """Rows came that nobody learns, and that tell nothing."""
-        sums = self._nothing()
-        sums[MET] = rows
-        self._windows.enter(sums, self.clock.now_ms)
 
     def learnt(self, batch: SampleBatch, p: NDArray[np.float32]) -> None:
         """The batch was learnt: it joins the open stretch."""

@@ -22,8 +22,7 @@ The rows of a mark are the newest promoted ones. Older ones tell less and less: 
 the hour, and what a model says of a row as there are none any more moves though nothing is wrong. Rows of an item that
 the screen does not know yet are none: of a new item a model says something else from stretch to stretch, and a shop
 may have a new catalogue from one hour to the next. Until then rows of before are looked at. A model that learns new
-items says something else of those, too, so a stretch in which most rows are of such is not judged. Nor is one in which
-most rows were learnt by nobody: behind an hour without users the model has an hour to catch up with.
+items says something else of those, too, so a stretch in which most rows are of such is not judged.
 
 A young model moves more, and so does one that few visitors teach. So the bound is never below three times what is
 usual: the median of figures that passed, each over the root of its n, as large as the newest 16 of them allow. (Their
@@ -110,26 +109,18 @@ class Shift:
 
     def meet(self, batch: SampleBatch) -> None:
         """Rows that passed the screen: some of them become reference rows, once they are promoted."""
-        taken = self._taken(len(batch))
+        if self.clock.now_ms - self._taken_ms >= _EVERY_MS:
+            self._turn = 0
+        taken = np.arange(-self._turn % _EVERY, len(batch), _EVERY)
+        self._turn += len(batch)
+        if not len(taken):
+            return
+        self._taken_ms = self.clock.now_ms
         rows = taken[self.knows(batch.item[taken])]
         self._known += len(rows)
         self._new += len(taken) - len(rows)
         if len(rows):
             self._met.add((batch.cat[rows], batch.num[rows]))
-
-    def passed_over(self, rows: int) -> None:
-        """Rows came that nobody learns."""
-        self._new += len(self._taken(rows))
-
-    def _taken(self, rows: int) -> NDArray[np.intp]:
-        """Which of so many rows more are looked at."""
-        if self.clock.now_ms - self._taken_ms >= _EVERY_MS:
-            self._turn = 0
-        taken = np.arange(-self._turn % _EVERY, rows, _EVERY)
-        self._turn += rows
-        if len(taken):
-            self._taken_ms = self.clock.now_ms
-        return taken
 
     def learnt(self, rows: int) -> None:
         """So many rows more were learnt."""
@@ -173,8 +164,7 @@ class Shift:
 
     @property
     def _mostly_new(self) -> bool:
-        """Whether most rows since the mark are of items that are not known, or are learnt by nobody: what learning does
-        then is not judged."""
+        """Whether most rows since the mark are of items that are not known: what learning them does is not judged."""
         return self._new > self._known
 
     @property

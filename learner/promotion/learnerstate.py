@@ -120,7 +120,6 @@ class LearnerState:
         versions.flushed = lambda: self._decided(Flushed())
         if checks is not None:
             trainer.admit = lambda batch, places: admit(checks, quarantine, trainer.counts, self.refused, batch, places)
-            trainer.unread = checks.pass_over
 
     def _decided(self, what: Decision) -> int:
         """Writes a decision down: its number."""

@@ -64,14 +64,12 @@ class Trainer:
 
     Attributes:
         admit: chooses the new rows of a message to learn, (B,). Held-out pages, for one, are not learnt.
-        unread: called with the new rows of pages whose user was not read: nobody learns them.
         diverted: whether pages of other models than its own are as if they were not there.
         outcomes: figures of the schema's outcomes, as ``progressive`` has those of the click, once some are told.
     """
 
     diverted = False
     admit: Callable[[SampleBatch, Places], NDArray[np.bool_]] | None = None
-    unread: Callable[[SampleBatch], None] | None = None
 
     def __init__(
         self,
@@ -121,8 +119,6 @@ class Trainer:
         # An online store that is away for an hour would teach that a known user without his numbers clicks like all.
         if (unread := (new.user_missing & NOT_READ) > 0).any():
             self.counts["unread"] += int(np.count_nonzero(unread))
-            if self.unread is not None:
-                self.unread(new.take(unread))
             new, places = new.take(~unread), places[~unread]
         if self.admit is not None:
             admitted = self.admit(new, places)

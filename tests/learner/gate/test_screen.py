@@ -454,22 +454,6 @@ def test_late_clicks_on_goods_that_are_gone_are_no_poison() -> None:
     assert learn(screen, late_after(with_items(stream, 60_000, 2, met), behind)) == []
 
 
-def test_late_clicks_are_no_poison_where_no_user_is_read() -> None:
-    """Nothing else is learnt meanwhile."""
-    screen, stream = warm()
-
-    def late_alone(batches: Iterator[Scored], read: bool) -> Iterator[Scored]:
-        for batch, p in batches:
-            if not read:
-                screen.passed_over(64)
-            late = replace(labelled(batch.take(slice(0, 3)), np.ones(3)), kind=np.full(3, CORRECTION, np.uint8))
-            yield late, p[:3]
-
-    assert learn(screen, late_alone(stream.batches(60_000, 64), read=False)) == []
-    assert learn(screen, stream.batches(16_384, 64)) == []
-    assert learn(screen, late_alone(stream.batches(16_384, 64), read=True)), "without anything beside them they are"
-
-
 def test_where_hardly_an_item_comes_twice_labels_of_new_ones_tell() -> None:
     screen, stream = Screen(SCHEMA, HOUR_MS), Stream(0)
 

@@ -115,18 +115,6 @@ def test_rows_of_items_that_are_not_known_are_no_reference_and_a_stretch_of_them
     assert learn(new=1.0) is not None
 
 
-@pytest.mark.parametrize("message", [20, 4096])
-def test_a_model_that_catches_up_with_what_nobody_learnt_is_not_judged_for_a_stretch(message: int) -> None:
-    shift, model, number = warm()
-    for _ in range(10 * STRETCH // message):
-        shift.passed_over(message)
-    model.bias += 1
-    assert stretch(shift, model, number + 1) is None
-    shift.promoted(model)
-    model.bias += 1
-    assert stretch(shift, model, number + 2) is not None
-
-
 def lived(rows_a_second: float, hours: float) -> tuple[Shift, float, list[float]]:
     """A shift through some hours of steady traffic; hours until it is armed, and minutes of each stretch."""
     shift, model, armed, began, stretches = Shift(), Plain(), float("inf"), 0.0, []

@@ -8,21 +8,19 @@ import numpy as np
 import pytest
 
 from learner.evaluation.progressive import Progressive
-from learner.gate.checks import Checks
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.training.decisionlog import places_of
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SnapshotError
 from millrace.basics.ranking_metrics import log_loss
-from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING
+from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, PAGE, SampleBatch
-from millrace.contracts.settings import Settings
 from millrace.versions.decisions import Span
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
 
 SPEC = {"model": "wide_resnet_bn", "hidden": [16, 16], "width": 4}
-MINUTE_MS, HOUR_MS = 60_000, 3_600_000
+HOUR_MS = 3_600_000
 
 
 def trainer(batch_rows: int = 64, keep_ms: int = HOUR_MS, page_weight: float = 0.0) -> Trainer:
@@ -80,20 +78,6 @@ def test_pages_whose_user_was_not_read_teach_nothing_and_are_counted() -> None:
     assert t.step(drain=True) == twin.step(drain=True)
     assert t.model.snapshot()[0].same_bits(twin.model.snapshot()[0]) == ""
     assert (t.counts["unread"], twin.counts["unread"]) == (32, 0)
-
-
-def test_time_goes_on_for_the_gate_while_no_user_is_read() -> None:
-    checks, t = Checks.of(Settings(gate="on"), SCHEMA), trainer()
-    assert checks is not None
-    t.unread = checks.pass_over
-    for minute in range(60):
-        batch = make_samples(64, minute)
-        ts_ms, kind = np.full(64, START_MS + minute * MINUTE_MS), batch.kind.copy()
-        kind[:32] = PAGE  # sent again, of an hour ago
-        ts_ms[:32] -= HOUR_MS
-        t.take(replace(batch, ts_ms=ts_ms, kind=kind, user_missing=np.full(64, NOT_READ, np.uint8)))
-    assert checks.clock.now_ms >= START_MS + 45 * MINUTE_MS
-    assert t.pending == 0
 
 
 def test_judged_on_what_was_predicted_before_learning() -> None:
