@@ -158,6 +158,7 @@ class UserHours:
         self._bits[:, slot // 8] &= np.uint8(0xFF ^ 1 << slot % 8)
 
     def of(self, who: int) -> list[Hour]:
+        """The hours in which a user may have rows."""
         mask = len(self._bits) - 1
         both = self._bits[who & mask] & self._bits[who >> 32 & mask]
         slots = np.flatnonzero(np.unpackbits(both, bitorder="little")).tolist()

@@ -34,14 +34,6 @@ def worth(raw: bytes | None) -> float:
     return 1.0 + int(raw or b"0") % 7
 
 
-def buy(figures: ArmFigures, one: SettledRow, kind: type[Purchase] | type[Order] = Order) -> None:
-    """A row's purchase, by an order: one of its item."""
-    ts_ms, item = one.times[3] or one.ts_ms, str(one.ts_ms)
-    page = {"request_id": "r", "position": 0} if kind is Purchase else {}
-    event = kind(event_id="e", ts_ms=ts_ms, user_id=one.user, item_id=item, **page)  # type: ignore[arg-type]
-    figures.buy(home(one), event, item.encode())
-
-
 def of(outcome: str, figures: list[ArmFigure]) -> list[ArmFigure]:
     return [one for one in figures if one.outcome == outcome]
 
@@ -68,10 +60,14 @@ def home(one: SettledRow) -> int:
 
 
 def buy_all(figures: ArmFigures, rows: list[SettledRow]) -> None:
+    """Each row's purchase comes twice, of its page and as an order: it is one."""
     for one in rows:
-        if one.times[3] is not None:
-            for kind in (Purchase, Order):  # twice is once
-                buy(figures, one, kind)
+        if (ts_ms := one.times[3]) is not None:
+            item, user = str(one.ts_ms), one.user
+            of_page = Purchase(event_id="e", request_id="r", ts_ms=ts_ms, user_id=user, position=0, item_id=item)
+            order = Order(event_id="e", ts_ms=ts_ms, user_id=user, item_id=item)
+            for event in (of_page, order):
+                figures.buy(home(one), event, item.encode())
 
 
 def fed(figures: ArmFigures, rows: list[SettledRow], pieces: int = 40) -> list[Any]:
