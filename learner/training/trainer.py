@@ -1,10 +1,11 @@
 # core
 """The learner without its shell: samples in, a model that has predicted each of them and then learnt from it.
 
-Of each message it drops repeated samples and queues the admitted ones; a full queue, or a drain, is cut into a
-micro-batch, judged, then learnt. With a gate, :mod:`learner.promotion.promotion` decides what is admitted, and comes
-between a cut and learning from it. :mod:`learner.evaluation.progressive` judges the learner's predictions,
-:mod:`learner.evaluation.served_scores` the served pages.
+Of each message it drops repeated samples and queues the admitted ones, late clicks beside other rows
+(:mod:`learner.training.samplequeue`). A full queue, or a drain, is cut into a micro-batch, judged, then learnt. With a
+gate, :mod:`learner.promotion.promotion` decides what is admitted, and comes between a cut and learning from it.
+:mod:`learner.evaluation.progressive` judges the learner's predictions, :mod:`learner.evaluation.served_scores` the
+served pages.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from learner.ranker.verbs import Learning
 from learner.ranker.within_page import page_end
 from learner.samples.viewpoint import OWN
 from learner.training.decisionlog import Places
+from learner.training.samplequeue import LateClickQueue, MicroBatch, SampleQueue, Times
 from millrace.basics.errors import SnapshotError
 from millrace.basics.ranking_metrics import ROLLING_ROWS
 from millrace.contracts.events import NOT_READ
@@ -37,20 +39,12 @@ BATCH_MS = 250.0
 TRAINER = "trainer/"
 """Arrays of a snapshot whose names begin with it are a trainer's."""
 
-Times = NDArray[np.int64]
-
 
 class ClickCounts(NamedTuple):
     """Clicks that were learnt from, by wall time (Unix ms)."""
 
     sent_ms: Times  # (n,) when they were sent
     joined_ms: Times  # (n,) when their samples were made
-
-
-class MicroBatch(NamedTuple):
-    batch: SampleBatch  # B rows
-    places: Places  # (B, 3) where its rows lie on the topic
-    joined_ms: Times  # (B,) when its samples were made
 
 
 class Trainer:
@@ -84,14 +78,19 @@ class Trainer:
         self.counts: Counter[str] = Counter()
         self.outcomes: dict[str, Progressive] = {}
         self.late_clicks = LateClicks(ROLLING_ROWS)
-        self._pending: list[SampleBatch] = []
-        self._joined: list[Times] = []  # of each pending row: when its sample was made
-        self._places: list[Places] = []
+        self._queue, self._late = SampleQueue(), LateClickQueue()
         self._clicks: list[ClickCounts] = []
 
     @property
     def pending(self) -> int:
-        return sum(len(b) for b in self._pending)
+        """Rows that can be learnt now."""
+        return self._queue.rows
+
+    @property
+    def waiting(self) -> Places:
+        """Where late clicks lie that are learnt once there are other rows. (n, 3)"""
+        late = self._late.waiting
+        return late.head(late.rows).places if late.rows else np.empty((0, 3), np.int64)
 
     def take(self, batch: SampleBatch, partition: int = 0, joined_ms: int = 0, offset: int = 0) -> None:
         """Queues what is new in a message of a partition, whose columns are those of the model's schema. ``joined_ms``:
@@ -113,25 +112,18 @@ class Trainer:
             self.served.take(new, partition)
         places = np.empty((len(rows), 3), np.int64)
         places[:, 0], places[:, 1], places[:, 2] = partition, offset, rows
+        part = MicroBatch(new, places, np.full(len(new), joined_ms, np.int64))
         if self.diverted and not (own := new.arm == OWN).all():
             self.counts["others"] += int((~own).sum())
-            new, places = new.take(own), places[own]
+            part = part.take(own)
         # An online store that is away for an hour would teach that a known user without his numbers clicks like all.
-        if (unread := (new.user_missing & NOT_READ) > 0).any():
+        if (unread := (part.batch.user_missing & NOT_READ) > 0).any():
             self.counts["unread"] += int(np.count_nonzero(unread))
-            new, places = new.take(~unread), places[~unread]
-        if self.admit is not None:
-            admitted = self.admit(new, places)
-            if not admitted.all():
-                new, places = new.take(admitted), places[admitted]
-        if len(new):
-            self.queue(new, places, np.full(len(new), joined_ms, np.int64))
-
-    def queue(self, batch: SampleBatch, places: Places, joined_ms: Times) -> None:
-        """Queues rows without any check."""
-        self._pending.append(batch)
-        self._places.append(places)
-        self._joined.append(joined_ms)
+            part = part.take(~unread)
+        part = self._late.through(part)
+        if self.admit is not None and not (admitted := self.admit(part.batch, part.places)).all():
+            part = part.take(admitted)
+        self._queue.put(part)
 
     def step(self, drain: bool = False) -> LearnReport | None:
         """Predicts, judges and learns one micro-batch, with ``drain`` also one that is not full. Returns None when
@@ -148,27 +140,23 @@ class Trainer:
         rows = self.pending
         if not rows or (rows < self.batch_rows and not drain):
             return None
-        return self._cut(min(rows, self.batch_rows), self.model.by_page)
+        size = min(rows, self.batch_rows)
+        if self.model.by_page:
+            whole = self._queue.head(rows).batch
+            size = page_end(whole.page, whole.kind, whole.policy, size)
+        return self._cut(size)
 
     def cut_at(self, places: Places) -> MicroBatch:
         """The micro-batch of just these rows. Raises SnapshotError where they are not the next ones."""
-        queued = np.concatenate(self._places) if self._places else np.empty((0, 3), np.int64)
+        queued = self._queue.head(len(places)).places if self.pending else np.empty((0, 3), np.int64)
         if not np.array_equal(queued[: len(places)], places):
             raise SnapshotError(f"the next {len(places)} rows are not those that were learnt", "rules have changed")
         return self._cut(len(places))
 
-    def _cut(self, size: int, by_page: bool = False) -> MicroBatch:
-        whole, joined = SampleBatch.concat(self._pending), np.concatenate(self._joined)
-        places = np.concatenate(self._places)
-        if by_page:
-            size = page_end(whole.page, whole.kind, whole.policy, size)
-        batch, rest = whole.take(slice(0, size)), whole.take(slice(size, None))
-        self._pending, self._joined, self._places = [], [], []
-        if len(rest):
-            self.queue(rest, places[size:], joined[size:])
+    def _cut(self, size: int) -> MicroBatch:
         if self.served is not None:
             self.served.enter(self.model)
-        return MicroBatch(batch, places[:size], joined[:size])
+        return self._queue.pop(size)
 
     def judge(self, batch: SampleBatch) -> NDArray[np.float32]:
         """Predicts a micro-batch (B,), and judges what is labelled for the first time in it."""
@@ -212,7 +200,7 @@ class Trainer:
 
     def begin_again(self, training: Mapping[str, Array]) -> None:
         """Takes over the samples of another snapshot, before a seek to its offsets: those seen, and those that wait."""
-        self._pending, self._joined, self._places = [], [], []
+        self._queue, self._late = SampleQueue(), LateClickQueue()
         self.repeats = Repeats(self.repeats.keep_ms)
         self._resume(training)
 
@@ -221,24 +209,21 @@ class Trainer:
         if not own:
             return
         self.repeats.resume(own)
-        waiting = below("waiting/", own)
-        if not waiting:
-            return
-        batch = SampleBatch.from_bytes(waiting["batch"].tobytes())
+        self._late.resume(below("late/", own))
+        self._queue.resume(below("waiting/", own))
         layout = self.model.schema.layout
-        if (batch.cat.shape[1], batch.num.shape[1]) == (layout.F, layout.N):
-            self.queue(batch, waiting["places"].copy(), waiting["joined"].copy())
-        else:  # of another schema; they were admitted, and are nowhere else
-            self.counts["set_aside"] += len(batch)
+        for queue in (self._late.waiting, self._queue):
+            if queue.rows:
+                batch = queue.head(1).batch
+                if (batch.cat.shape[1], batch.num.shape[1]) != (layout.F, layout.N):  # of another schema; nowhere else
+                    self.counts["set_aside"] += queue.clear()
 
     def snapshot(self, ordered: bool = True) -> dict[str, Array]:
         """What a snapshot keeps besides the model: the ids already learnt from, by default in order, and the rows that
         wait. Call it with the model's own snapshot. Rolling figures are not kept; they restart with a process."""
         own: dict[str, Array] = dict(self.repeats.snapshot(ordered))
-        if self._pending:
-            batch = SampleBatch.concat(self._pending)
-            own["waiting/batch"] = np.frombuffer(batch.to_bytes(), np.uint8)
-            own["waiting/places"], own["waiting/joined"] = np.concatenate(self._places), np.concatenate(self._joined)
+        own |= {f"waiting/{name}": array for name, array in self._queue.snapshot().items()}
+        own |= {f"late/{name}": array for name, array in self._late.snapshot().items()}
         return {f"{TRAINER}{n}": a for n, a in own.items()}
 
     def resume(self, training: Mapping[str, Array], counts: Mapping[str, Any]) -> None:

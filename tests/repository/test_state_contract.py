@@ -43,6 +43,7 @@ from learner.retrieval.tower import Tower
 from learner.serving import overlay
 from learner.serving.serving_model import ServingModel
 from learner.tables.table import SparseTable, StepSizes
+from learner.training.samplequeue import LateClickQueue, SampleQueue
 from learner.training.trainer import Trainer
 from millrace.basics.errors import MillraceError, SnapshotError, StoreError
 from millrace.basics.store import Store
@@ -50,7 +51,7 @@ from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Action, Exposure, User, decode_event, to_json
 from millrace.contracts.logforms import OutcomeRule
 from millrace.contracts.page_logs import decode_served
-from millrace.contracts.samples import OUTCOME, POLICIES
+from millrace.contracts.samples import CORRECTION, OUTCOME, POLICIES
 from millrace.versions.decisions import Span
 from millrace.versions.image import RETRIEVAL_TABLES, split
 from millrace.versions.modelstore import Image, TableRows
@@ -454,7 +455,7 @@ class Sliced(Model):
 class Teacher(Case):
     """A trainer with its model, as the learner's shell keeps them together."""
 
-    covers = (Trainer,)
+    covers: ClassVar[tuple[type, ...]] = (Trainer, SampleQueue, LateClickQueue)
     skips: ClassVar = {
         CHANGES_ONCE: "its model's changes are published",
         CHANGES_ABSOLUTE: "its model's changes are published",
@@ -468,6 +469,8 @@ class Teacher(Case):
     def feed(self, subject: Trainer, piece: int) -> Any:
         for number in (piece, piece // 2):  # some were learnt from before
             subject.take(make_samples(100, number, start_ms=START_MS + number * 9_000))
+        late = make_samples(150, piece, start_ms=START_MS + piece * 9_000)  # more than pass at once
+        subject.take(replace(late, kind=np.full(150, CORRECTION, np.uint8)))
         reports = []
         while (report := subject.step(drain=True)) is not None:
             reports.append(report)
