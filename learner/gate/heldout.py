@@ -29,8 +29,8 @@ a constant is added to its logits t_r, such that its mean probability is that of
     x_u = mean of the x_r of a user's hour, or of a page whose user is not known
     null: E[x_u | those before] <= m
 
-A model that learns a new catalogue forgets the one that is gone, of which these pages are. While most rows that are
-learnt are of new items nothing is judged, and each snapshot is the anchor of all rows.
+A model that learns a new catalogue forgets the one that is gone, and goes on to for hours. While most rows that are
+learnt are of new items nothing is judged, and no row is kept: those behind are of goods that are here.
 
 Rows that came since the last anchor have none before the next: what they would be compared with is itself to be judged,
 and where a mistake has just begun, their labels are a part of it.
@@ -218,7 +218,7 @@ class Heldout:
         return HeldRows(cat=self._cat[rows], num=self._num[rows], **own)
 
     def spoilt(self, from_ms: int) -> None:
-        """Rows of exposures from then on may have wrong labels: they go."""
+        """Rows of exposures from then on go: they may have wrong labels, or are of goods that are gone."""
         ts_ms = self._column["ts_ms"]
         ts_ms[ts_ms >= from_ms] = 0
 

@@ -30,7 +30,8 @@ from learner.ranker.model import LearnReport
 from learner.ranker.verbs import Learning
 from learner.training.decisionlog import Places, rows_in, spans_of
 from learner.training.learner_versions import FoundSnapshot, Versions
-from learner.training.trainer import ClickCounts, MicroBatch, Trainer
+from learner.training.samplequeue import MicroBatch
+from learner.training.trainer import ClickCounts, Trainer
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.decisions import (
     Adopted,
@@ -290,7 +291,10 @@ class LearnerState:
         if judged and self.checks is not None:
             heldout = self.checks.heldout
             heldout.looked()
-            (heldout.rebase if self.checks.shift.of_new_items else heldout.promoted)(self.trainer.model)
+            if self.checks.shift.of_new_items:
+                heldout.spoilt(0)
+            else:
+                heldout.promoted(self.trainer.model)
             self.standing.since.pop(OF_PAGES, None)
 
     def rebased(self, by: str) -> None:
