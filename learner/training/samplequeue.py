@@ -1,10 +1,11 @@
 # core
 """Samples that wait to be learnt, and late clicks that wait for company.
 
-A late click says that an exposure which was learnt as a negative was clicked. Learnt among other rows, the two cancel.
+A late click says that an exposure which was learnt as a negative was clicked. Learnt beside negatives, the two cancel.
 Where pages stop, as behind a scorer that is away, late clicks come alone for as long as clicks are waited for: a model
-that learns nothing else believes that all is clicked, and whatever serves it is worse until enough rows have come. So
-late clicks are let through beside other rows, at most twice as many as there are usually to a row; the rest waits.
+that learns nothing else believes that all is clicked, and serves worse until enough rows have come. So late clicks are
+let through beside negatives, at most twice as many as there are usually to one; the rest waits. Other clicks are no
+company: where pages begin again they are the first that is known.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.training.decisionlog import Places
-from millrace.contracts.samples import CORRECTION, POSITIVE, SampleBatch
+from millrace.contracts.samples import CORRECTION, NEGATIVE, SampleBatch
 from millrace.versions.image import Array
 
 AT_ONCE = 128
-"""Late clicks that are let through without other rows."""
+"""Late clicks that are let through without negatives."""
 MOST_WAITING = 16_384
 """Late clicks that wait; what is beyond is let through."""
 
-_MEMORY_ROWS = 65_536.0  # of which the usual share of late clicks is
-_FIRST_ROWS = 256.0  # rows and late clicks that it begins with
+_MEMORY_ROWS = 65_536.0  # negatives of which the usual share of late clicks is
+_FIRST_ROWS = 256.0  # negatives and late clicks that it begins with
 _TIMES = 2.0  # the usual share is let through
 
 Times = NDArray[np.int64]
@@ -113,7 +114,7 @@ class SampleQueue:
 
 
 class LateClickQueue:
-    """Lets late clicks pass beside other rows. See the module's text. One thread.
+    """Lets late clicks pass beside negatives. See the module's text. One thread.
 
     What it does depends on the rows that it is given, and on nothing else. Rows in which no late click is above its
     share pass as they are.
@@ -121,16 +122,16 @@ class LateClickQueue:
 
     def __init__(self) -> None:
         self.waiting = SampleQueue()
-        self._usual = np.full(2, _FIRST_ROWS)  # late clicks, and other rows that were labelled, lately
+        self._usual = np.full(2, _FIRST_ROWS)  # late clicks and negatives, lately
         self._room = float(AT_ONCE)  # late clicks that may pass
 
     def through(self, part: MicroBatch) -> MicroBatch:
         """The rows that are to be learnt now, late clicks that have waited before them."""
         late = part.batch.kind == CORRECTION
-        clicks, others = int(np.count_nonzero(late)), int(np.count_nonzero(part.batch.kind <= POSITIVE))
-        self._usual *= min(1.0, _MEMORY_ROWS / (self._usual[1] + others))
-        self._usual += clicks, others
-        self._room += _TIMES * others * self._usual[0] / self._usual[1]
+        clicks, negatives = int(np.count_nonzero(late)), int(np.count_nonzero(part.batch.kind == NEGATIVE))
+        self._usual *= min(1.0, _MEMORY_ROWS / (self._usual[1] + negatives))
+        self._usual += clicks, negatives
+        self._room += _TIMES * negatives * self._usual[0] / self._usual[1]
         if not self.waiting.rows and clicks <= self._room:
             self._room = min(self._room - clicks, AT_ONCE)
             return part

@@ -1,4 +1,4 @@
-"""Samples wait in order, and late clicks for other rows; none is lost, none comes twice."""
+"""Samples wait in order, and late clicks for company; none is lost, none comes twice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def late(n: int, offset: int = 0) -> MicroBatch:
     return part([CORRECTION] * n, offset)
 
 
-def others(n: int, offset: int = 0) -> MicroBatch:
+def negatives(n: int, offset: int = 0) -> MicroBatch:
     return part([NEGATIVE] * n, offset)
 
 
@@ -42,7 +42,7 @@ def count(rows: MicroBatch) -> int:
 def test_a_queue_gives_what_was_put_in_order(sizes: list[int], wanted: list[int]) -> None:
     queue, again, given_ = SampleQueue(), SampleQueue(), list[list[int]]()
     for offset, size in enumerate(sizes):
-        queue.put(others(size, offset))
+        queue.put(negatives(size, offset))
     put = [[0, offset, row] for offset, size in enumerate(sizes) for row in range(size)]
     for rows in wanted:
         if not queue.rows:
@@ -71,11 +71,11 @@ def test_where_each_click_comes_late_and_each_row_is_clicked_none_waits() -> Non
     """As with a policy that first says of each exposure that it was not clicked."""
     queue = LateClickQueue()
     for offset in range(600):
-        assert queue.through(others(90, offset)).batch.kind.tolist() == [NEGATIVE] * 90
+        assert queue.through(negatives(90, offset)).batch.kind.tolist() == [NEGATIVE] * 90
         assert count(queue.through(late(90, offset))) == 90
 
 
-def test_late_clicks_alone_wait_and_come_among_other_rows_first_ones_first() -> None:
+def test_late_clicks_alone_wait_and_come_beside_negatives_first_ones_first() -> None:
     queue = LateClickQueue()
     for offset in range(1000):
         queue.through(part([NEGATIVE] * 98 + [CORRECTION] * 2, offset))
@@ -83,9 +83,10 @@ def test_late_clicks_alone_wait_and_come_among_other_rows_first_ones_first() -> 
     alone = sum(len(rows.batch) for rows in came)
     assert 0 < alone <= AT_ONCE
     assert queue.waiting.rows == 600 - alone
+    assert count(queue.through(part([POSITIVE] * 200, 4000))) == 0, "where pages begin again, clicks are known first"
     passed, rows = list[list[int]](), 0
     while queue.waiting.rows:
-        found = queue.through(others(100, 5000))
+        found = queue.through(negatives(100, 5000))
         passed += found.places[found.batch.kind == CORRECTION].tolist()
         assert (found.places[:, 1] == 5000).sum() == 100
         rows += 100
@@ -97,7 +98,7 @@ def test_late_clicks_alone_wait_and_come_among_other_rows_first_ones_first() -> 
 
 def test_more_than_may_wait_are_let_through() -> None:
     queue = LateClickQueue()
-    queue.through(others(70_000))
+    queue.through(negatives(70_000))
     queue.through(late(MOST_WAITING))
     found = queue.through(late(500, 1))
     assert queue.waiting.rows == MOST_WAITING
@@ -109,10 +110,10 @@ def test_more_than_may_wait_are_let_through() -> None:
 def test_none_is_lost_and_a_restart_changes_nothing(messages: list[tuple[int, int, bool]]) -> None:
     queue, twin = LateClickQueue(), LateClickQueue()
     for one in (queue, twin):
-        one.through(others(5000, 100))
+        one.through(negatives(5000, 100))
     came, passed = set[tuple[int, ...]](), list[tuple[int, ...]]()
-    for offset, (negatives, clicks, restarts) in enumerate(messages):
-        rows = part([NEGATIVE] * negatives + [CORRECTION] * clicks, offset)
+    for offset, (others, clicks, restarts) in enumerate(messages):
+        rows = part([NEGATIVE] * others + [CORRECTION] * clicks, offset)
         came |= {tuple(place) for place in rows.places.tolist()}
         if restarts:
             state, queue = queue.snapshot(), LateClickQueue()
