@@ -21,8 +21,8 @@ from learner.training.decisionlog import Places
 from millrace.contracts.samples import CORRECTION, NEGATIVE, SampleBatch
 from millrace.versions.image import Array
 
-AT_ONCE = 128
-"""Late clicks that are let through without negatives."""
+AT_ONCE_ROWS, AT_LEAST = 512, 8
+"""As many late clicks as are usual for so many negatives may come at once, without any; or so many."""
 MOST_WAITING = 16_384
 """Late clicks that wait; what is beyond is let through."""
 
@@ -123,7 +123,7 @@ class LateClickQueue:
     def __init__(self) -> None:
         self.waiting = SampleQueue()
         self._usual = np.full(2, _FIRST_ROWS)  # late clicks and negatives, lately
-        self._room = float(AT_ONCE)  # late clicks that may pass
+        self._room = float(AT_ONCE_ROWS)  # late clicks that may pass
 
     def through(self, part: MicroBatch) -> MicroBatch:
         """The rows that are to be learnt now, late clicks that have waited before them."""
@@ -131,13 +131,15 @@ class LateClickQueue:
         clicks, negatives = int(np.count_nonzero(late)), int(np.count_nonzero(part.batch.kind == NEGATIVE))
         self._usual *= min(1.0, _MEMORY_ROWS / (self._usual[1] + negatives))
         self._usual += clicks, negatives
-        self._room += _TIMES * negatives * self._usual[0] / self._usual[1]
+        share = self._usual[0] / self._usual[1]
+        most = max(AT_LEAST, share * AT_ONCE_ROWS)
+        self._room += _TIMES * share * negatives
         if not self.waiting.rows and clicks <= self._room:
-            self._room = min(self._room - clicks, AT_ONCE)
+            self._room = min(self._room - clicks, most)
             return part
         self.waiting.put(part.take(late))
         passing = max(min(int(self._room), self.waiting.rows), self.waiting.rows - MOST_WAITING)
-        self._room = min(max(self._room - passing, 0.0), AT_ONCE)
+        self._room = min(max(self._room - passing, 0.0), most)
         rest = part.take(~late)
         return MicroBatch.concat([self.waiting.pop(passing), rest]) if passing else rest
 
