@@ -203,10 +203,9 @@ class Life:
             yield SampleBatch.concat([self._messages[s.offset].take(slice(s.first, s.stop)) for s in one.spans])
 
     def _forget(self) -> None:
-        """Lets go of messages that nothing in quarantine or that waits is of; the snapshot has the others."""
+        """Lets go of messages that nothing in quarantine is of; the snapshot has the others."""
         quarantine = self.promotion.state.quarantine
         needed = {span.offset for entry in quarantine.entries() for span in quarantine.spans(entry.name)}
-        needed |= set(self.trainer.waiting[:, 1].tolist())
         self._messages = {offset: batch for offset, batch in self._messages.items() if offset in needed}
 
     def _publish(self, published: Published | None) -> None:

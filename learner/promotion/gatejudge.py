@@ -11,7 +11,7 @@ from learner.gate.model_checks import unsound
 from learner.gate.verdicts import OF_MODEL, GateRefusal, kind_of
 from learner.promotion.gatecommands import GateCommands
 from learner.promotion.learnerstate import GATE, LearnerState
-from learner.training.samplequeue import MicroBatch
+from learner.training.trainer import MicroBatch
 from millrace.basics.durations import MINUTE_MS
 from millrace.basics.errors import BrokerError, SnapshotError, StoreError, one_line
 

@@ -30,8 +30,7 @@ from learner.ranker.model import LearnReport
 from learner.ranker.verbs import Learning
 from learner.training.decisionlog import Places, rows_in, spans_of
 from learner.training.learner_versions import FoundSnapshot, Versions
-from learner.training.samplequeue import MicroBatch
-from learner.training.trainer import ClickCounts, Trainer
+from learner.training.trainer import ClickCounts, MicroBatch, Trainer
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.decisions import (
     Adopted,

@@ -52,8 +52,7 @@ from learner.ranker.model import LearnReport
 from learner.ranker.snapshot_slices import Part
 from learner.ranker.verbs import Slicing
 from learner.training.learner_versions import Build, FoundSnapshot, Last, Progress, Versions, write_root
-from learner.training.samplequeue import MicroBatch
-from learner.training.trainer import Trainer
+from learner.training.trainer import MicroBatch, Trainer
 from millrace.basics.errors import BrokerError, StoreError, one_line
 from millrace.basics.store import Store
 from millrace.contracts.samples import SampleBatch

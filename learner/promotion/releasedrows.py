@@ -9,7 +9,7 @@ import numpy as np
 
 from learner.promotion.learnerstate import LearnerState
 from learner.training.decisionlog import Places, places_of
-from learner.training.samplequeue import MicroBatch
+from learner.training.trainer import MicroBatch
 from millrace.basics.errors import SchemaError, SnapshotError
 from millrace.basics.store import AbsentError
 from millrace.contracts.samples import SampleBatch

@@ -24,7 +24,7 @@ from learner.promotion.releasedrows import ReleasedRows
 from learner.promotion.restorer import Restored
 from learner.samples.batch_reader import SampleMessage
 from learner.training.decisionlog import places_of
-from learner.training.samplequeue import MicroBatch
+from learner.training.trainer import MicroBatch
 from millrace.basics.errors import SchemaError, SnapshotError, one_line
 from millrace.basics.store import AbsentError, DamagedError
 from millrace.versions.decisions import (

@@ -25,6 +25,9 @@ log = structlog.get_logger("learner")
 TRAINED = Counter("millrace_samples_trained_total", "Samples learnt from since this process started.")
 REPEATED = Counter("millrace_samples_repeated_total", "Samples dropped because they had been learnt from.")
 FOLLOW_UPS = Counter("millrace_samples_follow_ups_total", "Later actions on exposures already labelled.")
+ALONE = Counter(
+    "millrace_samples_alone_total", "Late clicks that came without negatives, as where pages stop; not learnt."
+)
 UNREAD = Counter("millrace_samples_unread_total", "Samples of pages whose user was not read in time; not learnt.")
 OTHERS = Counter("millrace_samples_others_total", "Samples of pages that other models made; not learnt, as set.")
 REFUSED = Counter("millrace_samples_refused_total", "Samples with an unusable label or weight.")
@@ -99,6 +102,7 @@ _COUNTS = {
     "follow_ups": FOLLOW_UPS,
     "refused": REFUSED,
     "unread": UNREAD,
+    "alone": ALONE,
     "others": OTHERS,
     "held_out": HELD_OUT,
     "over_limit": TAUGHT_OUT,

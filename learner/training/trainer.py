@@ -1,11 +1,10 @@
 # core
 """The learner without its shell: samples in, a model that has predicted each of them and then learnt from it.
 
-Of each message it drops repeated samples and queues the admitted ones, late clicks beside other rows
-(:mod:`learner.training.samplequeue`). A full queue, or a drain, is cut into a micro-batch, judged, then learnt. With a
-gate, :mod:`learner.promotion.promotion` decides what is admitted, and comes between a cut and learning from it.
-:mod:`learner.evaluation.progressive` judges the learner's predictions, :mod:`learner.evaluation.served_scores` the
-served pages.
+Of each message it drops repeated samples and queues the admitted ones; a full queue, or a drain, is cut into a
+micro-batch, judged, then learnt. With a gate, :mod:`learner.promotion.promotion` decides what is admitted, and comes
+between a cut and learning from it. :mod:`learner.evaluation.progressive` judges the learner's predictions,
+:mod:`learner.evaluation.served_scores` the served pages.
 """
 
 from __future__ import annotations
@@ -25,19 +24,24 @@ from learner.ranker.verbs import Learning
 from learner.ranker.within_page import page_end
 from learner.samples.viewpoint import OWN
 from learner.training.decisionlog import Places
-from learner.training.samplequeue import LateClickQueue, MicroBatch, SampleQueue, Times
 from millrace.basics.errors import SnapshotError
 from millrace.basics.ranking_metrics import ROLLING_ROWS
 from millrace.contracts.events import NOT_READ
-from millrace.contracts.samples import CORRECTION, FOLLOW_UP, OUTCOME, PAGE, SampleBatch
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, OUTCOME, PAGE, SampleBatch
 from millrace.versions.image import Array, below
 
 BATCH_ROWS = 128
 BATCH_MS = 250.0
 """Bounds of a micro-batch of the live learner: its rows, and how long the first of them waits for more."""
 
+_LATE_TIMES, _LATE_LEAST = 2.0, 0.05  # late clicks to a negative: so many times what is usual, and so many at least
+_LATE_ROWS, _USUAL_ROWS = 128, 8192  # negatives whose late clicks may come without them; that tell what is usual
+_LATE = (_LATE_TIMES * _LATE_ROWS, 1.0)  # before anything is known
+
 TRAINER = "trainer/"
 """Arrays of a snapshot whose names begin with it are a trainer's."""
+
+Times = NDArray[np.int64]
 
 
 class ClickCounts(NamedTuple):
@@ -47,13 +51,20 @@ class ClickCounts(NamedTuple):
     joined_ms: Times  # (n,) when their samples were made
 
 
+class MicroBatch(NamedTuple):
+    batch: SampleBatch  # B rows
+    places: Places  # (B, 3) where its rows lie on the topic
+    joined_ms: Times  # (B,) when its samples were made
+
+
 class Trainer:
     """Feeds ``model`` from a stream of sample batches, in micro-batches of at most ``batch_rows``.
 
     ``counts`` counts samples by outcome: "trained", "repeated", "follow_ups", "refused" (unusable label or weight),
     "left_out" (negatives not chosen), "bad_numbers", "not_finite" (predictions), "skipped" (rows in refused batches),
-    "skipped:REASON" (batches), "unread" (of pages whose user was not read), "others" (of pages that are not its own).
-    With a gate also "held_out", "absurd", "over_limit", "quarantined", "released", "discarded", "set_aside"
+    "skipped:REASON" (batches), "unread" (of pages whose user was not read), "others" (of pages that are not its own),
+    "alone" (late clicks without negatives). With a gate also "held_out", "absurd", "over_limit", "quarantined",
+    "released", "discarded", "set_aside"
     (:mod:`learner.promotion.promotion`).
 
     Attributes:
@@ -78,19 +89,15 @@ class Trainer:
         self.counts: Counter[str] = Counter()
         self.outcomes: dict[str, Progressive] = {}
         self.late_clicks = LateClicks(ROLLING_ROWS)
-        self._queue, self._late = SampleQueue(), LateClickQueue()
+        self._pending: list[SampleBatch] = []
+        self._joined: list[Times] = []  # of each pending row: when its sample was made
+        self._places: list[Places] = []
         self._clicks: list[ClickCounts] = []
+        self._late = _LATE  # late clicks that may be learnt now; that are usual to a negative
 
     @property
     def pending(self) -> int:
-        """Rows that can be learnt now."""
-        return self._queue.rows
-
-    @property
-    def waiting(self) -> Places:
-        """Where late clicks lie that are learnt once there are other rows. (n, 3)"""
-        late = self._late.waiting
-        return late.head(late.rows).places if late.rows else np.empty((0, 3), np.int64)
+        return sum(len(b) for b in self._pending)
 
     def take(self, batch: SampleBatch, partition: int = 0, joined_ms: int = 0, offset: int = 0) -> None:
         """Queues what is new in a message of a partition, whose columns are those of the model's schema. ``joined_ms``:
@@ -112,18 +119,45 @@ class Trainer:
             self.served.take(new, partition)
         places = np.empty((len(rows), 3), np.int64)
         places[:, 0], places[:, 1], places[:, 2] = partition, offset, rows
-        part = MicroBatch(new, places, np.full(len(new), joined_ms, np.int64))
         if self.diverted and not (own := new.arm == OWN).all():
             self.counts["others"] += int((~own).sum())
-            part = part.take(own)
+            new, places = new.take(own), places[own]
         # An online store that is away for an hour would teach that a known user without his numbers clicks like all.
-        if (unread := (part.batch.user_missing & NOT_READ) > 0).any():
+        if (unread := (new.user_missing & NOT_READ) > 0).any():
             self.counts["unread"] += int(np.count_nonzero(unread))
-            part = part.take(~unread)
-        part = self._late.through(part)
-        if self.admit is not None and not (admitted := self.admit(part.batch, part.places)).all():
-            part = part.take(admitted)
-        self._queue.put(part)
+            new, places = new.take(~unread), places[~unread]
+        if self.admit is not None:
+            admitted = self.admit(new, places)
+            if not admitted.all():
+                new, places = new.take(admitted), places[admitted]
+        if not (beside := self._beside(new)).all():
+            new, places = new.take(beside), places[beside]
+        if len(new):
+            self.queue(new, places, np.full(len(new), joined_ms, np.int64))
+
+    def _beside(self, batch: SampleBatch) -> NDArray[np.bool_]:
+        """All but late clicks that are far more than usual for the negatives that came. (B,)
+
+        A late click corrects a negative: learnt beside others, the two cancel. Where pages stop, as behind a scorer
+        that is away, late clicks come alone for minutes. A model that learns nothing else expects clicks of everybody.
+        """
+        late, negatives = batch.kind == CORRECTION, int(np.count_nonzero(batch.kind == NEGATIVE))
+        room, usual = self._late
+        a_negative = _LATE_TIMES * max(usual, _LATE_LEAST)
+        room += a_negative * negatives
+        beyond = late & (np.cumsum(late) > room)
+        alone = int(np.count_nonzero(beyond))
+        learnt = int(np.count_nonzero(late)) - alone
+        usual = (usual * _USUAL_ROWS + learnt) / (_USUAL_ROWS + negatives)
+        self._late = min(room - learnt, a_negative * _LATE_ROWS), usual
+        self.counts["alone"] += alone
+        return ~beyond
+
+    def queue(self, batch: SampleBatch, places: Places, joined_ms: Times) -> None:
+        """Queues rows without any check."""
+        self._pending.append(batch)
+        self._places.append(places)
+        self._joined.append(joined_ms)
 
     def step(self, drain: bool = False) -> LearnReport | None:
         """Predicts, judges and learns one micro-batch, with ``drain`` also one that is not full. Returns None when
@@ -140,23 +174,27 @@ class Trainer:
         rows = self.pending
         if not rows or (rows < self.batch_rows and not drain):
             return None
-        size = min(rows, self.batch_rows)
-        if self.model.by_page:
-            whole = self._queue.head(rows).batch
-            size = page_end(whole.page, whole.kind, whole.policy, size)
-        return self._cut(size)
+        return self._cut(min(rows, self.batch_rows), self.model.by_page)
 
     def cut_at(self, places: Places) -> MicroBatch:
         """The micro-batch of just these rows. Raises SnapshotError where they are not the next ones."""
-        queued = self._queue.head(len(places)).places if self.pending else np.empty((0, 3), np.int64)
+        queued = np.concatenate(self._places) if self._places else np.empty((0, 3), np.int64)
         if not np.array_equal(queued[: len(places)], places):
             raise SnapshotError(f"the next {len(places)} rows are not those that were learnt", "rules have changed")
         return self._cut(len(places))
 
-    def _cut(self, size: int) -> MicroBatch:
+    def _cut(self, size: int, by_page: bool = False) -> MicroBatch:
+        whole, joined = SampleBatch.concat(self._pending), np.concatenate(self._joined)
+        places = np.concatenate(self._places)
+        if by_page:
+            size = page_end(whole.page, whole.kind, whole.policy, size)
+        batch, rest = whole.take(slice(0, size)), whole.take(slice(size, None))
+        self._pending, self._joined, self._places = [], [], []
+        if len(rest):
+            self.queue(rest, places[size:], joined[size:])
         if self.served is not None:
             self.served.enter(self.model)
-        return self._queue.pop(size)
+        return MicroBatch(batch, places[:size], joined[:size])
 
     def judge(self, batch: SampleBatch) -> NDArray[np.float32]:
         """Predicts a micro-batch (B,), and judges what is labelled for the first time in it."""
@@ -200,7 +238,8 @@ class Trainer:
 
     def begin_again(self, training: Mapping[str, Array]) -> None:
         """Takes over the samples of another snapshot, before a seek to its offsets: those seen, and those that wait."""
-        self._queue, self._late = SampleQueue(), LateClickQueue()
+        self._pending, self._joined, self._places = [], [], []
+        self._late = _LATE
         self.repeats = Repeats(self.repeats.keep_ms)
         self._resume(training)
 
@@ -209,21 +248,25 @@ class Trainer:
         if not own:
             return
         self.repeats.resume(own)
-        self._late.resume(below("late/", own))
-        self._queue.resume(below("waiting/", own))
+        self._late = tuple(own["late"].tolist()) if "late" in own else _LATE
+        waiting = below("waiting/", own)
+        if not waiting:
+            return
+        batch = SampleBatch.from_bytes(waiting["batch"].tobytes())
         layout = self.model.schema.layout
-        for queue in (self._late.waiting, self._queue):
-            if queue.rows:
-                batch = queue.head(1).batch
-                if (batch.cat.shape[1], batch.num.shape[1]) != (layout.F, layout.N):  # of another schema; nowhere else
-                    self.counts["set_aside"] += queue.clear()
+        if (batch.cat.shape[1], batch.num.shape[1]) == (layout.F, layout.N):
+            self.queue(batch, waiting["places"].copy(), waiting["joined"].copy())
+        else:  # of another schema; they were admitted, and are nowhere else
+            self.counts["set_aside"] += len(batch)
 
     def snapshot(self, ordered: bool = True) -> dict[str, Array]:
         """What a snapshot keeps besides the model: the ids already learnt from, by default in order, and the rows that
         wait. Call it with the model's own snapshot. Rolling figures are not kept; they restart with a process."""
-        own: dict[str, Array] = dict(self.repeats.snapshot(ordered))
-        own |= {f"waiting/{name}": array for name, array in self._queue.snapshot().items()}
-        own |= {f"late/{name}": array for name, array in self._late.snapshot().items()}
+        own: dict[str, Array] = {**self.repeats.snapshot(ordered), "late": np.array(self._late)}
+        if self._pending:
+            batch = SampleBatch.concat(self._pending)
+            own["waiting/batch"] = np.frombuffer(batch.to_bytes(), np.uint8)
+            own["waiting/places"], own["waiting/joined"] = np.concatenate(self._places), np.concatenate(self._joined)
         return {f"{TRAINER}{n}": a for n, a in own.items()}
 
     def resume(self, training: Mapping[str, Array], counts: Mapping[str, Any]) -> None:

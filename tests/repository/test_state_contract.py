@@ -43,7 +43,6 @@ from learner.retrieval.tower import Tower
 from learner.serving import overlay
 from learner.serving.serving_model import ServingModel
 from learner.tables.table import SparseTable, StepSizes
-from learner.training.samplequeue import LateClickQueue, SampleQueue
 from learner.training.trainer import Trainer
 from millrace.basics.errors import MillraceError, SnapshotError, StoreError
 from millrace.basics.store import Store
@@ -455,7 +454,7 @@ class Sliced(Model):
 class Teacher(Case):
     """A trainer with its model, as the learner's shell keeps them together."""
 
-    covers: ClassVar[tuple[type, ...]] = (Trainer, SampleQueue, LateClickQueue)
+    covers = (Trainer,)
     skips: ClassVar = {
         CHANGES_ONCE: "its model's changes are published",
         CHANGES_ABSOLUTE: "its model's changes are published",
@@ -469,7 +468,7 @@ class Teacher(Case):
     def feed(self, subject: Trainer, piece: int) -> Any:
         for number in (piece, piece // 2):  # some were learnt from before
             subject.take(make_samples(100, number, start_ms=START_MS + number * 9_000))
-        late = make_samples(150, piece, start_ms=START_MS + piece * 9_000)  # more than pass at once
+        late = make_samples(150, 9 + piece, start_ms=START_MS + piece * 9_000)  # some are beyond the negatives
         subject.take(replace(late, kind=np.full(150, CORRECTION, np.uint8)))
         reports = []
         while (report := subject.step(drain=True)) is not None:

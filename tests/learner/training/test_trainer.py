@@ -15,7 +15,7 @@ from learner.training.trainer import Trainer
 from millrace.basics.errors import SnapshotError
 from millrace.basics.ranking_metrics import log_loss
 from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
-from millrace.contracts.samples import CORRECTION, FOLLOW_UP, PAGE, SampleBatch
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, PAGE, SampleBatch
 from millrace.versions.decisions import Span
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
 
@@ -123,6 +123,69 @@ def test_corrections_are_learnt_follow_ups_only_counted() -> None:
     assert t.counts["follow_ups"] == 64
     assert t.counts["repeated"] == 0
     assert t.progressive.rows == 64
+
+
+def drained(t: Trainer, *batches: SampleBatch) -> Trainer:
+    for batch in batches:
+        t.take(batch)
+        while t.step(drain=True) is not None:
+            pass
+    return t
+
+
+def late_clicks(n: int, seed: int) -> SampleBatch:
+    return replace(as_kind(make_samples(n, seed), CORRECTION), label=np.ones(n, np.float32))
+
+
+def negatives(n: int, seed: int) -> SampleBatch:
+    return replace(as_kind(make_samples(n, seed), NEGATIVE), label=np.zeros(n, np.float32))
+
+
+def usual() -> list[SampleBatch]:
+    """200 negatives with 20 late clicks, 100 times."""
+    return [SampleBatch.concat([negatives(200, seed), late_clicks(20, 1000 + seed)]) for seed in range(100)]
+
+
+def test_late_clicks_alone_teach_next_to_nothing() -> None:
+    """Pages stop, and clicks on the last of them still come: a model would expect clicks of everybody."""
+    t, twin, probe = drained(trainer(), *usual()), OnlineModel(SCHEMA, SPEC, 0), make_samples(2000, 77)
+    assert (t.counts["trained"], t.counts["alone"]) == (22_000, 0)
+    twin.resume(*t.model.snapshot())
+    before = float(t.model.score(probe.cat, probe.num).mean())
+    for seed in range(50):
+        drained(t, late_clicks(20, 2000 + seed))
+        twin.learn(late_clicks(20, 2000 + seed))
+    assert 900 < t.counts["alone"] < 1000
+    after, unheld = (float(model.score(probe.cat, probe.num).mean()) for model in (t.model, twin))
+    assert after - before < 0.2 * (unheld - before)
+    drained(t, negatives(200, 5000))
+    alone = t.counts["alone"]
+    drained(t, late_clicks(20, 3000))
+    assert t.counts["alone"] == alone, "pages have begun again"
+
+
+def test_what_is_usual_of_late_clicks_outlives_a_restart() -> None:
+    t, again = drained(trainer(), *usual()), trainer()
+    again.model.resume(*t.model.snapshot())
+    again.resume(t.snapshot(), {})
+    for one in (t, again):
+        drained(one, *(late_clicks(20, 2000 + seed) for seed in range(5)), negatives(50, 5000), late_clicks(20, 3000))
+    assert 0 < t.counts["alone"] == again.counts["alone"]
+    assert t.model.snapshot()[0].same_bits(again.model.snapshot()[0]) == ""
+
+
+def test_twice_the_late_clicks_are_a_sale() -> None:
+    t = drained(trainer(), *usual())
+    drained(t, *(SampleBatch.concat([negatives(100, seed), late_clicks(20, 1000 + seed)]) for seed in range(200, 300)))
+    assert t.counts["alone"] == 0
+
+
+def test_where_each_exposure_is_clicked_and_said_not_to_be_before_all_is_learnt() -> None:
+    t = trainer()
+    for seed in range(40):
+        batch = make_samples(100, seed)
+        drained(t, as_kind(batch, NEGATIVE), as_kind(batch, CORRECTION))
+    assert (t.counts["trained"], t.counts["alone"]) == (8000, 0)
 
 
 def test_a_page_that_is_sent_again_is_learnt_whole_and_judged_no_second_time() -> None:
