@@ -145,7 +145,7 @@ class Trainer:
         room, usual = self._late
         a_negative = _LATE_TIMES * max(usual, _LATE_LEAST)
         room += a_negative * negatives
-        beyond = late & (np.cumsum(late) > room)
+        beyond: NDArray[np.bool_] = late & (np.cumsum(late) > room)
         alone = int(np.count_nonzero(beyond))
         learnt = int(np.count_nonzero(late)) - alone
         usual = (usual * _USUAL_ROWS + learnt) / (_USUAL_ROWS + negatives)
