@@ -1,5 +1,5 @@
 # core
-"""The checks of one learner together, and what they say of a whole model."""
+"""The checks of one learner together, and a snapshot's parts as they pass them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from dataclasses import dataclass, field
 
 from learner.gate.heldout import Heldout
 from learner.gate.median_clock import MedianClock
-from learner.gate.model_checks import unsound, unsound_part
+from learner.gate.model_checks import unsound_part
 from learner.gate.quota import Quota
 from learner.gate.screen import Screen
 from learner.gate.shift import Shift
-from learner.gate.verdicts import GateRefusal
-from learner.ranker.verbs import Learning
-from learner.tables.table import SparseTable
 from millrace.basics.durations import MINUTE_MS
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.clock import MAX_AHEAD_MS
@@ -32,8 +29,6 @@ ASIDE = (*OF_ROWS, "loss")
 
 QUARANTINED = "quarantined"
 """What the trainer counts refused rows as."""
-
-_SLICE = 100_000
 
 
 @dataclass(slots=True)
@@ -79,21 +74,6 @@ class Checks:
             "shift": self.shift,
             "heldout": self.heldout,
         }
-
-
-def unsound_whole(model: Learning) -> GateRefusal | None:
-    """Looks at everything, all rows of all tables too."""
-    refusal = unsound(model)
-    for name, table in model.tables.items():
-        if refusal is not None or not isinstance(table, SparseTable):
-            break
-        rows = table.index.rows()
-        for start in range(0, len(rows), _SLICE):
-            serving, training = table.part(rows[start : start + _SLICE])
-            refusal = unsound_part(Image({}, {name: serving}), {f"table/{name}/{n}": a for n, a in training.items()})
-            if refusal is not None:
-                break
-    return refusal
 
 
 def sound_parts(store: ModelStore, note: Announcement) -> Iterator[tuple[Image, Mapping[str, Array]]]:

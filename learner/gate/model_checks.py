@@ -30,7 +30,6 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from learner.custom.own import OwnModel
-from learner.gate import model_check_kernels
 from learner.gate.verdicts import GateRefusal
 from learner.network.models.delays import SIZE
 from learner.ranker.model import OnlineModel
@@ -50,15 +49,16 @@ _ANY = float(np.finfo(np.float64).max)  # and so no infinity
 _COUNT = float(np.iinfo(np.int64).max)
 _ADAM = 53.5  # m^2 / v at most, and what rounding adds
 _ROUNDING = 1e-20  # squares of gradients below it are nothing in float32
-_PARTS = {  # of a row, in the order of soundkernels: what it is called, and its bounds
-    model_check_kernels.EMBEDDING: ("embedding", -LARGEST, LARGEST),
-    model_check_kernels.SQUARE: ("square", 0.0, MOST_SUM),
-    model_check_kernels.Z: ("z", -MOST_SUM, MOST_SUM),
-    model_check_kernels.N: ("n", 0.0, MOST_SUM),
-    model_check_kernels.WIDE: ("wide", -LARGEST, LARGEST),
-    model_check_kernels.SEEN: ("seen_min", 0.0, LAST_MS / MINUTE_MS),
+_AT_ONCE = 100_000  # rows of a table
+_OF_ROWS = {
+    "embedding": (-LARGEST, LARGEST),
+    "square": (0.0, MOST_SUM),
+    "z": (-MOST_SUM, MOST_SUM),
+    "n": (0.0, MOST_SUM),
+    "wide": (-LARGEST, LARGEST),
+    "seen_min": (0.0, LAST_MS / MINUTE_MS),
+    "counters": (0.0, _COUNT),
 }
-_OF_ROWS = {name: (low, high) for name, low, high in _PARTS.values()} | {"counters": (0.0, _COUNT)}
 _TRAINING = {
     "dense/weights": (-LARGEST, LARGEST),
     "dense/second": (0.0, MOST_SUM),
@@ -86,9 +86,9 @@ _TRAINING = {
 """Bounds of what only training needs. An array that is not here, nor of rows, is looked at for being finite alone."""
 
 
-def unsound(model: Learning) -> GateRefusal | None:
+def unsound(model: Learning, whole: bool = False) -> GateRefusal | None:
     """Looks at the dense tensors with their optimiser's slots, the small state, and the rows touched since the last
-    ``changes()`` with theirs. Before each delta.
+    ``changes()`` with theirs, or all rows of the ``whole`` model. Before each delta.
 
     The whole state of a model of one's own was looked at when it was taken (learner/custom/own.py), so there is only
     what is around it. Admission's counters and the clicks that wait are many, and spoil no delta: each snapshot
@@ -98,9 +98,9 @@ def unsound(model: Learning) -> GateRefusal | None:
         The first fault. What is not finite is "finite", else "bounds".
     """
     if isinstance(model, OwnModel):
-        return _first(_training(name, array) for name, array in model.around().items())
+        return unsound_part(Image({}, {}), model.around())
     assert isinstance(model, OnlineModel)
-    dense, most = model.dense, float(model.spec["max_gradient"])
+    dense, most, newest_ms = model.dense, float(model.spec["max_gradient"]), model.newest_ms
     own = {
         "dense/weights": dense.weights.numpy(),
         "dense/first": dense.first.numpy(),
@@ -109,15 +109,12 @@ def unsound(model: Learning) -> GateRefusal | None:
         "sample/values": model.reservoir.values,
         "guard": model.guard.snapshot(),
     } | {f"slots/{name}": array for name, array in model.slots.snapshot().items()}
-    found = _first(_tensor(name, tensor.detach().numpy()) for name, tensor in dense.names.items())
-    found = found or _first(_training(name, array) for name, array in own.items())
+    found = unsound_part(Image({name: tensor.detach().numpy() for name, tensor in dense.names.items()}, {}), own)
     found = found or _bounded("dense/rows", np.array([dense.rows]), 0, dense.step_rows)
     bound = most * max(1, dense.rows) * 1.001
     found = found or _bounded("dense/total", dense.total.numpy(), -bound, bound)
     if dense.method == "adam":
         found = found or _bounded("dense/second", own["dense/second"], 0, most**2 * 1.001)
-        found = found or _moments(own["dense/first"], own["dense/second"])
-    newest_ms = model.newest_ms
     found = found or _bounded("clock", np.array([newest_ms]), 0, LAST_MS)
     if head := model.head:
         newest_ms = max(newest_ms, head.newest_ms)
@@ -127,7 +124,7 @@ def unsound(model: Learning) -> GateRefusal | None:
         found = found or _training("retrieval/recent_items/plain", head.recent_items.plain[:size])
         found = found or _bounded("retrieval/recent_items/ring", head.recent_items.ring, 0, max(0, size - 1))
     tables = ((name, table) for name, table in model.tables.items() if isinstance(table, SparseTable))
-    return found or _first(_rows(name, table, newest_ms // MINUTE_MS) for name, table in tables)
+    return found or _first(_rows(name, table, newest_ms // MINUTE_MS, whole) for name, table in tables)
 
 
 def unsound_part(image: Image, training: Mapping[str, Array]) -> GateRefusal | None:
@@ -152,34 +149,19 @@ def _first(looks: Iterable[GateRefusal | None]) -> GateRefusal | None:
     return next((found for found in looks if found is not None), None)
 
 
-def _rows(name: str, table: SparseTable, newest_min: int) -> GateRefusal | None:
-    """The rows of a table that the next version will have."""
-    index, at, found = table.index, table.index.at, np.zeros(1, np.int64)
-    rows = table.touched
-    u = model_check_kernels.look(
-        index.data,
-        index.marks,
-        index._words,
-        at.get("embedding", 0),
-        table.width,
-        at.get("square", 0),
-        at["z"],
-        at["mark"],
-        rows,
-        np.float32(LARGEST),
-        np.float32(MOST_SUM),
-        newest_min,
-        found,
-        *table.rates.ftrl,
-    )
-    if u == model_check_kernels.SOUND:
-        return None
-    serving, training = table.part(rows[u : u + 1])
-    part, low, high = _PARTS[int(found[0])]
-    if part == "seen_min":
-        high = newest_min
-    values = {**serving.columns, **training}[part].reshape(-1)
-    return _bounded(f"{name}/{part} of id {int(serving.ids[0])}", values, low, high)
+def _rows(name: str, table: SparseTable, newest_min: int, whole: bool) -> GateRefusal | None:
+    """The rows of a table that the next version will have, or all of them."""
+    rows = table.index.rows() if whole else table.touched
+    rows = rows[table.index.ids_of(rows) != 0]  # a touched one may be free again
+    for start in range(0, len(rows), _AT_ONCE):
+        serving, training = table.part(rows[start : start + _AT_ONCE])
+        for column, array in {**training, **serving.columns}.items():  # wide weights follow from z and n
+            low, high = _OF_ROWS[column]
+            high = newest_min if column == "seen_min" else high
+            found = _bounded(f"{name}/{column}", array, low, high, ids=serving.ids)
+            if found is not None:
+                return found
+    return None
 
 
 def _tensor(name: str, array: Array) -> GateRefusal | None:
@@ -226,11 +208,14 @@ def _moments(first: Array, second: Array) -> GateRefusal | None:
     return GateRefusal("bounds", ratio, _ADAM**0.5, f"dense/first over the root of dense/second [{i}]")
 
 
-def _bounded(name: str, array: Array, low: float, high: float, *, fraction: bool = False) -> GateRefusal | None:
+def _bounded(
+    name: str, array: Array, low: float, high: float, *, fraction: bool = False, ids: Array | None = None
+) -> GateRefusal | None:
     """Whether all of an array lies from ``low`` to ``high``.
 
     Args:
         fraction: integers and bools are passed over.
+        ids: of its rows.
     """
     if not array.size or (fraction and array.dtype.kind != "f"):
         return None
@@ -241,6 +226,8 @@ def _bounded(name: str, array: Array, low: float, high: float, *, fraction: bool
     i = int(np.argmin((flat >= low) & (flat <= high)))
     value = float(flat[i])
     where = name if array.size == 1 else f"{name}[{i}]"
+    if ids is not None:
+        where = f"{name} of id {ids[i * len(ids) // array.size]}"
     if not np.isfinite(value):
         return GateRefusal("finite", value, 0.0, where)
     return GateRefusal("bounds", value, low if value < low else high, where)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import structlog
 
-from learner.gate.checks import unsound_whole
 from learner.gate.heldout import Judgement
 from learner.gate.model_checks import unsound
 from learner.gate.verdicts import OF_MODEL, GateRefusal, kind_of
@@ -54,7 +53,7 @@ class GateJudge:
         Raises:
             BrokerError, StoreError, SnapshotError: it is not, and no other can be made now.
         """
-        refusal = unsound_whole(self._state.trainer.model)
+        refusal = unsound(self._state.trainer.model, whole=True)
         if refusal is None:
             return False
         self._state.settle()

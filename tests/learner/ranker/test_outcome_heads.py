@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from learner.evaluation.progressive import Progressive
-from learner.gate.checks import unsound_whole
+from learner.gate.model_checks import unsound
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.ranker.sampling import usable
@@ -200,7 +200,7 @@ def test_each_outcome_of_an_exposure_is_learnt_one_time() -> None:
 def test_versions_carry_heads_and_scorers_predict_by_them(model: str) -> None:
     spec = SMALL | {"model": model, "retrieval_width": 8, "max_rows": 60, "max_age_days": 0.5}
     one = fed(OnlineModel(SCHEMA, spec, 0), range(4))
-    assert unsound_whole(one) is None
+    assert unsound(one, whole=True) is None
     image, training = one.snapshot()
     one.changes()
     twin = OnlineModel(SCHEMA, spec, 5)
