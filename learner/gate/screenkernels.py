@@ -69,69 +69,6 @@ def absurd(label: Array, weight: Array, kind: Array, ts_ms: Array, num: Array, l
 
 
 @compiled
-def count(
-    cat: Array,
-    num: Array,
-    starts: Array,
-    needs: Array,
-    label: Array,
-    kind: Array,
-    p: Array,
-    item: Array,
-    user: Array,
-    tells: Array,
-    labelled: Array,
-    cat_of: Array,
-    out: Array,
-) -> None:
-    """Adds the sums of a batch to ``out`` (K,). What is sent again is passed over.
-
-    Args:
-        starts: first column of each group of ``num``, (G1 + 1,).
-        needs: the kind of visits that each group is counted of, (G1 + G2,).
-        tells: whether a row is the one that counts of its visit, (B, V).
-        labelled: whether its label tells, (B,).
-        cat_of: which columns of ``cat`` count for each of its groups, (G2, F).
-    """
-    groups = len(starts) - 1
-    first = len(out) - 2 * BINS
-    for b in range(len(label)):
-        if kind[b] >= _FOLLOW_UP:
-            continue
-        out[MET] += 1
-        if labelled[b]:
-            q = min(max(np.float64(p[b]), 1e-7), 1 - 1e-7)
-            out[ROWS] += 1
-            out[CLICKS] += label[b]
-            if kind[b] == _CORRECTION:
-                out[CORRECTIONS] += 1  # its exposure was predicted before
-            else:
-                out[PREDICTED] += q
-                out[VARIANCE] += q * (1 - q)
-            k = min(max(int((np.log(q / (1 - q)) - _LOW) * _PER_BIN), 0), BINS - 1)
-            out[first + k + (BINS if label[b] > 0.5 else 0)] += 1
-        if tells[b, 0]:
-            signs = (item[b] if item[b] else user[b]) * np.uint64(0x9E3779B97F4A7C15)
-            signs = (signs ^ (signs >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-            signs >>= np.uint64(32)
-            for s in range(SIGNS):
-                out[ITEMS + s] += 1 if (signs >> np.uint64(s)) & np.uint64(1) else -1
-        for v in range(KINDS):
-            out[VISITS + v] += tells[b, v]
-        for g in range(groups):
-            if not tells[b, needs[g]]:
-                continue
-            n = 0
-            for c in range(starts[g], starts[g + 1]):
-                n += num[b, c] * num[b, c] > 0  # NaN is not
-            out[HEAD + g] += n
-        for g in range(groups, len(needs)):
-            if tells[b, needs[g]]:
-                for c in range(cat.shape[1]):
-                    out[HEAD + g] += cat_of[g - groups, c] * (cat[b, c] != 0)
-
-
-@compiled
 def knows(items: Array, item: Array) -> Array:
     """Whether each item is known, (B,), by ``items`` as :func:`meet` has them."""
     bits = np.uint64(8 * items.shape[1])
@@ -219,14 +156,57 @@ def tally(
     cat_of: Array,
     out: Array,
 ) -> int:
-    """:func:`meet` and :func:`count` in one call. Predictions that are not finite; if there are any, nothing is met."""
+    """Adds the sums of a batch to ``out`` (K,); what is sent again is passed over. Predictions that are not finite; if
+    there are any, nothing is met. Arguments as of :func:`meet`, and:
+
+    Args:
+        starts: first column of each group of ``num``, (G1 + 1,).
+        needs: the kind of visits that each group is counted of, (G1 + G2,).
+        cat_of: which columns of ``cat`` count for each of its groups, (G2, F).
+    """
     wrong = 0
     for b in range(len(p)):
         wrong += not np.isfinite(p[b])
-    if not wrong:
-        tells, labelled = meet(user, item, ts_ms, kind, label, lacks, clock, visitors, items, all_tell)
-        count(cat, num, starts, needs, label, kind, p, item, user, tells, labelled, cat_of, out)
-    return wrong
+    if wrong:
+        return wrong
+    tells, labelled = meet(user, item, ts_ms, kind, label, lacks, clock, visitors, items, all_tell)
+    groups = len(starts) - 1
+    first = len(out) - 2 * BINS
+    for b in range(len(label)):
+        if kind[b] >= _FOLLOW_UP:
+            continue
+        out[MET] += 1
+        if labelled[b]:
+            q = min(max(np.float64(p[b]), 1e-7), 1 - 1e-7)
+            out[ROWS] += 1
+            out[CLICKS] += label[b]
+            if kind[b] == _CORRECTION:
+                out[CORRECTIONS] += 1  # its exposure was predicted before
+            else:
+                out[PREDICTED] += q
+                out[VARIANCE] += q * (1 - q)
+            k = min(max(int((np.log(q / (1 - q)) - _LOW) * _PER_BIN), 0), BINS - 1)
+            out[first + k + (BINS if label[b] > 0.5 else 0)] += 1
+        if tells[b, 0]:
+            signs = (item[b] if item[b] else user[b]) * np.uint64(0x9E3779B97F4A7C15)
+            signs = (signs ^ (signs >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+            signs >>= np.uint64(32)
+            for s in range(SIGNS):
+                out[ITEMS + s] += 1 if (signs >> np.uint64(s)) & np.uint64(1) else -1
+        for v in range(KINDS):
+            out[VISITS + v] += tells[b, v]
+        for g in range(groups):
+            if not tells[b, needs[g]]:
+                continue
+            n = 0
+            for c in range(starts[g], starts[g + 1]):
+                n += num[b, c] * num[b, c] > 0  # NaN is not
+            out[HEAD + g] += n
+        for g in range(groups, len(needs)):
+            if tells[b, needs[g]]:
+                for c in range(cat.shape[1]):
+                    out[HEAD + g] += cat_of[g - groups, c] * (cat[b, c] != 0)
+    return 0
 
 
 @compiled
