@@ -31,7 +31,7 @@ from learner.ranker.repeats import Repeats, keep_ms_of
 from learner.ranker.verbs import Learning
 from learner.role.model_factory import model_of
 from learner.serving.serving_model import ServingModel
-from learner.training.learner_versions import FoundSnapshot, Progress, Versions, newest_valid, write_waiting
+from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions, newest_valid
 from learner.training.trainer import Trainer
 from millrace.basics.ranking_metrics import ROLLING_ROWS, auc
 from millrace.contracts.samples import SampleBatch
@@ -189,12 +189,18 @@ class Life:
         self._publish(promotion.delta(self._now_ms, True, True))
         if not (promotion.publishing and promotion.at_mark and versions.snapshot_ready and versions.snapshot_due):
             return
-        slices, passes = versions.begin(), promotion.passes
-        note = write_waiting(self.store, versions, slices, lambda: promotion.finish(slices, self._now_ms), passes)
-        promotion.written(note)
-        if note is None:
+        slices, files = versions.begin(), SnapshotFiles(self.store, versions.place)
+        while (part := slices.next()) is not None and promotion.passes(part):
+            files.add(part)
+        last = promotion.finish(slices, self._now_ms) if part is None else None
+        if last is None:
+            slices.abandon()
+            files.give_up()
+            versions.snapshot_lost()
+            promotion.written(None)
             self._publish(promotion.delta(self._now_ms))
         else:
+            promotion.written(files.end(last))
             self.store.prune(epoch=versions.epoch)
             self._forget()
 

@@ -256,30 +256,6 @@ class SnapshotFiles:
         return self._store.write_manifest(self._parts, last.own_hash, **last.meta, **where)
 
 
-def write_waiting(
-    store: ModelStore,
-    versions: Versions,
-    slices: Slicing,
-    end: Callable[[], Last | None],
-    passes: Callable[[Part], bool] = lambda part: True,
-    **where: Any,
-) -> Announcement | None:
-    """Writes a snapshot that was just begun, while learning waits: its parts, if each ``passes``, and what ``end``
-    gives. None: one did not, or there is no end. Raises StoreError where it cannot be written."""
-    files, note = SnapshotFiles(store, versions.place), None
-    try:
-        while (part := slices.next()) is not None and passes(part):
-            files.add(part)
-        last = end() if part is None else None
-        note = None if last is None else files.end(last, **where)
-    finally:
-        if note is None:
-            slices.abandon()
-            files.give_up()
-            versions.snapshot_lost()
-    return note
-
-
 def write_root(
     store: ModelStore,
     versions: Versions,
@@ -289,13 +265,19 @@ def write_root(
     cuts: Cuts | None = None,
     **where: Any,
 ) -> Announcement:
-    """Publishes the first version after a start to the store (:meth:`Versions.begin_root`). ``cuts``: how it was
-    learnt. Raises StoreError where it cannot be written."""
+    """Publishes the first version after a start to the store (:meth:`Versions.begin_root`), while learning waits.
+    ``cuts``: how it was learnt. Raises StoreError where it cannot be written."""
     slices = versions.begin_root()
-    note = write_waiting(
-        store, versions, slices, lambda: replace(versions.finish(slices, progress, trainer, ms), cuts=cuts), **where
-    )
-    assert note is not None
+    files = SnapshotFiles(store, versions.place)
+    try:
+        for part in iter(slices.next, None):
+            files.add(part)
+        note = files.end(replace(versions.finish(slices, progress, trainer, ms), cuts=cuts), **where)
+    except BaseException:
+        slices.abandon()
+        files.give_up()
+        versions.snapshot_lost()
+        raise
     versions.announced(note)
     return note
 
