@@ -120,7 +120,7 @@ class GateCommands:
             StoreError: the store cannot be read or written.
         """
         quarantine, checks = self._state.quarantine, self._state.checks
-        if self._state.rows.again is None or not quarantine.rows:
+        if not quarantine.rows:
             return
         old_ms = (checks.clock.now_ms if checks else 0) - KEPT_DAYS * DAY_MS // 2
         least = {p: at.start + len(at) // 4 if at.start else 0 for p, at in held.items()}

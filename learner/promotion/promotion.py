@@ -67,8 +67,6 @@ MOST_DECISIONS = 20_000
 """Decisions since the newest snapshot: some 40 MB, and minutes of a restart."""
 _MOST_WAITING = 20_000
 """Decisions that are not durable. With more no samples are taken."""
-_MOST_ROWS = 50_000
-"""Rows since the newest snapshot where they cannot be read again: the shop's take 2.3 KB each."""
 _MOST_BYTES = 100_000
 """Of decisions in the message of a delta. More, as after a long stop, go before it."""
 _FEW = 500
@@ -367,8 +365,7 @@ class Promotion:
     @property
     def snapshot_wanted(self) -> bool:
         """Whether so much is kept since the newest snapshot that memory asks for the next."""
-        rows = self.state.rows
-        return len(self.state.log.kept.decided) > MOST_DECISIONS or (rows.again is None and rows.rows > _MOST_ROWS)
+        return len(self.state.log.kept.decided) > MOST_DECISIONS
 
     def write_private(self, ms: int) -> bool:
         """Makes a snapshot that nobody sees, in a hold or a release: where the newest does not know of the hold, or

@@ -226,7 +226,6 @@ class Scene:
     broker: Broker = field(default_factory=Broker)
     share: float = 0.01  # of held-out pages: another one is another rule
     refuses: bool = False  # whether the first look at a stretch refuses
-    reads_again: bool = True  # whether samples can be read again from the topic
     replayed: Callable[[Scene], None] = lambda scene: None  # called when decisions were done again
 
     def __post_init__(self) -> None:
@@ -250,7 +249,7 @@ class Scene:
         gate = LearnerGate(checks if self.gate else None, self.quarantine)
         self.promotion = Promotion(self.trainer, self.versions, self.store, gate, build, self.progress)
         self.promotion.durable = self.broker.decide_durably
-        self.promotion.state.rows.again = self.broker.learnt_again if self.reads_again else None
+        self.promotion.state.rows.again = self.broker.learnt_again
         possible = self.promotion.begin(found)
         log = self.promotion.state.log
         self.replay = Replay(self.promotion.state, self.store, self.broker)
@@ -266,7 +265,7 @@ class Scene:
 
     def again(self, **changes: Any) -> Scene:
         """The next life, after this one was killed."""
-        kept = ("stretch", "gate", "observe", "spec", "schema", "broker", "share", "reads_again")
+        kept = ("stretch", "gate", "observe", "spec", "schema", "broker", "share")
         return Scene(self.folder, **{name: getattr(self, name) for name in kept} | changes)
 
     def progress(self) -> Progress:
