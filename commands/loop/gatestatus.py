@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Counts = Mapping[str, float]
+VERDICTS = ("passed", "refused", "observed", "unjudged")
 
 NOTHING_NEW = {
     "probation": "nothing newer is served until a whole stretch of samples has passed",
@@ -38,38 +39,28 @@ class Gate:
     history: tuple[Mapping[str, Any], ...] = ()  # what the learner decided lately, oldest first
 
 
-def gate_of(
-    states: Counts,
-    passed: Counts,
-    refused: Counts,
-    unjudged: Counts,
-    admin: Mapping[str, Any],
-    before: Gate,
-    observed: Counts | None = None,
-) -> Gate:
+def gate_of(states: Counts, verdicts: Mapping[str, Counts], admin: Mapping[str, Any], before: Gate) -> Gate:
     """The gate now. A restarted learner does not know an earlier process's refusals, so those stay as they were.
 
     Args:
         states: the gauge of states: 1 for the one that holds.
-        passed, refused, unjudged, observed: verdicts by check.
+        verdicts: of each kind of :data:`VERDICTS`, by check.
         admin: the learner's ``GET /model``; empty: it did not answer.
         before: the gate at the look before.
     """
     state = next((name for name, value in states.items() if value == 1), None)
-    passed, refused, unjudged, observed = (
-        {check: n for check, n in some.items() if n} for some in (passed, refused, unjudged, observed or {})
-    )
+    counts = {kind: {check: n for check, n in some.items() if n} for kind, some in verdicts.items()}
     observes = (admin.get("observed") or "") if admin.get("observes") else None if admin else before.observes
     check, why, refused_ms = before.check, before.why, before.refused_ms
     if admin.get("refusal"):
         check, why, refused_ms = str(admin.get("check") or ""), str(admin["refusal"]), _whole(admin.get("refused_ms"))
     else:  # without words the check's name must do
-        grown = [name for name, n in refused.items() if n > before.refused.get(name, 0)]
+        grown = [name for name, n in counts["refused"].items() if n > before.refused.get(name, 0)]
         if grown:
             check, why, refused_ms = grown[-1], f"check '{grown[-1]}'", None
     unseen = tuple(str(line) for line in admin["unseen"]) if admin.get("unseen") else before.unseen
     history = tuple(admin["history"]) if "history" in admin else before.history
-    return Gate(state, check, why, refused_ms, refused, passed, unjudged, observed, observes, unseen, history)
+    return Gate(state, check, why, refused_ms, **counts, observes=observes, unseen=unseen, history=history)
 
 
 def says(gate: Gate, figures: Mapping[str, float | None]) -> str:

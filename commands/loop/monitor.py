@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from commands.loop.gatestatus import Gate, gate_of
+from commands.loop.gatestatus import VERDICTS, Gate, gate_of
 from commands.loop.series import PAGE_ORDER, PROCESSES, Series
 from commands.loop.stage_times import METRIC, ROLE_OF, Stages, stage_of
 from millrace.contracts.clock import EventClock
@@ -236,12 +236,8 @@ class Monitor:
 
     def _gate(self, admin: Mapping[str, Any]) -> Gate:
         learn = self.roles.get("learn", RoleMetrics())
-        passed, refused, unjudged, observed = (
-            learn.by_label("millrace_gate_verdicts_total", "check", verdict=verdict)
-            for verdict in ("passed", "refused", "unjudged", "observed")
-        )
-        states = learn.gauges("millrace_gate_state", "state")
-        return gate_of(states, passed, refused, unjudged, admin, self.picture.gate, observed)
+        verdicts = {v: learn.by_label("millrace_gate_verdicts_total", "check", verdict=v) for v in VERDICTS}
+        return gate_of(learn.gauges("millrace_gate_state", "state"), verdicts, admin, self.picture.gate)
 
     def ended(self, name: str, text: str | None) -> None:
         """Notes that a role was stopped. It is not asked again: its port may soon be another process's. ``text``: the

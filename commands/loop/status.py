@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from commands.loop.gatestatus import Gate, says
+from commands.loop.gatestatus import VERDICTS, Gate, says
 from commands.loop.monitor import Monitor, Picture, arms_of, outcomes_of
 from commands.loop.series import Series
 from millrace.evidence.learners import LEARNER_ROLE
@@ -93,12 +93,7 @@ def state_of(
 
 
 def _gate(gate: Gate, figures: Mapping[str, float | None]) -> dict[str, object]:
-    verdicts = {
-        "passed": gate.passed,
-        "refused": gate.refused,
-        "observed": gate.observed,
-        "unjudged": gate.unjudged,
-    }
+    verdicts = {kind: getattr(gate, kind) for kind in VERDICTS}
     checks = sorted({check for counts in verdicts.values() for check in counts})
     return {
         "state": gate.state,

@@ -129,7 +129,6 @@ _QUIET_SECONDS = 60.0
 STATES = ("promoting", "probation", "blocked", "held")
 """Of the gate (:mod:`learner.promotion.promotion`)."""
 
-VERDICT_NAMES = ("passed", "refused", "observed", "unjudged")
 WAYS_BACK = ("gate", "person")
 """Who asks for a rollback."""
 

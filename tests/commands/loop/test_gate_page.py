@@ -158,7 +158,7 @@ def test_a_learner_without_a_gate_says_nothing_of_one(roles: Roles, look: Callab
 def test_a_person_who_holds_is_no_refusal() -> None:
     held = Gate("held")
     assert says(held, {"served_version": 7.0}) == "version 7 serves: a person holds what is served; learning goes on"
-    assert says(gate_of({"held": 1.0}, {}, {"auc": 0}, {}, {}, Gate()), {}).startswith(
+    assert says(gate_of({"held": 1.0}, {"refused": {"auc": 0}}, {}, Gate()), {}).startswith(
         "the version promoted last serves"
     )
 
