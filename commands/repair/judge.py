@@ -21,10 +21,8 @@ from learner.gate.heldout import MOST_ROWS, Heldout
 from learner.ranker.repeats import exposure_ids, page_hashes
 from learner.ranker.verbs import Learning
 from millrace.basics.errors import SnapshotError
-from millrace.basics.ranking_metrics import auc, log_loss
+from millrace.basics.ranking_metrics import auc, calibration, log_loss
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch
-
-FIGURES = ("heldout_auc", "log_loss", "calibration", "auc")
 
 SMALL: Mapping[str, float] = {"heldout_auc": 0.01, "auc": 0.01, "log_loss": 0.005, "calibration": 0.1}
 """Moves below this are no harm that the gate would refuse a version for, and may be chance."""
@@ -38,17 +36,13 @@ class JudgedRows(NamedTuple):
     label: NDArray[Any]
 
 
-def calibration(p: NDArray[Any], label: NDArray[Any]) -> float:
-    """Summed labels over summed predictions: 1 where the model is right on average."""
-    return float(label.sum(dtype="f8") / max(float(p.sum(dtype="f8")), 1e-12))
-
-
 _OF: Mapping[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
     "heldout_auc": auc,
-    "auc": auc,
     "log_loss": log_loss,
     "calibration": calibration,
+    "auc": auc,
 }
+FIGURES = tuple(_OF)
 
 
 def figure_on(name: str, model: Learning, rows: JudgedRows) -> float:
