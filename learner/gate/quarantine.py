@@ -15,7 +15,6 @@ learner's snapshots. The file ``entries.list`` in the store shows it to people, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
@@ -44,7 +43,7 @@ MOST_BYTES = 64 << 20
 """Of all spans, a day's of some thousand rows a second. Beyond it the oldest entries go, which is said."""
 
 _LIST = "entries.list"
-_NAME = re.compile(r"\d{8,}-\w+")
+_ROWS = ".rows"  # ends the name of a copy
 _MOST = float(np.finfo(np.float64).max)
 
 
@@ -255,12 +254,11 @@ class Quarantine:
 
     def copies(self) -> set[str]:
         """Names of the entries whose rows lie in the store. Raises StoreError where it cannot be read."""
-        found = ((name, kind) for name, _, kind in (file.partition(".") for file in self.store.names()))
-        return {name for name, kind in found if kind == "rows" and _NAME.fullmatch(name)}
+        return {file.removesuffix(_ROWS) for file in self.store.names() if file.endswith(_ROWS)}
 
     def copy(self, name: str, batch: SampleBatch) -> None:
         """Keeps the rows of an entry, which the topic is about to lose. Raises StoreError if they cannot be written."""
-        self.store.put(f"{name}.rows", _CopyHead(self.spans(name)), _packed(batch))
+        self.store.put(name + _ROWS, _CopyHead(self.spans(name)), _packed(batch))
 
     def read_copy(self, name: str) -> tuple[SampleBatch, list[Span]]:
         """The rows of an entry, as they were copied; without those that have left it since.
@@ -272,7 +270,7 @@ class Quarantine:
             StoreError: the store cannot be read.
         """
         entry = self._kept[self.chosen([name])[0]].entry
-        head, body, _ = self.store.get(f"{name}.rows")
+        head, body, _ = self.store.get(name + _ROWS)
         if entry.schema_id != self.schema_id:
             raise SchemaError(
                 f"samples '{name}' in quarantine are of schema {entry.schema_id[:8]}, the learner's is "
@@ -286,10 +284,8 @@ class Quarantine:
         return batch.take(stay), list(spans_of(places[stay]))
 
     def remove_copies(self, but: Collection[str] = ()) -> None:
-        """Removes copies of what is in no entry, now and in the newest snapshot, ``but``; and what an earlier version
-        of this program left beside them. Raises StoreError."""
-        stay = {f"{name}.rows" for name in (*self._kept, *but)}
-        self.store.remove(file for file in self.store.names() if _NAME.match(file) and file not in stay)
+        """Removes copies of what is in no entry, now and in the newest snapshot, ``but``. Raises StoreError."""
+        self.store.remove(name + _ROWS for name in self.copies().difference(self._kept, but))
 
 
 def listed(store: Store) -> list[QuarantineEntry]:
@@ -311,7 +307,7 @@ def forget_user(store: Store, user: int) -> int:
     """
     removed = 0
     for file in store.names():
-        if not file.endswith(".rows"):
+        if not file.endswith(_ROWS):
             continue
         head, body, _ = store.get(file)
         batch, spans = _unpacked(file, head, body)

@@ -250,10 +250,10 @@ def test_another_schema_and_a_damaged_copy_are_refused_by_name(tmp_path: Path) -
         forget_user(kept.store, 1)
 
 
-def test_what_an_earlier_version_left_goes_with_the_copies_of_no_entry(url: str) -> None:
+def test_copies_of_no_entry_go(url: str) -> None:
     kept = three(Store(url))
     kept.copy("00000007-labels", rows(10))
-    for file in ("00000002-labels.rows", "00000002-labels.entry", "00000003-auc.entry", "README"):
+    for file in ("00000002-labels.rows", "README"):
         kept.store.put(file, {"spans": []}, b"of another form")
     kept.write_list()
     kept.remove_copies()
