@@ -289,10 +289,6 @@ _SHAPE = (
 """Entries of a spec whose change rules out a plain resume. The others are rates and bounds."""
 
 
-_HEAD_SHAPE = ("retrieval_width",)
-"""Entries whose change begins a new retrieval head."""
-
-
 def same_shape(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether a model with the spec ``new`` can resume a snapshot made with ``old``."""
     return not _differences(old, new)
@@ -302,8 +298,7 @@ def same_head(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether a spec ``new`` keeps the retrieval head of a snapshot of ``old``. If not, an empty head begins."""
     if is_own(old.get("model")) or is_own(new.get("model")):
         return True  # a model of one's own has none
-    was, now = read_spec(old), read_spec(new)
-    return all(getattr(was, n) == getattr(now, n) for n in _HEAD_SHAPE)
+    return read_spec(old).retrieval_width == read_spec(new).retrieval_width
 
 
 def without_head(
