@@ -332,10 +332,8 @@ def _head(
     state = {n: a for n, a in training.items() if n.startswith(tuple(f"table/{name}/" for name in tables))}
     small = {n: a for n, a in training.items() if n.startswith("retrieval/")}
     if not np.array_equal(small["retrieval/columns"], head_columns(model.schema)):
-        fresh = OnlineModel(model.schema, model.spec, model.seed)
-        assert fresh.head is not None
-        fresh.head.clicks = int(small["retrieval/clock"][0])  # the tables have learnt from them
-        small = {n: a for n, a in fresh.small_state().items() if n.startswith("retrieval/")}
+        model.head.clicks = int(small["retrieval/clock"][0])  # the tables have learnt from them
+        small = {n: a for n, a in model.small_state().items() if n.startswith("retrieval/")}
         report.new.append("clicks and items that the retrieval head has seen lately")
     report.kept.append(f"retrieval head, {sum(len(rows.ids) for rows in tables.values())} rows")
     return tables, state | small
