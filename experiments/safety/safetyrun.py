@@ -25,8 +25,10 @@ from numpy.typing import NDArray
 
 from experiments.safety.safetyworld import BATCH_ROWS, Moment
 from learner.evaluation.progressive import Progressive
+from learner.gate.checks import Checks
+from learner.gate.quarantine import PLACE, Quarantine
 from learner.gate.verdicts import GateRefusal
-from learner.promotion.promotion import LearnerGate, Promotion, Published
+from learner.promotion.promotion import Promotion, Published
 from learner.ranker.repeats import Repeats, keep_ms_of
 from learner.ranker.verbs import Learning
 from learner.role.model_factory import model_of
@@ -34,6 +36,7 @@ from learner.serving.serving_model import ServingModel
 from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions, newest_valid
 from learner.training.trainer import Trainer
 from millrace.basics.ranking_metrics import ROLLING_ROWS, auc
+from millrace.basics.store import Store
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -146,8 +149,8 @@ class Life:
         if found is not None:
             trainer.resume(found.training, found.note.extra.get("counts", {}))
         self.versions = Versions(model, epoch=1, version=self.store.highest().number)
-        judging = LearnerGate.of(settings, schema)
-        self.promotion = Promotion(trainer, self.versions, self.store, judging, build, self._progress)
+        checks, quarantine = Checks.of(settings, schema), Quarantine(Store(settings.place(PLACE)), schema.id)
+        self.promotion = Promotion(trainer, self.versions, self.store, checks, quarantine, build, self._progress)
         self._messages: dict[int, SampleBatch] = {}  # what may be learnt again
         self.promotion.state.rows.again = self._again
         self.promotion.state.quarantine.samples_log = folder.name  # what a life before refused is nowhere

@@ -40,7 +40,6 @@ import structlog
 
 from learner.gate.checks import QUARANTINED, Checks
 from learner.gate.model_checks import unsound, unsound_part
-from learner.gate.quarantine import PLACE as QUARANTINE
 from learner.gate.quarantine import Quarantine
 from learner.gate.verdicts import GateRefusal
 from learner.promotion.gatecommands import GateCommands
@@ -54,10 +53,7 @@ from learner.ranker.verbs import Slicing
 from learner.training.learner_versions import Build, FoundSnapshot, Last, Progress, Versions, write_root
 from learner.training.trainer import MicroBatch, Trainer
 from millrace.basics.errors import BrokerError, StoreError, one_line
-from millrace.basics.store import Store
 from millrace.contracts.samples import SampleBatch
-from millrace.contracts.schema import Schema
-from millrace.contracts.settings import Settings
 from millrace.versions.decisions import LogPart, SamplesTaken, encode_decisions
 from millrace.versions.modelstore import Announcement, ModelStore
 
@@ -80,18 +76,6 @@ class Published(NamedTuple):
     body: bytes | None = None
 
 
-class LearnerGate(NamedTuple):
-    """What judges samples and models, and where what it refused is."""
-
-    checks: Checks | None  # None: nothing is judged, and what was learnt is only written down
-    quarantine: Quarantine
-
-    @classmethod
-    def of(cls, settings: Settings, schema: Schema) -> LearnerGate:
-        """As the settings ask for. Raises SettingError, or StoreError where a place cannot be used."""
-        return cls(Checks.of(settings, schema), Quarantine(Store(settings.place(QUARANTINE)), schema.id))
-
-
 def _nobody(_: LogPart) -> None:
     """Where decisions go that nobody keeps."""
 
@@ -104,6 +88,8 @@ class Promotion:
     :meth:`written`.
 
     Args:
+        checks: what judges samples and models; None: nothing is judged, and what was learnt is only written down.
+        quarantine: where what they refused is.
         build: makes the model of a snapshot from its parts.
         progress: what the next version says of itself.
 
@@ -118,13 +104,14 @@ class Promotion:
         trainer: Trainer,
         versions: Versions,
         store: ModelStore,
-        gate: LearnerGate,
+        checks: Checks | None,
+        quarantine: Quarantine,
         build: Build,
         progress: Callable[[], Progress],
     ) -> None:
-        self.trainer, self.versions, self.store, self.checks = trainer, versions, store, gate.checks
+        self.trainer, self.versions, self.store, self.checks = trainer, versions, store, checks
         self._own_progress = progress
-        self.state = LearnerState(trainer, versions, gate.checks, gate.quarantine, Restorer(store, build))
+        self.state = LearnerState(trainer, versions, checks, quarantine, Restorer(store, build))
         self.commands = GateCommands(self.state)
         self.judge = GateJudge(self.state, self.commands)
         self.where: Callable[[], Mapping[str, Any]] = dict

@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 import structlog
 
-from learner.promotion.promotion import LearnerGate, Promotion, Published
+from learner.gate.checks import Checks
+from learner.gate.quarantine import PLACE, Quarantine
+from learner.promotion.promotion import Promotion, Published
 from learner.promotion.replay import Replay
 from learner.role.loopoutput import LoopOutput
 from learner.role.loopsnapshots import LoopSnapshots
@@ -22,6 +24,7 @@ from learner.samples.batch_reader import SampleMessage
 from learner.training.learner_versions import Build, FoundSnapshot, Progress, Versions
 from learner.training.trainer import BATCH_MS, Trainer
 from millrace.basics.errors import BrokerError, SnapshotError, StoreError, one_line
+from millrace.basics.store import Store
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import SAMPLES
 from millrace.processes.kafka import held_offsets
@@ -94,8 +97,9 @@ class LearnLoop:
         self.settings, self.samples, self.trainer, self.store, self._extra = settings, samples, trainer, store, extra
         self.output = LoopOutput()
         self.versions = Versions(trainer.model)
-        gate = LearnerGate.of(settings, trainer.model.schema)
-        self.promotion = Promotion(trainer, self.versions, store, gate, build, self.progress)
+        schema = trainer.model.schema
+        checks, quarantine = Checks.of(settings, schema), Quarantine(Store(settings.place(PLACE)), schema.id)
+        self.promotion = Promotion(trainer, self.versions, store, checks, quarantine, build, self.progress)
         self._snapshots = LoopSnapshots(self.promotion, settings.snapshot_seconds)
         self.promotion.where = self._where
         self.promotion.durable = self._durable

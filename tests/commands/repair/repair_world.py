@@ -11,7 +11,7 @@ import numpy as np
 from commands.repair.without import Without
 from learner.evaluation.progressive import Progressive
 from learner.gate.quarantine import Quarantine
-from learner.promotion.promotion import LearnerGate, Promotion
+from learner.promotion.promotion import Promotion
 from learner.promotion.replay import Replay
 from learner.ranker.repeats import Repeats
 from learner.role.model_factory import model_of
@@ -99,9 +99,7 @@ class Live:
         highest = self.store.highest()
         self.versions = Versions(model, highest.epoch + 1, version=highest.number)
         quarantine = Quarantine(Store(f"{self.store.url}-quarantine"), SCHEMA.id)
-        self.gate = Promotion(
-            self.trainer, self.versions, self.store, LearnerGate(None, quarantine), self._build, self._progress
-        )
+        self.gate = Promotion(self.trainer, self.versions, self.store, None, quarantine, self._build, self._progress)
         self._watched()
         possible = self.gate.begin(found)
         Replay(self.gate.state, self.store, _NothingTaken()).run([], possible)

@@ -17,7 +17,7 @@ from learner.gate.quota import Quota
 from learner.gate.screen import Screen
 from learner.gate.shift import Shift
 from learner.gate.verdicts import GateRefusal
-from learner.promotion.promotion import LearnerGate, Promotion, Published
+from learner.promotion.promotion import Promotion, Published
 from learner.promotion.promotion_status import promotion_status
 from learner.promotion.replay import Replay
 from learner.ranker.model import OnlineModel
@@ -246,8 +246,10 @@ class Scene:
         self.served = Image({}, {})
         self.sent: list[Announcement] = []
         self.quarantine = Quarantine(Store(self.folder / "quarantine"), self.schema.id)
-        gate = LearnerGate(checks if self.gate else None, self.quarantine)
-        self.promotion = Promotion(self.trainer, self.versions, self.store, gate, build, self.progress)
+        judging = checks if self.gate else None
+        self.promotion = Promotion(
+            self.trainer, self.versions, self.store, judging, self.quarantine, build, self.progress
+        )
         self.promotion.durable = self.broker.decide_durably
         self.promotion.state.rows.again = self.broker.learnt_again
         possible = self.promotion.begin(found)

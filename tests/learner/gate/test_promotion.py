@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from learner.evaluation.progressive import Progressive
-from learner.gate.checks import QUARANTINED
+from learner.gate.checks import QUARANTINED, Checks
+from learner.gate.quarantine import Quarantine
 from learner.gate.verdicts import GateRefusal
-from learner.promotion.promotion import LearnerGate, Promotion
+from learner.promotion.promotion import Promotion
 from learner.promotion.savedstate import saved_state
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
@@ -22,7 +23,7 @@ from learner.training.decisionlog import learn_again, places_of
 from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SnapshotError
-from millrace.basics.store import AbsentError
+from millrace.basics.store import AbsentError, Store
 from millrace.contracts.samples import PAGE, SampleBatch
 from millrace.contracts.schema import Schema, WindowKey
 from millrace.contracts.settings import Settings
@@ -536,9 +537,8 @@ def gated(schema: Schema, folder: Path) -> Promotion:
     model = OnlineModel(schema, SPEC, 0)
     trainer = Trainer(model, Progressive(1000), Repeats(10**9), 512)
     versions, progress = Versions(model, 1, "me"), Progress(0, {}, {}, {})
-    return Promotion(
-        trainer, versions, ModelStore(folder / "models"), LearnerGate.of(settings, schema), build, lambda: progress
-    )
+    store, quarantine = ModelStore(folder / "models"), Quarantine(Store(folder / "quarantine"), schema.id)
+    return Promotion(trainer, versions, store, Checks.of(settings, schema), quarantine, build, lambda: progress)
 
 
 def test_the_state_of_a_gate_is_bound_to_its_schema(tmp_path: Path) -> None:
