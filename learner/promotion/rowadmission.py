@@ -27,27 +27,18 @@ def admit(
     batch: SampleBatch,
     places: Places,
 ) -> NDArray[np.bool_]:
-    """Which rows are to be learnt, (B,). Held-out ones are kept. ``refused``: takes rows for quarantine."""
+    """Which rows are to be learnt, (B,). Held-out ones are kept. ``refused``: takes rows for quarantine.
+
+    Exposures that are sent again count for nothing, and teach nothing where the exposure did not: on held-out pages, of
+    ids at their limit, and of a time of which labelled rows are in quarantine.
+    """
     again = batch.kind >= PAGE
     if not again.any():
         return _admit_labelled(checks, counts, refused, batch, places)
     admitted = np.zeros(len(batch), np.bool_)
     if not again.all():
         admitted[~again] = _admit_labelled(checks, counts, refused, batch.take(~again), places[~again])
-    admitted[again] = _admit_again(checks, quarantine, counts, refused, batch.take(again), places[again])
-    return admitted
-
-
-def _admit_again(
-    checks: Checks,
-    quarantine: Quarantine,
-    counts: Counter[str],
-    refused: Refused,
-    batch: SampleBatch,
-    places: Places,
-) -> NDArray[np.bool_]:
-    """The same for exposures that are sent again. They count for nothing, and teach nothing where the exposure did not:
-    on held-out pages, of ids at their limit, and of a time of which labelled rows are in quarantine."""
+    batch, places = batch.take(again), places[again]
     held = checks.heldout.holds(page_hashes(batch), batch.ts_ms)
     doubtful = checks.screen.absurd(batch)
     for entry in quarantine.entries():
@@ -59,7 +50,8 @@ def _admit_again(
         refused(GateRefusal("page", float(doubtful.sum()), 0.0), batch.take(doubtful), places[doubtful])
     counts["held_out"] += int(held.sum())
     counts["over_limit"] += int(over.sum())
-    return ~(held | doubtful | over)
+    admitted[again] = ~(held | doubtful | over)
+    return admitted
 
 
 def _admit_labelled(
