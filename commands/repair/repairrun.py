@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 
 from rich.console import Console
@@ -80,13 +79,6 @@ def _schema_of(settings: Settings, book: SchemaBook, id: str) -> Schema:
     return found
 
 
-@contextmanager
-def as_learner() -> Iterator[None]:
-    """Sets PyTorch to the learner's number of threads, since sums depend on how they are split."""
-    with threads(role_threads()):
-        yield
-
-
 def run_repair(
     settings: Settings,
     since: str,
@@ -108,7 +100,7 @@ def run_repair(
     scene = Scene(settings, since, of)
     if interval is not None:
         without = replace(without, interval=interval_of(interval, scene.newest_ms))
-    with as_learner():
+    with threads(role_threads()):  # a learner's: sums depend on how they are split
         begun = scene.begin()
         line, rows = begun.line, begun.line.rows
         say(_way(line))
@@ -142,7 +134,7 @@ def run_bisect(settings: Settings, since: str, figure: str = "auc", of: int | No
         raise SettingError(f"there is no figure '{figure}'", f"choose one of {', '.join(FIGURES)}")
     say = _say()
     scene = Scene(settings, since, of)
-    with as_learner():
+    with threads(role_threads()):  # a learner's: sums depend on how they are split
         begun = scene.begin()
         line = begun.line
         if not line.acts:
