@@ -65,7 +65,7 @@ from millrace.basics.hashing import C1, combine, salt
 from millrace.basics.ranking_metrics import auc, log_loss
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
 from millrace.evidence.clusters import Clusters, clusters
-from millrace.evidence.edetector import EDetector
+from millrace.evidence.edetector import evidence
 from millrace.versions.image import Array, resume_state, state_of
 
 MOST_ROWS = 12_000
@@ -241,12 +241,10 @@ class Heldout:
             return Judgement(wrong, n, 0.0, auc(rows.anchor, y), nan, nan, nan)
         x, bounds = more_loss(p, rows)
         of = _visits(rows.page, rows.user, rows.ts_ms)
-        stakes = np.zeros(len(of.rows))
-        stakes[0] = np.clip(self.clock.now_ms - self._looked_ms, _LEAST_STAKE_MS, HOUR_MS) / DAY_MS
-        detector = EDetector(DIFFERENCE, BOUND, MEAN_DAYS)
-        log_days = detector.update(of.means(x), stakes, of.means(bounds)).max()
+        stake = float(np.clip(self.clock.now_ms - self._looked_ms, _LEAST_STAKE_MS, HOUR_MS)) / DAY_MS
+        log_days = evidence(of.means(x), of.means(bounds), stake, DIFFERENCE, BOUND).max()
         days = float(np.exp(min(log_days, _MOST_LOG_DAYS)))
-        refusal = GateRefusal("heldout", days, MEAN_DAYS) if detector.alarm else None
+        refusal = GateRefusal("heldout", days, MEAN_DAYS) if log_days >= np.log(MEAN_DAYS) else None
         loss = log_loss(rows.anchor, y)
         return Judgement(refusal, n, auc(p, y), auc(rows.anchor, y), loss + float(x.mean()), loss, days)
 
