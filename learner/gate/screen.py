@@ -34,7 +34,8 @@ past, a share so far off that chance does it less than once in half a million ti
 independent visits, each times a dispersion which the clean past tells: rows of a page are alike, and a label policy
 brings negatives in lumps. Nor is the error of labels less than if each visit were off by all the clicks expected of
 it: its clicks come at once, the rest of its rows later. Corrections bring clicks of exposures that were predicted as
-negatives before, so their labels count and their predictions do not. That holds under every label policy.
+negatives before, so their labels count and their predictions do not. That holds under every label policy. Behind a
+pause of five minutes, as an outage, the first rows have no clicks yet that come late: for as long too few are no fault.
 
 A click rate that doubles from one minute to the next is a sale, and no fault: who clicks on what stays as predictable
 as it was. Flipped or constant labels are not. So between the narrow and the wide bounds of labels, AUC decides.
@@ -119,10 +120,12 @@ _ALSO = {FINE: "", LABELS: " (labels too)", AUC: " (AUC too)"}  # what else is b
 _ANY, _PROFILE, _WINDOWS = range(KNOWN)  # kinds of visits: rows that tell of it
 _ITEM_BYTES = 1 << 16  # in which items are remembered: of 50,000 a day, 3 new ones in 100 seem known
 _PERIOD_WEIGHT = 1 / 16  # of the newest half hour, in the share of visits to known items
+_PAUSE_MS = 5 * MINUTE_MS  # without rows; and until clicks on those behind it are there, most of which come late
 _KNOWN_MS = 30 * MINUTE_MS  # until an item is known, at least: longer than its first samples wait for their labels
 _SAVED = (
     *("_piece", "_stretch", "_past", "_auc_piece", "_promoted", "_first_ms", "_warm", "_factor_before"),
     *("_refused", "_broken", "_visitors", "_items", "_met", "_items_ms", "_day_ms", "_here", "_usually_known"),
+    *("_looked_ms", "_resumed_ms"),
 )
 _SAVED_WINDOWS = ("block", "block_ms", "upto", "began_ms")
 
@@ -144,7 +147,7 @@ def warm_up() -> None:
     auc(sums)
     flags = np.zeros(1, np.bool_)
     usual = Usual(np.zeros(1), np.ones(KINDS), 1.0, 0.5, 1.0, 1.0, 1.0, 0.0, 0.0)
-    judge(sums[None], np.ones(1), needs, flags, np.zeros(1), *usual)
+    judge(sums[None], np.ones(1), needs, flags, np.zeros(1), False, *usual)
     apart(sums, sums, LABELS, 0, np.ones(1), needs, flags, 1.0, 1.0)
     silent(sums[None], 1.0)
     spread(sums)
@@ -203,6 +206,7 @@ class Screen:
         self._met = np.array([0, LONGEST_ROWS, LONGEST_MS])  # rows; how many, and how long, a visitor is not counted
         self._items_ms = self._day_ms = 0  # when items that were met became known; when this day of them began
         self._here, self._usually_known = np.zeros(2), 1.0  # visits to known items, and all, since then; share of days
+        self._looked_ms = self._resumed_ms = 0  # when rows were judged last; when they came again behind a pause
         self._all_tell = True  # whether rows of items that are not known tell, too
         self._looked: tuple[SampleBatch, Sums] | None = None
         self._windows = ScreenWindows(self._size)
@@ -246,6 +250,9 @@ class Screen:
         """
         if not len(batch):
             return None
+        if self.clock.now_ms - self._looked_ms > _PAUSE_MS:
+            self._resumed_ms = self.clock.now_ms
+        self._looked_ms = self.clock.now_ms
         wrong, sums = self._tally(batch, p)
         if wrong:
             return GateRefusal("finite", float(wrong), 0.0, "predictions")
@@ -358,9 +365,7 @@ class Screen:
 
     def _columns(self) -> Array:
         """What a state is bound to. (1,)"""
-        return np.array(
-            [salt("screen new items", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64
-        )
+        return np.array([salt("screen pauses", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
 
     def _tally(self, batch: SampleBatch, p: NDArray[np.float32]) -> tuple[int, Sums]:
         """Predictions that are not finite; and what is known of rows, so that it can be added: counts, sums, and clicks
@@ -453,7 +458,8 @@ class Screen:
     def _first_broken(self, windows: Sums, least: Sums) -> tuple[int, int, float, float]:
         """As :func:`judge` says; shares are judged from ``least`` of the clean past's on, (G,)."""
         columns = self._divisor, self._needs, self._of_items
-        found: tuple[int, int, float, float] = judge(windows, *columns, least, *self._usual)
+        resumed = self.clock.now_ms - self._resumed_ms < _PAUSE_MS
+        found: tuple[int, int, float, float] = judge(windows, *columns, least, resumed, *self._usual)
         return found
 
 

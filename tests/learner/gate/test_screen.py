@@ -222,6 +222,29 @@ def test_refuses_when_clicks_stop() -> None:
     assert all(r.value < r.bound for r in refused)
 
 
+@pytest.mark.parametrize("pause_minutes", [0, 4, 6, 60])
+def test_behind_a_pause_clicks_that_come_late_are_not_missed_for_as_long(pause_minutes: int) -> None:
+    """A page a second. Where nothing was shown for five minutes, too few clicks are no fault in the next five."""
+    screen, stream = warm()
+    stream.rows += pause_minutes * 600
+    began_ms, passed = screen.clock.now_ms + pause_minutes * 60_000, 0
+    for batch, p in stream.batches(6400, 128):
+        few = batch.label * (stream.rng.random(len(batch)) < 0.1)
+        if screen.look(labelled(batch, few), p) is None:
+            screen.learnt(batch, p)
+            passed = screen.clock.now_ms - began_ms
+    assert (290_000 < passed < 330_000) if pause_minutes > 5 else passed < 120_000
+
+
+def test_behind_a_pause_what_is_clicked_too_often_is_refused() -> None:
+    screen, stream = warm()
+    stream.rows += 36_000
+    batch, p = stream.batch(512)
+    refusal = screen.look(labelled(batch, np.ones(512)), p)
+    assert refusal is not None
+    assert refusal.check == "labels"
+
+
 @pytest.mark.parametrize("size", [1, 17, 128, 512])
 def test_passes_a_clean_stream(size: int) -> None:
     screen, stream = warm(size=512)
