@@ -12,11 +12,13 @@ A stretch ends by rows or by time, whichever comes first: with a row a second 2,
 With d_r the difference of the logits of row r, now and at the mark, over R rows, and n the rows learnt since the mark,
 and at least 2,048::
 
-    shift   mean_r |d_r|    at most .10 sqrt(n / 2048)
+    shift   mean_r |d_r|    at most .20 sqrt(n / 2048)
 
-Labels that are flipped or all of one kind move the mean by .09 in 512 rows and .3 in 2,048. At ten rows a second a
-sale moves it by .07, and a new catalogue by .09: a bound of .06 refused both, three times and for an hour. It refused
-a tenth of labels flipped, too, which move it by .09: no more than those.
+Labels that are flipped or all of one kind move the mean by .3 in 2,048 rows. At ten rows a second a sale moves it by
+.07, and a new catalogue by .09. At a hundred it moves by .14 when the clock strikes four hours behind a new catalogue:
+what the model has learnt of the hour is of yesterday's goods. A bound of .10 refused that, and then each stretch of the
+hour, for a model that goes back has learnt nothing. No poison of ``dev bench safety`` that is claimed cost less with
+.10 than with .20, to the fifth digit.
 
 The rows of a mark are the newest promoted ones. Older ones tell less and less: in a young shop window counts grow by
 the hour, and what a model says of a row as there are none any more moves though nothing is wrong. Rows of an item that
@@ -86,7 +88,7 @@ class Shift:
         self,
         rows: int = 128,
         stretch: int = 2048,
-        most: float = 0.1,
+        most: float = 0.2,
         clock: MedianClock | None = None,
         stretch_ms: int = 300_000,
         least: int = 256,

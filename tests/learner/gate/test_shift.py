@@ -49,7 +49,7 @@ def test_the_figure_is_that_of_the_formula() -> None:
     assert 0.03 < shift.figure < 0.05
 
 
-@pytest.mark.parametrize("change", [{"bias": 0.2}, {"slope": 0.2}])
+@pytest.mark.parametrize("change", [{"bias": 0.3}, {"slope": 0.3}])
 def test_a_move_is_refused(change: dict[str, float]) -> None:
     shift, model, number = warm()
     for name, by in change.items():
@@ -62,7 +62,7 @@ def test_a_move_is_refused(change: dict[str, float]) -> None:
 
 def test_a_longer_stretch_may_have_moved_further() -> None:
     shift, model, number = warm()
-    model.bias += 0.16
+    model.bias += 0.32
     assert stretch(shift, model, number + 1) is not None
     shift.learnt(3 * STRETCH)
     assert shift.look(model) is None
@@ -71,17 +71,17 @@ def test_a_longer_stretch_may_have_moved_further() -> None:
 def test_a_young_model_moves_as_it_will_and_its_past_is_its_measure() -> None:
     shift, model = Shift(), Plain()
     for number in range(1, 40):
-        model.bias = -1 + 0.2 * (number % 2)  # the plain bound is .1
+        model.bias = -1 + 0.4 * (number % 2)  # the plain bound is .2
         assert stretch(shift, model, number) is None
         shift.promoted(model)
     assert shift.armed
-    model.bias += 0.8
+    model.bias += 1.6
     assert stretch(shift, model, 40) is not None
     for number in range(41, 41 + 2 * WARM_LOOKS):  # it has calmed down
         model.bias = -1.0
         stretch(shift, model, number)
         shift.promoted(model)
-    model.bias += 0.2
+    model.bias += 0.4
     assert stretch(shift, model, 99) is not None
 
 
