@@ -52,8 +52,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     # Services. Where things are. An empty address means that `millrace demo` or `millrace up` starts an own one.
     kafka: str = ""  # host:port[,host:port]
-    # A file client.properties: how Kafka lets us in (SASL, TLS); see docs/how-to/run-in-production.md. Empty: it asks
-    # for nothing.
+    # A client.properties file with the login to Kafka (SASL, TLS); see docs/how-to/run-in-production.md. Empty: no
+    # login.
     kafka_client: str = ""
     redis: str = ""  # host:port or a redis:// or rediss:// URL; ${NAME} and ${file:PATH} in it stand for secrets
     scorer: str = ""  # http://host:port
@@ -77,8 +77,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # Access. Who may use the HTTP of intake, scorer and learner: bearer tokens. None at all: everybody who reaches
     # intake and scorer, and nobody commands the learner.
     tokens: str = ""  # token[,token]
-    token_file: str = ""  # a file with a token a line; read again when it changes
-    admin_token_file: str = ""  # a file with a token a line, of those who may command the learner
+    token_file: str = ""  # a file with one token a line; read again when it changes
+    admin_token_file: str = ""  # a file with one token a line: each may command the learner
 
     # Schema. What users, items and events of the shop are.
     schema: str = ""  # path of a schema file; empty: the simulated shop's
@@ -123,8 +123,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # More arms of users by name, in [serving.arms.NAME]; see docs/how-to/see-which-arm-earns-more.md.
     arms: dict[str, Arm] = {}
     arms_value: str = ""  # a number of the item that a purchase counts in the live figures of arms, as price
-    # Pages of the model that are drawn by chance, with logged odds: share[,rule[,temperature]]; 0: none.
-    explore: str = "0"  # Rules: softmax, uniform, swap; as 0.05,softmax,0.5
+    # Pages of the model that are drawn by chance, with logged odds. 0: none.
+    explore: str = "0"  # share[,rule[,temperature]], e.g. 0.05,softmax,0.5; rules: softmax, uniform, swap
     bought_days: NotNegative = 7.0  # event time: an item that a user bought comes last
     # Weights, boosts, diversity and pins; see docs/how-to/filter-pages.md. Of the file: read again when it changes.
     rerank: Rerank = Rerank()
