@@ -7,6 +7,10 @@ there are two running means, of the losses of clicks and of other samples, weigh
     expected = (W_1 m_1 + W_0 m_0) / (W_1 + W_0)          W: weights in the batch, m: running mean losses
     refused when loss > ratio * expected * (1 + 32 / B)    a small batch may be further off
 
+Rows of items that were never learnt tell nothing. What a network says of such is a guess, and where all goods are new
+from one second to the next, it is a wild one: an hour old, it gave them a loss of 7 to 28. One batch of them is the
+cure, and was refused.
+
 A refused batch moves the means too, but only as if it were at the bound. So after a lasting change of the world some
 batches are refused (each of 512 rows raises the bound by half), and a burst of rubbish does not reach the weights.
 """

@@ -285,6 +285,11 @@ class OnlineModel:
         known: NDArray[np.bool_] = self.tables[group.name].index.find(np.ascontiguousarray(cat[:, column])) != EMPTY
         return known
 
+    def _met(self, batch: SampleBatch) -> NDArray[np.bool_]:
+        """Rows whose item was learnt before. All, where a schema has no item's id. (B,)"""
+        layout = self.schema.layout
+        return self.knows(layout.item, batch.cat) if layout.item in layout.cat_names else np.ones(len(batch), np.bool_)
+
     def learn(self, batch: SampleBatch, before_writing: Callable[[], None] | None = None) -> LearnReport:
         """One step on ``batch``; follow-ups in it are skipped. A batch whose loss or gradient is not finite, or beyond
         the spec's bounds, is refused whole: weights, statistics and tables stay as they were, and the retrieval head
@@ -330,7 +335,8 @@ class OnlineModel:
         loss = elementwise.logistic(logits, wide, y, w, losses, slope) / (float(w.sum(dtype=np.float64)) or 1.0)
         problem = self._problem_of(loss)
         guard = self.guard.snapshot()
-        if problem is None and self.guard.exploded(losses[first], w[first], y[first] > 0.5):
+        met = self._met(batch) & (batch.kind < PAGE)
+        if problem is None and self.guard.exploded(losses[met], w[met], y[met] > 0.5):
             problem, guard = "loss_jumped", self.guard.snapshot()
         if problem is None and (pages := page_rows(batch) if self.by_page else None) is not None:
             teach_pages(logits + wide, y, *pages, np.float32(self._spec.page_weight), slope)

@@ -134,3 +134,24 @@ def test_a_jump_of_the_loss_leaves_weights_and_tables_alone() -> None:
     assert after.same_bits(image) == ""
     assert {n for n in rest if rest[n].tobytes() != training[n].tobytes()} == {"guard"}
     assert model.learn(make_samples(256, 41)).skipped is None
+
+
+def test_a_loss_on_items_that_were_never_learnt_is_no_jump() -> None:
+    spec = {**SMALL, "model": "wide_deep", "max_loss": 1e9, "max_gradient": 1e9, "loss_ratio": 3.0}
+    model = OnlineModel(SCHEMA, spec, 0)
+    for i in range(40):
+        model.learn(make_samples(256, i))
+    known = make_samples(256, 99)
+    column = SCHEMA.layout.cat_names.index("item_id")
+    new = replace(known, cat=known.cat.copy())
+    new.cat[:, column] += 1  # no id that was ever drawn
+    assert not model.knows("item_id", new.cat).any()
+    with torch.no_grad():
+        model.dense.weights.mul_(40)  # a network that knows nothing of what it sees
+    means = model.guard.means.copy()
+    assert model.learn(new).skipped is None
+    np.testing.assert_array_equal(model.guard.means, means)
+    with torch.no_grad():
+        model.dense.weights.mul_(40)
+    mixed = replace(known, cat=np.where(np.arange(256)[:, None] % 2, known.cat, make_samples(256, 7).cat + 7))
+    assert model.learn(mixed).skipped == "loss_jumped"
