@@ -35,7 +35,8 @@ independent visits, each times a dispersion which the clean past tells: rows of 
 brings negatives in lumps. Nor is the error of labels less than if each visit were off by all the clicks expected of
 it: its clicks come at once, the rest of its rows later. Corrections bring clicks of exposures that were predicted as
 negatives before, so their labels count and their predictions do not. That holds under every label policy. Behind a
-pause of five minutes, as an outage, the first rows have no clicks yet that come late: for as long too few are no fault.
+pause of five minutes, as an outage, the first rows have no clicks yet that come late: for as long too few are no fault
+of a window, of which they are half or more. Where pages are always as rare, they are less of a window.
 
 A click rate that doubles from one minute to the next is a sale, and no fault: who clicks on what stays as predictable
 as it was. Flipped or constant labels are not. So between the narrow and the wide bounds of labels, AUC decides.
@@ -125,7 +126,7 @@ _KNOWN_MS = 30 * MINUTE_MS  # until an item is known, at least: longer than its 
 _SAVED = (
     *("_piece", "_stretch", "_past", "_auc_piece", "_promoted", "_first_ms", "_warm", "_factor_before"),
     *("_refused", "_broken", "_visitors", "_items", "_met", "_items_ms", "_day_ms", "_here", "_usually_known"),
-    *("_looked_ms", "_resumed_ms"),
+    *("_newest_ms", "_resumed_ms", "_fresh"),
 )
 _SAVED_WINDOWS = ("block", "block_ms", "upto", "began_ms")
 
@@ -147,7 +148,7 @@ def warm_up() -> None:
     auc(sums)
     flags = np.zeros(1, np.bool_)
     usual = Usual(np.zeros(1), np.ones(KINDS), 1.0, 0.5, 1.0, 1.0, 1.0, 0.0, 0.0)
-    judge(sums[None], np.ones(1), needs, flags, np.zeros(1), False, *usual)
+    judge(sums[None], np.ones(1), needs, flags, np.zeros(1), 0.0, *usual)
     apart(sums, sums, LABELS, 0, np.ones(1), needs, flags, 1.0, 1.0)
     silent(sums[None], 1.0)
     spread(sums)
@@ -206,7 +207,8 @@ class Screen:
         self._met = np.array([0, LONGEST_ROWS, LONGEST_MS])  # rows; how many, and how long, a visitor is not counted
         self._items_ms = self._day_ms = 0  # when items that were met became known; when this day of them began
         self._here, self._usually_known = np.zeros(2), 1.0  # visits to known items, and all, since then; share of days
-        self._looked_ms = self._resumed_ms = 0  # when rows were judged last; when they came again behind a pause
+        self._newest_ms = self._resumed_ms = 0  # when rows came last; when they came again behind a pause
+        self._fresh = 0.0  # rows since then, for five minutes
         self._all_tell = True  # whether rows of items that are not known tell, too
         self._looked: tuple[SampleBatch, Sums] | None = None
         self._windows = ScreenWindows(self._size)
@@ -250,10 +252,8 @@ class Screen:
         """
         if not len(batch):
             return None
-        if self.clock.now_ms - self._looked_ms > _PAUSE_MS:
-            self._resumed_ms = self.clock.now_ms
-        self._looked_ms = self.clock.now_ms
         wrong, sums = self._tally(batch, p)
+        self._find_pause(min(int(batch.ts_ms.max()), self.clock.now_ms), sums[MET])
         if wrong:
             return GateRefusal("finite", float(wrong), 0.0, "predictions")
         self._looked = (batch, sums)
@@ -365,7 +365,7 @@ class Screen:
 
     def _columns(self) -> Array:
         """What a state is bound to. (1,)"""
-        return np.array([salt("screen pauses", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
+        return np.array([salt("screen behind", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
 
     def _tally(self, batch: SampleBatch, p: NDArray[np.float32]) -> tuple[int, Sums]:
         """Predictions that are not finite; and what is known of rows, so that it can be added: counts, sums, and clicks
@@ -388,6 +388,14 @@ class Screen:
         wrong = tally(*visit, batch.cat, batch.num, p, *known, *groups, sums)
         self._here += sums[[VISITS + KNOWN, VISITS]]
         return wrong, sums
+
+    def _find_pause(self, ts_ms: int, rows: float) -> None:
+        """So many rows came, up to that time. Where many are read at once the clock is ahead of them, so it only bounds
+        their own times."""
+        if ts_ms - self._newest_ms > _PAUSE_MS:
+            self._resumed_ms, self._fresh = ts_ms, 0.0
+        self._newest_ms = max(self._newest_ms, ts_ms)
+        self._fresh = self._fresh + rows if 0 <= ts_ms - self._resumed_ms < _PAUSE_MS else 0.0
 
     def _say_who_tells(self) -> None:
         self._all_tell = self._usually_known < 0.5 or not self._items[:2].any()
@@ -458,8 +466,7 @@ class Screen:
     def _first_broken(self, windows: Sums, least: Sums) -> tuple[int, int, float, float]:
         """As :func:`judge` says; shares are judged from ``least`` of the clean past's on, (G,)."""
         columns = self._divisor, self._needs, self._of_items
-        resumed = self.clock.now_ms - self._resumed_ms < _PAUSE_MS
-        found: tuple[int, int, float, float] = judge(windows, *columns, least, resumed, *self._usual)
+        found: tuple[int, int, float, float] = judge(windows, *columns, least, self._fresh, *self._usual)
         return found
 
 

@@ -276,7 +276,7 @@ def judge(
     needs: Array,
     of_items: Array,
     least: Array,
-    resumed: bool,
+    fresh: float,
     share: Array,
     visits: Array,
     items: float,
@@ -294,7 +294,7 @@ def judge(
         needs: the kind of visits that each is of, (G,).
         of_items: whether it tells of items alone, (G,).
         least: share of the clean past from which on each is judged, (G,).
-        resumed: whether rows have just begun to come again: their late clicks are still to come.
+        fresh: rows met since a pause that has just ended: their late clicks are still to come.
         share, visits, items, usual_auc, factor, dispersion, auc_dispersion, factor_error, auc_error: the clean past's,
             see :class:`learner.gate.screen.Usual`.
     """
@@ -326,7 +326,7 @@ def judge(
         above = DEVIATIONS / 2 * np.sqrt((variance + sums[CORRECTIONS]) / expected)  # when these come is chance, too
         fewest = min(low * expected, max(np.sqrt(expected) - below - 1, 0.0) ** 2)
         most = max(high * expected, (np.sqrt(expected) + above) ** 2)
-        if sums[CLICKS] < fewest and not resumed:
+        if sums[CLICKS] < fewest and 2 * fresh < sums[MET]:
             return LABELS, 0, sums[CLICKS] / expected, fewest / expected
         if sums[CLICKS] > most:
             return LABELS, 0, sums[CLICKS] / expected, most / expected

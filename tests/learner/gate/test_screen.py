@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.safety.poisons import user_side
+from learner.gate import screen as screens
 from learner.gate.screen import WARM_CLICKS, WARM_ROWS
 from learner.gate.screenkernels import BINS, ROWS, VISITS
 from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
@@ -234,6 +235,27 @@ def test_behind_a_pause_clicks_that_come_late_are_not_missed_for_as_long(pause_m
             screen.learnt(batch, p)
             passed = screen.clock.now_ms - began_ms
     assert (290_000 < passed < 330_000) if pause_minutes > 5 else passed < 120_000
+
+
+@pytest.mark.parametrize(
+    ("page_seconds", "read_at_once", "hours"),
+    [(360, 10, 0), (10, 2000, 0), (40, 900, 10)],
+    ids=["a page in six minutes", "a backlog", "a backlog of partitions in turn"],
+)
+def test_few_pages_and_a_backlog_are_no_pause(page_seconds: int, read_at_once: int, hours: int) -> None:
+    """Clicks are lost for good. ``hours``: of a partition, of which the next one has them again; 0: there is one."""
+    screen, stream = warm()
+    began_ms, passed = screen.clock.now_ms, 0
+    for read in range(3600 // read_at_once):
+        rows, p = stream.batch(read_at_once)
+        page = np.arange(read_at_once) // 10 + (0 if hours else read * read_at_once // 10)
+        ts_ms = began_ms + page * page_seconds * 1000 + read // 4 * hours * HOUR_MS
+        rows = replace(labelled(rows, np.zeros(len(rows))), ts_ms=ts_ms)
+        screen.clock.meet(rows)
+        for start in range(0, read_at_once, 128):
+            part = slice(start, start + 128)
+            passed += len(p[part]) * (screens.Screen.look(screen, rows.take(part), p[part]) is None)
+    assert passed < 300
 
 
 def test_behind_a_pause_what_is_clicked_too_often_is_refused() -> None:
