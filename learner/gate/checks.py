@@ -57,7 +57,7 @@ class Checks:
         return cls(
             screen,
             Quota(schema, settings.teach_limits, clock),
-            Shift(clock=clock, knows=screen.knows),
+            Shift(clock=clock, knows=screen.knows, usually_known=lambda: screen.usually_known),
             Heldout(settings.heldout_share, clock=clock),
             round(settings.quarantine_minutes * MINUTE_MS),
             clock,

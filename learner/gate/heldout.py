@@ -29,8 +29,9 @@ a constant is added to its logits t_r, such that its mean probability is that of
     x_u = mean of the x_r of a user's hour, or of a page whose user is not known
     null: E[x_u | those before] <= m
 
-A model that learns a new catalogue forgets the one that is gone, and goes on to for hours. While most rows that are
-learnt are of new items nothing is judged, and no row is kept: those behind are of goods that are here.
+A model that learns a new catalogue forgets the one that is gone, and goes on to for hours. While what is learnt is of
+new items, as :mod:`learner.gate.shift` says, nothing is judged, and no row is kept: those behind are of goods that are
+here.
 
 Rows that came since the last anchor have none before the next: what they would be compared with is itself to be judged,
 and where a mistake has just begun, their labels are a part of it.
@@ -226,7 +227,7 @@ class Heldout:
 
     def judge(self, model: Predicting, new_items: bool = False) -> Judgement:
         """Figures of the model and of the anchors, and the evidence that it is worse; costs the prediction of the rows.
-        Unjudged where most goods are new by now (``new_items``). Changes nothing: :meth:`looked` is for the caller to
+        Unjudged where goods are new by now (``new_items``). Changes nothing: :meth:`looked` is for the caller to
         say."""
         nan = float("nan")
         if new_items or not self._fits(model):

@@ -125,7 +125,7 @@ _PAUSE_MS = 5 * MINUTE_MS  # without rows; and until clicks on those behind it a
 _KNOWN_MS = 30 * MINUTE_MS  # until an item is known, at least: longer than its first samples wait for their labels
 _SAVED = (
     *("_piece", "_stretch", "_past", "_auc_piece", "_promoted", "_first_ms", "_warm", "_factor_before"),
-    *("_refused", "_broken", "_visitors", "_items", "_met", "_items_ms", "_day_ms", "_here", "_usually_known"),
+    *("_refused", "_broken", "_visitors", "_items", "_met", "_items_ms", "_day_ms", "_here", "usually_known"),
     *("_newest_ms", "_resumed_ms", "_fresh"),
 )
 _SAVED_WINDOWS = ("block", "block_ms", "upto", "began_ms")
@@ -188,6 +188,9 @@ class Screen:
             night nobody can tell them from the first ones of the morning.
         clock: the gate's, which has met the rows that are asked about. Before it has met any, no date is absurd.
 
+    Attributes:
+        usually_known: share of visits to items that are known, over some days.
+
     What it cannot see: labels that are wrong for some rows only, such as a tenth of all flipped, or half of all clicks
     lost; and a slow poison that moves the clean past with it.
     """
@@ -206,7 +209,7 @@ class Screen:
         self._visitors, self._items = _nobody()
         self._met = np.array([0, LONGEST_ROWS, LONGEST_MS])  # rows; how many, and how long, a visitor is not counted
         self._items_ms = self._day_ms = 0  # when items that were met became known; when this day of them began
-        self._here, self._usually_known = np.zeros(2), 1.0  # visits to known items, and all, since then; share of days
+        self._here, self.usually_known = np.zeros(2), 1.0  # visits to known items, and all, since then
         self._newest_ms = self._resumed_ms = 0  # when rows came last; when they came again behind a pause
         self._fresh = 0.0  # rows since then, for five minutes
         self._all_tell = True  # whether rows of items that are not known tell, too
@@ -379,7 +382,7 @@ class Screen:
             self._items[2] = self._items[3]
             self._items[3], self._items_ms = 0, self.clock.now_ms
             if self._here[1] and self._items[:2].any():
-                self._usually_known += _PERIOD_WEIGHT * (self._here[0] / self._here[1] - self._usually_known)
+                self.usually_known += _PERIOD_WEIGHT * (self._here[0] / self._here[1] - self.usually_known)
             self._here[:] = 0
             self._say_who_tells()
         visit = batch.user, batch.item, batch.ts_ms, batch.kind, batch.label, batch.user_missing
@@ -398,7 +401,7 @@ class Screen:
         self._fresh = self._fresh + rows if 0 <= ts_ms - self._resumed_ms < _PAUSE_MS else 0.0
 
     def _say_who_tells(self) -> None:
-        self._all_tell = self._usually_known < 0.5 or not self._items[:2].any()
+        self._all_tell = self.usually_known < 0.5 or not self._items[:2].any()
 
     def _over(self, windows: Sums) -> bool:
         """Whether what was refused is over: the newest rows, as many as one of the windows has, break no bound and are

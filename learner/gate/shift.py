@@ -24,7 +24,8 @@ The rows of a mark are the newest promoted ones. Older ones tell less and less: 
 the hour, and what a model says of a row as there are none any more moves though nothing is wrong. Rows of an item that
 the screen does not know yet are none: of a new item a model says something else from stretch to stretch, and a shop
 may have a new catalogue from one hour to the next. Until then rows of before are looked at. A model that learns new
-items says something else of those, too, so a stretch in which most rows are of such is not judged.
+items says something else of those, too. So a stretch is not judged in which less than half as many rows as usual are of
+known ones: a shop of many goods shows some each hour that nobody has met lately.
 
 A young model moves more, and so does one that few visitors teach. So the bound is never below three times what is
 usual: the median of figures that passed, each over the root of its n, as large as the newest 16 of them allow. (Their
@@ -78,10 +79,11 @@ class Shift:
         most: bound of the figure.
         clock: the gate's.
         knows: whether each item is known, as the screen says.
+        usually_known: the share of visits to such items that is usual.
 
     Attributes:
         figure: of the newest look; NaN before the first.
-        of_new_items: whether most rows of the newest promoted stretch were of items that were not known.
+        of_new_items: whether the newest promoted stretch was of new items.
     """
 
     def __init__(
@@ -93,8 +95,9 @@ class Shift:
         stretch_ms: int = 300_000,
         least: int = 256,
         knows: Callable[[NDArray[np.uint64]], NDArray[np.bool_]] = lambda item: np.ones(len(item), np.bool_),
+        usually_known: Callable[[], float] = lambda: 1.0,
     ) -> None:
-        self.stretch_ms, self.least, self.knows = stretch_ms, least, knows
+        self.stretch_ms, self.least, self.knows, self.usually_known = stretch_ms, least, knows, usually_known
         self.rows, self.stretch, self.most, self.clock = rows, stretch, most, clock or MedianClock()
         self.figure = float("nan")
         self._past: deque[float] = deque(maxlen=WARM_LOOKS)
@@ -107,7 +110,7 @@ class Shift:
         self._began_ms = self._taken_ms = self._first_ms = 0  # of the stretch, the newest reference row, the first look
         self._looked = False  # whether the state was looked at
         self.of_new_items = False
-        self._known = self._new = 0  # rows since the mark, of those that are taken, by their item
+        self._known = self._new = 0  # rows since the mark, by their item
 
     def meet(self, batch: SampleBatch) -> None:
         """Rows that passed the screen: some of them become reference rows, once they are promoted."""
@@ -115,12 +118,13 @@ class Shift:
             self._turn = 0
         taken = np.arange(-self._turn % _EVERY, len(batch), _EVERY)
         self._turn += len(batch)
+        known = self.knows(batch.item)
+        self._known += int(np.count_nonzero(known))
+        self._new += int(np.count_nonzero(~known))
         if not len(taken):
             return
         self._taken_ms = self.clock.now_ms
-        rows = taken[self.knows(batch.item[taken])]
-        self._known += len(rows)
-        self._new += len(taken) - len(rows)
+        rows = taken[known[taken]]
         if len(rows):
             self._met.add((batch.cat[rows], batch.num[rows]))
 
@@ -166,8 +170,9 @@ class Shift:
 
     @property
     def _mostly_new(self) -> bool:
-        """Whether most rows since the mark are of items that are not known: what learning them does is not judged."""
-        return self._new > self._known
+        """Whether of rows since the mark less than half as many as usual are of known items: what learning them does is
+        not judged."""
+        return self._known < 0.5 * self.usually_known() * (self._known + self._new)
 
     @property
     def _scale(self) -> float:

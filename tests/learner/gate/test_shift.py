@@ -115,6 +115,24 @@ def test_rows_of_items_that_are_not_known_are_no_reference_and_a_stretch_of_them
     assert learn(new=1.0) is not None
 
 
+@pytest.mark.parametrize("n", [256, STRETCH])
+def test_a_shop_that_always_shows_much_that_is_new_is_judged_all_the_time(n: int) -> None:
+    """Not only in stretches that chance fills with known goods. Of pages that are held out all go in the others."""
+    shift, model, rng = (
+        Shift(knows=lambda item: item == 7, usually_known=lambda: 0.55),
+        Plain(),
+        np.random.default_rng(0),
+    )
+
+    def of_new_items(share: float) -> bool:
+        shift.meet(replace(rows(n, 0), item=np.where(rng.random(n) < share, 8, 7).astype(np.uint64)))
+        shift.promoted(model)
+        return shift.of_new_items
+
+    assert not any(of_new_items(0.45) for _ in range(1000))
+    assert of_new_items(0.97), "a new catalogue"
+
+
 def lived(rows_a_second: float, hours: float) -> tuple[Shift, float, list[float]]:
     """A shift through some hours of steady traffic; hours until it is armed, and minutes of each stretch."""
     shift, model, armed, began, stretches = Shift(), Plain(), float("inf"), 0.0, []
