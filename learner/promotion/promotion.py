@@ -149,12 +149,12 @@ class Promotion:
             trainer.judge(cut.batch)
             return state.learnt(cut)
         p = trainer.judge(cut.batch)
-        if not np.isfinite(p).all():  # no batch makes a sound model predict that
-            if self.judge.mend():
-                p = trainer.model.score(cut.batch.cat, cut.batch.num)
-            if not np.isfinite(p).all():  # as of a class of one's own that raises
-                return self._set_aside(LearnReport(float("nan"), 0, "prediction_not_finite"), cut)
-        if not self.judge.samples(checks.screen.look(cut.batch, p), cut):
+        if not np.isfinite(p).all() and self.judge.mend():  # no batch makes a sound model predict that
+            p = trainer.model.score(cut.batch.cat, cut.batch.num)
+        refusal = checks.screen.look(cut.batch, p)  # whatever becomes of it, as when it is done again
+        if not np.isfinite(p).all():  # as of a class of one's own that raises
+            return self._set_aside(LearnReport(float("nan"), 0, "prediction_not_finite"), cut)
+        if not self.judge.samples(refusal, cut):
             return LearnReport(0.0, 0, QUARANTINED)
         before = state.log.newest
         report = state.learnt(cut, p)

@@ -58,11 +58,13 @@ class PlannedScreen(Screen):
 
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.looks = 0
 
     def absurd(self, batch: SampleBatch) -> Any:
         return batch.ts_ms > START_MS + 10**11
 
     def look(self, batch: SampleBatch, p: Any) -> GateRefusal | None:
+        self.looks += 1
         poisoned = any(batch.request[page].startswith(POISON) for page in np.unique(batch.page))
         return GateRefusal("labels", 3.0, 1.6) if poisoned else None
 

@@ -11,6 +11,7 @@ import pytest
 from learner.gate.quarantine import forget_user
 from learner.gate.verdicts import GateRefusal
 from learner.promotion import promotion
+from learner.ranker.model import OnlineModel
 from learner.training.decisionlog import places_of
 from millrace.basics.errors import BrokerError, StoreError
 from millrace.basics.store import Store
@@ -188,6 +189,22 @@ def test_an_open_stretch_is_judged_at_a_restart(scene: Scene) -> None:
     assert after.trainer.counts["quarantined:shift"] == 2 * BATCH
     assert differs(after.whole(), at_mark) == ""
     assert after.served.same_bits(at_mark[0]) == "", "what was never judged is not the root"
+
+
+def test_the_screen_sees_each_batch_as_often_when_it_is_done_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is learnt, and one of which a sound model predicts no numbers, as a class of one's own may."""
+    learn(scene, *(batch(n) for n in range(4)))
+    assert scene.snapshot() is not None
+    before = scene.screen.looks
+    learn(scene, batch(4))
+    with monkeypatch.context() as patch:
+        patch.setattr(OnlineModel, "score", lambda self, cat, num: np.full(len(cat), np.nan, np.float32))
+        scene.take(batch(5))
+    scene.publish()
+    scene.promotion.make_durable()
+    assert scene.again().screen.looks == scene.screen.looks - before == 2
 
 
 # -- holds -------------------------------------------------------------------------------------------------------
