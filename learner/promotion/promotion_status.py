@@ -6,11 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 from learner.gate.blind_spots import blind_spots
+from learner.gate.checks import Checks
 from learner.promotion.decisionhistory import history
 from learner.promotion.promotion import Promotion
 from millrace.versions.decisions import LogPart
 
 _SHOWN = 12
+_NEW_ITEMS = "wrong labels and a wrong model are not looked for, since goods are new"
 
 
 def promotion_status(promotion: Promotion) -> dict[str, Any]:
@@ -34,5 +36,11 @@ def promotion_status(promotion: Promotion) -> dict[str, Any]:
         "quarantined_rows": state.quarantine.rows,
         "releasing": len(standing.releasing),
         "history": history([LogPart("", list(state.log.notable))])[-_SHOWN:],
-        "unseen": [str(one) for one in blind_spots(checks.screen, checks.heldout)] if checks else [],
+        "unseen": _unseen(checks) if checks else [],
     }
+
+
+def _unseen(checks: Checks) -> list[str]:
+    if checks.shift.of_new_items:
+        return [_NEW_ITEMS]
+    return [str(one) for one in blind_spots(checks.screen, checks.heldout)]

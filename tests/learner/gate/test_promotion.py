@@ -422,7 +422,9 @@ def test_a_model_of_new_goods_is_not_judged_by_pages_of_those_that_are_gone_then
     assert scene.heldout.spoilt_from == []
     assert scene.snapshot() is not None
     assert scene.heldout.spoilt_from == [0], "pages so far are of goods that are gone"
+    assert "goods are new" in scene.status["unseen"][0]
     scene.shift.of_new_items = False
+    assert scene.status["unseen"] == []
     both((scene,), *(batch(n, minute=2) for n in range(20, 26)))
     assert scene.snapshot() is None
 
