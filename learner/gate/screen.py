@@ -120,13 +120,13 @@ _VISITORS = 4096  # who are remembered as counted
 _ALSO = {FINE: "", LABELS: " (labels too)", AUC: " (AUC too)"}  # what else is broken where a share is
 _ANY, _PROFILE, _WINDOWS = range(KNOWN)  # kinds of visits: rows that tell of it
 _ITEM_BYTES = 1 << 16  # in which items are remembered: of 50,000 a day, 3 new ones in 100 seem known
-_PERIOD_WEIGHT = 1 / 16  # of the newest half hour, in the share of visits to known items
+_MOST_PERIODS = 16  # half hours that the usual share of visits to known items is a mean of
 _PAUSE_MS = 5 * MINUTE_MS  # without rows; and until clicks on those behind it are there, most of which come late
 _KNOWN_MS = 30 * MINUTE_MS  # until an item is known, at least: longer than its first samples wait for their labels
 _SAVED = (
     *("_piece", "_stretch", "_past", "_auc_piece", "_promoted", "_first_ms", "_warm", "_factor_before"),
     *("_refused", "_broken", "_visitors", "_items", "_met", "_items_ms", "_day_ms", "_here", "usually_known"),
-    *("_newest_ms", "_resumed_ms", "_fresh"),
+    *("_periods", "_newest_ms", "_resumed_ms", "_fresh"),
 )
 _SAVED_WINDOWS = ("block", "block_ms", "upto", "began_ms")
 
@@ -189,7 +189,7 @@ class Screen:
         clock: the gate's, which has met the rows that are asked about. Before it has met any, no date is absurd.
 
     Attributes:
-        usually_known: share of visits to items that are known, over some days.
+        usually_known: share of visits to items that are known, over some eight hours.
 
     What it cannot see: labels that are wrong for some rows only, such as a tenth of all flipped, or half of all clicks
     lost; and a slow poison that moves the clean past with it.
@@ -210,6 +210,7 @@ class Screen:
         self._met = np.array([0, LONGEST_ROWS, LONGEST_MS])  # rows; how many, and how long, a visitor is not counted
         self._items_ms = self._day_ms = 0  # when items that were met became known; when this day of them began
         self._here, self.usually_known = np.zeros(2), 1.0  # visits to known items, and all, since then
+        self._periods = 1  # half hours that the latter is of
         self._newest_ms = self._resumed_ms = 0  # when rows came last; when they came again behind a pause
         self._fresh = 0.0  # rows since then, for five minutes
         self._all_tell = True  # whether rows of items that are not known tell, too
@@ -378,11 +379,12 @@ class Screen:
             if self.clock.now_ms >= self._day_ms + DAY_MS:
                 self._items[0] = self._items[1]
                 self._items[1], self._day_ms = 0, self.clock.now_ms
+            if self._here[1] and self._items[:2].any():
+                self._periods = min(self._periods + 1, _MOST_PERIODS)
+                self.usually_known += (self._here[0] / self._here[1] - self.usually_known) / self._periods
             self._items[1] |= self._items[2]
             self._items[2] = self._items[3]
             self._items[3], self._items_ms = 0, self.clock.now_ms
-            if self._here[1] and self._items[:2].any():
-                self.usually_known += _PERIOD_WEIGHT * (self._here[0] / self._here[1] - self.usually_known)
             self._here[:] = 0
             self._say_who_tells()
         visit = batch.user, batch.item, batch.ts_ms, batch.kind, batch.label, batch.user_missing
