@@ -30,8 +30,8 @@ a constant is added to its logits t_r, such that its mean probability is that of
     null: E[x_u | those before] <= m
 
 A model that learns a new catalogue forgets the one that is gone, and goes on to for hours. While what is learnt is of
-new items, as :mod:`learner.gate.shift` says, nothing is judged, and no row is kept: those behind are of goods that are
-here.
+new items, as :mod:`learner.gate.shift` says, nothing is judged. Behind twenty minutes of them no row is kept: later
+ones are of goods that are here.
 
 Rows that came since the last anchor have none before the next: what they would be compared with is itself to be judged,
 and where a mistake has just begun, their labels are a part of it.

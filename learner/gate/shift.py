@@ -65,7 +65,8 @@ FEWEST_LOOKS, WARM_MS = 7, 1_800_000
 _USUAL = 3.0  # times the median of what passed is still usual
 _BELOW_MEDIAN = 0.011  # chance that what is taken for the median, or more, is less
 _EVERY, _EVERY_MS = 32, 10_000  # of so many rows met, or of so long, one becomes a reference row: one of a page or less
-_SAVED = ("_began_ms", "_taken_ms", "_first_ms", "_since", "_turn", "_known", "_new", "of_new_items", "_mark")
+_GONE_MS = 1_200_000  # less than the half hour for which items are new
+_SAVED = ("_began_ms", "_taken_ms", "_first_ms", "_since", "_turn", "_known", "_new", "_new_ms", "_mark")
 
 
 class Shift:
@@ -83,7 +84,6 @@ class Shift:
 
     Attributes:
         figure: of the newest look; NaN before the first.
-        of_new_items: whether the newest promoted stretch was of new items.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Shift:
         self._since = 0
         self._began_ms = self._taken_ms = self._first_ms = 0  # of the stretch, the newest reference row, the first look
         self._looked = False  # whether the state was looked at
-        self.of_new_items = False
+        self._new_ms = 0  # when stretches of new items began; 0: the newest promoted one is not
         self._known = self._new = 0  # rows since the mark, by their item
 
     def meet(self, batch: SampleBatch) -> None:
@@ -169,6 +169,16 @@ class Shift:
         return max(self.most * max(1.0, self._scale), usual * self._scale)
 
     @property
+    def of_new_items(self) -> bool:
+        """Whether the newest promoted stretch was of new items."""
+        return self._new_ms > 0
+
+    @property
+    def goods_gone(self) -> bool:
+        """Whether stretches were of new items for so long that somebody's minutes with rare goods are not meant."""
+        return self.of_new_items and self.clock.now_ms - self._new_ms >= _GONE_MS
+
+    @property
     def _mostly_new(self) -> bool:
         """Whether of rows since the mark less than half as many as usual are of known items: what learning them does is
         not judged."""
@@ -200,7 +210,7 @@ class Shift:
 
     def _join(self) -> None:
         """What was met since the mark is promoted."""
-        self.of_new_items = self._mostly_new
+        self._new_ms = (self._new_ms or self._began_ms) if self._mostly_new else 0
         for part in self._met.parts:
             self._ring.add(part)
         self._begin()

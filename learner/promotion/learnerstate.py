@@ -290,9 +290,9 @@ class LearnerState:
         if judged and self.checks is not None:
             heldout = self.checks.heldout
             heldout.looked()
-            if self.checks.shift.of_new_items:
+            if self.checks.shift.goods_gone:
                 heldout.spoilt(0)
-            else:
+            elif not self.checks.shift.of_new_items:
                 heldout.promoted(self.trainer.model)
             self.standing.since.pop(OF_PAGES, None)
 

@@ -12,6 +12,7 @@ import numpy as np
 from learner.evaluation.progressive import Progressive
 from learner.gate.checks import Checks
 from learner.gate.heldout import Heldout, Judgement
+from learner.gate.median_clock import MedianClock
 from learner.gate.quarantine import Quarantine
 from learner.gate.quota import Quota
 from learner.gate.screen import Screen
@@ -92,7 +93,7 @@ class PlannedShift(Shift):
 
     def __init__(self, stretch: int) -> None:
         self.stretch, self.rows, self.refuses, self.rebased = stretch, 0, False, 0
-        self.of_new_items = False
+        self.clock, self._new_ms = MedianClock(), 0
 
     def meet(self, batch: SampleBatch) -> None:
         pass

@@ -417,13 +417,14 @@ def test_a_model_of_new_goods_is_not_judged_by_pages_of_those_that_are_gone_then
     both((scene,), *(batch(n) for n in range(4)))
     assert scene.snapshot() is not None
     scene.heldout.refusal = GateRefusal("heldout", 0.02, 0.01)
-    scene.shift.of_new_items = True
-    both((scene,), *(batch(n, minute=1) for n in range(10, 16)))
-    assert scene.heldout.spoilt_from == []
-    assert scene.snapshot() is not None
-    assert scene.heldout.spoilt_from == [0], "pages so far are of goods that are gone"
+    scene.shift._new_ms = START_MS
+    for minutes, spoilt in ((1, []), (19, []), (20, [0])):
+        scene.shift.clock.now_ms = START_MS + minutes * MINUTE_MS
+        both((scene,), *(batch(10 * minutes + n, minute=1) for n in range(6)))
+        assert scene.snapshot() is not None
+        assert scene.heldout.spoilt_from == spoilt, "pages so far are of goods that are gone"
     assert "goods are new" in scene.status["unseen"][0]
-    scene.shift.of_new_items = False
+    scene.shift._new_ms = 0
     assert scene.status["unseen"] == []
     both((scene,), *(batch(n, minute=2) for n in range(20, 26)))
     assert scene.snapshot() is None

@@ -125,12 +125,19 @@ def test_a_shop_that_always_shows_much_that_is_new_is_judged_all_the_time(n: int
     )
 
     def of_new_items(share: float) -> bool:
+        shift.clock.now_ms += 60_000
         shift.meet(replace(rows(n, 0), item=np.where(rng.random(n) < share, 8, 7).astype(np.uint64)))
+        shift.learnt(n)
         shift.promoted(model)
         return shift.of_new_items
 
     assert not any(of_new_items(0.45) for _ in range(1000))
-    assert of_new_items(0.97), "a new catalogue"
+    told = [(of_new_items(0.97), shift.goods_gone) for _ in range(25)]
+    assert told == [(True, minutes >= 20) for minutes in range(25)], "a new catalogue"
+    assert not of_new_items(0.45)
+    assert not shift.goods_gone
+    assert of_new_items(0.97)
+    assert not shift.goods_gone, "some minutes of rare goods"
 
 
 def lived(rows_a_second: float, hours: float) -> tuple[Shift, float, list[float]]:
