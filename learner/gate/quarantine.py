@@ -40,8 +40,9 @@ PLACE = "quarantine"
 ENTRY_ROWS = 4096
 """Rows of an entry: behind so many another one begins."""
 MOST_BYTES = 64 << 20
-"""Of all spans, a day's of some thousand rows a second. Beyond it the oldest entries go, which is said."""
+"""Of all entries, a day's of some thousand rows a second. Beyond it the oldest go, which is said."""
 
+_ENTRY_BYTES = 512  # of one, beside its spans: there may be many of a row each
 _LIST = "entries.list"
 _ROWS = ".rows"  # ends the name of a copy
 _MOST = float(np.finfo(np.float64).max)
@@ -76,7 +77,7 @@ class _Kept:
 
     @property
     def bytes(self) -> int:
-        return sum(map(len, self.packed))
+        return _ENTRY_BYTES + sum(map(len, self.packed))
 
 
 class _Listed(Struct, frozen=True):
@@ -140,6 +141,7 @@ class Quarantine:
             )
             self._open, last = name, _Kept(entry)
             self._kept[name] = last
+            self._bytes += _ENTRY_BYTES
         entry = last.entry
         last.entry = msgspec.structs.replace(
             entry,
@@ -207,7 +209,15 @@ class Quarantine:
 
     def spans(self, name: str) -> list[Span]:
         """Where the rows of an entry lie on ``samples``, as they were refused. Raises AbsentError if there is none."""
-        return [span for packed in self._kept[self.chosen([name])[0]].packed for span in _decode_spans(packed)]
+        return [span for packed in self._one(name).packed for span in _decode_spans(packed)]
+
+    def _one(self, name: str) -> _Kept:
+        try:
+            return self._kept[name]
+        except KeyError:
+            raise AbsentError(
+                f"quarantine has no '{name}'", "take a name of 'millrace data quarantine list', or 'all'"
+            ) from None
 
     def chosen(self, names: Sequence[str] | Literal["all"]) -> list[str]:
         """The names that a person gave, each once, in the order in which their rows were refused.
@@ -218,11 +228,9 @@ class Quarantine:
         if names == "all":
             return list(self._kept)
         for name in names:
-            if name not in self._kept:
-                raise AbsentError(
-                    f"quarantine has no '{name}'", "take a name of 'millrace data quarantine list', or 'all'"
-                )
-        return [name for name in self._kept if name in names]
+            self._one(name)
+        wanted = set(names)
+        return [name for name in self._kept if name in wanted]
 
     # -- in snapshots ----------------------------------------------------------------------------------------
 
@@ -269,7 +277,7 @@ class Quarantine:
             SchemaError: it is of another schema than this learner's.
             StoreError: the store cannot be read.
         """
-        entry = self._kept[self.chosen([name])[0]].entry
+        entry = self._one(name).entry
         head, body, _ = self.store.get(name + _ROWS)
         if entry.schema_id != self.schema_id:
             raise SchemaError(

@@ -497,7 +497,7 @@ class Refusals(Case):
     error = SnapshotError
 
     def fresh(self) -> Quarantine:
-        return Quarantine(Store("memory://state-contract-quarantine"), "s", most_bytes=400)  # the oldest go
+        return Quarantine(Store("memory://state-contract-quarantine"), "s", most_bytes=2000)  # the oldest go
 
     def feed(self, subject: Quarantine, piece: int) -> Any:
         for k in range(4):

@@ -142,6 +142,15 @@ def test_beyond_its_bound_the_oldest_go_and_are_counted(tmp_path: Path) -> None:
     assert again.lost_rows == 100
 
 
+def test_entries_of_a_row_each_have_a_bound_too(tmp_path: Path) -> None:
+    kept = Quarantine(Store(tmp_path), "s", most_bytes=10_000)
+    for n in range(100):
+        kept.keep(n, GateRefusal("absurd", 1.0, 0.0), [Span(0, n, 0, 1)], (n, n), n)
+        kept.close()
+    assert 10 < len(kept.entries()) < 20
+    assert kept.lost_rows == 100 - kept.rows
+
+
 # -- snapshots ---------------------------------------------------------------------------------------------------
 
 
