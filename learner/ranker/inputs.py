@@ -22,12 +22,16 @@ from numpy.typing import NDArray
 from learner.network.models.base import Columns
 from learner.tables import table_kernels
 from millrace.basics.hashing import U64, combine, mix, salt
-from millrace.contracts.schema import LAST, Schema
+from millrace.contracts.schema import EXPOSURE_AGE, LAST, Schema
 from millrace.versions.image import HEAD
 from millrace.windows.lastactions import BUCKET_HASHES
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
+
+AGE_STEP = 0.25
+"""Days. Where all goods came at one time, as with a new catalogue, their ages are one number, in whole hours. Its
+variance is nearly 0 within an hour: then each full hour would be a step of ten deviations, for all goods at once."""
 
 _MAX_CROSS_COLUMNS = 16
 """A cross of multi-valued fields crosses their slots, up to this many combinations."""
@@ -277,11 +281,15 @@ def _log_columns(schema: Schema) -> NDArray[np.intp]:
 
 def _one_event(schema: Schema) -> Floats:
     """By how much the first event can move each column of num: a count by 1, a smoothed rate by ``1 / (1 + s)`` (s: the
-    prior weight). 0 for plain numbers and means, whose units are unknown, and among candidates. (N,)"""
+    prior weight). An age moves by :data:`AGE_STEP`. 0 for other plain numbers and means, whose units are unknown, and
+    among candidates. (N,)"""
     windows, layout = schema.windows, schema.layout
     moved = np.zeros(layout.N, np.float32)
     actions = len(windows.actions)
     block = moved[layout.window_start : layout.among_start].reshape(-1, 2 * actions - 1 + len(windows.means))
     block[:, :actions] = 1
     block[:, actions : 2 * actions - 1] = 1 / (1 + windows.prior_weight)
+    for column, plain in enumerate(layout.plain_fields):
+        if plain.name in ("age_days", EXPOSURE_AGE):
+            moved[column] = AGE_STEP
     return moved

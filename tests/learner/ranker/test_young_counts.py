@@ -10,7 +10,7 @@ import torch
 
 from learner.network.models.norm import InputNorm
 from learner.network.models.spec import Spec
-from learner.ranker.inputs import Inputs
+from learner.ranker.inputs import AGE_STEP, Inputs
 from learner.ranker.model import OnlineModel, build
 from millrace.contracts.schema import Schema, parse_schema
 from tests.scenes.learning import SCHEMA, make_samples
@@ -23,6 +23,10 @@ name = "item_id"
 of = "item"
 [[fields]]
 name = "price"
+of = "item"
+kind = "numeric"
+[[fields]]
+name = "age_days"
 of = "item"
 kind = "numeric"
 [windows]
@@ -39,13 +43,13 @@ columns = ["item_id"]
 )
 
 
-def test_what_one_event_moves_is_known_of_counts_and_rates_alone() -> None:
+def test_what_one_event_moves_is_known_of_counts_rates_and_ages_alone() -> None:
     inputs = Inputs(COUNTED, 4, True, squash=True)
     moved = dict(zip(inputs.number_names, inputs.one_event.tolist(), strict=True))
     one, rate = pytest.approx(np.log(2)), pytest.approx(np.log1p(1 / 5))
     of_item = {"exposure": one, "click": one, "click_rate": rate, "price_mean_click": 0}
     expected = {f"item_id.{name}.{span}": value for span in ("1d", "h0.5d") for name, value in of_item.items()}
-    assert moved == {"price": 0} | expected
+    assert moved == {"price": 0, "age_days": pytest.approx(np.log1p(AGE_STEP))} | expected
 
 
 def test_what_one_event_moves_is_in_the_units_that_the_network_sees() -> None:
@@ -83,6 +87,19 @@ def test_a_layer_that_was_learnt_without_moves_there_step_by_step() -> None:
     for _ in range(600):
         layer(torch.zeros(256, 1))
     assert float(layer.var[0]) == pytest.approx(0.49, rel=0.01)
+
+
+def test_a_full_hour_is_a_small_step_where_all_goods_are_of_one_age() -> None:
+    _, network = build(COUNTED, Spec(), 0)
+    assert isinstance(network.scale, InputNorm)
+    layer, column = network.scale.train(), Inputs(COUNTED, 4, True, squash=True).number_names.index("age_days")
+    ages = np.log1p(np.array([3, 4], np.float32) / 24)
+    rows = torch.zeros(256, len(layer.mean))
+    rows[:, column] = float(ages[0])
+    for _ in range(1000):
+        layer(rows)
+    rows[:, column] = float(ages[1])
+    assert 0.1 < float(layer.eval()(rows)[0, column]) < 0.2
 
 
 @pytest.mark.parametrize("schema", [SCHEMA, COUNTED])
