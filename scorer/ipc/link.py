@@ -277,7 +277,9 @@ class WorkerLink:
         loop.add_reader(self._socket.fileno(), self._readable)
 
     def send(self, kind: str, facts: Any = None, arrays: Arrays | None = None) -> None:
-        """Sends a small message. The socket takes the rest when it is ready."""
+        """Sends a small message. The socket takes the rest when it is ready. A link that is closed takes nothing."""
+        if self._socket.fileno() < 0:
+            return
         packet = Packet(kind, facts, arrays)
         if packet.regions:
             raise ValueError(f"a worker's message '{kind}' is too large")
@@ -285,9 +287,12 @@ class WorkerLink:
         self._writable()
 
     def close(self) -> None:
+        """Ends the link. Messages that have come and were not taken are let go."""
         if self._loop is not None:
             self._loop.remove_reader(self._socket.fileno())
             self._loop.remove_writer(self._socket.fileno())
+        self._loop = None
+        self._got.clear()
         self._inbox.close()
         self._socket.close()
 

@@ -323,6 +323,31 @@ def test_other_callbacks_run_between_two_messages() -> None:
     assert order == [what for n in range(10) for what in (n, "request")]
 
 
+def test_a_worker_that_has_closed_its_link_takes_no_message_more() -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        for n in range(10):
+            Packet("word", n).send(ours)
+
+        async def worker() -> list[Any]:
+            got: list[Any] = []
+
+            def take(message: LinkMessage) -> None:
+                got.append(message.facts)
+                link.close()
+                link.send("word")
+
+            link = WorkerLink(theirs, take, lambda: None)
+            link.start(asyncio.get_running_loop())
+            while not got:
+                await asyncio.sleep(0)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            return got
+
+        assert asyncio.run(worker()) == [0]
+
+
 def test_a_worker_that_reads_nothing_does_not_hold_the_feeder_up() -> None:
     ours, theirs = socket.socketpair()
     gone = threading.Event()
