@@ -62,12 +62,13 @@ def test_a_log_plays_through_the_live_loop(tmp_path: Path) -> None:
     with demo_process(tmp_path, "--from-log", log, "--schema", schema, "--speed", "500") as demo:
         # That much of the log, however long it takes: what a model is worth depends on what it has learnt from. And no
         # faster: when the log is played hours behind the clock, pages are too late for a partition that fell silent.
-        demo.until(lambda: (demo.state()["figures"].get("trained") or 0) > 2500, "samples are learnt from")
+        # Pages that were shown before anything was learnt count, too: on a busy machine those are the first thousand.
+        demo.until(lambda: (demo.state()["figures"].get("trained") or 0) > 4000, "samples are learnt from")
         assert demo.end(signal.SIGINT) == 0, demo.text()
         report = demo.report()
         demo.until_nothing_left()
     assert report["conserved"] is True
-    assert report["exposures_sent"] > 2500
+    assert report["exposures_sent"] > 4000
     assert report["exposures_sent"] == report["positives"] + report["negatives"] + report["pending"]
     assert report["dead_letters"] == 0
     assert report["shown_auc"] > 0.6
