@@ -119,8 +119,9 @@ class Shift:
         taken = np.arange(-self._turn % _EVERY, len(batch), _EVERY)
         self._turn += len(batch)
         known = self.knows(batch.item)
-        self._known += int(np.count_nonzero(known))
-        self._new += int(np.count_nonzero(~known))
+        count = int(np.count_nonzero(known))
+        self._known += count
+        self._new += len(batch) - count
         if not len(taken):
             return
         self._taken_ms = self.clock.now_ms

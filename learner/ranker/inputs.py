@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from learner.network.models.base import Columns
 from learner.tables import table_kernels
 from millrace.basics.hashing import U64, combine, mix, salt
-from millrace.contracts.schema import EXPOSURE_AGE, LAST, Schema
+from millrace.contracts.schema import ITEM_AGES, LAST, Schema
 from millrace.versions.image import HEAD
 from millrace.windows.lastactions import BUCKET_HASHES
 
@@ -290,6 +290,6 @@ def _one_event(schema: Schema) -> Floats:
     block[:, :actions] = 1
     block[:, actions : 2 * actions - 1] = 1 / (1 + windows.prior_weight)
     for column, plain in enumerate(layout.plain_fields):
-        if plain.name in ("age_days", EXPOSURE_AGE):
+        if plain.name in ITEM_AGES:
             moved[column] = AGE_STEP
     return moved

@@ -58,7 +58,9 @@ AGES = {f"{name}_age": name for name in LAST}
 """Derived fields of the user, and the one beside which each says how long ago, as a bucket."""
 EXPOSURE_AGE = "exposure_age_days"
 """A derived number of the item: days since its first exposure, as the tiles of the longest window know it."""
-DERIVED = ("hour", "weekday", "position", "age_days", EXPOSURE_AGE, *LAST, *AGES)
+ITEM_AGES = ("age_days", EXPOSURE_AGE)
+"""Derived numbers of an item that are ages, in days."""
+DERIVED = ("hour", "weekday", "position", *ITEM_AGES, *LAST, *AGES)
 """Columns that need not be in the data: local hour and weekday of the exposure, its slot, the item's age in days and
 that since its first exposure, the user's last actions (millrace/windows/lastactions.py)."""
 
@@ -251,7 +253,7 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         if self.log is not None and column == self.log.item:
             return "item"
         if column in DERIVED:
-            return "item" if column in ("age_days", EXPOSURE_AGE) else "context"
+            return "item" if column in ITEM_AGES else "context"
         raise SchemaError(
             f"schema '{self.name}' names the column '{column}', which is no field",
             "add it to [[fields]], or correct the name",

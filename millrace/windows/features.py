@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.basics.errors import SchemaError
 from millrace.basics.hashing import U64, column_hash, combine, mix, value_hash
-from millrace.contracts.schema import DERIVED, EXPOSURE_AGE, Field, Schema, Side
+from millrace.contracts.schema import DERIVED, EXPOSURE_AGE, ITEM_AGES, Field, Schema, Side
 from millrace.windows import among_kernels
 from millrace.windows.tile_memory import UNIT
 
@@ -59,7 +59,7 @@ class FeatureBuilder:
         self.schema = schema
         self.layout = schema.layout
         for field in self.layout.plain_fields:
-            if field.name in DERIVED and field.name not in ("age_days", EXPOSURE_AGE):
+            if field.name in DERIVED and field.name not in ITEM_AGES:
                 raise SchemaError(f"field '{field.name}' is numeric", f"make it categorical: '{field.name}' is derived")
         self.user_column = schema.log.user if schema.log else "user_id"
         self.item_column = schema.log.item if schema.log else "item_id"

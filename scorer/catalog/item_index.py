@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from millrace.basics.hashing import U64
 from millrace.contracts.events import Id, Item, ItemChange
 from millrace.contracts.filter_attributes import hashes_of
-from millrace.contracts.schema import EXPOSURE_AGE
+from millrace.contracts.schema import ITEM_AGES
 from millrace.versions.image import below
 from millrace.windows.affinity import ACTION, EXPOSED, events_a_day
 from millrace.windows.features import FeatureBuilder
@@ -75,7 +75,7 @@ class ItemIndex:
             slots = fields[name].slots if name in fields else 1
             self._rows[f"column/{name}"] = np.zeros(0 if slots == 1 else (0, slots), np.uint64)
         for name in builder.needs("item"):
-            if builder.is_numeric(name) and name not in ("age_days", EXPOSURE_AGE):
+            if builder.is_numeric(name) and name not in ITEM_AGES:
                 self._rows[f"plain/{name}"] = np.zeros(0, np.float32)
         for name in schema.filters:  # as wide as the most values that an item has
             self._rows[f"filter/{name}"] = np.zeros((0, 1), np.uint64)
