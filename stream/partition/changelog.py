@@ -23,7 +23,7 @@ class ChangeLog:
     def __init__(self) -> None:
         self.owners = Owners()
         self.profiles: dict[str, User] = {}
-        self.forgotten: dict[str, Id] = {}
+        self.forgotten: dict[str, list[Id]] = {}
         self._users: list[ChangedUsers] = []
         self._items: list[U64] = []
 
@@ -64,8 +64,9 @@ class ChangeLog:
         at = next((i for i, one in enumerate(users) if str(one) == user), None)
         changed = keys[:0] if at is None else keys[bounds[at] : bounds[at + 1]]
         self._users = [_without(one, user) for one in self._users]
-        self.profiles.pop(user, None)
-        self.forgotten[user] = user
+        profile = self.profiles.pop(user, None)
+        # Nobody knows yet what such a profile says, so it is kept which guests the user was.
+        self.forgotten.setdefault(user, []).extend(profile.sessions if profile else ())
         return np.union1d(self.owners.forget(user), changed)
 
     def clear(self) -> None:

@@ -51,7 +51,7 @@ UserTiles = tuple[Id, list[tuple[int, bytes]]]
 class Changes:
     """Changes to publish. They are absolute new states, so publishing them twice changes nothing."""
 
-    forgotten: list[Id]  # users whose published data is deleted first
+    forgotten: dict[str, list[Id]]  # users whose published data is deleted first; guests of an unpublished profile
     users: list[UserTiles]
     profiles: list[User]
     item_keys: U64  # (n,)
@@ -231,7 +231,7 @@ class Counters:
             owners, bounds, gone = log.owners.end(alive)
             self._shared = np.intersect1d(self._shared, alive)
             users += _lists_of(owners, bounds, gone, [b""] * len(gone))
-        forgotten, profiles = list(log.forgotten.values()), list(log.profiles.values())
+        forgotten, profiles = log.forgotten, list(log.profiles.values())
         log.clear()
         recents, coclicks = self.recents.changes(), self.coclicks.changes()
         return Changes(forgotten, users, profiles, items, tiles[: len(items)], event_ms, recents, coclicks)
@@ -266,7 +266,7 @@ class Counters:
             "profiles": list(self.log.profiles.values()),
             "sweep": (self._swept_turn, self._sweep_hour, self._sweep_at),
             "recents": self.recents.snapshot(),
-            "forgotten": (list(self._forgotten.items()), list(self.log.forgotten)),
+            "forgotten": (list(self._forgotten.items()), dict(self.log.forgotten)),
         }
         items, owners, tiles = self.log.item_keys(), self.log.owners.snapshot(), self.tiles.snapshot()
         return CountersSnapshot(plain, users, owners, items, self._shared, tiles, self.coclicks.snapshot())
@@ -294,7 +294,8 @@ class Counters:
         self.recents.resume(state.recents)
         self.coclicks.resume(state.coclicks)
         forgotten, unsent = state.forgotten
-        self._forgotten, self.log.forgotten = dict(forgotten), {user: user for user in unsent}
+        self._forgotten = dict(forgotten)
+        self.log.forgotten = unsent if isinstance(unsent, dict) else {user: [] for user in unsent}
         self._shared = np.frombuffer(state.shared, "<u8")
 
     def key_may_have_ended(self) -> None:
@@ -312,7 +313,7 @@ class CountersState(msgspec.Struct):
     sweep: tuple[int, int, int]
     recents: tuple[dict[str, bytes], list[str], int]
     coclicks: dict[str, Any]
-    forgotten: tuple[list[tuple[str, int]], list[str]]
+    forgotten: tuple[list[tuple[str, int]], dict[str, list[Id]] | list[str]]  # 0.2.0 wrote a list
 
 
 @dataclass(slots=True)

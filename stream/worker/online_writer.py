@@ -10,7 +10,7 @@ and the partition's worker fills the store again.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -72,7 +72,7 @@ class OnlineStore:
         tiles: Sequence[UserTiles],
         profiles: Sequence[User],
         recents: Sequence[tuple[Id, bytes]] = (),
-        forgotten: Sequence[Id] = (),
+        forgotten: Collection[Id] = (),
     ) -> None:
         """Writes changed tile lists, last clicks and profiles; returns when Redis has them all.
 
@@ -106,7 +106,7 @@ class OnlineStore:
 
             await self._insist(send)
 
-    async def guests(self, users: Sequence[Id]) -> list[Id]:
+    async def guests(self, users: Collection[Id]) -> list[Id]:
         """The ids that these users had as guests. Raises as :meth:`write`."""
         found: list[Id] = []
 

@@ -26,7 +26,8 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import structlog
@@ -242,10 +243,11 @@ class WorkerOutput:
                 await self._online.write(some.users, [], some.recents)
         await self._online.end_filling(number)
 
-    async def _forget_guests(self, users: Sequence[Id], partitions: int) -> None:
+    async def _forget_guests(self, forgotten: Mapping[str, Sequence[Id]], partitions: int) -> None:
         """Deletes what deleted users were as guests, by messages as from outside. Redis still has their ids: the users
         are deleted there afterwards, so after a crash this is done again."""
-        keys = map(key_of, await self._online.guests(users) if users else ())
+        guests = chain(await self._online.guests(forgotten) if forgotten else (), *forgotten.values())
+        keys = {key_of(one) for one in guests}
         await asyncio.gather(*[await self._send(USERS, None, kafka_partition(key, partitions), key) for key in keys])
 
     async def _publish(self, number: int, changes: Changes, again: Lists) -> None:

@@ -101,8 +101,8 @@ def redis_of(reported: list[Changes]) -> dict[str, dict[Any, Any]]:
     """The hashes that publications leave, written as the outlet writes them."""
     there: dict[str, dict[Any, Any]] = {}
     for changes in reported:
-        for user in changes.forgotten:
-            there.pop(str(user), None)
+        for gone in changes.forgotten:
+            there.pop(gone, None)
         for user, lists in changes.users:
             there.setdefault(str(user), {}).update(lists)
         for user, value in changes.recents:
@@ -127,19 +127,27 @@ def test_what_is_the_users_goes_and_what_is_the_items_stays() -> None:
     story.forget()
     assert (story.counts(7), story.counts(8)) == ([[2, 2], [0, 0]], [[2, 2], [1, 1]])
     reported.append(story.partition.changes())
-    assert reported[-1].forgotten == ["7"]
+    assert reported[-1].forgotten == {"7": []}
     assert set(redis_of(reported)) == {"8"}
     tiles, recents = story.whole()
     assert (set(tiles), set(recents)) == ({"8"}, {"8"})
-    assert story.partition.changes().forgotten == []
+    assert story.partition.changes().forgotten == {}
     balanced(story)
 
 
 def test_a_profile_that_nobody_reported_is_not_published() -> None:
     story = Story().profile(country="de").forget()
     changes = story.partition.changes()
-    assert (changes.forgotten, changes.profiles) == (["7"], [])
+    assert (changes.forgotten, changes.profiles) == ({"7": []}, [])
     assert story.profile(country="fr").partition.changes().profiles[0].attributes == {"country": "fr"}
+
+
+def test_guests_that_only_an_unreported_profile_names_are_told_with_the_deletion() -> None:
+    """Redis does not know them, so nobody else could delete them."""
+    story = Story().take("users", msgspec.json.encode({"user_id": 7, "attributes": {}, "sessions": ["g1", 8]})).forget()
+    story.take("users", msgspec.json.encode({"user_id": 7, "attributes": {}, "sessions": ["g2"]})).forget()
+    assert story.partition.changes().forgotten == {"7": ["g1", 8, "g2"]}
+    assert story.forget().partition.changes().forgotten == {"7": []}
 
 
 def test_pages_of_before_get_their_labels_and_count_for_nobody() -> None:
@@ -277,7 +285,7 @@ def test_a_tombstone_in_another_partition_takes_nothing_back() -> None:
     number = 1 - kafka_partition(key_of(7), 2)
     story = Story(number=number, partitions=2).forget()
     assert [(dead_letter.reason, dead_letter.raw) for dead_letter in story.out.dead] == [("wrong-partition", b"7")]
-    assert story.partition.changes().forgotten == []
+    assert story.partition.changes().forgotten == {}
 
 
 def test_an_empty_redis_is_filled_without_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:

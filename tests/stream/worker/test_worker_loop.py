@@ -360,6 +360,13 @@ def test_a_deleted_user_is_deleted_as_the_guest_too(steady: Loop) -> None:
     loop.producer.send(loop.settings.topic("users"), None, key=key_of(user), partition=home(user))
     loop.producer.flush()
     until(lambda: loop.hashes().keys() == {"99"}, "the user and what the user was as a guest are gone")
+    for guest in guests:  # linked and deleted before anything is published of either
+        loop.send([("users", home(guest), to_json(User(guest, {})))])
+    until(lambda: len(loop.redis_profiles()) == 1 + len(guests), "the guests are known again")
+    loop.send([("users", home(user), to_json(User(user, {}, [*guests])))])
+    loop.producer.send(loop.settings.topic("users"), None, key=key_of(user), partition=home(user))
+    loop.producer.flush()
+    until(lambda: loop.hashes().keys() == {"99"}, "what the user was as a guest is gone")
     assert stop(worker, PATIENCE) == 0
 
 
