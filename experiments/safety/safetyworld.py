@@ -83,36 +83,37 @@ class Shop:
 
 
 def write_shop(shop: Shop, folder: Path) -> Path:
-    """Writes the day logs of a shop into ``folder``, one file up to noon and one behind it."""
+    """Writes the logs of a shop into ``folder``, a file an hour."""
     folder.mkdir(parents=True, exist_ok=True)
     world = World(shop.seed, shop.users, DEFAULT)
     other = _other(world, shop)
     for day in range(shop.days):
         changes = day in (shop.day_of("sale"), shop.day_of("taste"))
-        table = _part(world, shop, day, shop.hours[0], 12)
-        pq.write_table(table, folder / f"{day:03}-morning.parquet", compression="zstd")
-        table = _part(other if changes else world, shop, day, 12, shop.hours[1])
-        pq.write_table(table, folder / f"{day:03}-noon.parquet", compression="zstd")
+        for hour in range(*shop.hours):
+            table = _hour(other if changes and hour >= 12 else world, shop, day, hour)
+            pq.write_table(table, folder / f"{day:03}-{hour:02}.parquet", compression="zstd")
     return folder
 
 
-def _part(world: World, shop: Shop, day: int, first: int, end: int) -> pa.Table:
-    """Some hours of a day."""
-    number, begins_ms = parse_day(FIRST_DAY) + day, shop.day_ms(day)
-    start_ms = world.visits(number).start_ms - begins_ms
-    table = day_table(world, number, np.flatnonzero((start_ms >= first * HOUR_MS) & (start_ms < end * HOUR_MS)))
-    if day == shop.day_of("newcomers") and first == 12:
-        table = pa.concat_tables([table, _newcomers(world, number, begins_ms + 12 * HOUR_MS)])
+def _hour(world: World, shop: Shop, day: int, hour: int) -> pa.Table:
+    """Pages of visits that begin in an hour."""
+    number, from_ms = parse_day(FIRST_DAY) + day, shop.day_ms(day) + hour * HOUR_MS
+    table = _visits(world, number, from_ms)
+    if day == shop.day_of("newcomers") and 12 <= hour < 12 + _NEWCOMERS_HOURS:
+        table = pa.concat_tables([table, _newcomers(world, number, from_ms)])
         table = table.sort_by([("ts_ms", "ascending"), ("request_id", "ascending"), ("position", "ascending")])
     new = shop.day_of("catalogue")
     return table if new is None or day < new else _renewed(table, shop.day_ms(new) + 11 * HOUR_MS)
 
 
+def _visits(world: World, day: int, from_ms: int) -> pa.Table:
+    start_ms = world.visits(day).start_ms
+    return day_table(world, day, np.flatnonzero((start_ms >= from_ms) & (start_ms < from_ms + HOUR_MS)))
+
+
 def _newcomers(world: World, number: int, from_ms: int) -> pa.Table:
     """The pages of the day before at the same time, of people who were never here."""
-    start_ms = world.visits(number - 1).start_ms + DAY_MS
-    inside = (start_ms >= from_ms) & (start_ms < from_ms + _NEWCOMERS_HOURS * HOUR_MS)
-    table = day_table(world, number - 1, np.flatnonzero(inside))
+    table = _visits(world, number - 1, from_ms - DAY_MS)
     for name in table.column_names:
         if name == "ts_ms" or (name.endswith("_ms") and name != "born_ms"):
             table = _with(table, name, pc.add(table[name], DAY_MS))
