@@ -126,8 +126,8 @@ def the_page_follows(tab: Browser, url: str, shop: Millrace) -> None:
     until(visits, "a visitor whose pages the model makes, as nine in ten are")
     products = catalogue()
     first = shown_kinds(tab)
-    # Of the kinds on the first page that the made-up visitors do not like, the one that stands worst; of all such kinds,
-    # where the page has learnt to show none.
+    # Of the kinds on the first page that the made-up visitors do not like, the one that stands worst; of all such
+    # kinds, where the page has learnt to show none.
     liked = {"shoes", "plants"}
     kinds = sorted({*first} - liked or {one.category for one in products.values()} - liked)
 
