@@ -262,6 +262,27 @@ def test_a_worse_ranking_and_a_worse_fit_are_refused_and_another_click_rate_is_n
     assert found.refusal.check == "finite"
 
 
+def test_pages_of_the_first_half_of_a_shops_life_judge_nothing() -> None:
+    held, model = Heldout(0.01, AGE_MS, follows=False), Plain()
+    for hour, turned in enumerate((True, True, False, False)):  # who clicks on what in the first half is another matter
+        held.clock.now_ms = START_MS + hour * HOUR_MS
+        batch = rows(1000, hour, held.clock.now_ms, step_ms=1)
+        held.held(batch)
+        users = (1000 * hour + np.arange(1000, dtype=np.uint64)) // 10
+        held.take(replace(batch, user=users, label=1 - batch.label if turned else batch.label))
+    held.clock.now_ms = START_MS + 4 * HOUR_MS
+    model.slope = 0.5
+    held.rebase(model)
+    model.slope = 1.0  # better on the later pages, worse on the first ones
+    found = held.judge(model)
+    assert (found.rows, found.refusal) == (2000, None)
+    assert found.log_loss < found.anchor_log_loss
+    held._first_ms = 0
+    found = held.judge(model)
+    assert found.rows == 4000
+    assert found.refusal is not None
+
+
 def test_few_users_are_little_evidence_and_need_no_row_count() -> None:
     for users, refused in ((10, False), (40, True)):
         held, model = Heldout(0.01, AGE_MS, follows=False), Plain()
