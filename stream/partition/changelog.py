@@ -65,8 +65,9 @@ class ChangeLog:
         changed = keys[:0] if at is None else keys[bounds[at] : bounds[at + 1]]
         self._users = [_without(one, user) for one in self._users]
         profile = self.profiles.pop(user, None)
-        # Nobody knows yet what such a profile says, so it is kept which guests the user was.
-        self.forgotten.setdefault(user, []).extend(profile.sessions if profile else ())
+        # Nobody knows yet what such a profile says, so it is kept which guests the user was. A new list: a checkpoint
+        # that is being written may have the other one.
+        self.forgotten[user] = [*self.forgotten.get(user, ()), *(profile.sessions if profile else ())]
         return np.union1d(self.owners.forget(user), changed)
 
     def clear(self) -> None:

@@ -244,8 +244,9 @@ class WorkerOutput:
         await self._online.end_filling(number)
 
     async def _forget_guests(self, forgotten: Mapping[str, Sequence[Id]], partitions: int) -> None:
-        """Deletes what deleted users were as guests, by messages as from outside. Redis still has their ids: the users
-        are deleted there afterwards, so after a crash this is done again."""
+        """Deletes what deleted users were as guests, by messages as from outside. Redis still has their ids, but for
+        those of profiles that were not published: the users are deleted there afterwards, so after a crash this is done
+        again."""
         guests = chain(await self._online.guests(forgotten) if forgotten else (), *forgotten.values())
         keys = {key_of(one) for one in guests}
         await asyncio.gather(*[await self._send(USERS, None, kafka_partition(key, partitions), key) for key in keys])
