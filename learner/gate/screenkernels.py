@@ -33,6 +33,11 @@ ITEMS = VISITS + KINDS
 SIGNS = 32
 HEAD = ITEMS + SIGNS
 BINS = 80
+SLOTS, SLOT_MS = 512, 1000
+"""Of the time at which rows were shown: longer than a pause may be that is none."""
+_AHEAD = 300_000 // SLOT_MS
+OF_SLOT = CORRECTIONS - ROWS + 2
+"""What a slot counts: rows to corrections, of rows whose label tells; and those of them that were not clicked."""
 _LOW, _PER_BIN = -9.0, 6.0  # of logits, from -9 to 4.3
 
 DEVIATIONS = 4.5
@@ -51,7 +56,7 @@ _MOST_NUMBER, _MOST_WEIGHT = np.float32(1e30), 1e6
 FINE, SHARE, LABELS, AUC = range(4)
 """What :func:`judge` found."""
 
-_CORRECTION, _FOLLOW_UP = 2, 3  # as millrace.contracts.samples has them
+_NEGATIVE, _CORRECTION, _FOLLOW_UP = 0, 2, 3  # as millrace.contracts.samples has them
 
 
 @compiled
@@ -137,6 +142,63 @@ def meet(
 
 
 @compiled
+def enter(shown: Array, slots: Array, slot: int, now: int, kind: int, label: float, q: float) -> None:
+    """Counts a row whose label tells by when it was shown.
+
+    Args:
+        shown: sums by slot, (SLOTS, OF_SLOT).
+        slots: which slot of all time each of them is, (SLOTS,).
+        now: the slot of the clock. What is shown five minutes later is of a wrong one, and would take others' place.
+        q: prediction of the row.
+    """
+    at = slot % SLOTS
+    if slot > now + _AHEAD or slot < slots[at]:
+        return
+    if slot > slots[at]:
+        shown[at], slots[at] = 0, slot
+    shown[at, 0] += 1
+    shown[at, CLICKS - ROWS] += label
+    if kind == _CORRECTION:
+        shown[at, CORRECTIONS - ROWS] += 1
+    else:
+        shown[at, PREDICTED - ROWS] += q
+        shown[at, VARIANCE - ROWS] += q * (1 - q)
+    shown[at, -1] += kind == _NEGATIVE
+
+
+@compiled
+def complete(shown: Array, slots: Array, now: int) -> tuple[int, int]:
+    """(The newest slot up to the clock's of which exposures are known that were not clicked, which have waited for it.
+    How many slots behind it have clicks alone: for so long, without the time in which nothing was shown, they come.)
+    ``shown``, ``slots`` and ``now`` as of :func:`enter`."""
+    newest, alone = -1, 0
+    for i in range(SLOTS):
+        if shown[i, -1] and slots[i] <= now:
+            newest = max(newest, slots[i])
+    for i in range(SLOTS):
+        alone += newest < slots[i] <= now
+    return newest, alone
+
+
+@compiled
+def as_shown(rows: float, shown: Array, slots: Array, end: int) -> Array:
+    """Sums of as many rows, or of all there are, by when they were shown: before the slot ``end``. ``shown`` and
+    ``slots`` as of :func:`enter`. (OF_SLOT,)
+
+    Behind a stop of the stream, clicks come before exposures of the same second that nobody clicked, which wait. By
+    when they come, first all are clicked and then none; by when they were shown, as many as ever.
+    """
+    sums = np.zeros(OF_SLOT)
+    for back in range(1, SLOTS):
+        slot = end - back
+        if sums[0] >= rows:
+            break
+        if slots[slot % SLOTS] == slot:
+            sums += shown[slot % SLOTS]
+    return sums
+
+
+@compiled
 def tally(
     user: Array,
     item: Array,
@@ -151,6 +213,9 @@ def tally(
     visitors: Array,
     items: Array,
     all_tell: bool,
+    shown: Array,
+    slots: Array,
+    now_ms: int,
     starts: Array,
     needs: Array,
     cat_of: Array,
@@ -160,6 +225,8 @@ def tally(
     there are any, nothing is met. Arguments as of :func:`meet`, and:
 
     Args:
+        shown, slots: see :func:`enter`.
+        now_ms: the clock.
         starts: first column of each group of ``num``, (G1 + 1,).
         needs: the kind of visits that each group is counted of, (G1 + G2,).
         cat_of: which columns of ``cat`` count for each of its groups, (G2, F).
@@ -185,6 +252,7 @@ def tally(
             else:
                 out[PREDICTED] += q
                 out[VARIANCE] += q * (1 - q)
+            enter(shown, slots, ts_ms[b] // SLOT_MS, now_ms // SLOT_MS, kind[b], label[b], q)
             k = min(max(int((np.log(q / (1 - q)) - _LOW) * _PER_BIN), 0), BINS - 1)
             out[first + k + (BINS if label[b] > 0.5 else 0)] += 1
         if tells[b, 0]:
@@ -270,6 +338,31 @@ def auc(sums: Array) -> tuple[float, float]:
 
 
 @compiled
+def label_bounds(
+    sums: Array, visits: float, holds: bool, factor: float, dispersion: float, factor_error: float
+) -> tuple[float, float, float]:
+    """(Clicks that are expected of rows, the fewest and the most that break no bound.)
+
+    Args:
+        sums: rows, clicks, predicted, variance, corrections. (OF_SLOT,)
+        visits: that they are of.
+        holds: whether the ranking does.
+    """
+    low, high = (WIDE_LOW, WIDE_HIGH) if holds else (NARROW_LOW, NARROW_HIGH)
+    expected = max(factor * sums[PREDICTED - ROWS], 1e-9)
+    # The root of a count has half the deviation of the count over the root of its mean.
+    # Clicks of a visit may all come before what was passed over, or behind it: it may be off by all it expects.
+    variance = max(dispersion * factor * sums[VARIANCE - ROWS], expected**2 / max(visits, 1e-9))
+    variance += expected**2 * factor_error
+    below = DEVIATIONS / 2 * np.sqrt(variance / expected)
+    corrections = sums[CORRECTIONS - ROWS]
+    above = DEVIATIONS / 2 * np.sqrt((variance + corrections) / expected)  # when these come is chance, too
+    fewest = min(low * expected, max(np.sqrt(expected) - below - 1, 0.0) ** 2)
+    most = max(high * expected, (np.sqrt(expected) + above) ** 2)
+    return expected, fewest, most
+
+
+@compiled
 def judge(
     windows: Array,
     divisor: Array,
@@ -277,6 +370,9 @@ def judge(
     of_items: Array,
     least: Array,
     fresh: float,
+    shown: Array,
+    slots: Array,
+    end: int,
     share: Array,
     visits: Array,
     items: float,
@@ -295,6 +391,9 @@ def judge(
         of_items: whether it tells of items alone, (G,).
         least: share of the clean past from which on each is judged, (G,).
         fresh: rows met since a pause that has just ended: their late clicks are still to come.
+        shown, slots, end: see :func:`as_shown`. Labels that break a bound by when rows came, and none by when they were
+            shown, are out of step and say nothing. They are judged as they came where half as many rows are not known,
+            as where a page is rare, and where ``end`` is -1.
         share, visits, items, usual_auc, factor, dispersion, auc_dispersion, factor_error, auc_error: the clean past's,
             see :class:`learner.gate.screen.Usual`.
     """
@@ -316,20 +415,15 @@ def judge(
         value, deviation = auc(sums)
         deviation = np.sqrt(auc_dispersion * (deviation * deviation + auc_error))
         holds = value >= 0.5 + _AUC_HOLDS * (usual_auc - 0.5) - _AUC_DOUBT * deviation  # NaN does not
-        low, high = (WIDE_LOW, WIDE_HIGH) if holds else (NARROW_LOW, NARROW_HIGH)
-        expected = max(factor * sums[PREDICTED], 1e-9)
-        # The root of a count has half the deviation of the count over the root of its mean.
-        # Clicks of a visit may all come before what was passed over, or behind it: it may be off by all it expects.
-        variance = max(dispersion * factor * sums[VARIANCE], expected**2 / max(sums[VISITS + LABELLED], 1e-9))
-        variance += expected**2 * factor_error
-        below = DEVIATIONS / 2 * np.sqrt(variance / expected)
-        above = DEVIATIONS / 2 * np.sqrt((variance + sums[CORRECTIONS]) / expected)  # when these come is chance, too
-        fewest = min(low * expected, max(np.sqrt(expected) - below - 1, 0.0) ** 2)
-        most = max(high * expected, (np.sqrt(expected) + above) ** 2)
-        if sums[CLICKS] < fewest and 2 * fresh < sums[MET]:
-            return LABELS, 0, sums[CLICKS] / expected, fewest / expected
-        if sums[CLICKS] > most:
-            return LABELS, 0, sums[CLICKS] / expected, most / expected
+        own, labelled = sums[ROWS : CORRECTIONS + 1], sums[VISITS + LABELLED]
+        expected, fewest, most = label_bounds(own, labelled, holds, factor, dispersion, factor_error)
+        few = sums[CLICKS] < fewest and 2 * fresh < sums[MET]
+        if few or sums[CLICKS] > most:
+            own = as_shown(sums[ROWS], shown, slots, end)
+            _, least_shown, most_shown = label_bounds(own, labelled, holds, factor, dispersion, factor_error)
+            if 2 * own[0] >= sums[ROWS] and least_shown <= own[CLICKS - ROWS] <= most_shown:
+                continue
+            return LABELS, 0, sums[CLICKS] / expected, (fewest if few else most) / expected
         lowest = min(0.5 + _AUC_KEPT * (usual_auc - 0.5), usual_auc - DEVIATIONS * deviation)
         if sums[VISITS + CLICKED] >= _LEAST_CLICKED and value < lowest:
             return AUC, 0, value, lowest

@@ -267,6 +267,55 @@ def test_behind_a_pause_what_is_clicked_too_often_is_refused() -> None:
     assert refusal.check == "labels"
 
 
+WAITS_MS = 10_000
+STOPS = (4500, 5000, 5500)  # pages of a stream behind one; the first is long behind the warm-up
+
+
+def with_stops(page_ms: int, size: int, stop_ms: int, label: float | None = None) -> Iterator[Scored]:
+    """Pages whose clicks come at once, and the rest when they waited. For a while before each page of :data:`STOPS`
+    none are shown, and nothing comes. ``label``: of all rows behind the last one."""
+    rows, p = Stream(0).batch(10 * 7000)
+    page = np.arange(len(rows)) // 10
+    if label is not None:
+        rows = labelled(rows, np.where(page >= STOPS[-1], label, rows.label))
+    shown_ms = START_MS + page * page_ms + stop_ms * np.searchsorted(STOPS, page, side="right")
+    comes_ms = shown_ms + np.where(rows.label > 0, 0, WAITS_MS)
+    for stop in STOPS:
+        resumes_ms = shown_ms[10 * stop]
+        comes_ms[(comes_ms > resumes_ms - stop_ms) & (comes_ms < resumes_ms)] = resumes_ms
+    order = np.argsort(comes_ms, kind="stable")
+    coming, p = replace(rows, ts_ms=shown_ms).take(order), p[order]
+    for first in range(0, len(p), size):
+        part = slice(first, first + size)
+        yield coming.take(part), p[part]
+
+
+@pytest.mark.parametrize("size", [64, 512])
+@pytest.mark.parametrize("stop_s", [0, 9, 30, 80, 280])
+def test_behind_a_stop_clicks_come_alone_and_are_no_fault(stop_s: int, size: int) -> None:
+    screen = Screen(SCHEMA, HOUR_MS, lead_ms=2 * WAITS_MS)
+    assert learn(screen, with_stops(100, size, stop_s * 1000)) == []
+    assert screen.warm
+
+
+def test_as_they_come_they_would_be_refused() -> None:
+    refused = learn(Screen(SCHEMA, HOUR_MS), with_stops(100, 64, 80_000))
+    assert {r.check for r in refused} == {"labels"}
+    assert {r.value > r.bound for r in refused} == {True, False}, "too few first, then too many"
+
+
+@pytest.mark.parametrize(("page_ms", "size"), [(100, 512), (100, 64), (1000, 16), (60_000, 16)])
+@pytest.mark.parametrize("label", [0, 1])
+def test_behind_a_stop_what_all_click_or_nobody_is_refused(label: float, page_ms: int, size: int) -> None:
+    screen, stopped_ms = Screen(SCHEMA, HOUR_MS, lead_ms=2 * WAITS_MS), START_MS + STOPS[-1] * page_ms + 3 * 80_000
+    coming = list(with_stops(page_ms, size, 80_000, label))
+    first = next(i for i, (batch, _) in enumerate(coming) if batch.ts_ms.max() >= stopped_ms)
+    assert learn(screen, iter(coming[:first])) == []
+    assert screen.warm
+    passed = sum(len(batch) for batch, p in coming[first:] if screen.look(batch, p) is None)
+    assert passed < 600 + label * 10 * 2 * WAITS_MS / page_ms  # all clicked: as long as clicks may come alone
+
+
 @pytest.mark.parametrize("size", [1, 17, 128, 512])
 def test_passes_a_clean_stream(size: int) -> None:
     screen, stream = warm(size=512)
@@ -616,6 +665,7 @@ def test_goes_on_from_a_snapshot_to_the_bit() -> None:
     learn(screen, stream.batches(1000, 30))
     other = Screen(SCHEMA, HOUR_MS)
     other.resume(screen.snapshot())
+    other.clock.resume(screen.clock.snapshot())
     coming = list(stream.batches(3000, 30))
     coming += [(flipped(b, stream.rng), p) for b, p in stream.batches(600, 30)]
     for each in (screen, other):
