@@ -8,6 +8,7 @@
     before: a small shop, 2,000 items and 500 users ──► nobody comes ──► two pages a second, five minutes
 
 - ``idle_cpu``, ``small_shop_cpu``: what all processes of the small shop take; ``small_shop_memory`` at its end (PSS).
+- ``false_refusals``: what the gate refused of the small shop, whose heavy reader is deleted at half time.
 - ``first``, ``auc``: how far pages follow the taste at the end. What a kill costs: ``make crash``.
 - ``follows_s``: seconds of visitors until the first items of a page had twice the catalogue's share of liked ones.
 """
@@ -19,14 +20,16 @@ import importlib.util
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.parts.tasteshop import FIRST, SCHEMA, Followed, Taste, Visitors, followed, opened, user
+from benchmarks.parts.tasteshop import FIRST, HEAVY, SCHEMA, Followed, Taste, Visitors, followed, opened, user
 from benchmarks.tools.bench_figures import Figure, Say, figure
 from benchmarks.tools.taken import processes
+from commands.loop.monitor import RoleMetrics, fetch
 from commands.up.started import Started
 from experiments.runs import BenchError
 from millrace.processes.role import ROLES
+from millrace.reports import write_all
 
 if TYPE_CHECKING:
     from millrace_client import AsyncMillrace
@@ -45,10 +48,11 @@ class Size(NamedTuple):
     probed: int = 50  # visitors
     probe_seconds: float = 30.0
     small: tuple[int, int] = (2000, 500)  # items and visitors
+    small_seconds: float = 300.0
     rest_seconds: float = 120.0  # of each look at the small shop
 
 
-SHORT = Size(8.0, 700, 50, 5, 4.0, (200, 20), 2.0)
+SHORT = Size(8.0, 700, 50, 5, 4.0, (200, 20), 8.0, 2.0)
 
 
 class Probe(NamedTuple):
@@ -62,17 +66,12 @@ class Probe(NamedTuple):
 def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
     """The figures of one run. Raises BenchError where the client, a distribution of its own, is not installed, or no
     page of the model came in time."""
-    if importlib.util.find_spec("millrace_client") is None:
-        raise BenchError("the package 'millrace-client' is not installed", "pip install ./client")
     size = size or Size()
-    taste = Taste(size.items, size.visitors, SEED)
     with TemporaryDirectory(prefix="millrace-bench-up-") as folder:
-        schema = Path(folder) / "schema.toml"
-        schema.write_text(SCHEMA, encoding="utf-8")
-        with Started(Path(folder) / "small", "--schema", str(schema)) as small:
-            at_rest = asyncio.run(_small_shop(small, Taste(*size.small, SEED), size))
-        with Started(Path(folder) / "data", "--schema", str(schema)) as loop:
-            probes, clicks = asyncio.run(_visited(loop, taste, size, say))
+        with _begun(Path(folder) / "small", SEED) as small:
+            at_rest = asyncio.run(_small_shop(small, size, SEED, say))
+        with _begun(Path(folder) / "data", SEED) as loop:
+            probes, clicks = asyncio.run(_visited(loop, Taste(size.items, size.visitors, SEED), size, say))
     last = probes[-1]
     follows = [p.second for p in probes if p.page.first >= 2 * p.catalogue.first][:1]  # it may never have
     return [
@@ -84,11 +83,40 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
     ]
 
 
-async def _small_shop(loop: Started, taste: Taste, size: Size) -> list[Figure]:
-    """What its processes take: shares of a core at rest and with visitors, memory in the end; in all and by role."""
+def shop(out: Path, *, hours: float = 2.0, seed: int = SEED) -> dict[str, Any]:
+    """Run a small shop at real speed, in which nothing is wrong, and see what the gate refuses.
+
+    Args:
+        out: folder for the report, and for the loop.
+        hours: how long visitors come.
+        seed: of the shop. Raises BenchError as :func:`run`.
+    """
+    if hours <= 0:
+        raise BenchError(f"{hours:g} hours are no time", "give some")
+    with _begun(out.absolute() / "loop", seed) as loop:
+        size = Size(small_seconds=hours * 3600, rest_seconds=min(120.0, 600 * hours))
+        figures = asyncio.run(_small_shop(loop, size, seed, print))
+    verdict = f"{figures[0]['value']:.0f} refusals in {hours:g} hours of a shop in which nothing is wrong."
+    write_all(
+        out, report := {"verdict": verdict, "figures": figures}, {"hours": hours, "seed": seed}, [], "A small shop"
+    )
+    return report
+
+
+def _begun(data: Path, seed: int) -> Started:
+    """A loop that is still to be started. Raises BenchError where the client is not installed."""
+    if importlib.util.find_spec("millrace_client") is None:
+        raise BenchError("the package 'millrace-client' is not installed", "pip install ./client")
+    data.mkdir(parents=True, exist_ok=True)
+    (data / "shop.toml").write_text(SCHEMA, encoding="utf-8")
+    return Started(data, "--schema", str(data / "shop.toml"), env={"MILLRACE_GATE": "on"})
+
+
+async def _small_shop(loop: Started, size: Size, seed: int, say: Say) -> list[Figure]:
+    """What its gate refuses, and its processes take: shares of a core at rest and with visitors, memory in the end."""
     from millrace_client import AsyncMillrace
 
-    where = await asyncio.to_thread(loop.where)
+    taste, where = Taste(*size.small, seed), await asyncio.to_thread(loop.where)
 
     async def shares() -> dict[str, float]:
         await asyncio.sleep(size.rest_seconds / 12)
@@ -100,15 +128,25 @@ async def _small_shop(loop: Started, taste: Taste, size: Size) -> list[Figure]:
     async with AsyncMillrace(where["intake"], where["scorer"]) as shop:
         await opened(shop, taste)
         found = {"idle_cpu": await shares()}
-        ending, ends = asyncio.Event(), time.monotonic() + size.seconds
-        visiting = asyncio.create_task(Visitors(shop, taste, SMALL_PAGES_PER_S, SEED).come(ending))
+        ending, learner, began, deleted = asyncio.Event(), RoleMetrics(), time.monotonic(), False
+        visitors = Visitors(shop, taste, SMALL_PAGES_PER_S, seed)
+        visiting = asyncio.create_task(visitors.come(ending))
         found["small_shop_cpu"] = await shares()
-        await asyncio.sleep(ends - time.monotonic())
+        left = size.small_seconds
+        while left > 0 and not visiting.done():
+            await asyncio.wait({visiting}, timeout=min(60.0, left))
+            left = began + size.small_seconds - time.monotonic()
+            if not deleted and left < size.small_seconds / 2:
+                await shop.delete_user(user(HEAVY))
+                deleted = True
+            learner.update(await asyncio.to_thread(fetch, where["metrics"]["learn"], 5.0))
+            refused = learner.total("millrace_gate_verdicts_total", verdict="refused")
+            say(f"{visitors.pages} pages, {visitors.clicks} clicks, {refused:.0f} refusals; {left:.0f} s to come")
         memory = processes(where["pid"], ROLES, "up").memory
         found["small_shop_memory"] = {name: held / 2**20 for name, held in memory.items()}
         ending.set()
         await visiting
-    figures = []
+    figures = [figure("false_refusals", refused, "")]
     for what, of in found.items():
         unit = "MiB PSS" if what == "small_shop_memory" else "% of a core"
         figures += [figure(what, sum(of.values()), unit), *(figure(f"{what} {n}", v, unit) for n, v in of.items())]
@@ -130,7 +168,8 @@ async def _visited(loop: Started, taste: Taste, size: Size, say: Say) -> tuple[l
                 await asyncio.sleep(min(size.probe_seconds, left) if probes else 0)
                 second = time.monotonic() - began
                 probes.append(await _probe(shop, taste, size.probed, second))
-                say(_said(f"{second:4.0f} s", probes[-1]))
+                page, order = probes[-1][1:]
+                say(f"{second:4.0f} s: liked first {page.first:.2f} (catalogue {order.first:.2f}), AUC {page.auc:.3f}")
                 left = size.seconds - (time.monotonic() - began)
             ending.set()
         if visitors.unanswered:
@@ -152,8 +191,3 @@ async def _probe(shop: AsyncMillrace, taste: Taste, probed: int, second: float) 
     in_order = [(v, [taste.ids[n] for n in sorted(taste.places(items).tolist())]) for v, items in pages]
     front = followed(taste, [(v, taste.ids[:FIRST]) for v, _ in pages]).first
     return Probe(second, followed(taste, pages), followed(taste, in_order)._replace(first=front))
-
-
-def _said(when: str, probe: Probe) -> str:
-    page, order = probe.page, probe.catalogue
-    return f"{when}: liked among the first {FIRST} {page.first:.2f} (catalogue {order.first:.2f}), AUC {page.auc:.3f}"

@@ -49,6 +49,8 @@ COUNTRIES = ("at", "ch", "de", "fr", "it")
 FIRST = 20
 """Items of a page that a visitor looks at."""
 READY_SECONDS = 300.0
+HEAVY, HEAVY_SHARE, GUESTS = 0, 0.05, 0.03
+"""The visitor who comes most of all, his share of pages, and that of people of whom the shop was not told."""
 
 
 class Taste:
@@ -79,16 +81,7 @@ class Followed(NamedTuple):
 
 
 def followed(taste: Taste, pages: Sequence[tuple[int, Sequence[str]]]) -> Followed:
-    """Judges pages, each a visitor and the ids of his items in their order.
-
-    >>> taste = Taste(4, 1, 0)
-    >>> taste.category[:], taste.likes[0] = [0, 1, 2, 3], [1, 2]
-    >>> a, b, c, d = taste.ids
-    >>> followed(taste, [(0, [b, c, a, d])])
-    Followed(auc=1.0, first=0.5)
-    >>> followed(taste, [(0, [a, b, c, d])])
-    Followed(auc=0.5, first=0.5)
-    """
+    """Judges pages, each a visitor and the ids of his items in their order."""
     liked = [taste.liked(visitor, taste.places(items)) for visitor, items in pages]
     aucs = [auc(-np.arange(len(one)), one) for one in liked if 0 < one.sum() < len(one)]
     firsts = [one[:FIRST].mean() if len(one) else 0.0 for one in liked]
@@ -102,7 +95,7 @@ class Visitors:
     def __init__(self, shop: AsyncMillrace, taste: Taste, pages_per_s: float, seed: int) -> None:
         self._shop, self._taste, self._pages_per_s = shop, taste, pages_per_s
         self._random = np.random.default_rng([seed, 3])
-        self.clicks = self.unanswered = 0
+        self.pages = self.clicks = self.unanswered = 0
 
     async def come(self, ending: asyncio.Event) -> None:
         """Visits until ``ending`` is set; those that have begun then end."""
@@ -111,17 +104,20 @@ class Visitors:
             while not ending.is_set():
                 due += random.exponential(1 / self._pages_per_s)
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
-                visits.create_task(self._visit(int(random.integers(len(self._taste.likes))), random.random(FIRST)))
+                visitor = HEAVY if random.random() < HEAVY_SHARE else int(random.integers(len(self._taste.likes)))
+                who = f"guest-{due}" if random.random() < GUESTS else user(visitor)
+                visits.create_task(self._visit(who, visitor, random.random(FIRST)))
         await self._shop.flush()
 
-    async def _visit(self, visitor: int, luck: NDArray[np.float64]) -> None:
+    async def _visit(self, who: str, visitor: int, luck: NDArray[np.float64]) -> None:
         from millrace_client import Unavailable
 
         try:
-            page = await self._shop.recommend(user(visitor), FIRST)
+            page = await self._shop.recommend(who, FIRST)
         except Unavailable:
             self.unanswered += 1
             return
+        self.pages += 1
         await self._shop.exposure(page)
         liked = self._taste.liked(visitor, self._taste.places([str(item.item_id) for item in page.items]))
         for place in np.flatnonzero(luck[: len(liked)] < np.where(liked, LIKED, OTHER)).tolist():

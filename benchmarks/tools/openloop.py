@@ -247,11 +247,7 @@ def latencies_ms(outcome: Outcome) -> Ms:
 
 
 def percentile(ms: Ms, share: float) -> float:
-    """The smallest latency that at least ``share`` of the requests kept to. NaN of none.
-
-    >>> percentile(np.array([1.0, 2.0, 3.0, 4.0]), 0.5)
-    2.0
-    """
+    """The smallest latency that at least ``share`` of the requests kept to. NaN of none."""
     if not len(ms):
         return float("nan")
     return float(np.sort(ms)[max(0, int(np.ceil(share * len(ms))) - 1)])

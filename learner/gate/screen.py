@@ -95,9 +95,9 @@ from learner.gate.screenkernels import (
     VISITS,
     Sums,
     absurd,
+    alone,
     apart,
     auc,
-    complete,
     judge,
     knows,
     silent,
@@ -113,7 +113,7 @@ from millrace.contracts.schema import SIDES, Schema, Side
 from millrace.versions.image import Array, below, resume_state, state_of
 
 Bools = NDArray[np.bool_]
-InSlots = tuple[Sums, Array, int]  # shown, slots and end of screenkernels.as_shown
+InSlots = tuple[Sums, Array, int, float]  # shown, slots, end and alone of screenkernels.judge
 
 WARM_ROWS, WARM_CLICKS = 16_384, 500
 """Promoted rows, and clicks among them, before bounds are made of them."""
@@ -159,10 +159,10 @@ def warm_up() -> None:
     auc(sums)
     flags = np.zeros(1, np.bool_)
     usual = Usual(np.zeros(1), np.ones(KINDS), 1.0, 0.5, 1.0, 1.0, 1.0, 0.0, 0.0)
-    judge(sums[None], np.ones(1), needs, flags, np.zeros(1), 0.0, *_slots(), -1, *usual)
+    judge(sums[None], np.ones(1), needs, flags, np.zeros(1), 0.0, *_slots(), -1, 0.0, *usual)
     apart(sums, sums, LABELS, 0, np.ones(1), needs, flags, 1.0, 1.0)
     silent(sums[None], 1.0)
-    complete(*_slots(), 0)
+    alone(*_slots(), 0, 0)
     spread(sums)
 
 
@@ -351,7 +351,7 @@ class Screen:
         spoilt[CLICKS] = kept * past[CLICKS] + flipped * (past[ROWS] - past[CLICKS]) + clicked * past[ROWS]
         rows = BLOCK_ROWS
         while rows <= WINDOW_ROWS:
-            if self._judge(spoilt[None] * (rows / past[ROWS]), (*_slots(), -1))[2] is not None:
+            if self._judge(spoilt[None] * (rows / past[ROWS]), (*_slots(), -1, 0.0))[2] is not None:
                 return rows
             rows *= 2
         return None
@@ -417,10 +417,9 @@ class Screen:
         self._fresh = self._fresh + rows if 0 <= ts_ms - self._resumed_ms < _PAUSE_MS else 0.0
 
     def _in_slots(self) -> InSlots:
-        """Labels by when rows were shown, and the slot up to which they tell; -1: rows without a click should have come
-        since."""
-        end, alone = complete(self._shown, self._slots, self.clock.now_ms // SLOT_MS)
-        return self._shown, self._slots, end if alone * SLOT_MS < self.lead_ms else -1
+        """Labels by when rows were shown, and which of them do not tell yet."""
+        now, lead = self.clock.now_ms // SLOT_MS, self.lead_ms // SLOT_MS
+        return self._shown, self._slots, *alone(self._shown, self._slots, now, lead)
 
     def _say_who_tells(self) -> None:
         self._all_tell = self.usually_known < 0.5 or not self._items[:2].any()

@@ -36,6 +36,7 @@ BINS = 80
 SLOTS, SLOT_MS = 512, 1000
 """Of the time at which rows were shown: longer than a pause may be that is none."""
 _AHEAD = 300_000 // SLOT_MS
+_STOP, _STOPPED_LATELY = 5, 90  # slots in which nothing was shown; within so many
 OF_SLOT = CORRECTIONS - ROWS + 2
 """What a slot counts: rows to corrections, of rows whose label tells; and those of them that were not clicked."""
 _LOW, _PER_BIN = -9.0, 6.0  # of logits, from -9 to 4.3
@@ -167,17 +168,22 @@ def enter(shown: Array, slots: Array, slot: int, now: int, kind: int, label: flo
 
 
 @compiled
-def complete(shown: Array, slots: Array, now: int) -> tuple[int, int]:
-    """(The newest slot up to the clock's of which exposures are known that were not clicked, which have waited for it.
-    How many slots behind it have clicks alone: for so long, without the time in which nothing was shown, they come.)
-    ``shown``, ``slots`` and ``now`` as of :func:`enter`."""
-    newest, alone = -1, 0
+def alone(shown: Array, slots: Array, now: int, lead: int) -> tuple[int, float]:
+    """(The newest slot up to the clock's of which exposures are known that were not clicked, which have waited for it;
+    -1: none. Clicks behind it that come alone since the stream has stopped; 0 where it has not, or for longer ago than
+    windows are, or where there are ``lead`` slots of them.) ``shown``, ``slots``, ``now`` as of :func:`enter`."""
+    end, clicks, some, empty, stopped = np.int64(-1), 0.0, 0, 0, False
     for i in range(SLOTS):
         if shown[i, -1] and slots[i] <= now:
-            newest = max(newest, slots[i])
-    for i in range(SLOTS):
-        alone += newest < slots[i] <= now
-    return newest, alone
+            end = max(end, slots[i])
+    for slot in range(now - _STOPPED_LATELY, now + lead // 2 + 1):  # the clock is that of those that waited, mostly
+        known = slots[slot % SLOTS] == slot
+        empty = 0 if known else empty + 1
+        stopped |= empty >= _STOP and slot <= now
+        if known and slot > end:
+            some += 1
+            clicks += shown[slot % SLOTS, CLICKS - ROWS]
+    return int(end), clicks if stopped and some < lead else 0.0
 
 
 @compiled
@@ -373,6 +379,7 @@ def judge(
     shown: Array,
     slots: Array,
     end: int,
+    alone: float,
     share: Array,
     visits: Array,
     items: float,
@@ -392,8 +399,9 @@ def judge(
         least: share of the clean past from which on each is judged, (G,).
         fresh: rows met since a pause that has just ended: their late clicks are still to come.
         shown, slots, end: see :func:`as_shown`. Labels that break a bound by when rows came, and none by when they were
-            shown, are out of step and say nothing. They are judged as they came where half as many rows are not known,
-            as where a page is rare, and where ``end`` is -1.
+            shown, are out of step and say nothing: where half as many rows are known, and too many clicks are no
+            more without those that come alone.
+        alone: such clicks, see :func:`alone`.
         share, visits, items, usual_auc, factor, dispersion, auc_dispersion, factor_error, auc_error: the clean past's,
             see :class:`learner.gate.screen.Usual`.
     """
@@ -421,7 +429,8 @@ def judge(
         if few or sums[CLICKS] > most:
             own = as_shown(sums[ROWS], shown, slots, end)
             _, least_shown, most_shown = label_bounds(own, labelled, holds, factor, dispersion, factor_error)
-            if 2 * own[0] >= sums[ROWS] and least_shown <= own[CLICKS - ROWS] <= most_shown:
+            in_bounds = 2 * own[0] >= sums[ROWS] and least_shown <= own[CLICKS - ROWS] <= most_shown
+            if in_bounds and (few or (alone and sums[CLICKS] - alone <= most)):
                 continue
             return LABELS, 0, sums[CLICKS] / expected, (fewest if few else most) / expected
         lowest = min(0.5 + _AUC_KEPT * (usual_auc - 0.5), usual_auc - DEVIATIONS * deviation)
