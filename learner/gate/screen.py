@@ -270,7 +270,7 @@ class Screen:
         """
         if not len(batch):
             return None
-        wrong, sums = self._tally(batch, p)
+        wrong, sums = self._tally(batch, p, (self._shown, self._slots))
         self._find_pause(min(int(batch.ts_ms.max()), self.clock.now_ms), sums[MET])
         if wrong:
             return GateRefusal("finite", float(wrong), 0.0, "predictions")
@@ -292,7 +292,7 @@ class Screen:
     def learnt(self, batch: SampleBatch, p: NDArray[np.float32]) -> None:
         """The batch was learnt: it joins the open stretch."""
         known = self._looked is not None and self._looked[0] is batch
-        sums = self._looked[1] if known and self._looked is not None else self._tally(batch, p)[1]
+        sums = self._looked[1] if known and self._looked is not None else self._tally(batch, p, _slots())[1]
         self._looked = None
         self._stretch += sums
         rows, clicks, predicted, variance = sums[ROWS : VARIANCE + 1].tolist()
@@ -385,9 +385,9 @@ class Screen:
         """What a state is bound to. (1,)"""
         return np.array([salt("screen behind", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
 
-    def _tally(self, batch: SampleBatch, p: NDArray[np.float32]) -> tuple[int, Sums]:
+    def _tally(self, batch: SampleBatch, p: NDArray[np.float32], slots: tuple[Sums, Array]) -> tuple[int, Sums]:
         """Predictions that are not finite; and what is known of rows, so that it can be added: counts, sums, and clicks
-        and others by logit, (K,)."""
+        and others by logit, (K,). ``slots``: they are entered there."""
         sums = self._nothing()
         if self.clock.now_ms >= self._items_ms + _KNOWN_MS:
             if self.clock.now_ms >= self._day_ms + DAY_MS:
@@ -402,7 +402,7 @@ class Screen:
             self._here[:] = 0
             self._say_who_tells()
         visit = batch.user, batch.item, batch.ts_ms, batch.kind, batch.label, batch.user_missing
-        known = self._met, self._visitors, self._items, self._all_tell, self._shown, self._slots, self.clock.now_ms
+        known = self._met, self._visitors, self._items, self._all_tell, *slots, self.clock.now_ms
         groups = self._num_starts, self._needs, self._cat_of
         wrong = tally(*visit, batch.cat, batch.num, p, *known, *groups, sums)
         self._here += sums[[VISITS + KNOWN, VISITS]]

@@ -35,8 +35,7 @@ HEAD = ITEMS + SIGNS
 BINS = 80
 SLOTS, SLOT_MS = 512, 1000
 """Of the time at which rows were shown: longer than a pause may be that is none."""
-_AHEAD = 300_000 // SLOT_MS
-_STOP, _STOPPED_LATELY = 5, 90  # slots in which nothing was shown; within so many
+_STOP, _STOPPED_LATELY, _LONGEST = 5, 90, 300  # slots in which nothing was shown; within so many; and at most
 OF_SLOT = CORRECTIONS - ROWS + 2
 """What a slot counts: rows to corrections, of rows whose label tells; and those of them that were not clicked."""
 _LOW, _PER_BIN = -9.0, 6.0  # of logits, from -9 to 4.3
@@ -153,7 +152,7 @@ def enter(shown: Array, slots: Array, slot: int, now: int, kind: int, label: flo
         q: prediction of the row.
     """
     at = slot % SLOTS
-    if slot > now + _AHEAD or slot < slots[at]:
+    if slot > now + _LONGEST or slot < slots[at]:
         return
     if slot > slots[at]:
         shown[at], slots[at] = 0, slot
@@ -169,12 +168,16 @@ def enter(shown: Array, slots: Array, slot: int, now: int, kind: int, label: flo
 
 @compiled
 def alone(shown: Array, slots: Array, now: int, lead: int) -> tuple[int, float]:
-    """(The newest slot up to the clock's of which exposures are known that were not clicked, which have waited for it;
-    -1: none. Clicks behind it that come alone since the stream has stopped; 0 where it has not, or for longer ago than
-    windows are, or where there are ``lead`` slots of them.) ``shown``, ``slots``, ``now`` as of :func:`enter`."""
+    """When and how many clicks have come alone. ``shown``, ``slots``, ``now`` as of :func:`enter`.
+
+    Returns:
+        The newest slot up to the clock's of which exposures are known that were not clicked, which have waited for it;
+        -1: none for so long that this is a pause. And the clicks behind it, where nothing was shown for a while in the
+        time that windows are of; 0 else, and where they have come for ``lead`` slots.
+    """
     end, clicks, some, empty, stopped = np.int64(-1), 0.0, 0, 0, False
     for i in range(SLOTS):
-        if shown[i, -1] and slots[i] <= now:
+        if shown[i, -1] and now - _LONGEST <= slots[i] <= now:
             end = max(end, slots[i])
     for slot in range(now - _STOPPED_LATELY, now + lead // 2 + 1):  # the clock is that of those that waited, mostly
         known = slots[slot % SLOTS] == slot
@@ -183,7 +186,7 @@ def alone(shown: Array, slots: Array, now: int, lead: int) -> tuple[int, float]:
         if known and slot > end:
             some += 1
             clicks += shown[slot % SLOTS, CLICKS - ROWS]
-    return int(end), clicks if stopped and some < lead else 0.0
+    return int(end), clicks if end >= 0 and stopped and some < lead else 0.0
 
 
 @compiled
