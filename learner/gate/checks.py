@@ -27,8 +27,6 @@ OF_ROWS = ("absurd", "page")
 ASIDE = (*OF_ROWS, "loss")
 """Checks of rows that say nothing of others: what was learnt before them stays."""
 
-_LEAD = 2  # times an exposure waits to be clicked: behind a stop, for so long all rows may be clicked
-
 QUARANTINED = "quarantined"
 """What the trainer counts refused rows as."""
 
@@ -55,8 +53,7 @@ class Checks:
         if settings.gate == "off":
             return None
         clock = MedianClock()
-        lead_ms = round(_LEAD * settings.observation_seconds * 1000)
-        screen = Screen(schema, MAX_AHEAD_MS, clock, lead_ms)
+        screen = Screen(schema, MAX_AHEAD_MS, clock)
         return cls(
             screen,
             Quota(schema, settings.teach_limits, clock),

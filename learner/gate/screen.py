@@ -38,14 +38,13 @@ negatives before, so their labels count and their predictions do not. That holds
 pause of five minutes, as an outage, the first rows have no clicks yet that come late: for as long too few are no fault
 of a window, of which they are half or more. Where pages are always as rare, they are less of a window.
 
-Where clicks are quick, they come before the rows beside them, which wait to be clicked. Usually both come at once, of
-this second and of some before. Behind a stop of the whole shop they do not: rows from before it come alone, and then
-clicks alone. So labels that break a bound as they came are counted once more by when rows were shown, up to the last
-one that was not clicked (:func:`learner.gate.screenkernels.as_shown`). Within the bounds, they are out of step, and
-tell nothing. Clicks that come alone for longer than others wait are judged as they come.
-
 A click rate that doubles from one minute to the next is a sale, and no fault: who clicks on what stays as predictable
-as it was. Flipped or constant labels are not. So between the narrow and the wide bounds of labels, AUC decides.
+as it was. Flipped or constant labels are not. So between the narrow and the wide bounds of labels, it decides how the
+clicks rank: their AUC against the clean past's rows that were not clicked.
+
+Where clicks are quick, they come before the rows beside them, which wait to be clicked. Behind a stop of the whole
+shop, rows from before it come alone, and then clicks alone for ten seconds; a rush begins like this, too. So too few
+clicks, and too many that rank as ever, are a fault of windows of half a minute alone, in which a stop counts little.
 
 *Warm-up*: until :data:`WARM_ROWS` rows with :data:`WARM_CLICKS` clicks were promoted, or for half an hour an eighth of
 them with a fifth of the clicks, at first and after a :meth:`Screen.rebase`, only what is not finite or absurd is
@@ -84,18 +83,15 @@ from learner.gate.screenkernels import (
     LABELLED,
     LABELS,
     MET,
-    OF_SLOT,
+    MS,
     OFF,
     PREDICTED,
     ROWS,
     SHARE,
-    SLOT_MS,
-    SLOTS,
     VARIANCE,
     VISITS,
     Sums,
     absurd,
-    alone,
     apart,
     auc,
     judge,
@@ -113,7 +109,6 @@ from millrace.contracts.schema import SIDES, Schema, Side
 from millrace.versions.image import Array, below, resume_state, state_of
 
 Bools = NDArray[np.bool_]
-InSlots = tuple[Sums, Array, int, float]  # shown, slots, end and alone of screenkernels.judge
 
 WARM_ROWS, WARM_CLICKS = 16_384, 500
 """Promoted rows, and clicks among them, before bounds are made of them."""
@@ -137,7 +132,7 @@ _KNOWN_MS = 30 * MINUTE_MS  # until an item is known, at least: longer than its 
 _SAVED = (
     *("_piece", "_stretch", "_past", "_auc_piece", "_promoted", "_first_ms", "_warm", "_factor_before"),
     *("_refused", "_broken", "_visitors", "_items", "_met", "_items_ms", "_day_ms", "_here", "usually_known"),
-    *("_periods", "_newest_ms", "_resumed_ms", "_fresh", "_shown", "_slots"),
+    *("_periods", "_newest_ms", "_resumed_ms", "_fresh"),
 )
 _SAVED_WINDOWS = ("block", "block_ms", "upto", "began_ms")
 
@@ -154,15 +149,14 @@ def warm_up() -> None:
         absurd(label, label, kind, ts_ms, num, 0)
         at, needs, p = np.array([0, 1], np.intp), np.zeros(1, np.intp), np.ones(2, np.float32)
         visit, groups = (user, user, ts_ms, kind, label, kind), (at, needs, np.zeros((0, 1)))
-        tally(*visit, cat, num, p, np.ones(3, np.int64), *_nobody(), False, *_slots(), 0, *groups, sums)
+        tally(*visit, cat, num, p, np.ones(4, np.int64), *_nobody(), False, 0, *groups, sums)
         knows(_nobody()[1], user)
     auc(sums)
     flags = np.zeros(1, np.bool_)
-    usual = Usual(np.zeros(1), np.ones(KINDS), 1.0, 0.5, 1.0, 1.0, 1.0, 0.0, 0.0)
-    judge(sums[None], np.ones(1), needs, flags, np.zeros(1), 0.0, *_slots(), -1, 0.0, *usual)
+    usual = Usual(np.zeros(BINS), np.zeros(1), np.ones(KINDS), 1.0, 0.5, 1.0, 1.0, 1.0, 0.0, 0.0)
+    judge(sums[None], np.ones(1), needs, flags, np.zeros(1), 0.0, *usual)
     apart(sums, sums, LABELS, 0, np.ones(1), needs, flags, 1.0, 1.0)
     silent(sums[None], 1.0)
-    alone(*_slots(), 0, 0)
     spread(sums)
 
 
@@ -179,6 +173,7 @@ class _Shares(NamedTuple):
 class Usual(NamedTuple):
     """What the clean past says, G groups of columns."""
 
+    others: Sums  # (BINS,) exposures that were not clicked, by logit
     share: Sums  # (G,) of what is counted of them
     visits: Sums  # (V,) that this is of
     items: float  # independent visits that tell as much of items
@@ -199,7 +194,6 @@ class Screen:
         ahead_ms: exposures so far ahead of event time are absurd; less than a day counts as a day, for after a quiet
             night nobody can tell them from the first ones of the morning.
         clock: the gate's, which has met the rows that are asked about. Before it has met any, no date is absurd.
-        lead_ms: how long clicks may come alone, behind a stop of the stream, before all being clicked is a fault.
 
     Attributes:
         usually_known: share of visits to items that are known, over some eight hours.
@@ -208,9 +202,9 @@ class Screen:
     lost; and a slow poison that moves the clean past with it.
     """
 
-    def __init__(self, schema: Schema, ahead_ms: int, clock: MedianClock | None = None, lead_ms: int = 0) -> None:
+    def __init__(self, schema: Schema, ahead_ms: int, clock: MedianClock | None = None) -> None:
         warm_up()
-        self.schema, self.ahead_ms, self.clock, self.lead_ms = schema, ahead_ms, clock or MedianClock(), lead_ms
+        self.schema, self.ahead_ms, self.clock = schema, ahead_ms, clock or MedianClock()
         self._shares, self._num_starts, self._cat_of, self._divisor = _groups(schema)
         self._size = HEAD + len(self._shares) + 2 * BINS
         self._least = np.array([s.least for s in self._shares])
@@ -220,13 +214,12 @@ class Screen:
 
     def _begin(self) -> None:
         self._visitors, self._items = _nobody()
-        self._met = np.array([0, LONGEST_ROWS, LONGEST_MS])  # rows; how many, and how long, a visitor is not counted
+        self._met = np.array([0, LONGEST_ROWS, LONGEST_MS, 0])  # as screenkernels.tally has its clock
         self._items_ms = self._day_ms = 0  # when items that were met became known; when this day of them began
         self._here, self.usually_known = np.zeros(2), 1.0  # visits to known items, and all, since then
         self._periods = 1  # half hours that the latter is of
         self._newest_ms = self._resumed_ms = 0  # when rows came last; when they came again behind a pause
         self._fresh = 0.0  # rows since then, for five minutes
-        self._shown, self._slots = _slots()  # labels by when rows were shown
         self._all_tell = True  # whether rows of items that are not known tell, too
         self._looked: tuple[SampleBatch, Sums] | None = None
         self._windows = ScreenWindows(self._size)
@@ -270,7 +263,7 @@ class Screen:
         """
         if not len(batch):
             return None
-        wrong, sums = self._tally(batch, p, (self._shown, self._slots))
+        wrong, sums = self._tally(batch, p)
         self._find_pause(min(int(batch.ts_ms.max()), self.clock.now_ms), sums[MET])
         if wrong:
             return GateRefusal("finite", float(wrong), 0.0, "predictions")
@@ -278,7 +271,7 @@ class Screen:
         if not sums[MET]:
             return None
         windows = self._windows.with_batch(sums)
-        what, g, refusal = self._judge(windows, self._in_slots())
+        what, g, refusal = self._judge(windows)
         if refusal is not None and self._refused[MET] and self._over(windows):
             refusal = None
         if refusal is None:
@@ -292,7 +285,7 @@ class Screen:
     def learnt(self, batch: SampleBatch, p: NDArray[np.float32]) -> None:
         """The batch was learnt: it joins the open stretch."""
         known = self._looked is not None and self._looked[0] is batch
-        sums = self._looked[1] if known and self._looked is not None else self._tally(batch, p, _slots())[1]
+        sums = self._looked[1] if known and self._looked is not None else self._tally(batch, p)[1]
         self._looked = None
         self._stretch += sums
         rows, clicks, predicted, variance = sums[ROWS : VARIANCE + 1].tolist()
@@ -348,10 +341,11 @@ class Screen:
         spoilt[MET] = past[ROWS]
         spoilt[bins : bins + BINS] = kept * others + flipped * clicks
         spoilt[bins + BINS :] = kept * clicks + flipped * others + clicked * (others + clicks)
+        spoilt[MS] = np.inf
         spoilt[CLICKS] = kept * past[CLICKS] + flipped * (past[ROWS] - past[CLICKS]) + clicked * past[ROWS]
         rows = BLOCK_ROWS
         while rows <= WINDOW_ROWS:
-            if self._judge(spoilt[None] * (rows / past[ROWS]), (*_slots(), -1, 0.0))[2] is not None:
+            if self._judge(spoilt[None] * (rows / past[ROWS]))[2] is not None:
                 return rows
             rows *= 2
         return None
@@ -383,11 +377,11 @@ class Screen:
 
     def _columns(self) -> Array:
         """What a state is bound to. (1,)"""
-        return np.array([salt("screen behind", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
+        return np.array([salt("screen in step", self.schema.id, str(BINS), *(s.what for s in self._shares))], np.uint64)
 
-    def _tally(self, batch: SampleBatch, p: NDArray[np.float32], slots: tuple[Sums, Array]) -> tuple[int, Sums]:
+    def _tally(self, batch: SampleBatch, p: NDArray[np.float32]) -> tuple[int, Sums]:
         """Predictions that are not finite; and what is known of rows, so that it can be added: counts, sums, and clicks
-        and others by logit, (K,). ``slots``: they are entered there."""
+        and others by logit, (K,)."""
         sums = self._nothing()
         if self.clock.now_ms >= self._items_ms + _KNOWN_MS:
             if self.clock.now_ms >= self._day_ms + DAY_MS:
@@ -402,7 +396,7 @@ class Screen:
             self._here[:] = 0
             self._say_who_tells()
         visit = batch.user, batch.item, batch.ts_ms, batch.kind, batch.label, batch.user_missing
-        known = self._met, self._visitors, self._items, self._all_tell, *slots, self.clock.now_ms
+        known = self._met, self._visitors, self._items, self._all_tell, self.clock.now_ms
         groups = self._num_starts, self._needs, self._cat_of
         wrong = tally(*visit, batch.cat, batch.num, p, *known, *groups, sums)
         self._here += sums[[VISITS + KNOWN, VISITS]]
@@ -416,11 +410,6 @@ class Screen:
         self._newest_ms = max(self._newest_ms, ts_ms)
         self._fresh = self._fresh + rows if 0 <= ts_ms - self._resumed_ms < _PAUSE_MS else 0.0
 
-    def _in_slots(self) -> InSlots:
-        """Labels by when rows were shown, and which of them do not tell yet."""
-        now, lead = self.clock.now_ms // SLOT_MS, self.lead_ms // SLOT_MS
-        return self._shown, self._slots, *alone(self._shown, self._slots, now, lead)
-
     def _say_who_tells(self) -> None:
         self._all_tell = self.usually_known < 0.5 or not self._items[:2].any()
 
@@ -430,7 +419,7 @@ class Screen:
         spreads = self._usual.dispersion, self._usual.auc_dispersion
         columns = self._divisor, self._needs, self._of_items
         for w in range(len(windows)):
-            if self._judge(windows[w : w + 1], self._in_slots())[2] is not None:
+            if self._judge(windows[w : w + 1])[2] is not None:
                 return False
             if apart(windows[w], self._refused, *self._broken, *columns, *spreads):
                 self._windows.forget_behind(w)
@@ -441,14 +430,15 @@ class Screen:
 
     def _known(self) -> Usual:
         past, shares = self._past, slice(HEAD, HEAD + len(self._shares))
-        visits = past[VISITS : VISITS + KINDS].copy()
+        visits, others = past[VISITS : VISITS + KINDS].copy(), past[-2 * BINS : -BINS].copy()
         if not self.warm:
-            return Usual(np.zeros(len(self._shares)), visits, 1.0, 0.5, 1.0, 1.0, _YOUNG_DISPERSION, 0.0, 0.0)
+            return Usual(others, np.zeros(len(self._shares)), visits, 1.0, 0.5, 1.0, 1.0, _YOUNG_DISPERSION, 0.0, 0.0)
         value, error = auc(past)
         least = 1.0 if self._promoted[0] >= WARM_ROWS else _YOUNG_DISPERSION
         dispersion = min(max(least, past[OFF] / past[ROWS]), _MOST_DISPERSION)
         auc_dispersion = min(max(least, past[AUC_OFF] / past[ROWS]), _MOST_DISPERSION)
         return Usual(
+            others,
             past[shares] / (self._divisor * np.maximum(visits, 1.0)[self._needs]),
             visits,
             spread(past),
@@ -475,34 +465,28 @@ class Screen:
             return float((clicks + 1) / (predicted + 1))
         return self._factor_before
 
-    def _judge(self, windows: Sums, in_slots: InSlots) -> tuple[int, int, GateRefusal | None]:
-        """The first bound that one of the windows (W, K) breaks: which figure, of shares the group, and the refusal.
-        ``in_slots``: of :meth:`_in_slots`."""
+    def _judge(self, windows: Sums) -> tuple[int, int, GateRefusal | None]:
+        """The first bound that one of the windows (W, K) breaks: which figure, of shares the group, and the refusal."""
         if not self.warm:
             found = GateRefusal("labels", 0.0, 0.0, "no click at all") if silent(windows, self._factor()) else None
             return (FINE if found is None else LABELS), 0, found
-        what, g, value, bound = self._first_broken(windows, self._least, in_slots)
+        what, g, value, bound = self._first_broken(windows, self._least)
         if what == SHARE:
-            also = self._first_broken(windows, np.full_like(self._least, np.inf), in_slots)[0]
+            also = self._first_broken(windows, np.full_like(self._least, np.inf))[0]
             name = self._shares[g].what + _ALSO[also]
             return what, g, GateRefusal(self._shares[g].check, value, bound, name)
         return what, g, None if what == FINE else GateRefusal("labels" if what == LABELS else "auc", value, bound)
 
-    def _first_broken(self, windows: Sums, least: Sums, in_slots: InSlots) -> tuple[int, int, float, float]:
+    def _first_broken(self, windows: Sums, least: Sums) -> tuple[int, int, float, float]:
         """As :func:`judge` says; shares are judged from ``least`` of the clean past's on, (G,)."""
         columns = self._divisor, self._needs, self._of_items
-        found: tuple[int, int, float, float] = judge(windows, *columns, least, self._fresh, *in_slots, *self._usual)
+        found: tuple[int, int, float, float] = judge(windows, *columns, least, self._fresh, *self._usual)
         return found
 
 
 def _nobody() -> tuple[Array, Array]:
     """Nobody was counted, nothing was met: visitors and items in :func:`learner.gate.screenkernels.meet`."""
     return np.zeros((_VISITORS, 1 + 2 * KINDS), np.int64), np.zeros((4, _ITEM_BYTES), np.uint8)
-
-
-def _slots() -> tuple[Sums, Array]:
-    """Nothing was shown: ``shown`` and ``slots`` of :func:`learner.gate.screenkernels.enter`."""
-    return np.zeros((SLOTS, OF_SLOT)), np.zeros(SLOTS, np.int64)
 
 
 def _groups(schema: Schema) -> tuple[Sequence[_Shares], NDArray[np.intp], Sums, Sums]:

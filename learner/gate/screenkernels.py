@@ -4,7 +4,7 @@
 Symbols: B rows of a batch; F and N columns of ``cat`` and ``num``; V kinds of visits, each with other rows that tell
 of it; W windows; K sums of each, in this order::
 
-    rows met; of those whose label tells: rows, clicks, predicted, variance, corrections; off, auc off
+    rows met; of those whose label tells: rows, clicks, predicted, variance, corrections; off, auc off; ms
     V counts of visits, SIGNS sums of signs of the items on the rows that count of them (see :func:`spread`)
     G1 counts of numbers that are not 0, G2 counts of ids that are there: of one row of each visit
     BINS counts of other rows by logit, BINS counts of clicks by logit, of those whose label tells
@@ -23,7 +23,7 @@ Array = NDArray[Any]
 Sums = NDArray[np.float64]
 """(K,), or (W, K)."""
 
-MET, ROWS, CLICKS, PREDICTED, VARIANCE, CORRECTIONS, OFF, AUC_OFF, VISITS = range(9)
+MET, ROWS, CLICKS, PREDICTED, VARIANCE, CORRECTIONS, OFF, AUC_OFF, MS, VISITS = range(10)
 KINDS = 6
 """V. A visit of kind 0 is told of by any row; of kinds 1 and 2 by one that does not lack that bit of the user; of kind
 :data:`KNOWN` by its first one, if the item is known; of kind :data:`LABELLED` by one whose label tells, of kind
@@ -33,17 +33,15 @@ ITEMS = VISITS + KINDS
 SIGNS = 32
 HEAD = ITEMS + SIGNS
 BINS = 80
-SLOTS, SLOT_MS = 512, 1000
-"""Of the time at which rows were shown: longer than a pause may be that is none."""
-_STOP, _STOPPED_LATELY, _LONGEST = 5, 90, 300  # slots in which nothing was shown; within so many; and at most
-OF_SLOT = CORRECTIONS - ROWS + 2
-"""What a slot counts: rows to corrections, of rows whose label tells; and those of them that were not clicked."""
 _LOW, _PER_BIN = -9.0, 6.0  # of logits, from -9 to 4.3
 
 DEVIATIONS = 4.5
 """Standard errors that a figure must be off the clean past at least."""
 NARROW_LOW, NARROW_HIGH, WIDE_LOW, WIDE_HIGH = 0.55, 1.6, 0.3, 3.0
 """Bounds of labels over predictions, as multiples of the clean past's."""
+LONG_MS = 30_000
+"""Time of the stream that a window must have until too few clicks, or too many where they rank as ever, are a fault."""
+_STEP_MS, _BACK_MS = 5000, 300_000  # counted of it between two pages, at most; further back, rows are read again
 _AUC_KEPT, _AUC_HOLDS, _AUC_DOUBT = 0.4, 0.75, 1.5  # parts of AUC - .5; standard errors of the latter
 _SHARE_KEPT = 0.6  # of the clean past's share
 _SHARE_NATS = 13.0  # a share as far off is chance once in half a million times
@@ -56,7 +54,7 @@ _MOST_NUMBER, _MOST_WEIGHT = np.float32(1e30), 1e6
 FINE, SHARE, LABELS, AUC = range(4)
 """What :func:`judge` found."""
 
-_NEGATIVE, _CORRECTION, _FOLLOW_UP = 0, 2, 3  # as millrace.contracts.samples has them
+_CORRECTION, _FOLLOW_UP = 2, 3  # as millrace.contracts.samples has them
 
 
 @compiled
@@ -142,72 +140,6 @@ def meet(
 
 
 @compiled
-def enter(shown: Array, slots: Array, slot: int, now: int, kind: int, label: float, q: float) -> None:
-    """Counts a row whose label tells by when it was shown.
-
-    Args:
-        shown: sums by slot, (SLOTS, OF_SLOT).
-        slots: which slot of all time each of them is, (SLOTS,).
-        now: the slot of the clock. What is shown five minutes later is of a wrong one, and would take others' place.
-        q: prediction of the row.
-    """
-    at = slot % SLOTS
-    if slot > now + _LONGEST or slot < slots[at]:
-        return
-    if slot > slots[at]:
-        shown[at], slots[at] = 0, slot
-    shown[at, 0] += 1
-    shown[at, CLICKS - ROWS] += label
-    if kind == _CORRECTION:
-        shown[at, CORRECTIONS - ROWS] += 1
-    else:
-        shown[at, PREDICTED - ROWS] += q
-        shown[at, VARIANCE - ROWS] += q * (1 - q)
-    shown[at, -1] += kind == _NEGATIVE
-
-
-@compiled
-def alone(shown: Array, slots: Array, now: int, lead: int) -> tuple[int, float]:
-    """When and how many clicks have come alone. ``shown``, ``slots``, ``now`` as of :func:`enter`.
-
-    Returns:
-        The newest slot up to the clock's of which exposures are known that were not clicked, which have waited for it;
-        -1: none for so long that this is a pause. And the clicks behind it, where nothing was shown for a while in the
-        time that windows are of; 0 else, and where they have come for ``lead`` slots.
-    """
-    end, clicks, some, empty, stopped = np.int64(-1), 0.0, 0, 0, False
-    for i in range(SLOTS):
-        if shown[i, -1] and now - _LONGEST <= slots[i] <= now:
-            end = max(end, slots[i])
-    for slot in range(now - _STOPPED_LATELY, now + lead // 2 + 1):  # the clock is that of those that waited, mostly
-        known = slots[slot % SLOTS] == slot
-        empty = 0 if known else empty + 1
-        stopped |= empty >= _STOP and slot <= now
-        if known and slot > end:
-            some += 1
-            clicks += shown[slot % SLOTS, CLICKS - ROWS]
-    return int(end), clicks if end >= 0 and stopped and some < lead else 0.0
-
-
-@compiled
-def as_shown(rows: float, shown: Array, slots: Array, end: int) -> Array:
-    """Sums of as many rows, or of all there are, by when they were shown: before the slot ``end``. ``shown`` and
-    ``slots`` as of :func:`enter`. (OF_SLOT,)
-
-    Behind a stop of the stream, clicks come before exposures of the same second that nobody clicked, which wait. By
-    when they come, first all are clicked and then none; by when they were shown, as many as ever.
-    """
-    sums = np.zeros(OF_SLOT)
-    for back in range(1, SLOTS):
-        slot = end - back
-        if sums[0] >= rows:
-            break
-        if slots[slot % SLOTS] == slot:
-            sums += shown[slot % SLOTS]
-    return sums
-
-
-@compiled
 def tally(
     user: Array,
     item: Array,
@@ -222,8 +154,6 @@ def tally(
     visitors: Array,
     items: Array,
     all_tell: bool,
-    shown: Array,
-    slots: Array,
     now_ms: int,
     starts: Array,
     needs: Array,
@@ -234,8 +164,8 @@ def tally(
     there are any, nothing is met. Arguments as of :func:`meet`, and:
 
     Args:
-        shown, slots: see :func:`enter`.
-        now_ms: the clock.
+        clock: beside these, the newest time met. (4,)
+        now_ms: that the gate's clock says: no row is of later.
         starts: first column of each group of ``num``, (G1 + 1,).
         needs: the kind of visits that each group is counted of, (G1 + G2,).
         cat_of: which columns of ``cat`` count for each of its groups, (G2, F).
@@ -252,6 +182,10 @@ def tally(
         if kind[b] >= _FOLLOW_UP:
             continue
         out[MET] += 1
+        shown_ms = min(ts_ms[b], now_ms)
+        if shown_ms > clock[3] or shown_ms < clock[3] - _BACK_MS:
+            out[MS] += min(max(shown_ms - clock[3], 0), _STEP_MS)
+            clock[3] = shown_ms
         if labelled[b]:
             q = min(max(np.float64(p[b]), 1e-7), 1 - 1e-7)
             out[ROWS] += 1
@@ -261,7 +195,6 @@ def tally(
             else:
                 out[PREDICTED] += q
                 out[VARIANCE] += q * (1 - q)
-            enter(shown, slots, ts_ms[b] // SLOT_MS, now_ms // SLOT_MS, kind[b], label[b], q)
             k = min(max(int((np.log(q / (1 - q)) - _LOW) * _PER_BIN), 0), BINS - 1)
             out[first + k + (BINS if label[b] > 0.5 else 0)] += 1
         if tells[b, 0]:
@@ -327,48 +260,28 @@ def unlikely(value: float, n: float, usual: float, m: float) -> float:
 
 
 @compiled
-def auc(sums: Array) -> tuple[float, float]:
-    """(AUC of rows by logit, its standard error where nothing predicts clicks). NaN and infinity with one class only.
-
-    (Mann and Whitney 1947; rows in one bin are ties.) The error is of as many independent rows as there are visits:
-    the rows of one are alike, and a page of clicks beside another one's skips may order them in any way."""
-    first = len(sums) - 2 * BINS
-    others, clicks, pairs = 0.0, 0.0, 0.0
+def ranks(clicks: Array, others: Array) -> float:
+    """AUC of clicks and others by logit, (BINS,) each: rows in one bin are ties (Mann and Whitney 1947). NaN where one
+    class is not there."""
+    below, pairs = 0.0, 0.0
     for k in range(BINS):
-        n, m = sums[first + k], sums[first + BINS + k]
-        pairs += m * (others + n / 2)
-        others += n
-        clicks += m
-    if others == 0 or clicks == 0:
-        return np.nan, np.inf
-    visits, clicked = sums[VISITS + LABELLED], sums[VISITS + CLICKED]
-    error = np.sqrt((1 / visits + 1 / clicked) / 12) if visits and clicked else np.inf
-    return pairs / (others * clicks), error
+        pairs += clicks[k] * (below + others[k] / 2)
+        below += others[k]
+    n = below * clicks.sum()
+    return float(pairs / n) if n else np.nan
 
 
 @compiled
-def label_bounds(
-    sums: Array, visits: float, holds: bool, factor: float, dispersion: float, factor_error: float
-) -> tuple[float, float, float]:
-    """(Clicks that are expected of rows, the fewest and the most that break no bound.)
+def auc(sums: Array) -> tuple[float, float]:
+    """(AUC of rows by logit, its standard error where nothing predicts clicks). NaN and infinity with one class only.
 
-    Args:
-        sums: rows, clicks, predicted, variance, corrections. (OF_SLOT,)
-        visits: that they are of.
-        holds: whether the ranking does.
-    """
-    low, high = (WIDE_LOW, WIDE_HIGH) if holds else (NARROW_LOW, NARROW_HIGH)
-    expected = max(factor * sums[PREDICTED - ROWS], 1e-9)
-    # The root of a count has half the deviation of the count over the root of its mean.
-    # Clicks of a visit may all come before what was passed over, or behind it: it may be off by all it expects.
-    variance = max(dispersion * factor * sums[VARIANCE - ROWS], expected**2 / max(visits, 1e-9))
-    variance += expected**2 * factor_error
-    below = DEVIATIONS / 2 * np.sqrt(variance / expected)
-    corrections = sums[CORRECTIONS - ROWS]
-    above = DEVIATIONS / 2 * np.sqrt((variance + corrections) / expected)  # when these come is chance, too
-    fewest = min(low * expected, max(np.sqrt(expected) - below - 1, 0.0) ** 2)
-    most = max(high * expected, (np.sqrt(expected) + above) ** 2)
-    return expected, fewest, most
+    The error is of as many independent rows as there are visits: the rows of one are alike, and a page of clicks beside
+    another one's skips may order them in any way."""
+    first = len(sums) - BINS
+    value = ranks(sums[first:], sums[first - BINS : first])
+    visits, clicked = sums[VISITS + LABELLED], sums[VISITS + CLICKED]
+    error = np.sqrt((1 / visits + 1 / clicked) / 12) if visits and clicked and np.isfinite(value) else np.inf
+    return value, error
 
 
 @compiled
@@ -379,10 +292,7 @@ def judge(
     of_items: Array,
     least: Array,
     fresh: float,
-    shown: Array,
-    slots: Array,
-    end: int,
-    alone: float,
+    others: Array,
     share: Array,
     visits: Array,
     items: float,
@@ -401,12 +311,8 @@ def judge(
         of_items: whether it tells of items alone, (G,).
         least: share of the clean past from which on each is judged, (G,).
         fresh: rows met since a pause that has just ended: their late clicks are still to come.
-        shown, slots, end: see :func:`as_shown`. Labels that break a bound by when rows came, and none by when they were
-            shown, are out of step and say nothing: where half as many rows are known, and too many clicks are no
-            more without those that come alone.
-        alone: such clicks, see :func:`alone`.
-        share, visits, items, usual_auc, factor, dispersion, auc_dispersion, factor_error, auc_error: the clean past's,
-            see :class:`learner.gate.screen.Usual`.
+        others, share, visits, items, usual_auc, factor, dispersion, auc_dispersion, factor_error, auc_error: the clean
+            past's, see :class:`learner.gate.screen.Usual`.
     """
     for w in range(len(windows)):
         sums = windows[w]
@@ -423,21 +329,31 @@ def judge(
 
         if 2 * sums[ROWS] < sums[MET]:
             continue  # late clicks come when nothing known is shown any more
+        clicked = sums[VISITS + CLICKED]
+        doubt = np.sqrt(auc_dispersion * (1 / max(12 * clicked, 1e-9) + auc_error))
+        rank = ranks(sums[len(sums) - BINS :], others)
+        holds = rank >= 0.5 + _AUC_HOLDS * (usual_auc - 0.5) - _AUC_DOUBT * doubt  # NaN does not
+        low, high = (WIDE_LOW, WIDE_HIGH) if holds else (NARROW_LOW, NARROW_HIGH)
+        expected = max(factor * sums[PREDICTED], 1e-9)
+        # The root of a count has half the deviation of the count over the root of its mean.
+        # Clicks of a visit may all come before what was passed over, or behind it: it may be off by all it expects.
+        variance = max(dispersion * factor * sums[VARIANCE], expected**2 / max(sums[VISITS + LABELLED], 1e-9))
+        variance += expected**2 * factor_error
+        below = DEVIATIONS / 2 * np.sqrt(variance / expected)
+        above = DEVIATIONS / 2 * np.sqrt((variance + sums[CORRECTIONS]) / expected)  # when these come is chance, too
+        fewest = min(low * expected, max(np.sqrt(expected) - below - 1, 0.0) ** 2)
+        most = max(high * expected, (np.sqrt(expected) + above) ** 2)
+        few, many = sums[CLICKS] < fewest, sums[CLICKS] > most
+        if (few or (many and holds)) and sums[MS] < LONG_MS:
+            continue  # clicks come before the rows beside them: out of step, AUC is of different times
+        if few and 2 * fresh < sums[MET]:
+            return LABELS, 0, sums[CLICKS] / expected, fewest / expected
+        if many:
+            return LABELS, 0, sums[CLICKS] / expected, most / expected
         value, deviation = auc(sums)
         deviation = np.sqrt(auc_dispersion * (deviation * deviation + auc_error))
-        holds = value >= 0.5 + _AUC_HOLDS * (usual_auc - 0.5) - _AUC_DOUBT * deviation  # NaN does not
-        own, labelled = sums[ROWS : CORRECTIONS + 1], sums[VISITS + LABELLED]
-        expected, fewest, most = label_bounds(own, labelled, holds, factor, dispersion, factor_error)
-        few = sums[CLICKS] < fewest and 2 * fresh < sums[MET]
-        if few or sums[CLICKS] > most:
-            own = as_shown(sums[ROWS], shown, slots, end)
-            _, least_shown, most_shown = label_bounds(own, labelled, holds, factor, dispersion, factor_error)
-            in_bounds = 2 * own[0] >= sums[ROWS] and least_shown <= own[CLICKS - ROWS] <= most_shown
-            if in_bounds and (few or (alone and sums[CLICKS] - alone <= most)):
-                continue
-            return LABELS, 0, sums[CLICKS] / expected, (fewest if few else most) / expected
         lowest = min(0.5 + _AUC_KEPT * (usual_auc - 0.5), usual_auc - DEVIATIONS * deviation)
-        if sums[VISITS + CLICKED] >= _LEAST_CLICKED and value < lowest:
+        if clicked >= _LEAST_CLICKED and value < lowest:
             return AUC, 0, value, lowest
     return FINE, 0, 0.0, 0.0
 

@@ -12,7 +12,6 @@ from learner.gate import screen as screens
 from learner.gate.screen import WARM_ROWS
 from learner.gate.verdicts import GateRefusal
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
-from millrace.contracts.schema import Schema
 from tests.scenes.learning import SCHEMA, START_MS
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
@@ -20,14 +19,8 @@ Scored = tuple[SampleBatch, np.ndarray]
 LAYOUT = SCHEMA.layout
 
 
-WAITS_MS = 10_000  # an exposure, to be clicked
-
-
 class Screen(screens.Screen):
     """A screen whose clock meets what it is asked about, as the gate's does."""
-
-    def __init__(self, schema: Schema, ahead_ms: int, lead_ms: int = 2 * WAITS_MS) -> None:
-        super().__init__(schema, ahead_ms, lead_ms=lead_ms)
 
     def look(self, batch: SampleBatch, p: np.ndarray) -> GateRefusal | None:
         self.clock.meet(batch)

@@ -56,7 +56,6 @@ class PlannedScreen(Screen):
     """Refuses a batch with a poisoned page in it."""
 
     warm = False  # it has no bounds
-    lead_ms = 0
 
     def __init__(self) -> None:
         self.told: list[str] = []
