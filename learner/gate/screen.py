@@ -40,7 +40,7 @@ of a window, of which they are half or more. Where pages are always as rare, the
 
 A click rate that doubles from one minute to the next is a sale, and no fault: who clicks on what stays as predictable
 as it was. Flipped or constant labels are not. So between the narrow and the wide bounds of labels, it decides how the
-clicks rank: their AUC against the clean past's rows that were not clicked.
+clicks rank: their AUC among the rows that were not clicked, of the window or of the clean past.
 
 Where clicks are quick, they come before the rows beside them, which wait to be clicked. Behind a stop of the whole
 shop, rows from before it come alone, and then clicks alone for ten seconds; a rush begins like this, too. So too few

@@ -329,10 +329,12 @@ def judge(
 
         if 2 * sums[ROWS] < sums[MET]:
             continue  # late clicks come when nothing known is shown any more
-        clicked = sums[VISITS + CLICKED]
+        value, deviation = auc(sums)
+        deviation = np.sqrt(auc_dispersion * (deviation * deviation + auc_error))
+        usually, clicked = 0.5 + _AUC_HOLDS * (usual_auc - 0.5), sums[VISITS + CLICKED]
         doubt = np.sqrt(auc_dispersion * (1 / max(12 * clicked, 1e-9) + auc_error))
-        rank = ranks(sums[len(sums) - BINS :], others)
-        holds = rank >= 0.5 + _AUC_HOLDS * (usual_auc - 0.5) - _AUC_DOUBT * doubt  # NaN does not
+        holds = value >= usually - _AUC_DOUBT * deviation  # NaN does not
+        holds |= ranks(sums[len(sums) - BINS :], others) >= usually - _AUC_DOUBT * doubt
         low, high = (WIDE_LOW, WIDE_HIGH) if holds else (NARROW_LOW, NARROW_HIGH)
         expected = max(factor * sums[PREDICTED], 1e-9)
         # The root of a count has half the deviation of the count over the root of its mean.
@@ -350,8 +352,6 @@ def judge(
             return LABELS, 0, sums[CLICKS] / expected, fewest / expected
         if many:
             return LABELS, 0, sums[CLICKS] / expected, most / expected
-        value, deviation = auc(sums)
-        deviation = np.sqrt(auc_dispersion * (deviation * deviation + auc_error))
         lowest = min(0.5 + _AUC_KEPT * (usual_auc - 0.5), usual_auc - DEVIATIONS * deviation)
         if clicked >= _LEAST_CLICKED and value < lowest:
             return AUC, 0, value, lowest
