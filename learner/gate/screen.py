@@ -45,6 +45,7 @@ clicks rank: their AUC among the rows that were not clicked, of the window or of
 Where clicks are quick, they come before the rows beside them, which wait to be clicked. Behind a stop of the whole
 shop, rows from before it come alone, and then clicks alone for ten seconds; a rush begins like this, too. So too few
 clicks, and too many that rank as ever, are a fault of windows of half a minute alone, in which a stop counts little.
+Until then they are in doubt, and are not of the clean past.
 
 *Warm-up*: until :data:`WARM_ROWS` rows with :data:`WARM_CLICKS` clicks were promoted, or for half an hour an eighth of
 them with a fifth of the clicks, at first and after a :meth:`Screen.rebase`, only what is not finite or absurd is
@@ -76,6 +77,7 @@ from learner.gate.screenkernels import (
     AUC_OFF,
     BINS,
     CLICKS,
+    DOUBT,
     FINE,
     HEAD,
     KINDS,
@@ -123,7 +125,7 @@ _PIECE_ROWS = 2048  # promoted rows that one figure of the AUC's dispersion is o
 
 _KNOWN_CLICKS = 20  # of a warm-up, before it tells what is expected
 _VISITORS = 4096  # who are remembered as counted
-_ALSO = {FINE: "", LABELS: " (labels too)", AUC: " (AUC too)"}  # what else is broken where a share is
+_ALSO = {FINE: "", DOUBT: "", LABELS: " (labels too)", AUC: " (AUC too)"}  # what else is broken where a share is
 _ANY, _PROFILE, _WINDOWS = range(KNOWN)  # kinds of visits: rows that tell of it
 _ITEM_BYTES = 1 << 16  # in which items are remembered: of 50,000 a day, 3 new ones in 100 seem known
 _MOST_PERIODS = 16  # half hours that the usual share of visits to known items is a mean of
@@ -279,6 +281,8 @@ class Screen:
         else:
             self._refused += sums
             self._broken = what, g
+        if what == DOUBT:
+            self._looked = (batch, self._nothing())  # what may be a fault is no clean past
         self._windows.enter(sums, self.clock.now_ms)
         return refusal
 
@@ -475,7 +479,9 @@ class Screen:
             also = self._first_broken(windows, np.full_like(self._least, np.inf))[0]
             name = self._shares[g].what + _ALSO[also]
             return what, g, GateRefusal(self._shares[g].check, value, bound, name)
-        return what, g, None if what == FINE else GateRefusal("labels" if what == LABELS else "auc", value, bound)
+        if what in (FINE, DOUBT):
+            return what, g, None
+        return what, g, GateRefusal("labels" if what == LABELS else "auc", value, bound)
 
     def _first_broken(self, windows: Sums, least: Sums) -> tuple[int, int, float, float]:
         """As :func:`judge` says; shares are judged from ``least`` of the clean past's on, (G,)."""

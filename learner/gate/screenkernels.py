@@ -39,9 +39,9 @@ DEVIATIONS = 4.5
 """Standard errors that a figure must be off the clean past at least."""
 NARROW_LOW, NARROW_HIGH, WIDE_LOW, WIDE_HIGH = 0.55, 1.6, 0.3, 3.0
 """Bounds of labels over predictions, as multiples of the clean past's."""
-LONG_MS = 30_000
-"""Time of the stream that a window must have until too few clicks, or too many where they rank as ever, are a fault."""
-_STEP_MS, _BACK_MS = 5000, 300_000  # counted of it between two pages, at most; further back, rows are read again
+LONG_MS, LONG_ROWS = 30_000, 65_536
+"""Of a window, time of the stream or rows until too few clicks, or too many where they rank as ever, are a fault."""
+_STEP_MS, _BACK_MS = 5000, 15_000  # counted of it between two pages, at most; so far back, the clock has gone back
 _AUC_KEPT, _AUC_HOLDS, _AUC_DOUBT = 0.4, 0.75, 1.5  # parts of AUC - .5; standard errors of the latter
 _SHARE_KEPT = 0.6  # of the clean past's share
 _SHARE_NATS = 13.0  # a share as far off is chance once in half a million times
@@ -51,8 +51,8 @@ _SILENT_CLICKS, _SILENT_VISITS = 60.0, 24  # expected in a window without any
 
 _MOST_NUMBER, _MOST_WEIGHT = np.float32(1e30), 1e6
 
-FINE, SHARE, LABELS, AUC = range(4)
-"""What :func:`judge` found."""
+FINE, SHARE, LABELS, AUC, DOUBT = range(5)
+"""What :func:`judge` found. DOUBT: labels that may be out of step, and no fault."""
 
 _CORRECTION, _FOLLOW_UP = 2, 3  # as millrace.contracts.samples has them
 
@@ -176,6 +176,8 @@ def tally(
     if wrong:
         return wrong
     tells, labelled = meet(user, item, ts_ms, kind, label, lacks, clock, visitors, items, all_tell)
+    if now_ms < clock[3] - _BACK_MS:
+        clock[3] = now_ms
     groups = len(starts) - 1
     first = len(out) - 2 * BINS
     for b in range(len(label)):
@@ -183,8 +185,8 @@ def tally(
             continue
         out[MET] += 1
         shown_ms = min(ts_ms[b], now_ms)
-        if shown_ms > clock[3] or shown_ms < clock[3] - _BACK_MS:
-            out[MS] += min(max(shown_ms - clock[3], 0), _STEP_MS)
+        if shown_ms > clock[3]:
+            out[MS] += min(shown_ms - clock[3], _STEP_MS)
             clock[3] = shown_ms
         if labelled[b]:
             q = min(max(np.float64(p[b]), 1e-7), 1 - 1e-7)
@@ -303,7 +305,7 @@ def judge(
     factor_error: float,
     auc_error: float,
 ) -> tuple[int, int, float, float]:
-    """The first bound that one of the windows (W, K) breaks: (what, of SHARE the group, value, bound). FINE: none.
+    """The first bound that a window (W, K) breaks: (what, of SHARE the group, value, bound). FINE and DOUBT: none.
 
     Args:
         divisor: columns of each group, (G,).
@@ -314,6 +316,7 @@ def judge(
         others, share, visits, items, usual_auc, factor, dispersion, auc_dispersion, factor_error, auc_error: the clean
             past's, see :class:`learner.gate.screen.Usual`.
     """
+    found = FINE
     for w in range(len(windows)):
         sums = windows[w]
         for g in range(len(share)):
@@ -346,8 +349,9 @@ def judge(
         fewest = min(low * expected, max(np.sqrt(expected) - below - 1, 0.0) ** 2)
         most = max(high * expected, (np.sqrt(expected) + above) ** 2)
         few, many = sums[CLICKS] < fewest, sums[CLICKS] > most
-        if (few or (many and holds)) and sums[MS] < LONG_MS:
-            continue  # clicks come before the rows beside them: out of step, AUC is of different times
+        if (few or (many and holds)) and sums[MS] < LONG_MS and sums[MET] < LONG_ROWS:
+            found = DOUBT  # clicks come before the rows beside them; and AUC is of different times
+            continue
         if few and 2 * fresh < sums[MET]:
             return LABELS, 0, sums[CLICKS] / expected, fewest / expected
         if many:
@@ -355,7 +359,7 @@ def judge(
         lowest = min(0.5 + _AUC_KEPT * (usual_auc - 0.5), usual_auc - DEVIATIONS * deviation)
         if clicked >= _LEAST_CLICKED and value < lowest:
             return AUC, 0, value, lowest
-    return FINE, 0, 0.0, 0.0
+    return found, 0, 0.0, 0.0
 
 
 @compiled

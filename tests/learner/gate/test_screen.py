@@ -326,6 +326,23 @@ def test_behind_a_stop_what_all_click_or_nobody_is_refused(label: float, page_ms
     assert passed < 600 + (1 - label) * 10 * 1.5 * LONG_MS / page_ms
 
 
+@pytest.mark.parametrize("clock_s", [-3600, -300, -30, 0, 30, 240, 3600])
+@pytest.mark.parametrize("page_ms", [50, 100])
+def test_half_a_minute_of_lost_clicks_is_refused_whatever_clocks_of_some_say(clock_s: int, page_ms: int) -> None:
+    screen, coming = at_the_last_stop(page_ms, 64, 0)
+    ahead = [replace(b, ts_ms=b.ts_ms + 1000 * clock_s * (b.user % 5 == 0).astype(np.int64)) for b, _ in coming]
+    passed = sum(len(b) for b, (_, p) in zip(ahead, coming, strict=True) if screen.look(b, p) is None)
+    assert passed < 10 * 1.5 * LONG_MS / page_ms
+
+
+@pytest.mark.parametrize("page_ms", [50, 100])
+def test_eight_times_as_many_clicks_that_rank_as_ever_are_refused_before_they_are_usual(page_ms: int) -> None:
+    screen, coming = at_the_last_stop(page_ms, 64)
+    rng = np.random.default_rng(1)
+    more = [(labelled(b, rng.random(len(b)) < 8 * p), p) for b, p in coming]
+    assert len(learn(screen, iter(more))) > len(more) / 2
+
+
 @pytest.mark.parametrize("clock_s", [-3600, -300, -30, 0, 5, 60, 3600])
 def test_behind_a_stop_bots_who_click_everything_are_refused_whatever_their_clock_says(clock_s: int) -> None:
     screen, coming = at_the_last_stop(100, 64)
