@@ -348,14 +348,12 @@ def judge(
         above = DEVIATIONS / 2 * np.sqrt((variance + sums[CORRECTIONS]) / expected)  # when these come is chance, too
         fewest = min(low * expected, max(np.sqrt(expected) - below - 1, 0.0) ** 2)
         most = max(high * expected, (np.sqrt(expected) + above) ** 2)
-        few, many = sums[CLICKS] < fewest, sums[CLICKS] > most
+        few, many = sums[CLICKS] < fewest and 2 * fresh < sums[MET], sums[CLICKS] > most
         if (few or (many and holds)) and sums[MS] < LONG_MS and sums[MET] < LONG_ROWS:
             found = DOUBT  # clicks come before the rows beside them; and AUC is of different times
             continue
-        if few and 2 * fresh < sums[MET]:
-            return LABELS, 0, sums[CLICKS] / expected, fewest / expected
-        if many:
-            return LABELS, 0, sums[CLICKS] / expected, most / expected
+        if few or many:
+            return LABELS, 0, sums[CLICKS] / expected, (fewest if few else most) / expected
         lowest = min(0.5 + _AUC_KEPT * (usual_auc - 0.5), usual_auc - DEVIATIONS * deviation)
         if clicked >= _LEAST_CLICKED and value < lowest:
             return AUC, 0, value, lowest
