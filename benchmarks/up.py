@@ -135,7 +135,7 @@ async def _small_shop(loop: Started, size: Size, seed: int, say: Say) -> list[Fi
         left = size.small_seconds
         while left > 0 and not visiting.done():
             await asyncio.wait({visiting}, timeout=min(60.0, left))
-            left = began + size.small_seconds - time.monotonic()
+            left = max(0.0, began + size.small_seconds - time.monotonic())
             if not deleted and left < size.small_seconds / 2:
                 await shop.delete_user(user(HEAVY))
                 deleted = True

@@ -95,7 +95,8 @@ def test_shoppers_ask_look_and_act(make_scorer: Callable[..., FakeScorer], world
     exposures = [e for e in distinct.values() if isinstance(e, Exposure)]
     assert len(exposures) >= 150
     assert {e.request_id for e in exposures} <= set(scorer.ids)
-    assert len(set(scorer.ids)) == len(scorer.ids)
+    ids = [*scorer.ids]
+    assert len(set(ids)) == len(ids)
     assert (
         sum(bad.values()) + len(future) == value(simulator_metrics.MALFORMED) - before[simulator_metrics.MALFORMED] > 0
     )
@@ -186,8 +187,9 @@ def test_an_outage_of_the_scorer_is_waited_out(
     assert value(simulator_metrics.REQUEST_ERRORS) - before == 20
     assert len(pages) >= 40
     # A try that failed has its own id: the scorer may have logged its page log.
-    assert len(set(scorer.ids)) == len(scorer.ids) == scorer.requests
-    assert not pages & set(scorer.ids[9:29])
+    ids = [*scorer.ids]  # now: what was on its way as the shop closed comes still
+    assert len(set(ids)) == len(ids) >= 60
+    assert not pages & set(ids[9:29])
 
 
 def test_what_the_broker_gives_back_is_sent_again(make_scorer: Callable[..., FakeScorer]) -> None:
@@ -236,4 +238,5 @@ def test_a_restart_does_not_repeat_request_ids(make_scorer: Callable[..., FakeSc
     scorer = make_scorer()
     for _ in range(2):
         run(settings_for(scorer), threading.Event(), ShopOptions(users=USERS, max_pages=10), Recorder())
-    assert len(set(scorer.ids)) == len(scorer.ids)
+    ids = [*scorer.ids]
+    assert len(set(ids)) == len(ids)
