@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -68,9 +69,9 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
     page of the model came in time."""
     size = size or Size()
     with TemporaryDirectory(prefix="millrace-bench-up-") as folder:
-        with _begun(Path(folder) / "small", SEED) as small:
+        with _begun(Path(folder) / "small", MILLRACE_GATE="on") as small:
             at_rest = asyncio.run(_small_shop(small, size, SEED, say))
-        with _begun(Path(folder) / "data", SEED) as loop:
+        with _begun(Path(folder) / "data") as loop:
             probes, clicks = asyncio.run(_visited(loop, Taste(size.items, size.visitors, SEED), size, say))
     last = probes[-1]
     follows = [p.second for p in probes if p.page.first >= 2 * p.catalogue.first][:1]  # it may never have
@@ -93,23 +94,22 @@ def shop(out: Path, *, hours: float = 2.0, seed: int = SEED) -> dict[str, Any]:
     """
     if hours <= 0:
         raise BenchError(f"{hours:g} hours are no time", "give some")
-    with _begun(out.absolute() / "loop", seed) as loop:
+    with _begun(out.absolute() / "loop", MILLRACE_GATE="on") as loop:
         size = Size(small_seconds=hours * 3600, rest_seconds=min(120.0, 600 * hours))
         figures = asyncio.run(_small_shop(loop, size, seed, print))
     verdict = f"{figures[0]['value']:.0f} refusals in {hours:g} hours of a shop in which nothing is wrong."
-    write_all(
-        out, report := {"verdict": verdict, "figures": figures}, {"hours": hours, "seed": seed}, [], "A small shop"
-    )
+    report: dict[str, Any] = {"verdict": verdict, "figures": figures}
+    write_all(out, report, {"hours": hours, "seed": seed}, [], "A small shop")
     return report
 
 
-def _begun(data: Path, seed: int) -> Started:
+def _begun(data: Path, **env: str) -> Started:
     """A loop that is still to be started. Raises BenchError where the client is not installed."""
     if importlib.util.find_spec("millrace_client") is None:
         raise BenchError("the package 'millrace-client' is not installed", "pip install ./client")
     data.mkdir(parents=True, exist_ok=True)
     (data / "shop.toml").write_text(SCHEMA, encoding="utf-8")
-    return Started(data, "--schema", str(data / "shop.toml"), env={"MILLRACE_GATE": "on"})
+    return Started(data, "--schema", str(data / "shop.toml"), env=env)
 
 
 async def _small_shop(loop: Started, size: Size, seed: int, say: Say) -> list[Figure]:
@@ -139,11 +139,11 @@ async def _small_shop(loop: Started, size: Size, seed: int, say: Say) -> list[Fi
             if not deleted and left < size.small_seconds / 2:
                 await shop.delete_user(user(HEAVY))
                 deleted = True
-            learner.update(await asyncio.to_thread(fetch, where["metrics"]["learn"], 5.0))
+            with suppress(OSError):  # a busy moment, or a restart: the next look has it
+                learner.update(await asyncio.to_thread(fetch, where["metrics"]["learn"], 5.0))
             refused = learner.total("millrace_gate_verdicts_total", verdict="refused")
             say(f"{visitors.pages} pages, {visitors.clicks} clicks, {refused:.0f} refusals; {left:.0f} s to come")
-        memory = processes(where["pid"], ROLES, "up").memory
-        found["small_shop_memory"] = {name: held / 2**20 for name, held in memory.items()}
+        found["small_shop_memory"] = {n: b / 2**20 for n, b in processes(where["pid"], ROLES, "up").memory.items()}
         ending.set()
         await visiting
     figures = [figure("false_refusals", refused, "")]

@@ -337,7 +337,7 @@ def judge(
         usually, clicked = 0.5 + _AUC_HOLDS * (usual_auc - 0.5), sums[VISITS + CLICKED]
         doubt = np.sqrt(auc_dispersion * (1 / max(12 * clicked, 1e-9) + auc_error))
         holds = value >= usually - _AUC_DOUBT * deviation  # NaN does not
-        holds |= ranks(sums[len(sums) - BINS :], others) >= usually - _AUC_DOUBT * doubt
+        holds = holds or ranks(sums[len(sums) - BINS :], others) >= usually - _AUC_DOUBT * doubt
         low, high = (WIDE_LOW, WIDE_HIGH) if holds else (NARROW_LOW, NARROW_HIGH)
         expected = max(factor * sums[PREDICTED], 1e-9)
         # The root of a count has half the deviation of the count over the root of its mean.

@@ -18,17 +18,7 @@ from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.schema import parse_schema
 from millrace.versions.image import Array
 from tests.scenes.learning import SCHEMA, START_MS
-from tests.scenes.screened_stream import (
-    DAY_MS,
-    HOUR_MS,
-    LAYOUT,
-    Scored,
-    Screen,
-    Stream,
-    labelled,
-    learn,
-    warm,
-)
+from tests.scenes.screened_stream import DAY_MS, HOUR_MS, LAYOUT, Scored, Screen, Stream, labelled, learn, warm
 
 Poison = Callable[[SampleBatch, np.random.Generator], SampleBatch]
 
