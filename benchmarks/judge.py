@@ -21,14 +21,14 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.tools.bench_figures import Figure, Say, figure
+from benchmarks.tools.bench_figures import Figure, Say, cpu_s, figure
 from experiments.experiment_judge import judge_calls, make_report, real
 from experiments.runs import run_calls
 from millrace.evidence.exploration import RULES, Exploration
@@ -87,17 +87,11 @@ def draw_costs(draws: int) -> Iterator[Figure]:
     own = {rule: Exploration(1.0, rule) for rule in RULES} | {"page": Exploration(0.05)}
     spent: dict[str, list[float]] = {name: [] for name in ("ranked", *own)}
     for n in range(draws):
-        spent["ranked"].append(_ms(lambda: largest(scores, PAGE)))
+        spent["ranked"].append(1000 * cpu_s(lambda: largest(scores, PAGE)))
         for name, how in own.items():
             chance = np.random.default_rng((0, n))
-            spent[name].append(_ms(lambda how=how, chance=chance: how.draw(scores, PAGE, PAGE, chance)))  # type: ignore[misc]
+            spent[name].append(1000 * cpu_s(partial(how.draw, scores, PAGE, PAGE, chance)))
     ranked = statistics.mean(spent.pop("ranked"))
     for name, took in spent.items():
         ms = statistics.mean(took)
         yield figure("draw_page_ms" if name == "page" else f"draw_ms {name}", ms, "ms", "as ranked", ms / ranked)
-
-
-def _ms(work: Callable[[], object]) -> float:
-    began = time.thread_time()
-    work()
-    return 1000 * (time.thread_time() - began)

@@ -14,6 +14,7 @@ import io
 import statistics
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from torch import nn
 
 from benchmarks.parts import bench_tables
 from benchmarks.parts.bench_tables import DIM, FIELDS, as_samples, schema
-from benchmarks.tools.bench_figures import Figure, Say, figure
+from benchmarks.tools.bench_figures import Figure, Say, cpu_s, figure
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from millrace.basics.hashing import column_hash, mix
@@ -130,10 +131,9 @@ def race(data: Data, test: Data, turns: int, say: Say) -> Iterator[Figure]:
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(turns + 1):
         for name, contestant in contestants.items():
-            began = time.process_time()
-            contestant.run()
+            took_s = cpu_s(contestant.run, time.process_time)
             if turn:
-                rates[name].append(len(data.y) / (time.process_time() - began))
+                rates[name].append(len(data.y) / took_s)
                 say(f"turn {turn}: {name} {rates[name][-1]:,.0f} rows/s")
             else:
                 yield figure(f"auc {name}", auc(contestant.score(test), test.y), "AUC")
@@ -155,10 +155,9 @@ def scaling(few: int, many: int, turns: int) -> Figure:
     for turn in range(turns + 1):
         for pair in zip(*batches, strict=True):
             for model, batch, own in zip(models, pair, spent, strict=True):
-                began = time.process_time()
-                model.learn(batch)
+                took_s = cpu_s(partial(model.learn, batch), time.process_time)
                 if turn:  # the first warms up
-                    own.append(time.process_time() - began)
+                    own.append(took_s)
     small, large = (statistics.median(own) / bench_tables.BATCH * 1e6 for own in spent)
     return figure("row_scaling", large, "us/sample", f"{few:,} table rows", large / small)
 

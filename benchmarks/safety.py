@@ -17,12 +17,12 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.tools.bench_figures import Figure, Say, figure
+from benchmarks.tools.bench_figures import Figure, Say, cpu_s, figure
 from experiments.experiment_safety import Plan, make_report
 from experiments.runs import run_calls
 from experiments.safety.safetyrun import Life, Pace
@@ -92,9 +92,9 @@ def gate_cost(folder: Path, size: Size, say: Say) -> Figure:
         parts = _parts(rows, turn * TURN_ROWS, (turn + 1) * TURN_ROWS, BATCH_ROWS)
         for order, message in enumerate(parts):
             for gate in (order % 2 == 0, order % 2 == 1):  # message by message: the machine's moods meet both alike
-                used[gate] += _cpu_s(partial(pair[gate].learn, message))
+                used[gate] += cpu_s(partial(pair[gate].learn, message), time.process_time)
         for gate, life in pair.items():
-            took = _cpu_s(life.snapshot)
+            took = cpu_s(life.snapshot, time.process_time)
             if turn >= size.warm_turns:
                 learning[gate].append(used[gate])
                 snapshots[gate].append(took)
@@ -104,12 +104,6 @@ def gate_cost(folder: Path, size: Size, say: Say) -> Figure:
     without = TURN_ROWS / statistics.median(learning[False])
     say(f"  {lost:.1%} of {without:,.0f} rows/s; a snapshot is judged in {judging_s:.2f} s: {judging:.1%}")
     return figure("gate_cost_rows", lost + judging, "share of rows/s", _NO_GATE, 1 - lost - judging)
-
-
-def _cpu_s(work: Callable[[], object]) -> float:
-    began = time.process_time()
-    work()
-    return time.process_time() - began
 
 
 def _parts(rows: SampleBatch, begin: int, end: int, size: int) -> list[SampleBatch]:

@@ -69,7 +69,7 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
     page of the model came in time."""
     size = size or Size()
     with TemporaryDirectory(prefix="millrace-bench-up-") as folder:
-        with _begun(Path(folder) / "small", MILLRACE_GATE="on") as small:
+        with _begun(Path(folder) / "small") as small:
             at_rest = asyncio.run(_small_shop(small, size, SEED, say))
         with _begun(Path(folder) / "data") as loop:
             probes, clicks = asyncio.run(_visited(loop, Taste(size.items, size.visitors, SEED), size, say))
@@ -94,7 +94,7 @@ def shop(out: Path, *, hours: float = 2.0, seed: int = SEED) -> dict[str, Any]:
     """
     if hours <= 0:
         raise BenchError(f"{hours:g} hours are no time", "give some")
-    with _begun(out.absolute() / "loop", MILLRACE_GATE="on") as loop:
+    with _begun(out.absolute() / "loop") as loop:
         size = Size(small_seconds=hours * 3600, rest_seconds=min(120.0, 600 * hours))
         figures = asyncio.run(_small_shop(loop, size, seed, print))
     verdict = f"{figures[0]['value']:.0f} refusals in {hours:g} hours of a shop in which nothing is wrong."
@@ -103,13 +103,13 @@ def shop(out: Path, *, hours: float = 2.0, seed: int = SEED) -> dict[str, Any]:
     return report
 
 
-def _begun(data: Path, **env: str) -> Started:
+def _begun(data: Path) -> Started:
     """A loop that is still to be started. Raises BenchError where the client is not installed."""
     if importlib.util.find_spec("millrace_client") is None:
         raise BenchError("the package 'millrace-client' is not installed", "pip install ./client")
     data.mkdir(parents=True, exist_ok=True)
     (data / "shop.toml").write_text(SCHEMA, encoding="utf-8")
-    return Started(data, "--schema", str(data / "shop.toml"), env=env)
+    return Started(data, "--schema", str(data / "shop.toml"))
 
 
 async def _small_shop(loop: Started, size: Size, seed: int, say: Say) -> list[Figure]:

@@ -49,7 +49,6 @@ from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, policy_named
 from millrace.logs import TS, LogTable, read_log
-from millrace.reports import Plot
 from simulator.daylog import write_traffic
 
 WORLDS = (3, 7, 11, 19, 23)
@@ -188,12 +187,9 @@ def experiment_labels(
     how: dict[str, Any] = {"worlds": worlds, "spec": spec, "workers": workers, "progress": progress}
     if outcome:
         runs = [(outcome_labels.run_world, (world, users, dict(spec or {}))) for world in worlds]
-        default = outcome_labels.RULE.told
-
-        def report_of(rows: list[Row]) -> tuple[dict[str, Any], Sequence[Plot]]:
-            return outcome_labels.make_report(rows, default), []
-
-        return run_experiment(out, "Label policies of an outcome", runs, report_of, users=users, **how)
+        make, told = outcome_labels.make_report, outcome_labels.RULE.told
+        title = "Label policies of an outcome"
+        return run_experiment(out, title, runs, lambda rows: (make(rows, told), []), users=users, **how)
     how |= {"seeds": seeds, "rows": rows}
     return run_experiment(out, "Label policies", calls, lambda runs: (make_report(runs, names, default), []), **how)
 

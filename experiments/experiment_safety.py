@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,6 +41,7 @@ from millrace.basics.errors import SettingError
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, load_schema, shop_schema
 from millrace.logs import TS, read_log
+from millrace.processes.resident_memory import resident_bytes
 from millrace.reports.lines import Lines
 from simulator.params import DEFAULT
 
@@ -70,6 +72,7 @@ class Plan:
         rates: rows a second of clean worlds.
         worlds: clean ones at 1 and at 10 rows a second; one at more.
         days: of a clean world (default: 30; 2 at 100 rows a second; four hours at 1000).
+        hold: hours of clean worlds between which a person holds the model, as 9 33; memory is told.
         users: shoppers of an average day, of poisons and tastes.
         rows: shown from the beginning of a poison on.
         log: one of one's own in which nothing is wrong.
@@ -83,6 +86,7 @@ class Plan:
     rates: tuple[Rate, ...] = (1, 10, 100, 1000)
     worlds: int = 5
     days: int | None = None
+    hold: tuple[int, int] = (0, 0)
     users: int = 4000
     rows: int = 190_000
     log: Path | None = None
@@ -96,10 +100,11 @@ class Plan:
             yield from small.calls()
             return
         schema, seeds = shop_schema(), range(self.seed, self.seed + self.seeds)
+        held = partial(clean, hold=range(*self.hold))
         if "clean" in self.only:
             for rate in self.rates:
                 worlds = range(self.seed, self.seed + (self.worlds if rate <= 10 else 1))
-                yield from ((_do, (schema, clean, *world_at(rate, seed, self.days))) for seed in worlds)
+                yield from ((_do, (schema, held, *world_at(rate, seed, self.days))) for seed in worlds)
         if "taste" in self.only:
             shops = (Shop(seed, 2, self.users, change="taste") for seed in seeds)
             yield from ((_do, (schema, clean, "another taste", shop, BATCH_ROWS)) for shop in shops)
@@ -176,7 +181,7 @@ def _branch(
 
 def poisons(shop: Shop, rows: int, schema: Schema, folder: Path) -> Iterator[Row]:
     """A row for each poison. ``rows``: that are shown from the beginning of a poison on."""
-    start_ms = shop.last_ms + 10 * HOUR_MS
+    start_ms = shop.day_ms(shop.days - 1) + 10 * HOUR_MS
     origin, moments = _morning(shop, schema, folder, start_ms, rows)
     batches = [m.batch for m in moments if m.batch is not None]
     twins = {gate: _branch(schema, origin, folder, moments, gate)[1] for gate in (True, False)}
@@ -196,24 +201,33 @@ def poisons(shop: Shop, rows: int, schema: Schema, folder: Path) -> Iterator[Row
         }
 
 
-def clean(name: str, shop: Shop | Path, size: int, schema: Schema, folder: Path) -> Iterator[Row]:
+def clean(
+    name: str, shop: Shop | Path, size: int, schema: Schema, folder: Path, hold: Sequence[int] = ()
+) -> Iterator[Row]:
     """One row: a life from nothing through a world or a log in which nothing is wrong.
 
     Args:
         name: what the world is called in reports.
         shop: a simulated one, or the path of a log.
         size: rows that are known at once. Few, where there is little traffic.
+        hold: hours in which a person holds the model; ``held_mb`` is memory, without files, at the end of each.
     """
     log = read_log(write_shop(shop, folder / "log") if isinstance(shop, Shop) else shop, schema, spool=folder)
     seed, life = shop.seed if isinstance(shop, Shop) else 0, Life(schema, folder / "life", serves=False)
     tick, ts_ms = Lines(lambda line: print(line, file=sys.stderr), time.monotonic), log.table[TS]
-    first_ms, of_ms = ts_ms[0].as_py(), ts_ms[-1].as_py() - ts_ms[0].as_py()
+    first_ms, of_ms, held_mb = ts_ms[0].as_py(), ts_ms[-1].as_py() - ts_ms[0].as_py(), dict[int, int]()
 
     def told() -> Iterator[Moment]:
         for moment in traffic(log, schema, size):
             yield moment
-            done_ms = int(moment.batch.ts_ms[-1]) - first_ms if moment.batch is not None else 0
-            tick(f"{name}, seed {seed}, {len(life.log.refused)} refused: hours", done_ms // HOUR_MS, of_ms // HOUR_MS)
+            if moment.batch is None:
+                continue
+            hour = (int(moment.batch.ts_ms[-1]) - first_ms) // HOUR_MS
+            if (hour in hold) != life.promotion.state.standing.held:
+                (life.promotion.commands.hold if hour in hold else life.promotion.commands.promote)()
+            if hour in hold:
+                held_mb[hour] = (resident_bytes(name="RssAnon:") or 0) >> 20
+            tick(f"{name}, seed {seed}, {len(life.log.refused)} refused: hours", hour, of_ms // HOUR_MS)
 
     live(life, told(), clients(shop, schema) if isinstance(shop, Shop) else lambda batch: batch)
     yield {
@@ -224,6 +238,7 @@ def clean(name: str, shop: Shop | Path, size: int, schema: Schema, folder: Path)
         "days": rounded(of_ms / DAY_MS),
         "refused": life.log.by_check(),
         "when": [f"day {1 + (ms - first_ms) / DAY_MS:.2f}: {why}" for ms, why in life.log.refused[:20]],
+        "held_mb": held_mb,
     }
 
 
@@ -265,6 +280,7 @@ def _clean(name: str, own: Sequence[Row]) -> Row:
         "refused": refused,
         "in_30_days": rounded(30 * refused / days),
         "refused_by": _checks(own),
+        "held_mb": [*own[0]["held_mb"].values()],
     }
 
 
@@ -286,6 +302,7 @@ def verdict(report: Mapping[str, Any]) -> str:
     parts.append(f"{sum(row['not_finite'] for row in report['poisons']):,} numbers that are not finite were served.")
     parts += [
         f"{row['refused']} refusals of what is clean in {row['days']:.4g} days, {row['world']}."
+        + (f" Held for {len(mb)} hours: {mb[0]} to {mb[-1]} MB." if (mb := row["held_mb"]) else "")
         for row in report["clean"]
     ]
     return " ".join(parts)

@@ -13,6 +13,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.tools.bench_figures import Figure, Say, figure
+from benchmarks.tools.bench_figures import Figure, Say, cpu_s, figure
 from experiments.recall.recallloop import Pupil
 from experiments.recall.recallshop import RecallShop
 from learner.network.dense import threads
@@ -96,9 +97,7 @@ class OnnxForward:
 
     def run(self) -> None:
         if self._session is not None:
-            began = time.thread_time()
-            self._session.run(None, {"x": self._x})
-            self._ms.append(1000 * (time.thread_time() - began))
+            self._ms.append(1000 * cpu_s(partial(self._session.run, None, {"x": self._x})))
 
     def take_ms(self) -> float:
         """The median of the passes since the last call; NaN of none."""
@@ -178,8 +177,6 @@ def _cost(part: str, plain: _Pages, other: _Pages, users: list[int]) -> Figure:
         for number, user in enumerate(users):
             record = plain.shop.record(user)
             for way in (0, 1) if number % 2 else (1, 0):
-                began = time.thread_time()
-                (plain, other)[way].make(user, record, number)
-                ms[way, number] = 1000 * (time.thread_time() - began)
+                ms[way, number] = 1000 * cpu_s(partial((plain, other)[way].make, user, record, number))
     base, cost = np.median(ms[:, WARM:], axis=1).tolist()
     return figure(f"{part}_cpu_ratio", cost / base, "x", "a plain page", cost / base)

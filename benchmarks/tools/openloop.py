@@ -248,9 +248,7 @@ def latencies_ms(outcome: Outcome) -> Ms:
 
 def percentile(ms: Ms, share: float) -> float:
     """The smallest latency that at least ``share`` of the requests kept to. NaN of none."""
-    if not len(ms):
-        return float("nan")
-    return float(np.sort(ms)[max(0, int(np.ceil(share * len(ms))) - 1)])
+    return float(np.percentile(ms, 100 * share, method="inverted_cdf")) if len(ms) else float("nan")
 
 
 def chunks(at_s: Sequence[float] | Ms, ms: Ms) -> list[Ms]:

@@ -30,8 +30,7 @@ class Taken:
 def processes(root: int, roles: Sequence[str], own: str) -> Taken:
     """What the process ``root`` and all below it take, by role. ``roles``: commands of ``python -m commands`` that are
     roles. ``own``: the name of ``root`` itself, and of what is below it and has no name."""
-    found = Taken()
-    names: dict[int, str] = {}
+    found, names = Taken(), dict[int, str]()
     for process in below(root):
         with suppress(psutil.Error):  # it ended meanwhile
             role = "" if process.pid == root else role_of(process.cmdline(), roles)
@@ -68,10 +67,8 @@ def folder_bytes(folder: Path) -> int:
     total = 0
     for where, _, names in os.walk(folder):
         for name in names:
-            try:
+            with suppress(FileNotFoundError):
                 total += os.stat(os.path.join(where, name)).st_size
-            except FileNotFoundError:
-                continue
     return total
 
 

@@ -55,8 +55,17 @@ class Window:
 
     def draws(self, batch: SampleBatch, what: int) -> NDArray[np.float64]:
         """A number in [0, 1) for each exposure, the same whenever it comes. (B,)"""
-        mixed = exposure_ids(batch) * np.uint64(2 * what + 1)
-        return (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
+        return drawn(exposure_ids(batch) * np.uint64(2 * what + 1))
+
+
+def drawn(hashes: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """A number in [0, 1) for each hash. (n,)"""
+    return (hashes >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def users_drawn(batch: SampleBatch) -> NDArray[np.float64]:
+    """The same number whenever a user comes. (B,)"""
+    return drawn(batch.user * np.uint64(0x9E3779B97F4A7C15))
 
 
 Spoil = Callable[[SampleBatch, Window], SampleBatch]
@@ -122,13 +131,6 @@ def ahead(batch: SampleBatch, window: Window) -> SampleBatch:
     return replace(batch, ts_ms=ts_ms)
 
 
-def _some_users(batch: SampleBatch, share: float) -> Mask:
-    """The rows of a share of the users, always the same. (B,)"""
-    mixed = batch.user * np.uint64(0x9E3779B97F4A7C15)
-    some: Mask = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53 < share
-    return some
-
-
 def _relabel(rows: Callable[[SampleBatch, Window], Mask] | None, clicked: bool | None) -> Spoil:
     """Labels of ``rows`` (B,), None: of all, become ``clicked``; None: each becomes the other one."""
 
@@ -150,7 +152,7 @@ POISONS = (
     Poison("huge-10", 10, lambda b, w: _numbers(b, w.rows(b) & (w.draws(b, 1) < 0.1), [0], 1e38)),
     Poison("ahead", 0.5, ahead),
     # One user of twenty clicks everything; one label of ten is the other one; a popular item is always clicked.
-    Poison("clickers-13h", 780, _relabel(lambda b, w: _some_users(b, 0.05), True), claimed=False),
+    Poison("clickers-13h", 780, _relabel(lambda b, _: users_drawn(b) < 0.05, True), claimed=False),
     Poison("tenth-flipped-13h", 780, _relabel(lambda b, w: w.draws(b, 2) < 0.1, None), claimed=False),
     Poison("one-item-13h", 780, _relabel(lambda b, w: b.item == np.uint64(w.popular), True), claimed=False),
 )

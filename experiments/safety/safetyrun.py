@@ -171,7 +171,9 @@ class Life:
         """Learns what has come, and publishes what may go out."""
         self._batches += 1
         self.log.rows += len(batch)
-        promotion, self._messages[self._batches] = self.promotion, batch
+        promotion = self.promotion
+        if not promotion.state.standing.held:  # for days of a hold they would be the memory that is measured
+            self._messages[self._batches] = batch
         promotion.take(batch, 0, 0, self._batches)
         while promotion.step(drain=True) is not None or promotion.commands.learn_some():
             pass
@@ -183,6 +185,7 @@ class Life:
             if self._snapshot_due and promotion.at_mark:
                 self._snapshot_due = False
                 self.snapshot()
+        promotion.write_private(self._now_ms)  # in a hold
         self._note_refusals()
 
     def snapshot(self) -> None:

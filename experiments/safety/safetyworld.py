@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from commands.replay.known import LabelSettings
 from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.steps import steps
-from experiments.safety.poisons import without_user
+from experiments.safety.poisons import users_drawn, without_user
 from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.samples import SampleBatch
@@ -65,11 +65,6 @@ class Shop:
     users: int = 4000
     change: Change = "nothing"
     hours: tuple[int, int] = (0, 24)
-
-    @property
-    def last_ms(self) -> int:
-        """When the last day begins."""
-        return self.day_ms(self.days - 1)
 
     def day_ms(self, day: int) -> int:
         """When a day begins, from 0 on."""
@@ -155,7 +150,7 @@ def clients(shop: Shop, schema: Schema) -> Callable[[SampleBatch], SampleBatch]:
     from_ms = 0 if day is None else shop.day_ms(day) + 13 * HOUR_MS
 
     def sent(batch: SampleBatch) -> SampleBatch:
-        draw = (batch.user * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(11)).astype(np.float64) / 2.0**53
+        draw = users_drawn(batch)
         guests = draw < _GUESTS if shop.change == "all" else np.zeros(len(batch), np.bool_)
         unread = (batch.ts_ms >= from_ms) & (batch.ts_ms < from_ms + HOUR_MS)
         missing = np.where(guests, PROFILE_MISSING | WINDOWS_MISSING, 0)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
 from benchmarks.runner import BENCHMARKS
 from benchmarks.safety import figures
-from experiments.experiment_safety import Plan, make_report, world_at
+from experiments.experiment_safety import Plan, clean, make_report, world_at
 from experiments.safety.poisons import POISONS, Window, user_side
 from experiments.safety.safetyrun import Life, Served, live, loss
 from experiments.safety.safetyworld import Change, Moment, Shop, clients, traffic, write_shop
+from learner.promotion.gatecommands import GateCommands
 from learner.ranker.repeats import exposure_ids
 from millrace.basics.durations import DAY_MS, HOUR_MS, MINUTE_MS
 from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING
@@ -23,7 +25,7 @@ from millrace.logs import read_log
 
 SCHEMA = shop_schema()
 SHOP = Shop(seed=3, days=1, users=60)
-NOON_MS = SHOP.last_ms + 12 * HOUR_MS
+NOON_MS = SHOP.day_ms(0) + 12 * HOUR_MS
 ROWS = {poison.name: poison for poison in POISONS}
 
 
@@ -39,7 +41,7 @@ def batch(moments: list[Moment]) -> SampleBatch:
 
 
 def _whole_day(batch: SampleBatch) -> Window:
-    return Window.of([batch], SCHEMA, SHOP.last_ms, 24 * 60)
+    return Window.of([batch], SCHEMA, SHOP.day_ms(0), 24 * 60)
 
 
 # -- worlds --------------------------------------------------------------------------------------------------
@@ -88,7 +90,7 @@ def test_a_flip_turns_what_is_clicked_in_the_end(batch: SampleBatch) -> None:
 
 @pytest.mark.parametrize("name", sorted(ROWS.keys() - {"ahead"}))
 def test_a_poison_keeps_to_its_window(batch: SampleBatch, name: str) -> None:
-    window = Window.of([batch], SCHEMA, SHOP.last_ms + 12 * 3_600_000, 60)
+    window = Window.of([batch], SCHEMA, NOON_MS, 60)
     inside = window.rows(batch)
     assert 0 < inside.sum() < len(batch)
     spoilt = ROWS[name].spoil(batch, window)
@@ -143,7 +145,7 @@ def test_the_worst_window_counts() -> None:
 
 def test_figures_are_named_by_poison_and_world() -> None:
     poison = {"kind": "poison", "seed": 0, "not_finite": 0, "refused": {"shift": 2}, "auc_loss_without_gate": 0.1}
-    world = {"kind": "clean", "rows": 4096, "days": 15.0}
+    world = {"kind": "clean", "rows": 4096, "days": 15.0, "held_mb": {}}
     report = make_report(
         [
             poison | {"name": "flips-10", "claimed": True, "auc_loss": 0.02},
@@ -162,6 +164,19 @@ def test_figures_are_named_by_poison_and_world() -> None:
     assert "0 cost" in report["verdict"]
     assert "3 refusals of what is clean in 30 days, 1 rows/s." in report["verdict"]
     assert "safety" in BENCHMARKS
+
+
+def test_memory_is_told_while_a_person_holds(tmp_path: Path) -> None:
+    own = GateCommands.hold, GateCommands.promote
+    with (
+        patch.object(GateCommands, "hold", autospec=True, side_effect=own[0]) as hold,
+        patch.object(GateCommands, "promote", autospec=True, side_effect=own[1]) as promote,
+    ):
+        (row,) = clean("a shop", replace(SHOP, hours=(9, 15)), 32, SCHEMA, tmp_path, range(1, 3))
+    assert (hold.call_count, promote.call_count) == (1, 1)
+    assert [*row["held_mb"]] == [1, 2]
+    assert all(mb > 0 for mb in row["held_mb"].values())
+    assert "a shop. Held for 2 hours: " in make_report([row])["verdict"]
 
 
 def test_a_slice_of_a_plan_is_one_world() -> None:
