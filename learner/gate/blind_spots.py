@@ -54,7 +54,7 @@ def blind_spots(screen: Screen, heldout: Heldout) -> list[BlindSpot]:
     pages = _heldout_rows(heldout)
     found = []
     for fault, (flipped, clicked) in _FAULTS.items():
-        rows, by = screen.tells_after(flipped, clicked), "samples"
+        rows, by = screen.tells_after(flipped, clicked, rows_an_hour), "samples"
         if rows is None:
             rows, by = pages, "held-out pages"
         found.append(BlindSpot(fault, rows, rows and rows / rows_an_hour, by if rows else ""))

@@ -104,7 +104,7 @@ from learner.gate.screenkernels import (
 )
 from learner.gate.screenwindows import BLOCK_ROWS, LONGEST_MS, LONGEST_ROWS, WINDOW_ROWS, ScreenWindows
 from learner.gate.verdicts import GateRefusal
-from millrace.basics.durations import DAY_MS, MINUTE_MS
+from millrace.basics.durations import DAY_MS, HOUR_MS, MINUTE_MS
 from millrace.basics.hashing import salt
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import SIDES, Schema, Side
@@ -333,7 +333,7 @@ class Screen:
         self._usual = self._known()
         self._windows.forget_behind(0)
 
-    def tells_after(self, flipped: float, clicked: float) -> int | None:
+    def tells_after(self, flipped: float, clicked: float, rows_an_hour: float) -> int | None:
         """Rows of traffic like the clean past's that must come until a bound is broken, on average, where some shares
         of them, drawn by chance, have the other label or are clicked whatever they are. None: it never is."""
         if not self.warm:
@@ -345,7 +345,7 @@ class Screen:
         spoilt[MET] = past[ROWS]
         spoilt[bins : bins + BINS] = kept * others + flipped * clicks
         spoilt[bins + BINS :] = kept * clicks + flipped * others + clicked * (others + clicks)
-        spoilt[MS] = np.inf
+        spoilt[MS] = past[ROWS] * HOUR_MS / rows_an_hour
         spoilt[CLICKS] = kept * past[CLICKS] + flipped * (past[ROWS] - past[CLICKS]) + clicked * past[ROWS]
         rows = BLOCK_ROWS
         while rows <= WINDOW_ROWS:

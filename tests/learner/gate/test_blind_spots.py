@@ -22,9 +22,10 @@ def heldout_at(rows_a_second: float) -> Heldout:
 
 def test_rows_until_a_fault_is_told_are_what_a_screen_takes() -> None:
     screen, stream = warm(3, base=-4.0)
-    assert screen.tells_after(flipped=0.0, clicked=0.0) is None
-    assert screen.tells_after(flipped=1.0, clicked=0.0) == 128
-    told = screen.tells_after(flipped=0.1, clicked=0.0)
+    assert screen.tells_after(flipped=0.0, clicked=0.0, rows_an_hour=36_000.0) is None
+    assert screen.tells_after(flipped=1.0, clicked=0.0, rows_an_hour=3600.0) == 128
+    assert screen.tells_after(flipped=1.0, clicked=0.0, rows_an_hour=36_000.0) == 256, "half a minute is not over"
+    told = screen.tells_after(flipped=0.1, clicked=0.0, rows_an_hour=36_000.0)
     assert told is not None
     met = 0
     for batch, p in stream.batches(8192, 64):
