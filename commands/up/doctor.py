@@ -53,8 +53,8 @@ PYTHONS = ((3, 11), (3, 13))
 
 
 _GATE = {
-    "observe": "says what it would refuse, and refuses only what is damaged or absurd (MILLRACE_GATE=on: all)",
     "on": "refuses what fails a check",
+    "observe": "says what it would refuse, and refuses only what is damaged or absurd",
     "off": "nothing is judged",
 }
 

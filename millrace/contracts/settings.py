@@ -104,7 +104,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     shadow_spec: dict[str, Any] = {}  # and its spec
 
     # Gate. What stands in front of what is served; see docs/concepts/trust.md. Its minutes are event time.
-    gate: Literal["observe", "on", "off"] = "observe"  # observe: refuse only what is damaged or absurd; on: refuse
+    gate: Literal["on", "observe", "off"] = "on"  # on: refuse; observe: refuse only what is damaged or absurd
     heldout_share: Annotated[float, Meta(ge=0, le=0.1)] = 0.01  # share of pages that are never learnt, to judge by
     # Rows that a user, an item or an id of a field may teach in an hour; empty: no limit.
     teach_limits: dict[str, Annotated[int, Meta(ge=1, le=2**63 - 1)]] = field(
