@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -92,10 +93,7 @@ def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
             )
             targets = {**where["metrics"], "simulate": f"http://127.0.0.1:{port}/metrics"}
             roles = {name: RoleMetrics() for name in targets}
-
-            def look() -> Look:
-                return _look(where["pid"], data, targets, where["redis"], roles)
-
+            look = partial(_look, where["pid"], data, targets, where["redis"], roles)
             with RunningRole("simulate", settings, port, out, "/metrics"):
                 _await_pages(look, say)
                 time.sleep(size.warm_seconds)

@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.tools.bench_figures import Figure, Say, cpu_s, figure
+from benchmarks.tools.bench_figures import Figure, Say, figure
+from benchmarks.tools.bench_running import cpu_s
 from experiments.experiment_judge import judge_calls, make_report, real
 from experiments.runs import run_calls
 from millrace.evidence.exploration import RULES, Exploration

@@ -25,7 +25,8 @@ from torch import nn
 
 from benchmarks.parts import bench_tables
 from benchmarks.parts.bench_tables import DIM, FIELDS, as_samples, schema
-from benchmarks.tools.bench_figures import Figure, Say, cpu_s, figure
+from benchmarks.tools.bench_figures import Figure, Say, figure
+from benchmarks.tools.bench_running import cpu_s
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from millrace.basics.hashing import column_hash, mix

@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.tools.bench_figures import Figure, Say, cpu_s, figure
+from benchmarks.tools.bench_figures import Figure, Say, figure
+from benchmarks.tools.bench_running import cpu_s
 from experiments.experiment_safety import Plan, make_report
 from experiments.runs import run_calls
 from experiments.safety.safetyrun import Life, Pace

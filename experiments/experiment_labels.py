@@ -187,8 +187,7 @@ def experiment_labels(
     how: dict[str, Any] = {"worlds": worlds, "spec": spec, "workers": workers, "progress": progress}
     if outcome:
         runs = [(outcome_labels.run_world, (world, users, dict(spec or {}))) for world in worlds]
-        make, told = outcome_labels.make_report, outcome_labels.RULE.told
-        title = "Label policies of an outcome"
+        make, told, title = outcome_labels.make_report, outcome_labels.RULE.told, "Label policies of an outcome"
         return run_experiment(out, title, runs, lambda rows: (make(rows, told), []), users=users, **how)
     how |= {"seeds": seeds, "rows": rows}
     return run_experiment(out, "Label policies", calls, lambda runs: (make_report(runs, names, default), []), **how)

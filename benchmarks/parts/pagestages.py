@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.tools.bench_figures import Figure, Say, cpu_s, figure
+from benchmarks.tools.bench_figures import Figure, Say, figure
+from benchmarks.tools.bench_running import cpu_s
 from experiments.recall.recallloop import Pupil
 from experiments.recall.recallshop import RecallShop
 from learner.network.dense import threads

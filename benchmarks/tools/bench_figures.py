@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import NotRequired, TypedDict
 
@@ -23,13 +22,6 @@ class Figure(TypedDict):
 def figure(name: str, value: float, unit: str, against: str | None = None, ratio: float | None = None) -> Figure:
     """One figure; ``ratio`` is what the value is to that of ``against``."""
     return {"name": name, "value": float(value), "unit": unit, "against": against, "ratio": ratio}
-
-
-def cpu_s(work: Callable[[], object], clock: Callable[[], float] = time.thread_time) -> float:
-    """Processor time that a call takes, in seconds; of this thread, or ``time.process_time``: of all."""
-    began = clock()
-    work()
-    return clock() - began
 
 
 Say = Callable[[str], None]

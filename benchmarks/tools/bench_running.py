@@ -1,5 +1,5 @@
 # shell
-"""A role in processes of its own, as a user starts it, and what its processes take. It may be killed and started."""
+"""A role in processes of its own, as a user starts it, and what it takes. It may be killed and started."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +22,13 @@ from millrace.processes.spawn import spawn, stop, tail
 
 PATIENCE_S = 600.0
 CALM_S = 0.05
+
+
+def cpu_s(work: Callable[[], object], clock: Callable[[], float] = time.thread_time) -> float:
+    """Processor time that a call takes, in seconds; of this thread, or ``time.process_time``: of all."""
+    began = clock()
+    work()
+    return clock() - began
 
 
 class RunningRole:

@@ -74,8 +74,7 @@ def folder_bytes(folder: Path) -> int:
 
 def topic_bytes(broker: Path) -> dict[str, int]:
     """Bytes of each topic in the folder of an embedded broker: what was appended, as it lies on the disk."""
-    logs = broker / "topics" / "logs"
-    found = {path.name.rpartition(".")[0]: folder_bytes(path) for path in logs.iterdir()} if logs.exists() else {}
+    found = {path.name.rpartition(".")[0]: folder_bytes(path) for path in broker.glob("topics/logs/*")}
     return {name: size for name, size in found.items() if name}
 
 
