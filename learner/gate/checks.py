@@ -10,6 +10,7 @@ from learner.gate.heldout import Heldout
 from learner.gate.median_clock import MedianClock
 from learner.gate.model_checks import unsound_part
 from learner.gate.quota import Quota
+from learner.gate.refused_minutes import RefusedMinutes
 from learner.gate.screen import Screen
 from learner.gate.shift import Shift
 from millrace.basics.durations import MINUTE_MS
@@ -42,6 +43,7 @@ class Checks:
     quarantine_ms: int
     clock: MedianClock = field(default_factory=MedianClock)  # of all of them
     observe: bool = False  # a refusal is only told of, unless what is refused is damaged or absurd
+    minutes: RefusedMinutes = field(default_factory=RefusedMinutes)
 
     @classmethod
     def of(cls, settings: Settings, schema: Schema) -> Checks | None:
@@ -65,7 +67,7 @@ class Checks:
         )
 
     @property
-    def parts(self) -> Mapping[str, MedianClock | Screen | Quota | Shift | Heldout]:
+    def parts(self) -> Mapping[str, MedianClock | Screen | Quota | Shift | Heldout | RefusedMinutes]:
         """Those with a state that a snapshot keeps, by name."""
         return {
             "clock": self.clock,
@@ -73,6 +75,7 @@ class Checks:
             "quota": self.quota,
             "shift": self.shift,
             "heldout": self.heldout,
+            "minutes": self.minutes,
         }
 
 

@@ -27,7 +27,8 @@ import zstandard
 from msgspec import Struct
 
 from learner.gate.verdicts import GateRefusal
-from learner.training.decisionlog import places_of, rows_in, spans_of
+from learner.training.decisionlog import among, places_of, rows_in, spans_of
+from millrace.basics.durations import MINUTE_MS
 from millrace.basics.errors import UNFIT, SchemaError, SnapshotError, one_line
 from millrace.basics.store import AbsentError, DamagedError, Store
 from millrace.contracts.samples import SampleBatch
@@ -39,6 +40,8 @@ PLACE = "quarantine"
 """Name of the store, as :meth:`Settings.place` takes it."""
 ENTRY_ROWS = 4096
 """Rows of an entry: behind so many another one begins."""
+ENTRY_MS = 10 * MINUTE_MS
+"""Event time behind which another one begins: who reads an entry's rows reads all that lies between them, too."""
 MOST_BYTES = 64 << 20
 """Of all entries, a day's of some thousand rows a second. Beyond it the oldest go, which is said."""
 
@@ -90,7 +93,7 @@ class _CopyHead(Struct, frozen=True):
     spans: list[Span] = []
 
 
-_Saved = tuple[int, str, list[tuple[QuarantineEntry, list[bytes]]]]
+_Saved = tuple[int, dict[str, str] | str, list[tuple[QuarantineEntry, list[bytes]]]]
 
 _decode_spans = msgspec.msgpack.Decoder(list[Span]).decode
 _decode_list = msgspec.json.Decoder(_Listed).decode
@@ -113,7 +116,7 @@ class Quarantine:
         self.store, self.schema_id, self.most_bytes = store, schema_id, most_bytes
         self.lost_rows, self.samples_log = 0, ""
         self._kept: dict[str, _Kept] = {}  # oldest first
-        self._open = ""  # the entry that rows of the same check may still join
+        self._open: dict[str, str] = {}  # by check the entry that its rows may still join
         self._bytes = 0
         self._changed = True  # since the list was written
 
@@ -130,16 +133,17 @@ class Quarantine:
         """
         if not spans:
             return
-        last = self._kept.get(self._open)
-        key = (refusal.check, refusal.what, self.samples_log)
-        alike = last is not None and (last.entry.check, last.entry.what, last.entry.log) == key
-        if last is None or not alike or last.entry.rows >= ENTRY_ROWS:
+        last = self._kept.get(self._open.get(refusal.check, ""))
+        alike = last is not None and (last.entry.what, last.entry.log) == (refusal.what, self.samples_log)
+        full = last is not None and (last.entry.rows >= ENTRY_ROWS or made_ms - last.entry.made_ms >= ENTRY_MS)
+        if last is None or not alike or full:
             name, value, bound = f"{n:08d}-{refusal.check}", _finite(refusal.value), _finite(refusal.bound)
             entry = QuarantineEntry(
                 *(name, refusal.check, value, bound, refusal.what, 0, *event_ms, made_ms),
                 *(self.schema_id, self.samples_log),
             )
-            self._open, last = name, _Kept(entry)
+            self._open[refusal.check] = name
+            last = _Kept(entry)
             self._kept[name] = last
             self._bytes += _ENTRY_BYTES
         entry = last.entry
@@ -154,9 +158,9 @@ class Quarantine:
         self._changed = True
         self._keep_within()
 
-    def close(self) -> None:
-        """What is refused from now on goes to another entry."""
-        self._open = ""
+    def close(self, but: Collection[str] = ()) -> None:
+        """What is refused from now on goes to other entries, ``but`` what these checks refuse."""
+        self._open = {check: name for check, name in self._open.items() if check in but}
 
     def remove(self, names: Iterable[str]) -> int:
         """Entries were learnt, or are not wanted any more: how many rows."""
@@ -195,9 +199,9 @@ class Quarantine:
         return [kept.entry for kept in self._kept.values()]
 
     @property
-    def open(self) -> str:
-        """Name of the entry that may still grow; empty: there is none."""
-        return self._open
+    def open(self) -> Collection[str]:
+        """Names of entries that may still grow."""
+        return self._open.values()
 
     def log_of(self, name: str) -> str:
         """Id of the topic that the rows of an entry lie on."""
@@ -242,13 +246,16 @@ class Quarantine:
     def resume(self, raw: bytes) -> None:
         """The inverse of :meth:`snapshot`. Raises SnapshotError where it cannot be read."""
         try:
-            self.lost_rows, self._open, kept = msgspec.msgpack.decode(raw, type=_Saved)
+            self.lost_rows, opened, kept = msgspec.msgpack.decode(raw, type=_Saved)
             for entry, packed in kept:
                 if rows_in(span for some in packed for span in _decode_spans(some)) != entry.rows:
                     raise ValueError(f"'{entry.name}' has not {entry.rows} rows")
         except UNFIT as error:
             problem = f"what a snapshot has in quarantine cannot be read ({one_line(error)})"
             raise SnapshotError(problem, "move this snapshot away: the one before it is used") from None
+        if isinstance(opened, str):  # one for all checks, before they had one each
+            opened = {entry.check: entry.name for entry, _ in kept if entry.name == opened}
+        self._open = opened
         self._kept = {entry.name: _Kept(entry, packed) for entry, packed in kept}
         self._bytes, self._changed = sum(one.bytes for one in self._kept.values()), True
 
@@ -287,8 +294,7 @@ class Quarantine:
             )
         batch, spans = _unpacked(name, head, body)
         places = places_of(spans)
-        mine = set(map(tuple, places_of(self.spans(name)).tolist()))
-        stay = np.array([tuple(place) in mine for place in places.tolist()], np.bool_)
+        stay = among(places, self.spans(name))
         return batch.take(stay), list(spans_of(places[stay]))
 
     def remove_copies(self, but: Collection[str] = ()) -> None:

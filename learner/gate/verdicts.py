@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 CHECKS = {
     "absurd": "a row that cannot be: a date far ahead, a label or a number out of all bounds",
-    "page": "rows sent again for their page, of the time of rows in quarantine",
+    "page": "late clicks, and rows sent again for their page, of a minute that was refused",
     "labels": "labels over predictions",
     "auc": "AUC of incoming labels",
     "numbers": "share of numbers that are not zero",

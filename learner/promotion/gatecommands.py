@@ -126,7 +126,7 @@ class GateCommands:
         least = {p: at.start + len(at) // 4 if at.start else 0 for p, at in held.items()}
         there = quarantine.copies() | self._nowhere
         for entry in quarantine.entries():
-            if entry.name in there or entry.name == quarantine.open:
+            if entry.name in there or entry.name in quarantine.open:
                 continue
             soon = any(span.offset < least.get(span.partition, 0) for span in quarantine.spans(entry.name))
             if not soon and entry.made_ms > old_ms:

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import structlog
 from msgspec import Struct
+from numpy.typing import NDArray
 
-from learner.gate.checks import ASIDE, QUARANTINED, Checks
+from learner.gate.checks import ASIDE, OF_ROWS, QUARANTINED, Checks
+from learner.gate.checks import GATE as ARRAYS
 from learner.gate.quarantine import Quarantine
 from learner.gate.verdicts import OF_MODEL, OF_PAGES, GateRefusal, kind_of
 from learner.promotion.restorer import Base, Restored, Restorer
@@ -47,8 +49,10 @@ from millrace.versions.decisions import (
     Released,
     RolledBack,
     Saved,
+    Span,
     WentBack,
 )
+from millrace.versions.image import below
 from millrace.versions.modelstore import Announcement
 
 log = structlog.get_logger("learner")
@@ -119,7 +123,7 @@ class LearnerState:
         self.clicks: list[ClickCounts] = []
         versions.flushed = lambda: self._decided(Flushed())
         if checks is not None:
-            trainer.admit = lambda batch, places: admit(checks, quarantine, trainer.counts, self.refused, batch, places)
+            trainer.admit = lambda batch, places: admit(checks, trainer.counts, self.refused, batch, places)
 
     def _decided(self, what: Decision) -> int:
         """Writes a decision down: its number."""
@@ -133,19 +137,30 @@ class LearnerState:
         if self.checks is not None:
             self.standing.met(self.checks.clock.now_ms)
 
-    def learnt(self, cut: MicroBatch, p: Any = None, rows: int = -1) -> LearnReport:
+    def learnt(
+        self, cut: MicroBatch, p: Any = None, rows: int = -1, aside: NDArray[np.bool_] | None = None
+    ) -> LearnReport:
         """The model was given a micro-batch.
 
         Args:
             p: what it predicted before, (B,); None: nobody judged.
             rows: how many it learnt then, where this is done again.
+            aside: rows that it was not given, since it never learnt their exposures, (B,). They go to quarantine.
         """
-        report = self._learn(cut, rows=rows)
-        if report.skipped is None and p is not None and self.checks is not None:
-            self.checks.screen.learnt(cut.batch, p)
-            if report.rows:
-                self.checks.shift.meet(cut.batch.labelled)
-                self.checks.shift.learnt(report.rows)
+        given, out = cut, None
+        if aside is not None and aside.any():
+            given, out = cut.take(~aside), cut.take(aside)
+        spans = () if out is None else spans_of(out.places)
+        report = self._learn(given, rows=rows, aside=spans)
+        if report.skipped is not None or p is None or self.checks is None:
+            return report
+        if out is not None:
+            self.verdicts["page", "refused"] += 1
+            self._keep(self.log.newest, GateRefusal("page", float(len(out.batch)), 0.0), spans, _times(out.batch))
+        self.checks.screen.learnt(cut.batch, p)
+        if report.rows:
+            self.checks.shift.meet(given.batch.labelled)
+            self.checks.shift.learnt(report.rows)
         return report
 
     def learnt_released(self, cut: MicroBatch, name: str, size: int, ends: bool) -> None:
@@ -166,17 +181,22 @@ class LearnerState:
             self.quarantine.remove([name])
             self.standing.mark = self.log.newest
 
-    def _learn(self, cut: MicroBatch, of: str = "", ends: bool = False, rows: int = -1) -> LearnReport:
+    def _learn(
+        self, cut: MicroBatch, of: str = "", ends: bool = False, rows: int = -1, aside: Sequence[Span] = ()
+    ) -> LearnReport:
         report = self.trainer.learn(cut) if len(cut.batch) else LearnReport(0.0, 0)
         if rows >= 0:
             self.trainer.counts["trained"] += rows - report.rows
         # Of a batch that the model refuses, too: it moves what bounds the next one.
-        n = self._decided(Learnt(spans_of(cut.places), report.rows if rows < 0 else rows, of, ends))
+        learnt = Learnt(spans_of(cut.places), report.rows if rows < 0 else rows, of, ends, tuple(aside))
+        n = self._decided(learnt)
         self.rows.keep(n, cut.batch)
         clicks = self.trainer.take_clicks()
         if report.skipped is None and report.rows:
             self.versions.learnt(clicks.sent_ms)
             self.clicks.append(clicks)
+            if self.checks is not None:
+                self.checks.minutes.learnt(n, cut.batch, released=bool(of))
         return report
 
     @property
@@ -204,7 +224,9 @@ class LearnerState:
         spans = () if places is None else spans_of(places)
         n = self._decided(Refused(spans, *refusal, back))
         if batch is not None:
-            self._keep(n, refusal, spans, (int(batch.ts_ms.min()), int(batch.ts_ms.max())))
+            self._keep(n, refusal, spans, _times(batch))
+        if batch is not None and self.checks is not None and refusal.check not in OF_ROWS:
+            self.checks.minutes.refused(batch)
         if refusal.check in ASIDE:
             return
         assert self.checks is not None
@@ -248,6 +270,7 @@ class LearnerState:
             self._keep(n, refusal, spans, (min(times), max(times)))
             counts["trained"] -= sum(d.what.rows for d in gone if isinstance(d.what, Learnt))
             if self.checks is not None:
+                self.checks.minutes.went_back([d.n for d in gone])
                 self.checks.heldout.spoilt(int(np.median(times)))
         at_mark = to >= standing.mark
         standing.mark, standing.back = min(standing.mark, to), -1
@@ -279,14 +302,14 @@ class LearnerState:
         standing.mark = self._decided(Passed())
         self.checks.screen.promoted()
         self.checks.shift.promoted(self.trainer.model)
-        self.quarantine.close()  # what is refused later has a cause of its own
+        self.quarantine.close(but=OF_ROWS)  # what is refused later has a cause of its own
         standing.probation = False
         standing.since = {kind: since for kind, since in standing.since.items() if kind == OF_PAGES}
 
     def saved(self, judged: bool = False) -> None:
         """A snapshot is made of all up to here, which was judged."""
         self.standing.mark = self._decided(Saved(judged))
-        self.quarantine.close()
+        self.quarantine.close(but=OF_ROWS)
         if judged and self.checks is not None:
             heldout = self.checks.heldout
             heldout.looked()
@@ -374,10 +397,14 @@ class LearnerState:
             counts[QUARANTINED] -= self.quarantine.forget_behind({int(p): o for p, o in found.note.offsets.items()})
             counts["set_aside"] += max(0, counts["trained"] - found.note.trained)
             counts["trained"] = found.note.trained
+        if self.checks is not None:  # what was learnt and refused of all before its offsets
+            self.checks.minutes.resume(below(f"{ARRAYS}minutes/", found.training))
         log.warning("another model was adopted", version=found.note.version, model=found.model.spec.get("model"))
 
     def _begin_from(self, base: Base | None, model: Learning) -> None:
-        self.log.cut(-1)
+        gone = self.log.cut(-1)
+        if self.checks is not None:
+            self.checks.minutes.went_back([d.n for d in gone])
         self.rows.cut(-1)
         self.restorer.base = base
         if base is not None:
@@ -389,3 +416,8 @@ class LearnerState:
         self.quarantine.close()
         self._become(model)
         self._rebase()
+
+
+def _times(batch: SampleBatch) -> tuple[int, int]:
+    """Of the oldest and of the newest row."""
+    return int(batch.ts_ms.min()), int(batch.ts_ms.max())

@@ -46,6 +46,7 @@ from learner.promotion.gatecommands import GateCommands
 from learner.promotion.gatejudge import GateJudge
 from learner.promotion.learnerstate import LearnerState
 from learner.promotion.restorer import Base, Restorer
+from learner.promotion.rowadmission import without_exposure
 from learner.promotion.savedstate import go_on, saved_state
 from learner.ranker.model import LearnReport
 from learner.ranker.snapshot_slices import Part
@@ -156,11 +157,11 @@ class Promotion:
             return self._set_aside(LearnReport(float("nan"), 0, "prediction_not_finite"), cut)
         if not self.judge.samples(refusal, cut):
             return LearnReport(0.0, 0, QUARANTINED)
-        before = state.log.newest
-        report = state.learnt(cut, p)
+        before, aside = state.log.newest, without_exposure(checks, cut.batch)
+        report = state.learnt(cut, p, aside=aside)
         of_model = report.skipped not in (None, "loss_jumped")
         if of_model and self.judge.mend(before):  # the model was at fault, not the batch
-            report = state.learnt(cut, p)
+            report = state.learnt(cut, p, aside=aside)
         return report if report.skipped is None else self._set_aside(report, cut)
 
     def _set_aside(self, report: LearnReport, cut: MicroBatch) -> LearnReport:
@@ -305,6 +306,8 @@ class Promotion:
     def _begin_at(self, base: Base, names: Collection[str] = ()) -> None:
         """``names``: what it has in quarantine."""
         self.state.restorer.begin_at(base)
+        if self.checks is not None:
+            self.checks.minutes.forget(base.at)
         try:
             self.state.quarantine.remove_copies(names)
         except StoreError as error:

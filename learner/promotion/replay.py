@@ -23,7 +23,7 @@ from learner.promotion.learnerstate import LearnerState
 from learner.promotion.releasedrows import ReleasedRows
 from learner.promotion.restorer import Restored
 from learner.samples.batch_reader import SampleMessage
-from learner.training.decisionlog import places_of
+from learner.training.decisionlog import among, places_of, same_rows
 from learner.training.trainer import MicroBatch
 from millrace.basics.errors import SchemaError, SnapshotError, one_line
 from millrace.basics.store import AbsentError, DamagedError
@@ -137,9 +137,10 @@ class Replay:
             case Learnt() if what.of:
                 self._learn_released(what)
             case Learnt():
-                self._take(what.spans)
+                self._take((*what.spans, *what.aside))
                 assert self._cut is not None
-                report = state.learnt(self._cut, self._p if checks is not None else None, what.rows)
+                aside = among(self._cut.places, what.aside) if what.aside else None
+                report = state.learnt(self._cut, self._p if checks is not None else None, what.rows, aside)
                 self.differ += what.rows > 0 and report.rows != what.rows
             case Flushed():
                 state.versions.flush_head()
@@ -195,7 +196,7 @@ class Replay:
     def _take(self, spans: Sequence[Span]) -> None:
         """The next micro-batch is cut, predicted, and seen by the checks; not so where it is the newest one again."""
         state, places = self._state, places_of(spans)
-        if self._cut is not None and np.array_equal(self._cut.places, places):
+        if self._cut is not None and same_rows(self._cut.places, places):
             return
         self._cut = state.trainer.cut_at(places)
         self._p = state.trainer.judge(self._cut.batch)

@@ -105,7 +105,7 @@ class Restorer:
         if base is None or to < base.at:
             raise SnapshotError(f"no snapshot at or before decision {to} is known", "a newer one is gone on from")
         model, line = self.snapshot(base.note), self.log.line(base.at, to)
-        batches = self.rows.batches([decided for decided in line if isinstance(decided.what, Learnt)])
+        batches = self.rows.batches([d for d in line if isinstance(d.what, Learnt) and d.what.spans])
 
         def next_batch(_: Learnt) -> SampleBatch:
             self.tick()

@@ -9,28 +9,22 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.gate.checks import ASIDE, Checks
-from learner.gate.quarantine import Quarantine
+from learner.gate.checks import Checks
 from learner.gate.verdicts import GateRefusal
 from learner.ranker.repeats import page_hashes
 from learner.training.decisionlog import Places
-from millrace.contracts.samples import PAGE, SampleBatch
+from millrace.contracts.samples import CORRECTION, PAGE, SampleBatch
 
 Refused = Callable[[GateRefusal, SampleBatch, Places], None]
 
 
 def admit(
-    checks: Checks,
-    quarantine: Quarantine,
-    counts: Counter[str],
-    refused: Refused,
-    batch: SampleBatch,
-    places: Places,
+    checks: Checks, counts: Counter[str], refused: Refused, batch: SampleBatch, places: Places
 ) -> NDArray[np.bool_]:
     """Which rows are to be learnt, (B,). Held-out ones are kept. ``refused``: takes rows for quarantine.
 
     Exposures that are sent again count for nothing, and teach nothing where the exposure did not: on held-out pages, of
-    ids at their limit, and of a time of which labelled rows are in quarantine.
+    ids at their limit, and of a minute that was refused.
     """
     again = batch.kind >= PAGE
     if not again.any():
@@ -40,11 +34,7 @@ def admit(
         admitted[~again] = _admit_labelled(checks, counts, refused, batch.take(~again), places[~again])
     batch, places = batch.take(again), places[again]
     held = checks.heldout.holds(page_hashes(batch), batch.ts_ms)
-    doubtful = checks.screen.absurd(batch)
-    for entry in quarantine.entries():
-        if entry.check not in ASIDE:
-            doubtful |= (batch.ts_ms >= entry.from_ms) & (batch.ts_ms <= entry.to_ms)
-    doubtful &= ~held
+    doubtful = (checks.screen.absurd(batch) | checks.minutes.of(batch.ts_ms)) & ~held
     over = checks.quota.over(batch, counts=False) & ~(held | doubtful)
     if doubtful.any():
         refused(GateRefusal("page", float(doubtful.sum()), 0.0), batch.take(doubtful), places[doubtful])
@@ -52,6 +42,15 @@ def admit(
     counts["over_limit"] += int(over.sum())
     admitted[again] = ~(held | doubtful | over)
     return admitted
+
+
+def without_exposure(checks: Checks, batch: SampleBatch) -> NDArray[np.bool_]:
+    """Late clicks of minutes that were refused, (B,): they correct a negative that was never learnt. To be asked of a
+    micro-batch that passed: that they are there is as usual."""
+    late: NDArray[np.bool_] = batch.kind == CORRECTION
+    if late.any():
+        late &= checks.minutes.of(batch.ts_ms) & (not checks.observe)
+    return late
 
 
 def _admit_labelled(

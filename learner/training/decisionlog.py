@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,6 +188,17 @@ def places_of(spans: Iterable[Span]) -> Places:
     return np.concatenate(runs).astype(np.int64) if runs else np.empty((0, 3), np.int64)
 
 
+def same_rows(some: Places, others: Places) -> bool:
+    """Whether both have the same rows, in whatever order."""
+    return np.array_equal(some[np.lexsort(some.T)], others[np.lexsort(others.T)])
+
+
+def among(places: Places, spans: Sequence[Span]) -> NDArray[np.bool_]:
+    """Which of the rows (n, 3) are in the spans. (n,)"""
+    wanted = set(map(tuple, places_of(spans).tolist()))
+    return np.array([tuple(place) in wanted for place in places.tolist()], np.bool_)
+
+
 def rows_in(spans: Iterable[Span]) -> int:
     return sum(span.stop - span.first for span in spans)
 
@@ -200,7 +211,7 @@ def learn_again(model: Learning, acts: Iterable[Act], rows_of: Callable[[Learnt]
             if model.head is not None:
                 model.head.flush()
             continue
-        batch = rows_of(act)
+        batch = rows_of(act) if act.spans else None
         if batch is not None and len(batch):
             learnt += model.learn(batch).rows
     return learnt

@@ -253,7 +253,8 @@ class SnapshotFiles:
         if last.cuts is not None:  # first: a snapshot without them is one that cannot be learnt again
             place = Place(last.meta["epoch"], last.meta["version"])
             self._store.write_cuts(place, last.cuts)
-        return self._store.write_manifest(self._parts, last.own_hash, **last.meta, **where)
+        parts, self._parts = self._parts, []  # they stay: a manifest may be there though its write has failed
+        return self._store.write_manifest(parts, last.own_hash, **last.meta, **where)
 
 
 def write_root(

@@ -23,7 +23,7 @@ from learner.ranker.repeats import Repeats
 from learner.ranker.verbs import Learning
 from learner.ranker.within_page import page_end
 from learner.samples.viewpoint import OWN
-from learner.training.decisionlog import Places
+from learner.training.decisionlog import Places, same_rows
 from millrace.basics.errors import SnapshotError
 from millrace.basics.ranking_metrics import ROLLING_ROWS
 from millrace.contracts.events import NOT_READ
@@ -55,6 +55,10 @@ class MicroBatch(NamedTuple):
     batch: SampleBatch  # B rows
     places: Places  # (B, 3) where its rows lie on the topic
     joined_ms: Times  # (B,) when its samples were made
+
+    def take(self, rows: NDArray[np.bool_]) -> MicroBatch:
+        """Some of the rows, (B,)."""
+        return MicroBatch(self.batch.take(rows), self.places[rows], self.joined_ms[rows])
 
 
 class Trainer:
@@ -177,9 +181,9 @@ class Trainer:
         return self._cut(min(rows, self.batch_rows), self.model.by_page)
 
     def cut_at(self, places: Places) -> MicroBatch:
-        """The micro-batch of just these rows. Raises SnapshotError where they are not the next ones."""
+        """The micro-batch of just these rows, in any order. Raises SnapshotError where they are not the next ones."""
         queued = np.concatenate(self._places) if self._places else np.empty((0, 3), np.int64)
-        if not np.array_equal(queued[: len(places)], places):
+        if not same_rows(queued[: len(places)], places):
             raise SnapshotError(f"the next {len(places)} rows are not those that were learnt", "rules have changed")
         return self._cut(len(places))
 

@@ -59,6 +59,7 @@ class Learnt(Struct, frozen=True, array_like=True, tag="learnt"):
     rows: int = -1  # how many it learnt, 0 of a batch that it refused; -1: not known
     of: str = ""  # the entry of quarantine that is released by it
     ends: bool = False  # these are the entry's last rows
+    aside: tuple[Span, ...] = ()  # rows that came with them, were judged with them, and went to quarantine
 
 
 class Flushed(Struct, frozen=True, array_like=True, tag="flushed"):

@@ -214,7 +214,7 @@ def rest(folder: Path) -> None:
     quarantine.samples_log = "a topic"
     quarantine.keep(7, GateRefusal("labels", 2.5, 1.5, "labels"), [Span(0, 3, 0, len(batch))], (1, 2), 3)
     quarantine.write_list()
-    quarantine.copy(quarantine.open, batch)
+    quarantine.copy(quarantine.entries()[-1].name, batch)
     (folder / "quarantine.state").write_bytes(quarantine.snapshot())
     spool = Spool(folder / "spool", 1 << 30, lambda *_: None)
     for raw in found[PAGE_LOGS][:2]:

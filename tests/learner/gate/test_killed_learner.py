@@ -24,9 +24,11 @@ from learner.gate.verdicts import GateRefusal
 from learner.promotion import promotion
 from millrace.basics.errors import MillraceError
 from millrace.basics.store import Store
+from millrace.contracts.samples import CORRECTION, NEGATIVE
 from millrace.versions.decisions import Learnt
-from tests.learner.gate.promotion_scene import POISON, SPEC, Broker, Scene, batch
+from tests.learner.gate.promotion_scene import MINUTE_MS, POISON, SPEC, Broker, Scene, batch
 from tests.scenes.exploring import examples
+from tests.scenes.learning import START_MS
 from tests.scenes.waiting import LONG
 
 PLAIN = ["drain", "delta", "head", "snapshot", "private", "shift", "worse", "broken", "release some"]
@@ -39,6 +41,7 @@ STEPS = st.lists(
         st.tuples(st.just("poison"), st.integers(5, 80)),
         st.tuples(st.just("held out"), st.integers(1, 9)),
         st.tuples(st.just("again"), st.integers(0, 9)),
+        st.tuples(st.sampled_from(["late", "late alone"]), st.integers(0, 20)),
         st.tuples(st.sampled_from(PLAIN), st.just(0)),
         st.tuples(st.sampled_from(PERSONS), st.just(0)),
         st.tuples(st.sampled_from(HOSTILE), st.integers(1, 3)),
@@ -77,9 +80,11 @@ class World:
         self.left -= 1
         if self.left == 0 and not self.after:
             raise Killed
-        if self.scene is not None and (real.__name__ == "decide" or args[1].endswith(".manifest")):
-            newest = self.scene.promotion.state.log.newest
-            self.states[newest] = (digest(self.scene), known(self.scene))
+        scene, recorded = self.scene, real.__name__ == "decide" or args[1].endswith(".manifest")
+        if (
+            recorded and scene is not None and np.isfinite(scene.model.dense.second[0])
+        ):  # what damages it is no decision
+            self.states[scene.promotion.state.log.newest] = (digest(scene), known(scene))
         done = real(*args)
         if self.left == 0:
             raise Killed
@@ -158,6 +163,10 @@ def act(scene: Scene, number: int, what: str, arg: int) -> None:
             scene.take(batch(number, rows=arg, minute=minute, page=POISON))
         case "held out":
             scene.take(batch(number, rows=arg, minute=minute, page="held"))
+        case "late" | "late alone":  # clicks of what was shown at an earlier step, among others' exposures
+            late = np.arange(12) % 2 < (1 if what == "late" else 2)
+            kind, ts_ms = np.where(late, CORRECTION, NEGATIVE), START_MS + np.where(late, 9 * arg, minute) * MINUTE_MS
+            scene.take(batch(number, rows=12, page="late", kind=kind.astype(np.uint8), ts_ms=ts_ms))
         case "again":
             if scene.offset > arg and arg >= scene.broker.first:
                 scene.take(scene.broker.samples[arg])
@@ -211,6 +220,7 @@ def digest(scene: Scene) -> str:
 def known(scene: Scene) -> dict[str, Any]:
     """All of a learner that is no model."""
     state, counts = scene.promotion.state, scene.trainer.counts
+    assert state.checks is not None
     return {
         "held": state.standing.held,
         "probation": state.standing.probation,
@@ -222,6 +232,7 @@ def known(scene: Scene) -> dict[str, Any]:
         "counts": {name: counts[name] for name in ("trained", "quarantined", "released", "discarded", "set_aside")},
         "repeats": len(scene.trainer.repeats),
         "stretch": scene.shift.rows,
+        "minutes": hashlib.sha256(state.checks.minutes.snapshot()["counts"].tobytes()).hexdigest(),
         "pending": scene.trainer.pending,
         "offset": scene.offset,
     }
@@ -231,7 +242,7 @@ def balance(scene: Scene) -> int:
     """Rows of which it is not known what became of them."""
     counts = scene.trainer.counts
     came = sum(len(scene.broker.samples[offset]) for offset in range(scene.offset))
-    there = sum(counts[name] for name in ("trained", "repeated", "held_out", "discarded", "set_aside"))
+    there = sum(counts[name] for name in ("trained", "repeated", "held_out", "discarded", "set_aside", "alone"))
     return came - there - scene.quarantine.rows - scene.trainer.pending + scene.promotion.state.standing.released
 
 

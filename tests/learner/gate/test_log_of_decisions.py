@@ -179,6 +179,27 @@ def test_nothing_is_learnt_while_a_root_cannot_be_written(scene: Scene, monkeypa
     assert scene.trainer.pending == 0
 
 
+def test_a_root_that_is_there_though_its_write_failed_is_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a store on the network whose answer was lost: the first snapshot of all."""
+    put = Store.put
+
+    def unanswered(store: Store, name: str, *rest: Any) -> Any:
+        done = put(store, name, *rest)
+        if name.endswith(".manifest"):
+            raise StoreError("no answer", "look at the network")
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put", unanswered)
+        with pytest.raises(StoreError, match="no answer"):
+            Scene(tmp_path / "one")
+    scene = Scene(tmp_path / "one")
+    learn(scene, batch(0))
+    assert scene.served.same_bits(scene.whole()[0]) == ""
+
+
 def test_an_open_stretch_is_judged_at_a_restart(scene: Scene) -> None:
     learn(scene, *(batch(n) for n in range(4)))  # the mark
     assert scene.snapshot() is not None

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from learner.evaluation.progressive import Progressive
 from learner.gate.checks import QUARANTINED, Checks
@@ -16,7 +17,7 @@ from learner.gate.quarantine import Quarantine
 from learner.gate.verdicts import GateRefusal
 from learner.promotion.promotion import Promotion
 from learner.promotion.savedstate import saved_state
-from learner.ranker.model import OnlineModel
+from learner.ranker.model import LearnReport, OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.tables.table import SparseTable
 from learner.training.decisionlog import learn_again, places_of
@@ -24,7 +25,7 @@ from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotF
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError, Store
-from millrace.contracts.samples import PAGE, SampleBatch
+from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, SampleBatch
 from millrace.contracts.schema import Schema, WindowKey
 from millrace.contracts.settings import Settings
 from millrace.versions.decisions import Learnt
@@ -99,6 +100,101 @@ def test_pages_teach_where_their_exposures_have_and_a_killed_learner_does_the_sa
     killed = scene.again()
     assert differs(killed.whole(), scene.whole()) == ""
     assert killed.quarantine.entries() == scene.quarantine.entries()
+
+
+def late_clicks(seed: int, minutes: NDArray[np.int64], late: NDArray[np.bool_]) -> SampleBatch:
+    """A message with rows of these minutes, (B,): some are late clicks, the others exposures."""
+    kind, label = np.where(late, CORRECTION, NEGATIVE), late.astype(np.float32)
+    made = batch(seed, rows=len(late), kind=kind.astype(np.uint8), label=label)
+    return replace(made, ts_ms=START_MS + minutes * MINUTE_MS)
+
+
+def test_a_late_click_goes_where_its_exposure_went(tmp_path: Path) -> None:
+    """The click of an exposure that was refused is not learnt, among others or alone; the rows beside it are. The
+    checks see all. One client that is an hour ahead among what was refused makes no other minute suspect."""
+    scene, twin = Scene(tmp_path / "one"), Scene(tmp_path / "twin")
+    both((scene, twin), *(batch(n, minute=n) for n in range(4)))
+    poison = batch(9, minute=7, page=POISON)
+    ahead = np.arange(BATCH) % 8 == 0
+    scene.take(replace(poison, ts_ms=poison.ts_ms + ahead * 60 * MINUTE_MS))
+    both((scene, twin), *(batch(n, minute=60 + n) for n in range(5, 9)))
+    assert scene.status["state"] == "promoting"
+    # of a refused minute, of one that was learnt, and of the one that an eighth of the refused rows said they were of
+    minutes, late = np.array([7, 2, 67, 7, 66, 66] * 6), np.array([1, 1, 1, 1, 0, 0] * 6, np.bool_)
+    message = late_clicks(20, minutes, late)
+    looks, learnt = scene.screen.looks, scene.screen.told.count("learnt")
+    scene.take(message)
+    scene.drain()
+    twin.take(message.take(minutes != 7))
+    twin.drain()
+    assert scene.screen.looks == looks + 2
+    assert scene.screen.told.count("learnt") == learnt + 2
+    both((scene,), late_clicks(21, np.full(3, 7), np.ones(3, np.bool_)))
+    scene.drain()
+    assert scene.trainer.counts["trained"] == twin.trainer.counts["trained"]
+    entries = scene.quarantine.entries()
+    assert [(entry.check, entry.rows) for entry in entries] == [("labels", BATCH), ("page", 12 + 3)]
+    kept = scene.kept[1][0]
+    assert set((kept.ts_ms - START_MS) // MINUTE_MS) == {7}
+    assert kept.kind.tolist() == [CORRECTION] * 15
+    assert not scene.promotion.state.standing.probation, "nothing else is suspect"
+    scene.promotion.make_durable()
+    killed = scene.again()
+    assert differs(killed.whole(), scene.whole()) == ""
+    assert killed.quarantine.entries() == entries
+    assert killed.replay.differ == killed.replay.void == 0
+    killed.promotion.commands.release("all")
+    while killed.promotion.commands.learn_some():
+        pass
+    both((killed,), late_clicks(22, np.full(3, 7), np.ones(3, np.bool_)))
+    killed.drain()
+    assert not killed.quarantine.entries(), "its exposure is learnt by now"
+
+
+def test_a_late_click_of_what_was_learnt_and_went_back_is_not_learnt(scene: Scene) -> None:
+    """But one of what was learnt before in the same minute is, and one of a minute between two that went back."""
+    both((scene,), *(batch(n, minute=n) for n in range(4)))  # the mark is behind the fourth
+    both((scene,), batch(4, minute=2), batch(5, minute=20), batch(9, minute=21, page=POISON))
+    assert scene.trainer.counts["trained"] == 4 * BATCH
+    both((scene,), *(batch(n, minute=40 + n) for n in range(10, 14)))
+    both((scene,), late_clicks(30, np.array([20, 21, 2, 3, 10, 50]), np.ones(6, np.bool_)))
+    scene.drain()
+    assert scene.trainer.counts["trained"] == 8 * BATCH + 4
+    assert scene.quarantine.entries()[-1].rows == 2
+
+
+def test_a_late_click_of_what_the_loss_guard_refused_is_not_learnt(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both((scene,), *(batch(n, minute=n) for n in range(4)))
+    with monkeypatch.context() as patch:
+        patch.setattr(OnlineModel, "learn", lambda *_: LearnReport(9.0, 0, "loss_jumped"))
+        scene.take(batch(5, minute=7))
+    both((scene,), late_clicks(6, np.array([7, 2]), np.ones(2, np.bool_)))
+    scene.drain()
+    assert [(entry.check, entry.rows) for entry in scene.quarantine.entries()] == [("loss", BATCH), ("page", 1)]
+
+
+def test_a_late_click_of_what_was_rolled_back_is_not_learnt(scene: Scene) -> None:
+    both((scene,), *(batch(n, minute=n) for n in range(4)))
+    note = scene.snapshot()
+    assert note is not None
+    both((scene,), *(batch(n, minute=n) for n in range(5, 9)))
+    scene.promotion.commands.roll_back(note)
+    scene.publish()
+    both((scene,), late_clicks(20, np.array([6, 7, 2]), np.ones(3, np.bool_)))
+    scene.drain()
+    assert scene.trainer.counts["trained"] == 4 * BATCH + 1
+    assert scene.quarantine.rows == 2
+
+
+def test_a_gate_that_observes_puts_no_late_click_aside(tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "one")
+    both((scene,), *(batch(n, minute=n) for n in range(4)), batch(9, minute=7, page=POISON))
+    observing = scene.again(observe=True)
+    both((observing,), late_clicks(20, np.array([7]), np.ones(1, np.bool_)))
+    observing.drain()
+    assert observing.quarantine.rows == BATCH
 
 
 def test_what_was_learnt_since_the_mark_never_happened(scene: Scene, twin: Scene) -> None:

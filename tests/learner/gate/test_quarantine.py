@@ -10,6 +10,7 @@ import pytest
 
 from learner.gate.quarantine import ENTRY_ROWS, Quarantine, QuarantineEntry, forget_user, listed
 from learner.gate.verdicts import GateRefusal
+from millrace.basics.durations import MINUTE_MS
 from millrace.basics.errors import SchemaError, SnapshotError, StoreError
 from millrace.basics.store import AbsentError, DamagedError, Store
 from millrace.contracts.samples import SampleBatch
@@ -68,8 +69,7 @@ def test_another_check_or_tensor_or_cause_begins_another_entry(tmp_path: Path) -
     kept.close()
     kept.keep(5, LABELS, spans(1, 5), (0, 0), 0)
     assert [(e.name, e.rows) for e in kept.entries()] == [
-        *(("00000001-labels", 1), ("00000002-finite", 1), ("00000003-finite", 1), ("00000004-labels", 1)),
-        ("00000005-labels", 1),
+        *(("00000001-labels", 2), ("00000002-finite", 1), ("00000003-finite", 1), ("00000005-labels", 1)),
     ]
 
 
@@ -149,6 +149,23 @@ def test_entries_of_a_row_each_have_a_bound_too(tmp_path: Path) -> None:
         kept.close()
     assert 10 < len(kept.entries()) < 20
     assert kept.lost_rows == 100 - kept.rows
+
+
+def test_entries_of_a_check_go_on_beside_others_for_ten_minutes(tmp_path: Path) -> None:
+    """Late clicks of what was refused come for hours, between what else is refused and what passes."""
+    kept = Quarantine(Store(tmp_path), "s")
+    page = GateRefusal("page", 1.0, 0.0)
+    for n in range(60):
+        kept.keep(2 * n, page, spans(1, 2 * n), (0, 0), n * MINUTE_MS)
+        kept.keep(2 * n + 1, LABELS, spans(1, 2 * n + 1), (0, 0), n * MINUTE_MS)
+        if n % 5 == 4:
+            kept.close(but=["page"])
+    entries = kept.entries()
+    assert [e.rows for e in entries if e.check == "page"] == [10] * 6
+    assert [e.rows for e in entries if e.check == "labels"] == [5] * 12
+    kept.close()
+    kept.keep(200, page, spans(1, 200), (0, 0), 59 * MINUTE_MS)
+    assert kept.entries()[-1].rows == 1
 
 
 # -- snapshots ---------------------------------------------------------------------------------------------------
