@@ -941,6 +941,7 @@ NOT_KEPT = {
     "learner/gate/median_clock.py MedianClock": "of use to its process alone: test_median_clock.py resumes it",
     "learner/gate/screen.py Screen": "of use to its process alone, no changes: test_screen.py resumes it",
     "learner/gate/quota.py Quota": "of use to its process alone, no changes: test_quota.py resumes it",
+    "learner/gate/refused_minutes.py RefusedMinutes": "as the clock: test_refused_minutes.py resumes it",
     "learner/gate/shift.py Shift": "of use to its process alone, no changes: test_shift.py resumes it",
     "learner/gate/heldout.py Heldout": "of use to its process alone: test_heldout.py resumes it",
     "learner/custom/adapters/torchmodule.py TorchModel": "test_own_models.py runs the models' contract over it",
