@@ -198,14 +198,13 @@ class Quarantine:
         """In the order in which they were refused."""
         return [kept.entry for kept in self._kept.values()]
 
-    @property
-    def open(self) -> Collection[str]:
-        """Names of entries that may still grow."""
-        return self._open.values()
+    def grows(self, name: str, now_ms: int) -> bool:
+        """Whether rows may still join an entry. ``now_ms``: event time."""
+        return name in self._open.values() and now_ms - self._kept[name].entry.made_ms < ENTRY_MS
 
-    def log_of(self, name: str) -> str:
-        """Id of the topic that the rows of an entry lie on."""
-        return self._kept[name].entry.log
+    def entry(self, name: str) -> QuarantineEntry:
+        """Raises AbsentError if there is none."""
+        return self._one(name).entry
 
     @property
     def rows(self) -> int:
@@ -284,7 +283,7 @@ class Quarantine:
             SchemaError: it is of another schema than this learner's.
             StoreError: the store cannot be read.
         """
-        entry = self._one(name).entry
+        entry = self.entry(name)
         head, body, _ = self.store.get(name + _ROWS)
         if entry.schema_id != self.schema_id:
             raise SchemaError(

@@ -122,11 +122,12 @@ class GateCommands:
         quarantine, checks = self._state.quarantine, self._state.checks
         if not quarantine.rows:
             return
-        old_ms = (checks.clock.now_ms if checks else 0) - KEPT_DAYS * DAY_MS // 2
+        now_ms = checks.clock.now_ms if checks else 0
+        old_ms = now_ms - KEPT_DAYS * DAY_MS // 2
         least = {p: at.start + len(at) // 4 if at.start else 0 for p, at in held.items()}
         there = quarantine.copies() | self._nowhere
         for entry in quarantine.entries():
-            if entry.name in there or entry.name in quarantine.open:
+            if entry.name in there or quarantine.grows(entry.name, now_ms):
                 continue
             soon = any(span.offset < least.get(span.partition, 0) for span in quarantine.spans(entry.name))
             if not soon and entry.made_ms > old_ms:

@@ -195,7 +195,7 @@ class LearnerState:
         if report.skipped is None and report.rows:
             self.versions.learnt(clicks.sent_ms)
             self.clicks.append(clicks)
-            if self.checks is not None:
+            if self.checks is not None and not (of and self.quarantine.entry(of).check in OF_ROWS):
                 self.checks.minutes.learnt(n, cut.batch, released=bool(of))
         return report
 
@@ -223,6 +223,8 @@ class LearnerState:
         self.verdicts[refusal.check, "refused"] += 1
         spans = () if places is None else spans_of(places)
         n = self._decided(Refused(spans, *refusal, back))
+        if refusal.check not in ASIDE and kind_of(refusal.check) not in self.standing.since:
+            self.quarantine.close()  # no entry is older than the refusal that began it
         if batch is not None:
             self._keep(n, refusal, spans, _times(batch))
         if batch is not None and self.checks is not None and refusal.check not in OF_ROWS:
@@ -360,7 +362,8 @@ class LearnerState:
     def _decided_of(self, what: type[Released | Discarded], names: Sequence[str], by: str) -> None:
         for start in range(0, len(names), _NAMES):
             self._decided(what(tuple(names[start : start + _NAMES]), by))
-        self.quarantine.close()
+        if names:
+            self.quarantine.close()
 
     # -- other models ----------------------------------------------------------------------------------------
 

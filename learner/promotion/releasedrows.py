@@ -70,7 +70,7 @@ class ReleasedRows:
     def from_topic(self, name: str) -> SampleBatch:
         """All rows of an entry. Raises SnapshotError where the topic has them not, SchemaError or BrokerError."""
         quarantine = self._state.quarantine
-        of, now = quarantine.log_of(name), quarantine.samples_log
+        of, now = quarantine.entry(name).log, quarantine.samples_log
         if of and now and of != now:
             raise SnapshotError(f"the samples of '{name}' lie on another log than the broker has", "discard them")
         return next(self._state.rows.again([Learnt(tuple(quarantine.spans(name)))]))

@@ -238,23 +238,26 @@ class SnapshotFiles:
     def __init__(self, store: ModelStore, begun: Place) -> None:
         self._store, self._begun = store, begun
         self._parts: list[tuple[Sealed, Sealed]] = []
+        self._ends: Place | None = None  # where the manifest is to be
 
     def add(self, part: Part) -> None:
         self._parts.append(self._store.write_part(self._begun, len(self._parts), *part))
 
     def give_up(self) -> None:
-        """Removes what was written, so that a full store gets room. The next snapshot removes the rest."""
+        """Removes what was written, so that a full store gets room: not where the manifest is there, though its write
+        has failed. The next snapshot removes the rest."""
         with contextlib.suppress(StoreError):
+            if self._ends is not None and self._ends in [note.place for note in self._store.snapshots(held=True)]:
+                return
             self._store.store.remove(file.name for part in self._parts for file in part)
 
     def end(self, last: Last, **where: Any) -> Announcement:
         """Writes the last part and the manifest. ``where``: ``follows`` and ``log`` of the announcement."""
         self.add(last.part)
+        self._ends = Place(last.meta["epoch"], last.meta["version"])
         if last.cuts is not None:  # first: a snapshot without them is one that cannot be learnt again
-            place = Place(last.meta["epoch"], last.meta["version"])
-            self._store.write_cuts(place, last.cuts)
-        parts, self._parts = self._parts, []  # they stay: a manifest may be there though its write has failed
-        return self._store.write_manifest(parts, last.own_hash, **last.meta, **where)
+            self._store.write_cuts(self._ends, last.cuts)
+        return self._store.write_manifest(self._parts, last.own_hash, **last.meta, **where)
 
 
 def write_root(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import pytest
 from learner.gate.quarantine import forget_user
 from learner.gate.verdicts import GateRefusal
 from learner.promotion import promotion
-from learner.ranker.model import OnlineModel
+from learner.ranker.model import LearnReport, OnlineModel
 from learner.training.decisionlog import places_of
 from millrace.basics.errors import BrokerError, StoreError
 from millrace.basics.store import Store
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.decisions import SamplesTaken, Span
-from tests.learner.gate.promotion_scene import BATCH, POISON, Scene, batch
+from tests.learner.gate.promotion_scene import BATCH, MINUTE_MS, POISON, Scene, batch
+from tests.scenes.learning import START_MS
 from tests.scenes.same_state import differs
 
 
@@ -573,6 +575,75 @@ def test_released_rows_that_are_nowhere_are_given_up_and_said(scene: Scene, caps
     assert scene.trainer.counts["discarded"] == 2 * BATCH
     assert scene.quarantine.rows == 0
     assert scene.publish() is not None or scene.promotion.publishing
+
+
+def some_absurd(seed: int, minute: int = 0) -> SampleBatch:
+    """A batch whose first row is of a date that cannot be."""
+    made = batch(seed, minute=minute)
+    return replace(made, ts_ms=np.where(np.arange(len(made)) == 0, START_MS + 2 * 10**11, made.ts_ms))
+
+
+def test_an_entry_that_stays_open_is_copied_before_the_topic_loses_it(scene: Scene) -> None:
+    """Rows of its check may join it for ten minutes, and no more come."""
+    learn(scene, *(batch(n) for n in range(4)), some_absurd(10))
+    (entry,) = scene.quarantine.entries()
+    held = {0: range(8, 12)}
+    scene.promotion.commands.copy_some(held)
+    assert scene.quarantine.copies() == set(), "it may grow still"
+    learn(scene, *(batch(n, minute=11) for n in range(20, 36)))
+    scene.promotion.commands.copy_some(held)
+    assert scene.quarantine.copies() == {entry.name}
+
+
+def test_a_command_that_changes_nothing_is_no_end_of_an_entry(scene: Scene) -> None:
+    """It is no decision, so a life after a kill does not know of it."""
+    learn(scene, *(batch(n) for n in range(4)), batch(10, page=POISON))
+    commands = scene.promotion.commands
+    commands.discard("all")
+    learn(scene, some_absurd(11))
+    commands.promote()
+    commands.discard([])
+    learn(scene, some_absurd(12))
+    commands.release([])
+    learn(scene, some_absurd(13))
+    scene.promotion.make_durable()
+    after = scene.again()
+    assert after.replay.void == 0
+    assert after.quarantine.entries() == scene.quarantine.entries()
+    assert after.quarantine.rows == 3
+
+
+def test_what_a_refusal_began_joins_no_older_entry(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused since is released where the world has changed."""
+
+    def loss(seed: int, minute: int) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(OnlineModel, "learn", lambda *_: LearnReport(9.0, 0, "loss_jumped"))
+            learn(scene, batch(seed, minute=minute))
+
+    learn(scene, *(batch(n) for n in range(4)))
+    loss(10, 0)
+    learn(scene, *(batch(n, minute=1, page=POISON) for n in range(11, 20)))
+    loss(30, 1)
+    assert [(e.check, e.rows) for e in scene.quarantine.entries()] == [
+        ("loss", BATCH),
+        ("labels", 9 * BATCH),
+        ("loss", BATCH),
+    ]
+    scene.promotion.commands.promote()
+    assert scene.status["releasing"] == 2
+
+
+def test_rows_that_were_refused_alone_do_not_make_a_minute_right(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    learn(scene, *(batch(n) for n in range(4)), batch(10, minute=7, page=POISON))
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.screen, "absurd", lambda rows: np.ones(len(rows), np.bool_))
+        learn(scene, batch(11, minute=7))
+    scene.promotion.commands.release([e.name for e in scene.quarantine.entries() if e.check == "absurd"])
+    release(scene)
+    assert scene.trainer.counts["released"] == BATCH
+    assert scene.promotion.checks is not None
+    assert scene.promotion.checks.minutes.of(np.array([START_MS + 7 * MINUTE_MS])).all()
 
 
 def test_rows_that_the_topic_lost_are_learnt_from_their_copy(scene: Scene) -> None:
