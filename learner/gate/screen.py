@@ -229,8 +229,7 @@ class Screen:
         self._stretch, self._past = self._nothing(), self._nothing()
         self._auc_piece = self._nothing()  # promoted rows of which the AUC is not yet told apart from the past's
         self._promoted = np.zeros(2)  # rows and clicks, since the last rebase
-        self._first_ms = 0  # when the first of them were promoted
-        self._warm = False
+        self._first_ms, self._warm = 0, False  # when the first of them were promoted; whether they are enough
         self._factor_before = 0.0  # labels over predictions before the last rebase; 0: unknown
         self._refused, self._broken = self._nothing(), (FINE, 0)  # rows refused one after another; by which figure
         self._usual = self._known()

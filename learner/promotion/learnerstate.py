@@ -91,6 +91,14 @@ class Standing(Struct):
             self.busy_ms += min(max(0, now_ms - self.clock_ms), _STEP_MS)
         self.clock_ms = now_ms
 
+    def refused(self, refusal: GateRefusal, back: int, now_ms: int) -> None:
+        """A check of more than single rows refused; nothing is published until a whole stretch has passed."""
+        kind = kind_of(refusal.check)
+        self.suspected = self.probation or kind != OF_MODEL
+        self.refusal, self.back, self.probation = refusal, back, True
+        self.refused_ms, self.refused_busy_ms = now_ms, self.busy_ms
+        self.since.setdefault(kind, (now_ms, self.busy_ms))
+
     @property
     def refusing_ms(self) -> int:
         """How long the kind of checks that refused last had refused by then, without nights."""
@@ -187,9 +195,8 @@ class LearnerState:
         report = self.trainer.learn(cut) if len(cut.batch) else LearnReport(0.0, 0)
         if rows >= 0:
             self.trainer.counts["trained"] += rows - report.rows
-        # Of a batch that the model refuses, too: it moves what bounds the next one.
         learnt = Learnt(spans_of(cut.places), report.rows if rows < 0 else rows, of, ends, tuple(aside))
-        n = self._decided(learnt)
+        n = self._decided(learnt)  # of a batch that the model refuses, too: it moves what bounds the next one
         self.rows.keep(n, cut.batch)
         clicks = self.trainer.take_clicks()
         if report.skipped is None and report.rows:
@@ -208,11 +215,7 @@ class LearnerState:
     # -- refusals --------------------------------------------------------------------------------------------
 
     def refused(
-        self,
-        refusal: GateRefusal,
-        batch: SampleBatch | None = None,
-        places: Places | None = None,
-        back: int = -1,
+        self, refusal: GateRefusal, batch: SampleBatch | None = None, places: Places | None = None, back: int = -1
     ) -> None:
         """Rows were refused, or, without any, the model as it was.
 
@@ -232,13 +235,8 @@ class LearnerState:
         if refusal.check in ASIDE:
             return
         assert self.checks is not None
-        standing, kind = self.standing, kind_of(refusal.check)
-        standing.suspected = standing.probation or kind != OF_MODEL
-        standing.refusal, standing.back = refusal, back
-        standing.refused_ms, standing.refused_busy_ms = self.checks.clock.now_ms, standing.busy_ms
-        standing.probation = True
-        standing.since.setdefault(kind, (standing.refused_ms, standing.busy_ms))
-        if kind == OF_PAGES:
+        self.standing.refused(refusal, back, self.checks.clock.now_ms)
+        if kind_of(refusal.check) == OF_PAGES:
             self.checks.heldout.looked()
         if batch is not None:
             self.checks.heldout.spoilt(int(np.median(batch.ts_ms)))
@@ -262,8 +260,7 @@ class LearnerState:
         gone = [d for d in self.log.cut(to) if isinstance(d.what, Learnt) and d.what.rows]
         self.rows.cut(to)
         if gone:
-            # What was learnt of an entry that is still there goes back to it.
-            there = {entry.name for entry in self.quarantine.entries()}
+            there = {entry.name for entry in self.quarantine.entries()}  # what was learnt of one goes back to it
             acts = [d.what for d in gone if isinstance(d.what, Learnt)]
             counts["released"] -= sum(rows_in(act.spans) for act in acts if act.of in there)
             standing.released = 0 if any(act.of for act in acts) else standing.released
@@ -391,17 +388,7 @@ class LearnerState:
         self._decided(Adopted(*found.note.place, source, by))
         self._begin_from(None, found.model)
         self.root_why = None
-        counts, own = self.trainer.counts, found.note.extra.get("counts")
-        if quarantine is not None and own:
-            self.quarantine.resume(quarantine)
-            counts.clear()
-            counts.update({name: int(value) for name, value in own.items()})
-        else:
-            counts[QUARANTINED] -= self.quarantine.forget_behind({int(p): o for p, o in found.note.offsets.items()})
-            counts["set_aside"] += max(0, counts["trained"] - found.note.trained)
-            counts["trained"] = found.note.trained
-        if self.checks is not None:  # what was learnt and refused of all before its offsets
-            self.checks.minutes.resume(below(f"{ARRAYS}minutes/", found.training))
+        _take_over(self, found, quarantine)
         log.warning("another model was adopted", version=found.note.version, model=found.model.spec.get("model"))
 
     def _begin_from(self, base: Base | None, model: Learning) -> None:
@@ -419,6 +406,21 @@ class LearnerState:
         self.quarantine.close()
         self._become(model)
         self._rebase()
+
+
+def _take_over(state: LearnerState, found: FoundSnapshot, quarantine: bytes | None) -> None:
+    """What an adopted model says of its own samples, as far as it does, is so here."""
+    counts, own = state.trainer.counts, found.note.extra.get("counts")
+    if quarantine is not None and own:
+        state.quarantine.resume(quarantine)
+        counts.clear()
+        counts.update({name: int(value) for name, value in own.items()})
+    else:
+        counts[QUARANTINED] -= state.quarantine.forget_behind({int(p): o for p, o in found.note.offsets.items()})
+        counts["set_aside"] += max(0, counts["trained"] - found.note.trained)
+        counts["trained"] = found.note.trained
+    if state.checks is not None:  # what was learnt and refused of all before its offsets
+        state.checks.minutes.resume(below(f"{ARRAYS}minutes/", found.training))
 
 
 def _times(batch: SampleBatch) -> tuple[int, int]:
