@@ -82,7 +82,7 @@ class World:
             raise Killed
         scene, recorded = self.scene, real.__name__ == "decide" or args[1].endswith(".manifest")
         if (
-            recorded and scene is not None and np.isfinite(scene.model.dense.second[0])
+            recorded and scene is not None and np.isfinite(float(scene.model.dense.second[0]))
         ):  # what damages it is no decision
             self.states[scene.promotion.state.log.newest] = (digest(scene), known(scene))
         done = real(*args)
