@@ -93,7 +93,7 @@ class _CopyHead(Struct, frozen=True):
     spans: list[Span] = []
 
 
-_Saved = tuple[int, dict[str, str] | str, list[tuple[QuarantineEntry, list[bytes]]]]
+_Saved = tuple[int, str, list[tuple[QuarantineEntry, list[bytes]]]]
 
 _decode_spans = msgspec.msgpack.Decoder(list[Span]).decode
 _decode_list = msgspec.json.Decoder(_Listed).decode
@@ -240,7 +240,7 @@ class Quarantine:
     def snapshot(self) -> bytes:
         """All of it, for a snapshot."""
         kept = [(msgspec.to_builtins(one.entry), one.packed) for one in self._kept.values()]
-        return msgspec.msgpack.encode((self.lost_rows, self._open, kept))
+        return msgspec.msgpack.encode((self.lost_rows, " ".join(sorted(self._open.values())), kept))
 
     def resume(self, raw: bytes) -> None:
         """The inverse of :meth:`snapshot`. Raises SnapshotError where it cannot be read."""
@@ -252,9 +252,7 @@ class Quarantine:
         except UNFIT as error:
             problem = f"what a snapshot has in quarantine cannot be read ({one_line(error)})"
             raise SnapshotError(problem, "move this snapshot away: the one before it is used") from None
-        if isinstance(opened, str):  # one for all checks, before they had one each
-            opened = {entry.check: entry.name for entry, _ in kept if entry.name == opened}
-        self._open = opened
+        self._open = {entry.check: entry.name for entry, _ in kept if entry.name in opened.split()}
         self._kept = {entry.name: _Kept(entry, packed) for entry, packed in kept}
         self._bytes, self._changed = sum(one.bytes for one in self._kept.values()), True
 
