@@ -165,6 +165,7 @@ class Quarantine:
     def remove(self, names: Iterable[str]) -> int:
         """Entries were learnt, or are not wanted any more: how many rows."""
         gone = [self._kept.pop(name) for name in names if name in self._kept]
+        self._open = {check: name for check, name in self._open.items() if name in self._kept}
         self._bytes -= sum(kept.bytes for kept in gone)
         self._changed |= bool(gone)
         return sum(kept.entry.rows for kept in gone)
@@ -252,7 +253,8 @@ class Quarantine:
         except UNFIT as error:
             problem = f"what a snapshot has in quarantine cannot be read ({one_line(error)})"
             raise SnapshotError(problem, "move this snapshot away: the one before it is used") from None
-        self._open = {entry.check: entry.name for entry, _ in kept if entry.name in opened.split()}
+        still_open = opened.split()
+        self._open = {entry.check: entry.name for entry, _ in kept if entry.name in still_open}
         self._kept = {entry.name: _Kept(entry, packed) for entry, packed in kept}
         self._bytes, self._changed = sum(one.bytes for one in self._kept.values()), True
 
