@@ -196,11 +196,13 @@ class Heldout:
             return
         if self._cat.shape[1:] != batch.cat.shape[1:] or self._num.shape[1:] != batch.num.shape[1:]:
             self._empty(batch.cat.shape[1], batch.num.shape[1])
-        shown = batch.take(usable & (batch.kind != CORRECTION))
+        shown, late = np.flatnonzero(usable & (batch.kind != CORRECTION)), usable & (batch.kind == CORRECTION)
         if len(shown):
-            self._keep(shown.take(slice(-MOST_ROWS, None)))
-        late = batch.take(usable & (batch.kind == CORRECTION))
-        for number, label in zip(exposure_ids(late).tolist(), late.label.tolist(), strict=True):
+            self._keep(batch.take(shown[-MOST_ROWS:]))
+        if not late.any():
+            return
+        clicks = batch.take(late)
+        for number, label in zip(exposure_ids(clicks).tolist(), clicks.label.tolist(), strict=True):
             self._column["label"][self._column["id"] == number] = label
 
     def _keep(self, batch: SampleBatch) -> None:

@@ -294,9 +294,9 @@ class Screen:
         rows, clicks, predicted, variance = sums[ROWS : VARIANCE + 1].tolist()
         factor = self._factor(own=True)
         self._piece += (rows, clicks, factor * predicted, factor * variance)
-        if self._piece[0] >= BLOCK_ROWS:
-            _, clicks, expected, variance = self._piece
-            self._stretch[OFF] += (clicks - expected) ** 2 / max(variance, 1.0) * self._piece[0]
+        rows, clicks, expected, variance = self._piece.tolist()
+        if rows >= BLOCK_ROWS:
+            self._stretch[OFF] += (clicks - expected) ** 2 / max(variance, 1.0) * rows
             self._piece[:] = 0
 
     def promoted(self) -> None:
@@ -402,7 +402,8 @@ class Screen:
         known = self._met, self._visitors, self._items, self._all_tell, self.clock.now_ms
         groups = self._num_starts, self._needs, self._cat_of
         wrong = tally(*visit, batch.cat, batch.num, p, *known, *groups, sums)
-        self._here += sums[[VISITS + KNOWN, VISITS]]
+        self._here[0] += sums[VISITS + KNOWN]
+        self._here[1] += sums[VISITS]
         return wrong, sums
 
     def _find_pause(self, ts_ms: int, rows: float) -> None:

@@ -60,7 +60,8 @@ class ScreenWindows:
             or (upto[-1, MET] - upto[gone, MET] >= WINDOW_ROWS and began_ms[gone] < now_ms - _WINDOW_MS)
         ):
             gone += 1
-        self.upto, self.began_ms = np.vstack([upto[gone:], upto[-1] + self.block]), [*began_ms[gone:], self.block_ms]
+        self.upto = np.concatenate([upto[gone:], (upto[-1] + self.block)[None]])
+        self.began_ms = [*began_ms[gone:], self.block_ms]
         self._open_block()
         self.look_back()
 
