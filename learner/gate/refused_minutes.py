@@ -39,7 +39,6 @@ class RefusedMinutes:
 
     def __init__(self) -> None:
         self._minute, self._counts = np.zeros(KEPT_MINUTES, np.int64), np.zeros((KEPT_MINUTES, 2), np.int32)
-        self._any = False  # whether any were refused
         self._of: dict[int, Array] = {}  # of what may be gone back behind: exposures by minute, by decision
         warm_up()
 
@@ -52,13 +51,11 @@ class RefusedMinutes:
 
     def refused(self, batch: SampleBatch) -> None:
         """Rows went to quarantine."""
-        self._any = True
         add(by_minute(batch.ts_ms, batch.kind), self._minute, self._counts, _REFUSED, 1)
 
     def went_back(self, numbers: Iterable[int]) -> None:
         """What was learnt by these decisions never happened."""
         for found in (self._of.pop(n) for n in numbers if n in self._of):
-            self._any = True
             add(found, self._minute, self._counts, _LEARNT, -1)
             add(found, self._minute, self._counts, _REFUSED, 1)
 
@@ -68,8 +65,6 @@ class RefusedMinutes:
 
     def of(self, ts_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether more exposures of each time's minute were refused than learnt. (n,)"""
-        if not self._any:  # the usual case
-            return np.zeros(len(ts_ms), np.bool_)
         minutes = ts_ms // MINUTE_MS
         at = minutes % KEPT_MINUTES
         found: NDArray[np.bool_] = (self._minute[at] == minutes) & (
@@ -85,7 +80,6 @@ class RefusedMinutes:
         """The inverse of :meth:`snapshot`; an empty state is a fresh one. Raises KeyError where an array is missing."""
         self._of = {}
         resume_state(self, _SAVED, state or RefusedMinutes().snapshot())
-        self._any = bool(self._counts[:, _REFUSED].any())
 
 
 @cache
