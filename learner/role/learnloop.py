@@ -168,7 +168,7 @@ class LearnLoop:
 
     def _durable(self, part: LogPart) -> None:
         """Sends decisions, and waits until all is there that was sent."""
-        if self.output.lost():
+        if self.output.heard()[0]:
             self._snapshots.ask()
             self._send_again()
             part = self.promotion.state.log.take_unsent()
@@ -268,10 +268,10 @@ class LearnLoop:
         """The next delta, if something was learnt, and the end of a snapshot, if one waits for it. If a delta is lost,
         a snapshot is due at once to repair that."""
         self.output.check()
-        if self.output.lost():
+        lost, done = self.output.heard()
+        if lost:
             self._snapshots.ask()
             self._send_again()
-        done = self.output.counts()[1]
         while self._in_flight and self._in_flight[0][0] <= done:
             self.promotion.state.log.durable(self._in_flight.popleft()[1])
         try:
@@ -295,7 +295,7 @@ class LearnLoop:
             self._send(found)
         elif unsent := self.promotion.take_unsent():
             self.output.decided(unsent)
-        self._in_flight.append((self.output.counts()[0], self.promotion.state.log.newest_sent))
+        self._in_flight.append((self.output.sent, self.promotion.state.log.newest_sent))
         self._snapshots.end()
 
     def _send_again(self) -> None:

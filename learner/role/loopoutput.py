@@ -23,8 +23,9 @@ class LoopOutput:
         root, snapshot   one that lies in the store: without a delta before it, or behind its own
         decided          decisions that no delta takes
         settled          all that was sent is durable when it returns, or BrokerError
-        counts           messages that were sent so far, and of how many of them it is known what became of them
-        lost             whether a delta was not delivered since the last call: a snapshot is due at once
+        sent             messages that were sent so far
+        heard            whether one was not delivered since the last call: a snapshot is due at once; and of how many
+                         of them it is known what became of them
         behind_newest    returns a function that gives ``follows`` and ``log`` of a snapshot of the newest version
         forget_before    messages of ``model.deltas`` before this offset are no longer needed
         learnt           a micro-batch was learnt or refused, in so many seconds
@@ -40,11 +41,12 @@ class LoopOutput:
     def snapshot(self, note: Announcement) -> None: ...
     def decided(self, part: LogPart) -> None: ...
     def settled(self) -> None: ...
-    def counts(self) -> tuple[int, int]:
-        return 0, 0
+    @property
+    def sent(self) -> int:
+        return 0
 
-    def lost(self) -> bool:
-        return False
+    def heard(self) -> tuple[bool, int]:
+        return False, 0
 
     def behind_newest(self) -> Callable[[], dict[str, Any]]:
         return dict

@@ -133,11 +133,12 @@ class TopicOutput(LoopOutput):
     def settled(self) -> None:
         self._tenure.check_at(self._publisher.settled())
 
-    def counts(self) -> tuple[int, int]:
-        return self._publisher.counts()
+    @property
+    def sent(self) -> int:
+        return self._publisher.sent
 
-    def lost(self) -> bool:
-        return self._publisher.take_lost() > 0
+    def heard(self) -> tuple[bool, int]:
+        return self._publisher.heard()
 
     def behind_newest(self) -> Callable[[], dict[str, Any]]:
         return self._publisher.behind_newest()

@@ -79,13 +79,19 @@ class Publisher:
         future.add_errback(lambda error: self._missed(if_lost, error, outcome))
         return future
 
-    def counts(self) -> tuple[int, int]:
-        """Messages of versions and decisions that were sent, and of how many of them, the first ones, it is known what
-        became of them."""
+    @property
+    def sent(self) -> int:
+        """Messages of versions and decisions that were sent."""
+        return self._sent
+
+    def heard(self) -> tuple[bool, int]:
+        """Whether one was lost since the last call: the next snapshot repairs that. And of how many of them, the first
+        ones, it is known what became of them: one answer, since a delivery may fail between two."""
         with self._lock:
             while self._open and self._open[0]:
                 self._open.popleft()
-            return self._sent, self._sent - len(self._open)
+            lost, self._lost = self._lost > 0, 0
+            return lost, self._sent - len(self._open)
 
     def settled(self) -> int:
         """Waits until all that was sent is there: the newest offset. Raises BrokerError where that cannot be."""
@@ -123,12 +129,6 @@ class Publisher:
             return {"follows": follows, "log": self.log_id}
 
         return where
-
-    def take_lost(self) -> int:
-        """Deltas' messages lost since the last call. The next snapshot repairs that."""
-        with self._lock:
-            lost, self._lost = self._lost, 0
-        return lost
 
     def forget_before(self, offset: int) -> None:
         """Lets the broker delete what no snapshot needs any more. A refusal is logged one time, and retried behind the

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from kafka import KafkaProducer
 from structlog.testing import capture_logs
 
 from learner.gate.admin import Command
 from learner.promotion.gatejudge import GateJudge
 from learner.ranker.model import OnlineModel
 from learner.role.service import Learner, TopicOutput
+from learner.training.publisher import Publisher
 from millrace.basics.errors import BrokerError
 from millrace.contracts.settings import Settings
+from millrace.versions.decisions import HeldBack, decode_decisions
+from millrace.versions.modellog import Assembler, Decisions
+from tests.learner.training.test_publisher import Producer
 from tests.scenes.learning import SCHEMA, make_samples
 
 
@@ -65,3 +71,44 @@ def test_rows_that_wait_as_a_command_comes_are_not_lost_with_it(
         output.between(0.0)
     assert not asked.answered.done()
     assert not learner.loop.promotion.state.standing.held
+
+
+class LockWith:
+    """A lock behind whose next release something happens, as another thread does it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.then = list[Any]()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        if self.then:
+            self.then.pop()()
+
+
+def test_a_decision_that_is_lost_just_then_is_sent_again(learner: Learner) -> None:
+    """The producer's thread hears that a message was lost between any two of the loop's questions."""
+    producer, lock = Producer(), LockWith()
+    publisher = Publisher(learner.settings, cast(KafkaProducer, producer), "the log")
+    publisher._lock = cast(Any, lock)
+    output = TopicOutput.__new__(TopicOutput)
+    output._publisher, output._unpublished = publisher, []
+    output._tenure = cast(Any, SimpleNamespace(check=lambda: None, epoch=1, claimant="a"))
+    loop, commands = learner.loop, learner.loop.promotion.commands
+    loop.output = output
+    commands.hold()
+    loop.publish()
+    assert len(producer.sent) == 1
+    lock.then.append(lambda: producer.fail(0))
+    loop.publish()
+    loop.publish()
+    notes = [entry for value in producer.values[1:] for entry in Assembler().take(value)]
+    decided = [d.what for e in notes if isinstance(e, Decisions) for d in decode_decisions(e.note.decisions).decided]
+    assert any(isinstance(what, HeldBack) for what in decided)
+    for number in range(1, len(producer.sent)):
+        producer.deliver(number, number)
+    loop.publish()
+    assert loop.promotion.state.log.newest_sent == 0, "and it is there then"
