@@ -186,7 +186,7 @@ class Runner:
                         self._observe_scored(step)
 
                     began, waited = time.perf_counter(), timing.waiting
-                    model.learn(step.batch, settle)
+                    model.learn(step.batch, before_writing=settle)
                     if not settled:  # nothing was written
                         settle()
                     timing.learning += time.perf_counter() - began - (timing.waiting - waited)

@@ -142,9 +142,9 @@ class OwnModel:
         """Whether the id that each row of cat (n, F) has in a field of users or items was learnt from lately. (n,)"""
         return self._known.has(cat[:, self._ids[field]])
 
-    def learn(self, batch: SampleBatch) -> LearnReport:
+    def learn(self, batch: SampleBatch, vouched: bool = False) -> LearnReport:
         """One call of the class's ``learn``, without follow-ups and unusable rows. A batch is refused whole where the
-        class raises, or then gives no probabilities for these rows."""
+        class raises, or then gives no probabilities for these rows, ``vouched`` or not."""
         batch, refused = usable(batch)
         if not len(batch):
             return LearnReport(0.0, 0, None, refused)

@@ -170,19 +170,23 @@ class Quarantine:
         self._changed |= bool(gone)
         return sum(kept.entry.rows for kept in gone)
 
+    def only(self, name: str, spans: Sequence[Span]) -> None:
+        """No other rows of an entry stay; without any, it goes."""
+        kept = self._kept[name]
+        if not spans:
+            self.remove([name])
+            return
+        self._bytes -= kept.bytes
+        kept.entry = msgspec.structs.replace(kept.entry, rows=rows_in(spans))
+        kept.packed = [msgspec.msgpack.encode(list(spans))]
+        self._bytes, self._changed = self._bytes + kept.bytes, True
+
     def forget_behind(self, offsets: Mapping[int, int]) -> int:
         """Messages of ``samples`` from these offsets on, by partition, are read again, and judged again: their rows are
         not kept here. A partition that is not named is read from its beginning. Returns how many rows."""
         before = self.rows
         for name in list(self._kept):
-            spans = self.spans(name)
-            stay = [span for span in spans if span.offset < offsets.get(span.partition, 0)]
-            kept = self._kept[name]
-            kept.entry = msgspec.structs.replace(kept.entry, rows=rows_in(stay))
-            kept.packed = [msgspec.msgpack.encode(stay)]
-            if not stay:
-                del self._kept[name]
-        self._bytes, self._changed = sum(kept.bytes for kept in self._kept.values()), True
+            self.only(name, [span for span in self.spans(name) if span.offset < offsets.get(span.partition, 0)])
         self.close()
         return before - self.rows
 
@@ -206,6 +210,11 @@ class Quarantine:
     def entry(self, name: str) -> QuarantineEntry:
         """Raises AbsentError if there is none."""
         return self._one(name).entry
+
+    def has(self, name: str, span: Span) -> bool:
+        """Whether there is such an entry, with the first row of ``span``."""
+        mine = self.spans(name) if name in self._kept else ()
+        return any(one[:2] == span[:2] and one.first <= span.first < one.stop for one in mine)
 
     @property
     def rows(self) -> int:

@@ -103,7 +103,7 @@ class GateCommands:
             log.error("what was released cannot be read yet; tried again", error=one_line(error))
             return False
         else:
-            state.learnt_released(piece.cut, name, piece.size, piece.ends)
+            state.learnt_released(piece.cut, name, piece.size, piece.ends, piece.unfit)
         if not standing.releasing:
             state.rebased("release")
         return True

@@ -63,7 +63,7 @@ GATE = "gate"
 _NAMES = 1000
 """Entries in a decision: a message has a bound."""
 _STEP_MS, _BACK_MS = 1_200_000, 3_600_000
-"""A longer pause of the stream, as at night, counts as so much; and a clock that is so far back is taken for right."""
+"""A longer pause of the stream, as at night, counts as so much; and a clock that stays back for longer is right."""
 
 
 class Standing(Struct):
@@ -79,17 +79,27 @@ class Standing(Struct):
     back: int = -1  # decision that the model has to go back to, and has not yet
     mark: int = 0  # decision behind which the newest stretch that passed ended
     releasing: list[str] = []  # entries of quarantine that are to be learnt
-    released: int = 0  # rows of the first of them that were
-    clock_ms: int = 0
-    busy_ms: int = 0  # event time in which samples came, in all
+    released: int = 0  # rows of the first of them that were, or could not be
+    skipped: list[Span] = []  # those among them that could not be
+    clock_ms: int = 0  # highest that was met
+    busy_ms: int = 0  # event time in which samples came, in all, beyond the highest that was met before
+    behind: tuple[int, int] = (0, 0)  # where the clock is an hour back: the highest since then, and `busy_ms` of it
 
     def met(self, now_ms: int) -> None:
-        """Samples came."""
-        if self.clock_ms - _BACK_MS < now_ms <= self.clock_ms:
+        """Samples came. Late pages count for nothing: a burst of them each minute would make an hour of three."""
+        if now_ms > self.clock_ms - _BACK_MS:
+            if now_ms > self.clock_ms:
+                self.busy_ms += min(now_ms - self.clock_ms, _STEP_MS) if self.clock_ms else 0
+                self.clock_ms = now_ms
+            self.behind = (0, 0)
             return
-        if self.clock_ms:
-            self.busy_ms += min(max(0, now_ms - self.clock_ms), _STEP_MS)
-        self.clock_ms = now_ms
+        newest_ms, busy_ms = self.behind
+        if now_ms <= newest_ms - _BACK_MS or not newest_ms:
+            newest_ms, busy_ms = now_ms, 0
+        busy_ms += min(max(0, now_ms - newest_ms), _STEP_MS)
+        self.behind = max(newest_ms, now_ms), busy_ms
+        if busy_ms > _BACK_MS:  # it was ahead, and is right now
+            self.clock_ms, self.behind = self.behind[0], (0, 0)
 
     def refused(self, refusal: GateRefusal, back: int, now_ms: int) -> None:
         """A check of more than single rows refused; nothing is published until a whole stretch has passed."""
@@ -171,28 +181,33 @@ class LearnerState:
             self.checks.shift.learnt(report.rows)
         return report
 
-    def learnt_released(self, cut: MicroBatch, name: str, size: int, ends: bool) -> None:
+    def learnt_released(self, cut: MicroBatch, name: str, size: int, ends: bool, unfit: Places) -> None:
         """The model was given rows of the first entry that is released. Who released it vouches for them: nothing goes
-        back behind an entry.
+        back behind an entry. What the model cannot learn stays in the entry, until it is released once more.
 
         Args:
             size: rows of the entry that these stand for; others of them are gone from its copy.
             ends: they are its last ones.
+            unfit: places of rows that it was not given, since no model can learn them, (n, 3).
         """
-        self._learn(cut, name, ends)
-        self.trainer.counts["released"] += len(cut.batch)
-        self.trainer.counts["discarded"] += size - len(cut.batch)
-        self.standing.released += size
+        standing, counts = self.standing, self.trainer.counts
+        skipped = self._learn(cut, name, ends).skipped is not None
+        standing.skipped += spans_of(np.concatenate([unfit, cut.places]) if skipped else unfit)
+        counts["released"] += 0 if skipped else len(cut.batch)
+        counts["discarded"] += size - len(cut.batch) - len(unfit)
+        standing.released += size
         if ends:
-            self.standing.releasing.remove(name)
-            self.standing.released = 0
-            self.quarantine.remove([name])
-            self.standing.mark = self.log.newest
+            standing.releasing.remove(name)
+            if standing.skipped:
+                log.warning("rows were refused again: they stay", name=name, rows=rows_in(standing.skipped))
+            self.quarantine.only(name, standing.skipped)
+            standing.released, standing.skipped = 0, []
+            standing.mark = self.log.newest
 
     def _learn(
         self, cut: MicroBatch, of: str = "", ends: bool = False, rows: int = -1, aside: Sequence[Span] = ()
     ) -> LearnReport:
-        report = self.trainer.learn(cut) if len(cut.batch) else LearnReport(0.0, 0)
+        report = self.trainer.learn(cut, bool(of)) if len(cut.batch) else LearnReport(0.0, 0)
         if rows >= 0:
             self.trainer.counts["trained"] += rows - report.rows
         learnt = Learnt(spans_of(cut.places), report.rows if rows < 0 else rows, of, ends, tuple(aside))
@@ -260,11 +275,14 @@ class LearnerState:
         gone = [d for d in self.log.cut(to) if isinstance(d.what, Learnt) and d.what.rows]
         self.rows.cut(to)
         if gone:
-            there = {entry.name for entry in self.quarantine.entries()}  # what was learnt of one goes back to it
             acts = [d.what for d in gone if isinstance(d.what, Learnt)]
-            counts["released"] -= sum(rows_in(act.spans) for act in acts if act.of in there)
-            standing.released = 0 if any(act.of for act in acts) else standing.released
-            spans = [span for act in acts if act.of not in there for span in act.spans]
+            again = [
+                self.quarantine.has(act.of, act.spans[0]) for act in acts
+            ]  # what was learnt of one goes back to it
+            counts["released"] -= sum(rows_in(act.spans) for act, own in zip(acts, again, strict=True) if own)
+            if any(act.of for act in acts):
+                standing.released, standing.skipped = 0, []
+            spans = [span for act, own in zip(acts, again, strict=True) if not own for span in act.spans]
             times = [d.ms for d in gone]
             self._keep(n, refusal, spans, (min(times), max(times)))
             counts["trained"] -= sum(d.what.rows for d in gone if isinstance(d.what, Learnt))
@@ -350,7 +368,8 @@ class LearnerState:
         self._decided_of(Discarded, names, by)
         standing, learnt = self.standing, 0
         if standing.releasing and standing.releasing[0] in names:
-            learnt, standing.released = standing.released, 0
+            learnt = standing.released - rows_in(standing.skipped)
+            standing.released, standing.skipped = 0, []
         standing.releasing = [name for name in standing.releasing if name not in names]
         rows = self.quarantine.remove(names) - learnt
         self.trainer.counts["discarded"] += rows
@@ -401,7 +420,7 @@ class LearnerState:
             self.restorer.origin = base.note.place
         standing = self.standing
         standing.mark, standing.back = self.log.newest, -1
-        standing.releasing, standing.released = [], 0
+        standing.releasing, standing.released, standing.skipped = [], 0, []
         self.root_due = True
         self.quarantine.close()
         self._become(model)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from learner.promotion.learnerstate import LearnerState
+from learner.ranker.sampling import fit
 from learner.training.decisionlog import Places, places_of
 from learner.training.trainer import MicroBatch
 from millrace.basics.errors import SchemaError, SnapshotError
@@ -20,6 +21,7 @@ class Piece(NamedTuple):
     """A micro-batch of an entry. Rows of a user that was deleted from its copy are not in it."""
 
     cut: MicroBatch
+    unfit: Places  # rows that no model can learn
     size: int  # rows of the entry that it stands for
     ends: bool
 
@@ -52,9 +54,9 @@ class ReleasedRows:
         else:
             at = {tuple(place): row for row, place in enumerate(self._places.tolist())}
             rows = np.array([at[place] for place in map(tuple, wanted.tolist()) if place in at], np.int64)
-        places = self._places[rows]
-        cut = MicroBatch(self._batch.take(rows), places, np.zeros(len(rows), np.int64))
-        return Piece(cut, len(wanted), done + size >= len(whole))
+        cut = MicroBatch(self._batch.take(rows), self._places[rows], np.zeros(len(rows), np.int64))
+        fits = fit(cut.batch)
+        return Piece(cut.take(fits), cut.places[~fits], len(wanted), done + size >= len(whole))
 
     def _read(self, name: str) -> tuple[SampleBatch, Places]:
         quarantine = self._state.quarantine

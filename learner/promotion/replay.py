@@ -207,7 +207,7 @@ class Replay:
         piece = self._released.next()
         if not np.array_equal(piece.cut.places, places_of(learnt.spans)):
             raise SnapshotError(f"rows of '{learnt.of}' are gone since they were learnt", "they are judged anew")
-        self._state.learnt_released(piece.cut, learnt.of, piece.size, learnt.ends)
+        self._state.learnt_released(piece.cut, learnt.of, piece.size, learnt.ends, piece.unfit)
 
     def _refuse(self, what: Refused) -> None:
         state = self._state

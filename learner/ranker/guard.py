@@ -38,8 +38,11 @@ class LossGuard:
         self.means = np.zeros(_CLASSES)
         self.rows = np.zeros(_CLASSES)
 
-    def exploded(self, loss: NDArray[Any], weight: NDArray[Any], click: NDArray[np.bool_]) -> bool:
-        """Whether to refuse a batch with these losses, weights and clicks, all (B,). Moves the means in either case."""
+    def exploded(
+        self, loss: NDArray[Any], weight: NDArray[Any], click: NDArray[np.bool_], vouched: bool = False
+    ) -> bool:
+        """Whether to refuse a batch with these losses, weights and clicks, all (B,). Moves the means in either case.
+        ``vouched``: somebody says that the batch is right. It is not refused, and moves the means as far as it goes."""
         if not self.ratio or not len(loss):
             return False
         klass = click.view(np.uint8)  # 0: no click, 1: a click
@@ -47,7 +50,7 @@ class LossGuard:
         weights = np.bincount(klass, weight, _CLASSES)
         sums = np.bincount(klass, loss * weight, _CLASSES)
         share = 1.0
-        if (self.rows[rows > 0] >= WARM_ROWS).all():
+        if not vouched and (self.rows[rows > 0] >= WARM_ROWS).all():
             bound = self.ratio * float(weights @ self.means) * (1 + _FEW_ROWS / rows.sum())
             share = min(1.0, bound / max(float(sums.sum()), 1e-12))
         for k in np.flatnonzero(rows):

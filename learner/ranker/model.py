@@ -290,10 +290,13 @@ class OnlineModel:
         layout = self.schema.layout
         return self.knows(layout.item, batch.cat) if layout.item in layout.cat_names else np.ones(len(batch), np.bool_)
 
-    def learn(self, batch: SampleBatch, before_writing: Callable[[], None] | None = None) -> LearnReport:
+    def learn(
+        self, batch: SampleBatch, vouched: bool = False, before_writing: Callable[[], None] | None = None
+    ) -> LearnReport:
         """One step on ``batch``; follow-ups in it are skipped. A batch whose loss or gradient is not finite, or beyond
         the spec's bounds, is refused whole: weights, statistics and tables stay as they were, and the retrieval head
-        learns nothing of it. ``before_writing``: called one time, before the first write to what a
+        learns nothing of it. ``vouched``: somebody says that the rows are right, so a loss beyond the recent past's
+        refuses nothing. ``before_writing``: called one time, before the first write to what a
         :class:`~learner.ranker.frozen_scores.Still` reads; not at all for a batch that writes nothing."""
         shown, refused = usable(batch, self.by_page, bool(self.schema.outcome))
         labelled = shown.labelled
@@ -336,7 +339,7 @@ class OnlineModel:
         problem = self._problem_of(loss)
         guard = self.guard.snapshot()
         met = self._met(batch) & (batch.kind < PAGE)
-        if problem is None and self.guard.exploded(losses[met], w[met], y[met] > 0.5):
+        if problem is None and self.guard.exploded(losses[met], w[met], y[met] > 0.5, vouched):
             problem, guard = "loss_jumped", self.guard.snapshot()
         if problem is None and (pages := page_rows(batch) if self.by_page else None) is not None:
             teach_pages(logits + wide, y, *pages, np.float32(self._spec.page_weight), slope)

@@ -22,15 +22,22 @@ _SALT = salt("negative")
 def usable(batch: SampleBatch, by_page: bool = False, by_outcome: bool = False) -> tuple[SampleBatch, int]:
     """The rows that a model may learn, without follow-ups, and how many are refused for their label or weight.
     ``by_page``, ``by_outcome``: those that were sent again for their page, or with an outcome, too."""
-    label, weight, shown = batch.label, batch.weight, batch.kind < FOLLOW_UP  # (B,) each
+    shown = batch.kind < FOLLOW_UP  # (B,)
     if by_page:
         shown |= batch.kind == PAGE
     if by_outcome:
         shown |= batch.kind == OUTCOME
-    with np.errstate(invalid="ignore"):
-        valid = (label >= 0) & (label <= 1) & (weight > 0) & np.isfinite(weight)  # (B,)
+    valid = fit(batch)  # (B,)
     kept = shown & valid
     return (batch if kept.all() else batch.take(kept)), int((shown & ~valid).sum())
+
+
+def fit(batch: SampleBatch) -> NDArray[np.bool_]:
+    """Rows whose label and weight a model can learn from. (B,)"""
+    label, weight = batch.label, batch.weight
+    with np.errstate(invalid="ignore"):
+        valid: NDArray[np.bool_] = (label >= 0) & (label <= 1) & (weight > 0) & np.isfinite(weight)
+    return valid
 
 
 def chosen(batch: SampleBatch, share: float) -> NDArray[np.bool_]:

@@ -138,7 +138,8 @@ class Learning(Protocol):
 
     def knows(self, field: str, cat: NDArray[np.int64]) -> NDArray[np.bool_]: ...
 
-    def learn(self, batch: SampleBatch) -> LearnReport: ...
+    def learn(self, batch: SampleBatch, vouched: bool = False) -> LearnReport:
+        """``vouched``: a person, or time, says that the rows are right."""
 
     def changes(self, dense: bool = True, retrieval: bool = True) -> Image: ...
 

@@ -213,5 +213,5 @@ def learn_again(model: Learning, acts: Iterable[Act], rows_of: Callable[[Learnt]
             continue
         batch = rows_of(act) if act.spans else None
         if batch is not None and len(batch):
-            learnt += model.learn(batch).rows
+            learnt += model.learn(batch, bool(act.of)).rows
     return learnt

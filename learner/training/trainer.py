@@ -218,10 +218,10 @@ class Trainer:
                 self.outcomes.setdefault(one.name, Progressive(ROLLING_ROWS)).update(q[known], y[known])
         return p
 
-    def learn(self, cut: MicroBatch) -> LearnReport:
-        """Learns a micro-batch, and counts its outcome."""
+    def learn(self, cut: MicroBatch, vouched: bool = False) -> LearnReport:
+        """Learns a micro-batch, and counts its outcome. ``vouched``: see :meth:`OnlineModel.learn`."""
         batch = cut.batch
-        report = self.model.learn(batch)
+        report = self.model.learn(batch, vouched)
         self.counts["trained"] += report.rows
         self.counts["refused"] += report.refused
         self.counts["left_out"] += report.left_out

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from learner.gate.verdicts import GateRefusal
 from learner.promotion import promotion
+from learner.training.decisionlog import rows_in
 from millrace.basics.errors import MillraceError
 from millrace.basics.store import Store
 from millrace.contracts.samples import CORRECTION, NEGATIVE
@@ -38,7 +39,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("take"), st.integers(5, 80)),
         st.tuples(st.just("two at once"), st.integers(5, 40)),
-        st.tuples(st.just("poison"), st.integers(5, 80)),
+        st.tuples(st.sampled_from(["poison", "heavy"]), st.integers(5, 80)),
         st.tuples(st.just("held out"), st.integers(1, 9)),
         st.tuples(st.just("again"), st.integers(0, 9)),
         st.tuples(st.sampled_from(["late", "late alone"]), st.integers(0, 20)),
@@ -161,6 +162,9 @@ def act(scene: Scene, number: int, what: str, arg: int) -> None:
             scene.take(batch(100 + number, rows=arg, minute=minute), step=False)
         case "poison":
             scene.take(batch(number, rows=arg, minute=minute, page=POISON))
+        case "heavy":  # a model learns none of it, whoever vouches for it
+            weight = np.full(arg, 1e6, np.float32)
+            scene.take(batch(number, rows=arg, minute=minute, page=POISON, weight=weight))
         case "held out":
             scene.take(batch(number, rows=arg, minute=minute, page="held"))
         case "late" | "late alone":  # clicks of what was shown at an earlier step, among others' exposures
@@ -226,7 +230,7 @@ def known(scene: Scene) -> dict[str, Any]:
         "probation": state.standing.probation,
         "since": dict(state.standing.since),
         "back": state.standing.back,
-        "releasing": (list(state.standing.releasing), state.standing.released),
+        "releasing": (list(state.standing.releasing), state.standing.released, list(state.standing.skipped)),
         "unjudged": sum(d.what.rows for d in state.unjudged if isinstance(d.what, Learnt)),
         "kept": {entry.name: (entry.rows, scene.quarantine.spans(entry.name)) for entry in scene.quarantine.entries()},
         "counts": {name: counts[name] for name in ("trained", "quarantined", "released", "discarded", "set_aside")},
@@ -243,7 +247,9 @@ def balance(scene: Scene) -> int:
     counts = scene.trainer.counts
     came = sum(len(scene.broker.samples[offset]) for offset in range(scene.offset))
     there = sum(counts[name] for name in ("trained", "repeated", "held_out", "discarded", "set_aside", "alone"))
-    return came - there - scene.quarantine.rows - scene.trainer.pending + scene.promotion.state.standing.released
+    standing = scene.promotion.state.standing
+    half = standing.released - rows_in(standing.skipped)  # learnt of an entry that is there yet
+    return came - there - scene.quarantine.rows - scene.trainer.pending + half
 
 
 # -- what must hold ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -473,6 +474,37 @@ def test_a_client_that_is_ahead_does_not_move_the_change_of_the_world(scene: Sce
     assert scene.screen.told[-1] == "rebase"
 
 
+def poisoned_until_the_world(scene: Scene, minutes: range, burst: Callable[[int], NDArray[np.int64]]) -> int:
+    """Poison comes each minute, and behind it a burst of eight pages of the minutes that ``burst`` says; the minute
+    behind which it is taken for the world."""
+    for minute in minutes:
+        scene.take(batch(1000 + minute, page=POISON, minute=minute))
+        if "rebase" in scene.screen.told:
+            return minute
+        pages = batch(5000 + minute, rows=8, page="held")
+        scene.take(replace(pages, ts_ms=START_MS + burst(minute) * MINUTE_MS))
+    raise AssertionError("it never was")
+
+
+def test_late_pages_do_not_run_down_the_time_for_which_the_gate_refuses(scene: Scene) -> None:
+    """Eight pages dated 61 to 124 minutes back, once a minute: poison was the world behind the third minute."""
+    both((scene,), *(batch(n, minute=200) for n in range(4)))
+    assert poisoned_until_the_world(scene, range(201, 300), lambda minute: minute - 61 - 9 * np.arange(8)) == 261
+
+
+@pytest.mark.parametrize("ahead", [59, 61, 124])
+def test_pages_ahead_run_it_down_by_one_pause_and_no_more(scene: Scene, ahead: int) -> None:
+    """Eight pages dated ahead, once a minute: the first counts as a pause, so 20 minutes, the others as the minutes
+    that they are."""
+    both((scene,), *(batch(n, minute=200) for n in range(4)))
+    assert poisoned_until_the_world(scene, range(201, 300), lambda minute: np.full(8, minute + ahead)) >= 200 + 60 - 20
+
+
+def test_a_clock_that_was_ahead_and_is_mended_counts_again_behind_an_hour(scene: Scene) -> None:
+    both((scene,), *(batch(n, minute=600) for n in range(4)))
+    assert poisoned_until_the_world(scene, range(1, 300), lambda minute: np.full(8, minute)) == 1 + 61 + 60
+
+
 def test_what_held_out_pages_refuse_for_the_stated_time_is_the_world_though_stretches_pass_between(
     scene: Scene,
 ) -> None:
@@ -538,6 +570,75 @@ def test_a_refusal_of_another_kind_does_not_make_one_older(scene: Scene) -> None
         assert "rebase" not in scene.screen.told
     scene.take(batch(30, page=POISON, minute=111))
     assert scene.screen.told[-1] == "rebase"
+
+
+HARD = {**SPEC, "loss_ratio": 2.0}
+
+
+def easy_world(scene: Scene) -> None:
+    """A learner whose losses were small for long, so that its guard bears little. A restart knows of it."""
+    both((scene,), *(batch(n) for n in range(4)))
+    scene.model.guard.means[:], scene.model.guard.rows[:] = 0.001, 5000
+    scene.versions.learnt(np.empty(0, np.int64))
+    assert scene.snapshot() is not None
+
+
+@pytest.mark.parametrize("who", ["promote", "release", "time"])
+def test_who_vouches_for_rows_vouches_against_the_loss_guard_too(tmp_path: Path, who: str) -> None:
+    """Of a changed world the guard refused whole batches behind a release: 2,688 rows of 5,120 that counted as released
+    were neither in the model nor in quarantine."""
+    scene = Scene(tmp_path / "one", spec=HARD)
+    easy_world(scene)
+    for n in range(8):
+        scene.take(batch(10 + n, page=POISON, minute=1 + n * (9 if who == "time" else 1)))
+    if who != "time":
+        getattr(scene.promotion.commands, who)(*(["all"] if who == "release" else []))
+    assert scene.status["releasing"] == (4 if who == "time" else 1)
+    assert scene.promotion.commands.learn_some()
+    scene.promotion.make_durable()
+    killed = scene.again()  # in the middle of it
+    for one in (scene, killed):
+        while one.promotion.commands.learn_some():
+            pass
+        assert one.trainer.counts["released"] == 8 * BATCH
+        assert one.trainer.counts["trained"] == 12 * BATCH
+        assert one.trainer.counts["skipped"] == one.quarantine.rows == 0
+    assert differs(killed.whole(), scene.whole()) == ""
+
+
+def test_released_rows_that_cannot_be_learnt_stay_and_are_not_counted_or_tried_for_ever(tmp_path: Path) -> None:
+    """A batch whose gradient is out of bounds, and a row whose label is: nobody can vouch for them."""
+    scene = Scene(tmp_path / "one")
+    easy_world(scene)
+    heavy, odd = batch(11, page=POISON, weight=np.full(BATCH, 1e6, np.float32)), batch(12, page=POISON)
+    odd.label[5] = 7
+    for each in (batch(10, page=POISON), heavy, odd):
+        scene.take(each)
+    (entry,) = scene.quarantine.entries()
+    scene.promotion.commands.promote()
+    while scene.status["releasing"] and scene.promotion.state.standing.released < 2 * BATCH:
+        assert scene.promotion.commands.learn_some()
+    scene.promotion.make_durable()
+    killed = scene.again()  # behind what was skipped
+    for one in (scene, killed):
+        while one.promotion.commands.learn_some():
+            pass
+        assert one.status["releasing"] == 0
+        assert one.trainer.counts["released"] == 2 * BATCH - 1
+        assert one.trainer.counts["trained"] == 6 * BATCH - 1
+        assert [(e.name, e.rows) for e in one.quarantine.entries()] == [(entry.name, BATCH + 1)]
+        assert one.trainer.counts["quarantined"] - one.trainer.counts["released"] == one.quarantine.rows
+        one.promotion.commands.promote()
+        assert not one.promotion.commands.learn_some(), "it is not tried again unless somebody asks"
+    assert differs(killed.whole(), scene.whole()) == ""
+    assert killed.quarantine.spans(entry.name) == scene.quarantine.spans(entry.name)
+    assert scene.kept[0][0].label.tolist() == [*heavy.label, 7]
+    scene.promotion.commands.release("all")
+    while scene.promotion.commands.learn_some():
+        pass
+    assert scene.quarantine.rows == BATCH + 1
+    assert scene.promotion.commands.discard("all") == BATCH + 1
+    assert scene.trainer.counts["discarded"] == BATCH + 1
 
 
 def test_what_became_normal_again_stays_in_quarantine_until_a_person_says(scene: Scene) -> None:
