@@ -8,19 +8,25 @@
 
 The model is what the live learner would have made of a topic without those rows, with the same cuts. All else is the
 newest snapshot's: a learner that adopts the result reads on where that one stood. Rows that were left out count as
-seen, so they are not learnt when the stream sends them again.
+seen, so they are not learnt when the stream sends them again; and as refused, so that no late click of theirs is learnt
+where most of its minute was left out.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from commands.repair.lineage import Lineage
 from commands.repair.without import Without, time_of
 from learner.gate.checks import GATE
+from learner.gate.refused_minutes import RefusedMinutes
 from learner.ranker.verbs import Learning
 from learner.role.model_factory import resumed
 from learner.samples.batch_reader import BatchReader, Decode, Source
@@ -29,26 +35,31 @@ from learner.training.learner_versions import Progress, Versions, write_root
 from learner.training.trainer import TRAINER
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError
+from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.versions.decisions import Learnt
+from millrace.versions.image import below
 from millrace.versions.modelstore import Announcement, Array, ModelStore, Place, manifests_first
 
 Tick = Callable[[int], None]
 """Takes the number of rows read so far."""
 
 CLAIMANT = "repair"
+_MINUTES = f"{GATE}minutes/"
 _TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What a repair made: ``rows`` were read, ``left_out`` of them, and ``learnt`` of the others."""
+    """What a repair made: ``rows`` were read, ``left_out`` of them, and ``learnt`` of the others. ``beside``: the end's
+    state beside the model, that knows of what was left out."""
 
     model: Learning
     rows: int
     left_out: int
     learnt: int
     by: Mapping[str, int]
+    beside: Mapping[str, Array]
 
 
 def check_there(line: Lineage, source: Source) -> None:
@@ -129,10 +140,18 @@ def repair(
         SchemaError: a message cannot be read.
     """
     check_there(begun.line, source)
-    acts = begun.line.acts
-    with closing(BatchReader(acts, source, decode, without.rows, tick)) as feed:
+    acts, minutes = begun.line.acts, RefusedMinutes()
+    minutes.resume(known := below(_MINUTES, begun.beside))
+
+    def leave_out(batch: SampleBatch, by: Counter[str]) -> NDArray[np.bool_]:
+        out = without.rows(batch, by)
+        minutes.left_out(batch.take(out))
+        return out
+
+    with closing(BatchReader(acts, source, decode, leave_out, tick)) as feed:
         learnt = sum(map(len, feed.batches(acts))) if dry_run else learn_again(begun.model, acts, feed.rows_of)
-    return Repaired(begun.model, feed.read, feed.left_out, learnt, feed.by)
+    now = {f"{_MINUTES}{name}": array for name, array in minutes.snapshot().items()} if known else {}
+    return Repaired(begun.model, feed.read, feed.left_out, learnt, feed.by, {**begun.beside, **now})
 
 
 def keep(to: ModelStore, begun: Begun, done: Repaired, without: Without, published_ms: int) -> Announcement:
@@ -161,6 +180,6 @@ def keep(to: ModelStore, begun: Begun, done: Repaired, without: Without, publish
     progress = Progress(trained, {int(p): o for p, o in end.offsets.items()}, dict(end.logs), extra)
     highest = max(to.highest(), Place(0, end.version), key=lambda place: place.number).number
     versions = Versions(done.model, end.epoch, CLAIMANT, highest)
-    note = write_root(to, versions, progress, begun.beside, published_ms)
+    note = write_root(to, versions, progress, done.beside, published_ms)
     to.store.remove(manifests_first(before))
     return note

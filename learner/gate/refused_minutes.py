@@ -56,8 +56,23 @@ class RefusedMinutes:
     def went_back(self, numbers: Iterable[int]) -> None:
         """What was learnt by these decisions never happened."""
         for found in (self._of.pop(n) for n in numbers if n in self._of):
-            add(found, self._minute, self._counts, _LEARNT, -1)
-            add(found, self._minute, self._counts, _REFUSED, 1)
+            self._unlearn(found)
+
+    def left_out(self, batch: SampleBatch) -> None:
+        """The model is one that was learnt again without these rows."""
+        self._unlearn(by_minute(batch.ts_ms, batch.kind))
+
+    def _unlearn(self, found: Array) -> None:
+        add(found, self._minute, self._counts, _LEARNT, -1)
+        add(found, self._minute, self._counts, _REFUSED, 1)
+
+    def rolled_back(self, then: Mapping[str, Array]) -> None:
+        """The model is a snapshot's, with what was known then: all that came since is as if it had been refused."""
+        known = RefusedMinutes()
+        known.resume(then)
+        learnt = np.where(known._minute == self._minute, known._counts[:, _LEARNT], 0)
+        self._counts[:, _REFUSED] += self._counts[:, _LEARNT] - learnt
+        self._counts[:, _LEARNT], self._of = learnt, {}
 
     def forget(self, upto: int) -> None:
         """Nothing goes back behind a decision."""

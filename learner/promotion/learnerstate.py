@@ -386,6 +386,7 @@ class LearnerState:
     def rolled_back(self, note: Announcement, model: Learning, by: str) -> int:
         """The model is a snapshot's of this store. What was learnt since, from quarantine too, is set aside, uncounted
         in ``trained``: rows. What is to be released stays in quarantine."""
+        minutes = self.restorer.minutes(note) if self.checks is not None else {}
         n = self._decided(RolledBack(*note.place, by))
         counts = self.trainer.counts
         gone = max(0, counts["trained"] - note.trained)
@@ -393,6 +394,8 @@ class LearnerState:
         counts["trained"] -= gone
         counts["way_back:gate" if by == GATE else "way_back:person"] += 1
         self._begin_from(Base(note, n), model)
+        if self.checks is not None:
+            self.checks.minutes.rolled_back(minutes)
         self.root_why = self.standing.refusal if by == GATE else None
         log.warning("rolled back", version=note.version, set_aside=gone, by=by)
         return gone
@@ -411,9 +414,7 @@ class LearnerState:
         log.warning("another model was adopted", version=found.note.version, model=found.model.spec.get("model"))
 
     def _begin_from(self, base: Base | None, model: Learning) -> None:
-        gone = self.log.cut(-1)
-        if self.checks is not None:
-            self.checks.minutes.went_back([d.n for d in gone])
+        self.log.cut(-1)
         self.rows.cut(-1)
         self.restorer.base = base
         if base is not None:

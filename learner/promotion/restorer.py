@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import structlog
 
-from learner.gate.checks import sound_parts
+from learner.gate.checks import GATE, sound_parts
 from learner.gate.model_checks import unsound
 from learner.ranker.verbs import Learning
 from learner.training.decisionlog import DecisionLog, learn_again
@@ -19,6 +19,7 @@ from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError, DamagedError
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.decisions import Act, Flushed, Learnt, LogPart
+from millrace.versions.image import Array, below
 from millrace.versions.modelstore import Announcement, Cuts, ModelStore, Place
 
 log = structlog.get_logger("learner")
@@ -117,6 +118,11 @@ class Restorer:
     def snapshot(self, note: Announcement) -> Learning:
         """The model of a snapshot. Raises SnapshotError or StoreError where it cannot be read, or is not sound."""
         return self._build(note, sound_parts(self.store, note))
+
+    def minutes(self, note: Announcement) -> dict[str, Array]:
+        """What a snapshot knew of refused minutes; empty: it had no gate. Errors as of :meth:`snapshot`."""
+        parts = (below(f"{GATE}minutes/", part) for part in self.store.read_training(note))
+        return {name: array for part in parts for name, array in part.items()}
 
     def older(self) -> tuple[Announcement, Learning]:
         """The newest sound snapshot of the store beside the base.

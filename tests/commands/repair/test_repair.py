@@ -49,6 +49,7 @@ from millrace.versions.decisions import Learnt, Span
 from millrace.versions.image import Array, Image
 from millrace.versions.modelstore import Announcement, ModelStore, Place
 from tests.commands.repair.repair_world import HOUR_MS, SPEC, Live, MemoryTopic, decode, twin
+from tests.learner.gate import promotion_scene
 from tests.scenes.exploring import examples
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
 
@@ -171,7 +172,11 @@ def small_life(folder: str | Path = "") -> Live:
 
 
 def kept(live: Live) -> list[Announcement]:
-    return live.store.snapshots()[::-1]
+    return kept_of(live.store)
+
+
+def kept_of(store: ModelStore) -> list[Announcement]:
+    return store.snapshots()[::-1]
 
 
 def test_without_anything_named_it_is_the_newest_version() -> None:
@@ -198,6 +203,38 @@ def test_what_was_taken_back_is_not_on_the_line() -> None:
     assert (left.start, left.end) == (target, refused)
     with pytest.raises(SnapshotError, match="no snapshot of version 999; the store has versions 0, "):
         lineage(live.store, target.event_ms, 999)
+
+
+def test_no_late_click_is_learnt_of_what_was_left_out(tmp_path: Path) -> None:
+    """The gate's state of the end said that the repaired model knows those rows: 128 of 128 late clicks were learnt."""
+    scene, topic = promotion_scene.Scene(tmp_path / "one"), MemoryTopic()
+    for n in range(12):
+        scene.take(promotion_scene.batch(n, minute=n))
+        scene.publish()
+        if n % 4 == 3:
+            assert scene.snapshot() is not None
+    for batch in scene.broker.samples.values():
+        topic.send(0, batch)
+    line = lineage(scene.store, kept_of(scene.store)[1].event_ms)
+    begun = begin(scene.store, lambda: line, SCHEMA)
+    without, out = (
+        Without(interval=(START_MS + 5 * MINUTE_MS, START_MS + 9 * MINUTE_MS)),
+        ModelStore(tmp_path / "repair"),
+    )
+    done = repair(begun, topic, decode, without)
+    assert done.left_out == 128
+    keep(out, begun, done, without, 0)
+    found = newest_valid(out, SCHEMA.id, {}, promotion_scene.build)
+    assert found is not None
+    scene.promotion.commands.adopt(found, "repair", same_samples=True)
+    scene.trainer.begin_again(found.training)
+    scene.publish()
+    trained = scene.trainer.counts["trained"]
+    for n in (*range(5, 9), 10):
+        late = np.full(promotion_scene.BATCH, CORRECTION, np.uint8)
+        scene.take(promotion_scene.batch(100 + n, minute=n, kind=late, label=np.ones(len(late), np.float32)))
+    assert scene.quarantine.rows == 128
+    assert scene.trainer.counts["trained"] == trained + promotion_scene.BATCH, "but of what it has learnt they are"
 
 
 def test_the_result_is_one_that_a_learner_goes_on_from() -> None:

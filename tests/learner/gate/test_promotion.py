@@ -189,6 +189,27 @@ def test_a_late_click_of_what_was_rolled_back_is_not_learnt(scene: Scene) -> Non
     assert scene.quarantine.rows == 2
 
 
+def test_no_late_click_is_learnt_of_what_was_rolled_back_behind_the_newest_snapshot(scene: Scene) -> None:
+    """The model went back over two snapshots: 128 of 128 late clicks of rows that it lacks were learnt."""
+    both((scene,), *(batch(n, minute=n) for n in range(4)))
+    note = scene.snapshot()
+    assert note is not None
+    for first in (5, 7):
+        both((scene,), *(batch(n, minute=n) for n in range(first, first + 2)))
+        assert scene.snapshot() is not None
+    both((scene,), batch(9, minute=9))
+    scene.promotion.commands.roll_back(note)
+    scene.promotion.make_durable()
+    killed = scene.again()
+    for one in (scene, killed):
+        one.publish()
+        for n in range(5, 9):
+            one.take(late_clicks(20 + n, np.full(BATCH, n), np.ones(BATCH, np.bool_)))
+        assert one.trainer.counts["trained"] == one.quarantine.rows == 4 * BATCH
+        one.take(late_clicks(30, np.full(BATCH, 2), np.ones(BATCH, np.bool_)))
+        assert one.trainer.counts["trained"] == 5 * BATCH, "of what it has learnt they are"
+
+
 def test_a_gate_that_observes_puts_no_late_click_aside(tmp_path: Path) -> None:
     scene = Scene(tmp_path / "one")
     both((scene,), *(batch(n, minute=n) for n in range(4)), batch(9, minute=7, page=POISON))
