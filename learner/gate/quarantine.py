@@ -15,6 +15,7 @@ learner's snapshots. The file ``entries.list`` in the store shows it to people, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
@@ -254,18 +255,23 @@ class Quarantine:
 
     def resume(self, raw: bytes) -> None:
         """The inverse of :meth:`snapshot`. Raises SnapshotError where it cannot be read."""
-        try:
-            self.lost_rows, opened, kept = msgspec.msgpack.decode(raw, type=_Saved)
-            for entry, packed in kept:
-                if rows_in(span for some in packed for span in _decode_spans(some)) != entry.rows:
-                    raise ValueError(f"'{entry.name}' has not {entry.rows} rows")
-        except UNFIT as error:
-            problem = f"what a snapshot has in quarantine cannot be read ({one_line(error)})"
-            raise SnapshotError(problem, "move this snapshot away: the one before it is used") from None
+        self.lost_rows, opened, kept = _saved(raw)
         still_open = opened.split()
         self._open = {entry.check: entry.name for entry, _ in kept if entry.name in still_open}
         self._kept = {entry.name: _Kept(entry, packed) for entry, packed in kept}
         self._bytes, self._changed = sum(one.bytes for one in self._kept.values()), True
+
+    def take_over(self, raw: bytes, source: str) -> int:
+        """Adds the entries of another learner of the same samples, as its :meth:`snapshot` has them. Its name goes
+        before theirs, which might be given here, too. How many rows. Raises SnapshotError where it cannot be read."""
+        before, (_, _, kept) = self.rows + self.lost_rows, _saved(raw)
+        for entry, packed in kept:
+            mine = msgspec.structs.replace(entry, name=f"{source}-{entry.name}")
+            self._kept[mine.name] = _Kept(mine, packed)
+            self._bytes += self._kept[mine.name].bytes
+        self._changed = True
+        self._keep_within()
+        return self.rows + self.lost_rows - before
 
     # -- in the store ----------------------------------------------------------------------------------------
 
@@ -305,9 +311,30 @@ class Quarantine:
         stay = among(places, self.spans(name))
         return batch.take(stay), list(spans_of(places[stay]))
 
+    def take_copies(self, store: Store, source: str) -> None:
+        """Copies another learner's copies, under the names that :meth:`take_over` gives. Raises StoreError."""
+        for file in store.names():
+            if file.endswith(_ROWS):
+                with contextlib.suppress(AbsentError, DamagedError):  # its rows may still be on the topic
+                    head, body, _ = store.get(file)
+                    self.store.put(f"{source}-{file}", _decode_copy(head), body)
+
     def remove_copies(self, but: Collection[str] = ()) -> None:
         """Removes copies of what is in no entry, now and in the newest snapshot, ``but``. Raises StoreError."""
         self.store.remove(name + _ROWS for name in self.copies().difference(self._kept, but))
+
+
+def _saved(raw: bytes) -> _Saved:
+    """Raises SnapshotError where it cannot be read."""
+    try:
+        saved: _Saved = msgspec.msgpack.decode(raw, type=_Saved)
+        for entry, packed in saved[2]:
+            if rows_in(span for some in packed for span in _decode_spans(some)) != entry.rows:
+                raise ValueError(f"'{entry.name}' has not {entry.rows} rows")
+    except UNFIT as error:
+        problem = f"what a snapshot has in quarantine cannot be read ({one_line(error)})"
+        raise SnapshotError(problem, "move this snapshot away: the one before it is used") from None
+    return saved
 
 
 def listed(store: Store) -> list[QuarantineEntry]:

@@ -83,7 +83,7 @@ class GateCommands:
             same_samples: it was learnt of this learner's own samples, and counts what became of them, too.
         """
         self._state.settle()
-        self._state.adopted(found, source, by, quarantine_of(found) if same_samples else None)
+        self._state.adopted(found, source, by, quarantine_of(found), same_samples)
 
     # -- released samples ------------------------------------------------------------------------------------
 

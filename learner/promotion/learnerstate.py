@@ -400,17 +400,18 @@ class LearnerState:
         log.warning("rolled back", version=note.version, set_aside=gone, by=by)
         return gone
 
-    def adopted(self, found: FoundSnapshot, source: str, by: str, quarantine: bytes | None) -> None:
+    def adopted(self, found: FoundSnapshot, source: str, by: str, quarantine: bytes | None, own: bool) -> None:
         """The model is one that was learnt elsewhere; samples are read on from its offsets.
 
         Args:
-            quarantine: as it was then, of a model that was learnt of this learner's own samples; with it go the counts.
-                None: of entries here stays what is not read again.
+            quarantine: as it was then; None: it does not say.
+            own: the model was learnt of what this learner had decided, so quarantine and counts are this learner's
+                of then. Of another learner's, entries here stay of samples from before it began; its own are added.
         """
         self._decided(Adopted(*found.note.place, source, by))
         self._begin_from(None, found.model)
         self.root_why = None
-        _take_over(self, found, quarantine)
+        _take_over(self, found, source, quarantine, own)
         log.warning("another model was adopted", version=found.note.version, model=found.model.spec.get("model"))
 
     def _begin_from(self, base: Base | None, model: Learning) -> None:
@@ -428,17 +429,21 @@ class LearnerState:
         self._rebase()
 
 
-def _take_over(state: LearnerState, found: FoundSnapshot, quarantine: bytes | None) -> None:
+def _take_over(state: LearnerState, found: FoundSnapshot, source: str, quarantine: bytes | None, own: bool) -> None:
     """What an adopted model says of its own samples, as far as it does, is so here."""
-    counts, own = state.trainer.counts, found.note.extra.get("counts")
-    if quarantine is not None and own:
+    counts, note = state.trainer.counts, found.note
+    if own and quarantine is not None and "counts" in note.extra:
         state.quarantine.resume(quarantine)
         counts.clear()
-        counts.update({name: int(value) for name, value in own.items()})
+        counts.update({name: int(value) for name, value in note.extra["counts"].items()})
     else:
-        counts[QUARANTINED] -= state.quarantine.forget_behind({int(p): o for p, o in found.note.offsets.items()})
-        counts["set_aside"] += max(0, counts["trained"] - found.note.trained)
-        counts["trained"] = found.note.trained
+        # What a learner has read is in its model, or in its quarantine. Of two that learn from their own pages alone,
+        # neither has the other's.
+        read_from = note.offsets if state.trainer.diverted else note.extra.get("began", {})
+        counts[QUARANTINED] -= state.quarantine.forget_behind({int(p): o for p, o in read_from.items()})
+        counts[QUARANTINED] += 0 if quarantine is None else state.quarantine.take_over(quarantine, source)
+        counts["set_aside"] += max(0, counts["trained"] - note.trained)
+        counts["trained"] = note.trained
     if state.checks is not None:  # what was learnt and refused of all before its offsets
         state.checks.minutes.resume(below(f"{ARRAYS}minutes/", found.training))
 

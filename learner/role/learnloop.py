@@ -247,7 +247,9 @@ class LearnLoop:
 
     def progress(self) -> Progress:
         counts = dict(self.trainer.counts)
-        extra = {"counts": counts, "columns": msgspec.to_builtins(self.trainer.model.columns), **self._extra()}
+        columns = msgspec.to_builtins(self.trainer.model.columns)
+        began = {str(p): offset for p, offset in self.samples.began.items()}
+        extra = {"counts": counts, "columns": columns, "began": began, **self._extra()}
         return Progress(counts.get("trained", 0), dict(self.samples.offsets), self.samples.logs, extra)
 
     def report(self) -> None:

@@ -94,6 +94,7 @@ class SampleReader:
 
     Attributes:
         offsets: the next to read, by partition.
+        began: the first offsets that the model, or one that it goes on from, was given, by partition.
         logs: ids of the topics that the offsets are of.
         offsets_hold: whether the broker has the log that the snapshot's offsets are of.
         bad: called with an unusable record, and why.
@@ -102,6 +103,7 @@ class SampleReader:
 
     def __init__(self, settings: Settings, schema: Schema, time: EventTime) -> None:
         self.offsets: dict[int, int] = {}
+        self.began: dict[int, int] = {}
         self.logs: dict[str, str] = {}
         self.offsets_hold = True
         self.bad: Callable[[Any, SchemaError], None] = lambda record, why: None
@@ -116,6 +118,7 @@ class SampleReader:
     def resume(self, note: Announcement) -> None:
         """Goes on from a snapshot. Call it before :meth:`open`."""
         self.offsets = {int(p): o for p, o in note.offsets.items()}
+        self.began = {int(p): o for p, o in note.extra.get("began", {}).items()}
         self.logs = note.logs
 
     def open(self) -> None:
@@ -159,6 +162,8 @@ class SampleReader:
             partition = at.partition
             self._heard[partition] = time.monotonic()
             expected = self.offsets.get(partition)
+            if expected is None:
+                self.began[partition] = records[0].offset
             if gone := gone_before(SAMPLES, partition, expected, records[0].offset):
                 self.gone(gone)
             if records[0].offset < (expected or 0):

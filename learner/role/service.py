@@ -31,7 +31,8 @@ from learner.evaluation.progressive import Progressive
 from learner.evaluation.served_scores import ServedExposures
 from learner.evaluation.traffic_segments import Segments
 from learner.gate.admin import Admin
-from learner.gate.checks import QUARANTINED
+from learner.gate.checks import GATE, QUARANTINED
+from learner.gate.quarantine import PLACE
 from learner.network.dense import role_threads
 from learner.promotion.promotion_status import promotion_status
 from learner.ranker.model import LearnReport
@@ -71,6 +72,7 @@ from learner.training.publisher import Publisher
 from learner.training.trainer import ClickCounts, Trainer
 from millrace.basics.errors import MillraceError, SnapshotError, StoreError
 from millrace.basics.ranking_metrics import ROLLING_ROWS
+from millrace.basics.store import Store
 from millrace.contracts.events import DeadLetter, dead_letter_bytes
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -84,6 +86,7 @@ from millrace.processes.profiles import check_whole
 from millrace.processes.tally import CLICK_STAGE
 from millrace.processes.wall import wall_ms
 from millrace.versions.decisions import LogPart
+from millrace.versions.image import below
 from millrace.versions.modelstore import Announcement, Array, Image, ModelStore
 from millrace.versions.versioning import Claim
 
@@ -233,9 +236,14 @@ class Learner:
             self.trainer.resume(found.training, note.extra.get("counts", {}))
             self.samples.resume(note)
             self._adopted = self._adoption_of(note) if found is self.found else None
+            if found is not self.found:
+                self.samples.began = dict(self.samples.offsets)
             self.compares_from_ms = int(note.extra.get("from_ms", 0))
             log.info("resumed", epoch=note.epoch, version=note.version, trained=note.trained, offsets=note.offsets)
         self.loop = LearnLoop(own, self.samples, self.trainer, self.store, self._build, self._extra)
+        checks = self.loop.promotion.checks
+        if found is not None and found is not self.found and checks is not None:
+            checks.minutes.resume(below(f"{GATE}minutes/", found.training))  # what it never learnt, this one has not
 
     def _like_first(self, first: Settings) -> FoundSnapshot | None:
         """The first learner's newest snapshot, where this one's model has its shape."""
@@ -343,6 +351,8 @@ class Learner:
         """Goes on with a model that was learnt elsewhere, from the samples behind it."""
         if source != REPAIRED:
             found = newest_of(source, self.settings, self._schema)
+            theirs = Store(self.settings.of_learner(source).place(PLACE), writes=False)
+            self.loop.promotion.state.quarantine.take_copies(theirs, source)
         else:
             repaired = newest_valid(
                 ModelStore(self.settings.place(REPAIRED), writes=False), self._schema.id, self._wanted, self._build

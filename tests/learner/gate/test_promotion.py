@@ -22,7 +22,7 @@ from learner.ranker.model import LearnReport, OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.tables.table import SparseTable
 from learner.training.decisionlog import learn_again, places_of
-from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions
+from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions, newest_valid
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError, Store
@@ -728,6 +728,81 @@ def test_rolled_back_to_a_version(scene: Scene) -> None:
     assert scene.trainer.counts["repeated"] == BATCH
     both((scene,), *(batch(n) for n in range(20, 24)))
     assert served_as_learnt(scene)
+
+
+# -- adoption --------------------------------------------------------------------------------------------------
+
+
+def beside(scene: Scene, name: str) -> tuple[Scene, FoundSnapshot]:
+    """A learner of the same samples, whose gate only tells, and its newest snapshot."""
+    other = Scene(scene.folder.parent / name, observe=True)
+    both((other,), *scene.broker.samples.values())
+    assert other.snapshot() is not None
+    found = newest_valid(other.store, SCHEMA.id, {}, build)
+    assert found is not None
+    return other, found
+
+
+def adopt(scene: Scene, found: FoundSnapshot) -> None:
+    scene.promotion.commands.adopt(found, "b")
+    scene.trainer.begin_again(found.training)
+    scene.publish()
+
+
+def release(scene: Scene) -> int:
+    """How many entries there were to release."""
+    entries = scene.promotion.commands.release("all")
+    while scene.promotion.commands.learn_some():
+        pass
+    return entries
+
+
+def test_what_an_adopted_model_has_learnt_is_not_in_quarantine_any_more(tmp_path: Path) -> None:
+    """It had learnt 256 rows, of which this learner had refused 160: 416 were learnt behind a release."""
+    scene = Scene(tmp_path / "one", stretch=96)
+    both((scene,), *(batch(n, page=POISON if n > 2 else "page") for n in range(8)))
+    assert (scene.trainer.counts["trained"], scene.quarantine.rows) == (96, 160)
+    other, found = beside(scene, "b")
+    assert other.trainer.counts["trained"] == 256
+    adopt(scene, found)
+    assert (release(scene), scene.trainer.counts["trained"]) == (0, 256)
+    assert differs(scene.whole(), other.whole()) == ""
+    assert scene.trainer.counts["quarantined"] == 0
+
+
+def test_what_an_adopted_model_has_refused_is_in_quarantine_then(scene: Scene) -> None:
+    """Also where the topic has lost it, and only its own learner has a copy."""
+    both((scene,), *(batch(n) for n in range(4)))
+    odd = batch(10)
+    odd.ts_ms[3] += 10**12
+    scene.take(odd)
+    scene.take(batch(11, page=POISON))
+    other, found = beside(scene, "b")
+    (entry,) = other.quarantine.entries()
+    other.quarantine.copy(entry.name, other.kept[0][0])
+    scene.promotion.state.quarantine.take_copies(other.quarantine.store, "b")
+    adopt(scene, found)
+    assert [(e.name, e.rows) for e in scene.quarantine.entries()] == [(f"b-{entry.name}", 1)]
+    assert scene.trainer.counts["quarantined"] == 1
+    scene.drain()
+    scene.publish()
+    killed = scene.again()
+    for one in (scene, killed):
+        one.broker.first = 6
+        assert release(one) == 1
+        assert (one.trainer.counts["released"], one.quarantine.rows) == (1, 0)
+        one.drain()
+        assert one.trainer.counts["trained"] == 6 * BATCH
+
+
+def test_what_was_refused_before_an_adopted_model_began_stays(tmp_path: Path) -> None:
+    """It began with this learner's snapshot of then, which has never learnt it."""
+    scene = Scene(tmp_path / "one", stretch=BATCH)
+    both((scene,), *(batch(n, page=POISON if n % 2 else "page") for n in range(4)))
+    _, found = beside(scene, "b")
+    extra = found.note.extra | {"began": {"0": 2}}
+    adopt(scene, replace(found, note=msgspec.structs.replace(found.note, extra=extra)))
+    assert [places[:, 1].tolist() for _, places in scene.kept] == [[1] * BATCH]
 
 
 # -- restarts --------------------------------------------------------------------------------------------------

@@ -313,6 +313,7 @@ def test_life_of_a_learner_beside_the_first(tmp_path: Path, monkeypatch: pytest.
         notes = [newest(place) for place in (models, others)]
         assert [n.spec["model"] for n in notes if n is not None] == ["wide_deep", "logistic"]
         held = [n.extra["counts"]["held_out"] for n in notes if n is not None]
+        assert [set(n.extra["began"].values()) for n in notes if n is not None] == [{0}, {0}], "the oldest samples"
         assert held[0] == held[1] > 0, "the same pages"
         # Of the held-out rows those that are half an hour old: some of the first five messages'.
         assert 0 < compared["rows"] < held[0]
