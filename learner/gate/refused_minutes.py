@@ -70,6 +70,8 @@ class RefusedMinutes:
         """The model is a snapshot's, with what was known then: all that came since is as if it had been refused."""
         known = RefusedMinutes()
         known.resume(then)
+        newer = known._minute > self._minute  # as where a model was adopted between that knew of none
+        self._minute[newer], self._counts[newer] = known._minute[newer], known._counts[newer]
         learnt = np.where(known._minute == self._minute, known._counts[:, _LEARNT], 0)
         self._counts[:, _REFUSED] += self._counts[:, _LEARNT] - learnt
         self._counts[:, _LEARNT], self._of = learnt, {}

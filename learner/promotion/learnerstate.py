@@ -110,6 +110,11 @@ class Standing(Struct):
         self.since.setdefault(kind, (now_ms, self.busy_ms))
 
     @property
+    def half(self) -> int:
+        """Rows that were learnt of an entry that is there yet."""
+        return self.released - rows_in(self.skipped)
+
+    @property
     def refusing_ms(self) -> int:
         """How long the kind of checks that refused last had refused by then, without nights."""
         since = self.since.get(kind_of(self.refusal.check)) if self.refusal else None
@@ -264,8 +269,11 @@ class LearnerState:
         now_ms = self.checks.clock.now_ms if self.checks else event_ms[1]
         made_ms = max(now_ms, *(ms for ms, _ in self.standing.since.values()), 0)
         self.quarantine.keep(n, refusal, spans, event_ms, made_ms)
-        there = {entry.name for entry in self.quarantine.entries()} if self.standing.releasing else ()
-        self.standing.releasing = [name for name in self.standing.releasing if name in there]
+        standing = self.standing
+        there = {entry.name for entry in self.quarantine.entries()} if standing.releasing else ()
+        if standing.releasing and standing.releasing[0] not in there:
+            standing.released, standing.skipped = 0, []
+        standing.releasing = [name for name in standing.releasing if name in there]
 
     def went_back(self, restored: Restored) -> None:
         """The model is an earlier one. What was learnt since goes to quarantine."""
@@ -368,7 +376,7 @@ class LearnerState:
         self._decided_of(Discarded, names, by)
         standing, learnt = self.standing, 0
         if standing.releasing and standing.releasing[0] in names:
-            learnt = standing.released - rows_in(standing.skipped)
+            learnt = standing.half
             standing.released, standing.skipped = 0, []
         standing.releasing = [name for name in standing.releasing if name not in names]
         rows = self.quarantine.remove(names) - learnt
@@ -389,8 +397,9 @@ class LearnerState:
         minutes = self.restorer.minutes(note) if self.checks is not None else {}
         n = self._decided(RolledBack(*note.place, by))
         counts = self.trainer.counts
-        gone = max(0, counts["trained"] - note.trained)
-        counts["set_aside"] += gone
+        gone, half = max(0, counts["trained"] - note.trained), self.standing.half
+        counts["set_aside"] += gone - half  # what was learnt of an entry that stays is in it
+        counts["released"] -= half
         counts["trained"] -= gone
         counts["way_back:gate" if by == GATE else "way_back:person"] += 1
         self._begin_from(Base(note, n), model)

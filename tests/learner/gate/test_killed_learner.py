@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 
 from learner.gate.verdicts import GateRefusal
 from learner.promotion import promotion
-from learner.training.decisionlog import rows_in
 from millrace.basics.errors import MillraceError
 from millrace.basics.store import Store
 from millrace.contracts.samples import CORRECTION, NEGATIVE
@@ -247,8 +246,7 @@ def balance(scene: Scene) -> int:
     counts = scene.trainer.counts
     came = sum(len(scene.broker.samples[offset]) for offset in range(scene.offset))
     there = sum(counts[name] for name in ("trained", "repeated", "held_out", "discarded", "set_aside", "alone"))
-    standing = scene.promotion.state.standing
-    half = standing.released - rows_in(standing.skipped)  # learnt of an entry that is there yet
+    half = scene.promotion.state.standing.half
     return came - there - scene.quarantine.rows - scene.trainer.pending + half
 
 

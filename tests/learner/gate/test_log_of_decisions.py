@@ -119,6 +119,18 @@ def test_a_rollback_stops_a_release(scene: Scene) -> None:
     assert scene.status["quarantined_rows"] == 2 * BATCH
 
 
+def test_a_rollback_in_the_middle_of_a_release_counts_no_row_twice(scene: Scene) -> None:
+    learn(scene, *(batch(n) for n in range(4)))
+    note = scene.snapshot()
+    assert note is not None
+    learn(scene, *(batch(n, page=POISON) for n in range(10, 13)))
+    scene.promotion.commands.release("all")
+    assert scene.promotion.commands.learn_some()
+    scene.promotion.commands.roll_back(note)
+    assert scene.quarantine.rows == scene.trainer.counts["quarantined"] == 3 * BATCH
+    assert scene.trainer.counts["released"] == scene.trainer.counts["set_aside"] == 0
+
+
 def test_a_rollback_behind_a_release_takes_its_rows_back_too(scene: Scene) -> None:
     learn(scene, *(batch(n) for n in range(4)))
     note = scene.snapshot()
