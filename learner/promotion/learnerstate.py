@@ -283,20 +283,7 @@ class LearnerState:
         gone = [d for d in self.log.cut(to) if isinstance(d.what, Learnt) and d.what.rows]
         self.rows.cut(to)
         if gone:
-            acts = [d.what for d in gone if isinstance(d.what, Learnt)]
-            again = [
-                self.quarantine.has(act.of, act.spans[0]) for act in acts
-            ]  # what was learnt of one goes back to it
-            counts["released"] -= sum(rows_in(act.spans) for act, own in zip(acts, again, strict=True) if own)
-            if any(act.of for act in acts):
-                standing.released, standing.skipped = 0, []
-            spans = [span for act, own in zip(acts, again, strict=True) if not own for span in act.spans]
-            times = [d.ms for d in gone]
-            self._keep(n, refusal, spans, (min(times), max(times)))
-            counts["trained"] -= sum(d.what.rows for d in gone if isinstance(d.what, Learnt))
-            if self.checks is not None:
-                self.checks.minutes.went_back([d.n for d in gone])
-                self.checks.heldout.spoilt(int(np.median(times)))
+            _keep_gone(self, n, refusal, gone)
         at_mark = to >= standing.mark
         standing.mark, standing.back = min(standing.mark, to), -1
         self._become(restored.model)
@@ -436,6 +423,23 @@ class LearnerState:
         self.quarantine.close()
         self._become(model)
         self._rebase()
+
+
+def _keep_gone(state: LearnerState, n: int, refusal: GateRefusal, gone: Sequence[Decided]) -> None:
+    """What was learnt, and is not any more, goes to quarantine by decision ``n``."""
+    standing, counts = state.standing, state.trainer.counts
+    acts = [d.what for d in gone if isinstance(d.what, Learnt)]
+    again = [state.quarantine.has(act.of, act.spans[0]) for act in acts]  # what was learnt of one goes back to it
+    counts["released"] -= sum(rows_in(act.spans) for act, own in zip(acts, again, strict=True) if own)
+    if any(act.of for act in acts):
+        standing.released, standing.skipped = 0, []
+    spans = [span for act, own in zip(acts, again, strict=True) if not own for span in act.spans]
+    times = [d.ms for d in gone]
+    state._keep(n, refusal, spans, (min(times), max(times)))
+    counts["trained"] -= sum(d.what.rows for d in gone if isinstance(d.what, Learnt))
+    if state.checks is not None:
+        state.checks.minutes.went_back([d.n for d in gone])
+        state.checks.heldout.spoilt(int(np.median(times)))
 
 
 def _take_over(state: LearnerState, found: FoundSnapshot, source: str, quarantine: bytes | None, own: bool) -> None:
