@@ -29,6 +29,8 @@ from typing import Annotated, ClassVar, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from millrace.basics.hashing import value_hash
+
 Id = int | str
 """Users and items are named by integers or by text, as their owner likes; ``7`` and ``"7"`` are the same id."""
 
@@ -460,6 +462,12 @@ def to_msgpack(message: Struct) -> bytes:
 def key_of(identifier: Id) -> bytes:
     """The Kafka key of a user or an item: the id's text."""
     return str(identifier).encode()
+
+
+def name_hash(event: Action | Order) -> int:
+    """64 bits by which an event is known: of its user and its ``event_id``. What has them too is the same event again,
+    whatever else it says."""
+    return value_hash(f"{event.user_id}\0{event.event_id}")
 
 
 def change_key(item: Id, name: str) -> bytes:

@@ -1,6 +1,6 @@
 # core
 """The rows of an hour that wait for outcomes (:mod:`stream.join.outcome_book`): hashes in memory, 20 bytes a row, and
-until it is sealed their features. R rows of an hour."""
+until it is sealed their features. An hour is shorter where windows are. R rows of an hour."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ _CHUNK = 128
 _BUCKETS, _BUCKETS_A_ROW = 1024, 8
 
 Hour = tuple[str, int]
-"""What its rows are of, ``click`` or ``page``, and hours since 1970."""
+"""What its rows are of, ``click`` or ``page``, and when it ends (ms)."""
+Act = tuple[int, int]
+"""When it was done (ms), and its offset in ``events``, or that it was taken back."""
 
 
 @dataclass(slots=True)
@@ -62,14 +64,16 @@ class Aged:
 class HourRows:
     """The rows of one hour. ``who`` ascends once it is sealed."""
 
-    who: Any  # (R,) uint64; a list until it is sealed, as the next three
+    who: Any  # (R,) uint64; a list until it is sealed, as the next three; when all is told, each user once
     what: Any  # (R,) uint32 of the item's hash
     place: Any  # (R,) uint32
-    base: Any  # (R,) int32, ms after the hour's begin
+    base: Any  # (R,) int32, ms after the hour's end, mostly below 0
     sealed: bool = False
     told: set[str] = field(default_factory=set)
-    acts: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
-    """By (row, kind): the offset in ``events`` of each time at which it was done, or that it was taken back."""
+    acts: dict[tuple[int, int], dict[int, Act]] = field(default_factory=dict)
+    """By (row, kind), and by the event's hash."""
+    ids: set[int] = field(default_factory=set)
+    """Hashes of all events noted here, with refunds."""
     aged: dict[str, Aged] = field(default_factory=dict)
     by_user: dict[int, list[int]] = field(default_factory=dict)  # rows, until it is sealed
     chunks: list[SampleBatch] = field(default_factory=list)
@@ -96,7 +100,7 @@ class HourRows:
         return range(int(low), int(high))
 
     def mine(self, who: int, what: int) -> Iterator[int]:
-        """The rows of a user and an item, without forgotten ones."""
+        """The rows of a user and an item, without forgotten ones. Of an hour that is not all told."""
         return (row for row in self.of_user(who) if self.what[row] == what and self.base[row] != FORGOTTEN)
 
     def next_telling(self, one: OutcomeRule) -> tuple[int, int, str]:

@@ -184,8 +184,12 @@ class LabelJoin:
             late = event.ts_ms + self.policy.lateness_ms < self.watermark_ms
         part = None if late or page is None else page.part_of(event.position)
         gone = late or (part is not None and part.ts_ms + self._life_ms <= self.watermark_ms)
-        if self.book is not None and (gone or part is None) and self.book.act(event, message, False):
-            return
+        if self.book is not None and (gone or part is None) and self.book.takes(event.kind):
+            if self.book.knows(event):
+                out.duplicates += 1
+                return
+            if self.book.act(event, message, False):
+                return
         if gone:
             out.dead.append(Dead("late", "its exposure is gone", message, 0))
             return
@@ -205,10 +209,12 @@ class LabelJoin:
 
     def order(self, event: Order, message: InputMessage, out: Outcome) -> None:
         """A purchase that names no page, or a refund."""
-        if self.book is not None:
-            self.book.order(event, message)
-        else:
+        if self.book is None:
             out.dead.append(Dead("no-outcome", "the schema has no [[outcome]] of an event", message, 0))
+        elif self.book.knows(event):
+            out.duplicates += 1
+        else:
+            self.book.order(event, message)
 
     def recall(self, request: str, page_log: LoggedPage | None, out: Outcome) -> None:
         """The page log that was wanted, read again; None: it is gone. Unwanted ones are ignored."""

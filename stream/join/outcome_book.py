@@ -3,8 +3,8 @@
 
 ::
 
-    exposure, or click ──► open row ──► its hour ──► hour's end + lateness: sealed, a file with the rows' features
-                              ▲                      hour's end + age + lateness: told, an outcome of its rows
+    exposure, or click ──► open row ──► its hour ──► hour's end + wait: sealed, a file with the rows' features
+                              ▲                      hour's end + age + wait: told, an outcome of its rows
          purchase, order, ────┘
          refund
 
@@ -14,16 +14,22 @@ begin, so nothing is ever looked up on disk: the hour's file is read when an out
 is to be written and told; the worker does it before the checkpoint that covers it, as it sends samples. So a crash
 repeats files and samples, with the same names and ids.
 
+An "hour" is as long as the first age at which an outcome of its rows is told, between :data:`LEAST_MS` and an hour. The
+wait for late events is the lateness, or the age, where that is shorter. So what is due after minutes is told within
+minutes.
+
 - A purchase names its page, or is an order without one: it belongs to the user's last click on the item that has come
   (the last exposure, where no outcome is on clicks), if the row's window still holds it. An event of an open row may
   come at any time until the row is told.
 - A refund takes back the user's last purchase of the item that is dated no later. It counts until the row is told.
 - What comes before its row, or a refund before its purchase, waits for the lateness. Then it is a dead letter.
-- A deleted user's rows are not told, and their features are overwritten.
+- An event is known by its user and its id, for as long as an hour at whose rows it was noted has its file. It counts
+  once: what comes under the same name is dropped, whatever its type, time or item.
+- A deleted user's rows are not told, and their features are overwritten, as long as the file is there.
 - An outcome is told one time, at the age ``within``, or by age (millrace/labels/tellings.py). An hour keeps the policy
   that it began with. What a row is told at an age is what came before that age, and was not taken back since.
 
-A row takes 21 bytes of memory. R rows of an hour, K outcomes.
+A row takes 21 bytes of memory; when all is told, for a day, a user of an hour takes 8. R rows of an hour, K outcomes.
 """
 
 from __future__ import annotations
@@ -36,19 +42,22 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.basics.durations import HOUR_MS
+from millrace.basics.durations import HOUR_MS, MINUTE_MS
 from millrace.basics.hashing import value_hash
-from millrace.contracts.events import ACTIONS, CLICK, EXPOSURE, PURCHASE, Action, Order, Refund
+from millrace.contracts.events import ACTIONS, CLICK, EXPOSURE, PURCHASE, Action, Order, Refund, name_hash
 from millrace.contracts.logforms import OutcomeRule
 from millrace.contracts.samples import OUTCOME, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.labels import policy_named
+from millrace.labels.tellings import ages_ms
 from stream.join.hour_rows import DTYPES, FORGOTTEN, Aged, Hour, HourRows, UserHours
 from stream.join.joined_pages import InputMessage
 from stream.join.page_rows import LoggedPage, Runs, Sampled
 
 REFUND = Refund.kind
-KEPT_HOURS = 24
+LEAST_MS = 5 * MINUTE_MS
+"""The shortest hour: 288 files a day of a partition's clicks, and as many of its exposures."""
+KEPT_MS = 24 * HOUR_MS
 """A file stays for so long after all of it is told, for a worker that reads Kafka again from a while ago."""
 _TAKEN_BACK = -1
 _NEVER = 1 << 62
@@ -78,7 +87,7 @@ class Erased(NamedTuple):
     """Rows of a deleted user, whose features are to be overwritten."""
 
     hour: Hour
-    rows: tuple[int, int]
+    who: int
 
 
 @dataclass(slots=True)
@@ -98,6 +107,7 @@ class Waiting(NamedTuple):
     place: int | None
     ts_ms: int
     message: InputMessage
+    id: int  # by which it is known
     took: bool = False  # whether a row took it already, and one of another kind may follow
 
 
@@ -126,20 +136,16 @@ class OutcomeBook:
         self._of = {on: [one for one in self._outcomes if one.on == on] for on in ("page", "click")}
         self.kinds = {on: {ACTIONS.index(one.event or "") for one in of} for on, of in self._of.items() if of}
         self._longest = {on: max(one.within_ms for one in self._of[on]) for on in self.kinds}
+        first_ms = {on: min(ages_ms(policy_named(o.told), o.within_ms)[0] for o in self._of[on]) for on in self.kinds}
+        self._span_ms = {on: max(LEAST_MS, min(HOUR_MS, first)) for on, first in first_ms.items()}
         self._hours: dict[Hour, HourRows] = {}
         self._unsealed, self._sealed = set[Hour](), UserHours()
-        self._sealed_to = 0  # hours since 1970
+        self._sealed_to = dict.fromkeys(self.kinds, 0)  # the end of the last one (ms)
         self._waiting: dict[tuple[int, int], list[Waiting]] = {}
         self._next_ms = _NEVER
 
     def __len__(self) -> int:
         return sum(len(one.who) for one in self._hours.values())
-
-    @property
-    def index_bytes(self) -> int:
-        """Of sealed rows in memory, without their acts."""
-        arrays = ((h.who, h.what, h.place, h.base) for h in self._hours.values() if h.sealed)
-        return sum(a.nbytes for one in arrays for a in one)
 
     @property
     def due_ms(self) -> int | None:
@@ -149,6 +155,11 @@ class OutcomeBook:
     def takes(self, kind: int) -> bool:
         return any(kind in kinds for kinds in self.kinds.values())
 
+    def knows(self, event: Action | Order) -> bool:
+        """Whether the event was noted before, or waits."""
+        id, who, what = name_hash(event), value_hash(event.user_id), value_hash(event.item_id) & _MASK
+        return self._is_noted(id) or any(one.id == id for one in self._waiting.get((who, what), ()))
+
     # ------------------------------------------------------------------ what comes in
 
     def open(self, on: str, request: str, runs: Runs, page: LoggedPage, base_ms: int, ts_ms: int, policy: int) -> None:
@@ -156,7 +167,8 @@ class OutcomeBook:
         such. ``base_ms``: from when on; ``ts_ms``: of the exposure."""
         if on not in self.kinds:
             return
-        hour = (on, max(base_ms // HOUR_MS, self._sealed_to))
+        span_ms = self._span_ms[on]
+        hour = (on, max((base_ms // span_ms + 1) * span_ms, self._sealed_to[on] + span_ms))
         rows = self._hours.get(hour)
         if rows is None:
             self._unsealed.add(hour)
@@ -167,7 +179,7 @@ class OutcomeBook:
         positions = [position for first, end in runs for position in range(first, end)]
         what = [int.from_bytes(page.item[8 * at : 8 * at + 4], "little") for at in positions]
         place = [_place(request, position) for position in positions]
-        rows.add(page.user, what, place, max(base_ms - hour[1] * HOUR_MS, FORGOTTEN + 1))
+        rows.add(page.user, what, place, max(base_ms - hour[1], FORGOTTEN + 1))
         actions = 1 << EXPOSURE | (1 << CLICK if on == "click" else 0)
         rows.recent.append(Sampled(request, page, ts_ms, runs, len(positions), OUTCOME, actions, 0, policy))
         rows.collect(self._shape)
@@ -180,7 +192,7 @@ class OutcomeBook:
         if not self.takes(event.kind):
             return False
         who, what = value_hash(event.user_id), value_hash(event.item_id) & _MASK
-        one = Waiting(event.kind, _place(event.request_id, event.position), event.ts_ms, message)
+        one = Waiting(event.kind, _place(event.request_id, event.position), event.ts_ms, message, name_hash(event))
         took, whole = self._note(who, what, one)
         if waits and not whole:
             self._wait(who, what, one._replace(took=took))
@@ -190,7 +202,7 @@ class OutcomeBook:
         """A purchase that names no page, or a refund."""
         who, what = value_hash(event.user_id), value_hash(event.item_id) & _MASK
         kind = REFUND if isinstance(event, Refund) else PURCHASE
-        one = Waiting(kind, None, event.ts_ms, message)
+        one = Waiting(kind, None, event.ts_ms, message, name_hash(event))
         if not self._note(who, what, one)[0]:
             self._wait(who, what, one)
 
@@ -199,8 +211,10 @@ class OutcomeBook:
         for hour, rows in self._hours.items():
             gone = rows.of_user(who)
             if rows.sealed and gone:
+                files.erased.append(Erased(hour, who))
+                if not self._untold(hour[0], rows):
+                    continue
                 rows.base = rows.base.copy()  # a snapshot may have the other
-                files.erased.append(Erased(hour, (gone[0], gone[-1] + 1)))
             for row in gone:
                 rows.base[row] = FORGOTTEN
             rows.acts = {(row, kind): at for (row, kind), at in rows.acts.items() if row not in gone}
@@ -216,7 +230,7 @@ class OutcomeBook:
                 break
             rows = self._hours[hour]
             if not rows.sealed:
-                self._sealed_to = max(self._sealed_to, hour[1] + 1)
+                self._sealed_to[hour[0]] = max(self._sealed_to[hour[0]], hour[1])
                 batch = rows.seal(self._shape)
                 self._unsealed.remove(hour)
                 if len(batch):
@@ -241,11 +255,19 @@ class OutcomeBook:
 
     def _due(self, hour: Hour, rows: HourRows) -> int:
         """The watermark at which something is to be done with an hour."""
-        ends = (hour[1] + 1) * HOUR_MS + self._late_ms
-        if not rows.sealed:
-            return ends
-        left = [rows.next_telling(one)[0] for one in self._untold(hour[0], rows)]
-        return ends + (min(left) if left else self._longest[hour[0]] + KEPT_HOURS * HOUR_MS)
+        on, ends_ms = hour
+        ages = [rows.next_telling(one)[0] for one in self._untold(on, rows)]
+        if rows.sealed and not ages:
+            return ends_ms + self._known_at(self._longest[on]) + KEPT_MS
+        age_ms = min(ages, default=0)
+        return ends_ms + self._known_at(age_ms) - (0 if rows.sealed else age_ms)
+
+    def _known_at(self, age_ms: int) -> int:
+        """How long after an hour's end its rows are told at this age. It rises with the age."""
+        return age_ms + min(self._late_ms, age_ms)
+
+    def _is_noted(self, id: int) -> bool:
+        return any(id in rows.ids for rows in self._hours.values())
 
     def _rows_of(self, on: str, who: int, what: int) -> Iterator[tuple[int, HourRows, int]]:
         """(begin in ms, hour, row) of the open rows of a user and an item."""
@@ -253,10 +275,12 @@ class OutcomeBook:
             rows = self._hours[hour]
             if hour[0] == on and (not rows.sealed or self._untold(on, rows)):
                 for row in rows.mine(who, what):
-                    yield hour[1] * HOUR_MS + int(rows.base[row]), rows, row
+                    yield hour[1] + int(rows.base[row]), rows, row
 
     def _note(self, who: int, what: int, one: Waiting) -> tuple[bool, bool]:
-        """Notes an event at its rows. Returns whether there is one, and one of each kind."""
+        """Notes an event at its rows. Returns whether there is one, and one of each kind, or it was noted before."""
+        if not one.took and self._is_noted(one.id):
+            return True, True
         if one.kind == REFUND:
             return (self._take_back(who, what, one),) * 2
         place = one.place
@@ -275,7 +299,8 @@ class OutcomeBook:
             longest = max(o.within_ms for o in self._of[on] if ACTIONS[one.kind] == o.event)
             for base_ms, rows, row in self._rows_of(on, who, what):
                 if rows.place[row] == place and one.ts_ms < base_ms + longest:
-                    rows.acts.setdefault((row, one.kind), {}).setdefault(one.ts_ms, one.message.offset)
+                    rows.acts.setdefault((row, one.kind), {}).setdefault(one.id, (one.ts_ms, one.message.offset))
+                    rows.ids.add(one.id)
                     here = True
             took, whole = took or here, whole and here
         if took and (who, what) in self._waiting:
@@ -284,24 +309,27 @@ class OutcomeBook:
 
     def _take_back(self, who: int, what: int, one: Waiting) -> bool:
         bought = [
-            (ts_ms, acts)
+            (*act, id, rows, acts)
             for on in self.kinds
             for _, rows, row in self._rows_of(on, who, what)
             if (acts := rows.acts.get((row, PURCHASE))) is not None
-            for ts_ms, offset in acts.items()
-            if ts_ms <= one.ts_ms and (offset != _TAKEN_BACK)
+            for id, act in acts.items()
+            if act[0] <= one.ts_ms and act[1] != _TAKEN_BACK
         ]
         if not bought:
             return False
-        last = max(ts_ms for ts_ms, _ in bought)
-        for ts_ms, acts in bought:
-            if ts_ms == last:
-                acts[ts_ms] = _TAKEN_BACK
+        ts_ms, _, last, *_ = max(bought, key=lambda found: found[:2])
+        for *_, id, rows, acts in bought:
+            if id == last:
+                acts[id] = ts_ms, _TAKEN_BACK
+                rows.ids.add(one.id)
         return True
 
     def _wait(self, who: int, what: int, one: Waiting) -> None:
-        self._next_ms = min(self._next_ms, one.ts_ms + self._late_ms + 1)
-        self._waiting.setdefault((who, what), []).append(one)
+        waiting = self._waiting.setdefault((who, what), [])
+        if all(one.id != other.id for other in waiting):
+            self._next_ms = min(self._next_ms, one.ts_ms + self._late_ms + 1)
+            waiting.append(one)
 
     def _look_again(self, who: int, what: int) -> None:
         left = self._waiting.pop((who, what), None)
@@ -345,7 +373,8 @@ class OutcomeBook:
                 offsets.clear()  # others say them
         else:
             rows.acts, rows.aged = {}, {}
-            rows.who, rows.what, rows.place, rows.base = (np.empty(0, dtype) for dtype in DTYPES)
+            rows.who = np.unique(rows.who[rows.base != FORGOTTEN])  # a deletion still asks for them
+            rows.what, rows.place, rows.base = (np.empty(0, dtype) for dtype in DTYPES[1:])
         if np.isfinite(told).any():
             files.told.append(Told(hour, told, sorted(offsets), number, policy_named(policy).code))
 
@@ -354,8 +383,8 @@ class OutcomeBook:
         found = {}
         for (row, kind), at in rows.acts.items():
             if ACTIONS[kind] == one.event:
-                ends = hour[1] * HOUR_MS + int(rows.base[row]) + age_ms
-                if kept := [offset for ts_ms, offset in at.items() if ts_ms < ends and offset != _TAKEN_BACK]:
+                ends = hour[1] + int(rows.base[row]) + age_ms
+                if kept := [offset for ts_ms, offset in at.values() if ts_ms < ends and offset != _TAKEN_BACK]:
                     found[row] = kept
         return found
 
@@ -372,7 +401,8 @@ class OutcomeBook:
                     for a, dtype in zip((rows.who, rows.what, rows.place, rows.base), DTYPES, strict=True)
                 ),
                 sorted(rows.told),
-                [(*key, list(at.items())) for key, at in rows.acts.items()],
+                [(*key, [(id, *act) for id, act in at.items()]) for key, at in rows.acts.items()],
+                sorted(rows.ids),
                 None if rows.sealed else rows.rows(self._shape).to_bytes(),
                 [
                     (name, one.policy, one.ages_ms[-1], one.told, list(one.stands.items()))
@@ -382,25 +412,26 @@ class OutcomeBook:
             for hour, rows in self._hours.items()
         ]
         waiting = [(*key, list(events)) for key, events in self._waiting.items()]
-        return hours, self._sealed_to, waiting, self._next_ms, self._known
+        return hours, dict(self._sealed_to), waiting, self._next_ms, self._known
 
     def resume(self, state: Any, carried: Callable[[SampleBatch], SampleBatch]) -> None:
         """The inverse of :meth:`snapshot`. ``carried``: takes rows to the present schema."""
-        hours, self._sealed_to, waiting, self._next_ms, known = state
+        hours, sealed_to, waiting, self._next_ms, known = state
+        self._sealed_to |= {on: ms for on, ms in sealed_to.items() if on in self.kinds}
         # Nothing was noted for other outcomes: of rows that are there, nobody knows them.
         new = {name for name, event in self._known if [name, event] not in [list(one) for one in known]}
-        for on, hour, sealed, *packed, told, acts, raw, aged in (h if len(h) > 10 else (*h, ()) for h in hours):
+        for on, hour, sealed, *packed, told, acts, ids, raw, aged in hours:
             if on not in self.kinds:
                 continue  # its outcomes are no longer declared
             arrays = (np.frombuffer(c, dtype) for c, dtype in zip(packed, DTYPES, strict=True))
             who, what, place, base = arrays if sealed else (a.tolist() for a in arrays)
-            rows = HourRows(who, what, place, base, sealed, set(told) | new)
+            rows = HourRows(who, what, place, base, sealed, set(told) | new, ids=set(ids))
             for row, user in enumerate([] if sealed else who):
                 rows.by_user.setdefault(user, []).append(row)
             for name, policy, within_ms, number, stands in aged:
                 rows.aged[name] = Aged.of(policy, within_ms)
                 rows.aged[name].told, rows.aged[name].stands = number, dict(map(tuple, stands))
-            rows.acts = {(row, kind): dict(map(tuple, at)) for row, kind, at in acts}
+            rows.acts = {(row, kind): {id: (ts_ms, offset) for id, ts_ms, offset in at} for row, kind, at in acts}
             if raw is not None:
                 rows.chunks = [carried(SampleBatch.from_bytes(raw))]
             self._hours[on, hour] = rows
@@ -409,8 +440,7 @@ class OutcomeBook:
             else:
                 self._unsealed.add((on, hour))
         for who, what, events in waiting:
-            found = (Waiting(k, place, ts, InputMessage(*message), took) for k, place, ts, message, took in events)
-            self._waiting[who, what] = list(found)
+            self._waiting[who, what] = [Waiting(k, at, ts, InputMessage(*of), *rest) for k, at, ts, of, *rest in events]
 
 
 def _place(request: str, position: int) -> int:

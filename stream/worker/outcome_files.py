@@ -3,7 +3,9 @@
 
 ::
 
-    p00003-click-000000495912.rows    features of the clicks of one hour of partition 3, in the order of their users
+    p00003-click-001785283200000.rows    features of the clicks of one hour of partition 3, in the order of their users
+
+The number is the time at which the hour ends, in milliseconds.
 
 A file is a sealed message of samples, compressed by zstd. It is written and read before the checkpoint that covers
 this, and removed after it, so each of it may happen again. All workers share the store.
@@ -91,8 +93,7 @@ class OutcomeFiles:
         rows = self._read(number, erased.hour)
         if rows is None:
             return
-        gone = np.zeros(len(rows), np.bool_)
-        gone[slice(*erased.rows)] = True
+        gone = rows.user == erased.who
         request = np.array(rows.request, object)
         request[rows.page[gone]] = ""
         kept = ("page", "kind", "ts_ms")  # bounds are checked when it is read
@@ -105,7 +106,8 @@ class OutcomeFiles:
     def _tell(self, number: int, told: Told) -> Iterator[SampleBatch | DeadLetter]:
         rows = self._read(number, told.hour)
         if rows is not None and len(rows) == len(told.outcomes):
-            some = np.flatnonzero(np.isfinite(told.outcomes).any(axis=1))
+            known = np.array([bool(request) for request in rows.request], np.bool_)[rows.page]  # else erased since
+            some = np.flatnonzero(np.isfinite(told.outcomes).any(axis=1) & known)
             made = replace(rows.take(some), outcomes=told.outcomes[some])
             if told.telling:
                 policy, telling = (np.full(len(some), code, np.uint8) for code in (told.policy, told.telling))
@@ -118,4 +120,4 @@ class OutcomeFiles:
 
 
 def _name(number: int, hour: Hour) -> str:
-    return f"p{number:05d}-{hour[0]}-{hour[1]:012d}.rows"
+    return f"p{number:05d}-{hour[0]}-{hour[1]:015d}.rows"

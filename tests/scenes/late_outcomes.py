@@ -105,11 +105,14 @@ class LateStream:
         log = page_log(request, at, items, user, schema_id=self.schema.id)
         self.take(*self.log.page_logs(log), *self.log.events(exposure(request, at, items, user_id=user)))
 
-    def act(self, kind: str, request: str, at: int, position: int = 0, item: int = 1, user: int = 7) -> None:
-        self.take(*self.log.events(action(kind, request, at, position, item, user_id=user)))
+    def act(
+        self, kind: str, request: str, at: int, position: int = 0, item: int = 1, user: int = 7, **values: Any
+    ) -> None:
+        self.take(*self.log.events(action(kind, request, at, position, item, user_id=user, **values)))
 
-    def order(self, at: int, item: int = 1, user: int = 7, kind: str = "order") -> None:
-        body = {"type": kind, "event_id": f"{kind}-{item}-{at}", "ts_ms": at, "user_id": user, "item_id": item}
+    def order(self, at: int, item: int = 1, user: int = 7, kind: str = "order", id: str = "") -> None:
+        """Without an ``id``, what is the same has the same."""
+        body = {"type": kind, "event_id": id or f"{kind}-{item}-{at}", "ts_ms": at, "user_id": user, "item_id": item}
         self.take(*self.log.events(msgspec.json.encode(body)))
 
     def forget(self, user: int) -> None:

@@ -57,7 +57,8 @@ def exposure(request: str, ts_ms: int, items: Sequence[int], offset: int = 0, **
 
 
 def action(kind: str, request: str, ts_ms: int, position: int, item: int, **values: Any) -> bytes:
-    return event(kind, request, ts_ms, position=position, item_id=item, **{"sent_ms": ts_ms + 5, **values})
+    own = {"event_id": f"{kind}-{request}-{position}-{ts_ms}", "sent_ms": ts_ms + 5}
+    return event(kind, request, ts_ms, position=position, item_id=item, **own | values)
 
 
 def keys_of(user: int, items: Sequence[int], schema: Schema = SCHEMA) -> Any:

@@ -137,6 +137,57 @@ def test_a_refund_before_its_purchase_waits_for_it(stream: LateStream) -> None:
     assert stream.reasons == {"no-purchase": 1}, "that of the item that was never bought"
 
 
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize(
+    ("events", "told"),
+    [
+        ([("order", 3, "o"), ("order", 9, "p"), ("refund", 12, "r"), ("refund", 12, "r"), ("refund", 13, "r")], (1, 0)),
+        ([("order", 3, "o"), ("order", 3, "p"), ("refund", 4, "r"), ("refund", 4, "s")], (0, 0)),
+        ([("order", 3, "o"), ("order", 3, "p"), ("refund", 4, "r")], (1, 0)),
+        ([("order", 3, "o"), ("order", 9, "o")], (1, 0)),
+        ([("order", 3, "o"), ("order", 27, "o")], (1, 0)),
+        ([("order", 3, "x"), ("refund", 4, "x")], (1, 0)),
+        ([("order", 3, "x"), ("purchase", 9, "x")], (1, 0)),
+        ([("purchase", 9, "x"), ("order", 10, "x"), ("refund", 11, "r"), ("order", 10, "x")], (0, 0)),
+        ([("refund", 9, "r"), ("refund", 9, "r"), ("order", 3, "o"), ("order", 8.995, "p"), ("order", 3, "o")], (0, 1)),
+        ([("refund", 9, "r"), ("order", 8.995, "p"), ("order", 10, "p"), ("order", 10, "q")], (0, 1)),
+    ],
+    ids=[
+        "refund twice",
+        "two refunds of two purchases in a millisecond",
+        "one refund of two purchases in a millisecond",
+        "order again after another click",
+        "order again after weeks",
+        "a refund under its order's name",
+        "a purchase under an order's name",
+        "an order under a purchase's name, and its refund",
+        "refund twice before its purchases",
+        "order again after the refund that waited for it",
+    ],
+)
+def test_each_event_counts_once_by_its_id(
+    stream: LateStream, events: list[tuple[str, float, str]], told: tuple[int, int], restart: bool
+) -> None:
+    """The user clicks the item on the first day and on the eighth; events are (kind, days, name)."""
+    clicked = False
+    for kind, days, id in [*events, ("", 29, "")]:
+        at = T0 + round(days * DAY)
+        if days > 8 and not clicked:
+            stream.page("b", T0 + 8 * DAY)
+            stream.act("click", "b", T0 + 8 * DAY + MINUTE)
+            clicked = True
+        if kind == "purchase":
+            stream.act(kind, "b", at, event_id=id)
+        elif kind:
+            stream.order(at, kind=kind, id=id)
+        if restart:
+            stream.crash(stream.checkpoint())
+    stream.until(T0 + 8 * DAY + LONG)
+    assert stream.of("purchase") == {("a", 0): told[0], ("b", 0): told[1]}
+    assert not stream.dead
+    assert stream.counts["duplicates"] == len(events) - len({id for _, _, id in events})
+
+
 def test_a_second_purchase_on_the_page_counts_after_a_refund(stream: LateStream) -> None:
     stream.act("purchase", "a", T0 + 3 * MINUTE)
     stream.order(T0 + 4 * MINUTE, kind="refund")
@@ -155,13 +206,81 @@ def test_a_deleted_users_rows_are_neither_told_nor_kept(stream: LateStream, tmp_
     stream.order(T0 + 6 * HOUR, user=9)
     stream.until(T0 + 8 * HOUR)
     (file,) = tmp_path.glob("p00000-click-*.rows")
-    rows = stream.files._read(0, ("click", int(file.stem[-12:])))
+    rows = stream.files._read(0, ("click", int(file.stem.rsplit("-")[-1])))
     assert rows is not None
     assert "a" not in rows.request
     assert sorted(r for r in rows.request if r) == ["o"]
     stream.until(T0 + LONG)
     assert stream.of("purchase") == {("o", 0): 1}
     assert stream.reasons == {"no-click": 1}
+
+
+def test_an_id_is_known_for_a_day_after_its_click_is_told(stream: LateStream) -> None:
+    stream.order(T0 + 2 * DAY, id="o")
+    stream.page("b", T0 + 20 * DAY)
+    stream.act("click", "b", T0 + 20 * DAY + MINUTE)
+    stream.until(T0 + LONG + 20 * HOUR)
+    stream.crash(stream.checkpoint())
+    stream.order(T0 + LONG + 20 * HOUR, id="o")
+    assert stream.counts["duplicates"] == 1
+    stream.until(T0 + LONG + DAY)
+    stream.order(T0 + 2 * DAY, id="o")  # the same event is older than all open clicks by now
+    stream.until(T0 + 20 * DAY + LONG)
+    assert stream.of("purchase") == {("a", 0): 1, ("b", 0): 0}
+    assert stream.reasons == {"no-click": 1}
+
+
+def test_a_deletion_between_an_order_and_the_same_again_leaves_nothing(stream: LateStream) -> None:
+    stream.order(T0 + HOUR, id="o")
+    stream.forget(7)
+    stream.order(T0 + HOUR, id="o")
+    stream.page("b", T0 + 2 * HOUR)
+    stream.act("click", "b", T0 + 2 * HOUR + MINUTE)
+    stream.order(T0 + HOUR, id="o")
+    stream.until(T0 + LONG + 2 * HOUR)
+    assert stream.of("purchase") == {("b", 0): 0}
+
+
+def test_a_row_that_was_erased_is_not_told(stream: LateStream) -> None:
+    """Its telling is due, and the user is deleted, in one batch of messages; or the telling comes again after a crash,
+    when the file is erased already."""
+    stream.page("o", T0, user=9)
+    stream.act("click", "o", T0 + MINUTE, user=9)
+    stream.until(T0 + 20 * DAY)
+    checkpoint, start = stream.checkpoint(), len(stream.messages)
+    later = LateStream("memory://later")  # makes the messages that follow
+    later.log = stream.log
+    later.until(T0 + LONG)
+    later.forget(7)
+    stream.take(*later.messages)
+    assert stream.of("purchase") == {("o", 0): 0}
+    stream.crash(checkpoint)
+    stream.told.clear()
+    stream.take(*stream.messages[start : start + 2])  # without the deletion
+    assert stream.of("purchase") == {("o", 0): 0}
+    assert not stream.dead
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_deletion_after_the_last_telling_overwrites_the_features(
+    stream: LateStream, tmp_path: Path, restart: bool
+) -> None:
+    stream.page("o", T0, user=9)
+    stream.act("click", "o", T0 + MINUTE, user=9)
+    stream.until(T0 + LONG)
+    if restart:
+        stream.crash(stream.checkpoint())
+    stream.until(T0 + LONG + 22 * HOUR)
+    stream.forget(7)
+    file, *_ = sorted(tmp_path.glob("p00000-click-*.rows"))
+    rows = stream.files._read(0, ("click", int(file.stem.rsplit("-")[-1])))
+    assert rows is not None
+    assert sorted(rows.request) == ["", "o"]
+    kept = np.flatnonzero(rows.user)
+    assert len(kept) == 1
+    assert not np.delete(rows.cat, kept, axis=0).any()
+    assert not np.delete(rows.num, kept, axis=0).any()
+    assert rows.cat[kept].any()
 
 
 def test_files_go_a_day_after_the_last_telling(stream: LateStream, tmp_path: Path) -> None:
@@ -198,6 +317,53 @@ def test_outcomes_on_pages_are_told_of_every_exposure(tmp_path: Path) -> None:
     assert stream.of("purchase") == {("a", 2): 0}
 
 
+MINUTES = '[[outcome]]\nname = "read"\non = "click"\nevent = "collect"\nwithin = "5min"\n'
+
+
+@pytest.mark.parametrize(
+    "more", ["", '[[outcome]]\nname = "bought"\non = "click"\nevent = "purchase"\nwithin = "2d"\n']
+)
+def test_an_outcome_of_minutes_is_told_within_minutes_of_its_end(tmp_path: Path, more: str) -> None:
+    """Whatever else is told of the clicks. Ten minutes later: a file's length, and five for late events."""
+    stream = LateStream(str(tmp_path), parse_schema(TEXT + MINUTES + more))
+    clicked, told_ms = dict[str, int](), dict[str, int]()
+    for minute in range(300):
+        at = T0 + minute * MINUTE
+        stream.page(f"r{minute}", at, user=7 + minute % 5)
+        if minute < 250:
+            stream.act("click", f"r{minute}", at + 1, user=7 + minute % 5)
+            clicked[f"r{minute}"] = at + 1
+        if 4 <= minute < 254 and minute % 2:  # four minutes after its click
+            stream.act("collect", f"r{minute - 4}", at, user=7 + (minute - 4) % 5)
+        if minute % 50 == 0:
+            stream.crash(stream.checkpoint())
+        for request, _ in stream.of("read"):
+            told_ms.setdefault(request, at)
+    assert stream.of("read") == {(request, 0): int(request[1:]) % 2 for request in clicked}
+    waited = [told_ms[request] - at - 5 * MINUTE - POLICY.disorder_ms for request, at in clicked.items()]
+    assert -MINUTE < min(waited) < 6 * MINUTE
+    assert max(waited) <= 11 * MINUTE, "ten, and one to the next message"
+    assert not stream.dead
+    assert len(list(tmp_path.glob("*.rows"))) == 250 / 5
+
+
+def test_an_event_of_a_short_window_that_comes_later_than_its_telling_is_a_dead_letter(tmp_path: Path) -> None:
+    stream = LateStream(str(tmp_path), parse_schema(TEXT + MINUTES))
+    stream.page("a", T0)
+    for position in (0, 1):
+        stream.act("click", "a", T0 + MINUTE, position, position + 1)
+    stream.until(T0 + 10 * MINUTE)
+    stream.act("collect", "a", T0 + 2 * MINUTE)
+    stream.until(T0 + 17 * MINUTE)
+    assert stream.of("read") == {("a", 0): 1, ("a", 1): 0}
+    stream.act("collect", "a", T0 + 2 * MINUTE, 1, 2)
+    stream.act("click", "a", T0 + 2 * MINUTE, 2, 3)  # late, with what followed it
+    stream.act("collect", "a", T0 + 3 * MINUTE, 2, 3)
+    stream.until(T0 + HOUR)
+    assert stream.of("read") == {("a", 0): 1, ("a", 1): 0, ("a", 2): 1}
+    assert stream.reasons == {"no-click": 1}
+
+
 def test_an_outcome_that_is_new_in_the_schema_is_not_told_of_older_clicks(stream: LateStream) -> None:
     """Its events were not noted, so a 0 would be a guess."""
     cart = '[[outcome]]\nname = "cart"\non = "click"\nevent = "cart"\nwithin = "2d"\n'
@@ -229,7 +395,7 @@ AGES = {one.name: ages_ms(policy_named(one.told), one.within_ms) for one in BY_A
 
 def told_at(base: int, age: int) -> int:
     """The time of the message before which a click's hour is told at this age."""
-    return (base // HOUR_MS + 1) * HOUR_MS + POLICY.lateness_ms + age + POLICY.disorder_ms
+    return (base // HOUR_MS + 1) * HOUR_MS + min(POLICY.lateness_ms, age) + age + POLICY.disorder_ms
 
 
 def turn_of(id: tuple[str, int]) -> int:
