@@ -7,9 +7,10 @@
              order     user item       day 3 ──► the row of the user's last click on the item before it
              refund    user item       day 5 ──► the user's last purchase of the item before it did not happen
 
-The rules are those of the stream (``stream/join/outcome_book.py``), without its windows: whoever asks has those. A page
-holds an item once, so user, page and item name a row. An event takes 25 bytes of memory, a click too where purchases
-are looked for.
+The rules are those of the stream (``stream/join/outcome_book.py``), without its windows: whoever asks has those. Rows
+are in the order in which events came. Of purchases, orders and refunds with one user and ``event_id`` the first counts;
+without that column, of those that are the same. A page holds an item once, so user, page and item name a row. An event
+takes 41 bytes of memory, a click too where purchases are looked for.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from millrace.logs.values import hashes
 I64 = NDArray[np.int64]
 
 _NEVER = np.iinfo(np.int64).max
-_OWNER, _ROW = salt("later", "owner"), salt("later", "row")
+_OWNER, _ROW, _ID = (salt("later", name) for name in ("owner", "row", "id"))
+_ONE, _DTYPES = np.uint64(1), (np.uint64, np.uint64, np.int64, np.uint64, np.int64)
 _COLUMNS = "type", "ts_ms", "user_id", "item_id", "request_id"
 
 
@@ -80,15 +82,22 @@ class LaterEvents:
         clicks, orders, refunds = (events.of(kind) for kind in (CLICK, Order.kind, Refund.kind))
         at = _last_before(clicks, orders)
         orders = orders._replace(row=np.append(clicks.row, np.uint64(0))[at])  # -1, the last one: of no row
-        both = _joined([named, orders.take(at >= 0)])
-        bought, gone = defaultdict[int, list[int]](list), np.zeros(len(both.row), np.bool_)
-        some = np.flatnonzero(np.isin(both.owner, refunds.owner))
+        found = _joined([named, orders.take(at >= 0), refunds])
+        found = found.take(np.argsort(found.at))
+        again = np.ones(len(found.id), np.bool_)
+        again[np.unique(found.id, return_index=True)[1]] = False
+        is_refund = found.kind == Refund.kind
+        refunds, both = found.take(is_refund & ~again), found.take(~is_refund)
+        bought, gone = defaultdict[int, list[int]](list), again[~is_refund]  # a row may say what came again, too
+        some = np.flatnonzero(np.isin(both.owner, refunds.owner) & ~gone)
         for n in some[np.argsort(both.ts_ms[some], kind="stable")].tolist():
             bought[int(both.owner[n])].append(n)
-        for at_ms, who in sorted(set(zip(refunds.ts_ms.tolist(), refunds.owner.tolist(), strict=True))):
-            open_ones = [n for n in bought[who] if not gone[n] and both.ts_ms[n] <= at_ms]
-            if open_ones:
-                gone[[n for n in open_ones if both.ts_ms[n] == both.ts_ms[open_ones[-1]]]] = True
+        for r in np.argsort(refunds.ts_ms, kind="stable").tolist():
+            open_ones = bought[int(refunds.owner[r])]
+            last = next((n for n in reversed(open_ones) if both.ts_ms[n] <= refunds.ts_ms[r]), None)
+            if last is not None:
+                open_ones.remove(last)
+                gone[last] = True
         self._taken_back = _moment(both.row[gone], both.ts_ms[gone])
         return both.take(~gone)
 
@@ -100,6 +109,8 @@ class _Events(NamedTuple):
     owner: U64  # the hash of user and item; 0: one is missing
     row: U64  # of user, page and item; 0: names no page
     ts_ms: I64
+    id: U64
+    at: I64  # of all events, in the order in which they came
 
     def of(self, kind: int) -> _Events:
         return self.take(self.kind == kind)
@@ -117,19 +128,25 @@ def _joined(parts: Sequence[_Events]) -> _Events:
 def _read(files: Sequence[Path], kinds: Sequence[int]) -> _Events:
     """All events of some kinds."""
     names = pa.array([EVENT_KINDS[kind] for kind in kinds])
-    parts = [_Events(np.empty(0, np.int8), np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int64))]
+    parts = [_Events(np.empty(0, np.int8), *(np.empty(0, dtype) for dtype in _DTYPES))]
     for path in files:
         with named(path), pq.ParquetFile(path) as file:
             lacking = [name for name in _COLUMNS if name not in file.schema_arrow.names]
             if lacking:
                 raise LogError(f"'{path}' has no column '{lacking[0]}'", "name a table of events for log.events")
-            table = file.read(columns=list(_COLUMNS))
+            table = file.read(columns=[*_COLUMNS, *({"event_id"} & set(file.schema_arrow.names))])
         kind = pc.index_in(table["type"], value_set=names)
         table, kind = table.filter(pc.is_valid(kind)), kind.drop_null().to_numpy()
         user, item, page = (hashes(table[name]) for name in _COLUMNS[2:])
-        owner, ts_ms = combine(_OWNER, user, item), table["ts_ms"].to_numpy()
-        parts.append(_Events(np.array(kinds, np.int8)[kind], owner, _rows(user, page, item), ts_ms))
-    return _joined(parts)
+        owner, row, ts_ms = combine(_OWNER, user, item), _rows(user, page, item), table["ts_ms"].to_numpy()
+        of_kind, of_ms = kind.astype(np.uint64) + _ONE, ts_ms.astype(np.uint64) + _ONE  # a 0 were a missing value
+        id = combine(_ID, of_kind, of_ms, owner | _ONE, row | _ONE)
+        if "event_id" in table.column_names:
+            named_so = combine(_ID, user | _ONE, hashes(table["event_id"]))
+            id = np.where(named_so, named_so, id)
+        parts.append(_Events(np.array(kinds, np.int8)[kind], owner, row, ts_ms, id, np.empty(len(kind), np.int64)))
+    found = _joined(parts)
+    return found._replace(at=np.arange(len(found.at)))
 
 
 def _rows(user: U64, page: U64, item: U64) -> U64:

@@ -9,7 +9,7 @@
 The rules are those of the command: the arm is that of the first page, a user counts for the same span from it on, and
 once. Bands are those of :mod:`millrace.evidence.sequences`, so they hold at every look. Purchases count however late
 they come, and all of a user's: whether an order's item was clicked before is not looked up. A refund takes back the
-last purchase of the item.
+last purchase of the item. Each event counts once: ids are kept until the user's horizon is over.
 
 Memory is bounded. Where more than :data:`MOST_USERS` would be known, those whose hash ends on the wrong bit are
 forgotten and no longer counted: half of all users, whatever their arm. What they have told already stays told.
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from millrace.basics.hashing import value_hash
-from millrace.contracts.events import CLICK, CONTROL, LOGGED, MODEL, Order, Purchase, Refund
+from millrace.contracts.events import CLICK, CONTROL, LOGGED, MODEL, Order, Purchase, Refund, name_hash
 from millrace.evidence.sequences import (
     LEAST_OUTCOMES,
     LEAST_VALUES,
@@ -62,25 +62,30 @@ class _Bought(NamedTuple):
     user: int
     item: int
     worth: float
+    id: int
 
 
 class _User:
     __slots__ = ("arm", "bought", "clicks", "until_ms")
 
-    def __init__(self, arm: str, until_ms: int, clicks: int = 0, bought: Iterable[tuple[int, int, float]] = ()) -> None:
+    def __init__(self, arm: str, until_ms: int, clicks: int = 0, bought: Iterable[tuple[Any, ...]] = ()) -> None:
         self.arm, self.until_ms, self.clicks = arm, until_ms, clicks
-        self.bought = {(item, ts_ms): worth for item, ts_ms, worth in bought}  # the same twice is one
+        self.bought: dict[int, tuple[int, int, float]] = {id: (at, of, worth) for id, at, of, worth in bought}
+        """By the event's hash: time, item, worth; item 0: a refund, or taken back."""
 
     def buy(self, one: _Bought) -> None:
-        if not one.refund:
-            self.bought[one.item, one.ts_ms] = one.worth
-        elif own := [ts_ms for item, ts_ms in self.bought if item == one.item]:
-            del self.bought[one.item, max(own)]
+        if one.id in self.bought:
+            return
+        self.bought[one.id] = one.ts_ms, 0 if one.refund else one.item, one.worth
+        own = [(ts_ms, id) for id, (ts_ms, item, _) in self.bought.items() if item == one.item and ts_ms <= one.ts_ms]
+        if one.refund and own:
+            self.bought[max(own)[1]] = 0, 0, 0.0
 
     @property
     def came(self) -> tuple[float, float, float]:
         """By outcome."""
-        return self.clicks, len(self.bought), sum(self.bought.values())
+        worths = [worth for _, item, worth in self.bought.values() if item]
+        return self.clicks, len(worths), sum(worths)
 
 
 class ArmFigures:
@@ -101,7 +106,7 @@ class ArmFigures:
     ) -> None:
         self._horizon_ms, self._declared, self._worth, self._most = horizon_ms, declared, worth, most_users
         self._users: dict[int, _User | None] = {}  # by hash; None: the horizon is over
-        self._bought: dict[int, set[_Bought]] = {}  # by partition: later than the settled exposures
+        self._bought: dict[int, dict[int, _Bought]] = {}  # by partition and hash: later than the settled exposures
         self._due: dict[int, deque[int]] = {}  # by partition, in the order in which they came
         self._sums: dict[str, list[tuple[int, float, float, int]]] = {}  # by arm, of each outcome: as `mean_of` wants
         self._since: dict[str, int] = {}  # by outcome and arm
@@ -111,7 +116,8 @@ class ArmFigures:
         """Takes a purchase, an order or a refund. ``item_raw``: the item's packed attributes."""
         worth = self._worth(item_raw) if self._worth else 0.0
         refund, user, item = isinstance(event, Refund), value_hash(event.user_id), value_hash(event.item_id)
-        self._bought.setdefault(partition, set()).add(_Bought(event.ts_ms, refund, user, item, worth))
+        one = _Bought(event.ts_ms, refund, user, item, worth, name_hash(event))
+        self._bought.setdefault(partition, {}).setdefault(one.id, one)
 
     def take(self, partition: int, rows: Iterable[SettledRow], settled_ms: int) -> None:
         """Counts settled exposures of a partition, all whose time is at most ``settled_ms`` and some of later times."""
@@ -129,9 +135,9 @@ class ArmFigures:
             if user is not None and row.ts_ms < user.until_ms:
                 click_ms = row.times[CLICK - 1]
                 user.clicks += click_ms is not None and click_ms < user.until_ms
-        bought = self._bought.get(partition, set())
-        for one in sorted(one for one in bought if one.ts_ms <= settled_ms):
-            bought.remove(one)
+        bought = self._bought.get(partition, {})
+        for one in sorted(one for one in bought.values() if one.ts_ms <= settled_ms):
+            del bought[one.id]
             user = self._users.get(one.user)
             if user is not None and user.until_ms - self._horizon_ms <= one.ts_ms < user.until_ms:
                 user.buy(one)
@@ -173,11 +179,11 @@ class ArmFigures:
         """The whole state, as plain values."""
         over = np.array([name for name, user in self._users.items() if user is None], np.uint64)
         open_ones = [
-            (name, u.arm, u.until_ms, u.clicks, [(*key, worth) for key, worth in u.bought.items()])
+            (name, u.arm, u.until_ms, u.clicks, [(id, *rest) for id, rest in u.bought.items()])
             for name, u in self._users.items()
             if u is not None
         ]
-        bought = {partition: sorted(ones) for partition, ones in self._bought.items()}
+        bought = {partition: sorted(ones.values()) for partition, ones in self._bought.items()}
         due = {partition: list(names) for partition, names in self._due.items()}
         kept = self._horizon_ms, self._declared
         return kept, over.tobytes(), open_ones, due, dict(self._sums), dict(self._since), self._halvings, bought
@@ -189,7 +195,7 @@ class ArmFigures:
             return
         self._users = dict.fromkeys(np.frombuffer(over, np.uint64).tolist())
         self._users |= {name: _User(*rest) for name, *rest in open_ones}
-        self._bought = {partition: {_Bought(*one) for one in ones} for partition, ones in bought.items()}
+        self._bought = {of: {one.id: one for one in map(_Bought._make, ones)} for of, ones in bought.items()}
         self._due = {partition: deque(names) for partition, names in due.items()}
         self._sums = {name: [tuple(of) for of in each] for name, each in sums.items()}
         self._since, self._halvings = dict(since), halvings

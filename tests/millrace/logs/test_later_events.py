@@ -50,9 +50,10 @@ def outcomes(folder: Path) -> dict[str, dict[tuple[str, int], int]]:
 
 
 def test_an_archive_tells_the_outcomes_that_the_stream_told(tmp_path: Path) -> None:
-    """Random lives: orders, purchases of a page, some twice, some before any click, and refunds."""
+    """Random lives: orders, purchases of a page, some before any click, and refunds. Some come twice, with their time
+    or another, some as another type; others are two of one millisecond."""
     late = refunded = 0
-    for seed in range(4):
+    for seed in range(8):
         rng = random.Random(seed)
         stream = LateStream(str(tmp_path / f"stream{seed}"))
         later: list[tuple[Any, ...]] = []
@@ -69,11 +70,16 @@ def test_an_archive_tells_the_outcomes_that_the_stream_told(tmp_path: Path) -> N
                     later.append(("purchase", f"r{n}", at + rng.choice((2, 47 * 60)) * MINUTE, position, item, user))
             if rng.random() < 0.6:
                 user, item = rng.randrange(1, 4), rng.randrange(1, 4)
-                for _ in range(rng.randrange(1, 3)):
-                    stream.order(at + 3 * MINUTE, item, user)
-                if rng.random() < 0.3:
-                    stream.order(at + 4 * MINUTE, item, user, "refund")
+                names = rng.choice((["o"], ["o", "o"], ["o", "p"], ["o", "p", "o"]))
+                for name in names:
+                    stream.order(at + rng.choice((3, 3, 4)) * MINUTE, item, user, id=f"{n}{name}")
+                if rng.random() < 0.5:
+                    # Each is of these orders: what an earlier one had told already, no archive takes back.
+                    for name in rng.choice((["r"], ["r", "r"], ["o"], ["r", "s"] if "p" in names else ["r"])):
+                        stream.order(at + rng.choice((5, 5, 6)) * MINUTE, item, user, "refund", f"{n}{name}")
                     refunded += 1
+                if rng.random() < 0.3:  # one of before again, dated now
+                    stream.order(at + 7 * MINUTE, item, user, id=f"{n - 1}o")
         stream.until(T0 + 100 * DAY)
         folder = archived(stream, tmp_path / f"archive{seed}")
         found = outcomes(folder)
@@ -100,8 +106,9 @@ def purchases(folder: Path) -> list[int | None]:
     return found
 
 
-def events(folder: Path, *rows: tuple[str, int, Any, Any, Any]) -> None:
-    names = "type", "ts_ms", "user_id", "item_id", "request_id"
+def events(folder: Path, *rows: tuple[Any, ...]) -> None:
+    """(type, time, user, item, page) and maybe an id."""
+    names = ("type", "ts_ms", "user_id", "item_id", "request_id", "event_id")[: len(rows[0])]
     (folder / "events").mkdir(exist_ok=True)
     table = pa.table({name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)})
     pq.write_table(table, folder / "events" / "0000000099.parquet")
@@ -115,6 +122,19 @@ def test_a_refund_takes_back_what_the_row_says(folder: Path) -> None:
     assert purchases(folder)[:1] == [T0 + 10 * DAY], "bought again"
     events(folder, ("refund", T0 + MINUTE, "7", "1", None))
     assert purchases(folder)[:1] == [T0 + 2 * MINUTE], "a refund before it is of something else"
+
+
+@pytest.mark.parametrize(
+    ("names", "is_bought"),
+    [("o r", False), ("o p r", True), ("o p r r", True), ("o p r s", False), ("o o r", False), ("  r", False)],
+)
+def test_refunds_of_one_millisecond_count_by_their_ids(folder: Path, names: str, is_bought: bool) -> None:
+    """Orders o and p, refunds r and s. Where none has an id, what is the same is one."""
+    kinds = {"o": "order", "p": "order", "r": "refund", "s": "refund", "": "order"}
+    rows = [(kinds[one], T0 + (10 + (one in "rs")) * DAY, "7", "1", None, one or None) for one in names.split(" ")]
+    own = ("refund", T0 + 3 * MINUTE, "7", "1", None, "own")  # of the page's purchase
+    events(folder, own, *rows)
+    assert (purchases(folder)[0] is not None) == is_bought
 
 
 def test_an_event_of_nothing_that_was_shown_changes_nothing(folder: Path) -> None:

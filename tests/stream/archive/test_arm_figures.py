@@ -60,12 +60,12 @@ def home(one: SettledRow) -> int:
 
 
 def buy_all(figures: ArmFigures, rows: list[SettledRow]) -> None:
-    """Each row's purchase comes twice, of its page and as an order: it is one."""
+    """Each row's purchase comes twice, of its page and as an order, under one name: it is one."""
     for one in rows:
         if (ts_ms := one.times[3]) is not None:
             item, user = str(one.ts_ms), one.user
-            of_page = Purchase(event_id="e", request_id="r", ts_ms=ts_ms, user_id=user, position=0, item_id=item)
-            order = Order(event_id="e", ts_ms=ts_ms, user_id=user, item_id=item)
+            of_page = Purchase(event_id=item, request_id="r", ts_ms=ts_ms, user_id=user, position=0, item_id=item)
+            order = Order(event_id=item, ts_ms=ts_ms, user_id=user, item_id=item)
             for event in (of_page, order):
                 figures.buy(home(one), event, item.encode())
 
@@ -122,24 +122,46 @@ def test_they_are_what_the_command_says(outcome: str) -> None:
     assert found[0].since_ms == 0
 
 
-def test_purchases_count_within_the_horizon_however_late_and_a_refund_takes_the_last_one_back() -> None:
-    def earned(*times: tuple[type[Order], float]) -> tuple[float, float]:
-        figures = ArmFigures(HORIZON, worth=worth)
-        figures.take(0, [row(T0, "u", "model")], T0)
-        for kind, hour in times:
-            event = kind(event_id="e", ts_ms=round(T0 + hour * HOUR), user_id="u", item_id="i")
-            figures.buy(0, event, b"2")
+def earned(*events: tuple[type[Order], float, str], one_by_one: bool = False) -> tuple[float, float]:
+    """(purchases, value) after events (kind, hours, name), with a restart after each; they are counted at the end, or
+    ``one_by_one`` as they come."""
+    figures = ArmFigures(HORIZON, worth=worth)
+    figures.take(0, [row(T0, "u", "model")], T0)
+    for kind, hour, name in events:
+        figures.buy(0, kind(name, round(T0 + hour * HOUR), "u", "i"), b"2")
         state = msgspec.msgpack.decode(msgspec.msgpack.encode(figures.snapshot()), strict=False)
-        again = ArmFigures(HORIZON, worth=worth)
-        again.resume(state)
-        again.take(0, [], T0 + HORIZON)
-        found = {one.outcome: one.estimate.value for one in again.look(T0 + HORIZON)}
-        return found.get("purchase", 0), found.get("value", 0)
+        figures = ArmFigures(HORIZON, worth=worth)
+        figures.resume(state)
+        if one_by_one:
+            figures.take(0, [], round(T0 + hour * HOUR))
+    figures.take(0, [], T0 + HORIZON)
+    found = {one.outcome: one.estimate.value for one in figures.look(T0 + HORIZON)}
+    return found.get("purchase", 0), found.get("value", 0)
 
-    assert earned((Order, 3.9), (Order, 1)) == (2, 6)
-    assert earned((Order, -1), (Order, 4), (Order, 9)) == (0, 0)
-    assert earned((Refund, 3), (Order, 2), (Order, 1)) == (1, 3)
-    assert earned((Order, 2), (Refund, 1), (Order, 3)) == (2, 6), "a refund before it is of something else"
+
+def test_purchases_count_within_the_horizon_however_late_and_a_refund_takes_the_last_one_back() -> None:
+    assert earned((Order, 3.9, "a"), (Order, 1, "b")) == (2, 6)
+    assert earned((Order, -1, "a"), (Order, 4, "b"), (Order, 9, "c")) == (0, 0)
+    assert earned((Refund, 3, "a"), (Order, 2, "b"), (Order, 1, "c")) == (1, 3)
+    assert earned((Order, 2, "a"), (Refund, 1, "b"), (Order, 3, "c")) == (2, 6), "a refund before it is of another one"
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize(
+    ("events", "purchases"),
+    [
+        ([(Order, 1, "o"), (Order, 2, "o"), (Order, 3, "p")], 2),
+        ([(Order, 1, "o"), (Order, 1, "p"), (Refund, 2, "r"), (Refund, 2, "r"), (Refund, 3, "r")], 1),
+        ([(Order, 1, "o"), (Order, 1, "p"), (Refund, 2, "r"), (Refund, 2, "s")], 0),
+        ([(Order, 1, "o"), (Refund, 2, "o")], 1),
+        ([(Order, 1, "o"), (Refund, 2, "r"), (Order, 1, "o"), (Order, 3, "o")], 0),
+    ],
+    ids=["order twice", "refund twice", "two in a millisecond", "two types", "order again after its refund"],
+)
+def test_each_event_counts_once_by_its_name(
+    events: list[tuple[type[Order], float, str]], purchases: int, one_by_one: bool
+) -> None:
+    assert earned(*events, one_by_one=one_by_one) == (purchases, 3 * purchases)
 
 
 def test_equal_arms_are_not_decided_and_few_users_tell_nothing() -> None:
