@@ -69,6 +69,7 @@ class HourRows:
     place: Any  # (R,) uint32
     base: Any  # (R,) int32, ms after the hour's end, mostly below 0
     sealed: bool = False
+    due_ms: int = 0  # the watermark at which something is to be done with it
     told: set[str] = field(default_factory=set)
     acts: dict[tuple[int, int], dict[int, Act]] = field(default_factory=dict)
     """By (row, kind), and by the event's hash."""

@@ -175,7 +175,8 @@ class OutcomeBook:
             rows = self._hours[hour] = HourRows.new(
                 {one.name: Aged.of(one.told, one.within_ms) for one in self._of[on] if one.told != "wait"}
             )
-            self._next_ms = min(self._next_ms, self._due(hour, rows))
+            rows.due_ms = self._due(hour, rows)
+            self._next_ms = min(self._next_ms, rows.due_ms)
         positions = [position for first, end in runs for position in range(first, end)]
         what = [int.from_bytes(page.item[8 * at : 8 * at + 4], "little") for at in positions]
         place = [_place(request, position) for position in positions]
@@ -225,7 +226,7 @@ class OutcomeBook:
             return
         yield from self._give_up(now_ms)
         while True:
-            due_ms, hour = min(((self._due(h, rows), h) for h, rows in self._hours.items()), default=(_NEVER, ("", 0)))
+            due_ms, hour = min(((rows.due_ms, h) for h, rows in self._hours.items()), default=(_NEVER, ("", 0)))
             if due_ms > now_ms:
                 break
             rows = self._hours[hour]
@@ -245,6 +246,7 @@ class OutcomeBook:
                 files.removed.append(hour)
                 self._sealed.remove(hour)
                 del self._hours[hour]
+            rows.due_ms = self._due(hour, rows)
         waiting = [one.ts_ms + self._late_ms + 1 for events in self._waiting.values() for one in events]
         self._next_ms = min([due_ms, *waiting])
 
@@ -425,7 +427,7 @@ class OutcomeBook:
                 continue  # its outcomes are no longer declared
             arrays = (np.frombuffer(c, dtype) for c, dtype in zip(packed, DTYPES, strict=True))
             who, what, place, base = arrays if sealed else (a.tolist() for a in arrays)
-            rows = HourRows(who, what, place, base, sealed, set(told) | new, ids=set(ids))
+            rows = HourRows(who, what, place, base, sealed, told=set(told) | new, ids=set(ids))
             for row, user in enumerate([] if sealed else who):
                 rows.by_user.setdefault(user, []).append(row)
             for name, policy, within_ms, number, stands in aged:
@@ -434,6 +436,7 @@ class OutcomeBook:
             rows.acts = {(row, kind): {id: (ts_ms, offset) for id, ts_ms, offset in at} for row, kind, at in acts}
             if raw is not None:
                 rows.chunks = [carried(SampleBatch.from_bytes(raw))]
+            rows.due_ms = self._due((on, hour), rows)
             self._hours[on, hour] = rows
             if sealed:
                 self._sealed.add((on, hour), self._hours)
