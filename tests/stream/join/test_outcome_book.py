@@ -459,7 +459,7 @@ def test_an_hour_keeps_the_policy_it_began_with(stream: LateStream) -> None:
 
 def test_each_purchase_labels_once_or_is_a_dead_letter_whatever_is_killed(tmp_path: Path) -> None:
     """Random lives against a plain reference. Each is cut at random: the state goes on from a checkpoint, some messages
-    come again, and so do files and samples."""
+    come again, and so do files and samples. Some events come twice, under their ids."""
     for seed in range(12):
         rng = random.Random(seed)
         calm, killed = (LateStream(str(tmp_path / f"{name}{seed}"), BY_AGE) for name in ("calm", "killed"))
@@ -474,11 +474,13 @@ def test_each_purchase_labels_once_or_is_a_dead_letter_whatever_is_killed(tmp_pa
                 clicks[f"r{n}", 0] = (user, item, at + MINUTE)
             if rng.random() < 0.6:
                 user, item = rng.randrange(1, 4), rng.randrange(1, 4)
-                calm.order(at + 2 * MINUTE, item, user)
+                for _ in range(rng.randrange(1, 3)):
+                    calm.order(at + 2 * MINUTE, item, user)
                 bought.setdefault((user, item), []).append(at + 2 * MINUTE)
             if rng.random() < 0.3:
                 user, item = rng.randrange(1, 4), rng.randrange(1, 4)
-                calm.order(at + 3 * MINUTE, item, user, "refund")
+                for later in range(rng.randrange(1, 3)):
+                    calm.order(at + 3 * MINUTE + later, item, user, "refund", f"refund-{n}")
                 refunds.append((user, item, at + 3 * MINUTE))
         end = T0 + 100 * DAY
         calm.until(end)
