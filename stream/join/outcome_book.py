@@ -132,7 +132,7 @@ class OutcomeBook:
         self._shape, self._late_ms = shape, late_ms
         self._names = [one.name for one in schema.outcome]
         self._outcomes = [one for one in schema.outcome if one.event is not None]
-        self._known = [(one.name, one.event) for one in self._outcomes]
+        self._known = [(one.name, one.event, one.on) for one in self._outcomes]
         self._of = {on: [one for one in self._outcomes if one.on == on] for on in ("page", "click")}
         self.kinds = {on: {ACTIONS.index(one.event or "") for one in of} for on, of in self._of.items() if of}
         self._longest = {on: max(one.within_ms for one in self._of[on]) for on in self.kinds}
@@ -421,7 +421,7 @@ class OutcomeBook:
         hours, sealed_to, waiting, self._next_ms, known = state
         self._sealed_to |= {on: ms for on, ms in sealed_to.items() if on in self.kinds}
         # Nothing was noted for other outcomes: of rows that are there, nobody knows them.
-        new = {name for name, event in self._known if [name, event] not in [list(one) for one in known]}
+        new = {one[0] for one in self._known if list(one) not in [list(old) for old in known]}
         for on, hour, sealed, *packed, told, acts, ids, raw, aged in hours:
             if on not in self.kinds:
                 continue  # its outcomes are no longer declared

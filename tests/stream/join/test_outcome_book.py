@@ -382,6 +382,31 @@ def test_an_outcome_that_is_new_in_the_schema_is_not_told_of_older_clicks(stream
     assert stream.of("purchase") == {("a", 0): 1, ("b", 0): 0}
 
 
+def test_an_outcome_that_moves_to_clicks_is_not_told_of_older_ones(tmp_path: Path) -> None:
+    outcome = '[[outcome]]\nname = "{}"\non = "{}"\nevent = "{}"\nwithin = "{}"\n'
+    before, after = (
+        parse_schema(
+            TEXT + outcome.format("cart", on, "cart", "2h") + outcome.format("soon", "click", "purchase", "1h")
+        )
+        for on in ("page", "click")
+    )
+    stream = LateStream(str(tmp_path), before)
+    stream.page("a", T0)
+    stream.act("click", "a", T0 + MINUTE)
+    stream.act("cart", "a", T0 + 2 * MINUTE)
+    stream.until(T0 + 8 * HOUR)
+    assert stream.of("cart") == {("a", 0): 1, ("a", 1): 0, ("a", 2): 0}
+    checkpoint, stream.schema = stream.checkpoint(), after
+    stream.told.clear()
+    stream.partition = Partition(0, after, POLICY, history=(before,))
+    stream.partition.resume(checkpoint)
+    stream.files = OutcomeFiles(Store(stream.url), after, {before.id: before})
+    stream.page("b", T0 + 9 * HOUR)
+    stream.act("click", "b", T0 + 9 * HOUR + MINUTE)
+    stream.until(T0 + 40 * HOUR)
+    assert stream.of("cart") == stream.of("soon") == {("b", 0): 0}
+
+
 def test_orders_need_an_outcome(tmp_path: Path) -> None:
     stream = LateStream(str(tmp_path), parse_schema(TEXT))
     stream.order(T0)
