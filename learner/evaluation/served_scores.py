@@ -10,6 +10,9 @@ A click, whenever it comes, makes a row's label 1. A row settles when event time
 and disorder, by the watermark of :mod:`learner.samples.eventtime`, which waits for the slowest partition that is not
 silent. A late row is inserted at its place, if the newest rows of its arm still reach back to it. A click after that
 corrects the row while it is held.
+
+Rows of users beyond their training limit (:mod:`learner.gate.quota`) count in no figure, nor do those of theirs that
+wait as they come: a bot would have clicked on its way there, too.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ again as ``baseline_*`` by the item's own smoothed click rate (where the schema 
 class ServedExposures:
     """Exposures from their first sample until they are too old to count.
 
-    At most ``waiting_rows`` rows wait, and ``window_rows`` of each arm are held, 55 bytes each and their ids. When more
+    At most ``waiting_rows`` rows wait, and ``window_rows`` of each arm are held, 63 bytes each and their ids. When more
     would wait, every second page is left out from then on, chosen by its hash; if that is not enough, three of four
     pages; and so on. Whole pages keep the figures fair; ``dropped`` counts the rows.
 
@@ -72,17 +75,19 @@ class ServedExposures:
         self.time, self.drift = EventTime(waits), Drift()
         self.not_finite = 0  # scores of pages that a model made
         self.dropped = 0  # rows left out because too many waited
+        self.over_limit = 0  # rows left out because their user is beyond the limit
         self._settled_ms = waits.settled_ms
         self._baseline = baseline_column(schema)
         self._after_ms = 0
         self._halvings = 0
-        self._queue: list[tuple[SampleBatch, int]] = []
+        self._queue: list[tuple[SampleBatch, int, NDArray[np.bool_]]] = []
+        self._beyond: set[int] = set()  # users whose waiting rows are to be left out
         self._windows: list[Rows] = [np.empty(0, np.intp) for _ in ARMS]  # in the order of exposure
         self._waiting = 0
         size = waiting_rows + len(ARMS) * window_rows  # reserved; the system gives memory as rows come
         self._index = Index({}, size)
         self._state = np.zeros(size, np.uint8)
-        self._ts_ms, self._page = np.zeros(size, np.int64), np.zeros(size, np.uint64)
+        self._ts_ms, self._page, self._user = (np.zeros(size, of) for of in (np.int64, np.uint64, np.uint64))
         self._position, self._arm = np.zeros(size, np.int32), np.zeros(size, np.uint8)
         self._score, self._base = np.zeros(size, np.float32), np.zeros(size, np.float32)
         self._clicked, self._masks = np.zeros(size, np.bool_), np.zeros(size, np.uint64)
@@ -99,17 +104,19 @@ class ServedExposures:
         exposure: the process before may have had the other rows of such a page, and the clicks among them."""
         self._after_ms = max(self._after_ms, ts_ms)
 
-    def take(self, batch: SampleBatch, partition: int) -> None:
-        """Queues new samples of a partition, without repeats, in the order of ``samples``."""
-        self._queue.append((batch, partition))
+    def take(self, batch: SampleBatch, partition: int, over: NDArray[np.bool_] | None = None) -> None:
+        """Queues new samples of a partition, without repeats, in the order of ``samples``. ``over``: which are of users
+        beyond their limit, (B,)."""
+        self._queue.append((batch, partition, np.zeros(len(batch), np.bool_) if over is None else over))
 
     def enter(self, model: Learning) -> None:
         """Enters what was queued. Call it before ``model`` learns from it: learning makes users and items known."""
         if not self._queue:
             return
-        for batch, partition in self._queue:
+        for batch, partition, _ in self._queue:
             self.time.hear(batch, partition)
-        whole = SampleBatch.concat([batch for batch, _ in self._queue])
+        whole = SampleBatch.concat([batch for batch, _, _ in self._queue])
+        over = np.concatenate([of for _, _, of in self._queue])  # (B,)
         self._queue = []
         pages = page_hashes(whole)  # (B,)
         ids = exposure_ids(whole, pages).view(np.int64)  # (B,)
@@ -121,6 +128,9 @@ class ServedExposures:
             kept = self._kept(pages)
             self.dropped += int((first & ~kept).sum())
             first &= kept
+        self.over_limit += int((first & over).sum())
+        self._beyond.update(whole.user[over].tolist())
+        first &= ~over
         self.not_finite += int((first & ~finite).sum())
         self._add(whole, pages, ids, np.flatnonzero(first), model)
         clicked = self._index.find(ids[(whole.kind == POSITIVE) | (whole.kind == CORRECTION)])
@@ -130,7 +140,14 @@ class ServedExposures:
         """Settles what event time has passed. It visits all waiting rows: not for each batch."""
         settled_ms = self.time.advance() - self._settled_ms
         live = self._index.live()
-        due = live[(self._state[live] == _WAITING) & (self._ts_ms[live] <= settled_ms)].astype(np.intp)
+        waiting = live[self._state[live] == _WAITING].astype(np.intp)
+        if self._beyond:
+            over = np.isin(self._user[waiting], np.array([*self._beyond], np.uint64))
+            self._remove(waiting[over])
+            self._waiting -= int(over.sum())
+            self.over_limit += int(over.sum())
+            self._beyond, waiting = set(), waiting[~over]
+        due = waiting[self._ts_ms[waiting] <= settled_ms]
         if not len(due):
             return
         due = self._ordered(due)
@@ -193,6 +210,7 @@ class ServedExposures:
         fresh = batch.take(at)
         self._state[rows], self._clicked[rows] = _WAITING, False
         self._ts_ms[rows], self._page[rows], self._position[rows] = fresh.ts_ms, pages[at], fresh.position
+        self._user[rows] = fresh.user
         self._arm[rows] = np.where(fresh.version < 0, ARMS.index(LOGGED), fresh.arm)
         self._score[rows] = fresh.score
         self._masks[rows] = self.segments.members(fresh, model)

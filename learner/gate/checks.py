@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from learner.gate.heldout import Heldout
 from learner.gate.median_clock import MedianClock
 from learner.gate.model_checks import unsound_part
-from learner.gate.quota import Quota
+from learner.gate.quota import USER, Quota
 from learner.gate.refused_minutes import RefusedMinutes
 from learner.gate.screen import Screen
 from learner.gate.shift import Shift
@@ -37,7 +37,8 @@ class Checks:
     """What judges samples and models."""
 
     screen: Screen
-    quota: Quota
+    quota: Quota  # of what is learnt
+    visitors: Quota  # of users, whatever becomes of their rows
     shift: Shift
     heldout: Heldout
     quarantine_ms: int
@@ -54,11 +55,12 @@ class Checks:
         """
         if settings.gate == "off":
             return None
-        clock = MedianClock()
+        clock, limits = MedianClock(), settings.teach_limits
         screen = Screen(schema, MAX_AHEAD_MS, clock)
         return cls(
             screen,
-            Quota(schema, settings.teach_limits, clock),
+            Quota(schema, {name: most for name, most in limits.items() if name != USER}, clock),
+            Quota(schema, {name: most for name, most in limits.items() if name == USER}, clock),
             Shift(clock=clock, knows=screen.knows, usually_known=lambda: screen.usually_known),
             Heldout(settings.heldout_share, clock=clock),
             round(settings.quarantine_minutes * MINUTE_MS),
@@ -73,6 +75,7 @@ class Checks:
             "clock": self.clock,
             "screen": self.screen,
             "quota": self.quota,
+            "visitors": self.visitors,
             "shift": self.shift,
             "heldout": self.heldout,
             "minutes": self.minutes,

@@ -8,6 +8,9 @@
 
 A row beyond a limit is not learnt, and counts for no other limit. One who clicks for hours on everything teaches as
 much as his limit, no more. Ids that are missing have no limit: many visitors share them.
+
+Of a user all rows count, as they come, learnt or not: who is beyond the limit is no visitor, and figures leave him out
+too. Of an item those count that are learnt: what is beyond its limit was shown to people, and figures keep it.
 """
 
 from __future__ import annotations

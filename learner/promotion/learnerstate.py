@@ -27,7 +27,7 @@ from learner.gate.checks import GATE as ARRAYS
 from learner.gate.quarantine import Quarantine
 from learner.gate.verdicts import OF_MODEL, OF_PAGES, GateRefusal, kind_of
 from learner.promotion.restorer import Base, Restored, Restorer
-from learner.promotion.rowadmission import admit
+from learner.promotion.rowadmission import admit, beyond
 from learner.ranker.model import LearnReport
 from learner.ranker.verbs import Learning
 from learner.training.decisionlog import Places, rows_in, spans_of
@@ -146,6 +146,7 @@ class LearnerState:
         self.clicks: list[ClickCounts] = []
         versions.flushed = lambda: self._decided(Flushed())
         if checks is not None:
+            trainer.beyond = lambda batch: beyond(checks, batch)
             trainer.admit = lambda batch, places: admit(checks, trainer.counts, self.refused, batch, places)
 
     def _decided(self, what: Decision) -> int:

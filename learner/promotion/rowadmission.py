@@ -44,6 +44,16 @@ def admit(
     return admitted
 
 
+def beyond(checks: Checks, batch: SampleBatch) -> NDArray[np.bool_]:
+    """Rows of users beyond their limit, (B,). To be asked of all new rows of a message, before all else. Exposures that
+    are sent again count for nothing."""
+    again, over = batch.kind >= PAGE, np.zeros(len(batch), np.bool_)
+    for rows, counts in ((~again, True), (again, False)):
+        if rows.any():
+            over[rows] = checks.visitors.over(batch if rows.all() else batch.take(rows), counts)
+    return over
+
+
 def without_exposure(checks: Checks, batch: SampleBatch) -> NDArray[np.bool_]:
     """Late clicks of minutes that were refused, (B,): they correct a negative that was never learnt. To be asked of a
     micro-batch that passed: that they are there is as usual."""

@@ -84,6 +84,10 @@ IN_QUARANTINE = Gauge("millrace_quarantine_rows", "Samples that are in quarantin
 ENDED = Counter("millrace_quarantine_ended_rows_total", "Samples that left quarantine: learnt, or discarded.", ["how"])
 HELD_OUT = Counter("millrace_samples_held_out_total", "Samples of held-out pages, never learnt from.")
 TAUGHT_OUT = Counter("millrace_teach_limited_rows_total", "Samples beyond what one id may teach in an hour; dropped.")
+SERVED_OUT = Counter(
+    "millrace_served_limited_rows_total",
+    "Exposures of users beyond their training limit: in no figure of served pages.",
+)
 SET_ASIDE = Counter("millrace_samples_rolled_back_total", "Samples that a person's rollback took out of the model.")
 TAKEN_BACK = Counter("millrace_samples_taken_back_total", "Samples learnt from, and taken out by a rollback.")
 WAY_BACK = Counter("millrace_rollbacks_total", "Returns to a promoted state, by who asked.", ["by"])
@@ -106,6 +110,7 @@ _COUNTS = {
     "others": OTHERS,
     "held_out": HELD_OUT,
     "over_limit": TAUGHT_OUT,
+    "served_over_limit": SERVED_OUT,
     "set_aside": SET_ASIDE,
 }
 _BY_ARM = {
@@ -276,6 +281,7 @@ class Board:
         if (served := self._trainer.served) is not None:
             counts["not_finite"] += served.not_finite
             counts["dropped"] += served.dropped
+            counts["served_over_limit"] += served.over_limit
         return counts
 
     def _warn(self, new: Tally[str]) -> None:

@@ -73,12 +73,15 @@ class Trainer:
 
     Attributes:
         admit: chooses the new rows of a message to learn, (B,). Held-out pages, for one, are not learnt.
+        beyond: the new rows of a message that are of users beyond their limit, (B,): no model learns them, and no
+            figure counts them.
         diverted: whether pages of other models than its own are as if they were not there.
         outcomes: figures of the schema's outcomes, as ``progressive`` has those of the click, once some are told.
     """
 
     diverted = False
     admit: Callable[[SampleBatch, Places], NDArray[np.bool_]] | None = None
+    beyond: Callable[[SampleBatch], NDArray[np.bool_]] | None = None
 
     def __init__(
         self,
@@ -119,10 +122,14 @@ class Trainer:
             return
         rows = np.flatnonzero(fresh)
         new = batch if fresh.all() else batch.take(rows)
-        if self.served is not None:
-            self.served.take(new, partition)
         places = np.empty((len(rows), 3), np.int64)
         places[:, 0], places[:, 1], places[:, 2] = partition, offset, rows
+        over = np.zeros(len(new), np.bool_) if self.beyond is None else self.beyond(new)
+        if self.served is not None:
+            self.served.take(new, partition, over)
+        if over.any():
+            self.counts["over_limit"] += int(np.count_nonzero(over))
+            new, places = new.take(~over), places[~over]
         if self.diverted and not (own := new.arm == OWN).all():
             self.counts["others"] += int((~own).sum())
             new, places = new.take(own), places[own]

@@ -227,6 +227,7 @@ class Scene:
     spec: dict[str, Any] = field(default_factory=lambda: dict(SPEC))
     schema: Schema = SCHEMA
     broker: Broker = field(default_factory=Broker)
+    visitors: dict[str, int] = field(default_factory=dict)  # rows an hour of a user
     share: float = 0.01  # of held-out pages: another one is another rule
     refuses: bool = False  # whether the first look at a stretch refuses
     replayed: Callable[[Scene], None] = lambda scene: None  # called when decisions were done again
@@ -245,7 +246,15 @@ class Scene:
         self.screen, self.shift, self.heldout = PlannedScreen(), PlannedShift(self.stretch), PlannedHeldout()
         self.shift.refuses, self.heldout.base = self.refuses, self.share
         quota = Quota(self.schema, {})
-        checks = Checks(self.screen, quota, self.shift, self.heldout, 60 * MINUTE_MS, observe=self.observe)
+        checks = Checks(
+            self.screen,
+            quota,
+            Quota(self.schema, self.visitors),
+            self.shift,
+            self.heldout,
+            60 * MINUTE_MS,
+            observe=self.observe,
+        )
         self.served = Image({}, {})
         self.sent: list[Announcement] = []
         self.quarantine = Quarantine(Store(self.folder / "quarantine"), self.schema.id)
@@ -270,7 +279,7 @@ class Scene:
 
     def again(self, **changes: Any) -> Scene:
         """The next life, after this one was killed."""
-        kept = ("stretch", "gate", "observe", "spec", "schema", "broker", "share")
+        kept = ("visitors", "stretch", "gate", "observe", "spec", "schema", "broker", "share")
         return Scene(self.folder, **{name: getattr(self, name) for name in kept} | changes)
 
     def progress(self) -> Progress:

@@ -13,6 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from learner.evaluation.progressive import Progressive
+from learner.evaluation.served_scores import ServedExposures
+from learner.evaluation.traffic_segments import Segments
 from learner.gate.checks import QUARANTINED, Checks
 from learner.gate.quarantine import Quarantine
 from learner.gate.verdicts import GateRefusal
@@ -26,9 +28,11 @@ from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotF
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError, Store
-from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, SampleBatch
+from millrace.contracts.events import ARMS, MODEL, OTHER, PROFILE_MISSING
+from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, WindowKey
 from millrace.contracts.settings import Settings
+from millrace.labels import Waits
 from millrace.versions.decisions import Learnt
 from millrace.versions.image import RETRIEVAL_TABLES
 from millrace.versions.modelstore import ModelStore
@@ -101,6 +105,75 @@ def test_pages_teach_where_their_exposures_have_and_a_killed_learner_does_the_sa
     killed = scene.again()
     assert differs(killed.whole(), scene.whole()) == ""
     assert killed.quarantine.entries() == scene.quarantine.entries()
+
+
+WAITS = Waits(300_000, 0, 60_000)
+
+
+def judging(scene: Scene) -> ServedExposures:
+    """The figures of what a scene takes from now on."""
+    scene.trainer.served = found = ServedExposures(SCHEMA, Segments(SCHEMA, {}), WAITS, 10_000)
+    return found
+
+
+def shown(n: int, arm: int) -> SampleBatch:
+    """A page of people, which is a little more often clicked than its scores say."""
+    made = batch(n, minute=n % 50, page="people")
+    score = np.where(made.label > 0, 0.5, 0.3).astype(np.float32)
+    return replace(made, score=score, version=np.full(BATCH, 3), arm=np.full(BATCH, arm, np.uint8))
+
+
+def bot(n: int, user: int, arm: int, deleted: bool = False) -> SampleBatch:
+    """A page of one who clicks on everything."""
+    made, missing = shown(n, arm), PROFILE_MISSING * deleted
+    alone = {"user": np.full(BATCH, user, np.uint64), "user_missing": np.full(BATCH, missing, np.uint8)}
+    clicked = {"label": np.ones(BATCH, np.float32), "kind": np.full(BATCH, POSITIVE, np.uint8)}
+    return replace(made, request=(f"bot-{user}-{n}",), **alone, **clicked)
+
+
+@pytest.mark.parametrize("diverted", [False, True], ids=["all pages", "own pages"])
+def test_bots_count_in_no_figure(tmp_path: Path, diverted: bool) -> None:
+    """Two bots: one of an arm alone, which was deleted; the other of the model's pages, at first as slow as people. A
+    kiosk's account, whose people click as others do, is left out like them. Figures are those of people alone."""
+    scene, twin = (Scene(tmp_path / name, visitors={"user": 60}) for name in ("one", "twin"))
+    scene.trainer.diverted = twin.trainer.diverted = diverted
+    found, exact = judging(scene), judging(twin)
+    model, other, kiosk = ARMS.index(MODEL), ARMS.index(OTHER), 9_003
+    for n in range(24):
+        page = shown(n, (model, other)[n % 2])
+        both((scene, twin), page)
+        scene.take(bot(100 + n, 9_001, other, deleted=True))
+        if n % 3 == 0:
+            scene.take(bot(200 + n, 9_002, model))
+        scene.take(replace(page, request=(f"kiosk-{n}",), user=np.full(BATCH, kiosk, np.uint64)))
+    end = shown(49, model)
+    end = replace(
+        end, ts_ms=end.ts_ms + 10**7, kind=np.full(BATCH, NEGATIVE, np.uint8), label=np.zeros(BATCH, np.float32)
+    )
+    for one, of in ((scene, found), (twin, exact)):
+        one.take(end)
+        one.drain()
+        of.settle()
+    for arm in ARMS:
+        assert found.figures(arm) == pytest.approx(exact.figures(arm), nan_ok=True)
+    assert [exact.figures(arm)["rows"] for arm in (MODEL, OTHER)] == [13 * BATCH, 12 * BATCH]
+    assert found.over_limit == (24 + 8 + 24) * BATCH, "all of theirs, also those on the way to the limit"
+    assert exact.over_limit == twin.trainer.counts["over_limit"] == 0
+    assert scene.trainer.counts["over_limit"] == found.over_limit - 3 * 60, "what the limit lets pass is learnt"
+
+
+def test_a_bot_is_beyond_its_limit_after_a_restart_too(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, visitors={"user": 60})
+    both((scene,), shown(0, 0), *(bot(100 + n, 9_001, 0) for n in range(3)))
+    scene.snapshot()
+    both((scene,), shown(1, 0), bot(103, 9_002, 0), bot(104, 9_002, 0))  # behind the snapshot
+    killed = scene.again()
+    for offset in range(killed.offset, scene.offset):
+        killed.take(scene.messages[offset])
+    found = judging(killed)
+    both((killed,), shown(2, 0), bot(105, 9_001, 0), bot(106, 9_002, 0))
+    killed.drain()
+    assert (found.over_limit, found.waiting) == (2 * BATCH, BATCH)
 
 
 def late_clicks(seed: int, minutes: NDArray[np.int64], late: NDArray[np.bool_]) -> SampleBatch:
