@@ -252,7 +252,8 @@ class PageLog(Struct, frozen=True):
     user_missing: Lacking = 0  # what was not there of the user
     among: bytes = b""  # of one page in 100: (G, m) float32 the set of candidates it was measured against
     odds: bytes = b""  # (n,) float32 of each item in its slot (millrace.evidence.exploration); empty: not said
-    arm_name: str = ""  # as the settings name the arm (millrace.evidence.user_arms); empty: as `arm`
+    # As the settings name the arm (millrace.evidence.user_arms), or whoever asked to score the page; empty: as `arm`.
+    arm_name: str = ""
     # (n,) float32 what each item was ordered by in place of its score; NaN: pinned to its slot
     ranked: bytes | UnsetType = UNSET
 

@@ -31,7 +31,7 @@ Kind = Literal["model", "popular", "random"]
 RESERVED = "model", "control", "logged", "other", "lists"
 """Names that pages have already."""
 _MODEL, _CONTROL = RESERVED[:2]
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+ARM_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _ARM = salt("scorer", "arm")
 
 
@@ -76,7 +76,7 @@ def check_arms(control_share: float, arms: Mapping[str, Arm], learners: Collecti
             )
         if name in RESERVED:
             raise SettingError(f"an arm is named '{name}', as pages of Millrace's own are", "give it another name")
-        if not _NAME.fullmatch(name):
+        if not ARM_NAME.fullmatch(name):
             raise SettingError(f"an arm is named {name[:60]!r}", "use up to 40 of A-Z, a-z, 0-9, _ and -")
     total = sum((arm.share for arm in arms.values()), control_share)
     if not total <= 1 + 1e-9:  # NaN too

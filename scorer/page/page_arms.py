@@ -15,8 +15,9 @@ from millrace.contracts.events import CONTROL, MODEL, OTHER, Id
 from millrace.contracts.settings import Settings
 from millrace.evidence.exploration import Exploration
 from millrace.evidence.rerank import Rerank
-from millrace.evidence.user_arms import Arm, ArmDraw, Kind, check_arms
+from millrace.evidence.user_arms import ARM_NAME, RESERVED, Arm, ArmDraw, Kind, check_arms
 from scorer.page.candidates import Recaller
+from scorer.page.page_wire import RequestError
 from scorer.page.rank import Ranker
 
 _MADE = {"model": MODEL, "random": CONTROL, "popular": OTHER}
@@ -62,6 +63,15 @@ class PageArms:
     def of(self, user_id: Id) -> PageArm:
         """The arm of a user, who stays in it."""
         return self._arms[self._draw.of(user_id)]
+
+    def check_others(self, name: str, logged: bool) -> None:
+        """Raises RequestError for a name that an arm of pages from elsewhere cannot have; empty: it has none."""
+        if name and (name in self._arms or name in RESERVED or not ARM_NAME.fullmatch(name)):
+            raise RequestError(
+                f"'arm' is {name[:60]!r}", "use up to 40 of A-Z, a-z, 0-9, _ and -, and no arm of Millrace's own"
+            )
+        if name and not logged:
+            raise RequestError("'arm' without 'log'", "set log, or leave the arm out")
 
     @property
     def reranks(self) -> list[Rerank]:

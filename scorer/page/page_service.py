@@ -343,6 +343,7 @@ class Serving(WorkerState):
     async def score_items(self, asked: page_wire.ScoreRequest) -> page_wire.ScoreAnswer:
         """The answer to a decoded request. Raises RequestError as :meth:`score`."""
         page_wire.check_items(asked.items)
+        self.arms.check_others(asked.arm, asked.log)
         request_id, ts_ms = self.identify(asked, asked.log)
         reason = self.not_ready()
         if reason:
@@ -364,9 +365,8 @@ class Serving(WorkerState):
             scores[i] = value
         if asked.log and not unknown:
             sources = bytes([ASKED]) * len(rows)
-            self.maker.log(
-                page, LOGGED, scored, PlacedItems(np.arange(len(rows))), list(asked.items), sources, asked.offset
-            )
+            placed = PlacedItems(np.arange(len(rows)))
+            self.maker.log(page, LOGGED, scored, placed, list(asked.items), sources, asked.offset, asked.arm)
         named = None if asked.log and unknown else request_id
         return page_wire.ScoreAnswer(named, scored.note.version, scores, unknown, notes)
 

@@ -158,6 +158,7 @@ class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
     context: dict[str, Scalar] = {}
     log: Annotated[bool, Meta(description="Log the page, to be learnt from as if it had been made here")] = False
     offset: Annotated[Position, Meta(description="Slot of the first item on its page, for the feature position")] = 0
+    arm: Annotated[str, Meta(description="With log: a name for who made the page, an arm to judge by its users")] = ""
 
 
 class Reason(Struct, frozen=True):

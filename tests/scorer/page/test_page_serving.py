@@ -258,9 +258,10 @@ def test_a_page_with_an_unknown_item_is_scored_and_not_logged(shop: Shop) -> Non
 
 
 def test_score_can_log_a_page_made_elsewhere(shop: Shop) -> None:
-    body = {"user_id": "ann", "items": [9, 4], "request_id": "theirs", "log": True, "offset": 12}
+    body = {"user_id": "ann", "items": [9, 4], "request_id": "theirs", "log": True, "offset": 12, "arm": "editors"}
     _, answer = shop.ask("/score", body)
     (page_log,) = shop.sent
+    assert (page_log.arm, page_log.arm_name) == ("logged", "editors")
     assert page_log.items == [9, 4]
     features, logged = arrays(page_log)
     assert logged.tolist() == pytest.approx(answer["scores"])
@@ -372,6 +373,9 @@ def test_a_damaged_profile_is_survived_and_counted(shop: Shop) -> None:
         ("/score", {"user_id": 1, "items": "all"}, ["items", "str"]),
         ("/score", {"user_id": 1, "items": list(range(1001))}, ["1001", "1000"]),
         ("/score", {"user_id": 1, "items": [1], "offset": -1}, ["offset"]),
+        ("/score", {"user_id": 1, "items": [1], "log": True, "arm": "model"}, ["arm", "'model'", "Millrace's own"]),
+        ("/score", {"user_id": 1, "items": [1], "log": True, "arm": "a b"}, ["arm", "'a b'", "A-Z"]),
+        ("/score", {"user_id": 1, "items": [1], "arm": "editors"}, ["arm", "log"]),
     ],
 )
 def test_a_bad_request_is_one_line_that_names_value_and_remedy(
