@@ -195,8 +195,13 @@ def _quality() -> list[Panel]:
         _chart(
             "Click rate: model pages and random pages",
             units.PercentUnit,
-            {"model": _pages("click_rate"), "random pages": _random("click_rate")},
-            f"Clicks per exposure over the newest 10,000 settled exposures of each arm. {_RANDOM}",
+            {
+                "model": _pages("click_rate"),
+                "random pages": _random("click_rate"),
+                "{{arm}}, not settled": "max by (arm) (millrace_arm_unsettled_click_rate)",
+            },
+            f"Clicks per exposure over the newest 10,000 settled exposures of each arm. {_RANDOM} Not settled: of"
+            " exposures whose clicks may still come, as the archive counts them from the first minute on.",
             span=12,
             height=9,
         ),

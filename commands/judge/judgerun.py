@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from commands.judge.arms import ArmUsers, Exposures, decided_ms, estimate, looks, users_wanted
 from millrace.basics.errors import LogError, SettingError, one_line
 from millrace.basics.hashing import combine, salt
-from millrace.contracts.events import CONTROL, MODEL
+from millrace.contracts.events import CONTROL, LOGGED, MODEL
 from millrace.contracts.schema import load_schema
 from millrace.evidence.sequences import LEAST, LEAST_OUTCOMES, LEAST_VALUES, Estimate
 from millrace.logs.later_events import LaterEvents
@@ -33,6 +33,7 @@ Outcome = Literal["click", "collect", "cart", "purchase"]
 PART_ROWS = 1 << 18
 """Rows in memory at a time, and those of one file more."""
 _PAGE = salt("judge", "page")
+_NOBODY = pa.array([], pa.string())
 
 
 def judge(
@@ -70,13 +71,16 @@ def judge(
         raise SettingError(f"a horizon of {horizon_ms} ms, looks every {every_ms} ms", "give spans above 0")
     make_folder(out, "report.json")
     taken = ArmUsers(horizon_ms)
-    for _, part in exposure_parts(archive, outcome, value):
-        taken.take(_exposures(part, since_ms))
+    beyond, logged = users_beyond(archive, since_ms), 0
+    for _, part in exposure_parts(archive, outcome, value, without=beyond):
+        rows = _exposures(part, since_ms)
+        logged += int(np.count_nonzero(rows.arm == LOGGED))
+        taken.take(rows)
     users = taken.found()
     if not len(users.until_ms):
         raise LogError(
             f"of {users.waiting:,} users in '{archive}' none was seen for {span_name(horizon_ms)}",
-            "give a shorter --horizon, or wait",
+            "give a shorter --horizon, or wait." + left_out(len(beyond), logged),
         )
     arms = sorted(set(users.arm.tolist()))
     if baseline not in arms:
@@ -89,7 +93,7 @@ def judge(
     found = {name: estimate(users, len(users.until_ms), name, by_page, least) for name in arms}
     verdict = verdict_of(found, seen, baseline, unit, least)
     made_by, said = _makers(archive, taken.first_ms, since_ms)
-    verdict += said
+    verdict += said + left_out(len(beyond), logged)
     if taken.halvings:
         verdict += f" Of so many users one in {1 << taken.halvings} was counted, by a hash."
     arm_rows = [
@@ -102,6 +106,8 @@ def judge(
         "unit": unit,
         "horizon": span_name(horizon_ms),
         "users_waiting": users.waiting,
+        "users_left_out": len(beyond),
+        "exposures_logged": logged,
         "arms": arm_rows,
         "made_by": made_by,
         "curves": seen,
@@ -144,16 +150,13 @@ def exposure_parts(
     outcome: Outcome,
     value: str | None,
     more: Mapping[str, pa.DataType] = MappingProxyType({}),
+    without: pa.Array = _NOBODY,
 ) -> Iterator[tuple[list[Path], pa.Table]]:
     """ts_ms, user, item, request, arm, came_ms and value of an archive's exposures, and ``more`` of its own columns,
-    null in files without them: of the next files that have :data:`PART_ROWS` together. ``came_ms`` of all but clicks is
-    by the archive's events, however late they came. Raises what :func:`judge` raises."""
-    files = sorted((archive / "exposures").glob("*.parquet"))
-    if not (archive / "schema.toml").exists() or not files:
-        raise LogError(
-            f"'{archive}' holds no archived exposures", "name the folder 'archive' of a loop that ran with --archive"
-        )
-    columns = ArchiveColumns(load_schema(archive / "schema.toml"))
+    null in files without them: of the next files that have :data:`PART_ROWS` together, but for users ``without``.
+    ``came_ms`` of all but clicks is by the archive's events, however late they came. Raises what :func:`judge` raises.
+    """
+    files, columns = _files_of(archive)
     if value is not None:
         columns.number(value)
     later = None if outcome == "click" else LaterEvents(archive / "events", [outcome])
@@ -162,6 +165,7 @@ def exposure_parts(
     for file in files:
         read.append(file)
         table = _of_file(file, columns, outcome, value, more)
+        table = table.filter(pc.invert(pc.is_in(table["user"], value_set=without)))
         if later is not None:
             came_ms = later.times(outcome, *(table[name] for name in ("came_ms", "user", "request", "item")))
             table = table.set_column(table.column_names.index("came_ms"), "came_ms", pa.chunked_array([came_ms]))
@@ -169,6 +173,47 @@ def exposure_parts(
         if file is files[-1] or sum(map(len, tables)) >= PART_ROWS:
             yield read, pa.concat_tables(tables)
             read, tables = [], []
+
+
+def users_beyond(archive: Path, since_ms: int) -> pa.Array:
+    """Users with an exposure beyond the training limit of an hour, from a time on: bots, or an account of many people.
+    A user is the unit that is judged, so all of theirs counts for nothing. Raises as :func:`exposure_parts`."""
+    files, columns = _files_of(archive)
+    mark, at = columns.own["over_limit"], columns.own["time_ms"]
+    found = _NOBODY
+    for file in files:
+        try:
+            if mark in pq.read_schema(file).names:
+                table = pq.read_table(file, columns=[columns.user, mark, at])
+                of = table.filter(pc.and_(table[mark], pc.greater_equal(table[at], since_ms)))[columns.user]
+                found = pc.unique(pa.concat_arrays([found, *of.cast(pa.string()).chunks]))
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise _unreadable(file, error) from None
+    return found
+
+
+def left_out(users: int, logged: int) -> str:
+    """Sentences of what counts in no arm."""
+    said = f" Users beyond the training limit of an hour count in no arm: {users:,}." if users else ""
+    if logged:
+        said += (
+            f" {logged:,} exposures of pages that were only scored here, of no arm by name ('{LOGGED}'), count in none:"
+            " name it as `arm` in POST /score."
+        )
+    return said
+
+
+def _files_of(archive: Path) -> tuple[list[Path], ArchiveColumns]:
+    files = sorted((archive / "exposures").glob("*.parquet"))
+    if not (archive / "schema.toml").exists() or not files:
+        raise LogError(
+            f"'{archive}' holds no archived exposures", "name the folder 'archive' of a loop that ran with --archive"
+        )
+    return files, ArchiveColumns(load_schema(archive / "schema.toml"))
+
+
+def _unreadable(file: Path, error: Exception) -> LogError:
+    return LogError(f"'{file}' cannot be read ({one_line(error)})", "move it away, or restore it")
 
 
 def _of_file(
@@ -197,7 +242,7 @@ def _of_file(
         table = reader.read(columns=[column for column, _ in kinds.values()])
         made = {name: table[column].cast(kind) for name, (column, kind) in kinds.items()}
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise LogError(f"'{file}' cannot be read ({one_line(error)})", "move it away, or restore it") from None
+        raise _unreadable(file, error) from None
     if "value" not in made:
         made["value"] = pa.array(np.full(table.num_rows, 1.0 if value is None else 0.0))
     lacking = {name: pa.nulls(table.num_rows, kind) for name, kind in more.items() if name not in made}

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from commands.judge.judgerun import Outcome, band_plot, exposure_parts, page_numbers, worded
+from commands.judge.judgerun import Outcome, band_plot, exposure_parts, left_out, page_numbers, users_beyond, worded
 from commands.judge.orders import SLOTS, ArmPages, Places, Shown, drawn
 from commands.proofs.archived import REMEDY, named
 from commands.repair.lineage import end_of
@@ -80,7 +80,8 @@ def judge_model(
     if every_ms < 1:
         raise SettingError(f"looks every {every_ms} ms", "give a span above 0")
     make_folder(out, "report.json")
-    parts = exposure_parts(archive, outcome, value, _MORE)
+    beyond, logged = users_beyond(archive, since_ms), 0
+    parts = exposure_parts(archive, outcome, value, _MORE, beyond)
     first = next(parts)
     schema = load_schema(archive / "schema.toml")
     store = ModelStore(model, writes=False)
@@ -95,6 +96,7 @@ def judge_model(
     taken: defaultdict[str, ArmPages] = defaultdict(ArmPages)
     earlier = without = 0
     for files, whole in chain([first], parts):
+        logged += pc.sum(pc.equal(whole["arm"], LOGGED)).as_py() or 0
         table = whole.filter(pc.not_equal(whole["arm"], LOGGED))  # and without those whose page log did not come
         later = table.filter(pc.greater(table["ts_ms"], max(note.event_ms, since_ms - 1)))
         earlier += table.num_rows - later.num_rows
@@ -128,11 +130,14 @@ def judge_model(
         estimates += found.table(arm)
         curves += found.looks(arm, every_ms)
         said += f" {found.verdict(worded(arm), unit, one.pages)}"
+    said += left_out(len(beyond), logged)
     report: dict[str, Any] = {
         "verdict": said,
         "unit": unit,
         "slots_of_a_row": SLOTS,
         "exposures_before": earlier,
+        "users_left_out": len(beyond),
+        "exposures_logged": logged,
         "arms": arm_rows,
         "estimates": estimates,
         "curves": curves,

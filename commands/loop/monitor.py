@@ -357,7 +357,9 @@ def _intake(intake: RoleMetrics, archive: RoleMetrics) -> dict[str, float | None
 
 def arms_of(archive: RoleMetrics | None) -> list[dict[str, Any]]:
     """A row for each outcome and arm: users, outcomes a user, those more than the first arm's, and their bands. None:
-    nothing is said yet. ``made_by``: whose model makes the arm's pages, where several do."""
+    nothing is said yet. ``made_by``: whose model makes the arm's pages, where several do. ``settled``: whether any
+    user's horizon is over. ``early_rows``, ``early_click_rate``: of exposures that are not settled. ``left_out``: users
+    beyond their training limit."""
     if archive is None:
         return []
     rows = []
@@ -372,7 +374,13 @@ def arms_of(archive: RoleMetrics | None) -> list[dict[str, Any]]:
                 for bound in ("estimate", "low", "high")
             }
             made_by = next((maker for maker, is_so in makers.items() if is_so), "")
-            rows.append({**of, "made_by": made_by, "users": users, "since_ms": 1000 * since_s, **bands})
+            early = {
+                "settled": bool(users),
+                "early_rows": archive.gauge(f"{_ARM}_unsettled_exposures", arm=arm),
+                "early_click_rate": archive.gauge(f"{_ARM}_unsettled_click_rate", arm=arm),
+                "left_out": archive.gauge(f"{_ARM}_users_left_out", arm=arm),
+            }
+            rows.append({**of, "made_by": made_by, "users": users, "since_ms": 1000 * since_s, **bands, **early})
     return rows
 
 

@@ -6,7 +6,7 @@
     events      a row a message      type, ids, times, items and slots as they came, place in the topic
     exposures   a row an exposure    time_ms, request_id, position, slot │ user, item │ their attributes │ context │
                                      label, click_ms, collect_ms, cart_ms, purchase_ms │ score, model_version,
-                                     arm, source, odds, ranked
+                                     arm, source, odds, ranked, over_limit
 
 Attributes have the names of the schema's fields: float64 for a numeric field, text for a categorical one, a list of
 texts for one with several slots. An archive column whose name a field has already gets the prefix ``archive_``.
@@ -42,6 +42,7 @@ _LAST = {
     "source": pa.string(),
     "odds": pa.float32(),
     "ranked": pa.float32(),
+    "over_limit": pa.bool_(),
 }
 
 EVENTS_SCHEMA = pa.schema(
@@ -83,6 +84,7 @@ class SettledRow(NamedTuple):
     odds: float | None  # of the item in its slot, given those above; None: not said
     made: Any = None  # the page's page log (:class:`stream.archive.archive_pages.Made`); None: it did not come
     ranked: float | None = None  # what it was ordered by; None: its score. NaN: it was pinned
+    over_limit: bool = False  # of a user beyond the training limit of an hour
 
 
 class ArchiveColumns:
@@ -162,7 +164,9 @@ class ArchiveColumns:
             about = [r.ts_ms, r.request, r.position, r.slot, r.user, r.item]
             about += [*values("user", r.user_raw, r.ts_ms), *values("item", r.item_raw, r.ts_ms), *nothing]
             clicked = int(r.times[0] is not None)
-            made.append([*about, clicked, *r.times, r.score, r.version, r.arm, r.source, r.odds, r.ranked])
+            made.append(
+                [*about, clicked, *r.times, r.score, r.version, r.arm, r.source, r.odds, r.ranked, r.over_limit]
+            )
         columns = zip(*made, strict=True) if made else [()] * len(self.schema)
         return pa.table([pa.array(c, f.type) for c, f in zip(columns, self.schema, strict=True)], self.schema)
 

@@ -35,6 +35,9 @@ from millrace.processes.wall import event_now_ms, wall_ms
 from stream.archive.archive_columns import ArchiveColumns
 from stream.archive.archive_folder import ArchiveFolder
 from stream.archive.archive_metrics import (
+    ARM_EARLY,
+    ARM_EARLY_RATE,
+    ARM_LEFT_OUT,
     ARM_MADE_BY,
     ARM_MORE,
     ARM_OUTCOMES,
@@ -87,8 +90,9 @@ def run(settings: Settings, stop: threading.Event) -> None:
         declared = msgspec.json.encode(arms_are).decode()
         worth = ArchiveColumns(schema).number(settings.arms_value) if settings.arms_value else None
         arms = ArmFigures(round(settings.horizon_minutes * MINUTE_MS), declared, worth)
+        limit = None if settings.gate == "off" else settings.teach_limits.get("user")
         archive = Archive(
-            schema, Waits.of(settings), MAX_AHEAD_MS, settings.partitions, settings.archive_features, arms
+            schema, Waits.of(settings), MAX_AHEAD_MS, settings.partitions, settings.archive_features, arms, limit
         )
         state = folder.load()
         folder.put_makers(makers, event_now_ms(settings.event_clock()))
@@ -118,8 +122,14 @@ def run(settings: Settings, stop: threading.Event) -> None:
 
 
 def show_arms(figures: Sequence[ArmFigure]) -> None:
+    for gauge in (ARM_EARLY, ARM_EARLY_RATE):
+        gauge.clear()  # an arm may have no such exposure any more
     for one in figures:
         ARM_USERS.labels(one.name).set(one.estimate.n)
+        ARM_LEFT_OUT.labels(one.name).set(one.left_out)
+        if one.early_rows:
+            ARM_EARLY.labels(one.name).set(one.early_rows)
+            ARM_EARLY_RATE.labels(one.name).set(one.early_clicks / one.early_rows)
         ARM_SINCE.labels(one.name, one.outcome).set(one.since_ms / 1000)
         for gauge, value, (low, high) in (
             (ARM_OUTCOMES, one.estimate.value, one.band),

@@ -18,6 +18,9 @@ samples:
 - An exposure by another user, or of another item, than the page had is left out. An exposure without a page log is a
   row without a score.
 
+- Of a user's exposures those beyond ``limit`` in an hour of event time are marked, as the learner leaves them out
+  (:mod:`learner.gate.quota`): whoever asks who earns more leaves out such a user.
+
 The watermark is the newest event's time less the allowed disorder; one event dated ahead of the event clock does not
 move it (:class:`~millrace.contracts.clock.Reached`). The caller moves it on in silence (:meth:`advance`).
 """
@@ -31,8 +34,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from millrace.basics.durations import HOUR_MS
 from millrace.contracts.clock import Reached
-from millrace.contracts.events import ACTIONS, MAX_OFFSET, SOURCES, Action, Event, Exposure
+from millrace.contracts.events import ACTIONS, CLICK, MAX_OFFSET, SOURCES, Action, Event, Exposure
 from millrace.labels import Waits
 from stream.archive.archive_columns import SettledRow
 from stream.join.dropped import DroppedPages
@@ -63,6 +67,7 @@ class ArchivedPart(NamedTuple):
     user_raw: bytes | None
     mask: int
     shown: list[tuple[int, int, str, bytes | None]]  # position, slot, item, its attributes
+    over: bool = False  # its user is beyond the limit
 
 
 class ArchivedPage:
@@ -87,8 +92,9 @@ class ArchivedPages:
         left_out: exposures and actions in no row, by reason (late, wrong-user, wrong-item, no-exposure).
     """
 
-    def __init__(self, waits: Waits) -> None:
-        self._waits = waits
+    def __init__(self, waits: Waits, limit: int | None = None) -> None:
+        self._waits, self._limit = waits, limit
+        self._hour, self._exposed = 0, dict[str, int]()  # exposures of each user in this hour
         self.watermark_ms = 0
         self._reached = Reached(waits.disorder_ms)
         self.rows: list[SettledRow] = []
@@ -140,9 +146,10 @@ class ArchivedPages:
             for n, (place, item, raw) in enumerate(zip(event.places, event.items, item_raws, strict=True))
             if mask >> place & 1
         ]
-        page = self._keep(request, event.ts_ms)
+        page, user = self._keep(request, event.ts_ms), str(event.user_id)
         page.exposed |= mask
-        page.parts.append(ArchivedPart(page.until_ms, event.ts_ms, str(event.user_id), user_raw, mask, shown))
+        over = self._over(user, mask.bit_count())
+        page.parts.append(ArchivedPart(page.until_ms, event.ts_ms, user, user_raw, mask, shown, over))
 
     def act(self, event: Action) -> None:
         """An action: waits for the row of its exposure."""
@@ -161,7 +168,35 @@ class ArchivedPages:
         page = self._keep(request, ts_ms)
         page.made = page.made or made
 
+    def early(self) -> dict[str, list[int]]:
+        """Exposures that wait for their label and how many of them have a click, by arm, as far as page logs came.
+        Without users who are beyond their limit now."""
+        found: dict[str, list[int]] = {}
+        for page in self._pages.values():
+            if page.made is None or not page.parts:
+                continue
+            clicked = {at for kind, at, *_ in page.actions if kind == CLICK}
+            counts = found.setdefault(page.made.arm, [0, 0])
+            for part in page.parts:
+                if part.user == page.made.user and not part.over and not self._is_over(part.user):
+                    counts[0] += len(part.shown)
+                    counts[1] += len(clicked.intersection(place for place, *_ in part.shown))
+        return found
+
     # ------------------------------------------------------------------ rules
+
+    def _over(self, user: str, exposed: int) -> bool:
+        """Counts a user's exposures: whether he is beyond the limit."""
+        if self._limit is None:
+            return False
+        hour = self.newest_ms // HOUR_MS
+        if hour > self._hour:
+            self._hour, self._exposed = hour, {}
+        self._exposed[user] = self._exposed.get(user, 0) + exposed
+        return self._is_over(user)
+
+    def _is_over(self, user: str) -> bool:
+        return self._limit is not None and self._exposed.get(user, 0) > self._limit
 
     def _keep(self, request: str, ts_ms: int) -> ArchivedPage:
         """The page, which stays for an attribution window from now or from ``ts_ms``, whichever is later."""
@@ -218,6 +253,7 @@ class ArchivedPages:
                     *about,
                     made,
                     _at(made.ranked, position) if made else None,
+                    part.over,
                 )
             )
 
@@ -247,19 +283,22 @@ class ArchivedPages:
             (name, p.made, list(p.parts), list(p.actions), to_bytes(p.exposed), p.until_ms)
             for name, p in self._pages.items()
         ]
-        parts = [(n, m, [(*q[:4], to_bytes(q.mask), q.shown) for q in ps], a, e, u) for n, m, ps, a, e, u in pages]
-        return self.watermark_ms, self.newest_ms, parts, self._settled.snapshot(), self._reached.snapshot()
+        parts = [(n, m, [(*q[:4], to_bytes(q.mask), *q[5:]) for q in ps], a, e, u) for n, m, ps, a, e, u in pages]
+        hour = self._hour, list(self._exposed.items())
+        return self.watermark_ms, self.newest_ms, parts, self._settled.snapshot(), self._reached.snapshot(), hour
 
     def resume(self, state: Any) -> None:
         """Restores what :meth:`snapshot` gave into new pages. Raises ValueError or TypeError for another state."""
-        self.watermark_ms, newest_ms, pages, settled, reached = state
+        self.watermark_ms, newest_ms, pages, settled, reached, *hour = state
+        if hour:  # an earlier version counted none
+            self._hour, self._exposed = hour[0][0], dict(map(tuple, hour[0][1]))
         self._reached.resume(newest_ms, reached)
         for name, made, parts, actions, exposed, until_ms in pages:
             page = self._pages[name] = ArchivedPage()
             page.made = None if made is None else Made(*made[: len(Made._fields)])  # a later version's has more
             page.parts = [
-                ArchivedPart(due, ts, user, raw, to_mask(mask), [tuple(s) for s in shown])
-                for due, ts, user, raw, mask, shown in parts
+                ArchivedPart(due, ts, user, raw, to_mask(mask), [tuple(s) for s in shown], *over)
+                for due, ts, user, raw, mask, shown, *over in parts
             ]
             page.actions = [tuple(a) for a in actions]
             page.exposed, page.until_ms = to_mask(exposed), until_ms

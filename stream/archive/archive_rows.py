@@ -70,6 +70,7 @@ class Archive:
         partitions: of ``events``.
         features: whether the logged features of exposures are kept (:mod:`stream.archive.logged`).
         arms: counts the rows that are taken out.
+        limit: exposures of a user in an hour; those beyond it are marked. None: all count.
 
     Attributes:
         counts: of what was left out, by reason: those of :class:`~stream.archive.archive_pages.ArchivedPages`,
@@ -87,6 +88,7 @@ class Archive:
         partitions: int,
         features: bool = False,
         arms: ArmFigures | None = None,
+        limit: int | None = None,
     ) -> None:
         self.arms = arms or ArmFigures(DAY_MS)
         self.arm_figures: list[ArmFigure] = []
@@ -97,7 +99,7 @@ class Archive:
         self.positions: dict[str, dict[int, int]] = {EVENTS: {}, PAGE_LOGS: {}}
         self.counts: Counter[str] = Counter()
         self.late: Counter[str] = Counter()
-        self._pages = {number: ArchivedPages(waits) for number in range(partitions)}
+        self._pages = {number: ArchivedPages(waits, limit) for number in range(partitions)}
         for pages in self._pages.values():
             pages.late, pages.left_out = self.late, self.counts
         self._events: list[tuple[Any, ...]] = []
@@ -230,7 +232,8 @@ class Archive:
             self.arms.take(number, pages.rows, pages.watermark_ms - self._waits.attribution_ms)
             rows += pages.rows
             pages.rows = []
-        self.arm_figures = self.arms.look(max(pages.newest_ms for pages in self._pages.values()))
+        newest_ms = max(pages.newest_ms for pages in self._pages.values())
+        self.arm_figures = self.arms.look(newest_ms, [pages.early() for pages in self._pages.values()])
         rows.sort(key=lambda row: row.ts_ms)
         events, self._events = self._events, []
         columns = zip(*events, strict=True) if events else [()] * len(EVENTS_SCHEMA)

@@ -11,14 +11,18 @@ once. Bands are those of :mod:`millrace.evidence.sequences`, so they hold at eve
 they come, and all of a user's: whether an order's item was clicked before is not looked up. A refund takes back the
 last purchase of the item. Each event counts once: ids are kept until the user's horizon is over.
 
+Before the first horizon is over, and for what came since, the figures tell how many of the exposures have a click
+*early*: of users whose horizon runs, and of exposures that wait for their label, whose clicks may still come. A user
+with an exposure beyond the training limit within the horizon counts for nothing (:mod:`stream.archive.archive_pages`).
+
 Memory is bounded. Where more than :data:`MOST_USERS` would be known, those whose hash ends on the wrong bit are
 forgotten and no longer counted: half of all users, whatever their arm. What they have told already stays told.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,6 +56,9 @@ class ArmFigure(NamedTuple):
     more: float  # than the first arm; NaN of the first itself
     more_band: Band
     since_ms: int  # event time from which on 0 is outside of `more_band`; 0: it is inside
+    early_rows: int = 0  # exposures whose label, or whose user's horizon, is not over
+    early_clicks: int = 0  # of them so many have a click by now
+    left_out: int = 0  # users who were beyond the training limit
 
 
 class _Bought(NamedTuple):
@@ -66,10 +73,18 @@ class _Bought(NamedTuple):
 
 
 class _User:
-    __slots__ = ("arm", "bought", "clicks", "until_ms")
+    __slots__ = ("arm", "bought", "clicks", "over", "rows", "until_ms")
 
-    def __init__(self, arm: str, until_ms: int, clicks: int = 0, bought: Iterable[tuple[Any, ...]] = ()) -> None:
-        self.arm, self.until_ms, self.clicks = arm, until_ms, clicks
+    def __init__(
+        self,
+        arm: str,
+        until_ms: int,
+        clicks: int = 0,
+        bought: Iterable[tuple[Any, ...]] = (),
+        rows: int = 0,
+        over: bool = False,
+    ) -> None:
+        self.arm, self.until_ms, self.clicks, self.rows, self.over = arm, until_ms, clicks, rows, over
         self.bought: dict[int, tuple[int, int, float]] = {id: (at, of, worth) for id, at, of, worth in bought}
         """By the event's hash: time, item, worth; item 0: a refund, or taken back."""
 
@@ -110,6 +125,7 @@ class ArmFigures:
         self._due: dict[int, deque[int]] = {}  # by partition, in the order in which they came
         self._sums: dict[str, list[tuple[int, float, float, int]]] = {}  # by arm, of each outcome: as `mean_of` wants
         self._since: dict[str, int] = {}  # by outcome and arm
+        self._left_out: dict[str, int] = {}  # by arm: users beyond the training limit
         self._halvings = 0
 
     def buy(self, partition: int, event: Purchase | Order, item_raw: bytes | None) -> None:
@@ -135,6 +151,8 @@ class ArmFigures:
             if user is not None and row.ts_ms < user.until_ms:
                 click_ms = row.times[CLICK - 1]
                 user.clicks += click_ms is not None and click_ms < user.until_ms
+                user.rows += 1
+                user.over |= row.over_limit
         bought = self._bought.get(partition, {})
         for one in sorted(one for one in bought.values() if one.ts_ms <= settled_ms):
             del bought[one.id]
@@ -145,12 +163,15 @@ class ArmFigures:
             user = self._users.get(due[0])
             if user is not None and user.until_ms > settled_ms:
                 break
-            if user is not None:
+            if user is not None and user.over:
+                self._left_out[user.arm] = self._left_out.get(user.arm, 0) + 1
+            elif user is not None:
                 sums = self._sums.get(user.arm, [(0, 0, 0, 0)] * len(LEAST_OF))
                 self._sums[user.arm] = [
                     (n + 1, total + c, squares + c * c, having + bool(c))
                     for (n, total, squares, having), c in zip(sums, user.came, strict=True)
                 ]
+            if user is not None:
                 self._users[due[0]] = None
             due.popleft()
         while len(self._users) > self._most:
@@ -158,39 +179,52 @@ class ArmFigures:
             odd = (1 << self._halvings) - 1
             self._users = {name: user for name, user in self._users.items() if not name & odd}
 
-    def look(self, now_ms: int) -> list[ArmFigure]:
+    def look(self, now_ms: int, waiting: Iterable[Mapping[str, Sequence[int]]] = ()) -> list[ArmFigure]:
         """The figures at the event time ``now_ms``, outcome by outcome: of random pages first, else of the model's; the
-        others follow. An outcome that never came is left out, clicks never."""
-        names = sorted(self._sums, key=lambda name: (name != CONTROL, name != MODEL, name))
+        others follow. An outcome that never came is left out, clicks never. ``waiting``: exposures by arm that are not
+        settled, and how many have a click."""
+        early = Counter[tuple[str, bool]]()  # exposures, and clicks, by arm
+        for user in self._users.values():
+            if user is not None and not user.over:
+                early[user.arm, False] += user.rows
+                early[user.arm, True] += user.clicks
+        for arm, (rows, clicks) in (one for of in waiting for one in of.items() if one[0] != LOGGED):
+            early[arm, False] += rows
+            early[arm, True] += clicks
+        there = {*self._sums, *self._left_out, *(arm for arm, _ in early)}
+        names = sorted(there, key=lambda name: (name != CONTROL, name != MODEL, name))
+        all_sums = {name: self._sums.get(name, [(0, 0, 0, 0)] * len(LEAST_OF)) for name in names}
         figures: list[ArmFigure] = []
         for k, (outcome, least) in enumerate(LEAST_OF.items()):
-            if k and not any(self._sums[name][k][1] for name in names):
+            if k and not any(all_sums[name][k][1] for name in names):
                 continue
-            found = {name: mean_of(*self._sums[name][k], least) for name in names}
+            found = {name: mean_of(*all_sums[name][k], least) for name in names}
             for name, one in found.items():
                 more, gap, key = float("nan"), NOTHING, f"{outcome} {name}"
                 if name != names[0]:
                     more, gap = one.value - found[names[0]].value, difference(one, found[names[0]])
                 self._since[key] = (self._since.get(key) or now_ms) if gap.decided else 0
-                figures.append(ArmFigure(name, outcome, one, band(one), more, gap, self._since[key]))
+                beside = early[name, False], early[name, True], self._left_out.get(name, 0)
+                figures.append(ArmFigure(name, outcome, one, band(one), more, gap, self._since[key], *beside))
         return figures
 
     def snapshot(self) -> Any:
         """The whole state, as plain values."""
         over = np.array([name for name, user in self._users.items() if user is None], np.uint64)
         open_ones = [
-            (name, u.arm, u.until_ms, u.clicks, [(id, *rest) for id, rest in u.bought.items()])
+            (name, u.arm, u.until_ms, u.clicks, [(id, *rest) for id, rest in u.bought.items()], u.rows, u.over)
             for name, u in self._users.items()
             if u is not None
         ]
         bought = {partition: sorted(ones.values()) for partition, ones in self._bought.items()}
         due = {partition: list(names) for partition, names in self._due.items()}
         kept = self._horizon_ms, self._declared
-        return kept, over.tobytes(), open_ones, due, dict(self._sums), dict(self._since), self._halvings, bought
+        sums = dict(self._sums), dict(self._since)
+        return kept, over.tobytes(), open_ones, due, *sums, self._halvings, bought, dict(self._left_out)
 
     def resume(self, state: Any) -> None:
         """Restores what :meth:`snapshot` gave; nothing where the arms or the horizon were others."""
-        kept, over, open_ones, due, sums, since, halvings, bought = state
+        kept, over, open_ones, due, sums, since, halvings, bought, *left_out = state
         if tuple(kept) != (self._horizon_ms, self._declared):
             return
         self._users = dict.fromkeys(np.frombuffer(over, np.uint64).tolist())
@@ -199,3 +233,4 @@ class ArmFigures:
         self._due = {partition: deque(names) for partition, names in due.items()}
         self._sums = {name: [tuple(of) for of in each] for name, each in sums.items()}
         self._since, self._halvings = dict(since), halvings
+        self._left_out = dict(*left_out)  # an earlier version left nobody out

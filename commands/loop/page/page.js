@@ -173,8 +173,9 @@ function arms(list) {
   if (!list.length) return;
   put("arms-more", `more than ${list[0].arm}`);
   const n = fixed(3), band = (r, of) => known(r[`${of}_low`]) ? `${n(r[`${of}_estimate`])} (${n(r[`${of}_low`])} to ${n(r[`${of}_high`])})` : dash;
+  const early = (r) => known(r.early_click_rate) ? `${percent(r.early_click_rate)} of ${whole(r.early_rows)}` : dash;
   const since = (ms) => (ms ? new Date(ms).toISOString().slice(0, 16).replace("T", " ") : dash);
-  rows("arms", list.map((r) => [[r.outcome, ""], [r.made_by ? `${r.arm}: ${r.made_by}` : r.arm, ""], [whole(r.users), "n"], [band(r, "mean"), "n"], [band(r, "more"), "n"], [since(r.since_ms), ""]]));
+  rows("arms", list.map((r) => [[r.outcome, ""], [r.made_by ? `${r.arm}: ${r.made_by}` : r.arm, ""], [whole(r.users), "n"], [band(r, "mean"), "n"], [band(r, "more"), "n"], [since(r.since_ms), ""], [early(r), "n"]]));
 }
 
 // What the model says of purchases and the like, judged as they are told.

@@ -229,6 +229,25 @@ def test_the_answer_says_whose_models_made_the_pages_and_that_this_was_changed(t
         judge(there, tmp_path / "d", **spans)
 
 
+def test_pages_that_were_only_scored_are_told_of_and_named_ones_are_an_arm(tmp_path: Path) -> None:
+    spans: dict[str, Any] = {"horizon_ms": 4 * HOUR, "every_ms": HOUR}
+    rows = crowd(0.3, 0.2, 1500)
+    known = judge(archive(tmp_path / "known", rows), tmp_path / "a", **spans)
+    nameless = [(hour, 9000 + user, 90_000 + page, "logged", came) for hour, user, page, _, came in rows[:300]]
+    found = judge(archive(tmp_path / "beside", [*rows, *nameless]), tmp_path / "b", **spans)
+    assert found["arms"] == known["arms"]
+    assert (known["exposures_logged"], found["exposures_logged"]) == (0, 300)
+    assert "'logged'" not in known["verdict"]
+    assert "300 exposures of pages that were only scored here" in found["verdict"]
+    assert "`arm` in POST /score" in found["verdict"]
+    own = [(hour, user, page, "editors" if arm == "control" else arm, came) for hour, user, page, arm, came in rows]
+    found = judge(archive(tmp_path / "own", own), tmp_path / "c", baseline="editors", **spans)
+    assert [row["value"] for row in found["arms"]] == [row["value"] for row in known["arms"]]
+    assert "pages of 'editors'" in found["verdict"]
+    with pytest.raises(LogError, match=r"none was seen .* 300 exposures .* `arm` in POST /score"):
+        judge(archive(tmp_path / "alone", nameless), tmp_path / "d", **spans)
+
+
 def test_what_cannot_be_said_is_said(tmp_path: Path) -> None:
     there = archive(tmp_path / "archive", crowd(0.3, 0.2, 120))
     found = judge(there, tmp_path / "out", horizon_ms=4 * HOUR, every_ms=HOUR)

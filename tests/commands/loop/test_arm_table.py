@@ -27,6 +27,7 @@ def test_a_run_shows_what_the_archive_counts_and_nothing_where_too_little_is_kno
             ArmFigure("control", "click", control, band(control), float("nan"), NOTHING, 0),
             ArmFigure("model", "click", model, band(model), model.value - control.value, more, 1_772_000_000_000),
             ArmFigure("hits", "click", few, band(few), few.value - control.value, difference(few, control), 0),
+            ArmFigure("new", "click", mean_of(0, 0, 0, 0), NOTHING, float("nan"), NOTHING, 0, 40, 10, 2),
         ]
     )
     ARM_MADE_BY.labels("model", "the first learner").set(1)
@@ -36,15 +37,18 @@ def test_a_run_shows_what_the_archive_counts_and_nothing_where_too_little_is_kno
     monitor.look()
     state = state_of("running", 1, 1.0, monitor, Supervisor(tmp_path), [], RunStatus(roles))
     assert json.loads(json.dumps(state)) == state
-    first, second, third = state["arms"]
-    assert [row["arm"] for row in state["arms"]] == ["control", "model", "hits"]
+    first, second, third, fourth = state["arms"]
+    assert [row["arm"] for row in state["arms"]] == ["control", "model", "hits", "new"]
     assert {row["outcome"] for row in state["arms"]} == {"click"}
-    assert [row["made_by"] for row in state["arms"]] == ["", "the first learner", ""]
+    assert [row["made_by"] for row in state["arms"]] == ["", "the first learner", "", ""]
     assert (first["users"], first["mean_estimate"]) == (900, pytest.approx(0.1))
     assert first["mean_low"] < 0.1 < first["mean_high"]
     assert [first[f"more_{bound}"] for bound in ("estimate", "low", "high")] == [None] * 3
     assert (second["more_estimate"], second["more_low"]) == (pytest.approx(0.125), pytest.approx(more.low))
     assert second["since_ms"] == 1_772_000_000_000
+    assert [row["settled"] for row in state["arms"]] == [True, True, True, False]
+    assert [row["early_click_rate"] for row in state["arms"]] == [None, None, None, 0.25]
+    assert (fourth["users"], fourth["mean_estimate"], fourth["early_rows"], fourth["left_out"]) == (0, None, 40, 2)
     assert (third["users"], third["mean_low"], third["more_high"], third["since_ms"]) == (20, None, None, 0)
 
 

@@ -16,6 +16,7 @@ import pytest
 from kafka import TopicPartition
 
 from commands.history.logevents import LogEvents
+from commands.judge.judgerun import judge
 from commands.replay.grouped import GroupedRows
 from commands.replay.logfeatures import LogRows
 from commands.replay.replayrun import replay
@@ -27,12 +28,14 @@ from millrace.contracts.pagepack import Rates
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.contracts.schema import Schema, load_schema, parse_schema, shop_schema
 from millrace.contracts.settings import Settings
+from millrace.evidence.sequences import NOTHING
 from millrace.labels import Waits
 from millrace.logs import read_log
 from stream.archive import archive_main
 from stream.archive.archive_columns import ArchiveColumns, text
 from stream.archive.archive_folder import ArchiveFolder
 from stream.archive.archive_rows import Archive, TopicRecord
+from stream.archive.arm_figures import ArmFigures
 from stream.archive.forget import Forgotten, forget
 from stream.archive.logged import arrays
 from stream.archive.merge import Merge
@@ -112,6 +115,103 @@ def test_one_click_ahead_of_the_clock_costs_no_other_its_label_and_stalls_nothin
 
 def brief(rows: list[dict[str, Any]], *names: str) -> list[Any]:
     return [tuple(row[name] for name in names) for row in rows]
+
+
+def crowded(bots: bool) -> list[TopicRecord]:
+    """Two hours of people, one page each, of whom every second is in an arm and every fifth clicks. With bots: one in
+    each arm, and from the second hour on another one, all of which click on all of ten items once a minute."""
+    feed, items = Feed(), list(range(11, 21))
+
+    def page(name: str, ts_ms: int, user: int, arm: str, clicks: list[int]) -> None:
+        made = {"arm": "other", "arm_name": arm} if arm == "hits" else {"arm": arm}
+        feed("page_logs", page_log(name, ts_ms, items, user, **made), now_ms=ts_ms)
+        feed("events", exposure(name, ts_ms, items, user_id=user), now_ms=ts_ms)
+        for at in clicks:
+            feed("events", action("click", name, ts_ms + 1000, at, items[at], user_id=user), now_ms=ts_ms + 1000)
+
+    for minute in range(360):
+        for n in range(4 if minute < 120 else 1):
+            user = 1000 + 4 * minute + n
+            page(f"p{user}", T0 + minute * MINUTE + n, user, ("model", "hits")[n % 2], [n] if user % 5 == 0 else [])
+        for user, arm, since in ((1, "model", 0), (2, "hits", 0), (3, "hits", 60)) if bots else ():
+            if since <= minute < 180:
+                page(f"b{user}-{minute}", T0 + minute * MINUTE + 10, user, arm, list(range(10)))
+    return feed.records
+
+
+def counted(records: list[TopicRecord], folder: Path, limit: int | None, cuts: int = 60) -> tuple[list[Any], Any]:
+    """The live figures, and what ``millrace judge`` says of the archive, which is killed after each cut."""
+    place, state = ArchiveFolder(folder), None
+    place.put_schema(schema_text(SCHEMA, 30.0), ArchiveColumns(SCHEMA).schema.names)
+    for part in np.array_split(np.arange(len(records)), cuts):
+        one = Archive(SCHEMA, WAITS, HOUR, 1, arms=ArmFigures(2 * HOUR), limit=limit)
+        if state is not None:
+            one.resume(msgspec.msgpack.decode(msgspec.msgpack.encode(state), strict=False))
+        for n in part.tolist():
+            one.take(records[n])
+        cut = one.cut()
+        state = cut.state
+        place.write({"events": cut.events, "exposures": cut.exposures}, state)
+    place.close()
+    return one.arm_figures, judge(folder, folder / "out", horizon_ms=2 * HOUR, every_ms=HOUR, baseline="model")
+
+
+def test_bots_count_in_no_arm_live_or_judged(tmp_path: Path) -> None:
+    """Both are what people alone would have made of them, through sixty restarts."""
+    live, report = counted(crowded(bots=True), tmp_path / "bots", limit=100)
+    exact, people = counted(crowded(bots=False), tmp_path / "people", limit=100)
+    bent, wrong = counted(crowded(bots=True), tmp_path / "bent", limit=None)
+    for found, true, off in zip(live, exact, bent, strict=True):
+        assert (found.name, found.estimate, found.band, found.more_band) == (
+            *(true.name, true.estimate, true.band, true.more_band),
+        )
+        assert (found.early_rows, found.early_clicks) == (true.early_rows, true.early_clicks)
+        assert found.estimate.n > 200
+        assert off.estimate.value > 5 * true.estimate.value
+    assert [(one.name, one.left_out) for one in live] == [("model", 1), ("hits", 2)]
+    assert [one.left_out for one in exact] == [0, 0]
+    assert (report["arms"], report["curves"]) == (people["arms"], people["curves"]) != (wrong["arms"], wrong["curves"])
+    assert (report["users_left_out"], people["users_left_out"], wrong["users_left_out"]) == (3, 0, 0)
+    assert "beyond the training limit of an hour count in no arm: 3." in report["verdict"]
+    assert "training limit" not in people["verdict"]
+    assert [row["users"] for row in report["arms"]] == [one.estimate.n for one in live]
+
+
+def test_a_user_at_the_limit_counts_and_the_next_hour_begins_anew() -> None:
+    feed = Feed()
+    feed.archive = Archive(SCHEMA, WAITS, HOUR, 1, limit=4)
+    for n, minute in enumerate((0, 10, 20, 65, 70, 75)):
+        items = [11, 12] if n < 5 else [11]
+        feed("page_logs", page_log(f"p{n}", T0 + minute * MINUTE, items))
+        feed.events(exposure(f"p{n}", T0 + minute * MINUTE, items))
+    assert brief(feed.rows(), "request_id", "over_limit") == [
+        *[("p0", False)] * 2,
+        *[("p1", False)] * 2,
+        *[("p2", True)] * 2,
+        *[("p3", False)] * 2,
+        *[("p4", False)] * 2,
+        ("p5", True),
+    ]
+
+
+def test_arms_are_there_from_the_first_minute_and_say_that_nothing_is_settled() -> None:
+    records = [record for record in crowded(bots=False) if record.clock_ms < T0 + 6 * MINUTE]
+    archive = Archive(SCHEMA, WAITS, HOUR, 1, arms=ArmFigures(2 * HOUR))
+    for record in records:
+        archive.take(record)
+    archive.cut()
+    told = {one.name: (one.estimate.n, one.early_rows, one.early_clicks) for one in archive.arm_figures}
+    assert told == {"model": (0, 120, 3), "hits": (0, 120, 2)}
+    assert {one.band for one in archive.arm_figures} == {NOTHING}
+    archive.advance(0, T0 + 100 * MINUTE)  # labels are known, and the horizon runs
+    archive.cut()
+    assert {one.name: (one.estimate.n, one.early_rows, one.early_clicks) for one in archive.arm_figures} == told
+    archive.advance(0, T0 + 200 * MINUTE)
+    archive.cut()
+    assert {one.name: (one.estimate.n, one.early_rows) for one in archive.arm_figures} == {
+        "model": (12, 0),
+        "hits": (12, 0),
+    }
 
 
 # ---------------------------------------------------------------------- rows
