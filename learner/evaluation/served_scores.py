@@ -12,10 +12,12 @@ silent. A late row is inserted at its place, if the newest rows of its arm still
 corrects the row while it is held.
 
 Rows of users beyond their training limit (:mod:`learner.gate.quota`) count in no figure, nor do those of theirs that
-wait as they come: a bot would have clicked on its way there, too.
+are held as they come: a bot clicked on its way there, too.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +83,7 @@ class ServedExposures:
         self._after_ms = 0
         self._halvings = 0
         self._queue: list[tuple[SampleBatch, int, NDArray[np.bool_]]] = []
-        self._beyond: set[int] = set()  # users whose waiting rows are to be left out
+        self._beyond: set[int] = set()  # users whose rows are to be left out
         self._windows: list[Rows] = [np.empty(0, np.intp) for _ in ARMS]  # in the order of exposure
         self._waiting = 0
         size = waiting_rows + len(ARMS) * window_rows  # reserved; the system gives memory as rows come
@@ -139,15 +141,11 @@ class ServedExposures:
     def settle(self) -> None:
         """Settles what event time has passed. It visits all waiting rows: not for each batch."""
         settled_ms = self.time.advance() - self._settled_ms
-        live = self._index.live()
-        waiting = live[self._state[live] == _WAITING].astype(np.intp)
         if self._beyond:
-            over = np.isin(self._user[waiting], np.array([*self._beyond], np.uint64))
-            self._remove(waiting[over])
-            self._waiting -= int(over.sum())
-            self.over_limit += int(over.sum())
-            self._beyond, waiting = set(), waiting[~over]
-        due = waiting[self._ts_ms[waiting] <= settled_ms]
+            self._leave_out(self._beyond)
+            self._beyond = set()
+        live = self._index.live()
+        due = live[(self._state[live] == _WAITING) & (self._ts_ms[live] <= settled_ms)].astype(np.intp)
         if not len(due):
             return
         due = self._ordered(due)
@@ -238,6 +236,14 @@ class ServedExposures:
         bits = np.uint64((1 << self._halvings) - 1)
         kept: NDArray[np.bool_] = (pages >> _FREE_BITS & bits) == 0
         return kept
+
+    def _leave_out(self, users: Collection[int]) -> None:
+        live = self._index.live().astype(np.intp)
+        gone = live[np.isin(self._user[live], np.array([*users], np.uint64))]
+        self._windows = [window[~np.isin(window, gone)] for window in self._windows]
+        self._waiting -= int((self._state[gone] == _WAITING).sum())
+        self.over_limit += len(gone)
+        self._remove(gone)
 
     def _held(self, arm: str) -> int:
         return len(self._windows[ARMS.index(arm)])

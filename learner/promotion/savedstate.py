@@ -79,11 +79,8 @@ def quarantine_of(found: FoundSnapshot) -> bytes | None:
 def rules_of(state: LearnerState) -> str:
     """What decisions depend on, beside samples: with other rules others would have been made."""
     checks, model = state.checks, state.trainer.model
-    gate = (
-        None
-        if checks is None
-        else (checks.heldout.base, sorted((checks.quota.limits | checks.visitors.limits).items()))
-    )
+    limits = {} if checks is None else checks.quota.limits | checks.visitors.limits
+    gate = None if checks is None else (checks.heldout.base, sorted(limits.items()))
     own = (model.schema.id, model.spec, state.trainer.batch_rows, gate)
     return msgspec.json.encode(own, order="deterministic").hex()
 

@@ -13,6 +13,7 @@ the event clock, so that rows do not wait for the next event.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -122,14 +123,11 @@ def run(settings: Settings, stop: threading.Event) -> None:
 
 
 def show_arms(figures: Sequence[ArmFigure]) -> None:
-    for gauge in (ARM_EARLY, ARM_EARLY_RATE):
-        gauge.clear()  # an arm may have no such exposure any more
     for one in figures:
         ARM_USERS.labels(one.name).set(one.estimate.n)
         ARM_LEFT_OUT.labels(one.name).set(one.left_out)
-        if one.early_rows:
-            ARM_EARLY.labels(one.name).set(one.early_rows)
-            ARM_EARLY_RATE.labels(one.name).set(one.early_clicks / one.early_rows)
+        ARM_EARLY.labels(one.name).set(one.early_rows)
+        ARM_EARLY_RATE.labels(one.name).set(one.early_clicks / one.early_rows if one.early_rows else math.nan)
         ARM_SINCE.labels(one.name, one.outcome).set(one.since_ms / 1000)
         for gauge, value, (low, high) in (
             (ARM_OUTCOMES, one.estimate.value, one.band),

@@ -42,6 +42,9 @@ from stream.archive.archive_columns import SettledRow
 from stream.join.dropped import DroppedPages
 from stream.join.joined_pages import to_bytes, to_mask
 
+MOST_USERS = 250_000
+"""Whose exposures are counted in an hour; those that come when there are so many have no limit."""
+
 
 class Made(NamedTuple):
     """The part of a page log that the archive keeps."""
@@ -192,7 +195,8 @@ class ArchivedPages:
         hour = self.newest_ms // HOUR_MS
         if hour > self._hour:
             self._hour, self._exposed = hour, {}
-        self._exposed[user] = self._exposed.get(user, 0) + exposed
+        if user in self._exposed or len(self._exposed) < MOST_USERS:
+            self._exposed[user] = self._exposed.get(user, 0) + exposed
         return self._is_over(user)
 
     def _is_over(self, user: str) -> bool:

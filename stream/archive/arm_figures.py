@@ -42,6 +42,8 @@ from millrace.evidence.sequences import (
 from stream.archive.archive_columns import SettledRow
 
 MOST_USERS = 1 << 18
+MOST_ARMS = 100
+"""Arms that are counted: whoever logs a page by ``/score`` names its arm."""
 LEAST_OF = {"click": LEAST_OUTCOMES, "purchase": LEAST_OUTCOMES, "value": LEAST_VALUES}
 """The outcomes: clicks, purchases, what these are worth. Of each: users with one before anything is said."""
 
@@ -126,6 +128,7 @@ class ArmFigures:
         self._sums: dict[str, list[tuple[int, float, float, int]]] = {}  # by arm, of each outcome: as `mean_of` wants
         self._since: dict[str, int] = {}  # by outcome and arm
         self._left_out: dict[str, int] = {}  # by arm: users beyond the training limit
+        self._arms = set[str]()
         self._halvings = 0
 
     def buy(self, partition: int, event: Purchase | Order, item_raw: bytes | None) -> None:
@@ -139,7 +142,7 @@ class ArmFigures:
         """Counts settled exposures of a partition, all whose time is at most ``settled_ms`` and some of later times."""
         due = self._due.setdefault(partition, deque())
         for row in sorted(rows, key=lambda row: row.ts_ms):
-            if row.arm is None or row.arm == LOGGED:
+            if row.arm is None or not self._counts(row.arm):
                 continue
             name = value_hash(row.user)
             if name & ((1 << self._halvings) - 1):
@@ -188,11 +191,10 @@ class ArmFigures:
             if user is not None and not user.over:
                 early[user.arm, False] += user.rows
                 early[user.arm, True] += user.clicks
-        for arm, (rows, clicks) in (one for of in waiting for one in of.items() if one[0] != LOGGED):
+        for arm, (rows, clicks) in (one for of in waiting for one in of.items() if self._counts(one[0])):
             early[arm, False] += rows
             early[arm, True] += clicks
-        there = {*self._sums, *self._left_out, *(arm for arm, _ in early)}
-        names = sorted(there, key=lambda name: (name != CONTROL, name != MODEL, name))
+        names = sorted(self._arms, key=lambda name: (name != CONTROL, name != MODEL, name))
         all_sums = {name: self._sums.get(name, [(0, 0, 0, 0)] * len(LEAST_OF)) for name in names}
         figures: list[ArmFigure] = []
         for k, (outcome, least) in enumerate(LEAST_OF.items()):
@@ -207,6 +209,12 @@ class ArmFigures:
                 beside = early[name, False], early[name, True], self._left_out.get(name, 0)
                 figures.append(ArmFigure(name, outcome, one, band(one), more, gap, self._since[key], *beside))
         return figures
+
+    def _counts(self, arm: str) -> bool:
+        """Whether it is an arm: none without a name, nor one more than :data:`MOST_ARMS`."""
+        if arm != LOGGED and len(self._arms) < MOST_ARMS:
+            self._arms.add(arm)
+        return arm in self._arms
 
     def snapshot(self) -> Any:
         """The whole state, as plain values."""
@@ -234,3 +242,4 @@ class ArmFigures:
         self._sums = {name: [tuple(of) for of in each] for name, each in sums.items()}
         self._since, self._halvings = dict(since), halvings
         self._left_out = dict(*left_out)  # an earlier version left nobody out
+        self._arms = {*self._sums, *self._left_out, *(user.arm for user in self._users.values() if user is not None)}

@@ -187,6 +187,31 @@ def test_figures_before_the_end_are_those_of_the_exposures_that_are_settled() ->
     assert looked > 20
 
 
+def test_what_a_user_beyond_the_limit_did_leaves_the_figures() -> None:
+    """Of two bots who click on all one has rows that are settled, the other some that wait."""
+    batch = exposures(3000)
+    bots = np.unique(batch.user)[:2]
+    own = np.isin(batch.user, bots)
+    batch = replace(batch, label=np.where(own, 1, batch.label).astype(np.float32))
+    found = served(20_000)
+    feed(found, labelled(batch, "prompt", seed=5))
+    feed(found, later("prompt"))
+    found.settle()
+    Exact.of(batch, "model", 20_000).check(found, "model")
+    made = exposures(20, 6)
+    waits = replace(made, user=np.repeat(bots[1:], 20), ts_ms=made.ts_ms + 2 * 10**8)
+    beyond = exposures(2, 7)
+    found.take(waits, 0)
+    found.take(replace(beyond, user=bots), 0, np.ones(2, np.bool_))
+    found.enter(MODEL)
+    assert found.waiting == 20
+    found.settle()
+    for arm in ARMS:
+        Exact.of(batch.take(~own), arm, 20_000).check(found, arm)
+    assert (found.waiting, len(found)) == (0, int((~own).sum()))
+    assert found.over_limit == own.sum() + 20 + 2
+
+
 def test_segments_are_of_the_same_rows_without_random_pages() -> None:
     batch, newest = exposures(2000), 500
     found = served(newest)

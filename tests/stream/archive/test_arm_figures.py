@@ -16,7 +16,7 @@ from millrace.contracts.events import Order, Purchase, Refund
 from millrace.contracts.schema import parse_schema
 from millrace.evidence.sequences import LEAST_OUTCOMES, band, difference, mean_of, ratio
 from stream.archive.archive_columns import ArchiveColumns, SettledRow
-from stream.archive.arm_figures import LEAST_OF, ArmFigure, ArmFigures
+from stream.archive.arm_figures import LEAST_OF, MOST_ARMS, ArmFigure, ArmFigures
 
 HOUR = 3_600_000
 T0 = 1_772_000_000_000
@@ -187,6 +187,19 @@ def test_a_restart_changes_nothing_and_other_arms_begin_anew() -> None:
     other.resume(state)
     assert [one.estimate for one in fed(again, rows[half:])] == [one.estimate for one in whole]
     assert sum(one.estimate.n for one in other.look(T0)) == 0
+
+
+def test_one_who_gives_every_page_an_arm_of_its_own_makes_no_more_than_a_hundred() -> None:
+    figures, more = ArmFigures(HORIZON), 7
+    figures.take(0, [row(T0 + n, f"u{n}", f"a{n}") for n in range(MOST_ARMS + more)], T0)
+    assert len(figures.look(T0, [{"late": [9, 1], "a0": [5, 2], "logged": [3, 3]}])) == MOST_ARMS
+    state = msgspec.msgpack.decode(msgspec.msgpack.encode(figures.snapshot()), strict=False)
+    again = ArmFigures(HORIZON)
+    again.resume(state)
+    again.take(0, [row(T0 + 200, "u200", "a200")], T0 + HORIZON + 300)
+    found = {one.name: one for one in again.look(T0, [{"late": [9, 1], "a0": [5, 2]}])}
+    assert sum(one.estimate.n for one in found.values()) == len(found) == MOST_ARMS
+    assert (found["a0"].early_rows, found["a0"].early_clicks) == (5, 2)
 
 
 def test_memory_is_bounded_and_each_arm_loses_as_large_a_part() -> None:
