@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,14 +121,18 @@ def brief(rows: list[dict[str, Any]], *names: str) -> list[Any]:
 def crowded(bots: bool) -> list[TopicRecord]:
     """Two hours of people, one page each, of whom every second is in an arm and every fifth clicks. With bots: one in
     each arm, and from the second hour on another one, all of which click on all of ten items once a minute."""
-    feed, items = Feed(), list(range(11, 21))
+    records, offsets, items = list[TopicRecord](), Counter[str](), list(range(11, 21))
+
+    def send(topic: str, value: bytes, now_ms: int) -> None:
+        records.append(TopicRecord(topic, 0, offsets[topic], b"", value, now_ms))
+        offsets[topic] += 1
 
     def page(name: str, ts_ms: int, user: int, arm: str, clicks: list[int]) -> None:
         made = {"arm": "other", "arm_name": arm} if arm == "hits" else {"arm": arm}
-        feed("page_logs", page_log(name, ts_ms, items, user, **made), now_ms=ts_ms)
-        feed("events", exposure(name, ts_ms, items, user_id=user), now_ms=ts_ms)
+        send("page_logs", page_log(name, ts_ms, items, user, **made), ts_ms)
+        send("events", exposure(name, ts_ms, items, user_id=user), ts_ms)
         for at in clicks:
-            feed("events", action("click", name, ts_ms + 1000, at, items[at], user_id=user), now_ms=ts_ms + 1000)
+            send("events", action("click", name, ts_ms + 1000, at, items[at], user_id=user), ts_ms + 1000)
 
     for minute in range(360):
         for n in range(4 if minute < 120 else 1):
@@ -136,10 +141,10 @@ def crowded(bots: bool) -> list[TopicRecord]:
         for user, arm, since in ((1, "model", 0), (2, "hits", 0), (3, "hits", 60)) if bots else ():
             if since <= minute < 180:
                 page(f"b{user}-{minute}", T0 + minute * MINUTE + 10, user, arm, list(range(10)))
-    return feed.records
+    return records
 
 
-def counted(records: list[TopicRecord], folder: Path, limit: int | None, cuts: int = 60) -> tuple[list[Any], Any]:
+def counted(records: list[TopicRecord], folder: Path, limit: int | None, cuts: int = 12) -> tuple[list[Any], Any]:
     """The live figures, and what ``millrace judge`` says of the archive, which is killed after each cut."""
     place, state = ArchiveFolder(folder), None
     place.put_schema(schema_text(SCHEMA, 30.0), ArchiveColumns(SCHEMA).schema.names)
@@ -157,7 +162,7 @@ def counted(records: list[TopicRecord], folder: Path, limit: int | None, cuts: i
 
 
 def test_bots_count_in_no_arm_live_or_judged(tmp_path: Path) -> None:
-    """Both are what people alone would have made of them, through sixty restarts."""
+    """Both are what people alone would have made of them, through twelve restarts."""
     live, report = counted(crowded(bots=True), tmp_path / "bots", limit=100)
     exact, people = counted(crowded(bots=False), tmp_path / "people", limit=100)
     bent, wrong = counted(crowded(bots=True), tmp_path / "bent", limit=None)

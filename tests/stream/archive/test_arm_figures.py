@@ -189,6 +189,20 @@ def test_a_restart_changes_nothing_and_other_arms_begin_anew() -> None:
     assert sum(one.estimate.n for one in other.look(T0)) == 0
 
 
+def test_a_user_beyond_the_limit_within_the_horizon_counts_in_no_arm_through_a_restart() -> None:
+    figures = ArmFigures(HORIZON)
+    over = row(T0 + 1, "bot", "model", T0 + 2)._replace(over_limit=True)
+    late = row(T0 + HORIZON, "kiosk", "model", T0 + HORIZON)._replace(over_limit=True)
+    figures.take(0, [row(T0, "bot", "model"), over, row(T0, "ann", "model", T0), row(T0, "kiosk", "model"), late], T0)
+    assert [(one.early_rows, one.early_clicks, one.left_out) for one in figures.look(T0)] == [(2, 1, 0)]
+    again = ArmFigures(HORIZON)
+    again.resume(msgspec.msgpack.decode(msgspec.msgpack.encode(figures.snapshot()), strict=False))
+    assert str(again.look(T0)) == str(figures.look(T0))
+    again.take(0, [], T0 + HORIZON)
+    (found,) = again.look(T0 + HORIZON)
+    assert (found.estimate.n, found.estimate.value, found.left_out, found.early_rows) == (2, 0.5, 1, 0)
+
+
 def test_one_who_gives_every_page_an_arm_of_its_own_makes_no_more_than_a_hundred() -> None:
     figures, more = ArmFigures(HORIZON), 7
     figures.take(0, [row(T0 + n, f"u{n}", f"a{n}") for n in range(MOST_ARMS + more)], T0)
