@@ -276,6 +276,7 @@ class Monitor:
             "duplicates_dropped": stream.total("millrace_duplicates_dropped_total"),
             "late": stream.total("millrace_late_events_total"),
             "stream_lag": stream.gauge("millrace_stream_lag"),
+            "partitions_awaited": stream.gauge("millrace_partitions_awaited"),
             "stream_loop_s": _loop_s(stream),
             "window_keys": stream.gauge("millrace_window_keys"),
             # Rows that a rollback took out of the model were learnt before, and are in quarantine or dropped now.

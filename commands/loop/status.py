@@ -116,13 +116,16 @@ def _role(
     state: str = role.state if role else "not started"
     if state == "running" and not picture.ready.get(name):
         state = "starting"
+    n = figures.get("partitions_awaited") if (name, state) == ("stream", "starting") else None
+    awaits = f"reads the state of {count(n)} more partitions" if n else ""
     return {
         "name": name,
         "state": state,
         "pid": role.pid if role else None,
         "restarts": role.restarts if role else 0,
         "memory": memory(figures.get(f"memory_{name}")),
-        "says": _says(name, figures),
+        "awaits": awaits,
+        "says": awaits or _says(name, figures),
     }
 
 

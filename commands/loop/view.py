@@ -22,7 +22,11 @@ _COLOURS = {"running": "green", "starting": "yellow", "waiting": "yellow", "gave
 
 def line_of(state: State) -> str:
     f = state["figures"]
-    roles = [f"{r['name']} {r['state']}" for r in state["roles"] if r["state"] not in ("running", "not started")]
+    roles = [
+        f"{r['name']} {r['state']}" + (f" ({r['awaits']})" if r["awaits"] else "")
+        for r in state["roles"]
+        if r["state"] not in ("running", "not started")
+    ]
     oracle = f"oracle {fixed(f.get('oracle_auc'))} " if state["simulated"] else ""
     control = f" control {percent(f.get('ctr_control'))}" if state["control"] else ""
     parts = [

@@ -38,7 +38,9 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     if not found["running"]:
         return [f"no loop runs on '{found['data']}'{version}"]
     lines = [f"a loop runs on '{found['data']}': {found.get('phase', 'starting or stopping')}{version}"]
-    lines += [f"{role['name']:<10} {role['state']}, {role['restarts']} restarts" for role in found.get("roles", [])]
+    for role in found.get("roles", []):
+        awaits = f" ({role['awaits']})" if role.get("awaits") else ""
+        lines.append(f"{role['name']:<10} {role['state']}{awaits}, {role['restarts']} restarts")
     if "gate" in found:
         lines.append(f"{'gate':<10} {found['gate']['says']}")
     lines += [f"{name:<10} {address}" for name, address in found.get("addresses", {}).items()]

@@ -26,9 +26,10 @@ damaged journal after the newest base costs itself and its successors: Kafka is 
 comes again with the same ids, but labels that silence had decided may differ. A damaged file is renamed. When no
 base is whole, nothing is loaded: a start from nothing would count the same events again.
 
-**Owners.** A new owner of a partition begins its own line with an empty journal, so the late checkpoint of a worker
-that lost its partition unawares never replaces one of the new owner. Where both follow the same journal, the higher
-line is the right one.
+**Owners.** A new owner of a partition claims a line above all others at once (:meth:`CheckpointStore.claim`), and
+begins it with an empty journal when it has read the state, which may take long. So the late checkpoint of a worker that
+lost its partition unawares, even while it read the state, never replaces one of the new owner. Where both follow the
+same journal, the higher line is the right one. An owner whose line is still the highest has had no successor.
 
 A journal is valid for its label policy, waits, schema and number of partitions. If they have changed, it is replayed
 under its own, and the state goes on under the present ones. (A change of schema must be allowed by ``evolve``.) A
@@ -81,7 +82,7 @@ _REMEDY_UNKNOWN = (
     "with MILLRACE_EVOLVE=true; or set MILLRACE_DATA to an empty folder"
 )
 
-_NAME = re.compile(r"p(\d{5})-(\d{12})-(\d{6})\.(base|journal)$")
+_NAME = re.compile(r"p(\d{5})-(\d{12})-(\d{6})\.(base|journal|claim)$")
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -171,22 +172,37 @@ class CheckpointStore:
         self.url = str(url)
         self.store = Store(self.url)
 
-    def load(self, fresh: Partition, evolve: bool = False) -> LoadedPartition:
+    def claim(self, partition: int, own: int = 0) -> int:
+        """The line in which a new owner of a partition goes on, above all that there are. ``own``: that of its last
+        claim in this process, which it keeps if it is still the highest. Raises StoreError."""
+        newest = max((name.line for name in self.names(partition)), default=0)
+        if own and own == newest:
+            return own
+        self.store.put(Name(0, newest + 1, "claim").text(partition), None)
+        return newest + 1
+
+    def load(self, fresh: Partition, evolve: bool = False, line: int | None = None) -> LoadedPartition:
         """Takes a partition over: its state from the newest whole base and the journals that follow, and a line.
 
         Args:
             fresh: a new partition under the present terms, returned when nothing was written before.
             evolve: whether a state of an earlier schema of ``fresh.history`` is carried over.
+            line: the one that was claimed; None: it is claimed now.
 
         Raises:
             StoreError: the store cannot be used, the state is of another schema and may not be carried over, or all of
                 the state is damaged.
         """
+        begun = line or self.claim(fresh.number)
+        loaded = self._load(fresh, evolve, CheckpointLine(self, fresh.number, Terms.of(fresh), begun))
+        claims = (name for name in self.names(fresh.number) if name.kind == "claim" and name.line <= begun)
+        self.store.remove(name.text(fresh.number) for name in claims)  # files of the line itself show it now
+        return loaded
+
+    def _load(self, fresh: Partition, evolve: bool, line: CheckpointLine) -> LoadedPartition:
         number = fresh.number
-        names = self.names(number)
-        begun = max((name.line for name in names), default=0) + 1
+        names = [name for name in self.names(number) if name.kind != "claim"]
         damaged: list[str] = []
-        line = CheckpointLine(self, number, Terms.of(fresh), begun)
         partition = self._recover(fresh, names, damaged, line)
         if partition is None:
             if names:
@@ -225,7 +241,8 @@ class CheckpointStore:
         if len(bases) < KEPT:
             return
         kept, oldest = bases[-KEPT:], bases[-KEPT].number
-        gone = [n for n in names if n not in kept and (n.kind == "base" or n.number <= oldest)]
+        gone = [n for n in names if n.kind == "base" and n not in kept]
+        gone += [n for n in names if n.kind == "journal" and n.number <= oldest]
         self.store.remove(name.text(partition) for name in gone)
 
     def _recover(

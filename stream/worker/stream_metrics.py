@@ -30,6 +30,8 @@ UNFIT = Counter(
 )
 PENDING = Gauge("millrace_pending_exposures", "Exposures that wait for their label.", ["partition"])
 WATERMARK = Gauge("millrace_watermark_seconds", "Event time up to which everything has come.", ["partition"])
+AWAITED = Gauge("millrace_partitions_awaited", "Partitions of this worker whose state is being resumed.")
+RESUMED = Counter("millrace_partitions_resumed_total", "Partitions whose state was read from checkpoints.")
 WINDOW_KEYS = Gauge("millrace_window_keys", "Keys with counts, over all partitions of this worker.")
 LAG = Gauge("millrace_stream_lag", "Messages not read yet.", ["topic", "partition"])
 CHECKPOINTS = Counter("millrace_checkpoints_total", "Checkpoints written.")

@@ -61,9 +61,8 @@ from millrace.processes.wall import wall_ms
 from stream.join.hour_rows import Hour
 from stream.partition.coclick_counts import CoClicks
 from stream.partition.counters import Changes
-from stream.partition.journal import Journal
 from stream.partition.partition import Partition, StepOutput
-from stream.partition.partition_checkpoint import CheckpointLine, CheckpointStore, LoadedPartition
+from stream.partition.partition_checkpoint import CheckpointLine, CheckpointStore
 from stream.worker.online_writer import OnlineStore
 from stream.worker.outcome_files import OutcomeFiles
 from stream.worker.stream_metrics import (
@@ -143,15 +142,11 @@ class WorkerOutput:
 
     # ------------------------------------------------------------------ taking over
 
-    def take_over(self, fresh: Partition) -> LoadedPartition:
-        """Loads the partition (:meth:`CheckpointStore.load`) and begins its journal. Blocks: for a thread. Then call
-        :meth:`owns`."""
-        loaded = self.checkpoints.load(fresh, self._settings.evolve)
-        loaded.partition.journal = Journal()
-        return loaded
-
     def owns(self, number: int, line: CheckpointLine) -> None:
         self._lines[number] = line
+
+    def line(self, number: int) -> CheckpointLine:
+        return self._lines[number]
 
     def owns_logs(self, number: int, logs: dict[str, str]) -> None:
         """The partition's offsets are of these topics from now on (ids by name)."""

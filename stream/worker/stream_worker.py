@@ -46,11 +46,12 @@ from stream.worker.ahead import utc
 from stream.worker.alarms import Alarms
 from stream.worker.faustio import StreamApp, calm_client, group_lost
 from stream.worker.listkeeper import ListKeeper
-from stream.worker.logids import ends_of, ids_of_inputs
+from stream.worker.logids import ids_of_inputs
 from stream.worker.problemlog import ProblemLog
 from stream.worker.rereader import PageLogReader
 from stream.worker.stream_output import WorkerOutput
 from stream.worker.stream_warmup import calm_collector, warm_up
+from stream.worker.takeover import Lines, TakeOver
 from stream.worker.turn import (
     INPUTS,
     Advance,
@@ -70,7 +71,6 @@ from stream.worker.turn import (
     Turn,
     Turns,
     arrival,
-    other_logs,
 )
 
 log = structlog.get_logger("stream")
@@ -101,6 +101,8 @@ class StreamWorker:
         self.app.on_partitions_revoked.connect(self.revoked)
         self.app.on_partitions_assigned.connect(self.assigned)
         self.outlet = WorkerOutput(settings, schema, self.app.commit_offsets, self._history)
+        self.takeover = TakeOver(settings, self.outlet.checkpoints)
+        self._assigned: Lines | None = None  # of the assignment that is ours
         self.recaller = PageLogReader(settings)
         self._tasks: set[asyncio.Task[None]] = set()  # in the background, of which nobody waits for the end
         self._was_silent = False  # the broker was silent, and has not been asked for its topics since
@@ -137,6 +139,7 @@ class StreamWorker:
     async def revoked(self, *_: Any, **__: Any) -> None:
         """Called before partitions are revoked: their state becomes a checkpoint, and its offsets are committed."""
         with self._guarded("giving partitions up"):
+            self._assigned = None
             self._loaded.clear()
             self.lists.active.clear()
             READY.set(0)
@@ -144,11 +147,14 @@ class StreamWorker:
                 self._empty_buffer()
                 await self._save_all()
                 stream_metrics.forget(turn.number for turn in self.turns)
+                for turn in self.turns:
+                    self.takeover.hold(turn.given_up(), self.outlet.line(turn.number))
                 self.turns.let_go()
                 self.outlet.forget()
 
     async def assigned(self, *args: Any, **_: Any) -> None:
-        """Called after partitions are assigned, before their first message: loads their newest checkpoints."""
+        """Called after partitions are assigned, before their first message: claims them. Their states are resumed in
+        the background, and Faust waits for :meth:`positions` then."""
         with self._guarded("taking partitions over"):
             self._loaded.clear()
             async with self._lock:
@@ -161,42 +167,31 @@ class StreamWorker:
                     raise BrokerError(
                         f"partitions of {', '.join(INPUTS)} come apart: {by_topic}", "give them equal counts"
                     )
-                partitions = self.alarms.partitions = self.app.partitions_of(EVENTS)
-                self._logs = await asyncio.to_thread(ids_of_inputs, self.settings)
-                loaded, reset = [], {}
-                for number in sorted(numbers):
-                    partition, others = await asyncio.to_thread(self._load, number, partitions)
-                    loaded.append(partition)
-                    reset[number] = others
-                self.turns.begin(loaded, self._now(), reset)
+                self.alarms.partitions = self.app.partitions_of(EVENTS)
+                self._assigned = await asyncio.to_thread(self.takeover.claim, sorted(numbers))
+                self._background(self._resume(self._assigned))
+
+    async def _resume(self, lines: Lines) -> None:
+        """Begins the turns of an assignment when its states are resumed, unless it is over by then."""
+        with self._guarded("taking partitions over"):
+            logs = await asyncio.to_thread(ids_of_inputs, self.settings)
+            found = await self.takeover.resume(self._fresh, lines, logs, lambda: self._assigned is not lines)
+            async with self._lock:
+                if self._assigned is not lines:
+                    return
+                for number, (loaded, _) in found.items():
+                    self.outlet.owns(number, loaded.line)
+                self._logs = logs
+                partitions = [loaded.partition for loaded, _ in found.values()]
+                self.turns.begin(partitions, self._now(), {number: others for number, (_, others) in found.items()})
                 self._loaded.set()
-                if 0 in numbers:
+                if 0 in lines:
                     self.lists.active.set()
                 READY.set(1)
-                log.info("partitions", held=sorted(numbers), resumed=[p.number for p in loaded if p.offsets])
+                log.info("partitions", held=sorted(lines), resumed=[p.number for p in partitions if p.offsets])
 
-    def _fresh(self, number: int, partitions: int | None) -> Partition:
-        return Partition(number, self.schema, self.policy, partitions, settles=True, history=self._history)
-
-    def _load(self, number: int, partitions: int | None) -> tuple[Partition, tuple[str, ...]]:
-        loaded = self.outlet.take_over(self._fresh(number, partitions))
-        partition, line = loaded.partition, loaded.line
-        logs = self._logs
-        ends = ends_of(self.settings, partition.offsets, number) if partition.offsets else {}
-        others = other_logs(line.logs, logs, partition.offsets, ends)
-        self.outlet.owns(number, line)
-        if not others:
-            line.logs = logs
-        lost = {t: (end, partition.offsets[t]) for t, end in ends.items() if end < partition.offsets[t]}
-        lost = {t: place for t, place in lost.items() if t not in others}
-        if lost:
-            log.warning(
-                "topics have lost their ends; reading goes on where they end now",
-                partition=number,
-                topics="; ".join(f"{t} from {end} to {was}" for t, (end, was) in lost.items()),
-            )
-            partition.cut_back({t: end for t, (end, _) in lost.items()})
-        return partition, others
+    def _fresh(self, number: int) -> Partition:
+        return Partition(number, self.schema, self.policy, self.alarms.partitions, settles=True, history=self._history)
 
     # ------------------------------------------------------------------ the pump
 
@@ -364,6 +359,7 @@ class StreamWorker:
 
     async def give_up(self) -> None:
         """A last checkpoint of all partitions."""
+        self._assigned = None
         async with self._lock:
             self._empty_buffer()
             await self._save_all()

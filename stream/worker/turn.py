@@ -348,6 +348,12 @@ class Turn:
         other state: messages that wait here are read from Kafka again, and the rest begins again with an assignment."""
         return self.partition.snapshot(self._advance_ms)
 
+    def given_up(self) -> Partition:
+        """The partition as a reader of its last checkpoint finds it, once that is written: an announced advance is the
+        next thing to be done."""
+        self.partition.advance_ms = self._advance_ms
+        return self.partition
+
     def done(self, due: Due) -> None:
         """A publication or checkpoint that was due is done."""
         if isinstance(due, Publish):

@@ -426,6 +426,7 @@ def test_no_panel_and_no_rule_takes_what_has_no_value_for_a_figure(tmp_path: Pat
 FIRES: list[tuple[str, dict[str, str]]] = [
     ("RoleDown", {'up{job="millrace"}': "1x20 0x10"}),
     ("RoleNotReady", {"millrace_ready": "1x20 0x10"}),
+    ("StreamResumes", {"millrace_partitions_awaited": "0x20 4x10"}),
     (
         "LearnerBehind",
         {'millrace_learner_lag{partition="0"}': "0x30", 'millrace_learner_lag{partition="1"}': "900+100x30"},
@@ -556,6 +557,7 @@ def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[st
         ("RoleDown", {'up{job="simulator"}': "0x30"}),
         ("RoleDown", {'up{job="millrace"}': "1x29 0x1"}),
         ("RoleNotReady", {"millrace_ready": "1x28 0x2"}),
+        ("StreamResumes", {"millrace_partitions_awaited": "0x28 4x2"}),
         # What has come at once is read by and by; a few messages wait always.
         ("LearnerBehind", {'millrace_learner_lag{partition="0"}': "9000-100x30"}),
         ("LearnerBehind", {'millrace_learner_lag{partition="0"}': "0+10x30"}),

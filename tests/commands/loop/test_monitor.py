@@ -8,12 +8,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from commands.loop.monitor import SCORER_ERRORS, Monitor, RoleMetrics
 from commands.loop.series import COLUMNS, Series
 from commands.loop.status import RunStatus, state_of
+from commands.loop.view import line_of
 from millrace.contracts.clock import EventClock
 from millrace.processes.resident_memory import resident, resident_bytes
 from millrace.processes.supervisor import Supervisor
@@ -138,6 +141,28 @@ def test_users_who_were_not_read_and_those_who_do_not_exist_are_distinguished(ne
     assert (figures["unread_share"], figures["unknown_share"]) == (2 / 200, 5 / 200)
     state = state_of("running", 1, 1.0, monitor, Supervisor(tmp_path), [], RunStatus(("serve",)))
     assert state["roles"][0]["says"].endswith("users not read 1.00%, unknown 2.50%")
+
+
+def test_a_stream_that_reads_its_state_says_so_until_it_is_ready(network: Network) -> None:
+    running: Any = SimpleNamespace(roles={"stream": SimpleNamespace(state="running", pid=1, restarts=0)})
+    monitor, begun = monitor_of(network), exposition(1.0, 10)
+
+    def stream(awaited: int) -> Any:
+        monitor.look()
+        awaiting = f"# TYPE millrace_partitions_awaited gauge\nmillrace_partitions_awaited {awaited}\n"
+        ready = begun if not awaited else begun.replace("millrace_ready 1", "millrace_ready 0")
+        network.answers["http://stream/metrics"] = ready + awaiting
+        monitor.look()
+        state = state_of("running", 1, 1.0, monitor, running, [], RunStatus(("stream",)))
+        return state["roles"][0] | {"line": line_of(state)}
+
+    role = stream(3)
+    assert (role["state"], role["awaits"]) == ("starting", "reads the state of 3 more partitions")
+    assert role["says"] == role["awaits"]
+    assert "stream starting (reads the state of 3 more partitions)" in role["line"]
+    role = stream(0)
+    assert (role["state"], role["awaits"]) == ("running", "")
+    assert "dead letters" in role["says"]
 
 
 def test_a_silent_role_is_not_ready_and_keeps_its_figures(network: Network) -> None:

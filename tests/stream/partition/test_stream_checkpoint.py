@@ -189,6 +189,48 @@ def test_a_late_checkpoint_of_a_worker_that_lost_its_partition_replaces_none(url
     assert loaded(url) == state
 
 
+def test_a_worker_that_lost_its_partition_while_it_read_the_state_replaces_none(url: str) -> None:
+    """It reads for long. Another one is given the partition meanwhile, reads it and works."""
+    before = Owner(url)
+    before.page(0)
+    before.save()
+    slow = CheckpointStore(url)
+    line = slow.claim(0)
+    owner = Owner(url)
+    owner.page(1)
+    owner.save()
+    late = slow.load(fresh(), line=line)
+    late.line.write([], None, {"events": 99})  # it does not know yet
+    owner.page(2)
+    state = owner.save(base=True)
+    assert slow.claim(0, line) > owner.line.line, "what it has read is old"
+    assert loaded(url) == state
+
+
+def test_who_has_had_no_successor_keeps_its_line(url: str) -> None:
+    owner = Owner(url)
+    mine = owner.line.line
+    assert owner.store.claim(0, mine) == mine
+    owner.page(0)
+    owner.save(base=True)
+    assert owner.store.claim(0, mine) == mine
+    successor = CheckpointStore(url).claim(0)
+    for k in range(1, 4):  # it does not know yet, and removes what it needs no more
+        owner.page(k)
+        owner.save(base=True)
+    assert owner.store.claim(0, mine) > successor > mine, "also if the successor died before it had read anything"
+    assert files(url, "claim")
+    Owner(url)
+    assert not files(url, "claim"), "the files of a line show it as well"
+
+
+def test_a_claim_alone_is_no_state(url: str) -> None:
+    store = CheckpointStore(url)
+    line = store.load(fresh(), line=store.claim(0)).line.line
+    assert (store.claim(7), line) == (1, 1)
+    assert not store.load(fresh(7)).partition.offsets
+
+
 def test_an_announced_advance_is_the_next_thing(url: str) -> None:
     owner = Owner(url)
     owner.page(0)

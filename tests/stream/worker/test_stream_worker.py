@@ -18,15 +18,17 @@ from faust.types import TP
 from millrace.basics.errors import BrokerError, ServiceError
 from millrace.contracts.samples import CORRECTION
 from millrace.contracts.settings import Settings, load_settings
+from millrace.contracts.topics import EVENTS
 from millrace.processes.kafka import create_topics
 from millrace.processes.services import EmbeddedBroker
 from millrace.processes.spawn import spawn, stop
-from stream.partition.partition import Partition
+from stream.partition.partition import InputMessage, Partition
+from stream.partition.partition_checkpoint import CheckpointStore
 from stream.worker.faustio import StreamApp
 from stream.worker.stream_worker import StreamWorker, _as_expected, _until
 from stream.worker.turn import INPUTS, Recall
 from tests.scenes.stream_world import HOUR, POLICY, SCHEMA, T0, Log, action, exposure, page_log, rows
-from tests.scenes.waiting import until
+from tests.scenes.waiting import PATIENCE, until
 
 
 def worker(folder: Path) -> StreamWorker:
@@ -160,6 +162,89 @@ def test_page_logs_are_read_in_the_background_and_given_to_their_turn(
             await shell._do(turn, due)
         assert [row.kind for output in sent for row in rows(output.samples)] == [CORRECTION]
         assert not partition.wanted
+
+    asyncio.run(main())
+
+
+class Slow:
+    """A worker whose states are read when the test says so."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shell, self.read, self.may_read = worker(folder), list[int](), threading.Event()
+        load = self.shell.outlet.checkpoints.load
+
+        def slow(fresh: Partition, *args: Any, **kwargs: Any) -> Any:
+            self.read.append(fresh.number)
+            assert self.may_read.wait(PATIENCE)
+            return load(fresh, *args, **kwargs)
+
+        monkeypatch.setattr(self.shell.outlet.checkpoints, "load", slow)
+        monkeypatch.setattr("stream.worker.stream_worker.ids_of_inputs", lambda _: dict.fromkeys(INPUTS, ""))
+        monkeypatch.setattr("stream.worker.takeover.ends_of", lambda *_: {})
+        monkeypatch.setattr(self.shell.app, "partitions_of", lambda _: 2)
+
+    async def given(self, *numbers: int) -> None:
+        async with asyncio.timeout(PATIENCE):
+            await self.shell.assigned(self.shell.app, {TP(topic, number) for topic in INPUTS for number in numbers})
+
+    async def reads(self, number: int) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while number not in self.read:
+                await asyncio.sleep(0.001)
+
+    async def positions(self) -> dict[int, int]:
+        """Where reading of events begins, by partition."""
+        async with asyncio.timeout(PATIENCE):
+            return {tp.partition: at for tp, at in (await self.shell.positions()).items() if tp.topic == EVENTS}
+
+
+def test_states_are_read_once_whatever_rebalances_come_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faust's callback returns at once: until it does, the group gets no heart-beat."""
+
+    async def main() -> None:
+        slow = Slow(tmp_path, monkeypatch)
+        await slow.given(0, 1)
+        await slow.reads(0)
+        await slow.shell.revoked()
+        await slow.given(0, 1)
+        slow.may_read.set()
+        assert await slow.positions() == {0: 0, 1: 0}
+        for turn in slow.shell.turns:
+            turn.partition.take([InputMessage(EVENTS, 0, b"rubbish")], T0)
+        await slow.shell.revoked()  # nothing is due: what it has taken is in the journal
+        await slow.given(0, 1)
+        assert await slow.positions() == {0: 1, 1: 1}
+        assert slow.read == [0, 1]
+
+    asyncio.run(main())
+
+
+def test_a_partition_that_is_lost_while_its_state_is_read_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor afterwards, if another worker has owned it in between."""
+
+    async def main() -> None:
+        slow = Slow(tmp_path, monkeypatch)
+        await slow.given(0, 1)
+        await slow.reads(0)
+        await slow.shell.revoked()
+        other = CheckpointStore(slow.shell.settings.place("checkpoints"))
+        line = other.load(slow.shell._fresh(0)).line
+        line.write([], None, {EVENTS: 0})
+        await slow.given(1)
+        slow.may_read.set()
+        assert (await slow.positions()).keys() == {1}
+        assert slow.read == [0, 1], "and what else was lost is not read"
+        await slow.shell.revoked()
+        taken = slow.shell._fresh(0)
+        taken.take([InputMessage(EVENTS, 0, b"rubbish")], T0)
+        line.write([], taken.snapshot())
+        await slow.given(0, 1)
+        assert await slow.positions() == {0: 1, 1: 0}
+        assert slow.read == [0, 1, 0]
 
     asyncio.run(main())
 

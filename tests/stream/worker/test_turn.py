@@ -26,6 +26,7 @@ from stream.worker.turn import (
     HELD_MESSAGES,
     RECALLED,
     Advance,
+    Checkpoint,
     Now,
     Pace,
     Pause,
@@ -338,6 +339,15 @@ def test_an_advance_that_is_announced_comes_before_what_was_read() -> None:
     one._asked = 1
     one.recalled({"r": b""}, Now(0.0, WALL_S))
     assert list(one.inbound({}, Now(0.1, WALL_S))) == [Advance(T0), ResetOffsets(("events",)), Return({"r": b""})]
+
+
+def test_who_goes_on_with_a_partition_that_was_given_up_makes_the_announced_advance() -> None:
+    one = Turn(Partition(0, SCHEMA, POLICY, settles=True), PACE, CLOCK, Now(0.0, WALL_S))
+    saved = next(due for due in one._announce(T0, Now(1.0, WALL_S)) if isinstance(due, Checkpoint))
+    one.done(saved)
+    assert list(one.last(Now(1.0, WALL_S))) == []
+    again = Turn(one.given_up(), PACE, CLOCK, Now(2.0, WALL_S))
+    assert list(again.inbound({}, Now(2.0, WALL_S))) == [Advance(T0)]
 
 
 def test_an_empty_broker_is_read_from_its_beginning_with_the_state_at_hand() -> None:
