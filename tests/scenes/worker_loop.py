@@ -182,11 +182,12 @@ class Loop:
         self.store.stop()
         self.broker.stop()
 
-    def worker(self) -> subprocess.Popen[bytes]:
+    def worker(self, *program: str) -> subprocess.Popen[bytes]:
+        """Starts a worker; ``program``: arguments for Python in place of the role's own."""
         settings = msgspec.structs.replace(self.settings, metrics_port=free_port())
         environment = {**os.environ, **settings.environment(), "NUMBA_NUM_THREADS": "1"}
         log = self.folder / f"worker{len(self.workers)}.log"
-        child = spawn([sys.executable, "-m", "commands", "run", "stream"], environment, log)
+        child = spawn([sys.executable, *(program or ("-m", "commands", "run", "stream"))], environment, log)
         self.workers[child] = settings
         return child
 

@@ -290,6 +290,52 @@ def test_a_service_that_stays_away_is_one_line(tmp_path: Path, service: str, bus
         loop.close()
 
 
+_SLOW = """
+import threading
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from millrace.contracts.settings import load_settings
+from stream.partition.partition_checkpoint import CheckpointStore
+from stream.worker.faustio import StreamApp
+from stream.worker.stream_worker import run
+
+beats = threading.Semaphore(0)
+ask, load, init = GroupCoordinator._do_heartbeat, CheckpointStore.load, StreamApp.__init__
+
+async def beat(self):
+    answered = await ask(self)
+    if answered:
+        beats.release()
+    return answered
+
+def slow(self, *args, **kwargs):
+    for _ in range(10):
+        beats.acquire()
+    return load(self, *args, **kwargs)
+
+def impatient(self, *args):
+    init(self, *args)
+    self.conf.broker_request_timeout = 1.5
+
+GroupCoordinator._do_heartbeat, CheckpointStore.load, StreamApp.__init__ = beat, slow, impatient
+run(load_settings(), threading.Event())
+"""
+
+
+@pytest.mark.slow
+def test_heart_beats_go_on_while_states_are_read(tmp_path: Path) -> None:
+    """Each state takes ten heart-beats, of which six are a session, and both together longer than Faust waits."""
+    loop = Loop(tmp_path, session_timeout_ms=1000)
+    try:
+        worker = loop.worker("-c", _SLOW)
+        loop.send(story(20, seed=3))
+        loop.ready(worker)
+        loop.done(answer(loop))
+        assert loop.figure(worker, "millrace_partitions_resumed_total") == PARTITIONS
+        assert loop.figure(worker, "millrace_partitions_awaited") == 0
+    finally:
+        loop.close()
+
+
 @pytest.mark.slow
 def test_a_new_broker_is_read_from_its_beginning_with_the_state_of_the_old(loop: Loop) -> None:
     """The broker is new, the checkpoints are old: offsets begin again, a line says so, and pages that wait go on."""
