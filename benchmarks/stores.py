@@ -41,8 +41,10 @@ from commands.loop.monitor import RoleMetrics, fetch
 from millrace.basics.errors import ServiceError
 from millrace.basics.hashing import column_hash, kafka_partition
 from millrace.basics.store import Store
+from millrace.connections.redis_clients import redis_client
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import decode_event, key_of
+from millrace.contracts.online_layout import FILLED, filled_key
 from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
@@ -137,7 +139,8 @@ def stream_restart(size: Size, say: Say) -> list[Figure]:
         made = make(shop_schema(), size.journal_pages + pages, USERS, ITEMS, CORE_HOURS, seed=1).messages
         before = len(made) * size.journal_pages // (size.journal_pages + pages)
         taken = _send(settings, producer, made[:before])
-        for number in range(settings.partitions):
+        for number in range(settings.partitions):  # Redis lives on, and holds their users
+            redis_client(settings.redis).set(settings.key(filled_key(number)), FILLED)
             _counted(settings, number, size.keys // settings.partitions, taken[number])
         parts = [part.tolist() for part in np.array_split(np.arange(before, len(made)), size.kills + 1)]
         for _ in range(BUSY_LOOPS):

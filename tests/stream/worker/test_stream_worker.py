@@ -224,27 +224,41 @@ def test_states_are_read_once_whatever_rebalances_come_meanwhile(
 def test_a_partition_that_is_lost_while_its_state_is_read_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor afterwards, if another worker has owned it in between."""
-
     async def main() -> None:
         slow = Slow(tmp_path, monkeypatch)
         await slow.given(0, 1)
         await slow.reads(0)
         await slow.shell.revoked()
-        other = CheckpointStore(slow.shell.settings.place("checkpoints"))
-        line = other.load(slow.shell._fresh(0)).line
-        line.write([], None, {EVENTS: 0})
-        await slow.given(1)
+        await slow.given()
         slow.may_read.set()
-        assert (await slow.positions()).keys() == {1}
-        assert slow.read == [0, 1], "and what else was lost is not read"
+        assert await slow.positions() == {}
+        assert slow.read == [0], "the rest is not read either"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_state_is_read_again_where_another_worker_has_owned_the_partition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """Between two assignments of ours, of which the first had begun, or still read."""
+
+    async def main() -> None:
+        slow = Slow(tmp_path, monkeypatch)
+        await slow.given(0, 1)
+        await slow.reads(0)
+        if begun:
+            slow.may_read.set()
+            assert await slow.positions() == {0: 0, 1: 0}
         await slow.shell.revoked()
+        line = CheckpointStore(slow.shell.settings.place("checkpoints")).load(slow.shell._fresh(0)).line
         taken = slow.shell._fresh(0)
         taken.take([InputMessage(EVENTS, 0, b"rubbish")], T0)
         line.write([], taken.snapshot())
         await slow.given(0, 1)
+        slow.may_read.set()
         assert await slow.positions() == {0: 1, 1: 0}
-        assert slow.read == [0, 1, 0]
+        assert sorted(slow.read) == [0, 0, 1]
 
     asyncio.run(main())
 
