@@ -16,7 +16,6 @@ logs, and runs the workers that answer requests.
 
 from __future__ import annotations
 
-import socket
 import sys
 import threading
 import time
@@ -51,6 +50,7 @@ from scorer.ipc.scorer_metrics import Sums
 from scorer.pagelog.ring import RingReader
 from scorer.pagelog.shipper import Shipper, open_spool
 from scorer.users.user_reader import connect
+from scorer.worker.door import Door
 from scorer.worker.page_app import model_facts
 from scorer.worker.template import Template
 
@@ -62,14 +62,14 @@ DELIVER_SECONDS = 10.0
 
 
 class Feeder:
-    """See the module's text. :meth:`run` may be called once. ``listener``: the listening socket that workers accept
-    from. ``template``: the process that workers are forked from. Raises BrokerError, StoreError or SettingError for an
-    unusable address or folder, or a missing package."""
+    """See the module's text. :meth:`run` may be called once. ``door``: what workers accept from. ``template``: the
+    process that workers are forked from. Raises BrokerError, StoreError or SettingError for an unusable address or
+    folder, or a missing package."""
 
-    def __init__(self, settings: Settings, listener: socket.socket, template: Template, stop: threading.Event) -> None:
+    def __init__(self, settings: Settings, door: Door, template: Template, stop: threading.Event) -> None:
         connect(settings)  # refuses an address that is none
         open_broker(settings)
-        self.settings, self._listener, self._stop = settings, listener, stop
+        self.settings, self._door, self._stop = settings, door, stop
         self._ending = threading.Event()
         schema = settings.load_schema()
         self.meters, self.sums = ScorerMeters(), Sums()
@@ -96,7 +96,7 @@ class Feeder:
         self._rerank = RerankFile(self.primary, self.meters.error)
         senders: list[Sender] = [self._rerank, *hosts.values(), self._publisher, *(each.towers for each in served)]
         bell = self._shipper.bell
-        self.pool = WorkerPool(state, listener, template, hosts, senders, self.sums, self._answer, bell)
+        self.pool = WorkerPool(state, door, template, hosts, senders, self.sums, self._answer, bell)
         for slot in range(settings.workers):
             self._shipper.add(RingReader(self.pool.ring(slot)))
 
@@ -117,7 +117,7 @@ class Feeder:
             self._shipper.start()
             self.pool.start()
             port = serve_metrics("serve", self.settings.metrics_port, self.settings.host)
-            host, http_port = self._listener.getsockname()[:2]
+            host, http_port = self._door.listener.getsockname()[:2]
             log.info(
                 "scorer listens", url=f"http://{host}:{http_port}", metrics_port=port, workers=self.settings.workers
             )
@@ -126,7 +126,7 @@ class Feeder:
                 self._rerank.look(self.pool.broadcast)
         finally:
             READY.set(0)
-            self._listener.close()  # who comes from now on is refused; workers still accept who has come
+            self._door.close()
             self.pool.end(WORKERS_END_SECONDS)
             self._ending.set()
             self._state.changed.set()

@@ -12,6 +12,7 @@ from millrace.contracts.settings import Settings
 from millrace.processes.httpserver import bind
 from millrace.processes.profiles import check_whole
 from millrace.processes.tokens import Tokens, warn_if_open
+from scorer.worker.door import Door
 from scorer.worker.template import Template
 
 PORT_SECONDS = 3.0
@@ -37,12 +38,15 @@ def run(settings: Settings, stop: threading.Event) -> None:
     warn_if_open(settings.host, Tokens.of(settings), "serve")  # the same of a token file
     allow_files()
     host, port = settings.host, settings.port
-    with bind("scorer", host, port, "MILLRACE_PORT", listens=True, patience_seconds=PORT_SECONDS) as listener:
+    with (
+        bind("scorer", host, port, "MILLRACE_PORT", listens=True, patience_seconds=PORT_SECONDS) as listener,
+        contextlib.closing(Door(listener, settings.workers)) as door,
+    ):
         template = Template(settings, stop, forks=True)  # compiles while we start
         try:
             from scorer.feeder.feeder import Feeder
 
-            Feeder(settings, listener, template, stop).run()
+            Feeder(settings, door, template, stop).run()
         except ServiceError:
             if not stop.is_set():  # else it was asked to end while it started
                 raise

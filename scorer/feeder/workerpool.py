@@ -36,6 +36,7 @@ from scorer.ipc.meters import WORKER_RESTARTS, WORKERS
 from scorer.ipc.scorer_metrics import Sums, values_of
 from scorer.pagelog.ring import RING_BYTES
 from scorer.worker.acceptor import NOBODY
+from scorer.worker.door import Door
 from scorer.worker.template import Template
 
 log = structlog.get_logger("scorer")
@@ -81,7 +82,7 @@ class WorkerPool:
     """See the module's text.
 
     Args:
-        listener: the socket that all workers accept from.
+        door: the socket that all workers accept from.
         hosts: of each learner's versions, by its name.
         answer: answers a worker's question: what, facts -> facts, arrays. Runs in a thread of its own.
         bell: the eventfd that each worker rings for a page in its ring.
@@ -91,7 +92,7 @@ class WorkerPool:
     def __init__(
         self,
         state: FeederState,
-        listener: socket.socket,
+        door: Door,
         template: Template,
         hosts: Mapping[str, VersionHost],
         senders: Sequence[Sender],
@@ -100,7 +101,7 @@ class WorkerPool:
         bell: int,
     ) -> None:
         settings = self._settings = state.primary.settings
-        self._listener, self._template, self._hosts, self._bell = listener, template, hosts, bell
+        self._door, self._template, self._hosts, self._bell = door, template, hosts, bell
         self._senders, self._sums, self._answer = senders, sums, answer
         self._meters, self._stop = state.meters, state.stop
         self._askers = ThreadPoolExecutor(ASKERS, "asked")
@@ -108,9 +109,6 @@ class WorkerPool:
         self.rings = [Region(RING_BYTES) for _ in range(settings.workers)]
         for ring in self.rings:
             fcntl.lockf(ring.fd, fcntl.LOCK_EX)  # for as long as we live: a worker sees by it whether its log is read
-        self._shares = Region(8 * settings.workers)
-        self._connections = self._shares.array((settings.workers,), np.int64)
-        self._connections[:] = NOBODY
         self._members: dict[int, PoolMember] = {}  # by slot
         self._next_at = dict.fromkeys(range(settings.workers), 0.0)
         self._pauses = dict.fromkeys(range(settings.workers), FIRST_PAUSE_SECONDS)
@@ -193,8 +191,8 @@ class WorkerPool:
         for left in reversed(range(TEMPLATES)):
             ours, theirs = socket.socketpair()
             with theirs:
-                ring, shares = self.rings[slot].fd, self._shares.fd
-                handles = Handles(theirs.fileno(), self._listener.fileno(), ring, shares, self._bell)
+                ring, listener, shares = self.rings[slot].fd, self._door.listener.fileno(), self._door.shares.fd
+                handles = Handles(theirs.fileno(), listener, ring, shares, self._bell)
                 try:
                     return ours, self._template.fork(slot, handles)
                 except ServiceError:
@@ -236,7 +234,7 @@ class WorkerPool:
             member.gone = True
             if self._members.get(member.slot) is member:
                 del self._members[member.slot]
-                self._connections[member.slot] = NOBODY
+                self._door.connections[member.slot] = NOBODY
         WORKERS.set(len(self._members))
         for sender in self._senders:
             sender.remove(member)

@@ -30,6 +30,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 
 import msgspec
@@ -58,7 +60,7 @@ class Template:
 
     def __init__(self, settings: Settings, stop: threading.Event, forks: bool = False) -> None:
         self._settings, self._stop, self._lock = settings, stop, threading.Lock()
-        self._process: subprocess.Popen[bytes] | _Fork
+        self._process: subprocess.Popen[bytes] | Fork
         self._start(forks)
 
     def _start(self, forks: bool = False) -> None:
@@ -66,7 +68,10 @@ class Template:
         self._socket, theirs = socket.socketpair()
         with theirs:
             if forks:
-                self._process = _Fork(theirs.fileno())
+                import_module("scorer.worker.scorer_worker")
+                gc.collect()
+                gc.freeze()  # what is there now stays shared: the collector would write to it
+                self._process = Fork(partial(main, theirs.fileno()), theirs.fileno())
             else:
                 argv = [sys.executable, "-m", "scorer.worker.template", str(theirs.fileno())]
                 self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),))
@@ -126,21 +131,18 @@ class Template:
         return b"", "it does not answer"
 
 
-class _Fork:
-    """A template that is a fork of this process, which imports what workers need. It has the methods of a
-    :class:`subprocess.Popen`."""
+class Fork:
+    """A fork of this process, which has one thread: it runs ``life``, with no file but ``kept`` and the standard ones.
+    It has the methods of a :class:`subprocess.Popen`."""
 
-    def __init__(self, control: int) -> None:
-        import_module("scorer.worker.scorer_worker")
-        gc.collect()
-        gc.freeze()  # what is there now stays shared: the collector would write to it
+    def __init__(self, life: Callable[[], None], kept: int) -> None:
         self.returncode: int | None = None
         self.pid = os.fork()
         if not self.pid:
             try:
-                os.closerange(3, control)
-                os.closerange(control + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-                main(control)
+                os.closerange(3, kept)
+                os.closerange(kept + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+                life()
             finally:
                 os._exit(1)  # nothing of the feeder's is to be cleaned up here
 

@@ -331,13 +331,14 @@ class CrashLoop(Demo):
         return (role.pid or 0) if role is not None else 0
 
     def _forked(self, victim: str) -> int:
-        """The first template is a fork of its role, with the same command line; later ones are programs."""
+        """The first template is a fork of its role, with the same command line; later ones are programs. The oldest
+        child is neither: it answers while no worker does."""
         serve = self.pid("serve")
         if not serve:
             return 0
         with contextlib.suppress(psutil.Error):
             role = psutil.Process(serve)
-            for child in role.children():
+            for child in sorted(role.children(), key=lambda each: each.create_time())[1:]:
                 with contextlib.suppress(psutil.Error):
                     if child.cmdline() != role.cmdline() and "scorer.worker.template" not in child.cmdline():
                         continue

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from millrace.basics.errors import ServiceError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.settings import Settings
+from millrace.processes.shared import Region
 from scorer.feeder import workerpool
 from scorer.feeder.primary import Primary
 from scorer.feeder.state import FeederState
@@ -101,9 +103,11 @@ class Scene:
         self.listener = socket.socket()
         template: Any = self.template
         host: Any = self.host
+        shares = Region(8 * workers)
+        door: Any = SimpleNamespace(listener=self.listener, shares=shares, connections=shares.array((workers,), "i8"))
         primary = Primary(Settings(workers=workers), SCHEMA, EventClock(), lambda: NOW_MS)
         state = FeederState(primary, ScorerMeters(), self.stop)
-        self.pool = WorkerPool(state, self.listener, template, {"": host}, [host], Sums(), answer, os.eventfd(0))
+        self.pool = WorkerPool(state, door, template, {"": host}, [host], Sums(), answer, os.eventfd(0))
 
     def end(self) -> None:
         self.stop.set()

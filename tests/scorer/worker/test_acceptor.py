@@ -14,6 +14,7 @@ import uvicorn
 
 from scorer.worker import acceptor
 from scorer.worker.acceptor import NOBODY, WorkerServer
+from scorer.worker.door import StandIn
 from tests.scenes.waiting import PATIENCE
 
 
@@ -93,3 +94,53 @@ def test_a_worker_that_takes_nothing_is_not_waited_for_long() -> None:
     """It has no connections, and its loop stands still: the others take all, one after the other."""
 
     assert asyncio.run(served(1, 6, still=1)) == [6]
+
+
+def test_while_no_worker_accepts_there_is_an_answer_and_a_worker_that_does_gets_all() -> None:
+    async def life() -> list[bytes]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            shares = np.array([NOBODY, NOBODY])
+
+            def own() -> socket.socket:
+                return socket.socket(fileno=os.dup(listener.fileno()))
+
+            async def asked(parts: int = 1) -> bytes:
+                """The whole answer to a request whose body comes in parts."""
+                reader, writer = await asyncio.open_connection(*listener.getsockname())
+                head = (
+                    f"POST /recommend HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {parts << 16}\r\n\r\n"
+                )
+                writer.write(head.encode())
+                for _ in range(parts):
+                    writer.write(bytes(1 << 16))
+                    await writer.drain()
+                found = await reader.read()
+                writer.close()
+                return found
+
+            stand_in = StandIn(own(), shares, os.getppid())
+            standing = asyncio.create_task(stand_in.serve())
+            found = [await asked(), await asked(40)]
+            idle, its_end = await asyncio.open_connection(*listener.getsockname())
+            while not stand_in.server_state.connections:
+                await asyncio.sleep(0)
+
+            shares[1] = 7  # a worker that accepts in a moment
+            waiting = [asyncio.create_task(asked()) for _ in range(5)]
+            worker = WorkerServer(uvicorn.Config(app, lifespan="off", log_level="warning"), own(), shares, 0)
+            working = asyncio.create_task(worker.serve())
+            found += await asyncio.gather(*waiting)
+            assert await idle.read() == b"", "its next request goes to a worker"
+            its_end.close()
+
+            worker.should_exit = True
+            await working
+            shares[:] = NOBODY
+            found.append(await asked())
+            stand_in.should_exit = True
+            await standing
+            return found
+
+    found = asyncio.run(asyncio.wait_for(life(), PATIENCE))
+    assert [answer.split(b" ", 2)[1] for answer in found] == [b"503"] * 2 + [b"200"] * 5 + [b"503"]
+    assert all(b"\r\nretry-after: 1\r\n" in answer for answer in found if b" 503 " in answer)

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,21 @@ pytestmark = [
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started and that run, by id."""
-    found = []
+    """The processes that a process has started and that run, oldest first."""
+    found = list[tuple[int, int]]()
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rsplit(")", 1)[1].split()
         except OSError:
             continue
         if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return sorted(found)
+            found.append((int(fields[19]), int(path.parent.name)))
+    return [one for _, one in sorted(found)]
+
+
+def templates(scorer: int) -> list[int]:
+    """The templates of a scorer. Its first child is none: it answers while no worker does."""
+    return children(scorer)[1:]
 
 
 def runs(pid: int) -> bool:
@@ -51,6 +56,22 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def ended(kept: HTTPConnection) -> bool:
+    """Whether the other end of a connection is gone. Raises TimeoutError: it is not."""
+    try:
+        return kept.sock.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def asked(scorer: Scorer) -> tuple[int, str | None]:
+    """Status and `Retry-After` of the answer to a bad request, on a connection of its own."""
+    with closing(HTTPConnection("127.0.0.1", scorer.settings.port, timeout=PATIENCE)) as connection:
+        connection.request("POST", "/recommend", b"{}")
+        answer = connection.getresponse()
+        return answer.status, answer.headers["retry-after"]
 
 
 class Shop:
@@ -77,7 +98,7 @@ class Shop:
 
     @property
     def template(self) -> int:
-        (template,) = children(self.scorer.process.pid)
+        (template,) = templates(self.scorer.process.pid)
         return template
 
     def workers(self) -> list[int]:
@@ -182,7 +203,7 @@ def test_killed_workers_and_a_killed_template_cost_no_log_and_the_figures_are_of
 
     template = shop.template
     os.kill(template, signal.SIGKILL)
-    until(lambda: children(shop.scorer.process.pid) not in ([], [template]), "another template")
+    until(lambda: templates(shop.scorer.process.pid) not in ([], [template]), "another template")
     shop.asked(30)
     assert runs(second), "workers outlive the template"
     os.kill(second, signal.SIGKILL)
@@ -249,6 +270,36 @@ def test_workers_end_when_the_feeder_is_killed_and_the_port_is_free_and_no_answe
     assert shop.answered <= set(shop.logged()), "the next scorer delivers what the dead one had not"
 
 
+def test_whoever_asks_while_no_worker_answers_hears_at_once_when_to_ask_again(shop: Shop) -> None:
+    """ "At once": before there is another worker, since none can be started meanwhile."""
+    template, (first, second) = shop.template, shop.workers()
+    with closing(HTTPConnection("127.0.0.1", shop.settings.port, timeout=PATIENCE)) as kept:
+        kept.request("GET", "/healthz")
+        assert kept.getresponse().read(), "one of the two has accepted it"
+        os.kill(template, signal.SIGSTOP)
+        os.kill(first, signal.SIGKILL)
+        assert [asked(shop.scorer) for _ in range(20)] == [(400, None)] * 20, "the other one answers"
+        os.kill(second, signal.SIGKILL)
+        shop.scorer.until(lambda: asked(shop.scorer) == (503, "1"), "its end is seen")
+        assert [asked(shop.scorer) for _ in range(20)] == [(503, "1")] * 20
+        assert ended(kept)
+        os.kill(template, signal.SIGCONT)
+    shop.ready()
+
+    left = [*children(shop.scorer.process.pid), *shop.workers()]
+    shop.scorer.process.kill()
+    shop.scorer.process.wait()
+    until(lambda: not any(map(runs, left)), "none is left")
+    with pytest.raises(ConnectionRefusedError):
+        asked(shop.scorer)
+    shop.scorer = Scorer(shop.settings, shop.scorer.log.parent)
+    answers: list[tuple[int, str | None]] = []
+    shop.scorer.until(lambda: not answers.append(asked(shop.scorer)), "an answer")
+    assert answers == [(503, "1")], "long before a worker"
+    shop.ready()
+    assert asked(shop.scorer) == (400, None)
+
+
 def test_a_worker_that_stands_still_is_replaced_and_the_versions_go_on(shop: Shop) -> None:
     first, _ = shop.workers()
     os.kill(first, signal.SIGSTOP)
@@ -263,7 +314,7 @@ def test_a_template_killed_while_it_starts_is_replaced(shop: Shop) -> None:
     shop.scorer.process.send_signal(signal.SIGTERM)
     assert shop.scorer.process.wait(PATIENCE) == 0
     shop.scorer = Scorer(shop.settings, shop.scorer.log.parent)
-    until(lambda: bool(children(shop.scorer.process.pid)), "a template that has not imported anything yet")
+    until(lambda: bool(templates(shop.scorer.process.pid)), "a template that has not imported anything yet")
     os.kill(shop.template, signal.SIGKILL)
     shop.ready()
 
@@ -281,8 +332,8 @@ def test_a_scorer_that_is_asked_to_end_while_it_starts_ends(broker: str, tmp_pat
     create_topics(settings)
     scorer = Scorer(settings, tmp_path)
     try:
-        until(lambda: bool(children(scorer.process.pid)), "its template runs, and has not imported anything yet")
-        (template,) = children(scorer.process.pid)
+        until(lambda: bool(templates(scorer.process.pid)), "its template runs, and has not imported anything yet")
+        (template,) = templates(scorer.process.pid)
         scorer.process.send_signal(signal.SIGTERM)
         assert scorer.process.wait(PATIENCE) == 0, scorer.log.read_text()
         assert not runs(template)
