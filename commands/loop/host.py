@@ -201,7 +201,9 @@ class Host:
         own = stack.enter_context((logs / f"{self.name}.log").open("a", encoding="utf-8"))
         calm_logs(own, self.settings.log_format)
         stack.callback(structlog.reset_defaults)
-        page = PageServer(self.state, page_port, lambda role: getattr(self.monitor, role) if self.monitor else "")
+        page = PageServer(
+            self.state, page_port, lambda role: getattr(self.monitor, role) if self.monitor else "", self.settings
+        )
         stack.callback(page.stop)
         self.view.page = page.url
         self.say(f"live page: {page.url}   logs: {logs}")

@@ -49,7 +49,7 @@ from millrace.basics.errors import BrokerError, MillraceError, PortError, Settin
 from millrace.basics.store import Store
 from millrace.contracts.settings import Settings
 from millrace.processes.httpserver import HttpServer, bind, config
-from millrace.processes.tokens import Tokens
+from millrace.processes.tokens import AccessGate, Tokens
 from millrace.versions.modelstore import ModelStore
 
 log = structlog.get_logger("admin")
@@ -155,7 +155,8 @@ class Admin:
         self._listener = _bind(settings.host, settings.admin_port)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{self._listener.getsockname()[1]}"
-        self._server = HttpServer(config(self._app(), _DRAIN_SECONDS))
+        app = AccessGate(self._app(), Tokens(), settings)  # reading needs no token
+        self._server = HttpServer(config(app, _DRAIN_SECONDS))
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="admin", daemon=True)
         self._thread.start()
         self._file = settings.folder("learner") / ADDRESS

@@ -75,10 +75,13 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     broker_port: Port = 8730  # embedded broker of `millrace up`, where `kafka` names none
 
     # Access. Who may use the HTTP of intake, scorer and learner: bearer tokens. None at all: everybody who reaches
-    # intake and scorer, and nobody commands the learner.
+    # intake and scorer but web pages of elsewhere, and nobody commands the learner.
     tokens: str = ""  # token[,token]
     token_file: str = ""  # a file with one token a line; read again when it changes
     admin_token_file: str = ""  # a file with one token a line: each may command the learner
+    # name[,name]: by which other hosts reach the listeners where no token is needed. Loopback and `host` always may.
+    allowed_hosts: str = ""
+    allowed_origins: str = ""  # https://name[,https://name]: of pages whose browsers may send there without a token
 
     # Schema. What users, items and events of the shop are.
     schema: str = ""  # path of a schema file; empty: the simulated shop's
@@ -160,10 +163,17 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self) -> None:
         """
         Raises:
-            ValueError: a prefix makes the name of a topic that another loop's prefix makes too.
+            ValueError: a prefix makes the name of a topic that another loop's prefix makes too; a host or an origin is
+                none.
         """
         if unsafe_prefix(self.prefix):
             raise ValueError(f"prefix '{self.prefix}' makes one topic's name out of another's; take another ending")
+        for host in entries(self.allowed_hosts):
+            if "/" in host or host.count(":") == 1:
+                raise ValueError(f"'{host}' is no host; give its name or address alone, as shop.example")
+        for origin in entries(self.allowed_origins):
+            if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin.lower()):
+                raise ValueError(f"'{origin}' is no origin; give scheme, name and port alone, as https://shop.example")
 
     def topic(self, name: str) -> str:
         """The name at the broker of the topic that :mod:`millrace.contracts.topics` calls ``name``.
@@ -335,7 +345,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "services": ("kafka", "kafka_client", "redis", "scorer", "intake", "prefix", "data", "store", "log_format"),
     "ports": ("host", "port", "intake_port", "page_port", "admin_port", "broker_port"),
-    "access": ("tokens", "token_file", "admin_token_file"),
+    "access": ("tokens", "token_file", "admin_token_file", "allowed_hosts", "allowed_origins"),
     "schema": ("schema", "evolve"),
     "labels": ("label_policy", "attribution_minutes", "observation_seconds", "lateness_minutes", "disorder_seconds"),
     "model": ("model", "model_spec", "segments", "learners", "learns_from", "shadow_model", "shadow_spec"),
@@ -368,6 +378,15 @@ def variable(name: str) -> str:
     'MILLRACE_KAFKA'
     """
     return f"MILLRACE_{name.upper()}"
+
+
+def entries(text: str) -> list[str]:
+    """What a setting with commas names.
+
+    >>> entries("a, b,")
+    ['a', 'b']
+    """
+    return [entry.strip() for entry in text.split(",") if entry.strip()]
 
 
 def without_password(url: str) -> str:

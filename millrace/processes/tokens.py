@@ -1,10 +1,11 @@
 # shell
-"""Bearer tokens (``Authorization: Bearer TOKEN``): access control of the HTTP listeners. Others get 401.
+"""Access control of the HTTP listeners. With bearer tokens (``Authorization: Bearer TOKEN``) others get 401; without
+any, every client has access but web pages of elsewhere (:class:`Callers`), which get 403.
 
-A valid token is one of MILLRACE_TOKENS, or a line of MILLRACE_TOKEN_FILE, which is read again when it changes. Without
-any token every client has access. Checks of life and readiness never need a token. Tokens never come from an argument,
-which every user of the machine could read, and no log line and no error contains them. If the file becomes unreadable
-or empty, its old tokens stay valid, and a log line says so.
+A valid token is one of MILLRACE_TOKENS, or a line of MILLRACE_TOKEN_FILE, which is read again when it changes. Checks
+of life and readiness never need a token. Tokens never come from an argument, which every user of the machine could
+read, and no log line and no error contains them. If the file becomes unreadable or empty, its old tokens stay valid,
+and a log line says so. A web page knows no token, so where one is needed nothing else is checked.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -25,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from millrace.basics.atomic_files import temporary_beside
 from millrace.basics.errors import SettingError
-from millrace.contracts.settings import Settings
+from millrace.contracts.settings import Settings, entries
 
 log = structlog.get_logger("tokens")
 
@@ -33,10 +35,14 @@ OPEN = ("/healthz", "/readyz", "/v2/health/")
 """Paths that need no token; one that ends in a slash stands for all below it."""
 OWN = "admin.token"  # file in the data folder of a `demo` or `up` with the token that controls its learner
 LOOK_SECONDS = 1.0  # shortest time between two checks of the file
+FIGURES = "/metrics"  # nor does it matter who reads this one, while it needs no token
 REMEDY = "send the header 'Authorization: Bearer TOKEN' with one of the tokens of MILLRACE_TOKENS or of the token file"
 
 _TOKEN = re.compile(r"[!-~]+")  # visible ASCII, as RFC 6750 has it and more
 _OF_OTHERS = 0o066
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:,\s]+?)\.?(:\d*)?")  # of the header `Host`: a name or address, then a port
+_FREE_TYPES = frozenset({b"", b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"})
+"""Types of a body that any page may send anywhere without asking first (CORS-safelisted, https://fetch.spec.whatwg.org)."""
 
 
 class Tokens:
@@ -158,32 +164,85 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class TokenGate:
-    """An ASGI application around another one: requests without a valid token do not reach it. ``count_refused`` is
-    called for each refused request."""
+class Callers:
+    """Who may ask without a token: every program, and pages of this listener or of ``allowed_origins``.
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, count_refused: Callable[[], None] = lambda: None) -> None:
+    A page of anywhere can have its reader's browser send requests to this machine, or read answers under a name of its
+    own that leads here (DNS rebinding). Browsers say so: in `Host` is the name that the page used, in `Origin` and
+    `Sec-Fetch-Site` whose page it is, and no page can change these three. A request without them is of a program.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        # An address of all interfaces is no name by which anybody comes.
+        bound = () if settings.host in ("", "0.0.0.0", "::") else (settings.host.lower(),)  # noqa: S104
+        self._hosts = {host.strip("[]").rstrip(".") for host in (*bound, *entries(settings.allowed_hosts.lower()))}
+        self._origins = {origin.encode() for origin in entries(settings.allowed_origins.lower())}
+        self._known = lru_cache(256)(self._is_ours)
+
+    def refusal(self, method: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
+        """Why a request is refused, in one line; empty: it is not. ``headers``: names in lower case."""
+        given = dict(headers)
+        host, origin, site = given.get(b"host"), given.get(b"origin"), given.get(b"sec-fetch-site")
+        if host is not None and not self._known(host):
+            return f"the request is for the host '{_shown(host)}': name it in MILLRACE_ALLOWED_HOSTS if it is this one"
+        if origin is None and site is None:
+            return ""
+        if origin is not None:
+            origin = origin.lower()
+            if origin in self._origins:
+                return ""
+            if host is None or origin.partition(b"://")[2] != host.lower():
+                return f"a page of '{_shown(origin)}' asks: name it in MILLRACE_ALLOWED_ORIGINS if it may"
+        if site == b"cross-site":
+            return "a page of another site asks: open the address itself, or name the page in MILLRACE_ALLOWED_ORIGINS"
+        kind = given.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if method == "POST" and kind in _FREE_TYPES:
+            return f"a browser sends a body of type '{_shown(kind)}': send application/json"
+        return ""
+
+    def _is_ours(self, host: bytes) -> bool:
+        found = _HOST.fullmatch(host.decode("latin-1").lower())
+        name = found[1].strip("[]") if found else ""
+        return is_loopback(name) or name in self._hosts
+
+
+class AccessGate:
+    """An ASGI application around another one: requests without a valid token do not reach it; where no token is set,
+    those that :class:`Callers` refuses. ``count_refused`` is called with the status of each refused request."""
+
+    def __init__(
+        self, app: ASGIApp, tokens: Tokens, settings: Settings, count_refused: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._app, self._tokens, self._count_refused = app, tokens, count_refused
+        self._callers = Callers(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
+        if not self._tokens:
+            why = "" if scope["path"] == FIGURES else self._callers.refusal(scope["method"], scope["headers"])
+            if why:
+                self._count_refused("403")
+                await refuse(send, 403, why)
+            else:
+                await self._app(scope, receive, send)
+            return
         given = next((value for name, value in scope["headers"] if name == b"authorization"), None)
         if self._tokens.allow(given):
             await self._app(scope, receive, send)
             return
-        self._count_refused()
+        self._count_refused("401")
         problem = "the request names no token" if given is None else "the token is none that is known here"
         challenge = b"Bearer" if given is None else b'Bearer error="invalid_token"'
         await refuse(send, 401, f"{problem}; {REMEDY}", (b"www-authenticate", challenge))
 
 
-async def refuse(send: Send, status: int, error: str, header: tuple[bytes, bytes]) -> None:
+async def refuse(send: Send, status: int, error: str, *more: tuple[bytes, bytes]) -> None:
     """Answers a refused request with one line, as JSON."""
     body = msgspec.json.encode({"error": error})
     length = (b"content-length", str(len(body)).encode())
-    headers = [(b"content-type", b"application/json"), length, header]
+    headers = [(b"content-type", b"application/json"), length, *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -192,8 +251,12 @@ def is_open(path: str) -> bool:
     return any(path.startswith(one) if one.endswith("/") else path == one for one in OPEN)
 
 
+def _shown(value: bytes) -> str:
+    return value[:100].decode("latin-1")
+
+
 def _split(tokens: str) -> list[str]:
-    found = [token.strip() for token in tokens.split(",") if token.strip()]
+    found = entries(tokens)
     if tokens and not found:
         raise SettingError("MILLRACE_TOKENS holds no token", "give token[,token], or unset it")
     return found

@@ -206,6 +206,9 @@ class ScorerMeters:
     def refused(self) -> None:
         REFUSED.inc()
 
+    def unauthorized(self, status: str) -> None:
+        REQUESTS.labels("unauthorized", status).inc()
+
     def list_page(self) -> None:
         LIST_PAGES.inc()
 

@@ -78,8 +78,8 @@ class ModelAnswer(Struct, frozen=True):
     learners: dict[str, LearnerVersion] = {}  # by name, where arms name any
 
 
-_POST = (400, 401, 408, 413, 500, 503)
-_PAGE = (400, 401, 408, 410, 413, 500, 503)
+_POST = (400, 401, 403, 408, 413, 500, 503)
+_PAGE = (400, 401, 403, 408, 410, 413, 500, 503)
 ROUTES = (
     Described(
         "POST", "/recommend", "The best items for a user", page_wire.RecommendRequest, page_wire.RecommendAnswer, _PAGE
@@ -91,29 +91,32 @@ ROUTES = (
     Described(
         "POST", "/popular", "The items with most clicks", page_wire.ListRequest, page_wire.RecommendAnswer, _POST
     ),
-    Described("GET", "/items/{id}", "What pages know of an item", None, page_wire.ItemAnswer, (401, 404)),
-    Described("GET", "/model", "The model that serves, and how fresh it is", None, ModelAnswer, (401, 503)),
+    Described("GET", "/items/{id}", "What pages know of an item", None, page_wire.ItemAnswer, (401, 403, 404)),
+    Described("GET", "/model", "The model that serves, and how fresh it is", None, ModelAnswer, (401, 403, 503)),
     Described("GET", "/healthz", "Whether the process lives", None, Alive, (), open=True),
     Described("GET", "/readyz", "Whether pages can be ranked", None, Ready, (503,), open=True),
     Described("GET", "/metrics", "Figures for Prometheus", None, None, (401, 503)),
-    Described("GET", "/openapi.json", "This description", None, None, (401,)),
-    Described("GET", "/v2", "Open Inference Protocol: the server", None, infer.ServerMetadata, (401,)),
+    Described("GET", "/openapi.json", "This description", None, None, (401, 403)),
+    Described("GET", "/v2", "Open Inference Protocol: the server", None, infer.ServerMetadata, (401, 403)),
     Described("GET", "/v2/health/live", "Open Inference Protocol", None, infer.Live, (), open=True),
     Described("GET", "/v2/health/ready", "Open Inference Protocol", None, Ready, (503,), open=True),
-    Described("GET", "/v2/models/{name}", "Open Inference Protocol: the model", None, infer.ModelMetadata, (401, 404)),
-    Described("GET", "/v2/models/{name}/ready", "Open Inference Protocol", None, Ready, (401, 404, 503)),
+    Described(
+        "GET", "/v2/models/{name}", "Open Inference Protocol: the model", None, infer.ModelMetadata, (401, 403, 404)
+    ),
+    Described("GET", "/v2/models/{name}/ready", "Open Inference Protocol", None, Ready, (401, 403, 404, 503)),
     Described(
         "POST",
         "/v2/models/{name}/infer",
         "Open Inference Protocol: scores of items for a user",
         infer.InferRequest,
         infer.InferAnswer,
-        (400, 401, 404, 408, 413, 500, 503),
+        (400, 401, 403, 404, 408, 413, 500, 503),
     ),
 )
 _WHY = {
     400: "No JSON, a wrong type, an unknown field, a value out of its range",
     401: "No token, or one that is not known",
+    403: "No token is set, and the request is of a web page of elsewhere, or for another host",
     404: "There is no such model, or item",
     408: "The body did not come in time",
     410: "The list that the cursor names had filters and is no longer kept",

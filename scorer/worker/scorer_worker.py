@@ -38,10 +38,10 @@ from millrace.evidence.rerank import Rerank
 from millrace.processes.httpserver import config
 from millrace.processes.role import calm_logs
 from millrace.processes.shared import Region
-from millrace.processes.tokens import TokenGate, Tokens
+from millrace.processes.tokens import AccessGate, Tokens
 from millrace.processes.wall import wall_ms
 from scorer.ipc.link import Handles, LinkMessage, WorkerLink
-from scorer.ipc.meters import REQUESTS, ScorerMeters
+from scorer.ipc.meters import ScorerMeters
 from scorer.ipc.scorer_metrics import metric_samples
 from scorer.page.page_service import Serving
 from scorer.pagelog.ring import RingReader, RingWriter
@@ -156,7 +156,7 @@ class ScorerWorker:
         }
         self._replicas[""] = Replica(self.serving, partial(self._attach, ""), partial(self._serves, ""))
         gate = RequestLimit(make_app(self.serving, self.meters, self), MOST_REQUESTS, self.meters.refused)
-        app = TokenGate(gate, Tokens.of(settings), REQUESTS.labels("unauthorized", "401").inc)
+        app = AccessGate(gate, Tokens.of(settings), settings, self.meters.unauthorized)
         self._server = WorkerServer(config(app, DRAIN_SECONDS), self._listener, self._shares, self._number)
         self._link.start(loop)
         self._link.send("hello")

@@ -22,7 +22,7 @@ from millrace.contracts.settings import Settings
 from millrace.processes.httpserver import HttpServer, bind, config
 from millrace.processes.kafka import open_broker
 from millrace.processes.metrics import READY, serve_metrics
-from millrace.processes.tokens import TokenGate, Tokens, warn_if_open
+from millrace.processes.tokens import AccessGate, Tokens, warn_if_open
 from stream.intake.intake_app import Desk, make_app
 from stream.intake.intake_metrics import REQUESTS, Refusals
 from stream.intake.intake_producer import IntakeProducer
@@ -62,7 +62,7 @@ async def _run(
         delivering = asyncio.create_task(outlet.run())
         refusals = Refusals()
         app: ASGIApp = make_app(Desk(settings, reader, outlet, refusals), outlet)
-        app = TokenGate(app, tokens, REQUESTS.labels("unauthorized", "401").inc)
+        app = AccessGate(app, tokens, settings, lambda status: REQUESTS.labels("unauthorized", status).inc())
         server = HttpServer(config(app, round(settings.intake_seconds) + 1))
         READY.set(1)
         log.info("events, users and items are taken", url=f"http://{settings.host}:{listener.getsockname()[1]}")

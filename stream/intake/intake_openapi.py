@@ -11,8 +11,8 @@ from millrace.contracts.events import Event, Item, ItemChange, User
 from stream.intake.intake_wire import LINES_TYPES, MAX_LINES, Taken
 from stream.intake.vendor_events import TABLES
 
-_POST = (400, 401, 408, 413, 415, 422, 429, 500, 503)
-_DELETE = (401, 422, 429, 500, 503)
+_POST = (400, 401, 403, 408, 413, 415, 422, 429, 500, 503)
+_DELETE = (401, 403, 422, 429, 500, 503)
 ROUTES = (
     Described("POST", "/events", "Exposures, clicks and what follows", Event, Taken, _POST),
     *(Described("POST", f"/events/{name}", f"Events of {name}", dict[str, Any], Taken, _POST) for name in TABLES),
@@ -22,11 +22,12 @@ ROUTES = (
     Described("DELETE", "/items/{id}", "Take an item out of the catalogue", None, Taken, _DELETE),
     Described("GET", "/healthz", "Whether the process lives", None, Alive, (), open=True),
     Described("GET", "/readyz", "Whether the broker takes messages", None, Ready, (503,), open=True),
-    Described("GET", "/openapi.json", "This description", None, None, (401,)),
+    Described("GET", "/openapi.json", "This description", None, None, (401, 403)),
 )
 _WHY = {
     400: "The body as a whole cannot be read",
     401: "No token, or one that is not known",
+    403: "No token is set, and the request is of a web page of elsewhere, or for another host",
     408: "The body did not come in time",
     413: "The body is too large, or holds too many messages",
     415: "The body is compressed",

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -21,6 +22,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import TOPICS
 from millrace.processes.metrics import PORTS
 from millrace.processes.role import ROLES
+from millrace.processes.tokens import Callers
 from tests.architecture import ROOT
 from tests.scenes.deployed import DEPLOY, dashboards, expressions
 from tests.scenes.exposed_metrics import MODULES, exposed, registries
@@ -302,6 +304,10 @@ def test_roles_are_configured_with_settings_that_exist() -> None:
         own = services()[name]["environment"]
         assert set(own) <= known
         assert own["MILLRACE_KAFKA"] == "kafka:9092"
+        settings = Settings(host=own["MILLRACE_HOST"], allowed_hosts=own["MILLRACE_ALLOWED_HOSTS"].partition("$")[0])
+        for at in (own["MILLRACE_SCORER"], own["MILLRACE_INTAKE"], "http://learn:8750", "http://127.0.0.1:8700"):
+            assert Callers(settings).refusal("POST", [(b"host", urlsplit(at).netloc.encode())]) == "", at
+        assert Callers(settings).refusal("POST", [(b"host", b"evil.example")])
     assert services()["kafka"]["environment"]["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false"
     assert TOPICS
 

@@ -14,6 +14,7 @@ from kubernetes_validate import ValidationError, validate
 
 from millrace.contracts.settings import Settings
 from millrace.processes.role import ROLES
+from millrace.processes.tokens import Callers
 from tests.architecture import ROOT
 from tests.scenes.deployed import DEPLOY
 
@@ -84,6 +85,10 @@ def test_pods_are_configured_with_settings_that_exist(resources: dict[tuple[str,
     (config,) = [one["data"] for (kind, _), one in resources.items() if kind == "ConfigMap"]
     assert config.keys() <= {f"MILLRACE_{name.upper()}" for name in Settings.__struct_fields__}
     assert pods(resources)["stream"]["replicas"] <= int(config["MILLRACE_PARTITIONS"])
+    callers = Callers(Settings(host=config["MILLRACE_HOST"], allowed_hosts=config["MILLRACE_ALLOWED_HOSTS"]))
+    for kind, name in resources:
+        for end in ("", ".millrace", ".millrace.svc", ".millrace.svc.cluster.local") if kind == "Service" else ():
+            assert callers.refusal("GET", [(b"host", f"{name}{end}:8720".encode())]) == "", name
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze (Debian: systemd) is missing")

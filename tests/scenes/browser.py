@@ -80,13 +80,13 @@ class Browser:
 
 
 @contextmanager
-def browser(folder: Path) -> Iterator[Browser]:
+def browser(folder: Path, *flags: str) -> Iterator[Browser]:
     """A Chromium with a profile of its own; it is gone afterwards."""
     assert CHROMIUM is not None, "no Chromium is installed; see tests/scenes/browser.py"
     profile = folder / "chromium"
     with (folder / "chromium.out").open("wb") as out:
         process = subprocess.Popen(
-            [CHROMIUM, *FLAGS, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"],
+            [CHROMIUM, *FLAGS, *flags, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"],
             stdout=out,
             stderr=out,
             start_new_session=True,

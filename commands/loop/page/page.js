@@ -2,6 +2,7 @@
 // Polls /state.json and shows it. Nothing here computes a figure: the run gives all of them. What a run cannot have (an
 // oracle without simulated shoppers, random pages where none are made) is left out, by name and in every chart.
 const byId = (id) => document.getElementById(id);
+const JSON_BODY = { "Content-Type": "application/json" }; // a body of any other type could be of a page of elsewhere
 const dash = "–";
 const known = (v) => v !== null && v !== undefined;
 const fixed = (digits) => (v) => (v === null || v === undefined ? dash : v.toFixed(digits));
@@ -225,7 +226,7 @@ byId("commands").addEventListener("submit", async (event) => {
   say(`${name}: the learner is asked`);
   for (const button of buttons) button.disabled = true;
   try {
-    const answer = await fetch(`model/${name}`, { method: "POST", headers: { Authorization: `Bearer ${byId("token").value}` }, body: JSON.stringify(body) });
+    const answer = await fetch(`model/${name}`, { method: "POST", headers: { ...JSON_BODY, Authorization: `Bearer ${byId("token").value}` }, body: JSON.stringify(body) });
     const said = await answer.json();
     say(answer.ok ? `${name}: done. ${Object.entries(said).map(([key, value]) => `${key.replace(/_/g, " ")} ${value}`).join(", ")}` : `${name}: ${said.error}`, answer.ok ? "" : "bad");
   } catch (error) {
@@ -240,7 +241,7 @@ byId("explain").addEventListener("submit", async (event) => {
   event.preventDefault();
   const token = byId("reader").value, say = (text, cls = "") => { put("explained", text); byId("explained").className = cls; };
   try {
-    const answer = await fetch("recommend", { method: "POST", headers: token ? { Authorization: `Bearer ${token}` } : {}, body: JSON.stringify({ user_id: byId("user").value, size: 10, explain: true }) });
+    const answer = await fetch("recommend", { method: "POST", headers: { ...JSON_BODY, ...(token ? { Authorization: `Bearer ${token}` } : {}) }, body: JSON.stringify({ user_id: byId("user").value, size: 10, explain: true }) });
     const page = await answer.json();
     byId("why").hidden = !answer.ok || !page.items.length;
     if (!answer.ok) return say(page.error, "bad");

@@ -25,7 +25,9 @@ from starlette.routing import Route
 
 from millrace.basics.errors import PortError, one_line
 from millrace.connections.learner_call import post
+from millrace.contracts.settings import Settings
 from millrace.processes.httpserver import bind
+from millrace.processes.tokens import AccessGate, Tokens
 
 HOST, FIRST_PORT = "127.0.0.1", 8710
 _TRIES, _MOST_BODY = 50, 1000
@@ -39,6 +41,7 @@ _FILES = {
 COMMANDS = {"/model/hold": "learner", "/model/promote": "learner", "/model/rollback": "learner", "/recommend": "scorer"}
 """Of a person, from the page, and the role that each goes to."""
 
+DEFAULTS = Settings()
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -109,18 +112,23 @@ class PageServer:
         state: gives the state at each poll of a browser; called in the server's thread.
         at: gives the base URL of the learner's admin port, or of the scorer; empty: there is none.
         port: the port to bind; None: 8710 or the next free one.
+        settings: whose pages may ask beside its own (:class:`~millrace.processes.tokens.Callers`).
 
     Raises:
         PortError: the given port is taken.
     """
 
     def __init__(
-        self, state: Callable[[], dict[str, Any]], port: int | None = None, at: Callable[[str], str] = lambda _: ""
+        self,
+        state: Callable[[], dict[str, Any]],
+        port: int | None = None,
+        at: Callable[[str], str] = lambda _: "",
+        settings: Settings = DEFAULTS,
     ) -> None:
         self._listener = _bind(port)
         self.url = f"http://{HOST}:{self._listener.getsockname()[1]}/"
         config = uvicorn.Config(
-            make_app(state, at),
+            AccessGate(make_app(state, at), Tokens(), settings),
             lifespan="off",
             access_log=False,
             log_config=None,  # the demo's logging stays as it is
