@@ -17,6 +17,7 @@ from commands.demo.settle import Settlement
 from commands.demo.twin import LoggedPages, twin_scores
 from commands.loop.monitor import SCORER_ERRORS, Monitor
 from commands.loop.series import PROCESSES
+from commands.loop.stage_times import ROLE_OF, WHOLE
 from commands.loop.status import memory, percent
 from learner.training.trainer import BATCH_MS, BATCH_ROWS
 from millrace.basics.atomic_files import write_whole
@@ -119,7 +120,7 @@ def make_report(
         # Beyond the stable keys
         "gate": _gate(settlement),
         "without_user": {"not_read": f["unread_share"], "unknown": f["unknown_share"]},
-        "click_stages_ms": monitor.stages(),
+        "click_stages_ms": {stage: times.figures() for stage, times in monitor.stages().items()},
         "conserved": None if settlement.forgotten else settlement.problem is None,
         "forgotten": settlement.forgotten,
         "problem": str(settlement.problem) if settlement.problem else None,
@@ -270,7 +271,8 @@ def summary(report: Report) -> list[str]:
     twin = (
         "" if report["twin_auc"] is None else f", of a twin that had every label at once {number(report['twin_auc'])}"
     )
-    stages = ", ".join(f"{name} {number(f['mean'], 0)}" for name, f in report["click_stages_ms"].items())
+    stages = ", ".join(f"{name} {number(report['click_stages_ms'][name]['mean'], 0)}" for name in ROLE_OF)
+    by_third = ", ".join(number(third[WHOLE]["p99"], 0) for third in report["click_thirds_ms"])
     return [
         f"{report['exposures_sent']:,} exposures in {report['event_hours']:.1f} hours of shop time: "
         f"{report['positives']:,} positive, {report['negatives']:,} negative ({report['corrections']:,} corrected "
@@ -292,7 +294,9 @@ def summary(report: Report) -> list[str]:
         f"pages made without their user: {percent(lacking['not_read'])} not read in time, "
         f"{percent(lacking['unknown'])} unknown",
         f"{report['model_versions']:,} versions served; a click reaches the weights that serve in "
-        f"{number(served['p50'], 0)} ms (p50), {number(served['p99'], 0)} ms (p99), on average {stages}; "
+        f"{number(served['p50'], 0)} ms (p50), {number(served['p99'], 0)} ms (p99; by thirds of the run "
+        f"{by_third or '–'}), "
+        f"on average {stages}; "
         f"{report['errors']} errors; "
         f"restarts {sum(report['restarts'].values())}; all processes together held at most "
         f"{memory(report['memory_peak_bytes']['total'])}",

@@ -17,6 +17,7 @@ import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -30,6 +31,7 @@ from commands.demo.twin import LoggedPages
 from commands.loop.host import READY_SECONDS, Host, made
 from commands.loop.monitor import fetch
 from commands.loop.signals import AtOnce, Signals
+from commands.loop.stage_times import Stages
 from commands.loop.status import RunStatus
 from millrace.basics.errors import MillraceError, ServiceError, SettingError
 from millrace.contracts.clock import EventClock
@@ -79,6 +81,7 @@ class Demo(Host):
         self.held = PastEvents()
         self.began_s = time.monotonic()
         self.past_s = 0.0
+        self.clicks: list[Stages] = []  # what clicks took until the shop opened, and until the end of each third
         self.ready_s = 0.0  # from the start until the first page could be served, with all that is known of the past
 
     # -- phases ----------------------------------------------------------------------------------------------
@@ -160,7 +163,12 @@ class Demo(Host):
             self.say(f"ready after {self.ready_s:.0f} s, {self.past_s:.0f} of them for the past")
         self.started_ms = wall_ms()
         self.phase = "running"
-        self.wait(lambda: False, self.options.seconds if self.options.seconds is not None else float("inf"))
+        self.clicks = [monitor.stages()]
+        for _ in range(3):
+            self.wait(lambda: False, self.options.seconds / 3 if self.options.seconds is not None else float("inf"))
+            if self.ending.is_set():
+                return
+            self.clicks.append(monitor.stages())
 
     def settle(self) -> tuple[Ledger, Settlement]:
         """Waits until the loop has handled everything, then accounts for every exposure. Raises ConservationError if
@@ -259,8 +267,12 @@ def _finish(run: Demo, options: DemoOptions) -> int:
             "seconds": round(run.past_s, 1),
             "ready_seconds": round(run.ready_s, 1),
         }
-    told = ("click_to_served_p50_ms", "click_to_served_p99_ms", *(n for n in report["page"] if n.startswith("memory_")))
+    told = [name for name in report["page"] if name.startswith("memory_")]
     report["thirds"] = {name: thirds(report, name) for name in told}
+    report["click_thirds_ms"] = [
+        {stage: times.since(before[stage]).figures() for stage, times in after.items()}
+        for before, after in pairwise(run.clicks)
+    ]
     if options.report is not None:
         write_report(options.report, report)
         draw(report, options.report.with_suffix(".png"))

@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from commands.loop.gatestatus import VERDICTS, Gate, gate_of
 from commands.loop.series import PAGE_ORDER, PROCESSES, Series
-from commands.loop.stage_times import METRIC, ROLE_OF, Stages, stage_of
+from commands.loop.stage_times import METRIC, ROLE_OF, SERVED, WHOLE, Stages, StageTimes
 from millrace.contracts.clock import EventClock
 from millrace.evidence.learners import LEARNER_ROLE
 
@@ -248,12 +248,15 @@ class Monitor:
                 self.roles[name].update(text)
 
     def stages(self) -> Stages:
+        """What clicks took so far."""
         with self._lock:
-            found = {stage: self.roles.get(role, RoleMetrics()) for stage, role in ROLE_OF.items()}
-            return {
-                stage: stage_of(stage, role.total, role.by_label(f"{METRIC}_bucket", "le", stage=stage))
-                for stage, role in found.items()
-            }
+            found = {stage: self._times(role, METRIC, stage=stage) for stage, role in ROLE_OF.items()}
+            return found | {WHOLE: self._times("serve", SERVED)}
+
+    def _times(self, role: str, metric: str, **labels: str) -> StageTimes:
+        own = self.roles.get(role, RoleMetrics())
+        totals = (own.total(f"{metric}_{what}", **labels) for what in ("sum", "count"))
+        return StageTimes(*totals, own.by_label(f"{metric}_bucket", "le", **labels))
 
     def _figures(self, wall_ms: int, model: Mapping[str, Any]) -> dict[str, float | None]:
         """The key figures by name. Totals are of the whole run; None is "not known yet"."""

@@ -4,26 +4,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import NamedTuple
 
 Buckets = Mapping[str, float]
 """Cumulative counts of a Prometheus histogram by upper bound, as ``le`` names it."""
 
-Totals = Callable[..., float]
-"""A role's totals over its restarts: :meth:`commands.loop.monitor.RoleMetrics.total`."""
-
 METRIC = "millrace_click_stage_seconds"
 ROLE_OF = {"joined": "stream", "learnt": "learn", "published": "learn", "applied": "serve"}
 """The stages of a click in their order, and the role that observes each."""
+WHOLE, SERVED = "served", "millrace_click_to_served_seconds"
+"""All stages together, and the scorer's histogram of it."""
 
-Stages = dict[str, dict[str, float | None]]
+
+class StageTimes(NamedTuple):
+    """What a histogram counted of one stage, up to a moment or between two."""
+
+    seconds: float
+    clicks: float
+    buckets: Buckets
+
+    def since(self, before: StageTimes) -> StageTimes:
+        buckets = {bound: count - before.buckets.get(bound, 0.0) for bound, count in self.buckets.items()}
+        return StageTimes(self.seconds - before.seconds, self.clicks - before.clicks, buckets)
+
+    def figures(self) -> dict[str, float | None]:
+        """Mean, p50 and p99 (ms) and how many clicks there were; None where there were none."""
+        mean = 1000 * self.seconds / self.clicks if self.clicks else None
+        p50, p99 = (quantile_ms(self.buckets, share) for share in (0.5, 0.99))
+        return {"mean": mean, "p50": p50, "p99": p99, "count": self.clicks}
 
 
-def stage_of(stage: str, total: Totals, bounds: Buckets) -> dict[str, float | None]:
-    """Mean, p50 and p99 of one stage (ms) and how many clicks went through it; None where none did."""
-    count = total(f"{METRIC}_count", stage=stage)
-    mean = 1000 * total(f"{METRIC}_sum", stage=stage) / count if count else None
-    return {"mean": mean, "p50": quantile_ms(bounds, 0.5), "p99": quantile_ms(bounds, 0.99), "count": count}
+Stages = Mapping[str, StageTimes]
+"""By stage, and :data:`WHOLE`."""
 
 
 def quantile_ms(buckets: Buckets, share: float) -> float | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,6 +141,22 @@ class LearnLoop:
             log.info("stopped in the middle of long work; it is done again at the next start")
         finally:
             self.samples.close()
+
+    def rehearse(self, messages: Iterable[SampleMessage]) -> None:
+        """Learns and publishes messages, and writes snapshots, as :meth:`run` does, but without a broker. For a loop
+        that is thrown away: whatever another one does then is compiled, and does not happen for the first time."""
+        self.promotion.begin(None)
+        self.promotion.start(wall_ms())
+        with self._snapshots.begin(self.output):
+            self._snapshots.ask()
+            for n, message in enumerate(messages):
+                self.promotion.take(message.batch, message.partition, message.joined_ms, message.offset)
+                self.learn(drain=n % 2 > 0)
+                self.publish()
+                self._look_at_snapshots(time.monotonic())
+            self.promotion.end_stretch()
+            self.publish()
+            self._snapshots.last()
 
     def _replay(self, possible: bool, parts: Sequence[LogPart]) -> None:
         """Does once more what was decided behind the snapshot, and reads on behind it."""

@@ -13,6 +13,7 @@ else with an untrained model and the oldest sample.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import threading
 import time
 import uuid
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import structlog
 import torch
@@ -35,7 +37,7 @@ from learner.gate.checks import GATE, QUARANTINED
 from learner.gate.quarantine import PLACE
 from learner.network.dense import role_threads
 from learner.promotion.promotion_status import promotion_status
-from learner.ranker.model import LearnReport
+from learner.ranker.model import LearnReport, OnlineModel
 from learner.ranker.repeats import Repeats, keep_ms_of
 from learner.ranker.snapshot_slices import merge
 from learner.ranker.verbs import Learning
@@ -51,7 +53,7 @@ from learner.role.learner_metrics import (
     VERSION,
     Board,
 )
-from learner.role.learner_warmup import warm_up
+from learner.role.learner_warmup import shop_hours, small, warm_up
 from learner.role.learnloop import LearnLoop
 from learner.role.loopoutput import LoopOutput
 from learner.role.model_factory import model_of, wanted_spec
@@ -424,6 +426,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     # A learner that cannot read the store ends here, before it takes the epoch from one that can.
     learner = Learner(settings, schema)
     warm_up(learner.trainer.model)
+    rehearse(own, schema, learner.trainer.model.spec)
     open_broker(settings)
     decision = 0 if learner.found is None else learner.found.note.extra.get("decision", 0)
     tenure = LearnerClaim(own, uuid.uuid4().hex, _mark(own), decision)
@@ -442,6 +445,21 @@ def run(settings: Settings, stop: threading.Event) -> None:
                 producer.close(timeout=5)
     finally:
         tenure.close()
+
+
+def rehearse(settings: Settings, schema: Schema, spec: Mapping[str, Any]) -> None:
+    """Lets a learner with a model of ``spec`` learn and publish in a temporary folder, and throws it away."""
+    with tempfile.TemporaryDirectory(dir=settings.folder("learner")) as folder:
+        own, few = msgspec.structs.replace(settings, data=folder, store="", heldout_share=0.5), small(spec)
+
+        def build(note: Announcement, parts: Iterable[tuple[Image, Mapping[str, Array]]]) -> Learning:
+            return _going_on(note, parts, schema, few, own)
+
+        served = ServedExposures(schema, Segments(schema, own.segments), Waits.of(own), ROLLING_ROWS)
+        repeats = Repeats(keep_ms_of(own))
+        trainer = Trainer(OnlineModel(schema, few, own.seed), Progressive(ROLLING_ROWS), repeats, served=served)
+        samples, store = SampleReader(own, schema, served.time), ModelStore(own.place("models"))
+        LearnLoop(own, samples, trainer, store, build, dict).rehearse(shop_hours(schema))
 
 
 def _mark(settings: Settings) -> Path:

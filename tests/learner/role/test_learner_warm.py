@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
+from numba.core.dispatcher import Dispatcher
 
 from learner.evaluation.progressive import Progressive
 from learner.evaluation.served_scores import ServedExposures
@@ -16,10 +21,13 @@ from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.retrieval import retrievalkernels
 from learner.role.learner_warmup import warm_up
+from learner.role.service import Learner, rehearse
+from learner.samples.batch_reader import SampleMessage
 from learner.tables import table_kernels
 from learner.tables.row_index import Index
 from learner.training.trainer import Trainer
 from millrace.contracts.samples import PAGE, SampleBatch
+from millrace.contracts.settings import Settings
 from millrace.labels import Waits
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
 
@@ -75,3 +83,52 @@ def test_after_a_warm_up_learning_compiles_nothing_more(spec: dict[str, object])
     for ids in np.array_split(np.arange(1, 100_000), 40):
         memory.add(ids)
     assert compiled() == before
+
+
+def kernels() -> dict[str, int]:
+    """Every compiled function of this process and for how many kinds of arguments it is compiled."""
+    modules = [(name, module) for name, module in list(sys.modules.items()) if name.startswith(("learner", "millrace"))]
+    found = {f"{name}.{k.__name__}": k for name, m in modules for k in vars(m).values() if isinstance(k, Dispatcher)}
+    return {name: len(kernel.signatures) for name, kernel in found.items()}
+
+
+def small_settings(folder: Path) -> Settings:
+    return Settings(data=str(folder), heldout_share=0.2, model_spec={"hidden": [8, 8]})
+
+
+def messages() -> list[SampleMessage]:
+    """Five hours."""
+    made = (make_samples(40 + n, n, start_ms=START_MS + n * 600_000) for n in range(30))
+    return [SampleMessage(SampleBatch.from_bytes(b.to_bytes()), n % 2, n // 2) for n, b in enumerate(made)]
+
+
+def compiled_after_a_rehearsal(folder: Path) -> list[str]:
+    settings = small_settings(folder)
+    learner = Learner(settings, SCHEMA)
+    warm_up(learner.trainer.model)
+    rehearse(settings, SCHEMA, learner.trainer.model.spec)
+    before = kernels()
+    learner.loop.rehearse(messages())
+    assert learner.trainer.counts["trained"] > 500
+    assert learner.trainer.counts["held_out"] > 0
+    assert learner.store.latest() is not None
+    return sorted(name for name, kinds in kernels().items() if kinds > before.get(name, 0))
+
+
+def test_a_learner_that_has_rehearsed_compiles_nothing_while_it_judges_learns_publishes_and_saves(
+    tmp_path: Path,
+) -> None:
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:  # nothing is compiled in it by other tests
+        assert fresh.submit(compiled_after_a_rehearsal, tmp_path).result() == []
+
+
+def test_a_rehearsal_changes_nothing_of_the_learner_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    learners = [Learner(small_settings(tmp_path / name), SCHEMA) for name in "ab"]
+    rehearse(small_settings(tmp_path / "a"), SCHEMA, learners[0].trainer.model.spec)
+    assert not list((tmp_path / "a" / "learner").iterdir())
+    for learner in learners:
+        learner.loop.rehearse(messages())
+    (a, more), (b, same) = (learner.trainer.model.snapshot() for learner in learners)
+    assert a.same_bits(b) == ""
+    assert {name: array.tobytes() for name, array in more.items()} == {n: array.tobytes() for n, array in same.items()}
+    assert learners[0].trainer.counts == learners[1].trainer.counts
