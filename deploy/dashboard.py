@@ -40,7 +40,7 @@ _COLOURS = {
     **dict.fromkeys(("model", "log loss", "predicted over observed", "exposures", "p50", "served"), _BLUE),
     **dict.fromkeys(("baseline", "random pages", "trained", "p99", "learnt", "pending"), _ORANGE),
     **dict.fromkeys(("samples", "promoted"), _VIOLET),
-    "oracle": _GREY,
+    **dict.fromkeys(("oracle", "oracle (simulator only)"), _GREY),
 }
 """Series of these names have the same colour in every panel."""
 
@@ -129,6 +129,72 @@ def _chart(
 Panel = stat.Panel | timeseries.Panel
 
 
+def _first() -> list[Panel]:
+    """What is seen without opening a row."""
+    return [
+        _chart(
+            "Rolling AUC of served scores: model, baseline, oracle",
+            units.Short,
+            {
+                "model": _pages("rolling_auc"),
+                "baseline": _pages("baseline_auc"),
+                "random pages": _random("rolling_auc"),
+                "oracle (simulator only)": _largest("oracle_auc"),
+            },
+            f"{_SERVED[:-1]}, over the newest 10,000 exposures of an arm. Random pages are easier to rank.",
+            span=6,
+            height=9,
+            decimals=3,
+        ),
+        _chart(
+            "Click rate by arm",
+            units.PercentUnit,
+            {
+                "{{arm}}": "max by (arm) (millrace_click_rate) >= 0",
+                "{{arm}}, not settled": "max by (arm) (millrace_arm_unsettled_click_rate)",
+            },
+            f"Clicks per exposure over the newest 10,000 settled exposures of each arm. {_RANDOM} Not settled: of"
+            " exposures whose clicks may still come, as the archive counts them from the first minute on.",
+            span=5,
+            height=9,
+        ),
+        _chart(
+            "Click to served weights",
+            units.Seconds,
+            {"p50": _quantile(0.5, "click_to_served"), "p99": _quantile(0.99, "click_to_served")},
+            "From a click to the weights that it changed, in the scorer.",
+            span=5,
+            height=9,
+        ),
+        _chart(
+            "Throughput",
+            units.CountsPerSecond,
+            {"exposures": _rate("exposures"), "samples": _rate("samples"), "trained": _rate("samples_trained")},
+            "Exposures that the stream took, samples that it sent, samples that were learnt from.",
+            span=5,
+            height=9,
+        ),
+        _figure(
+            "All well",
+            units.BoolYesNo,
+            0,
+            " * ".join(
+                (
+                    'min(up{job="millrace"})',
+                    'min(millrace_ready{job="millrace"})',
+                    '(1 - max(millrace_gate_state{state!="promoting"}))',
+                    "(sum(increase(millrace_errors_total[5m])) == bool 0)",
+                    "(sum(increase(millrace_log_lost_exposures_total[5m])) == bool 0)",
+                )
+            ),
+            "Every role answers and can work, the gate promotes, and for five minutes the scorer had no error and lost"
+            " no page's log.",
+        )
+        .height(9)
+        .span(3),
+    ]
+
+
 def _head() -> list[Panel]:
     above = " or ".join(
         f'max(millrace_rolling_auc{{arm="{arm}"}}) - max(millrace_baseline_auc{{arm="{arm}"}}) > -Inf'
@@ -179,32 +245,6 @@ def _head() -> list[Panel]:
 
 def _quality() -> list[Panel]:
     return [
-        _chart(
-            "Rolling AUC of served scores: model and baseline",
-            units.Short,
-            {
-                "model": _pages("rolling_auc"),
-                "baseline": _pages("baseline_auc"),
-                "random pages": _random("rolling_auc"),
-            },
-            f"{_SERVED[:-1]}, over the newest 10,000 exposures of an arm. Random pages are easier to rank.",
-            span=12,
-            height=9,
-            decimals=3,
-        ),
-        _chart(
-            "Click rate: model pages and random pages",
-            units.PercentUnit,
-            {
-                "model": _pages("click_rate"),
-                "random pages": _random("click_rate"),
-                "{{arm}}, not settled": "max by (arm) (millrace_arm_unsettled_click_rate)",
-            },
-            f"Clicks per exposure over the newest 10,000 settled exposures of each arm. {_RANDOM} Not settled: of"
-            " exposures whose clicks may still come, as the archive counts them from the first minute on.",
-            span=12,
-            height=9,
-        ),
         _chart(
             "Arms: outcomes a user, and bands that hold at every look",
             units.Short,
@@ -302,20 +342,6 @@ def _speed() -> list[Panel]:
         return f"{' / '.join(parts)} >= 0"
 
     return [
-        _chart(
-            "Throughput",
-            units.CountsPerSecond,
-            {"exposures": _rate("exposures"), "samples": _rate("samples"), "trained": _rate("samples_trained")},
-            "Exposures that the stream took, samples that it sent, samples that were learnt from.",
-            span=12,
-        ),
-        _chart(
-            "Click to served weights",
-            units.Seconds,
-            {"p50": _quantile(0.5, "click_to_served"), "p99": _quantile(0.99, "click_to_served")},
-            "From a click to the weights that it changed, in the scorer.",
-            span=6,
-        ),
         _chart(
             "Stages of a click, mean",
             units.Seconds,
@@ -589,17 +615,19 @@ def _simulator() -> list[Panel]:
 
 
 def dashboard() -> Dashboard:
-    """The whole dashboard. What only the simulator measures stands in the last row, which is collapsed."""
+    """The whole dashboard: one row of panels, and rows that are collapsed. What only the simulator measures stands in
+    the last."""
     made = Dashboard("Millrace").uid("millrace").tags(["millrace"]).readonly().timezone("browser").refresh("5s")
     made.description(
         "The loop: what is learnt, how fast it serves, and that nothing is lost."
-        " What only the simulator measures stands in the last row."
+        " What only the simulator measures stands in the last row, and says so."
     )
     made.time("now-15m", "now").tooltip(DashboardCursorSync.CROSSHAIR)
     numbers = iter(range(1, 1000))
-    for panel in _head():
+    for panel in _first():
         made.with_panel(panel.id(next(numbers)))
     for title, panels in (
+        ("In figures", _head()),
         ("Quality", _quality()),
         ("Segments", _segments()),
         ("Speed", _speed()),
@@ -607,14 +635,13 @@ def dashboard() -> Dashboard:
         ("What the learner predicts when it learns", _learning()),
         ("Intake and archive", _edges()),
         ("Gate", _gate()),
+        ("Simulator only", _simulator()),
     ):
-        made.with_row(Row(title).id(next(numbers)))
+        collapsed = Row(title).id(next(numbers))
         for panel in panels:
-            made.with_panel(panel.id(next(numbers)))
-    collapsed = Row("Simulator only").id(next(numbers))
-    for panel in _simulator():
-        collapsed.with_panel(panel.id(next(numbers)))
-    return made.with_row(collapsed)
+            collapsed.with_panel(panel.id(next(numbers)))
+        made.with_row(collapsed)
+    return made
 
 
 def text() -> str:

@@ -42,6 +42,7 @@ def demo(
     twin: bool = False,
     archive: bool = False,
     history_days: int = 0,
+    prometheus: bool = False,
 ) -> None:
     """Run the whole loop on this machine: broker, Redis, every role, a live page. Ctrl-C ends it.
 
@@ -73,6 +74,8 @@ def demo(
     history_days
         Begin with so many simulated days before the opening: they are replayed first, and the loop goes on from them.
         Not with --from-log.
+    prometheus
+        Start the Prometheus that is on the PATH, too, to watch the figures in Grafana.
     """
     from commands.demo.demorun import DemoOptions
     from commands.demo.demorun import demo as run
@@ -86,6 +89,7 @@ def demo(
         twin=twin,
         archive=archive,
         history_days=history_days,
+        prometheus=prometheus,
         **{k: v for k, v in given.items() if v is not None},
     )
     played = {"data": absolute(data), "from_log": absolute(from_log), "schema": absolute(schema)}

@@ -11,11 +11,13 @@ The phases run in the main thread, beside the monitor's thread and the page's.
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +35,8 @@ from commands.loop.monitor import fetch
 from commands.loop.signals import AtOnce, Signals
 from commands.loop.stage_times import Stages
 from commands.loop.status import RunStatus
+from commands.up.ports import Ports, choose, url
+from millrace.basics.atomic_files import lock_of
 from millrace.basics.errors import MillraceError, ServiceError, SettingError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.settings import Settings
@@ -40,7 +44,7 @@ from millrace.contracts.topics import PAGE_LOGS
 from millrace.processes.kafka import read_all
 from millrace.processes.profiles import check_whole
 from millrace.processes.role import last_figures
-from millrace.processes.services import free_port
+from millrace.processes.services import EmbeddedPrometheus, prometheus_flags, prometheus_program
 from millrace.processes.tokens import own_token
 from millrace.processes.wall import wall_ms
 
@@ -50,6 +54,7 @@ UNKNOWN_OF_A_LOG = ("oracle_auc", "first_20000", "ctr_model", "ctr_control")
 LOOP = ("learn", "stream", "serve")
 ROLES = ("simulate", "stream", "learn", "serve")
 """The roles of a demo, as they are shown; :data:`LOOP` is there before the simulator."""
+GRAFANA = "grafana/grafana:12.3.1"
 LABELS_SECONDS = 45.0
 """The longest wait for labels after the last exposure, by the wall clock."""
 
@@ -67,12 +72,15 @@ class DemoOptions:
     twin: bool = False
     archive: bool = False
     history_days: int = 0
+    prometheus: bool = False
 
 
 class Demo(Host):
     """One run of :func:`demo`. Arguments as in :class:`~commands.loop.host.Host`."""
 
     name = "demo"
+
+    ports: Ports  # from open() on
 
     def __init__(self, settings: Settings, options: DemoOptions, folder: Path, ending: threading.Event) -> None:
         self.beside = (*(("archive",) if options.archive else ()), *settings.learner_roles)
@@ -89,17 +97,20 @@ class Demo(Host):
     def open(self, stack: ExitStack) -> None:
         """Replays the past that was asked for, starts the services that no setting names, creates the topics, and sets
         the event clock. Stops early when the end is asked for."""
-        port = free_port()
+        self.usual = may_take_usual_ports(stack)
+        own = msgspec.structs.replace(self.settings, metrics_port=self.settings.metrics_port and None)
+        ports = choose(own, (*ROLES, *self.beside), free=not self.usual).or_free(own.host)
+        self.ports = ports
         self.settings = msgspec.structs.replace(
             self.settings,
-            port=port,
-            scorer=f"http://127.0.0.1:{port}",
+            port=ports.scorer,
+            scorer=url(self.settings.host, ports.scorer),
             data=str(self.folder),
             seed=self.options.seed,
             archive_features=self.options.archive or self.settings.archive_features,
             tokens="",  # our shoppers have none
             token_file="",
-            admin_port=free_port(),
+            admin_port=ports.admin,
             admin_token_file=self.settings.admin_token_file or str(own_token(self.folder)),
         )
         if self.options.history_days:
@@ -124,14 +135,24 @@ class Demo(Host):
             begins_ms = first_ms(Path(self.settings.from_log), self.settings.load_schema())
         clock = EventClock(wall_ms(), begins_ms, self.options.speed)
         self.settings = msgspec.structs.replace(self.settings, clock=clock.encode())
+        self._show_figures(stack)
+
+    def _show_figures(self, stack: ExitStack) -> None:
+        """Writes what Prometheus needs, and says how it and Grafana are started; starts Prometheus where asked to."""
+        scrape, kept = self.write_scrape(self.ports.targets(self.settings.host)), self.folder / "prometheus"
+        if self.options.prometheus:
+            prometheus = EmbeddedPrometheus(kept, scrape, usual=self.usual)
+            self.say(f"Prometheus: http://{stack.enter_context(prometheus).address}   asks by {scrape}")
+            self.services.append(prometheus)
+        else:
+            self.view.say(f"Prometheus: {shlex.join(['prometheus', *prometheus_flags(scrape, kept)])}")
+        self.view.say(f"Grafana: {_grafana()}")
 
     def start_roles(self) -> None:
         """Starts all but the simulator, and waits until each can work. Raises ServiceError if one is not ready in time,
         or died too often."""
-        ports = {name: free_port() for name in ("simulate", "stream", "learn", *self.beside)}
-        targets = {name: f"http://127.0.0.1:{port}/metrics" for name, port in ports.items()}
-        targets["serve"] = f"{self.settings.scorer}/metrics"
-        self.watch({**ports, "serve": 0}, targets, fetch, f"http://127.0.0.1:{self.settings.admin_port}")
+        host = self.settings.host
+        self.watch(self.ports.metrics, self.ports.targets(host), fetch, url(host, self.settings.admin_port))
         for name in (*LOOP, *self.beside):
             self.start(name)
         self.await_roles(LOOP)  # of the scorer an answer: it is ready when it has items, which the simulator brings
@@ -193,6 +214,31 @@ class Demo(Host):
         return settle(self, dry, freshness_s, since, ended_ms)
 
 
+def may_take_usual_ports(stack: ExitStack) -> bool:
+    """Whether no other demo of this user has the ports of `millrace up`, or is about to take them."""
+    lock = None
+    with suppress(OSError):
+        lock = lock_of(Path(tempfile.gettempdir(), f"millrace-demo-{os.getuid()}.lock"))
+    if lock is not None:
+        stack.callback(os.close, lock)
+    return lock is not None
+
+
+def _grafana() -> str:
+    """How the dashboard is opened: with the files of a checkout, which name a Prometheus at its usual port."""
+    files = Path(__file__).absolute().parents[2] / "deploy" / "grafana"
+    if not files.is_dir():
+        return "import deploy/grafana/dashboards/millrace.json of the source; deploy/README.md says how"
+    own = {"SERVER_HTTP_ADDR": "127.0.0.1", "AUTH_ANONYMOUS_ENABLED": "true"}
+    own["DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] = "/etc/grafana/dashboards/millrace.json"
+    set_ = [part for name, value in own.items() for part in ("-e", f"GF_{name}={value}")]
+    mounted = [
+        part for name in ("provisioning", "dashboards") for part in ("-v", f"{files / name}:/etc/grafana/{name}:ro")
+    ]
+    network = ("--network", "host", "--add-host", "prometheus:127.0.0.1")
+    return f"{shlex.join(['docker', 'run', '--rm', *network, *set_, *mounted, GRAFANA])}   then http://127.0.0.1:3000"
+
+
 def demo(settings: Settings, options: DemoOptions) -> int:
     """Runs a demo to its end; returns the exit status: 0 when everything held. Raises MillraceError if something could
     not be started, died for good, or an exposure is not accounted for."""
@@ -208,6 +254,8 @@ def demo(settings: Settings, options: DemoOptions) -> int:
         )
     if options.twin and options.report is None:
         raise SettingError("--twin without --report", "name the file for the report, which is where a twin appears")
+    if options.prometheus:
+        prometheus_program()
     named = options.data or (Path(settings.data) if settings.data else None)
     folder = (named or Path(tempfile.mkdtemp(prefix="millrace-"))).absolute()
     signals = Signals()

@@ -27,9 +27,11 @@ import structlog
 
 from commands.loop.monitor import Monitor, Picture
 from commands.loop.page import PageServer
+from commands.loop.scrape import scrape_file
 from commands.loop.signals import AtOnce
 from commands.loop.status import RunStatus, State, state_of
 from commands.loop.view import View
+from millrace.basics.atomic_files import write_whole
 from millrace.basics.errors import BrokerError, ServiceError, SettingError
 from millrace.connections.kafka_security import security_of
 from millrace.contracts.settings import Settings
@@ -237,6 +239,12 @@ class Host:
         create_topics(self.settings)
 
     # -- roles -----------------------------------------------------------------------------------------------
+
+    def write_scrape(self, targets: Mapping[str, str]) -> Path:
+        """Writes the configuration by which a Prometheus asks the roles at their ``targets``."""
+        path = self.folder / "prometheus.yml"
+        write_whole(path, scrape_file(targets).encode(), durable=False)
+        return path
 
     def watch(
         self, ports: Mapping[str, int], targets: Mapping[str, str], get: Callable[[str], str], learner: str

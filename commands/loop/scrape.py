@@ -18,7 +18,7 @@ SCRAPE_SECONDS = 5
 """Between two looks: the dashboard's rates are over a minute."""
 
 _HEAD = f"""\
-# Written by `millrace up` at each start: what this loop's roles measure. Try it with
+# Written by `millrace up` and `millrace demo` at each start: what this loop's roles measure. Try it with
 #   prometheus --config.file=THIS_FILE
 # `rule_files: [.../deploy/rules.yml]` adds the alerts; deploy/README.md says how to import the dashboard.
 global:

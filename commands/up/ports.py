@@ -1,5 +1,5 @@
 # shell
-"""The ports of `millrace up`: fixed ones that a shop can write down, or any that are free.
+"""The ports of `millrace up` and `millrace demo`: fixed ones that a shop can write down, or any that are free.
 
 ::
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from millrace.basics.errors import PortError, SettingError
 from millrace.contracts.settings import Settings
@@ -45,6 +45,19 @@ class Ports:
         services = [("broker", self.broker, "MILLRACE_BROKER_PORT"), ("Redis", self.redis, "")]
         own += [(name, LOOPBACK, port, setting) for name, port, setting in services if port]
         return public + own + [(f"{role} metrics", host, port, "") for role, port in self.metrics.items()]
+
+    def targets(self, host: str) -> dict[str, str]:
+        """Where each role shows its metrics, by role."""
+        return {role: f"{url(host, port)}/metrics" for role, port in self.metrics.items()}
+
+    def or_free(self, host: str) -> Ports:
+        """Any free port in place of each of scorer, admin and metrics that cannot be bound."""
+
+        def port(own: int) -> int:
+            return free_port() if _problem(host, own) else own
+
+        metrics = {role: port(own) for role, own in self.metrics.items()}
+        return replace(self, scorer=port(self.scorer), admin=port(self.admin), metrics=metrics)
 
 
 def choose(settings: Settings, roles: Iterable[str], *, free: bool) -> Ports:

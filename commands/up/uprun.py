@@ -26,13 +26,11 @@ import msgspec
 
 from commands.loop.host import Host, made
 from commands.loop.monitor import fetch, readiness
-from commands.loop.scrape import scrape_file
 from commands.loop.signals import AtOnce, Signals
 from commands.loop.status import RunStatus
 from commands.up import data_folder as folders
 from commands.up import upwords
 from commands.up.ports import Ports, check, choose, url
-from millrace.basics.atomic_files import write_whole
 from millrace.basics.errors import SettingError
 from millrace.contracts.settings import Settings, without_password
 from millrace.processes.profiles import check_whole
@@ -110,7 +108,7 @@ class Up(Host):
         }
 
     def metrics(self) -> dict[str, str]:
-        return {role: f"{url(self.settings.host, port)}/metrics" for role, port in self.ports.metrics.items()}
+        return self.ports.targets(self.settings.host)
 
     def serve(self) -> None:
         """Runs until somebody asks for the end. Raises ServiceError if a role or service died so often that it is given
@@ -124,8 +122,7 @@ class Up(Host):
             **{name: found[name] for name in ("scorer", "intake", "kafka", "redis")},
             "data folder": str(self.folder),
         }
-        scrape = self.folder / "prometheus.yml"
-        write_whole(scrape, scrape_file(self.metrics()).encode(), durable=False)
+        scrape = self.write_scrape(self.metrics())
         for line in upwords.welcome(found, str(self.folder), str(scrape), self.settings.prefix):
             self.view.say(line)
         self.wait(self._watch, float("inf"))

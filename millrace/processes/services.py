@@ -1,5 +1,5 @@
 # shell
-"""The embedded broker and Redis of a laptop: started on free loopback ports, checked for health, stopped.
+"""The embedded broker, Redis and Prometheus of a laptop: started on loopback ports, checked for health, stopped.
 
 The broker keeps its topics in its folder. Redis keeps everything in memory and loses it when it stops. The caller
 starts neither when ``MILLRACE_KAFKA`` or ``MILLRACE_REDIS`` names a running one.
@@ -19,17 +19,20 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from http.client import HTTPException
 from itertools import chain, cycle
 from pathlib import Path
 from typing import Self
+from urllib.request import urlopen
 
 from millrace.basics.errors import PortError, ServiceError
 from millrace.processes.kafka import cluster_id
 from millrace.processes.spawn import spawn, stop, tail
 
-__all__ = ["EmbeddedBroker", "EmbeddedRedis", "free_port", "spawn", "stop", "tail"]
+__all__ = ["EmbeddedBroker", "EmbeddedPrometheus", "EmbeddedRedis", "free_port", "spawn", "stop", "tail"]
 
 
+PROMETHEUS_PORT = 9090
 LOWEST_PORT = 20_000  # ports below this are the usual ports of servers
 
 
@@ -257,6 +260,43 @@ class EmbeddedRedis(_Service):
                 return about.get("process_id") == self.pid
         except redis.RedisError as error:
             raise ConnectionError(str(error)) from None
+
+
+class EmbeddedPrometheus(_Service):
+    """The system's ``prometheus``, with this ``config``; at its ``usual`` port where that is free."""
+
+    name = "prometheus"
+
+    def __init__(self, folder: Path | str, config: Path, *, usual: bool) -> None:
+        super().__init__(folder, PROMETHEUS_PORT if usual and not _taken(PROMETHEUS_PORT, closing=False) else 0)
+        self._config = config
+
+    def _argv(self, port: int) -> list[str]:
+        return [prometheus_program(), *prometheus_flags(self._config, self.folder, port)]
+
+    def _ask(self) -> bool:
+        try:
+            with urlopen(f"http://{self.address}/api/v1/status/flags", timeout=1.0) as answer:
+                return bool(json.load(answer)["data"]["config.file"] == str(self._config))
+        except (HTTPException, ValueError, KeyError) as error:
+            raise ConnectionError(str(error)) from None
+
+
+def prometheus_flags(config: Path, folder: Path, port: int = PROMETHEUS_PORT) -> list[str]:
+    """``folder``: for what it measures."""
+    storage = f"--storage.tsdb.path={folder / 'data'}"
+    return [f"--config.file={config}", f"--web.listen-address=127.0.0.1:{port}", storage]
+
+
+def prometheus_program() -> str:
+    """Raises ServiceError where there is none."""
+    found = shutil.which("prometheus")
+    if found is None:
+        raise ServiceError(
+            "no prometheus is on the PATH",
+            "install one (for instance 'apt install prometheus'), or leave --prometheus out",
+        )
+    return os.path.abspath(found)
 
 
 def _redis() -> str:

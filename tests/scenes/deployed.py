@@ -11,6 +11,14 @@ import yaml
 from tests.architecture import ROOT
 
 DEPLOY = ROOT / "deploy"
+FIRST = [
+    "Rolling AUC of served scores: model, baseline, oracle",
+    "Click rate by arm",
+    "Click to served weights",
+    "Throughput",
+    "All well",
+]
+"""The panels of the dashboard that are not folded."""
 
 
 def dashboards() -> Iterator[tuple[str, list[Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 from pathlib import Path
@@ -12,8 +13,10 @@ from commands.demo.demorun import ROLES
 from millrace.basics.ranking_metrics import ROLLING_ROWS
 from tests.scenes.demo_process import demo_process, descendants, is_page
 from tests.scenes.demo_report import assert_undisturbed
+from tests.scenes.deployed import FIRST, dashboards
 from tests.scenes.exposed_metrics import exposed
-from tests.scenes.waiting import LONG
+from tests.scenes.running_prometheus import PROGRAM, Prometheus
+from tests.scenes.waiting import LONG, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.timeout(LONG)]
 
@@ -35,6 +38,30 @@ def test_a_demo_ends_by_itself_with_every_exposure_accounted_for_and_a_whole_rep
     # What tests/deploy/test_deploy.py holds the dashboard against is what running roles expose.
     families = {name if not name.endswith("_total") else name[:-6] for name in exposed(ROLES).values()}
     assert set(report["metrics"]) == families
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="prometheus (Debian: prometheus) is not installed")
+def test_prometheus_beside_a_demo_has_every_series_of_the_first_row_of_the_dashboard(tmp_path: Path) -> None:
+    shown = [panel for _, panels in dashboards() for panel in panels if panel["title"] in FIRST]
+    asked = {t["expr"].replace("$__rate_interval", "1m") for panel in shown for t in panel["targets"]}
+    assert len(asked) > 10
+    with demo_process(tmp_path, "--prometheus") as demo:
+        demo.until(lambda: demo.state()["phase"] == "running", "it runs")
+        (address,) = re.findall(r"^Prometheus: (http\S+)", demo.text(), re.M)
+        asks, empty = Prometheus(address, tmp_path / "data" / "prometheus" / "prometheus.log"), set[str]()
+
+        def answered() -> bool:
+            empty.clear()
+            empty.update(expr for expr in asked if not asks.values(expr))
+            return not empty
+
+        until(answered, "each query yields a value", every=1.0, more=lambda: f"{empty}\n{asks.up()}\n{demo.text()}")
+        assert asks.up() == dict.fromkeys(ROLES, "up")
+        (well,) = {t["expr"] for panel in shown if panel["title"] == "All well" for t in panel["targets"]}
+        assert set(asks.values(well)) <= {0.0, 1.0}
+        assert "Grafana: docker run" in demo.text()
+        assert demo.end(signal.SIGTERM) == 128 + signal.SIGTERM, demo.text()
+        demo.until_nothing_left()
 
 
 def test_kill_9_of_the_demo_leaves_no_process(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.demo.demorun import DemoOptions, demo
+from commands.demo.demorun import DemoOptions, demo, may_take_usual_ports
 from commands.demo.servedrows import LabelledExposures, auc_of
 from commands.demo.twin import LoggedPages, blocks, twin_scores
 from learner.ranker.model import OnlineModel
-from millrace.basics.errors import SettingError
+from millrace.basics.errors import ServiceError, SettingError
 from millrace.contracts.events import PageLog, to_msgpack
 from millrace.contracts.settings import Settings
 from tests.scenes.learning import SCHEMA
@@ -98,6 +101,13 @@ def test_a_twin_without_a_report_to_appear_in_is_refused() -> None:
         demo(Settings(), DemoOptions(twin=True))
 
 
+def test_prometheus_is_asked_for_and_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ServiceError, match="no prometheus is on the PATH; install one"):
+        demo(Settings(), DemoOptions(prometheus=True, data=tmp_path / "data"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_first_page_log_of_a_page_counts() -> None:
     rows, pages = run(1)
     _, before, _ = pages.features(rows)
@@ -114,3 +124,15 @@ def test_blocks_take_every_row_once_in_order_and_keep_their_bounds(gaps: list[in
     for block in cut:
         assert 1 <= block.stop - block.start <= most
         assert ts_ms[block.stop - 1] - ts_ms[block.start] < block_ms
+
+
+def test_of_two_demos_at_once_one_takes_the_usual_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with ExitStack() as first, ExitStack() as second:
+        assert may_take_usual_ports(first)
+        assert not may_take_usual_ports(second)
+        first.close()
+        assert may_take_usual_ports(second)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with ExitStack() as nowhere:
+        assert not may_take_usual_ports(nowhere)

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,14 @@ def test_a_taken_port_is_named_with_what_wants_it_and_the_remedy(taken: int) -> 
     twice = Ports(**{**{n: getattr(ports, n) for n in Ports.__slots__}, "page": ports.scorer})
     with pytest.raises(PortError, match=f"port {ports.scorer} is given to scorer and to live page"):
         check(twice, "127.0.0.1")
+
+
+def test_a_demo_takes_the_fixed_ports_that_are_free(taken: int) -> None:
+    ports = ports_of()
+    wanted = replace(ports, scorer=taken, metrics={**ports.metrics, "learn": taken})
+    found = wanted.or_free("127.0.0.1")
+    assert taken not in (found.scorer, *found.metrics.values())
+    assert replace(found, scorer=taken, metrics={**found.metrics, "learn": taken}) == wanted, "the others stay"
 
 
 def test_a_port_that_a_killed_run_still_holds_is_waited_for(taken: int) -> None:
