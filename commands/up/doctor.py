@@ -24,6 +24,7 @@ from commands.up.findings import (
     judge_clocks,
     judge_event_clock,
     judge_folder,
+    judge_memory,
     judge_newest,
     judge_schema,
     judge_tokens,
@@ -98,6 +99,7 @@ def examine(overrides: Mapping[str, Any]) -> list[Finding]:
     else:
         found += _ports(settings)
     if schema is not None:
+        found.append(judge_memory(schema))
         found += _services(settings, there)
     if tried is not None:
         found.append(_model(settings, tried()))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+from millrace.basics.ranking_metrics import ROLLING_ROWS
 from millrace.contracts.carry import same_tiles
 from millrace.contracts.clock import EventClock
 from millrace.contracts.schema import Schema
@@ -56,6 +57,24 @@ def status(findings: list[Finding]) -> int:
     0
     """
     return int(any(found.state == "mend" for found in findings))
+
+
+def judge_memory(schema: Schema) -> Finding:
+    """What a learner's memory grows by when it has run for long, however well its tables are bounded."""
+    from learner.evaluation.served_scores import ServedExposures  # only here: the compiler is 50 MB
+    from learner.gate.heldout import Heldout
+    from learner.ranker.repeats import Repeats
+    from learner.training import rowcache
+
+    most = {
+        "rows to learn again": rowcache.MOST_BYTES,
+        "ids of samples": Repeats.most_bytes(),
+        "exposures to judge": ServedExposures.most_bytes(ROLLING_ROWS),
+        "held-out rows": Heldout.most_bytes(schema.layout.F, schema.layout.N),
+    }
+    each = ", ".join(f"{name} {size / (1 << 20):,.0f}" for name, size in most.items())
+    text = f"beside its tables (max_rows) a learner grows by {sum(most.values()) / (1 << 20):,.0f} MiB at most: {each}"
+    return ok("memory", text)
 
 
 def judge_schema(schema: Schema, kept: Schema | None = None) -> list[Finding]:

@@ -53,6 +53,13 @@ again as ``baseline_*`` by the item's own smoothed click rate (where the schema 
 ``rows``. NaN where there is none: no rows, one class, no page with both."""
 
 
+_COLUMNS = ("u1", "i8", "u8", "u8", "i4", "u1", "f4", "f4", "?", "u8")
+
+
+def _reserved(window_rows: int, waiting_rows: int) -> int:
+    return waiting_rows + len(ARMS) * window_rows
+
+
 class ServedExposures:
     """Exposures from their first sample until they are too old to count.
 
@@ -86,16 +93,25 @@ class ServedExposures:
         self._beyond: set[int] = set()  # users whose rows are to be left out
         self._windows: list[Rows] = [np.empty(0, np.intp) for _ in ARMS]  # in the order of exposure
         self._waiting = 0
-        size = waiting_rows + len(ARMS) * window_rows  # reserved; the system gives memory as rows come
+        size = _reserved(window_rows, waiting_rows)  # the system gives memory as rows come
         self._index = Index({}, size)
-        self._state = np.zeros(size, np.uint8)
-        self._ts_ms, self._page, self._user = (np.zeros(size, of) for of in (np.int64, np.uint64, np.uint64))
-        self._position, self._arm = np.zeros(size, np.int32), np.zeros(size, np.uint8)
-        self._score, self._base = np.zeros(size, np.float32), np.zeros(size, np.float32)
-        self._clicked, self._masks = np.zeros(size, np.bool_), np.zeros(size, np.uint64)
+        columns = (np.zeros(size, kind) for kind in _COLUMNS)
+        self._state, self._ts_ms, self._page, self._user, self._position, self._arm, *rest = columns
+        self._score, self._base, self._clicked, self._masks = rest
 
     def __len__(self) -> int:
         return len(self._index)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the rows that have been in use, with their ids."""
+        return self._index.nbytes + self._index.used * sum(np.dtype(kind).itemsize for kind in _COLUMNS)
+
+    @staticmethod
+    def most_bytes(window_rows: int, waiting_rows: int = WAITING_ROWS) -> int:
+        """What :attr:`nbytes` is at most."""
+        size = _reserved(window_rows, waiting_rows)
+        return Index.most_bytes({}, size) + size * sum(np.dtype(kind).itemsize for kind in _COLUMNS)
 
     @property
     def waiting(self) -> int:

@@ -333,6 +333,16 @@ class Heldout:
 
     # -- state -----------------------------------------------------------------------------------------------
 
+    @property
+    def nbytes(self) -> int:
+        """What its rows take. The system gives it memory as they come."""
+        return sum(array.nbytes for array in (self._cat, self._num, *self._column.values()))
+
+    @staticmethod
+    def most_bytes(f: int, n: int) -> int:
+        """What :attr:`nbytes` is with rows of ``f`` ids and ``n`` numbers."""
+        return MOST_ROWS * (8 * f + 4 * n + sum(np.dtype(kind).itemsize for kind in _COLUMNS.values()))
+
     def _empty(self, f: int, n: int) -> None:
         self._cat, self._num = np.zeros((MOST_ROWS, f), np.int64), np.zeros((MOST_ROWS, n), np.float32)
         self._column: dict[str, Array] = {name: np.zeros(MOST_ROWS, kind) for name, kind in _COLUMNS.items()}

@@ -54,17 +54,30 @@ def exposure_ids(batch: SampleBatch, pages: NDArray[np.uint64] | None = None) ->
     return combine(_SALT, hashed, batch.position.astype(np.uint64) + np.uint64(1))
 
 
+MOST_IDS = 2_000_000
+_COLUMNS = {"second": 1}
+
+
 class Repeats:
     """Remembers at most ``max_ids`` ids for ``keep_ms`` of event time, in whole seconds; the oldest go first."""
 
-    def __init__(self, keep_ms: int, max_ids: int = 2_000_000) -> None:
+    def __init__(self, keep_ms: int, max_ids: int = MOST_IDS) -> None:
         self.keep_ms = keep_ms
-        self._index = Index({"second": 1}, max_ids)
+        self._index = Index(_COLUMNS, max_ids)
         self._newest_ms = 0
         self._swept_ms = 0
 
     def __len__(self) -> int:
         return len(self._index)
+
+    @property
+    def nbytes(self) -> int:
+        return self._index.nbytes
+
+    @staticmethod
+    def most_bytes(max_ids: int = MOST_IDS) -> int:
+        """What :attr:`nbytes` is at most."""
+        return Index.most_bytes(_COLUMNS, max_ids)
 
     @property
     def newest_ms(self) -> int:

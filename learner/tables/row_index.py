@@ -19,6 +19,7 @@ all of it. Meanwhile the home slot of an id decides where to look for it::
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,19 @@ def first_of_each(ordered: NDArray[Any]) -> NDArray[np.bool_]:
     return first
 
 
+def _width(columns: dict[str, int]) -> int:
+    """float32 columns of a record: an even number, so that ids are aligned."""
+    width = _ID_WIDTH + sum(columns.values())
+    return width + width % 2
+
+
+def _bits(ids: int, least: int) -> int:
+    """2^bits slots for so many ids."""
+    while 4 * ids > 3 << least:
+        least += 1
+    return least
+
+
 class Index:
     """Ids, their rows, and the record of each row. Raises SettingError where the system refuses to reserve the memory
     that ``max_rows`` would need. ``columns``: name and number of float32 columns of each part of a record, in order.
@@ -52,13 +66,8 @@ class Index:
 
     def __init__(self, columns: dict[str, int], max_rows: int) -> None:
         self.max_rows = max_rows
-        self.at: dict[str, int] = {}
-        width = _ID_WIDTH
-        for name, size in columns.items():
-            self.at[name] = width
-            width += size
-        self._sizes = columns
-        width += width % 2  # so that ids are aligned
+        self.at = dict(zip(columns, accumulate(columns.values(), initial=_ID_WIDTH), strict=False))
+        self._sizes, width = columns, _width(columns)
         try:
             self.data: NDArray[np.float32] = np.zeros((max_rows, width), np.float32)
         except MemoryError:
@@ -87,6 +96,11 @@ class Index:
     def used(self) -> int:
         """Rows below this number have been in use; those beyond never were."""
         return self._used
+
+    @staticmethod
+    def most_bytes(columns: dict[str, int], max_rows: int) -> int:
+        """What :attr:`nbytes` is at most: with every row in use or freed again, while the last slots move."""
+        return max_rows * 4 * (_width(columns) + 1) + (6 << _bits(max_rows, _FIRST_BITS))
 
     def ids_of(self, rows: RowNumbers) -> Ids:
         """Ids of rows; 0 where a row is free. A copy."""
@@ -152,18 +166,14 @@ class Index:
     def reserve(self, count: int) -> None:
         """Makes slots for ``count`` ids (``max_rows`` at most) at once, where they are expected."""
         bits = 64 - self._shift
-        wanted = bits
-        while 4 * min(count, self.max_rows) > 3 << wanted:
-            wanted += 1
+        wanted = _bits(min(count, self.max_rows), bits)
         if wanted > bits:
             self._rehash(wanted)
 
     def _make_slots(self, coming: int) -> None:
         """Grows the slots where the present and the ``coming`` ids would fill more than three quarters of them."""
         bits = 64 - self._shift
-        wanted = bits
-        while 4 * len(self) > 3 << wanted:
-            wanted += 1
+        wanted = _bits(len(self), bits)
         moving = self._next is not self._slots
         if 8 * coming > len(self._slots) or bits < _AT_ONCE_BITS:
             if moving or wanted > bits:  # ids would come faster than slots move, or these are few

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.decisions import Decided, Learnt
 
 MOST_BYTES = 256 << 20
-"""That are held."""
+"""That are held, of arrays."""
+
+_COLUMNS = tuple(field.name for field in fields(SampleBatch))[1:]
 
 ReadAgain = Callable[[Sequence[Learnt]], Iterator[SampleBatch]]
 """Reads the batches of micro-batches from ``samples``, in order. Raises SnapshotError where some are gone, BrokerError
@@ -32,6 +35,10 @@ class RowCache:
         self.again: ReadAgain = _from_nowhere
         self._held: dict[int, SampleBatch] = {}  # oldest first
         self._bytes = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self._bytes
 
     def keep(self, n: int, batch: SampleBatch) -> None:
         self._held[n] = batch
@@ -60,5 +67,4 @@ class RowCache:
 
 
 def _size(batch: SampleBatch) -> int:
-    """Bytes, but for what all rows have alike."""
-    return int(batch.cat.nbytes + batch.num.nbytes)
+    return sum(getattr(batch, name).nbytes for name in _COLUMNS)

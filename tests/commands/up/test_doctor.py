@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from commands.up import findings, probes
 from commands.up.data_folder import SCHEMA, say_where
 from commands.up.doctor import doctor, examine
 from commands.up.findings import Finding
+from learner.evaluation.served_scores import ServedExposures
+from learner.evaluation.traffic_segments import Segments
+from learner.gate.heldout import Heldout
+from learner.ranker.model import OnlineModel
+from learner.ranker.repeats import Repeats
+from learner.training.rowcache import MOST_BYTES, RowCache
+from millrace.basics.errors import SnapshotError
 from millrace.contracts.clock import EventClock
+from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.contracts.settings import Settings
+from millrace.labels import Waits
 from millrace.processes.wall import wall_ms
+from millrace.versions.decisions import Decided, Learnt
 from tests.scenes.waiting import PATIENCE
 
 FIELDS = '[[fields]]\nname = "{user}"\nof = "user"\n[[fields]]\nname = "{item}"\nof = "item"\n'
+SHOP, MIB = shop_schema(), 1 << 20
 WINDOWS = '[windows]\n[[windows.keys]]\ncolumns = ["item_id"]\n'
 LOG = '[log]\ntime = "at"\nuser = "reader"\nitem = "item_id"\nlabel = "opened"\n'
 
@@ -73,6 +87,65 @@ def test_ids_that_a_live_loop_does_not_find() -> None:
     assert logged.state == "mend"
     assert "'reader'" in logged.text
     assert "'user_id'" in logged.remedy
+
+
+def test_what_a_learner_grows_by_is_what_filled_objects_hold() -> None:
+    """Sizes of arrays of the objects as a learner has them; those whose constants fill slowly, with smaller ones."""
+    said = findings.judge_memory(SHOP)
+    assert said.state == "ok"
+    stated = {name: int(mib) for name, mib in re.findall(r"(?:: |, )([a-z -]+) (\d+)", said.text)}
+    assert sum(stated.values()) == pytest.approx(int(re.findall(r"by (\d+) MiB", said.text)[0]), abs=2)
+    layout, rng = SHOP.layout, np.random.default_rng(1)
+
+    def batch(rows: int, name: str) -> SampleBatch:
+        cat, num = rng.integers(1, 9, (rows, layout.F)), np.zeros((rows, layout.N), np.float32)
+        at = np.arange(rows)
+        kind, ts_ms, page = np.zeros(rows, np.uint8), np.full(rows, 1_700_000_000_000), (at // 20).astype(np.int32)
+        named = tuple(f"{name} {n}" for n in range(-(-rows // 20)))
+        columns = {"position": (at % 20).astype(np.int32), "score": np.full(rows, 0.5, np.float32)}
+        return SampleBatch.of_rows(kind, ts_ms, cat, num, named, page=page, version=np.zeros(rows, int), **columns)
+
+    heldout = Heldout(0.5)
+    for n in range(4):
+        heldout.take(batch(4000, f"held {n}"))
+    assert heldout.nbytes == Heldout.most_bytes(layout.F, layout.N)
+    assert stated["held-out rows"] == round(heldout.nbytes / MIB)
+
+    cache, one = RowCache(), batch(20_000, "again")
+    a_row = sum(getattr(one, column.name).nbytes for column in fields(one) if column.name != "request") / len(one)
+    for n in range(14):
+        cache.keep(n, one)
+    held = sum(1 for n in range(14) if not absent(cache, n))
+    assert held < 14, "it is full"
+    assert MOST_BYTES - a_row * len(one) < a_row * len(one) * held == cache.nbytes <= MOST_BYTES
+
+    for most in (5000, 2**17 * 3 // 4, 2**17 * 3 // 4 + 1, 300_000):
+        repeats, largest = Repeats(3_600_000, most), 0
+        for n in range(most // 2000 + 3):
+            repeats.first_time(few(batch(2000, f"page {n}")))
+            largest = max(largest, repeats.nbytes)
+        assert 0.5 * Repeats.most_bytes(most) < largest <= Repeats.most_bytes(most)
+    assert stated["ids of samples"] == round(Repeats.most_bytes() / MIB)
+
+    served = ServedExposures(SHOP, Segments(SHOP, {}), Waits(10**9, 10**9, 0), 1000, 6000)
+    model = OnlineModel(SHOP, {"model": "logistic"}, 0)
+    for n in range(6):
+        served.take(batch(2000, f"shown {n}"), 0)
+        served.enter(model)
+    assert 0.4 * ServedExposures.most_bytes(1000, 6000) < served.nbytes <= ServedExposures.most_bytes(1000, 6000)
+
+
+def few(batch: SampleBatch) -> SampleBatch:
+    """Only what ids are made of."""
+    return replace(batch, cat=batch.cat[:, :1], num=batch.num[:, :1])
+
+
+def absent(cache: RowCache, n: int) -> bool:
+    try:
+        list(cache.batches([Decided(n, 0, Learnt(()))]))
+    except SnapshotError:
+        return True
+    return False
 
 
 def test_a_schema_that_counts_nothing_and_one_that_the_state_is_not_of() -> None:
