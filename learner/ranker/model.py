@@ -329,7 +329,7 @@ class OnlineModel:
             p = torch.sigmoid(torch.from_numpy(logits + wide + np.float32(shift))).numpy()  # (B,)
             early = self.delays.early(batch.position, batch.cat)  # (B,)
             weight = weight * weigh(batch.policy, batch.kind, p, early)  # (B,)
-        y, w = (np.ascontiguousarray(a, np.float32) for a in (label, weight))  # (B,), (B,)
+        y, w = (np.array(a, np.float32) for a in (label, weight))  # (B,), (B,): copies, which kernels take as one kind
         first: slice | NDArray[np.bool_] = slice(None)  # rows that are not sent again
         if len(labelled) < len(shown):
             first = batch.kind < PAGE

@@ -25,7 +25,7 @@ from learner.serving.staging import ModelWriter
 from learner.tables.row_index import Index
 from millrace.basics.durations import DAY_MS, MINUTE_MS
 from millrace.contracts import pagepack
-from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POSITIVE, SampleBatch
+from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POLICIES, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.versions.image import split
 from millrace.versions.packing import pack, unpack
@@ -79,7 +79,8 @@ def shop_hours(schema: Schema) -> Iterator[SampleMessage]:
         rows = _ROWS[turn % 2]
         ts_ms = np.full(rows, DAY_MS + 10 * turn * MINUTE_MS)
         batch = replace(_batch(schema, rows, turn), request=(f"page {turn}",), ts_ms=ts_ms, version=np.zeros(rows, int))
-        batch = replace(batch, score=np.full(rows, 0.1, np.float32), origin_ms=batch.kind.astype(np.int64))
+        policy = np.full(rows, turn % len(POLICIES), np.uint8)
+        batch = replace(batch, policy=policy, score=np.full(rows, 0.1, np.float32), origin_ms=policy.astype(np.int64))
         late = replace(
             batch, kind=np.where(batch.kind == NEGATIVE, CORRECTION, batch.kind), label=np.ones_like(batch.label)
         )

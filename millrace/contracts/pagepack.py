@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
@@ -237,10 +238,12 @@ def _check(rows: int, width: int, size: int, mask: memoryview) -> None:
 
 
 def warm_up() -> None:
-    """Compiles the kernels for writable and for read-only arrays."""
+    """Compiles the kernels for writable and for read-only arrays; those that read, for messages."""
     page, first = np.zeros(4, np.int64), np.zeros(1, np.int64)
     for writable in (True, False):
         ids, num = np.zeros((4, 64), np.uint64), np.zeros((4, 64), np.float32)
         ids.flags.writeable = num.flags.writeable = writable
-        unpack_ids(pack_ids(ids, first, page), 1, page)
-        unpack_numbers(pack_numbers(num, first, page, None), 1, page)
+        packed = msgspec.msgpack.encode((pack_ids(ids, first, page), pack_numbers(num, first, page, None)))
+        read = msgspec.msgpack.decode(packed, type=tuple[Ids, Numbers])
+        unpack_ids(read[0], 1, page)
+        unpack_numbers(read[1], 1, page)

@@ -26,7 +26,7 @@ from learner.samples.batch_reader import SampleMessage
 from learner.tables import table_kernels
 from learner.tables.row_index import Index
 from learner.training.trainer import Trainer
-from millrace.contracts.samples import PAGE, SampleBatch
+from millrace.contracts.samples import PAGE, POLICIES, SampleBatch
 from millrace.contracts.settings import Settings
 from millrace.labels import Waits
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
@@ -97,8 +97,10 @@ def small_settings(folder: Path) -> Settings:
 
 
 def messages() -> list[SampleMessage]:
-    """Five hours."""
-    made = (make_samples(40 + n, n, start_ms=START_MS + n * 600_000) for n in range(30))
+    """Five hours, of every label policy; some have features that are packed."""
+    made = [make_samples(40 + n, n, start_ms=START_MS + n * 600_000) for n in range(30)]
+    made = [replace(batch, policy=np.full(len(batch), n % len(POLICIES), np.uint8)) for n, batch in enumerate(made)]
+    made[::3] = [replace(batch, cat=np.ones_like(batch.cat), num=np.ones_like(batch.num)) for batch in made[::3]]
     return [SampleMessage(SampleBatch.from_bytes(b.to_bytes()), n % 2, n // 2) for n, b in enumerate(made)]
 
 
