@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +13,12 @@ import cyclopts
 from commands.cli import cliconfig, clidata, clidev, clilogs, climodel, cliroles
 from commands.cli.cliflags import Data, Json, absolute, emit, report, settings_of
 from millrace import __version__
-from millrace.basics.errors import EXIT_CODES, FENCED_STATUS, FencedError, MillraceError
-from millrace.contracts.settings import load_settings
+from millrace.basics.errors import EXIT_CODES, FENCED_STATUS, USAGE_STATUS, FencedError, MillraceError
+from millrace.contracts.settings import load_settings, unread_variables
 
 app = cyclopts.App(
     name="millrace",
     help="A streaming recommender that learns online.",
-    help_epilogue="Exit codes: " + "; ".join(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items()),
     version=__version__,
 )
 app.register_install_completion_command()
@@ -236,10 +236,22 @@ def reference(*, out: Path) -> None:
         print(path)
 
 
+app.help_epilogue = "Exit codes: " + "; ".join(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())
+for name in app:
+    if not name.startswith("-"):
+        app[name].help_epilogue = ""  # else every command would print the list again
+
+
 def main() -> None:
     """Runs the command line. An expected failure is one line on standard error; :data:`EXIT_CODES` has the status."""
     try:
-        app(sys.argv[1:])
+        for line in unread_variables(os.environ):
+            print(f"warning: {line}", file=sys.stderr)
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        words = " ".join(("millrace", *(error.command_chain or ())))
+        print(f"millrace: {' '.join(str(error).split())}; see: {words} --help", file=sys.stderr)
+        sys.exit(USAGE_STATUS)
     except MillraceError as error:
         print(f"millrace: {error}", file=sys.stderr)
         sys.exit(FENCED_STATUS if isinstance(error, FencedError) else 1)

@@ -11,6 +11,7 @@ Docs: docs/concepts/trust.md.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,18 @@ Admin = Annotated[
     str | None,
     Parameter(help="The learner's HTTP, http://HOST:PORT, if it runs elsewhere (default: as its folder says)."),
 ]
+Yes = Annotated[bool, Parameter(help="Do not ask.", negative="")]
+
+
+def sure(what: str, yes: bool) -> None:
+    """Asks a person before what cannot be taken back. Raises SettingError: the answer is no, or nobody is there."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise SettingError(f"{what}, and nobody is there to be asked", "say --yes if that is meant")
+    print(f"{what}. Is that meant? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise SettingError(f"{what}, and you said no", "nothing was done")
 
 
 def send_command(data: Path | None, admin: str | None, json: bool, learner: str | None, path: str, **body: Any) -> None:
@@ -38,11 +51,28 @@ def send_command(data: Path | None, admin: str | None, json: bool, learner: str 
         ServiceError: no learner answers, or it did not do it.
         SettingError: there is no token, or the address is none.
     """
-    if data is not None and not data.is_dir():
-        raise SettingError(f"--data '{data}' is no folder", "name the data folder of a learner")
-    settings = settings_of(data, learner=learner)
+    settings = _settings(data, learner)
     answer = ask(_address(settings, admin), path, body, _token(settings))
     emit(answer, answer_lines(answer), json)
+
+
+def refusal_of(data: Path | None, admin: str | None, learner: str | None) -> str:
+    """Why the learner's gate refuses what is new; empty: it does not, or no learner says so."""
+    import msgspec
+
+    from commands.loop.monitor import fetch
+
+    try:
+        said = msgspec.json.decode(fetch(f"{_address(_settings(data, learner), admin)}/model", 5.0))
+    except (OSError, ValueError):
+        return ""  # the command itself says what is wrong there
+    return str(said.get("refusal")) if said.get("state") in ("probation", "blocked") else ""
+
+
+def _settings(data: Path | None, learner: str | None) -> Settings:
+    if data is not None and not data.is_dir():
+        raise SettingError(f"--data '{data}' is no folder", "name the data folder of a learner")
+    return settings_of(data, learner=learner)
 
 
 def _address(settings: Settings, admin: str | None) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import cyclopts
 
-from commands.cli.cliadmin import Admin, send_command
+from commands.cli.cliadmin import Admin, Yes, send_command, sure
 from commands.cli.cliflags import Data, Json, Kafka, Learner, emit, report, settings_of, when, with_broker
 from commands.up.data_folder import of_loop
 from millrace.basics.errors import SettingError
@@ -65,7 +65,14 @@ def release(*names: str, data: Data = None, learner: Learner = None, admin: Admi
 
 
 @quarantine.command
-def discard(*names: str, data: Data = None, learner: Learner = None, admin: Admin = None, json: Json = False) -> None:
+def discard(
+    *names: str,
+    data: Data = None,
+    learner: Learner = None,
+    admin: Admin = None,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
     """Throw samples away that were refused: they are wrong.
 
     Parameters
@@ -73,11 +80,13 @@ def discard(*names: str, data: Data = None, learner: Learner = None, admin: Admi
     names
         As 'millrace data quarantine list' shows them, or: all.
     """
-    send_command(data, admin, json, learner, "/quarantine/discard", names=_names(names))
+    if (named := _names(names)) == "all":
+        sure("all that is in quarantine would be thrown away", yes)
+    send_command(data, admin, json, learner, "/quarantine/discard", names=named)
 
 
 @app.command
-def forget(user: str, *, data: Data = None, json: Json = False) -> None:
+def forget(user: str, *, data: Data = None, yes: Yes = False, json: Json = False) -> None:
     """Rewrite the archive's files, and copies in quarantine, without a user. Delete the user first
     (docs/how-to/delete-a-user.md).
 
@@ -92,6 +101,7 @@ def forget(user: str, *, data: Data = None, json: Json = False) -> None:
     from stream.archive.forget import forget as run
 
     settings = settings_of(data)
+    sure(f"all rows of user '{user}' in '{settings.data}' would be removed from archive and quarantine", yes)
     found = run(Path(settings.data) / "archive", user)
     places = [settings.of_learner(name).place(PLACE) for name in ("", *settings.others)]
     refused = sum(forget_user(Store(place, writes=False), value_hash(user)) for place in places)

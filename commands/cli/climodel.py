@@ -11,11 +11,10 @@ from typing import Any, Literal
 import cyclopts
 import msgspec
 
-from commands.cli.cliadmin import Admin, send_command
+from commands.cli.cliadmin import Admin, Yes, refusal_of, send_command, sure
 from commands.cli.cliflags import Data, Json, Kafka, Learner, emit, report, settings_of, when, with_broker
 from commands.up.data_folder import of_loop
 from millrace.basics.errors import LogError, SettingError, SnapshotError
-from millrace.contracts.settings import load_settings
 from millrace.evidence.learners import NEWEST
 
 app = cyclopts.App(name="model", help="Versions of the model: list, history, promote, hold, roll back, verify, repair.")
@@ -44,6 +43,7 @@ def promote(
     data: Data = None,
     learner: Learner = None,
     admin: Admin = None,
+    yes: Yes = False,
     json: Json = False,
 ) -> None:
     """Serve a model that is not served yet, whatever the checks say. Ends a hold.
@@ -56,6 +56,8 @@ def promote(
         (docs/how-to/try-a-second-model.md).
     """
     if which == NEWEST:
+        if refusal := refusal_of(data, admin, learner):
+            sure(f"the gate refuses ({refusal}), and what it refused would be learnt and served", yes)
         send_command(data, admin, json, learner, "/model/promote")
     else:
         send_command(data, admin, json, learner, "/model/adopt", **{"from": which})
@@ -154,7 +156,8 @@ def _decided(one: dict[str, Any]) -> str:
     rows = f" {one['rows']:,} rows" if "rows" in one else ""
     why = f": {one['why']}" if one["why"] else ""
     by = f", by {one['by']}" if one["by"] else ""
-    return f"{when(one['ms'])}  {one['n']:>6}  {one['what']}{rows}{why}{by}"
+    time = when(one["ms"]) if one["ms"] else "before any event"  # it began with nothing
+    return f"{time:<16}  {one['n']:>6}  {one['what']}{rows}{why}{by}"
 
 
 @app.command
@@ -173,16 +176,18 @@ def verify(
     store
         A model store: the folder or object store 'models' (default: that of the loop).
     kafka
-        Broker whose topic model.deltas has the deltas (default: the setting).
+        Broker whose topic model.deltas has the deltas (default: the setting, else that of the loop, where one runs).
     """
     from millrace.versions.modelstore import ModelStore
     from millrace.versions.proof import prove
 
+    settings = settings_of(data, learner=learner, kafka=kafka)
     if store is None:
-        store = of_loop(settings_of(data, learner=learner)).place("models")
+        store = of_loop(settings).place("models")
+        with contextlib.suppress(SettingError):  # no broker: what lies in the store is proved
+            settings = with_broker(settings)
     if "://" not in store and not Path(store).is_dir():
         raise LogError(f"'{store}' is no folder", "name a model store: the folder 'models' in the data folder")
-    settings = load_settings({"kafka": kafka, "learner": learner})
     bodies = {}
     if settings.kafka:
         from millrace.processes.deltas import read_deltas

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import Parameter
 
 from cyclopts import App
 
@@ -57,7 +58,7 @@ def _name(names: tuple[str, ...], positional: bool) -> str:
 
 
 def _default(value: object) -> str:
-    return "" if value in (None, False, "") else f"`{value}`"
+    return "" if value in (None, False, "", Parameter.empty) else f"`{value}`"
 
 
 def _cell(text: str) -> str:

@@ -80,20 +80,15 @@ def judge_memory(schema: Schema) -> Finding:
 def judge_schema(schema: Schema, kept: Schema | None = None) -> list[Finding]:
     """A schema as a live loop needs it; ``kept`` is the schema of the data folder's state."""
     found, names = [], {field.name: field.of for field in schema.fields}
-    named = {} if schema.log is None else {"user": schema.log.user, "item": schema.log.item}
-    for side in ("user", "item"):
-        wanted, other = f"{side}_id", named.get(side)
-        if names.get(wanted) == side:
-            continue
-        if other and other != wanted and names.get(other) == side:
-            text = f"its field '{other}' is the {side}'s id in the log; live, a {side}'s id is called '{wanted}'"
-            found.append(mend("schema", text, f"name the field (and log.{side}) '{wanted}'"))
-        else:
-            text = f"it has no field '{wanted}': no {side} is learnt by itself, only by attributes"
-            found.append(note("schema", text, f'add [[fields]] name = "{wanted}", of = "{side}"'))
+    for side, own in zip(("user", "item"), schema.ids, strict=True):
+        if names.get(own) != side:
+            text = f"it has no field '{own}': no {side} is learnt by itself, only by attributes"
+            found.append(note("schema", text, f'add [[fields]] name = "{own}", of = "{side}"'))
     if not schema.windows.keys:
         text = "it counts nothing: no clicks of the last days, of no item and no user"
-        found.append(note("schema", text, 'add [[windows.keys]] columns = ["item_id"] (docs/reference/schema.md)'))
+        found.append(
+            note("schema", text, 'add [[windows.keys]] columns = ["' + schema.ids[1] + '"] (docs/reference/schema.md)')
+        )
     if kept is not None and kept.id != schema.id:
         text = f"it is '{schema.name}' ({schema.id[:8]}), the data folder's state is of '{kept.name}' ({kept.id[:8]})"
         ways = "name the former one, start 'millrace up' with --evolve, or name an empty folder with --data"

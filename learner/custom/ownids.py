@@ -25,9 +25,8 @@ GENERATION_IDS = 1_000_000
 def id_columns(schema: Schema) -> dict[str, int]:
     """The fields that name users and items, and their (first) column of cat."""
     layout = schema.layout
-    names = ("user_id", "item_id") if schema.log is None else (schema.log.user, schema.log.item)
     starts = {f.name: start for f, start in zip(layout.cat_fields, layout.cat_starts, strict=True)}
-    return {name: starts[name] for name in names if name in starts}
+    return {name: starts[name] for name in schema.ids if name in starts}
 
 
 class KnownIds:

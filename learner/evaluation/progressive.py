@@ -20,7 +20,7 @@ FEWEST = 100
 def baseline_column(schema: Schema) -> int | None:
     """The column of num with an item's smoothed click rate over the longest window; None if the schema has none. A
     model must beat the baseline that ranks by it."""
-    item = schema.log.item if schema.log is not None else "item_id"
+    _, item = schema.ids
     layout = schema.layout
     for key in sorted(schema.windows.keys, key=lambda k: len(k.columns)):
         if item in key.columns and schema.key_side(key) == "item":

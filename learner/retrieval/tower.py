@@ -60,7 +60,7 @@ class Sides:
                 "add one, or set retrieval_width to 0 in the spec",
             )
         layout = schema.layout
-        user, own = (schema.log.user, schema.log.item) if schema.log else ("user_id", "item_id")
+        user, own = schema.ids
         self.user_columns, self.user_starts, self.user_share, users = _columns(schema, "user", user, OWN_USER)
         self.own_user = users.index(user) if user in users else -1
         self.item_columns, self.item_starts, self.item_share, names = _columns(schema, "item", own, OWN_ITEM)

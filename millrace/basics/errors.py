@@ -1,8 +1,8 @@
 # core
 """Errors that a person reads: one line that names the offending value and the remedy.
 
-Every expected failure is a :class:`MillraceError`. The command line prints its line and exits with status 1, so a
-traceback always means a bug.
+Every expected failure is a :class:`MillraceError`. The command line prints its line and exits with a status of
+:data:`EXIT_CODES`, so a traceback always means a bug.
 """
 
 from __future__ import annotations
@@ -86,9 +86,11 @@ of it: a seal shows damage, and not what a wrong writer wrote."""
 
 FENCED_STATUS = 3
 """Exit status of a fenced process: after a restart it would only fence the other one in turn."""
+USAGE_STATUS = 2
 EXIT_CODES = {
     0: "done",
-    1: "an expected failure or a wrong flag, named in one line; or a check that found something",
+    1: "an expected failure, named in one line; or a check that found something",
+    USAGE_STATUS: "a wrong command or flag, named in one line",
     FENCED_STATUS: "another learner has taken over: do not start this one again",
     130: "ended by Ctrl-C before its work had begun, or by a second one",
     143: "a demo that SIGTERM ended",

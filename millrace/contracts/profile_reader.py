@@ -47,7 +47,7 @@ class Intake:
         fields = {f.name: f for f in schema.fields}
         self._looked_at = read_columns(schema)
         self._filtered_by = {name: fields.get(name) for name in schema.filters}
-        item_id = schema.log.item if schema.log else "item_id"
+        _, item_id = schema.ids
         self.of_items = tuple(n for n in dict.fromkeys((*self._looked_at["item"], *schema.filters)) if n != item_id)
         """Attributes of items that something reads."""
 

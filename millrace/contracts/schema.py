@@ -242,6 +242,11 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         named = [f.name for f in self.fields] + [c for k in self.windows.keys for c in k.columns]
         return tuple(name for name in dict.fromkeys(named) if self.side_of(name) == side)
 
+    @property
+    def ids(self) -> tuple[str, str]:
+        """The columns of the user's and the item's id, live too: the log's names for them, else the messages'."""
+        return (self.log.user, self.log.item) if self.log else ("user_id", "item_id")
+
     def side_of(self, column: str) -> Side:
         """The side of a column: a field's own side; derived columns are of the context, ages of the item; the log's
         user and item columns of the user and the item."""
@@ -321,7 +326,7 @@ class Layout(Struct, frozen=True):
                 num.extend(f"{key.name}.{action}_rate.{span}" for action in w.actions[1:])
                 num.extend(f"{key.name}.{mean.name}.{span}" for mean in w.means)
         among = [column for one in schema.among for column in one.columns]
-        keys, item = tuple(k.name for k in w.keys), schema.log.item if schema.log else "item_id"
+        keys, item = tuple(k.name for k in w.keys), schema.ids[1]
         return cls(cats, tuple(names), tuple(starts), plain, (*num, *among), keys, len(plain), len(num), item)
 
     def field_salt(self, field: Field) -> np.uint64:
@@ -565,7 +570,6 @@ def _varying(schema: Schema) -> list[str]:
 
 
 def _check_filters(schema: Schema, fail: Callable[[str, str], Any]) -> None:
-    ids = (schema.log.user, schema.log.item) if schema.log else ("user_id", "item_id")
     fields = {f.name: f for f in schema.fields}
     for name in schema.filters:
         field = fields.get(name)
@@ -573,7 +577,7 @@ def _check_filters(schema: Schema, fail: Callable[[str, str], Any]) -> None:
             fail("filters has an empty name", "name attributes of items")
         if schema.filters.count(name) > 1:
             fail(f"filters names '{name}' twice", "name each attribute once")
-        if name in DERIVED or name in ids:
+        if name in DERIVED or name in schema.ids:
             fail(f"filters names '{name}', which no item sends as an attribute", "leave it out")
         if field is not None and field.of != "item":
             fail(f"filters names '{name}', which is of the {field.of}", "name attributes of items")

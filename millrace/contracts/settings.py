@@ -493,9 +493,14 @@ def rerank_of(file: str) -> Rerank:
 
 
 def unread_variables(environ: Mapping[str, str]) -> list[str]:
-    """A line for each variable MILLRACE_* that nothing reads."""
+    """A line for each variable MILLRACE_* that nothing reads. Kubernetes sets some for each service of a namespace."""
     known = [variable(name) for name in (*Settings.__struct_fields__, "config", "token")]
-    strange = sorted(n for n in environ if n.startswith("MILLRACE_") and n not in known and "_TEST_" not in n)
+    strange = sorted(
+        name
+        for name, text in environ.items()
+        if name.startswith("MILLRACE_") and name not in known and "_TEST_" not in name
+        if not re.search(r"_SERVICE_(HOST|PORT)|_PORT_\d+_", name) and not re.match(r"(tcp|udp|sctp)://", text)
+    )
     return [f"nothing reads {name}; {_meant(name, known)}" for name in strange]
 
 

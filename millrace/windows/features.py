@@ -61,8 +61,7 @@ class FeatureBuilder:
         for field in self.layout.plain_fields:
             if field.name in DERIVED and field.name not in ITEM_AGES:
                 raise SchemaError(f"field '{field.name}' is numeric", f"make it categorical: '{field.name}' is derived")
-        self.user_column = schema.log.user if schema.log else "user_id"
-        self.item_column = schema.log.item if schema.log else "item_id"
+        self.user_column, self.item_column = schema.ids
         self._fields = {f.name: f for f in schema.fields}
         self._cat_salts = np.array(
             [

@@ -86,7 +86,7 @@ class Counters:
         self._first_sum = len(windows.actions)
         self._column = [windows.actions.index(a) if a in windows.actions else -1 for a in ACTIONS]
         self._user_side = np.array([schema.key_side(k) == "user" for k in windows.keys], np.bool_)
-        user = schema.log.user if schema.log is not None else "user_id"
+        user, _ = schema.ids
         self._shared_side = self._user_side & np.array([user not in k.columns for k in windows.keys], np.bool_)
         self._shared: U64 = np.zeros(0, np.uint64)  # user-side keys of several users, ascending
         self._forgotten: dict[str, int] = {}  # users, and the event time at which each was: the oldest first

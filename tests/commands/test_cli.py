@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from cyclopts import App
 
-from commands.cli.cli import app
-from millrace.basics.errors import SchemaError
+from commands.cli.cli import app, main
+from commands.up.data_folder import locked
+from millrace.basics.errors import USAGE_STATUS, SchemaError
 from millrace.contracts.settings import Settings
 from millrace.processes.role import ROLES, last_figures
 from millrace.versions.modelstore import ModelStore
@@ -216,3 +217,59 @@ def test_a_settings_file_is_made_shown_and_checked(tmp_path: Path) -> None:
     checked = millrace("config", "check", "--data", str(tmp_path), MILLRACE_COLOUR="red")
     assert checked.returncode == 1
     assert len(checked.stdout.splitlines()) == 5, checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("judge", "x", "--out", "y", "--outcome", "clik"), 'Choose from: "click", "collect", "cart", "purchase"'),
+        (("demo", "--sceonds", "3"), "Did you mean --seconds?"),
+        (("model", "hist"), "see: millrace model --help"),
+        (("nonesuch",), "see: millrace --help"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_a_status_of_its_own(
+    words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["millrace", *words])
+    with pytest.raises(SystemExit, match=str(USAGE_STATUS)):
+        main()
+    out, error = capsys.readouterr()
+    assert not out
+    (line,) = error.splitlines()
+    assert line.startswith("millrace: ")
+    assert said in line
+
+
+def test_exit_codes_are_listed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, times in ((["--help"], 1), (["judge", "--help"], 0), (["model", "list", "--help"], 0)):
+        with pytest.raises(SystemExit, match="0"):
+            app(words)
+        assert capsys.readouterr().out.count("Exit codes:") == times
+
+
+def test_a_variable_that_nothing_reads_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MILLRACE_GAT", "off")
+    monkeypatch.setattr("sys.argv", ["millrace", "status", "--data", str(tmp_path)])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert "warning: nothing reads MILLRACE_GAT; did you mean MILLRACE_GATE?" in capsys.readouterr().err.splitlines()
+
+
+def test_a_store_is_proved_with_the_deltas_of_the_loop_that_runs_on_the_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = ModelStore(tmp_path / "models")
+    for version in (4, 9):
+        snapshot(store, 1, version)
+    asked: list[str] = []
+    monkeypatch.setattr("millrace.processes.deltas.read_deltas", lambda settings: asked.append(settings.kafka) or {})
+    (tmp_path / "up.json").write_text('{"kafka": "127.0.0.1:8730"}')
+    words = ["model", "verify", "--data", str(tmp_path)]
+    app(words, result_action="return_value")
+    assert asked == [], "a killed run leaves its address"
+    with locked(tmp_path):
+        app(words, result_action="return_value")
+    assert asked == ["127.0.0.1:8730"]

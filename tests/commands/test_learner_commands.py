@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import re
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ import pytest
 
 from commands.cli.cli import app
 from commands.cli.cliadmin import ask
-from commands.cli.clidata import list_quarantine, quarantine
+from commands.cli.clidata import forget, list_quarantine, quarantine
 from commands.cli.climodel import hold, list_versions, promote, rollback
 from learner.gate.admin import ADDRESS, Admin
 from learner.gate.quarantine import PLACE, Quarantine
@@ -38,7 +42,9 @@ class Learner:
     def __init__(self, folder: Path) -> None:
         self.received: list[tuple[str, dict[str, Any]]] = []
         self.fails: MillraceError | None = None
-        self.server = Admin(Settings(data=str(folder), admin_port=0, admin_token_file=str(own_token(folder))), dict)
+        self.says: dict[str, Any] = {}
+        settings = Settings(data=str(folder), admin_port=0, admin_token_file=str(own_token(folder)))
+        self.server = Admin(settings, lambda: self.says)
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -74,6 +80,12 @@ def learner(folder: Path) -> Iterator[Learner]:
     found.end()
 
 
+def an_archive(folder: Path) -> None:
+    archive = ArchiveFolder(folder / "archive")
+    archive.put_schema(schema_text(SCHEMA, 30.0))
+    archive.close()
+
+
 def of_quarantine(*words: str) -> None:
     quarantine(words, exit_on_error=False, result_action="return_value")
 
@@ -103,6 +115,35 @@ def test_what_the_learner_refuses_is_the_commands_error(folder: Path, learner: L
     with pytest.raises(ServiceError) as refused:
         rollback(3, data=folder)
     assert str(refused.value) == "there is no snapshot of version 3; the store has versions 9, 8"
+
+
+@pytest.mark.parametrize(("answer", "done"), [("y\n", True), ("n\n", False), ("", False), (None, False)])
+def test_what_cannot_be_taken_back_is_asked_for(
+    folder: Path, learner: Learner, monkeypatch: pytest.MonkeyPatch, answer: str | None, done: bool
+) -> None:
+    """``None``: nobody sits there."""
+
+    class Stdin(io.StringIO):
+        def isatty(self) -> bool:
+            return answer is not None
+
+    an_archive(folder)
+    learner.says = {"state": "blocked", "refusal": "labels over predictions: 2.41, beyond 1.6"}
+    for command, asked in (
+        (partial(promote, data=folder), "the gate refuses (labels over predictions: 2.41"),
+        (partial(of_quarantine, "discard", "all", "--data", str(folder)), "all that is in quarantine"),
+        (partial(forget, "7", data=folder), "all rows of user '7'"),
+    ):
+        monkeypatch.setattr("sys.stdin", Stdin(answer or ""))
+        learner.received.clear()
+        with nullcontext() if done else pytest.raises(SettingError, match=re.escape(asked)):
+            command()
+        assert done or not learner.received
+    promote(data=folder, yes=True)
+    assert learner.received[-1] == ("promote", {})
+    learner.says = {"state": "held", "refusal": "an old one"}
+    promote(data=folder)  # the end of a hold
+    assert learner.received[-2:] == [("promote", {})] * 2
 
 
 def test_the_folder_may_be_the_settings(folder: Path, learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,10 +216,8 @@ def test_a_deleted_user_leaves_the_copies_in_quarantine(folder: Path, capsys: py
     kept.keep(1, GateRefusal("labels", 2.4125, 1.6), spans(6), (5, 6), 7)
     users = np.array([value_hash(user) for user in ("7", "8", "7", "9", "9", "7")], np.uint64)
     kept.copy("00000001-labels", replace(rows(6), user=users))
-    archive = ArchiveFolder(folder / "archive")
-    archive.put_schema(schema_text(SCHEMA, 30.0))
-    archive.close()
-    app(["data", "forget", "7", "--data", str(folder)], exit_on_error=False, result_action="return_value")
+    an_archive(folder)
+    app(["data", "forget", "7", "--yes", "--data", str(folder)], exit_on_error=False, result_action="return_value")
     assert capsys.readouterr().out.splitlines() == [
         "0 rows of user '7' removed from 0 of 0 files",
         "3 rows removed from quarantine",
@@ -193,7 +232,7 @@ def test_a_deleted_user_leaves_the_copies_in_quarantine(folder: Path, capsys: py
         ["data", "quarantine", "list"],
         ["model", "repair", "--since", "1h", "--without-arm", "control"],
         ["model", "bisect", "--since", "1h"],
-        ["data", "forget", "7"],
+        ["data", "forget", "7", "--yes"],
         ["model", "hold"],
     ],
 )

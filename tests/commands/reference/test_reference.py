@@ -146,6 +146,7 @@ def test_the_settings_page_has_every_public_setting_once_with_what_the_source_sa
 
 def test_the_page_of_commands_has_every_command_with_its_flags_and_the_exit_codes() -> None:
     text = commands.page(app)
+    assert "inspect." not in text
     for words, command in commands.commands(app):
         part = text.partition(f"# {words}\n")[2].partition("\n##")[0]
         assert part, words

@@ -83,10 +83,15 @@ def test_ids_that_a_live_loop_does_not_find() -> None:
     assert states(missing) == ["ok", "note"]
     assert "no field 'item_id'" in missing[1].text
     assert 'name = "item_id"' in missing[1].remedy
-    (logged,) = findings.judge_schema(schema(user="reader", more=WINDOWS + LOG))
-    assert logged.state == "mend"
-    assert "'reader'" in logged.text
-    assert "'user_id'" in logged.remedy
+
+
+def test_ids_may_be_named_as_the_log_names_them() -> None:
+    named = schema(user="reader", more=WINDOWS + LOG)
+    assert named.ids == ("reader", "item_id")
+    assert states(findings.judge_schema(named)) == ["ok"]
+    missing = findings.judge_schema(schema(user="visitor", more=WINDOWS + LOG))
+    assert states(missing) == ["ok", "note"]
+    assert "no field 'reader'" in missing[1].text
 
 
 def test_what_a_learner_grows_by_is_what_filled_objects_hold() -> None:

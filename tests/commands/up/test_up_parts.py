@@ -313,6 +313,9 @@ def test_the_first_commands_are_of_the_schema_and_name_the_token_only_as_such() 
     body = json.loads(command.split("'")[1])
     assert body == {"item_id": "1", "attributes": {"price": 1.0}}
     assert command.startswith("curl -s http://i/items")
+    log = '[log]\ntime = "at"\nuser = "user_id"\nitem = "price"\nlabel = "opened"\n'  # the id needs no attribute
+    logged = parse_schema(f'name = "s"\n{SCHEMA}{log}[[fields]]\nname = "price"\nof = "item"\n')
+    assert "price" not in upwords.first_item(logged, "http://i", token=False)
     assert "Bearer TOKEN" in upwords.first_page("http://s", token=True)
     reasons = ("no items yet; send the catalogue to the topic items", "no model yet; start the learner", "")
     assert [upwords.awaited(reason, "http://i")[:18] for reason in reasons] == [

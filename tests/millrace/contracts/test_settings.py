@@ -130,7 +130,14 @@ def test_a_table_that_cannot_be_read_is_named(text: str) -> None:
 
 def test_variables_that_nothing_reads_are_named() -> None:
     env = {"MILLRACE_PORTT": "1", "MILLRACE_PORT": "1", "MILLRACE_CONFIG": "", "MILLRACE_TEST_LOG": "x", "HOME": "/"}
-    assert unread_variables(env) == ["nothing reads MILLRACE_PORTT; did you mean MILLRACE_PORT?"]
+    kubernetes = {
+        "MILLRACE_REDIS_SERVICE_HOST": "10.0.0.7",
+        "MILLRACE_REDIS_SERVICE_PORT": "6379",
+        "MILLRACE_REDIS_SERVICE_PORT_RESP": "6379",
+        "MILLRACE_REDIS_PORT": "tcp://10.0.0.7:6379",
+        "MILLRACE_REDIS_PORT_6379_TCP_ADDR": "10.0.0.7",
+    }
+    assert unread_variables(env | kubernetes) == ["nothing reads MILLRACE_PORTT; did you mean MILLRACE_PORT?"]
 
 
 def test_no_text_of_the_code_names_a_setting_that_there_is_not() -> None:
