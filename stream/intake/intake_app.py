@@ -93,7 +93,7 @@ class Desk:
         """The answer to a POST; ``source``: the tool whose messages they are.
 
         Raises:
-            RequestError: it is refused as a whole, or it is not yet known whether all of it is kept.
+            IntakeRequestError: it is refused as a whole, or it is not yet known whether all of it is kept.
         """
         kind = ""
         for name, value in scope["headers"]:
@@ -153,7 +153,7 @@ class Desk:
         """The verdicts of lines that have been read, once all are known.
 
         Raises:
-            RequestError: too many wait (429), or Kafka did not take them in time (503).
+            IntakeRequestError: too many wait (429), or Kafka did not take them in time (503).
         """
         keeper, outlet = self._keeper, self._outlet
         if not keeper.has_room(len(lines)):
@@ -189,7 +189,7 @@ class Desk:
         return IntakeRequestError(problem, remedy, 503, AWAY_AFTER_SECONDS)
 
     async def remove(self, what: What, identifier: str) -> Taken:
-        """The answer to a DELETE. Raises RequestError as :meth:`take`."""
+        """The answer to a DELETE. Raises IntakeRequestError as :meth:`take`."""
         try:
             lines: list[OutMessage | Verdict] = [self._reader.removal(what, identifier)]
         except BadEventError as error:

@@ -113,7 +113,7 @@ def lines_of(body: bytes, content_type: str = "") -> list[bytes]:
     """The messages of a body, each as it came.
 
     Raises:
-        RequestError: it is neither an object, nor an array, nor lines of JSON; or holds too many.
+        IntakeRequestError: it is neither an object, nor an array, nor lines of JSON; or holds too many.
     """
     text = body.strip()
     if not text:

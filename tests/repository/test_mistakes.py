@@ -130,7 +130,7 @@ CASES: dict[str, Case] = {
     'Ids `7` and `"7"`': events(event(item_id="7", position=2)),
     "An id that is empty, or a fraction": events(event(user_id=""), event(item_id=7.5)),
     "An event whose message is no JSON": Case(EVENTS, (b"{type: click}",)),
-    "A `type` that is none of the five": events(event(type="view")),
+    "A `type` that is none of the seven": events(event(type="view")),
     "A field of an event left out": events(without(event(), "position"), without(event(), "request_id")),
     "A field of an event that is null": events(event(item_id=None), event(user_id=None)),
     "`ts_ms` left out": events(without(event(), "ts_ms")),
