@@ -38,7 +38,7 @@ from millrace_client import (
     Unavailable,
     User,
 )
-from millrace_client.calls import MOST_LINES, Answer, Call, line_of, parts, retry_after_s
+from millrace_client.calls import MOST_LINES, Answer, Call, line_of, parts, read_receipt, retry_after_s
 from millrace_client.events import action_of, exposure_of
 from millrace_client.messages import Exposure
 from millrace_client.waiting import Tries, Waiting
@@ -390,9 +390,38 @@ def test_a_page_is_tried_again_within_its_time_only() -> None:
         assert shop.server.requests == 1  # it was asked to come later than there is time for
 
 
-def test_items_are_tried_again_and_many_go_in_parts() -> None:
+def test_a_page_may_not_hang_beyond_its_time() -> None:
+    """A scorer that takes the request and says nothing: the transport is told how long to wait for it."""
+    waits: list[float] = []
+
+    def hangs(request: httpx.Request) -> httpx.Response:
+        waits.append(request.extensions["timeout"]["read"])
+        raise httpx.ReadTimeout("nothing came", request=request)
+
+    options = Options(page_s=0.4, timeout_s=60.0)
+    with (
+        Millrace(options=options, transport=httpx.MockTransport(hangs), first_pause_s=0.2) as shop,
+        pytest.raises(Unavailable),
+    ):
+        shop.recommend("u1")
+    assert waits
+    assert max(waits) <= 0.4
+
+
+@pytest.mark.parametrize("given", [0, 1, 3])
+def test_an_intake_that_gives_another_number_of_verdicts_is_named(given: int) -> None:
+    """Else an event without a verdict would be taken for kept."""
+    verdicts = ",".join(['{"status":"kept"}'] * given)
+    body = f'{{"kept":{given},"duplicate":0,"refused":0,"verdicts":[{verdicts}]}}'.encode()
+    call = Call("POST", "http://intake/items", b"")
+    with pytest.raises(BadAnswer, match=f"gave {given} verdicts for 2 messages"):
+        read_receipt(call, Answer(200, body, {}), [b"{}", b"{}"])
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_items_are_tried_again_and_many_go_in_parts(status: int) -> None:
     with FakeMillrace() as shop:
-        shop.server.fail(429, times=2, path="/items", retry_after_s=0.0)
+        shop.server.fail(status, times=2, path="/items", retry_after_s=0.0)
         receipt = shop.put_items(Item(n, {}) for n in range(2500))
         assert (receipt.kept, len(shop.items)) == (2500, 2500)
         assert shop.server.requests == 2 + 3
