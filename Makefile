@@ -2,7 +2,12 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# What the loop needs, and what the checks and tests need beside it.
+LOOP   := $(VENV)/.loop
 STAMP  := $(VENV)/.installed
+# The versions of all packages that were tested together; `make constraints` writes them.
+TESTED := deploy/constraints.txt
+PIP     = $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(TESTED)
 ARGS   ?=
 # quick: without the tests marked slow, and with a quarter of the property tests' examples. all: everything.
 TIER   ?= quick
@@ -17,19 +22,30 @@ SEED    ?=
 TESTS = $(if $(filter quick,$(TIER)),MILLRACE_TEST_QUICK=1) \
   $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
-.PHONY: help install demo test check warm unit explore crash coverage wheel wheel-test bench clean
+.PHONY: help install constraints demo test check warm unit explore crash coverage wheel wheel-test bench clean
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
-$(STAMP): pyproject.toml client/pyproject.toml
+$(LOOP): pyproject.toml client/pyproject.toml $(TESTED)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else \
+	  "Millrace needs Python 3.11 to 3.13, and this is %d.%d; name another: make PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]' --editable ./client
+	$(PIP) --editable . --editable ./client
 	@touch $@
 
-install: $(STAMP) ## create the environment and install into it
+$(STAMP): $(LOOP)
+	$(PIP) --editable '.[dev,bench]' --editable ./client
+	@touch $@
 
-demo: $(STAMP)   ## run the whole loop; pass flags as ARGS='--seconds 120 --report report.json'
+install: $(LOOP) ## create the environment and install the loop into it
+
+constraints:     ## write deploy/constraints.txt: what pip finds newest for everything, in a new environment
+	@set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
+	$(PYTHON) -m venv $$away; \
+	$$away/bin/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]' --editable ./client; \
+	$$away/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' > $(TESTED)
+
+demo: $(LOOP)    ## run the whole loop; pass flags as ARGS='--seconds 120 --report report.json'
 	$(BIN)/millrace demo $(ARGS)
 
 check: $(STAMP)  ## formatting, lint and types

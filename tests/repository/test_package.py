@@ -14,6 +14,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterator
 from importlib.metadata import entry_points, packages_distributions
+from importlib.metadata import version as version_of
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -23,6 +24,8 @@ import aiokafka.record.util
 import kafka.codec
 import kafka.record.util
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from millrace import __version__
 from tests.architecture import ROOT
@@ -231,3 +234,39 @@ def test_every_dependency_has_both_bounds() -> None:
         bounds = line.split(";")[0]
         assert ">=" in bounds, line
         assert "<" in bounds, line
+
+
+def test_the_tested_versions_are_named_for_all_and_lie_within_the_bounds() -> None:
+    pinned = {}
+    for line in (ROOT / "deploy" / "constraints.txt").read_text().splitlines():
+        name, _, version = line.partition("==")
+        assert version, line
+        assert "+" not in version, "an index elsewhere would have to be named"
+        pinned[canonicalize_name(name)] = version
+    for folder in (ROOT, CLIENT):
+        for line in wanted_of(tomllib.loads((folder / "pyproject.toml").read_text())["project"]):
+            wanted = Requirement(line)
+            if wanted.marker is None or wanted.marker.evaluate():
+                assert pinned[canonicalize_name(wanted.name)] in wanted.specifier, line
+    for name in ("kafka-python", "faust-streaming", "aiokafka", "torch", "numba"):
+        assert version_of(name).partition("+")[0] == pinned[name], "what these tests run with"
+
+
+def test_a_demo_installs_the_loop_alone_and_an_old_python_is_told_before(tmp_path: Path) -> None:
+    asked = subprocess.run(
+        ["make", "--dry-run", "demo", "VENV=/nowhere/env"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert "--editable . --editable ./client" in asked
+    assert "[dev" not in asked
+    old = tmp_path / "python3.10"
+    old.write_text(
+        f"#!/bin/sh\nexec {sys.executable} -c 'import sys; sys.version_info = (3, 10); exec(sys.argv[1])' \"$2\"\n"
+    )
+    old.chmod(0o755)
+    told = subprocess.run(
+        ["make", "--silent", "demo", f"VENV={tmp_path / 'env'}", f"PYTHON={old}"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert told.returncode
+    assert told.stderr.startswith("Millrace needs Python 3.11 to 3.13, and this is 3.10; name another")
+    assert not (tmp_path / "env").exists()
