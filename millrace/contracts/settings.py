@@ -169,7 +169,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         if unsafe_prefix(self.prefix):
             raise ValueError(f"prefix '{self.prefix}' makes one topic's name out of another's; take another ending")
         for host in entries(self.allowed_hosts):
-            if "/" in host or host.count(":") == 1:
+            if host.count(":") == 1 or {"/", "*"} & {*host}:
                 raise ValueError(f"'{host}' is no host; give its name or address alone, as shop.example")
         for origin in entries(self.allowed_origins):
             if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin.lower()):

@@ -22,7 +22,7 @@ from scorer.worker.acceptor import NOBODY, WorkerServer
 from scorer.worker.request_limit import RETRY_AFTER_SECONDS
 from scorer.worker.template import Fork
 
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.02
 """Between two looks whether workers accept, while connections come."""
 READ_SECONDS = 0.05
 """How long the rest of a request may take that nobody will work on."""

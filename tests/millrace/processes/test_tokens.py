@@ -285,6 +285,7 @@ def test_what_a_browser_reads_or_deletes_for_its_own_page_may_have_no_body() -> 
     [
         ("allowed_hosts", "a.example, shop.example:8720", "name or address alone"),
         ("allowed_hosts", "https://shop.example", "name or address alone"),
+        ("allowed_hosts", "*", "name or address alone"),
         ("allowed_origins", "shop.example", "as https://shop.example"),
         ("allowed_origins", "https://shop.example/", "as https://shop.example"),
         ("allowed_origins", "null", "as https://shop.example"),
