@@ -200,7 +200,7 @@ class ScorerWorker:
 
     def _report_ready(self) -> None:
         """Accepts connections once the worker has all that the feeder had at its start. Until then the other workers
-        accept, or connections wait in the listening socket."""
+        accept, or the stand-in says when to ask again (scorer/worker/door.py)."""
         ready = not self.serving.not_ready()
         first = [each for each in self._replicas.values() if each.attaching and each.model is None]
         if self._has_all and not first and (ready or not self._replicas[""].attaching):
