@@ -117,7 +117,7 @@ def _role(
     if state == "running" and not picture.ready.get(name):
         state = "starting"
     n = figures.get("partitions_awaited") if (name, state) == ("stream", "starting") else None
-    awaits = f"reads the state of {count(n)} more partitions" if n else ""
+    awaits = f"reads the states of its partitions, {count(n)} to go" if n else ""
     return {
         "name": name,
         "state": state,

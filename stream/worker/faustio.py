@@ -50,6 +50,8 @@ in the fetch. And an event waits for an answer that was given after it came (:mo
 QUIET_ANSWERS = 2
 FETCH_BYTES = 4 * 1024 * 1024
 RESUME_SECONDS = 86_400.0
+"""How long Faust waits for the positions of an assignment, for which states are read. After that it would stop to look
+for assignments, for ever and without a word."""
 METADATA_MS = 5000
 """How often the broker is asked for its topics. One that has just started may know none, and the group's leader then
 assigns nothing until the next answer. The client's default of five minutes is too long for that."""
@@ -114,8 +116,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # Faust fixes it at 1.5 s
         consumer._consumer_timeout = QUIET_WAIT_MS / 1000  # its routine looks so often when nothing happens
-        # The client has its own by now. Faust waits as long for our positions, and for ever stops its streams then.
-        self.app.conf.broker_request_timeout = RESUME_SECONDS
+        self.app.conf.broker_request_timeout = RESUME_SECONDS  # the client has its own by now
         return consumer
 
     async def on_thread_stop(self) -> None:

@@ -157,9 +157,9 @@ def test_a_stream_that_reads_its_state_says_so_until_it_is_ready(network: Networ
         return state["roles"][0] | {"line": line_of(state)}
 
     role = stream(3)
-    assert (role["state"], role["awaits"]) == ("starting", "reads the state of 3 more partitions")
+    assert (role["state"], role["awaits"]) == ("starting", "reads the states of its partitions, 3 to go")
     assert role["says"] == role["awaits"]
-    assert "stream starting (reads the state of 3 more partitions)" in role["line"]
+    assert "stream starting (reads the states of its partitions, 3 to go)" in role["line"]
     role = stream(0)
     assert (role["state"], role["awaits"]) == ("running", "")
     assert "dead letters" in role["says"]

@@ -370,7 +370,12 @@ def test_what_only_a_simulator_knows_is_left_out_and_the_rest_comes_from_stream_
 
 def test_status_says_what_the_run_on_the_folder_says(tmp_path: Path) -> None:
     role = {"name": "learn", "state": "running", "restarts": 2, "awaits": ""}
-    other = {"name": "stream", "state": "starting", "restarts": 1, "awaits": "reads the state of 3 more partitions"}
+    other = {
+        "name": "stream",
+        "state": "starting",
+        "restarts": 1,
+        "awaits": "reads the states of its partitions, 3 to go",
+    }
     state = {
         "phase": "running",
         "roles": [role, other],
@@ -391,7 +396,7 @@ def test_status_says_what_the_run_on_the_folder_says(tmp_path: Path) -> None:
     assert lines[:4] == [
         f"a loop runs on '{tmp_path}': running; model version 7",
         "learn      running, 2 restarts",
-        "stream     starting (reads the state of 3 more partitions), 1 restarts",
+        "stream     starting (reads the states of its partitions, 3 to go), 1 restarts",
         "gate       nothing was refused",
     ]
     assert lines[-2:] == ["redis      redis://***@h:1", "waiting for items"]
