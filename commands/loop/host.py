@@ -38,7 +38,7 @@ from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, wait_for_broker
 from millrace.processes.resident_memory import resident
 from millrace.processes.role import calm_logs, last_figures
-from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, tail
+from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, EmbeddedService, tail
 from millrace.processes.spawn import bound
 from millrace.processes.supervisor import Patience, Supervisor, role_argv
 from stream.worker.online_writer import OnlineStore
@@ -87,7 +87,7 @@ class Host:
         self.started_ms = 0
         self.monitor: Monitor | None = None
         self.supervisor = Supervisor(folder / "logs", say=self.say)
-        self.services: list[EmbeddedBroker | EmbeddedRedis] = []
+        self.services: list[EmbeddedService] = []
         self.view = View(self.state, line_seconds=line_seconds)
         self._ports: Mapping[str, int] = {}
         self._health_at = 0.0
@@ -129,7 +129,7 @@ class Host:
                     self.lost(service)
         self.view.tick()
 
-    def lost(self, service: EmbeddedBroker | EmbeddedRedis) -> None:
+    def lost(self, service: EmbeddedService) -> None:
         """Starts a service of ours that ended again, at the same address. Raises ServiceError if it ended too often in
         short succession, or does not start."""
         now = time.monotonic()

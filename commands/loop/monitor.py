@@ -255,8 +255,8 @@ class Monitor:
 
     def _times(self, role: str, metric: str, **labels: str) -> StageTimes:
         own = self.roles.get(role, RoleMetrics())
-        totals = (own.total(f"{metric}_{what}", **labels) for what in ("sum", "count"))
-        return StageTimes(*totals, own.by_label(f"{metric}_bucket", "le", **labels))
+        seconds, clicks = (own.total(f"{metric}_{what}", **labels) for what in ("sum", "count"))
+        return StageTimes(seconds, clicks, own.by_label(f"{metric}_bucket", "le", **labels))
 
     def _figures(self, wall_ms: int, model: Mapping[str, Any]) -> dict[str, float | None]:
         """The key figures by name. Totals are of the whole run; None is "not known yet"."""

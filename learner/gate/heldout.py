@@ -336,7 +336,8 @@ class Heldout:
     @property
     def nbytes(self) -> int:
         """What its rows take. The system gives it memory as they come."""
-        return sum(array.nbytes for array in (self._cat, self._num, *self._column.values()))
+        arrays: list[Array] = [self._cat, self._num, *self._column.values()]
+        return sum(array.nbytes for array in arrays)
 
     @staticmethod
     def most_bytes(f: int, n: int) -> int:

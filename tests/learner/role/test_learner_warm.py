@@ -88,8 +88,8 @@ def test_after_a_warm_up_learning_compiles_nothing_more(spec: dict[str, object])
 def kernels() -> dict[str, int]:
     """Every compiled function of this process and for how many kinds of arguments it is compiled."""
     modules = [(name, module) for name, module in list(sys.modules.items()) if name.startswith(("learner", "millrace"))]
-    found = {f"{name}.{k.__name__}": k for name, m in modules for k in vars(m).values() if isinstance(k, Dispatcher)}
-    return {name: len(kernel.signatures) for name, kernel in found.items()}
+    found = [(f"{name}.{own}", value) for name, module in modules for own, value in vars(module).items()]
+    return {name: len(value.signatures) for name, value in found if isinstance(value, Dispatcher)}
 
 
 def small_settings(folder: Path) -> Settings:
