@@ -3,8 +3,9 @@
 
 Each fault is laid on what the screen's clean past is like, and judged by the screen's own bounds: how many rows must
 come until one of them is broken, on average. Where none is, only held-out pages can tell, by the model that has learnt
-it: when as many visits with them as refuse it at the least came since, if they come within the time in which they are
-judged by. And only what makes that model's loss worse by more than :data:`~learner.gate.heldout.DIFFERENCE`.
+it: no sooner than as many visits with them as refuse it at the least can be judged by, as :meth:`Heldout.judges_in_ms
+<learner.gate.heldout.Heldout.judges_in_ms>` says. And only what makes that model's loss worse by more than
+:data:`~learner.gate.heldout.DIFFERENCE`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class BlindSpot(NamedTuple):
         """
         if self.rows is None or self.hours is None:
             return f"{self.fault}: cannot be known at this traffic"
+        if not self.rows:
+            return f"{self.fault}: told by {self.by} at the earliest, with the next snapshot"
         early = " at the earliest" if self.by == "held-out pages" else ""
         return f"{self.fault}: told by {self.by}{early}, after {self.rows:,} rows, {self.hours:.3g} hours"
 
@@ -57,17 +60,17 @@ def blind_spots(screen: Screen, heldout: Heldout) -> list[BlindSpot]:
         rows, by = screen.tells_after(flipped, clicked, rows_an_hour), "samples"
         if rows is None:
             rows, by = pages, "held-out pages"
-        found.append(BlindSpot(fault, rows, rows and rows / rows_an_hour, by if rows else ""))
+        found.append(
+            BlindSpot(fault, rows, rows if rows is None else rows / rows_an_hour, by if rows is not None else "")
+        )
     slow = f"{DRIP}, over {MEMORY_ROWS:,} rows or {MEMORY_ROWS / rows_an_hour:.3g} hours"
-    found.append(BlindSpot(slow, pages, pages and pages / rows_an_hour, "held-out pages" if pages else ""))
+    by = "held-out pages" if pages is not None else ""
+    found.append(BlindSpot(slow, pages, pages if pages is None else pages / rows_an_hour, by))
     return found
 
 
 def _heldout_rows(heldout: Heldout) -> int | None:
     """Rows of traffic until held-out pages can be evidence against a model that has learnt something else, at the
     earliest. None: they never are, as there are none, or too few while they are of an age to be judged by."""
-    if not (heldout.share and heldout.rows_a_visit):
-        return None
-    rows = round(LEAST_VISITS * heldout.rows_a_visit / heldout.share)
-    hours = rows / heldout.rows_an_hour
-    return rows if hours * HOUR_MS <= heldout.most_age_ms - heldout.age_ms else None
+    in_ms = heldout.judges_in_ms(LEAST_VISITS) if heldout.share else None
+    return None if in_ms is None else round(in_ms / HOUR_MS * heldout.rows_an_hour)

@@ -65,7 +65,7 @@ from learner.gate.verdicts import GateRefusal
 from learner.ranker.repeats import exposure_ids, page_hashes
 from learner.ranker.verbs import Predicting, Scoring
 from millrace.basics.compiled import compiled, split_mix
-from millrace.basics.durations import DAY_MS, HOUR_MS
+from millrace.basics.durations import DAY_MS, HOUR_MS, MINUTE_MS
 from millrace.basics.hashing import C1, combine, salt
 from millrace.basics.ranking_metrics import auc, log_loss
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, SampleBatch
@@ -238,7 +238,7 @@ class Heldout:
         nan = float("nan")
         if new_items or not self._fits(model):
             return Judgement(None, 0, nan, nan, nan, nan, nan)
-        rows = self.aged((self._first_ms + self.clock.now_ms) // 2, anchored=True)
+        rows = self.aged(int(self._span_ms(self.clock.now_ms)[0]), anchored=True)
         y, n = rows.label, len(rows.label)
         if not 0 < int((y > 0.5).sum()) < n:
             return Judgement(None, n, nan, nan, nan, nan, nan)
@@ -254,6 +254,28 @@ class Heldout:
         refusal = GateRefusal("heldout", days, MEAN_DAYS) if log_days >= np.log(MEAN_DAYS) else None
         loss = log_loss(rows.anchor, y)
         return Judgement(refusal, n, auc(p, y), auc(rows.anchor, y), loss + float(x.mean()), loss, days)
+
+    def _span_ms(self, now_ms: Any) -> tuple[Any, Any]:
+        """The first and the last exposure by which a time judges. Same shape as the time."""
+        return np.maximum((self._first_ms + now_ms) // 2, now_ms - self.most_age_ms), now_ms - self.age_ms
+
+    def judges_in_ms(self, visits: float) -> int | None:
+        """From now until so many visits can be judged by, if traffic goes on as it is and snapshots are promoted; to a
+        minute. 0: they can be now. None: never, as there is too little traffic."""
+        now_ms, ts_ms = self.clock.now_ms, self._column["ts_ms"]
+        least = visits * max(1.0, self.rows_a_visit)
+        at = now_ms + np.arange(0, 2 * self.most_age_ms, MINUTE_MS)  # by then a young shop's day is whole
+        low, high = self._span_ms(at)
+        anchor_ms = max(now_ms, self._anchor_ms + HOUR_MS)  # the next one
+        later = at >= anchor_ms
+        kept = [np.sort(ts_ms[some]) for some in ((ts_ms > 0) & np.isfinite(self._column["anchor"]), ts_ms > 0)]
+        old, all_ = (np.searchsorted(k, np.minimum(high, now_ms), "right") - np.searchsorted(k, low) for k in kept)
+        last_ms = anchor_ms + (at - anchor_ms) // HOUR_MS * HOUR_MS
+        coming = np.maximum(np.minimum(high, last_ms) - np.maximum(low, now_ms), 0) * (
+            self._rate * self.share / HOUR_MS
+        )
+        enough = np.maximum(np.where(later, all_, old), 0) + np.where(later, coming, 0) >= least
+        return int(at[enough.argmax()]) - now_ms if enough.any() else None
 
     def looked(self) -> None:
         """A snapshot was judged: the stake of the next one is the time from now on."""
