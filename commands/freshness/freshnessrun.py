@@ -3,11 +3,13 @@
 
 ::
 
-    log ─► features, live ────► learner ─► never, daily, hourly, 15min, minute, batch        one process a seed
-        └► features, day-old ─► learner ─► never, daily, and the freshest                    one process a seed
-                                   └─► retrained daily (--retrain)
+    log ─► features, live ──┬─► learner ─► never, daily, hourly, 15min, minute, batch        one process a seed
+        │                   └─► retrained daily (--retrain)
+        └► features, day-old ─┬► learner ─► the freshest                                     one process a seed
+                              └► a nightly job: each day shuffled, at its end ─► never, daily
 
-The report is bit-identical for the same log, schema, model, seeds and settings. Only run.json differs.
+Day-old are window counts alone. What any job knows when it serves stays live: ages, the hour, attributes. The report is
+bit-identical for the same log, schema, model, seeds and settings. Only run.json differs.
 """
 
 from __future__ import annotations
@@ -33,11 +35,12 @@ from commands.freshness.measure import Measured, MeasuredScores, ScoredRows
 from commands.offline import rounds
 from commands.offline.compared import DEFAULT, KINDS, OWN, input_of, spec_of
 from commands.offline.dataset import Dataset, open_dataset, plain_schema, prepare, scaled
-from commands.offline.epochs import learn, score
+from commands.offline.epochs import Scores, learn, score
 from commands.offline.follow import BATCH, DAILY, NEVER, SYNCS, follow, period_ms, plan_of
 from commands.offline.workers import pool
 from commands.replay.reading import Log, name_of_log
 from learner.evaluation.progressive import baseline_column
+from learner.ranker.verbs import Learning
 from learner.role.model_factory import model_of
 from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.schema import Schema, load_schema
@@ -48,7 +51,8 @@ from millrace.reports.progress import bars
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One pass in one worker process: a learner on one kind of features, and the models that follow it."""
+    """One pass in one worker process: a learner on one kind of features, and the models that follow it. ``syncs`` of a
+    nightly job are some of :data:`NIGHTLY`."""
 
     features: str
     seed: int
@@ -59,6 +63,10 @@ class Job:
     train_days: int
     retrain: bool
     out: Path  # folder for the scores
+
+    @property
+    def nightly(self) -> bool:
+        return self.features == DAY_OLD and set(self.syncs) <= set(NIGHTLY)
 
 
 def freshness(
@@ -109,11 +117,15 @@ def freshness(
             scaled(data, data.rows(range(train)))
         tick("features", 1, 1)
         fresh, reference = _compared(sync)
-        few = tuple(s for s in sync if s in (NEVER, reference, fresh))
+        few = [s for s in sync if s in (NEVER, reference, fresh)]
+        passes = [(LIVE, sync)]
+        if features:
+            split = (tuple(s for s in few if (s in NIGHTLY) is night) for night in (True, False))
+            passes += [(DAY_OLD, own) for own in split if own]
         jobs = [
             Job(kind, s, model, inputs, own, cuts, train, retrain and kind == LIVE, Path(folder) / f"{i}-{s}")
             for s in range(seed, seed + seeds)
-            for i, (kind, own) in enumerate(((LIVE, sync), (DAY_OLD, few))[: 1 + features])
+            for i, (kind, own) in enumerate(passes)
         ]
         found = _all(jobs, data, plan, workers, tick)
         schedule = plan_of(_days(data, train), data.ts_ms, sync, cuts, plan.utc_offset_ms)
@@ -152,6 +164,9 @@ def freshness(
         print(f"report in {out}")
     return report
 
+
+NIGHTLY = (NEVER, DAILY)
+"""What a nightly job can do on day-old features: it learns a day when it is over, all of it, as a batch job does."""
 
 _MANY = 1 << 30
 """Frozen features are wanted of all days: which are tested on is known when the log has been read."""
@@ -217,9 +232,9 @@ def _models(
     """All models by name, from the rarest synchronisation on; the retrained one and the baseline last."""
     out: dict[str, MeasuredScores] = {}
     for kind in (LIVE, DAY_OLD):
-        own = [(job, f) for job, f in zip(jobs, found, strict=True) if job.features == kind]
-        for sync in own[0][0].syncs if own else ():
-            files = [(job.out / f"{sync}.npy", job.out / f"{sync}.start.npy") for job, _ in own]
+        own = [job for job in jobs if job.features == kind]
+        for sync in dict.fromkeys(s for job in own for s in job.syncs):
+            files = [(job.out / f"{sync}.npy", job.out / f"{sync}.start.npy") for job in own if sync in job.syncs]
             p = [np.load(file) for file, _ in files]
             within = [np.load(start) if start.exists() else np.load(file) for file, start in files]
             out[named(kind, sync)] = MeasuredScores(p, within)
@@ -259,13 +274,16 @@ def _run(job: Job) -> dict[str, Any]:
     days, train = _days(_data, job.train_days), _data.rows(range(job.train_days))
     schema = _schema if job.inputs == OWN else _data.schema
     model = model_of(schema, spec_of(job.model), job.seed)
+    job.out.mkdir(parents=True)
     untrained = model.snapshot() if job.retrain else None
     began = time.perf_counter()
+    if job.nightly:
+        _save_nightly(job, model, num, days)
+        return {"seconds": {"nightly_seconds": round(time.perf_counter() - began, 2)}}
     learn(model, _data, train, num)
     training = time.perf_counter() - began
     plan = plan_of(days, _data.ts_ms, job.syncs, job.cut, _schema.utc_offset_ms)
     found = follow(model, _data, num, plan, frozen=frozen, clock=time.perf_counter)
-    job.out.mkdir(parents=True)
     for sync, p in found.scores.items():
         np.save(job.out / f"{sync}.npy", p)
     for sync, p in found.at_start.items():
@@ -295,6 +313,17 @@ def _run(job: Job) -> dict[str, Any]:
             np.save(job.out / "retrained.start.npy", np.concatenate(fixed))
         seconds["retraining_seconds"] = round(time.perf_counter() - began, 2)
     return {"seconds": seconds, "over_one": together / alone, "spec": dict(model.spec)}
+
+
+def _save_nightly(job: Job, model: Learning, num: NDArray[np.float32], days: Sequence[slice]) -> None:
+    """Writes the scores of a nightly job's models: of that of the first of ``days``, and of each day's own."""
+    before = [_data.rows((d,)) for d in range(job.train_days)]
+    ready = rounds.nightly(model, _data, num, [*before, *days], np.random.default_rng(job.seed))
+    first = next(day for day in ready if day == days[0])
+    scores: dict[str, list[Scores]] = {NEVER: [score(model, _data, slice(first.start, days[-1].stop), num)]}
+    scores[DAILY] = [scores[NEVER][0][: first.stop - first.start], *(score(model, _data, day, num) for day in ready)]
+    for sync in job.syncs:
+        np.save(job.out / f"{sync}.npy", np.concatenate(scores[sync]))
 
 
 def _all(jobs: Sequence[Job], data: Dataset, own: Schema, workers: int | None, tick: Tick) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from millrace.reports.spans import span_name
 RETRAINED, BASELINE = "retrained daily", "item's smoothed rate"
 NO_PAGES = "The log has no pages, so nothing is said of their order"
 LIVE, DAY_OLD = "live", "day-old"
+FROZEN = "window counts frozen at midnight, all else live"
 
 _EVERY = {"hourly": "every hour", "minute": "every minute", DAILY: "every day", BATCH: "with every micro-batch"}
 _UNITS = {"min": "minutes", "h": "hours"}
@@ -84,7 +85,7 @@ def whole(fresh: str, reference: str) -> tuple[str, str]:
     """(the live loop, what it is compared with), in words: weights and features, fresh or not."""
     job = "a nightly job" if reference == DAILY else "a job"
     return f"a live loop (learning {how_often(fresh)}, live window features)", (
-        f"{job} (learning {how_often(reference)}, day-old features)"
+        f"{job} (learning {how_often(reference)}, {FROZEN})"
     )
 
 

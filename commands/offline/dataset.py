@@ -23,10 +23,12 @@ from commands.offline.slicing import Slice, slice_of
 from commands.replay.grouped import GroupedRows
 from commands.replay.logfeatures import CHUNK_ROWS, Labels, LogRows
 from commands.replay.stretches import Stretches, bounds, write_features
+from millrace.basics.durations import DAY_MS, MINUTE_MS
 from millrace.basics.errors import LogError
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
-from millrace.contracts.schema import Schema
+from millrace.contracts.schema import EXPOSURE_AGE, Schema
 from millrace.logs import LogTable, read_log
+from millrace.windows.features import finite32
 
 TRUTH = "p_true"
 """Column of a simulated log with the true click probability; no schema names it, so no model can see it."""
@@ -52,7 +54,8 @@ class Dataset:
 
     ``day_old`` are the inputs of a daily job: as ``num``, but windows are read at the midnight that begins the row's
     local day, with what happened before it. All of a day's rows of one key see the same counts. Where a log's own days
-    do not begin at midnight, windows are read at the day's first row.
+    do not begin at midnight, windows are read at the day's first row. Beside them ages of items are given to all models
+    as the log of the row's own minutes: any job knows them when it serves, and live windows tell them by the minute.
 
     ``delay_ms`` says how long after its exposure a click came.
     """
@@ -143,6 +146,7 @@ def prepare(
     cuts = np.unique(np.array([cut for cut, *_ in wanted], np.intp))
     labels = Labels(table, schema, rows)
     made = Stretches(table, schema, cuts=cuts)
+    filled = [(own, out) for *_, own, out in wanted]
 
     def freeze(row: int) -> None:
         while wanted and wanted[0][0] == row:
@@ -150,6 +154,15 @@ def prepare(
             out[own] = made.frozen(cut, own, at_ms)[1]
 
     write_features(made, folder, freeze)
+    ages = _ages(table, schema, rows) if day_old else {}
+    if ages:
+        num = np.load(folder / "num.npy", mmap_mode="r+")
+        for own, out in filled + [(own, num) for own, out in filled if out is old]:  # a job's days are all of the log
+            part = np.array(out[own])
+            for column, age in ages.items():
+                part[:, column] = age[own]
+            rows.builder.compare(part, rows.page[own], rows.ts_ms[own])
+            out[own] = part
     np.save(folder / "group.npy", groups.group)
     for i, one in enumerate(cuts_by.values()):
         np.save(folder / f"slice{i}.npy", one.code)
@@ -186,6 +199,18 @@ def _day_starts(
         for at, stop in pairwise((start + bounds(ts_ms[start:end], (), _FROZEN_AT_ONCE)).tolist()):
             yield cut, midnight if parts else int(ts_ms[cut]), np.arange(at, stop)
         start = end
+
+
+def _ages(table: LogTable, schema: Schema, rows: LogRows) -> dict[int, NDArray[np.float32]]:
+    """Column of ``num`` of each age that the schema asks for -> the log of 1 + the item's age in minutes, (n,)."""
+    names, ages = schema.layout.num_names, {}
+    if EXPOSURE_AGE in names:
+        item = rows.hashes(rows.builder.item_column, slice(None))
+        _, first, own = np.unique(item, return_index=True, return_inverse=True)
+        ages[names.index(EXPOSURE_AGE)] = (rows.ts_ms - rows.ts_ms[first[own]]) / DAY_MS
+    if "age_days" in names and "age_days" in table.table.column_names:
+        ages[names.index("age_days")] = np.maximum(finite32(table.table["age_days"].to_numpy()), 0)
+    return {column: np.log1p(days * (DAY_MS / MINUTE_MS)).astype(np.float32) for column, days in ages.items()}
 
 
 def _delays(labels: Labels, table: LogTable, schema: Schema, ts_ms: NDArray[np.int64]) -> NDArray[np.int64] | None:

@@ -113,6 +113,20 @@ def retrained(
         yield day
 
 
+def nightly(
+    model: Learning, data: Dataset, num: NDArray[np.float32], days: Sequence[slice], rng: np.random.Generator
+) -> Iterator[slice]:
+    """Yields each of ``days`` (rows) but the first, when a nightly job has made ``model`` ready to score it: it has
+    learnt each day before it at that day's end, shuffled.
+
+    In the order of time the learner would chase the items of the hour: their ids would say what no model can know of
+    the items of the next day, and it would lean on them.
+    """
+    for past, day in pairwise(days):
+        learn_shuffled(model, data, past, num, rng)
+        yield day
+
+
 def _whole(start: int, stop: int) -> int:
     return start + (stop - start) // epochs.BATCH_ROWS * epochs.BATCH_ROWS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from commands.freshness.freshnesswords import named, verdict
+from commands.freshness.freshnesswords import FROZEN, named, verdict
 from commands.freshness.measure import ALL, Figure, Measured, MeasuredScores, ScoredRows
 from millrace.basics.clustered import FEWEST
 from millrace.basics.ranking_metrics import auc, log_loss
@@ -161,7 +161,7 @@ def test_the_sentence_says_the_whole_first_where_each_part_alone_gains_nothing()
     gap = found.gap("minute", named("day-old", "daily"), "auc")
     assert first.startswith(
         "On this log a live loop (learning every minute, live window features) instead of a nightly job (learning "
-        f"every day, day-old features) gains {gap.value:.4f}".replace("0.", ".")
+        f"every day, {FROZEN}) gains {gap.value:.4f}".replace("0.", ".")
     )
     assert "% log loss" in first
     assert rest.startswith("Beyond live features, learning every minute instead of every day gives the same scores")
