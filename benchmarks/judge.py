@@ -7,6 +7,9 @@ Parts of ``millrace dev experiment judge``, with fewer tests.
     Share of cells whose count lies within the 95% bounds of the logged odds, of a thousand pages, each drawn as often.
 *covered LIFT*, *covered LEARNER*
     Share of tests whose band held the truth at all looks: of two arms; of a learner judged by logged pages.
+*false_winners CASE*, *users_80 CASE*
+    Share of tests of equal arms with a winner at one of a hundred looks, for cases of small arms and long tails; users
+    after whom four of five tests name an arm that earns a fifth more.
 *estimate_error LEARNER*
     What off-policy estimates say that a learner's order earns more, less what it truly does: the mean of all logs.
 *real_naive*, *real_band*
@@ -45,16 +48,17 @@ class Size(NamedTuple):
     users: int = 3000
     draws: int = 2000
     drawn: int = 1000  # pages, and how often each
+    arms: int = 1000  # tests of equal arms
 
 
-SHORT = Size(3, 400, 20, 100)
+SHORT = Size(3, 400, 20, 100, 10)
 
 
 def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:
     """The figures, as in the module's text."""
     size = size or Size()
     yield from draw_costs(size.draws)
-    calls, tables = judge_calls(size.tests, size.users, size.drawn), asos()
+    calls, tables = judge_calls(size.tests, size.users, size.arms, size.drawn), asos()
     if not tables:
         say("MILLRACE_TEST_ASOS names no folder with a table of real tests: they are left out")
     report = make_report(run_calls([*calls, *((real, (table,)) for table in tables)], lambda _: None, 1))
@@ -74,6 +78,11 @@ def figures(report: Mapping[str, Any]) -> Iterator[Figure]:
     for row in (*report["bands"], *report["orders"]):
         of = row["learner"] if "learner" in row else f"lift {row['lift']:g}"
         yield figure(f"covered {of}", row["covered"] / row["tests"], f"of {row['tests']} bands")
+    for row in report["winners"]:
+        most = f"of {row['tests']} tests, at most {row['false_high']:.1%}"
+        yield figure(f"false_winners {row['case']}", row["false"] / row["tests"], most)
+        if row["users"]:
+            yield figure(f"users_80 {row['case']}", row["users"], "users")
     for row in report["real"]:
         for name, of in {"naive": "naive", "band": "decided"}.items():
             yield figure(f"real_{name}", row[of], f"of {row['tests']} tests")

@@ -12,6 +12,7 @@
   click. ``covered``: the band held it at all looks; ``decided``, ``naive``: it, or an ordinary one, decided at one.
 - ``orders``: a better, an equal and a worse learner than one that learns from the pages that it draws, judged by these
   pages at twenty looks. The truth at a look is what both orders were expected to earn on the pages seen.
+- ``winners``: arms that are equal or not, with long tails (experiments/judgearms.py).
 - ``twins``, ``values``, ``learners``: closed loops (experiments/judgeloops.py).
 """
 
@@ -30,6 +31,7 @@ from scipy import stats
 from commands.judge.arms import Exposures, users_of
 from commands.judge.orders import Judged, Shown, ordered
 from commands.offline.intervals import interval
+from experiments.judgearms import arms_calls, arms_report
 from experiments.judgeloops import EQUAL, SHARES, STOPPED, learners, loop_report, twins, value_report, values
 from experiments.runs import Call, Row, run_experiment
 from millrace.basics.durations import DAY_MS, HOUR_MS, MINUTE_MS
@@ -50,6 +52,7 @@ def experiment_judge(
     *,
     tests: int = 200,
     users: int = 3000,
+    arms: int = 1000,
     draws: int = 1000,
     worlds: int = 5,
     equal: int = 10,
@@ -68,6 +71,7 @@ def experiment_judge(
         out: folder for the report.
         tests: of each lift, and of each learner.
         users: of a test.
+        arms: tests of each case of small arms; 0: none is.
         draws: pages, and how often each is drawn by each rule; 0: none is.
         worlds: of each twin, and tests of a learner that is worse; 0: none is.
         equal: tests of equal learners.
@@ -83,7 +87,7 @@ def experiment_judge(
     """
     if 1 in (worlds, valued):
         raise SettingError("one world gives no interval", "use --worlds 5 or more, or 0 for none")
-    calls = judge_calls(tests, users, draws, seed)
+    calls = judge_calls(tests, users, arms, draws, seed)
     calls += [(values, (seed + n, buyers, candidates)) for n in range(valued)]
     for n in range(max(worlds, equal)):  # world by world, so that what an ended run has written can be read
         own = [(twins, (seed + n, shoppers, candidates, twin)) for twin in (*SHARES, STOPPED)]
@@ -94,10 +98,11 @@ def experiment_judge(
     return run_experiment(out, "Judging", calls, lambda rows: (make_report(rows), []), **how)
 
 
-def judge_calls(tests: int, users: int, draws: int, seed: int = 0) -> list[Call]:
+def judge_calls(tests: int, users: int, arms: int, draws: int, seed: int = 0) -> list[Call]:
     """All but closed loops; see :func:`experiment_judge`."""
     calls: list[Call] = [(odds, (rule, draws, seed)) for rule in RULES if draws]
     calls += [(bands, (seed + n, lift, users)) for lift in LIFTS for n in range(tests)]
+    calls += arms_calls(arms, seed)
     return calls + [(orders, (seed + n, learner, LOGS[n % 3])) for learner in LEARNERS for n in range(tests)]
 
 
@@ -159,7 +164,7 @@ def real(table: Path) -> list[Row]:
     """A row for each test in a table of looks: whether it has a winner."""
     looks = defaultdict[Any, list[tuple[bool, bool]]](list)
     for row in pq.read_table(table).sort_by("time_since_start").to_pylist():
-        own, other = (Estimate(row[f"mean_{a}"], row[f"count_{a}"], row[f"variance_{a}"], True) for a in "tc")
+        own, other = (Estimate(row[f"mean_{a}"], row[f"count_{a}"], row[f"variance_{a}"], math.inf) for a in "tc")
         if None not in (*own, *other) and min(own.n, other.n) >= LEAST:
             key = row["experiment_id"], row["variant_id"], row["metric_id"]
             looks[key].append(_judged(own, other, 0.0)[1:])
@@ -212,7 +217,7 @@ def make_report(rows: list[Row]) -> dict[str, Any]:
     drawn = [row for row in rows if row["of"] == "odds"]
     grouped = ("bands", "lift"), ("orders", "learner"), ("real", "of")
     tests, judged, real_ones = (_counts(rows, *of) for of in grouped)
-    (loops, worded), (sold, worth) = loop_report(rows), value_report(rows)
+    (loops, worded), (sold, worth), (small, named) = loop_report(rows), value_report(rows), arms_report(rows)
     loops |= {"values": sold}
     said = [
         f"{r['rule']}: of {r['pages']:,} pages {r['within']:.1%} of {r['cells']:,} cells are within the bounds of 95%, "
@@ -236,8 +241,8 @@ def make_report(rows: list[Row]) -> dict[str, Any]:
         "are cumulative, so no guarantee holds there"
         for r in real_ones
     ]
-    report = {"odds": drawn, "bands": tests, "orders": judged, "real": real_ones}
-    return {"verdict": "; ".join(said + worded + worth) + "."} | report | loops
+    report = {"odds": drawn, "bands": tests, "winners": small, "orders": judged, "real": real_ones}
+    return {"verdict": "; ".join(said + named + worded + worth) + "."} | report | loops
 
 
 def _counts(rows: list[Row], of: str, by: str) -> list[Row]:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.events import LOGGED
-from millrace.evidence.sequences import LEAST_OUTCOMES, Estimate, band, difference, gap, half_width, ratio
+from millrace.evidence.sequences import ERROR, Estimate, band, difference, error_each, gap, half_width, ratio
 
 Numbers = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -127,16 +127,13 @@ def users_of(rows: Exposures, horizon_ms: int) -> UserOutcomes:
     return users.found()
 
 
-def looks(
-    users: UserOutcomes, every_ms: int, by_page: bool, baseline: str, least: int = LEAST_OUTCOMES
-) -> list[dict[str, Any]]:
+def looks(users: UserOutcomes, every_ms: int, by_page: bool, baseline: str) -> list[dict[str, Any]]:
     """A row for each look and arm: its value and band; against the baseline the difference and its band.
 
     Args:
         every_ms: from look to look.
         by_page: outcomes a page rather than a user.
         baseline: the arm that others are compared with.
-        least: users of an arm with an outcome before anything is said of it.
     """
     if not len(users.until_ms):
         return []
@@ -146,16 +143,17 @@ def looks(
     rows: list[dict[str, Any]] = []
     for at_ms in times:
         known = int(np.searchsorted(users.until_ms, at_ms, side="right"))
-        found = {name: estimate(users, known, name, by_page, least) for name in names}
+        found = {name: estimate(users, known, name, by_page) for name in names}
         for name, one in found.items():
-            rows.append({"at_ms": at_ms, "arm": name, **_row(one)} | _against(one, found.get(baseline), name, baseline))
+            other = None if name == baseline else found.get(baseline)
+            rows.append({"at_ms": at_ms, "arm": name, **_row(one)} | _against(one, other, error_each(len(names))))
     return rows
 
 
-def estimate(users: UserOutcomes, known: int, name: str, by_page: bool, least: int = LEAST_OUTCOMES) -> Estimate:
+def estimate(users: UserOutcomes, known: int, name: str, by_page: bool) -> Estimate:
     """What the first ``known`` users say of an arm."""
     mine = users.arm[:known] == name
-    return ratio(users.outcomes[:known][mine], users.pages[:known][mine] if by_page else None, least)
+    return ratio(users.outcomes[:known][mine], users.pages[:known][mine] if by_page else None)
 
 
 def _row(one: Estimate) -> dict[str, Any]:
@@ -163,10 +161,10 @@ def _row(one: Estimate) -> dict[str, Any]:
     return {"users": one.n, "value": plain(one.value), "low": plain(low), "high": plain(high)}
 
 
-def _against(one: Estimate, other: Estimate | None, name: str, baseline: str) -> dict[str, Any]:
-    if other is None or name == baseline:
+def _against(one: Estimate, other: Estimate | None, error: float) -> dict[str, Any]:
+    if other is None:
         return {"difference": None, "difference_low": None, "difference_high": None}
-    found = difference(one, other)
+    found = difference(one, other, error)
     return {
         "difference": plain(one.value - other.value),
         "difference_low": plain(found.low),
@@ -189,17 +187,18 @@ def decided_ms(rows: Sequence[Mapping[str, Any]], arm: str) -> int | None:
     return since
 
 
-def users_wanted(one: Estimate, other: Estimate) -> int | None:
+def users_wanted(one: Estimate, other: Estimate, error: float) -> int | None:
     """Users of both arms that it would take until a difference as large as today's is decided. None: nobody knows."""
-    return units_wanted(gap(one, other))
+    return units_wanted(gap(one, other), error)
 
 
-def units_wanted(found: Estimate) -> int | None:
+def units_wanted(found: Estimate, error: float = ERROR) -> int | None:
     """The same of a difference that is an estimate of its own."""
     if not (found.said and found.value):
         return None
     low, high = 1, 1 << 40
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if half_width(middle, found.variance) < abs(found.value) else (middle + 1, high)
+        enough = half_width(middle, found.variance, error) < abs(found.value)
+        low, high = (low, middle) if enough else (middle + 1, high)
     return low

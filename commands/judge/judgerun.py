@@ -21,7 +21,7 @@ from millrace.basics.errors import LogError, SettingError, one_line
 from millrace.basics.hashing import combine, salt
 from millrace.contracts.events import CONTROL, LOGGED, MODEL
 from millrace.contracts.schema import load_schema
-from millrace.evidence.sequences import LEAST, LEAST_OUTCOMES, LEAST_VALUES, Estimate
+from millrace.evidence.sequences import LEAST, Estimate, error_each
 from millrace.logs.later_events import LaterEvents
 from millrace.logs.values import hashes
 from millrace.reports import MAIN, Plot, canvas, make_folder, say, show, write_all
@@ -86,12 +86,11 @@ def judge(
     if baseline not in arms:
         raise SettingError(f"no user is in the arm '{baseline}'", f"choose from {', '.join(arms)}")
     by_page = by == "page"
-    least = LEAST_OUTCOMES if value is None else LEAST_VALUES
-    seen = looks(users, every_ms, by_page, baseline, least)
+    seen = looks(users, every_ms, by_page, baseline)
     last = [row for row in seen if row["at_ms"] == seen[-1]["at_ms"]]
     unit = f"{value or outcome + 's'} a {by}"
-    found = {name: estimate(users, len(users.until_ms), name, by_page, least) for name in arms}
-    verdict = verdict_of(found, seen, baseline, unit, least)
+    found = {name: estimate(users, len(users.until_ms), name, by_page) for name in arms}
+    verdict = verdict_of(found, seen, baseline, unit)
     made_by, said = _makers(archive, taken.first_ms, since_ms)
     verdict += said + left_out(len(beyond), logged)
     if taken.halvings:
@@ -255,9 +254,7 @@ def page_numbers(table: pa.Table) -> NDArray[np.int64]:
     return combine(_PAGE, request, user | np.uint64(1)).view(np.int64)  # a guest's hash is 0
 
 
-def verdict_of(
-    found: Mapping[str, Estimate], seen: Sequence[Mapping[str, Any]], baseline: str, unit: str, least: int
-) -> str:
+def verdict_of(found: Mapping[str, Estimate], seen: Sequence[Mapping[str, Any]], baseline: str, unit: str) -> str:
     """What the last look says of each arm's figure, in plain sentences."""
     sentences, other, there = [], found[baseline], sum(one.n for one in found.values())
     for name, one in found.items():
@@ -272,11 +269,12 @@ def verdict_of(
             )
         elif not (one.said and other.said):
             sentences.append(
-                f"{worded(name)} and {worded(baseline).lower()}: this log cannot say. Each arm needs {LEAST} users, "
-                f"{least} of them with an outcome; they have {one.n} and {other.n} users."
+                f"{worded(name)} and {worded(baseline).lower()}: not enough yet. Each arm needs {LEAST} effective "
+                f"users: the {one.n:,} and {other.n:,} users tell as much as {one.effective:,.0f} and "
+                f"{other.effective:,.0f} with equal outcomes."
             )
         else:
-            wanted = users_wanted(one, other)
+            wanted = users_wanted(one, other, error_each(len(found)))
             later = f" A difference like today's would be decided with some {wanted:,} users." if wanted else ""
             sentences.append(
                 f"{worded(name)} and {worded(baseline).lower()}: not decided with {there:,} users "

@@ -30,7 +30,6 @@ from learner.role.model_factory import resumed
 from millrace.basics.errors import LogError, SettingError, SnapshotError, one_line
 from millrace.contracts.events import CONTROL, LOGGED
 from millrace.contracts.schema import Schema, load_schema
-from millrace.evidence.sequences import LEAST_OUTCOMES, LEAST_VALUES
 from millrace.logs.values import hashes
 from millrace.reports import make_folder, say, show, write_all
 from millrace.versions.modelstore import ModelStore
@@ -123,7 +122,7 @@ def judge_model(
     unit, said = f"{value or outcome + 's'} a row", f"Version {note.version}, on later pages than it has learnt from."
     arm_rows, estimates, curves = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
     for arm, one in sorted(taken.items()):
-        found = one.judged(LEAST_OUTCOMES if value is None else LEAST_VALUES)
+        found = one.judged()
         row = {"arm": arm, "pages": one.pages, "drawn_rows": one.rows, "effective_rows": round(found.effective())}
         support = round(SLOTS * one.rows / one.exposures, 4)
         arm_rows.append(row | {"slots_with_support": support, "pinned_slots": one.pinned})

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from commands.judge.arms import plain, units_wanted
 from millrace.evidence import offpolicy
 from millrace.evidence.offpolicy import LEAST_EFFECTIVE, effective
-from millrace.evidence.sequences import LEAST_OUTCOMES, NOTHING, Estimate, band, ratio
+from millrace.evidence.sequences import LEAST, NOTHING, Estimate, band, ratio
 
 Numbers = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -158,11 +158,11 @@ class ArmPages:
         of_rows = Shown(*(column[where[mine].ravel()] for column in shown))
         self._kept.append((of_rows, judged[mine]))
 
-    def judged(self, least: int) -> Judged:
+    def judged(self) -> Judged:
         columns = zip(*(of_rows for of_rows, _ in self._kept), strict=True)
         scores = np.concatenate([scores for _, scores in self._kept])
         where = np.arange(scores.size).reshape(scores.shape)
-        return Judged.of(Shown(*map(np.concatenate, columns)), where, scores, least)
+        return Judged.of(Shown(*map(np.concatenate, columns)), where, scores)
 
 
 class Judged(NamedTuple):
@@ -171,13 +171,12 @@ class Judged(NamedTuple):
     ts_ms: Integers  # (R,)
     user: Integers  # (R,)
     numbers: Mapping[str, tuple[Numbers, Numbers]]  # (R,) each, as numbers_of has them
-    least: int  # users with an outcome before anything is said
 
     @classmethod
-    def of(cls, shown: Shown, where: Places, judged: Numbers, least: int = LEAST_OUTCOMES) -> Judged:
+    def of(cls, shown: Shown, where: Places, judged: Numbers) -> Judged:
         by_time = np.argsort(shown.ts_ms[where[:, 0]], kind="stable")
         where, first = where[by_time], where[by_time, 0]
-        return cls(shown.ts_ms[first], shown.user[first], numbers_of(shown, where, judged[by_time]), least)
+        return cls(shown.ts_ms[first], shown.user[first], numbers_of(shown, where, judged[by_time]))
 
     def effective(self, known: int | None = None) -> float:
         """The effective size of the first ``known`` rows (default: all): for the order that has less."""
@@ -187,8 +186,8 @@ class Judged(NamedTuple):
         """What the order that is judged earns more a row. Units are users, for a user's pages are alike."""
         judged, served = self.numbers[name]
         own = np.unique(self.user[:known], return_inverse=True)[1]
-        found = ratio(np.bincount(own, (judged - served)[:known]), np.bincount(own), self.least)
-        return found._replace(said=found.said and self.effective(known) >= LEAST_EFFECTIVE)
+        found = ratio(np.bincount(own, (judged - served)[:known]), np.bincount(own))
+        return found if self.effective(known) >= LEAST_EFFECTIVE else found._replace(effective=0.0)
 
     def table(self, arm: str) -> list[dict[str, Any]]:
         """A row for each estimator."""
@@ -220,7 +219,7 @@ class Judged(NamedTuple):
             size = self.effective()
             wanted = math.ceil(LEAST_EFFECTIVE * max(n / size if size else 0.0, math.factorial(SLOTS)))
             there = f"{n:,} of {pages:,} pages have a row that chance put in order; they count as {size:.0f}"
-            also = f", from 100 users, {self.least} of them with an outcome" if size >= LEAST_EFFECTIVE else ""
+            also = f", from users that count as {LEAST}" if size >= LEAST_EFFECTIVE else ""
             share = f": {wanted * pages // n:,} pages as these" if n else ""
             more = f"It takes some {wanted:,} such rows{share}; MILLRACE_EXPLORE draws more"
             return f"{named}: this log cannot say. {there}, and {LEAST_EFFECTIVE} are needed{also}. {more}."

@@ -9,8 +9,16 @@ confidence sequences", Annals of Statistics 52, theorem 2.2 and equation 10)::
     s sqrt( 2 (n r^2 + 1) / (n^2 r^2)  log( sqrt(n r^2 + 1) / a ) )      r^2 = (-2 log a + log(1 - 2 log a)) / m
 
 It is tightest near m units. It is *asymptotic*: it holds for a count of units from which the mean is as good as normal
-on. So nothing is said below :data:`LEAST` units of an arm. Unlike bounds for bounded numbers it needs no largest value,
-which purchases do not have.
+on. Unlike bounds for bounded numbers it needs no largest value, which purchases do not have. But a small arm in which
+no unit with much has come yet has a mean and a variance that are both too low, and named false winners. Hence three
+rules for arms:
+
+- Nothing is said below :data:`LEAST` *effective* units of an arm, (sum c)^2 / sum c^2: as many of equal outcomes would
+  tell as much. Of units that have an outcome or have none it is the count of those that have one.
+- Equal arms have equal variances. So of two arms neither counts for less than the other's variance (:func:`gap`), which
+  may have seen the units with much. It is taken down to the arm's own mean, for an arm with half the clicks has half
+  the spread.
+- Where k arms are compared with one, each difference has a k-th of the error (:func:`error_each`).
 
 Units are users, for a user's pages are alike. What is told a page is a ratio of two sums over users, clicks c over
 pages d. Its error is that of the mean of the linearised (c - R d) / mean(d) (Deng, Knoblich and Lu 2018, "Applying the
@@ -25,11 +33,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from millrace.evidence.offpolicy import effective
+
+ERROR = 0.05
+"""The probability that a band, or one of the bands of all arms' differences, ever misses the truth."""
 LEAST = 100
-"""Units of an arm before anything is said of it."""
-LEAST_OUTCOMES, LEAST_VALUES = 10, 100
-"""Of them so many with an outcome; where outcomes count a value such as a price, whose few large ones decide. With ten
-lognormal prices an arm 15% of equal arms had a winner, with a hundred 2%."""
+"""Effective units of an arm before anything is said of it."""
 BEST_AT = 2000
 """m: units at which a band is tightest."""
 
@@ -40,7 +49,12 @@ class Estimate(NamedTuple):
     value: float
     n: int
     variance: float  # of one unit: the squared error of the value times n
-    said: bool  # whether there is enough to say anything
+    effective: float  # so many units with equal outcomes would tell as much
+
+    @property
+    def said(self) -> bool:
+        """Whether there is enough to say anything."""
+        return self.effective >= LEAST
 
 
 class Band(NamedTuple):
@@ -58,33 +72,32 @@ class Band(NamedTuple):
 NOTHING = Band(-math.inf, math.inf)
 
 
-def ratio(outcomes: ArrayLike, of: ArrayLike | None = None, least: int = LEAST_OUTCOMES) -> Estimate:
+def ratio(outcomes: ArrayLike, of: ArrayLike | None = None) -> Estimate:
     """The sum of outcomes over the sum of what they are of.
 
     Args:
         outcomes: of each unit. (n,)
         of: the same of what they are counted by, at least 0. (n,) Default: 1 each, for a plain mean.
-        least: units with an outcome before anything is said.
     """
     c: NDArray[np.float64] = np.asarray(outcomes, np.float64)
     d = np.ones_like(c) if of is None else np.asarray(of, np.float64)
     if not len(c) or not d.sum() > 0:
-        return Estimate(math.nan, len(c), math.nan, False)
+        return Estimate(math.nan, len(c), math.nan, 0.0)
     value = float(c.sum() / d.sum())
     variance = float(np.mean(((c - value * d) / d.mean()) ** 2))
-    return Estimate(value, len(c), variance, bool(len(c) >= LEAST and np.count_nonzero(c) >= least))
+    return Estimate(value, len(c), variance, min(effective(np.abs(c)), effective(d)))
 
 
-def mean_of(n: int, total: float, squares: float, having: int, least: int = LEAST_OUTCOMES) -> Estimate:
-    """The mean of n outcomes, of which only the sum, the sum of squares, and how many are not 0, are known."""
+def mean_of(n: int, total: float, squares: float) -> Estimate:
+    """The mean of n outcomes, at least 0, of which only the sum and the sum of squares are known."""
     if not n:
-        return Estimate(math.nan, 0, math.nan, False)
+        return Estimate(math.nan, 0, math.nan, 0.0)
     value = total / n
     variance = max(0.0, squares / n - value * value)  # rounding may leave less than nothing
-    return Estimate(value, n, variance, n >= LEAST and having >= least)
+    return Estimate(value, n, variance, total * total / squares if squares else 0.0)
 
 
-def half_width(n: float, variance: float, error: float = 0.05, best_at: float = BEST_AT) -> float:
+def half_width(n: float, variance: float, error: float = ERROR, best_at: float = BEST_AT) -> float:
     """Half the width of the band after n units.
 
     Args:
@@ -97,7 +110,7 @@ def half_width(n: float, variance: float, error: float = 0.05, best_at: float = 
     return math.sqrt(variance * 2 * (n * r2 + 1) / (n * n * r2) * math.log(math.sqrt(n * r2 + 1) / error))
 
 
-def band(of: Estimate, error: float = 0.05) -> Band:
+def band(of: Estimate, error: float = ERROR) -> Band:
     """The band of a value."""
     if not of.said:
         return NOTHING
@@ -111,11 +124,24 @@ def gap(one: Estimate, other: Estimate) -> Estimate:
     Of n units in both, one tells a variance of n (v_1 / n_1 + v_2 / n_2): that of the arms' mean of a unit that is in
     either by chance.
     """
-    n, said = one.n + other.n, one.said and other.said
-    variance = n * (one.variance / one.n + other.variance / other.n) if said else math.nan
-    return Estimate(one.value - other.value, n, variance, said)
+    n, least = one.n + other.n, min(one.effective, other.effective)
+    variance = math.nan
+    if n and least:
+        variance = n * (_variance(one, other) / one.n + _variance(other, one) / other.n)
+    return Estimate(one.value - other.value, n, variance, least)
 
 
-def difference(one: Estimate, other: Estimate, error: float = 0.05) -> Band:
+def _variance(own: Estimate, other: Estimate) -> float:
+    """An arm's variance, at least the other's at the arm's own mean where that is the lower one."""
+    share = min(1.0, abs(own.value / other.value)) if other.value else 1.0
+    return max(own.variance, other.variance * share * share)
+
+
+def difference(one: Estimate, other: Estimate, error: float = ERROR) -> Band:
     """The band of :func:`gap`."""
     return band(gap(one, other), error)
+
+
+def error_each(arms: int) -> float:
+    """The error of each difference where all arms are compared with one of them, so that it is :data:`ERROR` in all."""
+    return ERROR / max(1, arms - 1)

@@ -29,23 +29,14 @@ import numpy as np
 
 from millrace.basics.hashing import value_hash
 from millrace.contracts.events import CLICK, CONTROL, LOGGED, MODEL, Order, Purchase, Refund, name_hash
-from millrace.evidence.sequences import (
-    LEAST_OUTCOMES,
-    LEAST_VALUES,
-    NOTHING,
-    Band,
-    Estimate,
-    band,
-    difference,
-    mean_of,
-)
+from millrace.evidence.sequences import NOTHING, Band, Estimate, band, difference, error_each, mean_of
 from stream.archive.archive_columns import SettledRow
 
 MOST_USERS = 1 << 18
 MOST_ARMS = 100
 """Arms that are counted: whoever logs a page by ``/score`` names its arm."""
-LEAST_OF = {"click": LEAST_OUTCOMES, "purchase": LEAST_OUTCOMES, "value": LEAST_VALUES}
-"""The outcomes: clicks, purchases, what these are worth. Of each: users with one before anything is said."""
+OUTCOMES = "click", "purchase", "value"
+"""Clicks, purchases, what these are worth."""
 
 
 class ArmFigure(NamedTuple):
@@ -125,7 +116,7 @@ class ArmFigures:
         self._users: dict[int, _User | None] = {}  # by hash; None: the horizon is over
         self._bought: dict[int, dict[int, _Bought]] = {}  # by partition and hash: later than the settled exposures
         self._due: dict[int, deque[int]] = {}  # by partition, in the order in which they came
-        self._sums: dict[str, list[tuple[int, float, float, int]]] = {}  # by arm, of each outcome: as `mean_of` wants
+        self._sums: dict[str, list[tuple[int, float, float]]] = {}  # by arm, of each outcome: as `mean_of` wants
         self._since: dict[str, int] = {}  # by outcome and arm
         self._left_out: dict[str, int] = {}  # by arm: users beyond the training limit
         self._arms = set[str]()
@@ -169,10 +160,9 @@ class ArmFigures:
             if user is not None and user.over:
                 self._left_out[user.arm] = self._left_out.get(user.arm, 0) + 1
             elif user is not None:
-                sums = self._sums.get(user.arm, [(0, 0, 0, 0)] * len(LEAST_OF))
+                sums = self._sums.get(user.arm, [(0, 0, 0)] * len(OUTCOMES))
                 self._sums[user.arm] = [
-                    (n + 1, total + c, squares + c * c, having + bool(c))
-                    for (n, total, squares, having), c in zip(sums, user.came, strict=True)
+                    (n + 1, total + c, squares + c * c) for (n, total, squares), c in zip(sums, user.came, strict=True)
                 ]
             if user is not None:
                 self._users[due[0]] = None
@@ -195,16 +185,17 @@ class ArmFigures:
             early[arm, False] += rows
             early[arm, True] += clicks
         names = sorted(self._arms, key=lambda name: (name != CONTROL, name != MODEL, name))
-        all_sums = {name: self._sums.get(name, [(0, 0, 0, 0)] * len(LEAST_OF)) for name in names}
+        all_sums = {name: self._sums.get(name, [(0, 0, 0)] * len(OUTCOMES)) for name in names}
         figures: list[ArmFigure] = []
-        for k, (outcome, least) in enumerate(LEAST_OF.items()):
+        for k, outcome in enumerate(OUTCOMES):
             if k and not any(all_sums[name][k][1] for name in names):
                 continue
-            found = {name: mean_of(*all_sums[name][k], least) for name in names}
+            found = {name: mean_of(*all_sums[name][k]) for name in names}
             for name, one in found.items():
                 more, gap, key = float("nan"), NOTHING, f"{outcome} {name}"
                 if name != names[0]:
-                    more, gap = one.value - found[names[0]].value, difference(one, found[names[0]])
+                    more = one.value - found[names[0]].value
+                    gap = difference(one, found[names[0]], error_each(len(names)))
                 self._since[key] = (self._since.get(key) or now_ms) if gap.decided else 0
                 beside = early[name, False], early[name, True], self._left_out.get(name, 0)
                 figures.append(ArmFigure(name, outcome, one, band(one), more, gap, self._since[key], *beside))

@@ -354,7 +354,6 @@ def test_two_learners_begin_from_the_same_history() -> None:
 @pytest.mark.slow
 def test_two_learners_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millrace.evidence.sequences.LEAST", 3)
-    monkeypatch.setattr("millrace.evidence.sequences.LEAST_OUTCOMES", 1)
     (row,) = judgeloops.learners(0, 15, 20, EQUAL, days=2)
     assert row["rival"] == EQUAL
     assert row["low"] < row["difference"] < row["high"]

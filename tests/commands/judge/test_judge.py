@@ -148,7 +148,7 @@ def test_memory_does_not_grow_with_the_archive(tmp_path: Path, monkeypatch: pyte
 def test_the_command_says_which_arm_earns_more_and_since_when(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    there = archive(tmp_path / "archive", crowd(0.3, 0.2, 1500))
+    there = archive(tmp_path / "archive", crowd(0.3, 0.2, 3000))
     app(
         ["judge", str(there), "--out", str(tmp_path / "out"), "--horizon", "4h", "--by", "page"],
         result_action="return_value",
@@ -251,7 +251,7 @@ def test_pages_that_were_only_scored_are_told_of_and_named_ones_are_an_arm(tmp_p
 def test_what_cannot_be_said_is_said(tmp_path: Path) -> None:
     there = archive(tmp_path / "archive", crowd(0.3, 0.2, 120))
     found = judge(there, tmp_path / "out", horizon_ms=4 * HOUR, every_ms=HOUR)
-    assert "this log cannot say" in found["verdict"]
+    assert "not enough yet. Each arm needs 100 effective users" in found["verdict"]
     alone = archive(tmp_path / "alone", [row for row in crowd(0.3, 0.2, 120) if row[3] == "model"])
     assert (
         "nothing to compare"
@@ -316,10 +316,20 @@ def test_files_of_an_earlier_schema_are_read_and_a_damaged_one_is_named(tmp_path
 
 
 def test_a_few_large_prices_are_not_enough() -> None:
-    rows = exposures(*crowd(0.2, 0.2, 4000))
-    users = users_of(rows, 4 * HOUR)
-    told = looks(users, HOUR, False, "control", 10**6)
+    rows = exposures(*crowd(0.3, 0.2, 4000))
+    dear = users_of(rows._replace(value=np.where(rows.user % 100 == 7, 100.0, 1.0)), 4 * HOUR)
+    told = looks(dear, HOUR, False, "control")
+    assert min(sum(row["arm"] == name for row in told) for name in ("control", "model")) > 40
     assert all(row["difference_low"] is None for row in told)
+
+
+def test_of_more_arms_each_difference_has_less_of_the_error() -> None:
+    rows = exposures(*crowd(0.3, 0.2))
+    two, rest = looks(users_of(rows, 4 * HOUR), HOUR, True, "control")[-1], rows.user % 7 == 0
+    more = rows._replace(arm=np.where(rest & (rows.arm == "model"), "x", rows.arm))
+    last = {row["arm"]: row for row in looks(users_of(more, 4 * HOUR), HOUR, True, "control")[-3:]}
+    found = last["model"]
+    assert found["difference_high"] - found["difference_low"] > 1.05 * (two["difference_high"] - two["difference_low"])
 
 
 def test_tiny_values_are_decided_like_large_ones() -> None:

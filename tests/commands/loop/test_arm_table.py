@@ -19,7 +19,7 @@ from stream.archive.arm_figures import ArmFigure
 
 
 def test_a_run_shows_what_the_archive_counts_and_nothing_where_too_little_is_known(tmp_path: Path) -> None:
-    control, model, few = mean_of(900, 90, 120, 80), mean_of(4000, 900, 1400, 800), mean_of(20, 4, 4, 4)
+    control, model, few = mean_of(2700, 270, 360), mean_of(12000, 2700, 4200), mean_of(20, 4, 4)
     more = difference(model, control)
     assert more.decided
     show_arms(
@@ -27,7 +27,7 @@ def test_a_run_shows_what_the_archive_counts_and_nothing_where_too_little_is_kno
             ArmFigure("control", "click", control, band(control), float("nan"), NOTHING, 0),
             ArmFigure("model", "click", model, band(model), model.value - control.value, more, 1_772_000_000_000),
             ArmFigure("hits", "click", few, band(few), few.value - control.value, difference(few, control), 0),
-            ArmFigure("new", "click", mean_of(0, 0, 0, 0), NOTHING, float("nan"), NOTHING, 0, 40, 10, 2),
+            ArmFigure("new", "click", mean_of(0, 0, 0), NOTHING, float("nan"), NOTHING, 0, 40, 10, 2),
         ]
     )
     ARM_MADE_BY.labels("model", "the first learner").set(1)
@@ -41,7 +41,7 @@ def test_a_run_shows_what_the_archive_counts_and_nothing_where_too_little_is_kno
     assert [row["arm"] for row in state["arms"]] == ["control", "model", "hits", "new"]
     assert {row["outcome"] for row in state["arms"]} == {"click"}
     assert [row["made_by"] for row in state["arms"]] == ["", "the first learner", "", ""]
-    assert (first["users"], first["mean_estimate"]) == (900, pytest.approx(0.1))
+    assert (first["users"], first["mean_estimate"]) == (2700, pytest.approx(0.1))
     assert first["mean_low"] < 0.1 < first["mean_high"]
     assert [first[f"more_{bound}"] for bound in ("estimate", "low", "high")] == [None] * 3
     assert (second["more_estimate"], second["more_low"]) == (pytest.approx(0.125), pytest.approx(more.low))

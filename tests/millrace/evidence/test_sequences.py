@@ -9,7 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.evidence.sequences import BEST_AT, LEAST, NOTHING, Estimate, band, difference, half_width, ratio
+from millrace.evidence.sequences import (
+    BEST_AT,
+    ERROR,
+    LEAST,
+    NOTHING,
+    Estimate,
+    band,
+    difference,
+    error_each,
+    gap,
+    half_width,
+    ratio,
+)
 from tests.scenes.exploring import examples
 
 TESTS, USERS, EVERY = 1000, 3000, 100
@@ -30,7 +42,7 @@ def winners(lift: float) -> tuple[float, float]:
             mine, c, d = treated[t, :n], clicks[t, :n], pages[t, :n]
             one, other = ratio(c[mine], d[mine]), ratio(c[~mine], d[~mine])
             late |= difference(one, other).decided
-            if one.said and other.said:
+            if min(one.n, other.n) >= LEAST:
                 error = math.sqrt(one.variance / one.n + other.variance / other.n)
                 early |= abs(one.value - other.value) > 1.96 * error
         decided += late
@@ -76,13 +88,36 @@ def test_a_ratio_has_the_error_of_its_linearised_mean() -> None:
     assert math.isclose(plain.variance, 14 / 3)
 
 
-def test_nothing_is_said_of_few_units_or_of_few_outcomes() -> None:
-    few, rare = ratio(np.ones(LEAST - 1)), ratio(np.eye(1, 10 * LEAST)[0])
-    enough = ratio(np.arange(LEAST) % 2)
+def test_nothing_is_said_of_few_units_or_of_few_that_decide() -> None:
+    few, rare = ratio(np.ones(LEAST - 1)), ratio(np.arange(10 * LEAST) < LEAST - 1)
+    enough = ratio(np.arange(2 * LEAST) % 2)
     assert [one.said for one in (few, rare, enough)] == [False, False, True]
+    assert (few.effective, rare.effective, enough.effective) == pytest.approx((LEAST - 1, LEAST - 1, LEAST))
+    one_large = np.append(np.ones(3 * LEAST), 10.0 * LEAST)
+    assert not ratio(one_large).said, "one decides"
+    assert not ratio(np.ones(len(one_large)), one_large).said, "one has nearly all pages"
     assert band(few) == band(rare) == difference(enough, rare) == NOTHING
     assert not NOTHING.decided
     none = ratio([], [])
     assert (math.isnan(none.value), none.n, none.said) == (True, 0, False)
     assert not ratio([0.0], [0.0]).said
-    assert band(Estimate(1.0, 10_000, 1.0, True)).decided
+    assert band(Estimate(1.0, 10_000, 1.0, LEAST)).decided
+
+
+def test_an_arm_has_at_least_the_others_variance_at_its_own_mean() -> None:
+    small, large = Estimate(1.0, 100, 1.0, LEAST), Estimate(2.0, 900, 16.0, LEAST)
+    found = gap(large, small)
+    assert (found.value, found.n) == (1.0, 1000)
+    assert math.isclose(found.variance, 1000 * (16 / 900 + 4 / 100)), "half the mean has a quarter of the variance"
+    assert math.isclose(gap(small, large).variance, found.variance)
+    seen = Estimate(1.0, 100, 25.0, LEAST)
+    assert math.isclose(gap(seen, large).variance, 1000 * (25 / 100 + 25 / 900))
+    never = Estimate(0.0, 100, 0.0, LEAST)
+    assert math.isclose(gap(never, large).variance, 1000 * 16 / 900)
+
+
+def test_arms_share_the_error() -> None:
+    assert [error_each(arms) for arms in (1, 2, 6)] == [ERROR, ERROR, ERROR / 5]
+    one, other = Estimate(1.0, 1000, 1.0, LEAST), Estimate(1.1, 1000, 1.0, LEAST)
+    wide, narrow = difference(one, other, error_each(6)), difference(one, other)
+    assert wide.low < narrow.low < narrow.high < wide.high
