@@ -135,7 +135,7 @@ def test_a_better_arm_is_decided_and_the_truth_stays_within() -> None:
 
 
 def test_equal_arms_with_long_tails_have_no_more_winners_than_is_said() -> None:
-    """The cases of ``dev bench judge`` by 40 tests, not 1,000. A share of 5% exceeds the bound once in a thousand times."""
+    """Each case of ``dev bench judge``, by 40 tests. A share of 5% exceeds the bound once in a thousand times."""
     rows = [winners(seed, case, 0.0)[0] for case in CASES for seed in range(40)]
     table, said = arms_report(rows)
     assert [(row["case"], row["tests"]) for row in table] == [(case, 40) for case in CASES]
