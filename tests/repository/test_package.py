@@ -237,7 +237,7 @@ def test_every_dependency_has_both_bounds() -> None:
 
 
 def test_the_tested_versions_are_named_for_all_and_lie_within_the_bounds() -> None:
-    pinned = {}
+    pinned: dict[str, str] = {}
     for line in (ROOT / "deploy" / "constraints.txt").read_text().splitlines():
         name, _, version = line.partition("==")
         assert version, line

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from contextlib import closing
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,14 @@ def counted(where: dict[str, Any], name: str, label: str) -> dict[str, float]:
     return figures.by_label(name, label)
 
 
+def lines_kept(where: dict[str, Any]) -> float:
+    return counted(where, "millrace_intake_lines_total", "verdict")["kept"]
+
+
+def refused(where: dict[str, Any], times: int) -> bool:
+    return counted(where, "millrace_intake_requests_total", "status").get("403") == times
+
+
 @pytest.mark.services
 @pytest.mark.timeout(LONG)
 @pytest.mark.slow
@@ -262,23 +271,22 @@ def test_no_web_page_of_elsewhere_writes_into_a_loop_or_reads_it(tmp_path: Path)
             where = loop.where(PATIENCE)
             keep(where["intake"], "items", *catalogue())
             until(lambda: ready(where), "there are items, so there are pages", more=loop.text)
-            kept, refused = ("millrace_intake_lines_total", "verdict"), ("millrace_intake_requests_total", "status")
             for n, at in enumerate((foreign, foreign.replace("127.0.0.1", "localhost")), 1):
                 tab.go(f"{at}/")
                 a_page_tries(tab, where)
-                until(lambda n=n: counted(where, *refused).get("403") == 3 * n, "its three requests are refused")
+                until(partial(refused, where, 3 * n), "its three requests are refused")
             for at, path in ((where["intake"], "/openapi.json"), (where["page"], "state.json")):
                 tab.go(f"{at.replace('127.0.0.1', EVIL)}{path}")
                 assert "MILLRACE_ALLOWED_HOSTS" in tab.evaluate("document.body.innerText"), "nor by a name of its own"
             tab.go(f"{where['intake'].replace('127.0.0.1', EVIL)}/healthz")
             assert tab.evaluate("fetch('/users/ann', { method: 'DELETE' }).then((answer) => answer.status)") == 403
-            assert counted(where, *kept)["kept"] == ITEMS
+            assert lines_kept(where) == ITEMS
 
             tab.go(where["page"])  # the loop's own page asks as before
             tab.evaluate("byId('user').value = 'ann'; byId('explain').requestSubmit()")
             tab.until(f"byId('explained').textContent.includes(', {ITEMS - 2} items')")
             tab.go(f"{origins['MILLRACE_ALLOWED_ORIGINS']}/")
             a_page_tries(tab, where)
-            until(lambda: counted(where, *kept)["kept"] == ITEMS + 3, "a page that may send does")
+            until(lambda: lines_kept(where) == ITEMS + 3, "a page that may send does")
 
             every_door_refuses_pages_of_elsewhere(where)
