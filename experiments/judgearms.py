@@ -36,14 +36,15 @@ def _values(rng: np.random.Generator, rate: Numbers) -> tuple[Numbers, Numbers]:
 
 
 def _pages(rng: np.random.Generator, rate: Numbers) -> tuple[Numbers, Numbers]:
-    pages = 1.0 + rng.poisson(rng.lognormal(0, 1.5, len(rate)))
+    pages = (1 + rng.poisson(rng.lognormal(0, 1.5, len(rate)))).astype(np.float64)
     return rng.poisson(pages * rate * rng.beta(1, 5, len(rate))).astype(float), pages
 
 
 def _worth(rng: np.random.Generator, rate: Numbers) -> tuple[Numbers, Numbers]:
     bought = rng.poisson(0.1 * rate)
     prices = rng.lognormal(0, 1.0, int(bought.sum()))
-    return np.bincount(np.repeat(np.arange(len(rate)), bought), prices, len(rate)), np.ones(len(rate))
+    worth = np.bincount(np.repeat(np.arange(len(rate)), bought), prices, len(rate)).astype(np.float64)
+    return worth, np.ones(len(rate))
 
 
 class Case(NamedTuple):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cyclopts import App
@@ -265,7 +266,12 @@ def test_a_store_is_proved_with_the_deltas_of_the_loop_that_runs_on_the_folder(
     for version in (4, 9):
         snapshot(store, 1, version)
     asked: list[str] = []
-    monkeypatch.setattr("millrace.processes.deltas.read_deltas", lambda settings: asked.append(settings.kafka) or {})
+
+    def read(settings: Settings) -> dict[str, Any]:
+        asked.append(settings.kafka)
+        return {}
+
+    monkeypatch.setattr("millrace.processes.deltas.read_deltas", read)
     (tmp_path / "up.json").write_text('{"kafka": "127.0.0.1:8730"}')
     words = ["model", "verify", "--data", str(tmp_path)]
     app(words, result_action="return_value")

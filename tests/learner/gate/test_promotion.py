@@ -126,9 +126,14 @@ def shown(n: int, arm: int) -> SampleBatch:
 def bot(n: int, user: int, arm: int, deleted: bool = False) -> SampleBatch:
     """A page of one who clicks on everything."""
     made, missing = shown(n, arm), PROFILE_MISSING * deleted
-    alone = {"user": np.full(BATCH, user, np.uint64), "user_missing": np.full(BATCH, missing, np.uint8)}
-    clicked = {"label": np.ones(BATCH, np.float32), "kind": np.full(BATCH, POSITIVE, np.uint8)}
-    return replace(made, request=(f"bot-{user}-{n}",), **alone, **clicked)
+    return replace(
+        made,
+        request=(f"bot-{user}-{n}",),
+        user=np.full(BATCH, user, np.uint64),
+        user_missing=np.full(BATCH, missing, np.uint8),
+        label=np.ones(BATCH, np.float32),
+        kind=np.full(BATCH, POSITIVE, np.uint8),
+    )
 
 
 @pytest.mark.parametrize("diverted", [False, True], ids=["all pages", "own pages"])

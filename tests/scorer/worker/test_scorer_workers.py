@@ -294,7 +294,12 @@ def test_whoever_asks_while_no_worker_answers_hears_at_once_when_to_ask_again(sh
         asked(shop.scorer)
     shop.scorer = Scorer(shop.settings, shop.scorer.log.parent)
     answers: list[tuple[int, str | None]] = []
-    shop.scorer.until(lambda: not answers.append(asked(shop.scorer)), "an answer")
+
+    def answered() -> bool:
+        answers.append(asked(shop.scorer))
+        return True
+
+    shop.scorer.until(answered, "an answer")
     assert answers == [(503, "1")], "long before a worker"
     shop.ready()
     assert asked(shop.scorer) == (400, None)
