@@ -100,7 +100,8 @@ def test_a_still_model_is_what_the_model_was_until_it_writes() -> None:
         _, cat, num = step.shown[0]
         before = model.score(cat, num)
         assert step.batch is not None
-        model.learn(step.batch, before_writing=partial(lambda c, n: reported.append(still.score(c, n)), cat, num))
+        score = partial(lambda c, n: reported.append(still.score(c, n)), cat, num)
+        model.learn(step.batch, before_writing=score)
         assert np.array_equal(before, reported[-1])
     assert len(reported) == len(made) > 2
 

@@ -20,8 +20,8 @@ from millrace.basics.errors import BrokerError
 from millrace.contracts.settings import Settings
 from millrace.versions.decisions import HeldBack, decode_decisions
 from millrace.versions.modellog import Assembler, Decisions
-from tests.learner.training.test_publisher import Producer
 from tests.scenes.learning import SCHEMA, make_samples
+from tests.scenes.planned_producer import Producer
 
 
 @pytest.fixture
