@@ -110,6 +110,7 @@ class Ledger:
     dead_exposures: int = 0  # as the stream counted them
     repeated_dead: int = 0
     repeated_samples: int = 0
+    outcomes: int = 0  # samples that tell some
     undecided: list[str] = field(default_factory=list)  # ids that got both labels
     orphans: list[str] = field(default_factory=list)  # corrections of what was no negative
     truth: dict[str, dict[int, float]] = field(default_factory=dict)
@@ -195,7 +196,9 @@ class Ledger:
                     self.repeated_samples += 1
                 self._follow_ups.add((request, position, actions))
             elif kind == OUTCOME:
-                self.repeated_samples += bool(tells & self._told[request, position, telling])
+                again = bool(tells & self._told[request, position, telling])
+                self.repeated_samples += again
+                self.outcomes += not again
                 self._told[request, position, telling] |= tells
             elif kind == PAGE:
                 self.repeated_samples += bool(page.again & bit)
@@ -380,7 +383,7 @@ def check(ledger: Ledger, reported: Reported) -> None:
     if unread != sum(ledger.unreadable.values()):
         wrong.append(f"{sum(ledger.unreadable.values())} events are unreadable, but {unread} dead letters say so")
     samples = sum(ledger.count_all(name) for name in ("positive", "negative", "corrected"))
-    samples += ledger.count_all("again") * ledger.by_page
+    samples += ledger.count_all("again") * ledger.by_page + ledger.outcomes
     if reported.trained is not None:
         learnt, apart = reported.trained + reported.refused, reported.apart
         known = learnt + apart.total
@@ -390,7 +393,7 @@ def check(ledger: Ledger, reported: Reported) -> None:
         if (known if reported.one_life else learnt) > samples or (known < samples and not reported.skipped):
             wrong.append(
                 f"the learner learnt from {reported.trained} samples and refused {reported.refused}"
-                f"{f' ({apart})' if apart.total else ''} where there are {samples} (corrections with them)"
+                f"{f' ({apart})' if apart.total else ''} where there are {samples} (corrections and outcomes with them)"
             )
     for name, said, counted in (
         ("exposures", reported.exposures, sent),

@@ -17,7 +17,7 @@ from commands.demo.servedrows import auc_of
 from millrace.basics.errors import ConservationError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Click, DeadLetter, Event, Exposure, Truth, to_json, to_msgpack
-from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, PAGE, POSITIVE
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, OUTCOME, PAGE, POSITIVE
 from tests.scenes.learning import labelled
 
 NOW = 1_772_600_000_000
@@ -257,6 +257,17 @@ def test_a_page_that_is_sent_again_counts_as_samples_and_as_no_exposures(shop: T
     assert (ledger.count("again"), ledger.repeated_samples) == (2, before.repeated_samples + 1)
     check(ledger, reported(ledger))  # by a model that learns none of it
     ledger.by_page = True
+    with pytest.raises(ConservationError, match="the learner learnt from 8 samples"):
+        check(ledger, reported(ledger))
+    check(ledger, replace(reported(ledger), trained=10))
+
+
+def test_outcomes_that_are_told_count_as_samples_and_as_no_exposures(shop: Topics) -> None:
+    before = shop.ledger()
+    told = replace(labelled("a", NOW, [(1, OUTCOME), (0, OUTCOME)]), outcomes=np.ones((2, 1), np.float32))
+    shop.samples += [told.to_bytes(), told.take(slice(1)).to_bytes()]
+    ledger = shop.ledger()
+    assert (ledger.exposures, ledger.repeated_samples) == (before.exposures, before.repeated_samples + 1)
     with pytest.raises(ConservationError, match="the learner learnt from 8 samples"):
         check(ledger, reported(ledger))
     check(ledger, replace(reported(ledger), trained=10))
