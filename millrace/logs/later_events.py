@@ -36,7 +36,7 @@ I64 = NDArray[np.int64]
 
 _NEVER = np.iinfo(np.int64).max
 _OWNER, _ROW, _ID = (salt("later", name) for name in ("owner", "row", "id"))
-_ONE, _DTYPES = np.uint64(1), ("i1", "u8", "u8", "i8", "u8", "i8")
+_ONE, _DTYPES = np.uint64(1), (np.int8, np.uint64, np.uint64, np.int64, np.uint64, np.int64)
 _COLUMNS = "type", "ts_ms", "user_id", "item_id", "request_id"
 
 
@@ -115,7 +115,7 @@ class _Events(NamedTuple):
     def of(self, kind: int) -> _Events:
         return self.take(self.kind == kind)
 
-    def take(self, some: NDArray[Any]) -> _Events:
+    def take(self, some: NDArray[np.bool_] | NDArray[np.intp]) -> _Events:
         columns: Any = (column[some] for column in self)
         return _Events(*columns)
 
@@ -128,8 +128,8 @@ def _joined(parts: Sequence[_Events]) -> _Events:
 def _read(files: Sequence[Path], kinds: Sequence[int]) -> _Events:
     """All events of some kinds."""
     names = pa.array([EVENT_KINDS[kind] for kind in kinds])
-    nothing: Any = (np.empty(0, kind) for kind in _DTYPES)
-    parts = [_Events(*nothing)]
+    none: Any = (np.empty(0, dtype) for dtype in _DTYPES)
+    parts = [_Events(*none)]
     for path in files:
         with named(path), pq.ParquetFile(path) as file:
             lacking = [name for name in _COLUMNS if name not in file.schema_arrow.names]
