@@ -145,8 +145,7 @@ def stream_restart(size: Size, say: Say) -> list[Figure]:
         parts = [part.tolist() for part in np.array_split(np.arange(before, len(made)), size.kills + 1)]
         for _ in range(BUSY_LOOPS):
             opened.callback(stop, subprocess.Popen([sys.executable, "-c", "while True: pass"]))
-        took: list[float] = []
-        again = 0.0
+        took, again = list[float](), 0.0
         for n, part in enumerate(parts):
             again += _life(settings, folder, [made[i] for i in part], producer, took)
             say(

@@ -116,7 +116,8 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # Faust fixes it at 1.5 s
         consumer._consumer_timeout = QUIET_WAIT_MS / 1000  # its routine looks so often when nothing happens
-        self.app.conf.broker_request_timeout = RESUME_SECONDS  # the client has its own by now
+        conf: Any = self.app.conf
+        conf._broker_request_timeout = RESUME_SECONDS  # the client has its own by now; the property would warn
         return consumer
 
     async def on_thread_stop(self) -> None:

@@ -450,7 +450,7 @@ def test_no_panel_and_no_rule_takes_what_has_no_value_for_a_figure(tmp_path: Pat
 FIRES: list[tuple[str, dict[str, str]]] = [
     ("RoleDown", {'up{job="millrace"}': "1x20 0x10"}),
     ("RoleNotReady", {"millrace_ready": "1x20 0x10"}),
-    ("StreamResumes", {"millrace_partitions_awaited": "0x20 4x10"}),
+    ("StreamResumes", {"millrace_partitions_awaited": "0x20 1740x10"}),
     (
         "LearnerBehind",
         {'millrace_learner_lag{partition="0"}': "0x30", 'millrace_learner_lag{partition="1"}': "900+100x30"},

@@ -345,10 +345,10 @@ def test_a_worker_that_is_given_partitions_ahead_of_its_clock_ends_with_the_line
         assigned = {TP(topic, 0) for topic in rules.INPUTS}
         monkeypatch.setattr(shell.app, "partitions_of", lambda _: 1)
         monkeypatch.setattr("stream.worker.stream_worker.ids_of_inputs", lambda _: dict.fromkeys(rules.INPUTS, "id"))
-        monkeypatch.setattr("stream.worker.stream_worker.ends_of", lambda *_: {})
+        monkeypatch.setattr("stream.worker.takeover.ends_of", lambda *_: {})
         await shell.assigned(shell.app, assigned)
-        assert isinstance(shell.failure, ClockError)
         assert await shell.positions() == {}, "Faust waits for nothing"
+        assert isinstance(shell.failure, ClockError)
         assert shell.turns.positions() is None, "and nothing that it reads is taken"
 
     asyncio.run(main())
