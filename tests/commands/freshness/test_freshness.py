@@ -282,6 +282,16 @@ def test_a_log_that_cannot_answer_is_named(log: Path, tmp_path: Path, column: st
         freshness(tmp_path / "log", SCHEMA, tmp_path / "out", progress=False, workers=0)
 
 
+def test_without_windows_nothing_is_said_of_a_nightly_job(tmp_path: Path) -> None:
+    news(tmp_path / "log.parquet", 1, False, days=2, pages=60)
+    fields = NEWS[: NEWS.index("[windows]")].replace("exposure_age_days", "item").replace('kind = "numeric"', "")
+    (tmp_path / "news.toml").write_text(fields.replace('[[fields]]\nname = "item"\nof = "item"\n', "", 1))
+    given: dict[str, Any] = {"sync": (NEVER, DAILY), "model": "logistic", "workers": 0, "progress": False}
+    report = freshness([tmp_path / "log.parquet"], tmp_path / "news.toml", tmp_path / "out", **given)
+    assert [row["model"] for row in report["models"]] == [NEVER, DAILY]
+    assert "frozen" not in report["verdict"]
+
+
 def test_one_day_is_too_few(log: Path, tmp_path: Path) -> None:
     day = sorted(log.glob("*.parquet"))[0]
     with pytest.raises((SettingError, LogError)):
