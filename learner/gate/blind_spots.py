@@ -38,6 +38,8 @@ class BlindSpot(NamedTuple):
         """
         >>> str(BlindSpot("a tenth of labels flipped", 160_000, 44.4, "held-out pages"))
         'a tenth of labels flipped: told by held-out pages at the earliest, after 160,000 rows, 44.4 hours'
+        >>> str(BlindSpot("a tenth of labels flipped", 0, 0.0, "held-out pages"))
+        'a tenth of labels flipped: told by held-out pages at the earliest, with the next snapshot'
         >>> str(BlindSpot("one item", None, None, ""))
         'one item: cannot be known at this traffic'
         """
