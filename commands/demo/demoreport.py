@@ -295,8 +295,7 @@ def summary(report: Report) -> list[str]:
         f"{percent(lacking['unknown'])} unknown",
         f"{report['model_versions']:,} versions served; a click reaches the weights that serve in "
         f"{number(served['p50'], 0)} ms (p50), {number(served['p99'], 0)} ms (p99; by thirds of the run "
-        f"{by_third or '–'}), "
-        f"on average {stages}; "
+        f"{by_third or '–'}), on average {stages}; "
         f"{report['errors']} errors; "
         f"restarts {sum(report['restarts'].values())}; all processes together held at most "
         f"{memory(report['memory_peak_bytes']['total'])}",

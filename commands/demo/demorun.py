@@ -98,9 +98,8 @@ class Demo(Host):
         """Replays the past that was asked for, starts the services that no setting names, creates the topics, and sets
         the event clock. Stops early when the end is asked for."""
         self.usual = may_take_usual_ports(stack)
-        own = msgspec.structs.replace(self.settings, metrics_port=self.settings.metrics_port and None)
-        ports = choose(own, (*ROLES, *self.beside), free=not self.usual).or_free(own.host)
-        self.ports = ports
+        own = msgspec.structs.replace(self.settings, metrics_port=self.settings.metrics_port and None)  # of one role
+        ports = self.ports = choose(own, (*ROLES, *self.beside), free=not self.usual).or_free(own.host)
         self.settings = msgspec.structs.replace(
             self.settings,
             port=ports.scorer,
