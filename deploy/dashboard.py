@@ -149,12 +149,8 @@ def _first() -> list[Panel]:
         _chart(
             "Click rate by arm",
             units.PercentUnit,
-            {
-                "{{arm}}": "max by (arm) (millrace_click_rate) >= 0",
-                "{{arm}}, not settled": "max by (arm) (millrace_arm_unsettled_click_rate)",
-            },
-            f"Clicks per exposure over the newest 10,000 settled exposures of each arm. {_RANDOM} Not settled: of"
-            " exposures whose clicks may still come, as the archive counts them from the first minute on.",
+            {"{{arm}}": "max by (arm) (millrace_click_rate) >= 0"},
+            f"Clicks per exposure over the newest 10,000 settled exposures of each arm. {_RANDOM}",
             span=5,
             height=9,
         ),
@@ -260,6 +256,13 @@ def _quality() -> list[Panel]:
             "Decided where low and high are on one side of 0. The first arm is `control` where there is one.",
             span=12,
             decimals=3,
+        ),
+        _chart(
+            "Click rate by arm, not settled",
+            units.PercentUnit,
+            {"{{arm}}": "max by (arm) (millrace_arm_unsettled_click_rate)"},
+            "Of exposures whose clicks may still come, as the archive counts them from the first minute on.",
+            span=24,
         ),
         _chart(
             "Log loss",

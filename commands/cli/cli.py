@@ -19,6 +19,8 @@ from millrace.contracts.settings import load_settings, unread_variables
 app = cyclopts.App(
     name="millrace",
     help="A streaming recommender that learns online.",
+    exit_on_error=False,  # main() says what is wrong
+    print_error=False,
     version=__version__,
 )
 app.register_install_completion_command()
@@ -247,7 +249,7 @@ def main() -> None:
     try:
         for line in unread_variables(os.environ):
             print(f"warning: {line}", file=sys.stderr)
-        app(sys.argv[1:], exit_on_error=False, print_error=False)
+        app(sys.argv[1:])
     except cyclopts.CycloptsError as error:
         words = " ".join(("millrace", *(error.command_chain or ())))
         print(f"millrace: {' '.join(str(error).split())}; see: {words} --help", file=sys.stderr)

@@ -218,6 +218,7 @@ def test_a_role_that_has_measured_nothing_says_so() -> None:
     counts = {
         "ready",
         "loop_timestamp_seconds",
+        "partitions_awaited",
         "window_keys",
         "table_rows",
         "items",

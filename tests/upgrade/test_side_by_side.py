@@ -234,7 +234,7 @@ def test_a_loop_is_upgraded_under_traffic_and_goes_back(tmp_path: Path) -> None:
         roles.running["serve"].until_ready()
         traffic.start()
         traffic.goes_on(20)
-        for version, order in (("new", ORDER), ("old", ORDER[::-1])):
+        for version, order in (("new", ORDER), ("old", ORDER[:0:-1])):  # the new archive's state is none of 0.2.0
             for name in order:
                 before = learnt()
                 roles.replace(name, version, traffic)

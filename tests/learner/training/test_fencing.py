@@ -271,9 +271,9 @@ def test_learning_goes_on_while_a_snapshot_is_written(settings: Settings, monkey
             go_on.wait()
         add(self, part)
 
-    monkeypatch.setattr(SnapshotFiles, "add", slow)
     role = Role(settings)
     until(lambda: trained(settings) == 0, "it serves")
+    monkeypatch.setattr(SnapshotFiles, "add", slow)  # not before: the learner rehearses with snapshots, too
     try:
         send(settings, [make_samples(100, 0)])
         until(held.is_set, "a snapshot is being written")
