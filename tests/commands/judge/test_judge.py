@@ -37,21 +37,21 @@ def exposures(*rows: tuple[float, int, int, str, float | None]) -> Exposures:
     return Exposures(ts_ms, np.array(user), np.array(page), np.array(arm), np.array(outcome), np.ones(len(rows)))
 
 
-def test_a_user_counts_from_the_first_page_to_the_horizon() -> None:
-    found = users_of(
-        exposures(
-            (0, 0, 0, "model", 0.5),
-            (0, 0, 0, "model", 3.5),  # the outcome comes behind the horizon
-            (1, 0, 1, "model", 1.5),
-            (2, 0, 2, "model", 2.2),  # the page comes behind it
-            (0.5, 1, 3, "control", None),
-            (0.6, 2, 4, "model", 0.7),
-            (0.7, 2, 5, "control", 0.8),  # of another arm than the first page
-            (3, 3, 6, "control", 30),  # not over: no exposure is as late as its horizon
-            (0, 4, 7, "logged", 0.1),  # only scored
-        ),
-        2 * HOUR,
-    )
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_user_counts_from_the_first_page_to_the_horizon(order: int) -> None:
+    """Whatever the order of the rows."""
+    rows: list[tuple[float, int, int, str, float | None]] = [
+        (0, 0, 0, "model", 0.5),
+        (0, 0, 0, "model", 3.5),  # the outcome comes behind the horizon
+        (1, 0, 1, "model", 1.5),
+        (2, 0, 2, "model", 2.2),  # the page comes behind it
+        (0.5, 1, 3, "control", None),
+        (0.6, 2, 4, "model", 0.7),
+        (0.7, 2, 5, "control", 0.8),  # of another arm than the first page
+        (3, 3, 6, "control", 30),  # not over: no exposure is as late as its horizon
+        (0, 4, 7, "logged", 0.1),  # only scored
+    ]
+    found = users_of(exposures(*rows[::order]), 2 * HOUR)
     assert found.arm.tolist() == ["model", "control", "model"]
     assert found.outcomes.tolist() == [2.0, 0.0, 2.0]
     assert found.pages.tolist() == [2.0, 1.0, 2.0]
@@ -85,6 +85,17 @@ def test_a_better_arm_is_decided_and_stays_so_and_an_equal_one_is_not() -> None:
     equal = looks(users_of(exposures(*crowd(0.2, 0.2)), 4 * HOUR), HOUR, True, "control")
     assert decided_ms(equal, "model") is None
     assert equal[0]["low"] is None, "nothing is said of the first few users"
+
+
+def test_what_was_decided_is_taken_back_when_it_is_not_any_more() -> None:
+    def since(*outside: int) -> int | None:
+        looks = [
+            {"arm": "b", "at_ms": n, "difference_low": o, "difference_high": o + 2} for n, o in enumerate(outside, 1)
+        ]
+        return decided_ms(looks, "b")
+
+    assert since(-1, 1, 1) == since(1, -1, -3) - 1 == 2
+    assert since(1, 1, -1) is None
 
 
 def archive(folder: Path, rows: list[tuple[float, int, int, str, float | None]]) -> Path:

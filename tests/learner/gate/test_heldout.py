@@ -11,6 +11,7 @@ import pytest
 from learner.gate import heldout
 from learner.gate.heldout import DIFFERENCE, MEAN_DAYS, MOST_ROWS, Heldout
 from learner.gate.median_clock import MedianClock
+from learner.ranker.repeats import page_hashes
 from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.basics.hashing import combine, salt
 from millrace.basics.ranking_metrics import auc, log_loss
@@ -64,6 +65,16 @@ def test_the_share_follows_traffic_between_bounds() -> None:
     assert after(2400, 0.05) == pytest.approx(0.1)  # never more than that
     assert after(1_200_000, 0.01) == pytest.approx(8000 / 1_200_000, rel=0.3)
     assert after(2400, 0.0) == 0.0
+
+
+def test_a_client_that_is_days_ahead_does_not_delay_a_share() -> None:
+    held = Heldout(0.01)
+    for minute in range(0, 90, 5):
+        held.clock.now_ms = START_MS + minute * MINUTE_MS
+        batch = rows(200, minute, held.clock.now_ms)
+        held.held(replace(batch, ts_ms=np.append(batch.ts_ms[:-1], held.clock.now_ms + 5 * DAY_MS)))
+    assert held.share == pytest.approx(0.05)
+    assert held.holds(page_hashes(rows(50_000, 99)), np.full(50_000, held.clock.now_ms)).mean() > 0.04
 
 
 def test_a_page_stays_what_it_was_when_the_share_changes() -> None:

@@ -137,6 +137,14 @@ def test_a_refund_before_its_purchase_waits_for_it(stream: LateStream) -> None:
     assert stream.reasons == {"no-purchase": 1}, "that of the item that was never bought"
 
 
+def test_a_refund_takes_back_no_purchase_after_it(stream: LateStream) -> None:
+    stream.order(T0 + 9 * MINUTE)
+    stream.order(T0 + 6 * MINUTE, kind="refund")
+    stream.until(T0 + LONG)
+    assert stream.of("purchase") == {("a", 0): 1}
+    assert stream.reasons == {"no-purchase": 1}
+
+
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize(
     ("events", "told"),
@@ -196,11 +204,16 @@ def test_a_second_purchase_on_the_page_counts_after_a_refund(stream: LateStream)
     assert stream.of("purchase") == {("a", 0): 1}
 
 
+@pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("sealed", [False, True])
-def test_a_deleted_users_rows_are_neither_told_nor_kept(stream: LateStream, tmp_path: Path, sealed: bool) -> None:
+def test_a_deleted_users_rows_are_neither_told_nor_kept(
+    stream: LateStream, tmp_path: Path, sealed: bool, restart: bool
+) -> None:
     stream.page("o", T0, user=9)
     stream.act("click", "o", T0 + MINUTE, user=9)
     stream.until(T0 + (5 * HOUR if sealed else 5 * MINUTE))
+    if restart:
+        stream.crash(stream.checkpoint())
     stream.forget(7)
     stream.order(T0 + 6 * HOUR)
     stream.order(T0 + 6 * HOUR, user=9)
@@ -213,6 +226,20 @@ def test_a_deleted_users_rows_are_neither_told_nor_kept(stream: LateStream, tmp_
     stream.until(T0 + LONG)
     assert stream.of("purchase") == {("o", 0): 1}
     assert stream.reasons == {"no-click": 1}
+
+
+def test_a_lost_file_makes_no_dead_letter_of_a_deleted_users_purchase(stream: LateStream, tmp_path: Path) -> None:
+    stream.page("o", T0, user=9)
+    stream.act("click", "o", T0 + MINUTE, user=9)
+    stream.until(T0 + DAY)
+    stream.order(T0 + DAY)
+    stream.order(T0 + DAY, user=9)
+    bought = stream.messages[-1].offset
+    stream.forget(7)
+    for file in tmp_path.glob("*.rows"):
+        file.unlink()
+    stream.until(T0 + LONG)
+    assert [(one.reason, one.offset) for one in stream.dead] == [("rows-gone", bought)]
 
 
 def test_an_id_is_known_for_a_day_after_its_click_is_told(stream: LateStream) -> None:

@@ -175,7 +175,8 @@ def test_nothing_but_damage_is_an_error_not_a_fresh_start_and_stays_one(url: str
             loaded(url, 5)
 
 
-def test_a_late_checkpoint_of_a_worker_that_lost_its_partition_replaces_none(url: str) -> None:
+@pytest.mark.parametrize("base", [False, True])
+def test_a_late_checkpoint_of_a_worker_that_lost_its_partition_replaces_none(url: str, base: bool) -> None:
     before = Owner(url)
     before.page(0)
     before.save()
@@ -183,7 +184,7 @@ def test_a_late_checkpoint_of_a_worker_that_lost_its_partition_replaces_none(url
     owner.page(1)
     owner.save()
     before.page(7)
-    before.save()  # it does not know yet
+    before.save(base)  # it does not know yet
     owner.page(2)
     state = owner.save()
     assert loaded(url) == state
