@@ -275,6 +275,28 @@ def test_a_hold_holds_though_what_was_learnt_cannot_be_learnt_again(scene: Scene
     assert after.publish() is not None
 
 
+def test_a_way_back_after_a_restart_shows_nothing_of_a_hold(scene: Scene) -> None:
+    held(scene)
+    after = scene.again()
+    assert after.trainer.counts["trained"] == 9 * BATCH
+    after.take(batch(10, page=POISON))
+    assert after.trainer.counts["quarantined"] > 0
+    assert after.publish() is None
+    assert after.sent == []
+
+
+def test_a_release_of_what_is_void_is_void(scene: Scene) -> None:
+    learn(scene, *(batch(n) for n in range(4)))
+    assert scene.snapshot() is not None
+    learn(scene, batch(10, page=POISON))
+    assert scene.promotion.commands.release("all") == 1
+    scene.promotion.make_durable()
+    after = scene.again(share=0.02)
+    assert after.replay.void > 0
+    assert after.quarantine.entries() == []
+    assert after.status["releasing"] == 0
+
+
 def test_a_hold_of_a_day_takes_no_more_memory_than_one_of_an_hour(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -574,8 +596,14 @@ def test_memory_that_is_damaged_in_probation_ends_at_the_mark(scene: Scene) -> N
     scene.model.dense.weights[0] = float("nan")
     learn(scene, batch(12))
     assert scene.promotion.takes
-    assert scene.publish() is None or scene.promotion.takes
-    assert scene.again().promotion.takes
+    assert scene.status["state"] == "promoting"
+    assert scene.trainer.counts["trained"] == 5 * BATCH, "to the mark, and the newest batch"
+    assert scene.quarantine.rows == 2 * BATCH
+    assert scene.sent[-1].is_root
+    assert scene.served.same_bits(scene.whole()[0]) == ""
+    after = scene.again()
+    assert after.promotion.takes
+    assert differs(after.whole(), scene.whole()) == ""
 
 
 def test_released_rows_that_are_nowhere_are_given_up_and_said(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
@@ -586,7 +614,7 @@ def test_released_rows_that_are_nowhere_are_given_up_and_said(scene: Scene, caps
     assert "given up" in capsys.readouterr().out
     assert scene.trainer.counts["discarded"] == 2 * BATCH
     assert scene.quarantine.rows == 0
-    assert scene.publish() is not None or scene.promotion.publishing
+    assert scene.promotion.publishing
 
 
 def some_absurd(seed: int, minute: int = 0) -> SampleBatch:

@@ -22,12 +22,15 @@ from millrace.contracts.topics import EVENTS
 from millrace.processes.kafka import create_topics
 from millrace.processes.services import EmbeddedBroker
 from millrace.processes.spawn import spawn, stop
+from stream.partition.journal import Journal
 from stream.partition.partition import InputMessage, Partition
 from stream.partition.partition_checkpoint import CheckpointStore
 from stream.worker.faustio import StreamApp
+from stream.worker.stream_output import WorkerOutput
 from stream.worker.stream_worker import StreamWorker, _as_expected, _until
-from stream.worker.turn import INPUTS, Recall
+from stream.worker.turn import INPUTS, Checkpoint, Now, Recall, Turn
 from tests.scenes.stream_world import HOUR, POLICY, SCHEMA, T0, Log, action, exposure, page_log, rows
+from tests.scenes.turn_scene import CLOCK, PACE, WALL_S
 from tests.scenes.waiting import PATIENCE, until
 
 
@@ -96,6 +99,57 @@ def test_an_outlet_ends_though_a_library_swallows_its_cancellation(tmp_path: Pat
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("answer", [None, KafkaError("no broker")])
+def test_a_checkpoint_waits_until_its_samples_are_delivered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: KafkaError | None
+) -> None:
+    """It says that they need not be made again. Where they cannot be delivered, there is none."""
+
+    async def main() -> None:
+        settings = load_settings({"redis": "127.0.0.1:1", "data": str(tmp_path)}, environ={})
+        sent, committed = [], []
+
+        class Withholds:
+            async def send(self, *_: Any, **__: Any) -> asyncio.Future[None]:
+                sent.append(asyncio.get_running_loop().create_future())
+                return sent[-1]
+
+        async def commit(offsets: dict[TP, int]) -> None:
+            committed.append(offsets)
+
+        async def at_once(call: Any, *args: Any) -> Any:
+            return call(*args)
+
+        monkeypatch.setattr(asyncio, "to_thread", at_once)
+        outlet, partition, log = WorkerOutput(settings, SCHEMA, commit), Partition(0, SCHEMA, POLICY), Log()
+        outlet._producer = Withholds()  # type: ignore[assignment]
+        outlet.owns(0, outlet.checkpoints.load(partition).line)
+        partition.journal = Journal()
+        page = [*log.page_logs(page_log("a", T0, [1, 2])), *log.events(exposure("a", T0, [1, 2]))]
+        partition.take([*page, *log.events(action("click", "a", T0, 0, 1))], T0)
+        await outlet.emit(0, partition.advance(T0 + HOUR))
+        before, turn = outlet.checkpoints.names(0), Turn(partition, PACE, CLOCK, Now(wall_s=WALL_S + 60, steady_s=0.0))
+        outlet.checkpoint(turn, Checkpoint(None))
+        task: asyncio.Task[Any] = asyncio.create_task(outlet.run())
+        for _ in range(100):  # all that it can do without an answer
+            await asyncio.sleep(0)
+        assert sent
+        assert (outlet.checkpoints.names(0), committed) == (before, [])
+        for one in sent:
+            one.set_exception(answer) if answer else one.set_result(None)
+        if answer:
+            with pytest.raises(KafkaError):
+                await task
+            assert (outlet.checkpoints.names(0), committed) == (before, [])
+            return
+        await outlet.drained()
+        assert len(outlet.checkpoints.names(0)) == len(before) + 1
+        assert committed == [{TP("page_logs", 0): 1, TP("events", 0): 2}]
+        task.cancel()
 
     asyncio.run(main())
 
