@@ -85,15 +85,17 @@ class Shop:
             index = self.index
             self.scorer.lists = make_lists(self.builder, columns, index.alive, index.born_ms, index.heat)
 
-    def know(self, clicked: Sequence[Any] = (), bought: Sequence[Any] = (), seen: Sequence[Any] = ()) -> None:
-        """What ``ann`` did, newest first."""
+    def know(
+        self, clicked: Sequence[Any] = (), bought: Sequence[Any] = (), seen: Sequence[Any] = (), user: str = "ann"
+    ) -> None:
+        """What a user did, newest first."""
         pasts = [[Past(i, NOW_MS - 1000 * (n + 1)) for n, i in enumerate(some)] for some in (clicked, bought)]
-        columns = {"user_id": column_hash(["ann"]), "item_id": column_hash([str(i) for i in seen])}
+        columns = {"user_id": column_hash([user]), "item_id": column_hash([str(i) for i in seen])}
         keys = self.builder.keys(columns, len(seen))[:, -1]
         store = TileStore.of(self.schema.windows)
         n = len(keys)
         store.add(keys, np.full(n, NOW_MS - 3_600_000), np.zeros(n, np.int64))
-        self.users.records["ann"] = record(keys, store) | {RECENT: pack_recent(Recent(*pasts))}
+        self.users.records[user] = record(keys, store) | {RECENT: pack_recent(Recent(*pasts))}
 
     def ask(self, status: int = 200, **body: Any) -> Any:
         if "without" in body:

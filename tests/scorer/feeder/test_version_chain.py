@@ -99,6 +99,8 @@ def test_from_a_claim_on_the_learner_before_has_lost() -> None:
     assert one.take(Claimed(Claim(2, "of 2"))) == "ignore"
     assert one.take(Claimed(Claim(2, "late"))) == "ignore"
     assert one.take(V3) == "fenced"
+    assert one.take(Bad("damaged", Place(1, 3))) == "ignore", "nobody waits for it"
+    assert one.take(Bad("damaged", Place(2, 3))) == "bad"
     assert one.take(snap(3, "x", epoch=2, claimant="late")) in ("fenced", "look")  # only who has won publishes
     assert one.take(Claimed(Claim(1, "stale"))) == "ignore"
 

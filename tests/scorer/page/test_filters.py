@@ -285,6 +285,17 @@ def test_a_page_is_filled_up_from_lists_that_came_while_counts_were_waited_for()
     assert len({int(i) // 20 for i in ids(answer)}) == 2
 
 
+def test_what_is_sold_out_while_counts_are_waited_for_is_not_shown() -> None:
+    shop, asked = Shop(some_items(9)), {"size": 9, "only": {"in_stock": True}, "ts_ms": NOW_MS - 2 * 3_600_000}
+    best = ids(shop.ask(**asked))
+
+    async def counts(rows: Any, ts_ms: int) -> None:
+        shop.stock([item(int(best[0]), "c0", attributes={"in_stock": False})], lists=False)
+
+    shop.scorer.maker.ask_counts = counts
+    assert ids(shop.ask(**asked)) == best[1:]
+
+
 def test_masks_of_a_small_shop_are_bounded_by_what_their_filters_take(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scorer.page.page_filters.MASK_BYTES", 100_000)
     shop = Shop(some_items(3))
@@ -370,6 +381,9 @@ def test_the_shops_lists_leave_out_ids_and_refuse_attributes() -> None:
     shop.users.shop_lists = {"hot": [str(i) for i in range(8)], "new": ["8", "9"]}
     answer = shop.ask(size=9, exclude=[1, "5"], hide=["bought", "seen", "clicked"])
     assert set(ids(answer)) == {"0", "6", "7", "8", "9"}
+    shop.know(clicked=[9], seen=[6], user="s1")
+    answer = shop.ask(size=9, exclude=[1, "5"], hide=["bought", "seen", "clicked"], session="s1")
+    assert set(ids(answer)) == {"0", "7", "8"}, "nor what the guest saw"
     for body in ({"only": {"region": "eu"}}, {"without": {"region": "eu"}}, {"caps": {"region": 1}}):
         assert "no filters by attributes yet" in shop.ask(503, size=3, **body)["error"]
     shop.ask(503, size=3, exclude=list(range(10)))

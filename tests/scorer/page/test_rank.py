@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ from tests.scenes.scorer_shop import (
     LAYOUT,
     NOW_MS,
     SCHEMA,
+    SCHEMA_TOML,
     SLOT,
     TASTE,
     USER,
@@ -141,6 +142,23 @@ def test_features_equal_those_of_the_events_themselves() -> None:
     num = BUILDER.num(plain, counts, 3)
     BUILDER.compare(num, np.zeros(3, np.intp))
     np.testing.assert_array_equal(got.num, num)
+
+
+def test_counts_that_a_guest_shares_with_the_user_count_once() -> None:
+    """Of a key of the user's side without his id: both records hold the same."""
+    schema = parse_schema(f'{SCHEMA_TOML.read_text()}[[windows.keys]]\ncolumns = ["kind", "category"]\n')
+    builder = FeatureBuilder(schema)
+    columns = {"kind": column_hash(["business"]), "category": column_hash([i.attributes["category"] for i in ITEMS])}
+    keys = np.unique(builder.keys(columns, len(ITEMS))[:, -1])
+    store = TileStore.of(schema.windows)
+    store.add(keys, np.full(len(keys), NOW_MS - HOUR_MS), np.ones(len(keys), np.int64))
+    user, guest, new = (
+        KnownUser.of(builder, name, record(keys[:n], store)) for name, n in (("u", 9), ("s", 9), ("u", 0))
+    )
+    ranker, rows = ranker_of(index_of(ITEMS, builder)), np.arange(len(ITEMS))
+    once, both, without = (rank(ranker, one, rows).num for one in (user, replace(user, guests=(guest,)), new))
+    np.testing.assert_array_equal(both, once)
+    assert (once != without).any()
 
 
 # -- the compiled pass against the plain way, over all that a schema can ask for ----------------------------------
