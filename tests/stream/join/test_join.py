@@ -19,6 +19,7 @@ from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POLICIES, POS
 from millrace.contracts.settings import Settings
 from millrace.labels import policy_named
 from stream.join.join import InputMessage, Policy
+from stream.join.labelling import Labeller
 from stream.join.page_again import OTHERS, drawn
 from stream.partition.partition import Partition, StepOutput
 from tests.scenes.arrivals import NOW, arrivals
@@ -225,6 +226,38 @@ def test_a_late_click_corrects_the_negative_and_nothing_is_counted_twice() -> No
     check_conservation(partition, total)
 
 
+@pytest.mark.parametrize("early_ms", [0, 1])
+def test_an_action_without_its_exposure_is_late_behind_the_lateness_and_not_on_it(early_ms: int) -> None:
+    log, partition = Log(), Partition(0, SCHEMA, POLICY)
+    partition.take(log.events(exposure("b", T0 + HOUR, [1])), NOW)
+    at = partition.watermark_ms - POLICY.lateness_ms - early_ms
+    out = partition.take(log.events(action("click", "a", at, 0, 1)), NOW)
+    assert [one.reason for one in out.dead] == ["late"] * early_ms
+    partition.take(log.page_logs(page_log("a", at, [1])), NOW)
+    total = Sum()
+    total += partition.take(log.events(exposure("a", at, [1])), NOW)
+    total += partition.advance(T0 + 2 * HOUR)
+    assert [row.kind for row in total.samples] == [NEGATIVE if early_ms else POSITIVE]
+
+
+def test_a_page_that_silence_dropped_is_forgotten_in_time_when_the_watermark_is_set_back() -> None:
+    log, partition = Log(), Partition(0, SCHEMA, POLICY)
+    partition.take(log.events(exposure("a", T0, [1])), NOW)
+    partition.advance(T0 + 100 * HOUR)
+    partition.set_back()
+    later = T0 + POLICY.life_ms + HOUR
+    counts = [partition.take(log.events(exposure(name, later, [1])), NOW).counts for name in ("b", "a")]
+    assert [(one.get("exposures"), one.get("duplicates")) for one in counts] == [(1, None)] * 2
+
+
+def test_a_late_exposure_is_no_stop_of_traffic() -> None:
+    policy = replace(POLICY, label=policy_named("prompt"))
+    labeller = Labeller(policy, None)  # type: ignore[arg-type]
+    promises = [labeller.promise(T0 + after * MINUTE) for after in (0, -20, 15)]
+    assert promises == [policy.label.promise(policy.waits, flowing * MINUTE) for flowing in (0, 0, 15)]
+    assert promises[2] != promises[0]
+
+
 # -- pages that are sent again -----------------------------------------------------------------------------------------
 
 AGAIN = replace(POLICY, label=policy_named("prompt"), sends_pages=True)
@@ -259,6 +292,18 @@ def test_a_page_is_sent_again_once_with_its_final_labels() -> None:
     assert late.samples is not None
     assert late.samples.kind.tolist() == [CORRECTION]
     assert not sent_again(late, partition.advance(T0 + 5 * HOUR))
+
+
+def test_a_click_that_came_behind_the_window_is_not_on_the_page_that_is_sent_again() -> None:
+    """It is dated within; and the page waits for its second part."""
+    log, partition, items = Log(), Partition(0, SCHEMA, AGAIN), list(range(1, 21))
+    partition.take(log.page_logs(page_log("a", T0, items)), NOW)
+    partition.take(log.events(exposure("a", T0, items[:10]), action("click", "a", T0 + MINUTE, 3, 4)), NOW)
+    partition.take(log.events(exposure("a", T0 + 20 * MINUTE, items[10:], 10)), NOW)
+    partition.advance(T0 + 36 * MINUTE)
+    partition.take(log.events(action("click", "a", T0 + 29 * MINUTE, 5, 6)), NOW)
+    (batch,) = sent_again(partition.advance(T0 + 55 * MINUTE))
+    assert batch.position[batch.label > 0].tolist() == [3]
 
 
 @pytest.mark.parametrize("clicked", [[], [0, 1, 2]])
