@@ -610,6 +610,30 @@ def test_a_changed_world_is_normal_after_a_rebase() -> None:
     assert {r.check for r in learn(screen, stream.batches(2048, 128))} == {"labels"}
 
 
+def test_rows_from_before_a_rebase_are_in_no_window_behind_it() -> None:
+    """At a row a second a warm-up is of fewer rows than a window."""
+    screen, stream = Screen(SCHEMA, HOUR_MS), Stream(0)
+
+    def a_row_a_second(rows: int, poison: Poison) -> list[str]:
+        found = []
+        for n in range(rows // 16):
+            batch, p = stream.batch(16)
+            batch = poison(batch, stream.rng)
+            batch = replace(batch, ts_ms=START_MS + (batch.ts_ms - START_MS) * 10)
+            refusal = screen.look(batch, p)
+            screen.learnt(batch, p)
+            if n % 19 == 18:
+                screen.promoted()
+            found += [refusal.check] if refusal else []
+        return found
+
+    assert a_row_a_second(4096, without_ids("category")) == []
+    assert screen.warm
+    screen.rebase()
+    assert a_row_a_second(3200, without_ids()) == []
+    assert screen.warm
+
+
 def with_corrections(stream: Stream, rows: int, size: int) -> Iterator[Scored]:
     """Each exposure is a negative first, and a click a second sample, 200 rows later."""
     batch, p = stream.batch(rows)
