@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -286,14 +287,15 @@ def test_a_page_is_filled_up_from_lists_that_came_while_counts_were_waited_for()
 
 
 def test_what_is_sold_out_while_counts_are_waited_for_is_not_shown() -> None:
-    shop, asked = Shop(some_items(9)), {"size": 9, "only": {"in_stock": True}, "ts_ms": NOW_MS - 2 * 3_600_000}
-    best = ids(shop.ask(**asked))
+    shop = Shop(some_items(9))
+    ask = partial(shop.ask, size=9, only={"in_stock": True}, ts_ms=NOW_MS - 2 * 3_600_000)
+    best = ids(ask())
 
     async def counts(rows: Any, ts_ms: int) -> None:
         shop.stock([item(int(best[0]), "c0", attributes={"in_stock": False})], lists=False)
 
     shop.scorer.maker.ask_counts = counts
-    assert ids(shop.ask(**asked)) == best[1:]
+    assert ids(ask()) == best[1:]
 
 
 def test_masks_of_a_small_shop_are_bounded_by_what_their_filters_take(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,7 @@ def test_a_checkpoint_waits_until_its_samples_are_delivered(
 
         monkeypatch.setattr(asyncio, "to_thread", at_once)
         outlet, partition, log = WorkerOutput(settings, SCHEMA, commit), Partition(0, SCHEMA, POLICY), Log()
-        outlet._producer = Withholds()  # type: ignore[assignment]
+        outlet._producer = Withholds()
         outlet.owns(0, outlet.checkpoints.load(partition).line)
         partition.journal = Journal()
         page = [*log.page_logs(page_log("a", T0, [1, 2])), *log.events(exposure("a", T0, [1, 2]))]
