@@ -215,7 +215,7 @@ class OutcomeBook:
                 files.erased.append(Erased(hour, who))
                 if not self._untold(hour[0], rows):
                     continue
-                rows.base = rows.base.copy()  # a snapshot may have the other
+                rows.base = rows.base.copy()  # after a restart it is read-only
             for row in gone:
                 rows.base[row] = FORGOTTEN
             rows.acts = {(row, kind): at for (row, kind), at in rows.acts.items() if row not in gone}
