@@ -49,6 +49,7 @@ from millrace.logs import LogTable
 from millrace.processes.profiles import PLACE, leave_partitions, leave_profiles
 from millrace.processes.wall import event_now_ms, wall_ms
 from millrace.reports.lines import Tick
+from millrace.reports.spans import span_name
 from millrace.versions.modelstore import ModelStore
 from millrace.windows.features import FeatureBuilder
 from scorer.catalog.index_checkpoint import Writer
@@ -119,7 +120,7 @@ def leave(
     ahead_ms = events.end_ms - event_now_ms(settings.event_clock())
     if ahead_ms > 0:
         raise LogError(
-            f"the log's last event is {ahead_ms / 3_600_000:.1f} hours after now",
+            f"the log's last event is {span_name(ahead_ms)} after now",
             "correct its times, or their zone (utc_offset in the schema): a live loop cannot go on before its history",
         )
     from_ms = cut_ms(events.end_ms, policy)

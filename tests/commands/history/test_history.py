@@ -371,10 +371,11 @@ def test_a_folder_in_which_a_loop_has_lived_is_refused(yesterday: LogTable, left
 
 def test_a_log_that_ends_in_the_future_is_refused(yesterday: LogTable, tmp_path: Path) -> None:
     begins_ms = int(yesterday.table["ts_ms"].to_numpy()[0])
-    clock = EventClock(wall_ms(), begins_ms, 1e-6)
-    settings = Settings(data=str(tmp_path), clock=clock.encode())
-    with pytest.raises(LogError, match=r"the log's last event is \d+\.\d hours after now"):
-        leave(yesterday, SCHEMA, settings)
+    ends_ms = int(yesterday.table["ts_ms"].to_numpy()[-1])
+    for now_ms, said in ((begins_ms, r"[\d.]+ (h|days?)"), (ends_ms - 90_000, r"[\d.]+ min")):
+        settings = Settings(data=str(tmp_path), clock=EventClock(wall_ms(), now_ms, 1e-6).encode())
+        with pytest.raises(LogError, match=rf"the log's last event is {said} after now"):
+            leave(yesterday, SCHEMA, settings)
     assert not (tmp_path / "models").exists() or not list((tmp_path / "models").iterdir())
 
 
