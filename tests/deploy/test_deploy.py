@@ -27,6 +27,7 @@ from tests.architecture import ROOT
 from tests.scenes.deployed import DEPLOY, FIRST, dashboards, expressions
 from tests.scenes.exposed_metrics import MODULES, exposed, registries
 
+README = (DEPLOY / "README.md").read_text()
 YAML = sorted(p for p in DEPLOY.rglob("*") if p.suffix in (".yml", ".yaml"))
 JSON = sorted(DEPLOY.rglob("*.json"))
 BESIDE = "learn-shadow"  # a learner beside the first
@@ -327,6 +328,9 @@ def test_roles_are_configured_with_settings_that_exist() -> None:
         for at in (own["MILLRACE_SCORER"], own["MILLRACE_INTAKE"], "http://learn:8750", "http://127.0.0.1:8700"):
             assert Callers(settings).refusal("POST", [(b"host", urlsplit(at).netloc.encode())]) == "", at
         assert Callers(settings).refusal("POST", [(b"host", b"evil.example")])
+        named = re.findall(r"`(MILLRACE_\w+)`", "".join(re.findall(r"^\| `M.*?\|", README, re.MULTILINE)))
+        assert {"MILLRACE_SCHEMA", "MILLRACE_GATE"} <= set(named) <= set(own), "compose passes what the table offers"
+        assert own["MILLRACE_GATE"] == f"${{MILLRACE_GATE:-{Settings().gate}}}"
     assert services()["kafka"]["environment"]["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false"
     assert TOPICS
 
