@@ -99,9 +99,10 @@ class Host:
     def state(self) -> State:
         if self.monitor is not None:
             self.monitor.attend()
+        services = {service.name: service.pid for service in self.services}
         return state_of(
             self.phase, self.started_ms, self.speed, self.monitor, self.supervisor, list(self.notes), self.shown
-        )
+        ) | {"services": services}
 
     def memory(self) -> dict[str, int]:
         """Resident memory of every process of this run, in bytes, without a broker or Redis that is not ours."""
@@ -277,9 +278,8 @@ class Host:
             return [name for name in names if not works(monitor.picture, name)]
 
         if not self.wait(lambda: not late(), SLOW_SECONDS) and not self.ending.is_set():
-            self.view.say(
-                f"waiting for {' and '.join(late())}: the first start after an installation compiles for some minutes"
-            )
+            why = "if this is the first start after an installation, it compiles for some minutes"
+            self.view.say(f"waiting for {' and '.join(late())}: {why}; else see {self.folder / 'logs'}")
         if not self.wait(lambda: not late(), READY_SECONDS) and not self.ending.is_set():
             raise ServiceError(
                 f"{' and '.join(late())} did not become ready within {READY_SECONDS:g} s",

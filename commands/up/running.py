@@ -16,20 +16,22 @@ ANSWER_SECONDS = 5.0
 
 
 def running(settings: Settings) -> dict[str, Any]:
-    """The loop on the folder of ``settings``: ``running``, its ``addresses``, and from its live page ``phase``,
-    ``roles``, ``gate`` and ``awaits``. Unavailable entries are left out."""
+    """The loop on the folder of ``settings``: ``running``, its ``addresses`` and ``pid``, and from its live page
+    ``phase``, ``roles``, ``services`` (our own broker and Redis, and their pids), ``gate`` and ``awaits``. Unavailable
+    entries are left out."""
     data = Path(settings.data)
     found: dict[str, Any] = {"data": str(data), "running": folders.in_use(data)}
     if not found["running"]:
         return found
     addresses = folders.addresses(data)
     found["addresses"] = {n: without_password(v) for n, v in addresses.items() if isinstance(v, str)}
+    found |= {name: addresses[name] for name in ("pid",) if name in addresses}
     if page := addresses.get("page"):
         try:
             state = msgspec.json.decode(fetch(f"{page.rstrip('/')}/state.json", ANSWER_SECONDS))
         except (OSError, msgspec.MsgspecError):
             return found
-        found |= {name: state[name] for name in ("phase", "roles", "gate", "awaits")}
+        found |= {name: state[name] for name in ("phase", "roles", "services", "gate", "awaits")}
     return found
 
 
@@ -37,10 +39,13 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     version = f"; model version {found['version']}" if "version" in found else ""
     if not found["running"]:
         return [f"no loop runs on '{found['data']}'{version}"]
-    lines = [f"a loop runs on '{found['data']}': {found.get('phase', 'starting or stopping')}{version}"]
+    process = f" (process {found['pid']})" if "pid" in found else ""
+    lines = [f"a loop runs on '{found['data']}'{process}: {found.get('phase', 'starting or stopping')}{version}"]
     for role in found.get("roles", []):
         awaits = f" ({role['awaits']})" if role.get("awaits") else ""
-        lines.append(f"{role['name']:<10} {role['state']}{awaits}, {role['restarts']} restarts")
+        process = f", process {role['pid']}" if role.get("pid") else ""
+        lines.append(f"{role['name']:<10} {role['state']}{awaits}{process}, {role['restarts']} restarts")
+    lines += [f"{name:<10} process {pid}" for name, pid in found.get("services", {}).items() if pid]
     if "gate" in found:
         lines.append(f"{'gate':<10} {found['gate']['says']}")
     lines += [f"{name:<10} {address}" for name, address in found.get("addresses", {}).items()]

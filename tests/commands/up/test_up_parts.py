@@ -10,15 +10,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 from rich.console import Console
 
+from commands.loop import host as hosts
 from commands.loop.host import works
 from commands.loop.monitor import Monitor, Picture
 from commands.loop.page import PageServer
+from commands.loop.series import Series
 from commands.loop.status import RunStatus, state_of
 from commands.loop.view import line_of, table_of
 from commands.up import data_folder as folders
@@ -284,6 +287,31 @@ def test_a_service_that_dies_is_started_again_and_given_up_when_it_dies_on_and_o
         run.lost(service)
 
 
+def test_the_state_names_the_processes_of_our_own_services(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    run = Up(Settings(), UpOptions(), tmp_path, ports_of(), threading.Event())
+    assert run.state()["services"] == {}
+    service: Any = SimpleNamespace(name="broker", pid=12)
+    run.services.append(service)
+    assert run.state()["services"] == {"broker": 12}
+
+
+def test_a_slow_start_is_only_called_a_first_one_if_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "logs").mkdir()
+    run = Up(Settings(), UpOptions(), tmp_path, ports_of(), threading.Event())
+    said: list[str] = []
+    monkeypatch.setattr(run.view, "say", said.append)
+    monkeypatch.setattr(hosts, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(hosts, "READY_SECONDS", 0.0)
+    idle: Any = SimpleNamespace(picture=Picture(), attend=lambda: None, series=Series(), roles={})
+    run.monitor = idle
+    with pytest.raises(ServiceError, match="learn did not become ready"):
+        run.await_roles(["learn"])
+    (line,) = [line for line in said if line.startswith("waiting")]
+    assert line.startswith("waiting for learn: if this is the first start after an installation")
+    assert line.endswith(f"else see {tmp_path / 'logs'}")
+
+
 @pytest.mark.services
 def test_a_service_goes_on_at_the_address_that_it_had(tmp_path: Path) -> None:
     with EmbeddedRedis(tmp_path) as redis:
@@ -369,16 +397,18 @@ def test_what_only_a_simulator_knows_is_left_out_and_the_rest_comes_from_stream_
 
 
 def test_status_says_what_the_run_on_the_folder_says(tmp_path: Path) -> None:
-    role = {"name": "learn", "state": "running", "restarts": 2, "awaits": ""}
+    role = {"name": "learn", "state": "running", "pid": 11, "restarts": 2, "awaits": ""}
     other = {
         "name": "stream",
         "state": "starting",
+        "pid": None,
         "restarts": 1,
         "awaits": "reads the states of its partitions, 3 to go",
     }
     state = {
         "phase": "running",
         "roles": [role, other],
+        "services": {"broker": 12, "redis": None},
         "gate": {"says": "nothing was refused"},
         "awaits": "waiting for items",
     }
@@ -391,12 +421,13 @@ def test_status_says_what_the_run_on_the_folder_says(tmp_path: Path) -> None:
             found = running(settings)
     finally:
         page.stop()
-    assert {name: found[name] for name in state} == state
+    assert {name: found[name] for name in (*state, "pid")} == state | {"pid": 3}
     lines = status_lines(found | {"version": 7})
-    assert lines[:4] == [
-        f"a loop runs on '{tmp_path}': running; model version 7",
-        "learn      running, 2 restarts",
+    assert lines[:5] == [
+        f"a loop runs on '{tmp_path}' (process 3): running; model version 7",
+        "learn      running, process 11, 2 restarts",
         "stream     starting (reads the states of its partitions, 3 to go), 1 restarts",
+        "broker     process 12",
         "gate       nothing was refused",
     ]
     assert lines[-2:] == ["redis      redis://***@h:1", "waiting for items"]
