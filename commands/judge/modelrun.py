@@ -96,7 +96,8 @@ def judge_model(
     earlier = without = 0
     for files, whole in chain([first], parts):
         logged += pc.sum(pc.equal(whole["arm"], LOGGED)).as_py() or 0
-        table = whole.filter(pc.not_equal(whole["arm"], LOGGED))  # and without those whose page log did not come
+        # Without those whose page log did not come, or had gone before they came: they have no score.
+        table = whole.filter(pc.and_(pc.not_equal(whole["arm"], LOGGED), pc.is_valid(whole["score"])))
         later = table.filter(pc.greater(table["ts_ms"], max(note.event_ms, since_ms - 1)))
         earlier += table.num_rows - later.num_rows
         if not later.num_rows:

@@ -4,7 +4,7 @@
 ::
 
     page log  ──┐
-    exposure  ──┼─► page, an attribution window long ─► a row an exposure ─► 16 bytes or so, for repeats and late clicks
+    exposure  ──┼─► page, an attribution window long ─► a row an exposure ─► some bytes, for what comes late or again
     actions   ──┘
 
 The rules are those of the stream's label join (``stream/join/join.py``), with one label at the end in place of
@@ -16,8 +16,8 @@ samples:
   item at its position. The first one of a kind gives the time. It may come before its exposure.
 - An exposure is identified by the request and the position as answered. Duplicates change nothing.
 - An exposure by another user, or of another item, than the page had is left out. An exposure without a page log is a
-  row without a score.
-
+  row without a score. One that comes when its page is settled has its arm, version and place, but neither score nor
+  features, and its item is not compared.
 - Of a user's exposures those beyond ``limit`` in an hour of event time are marked, as the learner leaves them out
   (:mod:`learner.gate.quota`): whoever asks who earns more leaves out such a user.
 
@@ -27,7 +27,7 @@ move it (:class:`~millrace.contracts.clock.Reached`). The caller moves it on in 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
@@ -59,6 +59,11 @@ class Made(NamedTuple):
     raw: bytes = b""  # the whole message, where features are kept
     odds: bytes = b""  # (n,) float32, or none
     ranked: bytes = b""  # (n,) float32, or none
+
+    @property
+    def heading(self) -> Made:
+        """What is kept for exposures that come when the page is settled. It has no items."""
+        return Made(self.user, [], b"", self.version, self.arm, self.offset, b"")
 
 
 class ArchivedPart(NamedTuple):
@@ -106,6 +111,9 @@ class ArchivedPages:
         self._pages: dict[str, ArchivedPage] = {}
         self._timers: list[tuple[int, str]] = []
         self._settled = DroppedPages()
+        self._headings: OrderedDict[str, tuple[int, Made]] = (
+            OrderedDict()
+        )  # of pages that are gone: forget at; ascending
 
     @property
     def newest_ms(self) -> int:
@@ -207,6 +215,7 @@ class ArchivedPages:
         page = self._pages.get(request)
         if page is None:
             page = self._pages[request] = ArchivedPage()
+            _, page.made = self._headings.pop(request, (0, None))
         due_ms = max(ts_ms, self.watermark_ms) + self._waits.attribution_ms
         if due_ms > page.until_ms:
             page.until_ms = due_ms
@@ -226,8 +235,12 @@ class ArchivedPages:
             if page.until_ms <= now:
                 for _ in [a for a in page.actions if not page.exposed >> a[1] & 1]:
                     self.left_out["no-exposure"] += 1
+                if page.made is not None:
+                    self._headings[request] = now + self._waits.life_ms, page.made.heading
                 del self._pages[request]
         self._settled.expire(now)
+        while self._headings and next(iter(self._headings.values()))[0] <= now:
+            self._headings.popitem(last=False)
 
     def _settle(self, request: str, page: ArchivedPage, part: ArchivedPart) -> None:
         self._settled.add(request, part.mask, self.watermark_ms + self._waits.life_ms)
@@ -236,7 +249,7 @@ class ArchivedPages:
             self.left_out["wrong-user"] += len(part.shown)
             return
         for position, slot, item, raw in part.shown:
-            if made and (position >= len(made.items) or made.items[position] != item):
+            if made and made.items and (position >= len(made.items) or made.items[position] != item):
                 self.left_out["wrong-item"] += 1
                 continue
             times = self._times(page, part, position, item)
@@ -289,13 +302,16 @@ class ArchivedPages:
         ]
         parts = [(n, m, [(*q[:4], to_bytes(q.mask), *q[5:]) for q in ps], a, e, u) for n, m, ps, a, e, u in pages]
         hour = self._hour, list(self._exposed.items())
-        return self.watermark_ms, self.newest_ms, parts, self._settled.snapshot(), self._reached.snapshot(), hour
+        settled, headings = self._settled.snapshot(), [(name, *of) for name, of in self._headings.items()]
+        return self.watermark_ms, self.newest_ms, parts, settled, self._reached.snapshot(), hour, headings
 
     def resume(self, state: Any) -> None:
         """Restores what :meth:`snapshot` gave into new pages. Raises ValueError or TypeError for another state."""
-        self.watermark_ms, newest_ms, pages, settled, reached, *hour = state
-        if hour:  # an earlier version counted none
-            self._hour, self._exposed = hour[0][0], dict(map(tuple, hour[0][1]))
+        self.watermark_ms, newest_ms, pages, settled, reached, *more = state
+        if more:  # 0.2 has neither
+            (self._hour, exposed), headings = more
+            self._exposed = dict(map(tuple, exposed))
+            self._headings.update((name, (until_ms, Made(*made))) for name, until_ms, made in headings)
         self._reached.resume(newest_ms, reached)
         for name, made, parts, actions, exposed, until_ms in pages:
             page = self._pages[name] = ArchivedPage()
@@ -328,5 +344,5 @@ def _at(packed: bytes, position: int) -> float | None:
 
 
 def _source(made: Made, position: int) -> str:
-    code = made.sources[position] if len(made.sources) == len(made.items) else 0
+    code = made.sources[position] if made.items and len(made.sources) == len(made.items) else 0
     return SOURCES[code] if code < len(SOURCES) else SOURCES[0]

@@ -325,6 +325,44 @@ def test_an_exposure_that_comes_late_still_waits_for_its_click() -> None:
     assert feed.archive.counts == {"late": 1}
 
 
+def test_an_exposure_that_comes_when_its_page_is_settled_has_its_arm() -> None:
+    """A page of one client is seen at once, its end later; another's messages all come late. Both are sent late."""
+    late_ms = T0 + POLICY.attribution_ms + POLICY.disorder_ms + 15 * MINUTE
+
+    def archived(restarts: bool) -> list[dict[str, Any]]:
+        feed = Feed()
+        for name in ("p", "q", "r"):
+            feed("page_logs", page_log(name, T0, [11, 12], arm="control", model_version=4, offset=20))
+        feed.events(exposure("p", T0, [11]), exposure("far", late_ms, [11], user_id=8))
+        if restarts:
+            state = msgspec.msgpack.decode(msgspec.msgpack.encode(feed.archive.cut().state))
+            before, feed.archive = feed.archive, Archive(SCHEMA, WAITS, HOUR, 1)
+            feed.archive.resume(state)
+            assert before.positions == feed.archive.positions
+        feed.events(exposure("p", T0 + MINUTE, [12], offset=1), exposure("q", T0 + MINUTE, [11, 12]))
+        feed.events(action("click", "q", T0 + 2 * MINUTE, 1, 12), exposure("r", T0, [11], user_id=8))
+        feed.events(exposure("p", late_ms, [12], offset=1))  # again
+        rows = [row for row in feed.rows() if row["request_id"] in "pqr"]
+        assert feed.archive.counts == {"wrong-user": 1}
+        feed.archive.advance(0, T0 + 100 * HOUR)
+        assert not feed.archive._pages[0]._headings, "they go as all that is settled does"
+        return rows
+
+    rows = archived(False)
+    seen = brief(rows, "request_id", "position", "label", "arm", "model_version", "slot")
+    assert sorted(seen) == [
+        ("p", 0, 0, "control", 4, 20),
+        ("p", 1, 0, "control", 4, 21),
+        ("q", 0, 0, "control", 4, 20),
+        ("q", 1, 1, "control", 4, 21),
+    ]
+    assert [row["score"] is None for row in rows] == [row["time_ms"] > T0 for row in rows]
+    of_page = {row["request_id"]: [r for r in rows if r["request_id"] == row["request_id"]] for row in rows}
+    after = archived(True)  # the first row is in the file before the restart
+    assert all(row in of_page[row["request_id"]] for row in after)
+    assert len(after) == len(rows) - 1
+
+
 def test_what_nobody_can_use_is_counted() -> None:
     feed = Feed().events(b"rubbish")
     feed("events", exposure("p", T0 + 2 * HOUR, [11]), now_ms=T0)("events", exposure("p", T0 // 1000, [11]))
