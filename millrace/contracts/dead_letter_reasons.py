@@ -65,8 +65,8 @@ REASONS: Mapping[str, DeadLetterReason] = {
         "take request_id from an answer of /recommend, and let the scorer log to the same broker",
     ),
     "no-exposure": DeadLetterReason(
-        "The action is about a position without an exposure",
-        "send an exposure of what was seen before its actions",
+        "The action is about a position without an exposure, or dated before it by more than MILLRACE_DISORDER_SECONDS",
+        "send an exposure of what was seen before its actions, and date both by one clock",
     ),
     "wrong-item": DeadLetterReason(
         "At that position the page had another item, or it had no such position",

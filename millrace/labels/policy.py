@@ -52,6 +52,11 @@ class Waits(NamedTuple):
         """From an exposure to the moment at which its page is dropped: nothing more is taken for it."""
         return self.attribution_ms + self.lateness_ms
 
+    def too_early(self, after_ms: int) -> bool:
+        """Whether an action so long after its exposure is none of it: it is dated before it by more than the disorder.
+        An action that is dated less before it, by another clock, counts as one at the exposure."""
+        return after_ms < -self.disorder_ms
+
     @property
     def window_ms(self) -> int:
         return min(self.observation_ms, self.attribution_ms)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from millrace.basics.durations import DAY_MS
+from millrace.basics.durations import DAY_MS, MINUTE_MS, minutes_of
 from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.logforms import FIRST_DAY, LogColumns, start_ms
 from millrace.contracts.schema import DERIVED, Schema
@@ -26,7 +26,7 @@ from millrace.logs.log_joins import SideTables, beside
 from millrace.logs.log_times import Clock, to_ms
 from millrace.logs.near import lacking
 from millrace.logs.unrolled import unroll
-from millrace.logs.values import as_text, flat, missing
+from millrace.logs.values import as_text, flat, mask, missing
 
 
 class Wanted:
@@ -157,6 +157,8 @@ class Rows:
             for action in self._later_actions:
                 name = log.action_times[action]
                 out[name] = self._later.times(action, out[name], columns[log.user], page, columns[log.item])
+        if not broken:
+            self._leave_early(out)
         for field in self._schema.fields:
             if field.kind == "numeric" and field.name in columns and field.name not in broken:
                 out[field.name] = numbers(columns[field.name], field.name, path, faults)
@@ -165,6 +167,22 @@ class Rows:
         for name in _aging(self._schema, log):
             out["age_days"] = _age_days(out[TS], out[name])
         return {n: c if isinstance(c, pa.ChunkedArray) else pa.chunked_array([c]) for n, c in out.items()}
+
+    def _leave_early(self, out: dict[str, pa.Array]) -> None:
+        """Actions too early for their exposure did not happen (:meth:`millrace.labels.Waits.too_early`)."""
+        log = self._log
+        first_ms = pc.subtract(flat(out[TS]), minutes_of(log.disorder) * MINUTE_MS)
+        for action, name in log.action_times.items():
+            early = mask(pc.less(flat(out[name]), first_ms))
+            if not early.any():
+                continue
+            what = f"'{name}' is more than {log.disorder} before its exposure: the {action} counts nowhere"
+            self._faults.decide(
+                what, name, int((early & self._faults.good).sum()), "correct the times, or log.disorder"
+            )
+            out[name] = pc.if_else(early, None, flat(out[name]))
+            if action == self._schema.windows.labelling:
+                out[log.label] = pc.if_else(early, pa.scalar(0, pa.int8()), flat(out[log.label]))
 
 
 def _aging(schema: Schema, log: LogColumns) -> list[str]:

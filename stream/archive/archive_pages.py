@@ -12,8 +12,9 @@ samples:
 
 - An exposure is settled when the watermark has passed it by the attribution window. One that came late waits for as
   long from the watermark at which it came.
-- An action counts when its event time is less than the window after its exposure, and it names the page's user and the
-  item at its position. The first one of a kind gives the time. It may come before its exposure.
+- An action counts when its event time is less than the window after its exposure and at most the disorder before it,
+  and it names the page's user and the item at its position. The first one of a kind gives the time. It may come before
+  its exposure.
 - An exposure is identified by the request and the position as answered. Duplicates change nothing.
 - An exposure by another user, or of another item, than the page had is left out. An exposure without a page log is a
   row without a score. One that comes when its page is settled has its arm, version and place, but neither score nor
@@ -169,7 +170,9 @@ class ArchivedPages:
             return
         action = event.kind, event.position, str(event.item_id), str(event.user_id), event.ts_ms
         page = self._keep(event.request_id, event.ts_ms)
-        if all(action[:4] != one[:4] for one in page.actions):
+        # One at another time is no repeat: the first may be too early for its exposure, which may come yet.
+        near_ms = self._waits.disorder_ms
+        if all(action[:4] != one[:4] or abs(action[4] - one[4]) > near_ms for one in page.actions):
             page.actions.append(action)
 
     def serve(self, request: str, made: Made, ts_ms: int) -> None:
@@ -186,11 +189,12 @@ class ArchivedPages:
         for page in self._pages.values():
             if page.made is None or not page.parts:
                 continue
-            clicked = {at for kind, at, *_ in page.actions if kind == CLICK}
+            clicks = [(at, when_ms) for kind, at, _, _, when_ms in page.actions if kind == CLICK]
             counts = found.setdefault(page.made.arm, [0, 0])
             for part in page.parts:
                 if part.user == page.made.user and not part.over and not self._is_over(part.user):
                     counts[0] += len(part.shown)
+                    clicked = {at for at, when_ms in clicks if not self._waits.too_early(when_ms - part.ts_ms)}
                     counts[1] += len(clicked.intersection(place for place, *_ in part.shown))
         return found
 
@@ -285,6 +289,8 @@ class ArchivedPages:
                 self.left_out["wrong-user"] += 1
             elif of != item:
                 self.left_out["wrong-item"] += 1
+            elif self._waits.too_early(when_ms - part.ts_ms):
+                self.left_out["no-exposure"] += 1
             elif when_ms - part.ts_ms >= self._waits.attribution_ms:
                 self.late[ACTIONS[kind]] += 1
             else:

@@ -203,10 +203,12 @@ class Labeller:
             out.dead.append(Dead("no-exposure", f"position {position} was not exposed", message, 0))
             return
         after_ms = event.ts_ms - part.ts_ms
-        if after_ms >= self._life_ms:
+        early = self._waits.too_early(after_ms)
+        if early or after_ms >= self._life_ms:
             if self._book is not None and self._book.act(event, message, False):
                 return
-            out.dead.append(Dead("late", f"{after_ms} ms after its exposure", message, 0))
+            reason, where = ("no-exposure", "before") if early else ("late", "after")
+            out.dead.append(Dead(reason, f"{abs(after_ms)} ms {where} its exposure", message, 0))
             return
         page.acted[kind] |= bit
         if self._book is not None:

@@ -327,7 +327,7 @@ class ReferencePartition:
             self.dead.append(("wrong-item", 0))
         elif event.kind in seen.acted:
             self.counts["duplicates"] += 1
-        elif seen.state == LOST:
+        elif seen.state == LOST or event.ts_ms < seen.ts_ms - self.policy.disorder_ms:
             self.dead.append(("no-exposure", 0))
         elif event.ts_ms - seen.ts_ms >= self.policy.life_ms:
             self.dead.append(("late", 0))

@@ -277,6 +277,22 @@ def test_clicks_before_their_exposure_are_counted(tmp_path: Path) -> None:
     decided(written(tmp_path, rows), schema(ACTIONS), "click_at", "before its exposure", 3)
 
 
+def test_a_click_too_long_before_its_exposure_is_none_of_it(tmp_path: Path) -> None:
+    """The bound is the log's disorder. Times on it stay."""
+    late_ms, clicked = 3_600_000, [n for n, row in enumerate(ROWS) if row["clicked"]]
+    rows = [
+        row | {"click_at": row["at"] - late_ms - (n == clicked[0]) if row["clicked"] else None}
+        for n, row in enumerate(ROWS)
+    ]
+    read = decided(written(tmp_path, rows), schema(ACTIONS), "click_at", "more than 1h before", 1)
+    label, at = (read.table[name].to_pylist() for name in ("clicked", "click_at"))
+    kept = [n in clicked[1:] for n in range(len(ROWS))]
+    assert label == list(map(int, kept))
+    assert [one is not None for one in at] == kept
+    wider = decided(written(tmp_path, rows), schema(ACTIONS + 'disorder = "2h"\n'), "click_at", "before its exp", 3)
+    assert sum(wider.table["clicked"].to_pylist()) == len(clicked)
+
+
 def test_click_times_on_label_0_are_counted(tmp_path: Path) -> None:
     rows = [row | {"click_at": row["at"] + 5} for row in ROWS]
     decided(written(tmp_path, rows), schema(ACTIONS), "click_at", "'clicked' is 0", 3)

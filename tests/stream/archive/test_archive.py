@@ -445,7 +445,9 @@ def test_archive_and_stream_agree_on_every_label(seed: int) -> None:
             position = rng.randrange(6)
             item = items[position] if rng.random() < 0.9 else 99
             acted_ms = at_ms + rng.randrange(POLICY.attribution_ms)
-            came_ms = acted_ms + rng.randrange(POLICY.disorder_ms // 2)
+            if rng.random() < 0.2:  # of another clock, or of another day
+                acted_ms = at_ms - rng.choice((1, POLICY.disorder_ms - 1000, POLICY.disorder_ms + 1000, 48 * HOUR))
+            came_ms = max(at_ms, acted_ms) + rng.randrange(POLICY.disorder_ms // 2)
             story.append((came_ms, "events", action(rng.choice(kinds), name, acted_ms, position, item)))
     story.sort(key=lambda one: one[0])
 

@@ -240,6 +240,27 @@ def test_an_action_without_its_exposure_is_late_behind_the_lateness_and_not_on_i
     assert [row.kind for row in total.samples] == [NEGATIVE if early_ms else POSITIVE]
 
 
+@pytest.mark.parametrize("exposed_first", [True, False])
+@pytest.mark.parametrize("beyond_ms", [0, 1])
+def test_a_click_dated_before_its_exposure_is_none_of_it_beyond_the_disorder(
+    beyond_ms: int, exposed_first: bool
+) -> None:
+    """Less than that is a matter of clocks. The click that comes after a refused one labels."""
+    log, partition, total = Log(), Partition(0, SCHEMA, POLICY), Sum()
+    seen, at = exposure("a", T0, [1, 2]), T0 - POLICY.disorder_ms - beyond_ms
+    clicks = [action("click", "a", at, position, 1 + position) for position in (0, 1)]
+    total += partition.take(log.page_logs(page_log("a", T0, [1, 2])), NOW)
+    total += partition.take(log.events(*([seen, *clicks] if exposed_first else [*clicks, seen])), NOW)
+    assert [(one.reason, one.detail) for one in total.dead] == [
+        ("no-exposure", f"{POLICY.disorder_ms + 1} ms before its exposure")
+    ] * (2 * beyond_ms)
+    total += partition.take(log.events(action("click", "a", T0 + MINUTE, 1, 2)), NOW)
+    total += partition.advance(T0 + 2 * HOUR)
+    labels = {row.position: row.kind for row in total.samples}
+    assert labels == {0: NEGATIVE if beyond_ms else POSITIVE, 1: POSITIVE}
+    check_conservation(partition, total)
+
+
 def test_a_page_that_silence_dropped_is_forgotten_in_time_when_the_watermark_is_set_back() -> None:
     log, partition = Log(), Partition(0, SCHEMA, POLICY)
     partition.take(log.events(exposure("a", T0, [1])), NOW)
