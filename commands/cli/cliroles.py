@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from commands.cli.cliflags import Data, absolute, settings_of
 from millrace.basics.errors import SettingError
-from millrace.contracts.settings import Settings, load_settings
+from millrace.contracts.settings import SHOP, Settings, load_settings, read_settings
 
 app = cyclopts.App(name="run", help="Run one role of the loop in this process, until Ctrl-C.")
 
@@ -24,6 +24,12 @@ def _role(name: str, flags: dict[str, Any] | None = None) -> None:
     from millrace.processes.role import run_role
 
     def run(settings: Settings, stop: Event) -> None:  # the role's code is imported when signals are handled
+        schema = read_settings(flags).given.get("schema")
+        if schema is None or not schema.value:
+            raise SettingError(
+                f"no schema is named for the role '{name}'",
+                f"set MILLRACE_SCHEMA, or schema in the settings file, to its path; '{SHOP}' is the simulated shop's",
+            )
         match name:
             case "stream":
                 from stream.worker import stream_worker

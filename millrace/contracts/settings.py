@@ -84,7 +84,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     allowed_origins: str = ""  # https://name[,https://name]: of pages whose browsers may send there without a token
 
     # Schema. What users, items and events of the shop are.
-    schema: str = ""  # path of a schema file; empty: the simulated shop's
+    schema: str = ""  # path of a schema file, or shop: the simulated shop's. `millrace run` takes no default
     evolve: bool = False  # carry over a model and a state of another schema or spec instead of refusing them
 
     # Labels. When an exposure's label is learnt, and with what weight. All of it is event time.
@@ -333,9 +333,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return f"{self.store.rstrip('/')}/{self.own(name)}" if self.store else str(self.folder(name))
 
     def environment(self) -> dict[str, str]:
-        """The settings as environment variables, for a child process: what differs from the defaults, and no file."""
+        """The settings as environment variables, for a child process: the schema, what else differs from the defaults,
+        and no file."""
         default = Settings()
         changed = {n: v for n in self.__struct_fields__ if (v := getattr(self, n)) != getattr(default, n)}
+        changed.setdefault("schema", SHOP)
         texts = {
             n: msgspec.json.encode(v).decode() if isinstance(v, dict | Struct) else str(v) for n, v in changed.items()
         }
@@ -358,6 +360,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "demo": ("seed", "shoppers"),
 }
 """The public settings, by their section of the file."""
+SHOP = "shop"
+"""Names the schema of the simulated shop, in place of a path."""
 SECRET = frozenset({"tokens"})
 """What is never shown."""
 HIDDEN = "***"
@@ -467,7 +471,7 @@ def read_settings(
             read = getattr(msgspec.convert({name: plain}, Settings, strict=False), name)
             if name == "explore":
                 Exploration.of(read)
-            right[name] = read
+            right[name] = "" if (name, read) == ("schema", SHOP) else read
         except (ValueError, RecursionError, SettingError) as error:
             why = invalid(error, Settings) if isinstance(error, msgspec.ValidationError) else str(error)
             shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
@@ -537,6 +541,7 @@ def _of_file(path: Path) -> tuple[dict[str, Given], list[str]]:
                     strange(f"[{key}] has no", name, key, name)
                     continue
                 relative = name in _PATHS and isinstance(value, str) and value and "://" not in value
+                relative = relative and (name, value) != ("schema", SHOP)
                 found = str(path.absolute().parent / value) if relative else value
                 given[name] = Given(found, f"{path}:{lines.get((key, name), 1)}")
     return given, mistakes

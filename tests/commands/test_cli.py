@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from cyclopts import App
 
 from commands.cli.cli import app, main
 from commands.up.data_folder import locked
-from millrace.basics.errors import USAGE_STATUS, SchemaError
-from millrace.contracts.settings import Settings
+from millrace.basics.errors import USAGE_STATUS, SchemaError, SettingError
+from millrace.contracts.schema import shop_schema
+from millrace.contracts.settings import Settings, load_settings
 from millrace.processes.role import ROLES, last_figures
 from millrace.versions.modelstore import ModelStore
 from tests.scenes.small_snapshot import snapshot
@@ -27,6 +29,13 @@ from tests.scenes.waiting import LONG, PATIENCE
 
 pytestmark = pytest.mark.timeout(LONG)  # in a fresh clone `learn` and `stream` compile first
 
+MAINS = {
+    "stream": "stream.worker.stream_worker",
+    "learn": "learner.role.service",
+    "serve": "scorer.feeder.scorer_main",
+    "intake": "stream.intake.intake_main",
+    "archive": "stream.archive.archive_main",
+}
 CSV = "ts,who,what,hit\n1000,1,2,0\n2000,1,3,1\n"
 SCHEMA = """
 name = "t"
@@ -108,7 +117,7 @@ def closed_port() -> Iterator[int]:
 def test_a_broker_that_does_not_answer_is_named(command: str, tmp_path: Path) -> None:
     with closed_port() as port:
         address = f"127.0.0.1:{port}"
-        at = dict.fromkeys(("MILLRACE_KAFKA", "MILLRACE_REDIS"), address)
+        at = dict.fromkeys(("MILLRACE_KAFKA", "MILLRACE_REDIS"), address) | {"MILLRACE_SCHEMA": "shop"}
         done = millrace(*command.split(), **at, MILLRACE_DATA=str(tmp_path), MILLRACE_PORT="0")
     line = the_line(done)
     assert address in line
@@ -122,6 +131,32 @@ def test_a_broker_that_does_not_answer_is_named(command: str, tmp_path: Path) ->
 def test_a_missing_broker_address_is_said(command: str, tmp_path: Path) -> None:
     line = the_line(millrace(*command.split(), MILLRACE_DATA=str(tmp_path)))
     assert "MILLRACE_" in line
+
+
+@pytest.mark.parametrize("role", list(MAINS))
+def test_a_role_takes_no_schema_that_nobody_named(role: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """``shop`` names the simulated shop's; shoppers mean it anyway."""
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.__struct_fields__:
+        monkeypatch.delenv(f"MILLRACE_{name.upper()}", raising=False)
+    begun: list[Settings] = []
+    monkeypatch.setattr("millrace.processes.role.run_role", lambda _, settings, run: run(settings, Event()))
+    monkeypatch.setattr(f"{MAINS[role]}.run", lambda settings, stop: begun.append(settings))
+    for empty in (None, ""):
+        if empty is not None:
+            monkeypatch.setenv("MILLRACE_SCHEMA", empty)
+        with pytest.raises(SettingError, match=rf"no schema is named for the role '{role}'.*MILLRACE_SCHEMA.*'shop'"):
+            app(["run", role])
+    monkeypatch.setenv("MILLRACE_SCHEMA", "shop")
+    app(["run", role], result_action="return_value")
+    (tmp_path / "millrace.toml").write_text('[schema]\nschema = "shop"\n')
+    monkeypatch.delenv("MILLRACE_SCHEMA")
+    app(["run", role], result_action="return_value")
+    (tmp_path / "millrace.toml").write_text('[schema]\nschema = "my.toml"\n')
+    app(["run", role], result_action="return_value")
+    assert [one.schema for one in begun] == ["", "", str(tmp_path / "my.toml")]
+    assert begun[0].load_schema().id == shop_schema().id
+    assert load_settings({}, begun[0].environment()) == begun[0]
 
 
 def test_a_wrong_setting_is_named() -> None:
