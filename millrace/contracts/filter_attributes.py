@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from millrace.basics.hashing import value_hash
-from millrace.contracts.schema import DERIVED, Field, Schema
+from millrace.contracts.schema import DERIVED, ITEM_AGES, Field, Schema
 
 MOST_VALUES = 16
 """An item's values of one attribute in ``filters`` at most: the most slots of a categorical field."""
@@ -39,6 +39,12 @@ def unknown(schema: Schema, names: Iterable[str]) -> tuple[str, str] | None:
     known = filterable(schema)
     for name in names:
         if name not in known:
+            if name in ITEM_AGES:
+                new = "for new items raise the share 'new' of the setting recall"
+                return (
+                    f"'{name}' changes with time, and pages are not filtered by it",
+                    f"{new}, or send a field of yours",
+                )
             text, use = name.replace('"', "'")[:40], f"use one of {', '.join(known) or 'none'}"
             remedy = f'{use}; or add filters = ["{text}"] at the top of the schema file and restart'
             if name in {field.name for field in schema.fields}:  # the schema refuses these among its filters

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from millrace.basics.hashing import U64, column_hash, combine, mix
 from millrace.contracts.events import Id
 from millrace.contracts.filter_attributes import asked_hashes, filterable, unknown
-from millrace.contracts.schema import DERIVED
+from millrace.contracts.schema import DERIVED, ITEM_AGES
 from scorer.catalog.itemtable import ItemRows
 from scorer.page import filterkernels as kernels
 from scorer.page.page_wire import Filters, ListRequest, Range, RequestError, filters_of
@@ -97,7 +97,7 @@ class ItemFilters:
         if filters is None:
             return None
         for what, names in (("only", filters.only), ("not", filters.without), ("caps", filters.caps)):
-            ranges = [] if what == "caps" else [name for name in names if isinstance(names[name], Range)]
+            ranges = [] if what == "caps" else [n for n in names if isinstance(names[n], Range) and n not in ITEM_AGES]
             for name in ranges:
                 if name not in self._numbers:
                     known = ", ".join(self._numbers) or "none"
