@@ -27,7 +27,7 @@ from millrace.basics.hashing import combine, salt
 from millrace.contracts.events import CLICK, EXPOSURE
 from millrace.contracts.samples import CORRECTION, NEGATIVE, OUTCOME, PAGE, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
-from millrace.labels import WITH_EXPOSURE, LabelPolicy, Promise, Waits, policy_named
+from millrace.labels import WITH_EXPOSURE, LabelPolicy, Promise, Traffic, Waits, policy_named
 from millrace.labels.tellings import ages_ms, tell, turns
 
 _PAGE_ROWS = 64  # looked at together
@@ -82,14 +82,6 @@ class LabelSettings:
     def named(self) -> LabelPolicy | None:
         """Raises SettingError where there is no policy of that name."""
         return None if self.policy is None else policy_named(self.policy)
-
-
-@dataclass(slots=True)
-class Traffic:
-    """How long exposures have been coming without a gap, which policies read."""
-
-    newest_ms: int = np.iinfo(np.int64).min // 2
-    began_ms: int = np.iinfo(np.int64).min
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,18 +161,14 @@ class KnownSamples:
         """
         n = len(ts_ms)
         zeros = np.zeros(n, np.int64)
-        hold, observe, code = zeros, zeros, np.full(n, WITH_EXPOSURE)
-        delay = np.where(labels.clicked, labels.acted_ms - ts_ms, 0)
-        early = labels.clicked
-        if policy is None or not labels.wait_ms:
-            delay = zeros
-        else:
-            promised = _promises(ts_ms, policy, Waits(labels.wait_ms, observation_ms, 0), traffic or Traffic())
-            hold, observe, code = promised[:, 1], promised[:, 2], promised[:, 0]
-            early = labels.clicked & (delay < observe)  # as in the join: a click when the label is due corrects it
+        promise, delay, early = Promise(np.full(n, WITH_EXPOSURE), zeros, zeros, zeros), zeros, labels.clicked
+        if policy is not None and labels.wait_ms:
+            promise = _promises(ts_ms, policy, Waits(labels.wait_ms, observation_ms, 0), traffic or Traffic())
+            delay = np.where(labels.clicked, labels.acted_ms - ts_ms, 0)
+            early = labels.clicked & promise.is_early(delay, delay)
         late = np.flatnonzero(labels.clicked & ~early)
-        known_ms = ts_ms + np.where(early, np.maximum(delay, hold), observe)
-        code = code.astype(np.uint8)
+        known_ms = ts_ms + np.where(early, np.maximum(delay, promise.hold_ms), promise.observe_ms)
+        code = promise.code.astype(np.uint8)
         value, due_ms = labels.outcomes, np.where(policy is None, 0, labels.outcome_ms)  # (n, K)
         aged = [one for one in labels.of_events if one.policy.early and policy is not None]
         if aged:
@@ -296,12 +284,11 @@ def learn_through(
     return p
 
 
-def _promises(ts_ms: NDArray[np.int64], policy: LabelPolicy, waits: Waits, traffic: Traffic) -> NDArray[np.int64]:
-    """The promise of each exposure, as columns. Traffic begins again as it does in the join. (n, 4)"""
+def _promises(
+    ts_ms: NDArray[np.int64], policy: LabelPolicy, waits: Waits, traffic: Traffic
+) -> Promise[NDArray[np.int64]]:
+    """The promise of each exposure. (n,) each"""
     times, back = np.unique(ts_ms, return_inverse=True)
-    begins = np.diff(times, prepend=traffic.newest_ms) > waits.attribution_ms
-    began = np.maximum.accumulate(np.where(begins, times, traffic.began_ms))
-    if len(times):
-        traffic.newest_ms, traffic.began_ms = int(times[-1]), int(began[-1])
-    made = [policy.promise(waits, age) for age in (times - began).tolist()]
-    return np.array(made, np.int64).reshape(-1, len(Promise._fields))[back]
+    made = [traffic.promise(policy, waits, at) for at in times.tolist()]
+    columns = np.array(made, np.int64).reshape(-1, len(Promise._fields))[back]
+    return Promise(*columns.T)

@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from commands.replay.known import KnownSamples, Traffic, batch_of
+from commands.replay.known import KnownSamples, batch_of
 from commands.replay.steps import steps
 from commands.replay.stretches import AT_ONCE
 from experiments.recall.recallshop import NOTE, RecallShop, Rows, Waiting
@@ -44,7 +44,7 @@ from millrace.contracts.events import MODEL, PageLog
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
-from millrace.labels import policy_named
+from millrace.labels import Traffic, policy_named
 from millrace.logs import LogTable
 from millrace.versions.image import split
 from scorer.page.page_arms import PageArms

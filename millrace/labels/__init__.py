@@ -1,7 +1,7 @@
 # core
 """Label policies: when an exposure's label is learnt, and with what weight. One file each, one contract (policy.py)."""
 
-from millrace.labels.policy import LabelPolicy, Promise, Waits
+from millrace.labels.policy import LabelPolicy, Promise, Traffic, Waits
 from millrace.labels.registry import REGISTRY, WITH_EXPOSURE, asks, final, policy_named, weigh, weighs
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "WITH_EXPOSURE",
     "LabelPolicy",
     "Promise",
+    "Traffic",
     "Waits",
     "asks",
     "final",

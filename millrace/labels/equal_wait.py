@@ -13,5 +13,5 @@ class EqualWait(LabelPolicy):
     name = "equal-wait"
     final = True
 
-    def promise(self, waits: Waits, flowing_ms: int) -> Promise:
+    def promise(self, waits: Waits, flowing_ms: int) -> Promise[int]:
         return Promise(self.code, waits.attribution_ms, waits.attribution_ms, 0)

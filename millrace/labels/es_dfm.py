@@ -36,7 +36,7 @@ class EsDfm(LabelPolicy):
     asks = True
     early = True
 
-    def promise(self, waits: Waits, flowing_ms: int) -> Promise:
+    def promise(self, waits: Waits, flowing_ms: int) -> Promise[int]:
         return Promise(self.code, waits.window_ms, waits.window_ms, waits.disorder_ms)
 
     def weights(self, kind: Codes, p: Floats, early: Floats) -> Floats:

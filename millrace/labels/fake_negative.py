@@ -27,7 +27,7 @@ class FakeNegativeWeighted(LabelPolicy):
     weighs = True
     early = True
 
-    def promise(self, waits: Waits, flowing_ms: int) -> Promise:
+    def promise(self, waits: Waits, flowing_ms: int) -> Promise[int]:
         return Promise(self.code, 0, 0, waits.disorder_ms)
 
     def weights(self, kind: Codes, p: Floats, early: Floats) -> Floats:

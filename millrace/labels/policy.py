@@ -14,7 +14,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from millrace.contracts.settings import Settings
 
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+Ms = TypeVar("Ms", int, NDArray[np.int64])
+"""Of one exposure, or of many: (n,) each."""
 
 MOST = np.float32(0.9)
 """Predictions are cut here before weights are made of them. A negative's weight has the factor ``1 - p``: a model that
@@ -67,18 +70,51 @@ class Waits(NamedTuple):
         return self.attribution_ms + self.disorder_ms
 
 
-class Promise(NamedTuple):
-    """The promise for an exposure. Times are in milliseconds of event time, from the exposure.
+class Promise(NamedTuple, Generic[Ms]):
+    """The promise for an exposure, or for many. Times are in milliseconds of event time, from the exposure.
 
     ``slack_ms`` is the part of the allowed disorder that is not waited for. With 0 the events' own times alone
     decide the label, in whatever order they come. With all of it the label is given as soon as event time is there,
     and a click that comes out of order is a correction.
     """
 
-    code: int
-    hold_ms: int
-    observe_ms: int
-    slack_ms: int
+    code: Ms
+    hold_ms: Ms
+    observe_ms: Ms
+    slack_ms: Ms
+
+    @property
+    def label_ms(self) -> Ms:
+        """The watermark at which exposures without a click are negatives."""
+        return self.observe_ms - self.slack_ms
+
+    def is_early(self, after_ms: Ms, came_ms: Ms) -> Any:
+        """Whether a click is its exposure's first label; if not, it corrects a negative.
+
+        Args:
+            after_ms: the click's time, and not below 0: an action before its exposure counts at the exposure.
+            came_ms: the watermark when it came.
+        """
+        return (after_ms < self.observe_ms) & (came_ms < self.label_ms)
+
+
+@dataclass(slots=True)
+class Traffic:
+    """How long exposures have been coming without a gap, which policies read.
+
+    Traffic begins again after an attribution window without any. The join has one of each partition, a replay one of
+    the log.
+    """
+
+    began_ms: int = -(1 << 62)
+    newest_ms: int = -(1 << 62)
+
+    def promise(self, policy: LabelPolicy, waits: Waits, ts_ms: int) -> Promise[int]:
+        """The policy's promise for an exposure of this time, which comes now."""
+        if ts_ms - self.newest_ms > waits.attribution_ms:
+            self.began_ms = ts_ms
+        self.newest_ms = max(self.newest_ms, ts_ms)
+        return policy.promise(waits, max(0, ts_ms - self.began_ms))
 
 
 class LabelPolicy(ABC):
@@ -102,7 +138,7 @@ class LabelPolicy(ABC):
         return POLICIES.index(self.name)
 
     @abstractmethod
-    def promise(self, waits: Waits, flowing_ms: int) -> Promise:
+    def promise(self, waits: Waits, flowing_ms: int) -> Promise[int]:
         """The promise for an exposure ``flowing_ms`` after traffic began (again, if it had stopped)."""
 
     def weights(self, kind: Codes, p: Floats, early: Floats) -> Floats:

@@ -34,7 +34,7 @@ class Prompt(LabelPolicy):
     weighs = True
     asks = True
 
-    def promise(self, waits: Waits, flowing_ms: int) -> Promise:
+    def promise(self, waits: Waits, flowing_ms: int) -> Promise[int]:
         window = waits.window_ms
         first = min(START * window, waits.attribution_ms)
         left = max(0, SHRINKS * first - flowing_ms)  # of the time in which the wait shrinks

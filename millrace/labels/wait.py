@@ -14,5 +14,5 @@ from millrace.labels.policy import LabelPolicy, Promise, Waits
 class Wait(LabelPolicy):
     name = "wait"
 
-    def promise(self, waits: Waits, flowing_ms: int) -> Promise:
+    def promise(self, waits: Waits, flowing_ms: int) -> Promise[int]:
         return Promise(self.code, 0, waits.attribution_ms, 0)

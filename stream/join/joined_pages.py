@@ -59,7 +59,7 @@ class PagePart:
     offset: int
     items: list[Id] | None  # until it is matched, as the message
     message: InputMessage | None
-    promise: Promise
+    promise: Promise[int]
     slots: list[int] | None = None  # positions as answered, in the order shown; None: as answered, from ``offset`` on
     placed: bool = False  # whether the page's ``shown`` has the part's rows
     brought: int = field(init=False)
@@ -75,7 +75,7 @@ class PagePart:
     @property
     def label_ms(self) -> int:
         """The watermark at which exposures without a click are negatives."""
-        return self.ts_ms + self.promise.observe_ms - self.promise.slack_ms
+        return self.ts_ms + self.promise.label_ms
 
     @property
     def clicks_ms(self) -> int:

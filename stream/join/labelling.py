@@ -27,7 +27,7 @@ from millrace.contracts.events import CLICK, EXPOSURE, Action, Id
 from millrace.contracts.profile_warnings import ProfileWarning
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, PAGE, POSITIVE
 from millrace.contracts.settings import Settings
-from millrace.labels import REGISTRY, LabelPolicy, Promise, Waits, policy_named
+from millrace.labels import REGISTRY, LabelPolicy, Promise, Traffic, Waits, policy_named
 from stream.join.joined_pages import InputMessage, PagePart, PageState
 from stream.join.outcome_book import OutcomeBook, ToFiles
 from stream.join.page_again import rows_again
@@ -105,21 +105,16 @@ class Labeller:
 
     Attributes:
         pending: exposures that are neither labelled nor dead.
-        flow_ms, exposed_ms: when exposures began to flow, and the newest of them.
     """
 
     def __init__(self, policy: Policy, shown: ShownPages, book: OutcomeBook | None = None) -> None:
         self.policy, self._shown_as, self._book = policy, shown, book
         self._life_ms, self._waits = policy.life_ms, policy.waits
-        self.pending = self.flow_ms = self.exposed_ms = 0
+        self.pending, self._traffic = 0, Traffic()
 
-    def promise(self, ts_ms: int) -> Promise:
-        """The policy's promise for an exposure of this time. Traffic begins again after an attribution window without
-        any."""
-        if ts_ms - self.exposed_ms > self.policy.attribution_ms:
-            self.flow_ms = ts_ms
-        self.exposed_ms = max(self.exposed_ms, ts_ms)
-        return self.policy.label.promise(self._waits, max(0, ts_ms - self.flow_ms))
+    def promise(self, ts_ms: int) -> Promise[int]:
+        """The policy's promise for an exposure of this time."""
+        return self._traffic.promise(self.policy.label, self._waits, ts_ms)
 
     def match(self, page: PageState, part: PagePart, now_ms: int, out: Outcome) -> None:
         page_log = page.page_log
@@ -225,7 +220,7 @@ class Labeller:
                 page.waiting.append((position, kind, event.sent_ms))
         elif page.labelled & bit:
             self._sample(page, part, bit, CORRECTION, kind, event.sent_ms, out)
-        elif max(after_ms, 0) < part.promise.observe_ms and came_ms < part.label_ms:
+        elif part.promise.is_early(max(after_ms, 0), came_ms - part.ts_ms):
             if now_ms < part.clicks_ms:
                 page.waiting.append((position, kind, event.sent_ms))
             else:
@@ -342,10 +337,11 @@ class Labeller:
     # ------------------------------------------------------------------ state
 
     def snapshot(self) -> tuple[int, int, int]:
-        return self.pending, self.flow_ms, self.exposed_ms
+        return self.pending, self._traffic.began_ms, self._traffic.newest_ms
 
     def resume(self, state: tuple[int, int, int]) -> None:
-        self.pending, self.flow_ms, self.exposed_ms = state
+        self.pending, *traffic = state
+        self._traffic = Traffic(*traffic)
 
 
 def _of_another(page: PageState, whose: Id) -> str:
