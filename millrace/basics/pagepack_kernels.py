@@ -16,6 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from millrace.basics.compiled import compiled
+from millrace.basics.number_kernels import shrunk_rate
 
 Array = NDArray[Any]
 BAD = -1  # result for an invalid message
@@ -40,16 +41,14 @@ def _bit(mask: Any, c: Any) -> Any:
 
 @njit(inline="always")
 def _fill_rates(row: Any, blocks: Any, recipe: Any) -> None:
-    """Computes the rates of some blocks of a row (N,) float32 from its counts. It uses the same float32 operations in
-    the same order as :meth:`millrace.windows.features.FeatureBuilder.num`, so the bits are equal."""
+    """Computes the rates of some blocks of a row (N,) float32 from its counts."""
     weight, actions = recipe.weight, recipe.actions
     for b in range(len(blocks)):
         at, up = blocks[b, 0], blocks[b, 1]
         exposed = row[at] + weight
-        unseen = weight == 0 and exposed == 0
         for j in range(actions - 1):
             towards = recipe.prior[j] if up < 0 else row[up + actions + j]
-            row[at + actions + j] = towards if unseen else (towards * weight + row[at + 1 + j]) / exposed
+            row[at + actions + j] = shrunk_rate(row[at + 1 + j], exposed, weight, towards)
 
 
 @compiled(nogil=False, error_model="numpy")

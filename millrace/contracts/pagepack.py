@@ -79,20 +79,8 @@ class Rates:
         sizes = (len(w.keys), len(w.spans), len(w.actions), len(w.means))
         if not w.keys or max(sizes) > 254 or schema.layout.N > MOST_COLUMNS:
             return None
-        prior = np.full(len(w.actions) - 1, w.prior_rate / 10, "<f4")
-        prior[: 1 if w.actions[1:2] == ("click",) else 0] = w.prior_rate
-        number = {key.columns: k for k, key in enumerate(w.keys)}
-        order: list[int] = []
-        left = list(range(len(w.keys)))
-        while left:
-            ready = [k for k in left if not w.keys[k].parent or number[w.keys[k].parent] not in left]
-            if not ready:
-                return None
-            for k in ready:
-                parent = w.keys[k].parent
-                order += [k, number[parent] + 1 if parent else 0]
-            left = [k for k in left if k not in ready]
-        raw = _HEAD.pack(start, *sizes, w.prior_weight) + prior.tobytes() + bytes(order)
+        order = [number for k, parent in w.order for number in (k, 0 if parent is None else parent + 1)]
+        raw = _HEAD.pack(start, *sizes, w.prior_weight) + np.array(w.priors, "<f4").tobytes() + bytes(order)
         return read_rates(raw, schema.layout.N)
 
 

@@ -158,6 +158,39 @@ class Windows(Struct, frozen=True, forbid_unknown_fields=True):
         return "click" if "click" in self.actions or len(self.actions) == 1 else self.actions[1]
 
     @property
+    def priors(self) -> list[float]:
+        """(A - 1,) what rates of keys without a parent are shrunk towards: of actions other than clicks a tenth."""
+        return [
+            self.prior_rate if k == 0 and name == "click" else self.prior_rate / 10
+            for k, name in enumerate(self.actions[1:])
+        ]
+
+    @property
+    def order(self) -> list[tuple[int, int | None]]:
+        """(key, parent key) as indices, each parent before its children.
+
+        Raises:
+            SchemaError: the parents form a ring.
+        """
+        index = {key.columns: k for k, key in enumerate(self.keys)}
+        order: list[tuple[int, int | None]] = []
+        done: set[int] = set()
+        while len(order) < len(index):
+            ready = [
+                (k, index[key.parent] if key.parent else None)
+                for k, key in enumerate(self.keys)
+                if k not in done and (not key.parent or index[key.parent] in done)
+            ]
+            if not ready:
+                ring = next(key.name for k, key in enumerate(self.keys) if k not in done)
+                raise SchemaError(
+                    f"window key '{ring}' is its own ancestor", "let its parents end at a key without one"
+                )
+            order += ready
+            done |= {k for k, _ in ready}
+        return order
+
+    @property
     def columns(self) -> int:
         """What a tile holds: a count for each action, then a sum for each mean."""
         return len(self.actions) + len(self.means)

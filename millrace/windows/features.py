@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.basics import number_kernels
+from millrace.basics.compiled import compiled
 from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.basics.errors import SchemaError
 from millrace.basics.hashing import U64, column_hash, combine, mix, value_hash
+from millrace.basics.number_kernels import BlockForm, fill_block
 from millrace.contracts.schema import DERIVED, EXPOSURE_AGE, ITEM_AGES, Field, Schema, Side
 from millrace.windows import among_kernels
 from millrace.windows.tile_memory import UNIT
 
-SLACK_HOURS = np.float32(1e-3)
-"""Nearly an hour is one: ages that were rounded stay as they are."""
 _POSITIONS = 1024
 _MOST_STEPS = (1 << 24) - 1
 
@@ -36,16 +37,20 @@ F32 = NDArray[np.float32]
 
 
 def whole_hours(age_days: NDArray[Any]) -> F32:
-    """Ages in days, rounded down to whole hours. Same shape, float32
+    """Ages in days, rounded down to whole hours. Same shape, float32. See
+    :func:`millrace.basics.number_kernels.whole_hours`."""
+    hours: F32 = number_kernels.whole_hours.py_func(np.asarray(age_days, np.float32))
+    return hours
 
-    To the minute, an age is a clock where many goods came at one time. A late click is learnt minutes behind its
-    exposure, among exposures that are minutes younger and have no click yet. So a clock tells which rows are clicks,
-    and a model that reads it expects none of what is shown now: .07 of the clicks that came, an hour and a half after
-    a new catalogue (docs/lab/log.md, 2026-11-30).
-    """
-    age = np.asarray(age_days, np.float32)
-    hours: F32 = np.floor(age * np.float32(24) + SLACK_HOURS)
-    return hours / np.float32(24)
+
+@compiled(error_model="numpy")
+def _fill(form: BlockForm, order: NDArray[Any], counts: NDArray[Any], fade: NDArray[Any], out: NDArray[Any]) -> None:
+    """The blocks of n rows, ``out`` (n, K, E), from ``counts`` (n, K, S, C). ``order`` (K, 2): keys and their parents
+    (-1: none), parents first; ``fade`` (n, H), or (1, H) for all rows."""
+    for i in range(len(counts)):
+        for k, parent in order:
+            above = out[i, parent] if parent >= 0 else form.prior
+            fill_block(form, counts[i, k], fade[min(i, len(fade) - 1)], above, out[i, k])
 
 
 class FeatureBuilder:
@@ -72,9 +77,20 @@ class FeatureBuilder:
             np.uint64,
         )
         self._key_salts = [self.layout.key_salt(name) for name in self.layout.key_names]
-        self.order = _parents_first(schema)
+        windows = schema.windows
+        self.order = windows.order
         """(key, parent key) as indices, each parent before its children."""
-        self._means = [(mean, schema.windows.actions.index(mean.action)) for mean in schema.windows.means]
+        self._order = np.array([(k, -1 if parent is None else parent) for k, parent in self.order]).reshape(-1, 2)
+        prior = np.zeros((len(windows.spans), 2 * len(windows.actions) - 1 + len(windows.means)), np.float32)
+        prior[:, len(windows.actions) : 2 * len(windows.actions) - 1] = windows.priors
+        self.block = BlockForm(
+            windows=len(windows.durations),
+            actions=len(windows.actions),
+            mean_of=np.array([windows.actions.index(mean.action) for mean in windows.means], np.int64),
+            step=np.array([mean.step for mean in windows.means], np.float64),
+            weight=np.float32(windows.prior_weight),
+            prior=prior.ravel(),
+        )
         self._unit_ms = schema.windows.unit_ms
         names, forms = self.layout.num_names, among_kernels.FORMS
         self.exposed: tuple[int, int] | None = None
@@ -149,20 +165,13 @@ class FeatureBuilder:
         """Plain numbers, then counts, smoothed rates and means in the order of ``layout.num_names``; numbers among
         candidates are 0 (:meth:`compare`). (n, N) float32
 
-        For a window or half-life h with counts c and sums S in steps, c0 the exposures, s the prior weight and r the
-        parent key's rate (without a parent the prior rate, a tenth of it for actions other than clicks)::
-
-            count_j = c_j                           of a half-life: c_j / UNIT * 2^-(time of ts since its full unit / h)
-            rate_j  = (count_j + s r) / (count_0 + s)         r where count_0 + s is 0
-            mean_m  = S_m step_m / c_a              a: the mean's action; 0 where c_a is 0
-
         Args:
             plain: numeric field -> (n,) or (1,) numbers.
             counts: (n, K, W + H, A + M) as :class:`millrace.windows.tiles.TileStore` gives them; with the row of first
                 exposures where :attr:`exposed` is not None.
             ts_ms: the time at which they were read, (n,) or one for all; only half-lives and ages need it.
         """
-        layout, windows = self.layout, self.schema.windows
+        layout = self.layout
         out = np.zeros((n, layout.N), np.float32)
         for i, field in enumerate(layout.plain_fields):
             values = plain.get(field.name)
@@ -174,32 +183,9 @@ class FeatureBuilder:
             column, k = self.exposed
             first_ms = counts[:, k, -1, 0].astype(np.int64) * self._unit_ms
             out[:, column] = self.age_days(np.asarray(ts_ms, np.int64), first_ms)
-            counts = counts[:, :, :-1]
-        actions, spans = len(windows.actions), len(windows.durations)
-        rates = 2 * actions - 1
-        block = out[:, layout.window_start : layout.among_start]
-        block = block.reshape(n, layout.K, counts.shape[2], rates + len(windows.means), copy=False)
-        block[:, :, :spans, :actions] = counts[:, :, :spans, :actions]
-        if windows.half_lives:
-            block[:, :, spans:, :actions] = counts[:, :, spans:, :actions] * self.fade(ts_ms)
-        for m, (mean, action) in enumerate(self._means):
-            seen = counts[..., action]
-            average = counts[..., actions + m] * np.float64(mean.step) / np.maximum(seen, 1)
-            block[..., rates + m] = np.where(seen > 0, average, 0.0)
-        weight = np.float32(windows.prior_weight)
-        prior = np.full(actions - 1, windows.prior_rate / 10, np.float32)
-        prior[: 1 if windows.actions[1:2] == ("click",) else 0] = windows.prior_rate
-        for k, parent in self.order:
-            rate = block[:, k, :, actions:rates]
-            towards = prior if parent is None else block[:, parent, :, actions:rates]
-            exposed = block[:, k, :, :1] + weight
-            np.multiply(towards, weight, out=rate)
-            rate += block[:, k, :, 1:actions]
-            if windows.prior_weight == 0:
-                unseen = exposed == 0
-                np.copyto(rate, towards, where=unseen)
-                exposed = np.where(unseen, np.float32(1), exposed)
-            rate /= exposed
+        block = out[:, layout.window_start : layout.among_start].reshape(n, layout.K, -1, copy=False)
+        fade = self.fade(ts_ms) if self.schema.windows.half_lives else np.empty((1, 0))
+        _fill(self.block, self._order, counts, fade, block)
         return out
 
     def compare(self, num: F32, *sets: NDArray[np.integer[Any]]) -> None:
@@ -223,10 +209,10 @@ class FeatureBuilder:
 
     def fade(self, ts_ms: NDArray[np.int64] | int) -> NDArray[np.float64]:
         """The factor that decays counts from the full unit of the tiles (an hour, or 15 or 5 minutes) before ``ts_ms``
-        to ``ts_ms``. (n, 1, H, 1) or (1, 1, H, 1)"""
+        to ``ts_ms``. (n, H) or (1, H)"""
         rest = np.atleast_1d(np.asarray(ts_ms, np.int64)) % self._unit_ms / np.float64(DAY_MS)
         fade: NDArray[np.float64] = np.exp2(-(rest[:, None] / np.array(self.schema.windows.half_lives))) / UNIT
-        return fade[:, None, :, None]
+        return fade
 
     def context(self, ts_ms: NDArray[np.int64]) -> dict[str, U64]:
         """Columns ``hour`` (0-23) and ``weekday`` (Monday 0) of the local time by the schema's offset. (n,) each"""
@@ -328,21 +314,3 @@ def _slots(field: Field, value: Any) -> list[int]:
     hashes = dict.fromkeys(value_hash(p) for p in parts)
     hashes.pop(0, None)
     return list(hashes)[: field.slots]
-
-
-def _parents_first(schema: Schema) -> list[tuple[int, int | None]]:
-    index = {key.columns: k for k, key in enumerate(schema.windows.keys)}
-    order: list[tuple[int, int | None]] = []
-    done: set[int] = set()
-    while len(order) < len(index):
-        ready = [
-            (k, index[key.parent] if key.parent else None)
-            for k, key in enumerate(schema.windows.keys)
-            if k not in done and (not key.parent or index[key.parent] in done)
-        ]
-        if not ready:
-            ring = next(key.name for k, key in enumerate(schema.windows.keys) if k not in done)
-            raise SchemaError(f"window key '{ring}' is its own ancestor", "let its parents end at a key without one")
-        order += ready
-        done |= {k for k, _ in ready}
-    return order

@@ -6,7 +6,6 @@ from __future__ import annotations
 from itertools import accumulate
 
 import numpy as np
-from numpy.typing import NDArray
 
 from millrace.contracts.schema import Side, Windows
 from millrace.windows.features import FeatureBuilder
@@ -76,12 +75,7 @@ def page_form(builder: FeatureBuilder, table: TableForm) -> Form:
         salts=np.array([layout.key_salt(name) for name in layout.key_names], np.uint64),
         parts=parts,
         values=values,
-        prior=_prior(windows),
-        weight=np.float32(windows.prior_weight),
-        windows=len(windows.durations),
-        actions=len(windows.actions),
-        mean_of=np.array([windows.actions.index(mean.action) for mean in windows.means], np.int64),
-        step=np.array([mean.step for mean in windows.means], np.float64),
+        block=builder.block,
         cat=np.array([-1 if layout.cat_names[c] in late else c for c in table.cat_columns], np.int64),
         cat_shared=cat_shared,
         cat_salts=salts,
@@ -91,13 +85,3 @@ def page_form(builder: FeatureBuilder, table: TableForm) -> Form:
         first=table.own_keys.index(first) if exposed >= 0 else -1,
         unit_ms=windows.unit_ms,
     )
-
-
-def _prior(windows: Windows) -> NDArray[np.float32]:
-    """A block with the prior's rates: the prior rate of clicks, a tenth of it for other actions. (E,)"""
-    actions = len(windows.actions)
-    block = np.zeros((len(windows.spans), 2 * actions - 1 + len(windows.means)), np.float32)
-    block[:, actions : 2 * actions - 1] = windows.prior_rate / 10
-    if windows.actions[1:2] == ("click",):
-        block[:, actions] = windows.prior_rate
-    return block.ravel()

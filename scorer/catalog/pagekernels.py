@@ -11,9 +11,8 @@
 
 Numbers among candidates (:mod:`millrace.windows.among_kernels`) stand behind the last block, in ``num`` and in ``own``.
 
-Rows share most keys of a page (one user, some dozens of categories), so each block is computed once. ``raw`` equals
-:meth:`millrace.windows.features.FeatureBuilder.num` bit for bit: the same float32 operations in the same order. Hashes
-are those of :mod:`millrace.basics.hashing`.
+Rows share most keys of a page (one user, some dozens of categories), so each block is computed once. Hashes are those
+of :mod:`millrace.basics.hashing`.
 
 Symbols: n candidates, K window keys, J of them of the item alone, S spans (W windows, then half-lives), A actions, C
 columns of counts (actions, then the sums of M means), E = S (2 A - 1 + M) numbers of one key, N numbers in all, G that
@@ -29,7 +28,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from millrace.basics.compiled import GOLDEN, compiled, home_slot, split_mix
-from millrace.windows.features import SLACK_HOURS
+from millrace.basics.number_kernels import BlockForm, fill_block, whole_hours
 
 Array = NDArray[Any]
 
@@ -41,7 +40,6 @@ LOOK, EACH, ONCE = 0, 1, 2
 
 _NONE, _ONE = np.uint64(0), np.uint64(1)
 _DAY_MS = 86_400_000.0
-_HOURS, _SLACK_HOURS = np.float32(24), SLACK_HOURS
 
 
 class Keyed(NamedTuple):
@@ -72,12 +70,7 @@ class Form(NamedTuple):
     salts: Array  # (K,) uint64
     parts: Array  # (K,) int64: columns that the key is made of
     values: Array  # (K, most parts) int64: column of `values`; -1 - h: entry h of what all rows share
-    prior: Array  # (E,) float32: the block of a key without a parent's
-    weight: np.float32
-    windows: int  # W
-    actions: int  # A
-    mean_of: Array  # (M,) int64: the action of each mean
-    step: Array  # (M,) float64
+    block: BlockForm
     cat: Array  # (columns,) int64: where the item's feature ids stand in `cat`; -1: they are missing while ranking
     cat_shared: Array  # (F,) int64: which entry of what all rows share stands there; -1: none
     cat_salts: Array  # (F,) uint64
@@ -185,37 +178,6 @@ def affinities(
 
 
 @compiled(error_model="numpy")
-def _raw(form: Form, counts: Array, entry: Any, fade: Array, above: Any, raw: Array, block: Any) -> None:
-    """Writes ``raw[block]`` (E,) from ``counts[entry]`` (S, C), with rates shrunk towards those of the block
-    ``above``."""
-    actions, means, weight = form.actions, len(form.mean_of), form.weight
-    rates = 2 * actions - 1
-    size = rates + means
-    spans = raw.shape[1] // size  # counts may have one row more
-    for s in range(form.windows):
-        for a in range(actions):
-            raw[block, s * size + a] = np.float32(counts[entry, s, a])
-    for s in range(form.windows, spans):
-        for a in range(actions):
-            raw[block, s * size + a] = np.float32(counts[entry, s, a] * fade[s - form.windows])
-    for s in range(spans):
-        exposed = raw[block, s * size] + weight
-        for j in range(1, actions):
-            rate = s * size + actions + j - 1
-            # Compiled without fastmath: each operation rounds, as the feature builder's do.
-            value = raw[above, rate] * weight
-            value += raw[block, s * size + j]
-            raw[block, rate] = value / exposed
-        if exposed == 0:
-            for j in range(actions, rates):
-                raw[block, s * size + j] = raw[above, s * size + j]
-        for m in range(means):
-            seen = counts[entry, s, form.mean_of[m]]
-            mean = counts[entry, s, actions + m] * form.step[m] / seen if seen > 0 else 0.0
-            raw[block, s * size + rates + m] = np.float32(mean)
-
-
-@compiled(error_model="numpy")
 def _fetched(items: ItemColumns, slots: Keyed, rows: Array) -> Any:
     """Prefetch: touches scattered memory of many rows at once, so cache misses overlap. The compiler would drop the
     reads without the returned number, which has no other use."""
@@ -259,7 +221,7 @@ def make(
     ``exact``: (n J, S, C) counts of the items' own keys, in place of the table's; (0, S, C): none."""
     table, raw, where = room.table, room.raw, room.where
     mask, own_keys = len(table) - 1, items.own.shape[1]
-    raw[0] = form.prior
+    raw[0] = form.block.prior
     used = 1
     room.first[-1] = _fetched(items, slots, rows)
     for k in form.order:
@@ -295,13 +257,14 @@ def make(
                 used += 1
                 room.keys[block], room.above[block] = key, parent
                 if kind == OWN and len(exact):
-                    _raw(form, exact, i * own_keys + own, shared.fade, parent, raw, block)
+                    counts = exact[i * own_keys + own]
                 elif kind == OWN:
-                    _raw(form, slots.counts, slot, shared.fade, parent, raw, block)
+                    counts = slots.counts[slot]
                 elif kind == LOOSE:
-                    _raw(form, slots.counts, _entry(slots.keys, slots.table, key), shared.fade, parent, raw, block)
+                    counts = slots.counts[_entry(slots.keys, slots.table, key)]
                 else:
-                    _raw(form, user.counts, _entry(user.keys, user.table, key), shared.fade, parent, raw, block)
+                    counts = user.counts[_entry(user.keys, user.table, key)]
+                fill_block(form.block, counts, shared.fade, raw[parent], raw[block])
         room.first[len(form.kind) + k] = used
     _ids(form, shared, items, rows, cat)
     _plain(form, shared, items, slots, exact, rows, room.plain)
@@ -334,7 +297,7 @@ def _finite(value: Any) -> Any:
 def _age(ts_ms: Any, since_ms: Any) -> Any:
     """As :meth:`millrace.windows.features.FeatureBuilder.age_days`."""
     age = np.float32(max((ts_ms - since_ms) / _DAY_MS, 0.0)) if since_ms > 0 else np.float32(0)
-    return np.floor(age * _HOURS + _SLACK_HOURS) / _HOURS
+    return whole_hours(age)
 
 
 @compiled(error_model="numpy")

@@ -134,7 +134,7 @@ class Ranker:
     def seen_keys(self, user: KnownUser, ts_ms: int) -> U64:
         """The window keys in a user's record that have exposures in the longest window. (k,)"""
         held = self._held(user, ts_ms)
-        seen: U64 = held.keys[held.counts[:, self._form.windows - 1, 0] > 0]
+        seen: U64 = held.keys[held.counts[:, self._form.block.windows - 1, 0] > 0]
         return seen
 
     def user_ids(self, user: KnownUser) -> NDArray[np.int64]:

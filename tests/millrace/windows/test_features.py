@@ -9,6 +9,7 @@ from millrace.basics.errors import SchemaError
 from millrace.basics.hashing import combine, mix, value_hash
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.windows.features import FeatureBuilder, whole_hours
+from tests.scenes.plain_numbers import plain_num
 
 SCHEMA = """
 name = "t"
@@ -128,6 +129,30 @@ def test_without_prior_weight_an_unseen_key_has_its_parents_rate() -> None:
     num = dict(zip(names, builder.num({}, counts, 1)[0].tolist(), strict=True))
     assert num["tag.click_rate.1d"] == num["user_id*tag.click_rate.1d"] == 0.5
     assert num["user_id*tag.click_rate.7d"] == pytest.approx(0.2)
+
+
+MEAN = '[[windows.means]]\nof = "price"\naction = "click"\nstep = 0.1\n[[windows.keys]]\ncolumns = ["tag"]'
+SCHEMAS = {
+    "shop": shop_schema(),
+    "days": parse_schema(SCHEMA),
+    "without a prior": parse_schema(SCHEMA.replace("prior_weight = 10", "prior_weight = 0")),
+    "half-lives": parse_schema(SCHEMA.replace("days = [1, 7]", 'lengths = ["15min", "6h"]\nhalf_lives = [0.5, 4.0]')),
+    "means": parse_schema(SCHEMA.replace('[[windows.keys]]\ncolumns = ["tag"]', MEAN)),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_numbers_equal_those_of_array_operations_to_the_bit(name: str) -> None:
+    schema = SCHEMAS[name]
+    builder, rng, n = FeatureBuilder(schema), np.random.default_rng(7), 300
+    spans = len(schema.windows.spans) + (builder.exposed is not None)
+    counts = rng.integers(0, 9000, (n, schema.layout.K, spans, schema.windows.columns)).astype(np.uint32)
+    counts[rng.random(counts.shape) < 0.3] = 0
+    plain = {name: rng.random(n) * 1000 for name in ("price", "age_days", "wealth")}
+    ts_ms = 1_650_812_741_436 + rng.integers(0, 10**9, n)
+    made, expected = builder.num(plain, counts, n, ts_ms), plain_num(builder, plain, counts, n, ts_ms)
+    assert made.any()
+    assert made.tobytes() == expected.tobytes()
 
 
 def test_a_row_is_the_same_to_the_bit_alone_and_among_a_thousand() -> None:

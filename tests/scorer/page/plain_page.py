@@ -18,6 +18,7 @@ from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemtable import ItemRows
 from scorer.page.rank import Features
 from scorer.users.userrecord import KnownUser
+from tests.scenes.plain_numbers import plain_num
 
 
 def plain_features(
@@ -30,7 +31,7 @@ def plain_features(
     keys = builder.keys(columns, n)
     each = [_counts(index, user, keys[:, k], k, ts_ms) for k in range(keys.shape[1])]
     counts = np.stack(each, axis=1) if each else np.zeros((n, 0, 1, 1), np.uint32)
-    num = builder.num(plain, counts, n, ts_ms)
+    num = plain_num(builder, plain, counts, n, ts_ms)
     builder.compare(num, np.zeros(n, np.intp))
     return Features(builder.cat(columns, n), num, keys)
 
