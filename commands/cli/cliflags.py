@@ -69,7 +69,7 @@ def emit(result: Any, lines: Iterable[str], json: bool) -> None:
         print(msgspec.json.encode(result, enc_hook=str).decode())
         return
     for line in lines:
-        print(line)
+        print(line.encode("utf-8", "backslashreplace").decode())  # a name of a file may hold bytes that are no text
 
 
 def report(json: bool, run: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:

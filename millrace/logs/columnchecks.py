@@ -131,16 +131,16 @@ def time_ms(column: pa.ChunkedArray, name: str, clock: Clock, path: str, faults:
             "use Unix time, ISO 8601, or name log.time_format" if finite else "drop such rows, or correct them",
         )  # fmt: skip
     outside = mask(pc.or_(pc.less(out, 1 if not clock.start_ms else FIRST_MS), pc.greater(out, LAST_MS)))
-    if outside.any():
+    early = mask(pc.less(out, FIRST_MS)) & ~outside
+    if outside.any():  # early ones of the same notation have the same cause
         value = _first(column, outside)
         faults.mark(
-            "outside", name, outside, str(value),
+            "outside", name, outside | early, str(value),
             f"log '{path}': '{name}' has {value}, which read {form} is no time between 1970 and 3000",
             meant(value, clock.unit) if clock.strptime or _positive(value) else
             "correct log.time_unit (s, ms, us or ns) in the schema",
         )  # fmt: skip
-    early = mask(pc.less(out, FIRST_MS)) & ~outside
-    if early.any() and faults.clean(name):
+    elif early.any():
         value, at = _first(column, early), np.datetime64(int(out.filter(pa.array(early))[0].as_py()), "ms")
         faults.mark(
             "before 1990", name, early, str(value),

@@ -82,12 +82,10 @@ class Faults:
         self._origin: NDArray[np.intp] = np.zeros(0, np.intp)
         self.bad: NDArray[np.bool_] = np.zeros(0, bool)
         self.skipped = 0
-        self._touched: set[str | None] = set()
 
     def begin(self, origin: NDArray[np.intp]) -> None:
         """Begins a stretch. ``origin``: the row of the log, from 0 on, of each of its rows."""
         self._origin, self.bad = origin, np.zeros(len(origin), bool)
-        self._touched = set()
 
     @property
     def good(self) -> NDArray[np.bool_]:
@@ -105,7 +103,6 @@ class Faults:
         """
         first = int(self._origin[int(np.argmax(rows))]) + 1
         self.bad |= rows
-        self._touched.add(column)
         self._report(kind, column, int(rows.sum()), first, value, problem, rem)
 
     def count(self, kind: str, column: str | None, rows: int, row: int, value: str, problem: str, rem: str) -> None:
@@ -120,10 +117,6 @@ class Faults:
             return
         problem = problem.replace("{row}", f"{row:,}" if row > 9999 else str(row))
         self._found[column, kind] = Fault(problem, rem, column, row, value[:_SHOWN], rows)
-
-    def clean(self, column: str | None) -> bool:
-        """Whether no row of the stretch was marked because of the column."""
-        return column not in self._touched
 
     @contextmanager
     def whole(self, column: str | None = None) -> Iterator[None]:

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import pytest
 import tomli_w
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from commands.cli.cliconfig import check, show
@@ -57,6 +57,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize("name", [*Settings.__struct_fields__, "config"])
 @examples(40)
 @given(text=texts)
+@example(text="\udcff")  # a byte that is no text
 def test_any_text_in_a_variable(name: str, text: str) -> None:
     environ = {"MILLRACE_CONFIG": "", variable(name): text}
     with said() as lines:

@@ -129,6 +129,14 @@ def test_a_time_before_1990_is_an_error_with_what_was_meant(tmp_path: Path, form
     assert skipped(path, schema(), 1).table.num_rows == 5
 
 
+@pytest.mark.parametrize(("other", "faults"), [(None, 2), (-5, 1)])
+def test_a_time_before_1990_is_left_out_beside_other_bad_times(tmp_path: Path, other: Any, faults: int) -> None:
+    rows = changed(1, at=77)
+    path = written(tmp_path, [rows[0] | {"at": other}, *rows[1:]])
+    assert len(faults_of(path, schema()).faults) == faults
+    assert skipped(path, schema(), 2).table["ts_ms"].null_count == 0
+
+
 def test_one_bad_time_in_a_csv_is_one_fault(tmp_path: Path) -> None:
     """It makes text of the whole column; the others are numbers still."""
     path = written(tmp_path, [row | {"at": str(row["at"])} for row in changed(2, at="x")], "log.csv")
