@@ -72,5 +72,5 @@ class WorkerState(HeldModel):
         if self.of(learner).model is None:
             return "no model yet; start the learner, or check MILLRACE_DATA, MILLRACE_STORE and the topic model.deltas"
         if not len(self.lists.living):
-            return "no items yet; send the catalogue to the topic items"
+            return "no items yet; send the catalogue: POST /items of the intake, or the topic items"
         return ""

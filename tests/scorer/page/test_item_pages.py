@@ -238,7 +238,7 @@ def test_before_any_click_and_any_model() -> None:
     assert "messages to read: items (7)" in ask(shop, "/popular", 503)["error"]
     empty = Shop([])
     for path, body in (("/popular", {}), ("/similar", {"item_id": 5})):
-        assert "no items yet" in ask(empty, path, 503, **body)["error"]
+        assert "no items yet; send the catalogue: POST /items" in ask(empty, path, 503, **body)["error"]
 
 
 # -- a page of a user ----------------------------------------------------------------------------------------------
