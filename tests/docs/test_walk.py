@@ -17,11 +17,12 @@ import pytest
 from commands.loop.monitor import fetch
 from millrace_client import Millrace, Options, Page
 from tests.architecture import ROOT
-from tests.docs.walk import PAGE, Block, Walker, blocks
+from tests.docs.walk import Block, Walker, blocks
 from tests.scenes.browser import CHROMIUM, Browser, browser
 from tests.scenes.client_contract import CHECKS, run
 from tests.scenes.waiting import LONG, until
 
+PAGE = ROOT / "docs" / "tutorials" / "first-shop.md"
 WALK = blocks(PAGE.read_text())
 KINDS = ["novels", "comics", "maps"]
 CLICKS = 2
@@ -30,7 +31,7 @@ CLICKS = 2
 
 @pytest.fixture
 def walker(tmp_path: Path) -> Iterator[Walker]:
-    found = Walker(tmp_path)
+    found = Walker(tmp_path, cwd=ROOT, data=tmp_path / "my-shop")
     yield found
     found.kill()
 

@@ -1,4 +1,4 @@
-"""docs/tutorials/first-shop.md as commands: its fenced blocks in order, run as a reader would, with other ports."""
+"""A page as commands: its fenced blocks in order, run as a reader would, with other ports."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from millrace.processes.services import free_port
-from tests.architecture import ROOT
 from tests.scenes.demo_process import PATIENT
 from tests.scenes.waiting import PATIENCE, until
 
-PAGE = ROOT / "docs" / "tutorials" / "first-shop.md"
-PORTS = {"scorer": "http://127.0.0.1:8700", "page": "http://127.0.0.1:8710", "intake": "http://127.0.0.1:8720"}
-"""The addresses that the page has, by their names in ``up.json``."""
+PORTS = {"scorer": 8700, "page": 8710, "intake": 8720}
+"""The ports that pages have, by their names in ``up.json``."""
 SHOP = "http://127.0.0.1:8000"
 
 
@@ -42,17 +40,18 @@ class Walker:
 
     Args:
         home: an empty folder, in place of the home directory.
+        cwd: where the commands run.
+        data: the data folder of the loop that they start.
     """
 
     home: Path
+    cwd: Path
+    data: Path
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     printed: list[str] = field(default_factory=list)
     """What each block printed; of one that runs on, nothing."""
     shop_port: int = field(default_factory=free_port)
-
-    @property
-    def data(self) -> Path:
-        return self.home / "my-shop"
+    prometheus_port: int = field(default_factory=free_port)
 
     @property
     def where(self) -> dict[str, str]:
@@ -91,7 +90,9 @@ class Walker:
 
         def says() -> bool:
             assert process.poll() is None, f"{block.text} ended:\n{self.said()}"
-            return (self.data / "up.json").exists() if "millrace up" in block.text else "is at http" in self.said()
+            if "millrace up" in block.text:
+                return (self.data / "up.json").exists()
+            return bool(re.search("is at http|ready to receive web requests", self.said()))
 
         until(says, block.text, every=0.1, more=self.said)
 
@@ -114,9 +115,12 @@ class Walker:
         """The commands, with what the page says that this test changes."""
         changed = text.replace("millrace up", "exec millrace up --free-ports").replace("--seconds 120", "--seconds 15")
         changed = changed.replace("shop-app/app.py", f"shop-app/app.py --port {self.shop_port}")
+        listen = f"--web.listen-address=127.0.0.1:{self.prometheus_port}"
+        changed = changed.replace("prometheus --config", f"exec prometheus {listen} --config")
         if (self.data / "up.json").exists():
-            for name, address in PORTS.items():
-                changed = changed.replace(address, self.where[name].rstrip("/"))
+            for name, port in PORTS.items():
+                here = self.where[name].rstrip("/")
+                changed = re.sub(rf"(http://127\.0\.0\.1|\blocalhost):{port}", here, changed)
         # Values go from block to block, as in a terminal that stays open.
         kept = self.home / "kept"
         save = f"declare -p | grep -E '^declare -- [a-z]+=' > {kept} || true"
@@ -128,7 +132,7 @@ class Walker:
         env = {**clean, **PATIENT, "HOME": str(self.home), "PATH": path}
         if (self.data / "up.json").exists():
             env |= {"MILLRACE_INTAKE": self.where["intake"], "MILLRACE_SCORER": self.where["scorer"]}
-        return {"cwd": ROOT, "env": env, "start_new_session": True}
+        return {"cwd": self.cwd, "env": env, "start_new_session": True}
 
 
 def _end(process: subprocess.Popen[bytes], number: int) -> None:
