@@ -14,7 +14,7 @@ from typing import Any
 
 from millrace.processes.services import free_port
 from tests.scenes.demo_process import PATIENT
-from tests.scenes.waiting import PATIENCE, until
+from tests.scenes.waiting import LONG, PATIENCE, until
 
 PORTS = {"scorer": 8700, "page": 8710, "intake": 8720}
 """The ports that pages have, by their names in ``up.json``."""
@@ -74,7 +74,7 @@ class Walker:
         with log.open("wb") as out:
             process = subprocess.Popen(self._shell(block.text), **self._as(), stdout=out, stderr=subprocess.STDOUT)
             try:
-                status = process.wait(PATIENCE)
+                status = process.wait(LONG)  # a block may be several commands, each of which compiles and learns
             finally:
                 _end(process, signal.SIGKILL)
         self.printed.append(log.read_text())
