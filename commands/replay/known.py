@@ -27,7 +27,7 @@ from millrace.basics.hashing import combine, salt
 from millrace.contracts.events import CLICK, EXPOSURE
 from millrace.contracts.samples import CORRECTION, NEGATIVE, OUTCOME, PAGE, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
-from millrace.labels import WITH_EXPOSURE, LabelPolicy, Promise, Traffic, Waits, policy_named
+from millrace.labels import WITH_EXPOSURE, LabelPolicy, Promise, Traffic, Waits, is_early, policy_named
 from millrace.labels.tellings import ages_ms, tell, turns
 
 _PAGE_ROWS = 64  # looked at together
@@ -165,7 +165,7 @@ class KnownSamples:
         if policy is not None and labels.wait_ms:
             promise = _promises(ts_ms, policy, Waits(labels.wait_ms, observation_ms, 0), traffic or Traffic())
             delay = np.where(labels.clicked, labels.acted_ms - ts_ms, 0)
-            early = labels.clicked & promise.is_early(delay, delay)
+            early = labels.clicked & is_early(promise, delay, delay)
         late = np.flatnonzero(labels.clicked & ~early)
         known_ms = ts_ms + np.where(early, np.maximum(delay, promise.hold_ms), promise.observe_ms)
         code = promise.code.astype(np.uint8)

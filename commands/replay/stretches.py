@@ -22,11 +22,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.replay.known import KnownSamples, LabelSettings, Traffic
+from commands.replay.known import KnownSamples, LabelSettings
 from commands.replay.logfeatures import CHUNK_ROWS, Labels, LogRows, ValueHashes
 from commands.replay.sent_again import clicked_in_time, with_pages_again
 from millrace.basics.hashing import U64
 from millrace.contracts.schema import Schema
+from millrace.labels import Traffic
 from millrace.logs import TS, LogTable
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.lastactions import Acted, LastActions

@@ -25,6 +25,7 @@ from millrace.contracts.settings import Settings
 
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+T = TypeVar("T")
 Ms = TypeVar("Ms", int, NDArray[np.int64])
 """Of one exposure, or of many: (n,) each."""
 
@@ -70,7 +71,7 @@ class Waits(NamedTuple):
         return self.attribution_ms + self.disorder_ms
 
 
-class Promise(NamedTuple, Generic[Ms]):
+class Promise(NamedTuple, Generic[T]):
     """The promise for an exposure, or for many. Times are in milliseconds of event time, from the exposure.
 
     ``slack_ms`` is the part of the allowed disorder that is not waited for. With 0 the events' own times alone
@@ -78,24 +79,25 @@ class Promise(NamedTuple, Generic[Ms]):
     and a click that comes out of order is a correction.
     """
 
-    code: Ms
-    hold_ms: Ms
-    observe_ms: Ms
-    slack_ms: Ms
+    code: T
+    hold_ms: T
+    observe_ms: T
+    slack_ms: T
 
-    @property
-    def label_ms(self) -> Ms:
-        """The watermark at which exposures without a click are negatives."""
-        return self.observe_ms - self.slack_ms
 
-    def is_early(self, after_ms: Ms, came_ms: Ms) -> Any:
-        """Whether a click is its exposure's first label; if not, it corrects a negative.
+def label_ms(promise: Promise[Ms]) -> Ms:
+    """The watermark, from the exposure, at which exposures without a click are negatives."""
+    return promise.observe_ms - promise.slack_ms
 
-        Args:
-            after_ms: the click's time, and not below 0: an action before its exposure counts at the exposure.
-            came_ms: the watermark when it came.
-        """
-        return (after_ms < self.observe_ms) & (came_ms < self.label_ms)
+
+def is_early(promise: Promise[Ms], after_ms: Ms, came_ms: Ms) -> Any:
+    """Whether a click is its exposure's first label; if not, it corrects a negative.
+
+    Args:
+        after_ms: the click's time from the exposure, and not below 0: an action before its exposure counts at it.
+        came_ms: the watermark when it came, from the exposure.
+    """
+    return (after_ms < promise.observe_ms) & (came_ms < label_ms(promise))
 
 
 @dataclass(slots=True)

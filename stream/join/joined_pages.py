@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from millrace.contracts.events import Action, Event, Id
-from millrace.labels import Promise
+from millrace.labels import Promise, label_ms
 from stream.join.page_rows import LoggedPage
 
 UNKNOWN, GONE = -1, -2
@@ -75,7 +75,7 @@ class PagePart:
     @property
     def label_ms(self) -> int:
         """The watermark at which exposures without a click are negatives."""
-        return self.ts_ms + self.promise.label_ms
+        return self.ts_ms + label_ms(self.promise)
 
     @property
     def clicks_ms(self) -> int:

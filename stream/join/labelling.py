@@ -27,7 +27,7 @@ from millrace.contracts.events import CLICK, EXPOSURE, Action, Id
 from millrace.contracts.profile_warnings import ProfileWarning
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, PAGE, POSITIVE
 from millrace.contracts.settings import Settings
-from millrace.labels import REGISTRY, LabelPolicy, Promise, Traffic, Waits, policy_named
+from millrace.labels import REGISTRY, LabelPolicy, Promise, Traffic, Waits, is_early, policy_named
 from stream.join.joined_pages import InputMessage, PagePart, PageState
 from stream.join.outcome_book import OutcomeBook, ToFiles
 from stream.join.page_again import rows_again
@@ -220,7 +220,7 @@ class Labeller:
                 page.waiting.append((position, kind, event.sent_ms))
         elif page.labelled & bit:
             self._sample(page, part, bit, CORRECTION, kind, event.sent_ms, out)
-        elif part.promise.is_early(max(after_ms, 0), came_ms - part.ts_ms):
+        elif is_early(part.promise, max(after_ms, 0), came_ms - part.ts_ms):
             if now_ms < part.clicks_ms:
                 page.waiting.append((position, kind, event.sent_ms))
             else:
