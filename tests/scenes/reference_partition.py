@@ -74,7 +74,7 @@ class Served:
 class Seen:
     """One exposure, and what has become of it."""
 
-    def __init__(self, ts_ms: int, user: str, item: str, promise: Promise) -> None:
+    def __init__(self, ts_ms: int, user: str, item: str, promise: Promise[int]) -> None:
         self.ts_ms, self.user, self.item, self.state = ts_ms, user, item, EXPOSED
         self.served: Served | None = None
         self.acted: set[int] = set()
