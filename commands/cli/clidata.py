@@ -103,7 +103,7 @@ def forget(user: str, *, data: Data = None, yes: Yes = False, json: Json = False
     settings = settings_of(data)
     sure(f"all rows of user '{user}' in '{settings.data}' would be removed from archive and quarantine", yes)
     found = run(Path(settings.data) / "archive", user)
-    places = [settings.of_learner(name).place(PLACE) for name in ("", *settings.others)]
+    places = [settings.of_learner(name).place(PLACE) for name in ("", *settings.learners)]
     refused = sum(forget_user(Store(place, writes=False), value_hash(user)) for place in places)
     line = f"{found.rows:,} rows of user '{user}' removed from {found.files:,} of {found.looked_at:,} files"
     said = {"rows": found.rows, "files": found.files, "looked_at": found.looked_at, "refused_rows": refused}

@@ -1,2 +1,2 @@
 # core
-"""The learner role, and the shadow beside it."""
+"""The learner role, and named ones beside it."""

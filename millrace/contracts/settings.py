@@ -103,8 +103,6 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     learners: dict[str, NamedLearner] = {}
     # Which pages every learner learns from: all; `own`, those that its model made; `weighted`, all by their odds.
     learns_from: LearnsFrom = "all"
-    shadow_model: str = ""  # short for [model.learners.shadow]: its model
-    shadow_spec: dict[str, Any] = {}  # and its spec
 
     # Gate. What stands in front of what is served; see docs/concepts/trust.md. Its minutes are event time.
     gate: Literal["on", "observe", "off"] = "on"  # on: refuse; observe: refuse only what is damaged or absurd
@@ -229,13 +227,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @property
     def sends_pages(self) -> bool:
         """Whether the model of any learner does, so that the stream has to send pages again."""
-        return self.by_page or any(_by_page(learner.spec) for learner in self.others.values())
-
-    @property
-    def others(self) -> dict[str, NamedLearner]:
-        """The learners beside the first, by name."""
-        short = {"shadow": NamedLearner(self.shadow_model, self.shadow_spec)} if self.shadow_model else {}
-        return short | self.learners
+        return self.by_page or any(_by_page(learner.spec) for learner in self.learners.values())
 
     @property
     def served_learners(self) -> tuple[str, ...]:
@@ -245,7 +237,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @property
     def learner_roles(self) -> dict[str, str]:
         """The others' names, by the role that each is in a loop."""
-        return {replace(self, learner=name).learner_role: name for name in self.others}
+        return {replace(self, learner=name).learner_role: name for name in self.learners}
 
     @property
     def samples_say_arms(self) -> bool:
@@ -281,9 +273,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Raises SettingError: there is none of this name."""
         if not name:
             return replace(self, learner="")
-        own = self.others.get(name)
+        own = self.learners.get(name)
         if own is None:
-            there = f"learners are {', '.join(self.others)}" if self.others else "there is none yet"
+            there = f"learners are {', '.join(self.learners)}" if self.learners else "there is none yet"
             raise SettingError(f"there is no learner '{name[:60]}'", f"name it in [model.learners.NAME]; {there}")
         return replace(self, learner=name, model=own.model, model_spec=own.spec)
 
@@ -350,7 +342,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "access": ("tokens", "token_file", "admin_token_file", "allowed_hosts", "allowed_origins"),
     "schema": ("schema", "evolve"),
     "labels": ("label_policy", "attribution_minutes", "observation_seconds", "lateness_minutes", "disorder_seconds"),
-    "model": ("model", "model_spec", "segments", "learners", "learns_from", "shadow_model", "shadow_spec"),
+    "model": ("model", "model_spec", "segments", "learners", "learns_from"),
     "gate": ("gate", "heldout_share", "teach_limits", "quarantine_minutes", "keep_minutes"),
     "serving": (
         *("workers", "candidates", "recall", "recall_index"),
@@ -569,13 +561,13 @@ def _meant(name: str, known: Iterable[str]) -> str:
 
 _CHECKS: dict[str, Callable[[Settings], None]] = {
     "learners": lambda settings: check_names(settings.learners),
-    "arms": lambda settings: check_arms(settings.control_share, settings.arms, settings.others),
+    "arms": lambda settings: check_arms(settings.control_share, settings.arms, settings.learners),
 }
 """What no type says of a setting, by its name."""
 
 _QUOTED, _FIRST = "learner '{}'", "the first learner"
 _SHOWN = 200  # characters of a value in a mistake
-_TABLES = frozenset({"model_spec", "segments", "learners", "shadow_spec", "teach_limits", "recall", "arms", "rerank"})
+_TABLES = frozenset({"model_spec", "segments", "learners", "teach_limits", "recall", "arms", "rerank"})
 
 
 def _table(text: str) -> Any:

@@ -235,7 +235,7 @@ def create_topics(settings: Settings) -> list[str]:
 
 def topics_of(settings: Settings) -> dict[str, Topic]:
     """The topics of a loop with all its learners, by their names at the broker."""
-    each = [replace(settings, learner=name) for name in ("", *settings.others)]
+    each = [replace(settings, learner=name) for name in ("", *settings.learners)]
     return {one.topic(topic.name): topic for one in each for topic in TOPICS}
 
 

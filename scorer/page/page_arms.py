@@ -50,7 +50,7 @@ class PageArms:
     """Every arm of the settings. Raises SettingError for an invalid arm, or invalid shares of recall."""
 
     def __init__(self, settings: Settings, ranker: Ranker) -> None:
-        check_arms(settings.control_share, settings.arms, settings.others)
+        check_arms(settings.control_share, settings.arms, settings.learners)
         self._draw = ArmDraw(settings.control_share, settings.arms)
         given = {MODEL: Arm("model", 0), CONTROL: Arm("random", 0)} | settings.arms
         self._arms = {name: _arm(name, arm, settings, ranker) for name, arm in given.items()}

@@ -18,7 +18,7 @@ import yaml
 from commands.loop.scrape import scrape_file
 from deploy.dashboard import PATH, SOURCE, text
 from millrace.contracts.events import ARMS
-from millrace.contracts.settings import Settings
+from millrace.contracts.settings import Settings, load_settings
 from millrace.contracts.topics import TOPICS
 from millrace.processes.metrics import PORTS
 from millrace.processes.role import ROLES
@@ -30,7 +30,7 @@ from tests.scenes.exposed_metrics import MODULES, exposed, registries
 README = (DEPLOY / "README.md").read_text()
 YAML = sorted(p for p in DEPLOY.rglob("*") if p.suffix in (".yml", ".yaml"))
 JSON = sorted(DEPLOY.rglob("*.json"))
-BESIDE = "learn-shadow"  # a learner beside the first
+BESIDE = "learn-challenger"  # a learner beside the first
 THIRD_PARTY = {"kafka", "redis", "prometheus", "grafana"}
 
 
@@ -261,7 +261,7 @@ def test_every_role_and_service_is_there() -> None:
     commands = {n: s.get("command") for n, s in services().items() if n not in THIRD_PARTY}
     assert commands == {
         **{n: ["run", n] for n in ROLES},
-        BESIDE: ["run", "learn", "--name", "shadow"],
+        BESIDE: ["run", "learn", "--name", "challenger"],
         "topics": ["dev", "topics"],
     }  # subcommands of the image's entry point
     assert not [n for n, s in services().items() if "entrypoint" in s]
@@ -350,6 +350,9 @@ def test_no_shoppers_and_no_second_learner_come_unless_they_are_asked_for() -> N
     assert optional == {"simulate", BESIDE}
     needed = {other for service in services().values() for other in service.get("depends_on", {})}
     assert not optional & needed
+    for told in (DEPLOY / "compose.yaml", DEPLOY / "README.md"):  # both say how the second is named
+        (value,) = re.findall(r'\{"\w+": \{"model": "\w+"\}\}', told.read_text())
+        assert load_settings({}, {"MILLRACE_LEARNERS": value, "MILLRACE_CONFIG": ""}).learner_roles.keys() == {BESIDE}
 
 
 def test_the_scrape_file_of_a_loop_fits_the_rules_and_the_dashboard(tmp_path: Path) -> None:

@@ -170,12 +170,6 @@ def test_a_learner_has_a_topic_and_places_of_its_own() -> None:
         settings.of_learner("c")
 
 
-def test_a_shadow_of_the_settings_is_a_learner_of_this_name() -> None:
-    settings = Settings(shadow_model="deepfm", shadow_spec={"ftrl_l1": 0.5}, learners=LOGISTIC)
-    assert list(settings.others) == ["shadow", "b"]
-    assert settings.of_learner("shadow").spec() == {"model": "deepfm", "ftrl_l1": 0.5}
-
-
 @pytest.mark.parametrize("name", ["", "a.b", "../b", "ü", "a b", "x" * 41, "newest", "repair"])
 def test_a_name_that_no_learner_can_have_is_refused(name: str) -> None:
     given = {"MILLRACE_LEARNERS": json.dumps({name: {"model": "logistic"}})}

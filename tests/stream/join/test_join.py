@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POLICIES, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
+from millrace.evidence.learners import NamedLearner
 from millrace.labels import policy_named
 from stream.join.join import InputMessage, Policy
 from stream.join.labelling import Labeller
@@ -355,8 +356,8 @@ def test_pages_are_sent_again_only_where_a_model_wants_them_and_labels_come_apar
     assert not Policy.of(Settings()).sends_pages
     assert Policy.of(Settings(model_spec=wanting)).sends_pages
     assert not Policy.of(Settings(model_spec={"page_weight": 0})).sends_pages
-    assert not Policy.of(Settings(shadow_spec=wanting)).sends_pages, "there is no shadow"
-    assert Policy.of(Settings(shadow_model="wide_deep", shadow_spec=wanting)).sends_pages
+    assert not Policy.of(Settings(learners={"b": NamedLearner("wide_deep")})).sends_pages
+    assert Policy.of(Settings(learners={"b": NamedLearner("wide_deep", wanting)})).sends_pages
     assert not Policy.of(Settings(model_spec=wanting, label_policy="equal-wait")).sends_pages
 
 
