@@ -4,15 +4,13 @@ it.
 
 ::
 
-    batch ──► usable rows ──► learn ──► score the batch again ──► usable ─► kept since the last whole state
-                                │                │
-                              raises          unusable
-                                └────────┬───────┘
-              another object ◄── last whole state ◄── refused, counted: the kept batches are learnt again, this one not
+    batch ──► usable rows ──► learn ──► score the batch again ──► snapshot ──► the last good state
+                                │                │                    │              │
+                              raises          unusable             unusable          ▼
+                                └────────────────┴──── refused, counted ──► another object
 
-So a refused batch leaves no trace, even where the class changed itself before it raised. The whole state is copied
-rarely enough to cost little (:data:`ROW_BYTES`). The copy reveals numbers that are not finite where no score has: then
-the batch that caused them is searched among the kept ones.
+So a refused batch leaves no trace, even where the class changed itself before it raised, and what is published is
+always the last good state. Offline the first fault ends the run, so a snapshot is taken only where one is asked for.
 
 Followers see dense tensors alone, and no table::
 
@@ -54,7 +52,7 @@ from learner.ranker.inputs import finite
 from learner.ranker.model import LearnReport
 from learner.ranker.sampling import usable
 from learner.ranker.snapshot_slices import Part
-from learner.ranker.verbs import TRAINING
+from learner.ranker.verbs import TRAINING, Verbs
 from millrace.basics.errors import SettingError, SnapshotError, one_line
 from millrace.basics.ranking_metrics import log_loss
 from millrace.contracts.samples import SampleBatch
@@ -66,11 +64,6 @@ log = structlog.get_logger("learner")
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
-
-ROW_BYTES = 4096
-"""Bytes of state for each row between two copies of the whole state: a copy then takes about a microsecond a row."""
-MOST_ROWS = 65_536
-"""The most rows that are kept to be learnt again."""
 
 
 class OwnModel:
@@ -98,16 +91,14 @@ class OwnModel:
         if self._class.other_source(spec):
             log.warning("the code of the class is not what it was when the snapshot was made", model=self.name)
         self._class.probe()
-        self._model = self._class.make(seed)
+        self._model: Verbs | None = self._class.make(seed)  # None: its last batch was refused
         self.newest_ms = 0
         self.faults: Counter[str] = Counter()
-        """Failures by method; under "lost" the batches that were lost after they had counted as learnt."""
+        """Failures by method: "score", "learn"."""
         self._ids, self._known = id_columns(schema), KnownIds()
         self._settled_minutes = read_spec({n: spec[n] for n in ("settled_minutes",) if n in spec}).settled_minutes
         self._delay_weights, self._delays = self._fresh_delays()
-        self._kept = arrays_of(self._model)  # the last whole state
-        self._since: list[SampleBatch] = []  # learnt after that
-        self._lost: SampleBatch | None = None  # the newest that was learnt, and turned out to have spoilt the state
+        self._good = arrays_of(self._model)  # the last good state
         self._reports_loss = False
 
     @property
@@ -124,7 +115,7 @@ class OwnModel:
     @property
     def nbytes(self) -> int:
         """Memory of the state as arrays, in bytes, held twice. The object itself may take more."""
-        return 2 * sum(a.nbytes for a in self._kept.values()) + self._known.nbytes
+        return 2 * sum(a.nbytes for a in self._good.values()) + self._known.nbytes
 
     # -- the verbs -------------------------------------------------------------------------------------------
 
@@ -133,7 +124,7 @@ class OwnModel:
         if not len(cat):
             return np.empty(0, np.float32)
         try:
-            return scores_of(self._model, cat, finite(num)[0])
+            return scores_of(self._object(), cat, finite(num)[0])
         except Exception as error:
             self._fault("score", error)
             return np.full(len(cat), np.nan, np.float32)
@@ -155,22 +146,17 @@ class OwnModel:
             policy = batch.policy
             weighing = weighs(policy)
             if weighing:  # the label policy's own weights
-                p = scores_of(self._model, batch.cat, batch.num)
+                p = scores_of(self._object(), batch.cat, batch.num)
                 early = self._delays.early(batch.position, batch.cat)
                 batch = replace(batch, weight=batch.weight * weigh(policy, batch.kind, p, early))
             loss, skipped = self._step(batch)
         except Exception as error:
+            self._model = None
             self._fault("learn", error)
-            self._go_back(self._since)
             why = "model_invalid" if isinstance(error, InvalidModelError) else "model_raised"
             return LearnReport(math.nan, 0, why, refused, bad)
         if skipped is not None:  # by the class itself, which left itself as it was
             return LearnReport(loss, 0, skipped, refused, bad)
-        self._since.append(batch)
-        if self._since_rows >= min(MOST_ROWS, sum(a.nbytes for a in self._kept.values()) // ROW_BYTES):
-            self._take_whole()
-            if self._lost is batch:
-                return LearnReport(loss, 0, "model_invalid", refused, bad)
         if weighing and (asking := asks(policy)).any():
             self._delays.learn(batch if asking.all() else batch.take(asking))
         self.newest_ms = max(self.newest_ms, int(batch.ts_ms.max()))
@@ -178,64 +164,35 @@ class OwnModel:
             self._known.add(batch.cat[:, column])
         return LearnReport(loss, len(batch), None, refused, bad)
 
+    def _object(self) -> Verbs:
+        """The object of the class; after a refused batch another one, of the last good state. Raises what its class
+        raises where it cannot be made: half learnt, none scores, learns or is published."""
+        if self._model is None:
+            self._model = self._class.resumed(self._good, self.seed)
+        return self._model
+
     def _step(self, batch: SampleBatch) -> tuple[float, str | None]:
         """Has the object learn a batch. Returns its mean loss before, and why the class refused it, if it did. Raises
-        InvalidModelError where it gives no probabilities for these rows now."""
-        loss = math.nan
+        InvalidModelError where it gives no probabilities for these rows now, or no usable state."""
+        loss, model = math.nan, self._object()
         if not self._reports_loss:
             with contextlib.suppress(Exception):  # the figure is all that is lost
-                loss = log_loss(scores_of(self._model, batch.cat, batch.num), batch.label)
-        report = learnt(self._model, batch)
+                loss = log_loss(scores_of(model, batch.cat, batch.num), batch.label)
+        report = learnt(model, batch)
         self._reports_loss = report is not None
-        scores_of(self._model, batch.cat, batch.num)
+        scores_of(model, batch.cat, batch.num)
+        if self._live and (report is None or report.skipped is None):
+            self._take(model)
         return (loss, None) if report is None else (float(report.loss), report.skipped)
 
-    # -- whole states ----------------------------------------------------------------------------------------
-
-    @property
-    def _since_rows(self) -> int:
-        return sum(len(batch) for batch in self._since)
-
-    def _take_whole(self) -> None:
-        """Copies the whole state. Where that is unusable, learns the batches since the last copy again, each with a
-        check of the state, and drops those that spoil it."""
-        suspects, self._since = self._since, []
-        if not suspects:
-            return
-        try:
-            self._kept = self._whole()
-        except Exception as error:
-            self._fault("snapshot", error)
-            self._go_back([])
-            for batch in suspects:
-                try:
-                    self._step(batch)
-                    self._kept = self._whole()
-                except Exception as again:
-                    self._fault("lost", again)
-                    self._lost = batch
-                    self._go_back([])
-
-    def _whole(self) -> dict[str, Array]:
-        arrays = arrays_of(self._model)
-        if arrays.keys() != self._kept.keys():
+    def _take(self, model: Verbs) -> None:
+        """Makes the state of an object the last good one. Raises InvalidModelError where it is not usable."""
+        arrays = arrays_of(model)
+        if arrays.keys() != self._good.keys():
             raise InvalidModelError(
-                f"snapshot gave other names than before: {sorted(arrays.keys() ^ self._kept.keys())}"
+                f"snapshot gave other names than before: {sorted(arrays.keys() ^ self._good.keys())}"
             )
-        return arrays
-
-    def _go_back(self, since: list[SampleBatch]) -> None:
-        """Replaces the object by another: of the last whole state, and of the batches ``since``, learnt again."""
-        self._since = []
-        try:
-            self._model = self._class.resumed(self._kept, self.seed)
-            for batch in since:
-                self._step(batch)
-                self._since.append(batch)
-        except Exception as error:
-            self._fault("resume", error)
-            if since:  # they were learnt before, and cannot be now: they are lost
-                self._go_back([])
+        self._good = arrays
 
     def _fault(self, verb: str, error: Exception) -> None:
         """Counts a failure, and logs the first, the tenth ... Raises SettingError where it is not live."""
@@ -258,14 +215,19 @@ class OwnModel:
     # -- versions --------------------------------------------------------------------------------------------
 
     def changes(self, dense: bool = True, retrieval: bool = True) -> Image:
-        if not dense:
-            return Image({}, {})
-        self._take_whole()
-        return Image(serving_of(self._kept), {})
+        return Image(serving_of(self._state()), {}) if dense else Image({}, {})
 
     def snapshot(self) -> Part:
-        self._take_whole()
-        return Image(serving_of(self._kept), {}), self.small_state()
+        return Image(serving_of(self._state()), {}), self.small_state()
+
+    def _state(self) -> dict[str, Array]:
+        """The last good state; offline it is taken now. Raises SettingError where that fails."""
+        if not self._live:
+            try:
+                self._take(self._object())
+            except Exception as error:
+                self._fault("snapshot", error)
+        return self._good
 
     def slices(self, rows: int = 100_000) -> OwnSlices:
         """A snapshot in one part: there are no rows to copy beside learning."""
@@ -273,7 +235,7 @@ class OwnModel:
 
     def small_state(self) -> dict[str, Array]:
         """What a snapshot has besides the arrays that scorers get."""
-        state = {f"own/{n}": a for n, a in below(TRAINING, self._kept).items()}
+        state = {f"own/{n}": a for n, a in below(TRAINING, self._good).items()}
         state |= {f"known/{n}": a for n, a in self._known.snapshot().items()}
         state |= {f"delays/{n}": a for n, a in self._delays.snapshot().items()}
         state["delays/weights"] = self._delay_weights.numpy().copy()
@@ -321,7 +283,7 @@ class OwnModel:
                 f"the snapshot is not of a '{self.name}' with this schema and spec ({one_line(error)})",
                 "start with an empty model folder, or with the settings it was made with",
             ) from None
-        self._model, self._kept, self._known, self._since = model, kept, known, []
+        self._model, self._good, self._known = model, kept, known
         self.newest_ms, self.seed = newest_ms, seed
         self._delay_weights, self._delays = weights, delays
 

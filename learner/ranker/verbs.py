@@ -57,12 +57,12 @@ class Verbs(Protocol):
         one. Follow-ups, unusable labels and weights, and numbers that are not finite never come here. The arrays are
         read-only.
 
-        An exception refuses the batch: the object is thrown away, and another one goes on from before the batch. A
+        An exception refuses the batch: the object is thrown away, and another one resumes the snapshot of before it. A
         report is optional; its loss saves the learner another scoring of the batch.
 
         The likely mistake is to draw from a random generator, or to read a clock. Two objects of one seed that learn
-        the same batches must be equal to the bit, or a refused batch changes what was learnt before it. Draw from a
-        generator that ``seed`` made and that the snapshot keeps.
+        the same batches must be equal to the bit, or a learner that starts again, and learns again what came after its
+        last snapshot, gets another model. Draw from a generator that ``seed`` made and that the snapshot keeps.
         """
 
     def snapshot(self) -> Mapping[str, Array]:
@@ -70,9 +70,8 @@ class Verbs(Protocol):
         the object. Names are always the same; shapes may change. Those that begin with ``training/`` stay with the
         learner.
 
-        It is called with each delta that carries the weights (``PACE`` of the role), and after as many rows as
-        make it cheap. The state lies in memory a few times over, and a delta carries a gibibyte at most: that bounds
-        it.
+        A learner calls it after each batch, a replay where it needs one. The state lies in memory a few times over,
+        and a delta carries a gibibyte at most: that bounds it.
 
         The likely mistake is to give the live arrays: what was published would go on changing.
         """

@@ -17,7 +17,7 @@ import torch
 from structlog.testing import capture_logs
 
 from commands.loop.signals import AtOnce
-from learner.custom import own, ownclass
+from learner.custom import ownclass
 from learner.custom.adapters.torchmodule import TorchModel
 from learner.custom.own import OwnModel
 from learner.custom.ownclass import own_class, serving_of
@@ -401,7 +401,6 @@ def test_how_long_clicks_take_is_a_number() -> None:
 
 def test_a_state_that_cannot_be_published_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the start, and later: what was learnt before stays."""
-    monkeypatch.setattr(own, "ROW_BYTES", 1 << 30)  # the state is taken after each batch
     model, twin = moody(), moody()
     size = sum(array.nbytes for array in model.changes().dense.values())
     monkeypatch.setattr(ownclass, "MOST_BYTES", size)
@@ -461,14 +460,9 @@ def test_nothing_is_imported_because_a_version_names_it(tmp_path: Any, monkeypat
 
 
 @pytest.mark.parametrize("weight", [BAD_WEIGHT, ODD_WEIGHT, ENDING_WEIGHT])
-@pytest.mark.parametrize("row_bytes", [1, 4096], ids=["batches are kept", "the state is taken each time"])
-def test_a_refused_batch_leaves_no_trace_and_what_came_before_it_stays(
-    weight: float, row_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_batch_leaves_no_trace_and_what_came_before_it_stays(weight: float) -> None:
     """The class has done half of it, or has spoilt itself without a word."""
-    monkeypatch.setattr(own, "ROW_BYTES", row_bytes)
     model, twin = moody(), moody()
-    assert bool(model._since) == (row_bytes == 1)
     with capture_logs() as lines:
         report = model.learn(poison(make_samples(64, 9), weight=([5], weight)))
     assert report.rows == 0
@@ -544,28 +538,18 @@ def test_a_run_that_is_not_live_ends_at_the_first_fault(verb: str) -> None:
         ASK[verb](model)
 
 
-def test_a_snapshot_that_fails_leaves_the_last_whole_state_to_publish(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own, "ROW_BYTES", 1)  # nothing is taken whole but when it is asked for
-    model = moody()
-    whole = model.snapshot()
-    model.learn(make_samples(8, 9))
+def test_a_snapshot_that_fails_leaves_the_last_good_state_to_publish() -> None:
+    model, twin = moody(), moody()
     Moody.fails = {"snapshot"}
-    image = model.changes()
-    assert image.same_bits(whole[0]) == ""
-    assert model.faults == {"snapshot": 1, "lost": 1}
+    assert model.learn(make_samples(8, 9)).skipped == "model_raised", "nobody could go back to what it learns"
+    assert model.faults == {"learn": 1}
+    assert model.changes().same_bits(twin.changes()) == ""
     Moody.fails = set()
-    probe = make_samples(64, 9)
-    again = OwnModel(SCHEMA, MOODY, 0, live=True)
-    again.resume(*whole)
-    np.testing.assert_array_equal(model.score(probe.cat, probe.num), again.score(probe.cat, probe.num))
+    assert equal(model, twin) == ""
 
 
-@pytest.mark.parametrize("row_bytes", [1, 4096], ids=["batches are kept", "the state is taken each time"])
-def test_a_state_that_no_score_shows_to_be_spoilt_is_found_when_it_is_taken(
-    row_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A weight that is not finite, of an id that is in no batch: the batch that did it is lost, and only that one."""
-    monkeypatch.setattr(own, "ROW_BYTES", row_bytes)
+def test_a_state_that_no_score_shows_to_be_spoilt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number that is not finite, where no row of the batch is scored with it."""
     model, twin = moody(), moody()
     learn = Moody.learn
 
@@ -575,23 +559,24 @@ def test_a_state_that_no_score_shows_to_be_spoilt_is_found_when_it_is_taken(
             self.steps = np.array([np.inf])
 
     monkeypatch.setattr(Moody, "learn", spoils)
-    report = model.learn(poison(make_samples(64, 9), weight=([3], 5.0)))
-    assert report.skipped == (None if row_bytes == 1 else "model_invalid"), "kept ones count as learnt until then"
+    assert model.learn(poison(make_samples(64, 9), weight=([3], 5.0))).skipped == "model_invalid"
     for each in (model, twin):
         each.learn(make_samples(64, 10))
-    assert model.snapshot()[0].same_bits(twin.snapshot()[0]) == ""
-    assert model.faults["lost"] == 1
+    assert equal(model, twin) == ""
 
 
-def test_a_class_that_cannot_resume_any_more_ends_nothing() -> None:
-    model = moody()
+def test_a_model_that_cannot_be_had_back_neither_scores_nor_learns_and_ends_nothing() -> None:
+    """What has learnt half a batch is never asked again."""
+    model, twin = moody(), moody()
+    probe = make_samples(64, 10)
     Moody.fails = {"resume"}
-    report = model.learn(poison(make_samples(64, 9), weight=([5], BAD_WEIGHT)))
-    assert report.skipped == "model_raised"
-    assert model.faults["resume"] >= 1
-    Moody.fails = set()
     assert model.learn(poison(make_samples(64, 9), weight=([5], BAD_WEIGHT))).skipped == "model_raised"
-    assert model.learn(make_samples(64, 10)).rows == 64, "it has found back"
+    assert np.isnan(model.score(probe.cat, probe.num)).all()
+    assert model.learn(probe).skipped == "model_raised"
+    assert model.changes().same_bits(twin.changes()) == ""
+    Moody.fails = set()
+    assert model.learn(probe).rows == twin.learn(probe).rows == 64, "it has found back"
+    assert equal(model, twin) == ""
 
 
 def test_another_shape_is_refused_and_says_so() -> None:
