@@ -12,14 +12,7 @@ predictions are right. With p_i and y_i of its R rows:
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType
-from typing import Any
-
 import numpy as np
-import river
 
 from millrace.basics.ranking_metrics import Numbers, judged, log_losses
 
@@ -27,26 +20,13 @@ DELTA = 0.002
 """ADWIN's confidence; river's default."""
 
 
-def _adwin() -> Any:
-    """River's ADWIN, without the package around it: that loads scipy.stats, pandas and scikit-learn, 60 MB and more."""
-    around = "river.drift"
-    if around in sys.modules:
-        return sys.modules[around].ADWIN
-    stand_in = sys.modules[around] = ModuleType(around)
-    stand_in.__path__ = [str(Path(river.__file__).parent / "drift")]
-    try:
-        return import_module(f"{around}.adwin").ADWIN
-    finally:
-        del sys.modules[around]
-
-
-ADWIN = _adwin()
-
-
 class Drift:
     """Finds changes of the mean excess log loss of pages. ``delta`` is ADWIN's confidence; smaller is less eager."""
 
     def __init__(self, delta: float = DELTA) -> None:
+        # Only here, so that a learner alone pays for it: pandas, scipy.stats and scikit-learn come with it, 131 MiB.
+        from river.drift import ADWIN
+
         self._adwin = ADWIN(delta=delta)
         self.found: list[tuple[float, float]] = []  # mean excess before and after each change; its reader clears it
         self.pages = 0  # handed to ADWIN

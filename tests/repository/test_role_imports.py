@@ -11,6 +11,7 @@ from tests.architecture import ROOT
 from tests.scenes.waiting import PATIENCE
 
 NOWHERE = {"pandas", "sklearn", "matplotlib", "scipy.stats", "duckdb", "polars", "river.drift"}
+"""River brings four of them into a learner, when it makes its figures of drift: only there (evaluation/drift.py)."""
 COMPILER, TORCH, ARROW, FAUST, AIO = "numba", "torch", "pyarrow", "faust", "aiokafka"
 SERVERS = {"uvicorn", "starlette"}
 
