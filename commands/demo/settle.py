@@ -5,20 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from commands.demo.conservation import Apart, Ledger, Offsets, Reported, check
 from commands.loop.host import Host
 from commands.loop.monitor import Monitor, Picture
-from millrace.basics.errors import ConservationError, SnapshotError
+from millrace.basics.errors import ConservationError
 from millrace.contracts.clock import MAX_AHEAD_MS
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, EVENTS, SAMPLES, TRUTH
 from millrace.labels import Waits
-from millrace.processes.deltas import read_deltas
 from millrace.processes.kafka import first_offsets, read_all
-from millrace.versions.modelstore import ModelStore
-from millrace.versions.proof import prove
 
 _MOVING = (
     *("samples", "trained", "repeated", "pending", "dead_letters", "duplicates_dropped", "late", "served_rows"),
@@ -166,24 +162,3 @@ def settle(
 def _whole(picture: Picture, name: str) -> int | None:
     value = picture.figures.get(name)
     return None if value is None else round(value)
-
-
-def proved(settings: Settings) -> tuple[dict[str, Any], SnapshotError | None]:
-    """What the store and the topic prove after the learner has ended and left its last snapshot.
-
-    Returns:
-        ``snapshots`` and ``deltas`` that were proved bit for bit, ``heads``: how many of these deltas carried the
-        retrieval head, ``rows`` of the newest, ``unproved``: pairs of snapshots whose deltas are gone; and what is
-        wrong, or None.
-    """
-    try:
-        found = prove(ModelStore(settings.place("models"), writes=False), read_deltas(settings))
-    except SnapshotError as error:
-        return {"snapshots": 0, "deltas": 0, "heads": 0, "rows": 0, "unproved": 0}, error
-    return {
-        "snapshots": len(found.proofs),
-        "deltas": sum(proof.deltas for proof in found.proofs),
-        "heads": sum(proof.heads for proof in found.proofs),
-        "rows": found.proofs[-1].rows if found.proofs else 0,
-        "unproved": len(found.unproved),
-    }, None

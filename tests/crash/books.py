@@ -28,11 +28,10 @@ import numpy as np
 from kafka.errors import KafkaError
 
 from commands.demo.conservation import Ledger
-from commands.demo.settle import proved
 from commands.loop.monitor import fetch
 from learner.promotion.decisionhistory import decided_in
 from learner.serving.serving_model import ServingModel
-from millrace.basics.errors import MillraceError, SchemaError
+from millrace.basics.errors import MillraceError, SchemaError, SnapshotError
 from millrace.contracts.events import NOT_READ, BadEventError, Exposure, decode_dead_letter, decode_event
 from millrace.contracts.page_logs import decode_page_log, decode_served
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch
@@ -57,6 +56,7 @@ from millrace.versions.image import split
 from millrace.versions.modellog import Assembler, Claimed, Decisions, Delta, Fence
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import unpack
+from millrace.versions.proof import prove
 from millrace.versions.versioning import Place
 from scorer.feeder.arithmetic import BOUND
 from tests.crash.loop import CrashLoop
@@ -199,9 +199,10 @@ class Books:
 
     def _weights(self, found: Balance) -> None:
         settings = self._loop.settings
-        _, differs = self._loop.read(lambda: proved(settings))
-        if differs is not None:
-            found.wrong.append(str(differs))
+        try:
+            self._loop.read(lambda: prove(ModelStore(settings.place("models"), writes=False), read_deltas(settings)))
+        except SnapshotError as error:
+            found.wrong.append(str(error))
         try:
             found.weights = served_weights(settings, self._loop)
         except (MillraceError, OSError, AssertionError) as error:
