@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.demo.conservation import Ledger
-from commands.demo.servedrows import LabelledExposures, auc_of, by_minute, curve, figures, first, headline, newest
+from commands.demo.servedrows import LabelledExposures, auc_of, by_minute, curve, figures, first, headline
 from commands.demo.settle import Settlement
 from commands.demo.twin import LoggedPages, twin_scores
 from commands.loop.monitor import SCORER_ERRORS, Monitor
@@ -23,7 +23,7 @@ from learner.training.trainer import BATCH_MS, BATCH_ROWS
 from millrace.basics.atomic_files import write_whole
 from millrace.basics.errors import StoreError
 from millrace.basics.ranking_metrics import ROLLING_ROWS
-from millrace.contracts.events import ARMS, MODEL
+from millrace.contracts.events import ARMS
 from millrace.contracts.settings import Settings
 from millrace.processes.supervisor import Supervisor
 
@@ -79,9 +79,6 @@ def make_report(
     arm = headline(rows.where(rows.own))
     judged = rows.where(rows.own).judged
     served = judged.of(arm)
-    # As many rows as the page's figure was over: a learner that was restarted has begun again.
-    window = ROLLING_ROWS if f["served_rows"] is None else round(f["served_rows"])
-    recent = figures(newest(rows, arm, window))
     twin = None if pages is None else _twin(rows, pages, settings)
     same = rows.judgeable & rows.own
     twin_figures = None if twin is None else figures(replace(rows, score=twin).where(same).of(arm))
@@ -139,9 +136,6 @@ def make_report(
         "settled": len(judged),
         "shown_auc": f["auc"],
         "served_auc": auc_of(served.p, served.label),
-        "served_auc_recent_model": recent["auc"] if arm == MODEL else None,
-        "recent": recent,
-        "metric_gap": _gap(f["auc"], recent["auc"]),
         "baseline_auc": f["baseline_auc"],
         "calibration": f["calibration"],
         "twin_auc": None if twin_figures is None else twin_figures["auc"],
@@ -204,10 +198,6 @@ def _twin(rows: LabelledExposures, pages: LoggedPages, settings: Settings) -> ND
 
 def _order(name: str, arm: dict[str, Any]) -> str:
     return f"{name} AUC {arm['page_auc']:.4f}, nDCG@10 {arm['ndcg']:.4f}"
-
-
-def _gap(shown: float | None, recomputed: float | None) -> float | None:
-    return None if shown is None or recomputed is None else abs(shown - recomputed)
 
 
 def _history(settings: Settings) -> list[dict[str, Any]]:
@@ -283,9 +273,7 @@ def summary(report: Report) -> list[str]:
         f"rolling AUC of {report['arm']} pages {shown or '–'}; baseline at the end {number(report['baseline_auc'])}, "
         f"log loss {number(report['log_loss'])}, calibration {number(report['calibration'], 2)}",
         f"within pages: {', '.join(order) or 'no page with a click and without'}",
-        f"AUC of all served scores {number(report['served_auc'])}{twin}; the page's last "
-        f"{number(report['shown_auc'])}, recomputed from the topics {number(report['recent']['auc'])} "
-        f"({report['recent']['rows']:,} exposures)",
+        f"AUC of all served scores {number(report['served_auc'])}{twin}; the page's last {number(report['shown_auc'])}",
         f"first {opening['rows']:,} exposures: log loss {number(opening['log_loss'])} "
         f"(oracle {number(opening['oracle_log_loss'])}), calibration {number(opening['calibration'], 2)}, "
         f"AUC {number(opening['auc'])}",

@@ -3,8 +3,8 @@
 
 A row is a labelled exposure. It is *settled* when event time has passed its exposure by attribution window and
 disorder, so that no click can come. Figures are of settled rows only, in the order of exposure; otherwise early clicks
-would count without the negatives beside them. The learner computes the same figures by other code, and the two must
-agree.
+would count without the negatives beside them. The learner computes the same figures by other code; a test holds the two
+against each other.
 """
 
 from __future__ import annotations
@@ -92,12 +92,6 @@ def first(rows: LabelledExposures, n: int) -> dict[str, float | int | None]:
     part = rows.where(rows.own).judged.where(slice(0, n))
     known_to = np.isfinite(part.true)
     return figures(part) | {"oracle_log_loss": known(log_loss(part.true[known_to], part.label[known_to]))}
-
-
-def newest(rows: LabelledExposures, arm: str, n: int) -> LabelledExposures:
-    """The newest ``n`` judged rows of an arm, earlier runs' included: the content of the learner's rolling window."""
-    judged = rows.judged.of(arm)
-    return judged.where(slice(max(0, len(judged) - n), None))
 
 
 def curve(rows: LabelledExposures, window: int) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.demo.conservation import Ledger
-from commands.demo.servedrows import LabelledExposures, auc_of, by_minute, curve, figures, first, headline, newest
+from commands.demo.servedrows import LabelledExposures, auc_of, by_minute, curve, figures, first, headline
 from millrace.basics.ranking_metrics import FIGURES
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import ARMS, LOGGED, MODEL, Truth, to_msgpack
@@ -221,7 +221,8 @@ def test_the_newest_rows_of_an_arm_are_those_that_the_learner_judges() -> None:
     live.settle()
     for arm in ("model", "control"):
         shown = live.figures(arm)
-        reported = figures(newest(ledger.rows(), arm, 300))
+        judged = ledger.rows().judged.of(arm)
+        reported = figures(judged.where(slice(max(0, len(judged) - 300), None)))
         assert reported["rows"] == shown["rows"]
         for name in FIGURES:
             figure = reported[name]
