@@ -1,5 +1,5 @@
 # shell
-"""The measurements of a demo, as the report that ``--report`` writes. The keys of :data:`KEYS` are stable."""
+"""The measurements of a demo, as the report that ``--report`` writes."""
 
 from __future__ import annotations
 
@@ -31,29 +31,6 @@ Report = dict[str, Any]
 
 FIRST = 20_000
 """Exposures that tell how a run begins: key ``first_20000``."""
-
-KEYS = (
-    "exposures_sent",
-    "clicks_sent",
-    "malformed_sent",
-    "duplicates_sent",
-    "positives",
-    "negatives",
-    "pending",
-    "dead_letters",
-    "duplicates_dropped",
-    "samples_trained",
-    "auc",
-    "oracle_auc",
-    "log_loss",
-    "first_20000",
-    "model_versions",
-    "errors",
-    "ctr_model",
-    "ctr_control",
-    "click_to_served_ms",
-    "seconds_to_first_auc",
-)
 
 
 def make_report(
@@ -114,7 +91,6 @@ def make_report(
         "click_to_served_ms": {"p50": f["click_to_served_all_p50_ms"], "p99": f["click_to_served_all_p99_ms"]},
         # Samples that earlier runs left in the topics are learnt from, and judged, before this run opens.
         "seconds_to_first_auc": max(0, first_auc - started_wall_ms) / 1000 if first_auc else None,
-        # Beyond the stable keys
         "gate": _gate(settlement),
         "without_user": {"not_read": f["unread_share"], "unknown": f["unknown_share"]},
         "click_stages_ms": {stage: times.figures() for stage, times in monitor.stages().items()},
@@ -216,13 +192,6 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
 
 def _mean(values: Any) -> float | None:
     return float(np.mean(values)) if len(values) else None
-
-
-def missing_keys(report: Report) -> list[str]:
-    def empty(value: object) -> bool:
-        return value is None or value == [] or (isinstance(value, dict) and any(v is None for v in value.values()))
-
-    return [name for name in KEYS if name not in report or empty(report[name])]
 
 
 def write_report(path: Path, report: Report) -> None:

@@ -26,7 +26,7 @@ import msgspec
 
 from commands.demo.conservation import Ledger
 from commands.demo.curves import draw, thirds
-from commands.demo.demoreport import make_report, missing_keys, summary, write_report
+from commands.demo.demoreport import make_report, summary, write_report
 from commands.demo.past import PastEvents, check_days, filled, held_by, learnt_until, live_through, opening
 from commands.demo.settle import DRAIN_SECONDS, Drained, Settlement, labels_take, settle
 from commands.demo.twin import LoggedPages
@@ -49,8 +49,6 @@ from millrace.processes.tokens import own_token
 from millrace.processes.wall import wall_ms
 
 SPEED = 240.0
-UNKNOWN_OF_A_LOG = ("oracle_auc", "first_20000", "ctr_model", "ctr_control")
-"""Entries that the report of a played log cannot have: its true rates are unknown, and others made its pages."""
 LOOP = ("learn", "stream", "serve")
 ROLES = ("simulate", "stream", "learn", "serve")
 """The roles of a demo, as they are shown; :data:`LOOP` is there before the simulator."""
@@ -328,7 +326,4 @@ def _finish(run: Demo, options: DemoOptions) -> int:
         run.view.say(line)
     if problem is not None:
         raise problem
-    missing = [name for name in missing_keys(report) if not (run.settings.from_log and name in UNKNOWN_OF_A_LOG)]
-    if missing:
-        run.view.say(f"not measured in this run: {', '.join(missing)}")
-    return 1 if missing and options.report is not None else 0
+    return 0

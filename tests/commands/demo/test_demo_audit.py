@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from commands.demo.conservation import Apart, Ledger, Reported, check
-from commands.demo.demoreport import KEYS, missing_keys
 from commands.demo.past import PastEvents, opening
 from commands.demo.servedrows import auc_of
 from millrace.basics.errors import ConservationError
@@ -327,13 +326,3 @@ def test_the_shop_opens_on_the_working_day_after_what_the_topics_hold(newest: st
     if newest:
         held.newest_ms = round(datetime.fromisoformat(newest).replace(tzinfo=UTC).timestamp() * 1000)
     assert opening(held) == datetime.fromisoformat(opens).replace(tzinfo=UTC)
-
-
-def test_a_figure_that_was_not_measured_is_missing() -> None:
-    full: dict[str, Any] = dict.fromkeys(KEYS, 0)
-    full |= {"auc": [{"event_time": 1, "auc": 0.5}], "click_to_served_ms": {"p50": 1.0, "p99": 2.0}}
-    assert missing_keys(full) == []
-    assert missing_keys(full | {"auc": []}) == ["auc"]
-    assert missing_keys(full | {"click_to_served_ms": {"p50": 1.0, "p99": None}}) == ["click_to_served_ms"]
-    del full["pending"]
-    assert missing_keys(full) == ["pending"]

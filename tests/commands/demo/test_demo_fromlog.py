@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.scenes.demo_process import demo_process
+from tests.scenes.demo_report import missing_keys
 from tests.scenes.waiting import LONG
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
@@ -67,6 +68,8 @@ def test_a_log_plays_through_the_live_loop(tmp_path: Path) -> None:
         assert demo.end(signal.SIGINT) == 0, demo.text()
         report = demo.report()
         demo.until_nothing_left()
+    # True rates are unknown, and others made the pages.
+    assert {*missing_keys(report)} <= {"oracle_auc", "first_20000", "ctr_model", "ctr_control"}
     assert report["conserved"] is True
     assert report["exposures_sent"] > 4000
     assert report["exposures_sent"] == report["positives"] + report["negatives"] + report["pending"]
