@@ -1,32 +1,18 @@
 # core
-"""The page of the public settings, and a settings file with them, made from the source of
-:mod:`millrace.contracts.settings`. Pure.
-
-::
-
-    class Settings:                          section    of SECTIONS; about: the comment behind an empty line
-                                             row        name, variable, type and bounds, default
-        # Serving. What a scorer makes ...   meaning    the comments before and beside a field
-        workers: ... = 1  # processes
+"""The page of the public settings, and a settings file with them, made from the types of
+:class:`millrace.contracts.settings.Settings`. Pure.
 """
 
 from __future__ import annotations
 
-import ast
-import inspect
-import io
-import itertools
 import re
 import textwrap
-import tokenize
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import msgspec
 from msgspec import inspect as types
 
-from millrace.contracts import settings as module
-from millrace.contracts.settings import SECTIONS, Settings, variable
+from millrace.contracts.settings import ABOUT, SECTIONS, Settings, variable
 
 _HEAD = """# Settings
 
@@ -50,50 +36,35 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+").fullmatch
 
 
 class SettingRow(NamedTuple):
-    """A setting. ``section``: of the file. ``about``: the comment that stands over the section."""
-
-    section: str
-    about: str
     name: str
     type: str
     default: Any
     meaning: str
 
 
-def rows() -> list[SettingRow]:
-    """Every public setting, in the order of the source."""
-    source = inspect.getsource(module)
-    comments = _comments(source)
-    lines = source.splitlines()
-    kinds = {field.name: field for field in _fields()}
-    sections = {name: section for section, names in SECTIONS.items() for name in names}
-    found, about, default = [], "", Settings()
-    for node in _class(source).body:
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-            continue
-        first = node.lineno
-        while first - 1 in comments and lines[first - 2].lstrip().startswith("#"):
-            first -= 1
-        before = " ".join(comments[n] for n in range(first, node.lineno))
-        if not lines[first - 2].strip():
-            about, before = before, ""
-        meaning = " ".join(text for text in (before, comments.get(node.end_lineno or node.lineno, "")) if text)
-        name = node.target.id
-        if name in sections:
-            kind = _type(kinds[name].type)
-            found.append(SettingRow(sections[name], about, name, kind, getattr(default, name), meaning))
-    return found
+def rows(section: str) -> list[SettingRow]:
+    """The public settings of a section."""
+    told, struct, default = get_type_hints(Settings, include_extras=True), types.type_info(Settings), Settings()
+    assert isinstance(struct, types.StructType)
+    kinds = {field.name: _type(field.type) for field in struct.fields if field.name in SECTIONS[section]}
+    return [
+        SettingRow(
+            name,
+            kinds[name],
+            getattr(default, name),
+            "".join(part for part in getattr(told[name], "__metadata__", ()) if isinstance(part, str)),
+        )
+        for name in SECTIONS[section]
+    ]
 
 
 def page() -> str:
     """The page as Markdown."""
     out = [_HEAD]
-    for section, group in itertools.groupby(rows(), lambda row: row.section):
-        of_section = list(group)
-        about = of_section[0].about.partition(". ")[2]
+    for section, about in ABOUT.items():
         out += [f"{'' if len(out) == 1 else chr(10)}## [{section}]\n\n{about}\n"]
         out += ["| setting | variable | type | default | |", "|---|---|---|---|---|"]
-        for row in of_section:
+        for row in rows(section):
             default = f"`{as_toml(row.default)}`" if row.default not in ("", {}) else ""
             cells = (f"`{row.name}`", f"`{variable(row.name)}`", row.type, default, row.meaning)
             out.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -103,10 +74,9 @@ def page() -> str:
 def template() -> str:
     """A settings file in which every public setting is commented out, with its default."""
     out = [_INIT]
-    for section, group in itertools.groupby(rows(), lambda row: row.section):
-        of_section = list(group)
-        out += ["", *_remark(of_section[0].about.partition(". ")[2]), f"[{section}]"]
-        for row in of_section:
+    for section, about in ABOUT.items():
+        out += ["", *_remark(about), f"[{section}]"]
+        for row in rows(section):
             out += [*_remark(row.meaning), f"#{row.name} = {as_toml(row.default)}"]
     return "\n".join(out) + "\n"
 
@@ -129,22 +99,6 @@ def as_toml(value: Any) -> str:
         named = [(name if _BARE(name) else as_toml(name), inner) for name, inner in value.items()]
         return f"{{ {', '.join(f'{name} = {as_toml(inner)}' for name, inner in named)} }}" if named else "{}"
     return msgspec.json.encode(value).decode()
-
-
-def _fields() -> Iterator[types.Field]:
-    kind = types.type_info(Settings)
-    assert isinstance(kind, types.StructType)
-    yield from kind.fields
-
-
-def _class(source: str) -> ast.ClassDef:
-    return next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == Settings.__name__)
-
-
-def _comments(source: str) -> dict[int, str]:
-    """The comment of each line that has one."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {t.start[0]: t.string.lstrip("# ").rstrip() for t in tokens if t.type == tokenize.COMMENT}
 
 
 def _type(kind: types.Type) -> str:

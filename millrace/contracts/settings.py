@@ -39,6 +39,7 @@ DATA = "millrace-data"
 Positive = Annotated[float, Meta(gt=0, le=1e9)]  # so that a time in milliseconds fits 64 bits
 NotNegative = Annotated[float, Meta(ge=0, le=1e9)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
+Prefix = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,40}\Z")]
 
 _SHARES = {"vectors": 0.6, "liked": 0.1, "coclicked": 0.05, "hot": 0.2, "new": 0.03, "random": 0.02}
 
@@ -46,101 +47,110 @@ _SHARES = {"vectors": 0.6, "liked": 0.1, "coclicked": 0.05, "hot": 0.2, "new": 0
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything a role needs to know. Times of the *event* clock say so; all others are wall time.
 
-    Those in :data:`SECTIONS` are public. The others are hidden: tests and benchmarks set them, by the environment or in
-    code; no file has them and no page names them.
+    Those in :data:`SECTIONS` are public: the text in a type is what reference and settings file say of it. The others
+    are hidden: tests and benchmarks set them, by the environment or in code; no file has them and no page names them.
     """
 
-    # Services. Where things are. An empty address means that `millrace demo` or `millrace up` starts an own one.
-    kafka: str = ""  # host:port[,host:port]
-    # A client.properties file with the login to Kafka (SASL, TLS); see docs/how-to/run-in-production.md. Empty: no
-    # login.
-    kafka_client: str = ""
-    redis: str = ""  # host:port or a redis:// or rediss:// URL; ${NAME} and ${file:PATH} in it stand for secrets
-    scorer: str = ""  # http://host:port
-    intake: str = ""  # http://host:port
-    # Before the name of each topic, consumer group and Redis key, so that several loops share one Kafka and one Redis.
-    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,40}\Z")] = ""
-    data: str = ""  # the folder of the loop: this machine's working files
-    # Folder or object store (any URL that fsspec knows, as s3://bucket/prefix) of checkpoints and models, which roles
-    # on several machines share. Empty: within `data`.
-    store: str = ""
-    log_format: Literal["text", "json"] = "text"  # of the roles' logs: a line of text or a JSON object
+    # [services]
+    kafka: Annotated[str, "host:port[,host:port]"] = ""
+    kafka_client: Annotated[str, "file with the login, client.properties: docs/how-to/run-in-production.md"] = ""
+    redis: Annotated[str, "host:port, or a redis:// or rediss:// URL; ${NAME} and ${file:PATH} stand for secrets"] = ""
+    scorer: Annotated[str, "http://host:port"] = ""
+    intake: Annotated[str, "http://host:port"] = ""
+    prefix: Annotated[Prefix, "before topics, consumer groups and Redis keys, so loops can share Kafka and Redis"] = ""
+    data: Annotated[str, "the folder of the loop: this machine's working files"] = ""
+    store: Annotated[
+        str,
+        "Folder or object store (any URL that fsspec knows, as s3://bucket/prefix) of checkpoints and models, which"
+        " roles on several machines share. Empty: within `data`.",
+    ] = ""
+    log_format: Annotated[Literal["text", "json"], "of the roles' logs: a line of text or a JSON object"] = "text"
 
-    # Ports. What to bind. Loopback unless set otherwise.
+    # [ports]
     host: str = "127.0.0.1"
-    port: Port = 8700  # scorer's HTTP
-    intake_port: Port = 8720  # intake's HTTP
-    page_port: Port = 8710  # live page of `millrace up`
-    admin_port: Port = 8750  # learner's HTTP: verdicts; with a token, promote, hold and roll back
-    broker_port: Port = 8730  # embedded broker of `millrace up`, where `kafka` names none
+    port: Annotated[Port, "scorer's HTTP"] = 8700
+    intake_port: Annotated[Port, "intake's HTTP"] = 8720
+    page_port: Annotated[Port, "live page of `millrace up`"] = 8710
+    admin_port: Annotated[Port, "learner's HTTP: verdicts; with a token, promote, hold and roll back"] = 8750
+    broker_port: Annotated[Port, "embedded broker of `millrace up`, where `kafka` names none"] = 8730
 
-    # Access. Who may use the HTTP of intake, scorer and learner: bearer tokens. None at all: everybody who reaches
-    # intake and scorer but web pages of elsewhere, and nobody commands the learner.
-    tokens: str = ""  # token[,token]
-    token_file: str = ""  # a file with one token a line; read again when it changes
-    admin_token_file: str = ""  # a file with one token a line: each may command the learner
-    # name[,name]: by which other hosts reach the listeners where no token is needed. Loopback and `host` always may.
-    allowed_hosts: str = ""
-    allowed_origins: str = ""  # https://name[,https://name]: of pages whose browsers may send there without a token
+    # [access]
+    tokens: Annotated[str, "token[,token]"] = ""
+    token_file: Annotated[str, "a file with one token a line; read again when it changes"] = ""
+    admin_token_file: Annotated[str, "a file with one token a line: each may command the learner"] = ""
+    allowed_hosts: Annotated[
+        str, "name[,name]: by which other hosts reach listeners that need no token; loopback and `host` always may"
+    ] = ""
+    allowed_origins: Annotated[str, "https://name[,https://name]: pages that may send there without a token"] = ""
 
-    # Schema. What users, items and events of the shop are.
-    schema: str = ""  # path of a schema file, or shop: the simulated shop's. `millrace run` takes no default
-    evolve: bool = False  # carry over a model and a state of another schema or spec instead of refusing them
+    # [schema]
+    schema: Annotated[str, "path of a schema file, or shop: the simulated shop's. `millrace run` takes no default"] = ""
+    evolve: Annotated[bool, "carry over a model and a state of another schema or spec instead of refusing them"] = False
 
-    # Labels. When an exposure's label is learnt, and with what weight. All of it is event time.
+    # [labels]
     label_policy: Literal["wait", "equal-wait", "fake-negative-weighted", "es-dfm", "prompt"] = "prompt"
-    attribution_minutes: Positive = 5.0  # an exposure without a click for so long is a negative
-    observation_seconds: Positive = 10.0  # es-dfm and prompt: an exposure without a click for so long is a negative
-    lateness_minutes: NotNegative = 120.0  # clicks later than this after attribution are dead letters
-    disorder_seconds: NotNegative = 60.0  # how much out of order events may come
+    attribution_minutes: Annotated[Positive, "an exposure without a click for so long is a negative"] = 5.0
+    observation_seconds: Annotated[Positive, "es-dfm and prompt: without a click for so long it is a negative"] = 10.0
+    lateness_minutes: Annotated[NotNegative, "clicks later than this after attribution are dead letters"] = 120.0
+    disorder_seconds: Annotated[NotNegative, "how much out of order events may come"] = 60.0
 
-    # Model. What is learnt, and which figures are kept of it.
-    model: str = "wide_resnet"  # a model of docs/internals/learner.md, or module:Class of your own
-    model_spec: dict[str, Any] = {}  # entries of the model's spec, as negative_keep = 0.25
-    # Metrics by value of a field: the values of each.
-    segments: dict[str, list[str]] = field(default_factory=lambda: {"kind": ["business", "consumer"]})
-    # More learners by name, in [model.learners.NAME] with `model` and `spec`; see docs/how-to/try-a-second-model.md.
-    learners: dict[str, NamedLearner] = {}
-    # Which pages every learner learns from: all; `own`, those that its model made; `weighted`, all by their odds.
-    learns_from: LearnsFrom = "all"
-
-    # Gate. What stands in front of what is served; see docs/concepts/trust.md. Its minutes are event time.
-    gate: Literal["on", "observe", "off"] = "on"  # on: refuse; observe: refuse only what is damaged or absurd
-    heldout_share: Annotated[float, Meta(ge=0, le=0.1)] = 0.01  # share of pages that are never learnt, to judge by
-    # Rows that a user, an item or an id of a field may teach in an hour; empty: no limit.
-    teach_limits: dict[str, Annotated[int, Meta(ge=1, le=2**63 - 1)]] = field(
-        default_factory=lambda: {"user": 1000, "item": 20000}
+    # [model]
+    model: Annotated[str, "a model of docs/internals/learner.md, or module:Class of your own"] = "wide_resnet"
+    model_spec: Annotated[dict[str, Any], "entries of the model's spec, as negative_keep = 0.25"] = {}
+    segments: Annotated[dict[str, list[str]], "metrics by value of a field: the values of each"] = field(
+        default_factory=lambda: {"kind": ["business", "consumer"]}
     )
-    quarantine_minutes: Positive = 120.0  # after so long a refused change is accepted
-    keep_minutes: Positive = 60.0  # versions are kept for so long, thinned, to go back to
+    learners: Annotated[
+        dict[str, NamedLearner], "more learners, in [model.learners.NAME]; see docs/how-to/try-a-second-model.md"
+    ] = {}
+    learns_from: Annotated[
+        LearnsFrom, "pages that learners learn from: all; `own`, of their own model; `weighted`, all by their odds"
+    ] = "all"
 
-    # Serving. What a scorer makes a page of.
-    workers: Annotated[int, Meta(ge=1, le=64)] = 1  # processes that answer requests, on one port
-    candidates: Annotated[int, Meta(ge=1, le=2**31 - 1)] = 1000  # items that are ranked for a page
-    # Shares of the candidates by source; see docs/concepts/recall-and-ranking.md. They add up to 1.
-    recall: dict[str, Annotated[float, Meta(ge=0, le=1)]] = field(default_factory=_SHARES.copy)
-    recall_index: Literal["exact", "usearch"] = "exact"  # usearch: approximate, for more than a million items
-    control_share: Annotated[float, Meta(ge=0, le=1)] = 0.1  # share of users who always get random pages
-    # More arms of users by name, in [serving.arms.NAME]; see docs/how-to/see-which-arm-earns-more.md.
-    arms: dict[str, Arm] = {}
-    arms_value: str = ""  # a number of the item that a purchase counts in the live figures of arms, as price
-    # Pages of the model that are drawn by chance, with logged odds. 0: none.
-    explore: str = "0"  # share[,rule[,temperature]], e.g. 0.05,softmax,0.5; rules: softmax, uniform, swap
-    bought_days: NotNegative = 7.0  # event time: an item that a user bought comes last
-    # Weights, boosts, diversity and pins; see docs/how-to/filter-pages.md. Of the file: read again when it changes.
-    rerank: Rerank = Rerank()
+    # [gate]
+    gate: Annotated[Literal["on", "observe", "off"], "on: refuse; observe: only what is damaged or absurd"] = "on"
+    heldout_share: Annotated[float, Meta(ge=0, le=0.1), "share of pages that are never learnt, to judge by"] = 0.01
+    teach_limits: Annotated[
+        dict[str, Annotated[int, Meta(ge=1, le=2**63 - 1)]],
+        "rows that a user, an item or an id of a field may teach in an hour; empty: no limit",
+    ] = field(default_factory=lambda: {"user": 1000, "item": 20000})
+    quarantine_minutes: Annotated[Positive, "after so long a refused change is accepted"] = 120.0
+    keep_minutes: Annotated[Positive, "versions are kept for so long, thinned, to go back to"] = 60.0
 
-    # Limits. What disks and brokers hold.
+    # [serving]
+    workers: Annotated[int, Meta(ge=1, le=64), "processes that answer requests, on one port"] = 1
+    candidates: Annotated[int, Meta(ge=1, le=2**31 - 1), "items that are ranked for a page"] = 1000
+    recall: Annotated[
+        dict[str, Annotated[float, Meta(ge=0, le=1)]],
+        "shares of the candidates by source, which add up to 1; see docs/concepts/recall-and-ranking.md",
+    ] = field(default_factory=_SHARES.copy)
+    recall_index: Annotated[Literal["exact", "usearch"], "usearch: approximate, for over a million items"] = "exact"
+    control_share: Annotated[float, Meta(ge=0, le=1), "share of users who always get random pages"] = 0.1
+    arms: Annotated[
+        dict[str, Arm], "more arms of users, in [serving.arms.NAME]; see docs/how-to/see-which-arm-earns-more.md"
+    ] = {}
+    arms_value: Annotated[str, "a number of the item that a purchase counts in the live figures of arms, as price"] = ""
+    explore: Annotated[
+        str,
+        "Pages of the model that are drawn by chance, with logged odds. 0: none. share[,rule[,temperature]], e.g. "
+        "0.05,softmax,0.5; rules: softmax, uniform, swap",
+    ] = "0"
+    bought_days: Annotated[NotNegative, "event time: an item that a user bought comes last"] = 7.0
+    rerank: Annotated[
+        Rerank, "weights, boosts, diversity and pins, read again when the file changes; see docs/how-to/filter-pages.md"
+    ] = Rerank()
+
+    # [limits]
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 4
-    broker_gib: Positive = 32.0  # most that the embedded broker's topics take of the disk
-    archive_days: NotNegative = 0.0  # how long the archive's files are kept; 0: for ever
-    archive_features: bool = False  # archive each exposure's features too, as the scorer logged them: 40 bytes or so
+    broker_gib: Annotated[Positive, "most that the embedded broker's topics take of the disk"] = 32.0
+    archive_days: Annotated[NotNegative, "how long the archive's files are kept; 0: for ever"] = 0.0
+    archive_features: Annotated[bool, "each exposure's features too, as the scorer logged them: some 40 bytes"] = False
 
-    # Demo. The simulated shop.
+    # [demo]
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
-    shoppers: Annotated[int, Meta(ge=1, le=1_000_000)] = 4000  # shoppers who come on an average day
+    shoppers: Annotated[int, Meta(ge=1, le=1_000_000), "shoppers who come on an average day"] = 4000
 
-    # Hidden.
+    # hidden
     rerank_file: str = ""  # the settings file, where `rerank` is of it and of no variable or flag
     learner: str = ""  # the learner whose topic and places these are; empty: the first. `millrace run learn --name`
     metrics_port: Port | None = None  # nothing: the role's own, see docs/reference/metrics.md; 0: any that is free
@@ -354,6 +364,22 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
 """The public settings, by their section of the file."""
 SHOP = "shop"
 """Names the schema of the simulated shop, in place of a path."""
+ABOUT: Mapping[str, str] = {
+    "services": "Where things are. An empty address means that `millrace demo` or `millrace up` starts an own one.",
+    "ports": "What to bind. Loopback unless set otherwise.",
+    "access": (
+        "Who may use the HTTP of intake, scorer and learner: bearer tokens. None at all: everybody who reaches "
+        "intake and scorer but web pages of elsewhere, and nobody commands the learner."
+    ),
+    "schema": "What users, items and events of the shop are.",
+    "labels": "When an exposure's label is learnt, and with what weight. All of it is event time.",
+    "model": "What is learnt, and which figures are kept of it.",
+    "gate": "What stands in front of what is served; see docs/concepts/trust.md. Its minutes are event time.",
+    "serving": "What a scorer makes a page of.",
+    "limits": "What disks and brokers hold.",
+    "demo": "The simulated shop.",
+}
+"""What each section is about."""
 SECRET = frozenset({"tokens"})
 """What is never shown."""
 HIDDEN = "***"
