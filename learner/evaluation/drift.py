@@ -12,6 +12,8 @@ predictions are right. With p_i and y_i of its R rows:
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from millrace.basics.ranking_metrics import Numbers, judged, log_losses
@@ -27,7 +29,7 @@ class Drift:
         # Only here, so that a learner alone pays for it: pandas, scipy.stats and scikit-learn come with it, 131 MiB.
         from river.drift import ADWIN
 
-        self._adwin = ADWIN(delta=delta)
+        self._adwin: Any = ADWIN(delta=delta)  # type: ignore[no-untyped-call]
         self.found: list[tuple[float, float]] = []  # mean excess before and after each change; its reader clears it
         self.pages = 0  # handed to ADWIN
         self._page = 0  # the page whose rows may not have all come yet
