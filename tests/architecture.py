@@ -56,8 +56,6 @@ ROOMS: tuple[str, ...] = tuple(
 
 CHECKOUT = "commands.cli.checkout"
 """What finds benchmarks and experiments of a checkout."""
-LARGEST = 18
-"""How many modules a folder may have."""
 
 MARKS = ("# core", "# shell")
 
@@ -393,7 +391,7 @@ def arrows(tree: Tree) -> Counter[tuple[str, str]]:
 
 
 def room_problems(tree: Tree, rooms: Sequence[str] = ROOMS, tops: Mapping[str, set[str]] = TOPS) -> list[str]:
-    """Modules in no room, upward imports, rooms that are too large or empty, entries of the table that nobody uses."""
+    """Modules in no room, upward imports, rooms that are empty, entries of the table that nobody uses."""
     found = []
     order = {room: floor for floor, room in enumerate(rooms)}
     own = {module: room_of(tree, module) for module in tree}
@@ -414,12 +412,6 @@ def room_problems(tree: Tree, rooms: Sequence[str] = ROOMS, tops: Mapping[str, s
                     f"{module} imports {name}: {'upward, ' if upward else ''}from {room} to {other};"
                     " move what is shared below both, or take it as an argument"
                 )
-    sizes = Counter(own[module] for module in tree if own[module] != module)
-    found += [
-        f"{room} has {size} modules; {LARGEST} is the most that a folder may have: make rooms in it"
-        for room, size in sizes.items()
-        if size > LARGEST
-    ]
     found += [f"room {room} is empty; take it out of FLOORS" for room in rooms if room not in own.values()]
     found += [
         f"{top} no longer imports {other}; take it out of TOPS and the drawing"
@@ -479,21 +471,18 @@ SAME_NAMES = {"Reason", "ClickTimes", "Times"}
 
 
 def name_problems(tree: Tree) -> list[str]:
-    """Modules, and public classes, that share a name. Benchmarks and experiments are left out: nothing imports them."""
-    files: dict[str, list[str]] = {}
+    """Public classes that share a name. Benchmarks and experiments are left out: nothing imports them."""
     classes: dict[str, list[str]] = {}
     for module, source in tree.items():
         if module.startswith(("benchmarks", "experiments")) or room_of(tree, module) == module:
             continue
-        files.setdefault(module.rpartition(".")[2], []).append(module)
         for node in ast.parse(source).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and node.name not in SAME_NAMES:
                 classes.setdefault(node.name, []).append(module)
     return [
-        f"{' and '.join(modules)} have both {what} {name}; call each by what it is of"
-        for what, found in (("the file name", files), ("a class", classes))
-        for name, modules in found.items()
-        if len(modules) > 1 and name != "__main__"
+        f"{' and '.join(modules)} have both a class {name}; call each by what it is of"
+        for name, modules in classes.items()
+        if len(modules) > 1
     ]
 
 
