@@ -313,15 +313,13 @@ class ArchivedPages:
 
     def resume(self, state: Any) -> None:
         """Restores what :meth:`snapshot` gave into new pages. Raises ValueError or TypeError for another state."""
-        self.watermark_ms, newest_ms, pages, settled, reached, *more = state
-        if more:  # 0.2 has neither
-            (self._hour, exposed), headings = more
-            self._exposed = dict(map(tuple, exposed))
-            self._headings.update((name, (until_ms, Made(*made))) for name, until_ms, made in headings)
+        self.watermark_ms, newest_ms, pages, settled, reached, (self._hour, exposed), headings = state
+        self._exposed = dict(map(tuple, exposed))
+        self._headings.update((name, (until_ms, Made(*made))) for name, until_ms, made in headings)
         self._reached.resume(newest_ms, reached)
         for name, made, parts, actions, exposed, until_ms in pages:
             page = self._pages[name] = ArchivedPage()
-            page.made = None if made is None else Made(*made[: len(Made._fields)])  # a later version's has more
+            page.made = None if made is None else Made(*made)
             page.parts = [
                 ArchivedPart(due, ts, user, raw, to_mask(mask), [tuple(s) for s in shown], *over)
                 for due, ts, user, raw, mask, shown, *over in parts

@@ -38,7 +38,7 @@ from stream.archive.archive_pages import ArchivedPages, Made
 from stream.archive.arm_figures import ArmFigure, ArmFigures
 from stream.archive.logged import LoggedTable
 
-FORM = 1
+FORM = 2
 _REMEDY = "move the folder 'archive' away: a new one begins with what the topics still hold"
 
 
@@ -267,8 +267,7 @@ class Archive:
             for pages, kept in zip(self._pages.values(), state["pages"], strict=True):
                 pages.resume(kept)
                 pages.repack(lambda side, raw: self.columns.repack(side, state["names"][side], raw))
-            if "bought" in state:  # an earlier version counted none
-                self.arms.resume(state["bought"])
+            self.arms.resume(state["bought"])
         except UNFIT as error:
             raise StoreError(f"the archive's state is damaged ({error})", _REMEDY) from None
 

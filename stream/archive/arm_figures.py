@@ -223,14 +223,14 @@ class ArmFigures:
 
     def resume(self, state: Any) -> None:
         """Restores what :meth:`snapshot` gave; nothing where the arms or the horizon were others."""
-        kept, over, open_ones, due, sums, since, halvings, bought, *left_out = state
+        kept, over, open_ones, due, sums, since, halvings, bought, left_out = state
         if tuple(kept) != (self._horizon_ms, self._declared):
             return
         self._users = dict.fromkeys(np.frombuffer(over, np.uint64).tolist())
         self._users |= {name: _User(*rest) for name, *rest in open_ones}
         self._bought = {of: {one.id: one for one in map(_Bought._make, ones)} for of, ones in bought.items()}
         self._due = {partition: deque(names) for partition, names in due.items()}
-        self._sums = {name: [tuple(of[:3]) for of in each] for name, each in sums.items()}  # 0.2 counted one more
+        self._sums = {name: [tuple(of) for of in each] for name, each in sums.items()}
         self._since, self._halvings = dict(since), halvings
-        self._left_out = dict(*left_out)  # an earlier version left nobody out
+        self._left_out = dict(left_out)
         self._arms = {*self._sums, *self._left_out, *(user.arm for user in self._users.values() if user is not None)}

@@ -226,10 +226,9 @@ def plain(page: PageState) -> tuple[Any, ...]:
 
 def page_of(state: Any, page_log: Callable[[bytes], LoggedPage], decode: Callable[[bytes], Event]) -> PageState:
     """The inverse of :func:`plain`. ``page_log`` and ``decode`` read messages."""
-    request, served, parts, exposed, labelled, acted, held, waiting, drop_ms, at, settle_ms, *again = state
+    request, served, parts, exposed, labelled, acted, held, waiting, drop_ms, at, settle_ms, in_time, again = state
     page = PageState(request)
-    if again:  # an earlier version wrote none of this
-        page.in_time, page.sent_again = to_mask(again[0]), again[1]
+    page.in_time, page.sent_again = to_mask(in_time), again
     page.at, page.settle_ms = at, settle_ms
     page.page_log = None if served is None else page_log(served)
     for brought, mask, ts, offset, items, message, promise, slots in parts:

@@ -295,7 +295,7 @@ class Counters:
         self.coclicks.resume(state.coclicks)
         forgotten, unsent = state.forgotten
         self._forgotten = dict(forgotten)
-        self.log.forgotten = unsent if isinstance(unsent, dict) else {user: [] for user in unsent}
+        self.log.forgotten = unsent
         self._shared = np.frombuffer(state.shared, "<u8")
 
     def key_may_have_ended(self) -> None:
@@ -313,7 +313,7 @@ class CountersState(msgspec.Struct):
     sweep: tuple[int, int, int]
     recents: tuple[dict[str, bytes], list[str], int]
     coclicks: dict[str, Any]
-    forgotten: tuple[list[tuple[str, int]], dict[str, list[Id]] | list[str]]  # 0.2.0 wrote a list
+    forgotten: tuple[list[tuple[str, int]], dict[str, list[Id]]]
 
 
 @dataclass(slots=True)

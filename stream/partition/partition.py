@@ -50,7 +50,7 @@ from stream.partition.journal import Did, Entry, Journal
 
 __all__ = ["InputMessage", "Partition", "PartitionSnapshot", "Policy", "StepOutput"]
 
-FORM = 6
+FORM = 7
 
 
 @dataclass(slots=True)

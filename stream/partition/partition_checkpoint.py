@@ -98,8 +98,8 @@ class Terms(msgspec.Struct, frozen=True):
     ahead_ms: int
     observation_ms: int
     label: str
-    sends_pages: bool = False
-    outcomes: dict[str, OutcomePolicy] = {}  # policies of outcomes, but for "wait"
+    sends_pages: bool
+    outcomes: dict[str, OutcomePolicy]  # policies of outcomes, but for "wait"
 
     @classmethod
     def of(cls, partition: Partition) -> Terms:
