@@ -7,6 +7,7 @@
     DATA/up.json        where things are, while all is there; a run that was killed leaves it
     DATA/admin.token    who has it may command the learner (docs/concepts/trust.md); only its owner can read it
     DATA/schema.toml    the schema that the state in this folder is of
+    DATA/form           the number of the folder's form, written before schema.toml; 0.2.0 wrote none
     DATA/logs           a file a role          DATA/broker, models, checkpoints, index, spool, archive: the state
 """
 
@@ -30,6 +31,9 @@ from millrace.contracts.settings import DATA, Settings
 
 ADDRESSES = "up.json"
 SCHEMA = "schema.toml"
+_MARK = "form"
+FORM = "1"
+"""The form of the folder: of all that `up` and its roles keep there."""
 RELEASE_SECONDS = 15.0
 """How long a killed run's processes may take to be gone. They die with it, but not all within the same moment."""
 
@@ -38,12 +42,34 @@ def on_folder(settings: Settings) -> Settings:
     """Settings of a command on the loop of a data folder. Makes nothing.
 
     The folder is the setting's, or :data:`~millrace.contracts.settings.DATA` in the present one. Without a named
-    schema, the schema of the folder's state is used; without state, the setting stays empty.
+    schema, the schema of the folder's state is used; without state, the setting stays empty. Raises SettingError for a
+    folder of another version's form.
     """
     folder = Path(settings.data or DATA).absolute()
     kept = folder / SCHEMA
+    if kept.is_file():
+        _check_form(folder)
     schema = settings.schema or (str(kept) if kept.is_file() else "")
     return msgspec.structs.replace(settings, data=str(folder), schema=schema)
+
+
+def _check_form(folder: Path) -> None:
+    try:
+        form = (folder / _MARK).read_text().strip()
+    except FileNotFoundError:
+        raise SettingError(
+            f"folder '{folder}' is of version 0.2.0 or earlier, which this version does not read",
+            f"name an empty folder with --data, and fill it from this one's archive: `millrace log bootstrap "
+            f"{folder}/archive/exposures --schema {folder}/archive/schema.toml --data EMPTY` "
+            "(docs/how-to/start-from-history.md)",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"'{folder / _MARK}' cannot be read ({error})", "name another folder with --data") from None
+    if form != FORM:
+        raise SettingError(
+            f"folder '{folder}' is of form {form[:20]!r}, this version reads {FORM}",
+            "use the version that wrote it, or name an empty folder with --data",
+        )
 
 
 def of_loop(settings: Settings) -> Settings:
@@ -140,6 +166,7 @@ class SchemaNote:
     changed: str
 
     def write(self, folder: Path) -> None:
+        write_whole(folder / _MARK, f"{FORM}\n".encode(), durable=True)
         write_whole(folder / SCHEMA, self.text.encode(), durable=True)
 
 

@@ -75,9 +75,9 @@ def examine(overrides: Mapping[str, Any]) -> list[Finding]:
     found = _program()
     try:
         settings = load_settings(overrides)
+        data = Path(folders.on_folder(settings).data)
     except MillraceError as error:
         return [*found, mend("settings", error.problem, error.remedy)]
-    data = Path(folders.on_folder(settings).data)
     running = folders.in_use(data)
     there = folders.addresses(data) if running else {}
     shown = {name: address for name in ("kafka", "redis", "scorer", "intake") if (address := there.get(name))}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from commands.up import findings, probes
-from commands.up.data_folder import SCHEMA, say_where
+from commands.up.data_folder import SchemaNote, say_where
 from commands.up.doctor import doctor, examine
 from commands.up.findings import Finding
 from learner.evaluation.served_scores import ServedExposures
@@ -340,7 +340,7 @@ def test_whoever_listens_and_says_nothing_is_a_finding(silent: int, monkeypatch:
 def test_the_schema_of_the_state_is_looked_at(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    (data / SCHEMA).write_text(f'name = "other"\n{FIELDS.format(user="user_id", item="item_id")}{WINDOWS}')
+    SchemaNote(f'name = "other"\n{FIELDS.format(user="user_id", item="item_id")}{WINDOWS}', "").write(data)
     found = of(examine({"data": str(data)}), "schema")
     assert (found.state, "'other'" in found.text) == ("ok", True), "where none is named, it is that of the folder"
     named = tmp_path / "named.toml"

@@ -26,6 +26,7 @@ from commands.loop.status import RunStatus, state_of
 from commands.loop.view import line_of, table_of
 from commands.up import data_folder as folders
 from commands.up import upwords
+from commands.up.doctor import examine
 from commands.up.ports import Ports, check, choose, url
 from commands.up.running import running, status_lines
 from commands.up.uprun import ROLES, Up, UpOptions, prepared, up
@@ -171,6 +172,31 @@ def test_a_schema_that_nobody_names_is_that_of_the_folder_or_none(
     assert found.load_schema().name == "one"
     assert folders.schema_note(tmp_path, found).changed == ""
     assert folders.on_folder(Settings(schema="another", data=str(tmp_path))).schema == "another"
+
+
+def test_a_folder_of_0_2_0_is_refused_with_the_way_over(tmp_path: Path) -> None:
+    """It noted its schema, and no form."""
+    old = tmp_path / "old"
+    (old / "models").mkdir(parents=True)
+    (old / "schema.toml").write_text(f'name = "one"\n{SCHEMA}')
+    before = sorted(old.rglob("*"))
+    way = rf"{old}' is of version 0\.2\.0 .*log bootstrap {old}/archive/exposures --schema {old}/archive/schema.toml"
+    for command in (lambda: up(Settings(data=str(old)), UpOptions()), lambda: folders.of_loop(Settings(data=str(old)))):
+        with pytest.raises(SettingError, match=way) as refused:
+            command()
+        assert "\n" not in str(refused.value)
+    assert sorted(old.rglob("*")) == before, "nothing is made there"
+    finding = next(one for one in examine({"data": str(old)}) if one.state == "mend")
+    assert "0.2.0" in finding.text
+
+
+def test_a_folder_of_this_form_is_read_and_one_of_another_is_not(tmp_path: Path) -> None:
+    (tmp_path / "one.toml").write_text(f'name = "one"\n{SCHEMA}')
+    folders.schema_note(tmp_path, Settings(schema=str(tmp_path / "one.toml"))).write(tmp_path)
+    assert folders.on_folder(Settings(data=str(tmp_path))).schema == str(tmp_path / "schema.toml")
+    (tmp_path / "form").write_text("2\n")
+    with pytest.raises(SettingError, match=r"is of form '2', this version reads 1; use the version that wrote it"):
+        folders.on_folder(Settings(data=str(tmp_path)))
 
 
 def test_the_schema_of_the_state_is_kept_and_another_one_is_refused_until_it_may_be(tmp_path: Path) -> None:
