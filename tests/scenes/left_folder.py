@@ -1,28 +1,25 @@
-"""``python -m tests.upgrade.make``: runs a small loop of this version and keeps what it leaves in ``tests/upgrade``.
-
-Once a release: ``0.2.0.tar.xz`` is of that version for ever. Later versions must read it (:mod:`tests.upgrade.golden`).
-"""
+"""What a small loop leaves when it ends: everything that outlives a process, in one folder."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import tarfile
-import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
 import msgspec
 import tomli_w
+from kafka.record import MemoryRecords
 from redis import Redis
 
 from commands.loop.monitor import fetch
 from commands.up.started import Started
 from learner.gate.quarantine import Quarantine
 from learner.gate.verdicts import GateRefusal
-from millrace import __version__
 from millrace.basics.store import Store
+from millrace.broker.log import Limits
+from millrace.broker.topic_store import Topics
 from millrace.contracts.events import key_of
 from millrace.contracts.page_logs import decode_heading, decode_page_log
 from millrace.contracts.samples import SampleBatch
@@ -56,9 +53,7 @@ from scorer.catalog.index_checkpoint import manifests
 from scorer.pagelog.spool import Spool
 from tests.scenes.demo_process import PATIENT
 from tests.scenes.waiting import PATIENCE, until
-from tests.upgrade.golden import lacking, messages, read
 
-HERE = Path(__file__).parent
 SCHEMA = """
 name = "bakery"
 crosses = [["user_id", "kind"]]
@@ -143,8 +138,8 @@ def kept(data: Path) -> int:
     return 0 if note is None else note.trained
 
 
-def run(folder: Path) -> dict[str, dict[bytes, bytes]]:
-    """The loop. Leaves its data folder, and returns the users in Redis."""
+def run(folder: Path) -> None:
+    """The loop. Leaves its data folder."""
     (folder / "bakery.toml").write_text(SCHEMA)
     data = folder / "data"
     with Started(data, "--schema", str(folder / "bakery.toml"), env=PATIENT | SMALL | SOON, cwd=folder) as loop:
@@ -178,9 +173,26 @@ def run(folder: Path) -> dict[str, dict[bytes, bytes]]:
             until(lambda n=n: kept(data) >= 48 + 6 * (n + 1), "a snapshot has it", more=loop.text)  # type: ignore[misc]
         with Redis.from_url(f"redis://{where['redis']}") as redis:
             until(lambda: len(redis.hgetall("user:anna")) >= 4, "the user's counts are there")
-            users = {key.decode(): redis.hgetall(key) for key in redis.scan_iter("user:*")}
         assert loop.stop() == 0, loop.text()
-    return users
+
+
+def messages(folder: Path, now_ms: int) -> dict[str, list[bytes | None]]:
+    """The values of all messages by topic, from the embedded broker's files."""
+    topics, found = Topics(folder, "", Limits(), now_ms), {}
+    try:
+        for topic in topics:
+            values = found[topic.name] = list[bytes | None]()
+            for log in topic.logs:
+                offset = log.start
+                while raw := log.fetch(offset, 1):
+                    records = MemoryRecords(raw)
+                    while (batch := records.next_batch()) is not None:
+                        for record in batch:
+                            values.append(None if record.value is None else bytes(record.value))
+                            offset = record.offset + 1
+    finally:
+        topics.close()
+    return found
 
 
 SPANS = (Span(0, 3, 0, 5), Span(1, 4, 2, 3))
@@ -229,23 +241,13 @@ def rest(folder: Path) -> None:
     assert found[FEATURES_COCLICKS]
 
 
-def make(target: Path) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder, golden = Path(name), Path(name, "golden")
-        users = run(folder)
-        golden.mkdir()
-        for kept in KEPT:
-            source = folder / "data" / kept
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, golden / kept)
-        (golden / "redis").write_bytes(msgspec.msgpack.encode(users))
-        rest(golden)
-        shutil.copytree(golden, folder / "copy")
-        facts = read(folder / "copy")
-        assert not lacking(facts), f"run it again: {lacking(facts)}"
-        (golden / "facts.json").write_text(json.dumps(facts, indent=1))
-        with tarfile.open(target, "w:xz") as archive:
-            archive.add(golden, "")
-
-
-if __name__ == "__main__":
-    make(HERE / f"{__version__}.tar.xz")
+def leave(folder: Path) -> Path:
+    """Runs the loop in ``folder``, and returns a folder of all that outlives it."""
+    run(folder)
+    left = folder / "left"
+    left.mkdir()
+    for kept in KEPT:
+        source = folder / "data" / kept
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, left / kept)
+    rest(left)
+    return left

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -40,10 +39,13 @@ from scorer.feeder.arithmetic import choices
 from scorer.pagelog.spool import Spool
 from stream.archive.archive_folder import ArchiveFolder
 from stream.archive.archive_rows import Archive
+from stream.join.join import Policy
 from stream.partition.partition import Partition
 from stream.partition.partition_checkpoint import CheckpointStore
+from tests.scenes.left_folder import leave
 from tests.scenes.mangled import raw, said, sealed
-from tests.upgrade.golden import GENEROUS, GOLDEN
+
+GENEROUS = Policy(attribution_ms=300_000, disorder_ms=60_000, lateness_ms=7_200_000, ahead_ms=0)
 
 # -- who reads what ----------------------------------------------------------------------------------------------------
 
@@ -149,24 +151,21 @@ READERS: dict[str, tuple[Callable[[Path, Schema], None], tuple[str, ...]]] = {
 # -- what is tried -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=GOLDEN, ids=lambda path: path.name)
-def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("golden")
-    with tarfile.open(request.param) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return leave(tmp_path_factory.mktemp("loop"))
 
 
 @contextmanager
-def copied(golden: Path, parts: tuple[str, ...]) -> Iterator[tuple[Path, list[Path]]]:
+def copied(left: Path, parts: tuple[str, ...]) -> Iterator[tuple[Path, list[Path]]]:
     """A copy of parts of the folder, and the files in it."""
-    with tempfile.TemporaryDirectory(dir=golden.parent) as name:
+    with tempfile.TemporaryDirectory(dir=left.parent) as name:
         folder = Path(name)
         for part in parts:
-            if (golden / part).is_dir():
-                shutil.copytree(golden / part, folder / part)
-            elif (golden / part).exists():
-                shutil.copy(golden / part, folder / part)
+            if (left / part).is_dir():
+                shutil.copytree(left / part, folder / part)
+            elif (left / part).exists():
+                shutil.copy(left / part, folder / part)
         yield folder, sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
 
 
@@ -179,10 +178,10 @@ def tried(read: Callable[[Path, Schema], None], folder: Path, schema: Schema) ->
 
 @pytest.mark.parametrize("reader", READERS)
 @given(data=st.data())
-def test_damaged_bytes_are_a_named_error(golden: Path, reader: str, data: st.DataObject) -> None:
+def test_damaged_bytes_are_a_named_error(left: Path, reader: str, data: st.DataObject) -> None:
     read, parts = READERS[reader]
-    schema = load_schema(golden / "schema.toml")
-    with copied(golden, parts) as (folder, files):
+    schema = load_schema(left / "schema.toml")
+    with copied(left, parts) as (folder, files):
         read(folder, schema)
         file = data.draw(st.sampled_from(files).map(str))
         path = Path(file)
@@ -192,10 +191,10 @@ def test_damaged_bytes_are_a_named_error(golden: Path, reader: str, data: st.Dat
 
 @pytest.mark.parametrize("reader", [name for name in READERS if name not in ("replay", "broker", "spool", "settings")])
 @given(data=st.data())
-def test_whole_files_of_an_odd_content_are_a_named_error(golden: Path, reader: str, data: st.DataObject) -> None:
+def test_whole_files_of_an_odd_content_are_a_named_error(left: Path, reader: str, data: st.DataObject) -> None:
     read, parts = READERS[reader]
-    schema = load_schema(golden / "schema.toml")
-    with copied(golden, parts) as (folder, files):
+    schema = load_schema(left / "schema.toml")
+    with copied(left, parts) as (folder, files):
         file = data.draw(st.sampled_from([path for path in files if is_sealed(path)]).map(str))
         data.draw(sealed(Path(file).parent, Path(file).name))
         tried(read, folder, schema)

@@ -1,1 +1,0 @@
-"""What an earlier version wrote and what this one makes of it."""
