@@ -175,8 +175,7 @@ class SampleBatch:
 
         Args:
             rates: :meth:`Rates.of` the schema; None: rates are written as numbers.
-            says_arms: with ``arm_name`` and ``odds``, where one is known. A learner of an earlier version cannot read
-                such a message.
+            says_arms: with ``arm_name`` and ``odds``, where one is known. Without them a message is shorter.
         """
         said = says_arms and any(getattr(self, name).any() for name in _MAYBE)
         used, first, page = np.unique(self.page, return_index=True, return_inverse=True)
@@ -211,7 +210,8 @@ class SampleBatch:
             _check(arrays, _bounds(len(request)))
         except (msgspec.MsgspecError, ValueError, KeyError, OverflowError, RecursionError) as error:
             raise SchemaError(
-                f"a message of {len(raw)} bytes is not a sample batch ({error})", "upgrade the older role"
+                f"a message of {len(raw)} bytes is not a sample batch ({error})",
+                "run one version of stream and learner",
             ) from None
         return cls(tuple(request), **arrays)
 

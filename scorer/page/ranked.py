@@ -84,7 +84,7 @@ class RankedList(Struct, frozen=True, array_like=True):
         return replace(self, items=items, sources=sources, odds=placed.odds.tobytes(), ranking=placed.ranking_bytes)
 
     def set_of(self, numbers: int) -> NDArray[np.float32] | None:
-        """The set of candidates, (G, m); None where a list of an older version has none, or of another schema."""
+        """The set of candidates, (G, m); None where the list has none, or one of another schema."""
         if not numbers or not self.among or len(self.among) % (4 * numbers):
             return None
         return np.frombuffer(self.among, np.float32).reshape(numbers, -1).copy()  # kernels are compiled for such arrays
@@ -100,7 +100,7 @@ class RankedList(Struct, frozen=True, array_like=True):
         return PlacedItems(order, odds[places] if len(odds) == n else NO_ODDS, ranking)
 
     def sources_of(self, places: NDArray[np.intp]) -> bytes:
-        """Source codes of the items at ``places``; ``asked`` where a list of an older version has none."""
+        """Source codes of the items at ``places``; ``asked`` where they were not recorded."""
         codes = self.sources if len(self.sources) == len(self.items) else b"\xff" * len(self.items)
         return bytes(code if (code := codes[place]) < len(SOURCES) else _ASKED for place in places.tolist())
 
