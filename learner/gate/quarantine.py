@@ -64,8 +64,8 @@ class QuarantineEntry(Struct, frozen=True):
     from_ms: int  # oldest and newest event time
     to_ms: int
     made_ms: int  # event time of the refusal
-    schema_id: str = ""
-    log: str = ""  # id of the topic that the rows lie on
+    schema_id: str
+    log: str  # id of the topic that the rows lie on
 
     @property
     def refusal(self) -> GateRefusal:
@@ -91,7 +91,7 @@ class _Listed(Struct, frozen=True):
 class _CopyHead(Struct, frozen=True):
     """The head of a copy: the spans that its rows are of."""
 
-    spans: list[Span] = []
+    spans: list[Span]
 
 
 _Saved = tuple[int, str, list[tuple[QuarantineEntry, list[bytes]]]]

@@ -57,9 +57,9 @@ class Made(NamedTuple):
     arm: str
     offset: int
     sources: bytes  # (n,) codes, or none
-    raw: bytes = b""  # the whole message, where features are kept
-    odds: bytes = b""  # (n,) float32, or none
-    ranked: bytes = b""  # (n,) float32, or none
+    raw: bytes  # the whole message, where features are kept
+    odds: bytes  # (n,) float32, or none
+    ranked: bytes  # (n,) float32, or none
 
     @property
     def heading(self) -> Made:
@@ -76,7 +76,7 @@ class ArchivedPart(NamedTuple):
     user_raw: bytes | None
     mask: int
     shown: list[tuple[int, int, str, bytes | None]]  # position, slot, item, its attributes
-    over: bool = False  # its user is beyond the limit
+    over: bool  # its user is beyond the limit
 
 
 class ArchivedPage:
@@ -321,8 +321,8 @@ class ArchivedPages:
             page = self._pages[name] = ArchivedPage()
             page.made = None if made is None else Made(*made)
             page.parts = [
-                ArchivedPart(due, ts, user, raw, to_mask(mask), [tuple(s) for s in shown], *over)
-                for due, ts, user, raw, mask, shown, *over in parts
+                ArchivedPart(due, ts, user, raw, to_mask(mask), [tuple(s) for s in shown], over)
+                for due, ts, user, raw, mask, shown, over in parts
             ]
             page.actions = [tuple(a) for a in actions]
             page.exposed, page.until_ms = to_mask(exposed), until_ms

@@ -50,7 +50,7 @@ def test_an_entry_says_which_rows_were_refused_and_why(tmp_path: Path) -> None:
     kept.keep(5, LABELS._replace(value=3.0), spans(4, 1), (1_000, 1_008), 8_000)  # of the same check: one entry
     kept.keep(9, TENSOR, spans(2, 2), (1_090, 1_091), 9_000)
     first, second = kept.entries()
-    assert first == QuarantineEntry("00000004-labels", "labels", 2.4, 1.6, "", 9, 1_000, 1_008, 7_000, "s")
+    assert first == QuarantineEntry("00000004-labels", "labels", 2.4, 1.6, "", 9, 1_000, 1_008, 7_000, "s", "")
     assert first.refusal == LABELS
     assert (second.name, second.what, second.value, second.rows) == (
         *("00000009-finite", "dense/w"),
