@@ -134,6 +134,12 @@ def test_a_batch_that_tells_none_has_the_bytes_that_it_always_had() -> None:
     assert len(msgspec.msgpack.decode(batch.telling_none(2).to_bytes())) == 7
 
 
+def test_a_batch_of_another_form_is_refused() -> None:
+    _, *parts = msgspec.msgpack.decode(make_samples(5, 0).to_bytes())
+    with pytest.raises(SchemaError, match=r"is not a sample batch \(form 3\); run one version"):
+        SampleBatch.from_bytes(msgspec.msgpack.encode([3, *parts]))
+
+
 def test_batches_that_tell_and_that_do_not_are_joined() -> None:
     both = SampleBatch.concat([make_samples(2, 0), replace(make_samples(3, 0), outcomes=np.ones((3, 2), np.float32))])
     assert both.outcomes.tolist()[2:] == [[1, 1]] * 3

@@ -670,6 +670,13 @@ def test_another_number_of_partitions_is_refused() -> None:
         Archive(SCHEMA, WAITS, HOUR, 2).resume(state)
 
 
+@pytest.mark.parametrize("form", [1, 99])
+def test_a_state_of_another_form_is_refused(form: int) -> None:
+    state = Feed().archive.cut().state | {"form": form}
+    with pytest.raises(StoreError, match=rf"an archive of form {form}, this version reads 2; move the folder"):
+        Feed().archive.resume(state)
+
+
 def test_a_state_outlives_a_new_field() -> None:
     feed = Feed(parse_schema(SMALL)).item(11, color="red").events(exposure("p", T0, [11]))
     state = msgspec.msgpack.decode(msgspec.msgpack.encode(feed.archive.cut().state))
