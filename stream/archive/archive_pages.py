@@ -112,9 +112,8 @@ class ArchivedPages:
         self._pages: dict[str, ArchivedPage] = {}
         self._timers: list[tuple[int, str]] = []
         self._settled = DroppedPages()
-        self._headings: OrderedDict[str, tuple[int, Made]] = (
-            OrderedDict()
-        )  # of pages that are gone: forget at; ascending
+        self._headings: OrderedDict[str, tuple[int, Made]] = OrderedDict()
+        """Of pages that are gone, and when to forget them, ascending."""
 
     @property
     def newest_ms(self) -> int:
