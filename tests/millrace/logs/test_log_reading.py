@@ -185,6 +185,14 @@ def test_times_become_milliseconds(tmp_path: Path, form: str, unit: str, column:
     assert log.table["ts_ms"].to_pylist() == [DAY0, DAY0 + 1000]
 
 
+def test_seconds_beyond_what_milliseconds_can_say_are_no_time(tmp_path: Path) -> None:
+    """A thousand times 2^61 is a multiple of 2^64."""
+    late = 2**61 + DAY0 // 1000
+    path = write(tmp_path, "parquet", [r | {"at": at} for r, at in zip(ROWS[:2], [DAY0 // 1000, late], strict=True)])
+    with pytest.raises(LogError, match=rf"{late}.*time_unit"):
+        read_log(path, schema(log='time_unit = "s"\n'))
+
+
 def test_days_are_local_or_the_logs_own(tmp_path: Path) -> None:
     own = [r | {"date": 20220425} for r in ROWS]
     derived = read_log(write(tmp_path, "csv"), schema())

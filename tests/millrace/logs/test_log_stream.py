@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from millrace.contracts.schema import Schema, parse_schema
-from millrace.logs import Bounds, LogTable, local_days, read_log
+from millrace.logs import Bounds, LogFaults, LogTable, local_days, read_log
 from millrace.logs.copies import groups
 from tests.scenes.exploring import examples
 from tests.scenes.small_logs import MS, PAGES, schema, written
@@ -162,6 +162,19 @@ user = "who"
 item = "shown"
 label = "clicked"
 """
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_an_odd_row_of_a_later_block_has_its_number_in_the_log(tmp_path: Path, header: bool) -> None:
+    path = tmp_path / "log.csv"
+    lines = ["at,who,what,clicked"] * header + [f"{MS + n},u{n},i{n},0" for n in range(400)]
+    lines[header + 299] += ",9"
+    path.write_text("\n".join(lines))
+    named = "" if header else 'columns = ["at", "who", "what", "clicked"]\n'
+    with pytest.raises(LogFaults) as caught:
+        read_log(path, schema('disorder = "10min"\n' + named), spool=tmp_path, bounds=SMALL)
+    (fault,) = caught.value.faults
+    assert (fault.row, fault.rows) == (300, 1)
 
 
 def test_types_are_those_of_all_blocks_and_not_of_the_first(tmp_path: Path) -> None:

@@ -279,6 +279,16 @@ def test_sweeps_that_look_only_at_what_is_due_leave_what_a_whole_sweep_leaves() 
         assert sorted(due.keys().tolist()) == sorted(every.keys().tolist())
 
 
+def test_keys_that_ended_before_the_base_moved_go_with_the_next_sweep() -> None:
+    """Also where the new base makes the sweep's turn about what it was at the last one."""
+    store, later = TileStore(FEED, A), T0 + 4096 * DAY
+    store.add(np.arange(1, 201, dtype=np.uint64), T0 + np.arange(200) * 5 * MINUTE, np.zeros(200, np.uint8))
+    store.sweep(T0 + DAY, 0, 1)
+    store.add(np.array([999], np.uint64), np.array([later]), np.zeros(1, np.uint8))
+    store.sweep(later, 0, 1)
+    assert store.keys().tolist() == [999]
+
+
 @pytest.mark.parametrize(("lengths", "form", "unit"), [((1,), 1, 60), (("6h", "1d"), 2, 15), (FEED, 3, 5)])
 def test_the_packed_form_says_its_unit_and_another_units_list_is_refused_by_name(
     lengths: Lengths, form: int, unit: int
