@@ -31,11 +31,9 @@ from scorer.catalog.itemtable import ItemTable
 from scorer.page.rank import Ranker
 from scorer.recall.candidate_lists import make_lists
 from scorer.users.userrecord import KnownUser
-from scorer.worker.scorer_warmup import warm_up as warm_scorer
 from stream.join.join import InputMessage
 from stream.partition.partition import Partition
 from stream.worker.shop_lists import ShopLists
-from stream.worker.stream_warmup import warm_up as warm_stream
 from tests.scenes.arrivals import NOW, arrivals
 from tests.scenes.exploring import examples
 from tests.scenes.parity_shop import EXPOSURE_AGE, FIELDS, LAST, Shop
@@ -285,9 +283,3 @@ def test_hot_items_and_affinities_go_by_the_windows_alone() -> None:
         found.append((index.heat.clicks.tolist(), affinity.tolist(), shop.make(now), tastes))
     assert found[0] == found[1]
     assert all(found[0][0])
-
-
-@pytest.mark.parametrize("which", sorted(SCHEMAS))
-def test_roles_warm_up_with_both_kinds(which: str) -> None:
-    warm_stream(SCHEMAS[which], POLICY)
-    warm_scorer(SCHEMAS[which])

@@ -42,6 +42,44 @@ after = compiled()
 assert after == before, [n for n in after if after[n] != before[n]]
 """
 
+BOTH_KINDS = """
+import sys
+from numba.core.dispatcher import Dispatcher
+from millrace.contracts.events import Item
+from millrace.windows import tile_kernels
+from scorer.worker.scorer_warmup import warm_up as warm_scorer
+from stream.worker.stream_warmup import warm_up as warm_stream
+from tests.scenes.parity_shop import Shop
+from tests.scenes.stream_world import HOUR, POLICY, T0, action, exposure, page_log
+from tests.stream.partition.test_stream_parity import SCHEMAS, rich
+
+def compiled():
+    return {n: sorted(map(str, f.signatures)) for n, f in vars(tile_kernels).items() if isinstance(f, Dispatcher)}
+
+schema = SCHEMAS[sys.argv[1]]
+warm_stream(schema, POLICY)
+warm_scorer(schema)
+before = compiled()
+shop = Shop([Item(str(i), {"price": 5.0}, T0) for i in range(9)], schema)
+for raw, topic in ((page_log("a", T0, [1, 2]), "page_logs"), (exposure("a", T0, [1, 2]), "events"),
+                   (action("click", "a", T0, 0, 1), "events")):
+    shop.take(7, rich(shop.log(topic, raw), schema))
+shop.publish()
+ranked = shop.rank(7, "1", T0 + HOUR, 2.0)
+assert ranked.num[0, schema.layout.window_start:].any()
+assert compiled() == before, [n for n, signatures in compiled().items() if signatures != before[n]]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(LONG)
+@pytest.mark.parametrize("which", ["days", "short exposure age"])
+def test_nothing_is_left_to_compile_for_half_lives_and_means(which: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BOTH_KINDS, which], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(LONG)  # in a fresh clone it compiles
