@@ -64,7 +64,7 @@ class Made(NamedTuple):
     @property
     def heading(self) -> Made:
         """What is kept for exposures that come when the page is settled. It has no items."""
-        return Made(self.user, [], b"", self.version, self.arm, self.offset, b"")
+        return self._replace(items=[], scores=b"", sources=b"", raw=b"", odds=b"", ranked=b"")
 
 
 class ArchivedPart(NamedTuple):

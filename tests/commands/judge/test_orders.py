@@ -232,7 +232,7 @@ def archive_of(folder: Path, pages: int, explore: str = "1,softmax,2", features:
             odds=odds.tobytes(),
         )
         made = Made(
-            f"u{n // 5 % 900}", names, log.scores, 1, arm, 0, b"", to_msgpack(log) if features else b"", log.odds
+            f"u{n // 5 % 900}", names, log.scores, 1, arm, 0, b"", to_msgpack(log) if features else b"", log.odds, b""
         )
         for k, item in enumerate(items.tolist()):
             clicked = rng.random() < TRUE[item] * EXAMINED[k]
