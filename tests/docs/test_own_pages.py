@@ -23,13 +23,10 @@ from millrace.contracts.profile_warnings import ProfileChecks
 from millrace.contracts.schema import parse_schema
 from millrace.windows.features import FeatureBuilder
 from tests.architecture import ROOT
+from tests.docs.walk import PAGES
 from tests.scenes.learning import SCHEMA, make_samples
 
 DOCS = ROOT / "docs"
-PAGES = [
-    *ROOT.glob("*.md"),
-    *(page for folder in ("docs", "client", "deploy", "examples") for page in (ROOT / folder).rglob("*.md")),
-]
 CODE = "millrace|commands|stream|learner|scorer|simulator|benchmarks|experiments|tests|examples"
 
 

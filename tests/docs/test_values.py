@@ -22,7 +22,7 @@ from millrace.contracts.settings import SECTIONS, Settings
 from millrace.processes.metrics import PORTS as METRICS
 from scorer.worker.scorer_openapi import ROUTES
 from tests.architecture import ROOT
-from tests.docs.test_own_pages import PAGES
+from tests.docs.walk import PAGES
 
 MADE, PAST = "settings.md", "CHANGELOG.md"
 PAGES_OF_NOW = [page for page in PAGES if page.name not in (MADE, PAST) and page.parent.name != "lab"]

@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from millrace.processes.services import free_port
+from tests.architecture import ROOT
 from tests.scenes.demo_process import PATIENT
 from tests.scenes.waiting import LONG, PATIENCE, until
+
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(page for folder in ("docs", "client", "deploy", "examples") for page in (ROOT / folder).rglob("*.md")),
+]
+"""All pages that a reader may open."""
 
 PORTS = {"scorer": 8700, "page": 8710, "intake": 8720}
 """The ports that pages have, by their names in ``up.json``."""

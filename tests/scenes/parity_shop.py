@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from millrace.contracts.events import Item
+from millrace.contracts.events import Item, to_msgpack
 from millrace.contracts.online_layout import RECENT, window_field
-from millrace.contracts.schema import Schema
+from millrace.contracts.page_logs import decode_page_log
+from millrace.contracts.schema import Schema, parse_schema
 from millrace.windows.features import FeatureBuilder
 from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemtable import ItemTable
@@ -75,6 +77,39 @@ of = "user"
 slots = 3
 """
 """What a user did last; of FIELDS, which count clicks and purchases."""
+
+LOG = """
+[log]
+time = "at"
+user = "user_id"
+item = "item_id"
+label = "label"
+action_times = { click = "click_at", purchase = "purchase_at" }
+attribution_minutes = 30
+"""
+DAYS = "days = [1, 7, 30]\nhalf_lives = [0.5, 7]\n"
+SHORT = 'lengths = ["15min", "1h", "6h", "1d", "7d"]\nhalf_lives = ["30min", 7]\n'
+SCHEMA = parse_schema(FIELDS + LOG)
+SCHEMAS = {
+    "days": SCHEMA,
+    "short": parse_schema(FIELDS.replace(DAYS, SHORT) + LOG),
+    "exposure age": parse_schema(FIELDS + EXPOSURE_AGE + LOG),
+    "short exposure age": parse_schema(FIELDS.replace(DAYS, SHORT) + EXPOSURE_AGE + LOG),
+    "last actions": parse_schema(FIELDS + LAST + LOG),
+}
+VALUES = [0.0, 0.004, 3.5, -2.0, 99_999.0, float("nan"), float("inf"), 1e12]
+
+
+def rich(message: InputMessage, schema: Schema) -> InputMessage:
+    """A page log with the columns of one of this module's schemas, and numbers of all kinds."""
+    try:
+        served = decode_page_log(message.raw)
+    except ValueError:
+        return message
+    n = len(served.items)
+    num = np.resize(np.array(VALUES, "<f4"), (n, schema.layout.N))
+    raw = to_msgpack(msgspec.structs.replace(served, schema_id=schema.id, num=num.tobytes()))
+    return message._replace(raw=raw)
 
 
 class Chance:

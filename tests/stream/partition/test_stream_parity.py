@@ -7,7 +7,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,8 +19,7 @@ from commands.replay.stretches import Stretches
 from millrace.contracts.events import Item, PageLog, to_msgpack
 from millrace.contracts.itemtiles import pack
 from millrace.contracts.online_layout import window_fields
-from millrace.contracts.page_logs import decode_page_log
-from millrace.contracts.schema import Schema, parse_schema
+from millrace.contracts.schema import parse_schema
 from millrace.logs import read_log
 from millrace.windows.affinity import preferences
 from millrace.windows.features import FeatureBuilder
@@ -36,7 +34,7 @@ from stream.partition.partition import Partition
 from stream.worker.shop_lists import ShopLists
 from tests.scenes.arrivals import NOW, arrivals
 from tests.scenes.exploring import examples
-from tests.scenes.parity_shop import EXPOSURE_AGE, FIELDS, LAST, Shop
+from tests.scenes.parity_shop import FIELDS, SCHEMA, SCHEMAS, Shop, rich
 from tests.scenes.reference_partition import ReferencePartition
 from tests.scenes.stream_world import (
     HOUR,
@@ -53,25 +51,6 @@ from tests.scenes.stream_world import (
 )
 from tests.scenes.tile_streams import first_exposed
 
-LOG = """
-[log]
-time = "at"
-user = "user_id"
-item = "item_id"
-label = "label"
-action_times = { click = "click_at", purchase = "purchase_at" }
-attribution_minutes = 30
-"""
-DAYS = "days = [1, 7, 30]\nhalf_lives = [0.5, 7]\n"
-SHORT = 'lengths = ["15min", "1h", "6h", "1d", "7d"]\nhalf_lives = ["30min", 7]\n'
-SCHEMA = parse_schema(FIELDS + LOG)
-SCHEMAS = {
-    "days": SCHEMA,
-    "short": parse_schema(FIELDS.replace(DAYS, SHORT) + LOG),
-    "exposure age": parse_schema(FIELDS + EXPOSURE_AGE + LOG),
-    "short exposure age": parse_schema(FIELDS.replace(DAYS, SHORT) + EXPOSURE_AGE + LOG),
-    "last actions": parse_schema(FIELDS + LAST + LOG),
-}
 GROUP = """
 [[windows.keys]]
 columns = ["user_id", "shelf"]
@@ -80,19 +59,6 @@ name = "shelf"
 of = "item"
 """
 LAYOUT = SCHEMA.layout
-VALUES = [0.0, 0.004, 3.5, -2.0, 99_999.0, float("nan"), float("inf"), 1e12]
-
-
-def rich(message: InputMessage, schema: Schema) -> InputMessage:
-    """A page log with the columns of one of this module's schemas, and numbers of all kinds."""
-    try:
-        served = decode_page_log(message.raw)
-    except ValueError:
-        return message
-    n = len(served.items)
-    num = np.resize(np.array(VALUES, "<f4"), (n, schema.layout.N))
-    raw = to_msgpack(msgspec.structs.replace(served, schema_id=schema.id, num=num.tobytes()))
-    return message._replace(raw=raw)
 
 
 @examples(50)

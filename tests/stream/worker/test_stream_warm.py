@@ -49,9 +49,8 @@ from millrace.contracts.events import Item
 from millrace.windows import tile_kernels
 from scorer.worker.scorer_warmup import warm_up as warm_scorer
 from stream.worker.stream_warmup import warm_up as warm_stream
-from tests.scenes.parity_shop import Shop
+from tests.scenes.parity_shop import SCHEMAS, Shop, rich
 from tests.scenes.stream_world import HOUR, POLICY, T0, action, exposure, page_log
-from tests.stream.partition.test_stream_parity import SCHEMAS, rich
 
 def compiled():
     return {n: sorted(map(str, f.signatures)) for n, f in vars(tile_kernels).items() if isinstance(f, Dispatcher)}
