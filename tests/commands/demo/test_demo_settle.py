@@ -97,7 +97,7 @@ def host(tmp_path: Path) -> Host:
 def test_a_broker_that_dies_while_it_is_read_from_is_started_again_meanwhile(host: Host) -> None:
     started = threading.Event()
     dead = SimpleNamespace(poll=lambda: -9, returncode=-9)
-    service: Any = SimpleNamespace(name="broker", process=dead)
+    service: Any = SimpleNamespace(name="broker", process=dead, pid=None)
 
     def again() -> None:
         service.process = None

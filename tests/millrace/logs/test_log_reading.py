@@ -654,7 +654,10 @@ def test_files_of_another_form_than_their_ending_says_are_named(
 @pytest.mark.parametrize(("name", "role"), [("who", "user"), ("what", "item"), ("at", "time"), ("clicked", "label")])
 @pytest.mark.parametrize("missing", ["", float("nan"), None], ids=["empty", "nan", "null"])
 def test_an_empty_text_or_nan_is_a_missing_value(tmp_path: Path, name: str, role: str, missing: Any) -> None:
-    values = pa.array(["1", missing, "1", "1"] if missing == "" else [1.0, missing, 1.0, 1.0])
+    good = 1_650_812_741_436 if role == "time" else 1
+    values = pa.array(
+        [str(good), missing, *2 * [str(good)]] if missing == "" else [float(good), missing, *2 * [float(good)]]
+    )
     refused(with_column(tmp_path, name, values), schema(), "log.parquet", f"row 2 has no {role} ('{name}')")
 
 
