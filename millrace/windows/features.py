@@ -183,9 +183,9 @@ class FeatureBuilder:
             column, k = self.exposed
             first_ms = counts[:, k, -1, 0].astype(np.int64) * self._unit_ms
             out[:, column] = self.age_days(np.asarray(ts_ms, np.int64), first_ms)
-        block = out[:, layout.window_start : layout.among_start].reshape(n, layout.K, -1, copy=False)
-        fade = self.fade(ts_ms) if self.schema.windows.half_lives else np.empty((1, 0))
-        _fill(self.block, self._order, counts, fade, block)
+        block = out[:, layout.window_start : layout.among_start]
+        block = block.reshape(n, layout.K, len(self.block.prior), copy=False)
+        _fill(self.block, self._order, counts, self.fade(ts_ms), block)
         return out
 
     def compare(self, num: F32, *sets: NDArray[np.integer[Any]]) -> None:

@@ -153,6 +153,8 @@ def test_numbers_equal_those_of_array_operations_to_the_bit(name: str) -> None:
     made, expected = builder.num(plain, counts, n, ts_ms), plain_num(builder, plain, counts, n, ts_ms)
     assert made.any()
     assert made.tobytes() == expected.tobytes()
+    nobody = {name: values[:0] for name, values in plain.items()}
+    assert builder.num(nobody, counts[:0], 0, ts_ms[:0]).shape == (0, schema.layout.N)
 
 
 def test_a_row_is_the_same_to_the_bit_alone_and_among_a_thousand() -> None:
