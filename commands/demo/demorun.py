@@ -286,7 +286,8 @@ def _run(settings: Settings, options: DemoOptions, folder: Path, signals: Signal
             run.phase = "stopping"
             run.supervisor.stop()
             return 143 if signals.hurry else 130
-        return _finish(run, options)
+        _finish(run, options)
+        return 0
 
 
 def _pages(settings: Settings) -> LoggedPages:
@@ -295,7 +296,7 @@ def _pages(settings: Settings) -> LoggedPages:
     return pages
 
 
-def _finish(run: Demo, options: DemoOptions) -> int:
+def _finish(run: Demo, options: DemoOptions) -> None:
     ledger, settlement = run.settle()
     run.phase = "stopping"
     run.supervisor.stop()
@@ -326,4 +327,3 @@ def _finish(run: Demo, options: DemoOptions) -> int:
         run.view.say(line)
     if problem is not None:
         raise problem
-    return 0

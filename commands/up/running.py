@@ -25,7 +25,8 @@ def running(settings: Settings) -> dict[str, Any]:
         return found
     addresses = folders.addresses(data)
     found["addresses"] = {n: without_password(v) for n, v in addresses.items() if isinstance(v, str)}
-    found |= {name: addresses[name] for name in ("pid",) if name in addresses}
+    if "pid" in addresses:
+        found["pid"] = addresses["pid"]
     if page := addresses.get("page"):
         try:
             state = msgspec.json.decode(fetch(f"{page.rstrip('/')}/state.json", ANSWER_SECONDS))

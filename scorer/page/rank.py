@@ -286,11 +286,10 @@ class Ranker:
         plain = np.zeros(layout.window_start)
         for name, value in {**user.plain, **numbers}.items():
             plain[self._plain_at[name]] = value
-        half_lives = self.builder.schema.windows.half_lives
         return SharedInputs(
             hashes=self._hashes({**user.columns, **named, **self._actions.of(user.lately, ts_ms)}),
             plain=plain,
-            fade=self.builder.fade(ts_ms).ravel() if half_lives else np.empty(0),
+            fade=self.builder.fade(ts_ms).ravel(),
             ts_ms=ts_ms,
         )
 

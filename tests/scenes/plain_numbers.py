@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.windows.features import F32, FeatureBuilder, finite32, whole_hours
+from millrace.windows.features import F32, FeatureBuilder
 
 
 def plain_num(
@@ -18,20 +18,13 @@ def plain_num(
     n: int,
     ts_ms: NDArray[np.int64] | int = 0,
 ) -> F32:
-    """As :meth:`FeatureBuilder.num`. (n, N)"""
+    """As :meth:`FeatureBuilder.num`, which makes what does not follow from counts. (n, N)"""
     layout, windows = builder.layout, builder.schema.windows
-    out = np.zeros((n, layout.N), np.float32)
-    for i, field in enumerate(layout.plain_fields):
-        values = plain.get(field.name)
-        if values is not None:
-            out[:, i] = whole_hours(finite32(values)) if field.name == "age_days" else finite32(values)
+    out = builder.num(plain, counts, n, ts_ms)
     if not layout.K:
         return out
-    if builder.exposed is not None:
-        column, k = builder.exposed
-        first_ms = counts[:, k, -1, 0].astype(np.int64) * windows.unit_ms
-        out[:, column] = builder.age_days(np.asarray(ts_ms, np.int64), first_ms)
-        counts = counts[:, :, :-1]
+    counts = counts[:, :, : len(windows.spans)]
+    out[:, layout.window_start : layout.among_start] = np.nan
     actions, spans = len(windows.actions), len(windows.durations)
     rates = 2 * actions - 1
     block = out[:, layout.window_start : layout.among_start]
