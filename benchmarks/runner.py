@@ -18,7 +18,19 @@ from benchmarks.tools.bench_figures import Figure, Say
 from millrace.basics.errors import SettingError
 from millrace.reports import surroundings
 
-BENCHMARKS = ("capacity", "intake", "judge", "learner", "recall", "safety", "scorer", "stores", "stream", "up")
+BENCHMARKS = (
+    "capacity",
+    "intake",
+    "judge",
+    "learner",
+    "recall",
+    "replay",
+    "safety",
+    "scorer",
+    "stores",
+    "stream",
+    "up",
+)
 """Modules of this folder. Each has a ``run`` from a folder, ``say`` and a size to figures, and a size ``SHORT``."""
 
 

@@ -17,7 +17,7 @@ from tests.scenes.waiting import LONG
 @pytest.mark.slow
 @pytest.mark.services
 @pytest.mark.timeout(LONG)
-@pytest.mark.parametrize("name", ["intake", "judge", "learner", "stores"])
+@pytest.mark.parametrize("name", ["intake", "judge", "learner", "replay", "stores"])
 def test_a_short_run_ends_with_figures(tmp_path: Path, name: str) -> None:
     """Each in a process of its own. Recall, scorer and stream have tests of their own; the others take minutes."""
     assert name in BENCHMARKS
