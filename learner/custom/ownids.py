@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.tables.row_index import Index
-from learner.tables.table_kernels import EMPTY
+from millrace.basics.probing import EMPTY
 from millrace.contracts.schema import Schema
 from millrace.versions.image import Array
 

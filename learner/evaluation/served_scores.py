@@ -29,7 +29,7 @@ from learner.ranker.repeats import exposure_ids, page_hashes
 from learner.ranker.verbs import Learning
 from learner.samples.eventtime import EventTime
 from learner.tables.row_index import Index
-from learner.tables.table_kernels import EMPTY
+from millrace.basics.probing import EMPTY
 from millrace.basics.ranking_metrics import ORDER, Numbers, auc, calibration, is_probability, judged, log_loss, within
 from millrace.contracts.events import ARMS, LOGGED, MODEL, UNRANKED
 from millrace.contracts.samples import CORRECTION, POSITIVE, SampleBatch

@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.gate.median_clock import MedianClock
-from millrace.basics.compiled import compiled, home_slot
+from millrace.basics.compiled import compiled
 from millrace.basics.durations import HOUR_MS
 from millrace.basics.errors import SettingError
+from millrace.basics.probing import home_of, place
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.versions.image import Array
@@ -136,10 +137,7 @@ class Quota:
 @compiled
 def slot(one: Any, table: Array) -> Any:
     """Where an id is in a table (S, 2), or would be; half of the slots are free at least. S is a power of 2."""
-    at = home_slot(one, 32) & (len(table) - 1)
-    while table[at, 0] != 0 and table[at, 0] != one:
-        at = (at + 1) % len(table)
-    return at
+    return place(table[:, 0], home_of(one, len(table)), one)
 
 
 @compiled

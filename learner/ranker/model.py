@@ -106,10 +106,10 @@ from learner.ranker.within_page import page_rows, teach_pages
 from learner.retrieval.retrieval import RetrievalHead
 from learner.tables import table_kernels
 from learner.tables.table import SparseTable, StepSizes
-from learner.tables.table_kernels import EMPTY
 from millrace.basics.durations import MINUTE_MS
 from millrace.basics.errors import UNFIT, SnapshotError
 from millrace.basics.hashing import salt
+from millrace.basics.probing import EMPTY
 from millrace.contracts.samples import OUTCOME, PAGE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.labels import asks, weigh, weighs

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.tables.row_index import Index
-from learner.tables.table_kernels import EMPTY
 from millrace.basics.durations import HOUR_MS
 from millrace.basics.hashing import column_hash, combine, salt
+from millrace.basics.probing import EMPTY
 from millrace.contracts.samples import OUTCOME, SampleBatch
 from millrace.contracts.settings import Settings
 

@@ -34,9 +34,9 @@ from learner.retrieval.retrievalstep import ClickPairs, gradients
 from learner.retrieval.tower import ITEM, RECENT, USER, Sides, factors_of, map_ids
 from learner.tables.row_index import Ids
 from learner.tables.table import SparseTable, StepSizes, as_read
-from learner.tables.table_kernels import EMPTY
 from millrace.basics.durations import MINUTE_MS
 from millrace.basics.hashing import salt
+from millrace.basics.probing import EMPTY
 from millrace.contracts.samples import CORRECTION, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.versions.image import Array, below

@@ -14,8 +14,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from learner.tables.table_kernels import EMPTY, put, seek, take_out
-from millrace.basics.compiled import GOLDEN, compiled, home_slot, split_mix
+from millrace.basics.compiled import GOLDEN, compiled, split_mix
+from millrace.basics.probing import EMPTY, home_slot, put, seek, take_out
 
 Array = NDArray[Any]
 
@@ -190,8 +190,9 @@ def enter(slots: Array, shift: int, ids: Array, entries: Array) -> None:
 @compiled
 def entries_of(slots: Array, shift: int, ids: Array, wanted: Array, out: Array) -> None:
     """``out[i]``: entry of the key ``wanted[i]``, EMPTY where it is 0 or not there."""
+    keys = ids[:, 0]
     for i in range(len(wanted)):
-        out[i] = EMPTY if wanted[i] == 0 else seek(slots, home_slot(wanted[i], shift), ids, wanted[i])
+        out[i] = EMPTY if wanted[i] == 0 else seek(slots, home_slot(wanted[i], shift), keys, wanted[i])
 
 
 @njit(inline="always")
@@ -199,7 +200,7 @@ def _entry(slots: Any, shift: Any, ids: Any, shown: Any, clicks: Any, counts: An
     """The entry of a shown item, a new one if it has none. When all R entries are taken, one makes room that was not
     shown since the hand last passed, and is not in the ring of clicks (the clock algorithm: Corbato 1968). There is
     always one: the ring is shorter than the table."""
-    entry = np.int64(seek(slots, home_slot(key, shift), ids, key))
+    entry = np.int64(seek(slots, home_slot(key, shift), ids[:, 0], key))
     if entry == EMPTY:
         if counts[USED] < len(ids):
             entry = counts[USED]
@@ -211,7 +212,7 @@ def _entry(slots: Any, shift: Any, ids: Any, shown: Any, clicks: Any, counts: An
                 hand = hand + 1 if hand + 1 < len(ids) else 0
             entry = hand
             counts[HAND] = hand + 1 if hand + 1 < len(ids) else 0
-            take_out(slots, home_slot(ids[entry, 0], shift), shift, ids, ids[entry, 0])
+            take_out(slots, home_slot(ids[entry, 0], shift), shift, ids[:, 0], ids[entry, 0])
         ids[entry, 0] = key
         put(slots, home_slot(key, shift), np.int32(entry))
     shown[entry] = True

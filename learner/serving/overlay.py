@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from learner.serving import overlaykernels as kernels
 from learner.serving.overlaykernels import FILLED, SPARE, USED, VALUES
 from learner.tables.table import BatchIds, as_read, distinct
-from learner.tables.table_kernels import EMPTY, FREE
 from millrace.basics.errors import SettingError
+from millrace.basics.probing import EMPTY, FREE
 from millrace.versions.image import TableRows, problem_of
 
 Ids = NDArray[np.int64]

@@ -2,9 +2,7 @@
 """The compiled loops of the tables that serve (learner/serving/overlay.py). Plain Python semantics, the GIL released.
 
 They differ from learner/tables/table_kernels.py because these hashes are read while they are written, without a
-lock: a slot goes from free to a row, from a row to gone, and from gone to a row again, but never back to free. So a
-    concurrent
-search for an id passes all changes of other ids. A changing id itself is found in the overlay that brought the change.
+lock (:mod:`millrace.basics.probing`). A changing id itself is found in the overlay that brought the change.
 
 Symbols: S slots (2^k), R rows, W columns of a record, U distinct ids, C id columns, F fields, D embedding width, n
 samples. ``ids`` (R, W / 2) int64 is the same memory as ``data`` (R, W) float32; the id is the first word.
@@ -18,41 +16,27 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from learner.tables.table_kernels import AHEAD, EMPTY, FREE, fetch
-from learner.tables.table_kernels import put as place
-from millrace.basics.compiled import GOLDEN, compiled, home_slot, split_mix
+from learner.tables.table_kernels import AHEAD, fetch
+from millrace.basics import probing
+from millrace.basics.compiled import GOLDEN, compiled, split_mix
+from millrace.basics.probing import EMPTY, FREE, GONE, home_slot, seek_beside, slot_and_hole, slot_of
 
 Array = NDArray[Any]
 
-GONE = 1  # a slot whose row went. One that never held a row is FREE; one that holds a row holds ``~row``, below 0
 VALUES = 2  # first column of a record's values: the id takes two
 # Places in a table's counts: rows given out ever, rows to give out again, slots that are not free.
 USED, SPARE, FILLED = 0, 1, 2
 
 
-@njit(inline="always")
-def _seek(slots: Any, shift: Any, ids: Any, key: Any) -> Any:
-    """Row of a key, or EMPTY; linear probing. It ends, whatever another process does to the slots."""
-    slot = home_slot(key, shift)
-    for _ in range(len(slots)):
-        held = slots[slot]
-        if held == FREE:
-            break
-        if held < FREE and ids[~held, 0] == key:
-            return ~held
-        slot = (slot + 1) & (len(slots) - 1)
-    return EMPTY
-
-
 @compiled
 def find(slots: Array, shift: int, ids: Array, keys: Array, out: Array) -> int:
     """``out[i]``: row of ``keys[i]`` or EMPTY. The return value means nothing."""
-    touched = 0
+    touched, held = 0, ids[:, 0]
     for first in range(0, len(keys), AHEAD):
         last = min(first + AHEAD, len(keys))
         touched += fetch(slots, shift, ids, keys, first, last)
         for i in range(first, last):
-            out[i] = EMPTY if keys[i] == 0 else _seek(slots, shift, ids, keys[i])
+            out[i] = EMPTY if keys[i] == 0 else seek_beside(slots, home_slot(keys[i], shift), held, keys[i])
     return touched
 
 
@@ -60,12 +44,12 @@ def find(slots: Array, shift: int, ids: Array, keys: Array, out: Array) -> int:
 def read(slots: Array, shift: int, data: Array, ids: Array, keys: Array, absent: bool, out: Array) -> int:
     """``out[i]`` (U, W'): the values of ``keys[i]``; without a row zeros if ``absent``, else unchanged. The return
     value means nothing."""
-    touched = 0
+    touched, held = 0, ids[:, 0]
     for first in range(0, len(keys), AHEAD):
         last = min(first + AHEAD, len(keys))
         touched += fetch(slots, shift, ids, keys, first, last)
         for i in range(first, last):
-            row = _seek(slots, shift, ids, keys[i]) if keys[i] != 0 else EMPTY
+            row = seek_beside(slots, home_slot(keys[i], shift), held, keys[i]) if keys[i] != 0 else EMPTY
             if row != EMPTY:
                 for d in range(out.shape[1]):
                     out[i, d] = data[row, VALUES + d]
@@ -89,7 +73,7 @@ def lay(
             for d in range(width):
                 data[i, VALUES + d] = embedding[i, d]
             data[i, VALUES + width] = wide[i]
-        place(slots, home_slot(key, shift), i)
+        probing.put(slots, home_slot(key, shift), i)
 
 
 @compiled
@@ -107,22 +91,14 @@ def put(
     """Writes rows; a new one for a key that has none, from ``spare`` (R,) or beyond those used. The caller makes sure
     of enough slots and rows; without a row the rest is not written. The return value means nothing. A row is written
     before its slot, so a reader that finds the slot finds the row."""
-    mask, width = len(slots) - 1, embedding.shape[1]
-    touched = 0
+    touched, width, held = 0, embedding.shape[1], ids[:, 0]
     for first in range(0, len(keys), AHEAD):
         last = min(first + AHEAD, len(keys))
         touched += fetch(slots, shift, ids, keys, first, last)
         for i in range(first, last):
-            key, slot = keys[i], home_slot(keys[i], shift)
-            row, hole = EMPTY, EMPTY
-            while slots[slot] != FREE:
-                held = slots[slot]
-                if held == GONE:
-                    hole = slot if hole == EMPTY else hole
-                elif ids[~held, 0] == key:
-                    row = ~held
-                    break
-                slot = (slot + 1) & mask
+            key = keys[i]
+            slot, hole = slot_and_hole(slots, home_slot(key, shift), held, key)
+            row = ~slots[slot]
             new = row == EMPTY
             if new:
                 if counts[SPARE] > 0:
@@ -148,21 +124,18 @@ def put(
 @compiled
 def drop(slots: Array, shift: int, ids: Array, spare: Array, counts: Array, keys: Array) -> None:
     """Removes keys; unknown ones are ignored. Their slots stay behind as gone."""
-    mask = len(slots) - 1
+    held = ids[:, 0]
     for i in range(len(keys)):
         key = keys[i]
         if key == 0:
             continue
-        slot = home_slot(key, shift)
-        while slots[slot] != FREE:
-            held = slots[slot]
-            if held < FREE and ids[~held, 0] == key:
-                slots[slot] = GONE
-                ids[~held, 0] = 0
-                spare[counts[SPARE]] = ~held
-                counts[SPARE] += 1
-                break
-            slot = (slot + 1) & mask
+        slot, _ = slot_and_hole(slots, home_slot(key, shift), held, key)
+        row = ~slots[slot]
+        if row != EMPTY:
+            slots[slot] = GONE
+            ids[row, 0] = 0
+            spare[counts[SPARE]] = row
+            counts[SPARE] += 1
 
 
 @compiled
@@ -172,7 +145,7 @@ def move(slots: Array, after: Array, shift: int, ids: Array, first: int, last: i
     found = 0
     for held in slots[first:last]:
         if held < FREE:
-            place(after, home_slot(ids[~held, 0], shift), ~held)
+            probing.put(after, home_slot(ids[~held, 0], shift), ~held)
             found += 1
     return found
 
@@ -197,8 +170,8 @@ def cross(cat: Array, columns: Array, seeds: Array, at: int, out: Array) -> None
 def distinct(cat: Array, columns: Array, once: Array, scratch: Array, shift: int, unique: Array, inverse: Array) -> int:
     """Distinct ids of the ``columns`` (C,) of ``cat`` in order of appearance; returns U. A column that is ``once`` (C,)
     has one id in all rows: only ``inverse[0, c]`` is written for it. ``inverse`` (n, C) int32: place in ``unique``,
-    EMPTY where the id is 0. ``scratch`` is filled with EMPTY, longer than the ids."""
-    mask, found = len(scratch) - 1, 0
+    EMPTY where the id is 0. ``scratch`` is all free, longer than the ids."""
+    found = 0
     for b in range(len(inverse)):
         for c in range(len(columns)):
             if b > 0 and once[c]:
@@ -207,18 +180,13 @@ def distinct(cat: Array, columns: Array, once: Array, scratch: Array, shift: int
             if key == 0:
                 inverse[b, c] = EMPTY
                 continue
-            slot = home_slot(key, shift)
-            while True:
-                u = scratch[slot]
-                if u == EMPTY:
-                    u = found
-                    scratch[slot] = u
-                    unique[u] = key
-                    found += 1
-                    break
-                if unique[u] == key:
-                    break
-                slot = (slot + 1) & mask
+            slot = slot_of(scratch, home_slot(key, shift), unique, key)
+            u = ~scratch[slot]
+            if u == EMPTY:
+                u = found
+                scratch[slot] = ~u
+                unique[u] = key
+                found += 1
             inverse[b, c] = u
     return found
 

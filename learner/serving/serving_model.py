@@ -34,7 +34,7 @@ from learner.serving.overlay import Layer, Table, record_width
 from learner.serving.staging import ModelWriter, layers_of
 from learner.tables import attention
 from learner.tables.table import as_read
-from learner.tables.table_kernels import EMPTY
+from millrace.basics.probing import FREE
 from millrace.contracts.schema import Schema
 from millrace.versions.modelstore import Image
 
@@ -210,7 +210,7 @@ class ServingModel:
         bits = max(4, size.bit_length() + 1)
         room = self.frame.room
         scratch = _integers(room, "scratch", 1 << bits)
-        scratch.fill(EMPTY)
+        scratch.fill(FREE)
         unique = np.empty(size, np.int64)
         inverse = _integers(room, "inverse", n * c).reshape(n, c)
         found = kernels.distinct(as_read(cat), columns, lone, scratch, 64 - bits, unique, inverse)

@@ -25,8 +25,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from learner.tables.table_kernels import EMPTY
 from millrace.basics.compiled import compiled
+from millrace.basics.probing import EMPTY
 
 Array = NDArray[Any]
 

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.tables import table_kernels
-from learner.tables.table_kernels import EMPTY
 from millrace.basics.errors import SettingError
+from millrace.basics.probing import EMPTY, FREE
 
 Ids = NDArray[np.int64]
 RowNumbers = NDArray[np.int32]
@@ -181,7 +181,7 @@ class Index:
             return
         if not moving and wanted > bits:
             self._next = np.zeros(2 << bits, np.int32)  # the system gives it memory bit by bit, too
-            self._move[:] = int(np.argmax(self._slots == table_kernels.FREE)), 0
+            self._move[:] = int(np.argmax(self._slots == FREE)), 0
             moving = True
         if moving:
             table_kernels.move(self._slots, self._shift, self._next, self._move, self._words, _PACE * coming)

@@ -23,7 +23,8 @@ from learner.tables import table_kernels
 from learner.tables.admission import Admission
 from learner.tables.row_index import Ids, Index, RowNumbers, first_of_each
 from learner.tables.rowcopy import RowCopy
-from learner.tables.table_kernels import EMPTY, TOUCHED
+from learner.tables.table_kernels import TOUCHED
+from millrace.basics.probing import EMPTY
 from millrace.versions.image import TableRows
 
 Floats = NDArray[np.float32]
@@ -67,7 +68,7 @@ def distinct(columns: Ids) -> tuple[Ids, NDArray[np.int32], NDArray[np.int32]]:
     unique = np.empty(columns.size, np.int64)
     counts = np.empty(columns.size, np.int32)
     inverse = np.empty(columns.shape, np.int32)
-    scratch = np.full(1 << bits, EMPTY, np.int32)
+    scratch = np.zeros(1 << bits, np.int32)
     u = table_kernels.distinct(columns, scratch, 64 - bits, unique, inverse, counts)
     return unique[:u], counts[:u], inverse
 

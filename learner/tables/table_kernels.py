@@ -14,12 +14,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from millrace.basics.compiled import GOLDEN, compiled, home_slot, split_mix
+from millrace.basics.compiled import GOLDEN, compiled, split_mix
+from millrace.basics.probing import EMPTY, FREE, home_slot, put, seek, slot_of, take_out
 
 Array = NDArray[Any]
 
-EMPTY = -1  # the row of an id that has none
-FREE = 0  # a slot that holds no row; others hold ``~row``. So slots that the system gives are free without being filled
 TOUCHED, AGAIN = 1, 2  # flags of a mark, see stamp
 AHEAD = 64  # keys that are fetched before they are looked up
 
@@ -28,16 +27,6 @@ AHEAD = 64  # keys that are fetched before they are looked up
 def _has_moved(home: Any, mask: Any, move: Any) -> Any:
     """Whether the ids of this home slot are in the next slots already (``move``: where that began, how far it is)."""
     return ((home - move[0]) & mask) < move[1]
-
-
-@njit(inline="always")
-def seek(slots: Any, slot: Any, ids: Any, key: Any) -> Any:
-    """Row of a key whose home is ``slot``, or EMPTY; linear probing."""
-    row = ~slots[slot]
-    while row != EMPTY and ids[row, 0] != key:
-        slot = (slot + 1) & (len(slots) - 1)
-        row = ~slots[slot]
-    return row
 
 
 @njit(inline="always")
@@ -53,42 +42,11 @@ def fetch(slots: Any, shift: Any, ids: Any, keys: Any, first: Any, last: Any) ->
     return touched
 
 
-@njit(inline="always")
-def put(slots: Any, slot: Any, row: Any) -> None:
-    while slots[slot] != FREE:
-        slot = (slot + 1) & (len(slots) - 1)
-    slots[slot] = ~row
-
-
-@njit(nogil=True)
-def take_out(slots: Array, slot: int, shift: int, ids: Array, key: int) -> int:
-    """Frees row and slot of a key, shifting followers back to need no tombstone. Returns the row, or EMPTY."""
-    mask = len(slots) - 1
-    while slots[slot] != FREE and ids[~slots[slot], 0] != key:
-        slot = (slot + 1) & mask
-    taken = ~slots[slot]
-    if taken == EMPTY:
-        return EMPTY
-    ids[taken, 0] = 0
-    hole, probe = slot, slot
-    while True:
-        probe = (probe + 1) & mask
-        if slots[probe] == FREE:
-            break
-        home = home_slot(ids[~slots[probe], 0], shift)
-        # The follower may move into the hole unless its home lies (cyclically) after the hole.
-        if ((probe - home) & mask) >= ((probe - hole) & mask):
-            slots[hole] = slots[probe]
-            hole = probe
-    slots[hole] = FREE
-    return int(taken)
-
-
 @compiled
 def find(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys: Array, out: Array) -> int:
     """``out[i]``: row of ``keys[i]`` or EMPTY. ``slots`` (2^k,) int32; while they move, ``after`` (2^(k+1),). The
     result means nothing (:func:`fetch`)."""
-    mask = len(slots) - 1
+    mask, held = len(slots) - 1, ids[:, 0]
     touched = 0
     for first in range(0, len(keys), AHEAD):
         last = min(first + AHEAD, len(keys))
@@ -99,9 +57,9 @@ def find(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys: 
             if key != 0:
                 home = home_slot(key, shift)
                 if _has_moved(home, mask, move):
-                    out[i] = seek(after, home_slot(key, shift - 1), ids, key)
+                    out[i] = seek(after, home_slot(key, shift - 1), held, key)
                 else:
-                    out[i] = seek(slots, home, ids, key)
+                    out[i] = seek(slots, home, held, key)
     return touched
 
 
@@ -122,7 +80,7 @@ def insert(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys
 @compiled
 def erase(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys: Array, rows: Array) -> int:
     """Removes keys and puts their rows into ``rows``; returns how many. Unknown keys are ignored."""
-    mask = len(slots) - 1
+    mask, held = len(slots) - 1, ids[:, 0]
     found = 0
     for i in range(len(keys)):
         key = keys[i]
@@ -130,9 +88,9 @@ def erase(slots: Array, shift: int, after: Array, move: Array, ids: Array, keys:
         if key == 0:
             continue
         if _has_moved(home, mask, move):
-            row = take_out(after, home_slot(key, shift - 1), shift - 1, ids, key)
+            row = take_out(after, home_slot(key, shift - 1), shift - 1, held, key)
         else:
-            row = take_out(slots, home, shift, ids, key)
+            row = take_out(slots, home, shift, held, key)
         if row != EMPTY:
             rows[found] = row
             found += 1
@@ -173,8 +131,7 @@ def live(ids: Array, first: int, last: int, out: Array) -> int:
 def distinct(columns: Array, slots: Array, shift: int, unique: Array, inverse: Array, counts: Array) -> int:
     """Distinct ids of ``columns`` (B, C) in order of appearance; returns U. ``unique`` gets the ids, ``counts`` how
     often each occurs, ``inverse`` (B, C) int32 the place of each id in ``unique`` or EMPTY where it is 0 (missing).
-    ``slots`` is scratch, filled with EMPTY, longer than B * C."""
-    mask = len(slots) - 1
+    ``slots`` is scratch, all free, longer than B * C."""
     found = 0
     for b in range(columns.shape[0]):
         for c in range(columns.shape[1]):
@@ -182,19 +139,14 @@ def distinct(columns: Array, slots: Array, shift: int, unique: Array, inverse: A
             if key == 0:
                 inverse[b, c] = EMPTY
                 continue
-            slot = home_slot(key, shift)
-            while True:
-                u = slots[slot]
-                if u == EMPTY:
-                    u = found
-                    slots[slot] = u
-                    unique[u] = key
-                    counts[u] = 0
-                    found += 1
-                    break
-                if unique[u] == key:
-                    break
-                slot = (slot + 1) & mask
+            slot = slot_of(slots, home_slot(key, shift), unique, key)
+            u = ~slots[slot]
+            if u == EMPTY:
+                u = found
+                slots[slot] = ~u
+                unique[u] = key
+                counts[u] = 0
+                found += 1
             counts[u] += 1
             inverse[b, c] = u
     return found

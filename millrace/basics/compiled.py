@@ -1,5 +1,5 @@
 # core
-"""The one decorator of all compiled loops, and the hash function that their tables share."""
+"""The one decorator of all compiled loops, and the generator of random numbers that they share."""
 
 from __future__ import annotations
 
@@ -69,13 +69,6 @@ def _is_constant(value: object) -> bool:
 @cache
 def _file(path: str) -> bytes:
     return Path(path).read_bytes()
-
-
-@njit(inline="always")
-def home_slot(key: Any, shift: Any) -> Any:
-    """The first slot to search for a key in a table of 2^(64 - shift) slots: multiplicative (Fibonacci) hashing. Keys
-    are hashes already; small ones are spread too."""
-    return np.int64((np.uint64(key) * GOLDEN) >> np.uint64(shift))
 
 
 @njit(inline="always")

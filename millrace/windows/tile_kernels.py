@@ -46,7 +46,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from millrace.basics.compiled import compiled, home_slot
+from millrace.basics.compiled import compiled
+from millrace.basics.probing import home_slot, place, vacate
 
 Array = NDArray[Any]
 KEYS, USED, NEWEST, BASE = 0, 1, 2, 3
@@ -161,11 +162,7 @@ def _pack(offset: Any, words: Any, cls: Any, flags: Any) -> Any:
 @compiled
 def _find(table: Array, shift: Any, key: Any) -> Any:
     """The place of ``key`` in the table, or the empty place where it would stand."""
-    mask = len(table) - 1
-    i = home_slot(key, shift)
-    while table[i, 0] != key and table[i, 0] != np.uint64(0):
-        i = (i + 1) & mask
-    return i
+    return place(table[:, 0], home_slot(key, shift), key)
 
 
 @njit(inline="always")
@@ -692,24 +689,6 @@ def rebase(arena: Arena, base: Any) -> None:
 
 
 @compiled
-def _remove(table: Array, shift: Any, hole: Any) -> None:
-    """Empties the place ``hole`` and moves the entries after it back, so that no tombstone is ever needed."""
-    mask = len(table) - 1
-    j = hole
-    while True:
-        j = (j + 1) & mask
-        if table[j, 0] == np.uint64(0):
-            break
-        home = home_slot(table[j, 0], shift)
-        if ((j - home) & mask) >= ((j - hole) & mask):
-            table[hole, 0] = table[j, 0]
-            table[hole, 1] = table[j, 1]
-            hole = j
-    table[hole, 0] = np.uint64(0)
-    table[hole, 1] = np.uint64(0)
-
-
-@compiled
 def sweep(arena: Arena, tick: Any, start: Any, stop: Any, every_list: Any) -> Any:
     """Looks at the places [start, stop) of the table: at lists that are due, or at all. Drops keys that no window
     reaches at ``tick`` and merges the tiles of the others. Returns how many keys it dropped."""
@@ -736,7 +715,7 @@ def sweep(arena: Arena, tick: Any, start: Any, stop: Any, every_list: Any) -> An
             left = _merge(pool, offset, n, state[NEWEST] - slack, grain, reach)
         if left == 0:
             _release(pool, free, offset, cls)
-            _remove(table, arena.shift, i)
+            vacate(table, i, arena.shift)
             state[KEYS] -= 1
             dropped += 1
             continue  # another entry may stand here now
@@ -839,7 +818,7 @@ def scatter(arena: Arena, keys: Array, sizes: Array, words: Array, tiles: Array,
             offset, cls = _offset(meta), _class(meta)
             if n == 0:
                 _release(pool, free, offset, cls)
-                _remove(table, arena.shift, i)
+                vacate(table, i, arena.shift)
                 state[KEYS] -= 1
                 cursor[1] += rows
                 continue

@@ -27,8 +27,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from millrace.basics.compiled import GOLDEN, compiled, home_slot, split_mix
+from millrace.basics.compiled import GOLDEN, compiled, split_mix
 from millrace.basics.number_kernels import BlockForm, fill_block, whole_hours
+from millrace.basics.probing import FREE, home_of, seek, slot_of
 
 Array = NDArray[Any]
 
@@ -119,20 +120,10 @@ def folded(out: Any, hashed: Any) -> Any:
 
 
 @njit(inline="always")
-def _home(key: Any, size: Any) -> Any:
-    return home_slot(key, 32) & (size - 1)
-
-
-@njit(inline="always")
 def _entry(keys: Array, table: Array, key: Any) -> Any:
     if key == _NONE:
         return 0
-    i = _home(key, len(table))
-    while table[i] != 0:
-        if keys[table[i]] == key:
-            return np.int64(table[i])
-        i = (i + 1) & (len(table) - 1)
-    return 0
+    return max(np.int64(seek(table, home_of(key, len(table)), keys, key)), 0)
 
 
 @compiled(error_model="numpy")
@@ -140,11 +131,10 @@ def enter(keys: Array, table: Array, entries: Array) -> None:
     """Puts ``entries`` of ``keys`` into ``table``, without key 0 and those already there."""
     for entry in entries:
         key = keys[entry]
-        if key != _NONE and _entry(keys, table, key) == 0:
-            i = _home(key, len(table))
-            while table[i] != 0:
-                i = (i + 1) & (len(table) - 1)
-            table[i] = entry
+        if key != _NONE:
+            at = slot_of(table, home_of(key, len(table)), keys, key)
+            if table[at] == FREE:
+                table[at] = ~entry
 
 
 @njit(inline="always")
@@ -244,7 +234,7 @@ def make(
             parent = np.int64(where[above, i]) if above >= 0 else np.int64(0)
             block = used
             if mode == LOOK:
-                at = _home(key, len(table))
+                at = home_of(key, len(table))  # as millrace.basics.probing, of a key in two parts
                 while table[at] != 0:
                     block = int(table[at])
                     if room.keys[block] == key and room.above[block] == parent:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.basics.compiled import compiled, home_slot
+from millrace.basics.compiled import compiled
+from millrace.basics.probing import home_of, place
 from scorer.catalog.pagekernels import folded
 
 Array = NDArray[Any]
@@ -61,17 +62,13 @@ def unseen(salt: Any, user: Any, items: Array, column: int, user_first: bool, se
         seen: hash table of :func:`table_of` with the user's window keys that have exposures.
         allowed: (R,) bool, R <= rows.
     """
-    mask = len(seen) - 1
     for row in range(len(allowed)):
         item = items[row, column]
         if not allowed[row] or item == 0:
             continue
         key = folded(folded(user, salt), item) if user_first else folded(folded(item, salt), user)
         key = np.uint64(1) if key == 0 else key
-        at = np.int64(key >> np.uint64(32)) & mask
-        while seen[at] != 0 and seen[at] != key:
-            at = (at + 1) & mask
-        if seen[at] == key:
+        if seen[place(seen, home_of(key, len(seen)), key)] == key:
             allowed[row] = False
 
 
@@ -84,12 +81,8 @@ def table_of(keys: Array) -> Array:
 
 @compiled
 def _enter(keys: Array, table: Array) -> None:
-    mask = len(table) - 1
     for key in keys:
-        at = np.int64(key >> np.uint64(32)) & mask
-        while table[at] != 0:
-            at = (at + 1) & mask
-        table[at] = key
+        table[place(table, home_of(key, len(table)), key)] = key
 
 
 @compiled
@@ -115,10 +108,7 @@ def capped(values: Array, limits: Array, out: Array) -> Any:
             value = values[i, a]
             if value == 0:
                 continue
-            at = home_slot(value, 32) & (room - 1)
-            while keys[a, at] != 0 and keys[a, at] != value:
-                at = (at + 1) & (room - 1)
-            places[a] = at
+            at = places[a] = place(keys[a], home_of(value, room), value)
             if counts[a, at] >= limits[a]:
                 fits = False
                 break

@@ -23,7 +23,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from millrace.basics.compiled import GOLDEN, compiled, home_slot, split_mix
+from millrace.basics.compiled import GOLDEN, compiled, split_mix
+from millrace.basics.probing import home_of, place
 
 Array = NDArray[Any]
 
@@ -36,10 +37,7 @@ def _drawn(seed: Any, count: Any, below: Any) -> Any:
 @njit(inline="always")
 def _place(table: Array, row: Any) -> Any:
     """Position of ``row`` in the hash table of rows + 1, or the free position for it."""
-    at = home_slot(row, 32) & (len(table) - 1)
-    while table[at] != 0 and table[at] != row + 1:
-        at = (at + 1) & (len(table) - 1)
-    return at
+    return place(table, home_of(row, len(table)), row + 1)
 
 
 @compiled

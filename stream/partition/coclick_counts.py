@@ -217,7 +217,7 @@ class CoClicks:
         self._counts = longer("_counts", (MOST, DAYS), np.uint16)
         self._when = longer("_when", (MOST,), np.int64)
         bits = (2 * capacity - 1).bit_length()
-        self._shift, self._slots = 64 - bits, np.full(1 << bits, coclickkernels.FREE, np.int32)
+        self._shift, self._slots = 64 - bits, np.zeros(1 << bits, np.int32)
 
     def _index(self) -> None:
         coclickkernels.index(self._slots, self._shift, self._items, self._used)

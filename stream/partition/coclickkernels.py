@@ -14,21 +14,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from millrace.basics.compiled import compiled, home_slot
+from millrace.basics.compiled import compiled
+from millrace.basics.probing import EMPTY, FREE, home_slot, put, slot_of
 
 Array = NDArray[Any]
 
-FREE = -1
 _FULL = 65_535
-
-
-@njit(inline="always")
-def _place(slots: Any, shift: Any, items: Any, item: Any) -> Any:
-    """The slot that holds the row of ``item``, or the free one for it; linear probing."""
-    at = home_slot(item, shift)
-    while slots[at] != FREE and items[slots[at]] != item:
-        at = (at + 1) & (len(slots) - 1)
-    return at
 
 
 @njit(inline="always")
@@ -147,11 +138,11 @@ def count(
         clock += 1
         for side in range(2):
             item, other = pairs[first, side], pairs[first, 1 - side]
-            at = _place(slots, shift, items, item)
-            row = slots[at]
-            if row == FREE:
+            at = slot_of(slots, home_slot(item, shift), items, item)
+            row = ~slots[at]
+            if row == EMPTY:
                 row = used
-                slots[at] = row
+                slots[at] = ~row
                 items[row], filled[row] = item, 0
                 used += 1
             filled[row] = _count(
@@ -184,7 +175,7 @@ def settle(filled: Array, near: Array, counts: Array, when: Array, used: Any) ->
 def index(slots: Array, shift: Any, items: Array, used: Any) -> None:
     slots[:] = FREE
     for row in range(used):
-        slots[_place(slots, shift, items, items[row])] = row
+        put(slots, home_slot(items[row], shift), row)
 
 
 @compiled

@@ -16,7 +16,7 @@ from learner.ranker.model import OnlineModel
 from learner.serving.serving_model import ServingModel
 from learner.tables import attention
 from learner.tables.table import BatchIds, SparseTable
-from learner.tables.table_kernels import EMPTY
+from millrace.basics.probing import EMPTY
 from millrace.windows.lastactions import AGE_BUCKETS
 from tests.scenes.exploring import examples
 from tests.scenes.learning import ATTENDED, MEANT, SCHEMA, make_samples

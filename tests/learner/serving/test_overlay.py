@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from learner.serving import overlaykernels as kernels
 from learner.serving.frame import Frame
 from learner.serving.overlay import Layer, Table, TableWriter, as_rows, entries, overlay_slots, record_width
-from learner.serving.overlaykernels import GONE
 from learner.tables.table import distinct
-from learner.tables.table_kernels import EMPTY, FREE
 from millrace.basics.errors import SettingError
+from millrace.basics.probing import EMPTY, FREE, GONE
 from millrace.versions.modelstore import TableRows
 from tests.scenes.exploring import examples
 from tests.scenes.learning import SCHEMA, make_samples
@@ -286,7 +285,7 @@ def test_pooling_is_that_of_learning(data: st.DataObject) -> None:
     cat[:, once] = cat[0, once]
     table = np.random.default_rng(0).standard_normal((10, width + 1)).astype(np.float32)
     unique, inverse = np.empty(cat.size, np.int64), np.full(cat.shape, 99, np.int32)
-    scratch = np.full(64, EMPTY, np.int32)
+    scratch = np.zeros(64, np.int32)
     order = np.arange(columns, dtype=np.intp)
     u = kernels.distinct(cat, order, once, scratch, 58, unique, inverse)
     x, t = np.full((n, 1 + len(sizes) * width), 7, np.float32), np.ones(n, np.float32)

@@ -15,7 +15,7 @@ from learner.tables import row_index as index_module
 from learner.tables.admission import Admission
 from learner.tables.row_index import Index
 from learner.tables.table import SparseTable, StepSizes, distinct
-from learner.tables.table_kernels import EMPTY
+from millrace.basics.probing import EMPTY
 from tests.scenes.exploring import examples
 
 RATES = StepSizes(embedding=0.1, epsilon=1e-6, alpha=0.1, beta=1.0, l1=0.5, l2=0.01)
