@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, overload
 
 import numpy as np
 from numba import njit
@@ -15,15 +15,23 @@ from numba.core.dispatcher import Dispatcher
 
 from millrace.basics.hashing import C1, C2, C3
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 GOLDEN = C1
 """2^64 over the golden ratio: the factor of Fibonacci hashing, and the step of SplitMix64 (Steele, Lea, Flood 2014)."""
 
 
+@overload
+def compiled(function: Callable[P, R]) -> Callable[P, R]: ...
+@overload
+def compiled(*, nogil: bool = True, **options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def compiled(function: Callable[..., Any] | None = None, *, nogil: bool = True, **options: Any) -> Any:
     """Compiles a function on first use and keeps the code on disk; in memory only, where no folder is writable.
 
     Use it as ``@compiled`` or with numba's options, ``@compiled(error_model="numpy")``. The GIL is released unless
     ``nogil=False`` is given. Functions that are only inlined into others take ``@njit(inline="always")`` instead.
+    To the type checker it is the function that was written.
 
     numba checks only the function's own file before it takes code from disk. The key here also covers the imports of
     its module: constants, and the files of compiled functions.
