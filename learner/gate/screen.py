@@ -92,7 +92,11 @@ from learner.gate.screenkernels import (
     SHARE,
     VARIANCE,
     VISITS,
+    Groups,
+    Memory,
     Sums,
+    Usual,
+    Visits,
     absurd,
     apart,
     auc,
@@ -145,19 +149,19 @@ def warm_up() -> None:
     cat, num, label = np.ones((2, 1), np.int64), np.ones((2, 1), np.float32), np.zeros(2, np.float32)
     kind, sums = np.zeros(2, np.uint8), np.zeros(HEAD + 1 + 2 * BINS)
     user, ts_ms = np.ones(2, np.uint64), np.ones(2, np.int64)
+    needs, flags = np.zeros(1, np.intp), np.zeros(1, np.bool_)
+    groups = Groups(np.array([0, 1], np.intp), np.zeros((0, 1)), np.ones(1), needs, flags)
     for writeable in (True, False):
         for array in (cat, num, label, kind, user, ts_ms):
             array.flags.writeable = writeable
         absurd(label, label, kind, ts_ms, num, 0)
-        at, needs, p = np.array([0, 1], np.intp), np.zeros(1, np.intp), np.ones(2, np.float32)
-        visit, groups = (user, user, ts_ms, kind, label, kind), (at, needs, np.zeros((0, 1)))
-        tally(*visit, cat, num, p, np.ones(4, np.int64), *_nobody(), False, 0, *groups, sums)
+        rows, p = Visits(user, user, ts_ms, kind, label, kind), np.ones(2, np.float32)
+        tally(rows, cat, num, p, Memory(np.ones(4, np.int64), *_nobody()), False, 0, groups, sums)
         knows(_nobody()[1], user)
     auc(sums)
-    flags = np.zeros(1, np.bool_)
     usual = Usual(np.zeros(BINS), np.zeros(1), np.ones(KINDS), 1.0, 0.5, 1.0, 1.0, 1.0, 0.0, 0.0)
-    judge(sums[None], np.ones(1), needs, flags, np.zeros(1), 0.0, *usual)
-    apart(sums, sums, LABELS, 0, np.ones(1), needs, flags, 1.0, 1.0)
+    judge(sums[None], groups, np.zeros(1), 0.0, usual)
+    apart(sums, sums, LABELS, 0, groups, usual)
     silent(sums[None], 1.0)
     spread(sums)
 
@@ -170,21 +174,6 @@ class _Shares(NamedTuple):
     least: float  # it is judged where the clean past's share is as large
     needs: int  # kind of visits that it is counted of
     of_items: bool = False  # whether it tells of items alone
-
-
-class Usual(NamedTuple):
-    """What the clean past says, G groups of columns."""
-
-    others: Sums  # (BINS,) exposures that were not clicked, by logit
-    share: Sums  # (G,) of what is counted of them
-    visits: Sums  # (V,) that this is of
-    items: float  # independent visits that tell as much of items
-    auc: float
-    factor: float  # labels over predictions
-    dispersion: float  # variance of clicks over that of independent ones
-    auc_dispersion: float  # variance of AUC over that of independent visits
-    factor_error: float  # variance of the factor's logarithm
-    auc_error: float  # variance of AUC, were visits independent
 
 
 class Screen:
@@ -207,11 +196,12 @@ class Screen:
     def __init__(self, schema: Schema, ahead_ms: int, clock: MedianClock | None = None) -> None:
         warm_up()
         self.schema, self.ahead_ms, self.clock = schema, ahead_ms, clock or MedianClock()
-        self._shares, self._num_starts, self._cat_of, self._divisor = _groups(schema)
+        self._shares, starts, cat_of, divisor = _groups(schema)
         self._size = HEAD + len(self._shares) + 2 * BINS
         self._least = np.array([s.least for s in self._shares])
-        self._needs = np.array([s.needs for s in self._shares], np.intp)
-        self._of_items = np.array([s.of_items for s in self._shares], np.bool_)
+        needs = np.array([s.needs for s in self._shares], np.intp)
+        of_items = np.array([s.of_items for s in self._shares], np.bool_)
+        self._groups = Groups(starts, cat_of, divisor, needs, of_items)
         self._begin()
 
     def _begin(self) -> None:
@@ -249,12 +239,11 @@ class Screen:
         """
         now_ms = self.clock.now_ms
         latest_ms = now_ms + max(self.ahead_ms, DAY_MS) if now_ms else np.iinfo(np.int64).max
-        found: Bools = absurd(batch.label, batch.weight, batch.kind, batch.ts_ms, batch.num, latest_ms)
-        return found
+        return absurd(batch.label, batch.weight, batch.kind, batch.ts_ms, batch.num, latest_ms)
 
     def knows(self, item: NDArray[np.uint64]) -> Bools:
         """Whether each item is known: it was met half an hour ago; all are where all rows tell. (B,)"""
-        return np.ones(len(item), np.bool_) if self._all_tell else np.asarray(knows(self._items, item))
+        return np.ones(len(item), np.bool_) if self._all_tell else knows(self._items, item)
 
     def look(self, batch: SampleBatch, p: NDArray[np.float32]) -> GateRefusal | None:
         """Judges a micro-batch, alone and with the rows that came before it, before it is learnt from.
@@ -398,10 +387,9 @@ class Screen:
             self._items[3], self._items_ms = 0, self.clock.now_ms
             self._here[:] = 0
             self._say_who_tells()
-        visit = batch.user, batch.item, batch.ts_ms, batch.kind, batch.label, batch.user_missing
-        known = self._met, self._visitors, self._items, self._all_tell, self.clock.now_ms
-        groups = self._num_starts, self._needs, self._cat_of
-        wrong = tally(*visit, batch.cat, batch.num, p, *known, *groups, sums)
+        rows = Visits(batch.user, batch.item, batch.ts_ms, batch.kind, batch.label, batch.user_missing)
+        memory, now_ms = Memory(self._met, self._visitors, self._items), self.clock.now_ms
+        wrong = tally(rows, batch.cat, batch.num, p, memory, self._all_tell, now_ms, self._groups, sums)
         self._here[0] += sums[VISITS + KNOWN]
         self._here[1] += sums[VISITS]
         return wrong, sums
@@ -420,12 +408,10 @@ class Screen:
     def _over(self, windows: Sums) -> bool:
         """Whether what was refused is over: the newest rows, as many as one of the windows has, break no bound and are
         unlike it. What is behind them is forgotten."""
-        spreads = self._usual.dispersion, self._usual.auc_dispersion
-        columns = self._divisor, self._needs, self._of_items
         for w in range(len(windows)):
             if self._judge(windows[w : w + 1])[2] is not None:
                 return False
-            if apart(windows[w], self._refused, *self._broken, *columns, *spreads):
+            if apart(windows[w], self._refused, *self._broken, self._groups, self._usual):
                 self._windows.forget_behind(w)
                 return True
         return False
@@ -443,7 +429,7 @@ class Screen:
         auc_dispersion = min(max(least, past[AUC_OFF] / past[ROWS]), _MOST_DISPERSION)
         return Usual(
             others,
-            past[shares] / (self._divisor * np.maximum(visits, 1.0)[self._needs]),
+            past[shares] / (self._groups.divisor * np.maximum(visits, 1.0)[self._groups.needs]),
             visits,
             spread(past),
             value,
@@ -485,13 +471,11 @@ class Screen:
 
     def _first_broken(self, windows: Sums, least: Sums) -> tuple[int, int, float, float]:
         """As :func:`judge` says; shares are judged from ``least`` of the clean past's on, (G,)."""
-        columns = self._divisor, self._needs, self._of_items
-        found: tuple[int, int, float, float] = judge(windows, *columns, least, self._fresh, *self._usual)
-        return found
+        return judge(windows, self._groups, least, self._fresh, self._usual)
 
 
 def _nobody() -> tuple[Array, Array]:
-    """Nobody was counted, nothing was met: visitors and items in :func:`learner.gate.screenkernels.meet`."""
+    """Nobody was counted, nothing was met: visitors and items of :class:`learner.gate.screenkernels.Memory`."""
     return np.zeros((_VISITORS, 1 + 2 * KINDS), np.int64), np.zeros((4, _ITEM_BYTES), np.uint8)
 
 

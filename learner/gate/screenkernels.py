@@ -12,7 +12,7 @@ of it; W windows; K sums of each, in this order::
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,55 @@ FINE, SHARE, LABELS, AUC, DOUBT = range(5)
 _CORRECTION, _FOLLOW_UP = 2, 3  # as millrace.contracts.samples has them
 
 
+class Visits(NamedTuple):
+    """Rows of a batch."""
+
+    user: Array  # (B,) whose page it was
+    item: Array  # (B,)
+    ts_ms: Array  # (B,)
+    kind: Array  # (B,)
+    label: Array  # (B,)
+    lacks: Array  # (B,) bits of what the page was made without
+
+
+class Memory(NamedTuple):
+    """Who was counted, and what was met. Written in place."""
+
+    clock: Array
+    """Rows met; rows, and ms, that must both have passed until a visitor counts again; the newest time met. (4,)"""
+    visitors: Array
+    """Who was counted, and when by each kind: rows met, and ms, (S, 1 + 2 V). A visitor has one slot; a later one may
+    take it from him."""
+    items: Array
+    """Bits of the items that are known since the day before, or this day, that were met in the period before, and in
+    this one, (4, I): two of each item, by its hash (Bloom 1970)."""
+
+
+class Groups(NamedTuple):
+    """G1 groups of columns of ``num``, then G2 of ``cat``."""
+
+    starts: Array  # (G1 + 1,) first column of each group of ``num``
+    cat_of: Array  # (G2, F) which columns of ``cat`` count for each of its groups
+    divisor: Array  # (G,) how many columns each has
+    needs: Array  # (G,) the kind of visits that each is counted of
+    of_items: Array  # (G,) whether it tells of items alone
+
+
+class Usual(NamedTuple):
+    """What the clean past says, G groups of columns."""
+
+    others: Sums  # (BINS,) exposures that were not clicked, by logit
+    share: Sums  # (G,) of what is counted of them
+    visits: Sums  # (V,) that this is of
+    items: float  # independent visits that tell as much of items
+    auc: float
+    factor: float  # labels over predictions
+    dispersion: float  # variance of clicks over that of independent ones
+    auc_dispersion: float  # variance of AUC over that of independent visits
+    factor_error: float  # variance of the factor's logarithm
+    auc_error: float  # variance of AUC, were visits independent
+
+
 @compiled
 def absurd(label: Array, weight: Array, kind: Array, ts_ms: Array, num: Array, latest_ms: int) -> Array:
     """Rows that cannot be. (B,) See :meth:`learner.gate.screen.Screen.absurd`."""
@@ -73,7 +122,7 @@ def absurd(label: Array, weight: Array, kind: Array, ts_ms: Array, num: Array, l
 
 @compiled
 def knows(items: Array, item: Array) -> Array:
-    """Whether each item is known, (B,), by ``items`` as :func:`meet` has them."""
+    """Whether each item is known, (B,), by ``items`` as :class:`Memory` has them."""
     bits = np.uint64(8 * items.shape[1])
     known = np.ones(len(item), np.bool_)
     for b in range(len(item)):
@@ -86,30 +135,11 @@ def knows(items: Array, item: Array) -> Array:
 
 
 @compiled
-def meet(
-    user: Array,
-    item: Array,
-    ts_ms: Array,
-    kind: Array,
-    label: Array,
-    lacks: Array,
-    clock: Array,
-    visitors: Array,
-    items: Array,
-    all_tell: bool,
-) -> tuple[Array, Array]:
-    """Which rows count of their visit, (B, V): the first of a visitor since he was counted ``clock`` ago. And whose
-    label tells, (B,): of known items; of all where ``all_tell``.
-
-    Args:
-        user: whose page it was, (B,).
-        lacks: bits of what the page was made without, (B,).
-        clock: rows met before; then rows, and ms, that must both have passed until a visitor counts again. (3,)
-        visitors: who was counted, and when by each kind: rows met, and ms, (S, 1 + 2 V). A visitor has one slot; a
-            later one may take it from him.
-        items: bits of the items that are known since the day before, or this day, that were met in the period before,
-            and in this one, (4, I): two of each item, by its hash (Bloom 1970). Those of these rows are met.
-    """
+def meet(rows: Visits, memory: Memory, all_tell: bool) -> tuple[Array, Array]:
+    """Which rows count of their visit, (B, V): the first of a visitor since he was counted ``memory.clock`` ago. And
+    whose label tells, (B,): of known items; of all where ``all_tell``. The items of these rows are met."""
+    user, item, ts_ms, kind, label, lacks = rows
+    clock, visitors, items = memory
     tells, known = np.zeros((len(user), KINDS), np.bool_), knows(items, item)
     labelled = known | all_tell
     bits = np.uint64(8 * items.shape[1])
@@ -131,8 +161,8 @@ def meet(
                     continue
             elif v and v != KNOWN and lacks[b] >> (v - 1) & 1:
                 continue
-            rows, ms = clock[0] - own[1 + v], ts_ms[b] - own[1 + KINDS + v]
-            if own[1 + v] and (rows < clock[1] or ms < clock[2]):
+            since, ms = clock[0] - own[1 + v], ts_ms[b] - own[1 + KINDS + v]
+            if own[1 + v] and (since < clock[1] or ms < clock[2]):
                 continue
             own[1 + v], own[1 + KINDS + v] = clock[0], ts_ms[b]
             tells[b, v] = v != KNOWN or known[b]
@@ -141,44 +171,29 @@ def meet(
 
 @compiled
 def tally(
-    user: Array,
-    item: Array,
-    ts_ms: Array,
-    kind: Array,
-    label: Array,
-    lacks: Array,
+    rows: Visits,
     cat: Array,
     num: Array,
     p: Array,
-    clock: Array,
-    visitors: Array,
-    items: Array,
+    memory: Memory,
     all_tell: bool,
     now_ms: int,
-    starts: Array,
-    needs: Array,
-    cat_of: Array,
+    groups: Groups,
     out: Array,
 ) -> int:
     """Adds the sums of a batch to ``out`` (K,); what is sent again is passed over. Predictions that are not finite; if
-    there are any, nothing is met. Arguments as of :func:`meet`, and:
-
-    Args:
-        clock: beside these, the newest time met. (4,)
-        now_ms: that the gate's clock says: no row is of later.
-        starts: first column of each group of ``num``, (G1 + 1,).
-        needs: the kind of visits that each group is counted of, (G1 + G2,).
-        cat_of: which columns of ``cat`` count for each of its groups, (G2, F).
-    """
+    there are any, nothing is met. ``now_ms``: that the gate's clock says: no row is of later."""
+    user, item, ts_ms, kind, label, _ = rows
+    clock, starts, needs, cat_of = memory.clock, groups.starts, groups.needs, groups.cat_of
     wrong = 0
     for b in range(len(p)):
         wrong += not np.isfinite(p[b])
     if wrong:
         return wrong
-    tells, labelled = meet(user, item, ts_ms, kind, label, lacks, clock, visitors, items, all_tell)
+    tells, labelled = meet(rows, memory, all_tell)
     if now_ms < clock[3] - _BACK_MS:
         clock[3] = now_ms
-    groups = len(starts) - 1
+    of_num = len(starts) - 1
     first = len(out) - 2 * BINS
     for b in range(len(label)):
         if kind[b] >= _FOLLOW_UP:
@@ -207,17 +222,17 @@ def tally(
                 out[ITEMS + s] += 1 if (signs >> np.uint64(s)) & np.uint64(1) else -1
         for v in range(KINDS):
             out[VISITS + v] += tells[b, v]
-        for g in range(groups):
+        for g in range(of_num):
             if not tells[b, needs[g]]:
                 continue
             n = 0
             for c in range(starts[g], starts[g + 1]):
                 n += num[b, c] * num[b, c] > 0  # NaN is not
             out[HEAD + g] += n
-        for g in range(groups, len(needs)):
+        for g in range(of_num, len(needs)):
             if tells[b, needs[g]]:
                 for c in range(cat.shape[1]):
-                    out[HEAD + g] += cat_of[g - groups, c] * (cat[b, c] != 0)
+                    out[HEAD + g] += cat_of[g - of_num, c] * (cat[b, c] != 0)
     return 0
 
 
@@ -287,35 +302,15 @@ def auc(sums: Array) -> tuple[float, float]:
 
 
 @compiled
-def judge(
-    windows: Array,
-    divisor: Array,
-    needs: Array,
-    of_items: Array,
-    least: Array,
-    fresh: float,
-    others: Array,
-    share: Array,
-    visits: Array,
-    items: float,
-    usual_auc: float,
-    factor: float,
-    dispersion: float,
-    auc_dispersion: float,
-    factor_error: float,
-    auc_error: float,
-) -> tuple[int, int, float, float]:
+def judge(windows: Array, groups: Groups, least: Array, fresh: float, usual: Usual) -> tuple[int, int, float, float]:
     """The first bound that a window (W, K) breaks: (what, of SHARE the group, value, bound). FINE and DOUBT: none.
 
     Args:
-        divisor: columns of each group, (G,).
-        needs: the kind of visits that each is of, (G,).
-        of_items: whether it tells of items alone, (G,).
-        least: share of the clean past from which on each is judged, (G,).
+        least: share of the clean past from which on each group is judged, (G,).
         fresh: rows met since a pause that has just ended: their late clicks are still to come.
-        others, share, visits, items, usual_auc, factor, dispersion, auc_dispersion, factor_error, auc_error: the clean
-            past's, see :class:`learner.gate.screen.Usual`.
     """
+    others, share, visits, items, usual_auc, factor, dispersion, auc_dispersion, factor_error, auc_error = usual
+    divisor, needs, of_items = groups.divisor, groups.needs, groups.of_items
     found = FINE
     for w in range(len(windows)):
         sums = windows[w]
@@ -376,33 +371,24 @@ def silent(windows: Array, factor: float) -> bool:
 
 
 @compiled
-def apart(
-    sums: Array,
-    refused: Array,
-    what: int,
-    group: int,
-    divisor: Array,
-    needs: Array,
-    of_items: Array,
-    dispersion: float,
-    auc_dispersion: float,
-) -> bool:
+def apart(sums: Array, refused: Array, what: int, group: int, groups: Groups, usual: Usual) -> bool:
     """Whether rows (K,) are unlike those that were refused before them (K,), by the figure ``what`` that these broke:
     off by three standard errors, towards what is usual or not."""
+    divisor, needs, of_items = groups.divisor, groups.needs, groups.of_items
     if what == SHARE:
         n, before = sums[VISITS + needs[group]], refused[VISITS + needs[group]]
         if not n or not before:
             return False
-        value, usual = sums[HEAD + group] / (divisor[group] * n), refused[HEAD + group] / (divisor[group] * before)
+        value, was = sums[HEAD + group] / (divisor[group] * n), refused[HEAD + group] / (divisor[group] * before)
         told = min(spread(sums), n) if of_items[group] else n
         # of what is not there: the share of it fell
-        return bool(value > usual and unlikely(1 - value, told, 1 - usual, before) > _APART_NATS)
+        return bool(value > was and unlikely(1 - value, told, 1 - was, before) > _APART_NATS)
     if what == LABELS:
         part = sums[PREDICTED] / max(refused[PREDICTED], 1e-9)
         as_before = (refused[CLICKS] + 1) * part  # one more: of those that had none, too, some may have been ahead
-        variance = (1 + part) * dispersion * as_before + as_before**2 / max(sums[VISITS + LABELLED], 1.0)
+        variance = (1 + part) * usual.dispersion * as_before + as_before**2 / max(sums[VISITS + LABELLED], 1.0)
         return bool(abs(sums[CLICKS] - as_before) > _APART * np.sqrt(variance) + 1)
     value, deviation = auc(sums)
-    usual, usual_deviation = auc(refused)
-    error = np.sqrt(auc_dispersion * (deviation**2 + usual_deviation**2))
-    return bool(sums[VISITS + CLICKED] >= 2 and value - usual > _APART * error)
+    was, deviation_before = auc(refused)
+    error = np.sqrt(usual.auc_dispersion * (deviation**2 + deviation_before**2))
+    return bool(sums[VISITS + CLICKED] >= 2 and value - was > _APART * error)

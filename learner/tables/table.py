@@ -23,7 +23,7 @@ from learner.tables import table_kernels
 from learner.tables.admission import Admission
 from learner.tables.row_index import Ids, Index, RowNumbers, first_of_each
 from learner.tables.rowcopy import RowCopy
-from learner.tables.table_kernels import TOUCHED
+from learner.tables.table_kernels import TOUCHED, Ftrl
 from millrace.basics.probing import EMPTY
 from millrace.versions.image import TableRows
 
@@ -44,8 +44,8 @@ class StepSizes:
     l2: float
 
     @property
-    def ftrl(self) -> tuple[np.float32, ...]:
-        return tuple(np.float32(v) for v in (self.alpha, self.beta, self.l1, self.l2))
+    def ftrl(self) -> Ftrl:
+        return Ftrl(np.float32(self.alpha), np.float32(self.beta), np.float32(self.l1), np.float32(self.l2))
 
 
 @dataclass(slots=True)
@@ -162,7 +162,7 @@ class SparseTable:
             grad_wide,
             rate,
             epsilon,
-            *rates.ftrl,
+            rates.ftrl,
         )
 
     def _values(self, rows: RowNumbers) -> tuple[Floats, Floats]:
@@ -170,7 +170,7 @@ class SparseTable:
         embedding = np.empty((len(rows), self.width), np.float32)
         wide = np.empty(len(rows), np.float32)
         first, at = self.index.at.get("embedding", 0), self.index.at["z"]
-        table_kernels.values(self.index.data, first, at, rows, embedding, wide, *self.rates.ftrl)
+        table_kernels.values(self.index.data, first, at, rows, embedding, wide, self.rates.ftrl)
         return embedding, wide
 
     def _stamp(self, rows: RowNumbers, now_min: int) -> None:

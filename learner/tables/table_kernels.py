@@ -8,7 +8,7 @@ int32 (``marks`` (R, W)); so an id costs one or two cache lines, not one a colum
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -262,26 +262,24 @@ def wide_spread(grad: Array, inverse: Array, lent: int, out: Array) -> None:
                 out[u] += grad[b]
 
 
+class Ftrl(NamedTuple):
+    """Step sizes of wide weights."""
+
+    alpha: np.float32
+    beta: np.float32
+    l1: np.float32
+    l2: np.float32
+
+
 @njit(inline="always")
-def _ftrl_weight(z: Any, n: Any, alpha: Any, beta: Any, l1: Any, l2: Any) -> Any:
-    if np.abs(z) <= l1:
+def _ftrl_weight(z: Any, n: Any, ftrl: Any) -> Any:
+    if np.abs(z) <= ftrl.l1:
         return np.float32(0)
-    return -(z - np.sign(z) * l1) / ((beta + np.sqrt(n)) / alpha + l2)
+    return -(z - np.sign(z) * ftrl.l1) / ((ftrl.beta + np.sqrt(n)) / ftrl.alpha + ftrl.l2)
 
 
 @compiled
-def values(
-    data: Array,
-    first: int,
-    at: int,
-    rows: Array,
-    embedding: Array,
-    wide: Array,
-    alpha: Any,
-    beta: Any,
-    l1: Any,
-    l2: Any,
-) -> None:
+def values(data: Array, first: int, at: int, rows: Array, embedding: Array, wide: Array, ftrl: Ftrl) -> None:
     """Embeddings ``data[row, first : first + D]`` and FTRL's weights from its state ``z, n = data[row, at : at + 2]``
     (McMahan et al., KDD 2013)::
 
@@ -299,7 +297,7 @@ def values(
         else:
             for d in range(width):
                 embedding[u, d] = data[row, first + d]
-            wide[u] = _ftrl_weight(data[row, at], data[row, at + 1], alpha, beta, l1, l2)
+            wide[u] = _ftrl_weight(data[row, at], data[row, at + 1], ftrl)
 
 
 @compiled
@@ -323,12 +321,9 @@ def step(
     rows: Array,
     grad: Array,
     grad_wide: Array,
-    rate: Any,
-    epsilon: Any,
-    alpha: Any,
-    beta: Any,
-    l1: Any,
-    l2: Any,
+    rate: np.float32,
+    epsilon: np.float32,
+    ftrl: Ftrl,
 ) -> None:
     """One step of both optimisers on distinct rows, each record once; grad (U, D), grad_wide (U,).
 
@@ -356,8 +351,8 @@ def step(
                 data[row, first + d] -= pace * grad[u, d]
         g, z, n = grad_wide[u], data[row, at], data[row, at + 1]
         square = n + g * g
-        sigma = (np.sqrt(square) - np.sqrt(n)) / alpha
-        data[row, at] = z + g - sigma * _ftrl_weight(z, n, alpha, beta, l1, l2)
+        sigma = (np.sqrt(square) - np.sqrt(n)) / ftrl.alpha
+        data[row, at] = z + g - sigma * _ftrl_weight(z, n, ftrl)
         data[row, at + 1] = square
 
 

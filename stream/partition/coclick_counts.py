@@ -83,9 +83,9 @@ class CoClicks:
             self._begin(int(peaks[at]))
             while at < end:
                 at, self._used, self._clock = coclickkernels.count(
-                    self._slots, self._shift, self._items, self._filled, self._touched, self._changed, self._near,
-                    self._counts, self._when, self._used, self._clock, pairs[:end], days[:end], at, self.day, _WEIGHTS,
-                )  # fmt: skip
+                    *(self._slots, self._shift, self._arrays(), self._used, self._clock),
+                    *(pairs[:end], days[:end], at, self.day, _WEIGHTS),
+                )
                 if at < end:
                     self._make_room()
 
@@ -194,9 +194,7 @@ class CoClicks:
         n = len(rows)
         if n == self._used:
             return
-        coclickkernels.keep(
-            rows, self._items, self._touched, self._changed, self._filled, self._near, self._counts, self._when
-        )
+        coclickkernels.keep(rows, self._arrays())
         self._changed[n : self._used], self._used = False, n
         self._index()
 
@@ -218,6 +216,11 @@ class CoClicks:
         self._when = longer("_when", (MOST,), np.int64)
         bits = (2 * capacity - 1).bit_length()
         self._shift, self._slots = 64 - bits, np.zeros(1 << bits, np.int32)
+
+    def _arrays(self) -> coclickkernels.Rows:
+        return coclickkernels.Rows(
+            *(self._items, self._filled, self._touched, self._changed, self._near, self._counts, self._when)
+        )
 
     def _index(self) -> None:
         coclickkernels.index(self._slots, self._shift, self._items, self._used)

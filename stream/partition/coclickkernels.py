@@ -8,7 +8,7 @@ the last counted pair.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -20,6 +20,18 @@ from millrace.basics.probing import EMPTY, FREE, home_slot, put, slot_of
 Array = NDArray[Any]
 
 _FULL = 65_535
+
+
+class Rows(NamedTuple):
+    """What is kept of items, R rows."""
+
+    items: Array  # (R,) uint64
+    filled: Array  # (R,) neighbours
+    touched: Array  # (R,) when a pair was counted last: twice its number, and which side of it
+    changed: Array  # (R,) bool
+    near: Array  # (R, M) neighbours
+    counts: Array  # (R, M, D)
+    when: Array  # (R, M)
 
 
 @njit(inline="always")
@@ -96,13 +108,7 @@ def pairs(clicked: Array, times: Array, sizes: Array, before: Array, before_ms: 
 def count(
     slots: Array,
     shift: Any,
-    items: Array,
-    filled: Array,
-    touched: Array,
-    changed: Array,
-    near: Array,
-    counts: Array,
-    when: Array,
+    rows: Rows,
     used: Any,
     clock: Any,
     pairs: Array,
@@ -115,7 +121,7 @@ def count(
     rows.
 
     Args:
-        slots, items, filled, touched, changed, near, counts, when: the rows; ``used`` of them are taken.
+        slots: where the row of an item is; ``used`` rows are taken.
         clock: number of the last counted pair.
         days: (n,) of each pair.
         day: the newest.
@@ -124,6 +130,7 @@ def count(
     Returns:
         The first pair that is not counted, the rows taken, the number of the last pair.
     """
+    items, filled, touched, changed, near, counts, when = rows
     n, span = len(pairs), len(weights)
     worths = np.empty(span, np.int64)  # by column
     for age in range(span):
@@ -198,12 +205,11 @@ def gather(rows: Array, filled: Array, near: Array, counts: Array, when: Array, 
 
 
 @compiled
-def keep(
-    rows: Array, items: Array, touched: Array, changed: Array, filled: Array, near: Array, counts: Array, when: Array
-) -> None:
-    """Moves ``rows``, which ascend, to the front."""
-    for to in range(len(rows)):
-        row = rows[to]
+def keep(kept: Array, rows: Rows) -> None:
+    """Moves the ``kept`` rows, which ascend, to the front."""
+    items, filled, touched, changed, near, counts, when = rows
+    for to in range(len(kept)):
+        row = kept[to]
         if row == to:
             continue
         items[to], touched[to], changed[to], filled[to] = items[row], touched[row], changed[row], filled[row]
