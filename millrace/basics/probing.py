@@ -11,6 +11,9 @@ Key 0 is none; a search for it in the first form ends at a free slot. A search b
 caller's: :func:`home_slot`, or :func:`home_of` where the table's size is at hand and its shift is not. What a table
 keeps beside its keys, and when it grows, is the caller's too.
 
+Searches are inlined as machine code (``forceinline``), not as source: so arrays are borrowed, and numba counts no
+references to them within the caller's loop. Their loops have one exit for the same reason. It is up to twice as fast.
+
 Slots that other processes read while one writes, without a lock, have functions of their own (:func:`seek_beside`,
 :func:`slot_and_hole`). There a slot goes from free to a row, from a row to :data:`GONE`, and from that to a row again,
 but never back to free. So a concurrent search for a key passes all changes of other keys.
