@@ -145,9 +145,10 @@ def seek_beside(slots: Any, at: Any, keys: Any, key: Any) -> Any:
 def slot_and_hole(slots: Any, at: Any, keys: Any, key: Any) -> Any:
     """For the one that writes: the slot with the row of a key whose home is ``at``, or the free one behind it; and the
     first slot before that whose row went, or EMPTY."""
-    hole = EMPTY
-    while slots[at] != FREE and (slots[at] == GONE or keys[~slots[at]] != key):
-        if slots[at] == GONE and hole == EMPTY:
+    hole, held = EMPTY, slots[at]
+    while held != FREE and (held == GONE or keys[~held] != key):
+        if held == GONE and hole == EMPTY:
             hole = at
         at = (at + 1) & (len(slots) - 1)
+        held = slots[at]
     return at, hole
