@@ -97,8 +97,7 @@ def put(
         touched += fetch(slots, shift, ids, keys, first, last)
         for i in range(first, last):
             key = keys[i]
-            slot, hole = slot_and_hole(slots, home_slot(key, shift), held, key)
-            row = ~slots[slot]
+            slot, row, hole = slot_and_hole(slots, home_slot(key, shift), held, key)
             new = row == EMPTY
             if new:
                 if counts[SPARE] > 0:
@@ -129,8 +128,7 @@ def drop(slots: Array, shift: int, ids: Array, spare: Array, counts: Array, keys
         key = keys[i]
         if key == 0:
             continue
-        slot, _ = slot_and_hole(slots, home_slot(key, shift), held, key)
-        row = ~slots[slot]
+        slot, row, _ = slot_and_hole(slots, home_slot(key, shift), held, key)
         if row != EMPTY:
             slots[slot] = GONE
             ids[row, 0] = 0

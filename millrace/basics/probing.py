@@ -107,7 +107,7 @@ def put(slots: Any, at: Any, row: Any) -> None:
 
 
 @njit(nogil=True)
-def take_out(slots: Array, at: int, shift: int, keys: Array, key: int) -> int:
+def take_out(slots: Array, at: int, shift: int, keys: Array, key: Any) -> int:
     """Frees row and slot of a key whose home is ``at``, shifting followers back to need no tombstone. Returns the row,
     or EMPTY."""
     hole, mask = slot_of(slots, at, keys, key), len(slots) - 1
@@ -143,12 +143,12 @@ def seek_beside(slots: Any, at: Any, keys: Any, key: Any) -> Any:
 
 @njit(forceinline=True)
 def slot_and_hole(slots: Any, at: Any, keys: Any, key: Any) -> Any:
-    """For the one that writes: the slot with the row of a key whose home is ``at``, or the free one behind it; and the
-    first slot before that whose row went, or EMPTY."""
+    """For the one that writes, of a key whose home is ``at``: its slot, or the free one for it; its row, or EMPTY; and
+    the first slot before it whose row went, or EMPTY."""
     hole, held = EMPTY, slots[at]
     while held != FREE and (held == GONE or keys[~held] != key):
         if held == GONE and hole == EMPTY:
             hole = at
         at = (at + 1) & (len(slots) - 1)
         held = slots[at]
-    return at, hole
+    return at, ~held, hole

@@ -59,15 +59,14 @@ def test_rows_that_go_while_others_read(turns: list[int]) -> None:
     """Slots whose row went are taken again, the first one on the way; where none is free, a search ends."""
     slots, keys, plain = np.zeros(1 << BITS, np.int32), np.zeros(MOST, np.uint64), dict[int, int]()
     for key in turns:
-        slot, hole = probing.slot_and_hole(slots, home_slot(key, SHIFT), keys, np.uint64(key))
+        slot, row, hole = probing.slot_and_hole(slots, home_slot(key, SHIFT), keys, np.uint64(key))
         way = (home_slot(key, SHIFT) + np.arange((slot - home_slot(key, SHIFT)) % len(slots))) % len(slots)
         gone = way[slots[way] == GONE]
         assert hole == (gone[0] if len(gone) else EMPTY)
+        assert row == ~slots[slot] == plain.get(key, EMPTY)
         if key in plain:
-            assert ~slots[slot] == plain[key]
             slots[slot], keys[plain.pop(key)] = GONE, 0
         elif len(plain) < MOST and (slots == FREE).sum() > 1:
-            assert slots[slot] == FREE
             row = plain[key] = int(np.argmin(keys != 0))
             keys[row], slots[slot if hole == EMPTY else hole] = key, ~row
         for one in LAST:
