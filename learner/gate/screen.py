@@ -96,7 +96,7 @@ from learner.gate.screenkernels import (
     Memory,
     Sums,
     Usual,
-    Visits,
+    ValueVisits,
     absurd,
     apart,
     auc,
@@ -155,7 +155,7 @@ def warm_up() -> None:
         for array in (cat, num, label, kind, user, ts_ms):
             array.flags.writeable = writeable
         absurd(label, label, kind, ts_ms, num, 0)
-        rows, p = Visits(user, user, ts_ms, kind, label, kind), np.ones(2, np.float32)
+        rows, p = ValueVisits(user, user, ts_ms, kind, label, kind), np.ones(2, np.float32)
         tally(rows, cat, num, p, Memory(np.ones(4, np.int64), *_nobody()), False, 0, groups, sums)
         knows(_nobody()[1], user)
     auc(sums)
@@ -387,7 +387,7 @@ class Screen:
             self._items[3], self._items_ms = 0, self.clock.now_ms
             self._here[:] = 0
             self._say_who_tells()
-        rows = Visits(batch.user, batch.item, batch.ts_ms, batch.kind, batch.label, batch.user_missing)
+        rows = ValueVisits(batch.user, batch.item, batch.ts_ms, batch.kind, batch.label, batch.user_missing)
         memory, now_ms = Memory(self._met, self._visitors, self._items), self.clock.now_ms
         wrong = tally(rows, batch.cat, batch.num, p, memory, self._all_tell, now_ms, self._groups, sums)
         self._here[0] += sums[VISITS + KNOWN]

@@ -57,7 +57,7 @@ FINE, SHARE, LABELS, AUC, DOUBT = range(5)
 _CORRECTION, _FOLLOW_UP = 2, 3  # as millrace.contracts.samples has them
 
 
-class Visits(NamedTuple):
+class ValueVisits(NamedTuple):
     """Rows of a batch."""
 
     user: Array  # (B,) whose page it was
@@ -135,7 +135,7 @@ def knows(items: Array, item: Array) -> Array:
 
 
 @compiled
-def meet(rows: Visits, memory: Memory, all_tell: bool) -> tuple[Array, Array]:
+def meet(rows: ValueVisits, memory: Memory, all_tell: bool) -> tuple[Array, Array]:
     """Which rows count of their visit, (B, V): the first of a visitor since he was counted ``memory.clock`` ago. And
     whose label tells, (B,): of known items; of all where ``all_tell``. The items of these rows are met."""
     user, item, ts_ms, kind, label, lacks = rows
@@ -171,7 +171,7 @@ def meet(rows: Visits, memory: Memory, all_tell: bool) -> tuple[Array, Array]:
 
 @compiled
 def tally(
-    rows: Visits,
+    rows: ValueVisits,
     cat: Array,
     num: Array,
     p: Array,

@@ -217,8 +217,8 @@ class CoClicks:
         bits = (2 * capacity - 1).bit_length()
         self._shift, self._slots = 64 - bits, np.zeros(1 << bits, np.int32)
 
-    def _arrays(self) -> coclickkernels.Rows:
-        return coclickkernels.Rows(
+    def _arrays(self) -> coclickkernels.CoClickRows:
+        return coclickkernels.CoClickRows(
             *(self._items, self._filled, self._touched, self._changed, self._near, self._counts, self._when)
         )
 

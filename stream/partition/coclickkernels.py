@@ -22,7 +22,7 @@ Array = NDArray[Any]
 _FULL = 65_535
 
 
-class Rows(NamedTuple):
+class CoClickRows(NamedTuple):
     """What is kept of items, R rows."""
 
     items: Array  # (R,) uint64
@@ -108,7 +108,7 @@ def pairs(clicked: Array, times: Array, sizes: Array, before: Array, before_ms: 
 def count(
     slots: Array,
     shift: Any,
-    rows: Rows,
+    rows: CoClickRows,
     used: Any,
     clock: Any,
     pairs: Array,
@@ -205,7 +205,7 @@ def gather(rows: Array, filled: Array, near: Array, counts: Array, when: Array, 
 
 
 @compiled
-def keep(kept: Array, rows: Rows) -> None:
+def keep(kept: Array, rows: CoClickRows) -> None:
     """Moves the ``kept`` rows, which ascend, to the front."""
     items, filled, touched, changed, near, counts, when = rows
     for to in range(len(kept)):

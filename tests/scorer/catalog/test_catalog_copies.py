@@ -227,7 +227,7 @@ def test_keys_of_an_item_and_the_context_are_found_by_the_key() -> None:
     keyed = table.slots
     for slots in (keyed.table, late(index, NOW_MS, 700).slots.table):
         assert np.count_nonzero(slots) == 6000, "each item's own, and these"
-    slot_of = {int(keyed.keys[slot]): slot for slot in keyed.table if slot}
+    slot_of = {int(keyed.keys[~held]): ~held for held in keyed.table if held}
     assert [int(keyed.counts[slot_of[key], 0, 0]) for key in keys.tolist()] == list(range(1, 3001))
 
 
