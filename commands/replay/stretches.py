@@ -63,14 +63,14 @@ class _Events(NamedTuple):
     sums: NDArray[np.uint32]  # (e, M)
     pair: U64  # (e, P) value hashes of user and item
 
-    def take(self, which: Any) -> _Events:
+    def only(self, which: Any) -> _Events:
         return _Events(*(column[which] for column in self))
 
     def joined(self, others: _Events) -> _Events:
         """Both, in the order in which windows count: by time, then action, then row."""
         pairs: Iterator[tuple[NDArray[Any], NDArray[Any]]] = zip(self, others, strict=True)
         both = _Events(*(np.concatenate(pair) for pair in pairs))
-        return both.take(np.lexsort((both.row, both.action, both.ms)))
+        return both.only(np.lexsort((both.row, both.action, both.ms)))
 
 
 class Stretches:
@@ -199,7 +199,7 @@ class Stretches:
     def _count(self, stop: int) -> tuple[_Events, NDArray[Any]]:
         """Counts the first waiting events, up to number ``stop``. (the events; their windows' contents just before,
         (e, K, W + H, A + M))"""
-        now, self._waiting = self._waiting.take(slice(stop)), self._waiting.take(slice(stop, None))
+        now, self._waiting = self._waiting.only(slice(stop)), self._waiting.only(slice(stop, None))
         for _, action, acted in self._acted:
             mine = now.action == action
             acted.add(now.pair[mine, 0], now.pair[mine, 1], now.ms[mine])

@@ -18,9 +18,8 @@ from commands.replay.grouped import GroupedRows, day_codes, joint, page_codes
 from commands.replay.known import KnownSamples, LabelSettings
 from commands.replay.logfeatures import LogRows
 from commands.replay.replayrun import run_log
-from commands.replay.samplequeue import WaitingBlocks, WaitingRows
 from commands.replay.sidebyside import StepQueue, Timing, run_side_by_side
-from commands.replay.steps import Step, steps
+from commands.replay.steps import Step, WaitingBlocks, WaitingRows, steps
 from commands.replay.stretches import Stretches
 from learner.network.dense import threads
 from learner.ranker.frozen_scores import Still
