@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from commands.offline.compared import DEFAULT, INPUTS, KINDS, ORIGINAL, OWN, input_of, settings_of, spec_of
 from commands.offline.dataset import Dataset, open_dataset, plain_schema, prepare, scaled
 from commands.offline.epochs import learn, score
-from commands.offline.follow import period_ms
 from commands.offline.intervals import interval, rounded
 from commands.offline.rounds import days_of, figures, keep_up, ways_of
+from commands.offline.synchronising import period_ms
 from experiments.runs import Row, of_models, of_rounds, run_experiment
 from learner.custom.ownclass import is_own
 from learner.evaluation.progressive import baseline_column
@@ -111,7 +111,7 @@ def experiment(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Compares models, or ways of keeping them up to date, on ``log``. ``cut``: of rounds, at which times the batches
-    of the test days are cut, besides where a day begins (:data:`commands.offline.follow.SYNCS`).
+    of the test days are cut, besides where a day begins (:data:`commands.offline.synchronising.SYNCS`).
 
     Raises:
         SettingError: too few days or seeds, an unknown model or unknown inputs.

@@ -15,7 +15,7 @@ from commands.freshness.freshnessplots import arms_plot, gains_plot, staleness_p
 from commands.freshness.freshnesswords import BASELINE, DAY_OLD, LIVE, RETRAINED, Late, how_often, named, verdict, whole
 from commands.freshness.measure import ALL, Figure, Measured
 from commands.offline.dataset import Dataset
-from commands.offline.follow import Plan, period_ms
+from commands.offline.synchronising import SyncPlan, period_ms
 from millrace.basics.durations import DAY_MS
 from millrace.reports import Plot
 
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 @dataclass(frozen=True, slots=True)
 class Setup:
     data: Dataset
-    plan: Plan
+    plan: SyncPlan
     rows: slice
     train_days: int
     sync: tuple[str, ...]

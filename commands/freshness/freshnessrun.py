@@ -36,7 +36,7 @@ from commands.offline import rounds
 from commands.offline.compared import DEFAULT, KINDS, OWN, input_of, spec_of
 from commands.offline.dataset import Dataset, open_dataset, plain_schema, prepare, scaled
 from commands.offline.epochs import Scores, learn, score
-from commands.offline.follow import BATCH, DAILY, NEVER, SYNCS, follow, period_ms, plan_of
+from commands.offline.synchronising import BATCH, DAILY, NEVER, SYNCS, period_ms, run_sync_plan, sync_plan
 from commands.offline.workers import pool
 from commands.replay.reading import Log, name_of_log
 from learner.evaluation.progressive import baseline_column
@@ -129,7 +129,7 @@ def freshness(
             for i, (kind, own) in enumerate(passes)
         ]
         found = _all(jobs, data, plan, workers, tick)
-        schedule = plan_of(_days(data, train), data.ts_ms, sync, cuts, plan.utc_offset_ms)
+        schedule = sync_plan(_days(data, train), data.ts_ms, sync, cuts, plan.utc_offset_ms)
         models = _models(jobs, found, data, rows)
         ranked = _rows(data, rows)
         days, hours, values = day_slices(data, rows), hour_slices(data, rows), value_slices(data, rows)
@@ -283,8 +283,8 @@ def _run(job: Job) -> dict[str, Any]:
         return {"seconds": {"nightly_seconds": round(time.perf_counter() - began, 2)}}
     learn(model, _data, train, num)
     training = time.perf_counter() - began
-    plan = plan_of(days, _data.ts_ms, job.syncs, job.cut, _schema.utc_offset_ms)
-    found = follow(model, _data, num, plan, frozen=frozen, clock=time.perf_counter)
+    plan = sync_plan(days, _data.ts_ms, job.syncs, job.cut, _schema.utc_offset_ms)
+    found = run_sync_plan(model, _data, num, plan, frozen=frozen, clock=time.perf_counter)
     for sync, p in found.scores.items():
         np.save(job.out / f"{sync}.npy", p)
     for sync, p in found.at_start.items():

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 from commands.freshness.measure import Figure, Measured
-from commands.offline.follow import BATCH, DAILY, NEVER
+from commands.offline.synchronising import BATCH, DAILY, NEVER
 from millrace.basics.clustered import FEW
 from millrace.reports.spans import span_name
 

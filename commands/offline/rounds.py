@@ -10,8 +10,8 @@
                              ├─ retrained daily   the same, but shuffled: the usual batch job
                              └─ micro-batches     scores some rows, then learns them
 
-"Frozen", "daily rounds" and "micro-batches" follow one learner (:mod:`commands.offline.follow`), as in ``millrace log
-freshness``: with the same batches the two commands give the same figures.
+"Frozen", "daily rounds" and "micro-batches" follow one learner (:mod:`commands.offline.synchronising`), as in
+``millrace log freshness``: with the same batches the two commands give the same figures.
 
 "Replayed daily" learns what "daily rounds" has learnt, in the same order with other batches, and shows that a round
 loses nothing against a new start. "Retrained daily" shows what a batch job may gain by mixing its days. Nothing is
@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from commands.offline import epochs
 from commands.offline.dataset import Dataset
 from commands.offline.epochs import Scores, learn, learn_shuffled, score
-from commands.offline.follow import BATCH, DAILY, NEVER, follow, plan_of
 from commands.offline.intervals import interval, rounded
+from commands.offline.synchronising import BATCH, DAILY, NEVER, run_sync_plan, sync_plan
 from learner.ranker.verbs import Learning
 from millrace.basics.ranking_metrics import auc, log_loss
 
@@ -58,7 +58,8 @@ def keep_up(
 
     Every way starts from the same trained model (:meth:`~learner.ranker.model.OnlineModel.resume` is exact to the
     bit). ``rng`` draws the orders of "retrained daily". ``cut``: the synchronisations
-    (:data:`commands.offline.follow.SYNCS`) at which the batches of the test days are cut, besides where a day begins.
+    (:data:`commands.offline.synchronising.SYNCS`) at which the batches of the test days are cut, besides where a day
+    begins.
     """
     untrained = model.snapshot()
     # The end of the training's last whole batch: learning on from here in one pass cuts no batch short.
@@ -68,8 +69,8 @@ def keep_up(
     learn(model, data, slice(whole, train.stop), num)
     start = model.snapshot()
 
-    plan = plan_of(days, data.ts_ms, list(FOLLOWING.values()), cut, data.schema.utc_offset_ms)
-    followed = follow(model, data, num, plan).scores
+    plan = sync_plan(days, data.ts_ms, list(FOLLOWING.values()), cut, data.schema.utc_offset_ms)
+    followed = run_sync_plan(model, data, num, plan).scores
     at = [day.start - plan.rows.start for day in days[1:]]
     scored: dict[str, list[Scores]] = {way: np.split(followed[sync], at) for way, sync in FOLLOWING.items()}
     first = scored["frozen"][0]

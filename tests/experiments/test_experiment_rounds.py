@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from commands.offline import compared, epochs, rounds
 from commands.offline.dataset import Dataset, plain_schema, prepare
 from commands.offline.epochs import Scores, learn, score
-from commands.offline.follow import plan_of
+from commands.offline.synchronising import sync_plan
 from experiments import experiment_models
 from experiments.experiment_models import OnLog
 from learner.ranker.model import OnlineModel
@@ -62,7 +62,7 @@ def apart(way: str, data: Dataset, spec: dict[str, object]) -> list[Scores]:
     model = trained(TRAIN, 3 if way == "more epochs" else 1)
     scored = []
     for day in days:
-        bounds = plan_of(
+        bounds = sync_plan(
             [day], data.ts_ms, (), (), 0
         ).bounds.tolist()  # tests/commands/freshness/test_freshness.py says where they are
         parts = [slice(*pair) for pair in pairwise(bounds)]

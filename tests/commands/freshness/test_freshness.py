@@ -18,7 +18,7 @@ from commands.freshness.freshnesswords import FROZEN
 from commands.offline import epochs
 from commands.offline.dataset import Dataset, _day_starts, plain_schema, prepare
 from commands.offline.epochs import learn, score
-from commands.offline.follow import BATCH, DAILY, NEVER, SYNCS, follow, period_ms, plan_of
+from commands.offline.synchronising import BATCH, DAILY, NEVER, SYNCS, period_ms, run_sync_plan, sync_plan
 from experiments import experiment_models
 from learner.role.model_factory import model_of
 from millrace.basics.errors import LogError, SettingError
@@ -77,8 +77,8 @@ def apart(data: Dataset, bounds: list[int], sync: str) -> NDArray[np.float32]:
 def test_models_that_follow_one_learner_score_as_models_apart(data: Dataset, cut: tuple[str, ...]) -> None:
     days = [data.rows((d,)) for d in TEST]
     syncs = (NEVER, DAILY, "6h", "hourly", BATCH)
-    plan = plan_of(days, data.ts_ms, syncs, cut, 0)
-    found = follow(trained(data), data, data.num, plan)
+    plan = sync_plan(days, data.ts_ms, syncs, cut, 0)
+    found = run_sync_plan(trained(data), data, data.num, plan)
     for sync in syncs:
         alone = apart(data, plan.bounds.tolist(), sync)
         # Pieces differ in size between the two, so sums of products may differ in the last bit.
@@ -96,14 +96,14 @@ def test_each_row_is_learnt_once_for_all_models(data: Dataset, monkeypatch: pyte
 
     model = trained(data)
     monkeypatch.setattr(Dataset, "batch", spy)
-    plan = plan_of([data.rows((d,)) for d in TEST], data.ts_ms, SYNCS, SYNCS, 0)
-    follow(model, data, data.num, plan)
+    plan = sync_plan([data.rows((d,)) for d in TEST], data.ts_ms, SYNCS, SYNCS, 0)
+    run_sync_plan(model, data, data.num, plan)
     assert set(learnt[plan.rows].tolist()) == {1}
 
 
 def test_batches_are_cut_at_the_times_of_synchronising(data: Dataset) -> None:
     days = [data.rows((d,)) for d in TEST]
-    plan = plan_of(days, data.ts_ms, SYNCS, SYNCS, 0)
+    plan = sync_plan(days, data.ts_ms, SYNCS, SYNCS, 0)
     minute = data.ts_ms // 60_000
     for start, stop in pairwise(plan.bounds.tolist()):
         assert minute[start] == minute[stop - 1]
@@ -120,7 +120,7 @@ def test_batches_are_cut_at_the_times_of_synchronising(data: Dataset) -> None:
 
 def test_no_page_is_split_between_two_versions(data: Dataset) -> None:
     """AUC within pages compares a page's rows as scored by one state, so no version may begin within a page."""
-    plan = plan_of([data.rows((d,)) for d in TEST], data.ts_ms, SYNCS, (DAILY,), 0)
+    plan = sync_plan([data.rows((d,)) for d in TEST], data.ts_ms, SYNCS, (DAILY,), 0)
     group = np.asarray(data.group[plan.rows])
     pages, first = np.unique(group, return_index=True)
     assert len(pages) > 3 * len(plan.bounds), "pages are no larger than batches"
@@ -133,11 +133,11 @@ def test_no_page_is_split_between_two_versions(data: Dataset) -> None:
 
 def test_a_time_of_more_rows_than_a_batch_is_learnt_in_several_and_scored_by_one_version() -> None:
     ts_ms = np.repeat(np.array([0, 1, 2, 3, 60_000]), [100, 400, 60, 60, 20])
-    plan = plan_of([slice(0, len(ts_ms))], ts_ms, (NEVER, "minute", BATCH), (), 0)
+    plan = sync_plan([slice(0, len(ts_ms))], ts_ms, (NEVER, "minute", BATCH), (), 0)
     assert plan.bounds.tolist() == [0, 100, 250, 400, 500, 640]
     assert plan.syncs[BATCH].tolist() == [0, 1, 4], "batches 2 and 3 begin within a time"
     assert plan.syncs["minute"].tolist() == [0], "no batch begins after the minute"
-    cut = plan_of([slice(0, len(ts_ms))], ts_ms, ("minute", BATCH), ("minute",), 0)
+    cut = sync_plan([slice(0, len(ts_ms))], ts_ms, ("minute", BATCH), ("minute",), 0)
     assert cut.bounds.tolist() == [0, 100, 250, 400, 500, 620, 640]
     assert cut.syncs["minute"].tolist() == [0, 5]
     assert cut.syncs[BATCH].tolist() == [0, 1, 4, 5]

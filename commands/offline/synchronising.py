@@ -63,7 +63,7 @@ def period_ms(sync: str) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SyncPlan:
     """Consecutive micro-batches over days of a log, and who synchronises before which. b batches."""
 
     bounds: NDArray[np.intp]  # (b + 1,) batch k holds rows bounds[k] to bounds[k + 1]
@@ -92,9 +92,9 @@ class Plan:
         return age
 
 
-def plan_of(
+def sync_plan(
     days: Sequence[slice], ts_ms: NDArray[np.int64], syncs: Sequence[str], cut: Sequence[str], offset_ms: int
-) -> Plan:
+) -> SyncPlan:
     """The plan of consecutive days (rows).
 
     Args:
@@ -132,7 +132,7 @@ def plan_of(
         else:
             turn = (ts_ms[bounds[moments]] + offset_ms) // period
             found[name] = np.union1d(first, moments[1:][np.diff(turn) > 0])
-    return Plan(bounds, first, found)
+    return SyncPlan(bounds, first, found)
 
 
 def _batches(ts_ms: NDArray[np.int64], start: int, stop: int) -> NDArray[np.intp]:
@@ -146,7 +146,7 @@ def _batches(ts_ms: NDArray[np.int64], start: int, stop: int) -> NDArray[np.intp
 
 
 @dataclass(slots=True)
-class Followed:
+class SyncScores:
     """What the models scored. n rows of the plan."""
 
     scores: dict[str, Scores]  # (n,) by model
@@ -156,16 +156,16 @@ class Followed:
     shared_seconds: float  # what scoring took, all together
 
 
-def follow(
+def run_sync_plan(
     model: Learning,
     data: Dataset,
     num: NDArray[np.float32],
-    plan: Plan,
+    plan: SyncPlan,
     *,
     frozen: NDArray[np.float32] | None = None,
     clock: Callable[[], float] = lambda: 0.0,
     tick: Callable[[int], None] = lambda rows: None,
-) -> Followed:
+) -> SyncScores:
     """The scores of all models of a plan, by a trained ``model`` that learns the plan's rows.
 
     Args:
@@ -199,7 +199,7 @@ def follow(
         model.learn(data.batch(slice(start, stop), num))
         learning += clock() - began
         tick(stop - rows.start)
-    return Followed(out, at_start, learning, alone, shared)
+    return SyncScores(out, at_start, learning, alone, shared)
 
 
 def _scored(
@@ -211,7 +211,7 @@ def _scored(
 
 
 def _at_start(
-    model: Learning, data: Dataset, frozen: NDArray[np.float32], plan: Plan, b: int, out: Mapping[str, Scores]
+    model: Learning, data: Dataset, frozen: NDArray[np.float32], plan: SyncPlan, b: int, out: Mapping[str, Scores]
 ) -> None:
     """The day that begins at batch b, or for a model that does not synchronise again all days, scored as of now."""
     first = plan.rows.start
