@@ -37,7 +37,7 @@ from commands.replay.logfeatures import unfit
 from commands.replay.outcomefigures import OutcomeScores
 from commands.replay.reading import Log, about, name_of_log, reading
 from commands.replay.replayreport import Baseline, make_report, print_report
-from commands.replay.sidebyside import Timing, run_side_by_side
+from commands.replay.sidebyside import Runner, Timing
 from commands.replay.steps import steps
 from learner.network.dense import threads
 from learner.role.model_factory import model_of
@@ -151,7 +151,8 @@ def run_log(
     how = replace(how or LabelSettings.of(Settings()), by_page=learns_by_page(model))
     p = np.empty(log.table.num_rows, np.float32)
     made = steps(log, schema, batch_rows, how, groups)
-    with closing(run_side_by_side(made, model, p, groups, observer, timing, outcomes)) as run:
+    runner = Runner(model, p, groups, observer, timing or Timing(), outcomes)
+    with closing(runner.run(made)) as run:
         for scored in run:
             tick(scored)
     return p

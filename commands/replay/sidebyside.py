@@ -21,10 +21,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -68,8 +68,10 @@ class StepQueue:
 
     def __iter__(self) -> Iterator[Step]:
         while True:
+            began = time.perf_counter()
             with self._changed:
                 self._changed.wait_for(lambda: self._held or self._done)
+                self._timing.waiting += time.perf_counter() - began
                 if not self._held:
                     if self._failure is not None:
                         raise self._failure
@@ -130,71 +132,64 @@ class SharedWork:
         return wait
 
 
+@dataclass(frozen=True, slots=True)
 class Runner:
-    """Takes a model through steps. ``p``: (n,) gets the score of each row of the log. ``outcomes``: get
-    their predictions and labels."""
+    """Takes a model through the steps of a log of n rows."""
 
-    def __init__(
-        self,
-        model: ReplayModel,
-        p: NDArray[np.float32],
-        groups: GroupedRows | None,
-        observer: ReplayObserver | None,
-        timing: Timing,
-        outcomes: OutcomeScores | None = None,
-    ) -> None:
-        self._model, self._p, self._groups, self._observer, self._timing = model, p, groups, observer, timing
-        self._outcomes = outcomes
+    model: ReplayModel
+    p: NDArray[np.float32]  # (n,) gets the score of each row
+    groups: GroupedRows | None = None
+    observer: ReplayObserver | None = None
+    timing: Timing = field(default_factory=Timing)
+    outcomes: OutcomeScores | None = None  # get their predictions and labels
 
-    def run(self, steps: Iterator[Step]) -> Iterator[int]:
-        """Runs the steps, one after another; yields how many rows are scored, after each micro-batch."""
+    def run(self, steps: Iterator[Step]) -> Generator[int, None, None]:
+        """Runs the steps, which another thread makes; yields how many rows are scored, after each micro-batch. Exhaust
+        or close it: that ends the threads."""
+        with closing(StepQueue(steps, self.timing)) as made:
+            yield from self._beside(made, self.model) if type(self.model) is OnlineModel else self._in_turn(made)
+
+    def _in_turn(self, steps: Iterable[Step]) -> Iterator[int]:
         for step in steps:
-            self._score(step, self._model)
+            self._score(step, self.model)
             if step.batch is not None:
-                self._observe_scored(step)
                 began = time.perf_counter()
-                self._model.learn(step.batch)
-                self._timing.learning += time.perf_counter() - began
-                self._observe_learnt(step)
+                self.model.learn(step.batch)
+                self.timing.learning += time.perf_counter() - began
+                self._observe(step)
                 yield step.scored
 
-    def run_beside(self, steps: Iterator[Step], model: OnlineModel) -> Iterator[int]:
-        """The same, scores in a thread of their own."""
-        still, timing = Still(model), self._timing
+    def _beside(self, steps: Iterable[Step], model: OnlineModel) -> Iterator[int]:
+        """Scores in a thread of their own."""
+        still, timing = Still(model), self.timing
         jobs: list[Future[None]] = []
+
+        def wait() -> None:
+            began = time.perf_counter()
+            while jobs:
+                jobs.pop(0).result()
+            timing.waiting += time.perf_counter() - began
+
         # Each thread of the system has a number of its own, and sums depend on it.
         begin, given = torch.set_num_threads, (torch.get_num_threads(),)
         with _quick_switches(), ThreadPoolExecutor(1, "scores", begin, given) as scorer:
             model.share(SharedWork(scorer))
             try:
-                for step in _timed(steps, timing):
+                for step in steps:
                     if step.shown:
                         jobs.append(scorer.submit(self._score, step, still))
                     if step.batch is None:
                         if len(jobs) > 1:  # a day's frozen rows: no more than two pieces are held
                             jobs.pop(0).result()
                         continue
-                    settled = False
-
-                    def settle(step: Step = step) -> None:
-                        nonlocal settled
-                        began = time.perf_counter()
-                        while jobs:
-                            jobs.pop(0).result()
-                        timing.waiting += time.perf_counter() - began
-                        settled = True
-                        self._observe_scored(step)
-
                     began, waited = time.perf_counter(), timing.waiting
-                    model.learn(step.batch, before_writing=settle)
-                    if not settled:  # nothing was written
-                        settle()
+                    model.learn(step.batch, before_writing=wait)
+                    wait()  # where nothing was written
                     timing.learning += time.perf_counter() - began - (timing.waiting - waited)
                     still.refresh()
-                    self._observe_learnt(step)
+                    self._observe(step)
                     yield step.scored
-                for job in jobs:
-                    job.result()
+                wait()
             finally:
                 model.share(None)
                 scorer.shutdown(cancel_futures=True)
@@ -202,49 +197,29 @@ class Runner:
     def _score(self, step: Step, model: ReplayModel | Still) -> None:
         began = time.perf_counter()
         for rows, cat, num in step.shown:
-            if self._outcomes is not None and not step.frozen:
+            if self.outcomes is not None and not step.frozen:
                 assert isinstance(model, OnlineModel | Still)
                 found = model.predict(cat, num)
-                self._p[rows], self._outcomes.q[rows] = found[:, 0], found[:, 1:]
+                self.p[rows], self.outcomes.q[rows] = found[:, 0], found[:, 1:]
                 continue
             p = model.score(cat, num)
             if not step.frozen:
-                self._p[rows] = p
+                self.p[rows] = p
             else:
-                assert self._groups is not None
-                self._groups.put(rows, num, p)
-        self._timing.scoring += time.perf_counter() - began
+                assert self.groups is not None
+                self.groups.put(rows, num, p)
+        self.timing.scoring += time.perf_counter() - began
 
-    def _observe_scored(self, step: Step) -> None:
-        if self._observer is not None:
+    def _observe(self, step: Step) -> None:
+        """Shows what was scored and then learnt."""
+        assert step.batch is not None
+        assert step.samples is not None
+        if self.outcomes is not None:
+            self.outcomes.hear(step.samples)
+        if self.observer is not None:
             for rows, cat, num in step.shown:
-                self._observer.scored(rows, cat, num, self._p[rows])
-
-    def _observe_learnt(self, step: Step) -> None:
-        if self._outcomes is not None and step.samples is not None:
-            self._outcomes.hear(step.samples)
-        if self._observer is not None and step.batch is not None and step.samples is not None:
-            self._observer.learnt(step.samples, slice(0, len(step.batch)), step.batch)
-
-
-def run_side_by_side(
-    steps: Iterator[Step],
-    model: ReplayModel,
-    p: NDArray[np.float32],
-    groups: GroupedRows | None = None,
-    observer: ReplayObserver | None = None,
-    timing: Timing | None = None,
-    outcomes: OutcomeScores | None = None,
-) -> Generator[int, None, None]:
-    """Takes a model through steps that another thread makes; yields how many rows are scored, after each micro-batch.
-    Arguments as in :class:`Runner`. Exhaust or close it: that ends the threads."""
-    timing = timing or Timing()
-    runner = Runner(model, p, groups, observer, timing, outcomes)
-    with closing(StepQueue(steps, timing)) as channel:
-        if type(model) is OnlineModel:
-            yield from runner.run_beside(iter(channel), model)
-        else:
-            yield from runner.run(_timed(iter(channel), timing))
+                self.observer.scored(rows, cat, num, self.p[rows])
+            self.observer.learnt(step.samples, slice(0, len(step.batch)), step.batch)
 
 
 @contextmanager
@@ -257,13 +232,3 @@ def _quick_switches() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
-
-
-def _timed(steps: Iterator[Step], timing: Timing) -> Iterator[Step]:
-    while True:
-        began = time.perf_counter()
-        step = next(steps, None)
-        timing.waiting += time.perf_counter() - began
-        if step is None:
-            return
-        yield step

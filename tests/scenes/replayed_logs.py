@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from commands.replay.grouped import GroupedRows
 from commands.replay.known import LabelSettings, ReplayModel
-from commands.replay.sidebyside import run_side_by_side
+from commands.replay.sidebyside import Runner
 from commands.replay.steps import steps
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
@@ -126,7 +126,7 @@ def beside(
     log: LogTable, schema: Schema, model: ReplayModel, groups: GroupedRows, how: LabelSettings, at_once: int
 ) -> np.ndarray:
     p = np.empty(log.table.num_rows, np.float32)
-    for _ in run_side_by_side(steps(log, schema, 16, how, groups, at_once), model, p, groups):
+    for _ in Runner(model, p, groups).run(steps(log, schema, 16, how, groups, at_once)):
         pass
     return p
 

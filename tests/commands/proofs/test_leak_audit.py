@@ -411,10 +411,9 @@ def test_learning_a_micro_batch_before_it_is_scored_is_named(tmp_path: Path, mon
     def eager(self: Any, steps: Any) -> Any:
         for step in steps:
             if step.batch is not None:
-                self._model.learn(step.batch)
-            self._score(step, self._model)
-            self._observe_scored(step)
-            self._observe_learnt(step)
+                self.model.learn(step.batch)
+            self._score(step, self.model)
+            self._observe(step)
             yield step.scored
 
     monkeypatch.setattr(sidebyside.Runner, "run", eager)

@@ -18,7 +18,7 @@ from commands.replay.grouped import GroupedRows, day_codes, joint, page_codes
 from commands.replay.known import KnownSamples, LabelSettings
 from commands.replay.logfeatures import LogRows
 from commands.replay.replayrun import run_log
-from commands.replay.sidebyside import StepQueue, Timing, run_side_by_side
+from commands.replay.sidebyside import Runner, StepQueue, Timing
 from commands.replay.steps import Step, WaitingBlocks, WaitingRows, steps
 from commands.replay.stretches import Stretches
 from learner.network.dense import threads
@@ -202,7 +202,7 @@ def test_a_failure_of_the_features_surfaces_as_itself() -> None:
 
     done: list[int] = []
     with pytest.raises(Broken, match="features"):
-        done.extend(run_side_by_side(failing(), model, np.empty(300, np.float32)))
+        done.extend(Runner(model, np.empty(300, np.float32)).run(failing()))
     assert len(done) == 3
     assert no_thread_is_left()
 
