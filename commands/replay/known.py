@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -287,8 +288,19 @@ def learn_through(
 def _promises(
     ts_ms: NDArray[np.int64], policy: LabelPolicy, waits: Waits, traffic: Traffic
 ) -> Promise[NDArray[np.int64]]:
-    """The promise of each exposure. (n,) each"""
+    """The promise of each exposure of times (n,), ascending. (n,) each"""
     times, back = np.unique(ts_ms, return_inverse=True)
-    made = [traffic.promise(policy, waits, at) for at in times.tolist()]
-    columns = np.array(made, np.int64).reshape(-1, len(Promise._fields))[back]
-    return Promise(*columns.T)
+    made = np.empty((len(times), len(Promise._fields)), np.int64)
+    gaps = np.flatnonzero(np.diff(times) > waits.attribution_ms) + 1
+    for start, stop in pairwise(np.unique([0, *gaps, len(times)]).tolist()):
+        traffic.promise(policy, waits, int(times[start]))  # here traffic may begin; it does not before ``stop``
+        flowing_ms = (times[start:stop] - traffic.began_ms).tolist()
+        last = policy.promise(waits, flowing_ms[-1])
+        for k, so_far_ms in enumerate(flowing_ms, start):
+            promise = policy.promise(waits, so_far_ms)
+            if promise == last:  # and so are all between, since waits never grow while traffic flows
+                made[k:stop] = promise
+                break
+            made[k] = promise
+        traffic.newest_ms = int(times[stop - 1])
+    return Promise(*made[back].T)

@@ -141,7 +141,8 @@ class LabelPolicy(ABC):
 
     @abstractmethod
     def promise(self, waits: Waits, flowing_ms: int) -> Promise[int]:
-        """The promise for an exposure ``flowing_ms`` after traffic began (again, if it had stopped)."""
+        """The promise for an exposure ``flowing_ms`` after traffic began (again, if it had stopped). Waits never grow
+        while traffic flows."""
 
     def weights(self, kind: Codes, p: Floats, early: Floats) -> Floats:
         """Weights of samples, (B,); 1 unless the policy says otherwise.

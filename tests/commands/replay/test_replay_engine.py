@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from commands.replay import ranks
 from commands.replay.grouped import GroupedRows, day_codes, joint, page_codes
-from commands.replay.known import KnownSamples, LabelSettings
+from commands.replay.known import KnownSamples, LabelSettings, _promises
 from commands.replay.logfeatures import LogRows
 from commands.replay.replayrun import run_log
 from commands.replay.sidebyside import Runner, StepQueue, Timing
@@ -27,6 +27,7 @@ from learner.ranker.model import OnlineModel
 from millrace.basics.ranking_metrics import auc, log_loss, within
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
+from millrace.labels import REGISTRY, Traffic, Waits, policy_named
 from millrace.logs import LogTable, local_days
 from tests.commands.replay.plain_replay import run_plain
 from tests.scenes.exploring import examples
@@ -132,6 +133,25 @@ def test_an_observer_is_given_the_same_in_the_same_order_by_the_thread_that_call
         run_log(log, schema, OnlineModel(schema, SMALL, 0), 16, lambda _: None, None, POLICIES[0], watches[1])
     assert watches[0].reported == watches[1].reported
     assert len(watches[1].threads) == 1
+
+
+@given(
+    policy=st.sampled_from(sorted(REGISTRY)),
+    steps_ms=st.lists(st.sampled_from([0, 1, 700, 9_000, 50_000, 60_000, 60_001, 400_000]), min_size=1, max_size=80),
+    cut=st.integers(0, 80),
+    attribution_ms=st.sampled_from([1, 60_000, 300_000]),
+)
+@examples(200)
+def test_promises_of_a_stretch_equal_those_made_one_by_one(
+    policy: str, steps_ms: list[int], cut: int, attribution_ms: int
+) -> None:
+    ts_ms, waits = np.cumsum(steps_ms), Waits(attribution_ms, 10_000, 0)
+    one, many = Traffic(), Traffic()
+    expected = [one.promise(policy_named(policy), waits, at) for at in ts_ms.tolist()]
+    parts = [part for part in np.split(ts_ms, [min(cut, len(ts_ms))]) if len(part)]
+    found = [np.stack(_promises(part, policy_named(policy), waits, many), axis=1) for part in parts]
+    assert np.concatenate(found).tolist() == [list(promise) for promise in expected]
+    assert one == many
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
