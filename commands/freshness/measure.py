@@ -10,14 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.replay.ranks import within_parts
-from millrace.basics.clustered import PARTS, Users, quantile
-from millrace.basics.ranking_metrics import FIGURES, WITHIN, auc, calibration, log_loss
+from millrace.basics.clustered import PARTS, Users, quantile, within_parts
+from millrace.basics.ranking_metrics import FIGURES, WITHIN
 from millrace.reports.lines import Tick
 
 ALL = "all"
-
-_OF = {"auc": auc, "log_loss": log_loss, "calibration": calibration}
 
 Floats = NDArray[np.float64]
 
@@ -109,8 +106,8 @@ class Measured:
         y, group = part.y, part.group
         found: dict[str, list[tuple[float, Floats]]] = {m: [] for m in FIGURES}
         for p in (p[own] for p in scored.p):
-            for measure, of in _OF.items():
-                found[measure].append((of(p, y), PARTS[measure](p, y)[1]))
+            for measure, parts_of in PARTS.items():
+                found[measure].append(parts_of(p, y))
         for q in (q[own] for q in scored.within):
             order = within_parts(q, y, group)
             for measure in WITHIN:

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from commands.replay.known import KnownSamples
 from commands.replay.logfeatures import LabelRows, Labels
-from commands.replay.ranks import auc, log_loss
 from learner.ranker.model import OnlineModel
 from millrace.basics.clustered import auc_parts, gap
-from millrace.basics.ranking_metrics import calibration, judged
+from millrace.basics.ranking_metrics import auc, calibration, judged, log_loss
 from millrace.contracts.schema import Schema
 from millrace.logs import LogTable
 

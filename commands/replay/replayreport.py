@@ -20,10 +20,9 @@ from rich.console import Console
 from commands.replay.grouped import GroupedRows
 from commands.replay.known import KnownSamples
 from commands.replay.outcomefigures import OutcomeScores
-from commands.replay.ranks import auc, log_loss, within, within_parts
 from learner.evaluation.progressive import baseline_column
-from millrace.basics.clustered import FEW, auc_parts, gap, user_numbers
-from millrace.basics.ranking_metrics import FIGURES, ORDER, calibration, judged
+from millrace.basics.clustered import FEW, auc_parts, gap, user_numbers, within_parts
+from millrace.basics.ranking_metrics import FIGURES, ORDER, auc, calibration, judged, log_loss, within
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.logs import LogTable

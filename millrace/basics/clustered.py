@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.basics.ranking_metrics import log_losses
+from millrace.basics.ranking_metrics import calibration, group_ranks, log_losses
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,7 +67,7 @@ def auc_parts(p: Numbers, y: Numbers) -> Parts:
     positive = np.asarray(y) > 0.5
     n, n1 = len(positive), int(positive.sum())
     n0 = n - n1
-    if not n1 or not n0:
+    if not n1 or not n0 or np.isnan(p).any():
         return math.nan, np.full(n, math.nan)
     # Four bytes a number where they suffice: a log has ten million rows and more.
     order = np.argsort(p, kind="stable").astype(np.int32)
@@ -77,12 +77,23 @@ def auc_parts(p: Numbers, y: Numbers) -> Parts:
     start = np.flatnonzero(first).astype(np.int32)
     clicked = np.add.reduceat(hit, start, dtype=np.int32)
     others = np.diff(start, append=np.int32(n)) - clicked
-    below0 = (np.cumsum(others) - others / 2.0) / n0  # others below a run, half of those in it
+    below = np.cumsum(others) - others / 2.0  # others below a run, half of those in it
     above1 = (n1 - np.cumsum(clicked) + clicked / 2.0) / n1
     share = np.empty(n)
-    share[order] = np.where(hit, below0[run], above1[run])
-    value = float(share[positive].mean())
+    share[order] = np.where(hit, (below / n0)[run], above1[run])
+    value = float(clicked @ below) / (n1 * n0)
     return value, (share - value) / np.where(positive, n1, n0)
+
+
+def within_parts(p: Numbers, y: Numbers, group: Numbers) -> dict[str, Parts]:
+    """By key of :data:`~millrace.basics.ranking_metrics.WITHIN`. A group's part stands at its first row. (n,)"""
+    ranks, found = group_ranks(p, y, group), {}
+    for key, value in ranks.means().items():
+        own, weight = ranks.weighted()[key]
+        parts = np.zeros(len(p))
+        parts[ranks.first] = weight * (own - value) / weight.sum() if len(own) else 0.0
+        found[key] = value, parts
+    return found
 
 
 def log_loss_parts(p: Numbers, y: Numbers) -> Parts:
@@ -95,15 +106,12 @@ def log_loss_parts(p: Numbers, y: Numbers) -> Parts:
 def calibration_parts(p: Numbers, y: Numbers) -> Parts:
     """Of probabilities p for labels y, (n,). NaN without a click."""
     p, y = np.asarray(p, np.float64), np.asarray(y, np.float64)
-    clicks = float(y.sum())
-    if not clicks:
-        return math.nan, np.full(len(y), math.nan)
-    value = float(p.sum()) / clicks
-    return value, (p - value * y) / clicks
+    value = calibration(p, y)
+    return value, (p - value * y) / (float(y.sum()) or math.nan)
 
 
 PARTS = {"auc": auc_parts, "log_loss": log_loss_parts, "calibration": calibration_parts}
-"""The figures that have intervals, by key."""
+"""The figures that have intervals, by key. Values are those of :mod:`millrace.basics.ranking_metrics`, to the bit."""
 
 
 def quantile(share: float, freedom: float) -> float:

@@ -26,6 +26,8 @@ FIGURES = (*ORDER, "log_loss", "calibration")
 CUT = 10  # ranks that nDCG counts
 
 _CLIP = 1e-7
+_AT_ONCE = 1 << 18
+"""Rows that a figure is computed of at a time: a log has ten million and more, and each takes some hundred bytes."""
 _DISCOUNTS = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(1.0 + np.arange(1, CUT + 1)))])
 """Sums of the discounts of the first 0, 1, ... ranks. (CUT + 1,)"""
 
@@ -33,19 +35,18 @@ _DISCOUNTS = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(1.0 + np.arange(1, C
 def auc(p: Numbers, y: Numbers) -> float:
     """Area under the ROC curve of scores p for labels y, (n,): P(p of a positive > p of a negative), ties count half.
 
-    By the rank sum (Mann and Whitney 1947): ``(R_pos - n_pos (n_pos + 1) / 2) / (n_pos n_neg)``, mean ranks in ties.
-    NaN with one class only, or if a score is NaN.
+    The rank sum (Mann and Whitney 1947): for each positive the negatives below it, and half of its equals. These are
+    whole and half numbers, exact in float64 up to 2^53, in whatever order and parts they are summed. NaN with one class
+    only, or if a score is NaN.
     """
-    positive = np.asarray(y) > 0.5
-    n_pos = int(positive.sum())
-    n_neg = len(positive) - n_pos
-    if not n_pos or not n_neg:
-        return float("nan")
-    p = np.asarray(p, np.float64)
-    if np.isnan(p).any():
-        return float("nan")
-    ranks = _mean_ranks(p)
-    return float((ranks[positive].sum() - n_pos * (n_pos + 1) / 2.0) / (n_pos * n_neg))
+    p, positive = np.asarray(p), np.asarray(y) > 0.5
+    high, low = p[positive], p[~positive]
+    if not len(high) or not len(low) or np.isnan(p).any():
+        return math.nan
+    low.sort()
+    parts = (high[at : at + _AT_ONCE] for at in range(0, len(high), _AT_ONCE))
+    twice = sum(int(np.searchsorted(low, part, side).sum()) for part in parts for side in ("left", "right"))
+    return twice / 2.0 / (len(high) * len(low))
 
 
 class GroupRanks(NamedTuple):
@@ -54,6 +55,7 @@ class GroupRanks(NamedTuple):
     auc: NDArray[np.float64]  # (G,)
     ndcg: NDArray[np.float64]  # (G,) of the first :data:`CUT` rows
     rows: NDArray[np.float64]  # (G,)
+    first: NDArray[np.intp]  # (G,) place of each group's first row
 
     def weighted(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """By key of :data:`WITHIN`, each group's figure and its weight in the mean, (G,) each."""
@@ -88,8 +90,8 @@ def within(p: Numbers, y: Numbers, group: Numbers) -> dict[str, float]:
     return group_ranks(p, y, group).means()
 
 
-def group_ranks(p: Numbers, y: Numbers, group: Numbers) -> GroupRanks:
-    """AUC and nDCG of each group. Inputs: (n,)
+def group_ranks(p: Numbers, y: Numbers, group: Numbers, at_once: int = _AT_ONCE) -> GroupRanks:
+    """AUC and nDCG of each group. Inputs: (n,); ``at_once`` of them at a time, or the one group that is larger.
 
     With gain 1 for a click and c clicks in the group (Jarvelin and Kekalainen 2002, section 2.2; the discount of all
     ranks is that of Burges et al. 2005)::
@@ -99,11 +101,24 @@ def group_ranks(p: Numbers, y: Numbers, group: Numbers) -> GroupRanks:
     Rows of equal scores share the mean gain of their ranks (McSherry and Najork 2008), so neither figure depends on
     the order in which rows come.
     """
-    p, y, group = np.asarray(p, np.float64), np.asarray(y) > 0.5, np.asarray(group)
-    if not len(p):
-        return GroupRanks(np.empty(0), np.empty(0), np.empty(0))
+    p, y, group = np.asarray(p), np.asarray(y) > 0.5, np.asarray(group)
+    order = None if (group[1:] >= group[:-1]).all() else np.argsort(group, kind="stable")
+    ordered = group if order is None else group[order]
+    found, start = [GroupRanks(np.empty(0), np.empty(0), np.empty(0), np.empty(0, np.intp))], 0
+    while start < len(p):
+        stop = int(np.searchsorted(ordered, ordered[min(start + at_once, len(p)) - 1], side="right"))
+        rows = slice(start, stop) if order is None else order[start:stop]
+        part = _ranks_of(np.asarray(p[rows], np.float64), y[rows], ordered[start:stop])
+        first = part.first + start
+        found.append(part._replace(first=first if order is None else order[first]))
+        start = stop
+    return GroupRanks(*map(np.concatenate, zip(*found, strict=True)))
+
+
+def _ranks_of(p: Numbers, y: Numbers, group: Numbers) -> GroupRanks:
+    """:func:`group_ranks` of some rows, (n,), ``group`` ascending."""
     order = np.lexsort((p, group))
-    p, y, group = p[order], y[order], group[order]
+    p, y = p[order], y[order]
     starts = np.concatenate([[True], group[1:] != group[:-1]])  # (n,) of groups
     run = np.flatnonzero(starts | np.concatenate([[True], p[1:] != p[:-1]]))  # (R,) first rows of equal (group, p)
     of = np.cumsum(starts)[run] - 1  # (R,) each run's group
@@ -118,21 +133,17 @@ def group_ranks(p: Numbers, y: Numbers, group: Numbers) -> GroupRanks:
     both = (n_pos > 0) & (n_pos < rows)
     rank_sum, dcg, rows, n_pos = rank_sum[both], dcg[both], rows[both], n_pos[both]
     area = (rank_sum - n_pos * (n_pos + 1) / 2.0) / (n_pos * (rows - n_pos))
-    return GroupRanks(area, dcg / _DISCOUNTS[np.minimum(n_pos, CUT).astype(np.intp)], rows)
+    return GroupRanks(area, dcg / _DISCOUNTS[np.minimum(n_pos, CUT).astype(np.intp)], rows, first[both])
 
 
-def _mean_ranks(values: Numbers) -> NDArray[np.float64]:
-    """Ranks from 1; ties share their mean. (n,) As ``scipy.stats.rankdata``, whose import takes most of a second."""
-    _, number, ties = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: NDArray[np.float64] = (np.cumsum(ties) - (ties - 1) / 2.0)[number]
-    return ranks
-
-
-def log_losses(p: Numbers, y: Numbers) -> NDArray[np.float64]:
+def log_losses(p: Numbers, y: Numbers, at_once: int = _AT_ONCE) -> NDArray[np.float64]:
     """``-y ln p - (1 - y) ln(1 - p)`` of each sample, p clipped to [1e-7, 1 - 1e-7]. (n,)"""
-    q = np.clip(np.asarray(p, np.float64), _CLIP, 1 - _CLIP)
-    t = np.asarray(y, np.float64)
-    losses: NDArray[np.float64] = -t * np.log(q) - (1 - t) * np.log1p(-q)
+    losses = np.empty(len(p))
+    for at in range(0, len(p), at_once):
+        part = slice(at, at + at_once)
+        q = np.clip(np.asarray(p[part], np.float64), _CLIP, 1 - _CLIP)
+        t = np.asarray(y[part], np.float64)
+        losses[part] = -t * np.log(q) - (1 - t) * np.log1p(-q)
     return losses
 
 
