@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from commands.offline.compared import DEFAULT, INPUTS, KINDS, ORIGINAL, OWN, input_of, settings_of, spec_of
 from commands.offline.dataset import Dataset, open_dataset, plain_schema, prepare, scaled
 from commands.offline.epochs import learn, score
-from commands.offline.intervals import interval, rounded
+from commands.offline.intervals import DIGITS, interval, rounded
 from commands.offline.rounds import days_of, figures, keep_up, ways_of
 from commands.offline.synchronising import period_ms
 from experiments.runs import Row, of_models, of_rounds, run_experiment
@@ -42,7 +42,7 @@ from learner.network.models import network_of
 from learner.ranker.verbs import Learning
 from learner.role.model_factory import model_of
 from millrace.basics.errors import SettingError
-from millrace.basics.ranking_metrics import ORDER, auc, log_loss, within
+from millrace.basics.ranking_metrics import ORDER, auc, figures_of, known, log_loss
 from millrace.contracts.schema import Schema, load_schema, shop_schema
 from millrace.reports import Plot, days_plot, interval_plot
 from simulator.daylog import write_days
@@ -86,9 +86,7 @@ def _models(job: Job, data: Dataset, model: Learning, num: NDArray[np.float32]) 
     return {
         "train_auc": auc(p_train, y_train),
         "train_log_loss": log_loss(p_train, y_train),
-        "auc": auc(p, y),
-        **{key: value for key, value in within(q, y, np.array(data.group[test])).items() if key in data.figures},
-        "log_loss": log_loss(p, y),
+        **figures_of(p, y, np.array(data.group[test]), compared=q, keys=data.figures),
     }
 
 
@@ -214,7 +212,7 @@ def _about(data: Dataset, train: Sequence[int], test: Sequence[int]) -> dict[str
         "training_days": ", ".join(data.days[d] for d in train),
         "test_days": ", ".join(data.days[d] for d in test),
         "click_rate": rounded(float(y.mean())),
-        "baseline_auc": rounded(baseline) if math.isfinite(baseline) else None,
+        "baseline_auc": known(baseline, DIGITS),
         "oracle_auc": None if oracle is None else rounded(oracle),
         "oracle_log_loss": None if oracle is None else rounded(log_loss(truth, y)),
     }

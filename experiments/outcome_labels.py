@@ -33,8 +33,9 @@ from commands.replay.stretches import Stretches
 from experiments.runs import Row, interval_of, means, quotient
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
+from millrace.basics.clustered import PARTS
 from millrace.basics.durations import DAY_MS
-from millrace.basics.ranking_metrics import auc, calibration, log_loss
+from millrace.basics.ranking_metrics import figures_of
 from millrace.contracts.logforms import OutcomePolicy, OutcomeRule
 from millrace.contracts.schema import shop_schema
 from millrace.labels import policy_named
@@ -48,7 +49,6 @@ KEEP, AT_ONCE = 0.1, 4 * BATCH_ROWS
 BOUND, ORACLE, NEVER_TOLD = "bound", "oracle", "never"
 POLICIES = get_args(OutcomePolicy)
 RULE = OutcomeRule("order", on="click", event="purchase", within="30d")
-FIGURES = ("auc", "log_loss", "calibration")
 TARGETS = {"auc_gap_closed": (0.5, np.inf), "log_loss_gap_closed": (0.67, np.inf), "calibration": (0.95, 1.05)}
 """What the default must reach: at least, at most."""
 
@@ -92,8 +92,8 @@ def run_world(world: int, users: int, spec: dict[str, Any]) -> list[Row]:
         return clicks.joined(KnownSamples.by_age(aged, 1))
 
     def figures(name: str, q: NDArray[np.float32]) -> Row:
-        found = (float(of(q[judged], kept[judged])) for of in (auc, log_loss, calibration))
-        return {"world": world, "policy": name} | dict(zip(FIGURES, map(rounded, found), strict=True))
+        found = figures_of(q[judged], kept[judged])
+        return {"world": world, "policy": name} | {figure: rounded(value) for figure, value in found.items()}
 
     out = [figures(ORACLE, truth["p_purchase"].to_numpy())]
     for name in (BOUND, NEVER_TOLD, *POLICIES):
@@ -109,7 +109,7 @@ def make_report(runs: Sequence[Row], default: str) -> dict[str, Any]:
     table = []
     for name in dict.fromkeys(r["policy"] for r in runs):
         row: Row = {"policy": name}
-        for figure in FIGURES:
+        for figure in PARTS:
             row |= interval_of(figure, means(runs, name, figure, worlds))
         for figure, sign in (("auc", 1), ("log_loss", -1)):
             f, low, high = (sign * means(runs, one, figure, worlds) for one in (name, NEVER_TOLD, BOUND))

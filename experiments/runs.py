@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.offline.intervals import interval, rounded
+from commands.offline.intervals import DIGITS, interval
 from commands.offline.workers import pool
 from millrace.basics.errors import MillraceError
+from millrace.basics.ranking_metrics import known
 from millrace.reports import Plot, make_folder, name_of, write_all
 from millrace.reports.progress import bars
 
@@ -113,7 +114,7 @@ def quotient(name: str, top: NDArray[np.float64], bottom: NDArray[np.float64]) -
     there is no gap that could be closed."""
     value, low, high = paired_ratio(top, bottom, DRAWS)
     named = {name: value, f"{name}_low": low, f"{name}_high": high}
-    return {n: rounded(v) if math.isfinite(v) else None for n, v in named.items()}
+    return {n: known(v, DIGITS) for n, v in named.items()}
 
 
 def differences(rows: Sequence[Row], name: str, key: str) -> str:

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.offline.intervals import rounded
+from commands.offline.intervals import DIGITS
 from commands.replay.logfeatures import NEVER, EventOutcome
+from millrace.basics.ranking_metrics import known
 from millrace.reports.spans import span_name
 
 FEWEST = 100
@@ -112,7 +113,7 @@ def by_window(curve: Curve, windows: Sequence[int]) -> list[dict[str, Any]]:
         {
             "waiting_time": span_name(ms),
             "seconds": ms / 1000,
-            "completeness": rounded(c) if np.isfinite(c) else None,
+            "completeness": known(c, DIGITS),
             "at_risk": curve.watched(ms),
         }
         for ms, c in zip(windows, found, strict=True)
@@ -143,11 +144,11 @@ def by_group(
             continue
         curve = Curve(clicks.some(own), max(windows))
         row: dict[str, Any] = {key: name, "rows": len(own), "positives": curve.clicks}
-        known = curve.clicks >= FEWEST_CLICKS
+        enough = curve.clicks >= FEWEST_CLICKS
         for ms, c in zip(windows, curve.completeness(windows).tolist(), strict=True):
-            row[f"within_{span_name(ms)}"] = rounded(c) if known and np.isfinite(c) else None
+            row[f"within_{span_name(ms)}"] = known(c, DIGITS) if enough else None
         for share in (0.5, 0.9):
-            at = curve.quantile_ms(share) if known else None
+            at = curve.quantile_ms(share) if enough else None
             row[f"{share:.0%}_come_within_s"] = None if at is None else at / 1000
         rows.append(row)
     return rows

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from commands.delays.completeness import FEWEST, Curve
 from commands.delays.trials import IMMEDIATE, Setting
-from commands.offline.intervals import rounded
+from commands.offline.intervals import DIGITS
 from millrace.basics.clustered import FEW, PARTS, Gap, Parts, gap
-from millrace.basics.ranking_metrics import judged
+from millrace.basics.ranking_metrics import judged, known
 from millrace.reports import MAIN, QUIET, Plot, canvas, lines_canvas
 from millrace.reports.spans import span_name
 
@@ -67,9 +67,9 @@ def rows_of(trials: Sequence[Trial], present: Setting) -> list[dict[str, Any]]:
         }
         for key in ("auc", "log_loss"):
             found = trial.gaps[key]
-            row[f"{key}_over_present"] = None if now else _plain(found.value)
-            row[f"{key}_over_present_ci"] = None if now else _plain(found.half)
-        row |= {key: _plain(trial.figures[key]) for key in PARTS}
+            row[f"{key}_over_present"] = None if now else known(found.value, DIGITS)
+            row[f"{key}_over_present_ci"] = None if now else known(found.half, DIGITS)
+        row |= {key: known(trial.figures[key], DIGITS) for key in PARTS}
         row |= {"clicks_lost": trial.lost, "seconds_to_label": round(trial.wait_s, 1)}
         out.append(row)
     return out
@@ -215,7 +215,3 @@ def _fit_scale(axes: Any, values: Sequence[float], halves: Sequence[float]) -> N
     axes.set_xlim(2 * min(least, -edge), 2 * max(most, edge))
     axes.set_xticks(sorted(ticks), [f"{t:g}" for t in sorted(ticks)])
     axes.minorticks_off()
-
-
-def _plain(value: float) -> float | None:
-    return rounded(value) if math.isfinite(value) else None

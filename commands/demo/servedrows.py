@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.basics.ranking_metrics import auc, calibration, judged, known, log_loss, within
+from millrace.basics.ranking_metrics import auc, figures_of, judged, known, log_loss
 from millrace.contracts.events import ARMS, LOGGED, MODEL
 
 _LOGGED = ARMS.index(LOGGED)
@@ -77,14 +77,8 @@ def auc_of(score: NDArray[Any], label: NDArray[Any]) -> float | None:
 def figures(rows: LabelledExposures) -> dict[str, float | int | None]:
     """:data:`~millrace.basics.ranking_metrics.FIGURES` of ``rows``, and how many they are. None: no value (no rows, or
     one class)."""
-    p, page = rows.p, np.unique(rows.page, return_inverse=True)[1]
-    return {
-        "rows": len(rows),
-        "auc": auc_of(p, rows.label),
-        **{key: known(value) for key, value in within(p, rows.label, page).items()},
-        "log_loss": known(log_loss(p, rows.label)),
-        "calibration": known(calibration(p, rows.label)),
-    }
+    found = figures_of(rows.score, rows.label, np.unique(rows.page, return_inverse=True)[1])
+    return {"rows": len(rows)} | {key: known(value) for key, value in found.items()}
 
 
 def first(rows: LabelledExposures, n: int) -> dict[str, float | int | None]:

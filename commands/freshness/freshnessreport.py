@@ -17,9 +17,8 @@ from commands.freshness.measure import ALL, Figure, Measured
 from commands.offline.dataset import Dataset
 from commands.offline.synchronising import SyncPlan, period_ms
 from millrace.basics.durations import DAY_MS
+from millrace.basics.ranking_metrics import DIGITS, known
 from millrace.reports import Plot
-
-DIGITS = 6
 
 Places = NDArray[np.intp]
 Row = dict[str, Any]
@@ -55,16 +54,16 @@ def report_of(
         row = head | {
             "rows": len(places),
             "users": found.users_of(where),
-            "click_rate": _rounded(float(label[places].mean())),
+            "click_rate": known(float(label[places].mean()), DIGITS),
         }
         row |= _both("auc_gain", found.gap(fresh, reference, "auc", where))
-        row |= {"smallest_gain": _rounded(found.gap(fresh, reference, "auc", where).smallest)}
+        row |= {"smallest_gain": known(found.gap(fresh, reference, "auc", where).smallest, DIGITS)}
         row |= _both("log_loss_gain_percent", found.gain_percent(fresh, reference, where))
         if setup.features:
             row |= _both("features_gain", found.gap(fresh, named(DAY_OLD, fresh), "auc", where))
             row |= _both("whole_gain", found.gap(fresh, named(DAY_OLD, reference), "auc", where))
         for name, sync in (("reference_auc", reference), ("fresh_auc", fresh)):
-            row[name] = _rounded(found.figure(sync, "auc", where).value)
+            row[name] = known(found.figure(sync, "auc", where).value, DIGITS)
         return row
 
     by_day = [
@@ -80,9 +79,9 @@ def report_of(
         "users": found.users,
         "training_days": ", ".join(data.days[: setup.train_days]),
         "test_days": ", ".join(data.days[setup.train_days :]),
-        "click_rate": _rounded(float(label.mean())),
+        "click_rate": known(float(label.mean()), DIGITS),
         "micro_batches": len(plan.bounds) - 1,
-        "exposures_a_micro_batch": _rounded(len(label) / (len(plan.bounds) - 1), 1),
+        "exposures_a_micro_batch": known(len(label) / (len(plan.bounds) - 1), 1),
         "seeds": setup.seeds,
         "grouped_auc_compares": data.compares,
         "gains_are": what,
@@ -100,8 +99,8 @@ def report_of(
     if late is not None:
         report |= {
             "labels": late.said,
-            "finest_interval_seconds": _rounded(late.finest_ms / 1000, 1),
-            "clicks_later_than_it": _rounded(late.share),
+            "finest_interval_seconds": known(late.finest_ms / 1000, 1),
+            "clicks_later_than_it": known(late.share, DIGITS),
             "clicks_without_a_time": late.untimed,
         }
     if not setup.features:
@@ -181,10 +180,10 @@ def _comparisons(setup: Setup, found: Measured) -> list[Row]:
         gap, loss = found.gap(one, other, "auc"), found.gain_percent(one, other)
         coincide = one in setup.sync and other in setup.sync and np.array_equal(plan.syncs[one], plan.syncs[other])
         few = "too few users" if math.isnan(gap.half) else "no"
-        row = _both("auc_gain", gap) | {"smallest_gain": _rounded(gap.smallest)}
+        row = _both("auc_gain", gap) | {"smallest_gain": known(gap.smallest, DIGITS)}
         for measure in setup.data.figures:
             row |= _both(f"{measure}_gain", found.gap(one, other, measure))
-        row |= _both("log_loss_gain_percent", loss) | {"smallest_log_loss_gain_percent": _rounded(loss.smallest)}
+        row |= _both("log_loss_gain_percent", loss) | {"smallest_log_loss_gain_percent": known(loss.smallest, DIGITS)}
         shown = "coincide" if coincide else "yes" if gap.shown else few
         rows.append({"comparison": what, "shown": shown} | (_without_gains(row) if coincide else row))
     return rows
@@ -226,12 +225,8 @@ def _coincide(setup: Setup) -> str:
 def _staleness(setup: Setup, sync: str | None) -> float | None:
     if sync is None:
         return None
-    return _rounded(float(setup.plan.staleness_ms(sync, setup.data.ts_ms).mean()) / 60_000, 2)
+    return known(float(setup.plan.staleness_ms(sync, setup.data.ts_ms).mean()) / 60_000, 2)
 
 
 def _both(name: str, figure: Figure) -> Row:
-    return {name: _rounded(figure.value), f"{name}_ci": _rounded(figure.half)}
-
-
-def _rounded(value: float, digits: int = DIGITS) -> float | None:
-    return round(value, digits) if math.isfinite(value) else None
+    return {name: known(figure.value, DIGITS), f"{name}_ci": known(figure.half, DIGITS)}

@@ -17,6 +17,9 @@ def interval(name: str, values: Sequence[float]) -> dict[str, float]:
     return {name: rounded(mean), f"{name}_ci": rounded(half)}
 
 
+DIGITS = 5
+"""Behind the point: finer than any of the intervals."""
+
+
 def rounded(value: float) -> float:
-    """Rounds to five decimal places, which is finer than any of the intervals."""
-    return round(value, 5)
+    return round(value, DIGITS)

@@ -7,7 +7,6 @@ known of; ``click and ...`` the product with the click's, over these and all tha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,11 +17,9 @@ from commands.replay.known import KnownSamples
 from commands.replay.logfeatures import LabelRows, Labels
 from learner.ranker.model import OnlineModel
 from millrace.basics.clustered import auc_parts, gap
-from millrace.basics.ranking_metrics import auc, calibration, judged, log_loss
+from millrace.basics.ranking_metrics import DIGITS, figures_of, judged, known
 from millrace.contracts.schema import Schema
 from millrace.logs import LogTable
-
-_DIGITS = 6
 
 
 class OutcomeScores:
@@ -72,11 +69,11 @@ def _line(
     name: str, q: NDArray[np.float32], y: NDArray[np.float32], p: NDArray[np.float32], user: NDArray[np.intp]
 ) -> dict[str, Any]:
     """Figures of predictions q for labels y (n,), and by how much they rank better than the click's p (n,)."""
-    known = np.isfinite(y)
-    q, y, p = q[known], y[known], p[known]
-    figures = {"auc": auc(q, y), "log_loss": log_loss(q, y), "calibration": calibration(q, y)}
-    found = gap(auc_parts(judged(q, y), y), auc_parts(judged(p, y), y), y, user[known]) if len(y) else None
+    told = np.isfinite(y)
+    q, y, p = q[told], y[told], p[told]
+    line = figures_of(q, y)
+    found = gap(auc_parts(judged(q, y), y), auc_parts(judged(p, y), y), y, user[told]) if len(y) else None
     if found is not None:
-        figures |= {"auc_over_click": found.value, "auc_over_click_ci": found.half}
-    plain = {key: round(value, _DIGITS) if math.isfinite(value) else None for key, value in figures.items()}
+        line |= {"auc_over_click": found.value, "auc_over_click_ci": found.half}
+    plain = {key: known(value, DIGITS) for key, value in line.items()}
     return {"outcome": name, "rows": len(y), "positives": int(y.sum())} | plain

@@ -8,8 +8,7 @@ Both AUCs within pages compare the same rows, in the same state of the windows.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,11 @@ from commands.replay.known import KnownSamples
 from commands.replay.outcomefigures import OutcomeScores
 from learner.evaluation.progressive import baseline_column
 from millrace.basics.clustered import FEW, auc_parts, gap, user_numbers, within_parts
-from millrace.basics.ranking_metrics import FIGURES, ORDER, auc, calibration, judged, log_loss, within
+from millrace.basics.ranking_metrics import DIGITS, FIGURES, ORDER, figures_of, judged, known
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.logs import LogTable
 from millrace.reports import say, show
-
-_DIGITS = 6
 
 
 def make_report(
@@ -54,8 +51,8 @@ def make_report(
     for number, day in enumerate(groups.days):
         on = groups.day == number
         own = None if base is None else (base[0][on], base[1][on])
-        table.append({"day": day} | _figures(groups.figures, p[on], y[on], q[on], group[on], own))
-    total = _figures(groups.figures, p, y, q, group, base)
+        table.append({"day": day} | _figures(p[on], y[on], group[on], q[on], own, groups.figures))
+    total = _figures(p, y, group, q, base, groups.figures)
     users = 0
     if base is not None and total["auc"] is not None:
         user = user_numbers(log.table[log.user])
@@ -66,7 +63,8 @@ def make_report(
         ]
         for key in ("auc", *groups.figures):
             found = gap(parts[0][key], parts[1][key], y, user)
-            total |= {f"{key}_over_baseline": _plain(found.value), f"{key}_over_baseline_ci": _plain(found.half)}
+            total |= {f"{key}_over_baseline": known(found.value, DIGITS)}
+            total |= {f"{key}_over_baseline_ci": known(found.half, DIGITS)}
     verdict = verdict_of(total, len(table), users)
     report = {"verdict": verdict, "rows": len(y), "duplicates": log.duplicates, "days": table, "total": total}
     if outcomes is not None:
@@ -125,28 +123,16 @@ def print_report(report: Mapping[str, Any], run: Mapping[str, Any], out: Path) -
 
 
 def _figures(
-    keys: Sequence[str],
     p: NDArray[np.float32],
     y: NDArray[np.int8],
-    q: NDArray[np.float32],
     group: NDArray[Any],
+    q: NDArray[np.float32],
     base: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    keys: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Figures of scores p (n,); the ``keys`` of the order within ``group`` (n,) of scores q (n,), which are comparable
-    there. ``base``: the same two of the baseline."""
-
-    def order(scores: NDArray[np.float32], compared: NDArray[np.float32]) -> dict[str, float]:
-        found = within(compared, y, group)
-        return {"auc": auc(scores, y)} | {key: found[key] for key in keys}
-
-    figures = order(p, q) | {"log_loss": log_loss(p, y), "calibration": calibration(p, y)}
-    if base is not None:
-        figures |= {f"baseline_{key}": value for key, value in order(*base).items()}
-    return {"rows": len(y), "positives": int(y.sum())} | {k: _plain(v) for k, v in figures.items()}
-
-
-def _plain(value: float) -> float | None:
-    return round(value, _DIGITS) if math.isfinite(value) else None
+    """:func:`~millrace.basics.ranking_metrics.figures_of`, ``q`` the scores that are comparable within groups."""
+    found = figures_of(p, y, group, compared=q, base=base, keys=keys)
+    return {"rows": len(y), "positives": int(y.sum())} | {k: known(v, DIGITS) for k, v in found.items()}
 
 
 class Baseline:

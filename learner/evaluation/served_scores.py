@@ -30,7 +30,7 @@ from learner.ranker.verbs import Learning
 from learner.samples.eventtime import EventTime
 from learner.tables.row_index import Index
 from millrace.basics.probing import EMPTY
-from millrace.basics.ranking_metrics import ORDER, Numbers, auc, calibration, is_probability, judged, log_loss, within
+from millrace.basics.ranking_metrics import ORDER, figures_of, is_probability
 from millrace.contracts.events import ARMS, LOGGED, MODEL, UNRANKED
 from millrace.contracts.samples import CORRECTION, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
@@ -182,16 +182,10 @@ class ServedExposures:
     def figures(self, arm: str) -> ServedFigures:
         """The figures of one of ``ARMS`` over what :meth:`settle` has settled."""
         rows = self._windows[ARMS.index(arm)]
-        p, y = self._judged(rows)
-        page = self._page[rows]
-        own, base = {"auc": auc(p, y)} | within(p, y, page), dict.fromkeys(ORDER, float("nan"))
-        if self._baseline is not None:
-            base = {"auc": auc(self._base[rows], y)} | within(self._base[rows], y, page)
+        y, base = self._clicked[rows], None if self._baseline is None else (self._base[rows],) * 2
         return {
-            **own,
-            **{f"baseline_{key}": value for key, value in base.items()},
-            "log_loss": log_loss(p, y),
-            "calibration": calibration(p, y),
+            **{f"baseline_{key}": float("nan") for key in ORDER},
+            **figures_of(self._score[rows], y, self._page[rows], base=base),
             "click_rate": float(y.mean()) if len(y) else float("nan"),
             "rows": len(rows),
         }
@@ -205,7 +199,7 @@ class ServedExposures:
         """Figures by segment of the newest settled rows, of pages that the model ordered."""
         rows = np.concatenate([w for w, arm in zip(self._windows, ARMS, strict=True) if arm not in UNRANKED])
         rows = self._ordered(rows)[-self.window_rows :]
-        return self.segments.metrics(*self._judged(rows), self._masks[rows])
+        return self.segments.metrics(self._score[rows], self._clicked[rows], self._masks[rows])
 
     # -- within ------------------------------------------------------------------------------------------------
 
@@ -273,8 +267,3 @@ class ServedExposures:
         order = np.lexsort((self._position[rows], self._page[rows], self._ts_ms[rows]))
         ordered: Rows = rows[order]
         return ordered
-
-    def _judged(self, rows: Rows) -> tuple[Numbers, Numbers]:
-        """Predictions and labels of rows, (n,). A score that is not finite is as wrong as can be."""
-        y = self._clicked[rows].astype(np.float64)
-        return judged(self._score[rows], y), y

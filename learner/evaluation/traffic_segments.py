@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from learner.ranker.verbs import Learning
 from millrace.basics.errors import SettingError
 from millrace.basics.hashing import mix, value_hash
-from millrace.basics.ranking_metrics import Numbers, auc, calibration, log_loss
+from millrace.basics.ranking_metrics import Numbers, figures_of
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 
@@ -74,7 +74,5 @@ class Segments:
         found = {}
         for bit, name in enumerate(self.names):
             own = np.flatnonzero((masks >> np.uint64(bit)) & np.uint64(1))
-            found[name] = SegmentMetrics(
-                auc(p[own], y[own]), log_loss(p[own], y[own]), calibration(p[own], y[own]), len(own)
-            )
+            found[name] = SegmentMetrics(**figures_of(p[own], y[own]), rows=len(own))
         return found

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from millrace.basics.clustered import PARTS, Gap, gap
 from millrace.basics.ranking_metrics import Numbers, judged, known
 
-FIGURES = ("auc", "log_loss", "calibration")
+FIGURES = tuple(PARTS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,11 @@
 # core
-"""Quality metrics: the one definition of AUC, log loss and calibration for pages, reports and comparisons."""
+"""Quality metrics: the one definition of AUC, log loss, calibration and order within pages, and of the figures of
+scores (:func:`figures_of`), for live loops, reports and comparisons."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +26,7 @@ FIGURES = (*ORDER, "log_loss", "calibration")
 """The figures of scores, in the order in which reports show them."""
 
 CUT = 10  # ranks that nDCG counts
+DIGITS = 6  # behind the point, of a report's figures
 
 _CLIP = 1e-7
 _AT_ONCE = 1 << 18
@@ -165,15 +168,49 @@ def is_probability(p: Numbers) -> NDArray[np.bool_]:
     return found
 
 
-def judged(p: Numbers, y: Numbers) -> NDArray[np.float64]:
-    """``p`` with the worst prediction, ``1 - y``, in place of each value that fails :func:`is_probability`. (n,)"""
-    p, y = np.asarray(p, np.float64), np.asarray(y, np.float64)
-    return np.where(is_probability(p), p, 1.0 - y)
+def judged(p: Numbers, y: Numbers) -> Numbers:
+    """``p`` with the worst prediction, ``1 - y``, in place of each value that fails :func:`is_probability`. (n,) It is
+    ``p`` itself where none fails."""
+    p = np.asarray(p)
+    good = is_probability(p)
+    return p if good.all() else np.where(good, p, 1.0 - np.asarray(y, np.float64))
 
 
-def known(figure: float) -> float | None:
-    """The figure, or None for NaN: JSON has no NaN."""
-    return figure if math.isfinite(figure) else None
+def figures_of(
+    p: Numbers,
+    y: Numbers,
+    group: Numbers | None = None,
+    *,
+    compared: Numbers | None = None,
+    base: tuple[Numbers, Numbers] | None = None,
+    keys: Sequence[str] = WITHIN,
+) -> dict[str, float]:
+    """:data:`FIGURES` of scores p for labels y, (n,); without groups those that need none. A score that is no
+    probability counts as the worst one (:func:`judged`). NaN where there is none: no rows, one class, no group with
+    both.
+
+    Args:
+        group: pages, or what else :func:`within` allows. (n,)
+        compared: the scores that may be compared within a group, where p may not. (n,)
+        base: the same two of a baseline, which gives no probabilities: its :data:`ORDER` is ``baseline_*``.
+        keys: those of :data:`WITHIN` that are wanted.
+    """
+
+    def order(scores: Numbers, in_group: Numbers) -> dict[str, float]:
+        inside = {} if group is None else within(in_group, y, group)
+        return {"auc": auc(scores, y)} | {key: inside[key] for key in keys if key in inside}
+
+    p = judged(p, y)
+    found = order(p, p if compared is None else judged(compared, y))
+    found |= {"log_loss": log_loss(p, y), "calibration": calibration(p, y)}
+    return found if base is None else found | {f"baseline_{key}": value for key, value in order(*base).items()}
+
+
+def known(figure: float, digits: int | None = None) -> float | None:
+    """The figure, rounded to so many ``digits`` behind the point, or None for NaN: JSON has no NaN."""
+    if not math.isfinite(figure):
+        return None
+    return figure if digits is None else round(figure, digits)
 
 
 class Newest:
