@@ -4,36 +4,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from commands.judge.archive_reader import ArchiveReader, Outcome, page_numbers
 from commands.judge.arms import ArmUsers, Exposures, decided_ms, estimate, looks, users_wanted
-from millrace.basics.errors import LogError, SettingError, one_line
-from millrace.basics.hashing import combine, salt
-from millrace.contracts.events import CONTROL, LOGGED, MODEL
-from millrace.contracts.schema import load_schema
+from millrace.basics.errors import LogError, SettingError
+from millrace.contracts.events import CONTROL, MODEL
 from millrace.evidence.sequences import LEAST, Estimate, error_each
-from millrace.logs.later_events import LaterEvents
 from millrace.logs.values import hashes
 from millrace.reports import MAIN, Plot, canvas, make_folder, say, show, write_all
 from millrace.reports.spans import span_name
-from stream.archive.archive_columns import ArchiveColumns
 from stream.archive.archive_folder import makers_of
-
-Outcome = Literal["click", "collect", "cart", "purchase"]
-PART_ROWS = 1 << 18
-"""Rows in memory at a time, and those of one file more."""
-_PAGE = salt("judge", "page")
-_NOBODY = pa.array([], pa.string())
 
 
 def judge(
@@ -70,17 +58,14 @@ def judge(
     if horizon_ms < 1 or every_ms < 1:
         raise SettingError(f"a horizon of {horizon_ms} ms, looks every {every_ms} ms", "give spans above 0")
     make_folder(out, "report.json")
-    taken = ArmUsers(horizon_ms)
-    beyond, logged = users_beyond(archive, since_ms), 0
-    for _, part in exposure_parts(archive, outcome, value, without=beyond):
-        rows = _exposures(part, since_ms)
-        logged += int(np.count_nonzero(rows.arm == LOGGED))
-        taken.take(rows)
+    taken, reader = ArmUsers(horizon_ms), ArchiveReader(archive, outcome, value, since_ms)
+    for _, part in reader.parts():
+        taken.take(_exposures(part))
     users = taken.found()
     if not len(users.until_ms):
         raise LogError(
             f"of {users.waiting:,} users in '{archive}' none was seen for {span_name(horizon_ms)}",
-            "give a shorter --horizon, or wait." + left_out(len(beyond), logged),
+            "give a shorter --horizon, or wait." + reader.left_out,
         )
     arms = sorted(set(users.arm.tolist()))
     if baseline not in arms:
@@ -92,7 +77,7 @@ def judge(
     found = {name: estimate(users, len(users.until_ms), name, by_page) for name in arms}
     verdict = verdict_of(found, seen, baseline, unit)
     made_by, said = _makers(archive, taken.first_ms, since_ms)
-    verdict += said + left_out(len(beyond), logged)
+    verdict += said + reader.left_out
     if taken.halvings:
         verdict += f" Of so many users one in {1 << taken.halvings} was counted, by a hash."
     arm_rows = [
@@ -105,8 +90,8 @@ def judge(
         "unit": unit,
         "horizon": span_name(horizon_ms),
         "users_waiting": users.waiting,
-        "users_left_out": len(beyond),
-        "exposures_logged": logged,
+        "users_left_out": reader.beyond,
+        "exposures_logged": reader.logged,
         "arms": arm_rows,
         "made_by": made_by,
         "curves": seen,
@@ -129,9 +114,7 @@ def _makers(archive: Path, first_ms: int, since_ms: int) -> tuple[dict[str, str]
     return made_by, said
 
 
-def _exposures(table: pa.Table, since_ms: int) -> Exposures:
-    """The exposures of a part whose page log came, from a time on."""
-    table = table.filter(pc.and_(pc.is_valid(table["arm"]), pc.greater_equal(table["ts_ms"], since_ms)))
+def _exposures(table: pa.Table) -> Exposures:
     arms = pc.dictionary_encode(table["arm"]).combine_chunks()
     names = np.asarray(arms.dictionary.to_pylist(), str)
     return Exposures(
@@ -142,116 +125,6 @@ def _exposures(table: pa.Table, since_ms: int) -> Exposures:
         table["came_ms"].fill_null(-1).to_numpy(),
         table["value"].fill_null(0.0).to_numpy(),
     )
-
-
-def exposure_parts(
-    archive: Path,
-    outcome: Outcome,
-    value: str | None,
-    more: Mapping[str, pa.DataType] = MappingProxyType({}),
-    without: pa.Array = _NOBODY,
-) -> Iterator[tuple[list[Path], pa.Table]]:
-    """ts_ms, user, item, request, arm, came_ms and value of an archive's exposures, and ``more`` of its own columns,
-    null in files without them: of the next files that have :data:`PART_ROWS` together, but for users ``without``.
-    ``came_ms`` of all but clicks is by the archive's events, however late they came. Raises what :func:`judge` raises.
-    """
-    files, columns = _files_of(archive)
-    if value is not None:
-        columns.number(value)
-    later = None if outcome == "click" else LaterEvents(archive / "events", [outcome])
-    read: list[Path] = []
-    tables: list[pa.Table] = []
-    for file in files:
-        read.append(file)
-        table = _of_file(file, columns, outcome, value, more)
-        table = table.filter(pc.invert(pc.is_in(table["user"], value_set=without)))
-        if later is not None:
-            came_ms = later.times(outcome, *(table[name] for name in ("came_ms", "user", "request", "item")))
-            table = table.set_column(table.column_names.index("came_ms"), "came_ms", pa.chunked_array([came_ms]))
-        tables.append(table)
-        if file is files[-1] or sum(map(len, tables)) >= PART_ROWS:
-            yield read, pa.concat_tables(tables)
-            read, tables = [], []
-
-
-def users_beyond(archive: Path, since_ms: int) -> pa.Array:
-    """Users with an exposure beyond the training limit of an hour, from a time on: bots, or an account of many people.
-    A user is the unit that is judged, so all of theirs counts for nothing. Raises as :func:`exposure_parts`."""
-    files, columns = _files_of(archive)
-    mark, at = columns.own["over_limit"], columns.own["time_ms"]
-    found = _NOBODY
-    for file in files:
-        try:
-            if mark in pq.read_schema(file).names:
-                table = pq.read_table(file, columns=[columns.user, mark, at])
-                of = table.filter(pc.and_(table[mark], pc.greater_equal(table[at], since_ms)))[columns.user]
-                found = pc.unique(pa.concat_arrays([found, *of.cast(pa.string()).chunks]))
-        except (OSError, pa.ArrowException, KeyError) as error:
-            raise _unreadable(file, error) from None
-    return found
-
-
-def left_out(users: int, logged: int) -> str:
-    """Sentences of what counts in no arm."""
-    said = f" Users beyond the training limit of an hour count in no arm: {users:,}." if users else ""
-    if logged:
-        said += (
-            f" {logged:,} exposures of pages that were only scored here, of no arm by name ('{LOGGED}'), count in none:"
-            " name it as `arm` in POST /score."
-        )
-    return said
-
-
-def _files_of(archive: Path) -> tuple[list[Path], ArchiveColumns]:
-    files = sorted((archive / "exposures").glob("*.parquet"))
-    if not (archive / "schema.toml").exists() or not files:
-        raise LogError(
-            f"'{archive}' holds no archived exposures", "name the folder 'archive' of a loop that ran with --archive"
-        )
-    return files, ArchiveColumns(load_schema(archive / "schema.toml"))
-
-
-def _unreadable(file: Path, error: Exception) -> LogError:
-    return LogError(f"'{file}' cannot be read ({one_line(error)})", "move it away, or restore it")
-
-
-def _of_file(
-    file: Path, columns: ArchiveColumns, outcome: Outcome, value: str | None, more: Mapping[str, pa.DataType]
-) -> pa.Table:
-    """A file's rows; a number that it has not is unknown. An older file may have the archive's own columns under other
-    names, since a field of the present schema took one. Raises LogError for a file that cannot be read."""
-    try:
-        reader = pq.ParquetFile(file)
-        there, names = set(reader.schema_arrow.names), columns.own
-
-        def own(name: str) -> str:
-            return names[name] if names[name] in there else name
-
-        kinds = {
-            "ts_ms": (own("time_ms"), pa.int64()),
-            "user": (columns.user, pa.string()),
-            "item": (columns.item, pa.string()),
-            "request": (own("request_id"), pa.string()),
-            "arm": (own("arm"), pa.string()),
-            "came_ms": (own(f"{outcome}_ms"), pa.int64()),
-        }
-        kinds |= {name: (own(name), kind) for name, kind in more.items() if own(name) in there}
-        if value is not None and value in there:
-            kinds["value"] = value, pa.float64()
-        table = reader.read(columns=[column for column, _ in kinds.values()])
-        made = {name: table[column].cast(kind) for name, (column, kind) in kinds.items()}
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise _unreadable(file, error) from None
-    if "value" not in made:
-        made["value"] = pa.array(np.full(table.num_rows, 1.0 if value is None else 0.0))
-    lacking = {name: pa.nulls(table.num_rows, kind) for name, kind in more.items() if name not in made}
-    return pa.table(made | lacking).select(["ts_ms", "user", "item", "request", "arm", "came_ms", "value", *more])
-
-
-def page_numbers(table: pa.Table) -> NDArray[np.int64]:
-    """Of each exposure's page. Two users' pages may have one name, so a page is of its user."""
-    user, request = (hashes(table[name]) for name in ("user", "request"))
-    return combine(_PAGE, request, user | np.uint64(1)).view(np.int64)  # a guest's hash is 0
 
 
 def verdict_of(found: Mapping[str, Estimate], seen: Sequence[Mapping[str, Any]], baseline: str, unit: str) -> str:

@@ -11,30 +11,27 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from commands.judge.judgerun import Outcome, band_plot, exposure_parts, left_out, page_numbers, users_beyond, worded
+from commands.judge.archive_reader import ArchiveReader, Outcome, page_numbers
+from commands.judge.judgerun import band_plot, worded
 from commands.judge.orders import SLOTS, ArmPages, Places, Shown, drawn
-from commands.proofs.archived import REMEDY, named
+from commands.proofs.archived import REMEDY
 from commands.repair.lineage import end_of
 from commands.repair.without import time_of
 from learner.role.model_factory import resumed
-from millrace.basics.errors import LogError, SettingError, SnapshotError, one_line
-from millrace.contracts.events import CONTROL, LOGGED
-from millrace.contracts.schema import Schema, load_schema
+from millrace.basics.errors import LogError, SettingError, SnapshotError
+from millrace.contracts.events import CONTROL
 from millrace.logs.values import hashes
 from millrace.reports import make_folder, say, show, write_all
 from millrace.versions.modelstore import ModelStore
 from millrace.windows.pagewide import late_columns
-from stream.archive.logged import arrays
 
 _MORE = {
     "position": pa.int32(),
@@ -79,10 +76,8 @@ def judge_model(
     if every_ms < 1:
         raise SettingError(f"looks every {every_ms} ms", "give a span above 0")
     make_folder(out, "report.json")
-    beyond, logged = users_beyond(archive, since_ms), 0
-    parts = exposure_parts(archive, outcome, value, _MORE, beyond)
-    first = next(parts)
-    schema = load_schema(archive / "schema.toml")
+    reader = ArchiveReader(archive, outcome, value, since_ms)
+    schema = reader.schema
     store = ModelStore(model, writes=False)
     notes = store.snapshots()
     note = end_of(store, notes, of)
@@ -94,17 +89,15 @@ def judge_model(
     learner = resumed(schema, note, store.read_whole(note), own_class)
     taken: defaultdict[str, ArmPages] = defaultdict(ArmPages)
     earlier = without = 0
-    for files, whole in chain([first], parts):
-        logged += pc.sum(pc.equal(whole["arm"], LOGGED)).as_py() or 0
-        # Without those whose page log did not come, or had gone before they came: they have no score.
-        table = whole.filter(pc.and_(pc.not_equal(whole["arm"], LOGGED), pc.is_valid(whole["score"])))
-        later = table.filter(pc.greater(table["ts_ms"], max(note.event_ms, since_ms - 1)))
+    for files, whole in reader.parts(_MORE):
+        table = whole.filter(pc.is_valid(whole["score"]))  # none where the page log had gone before it came
+        later = table.filter(pc.greater(table["ts_ms"], note.event_ms))
         earlier += table.num_rows - later.num_rows
         if not later.num_rows:
             continue
         later, shown = _by_page(later)
         drawn_rows = drawn(shown)
-        where, cat, num = _features([archive / "features" / file.name for file in files], schema, later, drawn_rows)
+        where, cat, num = _features(reader, files, later, drawn_rows)
         without += len(drawn_rows) - len(where)
         scores = learner.score(cat, num).astype(np.float64).reshape(where.shape)
         arms = np.asarray(later["arm"].to_pylist(), str)
@@ -130,14 +123,14 @@ def judge_model(
         estimates += found.table(arm)
         curves += found.looks(arm, every_ms)
         said += f" {found.verdict(worded(arm), unit, one.pages)}"
-    said += left_out(len(beyond), logged)
+    said += reader.left_out
     report: dict[str, Any] = {
         "verdict": said,
         "unit": unit,
         "slots_of_a_row": SLOTS,
         "exposures_before": earlier,
-        "users_left_out": len(beyond),
-        "exposures_logged": logged,
+        "users_left_out": reader.beyond,
+        "exposures_logged": reader.logged,
         "arms": arm_rows,
         "estimates": estimates,
         "curves": curves,
@@ -179,27 +172,14 @@ def _by_page(table: pa.Table) -> tuple[pa.Table, Shown]:
 
 
 def _features(
-    files: Sequence[Path], schema: Schema, table: pa.Table, where: Places
+    reader: ArchiveReader, files: Sequence[Path], table: pa.Table, where: Places
 ) -> tuple[Places, NDArray[np.int64], NDArray[np.float32]]:
     """The rows of which each item has logged features in ``files``, and these as while the page was ranked: cat
     (R m, F) and num (R m, N)."""
-    layout, flat = schema.layout, where.ravel()
-    cat, num = np.zeros((len(flat), layout.F), np.int64), np.zeros((len(flat), layout.N), np.float32)
-    there = np.zeros(len(flat), np.bool_)
-    wanted = table.select(["request", "position", "user"]).take(pa.array(flat))
-    names = named(wanted["request"], wanted["position"], wanted["user"])
-    for file in filter(Path.exists, files):
-        try:
-            kept = pq.read_table(file, columns=["request_id", "position", "user_id", "schema_id", "cat", "num"])
-        except (OSError, pa.ArrowException) as error:
-            raise LogError(f"'{file}' cannot be read ({one_line(error)})", "move it away, or restore it") from None
-        kept = kept.filter(pc.equal(kept["schema_id"], schema.id))
-        at = pc.index_in(named(kept["request_id"], kept["position"], kept["user_id"]), value_set=names)
-        kept, at = kept.filter(pc.is_valid(at)), pc.drop_null(at).to_numpy()
-        cat[at], num[at] = arrays(kept, schema)
-        there[at] = True
+    cat, num, there = reader.features(
+        files, table.select(["request", "position", "user"]).take(pa.array(where.ravel()))
+    )
     whole = there.reshape(where.shape).all(1)
-    slots = np.repeat(whole, where.shape[1])
-    late = late_columns(schema)
-    cat[:, [column for column, name in enumerate(layout.cat_names) if name in late]] = 0
+    slots, late = np.repeat(whole, where.shape[1]), late_columns(reader.schema)
+    cat[:, [column for column, name in enumerate(reader.schema.layout.cat_names) if name in late]] = 0
     return where[whole], cat[slots], num[slots]

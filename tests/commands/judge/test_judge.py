@@ -145,7 +145,7 @@ def test_of_too_many_users_every_second_one_is_left_out(monkeypatch: pytest.Monk
 
 def test_memory_does_not_grow_with_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six times as many pages, of users who are there already."""
-    monkeypatch.setattr("commands.judge.judgerun.PART_ROWS", 1000)
+    monkeypatch.setattr("commands.judge.archive_reader.PART_ROWS", 1000)
     monkeypatch.setattr("commands.judge.arms.MOST_PAGES", 1000)
     there = archive(tmp_path / "archive", crowd(0.3, 0.2, 3000))
     spans: dict[str, Any] = {"horizon_ms": 4 * HOUR, "every_ms": 100 * HOUR, "by": "page"}

@@ -296,7 +296,7 @@ def test_memory_does_not_grow_with_the_archive(
     there: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five times as many pages, more than are kept."""
-    monkeypatch.setattr("commands.judge.judgerun.PART_ROWS", 2000)
+    monkeypatch.setattr("commands.judge.archive_reader.PART_ROWS", 2000)
     monkeypatch.setattr("commands.judge.orders.MOST_ROWS", 300)
     long = archive_of(tmp_path / "long", 1000)
     asked: dict[str, Any] = {"model": there[1], "every_ms": 10**10}
@@ -332,6 +332,13 @@ def test_what_the_model_has_learnt_from_is_never_judged(there: tuple[Path, str],
         match=r"version 9 was trained until .* has no later page; wait, or name an older version with --of, of 9",
     ):
         judge_model(there[0], tmp_path / "o", model=whole, every_ms=10**9)
+
+
+def test_a_time_to_begin_at_holds_for_all_that_is_told(there: tuple[Path, str], tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"since_ms": T0 + 3001 * MINUTE, "every_ms": 10**9}
+    report = judge_model(there[0], tmp_path, model=there[1], **asked)
+    assert sum(row["pages"] for row in report["arms"]) == 3000
+    assert report["exposures_before"] == 0, "the model has learnt from none of them"
 
 
 def test_too_little_is_refused_with_what_it_would_take(there: tuple[Path, str], tmp_path: Path) -> None:
