@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
@@ -21,7 +20,7 @@ from commands.offline.workers import pool
 from millrace.basics.errors import MillraceError
 from millrace.basics.ranking_metrics import known
 from millrace.reports import Plot, make_folder, name_of, write_all
-from millrace.reports.progress import bars
+from millrace.reports.progress import Took, bars
 
 Row = dict[str, Any]
 Call = tuple[Callable[..., Sequence[Row]], tuple[Any, ...]]
@@ -71,7 +70,7 @@ def run_experiment(
         workers: as in :func:`run_calls`.
         told: what ``run.json`` says of how it was run.
     """
-    began_s = time.monotonic()
+    took = Took()
     make_folder(out, "runs.jsonl")
     with (out / "runs.jsonl").open("w", encoding="utf-8") as lines:
 
@@ -80,7 +79,7 @@ def run_experiment(
             lines.flush()
 
         report, plots = report_of(run_calls(calls, keep, workers, progress))
-    write_all(out, report, {"seconds": round(time.monotonic() - began_s), **told}, plots, title)
+    write_all(out, report, took.run | told, plots, title)
     return report
 
 

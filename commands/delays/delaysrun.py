@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,7 @@ from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, policy_named
 from millrace.logs import LogTable, read_log
 from millrace.reports import make_folder, say, show, write_all
-from millrace.reports.progress import bars
+from millrace.reports.progress import Took, bars
 from millrace.reports.spans import span_name
 
 WINDOWS = (10_000, 60_000, 300_000, 900_000, 3_600_000, 86_400_000)
@@ -71,7 +69,7 @@ def delays(
         LogError, SchemaError: as :func:`~millrace.logs.read_log`; or the log has no times of its clicks.
         SettingError: an unknown policy, model or segment, no window above 0, or a folder that cannot be written.
     """
-    started, clock = datetime.now(UTC), time.perf_counter()
+    took = Took()
     for name in policies:
         policy_named(name)
     if not windows or min(windows) < 1:
@@ -116,9 +114,8 @@ def delays(
             "final_labels": f"clicked within {span_name(longest_ms)}",
         }
         report = head | {"settings": rows_of(trials, present)} | report
-        run = about(log, schema, plan, table) | {
-            "started": started.isoformat(timespec="seconds"),
-            "seconds": round(time.perf_counter() - clock, 1),
+        run = about(log, schema, plan, table) | took.run
+        run |= {
             "seed": seed,
             "settings_tried": len(chosen),
             "replays": runs,

@@ -20,7 +20,6 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.schema import Schema, load_schema
 from millrace.reports import make_folder, say, show, write_all
 from millrace.reports.lines import Tick
-from millrace.reports.progress import bars
+from millrace.reports.progress import Took, bars
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ def freshness(
         LogError, SchemaError: as :func:`~millrace.logs.read_log`; or one user alone, or one class.
         SettingError: too few days, an unknown model, synchronisation or slice, or a folder that cannot be written.
     """
-    started, clock = datetime.now(UTC), time.perf_counter()
+    took = Took()
     plan = load_schema(schema)
     features = features and plan.layout.K > 0  # without windows nothing can be a day old
     sync = _checked(sync, seeds, inputs)
@@ -110,7 +109,7 @@ def freshness(
         tick("features", 0, 1)
         given = plain_schema(plan)
         data = prepare(log, given, Path(folder), _MANY, day_old=features, slices=slices, skip_bad=skip_bad)
-        features_seconds = time.perf_counter() - clock
+        features_seconds = took.seconds
         train = _train_days(len(data.days), train_days, log)
         rows = data.rows(range(train, len(data.days)))
         _check_rows(data, rows)
@@ -140,9 +139,7 @@ def freshness(
         report, plots = report_of(setup, measured, days, hours, values)
         notes = list(data.notes)
     ones = [f for f, job in zip(found, jobs, strict=True) if job.features == LIVE]
-    run = {
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - clock, 1),
+    run = took.run | {
         "features_seconds": round(features_seconds, 1),
         "passes": [
             {"features": job.features, "seed": job.seed} | f["seconds"] for job, f in zip(jobs, found, strict=True)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ from millrace.contracts.events import CONTROL, MODEL
 from millrace.evidence.sequences import LEAST, Estimate, error_each
 from millrace.logs.values import hashes
 from millrace.reports import MAIN, Plot, canvas, make_folder, say, show, write_all
+from millrace.reports.progress import Took
 from millrace.reports.spans import span_name
 from stream.archive.archive_folder import makers_of
 
@@ -54,7 +54,7 @@ def judge(
         SchemaError: the archive's schema file cannot be read.
         StoreError: its note of who makes the pages cannot be read.
     """
-    started, clock = datetime.now(UTC), time.perf_counter()
+    took = Took()
     if horizon_ms < 1 or every_ms < 1:
         raise SettingError(f"a horizon of {horizon_ms} ms, looks every {every_ms} ms", "give spans above 0")
     make_folder(out, "report.json")
@@ -96,9 +96,8 @@ def judge(
         "made_by": made_by,
         "curves": seen,
     }
-    run = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 1)}
-    write_all(out, report, run, [band_plot(seen, arms, baseline, unit)], "Which arm earns more?")
-    show(unit, arm_rows, list(arm_rows[0]))
+    write_all(out, report, took.run, [band_plot(seen, arms, baseline, unit)], "Which arm earns more?")
+    show(unit, arm_rows)
     say(verdict)
     return report
 

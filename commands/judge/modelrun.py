@@ -7,10 +7,8 @@ judged is later.
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from millrace.basics.errors import LogError, SettingError, SnapshotError
 from millrace.contracts.events import CONTROL
 from millrace.logs.values import hashes
 from millrace.reports import make_folder, say, show, write_all
+from millrace.reports.progress import Took
 from millrace.versions.modelstore import ModelStore
 from millrace.windows.pagewide import late_columns
 
@@ -72,7 +71,7 @@ def judge_model(
         SnapshotError: there is no such model, or it is of another schema.
         SchemaError, StoreError: the archive's schema file, or the store, cannot be read.
     """
-    started, clock = datetime.now(UTC), time.perf_counter()
+    took = Took()
     if every_ms < 1:
         raise SettingError(f"looks every {every_ms} ms", "give a span above 0")
     make_folder(out, "report.json")
@@ -135,16 +134,10 @@ def judge_model(
         "estimates": estimates,
         "curves": curves,
     }
-    run = {"started": started.isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - clock, 1)}
-    write_all(
-        out,
-        report,
-        run,
-        [band_plot(curves, [row["arm"] for row in arm_rows], "served", unit)],
-        "Which order earns more?",
-    )
-    show("", arm_rows, list(arm_rows[0]))
-    show(unit, estimates, list(estimates[0]))
+    plot = band_plot(curves, [row["arm"] for row in arm_rows], "served", unit)
+    write_all(out, report, took.run, [plot], "Which order earns more?")
+    show("", arm_rows)
+    show(unit, estimates)
     say(said)
     return report
 

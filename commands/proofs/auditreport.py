@@ -60,9 +60,9 @@ def write_audit(out: Path, found: Audit, ts_ms: NDArray[np.int64], run: Mapping[
 
 def print_audit(found: Audit) -> None:
     report = report_of(found)
-    show("compared", report["compared"], list(report["compared"][0]))
+    show("compared", report["compared"])
     if found.leaks:
-        show("what differs", report["leaks"], list(report["leaks"][0]))
+        show("what differs", report["leaks"])
     say(report["verdict"])
 
 

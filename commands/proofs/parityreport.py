@@ -100,7 +100,7 @@ def print_parity(report: Mapping[str, Any]) -> None:
     if report["differing"]:
         rows = _shown(report)
         title = f"{len(report['differing'])} of {report['features']} features differ, the first {len(rows)}"
-        show(title, rows, list(rows[0]))
+        show(title, rows)
     if report["without_logged_features"]:
         print(f"{report['without_logged_features']:,} exposures have no logged features: not compared")
     say(report["verdict"])

@@ -20,11 +20,9 @@ The report is bit-identical for the same log, schema, model and seed. Only run.j
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +43,7 @@ from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings
 from millrace.logs import LogTable
 from millrace.reports import calibration_plot, day_plot, make_folder, write_all
-from millrace.reports.progress import bars
+from millrace.reports.progress import Took, bars
 
 BATCH_ROWS = 256
 THREADS = 1  # of torch: sums, and so the report, depend on how they are split between threads
@@ -70,8 +68,7 @@ def replay(
         LogError, SchemaError: as :func:`~millrace.logs.read_log`.
         SettingError: an unknown model or setting, or a folder that cannot be written.
     """
-    started = datetime.now(UTC)
-    clock = time.perf_counter()
+    took = Took()
     plan = load_schema(schema)
     labels = labels or LabelSettings.of(Settings())
     settings = dict(spec or {}) | ({"model": model} if model else {})
@@ -80,7 +77,7 @@ def replay(
         learner = model_of(plan, settings, seed)
         exposures = files.enter_context(reading(log, plan, out, skip_bad, say=progress))
         make_folder(out, "report.json")
-        read_seconds = time.perf_counter() - clock
+        read_seconds = took.seconds
         with bars(progress) as tick:
             n = exposures.table.num_rows
             groups = GroupedRows(exposures, plan)
@@ -102,11 +99,10 @@ def replay(
             )
             if outcomes is not None:
                 outcomes.settle(exposures)
-    seconds = time.perf_counter() - clock
+    ran, seconds = took.run, took.seconds
     report = make_report(exposures, plan, p, groups, baseline, outcomes)
-    run = about(log, schema, plan, exposures) | {
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round(seconds, 3),
+    run = about(log, schema, plan, exposures) | ran
+    run |= {
         "read_seconds": round(read_seconds, 3),
         "features_seconds": round(timing.features, 3),
         "scoring_seconds": round(timing.scoring, 3),

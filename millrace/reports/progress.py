@@ -1,11 +1,12 @@
 # shell
-"""Progress of long work in the terminal."""
+"""Progress of long work in the terminal, and how long it took."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -38,3 +39,20 @@ def bars(wanted: bool = True) -> Iterator[Tick]:
             bar.update(tasks[what], completed=done)
 
         yield draw
+
+
+class Took:
+    """How long a command takes, from when this is made."""
+
+    def __init__(self) -> None:
+        self._began, self._clock = datetime.now(UTC), time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return time.perf_counter() - self._clock
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The first values of ``run.json``."""
+        return {"started": self._began.isoformat(timespec="seconds"), "seconds": round(self.seconds, 3)}

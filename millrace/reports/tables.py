@@ -122,10 +122,10 @@ def say(verdict: str, console: Console | None = None) -> None:
         (console or Console()).print(Text(verdict, style="bold"), soft_wrap=False)
 
 
-def show(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], console: Console | None = None) -> None:
-    """Prints some columns of a table's rows; the first names a row. Headings wrap and no figure is cut off: a table
-    wider than the terminal is printed in several, each with the first column."""
-    console = console or Console()
+def show(title: str, rows: Sequence[Row], columns: Sequence[str] | None = None, console: Console | None = None) -> None:
+    """Prints some columns (default: all) of a table's rows; the first names a row. Headings wrap and no figure is cut
+    off: a table wider than the terminal is printed in several, each with the first column."""
+    console, columns = console or Console(), columns or list(rows[0])
     lines = [title] if title else []
     texts = {c: [figure_of(row, c) for row in rows] for c in columns}
     widths: dict[str, float] = {
