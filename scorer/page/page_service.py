@@ -12,6 +12,7 @@ to the ranked candidates, best first. Until there are a model and items, :mod:`s
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from msgspec import UNSET
@@ -51,6 +52,48 @@ from scorer.users.userrecord import KnownUser, Meters, UserStore, look_up
 
 FILTERED = "f-"
 """Prefix of the ids of lists with filters, so a cursor shows that its expired list had some."""
+
+
+class PagePlan(NamedTuple):
+    """A page, or the first part of a list, as it is decided before anything is recalled or scored."""
+
+    page: Asked
+    arm: PageArm
+    allowed: Allowed | None  # None: no filters
+    pins: Pins
+    draw: PageDraw
+    seed: int  # of random items; that of the draw has a secret besides
+
+    def cut(self, placed: PlacedItems, rows: ItemRows, filters: ItemFilters) -> tuple[PlacedItems, PlacedItems]:
+        """The items of the page, and those of the rest of its list. ``rows``: of the items that were scored."""
+        size = self.draw.size
+        if self.page.filters is not None and self.page.capped:
+            first = filters.fitting(self.page.filters, rows[placed.order], size)
+            others = np.delete(np.arange(len(placed.order)), first)
+            return placed.at(first), placed.at(others[: self.draw.most - len(first)])
+        placed = placed.at(self.pins.put(rows[placed.order]))
+        return placed.at(slice(size)), placed.at(slice(size, None))
+
+
+class Found(NamedTuple):
+    """What is scored for a page."""
+
+    rows: ItemRows  # (n,)
+    sources: NDArray[np.uint8]  # (n,) codes
+    retrieval: int  # version of recall; -1: none
+    among: NDArray[np.float32] | None  # the set that they are measured against; None: they are the set
+
+
+class PartPlan(NamedTuple):
+    """The next part of a kept list, as it is decided before its items are scored."""
+
+    page: Asked
+    arm: PageArm
+    kept: RankedList
+    cursor: Cursor
+    places: NDArray[np.intp]  # (n,) in the list, of this part's items
+    rows: ItemRows  # (n,)
+    later: NDArray[np.intp]  # (m,) in the list, of the items that may come on later parts
 
 
 class Serving(WorkerState):
@@ -113,37 +156,32 @@ class Serving(WorkerState):
         user, notes = await self.user_of(asked.user_id, asked.session)
         page = Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes, asked.explain, filters, rerank)
         if cursor is not None:
-            answer = await self._part(page, cursor, size)
-            if not isinstance(answer, Asked):
-                return answer
-            page = answer
+            page, part = await self._plan_of_part(page, cursor, size)
+            if part is not None:
+                return await self._part(part)
         length = asked.length if cursor is None else cursor.length
-        return await self._page(page, arm, size, length if length is not None and length > size else None)
+        return await self._page(self._plan(page, arm, size, size if length is None else max(size, length)))
 
-    async def _page(self, page: Asked, arm: PageArm, size: int, length: int | None) -> page_wire.RecommendAnswer:
-        """A page, or the first part of a list of ``length`` items."""
-        most = length or size
+    def _plan(self, page: Asked, arm: PageArm, size: int, most: int) -> PagePlan:
+        """``most``: items of the list whose first part it is; ``size``: it is a page of its own."""
         page = page._replace(rerank=page.rerank.over(arm.rerank))
-        seed = value_hash(page.request_id)
-        allowed = self.allowed(page)
-        if allowed is not None and not len(allowed.rows):
-            return self._empty(page, arm)
+        seed, allowed = value_hash(page.request_id), self.allowed(page)
         pins = Pins.of(page.rerank, size, self.items, self.passing(page))
         pool = self.lists.living if allowed is None else allowed.rows
         there = len(pool) - (int(np.isin(pool, pins.rows).sum()) if len(pins.rows) else 0)
-        rows, sources, retrieval, among = await self._candidates(page, arm, size, most, seed, allowed, pins)
-        scored = await self.maker.score(page, rows, among, arm.learner)
-        placed = self._placed(page, arm, scored, pins, PageDraw(size, most, there, page.capped, (self._secret, seed)))
-        if page.filters is not None and page.capped:
-            first = self.filters.fitting(page.filters, rows[placed.order], size)
-            others = np.delete(np.arange(len(placed.order)), first)
-            shown, rest = placed.at(first), placed.at(others[: most - len(first)])
-        else:
-            placed = placed.at(pins.put(rows[placed.order]))
-            shown, rest = placed.at(slice(size)), placed.at(slice(size, None))
-        ids, codes = self.maker.ids(rows[rest.order]), sources[rest.order].tobytes()
+        draw = PageDraw(size, most, there, page.capped, (self._secret, seed))
+        return PagePlan(page, arm, allowed, pins, draw, seed)
+
+    async def _page(self, plan: PagePlan) -> page_wire.RecommendAnswer:
+        page, arm, size, most = plan.page, plan.arm, plan.draw.size, plan.draw.most
+        if plan.allowed is not None and not len(plan.allowed.rows):
+            return self._empty(page, arm)
+        found = await self._found(plan)
+        scored = await self.maker.score(page, found.rows, found.among, arm.learner)
+        shown, rest = plan.cut(self._placed(plan, scored, plan.draw), found.rows, self.filters)
+        ids, codes, sources = self.maker.ids(found.rows[rest.order]), found.sources[rest.order].tobytes(), found.sources
         if page.capped:
-            scored, shown, sources = await self._filled_up(page, arm, scored, shown, sources, pins, size, seed)
+            scored, shown, sources = await self._filled_up(plan, scored, shown, sources)
         off = pins_off(page.rerank, size, self.items, scored.rows[shown.order])
         if off:
             page.notes.append(f"pinned, but filtered, capped or not in the catalogue: {', '.join(off)[:200]}")
@@ -152,8 +190,8 @@ class Serving(WorkerState):
                 return self._empty(page, arm)
             self._meters.filtered("full" if len(shown.order) == size else "short")
         first_codes = sources[shown.order].tobytes()
-        answer = self.maker.hand_out(page, arm, scored, shown, first_codes, retrieval)
-        if length is None:
+        answer = self.maker.hand_out(page, arm, scored, shown, first_codes, found.retrieval)
+        if most == size:
             return answer
         self._meters.part("first")
         if not ids:  # a small shop: this part is the last
@@ -166,40 +204,40 @@ class Serving(WorkerState):
             context=page.context,
             items=[*self.maker.ids(scored.rows[shown.order]), *ids],
             sources=first_codes + codes,
-            retrieval=retrieval,
+            retrieval=found.retrieval,
             filters=page.filters,
             among=scored.found.among.tobytes(),
-            odds=placed.odds.tobytes(),
+            odds=shown.odds.tobytes() + rest.odds.tobytes(),
             ranking=shown.ranking_bytes + rest.ranking_bytes,
         )
-        return await self._to_be_continued(answer, kept, len(shown.order), len(shown.order), length)
+        return await self._to_be_continued(answer, kept, len(shown.order), len(shown.order), most)
 
-    async def _candidates(
-        self, page: Asked, arm: PageArm, size: int, most: int, seed: int, allowed: Allowed | None, pins: Pins
-    ) -> tuple[ItemRows, NDArray[np.uint8], int, NDArray[np.float32] | None]:
-        """What is scored for a page: rows, their sources, the version of recall, and the set that they are measured
-        against; None: they are the set."""
+    async def _found(self, plan: PagePlan) -> Found:
+        page, arm, most = plan.page, plan.arm, plan.draw.most
         among = recalled = None
         if arm.ranks or self.schema.among:
             there = Sources(self.lists, self.of(arm.learner).retrieval, self.neighbours)
-            recalled = arm.recaller.page(there, page.user, page.ts_ms, max(arm.candidates, most), most, seed, allowed)
+            n = max(arm.candidates, most)
+            recalled = arm.recaller.page(there, page.user, page.ts_ms, n, most, plan.seed, plan.allowed)
         if arm.ranks and recalled is not None:
             rows, sources, retrieval = recalled
         else:
             if recalled is not None:  # a number among candidates means the same on all pages
                 among = await self.maker.set_of(page, recalled.rows)
-            rows = self._unranked(page, arm, size, most, seed, allowed)
+            rows = self._unranked(plan)
             sources, retrieval = np.full(len(rows), CONTROLLED if arm.kind == "random" else HOT, np.uint8), -1
-        if len(pins.rows):
-            more = pins.rows[~np.isin(pins.rows, rows)]
+        pins = plan.pins.rows
+        if len(pins):
+            more = pins[~np.isin(pins, rows)]
             if arm.ranks and self.schema.among and len(more):
                 among = await self.maker.set_of(page, rows)
             rows, sources = np.concatenate([rows, more]), np.append(sources, np.full(len(more), PINNED, np.uint8))
-            sources[np.isin(rows, pins.rows)] = PINNED
-        return rows, sources, retrieval, among
+            sources[np.isin(rows, pins)] = PINNED
+        return Found(rows, sources, retrieval, among)
 
-    def _placed(self, page: Asked, arm: PageArm, scored: Scored, pins: Pins, wanted: PageDraw) -> PlacedItems:
+    def _placed(self, plan: PagePlan, scored: Scored, wanted: PageDraw) -> PlacedItems:
         """Of the scored items those that pass. One may have gone while counts were waited for."""
+        page, arm = plan.page, plan.arm
         held = self.of(arm.learner).retrieval
         retrieval = held if arm.recaller.ready(held) else None
         note = "no vectors of items yet, so nothing is known of how alike they are"
@@ -213,17 +251,16 @@ class Serving(WorkerState):
             if worth is None and note not in page.notes:
                 page.notes.append(note)
         return self._reranker.place(
-            page.rerank, arm, scored.rows, scored.shown, pins, passing, wanted, retrieval, worth
+            page.rerank, arm, scored.rows, scored.shown, plan.pins, passing, wanted, retrieval, worth
         )
 
-    def _unranked(
-        self, page: Asked, arm: PageArm, size: int, most: int, seed: int, allowed: Allowed | None
-    ) -> ItemRows:
+    def _unranked(self, plan: PagePlan) -> ItemRows:
         """A page that the model does not order, and the rest of its list."""
+        page, arm, allowed, size, most = plan.page, plan.arm, plan.allowed, plan.draw.size, plan.draw.most
         capped = allowed is not None and page.capped
         drawn = len(allowed.rows) if allowed is not None and capped else most
         if arm.kind == "random":
-            rows = random_page(self.lists, drawn, np.random.default_rng(seed), allowed)
+            rows = random_page(self.lists, drawn, np.random.default_rng(plan.seed), allowed)
         else:
             rows = popular_page(self.lists, drawn, allowed, self.items.rows.born_ms, self.heat)
         rows = rows[self.items.alive[rows]]  # gone since the lists were made
@@ -233,42 +270,34 @@ class Serving(WorkerState):
         return rows
 
     async def _filled_up(
-        self,
-        page: Asked,
-        arm: PageArm,
-        scored: Scored,
-        shown: PlacedItems,
-        sources: NDArray[np.uint8],
-        pins: Pins,
-        size: int,
-        seed: int,
+        self, plan: PagePlan, scored: Scored, shown: PlacedItems, sources: NDArray[np.uint8]
     ) -> tuple[Scored, PlacedItems, NDArray[np.uint8]]:
         """Completes a page on which too few candidates fit under the caps, with other items, and puts pinned ones into
         their slots: scores, order and sources."""
+        page, arm, size = plan.page, plan.arm, plan.draw.size
         filters, allowed = page.filters, self.allowed(page)  # again: counts may have been waited for
         taken, hot = scored.rows[shown.order], self.lists.hot
         if filters is not None and allowed is not None and len(taken) < size:
-            more = self.filters.fillers(filters, allowed, scored.rows, taken, hot, size, seed)
+            more = self.filters.fillers(filters, allowed, scored.rows, taken, hot, size, plan.seed)
             if len(more):
                 of_more = CONTROLLED if arm.kind == "random" else np.where(np.isin(more, hot), HOT, RANDOM)
                 sources = np.concatenate([sources[shown.order], np.broadcast_to(of_more, len(more))]).astype(np.uint8)
                 scored = await self.maker.score(page, np.concatenate([taken, more]), scored.found.among, arm.learner)
                 n = len(scored.rows)
-                shown = self._placed(page, arm, scored, pins, PageDraw(n, n, n, True, (0, 0)))
+                shown = self._placed(plan, scored, PageDraw(n, n, n, True, (0, 0)))
                 shown = shown.at(self.filters.fitting(filters, scored.rows[shown.order], size))
-        return scored, shown.at(pins.put(scored.rows[shown.order])), sources
+        return scored, shown.at(plan.pins.put(scored.rows[shown.order])), sources
 
-    async def _part(self, page: Asked, cursor: Cursor, size: int) -> page_wire.RecommendAnswer | Asked:
-        """The next part of a list. For an expired list: how to make a new one, with a note that says why. Raises
-        RequestError when the list is another user's, or when an expired list had filters, which are lost."""
+    async def _plan_of_part(self, page: Asked, cursor: Cursor, size: int) -> tuple[Asked, PartPlan | None]:
+        """The next part of a list. None where it has expired or nothing of it is left: the page is then that of a new
+        list, with a note that says why. Raises RequestError when the list is another user's, or when an expired list
+        had filters, which are lost."""
         kept = await self.ranked.get(cursor.list_id)
         if kept is None:
             if cursor.list_id.startswith(FILTERED):
                 problem = f"cursor {cursor.text!r} is of a list that is no longer kept, nor are its filters"
                 raise RequestError(problem, "ask for a new list with the filters", 410)
-            page.notes.append("the cursor's list is no longer kept: a new one from its beginning")
-            self._meters.part("remade")
-            return page
+            return self._remade(page, "the cursor's list is no longer kept")
         if str(kept.user_id) != str(page.user_id):
             raise RequestError(
                 f"cursor {cursor.text!r} was made for another user than {page.user_id!r}", "ask without a cursor"
@@ -283,25 +312,32 @@ class Serving(WorkerState):
             left, later = left[first], np.delete(left, first)
         left = left[:size]
         if not len(left) or self.of(arm.learner).model is None:
-            page.notes.append("nothing of the cursor's list is left: a new one from its beginning")
-            self._meters.part("remade")
-            return page
+            return self._remade(page, "nothing of the cursor's list is left")
         mark = f"{value_hash(self._new_id()) & 0xFFFF:04x}"
         part = page._replace(request_id=f"{kept.request_id}.{cursor.slot}.{mark}", context=page.context or kept.context)
-        scored = await self.maker.score(part, rows[left], kept.set_of(len(self.schema.among)), arm.learner)
-        order = np.flatnonzero(self.passing(part)[rows[left]])  # one may have gone while counts were waited for
-        if kept.filters is not None and kept.filters.caps:  # or may be of another kind by now
-            order = order[self.filters.fitting(kept.filters, rows[left[order]], size)]
-        placed, sources = kept.placed(order, cursor.at + left[order]), kept.sources_of(cursor.at + left[order])
-        answer = self.maker.hand_out(part, arm, scored, placed, sources, kept.retrieval, cursor.slot)
+        return page, PartPlan(part, arm, kept, cursor, cursor.at + left, rows[left], cursor.at + later)
+
+    def _remade(self, page: Asked, why: str) -> tuple[Asked, None]:
+        page.notes.append(f"{why}: a new one from its beginning")
+        self._meters.part("remade")
+        return page, None
+
+    async def _part(self, plan: PartPlan) -> page_wire.RecommendAnswer:
+        page, arm, kept, cursor, places, rows, later = plan
+        scored = await self.maker.score(page, rows, kept.set_of(len(self.schema.among)), arm.learner)
+        order = np.flatnonzero(self.passing(page)[rows])  # one may have gone while counts were waited for
+        if page.filters is not None and page.capped:  # or may be of another kind by now
+            order = order[self.filters.fitting(page.filters, rows[order], len(rows))]
+        placed, sources = kept.placed(order, places[order]), kept.sources_of(places[order])
+        answer = self.maker.hand_out(page, arm, scored, placed, sources, kept.retrieval, cursor.slot)
         self._meters.part("next")
         slot = cursor.slot + len(order)
         if page.capped:  # what did not fit on this part comes later
             if not len(later):
                 return answer
-            places = np.concatenate([np.arange(cursor.at), cursor.at + left, cursor.at + later])
-            return await self._to_be_continued(answer, kept.of(places), cursor.at + len(left), slot, cursor.length)
-        at = cursor.at + int(left[-1]) + 1
+            kept = kept.of(np.concatenate([np.arange(cursor.at), places, later]))
+            return await self._to_be_continued(answer, kept, cursor.at + len(places), slot, cursor.length)
+        at = int(places[-1]) + 1
         if at == len(kept.items):
             return answer
         return replace(answer, cursor=Cursor(cursor.list_id, at, slot, cursor.length).text)
