@@ -105,8 +105,7 @@ def log_loss_parts(p: Numbers, y: Numbers) -> Parts:
 
 def calibration_parts(p: Numbers, y: Numbers) -> Parts:
     """Of probabilities p for labels y, (n,). NaN without a click."""
-    p, y = np.asarray(p, np.float64), np.asarray(y, np.float64)
-    value = calibration(p, y)
+    value, p, y = calibration(p, y), np.asarray(p, np.float64), np.asarray(y, np.float64)
     return value, (p - value * y) / (float(y.sum()) or math.nan)
 
 
