@@ -37,7 +37,7 @@ def test_figures_are_those_of_the_plain_functions_and_parts_add_up_to_nothing(ro
     y = np.array([r[1] for r in rows])
     for key, parts in PARTS.items():
         value, each = parts(p, y)
-        assert value == pytest.approx(PLAIN[key](p, y), nan_ok=True, abs=1e-12)
+        assert value == PLAIN[key](p, y) or (math.isnan(value) and math.isnan(PLAIN[key](p, y)))
         if math.isfinite(value):
             assert each.sum() == pytest.approx(0, abs=1e-12)
 
