@@ -30,10 +30,11 @@ from learner.ranker.verbs import Learning
 from learner.samples.eventtime import EventTime
 from learner.tables.row_index import Index
 from millrace.basics.probing import EMPTY
-from millrace.basics.ranking_metrics import ORDER, figures_of, is_probability
+from millrace.basics.ranking_metrics import ORDER, ROLLING_ROWS, figures_of, is_probability
 from millrace.contracts.events import ARMS, LOGGED, MODEL, UNRANKED
 from millrace.contracts.samples import CORRECTION, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
+from millrace.contracts.settings import Settings
 from millrace.labels import Waits
 
 WAITING_ROWS = 500_000
@@ -98,6 +99,10 @@ class ServedExposures:
         columns = (np.zeros(size, kind) for kind in _COLUMNS)
         self._state, self._ts_ms, self._page, self._user, self._position, self._arm, *rest = columns
         self._score, self._base, self._clicked, self._masks = rest
+
+    @classmethod
+    def of(cls, settings: Settings, schema: Schema) -> ServedExposures:
+        return cls(schema, Segments(schema, settings.segments), Waits.of(settings), ROLLING_ROWS)
 
     def __len__(self) -> int:
         return len(self._index)

@@ -926,7 +926,7 @@ CASES: dict[str, Case] = {
 
 NOT_KEPT = {
     "learner/role/loopoutput.py LoopOutput": "an interface: who hears that a snapshot was made",
-    "learner/role/service.py TopicOutput": "its snapshot announces one",
+    "learner/role/topicoutput.py TopicOutput": "its snapshot announces one",
     "stream/archive/archive_pages.py ArchivedPages": "a part of the archive's state: test_archive.py",
     "stream/archive/arm_figures.py ArmFigures": "a part of the archive's state: test_arm_figures.py",
     "learner/training/publisher.py Publisher": "its snapshot announces one; the files that it names are the state",

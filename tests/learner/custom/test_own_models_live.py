@@ -17,9 +17,10 @@ from learner.custom.own import OwnModel
 from learner.custom.ownclass import OwnClass
 from learner.custom.ownserving import OwnServing
 from learner.role import learnloop
+from learner.role.learner import Learner
 from learner.role.learnloop import LearnPace
 from learner.role.model_factory import model_of, writer_of
-from learner.role.service import Learner, run
+from learner.role.service import run
 from learner.training.learner_versions import Progress, Versions, write_root
 from learner.training.writer import SnapshotWriter
 from millrace.basics.errors import SettingError, SnapshotError

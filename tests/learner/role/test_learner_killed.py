@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from learner.role import learnloop
 from learner.role.learnloop import LearnPace
-from learner.role.service import TopicOutput
+from learner.role.topicoutput import TopicOutput
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, wait_for_broker

@@ -20,8 +20,9 @@ from learner.network.models.spec import read_spec
 from learner.ranker.model import OnlineModel
 from learner.retrieval.tower import Tower
 from learner.role import learnloop, samplereader
+from learner.role.learner import Learner
 from learner.role.learner_metrics import SKIPPED, Board
-from learner.role.service import Learner, run
+from learner.role.service import run
 from learner.serving.serving_model import ServingModel
 from learner.training.learner_versions import Progress, Versions, write_root
 from learner.training.writer import SnapshotWriter

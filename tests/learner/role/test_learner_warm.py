@@ -20,8 +20,8 @@ from learner.ranker import within_page
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.retrieval import retrievalkernels
+from learner.role.learner import Learner, rehearse
 from learner.role.learner_warmup import warm_up
-from learner.role.service import Learner, rehearse
 from learner.samples.batch_reader import SampleMessage
 from learner.tables import table_kernels
 from learner.tables.row_index import Index

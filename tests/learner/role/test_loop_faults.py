@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 from learner.gate.admin import Command
 from learner.promotion.gatejudge import GateJudge
 from learner.ranker.model import OnlineModel
-from learner.role.service import Learner, TopicOutput
+from learner.role.learner import Learner
+from learner.role.topicoutput import TopicOutput
 from learner.training.publisher import Publisher
 from millrace.basics.errors import BrokerError
 from millrace.contracts.settings import Settings

@@ -21,6 +21,7 @@ from learner.evaluation.versus import versus
 from learner.ranker.verbs import Learning
 from learner.role import learnloop, service
 from learner.role.comparison import newest_of
+from learner.role.learner import Learner
 from learner.role.learnloop import LearnPace
 from learner.role.model_factory import model_of, wanted_spec
 from learner.training.learner_versions import Progress, Versions, adopted, asked, newest_valid, write_root
@@ -216,9 +217,9 @@ def test_up_starts_every_learner() -> None:
 # -- what it goes on from ----------------------------------------------------------------------------------------------
 
 
-def learner(settings: Settings, model: str, **spec: Any) -> service.Learner:
+def learner(settings: Settings, model: str, **spec: Any) -> Learner:
     own = msgspec.structs.replace(settings, learners={"b": NamedLearner(model, spec)}, learner="b")
-    return service.Learner(own, SCHEMA)
+    return Learner(own, SCHEMA)
 
 
 def test_a_model_of_the_same_shape_begins_as_the_first_and_another_with_the_oldest_sample(tmp_path: Path) -> None:
