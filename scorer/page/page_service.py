@@ -29,7 +29,6 @@ from millrace.evidence.rerank import PAGE_LIMIT, Rerank
 from scorer.catalog.itemtable import ItemRows
 from scorer.page import page_wire
 from scorer.page.candidates import Sources
-from scorer.page.held import WorkerState
 from scorer.page.listpage import ListPages, not_ready
 from scorer.page.page_arms import PageArm, PageArms
 from scorer.page.page_filters import ItemFilters
@@ -37,6 +36,7 @@ from scorer.page.page_wire import RequestError
 from scorer.page.pagemaker import AskCounts, Asked, PageMaker, Scored
 from scorer.page.ranked import LIST_SECONDS, Cursor, RankedList, RankedLists
 from scorer.page.reranking import PageDraw, Pins, PlacedItems, Reranker, pins_off
+from scorer.page.worker_state import WorkerState
 from scorer.page.worth import log_worth, terms, unknown_weights
 from scorer.recall.candidate_lists import (
     ASKED,

@@ -17,10 +17,10 @@ from millrace.evidence.rerank import Rerank
 from millrace.versions.versioning import Announcement
 from scorer.catalog.itemtable import ItemRows
 from scorer.page import page_wire, score_reasons, worth
-from scorer.page.held import WorkerState
 from scorer.page.page_arms import PageArm
 from scorer.page.rank import Ranked, RankingModel
 from scorer.page.reranking import VALUE, WORTH, PlacedItems
+from scorer.page.worker_state import WorkerState
 from scorer.users.userrecord import KnownUser, Meters
 
 _SET = salt("scorer", "set")

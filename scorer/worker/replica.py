@@ -32,8 +32,8 @@ from learner.serving.serving_model import ServingModel
 from millrace.contracts.schema import Schema
 from millrace.versions.versioning import Announcement
 from scorer.ipc.link import LinkMessage
-from scorer.page.held import HeldModel
 from scorer.page.page_service import Serving
+from scorer.page.worker_state import HeldModel
 from scorer.recall.approximate import Approximate
 from scorer.recall.candidate_lists import CandidateLists
 from scorer.recall.nearest import Retrieval
