@@ -183,7 +183,7 @@ class Partition:
 
     def set_back(self) -> None:
         """Takes back how far :meth:`advance` has moved the watermark beyond the events, for another event clock
-        (:mod:`stream.worker.ahead`). Labels given and pages dropped in silence stay as they are."""
+        (:mod:`stream.worker.clock_check`). Labels given and pages dropped in silence stay as they are."""
         self._note(Did.SET_BACK)
         self._ingest.set_back()
 

@@ -30,7 +30,7 @@ from typing import NamedTuple
 from millrace.contracts.events import DeadLetter
 from millrace.contracts.topics import EVENTS
 from stream.partition.partition import Partition, StepOutput
-from stream.worker.ahead import utc
+from stream.worker.clock_check import utc
 
 LATE, FUTURE, NO_PAGE_LOG, WRONG_PARTITION = CAUSES = ("late", "future", "no-page-log", "wrong-partition")
 REMEDIES: Mapping[str, str] = {

@@ -42,8 +42,8 @@ from millrace.processes.wall import event_now_ms
 from stream.join.topic_order import Arrival
 from stream.partition.partition import Partition, Policy, StepOutput
 from stream.worker import stream_metrics
-from stream.worker.ahead import utc
 from stream.worker.alarms import Alarms
+from stream.worker.clock_check import utc
 from stream.worker.faustio import StreamApp, calm_client, group_lost
 from stream.worker.listkeeper import ListKeeper
 from stream.worker.logids import ids_of_inputs

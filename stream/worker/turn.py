@@ -48,7 +48,7 @@ from millrace.contracts.topics import EVENTS, PAGE_LOGS, USERS
 from stream.join.join import InputMessage
 from stream.join.topic_order import Arrival, ReadTo, TopicOrder, silent_until
 from stream.partition.partition import Partition, PartitionSnapshot
-from stream.worker.ahead import is_set_back
+from stream.worker.clock_check import is_set_back
 
 INPUTS = (EVENTS, PAGE_LOGS, USERS)
 TAKE_MESSAGES = 500
@@ -112,7 +112,7 @@ class Advance:
 
 @dataclass(frozen=True, slots=True)
 class SetBack:
-    """Take back how far silence had moved the watermark by another clock (:mod:`stream.worker.ahead`); log it."""
+    """Take back how far silence had moved the watermark by another clock (:mod:`stream.worker.clock_check`); log it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from stream.join.topic_order import ReadTo
 from stream.partition import early
 from stream.partition.partition import Partition
 from stream.worker import turn as rules
-from stream.worker.ahead import SKEW_S, is_set_back
+from stream.worker.clock_check import SKEW_S, is_set_back
 from stream.worker.stream_worker import StreamWorker
 from stream.worker.turn import Advance, Now, Pace, SetBack, Take, Turn, arrival
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Log, Sum, action, exposure, page_log, resumed
@@ -281,7 +281,7 @@ last event and six minutes."""
 def test_a_loop_goes_on_by_a_clock_that_is_behind_its_silence(
     crashes: list[Happening], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream.worker.ahead.SKEW_S", 1.0)  # 4 minutes by this scene's clock
+    monkeypatch.setattr("stream.worker.clock_check.SKEW_S", 1.0)  # 4 minutes by this scene's clock
     scene = Scene().play([*BEHIND, *crashes, *LIVE]).finish().check()
     assert scene.dues["SetBack"] >= 1
     assert (scene.kinds("a"), scene.kinds("b"), scene.kinds("c")) == ({NEGATIVE: 1}, {POSITIVE: 1}, {POSITIVE: 1})
