@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from commands.repair.again import Begun
 from commands.repair.halving import MovedStretch, Point, narrowed, steepest
 from commands.repair.judge import JudgedRows, figure_on, members_of, rows_until, worse
+from commands.repair.relearning import Begun
 from commands.repair.standout import Standout, Tally, standouts
 from commands.repair.without import time_of
 from learner.ranker.verbs import Learning

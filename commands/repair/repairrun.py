@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from commands.repair.again import Begun, begin, check_there, keep, repair
 from commands.repair.bisection import Bisection, StretchSamples
 from commands.repair.judge import FIGURES, SMALL
 from commands.repair.lineage import Lineage, check_one_model, end_of, lineage
+from commands.repair.relearning import Begun, begin, check_there, keep, repair
 from commands.repair.without import Without, interval_of, moment, time_of
 from learner.network.dense import role_threads, threads
 from learner.role.sampletopic import SampleTopic

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from commands.cli.cli import app
 from commands.repair import bisection, halving, repairrun
-from commands.repair.again import Repaired, begin, keep, repair
 from commands.repair.bisection import Bisection
 from commands.repair.judge import members_of, rows_until
 from commands.repair.lineage import Lineage, check_one_model, lineage
+from commands.repair.relearning import Repaired, begin, keep, repair
 from commands.repair.repairrun import Scene
 from commands.repair.standout import Tally, standouts
 from commands.repair.without import Without, arms_of, ids_of, interval_of, moment, shown, time_of
