@@ -26,7 +26,7 @@ from stream.join.page_rows import Counted
 from stream.join.shown import ShownPages
 from stream.partition.counters import Counters
 from stream.partition.decoder import Decoder
-from stream.partition.early import EarlyEvents
+from stream.partition.early_events import EarlyEvents
 from stream.partition.journal import Did
 
 _ACCEPTED = tuple(f"events.{kind}" for kind in EVENT_KINDS)

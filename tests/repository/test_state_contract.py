@@ -65,7 +65,7 @@ from stream.join.topic_order import ReadTo
 from stream.partition.coclick_counts import CoClicks, CoClicksSnapshot
 from stream.partition.counters import Counters
 from stream.partition.decoder import Decoder
-from stream.partition.early import EarlyEvents
+from stream.partition.early_events import EarlyEvents
 from stream.partition.owners import Owners
 from stream.partition.partition import Partition, StepOutput
 from stream.partition.recents import CLICKS, PURCHASES, Recents

@@ -18,7 +18,7 @@ from millrace.contracts.clock import EventClock
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.contracts.settings import load_settings
 from stream.join.topic_order import ReadTo
-from stream.partition import early
+from stream.partition import early_events
 from stream.partition.partition import Partition
 from stream.worker import turn as rules
 from stream.worker.clock_check import SKEW_S, is_set_back
@@ -188,7 +188,7 @@ def test_a_user_who_comes_again_is_the_newest(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_more_that_is_ahead_than_can_be_held_is_from_the_future(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(early, "MOST_BYTES", 1000)
+    monkeypatch.setattr(early_events, "MOST_BYTES", 1000)
     shop = Shop()
     for n in range(10):
         shop.page(f"p{n}", 7, ahead_ms=30 * MINUTE + n)
