@@ -24,7 +24,7 @@ from millrace.logs.faults import Faults
 from millrace.logs.later_events import LaterEvents
 from millrace.logs.log_joins import SideTables, beside
 from millrace.logs.log_times import Clock, to_ms
-from millrace.logs.near import lacking
+from millrace.logs.missing_columns import lacking
 from millrace.logs.unrolled import unroll
 from millrace.logs.values import as_text, flat, mask, missing
 

@@ -26,7 +26,7 @@ from millrace.logs.columnchecks import check_single, time_ms
 from millrace.logs.faults import Faults
 from millrace.logs.log_files import files_of, read_files
 from millrace.logs.log_times import Clock
-from millrace.logs.near import without_header
+from millrace.logs.missing_columns import without_header
 from millrace.logs.text import TextForm
 from millrace.logs.values import as_text, flat, missing
 
