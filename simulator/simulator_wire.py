@@ -19,7 +19,7 @@ import structlog
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
 from millrace.basics.errors import SettingError
-from millrace.processes.kinds import Kinds
+from millrace.processes.repeated_warnings import Kinds
 from simulator import simulator_metrics
 
 log = structlog.get_logger("simulator")

@@ -28,7 +28,7 @@ from millrace.basics.errors import SnapshotError, StoreError, one_line
 from millrace.basics.store import AbsentError
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
-from millrace.processes.kinds import Kinds
+from millrace.processes.repeated_warnings import Kinds
 from millrace.versions.image import split
 from millrace.versions.modelstore import Announcement, Array, Image, ModelStore, Place
 

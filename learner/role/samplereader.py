@@ -29,7 +29,7 @@ from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import SAMPLES
 from millrace.processes.kafka import REMEDY, gone_before, held_offsets, lag_of, make_reader, topic_ids
-from millrace.processes.kinds import Kinds
+from millrace.processes.repeated_warnings import Kinds
 from millrace.versions.decisions import Learnt
 from millrace.versions.versioning import Announcement
 

@@ -34,8 +34,8 @@ from millrace.contracts.profile_reader import no_item
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import FEATURES_ITEMS, ITEMS
 from millrace.processes.kafka import make_reader, topic_ids
-from millrace.processes.kinds import Kinds
 from millrace.processes.priority import step_back
+from millrace.processes.repeated_warnings import Kinds
 from scorer.catalog.index_checkpoint import Bookmark
 from scorer.catalog.itemimage import ItemImage
 from scorer.feeder.state import FeederState, Stopped

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
-from millrace.processes.kinds import Kinds
+from millrace.processes.repeated_warnings import Kinds
 from stream.intake.intake_wire import Verdict, What
 
 log = structlog.get_logger("intake")

@@ -19,7 +19,7 @@ import structlog
 from millrace.contracts.dead_letter_reasons import REASONS, WARNINGS
 from millrace.contracts.events import DeadLetter
 from millrace.contracts.profile_warnings import ProfileWarning
-from millrace.processes.kinds import Kinds
+from millrace.processes.repeated_warnings import Kinds
 
 log = structlog.get_logger("stream")
 

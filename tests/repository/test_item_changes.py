@@ -14,7 +14,7 @@ from millrace.contracts.events import BadEventError, Item
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.schema import parse_schema
 from millrace.labels import Waits
-from millrace.processes.kinds import Kinds
+from millrace.processes.repeated_warnings import Kinds
 from millrace.windows.features import FeatureBuilder
 from scorer.catalog.item_index import ItemIndex
 from scorer.feeder.kafka_feed import FeedRecord, ItemFeed

@@ -13,7 +13,7 @@ from millrace.contracts.dead_letter_reasons import REASONS, WARNINGS
 from millrace.contracts.events import DeadLetter, Item, User
 from millrace.contracts.profile_warnings import SECONDS_MS, ProfileChecks
 from millrace.contracts.schema import parse_schema
-from millrace.processes.kinds import MOST_KINDS, OTHERS, Kinds
+from millrace.processes.repeated_warnings import MOST_KINDS, OTHERS, Kinds
 from stream.worker.problemlog import ProblemLog
 
 SCHEMA = parse_schema(

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from starlette.types import Message as AsgiMessage
 
 from millrace.basics.openapi import Failure
-from millrace.processes.kinds import QUIET_S
+from millrace.processes.repeated_warnings import QUIET_S
 from stream.intake import intake_openapi
 from stream.intake.intake_app import BODIES_BYTES
 from stream.intake.intake_metrics import REFUSED, Refusals
