@@ -66,7 +66,7 @@ _STEP_MS, _BACK_MS = 1_200_000, 3_600_000
 """A longer pause of the stream, as at night, counts as so much; and a clock that stays back for longer is right."""
 
 
-class Standing(Struct):
+class GateState(Struct):
     """The small part of the state. Times are event time in Unix ms."""
 
     held: bool = False  # a person holds back what is newer
@@ -138,7 +138,7 @@ class LearnerState:
         self, trainer: Trainer, versions: Versions, checks: Checks | None, quarantine: Quarantine, restorer: Restorer
     ) -> None:
         self.trainer, self.versions, self.checks, self.quarantine = trainer, versions, checks, quarantine
-        self.restorer, self.log, self.rows, self.standing = restorer, restorer.log, restorer.rows, Standing()
+        self.restorer, self.log, self.rows, self.standing = restorer, restorer.log, restorer.rows, GateState()
         self.settle: Callable[[], None] = lambda: None
         self.published, self.root_due = 0, False
         self.root_why: GateRefusal | None = None

@@ -11,7 +11,7 @@ import structlog
 from msgspec import Struct
 
 from learner.gate.checks import GATE, Checks
-from learner.promotion.learnerstate import LearnerState, Standing
+from learner.promotion.learnerstate import GateState, LearnerState
 from learner.promotion.restorer import Base
 from learner.ranker.verbs import Learning
 from learner.training.learner_versions import FoundSnapshot
@@ -27,7 +27,7 @@ class _Kept(Struct):
 
     log: str
     newest: int  # decision
-    standing: Standing
+    standing: GateState
     quarantine: bytes
     rules: str
 
