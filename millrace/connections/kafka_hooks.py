@@ -2,7 +2,7 @@
 """What ``kafka-python`` is taught when this is imported: secrets that change, refusals that are heard, and pauses.
 
 The client logs a lost connection and tries another one. Its log is the only way to hear why while it works, so
-:class:`Ear` listens to it, and says each refusal once in a while, in our words.
+:class:`RefusalListener` listens to it, and says each refusal once in a while, in our words.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ AGAIN_SECONDS = 30.0
 """Between two lines about one cause."""
 
 
-class Ear(logging.Filter):
+class RefusalListener(logging.Filter):
     """Hears from a client's log why connections fail, and says a refusal in place of its line."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -76,7 +76,7 @@ class Ear(logging.Filter):
         return False
 
 
-EAR = Ear()
+LISTENER = RefusalListener()
 
 
 def hush(name: str) -> None:
@@ -159,4 +159,4 @@ _wait_refusals_out(KafkaConnection)
 _close_what_fails(KafkaNetSocket, "sock_connect", lambda _, net, sock, *__: sock.close())
 _close_what_fails(KafkaSSLTransport, "handshake", lambda transport: transport.abort())
 hush("kafka")
-logging.getLogger("kafka.net.connection").addFilter(EAR)
+logging.getLogger("kafka.net.connection").addFilter(LISTENER)

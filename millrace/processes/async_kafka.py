@@ -13,7 +13,7 @@ from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaConnectionError
 
 from millrace.basics.errors import MillraceError
-from millrace.connections.kafka_hooks import EAR
+from millrace.connections.kafka_hooks import LISTENER
 from millrace.connections.kafka_security import LiveText
 from millrace.connections.kafka_tokens import TokenSource
 from millrace.contracts.settings import Settings
@@ -55,4 +55,4 @@ def _with_live_texts(connection: Any) -> None:
 
 
 _with_live_texts(AIOKafkaConnection)
-logging.getLogger("aiokafka").addFilter(EAR)
+logging.getLogger("aiokafka").addFilter(LISTENER)

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from tenacity import Retrying
 
 from millrace.basics.errors import BrokerError, one_line
-from millrace.connections.kafka_hooks import EAR, TokenProvider
+from millrace.connections.kafka_hooks import LISTENER, TokenProvider
 from millrace.connections.kafka_security import WHERE, security_of
 from millrace.connections.kafka_tokens import TokenSource
 from millrace.connections.refusals import no_tls, why
@@ -135,7 +135,7 @@ _UNTOLD = ("KafkaTimeoutError", "KafkaConnectionError")
 
 def broker_error(problem: str, error: BaseException) -> BrokerError:
     """An error of a client as ours, with cause and remedy where Kafka refused."""
-    refusal = why(error, WHERE) or (EAR.heard if type(error).__name__ in _UNTOLD else None)
+    refusal = why(error, WHERE) or (LISTENER.heard if type(error).__name__ in _UNTOLD else None)
     cause, remedy = refusal or (one_line(error), REMEDY)
     return BrokerError(f"{problem} ({cause})", remedy)
 
@@ -143,7 +143,7 @@ def broker_error(problem: str, error: BaseException) -> BrokerError:
 @contextlib.contextmanager
 def told(problem: str) -> Iterator[None]:
     """Makes a client's error a :func:`broker_error`."""
-    with EAR.attentive():
+    with LISTENER.attentive():
         try:
             yield
         except (KafkaError, OSError) as error:
@@ -165,11 +165,11 @@ def wait_for_broker(settings: Settings, patience_seconds: float | None = None) -
     seconds = settings.patience_seconds if patience_seconds is None else patience_seconds
 
     def ask() -> None:
-        with EAR.attentive():
+        with LISTENER.attentive():
             try:
                 KafkaAdminClient(**options, bootstrap_timeout_ms=2000, request_timeout_ms=4000).close()
             except KafkaError as error:
-                if EAR.heard is None:
+                if LISTENER.heard is None:
                     raise
                 raise broker_error(f"broker '{settings.kafka}' refuses us", error) from None
 
@@ -179,7 +179,7 @@ def wait_for_broker(settings: Settings, patience_seconds: float | None = None) -
         Retrying(**patience(seconds, errors, aloud))(ask)
     except errors as error:
         problem = f"broker '{settings.kafka}' does not answer ({type(error).__name__}) after {seconds:g} s"
-        likely = no_tls(WHERE) if EAR.hung_up else None
+        likely = no_tls(WHERE) if LISTENER.hung_up else None
         if likely:
             raise BrokerError(f"{problem}, and ends the handshake: maybe {likely.cause}", likely.remedy) from None
         raise BrokerError(problem, REMEDY) from None
