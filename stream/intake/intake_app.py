@@ -78,7 +78,7 @@ class _Gone(Exception):
     """The client has gone."""
 
 
-class Desk:
+class IntakeHandler:
     """Takes lines and answers when they are kept. ``outlet`` is open already."""
 
     def __init__(
@@ -200,7 +200,7 @@ class Desk:
 class PostRoute:
     """POST of one kind of lines, as an ASGI application."""
 
-    def __init__(self, what: What, desk: Desk, source: str = "") -> None:
+    def __init__(self, what: What, desk: IntakeHandler, source: str = "") -> None:
         self._what, self._desk, self._source = what, desk, source
         self._seconds = REQUEST_SECONDS.labels(what)
         self._good, *_ = (REQUESTS.labels(what, status) for status in ("200", "429", "503"))  # an alert asks for these
@@ -234,7 +234,7 @@ class PostRoute:
         await send({"type": "http.response.body", "body": body})
 
 
-def make_app(desk: Desk, outlet: IntakeProducer) -> Starlette:
+def make_app(desk: IntakeHandler, outlet: IntakeProducer) -> Starlette:
     described_api = _json.encode(description())
 
     def deletes(what: What) -> Any:

@@ -23,7 +23,7 @@ from millrace.processes.httpserver import HttpServer, bind, config
 from millrace.processes.kafka import open_broker
 from millrace.processes.metrics import READY, serve_metrics
 from millrace.processes.tokens import AccessGate, Tokens, warn_if_open
-from stream.intake.intake_app import Desk, make_app
+from stream.intake.intake_app import IntakeHandler, make_app
 from stream.intake.intake_metrics import REQUESTS, Refusals
 from stream.intake.intake_producer import IntakeProducer
 from stream.intake.intake_wire import LineReader
@@ -61,7 +61,7 @@ async def _run(
         await outlet.open(life_ms, round(settings.disorder_seconds * 1000))
         delivering = asyncio.create_task(outlet.run())
         refusals = Refusals()
-        app: ASGIApp = make_app(Desk(settings, reader, outlet, refusals), outlet)
+        app: ASGIApp = make_app(IntakeHandler(settings, reader, outlet, refusals), outlet)
         app = AccessGate(app, tokens, settings, lambda status: REQUESTS.labels("unauthorized", status).inc())
         server = HttpServer(config(app, round(settings.intake_seconds) + 1))
         READY.set(1)

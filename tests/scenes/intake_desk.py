@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Scope
 from millrace.basics.hashing import kafka_partition
 from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
-from stream.intake.intake_app import Desk, make_app
+from stream.intake.intake_app import IntakeHandler, make_app
 from stream.intake.intake_metrics import Refusals
 from stream.intake.intake_queue import Keeper, Lane, WaitingMessage
 from stream.intake.intake_wire import LineReader
@@ -72,7 +72,7 @@ class Intake:
         self.logged: list[dict[str, Any]] = []
         reader = LineReader(schema or shop_schema(), AHEAD_MS)
         refusals = Refusals(lambda: 0.0, lambda line, **values: self.logged.append(values))
-        self.desk = Desk(Settings(**settings), reader, self.outlet, refusals)  # type: ignore[arg-type]
+        self.desk = IntakeHandler(Settings(**settings), reader, self.outlet, refusals)  # type: ignore[arg-type]
         self.app: ASGIApp = make_app(self.desk, self.outlet)  # type: ignore[arg-type]
 
     async def ask(self, method: str, path: str, body: Any = b"", kind: str = "") -> tuple[int, Any, dict[str, str]]:
