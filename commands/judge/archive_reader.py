@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from commands.proofs.archived import named
+from commands.proofs.archived import matched, named
 from millrace.basics.errors import LogError, one_line
 from millrace.basics.hashing import combine, salt
 from millrace.contracts.events import LOGGED
@@ -116,10 +116,8 @@ class ArchiveReader:
         for file in filter(Path.exists, (self._folder / "features" / one.name for one in files)):
             with _readable(file):
                 kept = pq.read_table(file, columns=columns)
-            kept = kept.filter(pc.equal(kept["schema_id"], self.schema.id))
-            at = pc.index_in(named(kept["request_id"], kept["position"], kept["user_id"]), value_set=names)
-            kept, at = kept.filter(pc.is_valid(at)), pc.drop_null(at).to_numpy()
-            cat[at], num[at] = arrays(kept, self.schema)
+            at, own = matched(kept, names, self.schema)
+            cat[at], num[at] = arrays(own, self.schema)
             there[at] = True
         return cat, num, there
 

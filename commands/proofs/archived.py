@@ -79,19 +79,23 @@ def named(request: pa.Array, position: pa.Array, user: pa.Array) -> pa.Array:
     return flat(pc.binary_join_element_wise(*texts, " "))
 
 
+def matched(features: pa.Table, names: pa.Array, schema: Schema) -> tuple[NDArray[np.intp], pa.Table]:
+    """Of logged features those of the schema whose exposures have one of the ``names``: which one, (m,), and the
+    features, m rows."""
+    own = features.filter(pc.equal(features["schema_id"], schema.id))
+    at = pc.index_in(named(own["request_id"], own["position"], own["user_id"]), value_set=names)
+    return pc.drop_null(at).to_numpy().astype(np.intp), own.filter(pc.is_valid(at))
+
+
 def _logged(tables: Sequence[pa.Table], log: LogTable, rows: LogRows) -> LoggedFeatures:
     schema = rows.builder.schema
     assert schema.log is not None
     request, position = schema.log.identity[:2]
-    fitting = [table.filter(pc.equal(table["schema_id"], schema.id)) for table in tables]
-    fitting = [table for table in fitting if table.num_rows] or [tables[0].slice(0, 0)]
-    table = pa.concat_tables([t.cast(fitting[-1].schema) for t in fitting])
-    names = named(table["request_id"], table["position"], table["user_id"])
-    found = pc.index_in(names, value_set=named(log.table[request], log.table[position], log.table[log.user]))
-    where = np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), np.intp)  # (t,) -1: not in the log
-    there = np.flatnonzero(where >= 0)
-    row, first = np.unique(where[there], return_index=True)
-    taken = table.take(pa.array(there[first]))
+    names = named(log.table[request], log.table[position], log.table[log.user])
+    found = [(at, own) for at, own in (matched(table, names, schema) for table in tables) if len(at)]
+    found = found or [(np.empty(0, np.intp), tables[0].slice(0, 0))]
+    row, first = np.unique(np.concatenate([at for at, _ in found]), return_index=True)
+    taken = pa.concat_tables([own.cast(found[-1][1].schema) for _, own in found]).take(pa.array(first))
     cat, num = arrays(taken, schema)
     raws = taken["among"].to_pylist() if schema.among else []
     sets = {
