@@ -34,7 +34,7 @@ from cyclopts import Parameter
 from numpy.typing import NDArray
 
 from commands.offline.dataset import truth_of
-from commands.offline.intervals import rounded
+from commands.offline.intervals import DIGITS
 from commands.replay.known import KnownSamples, LabelSettings, ReplayModel, learn_through
 from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.stretches import Stretches
@@ -44,7 +44,7 @@ from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from learner.training.trainer import BATCH_MS, BATCH_ROWS
 from millrace.basics.errors import SettingError
-from millrace.basics.ranking_metrics import auc, calibration, judged, known, log_loss
+from millrace.basics.ranking_metrics import figures_of, known
 from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, policy_named
@@ -98,11 +98,10 @@ class Traffic:
 def figures(p: NDArray[np.float32], y: NDArray[Any]) -> dict[str, float | None]:
     """The figures of scores p for labels y, (n,); None where there is no value. A score that is not finite counts as
     wrong."""
-    p, quarter = judged(p, y).astype(np.float32), len(y) // 4
-    early, late = slice(0, quarter), slice(len(y) - quarter, len(y))
-    parts = ((auc, late), (log_loss, early), (calibration, early), (calibration, late))
-    found = [known(float(of(p[part], y[part]))) for of, part in parts]
-    return {name: None if value is None else rounded(value) for name, value in zip(FIGURES, found, strict=True)}
+    parts = slice(0, len(y) // 4), slice(len(y) - len(y) // 4, len(y))
+    early, late = (figures_of(p[part], y[part]) for part in parts)
+    found = late["auc"], early["log_loss"], early["calibration"], late["calibration"]
+    return {name: known(value, DIGITS) for name, value in zip(FIGURES, found, strict=True)}
 
 
 def _run(

@@ -20,7 +20,7 @@ from commands.delays.completeness import FEWEST, Curve
 from commands.delays.trials import IMMEDIATE, Setting
 from commands.offline.intervals import DIGITS
 from millrace.basics.clustered import FEW, PARTS, Gap, Parts, gap
-from millrace.basics.ranking_metrics import judged, known
+from millrace.basics.ranking_metrics import known
 from millrace.reports import MAIN, QUIET, Plot, canvas, lines_canvas
 from millrace.reports.spans import span_name
 
@@ -33,12 +33,6 @@ class Trial:
     lost: int
     wait_s: float
     """Mean time from an exposure to its first label."""
-
-
-def parts_of(p: NDArray[np.float32], y: NDArray[np.bool_]) -> dict[str, Parts]:
-    """Each figure of scores p for final labels y, (n,), with its rows' parts."""
-    judged_p = judged(p, y)
-    return {key: of(judged_p, y) for key, of in PARTS.items()}
 
 
 def trial_of(

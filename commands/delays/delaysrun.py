@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from commands.delays.completeness import Curve, DelayedClicks, by_group, by_window, points, quantiles
-from commands.delays.delaysreport import Trial, curve_plot, parts_of, rows_of, trial_of, trials_plot, verdict_of
+from commands.delays.delaysreport import Trial, curve_plot, rows_of, trial_of, trials_plot, verdict_of
 from commands.delays.trials import IMMEDIATE, Setting, digest, final_labels, open_features, samples_of, with_window
 from commands.offline.slicing import MISSING, slice_of
 from commands.offline.workers import pool
@@ -28,7 +28,7 @@ from commands.replay.replayrun import BATCH_ROWS, THREADS
 from commands.replay.stretches import Stretches, write_features
 from learner.network.dense import threads
 from learner.role.model_factory import model_of
-from millrace.basics.clustered import user_numbers
+from millrace.basics.clustered import parts_of, user_numbers
 from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings

@@ -17,7 +17,7 @@ hash, whatever the arm, and again, as in :mod:`stream.archive.arm_figures`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,16 +138,20 @@ def looks(users: UserOutcomes, every_ms: int, by_page: bool, baseline: str) -> l
     if not len(users.until_ms):
         return []
     names = sorted(set(users.arm.tolist()), key=lambda name: (name != baseline, name))
-    first, last = int(users.until_ms[0]), int(users.until_ms[-1])
-    times = [*range(first + every_ms, last, every_ms), last]
     rows: list[dict[str, Any]] = []
-    for at_ms in times:
-        known = int(np.searchsorted(users.until_ms, at_ms, side="right"))
+    for at_ms, known in look_times(users.until_ms, every_ms):
         found = {name: estimate(users, known, name, by_page) for name in names}
         for name, one in found.items():
             other = None if name == baseline else found.get(baseline)
             rows.append({"at_ms": at_ms, "arm": name, **_row(one)} | _against(one, other, error_each(len(names))))
     return rows
+
+
+def look_times(ts_ms: Integers, every_ms: int) -> Iterator[tuple[int, int]]:
+    """Each look's time, and how many of some times, ascending, are known by then; the last one is at the last time."""
+    first, last = int(ts_ms[0]), int(ts_ms[-1])
+    for at_ms in (*range(first + every_ms, last, every_ms), last):
+        yield at_ms, int(np.searchsorted(ts_ms, at_ms, side="right"))
 
 
 def estimate(users: UserOutcomes, known: int, name: str, by_page: bool) -> Estimate:

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.judge.arms import plain, units_wanted
+from commands.judge.arms import look_times, plain, units_wanted
 from millrace.evidence import offpolicy
 from millrace.evidence.offpolicy import LEAST_EFFECTIVE, effective
 from millrace.evidence.sequences import LEAST, NOTHING, Estimate, band, ratio
@@ -204,10 +204,9 @@ class Judged(NamedTuple):
         """The difference and its band from look to look, as :func:`commands.judge.arms.looks` has them."""
         if not len(self.ts_ms):
             return []
-        first, last = int(self.ts_ms[0]), int(self.ts_ms[-1])
         seen = []
-        for at_ms in [*range(first + every_ms, last, every_ms), last]:
-            found = self.difference(known=int(np.searchsorted(self.ts_ms, at_ms, side="right")))
+        for at_ms, known in look_times(self.ts_ms, every_ms):
+            found = self.difference(known=known)
             told = zip(("difference", "difference_low", "difference_high"), (found.value, *band(found)), strict=True)
             seen.append({"at_ms": at_ms, "arm": arm} | {name: plain(x) for name, x in told})
         return seen

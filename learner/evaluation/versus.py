@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.basics.clustered import PARTS, Gap, gap
-from millrace.basics.ranking_metrics import Numbers, judged, known
+from millrace.basics.clustered import PARTS, Gap, gap, parts_of
+from millrace.basics.ranking_metrics import Numbers, known
 
 FIGURES = tuple(PARTS)
 
@@ -50,9 +50,7 @@ def versus(p: Numbers, q: Numbers, y: Numbers, user: NDArray[Any]) -> Versus:
     number."""
     y = np.asarray(y, np.float64)
     number = np.unique(user, return_inverse=True)[1].astype(np.intp)  # (n,) from 0
-    p, q = judged(p, y), judged(q, y)
-    own = {name: PARTS[name](p, y) for name in FIGURES}
-    base = {name: PARTS[name](q, y) for name in FIGURES}
+    own, base = parts_of(p, y), parts_of(q, y)
     nowhere = Gap(float("nan"), float("nan"))
     return Versus(
         len(y),

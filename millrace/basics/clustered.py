@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.basics.ranking_metrics import calibration, group_ranks, log_losses
+from millrace.basics.ranking_metrics import calibration, group_ranks, judged, log_losses
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -111,6 +111,12 @@ def calibration_parts(p: Numbers, y: Numbers) -> Parts:
 
 PARTS = {"auc": auc_parts, "log_loss": log_loss_parts, "calibration": calibration_parts}
 """The figures that have intervals, by key. Values are those of :mod:`millrace.basics.ranking_metrics`, to the bit."""
+
+
+def parts_of(p: Numbers, y: Numbers) -> dict[str, Parts]:
+    """By key of :data:`PARTS`. A score that is no probability counts as the worst one."""
+    p = judged(p, y)
+    return {key: of(p, y) for key, of in PARTS.items()}
 
 
 def quantile(share: float, freedom: float) -> float:
