@@ -1,10 +1,9 @@
 # core
-"""Applies messages, silence and other clocks to a partition: all its rules but the label join's.
+"""Applies messages, silence and other clocks to a partition: all its rules but those of gate and label join.
 
 ::
 
-    event ──► too early? ──► watermark moves ──► LabelJoin ──► rows to count ──► Counters
-                └─ held until its time comes
+    message ──► EventGate ──► LabelJoin ──► rows to count ──► Counters
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from millrace.basics.hashing import value_hash
-from millrace.contracts.clock import Reached
-from millrace.contracts.events import EVENT_KINDS, EXPOSURE, BadEventError, Event, Exposure, Id, Order, decode_event
+from millrace.contracts.events import EXPOSURE, BadEventError
 from millrace.contracts.profile_reader import Intake
-from millrace.contracts.profile_warnings import SECONDS_MS, ProfileChecks
+from millrace.contracts.profile_warnings import ProfileChecks
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS, PAGE_LOGS, USERS
 from stream.join.join import Dead, InputMessage, LabelJoin, Outcome, Policy
@@ -26,34 +24,21 @@ from stream.join.page_rows import Counted
 from stream.join.shown import ShownPages
 from stream.partition.counters import Counters
 from stream.partition.decoder import Decoder
-from stream.partition.early_events import EarlyEvents
+from stream.partition.event_gate import Counts, EventGate
 from stream.partition.journal import Did
 
-_ACCEPTED = tuple(f"events.{kind}" for kind in EVENT_KINDS)
 
-
-class Counts(dict[str, int]):
-    """How often things happened, by name."""
-
-    def add(self, name: str, n: int = 1) -> None:
-        if n:
-            self[name] = self.get(name, 0) + n
-
-
-class Ingest:
+class Ingest(EventGate):
     """Takes one partition's messages.
 
     Attributes:
         offsets: next to read, by topic.
-        reached: how far the events have come.
     """
 
     def __init__(self, schema: Schema, policy: Policy, decoder: Decoder, settles: bool) -> None:
-        self.policy, self.decoder = policy, decoder
-        self._several = decoder.partitions is not None
+        book = book_of(schema, decoder.shape, policy.lateness_ms)
+        super().__init__(policy, decoder, LabelJoin(policy, ShownPages(schema), settles, book))
         self.offsets: dict[str, int] = {}
-        self.early, self.reached = EarlyEvents(), Reached(policy.disorder_ms)
-        self.join = LabelJoin(policy, ShownPages(schema), settles, book_of(schema, decoder.shape, policy.lateness_ms))
         self.counters = Counters(schema, decoder)
         self._intake, self._checks = Intake(schema), ProfileChecks(schema)
 
@@ -123,73 +108,6 @@ class Ingest:
             else:
                 raise ValueError(f"messages of the topic '{topic}' are not for a partition")
 
-    def _event(self, message: InputMessage, clock_ms: int, limit_ms: int, outcome: Outcome, counts: Counts) -> None:
-        try:
-            event = decode_event(message.raw)
-        except BadEventError as error:
-            outcome.dead.append(Dead(error.reason, error.detail, message, 0))
-            return
-        lost = len(event.items) if isinstance(event, Exposure) else 0  # where it becomes a dead letter
-        if event.ts_ms > limit_ms:
-            detail = f"{event.ts_ms - limit_ms} ms beyond what is allowed ahead of the clock"
-            outcome.refuse("future", detail, message, lost)
-            return
-        if event.ts_ms < SECONDS_MS <= clock_ms:
-            # Left in, it would be counted in windows of 1970, and its label would wait a thousand times too long.
-            outcome.refuse("seconds", f"ts_ms {event.ts_ms} seems to be in seconds", message, lost)
-            return
-        if (
-            self._several
-            and event.user_id not in self.decoder.own
-            and self._is_astray(event.user_id, message, outcome, lost)
-        ):
-            return
-        counts.add(_ACCEPTED[event.kind])
-        if self.early:
-            self._release(clock_ms, outcome)
-        before_ms = self.reached.newest_ms
-        is_near = self.reached.see(event.ts_ms, clock_ms, event.user_id if isinstance(event, Exposure) else None)
-        if not is_near:
-            if self.early.hold(event.ts_ms, message):
-                counts.add("ahead")
-            else:
-                by_ms = event.ts_ms - clock_ms
-                detail = f"{by_ms} ms ahead of the clock, where {len(self.early)} such events wait already"
-                outcome.refuse("future", detail, message, lost)
-            if self.reached.newest_ms > before_ms:
-                self._release(clock_ms, outcome)
-        elif event.ts_ms < self.join.watermark_ms:
-            outcome.late += 1
-        if self.reached.newest_ms > before_ms:
-            self._move(self.reached.newest_ms, outcome)
-        if is_near:
-            self._join_in(event, message, outcome)
-
-    def _join_in(self, event: Event, message: InputMessage, outcome: Outcome) -> None:
-        if isinstance(event, Exposure):
-            self.join.expose(event, message, outcome)
-        elif isinstance(event, Order):
-            self.join.order(event, message, outcome)
-        else:
-            self.join.act(event, message, outcome)
-
-    def _release(self, clock_ms: int, outcome: Outcome) -> None:
-        """Takes held events, in the order of their times, as far as time has come."""
-        for ts_ms, message in self.early.until(max(self.reached.newest_ms, clock_ms)):
-            self.reached.see(ts_ms, clock_ms)
-            self._move(ts_ms, outcome)
-            self._join_in(decode_event(message.raw), message, outcome)
-
-    def _page_log(self, message: InputMessage, outcome: Outcome, counts: Counts) -> None:
-        try:
-            request, page = self.decoder.page(message.raw)
-        except ValueError as error:  # a BadEventError is one too
-            outcome.dead.append(Dead("bad-page-log", str(error), message, 0))
-            return
-        if not self._is_astray(page.user_id, message, outcome):
-            counts.add("page_logs")
-            self.join.serve(request, page, outcome, message.offset)
-
     def _returned(self, found: Mapping[str, bytes | None], outcome: Outcome) -> None:
         for request, raw in found.items():
             page = None
@@ -215,20 +133,6 @@ class Ingest:
             if self.join.book is not None:
                 self.join.book.forget(value_hash(user), outcome.files)
             self.counters.forget(user, now_ms if message.clock_ms is None else min(message.clock_ms, now_ms))
-
-    def _is_astray(self, user: Id, message: InputMessage, outcome: Outcome, exposures: int = 0) -> bool:
-        """Whether the user belongs to another partition; then the message becomes a dead letter, with so many
-        ``exposures``."""
-        why = self.decoder.astray(user)
-        if why:
-            outcome.refuse("wrong-partition", why, message, exposures)
-        return bool(why)
-
-    def _move(self, to_ms: int, outcome: Outcome) -> None:
-        watermark = to_ms - self.policy.disorder_ms
-        if watermark > self.join.watermark_ms:
-            self.join.watermark_ms = watermark
-            self.join.expire(outcome)
 
     def _count(self, outcome: Outcome, counts: Counts) -> None:
         if outcome.counted:
