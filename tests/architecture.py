@@ -37,7 +37,7 @@ TOPS: dict[str, set[str]] = {
 FLOORS = """
 millrace: basics evidence contracts broker labels logs windows reports versions connections processes
 simulator:
-stream: intake join archive partition worker
+stream: intake join partition archive worker
 learner: tables network.models network retrieval ranker samples evaluation serving custom custom.adapters \
     training gate promotion role
 scorer: users catalog recall ipc pagelog page worker feeder

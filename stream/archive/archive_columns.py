@@ -77,14 +77,15 @@ class SettledRow(NamedTuple):
     user_raw: bytes | None  # attributes as :meth:`ArchiveColumns.pack` gives them; None: none were known
     item_raw: bytes | None
     times: tuple[int | None, int | None, int | None, int | None]  # of click, collect, cart, purchase
-    score: float | None  # None: its page log did not come
+    score: float | None
     version: int | None
     arm: str | None
     source: str | None
     odds: float | None  # of the item in its slot, given those above; None: not said
-    made: Any = None  # the page's page log (:class:`stream.archive.archive_pages.Made`); None: it did not come
+    log: bytes = b""  # the page's log, where features are kept
     ranked: float | None = None  # what it was ordered by; None: its score. NaN: it was pinned
     over_limit: bool = False  # of a user beyond the training limit of an hour
+    late_click: bool = False  # its click came after the attribution window
 
 
 class ArchiveColumns:
@@ -163,7 +164,7 @@ class ArchiveColumns:
         for r in rows:
             about = [r.ts_ms, r.request, r.position, r.slot, r.user, r.item]
             about += [*values("user", r.user_raw, r.ts_ms), *values("item", r.item_raw, r.ts_ms), *nothing]
-            clicked = int(r.times[0] is not None)
+            clicked = int(r.times[0] is not None and not r.late_click)
             made.append(
                 [*about, clicked, *r.times, r.score, r.version, r.arm, r.source, r.odds, r.ranked, r.over_limit]
             )

@@ -26,7 +26,9 @@ from kafka.errors import KafkaError
 
 from millrace.basics.durations import DAY_MS, MINUTE_MS
 from millrace.basics.errors import one_line
+from millrace.contracts import schemabook
 from millrace.contracts.clock import MAX_AHEAD_MS, sent_by
+from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, ITEMS, PAGE_LOGS, USERS
 from millrace.labels import Waits
@@ -92,8 +94,10 @@ def run(settings: Settings, stop: threading.Event) -> None:
         worth = ArchiveColumns(schema).number(settings.arms_value) if settings.arms_value else None
         arms = ArmFigures(round(settings.horizon_minutes * MINUTE_MS), declared, worth)
         limit = None if settings.gate == "off" else settings.teach_limits.get("user")
+        history = SchemaBook(settings.place(schemabook.PLACE), writes=False).history()
         archive = Archive(
-            schema, Waits.of(settings), MAX_AHEAD_MS, settings.partitions, settings.archive_features, arms, limit
+            *(schema, Waits.of(settings), MAX_AHEAD_MS, settings.partitions, settings.archive_features),
+            *(arms, limit, history),
         )
         state = folder.load()
         folder.put_makers(makers, event_now_ms(settings.event_clock()))

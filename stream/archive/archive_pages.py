@@ -1,209 +1,260 @@
 # core
-"""Exposures of one partition until they are settled: the archive's label join. Pure.
+"""The exposures of one partition until nothing more can come for them: the stream's label join, told as rows. Pure.
 
 ::
 
-    page log  ──┐
-    exposure  ──┼─► page, an attribution window long ─► a row an exposure ─► some bytes, for what comes late or again
-    actions   ──┘
+    messages ──► EventGate, LabelJoin ──┬─► counted: exposures, actions ──► open rows ── their life is over ──► rows
+                                        └─► dead letters ──► left out, by reason
 
-The rules are those of the stream's label join (``stream/join/join.py``), with one label at the end in place of
-samples:
+Gate and join are the stream's own (:mod:`stream.partition.event_gate`, :mod:`stream.join.join`). So an exposure has a
+row, and an action a time in it, if the stream counts it. What the stream makes a dead letter of is left out.
 
-- An exposure is settled when the watermark has passed it by the attribution window. One that came late waits for as
-  long from the watermark at which it came.
-- An action counts when its event time is less than the window after its exposure and at most the disorder before it,
-  and it names the page's user and the item at its position. The first one of a kind gives the time. It may come before
-  its exposure.
-- An exposure is identified by the request and the position as answered. Duplicates change nothing.
-- An exposure by another user, or of another item, than the page had is left out. An exposure without a page log is a
-  row without a score. One that comes when its page is settled has its arm, version and place, but neither score nor
-  features, and its item is not compared.
+- A row is open from the moment at which the stream counts the exposure, with what is known of user and item then. It is
+  written when the watermark has passed the exposure by attribution and lateness together: no action is taken after
+  that.
+- Its label is 1 if the click's own time is within the attribution window. A later click that is still taken, the
+  stream's correction of a 0, has its time in the row.
 - Of a user's exposures those beyond ``limit`` in an hour of event time are marked, as the learner leaves them out
   (:mod:`learner.gate.quota`): whoever asks who earns more leaves out such a user.
 
-The watermark is the newest event's time less the allowed disorder; one event dated ahead of the event clock does not
-move it (:class:`~millrace.contracts.clock.Reached`). The caller moves it on in silence (:meth:`advance`).
+The join holds page logs without their features, since only the message tells those.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from millrace.basics.durations import HOUR_MS
-from millrace.contracts.clock import Reached
-from millrace.contracts.events import ACTIONS, CLICK, MAX_OFFSET, SOURCES, Action, Event, Exposure
-from millrace.labels import Waits
+from millrace.contracts.events import (
+    ACTIONS,
+    CLICK,
+    EXPOSURE,
+    MAX_OFFSET,
+    SOURCES,
+    Action,
+    Event,
+    Id,
+    Order,
+    decode_event,
+)
+from millrace.contracts.page_logs import PageView, decode_served
+from millrace.contracts.schema import Schema
+from millrace.contracts.topics import EVENTS
+from millrace.labels import REGISTRY
 from stream.archive.archive_columns import SettledRow
-from stream.join.dropped import DroppedPages
-from stream.join.joined_pages import to_bytes, to_mask
+from stream.join.join import InputMessage, LabelJoin, Outcome, Policy
+from stream.join.page_rows import Counted, LoggedPage
+from stream.partition.decoder import Decoder
+from stream.partition.event_gate import Counts, EventGate
 
 MOST_USERS = 250_000
 """Whose exposures are counted in an hour; those that come when there are so many have no limit."""
+MOST_IDS = 250_000
+"""Of items that are in memory one time each, however many pages hold them."""
+LABELS_AT_ONCE = REGISTRY["fake-negative-weighted"]
+"""Under this policy the join gives each label when it counts the exposure, so nothing waits in it for labels, which the
+archive makes by the times."""
+Attributes = Mapping[str, Mapping[str, bytes]]
+"""The last attributes of users and items, packed, by side and id."""
 
 
-class Made(NamedTuple):
-    """The part of a page log that the archive keeps."""
+class ArchivedPage(LoggedPage):
+    """The log of a page without its features; ``message`` has them, where they are kept."""
 
-    user: str
-    items: list[str]
-    scores: bytes  # (n,) float32
-    version: int
-    arm: str
-    offset: int
-    sources: bytes  # (n,) codes, or none
-    raw: bytes  # the whole message, where features are kept
-    odds: bytes  # (n,) float32, or none
-    ranked: bytes  # (n,) float32, or none
+    __slots__ = ("about", "message")
+
+    def __init__(self, served: PageView, message: bytes) -> None:
+        # Copies, since a view would keep the whole message.
+        self.about = msgspec.structs.replace(served, scores=bytes(served.scores), keys=b"", cat=b"", num=b"", among=b"")
+        super().__init__(self.about, message, 0, b"", (0, 0, 0))
+        self.odds = served.odds
 
     @property
-    def heading(self) -> Made:
-        """What is kept for exposures that come when the page is settled. It has no items."""
-        return self._replace(items=[], scores=b"", sources=b"", raw=b"", odds=b"", ranked=b"")
+    def raw(self) -> bytes:
+        return self.message or msgspec.msgpack.encode(self.about)
+
+    @raw.setter
+    def raw(self, message: bytes) -> None:
+        self.message = message
 
 
-class ArchivedPart(NamedTuple):
-    """The new positions of one exposure message."""
+class ArchiveDecoder(Decoder):
+    """Refuses what the stream refuses. ``features``: whether messages are kept."""
 
-    due_ms: int
+    def __init__(
+        self, schema: Schema, number: int, partitions: int, history: tuple[Schema, ...], features: bool
+    ) -> None:
+        super().__init__(schema, number, partitions, history)
+        self._features = features
+        self._ids: dict[Id, Id] = {}  # pages hold the same items again and again
+
+    def page(self, raw: bytes) -> tuple[str, LoggedPage]:
+        served = self.served(raw)
+        LoggedPage(served, raw, 0, b"", self.shape)  # raises for arrays of another shape
+        return served.request_id, self.kept(served, raw)
+
+    def again(self, raw: bytes) -> LoggedPage:
+        """A page by its :attr:`ArchivedPage.raw`."""
+        return self.kept(decode_served(raw), raw)
+
+    def kept(self, served: PageView, raw: bytes) -> LoggedPage:
+        if len(self._ids) > MOST_IDS:
+            self._ids.clear()
+        items = [self._ids.setdefault(item, item) for item in served.items]
+        return ArchivedPage(msgspec.structs.replace(served, items=items), raw if self._features else b"")
+
+
+@dataclass(slots=True)
+class OpenRows:
+    """The exposures of one message that were counted."""
+
+    page: ArchivedPage
     ts_ms: int
-    user: str
     user_raw: bytes | None
-    mask: int
-    shown: list[tuple[int, int, str, bytes | None]]  # position, slot, item, its attributes
     over: bool  # its user is beyond the limit
+    positions: Sequence[int]  # as answered
+    slots: Sequence[int]
+    item_raws: list[bytes | None]
+    times: dict[int, list[int | None]] = field(default_factory=dict)  # of click, collect, cart, purchase, by position
 
 
-class ArchivedPage:
-    """All that is known of a request."""
-
-    __slots__ = ("actions", "exposed", "made", "parts", "until_ms")
-
-    def __init__(self) -> None:
-        self.made: Made | None = None
-        self.parts: list[ArchivedPart] = []
-        self.actions: list[tuple[int, int, str, str, int]] = []  # kind, position, item, user, time; as they came
-        self.exposed = 0  # positions of the parts, as bits
-        self.until_ms = 0
-
-
-class ArchivedPages:
+class ArchivedPages(EventGate):
     """The pages of one partition.
 
+    Args:
+        attributes: as they are now.
+        joined: is told each event that reaches the join, with its offset.
+        limit: exposures of a user in an hour that are not marked; None: none is marked.
+
     Attributes:
-        rows: settled, not taken out yet.
+        rows: written from now on, not taken out yet.
         late: actions that came too late for their row, by type.
-        left_out: exposures and actions in no row, by reason (late, wrong-user, wrong-item, no-exposure).
+        left_out: other dead letters, by reason: exposures, or else messages.
     """
 
-    def __init__(self, waits: Waits, limit: int | None = None) -> None:
-        self._waits, self._limit = waits, limit
+    def __init__(
+        self,
+        policy: Policy,
+        decoder: ArchiveDecoder,
+        attributes: Attributes,
+        joined: Callable[[Event, int], None],
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(policy, decoder, LabelJoin(policy, None))
+        self._again, self._attributes, self._joined, self._limit = decoder.again, attributes, joined, limit
         self._hour, self._exposed = 0, dict[str, int]()  # exposures of each user in this hour
-        self.watermark_ms = 0
-        self._reached = Reached(waits.disorder_ms)
         self.rows: list[SettledRow] = []
         self.late: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
-        self._pages: dict[str, ArchivedPage] = {}
-        self._timers: list[tuple[int, str]] = []
-        self._settled = DroppedPages()
-        self._headings: OrderedDict[str, tuple[int, Made]] = OrderedDict()
-        """Of pages that are gone, and when to forget them, ascending."""
-
-    @property
-    def newest_ms(self) -> int:
-        return self._reached.newest_ms
+        self._open: dict[str, list[OpenRows]] = {}  # by request
+        self._due: list[tuple[int, str]] = []  # a heap: the watermark at which rows of a request are written
 
     @property
     def pending(self) -> int:
-        return sum(part.mask.bit_count() for page in self._pages.values() for part in page.parts)
+        """Exposures without a row yet."""
+        return self.join.pending + sum(len(part.positions) for parts in self._open.values() for part in parts)
 
     @property
     def due_ms(self) -> int | None:
-        """The watermark at which something falls due; None: nothing waits."""
-        return self._timers[0][0] if self._timers else None
+        """The event time at which something falls due; None: nothing waits."""
+        found = [self.early.first_ms] if self.early else []
+        if self.join.due_ms is not None:
+            found.append(self.join.due_ms + self.policy.disorder_ms)
+        return min(found, default=None)
 
     # ------------------------------------------------------------------ what comes in
 
-    def see(self, event: Event, clock_ms: int) -> None:
-        """Moves the time on by an event, before it is taken. ``clock_ms``: the event clock when it came to Kafka."""
-        self._reached.see(event.ts_ms, clock_ms, event.user_id if isinstance(event, Exposure) else None)
-        self.advance(self.newest_ms)
+    def take(self, message: InputMessage, clock_ms: int) -> None:
+        """Takes an event or a page log. ``clock_ms``: the event clock when it came to Kafka."""
+        outcome, counts = Outcome(), Counts()
+        if message.topic == EVENTS:
+            self._event(message, clock_ms, clock_ms + self.policy.ahead_ms, outcome, counts)
+        else:
+            self._page_log(message, outcome, counts)
+        self._leave_out(outcome)
 
     def advance(self, now_ms: int) -> None:
-        """Moves the watermark to this less the disorder."""
-        if now_ms - self._waits.disorder_ms > self.watermark_ms:
-            self.watermark_ms = now_ms - self._waits.disorder_ms
-            self._expire()
+        """Moves a silent partition's time on."""
+        outcome = Outcome()
+        self._release(now_ms, outcome)
+        self._move(now_ms, outcome)
+        self._leave_out(outcome)
 
-    def expose(self, event: Exposure, user_raw: bytes | None, item_raws: Sequence[bytes | None]) -> None:
-        request = event.request_id
-        page = self._pages.get(request)
-        known = (page.exposed if page else 0) | (self._settled.exposed(request) or 0)
-        mask = event.mask & ~known
-        if not mask:
-            return
-        if event.ts_ms + self._waits.life_ms <= self.watermark_ms:
-            self.left_out["late"] += mask.bit_count()
-            self._settled.add(request, mask, self.watermark_ms + self._waits.life_ms)
-            return
-        shown = [
-            (place, event.offset + n if event.slots else place, str(item), raw)
-            for n, (place, item, raw) in enumerate(zip(event.places, event.items, item_raws, strict=True))
-            if mask >> place & 1
-        ]
-        page, user = self._keep(request, event.ts_ms), str(event.user_id)
-        page.exposed |= mask
-        over = self._over(user, mask.bit_count())
-        page.parts.append(ArchivedPart(page.until_ms, event.ts_ms, user, user_raw, mask, shown, over))
-
-    def act(self, event: Action) -> None:
-        """An action: waits for the row of its exposure."""
-        if (self._settled.exposed(event.request_id) or 0) >> event.position & 1:
-            self.late[ACTIONS[event.kind]] += 1
-            return
-        action = event.kind, event.position, str(event.item_id), str(event.user_id), event.ts_ms
-        page = self._keep(event.request_id, event.ts_ms)
-        # One at another time is no repeat: the first may be too early for its exposure, which may come yet.
-        near_ms = self._waits.disorder_ms
-        if all(action[:4] != one[:4] or abs(action[4] - one[4]) > near_ms for one in page.actions):
-            page.actions.append(action)
-
-    def serve(self, request: str, made: Made, ts_ms: int) -> None:
-        """A page log; the first of a request counts."""
-        if self._settled.exposed(request) is not None and request not in self._pages:
-            return
-        page = self._keep(request, ts_ms)
-        page.made = page.made or made
-
-    def early(self) -> dict[str, list[int]]:
-        """Exposures that wait for their label and how many of them have a click, by arm, as far as page logs came.
-        Without users who are beyond their limit now."""
+    def early_clicks(self) -> dict[str, list[int]]:
+        """Exposures whose row is open, and how many of them have a click, by arm. Without users who are beyond their
+        limit now."""
         found: dict[str, list[int]] = {}
-        for page in self._pages.values():
-            if page.made is None or not page.parts:
-                continue
-            clicks = [(at, when_ms) for kind, at, _, _, when_ms in page.actions if kind == CLICK]
-            counts = found.setdefault(page.made.arm, [0, 0])
-            for part in page.parts:
-                if part.user == page.made.user and not part.over and not self._is_over(part.user):
-                    counts[0] += len(part.shown)
-                    clicked = {at for at, when_ms in clicks if not self._waits.too_early(when_ms - part.ts_ms)}
-                    counts[1] += len(clicked.intersection(place for place, *_ in part.shown))
+        for part in (part for parts in self._open.values() for part in parts):
+            if not part.over and not self._is_over(str(part.page.user_id)):
+                counts = found.setdefault(_arm(part.page), [0, 0])
+                counts[0] += len(part.positions)
+                counts[1] += sum(times[CLICK - 1] is not None for times in part.times.values())
         return found
 
     # ------------------------------------------------------------------ rules
+
+    def _join_in(self, event: Event, message: InputMessage, outcome: Outcome) -> None:
+        self._joined(event, message.offset)
+        if not isinstance(event, Order):  # it is of no page's row
+            super()._join_in(event, message, outcome)
+            self._note(outcome)
+
+    def _page_log(self, message: InputMessage, outcome: Outcome, counts: Counts) -> None:
+        super()._page_log(message, outcome, counts)
+        self._note(outcome)
+
+    def _move(self, to_ms: int, outcome: Outcome) -> None:
+        super()._move(to_ms, outcome)
+        while self._due and self._due[0][0] <= self.join.watermark_ms:
+            due_ms, request = heappop(self._due)
+            parts = self._open.pop(request, [])
+            for part in parts:
+                if part.ts_ms + self.policy.life_ms <= due_ms:
+                    self._write(request, part)
+            left = [part for part in parts if part.ts_ms + self.policy.life_ms > due_ms]
+            if left:
+                self._open[request] = left
+
+    def _note(self, outcome: Outcome) -> None:
+        """Notes what the join has counted, one message's."""
+        for one in outcome.counted:
+            if one.action == EXPOSURE:
+                self._begin(one)
+                continue
+            ((position, _),) = one.runs
+            page = one.page_log
+            assert isinstance(page, ArchivedPage)
+            part = next(part for part in self._open[page.about.request_id] if position in part.positions)
+            part.times.setdefault(position, [None] * (len(ACTIONS) - 1))[one.action - 1] = one.ts_ms
+        outcome.counted = []
+
+    def _begin(self, one: Counted) -> None:
+        page, positions = one.page_log, _positions(one)
+        assert isinstance(page, ArchivedPage)
+        request, user, items = page.about.request_id, str(page.user_id), self._attributes["item"]
+        part, slots = self.join.pages[request].part_of(positions[0]), positions
+        if part is not None and part.slots is not None:
+            shown = dict(zip(part.slots, range(part.offset, part.offset + len(part.slots)), strict=True))
+            positions = sorted(positions, key=shown.__getitem__)
+            slots = [shown[p] for p in positions]
+        item_raws = [items.get(str(page.items[p])) for p in positions]
+        over, user_raw = self._over(user, one.n), self._attributes["user"].get(user)
+        rows = OpenRows(page, one.ts_ms, user_raw, over, positions, slots, item_raws)
+        self._open.setdefault(request, []).append(rows)
+        heappush(self._due, (one.ts_ms + self.policy.life_ms, request))
 
     def _over(self, user: str, exposed: int) -> bool:
         """Counts a user's exposures: whether he is beyond the limit."""
         if self._limit is None:
             return False
-        hour = self.newest_ms // HOUR_MS
+        hour = self.reached.newest_ms // HOUR_MS
         if hour > self._hour:
             self._hour, self._exposed = hour, {}
         if user in self._exposed or len(self._exposed) < MOST_USERS:
@@ -213,139 +264,89 @@ class ArchivedPages:
     def _is_over(self, user: str) -> bool:
         return self._limit is not None and self._exposed.get(user, 0) > self._limit
 
-    def _keep(self, request: str, ts_ms: int) -> ArchivedPage:
-        """The page, which stays for an attribution window from now or from ``ts_ms``, whichever is later."""
-        page = self._pages.get(request)
-        if page is None:
-            page = self._pages[request] = ArchivedPage()
-            _, page.made = self._headings.pop(request, (0, None))
-        due_ms = max(ts_ms, self.watermark_ms) + self._waits.attribution_ms
-        if due_ms > page.until_ms:
-            page.until_ms = due_ms
-            heappush(self._timers, (due_ms, request))
-        return page
-
-    def _expire(self) -> None:
-        now, timers = self.watermark_ms, self._timers
-        while timers and timers[0][0] <= now:
-            _, request = heappop(timers)
-            page = self._pages.get(request)
-            if page is None:
-                continue
-            for part in [p for p in page.parts if p.due_ms <= now]:
-                self._settle(request, page, part)
-                page.parts.remove(part)
-            if page.until_ms <= now:
-                for _ in [a for a in page.actions if not page.exposed >> a[1] & 1]:
-                    self.left_out["no-exposure"] += 1
-                if page.made is not None:
-                    self._headings[request] = now + self._waits.life_ms, page.made.heading
-                del self._pages[request]
-        self._settled.expire(now)
-        while self._headings and next(iter(self._headings.values()))[0] <= now:
-            self._headings.popitem(last=False)
-
-    def _settle(self, request: str, page: ArchivedPage, part: ArchivedPart) -> None:
-        self._settled.add(request, part.mask, self.watermark_ms + self._waits.life_ms)
-        made = page.made
-        if made and made.user != part.user:
-            self.left_out["wrong-user"] += len(part.shown)
-            return
-        for position, slot, item, raw in part.shown:
-            if made and made.items and (position >= len(made.items) or made.items[position] != item):
-                self.left_out["wrong-item"] += 1
-                continue
-            times = self._times(page, part, position, item)
-            if made is None:
-                about: tuple[float | None, int | None, str | None, str | None, float | None] = (None,) * 5
+    def _leave_out(self, outcome: Outcome) -> None:
+        for dead in outcome.dead:
+            event = decode_event(dead.message.raw) if dead.reason == "late" else None
+            if isinstance(event, Action):
+                self.late[ACTIONS[event.kind]] += 1
             else:
-                about = (
-                    _at(made.scores, position),
-                    made.version,
-                    made.arm,
-                    _source(made, position),
-                    _at(made.odds, position),
-                )
-            place = min(MAX_OFFSET, slot + (made.offset if made else 0))
+                self.left_out[dead.reason] += dead.exposures or 1
+
+    def _write(self, request: str, part: OpenRows) -> None:
+        page, about = part.page, part.page.about
+        scores, odds, ranked = (_numbers(raw, page.n) for raw in (bytes(about.scores), about.odds, about.ranked))
+        for position, slot, item_raw in zip(part.positions, part.slots, part.item_raws, strict=True):
+            click, collect, cart, purchase = part.times.get(position, (None,) * 4)
             self.rows.append(
                 SettledRow(
-                    *(part.ts_ms, request, position, place, part.user, item, part.user_raw, raw, times),
-                    *about,
-                    made,
-                    _at(made.ranked, position) if made else None,
-                    part.over,
+                    ts_ms=part.ts_ms,
+                    request=request,
+                    position=position,
+                    slot=min(MAX_OFFSET, slot + about.offset),
+                    user=str(page.user_id),
+                    item=str(page.items[position]),
+                    user_raw=part.user_raw,
+                    item_raw=item_raw,
+                    times=(click, collect, cart, purchase),
+                    score=scores[position],
+                    version=about.model_version,
+                    arm=_arm(page),
+                    source=_source(about, position),
+                    odds=odds[position],
+                    log=page.message,
+                    ranked=ranked[position],
+                    over_limit=part.over,
+                    late_click=click is not None and click - part.ts_ms >= self.policy.attribution_ms,
                 )
             )
 
-    def _times(
-        self, page: ArchivedPage, part: ArchivedPart, position: int, item: str
-    ) -> tuple[int | None, int | None, int | None, int | None]:
-        found: list[int | None] = [None] * (len(ACTIONS) - 1)
-        for kind, at, of, user, when_ms in page.actions:
-            if at != position or found[kind - 1] is not None:
-                continue
-            if user != part.user:
-                self.left_out["wrong-user"] += 1
-            elif of != item:
-                self.left_out["wrong-item"] += 1
-            elif self._waits.too_early(when_ms - part.ts_ms):
-                self.left_out["no-exposure"] += 1
-            elif when_ms - part.ts_ms >= self._waits.attribution_ms:
-                self.late[ACTIONS[kind]] += 1
-            else:
-                found[kind - 1] = when_ms
-        click, collect, cart, purchase = found
-        return click, collect, cart, purchase
-
     # ------------------------------------------------------------------ state
 
-    def snapshot(self) -> Any:
-        """The whole state but ``rows``, as plain values that do not change afterwards."""
-        pages = [
-            (name, p.made, list(p.parts), list(p.actions), to_bytes(p.exposed), p.until_ms)
-            for name, p in self._pages.items()
-        ]
-        parts = [(n, m, [(*q[:4], to_bytes(q.mask), *q[5:]) for q in ps], a, e, u) for n, m, ps, a, e, u in pages]
+    def snapshot(self, number: Callable[[str, bytes | None], int]) -> Any:
+        """The whole state but ``rows``, as plain values that do not change afterwards. ``number(side, raw)`` stands for
+        attributes."""
+        parts = []
+        for request, part in ((request, part) for request, of in self._open.items() for part in of):
+            user, items = number("user", part.user_raw), [number("item", raw) for raw in part.item_raws]
+            times = [(at, *own) for at, own in part.times.items()]
+            positions, slots = list(part.positions), list(part.slots)
+            parts.append((request, part.ts_ms, user, part.over, positions, slots, items, times))
+        reached = self.reached.newest_ms, self.reached.snapshot()
         hour = self._hour, list(self._exposed.items())
-        settled, headings = self._settled.snapshot(), [(name, *of) for name, of in self._headings.items()]
-        return self.watermark_ms, self.newest_ms, parts, settled, self._reached.snapshot(), hour, headings
+        return self.join.snapshot(), self.early.snapshot(), reached, hour, parts
 
-    def resume(self, state: Any) -> None:
-        """Restores what :meth:`snapshot` gave into new pages. Raises ValueError or TypeError for another state."""
-        self.watermark_ms, newest_ms, pages, settled, reached, (self._hour, exposed), headings = state
+    def resume(self, state: Any, known: Mapping[str, Sequence[bytes | None]]) -> None:
+        """Restores what :meth:`snapshot` gave into new pages; ``known`` has the attributes by side and number. Raises
+        ValueError or TypeError for another state."""
+        join, early, reached, (self._hour, exposed), parts = state
+        self.join.resume(join, self._again, decode_event)
+        self.early.resume(early)
+        self.reached.resume(*reached)
         self._exposed = dict(map(tuple, exposed))
-        self._headings.update((name, (until_ms, Made(*made))) for name, until_ms, made in headings)
-        self._reached.resume(newest_ms, reached)
-        for name, made, parts, actions, exposed, until_ms in pages:
-            page = self._pages[name] = ArchivedPage()
-            page.made = None if made is None else Made(*made)
-            page.parts = [
-                ArchivedPart(due, ts, user, raw, to_mask(mask), [tuple(s) for s in shown], over)
-                for due, ts, user, raw, mask, shown, over in parts
-            ]
-            page.actions = [tuple(a) for a in actions]
-            page.exposed, page.until_ms = to_mask(exposed), until_ms
-            self._timers += [(due_ms, name) for due_ms in {until_ms, *(p.due_ms for p in page.parts)}]
-        heapify(self._timers)
-        self._settled.resume(settled)
-
-    def repack(self, by: Callable[[str, bytes | None], bytes | None]) -> None:
-        """Repacks waiting attributes: ``by(side, raw)`` gives those by the present schema."""
-        for page in self._pages.values():
-            page.parts = [
-                part._replace(
-                    user_raw=by("user", part.user_raw),
-                    shown=[(position, slot, item, by("item", raw)) for position, slot, item, raw in part.shown],
-                )
-                for part in page.parts
-            ]
+        for request, ts_ms, user, over, positions, slots, items, times in parts:
+            page = self.join.pages[request].page_log  # it lives as long as each of its exposures
+            assert isinstance(page, ArchivedPage)
+            part = OpenRows(page, ts_ms, known["user"][user], over, positions, slots, [known["item"][n] for n in items])
+            part.times = {at: list(own) for at, *own in times}
+            self._open.setdefault(request, []).append(part)
+            self._due.append((ts_ms + self.policy.life_ms, request))
+        heapify(self._due)
 
 
-def _at(packed: bytes, position: int) -> float | None:
-    numbers = np.frombuffer(packed, "<f4")
-    return float(numbers[position]) if position < len(numbers) else None
+def _positions(one: Counted) -> Sequence[int]:
+    return range(*one.runs[0]) if len(one.runs) == 1 else [p for a, b in one.runs for p in range(a, b)]
 
 
-def _source(made: Made, position: int) -> str:
-    code = made.sources[position] if made.items and len(made.sources) == len(made.items) else 0
+def _arm(page: ArchivedPage) -> str:
+    return page.about.arm_name or page.about.arm
+
+
+def _numbers(packed: bytes, n: int) -> list[float] | list[None]:
+    """(n,) float32; None each where there are none."""
+    found: list[float] = np.frombuffer(packed, "<f4").tolist() if len(packed) == 4 * n else []
+    return found or [None] * n
+
+
+def _source(about: PageView, position: int) -> str:
+    code = about.sources[position] if len(about.sources) == len(about.items) else 0
     return SOURCES[code] if code < len(SOURCES) else SOURCES[0]

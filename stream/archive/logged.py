@@ -56,9 +56,9 @@ class LoggedTable:
         cat_width, num_width = self._widths
         lacking = 0
         for row in rows:
-            if row.made is None or not row.made.raw:
+            if not row.log:
                 continue
-            raw, n = row.made.raw, row.position
+            raw, n = row.log, row.position
             first = raw not in pages
             if first:
                 pages[raw] = self._read(raw)

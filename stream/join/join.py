@@ -72,7 +72,7 @@ class LabelJoin:
 
     Args:
         policy: how long to wait.
-        shown: makes pages as they were shown.
+        shown: makes pages as they were shown; None: the rows to count are as they were answered.
         settles: whether pages are settled. The caller then has to watch ``wanted`` and call :meth:`recall`.
         book: of outcomes that come late; None: no event is one.
 
@@ -81,7 +81,7 @@ class LabelJoin:
     """
 
     def __init__(
-        self, policy: Policy, shown: ShownPages, settles: bool = False, book: OutcomeBook | None = None
+        self, policy: Policy, shown: ShownPages | None, settles: bool = False, book: OutcomeBook | None = None
     ) -> None:
         self.policy, self.settles, self.book = policy, settles, book
         self._labeller = Labeller(policy, shown, book)

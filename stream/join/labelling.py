@@ -107,7 +107,7 @@ class Labeller:
         pending: exposures that are neither labelled nor dead.
     """
 
-    def __init__(self, policy: Policy, shown: ShownPages, book: OutcomeBook | None = None) -> None:
+    def __init__(self, policy: Policy, shown: ShownPages | None, book: OutcomeBook | None = None) -> None:
         self.policy, self._shown_as, self._book = policy, shown, book
         self._life_ms, self._waits = policy.life_ms, policy.waits
         self.pending, self._traffic = 0, Traffic()
@@ -272,7 +272,7 @@ class Labeller:
 
     def _shown(self, page: PageState, part: PagePart) -> LoggedPage:
         assert page.page_log is not None
-        if part.slots is None:
+        if part.slots is None or self._shown_as is None:
             return page.page_log
         if page.shown is None or not part.placed:  # each position has one part, so the parts share one copy
             rows = [(p, shown) for shown, p in enumerate(part.slots, part.offset) if part.mask >> p & 1]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from millrace.basics.hashing import kafka_partition, value_hash
 from millrace.contracts.carry import Carry, former
 from millrace.contracts.events import Id, key_of
-from millrace.contracts.page_logs import decode_served
+from millrace.contracts.page_logs import PageView, decode_served
 from millrace.contracts.schema import Schema
 from stream.join.page_rows import LoggedPage
 
@@ -40,12 +40,7 @@ class Decoder:
         Raises:
             ValueError: the message cannot be read, or is of neither the schema nor an earlier one.
         """
-        served = decode_served(raw)
-        if served.schema_id != self.schema_id:
-            carry = self.former.get(served.schema_id)
-            if carry is None:
-                raise ValueError(f"schema {served.schema_id}, not {self.schema_id}")
-            served = carry.page(served)
+        served = self.served(raw)
         users, items = self._user_hashes, self.hashes(served.items)
         user = users.get(served.user_id)
         if user is None:
@@ -53,6 +48,17 @@ class Decoder:
                 users.clear()
             user = users[served.user_id] = value_hash(served.user_id)
         return served.request_id, LoggedPage(served, raw, user, items, self.shape)
+
+    def served(self, raw: bytes) -> PageView:
+        """A page log under the present schema. Raises ValueError as :meth:`page` does, but for arrays of another
+        shape."""
+        served = decode_served(raw)
+        if served.schema_id == self.schema_id:
+            return served
+        carry = self.former.get(served.schema_id)
+        if carry is None:
+            raise ValueError(f"schema {served.schema_id}, not {self.schema_id}")
+        return carry.page(served)
 
     def hashes(self, items: Sequence[Id]) -> bytes:
         """Value hashes of items, as samples carry them."""

@@ -24,7 +24,6 @@ from millrace.evidence.exploration import Exploration, Rule
 from millrace.versions.modelstore import ModelStore, Place
 from stream.archive.archive_columns import ArchiveColumns, SettledRow
 from stream.archive.archive_folder import ArchiveFolder
-from stream.archive.archive_pages import Made
 from stream.archive.logged import LoggedTable
 from stream.archive.schemafile import schema_text
 from tests.scenes.long_archives import peak_of, prolong
@@ -215,12 +214,12 @@ def archive_of(folder: Path, pages: int, explore: str = "1,softmax,2", features:
         else:
             page = (how or Exploration(0.0)).draw(SERVED[ranked], 5, 5, rng)
             items, odds = ranked[page.order], page.odds
-        arm, ts_ms = "control" if control else "model", T0 + (n + 1) * MINUTE
+        arm, ts_ms, user = "control" if control else "model", T0 + (n + 1) * MINUTE, f"u{n // 5 % 900}"
         scores, names = SERVED[items], [f"i{item}" for item in items]
         log = PageLog(
             request_id=f"r{n}",
             ts_ms=ts_ms,
-            user_id=f"u{n // 5 % 900}",
+            user_id=user,
             arm=arm,
             model_version=1,
             schema_id=SCHEMA.id,
@@ -231,9 +230,7 @@ def archive_of(folder: Path, pages: int, explore: str = "1,softmax,2", features:
             num=np.full((5, SCHEMA.layout.N), 2.0, "<f4").tobytes(),
             odds=odds.tobytes(),
         )
-        made = Made(
-            f"u{n // 5 % 900}", names, log.scores, 1, arm, 0, b"", to_msgpack(log) if features else b"", log.odds, b""
-        )
+        kept = to_msgpack(log) if features else b""
         for k, item in enumerate(items.tolist()):
             clicked = rng.random() < TRUE[item] * EXAMINED[k]
             times = (ts_ms + 1000 if clicked else None, None, None, None)
@@ -244,7 +241,7 @@ def archive_of(folder: Path, pages: int, explore: str = "1,softmax,2", features:
                 f"r{n}",
                 k,
                 k,
-                made.user,
+                user,
                 names[k],
                 None,
                 price,
@@ -254,7 +251,7 @@ def archive_of(folder: Path, pages: int, explore: str = "1,softmax,2", features:
                 arm,
                 "control" if control else "hot",
             )
-            settled.append(SettledRow(*about, chance, made))
+            settled.append(SettledRow(*about, chance, kept))
     place = ArchiveFolder(folder)
     place.put_schema(schema_text(SCHEMA, 30.0))
     half = len(settled) // 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,6 +63,7 @@ class Feed:
 
     def __init__(self, schema: Schema = SCHEMA, waits: Waits = WAITS) -> None:
         self.archive = Archive(schema, waits, HOUR, 1)
+        self.schema = schema
         self.records: list[TopicRecord] = []
 
     def __call__(self, topic: str, value: bytes | None, key: str = "", now_ms: int = T0 + 10**9) -> Feed:
@@ -77,6 +78,15 @@ class Feed:
 
     def user(self, user_id: Any, **attributes: Any) -> Feed:
         return self("users", msgspec.json.encode({"user_id": user_id, "attributes": attributes}), str(user_id))
+
+    def page(self, request: str, ts_ms: int, items: Sequence[int], user: Any = 7, **values: Any) -> Feed:
+        """A page log whose features are all 0."""
+        n, layout = len(items), self.schema.layout
+        sizes = {"keys": 8 * layout.K, "cat": 8 * layout.F, "num": 4 * layout.N}
+        arrays = {name: bytes(n * size) for name, size in sizes.items()}
+        return self(
+            "page_logs", page_log(request, ts_ms, items, user, **{"schema_id": self.schema.id} | arrays | values)
+        )
 
     def events(self, *raws: bytes) -> Feed:
         for raw in raws:
@@ -226,8 +236,7 @@ def test_an_exposure_becomes_one_row_with_what_was_known_then() -> None:
     feed = Feed(parse_schema(SMALL))
     feed.item(11, color="red", price="12.5", tags=["a", 7]).item(12, color=True).user(7, country="de")
     odds, ranked = (np.array(of, np.float32).tobytes() for of in ([0.5, 0.25], [np.nan, 0.75]))
-    log = page_log("p", T0, [11, 12], schema_id="any", sources=bytes([4, 5]), odds=odds, ranked=ranked)
-    feed("page_logs", log)
+    feed.page("p", T0, [11, 12], sources=bytes([4, 5]), odds=odds, ranked=ranked)
     feed.events(exposure("p", T0, [11, 12]))
     feed.item(11, color="blue").user(7, country="fr")
     feed.events(action("click", "p", T0 + MINUTE, 1, 12), action("purchase", "p", T0 + 2 * MINUTE, 1, 12))
@@ -246,7 +255,7 @@ def test_an_exposure_becomes_one_row_with_what_was_known_then() -> None:
 
 
 def test_a_row_waits_for_the_attribution_window_and_the_disorder() -> None:
-    feed = Feed().events(exposure("p", T0, [11]))
+    feed = Feed().page("p", T0, [11]).events(exposure("p", T0, [11]))
     due_ms = POLICY.attribution_ms + POLICY.disorder_ms
     assert feed.rows(due_ms - 1) == []
     assert feed.archive.pending == 1
@@ -255,7 +264,7 @@ def test_a_row_waits_for_the_attribution_window_and_the_disorder() -> None:
 
 
 def test_an_event_of_the_partition_settles_what_is_before_it() -> None:
-    feed = Feed().events(exposure("p", T0, [11]), exposure("q", T0 + 2 * HOUR, [11]))
+    feed = Feed().page("p", T0, [11]).events(exposure("p", T0, [11]), exposure("q", T0 + 2 * HOUR, [11]))
     assert brief(feed.archive.cut().exposures.to_pylist(), "request_id") == [("p",)]
 
 
@@ -271,7 +280,8 @@ def test_a_page_log_may_come_after_its_exposure_and_a_click_before() -> None:
 
 
 def test_the_first_click_gives_the_time_and_repeats_change_nothing() -> None:
-    feed = Feed().events(exposure("p", T0, [11]), *[action("click", "p", T0 + n, 0, 11) for n in (9, 5)])
+    feed = Feed().page("p", T0, [11])
+    feed.events(exposure("p", T0, [11]), *[action("click", "p", T0 + n, 0, 11) for n in (9, 5)])
     feed.events(exposure("p", T0 + 99, [11]))
     assert brief(feed.rows(), "time_ms", "click_ms") == [(T0, T0 + 9)]
     feed.events(exposure("p", T0, [11]))
@@ -280,7 +290,7 @@ def test_the_first_click_gives_the_time_and_repeats_change_nothing() -> None:
 
 
 def test_what_comes_too_late_is_counted_and_stays_in_the_events() -> None:
-    feed = Feed().events(exposure("p", T0, [11, 12]))
+    feed = Feed().page("p", T0, [11, 12]).events(exposure("p", T0, [11, 12]))
     feed.events(action("click", "p", T0 + POLICY.attribution_ms, 0, 11))  # not less than the window
     (first, second) = feed.rows(2 * HOUR)
     assert (first["label"], second["label"]) == (0, 0)
@@ -316,11 +326,13 @@ def test_slots_say_where_an_item_was_shown() -> None:
 
 
 def test_an_exposure_that_comes_late_still_waits_for_its_click() -> None:
-    feed = Feed().events(exposure("other", T0 + 40 * MINUTE, [11]), exposure("p", T0, [11]))
+    feed = Feed().page("p", T0, [11])
+    feed.events(exposure("other", T0 + 40 * MINUTE, [11]), exposure("p", T0, [11]))
     feed.events(exposure("next", T0 + 41 * MINUTE, [11]))
     feed.events(action("click", "p", T0 + 1, 0, 11))
     assert ("p", 1) in brief(feed.rows(), "request_id", "label")
-    feed = Feed().events(exposure("other", T0 + 3 * HOUR, [11]), exposure("p", T0, [11]))
+    feed = Feed().page("p", T0, [11]).page("other", T0 + 3 * HOUR, [11])
+    feed.events(exposure("other", T0 + 3 * HOUR, [11]), exposure("p", T0, [11]))
     assert brief(feed.rows(), "request_id") == [("other",)]
     assert feed.archive.counts == {"late": 1}
 
@@ -376,21 +388,23 @@ def test_what_nobody_can_use_is_counted() -> None:
 
 
 def test_a_deleted_user_has_no_attributes_from_then_on() -> None:
-    feed = Feed(parse_schema(SMALL)).user(7, country="de").events(exposure("p", T0, [11]))
-    feed("users", None, "7").events(exposure("q", T0 + 1, [11]))
+    feed = Feed(parse_schema(SMALL)).user(7, country="de").page("p", T0, [11]).page("q", T0, [11])
+    feed.events(exposure("p", T0, [11]))("users", None, "7").events(exposure("q", T0 + 1, [11]))
     assert brief(feed.rows(), "request_id", "country") == [("p", "de"), ("q", None)]
 
 
 def test_attributes_change_by_what_the_stream_takes_and_by_nothing_else() -> None:
     """An empty message is no tombstone, and a message in another user's partition says nothing."""
     feed = Feed(parse_schema(SMALL)).user(7, country="de").item(11, color="red")
-    feed("users", b"", "7")("items", b"", "11").events(exposure("p", T0, [11]))
+    feed("users", b"", "7")("items", b"", "11").page("p", T0, [11]).events(exposure("p", T0, [11]))
     assert brief(feed.rows(), "country", "color") == [("de", "red")]
     home = kafka_partition(key_of(7), 2)
     archive, raw = Archive(parse_schema(SMALL), WAITS, HOUR, 2), exposure("p", T0, [11])
+    logged = next(record.value for record in feed.records if record.topic == "page_logs")
     for number, value in ((home, b'{"user_id": 7, "attributes": {"country": "de"}}'), (1 - home, None)):
         archive.take(TopicRecord("users", number, 0, b"7", value, T0))
     archive.take(TopicRecord("users", 1 - home, 1, b"7", b'{"user_id": 7, "attributes": {"country": "at"}}', T0))
+    archive.take(TopicRecord("page_logs", home, 0, b"7", logged, T0))
     archive.take(TopicRecord("events", home, 0, b"7", raw, T0))
     archive.advance(home, T0 + 10 * HOUR)
     assert brief(archive.cut().exposures.to_pylist(), "country") == [("de",)]
@@ -678,7 +692,7 @@ def test_a_state_of_another_form_is_refused(form: int) -> None:
 
 
 def test_a_state_outlives_a_new_field() -> None:
-    feed = Feed(parse_schema(SMALL)).item(11, color="red").events(exposure("p", T0, [11]))
+    feed = Feed(parse_schema(SMALL)).item(11, color="red").page("p", T0, [11]).events(exposure("p", T0, [11]))
     state = msgspec.msgpack.decode(msgspec.msgpack.encode(feed.archive.cut().state))
     grown = parse_schema(SMALL.replace("fields = [", 'fields = [{ name = "brand", of = "item" }, '))
     later = Archive(grown, WAITS, HOUR, 1)
@@ -730,6 +744,7 @@ def test_replay_reads_the_archive_as_it_is(tmp_path: Path, which: str) -> None:
         feed.item(n, born_ms=T0 - HOUR, color="red", price=n, category="shoes", tags="a, b", price_band=n % 3)
     for n in range(50):
         feed.user(7, country=f"c{n}", kind="business", region=n)
+        feed.page(f"p{n}", T0 + n * MINUTE, [n % 10, (n + 1) % 10])
         feed.events(exposure(f"p{n}", T0 + n * MINUTE, [n % 10, (n + 1) % 10]))
         feed.events(action("click", f"p{n}", T0 + n * MINUTE + 5000, n % 2, (n + n % 2) % 10))
     place = ArchiveFolder(tmp_path)
@@ -750,7 +765,7 @@ def test_replay_reads_the_archive_as_it_is(tmp_path: Path, which: str) -> None:
 def test_replay_reads_the_archive_before_the_first_file_with_a_new_field_and_after(tmp_path: Path) -> None:
     def start(text: str, request: str, n: int) -> None:
         schema = parse_schema(text)
-        feed = Feed(schema).item(11, color="red", brand="b")
+        feed = Feed(schema).item(11, color="red", brand="b").page(request, T0 + n, [11])
         feed.events(exposure(request, T0 + n, [11]), action("click", request, T0 + n + 5000, 0, 11))
         feed.archive.advance(0, T0 + 10**8)
         place, cut = ArchiveFolder(tmp_path), feed.archive.cut()
@@ -778,6 +793,7 @@ def test_replay_reads_the_archive_before_the_first_file_with_a_new_field_and_aft
 def test_forget_writes_files_again_without_the_user(tmp_path: Path) -> None:
     feed = Feed(parse_schema(SMALL))
     for n in range(20):
+        feed.page(f"p{n}", T0 + n, [11, 12], n % 2 or "7")
         feed.events(exposure(f"p{n}", T0 + n, [11, 12], user_id=n % 2 or "7"))
     place = ArchiveFolder(tmp_path)
     place.put_schema(schema_text(parse_schema(SMALL), 30.0))
