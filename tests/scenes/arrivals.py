@@ -35,7 +35,11 @@ page = st.fixed_dictionaries(
             st.tuples(
                 st.integers(1, 4),
                 st.integers(0, 9),  # position, perhaps beyond the page
-                st.one_of(st.integers(-1000, 10 * MINUTE), st.integers(0, 60 * MINUTE), st.just(30 * MINUTE)),
+                st.one_of(
+                    st.integers(-1000, 10 * MINUTE),
+                    st.integers(0, 60 * MINUTE),
+                    st.sampled_from([30 * MINUTE, -2 * MINUTE]),
+                ),
                 st.booleans(),  # names the right item
             ),
             max_size=6,

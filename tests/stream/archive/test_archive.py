@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import random
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from kafka import TopicPartition
 
 from commands.history.logevents import LogEvents
@@ -23,17 +26,17 @@ from commands.replay.logfeatures import LogRows
 from commands.replay.replayrun import replay
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import kafka_partition, value_hash
-from millrace.contracts.events import PageLog, key_of, to_msgpack
+from millrace.contracts.events import CLICK, PageLog, key_of, to_msgpack
 from millrace.contracts.page_logs import page_log_bytes
 from millrace.contracts.pagepack import Rates
-from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
+from millrace.contracts.samples import NEGATIVE, POSITIVE
 from millrace.contracts.schema import Schema, load_schema, parse_schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.evidence.sequences import NOTHING
 from millrace.labels import Waits
 from millrace.logs import read_log
 from stream.archive import archive_main
-from stream.archive.archive_columns import ArchiveColumns, text
+from stream.archive.archive_columns import TIMES, ArchiveColumns, text
 from stream.archive.archive_folder import ArchiveFolder
 from stream.archive.archive_rows import Archive, TopicRecord
 from stream.archive.arm_figures import ArmFigures
@@ -41,8 +44,11 @@ from stream.archive.forget import Forgotten, forget
 from stream.archive.logged import arrays
 from stream.archive.merge import Merge
 from stream.archive.schemafile import schema_text
+from stream.join.join import InputMessage
 from stream.partition.partition import Partition
-from tests.scenes.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Log, Sum, action, exposure, page_log
+from tests.scenes.arrivals import NOW, arrivals
+from tests.scenes.exploring import examples
+from tests.scenes.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Sum, action, exposure, page_log
 
 WAITS = POLICY.waits
 SMALL = """
@@ -115,13 +121,15 @@ def test_one_click_ahead_of_the_clock_costs_no_other_its_label_and_stalls_nothin
             feed.archive = Archive(SCHEMA, WAITS, HOUR, 1)
             feed.archive.resume(state)
         settled += feed.archive.cut().exposures.to_pylist()
-        # A page is settled after half an hour of attribution and a minute of disorder.
-        assert len(settled) == 2 * max(0, minute - 30)
+        # A page is settled after half an hour of attribution, twenty minutes of lateness and a minute of disorder.
+        assert len(settled) == 2 * max(0, minute - 50)
     settled += feed.rows()
     assert {row["request_id"]: row["label"] for row in settled if not row["position"]} == {
         f"p{minute}": int(minute < 58) for minute in range(60)
     }
-    assert feed.archive.late == {"click": 1}
+    (ahead,) = [row for row in settled if row["position"] and row["click_ms"]]
+    assert (ahead["request_id"], ahead["click_ms"], ahead["label"]) == ("p10", T0 + 40 * MINUTE, 0)
+    assert not feed.archive.late
 
 
 def brief(rows: list[dict[str, Any]], *names: str) -> list[Any]:
@@ -192,14 +200,22 @@ def test_bots_count_in_no_arm_live_or_judged(tmp_path: Path) -> None:
     assert [row["users"] for row in report["arms"]] == [one.estimate.n for one in live]
 
 
-def test_a_user_at_the_limit_counts_and_the_next_hour_begins_anew() -> None:
-    feed = Feed()
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_user_at_the_limit_counts_and_the_next_hour_begins_anew(restarts: bool) -> None:
+    feed, rows = Feed(), list[dict[str, Any]]()
     feed.archive = Archive(SCHEMA, WAITS, HOUR, 1, limit=4)
     for n, minute in enumerate((0, 10, 20, 65, 70, 75)):
         items = [11, 12] if n < 5 else [11]
         feed("page_logs", page_log(f"p{n}", T0 + minute * MINUTE, items))
         feed.events(exposure(f"p{n}", T0 + minute * MINUTE, items))
-    assert brief(feed.rows(), "request_id", "over_limit") == [
+        if restarts:
+            cut, before = feed.archive.cut(), feed.archive
+            rows += cut.exposures.to_pylist()
+            feed.archive = Archive(SCHEMA, WAITS, HOUR, 1, limit=4)
+            feed.archive.resume(cut.state)
+            assert feed.archive.newest_ms(0) == before.newest_ms(0)
+            assert feed.archive.due_ms(0) == before.due_ms(0)
+    assert brief(rows + feed.rows(), "request_id", "over_limit") == [
         *[("p0", False)] * 2,
         *[("p1", False)] * 2,
         *[("p2", True)] * 2,
@@ -254,12 +270,14 @@ def test_an_exposure_becomes_one_row_with_what_was_known_then() -> None:
     assert str([row["ranked"] for row in rows]) == "[nan, 0.75]"
 
 
-def test_a_row_waits_for_the_attribution_window_and_the_disorder() -> None:
-    feed = Feed().page("p", T0, [11]).events(exposure("p", T0, [11]))
-    due_ms = POLICY.attribution_ms + POLICY.disorder_ms
+def test_a_row_waits_until_nothing_more_is_taken_for_it() -> None:
+    feed = Feed().page("p", T0, [11, 12]).events(exposure("p", T0, [11]), exposure("p", T0 + MINUTE, [12], offset=1))
+    due_ms = POLICY.attribution_ms + POLICY.lateness_ms + POLICY.disorder_ms
     assert feed.rows(due_ms - 1) == []
+    assert feed.archive.pending == 2
+    assert brief(feed.rows(due_ms), "item_id") == [("11",)]
     assert feed.archive.pending == 1
-    assert len(feed.rows(due_ms)) == 1
+    assert brief(feed.rows(due_ms + MINUTE), "item_id") == [("12",)]
     assert feed.archive.pending == 0
 
 
@@ -268,9 +286,12 @@ def test_an_event_of_the_partition_settles_what_is_before_it() -> None:
     assert brief(feed.archive.cut().exposures.to_pylist(), "request_id") == [("p",)]
 
 
-def test_without_its_page_log_an_exposure_has_no_score() -> None:
-    (row,) = Feed().events(exposure("p", T0, [11]), action("click", "p", T0 + 1, 0, 11)).rows()
-    assert (row["label"], row["score"], row["model_version"], row["arm"]) == (1, None, None, None)
+def test_without_its_page_log_an_exposure_is_left_out_as_in_the_stream() -> None:
+    feed = Feed().events(exposure("p", T0, [11]), action("click", "p", T0 + 1, 0, 11))
+    feed.archive.advance(0, T0 + 10 * HOUR)
+    cut = feed.archive.cut()
+    assert (cut.exposures.num_rows, cut.events.num_rows, feed.archive.pending) == (0, 2, 0)
+    assert feed.archive.counts == {"no-page-log": 2}
 
 
 def test_a_page_log_may_come_after_its_exposure_and_a_click_before() -> None:
@@ -289,13 +310,14 @@ def test_the_first_click_gives_the_time_and_repeats_change_nothing() -> None:
     assert (cut.exposures.num_rows, cut.events.num_rows) == (0, 1)  # events stay as they came
 
 
-def test_what_comes_too_late_is_counted_and_stays_in_the_events() -> None:
+def test_a_click_after_the_window_has_its_time_and_one_after_the_row_is_in_the_events_alone() -> None:
     feed = Feed().page("p", T0, [11, 12]).events(exposure("p", T0, [11, 12]))
     feed.events(action("click", "p", T0 + POLICY.attribution_ms, 0, 11))  # not less than the window
     (first, second) = feed.rows(2 * HOUR)
     assert (first["label"], second["label"]) == (0, 0)
+    assert (first["click_ms"], second["click_ms"]) == (T0 + POLICY.attribution_ms, None)
     feed.events(action("click", "p", T0 + 1, 1, 12))
-    assert feed.archive.late == {"click": 2}
+    assert feed.archive.late == {"click": 1}
     assert feed.archive.cut().events["type"].to_pylist() == ["click"]
 
 
@@ -337,7 +359,7 @@ def test_an_exposure_that_comes_late_still_waits_for_its_click() -> None:
     assert feed.archive.counts == {"late": 1}
 
 
-def test_an_exposure_that_comes_when_its_page_is_settled_has_its_arm() -> None:
+def test_an_exposure_that_comes_after_its_pages_window_has_its_arm_and_score() -> None:
     """A page of one client is seen at once, its end later; another's messages all come late. Both are sent late."""
     late_ms = T0 + POLICY.attribution_ms + POLICY.disorder_ms + 15 * MINUTE
 
@@ -345,6 +367,7 @@ def test_an_exposure_that_comes_when_its_page_is_settled_has_its_arm() -> None:
         feed = Feed()
         for name in ("p", "q", "r"):
             feed("page_logs", page_log(name, T0, [11, 12], arm="control", model_version=4, offset=20))
+        feed.page("far", late_ms, [11], user=8)
         feed.events(exposure("p", T0, [11]), exposure("far", late_ms, [11], user_id=8))
         if restarts:
             state = msgspec.msgpack.decode(msgspec.msgpack.encode(feed.archive.cut().state))
@@ -357,7 +380,7 @@ def test_an_exposure_that_comes_when_its_page_is_settled_has_its_arm() -> None:
         rows = [row for row in feed.rows() if row["request_id"] in "pqr"]
         assert feed.archive.counts == {"wrong-user": 1}
         feed.archive.advance(0, T0 + 100 * HOUR)
-        assert not feed.archive._pages[0]._headings, "they go as all that is settled does"
+        assert not feed.archive._pages[0].join.pages, "they go as all that is written does"
         return rows
 
     rows = archived(False)
@@ -368,11 +391,8 @@ def test_an_exposure_that_comes_when_its_page_is_settled_has_its_arm() -> None:
         ("q", 0, 0, "control", 4, 20),
         ("q", 1, 1, "control", 4, 21),
     ]
-    assert [row["score"] is None for row in rows] == [row["time_ms"] > T0 for row in rows]
-    of_page = {row["request_id"]: [r for r in rows if r["request_id"] == row["request_id"]] for row in rows}
-    after = archived(True)  # the first row is in the file before the restart
-    assert all(row in of_page[row["request_id"]] for row in after)
-    assert len(after) == len(rows) - 1
+    assert [round(row["score"], 3) for row in rows] == [(0.1, 0.9)[row["position"]] for row in rows]
+    assert archived(True) == rows
 
 
 def test_what_nobody_can_use_is_counted() -> None:
@@ -382,7 +402,7 @@ def test_what_nobody_can_use_is_counted() -> None:
     stranger = Archive(SCHEMA, WAITS, HOUR, 2)
     number = 1 - kafka_partition(key_of(7), 2)
     stranger.take(TopicRecord("events", number, 0, b"7", exposure("p", T0, [11]), T0))
-    assert feed.archive.counts == {"unusable": 3, "future": 1, "seconds": 1}
+    assert feed.archive.counts == {"malformed": 2, "bad-page-log": 1, "future": 1, "seconds": 1}
     assert stranger.counts == {"wrong-partition": 1}
     assert feed.archive.cut().events.num_rows == stranger.cut().events.num_rows == 0
 
@@ -443,43 +463,59 @@ def test_a_field_may_have_a_name_of_the_archives_own() -> None:
 # ---------------------------------------------------------------------- the same labels as the stream
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_archive_and_stream_agree_on_every_label(seed: int) -> None:
-    """Pages in disorder, repeats, clicks before their exposure, wrong items, pages without a log."""
-    rng = random.Random(seed)
-    story: list[tuple[int, str, bytes]] = []
-    for n in range(60):
-        name, at_ms = f"p{n}", T0 + n * MINUTE
-        items = rng.sample(range(10, 40), 6)
-        if rng.random() < 0.9:
-            story.append((at_ms - 1, "page_logs", page_log(name, at_ms, items)))
-        seen, kinds = items[: rng.randint(1, 6)], ("click", "click", "purchase")
-        story += [(at_ms + rng.randint(0, 900), "events", exposure(name, at_ms, seen))] * rng.choice((1, 1, 2))
-        for _ in range(rng.randint(0, 5)):
-            position = rng.randrange(6)
-            item = items[position] if rng.random() < 0.9 else 99
-            acted_ms = at_ms + rng.randrange(POLICY.attribution_ms)
-            if rng.random() < 0.2:  # of another clock, or of another day
-                acted_ms = at_ms - rng.choice((1, POLICY.disorder_ms - 1000, POLICY.disorder_ms + 1000, 48 * HOUR))
-            came_ms = max(at_ms, acted_ms) + rng.randrange(POLICY.disorder_ms // 2)
-            story.append((came_ms, "events", action(rng.choice(kinds), name, acted_ms, position, item)))
-    story.sort(key=lambda one: one[0])
-
-    log, partition, feed, out = Log(), Partition(0, SCHEMA, POLICY), Feed(), Sum()
-    for _, topic, raw in story:
-        out += partition.take([log(topic, raw)], T0 + 10**9)
-        feed(topic, raw)
-    out += partition.advance(T0 + 100 * HOUR)
-    stream: dict[tuple[str, int], int] = {}
+def told_by_stream(messages: list[InputMessage], to_ms: int) -> tuple[dict[Any, Any], Counter[str]]:
+    """By request and position of each exposure: its time, and that of each action by kind. And how many exposures, or
+    else messages, became dead letters by reason. An action's sample says when it was sent, 5 ms after it happened."""
+    partition, out = Partition(0, SCHEMA, POLICY), Sum()
+    out += partition.take(messages, NOW)
+    out += partition.advance(to_ms)
+    assert partition.pending == 0
+    exposed = {(row.request, row.position): row.ts_ms for row in out.samples if row.kind in (NEGATIVE, POSITIVE)}
+    times = defaultdict[Any, dict[int, int]](dict)
     for row in out.samples:
-        if row.kind in (NEGATIVE, POSITIVE, CORRECTION):
-            stream[row.request, row.position] = max(stream.get((row.request, row.position), 0), int(row.kind > 0))
-    rows = feed.rows(100 * HOUR)
-    archive = {(r["request_id"], r["position"]): r["label"] for r in rows if r["score"] is not None}
-    assert len(rows) == len({(r["request_id"], r["position"]) for r in rows})
-    assert archive == stream
-    assert 0 < sum(stream.values()) < len(stream)
-    assert any(r["score"] is None for r in rows)
+        kind = (row.actions >> 1).bit_length()
+        if kind:
+            times[row.request, row.position][kind] = row.origin_ms - 5
+    dead = Counter[str]()
+    for one in out.dead:
+        dead[one.reason] += one.exposures or 1
+    return {of: (ts_ms, times[of]) for of, ts_ms in exposed.items()}, dead
+
+
+@examples(150)
+@given(arrivals(wild=True, clocked=True), st.integers(0, 2**32), st.sampled_from([31, 3]))
+def test_archive_and_stream_agree_on_every_exposure_label_and_time(
+    messages: list[InputMessage], seed: int, pages: int
+) -> None:
+    """Disorder, repeats, late clicks, clocks ahead, wrong users and items, pages without a log, pages shown otherwise
+    than they were answered; the archive is killed after some of its cuts. What is left out is what the stream makes
+    dead letters of."""
+    rng, rows, counts = random.Random(seed), list[dict[str, Any]](), Counter[str]()
+    archive = Archive(SCHEMA, WAITS, HOUR, 1)
+    with patch("millrace.contracts.clock.PAGES", pages):
+        stream, dead = told_by_stream(messages, NOW + 100 * HOUR)
+        for one in messages:
+            clock_ms = NOW if one.clock_ms is None else min(one.clock_ms, NOW)
+            archive.take(TopicRecord(one.topic, 0, one.offset, b"", one.raw, clock_ms))
+            if rng.random() < 0.1:
+                cut = archive.cut()
+                rows += cut.exposures.to_pylist()
+                counts += archive.counts + Counter(late=archive.late.total())
+                archive = Archive(SCHEMA, WAITS, HOUR, 1)
+                archive.resume(msgspec.msgpack.decode(msgspec.msgpack.encode(cut.state)))
+        archive.advance(0, NOW + 100 * HOUR)
+    assert archive.pending == 0
+    rows += archive.cut().exposures.to_pylist()
+    assert counts + archive.counts + Counter(late=archive.late.total()) == dead
+    kept = {(row["request_id"], row["position"]): row for row in rows}
+    assert len(kept) == len(rows)
+    happened = {
+        of: (row["time_ms"], {kind: row[name] for kind, name in enumerate(TIMES, 1) if row[name] is not None})
+        for of, row in kept.items()
+    }
+    assert happened == stream
+    for of, (ts_ms, times) in stream.items():
+        assert kept[of]["label"] == int(CLICK in times and times[CLICK] - ts_ms < POLICY.attribution_ms)
 
 
 # ---------------------------------------------------------------------- files, state, restarts
