@@ -88,8 +88,7 @@ def judge_model(
     learner = resumed(schema, note, store.read_whole(note), own_class)
     taken: defaultdict[str, ArmPages] = defaultdict(ArmPages)
     earlier = without = 0
-    for files, whole in reader.parts(_MORE):
-        table = whole.filter(pc.is_valid(whole["score"]))  # none where the page log had gone before it came
+    for files, table in reader.parts(_MORE):
         later = table.filter(pc.greater(table["ts_ms"], note.event_ms))
         earlier += table.num_rows - later.num_rows
         if not later.num_rows:
@@ -158,8 +157,8 @@ def _by_page(table: pa.Table) -> tuple[pa.Table, Shown]:
         slot=table["slot"].to_numpy().astype(np.int64),
         item=hashes(table["item"]).view(np.int64),
         odds=table["odds"].cast(pa.float64()).fill_null(np.nan).to_numpy(),
-        score=table["score"].fill_null(0.0).to_numpy(),
-        ranked=pc.coalesce(table["ranked"], table["score"].fill_null(0.0)).to_numpy(),
+        score=table["score"].to_numpy(),
+        ranked=pc.coalesce(table["ranked"], table["score"]).to_numpy(),
         reward=np.where(came, table["value"].fill_null(0.0).to_numpy(), 0.0),
     )
 

@@ -44,7 +44,7 @@ class Archived:
     rows: LogRows
     logged: LoggedFeatures
     without: int
-    """Exposures without logged features: their page's log did not come, or features were not kept then."""
+    """Exposures without logged features: they were not kept then, or are of another schema."""
 
     def name(self, row: int) -> tuple[str, int]:
         assert self.schema.log is not None

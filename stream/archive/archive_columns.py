@@ -66,7 +66,7 @@ EVENTS_SCHEMA = pa.schema(
 
 
 class SettledRow(NamedTuple):
-    """A settled exposure."""
+    """An exposure for which nothing more can come."""
 
     ts_ms: int
     request: str

@@ -78,7 +78,7 @@ client (kafka-python 3.0.12) never delivers the rest, nor fetches more."""
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
-    """Runs until ``stop`` is set; then writes what is settled, and ends.
+    """Runs until ``stop`` is set; then writes the rows that are due, and ends.
 
     Raises:
         StoreError: another archive writes to the folder, or it cannot be read or written.
