@@ -112,7 +112,7 @@ def archived(topic: list[OutMessage]) -> dict[str, bytes]:
     archive = Archive(SCHEMA, Waits(0, 0, 0), HOUR, 1)
     for n, message in enumerate(topic):
         archive.take(TopicRecord("items", 0, n, message.key, message.value, NOW_MS))
-    return archive._items
+    return archive._attributes["item"]
 
 
 IDS = ["a", "7", "ü"]

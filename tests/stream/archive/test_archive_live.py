@@ -18,7 +18,7 @@ from millrace.processes.kafka import create_topics, make_producer
 from millrace.processes.services import EmbeddedBroker
 from millrace.processes.wall import wall_ms
 from stream.archive.archive_main import MOST_WAITING
-from tests.scenes.stream_world import action, exposure, page_log
+from tests.scenes.stream_world import TEXT, action, exposure, page_log
 from tests.scenes.waiting import LONG, until
 
 pytestmark = [
@@ -51,15 +51,18 @@ def column(folder: Path, kind: str, *names: str) -> list[Any]:
 def test_a_killed_archive_loses_and_doubles_nothing(tmp_path: Path) -> None:
     """The second half comes while nobody reads. The last labels are given by silence. A catalogue larger than what may
     wait in memory is there before."""
-    log, data = tmp_path / "log", tmp_path / "data"
+    log, data, schema = tmp_path / "log", tmp_path / "data", tmp_path / "schema.toml"
+    schema.write_text(TEXT)
     with EmbeddedBroker(tmp_path / "broker") as broker:
         settings = Settings(
             kafka=broker.address,
             data=str(data),
+            schema=str(schema),
             partitions=2,
             prefix="mine.",
             archive_seconds=0.2,
             attribution_minutes=0.05,
+            lateness_minutes=0.0,
             disorder_seconds=0.0,
             idle_seconds=0.2,
         )
