@@ -70,9 +70,10 @@ class ArchivedPage(LoggedPage):
 
     __slots__ = ("about", "message")
 
-    def __init__(self, served: PageView, message: bytes) -> None:
-        # Copies, since a view would keep the whole message.
-        self.about = msgspec.structs.replace(served, scores=bytes(served.scores), keys=b"", cat=b"", num=b"", among=b"")
+    def __init__(self, served: PageView, items: list[Id], message: bytes) -> None:
+        none = dict.fromkeys(("keys", "cat", "num", "among"), b"")
+        # Scores are copied, since a view would keep the whole message.
+        self.about = msgspec.structs.replace(served, items=items, scores=bytes(served.scores), **none)
         super().__init__(self.about, message, 0, b"", (0, 0, 0))
         self.odds = served.odds
 
@@ -86,7 +87,7 @@ class ArchivedPage(LoggedPage):
 
 
 class ArchiveDecoder(Decoder):
-    """Refuses what the stream refuses. ``features``: whether messages are kept."""
+    """Reads the page logs that the stream reads. ``features``: whether messages are kept."""
 
     def __init__(
         self, schema: Schema, number: int, partitions: int, history: tuple[Schema, ...], features: bool
@@ -108,7 +109,7 @@ class ArchiveDecoder(Decoder):
         if len(self._ids) > MOST_IDS:
             self._ids.clear()
         items = [self._ids.setdefault(item, item) for item in served.items]
-        return ArchivedPage(msgspec.structs.replace(served, items=items), raw if self._features else b"")
+        return ArchivedPage(served, items, raw if self._features else b"")
 
 
 @dataclass(slots=True)
