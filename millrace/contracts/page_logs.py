@@ -147,12 +147,6 @@ def decode_served(raw: bytes | None) -> PageView:
     )
 
 
-def decode_heading(raw: bytes | None) -> PageView | Logged:
-    """A page log of any form without its features: request, items, scores, sources. The block of form 2 is not read,
-    so a damaged one is not noticed. Raises BadEventError as :func:`decode_served` does."""
-    return read_msgpack(_logged, raw) if _is_array(raw) else read_msgpack(_served, raw)
-
-
 def decode_page_log(raw: bytes | None) -> PageLog:
     """The same with arrays of its own. Raises BadEventError as :func:`decode_served` does."""
     i = decode_served(raw)

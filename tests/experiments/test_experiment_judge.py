@@ -24,7 +24,7 @@ from experiments import experiment_judge
 from experiments.experiment_judge import LEARNERS, SLOTS, DrawnPage, bands, cells, fit, make_report, odds, orders, real
 from experiments.judgearms import BETTER, CASES, arms_report, winners
 from millrace.basics.errors import SettingError
-from millrace.contracts.page_logs import decode_heading
+from millrace.contracts.page_logs import decode_served
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import PAGE_LOGS
 from millrace.evidence.exploration import RULES, Exploration, Rule
@@ -84,7 +84,7 @@ def served(pages: int) -> dict[str, list[DrawnPage]]:
         reader = read_topics(Settings(kafka=where["kafka"]), {PAGE_LOGS: {}})
         while sum(map(len, drawn.values())) < pages * len(RULES):
             for record in chain.from_iterable(reader.poll(1000).values()):
-                log = decode_heading(record.value)
+                log = decode_served(record.value)
                 if log.request_id.startswith(RULES):
                     drawn[log.arm_name].append((tuple(log.items), np.frombuffer(log.odds, np.float32).tolist()))
         for one in (intake, scorer, reader):

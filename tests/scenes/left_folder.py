@@ -21,7 +21,7 @@ from millrace.basics.store import Store
 from millrace.broker.log import Limits
 from millrace.broker.topic_store import Topics
 from millrace.contracts.events import key_of
-from millrace.contracts.page_logs import decode_heading, decode_page_log
+from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import load_schema
 from millrace.contracts.settings import SECTIONS, Settings
@@ -231,7 +231,6 @@ def rest(folder: Path) -> None:
     spool = Spool(folder / "spool", 1 << 30, lambda *_: None)
     for raw in found[PAGE_LOGS][:2]:
         assert raw is not None
-        decode_heading(raw)
         spool.append(key_of(decode_page_log(raw).user_id), raw, len(decode_page_log(raw).items))
     spool.close()
     settings = msgspec.to_builtins(Settings())
