@@ -737,6 +737,21 @@ def test_a_state_outlives_a_new_field() -> None:
     assert brief(later.cut().exposures.to_pylist(), "color", "brand") == [("red", None)]
 
 
+def test_a_page_of_an_earlier_schema_has_rows_and_one_of_an_unknown_schema_has_none() -> None:
+    old, new = (
+        parse_schema(text) for text in (SMALL, SMALL.replace("fields = [", 'fields = [{ name = "x", of = "item" }, '))
+    )
+    for history, rows, counts in (
+        ((old, new), [("p", "red")], {}),
+        ((), [], {"bad-page-log": 1, "no-page-log": 1}),
+    ):
+        feed = Feed(old)
+        feed.archive = Archive(new, WAITS, HOUR, 1, history=history)
+        feed.item(11, color="red").page("p", T0, [11]).events(exposure("p", T0, [11]))
+        assert brief(feed.rows(), "request_id", "color") == rows
+        assert feed.archive.counts == counts
+
+
 def test_old_files_go(tmp_path: Path) -> None:
     killed_at(many_pages(), tmp_path, [60], [])
     place = ArchiveFolder(tmp_path)
