@@ -118,6 +118,7 @@ class OpenRows:
 
     page: ArchivedPage
     ts_ms: int
+    due_ms: int  # the watermark at which they are written: by the lateness of the time at which they were counted
     user_raw: bytes | None
     over: bool  # its user is beyond the limit
     positions: Sequence[int]  # as answered
@@ -217,9 +218,9 @@ class ArchivedPages(EventGate):
             due_ms, request = heappop(self._due)
             parts = self._open.pop(request, [])
             for part in parts:
-                if part.ts_ms + self.policy.life_ms <= due_ms:
+                if part.due_ms <= due_ms:
                     self._write(request, part)
-            left = [part for part in parts if part.ts_ms + self.policy.life_ms > due_ms]
+            left = [part for part in parts if part.due_ms > due_ms]
             if left:
                 self._open[request] = left
 
@@ -232,8 +233,12 @@ class ArchivedPages(EventGate):
             ((position, _),) = one.runs
             page = one.page_log
             assert isinstance(page, ArchivedPage)
-            part = next(part for part in self._open[page.about.request_id] if position in part.positions)
-            part.times.setdefault(position, [None] * (len(ACTIONS) - 1))[one.action - 1] = one.ts_ms
+            parts = self._open.get(page.about.request_id, [])
+            part = next((part for part in parts if position in part.positions), None)
+            if part is None:  # written under a shorter lateness, before a restart
+                self.late[ACTIONS[one.action]] += 1
+            else:
+                part.times.setdefault(position, [None] * (len(ACTIONS) - 1))[one.action - 1] = one.ts_ms
         outcome.counted = []
 
     def _begin(self, one: Counted) -> None:
@@ -247,9 +252,10 @@ class ArchivedPages(EventGate):
             slots = [shown[p] for p in positions]
         item_raws = [items.get(str(page.items[p])) for p in positions]
         over, user_raw = self._over(user, one.n), self._attributes["user"].get(user)
-        rows = OpenRows(page, one.ts_ms, user_raw, over, positions, slots, item_raws)
+        due_ms = one.ts_ms + self.policy.life_ms
+        rows = OpenRows(page, one.ts_ms, due_ms, user_raw, over, positions, slots, item_raws)
         self._open.setdefault(request, []).append(rows)
-        heappush(self._due, (one.ts_ms + self.policy.life_ms, request))
+        heappush(self._due, (due_ms, request))
 
     def _over(self, user: str, exposed: int) -> bool:
         """Counts a user's exposures: whether he is beyond the limit."""
@@ -311,7 +317,7 @@ class ArchivedPages(EventGate):
             user, items = number("user", part.user_raw), [number("item", raw) for raw in part.item_raws]
             times = [(at, *own) for at, own in part.times.items()]
             positions, slots = list(part.positions), list(part.slots)
-            parts.append((request, part.ts_ms, user, part.over, positions, slots, items, times))
+            parts.append((request, part.ts_ms, part.due_ms, user, part.over, positions, slots, items, times))
         reached = self.reached.newest_ms, self.reached.snapshot()
         hour = self._hour, list(self._exposed.items())
         return self.join.snapshot(), self.early.snapshot(), reached, hour, parts
@@ -324,13 +330,14 @@ class ArchivedPages(EventGate):
         self.early.resume(early)
         self.reached.resume(*reached)
         self._exposed = dict(map(tuple, exposed))
-        for request, ts_ms, user, over, positions, slots, items, times in parts:
+        for request, ts_ms, due_ms, user, over, positions, slots, items, times in parts:
             page = self.join.pages[request].page_log  # it lives as long as each of its exposures
             assert isinstance(page, ArchivedPage)
-            part = OpenRows(page, ts_ms, known["user"][user], over, positions, slots, [known["item"][n] for n in items])
+            user_raw, item_raws = known["user"][user], [known["item"][n] for n in items]
+            part = OpenRows(page, ts_ms, due_ms, user_raw, over, positions, slots, item_raws)
             part.times = {at: list(own) for at, *own in times}
             self._open.setdefault(request, []).append(part)
-            self._due.append((ts_ms + self.policy.life_ms, request))
+            self._due.append((due_ms, request))
         heapify(self._due)
 
 
