@@ -752,6 +752,32 @@ def test_a_page_of_an_earlier_schema_has_rows_and_one_of_an_unknown_schema_has_n
         assert feed.archive.counts == counts
 
 
+@pytest.mark.parametrize("lateness", [0, 20, 60])
+def test_rows_that_wait_outlive_another_lateness(lateness: int) -> None:
+    """Each page has a second part, which keeps it for longer than the first, whose last click comes late."""
+    feed, waits = Feed(), WAITS._replace(lateness_ms=lateness * MINUTE)
+    rows, late = list[dict[str, Any]](), Counter[str]()
+    for n in range(100):
+        at_ms = T0 + n * MINUTE
+        feed.page(f"p{n}", at_ms, [11, 12]).events(exposure(f"p{n}", at_ms, [11]))
+        if n >= 10:
+            feed.events(exposure(f"p{n - 10}", at_ms, [12], offset=1))
+        if n >= 52:
+            feed.events(action("click", f"p{n - 52}", at_ms, 0, 11))
+        if n in (45, 55, 70, 90):
+            cut = feed.archive.cut()
+            rows += cut.exposures.to_pylist()
+            late += feed.archive.late
+            feed.archive = Archive(SCHEMA, waits, HOUR, 1)
+            feed.archive.resume(msgspec.msgpack.decode(msgspec.msgpack.encode(cut.state)))
+    late += feed.archive.late
+    rows += feed.rows(100 * HOUR)
+    assert sorted(brief(rows, "request_id", "position")) == sorted(
+        [(f"p{n}", 0) for n in range(100)] + [(f"p{n}", 1) for n in range(90)]
+    )
+    assert late.total() + sum(row["click_ms"] is not None for row in rows) == 48
+
+
 def test_old_files_go(tmp_path: Path) -> None:
     killed_at(many_pages(), tmp_path, [60], [])
     place = ArchiveFolder(tmp_path)
