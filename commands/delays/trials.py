@@ -58,7 +58,7 @@ def samples_of(
     """(samples in the order in which they become known, clicks that never come). ``labels`` may be of any window."""
     final = final_labels(labels, ts_ms, longest_ms)
     own = copy.copy(labels)
-    own.wait_ms = setting.window_ms
+    own.wait_ms, own.corrects = setting.window_ms, np.zeros(len(ts_ms), np.bool_)  # times alone say what is late
     if setting.policy == IMMEDIATE:
         own.clicked = final
         return KnownSamples.of(ts_ms, own, None), 0

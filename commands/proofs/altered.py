@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from millrace.contracts.schema import Schema
 from millrace.logs import TS, LogTable
+from millrace.logs.copies import time_columns
 
 _REMOVED = 0.1  # of later exposures
 _NEW = 0.3  # of other values
@@ -58,7 +59,8 @@ def altered(log: LogTable, schema: Schema, at_ms: int, rng: np.random.Generator)
     elif end - cut > 1:
         other[cut + rng.permutation(end - cut)[: (end - cut) // 2]] = True
     made: dict[str, Any] = {}
-    fixed = {TS, log.label, columns.time, columns.day, *columns.action_times.values(), *schema.outcome_columns}
+    times_in = [name for _, name in time_columns(columns, table.column_names)]
+    fixed = {TS, log.label, columns.time, columns.day, *times_in, *schema.outcome_columns}
     for name in table.column_names:
         column = table[name].take(pa.array(where))
         moved = other
@@ -76,7 +78,7 @@ def altered(log: LogTable, schema: Schema, at_ms: int, rng: np.random.Generator)
         made[one] = pc.if_else(pa.array(open_), pc.cast(pc.subtract(pa.scalar(1, pa.int8()), value), pa.int8()), value)
     horizon = max(1, int(ts[-1]) - at_ms + 1)
     wait_ms = round(columns.attribution_minutes * 60_000) if columns.action_times else 0
-    for action, name in columns.action_times.items():
+    for action, name in time_columns(columns, table.column_names):
         times = pc.fill_null(table[name].take(pa.array(where)), _NEVER).to_numpy().copy()
         if action == schema.windows.labelling:
             _relabel(times, label, ts, later, at_ms, wait_ms, rng)

@@ -162,12 +162,14 @@ class KnownSamples:
         """
         n = len(ts_ms)
         zeros = np.zeros(n, np.int64)
-        promise, delay, early = Promise(np.full(n, WITH_EXPOSURE), zeros, zeros, zeros), zeros, labels.clicked
+        promise, delay = Promise(np.full(n, WITH_EXPOSURE), zeros, zeros, zeros), zeros
+        clicked = early = labels.clicked & ~labels.corrects
         if policy is not None and labels.wait_ms:
             promise = _promises(ts_ms, policy, Waits(labels.wait_ms, observation_ms, 0), traffic or Traffic())
-            delay = np.where(labels.clicked, labels.acted_ms - ts_ms, 0)
-            early = labels.clicked & is_early(promise, delay, delay)
-        late = np.flatnonzero(labels.clicked & ~early)
+            clicked = labels.clicked
+            delay = np.where(clicked, labels.acted_ms - ts_ms, 0)
+            early = early & is_early(promise, delay, delay)
+        late = np.flatnonzero(clicked & ~early)
         known_ms = ts_ms + np.where(early, np.maximum(delay, promise.hold_ms), promise.observe_ms)
         code = promise.code.astype(np.uint8)
         value, due_ms = labels.outcomes, np.where(policy is None, 0, labels.outcome_ms)  # (n, K)
@@ -178,7 +180,7 @@ class KnownSamples:
         kind = np.where(early, POSITIVE, NEGATIVE).astype(np.uint8)
         told = (due_ms <= known_ms[:, None]) & (early[:, None] | ~labels.on_click)
         first = cls.told_once(np.arange(n), known_ms, kind, code, np.where(told, value, np.float32(np.nan)))
-        late_ms = ts_ms[late] + delay[late]
+        late_ms = np.maximum(ts_ms[late] + delay[late], known_ms[late])
         told_late = (due_ms[late] <= late_ms[:, None]) & labels.on_click
         told[late] |= told_late
         second = np.where(told_late, value[late], np.float32(np.nan))

@@ -16,6 +16,7 @@ from millrace.contracts.logforms import LogColumns
 from millrace.contracts.schema import Schema
 from millrace.labels import LabelPolicy, policy_named
 from millrace.logs import TS, LogTable
+from millrace.logs.copies import of_outcomes
 from millrace.windows.features import FeatureBuilder, steps
 
 CHUNK_ROWS = 16_384
@@ -179,11 +180,13 @@ class Labels:
         }
         settled = rows.ts_ms + wait_ms
         acted = times.get(self.action, np.full(rows.n, NEVER))
+        beyond = (acted < NEVER) & ((acted >= settled) | (columns.events is not None))
+        self.corrects = (rows.label == 0) & beyond & (wait_ms > 0)
+        """(n,) whether the label is a 0, and a click came after it: beyond the window, or when the row was written."""
         acted = np.where(acted == NEVER, settled, acted)
-        self.clicked = rows.label == 1
+        self.clicked = (rows.label == 1) | self.corrects
         self.late = self.clicked & (acted > settled)
         self.acted_ms: NDArray[np.int64] = acted
-        self.known_ms: NDArray[np.int64] = np.where(self.clicked & ~self.late, acted, settled)
 
         self.on_click = np.array([one.on == "click" for one in schema.outcome], np.bool_)
         """(K,) whether each outcome is of the click."""
@@ -200,12 +203,15 @@ class Labels:
             if one.column:
                 value = log.table[one.column].cast("float32").fill_null(float("nan")).to_numpy()
             elif one.event is not None:
-                value = times[one.event] < self.outcome_ms[:, k]
+                came = times[one.event]
+                if (name := of_outcomes(columns.action_times[one.event])) in log.table.column_names:
+                    came = np.maximum(log.table[name].fill_null(NEVER).to_numpy(), rows.ts_ms)
+                value = came < self.outcome_ms[:, k]
             ends = int(rows.ts_ms.max(initial=0)) if end_ms is None else end_ms
             defined = self.clicked | (one.on == "page")
             self.outcomes[:, k] = np.where(defined & (self.outcome_ms[:, k] <= ends), value, np.nan)
             if one.event is not None:
-                came, never = times[one.event], np.full(rows.n, NEVER)
+                never = np.full(rows.n, NEVER)
                 how = policy_named(one.told)
                 self.of_events.append(EventOutcome(k, how, one.within_ms, base, came, never, defined, ends))
 
@@ -213,8 +219,7 @@ class Labels:
         for k, action in enumerate(actions[1:], 1):
             if action in times:
                 when = times[action]
-                # Of later events, which came after their rows, windows count what rows would have.
-                who = np.flatnonzero(when < (NEVER if columns.events is None else settled))
+                who = np.flatnonzero(when < NEVER)
             elif action == self.action:
                 who, when = np.flatnonzero(self.clicked), acted
             else:

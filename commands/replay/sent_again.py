@@ -17,7 +17,7 @@ from stream.join.page_again import drawn
 
 def clicked_in_time(ts_ms: NDArray[np.int64], labels: Labels) -> NDArray[np.bool_]:
     """Which exposures of times ``ts_ms`` (n,) were clicked within the attribution window. (n,)"""
-    clicked: NDArray[np.bool_] = labels.clicked
+    clicked: NDArray[np.bool_] = labels.clicked & ~labels.corrects
     return clicked & (labels.acted_ms < ts_ms + labels.wait_ms) if labels.wait_ms else clicked
 
 

@@ -93,7 +93,7 @@ _logged = msgspec.msgpack.Decoder(Logged).decode
 _served = msgspec.msgpack.Decoder(PageView).decode
 
 
-def page_log_bytes(page_log: PageLog, rates: Rates | None = None) -> bytes:
+def page_log_bytes(page_log: PageLog | PageView, rates: Rates | None = None) -> bytes:
     """The message of a page log. ``rates``: of its schema (:meth:`Rates.of`); None: rates are written as numbers."""
     i, n = page_log, len(page_log.items)
     k, f, width = (len(a) // (n * size) if n else 0 for a, size in ((i.keys, 8), (i.cat, 8), (i.num, 4)))

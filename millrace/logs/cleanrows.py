@@ -19,7 +19,7 @@ from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.logforms import FIRST_DAY, LogColumns, start_ms
 from millrace.contracts.schema import DERIVED, Schema
 from millrace.logs.columnchecks import check_columns, check_single, labels, never, numbers, positions, time_ms
-from millrace.logs.copies import TS
+from millrace.logs.copies import TS, of_outcomes, time_columns
 from millrace.logs.faults import Faults
 from millrace.logs.later_events import LaterEvents
 from millrace.logs.log_joins import SideTables, beside
@@ -61,7 +61,7 @@ class Rows:
         self._path = str(paths[0])
         self._later_actions = {one.event for one in schema.outcome if one.event is not None}
         self._later: LaterEvents | None = None
-        if schema.log.events is not None and self._later_actions:
+        if schema.log.events is not None:
             self._later = LaterEvents(beside(paths, schema.log.events, "schema's log.events"), self._later_actions)
         self._clock = Clock.of(schema.log, schema)
 
@@ -153,10 +153,11 @@ class Rows:
         if log.position is not None and log.position not in broken:
             out[log.position] = positions(columns[log.position], log.position, path, faults)
         if self._later is not None and not broken:
-            page = columns[str(log.request)]
-            for action in self._later_actions:
-                name = log.action_times[action]
-                out[name] = self._later.times(action, out[name], columns[log.user], page, columns[log.item])
+            about = columns[log.user], columns[str(log.request)], columns[log.item]
+            for action, name in log.action_times.items():
+                if action in self._later_actions:
+                    out[of_outcomes(name)] = self._later.times(action, out[name], *about)
+                out[name] = self._later.counted(action, out[name], *about)
         if not broken:
             self._leave_early(out)
         for field in self._schema.fields:
@@ -172,7 +173,7 @@ class Rows:
         """Actions too early for their exposure did not happen (:meth:`millrace.labels.Waits.too_early`)."""
         log = self._log
         first_ms = pc.subtract(flat(out[TS]), minutes_of(log.disorder) * MINUTE_MS)
-        for action, name in log.action_times.items():
+        for action, name in time_columns(log, out):
             early = mask(pc.less(flat(out[name]), first_ms))
             if not early.any():
                 continue

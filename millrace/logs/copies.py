@@ -6,7 +6,7 @@ It gets the greatest label and the earliest time of each action of all copies: a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,17 @@ from millrace.contracts.logforms import LogColumns
 from millrace.logs.values import flat
 
 TS = "ts_ms"
+
+
+def of_outcomes(name: str) -> str:
+    """The column by which outcomes are told, beside that with an action's times, where the log has later events."""
+    return f"{name} of outcomes"
+
+
+def time_columns(log: LogColumns, there: Collection[str]) -> list[tuple[str, str]]:
+    """(action, column) of all columns with times of actions that are there."""
+    return [(action, n) for action, name in log.action_times.items() for n in (name, of_outcomes(name)) if n in there]
+
 
 _ODD = np.int64(-7046029254386353131)  # multiplying by an odd number maps 64 bits onto themselves
 
@@ -72,7 +83,7 @@ def _merge(
         np.maximum.at(greatest, group, pc.fill_null(table[name], -1).to_numpy())
         merged[name] = pa.array(greatest, mask=greatest < 0)
     never = np.iinfo(np.int64).max
-    for name in dict.fromkeys(log.action_times.values()):
+    for _, name in time_columns(log, table.column_names):
         earliest = np.full(len(first), never, np.int64)
         np.minimum.at(earliest, group, pc.fill_null(table[name], never).to_numpy())
         merged[name] = pa.array(earliest, mask=earliest == never)

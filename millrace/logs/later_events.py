@@ -6,11 +6,12 @@
     events   purchase  user item page  day 3 ──► the row of this page and item
              order     user item       day 3 ──► the row of the user's last click on the item before it
              refund    user item       day 5 ──► the user's last purchase of the item before it did not happen
+    click     after_row       9 min ──► the stream counted it when the row was written: of the row, as if that waited
 
 The rules are those of the stream (``stream/join/outcome_book.py``), without its windows: whoever asks has those. Rows
 are in the order in which events came. Of purchases, orders and refunds with one user and ``event_id`` the first counts;
 without that column, of those that are the same. A page holds an item once, so user, page and item name a row. An event
-takes 41 bytes of memory, a click too where purchases are looked for.
+takes 42 bytes of memory, a click too where purchases are looked for. Other events are read and not kept.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ I64 = NDArray[np.int64]
 
 _NEVER = np.iinfo(np.int64).max
 _OWNER, _ROW, _ID = (salt("later", name) for name in ("owner", "row", "id"))
-_ONE, _DTYPES = np.uint64(1), (np.int8, np.uint64, np.uint64, np.int64, np.uint64, np.int64)
+_ONE, _DTYPES = np.uint64(1), (np.int8, np.bool_, np.uint64, np.uint64, np.int64, np.uint64, np.int64)
 _COLUMNS = "type", "ts_ms", "user_id", "item_id", "request_id"
 
 
@@ -45,7 +46,7 @@ class LaterEvents:
 
     Args:
         folder: Parquet files with a row an event, as an archive's ``events``.
-        actions: the kinds to look for, without the click.
+        actions: the kinds to look for however late they came, without the click.
 
     Raises:
         LogError: no such folder or files, or a file of it cannot be read or lacks a column.
@@ -54,28 +55,29 @@ class LaterEvents:
     def __init__(self, folder: Path, actions: Collection[str]) -> None:
         actions = set(actions)
         bought = {CLICK, PURCHASE, Order.kind, Refund.kind} if ACTIONS[PURCHASE] in actions else set()
-        events = _read(files_of([folder]), sorted(bought | {ACTIONS.index(action) for action in actions}))
+        events = _read(files_of([folder]), bought | {ACTIONS.index(action) for action in actions})
         self._taken_back = np.empty(0, np.uint64)
-        self._known: dict[str, tuple[U64, I64]] = {}  # by action: rows ascending, when it came first
+        counted = events.take(events.after_row)
+        self._counted = {action: _first(counted.of(kind)) for kind, action in enumerate(ACTIONS)}
+        self._known = dict[str, tuple[U64, I64]]()
         for action in actions:
             came = events.of(ACTIONS.index(action))
-            if action == ACTIONS[PURCHASE]:
-                came = self._purchases(came, events)
-            order = np.lexsort((came.ts_ms, came.row))
-            row, ts_ms = came.row[order], came.ts_ms[order]
-            first = np.r_[True, row[1:] != row[:-1]][: len(row)]
-            self._known[action] = row[first], ts_ms[first]
+            self._known[action] = _first(self._purchases(came, events) if action == ACTIONS[PURCHASE] else came)
 
     def times(self, action: str, own: Any, user: Any, page: Any, item: Any) -> pa.Array:
         """When an action came of each row, int64 ms, null: never. (n,) each; ``own``: what the row says of it."""
-        row, (known, ts_ms) = _rows(hashes(user), hashes(page), hashes(item)), self._known[action]
+        row = _rows(hashes(user), hashes(page), hashes(item))
         came = pc.fill_null(own, _NEVER).to_numpy(zero_copy_only=False).astype(np.int64)
         if len(self._taken_back):
             came = np.where(np.isin(_moment(row, came), self._taken_back), _NEVER, came)
-        if len(known):
-            at = np.minimum(np.searchsorted(known, row), len(known) - 1)
-            came = np.minimum(came, np.where((known[at] == row) & (row != 0), ts_ms[at], _NEVER))
-        return pa.array(came, mask=came == _NEVER)
+        return _earliest(came, row, self._known[action])
+
+    def counted(self, action: str, own: Any, user: Any, page: Any, item: Any) -> Any:
+        """When the stream counted an action of each row, as :meth:`times`: as the row says, or when it was written."""
+        if not len(self._counted[action][0]):
+            return own
+        came = pc.fill_null(own, _NEVER).to_numpy(zero_copy_only=False).astype(np.int64)
+        return _earliest(came, _rows(hashes(user), hashes(page), hashes(item)), self._counted[action])
 
     def _purchases(self, named: _Events, events: _Events) -> _Events:
         """Purchases that name a page, and orders at their clicks, without those that were taken back."""
@@ -106,6 +108,7 @@ class _Events(NamedTuple):
     """n events."""
 
     kind: NDArray[np.int8]
+    after_row: NDArray[np.bool_]
     owner: U64  # the hash of user and item; 0: one is missing
     row: U64  # of user, page and item; 0: names no page
     ts_ms: I64
@@ -125,9 +128,26 @@ def _joined(parts: Sequence[_Events]) -> _Events:
     return _Events(*columns)
 
 
-def _read(files: Sequence[Path], kinds: Sequence[int]) -> _Events:
-    """All events of some kinds."""
-    names = pa.array([EVENT_KINDS[kind] for kind in kinds])
+def _first(came: _Events) -> tuple[U64, I64]:
+    """Rows ascending, and when it came first of each."""
+    order = np.lexsort((came.ts_ms, came.row))
+    row, ts_ms = came.row[order], came.ts_ms[order]
+    first = np.r_[True, row[1:] != row[:-1]][: len(row)]
+    return row[first], ts_ms[first]
+
+
+def _earliest(came: I64, row: U64, known: tuple[U64, I64]) -> pa.Array:
+    """The times ``came`` of rows (n,), or those that are ``known`` where they are earlier."""
+    rows, ts_ms = known
+    if len(rows):
+        at = np.minimum(np.searchsorted(rows, row), len(rows) - 1)
+        came = np.minimum(came, np.where((rows[at] == row) & (row != 0), ts_ms[at], _NEVER))
+    return pa.array(came, mask=came == _NEVER)
+
+
+def _read(files: Sequence[Path], kinds: Collection[int]) -> _Events:
+    """All events of some kinds, and of others those that were counted when the row was written."""
+    names = pa.array(EVENT_KINDS)
     none: Any = (np.empty(0, dtype) for dtype in _DTYPES)
     parts = [_Events(*none)]
     for path in files:
@@ -135,9 +155,13 @@ def _read(files: Sequence[Path], kinds: Sequence[int]) -> _Events:
             lacking = [name for name in _COLUMNS if name not in file.schema_arrow.names]
             if lacking:
                 raise LogError(f"'{path}' has no column '{lacking[0]}'", "name a table of events for log.events")
-            table = file.read(columns=[*_COLUMNS, *({"event_id"} & set(file.schema_arrow.names))])
-        kind = pc.index_in(table["type"], value_set=names)
-        table, kind = table.filter(pc.is_valid(kind)), kind.drop_null().to_numpy()
+            table = file.read(columns=[*_COLUMNS, *({"event_id", "after_row"} & set(file.schema_arrow.names))])
+        kind = pc.fill_null(pc.index_in(table["type"], value_set=names), -1).to_numpy()
+        after_row = np.zeros(len(kind), np.bool_)
+        if "after_row" in table.column_names:
+            after_row = pc.fill_null(table["after_row"], False).to_numpy()
+        some = np.isin(kind, list(kinds)) | after_row
+        table, kind, after_row = table.filter(pa.array(some)), kind[some], after_row[some]
         user, item, page = (hashes(table[name]) for name in _COLUMNS[2:])
         owner, row, ts_ms = combine(_OWNER, user, item), _rows(user, page, item), table["ts_ms"].to_numpy()
         of_kind, of_ms = kind.astype(np.uint64) + _ONE, ts_ms.astype(np.uint64) + _ONE  # a 0 were a missing value
@@ -145,7 +169,8 @@ def _read(files: Sequence[Path], kinds: Sequence[int]) -> _Events:
         if "event_id" in table.column_names:
             named_so = combine(_ID, user | _ONE, hashes(table["event_id"]))
             id = np.where(named_so, named_so, id)
-        parts.append(_Events(np.array(kinds, np.int8)[kind], owner, row, ts_ms, id, np.empty(len(kind), np.int64)))
+        none = np.empty(len(kind), np.int64)
+        parts.append(_Events(kind.astype(np.int8), after_row, owner, row, ts_ms, id, none))
     found = _joined(parts)
     return found._replace(at=np.arange(len(found.at)))
 

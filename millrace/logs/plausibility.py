@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from millrace.basics.durations import DAY_MS
+from millrace.basics.durations import DAY_MS, MINUTE_MS
 from millrace.contracts.logforms import LogColumns
 from millrace.contracts.schema import Schema
 from millrace.logs.copies import TS, groups
@@ -52,8 +52,12 @@ class Plausibility:
         clicks = log.action_times.get(self._schema.windows.labelling)
         if clicks is not None and log.label_action is None:
             done = pc.is_valid(table[clicks]).to_numpy()
+            wait_ms = round(log.attribution_minutes * MINUTE_MS)
+            beyond = mask(pc.greater_equal(pc.subtract(flat(table[clicks]), flat(table[TS])), wait_ms))
+            corrects = (beyond | (log.events is not None)) & (wait_ms > 0)
+            zero = done & (label == 0) & ~corrects
             decide(f"'{clicks}' has a time where '{log.label}' is 0: it counts in windows, and is learnt as a 0",
-                   clicks, int((done & (label == 0)).sum()), "correct the label, or leave the column out")  # fmt: skip
+                   clicks, int(zero.sum()), "correct the label, or leave the column out")  # fmt: skip
             decide(f"'{clicks}' has no time where '{log.label}' is 1: it is learnt as a 1 and counts in no window",
                    clicks, int((~done & (label == 1)).sum()), "fill in the times, or leave the column out")  # fmt: skip
         self._mixed(table, log)

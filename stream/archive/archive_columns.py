@@ -60,13 +60,14 @@ EVENTS_SCHEMA = pa.schema(
         ("sent_ms", pa.int64()),
         ("log_partition", pa.int32()),
         ("log_offset", pa.int64()),
+        ("after_row", pa.bool_()),  # true: an action that the stream counts, and whose row was written before it came
     ]
 )
 """Of the table of events."""
 
 
 class SettledRow(NamedTuple):
-    """An exposure for which nothing more can come."""
+    """An exposure whose attribution window is over."""
 
     ts_ms: int
     request: str

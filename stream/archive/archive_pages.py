@@ -1,23 +1,26 @@
 # core
-"""The exposures of one partition until nothing more can come for them: the stream's label join, told as rows. Pure.
+"""The exposures of one partition until their rows are written: the stream's label join, told as rows. Pure.
 
 ::
 
-    messages ──► EventGate, LabelJoin ──┬─► counted: exposures, actions ──► open rows ── their life is over ──► rows
+    messages ──► EventGate, LabelJoin ──┬─► counted: exposures, actions ──► open rows ── an attribution window ──► rows
                                         └─► dead letters ──► left out, by reason
 
 Gate and join are the stream's own (:mod:`stream.partition.event_gate`, :mod:`stream.join.join`). So an exposure has a
 row, and an action a time in it, if the stream counts it. What the stream makes a dead letter of is left out.
 
 - A row is open from the moment at which the stream counts the exposure, with what is known of user and item then. It is
-  written when the watermark has passed the exposure by attribution and lateness together: no action is taken after
-  that.
-- Its label is 1 if the click's own time is within the attribution window. A later click that is still taken, the
-  stream's correction of a 0, has its time in the row.
+  written when the watermark has passed the exposure by the attribution window. One that is counted late waits for as
+  long from the watermark at which it is, but no longer than the join takes actions for it.
+- Its label is 1 if the click's own time is within the attribution window. A later click that comes before the row is
+  written has its time in the row. An action that is counted after that, such as the click that corrects a 0, is marked
+  among the events.
 - Of a user's exposures those beyond ``limit`` in an hour of event time are marked, as the learner leaves them out
   (:mod:`learner.gate.quota`): whoever asks who earns more leaves out such a user.
 
-The join holds page logs without their features, since only the message tells those.
+The join holds page logs without their features, since only the message tells those. When the rows of a page are
+written, it settles the page as the stream does, and the page log is packed: an exposure that comes later has a row
+without features.
 """
 
 from __future__ import annotations
@@ -44,12 +47,13 @@ from millrace.contracts.events import (
     Order,
     decode_event,
 )
-from millrace.contracts.page_logs import PageView, decode_served
+from millrace.contracts.page_logs import PageView, decode_served, page_log_bytes
 from millrace.contracts.schema import Schema
 from millrace.contracts.topics import EVENTS
 from millrace.labels import REGISTRY
 from stream.archive.archive_columns import SettledRow
 from stream.join.join import InputMessage, LabelJoin, Outcome, Policy
+from stream.join.joined_pages import PageState
 from stream.join.page_rows import Counted, LoggedPage
 from stream.partition.decoder import Decoder
 from stream.partition.event_gate import Counts, EventGate
@@ -71,15 +75,19 @@ class ArchivedPage(LoggedPage):
     __slots__ = ("about", "message")
 
     def __init__(self, served: PageView, items: list[Id], message: bytes) -> None:
-        none = dict.fromkeys(("keys", "cat", "num", "among"), b"")
+        none = dict.fromkeys(("keys", "cat", "num", "among"), b"") | {"schema_id": ""}
         # Scores are copied, since a view would keep the whole message.
         self.about = msgspec.structs.replace(served, items=items, scores=bytes(served.scores), **none)
         super().__init__(self.about, message, 0, b"", (0, 0, 0))
         self.odds = served.odds
 
     @property
+    def packed(self) -> bytes:
+        return page_log_bytes(self.about)
+
+    @property
     def raw(self) -> bytes:
-        return self.message or msgspec.msgpack.encode(self.about)
+        return self.message or self.packed
 
     @raw.setter
     def raw(self, message: bytes) -> None:
@@ -103,7 +111,8 @@ class ArchiveDecoder(Decoder):
 
     def again(self, raw: bytes) -> LoggedPage:
         """A page by its :attr:`ArchivedPage.raw`."""
-        return self.kept(decode_served(raw), raw)
+        served = decode_served(raw)
+        return self.kept(served, raw if served.cat or served.num else b"")
 
     def kept(self, served: PageView, raw: bytes) -> LoggedPage:
         if len(self._ids) > MOST_IDS:
@@ -112,13 +121,31 @@ class ArchiveDecoder(Decoder):
         return ArchivedPage(served, items, raw if self._features else b"")
 
 
+class ArchiveJoin(LabelJoin):
+    """Keeps the page logs of settled pages, packed.
+
+    Attributes:
+        logs: by request, of pages that are settled or were.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy, None, settles=True)
+        self.logs: dict[str, bytes] = {}
+
+    def _rest(self, page: PageState) -> None:
+        kept = page.page_log
+        super()._rest(page)
+        if page.request in self.settled and isinstance(kept, ArchivedPage):
+            self.logs[page.request] = kept.packed
+
+
 @dataclass(slots=True)
 class OpenRows:
     """The exposures of one message that were counted."""
 
     page: ArchivedPage
     ts_ms: int
-    due_ms: int  # the watermark at which they are written: by the lateness of the time at which they were counted
+    due_ms: int  # the watermark at which they are written
     user_raw: bytes | None
     over: bool  # its user is beyond the limit
     positions: Sequence[int]  # as answered
@@ -132,7 +159,8 @@ class ArchivedPages(EventGate):
 
     Args:
         attributes: as they are now.
-        joined: is told each event that reaches the join, with its offset.
+        joined: is told each event that reaches the join, with its offset, and whether it is an action that was counted
+            after its row was written.
         limit: exposures of a user in an hour that are not marked; None: none is marked.
 
     Attributes:
@@ -146,10 +174,11 @@ class ArchivedPages(EventGate):
         policy: Policy,
         decoder: ArchiveDecoder,
         attributes: Attributes,
-        joined: Callable[[Event, int], None],
+        joined: Callable[[Event, int, bool], None],
         limit: int | None = None,
     ) -> None:
-        super().__init__(policy, decoder, LabelJoin(policy, None))
+        super().__init__(policy, decoder, join := ArchiveJoin(policy))
+        self._logs = join.logs
         self._again, self._attributes, self._joined, self._limit = decoder.again, attributes, joined, limit
         self._hour, self._exposed = 0, dict[str, int]()  # exposures of each user in this hour
         self.rows: list[SettledRow] = []
@@ -166,9 +195,8 @@ class ArchivedPages(EventGate):
     @property
     def due_ms(self) -> int | None:
         """The event time at which something falls due; None: nothing waits."""
-        found = [self.early.first_ms] if self.early else []
-        if self.join.due_ms is not None:
-            found.append(self.join.due_ms + self.policy.disorder_ms)
+        marks = [at_ms for at_ms in (self.join.due_ms, *[at_ms for at_ms, _ in self._due[:1]]) if at_ms is not None]
+        found = [at_ms + self.policy.disorder_ms for at_ms in marks] + [self.early.first_ms] * bool(self.early)
         return min(found, default=None)
 
     # ------------------------------------------------------------------ what comes in
@@ -203,18 +231,20 @@ class ArchivedPages(EventGate):
     # ------------------------------------------------------------------ rules
 
     def _join_in(self, event: Event, message: InputMessage, outcome: Outcome) -> None:
-        self._joined(event, message.offset)
+        later = False
         if not isinstance(event, Order):  # it is of no page's row
             super()._join_in(event, message, outcome)
-            self._note(outcome)
+            for request in list(self.join.wanted):
+                self.join.recall(request, self._again(self._logs[request]), outcome)
+            later = self._note(outcome)
+        self._joined(event, message.offset, later)
 
     def _page_log(self, message: InputMessage, outcome: Outcome, counts: Counts) -> None:
         super()._page_log(message, outcome, counts)
         self._note(outcome)
 
     def _move(self, to_ms: int, outcome: Outcome) -> None:
-        super()._move(to_ms, outcome)
-        while self._due and self._due[0][0] <= self.join.watermark_ms:
+        while self._due and self._due[0][0] <= to_ms - self.policy.disorder_ms:  # before the join settles their pages
             due_ms, request = heappop(self._due)
             parts = self._open.pop(request, [])
             for part in parts:
@@ -223,9 +253,11 @@ class ArchivedPages(EventGate):
             left = [part for part in parts if part.due_ms > due_ms]
             if left:
                 self._open[request] = left
+        super()._move(to_ms, outcome)
 
-    def _note(self, outcome: Outcome) -> None:
-        """Notes what the join has counted, one message's."""
+    def _note(self, outcome: Outcome) -> bool:
+        """Notes what the join has counted, one message's. Returns whether that is an action whose row was written."""
+        late = self.late.total()
         for one in outcome.counted:
             if one.action == EXPOSURE:
                 self._begin(one)
@@ -235,11 +267,12 @@ class ArchivedPages(EventGate):
             assert isinstance(page, ArchivedPage)
             parts = self._open.get(page.about.request_id, [])
             part = next((part for part in parts if position in part.positions), None)
-            if part is None:  # written under a shorter lateness, before a restart
+            if part is None:
                 self.late[ACTIONS[one.action]] += 1
             else:
                 part.times.setdefault(position, [None] * (len(ACTIONS) - 1))[one.action - 1] = one.ts_ms
         outcome.counted = []
+        return self.late.total() > late
 
     def _begin(self, one: Counted) -> None:
         page, positions = one.page_log, _positions(one)
@@ -252,7 +285,8 @@ class ArchivedPages(EventGate):
             slots = [shown[p] for p in positions]
         item_raws = [items.get(str(page.items[p])) for p in positions]
         over, user_raw = self._over(user, one.n), self._attributes["user"].get(user)
-        due_ms = one.ts_ms + self.policy.life_ms
+        waits_ms = max(one.ts_ms, self.join.watermark_ms) + self.policy.attribution_ms
+        due_ms = min(waits_ms, one.ts_ms + self.policy.life_ms)
         rows = OpenRows(page, one.ts_ms, due_ms, user_raw, over, positions, slots, item_raws)
         self._open.setdefault(request, []).append(rows)
         heappush(self._due, (due_ms, request))
@@ -312,6 +346,8 @@ class ArchivedPages(EventGate):
     def snapshot(self, number: Callable[[str, bytes | None], int]) -> Any:
         """The whole state but ``rows``, as plain values that do not change afterwards. ``number(side, raw)`` stands for
         attributes."""
+        for request in self._logs.keys() - self.join.settled.keys() - self.join.pages.keys():
+            del self._logs[request]
         parts = []
         for request, part in ((request, part) for request, of in self._open.items() for part in of):
             user, items = number("user", part.user_raw), [number("item", raw) for raw in part.item_raws]
@@ -320,18 +356,19 @@ class ArchivedPages(EventGate):
             parts.append((request, part.ts_ms, part.due_ms, user, part.over, positions, slots, items, times))
         reached = self.reached.newest_ms, self.reached.snapshot()
         hour = self._hour, list(self._exposed.items())
-        return self.join.snapshot(), self.early.snapshot(), reached, hour, parts
+        return self.join.snapshot(), dict(self._logs), self.early.snapshot(), reached, hour, parts
 
     def resume(self, state: Any, known: Mapping[str, Sequence[bytes | None]]) -> None:
         """Restores what :meth:`snapshot` gave into new pages; ``known`` has the attributes by side and number. Raises
         ValueError or TypeError for another state."""
-        join, early, reached, (self._hour, exposed), parts = state
+        join, logs, early, reached, (self._hour, exposed), parts = state
         self.join.resume(join, self._again, decode_event)
+        self._logs.update(logs)
         self.early.resume(early)
         self.reached.resume(*reached)
         self._exposed = dict(map(tuple, exposed))
         for request, ts_ms, due_ms, user, over, positions, slots, items, times in parts:
-            page = self.join.pages[request].page_log  # it lives as long as each of its exposures
+            page = self.join.pages[request].page_log  # it does not settle before its rows are written
             assert isinstance(page, ArchivedPage)
             user_raw, item_raws = known["user"][user], [known["item"][n] for n in items]
             part = OpenRows(page, ts_ms, due_ms, user_raw, over, positions, slots, item_raws)

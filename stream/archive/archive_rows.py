@@ -97,7 +97,7 @@ class Archive:
         self._intake = Intake(schema)
         waited = waits.attribution_ms, waits.disorder_ms, waits.lateness_ms
         policy = Policy(*waited, ahead_ms, LABELS_AT_ONCE, waits.observation_ms)
-        self._life_ms, self._partitions = policy.life_ms, partitions
+        self._attribution_ms, self._partitions = waits.attribution_ms, partitions
         self.positions: dict[str, dict[int, int]] = {EVENTS: {}, PAGE_LOGS: {}}
         self.counts: Counter[str] = Counter()
         self.late: Counter[str] = Counter()
@@ -176,8 +176,8 @@ class Archive:
         elif name in items:
             items[name] = self.columns.with_changes("item", items[name], item.changes)
 
-    def _joined(self, number: int, event: Event, offset: int) -> None:
-        self._events.append(_flat(event, number, offset))
+    def _joined(self, number: int, event: Event, offset: int, later: bool) -> None:
+        self._events.append((*_flat(event, number, offset), later or None))
         if isinstance(event, Purchase | Order):
             self.arms.buy(number, event, self._attributes["item"].get(str(event.item_id)))
 
@@ -187,7 +187,7 @@ class Archive:
         """Takes the rows out, with the state after them."""
         rows: list[SettledRow] = []
         for number, pages in self._pages.items():
-            self.arms.take(number, pages.rows, pages.join.watermark_ms - self._life_ms)
+            self.arms.take(number, pages.rows, pages.join.watermark_ms - self._attribution_ms)
             rows += pages.rows
             pages.rows = []
         newest_ms = max(pages.reached.newest_ms for pages in self._pages.values())

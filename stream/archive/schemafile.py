@@ -35,7 +35,7 @@ def schema_text(schema: Schema, attribution_minutes: float) -> str:
         position=own["slot"],
         action_times={action: own[name] for action, name in zip(ACTIONS[1:], TIMES, strict=True)},
         attribution_minutes=attribution_minutes,
-        events="../events" if any(one.event for one in schema.outcome) else None,
+        events="../events",
     )
     outcomes = [msgspec.structs.replace(one, column=one.column and "") for one in schema.outcome]
     said = _given(msgspec.structs.replace(schema, log=log, join=(), outcome=tuple(outcomes)))

@@ -241,7 +241,7 @@ def test_another_network_goes_on_with_the_delays() -> None:
 def no_outcomes(n: int) -> dict[str, Any]:
     """What a log of a schema without outcomes has of them."""
     none = {"outcomes": np.zeros((n, 0)), "outcome_ms": np.zeros((n, 0), np.int64), "on_click": np.zeros(0, np.bool_)}
-    return none | {"of_events": []}
+    return none | {"of_events": [], "corrects": np.zeros(n, np.bool_)}
 
 
 PAGES = st.lists(

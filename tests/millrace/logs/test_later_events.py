@@ -6,14 +6,20 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from commands.replay.logfeatures import LabelRows, Labels
+from commands.replay.known import KnownSamples
+from commands.replay.logfeatures import LabelRows, Labels, LogRows
+from commands.replay.sent_again import clicked_in_time
 from millrace.basics.errors import LogError, SchemaError
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.contracts.schema import load_schema, parse_schema
+from millrace.labels import REGISTRY, LabelPolicy
 from millrace.logs import LogTable, read_log
+from millrace.logs.copies import of_outcomes
 from millrace.logs.later_events import LaterEvents
 from stream.archive.archive_folder import ArchiveFolder
 from stream.archive.archive_rows import Archive, TopicRecord
@@ -102,13 +108,13 @@ def folder(tmp_path: Path) -> Path:
 
 def purchases(folder: Path) -> list[int | None]:
     log = read_log(folder / "exposures", load_schema(folder / "schema.toml"))
-    found: list[int | None] = log.table["purchase_ms"].to_pylist()
+    found: list[int | None] = log.table[of_outcomes("purchase_ms")].to_pylist()
     return found
 
 
 def events(folder: Path, *rows: tuple[Any, ...]) -> None:
-    """(type, time, user, item, page) and maybe an id."""
-    names = ("type", "ts_ms", "user_id", "item_id", "request_id", "event_id")[: len(rows[0])]
+    """(type, time, user, item, page), and maybe an id and whether it was counted when its row was written."""
+    names = ("type", "ts_ms", "user_id", "item_id", "request_id", "event_id", "after_row")[: len(rows[0])]
     (folder / "events").mkdir(exist_ok=True)
     table = pa.table({name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)})
     pq.write_table(table, folder / "events" / "0000000099.parquet")
@@ -151,16 +157,65 @@ def test_an_event_of_nothing_that_was_shown_changes_nothing(folder: Path) -> Non
     assert purchases(folder) == before
 
 
-def test_windows_count_what_rows_would_have(folder: Path) -> None:
-    def counted() -> int:
+def test_windows_count_what_the_stream_counted(folder: Path) -> None:
+    """Also a purchase that is taken back, and a click that corrects a 0; an outcome on it is defined."""
+
+    def counted() -> list[tuple[str, int]]:
         schema = load_schema(folder / "schema.toml")
         log: LogTable = read_log(folder / "exposures", schema)
         labels = Labels(log, schema, LabelRows.of(log, schema), end_ms=NOW)
-        return int((labels.event_action == schema.windows.actions.index("purchase")).sum())
+        assert np.isfinite(labels.outcomes[:3, 0]).tolist() == labels.clicked[:3].tolist()
+        actions, kinds, times = schema.windows.actions, labels.event_action.tolist(), labels.event_ms.tolist()
+        return [(actions[kind], ms - T0) for kind, ms in zip(kinds, times, strict=True) if kind and ms < T0 + DAY]
 
-    assert counted() == 1
-    events(folder, ("purchase", T0 + 9 * DAY, "7", "2", "a"), ("purchase", T0 + 3 * MINUTE, "7", "3", "a"))
-    assert counted() == 2
+    assert counted() == [("click", MINUTE), ("purchase", 2 * MINUTE)]
+    events(
+        folder,
+        ("purchase", T0 + 9 * DAY, "7", "2", "a", "1", None),
+        ("purchase", T0 + 3 * MINUTE, "7", "3", "a", "2", True),
+        ("purchase", T0 + 3 * MINUTE, "7", "2", "a", "3", None),  # a dead letter of the stream
+        ("click", T0 + 4 * MINUTE, "7", "2", "a", "4", True),
+        ("refund", T0 + 5 * MINUTE, "7", "1", None, "5", None),
+        ("refund", T0 + 5 * MINUTE, "7", "3", None, "6", None),
+    )
+    assert counted() == [
+        ("click", MINUTE),
+        ("purchase", 2 * MINUTE),
+        ("purchase", 3 * MINUTE),
+        ("click", 4 * MINUTE),
+    ]
+    assert purchases(folder)[:3] == [None, T0 + 3 * MINUTE, None]
+
+
+def test_a_click_that_corrected_a_0_is_a_correction_in_replay(tmp_path: Path) -> None:
+    """Of four exposures the first is clicked in time, and the last never. The second's click is beyond the window, the
+    third's comes when its label was given."""
+    stream = LateStream(str(tmp_path / "stream"))
+    stream.page("a", T0, [1, 2, 3, 4])
+    stream.act("click", "a", T0 + MINUTE, 0, 1)
+    stream.until(T0 + 40 * MINUTE)
+    stream.act("click", "a", T0 + 35 * MINUTE, 1, 2)
+    stream.act("click", "a", T0 + 2 * MINUTE, 2, 3)
+    stream.until(T0 + DAY)
+    folder = archived(stream, tmp_path / "archive")
+    schema = load_schema(folder / "schema.toml")
+    log = read_log(folder / "exposures", schema)
+    assert log.table["label"].to_pylist()[:4] == [1, 0, 0, 0]
+    assert not log.decisions
+    rows = LogRows(log, schema)
+    labels = Labels(log, schema, rows)
+
+    def of(policy: LabelPolicy | None) -> list[tuple[int, int, float]]:
+        made = KnownSamples.of(rows.ts_ms, labels, policy).take(slice(None))
+        every = zip(made.row.tolist(), made.kind.tolist(), ((made.known_ms - T0) / MINUTE).tolist(), strict=True)
+        return [one for one in every if one[0] < 4]
+
+    late = [(0, POSITIVE, 1), *[(row, NEGATIVE, 30) for row in (1, 2, 3)], (2, CORRECTION, 30), (1, CORRECTION, 35)]
+    assert of(REGISTRY["wait"]) == late
+    at_once = [(row, NEGATIVE, 0) for row in range(4)] + [(0, CORRECTION, 1), (2, CORRECTION, 2), (1, CORRECTION, 35)]
+    assert of(REGISTRY["fake-negative-weighted"]) == at_once
+    assert of(None) == [(0, POSITIVE, 0), *[(row, NEGATIVE, 0) for row in (1, 2, 3)]]
+    assert clicked_in_time(rows.ts_ms, labels)[:4].tolist() == [True, False, False, False]
 
 
 def test_what_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:
@@ -177,8 +232,8 @@ def test_what_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:
         parse_schema(TEXT + '[log]\ntime = "t"\nuser = "u"\nitem = "i"\nlabel = "l"\nevents = "e"\n')
 
 
-def test_an_archive_whose_schema_has_no_outcome_needs_no_events() -> None:
-    assert "events" not in schema_text(parse_schema(TEXT), 10)
+def test_every_archive_names_its_events() -> None:
+    assert 'events = "../events"' in schema_text(parse_schema(TEXT), 10)
 
 
 def test_no_event_at_all(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from commands.replay.logfeatures import LogRows
 from commands.replay.replayrun import replay
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import kafka_partition, value_hash
-from millrace.contracts.events import CLICK, PageLog, key_of, to_msgpack
+from millrace.contracts.events import ACTIONS, PageLog, key_of, to_msgpack
 from millrace.contracts.page_logs import page_log_bytes
 from millrace.contracts.pagepack import Rates
 from millrace.contracts.samples import NEGATIVE, POSITIVE
@@ -44,9 +44,9 @@ from stream.archive.forget import Forgotten, forget
 from stream.archive.logged import arrays
 from stream.archive.merge import Merge
 from stream.archive.schemafile import schema_text
-from stream.join.join import InputMessage
+from stream.join.join import InputMessage, Policy
 from stream.partition.partition import Partition
-from tests.scenes.arrivals import NOW, arrivals
+from tests.scenes.arrivals import NOW, SETTLED, arrivals
 from tests.scenes.exploring import examples
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, SCHEMA, T0, Sum, action, exposure, page_log
 
@@ -121,8 +121,8 @@ def test_one_click_ahead_of_the_clock_costs_no_other_its_label_and_stalls_nothin
             feed.archive = Archive(SCHEMA, WAITS, HOUR, 1)
             feed.archive.resume(state)
         settled += feed.archive.cut().exposures.to_pylist()
-        # A page is settled after half an hour of attribution, twenty minutes of lateness and a minute of disorder.
-        assert len(settled) == 2 * max(0, minute - 50)
+        # A page's rows are written after half an hour of attribution and a minute of disorder.
+        assert len(settled) == 2 * max(0, minute - 30)
     settled += feed.rows()
     assert {row["request_id"]: row["label"] for row in settled if not row["position"]} == {
         f"p{minute}": int(minute < 58) for minute in range(60)
@@ -270,9 +270,9 @@ def test_an_exposure_becomes_one_row_with_what_was_known_then() -> None:
     assert str([row["ranked"] for row in rows]) == "[nan, 0.75]"
 
 
-def test_a_row_waits_until_nothing_more_is_taken_for_it() -> None:
+def test_a_row_waits_for_an_attribution_window() -> None:
     feed = Feed().page("p", T0, [11, 12]).events(exposure("p", T0, [11]), exposure("p", T0 + MINUTE, [12], offset=1))
-    due_ms = POLICY.attribution_ms + POLICY.lateness_ms + POLICY.disorder_ms
+    due_ms = POLICY.attribution_ms + POLICY.disorder_ms
     assert feed.rows(due_ms - 1) == []
     assert feed.archive.pending == 2
     assert brief(feed.rows(due_ms), "item_id") == [("11",)]
@@ -282,7 +282,7 @@ def test_a_row_waits_until_nothing_more_is_taken_for_it() -> None:
 
 
 def test_an_event_of_the_partition_settles_what_is_before_it() -> None:
-    feed = Feed().page("p", T0, [11]).events(exposure("p", T0, [11]), exposure("q", T0 + 2 * HOUR, [11]))
+    feed = Feed().page("p", T0, [11]).events(exposure("p", T0, [11]), exposure("q", T0 + HOUR, [11]))
     assert brief(feed.archive.cut().exposures.to_pylist(), "request_id") == [("p",)]
 
 
@@ -311,14 +311,25 @@ def test_the_first_click_gives_the_time_and_repeats_change_nothing() -> None:
 
 
 def test_a_click_after_the_window_has_its_time_and_one_after_the_row_is_in_the_events_alone() -> None:
-    feed = Feed().page("p", T0, [11, 12]).events(exposure("p", T0, [11, 12]))
+    """There it is marked if the stream corrects a 0 by it. The last one comes when nothing more is taken."""
+    feed = Feed().page("p", T0, [11, 12, 13, 14]).events(exposure("p", T0, [11, 12, 13, 14]))
     feed.events(action("click", "p", T0 + POLICY.attribution_ms, 0, 11))  # not less than the window
-    (first, second) = feed.rows(2 * HOUR)
-    assert (first["label"], second["label"]) == (0, 0)
-    assert (first["click_ms"], second["click_ms"]) == (T0 + POLICY.attribution_ms, None)
-    feed.events(action("click", "p", T0 + 1, 1, 12))
-    assert feed.archive.late == {"click": 1}
-    assert feed.archive.cut().events["type"].to_pylist() == ["click"]
+    rows = feed.rows(POLICY.attribution_ms + POLICY.disorder_ms)
+    assert brief(rows, "label", "click_ms") == [(0, T0 + POLICY.attribution_ms), *[(0, None)] * 3]
+    assert feed.archive.cut().events["after_row"].to_pylist() == []
+    feed.events(action("click", "p", T0 + 1, 1, 12), action("click", "p", T0 + 2, 1, 12))
+    feed.events(action("click", "p", T0 + 1, 2, 11), action("cart", "p", T0 + 5, 0, 11))
+    feed.archive.advance(0, T0 + 2 * HOUR)
+    feed.events(action("click", "p", T0 + 1, 3, 14))
+    assert feed.archive.late == {"click": 2, "cart": 1}
+    assert brief(feed.archive.cut().events.to_pylist(), "type", "position", "after_row") == [
+        ("click", 1, True),
+        ("click", 1, None),
+        ("click", 2, None),
+        ("cart", 0, True),
+        ("click", 3, None),
+    ]
+    assert feed.archive.counts == {"wrong-item": 1}
 
 
 def test_a_click_on_another_item_or_on_nothing_is_none() -> None:
@@ -364,20 +375,21 @@ def test_an_exposure_that_comes_after_its_pages_window_has_its_arm_and_score() -
     late_ms = T0 + POLICY.attribution_ms + POLICY.disorder_ms + 15 * MINUTE
 
     def archived(restarts: bool) -> list[dict[str, Any]]:
-        feed = Feed()
+        feed, rows = Feed(), list[dict[str, Any]]()
         for name in ("p", "q", "r"):
             feed("page_logs", page_log(name, T0, [11, 12], arm="control", model_version=4, offset=20))
         feed.page("far", late_ms, [11], user=8)
         feed.events(exposure("p", T0, [11]), exposure("far", late_ms, [11], user_id=8))
         if restarts:
-            state = msgspec.msgpack.decode(msgspec.msgpack.encode(feed.archive.cut().state))
+            cut = feed.archive.cut()
+            rows += cut.exposures.to_pylist()
             before, feed.archive = feed.archive, Archive(SCHEMA, WAITS, HOUR, 1)
-            feed.archive.resume(state)
+            feed.archive.resume(msgspec.msgpack.decode(msgspec.msgpack.encode(cut.state)))
             assert before.positions == feed.archive.positions
         feed.events(exposure("p", T0 + MINUTE, [12], offset=1), exposure("q", T0 + MINUTE, [11, 12]))
         feed.events(action("click", "q", T0 + 2 * MINUTE, 1, 12), exposure("r", T0, [11], user_id=8))
         feed.events(exposure("p", late_ms, [12], offset=1))  # again
-        rows = [row for row in feed.rows() if row["request_id"] in "pqr"]
+        rows = [row for row in rows + feed.rows() if row["request_id"] in "pqr"]
         assert feed.archive.counts == {"wrong-user": 1}
         feed.archive.advance(0, T0 + 100 * HOUR)
         assert not feed.archive._pages[0].join.pages, "they go as all that is written does"
@@ -463,10 +475,10 @@ def test_a_field_may_have_a_name_of_the_archives_own() -> None:
 # ---------------------------------------------------------------------- the same labels as the stream
 
 
-def told_by_stream(messages: list[InputMessage], to_ms: int) -> tuple[dict[Any, Any], Counter[str]]:
+def told_by_stream(messages: list[InputMessage], to_ms: int, policy: Policy) -> tuple[dict[Any, Any], Counter[str]]:
     """By request and position of each exposure: its time, and that of each action by kind. And how many exposures, or
     else messages, became dead letters by reason. An action's sample says when it was sent, 5 ms after it happened."""
-    partition, out = Partition(0, SCHEMA, POLICY), Sum()
+    partition, out = Partition(0, SCHEMA, policy), Sum()
     out += partition.take(messages, NOW)
     out += partition.advance(to_ms)
     assert partition.pending == 0
@@ -483,39 +495,58 @@ def told_by_stream(messages: list[InputMessage], to_ms: int) -> tuple[dict[Any, 
 
 
 @examples(150)
-@given(arrivals(wild=True, clocked=True), st.integers(0, 2**32), st.sampled_from([31, 3]))
+@given(
+    arrivals(wild=True, clocked=True),
+    st.integers(0, 2**32),
+    st.sampled_from([31, 3]),
+    st.sampled_from([POLICY, SETTLED]),
+)
 def test_archive_and_stream_agree_on_every_exposure_label_and_time(
-    messages: list[InputMessage], seed: int, pages: int
+    messages: list[InputMessage], seed: int, pages: int, policy: Policy
 ) -> None:
     """Disorder, repeats, late clicks, clocks ahead, wrong users and items, pages without a log, pages shown otherwise
     than they were answered; the archive is killed after some of its cuts. What is left out is what the stream makes
-    dead letters of."""
-    rng, rows, counts = random.Random(seed), list[dict[str, Any]](), Counter[str]()
-    archive = Archive(SCHEMA, WAITS, HOUR, 1)
+    dead letters of. An action is in its row, or was counted after it and is marked among the events."""
+    rng, rows, events, counts = random.Random(seed), list[dict[str, Any]](), list[dict[str, Any]](), Counter[str]()
+
+    def cut(archive: Archive) -> dict[str, Any]:
+        nonlocal counts
+        found = archive.cut()
+        rows.extend(found.exposures.to_pylist())
+        events.extend(found.events.to_pylist())
+        counts += archive.counts + Counter(late=archive.late.total())
+        return found.state
+
+    archive = Archive(SCHEMA, policy.waits, HOUR, 1)
     with patch("millrace.contracts.clock.PAGES", pages):
-        stream, dead = told_by_stream(messages, NOW + 100 * HOUR)
+        stream, dead = told_by_stream(messages, NOW + 100 * HOUR, policy)
         for one in messages:
             clock_ms = NOW if one.clock_ms is None else min(one.clock_ms, NOW)
             archive.take(TopicRecord(one.topic, 0, one.offset, b"", one.raw, clock_ms))
             if rng.random() < 0.1:
-                cut = archive.cut()
-                rows += cut.exposures.to_pylist()
-                counts += archive.counts + Counter(late=archive.late.total())
-                archive = Archive(SCHEMA, WAITS, HOUR, 1)
-                archive.resume(msgspec.msgpack.decode(msgspec.msgpack.encode(cut.state)))
+                state = cut(archive)
+                archive = Archive(SCHEMA, policy.waits, HOUR, 1)
+                archive.resume(msgspec.msgpack.decode(msgspec.msgpack.encode(state)))
         archive.advance(0, NOW + 100 * HOUR)
     assert archive.pending == 0
-    rows += archive.cut().exposures.to_pylist()
-    assert counts + archive.counts + Counter(late=archive.late.total()) == dead
+    cut(archive)
     kept = {(row["request_id"], row["position"]): row for row in rows}
     assert len(kept) == len(rows)
     happened = {
         of: (row["time_ms"], {kind: row[name] for kind, name in enumerate(TIMES, 1) if row[name] is not None})
         for of, row in kept.items()
     }
+    for row in kept.values():
+        assert row["label"] == int(
+            row["click_ms"] is not None and row["click_ms"] - row["time_ms"] < policy.attribution_ms
+        )
+    for one in (one for one in events if one["after_row"]):
+        own, kind = happened[one["request_id"], one["position"]][1], ACTIONS.index(one["type"])
+        assert kind not in own
+        own[kind] = one["ts_ms"]
+        counts["late"] -= 1
     assert happened == stream
-    for of, (ts_ms, times) in stream.items():
-        assert kept[of]["label"] == int(CLICK in times and times[CLICK] - ts_ms < POLICY.attribution_ms)
+    assert +counts == dead
 
 
 # ---------------------------------------------------------------------- files, state, restarts
@@ -828,7 +859,7 @@ def test_replay_reads_the_archive_as_it_is(tmp_path: Path, which: str) -> None:
     place.put_schema(schema_text(schema, 30.0))
     feed.archive.advance(0, T0 + 10**8)
     cut = feed.archive.cut()
-    place.write({"exposures": cut.exposures}, cut.state)
+    place.write({"events": cut.events, "exposures": cut.exposures}, cut.state)
     place.close()
     written = parse_schema((tmp_path / "schema.toml").read_text())
     assert written.id == schema.id
@@ -849,7 +880,7 @@ def test_replay_reads_the_archive_before_the_first_file_with_a_new_field_and_aft
         place.load()
         place.put_schema(schema_text(schema, 30.0), ArchiveColumns(schema).schema.names)
         if n != 1:
-            place.write({"exposures": cut.exposures}, cut.state)
+            place.write({"events": cut.events, "exposures": cut.exposures}, cut.state)
         place.close()
 
     def rows() -> tuple[int, list[str]]:
