@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,16 +12,22 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from commands.history.logevents import LogEvents
 from commands.replay.known import KnownSamples
+from commands.replay.logfeatures import Labels, LogRows
 from learner.network.models.delays import ENOUGH, PRIOR, Delays
 from learner.ranker.model import OnlineModel
 from learner.training.evolve import evolve
 from millrace.basics.errors import SettingError
+from millrace.contracts.events import ACTIONS
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE, SampleBatch
+from millrace.contracts.schema import load_schema
 from millrace.contracts.settings import Settings
-from millrace.labels import REGISTRY, Waits, final, policy_named, weigh, weighs
+from millrace.labels import REGISTRY, WITH_EXPOSURE, Promise, Traffic, Waits, final, policy_named, weigh, weighs
 from millrace.labels.policy import MOST
+from millrace.logs import read_log
 from stream.partition.partition import Partition
+from tests.scenes.examples_samples import SAMPLES
 from tests.scenes.exploring import examples
 from tests.scenes.learning import SCHEMA, make_samples
 from tests.scenes.stream_world import MINUTE, T0, Log, Sum, action, exposure, page_log
@@ -302,6 +309,71 @@ def test_a_log_becomes_known_as_the_join_makes_it_known(pages: list[tuple[int, l
         for row, kind in zip(samples.row.tolist(), samples.kind.tolist(), strict=True)
     )
     assert live == replayed
+
+
+def plainly(promise: Promise[int], delay_ms: int | None) -> list[tuple[int, int]]:
+    """Kinds of the samples of an exposure, and when each is due after it, in a stream where nothing is out of order."""
+    if delay_ms is not None and delay_ms < promise.observe_ms:
+        return [(POSITIVE, max(delay_ms, promise.hold_ms))]
+    corrected = [] if delay_ms is None else [(CORRECTION, delay_ms)]
+    return [(NEGATIVE, promise.observe_ms), *corrected]
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_every_example_log_has_the_labels_that_it_has_live(tmp_path: Path, name: str) -> None:
+    """Its pages and clicks go through the join, one message after another, and through replay. A log without action
+    times, whose labels are known at their exposures, is played as if clicked then."""
+    where, writer = SAMPLES[name]
+    schema = load_schema(Path("examples") / where)
+    log = read_log(writer(tmp_path, np.random.default_rng(1)), schema)
+    rows = LogRows(log, schema)
+    labels, played = Labels(log, schema, rows), LogEvents(log, schema, rows, LONG)
+    items: list[Any] = list(map(str, played.items(np.arange(rows.n))))
+    names, users = played.names(slice(0, played.pages)), played.users(slice(0, played.pages))
+    sent, feed = list[tuple[int, int, bytes, list[bytes]]](), Log()
+    for page, at_ms in enumerate(played.page_ms.tolist()):
+        shown = [items[row] for row in played.order[played.starts[page] : played.starts[page + 1]]]
+        served = page_log(names[page], at_ms, shown, user_id=users[page])
+        sent.append((at_ms, 0, exposure(names[page], at_ms, shown, user_id=users[page]), [served]))
+    is_label = played.act_kind == ACTIONS.index(schema.windows.labelling)
+    for at_ms, row in zip(played.act_ms[is_label].tolist(), played.act_row[is_label].tolist(), strict=True):
+        about = names[played.page_of[row]], at_ms, int(played.place_of[row]), items[row]
+        sent.append((at_ms, 1, action("click", *about, user_id=users[played.page_of[row]]), []))
+    sent.sort(key=lambda one: one[:2])
+    attribution_ms = labels.wait_ms or MINUTE
+    rule = replace(JOIN, attribution_ms=attribution_ms, disorder_ms=0, lateness_ms=LONG)
+    clicked = dict(zip(played.act_row[is_label].tolist(), played.act_ms[is_label].tolist(), strict=True))
+    assert clicked.keys() == set(np.flatnonzero(labels.clicked).tolist())
+    ids = list(zip([names[page] for page in played.page_of.tolist()], played.place_of.tolist(), strict=True))
+    for policy in REGISTRY.values() if labels.wait_ms else (REGISTRY["wait"], REGISTRY["prompt"]):
+        partition, traffic, waits = Partition(0, STREAM_SCHEMA, replace(rule, label=policy)), Traffic(), rule.waits
+        live = list[tuple[Any, ...]]()  # request, position and kind, and the watermarks before and after
+        for at_ms, _, event, logs in sent:
+            before_ms = partition.watermark_ms
+            out = Sum()
+            out += partition.take([*feed.page_logs(*logs), *feed.events(event)], at_ms)
+            assert not out.dead
+            live += [(one.request, one.position, one.kind, before_ms, at_ms) for one in out.samples]
+        out = Sum()
+        out += partition.advance(at_ms + LONG)
+        live += [(one.request, one.position, one.kind, at_ms, at_ms + LONG) for one in out.samples]
+        expected = dict[tuple[Any, ...], int]()
+        for row, ts_ms in enumerate(rows.ts_ms.tolist()):
+            delay_ms = clicked[row] - ts_ms if row in clicked else None
+            for kind, after_ms in plainly(traffic.promise(policy, waits, ts_ms), delay_ms):
+                expected[*ids[row], kind] = ts_ms + after_ms
+        assert sorted(one[:3] for one in live) == sorted(expected)
+        assert all(before_ms <= expected[*of] <= after_ms for *of, before_ms, after_ms in live)
+        made = KnownSamples.of(rows.ts_ms, labels, policy, waits.observation_ms)
+        replayed = {
+            (*ids[row], kind): known_ms
+            for row, kind, known_ms in zip(made.row.tolist(), made.kind.tolist(), made.known_ms.tolist(), strict=True)
+        }
+        if not labels.wait_ms:
+            kinds = [POSITIVE if row in clicked else NEGATIVE for row in range(rows.n)]
+            expected = {(*ids[row], kinds[row]): ts_ms for row, ts_ms in enumerate(rows.ts_ms.tolist())}
+        assert replayed == expected
+        assert set(made.policy.tolist()) == {policy.code if labels.wait_ms else WITH_EXPOSURE}
 
 
 def test_immediate_labels_are_known_at_the_exposure() -> None:

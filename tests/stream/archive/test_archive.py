@@ -6,7 +6,10 @@ import random
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -22,18 +25,19 @@ from kafka import TopicPartition
 from commands.history.logevents import LogEvents
 from commands.judge.judgerun import judge
 from commands.replay.grouped import GroupedRows
-from commands.replay.logfeatures import LogRows
+from commands.replay.known import KnownSamples
+from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.replayrun import replay
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import kafka_partition, value_hash
-from millrace.contracts.events import ACTIONS, PageLog, key_of, to_msgpack
+from millrace.contracts.events import ACTIONS, BadEventError, Click, PageLog, decode_event, key_of, to_msgpack
 from millrace.contracts.page_logs import page_log_bytes
 from millrace.contracts.pagepack import Rates
-from millrace.contracts.samples import NEGATIVE, POSITIVE
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.contracts.schema import Schema, load_schema, parse_schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.evidence.sequences import NOTHING
-from millrace.labels import Waits
+from millrace.labels import REGISTRY, Waits, label_ms
 from millrace.logs import read_log
 from stream.archive import archive_main
 from stream.archive.archive_columns import TIMES, ArchiveColumns, text
@@ -540,13 +544,72 @@ def test_archive_and_stream_agree_on_every_exposure_label_and_time(
         assert row["label"] == int(
             row["click_ms"] is not None and row["click_ms"] - row["time_ms"] < policy.attribution_ms
         )
-    for one in (one for one in events if one["after_row"]):
-        own, kind = happened[one["request_id"], one["position"]][1], ACTIONS.index(one["type"])
+    for later in (event for event in events if event["after_row"]):
+        own, kind = happened[later["request_id"], later["position"]][1], ACTIONS.index(later["type"])
         assert kind not in own
-        own[kind] = one["ts_ms"]
+        own[kind] = later["ts_ms"]
         counts["late"] -= 1
     assert happened == stream
     assert +counts == dead
+
+
+@examples(60)
+@given(arrivals(wild=True), st.sampled_from([POLICY, SETTLED]), st.sampled_from(sorted(REGISTRY)))
+def test_a_replay_of_the_archive_learns_what_the_stream_sent(
+    messages: list[InputMessage], policy: Policy, name: str
+) -> None:
+    """The same kinds for the same exposures. The stream gives a label by the watermark, replay by the events' own
+    times: so a click in time that comes when its label was given is a correction live, and may be a label in replay."""
+    label = REGISTRY[name]
+    partition, archive, out = (
+        Partition(0, SCHEMA, replace(policy, label=label)),
+        Archive(SCHEMA, policy.waits, HOUR, 1),
+        Sum(),
+    )
+    came = dict[tuple[str, int, int], int]()  # by request, position and time of a click: the watermark when it came
+    for one in messages:
+        out += partition.take([one], NOW)
+        archive.take(TopicRecord(one.topic, 0, one.offset, b"", one.raw, NOW))
+        with suppress(BadEventError):
+            event = decode_event(one.raw)
+            if isinstance(event, Click):
+                came.setdefault((event.request_id, event.position, event.ts_ms), partition.watermark_ms)
+    out += partition.advance(NOW + 100 * HOUR)
+    archive.advance(0, NOW + 100 * HOUR)
+    live, replayed = defaultdict[Any, list[int]](list), defaultdict[Any, list[int]](list)
+    for sent in out.samples:
+        if sent.kind in (NEGATIVE, POSITIVE, CORRECTION):
+            live[sent.request, sent.position].append(sent.kind)
+    cut = archive.cut()
+    if not cut.exposures.num_rows:
+        assert not live
+        return
+    with TemporaryDirectory() as folder:
+        place = ArchiveFolder(Path(folder))
+        place.put_schema(schema_text(SCHEMA, policy.attribution_ms / MINUTE))
+        place.write({"events": cut.events, "exposures": cut.exposures}, cut.state)
+        place.close()
+        schema = load_schema(Path(folder) / "schema.toml")
+        log = read_log(Path(folder) / "exposures", schema)
+    rows = LogRows(log, schema)
+    labels = Labels(log, schema, rows)
+    made = KnownSamples.of(rows.ts_ms, labels, label, policy.observation_ms)
+    assert set(made.policy.tolist()) == {label.code}
+    ids = list(zip(log.table["request_id"].to_pylist(), log.table["position"].to_pylist(), strict=True))
+    for row, kind in zip(made.row.tolist(), made.kind.tolist(), strict=True):
+        replayed[ids[row]].append(kind)
+    assert live.keys() == replayed.keys()
+    for row, of in enumerate(ids):
+        if live[of] != replayed[of]:
+            assert {name, *live[of], *replayed[of]} == {name, NEGATIVE, CORRECTION, POSITIVE}, (
+                "the last word is the same"
+            )
+            assert name != "fake-negative-weighted"
+            assert rows.label[row] == 1, "what was counted when the row was written is equal"
+            if name != "prompt":  # its promise follows the traffic, in the order in which it comes
+                promise = label.promise(policy.waits, 0)
+                assert live[of] == [NEGATIVE, CORRECTION]
+                assert came[*of, int(labels.acted_ms[row])] - int(rows.ts_ms[row]) >= label_ms(promise)
 
 
 # ---------------------------------------------------------------------- files, state, restarts
