@@ -59,7 +59,7 @@ STAGES: tuple[tuple[str, Any, str], ...] = (
     ("recall", Recaller, "page"),
     ("features", pagekernels, "make"),
     ("numbers", pagekernels, "feed"),
-    ("embeddings", ServingModel, "score_filled"),
+    ("embeddings", ServingModel, "score_page"),
     ("network", PageForward, "page"),
     ("logged_rows", Ranker, "placed"),
 )
@@ -119,9 +119,9 @@ class _Pages(NamedTuple):
         shop, how, alive = self.shop, self.how, self.shop.items.alive
         known, arm = KnownUser.of(shop.builder, user + 1, record), shop.arms.named(MODEL)
         rows = shop.recall(known, shop.now_ms, CANDIDATES, seed)
-        ranked = self.ranker.rank(known, rows, shop.now_ms, {}, self.serving)
+        ranked = self.ranker.rank(known, rows, shop.now_ms, {}, self.serving, outcomes=bool(how.weights))
         pins, wanted = Pins.of(how, SIZE, shop.items, alive), PageDraw(SIZE, SIZE, len(rows), False, (0, seed))
-        parts = terms(self.ranker.builder.schema, self.serving, ranked, how.weights) if how.weights else None
+        parts = terms(self.ranker.builder.schema, ranked, how.weights) if how.weights else None
         worth, scores = None if parts is None else log_worth(parts), ranked.scores
         placed = self.reranker.place(how, arm, rows, scores, pins, alive[rows], wanted, shop.retrieval, worth)
         order = placed.order[pins.put(rows[placed.order])]
@@ -151,7 +151,7 @@ def page_stages(shop: RecallShop, model: OnlineModel, pages: int, say: Say) -> I
             whole(user, shop.record(user), number)
             onnx.run()
     pass_ms = onnx.take_ms()
-    took["embeddings"] -= took["network"]  # which is within
+    took["embeddings"] -= took["numbers"] + took["network"]  # which are within
     took["other"] = 2 * took["all"] - sum(took.values())
     for name, seconds in took.items():
         yield figure(

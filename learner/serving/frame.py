@@ -7,7 +7,7 @@ A version's dense tensors lie one behind another in one float32 buffer, and its 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from learner.network.backward import Workspace
 from learner.network.dense import tensors_of
-from learner.network.forward import PageColumns, forward_of, has_forward
+from learner.network.forward import Arithmetic, PageColumns, PageForward, forward_of, has_forward
 from learner.network.models import Network
 from learner.network.models.norm import BOUND, EPSILON, InputNorm
 from learner.network.models.spec import read_spec
@@ -29,6 +29,7 @@ from learner.ranker.outcome_heads import HeadInference, heads_of
 from learner.ranker.step import Inference
 from learner.tables.table import as_read
 from millrace.contracts.schema import Schema
+from millrace.versions.image import below
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.pagewide import page_wide
 
@@ -55,6 +56,19 @@ class NumberPlan:
     factor: Floats  # (P,)
     bound: np.float32
     place: NDArray[np.int32]  # (P,)
+
+
+@dataclass(frozen=True, slots=True)
+class PagePass:
+    """How a page goes through one network of a version, the click's or an outcome's: all of one form. Its logits are
+    ``base + lift t`` and the network's, with the click's logits t, whose own ``lift`` is 0."""
+
+    name: str  # that of its tables begins so
+    network: Network
+    forward: PageForward
+    numbers: NumberPlan
+    base: float
+    lift: np.float32
 
 
 class Frame:
@@ -104,6 +118,11 @@ class Frame:
         """Whether this is the frame of models with this schema and spec."""
         return self.schema.id == schema.id and self.spec == read_spec(spec)
 
+    def bodies(self, network: Network) -> dict[str, Network]:
+        """The networks of a version by how the names of their tables begin: the click's, then those of outcomes."""
+        heads = zip(self.inputs.heads, network.heads.values(), strict=True)
+        return {"": network, **{name: head.body for name, head in heads}}
+
     @property
     def room(self) -> Workspace:
         """The working memory of this thread."""
@@ -128,10 +147,12 @@ class Dense:
         self.frame, self.flat = frame, arrays["dense"]
         tensors = {name: torch.from_numpy(array) for name, array in frame.named(self.flat).items()}
         self.network = with_tensors(frame.network, tensors)
-        self.forward = forward_of(self.network, frame.columns, arrays)
-        self.numbers = self._numbers() if self.forward is not None else None
-        exact = self.forward is None or self.forward.arithmetic == "float32"
-        self.inference = Inference(frame.inputs, self.network, frame.own, None if exact else self.forward)
+        self.passes = list(self._passes(arrays))
+        """The click's first; empty where none is written out."""
+        forward = self.passes[0].forward if self.passes else None
+        self.arithmetic: Arithmetic = "float32" if forward is None else forward.arithmetic
+        exact = self.arithmetic == "float32"
+        self.inference = Inference(frame.inputs, self.network, frame.own, None if exact else forward)
         self._heads: list[HeadInference] | None = None
 
     @property
@@ -141,8 +162,16 @@ class Dense:
             self._heads = heads_of(self.frame.inputs, self.network)
         return self._heads
 
-    def _numbers(self) -> NumberPlan:
-        inputs, scale = self.frame.inputs, self.network.scale
+    def _passes(self, arrays: Mapping[str, NDArray[Any]]) -> Iterator[PagePass]:
+        heads = [(head.base, np.float32(head.lift.item())) for head in self.network.heads.values()]
+        bases = [(self.frame.inputs.prior_logit, np.float32(0)), *heads]
+        for (name, network), base in zip(self.frame.bodies(self.network).items(), bases, strict=True):
+            forward = forward_of(network, self.frame.columns, below(name, arrays) if name else arrays)
+            if forward is not None:
+                yield PagePass(name, network, forward, self._numbers(network), *base)
+
+    def _numbers(self, network: Network) -> NumberPlan:
+        inputs, scale = self.frame.inputs, network.scale
         count = inputs.numbers
         log = np.zeros(count, np.bool_)
         log[inputs.log_columns] = True

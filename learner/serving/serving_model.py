@@ -17,8 +17,8 @@ The dense tensors of a version are one buffer, which is never written to again. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from learner.network.forward import Arithmetic, PageInput, rows_of
 from learner.network.models import Network
 from learner.ranker.model import score_with
 from learner.serving import overlaykernels as kernels
-from learner.serving.frame import Arrays, Dense, Flags, Floats, Frame, NumberPlan
+from learner.serving.frame import Arrays, Dense, Floats, Frame, NumberPlan, PagePass
 from learner.serving.overlay import Layer, Table, record_width
 from learner.serving.staging import ModelWriter, layers_of
 from learner.tables import attention
@@ -143,13 +143,13 @@ class ServingModel:
 
     @property
     def arithmetic(self) -> Arithmetic:
-        forward = self._dense.forward
-        return "float32" if forward is None else forward.arithmetic
+        return self._dense.arithmetic
 
     @property
     def numbers(self) -> NumberPlan | None:
-        """How numbers get into the :meth:`room`; None with buckets, or where passes are not written out."""
-        return self._dense.numbers
+        """How numbers get into the input of the click's network (:meth:`score_page`); None with buckets, or where
+        passes are not written out."""
+        return self._dense.passes[0].numbers if self._dense.passes else None
 
     def score(self, cat: Ids, num: Floats) -> Floats:
         """Click probabilities (n,) of feature rows cat (n, F), num (n, N), whatever page each is of; in float32 the
@@ -168,61 +168,77 @@ class ServingModel:
             cat = np.ones((n, layout.F), np.int64)
             if self.numbers is None:
                 self.score(cat, np.zeros((n, layout.N), np.float32))
-                continue
-            given = self.room(n)
-            given.own[:], given.same[:] = 0, 0
-            self.score_filled(cat, given)
+            else:
+                self.score_page(cat, _fill_zeros)
 
-    def room(self, n: int) -> PageInput:
-        """The network's input for a page of n rows, uninitialised. The caller fills its number columns by
-        :attr:`numbers` and hands it to :meth:`score_filled`. Each thread has one."""
-        room, columns = self.frame.room, self.frame.columns
+    def score_page(self, cat: Ids, fill: Callable[[NumberPlan, PageInput], None], outcomes: bool = False) -> Floats:
+        """Click probabilities (n,) of a page's cat (n, F), and with ``outcomes`` those of the schema's K as well, as of
+        :meth:`predict`, (n, 1 + K). ``fill`` is called for each network: it puts the numbers into the network's input,
+        whose other columns it leaves alone. Features of the user and the context are read of the first row alone
+        (:mod:`millrace.windows.pagewide`)."""
+        room, n, columns = self.frame.room, len(cat), self.frame.columns
         own = room.array("own", rows_of(n), len(columns.own))
-        return PageInput(own, room.array("same", 1, len(columns.same)), n)
+        given = PageInput(own, room.array("same", 1, len(columns.same)), n)
+        groups = [found for k in range(len(self.frame.once)) if (found := self._distinct(k, cat)) is not None]
+        logits: list[Floats] = []
+        for one in self._dense.passes if outcomes else self._dense.passes[:1]:
+            fill(one.numbers, given)
+            t = np.full(n, one.base, np.float32)  # (n,) the wide part
+            for group in groups:
+                self._pool(one, group, cat, given, t)
+            z = one.forward.page(given, room) + t
+            logits.append(z + one.lift * logits[0] if logits else z)
+        # Each by itself: torch rounds a value by its place in the array.
+        p: list[Floats] = [torch.sigmoid(torch.from_numpy(z)).numpy() for z in logits]
+        return np.stack(p, axis=1) if outcomes else p[0]
 
-    def score_filled(self, cat: Ids, given: PageInput) -> Floats:
-        """Click probabilities (n,) of cat (n, F) and a :meth:`room` whose number columns are filled. Features of the
-        user and the context are read of the first row alone (:mod:`millrace.windows.pagewide`)."""
-        frame, forward = self.frame, self._dense.forward
-        assert forward is not None
-        inputs = frame.inputs
-        t = np.full(len(cat), inputs.prior_logit, np.float32)  # (n,) the wide part
-        for k, once in enumerate(frame.once):
-            self._pool(k, cat, once, given, t)
-        logits = forward.page(given, frame.room)
-        p: Floats = torch.sigmoid(torch.from_numpy(logits + t)).numpy()
-        return p
-
-    def _pool(self, number: int, cat: Ids, lone: Flags, given: PageInput, t: Floats) -> None:
-        """Pools the embeddings of the group ``number`` into ``given``, and adds its wide weights to ``t``."""
-        inputs, whole = self.frame.inputs, cat
-        group, (at, end) = inputs.groups[number], inputs.spans[number]
-        columns, places = group.columns, self.frame.place[at : end : max(1, group.width)]
-        if not group.width and inputs.crosses:
+    def _distinct(self, number: int, cat: Ids) -> _PageIds | None:
+        """The distinct ids of the group ``number``; None: there are none."""
+        frame, group = self.frame, self.frame.inputs.groups[number]
+        lone, columns, room = frame.once[number], group.columns, frame.room
+        if not group.width and frame.inputs.crosses:
             crossed = np.empty((len(cat), len(lone)), np.int64)
             crossed[:, : len(columns)] = cat[:, columns]
-            kernels.cross(as_read(cat), self.frame.crossed, self.frame.seeds, len(columns), crossed)
+            kernels.cross(as_read(cat), frame.crossed, frame.seeds, len(columns), crossed)
             cat, columns = crossed, np.arange(len(lone))
         n, c = len(cat), len(columns)
         if not n or not c:
-            return
+            return None
         size = n * int((~lone).sum()) + int(lone.sum())
         bits = max(4, size.bit_length() + 1)
-        room = self.frame.room
         scratch = _integers(room, "scratch", 1 << bits)
         scratch.fill(FREE)
         unique = np.empty(size, np.int64)
-        inverse = _integers(room, "inverse", n * c).reshape(n, c)
+        inverse = _integers(room, f"inverse {number}", n * c).reshape(n, c)
         found = kernels.distinct(as_read(cat), columns, lone, scratch, 64 - bits, unique, inverse)
-        values = room.array("values", found, group.width + 1)
-        self.tables[group.name].values(unique[:found], values)
-        kernels.pool(values, inverse, group.meant, lone, group.lent, as_read(places), given.own, given.same[0], t)
+        return _PageIds(number, unique[:found], inverse)
+
+    def _pool(self, one: PagePass, ids: _PageIds, cat: Ids, given: PageInput, t: Floats) -> None:
+        """Pools the embeddings of a group into ``given``, and adds its wide weights to ``t``."""
+        frame, inputs, number, inverse = self.frame, self.frame.inputs, ids.group, ids.inverse
+        group, (at, end) = inputs.groups[number], inputs.spans[number]
+        places, lone = as_read(frame.place[at : end : max(1, group.width)]), frame.once[number]
+        values = frame.room.array("values", len(ids.unique), group.width + 1)
+        self.tables[one.name + group.name].values(ids.unique, values)
+        kernels.pool(values, inverse, group.meant, lone, group.lent, places, given.own, given.same[0], t)
         for field in (f for f in inputs.attended if f.group == number):
             slots = np.ascontiguousarray(inverse[:1, field.first : field.first + field.slots])
-            bias = field.bias(self.network.ages.numpy(), field.bucket(whole[:1, field.cat]))
+            bias = field.bias(one.network.ages.numpy(), field.bucket(cat[:1, field.cat]))
             query = np.ascontiguousarray(inverse[:, field.query])
-            place = int(self.frame.place[field.at])
+            place = int(frame.place[field.at])
             attention.attend(values, group.width, query, slots, bias, given.own, place)
+
+
+class _PageIds(NamedTuple):
+    """The ids of a page in the tables of one group."""
+
+    group: int
+    unique: Ids  # (U,)
+    inverse: NDArray[np.int32]  # (n, C) as of :func:`learner.serving.overlaykernels.distinct`
+
+
+def _fill_zeros(_: NumberPlan, given: PageInput) -> None:
+    given.own[:], given.same[:] = 0, 0
 
 
 def _integers(room: Workspace, name: str, size: int) -> NDArray[np.int32]:

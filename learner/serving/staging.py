@@ -211,10 +211,10 @@ class ModelWriter:
     def _derived(self, flat: Floats) -> Arrays:
         made: Arrays = {"dense": flat}
         if self.frame.paged and self._arithmetic is not None:
-            network = self._network(flat)
-            for name, array in prepared(network, self.frame.columns, self._arithmetic).items():
-                made[name] = _aligned(self._allocate, array.size, array.dtype)
-                made[name][...] = array
+            for begin, network in self.frame.bodies(self._network(flat)).items():
+                for name, array in prepared(network, self.frame.columns, self._arithmetic).items():
+                    room = made[begin + name] = _aligned(self._allocate, array.size, array.dtype)
+                    room[...] = array
         return made
 
 

@@ -177,7 +177,7 @@ class Serving(WorkerState):
         if plan.allowed is not None and not len(plan.allowed.rows):
             return self._empty(page, arm)
         found = await self._found(plan)
-        scored = await self.maker.score(page, found.rows, found.among, arm.learner)
+        scored = await self.maker.score(page, found.rows, found.among, arm.learner, _weighs(page, arm))
         shown, rest = plan.cut(self._placed(plan, scored, plan.draw), found.rows, self.filters)
         ids, codes, sources = self.maker.ids(found.rows[rest.order]), found.sources[rest.order].tobytes(), found.sources
         if page.capped:
@@ -244,8 +244,8 @@ class Serving(WorkerState):
         if retrieval is None and page.rerank.diversity and arm.ranks and note not in page.notes:
             page.notes.append(note)
         passing, worth = self.passing(page)[scored.rows], None
-        if page.rerank.weights and arm.ranks:
-            parts = terms(self.schema, scored.model, scored.found, page.rerank.weights)
+        if _weighs(page, arm):
+            parts = terms(self.schema, scored.found, page.rerank.weights)
             worth = None if parts is None else log_worth(parts)
             note = "the model predicts no outcomes: ordered by clicks"
             if worth is None and note not in page.notes:
@@ -282,7 +282,8 @@ class Serving(WorkerState):
             if len(more):
                 of_more = CONTROLLED if arm.kind == "random" else np.where(np.isin(more, hot), HOT, RANDOM)
                 sources = np.concatenate([sources[shown.order], np.broadcast_to(of_more, len(more))]).astype(np.uint8)
-                scored = await self.maker.score(page, np.concatenate([taken, more]), scored.found.among, arm.learner)
+                rows, among = np.concatenate([taken, more]), scored.found.among
+                scored = await self.maker.score(page, rows, among, arm.learner, _weighs(page, arm))
                 n = len(scored.rows)
                 shown = self._placed(plan, scored, PageDraw(n, n, n, True, (0, 0)))
                 shown = shown.at(self.filters.fitting(filters, scored.rows[shown.order], size))
@@ -418,6 +419,11 @@ class Serving(WorkerState):
         oldest_ms, why = _oldest_ms(newest_ms, logged, self.schema, self.settings)
         ts_ms = page_wire.check_time(asked.ts_ms, now_ms, MAX_AHEAD_MS, oldest_ms, why)
         return asked.request_id or self._new_id(), ts_ms
+
+
+def _weighs(page: Asked, arm: PageArm) -> bool:
+    """Whether items are ordered by what they are worth."""
+    return arm.ranks and bool(page.rerank.weights)
 
 
 def _oldest_ms(newest_ms: int, logged: bool, schema: Schema, s: Settings) -> tuple[int, str]:

@@ -81,16 +81,22 @@ class PageMaker:
         return self._clock.at(self.wall())
 
     async def score(
-        self, page: Asked, rows: ItemRows, among: NDArray[np.float32] | None = None, learner: str = ""
+        self,
+        page: Asked,
+        rows: ItemRows,
+        among: NDArray[np.float32] | None = None,
+        learner: str = "",
+        outcomes: bool = False,
     ) -> Scored:
         """Features and scores of the items at ``rows``, by the model of ``learner`` that serves now. No await follows
-        the counts. ``among``: the set that they are measured against (:meth:`~scorer.page.rank.Ranker.rank`)."""
+        the counts. ``among``: the set that they are measured against; ``outcomes``: whether their probabilities are
+        wanted, too (:meth:`~scorer.page.rank.Ranker.rank`)."""
         counts = await self._counts(page, rows)
         held = self._held.of(learner)
         note, model = held.note, held.model
         assert note is not None
         assert model is not None
-        found = self._held.ranker.rank(page.user, rows, page.ts_ms, page.context, model, counts, among)
+        found = self._held.ranker.rank(page.user, rows, page.ts_ms, page.context, model, counts, among, outcomes)
         finite = np.isfinite(found.scores)
         if finite.all():
             return Scored(note, rows, found, found.scores, model)
@@ -150,7 +156,7 @@ class PageMaker:
         found = score_reasons.effects(scored.model, scored.found.cat[first], scored.found.numbers(first), self._inputs)
         moved = score_reasons.moved(len(first), placed.ranking)
         if page.rerank.weights and placed.ranking is not None and placed.ranking[: len(first), WORTH].any():
-            parts = worth.terms(self._held.schema, scored.model, scored.found, page.rerank.weights, first)
+            parts = worth.terms(self._held.schema, scored.found, page.rerank.weights, first)
             if parts is not None:
                 moved = [[*of, *more] for of, more in zip(moved, worth.effects(parts), strict=True)]
         reasons: list[list[page_wire.Reason] | UnsetType] = [

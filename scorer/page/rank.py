@@ -18,6 +18,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.network.forward import PageInput
 from learner.serving.frame import NumberPlan
 from learner.serving.serving_model import ServingModel
 from millrace.basics.errors import StoreError
@@ -38,6 +39,7 @@ from scorer.recall.candidate_lists import HotGroups
 from scorer.users.userrecord import KnownUser
 
 Counts = NDArray[np.integer[Any]]
+Numbers = Callable[[NDArray[np.intp]], NDArray[np.float32]]
 _SLOTS = 1024
 """Slots whose feature ids are computed in advance."""
 
@@ -64,8 +66,10 @@ class Ranked:
     cat: NDArray[np.int64]  # (n, F)
     keys: U64  # (n, K)
     scores: NDArray[np.float32]  # (n,)
+    outcomes: NDArray[np.float32] | None  # (n, K) the probabilities of the schema's outcomes, where they were asked for
+    values: NDArray[np.float32]  # (n, V) the numbers that those are worth that name one; else (0, V)
     among: NDArray[np.float32]  # (G, m) the set that the candidates were measured against
-    numbers: Callable[[NDArray[np.intp]], NDArray[np.float32]]
+    numbers: Numbers
     """``num`` of some (m,) candidates, (m, N). Raises RuntimeError after the ranker's next page, which reuses the
     memory."""
 
@@ -86,6 +90,8 @@ class Ranker:
         windows = schema.windows
         self._read = (windows.durations, windows.columns, windows.half_lives, len(windows.means))
         self._form = page_form(builder, items.form)
+        worth = [one.value for one in schema.outcome if one.value is not None]
+        self._values = np.array([layout.num_names.index(name) for name in worth], np.int64)
         self._actions = LastActions(schema)
         late = late_columns(schema)
         starts = zip(layout.cat_fields, layout.cat_starts, strict=True)
@@ -157,6 +163,7 @@ class Ranker:
         model: RankingModel,
         counts: Counts | None = None,
         among: NDArray[np.float32] | None = None,
+        outcomes: bool = False,
     ) -> Ranked:
         """Features and scores of the items at ``rows`` for ``user`` at ``ts_ms``.
 
@@ -164,6 +171,7 @@ class Ranker:
             counts: (n, J, S, A) of the items' own window keys for a time far from now
                 (:meth:`scorer.catalog.item_index.ItemIndex.counts_at`); default: the item table's.
             among: (G, m) the set of another page, to measure these items against; default: they are the set.
+            outcomes: whether the probabilities of outcomes are wanted, too, if the model predicts them.
         """
         n = len(rows)
         cat, keys = self._make(user, rows, ts_ms, context, counts)
@@ -172,16 +180,26 @@ class Ranker:
             among = among_kernels.ascending(values)
         among_kernels.measure(values, among, self.builder.comparisons, self._room.among)
         numbers = self._numbers()
-        plan: NumberPlan | None = getattr(model, "numbers", None)
+        p = self._probabilities(model, cat, numbers, outcomes)
+        told = p[:, 1:] if outcomes and hasattr(model, "predict") else None
+        worth = pagekernels.picked(self._room, self._values, n if told is not None else 0)
+        return Ranked(cat, keys, np.ascontiguousarray(p[:, 0]), told, worth, among, numbers)
+
+    def _probabilities(
+        self, model: RankingModel, cat: NDArray[np.int64], numbers: Numbers, outcomes: bool
+    ) -> NDArray[np.float32]:
+        """Of a click, and of the ``outcomes`` if they are wanted and predicted: (n, 1) or (n, 1 + K)."""
+        plan = cast(NumberPlan | None, getattr(model, "numbers", None))
         if plan is None or len(plan.columns) != self.builder.layout.N:  # not all numbers are fed, or not as numbers
-            scores = model.score(cat, numbers(np.arange(n)))
+            predict = getattr(model, "predict", None) if outcomes else None
+            p: NDArray[np.float32] = (predict or model.score)(cat, numbers(np.arange(len(cat))))
         else:
-            filled = cast(ServingModel, model)  # whose input is filled here
-            given = filled.room(n)
-            how = InputScale(plan.log, plan.mean, plan.factor, np.float32(plan.bound), plan.place)
-            pagekernels.feed(self._form, how, self._room, n, given.own, given.same[0])
-            scores = filled.score_filled(cat, given)
-        return Ranked(cat, keys, scores, among, numbers)
+            p = cast(ServingModel, model).score_page(cat, self._feed, outcomes)
+        return p[:, None] if p.ndim == 1 else p
+
+    def _feed(self, plan: NumberPlan, given: PageInput) -> None:
+        how = InputScale(plan.log, plan.mean, plan.factor, np.float32(plan.bound), plan.place)
+        pagekernels.feed(self._form, how, self._room, given.n, given.own, given.same[0])
 
     def set_of(
         self,
@@ -262,7 +280,7 @@ class Ranker:
         )
         return cat, keys
 
-    def _numbers(self) -> Callable[[NDArray[np.intp]], NDArray[np.float32]]:
+    def _numbers(self) -> Numbers:
         self._turn += 1
         turn, width = self._turn, self.builder.layout.N
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.schema import Schema
-from scorer.page.rank import Ranked, RankingModel
+from scorer.page.rank import Ranked
 
 CLICK = "click"
 Floats = NDArray[np.float64]
@@ -32,26 +32,19 @@ def unknown_weights(schema: Schema, weights: Mapping[str, float]) -> tuple[str, 
 
 
 def terms(
-    schema: Schema,
-    model: RankingModel,
-    found: Ranked,
-    weights: Mapping[str, float],
-    some: NDArray[np.intp] | None = None,
+    schema: Schema, found: Ranked, weights: Mapping[str, float], some: NDArray[np.intp] | slice = slice(None)
 ) -> dict[str, Floats] | None:
     """The part of each weight in the worth of the items, or of ``some``, (n,) each. None: the model predicts no
     outcomes."""
-    predict = getattr(model, "predict", None)
-    if predict is None:
+    if found.outcomes is None:
         return None
-    some = np.arange(len(found.scores)) if some is None else some
-    num = found.numbers(some)
-    p = np.nan_to_num(predict(found.cat[some], num), nan=0.0).astype(np.float64)  # (n, 1 + K)
-    parts = {CLICK: weights.get(CLICK, 0.0) * p[:, 0]}
-    for k, one in enumerate(schema.outcome, 1):
-        chance = p[:, k] * p[:, 0] if one.on == CLICK else p[:, k]
-        value = num[:, schema.layout.num_names.index(one.value)].astype(np.float64) if one.value is not None else 1.0
-        parts[one.name] = weights.get(one.name, 0.0) * chance * np.nan_to_num(np.maximum(value, 0.0))
-    return {name: part for name, part in parts.items() if weights.get(name)}
+    p, values = found.scores[some].astype(np.float64), iter(found.values[some].T)
+    parts = {CLICK: weights.get(CLICK, 0.0) * p}
+    for one, q in zip(schema.outcome, found.outcomes[some].T, strict=True):
+        chance = q * p if one.on == CLICK else q.astype(np.float64)
+        value = np.maximum(next(values), np.float32(0)) if one.value is not None else 1.0
+        parts[one.name] = weights.get(one.name, 0.0) * chance * value
+    return {name: np.where(np.isnan(part), 0.0, part) for name, part in parts.items() if weights.get(name)}
 
 
 def log_worth(parts: Mapping[str, Floats]) -> Floats:

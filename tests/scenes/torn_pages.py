@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from learner.network.dense import threads
-from learner.network.forward import Arithmetic
+from learner.network.forward import Arithmetic, PageInput
 from learner.ranker.model import OnlineModel
-from learner.serving.frame import Arrays
+from learner.serving.frame import Arrays, NumberPlan
 from learner.serving.serving_model import ServingModel
 from learner.serving.staging import ModelWriter
 from millrace.contracts.schema import parse_schema
@@ -141,11 +141,13 @@ class _Reader:
     def page(self) -> None:
         first = self.truth.first
         ids = self._rng.integers(max(1, first - _NEW), first + _IDS, _PAGE)
-        given = self.model.room(_PAGE)
-        given.own[:, -1] = 0  # the price
-        scores = self.model.score_filled(ids[:, None], given)
+        scores = self.model.score_page(ids[:, None], _without_price)
         self.torn += scores.tobytes() != self.truth.scores(ids, self._prior).tobytes()
         self.pages += 1
+
+
+def _without_price(_: NumberPlan, given: PageInput) -> None:
+    given.own[:, -1] = 0
 
 
 def torn_pages(pages: int, arithmetic: Arithmetic = "float32", patient: bool = True) -> dict[str, int]:

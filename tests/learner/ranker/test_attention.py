@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from learner.network.forward import PageInput
 from learner.network.models import REGISTRY
 from learner.ranker.model import OnlineModel
+from learner.serving.frame import NumberPlan
 from learner.serving.serving_model import ServingModel
 from learner.tables import attention
 from learner.tables.table import BatchIds, SparseTable
@@ -115,9 +117,14 @@ def test_every_model_serves_what_it_has_learnt_and_goes_on_from_its_snapshot(kin
 def test_a_scorers_pooled_columns_are_the_learners_to_the_bit(kind: str) -> None:
     model, batch = trained({"model": kind}), of_one_user(50, 9)
     serving = ServingModel.of(ATTENDED, model.spec, model.snapshot()[0])
-    given = serving.room(50)
-    given.own[:], given.same[:] = 0, 0
-    serving.score_filled(batch.cat, given)
+    rooms: list[PageInput] = []
+
+    def zeros(_: NumberPlan, given: PageInput) -> None:
+        given.own[:], given.same[:] = 0, 0
+        rooms.append(given)
+
+    serving.score_page(batch.cat, zeros)
+    (given,) = rooms
     room = Room(model)
     model.score(batch.cat, batch.num)
     (field,) = model._inputs.attended

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -35,12 +38,13 @@ from learner.network.models.base import Network
 from learner.ranker.model import OnlineModel
 from learner.role.learner_warmup import warm_serving
 from learner.serving import overlaykernels
-from learner.serving.frame import Arrays
+from learner.serving.frame import Arrays, NumberPlan
 from learner.serving.serving_model import ServingModel
 from learner.serving.staging import ModelWriter
 from learner.tables import attention
 from millrace.basics.errors import SnapshotError
 from millrace.basics.ranking_metrics import auc
+from millrace.contracts.logforms import OutcomeRule
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings
@@ -255,18 +259,18 @@ def of_a_page(seed: int, rows: int, schema: Schema = SCHEMA) -> SampleBatch:
     return probe
 
 
-def filled(model: ServingModel, num: Floats) -> PageInput:
-    """The room with its number columns filled by the plan, in plain numpy."""
-    plan = model.numbers
-    assert plan is not None
-    given = model.room(len(num))
-    v = np.where(np.isfinite(num), num, 0)[:, plan.columns]
-    v = np.where(plan.log, np.copysign(np.log1p(np.abs(v)), v), v)
-    v = ((v - plan.mean) * plan.factor).clip(-plan.bound, plan.bound)
-    own = plan.place >= 0
-    given.own[: len(num), plan.place[own]] = v[:, own]
-    given.same[0, -1 - plan.place[~own]] = v[0, ~own]
-    return given
+def filled(num: Floats) -> Callable[[NumberPlan, PageInput], None]:
+    """Fills number columns by the plan, in plain numpy."""
+
+    def fill(plan: NumberPlan, given: PageInput) -> None:
+        v = np.where(np.isfinite(num), num, 0)[:, plan.columns]
+        v = np.where(plan.log, np.copysign(np.log1p(np.abs(v)), v), v)
+        v = ((v - plan.mean) * plan.factor).clip(-plan.bound, plan.bound)
+        own = plan.place >= 0
+        given.own[: len(num), plan.place[own]] = v[:, own]
+        given.same[0, -1 - plan.place[~own]] = v[0, ~own]
+
+    return fill
 
 
 @pytest.mark.parametrize("spec", [{}, {"numerics": "norm"}, {"numerics": "none"}, {"model": "wide_deep"}])
@@ -283,11 +287,35 @@ def test_a_page_scores_as_its_rows_do(spec: dict[str, Any], schema: Schema, arit
     assert len(serving.frame.columns.same) > 0
     probe = of_a_page(9, 80, schema)
     probe.num[3, schema.layout.num_names.index("price")] = np.nan
-    page = serving.score_filled(probe.cat, filled(serving, probe.num))
+    page = serving.score_page(probe.cat, filled(probe.num))
     exact = model.score(probe.cat, probe.num)
     rounding = exact.std() * (0.05 if arithmetic == "bfloat16" else 2e-4)
     np.testing.assert_allclose(serving.score(probe.cat, probe.num), exact, rtol=0, atol=rounding)
     np.testing.assert_allclose(page, exact, rtol=0, atol=rounding)
+
+
+@pytest.mark.parametrize("model", ["wide_resnet", "wide_resnet_bn", "wide_deep"])
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("schema", [SCHEMA, ATTENDED], ids=["plain", "attended"])
+def test_a_page_has_the_outcomes_of_its_rows(model: str, schema: Schema, arithmetic: Arithmetic) -> None:
+    """Each by tables, network and scaling of its own, and by what the click's network says; the click as without."""
+    buy = OutcomeRule("buy", on="click", event="purchase", within="30d")
+    schema = msgspec.structs.replace(schema, outcome=(OutcomeRule("like", column="like"), buy))
+    learner = OnlineModel(schema, {"model": model, "hidden": [16]}, 0)
+    for seed in range(20):
+        batch = make_samples(100, seed, schema)
+        liked, bought = batch.item % np.uint64(3) > 0, np.where(batch.label > 0, batch.user % np.uint64(2) > 0, np.nan)
+        learner.learn(replace(batch, outcomes=np.stack([liked, bought], axis=1).astype(np.float32)))
+    assert all(abs(head.lift.item()) > 1e-3 for head in learner.network.heads.values())
+    serving = ServingModel.of(schema, learner.spec, learner.snapshot()[0], arithmetic=arithmetic)
+    probe = of_a_page(9, 80, schema)
+    page, exact = serving.score_page(probe.cat, filled(probe.num), outcomes=True), learner.predict(probe.cat, probe.num)
+    assert page.shape == (80, 3)
+    assert page[:, 0].tobytes() == serving.score_page(probe.cat, filled(probe.num)).tobytes()
+    rounding = exact.std(axis=0) * (0.05 if arithmetic == "bfloat16" else 2e-4)
+    assert (np.abs(page - exact) <= rounding).all()
+    apart = np.abs(page[:, :, None] - exact[:, None, :]).max(axis=0)
+    assert (apart + np.eye(3) > 10 * rounding).all(), "each is told from the others"
 
 
 @pytest.mark.parametrize("spec", [{"model": "deepfm"}, {"model": "wide_resnet_bn", "norm": "layer"}])
@@ -474,7 +502,7 @@ def test_after_a_warm_up_serving_compiles_nothing_more(schema: Schema) -> None:
             reader = reader.followed(writer.stage(change))
             batch = make_samples(70, 9, schema)
             reader.score(batch.cat, batch.num)
-            reader.score_filled(batch.cat, filled(reader, batch.num))
+            reader.score_page(batch.cat, filled(batch.num))
             while writer.fold(50):
                 pass
             reader = reader.settled(writer.folded, writer.base())

@@ -74,13 +74,12 @@ class Scaled:
     numbers: NumberPlan
     seen: list[Any] = field(default_factory=list)
 
-    def room(self, n: int) -> PageInput:
-        columns = 5 + len(self.numbers.place)
-        return PageInput(np.full((n, columns), np.nan, np.float32), np.full((1, columns), np.nan, np.float32), n)
-
-    def score_filled(self, cat: Any, given: PageInput) -> Any:
+    def score_page(self, cat: Any, fill: Any, outcomes: bool = False) -> Any:
+        n, columns = len(cat), 5 + len(self.numbers.place)
+        given = PageInput(np.full((n, columns), np.nan, np.float32), np.full((1, columns), np.nan, np.float32), n)
+        fill(self.numbers, given)
         self.seen.append((cat.copy(), given))
-        return np.zeros(len(cat), np.float32)
+        return np.zeros(n, np.float32)
 
     def score(self, cat: Any, num: Any) -> Any:
         raise AssertionError("a model with a plan is not given raw numbers")
@@ -406,6 +405,46 @@ def test_what_the_model_sees_are_the_logged_numbers_squashed_and_scaled(schema: 
     for told, column in ((wide.cat, cat), (wide.num, num)):
         assert (column[:, told] == column[:1, told]).all(), "columns that are told to be equal are"
     assert wide.cat.sum() >= 2
+
+
+def test_clicks_and_outcomes_are_predicted_in_one_pass_where_the_model_has_one() -> None:
+    """Of raw numbers one time where it has none, and without outcomes where it predicts none."""
+    world = World.of("rich", 3, 40)
+    width, rows = world.index.builder.layout.N, np.arange(12)
+    plan = NumberPlan(
+        np.arange(width, dtype=np.int32),
+        np.zeros(width, np.bool_),
+        np.zeros(width, np.float32),
+        np.ones(width, np.float32),
+        np.float32(9),
+        np.arange(width, dtype=np.int32),
+    )
+    told = np.random.default_rng(0).random((12, 3), np.float32)
+
+    class Paged(Scaled):
+        def score_page(self, cat: Any, fill: Any, outcomes: bool = False) -> Any:
+            super().score_page(cat, fill)
+            return told if outcomes else told[:, 0]
+
+        def predict(self, cat: Any, num: Any) -> Any:
+            raise AssertionError("a page is not scored again")
+
+    class Plain(Chance):
+        calls = 0
+
+        def predict(self, cat: Any, num: Any) -> Any:
+            self.calls += 1
+            return told
+
+    ranker, paged, plain = ranker_of(world.index, world.now_ms), Paged(plan), Plain()
+    for model in (paged, plain):
+        got = ranker.rank(world.users[1], rows, world.now_ms, None, model, outcomes=True)
+        assert np.array_equal(got.scores, told[:, 0])
+        assert got.outcomes is not None
+        assert np.array_equal(got.outcomes, told[:, 1:])
+    assert (len(paged.seen), plain.calls) == (1, 1)
+    for model, wanted in ((paged, False), (Chance(), True)):
+        assert ranker.rank(world.users[1], rows, world.now_ms, None, model, outcomes=wanted).outcomes is None
 
 
 def test_a_position_is_missing_when_ranked_and_filled_in_the_page() -> None:
