@@ -77,14 +77,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from learner.network import elementwise
 from learner.network.backward import Aside
@@ -105,7 +105,7 @@ from learner.ranker.step import Gradient, Inference, WrittenStep, dense_step, se
 from learner.ranker.within_page import page_rows, teach_pages
 from learner.retrieval.retrieval import RetrievalHead
 from learner.tables import table_kernels
-from learner.tables.table import SparseTable, StepSizes
+from learner.tables.table import BatchIds, SparseTable, StepSizes
 from millrace.basics.durations import MINUTE_MS
 from millrace.basics.errors import UNFIT, SnapshotError
 from millrace.basics.hashing import salt
@@ -197,6 +197,29 @@ def score_with(
     others = (torch.from_numpy(head.logits(tables, cat, num, t)) for head in heads)
     # Each by itself: torch rounds a value by its place in the array.
     return np.stack([p, *(torch.sigmoid(z).numpy() for z in others)], axis=1)
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step of learning that is planned, on a batch of B rows with a label. Nothing but running statistics is written
+    yet."""
+
+    batch: SampleBatch
+    numbers: Floats  # (B, N) finite
+    bad: int  # how many were not
+    cat: Ids  # (B, F + buckets)
+    num: Floats  # (B, N - buckets)
+    slots: NDArray[np.intp] | None  # (B,) where the effect of slots is learnt
+    blocks: list[BatchIds]
+    buffers: Tensor  # running statistics as they were before
+    first: slice | NDArray[np.bool_]  # rows that were not learnt before
+    logits: Floats  # (B,) t, in the stream as it is learnt from: see :attr:`OnlineModel._shift`
+    y: Floats  # (B,)
+    w: Floats  # (B,)
+    losses: Floats  # (B,)
+    slope: Floats  # (B,)
+    loss: float  # the mean
+    rows: list[HeadStep] = field(default_factory=list)  # what is to be written to tables, once it is checked
 
 
 class OnlineModel:
@@ -299,93 +322,110 @@ class OnlineModel:
         refuses nothing. ``before_writing``: called one time, before the first write to what a
         :class:`~learner.ranker.frozen_scores.Still` reads; not at all for a batch that writes nothing."""
         shown, refused = usable(batch, self.by_page, bool(self.schema.outcome))
-        labelled = shown.labelled
-        keep = self._spec.negative_keep
-        batch = shown.take(chosen(shown, keep)) if keep < 1 else shown
-        left_out = len(shown) - len(batch)
-        label, weight = batch.label, batch.weight
+        labelled, keep = shown.labelled, self._spec.negative_keep
+        kept = shown.take(chosen(shown, keep)) if keep < 1 else shown
+        report = LearnReport(0.0, len(kept), None, refused, 0, len(shown) - len(kept))
+        if len(kept):
+            step = self._plan(kept, len(labelled) < len(shown))
+            report = replace(report, loss=step.loss, bad_numbers=step.bad, skipped=self._check(step, vouched))
+            if report.skipped is not None:
+                return replace(report, rows=0)
+            if before_writing is not None:
+                before_writing()
+            self._write(step)
+        if self.head is not None and len(labelled):
+            self.head.take(labelled)  # all of it: its negatives are others
+        self._expire()
+        return report
+
+    @property
+    def _shift(self) -> float:
+        """Leaving out negatives raises the share of clicks. The constant ln(negative_keep) makes up for it while
+        learning, and only then: so the rest of the model, and what is served, answers for the whole stream."""
+        return math.log(self._spec.negative_keep)
+
+    def _plan(self, batch: SampleBatch, again: bool) -> _Step:
+        """The step on ``batch`` as far as its loss. Of what serves only running statistics change. ``again``: it has
+        rows that were learnt before."""
         size = len(batch)  # B from here on
-        if not size:
-            if self.head is not None and len(labelled):
-                self.head.take(labelled)  # all of it: its negatives are others
-            return LearnReport(0.0, 0, None, refused, 0, left_out)
         numbers, bad = finite(batch.num)  # (B, N)
         cat = _bucketed(self._inputs, self.network, batch.cat, numbers)  # (B, F + buckets)
         num = self._inputs.plain(numbers)  # (B, N - buckets)
         apart, slots = self.slots.of(cat, batch.odds)
         blocks = [self.tables[g.name].read(self._inputs.ids(g, apart), True) for g in self._inputs.groups]
-
         set_mode(self.network, training=True)
-        before = self.dense.buffers.clone()
-        # Leaving out negatives raises the share of clicks. The constant ln(negative_keep) makes up for it while
-        # learning, and only then: so the rest of the model, and what is served, answers for the whole stream.
-        shift = math.log(keep)
-        wide = wide_part(self._inputs, blocks, size, self._inputs.prior_logit - shift)  # (B,)
+        buffers = self.dense.buffers.clone()
+        wide = wide_part(self._inputs, blocks, size, self._inputs.prior_logit - self._shift)  # (B,)
         if slots is not None:
             wide += self.slots.logits(slots)
         logits = self._step.forward(blocks, num)  # (B,)
-        weighing = weighs(batch.policy)
-        if weighing:  # the label policy's own weights
-            p = torch.sigmoid(torch.from_numpy(logits + wide + np.float32(shift))).numpy()  # (B,)
+        weight = batch.weight
+        if weighs(batch.policy):  # the label policy's own weights
+            p = torch.sigmoid(torch.from_numpy(logits + wide + np.float32(self._shift))).numpy()  # (B,)
             early = self.delays.early(batch.position, batch.cat)  # (B,)
             weight = weight * weigh(batch.policy, batch.kind, p, early)  # (B,)
-        y, w = (np.array(a, np.float32) for a in (label, weight))  # (B,), (B,): copies, which kernels take as one kind
-        first: slice | NDArray[np.bool_] = slice(None)  # rows that are not sent again
-        if len(labelled) < len(shown):
+        y, w = (np.array(a, np.float32) for a in (batch.label, weight))  # (B,), (B,): copies; kernels take one kind
+        first: slice | NDArray[np.bool_] = slice(None)
+        if again:
             first = batch.kind < PAGE
-            w = w * first
+            w *= first
         losses, slope = np.empty(size, np.float32), np.empty(size, np.float32)  # (B,), (B,): see the module's head
         loss = elementwise.logistic(logits, wide, y, w, losses, slope) / (float(w.sum(dtype=np.float64)) or 1.0)
-        problem = self._problem_of(loss)
-        guard = self.guard.snapshot()
-        met = self._met(batch) & (batch.kind < PAGE)
-        if problem is None and self.guard.exploded(losses[met], w[met], y[met] > 0.5, vouched):
-            problem, guard = "loss_jumped", self.guard.snapshot()
-        if problem is None and (pages := page_rows(batch) if self.by_page else None) is not None:
-            teach_pages(logits + wide, y, *pages, np.float32(self._spec.page_weight), slope)
-        grads: list[Gradient] = []
-        if problem is None:
-            grads = self._step.backward(slope / np.float32(size))  # a (B, F D) for each table with embeddings
-            given = logits + wide + np.float32(shift)  # (B,) the click's logit
-            taught = self._outcomes.steps(batch, cat, num, given, keep)
-            problem = self._problem_of_gradients([*grads, *(g for head in taught for g in head.grads)], size)
-        if problem is not None:
-            self.dense.buffers.copy_(before)
-            self.guard.resume(guard)
-            return LearnReport(loss, 0, problem, refused, bad, left_out)
+        return _Step(
+            batch, numbers, bad, cat, num, slots, blocks, buffers, first, logits + wide, y, w, losses, slope, loss
+        )
 
-        if before_writing is not None:
-            before_writing()
-        self.dense.learn(size, int((batch.kind == OUTCOME).sum()) if self.schema.outcome else 0)
-        if slots is not None:
-            self.slots.learn(slots[first], batch.odds[first], slope[first])
-        if weighing:
+    def _check(self, step: _Step, vouched: bool) -> str | None:
+        """Computes the gradients of a step, and says why it is refused, if it is: then statistics and guard are as they
+        were before it."""
+        batch, guard = step.batch, self.guard.snapshot()
+        met = self._met(batch) & (batch.kind < PAGE)
+        problem = self._problem_of(step.loss)
+        if problem is None and self.guard.exploded(step.losses[met], step.w[met], step.y[met] > 0.5, vouched):
+            problem, guard = "loss_jumped", self.guard.snapshot()
+        if problem is None:
+            if self.by_page and (pages := page_rows(batch)) is not None:
+                teach_pages(step.logits, step.y, *pages, np.float32(self._spec.page_weight), step.slope)
+            grads = self._step.backward(step.slope / np.float32(len(batch)))  # (B, F D) for each table with embeddings
+            given = step.logits + np.float32(self._shift)  # (B,) the click's logit
+            heads = self._outcomes.steps(batch, step.cat, step.num, given, self._spec.negative_keep)
+            step.rows = [HeadStep("", step.blocks, grads, step.slope), *heads]
+            problem = self._problem_of_gradients([g for one in step.rows for g in one.grads], len(batch))
+        if problem is not None:
+            self.dense.buffers.copy_(step.buffers)
+            self.guard.resume(guard)
+        return problem
+
+    def _write(self, step: _Step) -> None:
+        batch, first = step.batch, step.first
+        self.dense.learn(len(batch), int((batch.kind == OUTCOME).sum()) if self.schema.outcome else 0)
+        if step.slots is not None:
+            self.slots.learn(step.slots[first], batch.odds[first], step.slope[first])
+        if weighs(batch.policy):
             # Under the other policies "early" means something else.
             asking = asks(batch.policy) & (batch.kind < PAGE)
             if asking.any():
                 self.delays.learn(batch if asking.all() else batch.take(asking))
-        if self.reservoir.add(numbers[first][:, self._inputs.bucket_columns]):
+        if self.reservoir.add(step.numbers[first][:, self._inputs.bucket_columns]):
             self.network.edges.copy_(torch.from_numpy(self.reservoir.edges(self._spec.buckets)))
-        newest = int(batch.ts_ms.max())
-        self.newest_ms = max(self.newest_ms, newest)
+        self.newest_ms = max(self.newest_ms, int(batch.ts_ms.max()))
+        for one in step.rows:
+            self._write_rows(one, len(batch))
+            self._outcomes.learn_delays(one)
+
+    def _expire(self) -> None:
         now_min = self.newest_ms // MINUTE_MS
-        for step in (HeadStep("", blocks, grads, slope), *taught):
-            self._write(step, size, now_min)
-            self._outcomes.learn_delays(step)
-        if self.head is not None and len(labelled):
-            self.head.take(labelled)
         if now_min >= self._expired_min + max(_EXPIRE_MIN, round(self._spec.max_age_days * 60)):  # a 24th of the age
             self._expired_min = now_min
             for table in self.tables.values():
                 table.expire(now_min)
-        return LearnReport(loss, size, None, refused, bad, left_out)
 
     def share(self, aside: Aside | None) -> None:
         """Lets another thread do a part of each step's matrix products; the result is the same to the bit."""
         if isinstance(self._step, WrittenStep):
             self._step.written.products.aside = aside
 
-    def _write(self, step: HeadStep, size: int, now_min: int) -> None:
+    def _write_rows(self, step: HeadStep, size: int) -> None:
         """The sparse step. Gradients are sums over samples (not means), so a row's step does not depend on how many
         other samples happened to be in the batch."""
         leaves = iter(step.grads)
@@ -398,7 +438,7 @@ class OnlineModel:
                 factor = np.float32(size)  # the network's gradient is of the mean; this makes it a sum
                 table_kernels.spread(leaf.array, leaf.at, factor, block.inverse, group.meant, grad_embedding)
                 attended.spread(self._inputs, k, block, leaf.attended, leaf.array, leaf.at, factor, grad_embedding)
-            self.tables[step.head + group.name].write(block, grad_embedding, grad_wide, now_min)
+            self.tables[step.head + group.name].write(block, grad_embedding, grad_wide, self.newest_ms // MINUTE_MS)
 
     def _problem_of(self, loss: float) -> str | None:
         if not np.isfinite(loss):
