@@ -29,7 +29,7 @@ from learner.network.forward import Arithmetic, PageInput, rows_of
 from learner.network.models import Network
 from learner.ranker.model import score_with
 from learner.serving import overlaykernels as kernels
-from learner.serving.frame import Arrays, Dense, Floats, Frame, NumberPlan, PagePass
+from learner.serving.model_form import Arrays, Dense, Floats, ModelForm, NumberPlan, PagePass
 from learner.serving.overlay import Layer, Table, record_width
 from learner.serving.staging import ModelWriter, layers_of
 from learner.tables import attention
@@ -47,8 +47,8 @@ class ServingModel:
     """One version of a model, to score with. Reads only; several threads may score at once. :meth:`attach` makes it in
     any process that has the writer's arrays. :meth:`of` makes one with a writer of its own, which can be patched."""
 
-    def __init__(self, frame: Frame, tables: dict[str, Table], dense: Dense, dropped: int = 0) -> None:
-        self.frame, self.tables, self._dense, self._dropped = frame, tables, dense, dropped
+    def __init__(self, form: ModelForm, tables: dict[str, Table], dense: Dense, dropped: int = 0) -> None:
+        self.form, self.tables, self._dense, self._dropped = form, tables, dense, dropped
         self._writer: ModelWriter | None = None
 
     @classmethod
@@ -58,17 +58,17 @@ class ServingModel:
         """A reader of a writer's :meth:`ModelWriter.base`, which goes on to change. It must follow every overlay that
         was pending then, and all that come. ``like``: a model that served before. If it has the same schema and spec,
         its working memory is reused. Raises SettingError where the spec has an unknown name or value."""
-        if like is not None and like.frame.serves(schema, spec):
-            return cls._attached(like.frame, base)
-        return cls._attached(Frame(schema, spec), base)
+        if like is not None and like.form.serves(schema, spec):
+            return cls._attached(like.form, base)
+        return cls._attached(ModelForm(schema, spec), base)
 
     @classmethod
-    def _attached(cls, frame: Frame, base: Arrays) -> ServingModel:
+    def _attached(cls, form: ModelForm, base: Arrays) -> ServingModel:
         tables = {
             name: Table(width, Layer.of(base[f"{name}/slots"], base[f"{name}/data"]), ())
-            for name, width in frame.widths.items()
+            for name, width in form.widths.items()
         }
-        return cls(frame, tables, Dense(frame, base))
+        return cls(form, tables, Dense(form, base))
 
     @classmethod
     def of(
@@ -81,7 +81,7 @@ class ServingModel:
     ) -> ServingModel:
         """The model of a snapshot with a writer of its own, in one process; as :meth:`ModelWriter.of`."""
         writer = ModelWriter.of(schema, spec, parts, rows, choose=lambda _: arithmetic)
-        model = cls._attached(writer.frame, writer.base())
+        model = cls._attached(writer.form, writer.base())
         model._writer = writer
         return model
 
@@ -94,8 +94,8 @@ class ServingModel:
             name: Table(t.width, t.base, (*t.overlays, Layer.of(*layer, int(changed))))
             for (name, t), layer, changed in zip(self.tables.items(), layers, overlay["changed"], strict=True)
         }
-        dense = Dense(self.frame, overlay) if "dense" in overlay else self._dense
-        return ServingModel(self.frame, tables, dense, self._dropped)
+        dense = Dense(self.form, overlay) if "dense" in overlay else self._dense
+        return ServingModel(self.form, tables, dense, self._dropped)
 
     def settled(self, folded: int, base: Arrays | None = None) -> ServingModel:
         """The same version without the ``folded`` overlays that went into the base since this reader attached.
@@ -105,7 +105,7 @@ class ServingModel:
         for name, t in self.tables.items():
             slots, data = base.get(f"{name}/slots", t.base.slots), base.get(f"{name}/data", t.base.data)
             tables[name] = Table(t.width, Layer.of(slots, data), t.overlays[folded - self._dropped :])
-        return ServingModel(self.frame, tables, self._dense, folded)
+        return ServingModel(self.form, tables, self._dense, folded)
 
     def patch(self, delta: Image) -> None:
         """Applies a delta whole or not at all. Only for a model that :meth:`of` made, and not while it scores."""
@@ -132,7 +132,7 @@ class ServingModel:
         return self._dense.network
 
     def dense(self) -> dict[str, Floats]:
-        return self.frame.named(self._dense.flat)
+        return self.form.named(self._dense.flat)
 
     def snapshot(self) -> Image:
         """The serving half of ``OnlineModel.snapshot``. Call it only while nothing writes to the base."""
@@ -154,16 +154,16 @@ class ServingModel:
     def score(self, cat: Ids, num: Floats) -> Floats:
         """Click probabilities (n,) of feature rows cat (n, F), num (n, N), whatever page each is of; in float32 the
         learner's to the bit. Reads only; unknown ids read as zero."""
-        return score_with(self.frame.inputs, self._dense.inference, self.tables, cat, num)
+        return score_with(self.form.inputs, self._dense.inference, self.tables, cat, num)
 
     def predict(self, cat: Ids, num: Floats) -> Floats:
         """:meth:`score`, and the probabilities of the schema's K outcomes: (n, 1 + K), as the learner's ``predict``."""
-        return score_with(self.frame.inputs, self._dense.inference, self.tables, cat, num, self._dense.heads)
+        return score_with(self.form.inputs, self._dense.inference, self.tables, cat, num, self._dense.heads)
 
     def warm(self, most: int) -> None:
         """Scores each number of rows, up to ``most``, that matrix products distinguish, so that no request pays for the
         first product of a size. Any thread may do this."""
-        layout, widened = self.frame.schema.layout, self.arithmetic != "float32"
+        layout, widened = self.form.schema.layout, self.arithmetic != "float32"
         for n in sorted({rows_of(n) for n in range(1, most + 1)}) if widened else [most]:
             cat = np.ones((n, layout.F), np.int64)
             if self.numbers is None:
@@ -176,10 +176,10 @@ class ServingModel:
         :meth:`predict`, (n, 1 + K). ``fill`` is called for each network: it puts the numbers into the network's input,
         whose other columns it leaves alone. Features of the user and the context are read of the first row alone
         (:mod:`millrace.windows.pagewide`)."""
-        room, n, columns = self.frame.room, len(cat), self.frame.columns
+        room, n, columns = self.form.room, len(cat), self.form.columns
         own = room.array("own", rows_of(n), len(columns.own))
         given = PageInput(own, room.array("same", 1, len(columns.same)), n)
-        groups = [found for k in range(len(self.frame.once)) if (found := self._distinct(k, cat)) is not None]
+        groups = [found for k in range(len(self.form.once)) if (found := self._distinct(k, cat)) is not None]
         logits: list[Floats] = []
         for one in self._dense.passes if outcomes else self._dense.passes[:1]:
             fill(one.numbers, given)
@@ -194,12 +194,12 @@ class ServingModel:
 
     def _distinct(self, number: int, cat: Ids) -> _PageIds | None:
         """The distinct ids of the group ``number``; None: there are none."""
-        frame, group = self.frame, self.frame.inputs.groups[number]
-        lone, columns, room = frame.once[number], group.columns, frame.room
-        if not group.width and frame.inputs.crosses:
+        form, group = self.form, self.form.inputs.groups[number]
+        lone, columns, room = form.once[number], group.columns, form.room
+        if not group.width and form.inputs.crosses:
             crossed = np.empty((len(cat), len(lone)), np.int64)
             crossed[:, : len(columns)] = cat[:, columns]
-            kernels.cross(as_read(cat), frame.crossed, frame.seeds, len(columns), crossed)
+            kernels.cross(as_read(cat), form.crossed, form.seeds, len(columns), crossed)
             cat, columns = crossed, np.arange(len(lone))
         n, c = len(cat), len(columns)
         if not n or not c:
@@ -215,17 +215,17 @@ class ServingModel:
 
     def _pool(self, one: PagePass, ids: _PageIds, cat: Ids, given: PageInput, t: Floats) -> None:
         """Pools the embeddings of a group into ``given``, and adds its wide weights to ``t``."""
-        frame, inputs, number, inverse = self.frame, self.frame.inputs, ids.group, ids.inverse
+        form, inputs, number, inverse = self.form, self.form.inputs, ids.group, ids.inverse
         group, (at, end) = inputs.groups[number], inputs.spans[number]
-        places, lone = as_read(frame.place[at : end : max(1, group.width)]), frame.once[number]
-        values = frame.room.array("values", len(ids.unique), group.width + 1)
+        places, lone = as_read(form.place[at : end : max(1, group.width)]), form.once[number]
+        values = form.room.array("values", len(ids.unique), group.width + 1)
         self.tables[one.name + group.name].values(ids.unique, values)
         kernels.pool(values, inverse, group.meant, lone, group.lent, places, given.own, given.same[0], t)
         for field in (f for f in inputs.attended if f.group == number):
             slots = np.ascontiguousarray(inverse[:1, field.first : field.first + field.slots])
             bias = field.bias(one.network.ages.numpy(), field.bucket(cat[:1, field.cat]))
             query = np.ascontiguousarray(inverse[:, field.query])
-            place = int(frame.place[field.at])
+            place = int(form.place[field.at])
             attention.attend(values, group.width, query, slots, bias, given.own, place)
 
 

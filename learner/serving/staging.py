@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from learner.network.forward import Arithmetic, PageInput, prepared, rows_of
 from learner.network.models import Network
-from learner.serving.frame import Arrays, Floats, Frame, with_tensors
+from learner.serving.model_form import Arrays, Floats, ModelForm, with_tensors
 from learner.serving.overlay import Allocate, TableWriter, entries, overlay_slots, record_width
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.schema import Schema
@@ -40,11 +40,11 @@ class ModelWriter:
     """
 
     def __init__(self, schema: Schema, spec: Mapping[str, Any], allocate: Allocate = np.zeros) -> None:
-        self.frame = Frame(schema, spec)
+        self.form = ModelForm(schema, spec)
         self._allocate = allocate
         self._arithmetic: Arithmetic | None = None  # of pages; None: not chosen yet
-        max_rows = self.frame.spec.max_rows
-        self.tables = {name: TableWriter(width, max_rows, allocate) for name, width in self.frame.widths.items()}
+        max_rows = self.form.spec.max_rows
+        self.tables = {name: TableWriter(width, max_rows, allocate) for name, width in self.form.widths.items()}
         self._newest: Arrays = {}  # dense tensors of the newest version that is staged
         self._dense: Arrays = {}  # of the newest that is folded
         self._pending: list[Arrays] = []
@@ -82,24 +82,24 @@ class ModelWriter:
         return self._network(self._newest["dense"])
 
     def _network(self, flat: Floats) -> Network:
-        tensors = {name: torch.from_numpy(array) for name, array in self.frame.named(flat).items()}
-        return with_tensors(self.frame.network, tensors)
+        tensors = {name: torch.from_numpy(array) for name, array in self.form.named(flat).items()}
+        return with_tensors(self.form.network, tensors)
 
-    def form(self) -> str:
+    def sizes(self) -> str:
         """What a pass of the network costs depends on: its kind and the sizes of its matrices."""
-        sizes = " ".join(f"{name}{list(shape)}" for name, shape in self.frame.shapes.items() if len(shape) > 1)
-        return f"{self.frame.spec.model} {len(self.frame.columns.own)} {sizes}"
+        sizes = " ".join(f"{name}{list(shape)}" for name, shape in self.form.shapes.items() if len(shape) > 1)
+        return f"{self.form.spec.model} {len(self.form.columns.own)} {sizes}"
 
     def example(self, n: int, rng: np.random.Generator) -> PageInput:
         """A page of n rows: embeddings of ids that the tables have, and numbers of the standard normal distribution."""
-        frame = self.frame
-        x = rng.standard_normal((n, frame.network.shape.flat), np.float32)
-        for (at, end), group in zip(frame.inputs.spans, frame.inputs.groups, strict=True):
+        form = self.form
+        x = rng.standard_normal((n, form.network.shape.flat), np.float32)
+        for (at, end), group in zip(form.inputs.spans, form.inputs.groups, strict=True):
             if group.width:
                 x[:, at:end] = self.tables[group.name].sample(n * len(group.fields), rng).reshape(n, -1)
-        own = np.zeros((rows_of(n), len(frame.columns.own)), np.float32)
-        own[:n] = x[:, frame.columns.own]
-        return PageInput(own, x[:1, frame.columns.same], n)
+        own = np.zeros((rows_of(n), len(form.columns.own)), np.float32)
+        own[:n] = x[:, form.columns.own]
+        return PageInput(own, x[:1, form.columns.same], n)
 
     @property
     def rows(self) -> int:
@@ -108,7 +108,7 @@ class ModelWriter:
 
     def dense(self) -> dict[str, Floats]:
         """The tensors of the newest staged version, by name: read-only views."""
-        return self.frame.named(self._newest["dense"])
+        return self.form.named(self._newest["dense"])
 
     def check(self, image: Image) -> None:
         """Checks that a delta, or a part of a snapshot, is one of this model: every table with each of its columns, and
@@ -117,7 +117,7 @@ class ModelWriter:
             raise SnapshotError(f"a delta has {problem}", "the next snapshot mends it")
 
     def _problem(self, image: Image) -> str:
-        shapes = self.frame.shapes
+        shapes = self.form.shapes
         if image.dense and set(image.dense) != set(shapes):
             return f"not the model's tensors: {_unlike(set(image.dense), set(shapes))}"
         for name, array in image.dense.items():
@@ -203,16 +203,16 @@ class ModelWriter:
 
     def _dense_of(self, tensors: Mapping[str, NDArray[Any]]) -> Arrays:
         """A version's buffer of its tensors, and what is derived from it."""
-        flat = self._allocate((self.frame.size,), np.float32)
-        for name, view in self.frame.named(flat).items():
+        flat = self._allocate((self.form.size,), np.float32)
+        for name, view in self.form.named(flat).items():
             view[...] = tensors[name]
         return self._derived(flat)
 
     def _derived(self, flat: Floats) -> Arrays:
         made: Arrays = {"dense": flat}
-        if self.frame.paged and self._arithmetic is not None:
-            for begin, network in self.frame.bodies(self._network(flat)).items():
-                for name, array in prepared(network, self.frame.columns, self._arithmetic).items():
+        if self.form.paged and self._arithmetic is not None:
+            for begin, network in self.form.bodies(self._network(flat)).items():
+                for name, array in prepared(network, self.form.columns, self._arithmetic).items():
                     room = made[begin + name] = _aligned(self._allocate, array.size, array.dtype)
                     room[...] = array
         return made

@@ -78,9 +78,9 @@ class ArithmeticChoice:
 
     def __call__(self, writer: ModelWriter) -> Arithmetic:
         """In what arithmetic the readers of a loaded writer compute pages."""
-        if not writer.frame.paged:
+        if not writer.form.paged:
             return "float32"
-        of = _machine() + " " + writer.form()
+        of = _machine() + " " + writer.sizes()
         if self.choice is None or self._of != of:
             self._of, self.choice = of, self._choose(writer, of)
             log.info(
@@ -92,7 +92,7 @@ class ArithmeticChoice:
         given, network, columns = (
             writer.example(_ROWS, np.random.default_rng(0)),
             writer.network(),
-            writer.frame.columns,
+            writer.form.columns,
         )
         room, passes, logits = Workspace(), dict[Arithmetic, PageForward](), dict[str, Any]()
         with threads(1):

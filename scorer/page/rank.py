@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.network.forward import PageInput
-from learner.serving.frame import NumberPlan
+from learner.serving.model_form import NumberPlan
 from learner.serving.serving_model import ServingModel
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import U64, mix

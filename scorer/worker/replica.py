@@ -211,7 +211,7 @@ def attach(
         finder = None if index is None else Approximate(tiles.shape[1], index)
         return Retrieval.of_arrays(message.facts, message.arrays, UserTower.of_arrays(message.arrays), finder)
     model = reader_of(schema, message.facts["note"]["spec"], dict(message.arrays), like, named)
-    known = isinstance(model, ServingModel) and isinstance(like, ServingModel) and model.frame is like.frame
+    known = isinstance(model, ServingModel) and isinstance(like, ServingModel) and model.form is like.form
     if not known:
         model.warm(rows)
     return model

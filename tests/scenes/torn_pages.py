@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from learner.network.dense import threads
 from learner.network.forward import Arithmetic, PageInput
 from learner.ranker.model import OnlineModel
-from learner.serving.frame import Arrays, NumberPlan
+from learner.serving.model_form import Arrays, NumberPlan
 from learner.serving.serving_model import ServingModel
 from learner.serving.staging import ModelWriter
 from millrace.contracts.schema import parse_schema
@@ -126,7 +126,7 @@ class _Reader:
         self.reported: deque[_Message] = deque()
         self.followed = self.pages = self.torn = 0
         self._rng = np.random.default_rng(0)
-        self._prior = model.frame.inputs.prior_logit
+        self._prior = model.form.inputs.prior_logit
 
     def hear(self) -> None:
         """Applies what the writer told, as a scorer does between two requests."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from learner.network.forward import PageInput
 from learner.network.models import REGISTRY
 from learner.ranker.model import OnlineModel
-from learner.serving.frame import NumberPlan
+from learner.serving.model_form import NumberPlan
 from learner.serving.serving_model import ServingModel
 from learner.tables import attention
 from learner.tables.table import BatchIds, SparseTable
@@ -128,7 +128,7 @@ def test_a_scorers_pooled_columns_are_the_learners_to_the_bit(kind: str) -> None
     room = Room(model)
     model.score(batch.cat, batch.num)
     (field,) = model._inputs.attended
-    place = int(serving.frame.place[field.at])
+    place = int(serving.form.place[field.at])
     mine = given.own[:50, place : place + field.width]
     assert mine.any()
     assert len({row.tobytes() for row in mine}) > 10  # it differs from item to item

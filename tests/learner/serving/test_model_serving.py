@@ -38,7 +38,7 @@ from learner.network.models.base import Network
 from learner.ranker.model import OnlineModel
 from learner.role.learner_warmup import warm_serving
 from learner.serving import overlaykernels
-from learner.serving.frame import Arrays, NumberPlan
+from learner.serving.model_form import Arrays, NumberPlan
 from learner.serving.serving_model import ServingModel
 from learner.serving.staging import ModelWriter
 from learner.tables import attention
@@ -228,13 +228,13 @@ def test_the_next_snapshot_goes_on_with_the_working_memory_of_its_like() -> None
         world.model.learn(make_samples(100, seed))
     writer = ModelWriter.of(SCHEMA, world.model.spec, world.model.snapshot()[0])
     after = ServingModel.attach(SCHEMA, world.model.spec, writer.base(), before)
-    assert after.frame is before.frame
+    assert after.form is before.form
     expected = world.model.score(world.probe.cat, world.probe.num)
     np.testing.assert_array_equal(after.score(world.probe.cat, world.probe.num), expected)
     assert not np.array_equal(before.score(world.probe.cat, world.probe.num), expected)
     other = OnlineModel(SCHEMA, {**SPEC, "hidden": [8, 8]}, 0)
     writer = ModelWriter.of(SCHEMA, other.spec, other.snapshot()[0])
-    assert ServingModel.attach(SCHEMA, other.spec, writer.base(), after).frame is not after.frame
+    assert ServingModel.attach(SCHEMA, other.spec, writer.base(), after).form is not after.form
 
 
 def test_scoring_unknown_ids_and_other_versions_leaves_the_base_as_it_was() -> None:
@@ -283,8 +283,8 @@ def test_a_page_scores_as_its_rows_do(spec: dict[str, Any], schema: Schema, arit
         model.learn(make_samples(100, seed, schema))
     serving = ServingModel.of(schema, model.spec, model.snapshot()[0], arithmetic=arithmetic)
     assert serving.arithmetic == arithmetic
-    assert len(serving.frame.columns.own) > 0
-    assert len(serving.frame.columns.same) > 0
+    assert len(serving.form.columns.own) > 0
+    assert len(serving.form.columns.same) > 0
     probe = of_a_page(9, 80, schema)
     probe.num[3, schema.layout.num_names.index("price")] = np.nan
     page = serving.score_page(probe.cat, filled(probe.num))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.serving import overlaykernels as kernels
-from learner.serving.frame import Frame
+from learner.serving.model_form import ModelForm
 from learner.serving.overlay import Layer, Table, TableWriter, as_rows, entries, overlay_slots, record_width
 from learner.tables.table import distinct
 from millrace.basics.errors import SettingError
@@ -311,12 +311,12 @@ def test_pooling_is_that_of_learning(data: st.DataObject) -> None:
 
 
 def test_crosses_are_those_of_learning() -> None:
-    frame, probe = Frame(SCHEMA, {}), make_samples(200, 1)
+    form, probe = ModelForm(SCHEMA, {}), make_samples(200, 1)
     probe.cat[::7, :3] = 0  # where one is missing, so is the cross
-    (group,) = (g for g in frame.inputs.groups if not g.width)
-    expected, own = frame.inputs.ids(group, probe.cat), len(group.columns)
+    (group,) = (g for g in form.inputs.groups if not g.width)
+    expected, own = form.inputs.ids(group, probe.cat), len(group.columns)
     found = np.zeros_like(expected)
     found[:, :own] = expected[:, :own]
-    kernels.cross(np.ascontiguousarray(probe.cat), frame.crossed, frame.seeds, own, found)
+    kernels.cross(np.ascontiguousarray(probe.cat), form.crossed, form.seeds, own, found)
     assert found.shape[1] > own
     np.testing.assert_array_equal(found, expected)

@@ -124,7 +124,7 @@ class Guest(threading.Thread):
         ids = self._rng.integers(max(1, first - 60), first + 4000, 20)
         got = self.model.score(ids[:, None], np.zeros((20, 1), np.float32))
         shop.pages += 1
-        wanted = truth.scores(ids, self.model.frame.inputs.prior_logit)
+        wanted = truth.scores(ids, self.model.form.inputs.prior_logit)
         if not np.array_equal(got, wanted):
             shop.torn.append(f"version {self.note.version}: {(got != wanted).sum()} of 20")
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.network.forward import PageInput
-from learner.serving.frame import NumberPlan
+from learner.serving.model_form import NumberPlan
 from millrace.basics.hashing import column_hash
 from millrace.contracts.events import Attribute, Item
 from millrace.contracts.online_layout import (

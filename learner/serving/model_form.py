@@ -1,5 +1,5 @@
 # core
-"""What the versions of a model that serves have in common (:class:`Frame`), and the dense side of one (:class:`Dense`).
+"""What the versions of a model that serves share (:class:`ModelForm`), and the dense side of one (:class:`Dense`).
 
 A version's dense tensors lie one behind another in one float32 buffer, and its network is made of views of them.
 """
@@ -71,7 +71,7 @@ class PagePass:
     lift: np.float32
 
 
-class Frame:
+class ModelForm:
     """What all versions of a model share: its inputs, its network without values, and each thread's working memory."""
 
     def __init__(self, schema: Schema, spec: Mapping[str, Any]) -> None:
@@ -115,7 +115,7 @@ class Frame:
         return np.concatenate([once, np.array(crosses, np.bool_)])
 
     def serves(self, schema: Schema, spec: Mapping[str, Any]) -> bool:
-        """Whether this is the frame of models with this schema and spec."""
+        """Whether this is the form of models with this schema and spec."""
         return self.schema.id == schema.id and self.spec == read_spec(spec)
 
     def bodies(self, network: Network) -> dict[str, Network]:
@@ -143,35 +143,35 @@ class Frame:
 class Dense:
     """The dense side of one version: a buffer of all tensors, and what is derived from it."""
 
-    def __init__(self, frame: Frame, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self.frame, self.flat = frame, arrays["dense"]
-        tensors = {name: torch.from_numpy(array) for name, array in frame.named(self.flat).items()}
-        self.network = with_tensors(frame.network, tensors)
+    def __init__(self, form: ModelForm, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self.form, self.flat = form, arrays["dense"]
+        tensors = {name: torch.from_numpy(array) for name, array in form.named(self.flat).items()}
+        self.network = with_tensors(form.network, tensors)
         self.passes = list(self._passes(arrays))
         """The click's first; empty where none is written out."""
         forward = self.passes[0].forward if self.passes else None
         self.arithmetic: Arithmetic = "float32" if forward is None else forward.arithmetic
         exact = self.arithmetic == "float32"
-        self.inference = Inference(frame.inputs, self.network, frame.own, None if exact else forward)
+        self.inference = Inference(form.inputs, self.network, form.own, None if exact else forward)
         self._heads: list[HeadInference] | None = None
 
     @property
     def heads(self) -> list[HeadInference]:
         """Of the schema's outcomes; made when they are first asked for."""
         if self._heads is None:
-            self._heads = heads_of(self.frame.inputs, self.network)
+            self._heads = heads_of(self.form.inputs, self.network)
         return self._heads
 
     def _passes(self, arrays: Mapping[str, NDArray[Any]]) -> Iterator[PagePass]:
         heads = [(head.base, np.float32(head.lift.item())) for head in self.network.heads.values()]
-        bases = [(self.frame.inputs.prior_logit, np.float32(0)), *heads]
-        for (name, network), base in zip(self.frame.bodies(self.network).items(), bases, strict=True):
-            forward = forward_of(network, self.frame.columns, below(name, arrays) if name else arrays)
+        bases = [(self.form.inputs.prior_logit, np.float32(0)), *heads]
+        for (name, network), base in zip(self.form.bodies(self.network).items(), bases, strict=True):
+            forward = forward_of(network, self.form.columns, below(name, arrays) if name else arrays)
             if forward is not None:
                 yield PagePass(name, network, forward, self._numbers(network), *base)
 
     def _numbers(self, network: Network) -> NumberPlan:
-        inputs, scale = self.frame.inputs, network.scale
+        inputs, scale = self.form.inputs, network.scale
         count = inputs.numbers
         log = np.zeros(count, np.bool_)
         log[inputs.log_columns] = True
@@ -183,7 +183,7 @@ class Dense:
             factor = np.reciprocal(np.sqrt(scale.var.numpy() + np.float32(EPSILON)))
             bound = np.float32(BOUND)
         columns = inputs.plain_columns.astype(np.int32)
-        place = as_read(self.frame.place[inputs.deep_columns :])
+        place = as_read(self.form.place[inputs.deep_columns :])
         return NumberPlan(columns, log, as_read(mean), as_read(factor), bound, place)
 
 
