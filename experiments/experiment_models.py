@@ -39,7 +39,7 @@ from learner.custom.ownclass import is_own
 from learner.evaluation.progressive import baseline_column
 from learner.network.dense import threads
 from learner.network.models import network_of
-from learner.ranker.verbs import Learning
+from learner.ranker.interfaces import Learning
 from learner.role.model_factory import model_of
 from millrace.basics.errors import SettingError
 from millrace.basics.ranking_metrics import ORDER, auc, figures_of, known, log_loss

@@ -39,7 +39,7 @@ from commands.offline.synchronising import BATCH, DAILY, NEVER, SYNCS, period_ms
 from commands.offline.workers import pool
 from commands.replay.reading import Log, name_of_log
 from learner.evaluation.progressive import baseline_column
-from learner.ranker.verbs import Learning
+from learner.ranker.interfaces import Learning
 from learner.role.model_factory import model_of
 from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.schema import Schema, load_schema

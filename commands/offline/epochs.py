@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.offline.dataset import Dataset
-from learner.ranker.verbs import Learning
+from learner.ranker.interfaces import Learning
 
 Scores = NDArray[np.float32]
 

@@ -32,7 +32,7 @@ from commands.offline.dataset import Dataset
 from commands.offline.epochs import Scores, learn, learn_shuffled, score
 from commands.offline.intervals import interval, rounded
 from commands.offline.synchronising import BATCH, DAILY, NEVER, run_sync_plan, sync_plan
-from learner.ranker.verbs import Learning
+from learner.ranker.interfaces import Learning
 from millrace.basics.ranking_metrics import auc, log_loss
 
 WAYS = ("frozen", "more epochs", "daily rounds", "replayed daily", "retrained daily", "micro-batches")

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from commands.offline import epochs
 from commands.offline.dataset import Dataset
 from commands.offline.epochs import Scores, score
-from learner.ranker.verbs import Learning
+from learner.ranker.interfaces import Learning
 from millrace.basics.durations import MINUTE_MS, minutes_of
 from millrace.basics.errors import SettingError
 

@@ -12,7 +12,7 @@ from commands.repair.judge import JudgedRows, figure_on, members_of, rows_until,
 from commands.repair.relearning import Begun
 from commands.repair.standout import Standout, Tally, standouts
 from commands.repair.without import time_of
-from learner.ranker.verbs import Learning
+from learner.ranker.interfaces import Learning
 from learner.role.model_factory import model_of, resumed
 from learner.samples.batch_reader import BatchReader, Decode, Source, wanted_by
 from learner.training.decisionlog import learn_again

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.gate.heldout import MOST_ROWS, Heldout
+from learner.ranker.interfaces import Learning
 from learner.ranker.repeats import exposure_ids, page_hashes
-from learner.ranker.verbs import Learning
 from millrace.basics.errors import SnapshotError
 from millrace.basics.ranking_metrics import auc, calibration, log_loss
 from millrace.contracts.samples import FOLLOW_UP, SampleBatch

@@ -27,7 +27,7 @@ from commands.repair.lineage import Lineage
 from commands.repair.without import Without, time_of
 from learner.gate.checks import GATE
 from learner.gate.refused_minutes import RefusedMinutes
-from learner.ranker.verbs import Learning
+from learner.ranker.interfaces import Learning
 from learner.role.model_factory import resumed
 from learner.samples.batch_reader import BatchReader, Decode, Source
 from learner.training.decisionlog import learn_again

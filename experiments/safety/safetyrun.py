@@ -29,8 +29,8 @@ from learner.gate.checks import Checks
 from learner.gate.quarantine import PLACE, Quarantine
 from learner.gate.verdicts import GateRefusal
 from learner.promotion.promotion import Promotion, Published
+from learner.ranker.interfaces import Learning
 from learner.ranker.repeats import Repeats, keep_ms_of
-from learner.ranker.verbs import Learning
 from learner.role.model_factory import model_of
 from learner.serving.serving_model import ServingModel
 from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions, newest_valid

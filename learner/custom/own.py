@@ -1,6 +1,6 @@
 # core
-"""A model of one's own as the learner holds it: the class of :class:`~learner.ranker.verbs.Verbs`, and all else around
-it.
+"""A model of one's own as the learner holds it: the class of :class:`~learner.ranker.interfaces.CustomModel`, and all
+else around it.
 
 ::
 
@@ -49,10 +49,10 @@ from learner.network.models import Columns
 from learner.network.models.delays import SIZE, Delays
 from learner.network.models.spec import read_spec
 from learner.ranker.inputs import finite
+from learner.ranker.interfaces import TRAINING, CustomModel
 from learner.ranker.model import LearnReport
 from learner.ranker.sampling import usable
 from learner.ranker.snapshot_slices import Part
-from learner.ranker.verbs import TRAINING, Verbs
 from millrace.basics.errors import SettingError, SnapshotError, one_line
 from millrace.basics.ranking_metrics import log_loss
 from millrace.contracts.samples import SampleBatch
@@ -91,7 +91,7 @@ class OwnModel:
         if self._class.other_source(spec):
             log.warning("the code of the class is not what it was when the snapshot was made", model=self.name)
         self._class.probe()
-        self._model: Verbs | None = self._class.make(seed)  # None: its last batch was refused
+        self._model: CustomModel | None = self._class.make(seed)  # None: its last batch was refused
         self.newest_ms = 0
         self.faults: Counter[str] = Counter()
         """Failures by method: "score", "learn"."""
@@ -164,7 +164,7 @@ class OwnModel:
             self._known.add(batch.cat[:, column])
         return LearnReport(loss, len(batch), None, refused, bad)
 
-    def _object(self) -> Verbs:
+    def _object(self) -> CustomModel:
         """The object of the class; after a refused batch another one, of the last good state. Raises what its class
         raises where it cannot be made: half learnt, none scores, learns or is published."""
         if self._model is None:
@@ -185,7 +185,7 @@ class OwnModel:
             self._take(model)
         return (loss, None) if report is None else (float(report.loss), report.skipped)
 
-    def _take(self, model: Verbs) -> None:
+    def _take(self, model: CustomModel) -> None:
         """Makes the state of an object the last good one. Raises InvalidModelError where it is not usable."""
         arrays = arrays_of(model)
         if arrays.keys() != self._good.keys():

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.ranker.verbs import TRAINING, Verbs
+from learner.ranker.interfaces import TRAINING, CustomModel
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import MillraceError, SettingError, one_line
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from learner.ranker.model import LearnReport
 
 A = TypeVar("A", bound=np.generic)
-Factory = Callable[[Schema, dict[str, Any], int], Verbs]
+Factory = Callable[[Schema, dict[str, Any], int], CustomModel]
 
 VERBS = ("score", "learn", "snapshot", "resume")
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -167,7 +167,7 @@ class OwnClass:
         own = self.source
         return bool(own) and _SOURCE in spec and spec[_SOURCE] != own[_SOURCE]
 
-    def make(self, seed: int) -> Verbs:
+    def make(self, seed: int) -> CustomModel:
         """A new object. Raises SettingError where its class raises, or lacks a method."""
         try:
             with _as_error():
@@ -182,7 +182,7 @@ class OwnClass:
         _check_verbs(self.name, made)
         return made
 
-    def resumed(self, arrays: Mapping[str, Array], seed: int = 0) -> Verbs:
+    def resumed(self, arrays: Mapping[str, Array], seed: int = 0) -> CustomModel:
         """A new object that has resumed copies of these arrays. Exceptions of the model pass; errors as
         :meth:`make`."""
         model = self.make(seed)
@@ -213,7 +213,7 @@ def _check_verbs(name: str, has: object) -> None:
         raise SettingError(f"model '{name}' has no {', '.join(lacking)}", f"give it {', '.join(VERBS)}")
 
 
-def scores_of(model: Verbs, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
+def scores_of(model: CustomModel, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
     """The model's scores (B,) of rows cat (B, F), num (B, N). Exceptions of the model pass.
     Raises InvalidModelError."""
     with _as_error():
@@ -232,7 +232,7 @@ def scores_of(model: Verbs, cat: NDArray[np.int64], num: NDArray[np.float32]) ->
     return p
 
 
-def learnt(model: Verbs, batch: SampleBatch) -> LearnReport | None:
+def learnt(model: CustomModel, batch: SampleBatch) -> LearnReport | None:
     """Has the model learn a batch. Exceptions of the model pass."""
     names = [f.name for f in fields(batch) if f.name != "request"]
     fixed: dict[str, Any] = {name: _fixed(getattr(batch, name)) for name in names}
@@ -246,7 +246,7 @@ def _fixed(array: NDArray[A]) -> NDArray[A]:
     return view
 
 
-def arrays_of(model: Verbs) -> dict[str, Array]:
+def arrays_of(model: CustomModel) -> dict[str, Array]:
     """The model's checked snapshot. Exceptions of the model pass. Raises InvalidModelError with
     what is wrong with it."""
     with _as_error():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from learner.custom.ownclass import OwnClass, error_text, probe_rows, scores_of
 from learner.ranker.inputs import finite
-from learner.ranker.verbs import TRAINING
+from learner.ranker.interfaces import TRAINING
 from learner.serving.overlay import Allocate
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.schema import Schema

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from learner.evaluation.drift import Drift
 from learner.evaluation.progressive import baseline_column
 from learner.evaluation.traffic_segments import SegmentMetrics, Segments
+from learner.ranker.interfaces import Learning
 from learner.ranker.repeats import exposure_ids, page_hashes
-from learner.ranker.verbs import Learning
 from learner.samples.eventtime import EventTime
 from learner.tables.row_index import Index
 from millrace.basics.probing import EMPTY

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.ranker.verbs import Learning
+from learner.ranker.interfaces import Learning
 from millrace.basics.errors import SettingError
 from millrace.basics.hashing import mix, value_hash
 from millrace.basics.ranking_metrics import Numbers, figures_of

@@ -62,8 +62,8 @@ from numpy.typing import NDArray
 
 from learner.gate.median_clock import MedianClock
 from learner.gate.verdicts import GateRefusal
+from learner.ranker.interfaces import Predicting, Scoring
 from learner.ranker.repeats import exposure_ids, page_hashes
-from learner.ranker.verbs import Predicting, Scoring
 from millrace.basics.compiled import compiled, split_mix
 from millrace.basics.durations import DAY_MS, HOUR_MS, MINUTE_MS
 from millrace.basics.hashing import C1, combine, salt

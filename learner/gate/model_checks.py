@@ -32,8 +32,8 @@ import numpy as np
 from learner.custom.own import OwnModel
 from learner.gate.verdicts import GateRefusal
 from learner.network.models.delays import SIZE
+from learner.ranker.interfaces import Learning
 from learner.ranker.model import OnlineModel
-from learner.ranker.verbs import Learning
 from learner.tables.admission import MOST_COUNTED
 from learner.tables.table import SparseTable
 from millrace.basics.durations import MINUTE_MS

@@ -51,7 +51,7 @@ from numpy.typing import NDArray
 from learner.gate.heldout import logits_of
 from learner.gate.median_clock import MedianClock
 from learner.gate.verdicts import GateRefusal
-from learner.ranker.verbs import Predicting
+from learner.ranker.interfaces import Predicting
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.image import Array, resume_state, state_of
 

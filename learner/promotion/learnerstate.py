@@ -28,8 +28,8 @@ from learner.gate.quarantine import Quarantine
 from learner.gate.verdicts import OF_MODEL, OF_PAGES, GateRefusal, kind_of
 from learner.promotion.restorer import Base, Restored, Restorer
 from learner.promotion.rowadmission import admit, beyond
+from learner.ranker.interfaces import Learning
 from learner.ranker.model import LearnReport
-from learner.ranker.verbs import Learning
 from learner.training.decisionlog import Places, rows_in, spans_of
 from learner.training.learner_versions import FoundSnapshot, Versions
 from learner.training.trainer import ClickCounts, MicroBatch, Trainer

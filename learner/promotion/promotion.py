@@ -48,9 +48,9 @@ from learner.promotion.learnerstate import LearnerState
 from learner.promotion.restorer import Base, Restorer
 from learner.promotion.rowadmission import without_exposure
 from learner.promotion.savedstate import go_on, saved_state
+from learner.ranker.interfaces import Slicing
 from learner.ranker.model import LearnReport
 from learner.ranker.snapshot_slices import Part
-from learner.ranker.verbs import Slicing
 from learner.training.learner_versions import Build, FoundSnapshot, Last, Progress, Versions, write_root
 from learner.training.trainer import MicroBatch, Trainer
 from millrace.basics.errors import BrokerError, StoreError, one_line

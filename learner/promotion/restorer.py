@@ -11,7 +11,7 @@ import structlog
 
 from learner.gate.checks import GATE, sound_parts
 from learner.gate.model_checks import unsound
-from learner.ranker.verbs import Learning
+from learner.ranker.interfaces import Learning
 from learner.training.decisionlog import DecisionLog, learn_again
 from learner.training.learner_versions import Build
 from learner.training.rowcache import RowCache

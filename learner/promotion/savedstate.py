@@ -13,7 +13,7 @@ from msgspec import Struct
 from learner.gate.checks import GATE, Checks
 from learner.promotion.learnerstate import GateState, LearnerState
 from learner.promotion.restorer import Base
-from learner.ranker.verbs import Learning
+from learner.ranker.interfaces import Learning
 from learner.training.learner_versions import FoundSnapshot
 from millrace.basics.errors import UNFIT, one_line
 from millrace.basics.hashing import salt

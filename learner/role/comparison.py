@@ -20,7 +20,7 @@ from prometheus_client import Gauge
 
 from learner.evaluation.versus import FIGURES, Versus, versus
 from learner.gate.heldout import scores
-from learner.ranker.verbs import Learning
+from learner.ranker.interfaces import Learning
 from learner.role.learnloop import LearnLoop
 from learner.role.model_factory import reader_of, resumed, writer_of
 from learner.training.learner_versions import FoundSnapshot, newest_valid

@@ -15,10 +15,10 @@ from learner.evaluation.progressive import Progressive
 from learner.evaluation.served_scores import ServedExposures
 from learner.gate.checks import GATE
 from learner.gate.quarantine import PLACE
+from learner.ranker.interfaces import Learning
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats, keep_ms_of
 from learner.ranker.snapshot_slices import merge
-from learner.ranker.verbs import Learning
 from learner.role.comparison import Comparison, newest_of
 from learner.role.learner_warmup import shop_hours, small
 from learner.role.learnloop import LearnLoop

@@ -17,8 +17,8 @@ from learner.custom.ownclass import is_own
 from learner.custom.ownids import KnownIds
 from learner.gate.model_checks import unsound
 from learner.network.forward import Arithmetic
+from learner.ranker.interfaces import Learning
 from learner.ranker.model import OnlineModel
-from learner.ranker.verbs import Learning
 from learner.samples.batch_reader import SampleMessage
 from learner.serving.serving_model import ServingModel
 from learner.serving.staging import ModelWriter

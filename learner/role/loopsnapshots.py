@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import structlog
 
 from learner.promotion.promotion import Promotion
-from learner.ranker.verbs import Slicing
+from learner.ranker.interfaces import Slicing
 from learner.role.loopoutput import LoopOutput
 from learner.training.writer import End, SnapshotWriter
 from millrace.basics.errors import StoreError, one_line

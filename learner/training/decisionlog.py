@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.ranker.verbs import Learning
+from learner.ranker.interfaces import Learning
 from millrace.basics.compiled import compiled
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.decisions import Act, Decided, Decision, Flushed, Learnt, LogPart, SamplesTaken, Span

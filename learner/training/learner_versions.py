@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from learner.custom.ownclass import is_own
 from learner.network.models.spec import read_spec
+from learner.ranker.interfaces import Learning, Slicing
 from learner.ranker.snapshot_slices import Part
-from learner.ranker.verbs import Learning, Slicing
 from millrace.basics.errors import SnapshotError, StoreError
 from millrace.basics.store import AbsentError, DamagedError, Sealed
 from millrace.versions.clicks import ClickHistogram

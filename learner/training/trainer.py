@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from learner.evaluation.progressive import LateClicks, Progressive
 from learner.evaluation.served_scores import ServedExposures
+from learner.ranker.interfaces import Learning
 from learner.ranker.model import LearnReport, OnlineModel
 from learner.ranker.repeats import Repeats
-from learner.ranker.verbs import Learning
 from learner.ranker.within_page import page_end
 from learner.samples.viewpoint import OWN
 from learner.training.decisionlog import Places, same_rows

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from learner.ranker.interfaces import Slicing
 from learner.ranker.model import OnlineModel
-from learner.ranker.verbs import Slicing
 from learner.training.learner_versions import Progress, SnapshotFiles, Versions, newest_valid, write_root
 from millrace.basics.errors import MillraceError, SnapshotError, StoreError
 from millrace.contracts.samples import SampleBatch

@@ -1,2 +1,2 @@
 # core
-"""Runnable examples: models of other libraries as :class:`~learner.ranker.verbs.Verbs`."""
+"""Runnable examples: models of other libraries as :class:`~learner.ranker.interfaces.CustomModel`."""

@@ -28,8 +28,8 @@ from millrace.versions.image import Array, below
 
 
 class TorchModel:
-    """:class:`~learner.ranker.verbs.Verbs` over a module that :meth:`build` makes, trained with Adam on the log loss, a
-    step a batch.
+    """:class:`~learner.ranker.interfaces.CustomModel` over a module that :meth:`build` makes, trained with Adam on the
+    log loss, a step a batch.
 
     Args:
         spec: ``rate`` of the optimiser, and the other :attr:`entries`.

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from learner.ranker.verbs import Learning
+from learner.ranker.interfaces import Learning
 from learner.role.model_factory import model_of
 from millrace.contracts.events import PageLog
 from millrace.contracts.page_logs import decode_page_log

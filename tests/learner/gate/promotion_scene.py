@@ -21,9 +21,9 @@ from learner.gate.verdicts import GateRefusal
 from learner.promotion.promotion import Promotion, Published
 from learner.promotion.promotion_status import promotion_status
 from learner.promotion.replay import Replay
+from learner.ranker.interfaces import Learning, Predicting
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
-from learner.ranker.verbs import Learning, Predicting
 from learner.samples.batch_reader import SampleMessage
 from learner.training.decisionlog import Places, places_of
 from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions, newest_valid

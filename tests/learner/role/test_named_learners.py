@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from commands.cli import climodel
 from commands.up.uprun import UpOptions
 from learner.evaluation.versus import versus
-from learner.ranker.verbs import Learning
+from learner.ranker.interfaces import Learning
 from learner.role import learnloop, service
 from learner.role.comparison import newest_of
 from learner.role.learner import Learner

@@ -1,6 +1,6 @@
 # core
-"""The interfaces of a model: the methods of a model of one's own (:class:`Verbs`), and what a learner asks of any model
-(:class:`Learning`). learner/custom/own.py makes the second of the first; model.py is the other one.
+"""The interfaces of a model: the methods of a model of one's own (:class:`CustomModel`), and what a learner asks of
+any model (:class:`Learning`). learner/custom/own.py makes the second of the first; model.py is the other one.
 
 Symbols: B rows of a batch; F categorical columns of ``cat`` and N numbers of ``num``, as ``schema.layout`` names them.
 """
@@ -26,7 +26,7 @@ TRAINING = "training/"
 """Arrays whose names begin with it serve learning alone: they are in snapshots, and never reach a scorer."""
 
 
-class Verbs(Protocol):
+class CustomModel(Protocol):
     """A model of your own, named ``module:Class`` in ``MILLRACE_MODEL`` or ``--model``.
 
     It is made as ``Class(schema, spec, seed)``: ``schema.layout`` names the columns of ``cat`` and ``num``, ``spec`` is
