@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from learner.network import elementwise
-from learner.network.models.base import Deep, Network
+from learner.network.layers import DenseLayer, layers_of
+from learner.network.models.base import Network
 from learner.network.models.norm import BOUND, EPSILON, SMALL_BATCH, BatchNorm, BatchRenorm, InputNorm
-from learner.network.models.wide_deep import WideDeep
-from learner.network.models.wide_resnet import Residual, WideResNet
 
 Floats = NDArray[np.float32]
 
@@ -116,39 +115,14 @@ class Products:
         return flat[: rows * columns].view(rows, columns)
 
 
-class WrittenPass(Protocol):
-    """A network's training pass. ``forward`` advances running statistics, as the network's ``forward`` does."""
-
-    products: Products
-
-    def forward(self, x: Tensor) -> Floats:
-        """Logits (B,) of inputs x (B, I), which must stay as they are until :meth:`backward`."""
-        ...
-
-    def backward(self, slope: Floats, columns: int) -> Tensor:
-        """Writes every parameter's gradient, for ``slope`` = d loss / d logit (B,). Returns d loss / d x (B, >=
-        columns); only its first ``columns`` columns are valid."""
-        ...
-
-    def infer(self, x: Tensor, room: Workspace) -> Floats:
-        """Logits (B,) of x (B, I) in evaluation mode, float32. Threads may call it at once, each with a ``room``."""
-        ...
-
-
 def _nothing() -> None:
     """The wait for finished work."""
 
 
 def written_pass(network: Network, half: bool = False) -> WrittenPass | None:
     """The written-out pass of a network; None if there is none. ``half``: matrix products in bfloat16."""
-    products = Products(half)
-    if type(network) is WideDeep:
-        return DeepPass(network.deep_part, products) if _plain(network.deep_part) else None
-    if isinstance(network, WideResNet):
-        units = [unit for unit in network.units if isinstance(unit, Residual)]
-        if all(isinstance(u.norm, BatchNorm | nn.Identity) for u in units):
-            return ResNetPass(units, network.out, products)
-    return None
+    found = layers_of(network)
+    return None if found is None else WrittenPass(*found, Products(half))
 
 
 @torch.no_grad()
@@ -168,10 +142,6 @@ def scale_numbers(network: Network, numbers: Floats, out: Floats, at: int, train
         norm.mix(len(numbers), torch.from_numpy(mean), torch.from_numpy(var))
     factor = 1 / np.sqrt(_array(norm.var) + np.float32(EPSILON))  # (N,)
     elementwise.standardise(numbers, _array(norm.mean), factor, np.float32(BOUND), out, at)
-
-
-def _plain(deep: Deep) -> bool:
-    return all(isinstance(layer, nn.Linear | nn.ReLU) for layer in deep.layers)
 
 
 def _array(tensor: Tensor) -> Floats:
@@ -201,59 +171,6 @@ class _Logit:
         torch.mm(torch.from_numpy(slope).unsqueeze(0), a, out=_slot(self.out.weight))  # (1, B), (B, H) -> (1, H)
         _slot(self.out.bias).fill_(float(slope.sum(dtype=np.float64)))
         elementwise.outer(slope, _array(self.out.weight)[0], _array(grad))
-
-
-class DeepPass:
-    """A stack of L hidden layers over a_0 = x::
-
-    a_{l+1} = ReLU(a_l W_l^T + b_l)        logit = <w, a_L> + b
-    g_l     = d loss / d a_l:  g_L = slope w^T,  g_l = (g_{l+1} where a_{l+1} > 0) W_l
-    """
-
-    def __init__(self, deep: Deep, products: Products) -> None:
-        self.products = self._products = products
-        self.layers = [layer for layer in deep.layers if isinstance(layer, nn.Linear)]
-        self.logit = _Logit(deep.out)
-        self._room = Workspace()
-        self._a: list[Tensor] = []
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Floats:
-        self._a = [x]  # a_0 .. a_L
-        for k, layer in enumerate(self.layers):
-            a = self._room.take(f"a{k}", len(x), layer.out_features)  # (B, H)
-            self._products.mm(self._a[-1], layer.weight.t(), a)  # a_l W_l^T: (B, I or H), (I or H, H) -> (B, H)
-            elementwise.bias_relu(_array(a), _array(layer.bias))
-            self._a.append(a)
-        return self.logit.forward(self._a[-1])
-
-    @torch.no_grad()
-    def infer(self, x: Tensor, room: Workspace) -> Floats:
-        for k, layer in enumerate(self.layers):
-            a = room.take(f"a{k}", len(x), layer.out_features)  # (B, H)
-            torch.mm(x, layer.weight.t(), out=a)
-            elementwise.bias_relu(_array(a), _array(layer.bias))
-            x = a
-        return self.logit.forward(x)
-
-    @torch.no_grad()
-    def backward(self, slope: Floats, columns: int) -> Tensor:
-        a = self._a
-        grad = self._room.take(f"grad{len(self.layers)}", *a[-1].shape)  # g_L: (B, H)
-        self.logit.backward(slope, a[-1], grad)
-        waits = []
-        for k, layer in reversed(list(enumerate(self.layers))):
-            elementwise.through_relu(_array(grad), _array(a[k + 1]), _array(_slot(layer.bias)))
-            waits.append(
-                self._products.mm_aside(grad.t(), a[k], _slot(layer.weight))
-            )  # (H, B), (B, I or H) -> (H, I or H)
-            wanted = a[k].shape[1] if k else columns
-            below = self._room.take(f"grad{k}", len(grad), wanted)  # g_l: (B, H), at last (B, columns)
-            self._products.mm(grad, layer.weight[:, :wanted], below)
-            grad = below
-        for wait in waits:
-            wait()
-        return grad
 
 
 class _Norm:
@@ -301,13 +218,6 @@ class _Norm:
         gamma, beta = _array(norm.gamma), _array(norm.beta)
         elementwise.scale(x, self._mean, gamma * self._r * self._inverse, gamma * self._d + beta, relu, out)
 
-    def infer(self, x: Floats, bias: Floats | None, relu: bool, out: Floats) -> None:
-        """``out`` = y (B, C) of ``x + bias`` by the running statistics."""
-        norm = self.norm
-        mean = _array(norm.mean) if bias is None else _array(norm.mean) - bias
-        factor = _array(norm.gamma) / np.sqrt(_array(norm.var) + np.float32(EPSILON))
-        elementwise.scale(x, mean, factor, _array(norm.beta), relu, out)
-
     def backward(self, grad: Floats, x: Floats, total: Floats) -> None:
         """Turns ``grad`` (B, C) of y, whose sum over rows is ``total`` (C,), into that of x (B, C)."""
         norm, rows = self.norm, np.float32(len(x))
@@ -324,125 +234,6 @@ class _Norm:
         elementwise.combine(grad, x, self._mean, a, k, shift)
 
 
-class _Unit:
-    """A residual unit (learner/network/models/wide_resnet.py), with a norm or none, in its place::
-
-        inner   h = ReLU(norm(x W1^T + b1))    y = ReLU(x + h W2^T + b2)
-        pre     h = ReLU(norm(x) W1^T + b1)    y = x + h W2^T + b2
-        post    h = ReLU(x W1^T + b1)          y = ReLU(norm(x + h W2^T + b2))
-
-    x, y (B, I); h (B, H). ``_normed`` keeps what goes into the norm (of "pre": what comes out of it).
-    """
-
-    def __init__(self, unit: Residual, room: Workspace, name: str, products: Products) -> None:
-        self._products = products
-        self.unit, self.name, self._room = unit, name, room
-        self.norm = _Norm(unit.norm) if isinstance(unit.norm, BatchNorm) else None
-        # Without a norm "post" and "inner" are the same.
-        self.placement = "inner" if self.norm is None and unit.placement == "post" else unit.placement
-        self._x = self._h = self._y = self._normed = torch.empty(0)
-
-    def _take(self, name: str, columns: int) -> Tensor:
-        return self._room.take(f"{self.name}.{name}", len(self._x), columns)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """y of x: (B, I) -> (B, I)"""
-        unit, norm, self._x = self.unit, self.norm, x
-        b1, b2 = _array(unit.w1.bias), _array(unit.w2.bias)
-        width, hidden = x.shape[1], unit.w1.out_features
-        total = np.empty(hidden if self.placement == "inner" else width, np.float32)
-        h, y = self._take("h", hidden), self._take("y", width)  # (B, H), (B, I)
-        if norm is not None and self.placement == "pre":
-            self._normed = self._take("normed", width)  # (B, I)
-            elementwise.sums(_array(x), total)
-            norm.forward(_array(x), total, False, _array(self._normed))
-            self._products.mm(self._normed, unit.w1.weight.t(), h)
-            elementwise.bias_relu(_array(h), b1)
-        elif norm is not None and self.placement == "inner":
-            self._normed = self._take("normed", hidden)  # (B, H)
-            self._products.mm(x, unit.w1.weight.t(), self._normed)
-            elementwise.add_bias(_array(self._normed), b1, total)
-            norm.forward(_array(self._normed), total, True, _array(h))
-        else:
-            self._products.mm(x, unit.w1.weight.t(), h)
-            elementwise.bias_relu(_array(h), b1)
-        self._products.add(x, h, unit.w2.weight.t(), y)  # x + h W2^T: (B, I) + (B, H), (H, I) -> (B, I)
-        if self.placement == "inner":
-            elementwise.bias_relu(_array(y), b2)
-        elif self.placement == "pre":
-            elementwise.add_bias(_array(y), b2, np.empty(width, np.float32))
-        elif norm is not None:
-            self._normed, y = y, self._take("out", width)
-            elementwise.add_bias(_array(self._normed), b2, total)
-            norm.forward(_array(self._normed), total, True, _array(y))
-        self._h, self._y = h, y
-        return y
-
-    def infer(self, x: Tensor, room: Workspace) -> Tensor:
-        unit, norm, placement = self.unit, self.norm, self.placement
-        b1, b2 = _array(unit.w1.bias), _array(unit.w2.bias)
-        below = x
-        if norm is not None and placement == "pre":
-            below = room.take("normed", *x.shape)
-            norm.infer(_array(x), None, False, _array(below))
-        hidden = room.take("h", len(x), unit.w1.out_features)  # (B, H)
-        torch.mm(below, unit.w1.weight.t(), out=hidden)
-        h = _array(hidden)
-        if norm is not None and placement == "inner":
-            norm.infer(h, b1, True, h)
-        else:
-            elementwise.bias_relu(h, b1)
-        out = room.take(f"{self.name}.y", *x.shape)  # (B, I)
-        if norm is not None and placement == "post":
-            torch.addmm(x, hidden, unit.w2.weight.t(), out=out)
-            norm.infer(_array(out), b2, True, _array(out))
-        else:
-            torch.mm(hidden, unit.w2.weight.t(), out=out)
-            elementwise.residual(_array(x), _array(out), b2, np.float32(-np.inf if placement == "pre" else 0))
-        return out
-
-    def backward(self, grad: Tensor, columns: int, wait: Callable[[], None]) -> Callable[[], None]:
-        """Turns ``grad`` (B, I) of y into that of x, in its first ``columns`` columns at least. ``wait``: for a product
-        of the unit above, which reads its (B, H) where this one writes. Returns the wait for such a product of this
-        one."""
-        unit, norm, x, h = self.unit, self.norm, self._x, self._h
-        g = _array(grad)
-        grad_b1, grad_b2 = _array(_slot(unit.w1.bias)), _array(_slot(unit.w2.bias))
-        total = np.empty(grad.shape[1], np.float32)  # (I,)
-        if self.placement == "inner":
-            elementwise.through_relu(g, _array(self._y), grad_b2)
-        elif self.placement == "pre":
-            elementwise.sums(g, grad_b2)
-        elif norm is not None:
-            elementwise.through_relu(g, _array(self._y), total)
-            norm.backward(g, _array(self._normed), total)
-            _bias_before(norm, g, grad_b2)
-        wait2 = self._products.mm_aside(grad.t(), h, _slot(unit.w2.weight))  # (I, B), (B, H) -> (I, H)
-        wait()
-        inner = self._room.take("grad_h", len(h), h.shape[1])  # (B, H)
-        self._products.mm(grad, unit.w2.weight, inner)
-        i = _array(inner)
-        elementwise.through_relu(i, _array(h), grad_b1)
-        below = x
-        if norm is not None and self.placement == "inner":
-            norm.backward(i, _array(self._normed), grad_b1.copy())
-            _bias_before(norm, i, grad_b1)
-        elif norm is not None and self.placement == "pre":
-            below = self._normed
-        wait1 = self._products.mm_aside(inner.t(), below, _slot(unit.w1.weight))  # (H, B), (B, I) -> (H, I)
-        wait2()  # it reads what is written from here on
-        if norm is not None and self.placement == "pre":
-            past = self._take("grad_normed", x.shape[1])  # (B, I)
-            self._products.mm(inner, unit.w1.weight, past)
-            elementwise.sums(_array(past), total)
-            norm.backward(_array(past), _array(x), total)
-            grad += past
-        else:
-            wanted = grad[:, :columns]
-            self._products.add(wanted, inner, unit.w1.weight[:, :columns], wanted)
-        return wait1
-
-
 def _bias_before(norm: _Norm, grad: Floats, out: Floats) -> None:
     """The gradient (C,) of a bias just before a norm; 0 with a batch's own mean, which cancels the bias."""
     if norm.own:
@@ -451,35 +242,135 @@ def _bias_before(norm: _Norm, grad: Floats, out: Floats) -> None:
         elementwise.sums(grad, out)
 
 
-class ResNetPass:
-    """Residual units, then a logit: (B, I) -> (B,)"""
+class _Made(NamedTuple):
+    """What a layer's forward pass leaves for the backward one."""
 
-    def __init__(self, units: list[Residual], out: nn.Linear, products: Products) -> None:
+    x: Tensor  # (B, in) what went into the layer
+    below: Tensor  # (B, in) what went into the product
+    z: Tensor  # (B, out) what went into the norm behind it
+    y: Tensor  # (B, out) what came out
+
+
+class WrittenPass:
+    """The passes of listed layers (learner/network/layers.py), and a logit: (B, I) -> (B,). The gradient of y_l goes,
+    through the layer's product, to y_{l-1}; of a layer that skips also, as it is, to y_{l-2}."""
+
+    def __init__(self, layers: list[DenseLayer], out: nn.Linear, products: Products) -> None:
         self.products = products
-        self._room = Workspace()
-        self.units = [_Unit(unit, self._room, str(k), products) for k, unit in enumerate(units)]
-        self.logit = _Logit(out)
+        self._layers = [(layer, _norm(layer.before), _norm(layer.after)) for layer in layers]
+        self._logit, self._room = _Logit(out), Workspace()
+        self._made: list[_Made] = []
         self._last = torch.empty(0)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Floats:
-        for unit in self.units:
-            x = unit.forward(x)
+        """Logits (B,) of inputs x (B, I), which must stay as they are until :meth:`backward`. Running statistics
+        advance, as the network's ``forward`` does."""
+        take, rows, earlier = self._room.take, len(x), x
+        self._made = []
+        for k, (layer, before, after) in enumerate(self._layers):
+            linear, below, width = layer.linear, x, layer.linear.out_features
+            total, bias = np.empty(width, np.float32), _array(linear.bias)
+            if before is not None:
+                below, sums = take(f"below{k}", *x.shape), np.empty(x.shape[1], np.float32)
+                elementwise.sums(_array(x), sums)
+                before.forward(_array(x), sums, False, _array(below))
+            y = z = take(f"z{k}", rows, width)
+            if layer.skips:
+                self.products.add(earlier, below, linear.weight.t(), z)
+            else:
+                self.products.mm(below, linear.weight.t(), z)
+            if after is not None:
+                y = take(f"y{k}", rows, width)
+                elementwise.add_bias(_array(z), bias, total)
+                after.forward(_array(z), total, True, _array(y))
+            elif layer.floor == 0:
+                elementwise.bias_relu(_array(z), bias)
+            else:
+                elementwise.add_bias(_array(z), bias, total)
+            self._made.append(_Made(x, below, z, y))
+            earlier, x = x, y
         self._last = x
-        return self.logit.forward(x)
-
-    @torch.no_grad()
-    def infer(self, x: Tensor, room: Workspace) -> Floats:
-        for unit in self.units:
-            x = unit.infer(x, room)
-        return self.logit.forward(x)
+        return self._logit.forward(x)
 
     @torch.no_grad()
     def backward(self, slope: Floats, columns: int) -> Tensor:
-        grad: Tensor = self._room.take("grad", *self._last.shape)
-        self.logit.backward(slope, self._last, grad)
-        wait = _nothing
-        for k in range(len(self.units) - 1, -1, -1):
-            wait = self.units[k].backward(grad, grad.shape[1] if k else columns, wait)
-        wait()
+        """Writes every parameter's gradient, for ``slope`` = d loss / d logit (B,). Returns d loss / d x (B, >=
+        columns); only its first ``columns`` columns are valid."""
+        take, waits = self._room.take, list[Callable[[], None]]()
+        past: tuple[Tensor, Callable[[], None]] | None = None  # a gradient that goes past a layer; the wait for its use
+        grad = take("grad", *self._last.shape)
+        self._logit.backward(slope, self._last, grad)
+        for k in range(len(self._layers) - 1, -1, -1):
+            (layer, before, after), (x, below, z, y) = self._layers[k], self._made[k]
+            weight, g, bias = layer.linear.weight, _array(grad), _array(_slot(layer.linear.bias))
+            if after is not None:
+                total = np.empty(len(bias), np.float32)
+                elementwise.through_relu(g, _array(y), total)
+                after.backward(g, _array(z), total)
+                _bias_before(after, g, bias)
+            elif layer.floor == 0:
+                elementwise.through_relu(g, _array(y), bias)
+            else:
+                elementwise.sums(g, bias)
+            wait = self.products.mm_aside(grad.t(), below, _slot(weight))  # (out, B), (B, in) -> (out, in)
+            wanted, into = x.shape[1] if k or before is not None else columns, None
+            if before is not None or past is None:
+                into = take(f"grad{k}", len(x), wanted)
+                self.products.mm(grad, weight[:, :wanted], into)
+            if before is not None and into is not None:
+                sums = np.empty(wanted, np.float32)
+                elementwise.sums(_array(into), sums)
+                before.backward(_array(into), _array(x), sums)
+            if past is not None:
+                beside, read = past
+                read()  # it is written to from here on
+                if into is None:
+                    self.products.add(beside[:, :wanted], grad, weight[:, :wanted], beside[:, :wanted])
+                else:
+                    beside += into
+                into, past = beside, None
+            if layer.skips:
+                past = grad, wait
+            else:
+                waits.append(wait)
+            assert into is not None
+            grad = into
+        for wait in waits:
+            wait()
         return grad
+
+    @torch.no_grad()
+    def infer(self, x: Tensor, room: Workspace) -> Floats:
+        """Logits (B,) of x (B, I) in evaluation mode, float32. Threads may call it at once, each with a ``room``."""
+        earlier = x  # what went into the layer before
+        for k, (layer, _, _) in enumerate(self._layers):
+            below, norm, matrix = x, layer.after, layer.linear.weight.t()
+            if layer.before is not None:
+                below = room.take("normed", *x.shape)
+                _scale(layer.before, _array(x), None, False, _array(below))
+            z = room.take(f"a{k % 3}", len(x), layer.linear.out_features)  # two before it are still read
+            out, bias = _array(z), _array(layer.linear.bias)
+            if layer.skips and norm is not None:
+                torch.addmm(earlier, below, matrix, out=z)
+            else:
+                torch.mm(below, matrix, out=z)
+            if norm is not None:
+                _scale(norm, out, bias, True, out)
+            elif layer.skips:
+                elementwise.residual(_array(earlier), out, bias, np.float32(layer.floor))
+            else:
+                elementwise.bias_relu(out, bias)
+            earlier, x = x, z
+        return self._logit.forward(x)
+
+
+def _norm(norm: BatchNorm | None) -> _Norm | None:
+    return None if norm is None else _Norm(norm)
+
+
+def _scale(norm: BatchNorm, x: Floats, bias: Floats | None, relu: bool, out: Floats) -> None:
+    """``out`` = the norm of ``x + bias`` (B, C) by the running statistics; through a ReLU if ``relu``."""
+    mean = _array(norm.mean) if bias is None else _array(norm.mean) - bias
+    factor = _array(norm.gamma) / np.sqrt(_array(norm.var) + np.float32(EPSILON))
+    elementwise.scale(x, mean, factor, _array(norm.beta), relu, out)

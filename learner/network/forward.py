@@ -6,17 +6,11 @@ in all. Their part of the first product is computed once::
 
     x (n, I) = own (n, V) | same (1, S)          x W1^T = own W1_own^T + same W1_same^T      (n, H) + (1, H)
 
-and what follows is for own first, then same. The writer of a version lays its weights so (:func:`prepared`), and norms
-become part of the matrices beside them (f = gamma / deviation). A pass then has one form::
+and what follows is for own first, then same. The writer of a version lays its weights so (:func:`prepared`): of the
+list of the network's layers (learner/network/layers.py) norms are folded into the matrices beside them, and columns are
+split and widened. Then all passes have one form, layer by layer::
 
-    Wide&Deep     h = ReLU(x W1^T + b1)                                     layer by layer, then <h, w> + b
-    Wide&ResNet   h = ReLU(x W1^T + b1)    x = max(s x + h W2^T + b2, floor)    unit by unit, then <x, w> + b
-
-where for the norm's placement (see learner/network/models/wide_resnet.py; the rest is the network's own, s = 1)::
-
-    inner   W1 := f W1, b1 := f (b1 - m) + beta          floor = 0
-    pre     W1 := W1 f, b1 := b1 + W1 (beta - f m)       floor = -inf
-    post    W2 := f W2, b2 := f (b2 - m) + beta, s = f   floor = 0
+    a_{l+1} = max(s_l a_{l-1} + a_l W_l^T + b_l, floor_l)        logit = <a_L, w> + b        (s_l = 0: a plain layer)
 
 Which arithmetic is fastest depends on processor and library, so a scorer measures them (scorer/feeder/arithmetic.py)::
 
@@ -44,11 +38,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from learner.network import bfloat16
-from learner.network.backward import Workspace, written_pass
+from learner.network.backward import Workspace
+from learner.network.layers import DenseLayer, layers_of
 from learner.network.models import Network
-from learner.network.models.norm import EPSILON, BatchNorm
-from learner.network.models.wide_deep import WideDeep
-from learner.network.models.wide_resnet import Residual, WideResNet
 
 Floats = NDArray[np.float32]
 Arrays = dict[str, NDArray[Any]]
@@ -94,8 +86,9 @@ def rows_of(n: int) -> int:
 
 
 def has_forward(network: Network) -> bool:
-    """Whether there is a :class:`PageForward` of this network: its pass is written out, and it has matrices."""
-    return written_pass(network) is not None and bool(_matrices(network))
+    """Whether there is a :class:`PageForward` of this network: its layers are listed, and there are some."""
+    found = layers_of(network)
+    return found is not None and bool(found[0])
 
 
 def forward_of(network: Network, columns: PageColumns, arrays: Mapping[str, NDArray[Any]]) -> PageForward | None:
@@ -106,16 +99,10 @@ def forward_of(network: Network, columns: PageColumns, arrays: Mapping[str, NDAr
     return None
 
 
-def _units(network: WideResNet) -> list[Residual]:
-    return [unit for unit in network.units if isinstance(unit, Residual)]
-
-
-def _matrices(network: Network) -> list[nn.Linear]:
-    """In the order of the pass; of each residual unit two."""
-    if isinstance(network, WideDeep):
-        return [layer for layer in network.deep_part.layers if isinstance(layer, nn.Linear)]
-    assert isinstance(network, WideResNet)
-    return [layer for unit in _units(network) for layer in (unit.w1, unit.w2)]
+def _listed(network: Network) -> tuple[list[DenseLayer], nn.Linear]:
+    found = layers_of(network)
+    assert found is not None
+    return found
 
 
 class _Places:
@@ -132,14 +119,10 @@ class _Places:
     def wide(self, size: int) -> int:
         return -(-size // self.step) * self.step
 
-    def widened(self, hidden: Tensor) -> Tensor:
-        """(..., H) -> (..., wide H)"""
-        return nn.functional.pad(hidden, (0, self.wide(hidden.shape[-1]) - hidden.shape[-1]))
-
-    def inputs(self, rows: Tensor) -> Tensor:
-        """(I, ...) -> (whole, ...)"""
-        laid = rows.new_zeros(self.whole, *rows.shape[1:])
-        laid[self.input] = rows
+    def laid(self, rows: Tensor, inputs: bool) -> Tensor:
+        """(I, ...) -> (whole, ...) of input columns, else (H, ...) -> (wide H, ...)"""
+        laid = rows.new_zeros(self.whole if inputs else self.wide(len(rows)), *rows.shape[1:])
+        laid[self.input if inputs else slice(len(rows))] = rows
         return laid
 
 
@@ -151,43 +134,28 @@ def prepared(network: Network, columns: PageColumns, arithmetic: Arithmetic) -> 
     places = _Places(columns, arithmetic)
     matrices: list[Tensor] = []  # (in, out)
     vectors: list[Tensor] = []
-    if isinstance(network, WideDeep):
-        for layer in _matrices(network):
-            of_inputs = not matrices
-            matrix = places.widened(layer.weight.t())
-            matrices.append(places.inputs(matrix) if of_inputs else places.widened(matrix.t()).t())
-            vectors.append(places.widened(layer.bias))
-        out, weight = network.deep_part.out, places.widened(network.deep_part.out.weight[0])
-    else:
-        assert isinstance(network, WideResNet)
-        for unit in _units(network):
-            w1, b1, w2, b2, s = _without_norm(unit)
-            matrices += [places.inputs(places.widened(w1.t())), places.inputs(places.widened(w2)).t()]
-            vectors += [places.widened(b1), places.inputs(s), places.inputs(b2)]
-        out, weight = network.out, places.inputs(network.out.weight[0])
+    inputs = True  # whether what goes into the layer has the network's input columns
+    layers, out = _listed(network)
+    for layer in layers:
+        folded = layer.folded()
+        matrices.append(places.laid(places.laid(folded.weight, layer.skips).t(), inputs))
+        inputs = layer.skips
+        vectors += [places.laid(v, inputs) for v in ([folded.skip] if inputs else []) + [folded.bias]]
     of_own, of_same = matrices[0][: places.own], matrices[0][places.own : places.own + places.same]
     of_own = nn.functional.pad(of_own, (0, 0, 0, places.first - places.own))
     flat = torch.cat([m.reshape(-1) for m in (of_own, *matrices[1:])])
     laid = flat.to(torch.bfloat16).view(torch.uint16) if arithmetic == "bfloat16" else flat
-    whole = torch.cat([of_same.reshape(-1), *vectors, weight, out.bias])
+    whole = torch.cat([of_same.reshape(-1), *vectors, places.laid(out.weight[0], inputs), out.bias])
     return {_MATRICES + arithmetic: laid.numpy(), _VECTORS: whole.numpy()}
 
 
-def _without_norm(unit: Residual) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """W1, b1, W2, b2, s of a unit whose norm is part of them, by the module's formulas."""
-    norm = unit.norm
-    w1, b1, w2, b2 = (t.detach() for t in (unit.w1.weight, unit.w1.bias, unit.w2.weight, unit.w2.bias))
-    s = torch.ones_like(b2)
-    if isinstance(norm, BatchNorm):
-        f = norm.gamma / torch.sqrt(norm.var + EPSILON)
-        shift = norm.beta - f * norm.mean
-        if unit.placement == "inner":
-            w1, b1 = f[:, None] * w1, f * b1 + shift
-        elif unit.placement == "pre":
-            w1, b1 = w1 * f, b1 + w1 @ shift
-        else:
-            w2, b2, s = f[:, None] * w2, f * b2 + shift, f
-    return w1, b1, w2, b2, s
+class _Laid(NamedTuple):
+    """A layer as :func:`prepared` laid it."""
+
+    matrix: Tensor  # (in, out)
+    bias: Floats  # (out,)
+    skip: Floats | None  # (out,) s
+    floor: np.float32
 
 
 class PageForward:
@@ -212,21 +180,16 @@ class PageForward:
             place += size
             return vectors[place - size : place]
 
-        self._floors: list[np.float32] = []  # of each residual unit; none for plain layers
-        if isinstance(network, WideResNet):
-            self._floors = [np.float32(-np.inf if u.placement == "pre" else 0) for u in _units(network)]
-        self._matrices: list[Tensor] = []
-        self._vectors: list[Floats] = []
-        for k, layer in enumerate(_matrices(network)):
-            inner, outer = places.wide(layer.in_features), places.wide(layer.out_features)
-            if self._floors:
-                inner, outer = (inner, places.whole) if k % 2 else (places.whole, outer)
-            if not k:
-                inner = places.first
+        self._layers: list[_Laid] = []
+        inner = places.first
+        for layer in _listed(network)[0]:
+            outer = places.whole if layer.skips else places.wide(layer.linear.out_features)
+            if not self._layers:
                 self._of_same = torch.from_numpy(vector(places.same * outer)).view(places.same, outer)
-            self._matrices.append(flat[at : at + inner * outer].view(inner, outer))
-            at += inner * outer
-            self._vectors += [vector(outer) for _ in range(2 if self._floors and k % 2 else 1)]
+            matrix = flat[at : at + inner * outer].view(inner, outer)
+            skip = vector(outer) if layer.skips else None
+            self._layers.append(_Laid(matrix, vector(outer), skip, np.float32(layer.floor)))
+            at, inner = at + inner * outer, outer
         self._weight, self._bias = vectors[place:-1], np.float32(vectors[-1])
 
     def infer(self, x: Tensor, room: Workspace) -> Floats:
@@ -239,14 +202,25 @@ class PageForward:
     def page(self, given: PageInput, room: Workspace) -> Floats:
         """Logits (n,)"""
         x, same, n = self._operand(given, room), given.same, given.n
+        entry = earlier = given.own[:n], same  # what goes into a layer, and went into the one before
+        out = np.empty(n, np.float32)
         with torch.no_grad():
-            first = (torch.from_numpy(same) @ self._of_same).numpy()
-            first += self._vectors[0]
-            out = np.empty(n, np.float32)
-            if self._floors:
-                self._through_units(x, given, first, room, out)
-            else:
-                self._through_layers(x, first, room, out)
+            bias = (torch.from_numpy(same) @ self._of_same).numpy()
+            bias += self._layers[0].bias
+            for k, layer in enumerate(self._layers):
+                x = self._product(x, layer.matrix, room, f"a{k % 3}")  # two before it are still read
+                z, last = x[:n], layer is self._layers[-1]
+                if layer.skip is not None:
+                    grown = (*earlier, self._own, layer.skip, z, layer.bias, layer.floor)
+                    if last:
+                        bfloat16.residual_dot(*grown, self._weight, self._bias, out)
+                    else:
+                        bfloat16.residual(*grown)
+                elif last:
+                    bfloat16.relu_dot(z, bias if not k else layer.bias[None], self._weight, self._bias, out)
+                else:
+                    bfloat16.bias_relu(z, bias if not k else layer.bias[None])
+                earlier, entry = entry, (z, same[:1, :0])
         return out
 
     def _operand(self, given: PageInput, room: Workspace) -> NDArray[Any]:
@@ -258,32 +232,6 @@ class PageForward:
         half = _halves(room, "x", len(given.own), self._first)
         bfloat16.rounded(given.own[: given.n], half[: given.n])
         return half
-
-    def _through_layers(self, x: NDArray[Any], bias: Floats, room: Workspace, out: Floats) -> None:
-        n, last = len(out), len(self._matrices) - 1
-        for k, matrix in enumerate(self._matrices):
-            z = self._product(x, matrix, room, f"h{k}")
-            bias = self._vectors[k][None] if k else bias
-            if k == last:
-                bfloat16.relu_dot(z[:n], bias, self._weight, self._bias, out)
-            else:
-                bfloat16.bias_relu(z[:n], bias)
-            x = z
-
-    def _through_units(self, x: NDArray[Any], given: PageInput, bias: Floats, room: Workspace, out: Floats) -> None:
-        n, last = len(out), len(self._floors) - 1
-        before, same = given.own[:n], given.same
-        for k, floor in enumerate(self._floors):
-            b1, s, b2 = self._vectors[3 * k : 3 * k + 3]
-            h = self._product(x, self._matrices[2 * k], room, "h")
-            bfloat16.bias_relu(h[:n], b1[None] if k else bias)
-            x = self._product(h, self._matrices[2 * k + 1], room, f"z{k % 2}")
-            z = x[:n]
-            if k == last:
-                bfloat16.residual_dot(before, same, self._own, s, z, b2, floor, self._weight, self._bias, out)
-            else:
-                bfloat16.residual(before, same, self._own, s, z, b2, floor)
-            before, same = z, same[:1, :0]
 
     def _product(self, a: NDArray[Any], matrix: Tensor, room: Workspace, name: str) -> NDArray[Any]:
         """``a matrix``: (n, in), (in, out) -> (n, out)"""
