@@ -177,7 +177,7 @@ class Serving(WorkerState):
         if plan.allowed is not None and not len(plan.allowed.rows):
             return self._empty(page, arm)
         found = await self._found(plan)
-        scored = await self.maker.score(page, found.rows, found.among, arm.learner, _weighs(page, arm))
+        scored = await self.maker.score(page, found.rows, found.among, arm.learner, bool(_weights(page, arm)))
         shown, rest = plan.cut(self._placed(plan, scored, plan.draw), found.rows, self.filters)
         ids, codes, sources = self.maker.ids(found.rows[rest.order]), found.sources[rest.order].tobytes(), found.sources
         if page.capped:
@@ -244,8 +244,8 @@ class Serving(WorkerState):
         if retrieval is None and page.rerank.diversity and arm.ranks and note not in page.notes:
             page.notes.append(note)
         passing, worth = self.passing(page)[scored.rows], None
-        if _weighs(page, arm):
-            parts = terms(self.schema, scored.found, page.rerank.weights)
+        if weights := _weights(page, arm):
+            parts = terms(self.schema, scored.found, weights)
             worth = None if parts is None else log_worth(parts)
             note = "the model predicts no outcomes: ordered by clicks"
             if worth is None and note not in page.notes:
@@ -283,7 +283,7 @@ class Serving(WorkerState):
                 of_more = CONTROLLED if arm.kind == "random" else np.where(np.isin(more, hot), HOT, RANDOM)
                 sources = np.concatenate([sources[shown.order], np.broadcast_to(of_more, len(more))]).astype(np.uint8)
                 rows, among = np.concatenate([taken, more]), scored.found.among
-                scored = await self.maker.score(page, rows, among, arm.learner, _weighs(page, arm))
+                scored = await self.maker.score(page, rows, among, arm.learner, bool(_weights(page, arm)))
                 n = len(scored.rows)
                 shown = self._placed(plan, scored, PageDraw(n, n, n, True, (0, 0)))
                 shown = shown.at(self.filters.fitting(filters, scored.rows[shown.order], size))
@@ -421,9 +421,9 @@ class Serving(WorkerState):
         return asked.request_id or self._new_id(), ts_ms
 
 
-def _weighs(page: Asked, arm: PageArm) -> bool:
-    """Whether items are ordered by what they are worth."""
-    return arm.ranks and bool(page.rerank.weights)
+def _weights(page: Asked, arm: PageArm) -> dict[str, float]:
+    """Of outcomes, where items are ordered by what they are worth; else none."""
+    return (page.rerank.weights or {}) if arm.ranks else {}
 
 
 def _oldest_ms(newest_ms: int, logged: bool, schema: Schema, s: Settings) -> tuple[int, str]:

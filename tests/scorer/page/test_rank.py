@@ -443,8 +443,8 @@ def test_clicks_and_outcomes_are_predicted_in_one_pass_where_the_model_has_one()
         assert got.outcomes is not None
         assert np.array_equal(got.outcomes, told[:, 1:])
     assert (len(paged.seen), plain.calls) == (1, 1)
-    for model, wanted in ((paged, False), (Chance(), True)):
-        assert ranker.rank(world.users[1], rows, world.now_ms, None, model, outcomes=wanted).outcomes is None
+    for other, wanted in ((paged, False), (Chance(), True)):
+        assert ranker.rank(world.users[1], rows, world.now_ms, None, other, outcomes=wanted).outcomes is None
 
 
 def test_a_position_is_missing_when_ranked_and_filled_in_the_page() -> None:

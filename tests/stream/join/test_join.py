@@ -274,7 +274,7 @@ def test_a_page_that_silence_dropped_is_forgotten_in_time_when_the_watermark_is_
 
 def test_a_late_exposure_is_no_stop_of_traffic() -> None:
     policy = replace(POLICY, label=policy_named("prompt"))
-    labeller = Labeller(policy, None)  # type: ignore[arg-type]
+    labeller = Labeller(policy, None)
     promises = [labeller.promise(T0 + after * MINUTE) for after in (0, -20, 15)]
     assert promises == [policy.label.promise(policy.waits, flowing * MINUTE) for flowing in (0, 0, 15)]
     assert promises[2] != promises[0]
