@@ -6,9 +6,11 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 import redis
 
 from millrace.basics.hashing import kafka_partition
@@ -175,12 +178,16 @@ class Loop:
 
     def close(self) -> None:
         for worker in self.workers:
-            worker.kill()
-            worker.wait()
+            self.gone(worker)
         self.reader.close()
         self.producer.close()
         self.store.stop()
         self.broker.stop()
+
+    def gone(self, worker: subprocess.Popen[bytes]) -> None:
+        """Kills a worker."""
+        worker.kill()
+        worker.wait()
 
     def worker(self, *program: str) -> subprocess.Popen[bytes]:
         """Starts a worker; ``program``: arguments for Python in place of the role's own."""
@@ -217,6 +224,14 @@ class Loop:
             assert all(future.succeeded() for future in sent)
         self.sent += messages
 
+    def send_by(self, clock: EventClock, event: bytes) -> None:
+        """Sends an event by another run's clock to every partition. For the core's answer there is rubbish in its
+        place: a dead letter, as that is to become."""
+        for partition in range(PARTITIONS):
+            self.producer.send("events", event, key=b"k", partition=partition, headers=clock.headers)
+            self.sent.append(("events", partition, b"{"))
+        self.producer.flush()
+
     def poll(self) -> Counter[SampleKey]:
         """All samples so far, how often each came."""
         for records in self.reader.poll(timeout_ms=50).values():
@@ -231,21 +246,25 @@ class Loop:
         until(lambda: self.poll().keys() >= expected.samples.keys(), "all samples came")
         assert self.samples.keys() == expected.samples.keys()
         assert self.bodies == {key: {body} for key, body in expected.samples.items()}
+        self.filled(expected)
+        until(lambda: self.coclicks().keys() >= expected.together, "co-clicks are published")
+        until(lambda: self.item_tiles() == as_lists({"": expected.items})[""], "item windows are published")
+        until(lambda: self.dead_letters().keys() >= expected.dead.keys(), "all dead letters came")
+        assert self.dead_letters().keys() == expected.dead.keys()
+
+    def filled(self, expected: Answer) -> None:
+        """Waits until Redis has all of every user."""
         until(lambda: self.redis_users() == as_lists(expected.users), "user windows are in Redis")
         until(lambda: self.redis_recents() == expected.recents, "last clicks are in Redis")
-        until(lambda: self.coclicks().keys() >= expected.together, "co-clicks are published")
         until(lambda: self.redis_profiles() == expected.profiles, "profiles are in Redis")
-        until(lambda: self.item_tiles() == as_lists({"": expected.items})[""], "item windows are published")
-        until(lambda: self.dead_letters() >= expected.dead.keys(), "all dead letters came")
-        assert self.dead_letters() == expected.dead.keys()
 
-    def dead_letters(self) -> set[tuple[str, int, int]]:
-        """What the dead letters are of: topic, partition, offset."""
-        found: set[tuple[str, int, int]] = set()
+    def dead_letters(self) -> dict[tuple[str, int, int], str]:
+        """Reasons of the dead letters by what they are of: topic, partition, offset."""
+        found: dict[tuple[str, int, int], str] = {}
 
         def read(record: Any) -> None:
             dead_letter = decode_dead_letter(record.value)
-            found.add((dead_letter.topic, dead_letter.partition, dead_letter.offset))
+            found[dead_letter.topic, dead_letter.partition, dead_letter.offset] = dead_letter.reason
 
         read_all(self.settings, "dead-letters", read)
         return found
@@ -309,3 +328,22 @@ def as_lists(nested: dict[Any, dict[Any, Any]]) -> dict[Any, Any]:
 def flush(loop: Loop) -> None:
     with redis.Redis.from_url(f"redis://{loop.settings.redis}") as client:
         client.flushall()
+
+
+STEADY = {"session_timeout_ms": 20_000}
+"""For what holds only while no worker is taken for dead, however long it has to wait for a core."""
+Loops = Callable[..., Loop]
+
+
+@pytest.fixture
+def loops(tmp_path: Path) -> Iterator[Loops]:
+    """Makes loops, each in a folder of its own, and closes them: the settings that differ, and services that run."""
+    with ExitStack() as stack:
+
+        def make(kafka: str = "", redis: str = "", **overrides: Any) -> Loop:
+            folder = Path(tempfile.mkdtemp(dir=tmp_path))
+            loop = Loop(folder, kafka, redis, **overrides)
+            stack.callback(loop.close)
+            return loop
+
+        yield make

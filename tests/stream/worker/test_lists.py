@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,21 @@ import pytest
 import redis
 
 from millrace.basics.hashing import combine, value_hash
-from millrace.contracts.events import BadEventError, Item, ItemTiles, decode_dead_letter, to_json, to_msgpack
+from millrace.contracts.events import BadEventError, Item, ItemTiles, to_json, to_msgpack
 from millrace.contracts.itemtiles import pack
 from millrace.contracts.online_layout import LIST_NAMES, list_key, window_fields
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
-from millrace.processes.kafka import read_all
 from millrace.processes.services import EmbeddedRedis, stop
 from millrace.windows.affinity import preferences, taste_columns
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from stream.worker.listkeeper import write
 from stream.worker.shop_lists import ShopLists
+from tests.scenes import worker_loop
 from tests.scenes.waiting import LONG, until
-from tests.scenes.worker_loop import NEWEST_MS, SCHEMA, Loop, flush
+from tests.scenes.worker_loop import NEWEST_MS, SCHEMA, STEADY, Loops, flush
+
+loops = worker_loop.loops
 
 DAY = 86_400_000
 NOW = 20_000 * DAY + 1
@@ -174,19 +176,11 @@ def test_lists_are_replaced_and_those_that_are_no_more_go(tmp_path: Path) -> Non
         assert set(client.scan_iter("b.*")) == {b"b.list:hot", b"b.list:names"}
 
 
-@pytest.fixture
-def loop(tmp_path: Path) -> Iterator[Loop]:
-    running = Loop(tmp_path, session_timeout_ms=20_000)  # no worker is taken for dead on a busy machine
-    try:
-        yield running
-    finally:
-        running.close()
-
-
 @pytest.mark.slow
 @pytest.mark.services
 @pytest.mark.timeout(LONG)
-def test_one_of_two_workers_keeps_the_lists(loop: Loop) -> None:
+def test_one_of_two_workers_keeps_the_lists(loops: Loops) -> None:
+    loop = loops(**STEADY)
     workers = [loop.worker(), loop.worker()]
     until(lambda: all(loop.figure(w, "millrace_ready") == 1 for w in workers), "both work")
     oracle, clicks = ShopLists(SCHEMA), []
@@ -207,7 +201,5 @@ def test_one_of_two_workers_keeps_the_lists(loop: Loop) -> None:
     until(lambda: redis_lists(loop.settings.redis) == expected, "the lists are back")
     assert sorted(loop.figure(w, "millrace_lists_written_total") > 0 for w in workers) == [False, True]
     assert sum(loop.figure(w, "millrace_lists_errors_total") for w in workers) == 1
-    dead_letters: list[str] = []
-    read_all(loop.settings, "dead-letters", lambda record: dead_letters.append(decode_dead_letter(record.value).reason))
-    assert dead_letters == ["bad-item-tiles"]
+    assert [*loop.dead_letters().values()] == ["bad-item-tiles"]
     assert [stop(w, 120) for w in workers] == [0, 0]

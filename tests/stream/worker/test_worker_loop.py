@@ -8,14 +8,14 @@ import math
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from itertools import count
+from contextlib import closing, nullcontext
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from stream.partition.partition_checkpoint import CheckpointStore
 from stream.worker.faustio import Throttle
 from stream.worker.logids import ends_of, ids_of_inputs
 from stream.worker.rereader import PageLogReader
+from tests.scenes import worker_loop
 from tests.scenes.demo_kafka import apache_kafka
 from tests.scenes.waiting import LONG, PATIENCE, until
 from tests.scenes.worker_loop import (
@@ -49,8 +50,10 @@ from tests.scenes.worker_loop import (
     PARTITIONS,
     SCHEMA,
     START_MS,
+    STEADY,
     Answer,
     Loop,
+    Loops,
     Sent,
     as_lists,
     counted,
@@ -63,15 +66,11 @@ from tests.scenes.worker_loop import (
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
+loops = worker_loop.loops
+
 ROUNDS = int(os.environ.get("MILLRACE_TEST_ROUNDS", "1"))
 
 Worker = subprocess.Popen[bytes]
-
-
-# ---------------------------------------------------------------------- what shoppers do
-
-
-# ---------------------------------------------------------------------- what the core says
 
 
 def answer(loop: Loop) -> Answer:
@@ -102,47 +101,19 @@ def answer(loop: Loop) -> Answer:
     return out
 
 
-# ---------------------------------------------------------------------- the processes
-
-
-@pytest.fixture
-def loop(tmp_path: Path) -> Iterator[Loop]:
-    running = Loop(tmp_path)
-    try:
-        yield running
-    finally:
-        running.close()
-
-
-@pytest.fixture
-def steady(tmp_path: Path) -> Iterator[Loop]:
-    """For what holds only while no worker is taken for dead, however long it has to wait for a core."""
-    running = Loop(tmp_path, session_timeout_ms=20_000)
-    try:
-        yield running
-    finally:
-        running.close()
-
-
-# ---------------------------------------------------------------------- the tests
-
-
-@pytest.fixture
-def beside(steady: Loop, tmp_path: Path) -> Iterator[Loop]:
-    """Another loop on the broker and the Redis of ``steady``, with a prefix."""
-    settings = steady.settings
-    (tmp_path / "beside").mkdir()
-    running = Loop(tmp_path / "beside", settings.kafka, settings.redis, session_timeout_ms=20_000, prefix="b-shop.")
-    try:
-        yield running
-    finally:
-        running.close()
+@pytest.fixture(params=[pytest.param(False, id="embedded"), pytest.param(True, id="kafka", marks=pytest.mark.kafka)])
+def kafka(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Address of an Apache Kafka, or nothing: a loop starts the embedded broker."""
+    with apache_kafka(tmp_path / "kafka") if request.param else nullcontext("") as address:
+        yield address
 
 
 @pytest.mark.slow
-def test_an_undisturbed_run_says_what_the_core_says_and_once(steady: Loop, beside: Loop) -> None:
+def test_an_undisturbed_run_says_what_the_core_says_and_once(loops: Loops) -> None:
     """Beside it, another loop with the same users on the same broker and Redis, told apart by its prefix."""
-    loop, worker, other = steady, steady.worker(), beside.worker()
+    loop = loops(**STEADY)
+    beside = loops(loop.settings.kafka, loop.settings.redis, prefix="b-shop.", **STEADY)
+    worker, other = loop.worker(), beside.worker()
     loop.ready(worker)
     beside.send(story(40, seed=11))
     until(lambda: math.isnan(loop.figure(worker, "millrace_watermark_seconds")), "there is no time before an event")
@@ -173,28 +144,6 @@ def test_an_undisturbed_run_says_what_the_core_says_and_once(steady: Loop, besid
     assert stop(other, PATIENCE) == 0
 
 
-@pytest.mark.slow
-def test_killed_workers_change_nothing(loop: Loop) -> None:
-    """SIGKILL between any two moments: after the restart the same samples, windows and dead letters, some twice."""
-    messages, rng = story(200, seed=2), random.Random(5)
-    worker = loop.worker()
-    chunk = len(messages) // (ROUNDS + 1)
-    for number in range(ROUNDS):
-        part = messages[number * chunk : (number + 1) * chunk]
-        before = len(loop.poll())
-        loop.send(part)
-        loop.ready(worker)
-        until(lambda before=before: len(loop.poll()) > before, "samples come")  # type: ignore[misc]
-        time.sleep(rng.random() * 0.5)  # not to wait for something: the moment of the kill is what varies
-        os.kill(worker.pid, signal.SIGKILL)
-        worker.wait()
-        worker = loop.worker()
-    loop.send(messages[ROUNDS * chunk :])
-    loop.ready(worker)
-    loop.done(answer(loop))
-    assert stop(worker, PATIENCE) == 0
-
-
 def share(loop: Loop, first: Worker, second: Worker, messages: list[Sent]) -> None:
     """Sends in parts until the second takes something, then the rest. On a busy machine a member may miss its session
     and join again; whatever is sent meanwhile is the first's."""
@@ -217,45 +166,44 @@ def share(loop: Loop, first: Worker, second: Worker, messages: list[Sent]) -> No
 
 
 @pytest.mark.slow
-def test_workers_come_and_go(loop: Loop) -> None:
-    """1 -> 2 -> 1: partitions move with their whole state, by good-bye and by SIGKILL."""
-    messages = story(200, seed=3)
-    first = loop.worker()
-    chunk = len(messages) // (2 * ROUNDS + 1)
-    at = 0
-    loop.ready(first)
-    for number in range(ROUNDS):
-        loop.send(messages[at : at + chunk])
-        second = loop.worker()
-        until(lambda s=second: loop.figure(s, "millrace_window_keys") > 0, "the second took state over")  # type: ignore[misc]
-        share(loop, first, second, messages[at + chunk : at + 2 * chunk])
-        at += 2 * chunk
-        if number % 2:
-            second.kill()
-            second.wait()
-        else:
-            assert stop(second, PATIENCE) == 0
-    loop.send(messages[at:])
-    loop.done(answer(loop))
-    assert stop(first, PATIENCE) == 0
+def test_whatever_becomes_of_workers_and_redis_the_answer_is_the_cores(kafka: str, loops: Loops) -> None:
+    """Some of it twice. SIGKILL between any two moments; partitions that move with their whole state to a second
+    worker, and back when it is killed or says good-bye; a Redis that lost its data, in that life or before the next.
 
-
-@pytest.mark.slow
-def test_a_redis_that_lost_its_data_is_filled_again(loop: Loop) -> None:
-    """From what the worker holds, in that life or in the next, and from the topic of profiles."""
+    Among the events are two of another run, which were hours ahead of that run's clock, a day behind ours. They are
+    from the future whenever they are read: taken, they would move the watermark past their neighbours.
+    """
+    loop, messages, rng = loops(kafka), story(320, seed=2), random.Random(5)
+    chunk, rest = len(messages) // (3 * ROUNDS + 1), iter(messages)
+    ahead = to_json(Click("ahead", "nowhere", NEWEST_MS, 7, 1, 0))
     worker = loop.worker()
-    loop.send(story(100, seed=7))
+    for _ in range(ROUNDS):
+        before = len(loop.poll())
+        loop.send([*islice(rest, chunk)])
+        loop.send_by(EventClock(wall_ms() - 60_000, START_MS, 1.0), ahead)
+        loop.ready(worker)
+        until(lambda before=before: len(loop.poll()) > before, "samples come")  # type: ignore[misc]
+        time.sleep(rng.random() * 0.5)  # not to wait for something: the moment of the kill is what varies
+        loop.gone(worker)
+        worker = loop.worker()
+        for is_killed in (True, False):
+            second = loop.worker()
+            until(lambda s=second: loop.figure(s, "millrace_window_keys") > 0, "the second took state over")  # type: ignore[misc]
+            share(loop, worker, second, [*islice(rest, chunk)])
+            if is_killed:
+                loop.gone(second)
+            else:
+                assert stop(second, PATIENCE) == 0
+    loop.send([*rest])
     expected = answer(loop)
-    loop.ready(worker)
     loop.done(expected)
+    assert Counter(loop.dead_letters().values())["future"] == ROUNDS * PARTITIONS
     flush(loop)
-    until(lambda: loop.redis_users() == as_lists(expected.users), "user windows are back")
-    until(lambda: loop.redis_profiles() == expected.profiles, "profiles are back")
+    loop.filled(expected)
     assert stop(worker, PATIENCE) == 0
     flush(loop)
     worker = loop.worker()
-    until(lambda: loop.redis_users() == as_lists(expected.users), "user windows are back after a restart")
-    until(lambda: loop.redis_profiles() == expected.profiles, "profiles are back after a restart")
+    loop.filled(expected)
     assert stop(worker, PATIENCE) == 0
 
 
@@ -269,25 +217,22 @@ def last_line(worker: Worker, loop: Loop) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("service", "busy"), [("broker", False), ("broker", True), ("store", False)])
-def test_a_service_that_stays_away_is_one_line(tmp_path: Path, service: str, busy: bool) -> None:
+def test_a_service_that_stays_away_is_one_line(loops: Loops, service: str, busy: bool) -> None:
     # Long enough that a busy machine is not taken for an outage before there is one.
-    loop = Loop(tmp_path, outage_seconds=8.0)
-    try:
-        worker = loop.worker()
-        loop.ready(worker)
-        if busy:
-            loop.send(story(30, seed=8))
-            until(lambda: loop.figure(worker, "millrace_samples_total") > 0, "the worker works")
-        for client in (loop.reader, loop.producer):
-            client.close()  # they would go on trying, and leave sockets behind
-        getattr(loop, service).stop()
-        line = last_line(worker, loop)
-        address = loop.settings.kafka if service == "broker" else loop.settings.redis
-        assert line.startswith("millrace: ")
-        assert f"'{address}'" in line
-        assert ("MILLRACE_KAFKA" if service == "broker" else "MILLRACE_REDIS") in line
-    finally:
-        loop.close()
+    loop = loops(outage_seconds=8.0)
+    worker = loop.worker()
+    loop.ready(worker)
+    if busy:
+        loop.send(story(30, seed=8))
+        until(lambda: loop.figure(worker, "millrace_samples_total") > 0, "the worker works")
+    for client in (loop.reader, loop.producer):
+        client.close()  # they would go on trying, and leave sockets behind
+    getattr(loop, service).stop()
+    line = last_line(worker, loop)
+    address = loop.settings.kafka if service == "broker" else loop.settings.redis
+    assert line.startswith("millrace: ")
+    assert f"'{address}'" in line
+    assert ("MILLRACE_KAFKA" if service == "broker" else "MILLRACE_REDIS") in line
 
 
 _SLOW = """
@@ -322,29 +267,31 @@ run(load_settings(), threading.Event())
 
 
 @pytest.mark.slow
-def test_heart_beats_go_on_while_states_are_read(tmp_path: Path) -> None:
+def test_heart_beats_go_on_while_states_are_read(loops: Loops) -> None:
     """Each state takes ten heart-beats, of which six are a session, and both together longer than Faust waits."""
-    loop = Loop(tmp_path, session_timeout_ms=1000)
-    try:
-        worker = loop.worker("-c", _SLOW)
-        loop.send(story(20, seed=3))
-        loop.ready(worker)
-        loop.done(answer(loop))
-        assert loop.figure(worker, "millrace_partitions_resumed_total") == PARTITIONS
-        assert loop.figure(worker, "millrace_partitions_awaited") == 0
-    finally:
-        loop.close()
+    loop = loops(session_timeout_ms=1000)
+    worker = loop.worker("-c", _SLOW)
+    loop.send(story(20, seed=3))
+    loop.ready(worker)
+    loop.done(answer(loop))
+    assert loop.figure(worker, "millrace_partitions_resumed_total") == PARTITIONS
+    assert loop.figure(worker, "millrace_partitions_awaited") == 0
+
+
+def keep(loop: Loop, *taken: InputMessage, now_ms: int) -> None:
+    """Writes the checkpoint of a partition 0 that has taken messages by ``now_ms``."""
+    partition, fresh = (Partition(0, SCHEMA, Policy.of(loop.settings)) for _ in range(2))
+    partition.take(taken, now_ms)
+    CheckpointStore(loop.settings.place("checkpoints")).load(fresh).line.write([], partition.snapshot())
 
 
 @pytest.mark.slow
-def test_a_new_broker_is_read_from_its_beginning_with_the_state_of_the_old(loop: Loop) -> None:
+def test_a_new_broker_is_read_from_its_beginning_with_the_state_of_the_old(loops: Loops) -> None:
     """The broker is new, the checkpoints are old: offsets begin again, a line says so, and pages that wait go on."""
-    partition = Partition(0, SCHEMA, Policy.of(loop.settings))
+    loop = loops()
     user = next(filter(lambda u: home(u) == 0, count()))
     seen = to_json(Exposure("before", "before", START_MS - HOUR_MS, user, [7]))
-    partition.take([InputMessage("events", 499, seen)], NEWEST_MS)
-    fresh = Partition(0, SCHEMA, Policy.of(loop.settings))
-    CheckpointStore(loop.settings.place("checkpoints")).load(fresh).line.write([], partition.snapshot())
+    keep(loop, InputMessage("events", 499, seen), now_ms=NEWEST_MS)
     loop.send([("events", 0, b"rubbish")] * 3)
     worker = loop.worker()
     loop.ready(worker)
@@ -360,13 +307,10 @@ def test_a_new_broker_is_read_from_its_beginning_with_the_state_of_the_old(loop:
     assert loop.logs().count("read from their beginning") == 1
 
 
-def test_a_checkpoint_ahead_of_the_event_clock_is_one_line(loop: Loop) -> None:
+def test_a_checkpoint_ahead_of_the_event_clock_is_one_line(loops: Loops) -> None:
     """History was played at a lapse, and the data folder is used again in real time."""
-    ahead = to_json(Exposure("e", "r", NEWEST_MS + 9 * HOUR_MS, 7, [1]))
-    partition = Partition(0, SCHEMA, Policy.of(loop.settings))
-    partition.take([InputMessage("events", 0, ahead)], NEWEST_MS + 9 * HOUR_MS)
-    fresh = Partition(0, SCHEMA, Policy.of(loop.settings))
-    CheckpointStore(loop.settings.place("checkpoints")).load(fresh).line.write([], partition.snapshot())
+    loop, ahead_ms = loops(), NEWEST_MS + 9 * HOUR_MS
+    keep(loop, InputMessage("events", 0, to_json(Exposure("e", "r", ahead_ms, 7, [1]))), now_ms=ahead_ms)
     line = last_line(loop.worker(), loop)
     assert line.startswith("millrace: partition 0 has taken events up to 2023-11-16 07:13 UTC, ")
     assert re.search(r"ahead of the event clock \(2023-11-15 22:\d\d UTC\)", line)  # which goes on while it starts
@@ -374,10 +318,10 @@ def test_a_checkpoint_ahead_of_the_event_clock_is_one_line(loop: Loop) -> None:
 
 
 @pytest.mark.slow
-def test_users_in_a_partition_that_is_not_theirs_are_reported_at_once(steady: Loop) -> None:
+def test_users_in_a_partition_that_is_not_theirs_are_reported_at_once(loops: Loops) -> None:
     """Events come from a producer that takes the CRC-32 of the key, as librdkafka does by default. What it happens to
     place rightly is taken."""
-    loop, moved, messages = steady, 0, list[Sent]()
+    loop, moved, messages = loops(**STEADY), 0, list[Sent]()
     for topic, number, value in story(100, seed=9):
         if topic == "events" and b'"user_id"' in value:
             at = zlib.crc32(key_of(decode_event(value).user_id)) % PARTITIONS
@@ -394,9 +338,9 @@ def test_users_in_a_partition_that_is_not_theirs_are_reported_at_once(steady: Lo
     assert stop(worker, PATIENCE) == 0
 
 
-def test_a_deleted_user_is_deleted_as_the_guest_too(steady: Loop) -> None:
+def test_a_deleted_user_is_deleted_as_the_guest_too(loops: Loops) -> None:
     """The guest may be in another partition: the stream sends the deletion there."""
-    loop, user = steady, 7
+    loop, user = loops(**STEADY), 7
     guests = [next(n for n in range(100, 200) if home(n) == where) for where in range(PARTITIONS)]
     people = [User(user, {"kind": "x"}, [*guests]), User(99, {}), *(User(guest, {}) for guest in guests)]
     loop.send([("users", home(int(one.user_id)), to_json(one)) for one in people])
@@ -417,103 +361,39 @@ def test_a_deleted_user_is_deleted_as_the_guest_too(steady: Loop) -> None:
 
 
 @pytest.mark.slow
-def test_a_silent_partition_follows_the_event_clock(tmp_path: Path) -> None:
-    """Nothing comes after the exposure, and its negative still does."""
+def test_a_silent_partition_follows_the_event_clock_and_its_labels_stay_after_a_crash(loops: Loops) -> None:
+    """Nothing comes after the exposure, and its negative still does: a worker moves a silent partition on, gives
+    negatives, and dies before its next checkpoint. A click that was on its way meanwhile must find its negative given:
+    a correction, not a second label."""
     clock = EventClock(wall_ms(), START_MS + 2 * HOUR_MS)
-    loop = Loop(tmp_path, idle_seconds=0.3, clock=clock.encode())
-    try:
-        messages = [m for m in story(3, seed=4) if b"r0" in m[2] and (m[0] == "page_logs" or b'"exposure"' in m[2])]
-        loop.send(messages)
-        worker = loop.worker()
-        until(lambda: len(loop.poll()) == 4, "the page's four negatives")
-        assert {kind for _, _, kind, _ in loop.samples} == {NEGATIVE}
-        assert stop(worker, PATIENCE) == 0
-    finally:
-        loop.close()
+    loop = loops(idle_seconds=0.3, checkpoint_seconds=3.0, clock=clock.encode())
+    page = [m for m in story(3, seed=4) if b"r0" in m[2]]
+    click = next(m for m in page if b'"click"' in m[2])
+    loop.send([m for m in page if m[0] == "page_logs" or b'"exposure"' in m[2]])
+    first = loop.worker()
+    until(lambda: len(loop.poll()) == 4, "the page's four negatives")
+    loop.gone(first)
+    loop.send([click])
+    second = loop.worker()
+    until(lambda: any(kind == CORRECTION for _, _, kind, _ in loop.poll()), "the click's correction")
+    assert {kind for _, _, kind, _ in loop.samples} == {NEGATIVE, CORRECTION}
+    assert stop(second, PATIENCE) == 0
 
 
-@pytest.mark.slow
-def test_a_label_given_to_silence_stays_after_a_crash(tmp_path: Path) -> None:
-    """A worker moves a silent partition on, gives negatives, and dies before its next checkpoint. A click that was on
-    its way meanwhile must find its negative given: a correction, not a second label."""
-    clock = EventClock(wall_ms(), START_MS + 2 * HOUR_MS)
-    loop = Loop(tmp_path, idle_seconds=0.3, checkpoint_seconds=3.0, clock=clock.encode())
-    try:
-        page = [m for m in story(3, seed=4) if b"r0" in m[2]]
-        click = next(m for m in page if b'"click"' in m[2])
-        loop.send([m for m in page if m[0] == "page_logs" or b'"exposure"' in m[2]])
-        first = loop.worker()
-        until(lambda: len(loop.poll()) == 4, "the page's four negatives")
-        first.kill()
-        first.wait()
-        loop.send([click])
-        loop.worker()
-        until(lambda: any(kind == CORRECTION for _, _, kind, _ in loop.poll()), "the click's correction")
-        assert {kind for _, _, kind, _ in loop.samples} == {NEGATIVE, CORRECTION}
-    finally:
-        loop.close()
-
-
-@pytest.mark.slow
-def test_an_event_is_judged_by_the_clock_that_it_was_sent_by(steady: Loop) -> None:
-    """Two runs on one Kafka, a day apart: what was from the future when it came is not taken when the second run, whose
-    clock has come as far, reads it again. It would move the watermark past its neighbours."""
-    loop, messages = steady, story(100, seed=8)
-    half = len(messages) // 2
-    loop.send(messages[:half])
-    earlier = EventClock(wall_ms() - 60_000, START_MS, 1.0)
-    ahead = to_json(Click("ahead", "nowhere", NEWEST_MS, 7, 1, 0))
-    for number in range(PARTITIONS):
-        loop.producer.send("events", ahead, key=b"k", partition=number, headers=earlier.headers)
-        loop.sent.append(("events", number, b"{"))  # for the core's answer: a dead letter in its place
-    loop.send(messages[half:])
-    worker = loop.worker()
-    loop.done(answer(loop))
-    future = 'millrace_dead_letters_total{reason="future"}'
-    until(lambda: loop.figure(worker, future) == PARTITIONS, "both were from the future")
-    assert stop(worker, PATIENCE) == 0
-
-
-@pytest.mark.slow
-@pytest.mark.kafka
-def test_apache_kafka_with_idempotent_producers(tmp_path: Path) -> None:
-    with apache_kafka(tmp_path / "kafka") as address:
-        loop = Loop(tmp_path, address)
-        try:
-            messages = story(120, seed=6)
-            half = len(messages) // 2
-            first = loop.worker()
-            loop.ready(first)
-            loop.send(messages[:half])
-            second = loop.worker()
-            until(lambda: loop.figure(second, "millrace_window_keys") > 0, "the second took state over")
-            first.kill()
-            first.wait()
-            loop.send(messages[half:])
-            loop.done(answer(loop))
-            assert stop(second, PATIENCE) == 0
-        finally:
-            loop.close()
-
-
-def test_page_logs_are_read_again_by_their_offsets(loop: Loop) -> None:
+def test_page_logs_are_read_again_by_their_offsets(loops: Loops) -> None:
     """Near ones and far ones, in one reading; one whose time is over and one that the log does not reach are told."""
-    raws = [b"%d" % k for k in range(1000)]
+    loop, raws = loops(), [b"%d" % k for k in range(1000)]
     loop.send([("page_logs", 1, raw) for raw in raws])
-    recaller = PageLogReader(loop.settings)
-    try:
+    with closing(PageLogReader(loop.settings)) as recaller:
         wanted = [999, 3, 4, 4, 7, 640, 641, 1000, 5000]
         expected = {at: raws[at] if at < len(raws) else None for at in wanted}
         assert recaller.read(1, wanted) == expected
         assert recaller.read(0, [0]) == {0: None}
-        admin = KafkaAdminClient(bootstrap_servers=loop.settings.brokers)
-        admin.delete_records({TopicPartition("page_logs", 1): 600})
-        admin.close()
+        with closing(KafkaAdminClient(bootstrap_servers=loop.settings.brokers)) as admin:
+            admin.delete_records({TopicPartition("page_logs", 1): 600})
         assert recaller.read(1, [3, 640, 999]) == {3: None, 640: raws[640], 999: raws[999]}
         assert all(ids_of_inputs(loop.settings).values())
         assert ends_of(loop.settings, ["page_logs", "events"], 1) == {"page_logs": 1000, "events": 0}
-    finally:
-        recaller.close()
 
 
 def test_page_logs_that_cannot_be_read_are_distinguished_from_those_that_are_gone(
