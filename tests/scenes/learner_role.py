@@ -19,7 +19,7 @@ from learner.role.service import run
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS, SAMPLES
-from millrace.processes.kafka import make_producer, make_reader, read_all
+from millrace.processes.kafka import create_topics, make_producer, make_reader, read_all, wait_for_broker
 from millrace.processes.services import EmbeddedBroker
 from millrace.versions.modellog import Assembler, Delta, Snapshot
 from millrace.versions.modelstore import ModelStore
@@ -29,7 +29,11 @@ from tests.scenes.waiting import PATIENCE, until
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """With all topics, of two partitions."""
     with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as running:
+        settings = Settings(kafka=running.address, partitions=2)
+        wait_for_broker(settings)
+        create_topics(settings)
         yield running.address
 
 

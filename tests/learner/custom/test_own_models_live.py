@@ -16,9 +16,6 @@ from structlog.testing import capture_logs
 from learner.custom.own import OwnModel
 from learner.custom.ownclass import OwnClass
 from learner.custom.ownserving import OwnServing
-from learner.role import learnloop
-from learner.role.learner import Learner
-from learner.role.learnloop import LearnPace
 from learner.role.model_factory import model_of, writer_of
 from learner.role.service import run
 from learner.training.learner_versions import Progress, Versions, write_root
@@ -26,7 +23,6 @@ from learner.training.writer import SnapshotWriter
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.contracts.settings import Settings
 from millrace.processes.deltas import read_deltas
-from millrace.processes.kafka import create_topics, wait_for_broker
 from millrace.versions.modellog import Delta
 from millrace.versions.modelstore import ModelStore
 from millrace.versions.packing import unpack
@@ -44,7 +40,7 @@ from tests.scenes.scorer_shop import SCHEMA as SHOP
 from tests.scenes.slow_sender import Slow
 from tests.scenes.waiting import LONG, until
 
-broker, role_settings = roles.broker, roles.settings
+broker, settings = roles.broker, roles.settings
 HASHED, MOODY = "tests.learner.own_models:Hashed", "tests.learner.own_models:Moody"
 
 
@@ -57,8 +53,6 @@ def test_life_of_a_learner_with_a_model_of_its_own(settings: Settings, monkeypat
     """Start, learn, publish, stop; a follower of the topic holds what the last snapshot says; start again, go on."""
     monkeypatch.setattr(SnapshotWriter, "tidy", lambda self, epoch: None)
     settings = msgspec.structs.replace(settings, model=HASHED, model_spec={"bits": 10})
-    wait_for_broker(settings)
-    create_topics(settings)
     past = end_of_topic(settings)
     store = ModelStore(settings.place("models"), writes=False)
     role = Role(settings)
@@ -110,8 +104,6 @@ def test_life_of_a_learner_with_a_model_of_its_own(settings: Settings, monkeypat
 def test_a_learner_whose_model_fails_goes_on_and_counts(settings: Settings) -> None:
     """Each batch is refused, and yet versions, snapshots and the end of the role are as ever."""
     settings = msgspec.structs.replace(settings, model=MOODY)
-    wait_for_broker(settings)
-    create_topics(settings)
     role = Role(settings)
     until(lambda: trained(settings) == 0, "an untrained model serves at once")
     Moody.fails = {"score", "snapshot"}
@@ -126,28 +118,12 @@ def test_a_learner_whose_model_fails_goes_on_and_counts(settings: Settings) -> N
     role.end()
 
 
-def test_a_bad_class_ends_a_role_at_its_start(settings: Settings) -> None:
+def test_a_bad_class_ends_a_role_at_its_start(tmp_path: Path) -> None:
     for name, why in (("tests.learner.own_models:Column", "shape"), ("tests.nowhere:Model", "PYTHONPATH")):
         with pytest.raises(SettingError, match=why):
-            Learner(msgspec.structs.replace(settings, model=name), SCHEMA)
+            Learner(Settings(data=str(tmp_path), model=name), SCHEMA)
     with pytest.raises(SettingError, match="PYTHONPATH"):
         scorer_main.run(Settings(model="tests.nowhere:Model"), threading.Event())
-
-
-@pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Settings:
-    """Of a learner. Only tests that start a role have a broker."""
-    monkeypatch.setattr(Settings, "load_schema", lambda self: SCHEMA)
-    monkeypatch.setattr(learnloop, "PACE", LearnPace(batch_ms=50, delta_seconds=0.2))
-    address = request.getfixturevalue("broker") if request.node.get_closest_marker("services") else ""
-    return Settings(
-        kafka=address,
-        data=str(tmp_path),
-        partitions=2,
-        snapshot_seconds=1.0,
-        heldout_share=0.0,  # so that every row is learnt
-        admin_port=0,
-    )
 
 
 # -- a scorer ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The role `learn` against the embedded broker: versions out, offsets kept, restarts, damage, other schemas."""
+"""The role `learn` against the embedded broker: versions out, offsets kept, restarts, kills, damage, other schemas."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from learner.role import learnloop, samplereader
 from learner.role.learner import Learner
 from learner.role.learner_metrics import SKIPPED, Board
 from learner.role.service import run
+from learner.role.topicoutput import TopicOutput
 from learner.serving.serving_model import ServingModel
 from learner.training.learner_versions import Progress, Versions, write_root
 from learner.training.writer import SnapshotWriter
@@ -31,7 +33,7 @@ from millrace.contracts.schema import Field, parse_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS, SAMPLES
 from millrace.processes.deltas import read_deltas
-from millrace.processes.kafka import create_topics, make_producer, read_all, wait_for_broker
+from millrace.processes.kafka import create_topics, make_producer, read_all
 from millrace.versions.clicks import ClickHistogram
 from millrace.versions.image import split
 from millrace.versions.modellog import Assembler, Delta, Snapshot
@@ -61,8 +63,6 @@ def test_life_of_a_learner(settings: Settings, monkeypatch: pytest.MonkeyPatch) 
     """Start, learn, publish, stop; start again at the stored offsets; recognise what was sent twice."""
     # How many snapshots there are depends on how long learning takes: with none removed, all can be verified.
     monkeypatch.setattr(SnapshotWriter, "tidy", lambda self, epoch: None)
-    wait_for_broker(settings)
-    create_topics(settings)
     past = end_of_topic(settings)
     batches = [make_samples(100, seed) for seed in range(6)]
     store = ModelStore(settings.place("models"), writes=False)
@@ -155,6 +155,19 @@ def test_life_of_a_learner(settings: Settings, monkeypatch: pytest.MonkeyPatch) 
     until(lambda: trained(settings) == 700, "what follows the rubbish was learnt")
     role.end()
 
+    # What the broker removed before it was learnt is counted, and told of in one line.
+    send(settings, [make_samples(100, seed) for seed in (78, 79, 80)])
+    with closing(KafkaAdminClient(bootstrap_servers=settings.brokers)) as admin:
+        admin.delete_records({TopicPartition(SAMPLES, 0): 11})
+    before = SKIPPED.labels("gone")._value.get()
+    with capture_logs() as lines:
+        role = Role(settings)
+        until(lambda: trained(settings) == 800, "what is left was learnt")
+        role.end()
+    assert SKIPPED.labels("gone")._value.get() - before == 2
+    (line,) = [line for line in lines if "removed messages" in line["event"]]
+    assert (line["partition"], line["messages"], line["expected"], line["found"]) == (0, 2, 9, 11)
+
     other = msgspec.structs.replace(settings, model="logistic")
     with pytest.raises(SnapshotError, match="MILLRACE_MODEL"):
         run(other, threading.Event())
@@ -162,8 +175,6 @@ def test_life_of_a_learner(settings: Settings, monkeypatch: pytest.MonkeyPatch) 
 
 def test_another_schema_is_carried_over_when_told_to(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A field and a setting more: refused in one line, with `evolve` carried over, aloud, and then simply resumed."""
-    wait_for_broker(settings)
-    create_topics(settings)
     settings = msgspec.structs.replace(settings, model="wide_deep")
     store = ModelStore(settings.place("models"))
     before = OnlineModel(SCHEMA, {"model": "wide_deep"}, 0)
@@ -237,8 +248,6 @@ def test_the_head_goes_out_now_and_then_and_is_in_every_snapshot(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Deltas go out each 200 ms, the head is due once in an hour: it goes with the delta before a snapshot's end."""
-    wait_for_broker(settings)
-    create_topics(settings)
     monkeypatch.setattr(SnapshotWriter, "tidy", lambda self, epoch: None)
     monkeypatch.setattr(learnloop, "PACE", replace(learnloop.PACE, retrieval_seconds=3600.0))
     settings = msgspec.structs.replace(settings, snapshot_seconds=2.0)
@@ -314,27 +323,69 @@ def test_another_schema_is_refused(settings: Settings, monkeypatch: pytest.Monke
         run(settings, threading.Event())
 
 
-@pytest.mark.slow
-def test_samples_that_the_broker_removed_before_they_were_learnt_are_counted_and_told_of_in_one_line(
-    settings: Settings,
+class Killed(Exception):
+    pass
+
+
+def kill(role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends a learner between two rounds of its loop: it writes no last snapshot."""
+
+    def killed(self: TopicOutput, now: float) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TopicOutput, "between", killed)
+        until(lambda: not role.thread.is_alive(), "it is dead")
+    assert isinstance(role.error, Killed)
+
+
+def published(settings: Settings) -> int:
+    """Samples that the newest delta on the topic has learnt from."""
+    return max((delta.note.trained for delta in deltas(settings, 0)), default=0)
+
+
+def test_a_learner_that_is_killed_goes_on_as_what_it_was_when_it_last_published(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    settings = msgspec.structs.replace(settings, prefix="gone.")
-    wait_for_broker(settings)
+    """What was published is learnt again with the same cuts, in another life of that store. A store that was emptied,
+    or another one, begins anew: what somebody else decided is not done."""
+    settings = msgspec.structs.replace(settings, snapshot_seconds=3600.0, prefix="killed.")
     create_topics(settings)
-    batches = [make_samples(100, seed) for seed in range(4)]
+    monkeypatch.setattr(learnloop, "PACE", replace(learnloop.PACE, dense_seconds=0.0, retrieval_seconds=0.0))
+    store = ModelStore(settings.place("models"), writes=False)
     role = Role(settings)
-    send(settings, batches[:1])
-    until(lambda: trained(settings) == 100, "one was learnt")
-    role.end()
-    send(settings, batches[1:])
-    admin = KafkaAdminClient(bootstrap_servers=settings.brokers)
-    admin.delete_records({TopicPartition(settings.topic(SAMPLES), 0): 3})
-    admin.close()
-    before = SKIPPED.labels("gone")._value.get()
+    until(lambda: trained(settings) == 0, "an untrained model serves at once")
+    batches = [make_samples(100, seed) for seed in range(5)]
+    for batch in batches[:4]:
+        send(settings, [batch])
+    until(lambda: published(settings) == 400, "all of it is published")
+    kill(role, monkeypatch)
+    assert trained(settings) == 0, "no snapshot has it"
+    served = store.read(store.snapshots()[0])
+    for delta in deltas(settings, 0):
+        served = served.apply(unpack(delta.body, served.dense))
+
     with capture_logs() as lines:
         role = Role(settings)
-        until(lambda: trained(settings) == 200, "what is left was learnt")
+        until(lambda: trained(settings) == 400, "a root has it, and nothing was sent since")
+    assert any(line["event"] == "decisions done again" for line in lines)
+    newest = store.latest()
+    assert newest is not None
+    assert store.read(newest).same_bits(served) == ""
+    send(settings, [batches[0], batches[4]])  # one of them once more
+    until(lambda: published(settings) == 500, "it goes on behind what it read")
+    role.end()
+    end = store.latest()
+    assert end is not None
+    assert end.extra["counts"]["repeated"] == 100
+
+    role = Role(settings)
+    send(settings, [make_samples(100, 50)])
+    until(lambda: published(settings) == 600, "something is decided")
+    kill(role, monkeypatch)
+    other = msgspec.structs.replace(settings, data=str(tmp_path / "other"))
+    with capture_logs() as lines:
+        role = Role(other)
+        until(lambda: trained(other) >= 0, "it serves")
         role.end()
-    assert SKIPPED.labels("gone")._value.get() - before == 2
-    (line,) = [line for line in lines if "removed messages" in line["event"]]
-    assert (line["partition"], line["messages"], line["expected"], line["found"]) == (0, 2, 1, 3)
+    assert not any(line["event"] == "decisions done again" for line in lines)
