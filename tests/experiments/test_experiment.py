@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from msgspec import structs
 
-from commands.offline import compared
+from commands.offline import compared, rounds
 from commands.offline.dataset import SCALED, Dataset, plain_schema, prepare, scaled
 from commands.offline.intervals import interval
 from experiments import experiment_models
@@ -61,27 +62,6 @@ def test_an_interval_is_students() -> None:
     assert row == {"auc": 2.0, "auc_ci": pytest.approx(4.30265 / 3**0.5, abs=1e-4)}
 
 
-@pytest.mark.slow
-def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
-    write_days(tmp_path / "log", days=2, seed=5, users=40)
-    report = experiment_models.experiment(
-        "models",
-        tmp_path / "log",
-        shop_schema(),
-        tmp_path / "out",
-        OnLog(seeds=2, test_days=1, models=("logistic", "wide_deep"), inputs=("raw",)),
-        progress=False,
-    )
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
-    assert [(r["model"], r["inputs"]) for r in report["models"]] == [
-        ("logistic", "raw"),
-        ("wide_deep", "raw"),
-    ]
-    assert 0.5 < report["oracle_auc"] < 1
-    assert (tmp_path / "out" / "auc.png").stat().st_size > 1000
-    assert "wide deep" in (tmp_path / "out" / "report.html").read_text().replace("_", " ")
-
-
 def test_without_pages_grouped_auc_compares_what_was_known_when_the_day_began(data: Dataset, tmp_path: Path) -> None:
     """The same log, read as one without pages: frozen windows equal a recount, and the usual ones do not move."""
     schema = plain_schema(shop_schema())
@@ -116,13 +96,14 @@ def test_without_pages_grouped_auc_compares_what_was_known_when_the_day_began(da
 
 @pytest.mark.slow
 def test_a_report_on_a_log_without_pages_says_what_it_compares(tmp_path: Path) -> None:
+    """One runs in processes of its own, the other in this one: nothing else depends on that."""
     schema = shop_schema()
     assert schema.log is not None
     schema = structs.replace(schema, log=structs.replace(schema.log, request=None, identity=()))
     write_days(tmp_path / "log", days=2, seed=5, users=40)
     on, log = OnLog(seeds=2, test_days=1, models=("logistic",), inputs=("raw",)), tmp_path / "log"
     frozen = experiment_models.experiment("models", log, schema, tmp_path / "a", on, progress=False)
-    paged = experiment_models.experiment("models", log, shop_schema(), tmp_path / "b", on, progress=False)
+    paged = experiment_models.experiment("models", log, shop_schema(), tmp_path / "b", on, workers=0, progress=False)
     assert "frozen" in frozen["grouped_auc_compares"]
     assert paged["grouped_auc_compares"] == "within pages"
     assert frozen["models"][0]["auc"] == paged["models"][0]["auc"]
@@ -158,71 +139,81 @@ def test_the_originals_models_alone_have_its_settings(own: str) -> None:
     assert compared.settings_of(compared.DEFAULT) == "default"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["models", "rounds"])
-def test_each_row_says_which_settings_its_model_had(tmp_path: Path, own: str, kind: Any) -> None:
-    write_days(tmp_path / "log", days=2, seed=5, users=40)
-    had: list[tuple[str, float]] = []
+def experimented(folder: Path, kind: Any, on: OnLog, days: int) -> tuple[dict[str, Any], str]:
+    """The report of an experiment on a small log, and its page. The settings of each model are those that it says."""
+    write_days(folder / "log", days=days, seed=5, users=40)
+    had = set[tuple[str, float]]()
 
     class Spy(OnlineModel):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
-            had.append((self.spec["model"], self.spec["averaging"]))
+            had.add((self.spec["model"], self.spec["averaging"]))
 
+    out, schema = folder / "out", shop_schema()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment_models, "model_of", Spy)
-        models = ("logistic", own, compared.DEFAULT)
-        report = experiment_models.experiment(
-            kind,
-            tmp_path / "log",
-            shop_schema(),
-            tmp_path / "out",
-            OnLog(seeds=2, test_days=1, models=models, inputs=("raw",)),
-            workers=0,
-            progress=False,
-        )
-    assert set(had) == {("logistic", 0.0), ("own", 0.98), ("wide_resnet", 0.98)}
-    tables = [report[name] for name in ("models", "ways", "by_day") if name in report]
-    assert len(tables) == (1 if kind == "models" else 2)
-    for rows in tables:
-        assert {(r["model"], r["settings"]) for r in rows} == {
-            ("logistic", "original"),
-            (own, "default"),
-            (compared.DEFAULT, "default"),
-        }
-    page = (tmp_path / "out" / "report.html").read_text()
+        report = experiment_models.experiment(kind, folder / "log", schema, out, on, workers=0, progress=False)
+    assert json.loads((out / "report.json").read_text()) == report
+    named = {compared.DEFAULT: "wide_resnet"}
+    assert had == {(named.get(name, name), 0.0 if name == "logistic" else 0.98) for name in on.models}
+    settings = {(name, "original" if name == "logistic" else "default") for name in on.models}
+    for rows in (report[name] for name in ("models", "ways", "by_day") if name in report):
+        assert {(r["model"], r["settings"]) for r in rows} == settings
+    page = (out / "report.html").read_text()
     assert '<td class="text">logistic</td><td class="text">raw</td><td class="text">original</td>' in page
     assert '<td class="text">own</td><td class="text">raw</td><td class="text">default</td>' in page
+    return report, page
 
 
-@pytest.mark.parametrize(("seeds", "test_days", "names"), [(1, 1, "1 seeds"), (2, 2, "2 test days"), (2, 0, "0 test")])
-def test_what_cannot_be_compared_is_refused(tmp_path: Path, seeds: int, test_days: int, names: str) -> None:
-    write_days(tmp_path / "log", days=2, seed=5, users=20)
+@pytest.mark.slow
+def test_models_are_compared_each_by_its_settings(tmp_path: Path, own: str) -> None:
+    models = ("logistic", own, compared.DEFAULT)
+    on = OnLog(seeds=2, test_days=1, models=models, inputs=("raw",))
+    report, page = experimented(tmp_path, "models", on, 2)
+    assert [(r["model"], r["inputs"]) for r in report["models"]] == [(name, "raw") for name in models]
+    assert 0.5 < report["oracle_auc"] < 1
+    assert (tmp_path / "out" / "auc.png").stat().st_size > 1000
+    assert compared.DEFAULT.replace("_", " ") in page.replace("_", " ")
+
+
+@pytest.mark.slow
+def test_ways_of_keeping_up_are_compared_by_day(tmp_path: Path, own: str) -> None:
+    on = OnLog(seeds=2, test_days=2, models=("logistic", own))
+    report, page = experimented(tmp_path, "rounds", on, 3)
+    combined = [(name, i, way) for name in on.models for i in compared.INPUTS for way in rounds.WAYS]
+    assert [(r["model"], r["inputs"], r["way"]) for r in report["ways"]] == combined
+    of = {(r["model"], r["inputs"], r["way"], r["rounds"]): r["auc"] for r in report["by_day"]}
+    assert len(of) == len(report["by_day"]) == 2 * len(combined)
+    for name, inputs in product(on.models, compared.INPUTS):
+        assert of[name, inputs, "daily rounds", 0] == of[name, inputs, "frozen", 0]  # the start, on the first day
+        assert of[name, inputs, "daily rounds", 1] != of[name, inputs, "frozen", 1]
+    assert all(0.5 < r["oracle_auc"] < 1 for r in report["by_day"])
+    runs = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
+    ran = sorted((r["model"], r["inputs"], r["seed"]) for r in runs)
+    assert ran == sorted(product(on.models, compared.INPUTS, (0, 1)))
+    of_raw = [r for r in runs if (r["model"], r["inputs"]) == ("logistic", "raw")]
+    last = [r["ways"]["daily rounds"]["by_day"][1] for r in of_raw]
+    assert of["logistic", "raw", "daily rounds", 1] == pytest.approx(sum(last) / 2, abs=1e-5)
+    assert "AUC of each test day by way" in page
+    row = report["ways"][0]
+    assert f"{row['auc']:.4f} ± {row['auc_ci']:.4f}" in page
+    assert (tmp_path / "out" / "auc_by_day.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("on", "names", "log"),
+    [
+        (OnLog(seeds=1, test_days=1), "1 seeds", True),
+        (OnLog(seeds=2, test_days=2), "2 test days", True),
+        (OnLog(seeds=2, test_days=0), "0 test", True),
+        (OnLog(seeds=2, test_days=1, models=("nonesuch",)), "nonesuch", False),
+        (OnLog(seeds=2, test_days=1, inputs=()), "of no kind", False),
+        (OnLog(seeds=2, test_days=1, inputs=("raw", "cooked")), "cooked", False),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, on: OnLog, names: str, log: bool) -> None:
+    """What is wrong with the names of models and inputs, before anything is read: there is no log."""
+    if log:
+        write_days(tmp_path / "log", days=2, seed=5, users=20)
     with pytest.raises(SettingError, match=names):
-        experiment_models.experiment(
-            "models",
-            tmp_path / "log",
-            shop_schema(),
-            tmp_path / "out",
-            OnLog(seeds=seeds, test_days=test_days),
-            progress=False,
-        )
-
-
-def test_an_unknown_model_is_named_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="nonesuch"):
-        experiment_models.experiment(
-            "models",
-            tmp_path / "no log",
-            shop_schema(),
-            tmp_path / "out",
-            OnLog(seeds=2, test_days=1, models=("nonesuch",)),
-        )
-
-
-@pytest.mark.parametrize("inputs", [(), ("raw", "cooked")])
-def test_unknown_inputs_are_named_before_anything_is_read(tmp_path: Path, inputs: tuple[str, ...]) -> None:
-    with pytest.raises(SettingError, match="cooked" if inputs else "of no kind"):
-        experiment_models.experiment(
-            "rounds", tmp_path / "no log", shop_schema(), tmp_path / "out", OnLog(seeds=2, test_days=1, inputs=inputs)
-        )
+        experiment_models.experiment("models", tmp_path / "log", shop_schema(), tmp_path / "out", on, progress=False)

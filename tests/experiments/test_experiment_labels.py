@@ -230,16 +230,13 @@ def test_verdicts_can_fail_and_none_is_given_without_the_default() -> None:
     assert make_report(runs, ["wait", "prompt"], "es-dfm")["verdicts"] == []
 
 
-def test_without_wait_there_is_no_gap() -> None:
-    report = make_report(made_runs([BOUND, "prompt"]), ["prompt"], "prompt")
-    assert {row["gap_closed"] for row in report["pooled"]} == {None}
-    assert report["verdicts"][0]["reached"] is None
-
-
-def test_where_waiting_reaches_the_bound_there_is_no_gap_to_close() -> None:
+@pytest.mark.parametrize(("policies", "bound"), [(["prompt"], {}), (["wait", "prompt"], {"late_auc": 0.5})])
+def test_without_wait_and_where_waiting_reaches_the_bound_there_is_no_gap_to_close(
+    policies: list[str], bound: dict[str, float]
+) -> None:
     """A quotient of two negative numbers would look like a gap that was closed."""
-    runs = [r | {"late_auc": 0.5} if r["policy"] == BOUND else r for r in made_runs([BOUND, "wait", "prompt"])]
-    report = make_report(runs, ["wait", "prompt"], "prompt")
+    runs = [r | bound if r["policy"] == BOUND else r for r in made_runs([BOUND, *policies])]
+    report = make_report(runs, policies, "prompt")
     for row in report["pooled"]:
         assert row["gap_closed"] is row["gap_closed_low"] is row["gap_closed_high"] is None
     assert report["verdicts"][0]["reached"] is None

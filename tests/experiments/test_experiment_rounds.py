@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from commands.offline import compared, epochs, rounds
+from commands.offline import epochs, rounds
 from commands.offline.dataset import Dataset, plain_schema, prepare
 from commands.offline.epochs import Scores, learn, score
 from commands.offline.synchronising import sync_plan
-from experiments import experiment_models
-from experiments.experiment_models import OnLog
 from learner.ranker.model import OnlineModel
 from millrace.basics.ranking_metrics import auc
 from millrace.contracts.samples import SampleBatch
@@ -156,36 +152,3 @@ def test_gains_are_paired_by_seed_and_over_the_start() -> None:
         ("c", 2, 0.715, 0.81),
     ]
     assert [r["auc_over_frozen"] for r in days] == pytest.approx([0, 0.025, 0.065])
-
-
-@pytest.mark.slow
-def test_the_whole_experiment_writes_its_report(tmp_path: Path) -> None:
-    write_days(tmp_path / "log", days=3, seed=5, users=40)
-    report = experiment_models.experiment(
-        "rounds",
-        tmp_path / "log",
-        shop_schema(),
-        tmp_path / "out",
-        OnLog(seeds=2, test_days=2, models=("logistic",)),
-        progress=False,
-    )
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
-    assert [(r["inputs"], r["way"]) for r in report["ways"]] == [
-        (i, way) for i in compared.INPUTS for way in rounds.WAYS
-    ]
-    assert {r["settings"] for r in (*report["ways"], *report["by_day"])} == {"original"}
-    of = {(r["inputs"], r["way"], r["rounds"]): r["auc"] for r in report["by_day"]}
-    assert len(of) == len(report["by_day"]) == 2 * len(rounds.WAYS) * 2
-    for inputs in compared.INPUTS:
-        assert of[inputs, "daily rounds", 0] == of[inputs, "frozen", 0]  # both are the start on the first day
-        assert of[inputs, "daily rounds", 1] != of[inputs, "frozen", 1]
-    assert all(0.5 < r["oracle_auc"] < 1 for r in report["by_day"])
-    runs = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
-    assert sorted((r["inputs"], r["seed"]) for r in runs) == [(i, s) for i in compared.INPUTS for s in (0, 1)]
-    last = [r["ways"]["daily rounds"]["by_day"][1] for r in runs if r["inputs"] == "raw"]
-    assert of["raw", "daily rounds", 1] == pytest.approx(sum(last) / 2, abs=1e-5)
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "AUC of each test day by way" in page
-    row = report["ways"][0]
-    assert f"{row['auc']:.4f} ± {row['auc_ci']:.4f}" in page
-    assert (tmp_path / "out" / "auc_by_day.png").stat().st_size > 1000
