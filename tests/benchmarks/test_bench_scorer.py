@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -193,32 +190,3 @@ def test_pages_without_their_user_are_seen_in_their_logs(monkeypatch: pytest.Mon
     check = pagewire.PageLogCheck(Settings())
     assert check.missing(set(of), LONG) == set()
     assert check.without_user == {"a"}, "b is unknown to Redis, c was in the cache"
-
-
-RUN = """
-import sys, msgspec
-from pathlib import Path
-from benchmarks.runner import bench
-print(msgspec.json.encode(bench("scorer", Path(sys.argv[1]), True, lambda _: None)).decode())
-"""
-
-
-@pytest.mark.services
-@pytest.mark.timeout(LONG)
-@pytest.mark.slow
-def test_a_small_run_loses_nothing(tmp_path: Path) -> None:
-    """In a process of its own, with Kafka clients of its own."""
-    done = subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], stdout=subprocess.PIPE, check=True)
-    figures = {f["name"]: f["value"] for f in msgspec.json.decode(done.stdout.splitlines()[-1])}
-    assert figures["asked_pages"] > 100
-    assert figures["lost_pages"] == 0
-    assert "without_user" in figures
-    assert figures["failed_pages"] < figures["asked_pages"] / 10  # a busy machine may refuse some, and says so
-    for page in ("page_20", "page_600"):
-        assert 0 < figures[f"{page}_p50_ms"] <= figures[f"{page}_p99_ms"]
-        assert figures[f"{page}_cpu_ms"] > 0
-    stages = {name: value for name, value in figures.items() if name.startswith("stage_")}
-    assert len(stages) == 9
-    assert all(value > 0 for value in stages.values())
-    assert sum(stages.values()) == pytest.approx(2 * stages["stage_all_ms"])
-    assert stages["stage_network_ms"] > 0.1 * stages["stage_all_ms"]
