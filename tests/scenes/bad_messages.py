@@ -21,7 +21,7 @@ from millrace.contracts import coclick_message
 from millrace.contracts.events import MAX_EVENT_BYTES, PageLog
 from millrace.contracts.page_logs import page_log_bytes
 from millrace.contracts.pagepack import Rates
-from millrace.contracts.samples import SampleBatch
+from millrace.contracts.samples import NEGATIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import (
@@ -320,30 +320,15 @@ def bad_coclicks(ts_ms: int) -> Iterator[Bad]:
 def good_samples(schema: Schema, ts_ms: int) -> SampleBatch:
     """Four negatives of one page."""
     n, layout = 4, schema.layout
-    zeros = np.zeros(n, np.int64)
-    return SampleBatch(
+    return SampleBatch.of_rows(
+        np.full(n, NEGATIVE, np.uint8),
+        np.full(n, ts_ms),
+        np.ones((n, layout.F), np.int64),
+        np.ones((n, layout.N), np.float32),
         ("samples-page",),
-        page=zeros.astype(np.int32),
         position=np.arange(n, dtype=np.int32),
-        user=zeros.astype(np.uint64),
-        item=zeros.astype(np.uint64),
-        ts_ms=zeros + ts_ms,
-        kind=zeros.astype(np.uint8),
-        label=zeros.astype(np.float32),
-        weight=np.ones(n, np.float32),
-        actions=zeros.astype(np.uint8),
-        cat=np.ones((n, layout.F), np.int64),
-        num=np.ones((n, layout.N), np.float32),
         score=np.full(n, 0.5, np.float32),
-        version=zeros,
-        arm=zeros.astype(np.uint8),
-        origin_ms=zeros,
-        policy=zeros.astype(np.uint8),
-        user_missing=zeros.astype(np.uint8),
-        arm_name=zeros.astype(np.uint64),
-        odds=zeros.astype(np.float32),
-        outcomes=np.empty((len(zeros), 0), np.float32),
-        telling=zeros.astype(np.uint8),
+        version=np.zeros(n, np.int64),
     )
 
 

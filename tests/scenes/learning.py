@@ -91,32 +91,19 @@ def make_samples(
         cat[:, column] = hashed.view(np.int64)
     num = rng.lognormal(1.0, 1.0, (rows, layout.N)).astype(np.float32)
     logit = np.where((user % 2) == (category % 2), 2.0, -2.0) + 0.8 * (np.log1p(num[:, 0]) - 1.3)
-    label = (rng.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
-    size = 10
-    pages = -(-rows // size)
-    return SampleBatch(
-        tuple(f"r{seed}-{i}" for i in range(pages)),
-        (np.arange(rows) // size).astype(np.int32),
-        (np.arange(rows) % size).astype(np.int32),
-        column_hash(user),
-        column_hash(item),
-        start_ms + np.arange(rows, dtype=np.int64) * 100,
-        np.where(label > 0, POSITIVE, NEGATIVE).astype(np.uint8),
-        label,
-        np.ones(rows, np.float32),
-        np.zeros(rows, np.uint8),
+    kind = np.where(rng.random(rows) < 1 / (1 + np.exp(-logit)), POSITIVE, NEGATIVE).astype(np.uint8)
+    number, size = np.arange(rows), 10
+    return SampleBatch.of_rows(
+        kind,
+        start_ms + number * 100,
         cat,
         num,
-        np.full(rows, np.nan, np.float32),
-        np.full(rows, -1, np.int64),
-        np.zeros(rows, np.uint8),
-        np.where(label > 0, 1_800_000_000_000 + np.arange(rows), 0).astype(np.int64),
-        np.zeros(rows, np.uint8),
-        np.zeros(rows, np.uint8),
-        np.zeros(rows, np.uint64),
-        np.zeros(rows, np.float32),
-        np.empty((rows, 0), np.float32),
-        np.zeros(rows, np.uint8),
+        tuple(f"r{seed}-{i}" for i in range(-(-rows // size))),
+        page=(number // size).astype(np.int32),
+        position=(number % size).astype(np.int32),
+        user=column_hash(user),
+        item=column_hash(item),
+        origin_ms=np.where(kind == POSITIVE, 1_800_000_000_000 + number, 0),
     )
 
 

@@ -194,32 +194,10 @@ def batch(seed: int, n: int = 256) -> SampleBatch:
         "category": column_hash([i.attributes["category"] for i in chosen]),
         "position": BUILDER.position(rng.integers(0, 20, n)),
     }
-    label = (rng.random(n) < 0.5).astype(np.float32)
-    zeros = np.zeros(n, np.int64)
-    return SampleBatch(
-        ("r",),
-        zeros.astype(np.int32),
-        np.arange(n, dtype=np.int32),
-        zeros.astype(np.uint64),
-        zeros.astype(np.uint64),
-        zeros + NOW_MS,
-        label.astype(np.uint8),
-        label,
-        np.ones(n, np.float32),
-        zeros.astype(np.uint8),
-        BUILDER.cat(columns, n),
-        rng.random((n, LAYOUT.N), np.float32),
-        np.full(n, np.nan, np.float32),
-        zeros - 1,
-        zeros.astype(np.uint8),
-        zeros,
-        zeros.astype(np.uint8),
-        zeros.astype(np.uint8),
-        zeros.astype(np.uint64),
-        zeros.astype(np.float32),
-        np.empty((n, 0), np.float32),
-        zeros.astype(np.uint8),
-    )
+    kind = (rng.random(n) < 0.5).astype(np.uint8)
+    num = rng.random((n, LAYOUT.N), np.float32)
+    position = np.arange(n, dtype=np.int32)
+    return SampleBatch.of_rows(kind, np.full(n, NOW_MS), BUILDER.cat(columns, n), num, ("r",), position=position)
 
 
 class Learner:
