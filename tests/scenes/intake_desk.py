@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp
 
 from millrace.basics.hashing import kafka_partition
 from millrace.contracts.schema import Schema, shop_schema
@@ -16,6 +16,7 @@ from stream.intake.intake_metrics import Refusals
 from stream.intake.intake_queue import Keeper, Lane, WaitingMessage
 from stream.intake.intake_wire import LineReader
 from stream.intake.recent_ids import IdMemory
+from tests.scenes.app_server import asked
 
 AHEAD_MS, LIFE_MS, DISORDER_MS = 3_600_000, 7_500_000, 60_000
 PARTITIONS = {"events": 4, "users": 4, "items": 1}
@@ -84,33 +85,5 @@ async def ask(
     app: ASGIApp, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, chunk: int = 1 << 16
 ) -> tuple[int, Any, dict[str, str]]:
     """Status, decoded body and headers of an answer."""
-    parts = [body[at : at + chunk] for at in range(0, max(1, len(body)), chunk)]
-    coming = [
-        {"type": "http.request", "body": part, "more_body": number < len(parts)} for number, part in enumerate(parts, 1)
-    ]
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return coming.pop(0) if coming else {"type": "http.disconnect"}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    scope: Scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 1),
-    }
-    await app(scope, receive, send)
-    found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    raw = b"".join(part.get("body", b"") for part in sent[1:])
-    return sent[0]["status"], msgspec.json.decode(raw) if raw else None, found
+    status, raw, found = await asked(app, method, path, body, headers, chunk)
+    return status, msgspec.json.decode(raw) if raw else None, found

@@ -38,6 +38,7 @@ from scorer.page.rank import Features
 from scorer.recall.candidate_lists import make_lists
 from scorer.users.userrecord import AWAY, UserRecord
 from scorer.worker.page_app import make_app, model_facts, retrieval_facts
+from tests.scenes.app_server import asked
 
 DAY_MS = 86_400_000
 NOW_MS = 20_000 * DAY_MS + 10 * 3_600_000
@@ -332,31 +333,8 @@ def arrays(page_log: PageLog) -> tuple[Features, Any]:
 async def call(app: Callable[..., Any], method: str, path: str, body: Any = None) -> tuple[int, Any]:
     """One HTTP request to an ASGI application: status and answer (JSON decoded where it is JSON)."""
     raw = body if isinstance(body, bytes) else b"" if body is None else msgspec.json.encode(body)
-    incoming = [{"type": "http.request", "body": raw, "more_body": False}]
-    outgoing: list[dict[str, Any]] = []
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": method,
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "scheme": "http",
-        "headers": [],
-        "server": ("127.0.0.1", 80),
-    }
-
-    async def receive() -> dict[str, Any]:
-        return incoming.pop() if incoming else {"type": "http.disconnect"}
-
-    async def send(message: dict[str, Any]) -> None:
-        outgoing.append(message)
-
-    await app(scope, receive, send)
-    text = b"".join(m.get("body", b"") for m in outgoing)
+    status, text, _ = await asked(app, method, path, raw)
     try:
-        return outgoing[0]["status"], msgspec.json.decode(text)
+        return status, msgspec.json.decode(text)
     except msgspec.DecodeError:
-        return outgoing[0]["status"], text.decode()
+        return status, text.decode()
