@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 from urllib.request import Request, urlopen
 
 import msgspec
@@ -49,6 +48,7 @@ from millrace.versions.decisions import (
     encode_decisions,
 )
 from millrace.versions.modelstore import ModelStore
+from millrace_client import Item, Millrace, Options, User
 from scorer.catalog.index_checkpoint import manifests
 from scorer.pagelog.spool import Spool
 from tests.scenes.demo_process import PATIENT
@@ -107,29 +107,15 @@ SOON = {
 KEPT = ("broker", "models", "checkpoints", "index", "schemas", "archive", "schema.toml")
 
 
-def post(url: str, body: object, token: str = "") -> Any:
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    with urlopen(Request(url, json.dumps(body).encode(), headers), timeout=PATIENCE) as answer:
-        return json.load(answer)
-
-
-def visit(where: dict[str, Any], user: str, name: str) -> None:
+def visit(shop: Millrace, user: str) -> None:
     """A page, its exposure, two clicks and a purchase."""
-    page = post(f"{where['scorer']}/recommend", {"user_id": user, "size": 6})
-    ids = [item["item_id"] for item in page["items"]]
-    seen = {
-        "type": "exposure",
-        "event_id": f"{name}-e",
-        "request_id": page["request_id"],
-        "user_id": user,
-        "items": ids,
-    }
-    actions = [
-        {**seen, "type": kind, "event_id": f"{name}-{n}", "item_id": ids[place], "position": place}
-        for n, (kind, place) in enumerate((("click", 0), ("click", 2), ("purchase", 2)))
-    ]
-    answer = post(f"{where['intake']}/events", [seen, *[{k: v for k, v in a.items() if k != "items"} for a in actions]])
-    assert answer["kept"] == 4, answer
+    page = shop.recommend(user, size=6)
+    assert shop.exposure(page)
+    for place in (0, 2):
+        shop.click(page, page.items[place])
+    shop.purchase(page, page.items[2])
+    shop.flush()
+    assert not shop.refused
 
 
 def kept(data: Path) -> int:
@@ -142,37 +128,37 @@ def run(folder: Path) -> None:
     """The loop. Leaves its data folder."""
     (folder / "bakery.toml").write_text(SCHEMA)
     data = folder / "data"
-    with Started(data, "--schema", str(folder / "bakery.toml"), env=PATIENT | SMALL | SOON, cwd=folder) as loop:
+    with ExitStack() as stack:
+        env = PATIENT | SMALL | SOON
+        loop = stack.enter_context(Started(data, "--schema", str(folder / "bakery.toml"), env=env, cwd=folder))
         where = loop.where(PATIENCE)
         settings = Settings(kafka=where["kafka"], partitions=1)
-        items = [
-            {"item_id": f"b{n}", "attributes": {"kind": "bread" if n % 2 else "cake", "price": n}} for n in range(8)
-        ]
-        post(f"{where['intake']}/items", [*items, {"item_id": "b7", "gone": True}])
-        post(f"{where['intake']}/users", [{"user_id": name, "attributes": {"town": "Ulm"}} for name in ("anna", "ben")])
-        post(f"{where['intake']}/users", [{"user_id": "gone", "attributes": {}}])
-        with urlopen(Request(f"{where['intake']}/users/gone", method="DELETE"), timeout=PATIENCE):
-            pass
-        producer = make_producer(settings)
-        producer.send(EVENTS, b"no event", key_of("anna"))
-        producer.flush()
-        producer.close()
+        options = Options(page_s=PATIENCE, patience_s=PATIENCE)
+        shop = stack.enter_context(Millrace(where["intake"], where["scorer"], options=options))
+        kinds = {n: {"kind": "bread" if n % 2 else "cake", "price": n} for n in range(8)}
+        shop.put_items([*(Item(f"b{n}", kind) for n, kind in kinds.items()), Item("b7", gone=True)])
+        shop.put_users([User("anna", {"town": "Ulm"}), User("ben", {"town": "Ulm"}), User("gone")])
+        shop.delete_user("gone")
+        with closing(make_producer(settings)) as producer:
+            producer.send(EVENTS, b"no event", key_of("anna")).get(PATIENCE)
         until(lambda: "ready: " in loop.text(), "pages can be had", more=loop.text)
-        for n in range(4):
-            visit(where, "anna", f"a{n}")
-            visit(where, "ben", f"b{n}")
-        token = (data / "admin.token").read_text().strip()
+        for _ in range(4):
+            visit(shop, "anna")
+            visit(shop, "ben")
         trained = "millrace_samples_trained_total 48.0"
         until(lambda: trained in fetch(where["metrics"]["learn"], PATIENCE), "all is learnt", more=loop.text)
+        own = {"Authorization": f"Bearer {(data / 'admin.token').read_text().strip()}"}
         for command in ("hold", "promote"):
-            post(f"{where['admin']}/model/{command}", {}, token)
+            with urlopen(Request(f"{where['admin']}/model/{command}", b"{}", own), timeout=PATIENCE):
+                pass
         until(lambda: len(list((data / "archive" / "features").glob("*.parquet"))) > 0, "rows are archived", PATIENCE)
         until(lambda: any(manifests(Store(data / "index", writes=False), lambda *_: None)), "an index is kept")
         for n in range(3):  # a snapshot each, with the deltas that lead there from the one before
-            visit(where, "anna", f"last-{n}")
+            visit(shop, "anna")
             until(lambda n=n: kept(data) >= 48 + 6 * (n + 1), "a snapshot has it", more=loop.text)  # type: ignore[misc]
         with Redis.from_url(f"redis://{where['redis']}") as redis:
             until(lambda: len(redis.hgetall("user:anna")) >= 4, "the user's counts are there")
+        shop.close()
         assert loop.stop() == 0, loop.text()
 
 
