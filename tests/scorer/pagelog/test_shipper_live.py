@@ -10,8 +10,8 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +19,13 @@ import pytest
 from millrace.contracts.events import key_of
 from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.settings import Settings
-from millrace.processes.kafka import create_topics, read_all
+from millrace.processes.kafka import create_topics
 from millrace.processes.services import EmbeddedBroker, free_port
 from scorer.pagelog.ring import RingReader, RingWriter
 from scorer.pagelog.shipper import Shipper, open_spool
 from tests.architecture import ROOT
 from tests.scenes.page_logs import SCHEMA, Losses, made
+from tests.scenes.topic_records import records
 from tests.scenes.waiting import LONG, PATIENCE, until
 
 pytestmark = [
@@ -50,21 +51,27 @@ def nothing_left() -> Iterator[None]:
 
 
 def requests_at(settings: Settings) -> Counter[str]:
-    found: Counter[str] = Counter()
-
-    def visit(record: Any) -> None:
-        page_log = decode_page_log(record.value)
-        assert record.key == key_of(page_log.user_id)
-        found[page_log.request_id] += 1
-
-    read_all(settings, "page_logs", visit)
-    return found
+    found = [(record.key, decode_page_log(record.value)) for record in records(settings, "page_logs")]
+    assert all(key == key_of(page_log.user_id) for key, page_log in found)
+    return Counter(page_log.request_id for _, page_log in found)
 
 
-def test_a_broker_that_is_killed_costs_no_page(tmp_path: Path) -> None:
+def kill(broker: EmbeddedBroker) -> None:
+    assert broker.process is not None
+    broker.process.kill()
+    broker.process.wait()
+
+
+def test_a_broker_that_is_killed_costs_no_page_and_an_end_without_one_keeps_them_for_the_next_start(
+    tmp_path: Path,
+) -> None:
     """Pages are taken on while it is away, and it has all of them when it is back."""
-    port = free_port()
-    lost = Losses()
+    port, lost, numbers = free_port(), Losses(), count()
+
+    def log(pages: int) -> None:
+        for number in islice(numbers, pages):
+            assert writers[number % 2].put(made(number))
+
     with EmbeddedBroker(tmp_path / "broker", port) as broker:
         settings = Settings(kafka=broker.address, data=str(tmp_path))
         create_topics(settings)
@@ -75,21 +82,27 @@ def test_a_broker_that_is_killed_costs_no_page(tmp_path: Path) -> None:
         for memory in rings:
             shipper.add(RingReader(memory))
         shipper.start()
-        for number in range(20):
-            assert writers[number % 2].put(made(number))
+        log(20)
         until(lambda: spool.held_bytes > 0 and spool.empty, "the first pages are delivered")
-        assert broker.process is not None
-        broker.process.kill()
-        broker.process.wait()
+        kill(broker)
         before = spool.held_bytes
-        for number in range(20, 60):
-            assert writers[number % 2].put(made(number))
+        log(40)
         until(lambda: spool.held_bytes > before, "pages are taken on")
         assert not spool.empty
-    with EmbeddedBroker(tmp_path / "broker", port):
+    with EmbeddedBroker(tmp_path / "broker", port) as broker:
         until(lambda: spool.empty, "the rest is delivered")
-        shipper.end()
         assert set(requests_at(settings)) == {f"r{i}" for i in range(60)}
+        kill(broker)
+        log(30)
+        shipper.end(0.2)
+    spool = open_spool(settings, lost)
+    left = []
+    while (entry := spool.next()) is not None:
+        left.append(decode_page_log(entry.value).request_id)
+    assert len(left) == 30
+    for n in range(2):  # each ring's in order
+        assert [name for name in left if int(name[1:]) % 2 == n] == [f"r{i}" for i in range(60 + n, 90, 2)]
+    spool.close()
     assert not lost.pages
 
 
@@ -131,9 +144,7 @@ def test_what_a_killed_scorer_had_drained_is_delivered_by_the_next(tmp_path: Pat
             assert child.stdin is not None
             assert child.stdout is not None
             assert child.stdout.readline() == "started\n"
-            assert broker.process is not None
-            broker.process.kill()
-            broker.process.wait()
+            kill(broker)
             child.stdin.write("\n")
             child.stdin.flush()
             assert child.stdout.readline() == "drained\n"
@@ -146,29 +157,4 @@ def test_what_a_killed_scorer_had_drained_is_delivered_by_the_next(tmp_path: Pat
         until(lambda: spool.empty, "what it left is delivered")
         shipper.end()
         assert set(requests_at(settings)) == {f"r{i}" for i in range(30)}
-    assert not lost.pages
-
-
-def test_an_end_without_a_broker_keeps_the_pages_for_the_next_start(tmp_path: Path) -> None:
-    port, lost = free_port(), Losses()
-    with EmbeddedBroker(tmp_path / "broker", port) as broker:
-        settings = Settings(kafka=broker.address, data=str(tmp_path))
-        create_topics(settings)
-        shipper = Shipper(settings, SCHEMA, open_spool(settings, lost), lost)
-        memory = np.zeros(8 << 20, np.uint8)
-        shipper.add(RingReader(memory))
-        shipper.start()
-        assert broker.process is not None
-        broker.process.kill()
-        broker.process.wait()
-        writer = RingWriter(memory, shipper.bell)
-        for number in range(30):
-            assert writer.put(made(number))
-        shipper.end(0.2)
-    spool = open_spool(settings, lost)
-    found = []
-    while (entry := spool.next()) is not None:
-        found.append(decode_page_log(entry.value).request_id)
-    assert found == [f"r{i}" for i in range(30)]
-    spool.close()
     assert not lost.pages

@@ -31,13 +31,14 @@ from millrace.contracts.events import decode_dead_letter, key_of
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, EVENTS, PAGE_LOGS, SAMPLES
-from millrace.processes.kafka import create_topics, make_producer, read_all
+from millrace.processes.kafka import create_topics, make_producer
 from millrace.processes.services import EmbeddedBroker, free_port, spawn, stop
 from stream.join.join import Policy
 from stream.partition.partition import Partition
 from stream.partition.partition_checkpoint import CheckpointStore
 from tests.scenes.demo_kafka import ApacheKafka, own_redis
 from tests.scenes.stream_world import SCHEMA, TEXT, keys_of, page_log
+from tests.scenes.topic_records import records
 from tests.scenes.waiting import LONG, PATIENCE, until
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
@@ -278,9 +279,7 @@ def serve(settings: Settings) -> None:
 
 
 def values(settings: Settings, topic: str) -> list[bytes]:
-    found: list[bytes] = []
-    read_all(settings, topic, lambda record: found.append(record.value))
-    return found
+    return [record.value for record in records(settings, topic)]
 
 
 def exposed(clients: Clients) -> set[tuple[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError, OutOfOrderSequenceNumber
@@ -49,33 +50,28 @@ def story(outlet: Faulty, values: list[bytes]) -> list[str]:
 VALUES = [b"%03d" % n for n in range(40)]
 
 
-def test_all_is_kept_in_order() -> None:
-    broker = Broker()
-    assert story(Faulty(broker), VALUES) == ["kept"] * 40
-    assert broker.log == VALUES
-    assert len(broker.producers) == 1
+FAILURES: dict[str, tuple[list[KafkaError | ValueError], int]] = {
+    "none": ([], 0),
+    "errors one after another": ([OutOfOrderSequenceNumber(), KafkaConnectionError(), ValueError()], 0),
+    "then the broker lets nobody in": ([OutOfOrderSequenceNumber()], 5),
+}
+"""What sends fail with (the ValueError is somebody's bug), and how many producers the broker refuses after that."""
 
 
-def test_after_an_error_another_producer_goes_on_where_the_first_was() -> None:
-    errors = [OutOfOrderSequenceNumber(), KafkaConnectionError(), ValueError()]  # the last is a bug of somebody's
-    broker = Broker(lambda values: errors.pop() if errors else None)
-    assert story(Faulty(broker), VALUES) == ["kept"] * 40
-    assert broker.log == VALUES
-    assert len(broker.producers) == 4
+@pytest.mark.parametrize("name", FAILURES)
+def test_all_is_kept_in_order_and_after_an_error_another_producer_goes_on_where_the_first_was(name: str) -> None:
+    errors, refused = [*FAILURES[name][0]], FAILURES[name][1]
 
-
-def test_a_broker_that_lets_nobody_in_is_tried_again() -> None:
-    errors: list[KafkaError] = [OutOfOrderSequenceNumber()]
-
-    def fault(values: list[bytes]) -> KafkaError | None:
+    def fault(values: list[bytes]) -> Any:
         if not errors:
             return None
-        broker.refuses = 5
+        broker.refuses = refused
         return errors.pop()
 
     broker = Broker(fault)
     assert story(Faulty(broker), VALUES) == ["kept"] * 40
     assert broker.log == VALUES
+    assert len(broker.producers) == 1 + len(FAILURES[name][0])
 
 
 def test_what_the_broker_had_taken_before_it_failed_is_sent_again_and_answered_once() -> None:

@@ -11,10 +11,11 @@ from aiokafka import AIOKafkaConsumer
 
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS
-from millrace.processes.kafka import create_topics, make_producer, read_all, wait_for_broker
+from millrace.processes.kafka import create_topics, make_producer, wait_for_broker
 from millrace.processes.services import EmbeddedBroker
 from stream.worker import headers
 from tests.scenes.bad_messages import Bytes
+from tests.scenes.topic_records import records
 
 pytestmark = pytest.mark.services
 
@@ -39,8 +40,7 @@ def test_a_header_name_of_any_bytes(broker: str, linger_ms: int, compression: st
             producer.send(EVENTS, b"%d" % i, headers=named if partition else [], partition=partition)
     producer.close()
     expected = sorted((p, b"%d" % i) for i in range(6) for p in (0, 1))
-    found: list[Any] = []
-    read_all(settings, EVENTS, found.append)
+    found = records(settings, EVENTS)
     assert sorted((r.partition, r.value) for r in found) == expected
     assert {len(r.headers) for r in found if r.partition} == {1, 2}
 
