@@ -126,7 +126,7 @@ class ApacheKafka:
         assert broker is not None
         # By hand first: each refused connection of kafka-python's client leaves a socket to the garbage collector.
         deadline = time.monotonic() + START_SECONDS
-        while not _listens(self._port):
+        while not listens(self._port):
             if broker.poll() is not None or time.monotonic() > deadline:
                 raise BenchError(f"Kafka does not start: {tail(self._out)}", f"see {self._out}")
             time.sleep(0.02)
@@ -151,7 +151,7 @@ class ApacheKafka:
         self.kill()
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), 1.0).close()
     except OSError:

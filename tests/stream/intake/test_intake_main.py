@@ -21,6 +21,7 @@ from millrace.processes.services import free_port
 from millrace.processes.tokens import Tokens
 from stream.intake import intake_main, intake_producer
 from stream.intake.intake_wire import LineReader, lines_of
+from tests.scenes.apachekafka import listens
 from tests.scenes.faulty_producer import Broker, Faulty, Producer
 from tests.scenes.intake_desk import AHEAD_MS, click
 from tests.scenes.waiting import PATIENCE, until
@@ -41,14 +42,6 @@ class Slow(Faulty):
     async def _make(self) -> Any:
         self.broker.producers.append(Held(self.broker))
         return self.broker.producers[-1]
-
-
-def listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1.0).close()
-    except OSError:
-        return False
-    return True
 
 
 def test_an_intake_that_is_asked_to_end_answers_what_waits_and_lets_nobody_in(monkeypatch: pytest.MonkeyPatch) -> None:
