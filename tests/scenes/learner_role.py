@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,11 +18,12 @@ from learner.role.service import run
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS, SAMPLES
-from millrace.processes.kafka import create_topics, make_producer, make_reader, read_all, wait_for_broker
+from millrace.processes.kafka import create_topics, make_producer, make_reader, wait_for_broker
 from millrace.processes.services import EmbeddedBroker
 from millrace.versions.modellog import Assembler, Delta, Snapshot
 from millrace.versions.modelstore import ModelStore
 from tests.scenes.learning import SCHEMA
+from tests.scenes.topic_records import records
 from tests.scenes.waiting import PATIENCE, until
 
 
@@ -117,16 +117,10 @@ def trained(settings: Settings) -> int:
 
 def end_of_topic(settings: Settings) -> int:
     """Messages of earlier tests: brokers are shared."""
-    return read_all(settings, MODEL_DELTAS, lambda record: None)
+    return len(records(settings, MODEL_DELTAS))
 
 
 def deltas(settings: Settings, past: int) -> list[Delta]:
     """Those that are on the topic now, behind its first ``past`` messages."""
-    assembler, found = Assembler(), list[Delta]()
-
-    def take(record: Any) -> None:
-        if record.offset >= past:
-            found.extend(e for e in assembler.take(record.value) if isinstance(e, Delta))
-
-    read_all(settings, MODEL_DELTAS, take)
-    return found
+    assembler, behind = Assembler(), [r for r in records(settings, MODEL_DELTAS) if r.offset >= past]
+    return [entry for r in behind for entry in assembler.take(r.value) if isinstance(entry, Delta)]

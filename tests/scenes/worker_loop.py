@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,11 @@ from millrace.contracts.online_layout import PROFILE, RECENT, unpack_recent, win
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings, load_settings
-from millrace.processes.kafka import create_topics, make_producer, make_reader, read_all, wait_for_broker
+from millrace.processes.kafka import create_topics, make_producer, make_reader, wait_for_broker
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port, spawn
 from millrace.processes.wall import wall_ms
 from millrace.windows.tiles import counts_of
+from tests.scenes.topic_records import records
 from tests.scenes.waiting import PATIENCE, until
 
 PARTITIONS = 2
@@ -234,11 +235,10 @@ class Loop:
 
     def poll(self) -> Counter[SampleKey]:
         """All samples so far, how often each came."""
-        for records in self.reader.poll(timeout_ms=50).values():
-            for record in records:
-                for key, body in rows_of(SampleBatch.from_bytes(record.value)):
-                    self.samples[key] += 1
-                    self.bodies.setdefault(key, set()).add(body)
+        for record in chain.from_iterable(self.reader.poll(timeout_ms=50).values()):
+            for key, body in rows_of(SampleBatch.from_bytes(record.value)):
+                self.samples[key] += 1
+                self.bodies.setdefault(key, set()).add(body)
         return self.samples
 
     def done(self, expected: Answer) -> None:
@@ -260,14 +260,8 @@ class Loop:
 
     def dead_letters(self) -> dict[tuple[str, int, int], str]:
         """Reasons of the dead letters by what they are of: topic, partition, offset."""
-        found: dict[tuple[str, int, int], str] = {}
-
-        def read(record: Any) -> None:
-            dead_letter = decode_dead_letter(record.value)
-            found[dead_letter.topic, dead_letter.partition, dead_letter.offset] = dead_letter.reason
-
-        read_all(self.settings, "dead-letters", read)
-        return found
+        found = [decode_dead_letter(record.value) for record in records(self.settings, "dead-letters")]
+        return {(one.topic, one.partition, one.offset): one.reason for one in found}
 
     def redis_users(self) -> dict[Any, Any]:
         found: dict[str, dict[int, Any]] = {}
@@ -292,11 +286,9 @@ class Loop:
         """Items that have lists on the topic, by partition."""
         found: dict[int, set[int]] = {}
 
-        def read(record: Any) -> None:
+        for record in records(self.settings, "features.coclicks"):
             number, lists = coclicks.unpack(record.value)
             found.setdefault(number, set()).update(lists.items.tolist())
-
-        read_all(self.settings, "features.coclicks", read)
         return found
 
     def redis_profiles(self) -> dict[str, Any]:
@@ -306,12 +298,10 @@ class Loop:
     def item_tiles(self) -> dict[Any, Any]:
         newest: dict[tuple[int, int], bytes] = {}
 
-        def read(record: Any) -> None:
+        for record in records(self.settings, "features.items"):
             message = decode_item_tiles(record.value)
             keys, tiles = unpack(message)
             newest.update({(message.partition, key): blob for key, blob in zip(keys.tolist(), tiles, strict=True)})
-
-        read_all(self.settings, "features.items", read)
         found: dict[Any, Any] = as_lists({"": dict(zip(newest, counted(list(newest.values())), strict=True))})[""]
         return found
 

@@ -33,7 +33,7 @@ from millrace.contracts.schema import Field, parse_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS, SAMPLES
 from millrace.processes.deltas import read_deltas
-from millrace.processes.kafka import create_topics, make_producer, read_all
+from millrace.processes.kafka import create_topics, make_producer
 from millrace.versions.clicks import ClickHistogram
 from millrace.versions.image import split
 from millrace.versions.modellog import Assembler, Delta, Snapshot
@@ -43,6 +43,7 @@ from millrace.versions.proof import prove
 from tests.scenes import learner_role
 from tests.scenes.learner_role import Role, deltas, end_of_topic, entries, send, trained
 from tests.scenes.learning import SCHEMA, START_MS, make_samples, tables_of
+from tests.scenes.topic_records import records
 from tests.scenes.waiting import LONG, until
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG), pytest.mark.usefixtures("short_stretches")]
@@ -108,12 +109,8 @@ def test_life_of_a_learner(settings: Settings, monkeypatch: pytest.MonkeyPatch) 
     assert tables_of(tower).same_bits(head) == ""
     assert newest.retrieval_clicks == (sent > 0).sum()
     assert sum(p.heads for p in found.proofs) == sum(n.kind == "delta" and n.retrieval_clicks >= 0 for n in notes) > 0
-    assembler, behind = Assembler(), list[int]()
-    read_all(
-        settings,
-        MODEL_DELTAS,
-        lambda record: behind.extend(record.offset + 1 for e in assembler.take(record.value) if isinstance(e, Delta)),
-    )
+    assembler, topic = Assembler(), records(settings, MODEL_DELTAS)
+    behind = [r.offset + 1 for r in topic for entry in assembler.take(r.value) if isinstance(entry, Delta)]
     assert newest.follows == max(behind)
 
     # Between the runs more arrives, and before it something already learnt from.
