@@ -3,14 +3,11 @@ also when its roles were killed and read them again, and every exposure is accou
 
 from __future__ import annotations
 
-import asyncio
-import os
 import signal
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from urllib.request import Request, urlopen
 
-import aiohttp
 import msgspec
 import pytest
 
@@ -21,11 +18,12 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, EVENTS, ITEMS, PAGE_LOGS, SAMPLES, USERS
-from millrace.processes.kafka import create_topics, make_producer, read_all
+from millrace.processes.kafka import create_topics, make_producer
 from tests.scenes.bad_messages import Bad, astray, corpus
 from tests.scenes.demo_kafka import apache_kafka, own_redis
-from tests.scenes.demo_process import DemoProcess, demo_process
+from tests.scenes.demo_process import FETCH_SECONDS, demo_process
 from tests.scenes.demo_report import assert_all_accounted_for
+from tests.scenes.topic_records import records
 from tests.scenes.waiting import LONG
 
 pytestmark = [pytest.mark.services, pytest.mark.kafka, pytest.mark.timeout(LONG)]
@@ -59,24 +57,14 @@ def send(settings: Settings, messages: list[Bad]) -> None:
         producer.close()
 
 
-def role_environment(demo: DemoProcess, name: str) -> dict[str, str]:
-    raw = Path(f"/proc/{demo.role(name)['pid']}/environ").read_bytes()
-    return dict(entry.split("=", 1) for entry in raw.decode().split("\0") if "=" in entry)
-
-
-def scores(scorer: str, item: str) -> dict[str, Any]:
-    """What the scorer says of one item; nothing while it does not answer."""
-
-    async def ask() -> dict[str, Any]:
-        body = msgspec.json.encode({"user_id": 1, "items": [item]})
-        async with aiohttp.ClientSession() as session, session.post(f"{scorer}/score", data=body) as answer:
-            found: dict[str, Any] = msgspec.json.decode(await answer.read())
-            return found
-
+def is_scored(scorer: str, item: str) -> bool:
+    """Whether the scorer scores an item; it does not while it does not answer."""
+    asked = Request(f"{scorer}/score", msgspec.json.encode({"user_id": 1, "items": [item]}))
     try:
-        return asyncio.run(ask())
-    except (aiohttp.ClientError, OSError):
-        return {}
+        with urlopen(asked, timeout=FETCH_SECONDS) as answer:
+            return "scores" in msgspec.json.decode(answer.read())
+    except OSError:
+        return False
 
 
 @pytest.mark.slow
@@ -93,24 +81,10 @@ def test_bad_messages_through_a_running_loop_cost_it_nothing(tmp_path: Path) -> 
             demo.until_learning()
             send(settings, during)
             for name in ("stream", "learn", "serve"):  # each reads the topics again from where it has to
-                victim = demo.role(name)["pid"]
-                os.kill(victim, signal.SIGKILL)
-
-                def back(name: str = name, old: int = victim) -> bool:
-                    role = demo.role(name)
-                    return bool(role["state"] == "running" and role["pid"] != old)
-
-                demo.until(back, f"the {name} is back")
-            scorer = ""
-
-            def reported() -> bool:
-                nonlocal scorer
-                scorer = role_environment(demo, "simulate").get("MILLRACE_SCORER", "")
-                return bool(scorer)
-
-            demo.until(reported, "the simulator is told where the scorer is")
+                demo.kill(name)
+            scorer = demo.environment("simulate")["MILLRACE_SCORER"]
             send(settings, [Bad(ITEMS, "good", b"after", to_json(Item("after", {"category": 3, "price": 2.5})))])
-            demo.until(lambda: "scores" in scores(scorer, "after"), "a later item is known")
+            demo.until(lambda: is_scored(scorer, "after"), "a later item is known")
             send(settings, [Bad(ITEMS, "gone", key_of("after"), None)])
             start = demo.state()["figures"]
 
@@ -129,16 +103,13 @@ def test_bad_messages_through_a_running_loop_cost_it_nothing(tmp_path: Path) -> 
         dead_letters = Counter[tuple[str, str, int, int]]()
         unread = 0
 
-        def read(record: Any) -> None:
-            nonlocal unread
+        for record in records(settings, DEAD_LETTERS):
             try:
                 one = decode_dead_letter(record.value)
             except ValueError:
                 unread += 1
-                return
-            dead_letters[one.topic, one.reason, one.partition, one.offset] += 1
-
-        read_all(settings, DEAD_LETTERS, read)
+            else:
+                dead_letters[one.topic, one.reason, one.partition, one.offset] += 1
         assert unread > 100  # our own, that is
         reasons = Counter((topic, reason) for topic, reason, _, _ in dead_letters)
         assert reasons[USERS, "bad-user"] > 100

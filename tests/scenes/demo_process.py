@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -102,6 +103,30 @@ class DemoProcess:
 
     def role(self, name: str) -> dict[str, Any]:
         return next(r for r in self.state()["roles"] if r["name"] == name)
+
+    def environment(self, name: str) -> dict[str, str]:
+        """A role's environment, once it is its own: the event clock is what only the demo's children are given."""
+        found: dict[str, str] = {}
+
+        def own() -> bool:
+            with suppress(OSError):
+                raw = Path(f"/proc/{self.role(name)['pid']}/environ").read_text()
+                found.update(dict(entry.split("=", 1) for entry in raw.split("\0") if "=" in entry))
+            return "MILLRACE_CLOCK" in found
+
+        self.until(own, f"the {name} has an environment of its own")
+        return found
+
+    def kill(self, name: str) -> None:
+        """Kills a role, and waits until it is back."""
+        victim = self.role(name)["pid"]
+        os.kill(victim, signal.SIGKILL)
+
+        def back() -> bool:
+            role = self.role(name)
+            return bool(role["state"] == "running" and role["pid"] != victim)
+
+        self.until(back, f"the {name} is back")
 
     def until_learning(self, rows: int = 200) -> None:
         """Until shoppers come, samples are learnt from, and whatever a report must tell has been measured."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,21 +29,6 @@ def roles(demo: DemoProcess) -> list[str]:
     return lines
 
 
-def environment(demo: DemoProcess, name: str) -> bytes:
-    """A role's environment: what only the demo's own children are given, the event clock, shows that it is not still
-    the demo's."""
-    found = b""
-
-    def own() -> bool:
-        nonlocal found
-        with suppress(OSError):
-            found = Path(f"/proc/{demo.role(name)['pid']}/environ").read_bytes()
-        return b"MILLRACE_CLOCK=" in found
-
-    demo.until(own, f"the {name} has an environment of its own")
-    return found
-
-
 @pytest.mark.slow
 def test_two_demos_one_after_the_other_on_one_kafka(tmp_path: Path) -> None:
     with apache_kafka(tmp_path / "kafka") as kafka, own_redis(tmp_path / "redis") as redis:
@@ -56,8 +40,7 @@ def test_two_demos_one_after_the_other_on_one_kafka(tmp_path: Path) -> None:
             with demo_process(folder, env=env) as demo:
                 demo.until(lambda: demo.role("simulate")["pid"] is not None, "every role was started")
                 assert not [line for line in roles(demo) if "redis-server" in line or "millrace.broker" in line]
-                simulator = environment(demo, "simulate")
-                assert kafka.encode() in simulator
+                assert demo.environment("simulate")["MILLRACE_KAFKA"] == kafka
                 demo.until_learning(3000)  # so many that pages of both arms are among them
                 assert demo.end(signal.SIGINT) == 0, demo.text()
                 assert ("events of earlier runs" in demo.text()) == (number == 1)
