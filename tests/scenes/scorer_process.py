@@ -12,11 +12,27 @@ from typing import Any
 
 import msgspec
 
+from millrace.contracts.events import key_of, to_json
 from millrace.contracts.settings import Settings
+from millrace.processes.kafka import topic_ids
 from millrace.processes.tokens import bearer
+from tests.scenes.scorer_shop import ITEMS, Learner
 from tests.scenes.waiting import PATIENCE, until
 
 COMMAND = [sys.executable, "-m", "commands", "run", "serve"]
+
+
+def opened(settings: Settings, producer: Any) -> Learner:
+    """A shop's items on their topic, and a learner whose first snapshot is announced."""
+    for one in ITEMS:
+        producer.send("items", key=key_of(one.item_id), value=to_json(one))
+
+    def send(message: bytes) -> int:
+        return int(producer.send("model.deltas", value=message).get(PATIENCE).offset)
+
+    learner = Learner(settings.place("models"), send, topic_ids(settings)["model.deltas"])
+    learner.snapshot()
+    return learner
 
 
 class Scorer:

@@ -15,15 +15,15 @@ import pytest
 from benchmarks.tools.taken import below
 from millrace.basics.store import Store
 from millrace.connections.redis_clients import redis_client
-from millrace.contracts.events import key_of, to_json
 from millrace.contracts.online_layout import PROFILE, pack_profile, user_key
 from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.settings import Settings
-from millrace.processes.kafka import create_topics, make_producer, read_all, topic_ids
+from millrace.processes.kafka import create_topics, make_producer
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
 from stream.worker.listkeeper import write
-from tests.scenes.scorer_process import COMMAND, Scorer
-from tests.scenes.scorer_shop import ITEMS, SCHEMA, SCHEMA_TOML, Learner
+from tests.scenes.scorer_process import COMMAND, Scorer, opened
+from tests.scenes.scorer_shop import SCHEMA, SCHEMA_TOML, Learner
+from tests.scenes.topic_records import records
 from tests.scenes.waiting import LONG, PATIENCE
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
@@ -86,14 +86,7 @@ def test_a_scorer_that_redis_refuses_serves_users_as_new_ones_and_says_why_once(
 
 def filled(one: Scorer, producer: Any) -> Learner:
     """Waits until the scorer has items and a model, and returns the model's learner."""
-    for i in ITEMS:
-        producer.send("items", key=key_of(i.item_id), value=to_json(i))
-
-    def send(message: bytes) -> int:
-        return int(producer.send("model.deltas", value=message).get(PATIENCE).offset)
-
-    learner = Learner(one.settings.place("models"), send, topic_ids(one.settings)["model.deltas"])
-    learner.snapshot()
+    learner = opened(one.settings, producer)
     one.until(lambda: one.ask("/readyz")[0] == 200, "ready")
     one.until(lambda: len(one.ask("/recommend", {"user_id": 1, "size": 200})[1]["items"]) == 200, "full")
     return learner
@@ -183,8 +176,7 @@ def _life(one: Scorer, store: EmbeddedRedis, producer: Any) -> None:
     assert log.count("Redis is away") == 1
     assert log.count("Redis is back") == 1
 
-    found: dict[str, Any] = {}
-    read_all(settings, "page_logs", lambda r: found.update({decode_page_log(r.value).request_id: r}))
+    found = {decode_page_log(record.value).request_id: record for record in records(settings, "page_logs")}
     assert decode_page_log(found["mine"].value).schema_id == SCHEMA.id
     assert found["mine"].key == b"ann"
     assert page["request_id"] in found, "pages made before the end are logged"

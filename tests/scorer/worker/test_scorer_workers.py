@@ -8,21 +8,24 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
-from millrace.contracts.events import key_of, to_json
 from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.settings import Settings
-from millrace.processes.kafka import create_topics, make_producer, read_all, topic_ids
+from millrace.processes.kafka import create_topics, make_producer
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
-from tests.scenes.scorer_process import Scorer
-from tests.scenes.scorer_shop import ITEMS, SCHEMA_TOML, Learner
+from tests.scenes.demo_process import born
+from tests.scenes.scorer_process import Scorer, opened
+from tests.scenes.scorer_shop import SCHEMA_TOML
+from tests.scenes.topic_records import records
 from tests.scenes.waiting import LONG, PATIENCE, until
 
 pytestmark = [
@@ -35,27 +38,16 @@ pytestmark = [
 
 def children(pid: int) -> list[int]:
     """The processes that a process has started and that run, oldest first."""
-    found = list[tuple[int, int]]()
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append((int(fields[19]), int(path.parent.name)))
-    return [one for _, one in sorted(found)]
+    try:
+        found = sorted(psutil.Process(pid).children(), key=psutil.Process.create_time)
+    except psutil.NoSuchProcess:
+        return []
+    return [one.pid for one in found if born(one.pid)]
 
 
 def templates(scorer: int) -> list[int]:
     """The templates of a scorer. Its first child is none: it answers while no worker does."""
     return children(scorer)[1:]
-
-
-def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def ended(kept: HTTPConnection) -> bool:
@@ -75,26 +67,22 @@ def asked(scorer: Scorer) -> tuple[int, str | None]:
 
 
 class Shop:
-    """A scorer of two workers that is ready, and shoppers who never stop asking."""
+    """A scorer of two workers that is ready, and shoppers who ask."""
 
     def __init__(self, settings: Settings, folder: Path, producer: Any) -> None:
         self.settings, self.scorer = settings, Scorer(settings, folder)
         self.answered: set[str] = set()
         self.failed: list[str] = []
-        self._done = threading.Event()
-        self._threads: list[threading.Thread] = []
-        for one in ITEMS:
-            producer.send("items", key=key_of(one.item_id), value=to_json(one))
-
-        def send(message: bytes) -> int:
-            return int(producer.send("model.deltas", value=message).get(PATIENCE).offset)
-
-        self.learner = Learner(settings.place("models"), send, topic_ids(settings)["model.deltas"])
-        self.learner.snapshot()
+        self._names = 0
+        self.learner = opened(settings, producer)
 
     def ready(self) -> None:
         self.scorer.until(lambda: self.scorer.ask("/readyz")[0] == 200 and len(self.workers()) == 2, "ready")
         self.scorer.until(lambda: self.metric("millrace_ready") == 1, "all are")
+
+    def again(self) -> None:
+        """Starts the scorer, which has ended, once more."""
+        self.scorer = Scorer(self.settings, self.scorer.log.parent)
 
     @property
     def template(self) -> int:
@@ -114,39 +102,44 @@ class Shop:
         """Waits until all workers serve a version."""
         self.scorer.until(lambda: self.scorer.model()["version"] == version, f"version {version}")
 
-    def shoppers(self, count: int = 3) -> None:
-        self._threads = [threading.Thread(target=self._shop, args=(n,), daemon=True) for n in range(count)]
-        for thread in self._threads:
+    @contextmanager
+    def shoppers(self, some: int = 3) -> Iterator[None]:
+        """Shoppers of new names ask on and on."""
+        done, self._names = threading.Event(), self._names + some
+        names = range(self._names - some, self._names)
+        threads = [threading.Thread(target=self._shop, args=(n, done), daemon=True) for n in names]
+        for thread in threads:
             thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
 
     def asked(self, more: int) -> None:
         """Waits for so many more answers."""
         before = len(self.answered)
         until(lambda: len(self.answered) >= before + more, "answers", more=self.scorer.log.read_text)
 
-    def stop_shoppers(self) -> None:
-        self._done.set()
-        for thread in self._threads:
-            thread.join()
+    def page(self, name: str, user: int) -> Any:
+        """Asks for a page of this name."""
+        status, page = self.scorer.ask("/recommend", {"user_id": user, "size": 5, "request_id": name})
+        assert status == 200, status
+        self.answered.add(name)
+        return page
 
-    def _shop(self, user: int) -> None:
-        number = 0
-        while not self._done.is_set():
-            request_id = f"{user}.{number}"
-            number += 1
+    def _shop(self, user: int, done: threading.Event) -> None:
+        numbers = count()
+        while not done.is_set():
+            name = f"{user}.{next(numbers)}"
             try:
-                body = {"user_id": user, "size": 5, "request_id": request_id}
-                status, _ = self.scorer.ask("/recommend", body)
+                self.page(name, user)
             except (OSError, HTTPException, msgspec.DecodeError):  # the worker was killed, or nobody listens any more
-                self.failed.append(request_id)
-                continue
-            assert status == 200, status
-            self.answered.add(request_id)
+                self.failed.append(name)
 
     def logged(self) -> list[str]:
-        found: list[str] = []
-        read_all(self.settings, "page_logs", lambda r: found.append(decode_page_log(r.value).request_id))
-        return found
+        return [decode_page_log(record.value).request_id for record in records(self.settings, "page_logs")]
 
 
 @pytest.fixture(scope="module")
@@ -181,40 +174,63 @@ def shop(broker: str, tmp_path: Path) -> Iterator[Shop]:
                 shop.ready()
                 yield shop
             finally:
-                shop.stop_shoppers()
                 if shop.scorer.process.poll() is None:
                     shop.scorer.process.kill()
                 shop.scorer.process.wait()
 
 
-def test_killed_workers_and_a_killed_template_cost_no_log_and_the_figures_are_of_all(shop: Shop) -> None:
+def test_what_is_killed_costs_no_log_the_figures_are_of_all_and_pages_follow_the_settings_file(shop: Shop) -> None:
+    """Workers and their template are killed under shoppers, and the settings file changes without a restart; a bad one
+    changes nothing."""
     first, second = shop.workers()
-    shop.shoppers()
-    shop.asked(30)
-    os.kill(first, signal.SIGKILL)
-    shop.asked(30)
-    until(lambda: len(shop.workers()) == 2 and first not in shop.workers(), "another worker")
-    assert second in shop.workers(), "the other one went on"
+    with shop.shoppers():
+        shop.asked(40)
+    counted = 'millrace_requests_total{route="recommend",status="200"}'
+    until(lambda: shop.metric(counted) == len(shop.answered), f"all of {len(shop.answered)} are counted")
+    assert shop.scorer.model()["workers"] == 2
+    assert shop.metric("millrace_scorer_workers") == 2
 
-    for version in range(1, 6):
+    file, numbers = Path(shop.settings.rerank_file), count()
+
+    def tops() -> set[Any]:
+        return {shop.page(f"top.{next(numbers)}", user)["items"][0]["item_id"] for user in range(20)}
+
+    file.write_text("[serving.rerank]\npins = { 77 = 0 }\n")
+    until(lambda: tops() == {77}, "it is pinned", more=shop.scorer.log.read_text)
+    file.write_text("[serving.rerank]\npins = { 78 = 900 }\n")
+    refused = 'millrace_errors_total{what="settings"}'
+    until(lambda: shop.metric(refused) == 1, "it is refused", more=shop.scorer.log.read_text)
+    assert "pinned to slot 900" in shop.scorer.log.read_text()
+
+    with shop.shoppers():
+        shop.asked(30)
+        os.kill(first, signal.SIGKILL)
+        shop.asked(30)
+        until(lambda: len(shop.workers()) == 2 and first not in shop.workers(), "another worker")
+        assert second in shop.workers(), "the other one went on"
+        shop.ready()
+        until(lambda: tops() == {77}, "the new worker has it, too")
+        file.write_text("")
+        until(lambda: 77 not in tops(), "nothing is pinned any more")
+
+        for version in range(1, 6):
+            shop.learner.delta()
+            shop.serves(version)
+        assert shop.metric("millrace_scorer_worker_restarts_total") == 1
+
+        template = shop.template
+        os.kill(template, signal.SIGKILL)
+        until(lambda: templates(shop.scorer.process.pid) not in ([], [template]), "another template")
+        shop.asked(30)
+        assert born(second), "workers outlive the template"
+        os.kill(second, signal.SIGKILL)
+        until(lambda: len(shop.workers()) == 1, "and another worker of it")
+        shop.asked(30)
         shop.learner.delta()
-        shop.serves(version)
-    assert shop.metric("millrace_scorer_worker_restarts_total") == 1
+        shop.serves(6)
 
-    template = shop.template
-    os.kill(template, signal.SIGKILL)
-    until(lambda: templates(shop.scorer.process.pid) not in ([], [template]), "another template")
-    shop.asked(30)
-    assert runs(second), "workers outlive the template"
-    os.kill(second, signal.SIGKILL)
-    until(lambda: len(shop.workers()) == 1, "and another worker of it")
-    shop.asked(30)
-    shop.learner.delta()
-    shop.serves(6)
-
-    shop.scorer.process.send_signal(signal.SIGTERM)
-    assert shop.scorer.process.wait(PATIENCE) == 0
-    shop.stop_shoppers()
+        shop.scorer.process.send_signal(signal.SIGTERM)
+        assert shop.scorer.process.wait(PATIENCE) == 0
     logged = shop.logged()
     assert len(logged) == len(set(logged))
     assert shop.answered <= set(logged), "every page that was answered is logged"
@@ -222,52 +238,42 @@ def test_killed_workers_and_a_killed_template_cost_no_log_and_the_figures_are_of
     assert "Traceback" not in shop.scorer.log.read_text()
 
 
-def test_pages_follow_the_settings_file_without_a_restart_and_a_bad_one_changes_nothing(shop: Shop) -> None:
-    file, before = Path(shop.settings.rerank_file), shop.workers()
-
-    def first() -> set[Any]:
-        asked = ({"user_id": user, "size": 3} for user in range(20))
-        return {shop.scorer.ask("/recommend", body)[1]["items"][0]["item_id"] for body in asked}
-
-    file.write_text("[serving.rerank]\npins = { 77 = 0 }\n")
-    until(lambda: first() == {77}, "it is pinned", more=shop.scorer.log.read_text)
-    file.write_text("[serving.rerank]\npins = { 78 = 900 }\n")
-    refused = 'millrace_errors_total{what="settings"}'
-    until(lambda: shop.metric(refused) == 1, "it is refused", more=shop.scorer.log.read_text)
-    assert "pinned to slot 900" in shop.scorer.log.read_text()
-    os.kill(before[0], signal.SIGKILL)
+def test_a_scorer_goes_on_whoever_stands_still_or_is_killed_and_no_answered_page_is_lost(shop: Shop) -> None:
+    """A worker that stands still is replaced. When the feeder is killed, its workers end: the next one, started at once
+    as a supervisor does, has the port, and delivers what the dead one had not. Asked to end while it starts, it ends; a
+    template that is killed meanwhile is replaced."""
+    first, _ = shop.workers()
+    os.kill(first, signal.SIGSTOP)
+    shop.learner.delta()
+    until(lambda: not born(first), "it is killed, since it does not follow", more=shop.scorer.log.read_text)
     shop.ready()
-    until(lambda: first() == {77}, "the new worker has it, too")
-    file.write_text("")
-    until(lambda: 77 not in first(), "nothing is pinned any more")
-    assert before[1] in shop.workers()
+    shop.serves(1)
+    assert f"killed pid={first}" in " ".join(shop.scorer.log.read_text().split())
 
-
-def test_counts_of_both_workers_are_summed(shop: Shop) -> None:
-    shop.shoppers()
-    shop.asked(40)
-    shop.stop_shoppers()
-    name = 'millrace_requests_total{route="recommend",status="200"}'
-    until(lambda: shop.metric(name) == len(shop.answered), f"all of {len(shop.answered)} are counted")
-    assert shop.scorer.model()["workers"] == 2
-    assert shop.metric("millrace_scorer_workers") == 2
-
-
-def test_workers_end_when_the_feeder_is_killed_and_the_port_is_free_and_no_answered_page_is_lost(shop: Shop) -> None:
     left = [shop.template, *shop.workers()]
-    shop.shoppers()
-    shop.asked(30)
-    shop.scorer.process.kill()
-    shop.scorer.process.wait()
-    shop.stop_shoppers()
-    again = Scorer(shop.settings, shop.scorer.log.parent)  # at once, as a supervisor would
-    try:
-        until(lambda: not any(map(runs, left)), "none is left")
-        again.until(lambda: again.ask("/readyz")[0] == 200, "ready again")
-    finally:
-        again.process.send_signal(signal.SIGTERM)
-        assert again.process.wait(PATIENCE) == 0
-    assert shop.answered <= set(shop.logged()), "the next scorer delivers what the dead one had not"
+    with shop.shoppers():
+        shop.asked(30)
+        shop.scorer.process.kill()
+        shop.scorer.process.wait()
+    shop.again()
+    until(lambda: not any(map(born, left)), "none is left")
+    shop.ready()
+    shop.scorer.process.send_signal(signal.SIGTERM)
+    assert shop.scorer.process.wait(PATIENCE) == 0
+    assert shop.answered <= set(shop.logged())
+
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        shop.again()
+        until(lambda: bool(templates(shop.scorer.process.pid)), "a template that has not imported anything yet")
+        template = shop.template
+        if how == signal.SIGKILL:
+            os.kill(template, signal.SIGKILL)
+            shop.ready()
+        else:
+            shop.scorer.process.send_signal(how)
+            assert shop.scorer.process.wait(PATIENCE) == 0, shop.scorer.log.read_text()
+            assert not born(template)
+            assert "Traceback" not in shop.scorer.log.read_text()
 
 
 def test_whoever_asks_while_no_worker_answers_hears_at_once_when_to_ask_again(shop: Shop) -> None:
@@ -289,10 +295,10 @@ def test_whoever_asks_while_no_worker_answers_hears_at_once_when_to_ask_again(sh
     left = [*children(shop.scorer.process.pid), *shop.workers()]
     shop.scorer.process.kill()
     shop.scorer.process.wait()
-    until(lambda: not any(map(runs, left)), "none is left")
+    until(lambda: not any(map(born, left)), "none is left")
     with pytest.raises(ConnectionRefusedError):
         asked(shop.scorer)
-    shop.scorer = Scorer(shop.settings, shop.scorer.log.parent)
+    shop.again()
     answers: list[tuple[int, str | None]] = []
 
     def answered() -> bool:
@@ -303,49 +309,6 @@ def test_whoever_asks_while_no_worker_answers_hears_at_once_when_to_ask_again(sh
     assert answers == [(503, "1")], "long before a worker"
     shop.ready()
     assert asked(shop.scorer) == (400, None)
-
-
-def test_a_worker_that_stands_still_is_replaced_and_the_versions_go_on(shop: Shop) -> None:
-    first, _ = shop.workers()
-    os.kill(first, signal.SIGSTOP)
-    shop.learner.delta()
-    until(lambda: not runs(first), "it is killed, since it does not follow", more=shop.scorer.log.read_text)
-    shop.ready()
-    shop.serves(1)
-    assert f"killed pid={first}" in " ".join(shop.scorer.log.read_text().split())
-
-
-def test_a_template_killed_while_it_starts_is_replaced(shop: Shop) -> None:
-    shop.scorer.process.send_signal(signal.SIGTERM)
-    assert shop.scorer.process.wait(PATIENCE) == 0
-    shop.scorer = Scorer(shop.settings, shop.scorer.log.parent)
-    until(lambda: bool(templates(shop.scorer.process.pid)), "a template that has not imported anything yet")
-    os.kill(shop.template, signal.SIGKILL)
-    shop.ready()
-
-
-def test_a_scorer_that_is_asked_to_end_while_it_starts_ends(broker: str, tmp_path: Path) -> None:
-    settings = Settings(
-        kafka=broker,
-        prefix=f"{tmp_path.name}.",
-        redis="127.0.0.1:1",
-        data=str(tmp_path / "scorer"),
-        schema=str(SCHEMA_TOML),
-        port=free_port(),
-        metrics_port=0,
-    )
-    create_topics(settings)
-    scorer = Scorer(settings, tmp_path)
-    try:
-        until(lambda: bool(templates(scorer.process.pid)), "its template runs, and has not imported anything yet")
-        (template,) = templates(scorer.process.pid)
-        scorer.process.send_signal(signal.SIGTERM)
-        assert scorer.process.wait(PATIENCE) == 0, scorer.log.read_text()
-        assert not runs(template)
-        assert "Traceback" not in scorer.log.read_text()
-    finally:
-        scorer.process.kill()
-        scorer.process.wait()
 
 
 def test_a_template_that_cannot_work_ends_the_role_in_one_line(tmp_path: Path) -> None:
