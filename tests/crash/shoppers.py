@@ -15,6 +15,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
+from kafka.future import Future
 from kafka.producer.future import FutureRecordMetadata
 
 from millrace.contracts.settings import Settings, load_settings
@@ -29,36 +30,13 @@ PAUSE_SECONDS = 0.1
 REQUEST_SECONDS = 60.0
 
 
-class Answered:
-    """What the outlet needs of a future. It is done before anybody asks, or later: callbacks are called then."""
-
-    def __init__(self) -> None:
-        self._done, self._lock, self._calls = False, threading.Lock(), list[Any]()
-
-    def add_callback(self, call: Any) -> None:
-        with self._lock:
-            if not self._done:
-                self._calls.append(call)
-                return
-        call(None)
-
-    def add_errback(self, call: Any, *arguments: Any) -> None:
-        """Nothing fails for good."""
-
-    def done(self) -> None:
-        with self._lock:
-            self._done, calls = True, self._calls
-        for call in calls:
-            call(None)
-
-
 class ThroughIntake:
     """Sends events to the intake, in order, and everything else to Kafka."""
 
     def __init__(self, settings: Settings) -> None:
         self._kafka = make_producer(settings, linger_ms=LINGER_MS)
         self._port = urlsplit(settings.intake).port or 0
-        self._line: queue.SimpleQueue[tuple[bytes, Answered]] = queue.SimpleQueue()
+        self._line: queue.SimpleQueue[tuple[bytes, Future]] = queue.SimpleQueue()
         self._open, self._lock = 0, threading.Lock()
         threading.Thread(target=self._work, name="intake", daemon=True).start()
 
@@ -66,7 +44,7 @@ class ThroughIntake:
         if topic != EVENTS:
             sent: FutureRecordMetadata = self._kafka.send(topic, key=key, value=value, headers=headers)
             return sent
-        answered = Answered()
+        answered = Future()
         with self._lock:
             self._open += 1
         self._line.put((value, answered))
@@ -89,7 +67,7 @@ class ThroughIntake:
             while not self._kept([value for value, _ in batch]):
                 time.sleep(PAUSE_SECONDS)
             for _, answered in batch:
-                answered.done()
+                answered.success(None)
             with self._lock:
                 self._open -= len(batch)
 
