@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from learner.custom.own import OwnModel
 from learner.custom.ownclass import OwnClass
 from learner.custom.ownserving import OwnServing
+from learner.role.learner import Learner
 from learner.role.model_factory import model_of, writer_of
 from learner.role.service import run
 from learner.training.learner_versions import Progress, Versions, write_root
