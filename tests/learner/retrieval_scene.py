@@ -17,47 +17,17 @@ from millrace.basics.hashing import combine, salt
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.versions.image import Image
+from tests.scenes.schemas import named, of_context, of_item, of_user
 
 SCHEMA = parse_schema(
-    """
-name = "recall"
-[[fields]]
-name = "user_id"
-of = "user"
-[[fields]]
-name = "kind"
-of = "user"
-[[fields]]
-name = "hobbies"
-of = "user"
-slots = 2
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "category"
-of = "item"
-[[fields]]
-name = "tags"
-of = "item"
-slots = 3
-[[fields]]
-name = "shelf_place"
-of = "item"
-bias = true
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[[fields]]
-name = "gain"
-of = "item"
-kind = "numeric"
-[[fields]]
-name = "position"
-of = "context"
-bias = true
-"""
+    named("recall")
+    + of_user("user_id", "kind")
+    + of_user("hobbies", slots=2)
+    + of_item("item_id", "category")
+    + of_item("tags", slots=3)
+    + of_item("shelf_place", bias=True)
+    + of_item("price:numeric", "gain:numeric")
+    + of_context("position", bias=True)
 )
 START_MS = 1_700_000_000_000
 WIDTH = 8  # with the bias

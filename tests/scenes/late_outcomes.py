@@ -16,46 +16,16 @@ from millrace.contracts.schema import parse_schema
 from stream.join.join import InputMessage
 from stream.partition.partition import Partition, StepOutput
 from stream.worker.outcome_files import OutcomeFiles
+from tests.scenes.schemas import outcome
 from tests.scenes.stream_world import DAY, POLICY, T0, TEXT, Log, action, exposure, page_log
 
-OUTCOMES = parse_schema(
-    TEXT
-    + """
-[[outcome]]
-name = "purchase"
-on = "click"
-event = "purchase"
-within = "30d"
-policy = "wait"
-[[outcome]]
-name = "soon"
-on = "click"
-event = "purchase"
-within = "1d"
-"""
-)
+_PURCHASE = outcome("purchase", "purchase", "30d", policy="wait")
+OUTCOMES = parse_schema(TEXT + _PURCHASE + outcome("soon", "purchase", "1d"))
 BY_AGE = parse_schema(
     TEXT
-    + """
-[[outcome]]
-name = "purchase"
-on = "click"
-event = "purchase"
-within = "30d"
-policy = "wait"
-[[outcome]]
-name = "early"
-on = "click"
-event = "purchase"
-within = "30d"
-policy = "es-dfm"
-[[outcome]]
-name = "soon"
-on = "click"
-event = "purchase"
-within = "1d"
-policy = "fake-negative-weighted"
-"""
+    + _PURCHASE
+    + outcome("early", "purchase", "30d", policy="es-dfm")
+    + outcome("soon", "purchase", "1d", policy="fake-negative-weighted")
 )
 NOW = T0 + 200 * DAY
 

@@ -14,58 +14,24 @@ from millrace.basics.hashing import column_hash, mix
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.versions.image import RETRIEVAL_TABLES, Image, TableRows
+from tests.scenes.schemas import named, of_context, of_item, of_user, windows_of
 
-_TEXT = """
-name = "small"
-crosses = [["user_id", "category"], ["tags", "hour"]]
-[[fields]]
-name = "user_id"
-of = "user"
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "category"
-of = "item"
-width = 4
-[[fields]]
-name = "tags"
-of = "item"
-slots = 3
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-transform = "log"
-[[fields]]
-name = "hour"
-of = "context"
-[[fields]]
-name = "position"
-of = "context"
-bias = true
-[windows]
-days = [1, 7]
-actions = ["exposure", "click"]
-[[windows.keys]]
-columns = ["item_id"]
-"""
-_LAST = """
-[[fields]]
-name = "last_clicks"
-of = "user"
-slots = 5
-pool = "attention"
-[[fields]]
-name = "last_clicks_age"
-of = "user"
-slots = 5
-width = 2
-"""
-SCHEMA = parse_schema(_TEXT)
-ATTENDED = parse_schema(_TEXT.replace("[windows]", f"{_LAST}[windows]"))
+_FIELDS = (
+    named("small", crosses=[["user_id", "category"], ["tags", "hour"]])
+    + of_user("user_id")
+    + of_item("item_id")
+    + of_item("category", width=4)
+    + of_item("tags", slots=3)
+    + of_item("price:numeric", transform="log")
+    + of_context("hour")
+    + of_context("position", bias=True)
+)
+_WINDOWS = windows_of("item_id", days=[1, 7])
+_AGES = of_user("last_clicks_age", slots=5, width=2)
+SCHEMA = parse_schema(_FIELDS + _WINDOWS)
+ATTENDED = parse_schema(_FIELDS + of_user("last_clicks", slots=5, pool="attention") + _AGES + _WINDOWS)
 """The same with the user's last clicks, pooled by attention."""
-MEANT = parse_schema(_TEXT.replace("[windows]", _LAST.replace('pool = "attention"', "") + "[windows]"))
+MEANT = parse_schema(_FIELDS + of_user("last_clicks", slots=5) + _AGES + _WINDOWS)
 """The same by their mean."""
 START_MS = 1_700_000_000_000
 

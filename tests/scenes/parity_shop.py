@@ -19,74 +19,37 @@ from scorer.page.rank import Ranked, Ranker
 from scorer.users.userrecord import KnownUser
 from stream.join.join import InputMessage
 from stream.partition.partition import Partition
+from tests.scenes.schemas import named, of_context, of_item, of_user, table, windows_of
 from tests.scenes.stream_world import HOUR, POLICY, T0, Log
 
-FIELDS = """
-name = "both kinds"
-[[fields]]
-name = "user_id"
-of = "user"
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[[fields]]
-name = "bid"
-of = "context"
-kind = "numeric"
-[windows]
-days = [1, 7, 30]
-half_lives = [0.5, 7]
-actions = ["exposure", "click", "purchase"]
-[[windows.means]]
-of = "price"
-step = 0.01
-[[windows.means]]
-of = "bid"
-step = 1
-action = "exposure"
-[[windows.keys]]
-columns = ["item_id"]
-[[windows.keys]]
-columns = ["user_id", "item_id"]
-parent = ["item_id"]
-"""
-
-EXPOSURE_AGE = """
-[[fields]]
-name = "exposure_age_days"
-of = "item"
-kind = "numeric"
-"""
-
-LAST = """
-[[fields]]
-name = "last_clicks"
-of = "user"
-slots = 16
-[[fields]]
-name = "last_clicks_age"
-of = "user"
-slots = 16
-[[fields]]
-name = "last_purchases"
-of = "user"
-slots = 3
-"""
+FIELDS = (
+    named("both kinds")
+    + of_user("user_id")
+    + of_item("item_id", "price:numeric")
+    + of_context("bid:numeric")
+    + windows_of(
+        "item_id",
+        "user_id item_id",
+        days=[1, 7, 30],
+        half_lives=[0.5, 7],
+        actions=("exposure", "click", "purchase"),
+        means=({"of": "price", "step": 0.01}, {"of": "bid", "step": 1, "action": "exposure"}),
+        parent=("item_id",),
+    )
+)
+EXPOSURE_AGE = of_item("exposure_age_days:numeric")
+LAST = of_user("last_clicks", "last_clicks_age", slots=16) + of_user("last_purchases", slots=3)
 """What a user did last; of FIELDS, which count clicks and purchases."""
 
-LOG = """
-[log]
-time = "at"
-user = "user_id"
-item = "item_id"
-label = "label"
-action_times = { click = "click_at", purchase = "purchase_at" }
-attribution_minutes = 30
-"""
+LOG = table(
+    "[log]",
+    time="at",
+    user="user_id",
+    item="item_id",
+    label="label",
+    action_times={"click": "click_at", "purchase": "purchase_at"},
+    attribution_minutes=30,
+)
 DAYS = "days = [1, 7, 30]\nhalf_lives = [0.5, 7]\n"
 SHORT = 'lengths = ["15min", "1h", "6h", "1d", "7d"]\nhalf_lives = ["30min", 7]\n'
 SCHEMA = parse_schema(FIELDS + LOG)

@@ -16,32 +16,19 @@ from millrace.contracts.schema import Schema, parse_schema
 from stream.join.join import InputMessage, Policy
 from stream.partition.partition import Partition, StepOutput
 from tests.scenes.reference_partition import Row
+from tests.scenes.schemas import named, of_item, of_user, windows_of
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 T0 = 20_000 * DAY
 
-TEXT = """
-name = "small"
-[[fields]]
-name = "user_id"
-of = "user"
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[windows]
-days = [1, 7]
-actions = ["exposure", "click", "purchase"]
-[[windows.keys]]
-columns = ["item_id"]
-[[windows.keys]]
-columns = ["user_id", "item_id"]
-"""
+TEXT = (
+    named("small")
+    + of_user("user_id")
+    + of_item("item_id", "price:numeric")
+    + windows_of("item_id", "user_id item_id", days=[1, 7], actions=("exposure", "click", "purchase"))
+)
 SCHEMA = parse_schema(TEXT)
 POLICY = Policy(attribution_ms=30 * MINUTE, disorder_ms=MINUTE, lateness_ms=20 * MINUTE, ahead_ms=HOUR)
 KINDS = ("exposure", "click", "collect", "cart", "purchase")

@@ -25,20 +25,9 @@ from learner.serving.serving_model import ServingModel
 from learner.serving.staging import ModelWriter
 from millrace.contracts.schema import parse_schema
 from millrace.versions.modelstore import Image, TableRows
+from tests.scenes.schemas import named, of_item, windows_of
 
-SCHEMA = parse_schema("""
-name = "torn"
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[windows]
-days = [1]
-actions = ["exposure", "click"]
-""")
+SCHEMA = parse_schema(named("torn") + of_item("item_id", "price:numeric") + windows_of(days=[1]))
 _WIDTH = 4
 SPEC = {"model": "wide_resnet", "width": _WIDTH, "hidden": [16], "blocks": 1, "max_rows": 20_000}
 

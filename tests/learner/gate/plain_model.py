@@ -9,20 +9,9 @@ from numpy.typing import NDArray
 
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
+from tests.scenes.schemas import named, of_item
 
-SCHEMA: Schema = parse_schema(
-    """
-name = "plain"
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-transform = "raw"
-"""
-)
+SCHEMA: Schema = parse_schema(named("plain") + of_item("item_id") + of_item("price:numeric", transform="raw"))
 START_MS = 1_700_000_000_000
 MINUTE_MS = 60_000
 

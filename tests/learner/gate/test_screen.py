@@ -18,6 +18,7 @@ from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.contracts.schema import parse_schema
 from millrace.versions.image import Array
 from tests.scenes.learning import SCHEMA, START_MS
+from tests.scenes.schemas import named, of_item, of_user, windows_of
 from tests.scenes.screened_stream import DAY_MS, HOUR_MS, LAYOUT, Scored, Screen, Stream, labelled, learn, warm
 
 Poison = Callable[[SampleBatch, np.random.Generator], SampleBatch]
@@ -83,35 +84,10 @@ def test_refuses_small_batches_before_they_add_up_to_128_rows_or_20_visits(name:
 
 
 USER_SCHEMA = parse_schema(
-    """
-name = "readers"
-[[fields]]
-name = "user_id"
-of = "user"
-[[fields]]
-name = "region"
-of = "user"
-[[fields]]
-name = "age"
-of = "user"
-kind = "numeric"
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[windows]
-days = [1, 7]
-actions = ["exposure", "click"]
-[[windows.keys]]
-columns = ["user_id"]
-[[windows.keys]]
-columns = ["item_id"]
-[[windows.keys]]
-columns = ["user_id", "item_id"]
-"""
+    named("readers")
+    + of_user("user_id", "region", "age:numeric")
+    + of_item("item_id", "price:numeric")
+    + windows_of("user_id", "item_id", "user_id item_id", days=[1, 7])
 )
 USER_CAT, USER_NUM = user_side(USER_SCHEMA)
 WINDOW_COLUMNS = [c for c in USER_NUM if c >= USER_SCHEMA.layout.window_start]

@@ -14,32 +14,12 @@ from learner.ranker.inputs import AGE_STEP, Inputs
 from learner.ranker.model import OnlineModel, build
 from millrace.contracts.schema import Schema, parse_schema
 from tests.scenes.learning import SCHEMA, make_samples
+from tests.scenes.schemas import named, of_item, windows_of
 
 COUNTED = parse_schema(
-    """
-name = "counted"
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[[fields]]
-name = "age_days"
-of = "item"
-kind = "numeric"
-[windows]
-days = [1]
-half_lives = [0.5]
-actions = ["exposure", "click"]
-prior_weight = 4
-[[windows.means]]
-of = "price"
-step = 0.01
-[[windows.keys]]
-columns = ["item_id"]
-"""
+    named("counted")
+    + of_item("item_id", "price:numeric", "age_days:numeric")
+    + windows_of("item_id", days=[1], half_lives=[0.5], prior_weight=4, means=({"of": "price", "step": 0.01},))
 )
 
 

@@ -12,18 +12,17 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from stream.partition.partition import Partition
 from stream.worker.stream_output import parts
+from tests.scenes.schemas import named, of_item, of_user
 from tests.scenes.stream_world import POLICY, Log, action, exposure, page_log
 
-FIELDS = '[[fields]]\nname = "user_id"\nof = "user"\n[[fields]]\nname = "item_id"\nof = "item"\n'
-NUMBERS_ONLY = '[[fields]]\nname = "age"\nof = "user"\nkind = "numeric"\n'
 T0 = 1_700_000_000_000
 
 
-@pytest.mark.parametrize(
-    "schema",
-    [parse_schema(f'name = "bare"\n{FIELDS}'), parse_schema(f'name = "numbers"\n{NUMBERS_ONLY}')],
-    ids=lambda schema: schema.name,
-)
+BARE = named("bare") + of_user("user_id") + of_item("item_id")
+NUMBERS = named("numbers") + of_user("age:numeric")
+
+
+@pytest.mark.parametrize("schema", [parse_schema(BARE), parse_schema(NUMBERS)], ids=lambda schema: schema.name)
 def test_samples_of_a_schema_without_numbers_or_without_categories(schema: Schema) -> None:
     layout, items = schema.layout, [11, 12, 13]
     arrays: dict[str, Any] = {
