@@ -231,6 +231,7 @@ class Scene:
     share: float = 0.01  # of held-out pages: another one is another rule
     refuses: bool = False  # whether the first look at a stretch refuses
     replayed: Callable[[Scene], None] = lambda scene: None  # called when decisions were done again
+    first: Announcement | None = None  # the first snapshot of a story
 
     def __post_init__(self) -> None:
         self.store = ModelStore(self.folder / "models")
@@ -279,7 +280,7 @@ class Scene:
 
     def again(self, **changes: Any) -> Scene:
         """The next life, after this one was killed."""
-        kept = ("visitors", "stretch", "gate", "observe", "spec", "schema", "broker", "share")
+        kept = ("visitors", "stretch", "gate", "observe", "spec", "schema", "broker", "share", "first")
         return Scene(self.folder, **{name: getattr(self, name) for name in kept} | changes)
 
     def progress(self) -> Progress:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,45 +11,262 @@ import pytest
 from learner.gate.quarantine import forget_user
 from learner.gate.verdicts import GateRefusal
 from learner.promotion import promotion
-from learner.ranker.model import LearnReport, OnlineModel
+from learner.ranker.model import OnlineModel
 from learner.training.decisionlog import places_of
 from millrace.basics.errors import BrokerError, StoreError
 from millrace.basics.store import Store
-from millrace.contracts.samples import SampleBatch
 from millrace.versions.decisions import SamplesTaken, Span
+from tests.learner.gate.acts import learn, play, state_of
 from tests.learner.gate.promotion_scene import BATCH, MINUTE_MS, POISON, Scene, batch
 from tests.scenes.learning import START_MS
 from tests.scenes.same_state import differs
+
+B = BATCH
+
+
+class Story(NamedTuple):
+    """Acts, and what has become of a learner behind them."""
+
+    acts: str
+    as_if: str | None  # acts that give the same model, to the bit: what is left out never happened
+    expected: dict[str, Any]
+    said: str = ""
+
+
+def story(acts: str, as_if: str | None = None, said: str = "", **expected: Any) -> Story:
+    return Story(acts, as_if, expected, said)
+
+
+def turn(n: int) -> str:
+    """A stretch and a half, ten minutes after the one before."""
+    return f"{100 * n + 10}-{100 * n + 15}@{10 * n + 10}+1"
+
+
+LATE = "0-3@0+1 snapshot 5-6@5+1 snapshot 7-8@7+1 snapshot 9@9 back:5 durable"
+CHANGED = "10!@11 11!@22 12!@33 13!@44 14!@55 15!@66 state:blocked rebased:0 +16!@71 rebased:1"
+STORIES = {
+    # micro-batches
+    "what passes is learnt": story("0-5", "0-5", trained=6 * B, state="promoting", shift_passed=1),
+    "a refused batch is kept and never learnt": story(
+        "0-3 +9!", "0-3", trained=4 * B, state="blocked", check="labels", kept=[("labels", {4: B})]
+    ),
+    "what was learnt since the mark never happened": story(
+        "0-4 nothing +9! root", "0-3", trained=4 * B, kept=[("labels", {4: B, 5: B})]
+    ),
+    "no root where nothing of it was published": story(
+        "0-3 +4 +9! nothing +10 nothing +11 nothing +12 nothing +13 published", "0-3 +10-12 13", state="promoting"
+    ),
+    "a snapshot ends its stretch": story(
+        "0-8 snapshot +9! nothing", "0-8", trained=9 * B, kept=[("labels", {9: B})], snapshots=2
+    ),
+    "an open stretch that is refused makes no snapshot": story("0-8 shift no-snapshot no-shift", "0-7", quarantined=B),
+    "shift refuses a stretch, and what came with it may have wrong labels": story(
+        "0-3 shift 4-7", "0-3", check="shift", kept=[("shift", dict.fromkeys(range(4, 8), B))], spoilt=1
+    ),
+    "held-out pages are never learnt": story("0 +1h +2", "0 +2", held_out=B, heldout_taken=B),
+    # a broken model
+    **{
+        f"a broken slot is mended and costs nothing, {what}": story(
+            f"0-4 break:{what} 5-11", "0-11", ways_back=1, quarantined=0, trained=12 * B
+        )
+        for what in ("adam", "average", "rows", "weights")
+    },
+    "a broken row that nobody touches stops the snapshot": story(
+        "0-3 break:one-row no-snapshot 5 snapshot", "0-3 5", check="finite"
+    ),
+    "memory that is damaged in probation ends at the mark": story(
+        "0-3 10! long 11 break:weights 12", "0-3 12", trained=5 * B, kept_rows=2 * B, state="promoting"
+    ),
+    # snapshots
+    "a snapshot that held-out pages refuse is gone back behind": story(
+        "0-3 snapshot 4-8 shift-rebased:1 worse no-snapshot shift-rebased:2",
+        "0-3",
+        kept=[("heldout", dict.fromkeys(range(4, 9), B))],
+    ),
+    "an open stretch is judged at a restart": story(
+        "0-3 snapshot 4-5 refusing", "0-3", check="shift", kept=[("shift", {4: B, 5: B})]
+    ),
+    "a gate that is switched off after a refusal starts": story(
+        "0-3 snapshot shift 4-8 10! no-gate 11", trained=5 * B, kept=[("shift", dict.fromkeys(range(4, 8), B))]
+    ),
+    # late clicks
+    "a late click of what was learnt and went back is not learnt, others of its minutes are": story(
+        "0-3@0+1 4@2 5@20 +9!@21 root 10-13@50+1 late:20,21,2,3,10,50", trained=8 * B + 4, last_kept=2
+    ),
+    "a late click of what the loss guard refused is not learnt": story(
+        "0-3@0+1 +5l@7 late:7,2", killed=False, kept=[("loss", {4: B}), ("page", {5: 1})]
+    ),
+    "a late click of what was rolled back is not learnt": story(
+        "0-3@0+1 snapshot 5-8@5+1 back:4 published late:6,7,2", trained=4 * B + 1, kept_rows=2
+    ),
+    "nor behind the newest snapshot": story(
+        f"{LATE} published late:5 late:6 late:7 late:8 late:2", trained=4 * B + 1, kept_rows=4
+    ),
+    "nor after a restart": story(f"{LATE} kill late:5 late:6 late:7 late:8 late:2", trained=4 * B + 1, kept_rows=4),
+    "a gate that observes puts no late click aside": story(
+        "0-3@0+1 9!@7 observe late:7", trained=4 * B + 1, kept_rows=B, served=None
+    ),
+    # the world has changed
+    "what stays different is learnt after the stated time, and known after a restart": story(
+        f"0-3 snapshot {CHANGED} nothing learn published", released=7 * B, trained=11 * B, kept=[], releasing=0
+    ),
+    "rows that were refused while the clock went back are learnt with the others": story(
+        "0-3 +10!@40 +11!@10 +12!@60 +13!@80 +20!@101 rebased:1 learn", released=5 * B
+    ),
+    "what shift refuses for the stated time is the world too": story(
+        "0-3 shift 10-29@4+4 rebased:1 learn", released=20 * B, trained=24 * B
+    ),
+    "what held-out pages refuse for the stated time is the world though stretches pass between": story(
+        "0-3 snapshot worse "
+        + " ".join(f"{turn(n)} state:promoting no-snapshot rebased:{int(n == 6)}" for n in range(7))
+        + " learn well published snapshot",
+        released=7 * 6 * B,
+        kept=[],
+    ),
+    "a snapshot that passes ends what held-out pages refused": story(  # 50 minutes before the last turn
+        "0-3 snapshot worse "
+        + " ".join(f"{turn(n)} no-snapshot blocked:yes" for n in range(5))
+        + f" well {turn(5)} snapshot blocked:no worse "
+        + " ".join(f"{turn(n)} no-snapshot blocked:yes" for n in range(6, 12)),
+        rebases=0,
+    ),
+    "a refusal of another kind does not make one older": story(
+        "0-3 snapshot 10-15@1 worse no-snapshot +20!@50 +21!@65 +22!@80 +23!@100 rebased:0 +30!@111 rebased:1",
+    ),
+    "what became normal again stays until a person says": story(
+        "0-3 +10!@1 11-14@2 +20!@90 state:blocked release:2 learn", released=2 * B
+    ),
+    # persons
+    "what is discarded is gone": story("+10! discard:1", "", kept=[], kept_rows=0, discarded=B),
+    "held versions wait for a person": story(
+        "0 hold 1 nothing 2-6 state:held promote published", "0 +1-6", trained=7 * B
+    ),
+    "a person promotes what the gate refused": story("0-3 +10! promote learn published", released=B, kept=[]),
+    "rolled back to a version": story("0-3 snapshot 4-9 snapshot back:6 root", "0-3", set_aside=6 * B, trained=4 * B),
+    "what came before a rollback is not learnt, nor counted, twice": story(
+        "0-3 snapshot 4-9 back:6 root +4 20-23", "0-3 20-23", set_aside=6 * B, repeated=B
+    ),
+    # releases
+    "a release that was acknowledged is done after a restart": story(
+        "0-3 snapshot 10! release:1 durable kill release:0 learn", released=B, trained=5 * B
+    ),
+    "a rollback stops a release": story(
+        "0-3 snapshot 10-11! release:1 back:0 learn root", "0-3", trained=4 * B, kept_rows=2 * B
+    ),
+    "a rollback in the middle of a release counts no row twice": story(
+        "0-3 snapshot 10-12! release:1 some back:1", "0-3", quarantined=3 * B, kept_rows=3 * B, released=0, set_aside=0
+    ),
+    "a rollback behind a release takes its rows back, as all that was learnt since": story(
+        "0-3 snapshot 10! release:1 learn back:1 published", "0-3", kept=[], set_aside=B, trained=4 * B
+    ),
+    "a release of what is void is void": story(
+        "0-3 snapshot 10! release:1 durable rule", void=True, kept=[], releasing=0
+    ),
+    "released rows that are nowhere are given up and said": story(
+        "0-3 10! 11! gone:6 release:1 learn", "0-3", said="given up", killed=False, discarded=2 * B, kept=[]
+    ),
+    "rows that the topic lost are learnt from their copy": story(
+        "0-3 10! copy hold private gone:6 kill release:1 learn", released=B, served=False
+    ),
+    "a broker that is away delays a release": story("0-3 10! release:1 away none nothing there learn", released=B),
+    "what is released in a hold is not seen": story(
+        "0-4 hold +9! release:1 none root learn nothing", released=2 * B, served=False
+    ),
+    "a release vouches for no others, and nothing else is learnt meanwhile": story(
+        "0-3 10!~64 20-23 24 release:1 none shift published no-shift some +25 learn drain",
+        trained=(8 + 2 + 1) * B,
+    ),
+    "a command that changes nothing is no end of an entry": story(
+        "0-3 10! discard:1 11a promote discard-nothing 12a release-nothing 13a",
+        kept=[("absurd", {5: 1, 6: 1, 7: 1})],
+    ),
+    "what a refusal began joins no older entry": story(
+        "0-3 10l 11-19!@1 30l@1 promote",
+        kept=[("loss", {4: B}), ("labels", dict.fromkeys(range(5, 14), B)), ("loss", {14: B})],
+        killed=False,
+        releasing=2,
+    ),
+    "rows of a topic that was made anew are not taken for others": story(
+        "topic:one 0-3 10! topic:another release:1 learn", killed=False, released=0, discarded=B
+    ),
+    # holds and lost decisions
+    **{
+        f"a hold holds though what was learnt cannot be learnt again, {why}": story(
+            f"0-3 snapshot 4 hold durable 5-8 {why} state:held nothing kill state:held nothing promote published",
+            killed=False,
+            held=False,
+        )
+        for why in ("rule", "no-gate", "gone:6 kill", "lose-decision kill")
+    },
+    "a hold outlives a restart and nothing of it is seen": story(
+        "0-3 hold durable 4-8 kill state:held nothing", sent=0, trained=9 * B, served=False
+    ),
+    "what was held is seen when a person says, after a restart": story(
+        "0-3 hold durable 4-8 kill promote root", "0-3 +4-8", trained=9 * B
+    ),
+    "a way back after a restart shows nothing of a hold": story(
+        "0-3 snapshot 4 hold durable 5-8 kill +10! nothing", sent=0, quarantined=2 * B, served=False
+    ),
+    "rows that wait as a private snapshot is made outlive a kill": story(
+        "0-3 hold +4~41 private kill", pending=9, state="held", served=False
+    ),
+    "rows that wait while a root is written outlive a kill": story(
+        "0-4 =9! =10 step root pending:1 kill pending:1 11", trained=6 * B, served=False
+    ),
+    "decisions of a lost message are sent again": story("0-2 loses:2 3-5 kill", "0-5", trained=6 * B),
+    "what is decided after a replay that ended early is known at the next restart": story(
+        "0-3 snapshot 10! no-snapshot 20-22 rule release:0 11! discard:1 hold durable kill",
+        replayed=True,
+        held=True,
+        kept=[],
+        served=False,
+    ),
+    "a way back that was decided is completed after a restart": story(
+        "0-5 cut away +9! durable there kill", "0-3", trained=4 * B, kept_rows=3 * B
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STORIES, ids=lambda name: name.replace(" ", "_"))
+def test_story(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a learner is behind these acts; and that a kill then changes nothing of it."""
+    acts, as_if, expected, said = STORIES[name]
+    served, again = expected.pop("served", True), expected.pop("killed", True)
+    scene = play(Scene(tmp_path / "one"), acts)
+    found = state_of(scene)
+    more = {
+        "shift_passed": scene.promotion.state.verdicts["shift", "passed"],
+        "snapshots": len(scene.store.snapshots()),
+        "spoilt": len(scene.heldout.spoilt_from),
+        "heldout_taken": scene.heldout.taken,
+        "ways_back": scene.trainer.counts["way_back:gate"],
+        "last_kept": found["kept"] and sum(found["kept"][-1][1].values()),
+        "sent": len(scene.sent),
+        "rebases": scene.screen.told.count("rebase"),
+        "void": scene.replay.void > 0,
+        "replayed": scene.replay.done > 0,
+    }
+    assert {key: (found | more)[key] for key in expected} == expected
+    assert said in capsys.readouterr().out
+    scene.publish()
+    if as_if is not None:
+        twin = play(Scene(tmp_path / "twin"), as_if)
+        twin.publish()
+        assert differs(scene.whole(), twin.whole()) == ""
+    assert served is None or served == (scene.served.same_bits(scene.whole()[0]) == "")
+    if not again:
+        return
+    scene.promotion.make_durable()
+    killed, then = scene.again(), state_of(scene)
+    assert killed.replay.differ == killed.replay.void == 0
+    assert state_of(killed) == then
+    assert differs(killed.whole(), scene.whole()) == ""
+    assert not killed.sent or killed.served.same_bits(killed.whole()[0]) == ""
 
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path / "one")
-
-
-def learn(scene: Scene, *batches: SampleBatch) -> None:
-    for each in batches:
-        scene.take(each)
-        scene.publish()
-
-
-def release(scene: Scene) -> None:
-    while scene.promotion.commands.learn_some():
-        pass
-
-
-def state_of(scene: Scene) -> dict[str, object]:
-    """What a person and the next decision see of a gate."""
-    status = scene.status
-    names = ("state", "refused_ms", "blocked_since_ms", "quarantined_rows", "releasing")
-    return {name: status[name] for name in names} | {
-        "trained": scene.trainer.counts["trained"],
-        "kept": [(entry.name, entry.rows) for entry in scene.quarantine.entries()],
-        "repeats": len(scene.trainer.repeats),
-    }
-
-
-# -- stories, each of which lost something before ----------------------------------------------------------------
 
 
 def test_what_was_served_is_learnt_with_the_same_cuts(scene: Scene) -> None:
@@ -71,85 +287,10 @@ def test_what_was_served_is_learnt_with_the_same_cuts(scene: Scene) -> None:
     assert state_of(after) == then
 
 
-def test_a_release_that_was_acknowledged_is_done_after_a_restart(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(4)))
-    assert scene.snapshot() is not None
-    learn(scene, batch(10, page=POISON))
-    assert scene.promotion.commands.release("all") == 1
-    scene.promotion.make_durable()
-    after = scene.again()
-    assert after.status["releasing"] == 1
-    release(after)
-    assert after.trainer.counts["released"] == BATCH
-    assert after.trainer.counts["trained"] == 5 * BATCH
-
-
-def test_what_was_learnt_of_a_changed_world_and_served_is_known_after_a_restart(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(4)))
-    assert scene.snapshot() is not None
-    learn(scene, *(batch(n, page=POISON, minute=(n - 9) * 11) for n in range(10, 17)))
-    release(scene)
-    assert scene.publish() is not None
-    assert scene.trainer.counts["released"] == 7 * BATCH
-    before, served = scene.whole(), scene.served
-    after = scene.again()
-    assert differs(after.whole(), before) == ""
-    assert after.served.same_bits(served) == ""
-    assert after.trainer.counts["released"] == 7 * BATCH
-    assert after.status["quarantined_rows"] == 0
-    release(after)
-    assert after.trainer.counts["trained"] == 11 * BATCH, "and nothing is learnt twice"
-
-
-def test_a_rollback_stops_a_release(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(4)))
-    note = scene.snapshot()
-    assert note is not None
-    learn(scene, batch(10, page=POISON), batch(11, page=POISON))
-    then = scene.trainer.counts["trained"]
-    scene.promotion.commands.release("all")
-    scene.promotion.commands.roll_back(note)
-    rolled_back = scene.whole()
-    release(scene)
-    found = scene.publish()
-    assert found is not None
-    assert found.note.is_root
-    assert differs(scene.whole(), rolled_back) == "", "nothing was learnt into what a person went back to"
-    assert scene.trainer.counts["trained"] == then
-    assert scene.status["quarantined_rows"] == 2 * BATCH
-
-
-def test_a_rollback_in_the_middle_of_a_release_counts_no_row_twice(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(4)))
-    note = scene.snapshot()
-    assert note is not None
-    learn(scene, *(batch(n, page=POISON) for n in range(10, 13)))
-    scene.promotion.commands.release("all")
-    assert scene.promotion.commands.learn_some()
-    scene.promotion.commands.roll_back(note)
-    assert scene.quarantine.rows == scene.trainer.counts["quarantined"] == 3 * BATCH
-    assert scene.trainer.counts["released"] == scene.trainer.counts["set_aside"] == 0
-
-
-def test_a_rollback_behind_a_release_takes_its_rows_back_too(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(4)))
-    note = scene.snapshot()
-    assert note is not None
-    learn(scene, batch(10, page=POISON))
-    scene.promotion.commands.release("all")
-    release(scene)
-    scene.promotion.commands.roll_back(note)
-    assert scene.publish() is not None
-    assert scene.quarantine.entries() == []
-    assert scene.trainer.counts["set_aside"] == BATCH, "as all that was learnt since"
-    assert scene.trainer.counts["trained"] == 4 * BATCH
-
-
 def test_what_a_root_leaves_out_is_known_wherever_it_is_killed(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learn(scene, *(batch(n) for n in range(5)))  # the fifth was published
-    scene.take(batch(9, page=POISON))
+    play(scene, "0-4 +9!")  # the fifth was published
     then, put = scene.whole(), Store.put
 
     class Killed(Exception):
@@ -171,8 +312,7 @@ def test_what_a_root_leaves_out_is_known_wherever_it_is_killed(
 
 
 def test_nothing_is_learnt_while_a_root_cannot_be_written(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    learn(scene, *(batch(n) for n in range(5)))
-    scene.take(batch(9, page=POISON))
+    play(scene, "0-4 +9!")
     before = scene.whole()
 
     def full(*_: object) -> None:
@@ -182,7 +322,7 @@ def test_nothing_is_learnt_while_a_root_cannot_be_written(scene: Scene, monkeypa
         patch.setattr(Store, "put", full)
         with pytest.raises(StoreError, match="no space"):
             scene.publish()
-        scene.take(batch(10))
+        play(scene, "+10")
         with pytest.raises(StoreError, match="no space"):
             scene.publish()
     assert scene.trainer.pending == BATCH
@@ -210,100 +350,32 @@ def test_a_root_that_is_there_though_its_write_failed_is_gone_on_from(
         with pytest.raises(StoreError, match="no answer"):
             Scene(tmp_path / "one")
     scene = Scene(tmp_path / "one")
-    learn(scene, batch(0))
+    play(scene, "0")
     assert scene.served.same_bits(scene.whole()[0]) == ""
-
-
-def test_an_open_stretch_is_judged_at_a_restart(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(4)))  # the mark
-    assert scene.snapshot() is not None
-    at_mark = scene.whole()
-    learn(scene, batch(4), batch(5))
-    after = scene.again(refuses=True)
-    assert after.status["check"] == "shift"
-    assert after.trainer.counts["quarantined:shift"] == 2 * BATCH
-    assert differs(after.whole(), at_mark) == ""
-    assert after.served.same_bits(at_mark[0]) == "", "what was never judged is not the root"
 
 
 def test_the_screen_sees_each_batch_as_often_when_it_is_done_again(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is learnt, and one of which a sound model predicts no numbers, as a class of one's own may."""
-    learn(scene, *(batch(n) for n in range(4)))
-    assert scene.snapshot() is not None
+    play(scene, "0-3 snapshot")
     before = scene.screen.looks
-    learn(scene, batch(4))
+    play(scene, "4")
     with monkeypatch.context() as patch:
         patch.setattr(OnlineModel, "score", lambda self, cat, num: np.full(len(cat), np.nan, np.float32))
-        scene.take(batch(5))
+        play(scene, "+5")
     scene.publish()
     scene.promotion.make_durable()
     assert scene.again().screen.looks == scene.screen.looks - before == 2
-
-
-# -- holds -------------------------------------------------------------------------------------------------------
-
-
-def held(scene: Scene) -> None:
-    """A hold that was answered; then something is learnt."""
-    learn(scene, *(batch(n) for n in range(4)))
-    assert scene.snapshot() is not None
-    learn(scene, batch(4))
-    scene.promotion.commands.hold()
-    scene.promotion.make_durable()
-    learn(scene, *(batch(n) for n in range(5, 9)))
-
-
-@pytest.mark.parametrize("why", ["another rule", "the topic lost samples", "a message was lost", "no gate any more"])
-def test_a_hold_holds_though_what_was_learnt_cannot_be_learnt_again(scene: Scene, why: str) -> None:
-    held(scene)
-    changes: dict[str, Any] = {}
-    if why == "another rule":
-        changes["share"] = 0.02
-    elif why == "the topic lost samples":
-        scene.broker.first = 6
-    elif why == "a message was lost":
-        del scene.broker.decided[len(scene.broker.decided) // 2 - 4]
-    else:
-        changes["gate"] = False
-    after = scene.again(**changes)
-    assert after.status["state"] == "held"
-    assert after.sent == [], "nothing of it is seen"
-    assert after.again().status["state"] == "held", "nor is it lost at the next restart"
-    after.promotion.commands.promote()
-    assert after.publish() is not None
-
-
-def test_a_way_back_after_a_restart_shows_nothing_of_a_hold(scene: Scene) -> None:
-    held(scene)
-    after = scene.again()
-    assert after.trainer.counts["trained"] == 9 * BATCH
-    after.take(batch(10, page=POISON))
-    assert after.trainer.counts["quarantined"] > 0
-    assert after.publish() is None
-    assert after.sent == []
-
-
-def test_a_release_of_what_is_void_is_void(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(4)))
-    assert scene.snapshot() is not None
-    learn(scene, batch(10, page=POISON))
-    assert scene.promotion.commands.release("all") == 1
-    scene.promotion.make_durable()
-    after = scene.again(share=0.02)
-    assert after.replay.void > 0
-    assert after.quarantine.entries() == []
-    assert after.status["releasing"] == 0
 
 
 def test_a_hold_of_a_day_takes_no_more_memory_than_one_of_an_hour(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(promotion, "MOST_DECISIONS", 20)
-    learn(scene, *(batch(n) for n in range(4)))
+    play(scene, "0-3")
     served = scene.served
-    scene.promotion.commands.hold()
+    play(scene, "hold")
     sizes = []
     for n in range(4, 60):
         learn(scene, batch(n))
@@ -319,43 +391,19 @@ def test_a_hold_of_a_day_takes_no_more_memory_than_one_of_an_hour(
     assert after.replay.done < 40, "a restart begins at the newest of them"
     assert after.sent == []
     assert differs(after.whole(), before) == ""
-    after.take(batch(70, page=POISON))  # a way back begins there, too
-    after.promotion.commands.promote()
-    release(after)
-    found = after.publish()
-    assert found is not None
-    assert found.note.is_root
+    play(after, "+70! promote learn root")  # a way back begins there, too
     assert after.served.same_bits(after.whole()[0]) == ""
     assert not any(note.held for note in after.store.snapshots(held=True))
     line = after.lineage()
-    place, stages = found.note.place, 0
+    place, stages = after.sent[-1].place, 0
     while place in line:
         place, stages = line[place][0], stages + 1
     assert place.number == 0, "the line of the store goes on through them"
     assert stages > 3
 
 
-def test_a_hold_outlives_a_restart_and_nothing_of_it_is_seen(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(4)))
-    scene.promotion.commands.hold()
-    scene.promotion.make_durable()
-    learn(scene, *(batch(n) for n in range(4, 9)))
-    before = scene.whole()
-    after = scene.again()
-    assert after.status["state"] == "held"
-    assert after.sent == [], "no root of what is held"
-    assert differs(after.whole(), before) == "", "what was learnt meanwhile is not lost"
-    assert after.publish() is None
-    after.promotion.commands.promote()
-    found = after.publish()
-    assert found is not None
-    assert found.note.is_root
-    assert after.served.same_bits(after.whole()[0]) == ""
-
-
 def test_a_command_that_is_not_durable_is_no_success(scene: Scene) -> None:
-    learn(scene, batch(0))
-    scene.promotion.commands.hold()
+    play(scene, "0 hold")
 
     def away() -> None:
         raise BrokerError("broker 'x' does not answer", "start it")
@@ -368,18 +416,10 @@ def test_a_command_that_is_not_durable_is_no_success(scene: Scene) -> None:
     assert scene.again().status["state"] == "held"
 
 
-def test_decisions_of_a_lost_message_are_sent_again(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(3)))
-    scene.broker.loses = 2
-    learn(scene, *(batch(n) for n in range(3, 6)))
-    before = scene.whole()
-    assert differs(scene.again().whole(), before) == ""
-
-
 def test_what_the_topic_does_not_have_any_more_ends_the_replay_and_is_said(
     scene: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    learn(scene, *(batch(n) for n in range(4)))
+    play(scene, "0-3")
     scene.broker.first = 2
     after = scene.again()
     assert after.offset == 2, "what is left is read again"
@@ -388,27 +428,8 @@ def test_what_the_topic_does_not_have_any_more_ends_the_replay_and_is_said(
     assert after.trainer.counts["trained"] == 0
 
 
-def test_what_is_decided_after_a_replay_that_ended_early_is_known_at_the_next_restart(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(4)))
-    assert scene.snapshot() is not None
-    learn(scene, batch(10, page=POISON))
-    assert scene.snapshot() is None
-    learn(scene, *(batch(n) for n in range(20, 23)))
-    after = scene.again(share=0.02)  # nothing is done again
-    assert after.promotion.commands.release("all") == 0, "what was refused behind the snapshot is judged anew"
-    learn(after, batch(11, page=POISON))
-    (entry,) = after.quarantine.entries()
-    after.promotion.commands.discard([entry.name])
-    after.promotion.commands.hold()
-    after.promotion.make_durable()
-    again = after.again()
-    assert again.replay.done > 0
-    assert again.promotion.state.standing.held
-    assert again.quarantine.entries() == []
-
-
 def test_messages_that_were_only_read_are_decisions_that_are_sent_too(scene: Scene) -> None:
-    learn(scene, batch(0))
+    play(scene, "0")
     for n in range(1000):
         scene.broker.samples[scene.offset] = scene.broker.samples[0]
         scene.promotion.take(scene.broker.samples[0], n % 2, 0, scene.offset)
@@ -419,23 +440,11 @@ def test_messages_that_were_only_read_are_decisions_that_are_sent_too(scene: Sce
     assert sum(isinstance(each.what, SamplesTaken) for each in scene.broker.decided) > 500
 
 
-def test_a_gate_that_is_switched_off_after_a_refusal_starts(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(4)))
-    assert scene.snapshot() is not None
-    scene.shift.refuses = True
-    learn(scene, *(batch(n) for n in range(4, 9)), batch(10, page=POISON))
-    after = scene.again(gate=False)
-    learn(after, batch(11, page=POISON))
-    assert after.trainer.counts["trained"] == 5 * BATCH
-    assert after.served.same_bits(after.whole()[0]) == ""
-    assert after.again(gate=True).served.tensors()
-
-
 def test_a_refusal_of_a_day_takes_no_more_memory_than_one_of_an_hour(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(promotion, "MOST_DECISIONS", 20)
-    learn(scene, *(batch(n) for n in range(4)))
+    play(scene, "0-3")
     served = scene.whole()[0]
     for n in range(10, 60):
         learn(scene, batch(n, page=POISON))
@@ -447,122 +456,34 @@ def test_a_refusal_of_a_day_takes_no_more_memory_than_one_of_an_hour(
     assert after.quarantine.rows == 50 * BATCH
 
 
-# -- way back ----------------------------------------------------------------------------------------------------
-
-
 def test_no_way_back_completes_while_samples_cannot_be_read(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
-    learn(scene, *(batch(n) for n in range(6)))  # the mark is behind the fourth
+    play(scene, "0-5")  # the mark is behind the fourth
     scene.promotion.state.rows.cut(-1)  # as after a restart: they have to come from the topic
     scene.broker.away = True
-    scene.take(batch(9, page=POISON))
+    play(scene, "+9!")
     assert "cannot go back yet" in capsys.readouterr().out
     with pytest.raises(BrokerError):
         scene.publish()
-    scene.take(batch(10))
+    play(scene, "+10")
     assert scene.trainer.pending == BATCH, "nothing is learnt into what is refused"
     with pytest.raises(BrokerError, match="has to go back"):
         scene.promotion.commands.promote()
     killed = scene.again()  # the broker is back, and the refusal was never durable
     assert killed.trainer.counts["trained"] == 6 * BATCH
     scene.broker.away = False
-    found = scene.publish()
-    assert found is not None
-    assert found.note.is_root
+    play(scene, "root")
     assert scene.trainer.counts["trained"] == 4 * BATCH
     assert scene.quarantine.rows == 3 * BATCH
 
 
-def test_a_way_back_that_was_decided_is_completed_after_a_restart(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(6)))
-    scene.promotion.state.rows.cut(-1)
-    scene.broker.away = True
-    scene.take(batch(9, page=POISON))
-    scene.promotion.make_durable()
-    scene.broker.away = False
-    after = scene.again()
-    assert after.trainer.counts["trained"] == 4 * BATCH
-    assert after.quarantine.rows == 3 * BATCH
-    assert after.served.same_bits(after.whole()[0]) == ""
-
-
-# -- rows that wait ----------------------------------------------------------------------------------------------
-
-
-def test_rows_that_wait_while_a_root_is_written_outlive_a_kill(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(5)))
-    scene.take(batch(9, page=POISON), step=False)
-    scene.take(batch(10), step=False)  # of the same poll
-    while scene.promotion.step() is not None:
-        pass
-    found = scene.publish()
-    assert found is not None
-    assert found.note.is_root
-    assert scene.trainer.pending == BATCH
-    after = scene.again()
-    assert after.trainer.pending == BATCH
-    learn(after, batch(11))
-    assert after.trainer.counts["trained"] == 6 * BATCH
-    last = after.again()
-    assert last.replay.void == 0
-    assert differs(last.whole(), after.whole()) == ""
-
-
-def test_rows_that_wait_as_a_private_snapshot_is_made_outlive_a_kill(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(4)))
-    scene.promotion.commands.hold()
-    scene.take(batch(4, rows=BATCH + 9))
-    assert scene.promotion.write_private(0)
-    assert scene.trainer.pending == 9
-    after = scene.again()
-    assert after.trainer.pending == 9
-    assert after.status["state"] == "held"
-
-
-# -- released rows -----------------------------------------------------------------------------------------------
-
-
-def test_what_is_released_in_a_hold_is_not_seen(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(5)))
-    scene.promotion.commands.hold()
-    scene.take(batch(9, page=POISON))  # behind rows that were published
-    scene.promotion.commands.release("all")
-    assert not scene.promotion.commands.learn_some(), "the root of what was promoted comes first"
-    promoted = scene.whole()
-    found = scene.publish()
-    assert found is not None
-    assert scene.served.same_bits(promoted[0]) == ""
-    release(scene)
-    assert scene.publish() is None
-    assert scene.served.same_bits(promoted[0]) == ""
-
-
-def test_a_release_vouches_for_no_others(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(4)), batch(10, rows=2 * BATCH, page=POISON))
-    learn(scene, *(batch(n) for n in range(20, 24)))
-    learn(scene, batch(24))  # an open stretch
-    scene.promotion.commands.release("all")
-    assert not scene.promotion.commands.learn_some(), "it is judged first"
-    scene.shift.refuses = True
-    scene.publish()
-    scene.shift.refuses = False
-    assert scene.trainer.counts["quarantined:shift"] == BATCH
-    assert scene.promotion.commands.learn_some()
-    scene.take(batch(25))
-    assert scene.trainer.pending == BATCH, "nothing else is learnt meanwhile"
-    release(scene)
-    scene.drain()
-    assert scene.trainer.counts["trained"] == (8 + 2 + 1) * BATCH
-
-
 def test_a_quarantine_that_is_full_gives_up_what_is_released_too(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(4)), batch(10, page=POISON))
-    learn(scene, batch(11))
+    play(scene, "0-3 10! 11")
     scene.promotion.commands.release("all")
     scene.quarantine.most_bytes = 1
     scene.quarantine.close()
     scene.promotion.state.refused(GateRefusal("loss", 9.0, 1.0), batch(12), places_of([Span(0, 2, 0, BATCH)]))
     assert scene.promotion.state.standing.releasing == []
-    release(scene)
+    play(scene, "learn")
     assert scene.again().status["releasing"] == 0
 
 
@@ -572,165 +493,30 @@ def test_a_user_who_was_deleted_from_a_copy_is_not_learnt(scene: Scene) -> None:
     (entry,) = scene.quarantine.entries()
     scene.quarantine.copy(entry.name, scene.kept[0][0])
     assert forget_user(scene.quarantine.store, 7) == BATCH // 2
-    scene.broker.first = 6
-    scene.promotion.commands.release("all")
-    release(scene)
+    play(scene, "gone:6 release:1 learn")
     assert scene.trainer.counts["released"] == scene.trainer.counts["discarded"] == BATCH // 2
     assert scene.status["releasing"] == 0
 
 
-def test_rows_of_a_topic_that_was_made_anew_are_not_taken_for_others(scene: Scene) -> None:
-    scene.quarantine.samples_log = "one"
-    learn(scene, *(batch(n) for n in range(4)), batch(10, page=POISON))
-    scene.quarantine.samples_log = "another"
-    scene.promotion.commands.release("all")
-    release(scene)
-    assert scene.trainer.counts["released"] == 0
-    assert scene.trainer.counts["discarded"] == BATCH
-
-
-def test_memory_that_is_damaged_in_probation_ends_at_the_mark(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(4)), batch(10, page=POISON))
-    scene.shift.stretch = 10**6
-    learn(scene, batch(11))
-    scene.model.dense.weights[0] = float("nan")
-    learn(scene, batch(12))
-    assert scene.promotion.takes
-    assert scene.status["state"] == "promoting"
-    assert scene.trainer.counts["trained"] == 5 * BATCH, "to the mark, and the newest batch"
-    assert scene.quarantine.rows == 2 * BATCH
-    assert scene.sent[-1].is_root
-    assert scene.served.same_bits(scene.whole()[0]) == ""
-    after = scene.again()
-    assert after.promotion.takes
-    assert differs(after.whole(), scene.whole()) == ""
-
-
-def test_released_rows_that_are_nowhere_are_given_up_and_said(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
-    learn(scene, *(batch(n) for n in range(4)), batch(10, page=POISON), batch(11, page=POISON))
-    scene.broker.first = 6
-    scene.promotion.commands.release("all")
-    release(scene)
-    assert "given up" in capsys.readouterr().out
-    assert scene.trainer.counts["discarded"] == 2 * BATCH
-    assert scene.quarantine.rows == 0
-    assert scene.promotion.publishing
-
-
-def some_absurd(seed: int, minute: int = 0) -> SampleBatch:
-    """A batch whose first row is of a date that cannot be."""
-    made = batch(seed, minute=minute)
-    return replace(made, ts_ms=np.where(np.arange(len(made)) == 0, START_MS + 2 * 10**11, made.ts_ms))
-
-
 def test_an_entry_that_stays_open_is_copied_before_the_topic_loses_it(scene: Scene) -> None:
     """Rows of its check may join it for ten minutes, and no more come."""
-    learn(scene, *(batch(n) for n in range(4)), some_absurd(10))
+    play(scene, "0-3 10a")
     (entry,) = scene.quarantine.entries()
     held = {0: range(8, 12)}
     scene.promotion.commands.copy_some(held)
     assert scene.quarantine.copies() == set(), "it may grow still"
-    learn(scene, *(batch(n, minute=11) for n in range(20, 36)))
+    play(scene, "20-35@11")
     scene.promotion.commands.copy_some(held)
     assert scene.quarantine.copies() == {entry.name}
 
 
-def test_a_command_that_changes_nothing_is_no_end_of_an_entry(scene: Scene) -> None:
-    """It is no decision, so a life after a kill does not know of it."""
-    learn(scene, *(batch(n) for n in range(4)), batch(10, page=POISON))
-    commands = scene.promotion.commands
-    commands.discard("all")
-    learn(scene, some_absurd(11))
-    commands.promote()
-    commands.discard([])
-    learn(scene, some_absurd(12))
-    commands.release([])
-    learn(scene, some_absurd(13))
-    scene.promotion.make_durable()
-    after = scene.again()
-    assert after.replay.void == 0
-    assert after.quarantine.entries() == scene.quarantine.entries()
-    assert after.quarantine.rows == 3
-
-
-def test_what_a_refusal_began_joins_no_older_entry(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is refused since is released where the world has changed."""
-
-    def loss(seed: int, minute: int) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(OnlineModel, "learn", lambda *_: LearnReport(9.0, 0, "loss_jumped"))
-            learn(scene, batch(seed, minute=minute))
-
-    learn(scene, *(batch(n) for n in range(4)))
-    loss(10, 0)
-    learn(scene, *(batch(n, minute=1, page=POISON) for n in range(11, 20)))
-    loss(30, 1)
-    assert [(e.check, e.rows) for e in scene.quarantine.entries()] == [
-        ("loss", BATCH),
-        ("labels", 9 * BATCH),
-        ("loss", BATCH),
-    ]
-    scene.promotion.commands.promote()
-    assert scene.status["releasing"] == 2
-
-
 def test_rows_that_were_refused_alone_do_not_make_a_minute_right(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    learn(scene, *(batch(n) for n in range(4)), batch(10, minute=7, page=POISON))
+    play(scene, "0-3 10!@7")
     with monkeypatch.context() as patch:
         patch.setattr(scene.screen, "absurd", lambda rows: np.ones(len(rows), np.bool_))
-        learn(scene, batch(11, minute=7))
+        play(scene, "11@7")
     scene.promotion.commands.release([e.name for e in scene.quarantine.entries() if e.check == "absurd"])
-    release(scene)
+    play(scene, "learn")
     assert scene.trainer.counts["released"] == BATCH
     assert scene.promotion.checks is not None
     assert scene.promotion.checks.minutes.of(np.array([START_MS + 7 * MINUTE_MS])).all()
-
-
-def test_rows_that_the_topic_lost_are_learnt_from_their_copy(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(4)), batch(10, page=POISON))
-    (entry,) = scene.quarantine.entries()
-    scene.quarantine.copy(entry.name, scene.kept[0][0])
-    scene.promotion.commands.hold()
-    assert scene.promotion.write_private(0)
-    scene.broker.first = 6
-    after = scene.again()
-    after.promotion.commands.release("all")
-    release(after)
-    assert after.trainer.counts["released"] == BATCH
-
-
-def test_a_broker_that_is_away_delays_a_release(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(4)), batch(10, page=POISON))
-    scene.promotion.commands.release("all")
-    scene.broker.away = True
-    assert not scene.promotion.commands.learn_some()
-    assert scene.publish() is None
-    scene.broker.away = False
-    release(scene)
-    assert scene.trainer.counts["released"] == BATCH
-
-
-def test_a_damaged_batch_is_learnt_one_time(scene: Scene, tmp_path: Path) -> None:
-    """A model whose training half alone is damaged refuses a batch; what mends it learns that batch one time."""
-    twin = Scene(tmp_path / "twin")
-    for one in (scene, twin):
-        learn(one, *(batch(n) for n in range(4)))
-    scene.model.dense.weights[0] = float("nan")
-    for one in (scene, twin):
-        learn(one, batch(4))
-    assert scene.trainer.counts["way_back:gate"] == 1
-    assert scene.trainer.counts["trained"] == twin.trainer.counts["trained"] == 5 * BATCH
-    assert differs(scene.whole(), twin.whole()) == ""
-
-
-def test_a_snapshot_that_held_out_pages_refuse_is_gone_back_behind_in_a_restart_too(scene: Scene) -> None:
-    learn(scene, *(batch(n) for n in range(4)))
-    assert scene.snapshot() is not None
-    learn(scene, *(batch(n) for n in range(4, 9)))
-    scene.heldout.refusal = GateRefusal("heldout", -0.02, -0.01)
-    assert scene.snapshot() is None
-    before, then = scene.whole(), state_of(scene)
-    after = scene.again()
-    assert differs(after.whole(), before) == ""
-    assert state_of(after) == then
-    assert np.isfinite(after.served.tensors()[next(iter(after.served.tensors()))]).all()

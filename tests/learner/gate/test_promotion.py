@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,27 +14,25 @@ from numpy.typing import NDArray
 from learner.evaluation.progressive import Progressive
 from learner.evaluation.served_scores import ServedExposures
 from learner.evaluation.traffic_segments import Segments
-from learner.gate.checks import QUARANTINED, Checks
+from learner.gate.checks import Checks
 from learner.gate.quarantine import Quarantine
-from learner.gate.verdicts import GateRefusal
 from learner.promotion.promotion import Promotion
 from learner.promotion.savedstate import saved_state
-from learner.ranker.model import LearnReport, OnlineModel
+from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
-from learner.tables.table import SparseTable
 from learner.training.decisionlog import learn_again, places_of
 from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions, newest_valid
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SnapshotError
-from millrace.basics.store import AbsentError, Store
+from millrace.basics.store import Store
 from millrace.contracts.events import ARMS, MODEL, OTHER, PROFILE_MISSING
 from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, WindowKey
 from millrace.contracts.settings import Settings
 from millrace.labels import Waits
 from millrace.versions.decisions import Learnt
-from millrace.versions.image import RETRIEVAL_TABLES
 from millrace.versions.modelstore import ModelStore
+from tests.learner.gate.acts import WORSE, break_adam, late_clicks, learn, play
 from tests.learner.gate.promotion_scene import BATCH, MINUTE_MS, POISON, SPEC, Scene, batch, build
 from tests.scenes.learning import SCHEMA, START_MS, make_samples
 from tests.scenes.same_state import differs
@@ -65,25 +62,6 @@ def served_as_learnt(scene: Scene) -> bool:
 
 
 # -- micro-batches ---------------------------------------------------------------------------------------------
-
-
-def test_what_passes_is_learnt_and_served(scene: Scene, twin: Scene) -> None:
-    both((scene, twin), *(batch(n) for n in range(6)))
-    assert scene.trainer.counts["trained"] == 6 * BATCH
-    assert served_as_learnt(scene)
-    assert scene.status["state"] == "promoting"
-    assert scene.promotion.state.verdicts["shift", "passed"] == 1
-
-
-def test_a_refused_batch_is_kept_and_never_learnt(scene: Scene, twin: Scene) -> None:
-    both((scene, twin), *(batch(n) for n in range(4)))
-    scene.take(batch(9, page=POISON))
-    assert differs(scene.whole(), twin.whole()) == ""
-    state = scene.status
-    assert (state["state"], state["check"], state["quarantined_rows"]) == ("blocked", "labels", BATCH)
-    ((kept, places),) = scene.kept
-    assert kept.cat.tobytes() == batch(9).cat.tobytes()
-    assert places.tolist() == [[0, 4, row] for row in range(BATCH)]
 
 
 def test_pages_teach_where_their_exposures_have_and_a_killed_learner_does_the_same(tmp_path: Path) -> None:
@@ -169,23 +147,16 @@ def test_bots_count_in_no_figure(tmp_path: Path, diverted: bool) -> None:
 
 def test_a_bot_is_beyond_its_limit_after_a_restart_too(tmp_path: Path) -> None:
     scene = Scene(tmp_path, visitors={"user": 60})
-    both((scene,), shown(0, 0), *(bot(100 + n, 9_001, 0) for n in range(3)))
+    learn(scene, shown(0, 0), *(bot(100 + n, 9_001, 0) for n in range(3)))
     scene.snapshot()
-    both((scene,), shown(1, 0), bot(103, 9_002, 0), bot(104, 9_002, 0))  # behind the snapshot
+    learn(scene, shown(1, 0), bot(103, 9_002, 0), bot(104, 9_002, 0))  # behind the snapshot
     killed = scene.again()
     for offset in range(killed.offset, scene.offset):
         killed.take(scene.messages[offset])
     found = judging(killed)
-    both((killed,), shown(2, 0), bot(105, 9_001, 0), bot(106, 9_002, 0))
+    learn(killed, shown(2, 0), bot(105, 9_001, 0), bot(106, 9_002, 0))
     killed.drain()
     assert (found.over_limit, found.waiting) == (2 * BATCH, BATCH)
-
-
-def late_clicks(seed: int, minutes: NDArray[np.int64], late: NDArray[np.bool_]) -> SampleBatch:
-    """A message with rows of these minutes, (B,): some are late clicks, the others exposures."""
-    kind, label = np.where(late, CORRECTION, NEGATIVE), late.astype(np.float32)
-    made = batch(seed, rows=len(late), kind=kind.astype(np.uint8), label=label)
-    return replace(made, ts_ms=START_MS + minutes * MINUTE_MS)
 
 
 def test_a_late_click_goes_where_its_exposure_went(tmp_path: Path) -> None:
@@ -208,7 +179,7 @@ def test_a_late_click_goes_where_its_exposure_went(tmp_path: Path) -> None:
     twin.drain()
     assert scene.screen.looks == looks + 2
     assert scene.screen.told.count("learnt") == learnt + 2
-    both((scene,), late_clicks(21, np.full(3, 7), np.ones(3, np.bool_)))
+    learn(scene, late_clicks(21, np.full(3, 7), np.ones(3, np.bool_)))
     scene.drain()
     assert scene.trainer.counts["trained"] == twin.trainer.counts["trained"]
     entries = scene.quarantine.entries()
@@ -223,138 +194,10 @@ def test_a_late_click_goes_where_its_exposure_went(tmp_path: Path) -> None:
     assert killed.quarantine.entries() == entries
     assert killed.replay.differ == killed.replay.void == 0
     killed.promotion.commands.release("all")
-    while killed.promotion.commands.learn_some():
-        pass
-    both((killed,), late_clicks(22, np.full(3, 7), np.ones(3, np.bool_)))
+    play(killed, "learn")
+    learn(killed, late_clicks(22, np.full(3, 7), np.ones(3, np.bool_)))
     killed.drain()
     assert not killed.quarantine.entries(), "its exposure is learnt by now"
-
-
-def test_a_late_click_of_what_was_learnt_and_went_back_is_not_learnt(scene: Scene) -> None:
-    """But one of what was learnt before in the same minute is, and one of a minute between two that went back."""
-    both((scene,), *(batch(n, minute=n) for n in range(4)))  # the mark is behind the fourth
-    both((scene,), batch(4, minute=2), batch(5, minute=20), batch(9, minute=21, page=POISON))
-    assert scene.trainer.counts["trained"] == 4 * BATCH
-    both((scene,), *(batch(n, minute=40 + n) for n in range(10, 14)))
-    both((scene,), late_clicks(30, np.array([20, 21, 2, 3, 10, 50]), np.ones(6, np.bool_)))
-    scene.drain()
-    assert scene.trainer.counts["trained"] == 8 * BATCH + 4
-    assert scene.quarantine.entries()[-1].rows == 2
-
-
-def test_a_late_click_of_what_the_loss_guard_refused_is_not_learnt(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    both((scene,), *(batch(n, minute=n) for n in range(4)))
-    with monkeypatch.context() as patch:
-        patch.setattr(OnlineModel, "learn", lambda *_: LearnReport(9.0, 0, "loss_jumped"))
-        scene.take(batch(5, minute=7))
-    both((scene,), late_clicks(6, np.array([7, 2]), np.ones(2, np.bool_)))
-    scene.drain()
-    assert [(entry.check, entry.rows) for entry in scene.quarantine.entries()] == [("loss", BATCH), ("page", 1)]
-
-
-def test_a_late_click_of_what_was_rolled_back_is_not_learnt(scene: Scene) -> None:
-    both((scene,), *(batch(n, minute=n) for n in range(4)))
-    note = scene.snapshot()
-    assert note is not None
-    both((scene,), *(batch(n, minute=n) for n in range(5, 9)))
-    scene.promotion.commands.roll_back(note)
-    scene.publish()
-    both((scene,), late_clicks(20, np.array([6, 7, 2]), np.ones(3, np.bool_)))
-    scene.drain()
-    assert scene.trainer.counts["trained"] == 4 * BATCH + 1
-    assert scene.quarantine.rows == 2
-
-
-def test_no_late_click_is_learnt_of_what_was_rolled_back_behind_the_newest_snapshot(scene: Scene) -> None:
-    """The model went back over two snapshots: 128 of 128 late clicks of rows that it lacks were learnt."""
-    both((scene,), *(batch(n, minute=n) for n in range(4)))
-    note = scene.snapshot()
-    assert note is not None
-    for first in (5, 7):
-        both((scene,), *(batch(n, minute=n) for n in range(first, first + 2)))
-        assert scene.snapshot() is not None
-    both((scene,), batch(9, minute=9))
-    scene.promotion.commands.roll_back(note)
-    scene.promotion.make_durable()
-    killed = scene.again()
-    for one in (scene, killed):
-        one.publish()
-        for n in range(5, 9):
-            one.take(late_clicks(20 + n, np.full(BATCH, n), np.ones(BATCH, np.bool_)))
-        assert one.trainer.counts["trained"] == one.quarantine.rows == 4 * BATCH
-        one.take(late_clicks(30, np.full(BATCH, 2), np.ones(BATCH, np.bool_)))
-        assert one.trainer.counts["trained"] == 5 * BATCH, "of what it has learnt they are"
-
-
-def test_a_gate_that_observes_puts_no_late_click_aside(tmp_path: Path) -> None:
-    scene = Scene(tmp_path / "one")
-    both((scene,), *(batch(n, minute=n) for n in range(4)), batch(9, minute=7, page=POISON))
-    observing = scene.again(observe=True)
-    both((observing,), late_clicks(20, np.array([7]), np.ones(1, np.bool_)))
-    observing.drain()
-    assert observing.quarantine.rows == BATCH
-
-
-def test_what_was_learnt_since_the_mark_never_happened(scene: Scene, twin: Scene) -> None:
-    both((scene, twin), *(batch(n) for n in range(5)))  # the mark is behind the fourth
-    twin_at_mark = Scene(twin.folder.parent / "mark")
-    both((twin_at_mark,), *(batch(n) for n in range(4)))
-    served = scene.served
-    assert scene.publish() is None
-    scene.take(batch(9, page=POISON))
-    assert differs(scene.whole(), twin_at_mark.whole()) == ""
-    assert scene.trainer.counts["trained"] == 4 * BATCH
-    assert scene.trainer.counts["quarantined"] == 2 * BATCH
-    found = scene.publish()  # the fifth was published: so a root, with old content and a new number
-    assert found is not None
-    assert found.note.is_root
-    assert found.note.version > scene.sent[-2].version
-    assert found.note.trained == 4 * BATCH
-    assert scene.served.same_bits(served) != ""
-    assert served_as_learnt(scene)
-
-
-def test_no_root_where_nothing_of_it_was_published(scene: Scene) -> None:
-    both((scene,), *(batch(n) for n in range(4)))
-    served = scene.served
-    scene.take(batch(4))
-    scene.take(batch(9, page=POISON))
-    assert scene.publish() is None
-    assert scene.served.same_bits(served) == ""
-    for n in range(10, 14):  # goes on, published again once a whole stretch has passed
-        scene.take(batch(n))
-        assert (scene.publish() is None) == (n < 13)
-    assert scene.status["state"] == "promoting"
-    assert served_as_learnt(scene)
-
-
-def test_a_snapshot_ends_its_stretch(scene: Scene, twin: Scene) -> None:
-    both((scene, twin), *(batch(n) for n in range(9)))  # the mark is behind the eighth
-    newest = scene.snapshot()
-    assert newest is not None
-    assert scene.promotion.at_mark
-    scene.take(batch(9, page=POISON))
-    assert newest.place in [note.place for note in scene.store.snapshots()]
-    assert scene.publish() is None, "what is served was judged"
-    assert scene.trainer.counts["trained"] == 9 * BATCH
-    assert scene.trainer.counts[QUARANTINED] == BATCH
-    twin.publish()
-    assert differs(scene.whole(), twin.whole()) == ""
-    assert served_as_learnt(scene)
-
-
-def test_an_open_stretch_that_is_refused_makes_no_snapshot(scene: Scene, twin: Scene) -> None:
-    both((scene, twin), *(batch(n) for n in range(8)))
-    both((scene,), batch(8))
-    scene.shift.refuses = True
-    assert scene.snapshot() is None
-    scene.shift.refuses = False
-    twin.publish()
-    assert differs(scene.whole(), twin.whole()) == ""
-    assert served_as_learnt(scene)
-    assert scene.trainer.counts[QUARANTINED] == BATCH
 
 
 def test_a_way_back_waits_for_the_writer_and_goes_back_then(scene: Scene, twin: Scene) -> None:
@@ -370,24 +213,12 @@ def test_a_way_back_waits_for_the_writer_and_goes_back_then(scene: Scene, twin: 
     note = files.end(last, follows=0, log="")
     scene.promotion.state.settle = lambda: scene.promotion.written(note)
     both((scene, twin), *(batch(n) for n in range(2, 4)))  # the mark, behind that snapshot
-    both((scene,), batch(4))
-    scene.take(batch(5, page=POISON))
+    play(scene, "4 +5!")
     scene.publish()
     twin.publish()
     assert differs(scene.whole(), twin.whole()) == ""
     assert scene.trainer.counts["trained"] == 4 * BATCH
     assert served_as_learnt(scene)
-
-
-def test_shift_refuses_a_stretch(scene: Scene, twin: Scene) -> None:
-    both((scene, twin), *(batch(n) for n in range(4)))
-    scene.shift.refuses = True
-    both((scene,), *(batch(n) for n in range(4, 8)))
-    assert scene.status["check"] == "shift"
-    assert scene.trainer.counts["quarantined:shift"] == 4 * BATCH
-    assert differs(scene.whole(), twin.whole()) == ""
-    assert served_as_learnt(scene)
-    assert scene.heldout.spoilt_from  # what came with it may have wrong labels
 
 
 def test_absurd_rows_go_one_by_one(scene: Scene, twin: Scene) -> None:
@@ -403,79 +234,7 @@ def test_absurd_rows_go_one_by_one(scene: Scene, twin: Scene) -> None:
     assert scene.model.newest_ms == int(batch(0).ts_ms.max())
 
 
-def test_held_out_pages_are_never_learnt(scene: Scene, twin: Scene) -> None:
-    both((scene, twin), batch(0))
-    scene.take(batch(1, page="held"))
-    scene.take(batch(2))
-    twin.take(batch(2))
-    assert scene.heldout.taken == BATCH
-    assert scene.trainer.counts["held_out"] == BATCH
-    assert differs(scene.whole(), twin.whole()) == ""
-
-
-# -- a broken model --------------------------------------------------------------------------------------------
-
-
-def table_of(model: OnlineModel) -> SparseTable:
-    """The largest of the ranker's tables."""
-    return max((t for n, t in model.tables.items() if n not in RETRIEVAL_TABLES), key=len)
-
-
-def fill(table: SparseTable, name: str, rows: Any, value: float) -> None:
-    table.index.data[np.asarray(rows), table.index.at[name]] = value
-
-
-def break_adam(model: OnlineModel) -> None:
-    model.dense.second[0] = float("nan")
-
-
-def break_average(model: OnlineModel) -> None:
-    next(iter(model.serving.parameters())).data[0] = float("nan")
-
-
-def break_row(model: OnlineModel) -> None:
-    table = table_of(model)
-    fill(table, "square", table.index.rows(), np.nan)
-
-
-@pytest.mark.parametrize("broken", [break_adam, break_average, break_row])
-def test_a_broken_slot_is_mended_and_costs_nothing(scene: Scene, twin: Scene, broken: Any) -> None:
-    both((scene, twin), *(batch(n) for n in range(5)))
-    broken(scene.model)
-    both((scene, twin), *(batch(n) for n in range(5, 12)))
-    assert scene.trainer.counts["way_back:gate"] == 1
-    assert scene.trainer.counts["quarantined"] == 0
-    assert differs(scene.whole(), twin.whole()) == ""
-    assert all(np.isfinite(a).all() for a in scene.served.tensors().values() if a.dtype.kind == "f")
-    assert served_as_learnt(scene)
-
-
-def test_a_broken_row_that_nobody_touches_stops_the_snapshot(scene: Scene) -> None:
-    both((scene,), *(batch(n) for n in range(4)))
-    table = table_of(scene.model)
-    fill(table, "z", table.index.rows()[:1], np.inf)
-    assert scene.snapshot() is None
-    assert scene.status["check"] == "finite"
-    mended = table_of(scene.model)
-    assert np.isfinite(mended.part(mended.index.rows())[1]["z"]).all()
-    both((scene,), batch(5))
-    assert scene.snapshot() is not None
-
-
 # -- snapshots -------------------------------------------------------------------------------------------------
-
-
-def test_a_snapshot_that_is_worse_on_held_out_pages_goes_back_to_the_one_before(scene: Scene, twin: Scene) -> None:
-    both((scene, twin), *(batch(n) for n in range(4)))
-    assert scene.snapshot() is not None
-    twin.publish()
-    both((scene,), *(batch(n) for n in range(4, 9)))
-    scene.heldout.refusal, rebased = GateRefusal("heldout", -0.02, -0.01), scene.shift.rebased
-    assert scene.snapshot() is None
-    assert scene.shift.rebased == rebased + 1  # the mark that shift knew was a later state
-    assert differs(scene.whole(), twin.whole()) == ""
-    assert scene.trainer.counts["quarantined:heldout"] == 5 * BATCH
-    assert served_as_learnt(scene)
 
 
 @pytest.mark.slow
@@ -512,47 +271,6 @@ def rows_of(scene: Scene, act: Learnt) -> SampleBatch:
 # -- the world has changed -------------------------------------------------------------------------------------
 
 
-def test_what_stays_different_is_learnt_after_the_stated_time(scene: Scene) -> None:
-    both((scene,), *(batch(n) for n in range(4)))
-    for n in range(10, 16):
-        scene.take(batch(n, page=POISON, minute=(n - 9) * 11))
-        scene.publish()
-    assert scene.status["state"] == "blocked"
-    scene.take(batch(16, page=POISON, minute=71))  # an hour after the first
-    assert scene.screen.told[-1] == "rebase"
-    assert scene.publish() is None  # not before all of it is learnt
-    while scene.promotion.commands.learn_some():
-        pass
-    scene.publish()
-    assert scene.trainer.counts["released"] == 7 * BATCH
-    assert scene.trainer.counts["trained"] == 11 * BATCH
-    assert scene.status["quarantined_rows"] == 0
-    assert served_as_learnt(scene)
-
-
-def test_rows_that_were_refused_while_the_clock_went_back_are_learnt_with_the_others(scene: Scene) -> None:
-    both((scene,), *(batch(n) for n in range(4)))
-    for n, minute in enumerate((40, 10, 60, 80), 10):  # the second is of a partition that lags behind
-        scene.take(batch(n, page=POISON, minute=minute))
-    scene.take(batch(20, page=POISON, minute=101))
-    assert scene.screen.told[-1] == "rebase"
-    while scene.promotion.commands.learn_some():
-        pass
-    assert scene.trainer.counts["released"] == 5 * BATCH
-
-
-def test_what_shift_refuses_for_the_stated_time_is_the_world_too(scene: Scene) -> None:
-    both((scene,), *(batch(n) for n in range(4)))
-    scene.shift.refuses = True
-    for n in range(10, 30):
-        scene.take(batch(n, minute=(n - 9) * 4))  # a stretch is refused every sixteen minutes
-        scene.publish()
-    assert scene.screen.told.count("rebase") == 1
-    while scene.promotion.commands.learn_some():
-        pass
-    assert scene.trainer.counts["released"] >= 16 * BATCH
-
-
 def test_a_client_that_is_ahead_does_not_move_the_change_of_the_world(scene: Scene) -> None:
     """One client, on pages of its own, is 59 minutes ahead, also of what is learnt: neither the first refusal nor the
     last is of its time."""
@@ -563,7 +281,7 @@ def test_a_client_that_is_ahead_does_not_move_the_change_of_the_world(scene: Sce
         user = np.where(ahead, 99, np.arange(BATCH) + 100 * n).astype(np.uint64)
         return replace(made, ts_ms=made.ts_ms + ahead * 59 * MINUTE_MS, user=user)
 
-    both((scene,), *(page(n, 0, "page") for n in range(4)))
+    learn(scene, *(page(n, 0, "page") for n in range(4)))
     assert scene.model.newest_ms == START_MS + 59 * MINUTE_MS
     for n, minute in enumerate((0, 10, 20, 30, 40, 50, 59), 10):
         scene.take(page(n, minute))
@@ -573,102 +291,42 @@ def test_a_client_that_is_ahead_does_not_move_the_change_of_the_world(scene: Sce
     assert scene.screen.told[-1] == "rebase"
 
 
-def poisoned_until_the_world(scene: Scene, minutes: range, burst: Callable[[int], NDArray[np.int64]]) -> int:
-    """Poison comes each minute, and behind it a burst of eight pages of the minutes that ``burst`` says; the minute
-    behind which it is taken for the world."""
-    for minute in minutes:
-        scene.take(batch(1000 + minute, page=POISON, minute=minute))
-        if "rebase" in scene.screen.told:
-            return minute
-        pages = batch(5000 + minute, rows=8, page="held")
-        scene.take(replace(pages, ts_ms=START_MS + burst(minute) * MINUTE_MS))
-    raise AssertionError("it never was")
-
-
-def test_late_pages_do_not_run_down_the_time_for_which_the_gate_refuses(scene: Scene) -> None:
-    """Eight pages dated 61 to 124 minutes back, once a minute: poison was the world behind the third minute."""
-    both((scene,), *(batch(n, minute=200) for n in range(4)))
-    assert poisoned_until_the_world(scene, range(201, 300), lambda minute: minute - 61 - 9 * np.arange(8)) == 261
-
-
-@pytest.mark.parametrize("ahead", [59, 61, 124])
-def test_pages_ahead_run_it_down_by_one_pause_and_no_more(scene: Scene, ahead: int) -> None:
-    """Eight pages dated ahead, once a minute: the first counts as a pause, so 20 minutes, the others as the minutes
-    that they are."""
-    both((scene,), *(batch(n, minute=200) for n in range(4)))
-    assert poisoned_until_the_world(scene, range(201, 300), lambda minute: np.full(8, minute + ahead)) >= 200 + 60 - 20
-
-
-def test_a_clock_that_was_ahead_and_is_mended_counts_again_behind_an_hour(scene: Scene) -> None:
-    both((scene,), *(batch(n, minute=600) for n in range(4)))
-    assert poisoned_until_the_world(scene, range(1, 300), lambda minute: np.full(8, minute)) == 1 + 61 + 60
-
-
-def test_what_held_out_pages_refuse_for_the_stated_time_is_the_world_though_stretches_pass_between(
-    scene: Scene,
+@pytest.mark.parametrize(
+    ("learnt", "first", "burst", "world"),
+    [
+        (200, 201, lambda minute: minute - 61 - 9 * np.arange(8), range(261, 262)),  # late ones run nothing down
+        *((200, 201, lambda minute, by=by: np.full(8, minute + by), range(240, 261)) for by in (59, 61, 124)),
+        (600, 1, lambda minute: np.full(8, minute), range(122, 123)),  # a clock that was ahead is mended
+    ],
+    ids=["61 to 124 minutes back", "59 ahead", "61 ahead", "124 ahead", "a clock that was ahead"],
+)
+def test_pages_of_other_minutes_run_down_the_time_for_which_the_gate_refuses_by_one_pause_and_no_more(
+    scene: Scene, learnt: int, first: int, burst: Callable[[int], NDArray[np.int64]], world: range
 ) -> None:
-    """Each snapshot is refused, and learnt from the one before on: the model would stand still for ever."""
-    both((scene,), *(batch(n) for n in range(4)))
-    assert scene.snapshot() is not None
-    scene.heldout.refusal = GateRefusal("heldout", 0.02, 0.01)
-    for turn in range(8):
-        both((scene,), *(batch(100 * turn + n, minute=10 * turn + n) for n in range(10, 16)))
-        assert scene.status["state"] == "promoting", "a stretch has passed since the refusal before"
-        assert scene.snapshot() is None
-        if "rebase" in scene.screen.told:
-            break
-    assert turn == 6, "an hour after the first refusal"
-    while scene.promotion.commands.learn_some():
-        pass
-    assert scene.trainer.counts["released"] == 7 * 6 * BATCH
-    scene.heldout.refusal = None
-    assert scene.publish() is not None
-    assert scene.snapshot() is not None
-    assert served_as_learnt(scene)
-
-
-def test_a_snapshot_that_passes_ends_what_held_out_pages_refused(scene: Scene) -> None:
-    both((scene,), *(batch(n) for n in range(4)))
-    assert scene.snapshot() is not None
-    for turn in range(12):
-        both((scene,), *(batch(100 * turn + n, minute=10 * turn + n) for n in range(10, 16)))
-        scene.heldout.refusal = GateRefusal("heldout", 0.02, 0.01) if turn != 5 else None
-        assert (scene.snapshot() is not None) == (turn == 5)
-        assert (scene.status["blocked_since_ms"] == 0) == (turn == 5)
-    assert "rebase" not in scene.screen.told, (
-        "the twelfth turn is 50 minutes after the seventh, and 110 after the first"
-    )
+    """Poison comes each minute, and behind it a burst of eight pages of other minutes. Of those that are ahead the
+    first counts as a pause, so 20 minutes, the others as the minutes that they are."""
+    play(scene, f"0-3@{learnt}")
+    minute = first - 1
+    while "rebase" not in scene.screen.told:
+        minute += 1
+        scene.take(batch(1000 + minute, page=POISON, minute=minute))
+        scene.take(replace(batch(5000 + minute, rows=8, page="held"), ts_ms=START_MS + burst(minute) * MINUTE_MS))
+        assert minute < 300
+    assert minute in world
 
 
 def test_a_model_of_new_goods_is_not_judged_by_pages_of_those_that_are_gone_then_or_later(scene: Scene) -> None:
-    both((scene,), *(batch(n) for n in range(4)))
-    assert scene.snapshot() is not None
-    scene.heldout.refusal = GateRefusal("heldout", 0.02, 0.01)
+    play(scene, "0-3 snapshot")
+    scene.heldout.refusal = WORSE
     scene.shift._new_ms = START_MS
     for minutes, spoilt in ((1, []), (19, []), (20, [0])):
         scene.shift.clock.now_ms = START_MS + minutes * MINUTE_MS
-        both((scene,), *(batch(10 * minutes + n, minute=1) for n in range(6)))
-        assert scene.snapshot() is not None
+        play(scene, f"{10 * minutes}-{10 * minutes + 5}@1 snapshot")
         assert scene.heldout.spoilt_from == spoilt, "pages so far are of goods that are gone"
     assert "goods are new" in scene.status["unseen"][0]
     scene.shift._new_ms = 0
     assert scene.status["unseen"] == []
-    both((scene,), *(batch(n, minute=2) for n in range(20, 26)))
-    assert scene.snapshot() is None
-
-
-def test_a_refusal_of_another_kind_does_not_make_one_older(scene: Scene) -> None:
-    """Held-out pages refused first; samples are refused from the last minutes of that hour on."""
-    both((scene,), *(batch(n) for n in range(4)))
-    assert scene.snapshot() is not None
-    both((scene,), *(batch(n, minute=1) for n in range(10, 16)))
-    scene.heldout.refusal = GateRefusal("heldout", 0.02, 0.01)
-    assert scene.snapshot() is None
-    for n, minute in enumerate((50, 65, 80, 100), 20):
-        scene.take(batch(n, page=POISON, minute=minute))
-        assert "rebase" not in scene.screen.told
-    scene.take(batch(30, page=POISON, minute=111))
-    assert scene.screen.told[-1] == "rebase"
+    play(scene, "20-25@2 no-snapshot")
 
 
 HARD = {**SPEC, "loss_ratio": 2.0}
@@ -676,7 +334,7 @@ HARD = {**SPEC, "loss_ratio": 2.0}
 
 def easy_world(scene: Scene) -> None:
     """A learner whose losses were small for long, so that its guard bears little. A restart knows of it."""
-    both((scene,), *(batch(n) for n in range(4)))
+    play(scene, "0-3")
     scene.model.guard.means[:], scene.model.guard.rows[:] = 0.001, 5000
     scene.versions.learnt(np.empty(0, np.int64))
     assert scene.snapshot() is not None
@@ -697,8 +355,7 @@ def test_who_vouches_for_rows_vouches_against_the_loss_guard_too(tmp_path: Path,
     scene.promotion.make_durable()
     killed = scene.again()  # in the middle of it
     for one in (scene, killed):
-        while one.promotion.commands.learn_some():
-            pass
+        play(one, "learn")
         assert one.trainer.counts["released"] == 8 * BATCH
         assert one.trainer.counts["trained"] == 12 * BATCH
         assert one.trainer.counts["skipped"] == one.quarantine.rows == 0
@@ -720,8 +377,7 @@ def test_released_rows_that_cannot_be_learnt_stay_and_are_not_counted_or_tried_f
     scene.promotion.make_durable()
     killed = scene.again()  # behind what was skipped
     for one in (scene, killed):
-        while one.promotion.commands.learn_some():
-            pass
+        play(one, "learn")
         assert one.status["releasing"] == 0
         assert one.trainer.counts["released"] == 2 * BATCH - 1
         assert one.trainer.counts["trained"] == 6 * BATCH - 1
@@ -732,80 +388,13 @@ def test_released_rows_that_cannot_be_learnt_stay_and_are_not_counted_or_tried_f
     assert differs(killed.whole(), scene.whole()) == ""
     assert killed.quarantine.spans(entry.name) == scene.quarantine.spans(entry.name)
     assert scene.kept[0][0].label.tolist() == [*heavy.label, 7]
-    scene.promotion.commands.release("all")
-    while scene.promotion.commands.learn_some():
-        pass
+    play(scene, "release:1 learn")
     assert scene.quarantine.rows == BATCH + 1
     assert scene.promotion.commands.discard("all") == BATCH + 1
     assert scene.trainer.counts["discarded"] == BATCH + 1
 
 
-def test_what_became_normal_again_stays_in_quarantine_until_a_person_says(scene: Scene) -> None:
-    both((scene,), *(batch(n) for n in range(4)))
-    scene.take(batch(10, page=POISON, minute=1))
-    both((scene,), *(batch(n, minute=2) for n in range(11, 15)))
-    scene.take(batch(20, page=POISON, minute=90))  # far from the first: it is another story
-    assert scene.trainer.counts["released"] == 0
-    assert scene.promotion.commands.release("all") == 2
-    while scene.promotion.commands.learn_some():
-        pass
-    assert scene.trainer.counts["released"] == 2 * BATCH
-    with pytest.raises(AbsentError):
-        scene.promotion.commands.release(["no-such"])
-
-
-def test_what_is_discarded_is_gone(scene: Scene) -> None:
-    scene.take(batch(10, page=POISON))
-    assert scene.promotion.commands.discard("all") == BATCH
-    assert scene.quarantine.entries() == []
-    assert scene.status["quarantined_rows"] == 0
-
-
 # -- persons ---------------------------------------------------------------------------------------------------
-
-
-def test_held_versions_wait_for_a_person(scene: Scene) -> None:
-    both((scene,), batch(0))
-    served = scene.served
-    scene.promotion.commands.hold()
-    both((scene,), *(batch(n) for n in range(1, 7)))
-    assert scene.served.same_bits(served) == ""
-    assert scene.status["state"] == "held"
-    scene.promotion.commands.promote()
-    assert scene.publish() is not None
-    assert served_as_learnt(scene)
-
-
-def test_a_person_promotes_what_the_gate_refused(scene: Scene) -> None:
-    both((scene,), *(batch(n) for n in range(4)))
-    scene.take(batch(10, page=POISON))
-    scene.promotion.commands.promote()
-    while scene.promotion.commands.learn_some():
-        pass
-    assert scene.trainer.counts["released"] == BATCH
-    assert scene.publish() is not None
-
-
-def test_rolled_back_to_a_version(scene: Scene) -> None:
-    both((scene,), *(batch(n) for n in range(4)))
-    note = scene.snapshot()
-    assert note is not None
-    then = scene.whole()
-    both((scene,), *(batch(n) for n in range(4, 10)))
-    assert scene.snapshot() is not None
-    gone = scene.promotion.commands.roll_back(note)
-    assert gone == 6 * BATCH
-    assert differs(scene.whole(), then) == ""
-    found = scene.publish()
-    assert found is not None
-    assert found.note.is_root
-    assert found.note.version > note.version
-    assert scene.trainer.counts["set_aside"] == 6 * BATCH
-    assert served_as_learnt(scene)
-    scene.take(batch(4))  # it came before: it is not learnt, nor counted, twice
-    assert scene.trainer.counts["repeated"] == BATCH
-    both((scene,), *(batch(n) for n in range(20, 24)))
-    assert served_as_learnt(scene)
 
 
 # -- adoption --------------------------------------------------------------------------------------------------
@@ -814,7 +403,7 @@ def test_rolled_back_to_a_version(scene: Scene) -> None:
 def beside(scene: Scene, name: str) -> tuple[Scene, FoundSnapshot]:
     """A learner of the same samples, whose gate only tells, and its newest snapshot."""
     other = Scene(scene.folder.parent / name, observe=True)
-    both((other,), *scene.broker.samples.values())
+    learn(other, *scene.broker.samples.values())
     assert other.snapshot() is not None
     found = newest_valid(other.store, SCHEMA.id, {}, build)
     assert found is not None
@@ -827,34 +416,27 @@ def adopt(scene: Scene, found: FoundSnapshot) -> None:
     scene.publish()
 
 
-def release(scene: Scene) -> int:
-    """How many entries there were to release."""
-    entries = scene.promotion.commands.release("all")
-    while scene.promotion.commands.learn_some():
-        pass
-    return entries
-
-
 def test_what_an_adopted_model_has_learnt_is_not_in_quarantine_any_more(tmp_path: Path) -> None:
     """It had learnt 256 rows, of which this learner had refused 160: 416 were learnt behind a release."""
     scene = Scene(tmp_path / "one", stretch=96)
-    both((scene,), *(batch(n, page=POISON if n > 2 else "page") for n in range(8)))
+    learn(scene, *(batch(n, page=POISON if n > 2 else "page") for n in range(8)))
     assert (scene.trainer.counts["trained"], scene.quarantine.rows) == (96, 160)
     other, found = beside(scene, "b")
     assert other.trainer.counts["trained"] == 256
     adopt(scene, found)
-    assert (release(scene), scene.trainer.counts["trained"]) == (0, 256)
+    play(scene, "release:0 learn")
+    assert scene.trainer.counts["trained"] == 256
     assert differs(scene.whole(), other.whole()) == ""
     assert scene.trainer.counts["quarantined"] == 0
 
 
 def test_what_an_adopted_model_has_refused_is_in_quarantine_then(scene: Scene) -> None:
     """Also where the topic has lost it, and only its own learner has a copy."""
-    both((scene,), *(batch(n) for n in range(4)))
+    play(scene, "0-3")
     odd = batch(10)
     odd.ts_ms[3] += 10**12
     scene.take(odd)
-    scene.take(batch(11, page=POISON))
+    play(scene, "+11!")
     other, found = beside(scene, "b")
     (entry,) = other.quarantine.entries()
     other.quarantine.copy(entry.name, other.kept[0][0])
@@ -866,8 +448,7 @@ def test_what_an_adopted_model_has_refused_is_in_quarantine_then(scene: Scene) -
     scene.publish()
     killed = scene.again()
     for one in (scene, killed):
-        one.broker.first = 6
-        assert release(one) == 1
+        play(one, "gone:6 release:1 learn")
         assert (one.trainer.counts["released"], one.quarantine.rows) == (1, 0)
         one.drain()
         assert one.trainer.counts["trained"] == 6 * BATCH
@@ -876,7 +457,7 @@ def test_what_an_adopted_model_has_refused_is_in_quarantine_then(scene: Scene) -
 def test_what_was_refused_before_an_adopted_model_began_stays(tmp_path: Path) -> None:
     """It began with this learner's snapshot of then, which has never learnt it."""
     scene = Scene(tmp_path / "one", stretch=BATCH)
-    both((scene,), *(batch(n, page=POISON if n % 2 else "page") for n in range(4)))
+    learn(scene, *(batch(n, page=POISON if n % 2 else "page") for n in range(4)))
     _, found = beside(scene, "b")
     extra = found.note.extra | {"began": {"0": 2}}
     adopt(scene, replace(found, note=msgspec.structs.replace(found.note, extra=extra)))
@@ -884,19 +465,6 @@ def test_what_was_refused_before_an_adopted_model_began_stays(tmp_path: Path) ->
 
 
 # -- restarts --------------------------------------------------------------------------------------------------
-
-
-def test_what_was_refused_stays_refused_after_a_restart(scene: Scene) -> None:
-    both((scene,), *(batch(n) for n in range(4)))
-    assert scene.snapshot() is not None
-    scene.take(batch(9, page=POISON))
-    scene.publish()
-    after = scene.again()
-    assert after.trainer.counts["trained"] == 4 * BATCH
-    assert after.trainer.counts["quarantined"] == BATCH
-    assert after.quarantine.rows == BATCH
-    assert after.status["state"] == "blocked"
-    assert after.status["blocked_since_ms"] == scene.status["blocked_since_ms"]
 
 
 OTHER_SCHEMA = msgspec.structs.replace(
@@ -946,7 +514,7 @@ def test_the_state_of_a_gate_is_bound_to_its_schema(tmp_path: Path) -> None:
 
 
 def test_no_sound_snapshot_is_said(scene: Scene) -> None:
-    both((scene,), *(batch(n) for n in range(2)))
+    play(scene, "0-1")
     for name in scene.store.store.names():
         scene.store.store.remove([name])
     break_adam(scene.model)
@@ -959,7 +527,7 @@ def test_a_gate_that_observes_tells_and_changes_nothing(tmp_path: Path) -> None:
     scene, open_ = Scene(tmp_path / "one", observe=True), Scene(tmp_path / "open", gate=False)
     both((scene, open_), batch(0), batch(1, page=POISON))
     scene.shift.refuses = True
-    scene.heldout.refusal = GateRefusal("heldout", 0.02, 0.01)
+    scene.heldout.refusal = WORSE
     both((scene, open_), *(batch(n) for n in range(2, 6)))
     assert scene.snapshot() is not None
     observed = {check: n for (check, verdict), n in scene.promotion.state.verdicts.items() if verdict == "observed"}
@@ -988,7 +556,7 @@ def test_a_gate_that_observes_still_refuses_what_is_damaged_or_absurd(tmp_path: 
 
 def test_without_a_gate_nothing_is_judged(tmp_path: Path) -> None:
     scene = Scene(tmp_path / "open", gate=False)
-    both((scene,), *(batch(n, page=POISON) for n in range(4)))
+    learn(scene, *(batch(n, page=POISON) for n in range(4)))
     assert scene.trainer.counts["trained"] == 4 * BATCH
     assert served_as_learnt(scene)
     plain = OnlineModel(SCHEMA, SPEC, 0)
