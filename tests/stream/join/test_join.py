@@ -6,7 +6,6 @@ import random
 from collections import Counter
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -18,12 +17,12 @@ from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POLICIES, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
 from millrace.evidence.learners import NamedLearner
-from millrace.labels import policy_named
+from millrace.labels import LabelPolicy, policy_named
 from stream.join.join import InputMessage, Policy
 from stream.join.labelling import Labeller
 from stream.join.page_again import OTHERS, drawn
 from stream.partition.partition import Partition, StepOutput
-from tests.scenes.arrivals import NOW, arrivals
+from tests.scenes.arrivals import NOW, SETTLED, arrivals
 from tests.scenes.exploring import examples
 from tests.scenes.reference_partition import ReferencePartition
 from tests.scenes.stream_world import (
@@ -49,18 +48,46 @@ WITHOUT_SLACK = ("wait", "equal-wait", "fake-negative-weighted")
 order may be a correction, where it would have been a positive."""
 
 
-def play(messages: list[InputMessage], rng: random.Random | None, policy: Any = POLICY) -> tuple[Partition, Sum]:
-    """Takes the messages; with ``rng`` in batches, with crashes: the state is saved, some messages come again."""
-    partition, total = Partition(0, SCHEMA, policy), Sum()
-    at = 0
-    while at < len(messages):
-        n = rng.randrange(1, 8) if rng else len(messages)
-        total += partition.take(messages[at : at + n], NOW)
-        at += n
-        if rng and rng.random() < 0.3:
-            partition = resumed(partition.snapshot().to_bytes(), SCHEMA, policy)
-            at = max(0, at - rng.randrange(4))
-    return partition, total
+class Played:
+    """A partition that takes messages, and all that it put out.
+
+    Args:
+        rng: draws batches, and crashes: the state is saved, some messages come again. None: one batch, no crash.
+        patience: whether it settles, and of how many batches one finds the page logs read that it wants; None: all
+            page logs stay in memory.
+    """
+
+    def __init__(self, policy: Policy, rng: random.Random | None = None, patience: int | None = None) -> None:
+        self.policy, self.rng, self.patience = policy, rng, patience
+        self.partition, self.total = Partition(0, SCHEMA, policy, settles=patience is not None), Sum()
+        self.topic: dict[int, bytes] = {}
+
+    def take(self, messages: list[InputMessage]) -> Played:
+        at, rng = 0, self.rng
+        self.topic |= {m.offset: m.raw for m in messages if m.topic == "page_logs"}
+        while at < len(messages):
+            n = rng.randrange(1, 8) if rng else len(messages)
+            self.total += self.partition.take(messages[at : at + n], NOW)
+            at += n
+            if rng and self.patience is not None and rng.randrange(self.patience + 1) == 0:
+                self.answer()
+            if rng and rng.random() < 0.3:
+                again = Partition(0, SCHEMA, self.policy, settles=self.partition.settles)
+                again.resume(self.partition.snapshot().to_bytes())
+                self.partition, at = again, max(0, at - rng.randrange(4))
+        self.answer()
+        return self
+
+    def answer(self) -> None:
+        """What is wanted is read."""
+        found = {request: self.topic.get(at) for request, at in self.partition.wanted.items()}
+        if found:
+            self.total += self.partition.returned(found)
+        assert not self.partition.wanted
+
+    def advance(self, to_ms: int) -> None:
+        self.total += self.partition.advance(to_ms)
+        self.answer()
 
 
 def check_conservation(partition: Partition, total: Sum) -> None:
@@ -81,36 +108,49 @@ def check_against_reference(partition: Partition, total: Sum, reference: Referen
     assert partition.windows.counts(keys, ts).tolist() == [reference.window(int(k), ts) for k in keys]
 
 
-def check_whatever_comes(messages: list[InputMessage], seed: int, label: str) -> None:
-    policy = replace(POLICY, label=policy_named(label), sends_pages=seed % 4 > 0)
+def check_whatever_comes(messages: list[InputMessage], seed: int, policy: Policy, patience: int | None) -> None:
+    policy = replace(policy, sends_pages=seed % 4 > 0)
     reference = ReferencePartition(SCHEMA, policy)
     reference.take(messages, NOW)
-    partition, total = play(messages, random.Random(seed), policy)
-    check_against_reference(partition, total, reference)
-    check_conservation(partition, total)
-    for hours in (0.3, 0.6, 5):
-        later = max(partition.newest_ms, partition.ahead_ms) + round(hours * HOUR)  # all that came may be ahead
+    played = Played(policy, random.Random(seed), patience).take(messages)
+    check_against_reference(played.partition, played.total, reference)
+    check_conservation(played.partition, played.total)
+    for hours in (0.2, 0.6, 5):
+        # all that came may be ahead
+        later = max(played.partition.newest_ms, played.partition.ahead_ms) + round(hours * HOUR)
         reference.advance(later)
-        total += partition.advance(later)
-        check_against_reference(partition, total, reference)
-        check_conservation(partition, total)
-    assert partition.pending == partition.ahead_ms == 0
+        played.advance(later)
+        check_against_reference(played.partition, played.total, reference)
+        check_conservation(played.partition, played.total)
+    assert played.partition.pending == played.partition.ahead_ms == len(played.partition.join.settled) == 0
+
+
+LABELS = st.sampled_from(POLICIES).map(policy_named)
 
 
 @examples(150)
-@given(arrivals(wild=True), st.integers(0, 2**32), st.sampled_from(POLICIES))
-def test_equals_the_reference_whatever_comes(messages: list[InputMessage], seed: int, label: str) -> None:
-    check_whatever_comes(messages, seed, label)
+@given(arrivals(wild=True), st.integers(0, 2**32), LABELS)
+def test_equals_the_reference_whatever_comes(messages: list[InputMessage], seed: int, label: LabelPolicy) -> None:
+    check_whatever_comes(messages, seed, replace(POLICY, label=label), None)
+
+
+@examples(150)
+@given(arrivals(wild=True), st.integers(0, 2**32), LABELS, st.integers(0, 4))
+def test_pages_that_settle_equal_the_reference_too(
+    messages: list[InputMessage], seed: int, label: LabelPolicy, patience: int
+) -> None:
+    """Whatever comes, however long reading takes, with crashes between."""
+    check_whatever_comes(messages, seed, replace(SETTLED, label=label), patience)
 
 
 @examples(100)
-@given(arrivals(wild=True, clocked=True), st.integers(0, 2**32), st.sampled_from(POLICIES), st.sampled_from([31, 3]))
+@given(arrivals(wild=True, clocked=True), st.integers(0, 2**32), LABELS, st.sampled_from([31, 3]))
 def test_equals_the_reference_whatever_is_dated_ahead(
-    messages: list[InputMessage], seed: int, label: str, pages: int
+    messages: list[InputMessage], seed: int, label: LabelPolicy, pages: int
 ) -> None:
     """With so few pages that the three users of these stories can move the time, and with so many that they cannot."""
     with patch("millrace.contracts.clock.PAGES", pages), patch("tests.scenes.reference_partition.PAGES", pages):
-        check_whatever_comes(messages, seed, label)
+        check_whatever_comes(messages, seed, replace(POLICY, label=label), None)
 
 
 @examples(60)
@@ -123,7 +163,8 @@ def test_order_of_arrival_within_the_disorder_changes_nothing(
     results = []
     for order in (messages, sorted(messages, key=time_of), jitter(messages, rng)):
         log = Log()
-        partition, total = play([log(m.topic, m.raw) for m in order], None, policy)
+        played = Played(policy).take([log(m.topic, m.raw) for m in order])
+        partition, total = played.partition, played.total
         total += partition.advance(partition.newest_ms + 5 * HOUR)
         ts = partition.newest_ms + 1
         keys = np.concatenate([keys_of(user, range(1, 13)) for user in range(3)]).ravel()
@@ -154,9 +195,9 @@ def test_when_page_logs_come_changes_no_sample(messages: list[InputMessage], see
     results = []
     for order in ([*early, *events], late):
         log = Log()
-        partition, total = play([log(m.topic, m.raw) for m in order], None, policy)
-        total += partition.advance(partition.newest_ms + 5 * HOUR)
-        results.append(sorted(total.samples))
+        played = Played(policy).take([log(m.topic, m.raw) for m in order])
+        played.advance(played.partition.newest_ms + 5 * HOUR)
+        results.append(sorted(played.total.samples))
     assert results[0] == results[1]
 
 

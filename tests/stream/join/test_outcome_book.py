@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import msgspec
@@ -22,6 +24,7 @@ from stream.partition.partition import Partition
 from stream.partition.partition_checkpoint import Terms
 from stream.worker.outcome_files import OutcomeFiles
 from tests.scenes.late_outcomes import BY_AGE, OUTCOMES, LateStream
+from tests.scenes.schemas import outcome
 from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, T0, TEXT
 
 LONG = 30 * DAY + 3 * HOUR  # an outcome is told within an hour and the lateness
@@ -35,16 +38,38 @@ def stream(tmp_path: Path) -> LateStream:
     return made
 
 
-def test_a_purchase_of_two_weeks_later_labels_its_click(stream: LateStream) -> None:
-    stream.act("click", "a", T0 + 2 * MINUTE, 1, 2)
-    stream.until(T0 + 14 * DAY)
-    stream.act("purchase", "a", T0 + 14 * DAY + MINUTE)
-    assert stream.of("soon") == {("a", 0): 0, ("a", 1): 0}, "told after a day, without the purchase"
-    stream.until(T0 + 29 * DAY)
-    assert not stream.of("purchase")
-    stream.until(T0 + LONG)
-    assert stream.of("purchase") == {("a", 0): 1, ("a", 1): 0}
-    assert not stream.dead
+END = {"END": LONG, "END8": 8 * DAY + LONG}
+UNITS = {"d": DAY, "h": HOUR, "m": MINUTE}
+BOTH_0 = {"purchase a0": 0, "soon a0": 0}
+AGAIN = "8d page b, 8d1m click b0"
+
+
+def told(a: int, b: int, soon: int = 0) -> dict[str, int]:
+    """Of the click of the first day and of that of the eighth: whether it led to a purchase within a month, and whether
+    the second one did within a day."""
+    return {"purchase a0": a, "purchase b0": b, "soon a0": 0, "soon b0": soon}
+
+
+def play(stream: LateStream, act: str) -> None:
+    """``2d3h`` alone is time that goes by, to then. ``2d click a1`` is an act of then: of page ``a`` its position 1,
+    whose item is 2, or the one behind ``=``. ``2d order 3:9#id`` is of the item 3 and the user 9, under an id."""
+    when, *what = act.split(" ")
+    at = END.get(when) or sum(int(n) * UNITS[unit] for n, unit in re.findall(r"(\d+)([dhm])", when))
+    if not what:
+        stream.until(T0 + at)
+        return
+    (kind, of), values = what, {}
+    of, _, values["id"] = of.partition("#")
+    of, _, user = of.partition(":")
+    if kind == "page":
+        stream.page(of, T0 + at)
+    elif kind in ("order", "refund"):
+        stream.order(T0 + at, int(of), int(user or 7), kind, values["id"])
+    else:
+        place, _, item = of.partition("=")
+        position = int(place[1:])
+        named = {"event_id": values["id"]} if values["id"] else {}
+        stream.act(kind, place[0], T0 + at, position, int(item or position + 1), int(user or 7), **named)
 
 
 def test_what_is_told_has_the_features_of_the_page(stream: LateStream) -> None:
@@ -56,152 +81,111 @@ def test_what_is_told_has_the_features_of_the_page(stream: LateStream) -> None:
     assert stream.rows["a", 2] == first["a", 2]
 
 
-@pytest.mark.parametrize("kind", ["named", "order"])
-def test_a_purchase_within_a_day_tells_both(stream: LateStream, kind: str) -> None:
-    stream.until(T0 + 10 * HOUR)
-    if kind == "named":
-        stream.act("purchase", "a", T0 + 9 * HOUR)
-    else:
-        stream.order(T0 + 9 * HOUR)
-    stream.until(T0 + LONG)
-    assert stream.of("soon") == stream.of("purchase") == {("a", 0): 1}
+TABLE: dict[str, tuple[str, dict[str, int], dict[str, int]]] = {
+    "a purchase of two weeks later labels its click": (
+        "2m click a1, 14d, 14d1m purchase a0, END",
+        {"purchase a0": 1, "purchase a1": 0, "soon a0": 0, "soon a1": 0},
+        {},
+    ),
+    "and is not told before": ("2m click a1, 14d, 14d1m purchase a0, 29d", {"soon a0": 0, "soon a1": 0}, {}),
+    "a purchase within a day tells both": ("10h, 9h purchase a0, END", {"purchase a0": 1, "soon a0": 1}, {}),
+    "an order within a day tells both": ("10h, 9h order 1, END", {"purchase a0": 1, "soon a0": 1}, {}),
+    "an order belongs to the last click before it": (
+        "2d page b, 2d1m click b0, 9d page c, 9d1m click c0, 5d order 1, 9d2m order 2, 39d3h",
+        {"purchase a0": 0, "purchase b0": 1, "purchase c0": 0, "soon a0": 0, "soon b0": 0, "soon c0": 0},
+        {"no-click": 1},  # of what was never clicked
+    ),
+    "a purchase that comes before its click waits for it": (
+        "10m order 2, 11m purchase a2, 9m click a1, 10m click a2, END",
+        {f"{name} a{n}": int(n > 0) for n in range(3) for name in ("purchase", "soon")},
+        {},
+    ),
+    "a purchase without a click": ("5m purchase a1, END", BOTH_0, {"no-click": 1}),
+    "after its window": ("30d1h, 30d1h purchase a0, 30d1h order 1, 61d", BOTH_0, {"late": 1, "no-click": 1}),
+    "of an unknown page": ("1d, 1d purchase x0, 32d", BOTH_0, {"no-exposure": 1}),
+    "of another item": ("1d, 1d purchase a0=2, 1d order 2, 32d", BOTH_0, {"late": 1, "no-click": 1}),
+    "of another user": ("1d, 1d purchase a0:9, 1d order 1:9, 32d", BOTH_0, {"late": 1, "no-click": 1}),
+    "a refund takes back the last purchase before it": (
+        "2m click a1, 1d, 1d order 1, 2d, 2d order 2, 20d refund 1, 20d refund 2, 21d order 2, 21d order 2, END",
+        {"purchase a0": 0, "purchase a1": 1, "soon a0": 1, "soon a1": 0},
+        {},
+    ),
+    "a refund before its purchase waits for it": (
+        "3d, 3d refund 1, 2d23h59m order 1, 3d refund 2, END",
+        BOTH_0,
+        {"no-purchase": 1},  # that of the item that was never bought
+    ),
+    "a refund takes back no purchase after it": (
+        "9m order 1, 6m refund 1, END",
+        {"purchase a0": 1, "soon a0": 1},
+        {"no-purchase": 1},
+    ),
+    "a second purchase on the page counts after a refund": (
+        "3m purchase a0, 4m refund 1, 5m purchase a0, END",
+        {"purchase a0": 1, "soon a0": 1},
+        {},
+    ),
+    # Each event counts once by its id. The item is clicked on the first day and on the eighth.
+    "refund twice": (
+        f"3d order 1#o, {AGAIN}, 9d order 1#p, 12d refund 1#r, 12d refund 1#r, 13d refund 1#r, END8",
+        told(1, 0, soon=1),
+        {},
+    ),
+    "two refunds of two purchases in a millisecond": (
+        f"3d order 1#o, 3d order 1#p, 4d refund 1#r, 4d refund 1#s, {AGAIN}, END8",
+        told(0, 0),
+        {},
+    ),
+    "one refund of two purchases in a millisecond": (
+        f"3d order 1#o, 3d order 1#p, 4d refund 1#r, {AGAIN}, END8",
+        told(1, 0),
+        {},
+    ),
+    "order again after another click": (f"3d order 1#o, {AGAIN}, 9d order 1#o, END8", told(1, 0), {}),
+    "order again after weeks": (f"3d order 1#o, {AGAIN}, 27d order 1#o, END8", told(1, 0), {}),
+    "a refund under its order's name": (f"3d order 1#x, 4d refund 1#x, {AGAIN}, END8", told(1, 0), {}),
+    "a purchase under an order's name": (f"3d order 1#x, {AGAIN}, 9d purchase b0=1#x, END8", told(1, 0), {}),
+    "an order under a purchase's name, and its refund": (
+        f"{AGAIN}, 9d purchase b0=1#x, 10d order 1#x, 11d refund 1#r, 10d order 1#x, END8",
+        told(0, 0, soon=1),
+        {},
+    ),
+    "refund twice before its purchases": (
+        f"{AGAIN}, 9d refund 1#r, 9d refund 1#r, 3d order 1#o, 8d23h order 1#p, 3d order 1#o, END8",
+        told(0, 1, soon=1),
+        {},
+    ),
+    "order again after the refund that waited for it": (
+        f"{AGAIN}, 9d refund 1#r, 8d23h order 1#p, 10d order 1#p, 10d order 1#q, END8",
+        told(0, 1),
+        {},
+    ),
+}
 
 
-def test_an_order_belongs_to_the_last_click_before_it(stream: LateStream) -> None:
-    stream.page("b", T0 + 2 * DAY)
-    stream.act("click", "b", T0 + 2 * DAY + MINUTE)
-    stream.page("c", T0 + 9 * DAY)
-    stream.act("click", "c", T0 + 9 * DAY + MINUTE)
-    stream.order(T0 + 5 * DAY)
-    stream.order(T0 + 9 * DAY + 2 * MINUTE, item=2)  # never clicked
-    stream.until(T0 + LONG + 9 * DAY)
-    assert stream.of("purchase") == {("a", 0): 0, ("b", 0): 1, ("c", 0): 0}
-    assert stream.reasons == {"no-click": 1}
-
-
-def test_a_purchase_that_comes_before_its_click_waits_for_it(stream: LateStream) -> None:
-    stream.order(T0 + 10 * MINUTE, item=2)
-    stream.act("purchase", "a", T0 + 11 * MINUTE, 2, 3)
-    stream.act("click", "a", T0 + 9 * MINUTE, 1, 2)
-    stream.act("click", "a", T0 + 10 * MINUTE, 2, 3)
-    stream.until(T0 + LONG)
-    assert stream.of("purchase") == {("a", 0): 0, ("a", 1): 1, ("a", 2): 1}
-    assert not stream.dead
-
-
-def test_a_purchase_without_a_click_is_a_dead_letter(stream: LateStream) -> None:
-    stream.act("purchase", "a", T0 + 5 * MINUTE, 1, 2)
-    stream.until(T0 + LONG)
-    assert stream.of("purchase") == {("a", 0): 0}
-    assert stream.reasons == {"no-click": 1}
-
-
-@pytest.mark.parametrize(
-    ("request_id", "item", "user", "at"),
-    [("a", 1, 7, 30 * DAY + HOUR), ("x", 1, 7, DAY), ("a", 2, 7, DAY), ("a", 1, 9, DAY)],
-    ids=["after its window", "unknown page", "wrong item", "wrong user"],
-)
-def test_a_purchase_of_no_open_click_is_a_dead_letter(
-    stream: LateStream, request_id: str, item: int, user: int, at: int
-) -> None:
-    stream.until(T0 + at)
-    stream.act("purchase", request_id, T0 + at, item=item, user=user)
-    stream.order(T0 + at, item=item, user=user) if item != 1 or user != 7 or request_id == "a" else None
-    stream.until(T0 + LONG + at)
-    assert stream.of("purchase") == {("a", 0): 0}
-    assert sum(stream.reasons.values()) == (1 if request_id == "x" else 2)
-    assert set(stream.reasons) <= {"no-click", "no-exposure", "late"}
-
-
-def test_a_refund_takes_back_the_last_purchase_before_it(stream: LateStream) -> None:
-    stream.act("click", "a", T0 + 2 * MINUTE, 1, 2)
-    for item in (1, 2):
-        stream.until(T0 + DAY * item)
-        stream.order(T0 + DAY * item, item=item)
-    stream.order(T0 + 20 * DAY, item=1, kind="refund")
-    stream.order(T0 + 20 * DAY, item=2, kind="refund")
-    stream.order(T0 + 21 * DAY, item=2)  # bought again
-    stream.order(T0 + 21 * DAY, item=2)  # the same message twice
-    stream.until(T0 + LONG)
-    assert stream.of("purchase") == {("a", 0): 0, ("a", 1): 1}
-    assert not stream.dead
-
-
-def test_a_refund_before_its_purchase_waits_for_it(stream: LateStream) -> None:
-    stream.until(T0 + 3 * DAY)
-    stream.order(T0 + 3 * DAY, kind="refund")
-    stream.order(T0 + 3 * DAY - MINUTE)
-    stream.order(T0 + 3 * DAY, item=2, kind="refund")
-    stream.until(T0 + LONG)
-    assert stream.of("purchase") == {("a", 0): 0}
-    assert stream.reasons == {"no-purchase": 1}, "that of the item that was never bought"
-
-
-def test_a_refund_takes_back_no_purchase_after_it(stream: LateStream) -> None:
-    stream.order(T0 + 9 * MINUTE)
-    stream.order(T0 + 6 * MINUTE, kind="refund")
-    stream.until(T0 + LONG)
-    assert stream.of("purchase") == {("a", 0): 1}
-    assert stream.reasons == {"no-purchase": 1}
-
-
-@pytest.mark.parametrize("restart", [False, True])
-@pytest.mark.parametrize(
-    ("events", "told"),
-    [
-        ([("order", 3, "o"), ("order", 9, "p"), ("refund", 12, "r"), ("refund", 12, "r"), ("refund", 13, "r")], (1, 0)),
-        ([("order", 3, "o"), ("order", 3, "p"), ("refund", 4, "r"), ("refund", 4, "s")], (0, 0)),
-        ([("order", 3, "o"), ("order", 3, "p"), ("refund", 4, "r")], (1, 0)),
-        ([("order", 3, "o"), ("order", 9, "o")], (1, 0)),
-        ([("order", 3, "o"), ("order", 27, "o")], (1, 0)),
-        ([("order", 3, "x"), ("refund", 4, "x")], (1, 0)),
-        ([("order", 3, "x"), ("purchase", 9, "x")], (1, 0)),
-        ([("purchase", 9, "x"), ("order", 10, "x"), ("refund", 11, "r"), ("order", 10, "x")], (0, 0)),
-        ([("refund", 9, "r"), ("refund", 9, "r"), ("order", 3, "o"), ("order", 8.995, "p"), ("order", 3, "o")], (0, 1)),
-        ([("refund", 9, "r"), ("order", 8.995, "p"), ("order", 10, "p"), ("order", 10, "q")], (0, 1)),
-    ],
-    ids=[
-        "refund twice",
-        "two refunds of two purchases in a millisecond",
-        "one refund of two purchases in a millisecond",
-        "order again after another click",
-        "order again after weeks",
-        "a refund under its order's name",
-        "a purchase under an order's name",
-        "an order under a purchase's name, and its refund",
-        "refund twice before its purchases",
-        "order again after the refund that waited for it",
-    ],
-)
-def test_each_event_counts_once_by_its_id(
-    stream: LateStream, events: list[tuple[str, float, str]], told: tuple[int, int], restart: bool
-) -> None:
-    """The user clicks the item on the first day and on the eighth; events are (kind, days, name)."""
-    clicked = False
-    for kind, days, id in [*events, ("", 29, "")]:
-        at = T0 + round(days * DAY)
-        if days > 8 and not clicked:
-            stream.page("b", T0 + 8 * DAY)
-            stream.act("click", "b", T0 + 8 * DAY + MINUTE)
-            clicked = True
-        if kind == "purchase":
-            stream.act(kind, "b", at, event_id=id)
-        elif kind:
-            stream.order(at, kind=kind, id=id)
-        if restart:
+@pytest.mark.parametrize("restart", ["never", "checkpoint", "journal"])
+@pytest.mark.parametrize("case", TABLE)
+def test_what_is_told_of_a_click(stream: LateStream, case: str, restart: str) -> None:
+    """Acts behind a page with one click, what is told of its outcomes, and reasons of dead letters. The same whatever
+    is restarted behind each act: from a checkpoint of then, or from the first with a journal of what came since."""
+    acts, told, reasons = TABLE[case]
+    base, entries = stream.checkpoint(), list[tuple[Any, ...]]()
+    stream.partition.journal = Journal()
+    for act in acts.split(", "):
+        play(stream, act)
+        if restart == "checkpoint":
             stream.crash(stream.checkpoint())
-    stream.until(T0 + 8 * DAY + LONG)
-    assert stream.of("purchase") == {("a", 0): told[0], ("b", 0): told[1]}
-    assert not stream.dead
-    assert stream.counts["duplicates"] == len(events) - len({id for _, _, id in events})
-
-
-def test_a_second_purchase_on_the_page_counts_after_a_refund(stream: LateStream) -> None:
-    stream.act("purchase", "a", T0 + 3 * MINUTE)
-    stream.order(T0 + 4 * MINUTE, kind="refund")
-    stream.act("purchase", "a", T0 + 5 * MINUTE)
-    stream.until(T0 + LONG)
-    assert stream.of("purchase") == {("a", 0): 1}
+        elif restart == "journal":
+            entries += stream.partition.journal.cut().entries
+            stream.crash(base)
+            stream.partition.replay(from_bytes(to_bytes(entries)))
+            stream.partition.journal = Journal()
+    assert {f"{name} {request}{position}": value for request, position, name, value in stream.told} == told
+    assert len(stream.told) == len(told), "each is told once"
+    assert stream.reasons == reasons
+    ids = [act.partition("#")[2] for act in acts.split(", ") if "#" in act]
+    if ids:
+        assert stream.counts["duplicates"] == len(ids) - len(set(ids))
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -332,8 +316,7 @@ def test_a_lost_file_makes_dead_letters_of_its_purchases(stream: LateStream, tmp
 
 
 def test_outcomes_on_pages_are_told_of_every_exposure(tmp_path: Path) -> None:
-    outcome = '[[outcome]]\nname = "{}"\non = "{}"\nevent = "{}"\nwithin = "{}"\n'
-    both = outcome.format("cart", "page", "cart", "2h") + outcome.format("purchase", "click", "purchase", "2d")
+    both = outcome("cart", "cart", "2h", on="page") + outcome("purchase", "purchase", "2d")
     stream = LateStream(str(tmp_path), parse_schema(TEXT + both))
     stream.page("a", T0)
     stream.act("cart", "a", T0 + MINUTE, 1, 2)
@@ -344,12 +327,10 @@ def test_outcomes_on_pages_are_told_of_every_exposure(tmp_path: Path) -> None:
     assert stream.of("purchase") == {("a", 2): 0}
 
 
-MINUTES = '[[outcome]]\nname = "read"\non = "click"\nevent = "collect"\nwithin = "5min"\n'
+MINUTES = outcome("read", "collect", "5min")
 
 
-@pytest.mark.parametrize(
-    "more", ["", '[[outcome]]\nname = "bought"\non = "click"\nevent = "purchase"\nwithin = "2d"\n']
-)
+@pytest.mark.parametrize("more", ["", outcome("bought", "purchase", "2d")])
 def test_an_outcome_of_minutes_is_told_within_minutes_of_its_end(tmp_path: Path, more: str) -> None:
     """Whatever else is told of the clicks. Ten minutes later: a file's length, and five for late events."""
     stream = LateStream(str(tmp_path), parse_schema(TEXT + MINUTES + more))
@@ -393,9 +374,8 @@ def test_an_event_of_a_short_window_that_comes_later_than_its_telling_is_a_dead_
 
 def test_an_outcome_that_is_new_in_the_schema_is_not_told_of_older_clicks(stream: LateStream) -> None:
     """Its events were not noted, so a 0 would be a guess."""
-    cart = '[[outcome]]\nname = "cart"\non = "click"\nevent = "cart"\nwithin = "2d"\n'
-    month = '[[outcome]]\nname = "purchase"\non = "click"\nevent = "purchase"\nwithin = "30d"\npolicy = "wait"\n'
-    before, stream.schema = stream.schema, parse_schema(TEXT + cart + month)
+    both = outcome("cart", "cart", "2d") + outcome("purchase", "purchase", "30d", policy="wait")
+    before, stream.schema = stream.schema, parse_schema(TEXT + both)
     checkpoint = stream.checkpoint()
     stream.partition = Partition(0, stream.schema, POLICY, history=(before,))
     stream.partition.resume(checkpoint)
@@ -410,11 +390,8 @@ def test_an_outcome_that_is_new_in_the_schema_is_not_told_of_older_clicks(stream
 
 
 def test_an_outcome_that_moves_to_clicks_is_not_told_of_older_ones(tmp_path: Path) -> None:
-    outcome = '[[outcome]]\nname = "{}"\non = "{}"\nevent = "{}"\nwithin = "{}"\n'
     before, after = (
-        parse_schema(
-            TEXT + outcome.format("cart", on, "cart", "2h") + outcome.format("soon", "click", "purchase", "1h")
-        )
+        parse_schema(TEXT + outcome("cart", "cart", "2h", on=on) + outcome("soon", "purchase", "1h"))
         for on in ("page", "click")
     )
     stream = LateStream(str(tmp_path), before)
@@ -605,20 +582,6 @@ def test_a_user_is_found_in_each_of_many_hours_and_in_few_others(monkeypatch: py
         assert set(found) <= set(hours)
         named += len(found)
     assert named < 0.1 * len(hours) ** 2
-
-
-def test_a_journal_restores_the_book(stream: LateStream) -> None:
-    base = stream.partition.snapshot().to_bytes()
-    stream.partition.journal = Journal()
-    stream.act("click", "a", T0 + 2 * MINUTE, 1, 2)
-    stream.until(T0 + 3 * DAY)
-    stream.order(T0 + 3 * DAY, item=2)
-    again = Partition(0, stream.schema, POLICY)
-    again.resume(base)
-    again.replay(from_bytes(to_bytes(stream.partition.journal.cut().entries)))
-    stream.partition = again
-    stream.until(T0 + LONG)
-    assert stream.of("purchase") == {("a", 0): 0, ("a", 1): 1}
 
 
 def test_a_journal_is_read_under_the_policies_that_it_was_written_under() -> None:

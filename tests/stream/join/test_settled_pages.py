@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES
-from millrace.labels import Promise, policy_named
+from millrace.labels import Promise
 from stream.join.join import InputMessage
 from stream.join.joined_pages import GONE, PagePart, PageState, peek, plain, settle, unsettle, without_log
 from stream.partition.partition import Partition
-from tests.scenes.arrivals import NOW, SETTLED, arrivals
-from tests.scenes.exploring import examples
+from tests.scenes.arrivals import NOW, SETTLED
 from tests.scenes.stream_world import (
     HOUR,
     MINUTE,
@@ -28,84 +25,14 @@ from tests.scenes.stream_world import (
     action,
     dead_of,
     exposure,
-    keys_of,
     page_log,
 )
-
-
-class Reader:
-    """A partition and the topic of page logs, from which what is wanted is read some batches later."""
-
-    def __init__(self, partition: Partition, rng: random.Random | None = None, patience: int = 0) -> None:
-        self.partition, self.total, self.rng, self.patience = partition, Sum(), rng, patience
-        self.topic: dict[int, bytes] = {}
-        self.reads = 0
-
-    def take(self, messages: list[InputMessage]) -> None:
-        self.topic |= {m.offset: m.raw for m in messages if m.topic == "page_logs"}
-        self.total += self.partition.take(messages, NOW)
-        if self.rng is None or self.rng.randrange(self.patience + 1) == 0:
-            self.answer()
-
-    def answer(self) -> None:
-        found = {request: self.topic.get(at) for request, at in self.partition.wanted.items()}
-        self.reads += len(found)
-        if found:
-            self.total += self.partition.returned(found)
-        assert not self.partition.wanted
-
-    def advance(self, to_ms: int) -> None:
-        self.total += self.partition.advance(to_ms)
-        self.answer()
 
 
 def crashed(partition: Partition) -> Partition:
     again = Partition(0, SCHEMA, partition.policy, settles=partition.settles)
     again.resume(partition.snapshot().to_bytes())
     return again
-
-
-OURS = ("recalled", "page_logs_gone")
-
-
-def check_alike(plain: Reader, settling: Reader) -> None:
-    assert sorted(settling.total.samples) == sorted(plain.total.samples)
-    assert dead_of(settling.total.dead) == dead_of(plain.total.dead)
-    assert Counter({k: n for k, n in settling.total.counts.items() if k not in OURS}) == plain.total.counts
-    one, two = plain.partition, settling.partition
-    assert (one.pending, one.watermark_ms, one.offsets) == (two.pending, two.watermark_ms, two.offsets)
-    keys = [keys_of(user, range(1, 13)).ravel() for user in range(3)]
-    for own in keys:
-        ts = one.newest_ms + 1
-        assert one.windows.counts(own, ts).tolist() == two.windows.counts(own, ts).tolist()
-
-
-@examples(150)
-@given(arrivals(wild=True), st.integers(0, 2**32), st.sampled_from(POLICIES), st.integers(0, 4))
-def test_samples_counts_and_dead_letters_are_those_of_pages_in_memory(
-    messages: list[InputMessage], seed: int, label: str, patience: int
-) -> None:
-    """Whatever comes, however long reading takes, with crashes between."""
-    rng = random.Random(seed)
-    policy = replace(SETTLED, label=policy_named(label), sends_pages=seed % 4 > 0)
-    plain = Reader(Partition(0, SCHEMA, policy))
-    settling = Reader(Partition(0, SCHEMA, policy, settles=True), rng, patience)
-    at = 0
-    while at < len(messages):
-        part = messages[at : at + rng.randrange(1, 5)]
-        at += len(part)
-        plain.take(part)
-        settling.take(part)
-        if rng.random() < 0.2:
-            settling.partition = crashed(settling.partition)
-    settling.answer()
-    check_alike(plain, settling)
-    for hours in (0.2, 0.6, 5):
-        later = plain.partition.newest_ms + round(hours * HOUR)
-        plain.advance(later)
-        settling.advance(later)
-        check_alike(plain, settling)
-    assert settling.partition.pending == len(settling.partition.join.settled) == 0
 
 
 # ---------------------------------------------------------------------- one page
