@@ -164,7 +164,7 @@ TABLE: dict[str, tuple[str, dict[str, int], dict[str, int]]] = {
 
 
 @pytest.mark.parametrize("restart", ["never", "checkpoint", "journal"])
-@pytest.mark.parametrize("case", TABLE)
+@pytest.mark.parametrize("case", TABLE, ids=lambda case: case.replace(" ", "_"))
 def test_what_is_told_of_a_click(stream: LateStream, case: str, restart: str) -> None:
     """Acts behind a page with one click, what is told of its outcomes, and reasons of dead letters. The same whatever
     is restarted behind each act: from a checkpoint of then, or from the first with a journal of what came since."""
