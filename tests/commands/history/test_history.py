@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ from stream.partition.partition import InputMessage, Partition, Policy
 from stream.worker import stream_worker
 from tests.scenes.history_loop import LiveLoop, Pages, from_store, later, live
 from tests.scenes.parity_shop import LAST
+from tests.scenes.schemas import named, of_item, of_user, table, windows_of
 
 SCHEMA = shop_schema()
 PARTITIONS = 3
@@ -130,35 +131,25 @@ def state(partition: Partition) -> dict[str, Any]:
     return head | rest | {"shared": counted.shared.tolist(), "coclicks": counted.coclicks.plain()}
 
 
-MEANS = """\
-name = "means"
-[[fields]]
-name = "user_id"
-of = "user"
-[[fields]]
-name = "age_band"
-of = "user"
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[windows]
-days = [1, 7]
-half_lives = [0.25]
-actions = ["exposure", "click", "purchase"]
-keys = [{columns = ["item_id"]}, {columns = ["user_id"]}, {columns = ["age_band"]}]
-means = [{of = "price", action = "click", step = 0.01}]
-[log]
-time = "ts_ms"
-user = "user_id"
-item = "item_id"
-label = "click"
-attribution_minutes = 5
-action_times = { click = "click_ms", purchase = "purchase_ms" }
-"""
+FIELDS = named("means") + of_user("user_id", "age_band") + of_item("item_id", "price:numeric")
+COUNTED: dict[str, Any] = {
+    "days": [1, 7],
+    "half_lives": [0.25],
+    "actions": ("exposure", "click", "purchase"),
+}
+KEYS = ("item_id", "user_id", "age_band")
+LOG: dict[str, Any] = {
+    "time": "ts_ms",
+    "user": "user_id",
+    "item": "item_id",
+    "label": "click",
+    "attribution_minutes": 5,
+}
+MEANS = (
+    FIELDS
+    + windows_of(*KEYS, **COUNTED, means=({"of": "price", "action": "click", "step": 0.01},))
+    + table("[log]", **LOG, action_times={"click": "click_ms", "purchase": "purchase_ms"})
+)
 
 
 @pytest.mark.parametrize("schema", [SCHEMA, parse_schema(MEANS, "means")], ids=["shop", "means, no requests"])
@@ -252,9 +243,8 @@ def test_requests_of_several_times_are_pages_of_their_own() -> None:
         "click": np.array([0, 1, 0, 0, 0], np.int8),
     }
     log = LogTable(pa.table(columns), "user_id", "item_id", "click", 5, 0)
-    text = MEANS.replace("[log]", '[log]\nrequest = "request_id"\nposition = "position"')
-    text = text.replace("action_times = { click", "# {").replace("means =", "# means =")
-    schema = parse_schema(text.replace('"purchase"]', '"purchase"]'), "pages")
+    text = FIELDS + windows_of(*KEYS, **COUNTED) + table("[log]", **LOG, request="request_id", position="position")
+    schema = parse_schema(text, "pages")
     events = LogEvents(log, schema, LogRows(log, schema), 10_000_000)
     pages = [events.order[a:b].tolist() for a, b in zip(events.starts[:-1], events.starts[1:], strict=True)]
     assert pages == [[1, 0], [2], [3], [4]]
@@ -390,24 +380,57 @@ def in_places(settings: Settings) -> None:
         Store(settings.place(place)).put("half", None)
 
 
-def test_what_a_failed_try_wrote_is_removed(tmp_path: Path) -> None:
+OVERTAKEN = "another replay has begun .*; let that one end"
+MARK_GONE = "the mark of this replay, .* is gone from '.*': .*; what is there may be"
+TRIES = {  # acts of a try and of another one, the error, how many files lie there then, and when the other has ended
+    "what a failed try wrote is removed": ("check write fail", "disk full", 0, 0),
+    "what a whole try wrote stays": ("check write", "", 5, 5),
+    "of two tries the one that began last goes on": ("other other-check write check", OVERTAKEN, 7, 5),
+    "one that is overtaken while it writes removes nothing of the other": (
+        "check other other-check write check",
+        OVERTAKEN,
+        7,
+        5,
+    ),
+    "and leaves nothing to the other": ("check other write", OVERTAKEN, 1, 0),
+    "one whose mark is gone while it writes": ("check other other-ends write check", MARK_GONE, 7, 7),
+    "a loop that began meanwhile keeps its files": ("write check", "a loop has lived there", 5, 5),
+}
+
+
+@pytest.mark.parametrize("case", TRIES)
+def test_a_try_and_another_one(case: str, tmp_path: Path) -> None:
+    acts, said, then, at_last = TRIES[case]
     settings = Settings(data=str(tmp_path))
 
-    def fail() -> None:
+    def first(other: ExitStack) -> None:
         with attempt(settings) as check:
-            check()
-            in_places(settings)
-            raise StoreError("disk full", "-")
+            for act in acts.split():
+                if act == "other":
+                    others = other.enter_context(attempt(settings))
+                elif act == "other-ends":
+                    other.close()
+                elif act == "write":
+                    in_places(settings)
+                elif act == "fail":
+                    raise StoreError("disk full", "-")
+                else:
+                    (check if act == "check" else others)()
 
-    with pytest.raises(StoreError, match="disk full"):
-        fail()
-    assert files(settings) == []
-    with attempt(settings) as check:
-        check()
-        in_places(settings)
-    assert len(files(settings)) == 5
-    with pytest.raises(SettingError, match=r"a loop has lived there \(checkpoints/half\)"):
-        check_empty(settings)
+    with ExitStack() as other:
+        if said:
+            with pytest.raises((SettingError, StoreError), match=said):
+                first(other)
+        else:
+            first(other)
+        assert len(files(settings)) == then
+    assert len(files(settings)) == at_last
+    if said == MARK_GONE:  # what is there is not whole, or of both
+        with pytest.raises(StoreError, match="is not whole"):
+            check_whole(settings)
+    elif at_last:
+        with pytest.raises(SettingError, match=r"a loop has lived there \(checkpoints/half\)"):
+            check_empty(settings)
 
 
 def killed(settings: Settings, *marks: str) -> None:
@@ -487,84 +510,6 @@ def test_nothing_of_a_loop_starts_on_a_history_that_is_not_whole(
     with pytest.raises(StoreError, match=r"the history in '.*' is not whole; wait for .* run it again"):
         start(settings)
     assert [name for name in files(settings) if name.split("/")[0] in (*STATE, "schemas")] == before
-
-
-def test_of_two_tries_the_one_that_began_last_goes_on(tmp_path: Path) -> None:
-    settings = Settings(data=str(tmp_path))
-
-    def first(other: ExitStack) -> None:
-        with attempt(settings) as check:
-            others = other.enter_context(attempt(settings))
-            others()
-            in_places(settings)
-            check()
-
-    with ExitStack() as other, pytest.raises(SettingError, match=r"another replay has begun .*; let that one end"):
-        first(other)
-    assert len(files(settings)) == 5
-
-
-def test_a_try_that_is_overtaken_while_it_writes_removes_nothing_that_the_other_wrote(tmp_path: Path) -> None:
-    settings = Settings(data=str(tmp_path))
-
-    def first(other: ExitStack) -> None:
-        with attempt(settings) as check:
-            check()
-            others = other.enter_context(attempt(settings))
-            others()
-            in_places(settings)
-            check()
-
-    with ExitStack() as other, pytest.raises(SettingError, match="another replay has begun"):
-        first(other)
-    assert len(files(settings)) == 5
-
-
-def test_where_the_mark_of_a_try_that_writes_is_gone_no_loop_starts(tmp_path: Path) -> None:
-    """Another one came and ended while a place was written: what is there is not whole, or of both."""
-    settings = Settings(data=str(tmp_path))
-
-    def first() -> None:
-        with attempt(settings) as check:
-            check()
-            with attempt(settings):
-                pass
-            in_places(settings)
-            check()
-
-    with pytest.raises(SettingError, match=r"the mark of this replay, .* is gone from '.*': .*; what is there may be"):
-        first()
-    with pytest.raises(StoreError, match="is not whole"):
-        check_whole(settings)
-
-
-def test_a_try_that_is_overtaken_while_it_writes_leaves_nothing_to_the_other(tmp_path: Path) -> None:
-    settings = Settings(data=str(tmp_path))
-
-    def first(other: ExitStack) -> None:
-        with attempt(settings) as check:
-            check()
-            other.enter_context(attempt(settings))
-            in_places(settings)
-
-    with ExitStack() as other:
-        with pytest.raises(SettingError, match="another replay has begun"):
-            first(other)
-        assert files(settings) == ["history/unfinished"]
-    assert files(settings) == []
-
-
-def test_a_loop_that_began_meanwhile_keeps_its_files(tmp_path: Path) -> None:
-    settings = Settings(data=str(tmp_path))
-
-    def late() -> None:
-        with attempt(settings) as check:
-            in_places(settings)
-            check()
-
-    with pytest.raises(SettingError, match="a loop has lived there"):
-        late()
-    assert len(files(settings)) == 5
 
 
 def test_a_folder_with_a_brokers_topics_is_refused(tmp_path: Path) -> None:
@@ -677,13 +622,12 @@ def test_users_and_items_are_as_they_were_last(yesterday: LogTable) -> None:
     assert abs(last.born_ms - (table["ts_ms"] - table["age_days"] * 86_400_000)) < 1000
 
 
-def reported(settings: Settings, *users: User) -> None:
+def reported(settings: Settings, *users: User, topic: str = USERS) -> None:
     """The shop tells of users."""
-    producer = make_producer(settings)
-    for user in users:
-        producer.send(USERS, to_json(user), key=key_of(user.user_id))
-    producer.flush()
-    producer.close()
+    with closing(make_producer(settings)) as producer:
+        for user in users:
+            producer.send(topic, to_json(user), key=key_of(user.user_id))
+        producer.flush()
 
 
 def newest(settings: Settings) -> dict[bytes, bytes | None]:
@@ -731,10 +675,9 @@ def test_a_user_of_the_history_who_was_deleted_does_not_come_back(tmp_path: Path
         settings = msgspec.structs.replace(settings, kafka=broker.address)
         open_broker(settings)
         assert publish_profiles(settings) == 2
-        producer = make_producer(settings)
-        producer.send(USERS, None, key=key_of(1))
-        producer.flush()
-        producer.close()
+        with closing(make_producer(settings)) as producer:
+            producer.send(USERS, None, key=key_of(1))
+            producer.flush()
     with EmbeddedBroker(tmp_path / "empty") as broker:
         settings = msgspec.structs.replace(settings, kafka=broker.address)
         open_broker(settings)
@@ -755,10 +698,7 @@ def test_users_and_items_are_published_once_and_never_over_what_the_shop_said(tm
         leave_partitions(Store(settings.place(PLACE)), 2)
         mine = [User(1, {"region": "r1"}), User(2, {"region": "r2"})]
         leave_profiles(Store(settings.place(PLACE)), mine, [Item("a", {"category": "c1"})])
-        producer = make_producer(settings)
-        producer.send(USERS, to_json(User(2, {"region": "newer"})), key=key_of(2))
-        producer.flush()
-        producer.close()
+        reported(settings, User(2, {"region": "newer"}))
         assert publish_profiles(settings) == 2
         assert publish_profiles(settings) == 0
         found: dict[bytes, list[bytes]] = {}
@@ -772,9 +712,6 @@ def test_users_and_items_are_published_once_and_never_over_what_the_shop_said(tm
         empty = msgspec.structs.replace(settings, data=str(tmp_path / "other"))
         with pytest.raises(SettingError, match=r"topic 'events' .* has 2 partitions, the settings say 3; set MILL"):
             check_empty(msgspec.structs.replace(empty, partitions=3))
-        producer = make_producer(settings)
-        producer.send(EVENTS, b"{}")
-        producer.flush()
-        producer.close()
+        reported(settings, User(2, {}), topic=EVENTS)
         with pytest.raises(SettingError, match=r"topic 'events' at '.*' holds 1 messages"):
             check_empty(empty)
