@@ -158,3 +158,56 @@ class Sum:
     @property
     def lost(self) -> int:
         return sum(dead_letter.exposures for dead_letter in self.dead)
+
+
+class World:
+    """A partition with its topics, and everything that it has put out. ``now_ms`` is its clock."""
+
+    def __init__(
+        self, policy: Policy = POLICY, *, number: int = 0, settles: bool = False, now_ms: int = T0 + 1000 * DAY
+    ) -> None:
+        self.partition = Partition(number, SCHEMA, policy, settles=settles)
+        self.log, self.total, self.now_ms = Log(), Sum(), now_ms
+
+    def take(self, *messages: InputMessage) -> StepOutput:
+        output = self.partition.take(list(messages), self.now_ms)
+        self.total += output
+        return output
+
+    def events(self, *raws: bytes) -> World:
+        self.take(*self.log.events(*raws))
+        return self
+
+    def page_logs(self, *raws: bytes) -> World:
+        self.take(*self.log.page_logs(*raws))
+        return self
+
+    def page(self, request: str, ts_ms: int, items: Sequence[Any], user: Any = 7, **values: Any) -> World:
+        """A page that is served and seen."""
+        self.page_logs(page_log(request, ts_ms, items, user, **values))
+        return self.events(exposure(request, ts_ms, items, user_id=user))
+
+    def act(self, kind: str, request: str, ts_ms: int, position: int, item: Any, user: Any = 7) -> StepOutput:
+        return self.take(*self.log.events(action(kind, request, ts_ms, position, item, user_id=user)))
+
+    def until(self, ts_ms: int) -> World:
+        """Time goes by without a message."""
+        self.total += self.partition.advance(ts_ms)
+        return self
+
+    def crash(self) -> World:
+        """It goes on from a checkpoint of now."""
+        one = self.partition
+        self.partition = Partition(one.number, SCHEMA, one.policy, settles=one.settles)
+        self.partition.resume(one.snapshot().to_bytes())
+        return self
+
+    @property
+    def dead(self) -> list[tuple[str, int]]:
+        """Reasons of dead letters, and how many exposures each lost."""
+        return [(one.reason, one.exposures) for one in self.total.dead]
+
+    @property
+    def samples(self) -> list[tuple[int, int]]:
+        """(position, kind) of each sample."""
+        return [(row.position, row.kind) for row in self.total.samples]

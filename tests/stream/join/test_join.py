@@ -34,6 +34,7 @@ from tests.scenes.stream_world import (
     T0,
     Log,
     Sum,
+    World,
     action,
     dead_of,
     exposure,
@@ -255,31 +256,23 @@ def test_samples_say_what_their_page_lacked_of_its_user() -> None:
 
 
 def test_a_late_click_corrects_the_negative_and_nothing_is_counted_twice() -> None:
-    log = Log()
-    partition, total = Partition(0, SCHEMA, POLICY), Sum()
-    total += partition.take(log.page_logs(page_log("a", T0, [1, 2])), NOW)
-    total += partition.take(log.events(exposure("a", T0, [1, 2])), NOW)
-    total += partition.advance(T0 + 31 * MINUTE)
-    assert [r.kind for r in total.samples] == [NEGATIVE, NEGATIVE]
+    world = World().page("a", T0, [1, 2]).until(T0 + 31 * MINUTE)
+    assert world.samples == [(0, NEGATIVE), (1, NEGATIVE)]
     late = action("click", "a", T0 + 29 * MINUTE, 1, 2)
-    total += partition.take(log.events(late, late), NOW)
-    assert [(r.position, r.kind) for r in total.samples[2:]] == [(1, CORRECTION)]
-    assert total.counts["duplicates"] == 1
-    check_conservation(partition, total)
+    world.events(late, late)
+    assert world.samples[2:] == [(1, CORRECTION)]
+    assert world.total.counts["duplicates"] == 1
+    check_conservation(world.partition, world.total)
 
 
 @pytest.mark.parametrize("early_ms", [0, 1])
 def test_an_action_without_its_exposure_is_late_behind_the_lateness_and_not_on_it(early_ms: int) -> None:
-    log, partition = Log(), Partition(0, SCHEMA, POLICY)
-    partition.take(log.events(exposure("b", T0 + HOUR, [1])), NOW)
-    at = partition.watermark_ms - POLICY.lateness_ms - early_ms
-    out = partition.take(log.events(action("click", "a", at, 0, 1)), NOW)
-    assert [one.reason for one in out.dead] == ["late"] * early_ms
-    partition.take(log.page_logs(page_log("a", at, [1])), NOW)
-    total = Sum()
-    total += partition.take(log.events(exposure("a", at, [1])), NOW)
-    total += partition.advance(T0 + 2 * HOUR)
-    assert [row.kind for row in total.samples] == [NEGATIVE if early_ms else POSITIVE]
+    world = World().events(exposure("b", T0 + HOUR, [1]))
+    at = world.partition.watermark_ms - POLICY.lateness_ms - early_ms
+    world.act("click", "a", at, 0, 1)
+    assert world.dead == [("late", 0)] * early_ms
+    world.page("a", at, [1]).until(T0 + 2 * HOUR)
+    assert world.samples == [(0, NEGATIVE if early_ms else POSITIVE)]
 
 
 @pytest.mark.parametrize("exposed_first", [True, False])
@@ -288,28 +281,24 @@ def test_a_click_dated_before_its_exposure_is_none_of_it_beyond_the_disorder(
     beyond_ms: int, exposed_first: bool
 ) -> None:
     """Less than that is a matter of clocks. The click that comes after a refused one labels."""
-    log, partition, total = Log(), Partition(0, SCHEMA, POLICY), Sum()
-    seen, at = exposure("a", T0, [1, 2]), T0 - POLICY.disorder_ms - beyond_ms
+    world, seen, at = World(), exposure("a", T0, [1, 2]), T0 - POLICY.disorder_ms - beyond_ms
     clicks = [action("click", "a", at, position, 1 + position) for position in (0, 1)]
-    total += partition.take(log.page_logs(page_log("a", T0, [1, 2])), NOW)
-    total += partition.take(log.events(*([seen, *clicks] if exposed_first else [*clicks, seen])), NOW)
-    assert [(one.reason, one.detail) for one in total.dead] == [
+    world.page_logs(page_log("a", T0, [1, 2]))
+    world.events(*([seen, *clicks] if exposed_first else [*clicks, seen]))
+    assert [(one.reason, one.detail) for one in world.total.dead] == [
         ("no-exposure", f"{POLICY.disorder_ms + 1} ms before its exposure")
     ] * (2 * beyond_ms)
-    total += partition.take(log.events(action("click", "a", T0 + MINUTE, 1, 2)), NOW)
-    total += partition.advance(T0 + 2 * HOUR)
-    labels = {row.position: row.kind for row in total.samples}
-    assert labels == {0: NEGATIVE if beyond_ms else POSITIVE, 1: POSITIVE}
-    check_conservation(partition, total)
+    world.act("click", "a", T0 + MINUTE, 1, 2)
+    world.until(T0 + 2 * HOUR)
+    assert dict(world.samples) == {0: NEGATIVE if beyond_ms else POSITIVE, 1: POSITIVE}
+    check_conservation(world.partition, world.total)
 
 
 def test_a_page_that_silence_dropped_is_forgotten_in_time_when_the_watermark_is_set_back() -> None:
-    log, partition = Log(), Partition(0, SCHEMA, POLICY)
-    partition.take(log.events(exposure("a", T0, [1])), NOW)
-    partition.advance(T0 + 100 * HOUR)
-    partition.set_back()
+    world = World().events(exposure("a", T0, [1])).until(T0 + 100 * HOUR)
+    world.partition.set_back()
     later = T0 + POLICY.life_ms + HOUR
-    counts = [partition.take(log.events(exposure(name, later, [1])), NOW).counts for name in ("b", "a")]
+    counts = [world.take(*world.log.events(exposure(name, later, [1]))).counts for name in ("b", "a")]
     assert [(one.get("exposures"), one.get("duplicates")) for one in counts] == [(1, None)] * 2
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,48 +10,31 @@ from hypothesis import strategies as st
 
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES
 from millrace.labels import Promise
-from stream.join.join import InputMessage
 from stream.join.joined_pages import GONE, PagePart, PageState, peek, plain, settle, unsettle, without_log
 from stream.partition.partition import Partition
-from tests.scenes.arrivals import NOW, SETTLED
+from tests.scenes.arrivals import SETTLED
 from tests.scenes.stream_world import (
     HOUR,
     MINUTE,
     SCHEMA,
     T0,
-    Log,
-    Sum,
+    World,
     action,
     dead_of,
     exposure,
     page_log,
 )
 
-
-def crashed(partition: Partition) -> Partition:
-    again = Partition(0, SCHEMA, partition.policy, settles=partition.settles)
-    again.resume(partition.snapshot().to_bytes())
-    return again
-
-
 # ---------------------------------------------------------------------- one page
 
 
-class Shop:
+class Shop(World):
     """A partition that settles, with a page of three items, of which two are seen."""
 
-    def __init__(self, **policy: Any) -> None:
-        self.log = Log()
-        self.partition = Partition(0, SCHEMA, replace(SETTLED, **policy), settles=True)
-        self.total = Sum()
+    def __init__(self) -> None:
+        super().__init__(SETTLED, settles=True)
         self.raw = page_log("a", T0, [1, 2, 3])
-        self.take(*self.log.page_logs(self.raw), *self.log.events(exposure("a", T0, [1, 2])))
-
-    def take(self, *messages: InputMessage) -> None:
-        self.total += self.partition.take(messages, NOW)
-
-    def until(self, to_ms: int) -> None:
-        self.total += self.partition.advance(to_ms)
+        self.page_logs(self.raw).events(exposure("a", T0, [1, 2]))
 
     def settled(self) -> Shop:
         self.until(T0 + SETTLED.attribution_ms + SETTLED.disorder_ms)
@@ -63,12 +45,11 @@ class Shop:
         self.total += self.partition.returned({"a": raw})
 
     def click(self, position: int, item: int) -> None:
-        at = T0 + 10 * MINUTE
-        self.take(*self.log.events(action("click", "a", at, position, item)))
+        self.act("click", "a", T0 + 10 * MINUTE, position, item)
 
     @property
     def reported(self) -> list[tuple[int, int]]:
-        return sorted((row.position, row.kind) for row in self.total.samples)
+        return sorted(self.samples)
 
 
 BOTH = [(0, NEGATIVE), (1, NEGATIVE)]
@@ -83,7 +64,7 @@ def test_a_page_is_settled_when_attribution_has_passed_and_not_before() -> None:
 
 def test_a_page_that_nobody_saw_is_settled_too_and_counted_as_unseen_at_its_end() -> None:
     shop = Shop()
-    shop.take(*shop.log.page_logs(page_log("b", T0, [1])))
+    shop.page_logs(page_log("b", T0, [1]))
     shop.until(T0 + SETTLED.attribution_ms + SETTLED.disorder_ms)
     assert len(shop.partition.join.settled) == 2
     assert shop.partition.pending == 0
@@ -108,18 +89,18 @@ def test_a_late_click_asks_for_the_page_log_by_its_offset() -> None:
 
 def test_what_is_known_without_the_page_log_asks_for_nothing() -> None:
     shop = Shop().settled()
-    shop.take(*shop.log.events(exposure("a", T0, [1, 2])))  # a duplicate
-    shop.take(*shop.log.page_logs(shop.raw))
+    shop.events(exposure("a", T0, [1, 2]))  # a duplicate
+    shop.page_logs(shop.raw)
     shop.click(2, 3)  # not exposed
     assert not shop.partition.wanted
     assert shop.total.counts["duplicates"] == 1
     shop.until(T0 + 10 * MINUTE + SETTLED.lateness_ms + SETTLED.disorder_ms + 1)
-    assert [dead_letter.reason for dead_letter in shop.total.dead] == ["no-exposure"]
+    assert shop.dead == [("no-exposure", 0)]
 
 
 def test_a_late_exposure_of_other_positions_finds_the_page_log() -> None:
     shop = Shop().settled()
-    shop.take(*shop.log.events(exposure("a", T0 + MINUTE, [3], 2)))
+    shop.events(exposure("a", T0 + MINUTE, [3], 2))
     assert shop.partition.pending == 1
     shop.returned(shop.raw)
     shop.until(T0 + MINUTE + SETTLED.attribution_ms + SETTLED.disorder_ms)
@@ -132,7 +113,7 @@ def test_a_page_log_that_is_gone_is_counted_and_what_waits_becomes_dead_letters(
     """Gone by retention, or in its place lies another message: the log is another one."""
     shop = Shop().settled()
     shop.click(1, 2)
-    shop.take(*shop.log.events(exposure("a", T0 + MINUTE, [3], 2)))
+    shop.events(exposure("a", T0 + MINUTE, [3], 2))
     shop.returned(raw)
     assert dead_of(shop.total.dead) == ({"page-log-gone": 1}, {"page-log-gone": 1})
     assert shop.total.counts["page_logs_gone"] == 1
@@ -149,8 +130,8 @@ def test_a_page_whose_time_ends_while_its_page_log_is_read_gives_its_sample_all_
     shop.click(1, 2)
     shop.until(T0 + 5 * HOUR)
     shop.click(1, 2)  # too late
-    assert [dead_letter.reason for dead_letter in shop.total.dead] == ["late"]
-    shop.partition = crashed(shop.partition)
+    assert shop.dead == [("late", 0)]
+    shop.crash()
     assert shop.partition.wanted == {"a": 0}
     shop.returned(shop.raw)
     assert shop.reported == [*BOTH, (1, CORRECTION)]
@@ -161,9 +142,9 @@ def test_a_page_of_the_same_request_that_comes_and_goes_meanwhile_takes_nothing_
     shop = Shop().settled()
     shop.click(1, 2)
     shop.until(T0 + SETTLED.life_ms + SETTLED.disorder_ms)
-    shop.take(*shop.log.events(action("click", "a", T0 + SETTLED.life_ms, 2, 3)))
+    shop.events(action("click", "a", T0 + SETTLED.life_ms, 2, 3))
     shop.until(T0 + 5 * HOUR)
-    assert [dead_letter.reason for dead_letter in shop.total.dead] == ["no-exposure"]
+    assert shop.dead == [("no-exposure", 0)]
     shop.returned(shop.raw)
     assert shop.reported == [*BOTH, (1, CORRECTION)]
 
@@ -220,6 +201,6 @@ def test_a_partition_that_does_not_settle_goes_on_with_one_that_did() -> None:
     shop.click(0, 1)
     shop.returned(shop.raw)
     assert (0, CORRECTION) in shop.reported
-    shop.take(*shop.log.events(exposure("a", T0 + 20 * MINUTE, [3], 2)))  # it lives longer than it would have
+    shop.events(exposure("a", T0 + 20 * MINUTE, [3], 2))  # it lives longer than it would have
     shop.until(T0 + 10 * HOUR)
     assert (len(other.join.settled), len(other.join.pages)) == (0, 0)

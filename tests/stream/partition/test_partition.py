@@ -29,7 +29,7 @@ from tests.scenes.stream_world import (
     SCHEMA,
     T0,
     Log,
-    Sum,
+    World,
     action,
     exposure,
     keys_of,
@@ -41,31 +41,8 @@ from tests.scenes.stream_world import (
 NOW = T0 + 10 * HOUR
 
 
-class World:
-    """A partition, its log, and everything it has put out."""
-
-    def __init__(self, policy: Policy = POLICY) -> None:
-        self.partition, self.log, self.total = Partition(3, SCHEMA, policy), Log(), Sum()
-
-    def events(self, *raws: bytes) -> World:
-        self.total += self.partition.take(self.log.events(*raws), NOW)
-        return self
-
-    def page_logs(self, *raws: bytes) -> World:
-        self.total += self.partition.take(self.log.page_logs(*raws), NOW)
-        return self
-
-    def until(self, ts_ms: int) -> World:
-        self.total += self.partition.advance(ts_ms)
-        return self
-
-    @property
-    def dead(self) -> list[tuple[str, int]]:
-        return [(dead_letter.reason, dead_letter.exposures) for dead_letter in self.total.dead]
-
-    @property
-    def samples(self) -> list[tuple[int, int]]:
-        return [(row.position, row.kind) for row in self.total.samples]
+def world(policy: Policy = POLICY) -> World:
+    return World(policy, number=3, now_ms=NOW)
 
 
 def altered(**values: Any) -> bytes:
@@ -87,19 +64,19 @@ def altered(**values: Any) -> bytes:
     ],
 )
 def test_bad_events_are_kept_with_their_reason_and_move_nothing(raw: bytes, reason: str, lost: int) -> None:
-    world = World().events(raw)
-    assert world.dead == [(reason, lost)]
-    assert world.partition.watermark_ms == 0
-    assert world.partition.pending == 0
-    dead_letter = world.total.dead[0]
+    shop = world().events(raw)
+    assert shop.dead == [(reason, lost)]
+    assert shop.partition.watermark_ms == 0
+    assert shop.partition.pending == 0
+    dead_letter = shop.total.dead[0]
     assert (dead_letter.topic, dead_letter.partition, dead_letter.offset) == ("events", 3, 0)
     assert dead_letter.raw == raw[: len(dead_letter.raw)]
     assert dead_letter.truncated == (len(raw) > len(dead_letter.raw))
-    assert world.partition.offsets == {"events": 1}
+    assert shop.partition.offsets == {"events": 1}
 
 
 def test_a_message_of_ten_megabytes_is_kept_in_part() -> None:
-    dead_letter = World().events(b"x" * 10_000_000).total.dead[0]
+    dead_letter = world().events(b"x" * 10_000_000).total.dead[0]
     assert dead_letter.truncated
     assert len(dead_letter.raw) < 1_000_000
 
@@ -117,109 +94,109 @@ def test_a_message_of_ten_megabytes_is_kept_in_part() -> None:
     ids=["not msgpack", "empty", "schema", "rows", "keys", "num"],
 )
 def test_an_unfitting_page_log_is_a_dead_letter_and_its_exposures_follow(raw: bytes) -> None:
-    world = World().page_logs(raw).events(exposure("a", T0, [1, 2])).until(T0 + 2 * HOUR)
-    assert world.dead == [("bad-page-log", 0), ("no-page-log", 2)]
+    shop = world().page_logs(raw).events(exposure("a", T0, [1, 2])).until(T0 + 2 * HOUR)
+    assert shop.dead == [("bad-page-log", 0), ("no-page-log", 2)]
 
 
 def test_an_unreadable_user_is_a_dead_letter() -> None:
-    world = World()
-    world.total += world.partition.take(
+    shop = world()
+    shop.total += shop.partition.take(
         [InputMessage("users", 0, b"{}"), InputMessage("users", 1, b'{"user_id":1}')], NOW
     )
-    assert world.dead == [("bad-user", 0)] * 2
+    assert shop.dead == [("bad-user", 0)] * 2
 
 
 def test_actions_wait_for_their_exposure_and_exposures_for_their_page_log() -> None:
-    world = World()
-    world.events(action("click", "a", T0 + 5, 1, 2), action("purchase", "a", T0 + 9, 1, 2))
-    world.events(exposure("a", T0, [1, 2, 3]))
-    assert world.samples == []
-    assert world.partition.pending == 3
-    world.page_logs(page_log("a", T0, [1, 2, 3]))
-    assert world.samples == [(1, POSITIVE), (1, FOLLOW_UP)]
-    assert [row.actions for row in world.total.samples] == [0b11, 0b10001]
-    assert [row.origin_ms for row in world.total.samples] == [T0 + 10, T0 + 14]
-    world.until(T0 + HOUR)
-    assert world.samples[2:] == [(0, NEGATIVE), (2, NEGATIVE)]
-    assert world.partition.pending == 0
+    shop = world()
+    shop.events(action("click", "a", T0 + 5, 1, 2), action("purchase", "a", T0 + 9, 1, 2))
+    shop.events(exposure("a", T0, [1, 2, 3]))
+    assert shop.samples == []
+    assert shop.partition.pending == 3
+    shop.page_logs(page_log("a", T0, [1, 2, 3]))
+    assert shop.samples == [(1, POSITIVE), (1, FOLLOW_UP)]
+    assert [row.actions for row in shop.total.samples] == [0b11, 0b10001]
+    assert [row.origin_ms for row in shop.total.samples] == [T0 + 10, T0 + 14]
+    shop.until(T0 + HOUR)
+    assert shop.samples[2:] == [(0, NEGATIVE), (2, NEGATIVE)]
+    assert shop.partition.pending == 0
 
 
 def test_actions_alone_end_as_dead_letters() -> None:
-    world = World().page_logs(page_log("a", T0, [1, 2])).events(exposure("a", T0, [1]))
-    world.events(
+    shop = world().page_logs(page_log("a", T0, [1, 2])).events(exposure("a", T0, [1]))
+    shop.events(
         action("click", "nobody", T0 + 5, 0, 1),  # a page that there is not
         action("click", "a", T0 + 5, 1, 2),  # a position that was not exposed
         action("click", "a", T0 + 5, 0, 9),  # another item than at that position
     )
-    assert world.dead == [("wrong-item", 0)]
-    world.until(T0 + POLICY.lateness_ms + POLICY.disorder_ms + 5)
-    assert world.dead == [("wrong-item", 0)]
-    world.until(T0 + POLICY.lateness_ms + POLICY.disorder_ms + 6)
-    assert sorted(world.dead) == [("no-exposure", 0), ("no-exposure", 0), ("wrong-item", 0)]
+    assert shop.dead == [("wrong-item", 0)]
+    shop.until(T0 + POLICY.lateness_ms + POLICY.disorder_ms + 5)
+    assert shop.dead == [("wrong-item", 0)]
+    shop.until(T0 + POLICY.lateness_ms + POLICY.disorder_ms + 6)
+    assert sorted(shop.dead) == [("no-exposure", 0), ("no-exposure", 0), ("wrong-item", 0)]
 
 
 def test_an_exposure_of_another_item_than_was_served_is_lost_alone() -> None:
-    world = World().page_logs(page_log("a", T0, [1, 2])).events(exposure("a", T0, [1, 9, 3])).until(T0 + HOUR)
-    assert world.dead == [("wrong-item", 2)]
-    assert world.samples == [(0, NEGATIVE)]
+    shop = world().page_logs(page_log("a", T0, [1, 2])).events(exposure("a", T0, [1, 9, 3])).until(T0 + HOUR)
+    assert shop.dead == [("wrong-item", 2)]
+    assert shop.samples == [(0, NEGATIVE)]
 
 
 def test_ids_are_the_same_as_numbers_and_as_text() -> None:
-    world = World().page_logs(page_log("a", T0, [1, 2]))
+    shop = world().page_logs(page_log("a", T0, [1, 2]))
     raw = exposure("a", T0, []).replace(b'"items":[]', b'"items":["1",2]')
-    world.events(raw, action("click", "a", T0 + 1, 0, "1"))  # type: ignore[arg-type]
-    assert world.samples == [(0, POSITIVE)]
-    assert world.dead == []
+    shop.events(raw, action("click", "a", T0 + 1, 0, "1"))  # type: ignore[arg-type]
+    assert shop.samples == [(0, POSITIVE)]
+    assert shop.dead == []
 
 
 def test_a_page_in_parts_and_its_overlap() -> None:
-    world = World().page_logs(page_log("a", T0, [1, 2, 3, 4]))
-    world.events(exposure("a", T0, [1, 2]), exposure("a", T0 + MINUTE, [2, 3, 4], 1), exposure("a", T0, [1, 2]))
-    assert world.total.counts["exposures"] == 4
-    assert world.total.counts["duplicates"] == 1
-    world.until(T0 + 30 * MINUTE + POLICY.disorder_ms)
-    assert world.samples == [(0, NEGATIVE), (1, NEGATIVE)]
-    world.until(T0 + 31 * MINUTE + POLICY.disorder_ms)
-    assert world.samples[2:] == [(2, NEGATIVE), (3, NEGATIVE)]
+    shop = world().page_logs(page_log("a", T0, [1, 2, 3, 4]))
+    shop.events(exposure("a", T0, [1, 2]), exposure("a", T0 + MINUTE, [2, 3, 4], 1), exposure("a", T0, [1, 2]))
+    assert shop.total.counts["exposures"] == 4
+    assert shop.total.counts["duplicates"] == 1
+    shop.until(T0 + 30 * MINUTE + POLICY.disorder_ms)
+    assert shop.samples == [(0, NEGATIVE), (1, NEGATIVE)]
+    shop.until(T0 + 31 * MINUTE + POLICY.disorder_ms)
+    assert shop.samples[2:] == [(2, NEGATIVE), (3, NEGATIVE)]
 
 
 def test_the_attribution_window_is_closed_below_and_open_above() -> None:
     at = POLICY.attribution_ms
-    world = World().page_logs(page_log("a", T0, [1, 2])).events(exposure("a", T0, [1, 2]))
-    world.events(action("click", "a", T0 + at - 1, 0, 1), action("click", "a", T0 + at, 1, 2))
-    assert world.samples == [(0, POSITIVE), (1, NEGATIVE), (1, CORRECTION)]
+    shop = world().page_logs(page_log("a", T0, [1, 2])).events(exposure("a", T0, [1, 2]))
+    shop.events(action("click", "a", T0 + at - 1, 0, 1), action("click", "a", T0 + at, 1, 2))
+    assert shop.samples == [(0, POSITIVE), (1, NEGATIVE), (1, CORRECTION)]
 
 
 def test_after_the_page_is_dropped_everything_of_it_is_late_and_counts_no_exposure_twice() -> None:
-    world = World().page_logs(page_log("a", T0, [1, 2, 3])).events(exposure("a", T0, [1, 2]))
-    world.until(T0 + POLICY.life_ms + POLICY.disorder_ms)
-    assert world.partition.pending == 0
-    world.events(exposure("a", T0, [1, 2]), exposure("a", T0, [3], 2), action("click", "a", T0 + 1, 0, 1))
-    world.events(exposure("a", T0, [3], 2))
-    assert world.dead == [("late", 0), ("late", 1), ("late", 0), ("late", 0)]
-    assert world.total.counts["exposures"] == 3
-    assert world.samples == [(0, NEGATIVE), (1, NEGATIVE)]
+    shop = world().page_logs(page_log("a", T0, [1, 2, 3])).events(exposure("a", T0, [1, 2]))
+    shop.until(T0 + POLICY.life_ms + POLICY.disorder_ms)
+    assert shop.partition.pending == 0
+    shop.events(exposure("a", T0, [1, 2]), exposure("a", T0, [3], 2), action("click", "a", T0 + 1, 0, 1))
+    shop.events(exposure("a", T0, [3], 2))
+    assert shop.dead == [("late", 0), ("late", 1), ("late", 0), ("late", 0)]
+    assert shop.total.counts["exposures"] == 3
+    assert shop.samples == [(0, NEGATIVE), (1, NEGATIVE)]
 
 
 def test_a_redelivered_message_is_skipped() -> None:
-    world = World()
-    messages = world.log.events(exposure("a", T0, [1]), exposure("b", T0, [2]))
-    world.total += world.partition.take(messages, NOW)
-    world.total += world.partition.take(messages, NOW)
-    assert world.total.counts["skipped"] == 2
-    assert world.total.counts["exposures"] == 2
-    assert world.total.counts["duplicates"] == 0
+    shop = world()
+    messages = shop.log.events(exposure("a", T0, [1]), exposure("b", T0, [2]))
+    shop.total += shop.partition.take(messages, NOW)
+    shop.total += shop.partition.take(messages, NOW)
+    assert shop.total.counts["skipped"] == 2
+    assert shop.total.counts["exposures"] == 2
+    assert shop.total.counts["duplicates"] == 0
 
 
 def test_readers_are_given_absolute_states_by_side_and_owner() -> None:
-    world = World()
-    world.page_logs(page_log("a", T0, [1], user=7), page_log("b", T0, [2], user=8))
-    world.page_logs(page_log("c", T0, [2], user=7))
+    shop = world()
+    shop.page_logs(page_log("a", T0, [1], user=7), page_log("b", T0, [2], user=8))
+    shop.page_logs(page_log("c", T0, [2], user=7))
     user = User(7, {"kind": "business"})
-    world.total += world.partition.take([InputMessage("users", 0, to_json(user))], NOW)
-    world.events(exposure("a", T0, [1]), exposure("b", T0, [2], user_id=8), exposure("c", T0, [2]))
-    world.events(action("click", "b", T0 + 5, 0, 2, user_id=8))
-    changes = world.partition.changes()
+    shop.total += shop.partition.take([InputMessage("users", 0, to_json(user))], NOW)
+    shop.events(exposure("a", T0, [1]), exposure("b", T0, [2], user_id=8), exposure("c", T0, [2]))
+    shop.events(action("click", "b", T0 + 5, 0, 2, user_id=8))
+    changes = shop.partition.changes()
     assert changes.profiles == [user]
     assert changes.event_ms == T0 + 5
     at = T0 + HOUR
@@ -236,52 +213,52 @@ def test_readers_are_given_absolute_states_by_side_and_owner() -> None:
         7: {int(keys[0, 1]): [1, 0, 0], int(keys[1, 1]): [1, 0, 0]},
         8: {int(keys_of(8, [2])[0, 1]): [1, 1, 0]},
     }
-    again = world.partition.changes()
+    again = shop.partition.changes()
     assert (again.users, again.profiles, again.item_tiles) == ([], [], [])
-    world.events(action("click", "a", T0 + 9, 0, 1))
-    later = world.partition.changes()
+    shop.events(action("click", "a", T0 + 9, 0, 1))
+    later = shop.partition.changes()
     assert [window(blob) for blob in later.item_tiles] == [[1, 1, 0]]
     assert [(u, [window(b) for _, b in lists]) for u, lists in later.users] == [(7, [[1, 1, 0]])]
 
 
 def test_what_was_not_published_survives_a_crash() -> None:
-    world = World().page_logs(page_log("a", T0, [1, 2])).events(exposure("a", T0, [1, 2]))
-    world.total += world.partition.take([InputMessage("users", 0, to_json(User(7, {})))], NOW)
-    copy = resumed(world.partition.snapshot().to_bytes(), SCHEMA, POLICY, 3)
-    mine, theirs = world.partition.changes(), copy.changes()
+    shop = world().page_logs(page_log("a", T0, [1, 2])).events(exposure("a", T0, [1, 2]))
+    shop.total += shop.partition.take([InputMessage("users", 0, to_json(User(7, {})))], NOW)
+    copy = resumed(shop.partition.snapshot().to_bytes(), SCHEMA, POLICY, 3)
+    mine, theirs = shop.partition.changes(), copy.changes()
     assert (mine.users, mine.profiles, mine.item_tiles) == (theirs.users, theirs.profiles, theirs.item_tiles)
     assert mine.item_keys.tolist() == theirs.item_keys.tolist()
     assert len(mine.item_keys) == 2
-    again = resumed(world.partition.snapshot().to_bytes(), SCHEMA, POLICY, 3).changes()
+    again = resumed(shop.partition.snapshot().to_bytes(), SCHEMA, POLICY, 3).changes()
     assert (again.users, again.profiles, again.item_tiles) == ([], [], [])
 
 
 def test_a_frozen_state_does_not_see_what_comes_later() -> None:
-    world = World().page_logs(page_log("a", T0, [1, 2])).events(exposure("a", T0, [1, 2]))
-    frozen, expected = world.partition.snapshot(), world.partition.snapshot().to_bytes()
-    world.events(action("click", "a", T0 + 5, 0, 1), exposure("b", T0, [1])).until(T0 + 5 * HOUR)
-    world.partition.changes()
+    shop = world().page_logs(page_log("a", T0, [1, 2])).events(exposure("a", T0, [1, 2]))
+    frozen, expected = shop.partition.snapshot(), shop.partition.snapshot().to_bytes()
+    shop.events(action("click", "a", T0 + 5, 0, 1), exposure("b", T0, [1])).until(T0 + 5 * HOUR)
+    shop.partition.changes()
     assert frozen.to_bytes() == expected
 
 
 def test_equal_states_have_equal_bytes_after_a_round_trip() -> None:
     rng = random.Random(4)
-    world = World()
+    shop = world()
     for i in range(50):
         t = T0 + i * MINUTE
-        world.page_logs(page_log(f"r{i}", t, [1, 2, 3], user=i % 5))
+        shop.page_logs(page_log(f"r{i}", t, [1, 2, 3], user=i % 5))
         clicked = rng.randrange(i + 1)
-        world.events(exposure(f"r{i}", t, [1, 2, 3], user_id=i % 5))
-        world.events(action("click", f"r{clicked}", t, 1, 2, user_id=clicked % 5))
-    raw = world.partition.snapshot().to_bytes()
+        shop.events(exposure(f"r{i}", t, [1, 2, 3], user_id=i % 5))
+        shop.events(action("click", f"r{clicked}", t, 1, 2, user_id=clicked % 5))
+    raw = shop.partition.snapshot().to_bytes()
     copy = resumed(raw, SCHEMA, POLICY, 3)
     assert copy.snapshot().to_bytes() == raw
     assert (copy.offsets, copy.pending, copy.watermark_ms, copy.newest_ms, len(copy.windows)) == (
-        world.partition.offsets,
-        world.partition.pending,
-        world.partition.watermark_ms,
-        world.partition.newest_ms,
-        len(world.partition.windows),
+        shop.partition.offsets,
+        shop.partition.pending,
+        shop.partition.watermark_ms,
+        shop.partition.newest_ms,
+        len(shop.partition.windows),
     )
 
 
@@ -299,7 +276,7 @@ def no_tiles(raw: bytes) -> bytes:
 
 @pytest.mark.parametrize(("damage", "said"), [(cut, "no checkpoint"), (other_form, "form 99"), (no_tiles, "damaged")])
 def test_a_state_that_cannot_be_read_is_refused_by_name(damage: Callable[[bytes], bytes], said: str) -> None:
-    raw = World().events(exposure("a", T0, [1])).partition.snapshot().to_bytes()
+    raw = world().events(exposure("a", T0, [1])).partition.snapshot().to_bytes()
     with pytest.raises(StoreError, match=said):
         resumed(damage(raw), SCHEMA, POLICY, 3)
 
@@ -307,38 +284,38 @@ def test_a_state_that_cannot_be_read_is_refused_by_name(damage: Callable[[bytes]
 def test_a_state_of_another_schema_is_refused_by_name() -> None:
     other = parse_schema('name = "other"\n[[fields]]\nname = "user_id"\nof = "user"')
     with pytest.raises(StoreError, match=f"schema {SCHEMA.id}, the settings name {other.id}"):
-        resumed(World().partition.snapshot().to_bytes(), other, POLICY, 3)
+        resumed(world().partition.snapshot().to_bytes(), other, POLICY, 3)
 
 
 def test_a_state_of_another_partition_is_refused_by_name() -> None:
     with pytest.raises(StoreError, match="partition 3 in the place of 0's"):
-        resumed(World().partition.snapshot().to_bytes())
+        resumed(world().partition.snapshot().to_bytes())
 
 
 def test_windows_of_pages_long_gone_are_dropped() -> None:
-    world = World()
+    shop = world()
     keys = []
     for day in range(0, 30, 2):
         items = list(range(day * 100, day * 100 + 50))
         t = T0 + day * DAY
-        log = (world.log.page_logs(page_log(f"d{day}", t, items)), world.log.events(exposure(f"d{day}", t, items)))
+        log = (shop.log.page_logs(page_log(f"d{day}", t, items)), shop.log.events(exposure(f"d{day}", t, items)))
         for messages in log:
-            world.total += world.partition.take(messages, t)
+            shop.total += shop.partition.take(messages, t)
         for hour in range(70):  # the sweep comes in slices
-            world.total += world.partition.advance(t + hour)
-        keys.append(len(world.partition.windows))
+            shop.total += shop.partition.advance(t + hour)
+        keys.append(len(shop.partition.windows))
     assert keys[4:] == [keys[4]] * len(keys[4:])
 
 
 def test_pages_do_not_pile_up() -> None:
-    world = World()
+    shop = world()
     sizes = []
     for i in range(400):
         t = T0 + i * MINUTE
-        world.total += world.partition.take(world.log.page_logs(page_log(f"r{i}", t, [1, 2])), t)
+        shop.total += shop.partition.take(shop.log.page_logs(page_log(f"r{i}", t, [1, 2])), t)
         events = [exposure(f"r{i}", t, [1, 2]), action("click", f"r{i}", t, 5, 2), action("click", f"x{i}", t, 0, 2)]
-        world.total += world.partition.take(world.log.events(*events), t)
-        sizes.append(len(world.partition.snapshot().to_bytes()))
+        shop.total += shop.partition.take(shop.log.events(*events), t)
+        sizes.append(len(shop.partition.snapshot().to_bytes()))
     assert max(sizes[200:]) < 1.05 * max(sizes[:200])
 
 
@@ -349,8 +326,8 @@ def test_policy_follows_the_settings() -> None:
 
 def test_the_arrays_of_a_page_log_are_not_copied_until_they_are_sampled() -> None:
     raw = page_log("a", T0, [1, 2])
-    world = World().page_logs(raw)
-    page = world.partition.join.pages["a"]
+    shop = world().page_logs(raw)
+    page = shop.partition.join.pages["a"]
     assert page.page_log is not None
     assert np.shares_memory(page.page_log.num, np.frombuffer(page.page_log.raw, np.uint8))
     assert isinstance(decode_page_log(raw), PageLog)

@@ -14,71 +14,70 @@ from millrace.basics.hashing import value_hash
 from millrace.contracts.online_layout import MOST_RECENT, Past, Recent, unpack_recent
 from millrace.windows.lastactions import KEPT_MS
 from stream.partition.coclick_counts import EARLIER, WITHIN_MS
-from stream.partition.partition import Partition
 from stream.partition.recents import CLICKS, PURCHASES, Recents
-from tests.scenes.stream_world import DAY, HOUR, MINUTE, POLICY, SCHEMA, T0, Log, action, exposure, page_log, resumed
+from tests.scenes.stream_world import (
+    DAY,
+    HOUR,
+    MINUTE,
+    T0,
+    Log,
+    World,
+    action,
+    exposure,
+    page_log,
+    resumed,
+)
 from tests.scenes.turn_scene import whole_lists
 
-NOW = T0 + 1000 * DAY
+
+def recent(world: World) -> dict[str, Recent]:
+    return {str(user): unpack_recent(value) for some in world.partition.whole() for user, value in some.recents}
 
 
-def page(part: Partition, log: Log, request: str, ts_ms: int, items: list[Any], user: Any = 7) -> None:
-    part.take(log.page_logs(page_log(request, ts_ms, items, user)), NOW)
-    part.take(log.events(exposure(request, ts_ms, items, user_id=user)), NOW)
-
-
-def act(part: Partition, log: Log, kind: str, request: str, ts_ms: int, position: int, item: Any, user: Any = 7) -> Any:
-    return part.take(log.events(action(kind, request, ts_ms, position, item, user_id=user)), NOW)
-
-
-def recent(part: Partition) -> dict[str, Recent]:
-    return {str(user): unpack_recent(value) for some in part.whole() for user, value in some.recents}
-
-
-def reported(part: Partition) -> dict[str, bytes]:
-    return {str(user): value for user, value in part.changes().recents}
+def reported(world: World) -> dict[str, bytes]:
+    return {str(user): value for user, value in world.partition.changes().recents}
 
 
 def test_clicks_and_purchases_are_kept_in_order_of_event_time_and_once_each() -> None:
-    part, log = Partition(0, SCHEMA, POLICY), Log()
-    page(part, log, "a", T0, [11, 12, 13])
-    act(part, log, "click", "a", T0 + 30, 0, 11)
-    act(part, log, "click", "a", T0 + 50, 2, 13)
-    act(part, log, "click", "a", T0 + 40, 1, 12)  # it comes late
-    again = act(part, log, "click", "a", T0 + 60, 0, 11)  # another click on the same exposure is none
+    world = World()
+    world.page("a", T0, [11, 12, 13])
+    world.act("click", "a", T0 + 30, 0, 11)
+    world.act("click", "a", T0 + 50, 2, 13)
+    world.act("click", "a", T0 + 40, 1, 12)  # it comes late
+    again = world.act("click", "a", T0 + 60, 0, 11)  # another click on the same exposure is none
     assert again.counts["duplicates"] == 1
-    act(part, log, "cart", "a", T0 + 65, 2, 13)  # neither a click nor a purchase
-    act(part, log, "purchase", "a", T0 + 70, 2, 13)
+    world.act("cart", "a", T0 + 65, 2, 13)  # neither a click nor a purchase
+    world.act("purchase", "a", T0 + 70, 2, 13)
     clicks = [Past(13, T0 + 50), Past(12, T0 + 40), Past(11, T0 + 30)]
-    assert recent(part) == {"7": Recent(clicks, [Past(13, T0 + 70)])}
-    assert {user: unpack_recent(value) for user, value in reported(part).items()} == recent(part)
-    assert reported(part) == {}
+    assert recent(world) == {"7": Recent(clicks, [Past(13, T0 + 70)])}
+    assert {user: unpack_recent(value) for user, value in reported(world).items()} == recent(world)
+    assert reported(world) == {}
 
 
 def test_an_action_without_exposure_or_with_another_item_is_no_click() -> None:
-    part, log = Partition(0, SCHEMA, POLICY), Log()
-    page(part, log, "a", T0, [11, 12])
-    act(part, log, "click", "a", T0 + 30, 0, 12)
-    act(part, log, "click", "a", T0 + 30, 9, 11)
-    act(part, log, "click", "b", T0 + 30, 0, 11)
-    assert recent(part) == {}
-    assert len(part.coclicks) == 0
+    world = World()
+    world.page("a", T0, [11, 12])
+    world.act("click", "a", T0 + 30, 0, 12)
+    world.act("click", "a", T0 + 30, 9, 11)
+    world.act("click", "b", T0 + 30, 0, 11)
+    assert recent(world) == {}
+    assert len(world.partition.coclicks) == 0
 
 
 def test_a_click_that_waits_for_its_page_is_taken_with_it() -> None:
-    part, log = Partition(0, SCHEMA, POLICY), Log()
-    act(part, log, "click", "a", T0 + 30, 0, 11)
-    assert recent(part) == {}
-    page(part, log, "a", T0, [11, 12])
-    assert recent(part)["7"].clicks == [Past(11, T0 + 30)]
+    world = World()
+    world.act("click", "a", T0 + 30, 0, 11)
+    assert recent(world) == {}
+    world.page("a", T0, [11, 12])
+    assert recent(world)["7"].clicks == [Past(11, T0 + 30)]
 
 
 def test_ids_are_as_their_owner_writes_them() -> None:
-    part, log = Partition(0, SCHEMA, POLICY), Log()
-    page(part, log, "a", T0, ["7", 8, "ü"], user="ann")
+    world = World()
+    world.page("a", T0, ["7", 8, "ü"], user="ann")
     for position, item in enumerate((7, 8, "ü")):  # the shopper's client writes numbers
-        act(part, log, "click", "a", T0 + position, position, item, user="ann")
-    assert [past.item_id for past in recent(part)["ann"].clicks] == ["ü", 8, "7"]
+        world.act("click", "a", T0 + position, position, item, user="ann")
+    assert [past.item_id for past in recent(world)["ann"].clicks] == ["ü", 8, "7"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.booleans(), st.integers(0, 50)), max_size=120), st.data())
@@ -108,18 +107,18 @@ def test_the_last_sixteen_of_each_user_against_sorting(deeds: list[tuple[int, bo
 
 
 def test_a_user_of_whom_nothing_is_left_ends_once() -> None:
-    part, log = Partition(0, SCHEMA, POLICY), Log()
+    world = World()
     for user, at in ((1, T0), (2, T0 + DAY)):
-        page(part, log, f"of {user}", at, [11], user)
-        act(part, log, "click", f"of {user}", at + 1, 0, 11, user)
-    assert set(reported(part)) == {"1", "2"}
-    page(part, log, "later", T0 + KEPT_MS + HOUR, [12], user=3)
-    assert set(recent(part)) == {"2"}
-    assert reported(part) == {"1": b""}
-    assert reported(resumed(part.snapshot().to_bytes())) == {}
-    page(part, log, "again", T0 + KEPT_MS + 2 * HOUR, [12], user=1)
-    act(part, log, "click", "again", T0 + KEPT_MS + 2 * HOUR, 0, 12, user=1)
-    assert [past.item_id for past in unpack_recent(reported(part)["1"]).clicks] == [12]
+        world.page(f"of {user}", at, [11], user)
+        world.act("click", f"of {user}", at + 1, 0, 11, user)
+    assert set(reported(world)) == {"1", "2"}
+    world.page("later", T0 + KEPT_MS + HOUR, [12], user=3)
+    assert set(recent(world)) == {"2"}
+    assert reported(world) == {"1": b""}
+    assert reported(world.crash()) == {}
+    world.page("again", T0 + KEPT_MS + 2 * HOUR, [12], user=1)
+    world.act("click", "again", T0 + KEPT_MS + 2 * HOUR, 0, 12, user=1)
+    assert [past.item_id for past in unpack_recent(reported(world)["1"]).clicks] == [12]
 
 
 def test_users_are_bounded_and_the_one_silent_for_longest_goes() -> None:
@@ -151,22 +150,22 @@ def test_many_users_end_in_steps() -> None:
 
 
 def test_a_click_counts_with_the_users_clicks_of_the_day_before_it() -> None:
-    part, log = Partition(0, SCHEMA, POLICY), Log()
+    world = World()
     times = {11: T0 + HOUR, 12: T0 + HOUR + WITHIN_MS - 1, 13: T0 + HOUR + WITHIN_MS}  # 13 is a day after 11
     for number, (item, at) in enumerate(times.items()):
-        page(part, log, f"p{number}", at, [item])
-        act(part, log, "click", f"p{number}", at, 0, item)
-    page(part, log, "other", T0 + HOUR + WITHIN_MS, [12], user=8)  # another user's clicks are another's
-    act(part, log, "click", "other", T0 + HOUR + WITHIN_MS, 0, 12, user=8)
+        world.page(f"p{number}", at, [item])
+        world.act("click", f"p{number}", at, 0, item)
+    world.page("other", T0 + HOUR + WITHIN_MS, [12], user=8)  # another user's clicks are another's
+    world.act("click", "other", T0 + HOUR + WITHIN_MS, 0, 12, user=8)
     h11, h12, h13 = map(value_hash, times)
     day = T0 // DAY + 1
-    assert whole_lists(0, part.coclicks) == {
+    assert whole_lists(0, world.partition.coclicks) == {
         (0, h11): {h12: {day: 1}},
         (0, h12): {h11: {day: 1}, h13: {day: 1}},
         (0, h13): {h12: {day: 1}},
     }
-    assert sorted(part.changes().coclicks.items.tolist()) == sorted([h11, h12, h13])
-    assert not len(part.changes().coclicks.items)
+    assert sorted(world.partition.changes().coclicks.items.tolist()) == sorted([h11, h12, h13])
+    assert not len(world.partition.changes().coclicks.items)
 
 
 def test_last_clicks_and_co_clicks_do_not_depend_on_how_messages_are_cut() -> None:
@@ -182,10 +181,10 @@ def test_last_clicks_and_co_clicks_do_not_depend_on_how_messages_are_cut() -> No
             messages += log.events(action(kind, f"p{number}", late, position, items[position], user_id=user))
     states = []
     for size in (1, 7, len(messages)):
-        part = Partition(0, SCHEMA, POLICY)
+        world = World()
         for start in range(0, len(messages), size):
-            part.take(messages[start : start + size], NOW)
-        states.append((recent(part), whole_lists(0, part.coclicks)))
+            world.take(*messages[start : start + size])
+        states.append((recent(world), whole_lists(0, world.partition.coclicks)))
     assert len(states[0][1]) > 20
     assert states[0] == states[1] == states[2]
 
@@ -193,18 +192,13 @@ def test_last_clicks_and_co_clicks_do_not_depend_on_how_messages_are_cut() -> No
 # ---------------------------------------------------------------------- checkpoints from before
 
 
-def _of_form_3(raw: bytes) -> bytes:
-    head = msgspec.msgpack.decode(raw)
-    return msgspec.msgpack.encode({k: v for k, v in head.items() if k not in ("recents", "coclicks")} | {"form": 3})
-
-
 @pytest.mark.parametrize("name", ["recents", "coclicks"])
 def test_a_damaged_part_of_a_checkpoint_is_a_named_error(name: str) -> None:
-    part, log = Partition(0, SCHEMA, POLICY), Log()
-    page(part, log, "a", T0, [11, 12])
+    world = World()
+    world.page("a", T0, [11, 12])
     for position, item in enumerate((11, 12)):
-        act(part, log, "click", "a", T0 + 1, position, item)
-    head = msgspec.msgpack.decode(part.snapshot().to_bytes())
+        world.act("click", "a", T0 + 1, position, item)
+    head = msgspec.msgpack.decode(world.partition.snapshot().to_bytes())
     bad = ({"7": b"\xc1"}, [], 0) if name == "recents" else {**head[name], "near": b"1234567"}
     with pytest.raises(Exception, match="damaged") as caught:
         resumed(msgspec.msgpack.encode({**head, name: bad}))
