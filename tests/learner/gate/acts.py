@@ -35,16 +35,19 @@ def play(scene: Scene, acts: str) -> Scene:
     """Does all of it; the learner's life at the end."""
     for word in acts.split():
         name, _, value = word.partition(":")
-        if found := _BATCHES.fullmatch(word):
-            _batches(scene, *found.groups())
+        if match := _BATCHES.fullmatch(word):
+            _batches(scene, *match.groups())
         elif name == "late":
             minutes = np.array(value.split(","), np.int64)
             learn(scene, late_clicks(int(minutes[0]), minutes, np.ones(len(minutes), np.bool_)))
             scene.drain()
         elif name in LIVES:
             scene = LIVES[name](scene)
+        elif name in FIGURES:
+            found = FIGURES[name](scene)
+            assert found == (value if isinstance(found, str) else int(value)), (acts, word, found)
         else:
-            WORDS[name](scene, *([value] if value else []))
+            assert WORDS[name](scene, *([value] if value else [])) is not False, (acts, word)
     return scene
 
 
@@ -80,26 +83,16 @@ def late_clicks(seed: int, minutes: NDArray[np.int64], late: NDArray[np.bool_]) 
 # -- words -----------------------------------------------------------------------------------------------------
 
 
-def _snapshot(scene: Scene) -> None:
+def _snapshot(scene: Scene) -> bool:
     note = scene.snapshot()
-    assert note is not None
-    assert scene.promotion.at_mark
     scene.first = scene.first or note
+    return note is not None and scene.promotion.at_mark
 
 
-def _no_snapshot(scene: Scene) -> None:
-    assert scene.snapshot() is None
-
-
-def _published(scene: Scene) -> None:
-    assert scene.publish() is not None
-
-
-def _nothing(scene: Scene) -> None:
+def _nothing(scene: Scene) -> bool:
     """Nothing is published, and the scorer serves what it served."""
     served = scene.served
-    assert scene.publish() is None
-    assert scene.served.same_bits(served) == ""
+    return scene.publish() is None and scene.served.same_bits(served) == ""
 
 
 def _root(scene: Scene) -> None:
@@ -112,31 +105,15 @@ def _root(scene: Scene) -> None:
     assert found.note.trained == scene.trainer.counts["trained"]
 
 
-def _learn_released(scene: Scene) -> None:
-    while scene.promotion.commands.learn_some():
+def _step(scene: Scene) -> None:
+    """All that can be learnt of what waits."""
+    while scene.promotion.step() is not None:
         pass
 
 
-def _some(scene: Scene) -> None:
-    assert scene.promotion.commands.learn_some()
-
-
-def _none(scene: Scene) -> None:
-    assert not scene.promotion.commands.learn_some()
-
-
-def _released(scene: Scene, entries: str) -> None:
-    assert scene.promotion.commands.release("all") == int(entries)
-
-
-def _discarded(scene: Scene, batches: str) -> None:
-    assert scene.promotion.commands.discard("all") == int(batches) * BATCH
-
-
-def _rolled_back(scene: Scene, batches: str) -> None:
-    """To the first snapshot; so many batches are gone."""
-    assert scene.first is not None
-    assert scene.promotion.commands.roll_back(scene.first) == int(batches) * BATCH
+def _learn_released(scene: Scene) -> None:
+    while scene.promotion.commands.learn_some():
+        pass
 
 
 def _copied(scene: Scene) -> None:
@@ -145,27 +122,10 @@ def _copied(scene: Scene) -> None:
         scene.quarantine.copy(entry.name, rows)
 
 
-def _state(scene: Scene, state: str) -> None:
-    assert scene.status["state"] == state
-
-
-def _rebased(scene: Scene, times: str) -> None:
-    assert scene.screen.told.count("rebase") == int(times)
-    assert times == "0" or scene.screen.told[-1] == "rebase"
-
-
-def _blocked(scene: Scene, whether: str) -> None:
-    assert (scene.status["blocked_since_ms"] > 0) == (whether == "yes")
-
-
-def _pending(scene: Scene, batches: str) -> None:
-    assert scene.trainer.pending == int(batches) * BATCH
-
-
-def _step(scene: Scene) -> None:
-    """All that can be learnt of what waits."""
-    while scene.promotion.step() is not None:
-        pass
+def _rolled_back(scene: Scene) -> float:
+    """To the first snapshot: how many batches are gone."""
+    assert scene.first is not None
+    return scene.promotion.commands.roll_back(scene.first) / BATCH
 
 
 def _lose_decision(scene: Scene) -> None:
@@ -173,44 +133,24 @@ def _lose_decision(scene: Scene) -> None:
     del scene.broker.decided[len(scene.broker.decided) // 2 - 4]
 
 
-def _shift_rebased(scene: Scene, times: str) -> None:
-    assert scene.shift.rebased == int(times)
-
-
-def _broken(scene: Scene, what: str) -> None:
-    BREAKS[what](scene.model)
-
-
-def _private(scene: Scene) -> None:
-    assert scene.promotion.write_private(0)
-
-
-WORDS: dict[str, Callable[..., None]] = {
+WORDS: dict[str, Callable[..., object]] = {
     "snapshot": _snapshot,
-    "no-snapshot": _no_snapshot,
-    "private": _private,  # a snapshot of what is held
-    "published": _published,
+    "no-snapshot": lambda scene: scene.snapshot() is None,
+    "private": lambda scene: scene.promotion.write_private(0),  # a snapshot of what is held
+    "published": lambda scene: scene.publish() is not None,
     "nothing": _nothing,
     "root": _root,
     "drain": Scene.drain,
     "step": _step,
-    "pending": _pending,
-    "state": _state,
-    "blocked": _blocked,
-    "rebased": _rebased,
-    "shift-rebased": _shift_rebased,
     "hold": lambda scene: scene.promotion.commands.hold(),
     "promote": lambda scene: scene.promotion.commands.promote(),
-    "release": _released,
     "learn": _learn_released,
-    "some": _some,
-    "none": _none,
+    "some": lambda scene: scene.promotion.commands.learn_some(),
+    "none": lambda scene: not scene.promotion.commands.learn_some(),
     "release-nothing": lambda scene: scene.promotion.commands.release([]),
-    "discard": _discarded,
     "discard-nothing": lambda scene: scene.promotion.commands.discard([]),
-    "back": _rolled_back,
     "copy": _copied,
-    "break": _broken,
+    "break": lambda scene, what: BREAKS[what](scene.model),
     "shift": lambda scene: setattr(scene.shift, "refuses", True),  # refuses each stretch
     "no-shift": lambda scene: setattr(scene.shift, "refuses", False),
     "worse": lambda scene: setattr(scene.heldout, "refusal", WORSE),  # held-out pages refuse each snapshot
@@ -225,6 +165,20 @@ WORDS: dict[str, Callable[..., None]] = {
     "topic": lambda scene, id: setattr(scene.quarantine, "samples_log", id),
     "cut": lambda scene: scene.promotion.state.rows.cut(-1),  # rows in memory, as after a restart
 }
+"""What is done. What comes to False fails."""
+
+FIGURES: dict[str, Callable[[Scene], Any]] = {
+    "release": lambda scene: scene.promotion.commands.release("all"),
+    "discard": lambda scene: scene.promotion.commands.discard("all") / BATCH,
+    "back": _rolled_back,
+    "state": lambda scene: scene.status["state"],
+    "blocked": lambda scene: int(scene.status["blocked_since_ms"] > 0),
+    "pending": lambda scene: scene.trainer.pending / BATCH,
+    "rebased": lambda scene: scene.screen.told.count("rebase"),
+    "shift-rebased": lambda scene: scene.shift.rebased,
+}
+"""What is done, or looked at, and must come to the value behind the colon: entries or batches, where it is a number."""
+
 LIVES: dict[str, Callable[[Scene], Scene]] = {
     "kill": lambda scene: scene.again(),
     "refusing": lambda scene: scene.again(refuses=True),  # killed; the first look at a stretch refuses

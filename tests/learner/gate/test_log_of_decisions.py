@@ -125,9 +125,9 @@ STORIES = {
     ),
     "a snapshot that passes ends what held-out pages refused": story(  # 50 minutes before the last turn
         "0-3 snapshot worse "
-        + " ".join(f"{turn(n)} no-snapshot blocked:yes" for n in range(5))
-        + f" well {turn(5)} snapshot blocked:no worse "
-        + " ".join(f"{turn(n)} no-snapshot blocked:yes" for n in range(6, 12)),
+        + " ".join(f"{turn(n)} no-snapshot blocked:1" for n in range(5))
+        + f" well {turn(5)} snapshot blocked:0 worse "
+        + " ".join(f"{turn(n)} no-snapshot blocked:1" for n in range(6, 12)),
         rebases=0,
     ),
     "a refusal of another kind does not make one older": story(

@@ -114,80 +114,51 @@ layouts = st.integers(1, 9).flatmap(
 )
 
 
-@examples(60)
-@given(layouts, st.sets(st.integers(0, 8)), st.integers(0, 2**32))
+@examples(100)
+@given(layouts, st.sets(st.integers(1, 8)), st.sets(st.integers(0, 8)), st.integers(0, 2**32))
 def test_a_page_shown_otherwise_is_learnt_as_one_that_was_answered_so(
-    layout: tuple[int, list[int], int, int], clicks: set[int], seed: int
+    layout: tuple[int, list[int], int, int], cuts: set[int], clicks: set[int], seed: int
 ) -> None:
-    """The other page was answered in the order shown, and shown as answered. Messages come in any order, with crashes
+    """The other page was answered in the order shown, and shown as answered. Here it is reported in pieces; at last all
+    of it comes again, in another order, and what was reported first holds. Messages come in any order, with crashes
     between; some clicks come after the page has settled."""
     n, slots, offset, first = layout
     items = [10 + i for i in range(n)]
     shown = [items[s] for s in slots]
-    acted = [p for p in range(len(slots)) if p in clicks]
+    bounds = [0, *sorted(c for c in cuts if c < len(slots)), len(slots)]
+    pieces = [exposure("a", T0, shown[a:b], first + a, slots=slots[a:b]) for a, b in pairwise(bounds)]
+    again = exposure("a", T0 + 1, shown[::-1], 50, slots=slots[::-1])
     rng = random.Random(seed)
+    acted = [p for p in range(len(slots)) if p in clicks]
     late = {p for p in acted if rng.random() < 0.3}
-    ours = [
-        ("page_logs", page_log("a", items, offset)),
-        ("events", exposure("a", T0, shown, first, slots=slots)),
-        *(("events", action("click", "a", T0 + p, slots[p], shown[p])) for p in acted if p not in late),
-    ]
-    rng.shuffle(ours)
     here, there = Shop(settles=True), Shop()
-    for topic, raw in ours:
+
+    def click(here_or_there: Shop, p: int) -> bytes:
+        return action("click", "a", T0 + p, slots[p] if here_or_there is here else p, shown[p])
+
+    ours = [("page_logs", page_log("a", items, offset)), *(("events", raw) for raw in pieces)]
+    ours += [("events", click(here, p)) for p in acted if p not in late]
+    rng.shuffle(ours)
+    for topic, raw in [*ours, ("events", again)]:
         here.take(topic, raw)
         if rng.random() < 0.5:
             here.crash()
     there.take("page_logs", page_log("a", shown, offset + first))
-    there.take("events", exposure("a", T0, shown))
-    there.take("events", *(action("click", "a", T0 + p, p, shown[p]) for p in acted if p not in late))
+    there.take("events", exposure("a", T0, shown), *(click(there, p) for p in acted if p not in late))
     for shop in (here, there):
         shop.until(T0 + POLICY.attribution_ms + POLICY.disorder_ms)
     here.crash()
     assert len(here.partition.join.settled) == 1
-    for p in acted:
-        if p in late:
-            here.take("events", action("click", "a", T0 + p, slots[p], shown[p]))
-            there.take("events", action("click", "a", T0 + p, p, shown[p]))
-    assert here.rows() == there.rows()
-    assert here.windows() == there.windows()
-    assert not here.dead
-    assert here.counts["exposures"] == len(slots)
-    named = sorted(identity for batch in here.samples for identity in set(batch.ids()))
-    assert sorted(set(named)) == sorted(("a", slot) for slot in slots), "a sample is named by the position as answered"
-
-
-@examples(40)
-@given(layouts, st.sets(st.integers(1, 8)), st.integers(0, 2**32))
-def test_a_page_shown_otherwise_may_be_reported_in_pieces(
-    layout: tuple[int, list[int], int, int], cuts: set[int], seed: int
-) -> None:
-    """Pieces overlap, come in any order and more than once; what was reported first holds."""
-    n, slots, offset, first = layout
-    items = [10 + i for i in range(n)]
-    bounds = [0, *sorted(c for c in cuts if c < len(slots)), len(slots)]
-    events = [
-        exposure("a", T0, [items[s] for s in slots[a:b]], first + a, slots=slots[a:b]) for a, b in pairwise(bounds)
-    ]
-    rng = random.Random(seed)
-    rng.shuffle(events)
-    again = exposure("a", T0 + 1, [items[s] for s in slots[::-1]], 50, slots=slots[::-1])
-    messages = [("events", raw) for raw in [*events, again]]
-    messages.insert(rng.randrange(len(messages)), ("page_logs", page_log("a", items, offset)))
-    here, there = Shop(settles=True), Shop()
-    for topic, raw in messages:
-        here.take(topic, raw)
-        if rng.random() < 0.4:
-            here.crash()
-    there.take("page_logs", page_log("a", items, offset))
-    there.take("events", exposure("a", T0, [items[s] for s in slots], first, slots=slots))
     for shop in (here, there):
+        shop.take("events", *(click(shop, p) for p in sorted(late)))
         shop.until(T0 + LIFE)
     assert here.rows() == there.rows()
     assert here.windows() == there.windows()
     assert not here.dead
     assert here.counts["exposures"] == len(slots)
     assert here.partition.pending == 0
+    named = {identity for batch in here.samples for identity in batch.ids()}
+    assert named == {("a", slot) for slot in slots}, "a sample is named by the position as answered"
 
 
 def test_a_page_reported_item_by_item_is_copied_once() -> None:
