@@ -24,7 +24,7 @@ from learner.training.decisionlog import learn_again, places_of
 from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotFiles, Versions, newest_valid
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SnapshotError
-from millrace.basics.store import Store
+from millrace.basics.store import AbsentError, Store
 from millrace.contracts.events import ARMS, MODEL, OTHER, PROFILE_MISSING
 from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, WindowKey
@@ -392,6 +392,8 @@ def test_released_rows_that_cannot_be_learnt_stay_and_are_not_counted_or_tried_f
     assert scene.quarantine.rows == BATCH + 1
     assert scene.promotion.commands.discard("all") == BATCH + 1
     assert scene.trainer.counts["discarded"] == BATCH + 1
+    with pytest.raises(AbsentError):
+        scene.promotion.commands.release(["no-such"])
 
 
 # -- persons ---------------------------------------------------------------------------------------------------
