@@ -58,18 +58,18 @@ def play(stream: LateStream, act: str) -> None:
     if not what:
         stream.until(T0 + at)
         return
-    (kind, of), values = what, {}
-    of, _, values["id"] = of.partition("#")
-    of, _, user = of.partition(":")
+    kind, named = what
+    whose, _, id = named.partition("#")
+    place, _, user = whose.partition(":")
     if kind == "page":
-        stream.page(of, T0 + at)
+        stream.page(place, T0 + at)
     elif kind in ("order", "refund"):
-        stream.order(T0 + at, int(of), int(user or 7), kind, values["id"])
+        stream.order(T0 + at, int(place), int(user or 7), kind, id)
     else:
-        place, _, item = of.partition("=")
-        position = int(place[1:])
-        named = {"event_id": values["id"]} if values["id"] else {}
-        stream.act(kind, place[0], T0 + at, position, int(item or position + 1), int(user or 7), **named)
+        place, _, item = place.partition("=")
+        request, position = place[0], int(place[1:])
+        more = {"event_id": id} if id else {}
+        stream.act(kind, request, T0 + at, position, int(item or position + 1), int(user or 7), **more)
 
 
 def test_what_is_told_has_the_features_of_the_page(stream: LateStream) -> None:
