@@ -98,12 +98,15 @@ def test_what_is_known_without_the_page_log_asks_for_nothing() -> None:
     assert shop.dead == [("no-exposure", 0)]
 
 
-def test_a_late_exposure_of_other_positions_finds_the_page_log() -> None:
+@pytest.mark.parametrize("waits_ms", [0, SETTLED.attribution_ms, HOUR])
+def test_a_late_exposure_of_other_positions_finds_the_page_log(waits_ms: int) -> None:
+    """However long its page log is read: the page does not settle again before the exposure has its label."""
     shop = Shop().settled()
     shop.events(exposure("a", T0 + MINUTE, [3], 2))
+    shop.until(T0 + MINUTE + SETTLED.attribution_ms + waits_ms)
     assert shop.partition.pending == 1
     shop.returned(shop.raw)
-    shop.until(T0 + MINUTE + SETTLED.attribution_ms + SETTLED.disorder_ms)
+    shop.until(T0 + MINUTE + SETTLED.attribution_ms + SETTLED.disorder_ms + waits_ms)
     assert shop.reported == [*BOTH, (2, NEGATIVE)]
     assert shop.partition.pending == 0
 
