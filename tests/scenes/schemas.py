@@ -10,6 +10,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
+from millrace.basics.errors import SchemaError
+from millrace.contracts.schema import parse_schema
+
 
 def table(heading: str, **values: Any) -> str:
     """One table of TOML, such as ``[[outcome]]`` or ``[log]``; without a heading, keys of the top. A value is anything
@@ -76,3 +81,13 @@ def windows_of(
 def outcome(name: str, event: str, within: str, *, on: str = "click", **settings: Any) -> str:
     """What is told later of a click, or of a page."""
     return table("[[outcome]]", name=name, on=on, event=event, within=within, **settings)
+
+
+def mistake(text: str) -> str:
+    """The one line that refuses a schema; it names the schema's file."""
+    with pytest.raises(SchemaError) as caught:
+        parse_schema(text, "s.toml")
+    said = str(caught.value)
+    assert "s.toml" in said
+    assert "\n" not in said
+    return said

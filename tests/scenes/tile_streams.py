@@ -9,29 +9,46 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from millrace.basics.durations import grain_minutes, unit_minutes
+from millrace.basics.durations import grain_minutes, lengths_in_minutes, text_of, unit_minutes
+from millrace.windows.tile_memory import UNIT
 from millrace.windows.tiles import TileStore
-from tests.scenes.reference_partition import tile_of
-from tests.scenes.tile_changes import grain_hours
+from tests.scenes.reference_partition import age_units, tile_of
 
 A = 3
 Event = tuple[int, int, int]  # key, time, action
-HOUR = 3_600_000
+MINUTE = 60_000
+HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 T0 = 20_000 * DAY  # a midnight
 DAYS = (1, 3, 5, 7, 15, 30)
+FEED = ("15min", "1h", "6h", "1d", "7d")
+Lengths = tuple[int | str, ...]
 
 
-def by_definition(events: list[Event], key: int, ts: int, days: tuple[int, ...] = DAYS) -> list[list[int]]:
-    """What a window must count: tail aligned to its grain, head before ``ts``."""
+def by_definition(
+    events: list[Event], key: int, ts: int, lengths: Lengths = DAYS, head: int | None = None
+) -> list[list[int]]:
+    """What a window must count: tail aligned to its grain, head before ``ts``, or before ``head``."""
     out = []
-    for w in days:
-        g = grain_hours(w) * HOUR
+    for minutes in lengths_in_minutes(lengths):
+        g = grain_minutes(minutes) * MINUTE
         row = [0] * A
         for k, t, a in events:
-            if k == key and t // g >= (ts - w * DAY) // g and t < ts:
+            if k == key and t // g >= (ts - minutes * MINUTE) // g and t < (head or ts):
                 row[a] += 1
         out.append(row)
+    return out
+
+
+def decayed(events: list[Event], key: int, ts: int, lengths: Lengths, lives: tuple[float, ...]) -> list[list[int]]:
+    """By the definition: tiles of the longest window, each event at its tile's middle, as of the full unit."""
+    minutes = lengths_in_minutes(lengths)
+    unit, grain = unit_minutes(minutes) * MINUTE, grain_minutes(minutes[-1]) * MINUTE
+    out = [[0] * A for _ in lives]
+    for k, t, a in events:
+        if k == key and t < ts and t // grain >= (ts - minutes[-1] * MINUTE) // grain:
+            for row, life in zip(out, lives, strict=True):
+                row[a] += round(UNIT * 2 ** -(age_units(t // unit, ts, minutes) / (DAY // unit * life)))
     return out
 
 
@@ -62,12 +79,24 @@ def columns(events: list[Event]) -> tuple[NDArray[np.uint64], NDArray[np.int64],
     return np.array(k, np.uint64), np.array(t, np.int64), np.array(a, np.uint8)
 
 
-# Steps between events: ties, minutes, an hour's edge, a day, weeks, more than every window.
+# Steps between events: ties, seconds, the edges of units and hours, days, weeks, more than every window.
 step = st.one_of(
     st.just(0),
-    st.integers(1, 90 * 60_000),
-    st.sampled_from([HOUR - 1, HOUR, 6 * HOUR, DAY - 1, DAY, 8 * DAY, 16 * DAY, 40 * DAY]),
+    st.integers(1, 20 * MINUTE),
+    st.integers(1, 90 * MINUTE),
+    st.sampled_from([5 * MINUTE - 1, 5 * MINUTE, 15 * MINUTE, HOUR - 1, HOUR, 6 * HOUR, DAY - 1, DAY]),
+    st.sampled_from([DAY, 8 * DAY, 16 * DAY, 40 * DAY]),
 )
+mixtures: st.SearchStrategy[Lengths] = st.one_of(
+    st.sampled_from([FEED, ("15min",), ("15min", "30d"), ("6h", "1d"), DAYS, (1,), (1, 30), (3, 40)]),
+    st.lists(st.integers(1, 60), unique=True, min_size=1, max_size=3).map(lambda days: tuple(sorted(days))),
+    st.builds(
+        lambda short, long: tuple(text_of(m) for m in sorted({*short, *long})),
+        st.sets(st.sampled_from([15, 20, 35, 60, 75, 120, 345, 360]), min_size=1, max_size=3),
+        st.sets(st.sampled_from([420, 1440, 2 * 1440, 7 * 1440, 9 * 1440, 30 * 1440]), max_size=3),
+    ),
+)
+"""Lengths of windows: minutes, hours and days, and days alone."""
 
 
 @st.composite

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from millrace.basics.durations import (
     DAY_MIN,
@@ -19,7 +16,7 @@ from millrace.basics.durations import (
     text_of,
     unit_minutes,
 )
-from millrace.basics.errors import SchemaError, StoreError
+from millrace.basics.errors import StoreError
 from millrace.basics.hashing import column_hash
 from millrace.contracts.events import Item
 from millrace.contracts.schema import Schema, Windows, parse_schema
@@ -31,135 +28,20 @@ from millrace.windows.tiles import TileStore, counts_of
 from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemtable import ItemTable
 from tests.scenes.exploring import examples
-from tests.scenes.reference_partition import age_units
-from tests.scenes.tile_streams import exact
-
-MINUTE = 60_000
-HOUR, DAY = 60 * MINUTE, DAY_MIN * MINUTE
-T0 = 20_000 * DAY  # a midnight
-A = 3
-FEED = ("15min", "1h", "6h", "1d", "7d")
-Event = tuple[int, int, int]  # key, time, action
-Lengths = tuple[int | str, ...]
-
-# Steps between events: ties, seconds, the edges of units and hours, days, more than every window.
-step = st.one_of(
-    st.just(0),
-    st.integers(1, 20 * MINUTE),
-    st.sampled_from(
-        [5 * MINUTE - 1, 5 * MINUTE, 15 * MINUTE, HOUR - 1, HOUR, 6 * HOUR, DAY - 1, DAY, 8 * DAY, 40 * DAY]
-    ),
+from tests.scenes.schemas import mistake, named, of_item, of_user, windows_of
+from tests.scenes.tile_streams import (
+    DAY,
+    FEED,
+    HOUR,
+    MINUTE,
+    T0,
+    A,
+    Event,
+    Lengths,
+    by_definition,
+    columns,
+    streams,
 )
-mixtures = st.one_of(
-    st.just(FEED),
-    st.just(("15min",)),
-    st.just(("15min", "30d")),
-    st.just(("6h", "1d")),
-    st.builds(
-        lambda short, long: tuple(text_of(m) for m in sorted({*short, *long})),
-        st.sets(st.sampled_from([15, 20, 35, 60, 75, 120, 345, 360]), min_size=1, max_size=3),
-        st.sets(st.sampled_from([420, 1440, 2 * 1440, 7 * 1440, 9 * 1440, 30 * 1440]), max_size=3),
-    ),
-)
-
-
-@st.composite
-def streams(draw: Any, max_size: int = 80) -> list[Event]:
-    """Events ascending in time from just before a midnight."""
-    t, events = T0 - draw(st.integers(0, 2 * HOUR)), []
-    rows = st.tuples(step, st.integers(1, 4), st.integers(0, A - 1))
-    for dt, key, action in draw(st.lists(rows, min_size=1, max_size=max_size)):
-        t += dt
-        events.append((key, t, action))
-    return events
-
-
-def columns(events: list[Event]) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint8]]:
-    k, t, a = zip(*events, strict=True)
-    return np.array(k, np.uint64), np.array(t, np.int64), np.array(a, np.uint8)
-
-
-def by_definition(events: list[Event], key: int, ts: int, lengths: Lengths) -> list[list[int]]:
-    """What windows must count: tail aligned to its grain, head before ``ts``."""
-    out = []
-    for minutes in lengths_in_minutes(lengths):
-        g = grain_minutes(minutes) * MINUTE
-        row = [0] * A
-        for k, t, a in events:
-            if k == key and t // g >= (ts - minutes * MINUTE) // g and t < ts:
-                row[a] += 1
-        out.append(row)
-    return out
-
-
-def decayed(events: list[Event], key: int, ts: int, lengths: Lengths, lives: tuple[float, ...]) -> list[list[int]]:
-    """Decayed counts as of the full unit: each event at the middle of its tile."""
-    minutes = lengths_in_minutes(lengths)
-    unit, grain = unit_minutes(minutes) * MINUTE, grain_minutes(minutes[-1]) * MINUTE
-    out = [[0] * A for _ in lives]
-    for k, t, a in events:
-        if k == key and t < ts and t // grain >= (ts - minutes[-1] * MINUTE) // grain:
-            for row, life in zip(out, lives, strict=True):
-                row[a] += round(UNIT * 2 ** -(age_units(t // unit, ts, minutes) / (DAY // unit * life)))
-    return out
-
-
-@examples(100)
-@given(streams(), mixtures)
-def test_a_count_lies_between_those_of_its_window_and_of_a_grain_more(events: list[Event], lengths: Lengths) -> None:
-    keys, ts, action = columns(events)
-    got = TileStore(lengths, A).run(keys[:, None], ts, action)
-    for i, (key, t, _) in enumerate(events):
-        assert got[i, 0].tolist() == by_definition(events, key, t, lengths)
-        for w, minutes in enumerate(lengths_in_minutes(lengths)):
-            assert 3 * grain_minutes(minutes) <= minutes
-            assert (exact(events, key, t, minutes * MINUTE) <= got[i, 0, w]).all()
-            assert (got[i, 0, w] <= exact(events, key, t, (minutes + grain_minutes(minutes)) * MINUTE)).all()
-
-
-@examples(100)
-@given(streams(), mixtures, st.randoms(use_true_random=False), st.data())
-def test_disorder_merging_batching_and_round_trips_change_nothing(
-    events: list[Event], lengths: Lengths, rng: Any, data: st.DataObject
-) -> None:
-    """Events come up to two hours out of order, in batches; sweeps, packed lists and checkpoints between them."""
-    shuffled = sorted(events, key=lambda e: e[1] + rng.randrange(2 * HOUR))
-    lives = (0.25, 3.0)
-    store, at, seen_ms = TileStore(lengths, A, lives), 0, 0
-    while at < len(shuffled):
-        batch = shuffled[at : at + data.draw(st.integers(1, 30))]
-        at += len(batch)
-        store.add(*columns(batch))
-        seen_ms = max(seen_ms, *(t for _, t, _ in batch))
-        match data.draw(st.sampled_from(["go on", "expire", "sweep", "arrays", "copy", "packed"])):
-            case "expire":
-                store.expire(seen_ms)
-            case "sweep":
-                for part in range(4):
-                    store.sweep(seen_ms, part / 4, (part + 1) / 4)
-            case "packed":
-                other = TileStore(lengths, A, lives)
-                other.put(store.keys(), store.export(store.keys()))
-                other.add(np.zeros(1, np.uint64), np.array([seen_ms]), np.zeros(1, np.uint8))
-                store = other
-            case "arrays" | "copy" as way:
-                other, snapshot = TileStore(lengths, A, lives), store.snapshot()
-                other.resume(snapshot if way == "copy" else snapshot.arrays())
-                store = other
-    newest, every = max(t for _, t, _ in events), np.arange(6, dtype=np.uint64)
-    full = (newest // (5 * MINUTE) + 1) * 5 * MINUTE
-    for ts in (newest + 1, full, full + 1, full + 13 * MINUTE, full + 5 * HOUR, full + 3 * DAY + 7, full + 31 * DAY):
-        want = [
-            by_definition(events, int(key), ts, lengths) + decayed(events, int(key), ts, lengths, lives)
-            for key in every
-        ]
-        # A window of which the reader's unit is a part: only events before ``ts`` are there.
-        assert store.counts(every, ts).tolist() == want, ts
-        assert counts_of(store.export(every), ts, lengths, A, lives).tolist() == want, ts
-    behind = newest // (15 * MINUTE) * 15 * MINUTE - (SLACK_H - 1) * HOUR  # a clock that is behind gets its tail right
-    before = [e for e in events if e[1] < behind]
-    want = [by_definition(before, int(key), behind, lengths) for key in every]
-    assert store.counts(every, behind)[:, : len(lengths)].tolist() == want
 
 
 @examples(60)
@@ -222,22 +104,24 @@ def test_a_store_of_fine_tiles_names_any_year_and_lasts_longer_than_its_words(le
     assert len(store) == 1, "the keys of years ago have ended"
 
 
-def test_times_that_cannot_be_named_or_are_long_gone_are_ignored() -> None:
-    store = TileStore(FEED, A)
+@pytest.mark.parametrize(("lengths", "unit", "form"), [(FEED, 5 * MINUTE, 3), ((1, 30), HOUR, 1)])
+def test_times_that_cannot_be_named_or_are_long_gone_are_ignored(lengths: Lengths, unit: int, form: int) -> None:
+    store = TileStore(lengths, A)
     store.add(np.array([1], np.uint64), np.array([T0]), np.zeros(1, np.uint8))
-    odd = np.array([1 << 60, -HOUR, 0, T0 - UNITS * 5 * MINUTE], np.int64)
-    store.add(np.full(4, 1, np.uint64), odd, np.zeros(4, np.uint8))
-    assert store.newest_unit == T0 // (5 * MINUTE)
-    assert store.counts(np.array([1], np.uint64), T0 + 1)[0, :, 0].tolist() == [1] * 5
-    old = TileStore(FEED, A)  # published years ago
+    odd = np.array([1 << 60, -HOUR, 0, T0 - UNITS * 5 * MINUTE, T0 - 60 * DAY], np.int64)
+    store.add(np.array([1, 1, 1, 1, 9], np.uint64), odd, np.zeros(5, np.uint8))
+    assert store.newest_unit == T0 // unit
+    assert store.keys().tolist() == [1]
+    assert store.counts(np.array([1], np.uint64), T0 + 1)[0, :, 0].tolist() == [1] * len(lengths)
+    old = TileStore(lengths, A)  # published years ago
     old.add(np.array([2, 3], np.uint64), np.array([0, T0]), np.zeros(2, np.uint8))
-    early = TileStore(FEED, A)
+    early = TileStore(lengths, A)
     early.add(np.array([2], np.uint64), np.array([0]), np.zeros(1, np.uint8))
     every = np.array([2, 3], np.uint64)
     store.put(every, [early.export(every)[0], old.export(every)[1]])
     assert store.counts(every, T0 + 1)[:, 0, 0].tolist() == [0, 1]
-    assert store.export(every[:1]) == [bytes([3, A, 0, 0])]
-    assert 2 not in store.keys().tolist()
+    assert store.export(every[:1]) == [bytes([form, A, 0, 0])]
+    assert (2 in store.keys().tolist()) == (unit == HOUR), "an hour of 1970 can be named still"
 
 
 def test_a_key_does_not_end_before_a_clock_that_is_behind_has_read_it() -> None:
@@ -318,24 +202,14 @@ def test_the_packed_form_says_its_unit_and_another_units_list_is_refused_by_name
 
 # -- what is read from them -----------------------------------------------------------------------------------
 
-BASE = """
-name = "t"
-[[fields]]
-name = "user_id"
-of = "user"
-[[fields]]
-name = "item_id"
-of = "item"
-[windows]
-LENGTHS
-actions = ["exposure", "click"]
-[[windows.keys]]
-columns = ["item_id"]
-"""
+
+def text_of_schema(entries: str) -> str:
+    fields = named("t") + of_user("user_id") + of_item("item_id")
+    return fields + windows_of("item_id").replace("[windows]\n", f"[windows]\n{entries}\n")
 
 
 def schema_of(entries: str) -> Schema:
-    return parse_schema(BASE.replace("LENGTHS", entries), "s.toml")
+    return parse_schema(text_of_schema(entries))
 
 
 @examples(30)
@@ -430,11 +304,7 @@ def test_lengths_name_their_statistics_and_whole_days_are_the_same_schema_as_day
     ],
 )
 def test_a_wrong_schema_is_named_in_one_line(entries: str, names: str) -> None:
-    with pytest.raises(SchemaError) as caught:
-        schema_of(entries)
-    assert names in str(caught.value)
-    assert "s.toml" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert names in mistake(text_of_schema(entries))
 
 
 def test_the_remedies_help() -> None:

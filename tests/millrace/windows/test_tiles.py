@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from millrace.basics.durations import grain_minutes, lengths_in_minutes, unit_minutes
 from millrace.basics.errors import StoreError
 from millrace.windows.tile_kernels import UNITS
 from millrace.windows.tile_memory import SLACK_H
@@ -20,12 +21,16 @@ from tests.scenes.tile_streams import (
     DAY,
     DAYS,
     HOUR,
+    MINUTE,
     T0,
     A,
     Event,
+    Lengths,
     by_definition,
     columns,
+    decayed,
     exact,
+    mixtures,
     resumed,
     streams,
     twin,
@@ -54,73 +59,70 @@ def test_rows_of_one_moment_that_share_a_key_read_the_same() -> None:
     assert read[4] == [[4, 0, 0], [1, 1, 0]]
 
 
-@examples(100)
-@given(streams())
-def test_run_counts_what_the_definition_says_and_lies_within_one_grain(events: list[Event]) -> None:
+@examples(250)
+@given(streams(), mixtures)
+def test_run_counts_what_the_definition_says_and_lies_within_one_grain(events: list[Event], lengths: Lengths) -> None:
     keys, ts, action = columns(events)
     pair = np.stack([keys, keys + np.uint64(100)], axis=1)
-    got = TileStore(DAYS, A).run(pair, ts, action)
+    got = TileStore(lengths, A).run(pair, ts, action)
     for i, (key, t, _) in enumerate(events):
-        assert got[i, 0].tolist() == by_definition(events, key, t)
-        for w, days in enumerate(DAYS):
-            assert (exact(events, key, t, days * DAY) <= got[i, 0, w]).all()
-            assert (got[i, 0, w] <= exact(events, key, t, days * DAY + grain_hours(days) * HOUR)).all()
+        assert got[i, 0].tolist() == by_definition(events, key, t, lengths)
+        for w, minutes in enumerate(lengths_in_minutes(lengths)):
+            assert 3 * grain_minutes(minutes) <= minutes
+            assert (exact(events, key, t, minutes * MINUTE) <= got[i, 0, w]).all()
+            assert (got[i, 0, w] <= exact(events, key, t, (minutes + grain_minutes(minutes)) * MINUTE)).all()
     assert (got[:, 0] == got[:, 1]).all()
 
 
-@examples(100)
-@given(streams(), st.randoms(use_true_random=False), st.data())
-def test_disorder_merging_batching_and_export_do_not_change_counts(
-    events: list[Event], rng: Any, data: st.DataObject
+@examples(250)
+@given(streams(), mixtures, st.integers(1, 2), st.randoms(use_true_random=False), st.data())
+def test_disorder_merging_batching_and_round_trips_change_no_count(
+    events: list[Event], lengths: Lengths, partitions: int, rng: Any, data: st.DataObject
 ) -> None:
-    """Events come up to two hours out of order, in batches, with sweeps and round trips between them."""
-    newest = max(t for _, t, _ in events)
+    """Events come up to two hours out of order, in batches, into one store or two; sweeps, packed lists, checkpoints
+    and copies of the first store come between them. Counts that decay change as little."""
     shuffled = sorted(events, key=lambda e: e[1] + rng.randrange(2 * HOUR))
-    store = TileStore(DAYS, A)
-    at = 0
-    seen_ms = 0
+    lives = data.draw(st.sampled_from([(0.25, 1.0, 7.0), (0.25, 3.0), (0.3, 60.0)]))
+    stores, at, seen_ms = [TileStore(lengths, A, lives) for _ in range(partitions)], 0, 0
     while at < len(shuffled):
-        n = data.draw(st.integers(1, 40))
-        batch = shuffled[at : at + n]
-        store.add(*columns(batch))
+        batch = shuffled[at : at + data.draw(st.integers(1, 40))]
+        at += len(batch)
+        for p, store in enumerate(stores):
+            store.add(*columns(batch[p::partitions]))
         seen_ms = max(seen_ms, *(t for _, t, _ in batch))
-        at += n
-        match data.draw(st.sampled_from(["go on", "sweep", "arrays", "packed"])):
+        first = stores[0]
+        match data.draw(st.sampled_from(["go on", "expire", "sweep", "arrays", "copy", "packed"])):
+            case "expire":
+                first.expire(seen_ms)
             case "sweep":
-                store.expire(seen_ms)
+                for part in range(4):
+                    first.sweep(seen_ms, part / 4, (part + 1) / 4)
             case "arrays":
-                store = resumed(store)
+                stores[0] = resumed(first)
+            case "copy":
+                stores[0] = twin(first)
             case "packed":
-                other = TileStore(DAYS, A)
-                other.put(store.keys(), store.export(store.keys()))
-                other.add(np.zeros(1, np.uint64), np.array([seen_ms]), np.zeros(1, np.uint8))
-                store = other
-    every = np.arange(0, 6, dtype=np.uint64)
-    blobs = store.export(every)
-    for ts in (newest + 1, (newest // HOUR + 1) * HOUR, newest + 3 * DAY, newest + 20 * DAY + 7, newest + 31 * DAY):
-        want = [by_definition(events, int(key), ts) for key in every]
-        assert store.counts(every, ts).tolist() == want
-        assert counts_of(blobs, ts, DAYS, A).tolist() == want
-    # A clock that is behind the newest event still gets its tail right.
-    behind = newest // HOUR * HOUR + 1
-    late = store.counts(every, behind - (SLACK_H - 1) * HOUR)
-    for key in range(1, 5):
-        hour = (behind - (SLACK_H - 1) * HOUR) // HOUR * HOUR + HOUR
-        want_tail = by_definition([e for e in events if e[1] < hour], key, hour - HOUR + 1)
-        head = [e for e in events if hour - HOUR < e[1] < hour and e[0] == key]
-        for w in range(len(DAYS)):
-            for a in range(A):
-                assert late[key, w, a] - want_tail[w][a] == sum(e[2] == a for e in head)
-
-
-@examples(50)
-@given(streams(60), st.lists(st.integers(1, 60), unique=True, min_size=1, max_size=3))
-def test_any_list_of_windows(events: list[Event], days: list[int]) -> None:
-    windows = tuple(sorted(days))
-    keys, ts, action = columns(events)
-    got = TileStore(windows, A).run(keys.reshape(-1, 1), ts, action)
-    for i, (key, t, _) in enumerate(events):
-        assert got[i, 0].tolist() == by_definition(events, key, t, windows)
+                stores[0] = TileStore(lengths, A, lives)
+                stores[0].put(first.keys(), first.export(first.keys()))
+                stores[0].add(np.zeros(1, np.uint64), np.array([seen_ms]), np.zeros(1, np.uint8))
+    newest, every = max(t for _, t, _ in events), np.arange(6, dtype=np.uint64)
+    unit = unit_minutes(lengths_in_minutes(lengths)) * MINUTE
+    full = (newest // unit + 1) * unit
+    later = (1, 13 * MINUTE, HOUR, 5 * HOUR, 3 * DAY + 7, 20 * DAY + 7, 31 * DAY)
+    for ts in (full - unit, newest + 1, full, *(full + more for more in later)):
+        want = [
+            by_definition(events, int(key), ts, lengths) + decayed(events, int(key), ts, lengths, lives)
+            for key in every
+        ]
+        assert sum(store.counts(every, ts) for store in stores).tolist() == want, ts
+        lists = [counts_of(store.export(every), ts, lengths, A, lives) for store in stores]
+        assert sum(lists).tolist() == want, ts
+    # A clock that is behind the newest event still gets its tail right; of its own unit it has every event.
+    for behind in (full - unit - (SLACK_H - 1) * HOUR, full - unit - (SLACK_H - 1) * HOUR + 1):
+        head = behind + (-behind) % unit
+        want = [by_definition(events, int(key), behind, lengths, head) for key in every]
+        late = sum(store.counts(every, behind)[:, : len(lengths)] for store in stores)
+        assert late.tolist() == want
 
 
 @examples(80)
@@ -160,14 +162,6 @@ def test_a_key_with_every_action_in_every_hour_takes_less_than_a_kibibyte() -> N
         for action in range(5):
             store.add(keys, np.full(3000, T0 + hour * HOUR), np.full(3000, action))
     assert store.nbytes / len(store) < 1024
-
-
-def test_a_time_that_no_tile_can_name_is_ignored() -> None:
-    store = TileStore(DAYS, A)
-    ts = np.array([T0, 1 << 60, -HOUR], np.int64)
-    store.add(np.array([1, 1, 2], np.uint64), ts, np.zeros(3, np.uint8))
-    assert store.newest_unit == T0 // HOUR
-    assert store.counts(np.array([1, 2], np.uint64), T0 + 1)[:, 0, 0].tolist() == [1, 0]
 
 
 def test_equal_contents_give_equal_arrays_and_bytes() -> None:
@@ -239,12 +233,6 @@ def test_blocks_that_lists_have_grown_out_of_are_used_again() -> None:
     assert (store.counts(keys, last) == np.array(want, np.uint32)).all()
 
 
-def test_an_event_too_old_for_every_window_is_ignored() -> None:
-    store = TileStore(DAYS, A)
-    store.add(np.array([1, 2], np.uint64), np.array([T0 + 60 * DAY, T0]), np.array([0, 0]))
-    assert len(store) == 1
-
-
 def test_add_tells_each_changed_key_once_until_it_is_settled() -> None:
     store = TileStore(DAYS, A)
     keys = np.array([[1, 2], [1, 0], [3, 2]], np.uint64)
@@ -297,22 +285,15 @@ def test_damaged_tile_lists_are_refused_by_name_and_change_nothing(blob: bytes) 
 
 
 def test_put_replaces_and_an_empty_list_takes_the_key_out() -> None:
-    store, source = TileStore(DAYS, A), TileStore(DAYS, A)
-    keys = np.arange(1, 5, dtype=np.uint64)
-    for hour in range(30):
-        source.add(keys, np.full(4, T0 + hour * HOUR), np.zeros(4, np.uint8))
-        store.put(keys, source.export(keys))
-    assert store.counts(keys, T0 + 31 * HOUR)[:, 1, 0].tolist() == [30] * 4
-    store.put(keys[:2], [b"", bytes([1, A, 0, 0])])
-    assert sorted(store.keys().tolist()) == [3, 4]
-
-
-def test_put_makes_room_for_more_keys_than_the_store_has_seen() -> None:
+    """And makes room for more keys than the store has seen."""
     store, source = TileStore(DAYS, A), TileStore(DAYS, A)
     keys = np.arange(1, 4001, dtype=np.uint64)
-    source.add(keys, np.full(4000, T0), np.zeros(4000, np.uint8))
-    store.put(keys, source.export(keys))
-    assert store.counts(keys, T0 + 1)[:, 0, 0].tolist() == [1] * 4000
+    for hour in range(30):
+        source.add(keys, np.full(4000, T0 + hour * HOUR), np.zeros(4000, np.uint8))
+        store.put(keys, source.export(keys))
+    assert store.counts(keys, T0 + 31 * HOUR)[:, 1, 0].tolist() == [30] * 4000
+    store.put(keys[:3998], [b"", *[bytes([1, A, 0, 0])] * 3997])
+    assert sorted(store.keys().tolist()) == [3999, 4000]
 
 
 def test_changes_are_what_changed_since_the_last_call() -> None:
@@ -365,12 +346,9 @@ def test_only_a_fresh_store_of_the_same_windows_resumes() -> None:
 
 
 @pytest.mark.parametrize("action", [-1, A, 200])
-def test_an_action_that_the_store_does_not_have_is_refused(action: int) -> None:
+def test_an_action_that_the_store_does_not_have_and_a_run_that_descends_are_refused(action: int) -> None:
     with pytest.raises(ValueError, match="3 columns"):
         TileStore(DAYS, A).add(np.array([1], np.uint64), np.array([T0]), np.array([action]))
-
-
-def test_a_run_that_descends_is_refused() -> None:
     with pytest.raises(ValueError, match="sort"):
         TileStore(DAYS, A).run(np.ones((2, 1), np.uint64), np.array([T0, T0 - 1]), np.zeros(2, np.uint8))
 
@@ -381,11 +359,11 @@ def words_held(store: TileStore) -> dict[int, int]:
     return dict(zip(used[:, 0].tolist(), (used[:, 1] >> np.uint64(16) & np.uint64(0xFFFF)).tolist(), strict=True))
 
 
-@pytest.mark.parametrize("days", [(1,), (1, 3, 5, 7, 15, 30), (2, 40)])
+@pytest.mark.parametrize("lengths", [(1,), DAYS, (2, 40)])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_sweep_of_what_is_due_does_what_a_look_at_every_list_does(days: tuple[int, ...], seed: int) -> None:
+def test_a_sweep_of_what_is_due_does_what_a_look_at_every_list_does(lengths: Lengths, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    due, every = TileStore(days, A), TileStore(days, A)
+    due, every = TileStore(lengths, A), TileStore(lengths, A)
     hour, swept, some, ended = T0 // HOUR, 0, 0, 0
     for _ in range(400):
         hour += int(rng.choice([1, 2, 5, 30, 24 * 9], p=[0.6, 0.2, 0.1, 0.09, 0.01]))
@@ -403,7 +381,7 @@ def test_a_sweep_of_what_is_due_does_what_a_look_at_every_list_does(days: tuple[
             assert words_held(due) == words_held(every)
             some, ended = some + 1, ended + before - len(due)
     assert some > 50
-    assert ended > 0 or days[-1] > 1
+    assert ended > 0 or lengths != (1,)
     assert due.export(due.keys()) == every.export(due.keys())
 
 
