@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,19 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.basics.hashing import column_hash
-from millrace.contracts.clock import EventClock
-from millrace.contracts.events import Item, PageLog
+from millrace.contracts.events import Item
 from millrace.contracts.online_layout import RECENT, Past, Recent, pack_recent
 from millrace.contracts.schema import Schema, parse_schema
-from millrace.contracts.settings import Settings
-from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
 from scorer.catalog.item_index import ItemIndex
-from scorer.ipc.meters import ScorerMeters
-from scorer.page.page_service import Serving
-from scorer.recall.candidate_lists import make_lists
 from tests.scenes import scorer_vectors
-from tests.scenes.scorer_shop import NOW_MS, SCHEMA_TOML, Users, call, copied, own_app, record
+from tests.scenes.scorer_shop import NOW_MS, SCHEMA_TOML, OneWorker, record, stock
 
 SHOP = SCHEMA_TOML.read_text(encoding="utf-8")
 SEEN = '[[windows.keys]]\ncolumns = ["user_id", "item_id"]\n'
@@ -43,7 +35,7 @@ class Model:
         return found
 
 
-class Shop:
+class Shop(OneWorker):
     """A worker over these items; user ``ann`` clicked, bought and saw some of them."""
 
     def __init__(
@@ -55,35 +47,16 @@ class Shop:
         schema: Schema = SCHEMA,
         **others: Any,
     ) -> None:
-        self.schema, self.users, self.meters = schema, Users(), ScorerMeters()
-        self.sent: list[PageLog] = []
-        numbers = itertools.count()
-        self.scorer = Serving(
-            Settings(**{"control_share": 0, "candidates": 100, **others}),
-            schema,
-            EventClock(),
-            self.users,
-            lambda page: self.sent.append(copied(page)),
-            self.meters,
-            wall=lambda: NOW_MS,
-            new_id=lambda: f"id{next(numbers)}",
-        )
-        self.builder = FeatureBuilder(schema)
+        super().__init__(None, schema=schema, **{"candidates": 100, **others})
+        self.builder = self.scorer.builder
         self.index = ItemIndex(self.builder)
         self.scorer.install(scorer_vectors.note(7), Model())
         self.stock(items)
         self.know(clicked, bought, seen)
-        self.app = own_app(self.scorer, self.meters)
 
     def stock(self, items: Sequence[Item], lists: bool = True) -> None:
         """The items as their feed brings them, in the item table; and new lists."""
-        self.index.put([self.index.prepare(i) for i in items])
-        self.scorer.items.follow(lambda: self.index.changes(NOW_MS))
-        if lists:
-            names = (name for name in self.builder.needs("item") if not self.builder.is_numeric(name))
-            columns = self.index.copies(names)
-            index = self.index
-            self.scorer.lists = make_lists(self.builder, columns, index.alive, index.born_ms, index.heat)
+        stock(self.scorer, items, self.index, lists)
 
     def know(
         self, clicked: Sequence[Any] = (), bought: Sequence[Any] = (), seen: Sequence[Any] = (), user: str = "ann"
@@ -97,18 +70,9 @@ class Shop:
         store.add(keys, np.full(n, NOW_MS - 3_600_000), np.zeros(n, np.int64))
         self.users.records[user] = record(keys, store) | {RECENT: pack_recent(Recent(*pasts))}
 
-    def ask(self, status: int = 200, **body: Any) -> Any:
-        if "without" in body:
-            body["not"] = body.pop("without")
-        found, answer = asyncio.run(call(self.app, "POST", "/recommend", {"user_id": "ann", **body}))
-        assert found == status, answer
-        return answer
-
     def scores(self, ids: Sequence[Any]) -> dict[str, float]:
         """The model's score of each item."""
-        body = {"user_id": "ann", "items": list(ids)}
-        status, answer = asyncio.run(call(self.app, "POST", "/score", body))
-        assert status == 200, answer
+        answer = self.ask(path="/score", items=list(ids))
         return dict(zip(map(str, ids), answer["scores"], strict=True))
 
 

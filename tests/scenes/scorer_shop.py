@@ -20,8 +20,8 @@ from millrace.basics.hashing import U64, column_hash
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Id, Item, PageLog
 from millrace.contracts.online_layout import PROFILE, list_key, window_fields
-from millrace.contracts.samples import SampleBatch
-from millrace.contracts.schema import load_schema
+from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings
 from millrace.versions.clicks import ClickHistogram
 from millrace.versions.modellog import encode_claim, encode_delta, encode_snapshot
@@ -118,7 +118,7 @@ def copied(found: PageLog) -> PageLog:
 
 
 def serving(
-    users: Users | None = None, settings: Settings | None = None
+    users: Users | None = None, settings: Settings | None = None, schema: Schema = SCHEMA
 ) -> tuple[Serving, list[PageLog], ScorerMeters]:
     """A scorer without a model and items, the page logs that its logs become, its meters."""
     sent: list[PageLog] = []
@@ -127,7 +127,7 @@ def serving(
     numbers = itertools.count()
     scorer = Serving(
         chosen,
-        SCHEMA,
+        schema,
         EventClock(),
         users or Users(),
         lambda page: sent.append(copied(page)),
@@ -158,15 +158,16 @@ def own_app(scorer: Serving, meters: ScorerMeters) -> Starlette:
     return make_app(scorer, meters, OwnFigures(scorer, meters))
 
 
-def stock(scorer: Serving, items: list[Item], index: ItemIndex | None = None) -> ItemIndex:
+def stock(scorer: Serving, items: Sequence[Item], index: ItemIndex | None = None, lists: bool = True) -> ItemIndex:
     """Puts items in an index (a new one) and all of it in the scorer's item table, and makes its lists."""
-    index = index or ItemIndex(BUILDER)
+    index = ItemIndex(scorer.builder) if index is None else index
     index.put([index.prepare(i) for i in items])
     while index.refresh_hot(NOW_MS):
         pass
     scorer.items.follow(lambda: index.changes(NOW_MS))
-    columns = index.copies(name for name in BUILDER.needs("item") if not BUILDER.is_numeric(name))
-    scorer.lists = make_lists(BUILDER, columns, index.alive, index.born_ms, index.heat)
+    if lists:
+        names = (name for name in scorer.builder.needs("item") if not scorer.builder.is_numeric(name))
+        scorer.lists = make_lists(scorer.builder, index.copies(names), index.alive, index.born_ms, index.heat)
     return index
 
 
@@ -300,15 +301,23 @@ class OneWorker:
     Args:
         versions: the learner whose versions it may follow, or a folder for one.
         users: in place of Redis.
+        schema: of the shop.
         chosen: settings.
     """
 
-    def __init__(self, versions: Learner | Path, users: Users | None = None, **chosen: Any) -> None:
-        self.users = users or Users()
-        self.learner = Learner(versions) if isinstance(versions, Path) else versions
+    def __init__(
+        self, versions: Learner | Path | None, users: Users | None = None, schema: Schema = SCHEMA, **chosen: Any
+    ) -> None:
+        self.users, self.schema = users or Users(), schema
+        self._learner = Learner(versions) if isinstance(versions, Path) else versions
         settings = Settings(**{"control_share": 0, "candidates": 50, **chosen})
-        self.scorer, self.sent, self.meters = serving(self.users, settings)
+        self.scorer, self.sent, self.meters = serving(self.users, settings, schema)
         self.app = own_app(self.scorer, self.meters)
+
+    @property
+    def learner(self) -> Learner:
+        assert self._learner is not None
+        return self._learner
 
     def follow(self) -> ServingModel:
         """It serves the learner's last snapshot. Where there is none, one is made."""
@@ -319,6 +328,14 @@ class OneWorker:
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         return asyncio.run(call(self.app, method, path, body))
+
+    def ask(self, status: int = 200, path: str = "/recommend", **body: Any) -> Any:
+        """The answer to what ``ann`` asks, which has this status. ``without`` is the request's ``not``."""
+        if "without" in body:
+            body["not"] = body.pop("without")
+        found, answer = self.call("POST", path, {"user_id": "ann", **body})
+        assert found == status, answer
+        return answer
 
 
 def arrays(page_log: PageLog) -> tuple[Features, Any]:

@@ -17,19 +17,9 @@ from millrace.contracts.schema import parse_schema
 from millrace.contracts.settings import Settings
 from millrace.evidence.exploration import Exploration
 from millrace.evidence.user_arms import Arm
+from tests.scenes.schemas import named, of_context, of_item
 
-SCHEMA = parse_schema(
-    """
-name = "slots"
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "position"
-of = "context"
-bias = true
-"""
-)
+SCHEMA = parse_schema(named("slots") + of_item("item_id") + of_context("position", bias=True))
 SPEC = {"model": "wide_deep", "hidden": [8], "width": 4, "max_rows": 1000}
 ITEMS, CANDIDATES, SIZE, AT_ONCE = 150, 30, 8, 30
 EFFECT = -1.2 * np.log1p(np.arange(SIZE) / 2)
@@ -115,7 +105,7 @@ def test_what_a_model_puts_above_is_no_effect_of_the_slot() -> None:
 
 def test_without_odds_nothing_is_learnt_of_slots_but_by_the_wide_weight() -> None:
     rng = np.random.default_rng(0)
-    schema = parse_schema('name = "s"\nfields = [{ name = "item_id", of = "item" }]')
+    schema = parse_schema(named("s") + of_item("item_id"))
     for of, odds in ((SCHEMA, 0.0), (schema, 0.2)):  # there are none, or no field
         model = OnlineModel(of, SPEC, 0)
         cat = rng.integers(1, 9, (50, of.layout.F))

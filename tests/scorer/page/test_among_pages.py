@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from scorer.page.pagemaker import keeps_set
 from scorer.page.ranked import RankedList
 from stream.partition.partition import InputMessage, Partition
 from tests.scenes.filter_world import SCHEMA, Shop
-from tests.scenes.scorer_shop import ITEMS, NOW_MS, OneWorker, arrays, call, item, stock
+from tests.scenes.scorer_shop import ITEMS, NOW_MS, OneWorker, arrays, item, stock
 from tests.scenes.scorer_shop import SCHEMA as CORNER
 from tests.scenes.stream_world import POLICY
 
@@ -55,12 +54,6 @@ def measured(page_log: PageLog) -> NDArray[np.float32]:
     """The numbers of the page, measured again against the set in its log."""
     num = np.frombuffer(page_log.num, "<f4").reshape(len(page_log.items), LAYOUT.N)
     return FeatureBuilder(SCHEMA).measured(num, np.frombuffer(page_log.among, "<f4").reshape(len(SCHEMA.among), -1))
-
-
-def score(shop: Shop, items: list[int], **body: Any) -> Any:
-    status, answer = asyncio.run(call(shop.app, "POST", "/score", {"user_id": "ann", "items": items, **body}))
-    assert status == 200, answer
-    return answer
 
 
 @pytest.mark.parametrize("control_share", [0, 1])
@@ -128,17 +121,20 @@ def test_a_page_that_is_refilled_under_caps_keeps_the_set_of_its_recall() -> Non
 
 def test_items_that_are_sent_to_be_scored_are_a_set() -> None:
     shop = Shop(GOODS)
-    score(shop, [30, 3, 12], log=True, request_id="sent")
+    shop.ask(path="/score", items=[30, 3, 12], log=True, request_id="sent")
     (page_log,) = shop.sent
     assert ranks(page_log).tolist() == [1, 0, 0.5]
-    score(shop, [7], log=True, request_id="one")
+    shop.ask(path="/score", items=[7], log=True, request_id="one")
     assert ranks(shop.sent[1]).tolist() == [0.5]
 
 
 def test_the_order_of_candidates_changes_no_number_and_no_score() -> None:
     shop = Shop(GOODS)
     order = np.random.default_rng(3).permutation(N)
-    first, second = score(shop, list(range(N)), log=True), score(shop, order.tolist(), log=True)
+    first, second = (
+        shop.ask(path="/score", items=list(range(N)), log=True),
+        shop.ask(path="/score", items=order.tolist(), log=True),
+    )
     assert np.array(first["scores"])[order].tolist() == second["scores"]
     num = [np.frombuffer(page_log.num, "<f4").reshape(N, LAYOUT.N) for page_log in shop.sent]
     assert num[0][order].tobytes() == num[1].tobytes()
@@ -165,8 +161,7 @@ def test_numbers_among_candidates_are_served_logged_and_learnt(tmp_path: Path) -
     scores = []
     for _ in range(2):
         model = worker.follow()
-        status, _ = worker.call("POST", "/recommend", {"user_id": "ann", "size": 10, "ts_ms": NOW_MS - 1000})
-        assert status == 200
+        worker.ask(size=10, ts_ms=NOW_MS - 1000)
         page_log, first = worker.sent[-1], CORNER.layout.among_start
         features, logged = arrays(page_log)
         ids = features.cat.copy()

@@ -49,11 +49,6 @@ class Worker(OneWorker):
         self.scorer.maker.wall = self.scorer.ranked._wall = lambda: self.now_ms
         self.scorer._new_id = lambda: uuid4().hex  # no two workers make the same id
 
-    def ask(self, status: int = 200, **body: Any) -> Any:
-        found, answer = self.call("POST", "/recommend", {"user_id": "ann", **body})
-        assert found == status, answer
-        return answer
-
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Worker:

@@ -35,13 +35,10 @@ from tests.scenes.scorer_shop import (
     TASTE,
     USER,
     OneWorker,
-    Users,
     arrays,
     call,
     item,
-    own_app,
     record,
-    serving,
     stock,
     tiles,
     window_keys,
@@ -59,12 +56,6 @@ class Shop(OneWorker):
         self.model = self.follow()
         keys = np.unique(window_keys("ann", ITEMS)[:, [USER, TASTE]])
         self.users.records["ann"] = record(keys, tiles(keys, 10, 4))
-
-    def ask(self, path: str, body: Any) -> tuple[int, Any]:
-        return self.call("POST", path, body)
-
-    def get(self, path: str) -> tuple[int, Any]:
-        return self.call("GET", path)
 
 
 @pytest.fixture(autouse=True)
@@ -95,10 +86,7 @@ def scored_as_missing_position(model: ServingModel, page_log: PageLog) -> Any:
 
 
 def test_a_page_is_ranked_by_score_and_logged_as_it_was_scored(shop: Shop) -> None:
-    status, page = shop.ask(
-        "/recommend", {"user_id": "ann", "size": 10, "request_id": "r1", "context": {"tab": "home"}}
-    )
-    assert status == 200
+    page = shop.ask(size=10, request_id="r1", context={"tab": "home"})
     assert page["request_id"] == "r1"
     assert page["arm"] == "model"
     assert page["ts_ms"] == NOW_MS
@@ -126,15 +114,15 @@ def test_a_page_is_ranked_by_score_and_logged_as_it_was_scored(shop: Shop) -> No
 
 def test_the_page_holds_the_best_of_its_candidates(make: Callable[..., Shop]) -> None:
     shop = make(candidates=200)  # all of them
-    _, page = shop.ask("/recommend", {"user_id": "ann", "size": 5})
-    _, all_scores = shop.ask("/score", {"user_id": "ann", "items": [i.item_id for i in ITEMS]})
+    page = shop.ask(size=5)
+    all_scores = shop.ask(path="/score", items=[i.item_id for i in ITEMS])
     best = sorted(all_scores["scores"], reverse=True)[:5]
     np.testing.assert_allclose([i["score"] for i in page["items"]], best, rtol=1e-5)
 
 
 def test_a_size_not_given_is_the_page_limit_and_a_retry_is_the_same_page(shop: Shop) -> None:
-    _, first = shop.ask("/recommend", {"user_id": "ann", "request_id": "again"})
-    _, second = shop.ask("/recommend", {"user_id": "ann", "request_id": "again"})
+    first = shop.ask(request_id="again")
+    second = shop.ask(request_id="again")
     assert len(first["items"]) == 20
     assert first == second
 
@@ -153,7 +141,7 @@ def test_a_user_stays_in_an_arm_and_shares_are_kept(make: Callable[..., Shop]) -
     assert all(arm_of(i, 1) == "control" for i in ids)
     shop = make(control_share=0.5)
     for name in ids[:6]:
-        pages = [shop.ask("/recommend", {"user_id": name})[1] for _ in range(3)]
+        pages = [shop.ask(user_id=name) for _ in range(3)]
         assert [page["arm"] for page in pages] == [arm_of(name, 0.5)] * 3
 
 
@@ -162,7 +150,7 @@ def test_a_control_page_is_in_random_order_but_scored_and_logged(make: Callable[
     shown: set[int] = set()
     ordered = 0
     for i in range(40):
-        _, page = shop.ask("/recommend", {"user_id": "ann", "request_id": f"r{i}"})
+        page = shop.ask(request_id=f"r{i}")
         assert page["arm"] == "control"
         scores = [i["score"] for i in page["items"]]
         ordered += scores == sorted(scores, reverse=True)
@@ -180,8 +168,8 @@ def test_pages_drawn_by_chance_log_the_odds_of_each_item_and_others_are_as_befor
     moved = 0
     for i in range(60):
         body = {"user_id": "ann", "request_id": f"r{i}", "size": 5, "list": 12}
-        _, before = plain.ask("/recommend", body)
-        _, page = explores.ask("/recommend", body)
+        before = plain.ask(**body)
+        page = explores.ask(**body)
         assert plain.sent[-1].odds == b""
         scores = [item["score"] for item in page["items"]]
         odds = [np.frombuffer(explores.sent[-1].odds, np.float32)]
@@ -189,25 +177,23 @@ def test_pages_drawn_by_chance_log_the_odds_of_each_item_and_others_are_as_befor
         if page["items"] == before["items"]:
             assert odds[0].prod() > 0.4999, "the coin is part of the odds"
         while page.get("cursor"):
-            _, page = explores.ask("/recommend", {"user_id": "ann", "cursor": page["cursor"], "size": 5})
+            page = explores.ask(cursor=page["cursor"], size=5)
             odds.append(np.frombuffer(explores.sent[-1].odds, np.float32))
         assert [len(part) for part in odds] == [5, 5, 2]
         assert all(((part > 0) & (part <= 1)).all() for part in odds)
         assert (decode_page_log(page_log_bytes(explores.sent[-1]))).odds == explores.sent[-1].odds
     assert 15 < moved < 45
-    assert explores.ask("/recommend", {"user_id": "ann", "request_id": "r0"}) == explores.ask(
-        "/recommend", {"user_id": "ann", "request_id": "r0"}
-    ), "a retry is the same page"
+    assert explores.ask(request_id="r0") == explores.ask(request_id="r0"), "a retry is the same page"
 
 
 def test_a_random_page_has_the_odds_of_a_uniform_draw_and_a_page_under_caps_says_none(
     make: Callable[..., Shop],
 ) -> None:
     control = make(control_share=1, explore="0.05")
-    control.ask("/recommend", {"user_id": "ann", "size": 3})
+    control.ask(size=3)
     np.testing.assert_allclose(np.frombuffer(control.sent[-1].odds, np.float32), [1 / 200, 1 / 199, 1 / 198])
     capped = make(explore="1")
-    capped.ask("/recommend", {"user_id": "ann", "size": 3, "caps": {"category": 1}})
+    capped.ask(size=3, caps={"category": 1})
     assert capped.sent[-1].odds == b""
 
 
@@ -220,46 +206,45 @@ def test_an_item_that_is_gone_is_not_shown_though_the_lists_still_have_it(
     stock(shop.scorer, [item(7, gone=True)], shop.index)
     shop.scorer.lists = lists
     for share in ({"request_id": "a"}, {"request_id": "b"}):
-        _, page = shop.ask("/recommend", {"user_id": "ann", **share})
+        page = shop.ask(**share)
         assert 7 not in [i["item_id"] for i in page["items"]]
         assert len(page["items"]) == 199
-    _, scored = shop.ask("/score", {"user_id": "ann", "items": [7]})
+    scored = shop.ask(path="/score", items=[7])
     assert scored["scores"][0] is not None, "it may still be scored"
 
 
 def test_score_answers_in_the_order_asked_with_null_for_unknown_items(shop: Shop) -> None:
-    status, answer = shop.ask("/score", {"user_id": "ann", "items": [3, "nobody", 5, 3]})
-    assert status == 200
+    answer = shop.ask(path="/score", items=[3, "nobody", 5, 3])
     assert answer["unknown_items"] == ["nobody"]
     assert answer["scores"][1] is None
     assert answer["scores"][0] == answer["scores"][3] != answer["scores"][2]
     assert shop.sent == []
     assert answer["notes"] == ["1 of 4 items are not in the catalogue"]
-    status, answer = shop.ask("/score", {"user_id": "ann", "items": ["x", "y"]})
-    assert (status, answer["scores"], answer["unknown_items"]) == (200, [None, None], ["x", "y"])
+    answer = shop.ask(path="/score", items=["x", "y"])
+    assert (answer["scores"], answer["unknown_items"]) == ([None, None], ["x", "y"])
 
 
 def test_an_item_taken_out_of_the_catalogue_is_unknown_until_it_is_sent_again(shop: Shop) -> None:
     shop.index.remove(3)
     stock(shop.scorer, [], shop.index)
-    _, answer = shop.ask("/score", {"user_id": "ann", "items": [3, 5]})
+    answer = shop.ask(path="/score", items=[3, 5])
     assert (answer["unknown_items"], answer["scores"][0]) == ([3], None)
     stock(shop.scorer, [item(3)], shop.index)
-    _, answer = shop.ask("/score", {"user_id": "ann", "items": [3, 5]})
+    answer = shop.ask(path="/score", items=[3, 5])
     assert (answer["unknown_items"], answer["scores"][0] is None) == ([], False)
 
 
 def test_a_page_with_an_unknown_item_is_scored_and_not_logged(shop: Shop) -> None:
     for items in ([3, "nobody"], ["nobody"]):
-        status, answer = shop.ask("/score", {"user_id": "ann", "items": items, "log": True, "request_id": "mine"})
-        assert (status, answer["request_id"]) == (200, None), "events about it would find nothing to join"
+        answer = shop.ask(path="/score", items=items, log=True, request_id="mine")
+        assert answer["request_id"] is None, "events about it would find nothing to join"
         assert "send no events" in answer["notes"][0]
         assert shop.sent == []
 
 
 def test_score_can_log_a_page_made_elsewhere(shop: Shop) -> None:
     body = {"user_id": "ann", "items": [9, 4], "request_id": "theirs", "log": True, "offset": 12, "arm": "editors"}
-    _, answer = shop.ask("/score", body)
+    answer = shop.ask(path="/score", **body)
     (page_log,) = shop.sent
     assert (page_log.arm, page_log.arm_name) == ("logged", "editors")
     assert page_log.items == [9, 4]
@@ -279,20 +264,18 @@ def test_an_unknown_user_is_served_as_a_new_one_and_leaves_nothing_behind(shop: 
 
     before = held()
     for i in range(50):
-        status, page = shop.ask("/recommend", {"user_id": f"stranger {i}", "size": 3})
-        assert status == 200
+        page = shop.ask(user_id=f"stranger {i}", size=3)
         assert page["notes"] == [f"user 'stranger {i}' is unknown: served as a new user"]
-        shop.ask("/score", {"user_id": f"stranger {i}", "items": [1, f"unheard {i}"]})
-        shop.ask("/score", {"user_id": f"stranger {i}", "items": [f"unheard {i}"], "log": True})
-        shop.ask("/recommend", {"user_id": f"stranger {i}", "size": 3, "cursor": f"unheard{i}.3.3.10"})
+        shop.ask(path="/score", user_id=f"stranger {i}", items=[1, f"unheard {i}"])
+        shop.ask(path="/score", user_id=f"stranger {i}", items=[f"unheard {i}"], log=True)
+        shop.ask(user_id=f"stranger {i}", size=3, cursor=f"unheard{i}.3.3.10")
     assert (held()[0], held()[1]) == (before[0], before[1])
     assert held()[2:] == (50, 50, scorer.ranked.bytes), "the lists made again, bounded by size and time"
 
 
 def test_without_the_store_users_are_new_ones(shop: Shop) -> None:
     shop.users.away = True
-    status, page = shop.ask("/recommend", {"user_id": "ann", "size": 3})
-    assert status == 200
+    page = shop.ask(size=3)
     assert page["notes"] == ["the online store is away: served as a new user"]
 
 
@@ -310,18 +293,17 @@ def test_a_page_log_says_what_was_not_there_of_its_user(shop: Shop) -> None:
         "damaged": whole | {PROFILE: b"{"},
     }
     for user, missing in [*records.items(), ("stranger", PROFILE_MISSING | WINDOWS_MISSING)]:
-        shop.ask("/recommend", {"user_id": user, "size": 3})
-        shop.ask("/score", {"user_id": user, "items": [1, 2], "log": True})
+        shop.ask(user_id=user, size=3)
+        shop.ask(path="/score", user_id=user, items=[1, 2], log=True)
         assert [page.user_missing for page in shop.sent[-2:]] == [missing, missing], user
     shop.users.away = True
-    shop.ask("/recommend", {"user_id": "whole", "size": 3})
+    shop.ask(user_id="whole", size=3)
     assert shop.sent[-1].user_missing == PROFILE_MISSING | WINDOWS_MISSING | NOT_READ
 
 
 def test_a_damaged_profile_is_survived_and_counted(shop: Shop) -> None:
     shop.users.records["ann"][b"profile"] = b"{"
-    status, page = shop.ask("/recommend", {"user_id": "ann"})
-    assert status == 200
+    page = shop.ask()
     assert "damaged" in page["notes"][0]
     assert shop.meters.errors == {"profile": 1}
 
@@ -381,7 +363,7 @@ def test_a_damaged_profile_is_survived_and_counted(shop: Shop) -> None:
 def test_a_bad_request_is_one_line_that_names_value_and_remedy(
     shop: Shop, path: str, body: Any, words: list[str]
 ) -> None:
-    status, answer = shop.ask(path, body)
+    status, answer = shop.call("POST", path, body)
     assert status == 400
     assert list(answer) == ["error"]
     assert "\n" not in answer["error"]
@@ -396,33 +378,32 @@ def test_how_old_a_page_may_be_follows_the_newest_event_not_the_clock_alone(shop
     minute = 60_000
     life = (5 + 120 + 1) * minute  # attribution, lateness, disorder
     for ts_ms, status in ((NOW_MS - life, 400), (NOW_MS - life + 1, 200)):
-        assert shop.ask("/recommend", {"user_id": 1, "ts_ms": ts_ms})[0] == status
+        shop.ask(status, ts_ms=ts_ms)
     shop.scorer.newest_counted_ms = NOW_MS - 600 * minute
     for ts_ms, status in ((NOW_MS - life, 200), (NOW_MS - 600 * minute - life, 400), (NOW_MS - 726 * minute + 1, 200)):
-        assert shop.ask("/score", {"user_id": 1, "items": [1], "ts_ms": ts_ms, "log": True})[0] == status
+        shop.ask(status, "/score", items=[1], ts_ms=ts_ms, log=True)
     longest = 3 * 24 * 60 * minute
     for ts_ms, status in ((NOW_MS - 600 * minute - longest, 400), (NOW_MS - 600 * minute - longest + 1, 200)):
-        assert shop.ask("/score", {"user_id": 1, "items": [1], "ts_ms": ts_ms})[0] == status, "what is not logged"
+        shop.ask(status, "/score", items=[1], ts_ms=ts_ms)  # what is not logged
 
 
 def test_a_page_whose_log_has_no_room_is_served_and_says_that_nothing_is_learnt(shop: Shop) -> None:
     shop.scorer.maker.send = lambda page: False
-    status, page = shop.ask("/recommend", {"user_id": "ann", "size": 20})
-    assert status == 200
+    page = shop.ask(size=20)
     assert len(page["items"]) == 20
     assert page["notes"] == ["nothing is learnt from this page: its log is full"]
     assert not shop.meters.errors, "whoever had no room counts it"
 
 
 def test_a_body_that_never_ends_is_refused(shop: Shop) -> None:
-    status, answer = shop.ask("/recommend", b" " * (MAX_BODY_BYTES + 1))
+    status, answer = shop.call("POST", "/recommend", b" " * (MAX_BODY_BYTES + 1))
     assert status == 413
     assert str(MAX_BODY_BYTES) in answer["error"]
 
 
 def test_other_paths_and_methods_are_named(shop: Shop) -> None:
     for method, path, expected in (("GET", "/recommend", 405), ("POST", "/model", 405), ("GET", "/nowhere", 404)):
-        status, answer = asyncio.run(call(shop.app, method, path))
+        status, answer = shop.call(method, path)
         assert status == expected
         assert f"{method} {path}" in answer["error"]
 
@@ -434,8 +415,7 @@ def test_a_failure_within_is_one_line_to_the_client_and_counted(shop: Shop) -> N
 
     assert shop.scorer.note
     shop.scorer.install(shop.scorer.note, Broken())
-    status, answer = shop.ask("/recommend", {"user_id": "ann"})
-    assert status == 500
+    answer = shop.ask(500)
     assert "ZeroDivisionError" in answer["error"]
     assert "secret" not in answer["error"]
     assert shop.meters.errors == {"request": 1}
@@ -446,8 +426,7 @@ def test_a_producer_that_refuses_costs_the_log_not_the_page(shop: Shop) -> None:
         raise TimeoutError
 
     shop.scorer.maker.send = refuse
-    status, page = shop.ask("/recommend", {"user_id": "ann"})
-    assert status == 200
+    page = shop.ask()
     assert len(page["items"]) == 20
     assert shop.meters.errors == {"page_logs": 1}
 
@@ -461,13 +440,12 @@ def test_scores_that_are_no_numbers_are_counted_and_rank_last(shop: Shop) -> Non
 
     assert shop.scorer.note
     shop.scorer.install(shop.scorer.note, Half())
-    status, page = shop.ask("/recommend", {"user_id": "ann", "size": 20})
-    assert status == 200
+    page = shop.ask(size=20)
     assert all(i["score"] > 0 for i in page["items"])
     assert shop.meters.errors == {"scores": 1}
     asked = {"user_id": "ann", "items": [i.item_id for i in ITEMS], "log": True, "request_id": "log"}
-    status, answer = shop.ask("/score", asked)
-    assert (status, answer["scores"][0], answer["scores"][1] > 0) == (200, 0, True)
+    answer = shop.ask(path="/score", **asked)
+    assert (answer["scores"][0], answer["scores"][1] > 0) == (0, True)
     page_log = shop.sent[-1]
     assert (page_log.request_id, page_log.arm) == ("log", "logged")
     logged = np.frombuffer(page_log.scores, np.float32)
@@ -477,36 +455,25 @@ def test_scores_that_are_no_numbers_are_counted_and_rank_last(shop: Shop) -> Non
 
 def test_readiness_says_what_is_missing(tmp_path: Path) -> None:
     shop = OneWorker(tmp_path)
-
-    def ready() -> tuple[int, Any]:
-        return shop.call("GET", "/readyz")
-
-    status, answer = ready()
-    assert status == 503
-    assert "no model" in answer["error"]
-    assert shop.call("POST", "/recommend", {"user_id": 1}) == (503, {"error": answer["error"]})
+    status, answer = shop.call("GET", "/readyz")
+    assert (status, "no model" in answer["error"]) == (503, True)
+    assert shop.ask(503) == {"error": answer["error"]}
     assert shop.call("GET", "/healthz") == (200, {"alive": True})
     shop.follow()
-    status, answer = ready()
-    assert status == 503
-    assert "no items" in answer["error"]
+    status, answer = shop.call("GET", "/readyz")
+    assert (status, "no items" in answer["error"]) == (503, True)
     stock(shop.scorer, ITEMS[:1])
-    assert ready() == (200, {"ready": True})
-    assert shop.call("POST", "/recommend", {"user_id": 1})[0] == 200
+    assert shop.call("GET", "/readyz") == (200, {"ready": True})
+    shop.ask()
 
 
 def test_until_it_is_ready_pages_come_from_the_shops_lists(tmp_path: Path) -> None:
     shop = OneWorker(tmp_path)
     users = shop.users
-
-    def ask(body: Any) -> tuple[int, Any]:
-        return shop.call("POST", "/recommend", body)
-
-    assert ask({"user_id": "ann"})[0] == 503, "there are no lists"
+    shop.ask(503)  # there are no lists
     users.shop_lists = {"hot": [f"h{i}" for i in range(30)], "new": ["h0", "n1", "n2", "n3"]}
     pages = list_pages()
-    status, page = ask({"user_id": "ann", "size": 10, "request_id": "mine"})
-    assert status == 200
+    page = shop.ask(size=10, request_id="mine")
     ids = [i["item_id"] for i in page["items"]]
     assert ids == [*(f"h{i}" for i in range(9)), "h9"], "the newest is a hot one, and stands there once"
     assert [i["position"] for i in page["items"]] == list(range(10))
@@ -516,32 +483,30 @@ def test_until_it_is_ready_pages_come_from_the_shops_lists(tmp_path: Path) -> No
         "made of the shop's lists, since there is no model yet: report no events of this page",
         "user 'ann' is unknown: served as a new user",
     ]
-    ids = [i["item_id"] for i in ask({"user_id": "ann", "size": 20})[1]["items"]]
+    ids = [i["item_id"] for i in shop.ask(size=20)["items"]]
     assert ids == [*(f"h{i}" for i in range(18)), "n1", "h18"]
-    assert len(ask({"user_id": "ann"})[1]["items"]) == 20, "the page limit"
+    assert len(shop.ask()["items"]) == 20, "the page limit"
     assert list_pages() - pages == 3
     assert shop.sent == [], "nothing is learnt from them"
     assert sum(shop.meters.errors.values()) == 0
 
     assert shop.call("GET", "/readyz")[0] == 503
-    assert shop.call("POST", "/score", {"user_id": 1, "items": [1]})[0] == 503
-    assert ask({"user_id": "ann", "size": 21})[0] == 400
+    shop.ask(503, "/score", items=[1])
+    shop.ask(400, size=21)
     users.away = True
-    status, answer = ask({"user_id": "ann"})
-    assert (status, "no model" in answer["error"]) == (503, True)
+    assert "no model" in shop.ask(503)["error"]
     users.away = False
 
     shop.follow()
-    assert "no items yet" in ask({"user_id": "ann"})[1]["notes"][0]
+    assert "no items yet" in shop.ask()["notes"][0]
     stock(shop.scorer, ITEMS)
-    status, page = ask({"user_id": "ann", "request_id": "mine"})
-    assert (status, page["request_id"], page["arm"], len(shop.sent)) == (200, "mine", "model", 1)
+    page = shop.ask(request_id="mine")
+    assert (page["request_id"], page["arm"], len(shop.sent)) == ("mine", "model", 1)
 
 
 def test_a_page_of_lists_has_what_the_user_likes() -> None:
-    users = Users()
-    scorer, _, meters = serving(users)
-    app = own_app(scorer, meters)
+    shop = OneWorker(None)
+    users = shop.users
     shown = [item(1, "shoes"), item(2, "hats"), item(3, "bags")]
     keys = window_keys("ann", shown)[:, TASTE]
     store = tiles(keys[:2], 10, 2)  # two clicks among shoes and hats, none among bags
@@ -556,22 +521,20 @@ def test_a_page_of_lists_has_what_the_user_likes() -> None:
     }
 
     def page_of(user: str) -> list[str]:
-        status, page = asyncio.run(call(app, "POST", "/recommend", {"user_id": user, "size": 10}))
-        assert status == 200
-        return [i["item_id"] for i in page["items"]]
+        return [i["item_id"] for i in shop.ask(user_id=user, size=10)["items"]]
 
     assert page_of("ann") == ["h0", "h1", "h2", "h3", "h4", "t1", "s1", "s2", "n", "h5"]
     assert page_of("bob") == [*(f"h{i}" for i in range(9)), "n"], "of a stranger nothing is known"
     users.records["ann"][window_fields(keys)[0]] = b"\x01\x63damaged"
     assert page_of("ann") == page_of("bob"), "damaged tiles cost the affinities, not the page"
-    assert meters.errors == {"tiles": 1}
+    assert shop.meters.errors == {"tiles": 1}
 
 
 def test_model_and_metrics_say_what_is_served(shop: Shop) -> None:
     clicks = VersionClicks(NOW_MS - 300, ClickHistogram.of([NOW_MS - 400, NOW_MS - 600]))
     shop.meters.served(3, 1, [clicks], NOW_MS)
-    shop.ask("/recommend", {"user_id": "ann", "size": 2, "list": 4})
-    status, facts = shop.get("/model")
+    shop.ask(size=2, list=4)
+    status, facts = shop.call("GET", "/model")
     assert status == 200
     assert facts["version"] == 0
     assert facts["schema_id"] == SCHEMA.id
@@ -581,7 +544,7 @@ def test_model_and_metrics_say_what_is_served(shop: Shop) -> None:
     assert facts["versions_served"] == 1
     assert facts["errors"] == 0
     assert facts["retrieval"] is None
-    status, text = shop.get("/metrics")
+    status, text = shop.call("GET", "/metrics")
     assert status == 200
     for name in (
         "millrace_requests_total{route=",
@@ -621,7 +584,7 @@ def test_concurrent_requests_do_not_mix(shop: Shop) -> None:
         return await asyncio.gather(*asks)
 
     together = asyncio.run(all_at_once())
-    alone = [shop.ask("/recommend", {"user_id": "ann", "request_id": f"r{i}", "size": 5}) for i in range(20)]
+    alone = [(200, shop.ask(request_id=f"r{i}", size=5)) for i in range(20)]
     assert together == alone
 
 
@@ -643,7 +606,7 @@ def test_counts_of_another_hour_are_asked_of_the_whole_index(shop: Shop) -> None
 
     def seen(ts_ms: int) -> tuple[set[float], list[str]]:
         body = {"user_id": "ann", "size": 5, "ts_ms": ts_ms}
-        page = shop.ask("/recommend", body)[1]
+        page = shop.ask(**body)
         return set(arrays(shop.sent[-1])[0].num[:, start].tolist()), page["notes"]
 
     hour = 3_600_000
@@ -668,7 +631,7 @@ def test_counts_are_asked_for_sooner_where_tiles_are_finer(shop: Shop, monkeypat
     windows = msgspec.structs.replace(shop.scorer.schema.windows, lengths=("15min", "3d"))
     monkeypatch.setattr(shop.scorer, "schema", msgspec.structs.replace(shop.scorer.schema, windows=windows))
     for ago in (0, 5 * minute, 6 * minute):
-        shop.ask("/recommend", {"user_id": "ann", "size": 5, "ts_ms": NOW_MS - ago})
+        shop.ask(size=5, ts_ms=NOW_MS - ago)
     assert asked == [NOW_MS - 6 * minute]
 
 
@@ -702,7 +665,7 @@ def test_no_request_is_a_failure_of_the_scorer(
     if flip % 3 == 0:
         raw[flip % len(raw)] ^= 1 << flip % 8
     shared.meters.errors.clear()
-    status, answer = shared.ask(path, bytes(raw))
+    status, answer = shared.call("POST", path, bytes(raw))
     assert status in (200, 400)
     assert (status == 200) != ("error" in answer)
     assert not shared.meters.errors

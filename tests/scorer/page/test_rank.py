@@ -1,4 +1,5 @@
-"""Ranking: features equal those built from the same events directly, the page's positions are filled in afterwards."""
+"""Ranking: features equal those built from the same events directly, the page's positions are filled in
+afterwards. Reasons of a rank."""
 
 from __future__ import annotations
 
@@ -32,9 +33,11 @@ from millrace.windows.tiles import TileStore
 from scorer.catalog.item_index import ItemIndex
 from scorer.catalog.itemtable import ItemRows
 from scorer.page.rank import Ranked, Ranker
+from scorer.page.score_reasons import ROWS_AT_ONCE, Input, effects, inputs_of, strongest
 from scorer.recall.candidate_lists import make_lists
 from scorer.users.userrecord import KnownUser
 from tests.scenes.exploring import examples
+from tests.scenes.schemas import named, of_context, of_item, of_user, table, windows_of
 from tests.scenes.scorer_shop import (
     BUILDER,
     CATEGORY,
@@ -162,130 +165,60 @@ def test_counts_that_a_guest_shares_with_the_user_count_once() -> None:
 
 # -- the compiled pass against the plain way, over all that a schema can ask for ----------------------------------
 
-RICH = """
-name = "rich"
-utc_offset = "+05:30"
-[[fields]]
-name = "user_id"
-of = "user"
-[[fields]]
-name = "kinds"
-of = "user"
-slots = 2
-[[fields]]
-name = "wealth"
-of = "user"
-kind = "numeric"
-[[fields]]
-name = "mood"
-of = "user"
-bias = true
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "tags"
-of = "item"
-slots = 3
-[[fields]]
-name = "shelf"
-of = "item"
-bias = true
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[[fields]]
-name = "age_days"
-of = "item"
-kind = "numeric"
-[[fields]]
-name = "hour"
-of = "context"
-[[fields]]
-name = "tab"
-of = "context"
-[[fields]]
-name = "bid"
-of = "context"
-kind = "numeric"
-[[fields]]
-name = "position"
-of = "context"
-bias = true
-[windows]
-days = [1, 4]
-half_lives = [0.5, 2]
-actions = ["exposure", "cart", "click"]
-prior_weight = PRIOR
-[[windows.means]]
-of = "price"
-step = 0.01
-[[windows.means]]
-of = "bid"
-step = 0.5
-action = "cart"
-[[windows.keys]]
-columns = ["tab", "tags", "user_id"]
-parent = ["tags"]
-[[windows.keys]]
-columns = ["tags"]
-parent = ["hour"]
-[[windows.keys]]
-columns = ["item_id"]
-parent = ["tags"]
-[[windows.keys]]
-columns = ["tags", "hour"]
-parent = ["user_id"]
-[[windows.keys]]
-columns = ["user_id"]
-[[windows.keys]]
-columns = ["hour"]
-[[windows.keys]]
-columns = ["user_id", "item_id"]
-parent = ["item_id"]
-[[windows.keys]]
-columns = ["item_id", "position"]
-parent = ["item_id"]
-[[windows.keys]]
-columns = ["shelf", "mood"]
-[[windows.keys]]
-columns = ["user_id", "price"]
-"""
-AMONG = """
-[[among]]
-number = "price"
-[[among]]
-number = "tags.cart_rate.h2d"
-forms = ["of_mean", "count"]
-[[among]]
-number = "item_id.price_mean_click.4d"
-forms = ["of_max", "rank"]
-[[among]]
-number = "user_id*item_id.exposure.1d"
-"""
-EXPOSURE_AGE = """
-[[fields]]
-name = "exposure_age_days"
-of = "item"
-kind = "numeric"
-[[among]]
-number = "exposure_age_days"
-"""
+FIELDS = (
+    named("rich", utc_offset="+05:30")
+    + (of_user("user_id") + of_user("kinds", slots=2) + of_user("wealth:numeric") + of_user("mood", bias=True))
+    + (of_item("item_id") + of_item("tags", slots=3) + of_item("shelf", bias=True))
+    + (of_item("price:numeric", "age_days:numeric") + of_context("hour", "tab", "bid:numeric"))
+    + of_context("position", bias=True)
+)
+MEANS = ({"of": "price", "step": 0.01}, {"of": "bid", "step": 0.5, "action": "cart"})
+KEYS = {
+    "tab tags user_id": "tags",
+    "tags": "hour",
+    "item_id": "tags",
+    "tags hour": "user_id",
+    "user_id": "",
+    "hour": "",
+    "user_id item_id": "item_id",
+    "item_id position": "item_id",
+    "shelf mood": "",
+    "user_id price": "",
+}
+"""Columns of each key, and what it shrinks towards."""
+
+
+def windows(means: tuple[dict[str, Any], ...] = MEANS, keys: dict[str, str] = KEYS, **settings: Any) -> str:
+    settings = {"prior_weight": 7.5, **({} if "lengths" in settings else {"days": [1, 4]}), **settings}
+    text = windows_of(actions=("exposure", "cart", "click"), means=means, half_lives=[0.5, 2], **settings)
+    for key, parent in keys.items():
+        text += table("[[windows.keys]]", columns=key.split(), **({"parent": [parent]} if parent else {}))
+    return text
+
+
+def among(number: str, **forms: Any) -> str:
+    return table("[[among]]", number=number, **forms)
+
+
+BARE = FIELDS + windows((), {})
+AMONG = (
+    among("price")
+    + among("tags.cart_rate.h2d", forms=["of_mean", "count"])
+    + among("item_id.price_mean_click.4d", forms=["of_max", "rank"])
+    + among("user_id*item_id.exposure.1d")
+)
 SCHEMAS: dict[str, Schema] = {
     "test shop": SCHEMA,
     "shop": shop_schema(),
-    "rich": parse_schema(RICH.replace("PRIOR", "7.5")),
-    "short windows": parse_schema(
-        RICH.replace("PRIOR", "7.5").replace("days = [1, 4]", 'lengths = ["15min", "2h", "1d", "4d"]')
+    "rich": parse_schema(FIELDS + windows()),
+    "short windows": parse_schema(FIELDS + windows(lengths=["15min", "2h", "1d", "4d"])),
+    "without windows": parse_schema(BARE),
+    "among": parse_schema(FIELDS + windows() + AMONG),
+    "among without windows": parse_schema(BARE + among("price")),
+    "age since the first exposure": parse_schema(
+        FIELDS + windows() + of_item("exposure_age_days:numeric") + among("exposure_age_days")
     ),
-    "without windows": parse_schema(RICH[: RICH.index("[[windows.means]]")].replace("PRIOR", "7.5")),
-    "among": parse_schema(RICH.replace("PRIOR", "7.5") + AMONG),
-    "among without windows": parse_schema(
-        RICH[: RICH.index("[[windows.means]]")].replace("PRIOR", "7.5") + '[[among]]\nnumber = "price"\n'
-    ),
-    "age since the first exposure": parse_schema(RICH.replace("PRIOR", "7.5") + EXPOSURE_AGE),
-    "without a prior": parse_schema(RICH.replace("PRIOR", "0")),
+    "without a prior": parse_schema(FIELDS + windows(prior_weight=0)),
 }
 BUILDERS = {name: FeatureBuilder(schema) for name, schema in SCHEMAS.items()}
 
@@ -554,3 +487,78 @@ def test_an_unknown_user_and_a_damaged_record_read_as_missing() -> None:
     mine = LAYOUT.num_names.index("user_id.click.1d")
     assert ranked.num[:, taste].tolist() == [2, 2], "the undamaged lists are used"
     assert ranked.num[:, mine].tolist() == [0, 0]
+
+
+# -- Reasons: taking an input away changes the logit by what the input brought -----------------------------------------
+
+
+class Additive:
+    """The logit is a sum over the inputs, so that each one's share is known."""
+
+    def __init__(self, of_id: dict[int, float], weights: Any) -> None:
+        self.of_id, self.weights = of_id, weights
+        self.asked: list[int] = []
+
+    def score(self, cat: Any, num: Any) -> Any:
+        self.asked.append(len(cat))
+        ids = np.array([sum(self.of_id.get(i, 0.0) for i in row) for row in cat.tolist()])
+        return (1 / (1 + np.exp(-(ids + num @ self.weights)))).astype(np.float32)
+
+
+def test_inputs_cover_each_column_that_ranking_knows_exactly_once() -> None:
+    for schema in (SCHEMA, shop_schema()):
+        inputs, layout = inputs_of(schema), schema.layout
+        late = {f.name for f in schema.fields if f.bias} | {"position"}
+        cat = [c for i in inputs for c in i.cat]
+        assert sorted(cat) == [c for c, name in enumerate(layout.cat_names) if name not in late]
+        assert sorted(n for i in inputs for n in i.num) == list(range(layout.N))
+        assert {layout.num_names[n].split(".")[0] for i in inputs for n in i.num} <= {i.name for i in inputs}
+        names = [i.name for i in inputs]
+        assert "position" not in names
+        assert len(set(names)) == len(names), "a reason's name says which input is meant"
+
+
+def test_the_effect_is_what_the_input_adds_to_the_logit() -> None:
+    inputs = inputs_of(SCHEMA)
+    random = np.random.default_rng(3)
+    cat = random.integers(1, 50, (7, LAYOUT.F))
+    num = random.normal(size=(7, LAYOUT.N)).astype(np.float32)
+    model = Additive({i: random.normal() / 9 for i in range(1, 50)}, random.normal(size=LAYOUT.N) / 20)
+    found = effects(model, cat, num, inputs)
+    plain = np.zeros((7, len(inputs)))
+    for i in range(7):
+        for g, taken in enumerate(inputs):
+            plain[i, g] += sum(model.of_id[int(cat[i, c])] for c in taken.cat)
+            plain[i, g] += sum(model.weights[n] * (num[i, n] - num[:, n].mean()) for n in taken.num)
+    np.testing.assert_allclose(found, plain, atol=2e-5)
+
+
+def test_the_model_is_never_asked_for_more_rows_than_a_page_has() -> None:
+    inputs = [Input(f"f{g}", (g % LAYOUT.F,), ()) for g in range(200)]
+    model = Additive({}, np.zeros(LAYOUT.N))
+    effects(model, np.ones((20, LAYOUT.F), np.int64), np.zeros((20, LAYOUT.N), np.float32), inputs)
+    assert max(model.asked) <= ROWS_AT_ONCE
+    assert sum(model.asked) == 20 * 201
+
+
+def test_scores_of_0_and_1_have_effects_that_are_numbers() -> None:
+    class Sure:
+        def score(self, cat: Any, num: Any) -> Any:
+            return (cat[:, 0] > 0).astype(np.float32)
+
+    found = effects(Sure(), np.ones((2, 1), np.int64), np.zeros((2, 0), np.float32), [Input("id", (0,), ())])
+    assert np.isfinite(found).all()
+    assert (found > 10).all()
+
+
+def test_an_input_without_effect_is_no_reason() -> None:
+    inputs = [Input(n, (), ()) for n in "abcd"]
+    found = np.array([[2.4e-7, np.nan, -0.2, 0.1], [0.0, 0.0, 0.0, 0.0]], np.float32)  # of p near .5, one bit is 2.4e-7
+    assert [[name for name, _ in reasons] for reasons in strongest(found, inputs, 4)] == [["c", "d"], []]
+
+
+def test_nothing_is_asked_of_an_empty_page() -> None:
+    model = Additive({}, np.zeros(LAYOUT.N))
+    nothing = effects(model, np.zeros((0, LAYOUT.F), np.int64), np.zeros((0, LAYOUT.N), np.float32), inputs_of(SCHEMA))
+    assert nothing.shape == (0, len(inputs_of(SCHEMA)))
+    assert not model.asked

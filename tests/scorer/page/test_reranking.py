@@ -1,4 +1,5 @@
-"""Boosts, diversity and pins: what they move, and the odds of pages that they have moved."""
+"""Boosts, diversity and pins: what they move, and the odds of pages that they have moved. Pages ordered by what clicks
+and outcomes are worth."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from millrace.basics.errors import SettingError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Item
 from millrace.contracts.page_logs import decode_page_log, page_log_bytes
+from millrace.contracts.schema import parse_schema
 from millrace.contracts.settings import Settings, load_settings
 from millrace.evidence.exploration import logits
 from millrace.evidence.rerank import Rerank
@@ -22,8 +24,10 @@ from millrace.evidence.user_arms import Arm
 from scorer.feeder.primary import Primary
 from scorer.page import candidates, filterkernels
 from scorer.page.reranking import Pins
-from tests.scenes.filter_world import SCHEMA, Shop
+from tests.scenes import scorer_vectors
+from tests.scenes.filter_world import FILTERS, SCHEMA, SEEN, SHOP, Model, Shop
 from tests.scenes.nearest_items import retrieval, rounded
+from tests.scenes.schemas import outcome
 from tests.scenes.scorer_shop import NOW_MS
 
 N = 40
@@ -314,3 +318,114 @@ def test_an_attribute_that_is_not_known_ends_the_scorer_at_its_start() -> None:
     for chosen in (Settings(rerank=how), Settings(arms={"a": Arm("model", 0.1, rerank=how)})):
         with pytest.raises(SettingError, match=r"^rerank: boosts 'color' is no attribute .*; use one of"):
             Primary(chosen, SCHEMA, EventClock(), lambda: NOW_MS)
+
+
+# -- Pages ordered by what clicks and outcomes are worth ---------------------------------------------------------------
+
+
+OUTCOMES = outcome("purchase", "purchase", "30d", value="price") + outcome("cart", "cart", "1d", on="page")
+WITH_OUTCOMES = parse_schema(FILTERS + SHOP + SEEN + OUTCOMES)
+PRICED = 30
+PRICE = np.array([5.0 + 40 * (i % 7) for i in range(PRICED)])
+PRICE[3] = np.nan  # its sender gave none
+PRICED_ITEMS = [
+    Item(i, {"category": f"c{i % 4}"} | ({} if np.isnan(PRICE[i]) else {"price": PRICE[i]}), NOW_MS - 1000 * (i + 1))
+    for i in range(PRICED)
+]
+
+
+class Predicting(Model):
+    """With a purchase and a cart that follow from the click's probability."""
+
+    def predict(self, cat: Any, num: Any) -> Any:
+        p = self.score(cat, num)
+        return np.stack([p, 0.02 + 0.5 * (1 - p), p * p], axis=1)
+
+
+def priced_shop(**chosen: Any) -> Shop:
+    made = Shop(PRICED_ITEMS, schema=WITH_OUTCOMES, **chosen)
+    made.scorer.install(scorer_vectors.note(7), Predicting())
+    return made
+
+
+def expected(made: Shop, click: float = 0, purchase: float = 0, cart: float = 0) -> np.ndarray:
+    p = np.array([made.scores(range(PRICED))[str(i)] for i in range(PRICED)], np.float64)
+    bought = p * (0.02 + 0.5 * (1 - p)) * np.nan_to_num(PRICE)
+    worth: np.ndarray = click * p + purchase * bought + cart * p * p
+    return worth
+
+
+@pytest.mark.parametrize("weights", [{"purchase": 2.0}, {"click": 1.0, "purchase": 0.1, "cart": 3.0}, {"cart": 1.0}])
+@pytest.mark.parametrize("where", ["settings", "request"])
+def test_a_page_is_ordered_by_what_its_items_are_worth(weights: dict[str, float], where: str) -> None:
+    made = priced_shop(**({"rerank": Rerank(weights=weights)} if where == "settings" else {}))
+    asked: dict[str, Any] = {"rerank": {"weights": weights}} if where == "request" else {}
+    page = made.ask(size=20, **asked)
+    worth = expected(made, **weights)
+    assert ids(page) == np.argsort(-worth, kind="stable")[:20].tolist()
+    scores = [item["score"] for item in page["items"]]
+    assert scores == [made.scores([i])[str(i)] for i in ids(page)], "scores stay the click's"
+
+
+def test_weights_of_the_settings_change_between_two_pages_and_an_arm_keeps_its_own() -> None:
+    made, after = priced_shop(), priced_shop(rerank=Rerank(weights={"purchase": 2.0}))
+    before = made.ask(size=20)
+    made.scorer.rerank_by(Rerank(weights={"purchase": 2.0}))
+    assert ids(made.ask(size=20)) == ids(after.ask(size=20)) != ids(before)
+    made.scorer.rerank_by(Rerank())
+    assert made.ask(size=20)["items"] == before["items"]
+    own = priced_shop(arms={"b": Arm("model", 1.0, rerank=Rerank(weights={"cart": 1.0}))})
+    before = own.ask(size=20)
+    own.scorer.rerank_by(Rerank(weights={"purchase": 2.0}))
+    assert own.ask(size=20)["items"] == before["items"]
+
+
+def test_without_weights_the_page_is_as_before() -> None:
+    plain = Shop(PRICED_ITEMS, schema=WITH_OUTCOMES)
+    assert priced_shop().ask(size=20, explain=True) == plain.ask(size=20, explain=True)
+    assert priced_shop().ask(size=20, rerank={"weights": {}})["items"] == plain.ask(size=20)["items"]
+
+
+def test_each_item_says_what_made_its_worth() -> None:
+    made = priced_shop()
+    page = made.ask(size=5, explain=True, rerank={"weights": {"click": 1.0, "purchase": 0.5}})
+    whole = expected(made, click=1, purchase=0.5)
+    for item in page["items"]:
+        i, p = item["item_id"], item["score"]
+        said = {reason["input"]: reason["effect"] for reason in item["reasons"]}
+        assert said["worth"] == pytest.approx(np.log(whole[i]) - np.log(p / (1 - p)), abs=1e-4)
+        assert said["worth click"] == pytest.approx(np.log(whole[i] / (whole[i] - p)), abs=1e-4)
+        assert said["worth purchase"] == pytest.approx(np.log(whole[i] / p), abs=1e-4)
+        assert "worth cart" not in said
+
+
+def test_boosts_multiply_what_items_are_worth() -> None:
+    made = priced_shop()
+    page = made.ask(size=20, rerank={"weights": {"purchase": 1.0}, "boosts": {"category": {"c1": 3.0}}})
+    worth = expected(made, purchase=1) * np.where(np.arange(PRICED) % 4 == 1, 3, 1)
+    assert ids(page) == np.argsort(-worth, kind="stable")[:20].tolist()
+
+
+def test_a_model_without_outcomes_orders_by_clicks_and_says_so() -> None:
+    made = Shop(PRICED_ITEMS, schema=WITH_OUTCOMES)
+    page = made.ask(size=20, rerank={"weights": {"purchase": 1.0}})
+    assert ids(page) == ids(made.ask(size=20))
+    assert "the model predicts no outcomes: ordered by clicks" in page["notes"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({"order": 1.0}, "weights name 'order'; the schema has click, purchase, cart"),
+        ({"click": -1.0}, "the weight -1 of 'click' is none; give one from 0"),
+        ({"click": 0.0}, "all weights are 0"),
+    ],
+)
+def test_wrong_weights_are_one_line(weights: dict[str, float], words: str) -> None:
+    error = priced_shop().ask(400, size=5, rerank={"weights": weights})["error"]
+    assert words in error.replace("\n", " ")
+
+
+def test_a_weight_of_an_unknown_outcome_ends_the_scorer_at_its_start() -> None:
+    with pytest.raises(SettingError, match=r"^rerank: weights name 'order'"):
+        Primary(Settings(rerank=Rerank(weights={"order": 1.0})), WITH_OUTCOMES, EventClock(), lambda: NOW_MS)
