@@ -46,7 +46,7 @@ from tests.scenes.client_contract import CHECKS, Check, run
 from tests.scenes.filter_world import Shop
 from tests.scenes.intake_desk import Intake, Outlet
 from tests.scenes.scorer_shop import item, own_app, serving
-from tests.scenes.waiting import PATIENCE, until
+from tests.scenes.waiting import PATIENCE, in_loop, until
 
 PAGE = Page("r1", "u1", tuple(PlacedItem(f"i{n}", n, 0.5) for n in range(5)), ts_ms=5_000)
 LISTED = Page(None, "u1", PAGE.items)
@@ -496,60 +496,56 @@ def test_an_attribute_that_is_no_json_is_named() -> None:
 # -- async ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_async_client_does_the_same() -> None:
-    async def shop_day() -> None:
-        async with AsyncFakeMillrace() as shop:
-            shop.server.fail(503, times=2)
-            assert (await shop.put_items([Item("a", {"category": "x"}), Item("b", {})])).kept == 2
-            assert (await shop.put_users([User("u1", {})])).kept == 1
-            assert await shop.ready()
-            shop.server.fail(0, times=1, path="/recommend")
-            page = await shop.recommend("u1", only={"category": "x"})
-            assert [item.item_id for item in page.items] == ["a"]
-            shop.server.fail(429, times=2, path="/events")
-            assert await shop.exposure(page)
-            for report in (shop.click, shop.collect, shop.cart, shop.purchase):
-                assert await report(page, "a", ts_ms=page.ts_ms + 5)
+@in_loop
+async def test_the_async_client_does_the_same() -> None:
+    async with AsyncFakeMillrace() as shop:
+        shop.server.fail(503, times=2)
+        assert (await shop.put_items([Item("a", {"category": "x"}), Item("b", {})])).kept == 2
+        assert (await shop.put_users([User("u1", {})])).kept == 1
+        assert await shop.ready()
+        shop.server.fail(0, times=1, path="/recommend")
+        page = await shop.recommend("u1", only={"category": "x"})
+        assert [item.item_id for item in page.items] == ["a"]
+        shop.server.fail(429, times=2, path="/events")
+        assert await shop.exposure(page)
+        for report in (shop.click, shop.collect, shop.cart, shop.purchase):
+            assert await report(page, "a", ts_ms=page.ts_ms + 5)
+        await shop.flush()
+        assert [getattr(event, "type", "exposure") for event in shop.server.events] == [
+            *("exposure", "click", "collect", "cart", "purchase")
+        ]
+        assert {event.ts_ms for event in shop.server.events[1:]} == {page.ts_ms + 5}
+        with pytest.raises(NotOnPage):
+            await shop.click(page, "b")
+        assert (await shop.delete_item("a")).kept == (await shop.delete_user("u1")).kept == 1
+        assert (shop.waiting, shop.refused, shop.refused_total) == (0, [], 0)
+
+
+@in_loop
+async def test_the_async_client_waits_raises_and_hands_back_as_well() -> None:
+    async with AsyncFakeMillrace(Options(queue_size=2, batch_seconds=60.0)) as shop:
+        reports = asyncio.create_task(_report(shop, 7))
+        while not reports.done():
             await shop.flush()
-            assert [getattr(event, "type", "exposure") for event in shop.server.events] == [
-                *("exposure", "click", "collect", "cart", "purchase")
-            ]
-            assert {event.ts_ms for event in shop.server.events[1:]} == {page.ts_ms + 5}
-            with pytest.raises(NotOnPage):
-                await shop.click(page, "b")
-            assert (await shop.delete_item("a")).kept == (await shop.delete_user("u1")).kept == 1
-            assert (shop.waiting, shop.refused, shop.refused_total) == (0, [], 0)
-
-    asyncio.run(shop_day())
-
-
-def test_the_async_client_waits_raises_and_hands_back_as_well() -> None:
-    async def trouble() -> None:
-        async with AsyncFakeMillrace(Options(queue_size=2, batch_seconds=60.0)) as shop:
-            reports = asyncio.create_task(_report(shop, 7))
-            while not reports.done():
-                await shop.flush()
-                await asyncio.sleep(0)
-            await reports
+            await asyncio.sleep(0)
+        await reports
+        await shop.flush()
+        assert len(shop.server.events) == 7
+        shop.server.fail(401, path="/events")
+        await shop.click(PAGE, "i0")
+        with pytest.raises(Unauthorised):
             await shop.flush()
-            assert len(shop.server.events) == 7
-            shop.server.fail(401, path="/events")
-            await shop.click(PAGE, "i0")
-            with pytest.raises(Unauthorised):
-                await shop.flush()
-            assert shop.refused_total == 1
-        full = AsyncFakeMillrace(Options(queue_size=1, when_full="raise", batch_seconds=60.0))
+        assert shop.refused_total == 1
+    full = AsyncFakeMillrace(Options(queue_size=1, when_full="raise", batch_seconds=60.0))
+    await full.click(PAGE, "i0")
+    with pytest.raises(QueueFull):
         await full.click(PAGE, "i0")
-        with pytest.raises(QueueFull):
-            await full.click(PAGE, "i0")
-        full.server.fail(503, times=10**9)
-        with pytest.raises(Unavailable, match="1 events are not kept yet"):
-            await full.close(0.05)
-        with pytest.raises(Unavailable, match="closed"):
-            await full.recommend("u1")
-        await full.close()
-
-    asyncio.run(trouble())
+    full.server.fail(503, times=10**9)
+    with pytest.raises(Unavailable, match="1 events are not kept yet"):
+        await full.close(0.05)
+    with pytest.raises(Unavailable, match="closed"):
+        await full.recommend("u1")
+    await full.close()
 
 
 async def _report(shop: AsyncFakeMillrace, n: int) -> None:
@@ -666,27 +662,24 @@ def test_the_fake_leaves_out_what_the_real_scorer_leaves_out(asked: dict[str, An
     assert bool(ours.items) or (ours.notes and theirs.notes)
 
 
-def test_the_real_scorer_understands_the_client() -> None:
+@in_loop
+async def test_the_real_scorer_understands_the_client() -> None:
     real = Shop([item(n, f"c{n % 5}") for n in range(50)])
     young, _, meters = serving()
-
-    async def day() -> None:
-        quick = Options(page_s=0.1)
-        async with AsyncMillrace(transport=httpx.ASGITransport(own_app(young, meters)), options=quick) as shop:
-            with pytest.raises(Unavailable, match="503"):
-                await shop.recommend("ann", size=5)
-        async with AsyncMillrace(transport=httpx.ASGITransport(real.app)) as shop:
-            page = await shop.recommend("ann", size=5, explain=True)
-            assert ([item.position for item in page.items], page.arm, page.user_id) == (list(range(5)), "model", "ann")
-            assert all(one.score and one.source for one in page.items)
-            assert all(reason.input for one in page.items for reason in one.reasons)
-            capped = await shop.recommend("ann", size=5, caps={"category": 1})
-            assert {int(one.item_id) % 5 for one in capped.items} == set(range(5))
-            first = await shop.recommend("ann", size=5, list_size=12)
-            part = await shop.recommend("ann", size=5, cursor=first.cursor)
-            assert (part.offset, [one.position for one in part.items]) == (5, list(range(5)))
-            for wrong in ({"size": 0}, {"context": {"no-such": 1}}, {"hide": ["liked"]}, {"caps": {"category": 0}}):
-                with pytest.raises(BadRequest, match="400"):
-                    await shop.recommend("ann", **wrong)
-
-    asyncio.run(day())
+    quick = Options(page_s=0.1)
+    async with AsyncMillrace(transport=httpx.ASGITransport(own_app(young, meters)), options=quick) as shop:
+        with pytest.raises(Unavailable, match="503"):
+            await shop.recommend("ann", size=5)
+    async with AsyncMillrace(transport=httpx.ASGITransport(real.app)) as shop:
+        page = await shop.recommend("ann", size=5, explain=True)
+        assert ([item.position for item in page.items], page.arm, page.user_id) == (list(range(5)), "model", "ann")
+        assert all(one.score and one.source for one in page.items)
+        assert all(reason.input for one in page.items for reason in one.reasons)
+        capped = await shop.recommend("ann", size=5, caps={"category": 1})
+        assert {int(one.item_id) % 5 for one in capped.items} == set(range(5))
+        first = await shop.recommend("ann", size=5, list_size=12)
+        part = await shop.recommend("ann", size=5, cursor=first.cursor)
+        assert (part.offset, [one.position for one in part.items]) == (5, list(range(5)))
+        for wrong in ({"size": 0}, {"context": {"no-such": 1}}, {"hide": ["liked"]}, {"caps": {"category": 0}}):
+            with pytest.raises(BadRequest, match="400"):
+                await shop.recommend("ann", **wrong)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import ParamSpec
+
+P = ParamSpec("P")
+
 
 PATIENCE = 280.0
 """Seconds until we say that something does not come about. It only ends a broken run: in a fresh clone a role compiles
@@ -34,3 +40,13 @@ def until(
     while not condition():
         assert time.monotonic() < deadline, f"never came true: {what}\n{more()}"
         time.sleep(every)
+
+
+def in_loop(story: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+    """Makes a test of a coroutine: in an event loop of its own, and no longer than :data:`PATIENCE`."""
+
+    @wraps(story)
+    def test(*args: P.args, **others: P.kwargs) -> None:
+        asyncio.run(asyncio.wait_for(story(*args, **others), PATIENCE))
+
+    return test

@@ -23,7 +23,7 @@ from millrace.processes.services import EmbeddedRedis, free_port
 from scorer.users import user_reader as module
 from scorer.users.user_reader import MOST_READS, OnlineReader, connect
 from scorer.users.userrecord import MOST_SECONDS, UserCache, UserRecord
-from tests.scenes.waiting import LONG, PATIENCE
+from tests.scenes.waiting import LONG, PATIENCE, in_loop
 
 KNOWN = {b"profile": b"{}"}
 PATIENT = 60.0
@@ -126,111 +126,95 @@ def probes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PROBE_SECONDS", 0.0)
 
 
-def test_one_round_trip_a_user() -> None:
-    async def story() -> None:
-        scene = Scene()
-        assert await scene.store.record(7) == UserRecord(KNOWN)
-        assert await scene.store.record("x") == UserRecord({})
-        assert scene.client.asked == ["user:7", "user:x"]
-        assert not scene.counted
-
-    run(story)
+@in_loop
+async def test_one_round_trip_a_user() -> None:
+    scene = Scene()
+    assert await scene.store.record(7) == UserRecord(KNOWN)
+    assert await scene.store.record("x") == UserRecord({})
+    assert scene.client.asked == ["user:7", "user:x"]
+    assert not scene.counted
 
 
-def test_lists_and_values_are_read_in_one_round_trip() -> None:
-    async def story() -> None:
-        scene = Scene()
-        assert await scene.store.list_keys() == ["list:hot", "list:new"]
-        assert await scene.store.lists(["hot", "new"]) == [["b", "a"], []]
-        assert await scene.store.kept("ranked:1") is None
-        await scene.store.keep("ranked:1", b"some", 0.5)
-        assert await scene.store.kept("ranked:1") == b"some for 500"
-        assert scene.client.asked == ["list:names", "list:hot list:new", *["ranked:1"] * 3]
-
-    run(story)
+@in_loop
+async def test_lists_and_values_are_read_in_one_round_trip() -> None:
+    scene = Scene()
+    assert await scene.store.list_keys() == ["list:hot", "list:new"]
+    assert await scene.store.lists(["hot", "new"]) == [["b", "a"], []]
+    assert await scene.store.kept("ranked:1") is None
+    await scene.store.keep("ranked:1", b"some", 0.5)
+    assert await scene.store.kept("ranked:1") == b"some for 500"
+    assert scene.client.asked == ["list:names", "list:hot list:new", *["ranked:1"] * 3]
 
 
-def test_every_key_has_the_prefix_and_callers_know_nothing_of_it() -> None:
-    async def story() -> None:
-        scene = Scene(prefix="b.")
-        assert await scene.store.record(7) == UserRecord({})  # user:7 is another loop's
-        assert await scene.store.list_keys() == ["list:hot", "list:new"]
-        await scene.store.lists(["hot"])
-        await scene.store.keep("ranked:1", b"some", 0.5)
-        assert await scene.store.kept("ranked:1") == b"some for 500"
-        assert scene.client.asked == ["b.user:7", "b.list:names", "b.list:hot", *["b.ranked:1"] * 2]
-
-    run(story)
+@in_loop
+async def test_every_key_has_the_prefix_and_callers_know_nothing_of_it() -> None:
+    scene = Scene(prefix="b.")
+    assert await scene.store.record(7) == UserRecord({})  # user:7 is another loop's
+    assert await scene.store.list_keys() == ["list:hot", "list:new"]
+    await scene.store.lists(["hot"])
+    await scene.store.keep("ranked:1", b"some", 0.5)
+    assert await scene.store.kept("ranked:1") == b"some for 500"
+    assert scene.client.asked == ["b.user:7", "b.list:names", "b.list:hot", *["b.ranked:1"] * 2]
 
 
-def test_a_slow_read_goes_on_in_the_background_and_serves_the_next_request() -> None:
-    async def story() -> None:
-        scene = Scene(0.0)
-        scene.client.may.clear()
-        assert await scene.store.record(7) == UserRecord({}, "slow")
-        scene.client.may.set()
-        await scene.settled()
-        scene.now += 2.5
-        scene.client.may.clear()
-        assert await scene.store.record(7) == UserRecord(KNOWN, "slow", 2500)
-        assert await scene.store.record(8) == UserRecord({}, "slow")
-        assert await scene.store.kept("ranked:1") is None
-        await scene.store.keep("ranked:1", b"some", 1)
-        scene.client.may.set()
-        await scene.settled()
-        assert scene.client.values == {"ranked:1": b"some for 1000"}
-        assert scene.counted == [("slow", False), ("slow", True), *[("slow", False)] * 3]
-
-    run(story)
+@in_loop
+async def test_a_slow_read_goes_on_in_the_background_and_serves_the_next_request() -> None:
+    scene = Scene(0.0)
+    scene.client.may.clear()
+    assert await scene.store.record(7) == UserRecord({}, "slow")
+    scene.client.may.set()
+    await scene.settled()
+    scene.now += 2.5
+    scene.client.may.clear()
+    assert await scene.store.record(7) == UserRecord(KNOWN, "slow", 2500)
+    assert await scene.store.record(8) == UserRecord({}, "slow")
+    assert await scene.store.kept("ranked:1") is None
+    await scene.store.keep("ranked:1", b"some", 1)
+    scene.client.may.set()
+    await scene.settled()
+    assert scene.client.values == {"ranked:1": b"some for 1000"}
+    assert scene.counted == [("slow", False), ("slow", True), *[("slow", False)] * 3]
 
 
-def test_a_user_who_was_not_read_before_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@in_loop
+async def test_a_user_who_was_not_read_before_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """And nobody else waits for it: a user who was read before is served from the cache meanwhile."""
     monkeypatch.setattr(module, "FIRST_SECONDS", PATIENT)
-
-    async def story() -> None:
-        scene = Scene(0.0)
-        scene.client.users["user:8"] = KNOWN
-        assert await scene.store.record(8) == UserRecord(KNOWN)
-        scene.client.may.clear()
-        first = asyncio.create_task(scene.store.record(7))
-        while scene.client.asked[-1] != "user:7":
-            await asyncio.sleep(0)
-        assert await scene.store.record(8) == UserRecord(KNOWN, "slow", 0)
-        assert not first.done()
-        scene.client.may.set()
-        assert await first == UserRecord(KNOWN)
-        assert scene.counted == [("slow", True)]
-
-    run(story)
+    scene = Scene(0.0)
+    scene.client.users["user:8"] = KNOWN
+    assert await scene.store.record(8) == UserRecord(KNOWN)
+    scene.client.may.clear()
+    first = asyncio.create_task(scene.store.record(7))
+    while scene.client.asked[-1] != "user:7":
+        await asyncio.sleep(0)
+    assert await scene.store.record(8) == UserRecord(KNOWN, "slow", 0)
+    assert not first.done()
+    scene.client.may.set()
+    assert await first == UserRecord(KNOWN)
+    assert scene.counted == [("slow", True)]
 
 
-def test_an_answer_that_came_while_the_loop_was_busy_is_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@in_loop
+async def test_an_answer_that_came_while_the_loop_was_busy_is_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_SECONDS", 0.0)
-
-    async def story() -> None:
-        scene = Scene(0.0)
-        assert await scene.store.record(7) == UserRecord(KNOWN), "the time was up before the loop looked"
-        assert not scene.counted
-
-    run(story)
+    scene = Scene(0.0)
+    assert await scene.store.record(7) == UserRecord(KNOWN), "the time was up before the loop looked"
+    assert not scene.counted
 
 
-def test_reads_that_nobody_waits_for_do_not_pile_up() -> None:
-    async def story() -> None:
-        scene = Scene(0.0)
+@in_loop
+async def test_reads_that_nobody_waits_for_do_not_pile_up() -> None:
+    scene = Scene(0.0)
+    await scene.store.record(7)
+    scene.client.may.clear()
+    for _ in range(3 * MOST_READS):
         await scene.store.record(7)
-        scene.client.may.clear()
-        for _ in range(3 * MOST_READS):
-            await scene.store.record(7)
-        assert len(scene.client.asked) == 1 + MOST_READS
-        assert [reason for reason, _ in scene.counted].count("busy") == 2 * MOST_READS
-        assert await scene.store.record(7) == UserRecord(KNOWN, "busy", 0)
-        scene.client.may.set()
-        await scene.settled()
-        assert (await scene.store.record(7)).missing == ""
-
-    run(story)
+    assert len(scene.client.asked) == 1 + MOST_READS
+    assert [reason for reason, _ in scene.counted].count("busy") == 2 * MOST_READS
+    assert await scene.store.record(7) == UserRecord(KNOWN, "busy", 0)
+    scene.client.may.set()
+    await scene.settled()
+    assert (await scene.store.record(7)).missing == ""
 
 
 @pytest.mark.parametrize("error", [RedisConnectionError(), RedisTimeoutError(), OSError(), TimeoutError()])
@@ -263,36 +247,32 @@ def test_while_redis_is_away_no_request_asks_and_it_is_said_once(error: Exceptio
     assert [line["log_level"] for line in said] == ["warning", "info"]
 
 
-def test_a_failure_in_the_background_is_noticed() -> None:
-    async def story() -> None:
-        scene = Scene(0.0)
-        scene.client.may.clear()
-        assert (await scene.store.record(7)).missing == "slow"
-        scene.client.error = RedisTimeoutError()
-        scene.client.may.set()
-        await scene.settled()
-        assert (await scene.store.record(7)).missing == "away"
-        await scene.store.close()
-        assert scene.client.closed
-
-    run(story)
+@in_loop
+async def test_a_failure_in_the_background_is_noticed() -> None:
+    scene = Scene(0.0)
+    scene.client.may.clear()
+    assert (await scene.store.record(7)).missing == "slow"
+    scene.client.error = RedisTimeoutError()
+    scene.client.may.set()
+    await scene.settled()
+    assert (await scene.store.record(7)).missing == "away"
+    await scene.store.close()
+    assert scene.client.closed
 
 
-def test_a_request_that_is_given_up_leaves_its_read_alone() -> None:
-    async def story() -> None:
-        scene = Scene()
-        scene.client.may.clear()
-        request = asyncio.create_task(scene.store.record(7))
-        while not scene.client.asked:
-            await asyncio.sleep(0)
-        request.cancel()
-        with suppress(asyncio.CancelledError):
-            await request
-        scene.client.may.set()
-        await scene.settled()
-        assert await scene.store.record(7) == UserRecord(KNOWN)
-
-    run(story)
+@in_loop
+async def test_a_request_that_is_given_up_leaves_its_read_alone() -> None:
+    scene = Scene()
+    scene.client.may.clear()
+    request = asyncio.create_task(scene.store.record(7))
+    while not scene.client.asked:
+        await asyncio.sleep(0)
+    request.cancel()
+    with suppress(asyncio.CancelledError):
+        await request
+    scene.client.may.set()
+    await scene.settled()
+    assert await scene.store.record(7) == UserRecord(KNOWN)
 
 
 WRONG_TYPE = b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n"
@@ -336,7 +316,8 @@ def test_an_error_of_one_read_is_not_taken_for_a_store_that_is_away(error: Excep
         (b"", "slow"),
     ],
 )
-def test_whatever_redis_answers_no_request_fails(raw: bytes, missing: str) -> None:
+@in_loop
+async def test_whatever_redis_answers_no_request_fails(raw: bytes, missing: str) -> None:
     """Through a real client, from a server that answers every read with these bytes."""
 
     open_ones: list[asyncio.StreamWriter] = []
@@ -352,41 +333,36 @@ def test_whatever_redis_answers_no_request_fails(raw: bytes, missing: str) -> No
                     )
                 await writer.drain()
 
-    async def story() -> None:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        seconds = 0.0 if missing == "slow" else PATIENT
-        store = OnlineReader(connect(Settings(redis=address)), lambda *_: None, seconds)
-        await store.open()
-        found = await store.record(7)
-        assert (found.fields, found.missing) == ({}, missing)
-        while store._probing:
-            await asyncio.sleep(0)
-        assert not isinstance(await store.kept("ranked:1"), int | str | list)
-        await store.keep("ranked:1", b"some", 1)
-        await store.list_keys()
-        await store.lists(["hot", "new"])
-        await store.close()
-        server.close()
-        for writer in open_ones:
-            writer.close()
-        await asyncio.gather(*(writer.wait_closed() for writer in open_ones), return_exceptions=True)
-
-    run(story)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    seconds = 0.0 if missing == "slow" else PATIENT
+    store = OnlineReader(connect(Settings(redis=address)), lambda *_: None, seconds)
+    await store.open()
+    found = await store.record(7)
+    assert (found.fields, found.missing) == ({}, missing)
+    while store._probing:
+        await asyncio.sleep(0)
+    assert not isinstance(await store.kept("ranked:1"), int | str | list)
+    await store.keep("ranked:1", b"some", 1)
+    await store.list_keys()
+    await store.lists(["hot", "new"])
+    await store.close()
+    server.close()
+    for writer in open_ones:
+        writer.close()
+    await asyncio.gather(*(writer.wait_closed() for writer in open_ones), return_exceptions=True)
 
 
-def test_opening_connects_and_finds_out_what_is_away() -> None:
-    async def story() -> None:
-        scene = Scene()
-        await scene.store.open()
-        assert set(scene.client.asked) == {"ping"}
-        assert (await scene.store.record(7)).missing == ""
-        scene.client.error = RedisConnectionError()
-        await scene.store.open()
-        assert (await scene.store.record(7)).missing == "away"
-        await scene.store.close()
-
-    run(story)
+@in_loop
+async def test_opening_connects_and_finds_out_what_is_away() -> None:
+    scene = Scene()
+    await scene.store.open()
+    assert set(scene.client.asked) == {"ping"}
+    assert (await scene.store.record(7)).missing == ""
+    scene.client.error = RedisConnectionError()
+    await scene.store.open()
+    assert (await scene.store.record(7)).missing == "away"
+    await scene.store.close()
 
 
 @given(
@@ -435,36 +411,34 @@ def test_an_unusable_address_is_one_line(address: str, word: str) -> None:
 
 @pytest.mark.services
 @pytest.mark.timeout(LONG)
-def test_a_real_redis_that_is_stopped_killed_and_started_again(tmp_path: Path) -> None:
-    async def story() -> None:
-        with EmbeddedRedis(tmp_path, free_port()) as redis:
-            client = connect(Settings(redis=redis.address))
-            counted: list[str] = []
-            store = OnlineReader(client, lambda reason, _: counted.append(reason), 0.05)
-            await store.open()
-            await client.hset(user_key(7), mapping={"profile": "{}"})
-            while await store.record(7) != UserRecord(KNOWN):  # on a busy machine the first may be slow
-                pass
-            assert redis.process is not None
-            redis.process.send_signal(signal.SIGSTOP)
-            try:
-                found = await store.record(7)
-                assert (found.fields, found.missing) == (KNOWN, "slow")
-                while (await store.record(7)).missing != "away":  # it does not answer a read, and later no ping
-                    await asyncio.sleep(0)
-            finally:
-                redis.process.send_signal(signal.SIGCONT)
-            while (await store.record(7)).missing:
-                await asyncio.sleep(0.01)
-            redis.process.kill()
-            redis.process.wait()
-            while (await store.record(7)).missing != "away":
+@in_loop
+async def test_a_real_redis_that_is_stopped_killed_and_started_again(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path, free_port()) as redis:
+        client = connect(Settings(redis=redis.address))
+        counted: list[str] = []
+        store = OnlineReader(client, lambda reason, _: counted.append(reason), 0.05)
+        await store.open()
+        await client.hset(user_key(7), mapping={"profile": "{}"})
+        while await store.record(7) != UserRecord(KNOWN):  # on a busy machine the first may be slow
+            pass
+        assert redis.process is not None
+        redis.process.send_signal(signal.SIGSTOP)
+        try:
+            found = await store.record(7)
+            assert (found.fields, found.missing) == (KNOWN, "slow")
+            while (await store.record(7)).missing != "away":  # it does not answer a read, and later no ping
                 await asyncio.sleep(0)
-            redis.process = None
-            redis.start()
-            while await store.record(7) != UserRecord({}):  # it has lost everything, and says so
-                await asyncio.sleep(0.01)
-            assert set(counted) <= {"slow", "busy", "away"}
-            await store.close()
-
-    run(story)
+        finally:
+            redis.process.send_signal(signal.SIGCONT)
+        while (await store.record(7)).missing:
+            await asyncio.sleep(0.01)
+        redis.process.kill()
+        redis.process.wait()
+        while (await store.record(7)).missing != "away":
+            await asyncio.sleep(0)
+        redis.process = None
+        redis.start()
+        while await store.record(7) != UserRecord({}):  # it has lost everything, and says so
+            await asyncio.sleep(0.01)
+        assert set(counted) <= {"slow", "busy", "away"}
+        await store.close()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +16,8 @@ import pytest
 from millrace.contracts.settings import Settings
 from scorer.ipc.link import LinkMessage, Packet
 from scorer.recall.nearest import Retrieval
-from scorer.worker import replica
+from scorer.worker import replica, scorer_worker
+from scorer.worker.scorer_worker import ScorerWorker
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_shop import ITEMS, SCHEMA, item
 from tests.scenes.scorer_vectors import WIDTH, features, head, inputs, note, tower
@@ -57,13 +63,16 @@ def knows(scorer: Slow, i: Any) -> bool:
     return row in scorer.held.nearest(np.ones(WIDTH, np.float32), 1000)
 
 
-def test_vectors_that_come_while_their_version_is_attached_wait_for_it(scorer: Slow) -> None:
-    scorer.version(1)
+@pytest.mark.parametrize("versions", [1, 2])
+def test_vectors_that_come_while_versions_are_attached_wait_for_the_newest(scorer: Slow, versions: int) -> None:
+    for version in range(1, versions + 1):
+        scorer.version(version)
     scorer.stock([item("new")])
     scorer.vectors()
-    assert scorer.serving.retrieval is None
-    scorer.attached()
-    assert scorer.held.version == (1, 1)
+    for _ in range(versions):
+        assert scorer.serving.retrieval is None
+        scorer.attached()
+    assert scorer.held.version == (1, versions)
     assert knows(scorer, "new")
     assert len(scorer.held) == len(ITEMS) + 1
 
@@ -77,18 +86,6 @@ def test_the_version_before_goes_on_until_the_next_is_attached(scorer: Slow) -> 
     scorer.vectors()
     assert scorer.held is before
     assert not knows(scorer, "new")  # its vector is of version 2
-    scorer.attached()
-    assert scorer.held.version == (1, 2)
-    assert knows(scorer, "new")
-
-
-def test_of_two_versions_that_are_being_attached_the_newer_counts(scorer: Slow) -> None:
-    scorer.version(1)
-    scorer.version(2)
-    scorer.stock([item("new")])
-    scorer.vectors()
-    scorer.attached()
-    assert scorer.serving.retrieval is None
     scorer.attached()
     assert scorer.held.version == (1, 2)
     assert knows(scorer, "new")
@@ -148,3 +145,55 @@ def test_what_is_kept_reaches_all_workers_and_those_that_start_later(scorer: Slo
         assert scorer.serving.items.rows_of([f"late {number}"])[0] >= 0  # rows come before what names them
     scorer.replace_worker()
     assert along() == [2]
+
+
+# -- Attaching ---------------------------------------------------------------------------------------------------------
+# A worker takes up a snapshot or a retrieval version beside its requests, and lets the one before go beside them.
+
+
+class Version:
+    """Stands for a model or a retrieval version."""
+
+
+class Replica:
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    @property
+    def model(self) -> Any:
+        return self.held.model
+
+    def attached(self, message: Any, made: Any) -> None:
+        setattr(self.held, "model" if message.kind == "base" else "retrieval", made)
+
+
+@pytest.mark.parametrize("kind", ["base", "retrieval"])
+def test_the_version_before_is_let_go_by_another_thread_than_the_one_of_requests(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scorer_worker, "attach", lambda *_: Version())
+    made: Any = ScorerWorker.__new__(ScorerWorker)
+    made.serving, made.settings, made.schema = (
+        SimpleNamespace(model=Version(), retrieval=Version(), arms=SimpleNamespace(candidates=1)),
+        SimpleNamespace(of_learner=lambda _: SimpleNamespace(model="")),
+        None,
+    )
+    made._replicas, made._attaching = {"": Replica(made.serving)}, ThreadPoolExecutor(1)
+    made._report_ready = lambda: None
+    threads: list[int] = []
+
+    async def requests() -> None:
+        gone = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def let_go() -> None:
+            threads.append(threading.get_ident())
+            loop.call_soon_threadsafe(gone.set)
+
+        weakref.finalize(made.serving.model if kind == "base" else made.serving.retrieval, let_go)
+        made._attach("", SimpleNamespace(kind=kind, regions=[]))
+        await asyncio.wait_for(gone.wait(), 30)
+
+    asyncio.run(requests())
+    made._attaching.shutdown()
+    assert threads != [threading.get_ident()]
