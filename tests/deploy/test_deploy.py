@@ -32,6 +32,9 @@ YAML = sorted(p for p in DEPLOY.rglob("*") if p.suffix in (".yml", ".yaml"))
 JSON = sorted(DEPLOY.rglob("*.json"))
 BESIDE = "learn-challenger"  # a learner beside the first
 THIRD_PARTY = {"kafka", "redis", "prometheus", "grafana"}
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed"
+)
 
 
 def gauges_begun() -> dict[str, str]:
@@ -217,26 +220,17 @@ def test_every_metric_that_a_page_names_is_one() -> None:
 def test_a_role_that_has_measured_nothing_says_so() -> None:
     """0 is a value: only what counts something may begin with it."""
     counts = {
-        "ready",
-        "loop_timestamp_seconds",
-        "partitions_awaited",
-        "window_keys",
-        "table_rows",
-        "items",
-        "item_keys",
-        "served_rows",
-        "model_waits",
-        "model_overlays",
-        "scorer_workers",
-        "log_spool_bytes",
-        "neighbours",
-        "coclick_lists",
-        "intake_waiting",
-        "archive_pending_exposures",
-        "gate_state",
-        "quarantine_rows",
-        "heldout_rows",
-        "compared_rows",
+        *("ready", "loop_timestamp_seconds", "partitions_awaited", "window_keys", "table_rows", "items", "item_keys"),
+        *("served_rows", "model_waits", "model_overlays", "scorer_workers", "log_spool_bytes", "neighbours"),
+        *(
+            "coclick_lists",
+            "intake_waiting",
+            "archive_pending_exposures",
+            "gate_state",
+            "quarantine_rows",
+            "heldout_rows",
+            "compared_rows",
+        ),
     }
     begun = gauges_begun()
     zero = {series.partition("{")[0] for series, value in begun.items() if value == "0.0"}
@@ -395,7 +389,7 @@ def test_the_image_runs_roles_and_holds_every_package() -> None:
     assert {f"!{name}" for name in copied} <= set(ignored)
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+@needs_promtool
 @pytest.mark.parametrize("check", [("config", "prometheus.yml"), ("rules", "rules.yml")])
 def test_promtool_accepts(check: tuple[str, str]) -> None:
     done = subprocess.run(["promtool", "check", *check], cwd=DEPLOY, capture_output=True, text=True, check=False)
@@ -411,16 +405,17 @@ def promtool_tests(folder: Path, *tests: dict[str, Any]) -> None:
 
 
 def of_role(series: str) -> str:
-    """The series with the label that tells the role."""
+    """The series by its whole name, with the label that tells the role."""
     name, _, labels = series.rstrip("}").partition("{")
-    if labels.startswith("role="):
-        return series
-    return f'{name}{{role="r"{"," if labels else ""}{labels}}}'
+    name = name if name == "up" else f"millrace_{name}"
+    if not labels.startswith("role="):
+        labels = f'role="r"{"," if labels else ""}{labels}'
+    return f"{name}{{{labels}}}"
 
 
-PROMOTED_AT_0 = {"millrace_gate_last_promotion_timestamp_seconds": "0x60"}
-TAUGHT = {"millrace_samples_trained_total": "0+500x60", 'millrace_quarantined_rows_total{check="auc"}': "0x60"}
-LINES = {'millrace_intake_lines_total{what="events",verdict="kept"}': "0+90x30"}
+PROMOTED_AT_0 = {"gate_last_promotion_timestamp_seconds": "0x60"}
+TAUGHT = {"samples_trained_total": "0+500x60", 'quarantined_rows_total{check="auc"}': "0x60"}
+LINES = {'intake_lines_total{what="events",verdict="kept"}': "0+90x30"}
 NO_VALUE = " ".join(["NaN"] * 61)
 
 
@@ -428,7 +423,7 @@ def by_the_minute(series: dict[str, str]) -> dict[str, Any]:
     return {"interval": "1m", "input_series": [{"series": name, "values": values} for name, values in series.items()]}
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+@needs_promtool
 def test_no_panel_and_no_rule_takes_what_has_no_value_for_a_figure(tmp_path: Path) -> None:
     """A loop that is ready and has measured nothing: nobody is woken, and no panel shows a number."""
     begun = gauges_begun() | {"millrace_ready{}": "1"}
@@ -457,74 +452,55 @@ def test_no_panel_and_no_rule_takes_what_has_no_value_for_a_figure(tmp_path: Pat
 
 FIRES: list[tuple[str, dict[str, str]]] = [
     ("RoleDown", {'up{job="millrace"}': "1x20 0x10"}),
-    ("RoleNotReady", {"millrace_ready": "1x20 0x10"}),
-    ("StreamResumes", {"millrace_partitions_awaited": "0x20 1740x10"}),
-    (
-        "LearnerBehind",
-        {'millrace_learner_lag{partition="0"}': "0x30", 'millrace_learner_lag{partition="1"}': "900+100x30"},
-    ),
-    ("StreamBehind", {'millrace_stream_lag{topic="events",partition="0"}': "9000+100x30"}),
-    ("DeltaGaps", {"millrace_delta_gaps_total": "0x15 1+1x10"}),
-    ("BatchesSkipped", {'millrace_batches_skipped_total{reason="loss_not_finite"}': "0x25 1x5"}),
+    ("RoleNotReady", {"ready": "1x20 0x10"}),
+    ("StreamResumes", {"partitions_awaited": "0x20 1740x10"}),
+    ("LearnerBehind", {'learner_lag{partition="0"}': "0x30", 'learner_lag{partition="1"}': "900+100x30"}),
+    ("StreamBehind", {'stream_lag{topic="events",partition="0"}': "9000+100x30"}),
+    ("DeltaGaps", {"delta_gaps_total": "0x15 1+1x10"}),
+    ("BatchesSkipped", {'batches_skipped_total{reason="loss_not_finite"}': "0x25 1x5"}),
     (
         "DeadLetters",
         {
-            'millrace_dead_letters_total{reason="malformed"}': "0+1x30",
-            'millrace_dead_letters_total{reason="late"}': "0+1x30",
-            'millrace_events_total{type="exposure"}': "0+60x30",
-            'millrace_events_total{type="click"}': "0+10x30",
+            'dead_letters_total{reason="malformed"}': "0+1x30",
+            'dead_letters_total{reason="late"}': "0+1x30",
+            'events_total{type="exposure"}': "0+60x30",
+            'events_total{type="click"}': "0+10x30",
         },
     ),
-    ("Drift", {"millrace_drift_total": "0x20 1+1x10"}),
-    ("ModelStale", {"millrace_freshness_seconds": "0+60x30"}),
+    ("Drift", {"drift_total": "0x20 1+1x10"}),
+    ("ModelStale", {"freshness_seconds": "0+60x30"}),
     # It serves, and has learnt from nothing, while the learner learns: it does not follow.
-    ("ModelStale", {"millrace_freshness_seconds": NO_VALUE, "millrace_samples_trained_total": "0+500x30"}),
-    ("LoopStandsStill", {"millrace_loop_timestamp_seconds": "60x30", "millrace_ready": "1x30"}),
-    (
-        "WorseThanBaseline",
-        {'millrace_rolling_auc{arm="model"}': "0x60", 'millrace_baseline_auc{arm="model"}': "0.5x60"},
-    ),
-    (
-        "UsersNotRead",
-        {
-            'millrace_user_reads_total{found="store"}': "0+97x30",
-            'millrace_user_reads_total{found="nothing"}': "0+3x30",
-        },
-    ),
-    ("PredictionsNotFinite", {"millrace_predictions_not_finite_total": "0+1x30"}),
-    (
-        "Miscalibrated",
-        {'millrace_calibration{arm="model"}': "1.3x30", 'millrace_served_rows{arm="model"}': "5000x30"},
-    ),
-    (
-        "Miscalibrated",
-        {'millrace_calibration{arm="model"}': "0.7x30", 'millrace_served_rows{arm="model"}': "5000x30"},
-    ),
-    ("IntakeNotReady", {'millrace_ready{role="intake"}': "0x30"}),
+    ("ModelStale", {"freshness_seconds": NO_VALUE, "samples_trained_total": "0+500x30"}),
+    ("LoopStandsStill", {"loop_timestamp_seconds": "60x30", "ready": "1x30"}),
+    ("WorseThanBaseline", {'rolling_auc{arm="model"}': "0x60", 'baseline_auc{arm="model"}': "0.5x60"}),
+    ("UsersNotRead", {'user_reads_total{found="store"}': "0+97x30", 'user_reads_total{found="nothing"}': "0+3x30"}),
+    ("PredictionsNotFinite", {"predictions_not_finite_total": "0+1x30"}),
+    ("Miscalibrated", {'calibration{arm="model"}': "1.3x30", 'served_rows{arm="model"}': "5000x30"}),
+    ("Miscalibrated", {'calibration{arm="model"}': "0.7x30", 'served_rows{arm="model"}': "5000x30"}),
+    ("IntakeNotReady", {'ready{role="intake"}': "0x30"}),
     (
         "IntakeTurnsAway",
         {
-            'millrace_intake_requests_total{route="/events",status="200"}': "0+100x30",
-            'millrace_intake_requests_total{route="/events",status="503"}': "0+5x30",
+            'intake_requests_total{route="/events",status="200"}': "0+100x30",
+            'intake_requests_total{route="/events",status="503"}': "0+5x30",
         },
     ),
-    ("IntakeRefuses", LINES | {'millrace_intake_lines_total{what="events",verdict="refused"}': "0+10x30"}),
-    ("ArchiveBehind", {'millrace_archive_lag{topic="events"}': "20000+100x30"}),
-    ("ArchiveLost", {'millrace_archive_lost_total{topic="events"}': "0x5 3x25"}),
+    ("IntakeRefuses", LINES | {'intake_lines_total{what="events",verdict="refused"}': "0+10x30"}),
+    ("ArchiveBehind", {'archive_lag{topic="events"}': "20000+100x30"}),
+    ("ArchiveLost", {'archive_lost_total{topic="events"}': "0x5 3x25"}),
     # It finds out as it starts.
-    ("ArchiveLost", {'millrace_archive_lost_total{topic="events"}': "_x5 3x25"}),
-    ("GateRefused", {'millrace_gate_verdicts_total{check="labels",verdict="refused"}': "0x25 1x5"}),
-    ("GateBlocked", {'millrace_gate_state{state="blocked"}': "0x10 1x20"}),
+    ("ArchiveLost", {'archive_lost_total{topic="events"}': "_x5 3x25"}),
+    ("GateRefused", {'gate_verdicts_total{check="labels",verdict="refused"}': "0x25 1x5"}),
+    ("GateBlocked", {'gate_state{state="blocked"}': "0x10 1x20"}),
     ("NoPromotion", PROMOTED_AT_0 | TAUGHT),
     # Blocked from the first: whatever comes goes into quarantine.
     (
         "NoPromotion",
-        PROMOTED_AT_0
-        | {"millrace_samples_trained_total": "9x60", 'millrace_quarantined_rows_total{check="auc"}': "0+90x60"},
+        PROMOTED_AT_0 | {"samples_trained_total": "9x60", 'quarantined_rows_total{check="auc"}': "0+90x60"},
     ),
-    ("QuarantineGrows", {"millrace_quarantine_rows": "11000+1740x30"}),
+    ("QuarantineGrows", {"quarantine_rows": "11000+1740x30"}),
 ]
-"""Series that each rule must fire for."""
+"""Series that each rule must fire for, named without ``millrace_``."""
 
 
 def test_each_rule_is_seen_to_fire_for_series_as_roles_expose_them() -> None:
@@ -533,11 +509,11 @@ def test_each_rule_is_seen_to_fire_for_series_as_roles_expose_them() -> None:
     }
     for name in {name for _, series in FIRES for name in series if not name.startswith("up{")}:
         metric, _, labels = name.partition("{")
-        assert {*re.findall(r'(\w+)="', labels), "job", "role"} == label_names(metric), name
+        assert {*re.findall(r'(\w+)="', labels), "job", "role"} == label_names(f"millrace_{metric}"), name
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+@needs_promtool
 @pytest.mark.parametrize(("alert", "series"), FIRES)
 def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[str, str]) -> None:
     rules = yaml.safe_load((DEPLOY / "rules.yml").read_text())["groups"][0]["rules"]
@@ -572,7 +548,7 @@ def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[st
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+@needs_promtool
 @pytest.mark.parametrize(
     ("alert", "series"),
     [
@@ -580,64 +556,46 @@ def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[st
         (
             "UsersNotRead",
             {
-                'millrace_user_reads_total{found="store"}': "0+900x30",
-                'millrace_user_reads_total{found="unknown"}': "0+99x30",
-                'millrace_user_reads_total{found="nothing"}': "0+1x30",
+                'user_reads_total{found="store"}': "0+900x30",
+                'user_reads_total{found="unknown"}': "0+99x30",
+                'user_reads_total{found="nothing"}': "0+1x30",
             },
         ),
         # A simulator that ends is nobody's alarm, and a role that was started again has a minute.
         ("RoleDown", {'up{job="simulator"}': "0x30"}),
         ("RoleDown", {'up{job="millrace"}': "1x29 0x1"}),
-        ("RoleNotReady", {"millrace_ready": "1x28 0x2"}),
-        ("StreamResumes", {"millrace_partitions_awaited": "0x28 4x2"}),
+        ("RoleNotReady", {"ready": "1x28 0x2"}),
+        ("StreamResumes", {"partitions_awaited": "0x28 4x2"}),
         # What has come at once is read by and by; a few messages wait always.
-        ("LearnerBehind", {'millrace_learner_lag{partition="0"}': "9000-100x30"}),
-        ("LearnerBehind", {'millrace_learner_lag{partition="0"}': "0+10x30"}),
-        ("StreamBehind", {'millrace_stream_lag{topic="events",partition="0"}': "90000-100x30"}),
-        ("DeltaGaps", {"millrace_delta_gaps_total": "2x20 3x10"}),
-        ("BatchesSkipped", {'millrace_batches_skipped_total{reason="loss_not_finite"}': "3x30"}),
+        ("LearnerBehind", {'learner_lag{partition="0"}': "9000-100x30"}),
+        ("LearnerBehind", {'learner_lag{partition="0"}': "0+10x30"}),
+        ("StreamBehind", {'stream_lag{topic="events",partition="0"}': "90000-100x30"}),
+        ("DeltaGaps", {"delta_gaps_total": "2x20 3x10"}),
+        ("BatchesSkipped", {'batches_skipped_total{reason="loss_not_finite"}': "3x30"}),
         (
             "DeadLetters",
-            {
-                'millrace_dead_letters_total{reason="malformed"}': "0+1x30",
-                'millrace_events_total{type="exposure"}': "0+60x30",
-            },
+            {'dead_letters_total{reason="malformed"}': "0+1x30", 'events_total{type="exposure"}': "0+60x30"},
         ),
-        ("Drift", {"millrace_drift_total": "0x20 1x5 2x5"}),
-        ("ArchiveLost", {'millrace_archive_lost_total{topic="events"}': "3x90"}),
-        ("PredictionsNotFinite", {"millrace_predictions_not_finite_total": "7x30"}),
-        ("IntakeRefuses", LINES | {'millrace_intake_lines_total{what="events",verdict="refused"}': "0+2x30"}),
-        ("IntakeNotReady", {'millrace_ready{role="archive"}': "0x30"}),
-        ("GateRefused", {'millrace_gate_verdicts_total{check="labels",verdict="refused"}': "5x30"}),
-        ("GateRefused", {'millrace_gate_verdicts_total{check="labels",verdict="unjudged"}': "0+5x30"}),
-        (
-            "GateBlocked",
-            {'millrace_gate_state{state="probation"}': "1x30", 'millrace_gate_state{state="blocked"}': "0x30"},
-        ),
+        ("Drift", {"drift_total": "0x20 1x5 2x5"}),
+        ("ArchiveLost", {'archive_lost_total{topic="events"}': "3x90"}),
+        ("PredictionsNotFinite", {"predictions_not_finite_total": "7x30"}),
+        ("IntakeRefuses", LINES | {'intake_lines_total{what="events",verdict="refused"}': "0+2x30"}),
+        ("IntakeNotReady", {'ready{role="archive"}': "0x30"}),
+        ("GateRefused", {'gate_verdicts_total{check="labels",verdict="refused"}': "5x30"}),
+        ("GateRefused", {'gate_verdicts_total{check="labels",verdict="unjudged"}': "0+5x30"}),
+        ("GateBlocked", {'gate_state{state="probation"}': "1x30", 'gate_state{state="blocked"}': "0x30"}),
         # At night nothing comes, so nothing is there to promote; and a day's promotions come in time.
         ("NoPromotion", PROMOTED_AT_0 | dict.fromkeys(TAUGHT, "9x60")),
-        ("NoPromotion", {"millrace_gate_last_promotion_timestamp_seconds": "0+60x60"} | TAUGHT),
+        ("NoPromotion", {"gate_last_promotion_timestamp_seconds": "0+60x60"} | TAUGHT),
         # A person goes through it.
-        ("QuarantineGrows", {"millrace_quarantine_rows": "60000-500x60"}),
+        ("QuarantineGrows", {"quarantine_rows": "60000-500x60"}),
         # It has read on what had come while it was away.
-        ("ArchiveBehind", {'millrace_archive_lag{topic="events"}': "60000-1000x30"}),
-        (
-            "Miscalibrated",
-            {'millrace_calibration{arm="model"}': "1.2x30", 'millrace_served_rows{arm="model"}': "5000x30"},
-        ),
-        (
-            "Miscalibrated",
-            {'millrace_calibration{arm="model"}': "4.6x30", 'millrace_served_rows{arm="model"}': "300x30"},
-        ),
+        ("ArchiveBehind", {'archive_lag{topic="events"}': "60000-1000x30"}),
+        ("Miscalibrated", {'calibration{arm="model"}': "1.2x30", 'served_rows{arm="model"}': "5000x30"}),
+        ("Miscalibrated", {'calibration{arm="model"}': "4.6x30", 'served_rows{arm="model"}': "300x30"}),
         # Random pages tell nothing of the model's worth, and ten minutes are not over.
-        (
-            "Miscalibrated",
-            {'millrace_calibration{arm="control"}': "2x30", 'millrace_served_rows{arm="control"}': "5000x30"},
-        ),
-        (
-            "Miscalibrated",
-            {'millrace_calibration{arm="model"}': "1x24 2x6", 'millrace_served_rows{arm="model"}': "5000x30"},
-        ),
+        ("Miscalibrated", {'calibration{arm="control"}': "2x30", 'served_rows{arm="control"}': "5000x30"}),
+        ("Miscalibrated", {'calibration{arm="model"}': "1x24 2x6", 'served_rows{arm="model"}': "5000x30"}),
     ],
 )
 def test_a_rule_is_silent_when_it_should(tmp_path: Path, alert: str, series: dict[str, str]) -> None:
@@ -646,7 +604,7 @@ def test_a_rule_is_silent_when_it_should(tmp_path: Path, alert: str, series: dic
     promtool_tests(tmp_path, case | {"alert_rule_test": [{"eval_time": at, "alertname": alert, "exp_alerts": []}]})
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+@needs_promtool
 def test_promtool_parses_every_panel(tmp_path: Path) -> None:
     rules = [
         {"record": f"panel:{i}", "expr": expr.replace("$__rate_interval", "1m")}
