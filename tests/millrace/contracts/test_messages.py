@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -41,13 +40,13 @@ from millrace.contracts.online_layout import (
     window_fields,
     window_keys,
 )
-from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import parse_schema, shop_schema
 from millrace.contracts.settings import Settings, load_settings
 from millrace.contracts.topics import TOPICS, unsafe_prefix
 from millrace.evidence.learners import NamedLearner
 from millrace.evidence.rerank import Rerank
 from millrace.evidence.user_arms import Arm
+from tests.scenes.schemas import mistake, named, of_item, of_user, windows_of
 
 # -- events --------------------------------------------------------------------------------------------------
 
@@ -92,62 +91,6 @@ def test_no_bytes_break_the_decoder(raw: bytes) -> None:
     assert caught.value.reason in {"malformed", "wrong-type", "unknown-type", "oversized"}
 
 
-# -- samples -------------------------------------------------------------------------------------------------
-
-
-def make_batch(rows: int, seed: int = 0) -> SampleBatch:
-    rng = np.random.default_rng(seed)
-    return SampleBatch(
-        request=("r0", "r1", "unused"),
-        page=rng.integers(0, 2, rows, dtype=np.int32),
-        position=np.arange(rows, dtype=np.int32),
-        user=rng.integers(1, 9, rows).astype(np.uint64),
-        item=rng.integers(1, 9, rows).astype(np.uint64),
-        ts_ms=rng.integers(1, 10**12, rows),
-        kind=rng.integers(0, 3, rows).astype(np.uint8),
-        label=rng.integers(0, 2, rows).astype(np.float32),
-        weight=np.ones(rows, np.float32),
-        actions=np.zeros(rows, np.uint8),
-        cat=rng.integers(-(2**62), 2**62, (rows, 3)),
-        num=rng.normal(size=(rows, 2)).astype(np.float32),
-        score=np.full(rows, np.nan, np.float32),
-        version=np.full(rows, -1, np.int64),
-        arm=np.zeros(rows, np.uint8),
-        origin_ms=np.zeros(rows, np.int64),
-        policy=rng.integers(0, 5, rows).astype(np.uint8),
-        user_missing=rng.integers(0, 8, rows).astype(np.uint8),
-        arm_name=rng.integers(0, 3, rows).astype(np.uint64),
-        odds=rng.random(rows, np.float32),
-        outcomes=np.empty((rows, 0), np.float32),
-        telling=np.zeros(rows, np.uint8),
-    )
-
-
-@pytest.mark.parametrize("rows", [0, 1, 17])
-def test_a_batch_survives_its_bytes(rows: int) -> None:
-    batch = make_batch(rows)
-    back = SampleBatch.from_bytes(batch.to_bytes())
-    assert list(back.ids()) == list(batch.ids())
-    for name in SampleBatch.__dataclass_fields__:
-        if name not in {"request", "page"}:
-            np.testing.assert_array_equal(getattr(back, name), getattr(batch, name), err_msg=name)
-
-
-def test_concat_and_take_keep_the_ids() -> None:
-    a, b = make_batch(5, 1), make_batch(4, 2)
-    both = SampleBatch.concat([a, b])
-    assert list(both.ids()) == [*a.ids(), *b.ids()]
-    odd = both.take(np.arange(1, 9, 2))
-    assert list(odd.ids()) == list(both.ids())[1::2]
-    assert list(SampleBatch.from_bytes(odd.to_bytes()).ids()) == list(odd.ids())
-
-
-@pytest.mark.parametrize("damage", [lambda r: r[:-3], lambda r: b"", lambda r: b"\x00" * 40, lambda r: r[:40] + r[41:]])
-def test_a_damaged_batch_is_refused(damage: Callable[[bytes], bytes]) -> None:
-    with pytest.raises(SchemaError, match="not a sample batch"):
-        SampleBatch.from_bytes(damage(make_batch(6).to_bytes()))
-
-
 # -- hashing -------------------------------------------------------------------------------------------------
 
 
@@ -185,27 +128,7 @@ def test_a_million_keys_do_not_collide() -> None:
 
 # -- schema --------------------------------------------------------------------------------------------------
 
-BASE = """
-name = "t"
-[[fields]]
-name = "u"
-of = "user"
-[[fields]]
-name = "i"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[windows]
-days = [1, 7]
-actions = ["exposure", "click"]
-[[windows.keys]]
-columns = ["i"]
-[[windows.keys]]
-columns = ["u", "i"]
-parent = ["i"]
-"""
+BASE = named("t") + of_user("u") + of_item("i", "price:numeric") + windows_of("i", "u i", parent=("i",), days=[1, 7])
 
 
 def test_the_layout_follows_the_schema() -> None:
@@ -227,27 +150,23 @@ def test_the_identity_is_that_of_the_arrays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "names"),
+    ("old", "new", "names"),
     [
-        (('columns = ["u", "i"]', 'columns = ["u", "colour"]'), "colour"),
-        (('parent = ["i"]', 'parent = ["u"]'), "'u'"),
-        (("[1, 7]", "[7, 1]"), "[7, 1]"),
-        (('"click"]', '"wink"]'), "wink"),
-        (('of = "user"', 'of = "usr"'), "of`: use context, item or user"),
-        (('name = "price"', 'name = "u"'), "'u'"),
-        (('name = "t"', 'name = "t"\ncolour = 3'), "colour"),
-        (('name = "t"', 'name = "t'), "line 2"),
-        (('name = "t"', 'name = "t"\ncrosses = [["u", "price"]]'), "price"),
-        (('name = "t"', 'name = "t"\nutc_offset = "east"'), "east"),
+        ('columns = ["u", "i"]', 'columns = ["u", "colour"]', "colour"),
+        ('parent = ["i"]', 'parent = ["u"]', "'u'"),
+        ("[1, 7]", "[7, 1]", "[7, 1]"),
+        ('"click"]', '"wink"]', "wink"),
+        ('of = "user"', 'of = "usr"', "of`: use context, item or user"),
+        ('name = "price"', 'name = "u"', "'u'"),
+        ('name = "t"', 'name = "t"\ncolour = 3', "colour"),
+        ('name = "t"', 'name = "t', "line 1"),
+        ('name = "t"', 'name = "t"\ncrosses = [["u", "price"]]', "price"),
+        ('name = "t"', 'name = "t"\nutc_offset = "east"', "east"),
     ],
 )
-def test_a_wrong_schema_names_the_entry(change: tuple[str, str], names: str) -> None:
-    assert change[0] in BASE
-    with pytest.raises(SchemaError) as caught:
-        parse_schema(BASE.replace(*change), "s.toml")
-    assert names in str(caught.value)
-    assert "s.toml" in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_a_wrong_schema_names_the_entry(old: str, new: str, names: str) -> None:
+    assert old in BASE
+    assert names in mistake(BASE.replace(old, new))
 
 
 def test_the_shop_has_windows_on_both_sides() -> None:
@@ -256,12 +175,6 @@ def test_the_shop_has_windows_on_both_sides() -> None:
 
 
 # -- settings and clock --------------------------------------------------------------------------------------
-
-
-def test_flags_go_before_environment_before_defaults() -> None:
-    env = {"MILLRACE_SEED": "3", "MILLRACE_PARTITIONS": "8"}
-    settings = load_settings({"seed": 5, "kafka": None}, env)
-    assert (settings.seed, settings.partitions, settings.kafka) == (5, 8, "")
 
 
 def test_a_prefix_stands_before_names_and_may_make_no_other_name() -> None:
@@ -408,17 +321,13 @@ def test_a_message_of_item_tiles_is_one_that_a_broker_takes() -> None:
         (0, [], 1),
         (8, [], 0),
         (16, [2**32 - 1] * 2, 6),
+        (8, b"\0\0\0", 0),  # sizes that end within a number
     ],
 )
-def test_damaged_item_tiles_are_refused(keys: int, sizes: list[int], tiles: int) -> None:
-    message = ItemTiles(0, 1, 1, bytes(keys), np.array(sizes, "<u4").tobytes(), bytes(tiles))
+def test_damaged_item_tiles_are_refused(keys: int, sizes: list[int] | bytes, tiles: int) -> None:
+    raw = sizes if isinstance(sizes, bytes) else np.array(sizes, "<u4").tobytes()
     with pytest.raises(BadEventError, match=r"malformed: .* do not fit"):
-        unpack(message)
-
-
-def test_sizes_that_end_within_a_number_are_refused() -> None:
-    with pytest.raises(BadEventError, match="do not fit"):
-        unpack(ItemTiles(0, 1, 1, bytes(8), bytes(3), b""))
+        unpack(ItemTiles(0, 1, 1, bytes(keys), raw, bytes(tiles)))
 
 
 # -- the online store ------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -41,48 +42,25 @@ from stream.partition.partition import InputMessage, Partition, Policy
 from tests.scenes.checkpointed import pool
 from tests.scenes.exploring import examples
 from tests.scenes.page_sources import source_names
+from tests.scenes.schemas import named, of_item, of_user, table, windows_of
 from tests.scenes.scorer_shop import SCHEMA_TOML
 
 SHOP = shop_schema()
-FADING = parse_schema(
-    """
-    name = "fading"
-    [[fields]]
-    name = "user_id"
-    of = "user"
-    kind = "categorical"
-    [[fields]]
-    name = "item_id"
-    of = "item"
-    kind = "categorical"
-    [[fields]]
-    name = "seconds"
-    of = "item"
-    kind = "numeric"
-    [windows]
-    actions = ["exposure", "click", "purchase"]
-    days = [1, 7]
-    half_lives = [2.0]
-    means = [{ of = "seconds", action = "click", step = 0.5 }]
-    keys = [{ columns = ["user_id"] }, { columns = ["item_id"], parent = ["user_id"] }]
-    """
+IDS = of_user("user_id") + of_item("item_id")
+KEYS = table("[[windows.keys]]", columns=["user_id"]) + table(
+    "[[windows.keys]]", columns=["item_id"], parent=["user_id"]
 )
-BARE = """
-    name = "bare"
-    [[fields]]
-    name = "user_id"
-    of = "user"
-    kind = "categorical"
-    [[fields]]
-    name = "item_id"
-    of = "item"
-    kind = "categorical"
-    [windows]
-    actions = ["exposure", "click"]
-    days = [1, 3]
-    prior_weight = 0.0
-    keys = [{ columns = ["user_id"] }, { columns = ["item_id"], parent = ["user_id"] }]
-    """
+FADING = parse_schema(
+    (named("fading") + IDS + of_item("seconds:numeric"))
+    + windows_of(
+        actions=("exposure", "click", "purchase"),
+        means=({"of": "seconds", "action": "click", "step": 0.5},),
+        days=[1, 7],
+        half_lives=[2.0],
+    )
+    + KEYS
+)
+BARE = named("bare") + IDS + windows_of(days=[1, 3], prior_weight=0.0) + KEYS
 SCHEMAS = {"shop": SHOP, "scorer": load_schema(SCHEMA_TOML), "fading": FADING}
 
 
@@ -126,8 +104,8 @@ def page_of(schema: Schema, n: int, seed: int = 0, **changed: Any) -> PageLog:
     return msgspec.structs.replace(made, **changed)
 
 
-def batch_of(schema: Schema, sizes: list[int], seed: int = 0) -> SampleBatch:
-    """Pages one after another, rows in any order."""
+def batch_of(schema: Schema, sizes: list[int], seed: int = 0, arms: bool = False) -> SampleBatch:
+    """Pages one after another, rows in any order; with names of arms and odds, if they are asked for."""
     rng, n = np.random.default_rng(seed), sum(sizes)
     page = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
     ids = rng.integers(-(1 << 62), 1 << 62, (n, schema.layout.F))
@@ -141,7 +119,11 @@ def batch_of(schema: Schema, sizes: list[int], seed: int = 0) -> SampleBatch:
         page=page,
         position=np.concatenate([np.arange(size) for size in sizes]).astype(np.int32),
         user_missing=(page % 8).astype(np.uint8),
+        label=rng.integers(0, 2, n).astype(np.float32),
+        policy=rng.integers(0, 5, n).astype(np.uint8),
     )
+    if arms:
+        made = replace(made, arm_name=rng.integers(0, 3, n).astype(np.uint64), odds=rng.random(n, np.float32))
     return made.take(rng.permutation(n))
 
 
@@ -293,16 +275,27 @@ def test_what_is_no_page_is_written_as_it_is(changed: dict[str, Any]) -> None:
     assert decode_page_log(page_log_bytes(page, Rates.of(SHOP))) == page
 
 
-@pytest.mark.parametrize("sizes", [[1], [3, 1, 20], [20] * 30])
+@pytest.mark.parametrize(("sizes", "arms"), [([1], False), ([3, 1, 20], True), ([20] * 30, False)])
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_samples_are_read_as_they_were_written(name: str, sizes: list[int]) -> None:
-    batch = batch_of(SCHEMAS[name], sizes)
+def test_samples_are_read_as_they_were_written(name: str, sizes: list[int], arms: bool) -> None:
+    batch = batch_of(SCHEMAS[name], sizes, arms=arms)
     for rates in (None, Rates.of(SCHEMAS[name])):
         back = SampleBatch.from_bytes(batch.to_bytes(rates))
         same(back, batch)
+        nobody = batch.take(slice(0, 0))
+        same(SampleBatch.from_bytes(nobody.to_bytes(rates)), nobody)
         with pytest.raises(ValueError, match="read-only"):
             back.num[0, 0] = 1
     assert len(batch.to_bytes(Rates.of(SCHEMAS[name]))) < len(old_samples(batch))
+
+
+def test_concat_and_take_keep_the_ids() -> None:
+    a, b = batch_of(SHOP, [3, 2], 1), batch_of(SHOP, [4], 2)
+    both = SampleBatch.concat([a, b])
+    assert list(both.ids()) == [*a.ids(), *b.ids()]
+    odd = both.take(np.arange(1, 9, 2))
+    assert list(odd.ids()) == list(both.ids())[1::2]
+    assert list(SampleBatch.from_bytes(odd.to_bytes()).ids()) == list(odd.ids())
 
 
 def old_samples(batch: SampleBatch) -> bytes:
@@ -317,9 +310,14 @@ def old_samples(batch: SampleBatch) -> bytes:
 def test_samples_of_another_form_are_refused() -> None:
     form, request, once, columns, *features = msgspec.msgpack.decode(batch_of(SHOP, [3, 5]).to_bytes())
     assert (form, len(columns)) == (4, 15)
-    wrong: tuple[int, list[bytes]]
-    for wrong in ((3, columns), (5, columns), (4, columns[:-1]), (4, [])):
-        with pytest.raises(SchemaError):
+    wrong: tuple[int, list[bytes], str]
+    for wrong in (
+        (3, columns, r"\(form 3\); run one version"),
+        (5, columns, "form 5"),
+        (4, columns[:-1], ""),
+        (4, [], ""),
+    ):
+        with pytest.raises(SchemaError, match=f"not a sample batch.*{wrong[2]}"):
             SampleBatch.from_bytes(msgspec.msgpack.encode((wrong[0], request, once, wrong[1], *features)))
 
 
@@ -421,7 +419,12 @@ def batch_with(place: tuple[int, ...], value: Any) -> bytes:
 
 
 REQUEST, ONCE, COLUMNS, CAT, NUM = 1, 2, 3, 4, 5
+RAW_BATCH = msgspec.msgpack.encode(GOOD_BATCH)
 BAD_BATCHES = {
+    "cut off": RAW_BATCH[:-3],
+    "empty": b"",
+    "zeros": b"\0" * 40,
+    "a byte left out": RAW_BATCH[:40] + RAW_BATCH[41:],
     "no requests": batch_with((REQUEST,), []),
     "a request more": batch_with((REQUEST,), ["a", "b", "c"]),
     "another mask of columns": batch_with((ONCE,), 0),

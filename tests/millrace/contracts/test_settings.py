@@ -45,9 +45,9 @@ def test_the_file_of_init_with_no_line_commented_out_says_the_defaults(here: Pat
 
 def test_a_flag_goes_before_the_environment_before_the_file_before_the_default(here: Path) -> None:
     (here / FILE).write_text("[ports]\nport = 1\nintake_port = 1\n\n[serving]\nworkers = 3\n")
-    found = read_settings({"port": 3}, {"MILLRACE_PORT": "2", "MILLRACE_INTAKE_PORT": "2"})
+    found = read_settings({"port": 3, "workers": None}, {"MILLRACE_PORT": "2", "MILLRACE_INTAKE_PORT": "2"})
     s = found.settings
-    assert (s.port, s.intake_port, s.workers, s.page_port) == (3, 2, 3, Settings().page_port)
+    assert (s.port, s.intake_port, s.workers, s.page_port) == (3, 2, 3, Settings().page_port), "None is no flag"
     origins = {name: given.origin for name, given in found.given.items()}
     assert origins == {"port": "flag", "intake_port": "MILLRACE_INTAKE_PORT", "workers": f"{FILE}:6"}
 

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+from tenacity import AsyncRetrying, Retrying
 
 from commands.cli import cli, cliroles
-from millrace.contracts.settings import Settings
+from commands.loop.monitor import fetch
+from millrace.basics.errors import PortError
+from millrace.contracts.dead_letter_reasons import REASONS, WARNINGS
+from millrace.contracts.events import DeadLetter, Item, User
+from millrace.contracts.profile_warnings import SECONDS_MS, ProfileChecks
+from millrace.contracts.schema import parse_schema
+from millrace.contracts.settings import Settings, load_settings
+from millrace.processes import metrics
+from millrace.processes.repeated_warnings import MOST_KINDS, OTHERS, Kinds
+from millrace.processes.patience import patience
 from millrace.processes.role import ROLES, last_figures, set_from_signal
+from millrace.processes.services import free_port
 from millrace.processes.supervisor import role_argv
 from simulator.playback import PlaybackOptions
+from stream.worker.problemlog import ProblemLog
 from tests.scenes.waiting import PATIENCE, until
 
 PROGRAM = """
@@ -152,3 +172,219 @@ def test_a_supervised_playback_stays_when_its_log_is_over(
     running.join(PATIENCE)
     assert not running.is_alive()
     assert [(options.log, options.quiet) for options in played] == [(Path("a.csv"), True)]
+
+
+# -- One line a minute a kind; and warnings about users and items that are used ----------------------------------------
+
+
+SCHEMA = parse_schema(
+    """
+    name = "small"
+    filters = ["region"]
+    [[fields]]
+    name = "user_id"
+    of = "user"
+    [[fields]]
+    name = "kind"
+    of = "user"
+    [[fields]]
+    name = "tags"
+    of = "item"
+    slots = 2
+    [[fields]]
+    name = "category"
+    of = "item"
+    [[fields]]
+    name = "price"
+    of = "item"
+    kind = "numeric"
+    [[fields]]
+    name = "age_days"
+    of = "item"
+    kind = "numeric"
+    """
+)
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.sampled_from("abc"), st.integers(1, 5)), max_size=60))
+def test_every_case_is_reported_once_and_no_kind_twice_a_minute(story: list[tuple[float, str, int]]) -> None:
+    kinds, now, noted, reported = Kinds(60.0), 0.0, Counter[str](), Counter[str]()
+    last: dict[str, float] = {}
+    for wait, kind, n in story:
+        now += wait
+        kinds.note(kind, f"case of {kind}", n)
+        noted[kind] += n
+        for line in kinds.due(now):
+            assert now - last.get(line.kind, -60.0) >= 60.0
+            assert line.example == f"case of {line.kind}"
+            last[line.kind] = now
+            reported[line.kind] += line.times
+    reported.update({line.kind: line.times for line in kinds.due(now + 60.0)})
+    assert reported == noted
+    assert kinds.due(now + 600.0) == []
+
+
+def test_a_sender_cannot_make_kinds_without_end() -> None:
+    kinds = Kinds()
+    for number in range(10 * MOST_KINDS):
+        kinds.note(f"kind {number}")
+    reported = kinds.due(0.0)
+    assert len(reported) == MOST_KINDS + 1
+    assert next(line.times for line in reported if line.kind == OTHERS) == 9 * MOST_KINDS
+
+
+def test_the_worker_tells_each_reason_with_its_remedy_and_not_more_than_once_a_minute() -> None:
+    problems = ProblemLog()
+    dead_letter = DeadLetter.of("late", "7 ms behind the watermark", "events", 1, 42, b"{}")
+    with structlog.testing.capture_logs() as lines:
+        for second in range(60):
+            problems.note([dead_letter], ProfileChecks(SCHEMA).of_user(User(7, {"tint": "red"})))
+            problems.write(float(second))
+        assert [(line["reason"], line["count"]) for line in lines if "reason" in line] == [("late", 1)]
+        problems.write(60.0)
+    late = [line for line in lines if "reason" in line]
+    assert [line["count"] for line in late] == [1, 59]
+    assert late[0]["remedy"] == REASONS["late"].mend
+    assert late[0]["example"] == "events, partition 1, offset 42: 7 ms behind the watermark"
+    assert [line["kind"] for line in lines if "kind" in line] == ["unknown-attribute"], "once an hour"
+
+
+@pytest.mark.parametrize(
+    ("item", "key", "kinds"),
+    [
+        (Item("a", {"tags": ["x", "y"], "category": 7, "price": 12.5, "region": "de"}, SECONDS_MS), b"a", []),
+        (Item("a", {"tags": "x,y, x,"}), b"a", []),
+        (Item("a", {"tags": "x,y,z"}), b"a", ["beyond-slots"]),
+        (Item("a", {"tags": ["x", "y", "z"]}), b"a", ["beyond-slots"]),
+        (Item("a", {"tags": ["x", "y", "x"]}), b"a", []),
+        (Item("a", {"category": 12.5}), b"a", ["fraction"]),
+        (Item("a", {"category": 12.0, "tags": None, "price": None}), b"a", []),
+        (Item("a", {"colour": None}), b"a", ["unknown-attribute"]),
+        (Item("a", {}, born_ms=SECONDS_MS - 1), b"a", ["born-in-seconds"]),
+        (Item("a", {}), b"b", ["wrong-key"]),
+        (Item(7, {}), b"7", []),
+        (Item(7, {}), None, []),
+    ],
+)
+def test_warnings_about_items(item: Item, key: bytes | None, kinds: list[str]) -> None:
+    assert [warning.kind for warning in ProfileChecks(SCHEMA).of_item(item, key)] == kinds
+    assert set(kinds) <= WARNINGS.keys()
+
+
+def test_warnings_about_users() -> None:
+    found = ProfileChecks(SCHEMA).of_user(User("ann", {"kind": 1.5, "region": "de", "user_id": "x"}))
+    assert [warning.kind for warning in found] == ["fraction", "unknown-attribute"]
+    assert "'ann'" in found[0].detail
+
+
+# -- Where a role's metrics are: at a port of its own, which it names --------------------------------------------------
+
+
+def test_each_role_has_a_port_of_its_own() -> None:
+    assert metrics.PORTS.keys() == set(ROLES)
+    ports = [*metrics.PORTS.values(), Settings().port]
+    assert len(set(ports)) == len(ports)
+
+
+def test_the_default_port_is_taken_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setitem(metrics.PORTS, "stream", port)
+    with capture_logs() as said:
+        assert metrics.serve_metrics("stream", Settings().metrics_port) == port
+    assert [line["url"] for line in said] == [f"http://127.0.0.1:{port}/metrics"]
+    assert "millrace_ready" in fetch(said[0]["url"], 60.0)
+
+
+def test_a_second_worker_on_a_machine_takes_another_port_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as first:
+        first.bind(("127.0.0.1", 0))
+        first.listen()
+        taken = first.getsockname()[1]
+        monkeypatch.setitem(metrics.PORTS, "stream", taken)
+        with capture_logs() as said:
+            port = metrics.serve_metrics("stream", None)
+        assert port != taken
+        assert said[0]["log_level"] == "warning"
+        assert said[0]["taken"] == taken
+        assert said[1]["url"] == f"http://127.0.0.1:{port}/metrics"
+        with pytest.raises(PortError, match=str(taken)):
+            metrics.serve_metrics("stream", taken)
+
+
+def test_any_free_port_is_named_too() -> None:
+    with capture_logs() as said:
+        port = metrics.serve_metrics("learn", 0)
+    assert f":{port}/" in said[0]["url"]
+
+
+def test_zero_is_not_the_default() -> None:
+    assert load_settings({}, Settings(metrics_port=0).environment()).metrics_port == 0
+    assert load_settings({}, {}).metrics_port is None
+
+
+# -- Trying again with back-off: how long the pauses are, what is told, and whose error the caller gets at the end -----
+
+
+def failing(times: int, error: type[BaseException] = OSError) -> Callable[[], int]:
+    """Raises so many times, then returns how often it was called."""
+    calls = 0
+
+    def call() -> int:
+        nonlocal calls
+        calls += 1
+        if calls <= times:
+            raise error(f"try {calls}")
+        return calls
+
+    return call
+
+
+def tries(seconds: float, pauses: list[float], reported: list[str], **options: float) -> dict[str, Any]:
+    def aloud(error: str, seconds_left: int) -> None:
+        assert 0 <= seconds_left <= seconds
+        reported.append(error)
+
+    return patience(seconds, OSError, aloud, **options) | {"sleep": pauses.append}
+
+
+def test_pauses_double_up_to_the_longest_and_each_failed_try_is_reported() -> None:
+    pauses: list[float] = []
+    reported: list[str] = []
+    assert Retrying(**tries(1e9, pauses, reported))(failing(7)) == 8
+    assert pauses == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
+    assert reported == [f"OSError: try {n}" for n in range(1, 8)]
+
+
+def test_pauses_end_with_the_patience_and_are_none_where_a_try_waits_by_itself() -> None:
+    pauses: list[float] = []
+    assert Retrying(**tries(1e9, pauses, [], first_pause_seconds=0.0))(failing(3)) == 4
+    assert pauses == [0.0] * 3
+    pauses.clear()
+    Retrying(**tries(0.5, pauses, [], first_pause_seconds=60.0))(failing(1))
+    assert 0.05 <= pauses.pop() <= 0.5
+    assert pauses == []
+
+
+@pytest.mark.parametrize(("seconds", "kind"), [(0.0, OSError), (1e9, KeyError)])
+def test_the_caller_gets_the_last_error_and_at_once_one_of_another_kind(seconds: float, kind: type[Exception]) -> None:
+    reported: list[str] = []
+    with pytest.raises(kind, match="try 1"):
+        Retrying(**tries(seconds, [], reported))(failing(1, kind))
+    assert reported == []
+
+
+def test_a_coroutine_is_tried_again_too() -> None:
+    reported: list[str] = []
+
+    def aloud(error: str, seconds_left: int) -> None:
+        reported.append(error)
+
+    async def main() -> int:
+        call = failing(2)
+        async for attempt in AsyncRetrying(**patience(60.0, OSError, aloud, first_pause_seconds=0.001)):
+            with attempt:
+                return call()
+        raise AssertionError
+
+    assert asyncio.run(main()) == 3
+    assert reported == ["OSError: try 1", "OSError: try 2"]
