@@ -25,6 +25,7 @@ from millrace.versions.modellog import Assembler, Delta, encode_claim, encode_sn
 from millrace.versions.packing import unpack
 from millrace.versions.versioning import Claim
 from scorer.catalog.index_checkpoint import Bookmark
+from scorer.feeder import feeder_publisher
 from scorer.feeder.kafka_feed import FeedRecord, ItemFeed, TileFeed
 from scorer.feeder.modelfeed import ModelFeed
 from scorer.feeder.state import FeederState, Stopped
@@ -609,3 +610,41 @@ def test_a_page_is_the_same_whether_the_model_was_patched_or_loaded(scene: Scene
         scorer.publisher.status()
         asyncio.run(scorer.serving.recommend(b'{"user_id": 4, "request_id": "r"}'))
     assert sent[0] == also_sent[0]
+
+
+# -- Workers' item tables are kept up to date --------------------------------------------------------------------------
+# Whenever a worker joins, whatever fails on the way, nothing is missing.
+
+
+@pytest.fixture
+def scorer(tmp_path: Path) -> Whole:
+    return Whole(Settings(data=str(tmp_path), control_share=0, candidates=50))
+
+
+def put(scorer: Whole, items: Any) -> None:
+    scorer.index.put([scorer.index.prepare(one) for one in items])
+
+
+def test_a_worker_that_joins_before_the_whole_index_counts_as_sent_gets_what_the_others_got(scorer: Whole) -> None:
+    put(scorer, ITEMS[:100])
+    scorer.publisher.changes(all_of_them=True)
+    scorer.replace_worker()
+    put(scorer, ITEMS[100:])
+    scorer.publisher.changes(all_of_them=True)
+    assert scorer.serving.items.rows_of([one.item_id for one in ITEMS]).tolist() == list(range(len(ITEMS)))
+
+
+def test_a_change_that_could_not_be_sent_is_sent_later(scorer: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index tells of each change once. Without it a list names rows that a table does not have, for ever."""
+    scorer.stock(ITEMS)
+    put(scorer, [item("late")])
+
+    def refused(*_: Any) -> Any:
+        raise OSError("too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(feeder_publisher, "Packet", refused)
+        with pytest.raises(OSError, match="too many"):
+            scorer.publisher.changes()
+    assert scorer.publisher.changes()
+    assert scorer.serving.items.rows_of(["late"]).tolist() == [len(ITEMS)]

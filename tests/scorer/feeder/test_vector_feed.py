@@ -33,6 +33,7 @@ def good(i: Any, turn: int = 0, **more: Any) -> Item:
 ITEMS = [good(i) for i in range(150)]
 LATER = features(inputs([good(i) for i in range(200)]), inputs([good(i, 1) for i in range(150)]))
 """What any test's items are made of: heads have rows for these."""
+FIRST = tower(head(1, LATER))
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +55,11 @@ class Scorer(Whole):
         packets.clear()
         return kinds
 
+    def serve(self, version: int = 7, by: int = 1, **more: Any) -> None:
+        """A version of the head comes, and its vectors."""
+        self.towers.install(note(version, **more), tower(head(by, LATER)))
+        self.vectors()
+
     @property
     def retrieval(self) -> Retrieval:
         found = self.serving.retrieval
@@ -73,7 +79,7 @@ def scorer(tmp_path: Path) -> Scorer:
     return whole
 
 
-def finds(scorer: Scorer, by: Any, items: list[Item]) -> None:
+def finds(scorer: Scorer, items: list[Item], by: Any = FIRST) -> None:
     """The worker finds these items by their vectors, each by its plain product, and no other."""
     retrieval = scorer.retrieval
     query = retrieval.query(NOBODY, np.empty(0, np.intp), np.empty(0, np.int64))
@@ -97,22 +103,20 @@ def _query(by: Any, recent: Any) -> Any:
 
 
 def test_a_version_is_the_plain_tower_s_vectors_of_all_living_items(scorer: Scorer) -> None:
-    scorer.towers.install(note(7, clicks=123), tower(head(1, LATER)))
-    scorer.vectors()
+    scorer.serve(clicks=123)
     assert scorer.retrieval.version == (1, 7)
     assert scorer.retrieval.clicks == 123
-    finds(scorer, tower(head(1, LATER)), ITEMS)
+    finds(scorer, ITEMS)
     assert scorer.towers.facts() == {"epoch": 1, "version": 7, "clicks": 123}
 
 
 def test_items_that_are_there_after_the_head_get_their_vectors(tmp_path: Path) -> None:
     scorer = make(tmp_path)
-    scorer.towers.install(note(7), tower(head(1, LATER)))
-    scorer.vectors()
+    scorer.serve()
     assert scorer.serving.retrieval is None
     scorer.stock(ITEMS)
     scorer.vectors()
-    finds(scorer, tower(head(1, LATER)), ITEMS)
+    finds(scorer, ITEMS)
 
 
 def test_a_catalogue_that_comes_in_after_the_first_version_is_built_again_and_not_sent_item_by_item(
@@ -121,48 +125,45 @@ def test_a_catalogue_that_comes_in_after_the_first_version_is_built_again_and_no
     monkeypatch.setattr(towerhost, "REBUILT", 30)
     scorer.stock([good(i, gone=True) for i in range(10, 150)])
     scorer.vectors()
-    scorer.towers.install(note(7), tower(head(1, LATER)))
-    scorer.vectors()
+    scorer.serve()
     assert scorer.sent_kinds() == ["retrieval"]
-    finds(scorer, tower(head(1, LATER)), ITEMS[:10])
+    finds(scorer, ITEMS[:10])
     scorer.stock(ITEMS[10:])
     scorer.vectors()
     assert scorer.sent_kinds() == ["retrieval"]
     assert scorer.retrieval.version == (1, 7)
-    finds(scorer, tower(head(1, LATER)), ITEMS)
+    finds(scorer, ITEMS)
     scorer.stock([good(i, 1) for i in range(40)])  # less than half of it
     scorer.vectors()
     assert scorer.sent_kinds() == ["vectors"]
-    finds(scorer, tower(head(1, LATER)), [*(good(i, 1) for i in range(40)), *ITEMS[40:]])
+    finds(scorer, [*(good(i, 1) for i in range(40)), *ITEMS[40:]])
     scorer.stock([good(i, gone=True) for i in range(120)])  # nearly all of it dies
     scorer.vectors()
     assert scorer.sent_kinds() == ["retrieval"]
-    finds(scorer, tower(head(1, LATER)), ITEMS[120:])
+    finds(scorer, ITEMS[120:])
 
 
 def test_new_changed_and_dead_items_are_followed_between_versions(scorer: Scorer) -> None:
-    scorer.towers.install(note(7), tower(head(1, LATER)))
-    scorer.vectors()
+    scorer.serve()
     scorer.sent_kinds()
     changed, new = [good(i, 1) for i in range(20)], [good(i) for i in range(150, 160)]
     scorer.stock([*changed, *new, *(good(i, gone=True) for i in range(140, 150))])
     scorer.vectors()
     assert scorer.sent_kinds() == ["vectors"]
     assert scorer.retrieval.version == (1, 7)
-    finds(scorer, tower(head(1, LATER)), [*changed, *ITEMS[20:140], *new])
+    finds(scorer, [*changed, *ITEMS[20:140], *new])
     scorer.stock([good(i) for i in range(145, 150)])  # they are back; one that is told of again is nothing new
     scorer.stock([good(i, gone=True) for i in range(150, 155)])
     scorer.vectors()
     scorer.sent_kinds()
-    finds(scorer, tower(head(1, LATER)), [*changed, *ITEMS[20:140], *ITEMS[145:], *new[5:]])
+    finds(scorer, [*changed, *ITEMS[20:140], *ITEMS[145:], *new[5:]])
     scorer.stock(ITEMS[30:60])
     scorer.vectors()
     assert scorer.sent_kinds() == []
 
 
 def test_the_next_version_has_what_came_since_and_versions_between_are_skipped(scorer: Scorer) -> None:
-    scorer.towers.install(note(7), tower(head(1, LATER)))
-    scorer.vectors()
+    scorer.serve()
     changed = [good(i, 1) for i in range(20)]
     scorer.stock(changed)
     scorer.vectors()
@@ -173,7 +174,7 @@ def test_the_next_version_has_what_came_since_and_versions_between_are_skipped(s
     assert scorer.sent_kinds() == ["retrieval"]
     assert (scorer.retrieval.version, scorer.retrieval.clicks) == ((1, 10), 10)
     heads = [head(1, LATER), *(head(v, LATER[v % 2 :: 2]) for v in (8, 9, 10))]
-    finds(scorer, tower(*heads), [*changed, *ITEMS[20:]])
+    finds(scorer, [*changed, *ITEMS[20:]], tower(*heads))
 
 
 def test_what_changes_while_a_version_is_built_follows_behind_it(scorer: Scorer) -> None:
@@ -199,12 +200,11 @@ def test_what_changes_while_a_version_is_built_follows_behind_it(scorer: Scorer)
     scorer.vectors()
     assert scorer.sent_kinds() == ["retrieval", "vectors"]
     now = [good(0, 1), *(g for g in ITEMS[1:149] if g.item_id != 75), good(149, 1), good(150)]
-    finds(scorer, tower(head(1, LATER)), now)
+    finds(scorer, now)
 
 
 def test_a_worker_that_joins_has_the_version_and_what_came_since(scorer: Scorer) -> None:
-    scorer.towers.install(note(7), tower(head(1, LATER)))
-    scorer.vectors()
+    scorer.serve()
     for turn in (1, 0, 1):
         scorer.stock([good(i, turn) for i in range(20)])
         scorer.vectors()
@@ -216,23 +216,21 @@ def test_a_worker_that_joins_has_the_version_and_what_came_since(scorer: Scorer)
     scorer.replace_worker()
     assert scorer.sent_kinds() == ["retrieval", "vectors"]
     now = [good(i, 1) for i in range(20)] + [g for g in ITEMS[20:] if g.item_id != 100]
-    finds(scorer, tower(head(1, LATER)), now)
+    finds(scorer, now)
 
 
 def test_what_was_taken_over_of_the_item_table_but_not_published_yet_reaches_a_worker_that_joins(
     scorer: Scorer,
 ) -> None:
-    scorer.towers.install(note(7), tower(head(1, LATER)))
-    scorer.vectors()
+    scorer.serve()
     scorer.stock([good(150)])
     scorer.replace_worker()
     scorer.vectors()
-    finds(scorer, tower(head(1, LATER)), [*ITEMS, good(150)])
+    finds(scorer, [*ITEMS, good(150)])
 
 
 def test_a_model_without_a_head_withdraws_the_version(scorer: Scorer) -> None:
-    scorer.towers.install(note(7), tower(head(1, LATER)))
-    scorer.vectors()
+    scorer.serve()
     scorer.towers.install(note(8, clicks=-1), None)
     scorer.vectors()
     assert scorer.serving.retrieval is None
@@ -241,10 +239,9 @@ def test_a_model_without_a_head_withdraws_the_version(scorer: Scorer) -> None:
     scorer.vectors()
     scorer.replace_worker()
     assert scorer.serving.retrieval is None
-    scorer.towers.install(note(9, epoch=2), tower(head(2, LATER)))
-    scorer.vectors()
+    scorer.serve(9, by=2, epoch=2)
     assert scorer.retrieval.version == (2, 9)
-    finds(scorer, tower(head(2, LATER)), [*ITEMS, good(150)])
+    finds(scorer, [*ITEMS, good(150)], tower(head(2, LATER)))
 
 
 def test_a_vector_that_is_no_number_is_never_found(scorer: Scorer) -> None:
@@ -262,19 +259,18 @@ def test_a_vector_that_is_no_number_is_never_found(scorer: Scorer) -> None:
     scorer.stock([bad])
     scorer.towers.install(note(7), made)
     scorer.vectors()
-    finds(scorer, tower(head(1, LATER)), ITEMS)
+    finds(scorer, ITEMS)
     assert scorer.meters.errors["retrieval"]
     scorer.stock([good("bad", 1)])  # between versions
     scorer.vectors()
-    finds(scorer, tower(head(1, LATER)), ITEMS)
+    finds(scorer, ITEMS)
     clicked = scorer.serving.items.rows_of(["bad"])
     query = scorer.retrieval.query(NOBODY, clicked, np.zeros(1, np.int64))
     assert np.isfinite(query).all()
 
 
 def test_a_head_that_cannot_be_followed_leaves_the_version_that_is_out(scorer: Scorer) -> None:
-    scorer.towers.install(note(7), tower(head(1, LATER)))
-    scorer.vectors()
+    scorer.serve()
     torn = head(2, LATER)
     torn.tables["retrieval_item"].columns.pop("wide")
     scorer.towers.patch(note(8), torn)
@@ -283,18 +279,16 @@ def test_a_head_that_cannot_be_followed_leaves_the_version_that_is_out(scorer: S
     scorer.towers.patch(note(9), head(3, LATER))
     scorer.vectors()
     assert scorer.retrieval.version == (1, 7)
-    finds(scorer, tower(head(1, LATER)), ITEMS)
-    scorer.towers.install(note(10), tower(head(4, LATER)))
-    scorer.vectors()
-    finds(scorer, tower(head(4, LATER)), ITEMS)
+    finds(scorer, ITEMS)
+    scorer.serve(10, by=4)
+    finds(scorer, ITEMS, tower(head(4, LATER)))
 
 
 def test_without_a_head_to_build_from_a_catalogue_that_changes_is_reported(
     scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(towerhost, "REBUILT", 30)
-    scorer.towers.install(note(7), tower(head(1, LATER)))
-    scorer.vectors()
+    scorer.serve()
     scorer.towers.install(note(8), tower())
     broken = head(2, LATER)
     broken.tables["retrieval_item"].columns.pop("wide")
@@ -346,8 +340,7 @@ def test_the_memory_of_versions_before_is_let_go(scorer: Scorer) -> None:
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 
-    scorer.towers.install(note(1), tower(head(1, LATER)))
-    scorer.vectors()
+    scorer.serve(1)
     counts = []
     for version in range(2, 8):
         scorer.towers.patch(note(version), head(version, LATER))
@@ -373,7 +366,7 @@ def test_the_thread_makes_and_renews_versions(scorer: Scorer) -> None:
         scorer.stop.set()
         scorer.towers.thread.join(30)
     assert not scorer.towers.thread.is_alive()
-    finds(scorer, tower(head(4, LATER)), ITEMS)
+    finds(scorer, ITEMS, tower(head(4, LATER)))
 
 
 # -- with an approximate index ----------------------------------------------------------------------------------------
@@ -389,15 +382,14 @@ def indexed(tmp_path: Path) -> Scorer:
 
 
 def test_an_approximate_index_comes_with_the_version_and_its_recall_is_reported(indexed: Scorer) -> None:
-    indexed.towers.install(note(7), tower(head(1, LATER)))
-    indexed.vectors()
-    finds(indexed, tower(head(1, LATER)), ITEMS)  # so few that all are found
+    indexed.serve()
+    finds(indexed, ITEMS)  # so few that all are found
     facts = indexed.towers.facts()
     assert facts is not None
     assert 0.9 <= facts["index_recall"] <= 1
     indexed.stock([good(0, 1), good(150), good(9, gone=True)])
     indexed.vectors()
-    finds(indexed, tower(head(1, LATER)), [good(0, 1), *(g for g in ITEMS[1:] if g.item_id != 9), good(150)])
+    finds(indexed, [good(0, 1), *(g for g in ITEMS[1:] if g.item_id != 9), good(150)])
 
 
 def test_the_recall_that_is_reported_is_what_the_index_finds(indexed: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,8 +398,7 @@ def test_the_recall_that_is_reported_is_what_the_index_finds(indexed: Scorer, mo
             return super().find(query, k)[: k // 2]
 
     monkeypatch.setattr(towerhost, "Approximate", Half)
-    indexed.towers.install(note(7), tower(head(1, LATER)))
-    indexed.vectors()
+    indexed.serve()
     facts = indexed.towers.facts()
     assert facts is not None
     assert 0.4 < facts["index_recall"] < 0.51
@@ -416,8 +407,7 @@ def test_the_recall_that_is_reported_is_what_the_index_finds(indexed: Scorer, mo
 def test_while_an_index_is_built_items_are_followed_by_the_version_that_is_out(
     indexed: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    indexed.towers.install(note(7), tower(head(1, LATER)))
-    indexed.vectors()
+    indexed.serve()
     indexed.sent_kinds()
     now = [good(0, 1), *ITEMS[1:], good(150)]
     seen = []
@@ -427,7 +417,7 @@ def test_while_an_index_is_built_items_are_followed_by_the_version_that_is_out(
             super().add(first, vectors)
             if first:
                 seen.append((indexed.sent_kinds(), indexed.retrieval.version))
-                finds(indexed, tower(head(1, LATER)), now)
+                finds(indexed, now)
             else:
                 indexed.stock([good(0, 1), good(150)])
 
@@ -437,7 +427,7 @@ def test_while_an_index_is_built_items_are_followed_by_the_version_that_is_out(
     assert seen == [(["vectors"], (1, 7)), ([], (1, 7))]
     assert indexed.retrieval.version == (1, 8)
     assert indexed.sent_kinds() == ["retrieval", "vectors"]  # they are not in the version, which began before
-    finds(indexed, tower(head(1, LATER), head(2, LATER)), now)
+    finds(indexed, now, tower(head(1, LATER), head(2, LATER)))
 
 
 def test_without_the_package_a_scorer_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
