@@ -10,37 +10,17 @@ import pytest
 
 from tests.scenes.demo_process import demo_process
 from tests.scenes.demo_report import missing_keys
+from tests.scenes.schemas import named, of_context, of_item, of_user, table, windows_of
 from tests.scenes.waiting import LONG
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG)]
 
-SCHEMA = """
-name = "shelf"
-utc_offset = "+01:00"
-[log]
-time = "at"
-user = "reader"
-item = "book"
-label = "opened"
-[[fields]]
-name = "reader"
-of = "user"
-[[fields]]
-name = "book"
-of = "item"
-[[fields]]
-name = "genre"
-of = "item"
-[[fields]]
-name = "screen"
-of = "context"
-[windows]
-actions = ["exposure", "click"]
-[[windows.keys]]
-columns = ["book"]
-[[windows.keys]]
-columns = ["reader", "genre"]
-"""
+SCHEMA = (
+    named("shelf", utc_offset="+01:00")
+    + table("[log]", time="at", user="reader", item="book", label="opened")
+    + (of_user("reader") + of_item("book", "genre") + of_context("screen"))
+    + windows_of("book", "reader genre")
+)
 
 
 def write_log(folder: Path) -> None:

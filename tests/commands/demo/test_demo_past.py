@@ -6,16 +6,19 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from commands.cli.cli import app
 from commands.demo import past
+from commands.demo.curves import draw, thirds
 from commands.demo.demorun import Demo, DemoOptions, demo
 from commands.demo.past import MOST_DAYS, PastEvents, check_days, live_through, opening
 from commands.loop.host import Host, made
 from commands.loop.monitor import Monitor
+from commands.loop.series import COLUMNS
 from commands.loop.status import RunStatus
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import ServiceError, SettingError, StoreError
@@ -186,3 +189,27 @@ def test_a_folder_in_which_a_loop_has_lived_is_refused_before_days_are_written(
 def test_days_out_of_range_are_refused(days: int) -> None:
     with pytest.raises(SettingError, match=f"--history-days {days}"):
         check_days(days)
+
+
+# -- The picture that a demo draws beside its report, and the figures of a run's beginning and end ---------------------
+
+
+def report(points: int = 90) -> dict[str, Any]:
+    page: dict[str, list[float | None]] = {name: [None] * points for name in COLUMNS}
+    page["wall_ms"] = [1000.0 * i for i in range(points)]
+    page["memory_total"] = [float(i << 20) for i in range(points)]
+    page["memory_stream"] = [None, *(float(i << 19) for i in range(1, points))]
+    page["click_to_served_p50_ms"] = ([None] * 10 + [800.0] * 40 + [900.0] * points)[:points]
+    return {"page": page, "began_wall_ms": 0, "ended_wall_ms": 1000 * points}
+
+
+def test_a_run_is_drawn_with_what_was_never_measured_left_out(tmp_path: Path) -> None:
+    draw(report(), tmp_path / "run.png")
+    assert (tmp_path / "run.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    draw(report(0), tmp_path / "empty.png")
+    assert (tmp_path / "empty.png").stat().st_size > 0
+
+
+def test_the_first_and_the_last_third_are_distinguished() -> None:
+    assert thirds(report(), "click_to_served_p50_ms") == (800.0, 900.0)
+    assert thirds(report(), "auc") == (None, None)

@@ -25,20 +25,10 @@ from millrace.versions.modelstore import ModelStore
 from tests.scenes.app_server import served
 from tests.scenes.browser import CHROMIUM, Browser, browser
 from tests.scenes.demo_process import PATIENT, born, descendants
+from tests.scenes.schemas import named, of_item, of_user
 from tests.scenes.waiting import LONG, PATIENCE, until
 
-SCHEMA = """
-name = "bakery"
-[[fields]]
-name = "user_id"
-of = "user"
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "kind"
-of = "item"
-"""
+SCHEMA = named("bakery") + of_user("user_id") + of_item("item_id", "kind")
 ITEMS = 12
 QUICK = {
     "MILLRACE_OBSERVATION_SECONDS": "1",

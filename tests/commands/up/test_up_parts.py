@@ -17,6 +17,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from commands.cli import cliconfig
 from commands.loop import host as hosts
 from commands.loop.host import works
 from commands.loop.monitor import Monitor, Picture
@@ -31,16 +32,18 @@ from commands.up.ports import Ports, check, choose, url
 from commands.up.running import running, status_lines
 from commands.up.uprun import ROLES, Up, UpOptions, prepared, up
 from millrace.basics.errors import PortError, ServiceError, SettingError
+from millrace.connections.kafka_security import security_of
 from millrace.contracts.clock import EventClock
 from millrace.contracts.schema import load_schema, parse_schema, shop_schema
 from millrace.contracts.schemabook import SchemaBook
-from millrace.contracts.settings import Settings
+from millrace.contracts.settings import Settings, load_settings
 from millrace.processes.metrics import PORTS
 from millrace.processes.services import EmbeddedRedis
 from millrace.processes.supervisor import Supervisor
+from tests.scenes.schemas import of_item, of_user, windows_of
 from tests.scenes.waiting import PATIENCE
 
-SCHEMA = '[[fields]]\nname = "user_id"\nof = "user"\n[[fields]]\nname = "item_id"\nof = "item"\n'
+SCHEMA = of_user("user_id") + of_item("item_id")
 
 
 @pytest.fixture
@@ -58,6 +61,12 @@ def shop(**other: Any) -> Settings:
 
 def ports_of(settings: Settings | None = None, *, free: bool = True) -> Ports:
     return choose(settings or Settings(), ROLES, free=free)
+
+
+def noted(folder: Path) -> None:
+    """A schema 'one', that the folder's state is of."""
+    (folder / "one.toml").write_text(f'name = "one"\n{SCHEMA}')
+    folders.schema_note(folder, Settings(schema=str(folder / "one.toml"))).write(folder)
 
 
 # -- ports ---------------------------------------------------------------------------------------------------------
@@ -166,8 +175,7 @@ def test_a_schema_that_nobody_names_is_that_of_the_folder_or_none(
     ):
         up(Settings(), UpOptions())
     assert list(tmp_path.iterdir()) == [], "a command in a wrong folder leaves nothing there"
-    (tmp_path / "one.toml").write_text(f'name = "one"\n{SCHEMA}')
-    folders.schema_note(tmp_path, Settings(schema=str(tmp_path / "one.toml"))).write(tmp_path)
+    noted(tmp_path)
     found = folders.on_folder(Settings(data=str(tmp_path)))
     assert found.load_schema().name == "one"
     assert folders.schema_note(tmp_path, found).changed == ""
@@ -191,8 +199,7 @@ def test_a_folder_of_0_2_0_is_refused_with_the_way_over(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_this_form_is_read_and_one_of_another_is_not(tmp_path: Path) -> None:
-    (tmp_path / "one.toml").write_text(f'name = "one"\n{SCHEMA}')
-    folders.schema_note(tmp_path, Settings(schema=str(tmp_path / "one.toml"))).write(tmp_path)
+    noted(tmp_path)
     assert folders.on_folder(Settings(data=str(tmp_path))).schema == str(tmp_path / "schema.toml")
     (tmp_path / "form").write_text("2\n")
     with pytest.raises(SettingError, match=r"is of form '2', this version reads 1; use the version that wrote it"):
@@ -222,7 +229,7 @@ def test_the_schema_of_the_state_is_kept_and_another_one_is_refused_until_it_may
 def test_the_rollback_from_an_evolved_schema_is_named_and_works(tmp_path: Path) -> None:
     """A run with --evolve that ended before all roles were up: the stream's state is of the new schema, the note is of
     the former one."""
-    for name, field in (("old", ""), ("new", '[[fields]]\nname = "genre"\nof = "item"\n')):
+    for name, field in (("old", ""), ("new", of_item("genre"))):
         (tmp_path / f"{name}.toml").write_text(f'name = "{name}"\n{SCHEMA}{field}')
     old = Settings(schema=str(tmp_path / "old.toml"))
     folders.schema_note(tmp_path, old).write(tmp_path)
@@ -237,9 +244,7 @@ def test_the_rollback_from_an_evolved_schema_is_named_and_works(tmp_path: Path) 
 
 
 def test_windows_that_cannot_go_on_are_refused_before_a_role_takes_its_part_over(tmp_path: Path) -> None:
-    keys = (
-        f'{SCHEMA}[windows]\ndays = [1, 7]\nactions = ["exposure", "click"]\n[[windows.keys]]\ncolumns = ["item_id"]\n'
-    )
+    keys = SCHEMA + windows_of("item_id", days=[1, 7])
     for name, text in (
         ("one", keys),
         ("fewer", keys.replace("[1, 7]", "[7]")),
@@ -291,6 +296,12 @@ def test_a_run_that_goes_on_says_that_its_figures_are_of_this_start(tmp_path: Pa
 # -- services that die ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def run(tmp_path: Path) -> Up:
+    (tmp_path / "logs").mkdir()
+    return Up(Settings(), UpOptions(), tmp_path, ports_of(), threading.Event())
+
+
 class Dying(EmbeddedRedis):
     """A service whose starts are counted."""
 
@@ -301,9 +312,7 @@ class Dying(EmbeddedRedis):
         return "here"
 
 
-def test_a_service_that_dies_is_started_again_and_given_up_when_it_dies_on_and_on(tmp_path: Path) -> None:
-    (tmp_path / "logs").mkdir()
-    run = Up(Settings(), UpOptions(), tmp_path, ports_of(), threading.Event())
+def test_a_service_that_dies_is_started_again_and_given_up_when_it_dies_on_and_on(run: Up, tmp_path: Path) -> None:
     service = Dying(tmp_path / "redis")
     for count in range(1, 5):
         run.lost(service)
@@ -313,18 +322,16 @@ def test_a_service_that_dies_is_started_again_and_given_up_when_it_dies_on_and_o
         run.lost(service)
 
 
-def test_the_state_names_the_processes_of_our_own_services(tmp_path: Path) -> None:
-    (tmp_path / "logs").mkdir()
-    run = Up(Settings(), UpOptions(), tmp_path, ports_of(), threading.Event())
+def test_the_state_names_the_processes_of_our_own_services(run: Up, tmp_path: Path) -> None:
     assert run.state()["services"] == {}
     service: Any = SimpleNamespace(name="broker", pid=12)
     run.services.append(service)
     assert run.state()["services"] == {"broker": 12}
 
 
-def test_a_slow_start_is_only_called_a_first_one_if_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "logs").mkdir()
-    run = Up(Settings(), UpOptions(), tmp_path, ports_of(), threading.Event())
+def test_a_slow_start_is_only_called_a_first_one_if_it_is(
+    run: Up, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     monkeypatch.setattr(run.view, "say", said.append)
     monkeypatch.setattr(hosts, "SLOW_SECONDS", 0.0)
@@ -362,13 +369,13 @@ def test_a_scorer_without_items_works_as_far_as_this_machine_can_help_it() -> No
 
 
 def test_the_first_commands_are_of_the_schema_and_name_the_token_only_as_such() -> None:
-    own = parse_schema(f'name = "s"\n{SCHEMA}[[fields]]\nname = "price"\nof = "item"\nkind = "numeric"\n')
+    own = parse_schema(f'name = "s"\n{SCHEMA}{of_item("price:numeric")}')
     command = upwords.first_item(own, "http://i", token=False)
     body = json.loads(command.split("'")[1])
     assert body == {"item_id": "1", "attributes": {"price": 1.0}}
     assert command.startswith("curl -s http://i/items")
     log = '[log]\ntime = "at"\nuser = "user_id"\nitem = "price"\nlabel = "opened"\n'  # the id needs no attribute
-    logged = parse_schema(f'name = "s"\n{SCHEMA}{log}[[fields]]\nname = "price"\nof = "item"\n')
+    logged = parse_schema(f'name = "s"\n{SCHEMA}{log}{of_item("price")}')
     assert "price" not in upwords.first_item(logged, "http://i", token=False)
     assert "Bearer TOKEN" in upwords.first_page("http://s", token=True)
     reasons = ("no items yet; send the catalogue to the topic items", "no model yet; start the learner", "")
@@ -459,3 +466,54 @@ def test_status_says_what_the_run_on_the_folder_says(tmp_path: Path) -> None:
     assert lines[-2:] == ["redis      redis://***@h:1", "waiting for items"]
     with folders.locked(tmp_path):
         assert "phase" not in running(settings), "the page is gone"
+
+
+# -- What the commands say of Kafka's and Redis' security: mistakes by name, and no secret -----------------------------
+
+
+SECRET = "geheim"
+MISTAKEN = "security.protocol=SASL_SSL\nsasl.mechanism=SCRAM-SHA-1\nsasl.username=ann\nsasl.password=geheim\n"
+
+
+@pytest.fixture
+def properties(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "client.properties"
+    path.write_text(MISTAKEN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MILLRACE_KAFKA", "127.0.0.1:1")
+    monkeypatch.setenv("MILLRACE_KAFKA_CLIENT", str(path))
+    monkeypatch.setenv("MILLRACE_REDIS", f"rediss://ann:{SECRET}@127.0.0.1:1?ssl_ca_certs=/gone.pem")
+    monkeypatch.setattr("commands.up.doctor.check", lambda *_: None)
+    return path
+
+
+def said_by(call: Any, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        call()
+    return capsys.readouterr().out
+
+
+def test_check_names_each_mistake_and_show_hides_secrets(properties: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mistakes = json.loads(said_by(lambda: cliconfig.check(json=True), capsys))
+    assert f"{properties}: sasl.mechanism 'SCRAM-SHA-1'; use PLAIN" in mistakes[0]
+    assert "certificates of Redis 'rediss://***@127.0.0.1:1?***' cannot be used" in mistakes[1]
+    cliconfig.show()
+    shown = capsys.readouterr().out
+    assert str(properties) in shown
+    assert "rediss://***@127.0.0.1:1?***" in shown
+    assert SECRET not in shown + "".join(mistakes)
+
+
+def test_doctor_names_the_mistake_or_the_refusal(properties: Path) -> None:
+    (settings,) = [found for found in examine({}) if found.check == "settings" and found.state == "mend"]
+    assert "sasl.mechanism 'SCRAM-SHA-1'" in str(settings)
+    properties.write_text(MISTAKEN.replace("SHA-1\n", "SHA-256\n"))
+    found = examine({"redis": f"redis://ann:{SECRET}@127.0.0.1:1"})
+    assert SECRET not in "".join(map(str, found))
+
+
+def test_a_file_without_a_broker_is_a_mistake(properties: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    properties.write_text("")
+    monkeypatch.delenv("MILLRACE_KAFKA")
+    with pytest.raises(SettingError, match="is set, and no Kafka is; set MILLRACE_KAFKA"):
+        security_of(load_settings())
