@@ -51,7 +51,7 @@ _SILENT += ["quarantine"]
 _TOLD = ["dense", "table", "model wide_deep", "model wide_resnet_bn", "model in slices", "model with a retrieval head"]
 _TOLD += ["model with an outcome", "the same in slices"]
 _PARTS = ("trainer", "join", "outcomes", "owners", "turn")
-_CONTRACT, _OWN = "test_state_contract.py::", "test_own_models.py::"
+_CONTRACT = "test_state_contract.py::"
 MAY_SKIP = {
     **_of(f"{_CONTRACT}test_changes_are_given_once", "nobody is told its changes", *_SILENT),
     **_of(f"{_CONTRACT}test_changes_are_given_once", "a step moves every tensor", "dense"),
@@ -60,16 +60,6 @@ MAY_SKIP = {
     **_of(f"{_CONTRACT}test_a_damaged_state_is_a_named_error", "what it is a part of is checked", *_PARTS),
     **_of(
         f"{_CONTRACT}test_round_trip", "a start publishes the whole", *(f"{case}-not yet published" for case in _TOLD)
-    ),
-    **_of(f"{_OWN}test_determinism", "River's linear models draw nothing", "river"),
-    **_of(f"{_OWN}test_a_batch_that_would_break_it_leaves_no_trace", "no batch breaks River's", "river"),
-    **_of(
-        f"{_OWN}test_a_snapshot_of_another_model_is_refused",
-        "it is no other model",
-        "numpy-numpy",
-        "registered-registered",
-        "river-river",
-        "torch-torch",
     ),
 }
 """Names of the cases (without folders) that may skip where ``MILLRACE_TEST_ALL`` is set, and why. Any other that skips

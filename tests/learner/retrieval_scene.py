@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from learner.network.models.spec import Spec, read_spec
 from learner.retrieval.retrieval import RING_PART, RetrievalHead
-from learner.retrieval.tower import GAIN, ITEM, OWN_ITEM, OWN_USER, RECENT, USER
+from learner.retrieval.tower import GAIN, OWN_ITEM, OWN_USER, RECENT
 from millrace.basics.hashing import combine, salt
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
@@ -274,25 +274,3 @@ class PlainHead:
         shared = (len(self.pending) + draws // RING_PART) / len(self.ring)
         expected = [shared * self.ring.count(j) + (draws - draws // RING_PART) / len(everything) for j in items]
         return items, [found.count(j) for j in items], expected
-
-
-__all__ = [
-    "CAT",
-    "ITEM",
-    "SCHEMA",
-    "START_MS",
-    "USER",
-    "WIDTH",
-    "Click",
-    "Draws",
-    "PlainHead",
-    "Rows",
-    "image_of",
-    "item_features",
-    "plain_loss",
-    "plain_query",
-    "plain_vector",
-    "samples",
-    "spec_of",
-    "user_features",
-]

@@ -9,6 +9,8 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,7 @@ from learner.training.learner_versions import Last, Progress, Versions
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.basics.ranking_metrics import auc
-from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, PAGE, POSITIVE, SampleBatch
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.labels import policy_named
@@ -41,6 +43,7 @@ from millrace.versions.packing import unpack
 from tests.learner import own_models
 from tests.learner.own_models import BAD_WEIGHT, ENDING_WEIGHT, ODD_WEIGHT, Moody
 from tests.scenes.learning import SCHEMA, START_MS, make_samples, poison
+from tests.scenes.model_contract import Make, ModelContract, equal, taught
 
 MODELS: dict[str, dict[str, Any]] = {
     "registered": {
@@ -66,6 +69,12 @@ MODELS: dict[str, dict[str, Any]] = {
 MOODY = {"model": "tests.learner.own_models:Moody"}
 
 
+class TestContract(ModelContract):
+    @pytest.fixture
+    def make(self, kind: str) -> Make:
+        return partial(made, kind)
+
+
 @pytest.fixture(params=sorted(MODELS))
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
@@ -83,39 +92,17 @@ def made(kind: str, seed: int = 0) -> OnlineModel | OwnModel:
     return model_of(SCHEMA, MODELS[kind], seed, live=True)
 
 
-def fed(kind: str, batches: int = 4, seed: int = 0) -> OnlineModel | OwnModel:
-    model = made(kind, seed)
-    for i in range(batches):
-        assert model.learn(make_samples(64, i)).rows == 64
+def fed(kind: str, batches: int = 4) -> OnlineModel | OwnModel:
+    return taught(made(kind), batches)
+
+
+def moody() -> OwnModel:
+    model = taught(OwnModel(SCHEMA, MOODY, 0, live=True))
+    assert isinstance(model, OwnModel)
     return model
-
-
-def moody(batches: int = 4) -> OwnModel:
-    model = OwnModel(SCHEMA, MOODY, 0, live=True)
-    for i in range(batches):
-        assert model.learn(make_samples(64, i)).rows == 64
-    return model
-
-
-def equal(a: Any, b: Any) -> str:
-    (image, training), (image_b, training_b) = a.snapshot(), b.snapshot()
-    differs = str(image.same_bits(image_b))
-    for name in training.keys() | training_b.keys():
-        if training[name].tobytes() != training_b[name].tobytes():
-            differs = differs or name
-    return differs
 
 
 # -- what holds for any model ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_first_event(kind: str) -> None:
-    model, one, prior = made(kind), make_samples(1, 0), SCHEMA.windows.prior_rate
-    assert prior / 2 < model.score(one.cat, one.num)[0] < prior * 2
-    report = model.learn(one)
-    assert (report.rows, report.skipped) == (1, None)
-    assert np.isfinite(model.score(one.cat, one.num)).all()
 
 
 def test_learns_which_items_are_clicked(kind: str) -> None:
@@ -130,42 +117,6 @@ def test_learns_which_items_are_clicked(kind: str) -> None:
         model.learn(batch(128, i))
     test = batch(2000, 1000)
     assert auc(model.score(test.cat, test.num), test.label) > 0.8  # the true probabilities reach .9
-
-
-def test_scoring_reads_only(kind: str) -> None:
-    model = fed(kind)
-    before, size = model.snapshot(), model.nbytes
-    unseen = make_samples(200, 99, users=10_000, items=10_000)
-    unseen.cat.flags.writeable = unseen.num.flags.writeable = False  # as those of a message are
-    first = model.score(unseen.cat, unseen.num)
-    np.testing.assert_array_equal(first, model.score(unseen.cat, unseen.num))
-    assert str(first.dtype) == "float32"
-    assert first.shape == (200,)
-    after = model.snapshot()
-    assert before[0].same_bits(after[0]) == ""
-    assert {n: a.tobytes() for n, a in before[1].items()} == {n: a.tobytes() for n, a in after[1].items()}
-    assert model.nbytes == size
-
-
-def test_resume_goes_on_bit_for_bit(kind: str) -> None:
-    model, again = fed(kind), made(kind, 123)  # the seed is the snapshot's
-    again.learn(make_samples(30, 50))  # and what it had learnt before is gone
-    again.resume(*model.snapshot())
-    assert (equal(model, again), again.seed, again.newest_ms) == ("", 0, model.newest_ms)
-    for i in range(10, 14):
-        new_ids = make_samples(64, i, users=400, items=400)
-        assert model.learn(new_ids).rows == again.learn(new_ids).rows == 64
-    assert equal(model, again) == ""
-    probe = make_samples(100, 77)
-    np.testing.assert_array_equal(model.score(probe.cat, probe.num), again.score(probe.cat, probe.num))
-
-
-def test_parts_of_a_snapshot_are_the_snapshot(kind: str) -> None:
-    model, again = fed(kind), made(kind)
-    slices = model.slices(50)
-    parts = [*iter(slices.next, None)]
-    again.resume([*parts, slices.finish()])
-    assert equal(model, again) == ""
 
 
 def test_base_and_deltas_equal_the_snapshot_and_serve_its_scores(kind: str) -> None:
@@ -217,13 +168,6 @@ def test_base_and_deltas_equal_the_snapshot_and_serve_its_scores(kind: str) -> N
         assert late.snapshot().same_bits(snapshot) == ""
 
 
-def test_determinism(kind: str) -> None:
-    assert equal(fed(kind), fed(kind)) == ""
-    if kind == "river":
-        pytest.skip("there is nothing random in River's linear models: every seed is the same")
-    assert equal(fed(kind), fed(kind, seed=1)) not in ("", "clock")
-
-
 def test_memory_is_bounded(kind: str) -> None:
     """By buckets, or by the rows of tables. What is kept of ids beside the class has a bound of its own (KnownIds)."""
 
@@ -241,44 +185,9 @@ def test_memory_is_bounded(kind: str) -> None:
     assert size() <= 1.5 * first
 
 
-def test_bad_numbers_read_as_zero_and_are_counted(kind: str) -> None:
-    model, twin = fed(kind), fed(kind)
-    batch, clean = make_samples(64, 5), make_samples(64, 5)
-    batch.num[3, 0], batch.num[4, 1], batch.num[5, :] = np.nan, np.inf, -np.inf
-    clean.num[3, 0], clean.num[4, 1], clean.num[5, :] = 0, 0, 0
-    np.testing.assert_array_equal(model.score(batch.cat, batch.num), model.score(clean.cat, clean.num))
-    report = model.learn(batch)
-    assert (report.bad_numbers, report.rows) == (2 + SCHEMA.layout.N, 64)
-    twin.learn(clean)
-    assert equal(model, twin) == ""
-
-
-def test_unusable_rows_are_refused_and_the_rest_learnt(kind: str) -> None:
-    model, twin = fed(kind), fed(kind)
-    batch = poison(make_samples(64, 5), label=([0, 1, 2], [np.nan, 1.5, -1]), weight=([3, 4], [np.inf, -1]))
-    report = model.learn(batch)
-    assert (report.refused, report.rows) == (5, 59)
-    twin.learn(batch.take(slice(5, None)))
-    assert equal(model, twin) == ""
-
-
-def test_empty_one_class_and_follow_up_batches(kind: str) -> None:
-    model, twin = fed(kind), fed(kind)
-    assert model.learn(make_samples(10, 0).take(slice(0, 0))).rows == 0
-    for passed_over in (FOLLOW_UP, PAGE):
-        report = model.learn(poison(make_samples(10, 0), kind=(slice(None), passed_over)))
-        assert (report.rows, report.refused) == (0, 0)
-    assert equal(model, twin) == ""
-    ones = poison(make_samples(64, 5), label=(slice(None), 1.0))
-    assert model.learn(ones).skipped is None
-    assert len(model.score(ones.cat[:0], ones.num[:0])) == 0
-
-
+@pytest.mark.parametrize("kind", sorted({*MODELS} - {"river"}))
 def test_a_batch_that_would_break_it_leaves_no_trace(kind: str) -> None:
-    if kind == "river":
-        pytest.skip(
-            "River clips gradients and FTRL divides by their sum: no weight of float32 makes its state infinite"
-        )
+    """River clips gradients and FTRL divides by their sum: no weight of float32 makes its state infinite."""
     model, twin = fed(kind), fed(kind)
     with np.errstate(all="ignore"):
         report = model.learn(poison(make_samples(64, 5, users=900), weight=(slice(None), 3e38)))
@@ -301,10 +210,8 @@ def test_weighted_samples(kind: str) -> None:
     assert heavy.score(rows.cat, rows.num).mean() > 0.5 > light.score(rows.cat, rows.num).mean()
 
 
-@pytest.mark.parametrize("other", sorted(MODELS))
+@pytest.mark.parametrize(("kind", "other"), [*permutations(sorted(MODELS), 2)])
 def test_a_snapshot_of_another_model_is_refused(kind: str, other: str) -> None:
-    if other == kind:
-        pytest.skip("it is no other model")
     model, twin = fed(kind, 1), fed(kind, 1)
     with pytest.raises(SnapshotError, match="not of a"):
         model.resume(*fed(other, 1).snapshot())
@@ -367,36 +274,37 @@ def test_a_name_that_names_nothing_is_refused(name: str, why: str) -> None:
 
 
 def test_a_module_that_fails_is_named(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "broken_model_module.py").write_text("import a_package_that_is_not_there\n")
-    (tmp_path / "typo_model_module.py").write_text("def (:\n")
-    (tmp_path / "older_model_module.py").write_text("import math\n\nmath.no_function_of_it\n")
-    (tmp_path / "script_model_module.py").write_text("import sys\nsys.exit('usage: script FILE')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(SettingError, match="a_package_that_is_not_there"):
-        own_class("broken_model_module:Model")
-    with pytest.raises(SettingError, match="SyntaxError"):
-        own_class("typo_model_module:Model")
-    with pytest.raises(SettingError, match=r"'no_function_of_it' \(line 3 of older_model_module\)"):
-        own_class("older_model_module:Model")
-    with pytest.raises(SettingError, match=r"SystemExit: usage: script FILE \(line 2 of script_model_module\)"):
-        own_class("script_model_module:Model")
+    for name, text, why in (
+        ("broken_model", "import a_package_that_is_not_there\n", "a_package_that_is_not_there"),
+        ("typo_model", "def (:\n", "SyntaxError"),
+        ("older_model", "import math\n\nmath.no_function_of_it\n", r"'no_function_of_it' \(line 3 of older_model\)"),
+        ("script_model", "import sys\nsys.exit('usage')\n", r"SystemExit: usage \(line 2 of script_model\)"),
+    ):
+        (tmp_path / f"{name}.py").write_text(text)
+        with pytest.raises(SettingError, match=why):
+            own_class(f"{name}:Model")
 
 
-@pytest.mark.parametrize("kind", ["river", "torch"])
-def test_an_entry_that_an_adapter_does_not_know_is_refused(kind: str) -> None:
-    with pytest.raises(SettingError, match="'colour'"):
-        model_of(SCHEMA, {**MODELS[kind], "colour": "red"}, 0)
+REGISTERED_ALONE = ("negative_keep", "admit", "max_age_days", "retrieval_width", "retrieval_rate")
 
 
-@pytest.mark.parametrize("entry", ["negative_keep", "admit", "max_age_days", "retrieval_width", "retrieval_rate"])
-def test_an_entry_that_registered_models_alone_can_heed_is_refused_aloud(entry: str) -> None:
-    with pytest.raises(SettingError, match=f"'{entry}', which model 'tests.learner.own_models:Hashed' cannot have"):
-        model_of(SCHEMA, {**MODELS["numpy"], entry: 0.5}, 0)
-
-
-def test_how_long_clicks_take_is_a_number() -> None:
-    with pytest.raises(SettingError, match="settled_minutes"):
-        model_of(SCHEMA, {**MODELS["numpy"], "settled_minutes": "long"}, 0)
+@pytest.mark.parametrize(
+    ("kind", "entry", "value", "why"),
+    [
+        ("river", "colour", "red", "'colour'"),
+        ("torch", "colour", "red", "'colour'"),
+        ("numpy", "settled_minutes", "long", "settled_minutes"),
+        *(
+            ("numpy", entry, 0.5, f"'{entry}', which model 'tests.learner.own_models:Hashed' cannot have")
+            for entry in REGISTERED_ALONE
+        ),
+    ],
+)
+def test_an_entry_that_cannot_be_heeded_is_refused_aloud(kind: str, entry: str, value: Any, why: str) -> None:
+    """Of an adapter that does not know it, of a wrong type, or of registered models alone."""
+    with pytest.raises(SettingError, match=why):
+        model_of(SCHEMA, {**MODELS[kind], entry: value}, 0)
 
 
 def test_a_state_that_cannot_be_published_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

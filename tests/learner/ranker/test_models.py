@@ -15,9 +15,9 @@ from learner.ranker.model import OnlineModel
 from learner.serving.serving_model import ServingModel
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.basics.ranking_metrics import auc
-from millrace.contracts.samples import FOLLOW_UP
 from millrace.versions.modelstore import Image
 from tests.scenes.learning import SCHEMA, START_MS, make_samples, poison
+from tests.scenes.model_contract import Make, ModelContract, equal
 
 MODELS = sorted(REGISTRY)
 VARIANTS: dict[str, dict[str, Any]] = {name: {"model": name} for name in MODELS} | {
@@ -38,6 +38,12 @@ def spec(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {**SMALL, **VARIANTS[request.param]}
 
 
+class TestContract(ModelContract):
+    @pytest.fixture
+    def make(self, spec: dict[str, Any]) -> Make:
+        return lambda seed=0: OnlineModel(SCHEMA, spec, seed)
+
+
 def fed(spec: dict[str, Any], batches: int = 4, rows: int = 64, seed: int = 0) -> OnlineModel:
     model = OnlineModel(SCHEMA, spec, seed)
     for i in range(batches):
@@ -45,30 +51,10 @@ def fed(spec: dict[str, Any], batches: int = 4, rows: int = 64, seed: int = 0) -
     return model
 
 
-def equal(a: OnlineModel, b: OnlineModel) -> str:
-    (image, training), (image_b, training_b) = a.snapshot(), b.snapshot()
-    differs = image.same_bits(image_b)
-    for name in training.keys() | training_b.keys():
-        if training[name].tobytes() != training_b[name].tobytes():
-            differs = differs or name
-    return differs
-
-
 def test_registry_has_the_models_of_the_original() -> None:
     assert set(MODELS) >= {
         *("logistic", "wide_deep", "pnn_inner", "pnn_outer", "pnn_group", "deepfm", "wide_resnet", "wide_resnet_bn"),
     }
-
-
-def test_first_event(spec: dict[str, Any]) -> None:
-    """A model that has seen nothing answers about what the schema expects, and learns from a single row."""
-    model = OnlineModel(SCHEMA, spec, 0)
-    one = make_samples(1, 0)
-    prior = SCHEMA.windows.prior_rate
-    assert prior / 2 < model.score(one.cat, one.num)[0] < prior * 2
-    report = model.learn(one)
-    assert (report.rows, report.skipped) == (1, None)
-    assert np.isfinite(model.score(one.cat, one.num)).all()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -81,41 +67,12 @@ def test_learns_a_taste(name: str) -> None:
     assert auc(model.score(test.cat, test.num), test.label) > 0.82  # 0.88 is what the true probabilities reach
 
 
-def test_scoring_reads_only(spec: dict[str, Any]) -> None:
-    model = fed(spec)
-    rows, size = model.rows, model.nbytes
-    model.changes()
-    before = model.changes()
-    unseen = make_samples(200, 99, users=10_000, items=10_000)
-    first = model.score(unseen.cat, unseen.num)
-    np.testing.assert_array_equal(first, model.score(unseen.cat, unseen.num))
-    assert (model.rows, model.nbytes) == (rows, size)
-    after = model.changes()
-    assert after.same_bits(before) == ""
-    assert all(len(t.ids) == 0 for t in after.tables.values())
-
-
 def test_missing_ids_are_not_learnt(spec: dict[str, Any]) -> None:
     model = OnlineModel(SCHEMA, spec, 0)
     batch = make_samples(50, 0)
     batch.cat[:] = 0
     model.learn(batch)
     assert model.rows == 0
-
-
-def test_resume_goes_on_bit_for_bit(spec: dict[str, Any]) -> None:
-    model = fed(spec)
-    image, training = model.snapshot()
-    again = OnlineModel(SCHEMA, spec, 123)  # the seed is the snapshot's
-    again.learn(make_samples(30, 50))  # and what it had learnt before is gone
-    again.resume(image, training)
-    assert equal(model, again) == ""
-    for i in range(10, 14):
-        new_ids = make_samples(64, i, users=400, items=400)
-        assert model.learn(new_ids) == again.learn(new_ids)
-    assert equal(model, again) == ""
-    probe = make_samples(100, 77)
-    np.testing.assert_array_equal(model.score(probe.cat, probe.num), again.score(probe.cat, probe.num))
 
 
 def test_base_and_deltas_equal_the_snapshot(spec: dict[str, Any]) -> None:
@@ -139,11 +96,6 @@ def test_base_and_deltas_equal_the_snapshot(spec: dict[str, Any]) -> None:
     np.testing.assert_array_equal(model.score(probe.cat, probe.num), serving.score(probe.cat, probe.num))
 
 
-def test_determinism(spec: dict[str, Any]) -> None:
-    assert equal(fed(spec), fed(spec)) == ""
-    assert equal(fed(spec), fed(spec, seed=1)) != ""
-
-
 def test_memory_is_bounded(spec: dict[str, Any]) -> None:
     model = OnlineModel(SCHEMA, {**spec, "max_rows": 200}, 0)
     for i in range(10):
@@ -153,42 +105,6 @@ def test_memory_is_bounded(spec: dict[str, Any]) -> None:
     for i in range(10, 30):
         model.learn(make_samples(200, i, users=100_000, items=100_000))
     assert model.nbytes <= first + 100 * 200 * len(model.tables)  # at most what full tables take
-
-
-def test_bad_numbers_read_as_zero_and_are_counted(spec: dict[str, Any]) -> None:
-    model = fed(spec)
-    batch = make_samples(64, 5)
-    batch.num[3, 0], batch.num[4, 1], batch.num[5, :] = np.nan, np.inf, -np.inf
-    clean = make_samples(64, 5)
-    clean.num[3, 0], clean.num[4, 1], clean.num[5, :] = 0, 0, 0
-    np.testing.assert_array_equal(model.score(batch.cat, batch.num), model.score(clean.cat, clean.num))
-    report = model.learn(batch)
-    assert report.bad_numbers == 2 + SCHEMA.layout.N
-    assert report.rows == 64
-    twin = fed(spec)
-    twin.learn(clean)
-    assert equal(model, twin) == ""
-
-
-def test_unusable_rows_are_refused_and_the_rest_learnt(spec: dict[str, Any]) -> None:
-    model, twin = fed(spec), fed(spec)
-    batch = poison(make_samples(64, 5), label=([0, 1, 2], [np.nan, 1.5, -1]), weight=([3, 4], [np.inf, -1]))
-    report = model.learn(batch)
-    assert (report.refused, report.rows) == (5, 59)
-    twin.learn(batch.take(slice(5, None)))
-    assert equal(model, twin) == ""
-
-
-def test_empty_one_class_and_follow_up_batches(spec: dict[str, Any]) -> None:
-    model, twin = fed(spec), fed(spec)
-    assert model.learn(make_samples(10, 0).take(slice(0, 0))).rows == 0
-    follow_ups = poison(make_samples(10, 0), kind=(slice(None), FOLLOW_UP))
-    report = model.learn(follow_ups)
-    assert (report.rows, report.refused) == (0, 0)
-    assert equal(model, twin) == ""
-    ones = poison(make_samples(64, 5), label=(slice(None), 1.0))
-    assert model.learn(ones).skipped is None
-    assert len(model.score(ones.cat[:0], ones.num[:0])) == 0
 
 
 def test_exploding_batches_leave_no_trace(spec: dict[str, Any]) -> None:
