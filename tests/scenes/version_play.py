@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import strategies as st
 
 from millrace.basics.errors import StoreError
+from tests.scenes.following_scorer import Scorer
 from tests.scenes.learning import SCHEMA, make_samples
-from tests.scenes.version_scene import Fenced, Peer, PlainFollower, Scene
+from tests.scenes.version_scene import Fenced, Peer, Scene
 
 SPEC: dict[str, Any] = {"model": "wide_deep", "hidden": [4], "width": 4, "admit": 1, "max_rows": 300}
 SPEC |= {"retrieval_width": 4, "retrieval_negatives": 8}
@@ -38,11 +38,11 @@ STEPS = st.tuples(st.sampled_from(LEARNERS + WORLD), NUMBER)
 class Play:
     """Plays a script. ``peers`` are the learners that run: more than one until the older ones look at the topic."""
 
-    def __init__(self, place: Scene, follower: Callable[[Scene], Any] = PlainFollower) -> None:
-        self.scene, self.follower = place, follower
+    def __init__(self, place: Scene) -> None:
+        self.scene = place
         self.peers: list[Peer] = []
         self.learnt = 0
-        self.followers: list[Any] = []
+        self.followers: list[Scorer] = []
         self.restart()
 
     def restart(self) -> None:
@@ -67,7 +67,7 @@ class Play:
         peer = self.peers[n % len(self.peers)] if self.peers else None
         files = self.scene.store.store.names()
         if what == "follower":
-            self.followers.append(self.follower(self.scene))
+            self.followers.append(Scorer(self.scene))
         elif what == "follow":
             for follower in self.followers:
                 follower.catch_up()

@@ -7,8 +7,7 @@
           ├─ truth   what each version is, by place: noted when it was published, from the learner itself
           └─ peers   learners: each reads, claims, publishes, crashes
 
-A follower is shown the topic and the store, never the truth. :class:`PlainFollower` is the plainest one that there is:
-a reference for what a scorer does.
+A follower is shown the topic and the store, never the truth (tests/scenes/following_scorer.py).
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ import numpy as np
 from learner.ranker.interfaces import Slicing
 from learner.ranker.model import OnlineModel
 from learner.training.learner_versions import Progress, SnapshotFiles, Versions, newest_valid, write_root
-from millrace.basics.errors import MillraceError, SnapshotError, StoreError
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.versions.image import Array, Image, split
@@ -32,7 +30,6 @@ from millrace.versions.modellog import (
     Bad,
     Claimed,
     Decisions,
-    Delta,
     Entry,
     Fence,
     encode_claim,
@@ -40,7 +37,6 @@ from millrace.versions.modellog import (
     encode_snapshot,
 )
 from millrace.versions.modelstore import Announcement, ModelStore
-from millrace.versions.packing import unpack
 from millrace.versions.versioning import Claim, Place
 
 
@@ -226,7 +222,7 @@ class Scene:
         self.schema, self.spec, self.batch = schema, spec, batch
         self.slice_rows = slice_rows
         self.topic = Topic()
-        self.url = url or f"memory://scene-{uuid.uuid4().hex}"
+        self.url = url or f"memory://scene-{uuid.uuid4().hex}/models"
         self.store = ModelStore(self.url)
         self.truth: dict[Place, Image] = {}
         self.heads: dict[Place, Image] = {}
@@ -283,85 +279,3 @@ class Scene:
     def close(self) -> None:
         """Frees the memory of the store."""
         self.store.store.remove(self.store.store.names(aside=True))
-
-
-class PlainFollower:
-    """The plainest follower: it holds an image, applies deltas by the book, and loads a snapshot when it must.
-
-    Attributes:
-        head: the version it serves; None: none yet.
-        image: its state.
-        loads: each full load, by place.
-    """
-
-    def __init__(self, scene: Scene) -> None:
-        self.scene = scene
-        self.store = ModelStore(scene.url, writes=False)
-        self.head: Announcement | None = None
-        self.image = Image({}, {})
-        self.loads: list[Place] = []
-        self.served: list[Place] = []
-        self._fence, self._assembler = Fence(), Assembler()
-        self._position = 0
-        self._refused: set[str] = set()
-        self._waiting = False
-        self._look_at_store()
-
-    def catch_up(self) -> None:
-        """Reads the topic to its end."""
-        while self._position < self.scene.topic.end:
-            for offset, raw in self.scene.topic.read(self._position):
-                self._position = offset + 1
-                if any(map(self._take, self._assembler.take(raw))):
-                    break  # a snapshot was loaded: read on from what follows it
-
-    def _take(self, entry: Any) -> bool:
-        if isinstance(entry, Bad):
-            return False
-        if isinstance(entry, Claimed):
-            self._fence.claims(entry.claim)
-            return False
-        note: Announcement = entry.note
-        if not self._fence.admits(note.epoch, note.claimant) or (self.head and note.place <= self.head.place):
-            return False
-        if not isinstance(entry, Delta):
-            return (note.is_root or self._waiting or self.head is None) and self._load(note)
-        if self.head is not None and note.parent == self.head.hash:
-            try:
-                delta = unpack(entry.body, self.image.dense)
-                assert bool(split(delta)[1].tables) == (note.retrieval_clicks >= 0), "a note says what is not so"
-                self._serve(note, self.image.apply(delta))
-                return False
-            except (SnapshotError, StoreError):
-                pass
-        if not self._waiting:
-            self._waiting = True
-            return self._look_at_store()
-        return False
-
-    def _look_at_store(self) -> bool:
-        return any(self._load(note) for note in self.store.snapshots())
-
-    def _load(self, note: Announcement) -> bool:
-        if note.digest in self._refused or (self.head and note.place <= self.head.place):
-            return False
-        if note.epoch < self._fence.epoch:
-            return False
-        try:
-            image = self.store.read(note)
-        except MillraceError:
-            self._refused.add(note.digest)
-            return False
-        self._fence.admits(note.epoch, note.claimant)
-        self.loads.append(note.place)
-        self._serve(note, image)
-        self._waiting = False
-        self._position = note.follows if note.log == self.scene.topic.id else 0
-        self._assembler = Assembler()
-        return True
-
-    def _serve(self, note: Announcement, image: Image) -> None:
-        assert not self.served or note.place > self.served[-1], f"backwards from {self.served[-1]} to {note.place}"
-        self.head, self.image = note, image
-        self.served.append(note.place)
-        assert image.same_bits(self.scene.truth[note.place]) == "", f"version {note.place} is torn"

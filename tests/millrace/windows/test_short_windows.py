@@ -17,16 +17,12 @@ from millrace.basics.durations import (
     unit_minutes,
 )
 from millrace.basics.errors import StoreError
-from millrace.basics.hashing import column_hash
-from millrace.contracts.events import Item
 from millrace.contracts.schema import Schema, Windows, parse_schema
 from millrace.windows.affinity import clicks_a_day, smoothed_rate
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tile_kernels import UNITS
 from millrace.windows.tile_memory import SLACK_H, UNIT
 from millrace.windows.tiles import TileStore, counts_of
-from scorer.catalog.item_index import ItemIndex
-from scorer.catalog.itemtable import ItemTable
 from tests.scenes.exploring import examples
 from tests.scenes.schemas import mistake, named, of_item, of_user, windows_of
 from tests.scenes.tile_streams import (
@@ -210,30 +206,6 @@ def text_of_schema(entries: str) -> str:
 
 def schema_of(entries: str) -> Schema:
     return parse_schema(text_of_schema(entries))
-
-
-@examples(30)
-@given(st.lists(st.tuples(st.sampled_from(["event", "time", "unit", "told"]), st.integers(0, 2**31)), max_size=40))
-def test_an_item_table_has_the_counts_of_the_present_five_minutes(walk: list[tuple[str, int]]) -> None:
-    builder = FeatureBuilder(schema_of('lengths = ["30min", "6h", "1d"]\nhalf_lives = ["30min"]'))
-    index, table, rows = ItemIndex(builder), ItemTable(builder), np.arange(4)
-    index.put([index.prepare(Item(i, {}, T0)) for i in range(4)])
-    store, now_ms = TileStore.of(builder.schema.windows), T0
-    keys = builder.keys({"item_id": column_hash(range(4))}, 4)[:, 0]
-    for what, draw in [*walk, ("unit", 0), ("told", 0)]:
-        if what == "event":
-            key = keys[draw % 4 : draw % 4 + 1]
-            store.add(key, np.array([now_ms - 1]), np.array([draw % 2]))
-            index.put_tiles(0, key, store.export(key))
-        elif what == "time":
-            now_ms += draw % (90 * MINUTE)
-        elif what == "unit":
-            now_ms += 5 * MINUTE - now_ms % (5 * MINUTE)
-        else:
-            while arrays := index.changes(now_ms, 2, 2):
-                table.apply(arrays)
-            counts = table.slots.counts[table.rows.own[rows]]
-            assert counts.tolist() == index.counts_at(rows, now_ms).tolist()
 
 
 def test_hotness_goes_by_windows_of_a_day_and_more_where_there_are_any() -> None:

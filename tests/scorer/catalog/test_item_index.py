@@ -147,41 +147,6 @@ def test_a_damaged_tile_list_is_refused() -> None:
         index.put_tiles(0, key, [b"\x01\x63rubbish"])
 
 
-def test_counts_of_any_time_are_those_of_the_tiles() -> None:
-    """A random walk over everything that can change a count; the oracle reads key by key."""
-    rng = np.random.default_rng(3)
-    items = [item(i, f"c{i % 3}") for i in range(12)]
-    index = index_of(items)
-    stores = [TileStore.of(index.builder.schema.windows) for _ in range(2)]
-    rows = np.arange(12)
-    now = NOW_MS
-    for step in range(150):
-        what = rng.integers(0, 4)
-        if what == 0:  # events, published
-            p = int(rng.integers(0, 2))
-            i = int(rng.integers(0, 12))
-            keys = window_keys("u", [items[i]])[0, index.own_keys]
-            stores[p].add(keys, np.full(len(keys), now - 1), np.full(len(keys), int(rng.integers(0, 3))))
-            index.put_tiles(p, keys, stores[p].export(keys))
-        elif what == 1:  # time passes; now and then to the full hour
-            now += int(rng.integers(1, 5 * 3_600_000))
-            if rng.random() < 0.3:
-                now -= now % 3_600_000
-        elif what == 2:  # an item changes its category
-            i = int(rng.integers(0, 12))
-            items[i] = item(i, f"c{rng.integers(0, 4)}")
-            index.put([index.prepare(items[i])])
-        else:
-            index.refresh_hot(now, limit=5)
-            index.counts.expire(now)
-        # requests may name a time of their own, the full hour among them
-        at = (now, now, now - now % 3_600_000, now - DAY_MS)[step % 4]
-        keys = window_keys("u", items)[:, index.own_keys]
-        expected = np.stack([index.counts.at(keys[:, j], at) for j in range(keys.shape[1])], axis=1)
-        np.testing.assert_array_equal(index.counts_at(rows, at), expected)
-    assert sum(len(s) for s in stores) > 10
-
-
 def test_slots_grow_with_the_distinct_keys() -> None:
     items = [item(i, f"c{i}") for i in range(1500)]  # 3,000 keys
     index = index_of(items)
@@ -232,6 +197,13 @@ CONTEXT = (
     + of_context("hour")
     + windows_of("category hour", "item_id", days=[1])
 )
+MINUTES = FeatureBuilder(
+    parse_schema(
+        named("minutes")
+        + (of_user("user_id") + of_item("item_id", "category"))
+        + windows_of("item_id", "category", lengths=["30min", "6h", "1d"], half_lives=["30min"])
+    )
+)
 
 
 def late(index: ItemIndex, now_ms: int, step: int) -> ItemTable:
@@ -273,21 +245,36 @@ def assert_equal(table: ItemTable, index: ItemIndex, now_ms: int) -> None:
 
 Walk = list[tuple[str, int]]
 STEPS = st.tuples(
-    st.sampled_from(["events", "time", "hour", "category", "new", "gone", "hot", "told", "store"]),
+    st.sampled_from(["events", "time", "hour", "five minutes", "category", "new", "gone", "hot", "told", "store"]),
     st.integers(0, 2**31),
 )
 
 
-@examples(60)
-@given(walk=st.lists(STEPS, max_size=40), rows=st.integers(1, 6), slots=st.integers(1, 6), step=st.integers(1, 9))
-def test_an_item_table_that_follows_holds_what_the_index_holds(walk: Walk, rows: int, slots: int, step: int) -> None:
+def keys_of(index: ItemIndex, items: list[Item]) -> Any:
+    """Of each item those that lists and ranks read: (n, J)."""
+    category = column_hash([i.attributes.get("category") for i in items])
+    columns = {"user_id": column_hash(["u"]), "item_id": column_hash([i.item_id for i in items]), "category": category}
+    return index.builder.keys(columns, len(items))[:, index.own_keys]
+
+
+@examples(100)
+@given(
+    builder=st.sampled_from([BUILDER, MINUTES]),
+    walk=st.lists(STEPS, max_size=40),
+    rows=st.integers(1, 6),
+    slots=st.integers(1, 6),
+    step=st.integers(1, 9),
+)
+def test_an_item_table_that_follows_holds_what_the_index_holds(
+    builder: FeatureBuilder, walk: Walk, rows: int, slots: int, step: int
+) -> None:
     """A walk over everything that can change. One table is sent all along, in small slices and each slice twice; one
-    starts late and follows; one starts at the end."""
+    starts late and follows; one starts at the end. The index's counts of any time are those of its tiles."""
     items = [item(i, f"c{i % 3}") for i in range(4)]
-    index = index_of(items)
-    stores = [TileStore.of(index.builder.schema.windows) for _ in range(2)]
-    now_ms = NOW_MS
-    followers: list[ItemTable] = [ItemTable(BUILDER)]
+    index = index_of(items, builder)
+    stores = [TileStore.of(builder.schema.windows) for _ in range(2)]
+    now_ms, far_ms = NOW_MS, 2 * DAY_MS if builder is BUILDER else 3 * HOUR_MS // 2
+    followers: list[ItemTable] = [ItemTable(builder)]
 
     def send() -> Arrays:
         arrays = index.changes(now_ms, rows, slots)
@@ -302,14 +289,15 @@ def test_an_item_table_that_follows_holds_what_the_index_holds(walk: Walk, rows:
         rng = np.random.default_rng(draw)
         i = int(rng.integers(0, len(items)))
         if what == "events":
-            keys = window_keys("u", [items[i]])[0, index.own_keys]
+            keys = keys_of(index, [items[i]])[0]
             store = stores[draw % 2]
-            store.add(keys, np.full(len(keys), now_ms - 1), np.full(len(keys), int(rng.integers(0, 3))))
+            store.add(keys, np.full(len(keys), now_ms - 1), np.full(len(keys), int(rng.integers(0, 2))))
             index.put_tiles(draw % 2, keys, store.export(keys))
         elif what == "time":
-            now_ms += int(rng.integers(1, 2 * DAY_MS))
-        elif what == "hour":
-            now_ms += HOUR_MS - now_ms % HOUR_MS
+            now_ms += int(rng.integers(1, far_ms))
+        elif what in ("hour", "five minutes"):
+            unit_ms = HOUR_MS if what == "hour" else HOUR_MS // 12
+            now_ms += unit_ms - now_ms % unit_ms
         elif what == "category":
             items[i] = item(items[i].item_id, f"c{rng.integers(0, 5)}", attributes={"price": float(draw % 7)})
             index.put([index.prepare(items[i])])
@@ -334,6 +322,10 @@ def test_an_item_table_that_follows_holds_what_the_index_holds(walk: Walk, rows:
     for table in followers:
         assert_equal(table, index, now_ms)
     assert index.changes(now_ms) == {}, "what has been told is not told again"
+    keys = keys_of(index, items)
+    for at in (now_ms, now_ms - now_ms % HOUR_MS, now_ms - DAY_MS):  # requests may name a time of their own
+        expected = np.stack([index.counts.at(keys[:, j], at) for j in range(keys.shape[1])], axis=1)
+        np.testing.assert_array_equal(index.counts_at(np.arange(len(items)), at), expected)
 
 
 def test_a_slice_is_as_small_as_it_was_asked_for() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,7 +23,7 @@ from tests.scenes.version_scene import Peer, Scene
 
 @pytest.fixture
 def place() -> Iterator[Scene]:
-    found = scene(url=f"memory://heads-{uuid.uuid4().hex}/models")
+    found = scene()
     yield found
     found.close()
 

@@ -4,15 +4,12 @@ in shared memory."""
 from __future__ import annotations
 
 import threading
-import uuid
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from millrace.versions.clicks import ClickHistogram
@@ -21,12 +18,11 @@ from millrace.versions.versioning import Announcement, Claim, Place, VersionClic
 from scorer.feeder import versionhost
 from scorer.feeder.version_order import MOST_FAILED, MOST_MISSED, Follower, Verdict
 from scorer.ipc.scorer_metrics import Sums, metric_samples, values_of
-from tests.scenes.exploring import examples
 from tests.scenes.feed_scene import Scene, same_model
 from tests.scenes.following_scorer import Scorer
 from tests.scenes.learning import tables_of
 from tests.scenes.slow_sender import Slow
-from tests.scenes.version_play import STEPS, Play, scene, started
+from tests.scenes.version_play import scene, started
 from tests.scenes.waiting import until
 
 
@@ -419,39 +415,12 @@ def test_rows_that_cannot_be_folded_while_a_delta_waits_for_room_are_never_folde
     assert same_model(host_scene.scorer, host_scene.learner)
 
 
-# -- The scorer's own feed in the scripts of tests/learner/training/test_versions.py -----------------------------------
-# What learners, topic and store go through.
-
-
-@pytest.mark.slow
-@examples(30)
-@given(st.lists(STEPS, min_size=8, max_size=40))
-def test_whatever_happens_to_learners_a_scorer_serves_whole_versions_in_order(
-    script: list[tuple[str, int]],
-) -> None:
-    place = scene(url=f"memory://scorer-{uuid.uuid4().hex}/models")
-    try:
-        play = Play(place, Scorer)
-        scorers = play.followers
-        scorers.append(Scorer(place))
-        for what, n in script:
-            play.do(what, n)
-        peer = play.heal()
-        scorers.append(Scorer(place))
-        newest = Place(peer.versions.epoch, peer.versions.version)
-        for scorer in scorers:
-            scorer.catch_up()
-            assert scorer.head is not None
-            assert scorer.head.place == newest
-            assert scorer.image.same_bits(place.truth[newest]) == ""
-            assert len(scorer.loads) == len(set(scorer.loads)), "no snapshot is loaded twice"
-    finally:
-        place.close()
+# -- The retrieval head in a scorer's feed -----------------------------------------------------------------------------
 
 
 def test_a_head_that_was_lost_is_healed_by_the_next_snapshot() -> None:
     """Retrieval stays at the version before, whole; what a delta carried comes again with the snapshot."""
-    place = scene(url=f"memory://scorer-{uuid.uuid4().hex}/models")
+    place = scene()
     try:
         peer = started(place)
         scorer = Scorer(place)
