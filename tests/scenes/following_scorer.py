@@ -2,67 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
-
-from kafka import TopicPartition
 
 from learner.network.models.spec import read_spec
 from learner.retrieval.tower import Tower
 from learner.serving.serving_model import ServingModel
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import MODEL_DELTAS
 from millrace.versions.image import Image, split
 from millrace.versions.versioning import Announcement, Place
-from scorer.feeder.kafka_feed import FeedConsumer, TopicSource
 from scorer.feeder.modelfeed import ModelFeed
 from tests.scenes.learning import SCHEMA, tables_of
 from tests.scenes.scorer_feeder import Whole
-from tests.scenes.scorer_log import Message, caught_up
+from tests.scenes.scorer_log import caught_up
 from tests.scenes.version_scene import Scene
-
-TP = TopicPartition(MODEL_DELTAS, 0)
-
-
-class SceneBroker(TopicSource):
-    """The scene's topic."""
-
-    def __init__(self, place: Scene) -> None:
-        self.place = place
-
-    def reader(self, topic: str, start: dict[int, int]) -> FeedConsumer:
-        return SceneReader(self.place, start.get(0, 0))
-
-    def log_id(self, topic: str) -> str:
-        return self.place.topic.id
-
-
-class SceneReader:
-    def __init__(self, place: Scene, start: int) -> None:
-        self._place, self._at = place, start
-
-    def poll(self, timeout_ms: int) -> Mapping[Any, list[Any]]:
-        found = [Message(offset, None, raw) for offset, raw in self._place.topic.read(self._at)]
-        self._at = self._place.topic.end
-        return {TP: found} if found else {}
-
-    def assignment(self) -> set[Any]:
-        return {TP}
-
-    def position(self, partition: Any) -> int:
-        return self._at
-
-    def end_offsets(self, partitions: Any) -> dict[Any, int]:
-        return {TP: self._place.topic.end}
-
-    def highwater(self, partition: Any) -> int:
-        return self._place.topic.end
-
-    def seek(self, partition: Any, offset: int) -> None:
-        self._at = offset
-
-    def close(self) -> None:
-        pass
 
 
 class Heads:
@@ -112,7 +64,7 @@ class Scorer:
         self.whole = Whole(chosen, schema=SCHEMA)
         self.wrong: list[str] = []
         self.now, self.heads = 0.0, Heads(place, self.wrong)
-        here: Any = {"broker": SceneBroker(place), "monotonic": lambda: self.now, "towers": self.heads}
+        here: Any = {"broker": place.broker, "monotonic": lambda: self.now, "towers": self.heads}
         self.feed = ModelFeed(self.whole.state, self.whole.host, **here)
         install = self.whole.host.install
 

@@ -76,7 +76,7 @@ class Play:
         elif what == "race":
             self.race()
         elif what == "flip message" and self.scene.topic.messages:
-            self.scene.damage_message(self.scene.topic.first + n % len(self.scene.topic.messages), n // 7, n % 8)
+            self.scene.damage_message(n, n // 7, n % 8)
         elif what in ("flip file", "tear file") and files:
             self.scene.damage_file(files[n % len(files)], n // 7, n % 8 if what == "flip file" else None)
         elif peer is not None:

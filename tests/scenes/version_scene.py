@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from learner.ranker.model import OnlineModel
 from learner.training.learner_versions import Progress, SnapshotFiles, Versions, newest_valid, write_root
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
+from millrace.contracts.topics import MODEL_DELTAS
 from millrace.versions.image import Array, Image, split
 from millrace.versions.modellog import (
     Assembler,
@@ -38,39 +38,7 @@ from millrace.versions.modellog import (
 )
 from millrace.versions.modelstore import Announcement, ModelStore
 from millrace.versions.versioning import Claim, Place
-
-
-@dataclass(slots=True)
-class Topic:
-    """``model.deltas``: messages by offset, from ``first`` on."""
-
-    id: str = "topic"
-    messages: list[bytes | None] = field(default_factory=list)
-    first: int = 0
-
-    @property
-    def end(self) -> int:
-        return self.first + len(self.messages)
-
-    def send(self, message: bytes | None) -> int:
-        self.messages.append(message)
-        return self.end - 1
-
-    def read(self, offset: int) -> list[tuple[int, bytes | None]]:
-        """From ``offset`` on, or from the first message that is still there."""
-        begin = max(offset, self.first)
-        return list(enumerate(self.messages[begin - self.first :], begin))
-
-    def entries(self) -> list[Entry]:
-        """What a reader makes of all messages that are still there."""
-        reader = Assembler()
-        return [entry for raw in self.messages for entry in reader.take(raw)]
-
-    def forget_before(self, offset: int) -> None:
-        """Retention."""
-        gone = max(0, min(offset, self.end) - self.first)
-        del self.messages[:gone]
-        self.first += gone
+from tests.scenes.scorer_log import Log, MemoryBroker
 
 
 class Fenced(Exception):
@@ -101,7 +69,7 @@ class Peer:
         """Claims the epoch above all that it has read of."""
         epoch = max(self._fence.epoch, self.scene.store.highest().epoch) + 1
         self._claim = Claim(epoch, self.name)
-        self._follows = self.scene.topic.send(encode_claim(self._claim)) + 1
+        self._follows = self.scene.topic.append(encode_claim(self._claim)) + 1
 
     def begin(self) -> None:
         """Finds out whether the claim has won; then goes on from the newest valid snapshot and publishes the root.
@@ -126,7 +94,7 @@ class Peer:
         note = write_root(store, self.versions, Progress(), {}, scene.now_ms, follows=self._follows, log=scene.topic.id)
         scene.note_truth(self)
         self._hold()
-        scene.topic.send(encode_snapshot(note))
+        scene.topic.append(encode_snapshot(note))
         self.running = True
 
     def learn(self, number: int) -> None:
@@ -152,7 +120,7 @@ class Peer:
         messages = encode_delta(note, body)
         for index, message in enumerate(messages):
             if lost is None or index != lost % len(messages):
-                self._follows = self.scene.topic.send(message) + 1
+                self._follows = self.scene.topic.append(message) + 1
 
     def slice(self) -> bool:
         """Goes on with a snapshot, or begins one. Whether all but its end is copied."""
@@ -173,11 +141,11 @@ class Peer:
         last, self.copying = self.versions.finish(self.copying, Progress(), {}, self.scene.now_ms), None
         scene = self.scene
         note = self._files.end(last, follows=self._follows, log=scene.topic.id)
-        scene.topic.send(encode_snapshot(note))
+        scene.topic.append(encode_snapshot(note))
         scene.store.prune()
         kept = scene.store.snapshots()[:2]
         if len(kept) == 2 and kept[0].log == kept[1].log:
-            scene.topic.forget_before(min(note.follows for note in kept))
+            scene.topic.cut(min(note.follows for note in kept))
 
     def crash(self) -> None:
         self.running = False
@@ -189,9 +157,10 @@ class Peer:
             raise Fenced(self.name)
 
     def _read(self) -> None:
-        for offset, raw in self.scene.topic.read(self._read_to):
-            self._read_to = offset + 1
-            for entry in self._assembler.take(raw):
+        messages = [m for m in self.scene.topic.messages if m.offset >= self._read_to]
+        self._read_to = self.scene.topic.end
+        for message in messages:
+            for entry in self._assembler.take(message.value):
                 if isinstance(entry, Claimed):
                     self._fence.claims(entry.claim)
                 elif isinstance(entry, Bad):
@@ -221,7 +190,7 @@ class Scene:
     ) -> None:
         self.schema, self.spec, self.batch = schema, spec, batch
         self.slice_rows = slice_rows
-        self.topic = Topic()
+        self.broker = MemoryBroker()
         self.url = url or f"memory://scene-{uuid.uuid4().hex}/models"
         self.store = ModelStore(self.url)
         self.truth: dict[Place, Image] = {}
@@ -230,6 +199,16 @@ class Scene:
         self._names = 0
         self.now_ms = 1_800_000_000_000
         """The wall clock of whoever publishes."""
+
+    @property
+    def topic(self) -> Log:
+        """``model.deltas``."""
+        return self.broker.log(MODEL_DELTAS)
+
+    def entries(self) -> list[Entry]:
+        """What a reader makes of all messages that are still there."""
+        reader = Assembler()
+        return [entry for message in self.topic.messages for entry in reader.take(message.value)]
 
     def untrained(self) -> OnlineModel:
         return OnlineModel(self.schema, self.spec, 0)
@@ -256,13 +235,14 @@ class Scene:
 
     # -- what goes wrong -------------------------------------------------------------------------------------
 
-    def damage_message(self, offset: int, at: int, bit: int) -> None:
-        """Flips a bit of a message that is there, or makes it empty."""
-        raw = self.topic.messages[offset - self.topic.first]
-        if raw:
-            broken = bytearray(raw)
+    def damage_message(self, number: int, at: int, bit: int) -> None:
+        """Flips a bit of a message that is there; ``number``: among them."""
+        messages = self.topic.messages
+        message = messages[number % len(messages)]
+        if message.value:
+            broken = bytearray(message.value)
             broken[at % len(broken)] ^= 1 << bit
-            self.topic.messages[offset - self.topic.first] = bytes(broken)
+            message.value = bytes(broken)
 
     def damage_file(self, name: str, at: int, bit: int | None) -> None:
         """Flips a bit of a file, or (None) tears it off there."""

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from learner.training.learner_versions import Progress, newest_valid
 from millrace.basics.errors import SnapshotError, StoreError
 from millrace.basics.store import DamagedError
+from millrace.contracts.topics import MODEL_DELTAS
 from millrace.versions.image import split
 from millrace.versions.modellog import Claimed, Delta
 from millrace.versions.modelstore import ModelStore
@@ -47,7 +48,7 @@ def test_whatever_happens(script: list[tuple[str, int]]) -> None:
             assert follower.head.place == newest
             assert follower.image.same_bits(place.truth[newest]) == ""
             assert len(follower.loads) == len(set(follower.loads)), "no snapshot is loaded twice"
-        deltas = [entry for entry in place.topic.entries() if isinstance(entry, Delta)]
+        deltas = [entry for entry in place.entries() if isinstance(entry, Delta)]
         prove(ModelStore(place.url), {delta.note.place: delta.body for delta in deltas})
     finally:
         place.close()
@@ -190,7 +191,7 @@ def test_the_topic_was_emptied_and_the_store_goes_on() -> None:
         a.delta(dense=True)
     a.snapshot()
     follower = Scorer(place)
-    place.topic.id, place.topic.messages, place.topic.first = "another", [], 0
+    place.broker.lose(MODEL_DELTAS)
     follower.feed._reader = None  # its connection broke with the broker
     b = started(place)
     b.learn(9)
@@ -215,8 +216,8 @@ def test_retention_keeps_what_the_newest_two_snapshots_need() -> None:
         peer.snapshot()
     kept = place.store.snapshots()
     assert len(kept) == 2
-    assert place.topic.first == kept[1].follows > 0
-    entries = place.topic.entries()
+    assert place.topic.messages[0].offset == kept[1].follows > 0
+    entries = place.entries()
     assert not any(isinstance(entry, Claimed) for entry in entries)
     bodies = {entry.note.place: entry.body for entry in entries if isinstance(entry, Delta)}
     found = prove(place.store, bodies)

@@ -115,7 +115,7 @@ def batch_of(schema: Schema, sizes: list[int], seed: int = 0, arms: bool = False
         1_700_000_000_000 + page.astype(np.int64),
         ids,
         np.concatenate([numbers(schema, size, rng) for size in sizes]),
-        request=tuple(f"page-{p}" for p in range(len(sizes))),
+        request=tuple(f"page-{seed}-{p}" for p in range(len(sizes))),
         page=page,
         position=np.concatenate([np.arange(size) for size in sizes]).astype(np.int32),
         user_missing=(page % 8).astype(np.uint8),

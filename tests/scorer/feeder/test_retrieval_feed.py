@@ -35,7 +35,7 @@ def send(peer: Peer, change: Callable[[Announcement], Announcement] = lambda not
     note, body = found
     peer.scene.note_truth(peer)
     for message in encode_delta(change(note), body):
-        peer.scene.topic.send(message)
+        peer.scene.topic.append(message)
     return note
 
 
