@@ -166,7 +166,7 @@ def test_values_become_steps_and_the_unfit_are_counted(
 
 
 FIELDS = named("t") + of_user("u") + of_item("i", "price:numeric")
-WINDOWS = {"days": [1, 7], "prior_rate": 0.2, "prior_weight": 10, "parent": ("i",)}
+WINDOWS: dict[str, Any] = {"days": [1, 7], "prior_rate": 0.2, "prior_weight": 10, "parent": ("i",)}
 SCHEMA = FIELDS + windows_of("i", "u i", half_lives=[0.5, 7], means=({"of": "price", "step": 0.05},), **WINDOWS)
 
 

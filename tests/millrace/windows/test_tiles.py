@@ -114,14 +114,14 @@ def test_disorder_merging_batching_and_round_trips_change_no_count(
             by_definition(events, int(key), ts, lengths) + decayed(events, int(key), ts, lengths, lives)
             for key in every
         ]
-        assert sum(store.counts(every, ts) for store in stores).tolist() == want, ts
+        assert np.sum([store.counts(every, ts) for store in stores], axis=0).tolist() == want, ts
         lists = [counts_of(store.export(every), ts, lengths, A, lives) for store in stores]
-        assert sum(lists).tolist() == want, ts
+        assert np.sum(lists, axis=0).tolist() == want, ts
     # A clock that is behind the newest event still gets its tail right; of its own unit it has every event.
     for behind in (full - unit - (SLACK_H - 1) * HOUR, full - unit - (SLACK_H - 1) * HOUR + 1):
         head = behind + (-behind) % unit
         want = [by_definition(events, int(key), behind, lengths, head) for key in every]
-        late = sum(store.counts(every, behind)[:, : len(lengths)] for store in stores)
+        late = np.sum([store.counts(every, behind)[:, : len(lengths)] for store in stores], axis=0)
         assert late.tolist() == want
 
 

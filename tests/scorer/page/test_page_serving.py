@@ -167,7 +167,7 @@ def test_pages_drawn_by_chance_log_the_odds_of_each_item_and_others_are_as_befor
     plain, explores = make(), make(explore="0.5,softmax,2")
     moved = 0
     for i in range(60):
-        body = {"user_id": "ann", "request_id": f"r{i}", "size": 5, "list": 12}
+        body: Any = {"user_id": "ann", "request_id": f"r{i}", "size": 5, "list": 12}
         before = plain.ask(**body)
         page = explores.ask(**body)
         assert plain.sent[-1].odds == b""
@@ -205,8 +205,8 @@ def test_an_item_that_is_gone_is_not_shown_though_the_lists_still_have_it(
     lists = shop.scorer.lists
     stock(shop.scorer, [item(7, gone=True)], shop.index)
     shop.scorer.lists = lists
-    for share in ({"request_id": "a"}, {"request_id": "b"}):
-        page = shop.ask(**share)
+    for request in "ab":
+        page = shop.ask(request_id=request)
         assert 7 not in [i["item_id"] for i in page["items"]]
         assert len(page["items"]) == 199
     scored = shop.ask(path="/score", items=[7])
@@ -243,8 +243,8 @@ def test_a_page_with_an_unknown_item_is_scored_and_not_logged(shop: Shop) -> Non
 
 
 def test_score_can_log_a_page_made_elsewhere(shop: Shop) -> None:
-    body = {"user_id": "ann", "items": [9, 4], "request_id": "theirs", "log": True, "offset": 12, "arm": "editors"}
-    answer = shop.ask(path="/score", **body)
+    theirs: Any = {"items": [9, 4], "request_id": "theirs", "log": True, "offset": 12, "arm": "editors"}
+    answer = shop.ask(path="/score", user_id="ann", **theirs)
     (page_log,) = shop.sent
     assert (page_log.arm, page_log.arm_name) == ("logged", "editors")
     assert page_log.items == [9, 4]
@@ -443,7 +443,7 @@ def test_scores_that_are_no_numbers_are_counted_and_rank_last(shop: Shop) -> Non
     page = shop.ask(size=20)
     assert all(i["score"] > 0 for i in page["items"])
     assert shop.meters.errors == {"scores": 1}
-    asked = {"user_id": "ann", "items": [i.item_id for i in ITEMS], "log": True, "request_id": "log"}
+    asked: Any = {"user_id": "ann", "items": [i.item_id for i in ITEMS], "log": True, "request_id": "log"}
     answer = shop.ask(path="/score", **asked)
     assert (answer["scores"][0], answer["scores"][1] > 0) == (0, True)
     page_log = shop.sent[-1]
@@ -605,8 +605,7 @@ def test_counts_of_another_hour_are_asked_of_the_whole_index(shop: Shop) -> None
     start = LAYOUT.num_names.index("item_id.exposure.1d")
 
     def seen(ts_ms: int) -> tuple[set[float], list[str]]:
-        body = {"user_id": "ann", "size": 5, "ts_ms": ts_ms}
-        page = shop.ask(**body)
+        page = shop.ask(user_id="ann", size=5, ts_ms=ts_ms)
         return set(arrays(shop.sent[-1])[0].num[:, start].tolist()), page["notes"]
 
     hour = 3_600_000
