@@ -30,8 +30,8 @@ from millrace.contracts.profile_warnings import SECONDS_MS, ProfileChecks
 from millrace.contracts.schema import parse_schema
 from millrace.contracts.settings import Settings, load_settings
 from millrace.processes import metrics
-from millrace.processes.repeated_warnings import MOST_KINDS, OTHERS, Kinds
 from millrace.processes.patience import patience
+from millrace.processes.repeated_warnings import MOST_KINDS, OTHERS, Kinds
 from millrace.processes.role import ROLES, last_figures, set_from_signal
 from millrace.processes.services import free_port
 from millrace.processes.supervisor import role_argv
