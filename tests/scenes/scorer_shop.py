@@ -20,7 +20,7 @@ from millrace.basics.hashing import U64, column_hash
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Id, Item, PageLog
 from millrace.contracts.online_layout import PROFILE, list_key, window_fields
-from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings
 from millrace.versions.clicks import ClickHistogram
